@@ -1,0 +1,271 @@
+"""What a deepseek2 model looks like, read from its GGUF metadata and checked once.
+
+Knows keys, ranges and defaults; knows neither files nor tensors, so that it stays at the bottom
+of the import order. Keys and defaults follow llama.cpp's `deepseek2` (its converter writes them);
+the YaRN formulas are those of DeepSeek-V3's published `modeling_deepseek.py`.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from hybridmoe.errors import ConfigError, GGUFError, UnsupportedModelError
+
+__all__ = ["GATE_SIGMOID", "GATE_SOFTMAX", "SUPPORTED_ARCHITECTURES", "ModelConfig", "YarnConfig"]
+
+SUPPORTED_ARCHITECTURES = ("deepseek2",)
+
+# `expert_gating_func` in the GGUF specification; 0 and absent mean softmax (DeepSeek-V2).
+GATE_SOFTMAX = 1
+GATE_SIGMOID = 2
+
+# Bounds on what a file may claim: generous for a real model, and no product overflows 63 bits.
+_MAX_DIM = 1 << 24
+_MAX_LAYERS = 4096
+_MAX_CONTEXT_TOKENS = 1 << 26
+
+
+@dataclass(frozen=True, slots=True)
+class YarnConfig:
+    """YaRN context extension (Peng et al. 2023, arXiv 2309.00071), as DeepSeek-V3 applies it."""
+
+    factor: float  # new context / original context
+    original_context_tokens: int
+    beta_fast: float  # rotations over the original context above which a dimension is left alone
+    beta_slow: float  # rotations below which a dimension is fully interpolated
+    mscale_all_dim: float  # 0 = absent; `rope.scaling.yarn_log_multiplier` is 0.1 times this
+
+    @property
+    def attention_mscale(self) -> float:
+        """Factor that enters the softmax scale squared: 1.347 for K2 (factor 32)."""
+        return 1.0 + 0.1 * self.mscale_all_dim * self._log_factor
+
+    @property
+    def rotary_mscale(self) -> float:
+        """Factor on cos and sin: 1 with `mscale_all_dim` (`mscale` equals it in every release)."""
+        return 1.0 if self.mscale_all_dim else 1.0 + 0.1 * self._log_factor
+
+    @property
+    def _log_factor(self) -> float:
+        return math.log(self.factor) if self.factor > 1.0 else 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class ModelConfig:
+    """Sizes and switches of one deepseek2 model; a count is per layer unless it says otherwise."""
+
+    name: str
+    num_layers: int
+    num_dense_layers: int  # leading layers with a dense FFN instead of experts
+    hidden: int
+    dense_inter: int  # FFN width of the dense layers
+    num_heads: int
+    q_lora_rank: int  # 0 = the query is projected in one step (V2-Lite, Moonlight)
+    kv_lora_rank: int
+    nope_dim: int  # per-head query/key dimensions without position
+    rope_dim: int  # rotary dimensions; the key's are shared by all heads
+    v_dim: int
+    num_experts: int
+    top_k: int
+    expert_inter: int
+    num_shared_experts: int
+    gate: int  # GATE_SOFTMAX or GATE_SIGMOID
+    normalize_weights: bool
+    routed_scale: float
+    num_groups: int  # 1 = no group limit
+    num_groups_used: int
+    rms_eps: float
+    rope_base: float
+    yarn: YarnConfig | None
+    context_tokens: int
+    vocab_size: int
+
+    @property
+    def num_moe_layers(self) -> int:
+        return self.num_layers - self.num_dense_layers
+
+    @property
+    def qk_dim(self) -> int:
+        """Dimensions of one head's query and (unabsorbed) key."""
+        return self.nope_dim + self.rope_dim
+
+    @property
+    def latent_dim(self) -> int:
+        """Floats that one token keeps in one layer's cache: the latent and the rotated key."""
+        return self.kv_lora_rank + self.rope_dim
+
+    @property
+    def shared_inter(self) -> int:
+        return self.num_shared_experts * self.expert_inter
+
+    @property
+    def softmax_scale(self) -> float:
+        mscale = self.yarn.attention_mscale if self.yarn else 1.0
+        return mscale * mscale / math.sqrt(self.qk_dim)
+
+    @classmethod
+    def from_metadata(cls, metadata: Mapping[str, Any]) -> "ModelConfig":
+        """Read and check a file's metadata.
+
+        Errors: UnsupportedModelError for another architecture or an unsupported switch;
+        GGUFError for a missing key or a value outside its range. Messages name the key.
+        """
+        architecture = metadata.get("general.architecture")
+        if architecture not in SUPPORTED_ARCHITECTURES:
+            raise UnsupportedModelError(
+                f"general.architecture is {_short(architecture)}; supported: "
+                f"{', '.join(SUPPORTED_ARCHITECTURES)} (Kimi K2, DeepSeek-V2 to R1, Moonlight)"
+            )
+        keys = _Keys(metadata, f"{architecture}.")
+        keys.refuse("attention.temperature_scale", neutral=0.0)
+        keys.refuse("rope.scaling.attn_factor", neutral=1.0)
+        num_blocks = keys.count("block_count", most=_MAX_LAYERS)
+        num_mtp = keys.count("nextn_predict_layers", default=0, least=0, most=num_blocks - 1)
+        num_layers = num_blocks - num_mtp
+        num_dense = keys.count("leading_dense_block_count", default=0, least=0, most=num_layers)
+        has_experts = num_dense < num_layers
+        kv_lora_rank = keys.count("attention.kv_lora_rank")
+        rope_dim = keys.count("rope.dimension_count")
+        # Files from before the split of `attn_kv_b` give the per-head sizes without the suffix.
+        key_length = "attention.key_length_mla"
+        value_length = "attention.value_length_mla"
+        if key_length not in keys:
+            key_length, value_length = "attention.key_length", "attention.value_length"
+        qk_dim = keys.count(key_length)
+        if qk_dim <= rope_dim or rope_dim % 2:
+            raise keys.bad(key_length, qk_dim, f"more than rope.dimension_count={rope_dim}, even")
+        num_experts = keys.count("expert_count") if has_experts else 0
+        num_groups = keys.count("expert_group_count", default=1, most=max(1, num_experts))
+        if num_experts % num_groups:
+            raise keys.bad("expert_group_count", num_groups, f"a divisor of {num_experts} experts")
+        num_groups_used = keys.count("expert_group_used_count", default=num_groups, most=num_groups)
+        reachable = num_experts // num_groups * num_groups_used
+        gate = keys.count("expert_gating_func", default=0, least=0, most=1 << 16) or GATE_SOFTMAX
+        if has_experts and gate not in (GATE_SOFTMAX, GATE_SIGMOID):
+            raise UnsupportedModelError(
+                f"{architecture}.expert_gating_func is {gate}; supported: 1 (softmax), 2 (sigmoid)"
+            )
+        tokens = metadata.get("tokenizer.ggml.tokens")
+        vocab_default = len(tokens) if isinstance(tokens, list) and tokens else None
+        return cls(
+            name=str(metadata.get("general.name") or architecture),
+            num_layers=num_layers,
+            num_dense_layers=num_dense,
+            hidden=keys.count("embedding_length"),
+            dense_inter=keys.count("feed_forward_length") if num_dense else 0,
+            num_heads=keys.count("attention.head_count", most=1 << 16),
+            q_lora_rank=keys.count("attention.q_lora_rank", default=0, least=0),
+            kv_lora_rank=kv_lora_rank,
+            nope_dim=qk_dim - rope_dim,
+            rope_dim=rope_dim,
+            v_dim=keys.count(value_length),
+            num_experts=num_experts,
+            top_k=keys.count("expert_used_count", most=reachable) if has_experts else 0,
+            expert_inter=keys.count("expert_feed_forward_length") if has_experts else 0,
+            num_shared_experts=keys.count("expert_shared_count", default=0, least=0, most=1 << 16),
+            gate=gate,
+            normalize_weights=keys.flag("expert_weights_norm", default=False),
+            routed_scale=keys.number("expert_weights_scale", default=0.0) or 1.0,  # 0 means none
+            num_groups=num_groups,
+            num_groups_used=num_groups_used,
+            rms_eps=keys.number("attention.layer_norm_rms_epsilon", least=0.0, most=1.0),
+            rope_base=keys.number("rope.freq_base", default=10000.0, least=1.0, most=1e12),
+            yarn=_read_yarn(keys),
+            context_tokens=keys.count("context_length", most=_MAX_CONTEXT_TOKENS),
+            vocab_size=keys.count("vocab_size", default=vocab_default),
+        )
+
+    def with_yarn_betas(self, beta_fast: float | None, beta_slow: float | None) -> "ModelConfig":
+        """A copy with the given YaRN betas. Raises ConfigError where the model has no YaRN."""
+        if beta_fast is None and beta_slow is None:
+            return self
+        if self.yarn is None:
+            raise ConfigError("yarn betas given, but this model does not use YaRN: leave them out")
+        for option, beta in (("yarn_beta_fast", beta_fast), ("yarn_beta_slow", beta_slow)):
+            if beta is not None and not 0.0 < beta <= 1e6:
+                raise ConfigError(f"{option}={beta}: expected a number above 0 and at most 1e6")
+        fast = self.yarn.beta_fast if beta_fast is None else beta_fast
+        slow = self.yarn.beta_slow if beta_slow is None else beta_slow
+        return replace(self, yarn=replace(self.yarn, beta_fast=fast, beta_slow=slow))
+
+
+class _Keys:
+    """Typed, range-checked look-ups below one key prefix."""
+
+    def __init__(self, metadata: Mapping[str, Any], prefix: str) -> None:
+        self._metadata = metadata
+        self._prefix = prefix
+
+    def __contains__(self, key: str) -> bool:
+        return self._prefix + key in self._metadata
+
+    def bad(self, key: str, found: object, expected: str) -> GGUFError:
+        return GGUFError(f"{self._prefix}{key} is {_short(found)}; expected {expected}")
+
+    def count(
+        self, key: str, *, default: int | None = None, least: int = 1, most: int = _MAX_DIM
+    ) -> int:
+        value = self._value(key, default)
+        # Some writers store one value per layer; deepseek2 layers do not differ.
+        if isinstance(value, list) and value and all(v == value[0] for v in value):
+            value = value[0]
+        if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
+            raise self.bad(key, value, f"a whole number from {least} to {most}")
+        return value
+
+    def number(
+        self, key: str, *, default: float | None = None, least: float = -1e6, most: float = 1e6
+    ) -> float:
+        value = self._value(key, default)
+        is_number = isinstance(value, int | float) and not isinstance(value, bool)
+        if not is_number or not least <= value <= most:  # also false for NaN
+            raise self.bad(key, value, f"a number from {least:g} to {most:g}")
+        return float(value)
+
+    def flag(self, key: str, *, default: bool) -> bool:
+        value = self._value(key, default)
+        if not isinstance(value, bool):
+            raise self.bad(key, value, "true or false")
+        return value
+
+    def refuse(self, key: str, *, neutral: float) -> None:
+        """Raise where the file switches on a feature that no deepseek2 model here implements."""
+        value = self._metadata.get(self._prefix + key, neutral)
+        if value != neutral:
+            raise UnsupportedModelError(f"{self._prefix}{key} is {_short(value)}; not supported")
+
+    def text(self, key: str, *, default: str) -> str:
+        value = self._value(key, default)
+        if not isinstance(value, str):
+            raise self.bad(key, value, "a string")
+        return value
+
+    def _value(self, key: str, default: Any) -> Any:
+        value = self._metadata.get(self._prefix + key, default)
+        if value is None:
+            raise GGUFError(f"{self._prefix}{key} is missing")
+        return value
+
+
+def _read_yarn(keys: _Keys) -> YarnConfig | None:
+    kind = keys.text("rope.scaling.type", default="none")
+    if kind == "none":
+        return None
+    if kind != "yarn":
+        raise UnsupportedModelError(f"rope.scaling.type is {_short(kind)}; supported: yarn, none")
+    return YarnConfig(
+        factor=keys.number("rope.scaling.factor", least=1.0, most=1e5),
+        original_context_tokens=keys.count(
+            "rope.scaling.original_context_length", most=_MAX_CONTEXT_TOKENS
+        ),
+        beta_fast=keys.number("rope.scaling.yarn_beta_fast", default=32.0, least=1e-6),
+        beta_slow=keys.number("rope.scaling.yarn_beta_slow", default=1.0, least=1e-6),
+        mscale_all_dim=10.0
+        * keys.number("rope.scaling.yarn_log_multiplier", default=0.0, least=0.0),
+    )
+
+
+def _short(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."
