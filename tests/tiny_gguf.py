@@ -1,0 +1,298 @@
+"""Write small random deepseek2 GGUFs that llama.cpp loads too, and return their weights.
+
+Five variants (`k2`, `v3`, `v2`, `v2lite`, `moonlight`) set what differs between those models; any
+field of `TinyConfig` can be given to `write_tiny`. A tensor's values depend on the seed and its
+name only, and both MLA generations are cut from one matrix: with `type=F32` the files with
+`split_kv_b` on and off hold the same model.
+
+llama.cpp looks for `attn_q` (no q_lora) only in files of 26 or 27 layers, so `v2lite` and
+`moonlight` have 27; their widths are smaller to make up for it, and fall back to Q8_0 where a K
+or IQ type is asked for (rows must be a multiple of its block).
+"""
+
+import zlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+
+import gguf
+import numpy as np
+from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, GGUFValueType
+from tiny_quantize import quantize
+from tiny_vocab import make_vocabulary
+
+F32 = GGMLQuantizationType.F32
+SOFTMAX, SIGMOID = 1, 2
+TypeChoice = GGMLQuantizationType | Mapping[str, GGMLQuantizationType]
+
+
+@dataclass(frozen=True, slots=True)
+class TinyConfig:
+    """Sizes and switches of the file; the defaults are the `k2` variant."""
+
+    layers: int = 3
+    dense_layers: int = 1
+    hidden: int = 256
+    heads: int = 4
+    q_lora: int | None = 256
+    kv_lora: int = 512
+    rope: int = 64
+    nope: int = 64
+    v: int = 64
+    dense_width: int = 512
+    experts: int = 8
+    top_k: int = 2
+    expert_width: int = 256
+    shared: int = 1
+    n_group: int | None = 1
+    topk_group: int | None = 1
+    gating: int | None = SIGMOID  # None: the key is absent
+    selection_bias: bool = True
+    norm_weights: bool = True
+    scale: float = 2.827
+    context: int = 131_072
+    theta: float = 50_000.0
+    eps: float = 1e-6
+    yarn_factor: float | None = 32.0  # None: no rope scaling at all
+    yarn_original_context: int = 4096
+    yarn_beta_fast: float | None = 1.0  # None: the key is absent
+    yarn_beta_slow: float | None = 1.0
+    yarn_log_multiplier: float | None = 0.1  # the file holds 0.1 x the model's mscale_all_dim
+    split_kv_b: bool = True
+    tied: bool = False
+    pre: str = "kimi-k2"
+    chat_template: str | None = None
+
+
+_LITE = {
+    "layers": 27, "hidden": 128, "heads": 2, "q_lora": None, "kv_lora": 64, "rope": 32,
+    "nope": 32, "v": 32, "dense_width": 128, "experts": 4, "expert_width": 64, "shared": 2,
+}  # fmt: skip
+_V2 = {
+    "n_group": None, "topk_group": None, "gating": SOFTMAX, "selection_bias": False,
+    "norm_weights": False, "theta": 10_000.0, "context": 163_840, "yarn_factor": 40.0,
+    "yarn_beta_fast": None, "yarn_beta_slow": None, "yarn_log_multiplier": 0.0707,
+    "pre": "deepseek-llm",
+}  # fmt: skip
+_V3 = {
+    "n_group": 4, "topk_group": 2, "scale": 2.5, "context": 163_840, "theta": 10_000.0,
+    "yarn_factor": 40.0, "yarn_beta_fast": None, "yarn_beta_slow": None, "pre": "deepseek-v3",
+}  # fmt: skip
+VARIANTS: dict[str, dict[str, object]] = {
+    "k2": {},
+    "v3": _V3,
+    "v2": {**_V2, "scale": 16.0, "shared": 2},
+    "v2lite": {**_V2, **_LITE, "scale": 1.0},
+    "moonlight": {**_LITE, "scale": 2.446, "context": 8192, "yarn_factor": None},
+}
+
+
+def write_tiny(
+    path: Path | str,
+    *,
+    variant: str = "k2",
+    type: TypeChoice = F32,
+    seed: int = 0,
+    metadata: Mapping[str, object] | None = None,
+    **overrides: object,
+) -> dict[str, np.ndarray]:
+    """Write the file; return every tensor as float32, decoded from what the file really holds.
+
+    `type` is one type for all matrices, or a mapping from role (`ffn_down_exps`, `token_embd`)
+    to type with an optional `default`; norms, the router and its bias are always F32. A matrix
+    whose rows are no multiple of the block gets Q8_0, or F16 where even that does not fit.
+    `metadata` adds or replaces keys (str, bool, int as uint32, float as float32, list); None
+    removes one. Shapes are in C order: (rows, row length), or (experts, rows, row length).
+    """
+    config = tiny_config(variant, **overrides)
+    keys = {**_model_keys(config), **_tokenizer_keys(config), **(metadata or {})}
+    writer = gguf.GGUFWriter(path, "deepseek2")
+    for key, value in keys.items():
+        if value is not None:
+            _add(writer, key, value)
+    weights: dict[str, np.ndarray] = {}
+    for name, values in _tensors(config, seed):
+        chosen = _choose_type(type, name, values)
+        data = quantize(values, chosen)
+        raw = None if chosen in (F32, GGMLQuantizationType.F16) else chosen
+        writer.add_tensor(name, data, raw_dtype=raw)
+        weights[name] = gguf.dequantize(data, chosen).astype(np.float32).reshape(values.shape)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return weights
+
+
+def tiny_config(variant: str = "k2", **overrides: object) -> TinyConfig:
+    """The configuration that `write_tiny` uses for these arguments."""
+    known = {field.name for field in fields(TinyConfig)}
+    assert overrides.keys() <= known, f"unknown: {sorted(overrides.keys() - known)}"
+    return replace(TinyConfig(), **{**VARIANTS[variant], **overrides})  # type: ignore[arg-type]
+
+
+def split_file(path: Path | str, parts: int) -> list[Path]:
+    """Rewrite a GGUF as `parts` files `<stem>-0000i-of-0000n.gguf` beside it."""
+    path = Path(path)
+    reader = gguf.GGUFReader(path)
+    per_part = -(-len(reader.tensors) // parts)
+    assert -(-len(reader.tensors) // per_part) == parts, f"cannot make {parts} parts"
+    writer = gguf.GGUFWriter(path, "deepseek2", split_max_tensors=per_part)
+    for key, field in reader.fields.items():
+        if not key.startswith(("GGUF.", "general.architecture")):
+            sub_type = field.types[-1] if field.types[0] == GGUFValueType.ARRAY else None
+            writer.add_key_value(key, field.contents(), field.types[0], sub_type)
+    for tensor in reader.tensors:
+        plain = tensor.tensor_type in (F32, GGMLQuantizationType.F16)
+        raw = None if plain else tensor.tensor_type
+        writer.add_tensor(tensor.name, np.array(tensor.data), raw_dtype=raw)
+    del reader
+    names = writer.format_shard_names(path)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return names
+
+
+def _choose_type(choice: TypeChoice, name: str, values: np.ndarray) -> GGMLQuantizationType:
+    role = name.split(".")[-2]
+    if values.ndim == 1 or role == "ffn_gate_inp":
+        return F32
+    if isinstance(choice, Mapping):
+        choice = choice.get(role, choice.get("default", F32))
+    for candidate in (choice, GGMLQuantizationType.Q8_0):
+        if values.shape[-1] % GGML_QUANT_SIZES[candidate][0] == 0:
+            return candidate
+    return GGMLQuantizationType.F16
+
+
+def _tensors(c: TinyConfig, seed: int) -> Iterator[tuple[str, np.ndarray]]:
+    def matrix(name: str, *shape: int, gain: float = 1.5) -> tuple[str, np.ndarray]:
+        return name, _normal(seed, name, *shape) * np.float32(gain / shape[-1] ** 0.5)
+
+    def norm(name: str, size: int) -> tuple[str, np.ndarray]:
+        return name, 1 + np.float32(0.1) * _normal(seed, name, size)
+
+    # Deep random models are chaotic: what a layer adds shrinks with their number.
+    back = 1.5 * min(1.0, 3 / c.layers)
+    num_tokens = len(make_vocabulary(c.pre).tokens)
+    token_embd = "token_embd.weight"
+    yield matrix(token_embd, num_tokens, c.hidden, gain=0.7 * c.hidden**0.5)
+    for layer in range(c.layers):
+        b = f"blk.{layer}."
+        yield norm(b + "attn_norm.weight", c.hidden)
+        q_rows = c.heads * (c.nope + c.rope)
+        if c.q_lora is None:
+            yield matrix(b + "attn_q.weight", q_rows, c.hidden)
+        else:
+            yield matrix(b + "attn_q_a.weight", c.q_lora, c.hidden)
+            yield norm(b + "attn_q_a_norm.weight", c.q_lora)
+            yield matrix(b + "attn_q_b.weight", q_rows, c.q_lora)
+        yield matrix(b + "attn_kv_a_mqa.weight", c.kv_lora + c.rope, c.hidden)
+        yield norm(b + "attn_kv_a_norm.weight", c.kv_lora)
+        name, kv_b = matrix(b + "attn_kv_b.weight", c.heads, c.nope + c.v, c.kv_lora)
+        if c.split_kv_b:
+            yield b + "attn_k_b.weight", kv_b[:, : c.nope].transpose(0, 2, 1)
+            yield b + "attn_v_b.weight", kv_b[:, c.nope :]
+        else:
+            yield name, kv_b.reshape(-1, c.kv_lora)
+        yield matrix(b + "attn_output.weight", c.hidden, c.heads * c.v, gain=back)
+        yield norm(b + "ffn_norm.weight", c.hidden)
+        if layer < c.dense_layers:
+            yield matrix(b + "ffn_gate.weight", c.dense_width, c.hidden)
+            yield matrix(b + "ffn_up.weight", c.dense_width, c.hidden)
+            yield matrix(b + "ffn_down.weight", c.hidden, c.dense_width, gain=back)
+            continue
+        yield matrix(b + "ffn_gate_inp.weight", c.experts, c.hidden)
+        if c.selection_bias:
+            bias = b + "exp_probs_b.bias"
+            yield bias, np.float32(0.1) * _normal(seed, bias, c.experts)
+        yield matrix(b + "ffn_gate_exps.weight", c.experts, c.expert_width, c.hidden)
+        yield matrix(b + "ffn_up_exps.weight", c.experts, c.expert_width, c.hidden)
+        yield matrix(b + "ffn_down_exps.weight", c.experts, c.hidden, c.expert_width, gain=back)
+        if c.shared:
+            shared_width = c.shared * c.expert_width
+            yield matrix(b + "ffn_gate_shexp.weight", shared_width, c.hidden)
+            yield matrix(b + "ffn_up_shexp.weight", shared_width, c.hidden)
+            yield matrix(b + "ffn_down_shexp.weight", c.hidden, shared_width, gain=back)
+    yield norm("output_norm.weight", c.hidden)
+    if not c.tied:
+        yield matrix("output.weight", num_tokens, c.hidden, gain=2.0)
+
+
+def _normal(seed: int, name: str, *shape: int) -> np.ndarray:
+    rng = np.random.default_rng([seed, zlib.crc32(name.encode())])
+    return rng.standard_normal(shape, np.float32)
+
+
+def _model_keys(c: TinyConfig) -> dict[str, object]:
+    head = c.nope + c.rope
+    keys: dict[str, object] = {
+        "block_count": c.layers,
+        "context_length": c.context,
+        "embedding_length": c.hidden,
+        "feed_forward_length": c.dense_width,
+        "attention.head_count": c.heads,
+        "attention.head_count_kv": 1 if c.split_kv_b else c.heads,
+        "attention.layer_norm_rms_epsilon": c.eps,
+        "attention.q_lora_rank": c.q_lora,
+        "attention.kv_lora_rank": c.kv_lora,
+        "attention.key_length": c.kv_lora + c.rope if c.split_kv_b else head,
+        "attention.value_length": c.kv_lora if c.split_kv_b else c.v,
+        "attention.key_length_mla": head if c.split_kv_b else None,
+        "attention.value_length_mla": c.v if c.split_kv_b else None,
+        "leading_dense_block_count": c.dense_layers,
+        "vocab_size": len(make_vocabulary(c.pre).tokens),
+        "expert_count": c.experts,
+        "expert_used_count": c.top_k,
+        "expert_shared_count": c.shared,
+        "expert_feed_forward_length": c.expert_width,
+        "expert_group_count": c.n_group,
+        "expert_group_used_count": c.topk_group,
+        "expert_gating_func": c.gating,
+        "expert_weights_norm": True if c.norm_weights else None,
+        "expert_weights_scale": c.scale,
+        "rope.dimension_count": c.rope,
+        "rope.freq_base": c.theta,
+    }
+    if c.yarn_factor is not None:
+        keys |= {
+            "rope.scaling.type": "yarn",
+            "rope.scaling.factor": c.yarn_factor,
+            "rope.scaling.original_context_length": c.yarn_original_context,
+            "rope.scaling.yarn_log_multiplier": c.yarn_log_multiplier,
+            "rope.scaling.yarn_beta_fast": c.yarn_beta_fast,
+            "rope.scaling.yarn_beta_slow": c.yarn_beta_slow,
+        }
+    return {"general.name": "tiny", **{f"deepseek2.{key}": v for key, v in keys.items()}}
+
+
+def _tokenizer_keys(c: TinyConfig) -> dict[str, object]:
+    vocabulary = make_vocabulary(c.pre)
+    return {
+        "tokenizer.ggml.model": "gpt2",
+        "tokenizer.ggml.pre": c.pre,
+        "tokenizer.ggml.tokens": vocabulary.tokens,
+        "tokenizer.ggml.token_type": vocabulary.types,
+        "tokenizer.ggml.merges": vocabulary.merges,
+        "tokenizer.ggml.bos_token_id": vocabulary.bos_id,
+        "tokenizer.ggml.eos_token_id": vocabulary.eos_id,
+        "tokenizer.ggml.padding_token_id": vocabulary.pad_id,
+        "tokenizer.ggml.add_bos_token": c.pre != "kimi-k2",
+        "tokenizer.chat_template": c.chat_template,
+    }
+
+
+def _add(writer: gguf.GGUFWriter, key: str, value: object) -> None:
+    if isinstance(value, bool):
+        writer.add_bool(key, value)
+    elif isinstance(value, int):
+        writer.add_uint32(key, value)
+    elif isinstance(value, float):
+        writer.add_float32(key, value)
+    elif isinstance(value, str):
+        writer.add_key_value(key, value, GGUFValueType.STRING)
+    else:
+        assert isinstance(value, list), (key, value)
+        writer.add_array(key, value)

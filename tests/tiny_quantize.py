@@ -1,0 +1,57 @@
+"""Quantize arrays with llama.cpp's own quantizers, through llama-cpp-python's shared library."""
+
+import ctypes
+import functools
+import importlib.util
+from pathlib import Path
+
+import gguf
+import numpy as np
+from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
+
+F32 = GGMLQuantizationType.F32
+
+# What llama-quantize can write, as far as gguf-py can read it back.
+_NAMES = (
+    "Q4_0 Q4_1 Q5_0 Q5_1 Q8_0 Q2_K Q3_K Q4_K Q5_K Q6_K IQ1_S IQ1_M IQ2_XXS IQ2_XS IQ2_S IQ3_XXS "
+    "IQ3_S IQ4_NL IQ4_XS TQ1_0 TQ2_0 MXFP4 NVFP4"
+)
+QUANTIZED_TYPES = tuple(GGMLQuantizationType[name] for name in _NAMES.split(" "))
+ALL_TYPES = (F32, GGMLQuantizationType.F16, GGMLQuantizationType.BF16, *QUANTIZED_TYPES)
+
+
+def quantize(values: np.ndarray, type: GGMLQuantizationType) -> np.ndarray:
+    """float32 (..., row length) to the bytes of a type (..., row bytes); F32 and F16 as arrays.
+
+    The quantizers are llama.cpp's own, from llama-cpp-python, with an all-ones importance matrix.
+    """
+    values = np.ascontiguousarray(values, np.float32)
+    if type == F32:
+        return values
+    if type == GGMLQuantizationType.F16:
+        return values.astype(np.float16)
+    if type == GGMLQuantizationType.BF16:
+        return gguf.quantize(values, type)
+    block, block_bytes = GGML_QUANT_SIZES[type]
+    cols = values.shape[-1]
+    rows = values.size // cols
+    out = np.empty((*values.shape[:-1], cols // block * block_bytes), np.uint8)
+    importance = np.ones(cols, np.float32)
+    written = _ggml().ggml_quantize_chunk(
+        int(type), values.ctypes.data, out.ctypes.data, 0, rows, cols, importance.ctypes.data
+    )
+    assert written == out.nbytes, (type, written, out.nbytes)
+    return out
+
+
+@functools.cache
+def _ggml() -> ctypes.CDLL:
+    spec = importlib.util.find_spec("llama_cpp")
+    assert spec is not None and spec.origin is not None, "llama-cpp-python is not installed"
+    library = ctypes.CDLL(str(Path(spec.origin).parent / "lib" / "libggml-base.so"))
+    library.ggml_quantize_chunk.restype = ctypes.c_size_t
+    library.ggml_quantize_chunk.argtypes = [
+        ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64,
+        ctypes.c_int64, ctypes.c_void_p,
+    ]  # fmt: skip
+    return library
