@@ -1,0 +1,62 @@
+"""GGUF tensor names: `blk.3.ffn_down_exps.weight` -> layer 3, role `ffn_down_exps`, `weight`.
+
+Knows llama.cpp's naming for deepseek2 and its relatives, not what a model requires of it.
+"""
+
+import re
+from typing import NamedTuple
+
+__all__ = ["PARTS", "TensorName", "parse_name", "part_of"]
+
+PARTS = (
+    "embedding",
+    "attention",
+    "router",
+    "shared expert",
+    "dense ffn",
+    "routed experts",
+    "norm",
+    "output",
+    "other",  # tensors of other architectures, rope_freqs, multi-token prediction
+)
+
+_BLOCK = re.compile(r"blk\.(0|[1-9][0-9]{0,5})\.(.+)", re.DOTALL)
+_PART_OF_ROLE = {
+    "token_embd": "embedding",
+    "output": "output",
+    "ffn_gate_inp": "router",
+    "exp_probs_b": "router",
+    "ffn_gate": "dense ffn",
+    "ffn_up": "dense ffn",
+    "ffn_down": "dense ffn",
+}
+
+
+class TensorName(NamedTuple):
+    """A tensor's name taken apart; the last dot separates role and suffix."""
+
+    layer: int | None  # None: not in a block
+    role: str
+    suffix: str  # "weight", "bias"; "" where the name has no dot
+
+
+def parse_name(name: str) -> TensorName:
+    """Take a name apart; any text gives a result, since files of other models are listed too."""
+    match = _BLOCK.fullmatch(name)
+    layer = int(match[1]) if match else None
+    rest = match[2] if match else name
+    role, dot, suffix = rest.rpartition(".")
+    return TensorName(layer, role, suffix) if dot else TensorName(layer, rest, "")
+
+
+def part_of(role: str) -> str:
+    """The part of the model (one of `PARTS`) that a role belongs to."""
+    if role in _PART_OF_ROLE:
+        return _PART_OF_ROLE[role]
+    if role.endswith("_norm"):
+        return "norm"
+    if role.endswith("_shexp"):
+        return "shared expert"
+    if role.endswith("_exps"):
+        return "routed experts"
+    return "attention" if role.startswith("attn_") else "other"

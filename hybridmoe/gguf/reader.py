@@ -1,0 +1,173 @@
+"""Open a GGUF model: validate it, map its tensors into memory, follow its split parts.
+
+Tensor data is never read or copied here: a `Tensor` holds a read-only view of the memory map,
+so opening a file of a terabyte costs what its headers cost. What the tensors must be for a
+model to run is not known here (hybridmoe.config and hybridmoe.model check that).
+
+A file that another process shortens while it is open ends in SIGBUS, as with any memory map.
+"""
+
+import mmap
+import os
+import stat
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType, TracebackType
+from typing import Self
+
+import numpy as np
+from gguf import GGMLQuantizationType
+
+from hybridmoe.errors import GGUFError
+from hybridmoe.gguf.cursor import printable
+from hybridmoe.gguf.header import Header, MetadataValue, parse_header
+from hybridmoe.gguf.split import check_part, part_paths
+
+__all__ = ["GGUFFile", "Tensor"]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Tensor:
+    """One tensor of an open file; its bytes stay in the memory map."""
+
+    name: str
+    type: GGMLQuantizationType
+    shape: tuple[int, ...]  # C order (reverse of GGUF's ne): outermost first, row length last
+    data: np.ndarray  # (num_bytes,) uint8, contiguous, read-only
+    num_bytes: int
+    part: int  # index into GGUFFile.parts
+    offset: int  # in bytes, from the start of that part
+
+    @property
+    def num_elements(self) -> int:
+        elements = 1
+        for dim in self.shape:
+            elements *= dim
+        return elements
+
+
+class GGUFFile:
+    """An open, validated GGUF; a context manager.
+
+    After `close` the file has no tensors; arrays handed out before keep their memory map alive
+    until they are garbage-collected.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        parts: tuple[Path, ...],
+        metadata: Mapping[str, MetadataValue],
+        tensors: Mapping[str, Tensor],
+        maps: tuple[mmap.mmap, ...],
+    ) -> None:
+        self.path = path
+        self.parts = parts
+        self.metadata = metadata
+        self.tensors = tensors
+        self.num_bytes = sum(map(len, maps))
+        self._maps = maps
+
+    @classmethod
+    def open(cls, path: str | os.PathLike[str]) -> "GGUFFile":
+        """Open a GGUF, or all parts of a split one by its first.
+
+        Cost:   one pass over the headers: 0.3 s for K2's vocabulary of 163 840 tokens.
+        Errors: GGUFError, one line: file name, field, what was found, what was expected.
+        """
+        path = Path(path)
+        first_map, identity = _map_file(path)
+        header = parse_header(first_map, _name(path))
+        parts = part_paths(path, header.metadata)
+        seen = {identity: path}
+        maps = [first_map]
+        tensors: dict[str, Tensor] = {}
+        _add_tensors(tensors, header, first_map, parts, 0)
+        for i, part in enumerate(parts[1:], start=1):
+            part_map, identity = _map_file(part, f" (part {i + 1} of {len(parts)})")
+            if identity in seen:
+                other = _name(seen[identity])
+                raise GGUFError(f"{_name(part)}: split.no: this is the same file as {other}")
+            seen[identity] = part
+            part_header = parse_header(part_map, _name(part))
+            check_part(part, part_header.metadata, header.metadata, i + 1)
+            maps.append(part_map)
+            _add_tensors(tensors, part_header, part_map, parts, i)
+        expected = header.metadata.get("split.tensors.count")
+        if len(parts) > 1 and expected != len(tensors):
+            raise GGUFError(
+                f"{_name(path)}: split.tensors.count: found {expected}, "
+                f"but the {len(parts)} parts hold {len(tensors)} tensors"
+            )
+        metadata = MappingProxyType(header.metadata)
+        return cls(path, parts, metadata, MappingProxyType(tensors), tuple(maps))
+
+    def close(self) -> None:
+        """Unmap the file, or leave that to the last array that still looks into it."""
+        self.tensors = MappingProxyType({})
+        maps, self._maps = self._maps, ()
+        for part_map in maps:
+            try:
+                part_map.close()
+            except BufferError:
+                continue
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"GGUFFile({str(self.path)!r}, {len(self.tensors)} tensors, {self.num_bytes} bytes)"
+
+
+def _add_tensors(
+    tensors: dict[str, Tensor],
+    header: Header,
+    part_map: mmap.mmap,
+    parts: tuple[Path, ...],
+    part: int,
+) -> None:
+    """Add one part's tensors as views of its map; no name may come twice."""
+    whole = np.frombuffer(part_map, np.uint8)
+    for info in header.tensors:
+        if info.name in tensors:
+            raise GGUFError(
+                f"{_name(parts[part])}: tensor {printable(info.name)}: "
+                f"also in {_name(parts[tensors[info.name].part])}"
+            )
+        data = whole[info.offset : info.offset + info.num_bytes]
+        tensors[info.name] = Tensor(
+            info.name, info.type, info.shape, data, info.num_bytes, part, info.offset
+        )
+
+
+def _map_file(path: Path, about: str = "") -> tuple[mmap.mmap, tuple[int, int]]:
+    """Map a regular file read-only; also return what identifies it (device and inode)."""
+    try:
+        if not stat.S_ISREG(os.stat(path).st_mode):
+            kind = "a directory" if path.is_dir() else "not a regular file"
+            raise GGUFError(f"{_name(path)}: is {kind}, expected a GGUF file{about}")
+        with open(path, "rb") as file:
+            status = os.fstat(file.fileno())
+            if status.st_size == 0:
+                raise GGUFError(f"{_name(path)}: the file is empty, expected a GGUF file{about}")
+            view = mmap.mmap(file.fileno(), status.st_size, prot=mmap.PROT_READ)
+            return view, (status.st_dev, status.st_ino)
+    except FileNotFoundError:
+        where = printable(str(path.parent), 200)
+        raise GGUFError(f"{_name(path)}: no such file in {where}{about}") from None
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else str(error)
+        raise GGUFError(f"{_name(path)}: cannot be opened: {reason}{about}") from None
+
+
+def _name(path: Path) -> str:
+    return printable(path.name or str(path), 255)
