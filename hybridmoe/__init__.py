@@ -1,0 +1,58 @@
+"""hybridmoe runs trillion-parameter mixture-of-experts models on one workstation.
+
+    import hybridmoe
+
+    with hybridmoe.load() as llm:  # the embedded model; or load("model.gguf")
+        print(llm.chat([{"role": "user", "content": "Hello"}], temperature=0).text)
+
+Names are imported when they are first used: importing the package alone costs nothing.
+"""
+
+from importlib import import_module
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from hybridmoe.engine.sampler import SamplingParams
+    from hybridmoe.errors import (
+        ConfigError,
+        GGUFError,
+        HybridMoeError,
+        ShapeError,
+        TemplateError,
+        UnsupportedModelError,
+    )
+    from hybridmoe.llm import LLM, Progress, Result, ResultStream, Timing, load
+
+    __version__: str
+
+__all__ = [
+    "LLM",
+    "ConfigError",
+    "GGUFError",
+    "HybridMoeError",
+    "Progress",
+    "Result",
+    "ResultStream",
+    "SamplingParams",
+    "ShapeError",
+    "TemplateError",
+    "Timing",
+    "UnsupportedModelError",
+    "load",
+]
+
+_HOMES = {
+    "hybridmoe.engine.sampler": ("SamplingParams",),
+    "hybridmoe.errors": tuple(name for name in __all__ if name.endswith("Error")),
+    "hybridmoe.llm": ("LLM", "Progress", "Result", "ResultStream", "Timing", "load"),
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        return version("hybridmoe")
+    for module, names in _HOMES.items():
+        if name in names:
+            return getattr(import_module(module), name)
+    raise AttributeError(f"module 'hybridmoe' has no attribute {name!r}")

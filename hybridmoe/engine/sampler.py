@@ -1,0 +1,150 @@
+"""From logits to the next token.
+
+The order is: bias, repetition / presence / frequency penalties, temperature, top-k, top-p, min-p,
+draw. Temperature 0 is greedy and ends after the penalties. Sources: repetition penalty, CTRL
+(Keskar et al. 2019); top-p, Holtzman et al. 2019; min-p, Nguyen et al. 2024 (arXiv 2407.01082);
+presence and frequency as in OpenAI's API: over generated tokens only.
+"""
+
+import math
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hybridmoe.errors import ConfigError
+
+__all__ = ["Sampler", "SamplingParams"]
+
+Floats = NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SamplingParams:
+    """How to continue a prompt. Raises ConfigError for a value outside its range."""
+
+    temperature: float = 0.6  # Kimi K2's recommendation
+    top_k: int = 0  # 0 = all
+    top_p: float = 1.0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0  # over prompt and output
+    presence_penalty: float = 0.0  # over the output
+    frequency_penalty: float = 0.0  # over the output, per occurrence
+    logit_bias: Mapping[int, float] = field(default_factory=dict)
+    seed: int | None = None  # None = a new one each time
+    stop: tuple[str, ...] = ()
+    max_tokens: int | None = None  # None = up to the context's end
+    ignore_eos: bool = False
+
+    def __post_init__(self) -> None:
+        _check_number("temperature", self.temperature, 0.0, 100.0)
+        _check_number("top_p", self.top_p, 0.0, 1.0)
+        _check_number("min_p", self.min_p, 0.0, 1.0)
+        _check_number("repetition_penalty", self.repetition_penalty, 0.01, 100.0)
+        _check_number("presence_penalty", self.presence_penalty, -100.0, 100.0)
+        _check_number("frequency_penalty", self.frequency_penalty, -100.0, 100.0)
+        _check_count("top_k", self.top_k, 0)
+        if self.max_tokens is not None:
+            _check_count("max_tokens", self.max_tokens, 0)
+        if self.seed is not None:
+            _check_count("seed", self.seed, 0)
+        if not isinstance(self.ignore_eos, bool):
+            raise ConfigError(f"ignore_eos={self.ignore_eos!r}: expected True or False")
+        object.__setattr__(self, "stop", _stop_strings(self.stop))
+        _check_bias(self.logit_bias)
+
+    @classmethod
+    def names(cls) -> tuple[str, ...]:
+        """The parameters' names, for faces that set them by name."""
+        return tuple(f.name for f in fields(cls))
+
+
+class Sampler:
+    """Draws one sequence's tokens; the same parameters and seed give the same tokens."""
+
+    def __init__(self, params: SamplingParams, prompt_ids: list[int], vocab_size: int) -> None:
+        """Errors: ConfigError for a logit_bias on an id outside the vocabulary."""
+        self._params = params
+        self._rng = np.random.default_rng(params.seed)
+        self._output = Counter[int]()
+        self._seen = set(prompt_ids) if params.repetition_penalty != 1.0 else set[int]()
+        for token_id in params.logit_bias:
+            if not 0 <= token_id < vocab_size:
+                raise ConfigError(
+                    f"logit_bias: token {token_id} is outside the vocabulary of {vocab_size}"
+                )
+
+    def sample(self, logits: Floats) -> int:
+        """The next token for `logits` (V,), which are left as they are."""
+        params = self._params
+        scores = self._penalised(logits)
+        chosen = int(scores.argmax()) if params.temperature == 0.0 else self._draw(scores)
+        self._output[chosen] += 1
+        if params.repetition_penalty != 1.0:
+            self._seen.add(chosen)
+        return chosen
+
+    def _penalised(self, logits: Floats) -> Floats:
+        params = self._params
+        scores = logits.copy()
+        for token_id, bias in params.logit_bias.items():
+            scores[token_id] += bias
+        if self._seen:
+            ids = np.fromiter(self._seen, np.int64, len(self._seen))
+            seen = scores[ids]
+            penalty = np.float32(params.repetition_penalty)
+            scores[ids] = np.where(seen > 0, seen / penalty, seen * penalty)
+        if self._output and (params.presence_penalty or params.frequency_penalty):
+            ids = np.fromiter(self._output, np.int64, len(self._output))
+            counts = np.fromiter(self._output.values(), np.float32, len(self._output))
+            scores[ids] -= params.presence_penalty + params.frequency_penalty * counts
+        return scores
+
+    def _draw(self, scores: Floats) -> int:
+        params = self._params
+        order = np.argsort(-scores, kind="stable")  # best first
+        if 0 < params.top_k < order.size:
+            order = order[: params.top_k]
+        scaled = scores[order].astype(np.float64) / params.temperature
+        probabilities = np.exp(scaled - scaled[0])
+        probabilities /= probabilities.sum()
+        if params.top_p < 1.0:
+            before = np.cumsum(probabilities) - probabilities
+            kept = int(np.count_nonzero(before < params.top_p))  # the best one always stays
+            probabilities = probabilities[: max(1, kept)]
+        if params.min_p > 0.0:
+            floor = params.min_p * probabilities[0]
+            probabilities = probabilities[probabilities >= floor]
+        cumulative = np.cumsum(probabilities)
+        point = self._rng.random() * cumulative[-1]
+        rank = int(np.searchsorted(cumulative, point, side="right"))
+        return int(order[min(rank, cumulative.size - 1)])
+
+
+def _check_number(name: str, value: object, least: float, most: float) -> None:
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not is_number or not least <= value <= most:  # type: ignore[operator]
+        raise ConfigError(f"{name}={value!r}: expected a number from {least:g} to {most:g}")
+
+
+def _check_count(name: str, value: object, least: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise ConfigError(f"{name}={value!r}: expected a whole number, {least} or more")
+
+
+def _stop_strings(stop: object) -> tuple[str, ...]:
+    strings = (stop,) if isinstance(stop, str) else stop
+    if not isinstance(strings, list | tuple) or not all(isinstance(s, str) and s for s in strings):
+        raise ConfigError(f"stop={stop!r}: expected a non-empty string or a list of them")
+    return tuple(strings)
+
+
+def _check_bias(bias: object) -> None:
+    if not isinstance(bias, Mapping):
+        raise ConfigError(f"logit_bias={bias!r}: expected a mapping of token id to number")
+    for token_id, value in bias.items():
+        if isinstance(token_id, bool) or not isinstance(token_id, int):
+            raise ConfigError(f"logit_bias: key {token_id!r} is not a token id")
+        _check_number(f"logit_bias[{token_id}]", value, -math.inf, 1e9)

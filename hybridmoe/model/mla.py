@@ -1,0 +1,88 @@
+"""Multi-head latent attention in its absorbed form.
+
+The cache holds, per token and layer, the normalised latent (kv_lora_rank) and the rotated key that
+all heads share (rope_dim), and nothing else. Queries are brought into latent space by `k_b`, so
+that attention is multi-query attention over latents, and `v_b` brings the result back. Source:
+DeepSeek-V2 (arXiv 2405.04434), section 2.1 and appendix C.
+"""
+
+import torch
+from torch import Tensor
+
+from hybridmoe.config import ModelConfig
+from hybridmoe.kernels.ops import QuantMatrix, batched_linear, linear
+from hybridmoe.model.norm import RmsNorm
+from hybridmoe.model.rope import RotaryTable
+from hybridmoe.model.weights import BlockWeights
+
+__all__ = ["LatentAttention"]
+
+# Scores held at once, in floats (64 MiB): long prompts are worked off in slices of query tokens.
+_MAX_SCORES = 1 << 24
+
+
+class LatentAttention:
+    """One layer's attention; `forward` appends to the layer's latent cache."""
+
+    def __init__(self, block: BlockWeights, config: ModelConfig, rope: RotaryTable) -> None:
+        self._config = c = config
+        self._rope = rope
+        num_query = c.num_heads * c.qk_dim
+        if c.q_lora_rank:
+            self._q_a: QuantMatrix | None = block.matrix("attn_q_a", c.q_lora_rank, c.hidden)
+            self._q_a_norm = RmsNorm(block.vector("attn_q_a_norm", c.q_lora_rank), c.rms_eps)
+            self._q_b = block.matrix("attn_q_b", num_query, c.q_lora_rank)
+        else:
+            self._q_a = None
+            self._q_b = block.matrix("attn_q", num_query, c.hidden)
+        self._kv_a = block.matrix("attn_kv_a_mqa", c.latent_dim, c.hidden)
+        self._kv_a_norm = RmsNorm(block.vector("attn_kv_a_norm", c.kv_lora_rank), c.rms_eps)
+        self._k_b, self._v_b = block.latent_projections(c)
+        self._out = block.matrix("attn_output", c.hidden, c.num_heads * c.v_dim)
+
+    def forward(self, x: Tensor, latents: Tensor, start: int) -> Tensor:
+        """Attend from T tokens at positions start, start + 1, ... to themselves and all before.
+
+        Shapes: x (T, H) f32 · latents (S >= start + T, R + rope) f32, rows [start, start + T) are
+                written -> (T, H) f32.
+        """
+        c = self._config
+        num_tokens = x.shape[0]
+        stop = start + num_tokens
+        self._append(x, latents[start:stop], start)
+        queries = self._queries(x, start)  # (N, T, R + rope)
+        keys = latents[:stop]
+        mixed = torch.empty(c.num_heads, num_tokens, c.kv_lora_rank)  # (N, T, R)
+        step = max(1, _MAX_SCORES // (c.num_heads * stop))
+        for first in range(0, num_tokens, step):
+            last = min(first + step, num_tokens)
+            mixed[:, first:last] = self._attend(queries[:, first:last], keys[: start + last])
+        heads = batched_linear(mixed, self._v_b)  # (N, T, V)
+        return linear(heads.transpose(0, 1).reshape(num_tokens, -1), self._out)
+
+    def _append(self, x: Tensor, rows: Tensor, start: int) -> None:
+        latent_dim = self._config.kv_lora_rank
+        projected = linear(x, self._kv_a)  # (T, R + rope)
+        rows[:, :latent_dim] = self._kv_a_norm(projected[:, :latent_dim])
+        rows[:, latent_dim:] = self._rope.rotate(projected[:, latent_dim:], start)
+
+    def _queries(self, x: Tensor, start: int) -> Tensor:
+        c = self._config
+        if self._q_a is not None:
+            x = self._q_a_norm(linear(x, self._q_a))
+        q = linear(x, self._q_b).view(-1, c.num_heads, c.qk_dim)  # (T, N, nope + rope)
+        absorbed = batched_linear(q[..., : c.nope_dim].transpose(0, 1).contiguous(), self._k_b)
+        rotated = self._rope.rotate(q[..., c.nope_dim :], start).transpose(0, 1)  # (N, T, rope)
+        return torch.cat((absorbed, rotated), dim=-1)
+
+    def _attend(self, queries: Tensor, keys: Tensor) -> Tensor:
+        """Softmax attention of the last t of S tokens: (N, t, D), (S, D) -> (N, t, R)."""
+        num_heads, num_queries, dim = queries.shape
+        scores = queries.reshape(-1, dim) @ keys.T  # (N * t, S)
+        scores *= self._config.softmax_scale
+        if num_queries > 1:
+            future = torch.ones(num_queries, num_queries, dtype=torch.bool).triu(1)
+            tail = scores.view(num_heads, num_queries, -1)[..., -num_queries:]
+            tail.masked_fill_(future, float("-inf"))
+        mixed = scores.softmax(dim=-1) @ keys[:, : self._config.kv_lora_rank]
+        return mixed.view(num_heads, num_queries, -1)

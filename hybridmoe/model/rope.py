@@ -1,0 +1,63 @@
+"""Rotary position embedding with YaRN, in deepseek2's interleaved convention.
+
+Pairs are neighbours: (x0, x1), (x2, x3), ... turn by position * frequency. Frequencies are computed
+in float64 and the table is kept in float32. Sources: Su et al. 2021 (RoFormer); Peng et al. 2023
+(YaRN, arXiv 2309.00071); the ramp's bounds as in DeepSeek-V3's `modeling_deepseek.py`.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+
+from hybridmoe.config import ModelConfig, YarnConfig
+
+__all__ = ["RotaryTable", "inverse_frequencies"]
+
+
+class RotaryTable:
+    """cos and sin for positions 0, 1, ...; grows as positions are asked for."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        self._frequencies = inverse_frequencies(config.rope_dim, config.rope_base, config.yarn)
+        self._mscale = config.yarn.rotary_mscale if config.yarn else 1.0
+        self._table = torch.empty(0, config.rope_dim // 2, 2)  # (positions, pairs, cos|sin)
+
+    def rotate(self, x: Tensor, start: int) -> Tensor:
+        """Turn `x` by its tokens' positions.
+
+        Shapes: x (T, ..., rope_dim) f32, token t at position start + t; the result has x's shape.
+        """
+        num_tokens = x.shape[0]
+        table = self._rows(start, num_tokens)
+        table = table.view(num_tokens, *[1] * (x.dim() - 2), *table.shape[1:])
+        cos, sin = table[..., 0], table[..., 1]
+        even, odd = x[..., 0::2], x[..., 1::2]
+        return torch.stack((even * cos - odd * sin, even * sin + odd * cos), dim=-1).flatten(-2)
+
+    def _rows(self, start: int, num_tokens: int) -> Tensor:
+        stop = start + num_tokens
+        if stop > self._table.shape[0]:
+            positions = torch.arange(max(1024, 2 * stop), dtype=torch.float64)
+            angles = positions[:, None] * self._frequencies
+            table = torch.stack((angles.cos(), angles.sin()), dim=-1) * self._mscale
+            self._table = table.float()
+        return self._table[start:stop]
+
+
+def inverse_frequencies(rope_dim: int, base: float, yarn: YarnConfig | None) -> Tensor:
+    """Radians per position of each pair: (rope_dim / 2,) f64."""
+    pair = torch.arange(rope_dim // 2, dtype=torch.float64)
+    frequencies = base ** (-2.0 * pair / rope_dim)
+    if yarn is None:
+        return frequencies
+
+    def pair_with_rotations(rotations: float) -> float:
+        """The (fractional) pair that turns so many times over the original context."""
+        turns = yarn.original_context_tokens / (rotations * 2.0 * math.pi)
+        return rope_dim * math.log(turns) / (2.0 * math.log(base))
+
+    low = max(math.floor(pair_with_rotations(yarn.beta_fast)), 0)
+    high = min(math.ceil(pair_with_rotations(yarn.beta_slow)), rope_dim - 1)
+    ramp = ((pair - low) / max(high - low, 1e-3)).clamp(0.0, 1.0)  # 0 = keep, 1 = interpolate
+    return frequencies * (1.0 - ramp) + frequencies / yarn.factor * ramp

@@ -1,0 +1,122 @@
+"""GGUF tensors by role, with every shape checked against the model's configuration.
+
+A matrix stays in its file's block format, in the memory map; vectors (norms, biases) become
+float32. Both generations of MLA files are understood here: split `attn_k_b` / `attn_v_b`, and the
+older `attn_kv_b`, whose key half is transposed once into float32 (it is quantized along the wrong
+axis for the absorbed form).
+"""
+
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import psutil
+import torch
+from numpy.typing import NDArray
+
+from hybridmoe.config import ModelConfig
+from hybridmoe.errors import GGUFError
+from hybridmoe.gguf.reader import GGUFFile
+from hybridmoe.gguf.reader import Tensor as GGUFTensor
+from hybridmoe.kernels.ops import QuantMatrix, dequantize
+
+__all__ = ["BlockWeights", "Weights", "read_ahead"]
+
+_PAGE_BYTES = 4096
+_READ_BYTES = 32 << 20  # one progress step
+
+
+class Weights:
+    """The tensors of one open file. Errors: GGUFError naming the tensor."""
+
+    def __init__(self, file: GGUFFile) -> None:
+        self._file = file
+
+    def has(self, name: str, suffix: str = "weight") -> bool:
+        return f"{name}.{suffix}" in self._file.tensors
+
+    def block(self, layer: int) -> "BlockWeights":
+        """The tensors of one layer, by their names after `blk.N.`."""
+        return BlockWeights(self, f"blk.{layer}.")
+
+    def matrix(self, name: str, *shape: int) -> QuantMatrix:
+        """`name`.weight as a (rows, cols) or (batch, rows, cols) matrix, which it must be."""
+        tensor = self._tensor(f"{name}.weight", shape)
+        batch = shape[0] if len(shape) == 3 else 1
+        return QuantMatrix(tensor.data, tensor.type, batch, shape[-2], shape[-1])
+
+    def vector(self, name: str, size: int, suffix: str = "weight") -> torch.Tensor:
+        """`name`.suffix as float32 (size,)."""
+        tensor = self._tensor(f"{name}.{suffix}", (size,))
+        return dequantize(QuantMatrix(tensor.data, tensor.type, 1, 1, size)).reshape(size)
+
+    def _tensor(self, name: str, shape: tuple[int, ...]) -> GGUFTensor:
+        tensor = self._file.tensors.get(name)
+        if tensor is None:
+            raise GGUFError(f"{self._file.path.name}: tensor {name} is missing")
+        # Dimensions of 1 may be written or left out (a K2 router bias is (384, 1) in some files).
+        if _without_ones(tensor.shape) != _without_ones(shape):
+            raise GGUFError(
+                f"{self._file.path.name}: tensor {name} has shape {list(tensor.shape)},"
+                f" expected {list(shape)}"
+            )
+        return tensor
+
+
+class BlockWeights:
+    """`Weights` below one layer's prefix."""
+
+    def __init__(self, weights: Weights, prefix: str) -> None:
+        self._weights = weights
+        self._prefix = prefix
+
+    def has(self, name: str, suffix: str = "weight") -> bool:
+        return self._weights.has(self._prefix + name, suffix)
+
+    def matrix(self, name: str, *shape: int) -> QuantMatrix:
+        return self._weights.matrix(self._prefix + name, *shape)
+
+    def vector(self, name: str, size: int, suffix: str = "weight") -> torch.Tensor:
+        return self._weights.vector(self._prefix + name, size, suffix)
+
+    def latent_projections(self, c: ModelConfig) -> tuple[QuantMatrix, QuantMatrix]:
+        """(k_b, v_b): per head, query -> latent (N, R, nope) and latent -> value (N, V, R)."""
+        if not self.has("attn_kv_b"):
+            k_b = self.matrix("attn_k_b", c.num_heads, c.kv_lora_rank, c.nope_dim)
+            return k_b, self.matrix("attn_v_b", c.num_heads, c.v_dim, c.kv_lora_rank)
+        rows = c.nope_dim + c.v_dim
+        packed = self.matrix("attn_kv_b", c.num_heads * rows, c.kv_lora_rank)
+        kv_b = dequantize(packed).view(c.num_heads, rows, c.kv_lora_rank)
+        keys = kv_b[:, : c.nope_dim].transpose(1, 2).contiguous()  # (N, R, nope)
+        # The value rows of a head are contiguous rows of the file's matrix: keep their blocks.
+        blocks = packed.data.reshape(c.num_heads, rows, packed.row_bytes)[:, c.nope_dim :]
+        values = np.ascontiguousarray(blocks).reshape(-1)
+        v_b = QuantMatrix(values, packed.type, c.num_heads, c.v_dim, c.kv_lora_rank)
+        return QuantMatrix.from_array(keys.numpy()), v_b
+
+
+def read_ahead(file: GGUFFile, progress: Callable[[int, int], None]) -> None:
+    """Bring the mapped weights into RAM, so that the first answer does not wait for the disk.
+
+    Calls progress(bytes done, bytes in all). Where the file is larger than the memory that is
+    free, the routed experts are left to be read when they are used.
+    """
+    tensors = list(file.tensors.values())
+    if sum(t.num_bytes for t in tensors) > psutil.virtual_memory().available:
+        tensors = [t for t in tensors if not t.name.endswith("_exps.weight")]
+    total = sum(t.num_bytes for t in tensors)
+    done = 0
+    progress(0, total)
+    for tensor in tensors:
+        for chunk in _chunks(tensor.data):
+            chunk[::_PAGE_BYTES].max(initial=0)  # touches every page
+            done += chunk.size
+            progress(done, total)
+
+
+def _chunks(data: NDArray[np.uint8]) -> Iterator[NDArray[np.uint8]]:
+    for start in range(0, data.size, _READ_BYTES):
+        yield data[start : start + _READ_BYTES]
+
+
+def _without_ones(shape: tuple[int, ...]) -> tuple[int, ...]:
+    return tuple(n for n in shape if n != 1)

@@ -1,0 +1,129 @@
+"""ModelConfig: what is read, what is refused, and the numbers derived from Kimi K2's metadata."""
+
+import math
+from typing import Any
+
+import pytest
+
+from hybridmoe.config import GATE_SIGMOID, GATE_SOFTMAX, ModelConfig
+from hybridmoe.errors import ConfigError, GGUFError, UnsupportedModelError
+
+# Kimi-K2-Instruct, as llama.cpp's converter writes it.
+K2 = {
+    "general.architecture": "deepseek2",
+    "general.name": "Kimi K2 Instruct",
+    "deepseek2.block_count": 61,
+    "deepseek2.leading_dense_block_count": 1,
+    "deepseek2.context_length": 131072,
+    "deepseek2.embedding_length": 7168,
+    "deepseek2.feed_forward_length": 18432,
+    "deepseek2.attention.head_count": 64,
+    "deepseek2.attention.head_count_kv": 1,
+    "deepseek2.attention.q_lora_rank": 1536,
+    "deepseek2.attention.kv_lora_rank": 512,
+    "deepseek2.attention.key_length": 576,
+    "deepseek2.attention.value_length": 512,
+    "deepseek2.attention.key_length_mla": 192,
+    "deepseek2.attention.value_length_mla": 128,
+    "deepseek2.attention.layer_norm_rms_epsilon": 1e-6,
+    "deepseek2.rope.dimension_count": 64,
+    "deepseek2.rope.freq_base": 50000.0,
+    "deepseek2.rope.scaling.type": "yarn",
+    "deepseek2.rope.scaling.factor": 32.0,
+    "deepseek2.rope.scaling.original_context_length": 4096,
+    "deepseek2.rope.scaling.yarn_beta_fast": 1.0,
+    "deepseek2.rope.scaling.yarn_beta_slow": 1.0,
+    "deepseek2.rope.scaling.yarn_log_multiplier": 0.1,
+    "deepseek2.expert_count": 384,
+    "deepseek2.expert_used_count": 8,
+    "deepseek2.expert_shared_count": 1,
+    "deepseek2.expert_feed_forward_length": 2048,
+    "deepseek2.expert_gating_func": 2,
+    "deepseek2.expert_weights_norm": True,
+    "deepseek2.expert_weights_scale": 2.827,
+    "deepseek2.vocab_size": 163840,
+}
+
+
+def _with(**changes: Any) -> dict[str, Any]:
+    changed = {f"deepseek2.{key.replace('__', '.')}": value for key, value in changes.items()}
+    return {k: v for k, v in (K2 | changed).items() if v is not None}
+
+
+def test_kimi_k2_reads_as_published() -> None:
+    c = ModelConfig.from_metadata(K2)
+    assert (c.num_layers, c.num_dense_layers, c.num_moe_layers) == (61, 1, 60)
+    assert (c.nope_dim, c.rope_dim, c.v_dim, c.qk_dim) == (128, 64, 128, 192)
+    assert (c.latent_dim, c.num_experts, c.top_k, c.gate) == (576, 384, 8, GATE_SIGMOID)
+    assert c.yarn is not None
+    assert (c.yarn.beta_fast, c.yarn.beta_slow) == (1.0, 1.0)
+    assert c.yarn.attention_mscale == pytest.approx(0.1 * math.log(32) + 1)
+    assert c.yarn.rotary_mscale == 1.0
+    assert c.softmax_scale == pytest.approx(1.34657**2 / math.sqrt(192), rel=1e-5)
+
+
+def test_yarn_betas_default_to_32_and_1_and_can_be_overridden() -> None:
+    lacking = _with(rope__scaling__yarn_beta_fast=None, rope__scaling__yarn_beta_slow=None)
+    c = ModelConfig.from_metadata(lacking)
+    assert c.yarn is not None
+    assert (c.yarn.beta_fast, c.yarn.beta_slow) == (32.0, 1.0)
+    changed = c.with_yarn_betas(1.0, None).yarn
+    assert changed is not None
+    assert (changed.beta_fast, changed.beta_slow) == (1.0, 1.0)
+
+
+def test_overriding_betas_of_a_model_without_yarn_is_refused() -> None:
+    c = ModelConfig.from_metadata(_with(rope__scaling__type="none"))
+    assert c.yarn is None
+    with pytest.raises(ConfigError, match="does not use YaRN"):
+        c.with_yarn_betas(1.0, 1.0)
+
+
+def test_old_files_give_head_sizes_without_the_suffix() -> None:
+    c = ModelConfig.from_metadata(
+        _with(
+            attention__key_length_mla=None,
+            attention__value_length_mla=None,
+            attention__key_length=192,
+            attention__value_length=128,
+        )
+    )
+    assert (c.nope_dim, c.v_dim) == (128, 128)
+
+
+def test_absent_gating_function_means_softmax() -> None:
+    assert ModelConfig.from_metadata(_with(expert_gating_func=None)).gate == GATE_SOFTMAX
+
+
+def test_prediction_layers_are_not_counted() -> None:
+    assert ModelConfig.from_metadata(_with(nextn_predict_layers=1)).num_layers == 60
+
+
+def test_another_architecture_is_refused_by_name() -> None:
+    with pytest.raises(UnsupportedModelError, match=r"'llama'; supported: deepseek2"):
+        ModelConfig.from_metadata({"general.architecture": "llama"})
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"embedding_length": None}, "embedding_length is missing"),
+        ({"embedding_length": 0}, "embedding_length is 0; expected a whole number"),
+        ({"embedding_length": "7168"}, "embedding_length is '7168'"),
+        ({"embedding_length": True}, "embedding_length is True"),
+        ({"block_count": 2**60}, "block_count is 1152921504606846976"),
+        ({"leading_dense_block_count": 62}, "leading_dense_block_count is 62"),
+        ({"expert_used_count": 385}, "expert_used_count is 385"),
+        ({"expert_group_count": 7}, "expert_group_count is 7; expected a divisor"),
+        ({"expert_gating_func": 3}, "expert_gating_func is 3; supported"),
+        ({"attention__key_length_mla": 64}, "key_length_mla is 64"),
+        ({"attention__layer_norm_rms_epsilon": math.nan}, "rms_epsilon is nan"),
+        ({"rope__scaling__type": "longrope"}, "rope.scaling.type is 'longrope'"),
+        ({"rope__scaling__factor": None}, "rope.scaling.factor is missing"),
+        ({"attention__temperature_scale": 0.5}, "temperature_scale is 0.5; not supported"),
+        ({"expert_weights_norm": 1}, "expert_weights_norm is 1; expected true or false"),
+    ],
+)
+def test_bad_values_are_named(change: dict[str, Any], message: str) -> None:
+    with pytest.raises(GGUFError, match=message):
+        ModelConfig.from_metadata(_with(**change))

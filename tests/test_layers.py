@@ -1,0 +1,69 @@
+"""The import order of style.md, enforced: a module imports its own layer or an earlier one."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent / "hybridmoe"
+
+LAYERS = {
+    name: rank
+    for rank, names in enumerate(
+        [
+            ("errors", "env", "config", "_C"),
+            ("gguf",),
+            ("kernels", "text"),
+            ("experts",),
+            ("model",),
+            ("engine",),
+            ("demo",),
+            ("llm",),
+            ("serve",),
+            ("cli", "__main__"),
+        ]
+    )
+    for name in names
+}
+
+MODULES = sorted(p for p in ROOT.rglob("*.py") if p != ROOT / "__init__.py")
+
+
+def _layer_of(module: str) -> int:
+    return LAYERS[module.split(".")[1]]
+
+
+def _name(path: Path) -> str:
+    return ".".join(path.relative_to(ROOT.parent).with_suffix("").parts)
+
+
+def _imports(tree: ast.AST) -> list[tuple[str, ast.stmt]]:
+    found: list[tuple[str, ast.stmt]] = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and node.module:
+            found.append((node.module, node))
+        elif isinstance(node, ast.Import):
+            found += [(alias.name, node) for alias in node.names]
+    return found
+
+
+@pytest.mark.parametrize("path", MODULES, ids=_name)
+def test_imports_never_point_upwards(path: Path) -> None:
+    module = _name(path)
+    for imported, node in _imports(ast.parse(path.read_text(encoding="utf-8"))):
+        if imported.startswith("hybridmoe."):
+            assert _layer_of(imported) <= _layer_of(module), f"line {node.lineno}: {imported}"
+
+
+@pytest.mark.parametrize("path", MODULES, ids=_name)
+def test_only_the_cli_imports_inside_functions(path: Path) -> None:
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    inner = [n for f in ast.walk(tree) if isinstance(f, ast.FunctionDef) for n in _imports(f)]
+    assert not inner or _name(path).startswith("hybridmoe.cli"), f"line {inner[0][1].lineno}"
+
+
+def test_every_module_has_a_docstring_and_a_bearable_length() -> None:
+    for path in [*MODULES, ROOT / "__init__.py"]:
+        text = path.read_text(encoding="utf-8")
+        assert ast.get_docstring(ast.parse(text)), f"{path.name} has no docstring"
+        assert text.count("\n") <= 400, f"{path.name} is two things"

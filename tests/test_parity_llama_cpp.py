@@ -1,0 +1,69 @@
+"""The same file gives llama.cpp's logits: every routing variant, every tensor type.
+
+llama.cpp runs with the file's own YaRN betas handed to it (its deepseek2 ignores the keys).
+Randomly initialised files: near-tie router flips cascade there, so medians are compared, never
+greedy text; that is done on the embedded model, in test_demo_parity.py.
+"""
+
+from pathlib import Path
+
+import gguf
+import numpy as np
+import pytest
+from gguf import GGMLQuantizationType as Type
+from parity import kl_divergence
+from tiny_gguf import write_tiny
+
+import hybridmoe
+from bench._llama_cpp import LlamaCpp
+
+NUM_TOKENS = 96
+VARIANTS = ["k2", "v3", "v2", "v2lite", "moonlight"]
+QUANTIZED = [
+    Type.Q8_0, Type.Q4_0, Type.Q4_1, Type.Q5_0, Type.Q5_1,
+    Type.Q2_K, Type.Q3_K, Type.Q4_K, Type.Q5_K, Type.Q6_K,
+    Type.IQ1_S, Type.IQ1_M, Type.IQ2_XXS, Type.IQ2_XS, Type.IQ2_S,
+    Type.IQ3_XXS, Type.IQ3_S, Type.IQ4_NL, Type.IQ4_XS, Type.MXFP4,
+]  # fmt: skip
+
+
+def _token_ids(vocab_size: int) -> list[int]:
+    return np.random.default_rng(5).integers(0, vocab_size, NUM_TOKENS).tolist()
+
+
+def _both(path: Path) -> tuple[np.ndarray, np.ndarray]:
+    """(llama.cpp's logits, ours) for one random sequence."""
+    with hybridmoe.load(path) as llm:
+        ids = _token_ids(llm.config.vocab_size)
+        ours = llm.logits(ids)
+        yarn = llm.config.yarn
+    betas = (yarn.beta_fast, yarn.beta_slow) if yarn else None
+    with LlamaCpp(path, context_tokens=NUM_TOKENS, yarn_betas=betas, exact_attention=True) as peer:
+        return peer.logits(ids), ours
+
+
+@pytest.mark.parametrize("split", [True, False], ids=["split_kv_b", "whole_kv_b"])
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_f32_files_agree_for_every_routing_variant(
+    variant: str, split: bool, tmp_path: Path
+) -> None:
+    path = tmp_path / "tiny.gguf"
+    write_tiny(path, variant=variant, type=Type.F32, split_kv_b=split)
+    theirs, ours = _both(path)
+    assert np.median(kl_divergence(theirs, ours)) <= 1e-8
+
+
+@pytest.mark.parametrize("type", [Type.F16, Type.BF16, *QUANTIZED], ids=lambda t: t.name)
+def test_every_tensor_type_agrees(type: gguf.GGMLQuantizationType, tmp_path: Path) -> None:
+    path = tmp_path / "tiny.gguf"
+    write_tiny(path, variant="k2", type=type)
+    theirs, ours = _both(path)
+    assert np.median(kl_divergence(theirs, ours)) <= 5e-3
+
+
+def test_the_comparison_can_see_wrong_yarn_betas(tmp_path: Path) -> None:
+    path = tmp_path / "tiny.gguf"
+    write_tiny(path, variant="k2", type=Type.F32)
+    with hybridmoe.load(path) as llm, hybridmoe.load(path, yarn_beta_fast=32.0) as other:
+        ids = _token_ids(llm.config.vocab_size)
+        assert np.median(kl_divergence(llm.logits(ids), other.logits(ids))) > 1e-4

@@ -1,0 +1,127 @@
+"""Sampling: each filter against its definition, determinism, and refusal of bad parameters."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from hybridmoe.engine.sampler import Sampler, SamplingParams
+from hybridmoe.errors import ConfigError
+
+LOGITS = np.log(np.array([0.5, 0.25, 0.15, 0.06, 0.04], np.float32))
+
+
+def _draws(num: int = 4000, logits: np.ndarray = LOGITS, **params: Any) -> np.ndarray:
+    """Relative frequencies of `num` independent first draws."""
+    counts = np.zeros(logits.size)
+    for seed in range(num):
+        sampler = Sampler(SamplingParams(seed=seed, **params), [], logits.size)
+        counts[sampler.sample(logits)] += 1
+    return counts / num
+
+
+def test_temperature_zero_takes_the_best() -> None:
+    sampler = Sampler(SamplingParams(temperature=0.0), [], LOGITS.size)
+    assert [sampler.sample(LOGITS) for _ in range(5)] == [0] * 5
+
+
+def test_draws_follow_the_distribution() -> None:
+    assert np.allclose(_draws(temperature=1.0), np.exp(LOGITS), atol=0.03)
+
+
+def test_temperature_sharpens() -> None:
+    squared = np.exp(LOGITS) ** 2
+    assert np.allclose(_draws(temperature=0.5), squared / squared.sum(), atol=0.03)
+
+
+@pytest.mark.parametrize(
+    ("params", "kept"),
+    [
+        ({"top_k": 2}, 2),
+        ({"top_k": 99}, 5),
+        ({"top_p": 0.74}, 2),
+        ({"top_p": 0.76}, 3),
+        ({"top_p": 0.0}, 1),
+        ({"min_p": 0.2}, 3),
+        ({"min_p": 1.0}, 1),
+        ({"top_k": 3, "top_p": 0.5, "min_p": 0.01}, 1),
+    ],
+)
+def test_filters_keep_the_best_and_no_more(params: dict[str, Any], kept: int) -> None:
+    expected = np.exp(LOGITS) * (np.arange(5) < kept)
+    got = _draws(num=2000, temperature=1.0, **params)
+    assert np.allclose(got, expected / expected.sum(), atol=0.05)
+    assert not got[kept:].any()
+
+
+def test_the_same_seed_gives_the_same_tokens() -> None:
+    def run(seed: int) -> list[int]:
+        sampler = Sampler(SamplingParams(temperature=1.0, seed=seed), [], LOGITS.size)
+        return [sampler.sample(LOGITS) for _ in range(50)]
+
+    assert run(3) == run(3)
+    assert run(3) != run(4)
+
+
+def test_penalties_lower_what_was_seen() -> None:
+    logits = np.array([2.0, 1.5, -1.0], np.float32)
+    greedy = {"temperature": 0.0}
+    repetition = Sampler(SamplingParams(repetition_penalty=2.0, **greedy), [0], 3)
+    assert repetition.sample(logits) == 1  # 2.0 / 2 < 1.5: the prompt counts
+    presence = Sampler(SamplingParams(presence_penalty=1.0, **greedy), [0], 3)
+    assert [presence.sample(logits) for _ in range(3)] == [0, 1, 0]  # the prompt does not
+    frequency = Sampler(SamplingParams(frequency_penalty=0.3, **greedy), [], 3)
+    assert [frequency.sample(logits) for _ in range(4)] == [0, 0, 1, 0]
+
+
+def test_a_repeated_negative_logit_gets_lower() -> None:
+    logits = np.array([-1.0, -1.5], np.float32)
+    assert (
+        Sampler(SamplingParams(temperature=0.0, repetition_penalty=2.0), [0], 2).sample(logits) == 1
+    )
+
+
+def test_bias_moves_and_bans() -> None:
+    params = SamplingParams(temperature=0.0, logit_bias={0: -np.inf, 4: 10.0})
+    assert Sampler(params, [], 5).sample(LOGITS) == 4
+
+
+def test_logits_are_left_alone() -> None:
+    before = LOGITS.copy()
+    params = SamplingParams(logit_bias={1: 5.0}, repetition_penalty=1.5, top_p=0.5)
+    Sampler(params, [1], 5).sample(LOGITS)
+    assert np.array_equal(before, LOGITS)
+
+
+@pytest.mark.parametrize(
+    "params",
+    [
+        {"temperature": -0.1},
+        {"temperature": float("nan")},
+        {"temperature": "hot"},
+        {"temperature": True},
+        {"top_k": -1},
+        {"top_k": 1.5},
+        {"top_p": 1.01},
+        {"min_p": -0.5},
+        {"repetition_penalty": 0.0},
+        {"presence_penalty": 1e9},
+        {"seed": -1},
+        {"max_tokens": -1},
+        {"stop": ""},
+        {"stop": ["a", ""]},
+        {"stop": 5},
+        {"logit_bias": {"a": 1.0}},
+        {"logit_bias": {1: float("nan")}},
+        {"logit_bias": [1]},
+        {"ignore_eos": 1},
+    ],
+)
+def test_unusable_values_are_refused_by_name(params: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match=next(iter(params))):
+        SamplingParams(**params)
+
+
+def test_bias_outside_the_vocabulary_is_refused() -> None:
+    with pytest.raises(ConfigError, match="token 5 is outside the vocabulary of 5"):
+        Sampler(SamplingParams(logit_bias={5: 1.0}), [], 5)
