@@ -61,8 +61,10 @@ class GGUFFile:
         metadata: Mapping[str, MetadataValue],
         tensors: Mapping[str, Tensor],
         maps: tuple[mmap.mmap, ...],
+        version: int,
     ) -> None:
         self.path = path
+        self.version = version
         self.parts = parts
         self.metadata = metadata
         self.tensors = tensors
@@ -101,7 +103,8 @@ class GGUFFile:
                 f"but the {len(parts)} parts hold {len(tensors)} tensors"
             )
         metadata = MappingProxyType(header.metadata)
-        return cls(path, parts, metadata, MappingProxyType(tensors), tuple(maps))
+        view = MappingProxyType(tensors)
+        return cls(path, parts, metadata, view, tuple(maps), header.version)
 
     def close(self) -> None:
         """Unmap the file, or leave that to the last array that still looks into it."""

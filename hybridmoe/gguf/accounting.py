@@ -1,0 +1,143 @@
+"""What a model's tensors weigh, and how many bytes of them one token reads.
+
+Pure: takes tensors and metadata, touches no data, and works on incomplete files and on other
+architectures too. What one token reads while it is decoded alone:
+
+    routed experts   bytes x top_k / experts       (3-D tensors, experts outermost)
+    embedding        one row
+    everything else  all of it, once
+    output           all of it; where it is missing, the embedding is read in its place
+    layers past the decoder's (multi-token prediction)   nothing
+
+Bytes are the file's: what a loader converts on the way (an old file's `attn_kv_b`) is not counted.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from math import prod
+from typing import Protocol
+
+from gguf import GGMLQuantizationType
+
+from hybridmoe.gguf.header import MetadataValue
+from hybridmoe.gguf.names import PARTS, parse_name, part_of
+
+__all__ = ["Account", "Sizes", "TensorLike", "TypeSizes", "take_account"]
+
+
+class TensorLike(Protocol):
+    """As much of a tensor as the sums need."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def type(self) -> GGMLQuantizationType: ...
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+    @property
+    def num_bytes(self) -> int: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Sizes:
+    """Sums over the tensors of one part of the model."""
+
+    num_params: int = 0
+    num_bytes: int = 0
+    active_params: int = 0  # those that one token reads
+    token_bytes: int = 0  # bytes that one token reads
+
+    def __add__(self, other: "Sizes") -> "Sizes":
+        return Sizes(
+            self.num_params + other.num_params,
+            self.num_bytes + other.num_bytes,
+            self.active_params + other.active_params,
+            self.token_bytes + other.token_bytes,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class TypeSizes:
+    """Sums over the tensors of one type."""
+
+    num_tensors: int = 0
+    num_params: int = 0
+    num_bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Account:
+    """The sums for one model."""
+
+    parts: dict[str, Sizes]  # by names.PARTS, in that order; empty parts are left out
+    types: dict[GGMLQuantizationType, TypeSizes]  # largest first
+    total: Sizes
+    kv_values_per_token: int | None  # latent and rotated key, all layers; None if not MLA
+
+    @property
+    def bits_per_weight(self) -> float:
+        return 8 * self.total.num_bytes / self.total.num_params if self.total.num_params else 0.0
+
+    def kv_bytes_per_token(self, value_bytes: int = 4) -> int | None:
+        """Bytes that one token keeps in the cache; the engine's cache is float32."""
+        values = self.kv_values_per_token
+        return None if values is None else values * value_bytes
+
+
+def take_account(tensors: Iterable[TensorLike], metadata: Mapping[str, MetadataValue]) -> Account:
+    """Sum up a model's tensors; metadata that is missing or odd counts as absent, never raises."""
+    architecture = metadata.get("general.architecture")
+    prefix = architecture if isinstance(architecture, str) else ""
+    top_k = _number(metadata, f"{prefix}.expert_used_count")
+    num_layers = _number(metadata, f"{prefix}.block_count")
+    nextn = _number(metadata, f"{prefix}.nextn_predict_layers") or 0
+    decoder_layers = None if num_layers is None else num_layers - nextn
+
+    parts = dict.fromkeys(PARTS, Sizes())
+    types: dict[GGMLQuantizationType, TypeSizes] = {}
+    embedding: TensorLike | None = None
+    for tensor in tensors:
+        layer, role, _ = parse_name(tensor.name)
+        part = part_of(role)
+        num_params = prod(tensor.shape)
+        fraction = (1, 1)
+        if layer is not None and decoder_layers is not None and layer >= decoder_layers:
+            fraction = (0, 1)
+        elif part == "embedding":
+            embedding = tensor
+            fraction = (1, prod(tensor.shape[:-1]))
+        elif part == "routed experts" and top_k is not None:
+            fraction = (min(top_k, tensor.shape[0]), tensor.shape[0])
+        active, of = fraction
+        parts[part] += Sizes(
+            num_params, tensor.num_bytes, num_params * active // of, tensor.num_bytes * active // of
+        )
+        sums = types.get(tensor.type, TypeSizes())
+        types[tensor.type] = TypeSizes(
+            sums.num_tensors + 1, sums.num_params + num_params, sums.num_bytes + tensor.num_bytes
+        )
+    if embedding is not None and not parts["output"].num_bytes:
+        parts["output"] += Sizes(0, 0, prod(embedding.shape), embedding.num_bytes)
+    return Account(
+        parts={part: sizes for part, sizes in parts.items() if sizes != Sizes()},
+        types=dict(sorted(types.items(), key=lambda item: -item[1].num_bytes)),
+        total=sum(parts.values(), Sizes()),
+        kv_values_per_token=_kv_values(metadata, f"{prefix}.", decoder_layers),
+    )
+
+
+def _kv_values(
+    metadata: Mapping[str, MetadataValue], prefix: str, num_layers: int | None
+) -> int | None:
+    latent = _number(metadata, prefix + "attention.kv_lora_rank")
+    rope = _number(metadata, prefix + "rope.dimension_count")
+    if latent is None or rope is None or num_layers is None:
+        return None
+    return (latent + rope) * num_layers
+
+
+def _number(metadata: Mapping[str, MetadataValue], key: str) -> int | None:
+    value = metadata.get(key)
+    if isinstance(value, int) and not isinstance(value, bool) and value >= 0:
+        return value
+    return None
