@@ -1,0 +1,109 @@
+"""llama.cpp's tokenizer for one GGUF file, through llama-cpp-python's C interface.
+
+Serves every pre-tokenizer but Kimi K2's (text/kimi.py). Only the vocabulary is loaded, no weight
+is read. The library is imported when the first such file is opened: that takes 0.2 s, and K2
+files do without.
+"""
+
+import contextlib
+import ctypes
+import functools
+import importlib
+import re
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from hybridmoe.errors import ConfigError, GGUFError
+
+__all__ = ["LlamaEncoder"]
+
+# llama.cpp matches with std::regex, whose recursion takes the stack at some 25 000 characters
+# of one kind in a row: longer runs are cut. (Kimi's own tokenizer cuts at 25 000 for its reasons.)
+_LONG_RUN = re.compile(r"\S{4096}|\s{4096}")
+_MAX_BYTES = 1 << 30  # int32 lengths in the interface
+
+_log_lock = threading.Lock()
+_LOG_ERROR = 4  # enum ggml_log_level
+
+
+class LlamaEncoder:
+    """Token ids of ordinary text, as llama.cpp finds them for this file."""
+
+    def __init__(self, path: Path, num_tokens: int) -> None:
+        """Load the vocabulary of `path`. Raises GGUFError where llama.cpp refuses it."""
+        llama = _llama()
+        params = llama.llama_model_default_params()
+        params.vocab_only = True
+        params.use_extra_bufts = False
+        with _captured_errors() as errors:
+            self._model = llama.llama_model_load_from_file(str(path).encode(), params)
+        if not self._model:
+            reason = errors[0] if errors else "no reason given"
+            raise GGUFError(f"{path.name}: llama.cpp refuses the vocabulary: {reason}")
+        self._vocab = llama.llama_model_get_vocab(self._model)
+        found = llama.llama_vocab_n_tokens(self._vocab)
+        if found != num_tokens:
+            self.close()
+            raise GGUFError(f"{path.name}: llama.cpp finds {found} tokens; expected {num_tokens}")
+        self.adds_bos = bool(llama.llama_vocab_get_add_bos(self._vocab))
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of the text. Tokens of the type "user defined" are recognised in it."""
+        out: list[int] = []
+        for part in _cut_long_runs(text):
+            out += self._encode(part.encode())
+        return out
+
+    def close(self) -> None:
+        """Free the native memory; a second call does nothing."""
+        if self._model:
+            _llama().llama_model_free(self._model)
+            self._model = None
+
+    def _encode(self, raw: bytes) -> list[int]:
+        if not self._model:
+            raise ConfigError("the tokenizer is closed")
+        if len(raw) > _MAX_BYTES:
+            raise ConfigError(f"the text has {len(raw)} bytes; expected at most {_MAX_BYTES}")
+        llama = _llama()
+        buffer = (llama.llama_token * max(1, len(raw)))()  # no token is shorter than a byte
+        count = llama.llama_tokenize(self._vocab, raw, len(raw), buffer, len(buffer), False, False)
+        assert count >= 0, (count, len(raw))
+        return list(buffer[:count])
+
+
+def _cut_long_runs(text: str) -> list[str]:
+    parts, start = [], 0
+    for match in _LONG_RUN.finditer(text):
+        parts.append(text[start : match.end()])
+        start = match.end()
+    return [*parts, text[start:]]
+
+
+@functools.cache
+def _llama() -> Any:
+    return importlib.import_module("llama_cpp.llama_cpp")
+
+
+@contextlib.contextmanager
+def _captured_errors() -> Iterator[list[str]]:
+    """Take llama.cpp's log for a while; the list gets its error lines, one string each."""
+    llama = _llama()
+    lines: list[str] = []
+
+    def record(level: int, text: bytes, _user_data: object) -> None:
+        line = text.decode("utf-8", "replace").strip()
+        if level == _LOG_ERROR and line:
+            lines.append(" ".join(line.split())[:200])
+
+    callback = llama.llama_log_callback(record)
+    previous, user_data = llama.llama_log_callback(), ctypes.c_void_p()
+    with _log_lock:
+        llama.llama_log_get(ctypes.byref(previous), ctypes.byref(user_data))
+        llama.llama_log_set(callback, user_data)
+        try:
+            yield lines
+        finally:
+            llama.llama_log_set(previous, user_data)

@@ -1,0 +1,148 @@
+"""Token ids of text and text of token ids, for the vocabulary of one GGUF file.
+
+Special tokens are cut out here, the text between them goes to an encoder: Kimi K2's own way for
+`tokenizer.ggml.pre` = `kimi-k2` (text/kimi.py says why), llama.cpp for every other. Bytes of a
+token come from the file's table, so that decoding needs neither.
+"""
+
+import codecs
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+from hybridmoe.errors import ConfigError
+from hybridmoe.text import kimi
+from hybridmoe.text.llama_vocab import LlamaEncoder
+from hybridmoe.text.vocabulary import TokenType, Vocabulary
+
+__all__ = ["StreamDecoder", "Tokenizer"]
+
+# Marks of thinking are text to a reader, whatever type the file gives them.
+_SHOWN_TEXTS = frozenset({"<think>", "</think>"})
+
+
+class Encoder(Protocol):
+    """Ordinary text to ids."""
+
+    adds_bos: bool
+
+    def encode(self, text: str) -> list[int]: ...
+    def close(self) -> None: ...
+
+
+class Tokenizer:
+    """The tokenizer of one file; safe to share between threads until it is closed."""
+
+    def __init__(self, path: Path, metadata: Mapping[str, Any]) -> None:
+        """Read the vocabulary of the GGUF at `path` (of a split file: the first part).
+
+        Errors: GGUFError, with the file's name; UnsupportedModelError where the vocabulary is
+        not byte-level BPE.
+        """
+        self._vocabulary = vocabulary = Vocabulary.from_metadata(metadata, path.name)
+        by_type: dict[int, list[str]] = {}
+        for text, kind in zip(vocabulary.texts, vocabulary.types, strict=True):
+            if kind not in (TokenType.NORMAL, TokenType.UNUSED):
+                by_type.setdefault(kind, []).append(text)
+        hidden = [*by_type.get(TokenType.CONTROL, ()), *by_type.get(TokenType.UNKNOWN, ())]
+        visible = by_type.get(TokenType.USER_DEFINED, [])
+        self._special_ids = {text: vocabulary.ids[text] for text in [*hidden, *visible]}
+        self._hidden_ids = {vocabulary.ids[text] for text in hidden}
+        self._skipped_ids = self._hidden_ids - {vocabulary.ids.get(t) for t in _SHOWN_TEXTS}
+        self._any_special = _alternatives([*hidden, *visible])
+        self._user_defined = _alternatives(visible)
+        self._encoder: Encoder = (
+            kimi.KimiEncoder(vocabulary, path.name)
+            if vocabulary.pre == kimi.PRE
+            else LlamaEncoder(path, len(vocabulary.texts))
+        )
+        adds_bos = metadata.get("tokenizer.ggml.add_bos_token", self._encoder.adds_bos)
+        self._prefix = [vocabulary.bos_id] if adds_bos and vocabulary.bos_id is not None else []
+        self.num_tokens = len(vocabulary.texts)
+        self.bos_id = vocabulary.bos_id
+        self.eos_ids = vocabulary.end_ids  # all that end a generation: eos, eot, <|im_end|>
+
+    def encode(
+        self, text: str, *, add_special: bool = False, parse_special: bool = False
+    ) -> list[int]:
+        """Ids of the text.
+
+        add_special: begin with the token that the file asks for (`add_bos_token`), if any.
+        parse_special: names of special tokens in the text stand for those tokens. Tokens of the
+        type "user defined" are text by the file's own word and always recognised, as in llama.cpp.
+        Lone surrogates become U+FFFD.
+        """
+        if not text.isascii():
+            text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+        out = list(self._prefix) if add_special else []
+        pattern = self._any_special if parse_special else self._user_defined
+        start = 0
+        for match in pattern.finditer(text):
+            out += self._encoder.encode(text[start : match.start()])
+            out.append(self._special_ids[match.group()])
+            start = match.end()
+        return out + self._encoder.encode(text[start:])
+
+    def decode(self, ids: Iterable[int], *, skip_special: bool = True) -> str:
+        """Text of the ids; bytes that are not UTF-8 become U+FFFD. Raises ConfigError."""
+        raw = b"".join(
+            self.token_bytes(i) for i in ids if not (skip_special and i in self._skipped_ids)
+        )
+        return raw.decode("utf-8", "replace")
+
+    def token_bytes(self, token_id: int) -> bytes:
+        """The bytes of one token, which may be a part of a character; a special token's name."""
+        if not 0 <= token_id < self.num_tokens:
+            raise ConfigError(f"token id {token_id}: expected 0 to {self.num_tokens - 1}")
+        return self._vocabulary.token_bytes(token_id)
+
+    def special_id(self, text: str) -> int | None:
+        """The id of the special token of this name, or None."""
+        return self._special_ids.get(text)
+
+    def special_spans(self, text: str) -> list[tuple[int, int]]:
+        """Where names of special tokens (that `parse_special` would take) stand in the text."""
+        return [match.span() for match in self._any_special.finditer(text)]
+
+    def is_special(self, token_id: int) -> bool:
+        """Whether the token is a mark for the model (control) rather than text."""
+        return token_id in self._hidden_ids
+
+    def stream(self, *, skip_special: bool = True) -> "StreamDecoder":
+        """A decoder for ids that arrive one at a time."""
+        return StreamDecoder(self, skip_special=skip_special)
+
+    def close(self) -> None:
+        """Release native memory; encoding afterwards may raise ConfigError."""
+        self._encoder.close()
+
+
+class StreamDecoder:
+    """Decodes token by token and never returns a part of a character.
+
+    All pieces together equal `Tokenizer.decode` of all the ids.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, *, skip_special: bool) -> None:
+        self._tokenizer = tokenizer
+        self._skipped = tokenizer._skipped_ids if skip_special else frozenset[int]()
+        self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
+
+    def push(self, token_id: int) -> str:
+        """The characters that this token completes; often none."""
+        if token_id in self._skipped:
+            return ""
+        return self._utf8.decode(self._tokenizer.token_bytes(token_id))
+
+    def flush(self) -> str:
+        """What is left: U+FFFD for an unfinished character, else nothing. Resets the decoder."""
+        text = self._utf8.decode(b"", final=True)
+        self._utf8.reset()
+        return text
+
+
+def _alternatives(texts: list[str]) -> re.Pattern[str]:
+    if not texts:
+        return re.compile(r"(?!)")  # never matches
+    return re.compile("|".join(re.escape(text) for text in sorted(texts, key=len, reverse=True)))

@@ -1,0 +1,162 @@
+"""The token table of a GGUF file, checked: text, type and bytes of every id.
+
+Knows `tokenizer.ggml.*` keys of byte-level BPE vocabularies (`gpt2` in GGUF), which is what every
+deepseek2 model has; does not know how text is split. Everything that llama.cpp asserts, and so
+would end the process for, is an error here first.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import Any
+
+from hybridmoe.errors import GGUFError, UnsupportedModelError
+
+__all__ = ["TokenType", "Vocabulary", "byte_symbols"]
+
+_MAX_TOKENS = 1 << 22
+_MAX_TOKEN_CHARS = 1 << 14
+# llama.cpp expands a plain token in characters that stand for no byte to its length squared.
+_MAX_FOREIGN_CHARS = 1 << 10
+
+# Names of end-of-generation tokens, besides those that the metadata names by id.
+_END_TEXTS = (
+    "<|im_end|>", "[EOS]", "[EOT]", "[PAD]", "<｜end▁of▁sentence｜>", "<|eot_id|>", "<|eom_id|>",
+    "<|endoftext|>", "<|end_of_text|>", "<|end|>", "<|return|>", "<|call|>", "<end_of_turn>",
+    "<eos>", "</s>", "<EOT>",
+)  # fmt: skip
+
+
+class TokenType(IntEnum):
+    """GGUF's `tokenizer.ggml.token_type`."""
+
+    UNDEFINED = 0
+    NORMAL = 1
+    UNKNOWN = 2
+    CONTROL = 3
+    USER_DEFINED = 4
+    UNUSED = 5
+    BYTE = 6
+
+
+def byte_symbols() -> list[str]:
+    """The printable character that byte-level BPE (GPT-2) writes for each of the 256 bytes."""
+    printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
+    spare = iter(range(0x100, 0x200))
+    return [chr(byte if byte in printable else next(spare)) for byte in range(256)]
+
+
+_TO_BYTE = {ord(symbol): byte for byte, symbol in enumerate(byte_symbols())}
+
+
+@dataclass(frozen=True, slots=True)
+class Vocabulary:
+    """Token texts as the file spells them, and what is known of each."""
+
+    texts: list[str]
+    types: list[int]
+    ids: dict[str, int]  # inverse of `texts`
+    pre: str  # name of the pre-tokenizer
+    merges: list[str]
+    bos_id: int | None
+    end_ids: frozenset[int]
+
+    @classmethod
+    def from_metadata(cls, metadata: Mapping[str, Any], name: str) -> "Vocabulary":
+        """Check and collect the keys; `name` (of the file) begins every error message.
+
+        Errors: GGUFError; UnsupportedModelError for a vocabulary that is not byte-level BPE.
+        """
+        model = metadata.get("tokenizer.ggml.model")
+        if model != "gpt2":
+            raise UnsupportedModelError(
+                f"{name}: tokenizer.ggml.model is {model!r:.60}; supported: 'gpt2' (byte-level BPE)"
+            )
+        texts = _list_of(str, metadata, "tokens", name)
+        if not 0 < len(texts) <= _MAX_TOKENS:
+            raise GGUFError(
+                f"{name}: tokenizer.ggml.tokens has {len(texts)} entries;"
+                f" expected 1 to {_MAX_TOKENS}"
+            )
+        types = [int(TokenType.NORMAL)] * len(texts)
+        if "tokenizer.ggml.token_type" in metadata:
+            types = _list_of(int, metadata, "token_type", name)
+            if len(types) != len(texts):
+                raise GGUFError(
+                    f"{name}: tokenizer.ggml.token_type has {len(types)} entries;"
+                    f" expected {len(texts)}, as many as tokens"
+                )
+        # llama.cpp names an empty token like this; an empty special token would match everywhere.
+        texts = [text or f"[EMPTY_{i}]" for i, text in enumerate(texts)]
+        ids = {text: i for i, text in enumerate(texts)}
+        _check_texts(texts, types, ids, name)
+        special = {TokenType.CONTROL, TokenType.USER_DEFINED, TokenType.UNKNOWN}
+        named = (
+            _token_id(metadata, f"{role}_token_id", len(texts), name)
+            for role in ("eos", "eot", "eom")
+        )
+        by_text = (ids[text] for text in _END_TEXTS if text in ids)
+        return cls(
+            texts=texts,
+            types=types,
+            ids=ids,
+            pre=str(metadata.get("tokenizer.ggml.pre", "")),
+            merges=_list_of(str, metadata, "merges", name),
+            bos_id=_token_id(metadata, "bos_token_id", len(texts), name),
+            end_ids=frozenset(i for i in named if i is not None)
+            | frozenset(i for i in by_text if types[i] in special),
+        )
+
+    def token_bytes(self, token_id: int) -> bytes:
+        """The bytes that a token stands for; a special token's are its name."""
+        text, kind = self.texts[token_id], self.types[token_id]
+        if kind == TokenType.NORMAL:
+            try:
+                return text.translate(_TO_BYTE).encode("latin-1")
+            except UnicodeEncodeError:
+                return text.encode("utf-8", "replace")
+        if kind == TokenType.BYTE:
+            return bytes([int(text[3:5], 16)])
+        if kind in (TokenType.UNUSED, TokenType.UNDEFINED):
+            return b""
+        return text.encode("utf-8", "replace")
+
+
+def _check_texts(texts: list[str], types: list[int], ids: dict[str, int], name: str) -> None:
+    if len(ids) != len(texts):
+        twice = next(text for i, text in enumerate(texts) if ids[text] != i)
+        raise GGUFError(f"{name}: tokenizer.ggml.tokens has {twice!r:.60} twice")
+    for i, text in enumerate(texts):
+        if len(text) > _MAX_FOREIGN_CHARS and (
+            len(text) > _MAX_TOKEN_CHARS or not all(ord(c) in _TO_BYTE for c in text)
+        ):
+            raise GGUFError(f"{name}: tokenizer.ggml.tokens[{i}] has {len(text)} characters")
+        if types[i] == TokenType.BYTE and not _is_byte_name(text):
+            raise GGUFError(
+                f"{name}: tokenizer.ggml.tokens[{i}] is {text!r:.60}; expected <0x00> to <0xFF>"
+            )
+
+
+def _is_byte_name(text: str) -> bool:
+    digits = text[3:5]
+    return text == f"<0x{digits}>" and all(d in "0123456789abcdefABCDEF" for d in digits)
+
+
+def _list_of(kind: type, metadata: Mapping[str, Any], key: str, name: str) -> list[Any]:
+    key = f"tokenizer.ggml.{key}"
+    values = metadata.get(key)
+    if values is None:
+        raise GGUFError(f"{name}: {key} is missing")
+    if not isinstance(values, list) or not all(type(value) is kind for value in values):
+        raise GGUFError(f"{name}: {key} is {values!r:.60}; expected a list of {kind.__name__}")
+    return values
+
+
+def _token_id(metadata: Mapping[str, Any], key: str, num_tokens: int, name: str) -> int | None:
+    key = f"tokenizer.ggml.{key}"
+    value = metadata.get(key)
+    if value is None:
+        return None
+    if type(value) is not int or not 0 <= value < num_tokens:
+        raise GGUFError(f"{name}: {key} is {value!r:.60}; expected 0 to {num_tokens - 1}")
+    return value
