@@ -1,6 +1,7 @@
 """GGUF files: what is read equals gguf-py's reading, split parts join, bytes are never copied."""
 
 import os
+import time
 from pathlib import Path
 
 import gguf
@@ -160,6 +161,20 @@ def test_a_later_part_names_the_first(tmp_path: Path) -> None:
     paths = split_file(path, 3)
     with pytest.raises(GGUFError, match=r"^tiny-00002-of-00003\.gguf: split\.no: .*00001-of-00003"):
         GGUFFile.open(paths[1])
+
+
+def test_a_vocabulary_of_kimi_k2s_size_opens_within_a_second(tmp_path: Path) -> None:
+    words = [f"w{i:x}" for i in range(163_840)]
+    keys = [
+        key("tokenizer.ggml.tokens", V.ARRAY, array(V.STRING, words)),
+        key("tokenizer.ggml.token_type", V.ARRAY, array(V.INT32, [1] * len(words))),
+        key("tokenizer.ggml.merges", V.ARRAY, array(V.STRING, words)),
+    ]
+    path = RawFile(keys).write(tmp_path / "x.gguf")
+    start = time.process_time()
+    with GGUFFile.open(path) as file:
+        assert time.process_time() - start < 1
+        assert file.metadata["tokenizer.ggml.tokens"] == words
 
 
 def test_printable_escapes_what_a_terminal_would_act_on() -> None:

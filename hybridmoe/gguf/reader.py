@@ -22,7 +22,7 @@ from gguf import GGMLQuantizationType
 from hybridmoe.errors import GGUFError
 from hybridmoe.gguf.cursor import printable
 from hybridmoe.gguf.header import Header, MetadataValue, parse_header
-from hybridmoe.gguf.split import check_part, part_paths
+from hybridmoe.gguf.split import check_part, count_parts, part_path
 
 __all__ = ["GGUFFile", "Tensor"]
 
@@ -79,32 +79,39 @@ class GGUFFile:
         Errors: GGUFError, one line: file name, field, what was found, what was expected.
         """
         path = Path(path)
-        first_map, identity = _map_file(path)
-        header = parse_header(first_map, _name(path))
-        parts = part_paths(path, header.metadata)
+        view, identity = _map_file(path)
+        header = parse_header(view, _name(path))
+        count = count_parts(path, header.metadata)
+        parts, maps = [path], [view]
         seen = {identity: path}
-        maps = [first_map]
         tensors: dict[str, Tensor] = {}
-        _add_tensors(tensors, header, first_map, parts, 0)
-        for i, part in enumerate(parts[1:], start=1):
-            part_map, identity = _map_file(part, f" (part {i + 1} of {len(parts)})")
+        _add_tensors(tensors, header, view, parts)
+        for number in range(2, count + 1):
+            part = part_path(path, number, count)
+            view, identity = _map_file(part, f" (part {number} of {count})")
             if identity in seen:
                 other = _name(seen[identity])
                 raise GGUFError(f"{_name(part)}: split.no: this is the same file as {other}")
             seen[identity] = part
-            part_header = parse_header(part_map, _name(part))
-            check_part(part, part_header.metadata, header.metadata, i + 1)
-            maps.append(part_map)
-            _add_tensors(tensors, part_header, part_map, parts, i)
+            part_header = parse_header(view, _name(part))
+            check_part(part, part_header.metadata, header.metadata, number)
+            parts.append(part)
+            maps.append(view)
+            _add_tensors(tensors, part_header, view, parts)
         expected = header.metadata.get("split.tensors.count")
-        if len(parts) > 1 and expected != len(tensors):
+        if count > 1 and expected != len(tensors):
             raise GGUFError(
                 f"{_name(path)}: split.tensors.count: found {expected}, "
-                f"but the {len(parts)} parts hold {len(tensors)} tensors"
+                f"but the {count} parts hold {len(tensors)} tensors"
             )
-        metadata = MappingProxyType(header.metadata)
-        view = MappingProxyType(tensors)
-        return cls(path, parts, metadata, view, tuple(maps), header.version)
+        return cls(
+            path,
+            tuple(parts),
+            MappingProxyType(header.metadata),
+            MappingProxyType(tensors),
+            tuple(maps),
+            header.version,
+        )
 
     def close(self) -> None:
         """Unmap the file, or leave that to the last array that still looks into it."""
@@ -132,14 +139,11 @@ class GGUFFile:
 
 
 def _add_tensors(
-    tensors: dict[str, Tensor],
-    header: Header,
-    part_map: mmap.mmap,
-    parts: tuple[Path, ...],
-    part: int,
+    tensors: dict[str, Tensor], header: Header, part_map: mmap.mmap, parts: list[Path]
 ) -> None:
-    """Add one part's tensors as views of its map; no name may come twice."""
+    """Add the tensors of the last of `parts` as views of its map; no name may come twice."""
     whole = np.frombuffer(part_map, np.uint8)
+    part = len(parts) - 1
     for info in header.tensors:
         if info.name in tensors:
             raise GGUFError(

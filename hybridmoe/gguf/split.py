@@ -12,37 +12,40 @@ from hybridmoe.errors import GGUFError
 from hybridmoe.gguf.cursor import printable
 from hybridmoe.gguf.header import MetadataValue
 
-__all__ = ["check_part", "part_paths"]
+__all__ = ["check_part", "count_parts", "part_path"]
 
 _MAX_PARTS = (1 << 16) - 1
-_NAME = re.compile(r"(.*)-([0-9]{5})-of-([0-9]{5})\.gguf", re.DOTALL)
+_NAME = re.compile(r"(.*)-[0-9]{5}-of-[0-9]{5}\.gguf", re.DOTALL)
 
 
-def part_paths(path: Path, metadata: Mapping[str, MetadataValue]) -> tuple[Path, ...]:
-    """The paths of all parts of the file whose metadata this is, `path` first.
+def count_parts(path: Path, metadata: Mapping[str, MetadataValue]) -> int:
+    """How many parts the split has that this file begins; 1 for a file that is whole.
 
-    A file without `split.count`, or with a count of 1, is its own only part. Raises GGUFError for
-    a later part, a name that does not fit the count, or numbers that make no sense.
+    Errors: GGUFError for a later part, a name that does not fit the count, or numbers that make
+    no sense.
     """
     if "split.count" not in metadata:
-        return (path,)
+        return 1
     count = _number(path, metadata, "split.count", 1, _MAX_PARTS)
-    number = _number(path, metadata, "split.no", 0, count - 1) if count > 1 else 0
     if count == 1:
-        return (path,)
+        return 1
+    number = _number(path, metadata, "split.no", 0, count - 1)
     _number(path, metadata, "split.tensors.count", 0, 1 << 31)
-    match = _NAME.fullmatch(path.name)
-    stem = match[1] if match else path.stem
-    paths = tuple(
-        path.with_name(f"{stem}-{i:05d}-of-{count:05d}.gguf") for i in range(1, count + 1)
-    )
+    first = part_path(path, 1, count)
     if number != 0:
         what = f"found {number} of {count} (counted from 0): this is a later part"
-        _fail(path, "split.no", f"{what}, open the first, {paths[0].name}")
-    if path.name != paths[0].name:
+        _fail(path, "split.no", f"{what}, open the first, {printable(first.name, 255)}")
+    if path.name != first.name:
         problem = f"found {count}, so the name must end in -00001-of-{count:05d}.gguf"
         _fail(path, "split.count", problem)
-    return paths
+    return count
+
+
+def part_path(path: Path, number: int, count: int) -> Path:
+    """The path of part `number` (from 1) of the split that the part at `path` belongs to."""
+    match = _NAME.fullmatch(path.name)
+    stem = match[1] if match else path.stem
+    return path.with_name(f"{stem}-{number:05d}-of-{count:05d}.gguf")
 
 
 def check_part(
@@ -53,17 +56,14 @@ def check_part(
 ) -> None:
     """Check that `metadata` is that of part `number` (from 1) of the split that `first` begins."""
     count = first["split.count"]
-    assert isinstance(count, int)
+    assert isinstance(count, int), count
     found = _number(path, metadata, "split.no", 0, count - 1)
     if found != number - 1:
         _fail(path, "split.no", f"found {found}, expected {number - 1}: a wrong or renamed part")
-    found_count = metadata.get("split.count", count)
-    if found_count != count:
-        _fail(path, "split.count", f"found {_show(found_count)}, but {count} in the first part")
-    key = "split.tensors.count"
-    if key in metadata and metadata[key] != first[key]:
-        problem = f"found {_show(metadata[key])}, but {_show(first[key])} in the first part"
-        _fail(path, key, problem)
+    for key in ("split.count", "split.tensors.count"):
+        value = metadata.get(key, first[key])
+        if value != first[key]:
+            _fail(path, key, f"found {_show(value)}, but {_show(first[key])} in the first part")
 
 
 def _number(
