@@ -1,0 +1,45 @@
+// Instruction sets, threads, and the layout constants of the formats.
+#include <pybind11/stl.h>
+
+#include "base/runtime.h"
+#include "bindings.h"
+#include "kernels/select.h"
+
+namespace py = pybind11;
+
+namespace hm {
+namespace {
+
+std::vector<std::string> names(const std::vector<const KernelTable*>& tables) {
+  std::vector<std::string> result;
+  for (const KernelTable* table : tables) result.emplace_back(table->name);
+  return result;
+}
+
+// {type id: (name, weights of a block, bytes of a block, whether activations are rounded to int8)}
+py::dict types() {
+  py::dict result;
+  for (const TypeInfo& type : kTypes) {
+    result[py::int_(static_cast<int>(type.id))] =
+        py::make_tuple(type.name, type.block_weights, type.block_bytes,
+                       kScalar.formats[type.id].quantized);
+  }
+  return result;
+}
+
+}  // namespace
+
+void register_isa(py::module_& m) {
+  m.def("isa_compiled", [] { return py::tuple(py::cast(names(compiled_tables()))); });
+  m.def("isa_supported", [] { return py::tuple(py::cast(names(supported_tables()))); });
+  m.def("isa_active", [] { return active_table().name; });
+  m.def("set_isa", &select_table, py::arg("name"));
+  m.def("num_threads", &num_threads);
+  m.def("set_num_threads", &set_num_threads, py::arg("n"),
+        py::call_guard<py::gil_scoped_release>());
+  m.def("default_num_threads", &default_num_threads);
+  m.attr("TYPES") = types();
+  m.attr("ACTIVATION_BLOCK") = kActivationBlock;
+}
+
+}  // namespace hm

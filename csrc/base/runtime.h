@@ -1,0 +1,62 @@
+// The one thread pool of the process and the memory its jobs reuse.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <mutex>
+#include <new>
+#include <vector>
+
+#include "base/thread_pool.h"
+
+namespace hm {
+
+// Uninitialised memory that only grows, so that a steady state allocates nothing.
+class Buffer {
+ public:
+  template <class T>
+  T* get(int64_t count) {
+    const std::size_t bytes = static_cast<std::size_t>(count) * sizeof(T);
+    if (bytes > capacity_) {
+      const std::size_t rounded = (bytes + bytes / 4 + kAlignment - 1) / kAlignment * kAlignment;
+      memory_.reset(static_cast<std::byte*>(::operator new(rounded, kAlign)));
+      capacity_ = rounded;
+    }
+    return reinterpret_cast<T*>(memory_.get());
+  }
+
+ private:
+  static constexpr std::size_t kAlignment = 64;
+  static constexpr std::align_val_t kAlign{kAlignment};
+  struct Free {
+    void operator()(std::byte* p) const { ::operator delete(p, kAlign); }
+  };
+  std::unique_ptr<std::byte, Free> memory_;
+  std::size_t capacity_ = 0;
+};
+
+struct Runtime {
+  explicit Runtime(int num_threads) : pool(num_threads), scratch(num_threads) {}
+  ThreadPool pool;
+  std::vector<Buffer> scratch;    // one a thread
+  Buffer activations, rows, hidden, hidden_rows, outputs, gathered;  // of the operation under way
+};
+
+// Exclusive use of the runtime for the length of one operation. Calls from several Python threads
+// queue here. A forked child starts afresh: its parent's worker threads do not exist there.
+class RuntimeLock {
+ public:
+  RuntimeLock();
+  Runtime* operator->() const { return runtime_; }
+  Runtime& operator*() const { return *runtime_; }
+
+ private:
+  std::unique_lock<std::mutex> lock_;
+  Runtime* runtime_;
+};
+
+void set_num_threads(int n);  // n >= 1
+int num_threads();
+
+}  // namespace hm

@@ -1,0 +1,24 @@
+// hybridmoe._C: the module, and the one place where hm::Error becomes ShapeError.
+#include "bindings.h"
+
+#include <exception>
+
+#include "base/check.h"
+
+namespace py = pybind11;
+
+PYBIND11_MODULE(_C, m) {
+  m.doc() = "CPU kernels of hybridmoe. Use hybridmoe.kernels.ops, which checks what it passes.";
+  // Leaked on purpose: the translator may run while the interpreter shuts down.
+  static const auto* shape_error =
+      new py::object(py::module_::import("hybridmoe.errors").attr("ShapeError"));
+  py::register_exception_translator([](std::exception_ptr pending) {
+    try {
+      if (pending) std::rethrow_exception(pending);
+    } catch (const hm::Error& error) {
+      py::set_error(*shape_error, error.what());
+    }
+  });
+  hm::register_isa(m);
+  hm::register_ops(m);
+}

@@ -1,0 +1,26 @@
+// Codebooks of the IQ types, expanded to one byte per weight. Data: codebooks.cpp.
+#pragma once
+
+#include <stdint.h>
+
+namespace hm {
+
+// Entry: 8 (uint64_t) or 4 (uint32_t) weights of a codebook index, byte i for weight i.
+template <class Entry, int N>
+struct Codebook {
+  Entry entry[N];
+};
+
+extern const Codebook<uint64_t, 2048> kCodebookIQ1;  // signed bytes -1, 0, 1
+extern const Codebook<uint64_t, 256> kCodebookIQ2_XXS;
+extern const Codebook<uint64_t, 512> kCodebookIQ2_XS;
+extern const Codebook<uint64_t, 1024> kCodebookIQ2_S;
+extern const Codebook<uint32_t, 256> kCodebookIQ3_XXS;
+extern const Codebook<uint32_t, 512> kCodebookIQ3_S;
+
+constexpr int8_t kValuesIQ4[16] = {-127, -104, -83, -65, -49, -35, -22, -10,
+                                   1,    13,   25,  38,  53,  69,  89,  113};
+// Twice the sixteen E2M1 numbers, of MXFP4 and NVFP4.
+constexpr int8_t kValuesE2M1[16] = {0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12};
+
+}  // namespace hm

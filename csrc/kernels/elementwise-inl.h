@@ -1,0 +1,107 @@
+// Rounding of activations, SwiGLU and the weighted sum: plain loops that the compiler vectorises with
+// the flags of the including file. Only correctly rounded operations in a fixed order, so that every
+// instruction set gives the same bits.
+#pragma once
+
+#include <string.h>
+
+#include "base/inline.h"
+#include "kernels/kernel_table.h"
+
+namespace hm {
+namespace {
+
+HM_INLINE uint32_t float_bits(float v) {
+  uint32_t bits;
+  memcpy(&bits, &v, sizeof bits);
+  return bits;
+}
+
+// One block of 32: q, its scale, and the sums of its two halves.
+HM_INLINE void quantize_block(const float* x, int8_t* q, float* d, int16_t* sums) {
+  constexpr int32_t infinity = 0x7f800000;
+  constexpr float smallest = 0x1p-120f;
+  constexpr float rounder = 0x1.8p23f;  // x + rounder has the integer nearest to x in its low bits
+  int32_t max_bits = 0;                 // as integers, |NaN| > infinity > finite magnitudes
+  for (int i = 0; i < kActivationBlock; ++i) {
+    const int32_t magnitude = static_cast<int32_t>(float_bits(x[i]) & 0x7fffffff);
+    max_bits = magnitude > max_bits ? magnitude : max_bits;
+  }
+  float max;
+  memcpy(&max, &max_bits, sizeof max);
+  if (max_bits >= infinity || max < smallest) {
+    memset(q, 0, kActivationBlock);
+    *d = max_bits >= infinity ? __builtin_nanf("") : 0.0f;
+    sums[0] = sums[1] = 0;
+    return;
+  }
+  *d = max / 127.0f;
+  const float inverse = 127.0f / max;
+  for (int i = 0; i < kActivationBlock; ++i) {
+    q[i] = static_cast<int8_t>(float_bits(x[i] * inverse + rounder));
+  }
+  for (int h = 0; h < 2; ++h) {
+    int sum = 0;
+    for (int i = 0; i < 16; ++i) sum += q[16 * h + i];
+    sums[h] = static_cast<int16_t>(sum);
+  }
+}
+
+void quantize(const float* x, int64_t first, int64_t n, int64_t cols, void* row) {
+  const int64_t padded = padded_weights(cols);
+  int8_t* q = static_cast<int8_t*>(row);
+  float* d = (float*)(q + padded);
+  int16_t* sums = (int16_t*)(q + padded + padded / 8);
+  for (int64_t i = first; i < first + n; i += kActivationBlock) {
+    quantize_block(x + (i - first), q + i, d + i / 32, sums + i / 16);
+  }
+  if (first + n == cols) {
+    memset(q + cols, 0, padded - cols);
+    memset(d + cols / 32, 0, (padded - cols) / 8);
+    memset(sums + cols / 16, 0, (padded - cols) / 8);
+  }
+}
+
+// e^x for x in [-88, 88], to about 2 ulp: 2^n e^r, |r| <= ln2 / 2, and the Taylor polynomial of
+// degree 7 (its remainder is below 2^-27). NaN stays NaN through the caller's numerator.
+HM_INLINE float exp_bounded(float x) {
+  constexpr float rounder = 0x1.8p23f;
+  constexpr float log2e = 0x1.715476p+0f;
+  constexpr float ln2_high = 0x1.62e4p-1f, ln2_low = 0x1.7f7d1cp-20f;  // high * n is exact
+  const float shifted = x * log2e + rounder;
+  const float n = shifted - rounder;
+  const float r = (x - n * ln2_high) - n * ln2_low;
+  float p = 1.0f / 5040;
+  p = p * r + 1.0f / 720;
+  p = p * r + 1.0f / 120;
+  p = p * r + 1.0f / 24;
+  p = p * r + 1.0f / 6;
+  p = p * r + 0.5f;
+  p = p * r + 1.0f;
+  p = p * r + 1.0f;
+  const uint32_t scale_bits = (float_bits(shifted) << 23) + 0x3f800000;
+  float scale;
+  memcpy(&scale, &scale_bits, sizeof scale);
+  return p * scale;
+}
+
+void silu_mul(const float* gate, const float* up, int64_t n, float* out) {
+  for (int64_t i = 0; i < n; ++i) {
+    const float g = gate[i];
+    const float bounded = g < -87.0f ? -87.0f : g > 87.0f ? 87.0f : g;
+    out[i] = g / (1.0f + exp_bounded(-bounded)) * up[i];
+  }
+}
+
+void weighted_sum(const float* const* rows, const float* weights, int64_t num_rows, int64_t n,
+                  float* out) {
+  memset(out, 0, n * sizeof(float));
+  for (int64_t j = 0; j < num_rows; ++j) {
+    const float weight = weights[j];
+    const float* row = rows[j];
+    for (int64_t i = 0; i < n; ++i) out[i] += weight * row[i];
+  }
+}
+
+}  // namespace
+}  // namespace hm

@@ -1,0 +1,8 @@
+#include "kernels/simd_avx2.h"
+#include "kernels/table-inl.h"
+
+namespace hm {
+
+constinit const KernelTable kAvx2 = make_table("avx2");
+
+}  // namespace hm

@@ -1,0 +1,8 @@
+#include "kernels/simd_scalar.h"
+#include "kernels/table-inl.h"
+
+namespace hm {
+
+constinit const KernelTable kScalar = make_table("scalar");
+
+}  // namespace hm

@@ -1,0 +1,62 @@
+// What an instruction set's object exports: one table of plain function pointers.
+#pragma once
+
+#include <stdint.h>
+
+#include "formats/types.h"
+
+namespace hm {
+
+// A row of activations rounded to int8, in one piece of memory; K' = K rounded up to 256:
+//
+//   int8  q[K']        round-to-nearest-even of x / d, in -127..127
+//   float d[K' / 32]   scale of each 32: absmax / 127
+//   int16 sums[K' / 16]  sum of each 16 codes, for formats whose codes carry an offset
+//
+// Everything beyond K is zero. A block that holds a NaN or an infinity has d = NaN; a block whose
+// absmax is below 2^-120 (where 127 / absmax would overflow) is zero.
+constexpr int kActivationBlock = 32;
+
+constexpr int64_t padded_weights(int64_t k) { return (k + 255) / 256 * 256; }
+constexpr int64_t activation_bytes(int64_t k) {
+  return padded_weights(k) + padded_weights(k) / 8 + padded_weights(k) / 8;
+}
+
+// out[t * out_stride + r] = row r of the weights times activations x[t].
+struct MatmulArgs {
+  const uint8_t* weights;  // (num_rows, row_bytes)
+  int64_t row_bytes;
+  int64_t num_rows;
+  int64_t cols;
+  const void* const* x;  // num_tokens rows: activation rows where the format is `quantized`, else f32
+  int64_t num_tokens;
+  float* out;
+  int64_t out_stride;
+  float* scratch;  // (cols) f32, for formats that are decoded first
+};
+
+struct FormatKernels {
+  void (*decode)(const void* blocks, int64_t weights, float* out);
+  void (*matmul)(const MatmulArgs& args);
+  bool quantized;  // takes int8 activation rows
+};
+
+struct KernelTable {
+  const char* name;
+  // Rounds x[0..n) to blocks [first / 32, (first + n) / 32) of an activation row of `cols`; whoever
+  // writes the last block also zeroes the padding. first % 32 == 0; n % 32 == 0 or first + n == cols.
+  void (*quantize)(const float* x, int64_t first, int64_t n, int64_t cols, void* row);
+  // out[i] = silu(gate[i]) * up[i]
+  void (*silu_mul)(const float* gate, const float* up, int64_t n, float* out);
+  // out[i] = sum over j of weights[j] * rows[j][i], added in the order of j
+  void (*weighted_sum)(const float* const* rows, const float* weights, int64_t num_rows, int64_t n,
+                       float* out);
+  FormatKernels formats[kNumTypeIds];  // by TypeId; null pointers where there is no such type
+};
+
+extern const KernelTable kScalar;
+extern const KernelTable kAvx2;
+extern const KernelTable kAvx512;
+extern const KernelTable kAmx;
+
+}  // namespace hm

@@ -1,0 +1,65 @@
+#include "kernels/select.h"
+
+#include <atomic>
+
+#include "base/check.h"
+#include "base/cpuid.h"
+
+namespace hm {
+namespace {
+
+// An entry of the priority list: which table, and whether a machine can run it.
+struct Choice {
+  const KernelTable* table;
+  bool (*runs_on)(const CpuFeatures& cpu);
+};
+
+// First supported wins. setup.py defines HM_HAVE_* for the objects that it links.
+constexpr Choice kChoices[] = {
+#ifdef HM_HAVE_AMX
+    {&kAmx, [](const CpuFeatures& cpu) { return cpu.amx; }},
+#endif
+#ifdef HM_HAVE_AVX512
+    {&kAvx512, [](const CpuFeatures& cpu) { return cpu.avx512; }},
+#endif
+#ifdef HM_HAVE_AVX2
+    {&kAvx2, [](const CpuFeatures& cpu) { return cpu.avx2; }},
+#endif
+    {&kScalar, [](const CpuFeatures&) { return true; }},
+};
+
+std::atomic<const KernelTable*>& selected() {
+  static std::atomic<const KernelTable*> table{supported_tables().front()};
+  return table;
+}
+
+}  // namespace
+
+std::vector<const KernelTable*> compiled_tables() {
+  std::vector<const KernelTable*> tables;
+  for (const Choice& choice : kChoices) tables.push_back(choice.table);
+  return tables;
+}
+
+std::vector<const KernelTable*> supported_tables() {
+  static const CpuFeatures cpu = detect_cpu();
+  std::vector<const KernelTable*> tables;
+  for (const Choice& choice : kChoices) {
+    if (choice.runs_on(cpu)) tables.push_back(choice.table);
+  }
+  return tables;
+}
+
+const KernelTable& active_table() { return *selected().load(std::memory_order_relaxed); }
+
+void select_table(const std::string& name) {
+  std::string names;
+  for (const KernelTable* table : supported_tables()) {
+    if (name == table->name) return selected().store(table, std::memory_order_relaxed);
+    names += names.empty() ? "" : ", ";
+    names += table->name;
+  }
+  check(false, "instruction set ", name, " cannot run here (supported: ", names, ")");
+}
+
+}  // namespace hm

@@ -1,0 +1,65 @@
+// The one KernelTable of an instruction set, from the Simd vocabulary included before this.
+#pragma once
+
+#include "formats/decode-inl.h"
+#include "kernels/elementwise-inl.h"
+#include "kernels/groups-inl.h"
+#include "kernels/kernel_table.h"
+#include "kernels/matmul-inl.h"
+
+namespace hm {
+namespace {
+
+template <class Group>
+constexpr FormatKernels quantized() {
+  return {decode_row<typename Group::Block>, matmul<ByGroups<Group>>, true};
+}
+
+template <class Block, class Floats>
+constexpr FormatKernels floats() {
+  return {decode_row<Block>, matmul<ByFloats<Floats>>, false};
+}
+
+template <class Block>
+constexpr FormatKernels decoded() {
+  return {decode_row<Block>, matmul_decoded<Block>, false};
+}
+
+constexpr KernelTable make_table(const char* name) {
+  KernelTable table{};
+  table.name = name;
+  table.quantize = quantize;
+  table.silu_mul = silu_mul;
+  table.weighted_sum = weighted_sum;
+  FormatKernels* formats = table.formats;
+  formats[kF32] = floats<BlockF32, FloatsF32>();
+  formats[kF16] = floats<BlockF16, FloatsF16>();
+  formats[kBF16] = floats<BlockBF16, FloatsBF16>();
+  formats[kQ4_0] = quantized<GroupQ4_0>();
+  formats[kQ4_1] = quantized<GroupQ4_1>();
+  formats[kQ5_0] = quantized<GroupQ5_0>();
+  formats[kQ5_1] = quantized<GroupQ5_1>();
+  formats[kQ8_0] = quantized<GroupQ8_0>();
+  formats[kQ2_K] = quantized<GroupQ2_K>();
+  formats[kQ3_K] = quantized<GroupQ3_K>();
+  formats[kQ4_K] = quantized<GroupQ4_K>();
+  formats[kQ5_K] = quantized<GroupQ5_K>();
+  formats[kQ6_K] = quantized<GroupQ6_K>();
+  formats[kIQ4_NL] = quantized<GroupIQ4_NL>();
+  formats[kIQ4_XS] = quantized<GroupIQ4_XS>();
+  formats[kMXFP4] = quantized<GroupMXFP4>();
+  formats[kTQ2_0] = quantized<GroupTQ2_0>();
+  formats[kTQ1_0] = decoded<BlockTQ1_0>();
+  formats[kNVFP4] = decoded<BlockNVFP4>();
+  formats[kIQ1_S] = decoded<BlockIQ1_S>();
+  formats[kIQ1_M] = decoded<BlockIQ1_M>();
+  formats[kIQ2_XXS] = decoded<BlockIQ2_XXS>();
+  formats[kIQ2_XS] = decoded<BlockIQ2_XS>();
+  formats[kIQ2_S] = decoded<BlockIQ2_S>();
+  formats[kIQ3_XXS] = decoded<BlockIQ3_XXS>();
+  formats[kIQ3_S] = decoded<BlockIQ3_S>();
+  return table;
+}
+
+}  // namespace
+}  // namespace hm

@@ -1,0 +1,217 @@
+#include "ops/expert_ffn.h"
+
+#include <algorithm>
+
+#include "base/runtime.h"
+#include "kernels/select.h"
+#include "ops/activations.h"
+
+namespace hm {
+namespace {
+
+constexpr int64_t kInterRows = 32;   // of gate and up in a task: one block of rounded activations
+constexpr int64_t kHiddenRows = 64;  // of down in a task
+constexpr int64_t kSumColumns = 1024;
+constexpr int64_t kTaskTokens = 64;  // bounds the gate and up values that a task holds
+constexpr int64_t kMaxTopK = 64;
+
+// Tokens of one expert: slots first..first+count of the sorted order.
+struct Batch {
+  int64_t expert, first, count;
+};
+
+// (token, choice) pairs sorted by expert, so that each expert's tokens are neighbours.
+struct Routing {
+  std::vector<Batch> batches;       // one per expert that has tokens
+  std::vector<int64_t> slot_of;     // (T * k): place in the sorted order, -1 = none
+  std::vector<int64_t> token_of;    // (slots)
+  std::vector<int64_t> next;        // (E)
+};
+
+void check_args(const ExpertFfnArgs& a) {
+  const Matrix &gate = a.gate, &up = a.up, &down = a.down;
+  check(gate.batch == up.batch && gate.rows == up.rows && gate.cols == up.cols,
+        "expert_ffn: gate (", gate.batch, ", ", gate.rows, ", ", gate.cols, ") and up (", up.batch,
+        ", ", up.rows, ", ", up.cols, ") differ");
+  check(down.batch == gate.batch && down.rows == gate.cols && down.cols == gate.rows,
+        "expert_ffn: down (", down.batch, ", ", down.rows, ", ", down.cols, "), expected (",
+        gate.batch, ", ", gate.cols, ", ", gate.rows, ")");
+  for (int64_t i = 0; i < a.num_tokens * a.top_k; ++i) {
+    check(a.ids[i] >= -1 && a.ids[i] < gate.batch, "expert_ffn: expert id ", a.ids[i], " of token ",
+          i / a.top_k, ", expected -1 to ", gate.batch - 1);
+  }
+}
+
+void route(const ExpertFfnArgs& a, Routing& r) {
+  const int64_t pairs = a.num_tokens * a.top_k, experts = a.gate.batch;
+  r.next.assign(experts, 0);
+  for (int64_t i = 0; i < pairs; ++i) {
+    if (a.ids[i] >= 0) ++r.next[a.ids[i]];
+  }
+  r.batches.clear();
+  int64_t slots = 0;
+  for (int64_t e = 0; e < experts; ++e) {
+    const int64_t count = r.next[e];
+    if (count > 0) r.batches.push_back({e, slots, count});
+    r.next[e] = slots;
+    slots += count;
+  }
+  r.slot_of.assign(pairs, -1);
+  r.token_of.resize(slots);
+  for (int64_t i = 0; i < pairs; ++i) {
+    if (a.ids[i] < 0) continue;
+    const int64_t slot = r.next[a.ids[i]]++;
+    r.slot_of[i] = slot;
+    r.token_of[slot] = i / a.top_k;
+  }
+}
+
+class Forward {
+ public:
+  Forward(const ExpertFfnArgs& args, const Routing& routing, Runtime& runtime)
+      : a_(args),
+        routing_(routing),
+        runtime_(runtime),
+        kernels_(active_table()),
+        gate_(kernels_.formats[args.gate.type->id]),
+        up_(kernels_.formats[args.up.type->id]),
+        down_(kernels_.formats[args.down.type->id]),
+        hidden_(args.gate.cols),
+        inter_(args.gate.rows),
+        num_slots_(static_cast<int64_t>(routing.token_of.size())) {}
+
+  void run() {
+    const int64_t batches = static_cast<int64_t>(routing_.batches.size());
+    prepare();
+    const int64_t inter_blocks = (inter_ + kInterRows - 1) / kInterRows;
+    runtime_.pool.run(batches * inter_blocks, [&](int64_t task, int worker) {
+      gate_up(routing_.batches[task / inter_blocks], task % inter_blocks * kInterRows, worker);
+    });
+    const int64_t hidden_blocks = (hidden_ + kHiddenRows - 1) / kHiddenRows;
+    runtime_.pool.run(batches * hidden_blocks, [&](int64_t task, int worker) {
+      project_down(routing_.batches[task / hidden_blocks], task % hidden_blocks * kHiddenRows,
+                   worker);
+    });
+    const int64_t sum_blocks = (hidden_ + kSumColumns - 1) / kSumColumns;
+    runtime_.pool.run(a_.num_tokens * sum_blocks, [&](int64_t task, int) {
+      sum(task / sum_blocks, task % sum_blocks * kSumColumns);
+    });
+  }
+
+ private:
+  // Memory of all stages, and the activation rows in slot order.
+  void prepare() {
+    const bool quantized = gate_.quantized || up_.quantized;
+    const uint8_t* rounded =
+        quantized ? quantize_rows(kernels_, runtime_.pool, a_.x, a_.num_tokens, hidden_,
+                                  runtime_.activations)
+                  : nullptr;
+    rounded_x_ = runtime_.rows.get<const void*>(2 * num_slots_);
+    float_x_ = rounded_x_ + num_slots_;
+    inter_bytes_ = down_.quantized ? activation_bytes(inter_) : inter_ * int64_t{sizeof(float)};
+    inter_rows_ = runtime_.hidden.get<uint8_t>(num_slots_ * inter_bytes_);
+    inter_x_ = runtime_.hidden_rows.get<const void*>(num_slots_);
+    products_ = runtime_.outputs.get<float>(num_slots_ * hidden_);
+    for (int64_t slot = 0; slot < num_slots_; ++slot) {
+      const int64_t token = routing_.token_of[slot];
+      rounded_x_[slot] = quantized ? rounded + token * activation_bytes(hidden_) : nullptr;
+      float_x_[slot] = a_.x + token * hidden_;
+      inter_x_[slot] = inter_rows_ + slot * inter_bytes_;
+    }
+  }
+
+  // silu(gate x) * up x for rows first..first+32 of one expert, rounded for the next stage.
+  void gate_up(const Batch& batch, int64_t first, int worker) const {
+    const int64_t rows = std::min(kInterRows, inter_ - first);
+    float* gate_out = runtime_.scratch[worker].get<float>(3 * kTaskTokens * kInterRows + hidden_);
+    float* up_out = gate_out + kTaskTokens * kInterRows;
+    float* product = up_out + kTaskTokens * kInterRows;
+    float* scratch = product + kTaskTokens * kInterRows;
+    for (int64_t done = 0; done < batch.count; done += kTaskTokens) {
+      const int64_t slot = batch.first + done;
+      MatmulArgs args{
+          .weights = a_.gate.row(batch.expert, first),
+          .row_bytes = a_.gate.row_bytes,
+          .num_rows = rows,
+          .cols = hidden_,
+          .x = (gate_.quantized ? rounded_x_ : float_x_) + slot,
+          .num_tokens = std::min(kTaskTokens, batch.count - done),
+          .out = gate_out,
+          .out_stride = kInterRows,
+          .scratch = scratch,
+      };
+      gate_.matmul(args);
+      args.weights = a_.up.row(batch.expert, first);
+      args.row_bytes = a_.up.row_bytes;
+      args.x = (up_.quantized ? rounded_x_ : float_x_) + slot;
+      args.out = up_out;
+      up_.matmul(args);
+      for (int64_t t = 0; t < args.num_tokens; ++t) {
+        uint8_t* row = inter_rows_ + (slot + t) * inter_bytes_;
+        const int64_t at = t * kInterRows;
+        if (down_.quantized) {
+          kernels_.silu_mul(gate_out + at, up_out + at, rows, product + at);
+          kernels_.quantize(product + at, first, rows, inter_, row);
+        } else {
+          kernels_.silu_mul(gate_out + at, up_out + at, rows, reinterpret_cast<float*>(row) + first);
+        }
+      }
+    }
+  }
+
+  void project_down(const Batch& batch, int64_t first, int worker) const {
+    down_.matmul({
+        .weights = a_.down.row(batch.expert, first),
+        .row_bytes = a_.down.row_bytes,
+        .num_rows = std::min(kHiddenRows, hidden_ - first),
+        .cols = inter_,
+        .x = inter_x_ + batch.first,
+        .num_tokens = batch.count,
+        .out = products_ + batch.first * hidden_ + first,
+        .out_stride = hidden_,
+        .scratch = runtime_.scratch[worker].get<float>(inter_),
+    });
+  }
+
+  // Columns first..first+1024 of one token's result.
+  void sum(int64_t token, int64_t first) const {
+    const float* rows[kMaxTopK];
+    float weights[kMaxTopK];
+    int64_t terms = 0;
+    for (int64_t j = token * a_.top_k; j < (token + 1) * a_.top_k; ++j) {
+      if (routing_.slot_of[j] < 0) continue;
+      rows[terms] = products_ + routing_.slot_of[j] * hidden_ + first;
+      weights[terms++] = a_.weights[j];
+    }
+    kernels_.weighted_sum(rows, weights, terms, std::min(kSumColumns, hidden_ - first),
+                          a_.out + token * hidden_ + first);
+  }
+
+  const ExpertFfnArgs& a_;
+  const Routing& routing_;
+  Runtime& runtime_;
+  const KernelTable& kernels_;
+  const FormatKernels &gate_, &up_, &down_;
+  const int64_t hidden_, inter_, num_slots_;
+  int64_t inter_bytes_ = 0;
+  uint8_t* inter_rows_ = nullptr;      // (slots, inter_bytes)
+  const void** rounded_x_ = nullptr;   // (slots)
+  const void** float_x_ = nullptr;     // (slots)
+  const void** inter_x_ = nullptr;     // (slots)
+  float* products_ = nullptr;          // (slots, H), before weighting
+};
+
+}  // namespace
+
+void expert_ffn(const ExpertFfnArgs& args) {
+  check(args.top_k >= 0 && args.top_k <= kMaxTopK, "expert_ffn: ", args.top_k,
+        " experts a token, expected at most ", kMaxTopK);
+  check_args(args);
+  if (args.num_tokens == 0) return;
+  const RuntimeLock runtime;
+  thread_local Routing routing;  // keeps its memory between calls
+  route(args, routing);
+  Forward(args, routing, *runtime).run();
+}
+
+}  // namespace hm

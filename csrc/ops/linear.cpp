@@ -1,0 +1,77 @@
+#include "ops/linear.h"
+
+#include <algorithm>
+
+#include "base/runtime.h"
+#include "kernels/select.h"
+#include "ops/activations.h"
+
+namespace hm {
+namespace {
+
+// Rows per task: enough work to hide the counter (some 10 us), few enough that all threads share.
+int64_t rows_per_task(const Matrix& w, int num_threads) {
+  constexpr int64_t task_bytes = 128 * 1024, tasks_per_thread = 4, tile = 4;
+  const int64_t by_size = std::max<int64_t>(1, task_bytes / w.row_bytes);
+  const int64_t by_share = w.batch * w.rows / (num_threads * tasks_per_thread);
+  const int64_t rows = std::clamp<int64_t>(by_share, 1, by_size);
+  return std::clamp<int64_t>((rows + tile - 1) / tile * tile, 1, std::max<int64_t>(w.rows, 1));
+}
+
+}  // namespace
+
+void linear(const float* x, int64_t num_tokens, const Matrix& w, float* out) {
+  if (num_tokens == 0 || w.batch == 0 || w.rows == 0) return;
+  const KernelTable& kernels = active_table();
+  const FormatKernels& format = kernels.formats[w.type->id];
+  const RuntimeLock runtime;
+  const int64_t num_inputs = w.batch * num_tokens;
+  const auto rows = runtime->rows.get<const void*>(num_inputs);
+  if (format.quantized) {
+    const uint8_t* quantized =
+        quantize_rows(kernels, runtime->pool, x, num_inputs, w.cols, runtime->activations);
+    for (int64_t i = 0; i < num_inputs; ++i) rows[i] = quantized + i * activation_bytes(w.cols);
+  } else {
+    for (int64_t i = 0; i < num_inputs; ++i) rows[i] = x + i * w.cols;
+  }
+  const int64_t block = rows_per_task(w, runtime->pool.num_threads());
+  const int64_t blocks = (w.rows + block - 1) / block;
+  std::vector<Buffer>& scratch = runtime->scratch;
+  runtime->pool.run(w.batch * blocks, [&](int64_t task, int worker) {
+    const int64_t b = task / blocks, first = task % blocks * block;
+    format.matmul({
+        .weights = w.row(b, first),
+        .row_bytes = w.row_bytes,
+        .num_rows = std::min(block, w.rows - first),
+        .cols = w.cols,
+        .x = rows + b * num_tokens,
+        .num_tokens = num_tokens,
+        .out = out + b * num_tokens * w.rows + first,
+        .out_stride = w.rows,
+        .scratch = scratch[worker].get<float>(w.cols),
+    });
+  });
+}
+
+void dequantize(const Matrix& w, float* out) {
+  const auto decode = active_table().formats[w.type->id].decode;
+  const RuntimeLock runtime;
+  runtime->pool.run(w.batch * w.rows, [&](int64_t r, int) {
+    decode(w.data + r * w.row_bytes, w.cols, out + r * w.cols);
+  });
+}
+
+void gather_rows(const Matrix& w, const int64_t* ids, int64_t num_ids, float* out) {
+  check(w.batch == 1, "gather_rows: a stack of ", w.batch, " matrices, expected one");
+  for (int64_t i = 0; i < num_ids; ++i) {
+    check(ids[i] >= 0 && ids[i] < w.rows, "gather_rows: id ", ids[i], " at position ", i,
+          ", expected 0 to ", w.rows - 1);
+  }
+  const auto decode = active_table().formats[w.type->id].decode;
+  const RuntimeLock runtime;
+  runtime->pool.run(num_ids, [&](int64_t i, int) {
+    decode(w.row(0, ids[i]), w.cols, out + i * w.cols);
+  });
+}
+
+}  // namespace hm

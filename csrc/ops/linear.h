@@ -1,0 +1,19 @@
+// Dense products with a quantised matrix, and plain decoding. GIL-free; any number of threads.
+#pragma once
+
+#include <cstdint>
+
+#include "ops/matrix.h"
+
+namespace hm {
+
+// out (B, T, N) = x (B, T, K) w (B, N, K)^T, one product per matrix of the stack.
+void linear(const float* x, int64_t num_tokens, const Matrix& w, float* out);
+
+// out (B, N, K): every weight as a float.
+void dequantize(const Matrix& w, float* out);
+
+// out (T, K): rows `ids` of the first matrix. Throws Error for an id outside 0..N-1.
+void gather_rows(const Matrix& w, const int64_t* ids, int64_t num_ids, float* out);
+
+}  // namespace hm

@@ -1,0 +1,23 @@
+"""Numbers on the CPU: quantised products, the routed experts, and which instruction set runs them."""
+
+from hybridmoe.kernels.matrix import QuantMatrix
+from hybridmoe.kernels.ops import (
+    batched_linear,
+    dequantize,
+    expert_ffn,
+    gather_rows,
+    linear,
+    num_threads,
+    set_num_threads,
+)
+
+__all__ = [
+    "QuantMatrix",
+    "batched_linear",
+    "dequantize",
+    "expert_ffn",
+    "gather_rows",
+    "linear",
+    "num_threads",
+    "set_num_threads",
+]

@@ -1,0 +1,52 @@
+"""Which instruction sets the kernels were compiled for, can run here, and run with.
+
+The best supported one is chosen at import; `HYBRIDMOE_ISA` forces another, so that every path can be
+tested on one machine. Results are the same bits for avx2, avx512 and amx; scalar has no fused
+multiply-add and differs within the rounding of float32.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from hybridmoe import _C
+from hybridmoe.env import forced_isa
+from hybridmoe.errors import ConfigError
+
+__all__ = ["active", "compiled", "forced", "supported"]
+
+
+def compiled() -> tuple[str, ...]:
+    """Instruction sets in this build, best first."""
+    return _C.isa_compiled()
+
+
+def supported() -> tuple[str, ...]:
+    """Those of `compiled()` that this CPU and operating system can run, best first."""
+    return _C.isa_supported()
+
+
+def active() -> str:
+    """The instruction set in use."""
+    return _C.isa_active()
+
+
+@contextmanager
+def forced(name: str) -> Iterator[None]:
+    """Run the block with instruction set `name`, for the whole process. Raises `ConfigError`."""
+    before = active()
+    _select(name, "instruction set")
+    try:
+        yield
+    finally:
+        _C.set_isa(before)
+
+
+def _select(name: str, what: str) -> None:
+    if name not in supported():
+        choices = ", ".join(supported())
+        raise ConfigError(f"{what} {name!r} cannot run on this machine (supported: {choices})")
+    _C.set_isa(name)
+
+
+if (_name := forced_isa()) is not None:
+    _select(_name, "HYBRIDMOE_ISA:")

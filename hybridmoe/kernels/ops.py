@@ -1,0 +1,148 @@
+"""The CPU kernels as functions of torch tensors: shapes are checked here, numbers made in csrc.
+
+All tensors are contiguous and on the CPU. A token's result is the same bits whatever else is in the
+batch and however many threads run. Products with a quantised matrix round the activations to int8 in
+blocks of 32 with a float32 scale, then add exact integer dot products; csrc/README.md has the bounds,
+tests/closeness.py the checks. reference.py has the same functions in plain numpy.
+"""
+
+import torch
+from torch import Tensor
+
+from hybridmoe import _C, env
+from hybridmoe.errors import ShapeError
+from hybridmoe.kernels import isa
+from hybridmoe.kernels.matrix import QuantMatrix
+
+__all__ = [
+    "QuantMatrix",
+    "batched_linear",
+    "dequantize",
+    "expert_ffn",
+    "gather_rows",
+    "isa",
+    "linear",
+    "num_threads",
+    "set_num_threads",
+]
+
+
+def linear(x: Tensor, w: QuantMatrix) -> Tensor:
+    """x W^T.
+
+    Shapes:  x (T, K) f32 · w one matrix (N, K) -> (T, N) f32.
+    Cost:    reads w once for every four tokens, from a cache after the first.
+    Errors:  ShapeError.
+    """
+    _check(x, "linear: x", torch.float32, 2, w.cols)
+    if w.batch != 1:
+        raise ShapeError(f"linear: w is a stack of {w.batch} matrices, expected one")
+    tokens = x.shape[0]
+    out = _empty(tokens, w.rows)  # (T, N)
+    _C.linear(x.data_ptr(), tokens, w.handle, out.data_ptr())
+    return out
+
+
+def batched_linear(x: Tensor, w: QuantMatrix) -> Tensor:
+    """x[b] W[b]^T for every matrix of a stack: the per-head products of latent attention.
+
+    Shapes:  x (B, T, K) f32 · w B matrices (N, K) -> (B, T, N) f32.
+    Errors:  ShapeError.
+    """
+    _check(x, "batched_linear: x", torch.float32, 3, w.cols)
+    batch, tokens, _ = x.shape
+    if batch != w.batch:
+        raise ShapeError(f"batched_linear: x has {batch} batches, w {w.batch}")
+    out = _empty(batch, tokens, w.rows)  # (B, T, N)
+    _C.linear(x.data_ptr(), tokens, w.handle, out.data_ptr())
+    return out
+
+
+def expert_ffn(
+    x: Tensor, ids: Tensor, weights: Tensor, gate: QuantMatrix, up: QuantMatrix, down: QuantMatrix
+) -> Tensor:
+    """The weighted SwiGLU output of each token's experts.
+
+    Shapes:  x (T, H) f32 · ids (T, k) int32, -1 = none · weights (T, k) f32 ·
+             gate, up (E, I, H) · down (E, H, I) -> (T, H) f32.
+    Cost:    reads each distinct expert once per call (per four of its tokens, from a cache).
+    Numeric: the product silu(gate) * up is rounded to int8 again where `down` is quantised.
+    Errors:  ShapeError, also for an id outside -1..E-1.
+    Source:  SwiGLU, Shazeer 2020.
+    """
+    _check(x, "expert_ffn: x", torch.float32, 2, gate.cols)
+    tokens, top_k = ids.shape if ids.ndim == 2 else (-1, -1)
+    _check(ids, "expert_ffn: ids", torch.int32, 2, top_k)
+    _check(weights, "expert_ffn: weights", torch.float32, 2, top_k)
+    if not tokens == x.shape[0] == weights.shape[0]:
+        raise ShapeError(
+            f"expert_ffn: x has {x.shape[0]} tokens, ids {tokens}, weights {weights.shape[0]}"
+        )
+    out = torch.empty_like(x)  # (T, H)
+    _C.expert_ffn(
+        x.data_ptr(),
+        ids.data_ptr(),
+        weights.data_ptr(),
+        tokens,
+        top_k,
+        gate.handle,
+        up.handle,
+        down.handle,
+        out.data_ptr(),
+    )
+    return out
+
+
+def dequantize(w: QuantMatrix) -> Tensor:
+    """Every weight as float32: (N, K), or (B, N, K) for a stack; the bits of `gguf.quants`."""
+    shape = (w.rows, w.cols) if w.batch == 1 else (w.batch, w.rows, w.cols)
+    out = _empty(*shape)
+    _C.dequantize(w.handle, out.data_ptr())
+    return out
+
+
+def gather_rows(w: QuantMatrix, ids: Tensor) -> Tensor:
+    """Rows `ids` of one matrix, as float32: token embeddings.
+
+    Shapes:  w (N, K) · ids (T,) int64 -> (T, K) f32.
+    Errors:  ShapeError, also for an id outside 0..N-1.
+    """
+    _check(ids, "gather_rows: ids", torch.int64, 1, None)
+    out = _empty(ids.shape[0], w.cols)  # (T, K)
+    _C.gather_rows(w.handle, ids.data_ptr(), ids.shape[0], out.data_ptr())
+    return out
+
+
+def num_threads() -> int:
+    """Threads that the kernels use, the caller's included."""
+    return _C.num_threads()
+
+
+def set_num_threads(n: int) -> None:
+    """Use `n` threads (1..1024) from the next call on. Raises `ShapeError`."""
+    _C.set_num_threads(n)
+
+
+def _empty(*shape: int) -> Tensor:
+    return torch.empty(shape, dtype=torch.float32, device="cpu")  # whatever torch's defaults are
+
+
+def _check(t: Tensor, what: str, dtype: torch.dtype, ndim: int, last: int | None) -> None:
+    """Raise unless `t` is a contiguous CPU tensor of `ndim` dimensions, the last of size `last`."""
+    if (
+        t.dtype is dtype
+        and t.ndim == ndim
+        and (last is None or t.shape[-1] == last)
+        and t.is_contiguous()
+        and t.device.type == "cpu"
+    ):
+        return
+    raise ShapeError(
+        f"{what} is {t.dtype} {tuple(t.shape)} on {t.device.type}"
+        f"{'' if t.is_contiguous() else ', not contiguous'}, expected a contiguous CPU tensor of "
+        f"{dtype} with {ndim} dimensions{'' if last is None else f', the last {last}'}"
+    )
+
+
+if (_threads := env.num_threads()) is not None:
+    set_num_threads(_threads)

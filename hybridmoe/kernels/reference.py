@@ -1,0 +1,51 @@
+"""The functions of ops.py in plain numpy, float64: slow and obvious. What the kernels are tested by.
+
+Weights are those of `gguf.quants.dequantize`; activations are not rounded.
+"""
+
+import numpy as np
+import torch
+from gguf import quants
+from torch import Tensor
+
+from hybridmoe.kernels.matrix import QuantMatrix
+
+__all__ = ["batched_linear", "dequantize", "expert_ffn", "gather_rows", "linear"]
+
+
+def dequantize(w: QuantMatrix) -> Tensor:
+    """(N, K), or (B, N, K) for a stack, f32."""
+    rows = w.data.reshape(w.batch * w.rows, w.row_bytes)
+    weights = np.array(quants.dequantize(rows, w.type), np.float32)
+    shape = (w.rows, w.cols) if w.batch == 1 else (w.batch, w.rows, w.cols)
+    return torch.from_numpy(weights.reshape(shape))
+
+
+def linear(x: Tensor, w: QuantMatrix) -> Tensor:
+    """x (T, K) · w (N, K) -> (T, N) f64."""
+    return x.double() @ dequantize(w).double().T
+
+
+def batched_linear(x: Tensor, w: QuantMatrix) -> Tensor:
+    """x (B, T, K) · w (B, N, K) -> (B, T, N) f64."""
+    weights = dequantize(w).double().reshape(w.batch, w.rows, w.cols)
+    return x.double() @ weights.transpose(1, 2)
+
+
+def expert_ffn(
+    x: Tensor, ids: Tensor, weights: Tensor, gate: QuantMatrix, up: QuantMatrix, down: QuantMatrix
+) -> Tensor:
+    """x (T, H) · ids (T, k), -1 = none · weights (T, k) -> (T, H) f64."""
+    out = torch.zeros(x.shape, dtype=torch.float64)
+    for t, j in zip(*torch.nonzero(ids >= 0, as_tuple=True), strict=True):
+        e = int(ids[t, j])
+        token = x[t : t + 1]
+        g = linear(token, gate.slice(e, e + 1))
+        hidden = g * torch.sigmoid(g) * linear(token, up.slice(e, e + 1))
+        out[t] += float(weights[t, j]) * linear(hidden, down.slice(e, e + 1))[0]
+    return out
+
+
+def gather_rows(w: QuantMatrix, ids: Tensor) -> Tensor:
+    """w (N, K) · ids (T,) -> (T, K) f32."""
+    return dequantize(w).reshape(w.rows, w.cols)[ids]

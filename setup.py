@@ -1,0 +1,68 @@
+"""Builds the extension module hybridmoe._C; everything else is in pyproject.toml.
+
+Each instruction set is a static library with flags of its own, linked into the one extension, which
+picks a kernel table at run time. HYBRIDMOE_DEV=1 turns warnings into errors.
+"""
+
+import os
+import platform
+from pathlib import Path
+
+from pybind11.setup_helpers import Pybind11Extension
+from setuptools import setup
+
+CSRC = Path("csrc")
+CFLAGS = [
+    "-std=c++20",
+    "-O3",
+    "-g0",
+    "-fvisibility=hidden",
+    "-ffp-contract=off",  # decoding is bit for bit; fused multiply-adds are written out
+    "-fno-math-errno",
+    "-Wall",
+    "-Wextra",
+    f"-I{CSRC}",
+    *(["-Werror"] if os.environ.get("HYBRIDMOE_DEV") == "1" else []),
+]
+
+AVX2 = ["-mavx2", "-mfma", "-mf16c"]
+AVX512 = [*AVX2, "-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mavx512vnni"]
+AMX = [*AVX512, "-mamx-tile", "-mamx-int8", "-mamx-bf16"]
+ISA_FLAGS = {"scalar": [], "avx2": AVX2}
+if platform.machine() not in ("x86_64", "AMD64"):
+    ISA_FLAGS = {"scalar": []}
+
+
+def isa_source(name: str) -> str:
+    """The file that becomes the object of instruction set `name`."""
+    return str(CSRC / "kernels" / f"isa_{name}.cpp")
+
+
+HEADERS = sorted(str(path) for pattern in ("*.h", "*.inc") for path in CSRC.rglob(pattern))
+ISA_SOURCES = {isa_source(name) for name in ISA_FLAGS}
+ALL_ISA_SOURCES = {str(path) for path in CSRC.glob("kernels/isa_*.cpp")}
+SOURCES = sorted({str(path) for path in CSRC.rglob("*.cpp")} - ALL_ISA_SOURCES)
+
+if __name__ == "__main__":
+    setup(
+        libraries=[
+            (
+                f"hybridmoe_{name}",
+                {
+                    "sources": [isa_source(name)],
+                    "obj_deps": {"": HEADERS},
+                    "cflags": CFLAGS + flags,
+                },
+            )
+            for name, flags in ISA_FLAGS.items()
+        ],
+        ext_modules=[
+            Pybind11Extension(
+                "hybridmoe._C",
+                SOURCES,
+                depends=HEADERS,
+                define_macros=[(f"HM_HAVE_{name.upper()}", "1") for name in ISA_FLAGS],
+                extra_compile_args=CFLAGS,
+            )
+        ],
+    )
