@@ -3,7 +3,7 @@
 Five variants (`k2`, `v3`, `v2`, `v2lite`, `moonlight`) set what differs between those models; any
 field of `TinyConfig` can be given to `write_tiny`. A tensor's values depend on the seed and its
 name only, and both MLA generations are cut from one matrix: with `type=F32` the files with
-`split_kv_b` on and off hold the same model.
+`split_kv_b` on and off hold the same model. (IQ1 and IQ2 blocks are random, not quantized.)
 
 llama.cpp looks for `attn_q` (no q_lora) only in files of 26 or 27 layers, so `v2lite` and
 `moonlight` have 27; their widths are smaller to make up for it, and fall back to Q8_0 where a K
@@ -18,7 +18,7 @@ from pathlib import Path
 import gguf
 import numpy as np
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, GGUFValueType
-from tiny_quantize import quantize
+from tiny_quantize import SLOW_TYPES, quantize, random_blocks
 from tiny_vocab import make_vocabulary
 
 F32 = GGMLQuantizationType.F32
@@ -113,7 +113,7 @@ def write_tiny(
     weights: dict[str, np.ndarray] = {}
     for name, values in _tensors(config, seed):
         chosen = _choose_type(type, name, values)
-        data = quantize(values, chosen)
+        data = _encode(values, chosen, zlib.crc32(name.encode(), seed))
         raw = None if chosen in (F32, GGMLQuantizationType.F16) else chosen
         writer.add_tensor(name, data, raw_dtype=raw)
         weights[name] = gguf.dequantize(data, chosen).astype(np.float32).reshape(values.shape)
@@ -153,6 +153,12 @@ def split_file(path: Path | str, parts: int) -> list[Path]:
     writer.write_tensors_to_file()
     writer.close()
     return names
+
+
+def _encode(values: np.ndarray, type: GGMLQuantizationType, seed: int) -> np.ndarray:
+    if type in SLOW_TYPES:
+        return random_blocks(values.shape, type, float(values.std()), seed)
+    return quantize(values, type)
 
 
 def _choose_type(choice: TypeChoice, name: str, values: np.ndarray) -> GGMLQuantizationType:

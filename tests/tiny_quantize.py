@@ -1,4 +1,8 @@
-"""Quantize arrays with llama.cpp's own quantizers, through llama-cpp-python's shared library."""
+"""Arrays to GGUF blocks, by llama.cpp's own quantizers (from llama-cpp-python) or at random.
+
+The quantizers of IQ1 and IQ2 need up to ten seconds to set themselves up. Where it matters only
+that the blocks are valid and their values random, `random_blocks` makes them at once.
+"""
 
 import ctypes
 import functools
@@ -18,6 +22,8 @@ _NAMES = (
 )
 QUANTIZED_TYPES = tuple(GGMLQuantizationType[name] for name in _NAMES.split(" "))
 ALL_TYPES = (F32, GGMLQuantizationType.F16, GGMLQuantizationType.BF16, *QUANTIZED_TYPES)
+
+SLOW_TYPES = tuple(kind for kind in QUANTIZED_TYPES if kind.name.startswith(("IQ1", "IQ2")))
 
 
 def quantize(values: np.ndarray, type: GGMLQuantizationType) -> np.ndarray:
@@ -42,6 +48,32 @@ def quantize(values: np.ndarray, type: GGMLQuantizationType) -> np.ndarray:
     )
     assert written == out.nbytes, (type, written, out.nbytes)
     return out
+
+
+def random_blocks(
+    shape: tuple[int, ...], type: GGMLQuantizationType, deviation: float, seed: int
+) -> np.ndarray:
+    """Blocks of one of `SLOW_TYPES` with random codes, and one scale that gives `deviation`."""
+    assert type in SLOW_TYPES, type
+    block, block_bytes = GGML_QUANT_SIZES[type]
+    rng = np.random.default_rng(seed)
+    row_bytes = shape[-1] // block * block_bytes
+    blocks = rng.integers(0, 256, (*shape[:-1], row_bytes), np.uint8)
+    flat = blocks.reshape(-1, block_bytes)
+    _set_scale(flat, type, 1.0)
+    _set_scale(flat, type, deviation / float(gguf.dequantize(flat, type).std()))
+    return blocks
+
+
+def _set_scale(blocks: np.ndarray, type: GGMLQuantizationType, scale: float) -> None:
+    """Set the float16 scale of each block: the first two bytes, or four nibbles in IQ1_M."""
+    if type == GGMLQuantizationType.IQ1_M:
+        bits = int(np.float16(scale).view(np.uint16))
+        for i in range(4):
+            high = blocks[:, 49 + 2 * i]
+            high[:] = high & 0x0F | (bits >> 4 * i & 0x0F) << 4
+    else:
+        blocks[:, :2] = np.frombuffer(np.float16(scale).tobytes(), np.uint8)
 
 
 @functools.cache
