@@ -5,9 +5,9 @@ bytes are, the result is a `Header` or a one-line `GGUFError`; memory stays with
 multiple of the header's length, because each count is held against the bytes that are left
 before anything is allocated for it.
 
-Strings: keys and tensor names must be UTF-8. In values (a vocabulary may hold any bytes) an
-invalid sequence becomes U+FFFD, so that every string can be printed; nothing here depends on such
-tokens, as the tokenizer reads the file itself.
+Strings: keys and tensor names must be UTF-8. In values an invalid sequence becomes U+FFFD, so that
+every string can be printed and encoded again; the vocabularies that run here are byte-level BPE,
+whose tokens are valid UTF-8 throughout.
 
 Source: the GGUF specification, ggml/docs/gguf.md, versions 2 and 3 (the layouts are the same);
 constants come from the `gguf` package, whose own reader checks no bounds and needs many times
