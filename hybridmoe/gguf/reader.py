@@ -12,6 +12,7 @@ import os
 import stat
 from collections.abc import Mapping
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 from types import MappingProxyType, TracebackType
 from typing import Self
@@ -41,10 +42,7 @@ class Tensor:
 
     @property
     def num_elements(self) -> int:
-        elements = 1
-        for dim in self.shape:
-            elements *= dim
-        return elements
+        return prod(self.shape)
 
 
 class GGUFFile:
