@@ -84,6 +84,16 @@ class Tokenizer:
             start = match.end()
         return out + self._encoder.encode(text[start:])
 
+    def encode_untrusted(self, text: str) -> list[int]:
+        """Ids of the text, in which no name stands for a token, user-defined ones included."""
+        out: list[int] = []
+        start = 0
+        while match := self._user_defined.search(text, start):
+            cut = match.start() + 1  # inside the name, after its first character
+            out += self._encoder.encode(text[start:cut])
+            start = cut
+        return out + self.encode(text[start:])
+
     def decode(self, ids: Iterable[int], *, skip_special: bool = True) -> str:
         """Text of the ids; bytes that are not UTF-8 become U+FFFD. Raises ConfigError."""
         raw = b"".join(

@@ -1,0 +1,176 @@
+"""From messages to the text that a model was trained on, by the template in its file.
+
+The template comes with an untrusted file: text/sandbox.py bounds what it can do. Its conventions
+are those of Hugging Face's `apply_chat_template`. How the text becomes token ids, and why a
+message cannot smuggle special tokens into it, is text/prompt.py's affair.
+"""
+
+import functools
+import threading
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+import jinja2
+
+from hybridmoe.errors import TemplateError
+from hybridmoe.text.messages import plain_copy
+from hybridmoe.text.sandbox import BoundedEnvironment
+
+__all__ = ["KIMI_K2_TEMPLATE", "ChatTemplate"]
+
+# Kimi K2's format, for files that have its tokens and no template. Nothing stands between turns;
+# the declaration of tools is compact JSON with sorted keys, which the model was trained on.
+KIMI_K2_TEMPLATE = """\
+{%- if tools -%}
+  <|im_system|>tool_declare<|im_middle|>
+  {{- tools | tojson(separators=(',', ':'), sort_keys=True) -}}
+  <|im_end|>
+{%- endif -%}
+{%- if messages[0].role != 'system' -%}
+  <|im_system|>system<|im_middle|>You are Kimi, an AI assistant created by Moonshot AI.<|im_end|>
+{%- endif -%}
+{%- for message in messages -%}
+  {%- if message.role in ('user', 'assistant') -%}
+    <|im_{{ message.role }}|>
+  {%- else -%}
+    <|im_system|>
+  {%- endif -%}
+  {{- message.name or message.role -}}<|im_middle|>
+  {%- if message.role == 'tool' -%}
+    {{- '## Return of ' ~ message.tool_call_id ~ '\n' -}}
+  {%- endif -%}
+  {{- message.content or '' -}}
+  {%- if message.tool_calls -%}
+    <|tool_calls_section_begin|>
+    {%- for call in message.tool_calls -%}
+      <|tool_call_begin|>{{ call.id }}<|tool_call_argument_begin|>
+      {{- call.function.arguments -}}<|tool_call_end|>
+    {%- endfor -%}
+    <|tool_calls_section_end|>
+  {%- endif -%}
+  <|im_end|>
+{%- endfor -%}
+{%- if add_generation_prompt -%}
+  <|im_assistant|>assistant<|im_middle|>
+{%- endif -%}
+"""
+
+_KIMI_MARKS = ("<|im_system|>", "<|im_user|>", "<|im_assistant|>", "<|im_middle|>", "<|im_end|>")
+
+
+class Specials(Protocol):
+    """What a template needs of a tokenizer."""
+
+    @property
+    def bos_id(self) -> int | None: ...
+    def special_id(self, text: str) -> int | None: ...
+    def decode(self, ids: Sequence[int], *, skip_special: bool = True) -> str: ...
+
+
+class ChatTemplate:
+    """A compiled template; safe to share between threads."""
+
+    def __init__(self, source: str, *, bos_token: str = "", eos_token: str = "") -> None:
+        """Compile. Raises TemplateError, with the line."""
+        self._environment = BoundedEnvironment()
+        self._tokens = {"bos_token": bos_token, "eos_token": eos_token}
+        self._lock = threading.Lock()
+        try:
+            self._template = self._environment.from_string(source)
+        except Exception as error:  # whatever an untrusted template provokes
+            raise _as_template_error(error) from None
+
+    @classmethod
+    def from_metadata(
+        cls, metadata: Mapping[str, Any], tokenizer: Specials, *, has_tools: bool = False
+    ) -> "ChatTemplate":
+        """The template of the file, or Kimi K2's where the file has none but K2's tokens.
+
+        Of several templates: the one named "tool_use" if there are tools, else the default.
+        Errors: TemplateError.
+        """
+        source = _find_source(metadata, has_tools)
+        if source is None:
+            if any(tokenizer.special_id(mark) is None for mark in _KIMI_MARKS):
+                raise TemplateError(
+                    "the file has no chat template (tokenizer.chat_template), and not Kimi K2's"
+                    " special tokens: it can continue a text (generate), but not chat"
+                )
+            source = KIMI_K2_TEMPLATE
+        texts = metadata.get("tokenizer.ggml.tokens") or []
+        named = {}
+        for role in ("bos", "eos"):
+            token_id = metadata.get(f"tokenizer.ggml.{role}_token_id")
+            if isinstance(token_id, int) and 0 <= token_id < len(texts):
+                named[f"{role}_token"] = str(texts[token_id])
+        return cls(source, **named)
+
+    def render(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        add_generation_prompt: bool = True,
+    ) -> str:
+        """The text for these messages (text/messages.py describes their form).
+
+        Raises TemplateError, one line, for whatever goes wrong, within seconds.
+        """
+        context = {
+            "messages": plain_copy(messages, "messages"),
+            "tools": plain_copy(tools, "tools"),
+            "add_generation_prompt": add_generation_prompt,
+            **self._tokens,
+        }
+        with self._lock:
+            try:
+                self._environment.restart(0)
+                self._environment.restart(self._environment.weigh(context))
+                return "".join(self._template.generate(context))
+            except Exception as error:
+                raise _as_template_error(error) from None
+
+    @functools.cached_property
+    def wants_mappings(self) -> bool:
+        """Whether the template takes the arguments of tool calls as mappings, not as JSON text.
+
+        Templates differ in that and do not say; so one call is rendered to see.
+        """
+        function = {"name": "f", "arguments": '{"a":1}'}
+        call = {"id": "call00000", "type": "function", "function": function}
+        question = {"role": "user", "content": "x"}
+        answer = {"role": "assistant", "content": "", "tool_calls": [call]}
+        try:
+            text = self.render([question, answer], add_generation_prompt=False)
+        except TemplateError:
+            return True
+        return '{"a":1}' not in text
+
+
+def _find_source(metadata: Mapping[str, Any], has_tools: bool) -> str | None:
+    """GGUF writes a model's further templates with their names appended to the key."""
+    keys = ["tokenizer.chat_template", "tokenizer.chat_template.default"]
+    if has_tools:
+        keys.insert(0, "tokenizer.chat_template.tool_use")
+    source = next((metadata[key] for key in keys if metadata.get(key)), None)
+    if source is not None and not isinstance(source, str):
+        raise TemplateError(f"tokenizer.chat_template is {source!r:.60}; expected a string")
+    return source
+
+
+def _as_template_error(error: Exception) -> TemplateError:
+    """One line for the user; jinja2 puts the template's line numbers into the traceback."""
+    line = getattr(error, "lineno", None)
+    trace = error.__traceback__
+    while trace is not None and line is None:
+        if trace.tb_frame.f_code.co_filename == "<template>":
+            line = trace.tb_lineno
+        trace = trace.tb_next
+    if isinstance(error, RecursionError):
+        what = "nested too deeply"
+    elif isinstance(error, jinja2.TemplateError):
+        what = str(error.message or type(error).__name__)
+    else:
+        what = f"{type(error).__name__}: {error}"
+    place = f", line {line}" if line else ""
+    return TemplateError(f"chat template{place}: {' '.join(what.split())[:300]}")

@@ -1,0 +1,147 @@
+"""Conversations as OpenAI's API writes them: checked, and put into one form for templates.
+
+Afterwards: `role` a string; `content` a string, or None beside tool calls; tool calls with `id`,
+`type` and `function`, whose `arguments` are a JSON string (`with_mappings` parses them for the
+templates that want that). Other keys pass as they are. The
+caller's objects are not changed.
+"""
+
+import json
+from collections import deque
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from hybridmoe.errors import ConfigError
+
+__all__ = ["check_messages", "check_tools", "number_tool_calls", "plain_copy", "with_mappings"]
+
+_MAX_JSON_DEPTH = 64
+
+
+def check_messages(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Normalised copies. Raises ConfigError, which says where and what."""
+    if isinstance(messages, str | bytes | Mapping) or not isinstance(messages, Sequence):
+        raise ConfigError(f"messages is {messages!r:.60}; expected a list of messages")
+    if not messages:
+        raise ConfigError("messages is empty; expected at least one message")
+    return [_check_message(message, f"messages[{i}]") for i, message in enumerate(messages)]
+
+
+def check_tools(tools: Sequence[Mapping[str, Any]] | None) -> list[dict[str, Any]] | None:
+    """Copies of the declarations; None where there are none. Raises ConfigError."""
+    if not tools:
+        return None
+    if isinstance(tools, str | bytes | Mapping) or not isinstance(tools, Sequence):
+        raise ConfigError(f"tools is {tools!r:.60}; expected a list of declarations")
+    for i, tool in enumerate(tools):
+        if not isinstance(tool, Mapping):
+            raise ConfigError(f"tools[{i}] is {tool!r:.60}; expected a mapping")
+        function = tool.get("function")
+        if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
+            raise ConfigError(f"tools[{i}].function.name is missing; expected a string")
+    return [plain_copy(dict(tool), f"tools[{i}]") for i, tool in enumerate(tools)]
+
+
+def number_tool_calls(messages: list[dict[str, Any]]) -> None:
+    """Rewrite tool call ids to Kimi K2's `functions.NAME:N`, N counting over the conversation.
+
+    The model was trained on these alone, and loses the form when it sees others. Results follow
+    their calls by id, or, where that matches none, in order.
+    """
+    count = 0
+    waiting: deque[tuple[str, str]] = deque()  # (id as given, id as written)
+    for message in messages:
+        for call in message.get("tool_calls", ()):
+            name = f"functions.{call['function']['name']}:{count}"
+            count += 1
+            waiting.append((call["id"], name))
+            call["id"] = name
+        if message["role"] == "tool" and waiting:
+            given = message.get("tool_call_id")
+            pair = next((pair for pair in waiting if pair[0] == given), waiting[0])
+            waiting.remove(pair)
+            message["tool_call_id"] = pair[1]
+
+
+def with_mappings(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The messages with tool call arguments as mappings. Raises ConfigError if one is not JSON."""
+    out = []
+    for i, message in enumerate(messages):
+        calls = []
+        for call in message.get("tool_calls", ()):
+            function = call["function"]
+            try:
+                arguments = json.loads(function["arguments"])
+            except (ValueError, RecursionError):
+                raise ConfigError(
+                    f"messages[{i}].tool_calls: the arguments of {function['name']!r:.60} are not"
+                    " JSON, which this model's template needs"
+                ) from None
+            calls.append({**call, "function": {**function, "arguments": arguments}})
+        out.append({**message, "tool_calls": calls} if calls else message)
+    return out
+
+
+def plain_copy(value: Any, where: str, depth: int = 0) -> Any:
+    """A copy of plain JSON data, so that a template sees, and changes, nothing else."""
+    if depth > _MAX_JSON_DEPTH:
+        raise ConfigError(f"{where}: nested more than {_MAX_JSON_DEPTH} deep")
+    if value is None or isinstance(value, str | int | float):
+        return value
+    if isinstance(value, Mapping):
+        return {str(k): plain_copy(v, where, depth + 1) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain_copy(v, where, depth + 1) for v in value]
+    raise ConfigError(f"{where} is {value!r:.60}; expected JSON data")
+
+
+def _check_message(message: Mapping[str, Any], where: str) -> dict[str, Any]:
+    if not isinstance(message, Mapping):
+        raise ConfigError(f"{where} is {message!r:.60}; expected a mapping with role and content")
+    out = {str(key): plain_copy(value, f"{where}.{key}") for key, value in message.items()}
+    role = out.get("role")
+    if not isinstance(role, str) or not role:
+        raise ConfigError(f"{where}.role is {role!r:.60}; expected a string such as 'user'")
+    calls = out.pop("tool_calls", None)
+    if calls:
+        if role != "assistant" or not isinstance(calls, list):
+            raise ConfigError(f"{where}.tool_calls: expected a list, in an assistant's message")
+        out["tool_calls"] = [
+            _check_call(call, f"{where}.tool_calls[{i}]") for i, call in enumerate(calls)
+        ]
+    out["content"] = _text_of(out.get("content"), where)
+    if out["content"] is None and not calls:
+        raise ConfigError(f"{where}.content is missing; expected a string")
+    if role == "tool" and not isinstance(out.setdefault("tool_call_id", ""), str):
+        raise ConfigError(f"{where}.tool_call_id: expected a string")
+    return out
+
+
+def _text_of(content: object, where: str) -> str | None:
+    if content is None or isinstance(content, str):
+        return content
+    if not isinstance(content, list):
+        raise ConfigError(f"{where}.content is {content!r:.60}; expected a string or text parts")
+    for i, part in enumerate(content):
+        kind = part.get("type") if isinstance(part, Mapping) else part
+        if kind != "text" or not isinstance(part.get("text"), str):
+            raise ConfigError(
+                f"{where}.content[{i}] is {kind!r:.60}; expected"
+                ' {"type": "text", "text": "..."} (this model reads text only)'
+            )
+    return "".join(part["text"] for part in content)
+
+
+def _check_call(call: Any, where: str) -> dict[str, Any]:
+    function = call.get("function") if isinstance(call, Mapping) else None
+    if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
+        raise ConfigError(f"{where}.function.name is missing; expected a string")
+    arguments = function.get("arguments")
+    if isinstance(arguments, Mapping):
+        arguments = json.dumps(arguments, ensure_ascii=False, separators=(",", ":"))
+    if not isinstance(arguments, str | None):
+        raise ConfigError(
+            f"{where}.function.arguments is {arguments!r:.60}; expected JSON or a mapping"
+        )
+    written = {"name": function["name"], "arguments": arguments or "{}"}
+    return {"id": str(call.get("id") or ""), "type": "function", "function": written}

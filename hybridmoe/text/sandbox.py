@@ -1,0 +1,335 @@
+"""A jinja2 environment in which an untrusted template can neither reach out nor run away.
+
+jinja2's immutable sandbox keeps a template from Python's internals, but not from taking all
+memory or all time. Here every filter, method and global is from a list, and a render has a budget:
+
+  time      a deadline, looked at in every loop turn and call, and never far apart, because
+  size      what an operation makes is weighed before or at once after it is made, and the sum of
+            all that one render makes is limited; so no single operation is long either
+  nesting   values that hold one another many times over ([a, a] of [b, b] ...) weigh what they
+            would print, and are weighed before they are printed or compared
+
+Loops and literals are reached by rewriting the syntax tree; operators, calls and filters by
+overriding. Nothing is evaluated at compile time, where there is no budget.
+"""
+
+import functools
+import json
+import re
+import time
+from collections.abc import Callable, ItemsView, KeysView, Mapping, ValuesView
+from datetime import datetime
+from typing import Any
+
+from jinja2 import nodes, pass_context
+from jinja2.exceptions import SecurityError, TemplateRuntimeError
+from jinja2.ext import loopcontrols
+from jinja2.filters import FILTERS
+from jinja2.runtime import Context, Undefined
+from jinja2.sandbox import ImmutableSandboxedEnvironment, safe_range
+from jinja2.utils import Namespace
+from jinja2.visitor import NodeTransformer
+
+__all__ = ["BoundedEnvironment"]
+
+MAX_SOURCE_CHARS = 1 << 18  # the largest template in use has some 30 000
+_DEADLINE_S = 5.0
+_MAX_WEIGHT = 1 << 25  # characters made by one render, beyond what its input allows
+_ITEM_WEIGHT = 64  # a container's item costs that much memory and time
+_MAX_INT_BITS = 4096
+
+_FILTERS = (
+    "abs", "capitalize", "count", "d", "default", "dictsort", "first", "float", "format",
+    "groupby", "indent", "int", "items", "join", "last", "length", "list", "lower", "map",
+    "max", "min", "reject", "rejectattr", "replace", "reverse", "round", "select", "selectattr",
+    "sort", "string", "title", "trim", "unique", "upper",
+)  # fmt: skip
+_STR_METHODS = frozenset((
+    "capitalize", "casefold", "count", "endswith", "find", "index", "isalnum", "isalpha",
+    "isascii", "isdecimal", "isdigit", "islower", "isnumeric", "isspace", "isupper", "join",
+    "lower", "lstrip", "partition", "removeprefix", "removesuffix", "replace", "rfind",
+    "rindex", "rpartition", "rsplit", "rstrip", "split", "splitlines", "startswith", "strip",
+    "swapcase", "title", "upper",
+))  # fmt: skip
+_CONTAINER_METHODS = frozenset((
+    "append", "copy", "count", "get", "index", "items", "keys", "pop", "values",
+))  # fmt: skip
+_COMPARING_FILTERS = frozenset({"dictsort", "groupby", "max", "min", "sort", "unique"})
+_PRINTING_FILTERS = frozenset({"capitalize", "lower", "soft_str", "str", "title", "trim", "upper"})
+_COMPARING_TESTS = ("eq", "equalto", "==", "ne", "!=", "in", "lt", "<", "gt", ">")
+# A conversion with a width, or with one from the arguments.
+_WIDE_CONVERSION = re.compile(r"%(\([^)]*\))?[#0 +-]*([0-9]{3,}|\*|[0-9]*\.([0-9]{3,}|\*))")
+
+
+class BoundedEnvironment(ImmutableSandboxedEnvironment):
+    """Compiles and renders one template at a time; not thread-safe (see ChatTemplate)."""
+
+    intercepted_binops = frozenset({"+", "*", "**", "%", "//"})
+
+    def __init__(self) -> None:
+        super().__init__(
+            trim_blocks=True,
+            lstrip_blocks=True,
+            extensions=[loopcontrols],
+            optimized=False,  # no constant folding: it would run filters while compiling
+            finalize=self._finalize,
+        )
+        self.restart(0)
+        self.filters = {name: self._bounded(FILTERS[name]) for name in _FILTERS}
+        self.filters |= {
+            "tojson": self._to_json,
+            "_settled": self._settle,
+            "_concat": self._concat,
+            "_weighed": self._weighed,
+            "safe": self._bounded(str),
+        }
+        comparing: dict[str, Any] = {name: self.tests[name] for name in _COMPARING_TESTS}
+        self.tests |= {name: self._weighing(test) for name, test in comparing.items()}
+        self.globals = {
+            "namespace": Namespace,
+            "dict": dict,
+            "range": safe_range,
+            "raise_exception": _raise_exception,
+            "strftime_now": _strftime_now,
+        }
+
+    def restart(self, input_weight: int) -> None:
+        """Give the next render a fresh budget, larger for a larger input."""
+        self._limit = _MAX_WEIGHT + 16 * input_weight
+        self._left = self._limit
+        self._deadline = time.monotonic() + _DEADLINE_S
+
+    def weigh(self, value: Any) -> int:
+        """Characters that the value would print, at least; stops above the limit with an error."""
+        total, stack = 0, [value]
+        while stack:
+            item = stack.pop()
+            if isinstance(item, str):
+                total += len(item)
+            elif isinstance(item, Mapping):
+                stack += [*item.keys(), *item.values()]
+            elif isinstance(
+                item, list | tuple | set | frozenset | ItemsView | KeysView | ValuesView
+            ):
+                stack.extend(item)
+            elif isinstance(item, Namespace):
+                stack.append(vars(item)["_Namespace__attrs"])
+            total += _ITEM_WEIGHT
+            if total > self._limit:
+                raise SecurityError("a value grows too large")
+        return total
+
+    def _parse(self, source: str, name: str | None, filename: str | None) -> nodes.Template:
+        if len(source) > MAX_SOURCE_CHARS:
+            raise SecurityError(f"{len(source)} characters; expected at most {MAX_SOURCE_CHARS}")
+        tree = _Instrument().visit(super()._parse(source, name, filename))
+        assert isinstance(tree, nodes.Template)
+        return tree
+
+    def is_safe_attribute(self, obj: Any, attr: str, value: Any) -> bool:
+        if isinstance(obj, str):
+            return attr in _STR_METHODS
+        if isinstance(obj, dict | list | tuple):
+            return attr in _CONTAINER_METHODS
+        if isinstance(obj, int | float | bytes | range):
+            return False
+        return super().is_safe_attribute(obj, attr, value)
+
+    def call(__self, __context: Context, __obj: Any, *args: Any, **kwargs: Any) -> Any:
+        __self.tick(0)
+        owner, name = getattr(__obj, "__self__", None), getattr(__obj, "__name__", "")
+        if isinstance(owner, str) and name == "join" and args:
+            args = (__self._materialize(args[0]), *args[1:])
+            __self._spend(len(owner) * len(args[0]))
+        elif isinstance(owner, str) and name == "replace":
+            __self._check_replace(owner, *args, **kwargs)
+        elif __obj is dict or isinstance(owner, list | tuple):
+            __self.weigh([owner, args, kwargs])
+        return __self._settle(super().call(__context, __obj, *args, **kwargs))
+
+    def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
+        self.tick(0)
+        if operator == "%" and isinstance(left, str):
+            return self._format(left, right)
+        if isinstance(left, int) and isinstance(right, int):
+            bits = left.bit_length()
+            bits *= max(0, right) if operator == "**" else 1
+            if bits + right.bit_length() > _MAX_INT_BITS:
+                raise SecurityError("a number grows too large")
+        elif operator == "*":
+            for value, times in ((left, right), (right, left)):
+                if isinstance(times, int) and isinstance(value, str | list | tuple):
+                    self._spend(self.weigh(value) * max(0, times))
+        elif operator == "+":
+            self.weigh([left, right])
+        return self._settle(super().call_binop(context, operator, left, right))
+
+    @pass_context
+    def _finalize(self, _context: Context, value: Any) -> Any:
+        """Called for everything that is printed. Taking the context forbids constant folding."""
+        self._spend(self.weigh(value))
+        return value
+
+    def tick(self, weight: int) -> None:
+        """One turn of a loop, or one call, which itself prints `weight` characters."""
+        self._spend(weight)
+        if time.monotonic() > self._deadline:
+            raise SecurityError(f"takes longer than {_DEADLINE_S:g} s")
+
+    def _spend(self, weight: int) -> None:
+        self._left -= weight
+        if self._left < 0:
+            raise SecurityError("its values or its output grow too large")
+
+    def _settle(self, value: Any) -> Any:
+        """Pay for a value that was just made."""
+        if isinstance(value, str | list | tuple | dict | Mapping):
+            self._spend(self.weigh(value))
+        return value
+
+    def _weighed(self, value: Any) -> Any:
+        self.weigh(value)
+        return value
+
+    def _weighing(self, test: Callable[..., Any]) -> Callable[[Any, Any], bool]:
+        """The test, for values that it does not take long to compare."""
+
+        def weighing(left: Any, right: Any) -> bool:
+            self.weigh([left, right])
+            return bool(test(left, right))
+
+        return weighing
+
+    def _materialize(self, value: Any) -> Any:
+        """A list of what an iterable holds, since its length and weight are needed."""
+        if isinstance(value, str | Mapping | list | tuple):
+            return value
+        items = list(value)
+        self._spend(self.weigh(items))
+        return items
+
+    def _bounded(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """The filter, with its arguments checked and its result paid for."""
+        name = function.__name__.removeprefix("do_").removeprefix("sync_do_")
+        first = 1 if hasattr(function, "jinja_pass_arg") else 0
+
+        @functools.wraps(function)
+        def bounded(*args: Any, **kwargs: Any) -> Any:
+            self.tick(0)
+            passed, values = args[:first], list(args[first:])
+            if name == "format":
+                return self._format(str(values[0]), kwargs or tuple(values[1:]))
+            if name == "join":
+                values[0] = self._materialize(values[0])
+                separator = kwargs.get("d", values[1] if len(values) > 1 else "")
+                self._spend(len(values[0]) * self.weigh(separator))
+            elif name == "replace":
+                self._check_replace(str(values[0]), *map(str, values[1:3]))
+            elif name == "indent":
+                width = kwargs.get("width", values[1] if len(values) > 1 else 4)
+                size = width if isinstance(width, int) else len(str(width))
+                self._spend((str(values[0]).count("\n") + 1) * max(0, size))
+            elif name in _COMPARING_FILTERS or name in _PRINTING_FILTERS:
+                self.weigh(values)
+            result = function(*passed, *values, **kwargs)
+            if hasattr(result, "__next__"):
+                result = list(result)
+            return self._settle(result)
+
+        return bounded
+
+    def _concat(self, parts: list[Any]) -> str:
+        self._spend(self.weigh(parts))
+        return "".join(map(str, parts))
+
+    def _format(self, template: str, values: Any) -> str:
+        if _WIDE_CONVERSION.search(template):
+            raise SecurityError("a format with a width of three digits or more")
+        self._spend((self.weigh(values) + len(template)) * 4)
+        return str(template % values)
+
+    def _check_replace(self, text: str, old: str = "", new: str = "", *_: Any, **__: Any) -> None:
+        count = text.count(old) if old else len(text) + 1
+        self._spend(count * len(new))
+
+    def _to_json(
+        self,
+        value: Any,
+        ensure_ascii: bool = False,
+        indent: int | str | None = None,
+        separators: tuple[str, str] | None = None,
+        sort_keys: bool = False,
+    ) -> str:
+        """As transformers has it: unlike jinja2's own, neither ASCII nor safe for HTML."""
+        self.tick(0)
+        weight = self.weigh(value)
+        width = indent if isinstance(indent, int) else len(indent or "")
+        if not 0 <= width <= 16 or (separators and len("".join(separators)) > 16):
+            raise SecurityError("tojson with an indent or separators of unusual length")
+        self._spend(weight * (1 + width))
+        return json.dumps(
+            value,
+            ensure_ascii=ensure_ascii,
+            indent=indent,
+            separators=separators,
+            sort_keys=sort_keys,
+            default=_refuse_undefined,
+        )
+
+
+class _Instrument(NodeTransformer):
+    """Lets every loop turn tick, and literals, joins and slices pay."""
+
+    def visit_For(self, node: nodes.For) -> nodes.Node:
+        weight = sum(len(data.data) for data in node.find_all(nodes.TemplateData))
+        self.generic_visit(node)
+        tick = nodes.EnvironmentAttribute("tick")
+        call = nodes.Call(tick, [nodes.Const(weight)], [], None, None)
+        node.body.insert(0, nodes.ExprStmt(call))
+        return node
+
+    def visit_Compare(self, node: nodes.Compare) -> nodes.Node:
+        self.generic_visit(node)
+        node.expr = _filtered(node.expr, "_weighed")
+        for operand in node.ops:
+            operand.expr = _filtered(operand.expr, "_weighed")
+        return node
+
+    def visit_Concat(self, node: nodes.Concat) -> nodes.Node:
+        self.generic_visit(node)
+        return _filtered(nodes.List(node.nodes), "_concat")
+
+    def visit_List(self, node: nodes.List) -> nodes.Node:
+        self.generic_visit(node)
+        return _filtered(node, "_settled")
+
+    def visit_Dict(self, node: nodes.Dict) -> nodes.Node:
+        self.generic_visit(node)
+        return _filtered(node, "_settled")
+
+    def visit_Tuple(self, node: nodes.Tuple) -> nodes.Node:
+        self.generic_visit(node)
+        return node if node.ctx == "store" else _filtered(node, "_settled")
+
+    def visit_Getitem(self, node: nodes.Getitem) -> nodes.Node:
+        self.generic_visit(node)
+        return _filtered(node, "_settled") if isinstance(node.arg, nodes.Slice) else node
+
+
+def _filtered(node: nodes.Expr, name: str) -> nodes.Filter:
+    return nodes.Filter(node, name, [], [], None, None, lineno=node.lineno)
+
+
+def _refuse_undefined(value: Any) -> Any:
+    what = "an undefined value" if isinstance(value, Undefined) else type(value).__name__
+    raise TypeError(f"{what} cannot be written as JSON")
+
+
+def _raise_exception(message: object) -> None:
+    raise TemplateRuntimeError(str(message)[:1000])
+
+
+def _strftime_now(pattern: str) -> str:
+    if len(pattern) > 100 or re.search(r"%[^A-Za-z%]", pattern):
+        raise SecurityError(f"strftime_now({pattern!r:.60}): expected plain conversions")
+    return datetime.now().strftime(pattern)
