@@ -13,6 +13,7 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from hybridmoe.answer import Result, ResultStream, Timing
     from hybridmoe.engine.sampler import SamplingParams
     from hybridmoe.errors import (
         ConfigError,
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
         TemplateError,
         UnsupportedModelError,
     )
-    from hybridmoe.llm import LLM, Progress, Result, ResultStream, Timing, load
+    from hybridmoe.llm import LLM, Progress, load
 
     __version__: str
 
@@ -45,7 +46,8 @@ __all__ = [
 _HOMES = {
     "hybridmoe.engine.sampler": ("SamplingParams",),
     "hybridmoe.errors": tuple(name for name in __all__ if name.endswith("Error")),
-    "hybridmoe.llm": ("LLM", "Progress", "Result", "ResultStream", "Timing", "load"),
+    "hybridmoe.answer": ("Result", "ResultStream", "Timing"),
+    "hybridmoe.llm": ("LLM", "Progress", "load"),
 }
 
 

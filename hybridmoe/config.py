@@ -170,7 +170,7 @@ class ModelConfig:
             num_groups=num_groups,
             num_groups_used=num_groups_used,
             rms_eps=keys.number("attention.layer_norm_rms_epsilon", least=0.0, most=1.0),
-            rope_base=keys.number("rope.freq_base", default=10000.0, least=1.0, most=1e12),
+            rope_base=keys.number("rope.freq_base", default=10000.0, least=2.0, most=1e12),
             yarn=_read_yarn(keys),
             context_tokens=keys.count("context_length", most=_MAX_CONTEXT_TOKENS),
             vocab_size=keys.count("vocab_size", default=vocab_default),

@@ -12,10 +12,10 @@ import os
 
 from hybridmoe.errors import ConfigError
 
-__all__ = ["forced_isa", "num_threads"]
+__all__ = ["ISA_NAMES", "MAX_THREADS", "forced_isa", "num_threads"]
 
 ISA_NAMES = ("scalar", "avx2", "avx512", "amx")
-_MAX_THREADS = 1024
+MAX_THREADS = 1024
 
 
 def forced_isa() -> str | None:
@@ -31,6 +31,6 @@ def num_threads() -> int | None:
     text = os.environ.get("HYBRIDMOE_THREADS", "")
     if not text:
         return None
-    if not text.isascii() or not text.isdigit() or not 1 <= int(text[:9]) <= _MAX_THREADS:
-        raise ConfigError(f"HYBRIDMOE_THREADS={text!r}: expected a number from 1 to {_MAX_THREADS}")
+    if not text.isascii() or not text.isdigit() or not 1 <= int(text[:9]) <= MAX_THREADS:
+        raise ConfigError(f"HYBRIDMOE_THREADS={text!r}: expected a number from 1 to {MAX_THREADS}")
     return int(text)

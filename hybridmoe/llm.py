@@ -4,19 +4,19 @@ Joins the engine (token ids) with the tokenizer and the chat template. Not threa
 generation at a time; starting another one ends a stream that was not read to its end.
 """
 
-import collections.abc
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Self, overload
 
 import numpy as np
 from numpy.typing import NDArray
 
+from hybridmoe.answer import Answer, Result, ResultStream
 from hybridmoe.config import ModelConfig
 from hybridmoe.demo import demo_path
-from hybridmoe.engine.generator import Generation, Generator, TokenStream
+from hybridmoe.engine.generator import Generation, Generator
 from hybridmoe.engine.sampler import SamplingParams
+from hybridmoe.env import MAX_THREADS
 from hybridmoe.errors import ConfigError, GGUFError
 from hybridmoe.gguf.reader import GGUFFile
 from hybridmoe.kernels import ops
@@ -24,15 +24,12 @@ from hybridmoe.model.decoder import Decoder
 from hybridmoe.model.weights import read_ahead
 from hybridmoe.text.chat_template import ChatTemplate
 from hybridmoe.text.prompt import encode_chat
-from hybridmoe.text.stop_strings import StopFilter
 from hybridmoe.text.tokenizer import Tokenizer
-from hybridmoe.text.tool_calls import SECTION_BEGIN, split_tool_calls
 
-__all__ = ["LLM", "Progress", "Result", "ResultStream", "Timing", "load"]
+__all__ = ["LLM", "Progress", "load"]
 
 Messages = Sequence[Mapping[str, Any]]
 Tools = Sequence[Mapping[str, Any]]
-PieceStream = collections.abc.Generator[str, None, None]
 
 
 class Progress(NamedTuple):
@@ -47,63 +44,6 @@ class Progress(NamedTuple):
 ProgressCallback = Callable[[Progress], None]
 
 
-@dataclass(frozen=True, slots=True)
-class Timing:
-    """What one answer cost. Times in seconds."""
-
-    prompt_tokens: int
-    cached_tokens: int  # of the prompt, not computed again
-    prompt_s: float
-    generated_tokens: int
-    decode_s: float  # first generated token to the last
-
-    @property
-    def prompt_tokens_per_s(self) -> float:
-        return _rate(self.prompt_tokens - self.cached_tokens, self.prompt_s)
-
-    @property
-    def decode_tokens_per_s(self) -> float:
-        return _rate(self.generated_tokens - 1, self.decode_s)
-
-
-@dataclass(frozen=True, slots=True)
-class Result:
-    """One answer."""
-
-    text: str
-    token_ids: list[int]  # every generated id but the end token
-    finish_reason: Literal["stop", "length", "tool_calls", "cancelled"]
-    timing: Timing
-    tool_calls: list[dict[str, Any]] = field(default_factory=list)
-
-
-class ResultStream:
-    """Iterates over an answer's text pieces; `result` holds the whole once it has ended."""
-
-    def __init__(self, pieces: PieceStream, finish: Callable[[], Result]) -> None:
-        self._pieces = pieces
-        self._finish = finish
-        self._result: Result | None = None
-
-    def __iter__(self) -> Self:
-        return self
-
-    def __next__(self) -> str:
-        return next(self._pieces)
-
-    @property
-    def result(self) -> Result:
-        """The answer so far, with `finish_reason` "cancelled" where it was cut short."""
-        if self._result is None:
-            self.close()
-            self._result = self._finish()
-        return self._result
-
-    def close(self) -> None:
-        """Stop generating, at once."""
-        self._pieces.close()
-
-
 class LLM:
     """A model ready to answer; made by `load`."""
 
@@ -113,7 +53,7 @@ class LLM:
         self.file = file
         self.config = config
         self.tokenizer = tokenizer
-        self._template: ChatTemplate | None = None
+        self._templates: dict[bool, ChatTemplate] = {}  # by whether tools are declared
         self._defaults = _sampling_defaults(file.metadata)
         self._generator = Generator(Decoder(file, config), tokenizer.eos_ids, context_tokens)
         self._active: ResultStream | None = None
@@ -167,9 +107,7 @@ class LLM:
         the file, or else from that class. With stream=True, an iterator of text pieces.
         Errors: ConfigError for unusable messages or parameters; TemplateError.
         """
-        if self._template is None:
-            self._template = ChatTemplate.from_metadata(self.file.metadata, self.tokenizer)
-        ids = encode_chat(self._template, self.tokenizer, messages, tools)
+        ids = encode_chat(self._template(bool(tools)), self.tokenizer, messages, tools)
         return self._answer(ids, stream, progress, sampling)
 
     @overload
@@ -218,6 +156,13 @@ class LLM:
         self.tokenizer.close()
         self.file.close()
 
+    def _template(self, has_tools: bool) -> ChatTemplate:
+        if has_tools not in self._templates:
+            self._templates[has_tools] = ChatTemplate.from_metadata(
+                self.file.metadata, self.tokenizer, has_tools=has_tools
+            )
+        return self._templates[has_tools]
+
     def _answer(
         self,
         ids: list[int],
@@ -230,7 +175,7 @@ class LLM:
             self._active.close()
         record = Generation()
         report = _prompt_report(progress)
-        answer = _Answer(self._generator.run(ids, params, record, report), params, self.tokenizer)
+        answer = Answer(self._generator.run(ids, params, record, report), params, self.tokenizer)
         self._active = ResultStream(answer.pieces(), lambda: answer.result(record))
         if stream:
             return self._active
@@ -245,60 +190,6 @@ class LLM:
             raise ConfigError(f"unknown parameter {unknown!r}; known: {', '.join(known)}")
         given = {name: value for name, value in sampling.items() if value is not None}
         return SamplingParams(**{**self._defaults, **given})
-
-
-class _Answer:
-    """Turns generated ids into shown text, and into a `Result` at the end."""
-
-    def __init__(
-        self, token_ids: TokenStream, params: SamplingParams, tokenizer: Tokenizer
-    ) -> None:
-        self._token_ids = token_ids
-        self._tokenizer = tokenizer
-        self._stops = StopFilter(params.stop)
-        self._section_begin = {tokenizer.special_id(text) for text in SECTION_BEGIN}
-        self._ids: list[int] = []
-        self._shown: list[str] = []
-
-    def pieces(self) -> PieceStream:
-        try:
-            for piece in self._raw_pieces():
-                if piece:
-                    self._shown.append(piece)
-                    yield piece
-        finally:
-            self._token_ids.close()
-
-    def _raw_pieces(self) -> Iterator[str]:
-        decoder = self._tokenizer.stream()
-        is_hidden = False  # inside tool calls: for `result`, not for the eye
-        for token_id in self._token_ids:
-            self._ids.append(token_id)
-            is_hidden = is_hidden or token_id in self._section_begin
-            if not is_hidden:
-                yield self._stops.push(decoder.push(token_id))
-            if self._stops.has_stopped:
-                return
-        yield self._stops.push(decoder.flush())
-        yield self._stops.flush()
-
-    def result(self, record: Generation) -> Result:
-        _, calls = split_tool_calls(self._ids, self._tokenizer)
-        reason = "stop" if self._stops.has_stopped else record.finish_reason or "cancelled"
-        timing = Timing(
-            prompt_tokens=record.prompt_tokens,
-            cached_tokens=record.cached_tokens,
-            prompt_s=record.prompt_s,
-            generated_tokens=record.generated_tokens,
-            decode_s=record.decode_s,
-        )
-        return Result(
-            text="".join(self._shown),
-            token_ids=self._ids,
-            finish_reason="tool_calls" if calls and reason == "stop" else reason,  # type: ignore[arg-type]
-            timing=timing,
-            tool_calls=calls,
-        )
 
 
 def load(
@@ -318,6 +209,8 @@ def load(
     Errors: GGUFError, UnsupportedModelError, ConfigError; one line that names the file.
     """
     if num_threads is not None:
+        if not 1 <= num_threads <= MAX_THREADS:
+            raise ConfigError(f"num_threads={num_threads}: expected 1 to {MAX_THREADS}")
         ops.set_num_threads(num_threads)
     file = GGUFFile.open(demo_path() if path is None else path)
     try:
@@ -372,7 +265,3 @@ def _prompt_report(progress: ProgressCallback | None) -> Callable[[int, int], No
     if progress is None:
         return None
     return lambda done, total: progress(Progress("prompt", done, total, "tokens"))
-
-
-def _rate(count: int, seconds: float) -> float:
-    return count / seconds if seconds > 0.0 and count > 0 else 0.0

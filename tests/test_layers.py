@@ -18,7 +18,7 @@ LAYERS = {
             ("model",),
             ("engine",),
             ("demo",),
-            ("llm",),
+            ("answer", "llm"),
             ("serve",),
             ("cli", "__main__"),
         ]

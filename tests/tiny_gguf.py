@@ -58,6 +58,7 @@ class TinyConfig:
     yarn_beta_fast: float | None = 1.0  # None: the key is absent
     yarn_beta_slow: float | None = 1.0
     yarn_log_multiplier: float | None = 0.1  # the file holds 0.1 x the model's mscale_all_dim
+    gain: float = 1.5  # spread of a product's outputs over its inputs'; 1 is calm, 2 is chaos
     split_kv_b: bool = True
     tied: bool = False
     pre: str = "kimi-k2"
@@ -117,10 +118,7 @@ def write_tiny(
         raw = None if chosen in (F32, GGMLQuantizationType.F16) else chosen
         writer.add_tensor(name, data, raw_dtype=raw)
         weights[name] = gguf.dequantize(data, chosen).astype(np.float32).reshape(values.shape)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
+    _finish(writer)
     return weights
 
 
@@ -131,6 +129,16 @@ def tiny_config(variant: str = "k2", **overrides: object) -> TinyConfig:
     return replace(TinyConfig(), **{**VARIANTS[variant], **overrides})  # type: ignore[arg-type]
 
 
+def write_f32_twin(path: Path | str, weights: Mapping[str, np.ndarray], out: Path | str) -> None:
+    """Write the file's model with these weights, as float32: what exact arithmetic would run."""
+    reader = gguf.GGUFReader(path)
+    writer = gguf.GGUFWriter(out, "deepseek2")
+    _copy_metadata(reader, writer)
+    for name, values in weights.items():
+        writer.add_tensor(name, values)
+    _finish(writer)
+
+
 def split_file(path: Path | str, parts: int) -> list[Path]:
     """Rewrite a GGUF as `parts` files `<stem>-0000i-of-0000n.gguf` beside it."""
     path = Path(path)
@@ -138,21 +146,29 @@ def split_file(path: Path | str, parts: int) -> list[Path]:
     per_part = -(-len(reader.tensors) // parts)
     assert -(-len(reader.tensors) // per_part) == parts, f"cannot make {parts} parts"
     writer = gguf.GGUFWriter(path, "deepseek2", split_max_tensors=per_part)
-    for key, field in reader.fields.items():
-        if not key.startswith(("GGUF.", "general.architecture")):
-            sub_type = field.types[-1] if field.types[0] == GGUFValueType.ARRAY else None
-            writer.add_key_value(key, field.contents(), field.types[0], sub_type)
+    _copy_metadata(reader, writer)
     for tensor in reader.tensors:
         plain = tensor.tensor_type in (F32, GGMLQuantizationType.F16)
         raw = None if plain else tensor.tensor_type
         writer.add_tensor(tensor.name, np.array(tensor.data), raw_dtype=raw)
     del reader
     names = writer.format_shard_names(path)
+    _finish(writer)
+    return names
+
+
+def _copy_metadata(reader: gguf.GGUFReader, writer: gguf.GGUFWriter) -> None:
+    for key, field in reader.fields.items():
+        if not key.startswith(("GGUF.", "general.architecture")):
+            sub_type = field.types[-1] if field.types[0] == GGUFValueType.ARRAY else None
+            writer.add_key_value(key, field.contents(), field.types[0], sub_type)
+
+
+def _finish(writer: gguf.GGUFWriter) -> None:
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
-    return names
 
 
 def _encode(values: np.ndarray, type: GGMLQuantizationType, seed: int) -> np.ndarray:
@@ -174,14 +190,14 @@ def _choose_type(choice: TypeChoice, name: str, values: np.ndarray) -> GGMLQuant
 
 
 def _tensors(c: TinyConfig, seed: int) -> Iterator[tuple[str, np.ndarray]]:
-    def matrix(name: str, *shape: int, gain: float = 1.5) -> tuple[str, np.ndarray]:
+    def matrix(name: str, *shape: int, gain: float = c.gain) -> tuple[str, np.ndarray]:
         return name, _normal(seed, name, *shape) * np.float32(gain / shape[-1] ** 0.5)
 
     def norm(name: str, size: int) -> tuple[str, np.ndarray]:
         return name, 1 + np.float32(0.1) * _normal(seed, name, size)
 
     # Deep random models are chaotic: what a layer adds shrinks with their number.
-    back = 1.5 * min(1.0, 3 / c.layers)
+    back = c.gain * min(1.0, 3 / c.layers)
     num_tokens = len(make_vocabulary(c.pre).tokens)
     token_embd = "token_embd.weight"
     yield matrix(token_embd, num_tokens, c.hidden, gain=0.7 * c.hidden**0.5)

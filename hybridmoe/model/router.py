@@ -36,9 +36,9 @@ def _mask_groups(choice: Tensor, config: ModelConfig, *, best_two: bool) -> Tens
 
     A group counts as the sum of its two best experts in V3, as its best expert in V2.
     """
-    grouped = choice.unflatten(-1, (config.num_groups, -1))  # (T, G, E / G)
+    grouped = choice.view(choice.shape[0], config.num_groups, -1)  # (T, G, E / G)
     num_counted = min(2, grouped.shape[-1]) if best_two else 1
     strength = grouped.topk(num_counted, dim=-1).values.sum(dim=-1)  # (T, G)
     kept = strength.topk(config.num_groups_used, dim=-1).indices
     outside = torch.ones_like(strength, dtype=torch.bool).scatter(-1, kept, False)
-    return grouped.masked_fill(outside[..., None], float("-inf")).flatten(-2)
+    return grouped.masked_fill(outside[..., None], float("-inf")).view_as(choice)

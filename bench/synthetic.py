@@ -1,0 +1,215 @@
+"""Write a deepseek2 GGUF of a given shape with random weights, for speed only.
+
+Quantizing gigabytes of random numbers would take hours on a small machine, and speed does not
+depend on the values: a block's quants are random bits, its scales are small valid numbers. One
+expert's rows are generated once per matrix and rotated for every other, so that no two experts
+share memory and the file cannot be compressed into a cache.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import gguf
+import numpy as np
+from gguf import GGML_QUANT_SIZES
+from gguf import GGMLQuantizationType as Type
+
+Described = tuple[str, tuple[int, ...], Type]  # a tensor's name, shape and type
+
+__all__ = ["K2_SLICE", "MOONLIGHT", "Shape", "write_synthetic"]
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """Sizes of a synthetic model; per layer unless said otherwise."""
+
+    num_layers: int
+    num_dense_layers: int
+    hidden: int
+    dense_inter: int
+    num_heads: int
+    q_lora_rank: int  # 0 = none
+    num_experts: int
+    top_k: int
+    expert_inter: int
+    num_shared_experts: int
+    routed_scale: float
+    vocab_size: int = 4096
+    kv_lora_rank: int = 512
+    rope_dim: int = 64
+    nope_dim: int = 128
+    v_dim: int = 128
+    context_tokens: int = 8192
+
+
+# Kimi K2's real layer shapes, with few layers and experts: 5.97 GB, 1.97 GB read per token.
+K2_SLICE = Shape(
+    num_layers=5, num_dense_layers=1, hidden=7168, dense_inter=18432, num_heads=64,
+    q_lora_rank=1536, num_experts=48, top_k=8, expert_inter=2048, num_shared_experts=1,
+    routed_scale=2.827,
+)  # fmt: skip
+
+# Moonlight-16B-A3B: 27 layers, no q_lora; the down projections fall back to a 32-block type.
+MOONLIGHT = Shape(
+    num_layers=27, num_dense_layers=1, hidden=2048, dense_inter=11264, num_heads=16,
+    q_lora_rank=0, num_experts=64, top_k=6, expert_inter=1408, num_shared_experts=2,
+    routed_scale=2.446,
+)  # fmt: skip
+
+
+def write_synthetic(
+    path: Path, shape: Shape, *, expert_type: Type = Type.Q4_K, dense_type: Type = Type.Q8_0
+) -> None:
+    """Write the file. The same arguments give the same bytes."""
+    writer = gguf.GGUFWriter(path, "deepseek2", use_temp_file=False)
+    for key, value in _metadata(shape).items():
+        _add(writer, f"deepseek2.{key}", value)
+    _add_vocabulary(writer, shape.vocab_size)
+    rng = np.random.default_rng(1)
+    tensors = list(_tensors(shape, expert_type, dense_type))
+    for name, dims, type in tensors:
+        block, block_bytes = GGML_QUANT_SIZES[type]
+        byte_dims = (*dims[:-1], dims[-1] // block * block_bytes)
+        writer.add_tensor_info(name, byte_dims, np.dtype(np.uint8), int(np.prod(byte_dims)), type)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_ti_data_to_file()
+    for _, dims, type in tensors:
+        writer.write_tensor_data(_random_blocks(rng, dims, type))
+    writer.close()
+
+
+def _tensors(
+    s: Shape, expert_type: Type, dense_type: Type
+) -> list[tuple[str, tuple[int, ...], Type]]:
+    def fitting(type: Type, cols: int) -> Type:
+        """llama.cpp's fallback where rows are no multiple of the block: 32-blocks, else F16."""
+        if cols % GGML_QUANT_SIZES[type][0] == 0:
+            return type
+        return Type.Q5_0 if cols % 32 == 0 else Type.F16
+
+    found: list[Described] = []
+
+    def matrix(name: str, *dims: int, type: Type = dense_type) -> None:
+        found.append((f"{name}.weight", dims, fitting(type, dims[-1])))
+
+    def vector(name: str, size: int) -> None:
+        found.append((name, (size,), Type.F32))
+
+    num_query = s.num_heads * (s.nope_dim + s.rope_dim)
+    matrix("token_embd", s.vocab_size, s.hidden)
+    vector("output_norm.weight", s.hidden)
+    matrix("output", s.vocab_size, s.hidden)
+    for layer in range(s.num_layers):
+        b = f"blk.{layer}."
+        vector(f"{b}attn_norm.weight", s.hidden)
+        if s.q_lora_rank:
+            matrix(f"{b}attn_q_a", s.q_lora_rank, s.hidden)
+            vector(f"{b}attn_q_a_norm.weight", s.q_lora_rank)
+            matrix(f"{b}attn_q_b", num_query, s.q_lora_rank)
+        else:
+            matrix(f"{b}attn_q", num_query, s.hidden)
+        matrix(f"{b}attn_kv_a_mqa", s.kv_lora_rank + s.rope_dim, s.hidden)
+        vector(f"{b}attn_kv_a_norm.weight", s.kv_lora_rank)
+        matrix(f"{b}attn_k_b", s.num_heads, s.kv_lora_rank, s.nope_dim)
+        matrix(f"{b}attn_v_b", s.num_heads, s.v_dim, s.kv_lora_rank)
+        matrix(f"{b}attn_output", s.hidden, s.num_heads * s.v_dim)
+        vector(f"{b}ffn_norm.weight", s.hidden)
+        if layer < s.num_dense_layers:
+            matrix(f"{b}ffn_gate", s.dense_inter, s.hidden)
+            matrix(f"{b}ffn_up", s.dense_inter, s.hidden)
+            matrix(f"{b}ffn_down", s.hidden, s.dense_inter)
+            continue
+        matrix(f"{b}ffn_gate_inp", s.num_experts, s.hidden, type=Type.F32)
+        vector(f"{b}exp_probs_b.bias", s.num_experts)
+        experts = (s.num_experts, s.expert_inter, s.hidden)
+        matrix(f"{b}ffn_gate_exps", *experts, type=expert_type)
+        matrix(f"{b}ffn_up_exps", *experts, type=expert_type)
+        matrix(f"{b}ffn_down_exps", s.num_experts, s.hidden, s.expert_inter, type=expert_type)
+        shared = s.num_shared_experts * s.expert_inter
+        matrix(f"{b}ffn_gate_shexp", shared, s.hidden)
+        matrix(f"{b}ffn_up_shexp", shared, s.hidden)
+        matrix(f"{b}ffn_down_shexp", s.hidden, shared)
+    return found
+
+
+# Where a block keeps its float16 scales: byte offsets. Everything else in a block may be random.
+_SCALES: Mapping[Type, tuple[int, ...]] = {
+    Type.Q8_0: (0,), Type.Q4_0: (0,), Type.Q4_1: (0, 2), Type.Q5_0: (0,), Type.Q5_1: (0, 2),
+    Type.Q2_K: (80, 82), Type.Q3_K: (108,), Type.Q4_K: (0, 2), Type.Q5_K: (0, 2),
+    Type.Q6_K: (208,), Type.IQ2_XXS: (0,), Type.IQ2_XS: (0,), Type.IQ2_S: (0,), Type.IQ3_XXS: (0,),
+    Type.IQ3_S: (0,), Type.IQ1_S: (0,), Type.IQ4_NL: (0,), Type.IQ4_XS: (0,),
+}  # fmt: skip
+
+
+def _random_blocks(rng: np.random.Generator, dims: tuple[int, ...], type: Type) -> np.ndarray:
+    if type == Type.F32:
+        values = rng.standard_normal(dims, np.float32) * np.float32(dims[-1] ** -0.5)
+        return values if len(dims) > 1 else np.float32(1.0) + 0.0 * values
+    if type == Type.F16:
+        values = rng.standard_normal(dims, np.float32) * np.float32(dims[-1] ** -0.5)
+        return values.astype(np.float16)
+    block, block_bytes = GGML_QUANT_SIZES[type]
+    rows, per_row = dims[-2], dims[-1] // block
+    one = rng.integers(0, 256, (rows, per_row, block_bytes), np.uint8)
+    scale = np.float16(dims[-1] ** -0.5 / 200)  # keeps activations near 1 for 4- to 8-bit quants
+    for offset in _SCALES[type]:
+        one[..., offset : offset + 2] = np.frombuffer(scale.tobytes(), np.uint8)
+    stack = [np.roll(one, e, axis=0) for e in range(int(np.prod(dims[:-2])))]
+    return np.concatenate(stack).reshape(-1)
+
+
+def _metadata(s: Shape) -> dict[str, object]:
+    return {
+        "block_count": s.num_layers,
+        "leading_dense_block_count": s.num_dense_layers,
+        "context_length": s.context_tokens,
+        "embedding_length": s.hidden,
+        "feed_forward_length": s.dense_inter,
+        "attention.head_count": s.num_heads,
+        "attention.head_count_kv": 1,
+        **({"attention.q_lora_rank": s.q_lora_rank} if s.q_lora_rank else {}),
+        "attention.kv_lora_rank": s.kv_lora_rank,
+        "attention.key_length": s.kv_lora_rank + s.rope_dim,
+        "attention.value_length": s.kv_lora_rank,
+        "attention.key_length_mla": s.nope_dim + s.rope_dim,
+        "attention.value_length_mla": s.v_dim,
+        "attention.layer_norm_rms_epsilon": 1e-6,
+        "rope.dimension_count": s.rope_dim,
+        "rope.freq_base": 50000.0,
+        "expert_count": s.num_experts,
+        "expert_used_count": s.top_k,
+        "expert_shared_count": s.num_shared_experts,
+        "expert_feed_forward_length": s.expert_inter,
+        "expert_gating_func": 2,
+        "expert_weights_norm": True,
+        "expert_weights_scale": s.routed_scale,
+        "vocab_size": s.vocab_size,
+    }
+
+
+def _add(writer: gguf.GGUFWriter, key: str, value: object) -> None:
+    if isinstance(value, bool):
+        writer.add_bool(key, value)
+    elif isinstance(value, int):
+        writer.add_uint32(key, value)
+    else:
+        assert isinstance(value, float), key
+        writer.add_float32(key, value)
+
+
+def _add_vocabulary(writer: gguf.GGUFWriter, vocab_size: int) -> None:
+    """Byte tokens in GPT-2's alphabet, then padding: enough for a tokenizer to load."""
+    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    others = [b for b in range(256) if b not in printable]
+    alphabet = {b: chr(b) for b in printable} | {b: chr(256 + i) for i, b in enumerate(others)}
+    tokens = [alphabet[b] for b in range(256)]
+    tokens += [f"[PAD{i}]" for i in range(vocab_size - 257)] + ["<|im_end|>"]
+    kinds = [gguf.TokenType.NORMAL] * 256 + [gguf.TokenType.UNUSED] * (vocab_size - 257)
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("kimi-k2")
+    writer.add_token_list(tokens)
+    writer.add_token_types([*kinds, gguf.TokenType.CONTROL])
+    writer.add_token_merges([f"{tokens[32 + 65]} {tokens[32 + 66]}"])
+    writer.add_eos_token_id(vocab_size - 1)
