@@ -1,0 +1,120 @@
+"""The `hybridmoe` command: finds the subcommand, turns errors into one line and an exit code.
+
+Exit codes: 0 done, 1 failed, 2 used wrongly, 130 interrupted. Commands are imported when called
+(torch alone takes longer than `--help` may), so this module holds their names and summaries.
+"""
+
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+from importlib import import_module
+from typing import Any, NamedTuple
+
+import click
+
+import hybridmoe
+from hybridmoe.cli.options import debug_option
+from hybridmoe.errors import HybridMoeError
+
+__all__ = ["main"]
+
+EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
+
+
+class _Entry(NamedTuple):
+    module: str
+    attribute: str
+    summary: str
+
+
+COMMANDS = {
+    "chat": _Entry("hybridmoe.cli.chat", "chat_command", "Talk with a model; or pipe a question."),
+    "generate": _Entry("hybridmoe.cli.generate", "generate_command", "Continue a text."),
+    "inspect": _Entry(
+        "hybridmoe.cli.inspect",
+        "inspect_command",
+        "Show what a GGUF file holds and needs.",
+    ),
+}
+
+
+class _LazyGroup(click.Group):
+    """A group that imports a command's module when the command runs, not to list it."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        entry = COMMANDS.get(cmd_name)
+        if entry is None:
+            return None
+        command: click.Command = getattr(import_module(entry.module), entry.attribute)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, entry.summary) for name, entry in COMMANDS.items()])
+
+
+def _print_version(ctx: click.Context, _parameter: click.Parameter, is_given: bool) -> None:
+    if is_given:
+        click.echo(f"hybridmoe {hybridmoe.__version__}")
+        ctx.exit()
+
+
+@click.group(cls=_LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.option(
+    "--version",
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    callback=_print_version,
+    help="Print the version.",
+)
+@debug_option
+def cli() -> None:
+    """Run trillion-parameter mixture-of-experts models, such as Kimi K2, on one workstation.
+
+    Without a file, the commands use the small model that comes with the package.
+    """
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; `argv` is without the program's name. Returns the exit code."""
+    state: dict[str, Any] = {"debug": False}
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")
+    try:
+        arguments = None if argv is None else list(argv)
+        code = cli.main(arguments, "hybridmoe", standalone_mode=False, obj=state)
+        sys.stdout.flush()
+        return code if isinstance(code, int) else 0
+    except click.UsageError as error:
+        _say(f"{error.format_message().rstrip('.')} (see {_path(error)} --help)")
+        return EXIT_USAGE
+    except click.Abort:
+        return EXIT_INTERRUPTED
+    except KeyboardInterrupt:
+        return EXIT_INTERRUPTED
+    except BrokenPipeError:  # click ends silently with 1 where it happens earlier
+        # Python flushes standard output once more at exit; give it a place to go.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_FAILED
+    except Exception as error:
+        if state["debug"]:
+            traceback.print_exc()
+        elif isinstance(error, HybridMoeError | OSError | click.ClickException):
+            _say(error.format_message() if isinstance(error, click.ClickException) else str(error))
+        else:
+            _say(f"internal error: {type(error).__name__}: {error} (--debug shows where)")
+        return EXIT_FAILED
+
+
+def _say(message: str) -> None:
+    print(f"hybridmoe: error: {' '.join(message.split())}", file=sys.stderr)
+
+
+def _path(error: click.UsageError) -> str:
+    return error.ctx.command_path if error.ctx is not None else "hybridmoe"

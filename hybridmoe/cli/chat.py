@@ -1,0 +1,156 @@
+"""`hybridmoe chat`: a conversation on a terminal, or one question through a pipe."""
+
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from hybridmoe.cli.commands import Commands
+from hybridmoe.cli.loading import check_params, open_model
+from hybridmoe.cli.options import load_options, model_argument, sampling_of, sampling_options
+from hybridmoe.cli.render import ProgressBar, Screen
+from hybridmoe.cli.session import Session
+from hybridmoe.cli.talk import Talk
+from hybridmoe.errors import ConfigError
+
+if TYPE_CHECKING:
+    from prompt_toolkit.completion import Completer
+    from prompt_toolkit.history import History
+    from prompt_toolkit.key_binding import KeyBindings
+
+    from hybridmoe import LLM
+
+__all__ = ["chat_command", "is_unfinished", "joined"]
+
+_QUOTES = '"""'
+_LOAD_NAMES = ("num_threads", "context_tokens", "yarn_beta_fast", "yarn_beta_slow")
+
+
+@click.command("chat")
+@model_argument
+@click.option("--system", metavar="TEXT", help="The system message.")
+@sampling_options
+@click.option("--no-color", is_flag=True, help="No dim text, no colours; so does NO_COLOR=1.")
+@load_options
+def chat_command(model: Path | None, system: str | None, no_color: bool, **options: Any) -> None:
+    """Talk with MODEL.gguf, or with the model that comes with the package.
+
+    With a pipe, standard input is one message and the answer alone is printed.
+    """
+    params = sampling_of(options)
+    with open_model(model, params, **{name: options[name] for name in _LOAD_NAMES}) as llm:
+        session = Session(llm.config.name, system, params)
+        if sys.stdin.isatty():
+            _converse(llm, session, Screen(use_color=not no_color))
+        else:
+            _answer_pipe(llm, session)
+
+
+def _answer_pipe(llm: "LLM", session: Session) -> None:
+    question = sys.stdin.buffer.read().decode("utf-8", "replace").rstrip("\r\n")
+    if not question.strip():
+        raise ConfigError("standard input is empty; expected a message")
+    session.messages.append({"role": "user", "content": question})
+    screen = Screen()
+    with ProgressBar() as bar:
+        stream = llm.chat(session.prompt(), stream=True, progress=bar, **session.params)
+        for piece in stream:
+            bar.close()
+            screen.write(piece)
+    screen.end_line()
+
+
+def _converse(llm: "LLM", session: Session, screen: Screen) -> None:
+    talk = Talk(llm, session, screen)
+    commands = Commands(talk, check_params)
+    screen.note(f"{session.model} · context {llm.context_tokens} tokens · /help lists commands")
+    read = _reader(commands.names)
+    while not commands.is_done:
+        try:
+            text = joined(read())
+        except KeyboardInterrupt:
+            screen.note("(Ctrl-D or /exit ends the program)")
+            continue
+        except EOFError:
+            return
+        if text.startswith("/"):
+            commands.run(text)
+        elif text.strip():
+            talk.ask(text)
+
+
+def is_unfinished(text: str) -> bool:
+    """Whether Enter is to continue the message rather than send it."""
+    return text.endswith("\\") or text.count(_QUOTES) % 2 == 1
+
+
+def joined(text: str) -> str:
+    """The message without the marks that continued it."""
+    text = text.strip()
+    if text.startswith(_QUOTES) and text.endswith(_QUOTES) and len(text) >= 2 * len(_QUOTES):
+        return text.removeprefix(_QUOTES).removesuffix(_QUOTES).strip("\n")
+    return text.replace("\\\n", "\n")
+
+
+def _reader(commands: list[str]) -> Callable[[], str]:
+    from prompt_toolkit import PromptSession
+    from prompt_toolkit.output import create_output
+
+    session: PromptSession[str] = PromptSession(
+        history=_history(),
+        completer=_completer(commands),
+        complete_while_typing=False,
+        key_bindings=_key_bindings(),
+        multiline=True,
+        prompt_continuation="  ",
+        output=create_output(always_prefer_tty=True),  # also where the answers go to a file
+    )
+    return lambda: session.prompt("> ")
+
+
+def _key_bindings() -> "KeyBindings":
+    from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
+
+    bindings = KeyBindings()
+
+    @bindings.add("enter")
+    def _(event: KeyPressEvent) -> None:
+        buffer = event.current_buffer
+        if is_unfinished(buffer.document.text):
+            buffer.insert_text("\n")
+        else:
+            buffer.validate_and_handle()
+
+    @bindings.add("escape", "enter")
+    def _(event: KeyPressEvent) -> None:
+        event.current_buffer.insert_text("\n")
+
+    return bindings
+
+
+def _completer(commands: list[str]) -> "Completer":
+    from prompt_toolkit.completion import NestedCompleter, PathCompleter, WordCompleter
+
+    from hybridmoe.cli.options import SAMPLING_NAMES
+
+    paths = PathCompleter(expanduser=True)
+    arguments: dict[str, Any] = {"/save": paths, "/load": paths}
+    arguments["/params"] = WordCompleter(list(SAMPLING_NAMES))
+    return NestedCompleter.from_nested_dict({name: arguments.get(name) for name in commands})
+
+
+def _history() -> "History":
+    """Kept in $XDG_STATE_HOME/hybridmoe/history; in memory where that cannot be written."""
+    from prompt_toolkit.history import FileHistory, InMemoryHistory
+
+    state = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
+    path = Path(state) / "hybridmoe" / "history"
+    try:
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        path.open("a").close()
+    except OSError:
+        return InMemoryHistory()
+    return FileHistory(str(path))

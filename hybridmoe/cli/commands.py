@@ -1,0 +1,156 @@
+"""Slash commands of the chat: each a method, its docstring the help.
+
+A command changes the session only when all of its input is good; what is wrong is one line.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from hybridmoe.cli.options import SAMPLING_NAMES
+from hybridmoe.cli.render import figures
+from hybridmoe.cli.session import Session
+from hybridmoe.cli.talk import Talk
+from hybridmoe.errors import ConfigError
+
+__all__ = ["Commands"]
+
+_WHOLE = ("top_k", "seed", "max_tokens")
+
+
+class Commands:
+    """Runs the line if it is a command."""
+
+    def __init__(self, talk: Talk, check_params: Callable[[dict[str, Any]], object]) -> None:
+        """check_params raises ConfigError for parameters that the model would refuse."""
+        self._talk = talk
+        self._check_params = check_params
+        self._table: dict[str, Callable[[str], None]] = {
+            name.removeprefix("_do_"): getattr(self, name)
+            for name in vars(Commands)
+            if name.startswith("_do_")
+        }
+        self._table["quit"] = self._do_exit
+        self.names = [f"/{name}" for name in self._table]
+        self.is_done = False
+
+    def run(self, line: str) -> None:
+        """Run `/name argument`."""
+        name, _, argument = line[1:].partition(" ")
+        command = self._table.get(name.strip().lower())
+        if command is None:
+            self._say(f"unknown command /{name:.40}; /help lists them")
+            return
+        try:
+            command(argument.strip())
+        except ConfigError as error:
+            self._say(f"error: {error}")
+        except OSError as error:
+            self._say(f"error: {error.filename}: {error.strerror or error}")
+
+    def _say(self, text: str) -> None:
+        self._talk.screen.note(text)
+
+    def _do_help(self, _: str) -> None:
+        """/help             this list"""
+        for name, command in self._table.items():
+            if name != "quit":
+                self._say(str(command.__doc__))
+        self._say('A \\ at the end of a line, Alt+Enter or """ continue a message.')
+        self._say("Ctrl-C stops an answer, Ctrl-D ends the program.")
+
+    def _do_reset(self, _: str) -> None:
+        """/reset            forget the conversation"""
+        self._talk.session.messages.clear()
+        self._say("a new conversation")
+
+    def _do_system(self, text: str) -> None:
+        """/system [TEXT]    set the system message, or show it; "" removes it"""
+        session = self._talk.session
+        if text:
+            session.system = None if text == '""' else text
+        self._say(f"system: {session.system}" if session.system else "no system message")
+
+    def _do_params(self, text: str) -> None:
+        """/params [N [V]]   show, set, or (V = default) unset a sampling parameter"""
+        params = self._talk.session.params
+        name, _, value = text.partition(" ")
+        name = name.replace("-", "_")
+        if name and name not in SAMPLING_NAMES:
+            raise ConfigError(f"no parameter {name!r:.40}; known: {', '.join(SAMPLING_NAMES)}")
+        if value:
+            changed = {key: old for key, old in params.items() if key != name}
+            if value.strip() != "default":
+                changed[name] = _parse(name, value.strip())
+            self._check_params(changed)
+            params.clear()
+            params.update(changed)
+        for key in (name,) if name else SAMPLING_NAMES:
+            self._say(f"{key} = {params.get(key, 'default')}")
+
+    def _do_regen(self, _: str) -> None:
+        """/regen            answer the last question again"""
+        backup = list(self._talk.session.messages)
+        question = self._talk.session.drop_last_turn()
+        if question is None:
+            raise ConfigError("there is no question yet")
+        before = len(self._talk.session.messages)
+        self._talk.ask(question)
+        if len(self._talk.session.messages) == before:  # failed or stopped at once
+            self._talk.session.messages[:] = backup
+
+    def _do_undo(self, _: str) -> None:
+        """/undo             forget the last question and its answer"""
+        question = self._talk.session.drop_last_turn()
+        self._say("there is no question yet" if question is None else f"forgot: {question:.60}")
+
+    def _do_stats(self, _: str) -> None:
+        """/stats            figures of the last answer and of the conversation"""
+        totals = self._talk.totals
+        if totals.last is None:
+            self._say("no answer yet")
+            return
+        self._say(f"last:  {figures(totals.last.timing)}")
+        self._say(
+            f"total: {totals.turns} answers, {totals.prompt_tokens} prompt tokens"
+            f" ({totals.cached_tokens} cached), {totals.generated_tokens} generated,"
+            f" {totals.seconds:.1f} s"
+        )
+
+    def _do_save(self, text: str) -> None:
+        """/save FILE        write the conversation as JSON"""
+        path = _file(text, "/save")
+        self._talk.session.save(path)
+        self._say(f"saved {len(self._talk.session.messages)} messages to {path}")
+
+    def _do_load(self, text: str) -> None:
+        """/load FILE        go on with a conversation from /save"""
+        path = _file(text, "/load")
+        loaded = Session.load(path)
+        self._check_params(loaded.params)
+        session = self._talk.session
+        session.system, session.messages = loaded.system, loaded.messages
+        session.params = loaded.params
+        self._say(f"loaded {len(loaded.messages)} messages from {path}")
+        if loaded.model != session.model:
+            self._say(f"(they are from another model: {loaded.model:.80})")
+
+    def _do_exit(self, _: str) -> None:
+        """/exit             leave; /quit and Ctrl-D do the same"""
+        self.is_done = True
+
+
+def _file(text: str, command: str) -> Path:
+    if not text:
+        raise ConfigError(f"{command} needs the name of a file")
+    return Path(text).expanduser()
+
+
+def _parse(name: str, text: str) -> int | float | list[str]:
+    if name == "stop":
+        return [text]
+    try:
+        return int(text) if name in _WHOLE else float(text)
+    except ValueError:
+        kind = "a whole number" if name in _WHOLE else "a number"
+        raise ConfigError(f"{name}={text!r:.40}: expected {kind}") from None

@@ -1,0 +1,24 @@
+"""Opening a model for a command: parameters are checked first, then a bar shows the reading."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import hybridmoe
+from hybridmoe.cli.render import ProgressBar
+
+if TYPE_CHECKING:
+    from hybridmoe import LLM
+
+__all__ = ["check_params", "open_model"]
+
+
+def check_params(params: dict[str, Any]) -> None:
+    """Raise ConfigError for a sampling parameter outside its range."""
+    hybridmoe.SamplingParams(**params)
+
+
+def open_model(path: Path | None, params: dict[str, Any], **options: Any) -> "LLM":
+    """`hybridmoe.load`, not before `params` are known to be good: a model takes minutes."""
+    check_params(params)
+    with ProgressBar() as bar:
+        return hybridmoe.load(path, progress=bar, **options)

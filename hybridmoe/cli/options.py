@@ -1,0 +1,87 @@
+"""Options that several commands share, and what becomes of them.
+
+An option that is not given is None, so that the file's and the library's defaults hold.
+"""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+__all__ = [
+    "SAMPLING_NAMES",
+    "debug_option",
+    "load_options",
+    "model_argument",
+    "sampling_of",
+    "sampling_options",
+]
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+SAMPLING_NAMES = (
+    "temperature", "top_k", "top_p", "min_p", "repetition_penalty", "presence_penalty",
+    "frequency_penalty", "seed", "max_tokens", "stop",
+)  # fmt: skip
+
+
+def _note_debug(ctx: click.Context, _parameter: click.Parameter, is_given: bool) -> None:
+    if is_given:
+        ctx.ensure_object(dict)["debug"] = True
+
+
+debug_option = click.option(
+    "--debug",
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    callback=_note_debug,
+    help="Show a traceback where something fails.",
+)
+
+model_argument = click.argument(
+    "model", required=False, type=click.Path(path_type=Path), metavar="[MODEL.gguf]"
+)
+
+
+def sampling_options(function: F) -> F:
+    """How the next token is chosen; names as in `SamplingParams`."""
+    return _apply(
+        function,
+        click.option("--temperature", type=float, help="0 = always the likeliest token."),
+        click.option("--top-k", type=int, help="Choose among the K likeliest tokens; 0 = all."),
+        click.option("--top-p", type=float, help="Among the likeliest that make up this share."),
+        click.option("--min-p", type=float, help="Among those this likely, next to the likeliest."),
+        click.option("--repetition-penalty", type=float, help="Above 1 discourages; whole text."),
+        click.option("--presence-penalty", type=float, help="On tokens that the answer has."),
+        click.option("--frequency-penalty", type=float, help="The same, for each time."),
+        click.option("--seed", type=int, help="The same seed gives the same answer."),
+        click.option("--max-tokens", type=int, help="At most this many tokens an answer."),
+        click.option("--stop", multiple=True, metavar="TEXT", help="End before it; repeatable."),
+    )
+
+
+def load_options(function: F) -> F:
+    """How the model is opened; the names are those of `hybridmoe.load`."""
+    return _apply(
+        function,
+        click.option("--threads", "num_threads", type=int, help="CPU threads; physical cores."),
+        click.option("--ctx", "context_tokens", type=int, help="Context in tokens; the model's."),
+        click.option("--yarn-beta-fast", type=float, help="Override the file's YaRN beta_fast."),
+        click.option("--yarn-beta-slow", type=float, help="Override the file's YaRN beta_slow."),
+        debug_option,
+    )
+
+
+def sampling_of(options: Mapping[str, Any]) -> dict[str, Any]:
+    """The sampling parameters among a command's options, as far as they were given."""
+    given = {name: options[name] for name in SAMPLING_NAMES if options.get(name) is not None}
+    stop = given.pop("stop", ())
+    return {**given, "stop": list(stop)} if stop else given
+
+
+def _apply(function: F, *decorators: Callable[[F], F]) -> F:
+    for decorator in reversed(decorators):
+        function = decorator(function)
+    return function

@@ -1,0 +1,139 @@
+"""What a terminal gets to see: safe text, the line of figures, bars while one waits."""
+
+import os
+import sys
+import time
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self, TextIO
+
+if TYPE_CHECKING:
+    from hybridmoe import Progress, Timing
+
+__all__ = ["ProgressBar", "Screen", "figures", "printable"]
+
+_BAR_AFTER_S = 0.3  # what is over sooner needs no bar
+# C0, DEL and C1 controls but newline and tab: without ESC and CSI no escape sequence is one.
+_CONTROLS = dict.fromkeys({*range(0x20), *range(0x7F, 0xA0)} - {0x0A, 0x09})
+
+
+def printable(text: str) -> str:
+    """The text without the control characters by which a model could steer the terminal."""
+    return text.translate(_CONTROLS)
+
+
+def figures(timing: "Timing") -> str:
+    """The line below an answer."""
+    cached = f" ({timing.cached_tokens} cached)" if timing.cached_tokens else ""
+    return (
+        f"prompt {timing.prompt_tokens} tok{cached} {timing.prompt_tokens_per_s:.0f} t/s"
+        f" | gen {timing.generated_tokens} tok {timing.decode_tokens_per_s:.1f} t/s"
+        f" | ttft {timing.prompt_s:.1f} s"
+    )
+
+
+class Screen:
+    """Standard output, with control characters removed where it is a terminal."""
+
+    def __init__(self, out: TextIO | None = None, *, use_color: bool = True) -> None:
+        self._out = sys.stdout if out is None else out
+        self.is_terminal = self._out.isatty()
+        self._use_color = use_color and self.is_terminal and not os.environ.get("NO_COLOR")
+        self._is_line_open = False
+
+    def write(self, text: str) -> None:
+        """Show a piece of an answer, at once."""
+        if self.is_terminal:
+            text = printable(text)
+        if text:
+            self._out.write(text)
+            self._out.flush()
+            self._is_line_open = not text.endswith("\n")
+
+    def end_line(self) -> None:
+        """Begin a new line unless one has just begun."""
+        if self._is_line_open:
+            self.write("\n")
+
+    def note(self, text: str) -> None:
+        """A line about the conversation, dim, not part of it."""
+        self.end_line()
+        text = printable(text)
+        self._out.write(f"\x1b[2m{text}\x1b[0m\n" if self._use_color else f"{text}\n")
+        self._out.flush()
+
+
+class ProgressBar:
+    """The `progress` callback of `load` and `chat`: a bar on standard error if it is a terminal.
+
+    Shown once the work has lasted 0.3 s, removed when it is done.
+    """
+
+    _TITLES = {"load": "loading the model", "prompt": "reading the prompt"}  # noqa: RUF012
+
+    def __init__(self, err: TextIO | None = None) -> None:
+        self._err = sys.stderr if err is None else err
+        self._phase = ""
+        self._started = 0.0
+        self._bar: Any = None
+        self._task: Any = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def __call__(self, progress: "Progress") -> None:
+        if not self._err.isatty():
+            return
+        if progress.phase != self._phase:
+            self.close()
+            self._phase, self._started = progress.phase, time.monotonic()
+        if progress.done >= progress.total:
+            self.close()
+        elif self._bar is not None:
+            self._bar.update(self._task, completed=progress.done, total=progress.total)
+        elif time.monotonic() - self._started > _BAR_AFTER_S:
+            self._open(progress)
+
+    def close(self) -> None:
+        """Remove the bar, if there is one."""
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None
+        self._phase = ""
+
+    def _open(self, progress: "Progress") -> None:
+        from rich.console import Console
+        from rich.progress import (
+            BarColumn,
+            DownloadColumn,
+            MofNCompleteColumn,
+            Progress,
+            TextColumn,
+            TimeRemainingColumn,
+            TransferSpeedColumn,
+        )
+
+        amounts: list[Any] = [DownloadColumn(), TransferSpeedColumn()]
+        if progress.unit == "tokens":
+            amounts = [MofNCompleteColumn(), TextColumn("tokens")]
+        self._bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            *amounts,
+            TimeRemainingColumn(),
+            console=Console(file=self._err),
+            transient=True,
+        )
+        self._task = self._bar.add_task(
+            self._TITLES.get(progress.phase, progress.phase),
+            completed=progress.done,
+            total=progress.total,
+        )
+        self._bar.start()

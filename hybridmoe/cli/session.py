@@ -1,0 +1,98 @@
+"""A conversation and its settings: what `/save` writes and `/load` reads.
+
+The file is JSON: {"format": "hybridmoe-conversation", "version": 1, "model", "system", "params",
+"messages"}; messages are OpenAI's. A file is read whole and checked before anything changes.
+"""
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from hybridmoe.cli.options import SAMPLING_NAMES
+from hybridmoe.errors import ConfigError
+
+__all__ = ["Session"]
+
+_FORMAT, _VERSION = "hybridmoe-conversation", 1
+_MAX_FILE_BYTES = 1 << 26
+_ROLES = ("user", "assistant", "tool", "system")
+
+
+@dataclass(slots=True)
+class Session:
+    """Messages so far; the system message is kept apart, so that it can be changed."""
+
+    model: str = ""
+    system: str | None = None
+    params: dict[str, Any] = field(default_factory=dict)
+    messages: list[dict[str, Any]] = field(default_factory=list)
+
+    def prompt(self) -> list[dict[str, Any]]:
+        """All messages, as the model is to see them."""
+        head = [{"role": "system", "content": self.system}] if self.system else []
+        return head + self.messages
+
+    def drop_last_turn(self) -> str | None:
+        """Remove the last question and all after it; return the question."""
+        for at in range(len(self.messages) - 1, -1, -1):
+            if self.messages[at]["role"] == "user":
+                question: str = self.messages[at]["content"]
+                del self.messages[at:]
+                return question
+        return None
+
+    def save(self, path: Path) -> None:
+        """Write the file, or raise OSError and leave an old one as it was."""
+        data = {
+            "format": _FORMAT,
+            "version": _VERSION,
+            "model": self.model,
+            "system": self.system,
+            "params": self.params,
+            "messages": self.messages,
+        }
+        text = json.dumps(data, ensure_ascii=False, indent=1)
+        beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        try:
+            beside.write_text(text + "\n", encoding="utf-8", errors="replace")
+            os.replace(beside, path)
+        finally:
+            beside.unlink(missing_ok=True)
+
+    @classmethod
+    def load(cls, path: Path) -> "Session":
+        """Read a file that `save` wrote. Errors: ConfigError, one line; OSError."""
+        if path.stat().st_size > _MAX_FILE_BYTES:
+            raise ConfigError(f"{path.name}: larger than {_MAX_FILE_BYTES >> 20} MiB")
+        try:
+            data = json.loads(path.read_bytes())
+        except (ValueError, RecursionError) as error:
+            raise ConfigError(f"{path.name} is not JSON: {error}") from None
+        if not isinstance(data, dict) or data.get("format") != _FORMAT:
+            raise ConfigError(f"{path.name} is no conversation that /save wrote")
+        if data.get("version") != _VERSION:
+            raise ConfigError(
+                f"{path.name}: version {data.get('version')!r:.20}; this program reads {_VERSION}"
+            )
+        model, system, params = data.get("model", ""), data.get("system"), data.get("params")
+        messages = data.get("messages")
+        if not isinstance(model, str) or not isinstance(system, str | None):
+            raise ConfigError(f"{path.name}: model and system: expected strings")
+        if not isinstance(params, dict) or not params.keys() <= set(SAMPLING_NAMES):
+            raise ConfigError(f"{path.name}: params: expected only {', '.join(SAMPLING_NAMES)}")
+        if not isinstance(messages, list):
+            raise ConfigError(f"{path.name}: messages: expected a list")
+        for i, message in enumerate(messages):
+            _check_message(message, f"{path.name}: messages[{i}]")
+        return cls(model, system, params, messages)
+
+
+def _check_message(message: object, where: str) -> None:
+    if not isinstance(message, Mapping) or message.get("role") not in _ROLES:
+        raise ConfigError(f"{where}.role: expected one of {', '.join(_ROLES)}")
+    content = message.get("content")
+    if not isinstance(content, str) and not (content is None and message.get("tool_calls")):
+        raise ConfigError(f"{where}.content: expected a string")

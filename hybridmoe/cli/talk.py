@@ -1,0 +1,140 @@
+"""One conversation with one model: questions, streamed answers, interrupts, figures.
+
+Knows neither prompts nor commands (cli/chat.py, cli/commands.py), so that it can be driven by
+either a person or a pipe.
+"""
+
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import TYPE_CHECKING, Any
+
+from hybridmoe.cli.render import ProgressBar, Screen, figures
+from hybridmoe.cli.session import Session
+from hybridmoe.errors import HybridMoeError
+
+if TYPE_CHECKING:
+    from hybridmoe import LLM, Progress, Result, ResultStream
+
+__all__ = ["Talk", "Totals"]
+
+
+class Totals:
+    """Sums over the conversation, for `/stats`."""
+
+    def __init__(self) -> None:
+        self.turns = self.prompt_tokens = self.cached_tokens = self.generated_tokens = 0
+        self.seconds = 0.0
+        self.last: Result | None = None
+
+    def add(self, result: "Result", seconds: float) -> None:
+        """Count one answer."""
+        self.turns += 1
+        self.prompt_tokens += result.timing.prompt_tokens
+        self.cached_tokens += result.timing.cached_tokens
+        self.generated_tokens += result.timing.generated_tokens
+        self.seconds += seconds
+        self.last = result
+
+
+class Talk:
+    """Asks the model and keeps the session true to what was said."""
+
+    def __init__(self, model: "LLM", session: Session, screen: Screen) -> None:
+        self.session = session
+        self.screen = screen
+        self.totals = Totals()
+        self._model = model
+
+    def ask(self, question: str) -> None:
+        """Stream the answer to the screen and append both to the session.
+
+        Ctrl-C ends the answer, of which what was said is kept. An error, or an interrupt before
+        the first word, leaves the session as it was. Errors are shown, not raised.
+        """
+        messages = self.session.messages
+        messages.append({"role": "user", "content": question})
+        try:
+            result, is_stopped = self._answer()
+        except HybridMoeError as error:
+            messages.pop()
+            self.screen.note(f"error: {error}")
+            return
+        except BaseException:
+            messages.pop()
+            raise
+        if result is None or not (result.text or result.tool_calls):
+            messages.pop()
+        else:
+            answer: dict[str, Any] = {"role": "assistant", "content": result.text}
+            if result.tool_calls:
+                answer["tool_calls"] = result.tool_calls
+            messages.append(answer)
+        self._comment(result, is_stopped)
+
+    def _answer(self) -> tuple["Result | None", bool]:
+        started = time.monotonic()
+        stream: ResultStream | None = None
+        with ProgressBar() as bar, _interrupts() as interrupts:
+
+            def on_progress(progress: "Progress") -> None:
+                if interrupts.is_set():
+                    raise KeyboardInterrupt  # a safe place: between two pieces of the prompt
+                bar(progress)
+
+            try:
+                stream = self._model.chat(
+                    self.session.prompt(), stream=True, progress=on_progress, **self.session.params
+                )
+                for piece in stream:
+                    bar.close()
+                    self.screen.write(piece)
+                    if interrupts.is_set():
+                        stream.close()
+                        break
+            except KeyboardInterrupt:
+                interrupts.set()
+            finally:
+                if stream is not None:
+                    stream.close()
+        if stream is None:
+            return None, True
+        result = stream.result
+        self.totals.add(result, time.monotonic() - started)
+        return result, interrupts.is_set()
+
+    def _comment(self, result: "Result | None", is_stopped: bool) -> None:
+        screen = self.screen
+        screen.end_line()
+        for call in result.tool_calls if result else ():
+            function = call["function"]
+            screen.note(f"tool call: {function['name']}({function['arguments']})")
+        if is_stopped:
+            screen.note("(stopped)")
+        elif result and result.finish_reason == "length":
+            screen.note("(cut off: --max-tokens, or the end of the context)")
+        if result and result.timing.prompt_tokens:
+            screen.note(figures(result.timing))
+
+
+@contextmanager
+def _interrupts() -> Iterator[threading.Event]:
+    """Ctrl-C sets the event; a second one interrupts at once."""
+    event = threading.Event()
+
+    def on_interrupt(_number: int, _frame: FrameType | None) -> None:
+        if event.is_set():
+            raise KeyboardInterrupt
+        event.set()
+
+    if threading.current_thread() is not threading.main_thread():
+        yield event
+        return
+    previous = signal.signal(signal.SIGINT, on_interrupt)
+    try:
+        yield event
+    finally:
+        signal.signal(signal.SIGINT, previous)
