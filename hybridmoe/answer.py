@@ -81,12 +81,19 @@ class Answer:
     """Turns generated ids into shown text, and into a `Result` at the end."""
 
     def __init__(
-        self, token_ids: TokenStream, params: SamplingParams, tokenizer: Tokenizer
+        self,
+        token_ids: TokenStream,
+        params: SamplingParams,
+        tokenizer: Tokenizer,
+        *,
+        may_call: bool,
     ) -> None:
+        """may_call: tool calls are taken out of the text and parsed (chat), not shown (raw)."""
         self._token_ids = token_ids
         self._tokenizer = tokenizer
         self._stops = StopFilter(params.stop)
-        self._section_begin = {tokenizer.special_id(text) for text in SECTION_BEGIN}
+        self._may_call = may_call
+        self._section_begin = {tokenizer.special_id(text) for text in SECTION_BEGIN if may_call}
         self._ids: list[int] = []
         self._shown: list[str] = []
 
@@ -113,7 +120,7 @@ class Answer:
         yield self._stops.flush()
 
     def result(self, record: Generation) -> Result:
-        _, calls = split_tool_calls(self._ids, self._tokenizer)
+        calls = split_tool_calls(self._ids, self._tokenizer)[1] if self._may_call else []
         reason = "stop" if self._stops.has_stopped else record.finish_reason or "cancelled"
         timing = Timing(
             prompt_tokens=record.prompt_tokens,

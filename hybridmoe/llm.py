@@ -108,7 +108,7 @@ class LLM:
         Errors: ConfigError for unusable messages or parameters; TemplateError.
         """
         ids = encode_chat(self._template(bool(tools)), self.tokenizer, messages, tools)
-        return self._answer(ids, stream, progress, sampling)
+        return self._answer(ids, stream, progress, sampling, may_call=True)
 
     @overload
     def generate(
@@ -143,7 +143,7 @@ class LLM:
         Parameters and errors as for `chat`.
         """
         ids = self.tokenizer.encode(prompt, add_special=True, parse_special=True)
-        return self._answer(ids, stream, progress, sampling)
+        return self._answer(ids, stream, progress, sampling, may_call=False)
 
     def logits(self, token_ids: Sequence[int]) -> NDArray[np.float32]:
         """What the model expects after each token: (tokens, vocabulary). Raises ConfigError."""
@@ -169,13 +169,16 @@ class LLM:
         stream: bool,
         progress: ProgressCallback | None,
         sampling: Mapping[str, Any],
+        *,
+        may_call: bool,
     ) -> Result | ResultStream:
         params = self._params(sampling)
         if self._active is not None:
             self._active.close()
         record = Generation()
         report = _prompt_report(progress)
-        answer = Answer(self._generator.run(ids, params, record, report), params, self.tokenizer)
+        token_ids = self._generator.run(ids, params, record, report)
+        answer = Answer(token_ids, params, self.tokenizer, may_call=may_call)
         self._active = ResultStream(answer.pieces(), lambda: answer.result(record))
         if stream:
             return self._active
