@@ -17,6 +17,7 @@ from hybridmoe.model.mla import LatentAttention
 from hybridmoe.model.moe import DenseFfn, MoeFfn
 from hybridmoe.model.norm import RmsNorm
 from hybridmoe.model.rope import RotaryTable
+from hybridmoe.model.threads import torch_threads
 from hybridmoe.model.weights import Weights
 
 __all__ = ["Decoder", "LatentCache"]
@@ -53,15 +54,17 @@ class Decoder:
 
         Ids must lie in the vocabulary. The cache holds valid latents for every earlier position.
         """
-        x = gather_rows(self._embedding, torch.tensor(token_ids, dtype=torch.int64))  # (T, H)
-        for i, layer in enumerate(self._layers):
-            x = layer.forward(x, cache.rows(i, start + len(token_ids)), start)
-        return x
+        with torch_threads(1):
+            x = gather_rows(self._embedding, torch.tensor(token_ids, dtype=torch.int64))  # (T, H)
+            for i, layer in enumerate(self._layers):
+                x = layer.forward(x, cache.rows(i, start + len(token_ids)), start)
+            return x
 
     @torch.inference_mode()
     def logits(self, x: Tensor) -> Tensor:
         """Logits (T, V) f32 of final states (T, H)."""
-        return linear(self._norm(x), self._head)
+        with torch_threads(1):
+            return linear(self._norm(x), self._head)
 
 
 class _Layer:

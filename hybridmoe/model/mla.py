@@ -10,15 +10,18 @@ import torch
 from torch import Tensor
 
 from hybridmoe.config import ModelConfig
-from hybridmoe.kernels.ops import QuantMatrix, batched_linear, linear
+from hybridmoe.kernels.ops import QuantMatrix, batched_linear, linear, num_threads
 from hybridmoe.model.norm import RmsNorm
 from hybridmoe.model.rope import RotaryTable
+from hybridmoe.model.threads import torch_threads
 from hybridmoe.model.weights import BlockWeights
 
 __all__ = ["LatentAttention"]
 
 # Scores held at once, in floats (64 MiB): long prompts are worked off in slices of query tokens.
 _MAX_SCORES = 1 << 24
+# Multiply-adds from which torch's threads are worth waking (some 5 ms on one core).
+_LARGE_PRODUCT = 1 << 28
 
 
 class LatentAttention:
@@ -77,6 +80,11 @@ class LatentAttention:
 
     def _attend(self, queries: Tensor, keys: Tensor) -> Tensor:
         """Softmax attention of the last t of S tokens: (N, t, D), (S, D) -> (N, t, R)."""
+        is_large = queries.numel() * keys.shape[0] > _LARGE_PRODUCT
+        with torch_threads(num_threads() if is_large else 1):
+            return self._softmax_attention(queries, keys)
+
+    def _softmax_attention(self, queries: Tensor, keys: Tensor) -> Tensor:
         num_heads, num_queries, dim = queries.shape
         scores = queries.reshape(-1, dim) @ keys.T  # (N * t, S)
         scores *= self._config.softmax_scale
