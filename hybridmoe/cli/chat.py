@@ -2,7 +2,7 @@
 
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +10,14 @@ import click
 
 from hybridmoe.cli.commands import Commands
 from hybridmoe.cli.loading import check_params, open_model
-from hybridmoe.cli.options import load_options, model_argument, sampling_of, sampling_options
+from hybridmoe.cli.options import (
+    LOAD_NAMES,
+    SAMPLING_NAMES,
+    load_options,
+    model_argument,
+    sampling_of,
+    sampling_options,
+)
 from hybridmoe.cli.render import ProgressBar, Screen
 from hybridmoe.cli.session import Session
 from hybridmoe.cli.talk import Talk
@@ -26,7 +33,6 @@ if TYPE_CHECKING:
 __all__ = ["chat_command", "is_unfinished", "joined"]
 
 _QUOTES = '"""'
-_LOAD_NAMES = ("num_threads", "context_tokens", "yarn_beta_fast", "yarn_beta_slow")
 
 
 @click.command("chat")
@@ -41,7 +47,7 @@ def chat_command(model: Path | None, system: str | None, no_color: bool, **optio
     With a pipe, standard input is one message and the answer alone is printed.
     """
     params = sampling_of(options)
-    with open_model(model, params, **{name: options[name] for name in _LOAD_NAMES}) as llm:
+    with open_model(model, params, **{name: options[name] for name in LOAD_NAMES}) as llm:
         session = Session(llm.config.name, system, params)
         if sys.stdin.isatty():
             _converse(llm, session, Screen(use_color=not no_color))
@@ -132,14 +138,26 @@ def _key_bindings() -> "KeyBindings":
 
 
 def _completer(commands: list[str]) -> "Completer":
-    from prompt_toolkit.completion import NestedCompleter, PathCompleter, WordCompleter
+    from prompt_toolkit.completion import CompleteEvent, Completer, Completion, PathCompleter
+    from prompt_toolkit.document import Document
 
-    from hybridmoe.cli.options import SAMPLING_NAMES
+    class SlashCompleter(Completer):
+        """Names of commands, and of what follows some of them."""
 
-    paths = PathCompleter(expanduser=True)
-    arguments: dict[str, Any] = {"/save": paths, "/load": paths}
-    arguments["/params"] = WordCompleter(list(SAMPLING_NAMES))
-    return NestedCompleter.from_nested_dict({name: arguments.get(name) for name in commands})
+        def get_completions(self, document: Document, event: CompleteEvent) -> Iterable[Completion]:
+            name, space, argument = document.text_before_cursor.partition(" ")
+            if not space:
+                yield from _beginning_with(name, commands if name.startswith("/") else ())
+            elif name == "/params":
+                yield from _beginning_with(argument, SAMPLING_NAMES)
+            elif name in ("/save", "/load"):
+                files = PathCompleter(expanduser=True)
+                yield from files.get_completions(Document(argument), event)
+
+    def _beginning_with(text: str, words: Iterable[str]) -> Iterable[Completion]:
+        return (Completion(word, -len(text)) for word in words if word.startswith(text))
+
+    return SlashCompleter()
 
 
 def _history() -> "History":

@@ -8,15 +8,19 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from hybridmoe.cli.loading import open_model
-from hybridmoe.cli.options import load_options, model_argument, sampling_of, sampling_options
+from hybridmoe.cli.options import (
+    LOAD_NAMES,
+    load_options,
+    model_argument,
+    sampling_of,
+    sampling_options,
+)
 from hybridmoe.cli.render import ProgressBar, Screen
 
 if TYPE_CHECKING:
     from hybridmoe import LLM, Result, ResultStream
 
 __all__ = ["generate_command"]
-
-_LOAD_NAMES = ("num_threads", "context_tokens", "yarn_beta_fast", "yarn_beta_slow")
 
 
 @click.command("generate")
@@ -45,7 +49,7 @@ def generate_command(
         prompt = sys.stdin.buffer.read().decode("utf-8", "replace")
     params = sampling_of(options)
     with (
-        open_model(model, params, **{name: options[name] for name in _LOAD_NAMES}) as llm,
+        open_model(model, params, **{name: options[name] for name in LOAD_NAMES}) as llm,
         ProgressBar() as bar,
     ):
         stream = _start(llm, prompt, system, is_chat=is_chat, progress=bar, **params)

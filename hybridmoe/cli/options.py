@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 import click
 
 __all__ = [
+    "LOAD_NAMES",
     "SAMPLING_NAMES",
     "debug_option",
     "load_options",
@@ -18,6 +19,7 @@ __all__ = [
     "sampling_options",
 ]
 
+LOAD_NAMES = ("num_threads", "context_tokens", "yarn_beta_fast", "yarn_beta_slow")
 F = TypeVar("F", bound=Callable[..., Any])
 
 SAMPLING_NAMES = (

@@ -1,0 +1,199 @@
+"""A model for the command line's tests: answers at once, by rule, with the protocol of LLM.
+
+Run as a script it is the `hybridmoe` command with that model in place of a real one; it imports
+no torch then, since terminal tests start many of it.
+"""
+
+import os
+import sys
+import time
+from collections.abc import Callable, Generator, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, NamedTuple, Self
+
+import hybridmoe
+from hybridmoe.errors import ConfigError
+
+
+class Progress(NamedTuple):
+    """As hybridmoe.Progress; test_cli_chat.py holds these four equal to the real ones."""
+
+    phase: str
+    done: int
+    total: int
+    unit: str
+
+
+@dataclass
+class Timing:
+    """As hybridmoe.Timing."""
+
+    prompt_tokens: int
+    cached_tokens: int
+    prompt_s: float
+    generated_tokens: int
+    decode_s: float
+
+    @property
+    def prompt_tokens_per_s(self) -> float:
+        return (self.prompt_tokens - self.cached_tokens) / self.prompt_s
+
+    @property
+    def decode_tokens_per_s(self) -> float:
+        return (self.generated_tokens - 1) / self.decode_s
+
+
+@dataclass
+class Result:
+    """As hybridmoe.Result."""
+
+    text: str
+    token_ids: list[int]
+    finish_reason: str
+    timing: Timing
+    tool_calls: list[dict[str, Any]] = field(default_factory=list)
+
+
+class ResultStream:
+    """As hybridmoe.ResultStream."""
+
+    def __init__(self, pieces: Generator[str, None, None], finish: Callable[[], Result]) -> None:
+        self._pieces = pieces
+        self._finish = finish
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> str:
+        return next(self._pieces)
+
+    @property
+    def result(self) -> Result:
+        self.close()
+        return self._finish()
+
+    def close(self) -> None:
+        self._pieces.close()
+
+
+def environment() -> dict[str, str]:
+    """For a process that runs this script: the package may not be installed."""
+    return {**os.environ, "PYTHONPATH": str(Path(hybridmoe.__file__).parent.parent)}
+
+
+class FakeLLM:
+    """Answers "you said X"; other answers by what the last message is.
+
+    slow: words without end, ten a second · long: one second of reading the prompt ·
+    fail: a ConfigError · escape: control characters · call: a tool call · params: its parameters
+    """
+
+    context_tokens = 4096
+
+    def __init__(self) -> None:
+        self.config = SimpleNamespace(name="fake")
+        self.prompts: list[list[dict[str, Any]]] = []
+        self.num_open_streams = 0
+        self.is_closed = False
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.is_closed = True
+
+    def chat(
+        self,
+        messages: Sequence[dict[str, Any]],
+        *,
+        stream: bool,
+        progress: Callable[[Progress], None] | None = None,
+        **sampling: Any,
+    ) -> ResultStream:
+        assert stream
+        self.prompts.append([dict(message) for message in messages])
+        text = messages[-1]["content"]
+        if text == "fail":
+            raise ConfigError("the prompt has 9999 tokens, the context 4096")
+        return self._stream(text, progress, sampling)
+
+    def generate(
+        self,
+        prompt: str,
+        *,
+        stream: bool,
+        progress: Callable[[Progress], None] | None = None,
+        **sampling: Any,
+    ) -> ResultStream:
+        assert stream
+        return self._stream(prompt, progress, sampling)
+
+    def _stream(
+        self, text: str, progress: Callable[[Progress], None] | None, sampling: dict[str, Any]
+    ) -> ResultStream:
+        shown: list[str] = []
+
+        def pieces() -> Generator[str, None, None]:
+            self.num_open_streams += 1
+            try:
+                for done in range(10 if text == "long" else 1):
+                    if progress is not None:
+                        progress(Progress("prompt", done * 100, 1000, "tokens"))
+                    time.sleep(0.1 if text == "long" else 0)
+                for piece in self._answer(text, sampling):
+                    shown.append(piece)
+                    yield piece
+            finally:
+                self.num_open_streams -= 1
+
+        def finish() -> Result:
+            calls = [{"id": "functions.f:0", "function": {"name": "f", "arguments": "{}"}}]
+            is_cut = sampling.get("max_tokens") == 1
+            return Result(
+                text="".join(shown),
+                token_ids=list(range(len(shown))),
+                finish_reason="length" if is_cut else "stop",
+                timing=Timing(123, 100, 0.125, 11, 0.25),
+                tool_calls=calls if text == "call" else [],
+            )
+
+        return ResultStream(pieces(), finish)
+
+    def _answer(self, text: str, sampling: dict[str, Any]) -> Iterator[str]:
+        if text == "slow":
+            for i in range(10_000):
+                time.sleep(0.1)
+                yield f"w{i} "
+        elif text == "escape":
+            yield "a\x1b[31mred\x1b]0;title\x07\r\x9b2J\tb\n"
+        elif text == "params":
+            yield str(sampling)
+        elif text != "call":
+            yield "you said "
+            yield text
+
+
+def load(
+    path: Path | None = None,
+    *,
+    progress: Callable[[Progress], None] | None = None,
+    **options: Any,
+) -> FakeLLM:
+    """In place of `hybridmoe.load`."""
+    assert options.keys() == {"num_threads", "context_tokens", "yarn_beta_fast", "yarn_beta_slow"}
+    if path is not None and path.name == "slow.gguf":
+        for done in range(10):
+            time.sleep(0.1)
+            if progress is not None:
+                progress(Progress("load", done << 30, 10 << 30, "bytes"))
+    return FakeLLM()
+
+
+if __name__ == "__main__":
+    from hybridmoe.cli.app import main
+
+    hybridmoe.load = load
+    hybridmoe.SamplingParams = dict
+    sys.exit(main())

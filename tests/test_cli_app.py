@@ -1,0 +1,176 @@
+"""The command line answers at once, and what goes wrong is one line and an exit code."""
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import fake_llm
+import pytest
+
+import hybridmoe
+from hybridmoe.cli import app
+from hybridmoe.errors import GGUFError
+
+HEAVY = ("torch", "numpy", "llama_cpp", "jinja2", "rich", "prompt_toolkit", "gguf")
+FAKE = [sys.executable, fake_llm.__file__]
+
+
+@pytest.fixture(autouse=True)
+def _fake(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hybridmoe, "load", fake_llm.load, raising=False)
+
+
+def run(*arguments: str, stdin: str = "") -> "subprocess.CompletedProcess[str]":
+    return subprocess.run(
+        [*FAKE, *arguments],
+        input=stdin,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        env=fake_llm.environment(),
+    )
+
+
+def test_help_imports_nothing_heavy_and_is_quick() -> None:
+    code = (
+        "import sys; from hybridmoe.cli.app import main; main(['--help']);"
+        f"print([m for m in {HEAVY!r} if m in sys.modules])"
+    )
+    times = []
+    for _ in range(3):
+        started = time.monotonic()
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+        times.append(time.monotonic() - started)
+        assert done.stdout.endswith("[]\n")
+    assert all(name in done.stdout for name in app.COMMANDS)
+    assert min(times) < 1.0  # 0.15 s on an idle machine
+
+
+@pytest.mark.parametrize("name", app.COMMANDS)
+def test_every_command_has_help(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert app.main([name, "--help"]) == 0
+    assert f"Usage: hybridmoe {name}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["nope"], ["--nope"], ["chat", "--nope"], ["chat", "--top-k", "x"], ["generate"],
+     ["generate", "-p", "x", "--system", "y"], ["chat", "a.gguf", "b.gguf"]],
+)  # fmt: skip
+def test_wrong_use_is_one_line_and_code_2(
+    arguments: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert app.main(arguments) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("hybridmoe: error: ") and err.count("\n") == 1 and "--help" in err
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (GGUFError("x.gguf: broken\n here"), "x.gguf: broken here"),
+        (FileNotFoundError(2, "No such file", "y"), "[Errno 2] No such file: 'y'"),
+        (ZeroDivisionError("oops"), "internal error: ZeroDivisionError: oops (--debug"),
+    ],
+)
+def test_failures_are_one_line_and_a_traceback_only_with_debug(
+    error: Exception,
+    line: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr(hybridmoe, "load", fail, raising=False)
+    assert app.main(["generate", "-p", "x"]) == 1
+    err = capsys.readouterr().err
+    assert err.startswith(f"hybridmoe: error: {line}") and err.count("\n") == 1
+    for arguments in (["--debug", "generate"], ["generate", "--debug"]):
+        assert app.main([*arguments, "-p", "x"]) == 1
+        assert "Traceback" in capsys.readouterr().err
+
+
+def test_parameters_are_checked_before_the_model_is_opened(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hybridmoe, "load", None, raising=False)
+    assert app.main(["generate", "-p", "x", "--top-p", "7"]) == 1
+    assert "top_p=7.0" in capsys.readouterr().err
+
+
+def test_interrupt_is_code_130(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(hybridmoe, "load", interrupt, raising=False)
+    assert app.main(["generate", "-p", "x"]) == 130
+
+
+def test_generate_prints_the_text_alone(capsys: pytest.CaptureFixture[str]) -> None:
+    assert app.main(["generate", "-p", "Once upon"]) == 0
+    assert capsys.readouterr() == ("you said Once upon\n", "")
+
+
+def test_generate_as_json(capsys: pytest.CaptureFixture[str]) -> None:
+    assert app.main(["generate", "m.gguf", "--chat", "--system", "S", "-p", "é", "--json"]) == 0
+    out = json.loads(capsys.readouterr().out)
+    assert out["text"] == "you said é" and out["model"] == "fake"
+    assert out["token_ids"] == [0, 1] and out["finish_reason"] == "stop"
+    assert out["prompt_tokens"] == 123 and out["timing"]["decode_tokens_per_s"] == 40.0
+
+
+def test_only_given_options_reach_the_model(capsys: pytest.CaptureFixture[str]) -> None:
+    assert app.main(["generate", "-p", "params"]) == 0
+    assert capsys.readouterr().out == "{}\n"
+    options = "--temperature 0 --top-k 5 --top-p 0.5 --min-p 0.1 --repetition-penalty 1.1"
+    options += (
+        " --presence-penalty 1 --frequency-penalty 2 --seed 3 --max-tokens 4 --stop a --stop b"
+    )
+    assert app.main(["generate", "-p", "params", *options.split()]) == 0
+    expected = {
+        "temperature": 0.0,
+        "top_k": 5,
+        "top_p": 0.5,
+        "min_p": 0.1,
+        "repetition_penalty": 1.1,
+        "presence_penalty": 1.0,
+        "frequency_penalty": 2.0,
+        "seed": 3,
+        "max_tokens": 4,
+        "stop": ["a", "b"],
+    }
+    assert capsys.readouterr().out.strip() == str(expected)
+
+
+def test_a_piped_question_gets_the_answer_alone() -> None:
+    done = run("chat", stdin="line one\nline two\n")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "you said line one\nline two\n", "")
+    done = run("chat", stdin="  \n")
+    assert done.returncode == 1 and done.stdout == ""
+    assert done.stderr == "hybridmoe: error: standard input is empty; expected a message\n"
+
+
+def test_generate_reads_standard_input() -> None:
+    assert run("generate", "-p", "-", stdin="abc").stdout == "you said abc\n"
+
+
+def test_a_reader_that_leaves_early_is_no_error() -> None:
+    command = f"'{FAKE[0]}' '{FAKE[1]}' generate -p slow | head -c 3"
+    done = subprocess.run(
+        command, shell=True, capture_output=True, text=True, env=fake_llm.environment()
+    )
+    assert (done.stdout, done.stderr) == ("w0 ", "")
+
+
+def test_running_the_package_is_the_command(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "hybridmoe", "inspect", str(tmp_path / "none.gguf")],
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 1
+    assert done.stderr.startswith("hybridmoe: error: none.gguf") and done.stderr.count("\n") == 1

@@ -1,0 +1,366 @@
+"""A conversation: what is said, kept, stopped, saved; with a model that answers by rule."""
+
+import inspect
+import io
+import json
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import fake_llm
+import pytest
+from fake_llm import FakeLLM
+
+import hybridmoe
+from hybridmoe.cli.chat import is_unfinished, joined
+from hybridmoe.cli.commands import Commands
+from hybridmoe.cli.loading import check_params
+from hybridmoe.cli.render import ProgressBar, Screen, figures, printable
+from hybridmoe.cli.session import Session
+from hybridmoe.cli.talk import Talk
+from hybridmoe.errors import ConfigError
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+class Chat:
+    """A conversation on a terminal that a test can read."""
+
+    def __init__(self) -> None:
+        self.out = Terminal()
+        self.llm = FakeLLM()
+        self.session = Session("fake")
+        screen = Screen(self.out, use_color=False)
+        self.talk = Talk(self.llm, self.session, screen)  # type: ignore[arg-type]
+        self.commands = Commands(self.talk, check_params)
+
+    def ask(self, text: str) -> str:
+        self.out.truncate(self.out.seek(0))
+        self.talk.ask(text)
+        return self.out.getvalue()
+
+    def run(self, line: str) -> str:
+        self.out.truncate(self.out.seek(0))
+        self.commands.run(line)
+        return self.out.getvalue()
+
+    @property
+    def said(self) -> list[tuple[str, str]]:
+        return [(m["role"], m["content"]) for m in self.session.messages]
+
+
+@pytest.fixture
+def chat() -> Chat:
+    return Chat()
+
+
+def test_the_fake_has_the_protocol_of_the_real_one() -> None:
+    for name in ("Result", "Timing"):
+        real, fake = getattr(hybridmoe, name), getattr(fake_llm, name)
+        assert [f.name for f in fields(real)] == [f.name for f in fields(fake)]
+    assert hybridmoe.Progress._fields == fake_llm.Progress._fields
+    for name in ("chat", "generate"):
+        real = inspect.signature(getattr(hybridmoe.LLM, name)).parameters
+        fake = inspect.signature(getattr(FakeLLM, name)).parameters
+        assert fake.keys() <= real.keys()
+    assert {"result", "close", "__next__"} <= vars(hybridmoe.ResultStream).keys()
+
+
+FIGURES = "prompt 123 tok (100 cached) 184 t/s | gen 11 tok 40.0 t/s | ttft 0.1 s"
+
+
+def test_an_answer_is_followed_by_its_figures_and_remembered(chat: Chat) -> None:
+    assert chat.ask("hi") == f"you said hi\n{FIGURES}\n"
+    chat.ask("again")
+    assert chat.llm.prompts[1] == [
+        {"role": "user", "content": "hi"},
+        {"role": "assistant", "content": "you said hi"},
+        {"role": "user", "content": "again"},
+    ]
+    assert chat.said[-1] == ("assistant", "you said again")
+
+
+def test_figures_without_a_cache_do_not_mention_it() -> None:
+    line = figures(hybridmoe.Timing(10, 0, 0.1, 1, 0.0))
+    assert line == "prompt 10 tok 100 t/s | gen 1 tok 0.0 t/s | ttft 0.1 s"
+
+
+def test_an_error_is_one_line_and_the_session_goes_on(chat: Chat) -> None:
+    chat.ask("hi")
+    assert chat.ask("fail") == "error: the prompt has 9999 tokens, the context 4096\n"
+    assert chat.said == [("user", "hi"), ("assistant", "you said hi")]
+    assert chat.ask("on").startswith("you said on")
+
+
+def test_a_crash_is_raised_but_forgotten(chat: Chat, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(chat.llm, "_answer", lambda *_: [][0])
+    with pytest.raises(IndexError):
+        chat.ask("hi")
+    assert chat.said == []
+    assert chat.llm.num_open_streams == 0
+
+
+def test_what_the_model_writes_cannot_steer_the_terminal(chat: Chat) -> None:
+    assert chat.ask("escape").startswith("a[31mred]0;title2J\tb\n")
+    assert printable("".join(map(chr, range(0xA0)))) == "\t\n" + "".join(map(chr, range(32, 127)))
+    assert printable("é 你好 🙂\u200d") == "é 你好 🙂\u200d"
+    pipe = io.StringIO()
+    Screen(pipe).write("\x1b[31m")
+    assert pipe.getvalue() == "\x1b[31m"  # a file gets what the model wrote
+
+
+def test_dim_text_only_on_a_terminal_that_wants_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    for use_color, no_color, expected in (
+        (True, "", "\x1b[2mx\x1b[0m\n"),
+        (False, "", "x\n"),
+        (True, "1", "x\n"),
+    ):
+        monkeypatch.setenv("NO_COLOR", no_color)
+        out = Terminal()
+        Screen(out, use_color=use_color).note("x")
+        assert out.getvalue() == expected
+
+
+def test_cut_off_answers_and_tool_calls_are_noted(chat: Chat) -> None:
+    chat.run("/params max_tokens 1")
+    assert "(cut off:" in chat.ask("hi")
+    assert chat.ask("call").startswith("tool call: f({})\n")
+    assert chat.session.messages[-1]["tool_calls"][0]["function"]["name"] == "f"
+
+
+# Ctrl-C
+
+
+@pytest.fixture
+def interrupt_soon() -> Iterator[None]:
+    timer = threading.Timer(0.35, os.kill, (os.getpid(), signal.SIGINT))
+    timer.start()
+    yield
+    timer.cancel()
+    timer.join()
+
+
+@pytest.mark.usefixtures("interrupt_soon")
+def test_interrupt_ends_the_answer_and_keeps_what_was_said(chat: Chat) -> None:
+    started = time.monotonic()
+    shown = chat.ask("slow")
+    assert time.monotonic() - started < 5
+    assert shown.startswith("w0 w1 ") and "(stopped)" in shown
+    assert chat.said[0] == ("user", "slow") and chat.said[1][1].startswith("w0 w1 ")
+    assert chat.llm.num_open_streams == 0
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert chat.ask("hi").startswith("you said hi")
+
+
+@pytest.mark.usefixtures("interrupt_soon")
+def test_interrupt_while_the_prompt_is_read_forgets_the_question(chat: Chat) -> None:
+    assert "(stopped)" in chat.ask("long")
+    assert chat.said == []
+    assert chat.llm.num_open_streams == 0
+
+
+# Commands
+
+
+@pytest.mark.parametrize("line", ["/nope", "/", "/ help", "/saves x"])
+def test_unknown_commands_are_one_line(chat: Chat, line: str) -> None:
+    assert chat.run(line).startswith("unknown command /")
+    assert chat.out.getvalue().count("\n") == 1
+
+
+def test_help_lists_every_command(chat: Chat) -> None:
+    shown = chat.run("/help")
+    for name in chat.commands.names:
+        assert name in shown
+
+
+def test_system_message(chat: Chat) -> None:
+    assert chat.run("/system") == "no system message\n"
+    assert chat.run("/system Be brief.") == "system: Be brief.\n"
+    chat.ask("hi")
+    assert chat.llm.prompts[0][0] == {"role": "system", "content": "Be brief."}
+    assert chat.run('/system ""') == "no system message\n"
+    chat.ask("hi")
+    assert chat.llm.prompts[1][0]["role"] == "user"
+
+
+def test_params(chat: Chat) -> None:
+    assert "temperature = default\n" in chat.run("/params")
+    assert chat.run("/params temperature 0.3") == "temperature = 0.3\n"
+    assert chat.run("/params top-k 5") == "top_k = 5\n"
+    assert chat.run("/params stop a b") == "stop = ['a b']\n"
+    assert chat.ask("params").startswith("{'temperature': 0.3, 'top_k': 5, 'stop': ['a b']}")
+    assert chat.run("/params temperature default") == "temperature = default\n"
+    before = dict(chat.session.params)
+    for bad in ("temperature x", "temperature -1", "top_k 1.5", "nope 1", "top_p 2"):
+        shown = chat.run(f"/params {bad}")
+        assert shown.startswith("error: ") and shown.count("\n") == 1
+    assert chat.session.params == before
+
+
+def test_reset_undo_and_regen(chat: Chat) -> None:
+    assert chat.run("/regen") == "error: there is no question yet\n"
+    assert chat.run("/undo") == "there is no question yet\n"
+    chat.ask("one")
+    chat.ask("two")
+    assert chat.run("/regen").startswith("you said two\n")
+    assert chat.said[2:] == [("user", "two"), ("assistant", "you said two")]
+    assert chat.run("/undo") == "forgot: two\n"
+    assert chat.said == [("user", "one"), ("assistant", "you said one")]
+    chat.run("/reset")
+    assert chat.said == []
+
+
+def test_regen_that_fails_keeps_the_old_answer(chat: Chat) -> None:
+    chat.session.messages = [
+        {"role": "user", "content": "fail"},
+        {"role": "assistant", "content": "old"},
+    ]
+    assert chat.run("/regen").startswith("error: ")
+    assert chat.said == [("user", "fail"), ("assistant", "old")]
+
+
+def test_stats(chat: Chat) -> None:
+    assert chat.run("/stats") == "no answer yet\n"
+    chat.ask("one")
+    chat.ask("two")
+    shown = chat.run("/stats")
+    assert FIGURES in shown
+    assert "2 answers, 246 prompt tokens (200 cached), 22 generated" in shown
+
+
+@pytest.mark.parametrize("line", ["/exit", "/quit", "/EXIT"])
+def test_exit(chat: Chat, line: str) -> None:
+    chat.run(line)
+    assert chat.commands.is_done
+
+
+# Files
+
+
+def test_a_saved_conversation_is_loaded_as_it_was(chat: Chat, tmp_path: Path) -> None:
+    path = tmp_path / "a b.json"
+    chat.run("/system Be ü.")
+    chat.run("/params seed 7")
+    chat.ask("hi \ud800 你好")
+    assert chat.run(f"/save {path}") == f"saved 2 messages to {path}\n"
+    assert list(tmp_path.iterdir()) == [path]
+    other = Chat()
+    other.ask("forget me")
+    other.session.model = "another"
+    shown = other.run(f"/load {path}")
+    assert shown == f"loaded 2 messages from {path}\n(they are from another model: fake)\n"
+    assert other.said == [("user", "hi ? 你好"), ("assistant", "you said hi ? 你好")]
+    assert (other.session.system, other.session.params) == ("Be ü.", {"seed": 7})
+    assert json.loads(path.read_text())["version"] == 1
+
+
+GOOD: dict[str, Any] = {
+    "format": "hybridmoe-conversation",
+    "version": 1,
+    "model": "m",
+    "system": None,
+    "params": {},
+    "messages": [{"role": "user", "content": "x"}],
+}
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        ("{", "not JSON"),
+        ("[" * 100_000, "not JSON"),
+        ("[]", "no conversation"),
+        ({"format": "x"}, "no conversation"),
+        ({"version": 2}, "version 2"),
+        ({"model": 1}, "expected strings"),
+        ({"system": 1}, "expected strings"),
+        ({"params": []}, "params"),
+        ({"params": {"nope": 1}}, "params"),
+        ({"params": {"temperature": "hot"}}, "temperature='hot'"),
+        ({"messages": {}}, "expected a list"),
+        ({"messages": [1]}, r"messages[0].role"),
+        ({"messages": [{"role": "robot", "content": ""}]}, r"messages[0].role"),
+        ({"messages": [{"role": "user"}]}, r"messages[0].content"),
+        ({"messages": [{"role": "user", "content": 3}]}, r"messages[0].content"),
+    ],
+)
+def test_a_bad_file_is_one_line_and_nothing_is_lost(
+    chat: Chat, tmp_path: Path, content: object, reason: str
+) -> None:
+    path = tmp_path / "bad.json"
+    path.write_text(json.dumps(GOOD | content) if isinstance(content, dict) else str(content))
+    chat.ask("keep")
+    chat.run("/params seed 7")
+    shown = chat.run(f"/load {path}")
+    assert shown.startswith("error: ") and shown.count("\n") == 1 and reason in shown
+    assert len(chat.said) == 2 and chat.session.params == {"seed": 7}
+
+
+def test_files_that_cannot_be_opened_are_one_line(chat: Chat, tmp_path: Path) -> None:
+    for line in (f"/load {tmp_path}/none", f"/save {tmp_path}/no/x", f"/load {tmp_path}"):
+        shown = chat.run(line)
+        assert shown.startswith("error: ") and shown.count("\n") == 1
+    assert chat.run("/save") == "error: /save needs the name of a file\n"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_failed_save_leaves_the_old_file(tmp_path: Path) -> None:
+    path = tmp_path / "x.json"
+    path.write_text("old")
+    session = Session(params={"seed": object()})
+    with pytest.raises(TypeError):
+        session.save(path)
+    assert path.read_text() == "old"
+
+
+def test_huge_files_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "huge.json"
+    with path.open("wb") as file:
+        file.truncate(1 << 30)
+    with pytest.raises(ConfigError, match="larger than"):
+        Session.load(path)
+
+
+# Input and bars
+
+
+def test_messages_of_several_lines() -> None:
+    assert is_unfinished("a\\") and is_unfinished('"""a\nb') and not is_unfinished('"""a"""')
+    assert not is_unfinished("a\\b")
+    assert joined("a\\\nb") == "a\nb"
+    assert joined('"""\na\n  b\n"""') == "a\n  b"
+    assert joined('say """a""" twice') == 'say """a""" twice'
+    assert joined("  /help ") == "/help"
+
+
+def test_a_bar_shows_only_for_long_work_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    monkeypatch.setattr("hybridmoe.cli.render.time.monotonic", lambda: now[0])
+    monkeypatch.setenv("TERM", "xterm")
+
+    def shown(err: io.StringIO, step_s: float) -> str:
+        with ProgressBar(err) as bar:
+            for done in range(0, 1001, 100):
+                bar(hybridmoe.Progress("prompt", done, 1000, "tokens"))
+                now[0] += step_s
+        return err.getvalue()
+
+    assert shown(Terminal(), 0.02) == ""
+    assert shown(io.StringIO(), 5.0) == ""
+    text = shown(Terminal(), 5.0)
+    assert "reading the prompt" in text and "/1000" in text
+    with ProgressBar(err := Terminal()) as bar:
+        for done in range(3):
+            bar(hybridmoe.Progress("load", done << 30, 10 << 30, "bytes"))
+            now[0] += 1.0
+    assert "loading the model" in err.getvalue() and "GB" in err.getvalue()

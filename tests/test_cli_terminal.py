@@ -1,0 +1,147 @@
+"""The chat in a real pseudo-terminal: keys in, screen out, signals as a terminal sends them."""
+
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import fake_llm
+import pexpect
+import pytest
+
+CONTROL_D, CONTROL_C, ENTER, ALT_ENTER = "\x04", "\x03", "\r", "\x1b\r"
+
+
+class Terminal:
+    def __init__(self, home: Path, *arguments: str) -> None:
+        environment = fake_llm.environment() | {
+            "XDG_STATE_HOME": str(home),
+            "TERM": "xterm",
+            "PROMPT_TOOLKIT_NO_CPR": "1",  # nobody answers a cursor position request here
+        }
+        environment.pop("NO_COLOR", None)
+        self.child = pexpect.spawn(
+            sys.executable,
+            [fake_llm.__file__, "chat", *arguments],
+            env=environment,
+            encoding="utf-8",
+            timeout=30,
+            dimensions=(50, 120),
+        )
+
+    def expect(self, pattern: str) -> str:
+        """Wait for the pattern; return the plain text of what came before and the match."""
+        self.child.expect(pattern)
+        return _plain(self.child.before + self.child.after)
+
+    def prompt(self) -> None:
+        self.child.expect(r"\x1b\[\?2004h[^>]*>")
+
+    def type(self, text: str) -> None:
+        self.child.send(text)
+
+    def end(self) -> int:
+        self.child.expect(pexpect.EOF)
+        self.child.close()
+        assert self.child.exitstatus is not None, self.child.signalstatus
+        return int(self.child.exitstatus)
+
+
+def _plain(text: str) -> str:
+    return re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", text)
+
+
+@pytest.fixture
+def terminal(tmp_path: Path) -> Iterator[Terminal]:
+    opened = Terminal(tmp_path)
+    opened.prompt()
+    yield opened
+    opened.child.close(force=True)
+
+
+def test_a_conversation(terminal: Terminal, tmp_path: Path) -> None:
+    terminal.type("hello" + ENTER)
+    terminal.expect("you said hello")
+    terminal.expect(r"\x1b\[2mprompt 123 tok .* ttft 0\.1 s\x1b\[0m")  # dim
+    terminal.prompt()
+    terminal.type("/nope" + ENTER)
+    terminal.expect("unknown command /nope")
+    terminal.prompt()
+    terminal.type("/exit" + ENTER)
+    assert terminal.end() == 0
+    again = Terminal(tmp_path)  # the history outlives the program
+    again.prompt()
+    again.type("\x1b[A\x1b[A\x1b[A" + ENTER)
+    again.expect("you said hello")
+    again.prompt()
+    again.type(CONTROL_D)
+    assert again.end() == 0
+
+
+def test_control_c_ends_the_answer_and_not_the_program(terminal: Terminal) -> None:
+    terminal.type("slow" + ENTER)
+    terminal.expect("w2 ")
+    terminal.type(CONTROL_C)
+    terminal.expect(r"\(stopped\)")
+    terminal.prompt()
+    terminal.type("still there?" + ENTER)
+    terminal.expect("you said still there")
+    terminal.prompt()
+    terminal.type(CONTROL_C)
+    terminal.expect("Ctrl-D or /exit ends the program")
+    terminal.prompt()
+    terminal.type(CONTROL_D)
+    assert terminal.end() == 0
+
+
+def test_control_c_ends_the_reading_of_a_long_prompt(terminal: Terminal) -> None:
+    terminal.type("long" + ENTER)
+    terminal.expect("reading the prompt")
+    terminal.type(CONTROL_C)
+    terminal.expect(r"\(stopped\)")
+    terminal.prompt()
+    terminal.type("/exit" + ENTER)
+    assert terminal.end() == 0
+
+
+def test_messages_of_several_lines(terminal: Terminal) -> None:
+    terminal.type("one\\" + ENTER + "two" + ALT_ENTER + "three" + ENTER)
+    assert "you said one\r\ntwo\r\nthree" in terminal.expect("ttft")
+    terminal.prompt()
+    terminal.type('"""' + ENTER + "four" + ENTER + "five" + ENTER + '"""' + ENTER)
+    assert "you said four\r\nfive\r\n" in terminal.expect("ttft")
+
+
+def test_commands_are_completed(terminal: Terminal) -> None:
+    terminal.type("/sta\t")
+    terminal.expect("/stats|ts")
+    terminal.type(ENTER)
+    terminal.expect("no answer yet")
+
+
+def test_a_bar_while_the_model_loads_and_none_of_it_left(tmp_path: Path) -> None:
+    terminal = Terminal(tmp_path, "slow.gguf", "--no-color")
+    terminal.expect("loading the model")
+    before = terminal.expect("context 4096 tokens")
+    assert "GB" in before
+    terminal.prompt()
+    terminal.type("hi" + ENTER)
+    assert "\x1b[2m" not in terminal.child.before
+    terminal.expect(r"you said hi\r\nprompt 123 tok")
+    terminal.child.close(force=True)
+
+
+def test_control_c_while_loading_is_code_130(tmp_path: Path) -> None:
+    terminal = Terminal(tmp_path, "slow.gguf")
+    terminal.expect("loading the model")
+    terminal.type(CONTROL_C)
+    assert terminal.end() == 130
+
+
+def test_a_history_that_cannot_be_written_is_no_obstacle(tmp_path: Path) -> None:
+    (tmp_path / "hybridmoe").write_text("a file where the folder should be")
+    terminal = Terminal(tmp_path)
+    terminal.prompt()
+    terminal.type("hi" + ENTER)
+    terminal.expect("you said hi")
+    terminal.child.close(force=True)
