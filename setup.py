@@ -25,10 +25,15 @@ CFLAGS = [
     *(["-Werror"] if os.environ.get("HYBRIDMOE_DEV") == "1" else []),
 ]
 
+ISA_CFLAGS = [*CFLAGS, "-fno-exceptions", "-fno-rtti"]
 AVX2 = ["-mavx2", "-mfma", "-mf16c"]
-AVX512 = [*AVX2, "-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mavx512vnni"]
+AVX512 = [
+    *AVX2,
+    *("-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mavx512vnni"),
+    *("-Wno-unknown-warning-option", "-Wno-maybe-uninitialized"),  # false alarms in GCC 12's header
+]
 AMX = [*AVX512, "-mamx-tile", "-mamx-int8", "-mamx-bf16"]
-ISA_FLAGS = {"scalar": [], "avx2": AVX2}
+ISA_FLAGS = {"scalar": [], "avx2": AVX2, "avx512": AVX512, "amx": AMX}
 if platform.machine() not in ("x86_64", "AMD64"):
     ISA_FLAGS = {"scalar": []}
 
@@ -38,10 +43,10 @@ def isa_source(name: str) -> str:
     return str(CSRC / "kernels" / f"isa_{name}.cpp")
 
 
+FOLDERS = (".", "base", "formats", "kernels", "ops")
 HEADERS = sorted(str(path) for pattern in ("*.h", "*.inc") for path in CSRC.rglob(pattern))
-ISA_SOURCES = {isa_source(name) for name in ISA_FLAGS}
-ALL_ISA_SOURCES = {str(path) for path in CSRC.glob("kernels/isa_*.cpp")}
-SOURCES = sorted({str(path) for path in CSRC.rglob("*.cpp")} - ALL_ISA_SOURCES)
+ISA_SOURCES = {str(path) for path in CSRC.glob("kernels/isa_*.cpp")}
+SOURCES = sorted({str(p) for folder in FOLDERS for p in CSRC.glob(f"{folder}/*.cpp")} - ISA_SOURCES)
 
 if __name__ == "__main__":
     setup(
@@ -51,7 +56,7 @@ if __name__ == "__main__":
                 {
                     "sources": [isa_source(name)],
                     "obj_deps": {"": HEADERS},
-                    "cflags": CFLAGS + flags,
+                    "cflags": ISA_CFLAGS + flags,
                 },
             )
             for name, flags in ISA_FLAGS.items()

@@ -20,9 +20,8 @@ std::vector<std::string> names(const std::vector<const KernelTable*>& tables) {
 py::dict types() {
   py::dict result;
   for (const TypeInfo& type : kTypes) {
-    result[py::int_(static_cast<int>(type.id))] =
-        py::make_tuple(type.name, type.block_weights, type.block_bytes,
-                       kScalar.formats[type.id].quantized);
+    result[py::int_(static_cast<int>(type.id))] = py::make_tuple(
+        type.name, type.block_weights, type.block_bytes, kScalar.formats[type.id].quantized);
   }
   return result;
 }

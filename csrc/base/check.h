@@ -16,7 +16,8 @@ class Error : public std::runtime_error {
 // was expected.
 template <class... Parts>
 void check(bool ok, const Parts&... parts) {
-  if (ok) [[likely]] return;
+  if (ok) [[likely]]
+    return;
   std::ostringstream message;
   (message << ... << parts);
   throw Error(message.str());

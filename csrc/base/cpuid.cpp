@@ -31,7 +31,7 @@ uint64_t saved_states() {
   return static_cast<uint64_t>(high) << 32 | low;
 }
 
-constexpr uint64_t kYmmStates = 0x6;               // SSE, AVX
+constexpr uint64_t kYmmStates = 0x6;                // SSE, AVX
 constexpr uint64_t kZmmStates = kYmmStates | 0xe0;  // mask registers, upper halves, zmm16..31
 constexpr uint64_t kTileStates = 0x60000;           // tile configuration, tile data
 
@@ -58,7 +58,8 @@ CpuFeatures detect_cpu() {
   const bool f = bit(extended.ebx, 16), dq = bit(extended.ebx, 17), bw = bit(extended.ebx, 30);
   const bool vl = bit(extended.ebx, 31), vnni = bit(extended.ecx, 11);
   cpu.avx512 = cpu.avx2 && saved(kZmmStates) && f && dq && bw && vl && vnni;
-  const bool tile = bit(extended.edx, 24), int8 = bit(extended.edx, 25), bf16 = bit(extended.edx, 22);
+  const bool tile = bit(extended.edx, 24), int8 = bit(extended.edx, 25),
+             bf16 = bit(extended.edx, 22);
   cpu.amx = cpu.avx512 && saved(kTileStates) && tile && int8 && bf16 && request_tiles();
   return cpu;
 }

@@ -39,7 +39,7 @@ class Buffer {
 struct Runtime {
   explicit Runtime(int num_threads) : pool(num_threads), scratch(num_threads) {}
   ThreadPool pool;
-  std::vector<Buffer> scratch;    // one a thread
+  std::vector<Buffer> scratch;                                       // one a thread
   Buffer activations, rows, hidden, hidden_rows, outputs, gathered;  // of the operation under way
 };
 

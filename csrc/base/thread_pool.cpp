@@ -16,8 +16,9 @@
 namespace hm {
 namespace {
 
-constexpr std::chrono::microseconds kSpin{80};  // longer than the gap between two kernels of a layer
-constexpr int kPausesPerClock = 64;             // spins between looks at the clock
+constexpr std::chrono::microseconds kSpin{
+    80};                             // longer than the gap between two kernels of a layer
+constexpr int kPausesPerClock = 64;  // spins between looks at the clock
 constexpr uint64_t kOpen = 1u << 31;
 constexpr uint64_t kJoined = kOpen - 1;
 
@@ -129,7 +130,8 @@ int default_num_threads() {
     std::set<std::pair<int, int>> cores;
     for (int cpu = 0; cpu < CPU_SETSIZE; ++cpu) {
       if (!CPU_ISSET(cpu, &allowed)) continue;
-      const std::string topology = "/sys/devices/system/cpu/cpu" + std::to_string(cpu) + "/topology/";
+      const std::string topology =
+          "/sys/devices/system/cpu/cpu" + std::to_string(cpu) + "/topology/";
       int package = 0, core = cpu;  // without sysfs every CPU counts
       std::ifstream(topology + "physical_package_id") >> package;
       if (!(std::ifstream(topology + "core_id") >> core)) core = cpu;

@@ -2,11 +2,12 @@
 //
 // run(n, f) calls f(chunk, worker) for every chunk in 0..n-1, each exactly once, on the calling
 // thread (worker 0) and on whichever workers are awake; it returns when all chunks are done. Chunks
-// are taken in order from a shared counter, so a slow or descheduled worker delays at most the chunk
-// it holds: the caller waits only for workers that joined the job, never for those still asleep.
+// are taken in order from a shared counter, so a slow or descheduled worker delays at most the
+// chunk it holds: the caller waits only for workers that joined the job, never for those still
+// asleep.
 //
-// Between jobs a worker spins for kSpin, since the next layer's job follows within microseconds, then
-// sleeps in the kernel. An exception must not leave f.
+// Between jobs a worker spins for kSpin, since the next layer's job follows within microseconds,
+// then sleeps in the kernel. An exception must not leave f.
 #pragma once
 
 #include <atomic>

@@ -1,9 +1,9 @@
 // Block layouts of the GGUF tensor types: plain structs over the bytes of the file (little-endian).
 //
 // A row of a matrix is a sequence of blocks. In the drawings `w` is a weight, `q` its integer code,
-// [i] an array index, and "b7..b4 | b3..b0" the bits of one byte. `d`, `m`, `dmin` are binary16 bits.
-// Where a byte holds codes of several sub-blocks, all low bits come before all high bits: that is
-// what lets a vector load, one shift and one mask unpack 32 weights.
+// [i] an array index, and "b7..b4 | b3..b0" the bits of one byte. `d`, `m`, `dmin` are binary16
+// bits. Where a byte holds codes of several sub-blocks, all low bits come before all high bits:
+// that is what lets a vector load, one shift and one mask unpack 32 weights.
 #pragma once
 
 #include <stdint.h>
@@ -78,7 +78,8 @@ struct BlockQ2_K {
 
 // w = d * (s - 32) * (q - 4)  16 groups of 16 weights
 // low two bits of q as Q2_K; bit 2 of weight 32j + i is bit j of hmask[i]
-// scales: low four bits of s[g]: scales[g % 8], nibble g / 8; high two: scales[8 + g % 4], bits 2(g/4)
+// scales: low four bits of s[g]: scales[g % 8], nibble g / 8; high two: scales[8 + g % 4], bits
+// 2(g/4)
 struct BlockQ3_K {
   static constexpr int kWeights = kSuperWeights;
   uint8_t hmask[32];
@@ -176,8 +177,9 @@ struct BlockIQ1_S {
   uint16_t qh[8];
 };
 
-// As IQ1_S with a scale per 16 weights and a sign per 8. qh: nibble per 8 weights: sign | index bits.
-// scales: four 16-bit words; their top nibbles are d (first lowest), below them 4 x 3 bits of s
+// As IQ1_S with a scale per 16 weights and a sign per 8. qh: nibble per 8 weights: sign | index
+// bits. scales: four 16-bit words; their top nibbles are d (first lowest), below them 4 x 3 bits of
+// s
 struct BlockIQ1_M {
   static constexpr int kWeights = kSuperWeights;
   uint8_t qs[32];
@@ -192,7 +194,8 @@ struct BlockIQ4_NL {
   uint8_t qs[16];
 };
 
-// w = d * (s - 32) * values[q]   per group of 32: qs as IQ4_NL; s: nibble of scales_l, 2 bits of scales_h
+// w = d * (s - 32) * values[q]   per group of 32: qs as IQ4_NL; s: nibble of scales_l, 2 bits of
+// scales_h
 struct BlockIQ4_XS {
   static constexpr int kWeights = kSuperWeights;
   uint16_t d;
@@ -223,7 +226,8 @@ struct BlockMXFP4 {
   uint8_t qs[16];
 };
 
-// w = d[g] * values[q]        four groups of 16, d unsigned E4M3 (halved); qs[8g + i]: q[i+8] | q[i]
+// w = d[g] * values[q]        four groups of 16, d unsigned E4M3 (halved); qs[8g + i]: q[i+8] |
+// q[i]
 struct BlockNVFP4 {
   static constexpr int kWeights = 64;
   uint8_t d[4];

@@ -29,6 +29,12 @@ inline float bits_to_float(uint32_t bits) {
   return v;
 }
 
+inline uint32_t float_to_bits(float v) {
+  uint32_t bits;
+  memcpy(&bits, &v, sizeof bits);
+  return bits;
+}
+
 // The eighth sign bit is the parity of the seven stored ones.
 inline uint32_t expand_signs(uint32_t index) {
   index &= 0x7f;
@@ -198,12 +204,14 @@ inline void decode(const BlockQ6_K& b, float* y) {
   }
 }
 
-// N codebook weights with their signs.
+// N codebook weights with their signs: bit i of `signs` flips the sign bit of weight i.
 template <int N, class Entry>
 inline void decode_entry(float scale, Entry entry, uint32_t signs, float* y) {
+  uint8_t bytes[N];
+  memcpy(bytes, &entry, N);
   for (int i = 0; i < N; ++i) {
-    const float v = scale * static_cast<float>((entry >> (8 * i)) & 0xff);
-    y[i] = (signs >> i) & 1 ? -v : v;
+    y[i] = bits_to_float(float_to_bits(scale * static_cast<float>(bytes[i])) ^ ((signs >> i) & 1)
+                                                                                   << 31);
   }
 }
 
@@ -265,9 +273,9 @@ inline void decode(const BlockIQ3_S& b, float* y) {
 
 // 8 ternary weights, shifted by `delta`.
 inline void decode_ternary(float scale, uint64_t entry, float delta, float* y) {
-  for (int i = 0; i < 8; ++i) {
-    y[i] = scale * (static_cast<float>(static_cast<int8_t>(entry >> (8 * i))) + delta);
-  }
+  int8_t values[8];
+  memcpy(values, &entry, sizeof values);
+  for (int i = 0; i < 8; ++i) y[i] = scale * (static_cast<float>(values[i]) + delta);
 }
 
 inline void decode(const BlockIQ1_S& b, float* y) {
@@ -358,7 +366,8 @@ inline void decode(const BlockNVFP4& b, float* y) {
 template <class Block>
 void decode_row(const void* blocks, int64_t weights, float* out) {
   const Block* block = static_cast<const Block*>(blocks);
-  for (int64_t i = 0; i < weights / Block::kWeights; ++i) decode(block[i], out + i * Block::kWeights);
+  for (int64_t i = 0; i < weights / Block::kWeights; ++i)
+    decode(block[i], out + i * Block::kWeights);
 }
 
 }  // namespace

@@ -19,7 +19,7 @@ GRIDS = {
 
 
 def packed(cls: type, bits: int) -> np.ndarray:
-    """One 16-bit word per codebook entry: the index of weight i in the value map at bit bits * i."""
+    """One 16-bit word per entry: at bit bits * i, the index of weight i in the value map."""
     assert cls.grid_hex is not None
     words = np.frombuffer(bytes.fromhex(cls.grid_hex.decode()), dtype="<u2")
     assert len(words) == cls.grid_shape[0] and bits * cls.grid_shape[1] == 16

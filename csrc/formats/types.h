@@ -46,24 +46,37 @@ struct TypeInfo {
 };
 
 template <class Block>
-constexpr TypeInfo type_info(TypeId id, const char* name) {
+consteval TypeInfo type_info(TypeId id, const char* name) {
   return {id, name, Block::kWeights, sizeof(Block), alignof(Block)};
 }
 
 constexpr TypeInfo kTypes[] = {
-    type_info<BlockF32>(kF32, "F32"),           type_info<BlockF16>(kF16, "F16"),
-    type_info<BlockBF16>(kBF16, "BF16"),        type_info<BlockQ4_0>(kQ4_0, "Q4_0"),
-    type_info<BlockQ4_1>(kQ4_1, "Q4_1"),        type_info<BlockQ5_0>(kQ5_0, "Q5_0"),
-    type_info<BlockQ5_1>(kQ5_1, "Q5_1"),        type_info<BlockQ8_0>(kQ8_0, "Q8_0"),
-    type_info<BlockQ2_K>(kQ2_K, "Q2_K"),        type_info<BlockQ3_K>(kQ3_K, "Q3_K"),
-    type_info<BlockQ4_K>(kQ4_K, "Q4_K"),        type_info<BlockQ5_K>(kQ5_K, "Q5_K"),
-    type_info<BlockQ6_K>(kQ6_K, "Q6_K"),        type_info<BlockIQ1_S>(kIQ1_S, "IQ1_S"),
-    type_info<BlockIQ1_M>(kIQ1_M, "IQ1_M"),     type_info<BlockIQ2_XXS>(kIQ2_XXS, "IQ2_XXS"),
-    type_info<BlockIQ2_XS>(kIQ2_XS, "IQ2_XS"),  type_info<BlockIQ2_S>(kIQ2_S, "IQ2_S"),
-    type_info<BlockIQ3_XXS>(kIQ3_XXS, "IQ3_XXS"), type_info<BlockIQ3_S>(kIQ3_S, "IQ3_S"),
-    type_info<BlockIQ4_NL>(kIQ4_NL, "IQ4_NL"),  type_info<BlockIQ4_XS>(kIQ4_XS, "IQ4_XS"),
-    type_info<BlockTQ1_0>(kTQ1_0, "TQ1_0"),     type_info<BlockTQ2_0>(kTQ2_0, "TQ2_0"),
-    type_info<BlockMXFP4>(kMXFP4, "MXFP4"),     type_info<BlockNVFP4>(kNVFP4, "NVFP4"),
+    type_info<BlockF32>(kF32, "F32"),
+    type_info<BlockF16>(kF16, "F16"),
+    type_info<BlockBF16>(kBF16, "BF16"),
+    type_info<BlockQ4_0>(kQ4_0, "Q4_0"),
+    type_info<BlockQ4_1>(kQ4_1, "Q4_1"),
+    type_info<BlockQ5_0>(kQ5_0, "Q5_0"),
+    type_info<BlockQ5_1>(kQ5_1, "Q5_1"),
+    type_info<BlockQ8_0>(kQ8_0, "Q8_0"),
+    type_info<BlockQ2_K>(kQ2_K, "Q2_K"),
+    type_info<BlockQ3_K>(kQ3_K, "Q3_K"),
+    type_info<BlockQ4_K>(kQ4_K, "Q4_K"),
+    type_info<BlockQ5_K>(kQ5_K, "Q5_K"),
+    type_info<BlockQ6_K>(kQ6_K, "Q6_K"),
+    type_info<BlockIQ1_S>(kIQ1_S, "IQ1_S"),
+    type_info<BlockIQ1_M>(kIQ1_M, "IQ1_M"),
+    type_info<BlockIQ2_XXS>(kIQ2_XXS, "IQ2_XXS"),
+    type_info<BlockIQ2_XS>(kIQ2_XS, "IQ2_XS"),
+    type_info<BlockIQ2_S>(kIQ2_S, "IQ2_S"),
+    type_info<BlockIQ3_XXS>(kIQ3_XXS, "IQ3_XXS"),
+    type_info<BlockIQ3_S>(kIQ3_S, "IQ3_S"),
+    type_info<BlockIQ4_NL>(kIQ4_NL, "IQ4_NL"),
+    type_info<BlockIQ4_XS>(kIQ4_XS, "IQ4_XS"),
+    type_info<BlockTQ1_0>(kTQ1_0, "TQ1_0"),
+    type_info<BlockTQ2_0>(kTQ2_0, "TQ2_0"),
+    type_info<BlockMXFP4>(kMXFP4, "MXFP4"),
+    type_info<BlockNVFP4>(kNVFP4, "NVFP4"),
 };
 
 // Null for an id that has no decoder here.

@@ -1,21 +1,16 @@
-// Rounding of activations, SwiGLU and the weighted sum: plain loops that the compiler vectorises with
-// the flags of the including file. Only correctly rounded operations in a fixed order, so that every
-// instruction set gives the same bits.
+// Rounding of activations, SwiGLU and the weighted sum: plain loops that the compiler vectorises
+// with the flags of the including file. Only correctly rounded operations in a fixed order, so that
+// every instruction set gives the same bits.
 #pragma once
 
 #include <string.h>
 
 #include "base/inline.h"
+#include "formats/decode-inl.h"
 #include "kernels/kernel_table.h"
 
 namespace hm {
 namespace {
-
-HM_INLINE uint32_t float_bits(float v) {
-  uint32_t bits;
-  memcpy(&bits, &v, sizeof bits);
-  return bits;
-}
 
 // One block of 32: q, its scale, and the sums of its two halves.
 HM_INLINE void quantize_block(const float* x, int8_t* q, float* d, int16_t* sums) {
@@ -24,11 +19,10 @@ HM_INLINE void quantize_block(const float* x, int8_t* q, float* d, int16_t* sums
   constexpr float rounder = 0x1.8p23f;  // x + rounder has the integer nearest to x in its low bits
   int32_t max_bits = 0;                 // as integers, |NaN| > infinity > finite magnitudes
   for (int i = 0; i < kActivationBlock; ++i) {
-    const int32_t magnitude = static_cast<int32_t>(float_bits(x[i]) & 0x7fffffff);
+    const int32_t magnitude = static_cast<int32_t>(float_to_bits(x[i]) & 0x7fffffff);
     max_bits = magnitude > max_bits ? magnitude : max_bits;
   }
-  float max;
-  memcpy(&max, &max_bits, sizeof max);
+  const float max = bits_to_float(max_bits);
   if (max_bits >= infinity || max < smallest) {
     memset(q, 0, kActivationBlock);
     *d = max_bits >= infinity ? __builtin_nanf("") : 0.0f;
@@ -38,7 +32,7 @@ HM_INLINE void quantize_block(const float* x, int8_t* q, float* d, int16_t* sums
   *d = max / 127.0f;
   const float inverse = 127.0f / max;
   for (int i = 0; i < kActivationBlock; ++i) {
-    q[i] = static_cast<int8_t>(float_bits(x[i] * inverse + rounder));
+    q[i] = static_cast<int8_t>(float_to_bits(x[i] * inverse + rounder));
   }
   for (int h = 0; h < 2; ++h) {
     int sum = 0;
@@ -79,16 +73,14 @@ HM_INLINE float exp_bounded(float x) {
   p = p * r + 0.5f;
   p = p * r + 1.0f;
   p = p * r + 1.0f;
-  const uint32_t scale_bits = (float_bits(shifted) << 23) + 0x3f800000;
-  float scale;
-  memcpy(&scale, &scale_bits, sizeof scale);
-  return p * scale;
+  const uint32_t scale_bits = (float_to_bits(shifted) << 23) + 0x3f800000;
+  return p * bits_to_float(scale_bits);
 }
 
 void silu_mul(const float* gate, const float* up, int64_t n, float* out) {
   for (int64_t i = 0; i < n; ++i) {
-    const float g = gate[i];
-    const float bounded = g < -87.0f ? -87.0f : g > 87.0f ? 87.0f : g;
+    const float g = gate[i] < -87.0f ? -87.0f : gate[i];  // silu(-87) is -1e-36; NaN stays
+    const float bounded = g > 87.0f ? 87.0f : g;
     out[i] = g / (1.0f + exp_bounded(-bounded)) * up[i];
   }
 }

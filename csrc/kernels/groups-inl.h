@@ -2,10 +2,11 @@
 //
 // Every format is brought to one form. For block b of 32 weights in a group, g = i / 16, int8 x:
 //
-//   sum of w x  =  d[b] * sum of (multiplier[g] * code * x)  +  offset_scale[b] * offset[g] * sum of x
+//   sum of w x  =  d[b] * sum of (multiplier[g] * code * x)  +  offset_scale[b] * offset[g] * sum
+//   of x
 //
-// multiplier and offset are small integers, present only where the format has them; each sum is exact.
-// A type whose blocks hold 32 weights takes eight of them as its group.
+// multiplier and offset are small integers, present only where the format has them; each sum is
+// exact. A type whose blocks hold 32 weights takes eight of them as its group.
 #pragma once
 
 #include "formats/blocks.h"
@@ -114,15 +115,14 @@ struct GroupMXFP4 : SignedGroupOf<BlockMXFP4> {
 // Two-bit codes of Q2_K, Q3_K and TQ2_0: pair P of the group.
 template <int P>
 HM_INLINE Simd::B64 two_bit_codes(const uint8_t* qs) {
-  const uint8_t* half = qs + 32 * (P / 2);
   constexpr int shift = 4 * (P % 2);
-  return Simd::bits<shift, shift + 2, 3>(Simd::load32(half, half));
+  return Simd::bits<shift, shift + 2, 3>(Simd::load32_twice(qs + 32 * (P / 2)));
 }
 
 // A further bit of Q3_K and Q5_K, kept in 32 bytes of which bit j belongs to block j: pair P.
 template <int P>
 HM_INLINE Simd::B64 bit_plane(const uint8_t* bytes) {
-  return Simd::bits<2 * P, 2 * P + 1, 1>(Simd::load32(bytes, bytes));
+  return Simd::bits<2 * P, 2 * P + 1, 1>(Simd::load32_twice(bytes));
 }
 
 struct GroupQ2_K : GroupOf<BlockQ2_K> {
@@ -166,7 +166,7 @@ struct GroupQ4_K : GroupOf<BlockQ4_K> {
   }
   template <int P>
   static HM_INLINE Simd::B64 codes(const Block* b) {
-    return Simd::bits<0, 4, 15>(Simd::load32(b->qs + 32 * P, b->qs + 32 * P));
+    return Simd::bits<0, 4, 15>(Simd::load32_twice(b->qs + 32 * P));
   }
 };
 
@@ -180,7 +180,7 @@ struct GroupQ5_K : GroupOf<BlockQ5_K> {
   }
   template <int P>
   static HM_INLINE Simd::B64 codes(const Block* b) {
-    const Simd::B64 low = Simd::bits<0, 4, 15>(Simd::load32(b->qs + 32 * P, b->qs + 32 * P));
+    const Simd::B64 low = Simd::bits<0, 4, 15>(Simd::load32_twice(b->qs + 32 * P));
     return Simd::or_(low, Simd::shift_left<4>(bit_plane<P>(b->qh)));
   }
 };
@@ -200,7 +200,7 @@ struct GroupQ6_K : GroupOf<BlockQ6_K> {
     const uint8_t* high = b->qh + 32 * (P / 2);
     const Simd::B64 low = Simd::bits<shift, shift, 15>(Simd::load64(b->ql + 64 * (P / 2)));
     return Simd::or_(
-        low, Simd::shift_left<4>(Simd::bits<shift, shift + 2, 3>(Simd::load32(high, high))));
+        low, Simd::shift_left<4>(Simd::bits<shift, shift + 2, 3>(Simd::load32_twice(high))));
   }
 };
 

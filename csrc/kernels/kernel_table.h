@@ -17,8 +17,9 @@ namespace hm {
 // absmax is below 2^-120 (where 127 / absmax would overflow) is zero.
 constexpr int kActivationBlock = 32;
 
-constexpr int64_t padded_weights(int64_t k) { return (k + 255) / 256 * 256; }
-constexpr int64_t activation_bytes(int64_t k) {
+// Static: an ISA file must not export them.
+static constexpr int64_t padded_weights(int64_t k) { return (k + 255) / 256 * 256; }
+static constexpr int64_t activation_bytes(int64_t k) {
   return padded_weights(k) + padded_weights(k) / 8 + padded_weights(k) / 8;
 }
 
@@ -28,7 +29,8 @@ struct MatmulArgs {
   int64_t row_bytes;
   int64_t num_rows;
   int64_t cols;
-  const void* const* x;  // num_tokens rows: activation rows where the format is `quantized`, else f32
+  const void* const*
+      x;  // num_tokens rows: activation rows where the format is `quantized`, else f32
   int64_t num_tokens;
   float* out;
   int64_t out_stride;
@@ -44,7 +46,8 @@ struct FormatKernels {
 struct KernelTable {
   const char* name;
   // Rounds x[0..n) to blocks [first / 32, (first + n) / 32) of an activation row of `cols`; whoever
-  // writes the last block also zeroes the padding. first % 32 == 0; n % 32 == 0 or first + n == cols.
+  // writes the last block also zeroes the padding. first % 32 == 0; n % 32 == 0 or first + n ==
+  // cols.
   void (*quantize)(const float* x, int64_t first, int64_t n, int64_t cols, void* row);
   // out[i] = silu(gate[i]) * up[i]
   void (*silu_mul)(const float* gate, const float* up, int64_t n, float* out);

@@ -5,9 +5,9 @@
 // 16 lanes; floats: 16 lanes over K. At the end Simd::reduce. So a token's result is the same bits
 // alone or in a batch, and AVX2, AVX-512 and AMX agree bit for bit.
 //
-// Tokens go four at a time: a group's codes are unpacked once for the four (registers: 8 of 16 ymm
-// hold accumulators), and four rounded rows of K = 7168 (36 KB) stay in or near the L1 cache while
-// the rows of a task stream past.
+// Tokens go Simd::kTileTokens at a time: a group's codes are unpacked once for all of them, and
+// four rounded rows of K = 7168 (36 KB) stay in or near the L1 cache while the rows of a task
+// stream past.
 #pragma once
 
 #include <string.h>
@@ -17,8 +17,6 @@
 
 namespace hm {
 namespace {
-
-constexpr int kTileTokens = 4;
 
 struct ActivationRow {
   const int8_t* q;
@@ -52,7 +50,8 @@ struct GroupSums {
 
   template <int P>
   HM_INLINE void add_pair(const Group& group, const typename Group::Block* blocks,
-                          const ActivationRow (&x)[N], int64_t at, const Simd::Scales (&scales)[N]) {
+                          const ActivationRow (&x)[N], int64_t at,
+                          const Simd::Scales (&scales)[N]) {
     const Simd::B64 codes = Group::template codes<P>(blocks);
     for (int t = 0; t < N; ++t) {
       dots[t] = Simd::fma(dot_pair<Group, P>(codes, x[t].q + at, group),
@@ -172,18 +171,16 @@ struct ByFloats {
   }
 };
 
+template <class Method, int N>
+void matmul_tiles(const MatmulArgs& args, int64_t first_token) {
+  int64_t t = first_token;
+  for (; t + N <= args.num_tokens; t += N) Method::template tile<N>(args, t);
+  if constexpr (N > 1) matmul_tiles<Method, N - 1>(args, t);
+}
+
 template <class Method>
 void matmul(const MatmulArgs& args) {
-  int64_t t = 0;
-  for (; t + kTileTokens <= args.num_tokens; t += kTileTokens) {
-    Method::template tile<kTileTokens>(args, t);
-  }
-  switch (args.num_tokens - t) {
-    case 3: return Method::template tile<3>(args, t);
-    case 2: return Method::template tile<2>(args, t);
-    case 1: return Method::template tile<1>(args, t);
-    default: return;
-  }
+  matmul_tiles<Method, Simd::kTileTokens>(args, 0);
 }
 
 // Any other format: decode a row to floats, once for all tokens, then multiply.

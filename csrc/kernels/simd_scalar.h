@@ -28,6 +28,8 @@ inline float half_to_float(uint16_t half) {
 }
 
 struct Simd {
+  static constexpr int kTileTokens = 1;
+
   struct F8 {
     float v[8];
   };
@@ -173,6 +175,7 @@ struct Simd {
     memcpy(r.v + 32, b, 32);
     return r;
   }
+  static HM_INLINE B64 load32_twice(const void* p) { return load32(p, p); }
   static HM_INLINE B64 nibbles16(const void* a, const void* b) {
     B64 r;
     for (int h = 0; h < 2; ++h) {

@@ -22,10 +22,10 @@ struct Batch {
 
 // (token, choice) pairs sorted by expert, so that each expert's tokens are neighbours.
 struct Routing {
-  std::vector<Batch> batches;       // one per expert that has tokens
-  std::vector<int64_t> slot_of;     // (T * k): place in the sorted order, -1 = none
-  std::vector<int64_t> token_of;    // (slots)
-  std::vector<int64_t> next;        // (E)
+  std::vector<Batch> batches;     // one per expert that has tokens
+  std::vector<int64_t> slot_of;   // (T * k): place in the sorted order, -1 = none
+  std::vector<int64_t> token_of;  // (slots)
+  std::vector<int64_t> next;      // (E)
 };
 
 void check_args(const ExpertFfnArgs& a) {
@@ -102,10 +102,9 @@ class Forward {
   // Memory of all stages, and the activation rows in slot order.
   void prepare() {
     const bool quantized = gate_.quantized || up_.quantized;
-    const uint8_t* rounded =
-        quantized ? quantize_rows(kernels_, runtime_.pool, a_.x, a_.num_tokens, hidden_,
-                                  runtime_.activations)
-                  : nullptr;
+    const uint8_t* rounded = quantized ? quantize_rows(kernels_, runtime_.pool, a_.x, a_.num_tokens,
+                                                       hidden_, runtime_.activations)
+                                       : nullptr;
     rounded_x_ = runtime_.rows.get<const void*>(2 * num_slots_);
     float_x_ = rounded_x_ + num_slots_;
     inter_bytes_ = down_.quantized ? activation_bytes(inter_) : inter_ * int64_t{sizeof(float)};
@@ -153,7 +152,8 @@ class Forward {
           kernels_.silu_mul(gate_out + at, up_out + at, rows, product + at);
           kernels_.quantize(product + at, first, rows, inter_, row);
         } else {
-          kernels_.silu_mul(gate_out + at, up_out + at, rows, reinterpret_cast<float*>(row) + first);
+          kernels_.silu_mul(gate_out + at, up_out + at, rows,
+                            reinterpret_cast<float*>(row) + first);
         }
       }
     }
@@ -194,11 +194,11 @@ class Forward {
   const FormatKernels &gate_, &up_, &down_;
   const int64_t hidden_, inter_, num_slots_;
   int64_t inter_bytes_ = 0;
-  uint8_t* inter_rows_ = nullptr;      // (slots, inter_bytes)
-  const void** rounded_x_ = nullptr;   // (slots)
-  const void** float_x_ = nullptr;     // (slots)
-  const void** inter_x_ = nullptr;     // (slots)
-  float* products_ = nullptr;          // (slots, H), before weighting
+  uint8_t* inter_rows_ = nullptr;     // (slots, inter_bytes)
+  const void** rounded_x_ = nullptr;  // (slots)
+  const void** float_x_ = nullptr;    // (slots)
+  const void** inter_x_ = nullptr;    // (slots)
+  float* products_ = nullptr;         // (slots, H), before weighting
 };
 
 }  // namespace

@@ -18,9 +18,9 @@ struct ExpertFfnArgs {
   float* out;          // (T, H)
 };
 
-// out[t] = sum over j of weights[t, j] * down_e (silu(gate_e x[t]) * up_e x[t]), e = ids[t, j], added
-// in the order of j. Reads each distinct expert once. Throws Error, before anything is written, where
-// the shapes disagree or an id is outside -1..E-1.
+// out[t] = sum over j of weights[t, j] * down_e (silu(gate_e x[t]) * up_e x[t]), e = ids[t, j],
+// added in the order of j. Reads each distinct expert once. Throws Error, before anything is
+// written, where the shapes disagree or an id is outside -1..E-1.
 void expert_ffn(const ExpertFfnArgs& args);
 
 }  // namespace hm

@@ -69,9 +69,8 @@ void gather_rows(const Matrix& w, const int64_t* ids, int64_t num_ids, float* ou
   }
   const auto decode = active_table().formats[w.type->id].decode;
   const RuntimeLock runtime;
-  runtime->pool.run(num_ids, [&](int64_t i, int) {
-    decode(w.row(0, ids[i]), w.cols, out + i * w.cols);
-  });
+  runtime->pool.run(num_ids,
+                    [&](int64_t i, int) { decode(w.row(0, ids[i]), w.cols, out + i * w.cols); });
 }
 
 }  // namespace hm

@@ -31,8 +31,8 @@ struct Matrix {
     int64_t expected = 0;
     const bool overflow = __builtin_mul_overflow(batch, row_bytes, &expected) ||
                           __builtin_mul_overflow(expected, rows, &expected);
-    check(!overflow && num_bytes == expected, type->name, " matrix (", batch, ", ", rows, ", ", cols,
-          "): ", num_bytes, " bytes, expected ", expected);
+    check(!overflow && num_bytes == expected, type->name, " matrix (", batch, ", ", rows, ", ",
+          cols, "): ", num_bytes, " bytes, expected ", expected);
     check(reinterpret_cast<uintptr_t>(data) % static_cast<uintptr_t>(type->alignment) == 0,
           type->name, " matrix: data is not aligned to ", type->alignment, " bytes");
   }

@@ -1,4 +1,4 @@
-"""Numbers on the CPU: quantised products, the routed experts, and which instruction set runs them."""
+"""Numbers on the CPU: quantised products, the routed experts, and the choice of instructions."""
 
 from hybridmoe.kernels.matrix import QuantMatrix
 from hybridmoe.kernels.ops import (

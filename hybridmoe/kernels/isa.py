@@ -1,7 +1,7 @@
 """Which instruction sets the kernels were compiled for, can run here, and run with.
 
-The best supported one is chosen at import; `HYBRIDMOE_ISA` forces another, so that every path can be
-tested on one machine. Results are the same bits for avx2, avx512 and amx; scalar has no fused
+The best supported one is chosen at import; `HYBRIDMOE_ISA` forces another, so that every path can
+be tested on one machine. Results are the same bits for avx2, avx512 and amx; scalar has no fused
 multiply-add and differs within the rounding of float32.
 """
 

@@ -34,7 +34,7 @@ class QuantMatrix:
         data = self.data
         if data.dtype != np.uint8 or data.ndim != 1 or not data.flags.c_contiguous:
             raise ShapeError(
-                f"QuantMatrix: data is {data.dtype} {data.shape}, expected contiguous uint8 (bytes,)"
+                f"QuantMatrix: data is {data.dtype} {data.shape}, expected contiguous uint8 (n,)"
             )
         sizes = (self.batch, self.rows, self.cols)
         if not all(0 <= size < 2**40 for size in sizes):
@@ -61,7 +61,7 @@ class QuantMatrix:
 
     @classmethod
     def from_array(cls, a: np.ndarray) -> Self:
-        """An F32 matrix (N, K), or stack (B, N, K), over the memory of `a` where it is contiguous."""
+        """An F32 matrix (N, K) or stack (B, N, K) over the memory of `a`, where contiguous."""
         if a.dtype != np.float32 or a.ndim not in (2, 3):
             raise ShapeError(f"QuantMatrix: array is {a.dtype} {a.shape}, expected float32 (N, K)")
         batch, rows, cols = (1, *a.shape)[-3:]

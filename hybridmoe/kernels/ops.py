@@ -1,9 +1,9 @@
 """The CPU kernels as functions of torch tensors: shapes are checked here, numbers made in csrc.
 
-All tensors are contiguous and on the CPU. A token's result is the same bits whatever else is in the
-batch and however many threads run. Products with a quantised matrix round the activations to int8 in
-blocks of 32 with a float32 scale, then add exact integer dot products; csrc/README.md has the bounds,
-tests/closeness.py the checks. reference.py has the same functions in plain numpy.
+All tensors are contiguous and on the CPU. A token's result is the same bits whatever else is in
+the batch and however many threads run. Products with a quantised matrix round the activations to
+int8 in blocks of 32 with a float32 scale, then add exact integer dot products: csrc/README.md says
+why, tests/closeness.py how far that can be off. reference.py has the same functions in plain numpy.
 """
 
 import torch

@@ -1,4 +1,4 @@
-"""The functions of ops.py in plain numpy, float64: slow and obvious. What the kernels are tested by.
+"""The functions of ops.py in float64: slow and obvious, what the kernels are tested against.
 
 Weights are those of `gguf.quants.dequantize`; activations are not rounded.
 """

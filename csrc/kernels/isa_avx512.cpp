@@ -1,0 +1,8 @@
+#include "kernels/simd_avx512.h"
+#include "kernels/table-inl.h"
+
+namespace hm {
+
+constinit const KernelTable kAvx512 = make_table("avx512");
+
+}  // namespace hm

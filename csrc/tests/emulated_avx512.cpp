@@ -1,0 +1,51 @@
+// The AVX-512 kernels on a CPU without AVX-512: every 512-bit intrinsic becomes
+// SIMDe's portable C. Built and loaded by test_avx512_emulated.py with AVX2
+// flags.
+#define SIMDE_ENABLE_NATIVE_ALIASES
+#include <simde/x86/avx512.h>
+
+// SIMDe 0.7.4 gives one alias the wrong number of parameters, and lacks four
+// intrinsics.
+#undef _mm512_madd_epi16
+#define _mm512_madd_epi16(a, b) simde_mm512_madd_epi16(a, b)
+#define _mm512_extractf32x8_ps(v, n) \
+  _mm256_castsi256_ps(_mm512_extracti64x4_epi64(_mm512_castps_si512(v), n))
+#define _mm512_cvtepi32_ps emulated_cvtepi32_ps
+#define _mm512_cvtph_ps emulated_cvtph_ps
+#define _mm512_cvtepu16_epi32 emulated_cvtepu16_epi32
+
+static inline __m512 emulated_cvtph_ps(__m256i v) {
+  const __m512 low = _mm512_castps256_ps512(_mm256_cvtph_ps(_mm256_castsi256_si128(v)));
+  return _mm512_insertf32x8(low, _mm256_cvtph_ps(_mm256_extracti128_si256(v, 1)), 1);
+}
+
+static inline __m512 emulated_cvtepi32_ps(__m512i v) {
+  const __m512 low = _mm512_castps256_ps512(_mm256_cvtepi32_ps(_mm512_castsi512_si256(v)));
+  return _mm512_insertf32x8(low, _mm256_cvtepi32_ps(_mm512_extracti64x4_epi64(v, 1)), 1);
+}
+
+static inline __m512i emulated_cvtepu16_epi32(__m256i v) {
+  const __m512i low = _mm512_castsi256_si512(_mm256_cvtepu16_epi32(_mm256_castsi256_si128(v)));
+  return _mm512_inserti64x4(low, _mm256_cvtepu16_epi32(_mm256_extracti128_si256(v, 1)), 1);
+}
+
+#include "kernels/simd_avx512.h"
+#include "kernels/table-inl.h"
+
+// x (num_tokens, cols) f32, w (num_rows, cols) of `type` -> out (num_tokens,
+// num_rows).
+extern "C" __attribute__((visibility("default"))) void emulated_linear(
+    int type, const uint8_t* w, int64_t num_rows, int64_t row_bytes, int64_t cols, const float* x,
+    int64_t num_tokens, float* out) {
+  static constexpr hm::KernelTable table = hm::make_table("emulated");
+  constexpr int64_t max_tokens = 64, max_cols = 4096;
+  static uint8_t rounded[max_tokens][hm::activation_bytes(max_cols)];
+  static float scratch[max_cols];
+  const void* rows[max_tokens];
+  const hm::FormatKernels& format = table.formats[type];
+  for (int64_t t = 0; t < num_tokens; ++t) {
+    table.quantize(x + t * cols, 0, format.quantized ? cols : 0, cols, rounded[t]);
+    rows[t] = format.quantized ? static_cast<const void*>(rounded[t]) : x + t * cols;
+  }
+  format.matmul({w, row_bytes, num_rows, cols, rows, num_tokens, out, num_rows, scratch});
+}

@@ -1,0 +1,97 @@
+"""How far a kernel's result may be from exact arithmetic on the same weights: derived, not guessed.
+
+u = 2^-24 is float32's unit roundoff.
+
+Rounded activations are modelled exactly: x' = n d with d = fl(absmax / 127) in each block of 32 and
+n = rint(fl(x fl(127 / absmax))), all in float32, so numpy finds the very integers that the kernels
+use. What is left of y = w . x' is float32 addition. A product, or an exact integer sum of products
+times a scale, enters one of 16 (or 8) lanes; the longest chain has K/16 of them, and a tree of 5
+ends it. Scales, and gguf's own weights, are products of a few rounded factors. In all, fewer than
+n = K/16 + 16 roundings touch any one term, so |error| <= 1.01 n u s, with s the sum of the
+magnitudes that are added: |w| . |x'|, or for a format with an offset (w = d q - m, the two parts
+added apart) (|w + m| + |m|) . |x'|. `offsets` finds -m: what a block decodes to when its codes are
+all zero.
+
+Where x itself carries an error (the hidden activations of a feed-forward), d moves with it, and an
+x that is as close to a tie as that error may round to the other neighbour: `rounded` returns that
+slack.
+"""
+
+import numpy as np
+from gguf import GGMLQuantizationType, quants
+from numpy.typing import NDArray
+
+from hybridmoe.kernels.matrix import QuantMatrix
+
+Array = NDArray[np.float64]
+
+_U = 2.0**-24
+_BLOCK = 32
+
+_CODE_BYTES = {  # of the formats whose codes carry an offset
+    "Q4_0": (2, 18), "Q4_1": (4, 20), "Q5_0": (2, 22), "Q5_1": (4, 24),
+    "Q2_K": (16, 80), "Q3_K": (0, 96), "Q4_K": (16, 144), "Q5_K": (16, 176), "Q6_K": (0, 192),
+    "TQ2_0": (0, 64),
+}  # fmt: skip
+
+
+def weights(w: QuantMatrix) -> Array:
+    """(B, N, K), as `gguf.quants` decodes them."""
+    return _decode(w.data, w.type).reshape(w.batch, w.rows, w.cols)
+
+
+def offsets(w: QuantMatrix) -> Array:
+    """(B, N, K): the part of each weight that does not depend on its code."""
+    span = _CODE_BYTES.get(w.type.name)
+    if span is None:
+        return np.zeros((w.batch, w.rows, w.cols))
+    _, block_bytes = quants.GGML_QUANT_SIZES[w.type]
+    blocks = w.data.reshape(-1, block_bytes).copy()
+    blocks[:, slice(*span)] = 0
+    return _decode(blocks.reshape(-1), w.type).reshape(w.batch, w.rows, w.cols)
+
+
+def _decode(data: NDArray[np.uint8], kind: GGMLQuantizationType) -> Array:
+    _, block_bytes = quants.GGML_QUANT_SIZES[kind]
+    return np.asarray(quants.dequantize(data.reshape(-1, block_bytes), kind)).astype(np.float64)
+
+
+def rounded(x: Array, error: Array | float = 0.0) -> tuple[Array, Array]:
+    """Rounded activations x' (T, K), and how far the kernel's may be where x is off by `error`."""
+    blocks = x.astype(np.float32).reshape(len(x), x.shape[-1] // _BLOCK, _BLOCK)
+    errors = np.broadcast_to(np.asarray(error, np.float64), x.shape).reshape(blocks.shape)
+    absmax = np.abs(blocks).max(-1, keepdims=True)
+    empty = absmax < np.float32(2.0**-120)
+    absmax = np.where(empty, np.float32(1), absmax)
+    d = np.where(empty, np.float32(0), absmax / np.float32(127)).astype(np.float64)
+    scaled = np.where(empty, np.float32(0), blocks * (np.float32(127) / absmax)).astype(np.float64)
+    codes = np.rint(scaled)
+    exact = errors.max(-1, keepdims=True) == 0
+    d_error = np.where(exact, 0.0, errors.max(-1, keepdims=True) / 127 + 2 * _U * d)
+    step = np.where(d == 0, np.inf, d)
+    near = (errors + 127 * d_error) / step + 512 * _U  # how far x / d may move
+    tie = ~exact & (0.5 - np.abs(scaled - codes) <= near)
+    slack = np.abs(codes) * d_error + tie * (d + d_error)
+    return (codes * d).reshape(x.shape), slack.reshape(x.shape)
+
+
+def product_bound(x: Array, slack: Array | float, w: Array, offset: Array) -> Array:
+    """For y = w . x: x, slack (T, K) · w, offset (N, K) -> (T, N)."""
+    cols = x.shape[-1]
+    magnitude = np.abs(x) @ (np.abs(w - offset) + np.abs(offset)).T
+    from_x = np.broadcast_to(np.asarray(slack, np.float64), x.shape) @ np.abs(w).T
+    return 1.01 * (cols / 16 + 16) * _U * (magnitude + from_x) + from_x
+
+
+def assert_close(got: object, want: Array, bound: Array, what: str) -> None:
+    """Elementwise |got - want| <= bound, or a failure that shows the worst element."""
+    error = np.abs(np.asarray(got, np.float64) - want)
+    outside = ~(error <= bound)
+    if not outside.any():
+        return
+    ratio = np.where(outside, error / np.maximum(bound, 1e-300), 0)
+    at = tuple(int(i) for i in np.unravel_index(np.nanargmax(ratio), ratio.shape))
+    raise AssertionError(
+        f"{what}: {outside.sum()} of {outside.size} elements out of bounds; worst at {at}: "
+        f"got {np.asarray(got)[at]}, want {want[at]}, bound {bound[at]:.3g}"
+    )
