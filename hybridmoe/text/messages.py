@@ -27,8 +27,13 @@ def check_messages(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]
     return [_check_message(message, f"messages[{i}]") for i, message in enumerate(messages)]
 
 
-def check_tools(tools: Sequence[Mapping[str, Any]] | None) -> list[dict[str, Any]] | None:
-    """Copies of the declarations; None where there are none. Raises ConfigError."""
+def check_tools(
+    tools: Sequence[Mapping[str, Any]] | None, *, sort_keys: bool = False
+) -> list[dict[str, Any]] | None:
+    """Copies of the declarations; None where there are none. Raises ConfigError.
+
+    sort_keys: in all depths, as Kimi K2's own code does before its template runs.
+    """
     if not tools:
         return None
     if isinstance(tools, str | bytes | Mapping) or not isinstance(tools, Sequence):
@@ -39,7 +44,8 @@ def check_tools(tools: Sequence[Mapping[str, Any]] | None) -> list[dict[str, Any
         function = tool.get("function")
         if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
             raise ConfigError(f"tools[{i}].function.name is missing; expected a string")
-    return [plain_copy(dict(tool), f"tools[{i}]") for i, tool in enumerate(tools)]
+    copies = [plain_copy(dict(tool), f"tools[{i}]") for i, tool in enumerate(tools)]
+    return [_sorted(copy) for copy in copies] if sort_keys else copies
 
 
 def number_tool_calls(messages: list[dict[str, Any]]) -> None:
@@ -93,6 +99,12 @@ def plain_copy(value: Any, where: str, depth: int = 0) -> Any:
     if isinstance(value, list | tuple):
         return [plain_copy(v, where, depth + 1) for v in value]
     raise ConfigError(f"{where} is {value!r:.60}; expected JSON data")
+
+
+def _sorted(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _sorted(value[key]) for key in sorted(value)}
+    return [_sorted(item) for item in value] if isinstance(value, list) else value
 
 
 def _check_message(message: Mapping[str, Any], where: str) -> dict[str, Any]:

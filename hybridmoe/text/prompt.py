@@ -35,8 +35,9 @@ def encode_chat(
     Errors: ConfigError where the messages or tools are unusable; TemplateError.
     """
     checked = check_messages(messages)
-    declared = check_tools(tools)
-    if tokenizer.special_id("<|tool_call_begin|>") is not None:
+    is_kimi = tokenizer.special_id("<|tool_call_begin|>") is not None
+    declared = check_tools(tools, sort_keys=is_kimi)
+    if is_kimi:
         number_tool_calls(checked)
     if any("tool_calls" in message for message in checked) and template.wants_mappings:
         checked = with_mappings(checked)

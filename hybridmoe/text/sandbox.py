@@ -19,6 +19,7 @@ import re
 import time
 from collections.abc import Callable, ItemsView, KeysView, Mapping, ValuesView
 from datetime import datetime
+from types import FunctionType
 from typing import Any
 
 from jinja2 import nodes, pass_context
@@ -51,6 +52,7 @@ _STR_METHODS = frozenset((
     "rindex", "rpartition", "rsplit", "rstrip", "split", "splitlines", "startswith", "strip",
     "swapcase", "title", "upper",
 ))  # fmt: skip
+_BACKWARD_METHODS = frozenset({"rfind", "rindex", "rpartition", "rsplit"})
 _CONTAINER_METHODS = frozenset((
     "append", "copy", "count", "get", "index", "items", "keys", "pop", "values",
 ))  # fmt: skip
@@ -59,6 +61,8 @@ _PRINTING_FILTERS = frozenset({"capitalize", "lower", "soft_str", "str", "title"
 _COMPARING_TESTS = ("eq", "equalto", "==", "ne", "!=", "in", "lt", "<", "gt", ">")
 # A conversion with a width, or with one from the arguments.
 _WIDE_CONVERSION = re.compile(r"%(\([^)]*\))?[#0 +-]*([0-9]{3,}|\*|[0-9]*\.([0-9]{3,}|\*))")
+
+_WIDE_FIELD = re.compile(r"\{[^{}]*:[^}]*([0-9]{3,}|\{)")
 
 
 class BoundedEnvironment(ImmutableSandboxedEnvironment):
@@ -113,7 +117,8 @@ class BoundedEnvironment(ImmutableSandboxedEnvironment):
             ):
                 stack.extend(item)
             elif isinstance(item, Namespace):
-                stack.append(vars(item)["_Namespace__attrs"])
+                # A namespace answers for its attributes only, also when asked for __dict__.
+                stack.append(object.__getattribute__(item, "_Namespace__attrs"))
             total += _ITEM_WEIGHT
             if total > self._limit:
                 raise SecurityError("a value grows too large")
@@ -131,20 +136,38 @@ class BoundedEnvironment(ImmutableSandboxedEnvironment):
             return attr in _STR_METHODS
         if isinstance(obj, dict | list | tuple):
             return attr in _CONTAINER_METHODS
-        if isinstance(obj, int | float | bytes | range):
+        if isinstance(obj, int | float | bytes | range | type | FunctionType):
             return False
         return super().is_safe_attribute(obj, attr, value)
+
+    def wrap_str_format(self, value: Any) -> Callable[..., str] | None:
+        wrapped = super().wrap_str_format(value)
+        if wrapped is None:
+            return None
+        template: str = value.__self__
+        if _WIDE_FIELD.search(template):
+            raise SecurityError("a format with a width of three digits or more, or a nested one")
+
+        def bounded(*args: Any, **kwargs: Any) -> str:
+            self._spend((template.count("{") + 1) * self.weigh([args, kwargs]) + len(template))
+            return wrapped(*args, **kwargs)
+
+        return bounded
 
     def call(__self, __context: Context, __obj: Any, *args: Any, **kwargs: Any) -> Any:
         __self.tick(0)
         owner, name = getattr(__obj, "__self__", None), getattr(__obj, "__name__", "")
+        if isinstance(owner, list | tuple):
+            __self.weigh(owner)
+        __self.weigh([args, kwargs])
         if isinstance(owner, str) and name == "join" and args:
             args = (__self._materialize(args[0]), *args[1:])
             __self._spend(len(owner) * len(args[0]))
         elif isinstance(owner, str) and name == "replace":
             __self._check_replace(owner, *args, **kwargs)
-        elif __obj is dict or isinstance(owner, list | tuple):
-            __self.weigh([owner, args, kwargs])
+        elif isinstance(owner, str) and name in _BACKWARD_METHODS and args:
+            # Python searches backwards by trying every place: a step for each pair of characters.
+            __self._spend(len(owner) * len(str(args[0])) >> 4)
         return __self._settle(super().call(__context, __obj, *args, **kwargs))
 
     def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
@@ -229,6 +252,8 @@ class BoundedEnvironment(ImmutableSandboxedEnvironment):
                 width = kwargs.get("width", values[1] if len(values) > 1 else 4)
                 size = width if isinstance(width, int) else len(str(width))
                 self._spend((str(values[0]).count("\n") + 1) * max(0, size))
+            elif name == "round" and abs(int(kwargs.get("precision", (*values, 0)[1]))) > 300:
+                raise SecurityError("round to more than 300 digits")
             elif name in _COMPARING_FILTERS or name in _PRINTING_FILTERS:
                 self.weigh(values)
             result = function(*passed, *values, **kwargs)
@@ -245,7 +270,7 @@ class BoundedEnvironment(ImmutableSandboxedEnvironment):
     def _format(self, template: str, values: Any) -> str:
         if _WIDE_CONVERSION.search(template):
             raise SecurityError("a format with a width of three digits or more")
-        self._spend((self.weigh(values) + len(template)) * 4)
+        self._spend((template.count("%") + 1) * self.weigh(values) + len(template))
         return str(template % values)
 
     def _check_replace(self, text: str, old: str = "", new: str = "", *_: Any, **__: Any) -> None:
