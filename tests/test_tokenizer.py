@@ -253,6 +253,7 @@ BAD = {
     "tokens has 0 entries": _bad(tokens=[]),
     "tokens is 7": _bad(tokens=7),
     "tokens is [1, 2]": _bad(tokens=[1, 2]),
+    "a NUL is in it": _bad(tokens=[*kimi.byte_symbols(), "a\0b"]),
     "'a' twice": _bad(tokens=["a"] * 257),
     "tokens[256] has 20000 characters": _bad(tokens=[*kimi.byte_symbols(), "a" * 20_000]),
     "tokens[256] has 2000 characters": _bad(tokens=[*kimi.byte_symbols(), "汉" * 2000]),

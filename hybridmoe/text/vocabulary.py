@@ -127,6 +127,8 @@ def _check_texts(texts: list[str], types: list[int], ids: dict[str, int], name: 
         twice = next(text for i, text in enumerate(texts) if ids[text] != i)
         raise GGUFError(f"{name}: tokenizer.ggml.tokens has {twice!r:.60} twice")
     for i, text in enumerate(texts):
+        if "\0" in text:  # llama.cpp would read up to there, and end the process at a duplicate
+            raise GGUFError(f"{name}: tokenizer.ggml.tokens[{i}] is {text!r:.60}; a NUL is in it")
         if len(text) > _MAX_FOREIGN_CHARS and (
             len(text) > _MAX_TOKEN_CHARS or not all(ord(c) in _TO_BYTE for c in text)
         ):
