@@ -288,11 +288,16 @@ inline void decode(const BlockIQ1_S& b, float* y) {
   }
 }
 
+// The binary16 scale spread over the top nibbles of IQ1_M's four scale words.
+inline uint16_t iq1_m_scale(const uint16_t* words) {
+  return static_cast<uint16_t>(words[0] >> 12 | (words[1] >> 12) << 4 | (words[2] >> 12) << 8 |
+                               (words[3] >> 12) << 12);
+}
+
 inline void decode(const BlockIQ1_M& b, float* y) {
   uint16_t words[4];
   memcpy(words, b.scales, sizeof words);
-  const float d = half_to_float(static_cast<uint16_t>(
-      words[0] >> 12 | (words[1] >> 12) << 4 | (words[2] >> 12) << 8 | (words[3] >> 12) << 12));
+  const float d = half_to_float(iq1_m_scale(words));
   for (int k = 0; k < 32; ++k) {
     const int s = (words[k / 8] >> (3 * (k / 2 % 4))) & 7;
     const float scale = d * static_cast<float>(2 * s + 1);
@@ -325,21 +330,27 @@ inline void decode(const BlockIQ4_XS& b, float* y) {
 }
 
 // n base-3 digits, one of each byte: digit = byte * 3^place, wrapped to a byte, * 3 >> 8.
-inline void decode_digits(float d, const uint8_t* bytes, int n, uint8_t power, float* y) {
+inline void unpack_digits(const uint8_t* bytes, int n, uint8_t power, uint8_t* digits) {
   for (int i = 0; i < n; ++i) {
     const uint8_t wrapped = static_cast<uint8_t>(bytes[i] * power);
-    y[i] = d * static_cast<float>(((wrapped * 3) >> 8) - 1);
+    digits[i] = static_cast<uint8_t>((wrapped * 3) >> 8);
+  }
+}
+
+inline void unpack_digits(const BlockTQ1_0& b, uint8_t* digits) {
+  constexpr uint8_t powers[5] = {1, 3, 9, 27, 81};
+  for (int p = 0; p < 5; ++p) {
+    unpack_digits(b.qs, 32, powers[p], digits + 32 * p);
+    unpack_digits(b.qs + 32, 16, powers[p], digits + 160 + 16 * p);
+    if (p < 4) unpack_digits(b.qh, 4, powers[p], digits + 240 + 4 * p);
   }
 }
 
 inline void decode(const BlockTQ1_0& b, float* y) {
   const float d = half_to_float(b.d);
-  constexpr uint8_t powers[5] = {1, 3, 9, 27, 81};
-  for (int p = 0; p < 5; ++p) {
-    decode_digits(d, b.qs, 32, powers[p], y + 32 * p);
-    decode_digits(d, b.qs + 32, 16, powers[p], y + 160 + 16 * p);
-    if (p < 4) decode_digits(d, b.qh, 4, powers[p], y + 240 + 4 * p);
-  }
+  uint8_t digits[kSuperWeights];
+  unpack_digits(b, digits);
+  for (int i = 0; i < kSuperWeights; ++i) y[i] = d * static_cast<float>(digits[i] - 1);
 }
 
 inline void decode(const BlockTQ2_0& b, float* y) {

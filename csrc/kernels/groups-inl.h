@@ -41,7 +41,7 @@ struct GroupQ4_0 : GroupOf<BlockQ4_0> {
     offset_scale = Simd::mul(d, Simd::set8(-8.0f));
   }
   template <int P>
-  static HM_INLINE Simd::B64 codes(const Block* b) {
+  HM_INLINE Simd::B64 codes(const Block* b) const {
     return Simd::nibbles16(b[2 * P].qs, b[2 * P + 1].qs);
   }
 };
@@ -53,7 +53,7 @@ struct GroupQ4_1 : GroupOf<BlockQ4_1> {
     offset_scale = Simd::gather_half(&b->m, sizeof(Block));
   }
   template <int P>
-  static HM_INLINE Simd::B64 codes(const Block* b) {
+  HM_INLINE Simd::B64 codes(const Block* b) const {
     return Simd::nibbles16(b[2 * P].qs, b[2 * P + 1].qs);
   }
 };
@@ -65,7 +65,7 @@ struct GroupQ5_0 : GroupOf<BlockQ5_0> {
     offset_scale = Simd::mul(d, Simd::set8(-16.0f));
   }
   template <int P>
-  static HM_INLINE Simd::B64 codes(const Block* b) {
+  HM_INLINE Simd::B64 codes(const Block* b) const {
     return Simd::or_(Simd::nibbles16(b[2 * P].qs, b[2 * P + 1].qs),
                      Simd::spread_bits<16>(b[2 * P].qh, b[2 * P + 1].qh));
   }
@@ -78,7 +78,7 @@ struct GroupQ5_1 : GroupOf<BlockQ5_1> {
     offset_scale = Simd::gather_half(&b->m, sizeof(Block));
   }
   template <int P>
-  static HM_INLINE Simd::B64 codes(const Block* b) {
+  HM_INLINE Simd::B64 codes(const Block* b) const {
     return Simd::or_(Simd::nibbles16(b[2 * P].qs, b[2 * P + 1].qs),
                      Simd::spread_bits<16>(b[2 * P].qh, b[2 * P + 1].qh));
   }
@@ -87,7 +87,7 @@ struct GroupQ5_1 : GroupOf<BlockQ5_1> {
 struct GroupQ8_0 : SignedGroupOf<BlockQ8_0> {
   HM_INLINE void load(const Block* b) { d = Simd::gather_half(&b->d, sizeof(Block)); }
   template <int P>
-  static HM_INLINE Simd::B64 codes(const Block* b) {
+  HM_INLINE Simd::B64 codes(const Block* b) const {
     return Simd::load32(b[2 * P].qs, b[2 * P + 1].qs);
   }
 };
@@ -95,7 +95,7 @@ struct GroupQ8_0 : SignedGroupOf<BlockQ8_0> {
 struct GroupIQ4_NL : SignedGroupOf<BlockIQ4_NL> {
   HM_INLINE void load(const Block* b) { d = Simd::gather_half(&b->d, sizeof(Block)); }
   template <int P>
-  static HM_INLINE Simd::B64 codes(const Block* b) {
+  HM_INLINE Simd::B64 codes(const Block* b) const {
     return Simd::lookup(kValuesIQ4, Simd::nibbles16(b[2 * P].qs, b[2 * P + 1].qs));
   }
 };
@@ -107,7 +107,7 @@ struct GroupMXFP4 : SignedGroupOf<BlockMXFP4> {
     d = Simd::load8(scales);
   }
   template <int P>
-  static HM_INLINE Simd::B64 codes(const Block* b) {
+  HM_INLINE Simd::B64 codes(const Block* b) const {
     return Simd::lookup(kValuesE2M1, Simd::nibbles16(b[2 * P].qs, b[2 * P + 1].qs));
   }
 };
@@ -134,7 +134,7 @@ struct GroupQ2_K : GroupOf<BlockQ2_K> {
     offset_scale = Simd::set8(-half_to_float(b->dmin));
   }
   template <int P>
-  static HM_INLINE Simd::B64 codes(const Block* b) {
+  HM_INLINE Simd::B64 codes(const Block* b) const {
     return two_bit_codes<P>(b->qs);
   }
 };
@@ -151,7 +151,7 @@ struct GroupQ3_K : GroupOf<BlockQ3_K> {
     offset_scale = Simd::set8(-4.0f * scale);
   }
   template <int P>
-  static HM_INLINE Simd::B64 codes(const Block* b) {
+  HM_INLINE Simd::B64 codes(const Block* b) const {
     return Simd::or_(two_bit_codes<P>(b->qs), Simd::shift_left<2>(bit_plane<P>(b->hmask)));
   }
 };
@@ -165,7 +165,7 @@ struct GroupQ4_K : GroupOf<BlockQ4_K> {
     offset_scale = Simd::set8(-half_to_float(b->dmin));
   }
   template <int P>
-  static HM_INLINE Simd::B64 codes(const Block* b) {
+  HM_INLINE Simd::B64 codes(const Block* b) const {
     return Simd::bits<0, 4, 15>(Simd::load32_twice(b->qs + 32 * P));
   }
 };
@@ -179,7 +179,7 @@ struct GroupQ5_K : GroupOf<BlockQ5_K> {
     offset_scale = Simd::set8(-half_to_float(b->dmin));
   }
   template <int P>
-  static HM_INLINE Simd::B64 codes(const Block* b) {
+  HM_INLINE Simd::B64 codes(const Block* b) const {
     const Simd::B64 low = Simd::bits<0, 4, 15>(Simd::load32_twice(b->qs + 32 * P));
     return Simd::or_(low, Simd::shift_left<4>(bit_plane<P>(b->qh)));
   }
@@ -195,7 +195,7 @@ struct GroupQ6_K : GroupOf<BlockQ6_K> {
     offset_scale = Simd::set8(-32.0f * scale);
   }
   template <int P>
-  static HM_INLINE Simd::B64 codes(const Block* b) {
+  HM_INLINE Simd::B64 codes(const Block* b) const {
     constexpr int shift = 4 * (P % 2);
     const uint8_t* high = b->qh + 32 * (P / 2);
     const Simd::B64 low = Simd::bits<shift, shift, 15>(Simd::load64(b->ql + 64 * (P / 2)));
@@ -215,7 +215,7 @@ struct GroupIQ4_XS : SignedGroupOf<BlockIQ4_XS> {
     d = Simd::mul(Simd::set8(half_to_float(b->d)), Simd::from_s8(scales));
   }
   template <int P>
-  static HM_INLINE Simd::B64 codes(const Block* b) {
+  HM_INLINE Simd::B64 codes(const Block* b) const {
     return Simd::lookup(kValuesIQ4, Simd::nibbles16(b->qs + 32 * P, b->qs + 32 * P + 16));
   }
 };
@@ -228,7 +228,7 @@ struct GroupTQ2_0 : GroupOf<BlockTQ2_0> {
     offset_scale = Simd::set8(-scale);
   }
   template <int P>
-  static HM_INLINE Simd::B64 codes(const Block* b) {
+  HM_INLINE Simd::B64 codes(const Block* b) const {
     return two_bit_codes<P>(b->qs);
   }
 };

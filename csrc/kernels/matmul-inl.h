@@ -33,7 +33,9 @@ HM_INLINE ActivationRow activation_row(const void* row, int64_t cols) {
 template <class Group, int P>
 HM_INLINE Simd::F16 dot_pair(Simd::B64 codes, const int8_t* q, const Group& group) {
   const Simd::B64 x = Simd::load64(q + 64 * P);
-  if constexpr (Group::kMultiplied) {
+  if constexpr (Group::kMultiplied && Group::kSigned) {
+    return Simd::dot_signed_multiplied<P>(codes, x, group.multipliers);
+  } else if constexpr (Group::kMultiplied) {
     return Simd::dot_multiplied<P>(codes, x, group.multipliers);
   } else if constexpr (Group::kSigned) {
     return Simd::dot_signed(codes, x);
@@ -52,7 +54,7 @@ struct GroupSums {
   HM_INLINE void add_pair(const Group& group, const typename Group::Block* blocks,
                           const ActivationRow (&x)[N], int64_t at,
                           const Simd::Scales (&scales)[N]) {
-    const Simd::B64 codes = Group::template codes<P>(blocks);
+    const Simd::B64 codes = group.template codes<P>(blocks);
     for (int t = 0; t < N; ++t) {
       dots[t] = Simd::fma(dot_pair<Group, P>(codes, x[t].q + at, group),
                           Simd::template scale<P>(scales[t]), dots[t]);

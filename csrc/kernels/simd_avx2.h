@@ -69,6 +69,10 @@ struct Simd : SimdYmm {
     return {_mm256_loadu_si256((const __m256i*)a), _mm256_loadu_si256((const __m256i*)b)};
   }
   static HM_INLINE B64 load32_twice(const void* p) { return load32(p, p); }
+  // Eight codes a word.
+  static HM_INLINE B64 from_words(const uint64_t (&w)[8]) {
+    return {_mm256_set_epi64x(w[3], w[2], w[1], w[0]), _mm256_set_epi64x(w[7], w[6], w[5], w[4])};
+  }
   // Low nibbles of 16 bytes at a, then their high nibbles, as block 0; of b as block 1.
   static HM_INLINE B64 nibbles16(const void* a, const void* b) {
     return {split_nibbles(a), split_nibbles(b)};
@@ -92,6 +96,13 @@ struct Simd : SimdYmm {
   }
   static HM_INLINE B64 or_(B64 a, B64 b) {
     return {_mm256_or_si256(a.lo, b.lo), _mm256_or_si256(a.hi, b.hi)};
+  }
+  static HM_INLINE B64 sub(B64 a, B64 b) {
+    return {_mm256_sub_epi8(a.lo, b.lo), _mm256_sub_epi8(a.hi, b.hi)};
+  }
+  // -v where the mask is 255, v where it is 0.
+  static HM_INLINE B64 negate_where(B64 mask, B64 v) {
+    return sub({_mm256_xor_si256(v.lo, mask.lo), _mm256_xor_si256(v.hi, mask.hi)}, mask);
   }
   // table[v] for bytes v of 0..15.
   static HM_INLINE B64 lookup(const int8_t* table, B64 v) {
@@ -117,6 +128,12 @@ struct Simd : SimdYmm {
     const __m256i four = P < 2 ? m.first : m.second;
     return {dot32(w.lo, x.lo, _mm256_shuffle_epi8(four, pick<4 * (P % 2)>())),
             dot32(w.hi, x.hi, _mm256_shuffle_epi8(four, pick<4 * (P % 2) + 2>()))};
+  }
+  // As dot_signed, and times the multipliers.
+  template <int P>
+  static HM_INLINE F16 dot_signed_multiplied(B64 w, B64 x, const Multipliers& m) {
+    return dot_multiplied<P>({_mm256_abs_epi8(w.lo), _mm256_abs_epi8(w.hi)},
+                             {_mm256_sign_epi8(x.lo, w.lo), _mm256_sign_epi8(x.hi, w.hi)}, m);
   }
 
  private:

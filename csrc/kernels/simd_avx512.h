@@ -46,6 +46,9 @@ struct Simd : SimdYmm {
   static HM_INLINE B64 load32_twice(const void* p) {
     return _mm512_broadcast_i64x4(_mm256_loadu_si256((const __m256i*)p));
   }
+  static HM_INLINE B64 from_words(const uint64_t (&w)[8]) {
+    return _mm512_set_epi64(w[7], w[6], w[5], w[4], w[3], w[2], w[1], w[0]);
+  }
   static HM_INLINE B64 nibbles16(const void* a, const void* b) {
     const __m512i bytes = join(_mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i*)a)),
                                _mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i*)b)));
@@ -71,6 +74,10 @@ struct Simd : SimdYmm {
     return _mm512_slli_epi16(v, N);
   }
   static HM_INLINE B64 or_(B64 a, B64 b) { return _mm512_or_si512(a, b); }
+  static HM_INLINE B64 sub(B64 a, B64 b) { return _mm512_sub_epi8(a, b); }
+  static HM_INLINE B64 negate_where(B64 mask, B64 v) {
+    return sub(_mm512_xor_si512(v, mask), mask);
+  }
   static HM_INLINE B64 lookup(const int8_t* table, B64 v) {
     const __m512i t = _mm512_broadcast_i32x4(_mm_loadu_si128((const __m128i*)table));
     return _mm512_shuffle_epi8(t, v);
@@ -80,9 +87,7 @@ struct Simd : SimdYmm {
     return _mm512_cvtepi32_ps(_mm512_dpbusd_epi32(_mm512_setzero_si512(), w, x));
   }
   static HM_INLINE F16 dot_signed(B64 w, B64 x) {
-    const __m512i zero = _mm512_setzero_si512();
-    const __m512i signed_x = _mm512_mask_sub_epi8(x, _mm512_movepi8_mask(w), zero, x);
-    return _mm512_cvtepi32_ps(_mm512_dpbusd_epi32(zero, _mm512_abs_epi8(w), signed_x));
+    return dot_unsigned(_mm512_abs_epi8(w), with_sign(x, w));
   }
   // Not VNNI: its sums of four would need a 32-bit multiply, which is slower than these two.
   template <int P>
@@ -93,8 +98,16 @@ struct Simd : SimdYmm {
     const __m512i multiplier = _mm512_permutexvar_epi16(lanes, m);
     return _mm512_cvtepi32_ps(_mm512_madd_epi16(_mm512_maddubs_epi16(w, x), multiplier));
   }
+  template <int P>
+  static HM_INLINE F16 dot_signed_multiplied(B64 w, B64 x, const Multipliers& m) {
+    return dot_multiplied<P>(_mm512_abs_epi8(w), with_sign(x, w), m);
+  }
 
  private:
+  // -x where w is negative.
+  static HM_INLINE __m512i with_sign(__m512i x, __m512i w) {
+    return _mm512_mask_sub_epi8(x, _mm512_movepi8_mask(w), _mm512_setzero_si512(), x);
+  }
   static HM_INLINE __m512i join(__m256i lo, __m256i hi) {
     return _mm512_inserti64x4(_mm512_castsi256_si512(lo), hi, 1);
   }

@@ -176,6 +176,7 @@ struct Simd {
     return r;
   }
   static HM_INLINE B64 load32_twice(const void* p) { return load32(p, p); }
+  static HM_INLINE B64 from_words(const uint64_t (&w)[8]) { return load64(w); }
   static HM_INLINE B64 nibbles16(const void* a, const void* b) {
     B64 r;
     for (int h = 0; h < 2; ++h) {
@@ -216,6 +217,16 @@ struct Simd {
     for (int i = 0; i < 64; ++i) r.v[i] = a.v[i] | b.v[i];
     return r;
   }
+  static HM_INLINE B64 sub(const B64& a, const B64& b) {
+    B64 r;
+    for (int i = 0; i < 64; ++i) r.v[i] = a.v[i] - b.v[i];
+    return r;
+  }
+  static HM_INLINE B64 negate_where(const B64& mask, const B64& v) {
+    B64 r;
+    for (int i = 0; i < 64; ++i) r.v[i] = (v.v[i] ^ mask.v[i]) - mask.v[i];
+    return r;
+  }
   static HM_INLINE B64 lookup(const int8_t* table, const B64& v) {
     B64 r;
     for (int i = 0; i < 64; ++i) r.v[i] = static_cast<uint8_t>(table[v.v[i]]);
@@ -244,12 +255,19 @@ struct Simd {
   }
   template <int P>
   static HM_INLINE F16 dot_multiplied(const B64& w, const B64& x, const Multipliers& m) {
+    return times<P>(dot_unsigned(w, x), m);
+  }
+  template <int P>
+  static HM_INLINE F16 dot_signed_multiplied(const B64& w, const B64& x, const Multipliers& m) {
+    return times<P>(dot_signed(w, x), m);
+  }
+
+ private:
+  // Both factors are integers below 2^24, and so is the product: exact.
+  template <int P>
+  static HM_INLINE F16 times(const F16& sums, const Multipliers& m) {
     F16 r;
-    for (int l = 0; l < 16; ++l) {
-      int sum = 0;
-      for (int i = 4 * l; i < 4 * l + 4; ++i) sum += w.v[i] * static_cast<int8_t>(x.v[i]);
-      r.v[l] = static_cast<float>(sum * m.v[4 * P + l / 4]);
-    }
+    for (int l = 0; l < 16; ++l) r.v[l] = sums.v[l] * m.v[4 * P + l / 4];
     return r;
   }
 };

@@ -2,8 +2,8 @@
 #pragma once
 
 #include "formats/decode-inl.h"
+#include "kernels/codebook_groups-inl.h"
 #include "kernels/elementwise-inl.h"
-#include "kernels/groups-inl.h"
 #include "kernels/kernel_table.h"
 #include "kernels/matmul-inl.h"
 
@@ -49,15 +49,15 @@ constexpr KernelTable make_table(const char* name) {
   formats[kIQ4_XS] = quantized<GroupIQ4_XS>();
   formats[kMXFP4] = quantized<GroupMXFP4>();
   formats[kTQ2_0] = quantized<GroupTQ2_0>();
-  formats[kTQ1_0] = decoded<BlockTQ1_0>();
+  formats[kTQ1_0] = quantized<GroupTQ1_0>();
   formats[kNVFP4] = decoded<BlockNVFP4>();
-  formats[kIQ1_S] = decoded<BlockIQ1_S>();
-  formats[kIQ1_M] = decoded<BlockIQ1_M>();
-  formats[kIQ2_XXS] = decoded<BlockIQ2_XXS>();
-  formats[kIQ2_XS] = decoded<BlockIQ2_XS>();
-  formats[kIQ2_S] = decoded<BlockIQ2_S>();
-  formats[kIQ3_XXS] = decoded<BlockIQ3_XXS>();
-  formats[kIQ3_S] = decoded<BlockIQ3_S>();
+  formats[kIQ1_S] = quantized<GroupIQ1_S>();
+  formats[kIQ1_M] = quantized<GroupIQ1_M>();
+  formats[kIQ2_XXS] = quantized<GroupIQ2_XXS>();
+  formats[kIQ2_XS] = quantized<GroupIQ2_XS>();
+  formats[kIQ2_S] = quantized<GroupIQ2_S>();
+  formats[kIQ3_XXS] = quantized<GroupIQ3_XXS>();
+  formats[kIQ3_S] = quantized<GroupIQ3_S>();
   return table;
 }
 
