@@ -74,7 +74,7 @@ def test_the_fake_has_the_protocol_of_the_real_one() -> None:
     assert {"result", "close", "__next__"} <= vars(hybridmoe.ResultStream).keys()
 
 
-FIGURES = "prompt 123 tok (100 cached) 184 t/s | gen 11 tok 40.0 t/s | ttft 0.1 s"
+FIGURES = "prompt 123 tok (100 cached) 184 t/s | gen 11 tok 40.0 t/s | ttft 0.12 s"
 
 
 def test_an_answer_is_followed_by_its_figures_and_remembered(chat: Chat) -> None:
@@ -90,7 +90,7 @@ def test_an_answer_is_followed_by_its_figures_and_remembered(chat: Chat) -> None
 
 def test_figures_without_a_cache_do_not_mention_it() -> None:
     line = figures(hybridmoe.Timing(10, 0, 0.1, 1, 0.0))
-    assert line == "prompt 10 tok 100 t/s | gen 1 tok 0.0 t/s | ttft 0.1 s"
+    assert line == "prompt 10 tok 100 t/s | gen 1 tok 0.0 t/s | ttft 0.10 s"
 
 
 def test_an_error_is_one_line_and_the_session_goes_on(chat: Chat) -> None:

@@ -62,7 +62,7 @@ def terminal(tmp_path: Path) -> Iterator[Terminal]:
 def test_a_conversation(terminal: Terminal, tmp_path: Path) -> None:
     terminal.type("hello" + ENTER)
     terminal.expect("you said hello")
-    terminal.expect(r"\x1b\[2mprompt 123 tok .* ttft 0\.1 s\x1b\[0m")  # dim
+    terminal.expect(r"\x1b\[2mprompt 123 tok .* ttft 0\.12 s\x1b\[0m")  # dim
     terminal.prompt()
     terminal.type("/nope" + ENTER)
     terminal.expect("unknown command /nope")

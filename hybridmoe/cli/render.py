@@ -27,7 +27,7 @@ def figures(timing: "Timing") -> str:
     return (
         f"prompt {timing.prompt_tokens} tok{cached} {timing.prompt_tokens_per_s:.0f} t/s"
         f" | gen {timing.generated_tokens} tok {timing.decode_tokens_per_s:.1f} t/s"
-        f" | ttft {timing.prompt_s:.1f} s"
+        f" | ttft {timing.prompt_s:.{1 if timing.prompt_s >= 1 else 2}f} s"
     )
 
 
