@@ -20,6 +20,16 @@ constexpr Codebook<Entry, N> expand(const uint16_t (&packed)[N], const int8_t (&
   return book;
 }
 
+constexpr Codebook<uint8_t, 128> signs_with_parity() {
+  Codebook<uint8_t, 128> book{};
+  for (int index = 0; index < 128; ++index) {
+    int parity = 0;
+    for (int bit = 0; bit < 7; ++bit) parity ^= index >> bit & 1;
+    book.entry[index] = static_cast<uint8_t>(index | parity << 7);
+  }
+  return book;
+}
+
 constexpr int8_t kTernary[4] = {-1, 0, 1, 0};
 constexpr int8_t kIQ2[4] = {8, 25, 43, 0};
 constexpr int8_t kIQ3_XXS[8] = {4, 12, 20, 28, 36, 44, 52, 62};
@@ -33,6 +43,7 @@ constinit const Codebook<uint64_t, 512> kCodebookIQ2_XS = expand<uint64_t>(kPack
 constinit const Codebook<uint64_t, 1024> kCodebookIQ2_S = expand<uint64_t>(kPackedIQ2_S, kIQ2);
 constinit const Codebook<uint32_t, 256> kCodebookIQ3_XXS =
     expand<uint32_t>(kPackedIQ3_XXS, kIQ3_XXS);
+constinit const Codebook<uint8_t, 128> kCodebookSigns = signs_with_parity();
 constinit const Codebook<uint32_t, 512> kCodebookIQ3_S = expand<uint32_t>(kPackedIQ3_S, kIQ3_S);
 
 }  // namespace hm

@@ -18,6 +18,9 @@ extern const Codebook<uint64_t, 1024> kCodebookIQ2_S;
 extern const Codebook<uint32_t, 256> kCodebookIQ3_XXS;
 extern const Codebook<uint32_t, 512> kCodebookIQ3_S;
 
+// A 7-bit sign index as eight sign bits: the eighth is the parity of the seven.
+extern const Codebook<uint8_t, 128> kCodebookSigns;
+
 constexpr int8_t kValuesIQ4[16] = {-127, -104, -83, -65, -49, -35, -22, -10,
                                    1,    13,   25,  38,  53,  69,  89,  113};
 // Twice the sixteen E2M1 numbers, of MXFP4 and NVFP4.

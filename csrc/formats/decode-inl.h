@@ -35,14 +35,8 @@ inline uint32_t float_to_bits(float v) {
   return bits;
 }
 
-// The eighth sign bit is the parity of the seven stored ones.
-inline uint32_t expand_signs(uint32_t index) {
-  index &= 0x7f;
-  uint32_t parity = index ^ (index >> 4);
-  parity ^= parity >> 2;
-  parity ^= parity >> 1;
-  return index | ((parity & 1) << 7);
-}
+// Eight sign bits of a 7-bit sign index; higher bits of `index` are ignored.
+inline uint32_t expand_signs(uint32_t index) { return kCodebookSigns.entry[index & 127]; }
 
 inline float e8m0_half(uint8_t e) {
   return bits_to_float(e < 2 ? 0x00200000u << e : (e - 1u) << 23);
