@@ -64,13 +64,22 @@ inline void unpack_k_scales(const uint8_t* packed, uint8_t* out) {
   memcpy(out, words, sizeof words);
 }
 
+// Bytes v of 0..63, four in a word, as the signed bytes v - 32.
+inline uint32_t minus_32(uint32_t bytes) {
+  const uint32_t flipped = bytes ^ 0x20202020, negative = flipped & 0x20202020;
+  return flipped | negative << 1 | negative << 2;
+}
+
 // The sixteen 6-bit scales of Q3_K less 32; see BlockQ3_K.
 inline void unpack_q3_scales(const uint8_t* packed, int8_t* out) {
-  for (int g = 0; g < 16; ++g) {
-    const int low = (packed[g % 8] >> (4 * (g / 8))) & 15;
-    const int high = (packed[8 + g % 4] >> (2 * (g / 4))) & 3;
-    out[g] = static_cast<int8_t>((low | (high << 4)) - 32);
-  }
+  const uint32_t a = load_u32(packed), b = load_u32(packed + 4), c = load_u32(packed + 8);
+  const uint32_t words[4] = {
+      minus_32((a & 0x0f0f0f0f) | ((c << 4) & 0x30303030)),
+      minus_32((b & 0x0f0f0f0f) | ((c << 2) & 0x30303030)),
+      minus_32(((a >> 4) & 0x0f0f0f0f) | (c & 0x30303030)),
+      minus_32(((b >> 4) & 0x0f0f0f0f) | ((c >> 2) & 0x30303030)),
+  };
+  memcpy(out, words, sizeof words);
 }
 
 inline void decode(const BlockF32& b, float* y) { *y = b.w; }
