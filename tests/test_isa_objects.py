@@ -15,6 +15,8 @@ import pytest
 
 from hybridmoe.kernels import isa
 
+pytestmark = pytest.mark.slow  # compiles every instruction set
+
 ROOT = Path(__file__).parent.parent
 
 
