@@ -26,7 +26,7 @@ $(VENV)/.dependencies: pyproject.toml constraints.txt | $(BIN)/python
 	@touch $@
 
 $(VENV)/.built: $(VENV)/.dependencies setup.py $(shell find csrc -name '*.cpp' -o -name '*.h')
-	$(PIP) --no-build-isolation --no-deps -e .
+	PYTHONWARNINGS=ignore $(PIP) --no-build-isolation --no-deps -e .
 	@touch $@
 
 build: $(VENV)/.built  ## create .venv, compile and install

@@ -7,7 +7,7 @@ ACTIVATION_BLOCK: int
 """Activations that share one rounding scale."""
 
 class Matrix:
-    """A checked (batch, rows, cols) stack of quantised matrices at an address; keeps nothing alive."""
+    """A checked (batch, rows, cols) stack of matrices at an address; keeps nothing alive."""
 
     def __init__(
         self, data: int, num_bytes: int, type: int, batch: int, rows: int, cols: int

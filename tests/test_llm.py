@@ -169,9 +169,7 @@ def test_another_architecture_is_refused_with_the_file_and_what_is_supported(
 ) -> None:
     path = tmp_path / "other.gguf"
     write_tiny(path, metadata={"general.architecture": "llama"})
-    with pytest.raises(
-        UnsupportedModelError, match=r"^other.gguf: .*'llama'; supported: d"
-    ):
+    with pytest.raises(UnsupportedModelError, match=r"^other.gguf: .*'llama'; supported: d"):
         hybridmoe.load(path)
 
 
