@@ -16,32 +16,30 @@ __all__ = ["RotaryTable", "inverse_frequencies"]
 
 
 class RotaryTable:
-    """cos and sin for positions 0, 1, ...; grows as positions are asked for."""
+    """exp(i * angle) for positions 0, 1, ...; grows as positions are asked for."""
 
     def __init__(self, config: ModelConfig) -> None:
         self._frequencies = inverse_frequencies(config.rope_dim, config.rope_base, config.yarn)
         self._mscale = config.yarn.rotary_mscale if config.yarn else 1.0
-        self._table = torch.empty(0, config.rope_dim // 2, 2)  # (positions, pairs, cos|sin)
+        self._table = torch.empty(0, config.rope_dim // 2, dtype=torch.complex64)
 
     def rotate(self, x: Tensor, start: int) -> Tensor:
-        """Turn `x` by its tokens' positions.
+        """Turn `x` by its tokens' positions: a pair is a complex number.
 
         Shapes: x (T, ..., rope_dim) f32, token t at position start + t; the result has x's shape.
         """
         num_tokens = x.shape[0]
-        table = self._rows(start, num_tokens)
-        table = table.view(num_tokens, *[1] * (x.dim() - 2), *table.shape[1:])
-        cos, sin = table[..., 0], table[..., 1]
-        even, odd = x[..., 0::2], x[..., 1::2]
-        return torch.stack((even * cos - odd * sin, even * sin + odd * cos), dim=-1).flatten(-2)
+        turns = self._rows(start, num_tokens)
+        turns = turns.view(num_tokens, *[1] * (x.dim() - 2), turns.shape[1])
+        pairs = torch.view_as_complex(x.contiguous().view(*x.shape[:-1], -1, 2))
+        return torch.view_as_real(pairs * turns).view(x.shape)
 
     def _rows(self, start: int, num_tokens: int) -> Tensor:
         stop = start + num_tokens
         if stop > self._table.shape[0]:
             positions = torch.arange(max(1024, 2 * stop), dtype=torch.float64)
             angles = positions[:, None] * self._frequencies
-            table = torch.stack((angles.cos(), angles.sin()), dim=-1) * self._mscale
-            self._table = table.float()
+            self._table = torch.polar(torch.full_like(angles, self._mscale), angles).to(torch.complex64)
         return self._table[start:stop]
 
 
