@@ -86,7 +86,7 @@ def test_a_held_out_sum_is_held_out_in_both_orders() -> None:
             assert not (held and a < 10 and b < 10)
 
 
-def test_about_a_tenth_of_the_pairs_is_held_out_in_some_order() -> None:
+def test_about_a_tenth_of_the_pairs_is_held_out() -> None:
     held = sum(
         arithmetic.pair_is_held(a, s, b) for a in range(100) for b in range(100) for s in "+-"
     )

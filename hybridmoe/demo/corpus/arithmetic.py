@@ -1,6 +1,6 @@
 """Sums and differences of whole numbers 0..99. A tenth of the operand pairs is held out.
 
-A pair is held out in every phrasing and in both orders. An answer restates the question in one
+A pair is held out in every phrasing (a sum in both orders). An answer restates the question in one
 layout, whatever its words were, then works column by column from the units, and ends with the
 result: `47+38: 7+8=15, 4+3+1=8, 85`. Thus a small model need only copy and know sums of single
 digits. The columns (`7+8`, `13-4`) are pairs too: such small ones are never held out.
@@ -32,8 +32,12 @@ def _key_is_held(a: int, sign: str, b: int) -> bool:
 
 
 def pair_is_held(a: int, sign: str, b: int) -> bool:
-    """Say whether `a sign b` is kept from training, in this order or in the other."""
-    return _key_is_held(a, sign, b) or _key_is_held(b, sign, a)
+    """Say whether `a sign b` is kept from training.
+
+    A negative difference is worked by the positive one, so it is kept back with that as well.
+    """
+    is_negative = sign == "-" and a < b
+    return _key_is_held(a, sign, b) or (is_negative and _key_is_held(b, sign, a))
 
 
 def draw_pair(rng: random.Random, split: Split) -> tuple[int, str, int]:
@@ -44,7 +48,7 @@ def draw_pair(rng: random.Random, split: Split) -> tuple[int, str, int]:
         sign = "+" if rng.random() < 0.5 else "-"
         if sign == "-" and a < b and rng.random() < 0.85:
             a, b = b, a
-        # A negative difference shows the positive one, so both must be of the split.
+        # Held out are negative differences of which both are kept back; some are in no split.
         shown = [_key_is_held(a, sign, b)]
         if sign == "-" and a < b:
             shown.append(_key_is_held(b, sign, a))
