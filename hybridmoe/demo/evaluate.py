@@ -1,29 +1,23 @@
-"""Held-out accuracy per family through a GGUF: `python -m hybridmoe.demo.evaluate [FILE]`.
+"""Held-out accuracy per family: what is asked, and what counts as right.
 
 An item is a dialogue whose last strand is held out and whose other turns are not. Decoding is
 greedy and the answer must match exactly. The backend is a callable `answer(messages, tools)` that
-returns the assistant's raw text, Kimi K2's tool-call tokens included; here it is llama.cpp, and
-whatever else runs the file can stand in its place.
+returns the assistant's raw text, Kimi K2's tool-call tokens included: bench/evaluate_demo.py has
+hybridmoe's and llama.cpp's.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
 import random
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from jinja2.sandbox import ImmutableSandboxedEnvironment
-
-from hybridmoe.demo import corpus, demo_path
+from hybridmoe.demo import corpus
 from hybridmoe.demo.corpus import Dialogue, Strand, Turn, manner, mix, tool_use
 from hybridmoe.demo.corpus.base import Split
 
-__all__ = ["Answer", "Item", "accuracy", "item", "llama_backend", "render"]
+__all__ = ["FAMILY_NAMES", "Answer", "Item", "accuracy", "item"]
 
 Message = dict[str, Any]
 Answer = Callable[[list[Message], list[dict[str, Any]]], str]
@@ -95,36 +89,6 @@ def raw(message: Message) -> str:
     return text
 
 
-def render(template: str, messages: list[Message], tools: list[dict[str, Any]]) -> str:
-    """The prompt for the next assistant message."""
-    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
-    environment.filters["tojson"] = json.dumps
-    prompt = environment.from_string(template).render(
-        messages=messages, tools=tools, add_generation_prompt=True
-    )
-    return str(prompt)
-
-
-def llama_backend(path: Path, threads: int = 2) -> Answer:
-    """Answer greedily with llama.cpp."""
-    from llama_cpp import Llama
-
-    model = Llama(str(path), n_ctx=2048, n_threads=threads, n_threads_batch=threads, verbose=False)
-    template = model.metadata["tokenizer.chat_template"]
-
-    def answer(messages: list[Message], tools: list[dict[str, Any]]) -> str:
-        prompt = render(template, messages, tools)
-        ids = model.tokenize(prompt.encode(), add_bos=False, special=True)
-        out: list[int] = []
-        for token in model.generate(ids, temp=0.0, top_k=1, repeat_penalty=1.0):
-            if token == model.token_eos() or len(out) >= 200:
-                break
-            out.append(token)
-        return str(model.detokenize(out, special=True).decode(errors="replace"))
-
-    return answer
-
-
 def grade(answer: Answer, one: Item) -> list[tuple[str, str]]:
     """The (expected, got) pairs of an item that differ; none = right."""
     pairs = [(expected, answer(messages, one.tools)) for messages, expected in one.stages]
@@ -146,30 +110,3 @@ def accuracy(
             right += not wrong
             misses += [(one.stages[0][0][-1]["content"], want, got) for want, got in wrong]
         yield family, right, count, misses
-
-
-def main() -> None:
-    """Read the command line, print the table."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("file", type=Path, nargs="?", default=demo_path())
-    parser.add_argument("--families", nargs="*", default=FAMILY_NAMES)
-    parser.add_argument("--required", type=int, default=400, help="items of the required families")
-    parser.add_argument("--others", type=int, default=100, help="items of every other family")
-    parser.add_argument("--seed", type=int, default=5)
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--misses", type=int, default=0, help="misses to show per family")
-    args = parser.parse_args()
-    answer = llama_backend(args.file, args.threads)
-    started = time.monotonic()
-    print("| family | right | items | accuracy |\n|---|---|---|---|")
-    for family, right, count, misses in accuracy(
-        answer, args.families, args.required, args.others, args.seed
-    ):
-        print(f"| {family} | {right} | {count} | {100 * right / count:.1f} % |", flush=True)
-        for question, want, got in misses[: args.misses]:
-            print(f"    {question!r}: expected {want!r}, got {got!r}")
-    print(f"\n{time.monotonic() - started:.0f} s, seed {args.seed}")
-
-
-if __name__ == "__main__":
-    main()

@@ -39,7 +39,9 @@ class RotaryTable:
         if stop > self._table.shape[0]:
             positions = torch.arange(max(1024, 2 * stop), dtype=torch.float64)
             angles = positions[:, None] * self._frequencies
-            self._table = torch.polar(torch.full_like(angles, self._mscale), angles).to(torch.complex64)
+            self._table = torch.polar(torch.full_like(angles, self._mscale), angles).to(
+                torch.complex64
+            )
         return self._table[start:stop]
 
 
