@@ -24,7 +24,7 @@ from hybridmoe.demo.batches import Packer
 from hybridmoe.demo.network import DemoConfig, DemoNetwork
 from hybridmoe.demo.progress import held_out_line, loss_of, router_line
 from hybridmoe.demo.vocabulary import Vocabulary
-from hybridmoe.demo.wiring import share_letters, wire
+from hybridmoe.demo.wiring import wire
 
 WARM_UP = 0.015
 DECAY_FROM = 0.55
@@ -225,7 +225,6 @@ def train(args: argparse.Namespace) -> None:
         vocabulary.save(out / "vocabulary.json")
     network = DemoNetwork(DemoConfig(vocab=vocabulary.size))
     wire(network)
-    share_letters(network, vocabulary.tokens())
     done: dict[str, float] = {"steps": 0, "tokens": 0, "spent_s": 0.0}
     if args.resume:
         state = torch.load(out / "checkpoint.pt", weights_only=True)

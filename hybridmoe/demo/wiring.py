@@ -17,13 +17,11 @@ is the current one. Nothing is frozen; every weight trains.
 
 from __future__ import annotations
 
-import string
-
 import torch
 
 from hybridmoe.demo.network import Attention, DemoNetwork
 
-__all__ = ["share_letters", "wire"]
+__all__ = ["wire"]
 
 CODE = slice(1, 65)
 PREVIOUS = slice(65, 129)
@@ -53,21 +51,6 @@ def wire(network: DemoNetwork) -> None:
         assert isinstance(attention, Attention)
         _match(attention, gain=2.6)
         _carry(attention, 0, COPY, gain=0.5)
-
-
-@torch.no_grad()
-def share_letters(network: DemoNetwork, tokens: list[str]) -> None:
-    """Give a letter one code with and without a space or a dash before it.
-
-    A name copied from a sentence into JSON loses its space, hence its first token; sharing the
-    code turns 52 facts to learn into one: which form fits here.
-    """
-    ids = {token: i for i, token in enumerate(tokens)}
-    for letter in string.ascii_letters:
-        for token in (f"Ġ{letter}", f"-{letter}"):
-            if letter in ids and token in ids:
-                network.embedding[ids[token], CODE] = network.embedding[ids[letter], CODE]
-                network.head[ids[token], COPY] = network.head[ids[letter], COPY]
 
 
 def _head_rows(attention: Attention, head: int) -> tuple[torch.Tensor, torch.Tensor]:
