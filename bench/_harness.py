@@ -4,18 +4,16 @@ import json
 import platform
 import subprocess
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from statistics import median
 from typing import Any
 
-import numpy as np
 import psutil
 
 from hybridmoe.kernels import isa, ops
 
-__all__ = ["Row", "machine", "median_seconds", "print_report", "read_rate_gbs"]
+__all__ = ["Row", "machine", "print_report"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,23 +55,6 @@ def machine() -> dict[str, Any]:
         "commit": commit.stdout.strip() or "unknown",
         "date": time.strftime("%Y-%m-%d"),
     }
-
-
-def median_seconds(call: Callable[[], object], repeats: int) -> float:
-    """Median wall time of `repeats` calls, after one that warms up."""
-    call()
-    times = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        call()
-        times.append(time.perf_counter() - start)
-    return median(times)
-
-
-def read_rate_gbs(num_bytes: int = 1 << 30, repeats: int = 5) -> float:
-    """GB/s of a plain streaming read by one numpy reduction per thread-less pass (one core)."""
-    data = np.ones(num_bytes // 8, np.uint64)
-    return num_bytes / median_seconds(data.max, repeats) / 1e9
 
 
 def print_report(rows: Sequence[Row]) -> None:
