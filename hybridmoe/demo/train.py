@@ -1,8 +1,10 @@
 """Train the embedded model: `python -m hybridmoe.demo.train --minutes 90 --out DIR [--resume]`.
 
-The schedule is a function of wall time: warm-up, a stable stretch, a linear decay to nothing at
-the last minute. In the last stretch the experts are rounded to 4 bits on the way forward, as
-Q4_K will round them. Every few minutes: a checkpoint and a held-out table.
+The schedule is a function of the time spent (a pause of the processes does not count): warm-up, a
+stable stretch, a linear decay to nothing at the last minute. `--start FILE.gguf` goes on from the
+weights and the vocabulary of an exported file. In the last stretch the experts are rounded to 4
+bits on the way forward, as Q4_K will round them. Every few minutes: a checkpoint and a held-out
+table.
 
 Data-parallel over single-threaded processes that share the weights and each own the optimizer of
 a part of them. One meeting per step, rather than one per matrix product, is what keeps the speed
@@ -23,6 +25,7 @@ import torch.multiprocessing as mp
 from hybridmoe.demo.batches import Packer
 from hybridmoe.demo.network import DemoConfig, DemoNetwork
 from hybridmoe.demo.progress import held_out_line, loss_of, router_line
+from hybridmoe.demo.restore import restore
 from hybridmoe.demo.vocabulary import Vocabulary
 from hybridmoe.demo.wiring import wire
 
@@ -33,6 +36,8 @@ BALANCE_WEIGHT = 2e-3
 BIAS_RATE = 4e-3
 CLIP_NORM = 1.0
 WEIGHT_DECAY = 0.05
+# A step that takes longer than this was paused: only so much of it counts as time spent.
+LONGEST_STEP_S = 5.0
 
 
 def rate_at(fraction: float, peak: float) -> float:
@@ -172,13 +177,12 @@ def lead(rank: Rank, out: Path, done: dict[str, float], log: TextIO) -> None:
     held_packer = Packer(rank.packer.vocabulary, 77, args.length, "held")
     held = [held_packer.batch(args.rows) for _ in range(args.held_batches)]
     steps, tokens = int(done["steps"]), int(done["tokens"])
-    started = time.monotonic() - done["spent_s"]
-    last_log = last_save = time.monotonic()
+    spent = done["spent_s"]
+    last_step = last_log = last_save = time.monotonic()
     count, seen, loss = 0, 0, 0.0
     loads = torch.zeros_like(shared.loads[0])
 
     def keep() -> None:
-        spent = time.monotonic() - started
         log_line(log, f"{spent:7.0f} s {held_out_line(shared.network, held)}")
         state = {"network": shared.network.state_dict(), "steps": steps, "tokens": tokens}
         save(out / "checkpoint.pt", {**state, "spent_s": spent})
@@ -193,9 +197,11 @@ def lead(rank: Rank, out: Path, done: dict[str, float], log: TextIO) -> None:
         loss += float(shared.sums[:, 1].mean())
         loads += shared.loads.mean(0)
         now = time.monotonic()
+        spent += min(now - last_step, LONGEST_STEP_S)
+        last_step = now
         if now - last_log > 30:
             norm = float(shared.sums[:, 0].sum()) ** 0.5
-            log_line(log, f"{now - started:7.0f} s step {steps} tokens {tokens} "
+            log_line(log, f"{spent:7.0f} s step {steps} tokens {tokens} "
                           f"loss {loss / count:.4f} lr {rate_at(fraction, args.rate):.2e} "
                           f"norm {norm:.2f} {seen / (now - last_log):.0f} tok/s "
                           f"load {router_line(loads)}")  # fmt: skip
@@ -206,7 +212,7 @@ def lead(rank: Rank, out: Path, done: dict[str, float], log: TextIO) -> None:
             # mix two adjacent steps, which does no harm.
             keep()
             last_save = time.monotonic()
-        shared.fraction.fill_((time.monotonic() - started) / (60 * args.minutes))
+        shared.fraction.fill_(spent / (60 * args.minutes))
         shared.barrier.wait()
     keep()
     log_line(log, f"# done at {time.strftime('%H:%M:%S')}: {steps} steps, {tokens} tokens")
@@ -218,13 +224,14 @@ def train(args: argparse.Namespace) -> None:
     torch.manual_seed(args.seed)
     out = Path(args.out)
     out.mkdir(parents=True, exist_ok=True)
-    if args.resume:
-        vocabulary = Vocabulary.load(out / "vocabulary.json")
+    if args.start:
+        network, vocabulary = restore(args.start)
     else:
-        vocabulary = Vocabulary.train()
-        vocabulary.save(out / "vocabulary.json")
-    network = DemoNetwork(DemoConfig(vocab=vocabulary.size))
-    wire(network)
+        known = out / "vocabulary.json"
+        vocabulary = Vocabulary.load(known) if args.resume else Vocabulary.train()
+        network = DemoNetwork(DemoConfig(vocab=vocabulary.size))
+        wire(network)
+    vocabulary.save(out / "vocabulary.json")
     done: dict[str, float] = {"steps": 0, "tokens": 0, "spent_s": 0.0}
     if args.resume:
         state = torch.load(out / "checkpoint.pt", weights_only=True)
@@ -260,7 +267,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--minutes", type=float, default=90)
     parser.add_argument("--out", required=True)
-    parser.add_argument("--resume", action="store_true")
+    origin = parser.add_mutually_exclusive_group()
+    origin.add_argument("--resume", action="store_true", help="go on from DIR's checkpoint")
+    origin.add_argument("--start", type=Path, help="go on from the weights of this GGUF file")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--rate", type=float, default=1.5e-3)
     parser.add_argument("--rows", type=int, default=3, help="rows of a batch, per process")

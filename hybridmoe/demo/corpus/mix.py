@@ -26,7 +26,7 @@ FAMILIES: dict[str, tuple[Family, float]] = {
     "units": (world.units, 1.5),
 }
 _MANNERLY = ["arithmetic", "small_talk", "hybridmoe", "capitals", "days", "months", "chinese"]
-_KINDS = {"plain": 0.62, "tools": 0.24, "manner": 0.14}
+_KINDS = {"plain": 0.56, "tools": 0.32, "manner": 0.12}
 
 
 def dialogue(rng: random.Random, split: Split = "train", kind: str = "") -> Dialogue:

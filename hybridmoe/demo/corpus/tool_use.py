@@ -34,6 +34,30 @@ _CALCULATOR_FORMS = [CALCULATOR, CALCULATOR, _tool("calculator", "A calculator",
                      _tool("calculator", "Evaluate an arithmetic expression", "expression",
                            "The expression, such as 2*3")]  # fmt: skip
 
+# Large cities that are no capitals of the capitals family; the countries are places too.
+_PLACES = (
+    """New York|Los Angeles|Chicago|Boston|Seattle|Houston|Miami|Denver|Dallas|Atlanta
+Toronto|Montreal|Vancouver|Calgary|Guadalajara|Monterrey|Bogota|Medellin|Quito|Caracas|La Paz
+Montevideo|Rio de Janeiro|Sao Paulo|Salvador|Recife|Cordoba|Rosario|Manchester|Liverpool|Glasgow
+Edinburgh|Bristol|Leeds|Cardiff|Belfast|Cork|Lyon|Marseille|Nice|Toulouse|Bordeaux|Lille|Hamburg
+Munich|Cologne|Frankfurt|Stuttgart|Dresden|Leipzig|Zurich|Geneva|Basel|Salzburg|Graz|Milan|Naples
+Turin|Florence|Venice|Bologna|Palermo|Barcelona|Valencia|Seville|Bilbao|Porto|Rotterdam|Utrecht
+Antwerp|Ghent|Bergen|Gothenburg|Malmo|Aarhus|Tampere|Turku|Tallinn|Riga|Vilnius|Minsk|Kyiv|Odesa
+Krakow|Gdansk|Prague|Brno|Bratislava|Zagreb|Belgrade|Sofia|Bucharest|Istanbul|Izmir|Tbilisi|Baku
+Yerevan|Tehran|Baghdad|Damascus|Beirut|Jerusalem|Amman|Riyadh|Dubai|Doha|Kuwait|Muscat|Karachi
+Lahore|Mumbai|Kolkata|Chennai|Bangalore|Pune|Jaipur|Dhaka|Kathmandu|Colombo|Yangon|Phuket|Saigon
+Singapore|Jakarta|Surabaya|Manila|Cebu|Taipei|Hong Kong|Macau|Shanghai|Shenzhen|Chengdu|Wuhan
+Nanjing|Xian|Harbin|Busan|Incheon|Osaka|Kyoto|Nagoya|Sapporo|Fukuoka|Hiroshima|Sydney|Melbourne
+Brisbane|Perth|Adelaide|Auckland|Wellington|Honolulu|Anchorage|Lagos|Abuja|Accra|Dakar|Tunis
+Algiers|Casablanca|Rabat|Tripoli|Alexandria|Khartoum|Addis Ababa|Kampala|Kigali|Mombasa|Luanda
+Lusaka|Harare|Maputo|Durban|Pretoria|Cape Town|Reykjavik|Nuuk|Samarkand|Tashkent|Almaty|Novosibirsk
+Kazan|Samara|Perm|Omsk|Ulaanbaatar|Vientiane|Phnom Penh|Male|Suva|Nassau|Kingston|San Juan|Panama
+San Francisco|San Diego|Las Vegas|New Orleans|Salt Lake City|Portland|Phoenix|Detroit|Oakland
+""".replace("\n", "|")
+    .strip("|")
+    .split("|")
+)
+
 _SKIES = ["sunny", "cloudy", "rainy", "snowy", "windy", "foggy", "stormy", "clear"]
 _WEATHER_ASKS = ["What is the weather in {c}?", "How is the weather in {c}?", "Weather in {c}?",
                  "Tell me the weather in {c}.", "What is the weather like in {c}?",
@@ -56,8 +80,13 @@ def declarations(rng: random.Random) -> list[dict[str, Any]]:
 
 def _city(rng: random.Random, split: Split) -> str:
     def make() -> tuple[str, str]:
-        is_real = rng.random() < 0.45
-        city = rng.choice(CAPITALS)[1] if is_real else syllables(rng, 1, 3).capitalize()
+        roll = rng.random()
+        if roll < 0.25:
+            city = rng.choice(CAPITALS)[rng.random() < 0.8]
+        elif roll < 0.6:
+            city = rng.choice(_PLACES)
+        else:
+            city = syllables(rng, 1, 3).capitalize()
         return f"city|{city}", city
 
     return draw(rng, split, make)
