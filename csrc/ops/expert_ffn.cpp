@@ -12,7 +12,7 @@ namespace {
 constexpr int64_t kInterRows = 32;   // of gate and up in a task: one block of rounded activations
 constexpr int64_t kHiddenRows = 64;  // of down in a task
 constexpr int64_t kSumColumns = 1024;
-constexpr int64_t kTaskTokens = 64;  // bounds the gate and up values that a task holds
+constexpr int64_t kTaskTokens = 512;  // bounds the gate and up values that a task holds
 constexpr int64_t kMaxTopK = 64;
 
 // Tokens of one expert: slots first..first+count of the sorted order.
@@ -122,10 +122,11 @@ class Forward {
   // silu(gate x) * up x for rows first..first+32 of one expert, rounded for the next stage.
   void gate_up(const Batch& batch, int64_t first, int worker) const {
     const int64_t rows = std::min(kInterRows, inter_ - first);
-    float* gate_out = runtime_.scratch[worker].get<float>(3 * kTaskTokens * kInterRows + hidden_);
-    float* up_out = gate_out + kTaskTokens * kInterRows;
-    float* product = up_out + kTaskTokens * kInterRows;
-    float* scratch = product + kTaskTokens * kInterRows;
+    const int64_t values = std::min(kTaskTokens, batch.count) * kInterRows;
+    float* gate_out = runtime_.scratch[worker].get<float>(3 * values + hidden_);
+    float* up_out = gate_out + values;
+    float* product = up_out + values;
+    float* scratch = product + values;
     for (int64_t done = 0; done < batch.count; done += kTaskTokens) {
       const int64_t slot = batch.first + done;
       MatmulArgs args{

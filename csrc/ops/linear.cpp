@@ -9,9 +9,11 @@
 namespace hm {
 namespace {
 
-// Rows per task: enough work to hide the counter (some 10 us), few enough that all threads share.
-int64_t rows_per_task(const Matrix& w, int num_threads) {
-  constexpr int64_t task_bytes = 128 * 1024, tasks_per_thread = 4, tile = 4;
+// Rows per task: enough work to hide the counter (some 10 us), few enough that all threads share;
+// with many tokens, whole panels of unpacked rows.
+int64_t rows_per_task(const Matrix& w, int64_t num_tokens, int num_threads) {
+  constexpr int64_t task_bytes = 128 * 1024, tasks_per_thread = 4, many_tokens = 8;
+  const int64_t tile = num_tokens >= many_tokens ? 32 : 4;
   const int64_t by_size = std::max<int64_t>(1, task_bytes / w.row_bytes);
   const int64_t by_share = w.batch * w.rows / (num_threads * tasks_per_thread);
   const int64_t rows = std::clamp<int64_t>(by_share, 1, by_size);
@@ -34,7 +36,7 @@ void linear(const float* x, int64_t num_tokens, const Matrix& w, float* out) {
   } else {
     for (int64_t i = 0; i < num_inputs; ++i) rows[i] = x + i * w.cols;
   }
-  const int64_t block = rows_per_task(w, runtime->pool.num_threads());
+  const int64_t block = rows_per_task(w, num_tokens, runtime->pool.num_threads());
   const int64_t blocks = (w.rows + block - 1) / block;
   std::vector<Buffer>& scratch = runtime->scratch;
   runtime->pool.run(w.batch * blocks, [&](int64_t task, int worker) {
