@@ -36,7 +36,7 @@ struct GroupIQ2_XXS : SignedGroupOf<BlockIQ2_XXS> {
     for (int g = 0; g < 8; ++g) {
       scales[g] = static_cast<int8_t>(2 * (load_u32(b->qs + 4 * g + 2) >> 28) + 1);
     }
-    d = Simd::mul(Simd::set8(half_to_float(b->d) * 0.125f), Simd::from_s8(scales));
+    d = Lanes::mul(Lanes::set(half_to_float(b->d) * 0.125f), Lanes::from_s8(scales));
   }
   template <int P>
   HM_INLINE Simd::B64 codes(const Block* b) const {
@@ -54,13 +54,11 @@ struct GroupIQ2_XXS : SignedGroupOf<BlockIQ2_XXS> {
   }
 };
 
-struct GroupIQ2_XS : SignedGroupOf<BlockIQ2_XS> {
-  static constexpr bool kMultiplied = true;
+struct GroupIQ2_XS : SignedGroupOf<BlockIQ2_XS, Simd::PerHalf> {
   HM_INLINE void load(const Block* b) {
     int8_t scales[16];
     odd_scales(b->scales, 8, scales);
-    d = Simd::set8(half_to_float(b->d) * 0.125f);
-    multipliers = Simd::multipliers(Simd::from_s8x16(scales));
+    d = Lanes::mul(Lanes::set(half_to_float(b->d) * 0.125f), Lanes::from_s8(scales));
   }
   template <int P>
   HM_INLINE Simd::B64 codes(const Block* b) const {
@@ -75,13 +73,11 @@ struct GroupIQ2_XS : SignedGroupOf<BlockIQ2_XS> {
   }
 };
 
-struct GroupIQ2_S : SignedGroupOf<BlockIQ2_S> {
-  static constexpr bool kMultiplied = true;
+struct GroupIQ2_S : SignedGroupOf<BlockIQ2_S, Simd::PerHalf> {
   HM_INLINE void load(const Block* b) {
     int8_t scales[16];
     odd_scales(b->scales, 8, scales);
-    d = Simd::set8(half_to_float(b->d) * 0.125f);
-    multipliers = Simd::multipliers(Simd::from_s8x16(scales));
+    d = Lanes::mul(Lanes::set(half_to_float(b->d) * 0.125f), Lanes::from_s8(scales));
   }
   template <int P>
   HM_INLINE Simd::B64 codes(const Block* b) const {
@@ -100,7 +96,7 @@ struct GroupIQ3_XXS : SignedGroupOf<BlockIQ3_XXS> {
     for (int g = 0; g < 8; ++g) {
       scales[g] = static_cast<int8_t>(2 * (load_u32(b->words + 4 * g) >> 28) + 1);
     }
-    d = Simd::mul(Simd::set8(half_to_float(b->d) * 0.25f), Simd::from_s8(scales));
+    d = Lanes::mul(Lanes::set(half_to_float(b->d) * 0.25f), Lanes::from_s8(scales));
   }
   template <int P>
   HM_INLINE Simd::B64 codes(const Block* b) const {
@@ -120,7 +116,7 @@ struct GroupIQ3_S : SignedGroupOf<BlockIQ3_S> {
   HM_INLINE void load(const Block* b) {
     int8_t scales[8];
     odd_scales(b->scales, 4, scales);
-    d = Simd::mul(Simd::set8(half_to_float(b->d)), Simd::from_s8(scales));
+    d = Lanes::mul(Lanes::set(half_to_float(b->d)), Lanes::from_s8(scales));
   }
   template <int P>
   HM_INLINE Simd::B64 codes(const Block* b) const {
@@ -149,7 +145,7 @@ struct GroupIQ1_S : SignedGroupOf<BlockIQ1_S> {
     for (int g = 0; g < 8; ++g) {
       scales[g] = static_cast<int8_t>(2 * ((b->qh[g] >> 12) & 7) + 1);
     }
-    d = Simd::mul(Simd::set8(half_to_float(b->d) * 0.125f), Simd::from_s8(scales));
+    d = Lanes::mul(Lanes::set(half_to_float(b->d) * 0.125f), Lanes::from_s8(scales));
   }
   template <int P>
   HM_INLINE Simd::B64 codes(const Block* b) const {
@@ -164,8 +160,7 @@ struct GroupIQ1_S : SignedGroupOf<BlockIQ1_S> {
   }
 };
 
-struct GroupIQ1_M : SignedGroupOf<BlockIQ1_M> {
-  static constexpr bool kMultiplied = true;
+struct GroupIQ1_M : SignedGroupOf<BlockIQ1_M, Simd::PerHalf> {
   HM_INLINE void load(const Block* b) {
     uint16_t words[4];
     memcpy(words, b->scales, sizeof words);
@@ -173,8 +168,7 @@ struct GroupIQ1_M : SignedGroupOf<BlockIQ1_M> {
     for (int g = 0; g < 16; ++g) {
       scales[g] = static_cast<int8_t>(2 * ((words[g / 4] >> (3 * (g % 4))) & 7) + 1);
     }
-    d = Simd::set8(half_to_float(iq1_m_scale(words)) * 0.125f);
-    multipliers = Simd::multipliers(Simd::from_s8x16(scales));
+    d = Lanes::mul(Lanes::set(half_to_float(iq1_m_scale(words)) * 0.125f), Lanes::from_s8(scales));
   }
   template <int P>
   HM_INLINE Simd::B64 codes(const Block* b) const {
@@ -189,13 +183,11 @@ struct GroupIQ1_M : SignedGroupOf<BlockIQ1_M> {
 };
 
 struct GroupTQ1_0 : GroupOf<BlockTQ1_0> {
+  static constexpr int kBias = 1;
   uint8_t digits[kSuperWeights];
 
   HM_INLINE void load(const Block* b) {
-    const float scale = half_to_float(b->d);
-    d = Simd::set8(scale);
-    offset = Simd::ones();
-    offset_scale = Simd::set8(-scale);
+    d = Lanes::set(half_to_float(b->d));
     unpack_digits(*b, digits);
   }
   template <int P>

@@ -12,8 +12,9 @@
 namespace hm {
 namespace {
 
-// One block of 32: q, its scale, and the sums of its two halves.
-HM_INLINE void quantize_block(const float* x, int8_t* q, float* d, int16_t* sums) {
+// One block of 32: q, its scale, its sum and the sums of its two halves.
+HM_INLINE void quantize_block(const float* x, int8_t* q, float* d, int32_t* sum,
+                              int32_t* half_sums) {
   constexpr int32_t infinity = 0x7f800000;
   constexpr float smallest = 0x1p-120f;
   constexpr float rounder = 0x1.8p23f;  // x + rounder has the integer nearest to x in its low bits
@@ -26,7 +27,7 @@ HM_INLINE void quantize_block(const float* x, int8_t* q, float* d, int16_t* sums
   if (max_bits >= infinity || max < smallest) {
     memset(q, 0, kActivationBlock);
     *d = max_bits >= infinity ? __builtin_nanf("") : 0.0f;
-    sums[0] = sums[1] = 0;
+    *sum = half_sums[0] = half_sums[1] = 0;
     return;
   }
   *d = max / 127.0f;
@@ -35,24 +36,26 @@ HM_INLINE void quantize_block(const float* x, int8_t* q, float* d, int16_t* sums
     q[i] = static_cast<int8_t>(float_to_bits(x[i] * inverse + rounder));
   }
   for (int h = 0; h < 2; ++h) {
-    int sum = 0;
-    for (int i = 0; i < 16; ++i) sum += q[16 * h + i];
-    sums[h] = static_cast<int16_t>(sum);
+    half_sums[h] = 0;
+    for (int i = 0; i < 16; ++i) half_sums[h] += q[16 * h + i];
   }
+  *sum = half_sums[0] + half_sums[1];
 }
 
 void quantize(const float* x, int64_t first, int64_t n, int64_t cols, void* row) {
-  const int64_t padded = padded_weights(cols);
+  const int64_t padded = padded_weights(cols), rest = padded - cols;
   int8_t* q = static_cast<int8_t*>(row);
   float* d = (float*)(q + padded);
-  int16_t* sums = (int16_t*)(q + padded + padded / 8);
+  int32_t* sums = (int32_t*)(d + padded / 32);
+  int32_t* half_sums = sums + padded / 32;
   for (int64_t i = first; i < first + n; i += kActivationBlock) {
-    quantize_block(x + (i - first), q + i, d + i / 32, sums + i / 16);
+    quantize_block(x + (i - first), q + i, d + i / 32, sums + i / 32, half_sums + i / 16);
   }
   if (first + n == cols) {
-    memset(q + cols, 0, padded - cols);
-    memset(d + cols / 32, 0, (padded - cols) / 8);
-    memset(sums + cols / 16, 0, (padded - cols) / 8);
+    memset(q + cols, 0, rest);
+    memset(d + cols / 32, 0, rest / 8);
+    memset(sums + cols / 32, 0, rest / 8);
+    memset(half_sums + cols / 16, 0, rest / 4);
   }
 }
 

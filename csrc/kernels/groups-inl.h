@@ -1,12 +1,12 @@
 // Formats that are multiplied in integers: how a group of 256 weights becomes codes and scales.
 //
-// Every format is brought to one form. For block b of 32 weights in a group, g = i / 16, int8 x:
+// Every format is brought to one form. A lane is 32 weights, or 16 in a format with a scale for each
+// 16; for a lane with int8 activations x of scale s:
 //
-//   sum of w x  =  d[b] * sum of (multiplier[g] * code * x)  +  offset_scale[b] * offset[g] * sum
-//   of x
+//   sum of w x  =  d * sum of ((code - kBias) * x) * s  +  offset * s * sum of x
 //
-// multiplier and offset are small integers, present only where the format has them; each sum is
-// exact. A type whose blocks hold 32 weights takes eight of them as its group.
+// kBias is 0 or a power of two; `offset` is there only where the format has it. Each sum is exact.
+// A type whose blocks hold 32 or 64 weights takes as many as its group needs.
 #pragma once
 
 #include "formats/blocks.h"
@@ -15,31 +15,26 @@
 namespace hm {
 namespace {
 
-template <class Block_>
+template <class Block_, class Lanes_ = Simd::PerBlock>
 struct GroupOf {
   using Block = Block_;
+  using Lanes = Lanes_;
   static constexpr int kBlocks = kSuperWeights / Block::kWeights;
-  static constexpr bool kSigned = false;      // codes are int8; otherwise 0..127
-  static constexpr bool kMultiplied = false;  // has `multipliers`
-  static constexpr bool kOffset = true;       // has `offset` and `offset_scale`
-  Simd::F8 d;
-  Simd::I16 offset;
-  Simd::F8 offset_scale;
-  Simd::Multipliers multipliers;
+  static constexpr bool kSigned = false;  // codes are int8; otherwise 0..127
+  static constexpr int kBias = 0;
+  static constexpr bool kOffset = false;
+  typename Lanes::Float d;
+  typename Lanes::Float offset;
 };
 
-template <class Block>
-struct SignedGroupOf : GroupOf<Block> {
+template <class Block, class Lanes = Simd::PerBlock>
+struct SignedGroupOf : GroupOf<Block, Lanes> {
   static constexpr bool kSigned = true;
-  static constexpr bool kOffset = false;
 };
 
 struct GroupQ4_0 : GroupOf<BlockQ4_0> {
-  HM_INLINE void load(const Block* b) {
-    d = Simd::gather_half(&b->d, sizeof(Block));
-    offset = Simd::ones();
-    offset_scale = Simd::mul(d, Simd::set8(-8.0f));
-  }
+  static constexpr int kBias = 8;
+  HM_INLINE void load(const Block* b) { d = Lanes::gather_half(&b->d, sizeof(Block)); }
   template <int P>
   HM_INLINE Simd::B64 codes(const Block* b) const {
     return Simd::nibbles16(b[2 * P].qs, b[2 * P + 1].qs);
@@ -47,10 +42,10 @@ struct GroupQ4_0 : GroupOf<BlockQ4_0> {
 };
 
 struct GroupQ4_1 : GroupOf<BlockQ4_1> {
+  static constexpr bool kOffset = true;
   HM_INLINE void load(const Block* b) {
-    d = Simd::gather_half(&b->d, sizeof(Block));
-    offset = Simd::ones();
-    offset_scale = Simd::gather_half(&b->m, sizeof(Block));
+    d = Lanes::gather_half(&b->d, sizeof(Block));
+    offset = Lanes::gather_half(&b->m, sizeof(Block));
   }
   template <int P>
   HM_INLINE Simd::B64 codes(const Block* b) const {
@@ -59,11 +54,8 @@ struct GroupQ4_1 : GroupOf<BlockQ4_1> {
 };
 
 struct GroupQ5_0 : GroupOf<BlockQ5_0> {
-  HM_INLINE void load(const Block* b) {
-    d = Simd::gather_half(&b->d, sizeof(Block));
-    offset = Simd::ones();
-    offset_scale = Simd::mul(d, Simd::set8(-16.0f));
-  }
+  static constexpr int kBias = 16;
+  HM_INLINE void load(const Block* b) { d = Lanes::gather_half(&b->d, sizeof(Block)); }
   template <int P>
   HM_INLINE Simd::B64 codes(const Block* b) const {
     return Simd::or_(Simd::nibbles16(b[2 * P].qs, b[2 * P + 1].qs),
@@ -72,10 +64,10 @@ struct GroupQ5_0 : GroupOf<BlockQ5_0> {
 };
 
 struct GroupQ5_1 : GroupOf<BlockQ5_1> {
+  static constexpr bool kOffset = true;
   HM_INLINE void load(const Block* b) {
-    d = Simd::gather_half(&b->d, sizeof(Block));
-    offset = Simd::ones();
-    offset_scale = Simd::gather_half(&b->m, sizeof(Block));
+    d = Lanes::gather_half(&b->d, sizeof(Block));
+    offset = Lanes::gather_half(&b->m, sizeof(Block));
   }
   template <int P>
   HM_INLINE Simd::B64 codes(const Block* b) const {
@@ -85,7 +77,7 @@ struct GroupQ5_1 : GroupOf<BlockQ5_1> {
 };
 
 struct GroupQ8_0 : SignedGroupOf<BlockQ8_0> {
-  HM_INLINE void load(const Block* b) { d = Simd::gather_half(&b->d, sizeof(Block)); }
+  HM_INLINE void load(const Block* b) { d = Lanes::gather_half(&b->d, sizeof(Block)); }
   template <int P>
   HM_INLINE Simd::B64 codes(const Block* b) const {
     return Simd::load32(b[2 * P].qs, b[2 * P + 1].qs);
@@ -93,7 +85,7 @@ struct GroupQ8_0 : SignedGroupOf<BlockQ8_0> {
 };
 
 struct GroupIQ4_NL : SignedGroupOf<BlockIQ4_NL> {
-  HM_INLINE void load(const Block* b) { d = Simd::gather_half(&b->d, sizeof(Block)); }
+  HM_INLINE void load(const Block* b) { d = Lanes::gather_half(&b->d, sizeof(Block)); }
   template <int P>
   HM_INLINE Simd::B64 codes(const Block* b) const {
     return Simd::lookup(kValuesIQ4, Simd::nibbles16(b[2 * P].qs, b[2 * P + 1].qs));
@@ -104,11 +96,23 @@ struct GroupMXFP4 : SignedGroupOf<BlockMXFP4> {
   HM_INLINE void load(const Block* b) {
     float scales[8];
     for (int i = 0; i < 8; ++i) scales[i] = e8m0_half(b[i].e);
-    d = Simd::load8(scales);
+    d = Lanes::load(scales);
   }
   template <int P>
   HM_INLINE Simd::B64 codes(const Block* b) const {
     return Simd::lookup(kValuesE2M1, Simd::nibbles16(b[2 * P].qs, b[2 * P + 1].qs));
+  }
+};
+
+struct GroupNVFP4 : SignedGroupOf<BlockNVFP4, Simd::PerHalf> {
+  HM_INLINE void load(const Block* b) {
+    float scales[16];
+    for (int g = 0; g < 16; ++g) scales[g] = ue4m3_half(b[g / 4].d[g % 4]);
+    d = Lanes::load(scales);
+  }
+  template <int P>
+  HM_INLINE Simd::B64 codes(const Block* b) const {
+    return Simd::lookup(kValuesE2M1, Simd::nibbles8(b[P].qs));
   }
 };
 
@@ -125,13 +129,11 @@ HM_INLINE Simd::B64 bit_plane(const uint8_t* bytes) {
   return Simd::bits<2 * P, 2 * P + 1, 1>(Simd::load32_twice(bytes));
 }
 
-struct GroupQ2_K : GroupOf<BlockQ2_K> {
-  static constexpr bool kMultiplied = true;
+struct GroupQ2_K : GroupOf<BlockQ2_K, Simd::PerHalf> {
+  static constexpr bool kOffset = true;
   HM_INLINE void load(const Block* b) {
-    d = Simd::set8(half_to_float(b->d));
-    multipliers = Simd::multipliers(Simd::low_nibbles(b->scales));
-    offset = Simd::high_nibbles(b->scales);
-    offset_scale = Simd::set8(-half_to_float(b->dmin));
+    d = Lanes::mul(Lanes::set(half_to_float(b->d)), Lanes::low_nibbles(b->scales));
+    offset = Lanes::mul(Lanes::set(-half_to_float(b->dmin)), Lanes::high_nibbles(b->scales));
   }
   template <int P>
   HM_INLINE Simd::B64 codes(const Block* b) const {
@@ -139,16 +141,12 @@ struct GroupQ2_K : GroupOf<BlockQ2_K> {
   }
 };
 
-struct GroupQ3_K : GroupOf<BlockQ3_K> {
-  static constexpr bool kMultiplied = true;
+struct GroupQ3_K : GroupOf<BlockQ3_K, Simd::PerHalf> {
+  static constexpr int kBias = 4;
   HM_INLINE void load(const Block* b) {
     int8_t scales[16];
     unpack_q3_scales(b->scales, scales);
-    const float scale = half_to_float(b->d);
-    d = Simd::set8(scale);
-    offset = Simd::from_s8x16(scales);
-    multipliers = Simd::multipliers(offset);
-    offset_scale = Simd::set8(-4.0f * scale);
+    d = Lanes::mul(Lanes::set(half_to_float(b->d)), Lanes::from_s8(scales));
   }
   template <int P>
   HM_INLINE Simd::B64 codes(const Block* b) const {
@@ -157,12 +155,12 @@ struct GroupQ3_K : GroupOf<BlockQ3_K> {
 };
 
 struct GroupQ4_K : GroupOf<BlockQ4_K> {
+  static constexpr bool kOffset = true;
   HM_INLINE void load(const Block* b) {
     uint8_t scales[16];
     unpack_k_scales(b->scales, scales);
-    d = Simd::mul(Simd::set8(half_to_float(b->d)), Simd::from_u8(scales));
-    offset = Simd::twice_u8(scales + 8);
-    offset_scale = Simd::set8(-half_to_float(b->dmin));
+    d = Lanes::mul(Lanes::set(half_to_float(b->d)), Lanes::from_u8(scales));
+    offset = Lanes::mul(Lanes::set(-half_to_float(b->dmin)), Lanes::from_u8(scales + 8));
   }
   template <int P>
   HM_INLINE Simd::B64 codes(const Block* b) const {
@@ -171,12 +169,12 @@ struct GroupQ4_K : GroupOf<BlockQ4_K> {
 };
 
 struct GroupQ5_K : GroupOf<BlockQ5_K> {
+  static constexpr bool kOffset = true;
   HM_INLINE void load(const Block* b) {
     uint8_t scales[16];
     unpack_k_scales(b->scales, scales);
-    d = Simd::mul(Simd::set8(half_to_float(b->d)), Simd::from_u8(scales));
-    offset = Simd::twice_u8(scales + 8);
-    offset_scale = Simd::set8(-half_to_float(b->dmin));
+    d = Lanes::mul(Lanes::set(half_to_float(b->d)), Lanes::from_u8(scales));
+    offset = Lanes::mul(Lanes::set(-half_to_float(b->dmin)), Lanes::from_u8(scales + 8));
   }
   template <int P>
   HM_INLINE Simd::B64 codes(const Block* b) const {
@@ -185,14 +183,10 @@ struct GroupQ5_K : GroupOf<BlockQ5_K> {
   }
 };
 
-struct GroupQ6_K : GroupOf<BlockQ6_K> {
-  static constexpr bool kMultiplied = true;
+struct GroupQ6_K : GroupOf<BlockQ6_K, Simd::PerHalf> {
+  static constexpr int kBias = 32;
   HM_INLINE void load(const Block* b) {
-    const float scale = half_to_float(b->d);
-    d = Simd::set8(scale);
-    offset = Simd::from_s8x16(b->scales);
-    multipliers = Simd::multipliers(offset);
-    offset_scale = Simd::set8(-32.0f * scale);
+    d = Lanes::mul(Lanes::set(half_to_float(b->d)), Lanes::from_s8(b->scales));
   }
   template <int P>
   HM_INLINE Simd::B64 codes(const Block* b) const {
@@ -212,7 +206,7 @@ struct GroupIQ4_XS : SignedGroupOf<BlockIQ4_XS> {
       const int high = (b->scales_h >> (2 * g)) & 3;
       scales[g] = static_cast<int8_t>((low | (high << 4)) - 32);
     }
-    d = Simd::mul(Simd::set8(half_to_float(b->d)), Simd::from_s8(scales));
+    d = Lanes::mul(Lanes::set(half_to_float(b->d)), Lanes::from_s8(scales));
   }
   template <int P>
   HM_INLINE Simd::B64 codes(const Block* b) const {
@@ -221,12 +215,8 @@ struct GroupIQ4_XS : SignedGroupOf<BlockIQ4_XS> {
 };
 
 struct GroupTQ2_0 : GroupOf<BlockTQ2_0> {
-  HM_INLINE void load(const Block* b) {
-    const float scale = half_to_float(b->d);
-    d = Simd::set8(scale);
-    offset = Simd::ones();
-    offset_scale = Simd::set8(-scale);
-  }
+  static constexpr int kBias = 1;
+  HM_INLINE void load(const Block* b) { d = Lanes::set(half_to_float(b->d)); }
   template <int P>
   HM_INLINE Simd::B64 codes(const Block* b) const {
     return two_bit_codes<P>(b->qs);

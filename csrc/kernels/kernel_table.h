@@ -11,7 +11,8 @@ namespace hm {
 //
 //   int8  q[K']        round-to-nearest-even of x / d, in -127..127
 //   float d[K' / 32]   scale of each 32: absmax / 127
-//   int16 sums[K' / 16]  sum of each 16 codes, for formats whose codes carry an offset
+//   int32 sums[K' / 32]  sum of each 32 codes
+//   int32 half_sums[K' / 16]  sum of each 16 codes
 //
 // Everything beyond K is zero. A block that holds a NaN or an infinity has d = NaN; a block whose
 // absmax is below 2^-120 (where 127 / absmax would overflow) is zero.
@@ -20,7 +21,7 @@ constexpr int kActivationBlock = 32;
 // Static: an ISA file must not export them.
 static constexpr int64_t padded_weights(int64_t k) { return (k + 255) / 256 * 256; }
 static constexpr int64_t activation_bytes(int64_t k) {
-  return padded_weights(k) + padded_weights(k) / 8 + padded_weights(k) / 8;
+  return padded_weights(k) + 4 * (padded_weights(k) / 32 * 2 + padded_weights(k) / 16);
 }
 
 // out[t * out_stride + r] = row r of the weights times activations x[t].
@@ -34,7 +35,7 @@ struct MatmulArgs {
   int64_t num_tokens;
   float* out;
   int64_t out_stride;
-  float* scratch;  // (cols) f32, for formats that are decoded first
+  void* scratch;  // matmul_scratch_bytes(cols), aligned to 64
 };
 
 struct FormatKernels {
@@ -42,6 +43,13 @@ struct FormatKernels {
   void (*matmul)(const MatmulArgs& args);
   bool quantized;  // takes int8 activation rows
 };
+
+// Rows that a matmul of many tokens unpacks at once, and what that takes: per weight a byte, and
+// per 16 weights a scale and an offset.
+constexpr int kPanelRows = 32;
+static constexpr int64_t matmul_scratch_bytes(int64_t cols) {
+  return padded_weights(cols) * kPanelRows * 3 / 2;
+}
 
 struct KernelTable {
   const char* name;

@@ -1,9 +1,10 @@
-// out[t][r] = weights[r] . x[t], for one instruction set: three ways, by what the format allows.
+// out[t][r] = weights[r] . x[t] for a few tokens; many go to panel-inl.h.
 //
-// Order of additions, the same for every number of rows, tokens and threads. Quantised formats:
-// for each group of 256 weights in turn, the offset term into 8 lanes, then 4 pairs of blocks into
-// 16 lanes; floats: 16 lanes over K. At the end Simd::reduce. So a token's result is the same bits
-// alone or in a batch, and AVX2, AVX-512 and AMX agree bit for bit.
+// Order of additions, the same for every number of rows, tokens and threads, and in panel-inl.h.
+// Quantised formats: for each group of 256 weights in turn, a lane for each 32 (or 16) weights takes
+// their exact sum times its scale, then their offset; floats: 16 lanes over K. At the end the lanes
+// are added by one tree. So a token's result is the same bits alone or in a batch, and AVX2, AVX-512
+// and AMX agree bit for bit.
 //
 // Tokens go Simd::kTileTokens at a time: a group's codes are unpacked once for all of them, and
 // four rounded rows of K = 7168 (36 KB) stay in or near the L1 cache while the rows of a task
@@ -21,43 +22,40 @@ namespace {
 struct ActivationRow {
   const int8_t* q;
   const float* d;
-  const int16_t* sums;
+  const int32_t* sums;
+  const int32_t* half_sums;
 };
 
 HM_INLINE ActivationRow activation_row(const void* row, int64_t cols) {
-  const int8_t* q = static_cast<const int8_t*>(row);
   const int64_t padded = padded_weights(cols);
-  return {q, (const float*)(q + padded), (const int16_t*)(q + padded + padded / 8)};
+  const int8_t* q = static_cast<const int8_t*>(row);
+  const float* d = (const float*)(q + padded);
+  const int32_t* sums = (const int32_t*)(d + padded / 32);
+  return {q, d, sums, sums + padded / 32};
 }
 
-template <class Group, int P>
-HM_INLINE Simd::F16 dot_pair(Simd::B64 codes, const int8_t* q, const Group& group) {
-  const Simd::B64 x = Simd::load64(q + 64 * P);
-  if constexpr (Group::kMultiplied && Group::kSigned) {
-    return Simd::dot_signed_multiplied<P>(codes, x, group.multipliers);
-  } else if constexpr (Group::kMultiplied) {
-    return Simd::dot_multiplied<P>(codes, x, group.multipliers);
-  } else if constexpr (Group::kSigned) {
-    return Simd::dot_signed(codes, x);
-  } else {
-    return Simd::dot_unsigned(codes, x);
-  }
+// What a product with this format's codes has too much of, in sums of x.
+template <class Group>
+constexpr int kTotalBias = Group::kSigned ? Simd::kSignedBias : Group::kBias;
+
+template <class Group>
+HM_INLINE const int32_t* lane_sums(const ActivationRow& x) {
+  return Group::Lanes::kLanes == 8 ? x.sums : x.half_sums;
 }
 
 // Sums of N tokens over the groups of one row.
 template <class Group, int N>
 struct GroupSums {
-  Simd::F16 dots[N];
-  Simd::F8 offsets[N];
+  using Lanes = typename Group::Lanes;
+  typename Lanes::Float lanes[N];
 
   template <int P>
-  HM_INLINE void add_pair(const Group& group, const typename Group::Block* blocks,
-                          const ActivationRow (&x)[N], int64_t at,
-                          const Simd::Scales (&scales)[N]) {
+  static HM_INLINE void dot_pair(const Group& group, const typename Group::Block* blocks,
+                                 const ActivationRow (&x)[N], int64_t at, Simd::Dot (&dots)[N][4]) {
     const Simd::B64 codes = group.template codes<P>(blocks);
     for (int t = 0; t < N; ++t) {
-      dots[t] = Simd::fma(dot_pair<Group, P>(codes, x[t].q + at, group),
-                          Simd::template scale<P>(scales[t]), dots[t]);
+      const Simd::B64 q = Simd::load64(x[t].q + at + 64 * P);
+      dots[t][P] = Group::kSigned ? Simd::dot_signed(codes, q) : Simd::dot_unsigned(codes, q);
     }
   }
 
@@ -65,19 +63,24 @@ struct GroupSums {
   HM_INLINE void add(const typename Group::Block* blocks, const ActivationRow (&x)[N], int64_t at) {
     Group group;
     group.load(blocks);
-    Simd::Scales scales[N];
+    Simd::Dot dots[N][4];
+    dot_pair<0>(group, blocks, x, at, dots);
+    dot_pair<1>(group, blocks, x, at, dots);
+    dot_pair<2>(group, blocks, x, at, dots);
+    dot_pair<3>(group, blocks, x, at, dots);
+    const int64_t first_lane = at / kSuperWeights * Lanes::kLanes;
     for (int t = 0; t < N; ++t) {
-      const Simd::F8 d = Simd::load8(x[t].d + at / 32);
-      scales[t] = Simd::scales(Simd::mul(group.d, d));
+      typename Lanes::Int sums = Lanes::sums(dots[t][0], dots[t][1], dots[t][2], dots[t][3]);
+      const typename Lanes::Int x_sums = Lanes::load_int(lane_sums<Group>(x[t]) + first_lane);
+      if constexpr (kTotalBias<Group> != 0) {
+        sums = Lanes::template sub_shifted<__builtin_ctz(kTotalBias<Group>)>(sums, x_sums);
+      }
+      const typename Lanes::Float d = Lanes::activation_scales(x[t].d + at / 32);
+      lanes[t] = Lanes::fma(Lanes::to_float(sums), Lanes::mul(group.d, d), lanes[t]);
       if constexpr (Group::kOffset) {
-        offsets[t] = Simd::fma(Simd::pair_sums(group.offset, x[t].sums + at / 16),
-                               Simd::mul(group.offset_scale, d), offsets[t]);
+        lanes[t] = Lanes::fma(group.offset, Lanes::mul(d, Lanes::to_float(x_sums)), lanes[t]);
       }
     }
-    add_pair<0>(group, blocks, x, at, scales);
-    add_pair<1>(group, blocks, x, at, scales);
-    add_pair<2>(group, blocks, x, at, scales);
-    add_pair<3>(group, blocks, x, at, scales);
   }
 };
 
@@ -92,10 +95,7 @@ void matmul_groups(const MatmulArgs& args, int64_t first_token) {
   for (int64_t r = 0; r < args.num_rows; ++r) {
     const Block* blocks = (const Block*)(args.weights + r * args.row_bytes);
     GroupSums<Group, N> sums;
-    for (int t = 0; t < N; ++t) {
-      sums.dots[t] = Simd::zero();
-      sums.offsets[t] = Simd::set8(0.0f);
-    }
+    for (int t = 0; t < N; ++t) sums.lanes[t] = Group::Lanes::set(0.0f);
     for (int64_t g = 0; g < num_groups; ++g) {
       sums.add(blocks + g * Group::kBlocks, x, g * kSuperWeights);
     }
@@ -106,7 +106,7 @@ void matmul_groups(const MatmulArgs& args, int64_t first_token) {
     }
     for (int t = 0; t < N; ++t) {
       args.out[(first_token + t) * args.out_stride + r] =
-          Simd::reduce(sums.dots[t], sums.offsets[t]);
+          Group::Lanes::reduce(sums.lanes[t]);
     }
   }
 }
@@ -152,50 +152,23 @@ void matmul_floats(const MatmulArgs& args, int64_t first_token) {
       }
     }
     for (int t = 0; t < N; ++t) {
-      args.out[(first_token + t) * args.out_stride + r] = Simd::reduce(sums[t], Simd::set8(0.0f));
+      args.out[(first_token + t) * args.out_stride + r] = Simd::reduce(sums[t]);
     }
   }
 }
 
-template <class Group>
-struct ByGroups {
-  template <int N>
-  static void tile(const MatmulArgs& args, int64_t first_token) {
-    matmul_groups<Group, N>(args, first_token);
-  }
-};
-
-template <class Floats>
-struct ByFloats {
-  template <int N>
-  static void tile(const MatmulArgs& args, int64_t first_token) {
-    matmul_floats<Floats, N>(args, first_token);
-  }
-};
-
-template <class Method, int N>
-void matmul_tiles(const MatmulArgs& args, int64_t first_token) {
+template <class Floats, int N>
+void float_tiles(const MatmulArgs& args, int64_t first_token) {
   int64_t t = first_token;
-  for (; t + N <= args.num_tokens; t += N) Method::template tile<N>(args, t);
-  if constexpr (N > 1) matmul_tiles<Method, N - 1>(args, t);
+  for (; t + N <= args.num_tokens; t += N) matmul_floats<Floats, N>(args, t);
+  if constexpr (N > 1) float_tiles<Floats, N - 1>(args, t);
 }
 
-template <class Method>
-void matmul(const MatmulArgs& args) {
-  matmul_tiles<Method, Simd::kTileTokens>(args, 0);
-}
-
-// Any other format: decode a row to floats, once for all tokens, then multiply.
-template <class Block>
-void matmul_decoded(const MatmulArgs& args) {
-  for (int64_t r = 0; r < args.num_rows; ++r) {
-    decode_row<Block>(args.weights + r * args.row_bytes, args.cols, args.scratch);
-    MatmulArgs row = args;
-    row.weights = (const uint8_t*)args.scratch;
-    row.num_rows = 1;
-    row.out = args.out + r;
-    matmul<ByFloats<FloatsF32>>(row);
-  }
+template <class Group, int N>
+void group_tiles(const MatmulArgs& args, int64_t first_token) {
+  int64_t t = first_token;
+  for (; t + N <= args.num_tokens; t += N) matmul_groups<Group, N>(args, t);
+  if constexpr (N > 1) group_tiles<Group, N - 1>(args, t);
 }
 
 }  // namespace

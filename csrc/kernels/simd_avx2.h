@@ -1,12 +1,11 @@
 // The SIMD vocabulary of matmul-inl.h and groups-inl.h in AVX2 + FMA + F16C.
 //
-//   F16   16 floats: lane l of half h belongs to block 2p + h of pair p (a block: 32 weights)
-//   F8    8 floats, one per block of a group (256 weights)
-//   B64   64 bytes, the codes of a pair of blocks
-//   I16   16 int16, one per 16 weights of a group
-//
-// A dot product adds four neighbouring products into each of 8 lanes per block (what the hardware's
-// multiply-add of pairs gives), exactly, in integers.
+//   F16       16 floats
+//   B64       64 bytes, the codes of a pair of blocks (a block: 32 weights)
+//   Dot       16 int32, four neighbouring products each of such a pair: exact
+//   PerBlock  what a format with a scale per 32 weights does with a group of 256: 8 lanes
+//   PerHalf   the same for a scale per 16 weights: 16 lanes
+//   Panel     rows in lanes, for many tokens: see panel-inl.h
 #pragma once
 
 #include "kernels/simd_ymm.h"
@@ -15,7 +14,8 @@ namespace hm {
 namespace {
 
 struct Simd : SimdYmm {
-  static constexpr int kTileTokens = 4;  // their accumulators fill 8 of the 16 registers
+  static constexpr int kTileTokens = 4;
+  static constexpr int kSignedBias = 0;
 
   struct F16 {
     __m256 lo, hi;
@@ -23,13 +23,8 @@ struct Simd : SimdYmm {
   struct B64 {
     __m256i lo, hi;
   };
-  // Eight scales in memory: a broadcast load costs no shuffle.
-  struct Scales {
-    alignas(32) float f[8];
-  };
-  // 16 int16: numbers 0..7 in both halves of `first`, 8..15 in both of `second`.
-  struct Multipliers {
-    __m256i first, second;
+  struct Dot {
+    __m256i lo, hi;
   };
 
   // F16
@@ -40,30 +35,18 @@ struct Simd : SimdYmm {
             _mm256_cvtph_ps(_mm_loadu_si128((const __m128i*)(p + 8)))};
   }
   static HM_INLINE F16 load_bf16(const uint16_t* p) { return {widen_bf16(p), widen_bf16(p + 8)}; }
-  using SimdYmm::fma;
   static HM_INLINE F16 fma(F16 a, F16 b, F16 c) {
     return {_mm256_fmadd_ps(a.lo, b.lo, c.lo), _mm256_fmadd_ps(a.hi, b.hi, c.hi)};
   }
-  // Sum of all lanes of a and of `extra`.
-  static HM_INLINE float reduce(F16 a, F8 extra) { return SimdYmm::reduce(a.lo, a.hi, extra); }
-
-  // `scale` spreads the two scales of pair P over its lanes.
-  static HM_INLINE Scales scales(F8 v) {
-    Scales s;
-    _mm256_store_ps(s.f, v);
-    return s;
-  }
-  template <int P>
-  static HM_INLINE F16 scale(const Scales& s) {
-    return {_mm256_broadcast_ss(&s.f[2 * P]), _mm256_broadcast_ss(&s.f[2 * P + 1])};
-  }
-  static HM_INLINE Multipliers multipliers(I16 v) {
-    return {_mm256_permute2x128_si256(v, v, 0x00), _mm256_permute2x128_si256(v, v, 0x11)};
-  }
+  static HM_INLINE float reduce(F16 v) { return reduce8(_mm256_add_ps(v.lo, v.hi)); }
 
   // B64
   static HM_INLINE B64 load64(const void* p) {
     return {_mm256_loadu_si256((const __m256i*)p), _mm256_loadu_si256((const __m256i*)p + 1)};
+  }
+  static HM_INLINE void store64(void* p, B64 v) {
+    _mm256_storeu_si256((__m256i*)p, v.lo);
+    _mm256_storeu_si256((__m256i*)p + 1, v.hi);
   }
   static HM_INLINE B64 load32(const void* a, const void* b) {
     return {_mm256_loadu_si256((const __m256i*)a), _mm256_loadu_si256((const __m256i*)b)};
@@ -76,6 +59,14 @@ struct Simd : SimdYmm {
   // Low nibbles of 16 bytes at a, then their high nibbles, as block 0; of b as block 1.
   static HM_INLINE B64 nibbles16(const void* a, const void* b) {
     return {split_nibbles(a), split_nibbles(b)};
+  }
+  // Of each 8 of 32 bytes: the low nibbles, then the high ones.
+  static HM_INLINE B64 nibbles8(const void* p) {
+    const __m256i v = _mm256_loadu_si256((const __m256i*)p), mask = _mm256_set1_epi8(15);
+    const __m256i counts = _mm256_set_epi64x(4, 0, 4, 0);
+    const __m256i lo = _mm256_permute4x64_epi64(v, 0x50), hi = _mm256_permute4x64_epi64(v, 0xfa);
+    return {_mm256_and_si256(_mm256_srlv_epi64(lo, counts), mask),
+            _mm256_and_si256(_mm256_srlv_epi64(hi, counts), mask)};
   }
   // Byte i of block 0 (1) is Bit where bit i of the 32 bits at a (b) is set, else 0.
   template <int Bit>
@@ -110,42 +101,141 @@ struct Simd : SimdYmm {
     return {_mm256_shuffle_epi8(t, v.lo), _mm256_shuffle_epi8(t, v.hi)};
   }
 
-  // Codes w times activations x in -127..127, four products a lane, as floats.
+  // Codes as dot_signed of a panel wants them.
+  static HM_INLINE B64 plus_bias(B64 v) { return v; }
+
+  // Codes w times activations x in -127..127, four products a lane.
   // w in 0..127: two products fit int16.
-  static HM_INLINE F16 dot_unsigned(B64 w, B64 x) {
-    const __m256i ones = _mm256_set1_epi16(1);
-    return {dot32(w.lo, x.lo, ones), dot32(w.hi, x.hi, ones)};
-  }
+  static HM_INLINE Dot dot_unsigned(B64 w, B64 x) { return {dot32(w.lo, x.lo), dot32(w.hi, x.hi)}; }
   // w in -128..127, as |w| times x with the sign of w: 2 * 128 * 127 still fits int16.
-  static HM_INLINE F16 dot_signed(B64 w, B64 x) {
-    const __m256i ones = _mm256_set1_epi16(1);
-    return {dot32(_mm256_abs_epi8(w.lo), _mm256_sign_epi8(x.lo, w.lo), ones),
-            dot32(_mm256_abs_epi8(w.hi), _mm256_sign_epi8(x.hi, w.hi), ones)};
-  }
-  // w in 0..127, and each 16 products times their multiplier, for pair P.
-  template <int P>
-  static HM_INLINE F16 dot_multiplied(B64 w, B64 x, const Multipliers& m) {
-    const __m256i four = P < 2 ? m.first : m.second;
-    return {dot32(w.lo, x.lo, _mm256_shuffle_epi8(four, pick<4 * (P % 2)>())),
-            dot32(w.hi, x.hi, _mm256_shuffle_epi8(four, pick<4 * (P % 2) + 2>()))};
-  }
-  // As dot_signed, and times the multipliers.
-  template <int P>
-  static HM_INLINE F16 dot_signed_multiplied(B64 w, B64 x, const Multipliers& m) {
-    return dot_multiplied<P>({_mm256_abs_epi8(w.lo), _mm256_abs_epi8(w.hi)},
-                             {_mm256_sign_epi8(x.lo, w.lo), _mm256_sign_epi8(x.hi, w.hi)}, m);
+  static HM_INLINE Dot dot_signed(B64 w, B64 x) {
+    return {dot32(_mm256_abs_epi8(w.lo), _mm256_sign_epi8(x.lo, w.lo)),
+            dot32(_mm256_abs_epi8(w.hi), _mm256_sign_epi8(x.hi, w.hi))};
   }
 
+  struct PerBlock : PerBlockYmm {
+    // The sum of each block, from the dot products of four pairs.
+    static HM_INLINE Int sums(Dot a, Dot b, Dot c, Dot d) {
+      const __m256i low = _mm256_hadd_epi32(_mm256_hadd_epi32(a.lo, a.hi),
+                                            _mm256_hadd_epi32(b.lo, b.hi));
+      const __m256i high = _mm256_hadd_epi32(_mm256_hadd_epi32(c.lo, c.hi),
+                                             _mm256_hadd_epi32(d.lo, d.hi));
+      return _mm256_add_epi32(_mm256_permute2x128_si256(low, high, 0x20),
+                              _mm256_permute2x128_si256(low, high, 0x31));
+    }
+  };
+
+  // A lane per half of a block, 16 weights.
+  struct PerHalf {
+    static constexpr int kLanes = 16;
+    using Float = F16;
+    struct Int {
+      __m256i lo, hi;
+    };
+    static HM_INLINE Float set(float v) { return {_mm256_set1_ps(v), _mm256_set1_ps(v)}; }
+    static HM_INLINE void store(float* p, Float v) {
+      _mm256_storeu_ps(p, v.lo);
+      _mm256_storeu_ps(p + 8, v.hi);
+    }
+    static HM_INLINE Float load(const float* p) { return Simd::load(p); }
+    static HM_INLINE Float mul(Float a, Float b) {
+      return {_mm256_mul_ps(a.lo, b.lo), _mm256_mul_ps(a.hi, b.hi)};
+    }
+    static HM_INLINE Float fma(Float a, Float b, Float c) { return Simd::fma(a, b, c); }
+    static HM_INLINE Float from_s8(const int8_t* p) {
+      return {PerBlock::from_s8(p), PerBlock::from_s8(p + 8)};
+    }
+    static HM_INLINE Float low_nibbles(const uint8_t* p) {
+      return from_bytes(_mm_and_si128(_mm_loadu_si128((const __m128i*)p), _mm_set1_epi8(15)));
+    }
+    static HM_INLINE Float high_nibbles(const uint8_t* p) {
+      const __m128i v = _mm_srli_epi16(_mm_loadu_si128((const __m128i*)p), 4);
+      return from_bytes(_mm_and_si128(v, _mm_set1_epi8(15)));
+    }
+    // Eight numbers, each twice.
+    static HM_INLINE Float activation_scales(const float* d) {
+      const __m256 v = _mm256_loadu_ps(d);
+      return {_mm256_permutevar8x32_ps(v, _mm256_set_epi32(3, 3, 2, 2, 1, 1, 0, 0)),
+              _mm256_permutevar8x32_ps(v, _mm256_set_epi32(7, 7, 6, 6, 5, 5, 4, 4))};
+    }
+    static HM_INLINE Float to_float(Int v) {
+      return {_mm256_cvtepi32_ps(v.lo), _mm256_cvtepi32_ps(v.hi)};
+    }
+    static HM_INLINE Int load_int(const int32_t* p) {
+      return {PerBlock::load_int(p), PerBlock::load_int(p + 8)};
+    }
+    template <int Shift>
+    static HM_INLINE Int sub_shifted(Int v, Int w) {
+      return {PerBlock::sub_shifted<Shift>(v.lo, w.lo), PerBlock::sub_shifted<Shift>(v.hi, w.hi)};
+    }
+    static HM_INLINE Int sums(Dot a, Dot b, Dot c, Dot d) {
+      return {halves(a, b), halves(c, d)};
+    }
+    static HM_INLINE float reduce(Float v) { return Simd::reduce(v); }
+
+   private:
+    static HM_INLINE Float from_bytes(__m128i v) {
+      return {_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(v)),
+              _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_srli_si128(v, 8)))};
+    }
+    static HM_INLINE __m256i halves(Dot a, Dot b) {
+      const __m256i even_odd = _mm256_hadd_epi32(_mm256_hadd_epi32(a.lo, a.hi),
+                                                 _mm256_hadd_epi32(b.lo, b.hi));
+      return _mm256_permutevar8x32_epi32(even_odd, _mm256_set_epi32(7, 3, 6, 2, 5, 1, 4, 0));
+    }
+  };
+
+  // Rows in lanes, for many tokens.
+  struct Panel {
+    static constexpr int kLanes = 8;
+    static constexpr int kTokens = 2;
+    using Float = __m256;
+    using Int = __m256i;
+    static HM_INLINE Int set_int(int32_t v) { return _mm256_set1_epi32(v); }
+    static HM_INLINE Float set(float v) { return _mm256_set1_ps(v); }
+    static HM_INLINE Int load_codes(const uint8_t* p) {
+      return _mm256_load_si256((const __m256i*)p);
+    }
+    static HM_INLINE Float load(const float* p) { return _mm256_load_ps(p); }
+    static HM_INLINE void store(float* p, Float v) { _mm256_store_ps(p, v); }
+    // sum + four products a lane.
+    template <bool IsSigned>
+    static HM_INLINE Int dot(Int sum, Int w, Int x) {
+      if constexpr (IsSigned) {
+        return _mm256_add_epi32(sum, dot32(_mm256_abs_epi8(w), _mm256_sign_epi8(x, w)));
+      } else {
+        return _mm256_add_epi32(sum, dot32(w, x));
+      }
+    }
+    static HM_INLINE Float to_float(Int v) { return _mm256_cvtepi32_ps(v); }
+    static HM_INLINE Float add(Float a, Float b) { return _mm256_add_ps(a, b); }
+    static HM_INLINE Float mul(Float a, Float b) { return _mm256_mul_ps(a, b); }
+    static HM_INLINE Float fma(Float a, Float b, Float c) { return _mm256_fmadd_ps(a, b, c); }
+    // out[c] = word c of each of 8 rows, `stride` bytes apart.
+    static HM_INLINE void transpose(const uint8_t* rows, int64_t stride, __m256i (&out)[8]) {
+      __m256i a[8], b[8];
+      for (int i = 0; i < 8; ++i) a[i] = _mm256_load_si256((const __m256i*)(rows + i * stride));
+      for (int i = 0; i < 8; i += 2) {
+        b[i] = _mm256_unpacklo_epi32(a[i], a[i + 1]);
+        b[i + 1] = _mm256_unpackhi_epi32(a[i], a[i + 1]);
+      }
+      for (int i = 0; i < 8; i += 4) {
+        a[i] = _mm256_unpacklo_epi64(b[i], b[i + 2]);
+        a[i + 1] = _mm256_unpackhi_epi64(b[i], b[i + 2]);
+        a[i + 2] = _mm256_unpacklo_epi64(b[i + 1], b[i + 3]);
+        a[i + 3] = _mm256_unpackhi_epi64(b[i + 1], b[i + 3]);
+      }
+      for (int c = 0; c < 4; ++c) {
+        out[c] = _mm256_permute2x128_si256(a[c], a[4 + c], 0x20);
+        out[4 + c] = _mm256_permute2x128_si256(a[c], a[4 + c], 0x31);
+      }
+    }
+    static HM_INLINE void store_codes(uint8_t* p, Int v) { _mm256_store_si256((__m256i*)p, v); }
+  };
+
  private:
-  static HM_INLINE __m256 dot32(__m256i w, __m256i x, __m256i multiplier) {
-    return _mm256_cvtepi32_ps(_mm256_madd_epi16(_mm256_maddubs_epi16(w, x), multiplier));
-  }
-  // Shuffle control: int16 number N all over the lower half, N + 1 over the upper.
-  template <int N>
-  static HM_INLINE __m256i pick() {
-    constexpr int low = (2 * N + 1) << 8 | 2 * N;
-    constexpr int high = (2 * N + 3) << 8 | (2 * N + 2);
-    return _mm256_set_m128i(_mm_set1_epi16(high), _mm_set1_epi16(low));
+  static HM_INLINE __m256i dot32(__m256i w, __m256i x) {
+    return _mm256_madd_epi16(_mm256_maddubs_epi16(w, x), _mm256_set1_epi16(1));
   }
   template <int N>
   static HM_INLINE __m256i shift_right(__m256i v) {

@@ -1,5 +1,5 @@
 // The SIMD vocabulary of simd_avx2.h in AVX-512 F, BW, VL, DQ, VNNI: a pair of blocks is one
-// register. Lane for lane the same numbers as AVX2, and so the same bits in the end.
+// register. The same integers and the same order of float additions, and so the same bits.
 #pragma once
 
 #include "kernels/simd_ymm.h"
@@ -9,10 +9,10 @@ namespace {
 
 struct Simd : SimdYmm {
   static constexpr int kTileTokens = 4;
+  static constexpr int kSignedBias = 128;  // what dot_signed adds to its codes
   using F16 = __m512;
   using B64 = __m512i;
-  using Scales = __m512;        // eight, in the lower half
-  using Multipliers = __m512i;  // 16 int16, in the lower half
+  using Dot = __m512i;
 
   // F16
   static HM_INLINE F16 zero() { return _mm512_setzero_ps(); }
@@ -24,22 +24,14 @@ struct Simd : SimdYmm {
     const __m512i wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i*)p));
     return _mm512_castsi512_ps(_mm512_slli_epi32(wide, 16));
   }
-  using SimdYmm::fma;
   static HM_INLINE F16 fma(F16 a, F16 b, F16 c) { return _mm512_fmadd_ps(a, b, c); }
-  static HM_INLINE float reduce(F16 a, F8 extra) {
-    return SimdYmm::reduce(_mm512_castps512_ps256(a), _mm512_extractf32x8_ps(a, 1), extra);
+  static HM_INLINE float reduce(F16 v) {
+    return reduce8(_mm256_add_ps(_mm512_castps512_ps256(v), _mm512_extractf32x8_ps(v, 1)));
   }
-
-  static HM_INLINE Scales scales(F8 v) { return _mm512_castps256_ps512(v); }
-  template <int P>
-  static HM_INLINE F16 scale(const Scales& s) {
-    const __m512i lanes = join(_mm256_set1_epi32(2 * P), _mm256_set1_epi32(2 * P + 1));
-    return _mm512_permutexvar_ps(lanes, s);
-  }
-  static HM_INLINE Multipliers multipliers(I16 v) { return _mm512_castsi256_si512(v); }
 
   // B64
   static HM_INLINE B64 load64(const void* p) { return _mm512_loadu_si512(p); }
+  static HM_INLINE void store64(void* p, B64 v) { _mm512_storeu_si512(p, v); }
   static HM_INLINE B64 load32(const void* a, const void* b) {
     return join(_mm256_loadu_si256((const __m256i*)a), _mm256_loadu_si256((const __m256i*)b));
   }
@@ -54,6 +46,12 @@ struct Simd : SimdYmm {
                                _mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i*)b)));
     const __m512i counts = _mm512_set_epi64(4, 4, 0, 0, 4, 4, 0, 0);
     return _mm512_and_si512(_mm512_srlv_epi64(bytes, counts), _mm512_set1_epi8(15));
+  }
+  static HM_INLINE B64 nibbles8(const void* p) {
+    const __m512i v = _mm512_castsi256_si512(_mm256_loadu_si256((const __m256i*)p));
+    const __m512i twice = _mm512_permutexvar_epi64(_mm512_set_epi64(3, 3, 2, 2, 1, 1, 0, 0), v);
+    const __m512i counts = _mm512_set_epi64(4, 0, 4, 0, 4, 0, 4, 0);
+    return _mm512_and_si512(_mm512_srlv_epi64(twice, counts), _mm512_set1_epi8(15));
   }
   template <int Bit>
   static HM_INLINE B64 spread_bits(const void* a, const void* b) {
@@ -83,30 +81,113 @@ struct Simd : SimdYmm {
     return _mm512_shuffle_epi8(t, v);
   }
 
-  static HM_INLINE F16 dot_unsigned(B64 w, B64 x) {
-    return _mm512_cvtepi32_ps(_mm512_dpbusd_epi32(_mm512_setzero_si512(), w, x));
+  static HM_INLINE B64 plus_bias(B64 v) { return _mm512_xor_si512(v, _mm512_set1_epi8(-128)); }
+
+  static HM_INLINE Dot dot_unsigned(B64 w, B64 x) {
+    return _mm512_dpbusd_epi32(_mm512_setzero_si512(), w, x);
   }
-  static HM_INLINE F16 dot_signed(B64 w, B64 x) {
-    return dot_unsigned(_mm512_abs_epi8(w), with_sign(x, w));
-  }
-  // Not VNNI: its sums of four would need a 32-bit multiply, which is slower than these two.
-  template <int P>
-  static HM_INLINE F16 dot_multiplied(B64 w, B64 x, const Multipliers& m) {
-    const __m512i lanes =
-        join(_mm256_set_m128i(_mm_set1_epi16(4 * P + 1), _mm_set1_epi16(4 * P)),
-             _mm256_set_m128i(_mm_set1_epi16(4 * P + 3), _mm_set1_epi16(4 * P + 2)));
-    const __m512i multiplier = _mm512_permutexvar_epi16(lanes, m);
-    return _mm512_cvtepi32_ps(_mm512_madd_epi16(_mm512_maddubs_epi16(w, x), multiplier));
-  }
-  template <int P>
-  static HM_INLINE F16 dot_signed_multiplied(B64 w, B64 x, const Multipliers& m) {
-    return dot_multiplied<P>(_mm512_abs_epi8(w), with_sign(x, w), m);
-  }
+  static HM_INLINE Dot dot_signed(B64 w, B64 x) { return dot_unsigned(plus_bias(w), x); }
+
+  struct PerBlock : PerBlockYmm {
+    static HM_INLINE Int sums(Dot a, Dot b, Dot c, Dot d) {
+      const __m512i quarters = sum_quarters(a, b, c, d);  // of blocks 0 2 4 6 | same | 1 3 5 7 | same
+      const __m512i blocks =
+          _mm512_add_epi32(quarters, _mm512_shuffle_i32x4(quarters, quarters, 0xb1));
+      const __m512i order = _mm512_set_epi32(0, 0, 0, 0, 0, 0, 0, 0, 11, 3, 10, 2, 9, 1, 8, 0);
+      return _mm512_castsi512_si256(_mm512_permutexvar_epi32(order, blocks));
+    }
+  };
+
+  struct PerHalf {
+    static constexpr int kLanes = 16;
+    using Float = __m512;
+    using Int = __m512i;
+    static HM_INLINE Float set(float v) { return _mm512_set1_ps(v); }
+    static HM_INLINE void store(float* p, Float v) { _mm512_storeu_ps(p, v); }
+    static HM_INLINE Float load(const float* p) { return _mm512_loadu_ps(p); }
+    static HM_INLINE Float mul(Float a, Float b) { return _mm512_mul_ps(a, b); }
+    static HM_INLINE Float fma(Float a, Float b, Float c) { return _mm512_fmadd_ps(a, b, c); }
+    static HM_INLINE Float from_s8(const int8_t* p) {
+      return to_float(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i*)p)));
+    }
+    static HM_INLINE Float low_nibbles(const uint8_t* p) {
+      const __m128i v = _mm_and_si128(_mm_loadu_si128((const __m128i*)p), _mm_set1_epi8(15));
+      return to_float(_mm512_cvtepi8_epi32(v));
+    }
+    static HM_INLINE Float high_nibbles(const uint8_t* p) {
+      const __m128i v = _mm_srli_epi16(_mm_loadu_si128((const __m128i*)p), 4);
+      return to_float(_mm512_cvtepi8_epi32(_mm_and_si128(v, _mm_set1_epi8(15))));
+    }
+    static HM_INLINE Float activation_scales(const float* d) {
+      const __m512i twice = _mm512_set_epi32(7, 7, 6, 6, 5, 5, 4, 4, 3, 3, 2, 2, 1, 1, 0, 0);
+      return _mm512_permutexvar_ps(twice, _mm512_castps256_ps512(_mm256_loadu_ps(d)));
+    }
+    static HM_INLINE Float to_float(Int v) { return _mm512_cvtepi32_ps(v); }
+    static HM_INLINE Int load_int(const int32_t* p) { return _mm512_loadu_si512(p); }
+    template <int Shift>
+    static HM_INLINE Int sub_shifted(Int v, Int w) {
+      return _mm512_sub_epi32(v, _mm512_slli_epi32(w, Shift));
+    }
+    static HM_INLINE Int sums(Dot a, Dot b, Dot c, Dot d) {
+      const __m512i order = _mm512_set_epi32(15, 11, 7, 3, 14, 10, 6, 2, 13, 9, 5, 1, 12, 8, 4, 0);
+      return _mm512_permutexvar_epi32(order, sum_quarters(a, b, c, d));
+    }
+    static HM_INLINE float reduce(Float v) { return Simd::reduce(v); }
+  };
+
+  // Rows in lanes, for many tokens.
+  struct Panel {
+    static constexpr int kLanes = 16;
+    static constexpr int kTokens = 6;
+    using Float = __m512;
+    using Int = __m512i;
+    static HM_INLINE Int set_int(int32_t v) { return _mm512_set1_epi32(v); }
+    static HM_INLINE Float set(float v) { return _mm512_set1_ps(v); }
+    static HM_INLINE Int load_codes(const uint8_t* p) { return _mm512_load_si512(p); }
+    static HM_INLINE Float load(const float* p) { return _mm512_load_ps(p); }
+    static HM_INLINE void store(float* p, Float v) { _mm512_store_ps(p, v); }
+    template <bool IsSigned>
+    static HM_INLINE Int dot(Int sum, Int w, Int x) {
+      return _mm512_dpbusd_epi32(sum, w, x);
+    }
+    static HM_INLINE Float to_float(Int v) { return _mm512_cvtepi32_ps(v); }
+    static HM_INLINE Float add(Float a, Float b) { return _mm512_add_ps(a, b); }
+    static HM_INLINE Float mul(Float a, Float b) { return _mm512_mul_ps(a, b); }
+    static HM_INLINE Float fma(Float a, Float b, Float c) { return _mm512_fmadd_ps(a, b, c); }
+    // out[c] = word c of each of 16 rows, `stride` bytes apart.
+    static HM_INLINE void transpose(const uint8_t* rows, int64_t stride, __m512i (&out)[16]) {
+      __m512i a[16], b[16];
+      for (int i = 0; i < 16; ++i) a[i] = _mm512_load_si512(rows + i * stride);
+      for (int i = 0; i < 16; i += 2) {  // words of row pairs
+        b[i] = _mm512_unpacklo_epi32(a[i], a[i + 1]);
+        b[i + 1] = _mm512_unpackhi_epi32(a[i], a[i + 1]);
+      }
+      for (int i = 0; i < 16; i += 4) {  // a[i + c]: in quarter q, word 4 q + c of four rows
+        a[i] = _mm512_unpacklo_epi64(b[i], b[i + 2]);
+        a[i + 1] = _mm512_unpackhi_epi64(b[i], b[i + 2]);
+        a[i + 2] = _mm512_unpacklo_epi64(b[i + 1], b[i + 3]);
+        a[i + 3] = _mm512_unpackhi_epi64(b[i + 1], b[i + 3]);
+      }
+      for (int c = 0; c < 4; ++c) {
+        const __m512i even01 = _mm512_shuffle_i32x4(a[c], a[4 + c], 0x88);       // quarters 0 2 0 2
+        const __m512i odd01 = _mm512_shuffle_i32x4(a[c], a[4 + c], 0xdd);        // 1 3 1 3
+        const __m512i even23 = _mm512_shuffle_i32x4(a[8 + c], a[12 + c], 0x88);
+        const __m512i odd23 = _mm512_shuffle_i32x4(a[8 + c], a[12 + c], 0xdd);
+        out[c] = _mm512_shuffle_i32x4(even01, even23, 0x88);
+        out[8 + c] = _mm512_shuffle_i32x4(even01, even23, 0xdd);
+        out[4 + c] = _mm512_shuffle_i32x4(odd01, odd23, 0x88);
+        out[12 + c] = _mm512_shuffle_i32x4(odd01, odd23, 0xdd);
+      }
+    }
+    static HM_INLINE void store_codes(uint8_t* p, Int v) { _mm512_store_si512(p, v); }
+  };
 
  private:
-  // -x where w is negative.
-  static HM_INLINE __m512i with_sign(__m512i x, __m512i w) {
-    return _mm512_mask_sub_epi8(x, _mm512_movepi8_mask(w), _mm512_setzero_si512(), x);
+  // Quarter q of the result: the sums of quarter q of a, b, c and d.
+  static HM_INLINE __m512i sum_quarters(__m512i a, __m512i b, __m512i c, __m512i d) {
+    const __m512i ab = _mm512_add_epi32(_mm512_unpacklo_epi32(a, b), _mm512_unpackhi_epi32(a, b));
+    const __m512i cd = _mm512_add_epi32(_mm512_unpacklo_epi32(c, d), _mm512_unpackhi_epi32(c, d));
+    return _mm512_add_epi32(_mm512_unpacklo_epi64(ab, cd), _mm512_unpackhi_epi64(ab, cd));
   }
   static HM_INLINE __m512i join(__m256i lo, __m256i hi) {
     return _mm512_inserti64x4(_mm512_castsi256_si512(lo), hi, 1);

@@ -29,62 +29,17 @@ inline float half_to_float(uint16_t half) {
 
 struct Simd {
   static constexpr int kTileTokens = 1;
+  static constexpr int kSignedBias = 0;
 
-  struct F8 {
-    float v[8];
-  };
   struct F16 {
     float v[16];
   };
   struct B64 {
     uint8_t v[64];
   };
-  struct I16 {
-    int16_t v[16];
+  struct Dot {
+    int32_t v[16];
   };
-  using Scales = F8;
-  using Multipliers = I16;
-
-  // F8
-  static HM_INLINE F8 set8(float x) {
-    F8 r;
-    for (float& e : r.v) e = x;
-    return r;
-  }
-  static HM_INLINE F8 load8(const float* p) {
-    F8 r;
-    memcpy(r.v, p, sizeof r.v);
-    return r;
-  }
-  static HM_INLINE F8 mul(const F8& a, const F8& b) {
-    F8 r;
-    for (int i = 0; i < 8; ++i) r.v[i] = a.v[i] * b.v[i];
-    return r;
-  }
-  static HM_INLINE F8 fma(const F8& a, const F8& b, const F8& c) {
-    F8 r;
-    for (int i = 0; i < 8; ++i) r.v[i] = c.v[i] + a.v[i] * b.v[i];
-    return r;
-  }
-  static HM_INLINE F8 from_u8(const uint8_t* p) {
-    F8 r;
-    for (int i = 0; i < 8; ++i) r.v[i] = p[i];
-    return r;
-  }
-  static HM_INLINE F8 from_s8(const int8_t* p) {
-    F8 r;
-    for (int i = 0; i < 8; ++i) r.v[i] = p[i];
-    return r;
-  }
-  static HM_INLINE F8 gather_half(const void* p, int stride) {
-    F8 r;
-    for (int i = 0; i < 8; ++i) {
-      uint16_t half;
-      memcpy(&half, static_cast<const uint8_t*>(p) + i * stride, sizeof half);
-      r.v[i] = half_to_float(half);
-    }
-    return r;
-  }
 
   // F16
   static HM_INLINE F16 zero() { return {}; }
@@ -111,57 +66,7 @@ struct Simd {
     for (int i = 0; i < 16; ++i) r.v[i] = c.v[i] + a.v[i] * b.v[i];
     return r;
   }
-  static HM_INLINE float reduce(const F16& a, const F8& extra) {
-    float s[8];
-    for (int i = 0; i < 8; ++i) s[i] = (a.v[i] + a.v[i + 8]) + extra.v[i];
-    for (int n = 4; n > 0; n /= 2) {
-      for (int i = 0; i < n; ++i) s[i] += s[i + n];
-    }
-    return s[0];
-  }
-
-  static HM_INLINE Scales scales(const F8& v) { return v; }
-  template <int P>
-  static HM_INLINE F16 scale(const Scales& s) {
-    F16 r;
-    for (int i = 0; i < 16; ++i) r.v[i] = s.v[2 * P + i / 8];
-    return r;
-  }
-
-  // I16
-  static HM_INLINE I16 ones() {
-    I16 r;
-    for (int16_t& e : r.v) e = 1;
-    return r;
-  }
-  static HM_INLINE I16 from_s8x16(const int8_t* p) {
-    I16 r;
-    for (int i = 0; i < 16; ++i) r.v[i] = p[i];
-    return r;
-  }
-  static HM_INLINE I16 low_nibbles(const uint8_t* p) {
-    I16 r;
-    for (int i = 0; i < 16; ++i) r.v[i] = p[i] & 15;
-    return r;
-  }
-  static HM_INLINE I16 high_nibbles(const uint8_t* p) {
-    I16 r;
-    for (int i = 0; i < 16; ++i) r.v[i] = p[i] >> 4;
-    return r;
-  }
-  static HM_INLINE I16 twice_u8(const uint8_t* p) {
-    I16 r;
-    for (int i = 0; i < 16; ++i) r.v[i] = p[i / 2];
-    return r;
-  }
-  static HM_INLINE F8 pair_sums(const I16& a, const int16_t* b) {
-    F8 r;
-    for (int i = 0; i < 8; ++i) {
-      r.v[i] = static_cast<float>(a.v[2 * i] * b[2 * i] + a.v[2 * i + 1] * b[2 * i + 1]);
-    }
-    return r;
-  }
-  static HM_INLINE Multipliers multipliers(const I16& v) { return v; }
+  static HM_INLINE float reduce(const F16& a) { return PerHalf::reduce(PerHalf::load(a.v)); }
 
   // B64
   static HM_INLINE B64 load64(const void* p) {
@@ -169,6 +74,7 @@ struct Simd {
     memcpy(r.v, p, 64);
     return r;
   }
+  static HM_INLINE void store64(void* p, const B64& v) { memcpy(p, v.v, 64); }
   static HM_INLINE B64 load32(const void* a, const void* b) {
     B64 r;
     memcpy(r.v, a, 32);
@@ -186,6 +92,12 @@ struct Simd {
         r.v[32 * h + 16 + i] = p[i] >> 4;
       }
     }
+    return r;
+  }
+  static HM_INLINE B64 nibbles8(const void* p) {
+    const uint8_t* bytes = static_cast<const uint8_t*>(p);
+    B64 r;
+    for (int i = 0; i < 64; ++i) r.v[i] = bytes[i / 16 * 8 + i % 8] >> (i % 16 / 8 * 4) & 15;
     return r;
   }
   template <int Bit>
@@ -233,43 +145,156 @@ struct Simd {
     return r;
   }
 
-  static HM_INLINE F16 dot_unsigned(const B64& w, const B64& x) {
-    F16 r;
-    for (int l = 0; l < 16; ++l) {
-      int sum = 0;
-      for (int i = 4 * l; i < 4 * l + 4; ++i) sum += w.v[i] * static_cast<int8_t>(x.v[i]);
-      r.v[l] = static_cast<float>(sum);
-    }
+  static HM_INLINE B64 plus_bias(const B64& v) { return v; }
+
+  static HM_INLINE Dot dot_unsigned(const B64& w, const B64& x) {
+    Dot r = {};
+    for (int i = 0; i < 64; ++i) r.v[i / 4] += w.v[i] * static_cast<int8_t>(x.v[i]);
     return r;
   }
-  static HM_INLINE F16 dot_signed(const B64& w, const B64& x) {
-    F16 r;
-    for (int l = 0; l < 16; ++l) {
-      int sum = 0;
-      for (int i = 4 * l; i < 4 * l + 4; ++i) {
-        sum += static_cast<int8_t>(w.v[i]) * static_cast<int8_t>(x.v[i]);
-      }
-      r.v[l] = static_cast<float>(sum);
+  static HM_INLINE Dot dot_signed(const B64& w, const B64& x) {
+    Dot r = {};
+    for (int i = 0; i < 64; ++i) {
+      r.v[i / 4] += static_cast<int8_t>(w.v[i]) * static_cast<int8_t>(x.v[i]);
     }
     return r;
-  }
-  template <int P>
-  static HM_INLINE F16 dot_multiplied(const B64& w, const B64& x, const Multipliers& m) {
-    return times<P>(dot_unsigned(w, x), m);
-  }
-  template <int P>
-  static HM_INLINE F16 dot_signed_multiplied(const B64& w, const B64& x, const Multipliers& m) {
-    return times<P>(dot_signed(w, x), m);
   }
 
- private:
-  // Both factors are integers below 2^24, and so is the product: exact.
-  template <int P>
-  static HM_INLINE F16 times(const F16& sums, const Multipliers& m) {
-    F16 r;
-    for (int l = 0; l < 16; ++l) r.v[l] = sums.v[l] * m.v[4 * P + l / 4];
-    return r;
-  }
+  template <int Lanes>
+  struct Per {
+    static constexpr int kLanes = Lanes;
+    struct Float {
+      float v[Lanes];
+    };
+    struct Int {
+      int32_t v[Lanes];
+    };
+    static HM_INLINE Float set(float x) {
+      Float r;
+      for (float& e : r.v) e = x;
+      return r;
+    }
+    static HM_INLINE Float load(const float* p) {
+      Float r;
+      memcpy(r.v, p, sizeof r.v);
+      return r;
+    }
+    static HM_INLINE void store(float* p, const Float& v) { memcpy(p, v.v, sizeof v.v); }
+    static HM_INLINE Float mul(const Float& a, const Float& b) {
+      Float r;
+      for (int i = 0; i < Lanes; ++i) r.v[i] = a.v[i] * b.v[i];
+      return r;
+    }
+    static HM_INLINE Float fma(const Float& a, const Float& b, const Float& c) {
+      Float r;
+      for (int i = 0; i < Lanes; ++i) r.v[i] = c.v[i] + a.v[i] * b.v[i];
+      return r;
+    }
+    static HM_INLINE Float from_u8(const uint8_t* p) { return from_integers(p); }
+    static HM_INLINE Float from_s8(const int8_t* p) { return from_integers(p); }
+    static HM_INLINE Float low_nibbles(const uint8_t* p) {
+      Float r;
+      for (int i = 0; i < Lanes; ++i) r.v[i] = static_cast<float>(p[i] & 15);
+      return r;
+    }
+    static HM_INLINE Float high_nibbles(const uint8_t* p) {
+      Float r;
+      for (int i = 0; i < Lanes; ++i) r.v[i] = static_cast<float>(p[i] >> 4);
+      return r;
+    }
+    static HM_INLINE Float gather_half(const void* p, int stride) {
+      Float r;
+      for (int i = 0; i < Lanes; ++i) {
+        uint16_t half;
+        memcpy(&half, static_cast<const uint8_t*>(p) + i * stride, sizeof half);
+        r.v[i] = half_to_float(half);
+      }
+      return r;
+    }
+    static HM_INLINE Float activation_scales(const float* d) {
+      Float r;
+      for (int i = 0; i < Lanes; ++i) r.v[i] = d[i * 8 / Lanes];
+      return r;
+    }
+    static HM_INLINE Float to_float(const Int& v) { return from_integers(v.v); }
+    static HM_INLINE Int load_int(const int32_t* p) {
+      Int r;
+      memcpy(r.v, p, sizeof r.v);
+      return r;
+    }
+    template <int Shift>
+    static HM_INLINE Int sub_shifted(const Int& v, const Int& w) {
+      Int r;
+      for (int i = 0; i < Lanes; ++i) r.v[i] = v.v[i] - w.v[i] * (1 << Shift);
+      return r;
+    }
+    static HM_INLINE Int sums(const Dot& a, const Dot& b, const Dot& c, const Dot& d) {
+      Int r = {};
+      for (int i = 0; i < 16; ++i) {
+        const int lane = i * Lanes / 64, pair = Lanes / 4;
+        r.v[lane] += a.v[i];
+        r.v[lane + pair] += b.v[i];
+        r.v[lane + 2 * pair] += c.v[i];
+        r.v[lane + 3 * pair] += d.v[i];
+      }
+      return r;
+    }
+    static HM_INLINE float reduce(const Float& v) {
+      float s[Lanes];
+      memcpy(s, v.v, sizeof s);
+      for (int n = Lanes / 2; n > 0; n /= 2) {
+        for (int i = 0; i < n; ++i) s[i] += s[i + n];
+      }
+      return s[0];
+    }
+
+   private:
+    template <class Number>
+    static HM_INLINE Float from_integers(const Number* p) {
+      Float r;
+      for (int i = 0; i < Lanes; ++i) r.v[i] = static_cast<float>(p[i]);
+      return r;
+    }
+  };
+  using PerBlock = Per<8>;
+  using PerHalf = Per<16>;
+
+  struct Panel : Per<8> {
+    static constexpr int kTokens = 1;
+    static HM_INLINE Int set_int(int32_t x) {
+      Int r;
+      for (int32_t& e : r.v) e = x;
+      return r;
+    }
+    static HM_INLINE Int load_codes(const uint8_t* p) {
+      Int r;
+      memcpy(r.v, p, sizeof r.v);
+      return r;
+    }
+    static HM_INLINE void store_codes(uint8_t* p, const Int& v) { memcpy(p, v.v, sizeof v.v); }
+    static HM_INLINE Float add(const Float& a, const Float& b) {
+      Float r;
+      for (int i = 0; i < kLanes; ++i) r.v[i] = a.v[i] + b.v[i];
+      return r;
+    }
+    template <bool IsSigned>
+    static HM_INLINE Int dot(const Int& sum, const Int& w, const Int& x) {
+      uint8_t codes[4 * kLanes];
+      int8_t four[4];
+      memcpy(codes, w.v, sizeof codes);
+      memcpy(four, x.v, sizeof four);
+      Int r = sum;
+      for (int i = 0; i < 4 * kLanes; ++i) {
+        r.v[i / 4] += (IsSigned ? static_cast<int8_t>(codes[i]) : codes[i]) * four[i % 4];
+      }
+      return r;
+    }
+    static HM_INLINE void transpose(const uint8_t* rows, int64_t stride, Int (&out)[kLanes]) {
+      for (int r = 0; r < kLanes; ++r) {
+        for (int c = 0; c < kLanes; ++c) memcpy(&out[c].v[r], rows + r * stride + 4 * c, 4);
+      }
+    }
+  };
 };
 
 }  // namespace

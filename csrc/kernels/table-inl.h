@@ -6,23 +6,30 @@
 #include "kernels/elementwise-inl.h"
 #include "kernels/kernel_table.h"
 #include "kernels/matmul-inl.h"
+#include "kernels/panel-inl.h"
 
 namespace hm {
 namespace {
 
 template <class Group>
+void matmul_quantized(const MatmulArgs& args) {
+  if (args.num_tokens >= 8) return matmul_panels<Group>(args);
+  group_tiles<Group, Simd::kTileTokens>(args, 0);
+}
+
+template <class Floats>
+void matmul_float(const MatmulArgs& args) {
+  float_tiles<Floats, Simd::kTileTokens>(args, 0);
+}
+
+template <class Group>
 constexpr FormatKernels quantized() {
-  return {decode_row<typename Group::Block>, matmul<ByGroups<Group>>, true};
+  return {decode_row<typename Group::Block>, matmul_quantized<Group>, true};
 }
 
 template <class Block, class Floats>
 constexpr FormatKernels floats() {
-  return {decode_row<Block>, matmul<ByFloats<Floats>>, false};
-}
-
-template <class Block>
-constexpr FormatKernels decoded() {
-  return {decode_row<Block>, matmul_decoded<Block>, false};
+  return {decode_row<Block>, matmul_float<Floats>, false};
 }
 
 constexpr KernelTable make_table(const char* name) {
@@ -50,7 +57,7 @@ constexpr KernelTable make_table(const char* name) {
   formats[kMXFP4] = quantized<GroupMXFP4>();
   formats[kTQ2_0] = quantized<GroupTQ2_0>();
   formats[kTQ1_0] = quantized<GroupTQ1_0>();
-  formats[kNVFP4] = decoded<BlockNVFP4>();
+  formats[kNVFP4] = quantized<GroupNVFP4>();
   formats[kIQ1_S] = quantized<GroupIQ1_S>();
   formats[kIQ1_M] = quantized<GroupIQ1_M>();
   formats[kIQ2_XXS] = quantized<GroupIQ2_XXS>();

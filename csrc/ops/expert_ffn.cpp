@@ -123,7 +123,8 @@ class Forward {
   void gate_up(const Batch& batch, int64_t first, int worker) const {
     const int64_t rows = std::min(kInterRows, inter_ - first);
     const int64_t values = std::min(kTaskTokens, batch.count) * kInterRows;
-    float* gate_out = runtime_.scratch[worker].get<float>(3 * values + hidden_);
+    const int64_t scratch_floats = matmul_scratch_bytes(hidden_) / int64_t{sizeof(float)};
+    float* gate_out = runtime_.scratch[worker].get<float>(3 * values + scratch_floats);
     float* up_out = gate_out + values;
     float* product = up_out + values;
     float* scratch = product + values;
@@ -170,7 +171,7 @@ class Forward {
         .num_tokens = batch.count,
         .out = products_ + batch.first * hidden_ + first,
         .out_stride = hidden_,
-        .scratch = runtime_.scratch[worker].get<float>(inter_),
+        .scratch = runtime_.scratch[worker].get<uint8_t>(matmul_scratch_bytes(inter_)),
     });
   }
 

@@ -50,7 +50,7 @@ void linear(const float* x, int64_t num_tokens, const Matrix& w, float* out) {
         .num_tokens = num_tokens,
         .out = out + b * num_tokens * w.rows + first,
         .out_stride = w.rows,
-        .scratch = scratch[worker].get<float>(w.cols),
+        .scratch = scratch[worker].get<uint8_t>(matmul_scratch_bytes(w.cols)),
     });
   });
 }

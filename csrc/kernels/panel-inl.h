@@ -1,0 +1,215 @@
+// out[t][r] = weights[r] . x[t] for many tokens: rows are unpacked once into a panel, rows in lanes,
+// and multiplied with tile after tile of tokens, out of the cache.
+//
+// A panel holds kPanelRows rows of K weights. Lane l of group g (matmul-inl.h: 32 or 16 weights)
+// lies at l * groups + g, so that a lane's groups, whose products are added in turn, are neighbours:
+//
+//   uint8 codes[lane, group][weights / 4][row][4]   four neighbouring weights of a row: one dot step
+//   float d[lane, group][row]
+//   float offset[lane, group][row]                  where the format has one
+//
+// An accumulator lane is one row and one token; the products enter it in the order of
+// GroupSums::add, and the lanes of a row are added in the order of its tree. So the bits are the
+// same.
+#pragma once
+
+#include "kernels/matmul-inl.h"
+
+namespace hm {
+namespace {
+
+template <class Group>
+struct PanelOf {
+  using Rows = Simd::Panel;
+  static constexpr int kLanes = Group::Lanes::kLanes;
+  static constexpr int kLaneWeights = kSuperWeights / kLanes;
+  static constexpr int kStepBytes = kPanelRows * 4;
+  static constexpr int kVectors = kPanelRows / Rows::kLanes;
+  const int64_t groups;
+  uint8_t* const codes;
+  float* const d;
+  float* const offset;
+
+  PanelOf(void* memory, int64_t cols)
+      : groups(padded_weights(cols) / kSuperWeights),
+        codes(static_cast<uint8_t*>(memory)),
+        d((float*)(codes + groups * kSuperWeights * kPanelRows)),
+        offset(d + groups * kLanes * kPanelRows) {}
+
+  uint8_t* lane_codes(int64_t lane, int64_t group) const {
+    return codes + (lane * groups + group) * kLaneWeights * kPanelRows;
+  }
+  // Of `d`, and from lane kLanes on of `offset`.
+  float* lane_numbers(int64_t lane, int64_t group) const {
+    return d + (lane * groups + group) * kPanelRows;
+  }
+
+  // Unpacks rows [first, first + kPanelRows) of the weights; zeros where there are no more.
+  HM_INLINE void unpack(const MatmulArgs& args, int64_t first) const {
+    for (int v = 0; v < kVectors; ++v) {
+      for (int64_t g = 0; g < groups; ++g) unpack_group(args, first + v * Rows::kLanes, v, g);
+    }
+  }
+
+ private:
+  HM_INLINE void unpack_group(const MatmulArgs& args, int64_t first, int v, int64_t g) const {
+    constexpr int rows = Rows::kLanes, numbers = kLanes * (Group::kOffset ? 2 : 1);
+    alignas(64) uint8_t row_codes[rows][kSuperWeights];
+    alignas(64) float row_numbers[rows][2 * 16] = {};
+    for (int r = 0; r < rows; ++r) unpack_row(args, first + r, g, row_codes[r], row_numbers[r]);
+    typename Rows::Int words[rows];
+    for (int word = 0; word < kSuperWeights / 4; word += rows) {
+      Rows::transpose(row_codes[0] + 4 * word, sizeof row_codes[0], words);
+      for (int c = 0; c < rows; ++c) {
+        constexpr int steps = kLaneWeights / 4;
+        uint8_t* lane = lane_codes((word + c) / steps, g);
+        Rows::store_codes(lane + (word + c) % steps * kStepBytes + v * rows * 4, words[c]);
+      }
+    }
+    for (int word = 0; word < numbers; word += rows) {
+      Rows::transpose((const uint8_t*)&row_numbers[0][word], sizeof row_numbers[0], words);
+      for (int c = 0; c < rows && word + c < numbers; ++c) {
+        Rows::store_codes((uint8_t*)(lane_numbers(word + c, g) + v * rows), words[c]);
+      }
+    }
+  }
+
+  HM_INLINE void unpack_row(const MatmulArgs& args, int64_t r, int64_t g, uint8_t* row_codes,
+                            float* row_numbers) const {
+    using Block = typename Group::Block;
+    constexpr int64_t group_bytes = Group::kBlocks * static_cast<int64_t>(sizeof(Block));
+    Block rest[Group::kBlocks];
+    const Block* blocks = rest;
+    const uint8_t* at = args.weights + r * args.row_bytes + g * group_bytes;
+    const int64_t left = r < args.num_rows ? args.row_bytes - g * group_bytes : 0;
+    if (left >= group_bytes) {
+      blocks = (const Block*)at;
+    } else {  // blocks of zeros complete the group; nothing is read beyond the row
+      memset(rest, 0, sizeof rest);
+      memcpy(rest, at, left);
+    }
+    Group group;
+    group.load(blocks);
+    store_pair<0>(group, blocks, row_codes);
+    store_pair<1>(group, blocks, row_codes);
+    store_pair<2>(group, blocks, row_codes);
+    store_pair<3>(group, blocks, row_codes);
+    Group::Lanes::store(row_numbers, group.d);
+    if constexpr (Group::kOffset) Group::Lanes::store(row_numbers + kLanes, group.offset);
+  }
+
+  template <int P>
+  static HM_INLINE void store_pair(const Group& group, const typename Group::Block* blocks,
+                                   uint8_t* row_codes) {
+    const Simd::B64 codes = group.template codes<P>(blocks);
+    Simd::store64(row_codes + 64 * P, Group::kSigned ? Simd::plus_bias(codes) : codes);
+  }
+};
+
+constexpr int reverse_bits(int i, int count) {
+  int reversed = 0;
+  for (int n = 1; n < count; n *= 2, i /= 2) reversed = 2 * reversed + i % 2;
+  return reversed;
+}
+
+// Rows of a panel times N tokens.
+template <class Group, int N>
+struct PanelTile {
+  using Panel = PanelOf<Group>;
+  using Rows = Simd::Panel;
+  using Float = typename Rows::Float;
+  static constexpr int kVectors = Panel::kVectors, kLanes = Panel::kLanes;
+
+  static HM_INLINE void add_lane(const Panel& panel, const ActivationRow (&x)[N], int lane,
+                                 int64_t group, Float (&sums)[N][kVectors]) {
+    const int64_t at = group * kSuperWeights + lane * Panel::kLaneWeights;
+    const uint8_t* codes = panel.lane_codes(lane, group);
+    typename Rows::Int dots[N][kVectors];
+    int32_t x_sums[N];
+    for (int t = 0; t < N; ++t) {
+      x_sums[t] = lane_sums<Group>(x[t])[group * kLanes + lane];
+      for (auto& dot : dots[t]) dot = Rows::set_int(-kTotalBias<Group> * x_sums[t]);
+    }
+    for (int k = 0; k < Panel::kLaneWeights; k += 4) {
+      for (int v = 0; v < kVectors; ++v) {
+        const auto w = Rows::load_codes(codes + k * kPanelRows + v * Rows::kLanes * 4);
+        for (int t = 0; t < N; ++t) {
+          int32_t four;
+          memcpy(&four, x[t].q + at + k, sizeof four);
+          dots[t][v] = Rows::template dot<Group::kSigned>(dots[t][v], w, Rows::set_int(four));
+        }
+      }
+    }
+    for (int v = 0; v < kVectors; ++v) {
+      const Float d = Rows::load(panel.lane_numbers(lane, group) + v * Rows::kLanes);
+      for (int t = 0; t < N; ++t) {
+        const Float scale = Rows::mul(d, Rows::set(x[t].d[at / 32]));
+        sums[t][v] = Rows::fma(Rows::to_float(dots[t][v]), scale, sums[t][v]);
+      }
+      if constexpr (Group::kOffset) {
+        const Float offset =
+            Rows::load(panel.lane_numbers(kLanes + lane, group) + v * Rows::kLanes);
+        for (int t = 0; t < N; ++t) {
+          const float x_sum = x[t].d[at / 32] * static_cast<float>(x_sums[t]);
+          sums[t][v] = Rows::fma(offset, Rows::set(x_sum), sums[t][v]);
+        }
+      }
+    }
+  }
+
+  static void run(const MatmulArgs& args, const Panel& panel, int64_t first_row,
+                  int64_t first_token) {
+    ActivationRow x[N];
+    for (int t = 0; t < N; ++t) x[t] = activation_row(args.x[first_token + t], args.cols);
+    // Lanes in the order in which their tree is complete soonest: node n of level i waits in
+    // pending[i] for its neighbour.
+    Float pending[5][N][kVectors];
+    for (int i = 0; i < kLanes; ++i) {
+      Float sums[N][kVectors];
+      for (auto& token : sums) {
+        for (Float& sum : token) sum = Rows::set(0.0f);
+      }
+      for (int64_t g = 0; g < panel.groups; ++g) {
+        add_lane(panel, x, reverse_bits(i, kLanes), g, sums);
+      }
+      int level = 0;
+      for (; (i >> level) % 2 != 0; ++level) {
+        for (int t = 0; t < N; ++t) {
+          for (int v = 0; v < kVectors; ++v) {
+            sums[t][v] = Rows::add(pending[level][t][v], sums[t][v]);
+          }
+        }
+      }
+      memcpy(pending[level], sums, sizeof sums);
+    }
+    const auto& sums = pending[kLanes == 8 ? 3 : 4];
+    alignas(64) float row[kPanelRows];
+    const int64_t left = args.num_rows - first_row;
+    for (int t = 0; t < N; ++t) {
+      for (int v = 0; v < kVectors; ++v) Rows::store(row + v * Rows::kLanes, sums[t][v]);
+      memcpy(args.out + (first_token + t) * args.out_stride + first_row, row,
+             (left < kPanelRows ? left : kPanelRows) * sizeof(float));
+    }
+  }
+};
+
+// Tokens N at a time, then what is left of them.
+template <class Group, int N>
+void panel_tiles(const MatmulArgs& args, const PanelOf<Group>& panel, int64_t first_row,
+                 int64_t first_token) {
+  int64_t t = first_token;
+  for (; t + N <= args.num_tokens; t += N) PanelTile<Group, N>::run(args, panel, first_row, t);
+  if constexpr (N > 1) panel_tiles<Group, N - 1>(args, panel, first_row, t);
+}
+
+template <class Group>
+void matmul_panels(const MatmulArgs& args) {
+  const PanelOf<Group> panel(args.scratch, args.cols);
+  for (int64_t r = 0; r < args.num_rows; r += kPanelRows) {
+    panel.unpack(args, r);
+    panel_tiles<Group, Simd::Panel::kTokens>(args, panel, r, 0);
+  }
+}
+
+}  // namespace
+}  // namespace hm
