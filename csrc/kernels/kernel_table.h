@@ -44,11 +44,11 @@ struct FormatKernels {
   bool quantized;  // takes int8 activation rows
 };
 
-// Rows that a matmul of many tokens unpacks at once, and what that takes: per weight a byte, and
-// per 16 weights a scale and an offset.
-constexpr int kPanelRows = 32;
+// Rows that a matmul of many tokens unpacks at once, and what that takes: per weight a byte, per 16
+// weights a scale and an offset; and 4 bytes per 16 activations of up to kPanelTokens.
+constexpr int kPanelRows = 32, kPanelTokens = 8;
 static constexpr int64_t matmul_scratch_bytes(int64_t cols) {
-  return padded_weights(cols) * kPanelRows * 3 / 2;
+  return padded_weights(cols) / 16 * (kPanelRows * (16 + 2 * 4) + kPanelTokens * 4);
 }
 
 struct KernelTable {

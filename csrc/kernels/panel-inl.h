@@ -44,6 +44,11 @@ struct PanelOf {
     return d + (lane * groups + group) * kPanelRows;
   }
 
+  // A number for each lane of a token, behind the panel.
+  void* token_memory(int t) const {
+    return d + (2 * kPanelRows + t) * groups * kLanes;
+  }
+
   // Unpacks rows [first, first + kPanelRows) of the weights; zeros where there are no more.
   HM_INLINE void unpack(const MatmulArgs& args, int64_t first) const {
     for (int v = 0; v < kVectors; ++v) {
@@ -120,15 +125,40 @@ struct PanelTile {
   using Float = typename Rows::Float;
   static constexpr int kVectors = Panel::kVectors, kLanes = Panel::kLanes;
 
-  static HM_INLINE void add_lane(const Panel& panel, const ActivationRow (&x)[N], int lane,
-                                 int64_t group, Float (&sums)[N][kVectors]) {
+  // Of each token: its rounded row, its scales, and for each lane what its sum enters as: the start
+  // of an accumulator that takes the bias of the codes back, or the factor of the offset.
+  struct Token {
+    const int8_t* q;
+    const float* d;
+    const int32_t* start;
+    const float* x_sums;
+  };
+
+  static HM_INLINE Token prepare(const void* row, int64_t cols, void* memory) {
+    const ActivationRow x = activation_row(row, cols);
+    int32_t* start = static_cast<int32_t*>(memory);
+    float* x_sums = static_cast<float*>(memory);
+    for (int64_t i = 0; i < padded_weights(cols) / Panel::kLaneWeights; ++i) {
+      const int32_t sum = lane_sums<Group>(x)[i];
+      if constexpr (kTotalBias<Group> != 0) start[i] = -kTotalBias<Group> * sum;
+      if constexpr (Group::kOffset) {
+        x_sums[i] = x.d[i * Panel::kLaneWeights / 32] * static_cast<float>(sum);
+      }
+    }
+    return {x.q, x.d, start, x_sums};
+  }
+
+  static HM_INLINE void add_lane(const Panel& panel, const Token (&x)[N], int lane, int64_t group,
+                                 Float (&sums)[N][kVectors]) {
     const int64_t at = group * kSuperWeights + lane * Panel::kLaneWeights;
+    const int64_t number = group * kLanes + lane;
     const uint8_t* codes = panel.lane_codes(lane, group);
+    const float* numbers = panel.lane_numbers(lane, group);
     typename Rows::Int dots[N][kVectors];
-    int32_t x_sums[N];
     for (int t = 0; t < N; ++t) {
-      x_sums[t] = lane_sums<Group>(x[t])[group * kLanes + lane];
-      for (auto& dot : dots[t]) dot = Rows::set_int(-kTotalBias<Group> * x_sums[t]);
+      for (auto& dot : dots[t]) {
+        dot = Rows::set_int(kTotalBias<Group> != 0 ? x[t].start[number] : 0);
+      }
     }
     for (int k = 0; k < Panel::kLaneWeights; k += 4) {
       for (int v = 0; v < kVectors; ++v) {
@@ -141,7 +171,7 @@ struct PanelTile {
       }
     }
     for (int v = 0; v < kVectors; ++v) {
-      const Float d = Rows::load(panel.lane_numbers(lane, group) + v * Rows::kLanes);
+      const Float d = Rows::load(numbers + v * Rows::kLanes);
       for (int t = 0; t < N; ++t) {
         const Float scale = Rows::mul(d, Rows::set(x[t].d[at / 32]));
         sums[t][v] = Rows::fma(Rows::to_float(dots[t][v]), scale, sums[t][v]);
@@ -150,8 +180,7 @@ struct PanelTile {
         const Float offset =
             Rows::load(panel.lane_numbers(kLanes + lane, group) + v * Rows::kLanes);
         for (int t = 0; t < N; ++t) {
-          const float x_sum = x[t].d[at / 32] * static_cast<float>(x_sums[t]);
-          sums[t][v] = Rows::fma(offset, Rows::set(x_sum), sums[t][v]);
+          sums[t][v] = Rows::fma(offset, Rows::set(x[t].x_sums[number]), sums[t][v]);
         }
       }
     }
@@ -159,8 +188,10 @@ struct PanelTile {
 
   static void run(const MatmulArgs& args, const Panel& panel, int64_t first_row,
                   int64_t first_token) {
-    ActivationRow x[N];
-    for (int t = 0; t < N; ++t) x[t] = activation_row(args.x[first_token + t], args.cols);
+    Token x[N];
+    for (int t = 0; t < N; ++t) {
+      x[t] = prepare(args.x[first_token + t], args.cols, panel.token_memory(t));
+    }
     // Lanes in the order in which their tree is complete soonest: node n of level i waits in
     // pending[i] for its neighbour.
     Float pending[5][N][kVectors];
