@@ -1,7 +1,7 @@
 // Formats that are multiplied in integers: how a group of 256 weights becomes codes and scales.
 //
-// Every format is brought to one form. A lane is 32 weights, or 16 in a format with a scale for each
-// 16; for a lane with int8 activations x of scale s:
+// Every format is brought to one form. A lane is 32 weights, or 16 in a format with a scale for
+// each 16; for a lane with int8 activations x of scale s:
 //
 //   sum of w x  =  d * sum of ((code - kBias) * x) * s  +  offset * s * sum of x
 //

@@ -1,10 +1,10 @@
 // out[t][r] = weights[r] . x[t] for a few tokens; many go to panel-inl.h.
 //
 // Order of additions, the same for every number of rows, tokens and threads, and in panel-inl.h.
-// Quantised formats: for each group of 256 weights in turn, a lane for each 32 (or 16) weights takes
-// their exact sum times its scale, then their offset; floats: 16 lanes over K. At the end the lanes
-// are added by one tree. So a token's result is the same bits alone or in a batch, and AVX2, AVX-512
-// and AMX agree bit for bit.
+// Quantised formats: for each group of 256 weights in turn, a lane for each 32 (or 16) weights
+// takes their exact sum times its scale, then their offset; floats: 16 lanes over K. At the end the
+// lanes are added by one tree. So a token's result is the same bits alone or in a batch, and AVX2,
+// AVX-512 and AMX agree bit for bit.
 //
 // Tokens go Simd::kTileTokens at a time: a group's codes are unpacked once for all of them, and
 // four rounded rows of K = 7168 (36 KB) stay in or near the L1 cache while the rows of a task
@@ -105,8 +105,7 @@ void matmul_groups(const MatmulArgs& args, int64_t first_token) {
       sums.add(rest, x, num_groups * kSuperWeights);
     }
     for (int t = 0; t < N; ++t) {
-      args.out[(first_token + t) * args.out_stride + r] =
-          Group::Lanes::reduce(sums.lanes[t]);
+      args.out[(first_token + t) * args.out_stride + r] = Group::Lanes::reduce(sums.lanes[t]);
     }
   }
 }

@@ -1,12 +1,13 @@
-// out[t][r] = weights[r] . x[t] for many tokens: rows are unpacked once into a panel, rows in lanes,
-// and multiplied with tile after tile of tokens, out of the cache.
+// out[t][r] = weights[r] . x[t] for many tokens: rows are unpacked once into a panel, rows in
+// lanes, and multiplied with tile after tile of tokens, out of the cache.
 //
 // A panel holds kPanelRows rows of K weights. Lane l of group g (matmul-inl.h: 32 or 16 weights)
-// lies at l * groups + g, so that a lane's groups, whose products are added in turn, are neighbours:
+// lies at l * groups + g, so that a lane's groups, whose products are added in turn, are
+// neighbours:
 //
-//   uint8 codes[lane, group][weights / 4][row][4]   four neighbouring weights of a row: one dot step
-//   float d[lane, group][row]
-//   float offset[lane, group][row]                  where the format has one
+//   uint8 codes[lane, group][weights / 4][row][4]   four neighbouring weights of a row: one dot
+//   step float d[lane, group][row] float offset[lane, group][row]                  where the format
+//   has one
 //
 // An accumulator lane is one row and one token; the products enter it in the order of
 // GroupSums::add, and the lanes of a row are added in the order of its tree. So the bits are the
@@ -45,9 +46,7 @@ struct PanelOf {
   }
 
   // A number for each lane of a token, behind the panel.
-  void* token_memory(int t) const {
-    return d + (2 * kPanelRows + t) * groups * kLanes;
-  }
+  void* token_memory(int t) const { return d + (2 * kPanelRows + t) * groups * kLanes; }
 
   // Unpacks rows [first, first + kPanelRows) of the weights; zeros where there are no more.
   HM_INLINE void unpack(const MatmulArgs& args, int64_t first) const {

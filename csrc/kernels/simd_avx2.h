@@ -116,10 +116,10 @@ struct Simd : SimdYmm {
   struct PerBlock : PerBlockYmm {
     // The sum of each block, from the dot products of four pairs.
     static HM_INLINE Int sums(Dot a, Dot b, Dot c, Dot d) {
-      const __m256i low = _mm256_hadd_epi32(_mm256_hadd_epi32(a.lo, a.hi),
-                                            _mm256_hadd_epi32(b.lo, b.hi));
-      const __m256i high = _mm256_hadd_epi32(_mm256_hadd_epi32(c.lo, c.hi),
-                                             _mm256_hadd_epi32(d.lo, d.hi));
+      const __m256i low =
+          _mm256_hadd_epi32(_mm256_hadd_epi32(a.lo, a.hi), _mm256_hadd_epi32(b.lo, b.hi));
+      const __m256i high =
+          _mm256_hadd_epi32(_mm256_hadd_epi32(c.lo, c.hi), _mm256_hadd_epi32(d.lo, d.hi));
       return _mm256_add_epi32(_mm256_permute2x128_si256(low, high, 0x20),
                               _mm256_permute2x128_si256(low, high, 0x31));
     }
@@ -168,9 +168,7 @@ struct Simd : SimdYmm {
     static HM_INLINE Int sub_shifted(Int v, Int w) {
       return {PerBlock::sub_shifted<Shift>(v.lo, w.lo), PerBlock::sub_shifted<Shift>(v.hi, w.hi)};
     }
-    static HM_INLINE Int sums(Dot a, Dot b, Dot c, Dot d) {
-      return {halves(a, b), halves(c, d)};
-    }
+    static HM_INLINE Int sums(Dot a, Dot b, Dot c, Dot d) { return {halves(a, b), halves(c, d)}; }
     static HM_INLINE float reduce(Float v) { return Simd::reduce(v); }
 
    private:
@@ -179,8 +177,8 @@ struct Simd : SimdYmm {
               _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_srli_si128(v, 8)))};
     }
     static HM_INLINE __m256i halves(Dot a, Dot b) {
-      const __m256i even_odd = _mm256_hadd_epi32(_mm256_hadd_epi32(a.lo, a.hi),
-                                                 _mm256_hadd_epi32(b.lo, b.hi));
+      const __m256i even_odd =
+          _mm256_hadd_epi32(_mm256_hadd_epi32(a.lo, a.hi), _mm256_hadd_epi32(b.lo, b.hi));
       return _mm256_permutevar8x32_epi32(even_odd, _mm256_set_epi32(7, 3, 6, 2, 5, 1, 4, 0));
     }
   };

@@ -90,7 +90,8 @@ struct Simd : SimdYmm {
 
   struct PerBlock : PerBlockYmm {
     static HM_INLINE Int sums(Dot a, Dot b, Dot c, Dot d) {
-      const __m512i quarters = sum_quarters(a, b, c, d);  // of blocks 0 2 4 6 | same | 1 3 5 7 | same
+      const __m512i quarters =
+          sum_quarters(a, b, c, d);  // of blocks 0 2 4 6 | same | 1 3 5 7 | same
       const __m512i blocks =
           _mm512_add_epi32(quarters, _mm512_shuffle_i32x4(quarters, quarters, 0xb1));
       const __m512i order = _mm512_set_epi32(0, 0, 0, 0, 0, 0, 0, 0, 11, 3, 10, 2, 9, 1, 8, 0);
@@ -169,8 +170,8 @@ struct Simd : SimdYmm {
         a[i + 3] = _mm512_unpackhi_epi64(b[i + 1], b[i + 3]);
       }
       for (int c = 0; c < 4; ++c) {
-        const __m512i even01 = _mm512_shuffle_i32x4(a[c], a[4 + c], 0x88);       // quarters 0 2 0 2
-        const __m512i odd01 = _mm512_shuffle_i32x4(a[c], a[4 + c], 0xdd);        // 1 3 1 3
+        const __m512i even01 = _mm512_shuffle_i32x4(a[c], a[4 + c], 0x88);  // quarters 0 2 0 2
+        const __m512i odd01 = _mm512_shuffle_i32x4(a[c], a[4 + c], 0xdd);   // 1 3 1 3
         const __m512i even23 = _mm512_shuffle_i32x4(a[8 + c], a[12 + c], 0x88);
         const __m512i odd23 = _mm512_shuffle_i32x4(a[8 + c], a[12 + c], 0xdd);
         out[c] = _mm512_shuffle_i32x4(even01, even23, 0x88);

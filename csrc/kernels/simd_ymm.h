@@ -40,8 +40,7 @@ struct SimdYmm {
     // Binary16 numbers, `stride` bytes apart.
     static HM_INLINE Float gather_half(const void* p, int stride) {
       const auto at = [=](int i) { return *(const int16_t*)((const uint8_t*)p + i * stride); };
-      return _mm256_cvtph_ps(
-          _mm_set_epi16(at(7), at(6), at(5), at(4), at(3), at(2), at(1), at(0)));
+      return _mm256_cvtph_ps(_mm_set_epi16(at(7), at(6), at(5), at(4), at(3), at(2), at(1), at(0)));
     }
     static HM_INLINE Float activation_scales(const float* d) { return load(d); }
     static HM_INLINE Float to_float(Int v) { return _mm256_cvtepi32_ps(v); }

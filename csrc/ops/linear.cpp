@@ -12,7 +12,7 @@ namespace {
 // Rows per task: enough work to hide the counter (some 10 us), few enough that all threads share;
 // with many tokens, whole panels of unpacked rows.
 int64_t rows_per_task(const Matrix& w, int64_t num_tokens, int num_threads) {
-  constexpr int64_t task_bytes = 128 * 1024, tasks_per_thread = 4, many_tokens = 8;
+  constexpr int64_t task_bytes = 128 * 1024, tasks_per_thread = 4, many_tokens = 5;
   const int64_t tile = num_tokens >= many_tokens ? 32 : 4;
   const int64_t by_size = std::max<int64_t>(1, task_bytes / w.row_bytes);
   const int64_t by_share = w.batch * w.rows / (num_threads * tasks_per_thread);
