@@ -1,9 +1,11 @@
 """Every environment variable that hybridmoe reads: name, type, default, meaning.
 
-| variable            | type | default        | meaning                                            |
-|---------------------|------|----------------|----------------------------------------------------|
-| `HYBRIDMOE_ISA`     | name | best supported | force `scalar`, `avx2`, `avx512` or `amx` kernels  |
-| `HYBRIDMOE_THREADS` | int  | physical cores | threads of the CPU kernels, unless an option says  |
+| variable               | type | default        | meaning                                         |
+|------------------------|------|----------------|-------------------------------------------------|
+| `HYBRIDMOE_ISA`        | name | best supported | force `scalar`, `avx2`, `avx512`, `amx` kernels |
+| `HYBRIDMOE_THREADS`    | int  | physical cores | threads of the CPU kernels, if no option says   |
+| `HYBRIDMOE_PIN`        | 0, 1 | 1              | whether these threads are bound to their cores  |
+| `HYBRIDMOE_NUMA_NODES` | int  | the machine's  | treat the cores as so many NUMA nodes           |
 
 A value that cannot be used raises `ConfigError`; nothing is silently replaced by its default.
 """
@@ -12,9 +14,18 @@ import os
 
 from hybridmoe.errors import ConfigError
 
-__all__ = ["ISA_NAMES", "MAX_THREADS", "forced_isa", "num_threads"]
+__all__ = [
+    "ISA_NAMES",
+    "MAX_NODES",
+    "MAX_THREADS",
+    "forced_isa",
+    "num_nodes",
+    "num_threads",
+    "pins_threads",
+]
 
 ISA_NAMES = ("scalar", "avx2", "avx512", "amx")
+MAX_NODES = 64
 MAX_THREADS = 1024
 
 
@@ -28,9 +39,23 @@ def forced_isa() -> str | None:
 
 def num_threads() -> int | None:
     """The thread count in `HYBRIDMOE_THREADS`, or None. Raises `ConfigError`."""
-    text = os.environ.get("HYBRIDMOE_THREADS", "")
+    return _number("HYBRIDMOE_THREADS", 1, MAX_THREADS)
+
+
+def num_nodes() -> int | None:
+    """The node count in `HYBRIDMOE_NUMA_NODES`, or None. Raises `ConfigError`."""
+    return _number("HYBRIDMOE_NUMA_NODES", 1, MAX_NODES)
+
+
+def pins_threads() -> bool:
+    """Whether `HYBRIDMOE_PIN` allows binding threads to cores. Raises `ConfigError`."""
+    return _number("HYBRIDMOE_PIN", 0, 1) != 0
+
+
+def _number(name: str, low: int, high: int) -> int | None:
+    text = os.environ.get(name, "")
     if not text:
         return None
-    if not text.isascii() or not text.isdigit() or not 1 <= int(text[:9]) <= MAX_THREADS:
-        raise ConfigError(f"HYBRIDMOE_THREADS={text!r}: expected a number from 1 to {MAX_THREADS}")
+    if not text.isascii() or not text.isdigit() or not low <= int(text[:9]) <= high:
+        raise ConfigError(f"{name}={text!r}: expected a number from {low} to {high}")
     return int(text)

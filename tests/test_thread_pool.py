@@ -2,6 +2,8 @@
 
 import os
 import threading
+import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -9,7 +11,8 @@ from gguf import GGMLQuantizationType
 from random_weights import random_matrix
 
 from hybridmoe import _C
-from hybridmoe.kernels import ops
+from hybridmoe.errors import ShapeError
+from hybridmoe.kernels import ops, topology
 
 W = random_matrix(GGMLQuantizationType.Q8_0, 1, 300, 512)
 X = torch.randn(3, 512, generator=torch.Generator().manual_seed(0))
@@ -23,8 +26,53 @@ def two_threads() -> object:
     ops.set_num_threads(before)
 
 
-def test_default_is_within_the_affinity_mask() -> None:
-    assert 1 <= _C.default_num_threads() <= len(os.sched_getaffinity(0))
+def worker_cpus() -> dict[str, set[int]]:
+    """The CPUs that each live worker of this process may run on, by its name."""
+    result = {}
+    for task in Path("/proc/self/task").iterdir():
+        name = (task / "comm").read_text().strip()
+        if name.startswith("hybridmoe-"):
+            result[name] = os.sched_getaffinity(int(task.name))
+    return result
+
+
+@pytest.mark.parametrize(("nodes", "pin"), [(1, "1"), (2, "1"), (1, "0")])
+def test_workers_are_bound_to_their_cores_and_the_caller_is_not(
+    nodes: int, pin: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HYBRIDMOE_PIN", pin)
+    before = os.sched_getaffinity(0)
+    with topology.simulated(nodes):
+        cores = [core for node in topology.current().nodes for core in node.cores]
+        if len(cores) == 1:
+            pytest.skip("one core: there are no workers")
+        ops.set_num_threads(len(cores) + 1)  # another number first: the same plan changes nothing
+        ops.set_num_threads(len(cores))
+        ops.linear(X, W)
+        sets = [set(core) if pin == "1" else before for core in cores]
+        want = {f"hybridmoe-{i}": cpus for i, cpus in enumerate(sets)}
+        deadline = time.monotonic() + 30  # a worker that has not run yet is not bound yet
+        while worker_cpus() != want and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert worker_cpus() == want
+    assert os.sched_getaffinity(0) == before
+
+
+def test_a_plan_that_cannot_be_is_refused() -> None:
+    for plan in ([], [[]], [[[]]] * 65, [[[]] * 1025], [[[-1]]], [[[8192]]]):
+        with pytest.raises(ShapeError, match="expected"):
+            _C.set_threads(plan)
+    assert ops.num_threads() == 2
+
+
+@pytest.mark.parametrize("nodes", [2, 3, 5])
+def test_every_node_takes_part_in_a_job(nodes: int) -> None:
+    want = ops.linear(X, W)
+    with topology.simulated(nodes):
+        for threads in (1, 2, 4, 7):
+            ops.set_num_threads(threads)
+            assert len(_C.threads()) == nodes
+            assert all(torch.equal(ops.linear(X, W), want) for _ in range(50))
 
 
 def test_many_small_jobs_all_complete() -> None:

@@ -1,6 +1,6 @@
 #include "base/runtime.h"
 
-#include "base/check.h"
+#include <utility>
 
 #if defined(__unix__)
 #include <pthread.h>
@@ -9,11 +9,9 @@
 namespace hm {
 namespace {
 
-constexpr int kMaxThreads = 1024;
-
 struct Shared {
   std::mutex mutex;
-  int num_threads = default_num_threads();
+  ThreadPlan plan{{{}}};             // one thread, anywhere
   std::unique_ptr<Runtime> runtime;  // made on first use
 };
 
@@ -25,11 +23,11 @@ Shared& get_shared() {
     shared = new Shared;
 #if defined(__unix__)
     // In a forked child the mutex may be held by, and the workers be, threads that are gone: leave
-    // the parent's object untouched and take a new one of the same size.
+    // the parent's object untouched and take a new one of the same plan.
     pthread_atfork(nullptr, nullptr, [] {
-      const int threads = shared->num_threads;
+      const Shared& parent = *shared;
       shared = new Shared;
-      shared->num_threads = threads;
+      shared->plan = parent.plan;
     });
 #endif
     return true;
@@ -43,23 +41,23 @@ Shared& get_shared() {
 RuntimeLock::RuntimeLock() {
   Shared& s = get_shared();
   lock_ = std::unique_lock(s.mutex);
-  if (!s.runtime) s.runtime = std::make_unique<Runtime>(s.num_threads);
+  if (!s.runtime) s.runtime = std::make_unique<Runtime>(s.plan);
   runtime_ = s.runtime.get();
 }
 
-void set_num_threads(int n) {
-  check(n >= 1 && n <= kMaxThreads, "num_threads is ", n, ", expected 1 to ", kMaxThreads);
+void set_threads(ThreadPlan plan) {
+  check_plan(plan);
   Shared& s = get_shared();
   const std::lock_guard lock(s.mutex);
-  if (n == s.num_threads) return;
+  if (plan == s.plan) return;
   s.runtime.reset();
-  s.num_threads = n;
+  s.plan = std::move(plan);
 }
 
-int num_threads() {
+ThreadPlan threads() {
   Shared& s = get_shared();
   const std::lock_guard lock(s.mutex);
-  return s.num_threads;
+  return s.plan;
 }
 
 }  // namespace hm

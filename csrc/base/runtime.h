@@ -37,9 +37,9 @@ class Buffer {
 };
 
 struct Runtime {
-  explicit Runtime(int num_threads) : pool(num_threads), scratch(num_threads) {}
+  explicit Runtime(const ThreadPlan& plan) : pool(plan), scratch(pool.num_workers()) {}
   ThreadPool pool;
-  std::vector<Buffer> scratch;                                       // one a thread
+  std::vector<Buffer> scratch;                                       // one a worker
   Buffer activations, rows, hidden, hidden_rows, outputs, gathered;  // of the operation under way
 };
 
@@ -56,7 +56,7 @@ class RuntimeLock {
   Runtime* runtime_;
 };
 
-void set_num_threads(int n);  // n >= 1
-int num_threads();
+void set_threads(ThreadPlan plan);  // throws Error; check_plan says when
+ThreadPlan threads();
 
 }  // namespace hm

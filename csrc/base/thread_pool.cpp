@@ -1,12 +1,13 @@
 #include "base/thread_pool.h"
 
 #include <chrono>
-#include <fstream>
-#include <set>
 #include <string>
-#include <utility>
+#include <system_error>
+
+#include "base/check.h"
 
 #if defined(__linux__)
+#include <pthread.h>
 #include <sched.h>
 #endif
 #if defined(__x86_64__)
@@ -16,13 +17,14 @@
 namespace hm {
 namespace {
 
+constexpr int kMaxThreads = 1024, kMaxCpus = 8192;  // the most that Linux can be built for
 constexpr std::chrono::microseconds kSpin{
     80};                             // longer than the gap between two kernels of a layer
 constexpr int kPausesPerClock = 64;  // spins between looks at the clock
 constexpr uint64_t kOpen = 1u << 31;
 constexpr uint64_t kJoined = kOpen - 1;
 
-constexpr uint64_t job_number(uint64_t state) { return state >> 32; }
+constexpr uint32_t job_number(uint64_t state) { return static_cast<uint32_t>(state >> 32); }
 
 void pause() {
 #if defined(__x86_64__)
@@ -45,103 +47,199 @@ bool spin_until(const Condition& done) {
   return false;
 }
 
+int current_cpu() {
+#if defined(__linux__)
+  return sched_getcpu();
+#else
+  return -1;
+#endif
+}
+
+// Names the calling thread and binds it. Where that is refused, it runs anywhere: only slower.
+void settle(int worker, const std::vector<int>& cpus) {
+#if defined(__linux__)
+  pthread_setname_np(pthread_self(), ("hybridmoe-" + std::to_string(worker)).c_str());
+  if (cpus.empty()) return;
+  cpu_set_t set[kMaxCpus / CPU_SETSIZE];
+  CPU_ZERO_S(sizeof set, set);
+  for (const int cpu : cpus) CPU_SET_S(cpu, sizeof set, set);
+  pthread_setaffinity_np(pthread_self(), sizeof set, set);
+#else
+  static_cast<void>(worker), static_cast<void>(cpus);
+#endif
+}
+
 }  // namespace
 
-ThreadPool::ThreadPool(int num_threads) {
-  for (int worker = 1; worker < num_threads; ++worker) {
-    workers_.emplace_back([this, worker] { work(worker); });
+int count_threads(const ThreadPlan& plan) {
+  std::size_t count = 0;
+  for (const auto& node : plan) count += node.size();
+  return static_cast<int>(count);
+}
+
+void check_plan(const ThreadPlan& plan) {
+  const int threads = count_threads(plan);
+  check(!plan.empty() && plan.size() <= kMaxNodes, plan.size(), " nodes, expected 1 to ",
+        kMaxNodes);
+  check(threads >= 1 && threads <= kMaxThreads, threads, " threads, expected 1 to ", kMaxThreads);
+  for (const auto& node : plan) {
+    for (const auto& cpus : node) {
+      for (const int cpu : cpus) {
+        check(cpu >= 0 && cpu < kMaxCpus, "CPU ", cpu, ", expected 0 to ", kMaxCpus - 1);
+      }
+    }
   }
 }
 
-ThreadPool::~ThreadPool() {
-  stop_.store(true);
-  wake_.fetch_add(1);
-  wake_.notify_all();
-  for (std::thread& worker : workers_) worker.join();
+ThreadPool::ThreadPool(const ThreadPlan& plan)
+    : num_threads_(count_threads(plan)),
+      nodes_(plan.size()),
+      workers_(num_threads_),
+      worker_of_cpu_(kMaxCpus, -1) {
+  int worker = 0;
+  for (int n = 0; n < num_nodes(); ++n) {
+    nodes_[n].first = worker;
+    for (const std::vector<int>& cpus : plan[n]) {
+      for (const int cpu : cpus) {
+        if (worker_of_cpu_[cpu] < 0) worker_of_cpu_[cpu] = worker;
+      }
+      node_of_worker_.push_back(n);
+      ++worker;
+    }
+    nodes_[n].last = worker;
+  }
+  if (num_threads_ == 1) return;
+  try {
+    for (worker = 0; worker < num_threads_; ++worker) {
+      const int node = node_of_worker_[worker];
+      const std::vector<int>& cpus = plan[node][worker - nodes_[node].first];
+      workers_[worker].thread =
+          std::thread([this, node, worker, cpus] { work(node, worker, cpus); });
+    }
+  } catch (const std::system_error& error) {
+    stop();
+    check(false, "only ", worker, " of ", num_threads_,
+          " threads could be started: ", error.what());
+  }
 }
 
-void ThreadPool::run_job(int64_t num_chunks, const void* context, Call call) {
-  if (workers_.empty() || num_chunks <= 1) {
-    for (int64_t chunk = 0; chunk < num_chunks; ++chunk) call(context, chunk, 0);
+void ThreadPool::stop() {
+  stop_.store(true);
+  for (Worker& worker : workers_) {
+    if (!worker.thread.joinable()) continue;
+    worker.is_asleep.store(0);
+    worker.is_asleep.notify_one();
+    worker.thread.join();
+  }
+}
+
+void ThreadPool::run_job(std::span<const int64_t> ends, bool is_local, const void* context,
+                         Call call) {
+  const int64_t num_chunks = ends.back();
+  const int caller = num_threads_;
+  if (num_threads_ == 1 || num_chunks <= 1) {
+    for (int64_t chunk = 0; chunk < num_chunks; ++chunk) call(context, chunk, caller);
     return;
   }
   context_ = context;
   call_ = call;
-  num_chunks_ = num_chunks;
-  next_chunk_.store(0, std::memory_order_relaxed);
-  const uint64_t number = job_number(state_.load(std::memory_order_relaxed)) + 1;
-  // Release: a worker that joins (acquire) sees the job written above.
-  state_.store(number << 32 | kOpen, std::memory_order_release);
-  // Sequentially consistent with the worker's `sleepers_` increment and its last look at `wake_`:
-  // either it sees the new value and does not sleep, or we see it among the sleepers.
-  wake_.fetch_add(1);
-  if (sleepers_.load() > 0) wake_.notify_all();
-  take_chunks(0);
+  is_local_ = is_local;
+  int64_t begin = 0;
+  for (int n = 0; n < num_nodes(); ++n) {
+    nodes_[n].next.store(begin, std::memory_order_relaxed);
+    nodes_[n].end = begin = ends[n];
+  }
+  const int cpu = current_cpu();
+  const int known = cpu >= 0 && cpu < kMaxCpus ? worker_of_cpu_[cpu] : -1;
+  const int replaced = known >= 0 ? known : 0;
+  // These stores, and the loads of `is_asleep` below, are sequentially consistent with the worker's
+  // store of `is_asleep` and its last look at them: either it sees them and does not sleep, or we
+  // see it asleep. They also release: a worker that joins (acquire) sees the job written above.
+  replaced_.store(replaced);
+  ++number_;
+  for (Node& node : nodes_) node.state.store(uint64_t{number_} << 32 | kOpen);
+  for (int w = 0; w < num_threads_; ++w) {
+    if (w != replaced && workers_[w].is_asleep.load() != 0) wake(workers_[w]);
+  }
+  const int home = node_of_worker_[replaced];
+  take_chunks(home, caller);
+  for (int n = 0; is_local && n < num_nodes(); ++n) {
+    // Another node's own threads are given the time to wake up; then its memory is read from here.
+    Node& node = nodes_[n];
+    if (n == home) continue;
+    if (node.first < node.last) {
+      spin_until([&] { return node.next.load(std::memory_order_relaxed) >= node.end; });
+    }
+    drain(node, caller);
+  }
+  for (Node& node : nodes_) finish(node);
+}
+
+void ThreadPool::wake(Worker& worker) {
+  worker.is_asleep.store(0);
+  worker.is_asleep.notify_one();
+}
+
+// Closes the job on a node and waits until nobody works on it there.
+void ThreadPool::finish(Node& node) {
   // Acquire: what joined workers wrote before leaving (release) is visible once none is left.
-  uint64_t state = state_.fetch_and(~kOpen, std::memory_order_acquire);
+  uint64_t state = node.state.fetch_and(~kOpen, std::memory_order_acquire);
   while ((state & kJoined) != 0) {
-    if (!spin_until([&] { return (state_.load(std::memory_order_acquire) & kJoined) == 0; })) {
+    if (!spin_until([&] { return (node.state.load(std::memory_order_acquire) & kJoined) == 0; })) {
       std::this_thread::yield();
     }
-    state = state_.load(std::memory_order_acquire);
+    state = node.state.load(std::memory_order_acquire);
   }
 }
 
-void ThreadPool::take_chunks(int worker) {
+void ThreadPool::take_chunks(int node, int worker) {
+  const int count = is_local_ ? 1 : num_nodes();
+  for (int i = 0; i < count; ++i) drain(nodes_[(node + i) % num_nodes()], worker);
+}
+
+void ThreadPool::drain(Node& node, int worker) {
   for (;;) {
-    const int64_t chunk = next_chunk_.fetch_add(1, std::memory_order_relaxed);
-    if (chunk >= num_chunks_) return;
+    const int64_t chunk = node.next.fetch_add(1, std::memory_order_relaxed);
+    if (chunk >= node.end) return;
     call_(context_, chunk, worker);
   }
 }
 
-// Counts this worker into the current job, unless that is over or was `seen` before.
-bool ThreadPool::join(uint64_t& seen) {
-  uint64_t state = state_.load(std::memory_order_acquire);
+// Counts this worker into the current job of its node, unless that is over or was `seen` before.
+bool ThreadPool::join(Node& node, uint32_t& seen) {
+  uint64_t state = node.state.load(std::memory_order_acquire);
   while ((state & kOpen) != 0 && job_number(state) != seen) {
-    if (state_.compare_exchange_weak(state, state + 1, std::memory_order_acquire)) {
+    if (node.state.compare_exchange_weak(state, state + 1, std::memory_order_acquire)) {
       seen = job_number(state);
       return true;
     }
   }
+  seen = job_number(state);
   return false;
 }
 
-void ThreadPool::work(int worker) {
-  uint64_t seen = 0;
-  while (!stop_.load(std::memory_order_relaxed)) {
-    const uint32_t wake = wake_.load();
-    if (join(seen)) {
-      take_chunks(worker);
-      state_.fetch_sub(1, std::memory_order_release);
-      continue;
+void ThreadPool::work(int home, int worker, const std::vector<int>& cpus) {
+  settle(worker, cpus);
+  Node& node = nodes_[home];
+  std::atomic<uint32_t>& is_asleep = workers_[worker].is_asleep;
+  uint32_t seen = 0;
+  const auto has_news = [&] {
+    return job_number(node.state.load()) != seen || stop_.load(std::memory_order_relaxed);
+  };
+  const auto is_replaced = [&] { return replaced_.load() == worker; };
+  while (!stop_.load()) {
+    if (!is_replaced()) {  // who is would only take the core from the caller
+      if (join(node, seen)) {
+        take_chunks(home, worker);
+        node.state.fetch_sub(1, std::memory_order_release);
+        continue;
+      }
+      if (spin_until(has_news)) continue;
     }
-    if (spin_until([&] { return wake_.load(std::memory_order_relaxed) != wake; })) continue;
-    sleepers_.fetch_add(1);
-    wake_.wait(wake);
-    sleepers_.fetch_sub(1);
+    is_asleep.store(1);
+    if (!stop_.load() && (is_replaced() || !has_news())) is_asleep.wait(1);
+    is_asleep.store(0);
   }
-}
-
-int default_num_threads() {
-#if defined(__linux__)
-  cpu_set_t allowed;
-  if (sched_getaffinity(0, sizeof allowed, &allowed) == 0) {
-    std::set<std::pair<int, int>> cores;
-    for (int cpu = 0; cpu < CPU_SETSIZE; ++cpu) {
-      if (!CPU_ISSET(cpu, &allowed)) continue;
-      const std::string topology =
-          "/sys/devices/system/cpu/cpu" + std::to_string(cpu) + "/topology/";
-      int package = 0, core = cpu;  // without sysfs every CPU counts
-      std::ifstream(topology + "physical_package_id") >> package;
-      if (!(std::ifstream(topology + "core_id") >> core)) core = cpu;
-      cores.emplace(package, core);
-    }
-    if (!cores.empty()) return static_cast<int>(cores.size());
-  }
-#endif
-  const unsigned count = std::thread::hardware_concurrency();
-  return count > 0 ? static_cast<int>(count) : 1;
 }
 
 }  // namespace hm

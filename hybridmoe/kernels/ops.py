@@ -9,10 +9,11 @@ why, tests/closeness.py how far that can be off. reference.py has the same funct
 import torch
 from torch import Tensor
 
-from hybridmoe import _C, env
+from hybridmoe import _C
 from hybridmoe.errors import ShapeError
 from hybridmoe.kernels import isa
 from hybridmoe.kernels.matrix import QuantMatrix
+from hybridmoe.kernels.topology import num_threads, set_num_threads
 
 __all__ = [
     "QuantMatrix",
@@ -113,16 +114,6 @@ def gather_rows(w: QuantMatrix, ids: Tensor) -> Tensor:
     return out
 
 
-def num_threads() -> int:
-    """Threads that the kernels use, the caller's included."""
-    return _C.num_threads()
-
-
-def set_num_threads(n: int) -> None:
-    """Use `n` threads (1..1024) from the next call on. Raises `ShapeError`."""
-    _C.set_num_threads(n)
-
-
 def _empty(*shape: int) -> Tensor:
     return torch.empty(shape, dtype=torch.float32, device="cpu")  # whatever torch's defaults are
 
@@ -142,7 +133,3 @@ def _check(t: Tensor, what: str, dtype: torch.dtype, ndim: int, last: int | None
         f"{'' if t.is_contiguous() else ', not contiguous'}, expected a contiguous CPU tensor of "
         f"{dtype} with {ndim} dimensions{'' if last is None else f', the last {last}'}"
     )
-
-
-if (_threads := env.num_threads()) is not None:
-    set_num_threads(_threads)

@@ -1,0 +1,198 @@
+"""What the operating system lets this process use, and the plan of the kernels' threads.
+
+Cores by NUMA node come from sysfs and the affinity mask (taskset, cpusets); the CPU quota and the
+memory left from the control groups, v1 and v2, of this process and everything above it. `root` is
+where /proc and /sys are looked for; what cannot be read there sets no limit.
+
+A machine can be treated as one of several nodes: HYBRIDMOE_NUMA_NODES, or `simulated` in a test.
+"""
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+
+from hybridmoe import _C, env
+from hybridmoe.errors import ShapeError
+
+__all__ = [
+    "Node",
+    "Topology",
+    "available_bytes",
+    "cpu_quota",
+    "current",
+    "detect",
+    "num_threads",
+    "plan_threads",
+    "set_num_threads",
+    "simulated",
+]
+
+ThreadPlan = list[list[list[int]]]
+"""The CPUs that each thread may run on, by node; an empty list is any CPU."""
+
+_ROOT = Path("/")
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """A NUMA node: its number in the system (None: simulated) and the cores we may use there."""
+
+    id: int | None
+    cores: tuple[tuple[int, ...], ...]  # the hardware threads of each physical core
+
+
+@dataclass(frozen=True, slots=True)
+class Topology:
+    """The nodes with cores for us, and how many CPUs' time our control group gets (None: all)."""
+
+    nodes: tuple[Node, ...]
+    cpu_quota: float | None = None
+
+    @property
+    def num_cores(self) -> int:
+        return sum(len(node.cores) for node in self.nodes)
+
+    @property
+    def default_threads(self) -> int:
+        """One per physical core, but no more than the quota would keep running."""
+        quota = self.num_cores if self.cpu_quota is None else int(self.cpu_quota)
+        return min(max(1, min(self.num_cores, quota)), env.MAX_THREADS)
+
+    def divided(self, num_nodes: int) -> "Topology":
+        """The same cores on `num_nodes` simulated nodes: in turn, so some may have none."""
+        if num_nodes == len(self.nodes):
+            return self
+        cores = tuple(chain.from_iterable(node.cores for node in self.nodes))
+        nodes = tuple(Node(None, cores[n::num_nodes]) for n in range(num_nodes))
+        return Topology(nodes, self.cpu_quota)
+
+
+def detect(root: Path = _ROOT, cpus: Sequence[int] | None = None) -> Topology:
+    """The machine's topology, within the CPUs given (None: those of the affinity mask)."""
+    if cpus is None:
+        cpus = sorted(os.sched_getaffinity(0))
+    devices = root / "sys/devices/system"
+    node_of = {}
+    for number in _numbers(_read(devices / "node/online")):
+        for cpu in _numbers(_read(devices / f"node/node{number}/cpulist")):
+            node_of[cpu] = number
+    nodes: dict[int, dict[str, list[int]]] = {}  # node -> its cores, by the names of their threads
+    for cpu in cpus:
+        siblings = _read(devices / f"cpu/cpu{cpu}/topology/thread_siblings_list") or str(cpu)
+        nodes.setdefault(node_of.get(cpu, 0), {}).setdefault(siblings, []).append(cpu)
+    found = (Node(i, tuple(map(tuple, cores.values()))) for i, cores in sorted(nodes.items()))
+    return Topology(tuple(found), cpu_quota(root))
+
+
+def plan_threads(topology: Topology, num_threads: int, *, pin: bool = True) -> ThreadPlan:
+    """Where `num_threads` threads go: by node, in proportion to its cores.
+
+    With a thread for every core, each is bound to its own. With more or fewer, other programs
+    (or our own threads) share the cores, and the system places them within their node.
+    """
+    nodes = topology.nodes
+    weights = [max(1, len(node.cores)) for node in nodes]
+    ends = [num_threads * sum(weights[: n + 1]) // sum(weights) for n in range(len(nodes))]
+    plan: ThreadPlan = []
+    for node, start, end in zip(nodes, [0, *ends], ends, strict=False):
+        if pin and num_threads == topology.num_cores and end - start == len(node.cores):
+            plan.append([list(core) for core in node.cores])
+        else:
+            shared = [*chain(*node.cores)] if pin and len(nodes) > 1 else []
+            plan.append([shared] * (end - start))
+    return plan
+
+
+def cpu_quota(root: Path = _ROOT) -> float | None:
+    """CPUs' worth of time that the control groups allow, or None."""
+    quotas = []
+    for folder in _groups(root, "cpu"):
+        quota, _, period = _read(folder / "cpu.max").partition(" ")
+        if not quota:
+            quota, period = (_read(folder / f"cpu.cfs_{name}_us") for name in ("quota", "period"))
+        if quota.isdigit() and period.isdigit():
+            quotas.append(int(quota) / int(period))
+    return min(quotas, default=None)
+
+
+def available_bytes(root: Path = _ROOT) -> int | None:
+    """Memory that can still be filled without swapping or being killed, page cache included."""
+    available = []
+    for line in _read(root / "proc/meminfo").splitlines():
+        if line.startswith("MemAvailable:"):
+            available.append(int(line.split()[1]) * 1024)
+    for folder in _groups(root, "memory"):
+        limit = _read(folder / "memory.max") or _read(folder / "memory.limit_in_bytes")
+        used = _read(folder / "memory.current") or _read(folder / "memory.usage_in_bytes")
+        if not limit.isdigit() or not used.isdigit():
+            continue
+        words = _read(folder / "memory.stat").split()
+        stat = dict(zip(words[::2], map(int, words[1::2]), strict=False))
+        cache = stat.get("total_cache", stat.get("cache", stat.get("file", 0)))
+        available.append(max(0, int(limit) - int(used) + cache))
+    return min(available, default=None)
+
+
+def current() -> Topology:
+    """The topology in use."""
+    return _current
+
+
+def num_threads() -> int:
+    """Threads that the kernels use, the caller's included."""
+    return sum(map(len, _C.threads()))
+
+
+def set_num_threads(n: int) -> None:
+    """Use `n` threads (1..1024) from the next call on. Raises `ShapeError`."""
+    if not 1 <= n <= env.MAX_THREADS:
+        raise ShapeError(f"num_threads is {n}, expected 1 to {env.MAX_THREADS}")
+    _C.set_threads(plan_threads(_current, n, pin=env.pins_threads()))
+
+
+@contextmanager
+def simulated(num_nodes: int) -> Iterator[None]:
+    """Run the block as if the machine had `num_nodes` nodes, for the whole process."""
+    global _current
+    before, threads = _current, num_threads()
+    _current = detect().divided(num_nodes)
+    set_num_threads(threads)
+    try:
+        yield
+    finally:
+        _current = before
+        set_num_threads(threads)
+
+
+def _groups(root: Path, controller: str) -> Iterator[Path]:
+    """Folders of this process's control groups that may limit `controller`, ancestors included."""
+    mount = root / "sys/fs/cgroup"
+    for line in _read(root / "proc/self/cgroup").splitlines():
+        _, controllers, path = line.split(":", 2)
+        if controllers and controller not in controllers.split(","):
+            continue
+        base = mount / controller if controllers else mount
+        # In a container the path may be the host's: what does not exist there limits nothing.
+        group = base / path.lstrip("/")
+        yield from (folder for folder in (group, *group.parents) if folder.is_relative_to(base))
+
+
+def _read(path: Path) -> str:
+    with suppress(OSError, UnicodeDecodeError):
+        return path.read_text().strip()
+    return ""
+
+
+def _numbers(text: str) -> Iterator[int]:
+    """The numbers of a list such as 0-3,8."""
+    for part in filter(None, text.split(",")):
+        first, _, last = part.partition("-")
+        yield from range(int(first), int(last or first) + 1)
+
+
+_nodes = env.num_nodes()
+_current = detect() if _nodes is None else detect().divided(_nodes)
+set_num_threads(env.num_threads() or _current.default_threads)
