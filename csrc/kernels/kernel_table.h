@@ -24,6 +24,13 @@ static constexpr int64_t activation_bytes(int64_t k) {
   return padded_weights(k) + 4 * (padded_weights(k) / 32 * 2 + padded_weights(k) / 16);
 }
 
+// Rows that a matmul of many tokens unpacks at once, and what that takes: per weight a byte, per 16
+// weights a scale and an offset; and 4 bytes per 16 activations of up to kPanelTokens.
+constexpr int kPanelRows = 32, kPanelTokens = 8;
+static constexpr int64_t matmul_scratch_bytes(int64_t cols) {
+  return padded_weights(cols) / 16 * (kPanelRows * (16 + 2 * 4) + kPanelTokens * 4);
+}
+
 // out[t * out_stride + r] = row r of the weights times activations x[t].
 struct MatmulArgs {
   const uint8_t* weights;  // (num_rows, row_bytes)
@@ -36,20 +43,38 @@ struct MatmulArgs {
   float* out;
   int64_t out_stride;
   void* scratch;  // matmul_scratch_bytes(cols), aligned to 64
+  // What will be read after this: fetched into the cache meanwhile, where there is much to compute.
+  const uint8_t* next;
+  int64_t next_bytes;
 };
+
+// A small model of what 256 weights of a row cost, in cycles. A few tokens are multiplied straight
+// from the blocks, kTileTokens for each time that these are unpacked; many from a panel, which is
+// unpacked once, and spread so that its rows lie in lanes. Typical formats, measured on Zen 4 in
+// the cache; only the ratios matter.
+struct MatmulCosts {
+  double unpack, dot;        // dot: of each token
+  double spread, panel_dot;  // more than `unpack`
+  int tile_tokens;
+};
+
+static constexpr double few_tokens_cost(const MatmulCosts& c, int64_t rows, int64_t tokens) {
+  const int64_t tiles = (tokens + c.tile_tokens - 1) / c.tile_tokens;
+  return static_cast<double>(rows) *
+         (static_cast<double>(tiles) * c.unpack + static_cast<double>(tokens) * c.dot);
+}
+
+static constexpr double panels_cost(const MatmulCosts& c, int64_t rows, int64_t tokens) {
+  const int64_t padded = (rows + kPanelRows - 1) / kPanelRows * kPanelRows;
+  return static_cast<double>(padded) *
+         (c.unpack + c.spread + static_cast<double>(tokens) * c.panel_dot);
+}
 
 struct FormatKernels {
   void (*decode)(const void* blocks, int64_t weights, float* out);
   void (*matmul)(const MatmulArgs& args);
   bool quantized;  // takes int8 activation rows
 };
-
-// Rows that a matmul of many tokens unpacks at once, and what that takes: per weight a byte, per 16
-// weights a scale and an offset; and 4 bytes per 16 activations of up to kPanelTokens.
-constexpr int kPanelRows = 32, kPanelTokens = 8;
-static constexpr int64_t matmul_scratch_bytes(int64_t cols) {
-  return padded_weights(cols) / 16 * (kPanelRows * (16 + 2 * 4) + kPanelTokens * 4);
-}
 
 struct KernelTable {
   const char* name;
@@ -62,6 +87,7 @@ struct KernelTable {
   // out[i] = sum over j of weights[j] * rows[j][i], added in the order of j
   void (*weighted_sum)(const float* const* rows, const float* weights, int64_t num_rows, int64_t n,
                        float* out);
+  MatmulCosts costs;
   FormatKernels formats[kNumTypeIds];  // by TypeId; null pointers where there is no such type
 };
 

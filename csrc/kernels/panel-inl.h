@@ -116,6 +116,17 @@ constexpr int reverse_bits(int i, int count) {
   return reversed;
 }
 
+// Fetches what will be read next, a little at each step.
+struct Fetcher {
+  const uint8_t* at;
+  const uint8_t* end;
+  int64_t lines;  // of 64 bytes, each step
+
+  HM_INLINE void fetch() {
+    for (int64_t i = 0; i < lines && at < end; ++i, at += 64) Simd::Panel::fetch(at);
+  }
+};
+
 // Rows of a panel times N tokens.
 template <class Group, int N>
 struct PanelTile {
@@ -186,7 +197,7 @@ struct PanelTile {
   }
 
   static void run(const MatmulArgs& args, const Panel& panel, int64_t first_row,
-                  int64_t first_token) {
+                  int64_t first_token, Fetcher& next) {
     Token x[N];
     for (int t = 0; t < N; ++t) {
       x[t] = prepare(args.x[first_token + t], args.cols, panel.token_memory(t));
@@ -200,6 +211,7 @@ struct PanelTile {
         for (Float& sum : token) sum = Rows::set(0.0f);
       }
       for (int64_t g = 0; g < panel.groups; ++g) {
+        next.fetch();
         add_lane(panel, x, reverse_bits(i, kLanes), g, sums);
       }
       int level = 0;
@@ -226,18 +238,29 @@ struct PanelTile {
 // Tokens N at a time, then what is left of them.
 template <class Group, int N>
 void panel_tiles(const MatmulArgs& args, const PanelOf<Group>& panel, int64_t first_row,
-                 int64_t first_token) {
+                 int64_t first_token, Fetcher& next) {
   int64_t t = first_token;
-  for (; t + N <= args.num_tokens; t += N) PanelTile<Group, N>::run(args, panel, first_row, t);
-  if constexpr (N > 1) panel_tiles<Group, N - 1>(args, panel, first_row, t);
+  for (; t + N <= args.num_tokens; t += N) {
+    PanelTile<Group, N>::run(args, panel, first_row, t, next);
+  }
+  if constexpr (N > 1) panel_tiles<Group, N - 1>(args, panel, first_row, t, next);
 }
 
 template <class Group>
 void matmul_panels(const MatmulArgs& args) {
+  constexpr int tokens = Simd::Panel::kTokens;
   const PanelOf<Group> panel(args.scratch, args.cols);
+  const int64_t steps = panel.groups * Group::Lanes::kLanes * (args.num_tokens / tokens + 1);
   for (int64_t r = 0; r < args.num_rows; r += kPanelRows) {
     panel.unpack(args, r);
-    panel_tiles<Group, Simd::Panel::kTokens>(args, panel, r, 0);
+    const int64_t left = args.num_rows - r - kPanelRows;  // rows after this panel
+    Fetcher next{args.next, args.next + args.next_bytes, 0};
+    if (left > 0) {
+      const uint8_t* rows = args.weights + (r + kPanelRows) * args.row_bytes;
+      next = {rows, rows + (left < kPanelRows ? left : kPanelRows) * args.row_bytes, 0};
+    }
+    next.lines = (next.end - next.at) / 64 / steps + 1;
+    panel_tiles<Group, tokens>(args, panel, r, 0, next);
   }
 }
 

@@ -15,6 +15,7 @@ namespace {
 
 struct Simd : SimdYmm {
   static constexpr int kTileTokens = 4;
+  static constexpr MatmulCosts kCosts = {14, 22, 66, 12, kTileTokens};
   static constexpr int kSignedBias = 0;
 
   struct F16 {
@@ -228,6 +229,7 @@ struct Simd : SimdYmm {
         out[4 + c] = _mm256_permute2x128_si256(a[c], a[4 + c], 0x31);
       }
     }
+    static HM_INLINE void fetch(const uint8_t* p) { _mm_prefetch((const char*)p, _MM_HINT_T1); }
     static HM_INLINE void store_codes(uint8_t* p, Int v) { _mm256_store_si256((__m256i*)p, v); }
   };
 

@@ -9,6 +9,7 @@ namespace {
 
 struct Simd : SimdYmm {
   static constexpr int kTileTokens = 4;
+  static constexpr MatmulCosts kCosts = {20, 12, 40, 5.5, kTileTokens};
   static constexpr int kSignedBias = 128;  // what dot_signed adds to its codes
   using F16 = __m512;
   using B64 = __m512i;
@@ -180,6 +181,7 @@ struct Simd : SimdYmm {
         out[12 + c] = _mm512_shuffle_i32x4(odd01, odd23, 0xdd);
       }
     }
+    static HM_INLINE void fetch(const uint8_t* p) { _mm_prefetch((const char*)p, _MM_HINT_T1); }
     static HM_INLINE void store_codes(uint8_t* p, Int v) { _mm512_store_si512(p, v); }
   };
 

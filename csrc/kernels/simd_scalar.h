@@ -6,6 +6,7 @@
 #include <string.h>
 
 #include "base/inline.h"
+#include "kernels/kernel_table.h"
 
 namespace hm {
 namespace {
@@ -29,6 +30,7 @@ inline float half_to_float(uint16_t half) {
 
 struct Simd {
   static constexpr int kTileTokens = 1;
+  static constexpr MatmulCosts kCosts = {1, 1, 0, 2, kTileTokens};
   static constexpr int kSignedBias = 0;
 
   struct F16 {
@@ -271,6 +273,7 @@ struct Simd {
       memcpy(r.v, p, sizeof r.v);
       return r;
     }
+    static HM_INLINE void fetch(const uint8_t*) {}
     static HM_INLINE void store_codes(uint8_t* p, const Int& v) { memcpy(p, v.v, sizeof v.v); }
     static HM_INLINE Float add(const Float& a, const Float& b) {
       Float r;

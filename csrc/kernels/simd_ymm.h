@@ -5,6 +5,7 @@
 #include <stdint.h>
 
 #include "base/inline.h"
+#include "kernels/kernel_table.h"
 
 namespace hm {
 namespace {

@@ -13,7 +13,10 @@ namespace {
 
 template <class Group>
 void matmul_quantized(const MatmulArgs& args) {
-  if (args.num_tokens >= 8) return matmul_panels<Group>(args);
+  if (panels_cost(Simd::kCosts, args.num_rows, args.num_tokens) <
+      few_tokens_cost(Simd::kCosts, args.num_rows, args.num_tokens)) {
+    return matmul_panels<Group>(args);
+  }
   group_tiles<Group, Simd::kTileTokens>(args, 0);
 }
 
@@ -38,6 +41,7 @@ constexpr KernelTable make_table(const char* name) {
   table.quantize = quantize;
   table.silu_mul = silu_mul;
   table.weighted_sum = weighted_sum;
+  table.costs = Simd::kCosts;
   FormatKernels* formats = table.formats;
   formats[kF32] = floats<BlockF32, FloatsF32>();
   formats[kF16] = floats<BlockF16, FloatsF16>();

@@ -140,12 +140,17 @@ class Forward {
           .out = gate_out,
           .out_stride = kInterRows,
           .scratch = scratch,
+          .next = a_.up.row(batch.expert, first),
+          .next_bytes = rows * a_.up.row_bytes,
       };
       gate_.matmul(args);
       args.weights = a_.up.row(batch.expert, first);
       args.row_bytes = a_.up.row_bytes;
       args.x = (up_.quantized ? rounded_x_ : float_x_) + slot;
       args.out = up_out;
+      const int64_t after = std::min(first + kInterRows, inter_ - 1);
+      args.next = a_.gate.row(batch.expert, after);
+      args.next_bytes = std::min(kInterRows, inter_ - after) * a_.gate.row_bytes;
       up_.matmul(args);
       for (int64_t t = 0; t < args.num_tokens; ++t) {
         uint8_t* row = inter_rows_ + (slot + t) * inter_bytes_;
@@ -172,6 +177,8 @@ class Forward {
         .out = products_ + batch.first * hidden_ + first,
         .out_stride = hidden_,
         .scratch = runtime_.scratch[worker].get<uint8_t>(matmul_scratch_bytes(inter_)),
+        .next = nullptr,
+        .next_bytes = 0,
     });
   }
 

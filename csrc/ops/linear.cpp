@@ -11,9 +11,12 @@ namespace {
 
 // Rows per task: enough work to hide the counter (some 10 us), few enough that all threads share;
 // with many tokens, whole panels of unpacked rows.
-int64_t rows_per_task(const Matrix& w, int64_t num_tokens, int num_threads) {
-  constexpr int64_t task_bytes = 128 * 1024, tasks_per_thread = 4, many_tokens = 5;
-  const int64_t tile = num_tokens >= many_tokens ? 32 : 4;
+int64_t rows_per_task(const Matrix& w, const MatmulCosts& costs, int64_t num_tokens,
+                      int num_threads) {
+  constexpr int64_t task_bytes = 128 * 1024, tasks_per_thread = 4;
+  const bool panels =
+      panels_cost(costs, w.rows, num_tokens) < few_tokens_cost(costs, w.rows, num_tokens);
+  const int64_t tile = panels ? 2 * kPanelRows : 4;
   const int64_t by_size = std::max<int64_t>(1, task_bytes / w.row_bytes);
   const int64_t by_share = w.batch * w.rows / (num_threads * tasks_per_thread);
   const int64_t rows = std::clamp<int64_t>(by_share, 1, by_size);
@@ -36,7 +39,7 @@ void linear(const float* x, int64_t num_tokens, const Matrix& w, float* out) {
   } else {
     for (int64_t i = 0; i < num_inputs; ++i) rows[i] = x + i * w.cols;
   }
-  const int64_t block = rows_per_task(w, num_tokens, runtime->pool.num_threads());
+  const int64_t block = rows_per_task(w, kernels.costs, num_tokens, runtime->pool.num_threads());
   const int64_t blocks = (w.rows + block - 1) / block;
   std::vector<Buffer>& scratch = runtime->scratch;
   runtime->pool.run(w.batch * blocks, [&](int64_t task, int worker) {
@@ -51,6 +54,8 @@ void linear(const float* x, int64_t num_tokens, const Matrix& w, float* out) {
         .out = out + b * num_tokens * w.rows + first,
         .out_stride = w.rows,
         .scratch = scratch[worker].get<uint8_t>(matmul_scratch_bytes(w.cols)),
+        .next = nullptr,
+        .next_bytes = 0,
     });
   });
 }
