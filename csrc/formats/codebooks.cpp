@@ -1,9 +1,10 @@
 #include "formats/codebooks.h"
 
 namespace hm {
-namespace {
 
 #include "formats/codebooks_data.inc"
+
+namespace {
 
 // A packed word holds, for each of its 8 or 4 weights, an index (2 or 4 bits) into `values`.
 template <class Entry, int N, int M>

@@ -1,4 +1,4 @@
-// Codebooks of the IQ types, expanded to one byte per weight. Data: codebooks.cpp.
+// Codebooks of the IQ types, packed and expanded to one byte per weight. Data: codebooks.cpp.
 #pragma once
 
 #include <stdint.h>
@@ -17,6 +17,10 @@ extern const Codebook<uint64_t, 512> kCodebookIQ2_XS;
 extern const Codebook<uint64_t, 1024> kCodebookIQ2_S;
 extern const Codebook<uint32_t, 256> kCodebookIQ3_XXS;
 extern const Codebook<uint32_t, 512> kCodebookIQ3_S;
+
+// Four weights in 16 bits, the index of each value in the order of size; aligned to 64.
+extern const uint16_t kPackedIQ3_XXS[256];
+extern const uint16_t kPackedIQ3_S[512];
 
 // A 7-bit sign index as eight sign bits: the eighth is the parity of the seven.
 extern const Codebook<uint8_t, 128> kCodebookSigns;

@@ -30,7 +30,7 @@ def main() -> None:
     lines = ["// Written by gen_codebooks.py from gguf.quants (MIT licence, ggml authors)."]
     for name, (cls, bits) in GRIDS.items():
         words = packed(cls, bits)
-        lines.append(f"constexpr uint16_t kPacked{name}[{len(words)}] = {{")
+        lines.append(f"alignas(64) constexpr uint16_t kPacked{name}[{len(words)}] = {{")
         for row in words.reshape(-1, 16):
             lines.append("".join(f"{word:#x}," for word in row))
         lines.append("};")

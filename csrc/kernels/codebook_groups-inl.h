@@ -1,5 +1,5 @@
-// Groups of the IQ1, IQ2, IQ3 and TQ1 types: see groups-inl.h for the form that they are brought
-// to.
+// Groups of the IQ1, IQ2 and IQ3 types without AVX-512: see groups-inl.h for the form that they are
+// brought to.
 //
 // A codebook entry is 8 (or 4) magnitudes, looked up by scalar code; signs come as a bit per
 // weight.
@@ -179,20 +179,6 @@ struct GroupIQ1_M : SignedGroupOf<BlockIQ1_M, Simd::PerHalf> {
       minus[k] = ((qh >> 3) & 1) * (2 * kEachByte);
     }
     return Simd::sub(Simd::from_words(words), Simd::from_words(minus));
-  }
-};
-
-struct GroupTQ1_0 : GroupOf<BlockTQ1_0> {
-  static constexpr int kBias = 1;
-  uint8_t digits[kSuperWeights];
-
-  HM_INLINE void load(const Block* b) {
-    d = Lanes::set(half_to_float(b->d));
-    unpack_digits(*b, digits);
-  }
-  template <int P>
-  HM_INLINE Simd::B64 codes(const Block*) const {
-    return Simd::load64(digits + 64 * P);
   }
 };
 

@@ -11,6 +11,7 @@
 
 #include "formats/blocks.h"
 #include "formats/codebooks.h"
+#include "formats/decode-inl.h"
 
 namespace hm {
 namespace {
@@ -93,11 +94,7 @@ struct GroupIQ4_NL : SignedGroupOf<BlockIQ4_NL> {
 };
 
 struct GroupMXFP4 : SignedGroupOf<BlockMXFP4> {
-  HM_INLINE void load(const Block* b) {
-    float scales[8];
-    for (int i = 0; i < 8; ++i) scales[i] = e8m0_half(b[i].e);
-    d = Lanes::load(scales);
-  }
+  HM_INLINE void load(const Block* b) { d = Lanes::gather_e8m0_half(&b->e, sizeof(Block)); }
   template <int P>
   HM_INLINE Simd::B64 codes(const Block* b) const {
     return Simd::lookup(kValuesE2M1, Simd::nibbles16(b[2 * P].qs, b[2 * P + 1].qs));
@@ -220,6 +217,20 @@ struct GroupTQ2_0 : GroupOf<BlockTQ2_0> {
   template <int P>
   HM_INLINE Simd::B64 codes(const Block* b) const {
     return two_bit_codes<P>(b->qs);
+  }
+};
+
+struct GroupTQ1_0 : GroupOf<BlockTQ1_0> {
+  static constexpr int kBias = 1;
+  uint8_t digits[kSuperWeights];
+
+  HM_INLINE void load(const Block* b) {
+    d = Lanes::set(half_to_float(b->d));
+    unpack_digits(*b, digits);
+  }
+  template <int P>
+  HM_INLINE Simd::B64 codes(const Block*) const {
+    return Simd::load64(digits + 64 * P);
   }
 };
 

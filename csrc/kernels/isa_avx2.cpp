@@ -1,3 +1,4 @@
+#include "kernels/codebook_groups-inl.h"
 #include "kernels/simd_avx2.h"
 #include "kernels/table-inl.h"
 

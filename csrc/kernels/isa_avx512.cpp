@@ -1,3 +1,4 @@
+#include "kernels/codebook_groups_avx512-inl.h"
 #include "kernels/simd_avx512.h"
 #include "kernels/table-inl.h"
 

@@ -213,6 +213,14 @@ struct Simd {
       }
       return r;
     }
+    static HM_INLINE Float gather_e8m0_half(const uint8_t* p, int stride) {
+      Float r;
+      for (int i = 0; i < Lanes; ++i) {
+        const uint32_t e = p[i * stride], bits = e < 2 ? 0x00200000u << e : (e - 1) << 23;
+        memcpy(&r.v[i], &bits, sizeof bits);
+      }
+      return r;
+    }
     static HM_INLINE Float activation_scales(const float* d) {
       Float r;
       for (int i = 0; i < Lanes; ++i) r.v[i] = d[i * 8 / Lanes];

@@ -43,6 +43,15 @@ struct SimdYmm {
       const auto at = [=](int i) { return *(const int16_t*)((const uint8_t*)p + i * stride); };
       return _mm256_cvtph_ps(_mm_set_epi16(at(7), at(6), at(5), at(4), at(3), at(2), at(1), at(0)));
     }
+    // Halves of E8M0 powers of two, `stride` bytes apart: e8m0_half of each.
+    static HM_INLINE Float gather_e8m0_half(const uint8_t* p, int stride) {
+      const auto at = [=](int i) { return static_cast<int>(p[i * stride]); };
+      const __m256i e = _mm256_set_epi32(at(7), at(6), at(5), at(4), at(3), at(2), at(1), at(0));
+      const __m256i normal = _mm256_slli_epi32(_mm256_sub_epi32(e, _mm256_set1_epi32(1)), 23);
+      const __m256i subnormal = _mm256_sllv_epi32(_mm256_set1_epi32(0x00200000), e);
+      return _mm256_castsi256_ps(
+          _mm256_blendv_epi8(normal, subnormal, _mm256_cmpgt_epi32(_mm256_set1_epi32(2), e)));
+    }
     static HM_INLINE Float activation_scales(const float* d) { return load(d); }
     static HM_INLINE Float to_float(Int v) { return _mm256_cvtepi32_ps(v); }
     static HM_INLINE Int load_int(const int32_t* p) {

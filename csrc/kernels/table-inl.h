@@ -1,8 +1,8 @@
-// The one KernelTable of an instruction set, from the Simd vocabulary included before this.
+// The one KernelTable of an instruction set, from the Simd vocabulary and the codebook groups that
+// were included before this.
 #pragma once
 
 #include "formats/decode-inl.h"
-#include "kernels/codebook_groups-inl.h"
 #include "kernels/elementwise-inl.h"
 #include "kernels/kernel_table.h"
 #include "kernels/matmul-inl.h"

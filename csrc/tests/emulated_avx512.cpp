@@ -4,32 +4,59 @@
 #define SIMDE_ENABLE_NATIVE_ALIASES
 #include <simde/x86/avx512.h>
 
-// SIMDe 0.7.4 gives one alias the wrong number of parameters, and lacks four
-// intrinsics.
+// SIMDe 0.7.4 gives one alias the wrong number of parameters, and lacks some
+// intrinsics; those here are defined from their halves.
 #undef _mm512_madd_epi16
 #define _mm512_madd_epi16(a, b) simde_mm512_madd_epi16(a, b)
+#undef _mm512_extractf32x8_ps
 #define _mm512_extractf32x8_ps(v, n) \
   _mm256_castsi256_ps(_mm512_extracti64x4_epi64(_mm512_castps_si512(v), n))
-#define _mm512_cvtepi32_ps emulated_cvtepi32_ps
-#define _mm512_cvtph_ps emulated_cvtph_ps
+#define _cvtu32_mask32(v) (v)
+#define _cvtu64_mask64(v) (v)
+
+static inline __m512i emulated_join(__m256i low, __m256i high) {
+  return _mm512_inserti64x4(_mm512_castsi256_si512(low), high, 1);
+}
+
+#define HM_FROM_HALVES(name, Argument, Upper)                               \
+  static inline __m512i emulated_##name(Argument v) {                       \
+    return emulated_join(_mm256_##name(low_half(v)), _mm256_##name(Upper)); \
+  }
+
+static inline __m128i low_half(__m256i v) { return _mm256_castsi256_si128(v); }
+static inline __m128i low_half(__m128i v) { return v; }
+
+HM_FROM_HALVES(cvtepu8_epi16, __m256i, _mm256_extracti128_si256(v, 1))
+HM_FROM_HALVES(cvtepu16_epi32, __m256i, _mm256_extracti128_si256(v, 1))
+HM_FROM_HALVES(cvtepu32_epi64, __m256i, _mm256_extracti128_si256(v, 1))
+HM_FROM_HALVES(cvtepu8_epi32, __m128i, _mm_srli_si128(v, 8))
+HM_FROM_HALVES(cvtepi8_epi32, __m128i, _mm_srli_si128(v, 8))
+HM_FROM_HALVES(cvtepu16_epi64, __m128i, _mm_srli_si128(v, 8))
+HM_FROM_HALVES(cvtepu8_epi64, __m128i, _mm_srli_si128(v, 4))
+#define _mm512_cvtepu8_epi16 emulated_cvtepu8_epi16
 #define _mm512_cvtepu16_epi32 emulated_cvtepu16_epi32
+#define _mm512_cvtepu32_epi64 emulated_cvtepu32_epi64
+#define _mm512_cvtepu8_epi32 emulated_cvtepu8_epi32
+#define _mm512_cvtepi8_epi32 emulated_cvtepi8_epi32
+#define _mm512_cvtepu16_epi64 emulated_cvtepu16_epi64
+#define _mm512_cvtepu8_epi64 emulated_cvtepu8_epi64
 
 static inline __m512 emulated_cvtph_ps(__m256i v) {
-  const __m512 low = _mm512_castps256_ps512(_mm256_cvtph_ps(_mm256_castsi256_si128(v)));
+  const __m512 low = _mm512_castps256_ps512(_mm256_cvtph_ps(low_half(v)));
   return _mm512_insertf32x8(low, _mm256_cvtph_ps(_mm256_extracti128_si256(v, 1)), 1);
 }
+#define _mm512_cvtph_ps emulated_cvtph_ps
 
 static inline __m512 emulated_cvtepi32_ps(__m512i v) {
   const __m512 low = _mm512_castps256_ps512(_mm256_cvtepi32_ps(_mm512_castsi512_si256(v)));
   return _mm512_insertf32x8(low, _mm256_cvtepi32_ps(_mm512_extracti64x4_epi64(v, 1)), 1);
 }
-
-static inline __m512i emulated_cvtepu16_epi32(__m256i v) {
-  const __m512i low = _mm512_castsi256_si512(_mm256_cvtepu16_epi32(_mm256_castsi256_si128(v)));
-  return _mm512_inserti64x4(low, _mm256_cvtepu16_epi32(_mm256_extracti128_si256(v, 1)), 1);
-}
+#define _mm512_cvtepi32_ps emulated_cvtepi32_ps
 
 #include "kernels/simd_avx512.h"
+//
+#include "kernels/codebook_groups_avx512-inl.h"
+//
 #include "kernels/table-inl.h"
 
 // x (num_tokens, cols) f32, w (num_rows, cols) of `type` -> out (num_tokens,

@@ -1,0 +1,280 @@
+// Groups of the IQ1, IQ2 and IQ3 types in AVX-512: indices, signs and scales of a group by vectors.
+//
+// Entries of 8 codes come from memory, 8 bytes each. Entries of 4 codes (IQ3) are kept as they are
+// packed, 16 bits, and come from registers, 32 at a time: the codes are then biased by 128, as
+// vpdpbusd wants them, for with u = v + 128, -u modulo 256 is 128 - v, so that signs are applied as
+// to v.
+#pragma once
+
+#include "kernels/groups-inl.h"
+
+namespace hm {
+namespace {
+
+// table[index] for 32 indices below N, from registers: a permute reaches 64 entries, the higher
+// bits of the index choose among the permutes.
+template <int N>
+HM_INLINE __m512i look_up(const uint16_t* table, __m512i index) {
+  if constexpr (N == 64) {
+    return _mm512_permutex2var_epi16(_mm512_load_si512(table), index,
+                                     _mm512_load_si512(table + 32));
+  } else {
+    const __mmask32 upper = _mm512_test_epi16_mask(index, _mm512_set1_epi16(N / 2));
+    return _mm512_mask_blend_epi16(upper, look_up<N / 2>(table, index),
+                                   look_up<N / 2>(table + N / 2, index));
+  }
+}
+
+HM_INLINE uint64_t load_u64(const void* p) {
+  uint64_t v;
+  memcpy(&v, p, sizeof v);
+  return v;
+}
+
+// Entries of eight codes, from tables: `fields` has four of them, of Bits bits, each with an index
+// in its lower bits, `mask`.
+template <int Bits>
+HM_INLINE __m256i four_entries(const uint64_t* table, uint64_t fields, uint64_t mask) {
+  const auto two = [&](int i) {
+    const uint64_t *first = table + (fields >> (Bits * i) & mask),
+                   *second = table + (fields >> (Bits * i + Bits) & mask);
+    const __m128d low = _mm_load_sd((const double*)first);
+    return _mm_castpd_si128(_mm_loadh_pd(low, (const double*)second));
+  };
+  return _mm256_set_m128i(two(2), two(0));
+}
+
+// The entries of 8 P and on; `index` has an index in the lower bits of each 16.
+template <int P>
+HM_INLINE __m512i eight_entries(const uint64_t* table, const uint16_t* index, uint64_t mask) {
+  const __m256i low = four_entries<16>(table, load_u64(index + 8 * P), mask);
+  const __m256i high = four_entries<16>(table, load_u64(index + 8 * P + 4), mask);
+  return _mm512_inserti64x4(_mm512_castsi256_si512(low), high, 1);
+}
+
+// Words 8 p .. 8 p + 7 in every quarter; from memory this is no shuffle.
+HM_INLINE __m512i eight_words(const uint16_t* words, int p) {
+  return _mm512_broadcast_i32x4(_mm_load_si128((const __m128i*)words + p));
+}
+
+// 16 words of four 4-bit codes -> 64 bytes of `values`.
+HM_INLINE __m512i spread_nibbles(__m256i words, __m512i values) {
+  const __m512i bytes = _mm512_cvtepu8_epi16(words);
+  const __m512i nibbles =
+      _mm512_and_si512(_mm512_or_si512(bytes, _mm512_slli_epi16(bytes, 4)), _mm512_set1_epi8(15));
+  return _mm512_shuffle_epi8(values, nibbles);
+}
+
+HM_INLINE __m512i negate_bits(uint64_t signs, __m512i v) {
+  return _mm512_mask_sub_epi8(v, _cvtu64_mask64(signs), _mm512_setzero_si512(), v);
+}
+
+// Sign bits of 32 indices of 7 bits: the indices, and their parity as bit 7.
+HM_INLINE __m256i signs_with_parity(__m512i indices) {
+  __m512i parity = _mm512_xor_si512(indices, _mm512_srli_epi16(indices, 4));
+  parity = _mm512_xor_si512(parity, _mm512_srli_epi16(parity, 2));
+  parity = _mm512_xor_si512(parity, _mm512_srli_epi16(parity, 1));
+  return _mm512_cvtepi16_epi8(_mm512_or_si512(indices, _mm512_slli_epi16(parity, 7)));
+}
+
+// Eight words of s (4) | sign index (7) x 4, as 64 bits each -> 32 indices.
+HM_INLINE __m512i sign_indices(__m512i words) {
+  const __m512i seven = _mm512_set1_epi64(0x7f);
+  const auto field = [&](int k) {  // bits 7 k -> 16 k
+    return _mm512_and_si512(_mm512_slli_epi64(words, 9 * k), _mm512_slli_epi64(seven, 16 * k));
+  };
+  return _mm512_or_si512(_mm512_or_si512(field(0), field(1)), _mm512_or_si512(field(2), field(3)));
+}
+
+// scale (2 s + 1)
+HM_INLINE __m256 odd_scales8(float scale, __m256i s) {
+  const __m256i odd = _mm256_add_epi32(_mm256_add_epi32(s, s), _mm256_set1_epi32(1));
+  return _mm256_mul_ps(_mm256_set1_ps(scale), _mm256_cvtepi32_ps(odd));
+}
+
+HM_INLINE __m512 odd_scales16(float scale, __m512i s) {
+  const __m512i odd = _mm512_add_epi32(_mm512_add_epi32(s, s), _mm512_set1_epi32(1));
+  return _mm512_mul_ps(_mm512_set1_ps(scale), _mm512_cvtepi32_ps(odd));
+}
+
+// 16 nibbles, low first.
+HM_INLINE __m512i sixteen_nibbles(const uint8_t* p) {
+  const __m512i bytes = _mm512_cvtepu8_epi64(_mm_loadl_epi64((const __m128i*)p));
+  return _mm512_and_si512(_mm512_or_si512(bytes, _mm512_slli_epi64(bytes, 28)),
+                          _mm512_set1_epi32(15));
+}
+
+struct GroupIQ2_XXS : SignedGroupOf<BlockIQ2_XXS> {
+  alignas(32) uint64_t signs[4];
+
+  HM_INLINE void load(const Block* b) {
+    const __m512i qs = _mm512_loadu_si512(b->qs);  // four indices, a word of signs, ...
+    const __m512i rest = _mm512_srli_epi64(qs, 32);
+    _mm256_store_si256((__m256i*)signs, signs_with_parity(sign_indices(rest)));
+    const __m256i s = _mm512_cvtepi64_epi32(_mm512_srli_epi64(rest, 28));
+    d = odd_scales8(half_to_float(b->d) * 0.125f, s);
+  }
+  template <int P>
+  HM_INLINE Simd::B64 codes(const Block* b) const {
+    const uint64_t* table = kCodebookIQ2_XXS.entry;
+    const __m256i low = four_entries<8>(table, load_u32(b->qs + 8 * P), 255);
+    const __m256i high = four_entries<8>(table, load_u32(b->qs + 8 * P + 4), 255);
+    return negate_bits(signs[P], _mm512_inserti64x4(_mm512_castsi256_si512(low), high, 1));
+  }
+};
+
+struct GroupIQ2_XS : SignedGroupOf<BlockIQ2_XS, Simd::PerHalf> {
+  alignas(32) uint64_t signs[4];
+
+  HM_INLINE void load(const Block* b) {
+    const __m512i qs = _mm512_loadu_si512(b->qs);
+    _mm256_store_si256((__m256i*)signs, signs_with_parity(_mm512_srli_epi16(qs, 9)));
+    d = odd_scales16(half_to_float(b->d) * 0.125f, sixteen_nibbles(b->scales));
+  }
+  template <int P>
+  HM_INLINE Simd::B64 codes(const Block* b) const {
+    return negate_bits(signs[P], eight_entries<P>(kCodebookIQ2_XS.entry, b->qs, 511));
+  }
+};
+
+struct GroupIQ2_S : SignedGroupOf<BlockIQ2_S, Simd::PerHalf> {
+  alignas(64) uint16_t index[32];
+
+  HM_INLINE void load(const Block* b) {
+    const __m512i low = _mm512_cvtepu8_epi16(_mm256_loadu_si256((const __m256i*)b->qs));
+    // Bits 2 k of a byte of qh -> bits 8, 9 of word k of its four.
+    const __m512i qh = _mm512_cvtepu8_epi64(_mm_loadl_epi64((const __m128i*)b->qh));
+    const __m512i four = _mm512_shuffle_epi8(
+        qh, _mm512_broadcast_i32x4(_mm_set_epi64x(static_cast<int64_t>(0x8008800880088008),
+                                                  static_cast<int64_t>(0x8000800080008000))));
+    const __m512i high = _mm512_sllv_epi16(four, _mm512_set1_epi64(0x0002000400060008));
+    _mm512_store_si512(index,
+                       _mm512_or_si512(low, _mm512_and_si512(high, _mm512_set1_epi16(0x300))));
+    d = odd_scales16(half_to_float(b->d) * 0.125f, sixteen_nibbles(b->scales));
+  }
+  template <int P>
+  HM_INLINE Simd::B64 codes(const Block* b) const {
+    return negate_bits(load_u64(b->signs + 8 * P),
+                       eight_entries<P>(kCodebookIQ2_S.entry, index, 1023));
+  }
+};
+
+struct GroupIQ3_XXS : GroupOf<BlockIQ3_XXS> {
+  static constexpr int kBias = 128;
+  alignas(64) uint16_t words[64];
+  alignas(32) uint64_t signs[4];
+
+  HM_INLINE void load(const Block* b) {
+    for (int h = 0; h < 2; ++h) {
+      const __m256i qs = _mm256_loadu_si256((const __m256i*)b->qs + h);
+      _mm512_store_si512(words + 32 * h, look_up<256>(kPackedIQ3_XXS, _mm512_cvtepu8_epi16(qs)));
+    }
+    const __m256i rest = _mm256_loadu_si256((const __m256i*)b->words);
+    const __m512i indices = sign_indices(_mm512_cvtepu32_epi64(rest));
+    _mm256_store_si256((__m256i*)signs, signs_with_parity(indices));
+    d = odd_scales8(half_to_float(b->d) * 0.25f, _mm256_srli_epi32(rest, 28));
+  }
+  template <int P>
+  HM_INLINE Simd::B64 codes(const Block*) const {
+    const __m512i values =
+        _mm512_broadcast_i32x4(_mm_setr_epi8(128 + 4, 128 + 12, 128 + 20, 128 + 28, 128 + 36,
+                                             128 + 44, 128 + 52, 128 + 62, 0, 0, 0, 0, 0, 0, 0, 0));
+    return negate_bits(signs[P],
+                       spread_nibbles(_mm256_load_si256((const __m256i*)words + P), values));
+  }
+};
+
+struct GroupIQ3_S : GroupOf<BlockIQ3_S> {
+  static constexpr int kBias = 128;
+  alignas(64) uint16_t words[64];
+
+  HM_INLINE void load(const Block* b) {
+    for (int h = 0; h < 2; ++h) {
+      const __m512i low = _mm512_cvtepu8_epi16(_mm256_loadu_si256((const __m256i*)b->qs + h));
+      const __mmask32 high = _cvtu32_mask32(load_u32(b->qh + 4 * h));
+      const __m512i index = _mm512_mask_add_epi16(low, high, low, _mm512_set1_epi16(256));
+      _mm512_store_si512(words + 32 * h, look_up<512>(kPackedIQ3_S, index));
+    }
+    const __m256i nibbles = _mm256_srlv_epi32(_mm256_set1_epi32(load_u32(b->scales)),
+                                              _mm256_setr_epi32(0, 4, 8, 12, 16, 20, 24, 28));
+    d = odd_scales8(half_to_float(b->d), _mm256_and_si256(nibbles, _mm256_set1_epi32(15)));
+  }
+  template <int P>
+  HM_INLINE Simd::B64 codes(const Block* b) const {
+    const __m512i values =
+        _mm512_broadcast_i32x4(_mm_setr_epi8(128 + 1, 128 + 3, 128 + 5, 128 + 7, 128 + 9, 128 + 11,
+                                             128 + 13, 128 + 15, 0, 0, 0, 0, 0, 0, 0, 0));
+    return negate_bits(load_u64(b->signs + 8 * P),
+                       spread_nibbles(_mm256_load_si256((const __m256i*)words + P), values));
+  }
+};
+
+// 8 c + 1 or 8 c - 1, for c = -1, 0, 1; the latter where the word of the entry is negative.
+template <int P>
+HM_INLINE __m512i iq1_codes(const uint16_t* index, const uint16_t* shifts) {
+  const __m512i word_of = _mm512_set_epi64(
+      0x0e0e0e0e0e0e0e0e, 0x0c0c0c0c0c0c0c0c, 0x0a0a0a0a0a0a0a0a, 0x0808080808080808,
+      0x0606060606060606, 0x0404040404040404, 0x0202020202020202, 0x0000000000000000);
+  const __m512i entries = eight_entries<P>(kCodebookIQ1.entry, index, 2047);
+  const __m512i eight_times =
+      _mm512_andnot_si512(_mm512_set1_epi8(7), _mm512_slli_epi16(entries, 3));
+  return _mm512_add_epi8(eight_times, _mm512_shuffle_epi8(eight_words(shifts, P), word_of));
+}
+
+// +1, or -1 for negative words.
+HM_INLINE __m512i iq1_shifts(__m512i words) {
+  return _mm512_or_si512(_mm512_srai_epi16(words, 15), _mm512_set1_epi16(1));
+}
+
+struct GroupIQ1_S : SignedGroupOf<BlockIQ1_S> {
+  alignas(64) uint16_t index[32], shifts[32];
+
+  HM_INLINE void load(const Block* b) {
+    const __m128i eight = _mm_loadu_si128((const __m128i*)b->qh);
+    const __m512i qh = _mm512_shuffle_epi8(  // each word four times
+        _mm512_cvtepu16_epi64(eight),
+        _mm512_broadcast_i32x4(_mm_set_epi64x(0x0908090809080908, 0x0100010001000100)));
+    const __m512i high = _mm512_srlv_epi16(qh, _mm512_set1_epi64(0x0009000600030000));
+    const __m512i low = _mm512_cvtepu8_epi16(_mm256_loadu_si256((const __m256i*)b->qs));
+    _mm512_store_si512(
+        index,
+        _mm512_or_si512(low, _mm512_slli_epi16(_mm512_and_si512(high, _mm512_set1_epi16(7)), 8)));
+    _mm512_store_si512(shifts, iq1_shifts(qh));
+    const __m256i s = _mm256_srli_epi32(_mm256_cvtepu16_epi32(eight), 12);
+    d = odd_scales8(half_to_float(b->d) * 0.125f, _mm256_and_si256(s, _mm256_set1_epi32(7)));
+  }
+  template <int P>
+  HM_INLINE Simd::B64 codes(const Block*) const {
+    return iq1_codes<P>(index, shifts);
+  }
+};
+
+struct GroupIQ1_M : SignedGroupOf<BlockIQ1_M, Simd::PerHalf> {
+  alignas(64) uint16_t index[32], shifts[32];
+
+  HM_INLINE void load(const Block* b) {
+    const __m512i bytes = _mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i*)b->qh));
+    const __m512i nibbles =  // each at the top of a word
+        _mm512_or_si512(_mm512_slli_epi16(bytes, 12), _mm512_slli_epi32(bytes, 24));
+    const __m512i low = _mm512_cvtepu8_epi16(_mm256_loadu_si256((const __m256i*)b->qs));
+    const __m512i high = _mm512_and_si512(_mm512_srli_epi16(nibbles, 4), _mm512_set1_epi16(0x700));
+    _mm512_store_si512(index, _mm512_or_si512(low, high));
+    _mm512_store_si512(shifts, iq1_shifts(nibbles));
+    uint16_t packed[4];
+    memcpy(packed, b->scales, sizeof packed);
+    const __m512i four =
+        _mm512_castsi128_si512(_mm_cvtepu16_epi32(_mm_loadl_epi64((const __m128i*)b->scales)));
+    const __m512i word_of = _mm512_set_epi32(3, 3, 3, 3, 2, 2, 2, 2, 1, 1, 1, 1, 0, 0, 0, 0);
+    const __m512i s = _mm512_srlv_epi32(_mm512_permutexvar_epi32(word_of, four),
+                                        _mm512_broadcast_i32x4(_mm_setr_epi32(0, 3, 6, 9)));
+    d = odd_scales16(half_to_float(iq1_m_scale(packed)) * 0.125f,
+                     _mm512_and_si512(s, _mm512_set1_epi32(7)));
+  }
+  template <int P>
+  HM_INLINE Simd::B64 codes(const Block*) const {
+    return iq1_codes<P>(index, shifts);
+  }
+};
+
+}  // namespace
+}  // namespace hm
