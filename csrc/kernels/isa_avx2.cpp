@@ -1,5 +1,7 @@
-#include "kernels/codebook_groups-inl.h"
 #include "kernels/simd_avx2.h"
+
+#include "kernels/codebook_groups-inl.h"
+
 #include "kernels/table-inl.h"
 
 namespace hm {
