@@ -54,9 +54,9 @@ static inline __m512 emulated_cvtepi32_ps(__m512i v) {
 #define _mm512_cvtepi32_ps emulated_cvtepi32_ps
 
 #include "kernels/simd_avx512.h"
-//
+
 #include "kernels/codebook_groups_avx512-inl.h"
-//
+
 #include "kernels/table-inl.h"
 
 // x (num_tokens, cols) f32, w (num_rows, cols) of `type` -> out (num_tokens,
