@@ -20,5 +20,6 @@ PYBIND11_MODULE(_C, m) {
     }
   });
   hm::register_isa(m);
+  hm::register_limits(m);
   hm::register_ops(m);
 }

@@ -25,6 +25,15 @@ def threads() -> list[list[list[int]]]:
 def set_threads(plan: Sequence[Sequence[Sequence[int]]]) -> None:
     """1 to 1024 threads on 1 to 64 nodes. Raises ShapeError."""
 
+def run_limit(kind: str, rounds: int, chunks: int) -> int:
+    """`chunks` loops of "int8" or "float"; one alone stays in the caller. Operations done."""
+
+def read_memory(data: int, num_bytes: int, chunks: int) -> None:
+    """Read memory once, in `chunks` parts; one alone stays in the caller."""
+
+def matmul_costs() -> dict[str, float]:
+    """The active cost model, in cycles of 256 weights, and the tokens at which `panels` win."""
+
 def linear(x: int, num_tokens: int, w: Matrix, out: int) -> None: ...
 def expert_ffn(
     x: int,

@@ -13,7 +13,7 @@ LAYERS = {
         [
             ("errors", "env", "config", "_C"),
             ("gguf",),
-            ("kernels", "text"),
+            ("kernels", "machine", "text"),
             ("experts",),
             ("model",),
             ("engine",),

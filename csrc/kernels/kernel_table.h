@@ -76,6 +76,12 @@ struct FormatKernels {
   bool quantized;  // takes int8 activation rows
 };
 
+// A loop in registers; a multiply-add is two operations.
+struct Limit {
+  void (*run)(int64_t rounds);
+  int64_t operations;  // of a round
+};
+
 struct KernelTable {
   const char* name;
   // Rounds x[0..n) to blocks [first / 32, (first + n) / 32) of an activation row of `cols`; whoever
@@ -88,6 +94,8 @@ struct KernelTable {
   void (*weighted_sum)(const float* const* rows, const float* weights, int64_t num_rows, int64_t n,
                        float* out);
   MatmulCosts costs;
+  Limit int8_limit, float_limit;
+  void (*read_memory)(const uint8_t* p, int64_t bytes);  // all but a rest below 512 bytes; >= 64
   FormatKernels formats[kNumTypeIds];  // by TypeId; null pointers where there is no such type
 };
 

@@ -5,6 +5,7 @@
 #include "formats/decode-inl.h"
 #include "kernels/elementwise-inl.h"
 #include "kernels/kernel_table.h"
+#include "kernels/limits-inl.h"
 #include "kernels/matmul-inl.h"
 #include "kernels/panel-inl.h"
 
@@ -42,6 +43,9 @@ constexpr KernelTable make_table(const char* name) {
   table.silu_mul = silu_mul;
   table.weighted_sum = weighted_sum;
   table.costs = Simd::kCosts;
+  table.int8_limit = {int8_limit, kInt8Operations};
+  table.float_limit = {float_limit, kFloatOperations};
+  table.read_memory = read_memory;
   FormatKernels* formats = table.formats;
   formats[kF32] = floats<BlockF32, FloatsF32>();
   formats[kF16] = floats<BlockF16, FloatsF16>();

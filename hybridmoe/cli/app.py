@@ -36,6 +36,9 @@ COMMANDS = {
         "inspect_command",
         "Show what a GGUF file holds and needs.",
     ),
+    "doctor": _Entry(
+        "hybridmoe.cli.doctor", "doctor_command", "Measure what this machine can reach at most."
+    ),
 }
 
 

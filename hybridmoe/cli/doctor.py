@@ -1,0 +1,80 @@
+"""`hybridmoe doctor`: facts about the machine, its measured limits, and what will be slow."""
+
+import json
+from dataclasses import asdict
+
+import click
+
+from hybridmoe import _C
+from hybridmoe.machine import Limits, Machine, Rate, advice, inspect_machine, measure
+
+__all__ = ["doctor_command"]
+
+
+@click.command("doctor")
+@click.option("--quick", is_flag=True, help="Measure for one second instead of four.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def doctor_command(quick: bool, as_json: bool) -> None:
+    """Measure what memory and arithmetic of this machine can reach, and say what will be slow.
+
+    Other programs that run meanwhile lower the figures.
+    """
+    machine = inspect_machine()
+    limits = measure(quick=quick)
+    costs = _C.matmul_costs()
+    said = advice(machine, limits)
+    if as_json:
+        click.echo(
+            json.dumps(
+                {
+                    "machine": asdict(machine),
+                    "limits": asdict(limits),
+                    "matmul_costs": costs,
+                    "advice": said,
+                }
+            )
+        )
+        return
+    rows = [*_facts(machine), *_limits(limits), ("prompt kernels", _crossover(costs))]
+    width = max(len(name) for name, _ in rows)
+    for name, value in rows:
+        click.echo(f"{name:<{width}}  {value}")
+    click.echo()
+    for sentence in said:
+        click.echo(f"- {sentence}")
+
+
+def _facts(m: Machine) -> list[tuple[str, str]]:
+    memory = "unknown" if m.available_bytes is None else f"{m.available_bytes / 1e9:.1f} GB"
+    quota = "" if m.cpu_quota is None else f", quota of {m.cpu_quota:g} CPUs"
+    return [
+        ("CPU", m.cpu),
+        (
+            "cores",
+            f"{m.cores} ({m.hardware_threads} hardware threads, NUMA nodes: {m.nodes}{quota})",
+        ),
+        ("kernel threads", str(m.kernel_threads)),
+        ("instruction sets", f"{', '.join(m.isa_supported)}; in use: {m.isa_active}"),
+        ("memory to fill", memory),
+        ("transparent huge pages", m.huge_pages),
+        ("GPU", m.gpu or "none"),
+    ]
+
+
+def _limits(limits: Limits) -> list[tuple[str, str]]:
+    def text(rate: Rate, unit: float, name: str) -> str:
+        return f"{rate.one / unit:.2f} {name} one core, {rate.all / unit:.2f} all threads"
+
+    return [
+        ("memory read", text(limits.read, 1e9, "GB/s")),
+        ("int8", text(limits.int8, 1e12, "TOPS")),
+        ("float32", text(limits.float32, 1e12, "TFLOPS")),
+    ]
+
+
+def _crossover(costs: dict[str, float]) -> str:
+    return (
+        f"panels from {costs['panels_from_tokens']:.0f} tokens of an expert on "
+        f"(unpack {costs['unpack']:g}, dot {costs['dot']:g}, spread {costs['spread']:g}, "
+        f"panel dot {costs['panel_dot']:g} cycles)"
+    )
