@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from hybridmoe import _C
 from hybridmoe.kernels import isa, topology
@@ -182,8 +183,6 @@ def _huge_pages(root: Path) -> str:
 
 
 def _gpu_name() -> str | None:
-    import torch
-
     return torch.cuda.get_device_name(0) if torch.cuda.is_available() else None
 
 
