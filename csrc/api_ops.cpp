@@ -1,6 +1,7 @@
 // The kernels. Arrays cross as addresses: ops.py has checked shape, element type and layout, and
 // what a wrong number could make the kernels read or write out of bounds is checked again below.
 #include "bindings.h"
+#include "ops/attention.h"
 #include "ops/expert_ffn.h"
 #include "ops/linear.h"
 
@@ -54,6 +55,28 @@ void register_ops(py::module_& m) {
       },
       py::arg("x"), py::arg("ids"), py::arg("weights"), py::arg("num_tokens"), py::arg("top_k"),
       py::arg("gate"), py::arg("up"), py::arg("down"), py::arg("out"), no_gil);
+
+  m.def(
+      "latent_attention",
+      [](Address latent_queries, Address rope_queries, Address latents, int64_t num_tokens,
+         int64_t num_heads, int64_t latent_dim, int64_t rope_dim, int64_t start, float scale,
+         Address out) {
+        latent_attention({
+            .latent_queries = pointer<float>(latent_queries),
+            .rope_queries = pointer<float>(rope_queries),
+            .latents = pointer<float>(latents),
+            .num_tokens = num_tokens,
+            .num_heads = num_heads,
+            .latent_dim = latent_dim,
+            .rope_dim = rope_dim,
+            .start = start,
+            .scale = scale,
+            .out = pointer<float>(out),
+        });
+      },
+      py::arg("latent_queries"), py::arg("rope_queries"), py::arg("latents"), py::arg("num_tokens"),
+      py::arg("num_heads"), py::arg("latent_dim"), py::arg("rope_dim"), py::arg("start"),
+      py::arg("scale"), py::arg("out"), no_gil);
 
   m.def(
       "dequantize", [](const Matrix& w, Address out) { dequantize(w, pointer<float>(out)); },

@@ -46,5 +46,17 @@ def expert_ffn(
     down: Matrix,
     out: int,
 ) -> None: ...
+def latent_attention(
+    latent_queries: int,
+    rope_queries: int,
+    latents: int,
+    num_tokens: int,
+    num_heads: int,
+    latent_dim: int,
+    rope_dim: int,
+    start: int,
+    scale: float,
+    out: int,
+) -> None: ...
 def dequantize(w: Matrix, out: int) -> None: ...
 def gather_rows(w: Matrix, ids: int, num_ids: int, out: int) -> None: ...

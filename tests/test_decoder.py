@@ -44,15 +44,6 @@ def test_pieces_give_the_logits_of_the_whole(f32_path: Path, piece: int) -> None
     assert relative_error(whole, _logits_in_pieces(f32_path, ids, piece)) <= 1e-4
 
 
-def test_a_long_prompt_is_attended_in_slices(
-    f32_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    ids = np.random.default_rng(2).integers(0, 256, NUM_TOKENS).tolist()
-    whole = _logits_in_pieces(f32_path, ids, NUM_TOKENS)
-    monkeypatch.setattr("hybridmoe.model.mla._MAX_SCORES", 1000)
-    assert relative_error(whole, _logits_in_pieces(f32_path, ids, NUM_TOKENS)) <= 1e-5
-
-
 def test_later_tokens_do_not_change_earlier_logits(f32_path: Path) -> None:
     with hybridmoe.load(f32_path) as llm:
         short, long = llm.logits([5, 6, 7]), llm.logits([5, 6, 7, 8, 9])

@@ -82,6 +82,42 @@ struct Limit {
   int64_t operations;  // of a round
 };
 
+// Attention over one block of positions, for `lanes` queries at once: 16, 32 or 64.
+constexpr int64_t kAttentionBlock = 256, kMaxAttentionLanes = 64;
+constexpr float kNoAttentionKey = -1e30f;  // greatest score of none; finite, so that no inf - inf
+
+struct AttentionBlock {
+  const float* queries;  // (dim, lanes)
+  const float* keys;     // (num_keys, key_stride): the first value_dim of each are its values, too
+  int64_t key_stride, num_keys;
+  const int32_t* visible;  // (lanes): how many of the keys each query may see, from the first on
+  int64_t dim, value_dim, lanes;
+  float scale;
+  float* scores;  // (num_keys, lanes), scratch
+};
+
+// A softmax's parts, so that blocks can be put together: the greatest score, the sum of
+// e^(score - greatest), and the values weighted with that.
+struct AttentionSums {
+  float* max;     // (lanes)
+  float* sum;     // (lanes)
+  float* values;  // (value_dim, lanes)
+};
+
+struct AttentionKernels {
+  // packed[d][i] = rows[i][d]; zeros for lanes without a row.
+  void (*pack)(const float* const* rows, int64_t num_rows, int64_t dim, int64_t lanes,
+               float* packed);
+  void (*attend)(const AttentionBlock& block, const AttentionSums& out);
+  // Adds a later block's parts. A start that has seen nothing: max = kNoAttentionKey, the rest
+  // zeros.
+  void (*merge)(const AttentionSums& total, const AttentionSums& block, int64_t value_dim,
+                int64_t lanes);
+  // rows[i][r] = values[r][i] / sum[i]
+  void (*finish)(const AttentionSums& total, int64_t value_dim, int64_t lanes, float* const* rows,
+                 int64_t num_rows);
+};
+
 struct KernelTable {
   const char* name;
   // Rounds x[0..n) to blocks [first / 32, (first + n) / 32) of an activation row of `cols`; whoever
@@ -94,6 +130,7 @@ struct KernelTable {
   void (*weighted_sum)(const float* const* rows, const float* weights, int64_t num_rows, int64_t n,
                        float* out);
   MatmulCosts costs;
+  AttentionKernels attention;
   Limit int8_limit, float_limit;
   void (*read_memory)(const uint8_t* p, int64_t bytes);  // all but a rest below 512 bytes; >= 64
   FormatKernels formats[kNumTypeIds];  // by TypeId; null pointers where there is no such type

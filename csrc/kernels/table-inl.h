@@ -3,6 +3,7 @@
 #pragma once
 
 #include "formats/decode-inl.h"
+#include "kernels/attention-inl.h"
 #include "kernels/elementwise-inl.h"
 #include "kernels/kernel_table.h"
 #include "kernels/limits-inl.h"
@@ -43,6 +44,7 @@ constexpr KernelTable make_table(const char* name) {
   table.silu_mul = silu_mul;
   table.weighted_sum = weighted_sum;
   table.costs = Simd::kCosts;
+  table.attention = {pack_queries, attend, merge_attention, finish_attention};
   table.int8_limit = {int8_limit, kInt8Operations};
   table.float_limit = {float_limit, kFloatOperations};
   table.read_memory = read_memory;

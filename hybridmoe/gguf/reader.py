@@ -11,6 +11,7 @@ import mmap
 import os
 import stat
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -165,6 +166,7 @@ def _map_file(path: Path, about: str = "") -> tuple[mmap.mmap, tuple[int, int]]:
             if status.st_size == 0:
                 raise GGUFError(f"{_name(path)}: the file is empty, expected a GGUF file{about}")
             view = mmap.mmap(file.fileno(), status.st_size, prot=mmap.PROT_READ)
+            _ask_for_huge_pages(view)
             return view, (status.st_dev, status.st_ino)
     except FileNotFoundError:
         where = printable(str(path.parent), 200)
@@ -172,6 +174,16 @@ def _map_file(path: Path, about: str = "") -> tuple[mmap.mmap, tuple[int, int]]:
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else str(error)
         raise GGUFError(f"{_name(path)}: cannot be opened: {reason}{about}") from None
+
+
+def _ask_for_huge_pages(view: mmap.mmap) -> None:
+    """Let what is read from now on lie in pages of 2 MiB, where the file system can do that.
+
+    Reading from memory is then a tenth faster (docs/log.md). What is cached in small pages stays.
+    """
+    if hasattr(mmap, "MADV_HUGEPAGE"):
+        with suppress(OSError):  # a kernel without them
+            view.madvise(mmap.MADV_HUGEPAGE)
 
 
 def _name(path: Path) -> str:

@@ -22,6 +22,7 @@ __all__ = [
     "expert_ffn",
     "gather_rows",
     "isa",
+    "latent_attention",
     "linear",
     "num_threads",
     "set_num_threads",
@@ -89,6 +90,46 @@ def expert_ffn(
         gate.handle,
         up.handle,
         down.handle,
+        out.data_ptr(),
+    )
+    return out
+
+
+def latent_attention(
+    latent_queries: Tensor, rope_queries: Tensor, latents: Tensor, scale: float
+) -> Tensor:
+    """Causal softmax attention of the last T of S positions over latents, absorbed MLA.
+
+    Shapes:  latent_queries (N, T, R) f32 · rope_queries (T, N, P) f32 · latents (S, R + P) f32, the
+             first R of each row also its value -> (N, T, R) f32.
+    Cost:    2 N T S (2 R + P) operations in float32, half of them where T = S.
+    Numeric: softmax over blocks of 256 positions, put together in order; no score is rounded.
+    Errors:  ShapeError.
+    Source:  DeepSeek-V2 (arXiv 2405.04434), section 2.1; online softmax, Milakov & Gimelshein 2018.
+    """
+    num_heads, tokens, latent_dim = (
+        latent_queries.shape if latent_queries.ndim == 3 else (-1, -1, -1)
+    )
+    _check(latent_queries, "latent_attention: latent_queries", torch.float32, 3, latent_dim)
+    _check(rope_queries, "latent_attention: rope_queries", torch.float32, 3, None)
+    rope_dim = rope_queries.shape[2]
+    _check(latents, "latent_attention: latents", torch.float32, 2, latent_dim + rope_dim)
+    if rope_queries.shape[:2] != (tokens, num_heads) or latents.shape[0] < tokens:
+        raise ShapeError(
+            f"latent_attention: {tuple(latent_queries.shape)} latent queries, "
+            f"{tuple(rope_queries.shape)} rope queries, {latents.shape[0]} positions do not fit"
+        )
+    out = torch.empty_like(latent_queries)  # (N, T, R)
+    _C.latent_attention(
+        latent_queries.data_ptr(),
+        rope_queries.data_ptr(),
+        latents.data_ptr(),
+        tokens,
+        num_heads,
+        latent_dim,
+        rope_dim,
+        latents.shape[0] - tokens,
+        scale,
         out.data_ptr(),
     )
     return out

@@ -10,7 +10,14 @@ from torch import Tensor
 
 from hybridmoe.kernels.matrix import QuantMatrix
 
-__all__ = ["batched_linear", "dequantize", "expert_ffn", "gather_rows", "linear"]
+__all__ = [
+    "batched_linear",
+    "dequantize",
+    "expert_ffn",
+    "gather_rows",
+    "latent_attention",
+    "linear",
+]
 
 
 def dequantize(w: QuantMatrix) -> Tensor:
@@ -44,6 +51,18 @@ def expert_ffn(
         hidden = g * torch.sigmoid(g) * linear(token, up.slice(e, e + 1))
         out[t] += float(weights[t, j]) * linear(hidden, down.slice(e, e + 1))[0]
     return out
+
+
+def latent_attention(
+    latent_queries: Tensor, rope_queries: Tensor, latents: Tensor, scale: float
+) -> Tensor:
+    """latent_queries (N, T, R) · rope_queries (T, N, P) · latents (S, R + P) -> (N, T, R) f64."""
+    queries = torch.cat((latent_queries, rope_queries.transpose(0, 1)), -1).double()
+    num_tokens, num_positions = queries.shape[1], len(latents)
+    scores = queries @ latents.double().T * scale  # (N, T, S)
+    seen = torch.ones(num_tokens, num_positions).tril(num_positions - num_tokens).bool()
+    shares = scores.masked_fill(~seen, float("-inf")).softmax(-1)
+    return shares @ latents[:, : latent_queries.shape[2]].double()
 
 
 def gather_rows(w: QuantMatrix, ids: Tensor) -> Tensor:

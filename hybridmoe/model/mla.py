@@ -6,22 +6,15 @@ that attention is multi-query attention over latents, and `v_b` brings the resul
 DeepSeek-V2 (arXiv 2405.04434), section 2.1 and appendix C.
 """
 
-import torch
 from torch import Tensor
 
 from hybridmoe.config import ModelConfig
-from hybridmoe.kernels.ops import QuantMatrix, batched_linear, linear, num_threads
+from hybridmoe.kernels.ops import QuantMatrix, batched_linear, latent_attention, linear
 from hybridmoe.model.norm import RmsNorm
 from hybridmoe.model.rope import RotaryTable
-from hybridmoe.model.threads import torch_threads
 from hybridmoe.model.weights import BlockWeights
 
 __all__ = ["LatentAttention"]
-
-# Scores held at once, in floats (64 MiB): long prompts are worked off in slices of query tokens.
-_MAX_SCORES = 1 << 24
-# Multiply-adds from which torch's threads are worth waking (some 5 ms on one core).
-_LARGE_PRODUCT = 1 << 28
 
 
 class LatentAttention:
@@ -49,17 +42,12 @@ class LatentAttention:
         Shapes: x (T, H) f32 · latents (S >= start + T, R + rope) f32, rows [start, start + T) are
                 written -> (T, H) f32.
         """
-        c = self._config
         num_tokens = x.shape[0]
         stop = start + num_tokens
         self._append(x, latents[start:stop], start)
-        queries = self._queries(x, start)  # (N, T, R + rope)
-        keys = latents[:stop]
-        mixed = torch.empty(c.num_heads, num_tokens, c.kv_lora_rank)  # (N, T, R)
-        step = max(1, _MAX_SCORES // (c.num_heads * stop))
-        for first in range(0, num_tokens, step):
-            last = min(first + step, num_tokens)
-            mixed[:, first:last] = self._attend(queries[:, first:last], keys[: start + last])
+        absorbed, rotated = self._queries(x, start)
+        scale = self._config.softmax_scale
+        mixed = latent_attention(absorbed, rotated, latents[:stop], scale)  # (N, T, R)
         heads = batched_linear(mixed, self._v_b)  # (N, T, V)
         return linear(heads.transpose(0, 1).reshape(num_tokens, -1), self._out)
 
@@ -69,28 +57,11 @@ class LatentAttention:
         rows[:, :latent_dim] = self._kv_a_norm(projected[:, :latent_dim])
         rows[:, latent_dim:] = self._rope.rotate(projected[:, latent_dim:], start)
 
-    def _queries(self, x: Tensor, start: int) -> Tensor:
+    def _queries(self, x: Tensor, start: int) -> tuple[Tensor, Tensor]:
+        """In latent space (N, T, R), and rotated (T, N, rope)."""
         c = self._config
         if self._q_a is not None:
             x = self._q_a_norm(linear(x, self._q_a))
         q = linear(x, self._q_b).view(-1, c.num_heads, c.qk_dim)  # (T, N, nope + rope)
         absorbed = batched_linear(q[..., : c.nope_dim].transpose(0, 1).contiguous(), self._k_b)
-        rotated = self._rope.rotate(q[..., c.nope_dim :], start).transpose(0, 1)  # (N, T, rope)
-        return torch.cat((absorbed, rotated), dim=-1)
-
-    def _attend(self, queries: Tensor, keys: Tensor) -> Tensor:
-        """Softmax attention of the last t of S tokens: (N, t, D), (S, D) -> (N, t, R)."""
-        is_large = queries.numel() * keys.shape[0] > _LARGE_PRODUCT
-        with torch_threads(num_threads() if is_large else 1):
-            return self._softmax_attention(queries, keys)
-
-    def _softmax_attention(self, queries: Tensor, keys: Tensor) -> Tensor:
-        num_heads, num_queries, dim = queries.shape
-        scores = queries.reshape(-1, dim) @ keys.T  # (N * t, S)
-        scores *= self._config.softmax_scale
-        if num_queries > 1:
-            future = torch.ones(num_queries, num_queries, dtype=torch.bool).triu(1)
-            tail = scores.view(num_heads, num_queries, -1)[..., -num_queries:]
-            tail.masked_fill_(future, float("-inf"))
-        mixed = scores.softmax(dim=-1) @ keys[:, : self._config.kv_lora_rank]
-        return mixed.view(num_heads, num_queries, -1)
+        return absorbed, self._rope.rotate(q[..., c.nope_dim :], start)
