@@ -4,6 +4,7 @@
 #include "ops/attention.h"
 #include "ops/expert_ffn.h"
 #include "ops/linear.h"
+#include "ops/token_ops.h"
 
 namespace py = pybind11;
 
@@ -32,15 +33,19 @@ void register_ops(py::module_& m) {
 
   m.def(
       "linear",
-      [](Address x, int64_t num_tokens, const Matrix& w, Address out) {
-        linear(pointer<float>(x), num_tokens, w, pointer<float>(out));
+      [](Address x, int64_t x_batch_stride, int64_t x_token_stride, int64_t num_tokens,
+         const Matrix& w, Address out, int64_t out_batch_stride, int64_t out_token_stride) {
+        linear({pointer<float>(x), x_batch_stride, x_token_stride}, num_tokens, w,
+               {pointer<float>(out), out_batch_stride, out_token_stride});
       },
-      py::arg("x"), py::arg("num_tokens"), py::arg("w"), py::arg("out"), no_gil);
+      py::arg("x"), py::arg("x_batch_stride"), py::arg("x_token_stride"), py::arg("num_tokens"),
+      py::arg("w"), py::arg("out"), py::arg("out_batch_stride"), py::arg("out_token_stride"),
+      no_gil);
 
   m.def(
       "expert_ffn",
       [](Address x, Address ids, Address weights, int64_t num_tokens, int64_t top_k,
-         const Matrix& gate, const Matrix& up, const Matrix& down, Address out) {
+         const Matrix& gate, const Matrix& up, const Matrix& down, Address base, Address out) {
         expert_ffn({
             .x = pointer<float>(x),
             .ids = pointer<int32_t>(ids),
@@ -50,20 +55,23 @@ void register_ops(py::module_& m) {
             .gate = gate,
             .up = up,
             .down = down,
+            .base = pointer<float>(base),
             .out = pointer<float>(out),
         });
       },
       py::arg("x"), py::arg("ids"), py::arg("weights"), py::arg("num_tokens"), py::arg("top_k"),
-      py::arg("gate"), py::arg("up"), py::arg("down"), py::arg("out"), no_gil);
+      py::arg("gate"), py::arg("up"), py::arg("down"), py::arg("base"), py::arg("out"), no_gil);
 
   m.def(
       "latent_attention",
-      [](Address latent_queries, Address rope_queries, Address latents, int64_t num_tokens,
-         int64_t num_heads, int64_t latent_dim, int64_t rope_dim, int64_t start, float scale,
-         Address out) {
+      [](Address latent_queries, Address rope_queries, int64_t token_stride, int64_t head_stride,
+         Address latents, int64_t num_tokens, int64_t num_heads, int64_t latent_dim,
+         int64_t rope_dim, int64_t start, float scale, Address out) {
         latent_attention({
             .latent_queries = pointer<float>(latent_queries),
             .rope_queries = pointer<float>(rope_queries),
+            .token_stride = token_stride,
+            .head_stride = head_stride,
             .latents = pointer<float>(latents),
             .num_tokens = num_tokens,
             .num_heads = num_heads,
@@ -74,9 +82,63 @@ void register_ops(py::module_& m) {
             .out = pointer<float>(out),
         });
       },
-      py::arg("latent_queries"), py::arg("rope_queries"), py::arg("latents"), py::arg("num_tokens"),
-      py::arg("num_heads"), py::arg("latent_dim"), py::arg("rope_dim"), py::arg("start"),
-      py::arg("scale"), py::arg("out"), no_gil);
+      py::arg("latent_queries"), py::arg("rope_queries"), py::arg("token_stride"),
+      py::arg("head_stride"), py::arg("latents"), py::arg("num_tokens"), py::arg("num_heads"),
+      py::arg("latent_dim"), py::arg("rope_dim"), py::arg("start"), py::arg("scale"),
+      py::arg("out"), no_gil);
+
+  m.def(
+      "rms_norm",
+      [](Address x, int64_t x_stride, Address delta, Address weight, int64_t num_tokens, int64_t n,
+         float eps, Address out, int64_t out_stride) {
+        rms_norm({
+            .x = pointer<float>(x),
+            .x_stride = x_stride,
+            .delta = pointer<float>(delta),
+            .weight = pointer<float>(weight),
+            .num_tokens = num_tokens,
+            .n = n,
+            .eps = eps,
+            .out = pointer<float>(out),
+            .out_stride = out_stride,
+        });
+      },
+      py::arg("x"), py::arg("x_stride"), py::arg("delta"), py::arg("weight"), py::arg("num_tokens"),
+      py::arg("n"), py::arg("eps"), py::arg("out"), py::arg("out_stride"), no_gil);
+
+  m.def(
+      "rotate",
+      [](Address x, int64_t num_tokens, int64_t num_heads, int64_t token_stride,
+         int64_t head_stride, int64_t num_pairs, Address turns) {
+        rotate({pointer<float>(x), num_tokens, num_heads, token_stride, head_stride, num_pairs,
+                pointer<float>(turns)});
+      },
+      py::arg("x"), py::arg("num_tokens"), py::arg("num_heads"), py::arg("token_stride"),
+      py::arg("head_stride"), py::arg("num_pairs"), py::arg("turns"), no_gil);
+
+  m.def(
+      "route",
+      [](Address logits, Address bias, int64_t num_tokens, int64_t num_experts, int64_t top_k,
+         int64_t num_groups, int64_t num_groups_used, bool is_sigmoid, bool is_normalized,
+         float scale, Address ids, Address weights) {
+        route({
+            .logits = pointer<float>(logits),
+            .bias = pointer<float>(bias),
+            .num_tokens = num_tokens,
+            .num_experts = num_experts,
+            .top_k = top_k,
+            .num_groups = num_groups,
+            .num_groups_used = num_groups_used,
+            .is_sigmoid = is_sigmoid,
+            .is_normalized = is_normalized,
+            .scale = scale,
+            .ids = pointer<int32_t>(ids),
+            .weights = pointer<float>(weights),
+        });
+      },
+      py::arg("logits"), py::arg("bias"), py::arg("num_tokens"), py::arg("num_experts"),
+      py::arg("top_k"), py::arg("num_groups"), py::arg("num_groups_used"), py::arg("is_sigmoid"),
+      py::arg("is_normalized"), py::arg("scale"), py::arg("ids"), py::arg("weights"), no_gil);
 
   m.def(
       "dequantize", [](const Matrix& w, Address out) { dequantize(w, pointer<float>(out)); },

@@ -34,7 +34,16 @@ def read_memory(data: int, num_bytes: int, chunks: int) -> None:
 def matmul_costs() -> dict[str, float]:
     """The active cost model, in cycles of 256 weights, and the tokens at which `panels` win."""
 
-def linear(x: int, num_tokens: int, w: Matrix, out: int) -> None: ...
+def linear(
+    x: int,
+    x_batch_stride: int,
+    x_token_stride: int,
+    num_tokens: int,
+    w: Matrix,
+    out: int,
+    out_batch_stride: int,
+    out_token_stride: int,
+) -> None: ...
 def expert_ffn(
     x: int,
     ids: int,
@@ -44,11 +53,14 @@ def expert_ffn(
     gate: Matrix,
     up: Matrix,
     down: Matrix,
+    base: int,
     out: int,
 ) -> None: ...
 def latent_attention(
     latent_queries: int,
     rope_queries: int,
+    token_stride: int,
+    head_stride: int,
     latents: int,
     num_tokens: int,
     num_heads: int,
@@ -57,6 +69,40 @@ def latent_attention(
     start: int,
     scale: float,
     out: int,
+) -> None: ...
+def rms_norm(
+    x: int,
+    x_stride: int,
+    delta: int,
+    weight: int,
+    num_tokens: int,
+    n: int,
+    eps: float,
+    out: int,
+    out_stride: int,
+) -> None: ...
+def rotate(
+    x: int,
+    num_tokens: int,
+    num_heads: int,
+    token_stride: int,
+    head_stride: int,
+    num_pairs: int,
+    turns: int,
+) -> None: ...
+def route(
+    logits: int,
+    bias: int,
+    num_tokens: int,
+    num_experts: int,
+    top_k: int,
+    num_groups: int,
+    num_groups_used: int,
+    is_sigmoid: bool,
+    is_normalized: bool,
+    scale: float,
+    ids: int,
+    weights: int,
 ) -> None: ...
 def dequantize(w: Matrix, out: int) -> None: ...
 def gather_rows(w: Matrix, ids: int, num_ids: int, out: int) -> None: ...

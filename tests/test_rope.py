@@ -13,7 +13,7 @@ from hybridmoe.model.rope import RotaryTable, inverse_frequencies
 def test_rotation_is_multiplication_by_a_unit_complex_number() -> None:
     c = ModelConfig.from_metadata(K2)
     x = torch.randn(5, 3, c.rope_dim, generator=torch.Generator().manual_seed(1))
-    got = RotaryTable(c).rotate(x, start=1000)
+    got = RotaryTable(c).rotate_(x.clone(), start=1000)
     angle = torch.arange(1000, 1005)[:, None] * inverse_frequencies(c.rope_dim, c.rope_base, c.yarn)
     pairs = torch.view_as_complex(x.double().unflatten(-1, (-1, 2)).contiguous())
     turned = pairs * torch.polar(torch.ones_like(angle), angle)[:, None]
@@ -22,9 +22,9 @@ def test_rotation_is_multiplication_by_a_unit_complex_number() -> None:
 
 def test_pieces_and_whole_rotate_alike() -> None:
     table = RotaryTable(ModelConfig.from_metadata(K2))
-    x = torch.randn(2000, 64, generator=torch.Generator().manual_seed(2))
-    pieces = [table.rotate(x[i : i + 333], i) for i in range(0, 2000, 333)]
-    assert torch.equal(torch.cat(pieces), table.rotate(x, 0))
+    x = torch.randn(2000, 1, 64, generator=torch.Generator().manual_seed(2))
+    pieces = [table.rotate_(x[i : i + 333].clone(), i) for i in range(0, 2000, 333)]
+    assert torch.equal(torch.cat(pieces), table.rotate_(x.clone(), 0))
 
 
 def test_without_yarn_frequencies_are_a_geometric_series() -> None:

@@ -39,8 +39,8 @@ class Buffer {
 struct Runtime {
   explicit Runtime(const ThreadPlan& plan) : pool(plan), scratch(pool.num_workers()) {}
   ThreadPool pool;
-  std::vector<Buffer> scratch;                                       // one a worker
-  Buffer activations, rows, hidden, hidden_rows, outputs, gathered;  // of the operation under way
+  std::vector<Buffer> scratch;                                         // one a worker
+  Buffer activations, rows, token_rows, hidden, hidden_rows, outputs;  // of the operation under way
 };
 
 // Exclusive use of the runtime for the length of one operation. Calls from several Python threads

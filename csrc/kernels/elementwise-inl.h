@@ -88,6 +88,26 @@ void silu_mul(const float* gate, const float* up, int64_t n, float* out) {
   }
 }
 
+// x += delta (where there is one); out = x / sqrt(mean(x^2) + eps) * weight. The squares are added
+// in 16 lanes, then by a tree.
+void rms_norm(float* x, const float* delta, const float* weight, int64_t n, float eps, float* out) {
+  if (delta != nullptr) {
+    for (int64_t i = 0; i < n; ++i) x[i] += delta[i];
+  }
+  constexpr int lanes = 16;
+  float sums[lanes] = {};
+  const int64_t whole = n / lanes * lanes;
+  for (int64_t i = 0; i < whole; i += lanes) {
+    for (int lane = 0; lane < lanes; ++lane) sums[lane] += x[i + lane] * x[i + lane];
+  }
+  for (int64_t i = whole; i < n; ++i) sums[i - whole] += x[i] * x[i];
+  for (int width = lanes / 2; width > 0; width /= 2) {
+    for (int lane = 0; lane < width; ++lane) sums[lane] += sums[lane + width];
+  }
+  const float scale = 1.0f / __builtin_sqrtf(sums[0] / static_cast<float>(n) + eps);
+  for (int64_t i = 0; i < n; ++i) out[i] = x[i] * scale * weight[i];
+}
+
 void weighted_sum(const float* const* rows, const float* weights, int64_t num_rows, int64_t n,
                   float* out) {
   memset(out, 0, n * sizeof(float));

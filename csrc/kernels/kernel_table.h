@@ -126,6 +126,9 @@ struct KernelTable {
   void (*quantize)(const float* x, int64_t first, int64_t n, int64_t cols, void* row);
   // out[i] = silu(gate[i]) * up[i]
   void (*silu_mul)(const float* gate, const float* up, int64_t n, float* out);
+  // x[i] += delta[i], unless delta is null; out[i] = x[i] / sqrt(mean(x^2) + eps) * weight[i]
+  void (*rms_norm)(float* x, const float* delta, const float* weight, int64_t n, float eps,
+                   float* out);
   // out[i] = sum over j of weights[j] * rows[j][i], added in the order of j
   void (*weighted_sum)(const float* const* rows, const float* weights, int64_t num_rows, int64_t n,
                        float* out);

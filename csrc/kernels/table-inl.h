@@ -42,6 +42,7 @@ constexpr KernelTable make_table(const char* name) {
   table.name = name;
   table.quantize = quantize;
   table.silu_mul = silu_mul;
+  table.rms_norm = rms_norm;
   table.weighted_sum = weighted_sum;
   table.costs = Simd::kCosts;
   table.attention = {pack_queries, attend, merge_attention, finish_attention};

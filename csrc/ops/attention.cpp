@@ -89,7 +89,8 @@ class Attention {
     }
     kernels_.pack(rows, tile.count, a_.latent_dim, lanes_, tile.packed);
     for (int64_t i = 0; i < tile.count; ++i) {
-      rows[i] = a_.rope_queries + (tile.first + i) * a_.rope_dim;
+      const auto [token, head] = token_and_head(tile, i);
+      rows[i] = a_.rope_queries + token * a_.token_stride + head * a_.head_stride;
     }
     kernels_.pack(rows, tile.count, a_.rope_dim, lanes_, tile.packed + a_.latent_dim * lanes_);
     return tile;

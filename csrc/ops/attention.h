@@ -8,8 +8,9 @@ namespace hm {
 
 struct LatentAttentionArgs {
   const float* latent_queries;  // (N, T, R)
-  const float* rope_queries;    // (T, N, P)
-  const float* latents;         // (start + T, R + P)
+  const float* rope_queries;    // (P) of token t and head n at t * token_stride + n * head_stride
+  int64_t token_stride, head_stride;
+  const float* latents;  // (start + T, R + P)
   int64_t num_tokens, num_heads, latent_dim, rope_dim;
   int64_t start;  // position of the first token; token t sees positions 0..start + t
   float scale;

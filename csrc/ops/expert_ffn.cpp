@@ -36,17 +36,21 @@ void check_args(const ExpertFfnArgs& a) {
   check(down.batch == gate.batch && down.rows == gate.cols && down.cols == gate.rows,
         "expert_ffn: down (", down.batch, ", ", down.rows, ", ", down.cols, "), expected (",
         gate.batch, ", ", gate.cols, ", ", gate.rows, ")");
-  for (int64_t i = 0; i < a.num_tokens * a.top_k; ++i) {
+  check(a.ids != nullptr || a.num_tokens * a.top_k == 0 || (a.top_k == 1 && gate.batch > 0),
+        "expert_ffn: no experts to choose");
+  for (int64_t i = 0; a.ids != nullptr && i < a.num_tokens * a.top_k; ++i) {
     check(a.ids[i] >= -1 && a.ids[i] < gate.batch, "expert_ffn: expert id ", a.ids[i], " of token ",
           i / a.top_k, ", expected -1 to ", gate.batch - 1);
   }
 }
 
+int64_t id(const ExpertFfnArgs& a, int64_t pair) { return a.ids == nullptr ? 0 : a.ids[pair]; }
+
 void route(const ExpertFfnArgs& a, Routing& r) {
   const int64_t pairs = a.num_tokens * a.top_k, experts = a.gate.batch;
   r.next.assign(experts, 0);
   for (int64_t i = 0; i < pairs; ++i) {
-    if (a.ids[i] >= 0) ++r.next[a.ids[i]];
+    if (id(a, i) >= 0) ++r.next[id(a, i)];
   }
   r.batches.clear();
   int64_t slots = 0;
@@ -59,8 +63,8 @@ void route(const ExpertFfnArgs& a, Routing& r) {
   r.slot_of.assign(pairs, -1);
   r.token_of.resize(slots);
   for (int64_t i = 0; i < pairs; ++i) {
-    if (a.ids[i] < 0) continue;
-    const int64_t slot = r.next[a.ids[i]]++;
+    if (id(a, i) < 0) continue;
+    const int64_t slot = r.next[id(a, i)]++;
     r.slot_of[i] = slot;
     r.token_of[slot] = i / a.top_k;
   }
@@ -102,9 +106,11 @@ class Forward {
   // Memory of all stages, and the activation rows in slot order.
   void prepare() {
     const bool quantized = gate_.quantized || up_.quantized;
-    const uint8_t* rounded = quantized ? quantize_rows(kernels_, runtime_.pool, a_.x, a_.num_tokens,
-                                                       hidden_, runtime_.activations)
-                                       : nullptr;
+    const void** tokens = runtime_.token_rows.get<const void*>(a_.num_tokens);
+    for (int64_t t = 0; t < a_.num_tokens; ++t) tokens[t] = a_.x + t * hidden_;
+    if (quantized) {
+      quantize_rows(kernels_, runtime_.pool, tokens, a_.num_tokens, hidden_, runtime_.activations);
+    }
     rounded_x_ = runtime_.rows.get<const void*>(2 * num_slots_);
     float_x_ = rounded_x_ + num_slots_;
     inter_bytes_ = down_.quantized ? activation_bytes(inter_) : inter_ * int64_t{sizeof(float)};
@@ -113,7 +119,7 @@ class Forward {
     products_ = runtime_.outputs.get<float>(num_slots_ * hidden_);
     for (int64_t slot = 0; slot < num_slots_; ++slot) {
       const int64_t token = routing_.token_of[slot];
-      rounded_x_[slot] = quantized ? rounded + token * activation_bytes(hidden_) : nullptr;
+      rounded_x_[slot] = tokens[token];
       float_x_[slot] = a_.x + token * hidden_;
       inter_x_[slot] = inter_rows_ + slot * inter_bytes_;
     }
@@ -190,10 +196,14 @@ class Forward {
     for (int64_t j = token * a_.top_k; j < (token + 1) * a_.top_k; ++j) {
       if (routing_.slot_of[j] < 0) continue;
       rows[terms] = products_ + routing_.slot_of[j] * hidden_ + first;
-      weights[terms++] = a_.weights[j];
+      weights[terms++] = a_.ids == nullptr ? 1.0f : a_.weights[j];
     }
-    kernels_.weighted_sum(rows, weights, terms, std::min(kSumColumns, hidden_ - first),
-                          a_.out + token * hidden_ + first);
+    const int64_t columns = std::min(kSumColumns, hidden_ - first);
+    float* out = a_.out + token * hidden_ + first;
+    kernels_.weighted_sum(rows, weights, terms, columns, out);
+    if (a_.base == nullptr) return;
+    const float* base = a_.base + token * hidden_ + first;
+    for (int64_t i = 0; i < columns; ++i) out[i] += base[i];
   }
 
   const ExpertFfnArgs& a_;

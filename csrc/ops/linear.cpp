@@ -25,19 +25,19 @@ int64_t rows_per_task(const Matrix& w, const MatmulCosts& costs, int64_t num_tok
 
 }  // namespace
 
-void linear(const float* x, int64_t num_tokens, const Matrix& w, float* out) {
+void linear(const Rows<const float>& x, int64_t num_tokens, const Matrix& w,
+            const Rows<float>& out) {
   if (num_tokens == 0 || w.batch == 0 || w.rows == 0) return;
   const KernelTable& kernels = active_table();
   const FormatKernels& format = kernels.formats[w.type->id];
   const RuntimeLock runtime;
   const int64_t num_inputs = w.batch * num_tokens;
   const auto rows = runtime->rows.get<const void*>(num_inputs);
+  for (int64_t i = 0; i < num_inputs; ++i) {
+    rows[i] = x.data + i / num_tokens * x.batch_stride + i % num_tokens * x.token_stride;
+  }
   if (format.quantized) {
-    const uint8_t* quantized =
-        quantize_rows(kernels, runtime->pool, x, num_inputs, w.cols, runtime->activations);
-    for (int64_t i = 0; i < num_inputs; ++i) rows[i] = quantized + i * activation_bytes(w.cols);
-  } else {
-    for (int64_t i = 0; i < num_inputs; ++i) rows[i] = x + i * w.cols;
+    quantize_rows(kernels, runtime->pool, rows, num_inputs, w.cols, runtime->activations);
   }
   const int64_t block = rows_per_task(w, kernels.costs, num_tokens, runtime->pool.num_threads());
   const int64_t blocks = (w.rows + block - 1) / block;
@@ -51,8 +51,8 @@ void linear(const float* x, int64_t num_tokens, const Matrix& w, float* out) {
         .cols = w.cols,
         .x = rows + b * num_tokens,
         .num_tokens = num_tokens,
-        .out = out + b * num_tokens * w.rows + first,
-        .out_stride = w.rows,
+        .out = out.data + b * out.batch_stride + first,
+        .out_stride = out.token_stride,
         .scratch = scratch[worker].get<uint8_t>(matmul_scratch_bytes(w.cols)),
         .next = nullptr,
         .next_bytes = 0,

@@ -7,8 +7,16 @@
 
 namespace hm {
 
+// Rows of floats: row t of matrix b starts at data + b * batch_stride + t * token_stride.
+template <class T>
+struct Rows {
+  T* data;
+  int64_t batch_stride, token_stride;
+};
+
 // out (B, T, N) = x (B, T, K) w (B, N, K)^T, one product per matrix of the stack.
-void linear(const float* x, int64_t num_tokens, const Matrix& w, float* out);
+void linear(const Rows<const float>& x, int64_t num_tokens, const Matrix& w,
+            const Rows<float>& out);
 
 // out (B, N, K): every weight as a float.
 void dequantize(const Matrix& w, float* out);

@@ -1,9 +1,9 @@
 """The CPU kernels as functions of torch tensors: shapes are checked here, numbers made in csrc.
 
-All tensors are contiguous and on the CPU. A token's result is the same bits whatever else is in
-the batch and however many threads run. Products with a quantised matrix round the activations to
-int8 in blocks of 32 with a float32 scale, then add exact integer dot products: csrc/README.md says
-why, tests/closeness.py how far that can be off. reference.py has the same functions in plain numpy.
+All tensors are on the CPU, and contiguous unless a function says "rows anywhere". A token's result
+is the same bits whatever else is in the batch and however many threads run. Products with a
+quantised matrix round the activations to int8 in blocks of 32 with a float32 scale, then add exact
+integer dot products: csrc/README.md says why, tests/closeness.py how far that can be off. reference.py has the same functions in plain numpy.
 """
 
 import torch
@@ -18,6 +18,7 @@ from hybridmoe.kernels.topology import num_threads, set_num_threads
 __all__ = [
     "QuantMatrix",
     "batched_linear",
+    "dense_ffn",
     "dequantize",
     "expert_ffn",
     "gather_rows",
@@ -25,38 +26,52 @@ __all__ = [
     "latent_attention",
     "linear",
     "num_threads",
+    "rms_norm",
+    "rotate_",
+    "route",
     "set_num_threads",
 ]
 
 
-def linear(x: Tensor, w: QuantMatrix) -> Tensor:
+def linear(x: Tensor, w: QuantMatrix, out: Tensor | None = None) -> Tensor:
     """x W^T.
 
-    Shapes:  x (T, K) f32 · w one matrix (N, K) -> (T, N) f32.
+    Shapes:  x (T, K) f32 · w one matrix (N, K) -> (T, N) f32, in `out` where that is given.
     Cost:    reads w once for every four tokens, from a cache after the first.
     Errors:  ShapeError.
     """
-    _check(x, "linear: x", torch.float32, 2, w.cols)
     if w.batch != 1:
         raise ShapeError(f"linear: w is a stack of {w.batch} matrices, expected one")
+    _check_rows(x, "linear: x", 2, w.cols)
     tokens = x.shape[0]
-    out = _empty(tokens, w.rows)  # (T, N)
-    _C.linear(x.data_ptr(), tokens, w.handle, out.data_ptr())
+    if out is None:
+        out = _empty(tokens, w.rows)  # (T, N)
+    else:
+        _check_rows(out, "linear: out", 2, w.rows, tokens)
+    _C.linear(x.data_ptr(), 0, x.stride(0), tokens, w.handle, out.data_ptr(), 0, out.stride(0))
     return out
 
 
-def batched_linear(x: Tensor, w: QuantMatrix) -> Tensor:
+def batched_linear(x: Tensor, w: QuantMatrix, out: Tensor | None = None) -> Tensor:
     """x[b] W[b]^T for every matrix of a stack: the per-head products of latent attention.
 
-    Shapes:  x (B, T, K) f32 · w B matrices (N, K) -> (B, T, N) f32.
+    Shapes:  x (B, T, K) f32 · w B matrices (N, K) -> (B, T, N) f32, in `out` where that is given.
+             Rows of x and of out may lie anywhere.
     Errors:  ShapeError.
     """
-    _check(x, "batched_linear: x", torch.float32, 3, w.cols)
+    _check_rows(x, "batched_linear: x", 3, w.cols)
     batch, tokens, _ = x.shape
     if batch != w.batch:
         raise ShapeError(f"batched_linear: x has {batch} batches, w {w.batch}")
-    out = _empty(batch, tokens, w.rows)  # (B, T, N)
-    _C.linear(x.data_ptr(), tokens, w.handle, out.data_ptr())
+    if out is None:
+        out = _empty(batch, tokens, w.rows)  # (B, T, N)
+    else:
+        _check_rows(out, "batched_linear: out", 3, w.rows, batch, tokens)
+    x_batch, x_token, _ = x.stride()
+    out_batch, out_token, _ = out.stride()
+    _C.linear(
+        x.data_ptr(), x_batch, x_token, tokens, w.handle, out.data_ptr(), out_batch, out_token
+    )
     return out
 
 
@@ -90,6 +105,36 @@ def expert_ffn(
         gate.handle,
         up.handle,
         down.handle,
+        0,
+        out.data_ptr(),
+    )
+    return out
+
+
+def dense_ffn(
+    x: Tensor, gate: QuantMatrix, up: QuantMatrix, down: QuantMatrix, base: Tensor | None = None
+) -> Tensor:
+    """base + down(silu(gate(x)) * up(x)): what `expert_ffn` does with one expert for every token.
+
+    Shapes:  x (T, H) f32 · gate, up (I, H) · down (H, I) · base (T, H) f32 -> (T, H) f32.
+    Errors:  ShapeError.
+    """
+    _check(x, "dense_ffn: x", torch.float32, 2, gate.cols)
+    if base is not None:
+        _check(base, "dense_ffn: base", torch.float32, 2, gate.cols)
+        if base.shape[0] != x.shape[0]:
+            raise ShapeError(f"dense_ffn: x has {x.shape[0]} tokens, base {base.shape[0]}")
+    out = torch.empty_like(x)  # (T, H)
+    _C.expert_ffn(
+        x.data_ptr(),
+        0,
+        0,
+        x.shape[0],
+        1,
+        gate.handle,
+        up.handle,
+        down.handle,
+        0 if base is None else base.data_ptr(),
         out.data_ptr(),
     )
     return out
@@ -98,31 +143,29 @@ def expert_ffn(
 def latent_attention(
     latent_queries: Tensor, rope_queries: Tensor, latents: Tensor, scale: float
 ) -> Tensor:
-    """Causal softmax attention of the last T of S positions over latents, absorbed MLA.
+    """Causal softmax attention of the last T of S positions over latents: absorbed MLA.
 
-    Shapes:  latent_queries (N, T, R) f32 · rope_queries (T, N, P) f32 · latents (S, R + P) f32, the
-             first R of each row also its value -> (N, T, R) f32.
+    Shapes:  latent_queries (N, T, R) f32 · rope_queries (T, N, P) f32, its rows anywhere ·
+             latents (S, R + P) f32, the first R of each row also its value -> (N, T, R) f32.
     Cost:    2 N T S (2 R + P) operations in float32, half of them where T = S.
     Numeric: softmax over blocks of 256 positions, put together in order; no score is rounded.
     Errors:  ShapeError.
     Source:  DeepSeek-V2 (arXiv 2405.04434), section 2.1; online softmax, Milakov & Gimelshein 2018.
     """
-    num_heads, tokens, latent_dim = (
-        latent_queries.shape if latent_queries.ndim == 3 else (-1, -1, -1)
-    )
-    _check(latent_queries, "latent_attention: latent_queries", torch.float32, 3, latent_dim)
-    _check(rope_queries, "latent_attention: rope_queries", torch.float32, 3, None)
+    _check(latent_queries, "latent_attention: latent_queries", torch.float32, 3, None)
+    num_heads, tokens, latent_dim = latent_queries.shape
+    _check_rows(rope_queries, "latent_attention: rope_queries", 3, None, tokens, num_heads)
     rope_dim = rope_queries.shape[2]
     _check(latents, "latent_attention: latents", torch.float32, 2, latent_dim + rope_dim)
-    if rope_queries.shape[:2] != (tokens, num_heads) or latents.shape[0] < tokens:
-        raise ShapeError(
-            f"latent_attention: {tuple(latent_queries.shape)} latent queries, "
-            f"{tuple(rope_queries.shape)} rope queries, {latents.shape[0]} positions do not fit"
-        )
+    if latents.shape[0] < tokens:
+        raise ShapeError(f"latent_attention: {latents.shape[0]} latents for {tokens} tokens")
+    token_stride, head_stride, _ = rope_queries.stride()
     out = torch.empty_like(latent_queries)  # (N, T, R)
     _C.latent_attention(
         latent_queries.data_ptr(),
         rope_queries.data_ptr(),
+        token_stride,
+        head_stride,
         latents.data_ptr(),
         tokens,
         num_heads,
@@ -133,6 +176,100 @@ def latent_attention(
         out.data_ptr(),
     )
     return out
+
+
+def rms_norm(
+    x: Tensor, weight: Tensor, eps: float, *, delta: Tensor | None = None, out: Tensor | None = None
+) -> Tensor:
+    """x / sqrt(mean(x^2) + eps) * weight, along rows; with `delta`, x += delta first.
+
+    Shapes:  x (T, n) f32, its rows anywhere · weight (n,) f32 · delta (T, n) f32 -> (T, n) f32, in
+             `out` where that is given (it may be x).
+    Errors:  ShapeError.
+    Source:  Zhang & Sennrich 2019.
+    """
+    _check(weight, "rms_norm: weight", torch.float32, 1, None)
+    n = weight.shape[0]
+    _check_rows(x, "rms_norm: x", 2, n)
+    tokens = x.shape[0]
+    if delta is not None:
+        _check(delta, "rms_norm: delta", torch.float32, 2, n)
+        if delta.shape[0] != tokens:
+            raise ShapeError(f"rms_norm: x has {tokens} tokens, delta {delta.shape[0]}")
+    if out is None:
+        out = _empty(tokens, n)
+    else:
+        _check_rows(out, "rms_norm: out", 2, n, tokens)
+    _C.rms_norm(
+        x.data_ptr(),
+        x.stride(0),
+        0 if delta is None else delta.data_ptr(),
+        weight.data_ptr(),
+        tokens,
+        n,
+        eps,
+        out.data_ptr(),
+        out.stride(0),
+    )
+    return out
+
+
+def rotate_(x: Tensor, turns: Tensor) -> Tensor:
+    """Multiply neighbouring pairs of each vector of a token, as complex numbers, in place.
+
+    Shapes:  x (T, N, P) f32, its rows anywhere · turns (T, P) f32: real, imaginary, real, ...
+    Errors:  ShapeError.
+    Source:  RoPE, Su et al. 2021, in the interleaved convention.
+    """
+    _check(turns, "rotate_: turns", torch.float32, 2, None)
+    tokens, dim = turns.shape
+    _check_rows(x, "rotate_: x", 3, dim, tokens)
+    if dim % 2 != 0:
+        raise ShapeError(f"rotate_: {dim} numbers are no pairs")
+    _C.rotate(
+        x.data_ptr(), tokens, x.shape[1], x.stride(0), x.stride(1), dim // 2, turns.data_ptr()
+    )
+    return x
+
+
+def route(
+    logits: Tensor,
+    bias: Tensor | None,
+    top_k: int,
+    *,
+    num_groups: int,
+    num_groups_used: int,
+    is_sigmoid: bool,
+    is_normalized: bool,
+    scale: float,
+) -> tuple[Tensor, Tensor]:
+    """Each token's experts and their weights; hybridmoe.model.router says what the switches mean.
+
+    Shapes:  logits (T, E) f32 · bias (E,) f32 -> ids (T, k) int32, best first, weights (T, k) f32.
+    Numeric: of equal scores the lower id wins; a NaN counts as the best, and shows in the weights.
+    Errors:  ShapeError.
+    """
+    _check(logits, "route: logits", torch.float32, 2, None)
+    tokens, num_experts = logits.shape
+    if bias is not None:
+        _check(bias, "route: bias", torch.float32, 1, num_experts)
+    ids = torch.empty((tokens, top_k), dtype=torch.int32, device="cpu")
+    weights = _empty(tokens, top_k)
+    _C.route(
+        logits.data_ptr(),
+        0 if bias is None else bias.data_ptr(),
+        tokens,
+        num_experts,
+        top_k,
+        num_groups,
+        num_groups_used,
+        is_sigmoid,
+        is_normalized,
+        scale,
+        ids.data_ptr(),
+        weights.data_ptr(),
+    )
+    return ids, weights
 
 
 def dequantize(w: QuantMatrix) -> Tensor:
@@ -157,6 +294,24 @@ def gather_rows(w: QuantMatrix, ids: Tensor) -> Tensor:
 
 def _empty(*shape: int) -> Tensor:
     return torch.empty(shape, dtype=torch.float32, device="cpu")  # whatever torch's defaults are
+
+
+def _check_rows(t: Tensor, what: str, ndim: int, last: int | None, *first: int) -> None:
+    """The same for float32 tensors of which only the last dimension must be contiguous."""
+    if (
+        t.dtype is torch.float32
+        and t.ndim == ndim
+        and (last is None or t.shape[-1] == last)
+        and t.shape[: len(first)] == first
+        and (t.stride(-1) == 1 or t.shape[-1] <= 1)
+        and t.device.type == "cpu"
+    ):
+        return
+    wanted = [*map(str, first), *["any"] * (ndim - 1 - len(first)), str(last or "any")]
+    raise ShapeError(
+        f"{what} is {t.dtype} {tuple(t.shape)} with strides {t.stride()} on {t.device.type}, "
+        f"expected a CPU tensor of torch.float32 ({', '.join(wanted)}) with contiguous rows"
+    )
 
 
 def _check(t: Tensor, what: str, dtype: torch.dtype, ndim: int, last: int | None) -> None:

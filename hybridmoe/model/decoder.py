@@ -56,9 +56,10 @@ class Decoder:
         """
         with torch_threads(1):
             x = gather_rows(self._embedding, torch.tensor(token_ids, dtype=torch.int64))  # (T, H)
+            delta = None
             for i, layer in enumerate(self._layers):
-                x = layer.forward(x, cache.rows(i, start + len(token_ids)), start)
-            return x
+                delta = layer.forward(x, delta, cache.rows(i, start + len(token_ids)), start)
+            return x if delta is None else x.add_(delta)
 
     @torch.inference_mode()
     def logits(self, x: Tensor) -> Tensor:
@@ -81,9 +82,10 @@ class _Layer:
         else:
             self._ffn = MoeFfn(block, i, c, experts)
 
-    def forward(self, x: Tensor, latents: Tensor, start: int) -> Tensor:
-        x = x + self._attention.forward(self._attention_norm(x), latents, start)
-        return x + self._ffn.forward(self._ffn_norm(x))
+    def forward(self, x: Tensor, delta: Tensor | None, latents: Tensor, start: int) -> Tensor:
+        """Add `delta`, the layer before's result, to x (T, H) in place; return this layer's."""
+        delta = self._attention.forward(self._attention_norm(x, delta), latents, start)
+        return self._ffn.forward(self._ffn_norm(x, delta))
 
 
 def _expert_weights(weights: Weights, layer: int, c: ModelConfig) -> ExpertWeights:

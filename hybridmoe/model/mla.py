@@ -42,26 +42,28 @@ class LatentAttention:
         Shapes: x (T, H) f32 · latents (S >= start + T, R + rope) f32, rows [start, start + T) are
                 written -> (T, H) f32.
         """
+        c = self._config
         num_tokens = x.shape[0]
         stop = start + num_tokens
         self._append(x, latents[start:stop], start)
         absorbed, rotated = self._queries(x, start)
-        scale = self._config.softmax_scale
-        mixed = latent_attention(absorbed, rotated, latents[:stop], scale)  # (N, T, R)
-        heads = batched_linear(mixed, self._v_b)  # (N, T, V)
-        return linear(heads.transpose(0, 1).reshape(num_tokens, -1), self._out)
+        mixed = latent_attention(absorbed, rotated, latents[:stop], c.softmax_scale)  # (N, T, R)
+        heads = x.new_empty(num_tokens, c.num_heads, c.v_dim)  # (T, N, V)
+        batched_linear(mixed, self._v_b, out=heads.transpose(0, 1))
+        return linear(heads.view(num_tokens, -1), self._out)
 
     def _append(self, x: Tensor, rows: Tensor, start: int) -> None:
-        latent_dim = self._config.kv_lora_rank
-        projected = linear(x, self._kv_a)  # (T, R + rope)
-        rows[:, :latent_dim] = self._kv_a_norm(projected[:, :latent_dim])
-        rows[:, latent_dim:] = self._rope.rotate(projected[:, latent_dim:], start)
+        linear(x, self._kv_a, out=rows)  # (T, R + rope)
+        latents, keys = rows[:, : self._config.kv_lora_rank], rows[:, self._config.kv_lora_rank :]
+        self._kv_a_norm(latents, out=latents)
+        self._rope.rotate_(keys.unsqueeze(1), start)
 
     def _queries(self, x: Tensor, start: int) -> tuple[Tensor, Tensor]:
         """In latent space (N, T, R), and rotated (T, N, rope)."""
         c = self._config
         if self._q_a is not None:
-            x = self._q_a_norm(linear(x, self._q_a))
-        q = linear(x, self._q_b).view(-1, c.num_heads, c.qk_dim)  # (T, N, nope + rope)
-        absorbed = batched_linear(q[..., : c.nope_dim].transpose(0, 1).contiguous(), self._k_b)
-        return absorbed, self._rope.rotate(q[..., c.nope_dim :], start)
+            x = linear(x, self._q_a)
+            self._q_a_norm(x, out=x)
+        q = linear(x, self._q_b).view(-1, c.num_heads, c.qk_dim)
+        plain, rotated = q[..., : c.nope_dim], q[..., c.nope_dim :]  # (T, N, nope | rope)
+        return batched_linear(plain.transpose(0, 1), self._k_b), self._rope.rotate_(rotated, start)

@@ -1,11 +1,10 @@
 """The feed-forward half of a layer: one dense SwiGLU, or routed experts beside a shared one."""
 
-import torch
 from torch import Tensor
 
 from hybridmoe.config import ModelConfig
 from hybridmoe.experts.backends import ExpertBackend
-from hybridmoe.kernels.ops import linear
+from hybridmoe.kernels.ops import dense_ffn, linear
 from hybridmoe.model.router import route
 from hybridmoe.model.weights import BlockWeights
 
@@ -20,10 +19,9 @@ class DenseFfn:
         self._up = block.matrix(f"ffn_up{suffix}", inter, hidden)
         self._down = block.matrix(f"ffn_down{suffix}", hidden, inter)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(T, H) -> (T, H)."""
-        gate = torch.nn.functional.silu(linear(x, self._gate))
-        return linear(gate.mul_(linear(x, self._up)), self._down)
+    def forward(self, x: Tensor, base: Tensor | None = None) -> Tensor:
+        """(T, H) -> (T, H), added to `base` where there is one."""
+        return dense_ffn(x, self._gate, self._up, self._down, base)
 
 
 class MoeFfn:
@@ -46,4 +44,4 @@ class MoeFfn:
         """(T, H) -> (T, H)."""
         ids, weights = route(linear(x, self._router), self._bias, self._config)
         routed = self._experts.forward(self._layer, x, ids, weights)
-        return routed if self._shared is None else routed + self._shared.forward(x)
+        return routed if self._shared is None else self._shared.forward(x, base=routed)

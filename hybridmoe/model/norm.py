@@ -1,7 +1,8 @@
 """Root-mean-square normalisation (Zhang & Sennrich 2019), in float32."""
 
-import torch
 from torch import Tensor
+
+from hybridmoe.kernels.ops import rms_norm
 
 __all__ = ["RmsNorm"]
 
@@ -15,5 +16,6 @@ class RmsNorm:
         self._weight = weight  # (dim,) f32
         self._eps = eps
 
-    def __call__(self, x: Tensor) -> Tensor:
-        return torch.nn.functional.rms_norm(x, self._weight.shape, self._weight, self._eps)
+    def __call__(self, x: Tensor, delta: Tensor | None = None, out: Tensor | None = None) -> Tensor:
+        """(T, dim) -> (T, dim), in `out` where that is given; with `delta`, x += delta first."""
+        return rms_norm(x, self._weight, self._eps, delta=delta, out=out)

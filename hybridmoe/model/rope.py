@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from hybridmoe.config import ModelConfig, YarnConfig
+from hybridmoe.kernels.ops import rotate_
 
 __all__ = ["RotaryTable", "inverse_frequencies"]
 
@@ -21,27 +22,22 @@ class RotaryTable:
     def __init__(self, config: ModelConfig) -> None:
         self._frequencies = inverse_frequencies(config.rope_dim, config.rope_base, config.yarn)
         self._mscale = config.yarn.rotary_mscale if config.yarn else 1.0
-        self._table = torch.empty(0, config.rope_dim // 2, dtype=torch.complex64)
+        self._table = torch.empty(0, config.rope_dim)  # real and imaginary parts in turn
 
-    def rotate(self, x: Tensor, start: int) -> Tensor:
-        """Turn `x` by its tokens' positions: a pair is a complex number.
+    def rotate_(self, x: Tensor, start: int) -> Tensor:
+        """Turn `x` by its tokens' positions, in place.
 
-        Shapes: x (T, ..., rope_dim) f32, token t at position start + t; the result has x's shape.
+        Shapes: x (T, N, rope_dim) f32, its rows anywhere; token t is at position start + t.
         """
-        num_tokens = x.shape[0]
-        turns = self._rows(start, num_tokens)
-        turns = turns.view(num_tokens, *[1] * (x.dim() - 2), turns.shape[1])
-        pairs = torch.view_as_complex(x.contiguous().view(*x.shape[:-1], -1, 2))
-        return torch.view_as_real(pairs * turns).view(x.shape)
+        return rotate_(x, self._rows(start, x.shape[0]))
 
     def _rows(self, start: int, num_tokens: int) -> Tensor:
         stop = start + num_tokens
         if stop > self._table.shape[0]:
             positions = torch.arange(max(1024, 2 * stop), dtype=torch.float64)
             angles = positions[:, None] * self._frequencies
-            self._table = torch.polar(torch.full_like(angles, self._mscale), angles).to(
-                torch.complex64
-            )
+            turns = torch.polar(torch.full_like(angles, self._mscale), angles)
+            self._table = torch.view_as_real(turns).flatten(1).float()
         return self._table[start:stop]
 
 
