@@ -3,7 +3,8 @@
 All tensors are on the CPU, and contiguous unless a function says "rows anywhere". A token's result
 is the same bits whatever else is in the batch and however many threads run. Products with a
 quantised matrix round the activations to int8 in blocks of 32 with a float32 scale, then add exact
-integer dot products: csrc/README.md says why, tests/closeness.py how far that can be off. reference.py has the same functions in plain numpy.
+integer dot products: csrc/README.md says why, tests/closeness.py how far that can be off.
+reference.py has the same functions in plain numpy.
 """
 
 import torch
