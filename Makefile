@@ -7,7 +7,7 @@ PIP    := $(BIN)/python -m pip --disable-pip-version-check install -q -c constra
 MODEL  ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help build chat test check fmt bench clean
+.PHONY: help build chat test check fmt bench peers clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## /\1	/p' $(MAKEFILE_LIST) | expand -t 8
@@ -21,7 +21,7 @@ $(BIN)/python:
 $(VENV)/.dependencies: pyproject.toml constraints.txt | $(BIN)/python
 	@echo "installing dependencies (a few minutes the first time: llama-cpp-python compiles)"
 	$(PIP) setuptools wheel pybind11
-	$(BIN)/python .ci/dependencies.py test dev train > $(VENV)/requirements.txt
+	$(BIN)/python .ci/dependencies.py test dev train bench > $(VENV)/requirements.txt
 	$(PIP) -r $(VENV)/requirements.txt
 	@touch $@
 
@@ -45,8 +45,12 @@ fmt: build  ## format everything
 	$(BIN)/ruff check --fix . ; $(BIN)/ruff format .
 	$(BIN)/clang-format -i $$(find csrc -name '*.cpp' -o -name '*.h')
 
-bench: build  ## prompt and decode speed of the embedded model beside llama.cpp
+bench: build  ## the kernels beside the machine's limits, the embedded model beside llama.cpp
+	$(BIN)/python bench/bench_expert_forward.py
 	$(BIN)/python bench/bench_generate.py
+
+peers: build  ## kt-kernel, for bench_expert_forward.py; without its own, older torch
+	$(PIP) --no-deps kt-kernel safetensors
 
 clean:  ## remove what was built; .venv stays
 	rm -rf build dist *.egg-info hybridmoe/_C*.so $(VENV)/.built
