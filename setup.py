@@ -40,7 +40,7 @@ AVX512 = [
     *("-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mavx512vnni"),
     *("-Wno-unknown-warning-option", "-Wno-maybe-uninitialized"),  # false alarms in GCC 12's header
 ]
-AMX = [*AVX512, "-mamx-tile", "-mamx-int8", "-mamx-bf16"]
+AMX = [*AVX512, "-mavx512vbmi", "-mavx512bf16", "-mamx-tile", "-mamx-int8", "-mamx-bf16"]
 ISA_FLAGS = {"scalar": [], "avx2": AVX2, "avx512": AVX512, "amx": AMX}
 if platform.machine() not in ("x86_64", "AMD64"):
     ISA_FLAGS = {"scalar": []}

@@ -60,7 +60,9 @@ CpuFeatures detect_cpu() {
   cpu.avx512 = cpu.avx2 && saved(kZmmStates) && f && dq && bw && vl && vnni;
   const bool tile = bit(extended.edx, 24), int8 = bit(extended.edx, 25),
              bf16 = bit(extended.edx, 22);
-  cpu.amx = cpu.avx512 && saved(kTileStates) && tile && int8 && bf16 && request_tiles();
+  const bool vbmi = bit(extended.ecx, 1), vector_bf16 = bit(cpuid(7, 1).eax, 5);
+  cpu.amx = cpu.avx512 && vbmi && vector_bf16 && saved(kTileStates) && tile && int8 && bf16 &&
+            request_tiles();
   return cpu;
 }
 

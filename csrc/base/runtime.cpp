@@ -1,9 +1,11 @@
 #include "base/runtime.h"
 
+#include <new>
 #include <utility>
 
 #if defined(__unix__)
 #include <pthread.h>
+#include <sys/mman.h>
 #endif
 
 namespace hm {
@@ -37,6 +39,18 @@ Shared& get_shared() {
 }
 
 }  // namespace
+
+void Buffer::grow(std::size_t bytes) {
+  constexpr std::size_t huge_page = std::size_t{2} << 20, line = 64;
+  const std::size_t alignment = bytes >= huge_page / 2 ? huge_page : line;
+  const std::size_t rounded = (bytes + alignment - 1) / alignment * alignment;
+  memory_.reset(static_cast<std::byte*>(std::aligned_alloc(alignment, rounded)));
+  capacity_ = memory_ == nullptr ? 0 : rounded;
+  if (memory_ == nullptr) throw std::bad_alloc();
+#if defined(__linux__)
+  if (alignment == huge_page) madvise(memory_.get(), rounded, MADV_HUGEPAGE);
+#endif
+}
 
 RuntimeLock::RuntimeLock() {
   Shared& s = get_shared();

@@ -3,6 +3,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <cstdlib>
 #include <memory>
 #include <mutex>
 #include <new>
@@ -12,26 +13,24 @@
 
 namespace hm {
 
-// Uninitialised memory that only grows, so that a steady state allocates nothing.
+// Uninitialised memory that only grows, so that a steady state allocates nothing. Large pieces are
+// huge pages where the system gives them: fewer look-ups of addresses, and neighbours in memory do
+// not meet in the cache.
 class Buffer {
  public:
   template <class T>
   T* get(int64_t count) {
     const std::size_t bytes = static_cast<std::size_t>(count) * sizeof(T);
-    if (bytes > capacity_) {
-      const std::size_t rounded = (bytes + bytes / 4 + kAlignment - 1) / kAlignment * kAlignment;
-      memory_.reset(static_cast<std::byte*>(::operator new(rounded, kAlign)));
-      capacity_ = rounded;
-    }
+    if (bytes > capacity_) grow(bytes + bytes / 4);
     return reinterpret_cast<T*>(memory_.get());
   }
 
  private:
-  static constexpr std::size_t kAlignment = 64;
-  static constexpr std::align_val_t kAlign{kAlignment};
   struct Free {
-    void operator()(std::byte* p) const { ::operator delete(p, kAlign); }
+    void operator()(std::byte* p) const { std::free(p); }
   };
+  void grow(std::size_t bytes);
+
   std::unique_ptr<std::byte, Free> memory_;
   std::size_t capacity_ = 0;
 };

@@ -52,34 +52,55 @@ inline float ue4m3_half(uint8_t x) {
   return (1.0f + mantissa / 8.0f) * power;
 }
 
-// The 6-bit scales and mins of Q4_K and Q5_K; see BlockQ4_K. out[0..7] scales, out[8..15] mins.
-inline void unpack_k_scales(const uint8_t* packed, uint8_t* out) {
-  const uint32_t a = load_u32(packed), b = load_u32(packed + 4), c = load_u32(packed + 8);
-  const uint32_t words[4] = {
-      a & 0x3f3f3f3f,
-      (c & 0x0f0f0f0f) | ((a >> 2) & 0x30303030),
-      b & 0x3f3f3f3f,
-      ((c >> 4) & 0x0f0f0f0f) | ((b >> 2) & 0x30303030),
-  };
-  memcpy(out, words, sizeof words);
+// Eight bytes each, the first lowest: kept in registers, since a vector load of bytes that were just
+// written one by one has to wait for all of these writes.
+struct KScales {
+  uint64_t scales, mins;
+};
+
+inline int byte_of(uint64_t bytes, int i) { return static_cast<uint8_t>(bytes >> (8 * i)); }
+
+inline uint64_t join_words(uint32_t low, uint32_t high) {
+  return low | static_cast<uint64_t>(high) << 32;
 }
 
-// Bytes v of 0..63, four in a word, as the signed bytes v - 32.
-inline uint32_t minus_32(uint32_t bytes) {
-  const uint32_t flipped = bytes ^ 0x20202020, negative = flipped & 0x20202020;
+// The 6-bit scales and mins of Q4_K and Q5_K; see BlockQ4_K.
+inline KScales unpack_k_scales(const uint8_t* packed) {
+  const uint32_t a = load_u32(packed), b = load_u32(packed + 4), c = load_u32(packed + 8);
+  return {join_words(a & 0x3f3f3f3f, (c & 0x0f0f0f0f) | ((a >> 2) & 0x30303030)),
+          join_words(b & 0x3f3f3f3f, ((c >> 4) & 0x0f0f0f0f) | ((b >> 2) & 0x30303030))};
+}
+
+// Bytes v of 0..63, eight in a word, as the signed bytes v - 32.
+inline uint64_t minus_32(uint64_t bytes) {
+  constexpr uint64_t sixth = 0x2020202020202020;
+  const uint64_t flipped = bytes ^ sixth, negative = flipped & sixth;
   return flipped | negative << 1 | negative << 2;
 }
 
-// The sixteen 6-bit scales of Q3_K less 32; see BlockQ3_K.
-inline void unpack_q3_scales(const uint8_t* packed, int8_t* out) {
+// The sixteen 6-bit scales of Q3_K less 32, as signed bytes; see BlockQ3_K.
+struct Q3Scales {
+  uint64_t low, high;
+};
+
+inline Q3Scales unpack_q3_scales(const uint8_t* packed) {
   const uint32_t a = load_u32(packed), b = load_u32(packed + 4), c = load_u32(packed + 8);
-  const uint32_t words[4] = {
-      minus_32((a & 0x0f0f0f0f) | ((c << 4) & 0x30303030)),
-      minus_32((b & 0x0f0f0f0f) | ((c << 2) & 0x30303030)),
-      minus_32(((a >> 4) & 0x0f0f0f0f) | (c & 0x30303030)),
-      minus_32(((b >> 4) & 0x0f0f0f0f) | ((c >> 2) & 0x30303030)),
-  };
-  memcpy(out, words, sizeof words);
+  return {minus_32(join_words((a & 0x0f0f0f0f) | ((c << 4) & 0x30303030),
+                              (b & 0x0f0f0f0f) | ((c << 2) & 0x30303030))),
+          minus_32(join_words(((a >> 4) & 0x0f0f0f0f) | (c & 0x30303030),
+                              ((b >> 4) & 0x0f0f0f0f) | ((c >> 2) & 0x30303030)))};
+}
+
+// The eight 6-bit scales of IQ4_XS less 32, as signed bytes; see BlockIQ4_XS.
+inline uint64_t unpack_iq4_scales(const uint8_t* nibbles, uint32_t pairs) {
+  uint64_t low = load_u32(nibbles), high = pairs;
+  low = (low | low << 16) & 0x0000ffff0000ffff;
+  low = (low | low << 8) & 0x00ff00ff00ff00ff;
+  low = (low | low << 4) & 0x0f0f0f0f0f0f0f0f;
+  high = (high | high << 24) & 0x000000ff000000ff;
+  high = (high | high << 12) & 0x000f000f000f000f;
+  high = (high | high << 6) & 0x0303030303030303;
+  return minus_32(low | high << 4);
 }
 
 inline void decode(const BlockF32& b, float* y) { *y = b.w; }
@@ -148,10 +169,10 @@ inline void decode(const BlockQ2_K& b, float* y) {
 
 inline void decode(const BlockQ3_K& b, float* y) {
   const float d = half_to_float(b.d);
-  int8_t scales[16];
-  unpack_q3_scales(b.scales, scales);
+  const Q3Scales scales = unpack_q3_scales(b.scales);
   for (int g = 0; g < 16; ++g) {
-    const float dl = d * static_cast<float>(scales[g]);
+    const int scale = byte_of(g < 8 ? scales.low : scales.high, g % 8);
+    const float dl = d * static_cast<float>(static_cast<int8_t>(scale));
     const uint8_t* qs = b.qs + 32 * (g / 8) + 16 * (g % 2);
     const uint8_t* hmask = b.hmask + 16 * (g % 2);
     const int shift = 2 * (g % 8 / 2), bit = g / 2;
@@ -164,11 +185,10 @@ inline void decode(const BlockQ3_K& b, float* y) {
 
 inline void decode(const BlockQ4_K& b, float* y) {
   const float d = half_to_float(b.d), dmin = half_to_float(b.dmin);
-  uint8_t scales[16];
-  unpack_k_scales(b.scales, scales);
+  const auto [scales, mins] = unpack_k_scales(b.scales);
   for (int g = 0; g < 8; ++g) {
-    const float dl = d * static_cast<float>(scales[g]);
-    const float ml = dmin * static_cast<float>(scales[8 + g]);
+    const float dl = d * static_cast<float>(byte_of(scales, g));
+    const float ml = dmin * static_cast<float>(byte_of(mins, g));
     const uint8_t* qs = b.qs + 32 * (g / 2);
     const int shift = 4 * (g % 2);
     for (int i = 0; i < 32; ++i) {
@@ -179,11 +199,10 @@ inline void decode(const BlockQ4_K& b, float* y) {
 
 inline void decode(const BlockQ5_K& b, float* y) {
   const float d = half_to_float(b.d), dmin = half_to_float(b.dmin);
-  uint8_t scales[16];
-  unpack_k_scales(b.scales, scales);
+  const auto [scales, mins] = unpack_k_scales(b.scales);
   for (int g = 0; g < 8; ++g) {
-    const float dl = d * static_cast<float>(scales[g]);
-    const float ml = dmin * static_cast<float>(scales[8 + g]);
+    const float dl = d * static_cast<float>(byte_of(scales, g));
+    const float ml = dmin * static_cast<float>(byte_of(mins, g));
     const uint8_t* qs = b.qs + 32 * (g / 2);
     const int shift = 4 * (g % 2);
     for (int i = 0; i < 32; ++i) {
@@ -324,10 +343,9 @@ inline void decode(const BlockIQ4_NL& b, float* y) {
 
 inline void decode(const BlockIQ4_XS& b, float* y) {
   const float d = half_to_float(b.d);
+  const uint64_t scales = unpack_iq4_scales(b.scales_l, b.scales_h);
   for (int g = 0; g < 8; ++g) {
-    const int low = (b.scales_l[g / 2] >> (4 * (g % 2))) & 15;
-    const int high = (b.scales_h >> (2 * g)) & 3;
-    const float dl = d * static_cast<float>((low | (high << 4)) - 32);
+    const float dl = d * static_cast<float>(static_cast<int8_t>(byte_of(scales, g)));
     decode_values(dl, kValuesIQ4, b.qs + 16 * g, 16, y + 32 * g);
   }
 }

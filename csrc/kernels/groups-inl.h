@@ -141,9 +141,8 @@ struct GroupQ2_K : GroupOf<BlockQ2_K, Simd::PerHalf> {
 struct GroupQ3_K : GroupOf<BlockQ3_K, Simd::PerHalf> {
   static constexpr int kBias = 4;
   HM_INLINE void load(const Block* b) {
-    int8_t scales[16];
-    unpack_q3_scales(b->scales, scales);
-    d = Lanes::mul(Lanes::set(half_to_float(b->d)), Lanes::from_s8(scales));
+    const auto [low, high] = unpack_q3_scales(b->scales);
+    d = Lanes::mul(Lanes::set(half_to_float(b->d)), Lanes::from_s8(low, high));
   }
   template <int P>
   HM_INLINE Simd::B64 codes(const Block* b) const {
@@ -154,10 +153,9 @@ struct GroupQ3_K : GroupOf<BlockQ3_K, Simd::PerHalf> {
 struct GroupQ4_K : GroupOf<BlockQ4_K> {
   static constexpr bool kOffset = true;
   HM_INLINE void load(const Block* b) {
-    uint8_t scales[16];
-    unpack_k_scales(b->scales, scales);
+    const auto [scales, mins] = unpack_k_scales(b->scales);
     d = Lanes::mul(Lanes::set(half_to_float(b->d)), Lanes::from_u8(scales));
-    offset = Lanes::mul(Lanes::set(-half_to_float(b->dmin)), Lanes::from_u8(scales + 8));
+    offset = Lanes::mul(Lanes::set(-half_to_float(b->dmin)), Lanes::from_u8(mins));
   }
   template <int P>
   HM_INLINE Simd::B64 codes(const Block* b) const {
@@ -168,10 +166,9 @@ struct GroupQ4_K : GroupOf<BlockQ4_K> {
 struct GroupQ5_K : GroupOf<BlockQ5_K> {
   static constexpr bool kOffset = true;
   HM_INLINE void load(const Block* b) {
-    uint8_t scales[16];
-    unpack_k_scales(b->scales, scales);
+    const auto [scales, mins] = unpack_k_scales(b->scales);
     d = Lanes::mul(Lanes::set(half_to_float(b->d)), Lanes::from_u8(scales));
-    offset = Lanes::mul(Lanes::set(-half_to_float(b->dmin)), Lanes::from_u8(scales + 8));
+    offset = Lanes::mul(Lanes::set(-half_to_float(b->dmin)), Lanes::from_u8(mins));
   }
   template <int P>
   HM_INLINE Simd::B64 codes(const Block* b) const {
@@ -197,12 +194,7 @@ struct GroupQ6_K : GroupOf<BlockQ6_K, Simd::PerHalf> {
 
 struct GroupIQ4_XS : SignedGroupOf<BlockIQ4_XS> {
   HM_INLINE void load(const Block* b) {
-    int8_t scales[8];
-    for (int g = 0; g < 8; ++g) {
-      const int low = (b->scales_l[g / 2] >> (4 * (g % 2))) & 15;
-      const int high = (b->scales_h >> (2 * g)) & 3;
-      scales[g] = static_cast<int8_t>((low | (high << 4)) - 32);
-    }
+    const uint64_t scales = unpack_iq4_scales(b->scales_l, b->scales_h);
     d = Lanes::mul(Lanes::set(half_to_float(b->d)), Lanes::from_s8(scales));
   }
   template <int P>

@@ -48,6 +48,24 @@ struct MatmulArgs {
   int64_t next_bytes;
 };
 
+// The same for many tokens by matrix tiles: out[r * 16 num_tiles + t].
+constexpr int kTokenTile = 16;
+struct TileArgs {
+  const uint8_t* weights;  // (num_rows, row_bytes)
+  int64_t row_bytes;
+  int64_t num_rows;
+  int64_t cols;
+  const uint16_t* x;  // packed tokens: num_tiles times packed_tile_words(cols)
+  int64_t num_tiles;
+  float* out;           // (num_rows rounded up to kPanelRows, 16 num_tiles)
+  void* scratch;        // kTileScratchBytes, aligned to 64
+  const uint8_t* next;  // kPanelRows rows that will be read after these: only fetched
+};
+constexpr int64_t kTileScratchBytes = kPanelRows * 256 * 2;
+static constexpr int64_t packed_tile_words(int64_t cols) {
+  return padded_weights(cols) * kTokenTile;
+}
+
 // A small model of what 256 weights of a row cost, in cycles. A few tokens are multiplied straight
 // from the blocks, kTileTokens for each time that these are unpacked; many from a panel, which is
 // unpacked once, and spread so that its rows lie in lanes. Typical formats, measured on Zen 4 in
@@ -56,6 +74,7 @@ struct MatmulCosts {
   double unpack, dot;        // dot: of each token
   double spread, panel_dot;  // more than `unpack`
   int tile_tokens;
+  double matrix_unpack = 0, matrix_dot = 0;  // by matrix tiles, of 16 tokens; 0: there are none
 };
 
 static constexpr double few_tokens_cost(const MatmulCosts& c, int64_t rows, int64_t tokens) {
@@ -70,10 +89,30 @@ static constexpr double panels_cost(const MatmulCosts& c, int64_t rows, int64_t 
          (c.unpack + c.spread + static_cast<double>(tokens) * c.panel_dot);
 }
 
+static constexpr double matrix_cost(const MatmulCosts& c, int64_t rows, int64_t tokens) {
+  const int64_t padded = (rows + kPanelRows - 1) / kPanelRows * kPanelRows;
+  const int64_t tiles = (tokens + kTokenTile - 1) / kTokenTile;
+  return static_cast<double>(padded) *
+         (c.matrix_unpack + static_cast<double>(tiles) * c.matrix_dot);
+}
+
 struct FormatKernels {
   void (*decode)(const void* blocks, int64_t weights, float* out);
   void (*matmul)(const MatmulArgs& args);
-  bool quantized;  // takes int8 activation rows
+  bool quantized;                              // takes int8 activation rows
+  void (*matmul_tiles)(const TileArgs& args);  // null without matrix tiles
+};
+
+// What goes with matmul_tiles; null without matrix tiles.
+struct TileKernels {
+  // At most 16 rows of floats -> one tile of packed tokens.
+  void (*pack)(const float* const* rows, int64_t num_tokens, int64_t cols, uint16_t* packed);
+  // silu(gate) * up of 32 rows (32, stride) by 16 tokens -> 32 columns of a tile of packed tokens.
+  void (*pack_swiglu)(const float* gate, const float* up, int64_t stride, int64_t num_rows,
+                      uint16_t* packed);
+  // out[t][r] = in[r][t]; where there are weights, out[t][r] += in[r][t] weights[t].
+  void (*finish)(const float* in, int64_t stride, int64_t num_rows, int64_t num_tokens,
+                 const float* weights, float* const* out);
 };
 
 // A loop in registers; a multiply-add is two operations.
@@ -134,7 +173,9 @@ struct KernelTable {
                        float* out);
   MatmulCosts costs;
   AttentionKernels attention;
+  TileKernels tiles;
   Limit int8_limit, float_limit;
+  Limit tile_int8_limit, tile_bf16_limit;
   void (*read_memory)(const uint8_t* p, int64_t bytes);  // all but a rest below 512 bytes; >= 64
   FormatKernels formats[kNumTypeIds];  // by TypeId; null pointers where there is no such type
 };

@@ -84,6 +84,18 @@ struct GroupSums {
   }
 };
 
+// Brings what is read kFetchBytes later into the cache: the hardware's own fetching stops at every
+// page and does not keep up with a core. After the last row that is args.next.
+constexpr int64_t kFetchBytes = 2048;
+
+template <int64_t Bytes>
+HM_INLINE void fetch_ahead(const MatmulArgs& args, const void* p) {
+  const uint8_t* ahead = static_cast<const uint8_t*>(p) + kFetchBytes;
+  const uint8_t* end = args.weights + args.num_rows * args.row_bytes;
+  if (ahead >= end) ahead = args.next + (ahead - end);
+  for (int64_t i = 0; i < Bytes; i += 64) Simd::Panel::fetch(ahead + i);
+}
+
 template <class Group, int N>
 void matmul_groups(const MatmulArgs& args, int64_t first_token) {
   using Block = typename Group::Block;
@@ -97,6 +109,7 @@ void matmul_groups(const MatmulArgs& args, int64_t first_token) {
     GroupSums<Group, N> sums;
     for (int t = 0; t < N; ++t) sums.lanes[t] = Group::Lanes::set(0.0f);
     for (int64_t g = 0; g < num_groups; ++g) {
+      fetch_ahead<Group::kBlocks * sizeof(Block)>(args, blocks + g * Group::kBlocks);
       sums.add(blocks + g * Group::kBlocks, x, g * kSuperWeights);
     }
     if (rest_bytes) {  // blocks of zeros complete the group; nothing is read beyond the row

@@ -146,6 +146,9 @@ struct Simd : SimdYmm {
     static HM_INLINE Float from_s8(const int8_t* p) {
       return {PerBlock::from_s8(p), PerBlock::from_s8(p + 8)};
     }
+    static HM_INLINE Float from_s8(uint64_t low, uint64_t high) {
+      return {PerBlock::from_s8(low), PerBlock::from_s8(high)};
+    }
     static HM_INLINE Float low_nibbles(const uint8_t* p) {
       return from_bytes(_mm_and_si128(_mm_loadu_si128((const __m128i*)p), _mm_set1_epi8(15)));
     }

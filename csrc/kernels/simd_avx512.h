@@ -112,6 +112,10 @@ struct Simd : SimdYmm {
     static HM_INLINE Float from_s8(const int8_t* p) {
       return to_float(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i*)p)));
     }
+    static HM_INLINE Float from_s8(uint64_t low, uint64_t high) {
+      const __m128i v = _mm_set_epi64x(static_cast<int64_t>(high), static_cast<int64_t>(low));
+      return to_float(_mm512_cvtepi8_epi32(v));
+    }
     static HM_INLINE Float low_nibbles(const uint8_t* p) {
       const __m128i v = _mm_and_si128(_mm_loadu_si128((const __m128i*)p), _mm_set1_epi8(15));
       return to_float(_mm512_cvtepi8_epi32(v));

@@ -192,7 +192,12 @@ struct Simd {
       for (int i = 0; i < Lanes; ++i) r.v[i] = c.v[i] + a.v[i] * b.v[i];
       return r;
     }
-    static HM_INLINE Float from_u8(const uint8_t* p) { return from_integers(p); }
+    static HM_INLINE Float from_u8(uint64_t bytes) { return from_integers((const uint8_t*)&bytes); }
+    static HM_INLINE Float from_s8(uint64_t bytes) { return from_integers((const int8_t*)&bytes); }
+    static HM_INLINE Float from_s8(uint64_t low, uint64_t high) {
+      const uint64_t bytes[2] = {low, high};
+      return from_integers((const int8_t*)bytes);
+    }
     static HM_INLINE Float from_s8(const int8_t* p) { return from_integers(p); }
     static HM_INLINE Float low_nibbles(const uint8_t* p) {
       Float r;

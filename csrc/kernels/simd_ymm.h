@@ -32,8 +32,14 @@ struct SimdYmm {
     static HM_INLINE void store(float* p, Float v) { _mm256_storeu_ps(p, v); }
     static HM_INLINE Float mul(Float a, Float b) { return _mm256_mul_ps(a, b); }
     static HM_INLINE Float fma(Float a, Float b, Float c) { return _mm256_fmadd_ps(a, b, c); }
-    static HM_INLINE Float from_u8(const uint8_t* p) {
-      return _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i*)p)));
+    // Eight bytes, the first lowest.
+    static HM_INLINE Float from_u8(uint64_t bytes) {
+      const __m128i v = _mm_cvtsi64_si128(static_cast<int64_t>(bytes));
+      return _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(v));
+    }
+    static HM_INLINE Float from_s8(uint64_t bytes) {
+      const __m128i v = _mm_cvtsi64_si128(static_cast<int64_t>(bytes));
+      return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(v));
     }
     static HM_INLINE Float from_s8(const int8_t* p) {
       return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i*)p)));

@@ -29,12 +29,12 @@ void matmul_float(const MatmulArgs& args) {
 
 template <class Group>
 constexpr FormatKernels quantized() {
-  return {decode_row<typename Group::Block>, matmul_quantized<Group>, true};
+  return {decode_row<typename Group::Block>, matmul_quantized<Group>, true, nullptr};
 }
 
 template <class Block, class Floats>
 constexpr FormatKernels floats() {
-  return {decode_row<Block>, matmul_float<Floats>, false};
+  return {decode_row<Block>, matmul_float<Floats>, false, nullptr};
 }
 
 constexpr KernelTable make_table(const char* name) {

@@ -5,28 +5,17 @@
 #include "base/runtime.h"
 #include "kernels/select.h"
 #include "ops/activations.h"
+#include "ops/expert_tiles.h"
+#include "ops/routing.h"
+#include "ops/tiles.h"
 
 namespace hm {
 namespace {
 
-constexpr int64_t kInterRows = 32;   // of gate and up in a task: one block of rounded activations
-constexpr int64_t kHiddenRows = 64;  // of down in a task
+constexpr int64_t kTasksPerThread = 8;
 constexpr int64_t kSumColumns = 1024;
 constexpr int64_t kTaskTokens = 512;  // bounds the gate and up values that a task holds
 constexpr int64_t kMaxTopK = 64;
-
-// Tokens of one expert: slots first..first+count of the sorted order.
-struct Batch {
-  int64_t expert, first, count;
-};
-
-// (token, choice) pairs sorted by expert, so that each expert's tokens are neighbours.
-struct Routing {
-  std::vector<Batch> batches;     // one per expert that has tokens
-  std::vector<int64_t> slot_of;   // (T * k): place in the sorted order, -1 = none
-  std::vector<int64_t> token_of;  // (slots)
-  std::vector<int64_t> next;      // (E)
-};
 
 void check_args(const ExpertFfnArgs& a) {
   const Matrix &gate = a.gate, &up = a.up, &down = a.down;
@@ -46,30 +35,46 @@ void check_args(const ExpertFfnArgs& a) {
 
 int64_t id(const ExpertFfnArgs& a, int64_t pair) { return a.ids == nullptr ? 0 : a.ids[pair]; }
 
+// Whether an expert with so many tokens goes through matrix tiles.
+bool takes_tiles(const ExpertFfnArgs& a, int64_t tokens) {
+  const KernelTable& kernels = active_table();
+  for (const Matrix* w : {&a.gate, &a.up, &a.down}) {
+    if (!prefers_tiles(kernels, kernels.formats[w->type->id], w->rows, tokens)) return false;
+  }
+  return true;
+}
+
 void route(const ExpertFfnArgs& a, Routing& r) {
   const int64_t pairs = a.num_tokens * a.top_k, experts = a.gate.batch;
   r.next.assign(experts, 0);
   for (int64_t i = 0; i < pairs; ++i) {
     if (id(a, i) >= 0) ++r.next[id(a, i)];
   }
-  r.batches.clear();
-  int64_t slots = 0;
+  r.few.clear();
+  r.many.clear();
   for (int64_t e = 0; e < experts; ++e) {
     const int64_t count = r.next[e];
-    if (count > 0) r.batches.push_back({e, slots, count});
-    r.next[e] = slots;
-    slots += count;
+    if (count > 0) (takes_tiles(a, count) ? r.many : r.few).push_back({e, 0, count});
+  }
+  int64_t slots = 0;
+  for (auto* batches : {&r.few, &r.many}) {
+    for (Batch& batch : *batches) {
+      batch.first = r.next[batch.expert] = slots;
+      slots += batch.count;
+    }
+    if (batches == &r.few) r.num_few_slots = slots;
   }
   r.slot_of.assign(pairs, -1);
-  r.token_of.resize(slots);
+  r.pair_of.resize(slots);
   for (int64_t i = 0; i < pairs; ++i) {
     if (id(a, i) < 0) continue;
     const int64_t slot = r.next[id(a, i)]++;
     r.slot_of[i] = slot;
-    r.token_of[slot] = i / a.top_k;
+    r.pair_of[slot] = i;
   }
 }
 
+// The experts with few tokens.
 class Forward {
  public:
   Forward(const ExpertFfnArgs& args, const Routing& routing, Runtime& runtime)
@@ -82,19 +87,20 @@ class Forward {
         down_(kernels_.formats[args.down.type->id]),
         hidden_(args.gate.cols),
         inter_(args.gate.rows),
-        num_slots_(static_cast<int64_t>(routing.token_of.size())) {}
+        num_slots_(routing.num_few_slots) {}
 
   void run() {
-    const int64_t batches = static_cast<int64_t>(routing_.batches.size());
-    prepare();
-    const int64_t inter_blocks = (inter_ + kInterRows - 1) / kInterRows;
+    const int64_t batches = static_cast<int64_t>(routing_.few.size());
+    if (batches > 0) prepare();
+    inter_rows_ = rows_per_task(inter_, 32, 256);  // whole blocks of rounded activations
+    const int64_t inter_blocks = ceil_div(inter_, inter_rows_);
     runtime_.pool.run(batches * inter_blocks, [&](int64_t task, int worker) {
-      gate_up(routing_.batches[task / inter_blocks], task % inter_blocks * kInterRows, worker);
+      gate_up(routing_.few[task / inter_blocks], task % inter_blocks * inter_rows_, worker);
     });
-    const int64_t hidden_blocks = (hidden_ + kHiddenRows - 1) / kHiddenRows;
+    hidden_rows_ = rows_per_task(hidden_, 64, 1024);
+    const int64_t hidden_blocks = ceil_div(hidden_, hidden_rows_);
     runtime_.pool.run(batches * hidden_blocks, [&](int64_t task, int worker) {
-      project_down(routing_.batches[task / hidden_blocks], task % hidden_blocks * kHiddenRows,
-                   worker);
+      project_down(routing_.few[task / hidden_blocks], task % hidden_blocks * hidden_rows_, worker);
     });
     const int64_t sum_blocks = (hidden_ + kSumColumns - 1) / kSumColumns;
     runtime_.pool.run(a_.num_tokens * sum_blocks, [&](int64_t task, int) {
@@ -103,6 +109,19 @@ class Forward {
   }
 
  private:
+  // Rows of an expert that make a task: many where memory is the bound, since each task begins with
+  // data that nothing has fetched; few where there are many tokens, whose results a task holds.
+  int64_t rows_per_task(int64_t rows, int64_t least, int64_t most) const {
+    constexpr int64_t few_tokens = 8;
+    int64_t batches = 0;
+    for (const Batch& batch : routing_.few) {
+      if (batch.count > few_tokens) return least;
+      ++batches;
+    }
+    const int64_t share = batches * rows / (kTasksPerThread * runtime_.pool.num_threads());
+    return std::clamp(share / least * least, least, most);
+  }
+
   // Memory of all stages, and the activation rows in slot order.
   void prepare() {
     const bool quantized = gate_.quantized || up_.quantized;
@@ -114,21 +133,21 @@ class Forward {
     rounded_x_ = runtime_.rows.get<const void*>(2 * num_slots_);
     float_x_ = rounded_x_ + num_slots_;
     inter_bytes_ = down_.quantized ? activation_bytes(inter_) : inter_ * int64_t{sizeof(float)};
-    inter_rows_ = runtime_.hidden.get<uint8_t>(num_slots_ * inter_bytes_);
+    inter_memory_ = runtime_.hidden.get<uint8_t>(num_slots_ * inter_bytes_);
     inter_x_ = runtime_.hidden_rows.get<const void*>(num_slots_);
     products_ = runtime_.outputs.get<float>(num_slots_ * hidden_);
     for (int64_t slot = 0; slot < num_slots_; ++slot) {
-      const int64_t token = routing_.token_of[slot];
+      const int64_t token = routing_.pair_of[slot] / a_.top_k;
       rounded_x_[slot] = tokens[token];
       float_x_[slot] = a_.x + token * hidden_;
-      inter_x_[slot] = inter_rows_ + slot * inter_bytes_;
+      inter_x_[slot] = inter_memory_ + slot * inter_bytes_;
     }
   }
 
-  // silu(gate x) * up x for rows first..first+32 of one expert, rounded for the next stage.
+  // silu(gate x) * up x for some rows of one expert, rounded for the next stage.
   void gate_up(const Batch& batch, int64_t first, int worker) const {
-    const int64_t rows = std::min(kInterRows, inter_ - first);
-    const int64_t values = std::min(kTaskTokens, batch.count) * kInterRows;
+    const int64_t rows = std::min(inter_rows_, inter_ - first);
+    const int64_t values = std::min(kTaskTokens, batch.count) * inter_rows_;
     const int64_t scratch_floats = matmul_scratch_bytes(hidden_) / int64_t{sizeof(float)};
     float* gate_out = runtime_.scratch[worker].get<float>(3 * values + scratch_floats);
     float* up_out = gate_out + values;
@@ -144,7 +163,7 @@ class Forward {
           .x = (gate_.quantized ? rounded_x_ : float_x_) + slot,
           .num_tokens = std::min(kTaskTokens, batch.count - done),
           .out = gate_out,
-          .out_stride = kInterRows,
+          .out_stride = inter_rows_,
           .scratch = scratch,
           .next = a_.up.row(batch.expert, first),
           .next_bytes = rows * a_.up.row_bytes,
@@ -154,13 +173,13 @@ class Forward {
       args.row_bytes = a_.up.row_bytes;
       args.x = (up_.quantized ? rounded_x_ : float_x_) + slot;
       args.out = up_out;
-      const int64_t after = std::min(first + kInterRows, inter_ - 1);
+      const int64_t after = std::min(first + inter_rows_, inter_ - 1);
       args.next = a_.gate.row(batch.expert, after);
-      args.next_bytes = std::min(kInterRows, inter_ - after) * a_.gate.row_bytes;
+      args.next_bytes = std::min(inter_rows_, inter_ - after) * a_.gate.row_bytes;
       up_.matmul(args);
       for (int64_t t = 0; t < args.num_tokens; ++t) {
-        uint8_t* row = inter_rows_ + (slot + t) * inter_bytes_;
-        const int64_t at = t * kInterRows;
+        uint8_t* row = inter_memory_ + (slot + t) * inter_bytes_;
+        const int64_t at = t * inter_rows_;
         if (down_.quantized) {
           kernels_.silu_mul(gate_out + at, up_out + at, rows, product + at);
           kernels_.quantize(product + at, first, rows, inter_, row);
@@ -176,7 +195,7 @@ class Forward {
     down_.matmul({
         .weights = a_.down.row(batch.expert, first),
         .row_bytes = a_.down.row_bytes,
-        .num_rows = std::min(kHiddenRows, hidden_ - first),
+        .num_rows = std::min(hidden_rows_, hidden_ - first),
         .cols = inter_,
         .x = inter_x_ + batch.first,
         .num_tokens = batch.count,
@@ -194,8 +213,9 @@ class Forward {
     float weights[kMaxTopK];
     int64_t terms = 0;
     for (int64_t j = token * a_.top_k; j < (token + 1) * a_.top_k; ++j) {
-      if (routing_.slot_of[j] < 0) continue;
-      rows[terms] = products_ + routing_.slot_of[j] * hidden_ + first;
+      const int64_t slot = routing_.slot_of[j];
+      if (slot < 0 || slot >= num_slots_) continue;
+      rows[terms] = products_ + slot * hidden_ + first;
       weights[terms++] = a_.ids == nullptr ? 1.0f : a_.weights[j];
     }
     const int64_t columns = std::min(kSumColumns, hidden_ - first);
@@ -213,11 +233,12 @@ class Forward {
   const FormatKernels &gate_, &up_, &down_;
   const int64_t hidden_, inter_, num_slots_;
   int64_t inter_bytes_ = 0;
-  uint8_t* inter_rows_ = nullptr;     // (slots, inter_bytes)
-  const void** rounded_x_ = nullptr;  // (slots)
-  const void** float_x_ = nullptr;    // (slots)
-  const void** inter_x_ = nullptr;    // (slots)
-  float* products_ = nullptr;         // (slots, H), before weighting
+  int64_t inter_rows_ = 0, hidden_rows_ = 0;  // of a task
+  uint8_t* inter_memory_ = nullptr;           // (slots, inter_bytes)
+  const void** rounded_x_ = nullptr;          // (slots)
+  const void** float_x_ = nullptr;            // (slots)
+  const void** inter_x_ = nullptr;            // (slots)
+  float* products_ = nullptr;                 // (slots, H), before weighting
 };
 
 }  // namespace
@@ -231,6 +252,7 @@ void expert_ffn(const ExpertFfnArgs& args) {
   thread_local Routing routing;  // keeps its memory between calls
   route(args, routing);
   Forward(args, routing, *runtime).run();
+  add_expert_tiles(args, routing, *runtime);
 }
 
 }  // namespace hm

@@ -5,6 +5,7 @@
 #include "base/runtime.h"
 #include "kernels/select.h"
 #include "ops/activations.h"
+#include "ops/tiles.h"
 
 namespace hm {
 namespace {
@@ -23,6 +24,59 @@ int64_t rows_per_task(const Matrix& w, const MatmulCosts& costs, int64_t num_tok
   return std::clamp<int64_t>((rows + tile - 1) / tile * tile, 1, std::max<int64_t>(w.rows, 1));
 }
 
+// By matrix tiles: tokens are packed once, then each task multiplies some rows with them.
+void linear_by_tiles(const Rows<const float>& x, int64_t num_tokens, const Matrix& w,
+                     const Rows<float>& out, Runtime& runtime) {
+  const KernelTable& kernels = active_table();
+  const int64_t tiles = ceil_div(num_tokens, kTokenTile), words = packed_tile_words(w.cols);
+  auto* packed = runtime.activations.get<uint16_t>(w.batch * tiles * words);
+  runtime.pool.run(w.batch * tiles, [&](int64_t task, int) {
+    const int64_t first = task % tiles * kTokenTile;
+    const int64_t count = std::min<int64_t>(kTokenTile, num_tokens - first);
+    const float* rows[kTokenTile];
+    for (int64_t i = 0; i < count; ++i) {
+      rows[i] = x.data + task / tiles * x.batch_stride + (first + i) * x.token_stride;
+    }
+    kernels.tiles.pack(rows, count, w.cols, packed + task * words);
+  });
+  constexpr int64_t tasks_per_thread = 6;
+  const int64_t share = w.batch * w.rows / (tasks_per_thread * runtime.pool.num_threads());
+  const int64_t block = ceil_div(std::clamp<int64_t>(share, 64, 512), kPanelRows) * kPanelRows;
+  const int64_t blocks = ceil_div(w.rows, block), together = tiles_together(tiles, w.cols);
+  runtime.pool.run(w.batch * blocks, [&](int64_t task, int worker) {
+    const int64_t b = task / blocks, first = task % blocks * block;
+    const int64_t last = std::min(w.rows, first + block), most = together * kTokenTile;
+    uint8_t* scratch = runtime.scratch[worker].get<uint8_t>(
+        kTileScratchBytes + kTileBlockRows * most * int64_t{sizeof(float)} +
+        most * int64_t{sizeof(float*)});
+    auto* sums = reinterpret_cast<float*>(scratch + kTileScratchBytes);
+    auto* to = reinterpret_cast<float**>(sums + kTileBlockRows * most);
+    for (int64_t t = 0; t < tiles; t += together) {
+      const int64_t count = std::min(together * kTokenTile, num_tokens - t * kTokenTile);
+      const int64_t num_tiles = ceil_div(count, kTokenTile);
+      for (int64_t r = first; r < last; r += kTileBlockRows) {
+        const int64_t rows = std::min(kTileBlockRows, last - r);
+        const int64_t after = r + rows < last ? r + rows : first;
+        kernels.formats[w.type->id].matmul_tiles({
+            .weights = w.row(b, r),
+            .row_bytes = w.row_bytes,
+            .num_rows = rows,
+            .cols = w.cols,
+            .x = packed + (b * tiles + t) * words,
+            .num_tiles = num_tiles,
+            .out = sums,
+            .scratch = scratch,
+            .next = w.row(b, after),
+        });
+        for (int64_t i = 0; i < count; ++i) {
+          to[i] = out.data + b * out.batch_stride + (t * kTokenTile + i) * out.token_stride + r;
+        }
+        kernels.tiles.finish(sums, num_tiles * kTokenTile, rows, count, nullptr, to);
+      }
+    }
+  });
+}
+
 }  // namespace
 
 void linear(const Rows<const float>& x, int64_t num_tokens, const Matrix& w,
@@ -31,6 +85,9 @@ void linear(const Rows<const float>& x, int64_t num_tokens, const Matrix& w,
   const KernelTable& kernels = active_table();
   const FormatKernels& format = kernels.formats[w.type->id];
   const RuntimeLock runtime;
+  if (prefers_tiles(kernels, format, w.rows, num_tokens)) {
+    return linear_by_tiles(x, num_tokens, w, out, *runtime);
+  }
   const int64_t num_inputs = w.batch * num_tokens;
   const auto rows = runtime->rows.get<const void*>(num_inputs);
   for (int64_t i = 0; i < num_inputs; ++i) {

@@ -1,0 +1,503 @@
+// out[r][t] = weights[r] . x[t] for many tokens by AMX tiles of bfloat16, added up in float32.
+//
+// Weights are tile A, as they lie (16 rows of 32 columns), so that unpacking them needs no
+// transposition; tokens are tile B, whose transposition is done once and serves every row. A step
+// of 32 columns multiplies 32 rows by 32 tokens:
+//
+//   tmm0 tmm1   += tmm4 (rows 0..15)    x  tmm6 (tokens 0..15)  tmm7 (tokens 16..31)
+//   tmm2 tmm3      tmm5 (rows 16..31)
+//
+// that is 4 products of 16 cycles for 4 loads of 8. 32 rows are unpacked 256 columns at a time into
+// 16 KB that stay in the L1 cache, then multiplied with these columns of all tokens; sums wait in
+// `out` meanwhile. Unpacking between the products instead does not pay, since tile loads and vector
+// instructions hardly overlap (docs/log.md).
+//
+// Rounding: weights and activations to bfloat16 (8 bits) each, products exact, sums in float32 in
+// the order of the hardware, two columns at a time. A token's numbers depend on neither the other
+// tokens nor threads, but they are not those of the int8 kernels.
+#pragma once
+
+#include <stddef.h>
+
+#include "kernels/panel-inl.h"
+
+namespace hm {
+namespace {
+
+constexpr int kColumnStep = 32, kStepsOfGroup = kSuperWeights / kColumnStep;
+constexpr int kTileRows = 16, kTileBytes = 64, kPackedTile = kTokenTile * kColumnStep;
+constexpr int kRowWords = kSuperWeights;  // of a row in an unpacked block
+constexpr int kFetchGroups = 4;           // weights are fetched so far ahead of their unpacking
+
+// Tile shapes: all of them 16 rows of 64 bytes.
+HM_INLINE void configure_tiles() {
+  struct alignas(64) Config {
+    uint8_t palette, start_row, reserved[14];
+    uint16_t column_bytes[16];
+    uint8_t rows[16];
+  } config = {};
+  config.palette = 1;
+  for (int i = 0; i < 8; ++i) {
+    config.column_bytes[i] = kTileBytes;
+    config.rows[i] = kTileRows;
+  }
+  asm volatile("" : : "r"(&config) : "memory");  // GCC 12 drops stores that it believes unread
+  _tile_loadconfig(&config);
+}
+
+HM_INLINE __m512i bf16_bits(__m512bh v) { return (__m512i)v; }
+
+// low and high 16 floats -> 32 bfloat16
+HM_INLINE __m512i to_bf16(__m512 low, __m512 high) {
+  return bf16_bits(_mm512_cvtne2ps_pbh(high, low));
+}
+
+// ---- weights ------------------------------------------------------------------------------------
+
+// What was stored is loaded again: a load that broadcasts or widens costs nothing on the port of
+// the shuffles, by which compilers would replace it.
+template <class T>
+HM_INLINE void keep_in_memory(T& array) {
+  asm volatile("" : "+m"(array));
+}
+
+// A group's weights are (code - bias) d + offset: the factors of its 8 or 16 lanes.
+template <class Group>
+struct Factors {
+  alignas(64) float d[16], offset[16];
+
+  HM_INLINE explicit Factors(const typename Group::Block* blocks, Group& group) {
+    using Lanes = typename Group::Lanes;
+    group.load(blocks);
+    Lanes::store(d, group.d);
+    if constexpr (Group::kOffset) {
+      Lanes::store(offset, group.offset);
+    } else if constexpr (Group::kBias != 0) {
+      Lanes::store(offset, Lanes::mul(group.d, Lanes::set(-Group::kBias)));
+    } else {
+      Lanes::store(offset, Lanes::set(0.0f));
+    }
+    keep_in_memory(d);
+    keep_in_memory(offset);
+  }
+  template <int Block>
+  HM_INLINE __m512 block_d() const {
+    return _mm512_set1_ps(d[Block]);
+  }
+  template <int Block>
+  HM_INLINE __m512 block_offset() const {
+    return _mm512_set1_ps(offset[Block]);
+  }
+};
+
+// Q4_K's are one vector: its eight d, then its eight offsets.
+template <>
+struct Factors<GroupQ4_K> {
+  alignas(64) float both[16];
+
+  HM_INLINE explicit Factors(const BlockQ4_K* block, GroupQ4_K&) {
+    static_assert(offsetof(BlockQ4_K, dmin) == offsetof(BlockQ4_K, d) + 2);
+    const auto [scales, mins] = unpack_k_scales(block->scales);
+    const __m512 d = _mm512_castps128_ps512(
+        _mm_cvtph_ps(_mm_cvtsi32_si128(static_cast<int32_t>(load_u32(&block->d)))));
+    const __m512i order = _mm512_setr_epi32(0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1);
+    const __m512 eight = _mm512_permutexvar_ps(order, d);
+    const __m512 signs = _mm512_mask_sub_ps(eight, 0xff00, _mm512_setzero_ps(), eight);
+    const __m128i bytes = _mm_set_epi64x(static_cast<int64_t>(mins), static_cast<int64_t>(scales));
+    _mm512_store_ps(both, _mm512_mul_ps(signs, _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(bytes))));
+    keep_in_memory(both);
+  }
+  template <int Block>
+  HM_INLINE __m512 block_d() const {
+    return _mm512_set1_ps(both[Block]);
+  }
+  template <int Block>
+  HM_INLINE __m512 block_offset() const {
+    return _mm512_set1_ps(both[8 + Block]);
+  }
+};
+
+// Any format: codes to floats, times d, plus the offset.
+template <class Group>
+struct Widen {
+  static HM_INLINE __m512 to_float(const uint8_t* codes) {
+    const __m128i bytes = _mm_load_si128((const __m128i*)codes);
+    return _mm512_cvtepi32_ps(Group::kSigned ? _mm512_cvtepi8_epi32(bytes)
+                                             : _mm512_cvtepu8_epi32(bytes));
+  }
+
+  // Half of a block: a lane, or half of one.
+  template <int Half>
+  static HM_INLINE __m512 half(const uint8_t* codes, const Factors<Group>& factors) {
+    constexpr int lane = Group::Lanes::kLanes == 16 ? Half : Half / 2;
+    return _mm512_fmadd_ps(to_float(codes), _mm512_set1_ps(factors.d[lane]),
+                           _mm512_set1_ps(factors.offset[lane]));
+  }
+
+  template <int P>
+  static HM_INLINE void pair(const Group& group, const typename Group::Block* blocks,
+                             const Factors<Group>& factors, uint16_t* row) {
+    alignas(64) uint8_t codes[64];
+    _mm512_store_si512(codes, group.template codes<P>(blocks));
+    keep_in_memory(codes);
+    _mm512_store_si512(row + 64 * P,
+                       to_bf16(half<4 * P>(codes, factors), half<4 * P + 1>(codes + 16, factors)));
+    _mm512_store_si512(row + 64 * P + 32, to_bf16(half<4 * P + 2>(codes + 32, factors),
+                                                  half<4 * P + 3>(codes + 48, factors)));
+  }
+
+  static HM_INLINE void row(const typename Group::Block* blocks, uint16_t* row) {
+    Group group;
+    const Factors<Group> factors(blocks, group);
+    pair<0>(group, blocks, factors, row);
+    pair<1>(group, blocks, factors, row);
+    pair<2>(group, blocks, factors, row);
+    pair<3>(group, blocks, factors, row);
+  }
+};
+
+// 4-bit codes: the 16 values that a block's codes can have are made once, and looked up. The values
+// of two blocks are one table; bit 4 of an index chooses the block.
+template <class Group, class Nibbles>
+struct LookUp {
+  template <int P>
+  static HM_INLINE void pair(const typename Group::Block* blocks, __m512 values,
+                             const Factors<Group>& factors, uint16_t* row) {
+    const __m512 first = _mm512_fmadd_ps(values, factors.template block_d<2 * P>(),
+                                         factors.template block_offset<2 * P>());
+    const __m512 second = _mm512_fmadd_ps(values, factors.template block_d<2 * P + 1>(),
+                                          factors.template block_offset<2 * P + 1>());
+    const __m512i table = to_bf16(first, second);
+    const auto [low, high] = Nibbles::template pair<P>(blocks);
+    const __m512i upper = _mm512_or_si512(high, _mm512_set1_epi16(16));
+    _mm512_store_si512(row + 64 * P, _mm512_permutexvar_epi16(low, table));
+    _mm512_store_si512(row + 64 * P + 32, _mm512_permutexvar_epi16(upper, table));
+  }
+
+  static HM_INLINE void row(const typename Group::Block* blocks, uint16_t* row) {
+    Group group;
+    const Factors<Group> factors(blocks, group);
+    const __m512 values = Nibbles::values();
+    pair<0>(blocks, values, factors, row);
+    pair<1>(blocks, values, factors, row);
+    pair<2>(blocks, values, factors, row);
+    pair<3>(blocks, values, factors, row);
+  }
+};
+
+HM_INLINE __m512 code_values() {
+  return _mm512_setr_ps(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+}
+
+HM_INLINE __m512 listed_values(const int8_t* values) {
+  return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i*)values)));
+}
+
+// A word for each weight of two blocks; its lowest four bits are the code.
+struct NibblePair {
+  __m512i low, high;
+};
+
+// 16 bytes a block: codes 0..15 in the low nibbles, 16..31 in the high ones.
+HM_INLINE __m512i sixteen_bytes(const uint8_t* qs) {
+  const __m256i twice = _mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i*)qs));
+  const __m512i counts = _mm512_inserti64x4(_mm512_setzero_si512(), _mm256_set1_epi16(4), 1);
+  return _mm512_and_si512(_mm512_srlv_epi16(_mm512_cvtepu8_epi16(twice), counts),
+                          _mm512_set1_epi16(15));
+}
+
+template <class Block>
+struct LinearNibbles {
+  static HM_INLINE __m512 values() { return code_values(); }
+  template <int P>
+  static HM_INLINE NibblePair pair(const Block* blocks) {
+    return {sixteen_bytes(blocks[2 * P].qs), sixteen_bytes(blocks[2 * P + 1].qs)};
+  }
+};
+
+struct NibblesIQ4_NL : LinearNibbles<BlockIQ4_NL> {
+  static HM_INLINE __m512 values() { return listed_values(kValuesIQ4); }
+};
+
+struct NibblesMXFP4 : LinearNibbles<BlockMXFP4> {
+  static HM_INLINE __m512 values() { return listed_values(kValuesE2M1); }
+};
+
+struct NibblesIQ4_XS {
+  static HM_INLINE __m512 values() { return listed_values(kValuesIQ4); }
+  template <int P>
+  static HM_INLINE NibblePair pair(const BlockIQ4_XS* block) {
+    return {sixteen_bytes(block->qs + 32 * P), sixteen_bytes(block->qs + 32 * P + 16)};
+  }
+};
+
+// 32 bytes for two blocks: the low nibbles are one, the high ones the other.
+struct NibblesQ4_K {
+  static HM_INLINE __m512 values() { return code_values(); }
+  template <int P>
+  static HM_INLINE NibblePair pair(const BlockQ4_K* block) {
+    const __m512i words =
+        _mm512_cvtepu8_epi16(_mm256_loadu_si256((const __m256i*)(block->qs + 32 * P)));
+    return {_mm512_and_si512(words, _mm512_set1_epi16(15)), _mm512_srli_epi16(words, 4)};
+  }
+};
+
+// Weights that are bfloat16 already.
+struct GroupBF16 {
+  using Block = BlockBF16;
+  static constexpr int kBlocks = kSuperWeights;
+};
+
+struct CopyBF16 {
+  static HM_INLINE void row(const BlockBF16* blocks, uint16_t* row) {
+    memcpy(row, blocks, kSuperWeights * sizeof *row);
+  }
+};
+
+template <class Group>
+struct Unpack : Widen<Group> {};
+template <>
+struct Unpack<GroupQ4_0> : LookUp<GroupQ4_0, LinearNibbles<BlockQ4_0>> {};
+template <>
+struct Unpack<GroupQ4_1> : LookUp<GroupQ4_1, LinearNibbles<BlockQ4_1>> {};
+template <>
+struct Unpack<GroupQ4_K> : LookUp<GroupQ4_K, NibblesQ4_K> {};
+template <>
+struct Unpack<GroupIQ4_NL> : LookUp<GroupIQ4_NL, NibblesIQ4_NL> {};
+template <>
+struct Unpack<GroupIQ4_XS> : LookUp<GroupIQ4_XS, NibblesIQ4_XS> {};
+template <>
+struct Unpack<GroupMXFP4> : LookUp<GroupMXFP4, NibblesMXFP4> {};
+template <>
+struct Unpack<GroupBF16> : CopyBF16 {};
+
+// Unpacks group `group` of rows first..first+32 into (32, 256); rows beyond the last and columns
+// beyond a row are zeros.
+template <class Group>
+HM_INLINE void unpack_block(const TileArgs& args, int64_t first, int64_t group, uint16_t* out) {
+  using Block = typename Group::Block;
+  constexpr int64_t group_bytes = Group::kBlocks * static_cast<int64_t>(sizeof(Block));
+  const int64_t at = group * group_bytes, left = args.row_bytes - at;
+  int64_t ahead = at + kFetchGroups * group_bytes;  // of these rows, or else of the next ones
+  const uint8_t* fetched = args.weights + first * args.row_bytes;
+  if (ahead >= args.row_bytes) {
+    ahead -= args.row_bytes;
+    fetched =
+        first + kPanelRows < args.num_rows ? fetched + kPanelRows * args.row_bytes : args.next;
+  }
+  for (int64_t r = 0; r < kPanelRows; ++r, out += kRowWords) {
+    const bool is_row = first + r < args.num_rows;
+    const uint8_t* data = args.weights + (first + r) * args.row_bytes + at;
+    if (is_row && left >= group_bytes) {
+      Unpack<Group>::row((const Block*)data, out);
+    } else {
+      Block rest[Group::kBlocks];
+      memset(rest, 0, sizeof rest);
+      if (is_row) memcpy(rest, data, left);
+      Unpack<Group>::row(rest, out);
+    }
+    for (int64_t i = 0; i < group_bytes; i += 64) Simd::Panel::fetch(fetched + ahead + i);
+    fetched += args.row_bytes;
+  }
+}
+
+// ---- products -----------------------------------------------------------------------------------
+
+// 32 rows by 256 columns times one or two tiles of tokens, added to `out` (rows, stride).
+template <bool IsPair>
+HM_INLINE void multiply_block(const uint16_t* rows, const uint16_t* x, int64_t x_stride,
+                              bool is_first, float* out, int64_t stride) {
+  constexpr int row_bytes = kRowWords * 2;
+  const int64_t out_bytes = stride * static_cast<int64_t>(sizeof(float));
+  float* lower = out + kTileRows * stride;
+  if (is_first) {
+    _tile_zero(0);
+    _tile_zero(2);
+    if (IsPair) _tile_zero(1);
+    if (IsPair) _tile_zero(3);
+  } else {
+    _tile_loadd(0, out, out_bytes);
+    _tile_loadd(2, lower, out_bytes);
+    if (IsPair) _tile_loadd(1, out + kTokenTile, out_bytes);
+    if (IsPair) _tile_loadd(3, lower + kTokenTile, out_bytes);
+  }
+  for (int step = 0; step < kStepsOfGroup; ++step) {
+    const uint16_t* a = rows + step * kColumnStep;
+    const uint16_t* b = x + step * kPackedTile;
+    _tile_loadd(4, a, row_bytes);
+    _tile_loadd(5, a + kTileRows * kRowWords, row_bytes);
+    _tile_loadd(6, b, kTileBytes);
+    if (IsPair) _tile_loadd(7, b + x_stride, kTileBytes);
+    _tile_dpbf16ps(0, 4, 6);
+    if (IsPair) _tile_dpbf16ps(1, 4, 7);
+    _tile_dpbf16ps(2, 5, 6);
+    if (IsPair) _tile_dpbf16ps(3, 5, 7);
+  }
+  _tile_stored(0, out, out_bytes);
+  _tile_stored(2, lower, out_bytes);
+  if (IsPair) _tile_stored(1, out + kTokenTile, out_bytes);
+  if (IsPair) _tile_stored(3, lower + kTokenTile, out_bytes);
+}
+
+template <class Group>
+void matmul_tiles(const TileArgs& args) {
+  configure_tiles();
+  auto* rows = static_cast<uint16_t*>(args.scratch);
+  const int64_t groups = padded_weights(args.cols) / kSuperWeights;
+  const int64_t x_stride = groups * kStepsOfGroup * kPackedTile;  // from tile to tile
+  const int64_t stride = args.num_tiles * kTokenTile;
+  for (int64_t r = 0; r < args.num_rows; r += kPanelRows) {
+    for (int64_t g = 0; g < groups; ++g) {
+      unpack_block<Group>(args, r, g, rows);
+      const uint16_t* x = args.x + g * kStepsOfGroup * kPackedTile;
+      float* out = args.out + r * stride;
+      int64_t t = 0;
+      for (; t + 2 <= args.num_tiles; t += 2) {
+        multiply_block<true>(rows, x + t * x_stride, x_stride, g == 0, out + t * kTokenTile,
+                             stride);
+      }
+      if (t < args.num_tiles) {
+        multiply_block<false>(rows, x + t * x_stride, x_stride, g == 0, out + t * kTokenTile,
+                              stride);
+      }
+    }
+  }
+  _tile_release();
+}
+
+// ---- tokens -------------------------------------------------------------------------------------
+
+// One tile of tokens: (steps of 32 columns, 16 pairs of columns, 16 tokens, 2).
+void pack_tokens(const float* const* rows, int64_t num_tokens, int64_t cols, uint16_t* packed) {
+  alignas(64) uint8_t pairs[kTokenTile][kTileBytes] = {};
+  for (int64_t k = 0; k < padded_weights(cols); k += kColumnStep, packed += kPackedTile) {
+    const int64_t left = cols - k;
+    const __mmask16 low = left >= 16 ? 0xffff : left > 0 ? (1 << left) - 1 : 0;
+    const __mmask16 high = left >= 32 ? 0xffff : left > 16 ? (1 << (left - 16)) - 1 : 0;
+    for (int64_t t = 0; t < num_tokens; ++t) {
+      const __m512 first = _mm512_maskz_loadu_ps(low, rows[t] + k);
+      const __m512 second = _mm512_maskz_loadu_ps(high, rows[t] + k + 16);
+      _mm512_store_si512(pairs[t], to_bf16(first, second));
+    }
+    __m512i words[kTokenTile];
+    Simd::Panel::transpose(pairs[0], kTileBytes, words);
+    for (int c = 0; c < 16; ++c) _mm512_store_si512(packed + c * 2 * kTokenTile, words[c]);
+  }
+}
+
+// silu(gate) * up of 32 rows by one tile of tokens, as step `rows / 32` of packed tokens. gate and
+// up are (32, stride); rows beyond num_rows count as zeros.
+void pack_swiglu(const float* gate, const float* up, int64_t stride, int64_t num_rows,
+                 uint16_t* packed) {
+  alignas(64) float product[kColumnStep][kTokenTile] = {};
+  for (int64_t r = 0; r < num_rows; ++r) {
+    silu_mul(gate + r * stride, up + r * stride, kTokenTile, product[r]);
+  }
+  const __m512i both =
+      _mm512_setr_epi32(0x00100000, 0x00110001, 0x00120002, 0x00130003, 0x00140004, 0x00150005,
+                        0x00160006, 0x00170007, 0x00180008, 0x00190009, 0x001a000a, 0x001b000b,
+                        0x001c000c, 0x001d000d, 0x001e000e, 0x001f000f);  // word t of each half
+  for (int pair = 0; pair < kColumnStep / 2; ++pair) {
+    const __m512i halves =
+        to_bf16(_mm512_load_ps(product[2 * pair]), _mm512_load_ps(product[2 * pair + 1]));
+    _mm512_store_si512(packed + pair * 2 * kTokenTile, _mm512_permutexvar_epi16(both, halves));
+  }
+}
+
+// out[t][r] = in[r][t] weights[t], or that added to it: `in` is (num_rows, stride).
+void finish_tiles(const float* in, int64_t stride, int64_t num_rows, int64_t num_tokens,
+                  const float* weights, float* const* out) {
+  for (int64_t r = 0; r < num_rows; r += 16) {
+    const __mmask16 rows = num_rows - r >= 16 ? 0xffff : (1 << (num_rows - r)) - 1;
+    for (int64_t t = 0; t < num_tokens; t += 16) {
+      alignas(64) float square[16][16] = {};
+      for (int64_t i = 0; i < 16 && r + i < num_rows; ++i) {
+        _mm512_store_ps(square[i], _mm512_loadu_ps(in + (r + i) * stride + t));
+      }
+      __m512i turned[16];
+      Simd::Panel::transpose((const uint8_t*)square, sizeof square[0], turned);
+      for (int64_t i = 0; i < 16 && t + i < num_tokens; ++i) {
+        float* to = out[t + i] + r;
+        __m512 sum = _mm512_castsi512_ps(turned[i]);
+        if (weights != nullptr) {
+          sum =
+              _mm512_fmadd_ps(sum, _mm512_set1_ps(weights[t + i]), _mm512_maskz_loadu_ps(rows, to));
+        }
+        _mm512_mask_storeu_ps(to, rows, sum);
+      }
+    }
+  }
+}
+
+// ---- limits -------------------------------------------------------------------------------------
+
+// Four products of full tiles, a thousand times; nothing is loaded between them.
+template <bool IsInt8>
+void tile_limit(int64_t rounds) {
+  configure_tiles();
+  _tile_zero(0);
+  _tile_zero(1);
+  _tile_zero(2);
+  _tile_zero(3);
+  _tile_zero(4);
+  _tile_zero(5);
+  _tile_zero(6);
+  _tile_zero(7);
+  for (int64_t i = 0; i < rounds; ++i) {
+    if constexpr (IsInt8) {
+      _tile_dpbusd(0, 4, 6);
+      _tile_dpbusd(1, 4, 7);
+      _tile_dpbusd(2, 5, 6);
+      _tile_dpbusd(3, 5, 7);
+    } else {
+      _tile_dpbf16ps(0, 4, 6);
+      _tile_dpbf16ps(1, 4, 7);
+      _tile_dpbf16ps(2, 5, 6);
+      _tile_dpbf16ps(3, 5, 7);
+    }
+  }
+  _tile_release();
+}
+
+template <class Group>
+constexpr void add_tiles(FormatKernels& format) {
+  format.matmul_tiles = matmul_tiles<Group>;
+}
+
+constexpr KernelTable make_tile_table(const char* name) {
+  KernelTable table = make_table(name);
+  table.costs.matrix_unpack = 45;
+  table.costs.matrix_dot = 10;
+  table.tiles = {pack_tokens, pack_swiglu, finish_tiles};
+  table.tile_int8_limit = {tile_limit<true>, int64_t{4} * 2 * 16 * 16 * 64};
+  table.tile_bf16_limit = {tile_limit<false>, int64_t{4} * 2 * 16 * 16 * 32};
+  FormatKernels* formats = table.formats;
+  add_tiles<GroupBF16>(formats[kBF16]);
+  add_tiles<GroupQ4_0>(formats[kQ4_0]);
+  add_tiles<GroupQ4_1>(formats[kQ4_1]);
+  add_tiles<GroupQ5_0>(formats[kQ5_0]);
+  add_tiles<GroupQ5_1>(formats[kQ5_1]);
+  add_tiles<GroupQ8_0>(formats[kQ8_0]);
+  add_tiles<GroupQ2_K>(formats[kQ2_K]);
+  add_tiles<GroupQ3_K>(formats[kQ3_K]);
+  add_tiles<GroupQ4_K>(formats[kQ4_K]);
+  add_tiles<GroupQ5_K>(formats[kQ5_K]);
+  add_tiles<GroupQ6_K>(formats[kQ6_K]);
+  add_tiles<GroupIQ4_NL>(formats[kIQ4_NL]);
+  add_tiles<GroupIQ4_XS>(formats[kIQ4_XS]);
+  add_tiles<GroupMXFP4>(formats[kMXFP4]);
+  add_tiles<GroupTQ2_0>(formats[kTQ2_0]);
+  add_tiles<GroupTQ1_0>(formats[kTQ1_0]);
+  add_tiles<GroupNVFP4>(formats[kNVFP4]);
+  add_tiles<GroupIQ1_S>(formats[kIQ1_S]);
+  add_tiles<GroupIQ1_M>(formats[kIQ1_M]);
+  add_tiles<GroupIQ2_XXS>(formats[kIQ2_XXS]);
+  add_tiles<GroupIQ2_XS>(formats[kIQ2_XS]);
+  add_tiles<GroupIQ2_S>(formats[kIQ2_S]);
+  add_tiles<GroupIQ3_XXS>(formats[kIQ3_XXS]);
+  add_tiles<GroupIQ3_S>(formats[kIQ3_S]);
+  return table;
+}
+
+}  // namespace
+}  // namespace hm

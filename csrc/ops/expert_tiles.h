@@ -1,0 +1,13 @@
+// Routed experts that have many tokens, by matrix tiles.
+#pragma once
+
+#include "base/runtime.h"
+#include "ops/expert_ffn.h"
+#include "ops/routing.h"
+
+namespace hm {
+
+// Adds the weighted outputs of the experts in routing.many to args.out, in their order.
+void add_expert_tiles(const ExpertFfnArgs& args, const Routing& routing, Runtime& runtime);
+
+}  // namespace hm

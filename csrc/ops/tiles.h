@@ -1,0 +1,34 @@
+// What products by matrix tiles share: when they pay, and how many tokens go together.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+
+#include "kernels/kernel_table.h"
+
+namespace hm {
+
+constexpr int64_t kTileBlockRows = 128;  // of one call
+
+constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+// Whether the cost model of the active kernels prefers tiles for this many tokens.
+inline bool prefers_tiles(const KernelTable& kernels, const FormatKernels& format, int64_t rows,
+                          int64_t tokens) {
+  if (format.matmul_tiles == nullptr) return false;
+  const MatmulCosts& c = kernels.costs;
+  return matrix_cost(c, rows, tokens) <
+         std::min(few_tokens_cost(c, rows, tokens), panels_cost(c, rows, tokens));
+}
+
+// Tiles of tokens that are multiplied with all rows of a task before the next ones are: they stay
+// in the L2 cache, and the sums of 32 rows in or near the L1 cache. Even, since tiles go in pairs.
+inline int64_t tiles_together(int64_t num_tiles, int64_t cols) {
+  constexpr int64_t cache_bytes = 1400 * 1024, most_tiles = 12;
+  const int64_t tile_bytes = packed_tile_words(cols) * int64_t{sizeof(uint16_t)};
+  const int64_t most = std::clamp<int64_t>(cache_bytes / tile_bytes / 2 * 2, 2, most_tiles);
+  const int64_t even = ceil_div(num_tiles, ceil_div(num_tiles, most));
+  return std::min(num_tiles, (even + 1) / 2 * 2);
+}
+
+}  // namespace hm
