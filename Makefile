@@ -7,7 +7,7 @@ PIP    := $(BIN)/python -m pip --disable-pip-version-check install -q -c constra
 MODEL  ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help build chat test check fmt bench clean
+.PHONY: help build chat test check fmt bench peers asan tsan clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## /\1	/p' $(MAKEFILE_LIST) | expand -t 8
@@ -21,7 +21,7 @@ $(BIN)/python:
 $(VENV)/.dependencies: pyproject.toml constraints.txt | $(BIN)/python
 	@echo "installing dependencies (a few minutes the first time: llama-cpp-python compiles)"
 	$(PIP) setuptools wheel pybind11
-	$(BIN)/python .ci/dependencies.py test dev train > $(VENV)/requirements.txt
+	$(BIN)/python .ci/dependencies.py test dev train bench > $(VENV)/requirements.txt
 	$(PIP) -r $(VENV)/requirements.txt
 	@touch $@
 
@@ -45,8 +45,31 @@ fmt: build  ## format everything
 	$(BIN)/ruff check --fix . ; $(BIN)/ruff format .
 	$(BIN)/clang-format -i $$(find csrc -name '*.cpp' -o -name '*.h')
 
-bench: build  ## prompt and decode speed of the embedded model beside llama.cpp
+bench: build  ## the kernels beside the machine's limits, the embedded model beside llama.cpp
+	$(BIN)/python bench/bench_expert_forward.py
 	$(BIN)/python bench/bench_generate.py
+
+peers: build  ## kt-kernel, for bench_expert_forward.py; without its own, older torch
+	$(PIP) --no-deps kt-kernel safetensors
+
+# The extension with AddressSanitizer and UBSan, beside the normal one, under the tests that run it.
+# Python itself is not instrumented, so the runtime libraries must be loaded first; leaks are Python's.
+ASAN_TESTS := attention decoder dequantize expert_ffn isa linear machine rope router thread_pool topology
+ASAN_ENV   := ASAN_OPTIONS=detect_leaks=0 LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) \
+              $$($(CXX) -print-file-name=libstdc++.so)"
+
+asan: $(VENV)/.dependencies  ## the kernels' tests under AddressSanitizer and UBSan
+	HYBRIDMOE_SANITIZE=address,undefined PYTHONWARNINGS=ignore $(BIN)/python setup.py -q build \
+	  --build-base build/asan --build-lib build/asan/lib
+	$(ASAN_ENV) $(BIN)/pytest -q -m "not slow" -p no:cacheprovider -o pythonpath="build/asan/lib tests ." \
+	  $(ASAN_TESTS:%=tests/test_%.py)
+
+tsan:  ## the thread pool and the operations on it under ThreadSanitizer
+	mkdir -p build/tsan
+	$(CXX) -std=c++20 -O1 -g1 -fsanitize=thread -ffp-contract=off -Icsrc -pthread -o build/tsan/stress_pool \
+	  csrc/tests/stress_pool.cpp csrc/base/*.cpp csrc/ops/*.cpp csrc/formats/codebooks.cpp \
+	  csrc/kernels/select.cpp csrc/kernels/isa_scalar.cpp
+	build/tsan/stress_pool
 
 clean:  ## remove what was built; .venv stays
 	rm -rf build dist *.egg-info hybridmoe/_C*.so $(VENV)/.built

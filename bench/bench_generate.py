@@ -5,9 +5,10 @@
     python bench/bench_generate.py --synthetic k2-slice     # Kimi K2's layer shapes, 6 GB
     python bench/bench_generate.py --synthetic moonlight --experts 16 --layers 4
 
-Both run greedily from the same random token ids and take turns, so that a noisy machine hurts
-both alike; figures are medians over the turns, and the claim is their ratio. llama.cpp runs with
-`use_extra_bufts` off (with it on, 0.3.36 aborts on AMX machines) and its default attention.
+All run greedily from the same random token ids and take turns, so that a noisy machine hurts them
+alike; figures are medians over the turns. llama.cpp runs with its default attention and with
+`use_extra_bufts` off: with it on, 0.3.36 aborts on AMX machines. Elsewhere it runs in both
+settings, and the better of them is the peer. ik_llama.cpp has no package that could run here.
 """
 
 import sys
@@ -25,7 +26,7 @@ from gguf import GGMLQuantizationType
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from bench._harness import Row, print_report
+from bench._harness import RESULTS, Row, bar, machine, print_report
 from bench._llama_cpp import LlamaCpp
 from bench.synthetic import K2_SLICE, MOONLIGHT, Shape, write_synthetic
 from hybridmoe.config import ModelConfig
@@ -34,10 +35,20 @@ from hybridmoe.engine.generator import Generation, Generator
 from hybridmoe.engine.sampler import SamplingParams
 from hybridmoe.gguf.accounting import take_account
 from hybridmoe.gguf.reader import GGUFFile
-from hybridmoe.kernels import ops
+from hybridmoe.kernels import isa, ops
+from hybridmoe.machine import measure
 from hybridmoe.model.decoder import Decoder
+from hybridmoe.model.weights import read_ahead
 
 SHAPES = {"k2-slice": K2_SLICE, "moonlight": MOONLIGHT}
+PROMPTS = {"k2-slice": (32, 512, 2048), "moonlight": (32, 512)}
+OTHER_PROMPTS = (32, 256)
+
+# What must hold for the synthetic shapes: multiples of the peer, shares of a limit.
+DECODE_TIMES, PROMPT_TIMES, PROMPT_FROM = 1.6, 5.0, 512
+DECODE_SHARE = {"k2-slice": 0.8}  # of what memory allows
+WARM_UP_TOKENS = 64
+DEEP_SHARE, DEEP_FROM = 0.95, 2048  # of our own speed after the shortest prompt
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +68,7 @@ def hybridmoe_engine(path: Path) -> Iterator[Engine]:
     with GGUFFile.open(path) as file:
         config = ModelConfig.from_metadata(file.metadata)
         model = Decoder(file, config)
+        read_ahead(file, lambda done, total: None)
 
         def run(ids: list[int], num_decode: int) -> Speed:
             record = Generation()
@@ -70,13 +82,19 @@ def hybridmoe_engine(path: Path) -> Iterator[Engine]:
 
 
 @contextmanager
-def llama_cpp_engine(path: Path, context_tokens: int, num_threads: int) -> Iterator[Engine]:
+def llama_cpp_engine(
+    path: Path, context_tokens: int, num_threads: int, use_extra_bufts: bool
+) -> Iterator[Engine]:
     """The peer: the same greedy loop over its C API."""
     with GGUFFile.open(path) as file:
         yarn = ModelConfig.from_metadata(file.metadata).yarn
     betas = (yarn.beta_fast, yarn.beta_slow) if yarn else None
     with LlamaCpp(
-        path, context_tokens=context_tokens, num_threads=num_threads, yarn_betas=betas
+        path,
+        context_tokens=context_tokens,
+        num_threads=num_threads,
+        use_extra_bufts=use_extra_bufts,
+        yarn_betas=betas,
     ) as peer:
 
         def run(ids: list[int], num_decode: int) -> Speed:
@@ -99,11 +117,12 @@ def llama_cpp_engine(path: Path, context_tokens: int, num_threads: int) -> Itera
 @click.option("--experts", type=int, help="of the synthetic model")
 @click.option("--expert-type", default="Q4_K", show_default=True, help="of the synthetic model")
 @click.option("--keep", type=click.Path(path_type=Path), help="write the synthetic file here")
-@click.option("--prompt", "prompts", type=int, multiple=True, default=(32, 256), show_default=True)
+@click.option("--prompt", "prompts", type=int, multiple=True, help="tokens; may be repeated")
 @click.option("--decode", "num_decode", type=int, default=32, show_default=True)
 @click.option("--threads", type=int, help="default: physical cores")
 @click.option("--turns", type=int, default=3, show_default=True)
 @click.option("--peer/--no-peer", default=True, show_default=True, help="run llama.cpp too")
+@click.option("--out", is_flag=False, flag_value="", help="write the JSON [default: results/]")
 def main(
     model: Path | None,
     synthetic: str | None,
@@ -116,6 +135,7 @@ def main(
     threads: int | None,
     turns: int,
     peer: bool,
+    out: str | None,
 ) -> None:
     if threads is not None:
         ops.set_num_threads(threads)
@@ -127,42 +147,102 @@ def main(
             if not path.exists():
                 shape = _changed(SHAPES[synthetic], layers, experts)
                 write_synthetic(path, shape, expert_type=GGMLQuantizationType[expert_type])
+        name = synthetic or path.stem
+        prompts = tuple(sorted(prompts)) or PROMPTS.get(name, OTHER_PROMPTS)
         context_tokens = max(prompts) + num_decode
         engines = {"ours": stack.enter_context(hybridmoe_engine(path))}
         if peer:
-            llama_cpp = llama_cpp_engine(path, context_tokens, ops.num_threads())
-            engines["peer"] = stack.enter_context(llama_cpp)
+            for use_extra_bufts in (False,) if "amx" in isa.supported() else (False, True):
+                engines[f"llama.cpp, use_extra_bufts={use_extra_bufts}"] = stack.enter_context(
+                    llama_cpp_engine(path, context_tokens, ops.num_threads(), use_extra_bufts)
+                )
         with GGUFFile.open(path) as file:
             vocab_size = ModelConfig.from_metadata(file.metadata).vocab_size
-            account = take_account(file.tensors.values(), file.metadata)
-        print(f"{path.name}: {account.total.token_bytes / 1e9:.3f} GB read per token")
-        rows = [
-            row
+            total = take_account(file.tensors.values(), file.metadata).total
+        limits = Limits.of(total.token_bytes, total.active_params)
+        speeds = {
+            num_prompt: _measure(engines, num_prompt, num_decode, vocab_size, turns)
             for num_prompt in prompts
-            for row in _measure(engines, num_prompt, num_decode, vocab_size, turns)
-        ]
-        print_report(rows)
+        }
+        about = {
+            "token_gb": round(total.token_bytes / 1e9, 3),
+            "peers": [engine for engine in engines if engine != "ours"],
+            "num_decode": num_decode,
+        }
+        target = Path(out) if out else RESULTS / f"{machine()['date']}_generate_{name}.json"
+        rows = _rows(name, speeds, limits)
+        print_report(rows, about=about, out=None if out is None else target)
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Tokens/s that the machine allows: of decode by memory, of a prompt by arithmetic."""
+
+    decode: float
+    prompt: float
+
+    @classmethod
+    def of(cls, token_bytes: int, active_params: int) -> "Limits":
+        measured = measure()
+        int8 = getattr(measured, "amx_int8", None) or measured.int8
+        return cls(measured.read.all / token_bytes, int8.all / (2 * active_params))
 
 
 def _measure(
     engines: dict[str, Engine], num_prompt: int, num_decode: int, vocab_size: int, turns: int
-) -> list[Row]:
+) -> dict[str, Speed]:
+    """The median speed of each engine."""
     ids = np.random.default_rng(num_prompt).integers(0, min(256, vocab_size), num_prompt).tolist()
     speeds: dict[str, list[Speed]] = {name: [] for name in engines}
-    for turn in range(turns + 1):
+    for engine in engines.values():  # page faults, threads, allocators
+        engine(ids[:WARM_UP_TOKENS], 2)
+    for _ in range(turns):
         for name, engine in engines.items():
-            speed = engine(ids, num_decode)
-            if turn:  # the first turn warms up: page faults, threads, allocators
-                speeds[name].append(speed)
-    ours = {kind: median(getattr(s, kind) for s in speeds["ours"]) for kind in ("prompt", "decode")}
-    theirs = {
-        kind: median(getattr(s, kind) for s in speeds["peer"]) if "peer" in speeds else None
-        for kind in ours
+            speeds[name].append(engine(ids, num_decode))
+    return {
+        name: Speed(median(s.prompt for s in found), median(s.decode for s in found))
+        for name, found in speeds.items()
     }
-    return [
-        Row(f"prompt of {num_prompt}", ours["prompt"], "tok/s", peer=theirs["prompt"]),
-        Row(f"decode after {num_prompt}", ours["decode"], "tok/s", peer=theirs["decode"]),
-    ]
+
+
+def _rows(name: str, speeds: dict[int, dict[str, Speed]], limits: Limits) -> list[Row]:
+    """Two for each prompt; the shapes with promises get their bars."""
+    is_promised = name in SHAPES
+    first = speeds[min(speeds)]["ours"].decode
+    rows = []
+    for num_prompt, found in speeds.items():
+        ours = found["ours"]
+        peers = [speed for engine, speed in found.items() if engine != "ours"]
+        peer = max((speed.prompt for speed in peers), default=None)
+        least = bar(peer=peer, times=PROMPT_TIMES)
+        has_bar = is_promised and num_prompt >= PROMPT_FROM
+        rows.append(
+            Row(
+                f"{name} prompt of {num_prompt}",
+                ours.prompt,
+                "tok/s",
+                limits.prompt,
+                peer,
+                least if has_bar else None,
+            )
+        )
+        peer = max((speed.decode for speed in peers), default=None)
+        share = DECODE_SHARE.get(name, 0.0)
+        least = bar(limit=limits.decode, share=share, peer=peer, times=DECODE_TIMES)
+        if num_prompt >= DEEP_FROM:
+            least = DEEP_SHARE * first
+        has_bar = is_promised and (num_prompt == min(speeds) or num_prompt >= DEEP_FROM)
+        rows.append(
+            Row(
+                f"{name} decode after {num_prompt}",
+                ours.decode,
+                "tok/s",
+                limits.decode,
+                peer,
+                least if has_bar else None,
+            )
+        )
+    return rows
 
 
 def _changed(shape: Shape, layers: int | None, experts: int | None) -> Shape:

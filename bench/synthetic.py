@@ -14,10 +14,11 @@ import gguf
 import numpy as np
 from gguf import GGML_QUANT_SIZES
 from gguf import GGMLQuantizationType as Type
+from numpy.typing import NDArray
 
 Described = tuple[str, tuple[int, ...], Type]  # a tensor's name, shape and type
 
-__all__ = ["K2_SLICE", "MOONLIGHT", "Shape", "write_synthetic"]
+__all__ = ["K2_SLICE", "MOONLIGHT", "Shape", "fill_random", "write_synthetic"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +77,10 @@ def write_synthetic(
     writer.write_kv_data_to_file()
     writer.write_ti_data_to_file()
     for _, dims, type in tensors:
-        writer.write_tensor_data(_random_blocks(rng, dims, type))
+        block, block_bytes = GGML_QUANT_SIZES[type]
+        data = np.empty(int(np.prod(dims)) // block * block_bytes, np.uint8)
+        fill_random(data, rng, dims, type)
+        writer.write_tensor_data(data)
     writer.close()
 
 
@@ -139,25 +143,43 @@ _SCALES: Mapping[Type, tuple[int, ...]] = {
     Type.Q8_0: (0,), Type.Q4_0: (0,), Type.Q4_1: (0, 2), Type.Q5_0: (0,), Type.Q5_1: (0, 2),
     Type.Q2_K: (80, 82), Type.Q3_K: (108,), Type.Q4_K: (0, 2), Type.Q5_K: (0, 2),
     Type.Q6_K: (208,), Type.IQ2_XXS: (0,), Type.IQ2_XS: (0,), Type.IQ2_S: (0,), Type.IQ3_XXS: (0,),
-    Type.IQ3_S: (0,), Type.IQ1_S: (0,), Type.IQ4_NL: (0,), Type.IQ4_XS: (0,),
+    Type.IQ3_S: (0,), Type.IQ1_S: (0,), Type.IQ4_NL: (0,), Type.IQ4_XS: (0,), Type.TQ1_0: (52,),
+    Type.TQ2_0: (64,), Type.IQ1_M: (), Type.MXFP4: (), Type.NVFP4: (),
 }  # fmt: skip
 
 
-def _random_blocks(rng: np.random.Generator, dims: tuple[int, ...], type: Type) -> np.ndarray:
-    if type == Type.F32:
-        values = rng.standard_normal(dims, np.float32) * np.float32(dims[-1] ** -0.5)
-        return values if len(dims) > 1 else np.float32(1.0) + 0.0 * values
-    if type == Type.F16:
-        values = rng.standard_normal(dims, np.float32) * np.float32(dims[-1] ** -0.5)
-        return values.astype(np.float16)
+def fill_random(
+    data: NDArray[np.uint8], rng: np.random.Generator, dims: tuple[int, ...], type: Type
+) -> None:
+    """Fill the bytes of a tensor (..., rows, cols): one random matrix, rotated for the others."""
+    one = _random_rows(rng, dims, type).reshape(-1, data.size // int(np.prod(dims[:-1])))
+    for e, matrix in enumerate(data.reshape(-1, *one.shape)):
+        shift = e % len(one)
+        matrix[shift:], matrix[:shift] = one[: len(one) - shift], one[len(one) - shift :]
+
+
+def _random_rows(rng: np.random.Generator, dims: tuple[int, ...], type: Type) -> NDArray[np.uint8]:
+    rows, cols = dims[-2] if len(dims) > 1 else 1, dims[-1]
+    if type in (Type.F32, Type.F16, Type.BF16):
+        values = rng.standard_normal((rows, cols), np.float32) * np.float32(cols**-0.5)
+        if len(dims) == 1:
+            values = np.ones_like(values)  # a norm
+        if type == Type.BF16:
+            return (values.view(np.uint32) >> 16).astype(np.uint16).view(np.uint8)
+        return values.astype(np.float32 if type == Type.F32 else np.float16).view(np.uint8)
     block, block_bytes = GGML_QUANT_SIZES[type]
-    rows, per_row = dims[-2], dims[-1] // block
-    one = rng.integers(0, 256, (rows, per_row, block_bytes), np.uint8)
-    scale = np.float16(dims[-1] ** -0.5 / 200)  # keeps activations near 1 for 4- to 8-bit quants
+    one = rng.integers(0, 256, (rows, cols // block, block_bytes), np.uint8)
+    scale = np.float16(cols**-0.5 / 200)  # keeps activations near 1 for 4- to 8-bit quants
     for offset in _SCALES[type]:
         one[..., offset : offset + 2] = np.frombuffer(scale.tobytes(), np.uint8)
-    stack = [np.roll(one, e, axis=0) for e in range(int(np.prod(dims[:-2])))]
-    return np.concatenate(stack).reshape(-1)
+    if type == Type.MXFP4:
+        one[..., 0] = 118  # 2^-9: the block's exponent
+    elif type == Type.NVFP4:
+        one[..., :4] = 8  # 2^-6, once for each 16 weights
+    elif type == Type.IQ1_M:  # a nibble of the scale at the top of each of four words
+        nibbles = int(scale.view(np.uint16)) >> np.array([0, 4, 8, 12]) & 15
+        one[..., 49:56:2] = one[..., 49:56:2] & 15 | nibbles.astype(np.uint8) << 4
+    return one
 
 
 def _metadata(s: Shape) -> dict[str, object]:
