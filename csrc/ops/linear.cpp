@@ -10,11 +10,11 @@
 namespace hm {
 namespace {
 
-// Rows per task: enough work to hide the counter (some 10 us), few enough that all threads share;
+// Rows per task: many, since each begins with data that nothing has fetched, but all threads share;
 // with many tokens, whole panels of unpacked rows.
 int64_t rows_per_task(const Matrix& w, const MatmulCosts& costs, int64_t num_tokens,
                       int num_threads) {
-  constexpr int64_t task_bytes = 128 * 1024, tasks_per_thread = 4;
+  constexpr int64_t task_bytes = 1024 * 1024, tasks_per_thread = 6;
   const bool panels =
       panels_cost(costs, w.rows, num_tokens) < few_tokens_cost(costs, w.rows, num_tokens);
   const int64_t tile = panels ? 2 * kPanelRows : 4;
