@@ -7,6 +7,7 @@
 #include "base/runtime.h"
 #include "bindings.h"
 #include "kernels/select.h"
+#include "ops/tiles.h"
 
 namespace py = pybind11;
 
@@ -23,11 +24,18 @@ void each_chunk(int64_t chunks, const Function& f) {
   }
 }
 
-int64_t run_limit(const std::string& kind, int64_t rounds, int64_t chunks) {
-  check(kind == "int8" || kind == "float", "a limit is \"int8\" or \"float\"");
-  check(rounds >= 0 && chunks >= 1, "needs rounds and at least one chunk");
+const Limit& find_limit(const std::string& kind) {
   const KernelTable& table = active_table();
-  const Limit& limit = kind == "int8" ? table.int8_limit : table.float_limit;
+  if (kind == "int8") return table.int8_limit;
+  if (kind == "float") return table.float_limit;
+  check(kind == "tile_int8" || kind == "tile_bf16", "no limit is called \"", kind, "\"");
+  check(table.tiles.pack != nullptr, table.name, " has no matrix tiles");
+  return kind == "tile_int8" ? table.tile_int8_limit : table.tile_bf16_limit;
+}
+
+int64_t run_limit(const std::string& kind, int64_t rounds, int64_t chunks) {
+  check(rounds >= 0 && chunks >= 1, "needs rounds and at least one chunk");
+  const Limit& limit = find_limit(kind);
   each_chunk(chunks, [&](int64_t) { limit.run(rounds); });
   return limit.operations * rounds * chunks;
 }
@@ -40,16 +48,34 @@ void read_memory(uintptr_t data, int64_t num_bytes, int64_t chunks) {
   });
 }
 
-std::map<std::string, double> matmul_costs() {
-  const MatmulCosts& c = active_table().costs;
+// The first number of tokens at which `cost` is below that of few tokens.
+template <class Cost>
+double crossover(const MatmulCosts& c, const Cost& cost) {
   int64_t tokens = 1;
-  while (tokens < 1024 &&
-         panels_cost(c, kPanelRows, tokens) >= few_tokens_cost(c, kPanelRows, tokens)) {
+  while (tokens < 1024 && cost(c, kPanelRows, tokens) >= few_tokens_cost(c, kPanelRows, tokens)) {
     ++tokens;
   }
-  return {{"unpack", c.unpack},           {"dot", c.dot},
-          {"spread", c.spread},           {"panel_dot", c.panel_dot},
-          {"tile_tokens", c.tile_tokens}, {"panels_from_tokens", tokens}};
+  return static_cast<double>(tokens);
+}
+
+std::map<std::string, double> matmul_costs() {
+  const KernelTable& table = active_table();
+  const MatmulCosts& c = table.costs;
+  std::map<std::string, double> costs = {
+      {"unpack", c.unpack},           {"dot", c.dot},
+      {"spread", c.spread},           {"panel_dot", c.panel_dot},
+      {"tile_tokens", c.tile_tokens}, {"panels_from_tokens", crossover(c, panels_cost)}};
+  if (table.tiles.pack != nullptr) {
+    costs["matrix_unpack"] = c.matrix_unpack;
+    costs["matrix_dot"] = c.matrix_dot;
+    costs["matrix_tiles_from_tokens"] = crossover(c, matrix_cost);
+  }
+  return costs;
+}
+
+bool takes_tiles(int32_t type, int64_t rows, int64_t tokens) {
+  check(find_type(type) != nullptr, "tensor type ", type, " has no CPU kernel");
+  return prefers_tiles(active_table(), active_table().formats[type], rows, tokens);
 }
 
 }  // namespace
@@ -60,6 +86,7 @@ void register_limits(py::module_& m) {
   m.def("read_memory", &read_memory, py::arg("data"), py::arg("num_bytes"), py::arg("chunks"),
         release());
   m.def("matmul_costs", &matmul_costs);
+  m.def("takes_tiles", &takes_tiles, py::arg("type"), py::arg("rows"), py::arg("tokens"));
 }
 
 }  // namespace hm

@@ -31,6 +31,9 @@ def run_limit(kind: str, rounds: int, chunks: int) -> int:
 def read_memory(data: int, num_bytes: int, chunks: int) -> None:
     """Read memory once, in `chunks` parts; one alone stays in the caller."""
 
+def takes_tiles(type: int, rows: int, tokens: int) -> bool:
+    """Whether so many tokens go through matrix tiles: bfloat16 instead of int8."""
+
 def matmul_costs() -> dict[str, float]:
     """The active cost model, in cycles of 256 weights, and the tokens at which `panels` win."""
 

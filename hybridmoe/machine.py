@@ -41,6 +41,9 @@ class Limits:
     """Operations (a multiply-add is two) on int8 as the active kernels do them."""
     float32: Rate
     """Operations of float32 FMA."""
+    amx_int8: Rate | None = None
+    """Operations of AMX tiles on int8; None where the active kernels have no tiles."""
+    amx_bf16: Rate | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,12 +103,16 @@ def measure(*, quick: bool = False) -> Limits:
             rounds = max(1, rounds // 16)
         return lambda: _C.run_limit(kind, rounds, parts)
 
+    def rate(kind: str) -> Rate:
+        return Rate(_best(arithmetic(kind, 1), turns), _best(arithmetic(kind, chunks), turns))
+
+    has_tiles = isa.active() == "amx"
     return Limits(
         read=Rate(_best(read(1), turns), _best(read(chunks), turns)),
-        int8=Rate(_best(arithmetic("int8", 1), turns), _best(arithmetic("int8", chunks), turns)),
-        float32=Rate(
-            _best(arithmetic("float", 1), turns), _best(arithmetic("float", chunks), turns)
-        ),
+        int8=rate("int8"),
+        float32=rate("float"),
+        amx_int8=rate("tile_int8") if has_tiles else None,
+        amx_bf16=rate("tile_bf16") if has_tiles else None,
     )
 
 

@@ -1,7 +1,34 @@
 """What every test run needs, however it was started."""
 
 import signal
+from collections.abc import Iterator
+
+import pytest
+
+from hybridmoe.kernels import isa
 
 # A runner in the background ignores SIGINT, and its children would inherit that: the tests of
 # Ctrl-C need the default.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# Instruction sets whose results do not depend on what else is in a batch.
+EXACT_ISAS = [name for name in isa.supported() if name != "amx"]
+
+
+@pytest.fixture(params=isa.supported())
+def each_isa(request: pytest.FixtureRequest) -> Iterator[str]:
+    with isa.forced(request.param):
+        yield request.param
+
+
+@pytest.fixture(params=EXACT_ISAS)
+def each_exact_isa(request: pytest.FixtureRequest) -> Iterator[str]:
+    with isa.forced(request.param):
+        yield request.param
+
+
+@pytest.fixture
+def exact_kernels() -> Iterator[None]:
+    """The best instruction set that gives a token the same bits alone and in a prompt."""
+    with isa.forced(EXACT_ISAS[0]):
+        yield

@@ -2,12 +2,12 @@
 
 import pytest
 import torch
-from test_linear import each_isa, restore_threads
+from test_linear import restore_threads
 
 from hybridmoe.errors import ShapeError
 from hybridmoe.kernels import isa, ops, reference
 
-__all__ = ["each_isa", "restore_threads"]  # fixtures
+__all__ = ["restore_threads"]  # a fixture
 
 SCALE = 0.25
 BLOCK = 256  # csrc/kernels/kernel_table.h: kAttentionBlock

@@ -1,6 +1,5 @@
 """The routed experts: routing of every awkward shape, bounds, and equality however it is split."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import closeness
@@ -11,7 +10,7 @@ from gguf import GGMLQuantizationType
 from random_weights import random_matrix, rounds_activations
 
 from hybridmoe.errors import ShapeError
-from hybridmoe.kernels import isa, ops, reference
+from hybridmoe.kernels import ops, reference
 from hybridmoe.kernels.matrix import QuantMatrix
 
 T = GGMLQuantizationType
@@ -106,19 +105,13 @@ def check(
     closeness.assert_close(got, want, bound, f"{experts.gate.type.name} {tuple(ids.shape)}")
 
 
-@pytest.fixture(params=isa.supported())
-def each_isa(request: pytest.FixtureRequest) -> Iterator[str]:
-    with isa.forced(request.param):
-        yield request.param
-
-
 @pytest.fixture(params=TYPE_PAIRS, ids=lambda pair: f"{pair[0].name}-{pair[1].name}")
 def experts(request: pytest.FixtureRequest) -> Experts:
     return make_experts(*request.param)
 
 
 @pytest.mark.parametrize("tokens", [1, 3, 17])
-def test_result_is_within_the_bound(each_isa: str, experts: Experts, tokens: int) -> None:
+def test_result_is_within_the_bound(each_exact_isa: str, experts: Experts, tokens: int) -> None:
     x, ids, weights = random_inputs(tokens, 3, experts.gate.cols)
     check(experts, x, ids, weights, experts(x, ids, weights))
 
@@ -142,7 +135,7 @@ def test_reference_agrees_but_for_rounding(experts: Experts) -> None:
 
 @pytest.mark.parametrize("tokens", [1, 2, 5, 33, 130])
 def test_a_token_is_the_same_alone_and_in_a_batch(
-    each_isa: str, experts: Experts, tokens: int
+    each_exact_isa: str, experts: Experts, tokens: int
 ) -> None:
     x, ids, weights = random_inputs(tokens, 3, experts.gate.cols)
     alone = [experts(x[t : t + 1], ids[t : t + 1], weights[t : t + 1]) for t in range(tokens)]
@@ -162,7 +155,7 @@ def test_threads_do_not_change_a_bit(experts: Experts) -> None:
     assert all(torch.equal(results[0], result) for result in results[1:])
 
 
-def test_all_tokens_on_one_expert(each_isa: str) -> None:
+def test_all_tokens_on_one_expert(each_exact_isa: str) -> None:
     experts = make_experts(T.Q4_0, T.Q8_0)
     x, ids, weights = random_inputs(70, 1, HIDDEN)
     ids.fill_(3)

@@ -23,7 +23,7 @@ def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def llm(path: Path) -> Iterator[hybridmoe.LLM]:
+def llm(exact_kernels: None, path: Path) -> Iterator[hybridmoe.LLM]:
     with hybridmoe.load(path, context_tokens=512) as llm:
         yield llm
 

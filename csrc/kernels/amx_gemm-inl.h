@@ -466,7 +466,7 @@ constexpr void add_tiles(FormatKernels& format) {
 
 constexpr KernelTable make_tile_table(const char* name) {
   KernelTable table = make_table(name);
-  table.costs.matrix_unpack = 45;
+  table.costs.matrix_unpack = 50;
   table.costs.matrix_dot = 10;
   table.tiles = {pack_tokens, pack_swiglu, finish_tiles};
   table.tile_int8_limit = {tile_limit<true>, int64_t{4} * 2 * 16 * 16 * 64};

@@ -65,14 +65,26 @@ def _limits(limits: Limits) -> list[tuple[str, str]]:
     def text(rate: Rate, unit: float, name: str) -> str:
         return f"{rate.one / unit:.2f} {name} one core, {rate.all / unit:.2f} all threads"
 
-    return [
+    rows = [
         ("memory read", text(limits.read, 1e9, "GB/s")),
         ("int8", text(limits.int8, 1e12, "TOPS")),
         ("float32", text(limits.float32, 1e12, "TFLOPS")),
     ]
+    if limits.amx_int8 is not None and limits.amx_bf16 is not None:
+        rows += [
+            ("AMX int8", text(limits.amx_int8, 1e12, "TOPS")),
+            ("AMX bf16", text(limits.amx_bf16, 1e12, "TFLOPS")),
+        ]
+    return rows
 
 
 def _crossover(costs: dict[str, float]) -> str:
+    if "matrix_unpack" in costs:
+        return (
+            f"AMX tiles from {costs['matrix_tiles_from_tokens']:.0f} tokens of an expert on "
+            f"(unpack {costs['unpack']:g}, dot {costs['dot']:g}; for tiles, unpack "
+            f"{costs['matrix_unpack']:g}, 16 tokens {costs['matrix_dot']:g} cycles)"
+        )
     return (
         f"panels from {costs['panels_from_tokens']:.0f} tokens of an expert on "
         f"(unpack {costs['unpack']:g}, dot {costs['dot']:g}, spread {costs['spread']:g}, "

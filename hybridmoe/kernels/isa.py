@@ -1,8 +1,10 @@
 """Which instruction sets the kernels were compiled for, can run here, and run with.
 
 The best supported one is chosen at import; `HYBRIDMOE_ISA` forces another, so that every path can
-be tested on one machine. Results are the same bits for avx2, avx512 and amx; scalar has no fused
-multiply-add and differs within the rounding of float32.
+be tested on one machine. Results are the same bits for avx2 and avx512, whatever else is in a
+batch; scalar has no fused multiply-add and differs within the rounding of float32. amx has avx512's
+kernels for few tokens, and tiles of bfloat16 for many: closer to exact arithmetic, but a token's
+bits then depend on how many tokens its expert has. Where that matters, force avx512.
 """
 
 from collections.abc import Iterator
