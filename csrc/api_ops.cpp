@@ -5,6 +5,7 @@
 #include "ops/expert_ffn.h"
 #include "ops/linear.h"
 #include "ops/token_ops.h"
+#include "ops/touch_rows.h"
 
 namespace py = pybind11;
 
@@ -139,6 +140,13 @@ void register_ops(py::module_& m) {
       py::arg("logits"), py::arg("bias"), py::arg("num_tokens"), py::arg("num_experts"),
       py::arg("top_k"), py::arg("num_groups"), py::arg("num_groups_used"), py::arg("is_sigmoid"),
       py::arg("is_normalized"), py::arg("scale"), py::arg("ids"), py::arg("weights"), no_gil);
+
+  m.def(
+      "touch_rows",
+      [](Address data, int64_t num_matrices, int64_t rows, int64_t row_bytes) {
+        touch_rows(pointer<const uint8_t>(data), num_matrices, rows, row_bytes);
+      },
+      py::arg("data"), py::arg("num_matrices"), py::arg("rows"), py::arg("row_bytes"), no_gil);
 
   m.def(
       "dequantize", [](const Matrix& w, Address out) { dequantize(w, pointer<float>(out)); },

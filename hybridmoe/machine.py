@@ -147,7 +147,8 @@ def advice(machine: Machine, limits: Limits) -> list[str]:
         )
     if machine.nodes > 1:
         said.append(
-            f"Weights are not yet divided among the {machine.nodes} NUMA nodes: cores read across."
+            f"Each of the {machine.nodes} NUMA nodes has its own rows of every matrix; what "
+            "another program brought into memory stays where that ran, and is read across."
         )
     if machine.gpu is None:
         said.append("No CUDA GPU is visible: attention and the output head run on the CPU.")

@@ -107,6 +107,7 @@ ThreadPool::ThreadPool(const ThreadPlan& plan)
       ++worker;
     }
     nodes_[n].last = worker;
+    thread_ends_.push_back(worker);
   }
   if (num_threads_ == 1) return;
   try {

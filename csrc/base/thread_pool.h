@@ -22,9 +22,9 @@
 #include <thread>
 #include <vector>
 
-namespace hm {
+#include "base/row_tasks.h"
 
-constexpr int kMaxNodes = 64;
+namespace hm {
 
 // The CPUs that each thread may run on, by node; an empty list is any CPU.
 using ThreadPlan = std::vector<std::vector<std::vector<int>>>;
@@ -43,6 +43,8 @@ class ThreadPool {
 
   int num_threads() const { return num_threads_; }
   int num_nodes() const { return static_cast<int>(nodes_.size()); }
+  // Threads of nodes 0..n.
+  std::span<const int> thread_ends() const { return thread_ends_; }
   // `worker` is below this: one number for each thread of the plan, and one for the caller.
   int num_workers() const { return num_threads_ + 1; }
 
@@ -100,7 +102,7 @@ class ThreadPool {
   int num_threads_ = 0;
   std::vector<Node> nodes_;
   std::vector<Worker> workers_;
-  std::vector<int> worker_of_cpu_, node_of_worker_;
+  std::vector<int> worker_of_cpu_, node_of_worker_, thread_ends_;
   // Whom the caller stands in for. Only a hint: whoever joins a job has a number of his own.
   std::atomic<int> replaced_{0};
   std::atomic<bool> stop_{false};

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "base/row_tasks.h"
 #include "base/runtime.h"
 #include "kernels/select.h"
 #include "ops/activations.h"
@@ -93,14 +94,16 @@ class Forward {
     const int64_t batches = static_cast<int64_t>(routing_.few.size());
     if (batches > 0) prepare();
     inter_rows_ = rows_per_task(inter_, 32, 256);  // whole blocks of rounded activations
-    const int64_t inter_blocks = ceil_div(inter_, inter_rows_);
-    runtime_.pool.run(batches * inter_blocks, [&](int64_t task, int worker) {
-      gate_up(routing_.few[task / inter_blocks], task % inter_blocks * inter_rows_, worker);
+    const RowTasks inter_tasks(runtime_.pool.thread_ends(), batches, inter_, inter_rows_);
+    runtime_.pool.run_on_nodes(inter_tasks.ends(), [&](int64_t task, int worker) {
+      const auto [batch, first] = inter_tasks[task];
+      gate_up(routing_.few[batch], first, worker);
     });
     hidden_rows_ = rows_per_task(hidden_, 64, 1024);
-    const int64_t hidden_blocks = ceil_div(hidden_, hidden_rows_);
-    runtime_.pool.run(batches * hidden_blocks, [&](int64_t task, int worker) {
-      project_down(routing_.few[task / hidden_blocks], task % hidden_blocks * hidden_rows_, worker);
+    const RowTasks hidden_tasks(runtime_.pool.thread_ends(), batches, hidden_, hidden_rows_);
+    runtime_.pool.run_on_nodes(hidden_tasks.ends(), [&](int64_t task, int worker) {
+      const auto [batch, first] = hidden_tasks[task];
+      project_down(routing_.few[batch], first, worker);
     });
     const int64_t sum_blocks = (hidden_ + kSumColumns - 1) / kSumColumns;
     runtime_.pool.run(a_.num_tokens * sum_blocks, [&](int64_t task, int) {

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "base/row_tasks.h"
 #include "kernels/select.h"
 #include "ops/tiles.h"
 
@@ -58,15 +59,18 @@ class TileForward {
     const int64_t row_blocks = std::clamp<int64_t>(ceil_div(wanted, num_chunks), 1,
                                                    std::max<int64_t>(1, inter_ / kTileBlockRows));
     const int64_t rows = ceil_div(ceil_div(inter_, row_blocks), kPanelRows) * kPanelRows;
-    runtime_.pool.run(num_chunks * row_blocks, [&](int64_t task, int worker) {
-      const int64_t first = task % row_blocks * rows;
-      gate_up(chunks[task / row_blocks], first, std::min(inter_, first + rows), worker);
+    const RowTasks inter_tasks(runtime_.pool.thread_ends(), num_chunks, inter_, rows);
+    runtime_.pool.run_on_nodes(inter_tasks.ends(), [&](int64_t task, int worker) {
+      const auto [chunk, first] = inter_tasks[task];
+      gate_up(chunks[chunk], first, std::min(inter_, first + rows), worker);
     });
     split(routing_.many, inter_, chunks);
     const int64_t columns =
         ceil_div(std::clamp<int64_t>(2 * hidden_ / wanted, 64, 512), kPanelRows) * kPanelRows;
-    runtime_.pool.run(ceil_div(hidden_, columns), [&](int64_t task, int worker) {
-      const int64_t first = task * columns, last = std::min(hidden_, first + columns);
+    const RowTasks hidden_tasks(runtime_.pool.thread_ends(), 1, hidden_, columns);
+    runtime_.pool.run_on_nodes(hidden_tasks.ends(), [&](int64_t task, int worker) {
+      const int64_t first = hidden_tasks[task].first_row;
+      const int64_t last = std::min(hidden_, first + columns);
       for (std::size_t c = 0; c < chunks.size(); ++c) {
         const Chunk& next = chunks[std::min(c + 1, chunks.size() - 1)];
         down(chunks[c], first, last, a_.down.row(next.expert, first), worker);
@@ -81,7 +85,6 @@ class TileForward {
 
   // Rows first..last of the chunk's expert.
   void gate_up(const Chunk& chunk, int64_t first, int64_t last, int worker) const {
-    if (first >= last) return;
     const int64_t tiles = chunk.num_tiles(), stride = tiles * kTokenTile;
     const int64_t x_words = packed_tile_words(hidden_);
     uint8_t* scratch = runtime_.scratch[worker].get<uint8_t>(

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "base/row_tasks.h"
 #include "base/runtime.h"
 #include "kernels/select.h"
 #include "ops/activations.h"
@@ -42,9 +43,10 @@ void linear_by_tiles(const Rows<const float>& x, int64_t num_tokens, const Matri
   constexpr int64_t tasks_per_thread = 6;
   const int64_t share = w.batch * w.rows / (tasks_per_thread * runtime.pool.num_threads());
   const int64_t block = ceil_div(std::clamp<int64_t>(share, 64, 512), kPanelRows) * kPanelRows;
-  const int64_t blocks = ceil_div(w.rows, block), together = tiles_together(tiles, w.cols);
-  runtime.pool.run(w.batch * blocks, [&](int64_t task, int worker) {
-    const int64_t b = task / blocks, first = task % blocks * block;
+  const int64_t together = tiles_together(tiles, w.cols);
+  const RowTasks tasks(runtime.pool.thread_ends(), w.batch, w.rows, block);
+  runtime.pool.run_on_nodes(tasks.ends(), [&](int64_t task, int worker) {
+    const auto [b, first] = tasks[task];
     const int64_t last = std::min(w.rows, first + block), most = together * kTokenTile;
     uint8_t* scratch = runtime.scratch[worker].get<uint8_t>(
         kTileScratchBytes + kTileBlockRows * most * int64_t{sizeof(float)} +
@@ -97,10 +99,10 @@ void linear(const Rows<const float>& x, int64_t num_tokens, const Matrix& w,
     quantize_rows(kernels, runtime->pool, rows, num_inputs, w.cols, runtime->activations);
   }
   const int64_t block = rows_per_task(w, kernels.costs, num_tokens, runtime->pool.num_threads());
-  const int64_t blocks = (w.rows + block - 1) / block;
+  const RowTasks tasks(runtime->pool.thread_ends(), w.batch, w.rows, block);
   std::vector<Buffer>& scratch = runtime->scratch;
-  runtime->pool.run(w.batch * blocks, [&](int64_t task, int worker) {
-    const int64_t b = task / blocks, first = task % blocks * block;
+  runtime->pool.run_on_nodes(tasks.ends(), [&](int64_t task, int worker) {
+    const auto [b, first] = tasks[task];
     format.matmul({
         .weights = w.row(b, first),
         .row_bytes = w.row_bytes,

@@ -7,7 +7,9 @@ integer dot products: csrc/README.md says why, tests/closeness.py how far that c
 reference.py has the same functions in plain numpy.
 """
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from hybridmoe import _C
@@ -31,6 +33,7 @@ __all__ = [
     "rotate_",
     "route",
     "set_num_threads",
+    "touch_rows",
 ]
 
 
@@ -291,6 +294,22 @@ def gather_rows(w: QuantMatrix, ids: Tensor) -> Tensor:
     out = _empty(ids.shape[0], w.cols)  # (T, K)
     _C.gather_rows(w.handle, ids.data_ptr(), ids.shape[0], out.data_ptr())
     return out
+
+
+def touch_rows(data: NDArray[np.uint8], num_matrices: int, rows: int) -> None:
+    """Bring the mapped bytes of a stack of matrices into memory.
+
+    On several NUMA nodes each row goes to the memory of the node whose threads work on it, unless
+    the system holds it already.
+    Shapes:  data (num_matrices * rows * bytes of a row,) uint8, contiguous.
+    Errors:  ShapeError.
+    """
+    count = num_matrices * rows
+    if data.dtype != np.uint8 or data.ndim != 1 or not data.flags.c_contiguous:
+        raise ShapeError(f"touch_rows: data is {data.dtype} {data.shape}, expected uint8 (n,)")
+    if count < 1 or data.size == 0 or data.size % count:
+        raise ShapeError(f"touch_rows: {data.size} bytes are not {num_matrices} x {rows} rows")
+    _C.touch_rows(data.ctypes.data, num_matrices, rows, data.size // count)
 
 
 def _empty(*shape: int) -> Tensor:

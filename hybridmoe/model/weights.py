@@ -6,22 +6,20 @@ older `attn_kv_b`, whose key half is transposed once into float32 (it is quantiz
 axis for the absorbed form).
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import numpy as np
 import psutil
 import torch
-from numpy.typing import NDArray
 
 from hybridmoe.config import ModelConfig
 from hybridmoe.errors import GGUFError
 from hybridmoe.gguf.reader import GGUFFile
 from hybridmoe.gguf.reader import Tensor as GGUFTensor
-from hybridmoe.kernels.ops import QuantMatrix, dequantize
+from hybridmoe.kernels.ops import QuantMatrix, dequantize, touch_rows
 
 __all__ = ["BlockWeights", "Weights", "read_ahead"]
 
-_PAGE_BYTES = 4096
 _READ_BYTES = 32 << 20  # one progress step
 
 
@@ -107,15 +105,17 @@ def read_ahead(file: GGUFFile, progress: Callable[[int, int], None]) -> None:
     done = 0
     progress(0, total)
     for tensor in tensors:
-        for chunk in _chunks(tensor.data):
-            chunk[::_PAGE_BYTES].max(initial=0)  # touches every page
+        # Matrices lie row by row, experts one after the other; a vector is one row.
+        batch = tensor.shape[0] if len(tensor.shape) == 3 else 1
+        rows = tensor.shape[-2] if len(tensor.shape) > 1 else 1
+        matrix_bytes = tensor.num_bytes // max(1, batch)
+        step = max(1, _READ_BYTES // max(1, matrix_bytes))
+        for first in range(0, batch if tensor.num_bytes else 0, step):
+            count = min(step, batch - first)
+            chunk = tensor.data[first * matrix_bytes : (first + count) * matrix_bytes]
+            touch_rows(chunk, count, rows)
             done += chunk.size
             progress(done, total)
-
-
-def _chunks(data: NDArray[np.uint8]) -> Iterator[NDArray[np.uint8]]:
-    for start in range(0, data.size, _READ_BYTES):
-        yield data[start : start + _READ_BYTES]
 
 
 def _without_ones(shape: tuple[int, ...]) -> tuple[int, ...]:

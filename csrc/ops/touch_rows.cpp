@@ -1,0 +1,32 @@
+#include "ops/touch_rows.h"
+
+#include <algorithm>
+
+#include "base/check.h"
+#include "base/row_tasks.h"
+#include "base/runtime.h"
+
+namespace hm {
+namespace {
+
+constexpr int64_t kPageBytes = 4096;
+constexpr int64_t kTaskBytes = 1 << 20;
+
+}  // namespace
+
+void touch_rows(const uint8_t* data, int64_t num_matrices, int64_t rows, int64_t row_bytes) {
+  check(num_matrices >= 0 && rows >= 0 && row_bytes >= 1, "touch_rows: ", num_matrices,
+        " matrices of ", rows, " rows of ", row_bytes, " bytes");
+  const RuntimeLock runtime;
+  const int64_t step = std::max<int64_t>(1, kTaskBytes / row_bytes);
+  const RowTasks tasks(runtime->pool.thread_ends(), num_matrices, rows, step);
+  runtime->pool.run_on_nodes(tasks.ends(), [&](int64_t i, int) {
+    const auto [matrix, first] = tasks[i];
+    const int64_t count = std::min(step, rows - first) * row_bytes;
+    const volatile uint8_t* bytes = data + (matrix * rows + first) * row_bytes;
+    for (int64_t at = 0; at < count; at += kPageBytes) static_cast<void>(bytes[at]);
+    static_cast<void>(bytes[count - 1]);
+  });
+}
+
+}  // namespace hm
