@@ -120,6 +120,11 @@ class AnswerParts:
         """Whether this token, if it is pushed next, belongs to the answer's text."""
         return self._mode == "text" and token_id not in self._marks and not self.has_stopped
 
+    @property
+    def is_thinking(self) -> bool:
+        """Whether the last token pushed was a thought."""
+        return self._mode == "reasoning"
+
     def push(self, token_id: int) -> list[Part]:
         """What this token completes; often nothing."""
         if self.has_stopped:

@@ -1,0 +1,7 @@
+"""A local HTTP endpoint over one model: OpenAI's and Anthropic's APIs, and a chat page."""
+
+from hybridmoe.serve.app import create_app
+from hybridmoe.serve.config import ServeConfig
+from hybridmoe.serve.service import Service
+
+__all__ = ["ServeConfig", "Service", "create_app"]
