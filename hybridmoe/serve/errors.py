@@ -134,9 +134,11 @@ def install(app: FastAPI, retry_after_s: int) -> None:
 
 
 def _as_refusal(error: RequestValidationError) -> ApiError:
-    """The first thing that is wrong with the body, by its place in it."""
-    first = error.errors()[0]
-    place = [part for part in first.get("loc", ()) if part != "body"]
+    """What is wrong with the body, by its place in it; of several, what lies deepest: where a
+    field may have several types, the others' complaints end at the field itself.
+    """
+    first = max(error.errors(), key=lambda one: len(one.get("loc", ())))
+    place = [part for part in first.get("loc", ())[1:] if isinstance(part, int) or _is_field(part)]
     where = ""
     for part in place:
         where += f"[{part}]" if isinstance(part, int) else f".{part}" if where else str(part)
@@ -146,3 +148,8 @@ def _as_refusal(error: RequestValidationError) -> ApiError:
         return ApiError(400, f"the body is not JSON: {reason}"[:200])
     param = where[:100] or None
     return ApiError(400, f"{param or 'body'}: {message}"[:500], param=param)
+
+
+def _is_field(part: str) -> bool:
+    """Places also name the type that was tried (`str`, `list[int]`, `NamedTool`)."""
+    return part.isidentifier() and part.islower() and part not in ("str", "int", "float", "dict")

@@ -20,6 +20,9 @@ __all__ = ["Guard", "json_depth", "key_matches"]
 _OPEN_PATHS = frozenset({"/", "/health", "/docs", "/openapi.json", "/favicon.ico"})
 _OPEN_PREFIX = "/static/"
 _INLINE_BYTES = 1 << 16  # a larger body is measured in a thread of its own
+_DRAINED = (
+    4  # so many times the limit are read and dropped: a client that still sends reads nothing
+)
 _JSON_MARKS = re.compile(rb'"(?:[^"\\]|\\.)*+"?|[\[{]|[\]}]', re.DOTALL)
 
 
@@ -78,18 +81,22 @@ class Guard:
         """The whole body; None where the client left before its end."""
         limit = self._config.max_body_bytes
         declared = headers.get("content-length", "")
-        if declared.isdecimal() and int(declared[:20]) > limit:
-            raise _too_large(limit)
+        size = 0
         body = bytearray()
+        is_too_large = declared.isdecimal() and int(declared[:20]) > limit
         while True:
             message = await receive()
             if message["type"] == "http.disconnect":
                 return None
-            body += message.get("body", b"")
-            if len(body) > limit:
-                raise _too_large(limit)
-            if not message.get("more_body", False):
+            chunk = message.get("body", b"")
+            size += len(chunk)
+            is_too_large = is_too_large or size > limit
+            if not is_too_large:
+                body += chunk
+            if not message.get("more_body", False) or size > _DRAINED * limit:
                 break
+        if is_too_large:
+            raise _too_large(limit)
         whole = bytes(body)
         most = self._config.max_json_depth
         is_large = len(whole) > _INLINE_BYTES
