@@ -15,15 +15,8 @@ import numpy as np
 
 from hybridmoe.config import ModelConfig
 from hybridmoe.demo import demo_path
-from hybridmoe.engine.engine import (
-    EngineStats,
-    Event,
-    Finished,
-    PromptProgress,
-    Request,
-    TokenEvent,
-    Usage,
-)
+from hybridmoe.engine.engine import EngineStats
+from hybridmoe.engine.request import Event, Finished, PromptProgress, Request, TokenEvent, Usage
 from hybridmoe.engine.sampler import SamplingParams
 from hybridmoe.errors import ContextLengthError, QueueFullError
 from hybridmoe.gguf.reader import GGUFFile
@@ -73,7 +66,11 @@ class FakeEngine:
         return sum(not ticket.finished.is_set() for ticket in self.tickets)
 
     def stats(self) -> EngineStats:
-        return EngineStats(running=self.num_running, kv_pages_used=1, kv_pages_total=4)
+        return EngineStats(
+            running=self.num_running, waiting=0, kv_pages_total=4, kv_pages_used=1,
+            kv_pages_cached=2, kv_page_tokens=16, steps=0, prompt_tokens=0, cached_tokens=0,
+            generated_tokens=0, preempted=0,
+        )  # fmt: skip
 
     def close(self) -> None:
         for ticket in self.tickets:
@@ -115,9 +112,10 @@ class FakeEngine:
         num_top = request.top_logprobs
         experts = np.arange(6, dtype=np.int16).reshape(3, 2) if request.expert_trace else None
         if num_top is None:
-            return TokenEvent(token_id, None, (), experts)
+            return TokenEvent(token_id, Usage(), None, (), experts)
         top = tuple((i, -1.0 - i) for i in range(num_top))
-        return TokenEvent(token_id, float("-inf") if token_id == 65 else -0.5, top, experts)
+        logprob = float("-inf") if token_id == 65 else -0.5
+        return TokenEvent(token_id, Usage(), logprob, top, experts)
 
     def _answer(self, order: str, params: SamplingParams) -> Iterator[int]:
         verb, _, rest = order.partition(" ")

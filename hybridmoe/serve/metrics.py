@@ -10,7 +10,8 @@ from prometheus_client import CollectorRegistry, Counter, Histogram, generate_la
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
 
-from hybridmoe.engine.engine import EngineStats, Usage
+from hybridmoe.engine.engine import EngineStats
+from hybridmoe.engine.request import Usage
 
 __all__ = ["Metrics"]
 
@@ -91,15 +92,20 @@ class _EngineCollector(Collector):
                 "Share of latent pages in use; 1 = all.",
                 stats.kv_pages_used / total if total else 0.0,
             ),
+            "kv_cache_kept_perc": (
+                "Share of latent pages kept for prompts to come.",
+                stats.kv_pages_cached / total if total else 0.0,
+            ),
         }
         for name, (text, value) in gauges.items():
             yield GaugeMetricFamily(f"hybridmoe_{name}", text, value=value)
         counters = {
             "prefix_cache_queries": (
-                "Prompt tokens looked up in the prefix cache.", stats.prefix_query_tokens
+                "Prompt tokens looked up in the prefix cache.", stats.prompt_tokens
             ),
-            "prefix_cache_hits": ("Those found there.", stats.prefix_hit_tokens),
+            "prefix_cache_hits": ("Those found there.", stats.cached_tokens),
+            "num_preemptions": ("Sequences that gave their pages up for a while.", stats.preempted),
             "engine_steps": ("Steps of the engine.", stats.steps),
         }  # fmt: skip
-        for name, (text, value) in counters.items():
-            yield CounterMetricFamily(f"hybridmoe_{name}", text, value=value)
+        for name, (text, count) in counters.items():
+            yield CounterMetricFamily(f"hybridmoe_{name}", text, value=count)

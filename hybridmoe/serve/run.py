@@ -13,13 +13,13 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from hybridmoe.engine.engine import (
-    Engine,
+from hybridmoe.engine.engine import Engine, Ticket
+from hybridmoe.engine.request import (
     Event,
     Finished,
+    Listener,
     PromptProgress,
     Request,
-    Ticket,
     TokenEvent,
     Usage,
 )
@@ -275,7 +275,7 @@ class _Channel:
         self._is_notified = False
         self._has_events = asyncio.Event()
 
-    def listener(self, index: int) -> Any:
+    def listener(self, index: int) -> Listener:
         def put(event: Event) -> None:
             self._events.append((time.perf_counter(), index, event))
             if not self._is_notified:  # one call into the loop serves all that came before it ran
