@@ -44,6 +44,8 @@ class Ticket:
 class Engine:
     """Continues requests together, each as if it were alone."""
 
+    config: EngineConfig
+
     def __init__(self, model: Decoder, eos_ids: Set[int], config: EngineConfig) -> None:
         """Plan the cache and start the thread. Errors: ConfigError where memory cannot be had."""
         raise NotImplementedError
