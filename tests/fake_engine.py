@@ -18,7 +18,7 @@ from hybridmoe.demo import demo_path
 from hybridmoe.engine.engine import EngineStats
 from hybridmoe.engine.request import Event, Finished, PromptProgress, Request, TokenEvent, Usage
 from hybridmoe.engine.sampler import SamplingParams
-from hybridmoe.errors import ContextLengthError, QueueFullError
+from hybridmoe.errors import ConfigError, ContextLengthError, QueueFullError
 from hybridmoe.gguf.reader import GGUFFile
 from hybridmoe.text.chat_template import ChatTemplate
 from hybridmoe.text.prompt import encode_chat
@@ -53,6 +53,8 @@ class FakeEngine:
     def submit(self, request: Request, listener: Callable[[Event], None]) -> FakeTicket:
         if len(request.prompt_ids) >= self._context_tokens:
             raise ContextLengthError(len(request.prompt_ids), self._context_tokens)
+        if not all(0 <= i < self._tokenizer.num_tokens for i in request.prompt_ids):
+            raise ConfigError("a token is outside the vocabulary")
         if self.num_running >= self._most:
             raise QueueFullError("the queue is full: 0 requests wait")
         self.requests.append(request)

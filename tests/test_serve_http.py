@@ -238,14 +238,16 @@ def test_bad_settings_are_refused(settings: Any) -> None:
 def test_other_sites_may_read_answers_only_if_told_so(llm: FakeLLM, http: httpx2.Client) -> None:
     asked = {"Origin": "https://a.example", "Access-Control-Request-Method": "POST"}
     assert "access-control-allow-origin" not in http.options(CHAT, headers=asked).headers
-    with live_server(llm, cors_origins=("https://a.example",), api_keys=("k",)) as server:
-        with httpx2.Client(base_url=server.url) as other:
-            answer = other.options(CHAT, headers=asked)
-            assert answer.headers["access-control-allow-origin"] == "https://a.example"
-            # A refusal, too, must be readable by the page that gets it.
-            refusal = other.post(CHAT, json=HELLO, headers={"Origin": "https://a.example"})
-            assert refusal.status_code == 401
-            assert refusal.headers["access-control-allow-origin"] == "https://a.example"
+    with (
+        live_server(llm, cors_origins=("https://a.example",), api_keys=("k",)) as server,
+        httpx2.Client(base_url=server.url) as other,
+    ):
+        answer = other.options(CHAT, headers=asked)
+        assert answer.headers["access-control-allow-origin"] == "https://a.example"
+        # A refusal, too, must be readable by the page that gets it.
+        refusal = other.post(CHAT, json=HELLO, headers={"Origin": "https://a.example"})
+        assert refusal.status_code == 401
+        assert refusal.headers["access-control-allow-origin"] == "https://a.example"
 
 
 def test_pages_ask_nothing_of_other_hosts(http: httpx2.Client) -> None:

@@ -11,11 +11,13 @@ import click
 
 from hybridmoe.cli.loading import open_model
 from hybridmoe.cli.options import LOAD_NAMES, load_options, model_argument
+from hybridmoe.config import KV_TYPES
 from hybridmoe.errors import ConfigError
 
 __all__ = ["serve_command"]
 
 _LOOPBACK_NAMES = ("localhost", "127.0.0.1", "[::1]")
+_ENGINE_NAMES = ("max_running", "max_waiting", "kv_tokens", "kv_type", "speculate")
 _GRACE_S = 3  # for answers under way when the server is told to end
 
 
@@ -30,8 +32,13 @@ _GRACE_S = 3  # for answers under way when the server is told to end
     help="Keys, one a line; keeps them out of the list of processes.",
 )
 @click.option("--model-name", "names", multiple=True, help="Served under this name; repeatable.")
-@click.option("--slots", "max_running", type=int, help="Conversations answered at once.")
-@click.option("--queue", "max_waiting", type=int, help="Requests that may wait; others get 429.")
+@click.option("--slots", "max_running", type=int, help="Requests answered at once; 8.")
+@click.option(
+    "--queue", "max_waiting", type=int, help="Requests that may wait; 64. Others get 429."
+)
+@click.option("--kv-tokens", type=int, help="Tokens whose latents are kept, in all; by memory.")
+@click.option("--kv-type", type=click.Choice(KV_TYPES), help="Type of latents; bf16.")
+@click.option("--speculate", type=int, help="Tokens guessed a step from the prompt; 0 = none.")
 @click.option("--cors", "cors_origins", multiple=True, metavar="ORIGIN", help="Or '*'; repeatable.")
 @click.option(
     "--allow-host",
@@ -102,7 +109,8 @@ class _Loader(threading.Thread):
 
     def run(self) -> None:
         try:
-            loading = {name: self._options[name] for name in LOAD_NAMES}
+            given = {name: self._options[name] for name in (*LOAD_NAMES, *_ENGINE_NAMES)}
+            loading = {name: value for name, value in given.items() if value is not None}
             self._llm = open_model(self._model, {}, **loading)
             self._service.attach(self._llm)
             _say(f"ready: {self._service.config.model_name}, context {self._llm.context_tokens}")

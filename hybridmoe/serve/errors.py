@@ -147,7 +147,9 @@ def _as_refusal(error: RequestValidationError) -> ApiError:
         reason = (first.get("ctx") or {}).get("error", "")
         return ApiError(400, f"the body is not JSON: {reason}"[:200])
     param = where[:100] or None
-    return ApiError(400, f"{param or 'body'}: {message}"[:500], param=param)
+    given = first.get("input")
+    got = f"; got {given!r:.60}" if isinstance(given, str | int | float) else ""
+    return ApiError(400, f"{param or 'body'}: {message[:400]}{got}", param=param)
 
 
 def _is_field(part: str) -> bool:

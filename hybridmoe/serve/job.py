@@ -14,7 +14,7 @@ from hybridmoe.llm import LLM
 from hybridmoe.serve.config import ServeConfig
 from hybridmoe.serve.errors import ApiError
 from hybridmoe.serve.schemas.common import ResponseFormat
-from hybridmoe.text.grammar import GrammarCompiler
+from hybridmoe.text.grammar import GrammarCompiler, MatcherConstraint
 from hybridmoe.text.tokenizer import Tokenizer
 from hybridmoe.text.tool_calls import CALL_BEGIN, SECTION_BEGIN
 
@@ -93,19 +93,20 @@ def chat_job(llm: LLM, grammar: GrammarCompiler, turn: Turn, config: ServeConfig
     may_call = bool(turn.tools) and turn.tool_choice != "none"
     params = llm.sampling_params(turn.sampling)
     prompt_ids = chat_prompt(llm, turn, config)
+    num_past_calls = sum(len(message.get("tool_calls") or ()) for message in turn.messages)
     if not may_call:
         params = replace(params, logit_bias={**params.logit_bias, **_no_calls(llm.tokenizer)})
     return Job(
         prompt_ids=prompt_ids,
         params=params,
-        constraints=[_chat_constraint(grammar, turn) for _ in range(turn.num_choices)],
+        constraints=_copies(_chat_constraint(grammar, turn, num_past_calls), turn.num_choices),
         top_logprobs=turn.top_logprobs,
         expert_trace=turn.expert_trace,
         may_call=may_call,
         may_think=True,
         is_thinking=_ends_thinking(prompt_ids, llm.tokenizer),
         is_parallel=turn.is_parallel,
-        num_past_calls=sum(len(m.get("tool_calls") or ()) for m in turn.messages),
+        num_past_calls=num_past_calls,
     )
 
 
@@ -120,7 +121,7 @@ def completion_job(llm: LLM, grammar: GrammarCompiler, turn: TextTurn, config: S
     return Job(
         prompt_ids=prompt_ids,
         params=params,
-        constraints=[_format_constraint(grammar, turn.format) for _ in range(turn.num_choices)],
+        constraints=_copies(_format_constraint(grammar, turn.format), turn.num_choices),
         top_logprobs=turn.top_logprobs,
         expert_trace=turn.expert_trace,
     )
@@ -155,18 +156,32 @@ def _check_tool_choice(turn: Turn) -> None:
         )
 
 
-def _chat_constraint(grammar: GrammarCompiler, turn: Turn) -> Constraint | None:
+def _copies(constraint: MatcherConstraint | None, count: int) -> list[Constraint | None]:
+    """One for each choice, compiled once."""
+    if constraint is None:
+        return [None] * count
+    return [constraint, *(constraint.copy() for _ in range(count - 1))]
+
+
+def _chat_constraint(
+    grammar: GrammarCompiler, turn: Turn, num_past_calls: int
+) -> MatcherConstraint | None:
     if not turn.tools or turn.tool_choice == "none":
         return _format_constraint(grammar, turn.format)
     is_strict = any(tool["function"].get("strict") for tool in turn.tools)
     if turn.tool_choice == "auto" and turn.forced_tool is None and not is_strict:
         return None
-    return grammar.tool_calls(turn.tools, turn.forced_tool or turn.tool_choice)
+    return grammar.tool_calls(
+        turn.tools,
+        turn.forced_tool or turn.tool_choice,
+        first_index=num_past_calls,
+        is_parallel=turn.is_parallel,
+    )
 
 
 def _format_constraint(
     grammar: GrammarCompiler, wanted: ResponseFormat | None
-) -> Constraint | None:
+) -> MatcherConstraint | None:
     if wanted is None or wanted.type == "text":
         return None
     if wanted.type == "json_object":

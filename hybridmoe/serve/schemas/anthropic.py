@@ -17,9 +17,9 @@ __all__ = ["AnthropicAnswer", "CountAnswer", "CountRequest", "MessagesRequest"]
 
 
 class Block(Request):
-    """A content block: text, thinking, tool_use or tool_result; others are refused by name."""
+    """A content block; images and others are refused by name."""
 
-    type: str = Field(max_length=64)
+    type: Literal["text", "thinking", "redacted_thinking", "tool_use", "tool_result"]
     text: str | None = None
     thinking: str | None = None
     id: str | None = Field(default=None, max_length=512)

@@ -20,8 +20,8 @@ __all__ = ["ChatAnswer", "ChatChunk", "ChatRequest", "Tool", "Usage"]
 
 
 class ContentPart(Request):
-    type: str
-    text: str | None = None
+    type: Literal["text"]
+    text: str
 
 
 class FunctionCall(Request):
