@@ -16,6 +16,20 @@ __all__ = ["Served", "peer_served", "served"]
 _ROOT = Path(__file__).resolve().parent.parent
 _START_S = 300
 
+# llama-cpp-python 0.3.36 aborts on AMX machines unless `use_extra_bufts` is off (_llama_cpp.py),
+# and its server has no option for that.
+_PEER = """
+import runpy, sys
+import llama_cpp.llama_cpp as api
+defaults = api.llama_model_default_params
+def without_extra_bufts():
+    params = defaults()
+    params.use_extra_bufts = False
+    return params
+api.llama_model_default_params = without_extra_bufts
+runpy.run_module("llama_cpp.server", run_name="__main__", alter_sys=True)
+"""
+
 
 @dataclass(frozen=True, slots=True)
 class Served:
@@ -41,9 +55,9 @@ def peer_served(path: Path, context_tokens: int, num_threads: int) -> Iterator[S
     arguments = {
         "--model": str(path), "--port": str(port), "--n_ctx": str(context_tokens),
         "--n_threads": str(num_threads), "--n_threads_batch": str(num_threads),
-        "--n_gpu_layers": "0", "--verbose": "false",
+        "--n_gpu_layers": "0", "--verbose": "false", "--interrupt_requests": "false",
     }  # fmt: skip
-    command = [sys.executable, "-m", "llama_cpp.server"]
+    command = [sys.executable, "-c", _PEER]
     command += [part for pair in arguments.items() for part in pair]
     with _process(command, port, "/v1/models") as server:
         yield server

@@ -125,7 +125,7 @@ def main(
             folder = stack.enter_context(tempfile.TemporaryDirectory())
             path = keep or Path(folder) / f"{synthetic}.gguf"
             if not path.exists():
-                shape = _changed(SHAPES[synthetic], layers, experts)
+                shape = changed(SHAPES[synthetic], layers, experts)
                 write_synthetic(path, shape, expert_type=GGMLQuantizationType[expert_type])
         context_tokens = max(prompts) + num_decode
         engines = {"ours": stack.enter_context(hybridmoe_engine(path))}
@@ -165,7 +165,8 @@ def _measure(
     ]
 
 
-def _changed(shape: Shape, layers: int | None, experts: int | None) -> Shape:
+def changed(shape: Shape, layers: int | None, experts: int | None) -> Shape:
+    """The shape with as many layers and experts as were asked for."""
     return replace(
         shape, num_layers=layers or shape.num_layers, num_experts=experts or shape.num_experts
     )
