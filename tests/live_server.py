@@ -7,9 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import uvicorn
-
-from hybridmoe.serve import ServeConfig, Service, create_app
+from hybridmoe.serve import ServeConfig, Server, Service
 
 __all__ = ["LiveServer", "live_server"]
 
@@ -30,10 +28,7 @@ def live_server(llm: Any, **settings: Any) -> Iterator[LiveServer]:
     if llm is not None:
         service.attach(llm)
     listener = socket.create_server(("127.0.0.1", 0))
-    config = uvicorn.Config(
-        create_app(service), log_level="warning", timeout_graceful_shutdown=1, ws="none"
-    )
-    server = uvicorn.Server(config)
+    server = Server(service)
     thread = threading.Thread(target=server.run, args=([listener],))
     thread.start()
     try:

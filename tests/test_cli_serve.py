@@ -43,16 +43,18 @@ def ready(http: httpx2.Client) -> None:
 
 
 def test_it_serves_and_ends_at_an_interrupt() -> None:
-    with serving("--ctx", "256", "--model-name", "demo", "--slots", "2") as (process, http):
+    with serving("--model-name", "demo", "--slots", "2") as (process, http):
         ready(http)
         assert http.get("/v1/models").json()["data"][0]["id"] == "demo"
         body = {"messages": [{"role": "user", "content": "What is 12 + 34?"}], "temperature": 0}
         answer = http.post("/v1/chat/completions", json=body).json()
         assert answer["choices"][0]["message"]["content"].endswith("46")
-        endless = {**body, "max_tokens": 200, "stream": True, "messages": body["messages"] * 2}
-        with http.stream("POST", "/v1/chat/completions", json=endless) as stream:
-            next(stream.iter_lines())
+        endless = {"prompt": "a", "max_tokens": 10**6, "ignore_eos": True, "stream": True}
+        with http.stream("POST", "/v1/completions", json=endless) as stream:
+            lines = stream.iter_lines()
+            next(lines)
             process.send_signal(signal.SIGINT)
+            assert "the answer was cancelled" in "".join(lines)
             assert process.wait(20) == 130
         assert process.stderr is not None
         assert "Traceback" not in process.stderr.read()

@@ -9,8 +9,9 @@ from typing import Any
 
 import click
 
-from hybridmoe.cli.loading import open_model
+import hybridmoe
 from hybridmoe.cli.options import LOAD_NAMES, load_options, model_argument
+from hybridmoe.cli.render import ProgressBar
 from hybridmoe.config import KV_TYPES
 from hybridmoe.errors import ConfigError
 
@@ -18,7 +19,6 @@ __all__ = ["serve_command"]
 
 _LOOPBACK_NAMES = ("localhost", "127.0.0.1", "[::1]")
 _ENGINE_NAMES = ("max_running", "max_waiting", "kv_tokens", "kv_type", "speculate")
-_GRACE_S = 3  # for answers under way when the server is told to end
 
 
 @click.command("serve")
@@ -54,9 +54,7 @@ def serve_command(model: Path | None, host: str, port: int, **options: Any) -> N
     OpenAI's and Anthropic's clients can use it; / is a chat page, /docs lists the rest.
     """
     # Not at the top: `hybridmoe --help` must not pay for it.
-    import uvicorn
-
-    from hybridmoe.serve import ServeConfig, Service, create_app
+    from hybridmoe.serve import ServeConfig, Server, Service
 
     keys = (*options["api_keys"], *_read_keys(options["api_key_file"]))
     is_local = _is_loopback(host)
@@ -73,14 +71,7 @@ def serve_command(model: Path | None, host: str, port: int, **options: Any) -> N
     if not is_local and not keys:
         _say(f"warning: {host} can be reached by others, and no --api-key is set")
     service = Service(config)
-    server = uvicorn.Server(
-        uvicorn.Config(
-            create_app(service),
-            log_level="warning",
-            server_header=False,
-            timeout_graceful_shutdown=_GRACE_S,
-        )
-    )
+    server = Server(service)
     loader = _Loader(service, server, model, options)
     loader.start()
     url = f"http://{_shown(host)}:{listener.getsockname()[1]}"
@@ -88,8 +79,6 @@ def serve_command(model: Path | None, host: str, port: int, **options: Any) -> N
     try:
         server.run(sockets=[listener])
     finally:
-        server.should_exit = True
-        loader.join()
         loader.close()
     if loader.error is not None:
         raise loader.error
@@ -111,7 +100,13 @@ class _Loader(threading.Thread):
         try:
             given = {name: self._options[name] for name in (*LOAD_NAMES, *_ENGINE_NAMES)}
             loading = {name: value for name, value in given.items() if value is not None}
-            self._llm = open_model(self._model, {}, **loading)
+            with ProgressBar() as bar:
+
+                def progress(step: hybridmoe.Progress) -> None:
+                    self._service.load_progress = step.done / max(1, step.total)
+                    bar(step)
+
+                self._llm = hybridmoe.load(self._model, progress=progress, **loading)
             self._service.attach(self._llm)
             _say(f"ready: {self._service.config.model_name}, context {self._llm.context_tokens}")
         except Exception as error:
@@ -120,6 +115,10 @@ class _Loader(threading.Thread):
             self._server.should_exit = True
 
     def close(self) -> None:
+        """Release the model; one that is still loading is left to the end of the process."""
+        if self.error is None and self._llm is None:
+            return
+        self.join()
         if self._llm is not None:
             self._llm.close()
 

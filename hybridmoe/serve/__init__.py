@@ -2,6 +2,7 @@
 
 from hybridmoe.serve.app import create_app
 from hybridmoe.serve.config import ServeConfig
+from hybridmoe.serve.server import Server
 from hybridmoe.serve.service import Service
 
-__all__ = ["ServeConfig", "Service", "create_app"]
+__all__ = ["ServeConfig", "Server", "Service", "create_app"]

@@ -5,24 +5,20 @@ decided here, whichever API it speaks: parts of the answer, log-probabilities of
 experts, and how it ended.
 """
 
-import asyncio
-import contextlib
 import time
-from collections import deque
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from hybridmoe.engine.engine import Engine, Ticket
 from hybridmoe.engine.request import (
-    Event,
     Finished,
-    Listener,
     PromptProgress,
     Request,
     TokenEvent,
     Usage,
 )
+from hybridmoe.serve.channel import Channel
 from hybridmoe.serve.errors import ApiError
 from hybridmoe.serve.job import Job
 from hybridmoe.serve.metrics import Metrics
@@ -104,7 +100,7 @@ class Run:
         self.created = int(time.time())
         self._metrics = metrics
         self._keep_alive_s = keep_alive_s
-        self._channel = _Channel()
+        self._channel = Channel()
         self._started_s = time.perf_counter()
         self._num_left = len(job.constraints)
         self._choices = [
@@ -173,11 +169,15 @@ class Run:
             "predicted_per_second": _rate(num_steps, usage.decode_s),
         }
 
-    def cancel(self) -> None:
-        """Stop what still runs; any number of times."""
+    def stop(self) -> None:
+        """End what still runs; whoever reads the updates gets an error."""
         for choice in self._choices:
             if choice.ticket is not None and choice.usage is None:
                 choice.ticket.cancel()
+
+    def cancel(self) -> None:
+        """End what still runs: nobody reads the updates any more. Any number of times."""
+        self.stop()
         if self._num_left:
             self._num_left = 0
             self._metrics.count_end("cancelled")
@@ -262,43 +262,6 @@ class Run:
         self._num_left -= 1
         self._metrics.observe_end(reason, event.usage, choice.num_tokens, now_s - self._started_s)
         return [*out, Ended(index, reason, choice.parts.stop_string)]
-
-
-class _Channel:
-    """From the engine's thread to one reader in an event loop; in order, and without bound:
-    a sequence ends by itself.
-    """
-
-    def __init__(self) -> None:
-        self._loop = asyncio.get_running_loop()
-        self._events: deque[tuple[float, int, Event]] = deque()
-        self._is_notified = False
-        self._has_events = asyncio.Event()
-
-    def listener(self, index: int) -> Listener:
-        def put(event: Event) -> None:
-            self._events.append((time.perf_counter(), index, event))
-            if not self._is_notified:  # one call into the loop serves all that came before it ran
-                self._is_notified = True
-                with contextlib.suppress(RuntimeError):  # a closed loop: nobody reads any more
-                    self._loop.call_soon_threadsafe(self._notify)
-
-        return put
-
-    def _notify(self) -> None:
-        self._is_notified = False
-        self._has_events.set()
-
-    async def get(self, timeout_s: float) -> tuple[float, int, Event] | None:
-        """The next event; None where there is none for so long."""
-        while not self._events:
-            self._has_events.clear()
-            try:
-                async with asyncio.timeout(timeout_s):
-                    await self._has_events.wait()
-            except TimeoutError:
-                return None
-        return self._events.popleft()
 
 
 def _rate(count: int, seconds: float) -> float:

@@ -5,6 +5,7 @@ Knows how a request becomes a run; not what any API's requests and answers look 
 
 import asyncio
 import time
+import weakref
 import zlib
 from collections.abc import Callable
 from functools import cached_property
@@ -36,6 +37,7 @@ class Service:
         self.failure: str | None = None
         self.metrics = Metrics(self._stats)
         self._llm: LLM | None = None
+        self._runs = weakref.WeakSet[Run]()
 
     @property
     def is_ready(self) -> bool:
@@ -122,9 +124,16 @@ class Service:
             },
         }
 
+    def cancel_all(self) -> None:
+        """End every answer under way, as when the server ends; their clients are told."""
+        for run in list(self._runs):
+            run.stop()
+
     def _start(self, job: Job) -> Run:
         llm = self.llm
-        return Run(llm.engine, llm.tokenizer, job, self.metrics, self.config.keep_alive_s)
+        run = Run(llm.engine, llm.tokenizer, job, self.metrics, self.config.keep_alive_s)
+        self._runs.add(run)
+        return run
 
     def _stats(self) -> EngineStats | None:
         return None if self._llm is None else self._llm.engine.stats()

@@ -163,7 +163,9 @@ class _Vocabulary:
         self.eos_token_id = min(tokenizer.eos_ids, default=0)
         self.bos_token_id = tokenizer.bos_id
         self.tokens = [tokenizer.token_bytes(i) for i in range(tokenizer.num_tokens)]
-        self.special_token_ids = [i for i in range(tokenizer.num_tokens) if tokenizer.is_special(i)]
+        self.special_token_ids = [
+            i for i in range(tokenizer.num_tokens) if tokenizer.is_special(i)
+        ]
 
     def __call__(self, text: str) -> list[int]:
         return self._tokenizer.encode_untrusted(text)
