@@ -163,8 +163,7 @@ class _Worker:
             queued = len(self._new) + len(self._scheduler.waiting)
             if queued >= self._config.max_waiting + max(0, free):
                 raise QueueFullError(
-                    f"{queued} requests wait already, of {self._config.max_waiting} that may:"
-                    " try again later"
+                    f"{self._config.max_waiting} requests wait already: try again later"
                 )
             self._new.append(sequence)
             self._condition.notify()
