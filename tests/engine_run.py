@@ -70,7 +70,9 @@ class Running:
 
 def request(prompt_ids: Sequence[int], num_tokens: int | None = 16, **options: Any) -> Request:
     """A greedy request for so many tokens; keywords of Request, or of SamplingParams."""
-    own = {k: options.pop(k) for k in ("constraint", "top_logprobs", "expert_trace") if k in options}
+    own = {
+        k: options.pop(k) for k in ("constraint", "top_logprobs", "expert_trace") if k in options
+    }
     defaults = {"temperature": 0.0, "ignore_eos": "constraint" not in own}
     params = SamplingParams(max_tokens=num_tokens, **{**defaults, **options})
     return Request(prompt_ids=prompt_ids, params=params, **own)

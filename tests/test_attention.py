@@ -1,4 +1,4 @@
-"""Latent attention over pages against float64, and the bits that must not depend on anything else."""
+"""Latent attention over pages against float64, and the bits that depend on nothing else."""
 
 import itertools
 from collections.abc import Sequence
@@ -43,7 +43,9 @@ def inputs(heads: int, tokens: int, latent: int, rope: int, positions: int) -> I
     return a, b, c
 
 
-def paged(sequences: Sequence[torch.Tensor], type: str = "f32") -> tuple[LatentPages, list[list[int]]]:
+def paged(
+    sequences: Sequence[torch.Tensor], type: str = "f32"
+) -> tuple[LatentPages, list[list[int]]]:
     """Pages that hold each sequence's latents, none next to the page before it; their tables."""
     dim = sequences[0].shape[1]
     counts = [-(-len(rows) // PAGE_TOKENS) for rows in sequences]

@@ -1,4 +1,4 @@
-"""The engine: what shares a batch does not show in an answer; who waits, who ends, who gives way."""
+"""The engine: a batch does not show in an answer; who waits, who ends, who gives way."""
 
 import threading
 from collections.abc import Callable, Iterator
@@ -65,7 +65,7 @@ def test_nor_on_either_in_any_instruction_set(make: MakeEngine, each_isa: str) -
 
 
 def check_batches(make: MakeEngine, kv_type: str, size: int, requests: list[Request]) -> None:
-    """One by one and in whole prompts; `size` at a time and in pieces; and again, from the cache."""
+    """One by one, in whole prompts; `size` at a time, in pieces; and again, from the cache."""
     expected = [run(make(kv_type=kv_type, chunk_tokens=512), r)[0].ids for r in requests]
     engine = make(kv_type=kv_type, max_running=size, chunk_tokens=7 * size)
     assert [answer.ids for answer in run(engine, *requests)] == expected
@@ -248,7 +248,7 @@ def test_the_experts_of_a_token_are_told_to_who_asks(make: MakeEngine, model: De
     for token in traced.tokens:
         assert token.experts is not None
         assert token.experts.shape == (c.num_moe_layers, c.top_k)
-        assert (0 <= token.experts).all() and (token.experts < c.num_experts).all()
+        assert (token.experts >= 0).all() and (token.experts < c.num_experts).all()
     assert plain.tokens[0].experts is None
 
 

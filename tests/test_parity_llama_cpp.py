@@ -92,6 +92,9 @@ def _median_error(exact: np.ndarray, logits: np.ndarray) -> float:
 def test_the_comparison_can_see_wrong_yarn_betas(tmp_path: Path) -> None:
     path = tmp_path / "tiny.gguf"
     write_tiny(path, variant="k2", type=Type.F32)
-    with hybridmoe.load(path, kv_type="f32") as llm, hybridmoe.load(path, kv_type="f32", yarn_beta_fast=32.0) as other:
+    with (
+        hybridmoe.load(path, kv_type="f32") as llm,
+        hybridmoe.load(path, kv_type="f32", yarn_beta_fast=32.0) as other,
+    ):
         ids = _token_ids(llm.config.vocab_size)
         assert np.median(kl_divergence(llm.logits(ids), other.logits(ids))) > 1e-4

@@ -120,9 +120,7 @@ class Engine:
         that the cache has no room for; OSError.
         """
         cache = self._worker.cache
-        return self._worker.call(
-            lambda: read_sequence(path, cache, fingerprint, self._vocab_size)
-        )
+        return self._worker.call(lambda: read_sequence(path, cache, fingerprint, self._vocab_size))
 
     def close(self) -> None:
         """Cancel everything and end the thread. Any number of times."""
