@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from queue import SimpleQueue
 from statistics import median
 
 import click
@@ -28,10 +29,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from bench._harness import Row, print_report
 from bench._llama_cpp import LlamaCpp
 from bench.synthetic import K2_SLICE, MOONLIGHT, Shape, write_synthetic
-from hybridmoe.config import ModelConfig
+from hybridmoe.config import EngineConfig, ModelConfig
 from hybridmoe.demo import demo_path
-from hybridmoe.engine.generator import Generation, Generator
-from hybridmoe.engine.sampler import SamplingParams
+from hybridmoe.engine import Engine as OurEngine
+from hybridmoe.engine import Event, Finished, Request, SamplingParams
 from hybridmoe.gguf.accounting import take_account
 from hybridmoe.gguf.reader import GGUFFile
 from hybridmoe.kernels import ops
@@ -53,18 +54,22 @@ Engine = Callable[[list[int], int], Speed]
 
 @contextmanager
 def hybridmoe_engine(path: Path) -> Iterator[Engine]:
-    """Ours, through the generator that chat uses."""
+    """Ours, through the engine that chat uses; each turn in a fresh one, with nothing cached."""
     with GGUFFile.open(path) as file:
         config = ModelConfig.from_metadata(file.metadata)
         model = Decoder(file, config)
 
         def run(ids: list[int], num_decode: int) -> Speed:
-            record = Generation()
             params = SamplingParams(temperature=0.0, max_tokens=num_decode, ignore_eos=True)
-            generator = Generator(model, frozenset(), len(ids) + num_decode)
-            for _ in generator.run(ids, params, record):
+            config = EngineConfig(context_tokens=len(ids) + num_decode, max_running=1)
+            engine = OurEngine(model, frozenset(), config)
+            events: SimpleQueue[Event] = SimpleQueue()
+            engine.submit(Request(prompt_ids=ids, params=params), events.put)
+            while not isinstance(event := events.get(), Finished):
                 pass
-            return Speed(len(ids) / record.prompt_s, (num_decode - 1) / record.decode_s)
+            engine.close()
+            usage = event.usage
+            return Speed(len(ids) / usage.prompt_s, (num_decode - 1) / usage.decode_s)
 
         yield run
 

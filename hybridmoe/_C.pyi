@@ -63,9 +63,7 @@ PAGE_TOKENS: int
 class LatentPages:
     """Checked pages of latents ("f32", "bf16", "int8") at an address; keeps nothing alive."""
 
-    def __init__(
-        self, data: int, num_bytes: int, type: str, num_pages: int, dim: int
-    ) -> None: ...
+    def __init__(self, data: int, num_bytes: int, type: str, num_pages: int, dim: int) -> None: ...
 
 def latent_row_bytes(type: str, dim: int) -> int: ...
 def latent_attention(

@@ -91,7 +91,7 @@ class Answer:
         self._may_call = may_call
         self._section_begin = {tokenizer.special_id(text) for text in SECTION_BEGIN if may_call}
         self._is_hidden = False  # inside tool calls: for `result`, not for the eye
-        self._ids: list[int] = []
+        self.token_ids: list[int] = []
         self._shown: list[str] = []
 
     @property
@@ -101,7 +101,7 @@ class Answer:
 
     def push(self, token_id: int) -> str:
         """The text that this token makes visible; often none."""
-        self._ids.append(token_id)
+        self.token_ids.append(token_id)
         self._is_hidden = self._is_hidden or token_id in self._section_begin
         return "" if self._is_hidden else self._show(self._stops.push(self._decoder.push(token_id)))
 
@@ -118,7 +118,7 @@ class Answer:
 
     def result(self, reason: str | None, usage: Usage) -> Result:
         """The answer so far. reason: the engine's, or None where the caller ended it."""
-        calls = split_tool_calls(self._ids, self._tokenizer)[1] if self._may_call else []
+        calls = split_tool_calls(self.token_ids, self._tokenizer)[1] if self._may_call else []
         reason = "stop" if self.has_stopped else reason or "cancelled"
         timing = Timing(
             prompt_tokens=usage.prompt_tokens,
@@ -129,7 +129,7 @@ class Answer:
         )
         return Result(
             text="".join(self._shown),
-            token_ids=self._ids,
+            token_ids=self.token_ids,
             finish_reason="tool_calls" if calls and reason == "stop" else reason,  # type: ignore[arg-type]
             timing=timing,
             tool_calls=calls,

@@ -210,9 +210,7 @@ class EngineConfig:
     max_running: int = 8  # requests in one batch
     max_waiting: int = 64  # requests in the queue; one more is refused
     chunk_tokens: int = 256  # prompt tokens of one step, at most
-    decode_slowdown: float = (
-        3.0  # while prompts are read, running answers keep 1/this of their pace
-    )
+    decode_slowdown: float = 3.0  # of running answers, at most, while prompts are read
     speculate: int = 0  # tokens proposed a step by prompt lookup; 0 = off
 
     def __post_init__(self) -> None:

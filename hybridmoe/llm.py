@@ -5,6 +5,7 @@ for one caller at a time: starting another answer ends a stream that was not rea
 that serve many callers use `engine`, which is thread-safe, as are the tokenizer and `encode_chat`.
 """
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from queue import SimpleQueue
@@ -21,6 +22,7 @@ from hybridmoe.engine.request import Event, Finished, PromptProgress, Request, T
 from hybridmoe.engine.sampler import SamplingParams
 from hybridmoe.env import MAX_THREADS
 from hybridmoe.errors import ConfigError, GGUFError, HybridMoeError
+from hybridmoe.gguf.fingerprint import fingerprint
 from hybridmoe.gguf.reader import GGUFFile
 from hybridmoe.kernels import ops
 from hybridmoe.model.decoder import Decoder
@@ -60,6 +62,7 @@ class LLM:
         self._defaults = _sampling_defaults(file.metadata)
         self.engine = Engine(Decoder(file, config), tokenizer.eos_ids, engine)
         self._active: ResultStream | None = None
+        self._last: _Run | None = None
 
     def __enter__(self) -> Self:
         return self
@@ -168,6 +171,26 @@ class LLM:
         given = {name: value for name, value in given.items() if value is not None}
         return SamplingParams(**{**self._defaults, **given})
 
+    def save_sequence(self, path: Path) -> int:
+        """Write the last answer's latents, with its prompt's, to a file; how many tokens.
+
+        Without an answer there is no file, and 0. Errors: OSError.
+        """
+        if self._last is None:
+            return 0
+        return self.engine.save(path, self._last.token_ids, self._fingerprint)
+
+    def restore_sequence(self, path: Path) -> int:
+        """Take a file's latents back, so that its tokens are not read again; how many tokens.
+
+        Errors: ConfigError for a damaged file or another model's; OSError.
+        """
+        return len(self.engine.restore(path, self._fingerprint))
+
+    @functools.cached_property
+    def _fingerprint(self) -> str:
+        return f"{fingerprint(self.file)} {self.config.rope_base} {self.config.yarn}"
+
     def close(self) -> None:
         """End the engine; release the file's mapping and the vocabulary."""
         self.engine.close()
@@ -194,7 +217,8 @@ class LLM:
         if self._active is not None:
             self._active.close()
         answer = Answer(params.stop, self.tokenizer, may_call=may_call)
-        run = _Run(self.engine, Request(prompt_ids=ids, params=params), answer, progress)
+        request = Request(prompt_ids=ids, params=params)
+        self._last = run = _Run(self.engine, request, answer, progress)
         self._active = ResultStream(run.pieces(), run.result, run.cancel)
         if stream:
             return self._active
@@ -209,6 +233,7 @@ class _Run:
     def __init__(
         self, engine: Engine, request: Request, answer: Answer, progress: ProgressCallback | None
     ) -> None:
+        self._prompt_ids = request.prompt_ids
         self._answer = answer
         self._progress = progress
         self._events: SimpleQueue[Event] = SimpleQueue()
@@ -226,6 +251,11 @@ class _Run:
                     return
         finally:
             self.cancel()
+
+    @property
+    def token_ids(self) -> list[int]:
+        """Of the prompt, and of the answer so far."""
+        return [*self._prompt_ids, *self._answer.token_ids]
 
     def result(self) -> Result:
         return self._answer.result(self._reason, self._usage)

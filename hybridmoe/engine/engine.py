@@ -120,9 +120,7 @@ class Engine:
         that the cache has no room for; OSError.
         """
         cache = self._worker.cache
-        return self._worker.call(
-            lambda: read_sequence(path, cache, fingerprint, self._vocab_size)
-        )
+        return self._worker.call(lambda: read_sequence(path, cache, fingerprint, self._vocab_size))
 
     def close(self) -> None:
         """Cancel everything and end the thread. Any number of times."""
@@ -163,8 +161,7 @@ class _Worker:
             queued = len(self._new) + len(self._scheduler.waiting)
             if queued >= self._config.max_waiting + max(0, free):
                 raise QueueFullError(
-                    f"{queued} requests wait already, of {self._config.max_waiting} that may:"
-                    " try again later"
+                    f"{self._config.max_waiting} requests wait already: try again later"
                 )
             self._new.append(sequence)
             self._condition.notify()

@@ -29,5 +29,8 @@ class PromptLookup:
         for length in _LENGTHS:
             start = self._after.get(tuple(ids[last - length : last])) if length <= last else None
             if start is not None:
-                return list(ids[start : start + count])
+                known = [*ids[start : start + count]]
+                while len(known) < count:  # a repetition goes on into what is proposed
+                    known.append(known[len(known) - (last - start)])
+                return known
         return []

@@ -136,10 +136,7 @@ class PrefixTree:
 def _is_current(used: int, node: Node) -> bool:
     """Whether an entry of the heap still says how long a leaf has been idle."""
     return (
-        node.parent is not None
-        and node.num_pins == 0
-        and not node.children
-        and node.used == used
+        node.parent is not None and node.num_pins == 0 and not node.children and node.used == used
     )
 
 

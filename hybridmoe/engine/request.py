@@ -74,7 +74,7 @@ class TokenEvent:
     usage: Usage  # up to this token
     logprob: float | None = None  # of the model's own distribution, before any parameter
     top: tuple[tuple[int, float], ...] = ()  # (id, logprob), best first
-    experts: NDArray[np.int16] | None = None  # (MoE layers, top_k): who computed this token's logits
+    experts: NDArray[np.int16] | None = None  # (MoE layers, top_k), of its logits
 
 
 @dataclass(frozen=True, slots=True)

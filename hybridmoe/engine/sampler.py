@@ -1,9 +1,9 @@
 """From logits to the next token.
 
 The order is: bias, repetition / presence / frequency penalties, a constraint's mask, temperature,
-top-k, top-p, min-p, draw. Temperature 0 is greedy and ends after the penalties. Sources: repetition penalty, CTRL
-(Keskar et al. 2019); top-p, Holtzman et al. 2019; min-p, Nguyen et al. 2024 (arXiv 2407.01082);
-presence and frequency as in OpenAI's API: over generated tokens only.
+top-k, top-p, min-p, draw. Temperature 0 is greedy and ends after the mask. Sources: repetition
+penalty, CTRL (Keskar et al. 2019); top-p, Holtzman et al. 2019; min-p, Nguyen et al. 2024
+(arXiv 2407.01082); presence and frequency as in OpenAI's API: over generated tokens only.
 """
 
 import math
@@ -140,11 +140,11 @@ class Sampler:
 def log_probabilities(
     logits: Floats, token_id: int, count: int
 ) -> tuple[float, tuple[tuple[int, float], ...]]:
-    """ln of the token's share under softmax(logits), and of the `count` best, (id, ln), in order."""
+    """ln of the token's share under softmax(logits), and (id, ln) of the `count` best, in order."""
     best = logits.max()
     norm = float(best) + math.log(float(np.exp(logits - best).sum(dtype=np.float64)))
     count = min(count, logits.size)
-    ids = np.argpartition(logits, logits.size - count)[logits.size - count :] if count else []
+    ids = np.argpartition(logits, -count)[-count:] if count else np.empty(0, np.int64)
     order = sorted(((int(i), float(logits[i]) - norm) for i in ids), key=lambda p: (-p[1], p[0]))
     return float(logits[token_id]) - norm, tuple(order)
 

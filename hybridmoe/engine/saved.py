@@ -49,7 +49,7 @@ def write_sequence(path: Path, ids: list[int], cache: KvCache, fingerprint: str)
         with beside.open("wb") as file:
             file.write(_MAGIC + len(header).to_bytes(4, "little") + header)
             for array in body:
-                file.write(memoryview(array).cast("B"))
+                file.write(array.data)
         os.replace(beside, path)
     finally:
         beside.unlink(missing_ok=True)
@@ -121,5 +121,5 @@ def _check_header(path: Path, header: dict[str, Any], cache: KvCache, fingerprin
 def _digest(*arrays: NDArray[Any]) -> str:
     sum = hashlib.sha256()
     for array in arrays:
-        sum.update(memoryview(np.ascontiguousarray(array)).cast("B"))
+        sum.update(array.data)
     return sum.hexdigest()

@@ -159,7 +159,8 @@ class StepRunner:
         sequence.ids.append(token_id)
         sequence.note_token()
         self.num_generated_tokens += 1
-        logprob, top = None, ()
+        logprob: float | None = None
+        top: tuple[tuple[int, float], ...] = ()
         if request.top_logprobs is not None:
             logprob, top = log_probabilities(logits, token_id, request.top_logprobs)
         sequence.send(TokenEvent(token_id, sequence.usage(), logprob, top, experts))

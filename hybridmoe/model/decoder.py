@@ -71,9 +71,7 @@ class Decoder:
 
 
 class _Layer:
-    def __init__(
-        self, weights: Weights, i: int, c: ModelConfig, experts: ExpertBackend
-    ) -> None:
+    def __init__(self, weights: Weights, i: int, c: ModelConfig, experts: ExpertBackend) -> None:
         block = weights.block(i)
         self._attention_norm = RmsNorm(block.vector("attn_norm", c.hidden), c.rms_eps)
         self._attention = LatentAttention(block, c)

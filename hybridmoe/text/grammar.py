@@ -10,7 +10,7 @@ calls: Moonshot's tool_call_guidance.md.
 import functools
 import json
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from llguidance import LLMatcher, LLTokenizer, TokenizerWrapper
@@ -20,10 +20,13 @@ from numpy.typing import NDArray
 from hybridmoe.errors import ConfigError
 from hybridmoe.text.tokenizer import Tokenizer
 
+if TYPE_CHECKING:
+    from llguidance._lib import JsonCompileOptions
+
 __all__ = ["GrammarCompiler", "MatcherConstraint"]
 
 # Between JSON's parts, so that no model pads for ever; enough for deep indentation.
-_JSON_OPTIONS = {"whitespace_pattern": r"[ \n\t]{0,32}"}
+_JSON_OPTIONS: "JsonCompileOptions" = {"whitespace_pattern": r"[ \n\t]{0,32}"}
 _MAX_CALLS = 16  # of one answer
 _MAX_GRAMMAR_CHARS = 1 << 20
 _TOOL_MARKS = (
@@ -163,9 +166,7 @@ class _Vocabulary:
         self.eos_token_id = min(tokenizer.eos_ids, default=0)
         self.bos_token_id = tokenizer.bos_id
         self.tokens = [tokenizer.token_bytes(i) for i in range(tokenizer.num_tokens)]
-        self.special_token_ids = [
-            i for i in range(tokenizer.num_tokens) if tokenizer.is_special(i)
-        ]
+        self.special_token_ids = [i for i in range(tokenizer.num_tokens) if tokenizer.is_special(i)]
 
     def __call__(self, text: str) -> list[int]:
         return self._tokenizer.encode_untrusted(text)
