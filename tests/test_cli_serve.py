@@ -14,6 +14,7 @@ import httpx2
 import pytest
 
 from hybridmoe.cli.app import main
+from hybridmoe.cli.serve import listen
 
 
 @contextmanager
@@ -69,6 +70,11 @@ def test_keys_come_from_a_file(tmp_path: Path) -> None:
         for key in ("alpha", "beta", "gamma"):
             headers = {"Authorization": f"Bearer {key}"}
             assert http.get("/v1/models", headers=headers).status_code == 200
+
+
+def test_tokens_are_sent_as_they_come() -> None:
+    with listen("127.0.0.1", 0) as listener:
+        assert listener.proto == socket.IPPROTO_TCP  # asyncio then switches Nagle's delay off
 
 
 def failure(arguments: Sequence[str], capsys: pytest.CaptureFixture[str]) -> str:

@@ -15,7 +15,7 @@ from hybridmoe.cli.render import ProgressBar
 from hybridmoe.config import KV_TYPES
 from hybridmoe.errors import ConfigError
 
-__all__ = ["serve_command"]
+__all__ = ["listen", "serve_command"]
 
 _LOOPBACK_NAMES = ("localhost", "127.0.0.1", "[::1]")
 _ENGINE_NAMES = ("max_running", "max_waiting", "kv_tokens", "kv_type", "speculate")
@@ -67,7 +67,7 @@ def serve_command(model: Path | None, host: str, port: int, **options: Any) -> N
         cors_origins=options["cors_origins"],
         allowed_hosts=tuple(name.lower() for name in hosts),
     )
-    listener = _listen(host, port)
+    listener = listen(host, port)
     if not is_local and not keys:
         _say(f"warning: {host} can be reached by others, and no --api-key is set")
     service = Service(config)
@@ -108,7 +108,7 @@ class _Loader(threading.Thread):
 
                 self._llm = hybridmoe.load(self._model, progress=progress, **loading)
             self._service.attach(self._llm)
-            _say(f"ready: {self._service.config.model_name}, context {self._llm.context_tokens}")
+            _say(f"ready: {self._service.config.model_name}; {self._llm.engine.kv_plan}")
         except Exception as error:
             self.error = error
             self._service.fail(str(error))
@@ -123,9 +123,11 @@ class _Loader(threading.Thread):
             self._llm.close()
 
 
-def _listen(host: str, port: int) -> socket.socket:
+def listen(host: str, port: int) -> socket.socket:
+    """A socket bound to the address; port 0 takes a free one. Raises ConfigError."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    listener = socket.socket(family, socket.SOCK_STREAM)
+    # With the protocol named, asyncio sends each token at once; else some wait 40 ms (Nagle).
+    listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind((host, port))
