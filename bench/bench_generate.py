@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from queue import SimpleQueue
 from statistics import median
 
 import click
@@ -29,10 +30,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from bench._harness import RESULTS, Row, bar, machine, print_report
 from bench._llama_cpp import LlamaCpp
 from bench.synthetic import K2_SLICE, MOONLIGHT, Shape, write_synthetic
-from hybridmoe.config import ModelConfig
+from hybridmoe.config import EngineConfig, ModelConfig
 from hybridmoe.demo import demo_path
-from hybridmoe.engine.generator import Generation, Generator
-from hybridmoe.engine.sampler import SamplingParams
+from hybridmoe.engine import Engine as OurEngine
+from hybridmoe.engine import Event, Finished, Request, SamplingParams
 from hybridmoe.gguf.accounting import take_account
 from hybridmoe.gguf.reader import GGUFFile
 from hybridmoe.kernels import isa, ops
@@ -64,19 +65,23 @@ Engine = Callable[[list[int], int], Speed]
 
 @contextmanager
 def hybridmoe_engine(path: Path) -> Iterator[Engine]:
-    """Ours, through the generator that chat uses."""
+    """Ours, through the engine that chat uses; each turn in a fresh one, with nothing cached."""
     with GGUFFile.open(path) as file:
         config = ModelConfig.from_metadata(file.metadata)
         model = Decoder(file, config)
         read_ahead(file, lambda done, total: None)
 
         def run(ids: list[int], num_decode: int) -> Speed:
-            record = Generation()
             params = SamplingParams(temperature=0.0, max_tokens=num_decode, ignore_eos=True)
-            generator = Generator(model, frozenset(), len(ids) + num_decode)
-            for _ in generator.run(ids, params, record):
+            config = EngineConfig(context_tokens=len(ids) + num_decode, max_running=1)
+            engine = OurEngine(model, frozenset(), config)
+            events: SimpleQueue[Event] = SimpleQueue()
+            engine.submit(Request(prompt_ids=ids, params=params), events.put)
+            while not isinstance(event := events.get(), Finished):
                 pass
-            return Speed(len(ids) / record.prompt_s, (num_decode - 1) / record.decode_s)
+            engine.close()
+            usage = event.usage
+            return Speed(len(ids) / usage.prompt_s, (num_decode - 1) / usage.decode_s)
 
         yield run
 
@@ -145,7 +150,7 @@ def main(
             folder = stack.enter_context(tempfile.TemporaryDirectory())
             path = keep or Path(folder) / f"{synthetic}.gguf"
             if not path.exists():
-                shape = _changed(SHAPES[synthetic], layers, experts)
+                shape = changed(SHAPES[synthetic], layers, experts)
                 write_synthetic(path, shape, expert_type=GGMLQuantizationType[expert_type])
         name = synthetic or path.stem
         prompts = tuple(sorted(prompts)) or PROMPTS.get(name, OTHER_PROMPTS)
@@ -245,7 +250,8 @@ def _rows(name: str, speeds: dict[int, dict[str, Speed]], limits: Limits) -> lis
     return rows
 
 
-def _changed(shape: Shape, layers: int | None, experts: int | None) -> Shape:
+def changed(shape: Shape, layers: int | None, experts: int | None) -> Shape:
+    """The shape with as many layers and experts as were asked for."""
     return replace(
         shape, num_layers=layers or shape.num_layers, num_experts=experts or shape.num_experts
     )

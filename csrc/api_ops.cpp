@@ -1,5 +1,8 @@
 // The kernels. Arrays cross as addresses: ops.py has checked shape, element type and layout, and
 // what a wrong number could make the kernels read or write out of bounds is checked again below.
+#include <string>
+
+#include "base/check.h"
 #include "bindings.h"
 #include "ops/attention.h"
 #include "ops/expert_ffn.h"
@@ -18,6 +21,25 @@ T* pointer(uintptr_t address) {
 }
 
 using Address = uintptr_t;
+
+LatentType latent_type(const std::string& name) {
+  constexpr const char* names[kNumLatentTypes] = {"f32", "bf16", "int8"};
+  for (int32_t i = 0; i < kNumLatentTypes; ++i) {
+    if (name == names[i]) return static_cast<LatentType>(i);
+  }
+  throw Error("latents: type " + name + ", expected f32, bf16 or int8");
+}
+
+LatentPages latent_pages(uint8_t* data, int64_t num_bytes, const std::string& type,
+                         int64_t num_pages, int64_t dim) {
+  constexpr int64_t most = int64_t{1} << 24;  // no product overflows
+  check(num_pages >= 0 && num_pages <= most && dim >= 1 && dim <= most, "latents: ", num_pages,
+        " pages of rows of ", dim, " is not usable");
+  const LatentPages pages{data, latent_type(type), num_pages, dim};
+  check(num_pages * pages.page_bytes() == num_bytes, "latents: ", num_bytes, " bytes, expected ",
+        num_pages, " pages of ", pages.page_bytes());
+  return pages;
+}
 
 }  // namespace
 
@@ -63,30 +85,56 @@ void register_ops(py::module_& m) {
       py::arg("x"), py::arg("ids"), py::arg("weights"), py::arg("num_tokens"), py::arg("top_k"),
       py::arg("gate"), py::arg("up"), py::arg("down"), py::arg("base"), py::arg("out"), no_gil);
 
+  py::class_<LatentPages>(m, "LatentPages")
+      .def(py::init([](Address data, int64_t num_bytes, const std::string& type, int64_t num_pages,
+                       int64_t dim) {
+             return latent_pages(pointer<uint8_t>(data), num_bytes, type, num_pages, dim);
+           }),
+           py::arg("data"), py::arg("num_bytes"), py::arg("type"), py::arg("num_pages"),
+           py::arg("dim"));
+  m.attr("PAGE_TOKENS") = kPageTokens;
+  m.def(
+      "latent_row_bytes",
+      [](const std::string& type, int64_t dim) { return latent_row_bytes(latent_type(type), dim); },
+      py::arg("type"), py::arg("dim"));
+
   m.def(
       "latent_attention",
       [](Address latent_queries, Address rope_queries, int64_t token_stride, int64_t head_stride,
-         Address latents, int64_t num_tokens, int64_t num_heads, int64_t latent_dim,
-         int64_t rope_dim, int64_t start, float scale, Address out) {
-        latent_attention({
-            .latent_queries = pointer<float>(latent_queries),
-            .rope_queries = pointer<float>(rope_queries),
-            .token_stride = token_stride,
-            .head_stride = head_stride,
-            .latents = pointer<float>(latents),
-            .num_tokens = num_tokens,
-            .num_heads = num_heads,
-            .latent_dim = latent_dim,
-            .rope_dim = rope_dim,
-            .start = start,
-            .scale = scale,
-            .out = pointer<float>(out),
-        });
+         int64_t num_tokens, int64_t num_heads, int64_t latent_dim, int64_t rope_dim, float scale,
+         const LatentPages& pages, Address spans, int64_t num_spans, Address tables,
+         int64_t num_entries, Address out) {
+        latent_attention(
+            {
+                .latent_queries = pointer<float>(latent_queries),
+                .rope_queries = pointer<float>(rope_queries),
+                .token_stride = token_stride,
+                .head_stride = head_stride,
+                .num_tokens = num_tokens,
+                .num_heads = num_heads,
+                .latent_dim = latent_dim,
+                .rope_dim = rope_dim,
+                .scale = scale,
+                .out = pointer<float>(out),
+            },
+            pages,
+            {pointer<SequenceSpan>(spans), num_spans, pointer<int32_t>(tables), num_entries});
       },
       py::arg("latent_queries"), py::arg("rope_queries"), py::arg("token_stride"),
-      py::arg("head_stride"), py::arg("latents"), py::arg("num_tokens"), py::arg("num_heads"),
-      py::arg("latent_dim"), py::arg("rope_dim"), py::arg("start"), py::arg("scale"),
-      py::arg("out"), no_gil);
+      py::arg("head_stride"), py::arg("num_tokens"), py::arg("num_heads"), py::arg("latent_dim"),
+      py::arg("rope_dim"), py::arg("scale"), py::arg("pages"), py::arg("spans"),
+      py::arg("num_spans"), py::arg("tables"), py::arg("num_entries"), py::arg("out"), no_gil);
+
+  m.def(
+      "store_latents",
+      [](Address rows, int64_t num_tokens, const LatentPages& pages, Address spans,
+         int64_t num_spans, Address tables, int64_t num_entries) {
+        store_latents(
+            pointer<float>(rows), num_tokens, pages,
+            {pointer<SequenceSpan>(spans), num_spans, pointer<int32_t>(tables), num_entries});
+      },
+      py::arg("rows"), py::arg("num_tokens"), py::arg("pages"), py::arg("spans"),
+      py::arg("num_spans"), py::arg("tables"), py::arg("num_entries"), no_gil);
 
   m.def(
       "rms_norm",

@@ -59,19 +59,43 @@ def expert_ffn(
     base: int,
     out: int,
 ) -> None: ...
+
+PAGE_TOKENS: int
+"""Rows of a page of latents."""
+
+class LatentPages:
+    """Checked pages of latents ("f32", "bf16", "int8") at an address; keeps nothing alive."""
+
+    def __init__(self, data: int, num_bytes: int, type: str, num_pages: int, dim: int) -> None: ...
+
+def latent_row_bytes(type: str, dim: int) -> int: ...
 def latent_attention(
     latent_queries: int,
     rope_queries: int,
     token_stride: int,
     head_stride: int,
-    latents: int,
     num_tokens: int,
     num_heads: int,
     latent_dim: int,
     rope_dim: int,
-    start: int,
     scale: float,
+    pages: LatentPages,
+    spans: int,
+    num_spans: int,
+    tables: int,
+    num_entries: int,
     out: int,
+) -> None:
+    """spans: rows of 3 int64 (tokens, start, place in tables); tables: int32 page numbers."""
+
+def store_latents(
+    rows: int,
+    num_tokens: int,
+    pages: LatentPages,
+    spans: int,
+    num_spans: int,
+    tables: int,
+    num_entries: int,
 ) -> None: ...
 def rms_norm(
     x: int,

@@ -14,11 +14,14 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from hybridmoe.answer import Result, ResultStream, Timing
+    from hybridmoe.config import EngineConfig
     from hybridmoe.engine.sampler import SamplingParams
     from hybridmoe.errors import (
         ConfigError,
+        ContextLengthError,
         GGUFError,
         HybridMoeError,
+        QueueFullError,
         ShapeError,
         TemplateError,
         UnsupportedModelError,
@@ -30,9 +33,12 @@ if TYPE_CHECKING:
 __all__ = [
     "LLM",
     "ConfigError",
+    "ContextLengthError",
+    "EngineConfig",
     "GGUFError",
     "HybridMoeError",
     "Progress",
+    "QueueFullError",
     "Result",
     "ResultStream",
     "SamplingParams",
@@ -44,6 +50,7 @@ __all__ = [
 ]
 
 _HOMES = {
+    "hybridmoe.config": ("EngineConfig",),
     "hybridmoe.engine.sampler": ("SamplingParams",),
     "hybridmoe.errors": tuple(name for name in __all__ if name.endswith("Error")),
     "hybridmoe.answer": ("Result", "ResultStream", "Timing"),

@@ -1,16 +1,15 @@
 """One answer: its text pieces while they come, its result once it has ended.
 
 Turns generated ids into shown text: whole characters only, cut at stop strings, tool calls kept
-apart. Knows the engine's record and the tokenizer; not how a prompt was made.
+apart. Knows the engine's events and the tokenizer; not how a prompt was made.
 """
 
 import collections.abc
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Self
 
-from hybridmoe.engine.generator import Generation, TokenStream
-from hybridmoe.engine.sampler import SamplingParams
+from hybridmoe.engine.request import Usage
 from hybridmoe.text.stop_strings import StopFilter
 from hybridmoe.text.tokenizer import Tokenizer
 from hybridmoe.text.tool_calls import SECTION_BEGIN, split_tool_calls
@@ -53,9 +52,12 @@ class Result:
 class ResultStream:
     """Iterates over an answer's text pieces; `result` holds the whole once it has ended."""
 
-    def __init__(self, pieces: PieceStream, finish: Callable[[], Result]) -> None:
+    def __init__(
+        self, pieces: PieceStream, finish: Callable[[], Result], cancel: Callable[[], None]
+    ) -> None:
         self._pieces = pieces
         self._finish = finish
+        self._cancel = cancel
         self._result: Result | None = None
 
     def __iter__(self) -> Self:
@@ -74,64 +76,60 @@ class ResultStream:
 
     def close(self) -> None:
         """Stop generating, at once."""
+        self._cancel()  # a generator that never began does not clean up when it is closed
         self._pieces.close()
 
 
 class Answer:
-    """Turns generated ids into shown text, and into a `Result` at the end."""
+    """Turns generated ids into shown text as they are pushed, and into a `Result` at the end."""
 
-    def __init__(
-        self,
-        token_ids: TokenStream,
-        params: SamplingParams,
-        tokenizer: Tokenizer,
-        *,
-        may_call: bool,
-    ) -> None:
+    def __init__(self, stop: Sequence[str], tokenizer: Tokenizer, *, may_call: bool) -> None:
         """may_call: tool calls are taken out of the text and parsed (chat), not shown (raw)."""
-        self._token_ids = token_ids
         self._tokenizer = tokenizer
-        self._stops = StopFilter(params.stop)
+        self._decoder = tokenizer.stream()
+        self._stops = StopFilter(stop)
         self._may_call = may_call
         self._section_begin = {tokenizer.special_id(text) for text in SECTION_BEGIN if may_call}
-        self._ids: list[int] = []
+        self._is_hidden = False  # inside tool calls: for `result`, not for the eye
+        self.token_ids: list[int] = []
         self._shown: list[str] = []
 
-    def pieces(self) -> PieceStream:
-        try:
-            for piece in self._raw_pieces():
-                if piece:
-                    self._shown.append(piece)
-                    yield piece
-        finally:
-            self._token_ids.close()
+    @property
+    def has_stopped(self) -> bool:
+        """Whether a stop string has come: nothing after it is shown, and nothing more is needed."""
+        return self._stops.has_stopped
 
-    def _raw_pieces(self) -> Iterator[str]:
-        decoder = self._tokenizer.stream()
-        is_hidden = False  # inside tool calls: for `result`, not for the eye
-        for token_id in self._token_ids:
-            self._ids.append(token_id)
-            is_hidden = is_hidden or token_id in self._section_begin
-            if not is_hidden:
-                yield self._stops.push(decoder.push(token_id))
-            if self._stops.has_stopped:
-                return
-        yield self._stops.push(decoder.flush())
-        yield self._stops.flush()
+    def push(self, token_id: int) -> str:
+        """The text that this token makes visible; often none."""
+        self.token_ids.append(token_id)
+        self._is_hidden = self._is_hidden or token_id in self._section_begin
+        return "" if self._is_hidden else self._show(self._stops.push(self._decoder.push(token_id)))
 
-    def result(self, record: Generation) -> Result:
-        calls = split_tool_calls(self._ids, self._tokenizer)[1] if self._may_call else []
-        reason = "stop" if self._stops.has_stopped else record.finish_reason or "cancelled"
+    def flush(self) -> str:
+        """What was held back, once no token follows."""
+        if self.has_stopped:
+            return ""
+        return self._show(self._stops.push(self._decoder.flush()) + self._stops.flush())
+
+    def _show(self, piece: str) -> str:
+        if piece:
+            self._shown.append(piece)
+        return piece
+
+    def result(self, reason: str | None, usage: Usage) -> Result:
+        """The answer so far. reason: the engine's, or None where the caller ended it."""
+        calls = split_tool_calls(self.token_ids, self._tokenizer)[1] if self._may_call else []
+        reason = "stop" if self.has_stopped else reason or "cancelled"
         timing = Timing(
-            prompt_tokens=record.prompt_tokens,
-            cached_tokens=record.cached_tokens,
-            prompt_s=record.prompt_s,
-            generated_tokens=record.generated_tokens,
-            decode_s=record.decode_s,
+            prompt_tokens=usage.prompt_tokens,
+            cached_tokens=usage.cached_tokens,
+            prompt_s=usage.prompt_s,
+            generated_tokens=usage.generated_tokens,
+            decode_s=usage.decode_s,
         )
         return Result(
             text="".join(self._shown),
-            token_ids=self._ids,
+            token_ids=self.token_ids,
             finish_reason="tool_calls" if calls and reason == "stop" else reason,  # type: ignore[arg-type]
             timing=timing,
             tool_calls=calls,

@@ -12,13 +12,23 @@ from typing import Any
 
 from hybridmoe.errors import ConfigError, GGUFError, UnsupportedModelError
 
-__all__ = ["GATE_SIGMOID", "GATE_SOFTMAX", "SUPPORTED_ARCHITECTURES", "ModelConfig", "YarnConfig"]
+__all__ = [
+    "GATE_SIGMOID",
+    "GATE_SOFTMAX",
+    "KV_TYPES",
+    "SUPPORTED_ARCHITECTURES",
+    "EngineConfig",
+    "ModelConfig",
+    "YarnConfig",
+]
 
 SUPPORTED_ARCHITECTURES = ("deepseek2",)
 
 # `expert_gating_func` in the GGUF specification; 0 and absent mean softmax (DeepSeek-V2).
 GATE_SOFTMAX = 1
 GATE_SIGMOID = 2
+
+KV_TYPES = ("bf16", "int8", "f32")
 
 # Bounds on what a file may claim: generous for a real model, and no product overflows 63 bits.
 _MAX_DIM = 1 << 24
@@ -188,6 +198,42 @@ class ModelConfig:
         fast = self.yarn.beta_fast if beta_fast is None else beta_fast
         slow = self.yarn.beta_slow if beta_slow is None else beta_slow
         return replace(self, yarn=replace(self.yarn, beta_fast=fast, beta_slow=slow))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineConfig:
+    """How an engine shares one model between requests. Raises ConfigError for what cannot be."""
+
+    context_tokens: int  # of one request, prompt and output together
+    kv_tokens: int | None = None  # latents held in all; None: chosen once, by the memory there is
+    kv_type: str = "bf16"  # element type of latents: one of KV_TYPES
+    max_running: int = 8  # requests in one batch
+    max_waiting: int = 64  # requests in the queue; one more is refused
+    chunk_tokens: int = 256  # prompt tokens of one step, at most
+    decode_slowdown: float = 3.0  # of running answers, at most, while prompts are read
+    speculate: int = 0  # tokens proposed a step by prompt lookup; 0 = off
+
+    def __post_init__(self) -> None:
+        for name, least, most in (
+            ("context_tokens", 1, _MAX_CONTEXT_TOKENS),
+            ("max_running", 1, 4096),
+            ("max_waiting", 0, 1 << 20),
+            ("chunk_tokens", 1, 1 << 16),
+            ("speculate", 0, 64),
+        ):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
+                raise ConfigError(f"{name}={value!r}: expected a whole number, {least} to {most}")
+        if self.kv_type not in KV_TYPES:
+            raise ConfigError(f"kv_type={self.kv_type!r}: expected one of {', '.join(KV_TYPES)}")
+        if self.kv_tokens is not None and self.kv_tokens < self.context_tokens:
+            raise ConfigError(
+                f"kv_tokens={self.kv_tokens}: expected at least the context, {self.context_tokens}"
+            )
+        if not 1.0 < self.decode_slowdown <= 1e6:  # also false for NaN
+            raise ConfigError(
+                f"decode_slowdown={self.decode_slowdown}: expected a number above 1, at most 1e6"
+            )
 
 
 class _Keys:

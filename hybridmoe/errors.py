@@ -4,6 +4,8 @@
       GGUFError                 the file is malformed, truncated or inconsistent
         UnsupportedModelError   the file is sound, but this program cannot run it
       ConfigError               an option, environment variable or sampling parameter is unusable
+        ContextLengthError      a prompt is longer than the context
+      QueueFullError            too many requests wait already; try again later
       ShapeError                an array handed to a kernel has the wrong shape, type or layout
       TemplateError             a chat template failed, or tried what it may not do
 
@@ -12,8 +14,10 @@ Messages are one line: what got which value, what was expected, what to do about
 
 __all__ = [
     "ConfigError",
+    "ContextLengthError",
     "GGUFError",
     "HybridMoeError",
+    "QueueFullError",
     "ShapeError",
     "TemplateError",
     "UnsupportedModelError",
@@ -34,6 +38,22 @@ class UnsupportedModelError(GGUFError):
 
 class ConfigError(HybridMoeError):
     """An option, environment variable or sampling parameter has an unusable value."""
+
+
+class ContextLengthError(ConfigError):
+    """A prompt does not fit the context, whatever else the engine does."""
+
+    def __init__(self, num_prompt_tokens: int, context_tokens: int) -> None:
+        super().__init__(
+            f"the prompt has {num_prompt_tokens} tokens, the context holds {context_tokens}:"
+            " shorten it"
+        )
+        self.num_prompt_tokens = num_prompt_tokens
+        self.context_tokens = context_tokens
+
+
+class QueueFullError(HybridMoeError):
+    """The engine's queue holds as many requests as it may."""
 
 
 class ShapeError(HybridMoeError):

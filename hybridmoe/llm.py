@@ -1,29 +1,34 @@
 """A loaded model as Python sees it: text in, text out.
 
-Joins the engine (token ids) with the tokenizer and the chat template. Not thread-safe: one
-generation at a time; starting another one ends a stream that was not read to its end.
+Joins the engine (token ids) with the tokenizer and the chat template. `chat` and `generate` are
+for one caller at a time: starting another answer ends a stream that was not read to its end. Faces
+that serve many callers use `engine`, which is thread-safe, as are the tokenizer and `encode_chat`.
 """
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any, Literal, NamedTuple, Self, overload
 
 import numpy as np
 from numpy.typing import NDArray
 
-from hybridmoe.answer import Answer, Result, ResultStream
-from hybridmoe.config import ModelConfig
+from hybridmoe.answer import Answer, PieceStream, Result, ResultStream
+from hybridmoe.config import EngineConfig, ModelConfig
 from hybridmoe.demo import demo_path
-from hybridmoe.engine.generator import Generation, Generator
+from hybridmoe.engine.engine import Engine
+from hybridmoe.engine.request import Event, Finished, PromptProgress, Request, TokenEvent, Usage
 from hybridmoe.engine.sampler import SamplingParams
 from hybridmoe.env import MAX_THREADS
-from hybridmoe.errors import ConfigError, GGUFError
+from hybridmoe.errors import ConfigError, GGUFError, HybridMoeError
+from hybridmoe.gguf.fingerprint import fingerprint
 from hybridmoe.gguf.reader import GGUFFile
 from hybridmoe.kernels import ops
 from hybridmoe.model.decoder import Decoder
 from hybridmoe.model.weights import read_ahead
 from hybridmoe.text.chat_template import ChatTemplate
-from hybridmoe.text.prompt import encode_chat
+from hybridmoe.text.prompt import encode_chat as encode_messages
 from hybridmoe.text.tokenizer import Tokenizer
 
 __all__ = ["LLM", "Progress", "load"]
@@ -48,15 +53,16 @@ class LLM:
     """A model ready to answer; made by `load`."""
 
     def __init__(
-        self, file: GGUFFile, config: ModelConfig, tokenizer: Tokenizer, context_tokens: int
+        self, file: GGUFFile, config: ModelConfig, tokenizer: Tokenizer, engine: EngineConfig
     ) -> None:
         self.file = file
         self.config = config
         self.tokenizer = tokenizer
         self._templates: dict[bool, ChatTemplate] = {}  # by whether tools are declared
         self._defaults = _sampling_defaults(file.metadata)
-        self._generator = Generator(Decoder(file, config), tokenizer.eos_ids, context_tokens)
+        self.engine = Engine(Decoder(file, config), tokenizer.eos_ids, engine)
         self._active: ResultStream | None = None
+        self._last: _Run | None = None
 
     def __enter__(self) -> Self:
         return self
@@ -67,7 +73,7 @@ class LLM:
     @property
     def context_tokens(self) -> int:
         """Prompt and answer together may have this many tokens."""
-        return self._generator.context_tokens
+        return self.engine.config.context_tokens
 
     @overload
     def chat(
@@ -107,7 +113,7 @@ class LLM:
         the file, or else from that class. With stream=True, an iterator of text pieces.
         Errors: ConfigError for unusable messages or parameters; TemplateError.
         """
-        ids = encode_chat(self._template(bool(tools)), self.tokenizer, messages, tools)
+        ids = self.encode_chat(messages, tools)
         return self._answer(ids, stream, progress, sampling, may_call=True)
 
     @overload
@@ -147,12 +153,47 @@ class LLM:
 
     def logits(self, token_ids: Sequence[int]) -> NDArray[np.float32]:
         """What the model expects after each token: (tokens, vocabulary). Raises ConfigError."""
-        return self._generator.logits(token_ids)
+        return self.engine.logits(token_ids)
+
+    def encode_chat(self, messages: Messages, tools: Tools | None = None) -> list[int]:
+        """Ids of the prompt that asks for the next message. Errors: ConfigError, TemplateError."""
+        return encode_messages(self._template(bool(tools)), self.tokenizer, messages, tools)
+
+    def sampling_params(self, given: Mapping[str, Any]) -> SamplingParams:
+        """Parameters by name; what is not given, or None, comes from the file or the class.
+
+        Errors: ConfigError, also for an unknown name.
+        """
+        known = SamplingParams.names()
+        unknown = next((name for name in given if name not in known), None)
+        if unknown is not None:
+            raise ConfigError(f"unknown parameter {unknown!r}; known: {', '.join(known)}")
+        given = {name: value for name, value in given.items() if value is not None}
+        return SamplingParams(**{**self._defaults, **given})
+
+    def save_sequence(self, path: Path) -> int:
+        """Write the last answer's latents, with its prompt's, to a file; how many tokens.
+
+        Without an answer there is no file, and 0. Errors: OSError.
+        """
+        if self._last is None:
+            return 0
+        return self.engine.save(path, self._last.token_ids, self._fingerprint)
+
+    def restore_sequence(self, path: Path) -> int:
+        """Take a file's latents back, so that its tokens are not read again; how many tokens.
+
+        Errors: ConfigError for a damaged file or another model's; OSError.
+        """
+        return len(self.engine.restore(path, self._fingerprint))
+
+    @functools.cached_property
+    def _fingerprint(self) -> str:
+        return f"{fingerprint(self.file)} {self.config.rope_base} {self.config.yarn}"
 
     def close(self) -> None:
-        """Release the file's mapping and the vocabulary."""
-        if self._active is not None:
-            self._active.close()
+        """End the engine; release the file's mapping and the vocabulary."""
+        self.engine.close()
         self.tokenizer.close()
         self.file.close()
 
@@ -172,27 +213,70 @@ class LLM:
         *,
         may_call: bool,
     ) -> Result | ResultStream:
-        params = self._params(sampling)
+        params = self.sampling_params(sampling)
         if self._active is not None:
             self._active.close()
-        record = Generation()
-        report = _prompt_report(progress)
-        token_ids = self._generator.run(ids, params, record, report)
-        answer = Answer(token_ids, params, self.tokenizer, may_call=may_call)
-        self._active = ResultStream(answer.pieces(), lambda: answer.result(record))
+        answer = Answer(params.stop, self.tokenizer, may_call=may_call)
+        request = Request(prompt_ids=ids, params=params)
+        self._last = run = _Run(self.engine, request, answer, progress)
+        self._active = ResultStream(run.pieces(), run.result, run.cancel)
         if stream:
             return self._active
         for _ in self._active:
             pass
         return self._active.result
 
-    def _params(self, sampling: Mapping[str, Any]) -> SamplingParams:
-        known = SamplingParams.names()
-        unknown = next((name for name in sampling if name not in known), None)
-        if unknown is not None:
-            raise ConfigError(f"unknown parameter {unknown!r}; known: {', '.join(known)}")
-        given = {name: value for name, value in sampling.items() if value is not None}
-        return SamplingParams(**{**self._defaults, **given})
+
+class _Run:
+    """One request's events, brought from the engine's thread to the caller's."""
+
+    def __init__(
+        self, engine: Engine, request: Request, answer: Answer, progress: ProgressCallback | None
+    ) -> None:
+        self._prompt_ids = request.prompt_ids
+        self._answer = answer
+        self._progress = progress
+        self._events: SimpleQueue[Event] = SimpleQueue()
+        self._usage = Usage(prompt_tokens=len(request.prompt_ids))
+        self._reason: str | None = None
+        self.cancel = engine.submit(request, self._events.put).cancel
+
+    def pieces(self) -> PieceStream:
+        try:
+            while not self._answer.has_stopped:
+                piece, is_last = self._take(self._events.get())
+                if piece:
+                    yield piece
+                if is_last:
+                    return
+        finally:
+            self.cancel()
+
+    @property
+    def token_ids(self) -> list[int]:
+        """Of the prompt, and of the answer so far."""
+        return [*self._prompt_ids, *self._answer.token_ids]
+
+    def result(self) -> Result:
+        return self._answer.result(self._reason, self._usage)
+
+    def _take(self, event: Event) -> tuple[str, bool]:
+        """The text that an event makes visible, and whether it is the last."""
+        match event:
+            case PromptProgress():
+                if self._progress is not None:
+                    done, total = event.done_tokens, event.total_tokens
+                    self._progress(Progress("prompt", done, total, "tokens"))
+                return "", False
+            case TokenEvent():
+                self._usage = event.usage
+                return self._answer.push(event.token_id), False
+            case Finished():
+                self._usage = event.usage
+                if event.reason == "error":
+                    raise HybridMoeError(event.error)
+                self._reason = None if event.reason == "cancelled" else event.reason
+                return self._answer.flush(), True
 
 
 def load(
@@ -200,6 +284,11 @@ def load(
     *,
     num_threads: int | None = None,
     context_tokens: int | None = None,
+    kv_tokens: int | None = None,
+    kv_type: str = "bf16",
+    max_running: int = 8,
+    max_waiting: int = 64,
+    speculate: int = 0,
     yarn_beta_fast: float | None = None,
     yarn_beta_slow: float | None = None,
     progress: ProgressCallback | None = None,
@@ -207,8 +296,9 @@ def load(
     """Open a GGUF file of a deepseek2 model (of a split one, its first part).
 
     path: None = the embedded model. num_threads: None = HYBRIDMOE_THREADS, or every physical
-    core. context_tokens: None = as many as the model was made for. The YaRN betas override the
-    file's. progress: called while the weights are read into memory.
+    core. context_tokens: None = as many as the model was made for. kv_tokens to speculate: as in
+    `EngineConfig`. The YaRN betas override the file's. progress: called while the weights are read
+    into memory.
     Errors: GGUFError, UnsupportedModelError, ConfigError; one line that names the file.
     """
     if num_threads is not None:
@@ -224,6 +314,14 @@ def load(
                 f"context_tokens={context}: expected 1 to {config.context_tokens},"
                 " the model's own context"
             )
+        engine = EngineConfig(
+            context_tokens=context,
+            kv_tokens=kv_tokens,
+            kv_type=kv_type,
+            max_running=max_running,
+            max_waiting=max_waiting,
+            speculate=speculate,
+        )
         tokenizer = Tokenizer(file.path, file.metadata)
         try:
             if tokenizer.num_tokens != config.vocab_size:
@@ -231,7 +329,7 @@ def load(
                     f"{file.path.name}: tokenizer.ggml.tokens has {tokenizer.num_tokens} entries,"
                     f" vocab_size is {config.vocab_size}"
                 )
-            llm = LLM(file, config, tokenizer, context)
+            llm = LLM(file, config, tokenizer, engine)
         except BaseException:
             tokenizer.close()
             raise
@@ -262,9 +360,3 @@ _SAMPLING_KEYS = {
 
 def _sampling_defaults(metadata: Mapping[str, Any]) -> dict[str, Any]:
     return {name: metadata[key] for name, key in _SAMPLING_KEYS.items() if key in metadata}
-
-
-def _prompt_report(progress: ProgressCallback | None) -> Callable[[int, int], None] | None:
-    if progress is None:
-        return None
-    return lambda done, total: progress(Progress("prompt", done, total, "tokens"))

@@ -14,6 +14,7 @@ from types import SimpleNamespace
 from typing import Any, NamedTuple, Self
 
 import hybridmoe
+from hybridmoe.cli.options import ENGINE_NAMES, LOAD_NAMES
 from hybridmoe.errors import ConfigError
 
 
@@ -130,6 +131,17 @@ class FakeLLM:
         assert stream
         return self._stream(prompt, progress, sampling)
 
+    def save_sequence(self, path: Path) -> int:
+        num_tokens = 10 * len(self.prompts)
+        if num_tokens:
+            path.write_text(str(num_tokens))
+        return num_tokens
+
+    def restore_sequence(self, path: Path) -> int:
+        if not (text := path.read_text()).isdecimal():
+            raise ConfigError(f"{path.name}: damaged")
+        return int(text)
+
     def _stream(
         self, text: str, progress: Callable[[Progress], None] | None, sampling: dict[str, Any]
     ) -> ResultStream:
@@ -182,7 +194,7 @@ def load(
     **options: Any,
 ) -> FakeLLM:
     """In place of `hybridmoe.load`."""
-    assert options.keys() == {"num_threads", "context_tokens", "yarn_beta_fast", "yarn_beta_slow"}
+    assert options.keys() == {*LOAD_NAMES, *ENGINE_NAMES}
     if path is not None and path.name == "slow.gguf":
         for done in range(10):
             time.sleep(0.1)

@@ -1,4 +1,7 @@
-"""Latent attention against float64, and the bits that must not depend on anything else."""
+"""Latent attention over pages against float64, and the bits that depend on nothing else."""
+
+import itertools
+from collections.abc import Sequence
 
 import pytest
 import torch
@@ -6,11 +9,21 @@ from test_linear import restore_threads
 
 from hybridmoe.errors import ShapeError
 from hybridmoe.kernels import isa, ops, reference
+from hybridmoe.kernels.latents import (
+    PAGE_TOKENS,
+    LatentPages,
+    PageTable,
+    Span,
+    latent_attention,
+    row_bytes,
+    store_latents,
+)
 
 __all__ = ["restore_threads"]  # a fixture
 
 SCALE = 0.25
 BLOCK = 256  # csrc/kernels/kernel_table.h: kAttentionBlock
+TYPES = ["f32", "bf16", "int8"]
 SHAPES = [  # heads, tokens, latent, rope, positions
     (4, 1, 32, 8, 1),
     (3, 5, 40, 10, 5),
@@ -30,6 +43,41 @@ def inputs(heads: int, tokens: int, latent: int, rope: int, positions: int) -> I
     return a, b, c
 
 
+def paged(
+    sequences: Sequence[torch.Tensor], type: str = "f32"
+) -> tuple[LatentPages, list[list[int]]]:
+    """Pages that hold each sequence's latents, none next to the page before it; their tables."""
+    dim = sequences[0].shape[1]
+    counts = [-(-len(rows) // PAGE_TOKENS) for rows in sequences]
+    order = torch.randperm(sum(counts), generator=torch.Generator().manual_seed(0)).tolist()
+    data = torch.full((len(order), PAGE_TOKENS, row_bytes(type, dim)), 0xA5, dtype=torch.uint8)
+    pages = LatentPages(data, type, dim)
+    tables = [[order.pop() for _ in range(count)] for count in counts]
+    for rows, table in zip(sequences, tables, strict=True):
+        store_latents(rows.contiguous(), pages, PageTable([Span(len(rows), 0, table)]))
+    return pages, tables
+
+
+def attention(x: Inputs, type: str = "f32") -> torch.Tensor:
+    """Of one sequence, whose last tokens are the queries'."""
+    a, b, latents = x
+    pages, tables = paged([latents], type)
+    tokens = a.shape[1]
+    table = PageTable([Span(tokens, len(latents) - tokens, tables[0])])
+    return latent_attention(a, b, pages, table, SCALE)
+
+
+def stored(latents: torch.Tensor, type: str) -> torch.Tensor:
+    """What pages of a type make of latents, in numpy's way of rounding."""
+    if type == "f32":
+        return latents
+    if type == "bf16":
+        return latents.bfloat16().float()
+    groups = torch.nn.functional.pad(latents, (0, -latents.shape[1] % 64)).unflatten(1, (-1, 64))
+    scale = groups.abs().amax(-1, keepdim=True) / 127
+    return (groups / scale).round().mul(scale).flatten(1)[:, : latents.shape[1]]
+
+
 def error_bound(x: Inputs) -> torch.Tensor:
     """Of each result; u = 2^-24.
 
@@ -46,54 +94,123 @@ def error_bound(x: Inputs) -> torch.Tensor:
     return relative[..., None] * keys[:, : x[0].shape[-1]].amax(0)
 
 
+@pytest.mark.parametrize("type", TYPES)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_attention_is_within_the_bound(each_isa: str, shape: tuple[int, ...]) -> None:
-    x = inputs(*shape)
-    error = (ops.latent_attention(*x, SCALE) - reference.latent_attention(*x, SCALE)).abs()
-    assert (error <= error_bound(x)).all(), float((error / error_bound(x)).max())
+def test_attention_is_within_the_bound(each_isa: str, shape: tuple[int, ...], type: str) -> None:
+    a, b, latents = inputs(*shape)
+    x = (a, b, stored(latents, type))
+    error = (attention((a, b, latents), type) - reference.latent_attention(*x, SCALE)).abs()
+    bound = error_bound(x)
+    if type == "int8":  # a code on the edge may be rounded either way
+        bound = bound + 1e-5
+    assert (error <= bound).all(), float((error / bound).max())
 
 
-def test_a_token_has_the_same_bits_alone_and_in_a_prompt(each_isa: str) -> None:
+@pytest.mark.parametrize("type", TYPES)
+def test_pages_keep_what_their_type_can(type: str) -> None:
+    latents = inputs(1, 1, 130, 70, 100)[2] * torch.logspace(-3, 3, 100)[:, None]
+    pages, tables = paged([latents], type)
+    rows = pages.data[tables[0]].flatten(0, 1)[:100]
+    if type == "int8":
+        scales = rows[:, :16].view(torch.float32).repeat_interleave(64, 1)[:, :200]
+        got = rows[:, 16:216].view(torch.int8) * scales
+        assert ((got - latents).abs() <= scales * 0.5001).all()
+    else:
+        got = rows.view(torch.float32 if type == "f32" else torch.bfloat16).float()
+        assert torch.equal(got, stored(latents, type))
+
+
+@pytest.mark.parametrize("type", TYPES)
+def test_a_token_has_the_same_bits_alone_and_in_a_prompt(each_isa: str, type: str) -> None:
     a, b, latents = inputs(6, 40, 24, 6, BLOCK + 20)
-    whole = ops.latent_attention(a, b, latents, SCALE)
+    whole = attention((a, b, latents), type)
     for t in (0, 19, 20, 39):  # around the end of a block, too
         seen = latents[: len(latents) - 39 + t]
-        alone = ops.latent_attention(
-            a[:, t : t + 1].contiguous(), b[t : t + 1].contiguous(), seen, SCALE
-        )
+        alone = attention((a[:, t : t + 1].contiguous(), b[t : t + 1].contiguous(), seen), type)
         assert torch.equal(alone[:, 0], whole[:, t])
+
+
+@pytest.mark.parametrize("type", TYPES)
+def test_sequences_of_one_call_have_the_bits_of_calls_of_their_own(
+    each_isa: str, type: str, restore_threads: None
+) -> None:
+    lengths = [(1, 1), (3, BLOCK + 2), (1, 2 * BLOCK), (70, 70), (1, 5 * BLOCK + 9), (2, 65)]
+    alone = [inputs(6, tokens, 24, 8, positions) for tokens, positions in lengths]
+    pages, tables = paged([latents for _, _, latents in alone], type)
+    spans = [
+        Span(tokens, positions - tokens, table)
+        for (tokens, positions), table in zip(lengths, tables, strict=True)
+    ]
+    a = torch.cat([x[0] for x in alone], 1)
+    b = torch.cat([x[1] for x in alone], 0)
+    for threads in (1, 3, 16):
+        ops.set_num_threads(threads)
+        together = latent_attention(a, b, pages, PageTable(spans), SCALE)
+        ends = itertools.accumulate(tokens for tokens, _ in lengths)
+        for x, end in zip(alone, ends, strict=True):
+            tokens = x[0].shape[1]
+            assert torch.equal(together[:, end - tokens : end], attention(x, type))
 
 
 def test_threads_and_instruction_sets_do_not_change_the_bits(restore_threads: None) -> None:
     x = inputs(16, 3, 32, 8, 5 * BLOCK)
-    results = []
-    for threads in (1, 2, 16):
-        ops.set_num_threads(threads)
-        for name in isa.supported():
-            if name != "scalar":  # no fused multiply-add
-                with isa.forced(name):
-                    results.append(ops.latent_attention(*x, SCALE))
-    assert all(torch.equal(result, results[0]) for result in results)
+    for type in TYPES:
+        results = []
+        for threads in (1, 2, 16):
+            ops.set_num_threads(threads)
+            for name in isa.supported():
+                if name != "scalar":  # no fused multiply-add
+                    with isa.forced(name):
+                        results.append(attention(x, type))
+        assert all(torch.equal(result, results[0]) for result in results)
 
 
 def test_what_lies_in_the_future_does_not_matter() -> None:
     a, b, latents = inputs(4, 8, 16, 4, 20)
     changed = latents.clone()
     changed[-1] = 7.0
-    before, after = (ops.latent_attention(a, b, keys, SCALE) for keys in (latents, changed))
+    before, after = (attention((a, b, keys)) for keys in (latents, changed))
     assert torch.equal(before[:, :-1], after[:, :-1])
     assert not torch.equal(before[:, -1], after[:, -1])
 
 
-def test_a_nan_reaches_the_tokens_that_see_it() -> None:
+@pytest.mark.parametrize("type", TYPES)
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_nan_reaches_the_tokens_that_see_it(type: str, value: float) -> None:
     a, b, latents = inputs(2, 4, 16, 4, 4)
-    latents[2, 3] = float("nan")
-    out = ops.latent_attention(a, b, latents, SCALE)
+    latents[2, 3] = value
+    out = attention((a, b, latents), type)
     assert out[:, 2:].isnan().any(-1).all()
 
 
 def test_shapes_that_do_not_fit_are_refused() -> None:
     a, b, latents = inputs(2, 4, 16, 4, 8)
-    for x in ((a, b, latents[:3]), (a, b[:2], latents), (a[0], b, latents), (a, b, latents[:, 1:])):
+    for x in ((a, b[:2], latents), (a[0], b, latents), (a, b, latents[:, 1:])):
         with pytest.raises(ShapeError, match="latent_attention"):
-            ops.latent_attention(*x, SCALE)
+            attention(x)
+
+
+@pytest.mark.parametrize(
+    ("span", "message"),
+    [
+        (Span(3, 5, [0]), "have 3 tokens, expected 4"),
+        (Span(4, 61, [0]), "needs 2 pages, its table has 1"),
+        (Span(4, -1, [0]), "4 tokens from -1"),
+        (Span(4, 4, [1]), "page 1 of 1"),
+        (Span(4, 4, [-1]), "page -1 of 1"),
+        (Span(-4, 4, [0]), "-4 tokens from 4"),
+    ],
+)
+def test_tables_that_do_not_fit_are_refused(span: Span, message: str) -> None:
+    a, b, latents = inputs(2, 4, 16, 4, 8)
+    pages, _ = paged([latents])
+    with pytest.raises(ShapeError, match=message):
+        latent_attention(a, b, pages, PageTable([span]), SCALE)
+    with pytest.raises(ShapeError, match=message):
+        store_latents(latents[:4], pages, PageTable([span]))
+
+
+def test_pages_of_another_size_are_refused() -> None:
+    for shape, type in (((2, 32, 80), "f32"), ((2, 64, 40), "f32"), ((2, 64, 80), "f16")):
+        with pytest.raises(ShapeError):
+            LatentPages(torch.zeros(shape, dtype=torch.uint8), type, 20)

@@ -252,16 +252,35 @@ def test_a_saved_conversation_is_loaded_as_it_was(chat: Chat, tmp_path: Path) ->
     chat.run("/system Be ü.")
     chat.run("/params seed 7")
     chat.ask("hi \ud800 你好")
-    assert chat.run(f"/save {path}") == f"saved 2 messages to {path}\n"
-    assert list(tmp_path.iterdir()) == [path]
+    saved = f"saved 2 messages to {path}\nand the 10 tokens read so far to a b.json.kv, 0.0 MiB\n"
+    assert chat.run(f"/save {path}") == saved
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["a b.json", "a b.json.kv"]
     other = Chat()
     other.ask("forget me")
     other.session.model = "another"
     shown = other.run(f"/load {path}")
-    assert shown == f"loaded 2 messages from {path}\n(they are from another model: fake)\n"
+    assert shown == (
+        f"loaded 2 messages from {path}\n(they are from another model: fake)\n"
+        "10 tokens need not be read again\n"
+    )
     assert other.said == [("user", "hi ? 你好"), ("assistant", "you said hi ? 你好")]
     assert (other.session.system, other.session.params) == ("Be ü.", {"seed": 7})
     assert json.loads(path.read_text())["version"] == 1
+
+
+@pytest.mark.parametrize("latents", [None, "rubbish"])
+def test_a_conversation_is_loaded_without_its_latents(
+    chat: Chat, tmp_path: Path, latents: str | None
+) -> None:
+    path, beside = tmp_path / "x.json", tmp_path / "x.json.kv"
+    chat.ask("hi")
+    chat.run(f"/save {path}")
+    beside.unlink()
+    note = ""
+    if latents is not None:
+        beside.write_text(latents)
+        note = "(to be read again: x.json.kv: damaged)\n"
+    assert Chat().run(f"/load {path}") == f"loaded 2 messages from {path}\n{note}"
 
 
 GOOD: dict[str, Any] = {

@@ -34,7 +34,7 @@ def _token_ids(vocab_size: int) -> list[int]:
 
 def _both(path: Path) -> tuple[np.ndarray, np.ndarray]:
     """(llama.cpp's logits, ours) for one random sequence."""
-    with hybridmoe.load(path) as llm:
+    with hybridmoe.load(path, kv_type="f32") as llm:
         ids = _token_ids(llm.config.vocab_size)
         ours = llm.logits(ids)
         yarn = llm.config.yarn
@@ -69,7 +69,7 @@ def test_every_tensor_type_agrees(
     theirs, ours = _both(path)
     assert np.median(kl_divergence(theirs, ours)) <= 5e-3
     write_f32_twin(path, weights, exact_path)
-    with hybridmoe.load(exact_path) as llm:
+    with hybridmoe.load(exact_path, kv_type="f32") as llm:
         exact = llm.logits(_token_ids(llm.config.vocab_size))
     deviations[type] = (_median_error(exact, theirs), _median_error(exact, ours))
 
@@ -92,6 +92,9 @@ def _median_error(exact: np.ndarray, logits: np.ndarray) -> float:
 def test_the_comparison_can_see_wrong_yarn_betas(tmp_path: Path) -> None:
     path = tmp_path / "tiny.gguf"
     write_tiny(path, variant="k2", type=Type.F32)
-    with hybridmoe.load(path) as llm, hybridmoe.load(path, yarn_beta_fast=32.0) as other:
+    with (
+        hybridmoe.load(path, kv_type="f32") as llm,
+        hybridmoe.load(path, kv_type="f32", yarn_beta_fast=32.0) as other,
+    ):
         ids = _token_ids(llm.config.vocab_size)
         assert np.median(kl_divergence(llm.logits(ids), other.logits(ids))) > 1e-4

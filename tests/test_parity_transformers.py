@@ -109,7 +109,7 @@ def test_float32_logits_equal_transformers(variant: str, tmp_path: Path) -> None
     path = tmp_path / "tiny.gguf"
     # The whole kv_b is what transformers stores; the split form is checked against it below.
     weights = write_tiny(path, variant=variant, type=GGMLQuantizationType.F32, split_kv_b=False)
-    with hybridmoe.load(path) as llm:
+    with hybridmoe.load(path, kv_type="f32") as llm:
         ids = np.random.default_rng(3).integers(0, llm.config.vocab_size, NUM_TOKENS).tolist()
         ours = llm.logits(ids)
         reference = _reference(llm.config, weights)
@@ -123,6 +123,6 @@ def test_both_generations_of_files_hold_the_same_model(tmp_path: Path) -> None:
     for split in (True, False):
         path = tmp_path / f"{split}.gguf"
         write_tiny(path, variant="k2", type=GGMLQuantizationType.F32, split_kv_b=split)
-        with hybridmoe.load(path) as llm:
+        with hybridmoe.load(path, kv_type="f32") as llm:
             logits.append(llm.logits(range(40)))
     assert relative_error(logits[0], logits[1]) <= 1e-5

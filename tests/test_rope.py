@@ -7,13 +7,14 @@ import torch
 from test_config import K2
 
 from hybridmoe.config import ModelConfig, YarnConfig
+from hybridmoe.kernels.ops import rotate_
 from hybridmoe.model.rope import RotaryTable, inverse_frequencies
 
 
 def test_rotation_is_multiplication_by_a_unit_complex_number() -> None:
     c = ModelConfig.from_metadata(K2)
     x = torch.randn(5, 3, c.rope_dim, generator=torch.Generator().manual_seed(1))
-    got = RotaryTable(c).rotate_(x.clone(), start=1000)
+    got = rotate_(x.clone(), RotaryTable(c).turns(torch.arange(1000, 1005)))
     angle = torch.arange(1000, 1005)[:, None] * inverse_frequencies(c.rope_dim, c.rope_base, c.yarn)
     pairs = torch.view_as_complex(x.double().unflatten(-1, (-1, 2)).contiguous())
     turned = pairs * torch.polar(torch.ones_like(angle), angle)[:, None]
@@ -23,8 +24,10 @@ def test_rotation_is_multiplication_by_a_unit_complex_number() -> None:
 def test_pieces_and_whole_rotate_alike() -> None:
     table = RotaryTable(ModelConfig.from_metadata(K2))
     x = torch.randn(2000, 1, 64, generator=torch.Generator().manual_seed(2))
-    pieces = [table.rotate_(x[i : i + 333].clone(), i) for i in range(0, 2000, 333)]
-    assert torch.equal(torch.cat(pieces), table.rotate_(x.clone(), 0))
+    positions = torch.arange(2000)
+    pieces = [table.turns(positions[i : i + 333]) for i in range(0, 2000, 333)]
+    whole = rotate_(x.clone(), table.turns(positions))
+    assert torch.equal(rotate_(x.clone(), torch.cat(pieces)), whole)
 
 
 def test_without_yarn_frequencies_are_a_geometric_series() -> None:

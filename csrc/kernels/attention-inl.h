@@ -7,8 +7,8 @@
 // order of k.
 //
 // A lane's numbers depend on neither the other lanes nor how many there are. A block starts at a
-// multiple of kAttentionBlock; keys that a lane must not see get a weight of exactly zero. So a
-// token's result has the same bits alone and in a prompt.
+// multiple of kAttentionBlock; its keys are widened to floats once; keys that a lane must not see
+// get a weight of exactly zero. So a token's result has the same bits alone and in a prompt.
 #pragma once
 
 #include "kernels/elementwise-inl.h"
@@ -72,9 +72,34 @@ void broadcast_product(const float* a, int64_t a_row, int64_t a_step, const floa
   }
 }
 
+// One token's latents as floats.
+HM_INLINE void widen_latents(const uint8_t* row, LatentType type, int64_t dim, float* out) {
+  if (type == kLatentF32) {
+    memcpy(out, row, dim * sizeof(float));
+  } else if (type == kLatentBF16) {
+    const uint16_t* bits = (const uint16_t*)row;
+    for (int64_t i = 0; i < dim; ++i) {
+      const uint32_t wide = (uint32_t)bits[i] << 16;
+      memcpy(out + i, &wide, sizeof wide);
+    }
+  } else {
+    const int8_t* codes = (const int8_t*)row + 4 * latent_groups(dim);
+    for (int64_t first = 0; first < dim; first += kLatentGroup) {
+      float scale;
+      memcpy(&scale, row + first / kLatentGroup * 4, sizeof scale);
+      const int64_t end = dim - first < kLatentGroup ? dim : first + kLatentGroup;
+      for (int64_t i = first; i < end; ++i) out[i] = (float)codes[i] * scale;
+    }
+  }
+}
+
 void attend(const AttentionBlock& a, const AttentionSums& out) {
-  const int64_t lanes = a.lanes;
-  broadcast_product(a.keys, a.key_stride, 1, a.queries, a.num_keys, a.dim, lanes, a.scores);
+  const int64_t lanes = a.lanes, row_bytes = latent_row_bytes(a.type, a.dim);
+  for (int64_t k = 0; k < a.num_keys; ++k) {
+    const uint8_t* row = a.pages[k / kPageTokens] + k % kPageTokens * row_bytes;
+    widen_latents(row, a.type, a.dim, a.keys + k * a.dim);
+  }
+  broadcast_product(a.keys, a.dim, 1, a.queries, a.num_keys, a.dim, lanes, a.scores);
   for (int64_t i = 0; i < lanes; ++i) {
     out.max[i] = kNoAttentionKey;
     out.sum[i] = 0.0f;
@@ -94,7 +119,7 @@ void attend(const AttentionBlock& a, const AttentionSums& out) {
       out.sum[i] += row[i];
     }
   }
-  broadcast_product(a.keys, 1, a.key_stride, a.scores, a.value_dim, a.num_keys, lanes, out.values);
+  broadcast_product(a.keys, 1, a.dim, a.scores, a.value_dim, a.num_keys, lanes, out.values);
 }
 
 void merge_attention(const AttentionSums& total, const AttentionSums& block, int64_t value_dim,

@@ -121,18 +121,41 @@ struct Limit {
   int64_t operations;  // of a round
 };
 
+// Latents lie in pages of kPageTokens rows, one row a token:
+//
+//   kLatentF32, kLatentBF16   dim numbers
+//   kLatentInt8               float scales[dim / 64, rounded up], int8 codes[dim], padding to 4
+//   bytes
+//
+// A code times the scale of its 64 is the number; scale = absmax / 127.
+enum LatentType : int32_t { kLatentF32, kLatentBF16, kLatentInt8, kNumLatentTypes };
+constexpr int64_t kPageTokens = 64, kLatentGroup = 64;
+
+static constexpr int64_t latent_groups(int64_t dim) {
+  return (dim + kLatentGroup - 1) / kLatentGroup;
+}
+
+static constexpr int64_t latent_row_bytes(LatentType type, int64_t dim) {
+  if (type == kLatentF32) return 4 * dim;
+  if (type == kLatentBF16) return 2 * dim;
+  return 4 * latent_groups(dim) + (dim + 3) / 4 * 4;
+}
+
 // Attention over one block of positions, for `lanes` queries at once: 16, 32 or 64.
 constexpr int64_t kAttentionBlock = 256, kMaxAttentionLanes = 64;
+constexpr int64_t kBlockPages = kAttentionBlock / kPageTokens;
 constexpr float kNoAttentionKey = -1e30f;  // greatest score of none; finite, so that no inf - inf
 
 struct AttentionBlock {
-  const float* queries;  // (dim, lanes)
-  const float* keys;     // (num_keys, key_stride): the first value_dim of each are its values, too
-  int64_t key_stride, num_keys;
+  const float* queries;         // (dim, lanes)
+  const uint8_t* const* pages;  // (kBlockPages): the keys, as far as there are num_keys;
+  LatentType type;              // the first value_dim of each are its values, too
+  int64_t num_keys;
   const int32_t* visible;  // (lanes): how many of the keys each query may see, from the first on
   int64_t dim, value_dim, lanes;
   float scale;
-  float* scores;  // (num_keys, lanes), scratch
+  float* keys;    // (kAttentionBlock, dim), scratch
+  float* scores;  // (kAttentionBlock, lanes), scratch
 };
 
 // A softmax's parts, so that blocks can be put together: the greatest score, the sum of

@@ -1,23 +1,52 @@
 // Latent attention (DeepSeek-V2, arXiv 2405.04434, section 2.1) in its absorbed form: all heads
-// attend over the same latents, which are keys and values at once.
+// attend over the same latents, which are keys and values at once and lie in pages.
 #pragma once
 
 #include <cstdint>
 
+#include "kernels/kernel_table.h"
+
 namespace hm {
+
+// One layer's latents: num_pages pages of kPageTokens rows of dim numbers.
+struct LatentPages {
+  uint8_t* data;
+  LatentType type;
+  int64_t num_pages, dim;
+
+  int64_t row_bytes() const { return latent_row_bytes(type, dim); }
+  int64_t page_bytes() const { return kPageTokens * row_bytes(); }
+};
+
+// A sequence's part in a step: so many tokens, the first at position `start`. Position p lies in
+// page tables[table + p / kPageTokens]. Token t sees positions 0..start + t.
+struct SequenceSpan {
+  int64_t num_tokens, start, table;
+};
+
+// The sequences of a step, their tokens one after the other.
+struct SequenceBatch {
+  const SequenceSpan* spans;
+  int64_t num_spans;
+  const int32_t* tables;
+  int64_t num_entries;  // in tables
+};
 
 struct LatentAttentionArgs {
   const float* latent_queries;  // (N, T, R)
   const float* rope_queries;    // (P) of token t and head n at t * token_stride + n * head_stride
   int64_t token_stride, head_stride;
-  const float* latents;  // (start + T, R + P)
-  int64_t num_tokens, num_heads, latent_dim, rope_dim;
-  int64_t start;  // position of the first token; token t sees positions 0..start + t
+  int64_t num_tokens, num_heads, latent_dim, rope_dim;  // T = the batch's tokens
   float scale;
   float* out;  // (N, T, R)
 };
 
-// Throws Error where a size cannot be.
-void latent_attention(const LatentAttentionArgs& args);
+// Throws Error where a size cannot be, or a page does not exist.
+void latent_attention(const LatentAttentionArgs& args, const LatentPages& pages,
+                      const SequenceBatch& batch);
+
+// Writes rows (T, dim) f32 to their places, rounded to the pages' type. Throws Error likewise.
+void store_latents(const float* rows, int64_t num_tokens, const LatentPages& pages,
+                   const SequenceBatch& batch);
 
 }  // namespace hm

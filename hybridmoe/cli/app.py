@@ -31,6 +31,9 @@ class _Entry(NamedTuple):
 COMMANDS = {
     "chat": _Entry("hybridmoe.cli.chat", "chat_command", "Talk with a model; or pipe a question."),
     "generate": _Entry("hybridmoe.cli.generate", "generate_command", "Continue a text."),
+    "serve": _Entry(
+        "hybridmoe.cli.serve", "serve_command", "Serve a model to OpenAI's and Anthropic's clients."
+    ),
     "inspect": _Entry(
         "hybridmoe.cli.inspect",
         "inspect_command",

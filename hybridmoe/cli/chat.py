@@ -11,10 +11,11 @@ import click
 from hybridmoe.cli.commands import Commands
 from hybridmoe.cli.loading import check_params, open_model
 from hybridmoe.cli.options import (
-    LOAD_NAMES,
     SAMPLING_NAMES,
+    engine_options,
     load_options,
     model_argument,
+    opening_of,
     sampling_of,
     sampling_options,
 )
@@ -40,6 +41,7 @@ _QUOTES = '"""'
 @click.option("--system", metavar="TEXT", help="The system message.")
 @sampling_options
 @click.option("--no-color", is_flag=True, help="No dim text, no colours; so does NO_COLOR=1.")
+@engine_options
 @load_options
 def chat_command(model: Path | None, system: str | None, no_color: bool, **options: Any) -> None:
     """Talk with MODEL.gguf, or with the model that comes with the package.
@@ -47,7 +49,7 @@ def chat_command(model: Path | None, system: str | None, no_color: bool, **optio
     With a pipe, standard input is one message and the answer alone is printed.
     """
     params = sampling_of(options)
-    with open_model(model, params, **{name: options[name] for name in LOAD_NAMES}) as llm:
+    with open_model(model, params, **opening_of(options)) as llm:
         session = Session(llm.config.name, system, params)
         if sys.stdin.isatty():
             _converse(llm, session, Screen(use_color=not no_color))

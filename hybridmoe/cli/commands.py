@@ -118,10 +118,14 @@ class Commands:
         )
 
     def _do_save(self, text: str) -> None:
-        """/save FILE        write the conversation as JSON"""
+        """/save FILE        write the conversation as JSON, and what was read of it as FILE.kv"""
         path = _file(text, "/save")
         self._talk.session.save(path)
         self._say(f"saved {len(self._talk.session.messages)} messages to {path}")
+        latents = _latents(path)
+        if num_tokens := self._talk.save_latents(latents):
+            size = latents.stat().st_size / 2**20
+            self._say(f"and the {num_tokens} tokens read so far to {latents.name}, {size:.1f} MiB")
 
     def _do_load(self, text: str) -> None:
         """/load FILE        go on with a conversation from /save"""
@@ -134,6 +138,12 @@ class Commands:
         self._say(f"loaded {len(loaded.messages)} messages from {path}")
         if loaded.model != session.model:
             self._say(f"(they are from another model: {loaded.model:.80})")
+        latents = _latents(path)
+        if latents.exists():
+            try:
+                self._say(f"{self._talk.load_latents(latents)} tokens need not be read again")
+            except (ConfigError, OSError) as error:
+                self._say(f"(to be read again: {error})")
 
     def _do_exit(self, _: str) -> None:
         """/exit             leave; /quit and Ctrl-D do the same"""
@@ -144,6 +154,10 @@ def _file(text: str, command: str) -> Path:
     if not text:
         raise ConfigError(f"{command} needs the name of a file")
     return Path(text).expanduser()
+
+
+def _latents(path: Path) -> Path:
+    return path.with_name(f"{path.name}.kv")
 
 
 def _parse(name: str, text: str) -> int | float | list[str]:

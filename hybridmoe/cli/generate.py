@@ -9,9 +9,10 @@ import click
 
 from hybridmoe.cli.loading import open_model
 from hybridmoe.cli.options import (
-    LOAD_NAMES,
+    engine_options,
     load_options,
     model_argument,
+    opening_of,
     sampling_of,
     sampling_options,
 )
@@ -30,6 +31,7 @@ __all__ = ["generate_command"]
 @click.option("--system", metavar="TEXT", help="With --chat: the system message.")
 @sampling_options
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object at the end.")
+@engine_options
 @load_options
 def generate_command(
     model: Path | None,
@@ -49,7 +51,7 @@ def generate_command(
         prompt = sys.stdin.buffer.read().decode("utf-8", "replace")
     params = sampling_of(options)
     with (
-        open_model(model, params, **{name: options[name] for name in LOAD_NAMES}) as llm,
+        open_model(model, params, **opening_of(options)) as llm,
         ProgressBar() as bar,
     ):
         stream = _start(llm, prompt, system, is_chat=is_chat, progress=bar, **params)

@@ -9,17 +9,23 @@ from typing import Any, TypeVar
 
 import click
 
+from hybridmoe.config import KV_TYPES
+
 __all__ = [
+    "ENGINE_NAMES",
     "LOAD_NAMES",
     "SAMPLING_NAMES",
     "debug_option",
+    "engine_options",
     "load_options",
     "model_argument",
+    "opening_of",
     "sampling_of",
     "sampling_options",
 ]
 
 LOAD_NAMES = ("num_threads", "context_tokens", "yarn_beta_fast", "yarn_beta_slow")
+ENGINE_NAMES = ("kv_type", "speculate")
 F = TypeVar("F", bound=Callable[..., Any])
 
 SAMPLING_NAMES = (
@@ -74,6 +80,33 @@ def load_options(function: F) -> F:
         click.option("--yarn-beta-slow", type=float, help="Override the file's YaRN beta_slow."),
         debug_option,
     )
+
+
+def engine_options(function: F) -> F:
+    """How one conversation runs; the names are those of `hybridmoe.load`."""
+    return _apply(
+        function,
+        click.option(
+            "--kv-type",
+            type=click.Choice(KV_TYPES),
+            default=KV_TYPES[0],
+            show_default=True,
+            help="What latents are kept as; int8 takes half the memory.",
+        ),
+        click.option(
+            "--speculate",
+            type=int,
+            default=0,
+            show_default=True,
+            metavar="N",
+            help="Check N tokens at once that followed the same words before.",
+        ),
+    )
+
+
+def opening_of(options: Mapping[str, Any]) -> dict[str, Any]:
+    """What `hybridmoe.load` takes of a command's options."""
+    return {name: options[name] for name in (*LOAD_NAMES, *ENGINE_NAMES)}
 
 
 def sampling_of(options: Mapping[str, Any]) -> dict[str, Any]:

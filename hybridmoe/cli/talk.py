@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
@@ -74,6 +75,14 @@ class Talk:
                 answer["tool_calls"] = result.tool_calls
             messages.append(answer)
         self._comment(result, is_stopped)
+
+    def save_latents(self, path: Path) -> int:
+        """Write what the model holds of the conversation; how many tokens (0 = no file)."""
+        return self._model.save_sequence(path)
+
+    def load_latents(self, path: Path) -> int:
+        """Take that back. Errors: ConfigError, OSError."""
+        return self._model.restore_sequence(path)
 
     def _answer(self) -> tuple["Result | None", bool]:
         started = time.monotonic()

@@ -1,6 +1,18 @@
-"""Sequences in time: cache, sampling, generation. Token ids only; no text here."""
+"""Sequences in time: batching, cache, sampling. Token ids only; no text here."""
 
-from hybridmoe.engine.generator import Generation, Generator
+from hybridmoe.engine.engine import Engine, EngineStats, Ticket
+from hybridmoe.engine.request import Event, Finished, PromptProgress, Request, TokenEvent, Usage
 from hybridmoe.engine.sampler import SamplingParams
 
-__all__ = ["Generation", "Generator", "SamplingParams"]
+__all__ = [
+    "Engine",
+    "EngineStats",
+    "Event",
+    "Finished",
+    "PromptProgress",
+    "Request",
+    "SamplingParams",
+    "Ticket",
+    "TokenEvent",
+    "Usage",
+]

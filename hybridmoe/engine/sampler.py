@@ -1,9 +1,9 @@
 """From logits to the next token.
 
-The order is: bias, repetition / presence / frequency penalties, temperature, top-k, top-p, min-p,
-draw. Temperature 0 is greedy and ends after the penalties. Sources: repetition penalty, CTRL
-(Keskar et al. 2019); top-p, Holtzman et al. 2019; min-p, Nguyen et al. 2024 (arXiv 2407.01082);
-presence and frequency as in OpenAI's API: over generated tokens only.
+The order is: bias, repetition / presence / frequency penalties, a constraint's mask, temperature,
+top-k, top-p, min-p, draw. Temperature 0 is greedy and ends after the mask. Sources: repetition
+penalty, CTRL (Keskar et al. 2019); top-p, Holtzman et al. 2019; min-p, Nguyen et al. 2024
+(arXiv 2407.01082); presence and frequency as in OpenAI's API: over generated tokens only.
 """
 
 import math
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from hybridmoe.errors import ConfigError
 
-__all__ = ["Sampler", "SamplingParams"]
+__all__ = ["Sampler", "SamplingParams", "log_probabilities"]
 
 Floats = NDArray[np.float32]
 
@@ -76,10 +76,15 @@ class Sampler:
                     f"logit_bias: token {token_id} is outside the vocabulary of {vocab_size}"
                 )
 
-    def sample(self, logits: Floats) -> int:
-        """The next token for `logits` (V,), which are left as they are."""
+    def sample(self, logits: Floats, mask: NDArray[np.uint32] | None = None) -> int:
+        """The next token for `logits` (V,), which are left as they are; one that `mask` allows.
+
+        mask: bit i % 32 of word i / 32 is that of token i. Raises ConfigError if it allows none.
+        """
         params = self._params
         scores = self._penalised(logits)
+        if mask is not None:
+            _apply(mask, scores)
         chosen = int(scores.argmax()) if params.temperature == 0.0 else self._draw(scores)
         self._output[chosen] += 1
         if params.repetition_penalty != 1.0:
@@ -103,24 +108,69 @@ class Sampler:
         return scores
 
     def _draw(self, scores: Floats) -> int:
+        scaled = (scores - scores.max()) / np.float32(self._params.temperature)
+        weights = np.exp(scaled)  # the best one's is 1
+        kept = self._kept(weights)
+        if kept is None:
+            return _at(weights, self._rng.random())
+        return int(kept[_at(weights[kept], self._rng.random())])
+
+    def _kept(self, weights: Floats) -> NDArray[np.int64] | None:
+        """Ids that top-k, top-p and min-p leave; None = all. Of equal ones the lower id stays."""
         params = self._params
-        order = np.argsort(-scores, kind="stable")  # best first
-        if 0 < params.top_k < order.size:
-            order = order[: params.top_k]
-        scaled = scores[order].astype(np.float64) / params.temperature
-        probabilities = np.exp(scaled - scaled[0])
-        probabilities /= probabilities.sum()
+        has_top_k = 0 < params.top_k < weights.size
+        if not has_top_k and params.top_p >= 1.0:
+            return np.flatnonzero(weights >= params.min_p) if params.min_p > 0.0 else None
+        best = weights
+        if has_top_k:
+            best = np.partition(weights, weights.size - params.top_k)[-params.top_k :]
+        values = np.sort(best)[::-1]
         if params.top_p < 1.0:
-            before = np.cumsum(probabilities) - probabilities
-            kept = int(np.count_nonzero(before < params.top_p))  # the best one always stays
-            probabilities = probabilities[: max(1, kept)]
+            cumulative = np.cumsum(values, dtype=np.float64)
+            before = cumulative - values
+            count = int(np.count_nonzero(before < params.top_p * cumulative[-1]))
+            values = values[: max(1, count)]  # the best one always stays
         if params.min_p > 0.0:
-            floor = params.min_p * probabilities[0]
-            probabilities = probabilities[probabilities >= floor]
-        cumulative = np.cumsum(probabilities)
-        point = self._rng.random() * cumulative[-1]
-        rank = int(np.searchsorted(cumulative, point, side="right"))
-        return int(order[min(rank, cumulative.size - 1)])
+            values = values[: max(1, int(np.count_nonzero(values >= params.min_p)))]
+        better = np.flatnonzero(weights > values[-1])
+        equal = np.flatnonzero(weights == values[-1])[: values.size - better.size]
+        return np.concatenate((better, equal))
+
+
+def log_probabilities(
+    logits: Floats, token_id: int, count: int
+) -> tuple[float, tuple[tuple[int, float], ...]]:
+    """ln of the token's share under softmax(logits), and (id, ln) of the `count` best, in order."""
+    best = logits.max()
+    norm = float(best) + math.log(float(np.exp(logits - best).sum(dtype=np.float64)))
+    count = min(count, logits.size)
+    ids = np.argpartition(logits, -count)[-count:] if count else np.empty(0, np.int64)
+    order = sorted(((int(i), float(logits[i]) - norm) for i in ids), key=lambda p: (-p[1], p[0]))
+    return float(logits[token_id]) - norm, tuple(order)
+
+
+_DRAW_BLOCK = 512
+
+
+def _at(weights: Floats, point: float) -> int:
+    """Where the share `point` of all weights, in order, is reached."""
+    sums = np.add.reduceat(weights, np.arange(0, weights.size, _DRAW_BLOCK), dtype=np.float64)
+    ends = np.cumsum(sums)
+    wanted = point * ends[-1]
+    block = min(int(np.searchsorted(ends, wanted, side="right")), ends.size - 1)
+    first = block * _DRAW_BLOCK
+    inner = np.cumsum(weights[first : first + _DRAW_BLOCK], dtype=np.float64)
+    inner += ends[block] - sums[block]
+    at = first + min(int(np.searchsorted(inner, wanted, side="right")), inner.size - 1)
+    return int(np.flatnonzero(weights[: at + 1])[-1]) if weights[at] == 0.0 else at
+
+
+def _apply(mask: NDArray[np.uint32], scores: Floats) -> None:
+    """Ban every token whose bit is not set."""
+    allowed = np.unpackbits(mask.view(np.uint8), bitorder="little", count=scores.size)
+    if not allowed.any():
+        raise ConfigError("the constraint allows no token of the vocabulary here")
+    scores[allowed == 0] = -np.inf
 
 
 def _check_number(name: str, value: object, least: float, most: float) -> None:

@@ -21,12 +21,13 @@ from hybridmoe.kernels.topology import num_threads, set_num_threads
 __all__ = [
     "QuantMatrix",
     "batched_linear",
+    "check_rows",
+    "check_tensor",
     "dense_ffn",
     "dequantize",
     "expert_ffn",
     "gather_rows",
     "isa",
-    "latent_attention",
     "linear",
     "num_threads",
     "rms_norm",
@@ -46,12 +47,12 @@ def linear(x: Tensor, w: QuantMatrix, out: Tensor | None = None) -> Tensor:
     """
     if w.batch != 1:
         raise ShapeError(f"linear: w is a stack of {w.batch} matrices, expected one")
-    _check_rows(x, "linear: x", 2, w.cols)
+    check_rows(x, "linear: x", 2, w.cols)
     tokens = x.shape[0]
     if out is None:
         out = _empty(tokens, w.rows)  # (T, N)
     else:
-        _check_rows(out, "linear: out", 2, w.rows, tokens)
+        check_rows(out, "linear: out", 2, w.rows, tokens)
     _C.linear(x.data_ptr(), 0, x.stride(0), tokens, w.handle, out.data_ptr(), 0, out.stride(0))
     return out
 
@@ -63,14 +64,14 @@ def batched_linear(x: Tensor, w: QuantMatrix, out: Tensor | None = None) -> Tens
              Rows of x and of out may lie anywhere.
     Errors:  ShapeError.
     """
-    _check_rows(x, "batched_linear: x", 3, w.cols)
+    check_rows(x, "batched_linear: x", 3, w.cols)
     batch, tokens, _ = x.shape
     if batch != w.batch:
         raise ShapeError(f"batched_linear: x has {batch} batches, w {w.batch}")
     if out is None:
         out = _empty(batch, tokens, w.rows)  # (B, T, N)
     else:
-        _check_rows(out, "batched_linear: out", 3, w.rows, batch, tokens)
+        check_rows(out, "batched_linear: out", 3, w.rows, batch, tokens)
     x_batch, x_token, _ = x.stride()
     out_batch, out_token, _ = out.stride()
     _C.linear(
@@ -91,10 +92,10 @@ def expert_ffn(
     Errors:  ShapeError, also for an id outside -1..E-1.
     Source:  SwiGLU, Shazeer 2020.
     """
-    _check(x, "expert_ffn: x", torch.float32, 2, gate.cols)
+    check_tensor(x, "expert_ffn: x", torch.float32, 2, gate.cols)
     tokens, top_k = ids.shape if ids.ndim == 2 else (-1, -1)
-    _check(ids, "expert_ffn: ids", torch.int32, 2, top_k)
-    _check(weights, "expert_ffn: weights", torch.float32, 2, top_k)
+    check_tensor(ids, "expert_ffn: ids", torch.int32, 2, top_k)
+    check_tensor(weights, "expert_ffn: weights", torch.float32, 2, top_k)
     if not tokens == x.shape[0] == weights.shape[0]:
         raise ShapeError(
             f"expert_ffn: x has {x.shape[0]} tokens, ids {tokens}, weights {weights.shape[0]}"
@@ -123,9 +124,9 @@ def dense_ffn(
     Shapes:  x (T, H) f32 · gate, up (I, H) · down (H, I) · base (T, H) f32 -> (T, H) f32.
     Errors:  ShapeError.
     """
-    _check(x, "dense_ffn: x", torch.float32, 2, gate.cols)
+    check_tensor(x, "dense_ffn: x", torch.float32, 2, gate.cols)
     if base is not None:
-        _check(base, "dense_ffn: base", torch.float32, 2, gate.cols)
+        check_tensor(base, "dense_ffn: base", torch.float32, 2, gate.cols)
         if base.shape[0] != x.shape[0]:
             raise ShapeError(f"dense_ffn: x has {x.shape[0]} tokens, base {base.shape[0]}")
     out = torch.empty_like(x)  # (T, H)
@@ -144,44 +145,6 @@ def dense_ffn(
     return out
 
 
-def latent_attention(
-    latent_queries: Tensor, rope_queries: Tensor, latents: Tensor, scale: float
-) -> Tensor:
-    """Causal softmax attention of the last T of S positions over latents: absorbed MLA.
-
-    Shapes:  latent_queries (N, T, R) f32 · rope_queries (T, N, P) f32, its rows anywhere ·
-             latents (S, R + P) f32, the first R of each row also its value -> (N, T, R) f32.
-    Cost:    2 N T S (2 R + P) operations in float32, half of them where T = S.
-    Numeric: softmax over blocks of 256 positions, put together in order; no score is rounded.
-    Errors:  ShapeError.
-    Source:  DeepSeek-V2 (arXiv 2405.04434), section 2.1; online softmax, Milakov & Gimelshein 2018.
-    """
-    _check(latent_queries, "latent_attention: latent_queries", torch.float32, 3, None)
-    num_heads, tokens, latent_dim = latent_queries.shape
-    _check_rows(rope_queries, "latent_attention: rope_queries", 3, None, tokens, num_heads)
-    rope_dim = rope_queries.shape[2]
-    _check(latents, "latent_attention: latents", torch.float32, 2, latent_dim + rope_dim)
-    if latents.shape[0] < tokens:
-        raise ShapeError(f"latent_attention: {latents.shape[0]} latents for {tokens} tokens")
-    token_stride, head_stride, _ = rope_queries.stride()
-    out = torch.empty_like(latent_queries)  # (N, T, R)
-    _C.latent_attention(
-        latent_queries.data_ptr(),
-        rope_queries.data_ptr(),
-        token_stride,
-        head_stride,
-        latents.data_ptr(),
-        tokens,
-        num_heads,
-        latent_dim,
-        rope_dim,
-        latents.shape[0] - tokens,
-        scale,
-        out.data_ptr(),
-    )
-    return out
-
-
 def rms_norm(
     x: Tensor, weight: Tensor, eps: float, *, delta: Tensor | None = None, out: Tensor | None = None
 ) -> Tensor:
@@ -192,18 +155,18 @@ def rms_norm(
     Errors:  ShapeError.
     Source:  Zhang & Sennrich 2019.
     """
-    _check(weight, "rms_norm: weight", torch.float32, 1, None)
+    check_tensor(weight, "rms_norm: weight", torch.float32, 1, None)
     n = weight.shape[0]
-    _check_rows(x, "rms_norm: x", 2, n)
+    check_rows(x, "rms_norm: x", 2, n)
     tokens = x.shape[0]
     if delta is not None:
-        _check(delta, "rms_norm: delta", torch.float32, 2, n)
+        check_tensor(delta, "rms_norm: delta", torch.float32, 2, n)
         if delta.shape[0] != tokens:
             raise ShapeError(f"rms_norm: x has {tokens} tokens, delta {delta.shape[0]}")
     if out is None:
         out = _empty(tokens, n)
     else:
-        _check_rows(out, "rms_norm: out", 2, n, tokens)
+        check_rows(out, "rms_norm: out", 2, n, tokens)
     _C.rms_norm(
         x.data_ptr(),
         x.stride(0),
@@ -225,9 +188,9 @@ def rotate_(x: Tensor, turns: Tensor) -> Tensor:
     Errors:  ShapeError.
     Source:  RoPE, Su et al. 2021, in the interleaved convention.
     """
-    _check(turns, "rotate_: turns", torch.float32, 2, None)
+    check_tensor(turns, "rotate_: turns", torch.float32, 2, None)
     tokens, dim = turns.shape
-    _check_rows(x, "rotate_: x", 3, dim, tokens)
+    check_rows(x, "rotate_: x", 3, dim, tokens)
     if dim % 2 != 0:
         raise ShapeError(f"rotate_: {dim} numbers are no pairs")
     _C.rotate(
@@ -253,10 +216,10 @@ def route(
     Numeric: of equal scores the lower id wins; a NaN counts as the best, and shows in the weights.
     Errors:  ShapeError.
     """
-    _check(logits, "route: logits", torch.float32, 2, None)
+    check_tensor(logits, "route: logits", torch.float32, 2, None)
     tokens, num_experts = logits.shape
     if bias is not None:
-        _check(bias, "route: bias", torch.float32, 1, num_experts)
+        check_tensor(bias, "route: bias", torch.float32, 1, num_experts)
     ids = torch.empty((tokens, top_k), dtype=torch.int32, device="cpu")
     weights = _empty(tokens, top_k)
     _C.route(
@@ -290,7 +253,7 @@ def gather_rows(w: QuantMatrix, ids: Tensor) -> Tensor:
     Shapes:  w (N, K) · ids (T,) int64 -> (T, K) f32.
     Errors:  ShapeError, also for an id outside 0..N-1.
     """
-    _check(ids, "gather_rows: ids", torch.int64, 1, None)
+    check_tensor(ids, "gather_rows: ids", torch.int64, 1, None)
     out = _empty(ids.shape[0], w.cols)  # (T, K)
     _C.gather_rows(w.handle, ids.data_ptr(), ids.shape[0], out.data_ptr())
     return out
@@ -316,8 +279,8 @@ def _empty(*shape: int) -> Tensor:
     return torch.empty(shape, dtype=torch.float32, device="cpu")  # whatever torch's defaults are
 
 
-def _check_rows(t: Tensor, what: str, ndim: int, last: int | None, *first: int) -> None:
-    """The same for float32 tensors of which only the last dimension must be contiguous."""
+def check_rows(t: Tensor, what: str, ndim: int, last: int | None, *first: int) -> None:
+    """`check_tensor` for float32 tensors of which only the last dimension must be contiguous."""
     if (
         t.dtype is torch.float32
         and t.ndim == ndim
@@ -334,7 +297,7 @@ def _check_rows(t: Tensor, what: str, ndim: int, last: int | None, *first: int) 
     )
 
 
-def _check(t: Tensor, what: str, dtype: torch.dtype, ndim: int, last: int | None) -> None:
+def check_tensor(t: Tensor, what: str, dtype: torch.dtype, ndim: int, last: int | None) -> None:
     """Raise unless `t` is a contiguous CPU tensor of `ndim` dimensions, the last of size `last`."""
     if (
         t.dtype is dtype

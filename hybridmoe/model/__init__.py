@@ -1,5 +1,5 @@
 """The network: deepseek2 layers over native kernels."""
 
-from hybridmoe.model.decoder import Decoder, LatentCache
+from hybridmoe.model.decoder import Decoder
 
-__all__ = ["Decoder", "LatentCache"]
+__all__ = ["Decoder"]

@@ -1,10 +1,9 @@
-"""The deepseek2 decoder: token ids in, logits out, latents appended to the caller's cache.
+"""The deepseek2 decoder: token ids in, logits out, latents written to the caller's pages.
 
-Knows nothing of text, sampling or of who else is being served.
+Knows nothing of text, sampling or of who is being served.
 """
 
 from collections.abc import Sequence
-from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -12,6 +11,7 @@ from torch import Tensor
 from hybridmoe.config import ModelConfig
 from hybridmoe.experts.backends import CpuExperts, ExpertBackend, ExpertWeights
 from hybridmoe.gguf.reader import GGUFFile
+from hybridmoe.kernels.latents import LatentPages, PageTable, Span
 from hybridmoe.kernels.ops import gather_rows, linear
 from hybridmoe.model.mla import LatentAttention
 from hybridmoe.model.moe import DenseFfn, MoeFfn
@@ -20,15 +20,7 @@ from hybridmoe.model.rope import RotaryTable
 from hybridmoe.model.threads import torch_threads
 from hybridmoe.model.weights import Weights
 
-__all__ = ["Decoder", "LatentCache"]
-
-
-class LatentCache(Protocol):
-    """What the decoder needs of a cache: room for the new tokens' latents, layer by layer."""
-
-    def rows(self, layer: int, num_tokens: int) -> Tensor:
-        """(num_tokens, R + rope) f32: the first `num_tokens` rows of a layer, writable."""
-        ...
+__all__ = ["Decoder"]
 
 
 class Decoder:
@@ -42,23 +34,33 @@ class Decoder:
         self._norm = RmsNorm(weights.vector("output_norm", c.hidden), c.rms_eps)
         head = "output" if weights.has("output") else "token_embd"  # tied where a file has none
         self._head = weights.matrix(head, c.vocab_size, c.hidden)
-        rope = RotaryTable(c)
+        self._rope = RotaryTable(c)
         experts = CpuExperts(
             {i: _expert_weights(weights, i, c) for i in range(c.num_dense_layers, c.num_layers)}
         )
-        self._layers = [_Layer(weights, i, c, rope, experts) for i in range(c.num_layers)]
+        self._layers = [_Layer(weights, i, c, experts) for i in range(c.num_layers)]
 
     @torch.inference_mode()
-    def forward(self, token_ids: Sequence[int], cache: LatentCache, start: int) -> Tensor:
-        """Run T tokens at positions start, start + 1, ...; returns their final states (T, H).
+    def forward(
+        self,
+        token_ids: Sequence[int],
+        spans: Sequence[Span],
+        pages: Sequence[LatentPages],
+        trace: list[Tensor] | None = None,
+    ) -> Tensor:
+        """Run a step of one or many sequences; returns the tokens' final states (T, H).
 
-        Ids must lie in the vocabulary. The cache holds valid latents for every earlier position.
+        token_ids: the sequences' tokens, one after the other, in the vocabulary. spans: where
+        they belong; latents of all earlier positions are in the pages already. pages: one of each
+        layer. trace: gets each expert layer's choices, (T, K) int32.
         """
         with torch_threads(1):
+            table = PageTable(spans)
             x = gather_rows(self._embedding, torch.tensor(token_ids, dtype=torch.int64))  # (T, H)
+            turns = self._rope.turns(_positions(spans))
             delta = None
-            for i, layer in enumerate(self._layers):
-                delta = layer.forward(x, delta, cache.rows(i, start + len(token_ids)), start)
+            for layer, layer_pages in zip(self._layers, pages, strict=True):
+                delta = layer.forward(x, delta, layer_pages, table, turns, trace)
             return x if delta is None else x.add_(delta)
 
     @torch.inference_mode()
@@ -69,12 +71,10 @@ class Decoder:
 
 
 class _Layer:
-    def __init__(
-        self, weights: Weights, i: int, c: ModelConfig, rope: RotaryTable, experts: ExpertBackend
-    ) -> None:
+    def __init__(self, weights: Weights, i: int, c: ModelConfig, experts: ExpertBackend) -> None:
         block = weights.block(i)
         self._attention_norm = RmsNorm(block.vector("attn_norm", c.hidden), c.rms_eps)
-        self._attention = LatentAttention(block, c, rope)
+        self._attention = LatentAttention(block, c)
         self._ffn_norm = RmsNorm(block.vector("ffn_norm", c.hidden), c.rms_eps)
         self._ffn: DenseFfn | MoeFfn
         if i < c.num_dense_layers:
@@ -82,10 +82,26 @@ class _Layer:
         else:
             self._ffn = MoeFfn(block, i, c, experts)
 
-    def forward(self, x: Tensor, delta: Tensor | None, latents: Tensor, start: int) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        delta: Tensor | None,
+        pages: LatentPages,
+        table: PageTable,
+        turns: Tensor,
+        trace: list[Tensor] | None,
+    ) -> Tensor:
         """Add `delta`, the layer before's result, to x (T, H) in place; return this layer's."""
-        delta = self._attention.forward(self._attention_norm(x, delta), latents, start)
-        return self._ffn.forward(self._ffn_norm(x, delta))
+        delta = self._attention.forward(self._attention_norm(x, delta), pages, table, turns)
+        normed = self._ffn_norm(x, delta)
+        if isinstance(self._ffn, MoeFfn):
+            return self._ffn.forward(normed, trace)
+        return self._ffn.forward(normed)
+
+
+def _positions(spans: Sequence[Span]) -> Tensor:
+    parts = [torch.arange(span.start, span.start + span.num_tokens) for span in spans]
+    return torch.cat(parts) if parts else torch.empty(0, dtype=torch.int64)
 
 
 def _expert_weights(weights: Weights, layer: int, c: ModelConfig) -> ExpertWeights:

@@ -9,20 +9,19 @@ DeepSeek-V2 (arXiv 2405.04434), section 2.1 and appendix C.
 from torch import Tensor
 
 from hybridmoe.config import ModelConfig
-from hybridmoe.kernels.ops import QuantMatrix, batched_linear, latent_attention, linear
+from hybridmoe.kernels.latents import LatentPages, PageTable, latent_attention, store_latents
+from hybridmoe.kernels.ops import QuantMatrix, batched_linear, linear, rotate_
 from hybridmoe.model.norm import RmsNorm
-from hybridmoe.model.rope import RotaryTable
 from hybridmoe.model.weights import BlockWeights
 
 __all__ = ["LatentAttention"]
 
 
 class LatentAttention:
-    """One layer's attention; `forward` appends to the layer's latent cache."""
+    """One layer's attention; `forward` writes the step's tokens to the layer's pages."""
 
-    def __init__(self, block: BlockWeights, config: ModelConfig, rope: RotaryTable) -> None:
+    def __init__(self, block: BlockWeights, config: ModelConfig) -> None:
         self._config = c = config
-        self._rope = rope
         num_query = c.num_heads * c.qk_dim
         if c.q_lora_rank:
             self._q_a: QuantMatrix | None = block.matrix("attn_q_a", c.q_lora_rank, c.hidden)
@@ -36,29 +35,28 @@ class LatentAttention:
         self._k_b, self._v_b = block.latent_projections(c)
         self._out = block.matrix("attn_output", c.hidden, c.num_heads * c.v_dim)
 
-    def forward(self, x: Tensor, latents: Tensor, start: int) -> Tensor:
-        """Attend from T tokens at positions start, start + 1, ... to themselves and all before.
+    def forward(self, x: Tensor, pages: LatentPages, table: PageTable, turns: Tensor) -> Tensor:
+        """Attend from each of T tokens to itself and all before it in its sequence.
 
-        Shapes: x (T, H) f32 · latents (S >= start + T, R + rope) f32, rows [start, start + T) are
-                written -> (T, H) f32.
+        Shapes: x (T, H) f32 · turns (T, rope) f32, of the tokens' positions -> (T, H) f32.
         """
         c = self._config
         num_tokens = x.shape[0]
-        stop = start + num_tokens
-        self._append(x, latents[start:stop], start)
-        absorbed, rotated = self._queries(x, start)
-        mixed = latent_attention(absorbed, rotated, latents[:stop], c.softmax_scale)  # (N, T, R)
+        self._append(x, pages, table, turns)
+        absorbed, rotated = self._queries(x, turns)
+        mixed = latent_attention(absorbed, rotated, pages, table, c.softmax_scale)  # (N, T, R)
         heads = x.new_empty(num_tokens, c.num_heads, c.v_dim)  # (T, N, V)
         batched_linear(mixed, self._v_b, out=heads.transpose(0, 1))
         return linear(heads.view(num_tokens, -1), self._out)
 
-    def _append(self, x: Tensor, rows: Tensor, start: int) -> None:
-        linear(x, self._kv_a, out=rows)  # (T, R + rope)
+    def _append(self, x: Tensor, pages: LatentPages, table: PageTable, turns: Tensor) -> None:
+        rows = linear(x, self._kv_a)  # (T, R + rope)
         latents, keys = rows[:, : self._config.kv_lora_rank], rows[:, self._config.kv_lora_rank :]
         self._kv_a_norm(latents, out=latents)
-        self._rope.rotate_(keys.unsqueeze(1), start)
+        rotate_(keys.unsqueeze(1), turns)
+        store_latents(rows, pages, table)
 
-    def _queries(self, x: Tensor, start: int) -> tuple[Tensor, Tensor]:
+    def _queries(self, x: Tensor, turns: Tensor) -> tuple[Tensor, Tensor]:
         """In latent space (N, T, R), and rotated (T, N, rope)."""
         c = self._config
         if self._q_a is not None:
@@ -66,4 +64,4 @@ class LatentAttention:
             self._q_a_norm(x, out=x)
         q = linear(x, self._q_b).view(-1, c.num_heads, c.qk_dim)
         plain, rotated = q[..., : c.nope_dim], q[..., c.nope_dim :]  # (T, N, nope | rope)
-        return batched_linear(plain.transpose(0, 1), self._k_b), self._rope.rotate_(rotated, start)
+        return batched_linear(plain.transpose(0, 1), self._k_b), rotate_(rotated, turns)

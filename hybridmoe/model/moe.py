@@ -40,8 +40,10 @@ class MoeFfn:
             DenseFfn(block, c.hidden, c.shared_inter, "_shexp") if c.num_shared_experts else None
         )
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(T, H) -> (T, H)."""
+    def forward(self, x: Tensor, trace: list[Tensor] | None = None) -> Tensor:
+        """(T, H) -> (T, H). The chosen experts, (T, K) int32, are appended to `trace`."""
         ids, weights = route(linear(x, self._router), self._bias, self._config)
+        if trace is not None:
+            trace.append(ids)
         routed = self._experts.forward(self._layer, x, ids, weights)
         return routed if self._shared is None else self._shared.forward(x, base=routed)

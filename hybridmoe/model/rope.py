@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from hybridmoe.config import ModelConfig, YarnConfig
-from hybridmoe.kernels.ops import rotate_
 
 __all__ = ["RotaryTable", "inverse_frequencies"]
 
@@ -24,21 +23,15 @@ class RotaryTable:
         self._mscale = config.yarn.rotary_mscale if config.yarn else 1.0
         self._table = torch.empty(0, config.rope_dim)  # real and imaginary parts in turn
 
-    def rotate_(self, x: Tensor, start: int) -> Tensor:
-        """Turn `x` by its tokens' positions, in place.
-
-        Shapes: x (T, N, rope_dim) f32, its rows anywhere; token t is at position start + t.
-        """
-        return rotate_(x, self._rows(start, x.shape[0]))
-
-    def _rows(self, start: int, num_tokens: int) -> Tensor:
-        stop = start + num_tokens
+    def turns(self, positions: Tensor) -> Tensor:
+        """(T, rope_dim) of positions (T,) int64: real and imaginary parts in turn."""
+        stop = int(positions.max()) + 1 if len(positions) else 0
         if stop > self._table.shape[0]:
-            positions = torch.arange(max(1024, 2 * stop), dtype=torch.float64)
-            angles = positions[:, None] * self._frequencies
+            known = torch.arange(max(1024, 2 * stop), dtype=torch.float64)
+            angles = known[:, None] * self._frequencies
             turns = torch.polar(torch.full_like(angles, self._mscale), angles)
             self._table = torch.view_as_real(turns).flatten(1).float()
-        return self._table[start:stop]
+        return self._table[positions]
 
 
 def inverse_frequencies(rope_dim: int, base: float, yarn: YarnConfig | None) -> Tensor:

@@ -11,17 +11,21 @@ class StopFilter:
     def __init__(self, stops: Sequence[str]) -> None:
         self._stops = tuple(stops)
         self._held = ""
-        self.has_stopped = False
+        self.matched: str | None = None  # the stop string that ended the text
+
+    @property
+    def has_stopped(self) -> bool:
+        return self.matched is not None
 
     def push(self, text: str) -> str:
         """The text that may be shown now; after a stop string was found, always empty."""
         if self.has_stopped:
             return ""
         self._held += text
-        found = [at for stop in self._stops if (at := self._held.find(stop)) >= 0]
+        found = [(at, stop) for stop in self._stops if (at := self._held.find(stop)) >= 0]
         if found:
-            self.has_stopped = True
-            shown, self._held = self._held[: min(found)], ""
+            at, self.matched = min(found)
+            shown, self._held = self._held[:at], ""
             return shown
         num_kept = max(map(self._overlap, self._stops), default=0)
         cut = len(self._held) - num_kept

@@ -15,13 +15,21 @@ from typing import Any
 
 from hybridmoe.text.tokenizer import Tokenizer
 
-__all__ = ["SECTION_BEGIN", "split_tool_calls"]
+__all__ = [
+    "ARGUMENTS_BEGIN",
+    "CALL_BEGIN",
+    "CALL_END",
+    "SECTION_BEGIN",
+    "SECTION_END",
+    "function_name",
+    "split_tool_calls",
+]
 
 SECTION_BEGIN = ("<|tool_calls_section_begin|>", "<|tool_call_section_begin|>")
-_SECTION_END = ("<|tool_calls_section_end|>", "<|tool_call_section_end|>")
-_CALL_BEGIN = "<|tool_call_begin|>"
-_ARGUMENTS_BEGIN = "<|tool_call_argument_begin|>"
-_CALL_END = "<|tool_call_end|>"
+SECTION_END = ("<|tool_calls_section_end|>", "<|tool_call_section_end|>")
+CALL_BEGIN = "<|tool_call_begin|>"
+ARGUMENTS_BEGIN = "<|tool_call_argument_begin|>"
+CALL_END = "<|tool_call_end|>"
 
 
 def split_tool_calls(
@@ -34,7 +42,7 @@ def split_tool_calls(
     """
     marks = {
         token_id: name
-        for name in (*SECTION_BEGIN, *_SECTION_END, _CALL_BEGIN, _ARGUMENTS_BEGIN, _CALL_END)
+        for name in (*SECTION_BEGIN, *SECTION_END, CALL_BEGIN, ARGUMENTS_BEGIN, CALL_END)
         if (token_id := tokenizer.special_id(name)) is not None
     }
     visible: list[int] = []
@@ -57,29 +65,32 @@ def split_tool_calls(
             if target is not None:
                 target.append(token_id)
             continue
-        finish(is_whole=mark == _CALL_END)
-        if mark == _CALL_BEGIN:
+        finish(is_whole=mark == CALL_END)
+        if mark == CALL_BEGIN:
             target = call_id = []
-        elif mark == _ARGUMENTS_BEGIN and target is call_id:
+        elif mark == ARGUMENTS_BEGIN and target is call_id:
             target = arguments = []
         else:
-            if mark in SECTION_BEGIN or mark in _SECTION_END:
+            if mark in SECTION_BEGIN or mark in SECTION_END:
                 is_section = mark in SECTION_BEGIN
             target = None if is_section else visible
     finish(is_whole=False)
     return visible, calls
 
 
-def _as_call(call_id: str, arguments: str) -> dict[str, Any] | None:
+def function_name(call_id: str) -> str:
+    """NAME of `functions.NAME:N`, where the prefix, the number or both may be missing."""
     call_id = call_id.strip()
     name, _, number = call_id.rpartition(":")
-    if not number.isdecimal():
-        name = call_id
-    name = name.removeprefix("functions.")
+    return (name if number.isdecimal() else call_id).removeprefix("functions.").strip()
+
+
+def _as_call(call_id: str, arguments: str) -> dict[str, Any] | None:
+    name = function_name(call_id)
     if not name:
         return None
     function = {"name": name, "arguments": arguments.strip() or "{}"}
-    return {"id": call_id, "type": "function", "function": function}
+    return {"id": call_id.strip(), "type": "function", "function": function}
 
 
 def _is_json(text: str) -> bool:

@@ -1,0 +1,166 @@
+"""`hybridmoe serve`: the endpoint in this process, listening while the model still loads."""
+
+import socket
+import sys
+import threading
+from ipaddress import ip_address
+from pathlib import Path
+from typing import Any
+
+import click
+
+import hybridmoe
+from hybridmoe.cli.options import LOAD_NAMES, load_options, model_argument
+from hybridmoe.cli.render import ProgressBar
+from hybridmoe.config import KV_TYPES
+from hybridmoe.errors import ConfigError
+
+__all__ = ["listen", "serve_command"]
+
+_LOOPBACK_NAMES = ("localhost", "127.0.0.1", "[::1]")
+_ENGINE_NAMES = ("max_running", "max_waiting", "kv_tokens", "kv_type", "speculate")
+
+
+@click.command("serve")
+@model_argument
+@click.option("--host", default="127.0.0.1", show_default=True, help="The address to listen at.")
+@click.option("--port", default=8000, show_default=True, type=click.IntRange(0, 65535))
+@click.option("--api-key", "api_keys", multiple=True, metavar="KEY", help="Ask for it; repeatable.")
+@click.option(
+    "--api-key-file",
+    type=click.Path(path_type=Path),
+    help="Keys, one a line; keeps them out of the list of processes.",
+)
+@click.option("--model-name", "names", multiple=True, help="Served under this name; repeatable.")
+@click.option("--slots", "max_running", type=int, help="Requests answered at once; 8.")
+@click.option(
+    "--queue", "max_waiting", type=int, help="Requests that may wait; 64. Others get 429."
+)
+@click.option("--kv-tokens", type=int, help="Tokens whose latents are kept, in all; by memory.")
+@click.option("--kv-type", type=click.Choice(KV_TYPES), help="Type of latents; bf16.")
+@click.option("--speculate", type=int, help="Tokens guessed a step from the prompt; 0 = none.")
+@click.option("--cors", "cors_origins", multiple=True, metavar="ORIGIN", help="Or '*'; repeatable.")
+@click.option(
+    "--allow-host",
+    "allowed_hosts",
+    multiple=True,
+    metavar="NAME",
+    help="A further Host header to accept, where only local ones are.",
+)
+@load_options
+def serve_command(model: Path | None, host: str, port: int, **options: Any) -> None:
+    """Serve MODEL.gguf, or the model that comes with the package, over HTTP.
+
+    OpenAI's and Anthropic's clients can use it; / is a chat page, /docs lists the rest.
+    """
+    # Not at the top: `hybridmoe --help` must not pay for it.
+    from hybridmoe.serve import ServeConfig, Server, Service
+
+    keys = (*options["api_keys"], *_read_keys(options["api_key_file"]))
+    is_local = _is_loopback(host)
+    names = options["names"] or (_model_name(model),)
+    hosts = (*_LOOPBACK_NAMES, host, *options["allowed_hosts"]) if is_local and not keys else ()
+    config = ServeConfig(
+        model_name=names[0],
+        model_aliases=tuple(names[1:]),
+        api_keys=keys,
+        cors_origins=options["cors_origins"],
+        allowed_hosts=tuple(name.lower() for name in hosts),
+    )
+    listener = listen(host, port)
+    if not is_local and not keys:
+        _say(f"warning: {host} can be reached by others, and no --api-key is set")
+    service = Service(config)
+    server = Server(service)
+    loader = _Loader(service, server, model, options)
+    loader.start()
+    url = f"http://{_shown(host)}:{listener.getsockname()[1]}"
+    _say(f"listening at {url} (the model is loading)")
+    try:
+        server.run(sockets=[listener])
+    finally:
+        loader.close()
+    if loader.error is not None:
+        raise loader.error
+
+
+class _Loader(threading.Thread):
+    """Opens the model beside the server, which ends when that fails."""
+
+    def __init__(self, service: Any, server: Any, model: Path | None, options: Any) -> None:
+        super().__init__(name="load", daemon=True)
+        self.error: Exception | None = None
+        self._service = service
+        self._server = server
+        self._model = model
+        self._options = options
+        self._llm: Any = None
+
+    def run(self) -> None:
+        try:
+            given = {name: self._options[name] for name in (*LOAD_NAMES, *_ENGINE_NAMES)}
+            loading = {name: value for name, value in given.items() if value is not None}
+            with ProgressBar() as bar:
+
+                def progress(step: hybridmoe.Progress) -> None:
+                    self._service.load_progress = step.done / max(1, step.total)
+                    bar(step)
+
+                self._llm = hybridmoe.load(self._model, progress=progress, **loading)
+            self._service.attach(self._llm)
+            _say(f"ready: {self._service.config.model_name}; {self._llm.engine.kv_plan}")
+        except Exception as error:
+            self.error = error
+            self._service.fail(str(error))
+            self._server.should_exit = True
+
+    def close(self) -> None:
+        """Release the model; one that is still loading is left to the end of the process."""
+        if self.error is None and self._llm is None:
+            return
+        self.join()
+        if self._llm is not None:
+            self._llm.close()
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A socket bound to the address; port 0 takes a free one. Raises ConfigError."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    # With the protocol named, asyncio sends each token at once; else some wait 40 ms (Nagle).
+    listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind((host, port))
+    except OSError as error:
+        listener.close()
+        raise ConfigError(f"cannot listen at {host}:{port}: {error.strerror or error}") from None
+    return listener
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def _shown(host: str) -> str:
+    return f"[{host}]" if ":" in host else host
+
+
+def _model_name(model: Path | None) -> str:
+    return "hybridmoe-demo" if model is None else model.stem
+
+
+def _read_keys(path: Path | None) -> tuple[str, ...]:
+    if path is None:
+        return ()
+    lines = (line.strip() for line in path.read_text(encoding="utf-8").splitlines())
+    keys = tuple(line for line in lines if line and not line.startswith("#"))
+    if not keys:
+        raise ConfigError(f"{path} holds no API key; expected one a line")
+    return keys
+
+
+def _say(message: str) -> None:
+    print(f"hybridmoe: {message}", file=sys.stderr, flush=True)

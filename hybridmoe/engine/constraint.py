@@ -1,0 +1,31 @@
+"""What the next token may be: the engine's view of constrained decoding.
+
+The engine knows ids only; hybridmoe.text.grammar makes constraints of schemas and grammars.
+"""
+
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = ["Constraint"]
+
+
+class Constraint(Protocol):
+    """The state of one sequence's constraint. Used by one thread at a time."""
+
+    def mask(self) -> NDArray[np.uint32]:
+        """(ceil(V / 32),): bit i % 32 of word i / 32 says whether id i may come next.
+
+        End tokens are among the allowed ones where the output may end. May take milliseconds: the
+        engine calls it from a thread of its own, while the model runs.
+        """
+        ...
+
+    def accept(self, token_id: int) -> None:
+        """Go on to the state after an allowed, chosen token (end tokens are not reported)."""
+        ...
+
+    def is_done(self) -> bool:
+        """Whether nothing but an end token may follow: the engine then stops by itself."""
+        ...

@@ -1,0 +1,184 @@
+"""One step: the batch through the model, and each sequence's next tokens out of its logits."""
+
+import time
+from collections.abc import Sequence as Items
+from collections.abc import Set
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from hybridmoe.engine.constraint import Constraint
+from hybridmoe.engine.kv_cache import KvCache
+from hybridmoe.engine.request import TokenEvent
+from hybridmoe.engine.sampler import log_probabilities
+from hybridmoe.engine.scheduler import Part, Scheduler
+from hybridmoe.engine.sequence import FinishReason, Sequence
+from hybridmoe.errors import ConfigError
+from hybridmoe.kernels.latents import Span
+from hybridmoe.model.decoder import Decoder
+
+__all__ = ["StepRunner"]
+
+
+class StepRunner:
+    """Runs what the scheduler has planned. What fails inside a step fails its requests only."""
+
+    def __init__(
+        self, model: Decoder, eos_ids: Set[int], cache: KvCache, scheduler: Scheduler
+    ) -> None:
+        self._model = model
+        self._eos_ids = eos_ids
+        self._cache = cache
+        self._scheduler = scheduler
+        self._masks: ThreadPoolExecutor | None = None  # made for the first constraint
+        self.num_steps = 0
+        self.num_prompt_tokens = 0
+        self.num_generated_tokens = 0
+
+    def start(self, sequence: Sequence) -> None:
+        """Begin what can be done before the sequence runs: its first mask."""
+        constraint = sequence.request.constraint
+        if constraint is not None:
+            self._masks = self._masks or ThreadPoolExecutor(1, "hybridmoe-masks")
+            sequence.mask = self._masks.submit(_first_mask, constraint)
+
+    def run(self, parts: Items[Part]) -> None:
+        """Run a step of at least one part."""
+        started = time.perf_counter()
+        for part in parts:
+            if not part.is_last or part.num_tokens > 1:
+                part.sequence.note_progress()
+        try:
+            logits, experts = self._forward(parts)
+        except Exception as error:
+            for part in parts:
+                self.finish(part.sequence, "error", _line(error))
+            return
+        self.num_steps += 1
+        row = 0
+        for part in parts:
+            rows = 1 + len(part.proposed) if part.is_last else 0
+            try:
+                self._advance(part, logits[row : row + rows], experts[row : row + rows])
+            except Exception as error:
+                self.finish(part.sequence, "error", _line(error))
+            row += rows
+        num_decodes = sum(part.num_tokens == 1 and part.is_last for part in parts)
+        num_prompt = sum(p.num_tokens for p in parts if not (p.num_tokens == 1 and p.is_last))
+        self._scheduler.pacer.note(num_decodes, num_prompt, time.perf_counter() - started)
+
+    def finish(self, sequence: Sequence, reason: FinishReason, error: str | None = None) -> None:
+        """End a request: its pages first, so that they are there when its caller hears of it."""
+        self._scheduler.remove(sequence)
+        sequence.finish(reason, error)
+
+    def close(self) -> None:
+        """End the thread that computes masks."""
+        if self._masks is not None:
+            self._masks.shutdown(cancel_futures=True)
+
+    def _forward(
+        self, parts: Items[Part]
+    ) -> tuple[NDArray[np.float32], list[NDArray[np.int16] | None]]:
+        """Logits of the rows that tokens are chosen from, and these rows' experts if asked for."""
+        ids: list[int] = []
+        spans: list[Span] = []
+        rows: list[int] = []
+        traced: list[bool] = []
+        for part in parts:
+            sequence, start = part.sequence, part.sequence.num_computed
+            ids += sequence.ids[start : start + part.num_tokens]
+            if part.is_last:
+                rows += range(len(ids) - 1, len(ids) + len(part.proposed))
+                traced += [sequence.request.expert_trace] * (1 + len(part.proposed))
+            ids += part.proposed
+            num_tokens = part.num_tokens + len(part.proposed)
+            spans.append(Span(num_tokens, start, sequence.holding.pages))
+        trace: list[torch.Tensor] | None = [] if any(traced) else None
+        states = self._model.forward(ids, spans, self._cache.layers, trace)
+        experts: list[NDArray[np.int16] | None] = [None] * len(rows)
+        if trace:
+            chosen = torch.stack(trace)[:, rows].to(torch.int16).numpy()  # (layers, rows, K)
+            experts = [chosen[:, i] if wanted else None for i, wanted in enumerate(traced)]
+        if not rows:
+            return np.empty((0, 0), np.float32), experts
+        wanted = states if len(rows) == len(ids) else states[rows]
+        return self._model.logits(wanted).numpy(), experts
+
+    def _advance(
+        self,
+        part: Part,
+        logits: NDArray[np.float32],
+        experts: Items[NDArray[np.int16] | None],
+    ) -> None:
+        """Note what was computed, and take the tokens that the logits give."""
+        sequence = part.sequence
+        is_last = part.is_last
+        if sequence.num_generated == 0:
+            self.num_prompt_tokens += part.num_tokens
+        sequence.num_computed += part.num_tokens
+        if is_last:
+            if part.num_tokens > 1 or sequence.num_generated == 0:
+                sequence.note_progress()
+            sequence.note_logits()
+            for i, proposed in enumerate([*part.proposed, None]):
+                if not self._take(sequence, logits[i], experts[i]):
+                    return
+                if proposed is None or sequence.ids[-1] != proposed:
+                    break
+                sequence.num_computed += 1
+            sequence.note_proposals(len(part.proposed), i)
+        self._cache.commit(sequence.holding, sequence.ids, sequence.num_computed)
+
+    def _take(
+        self,
+        sequence: Sequence,
+        logits: NDArray[np.float32],
+        experts: NDArray[np.int16] | None,
+    ) -> bool:
+        """Choose and report a token; False where the sequence has ended."""
+        request = sequence.request
+        if sequence.num_generated >= sequence.limit:
+            self.finish(sequence, "length")
+            return False
+        mask = None
+        if sequence.mask is not None:
+            mask = sequence.mask.result()
+            if mask is None:
+                self.finish(sequence, "stop")
+                return False
+        token_id = sequence.sampler.sample(logits, mask)
+        if token_id in self._eos_ids and not request.params.ignore_eos:
+            self.finish(sequence, "stop")
+            return False
+        if request.constraint is not None:
+            assert self._masks is not None
+            sequence.mask = self._masks.submit(_next_mask, request.constraint, token_id)
+        sequence.ids.append(token_id)
+        sequence.note_token()
+        self.num_generated_tokens += 1
+        logprob: float | None = None
+        top: tuple[tuple[int, float], ...] = ()
+        if request.top_logprobs is not None:
+            logprob, top = log_probabilities(logits, token_id, request.top_logprobs)
+        sequence.send(TokenEvent(token_id, sequence.usage(), logprob, top, experts))
+        if sequence.num_generated >= sequence.limit:
+            self.finish(sequence, "length")
+            return False
+        return True
+
+
+def _first_mask(constraint: Constraint) -> NDArray[np.uint32] | None:
+    return None if constraint.is_done() else constraint.mask()
+
+
+def _next_mask(constraint: Constraint, token_id: int) -> NDArray[np.uint32] | None:
+    constraint.accept(token_id)
+    return _first_mask(constraint)
+
+
+def _line(error: Exception) -> str:
+    text = " ".join(str(error).split())
+    return text if isinstance(error, ConfigError) else f"{type(error).__name__}: {text}"

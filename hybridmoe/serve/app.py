@@ -1,0 +1,92 @@
+"""The ASGI application: every route, the guard in front of them, and the pages."""
+
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from fastapi import FastAPI
+from starlette.middleware.cors import CORSMiddleware
+from starlette.responses import FileResponse, Response
+from starlette.staticfiles import StaticFiles
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from hybridmoe.serve import errors
+from hybridmoe.serve.guard import Guard
+from hybridmoe.serve.metrics import Metrics
+from hybridmoe.serve.routes import anthropic, chat, completions, models, responses
+from hybridmoe.serve.service import Service
+
+__all__ = ["create_app"]
+
+_STATIC = Path(__file__).parent / "static"
+# Pages load nothing from elsewhere, and run no script that stands in the page itself.
+_PAGE_HEADERS = {
+    "Content-Security-Policy": "default-src 'self'; frame-ancestors 'none'; form-action 'none'",
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Cache-Control": "no-cache",
+}
+
+
+def create_app(service: Service) -> FastAPI:
+    """The endpoint over a service, whose model may come later: until then it answers 503."""
+    config = service.config
+    app = FastAPI(
+        title="hybridmoe",
+        version=version("hybridmoe"),
+        description="A local endpoint that OpenAI's and Anthropic's clients can use.",
+        docs_url=None,
+        redoc_url=None,
+    )
+    app.state.service = service
+    for module in (chat, completions, responses, anthropic, models):
+        app.include_router(module.router)
+    app.mount("/static", StaticFiles(directory=_STATIC), name="static")
+    for path, file in (("/", "index.html"), ("/docs", "docs.html")):
+        app.add_api_route(path, _page(file), include_in_schema=False, response_model=None)
+    errors.install(app, config.retry_after_s)
+    if config.api_keys:
+        _declare_key(app)
+    # The last one added is the first to see a request.
+    app.add_middleware(Guard, config=config)
+    if config.cors_origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=list(config.cors_origins),
+            allow_methods=["GET", "POST"],
+            allow_headers=["*"],
+        )
+    app.add_middleware(_CountAnswers, metrics=service.metrics)
+    return app
+
+
+def _page(file: str) -> Any:
+    async def page() -> Response:
+        return FileResponse(_STATIC / file, headers=_PAGE_HEADERS)
+
+    return page
+
+
+def _declare_key(app: FastAPI) -> None:
+    """Say in the OpenAPI document that requests need a key."""
+    document = app.openapi()
+    schemes = {"key": {"type": "http", "scheme": "bearer"}}
+    document.setdefault("components", {})["securitySchemes"] = schemes
+    document["security"] = [{"key": []}]
+
+
+class _CountAnswers:
+    """Counts answers by route and status."""
+
+    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
+        self._app = app
+        self._metrics = metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def count(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                path = getattr(scope.get("route"), "path", "other")
+                self._metrics.count_answer(path, message["status"])
+            await send(message)
+
+        await self._app(scope, receive, count if scope["type"] == "http" else send)

@@ -1,0 +1,49 @@
+"""From the engine's thread into an event loop."""
+
+import asyncio
+import contextlib
+import time
+from collections import deque
+
+from hybridmoe.engine.request import Event, Listener
+
+__all__ = ["Channel"]
+
+
+class Channel:
+    """From the engine's thread to one reader in an event loop; in order, and without bound:
+    a sequence ends by itself.
+    """
+
+    def __init__(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._events: deque[tuple[float, int, Event]] = deque()
+        self._is_notified = False
+        self._has_events = asyncio.Event()
+
+    def listener(self, index: int) -> Listener:
+        """What an engine calls with the events of choice `index`."""
+
+        def put(event: Event) -> None:
+            self._events.append((time.perf_counter(), index, event))
+            if not self._is_notified:  # one call into the loop serves all that came before it ran
+                self._is_notified = True
+                with contextlib.suppress(RuntimeError):  # a closed loop: nobody reads any more
+                    self._loop.call_soon_threadsafe(self._notify)
+
+        return put
+
+    def _notify(self) -> None:
+        self._is_notified = False
+        self._has_events.set()
+
+    async def get(self, timeout_s: float) -> tuple[float, int, Event] | None:
+        """The next event; None where there is none for so long."""
+        while not self._events:
+            self._has_events.clear()
+            try:
+                async with asyncio.timeout(timeout_s):
+                    await self._has_events.wait()
+            except TimeoutError:
+                return None
+        return self._events.popleft()

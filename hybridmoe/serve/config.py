@@ -1,0 +1,34 @@
+"""What an endpoint allows and promises; the limits that bound what one request can cost."""
+
+from dataclasses import dataclass
+
+from hybridmoe.errors import ConfigError
+
+__all__ = ["ServeConfig"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServeConfig:
+    """Raises ConfigError for a value outside its range."""
+
+    model_name: str  # as /v1/models lists it
+    model_aliases: tuple[str, ...] = ()  # further names that requests may use
+    api_keys: tuple[str, ...] = ()  # none: no key is asked for
+    cors_origins: tuple[str, ...] = ()  # none: no other site's page may read answers
+    allowed_hosts: tuple[str, ...] = ()  # values of the Host header; none: any
+    max_body_bytes: int = 16 << 20
+    max_messages: int = 4096
+    max_json_depth: int = 64
+    max_choices: int = 8  # `n` of one request
+    keep_alive_s: float = 10.0  # between comments in a stream that has nothing else to say
+    retry_after_s: int = 5  # told to those who find the queue full
+
+    def __post_init__(self) -> None:
+        for name in ("max_body_bytes", "max_messages", "max_json_depth", "max_choices"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name}={getattr(self, name)}: expected 1 or more")
+        if not self.keep_alive_s > 0.0:
+            raise ConfigError(f"keep_alive_s={self.keep_alive_s}: expected more than 0")
+        bad = next((key for key in self.api_keys if not key.isascii() or not key.strip()), None)
+        if bad is not None:
+            raise ConfigError("an API key is empty or not ASCII; expected printable characters")

@@ -1,0 +1,157 @@
+"""What a client is told when something fails: OpenAI's shape, or Anthropic's below /v1/messages.
+
+    {"error": {"message", "type", "param", "code"}}
+    {"type": "error", "error": {"type", "message"}}
+
+Never a traceback; what is not the client's fault is a 5xx with one line, and is logged.
+"""
+
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+
+from hybridmoe.errors import (
+    ConfigError,
+    ContextLengthError,
+    HybridMoeError,
+    QueueFullError,
+    TemplateError,
+)
+from hybridmoe.serve.reply import JsonReply
+
+__all__ = ["ApiError", "as_api_error", "error_body", "error_reply", "install"]
+
+_log = logging.getLogger(__name__)
+
+_ANTHROPIC_TYPES = {
+    400: "invalid_request_error", 401: "authentication_error", 403: "permission_error",
+    404: "not_found_error", 413: "request_too_large", 429: "rate_limit_error",
+    503: "overloaded_error",
+}  # fmt: skip
+
+
+class ApiError(HybridMoeError):
+    """A refusal with everything that its HTTP answer needs."""
+
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        *,
+        type: str = "invalid_request_error",
+        param: str | None = None,
+        code: str | None = None,
+        headers: Mapping[str, str] | None = None,
+        extra: Mapping[str, Any] | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.status = status
+        self.type = type
+        self.param = param
+        self.code = code
+        self.headers = dict(headers or {})
+        self.extra = dict(extra or {})  # further fields of the error object
+
+
+def as_api_error(error: Exception, retry_after_s: int = 1) -> ApiError:
+    """What the client is told of any exception."""
+    if isinstance(error, ApiError):
+        return error
+    if isinstance(error, ContextLengthError):
+        return _too_long(error.num_prompt_tokens, error.context_tokens)
+    if isinstance(error, QueueFullError):
+        return ApiError(
+            429,
+            f"{error}; try again in {retry_after_s} s",
+            type="rate_limit_error",
+            code="queue_full",
+            headers={"Retry-After": str(retry_after_s)},
+        )
+    if isinstance(error, ConfigError | TemplateError):
+        return ApiError(400, str(error))
+    _log.error("a request failed", exc_info=error)
+    return ApiError(500, f"internal error: {type(error).__name__}", type="server_error")
+
+
+def _too_long(num_prompt_tokens: int, context_tokens: int) -> ApiError:
+    """Agents look for these phrases, each for another one, and shorten their conversation."""
+    return ApiError(
+        400,
+        f"This model's maximum context length is {context_tokens} tokens. The prompt has"
+        f" {num_prompt_tokens} tokens, which exceeds the available context size: shorten it."
+        f" (prompt is too long: {num_prompt_tokens} tokens > {context_tokens} maximum)",
+        param="messages",
+        code="context_length_exceeded",
+        extra={"n_prompt_tokens": num_prompt_tokens, "n_ctx": context_tokens},
+    )
+
+
+def error_body(error: ApiError, path: str) -> dict[str, Any]:
+    """The JSON of an error, in the shape of the API that the path belongs to."""
+    message = str(error)
+    if path.startswith("/v1/messages"):
+        kind = _ANTHROPIC_TYPES.get(error.status)
+        kind = kind or ("api_error" if error.status >= 500 else "invalid_request_error")
+        return {"type": "error", "error": {"type": kind, "message": message, **error.extra}}
+    fields = {"message": message, "type": error.type, "param": error.param, "code": error.code}
+    return {"error": {**fields, **error.extra}}
+
+
+def error_reply(error: ApiError, path: str) -> JsonReply:
+    """The HTTP answer that tells the error."""
+    return JsonReply(error_body(error, path), error.status, error.headers)
+
+
+def install(app: FastAPI, retry_after_s: int) -> None:
+    """Let every failure of the app's routes be answered in this form."""
+
+    async def on_validation(request: Request, error: Exception) -> JsonReply:
+        assert isinstance(error, RequestValidationError)
+        return error_reply(_as_refusal(error), request.url.path)
+
+    async def on_http(request: Request, error: Exception) -> JsonReply:
+        assert isinstance(error, HTTPException)
+        path = request.url.path
+        message = {404: f"no such path: {path}", 405: f"{request.method} is not for {path}"}
+        refusal = ApiError(
+            error.status_code,
+            message.get(error.status_code, str(error.detail)),
+            headers=error.headers,
+        )
+        return error_reply(refusal, path)
+
+    async def on_error(request: Request, error: Exception) -> JsonReply:
+        return error_reply(as_api_error(error, retry_after_s), request.url.path)
+
+    app.add_exception_handler(RequestValidationError, on_validation)
+    app.add_exception_handler(HTTPException, on_http)
+    app.add_exception_handler(HybridMoeError, on_error)
+    app.add_exception_handler(Exception, on_error)
+
+
+def _as_refusal(error: RequestValidationError) -> ApiError:
+    """What is wrong with the body, by its place in it; of several, what lies deepest: where a
+    field may have several types, the others' complaints end at the field itself.
+    """
+    first = max(error.errors(), key=lambda one: len(one.get("loc", ())))
+    place = [part for part in first.get("loc", ())[1:] if isinstance(part, int) or _is_field(part)]
+    where = ""
+    for part in place:
+        where += f"[{part}]" if isinstance(part, int) else f".{part}" if where else str(part)
+    message = str(first.get("msg", "not valid")).removeprefix("Value error, ")
+    if first.get("type") == "json_invalid":
+        reason = (first.get("ctx") or {}).get("error", "")
+        return ApiError(400, f"the body is not JSON: {reason}"[:200])
+    param = where[:100] or None
+    given = first.get("input")
+    got = f"; got {given!r:.60}" if isinstance(given, str | int | float) else ""
+    return ApiError(400, f"{param or 'body'}: {message[:400]}{got}", param=param)
+
+
+def _is_field(part: str) -> bool:
+    """Places also name the type that was tried (`str`, `list[int]`, `NamedTool`)."""
+    return part.isidentifier() and part.islower() and part not in ("str", "int", "float", "dict")

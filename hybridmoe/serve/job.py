@@ -1,0 +1,220 @@
+"""One request in the engine's terms, whichever API it came by.
+
+Everything here may take a while (templates, tokenizing, grammars) and runs in a thread of its own,
+never in the event loop.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+from hybridmoe.engine.constraint import Constraint
+from hybridmoe.engine.sampler import SamplingParams
+from hybridmoe.llm import LLM
+from hybridmoe.serve.config import ServeConfig
+from hybridmoe.serve.errors import ApiError
+from hybridmoe.serve.schemas.common import ResponseFormat
+from hybridmoe.text.grammar import GrammarCompiler, MatcherConstraint
+from hybridmoe.text.tokenizer import Tokenizer
+from hybridmoe.text.tool_calls import CALL_BEGIN, SECTION_BEGIN
+
+__all__ = ["Job", "TextTurn", "Turn", "chat_job", "chat_prompt", "completion_job"]
+
+
+@dataclass(slots=True, kw_only=True)
+class Turn:
+    """A conversation, its tools, and what is asked of the answer; messages are OpenAI's."""
+
+    messages: list[dict[str, Any]]
+    tools: list[dict[str, Any]] = field(default_factory=list)
+    tool_choice: Literal["auto", "none", "required"] = "auto"
+    forced_tool: str | None = None  # the only tool that may, and must, be called
+    is_parallel: bool = True  # whether one answer may hold several calls
+    format: ResponseFormat | None = None
+    sampling: dict[str, Any] = field(default_factory=dict)
+    num_choices: int = 1
+    top_logprobs: int | None = None
+    expert_trace: bool = False
+
+
+@dataclass(slots=True, kw_only=True)
+class TextTurn:
+    """A text, or its token ids, and what is asked of its continuation."""
+
+    prompt: str | list[int]
+    format: ResponseFormat | None = None
+    sampling: dict[str, Any] = field(default_factory=dict)
+    num_choices: int = 1
+    top_logprobs: int | None = None
+    expert_trace: bool = False
+
+
+@dataclass(slots=True, kw_only=True)
+class Job:
+    """What the engine is to do, and how its tokens are to be read."""
+
+    prompt_ids: list[int]
+    params: SamplingParams
+    constraints: list[Constraint | None]  # one for each choice: they have state
+    top_logprobs: int | None
+    expert_trace: bool
+    may_call: bool = False
+    may_think: bool = False
+    is_thinking: bool = False  # the prompt ends inside `<think>`
+    is_parallel: bool = True
+    num_past_calls: int = 0  # the conversation's, which numbers go on from
+
+    def choice_params(self, index: int) -> SamplingParams:
+        """The same for each choice, but with a seed of its own."""
+        if self.params.seed is None or index == 0:
+            return self.params
+        return replace(self.params, seed=(self.params.seed + index) % 2**64)
+
+
+def chat_prompt(llm: LLM, turn: Turn, config: ServeConfig) -> list[int]:
+    """Token ids of the conversation. Errors: ApiError, ConfigError, TemplateError."""
+    if len(turn.messages) > config.max_messages:
+        raise ApiError(
+            400,
+            f"messages has {len(turn.messages)} entries; at most {config.max_messages} are taken",
+            param="messages",
+        )
+    messages = [
+        {**message, "role": "system"} if message.get("role") == "developer" else message
+        for message in turn.messages
+    ]
+    return llm.encode_chat(messages, turn.tools or None)
+
+
+def chat_job(llm: LLM, grammar: GrammarCompiler, turn: Turn, config: ServeConfig) -> Job:
+    """The job of a conversation. Errors: ApiError, ConfigError, TemplateError."""
+    _check_choices(turn.num_choices, config)
+    _check_tool_choice(turn)
+    may_call = bool(turn.tools) and turn.tool_choice != "none"
+    params = llm.sampling_params(turn.sampling)
+    prompt_ids = chat_prompt(llm, turn, config)
+    num_past_calls = sum(len(message.get("tool_calls") or ()) for message in turn.messages)
+    if not may_call:
+        params = replace(params, logit_bias={**params.logit_bias, **_no_calls(llm.tokenizer)})
+    return Job(
+        prompt_ids=prompt_ids,
+        params=params,
+        constraints=_copies(_chat_constraint(grammar, turn, num_past_calls), turn.num_choices),
+        top_logprobs=turn.top_logprobs,
+        expert_trace=turn.expert_trace,
+        may_call=may_call,
+        may_think=True,
+        is_thinking=_ends_thinking(prompt_ids, llm.tokenizer),
+        is_parallel=turn.is_parallel,
+        num_past_calls=num_past_calls,
+    )
+
+
+def completion_job(llm: LLM, grammar: GrammarCompiler, turn: TextTurn, config: ServeConfig) -> Job:
+    """The job of a text. Errors: ApiError, ConfigError."""
+    _check_choices(turn.num_choices, config)
+    params = llm.sampling_params(turn.sampling)
+    if isinstance(turn.prompt, str):
+        prompt_ids = llm.tokenizer.encode(turn.prompt, add_special=True, parse_special=True)
+    else:
+        prompt_ids = turn.prompt
+    return Job(
+        prompt_ids=prompt_ids,
+        params=params,
+        constraints=_copies(_format_constraint(grammar, turn.format), turn.num_choices),
+        top_logprobs=turn.top_logprobs,
+        expert_trace=turn.expert_trace,
+    )
+
+
+def _check_choices(num_choices: int, config: ServeConfig) -> None:
+    if num_choices > config.max_choices:
+        raise ApiError(
+            400, f"n is {num_choices}; at most {config.max_choices} are supported", param="n"
+        )
+
+
+def _check_tool_choice(turn: Turn) -> None:
+    names = [tool["function"]["name"] for tool in turn.tools]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise ApiError(400, f"tools: {twice!r} is declared twice", param="tools")
+    if turn.forced_tool is not None and turn.forced_tool not in names:
+        raise ApiError(
+            400, f"tool_choice names {turn.forced_tool!r}, which tools lacks", param="tool_choice"
+        )
+    if turn.tool_choice == "required" and not turn.tools:
+        raise ApiError(400, "tool_choice is 'required' without tools", param="tool_choice")
+    is_formatted = turn.format is not None and turn.format.type != "text"
+    if is_formatted and turn.tools and turn.tool_choice != "none":
+        raise ApiError(
+            400,
+            "response_format together with tools is not supported; give tool_choice 'none', or"
+            " leave one of them out",
+            param="response_format",
+            code="unsupported_value",
+        )
+
+
+def _copies(constraint: MatcherConstraint | None, count: int) -> list[Constraint | None]:
+    """One for each choice, compiled once."""
+    if constraint is None:
+        return [None] * count
+    return [constraint, *(constraint.copy() for _ in range(count - 1))]
+
+
+def _chat_constraint(
+    grammar: GrammarCompiler, turn: Turn, num_past_calls: int
+) -> MatcherConstraint | None:
+    if not turn.tools or turn.tool_choice == "none":
+        return _format_constraint(grammar, turn.format)
+    is_strict = any(tool["function"].get("strict") for tool in turn.tools)
+    if turn.tool_choice == "auto" and turn.forced_tool is None and not is_strict:
+        return None
+    return grammar.tool_calls(
+        turn.tools,
+        turn.forced_tool or turn.tool_choice,
+        first_index=num_past_calls,
+        is_parallel=turn.is_parallel,
+    )
+
+
+def _format_constraint(
+    grammar: GrammarCompiler, wanted: ResponseFormat | None
+) -> MatcherConstraint | None:
+    if wanted is None or wanted.type == "text":
+        return None
+    if wanted.type == "json_object":
+        return grammar.json_object()
+    if wanted.type == "json_schema":
+        schema = (wanted.json_schema or {}).get("schema")
+        if not isinstance(schema, dict):
+            raise _lacks("json_schema.schema", "a JSON schema")
+        return grammar.json_schema(schema)
+    if wanted.type == "regex":
+        if not wanted.pattern:
+            raise _lacks("pattern", "a regular expression")
+        return grammar.regex(wanted.pattern)
+    if not wanted.grammar:
+        raise _lacks("grammar", "a Lark or GBNF grammar")
+    return grammar.grammar(wanted.grammar)
+
+
+def _lacks(name: str, what: str) -> ApiError:
+    param = f"response_format.{name}"
+    return ApiError(400, f"{param} is missing; expected {what}", param=param)
+
+
+def _no_calls(tokenizer: Tokenizer) -> dict[int, float]:
+    """A bias that keeps an answer from calling what it was not offered."""
+    ids = (tokenizer.special_id(name) for name in (*SECTION_BEGIN, CALL_BEGIN))
+    return {token_id: float("-inf") for token_id in ids if token_id is not None}
+
+
+def _ends_thinking(prompt_ids: Sequence[int], tokenizer: Tokenizer) -> bool:
+    """Some templates open the answer's `<think>` themselves."""
+    open_id, close_id = tokenizer.special_id("<think>"), tokenizer.special_id("</think>")
+    if open_id is None:
+        return False
+    last = next((i for i in reversed(prompt_ids[-4:]) if i in (open_id, close_id)), None)
+    return last == open_id

@@ -1,0 +1,111 @@
+"""What /metrics tells Prometheus; names are vLLM's with our prefix, so that its dashboards fit.
+
+Counted as it happens: requests, tokens, times. Read from the engine when asked: what runs, waits
+and is cached. One registry for each app.
+"""
+
+from collections.abc import Callable, Iterator
+
+from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+from prometheus_client.registry import Collector
+
+from hybridmoe.engine.engine import EngineStats
+from hybridmoe.engine.request import Usage
+
+__all__ = ["Metrics"]
+
+_Metric = CounterMetricFamily | GaugeMetricFamily
+
+_FIRST_TOKEN_S = (0.01, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
+_TOKEN_S = (0.002, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.5, 1, 2.5)
+_REQUEST_S = (0.1, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600, 1800)
+
+
+class Metrics:
+    """Counters and histograms of one endpoint."""
+
+    def __init__(self, stats: Callable[[], EngineStats | None]) -> None:
+        """stats: the engine's figures, or None while there is no engine."""
+        self._registry = registry = CollectorRegistry()
+        registry.register(_EngineCollector(stats))
+
+        def counter(name: str, text: str, *labels: str) -> Counter:
+            return Counter(f"hybridmoe_{name}", text, labels, registry=registry)
+
+        def histogram(name: str, text: str, buckets: tuple[float, ...]) -> Histogram:
+            return Histogram(f"hybridmoe_{name}", text, buckets=buckets, registry=registry)
+
+        self._http = counter("http_requests", "Answers by path and status.", "path", "status")
+        self._ended = counter("request_success", "Sequences that ended, by how.", "finished_reason")
+        self._prompt_tokens = counter("prompt_tokens", "Prompt tokens, cached ones included.")
+        self._generated_tokens = counter("generation_tokens", "Generated tokens.")
+        self._first_token_s = histogram(
+            "time_to_first_token_seconds", "From request to first token.", _FIRST_TOKEN_S
+        )
+        self._token_s = histogram(
+            "inter_token_latency_seconds", "From one token to the next.", _TOKEN_S
+        )
+        self._request_s = histogram(
+            "e2e_request_latency_seconds", "From request to the end.", _REQUEST_S
+        )
+        self._queue_s = histogram("request_queue_time_seconds", "In the queue.", _REQUEST_S)
+
+    def count_answer(self, path: str, status: int) -> None:
+        """One HTTP answer began. `path` is a route's, never what a client made up."""
+        self._http.labels(path, str(status)).inc()
+
+    def observe_token(self, seconds: float, *, is_first: bool) -> None:
+        """A token came, so long after the one before it, or after the request."""
+        (self._first_token_s if is_first else self._token_s).observe(seconds)
+
+    def observe_end(self, reason: str, usage: Usage, num_tokens: int, seconds: float) -> None:
+        """A sequence ended by itself."""
+        self.count_end(reason)
+        self._prompt_tokens.inc(usage.prompt_tokens)
+        self._generated_tokens.inc(num_tokens)
+        self._queue_s.observe(usage.queue_s)
+        self._request_s.observe(seconds)
+
+    def count_end(self, reason: str) -> None:
+        """A sequence ended, whatever the cause."""
+        self._ended.labels(reason).inc()
+
+    def render(self) -> bytes:
+        """The text that Prometheus reads."""
+        return generate_latest(self._registry)
+
+
+class _EngineCollector(Collector):
+    def __init__(self, stats: Callable[[], EngineStats | None]) -> None:
+        self._stats = stats
+
+    def collect(self) -> Iterator[_Metric]:
+        stats = self._stats()
+        if stats is None:
+            return
+        total = stats.kv_pages_total
+        gauges = {
+            "num_requests_running": ("Sequences in the batch.", stats.running),
+            "num_requests_waiting": ("Sequences in the queue.", stats.waiting),
+            "kv_cache_usage_perc": (
+                "Share of latent pages in use; 1 = all.",
+                stats.kv_pages_used / total if total else 0.0,
+            ),
+            "kv_cache_kept_perc": (
+                "Share of latent pages kept for prompts to come.",
+                stats.kv_pages_cached / total if total else 0.0,
+            ),
+        }
+        for name, (text, value) in gauges.items():
+            yield GaugeMetricFamily(f"hybridmoe_{name}", text, value=value)
+        counters = {
+            "prefix_cache_queries": (
+                "Prompt tokens looked up in the prefix cache.", stats.prompt_tokens
+            ),
+            "prefix_cache_hits": ("Those found there.", stats.cached_tokens),
+            "num_preemptions": ("Sequences that gave their pages up for a while.", stats.preempted),
+            "engine_steps": ("Steps of the engine.", stats.steps),
+        }  # fmt: skip
+        for name, (text, count) in counters.items():
+            yield CounterMetricFamily(f"hybridmoe_{name}", text, value=count)

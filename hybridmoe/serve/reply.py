@@ -1,0 +1,97 @@
+"""JSON answers and event streams as bytes; the stream ends when its reader leaves."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.types import Receive, Scope, Send
+
+__all__ = ["EventStream", "JsonReply", "as_json", "data_event", "named_event", "while_connected"]
+
+KEEP_ALIVE = b": keep-alive\n\n"
+DONE = b"data: [DONE]\n\n"
+
+
+def as_json(value: Any) -> bytes:
+    """Compact UTF-8; a lone surrogate, which UTF-8 cannot hold, becomes "?"."""
+    text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    return text.encode("utf-8", "replace")
+
+
+def data_event(value: Any) -> bytes:
+    """One event of OpenAI's streams."""
+    return b"data: " + as_json(value) + b"\n\n"
+
+
+def named_event(name: str, value: Any) -> bytes:
+    """One event of streams that name their events."""
+    return b"event: " + name.encode() + b"\ndata: " + as_json(value) + b"\n\n"
+
+
+class JsonReply(JSONResponse):
+    """`JSONResponse` with this module's encoding."""
+
+    def __init__(
+        self, content: Any, status_code: int = 200, headers: Mapping[str, str] | None = None
+    ) -> None:
+        super().__init__(content, status_code, headers)
+
+    def render(self, content: Any) -> bytes:
+        return as_json(content)
+
+
+class EventStream(Response):
+    """Sends events as they come; `on_end` runs however it ends, a client that left included."""
+
+    media_type = "text/event-stream"
+
+    def __init__(self, events: AsyncIterator[bytes], on_end: Callable[[], None]) -> None:
+        super().__init__(headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"})
+        del self.headers["content-length"]
+        self._events = events
+        self._on_end = on_end
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await _first_of(self._send(send), _disconnected(receive))
+        except OSError:
+            pass  # the connection broke while something was sent
+        finally:
+            self._on_end()
+
+    async def _send(self, send: Send) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+        async for event in self._events:
+            await send({"type": "http.response.body", "body": event, "more_body": True})
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+
+async def while_connected(
+    request: Request, work: Awaitable[Response], on_end: Callable[[], None]
+) -> Response:
+    """The response that `work` makes; when the client leaves first, `work` is cancelled."""
+    try:
+        response = await _first_of(work, _disconnected(request.receive))
+    finally:
+        on_end()
+    return response if isinstance(response, Response) else Response(status_code=499)
+
+
+async def _disconnected(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+async def _first_of(*works: Awaitable[Any]) -> Any:
+    """The result of the one that ends first; the others are cancelled."""
+    tasks = [asyncio.ensure_future(work) for work in works]
+    try:
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        return next(task for task in tasks if task.done()).result()
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)

@@ -1,0 +1,92 @@
+"""A run as Anthropic's server-sent events: blocks that start, grow and stop, one at a time."""
+
+from collections.abc import Iterator
+from typing import Any
+
+from hybridmoe.serve.answer import call_id
+from hybridmoe.serve.reply import named_event
+from hybridmoe.serve.run import Delta, Ended
+from hybridmoe.text.answer_parts import (
+    ArgumentsPart,
+    CallStart,
+    Part,
+    ReasoningPart,
+    TextPart,
+)
+
+__all__ = ["AnthropicEvents", "stop_reason"]
+
+
+def stop_reason(end: Ended) -> str:
+    """Anthropic's name for how an answer ended."""
+    if end.stop_string is not None:
+        return "stop_sequence"
+    return {"stop": "end_turn", "length": "max_tokens", "tool_calls": "tool_use"}[end.reason]
+
+
+class AnthropicEvents:
+    """Makes the events of one answer, in order."""
+
+    def __init__(self, num_past_calls: int) -> None:
+        self._num_past_calls = num_past_calls
+        self._index = -1  # of the block that is open, or was last
+        self._open: str | None = None  # its type
+
+    def start(self, message: dict[str, Any]) -> bytes:
+        return named_event("message_start", {"type": "message_start", "message": message})
+
+    def ping(self) -> bytes:
+        return named_event("ping", {"type": "ping"})
+
+    def error(self, body: dict[str, Any]) -> bytes:
+        return named_event("error", body)
+
+    def delta(self, update: Delta) -> Iterator[bytes]:
+        for part in update.parts:
+            yield from self._part(part)
+
+    def end(self, end: Ended, usage: dict[str, Any]) -> Iterator[bytes]:
+        if self._index < 0:
+            yield from self._turn_to({"type": "text", "text": ""})
+        yield from self._close()
+        delta = {"stop_reason": stop_reason(end), "stop_sequence": end.stop_string}
+        event = {"type": "message_delta", "delta": delta, "usage": usage}
+        yield named_event("message_delta", event)
+        yield named_event("message_stop", {"type": "message_stop"})
+
+    def _part(self, part: Part) -> Iterator[bytes]:
+        if isinstance(part, TextPart):
+            yield from self._turn_to({"type": "text", "text": ""})
+            yield self._grow({"type": "text_delta", "text": part.text})
+        elif isinstance(part, ReasoningPart):
+            yield from self._turn_to({"type": "thinking", "thinking": "", "signature": ""})
+            yield self._grow({"type": "thinking_delta", "thinking": part.text})
+        elif isinstance(part, CallStart):
+            id = call_id(part.name, self._num_past_calls + part.index)
+            yield from self._close()
+            yield from self._turn_to({"type": "tool_use", "id": id, "name": part.name, "input": {}})
+        elif isinstance(part, ArgumentsPart):
+            yield self._grow({"type": "input_json_delta", "partial_json": part.text})
+
+    def _turn_to(self, block: dict[str, Any]) -> Iterator[bytes]:
+        """Open a block, unless one of its type is open."""
+        if self._open == block["type"]:
+            return
+        yield from self._close()
+        self._index += 1
+        self._open = block["type"]
+        event = {"type": "content_block_start", "index": self._index, "content_block": block}
+        yield named_event("content_block_start", event)
+
+    def _grow(self, delta: dict[str, Any]) -> bytes:
+        event = {"type": "content_block_delta", "index": self._index, "delta": delta}
+        return named_event("content_block_delta", event)
+
+    def _close(self) -> Iterator[bytes]:
+        if self._open is None:
+            return
+        if self._open == "thinking":
+            yield self._grow({"type": "signature_delta", "signature": ""})
+        self._open = None
+        event = {"type": "content_block_stop", "index": self._index}
+        yield named_event("content_block_stop", event)

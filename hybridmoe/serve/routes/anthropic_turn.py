@@ -1,0 +1,95 @@
+"""Anthropic's conversations as OpenAI's, which templates know."""
+
+import json
+from typing import Any
+
+from hybridmoe.serve.answer import refuse
+from hybridmoe.serve.job import Turn
+from hybridmoe.serve.schemas.anthropic import (
+    AnthropicChoice,
+    AnthropicMessage,
+    AnthropicTool,
+    Block,
+    CountRequest,
+)
+
+__all__ = ["as_turn"]
+
+
+def as_turn(body: CountRequest) -> Turn:
+    """The conversation and its tools. Raises ApiError for what this model cannot be given."""
+    messages: list[dict[str, Any]] = []
+    if body.system:
+        messages.append({"role": "system", "content": _text(body.system, "system")})
+    for i, message in enumerate(body.messages):
+        messages += _messages(message, f"messages[{i}]")
+    choice = body.tool_choice or AnthropicChoice(type="auto")
+    if choice.type == "tool" and choice.name is None:
+        raise refuse("tool_choice.name", "is missing; expected a tool's name")
+    must_call = choice.type in ("any", "tool")
+    return Turn(
+        messages=messages,
+        tools=[_tool(tool, i) for i, tool in enumerate(body.tools or ())],
+        tool_choice="required" if must_call else "none" if choice.type == "none" else "auto",
+        forced_tool=choice.name if choice.type == "tool" else None,
+        is_parallel=not choice.disable_parallel_tool_use,
+    )
+
+
+def _tool(tool: AnthropicTool, index: int) -> dict[str, Any]:
+    if tool.type not in (None, "custom"):
+        raise refuse(f"tools[{index}].type", f"{tool.type!r:.60}; supported: 'custom'")
+    function: dict[str, Any] = {"name": tool.name, "parameters": tool.input_schema or {}}
+    if tool.description is not None:
+        function["description"] = tool.description
+    if tool.strict:
+        function["strict"] = True
+    return {"type": "function", "function": function}
+
+
+def _messages(message: AnthropicMessage, where: str) -> list[dict[str, Any]]:
+    """One message becomes several where it holds tool results: those come first."""
+    if isinstance(message.content, str):
+        return [{"role": message.role, "content": message.content}]
+    results, text, thinking, calls = [], [], [], []
+    for i, block in enumerate(message.content):
+        place = f"{where}.content[{i}]"
+        if block.type == "text":
+            text.append(block.text or "")
+        elif block.type == "tool_result" and message.role == "user":
+            content = _text(block.content or "", f"{place}.content")
+            result = {"role": "tool", "tool_call_id": block.tool_use_id or "", "content": content}
+            results.append(result)
+        elif block.type == "tool_use" and message.role == "assistant":
+            calls.append(_call(block, place))
+        elif block.type == "thinking" and message.role == "assistant":
+            thinking.append(block.thinking or "")
+        elif block.type != "redacted_thinking":
+            raise refuse(
+                f"{place}.type",
+                f"{block.type!r:.60} in a message of {message.role!r}; supported: text,"
+                " tool_result (user), tool_use and thinking (assistant)",
+            )
+    out: dict[str, Any] = {"role": message.role, "content": "\n".join(text)}
+    if thinking:
+        out["reasoning_content"] = "".join(thinking)
+    if calls:
+        out["tool_calls"] = calls
+    return results if results and not text else [*results, out]
+
+
+def _call(block: Block, where: str) -> dict[str, Any]:
+    if block.name is None:
+        raise refuse(f"{where}.name", "is missing; expected a tool's name")
+    arguments = json.dumps(block.input or {}, ensure_ascii=False, separators=(",", ":"))
+    function = {"name": block.name, "arguments": arguments}
+    return {"id": block.id or "", "type": "function", "function": function}
+
+
+def _text(content: str | list[Block], where: str) -> str:
+    if isinstance(content, str):
+        return content
+    for i, block in enumerate(content):
+        if block.type != "text":
+            raise refuse(f"{where}[{i}].type", f"{block.type!r:.60}; supported: text")
+    return "\n".join(block.text or "" for block in content)

@@ -1,0 +1,200 @@
+"""OpenAI's /v1/chat/completions."""
+
+import uuid
+from collections.abc import AsyncIterator, Sequence
+from typing import Any
+
+from fastapi import APIRouter, Request
+from starlette.responses import Response
+
+from hybridmoe.serve.answer import (
+    Collected,
+    call_id,
+    chat_logprobs,
+    refuse,
+    reply_whole,
+    service_of,
+    usage,
+)
+from hybridmoe.serve.errors import as_api_error, error_body
+from hybridmoe.serve.job import Turn
+from hybridmoe.serve.reply import DONE, KEEP_ALIVE, EventStream, JsonReply, data_event
+from hybridmoe.serve.routes.documented import ERRORS, stream_or
+from hybridmoe.serve.run import Delta, Ended, Idle, Progress, Run, TokenLogprob
+from hybridmoe.serve.schemas.chat import ChatAnswer, ChatRequest
+from hybridmoe.serve.schemas.common import refuse_unsupported
+from hybridmoe.serve.service import Service
+from hybridmoe.serve.strict_json import StrictRoute
+from hybridmoe.text.answer_parts import ArgumentsPart, CallStart, Part, ReasoningPart, TextPart
+
+__all__ = ["router"]
+
+router = APIRouter(route_class=StrictRoute, tags=["OpenAI"])
+
+
+@router.post(
+    "/v1/chat/completions", response_model=None, responses={**stream_or(ChatAnswer), **ERRORS}
+)
+async def create_chat_completion(body: ChatRequest, request: Request) -> Response:
+    """Answer a conversation, whole or as a stream of `chat.completion.chunk` objects."""
+    service = service_of(request)
+    refuse_unsupported(body)
+    model = service.check_model(body.model)
+    run = await service.run_chat(_turn(body))
+    reply = _Reply(service, run, model, body)
+    if body.stream:
+        return EventStream(reply.events(), run.cancel)
+    return await reply_whole(request, run, reply.whole)
+
+
+def _turn(body: ChatRequest) -> Turn:
+    if body.top_logprobs is not None and not body.logprobs:
+        raise refuse("top_logprobs", "needs logprobs: true")
+    if body.stream_options is not None and not body.stream:
+        raise refuse("stream_options", "needs stream: true")
+    sampling = body.sampling()
+    limit = body.max_completion_tokens or body.max_tokens
+    if limit is not None:
+        sampling["max_tokens"] = limit
+    choice = body.tool_choice or "auto"
+    is_named = not isinstance(choice, str)
+    return Turn(
+        messages=[message.model_dump(exclude_none=True) for message in body.messages],
+        tools=[tool.model_dump(exclude_none=True) for tool in body.tools or ()],
+        tool_choice="required" if not isinstance(choice, str) else choice,
+        forced_tool=choice.function.name if is_named else None,  # type: ignore[union-attr]
+        is_parallel=body.parallel_tool_calls is not False,
+        format=body.response_format,
+        sampling=sampling,
+        num_choices=body.n or 1,
+        top_logprobs=(body.top_logprobs or 0) if body.logprobs else None,
+        expert_trace=body.return_experts,
+    )
+
+
+class _Reply:
+    def __init__(self, service: Service, run: Run, model: str, body: ChatRequest) -> None:
+        self._run = run
+        self._body = body
+        self._retry_after_s = service.config.retry_after_s
+        self._tokenizer = service.llm.tokenizer
+        options = body.stream_options
+        self._has_usage = options is not None and options.include_usage
+        self._base = {
+            "id": f"chatcmpl-{uuid.uuid4().hex}",
+            "object": "chat.completion",
+            "created": run.created,
+            "model": model,
+            "system_fingerprint": service.fingerprint,
+        }
+
+    def whole(self, choices: list[Collected]) -> Response:
+        return JsonReply(
+            {
+                **self._base,
+                "choices": [self._choice(i, choice) for i, choice in enumerate(choices)],
+                "usage": usage(self._run),
+                "timings": self._run.timings(),
+            }
+        )
+
+    async def events(self) -> AsyncIterator[bytes]:
+        self._base["object"] = "chat.completion.chunk"
+        if self._has_usage:
+            self._base["usage"] = None
+        for index in range(self._run.num_choices):
+            yield self._chunk(index, {"role": "assistant", "content": ""})
+        try:
+            async for update in self._run.updates():
+                if isinstance(update, Delta):
+                    yield self._delta_chunk(update)
+                elif isinstance(update, Ended):
+                    yield self._end_chunk(update)
+                elif isinstance(update, Idle):
+                    yield KEEP_ALIVE
+                elif self._body.return_progress:
+                    yield self._progress_chunk(update)
+            if self._has_usage:
+                yield data_event({**self._base, "choices": [], "usage": usage(self._run)})
+        except Exception as error:
+            refusal = as_api_error(error, self._retry_after_s)
+            yield data_event(error_body(refusal, ""))
+        yield DONE
+
+    def _choice(self, index: int, choice: Collected) -> dict[str, Any]:
+        assert choice.end is not None
+        message: dict[str, Any] = {"role": "assistant", "content": choice.text, "refusal": None}
+        if choice.reasoning:
+            message["reasoning_content"] = choice.reasoning
+        if choice.calls:
+            message["content"] = choice.text or None
+            message["tool_calls"] = [
+                _call(call.id, call.name, call.arguments) for call in choice.calls
+            ]
+        out = {
+            "index": index,
+            "message": message,
+            "logprobs": self._logprobs(choice.logprobs),
+            "finish_reason": choice.end.reason,
+        }
+        return {**out, "experts": choice.experts} if self._body.return_experts else out
+
+    def _logprobs(self, entries: Sequence[TokenLogprob]) -> dict[str, Any] | None:
+        if not self._body.logprobs:
+            return None
+        return {"content": chat_logprobs(entries, self._tokenizer), "refusal": None}
+
+    def _delta_chunk(self, update: Delta) -> bytes:
+        delta: dict[str, Any] = {}
+        for part in update.parts:
+            _merge(delta, part, self._run.job.num_past_calls)
+        logprobs = self._logprobs(update.logprobs) if update.logprobs else None
+        extra: dict[str, Any] = {"experts": update.experts} if update.experts else {}
+        return self._chunk(update.choice, delta, logprobs=logprobs, **extra)
+
+    def _chunk(
+        self,
+        index: int,
+        delta: dict[str, Any],
+        *,
+        reason: str | None = None,
+        logprobs: dict[str, Any] | None = None,
+        **extra: Any,
+    ) -> bytes:
+        choice = {"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": reason}
+        return data_event({**self._base, "choices": [choice], **extra})
+
+    def _progress_chunk(self, update: Progress) -> bytes:
+        progress = {
+            "total": update.total_tokens,
+            "cache": update.cached_tokens,
+            "processed": update.done_tokens,
+        }
+        return self._chunk(update.choice, {}, prompt_progress=progress)
+
+    def _end_chunk(self, update: Ended) -> bytes:
+        """The run's last has `timings`: clients expect every chunk but the usage's to be of use."""
+        extra: dict[str, Any] = {"timings": self._run.timings()} if self._run.is_done else {}
+        return self._chunk(update.choice, {}, reason=update.reason, **extra)
+
+
+def _call(id: str, name: str, arguments: str) -> dict[str, Any]:
+    return {"id": id, "type": "function", "function": {"name": name, "arguments": arguments}}
+
+
+def _merge(delta: dict[str, Any], part: Part, num_past_calls: int) -> None:
+    """Add a part to a chunk's delta."""
+    if isinstance(part, TextPart):
+        delta["content"] = delta.get("content", "") + part.text
+    elif isinstance(part, ReasoningPart):
+        delta["reasoning_content"] = delta.get("reasoning_content", "") + part.text
+    elif isinstance(part, CallStart):
+        id = call_id(part.name, num_past_calls + part.index)
+        call = {"index": part.index, **_call(id, part.name, "")}
+        delta.setdefault("tool_calls", []).append(call)
+    elif isinstance(part, ArgumentsPart):
+        calls = delta.setdefault("tool_calls", [])
+        if calls and calls[-1]["index"] == part.index:
+            calls[-1]["function"]["arguments"] += part.text
+        else:
+            calls.append({"index": part.index, "function": {"arguments": part.text}})

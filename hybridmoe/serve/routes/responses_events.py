@@ -1,0 +1,136 @@
+"""A run as the Responses API's output items, and as the events that tell how they grow."""
+
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+from hybridmoe.serve.answer import call_id
+from hybridmoe.serve.reply import named_event
+from hybridmoe.serve.run import Delta, TokenLogprob
+from hybridmoe.text.answer_parts import (
+    ArgumentsPart,
+    CallEnd,
+    CallStart,
+    Part,
+    ReasoningPart,
+    TextPart,
+)
+
+__all__ = ["ResponseItems"]
+
+Logprobs = Callable[[Sequence[TokenLogprob]], list[dict[str, Any]]]
+
+
+class ResponseItems:
+    """Collects the items of one answer, and makes an event of each change."""
+
+    def __init__(self, num_past_calls: int, logprobs: Logprobs) -> None:
+        self.output: list[dict[str, Any]] = []  # the items; the last one may be in progress
+        self._num_past_calls = num_past_calls
+        self._logprobs = logprobs
+        self._sequence = 0
+
+    def event(self, kind: str, **fields: Any) -> bytes:
+        """One event, numbered."""
+        self._sequence += 1
+        body = {"type": kind, "sequence_number": self._sequence - 1, **fields}
+        return named_event(kind, body)
+
+    def delta(self, update: Delta) -> Iterator[bytes]:
+        """What a delta changes."""
+        logprobs = self._logprobs(update.logprobs)
+        for part in update.parts:
+            yield from self._part(part, logprobs)
+            logprobs = logprobs if not isinstance(part, TextPart) else []
+
+    def close(self, status: str = "completed") -> Iterator[bytes]:
+        """End the item in progress, if one is."""
+        if not self.output or self.output[-1]["status"] != "in_progress":
+            return
+        item = self.output[-1]
+        item["status"] = status
+        at = self._place()
+        if item["type"] == "function_call":
+            yield self.event(
+                "response.function_call_arguments.done",
+                **at,
+                name=item["name"],
+                arguments=item["arguments"],
+            )
+        else:
+            part = item["content"][0]
+            is_text = item["type"] == "message"
+            kind = "output_text" if is_text else "reasoning_text"
+            extra = {"logprobs": part["logprobs"]} if is_text else {}
+            yield self.event(
+                f"response.{kind}.done", **at, content_index=0, text=part["text"], **extra
+            )
+            yield self.event("response.content_part.done", **at, content_index=0, part=part)
+        yield self.event("response.output_item.done", output_index=at["output_index"], item=item)
+
+    def _part(self, part: Part, logprobs: list[dict[str, Any]]) -> Iterator[bytes]:
+        if isinstance(part, TextPart):
+            yield from self._turn_to("message")
+            content = self.output[-1]["content"][0]
+            content["text"] += part.text
+            content["logprobs"] += logprobs
+            yield self.event(
+                "response.output_text.delta",
+                **self._place(),
+                content_index=0,
+                delta=part.text,
+                logprobs=logprobs,
+            )
+        elif isinstance(part, ReasoningPart):
+            yield from self._turn_to("reasoning")
+            self.output[-1]["content"][0]["text"] += part.text
+            yield self.event(
+                "response.reasoning_text.delta", **self._place(), content_index=0, delta=part.text
+            )
+        elif isinstance(part, CallStart):
+            yield from self.close()
+            yield from self._open(
+                {
+                    "type": "function_call",
+                    "id": f"fc_{uuid.uuid4().hex}",
+                    "call_id": call_id(part.name, self._num_past_calls + part.index),
+                    "name": part.name,
+                    "arguments": "",
+                    "status": "in_progress",
+                }
+            )
+        elif isinstance(part, ArgumentsPart):
+            self.output[-1]["arguments"] += part.text
+            yield self.event(
+                "response.function_call_arguments.delta", **self._place(), delta=part.text
+            )
+        elif isinstance(part, CallEnd):
+            yield from self.close()
+
+    def _turn_to(self, kind: str) -> Iterator[bytes]:
+        last = self.output[-1] if self.output else {}
+        if last.get("type") == kind and last["status"] == "in_progress":
+            return
+        yield from self.close()
+        if kind == "message":
+            part: dict[str, Any] = {
+                "type": "output_text", "text": "", "annotations": [], "logprobs": []
+            }  # fmt: skip
+            item = {"type": "message", "id": f"msg_{uuid.uuid4().hex}", "role": "assistant"}
+        else:
+            part = {"type": "reasoning_text", "text": ""}
+            item = {"type": "reasoning", "id": f"rs_{uuid.uuid4().hex}", "summary": []}  # type: ignore[dict-item]
+        yield from self._open({**item, "content": [], "status": "in_progress"})
+        event = self.event(
+            "response.content_part.added", **self._place(), content_index=0, part=part
+        )
+        self.output[-1]["content"].append(part)
+        yield event
+
+    def _open(self, item: dict[str, Any]) -> Iterator[bytes]:
+        self.output.append(item)
+        index = len(self.output) - 1
+        yield self.event("response.output_item.added", output_index=index, item=item)
+
+    def _place(self) -> dict[str, Any]:
+        return {"item_id": self.output[-1]["id"], "output_index": len(self.output) - 1}

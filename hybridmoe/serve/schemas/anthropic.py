@@ -1,0 +1,99 @@
+"""Anthropic's /v1/messages and /v1/messages/count_tokens: requests and answers."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+from hybridmoe.serve.schemas.common import (
+    Count,
+    FunctionName,
+    JsonObject,
+    Model,
+    Request,
+    StopString,
+)
+
+__all__ = ["AnthropicAnswer", "CountAnswer", "CountRequest", "MessagesRequest"]
+
+
+class Block(Request):
+    """A content block; images and others are refused by name."""
+
+    type: Literal["text", "thinking", "redacted_thinking", "tool_use", "tool_result"]
+    text: str | None = None
+    thinking: str | None = None
+    id: str | None = Field(default=None, max_length=512)
+    name: FunctionName | None = None
+    input: JsonObject | None = None
+    tool_use_id: str | None = Field(default=None, max_length=512)
+    content: "str | list[Block] | None" = None
+    is_error: bool | None = None
+
+
+class AnthropicMessage(Request):
+    role: Literal["user", "assistant", "system"]
+    content: str | list[Block]
+
+
+class AnthropicTool(Request):
+    type: str | None = Field(default=None, max_length=64)
+    name: FunctionName
+    description: str | None = None
+    input_schema: JsonObject | None = None
+    strict: bool | None = None
+
+
+class AnthropicChoice(Request):
+    type: Literal["auto", "any", "tool", "none"]
+    name: FunctionName | None = None
+    disable_parallel_tool_use: bool | None = None
+
+
+class CountRequest(Request):
+    """A conversation, to be counted."""
+
+    model: str = Field(max_length=512)
+    messages: list[AnthropicMessage] = Field(min_length=1)
+    system: str | list[Block] | None = None
+    tools: Annotated[list[AnthropicTool], Field(max_length=512)] | None = None
+    tool_choice: AnthropicChoice | None = None
+
+    @classmethod
+    def unsupported(cls) -> dict[str, tuple[Any, ...]]:
+        return {"mcp_servers": ([],), "container": ()}
+
+
+class MessagesRequest(CountRequest):
+    """A conversation to continue.
+
+    `temperature` runs from 0 to 1, and 1 stands for the model's own recommended temperature.
+    """
+
+    max_tokens: Count
+    temperature: Annotated[float, Field(ge=0.0, le=1.0, allow_inf_nan=False)] | None = None
+    top_p: Annotated[float, Field(ge=0.0, le=1.0, allow_inf_nan=False)] | None = None
+    top_k: Annotated[int, Field(ge=0, le=2**31 - 1)] | None = None
+    stop_sequences: Annotated[list[StopString], Field(max_length=16)] | None = None
+    stream: bool | None = None
+
+
+class AnthropicUsage(Model):
+    input_tokens: int
+    output_tokens: int
+    cache_read_input_tokens: int
+    cache_creation_input_tokens: int
+
+
+class AnthropicAnswer(Model):
+    id: str
+    type: Literal["message"]
+    role: Literal["assistant"]
+    model: str
+    content: list[JsonObject]
+    stop_reason: Literal["end_turn", "max_tokens", "stop_sequence", "tool_use"] | None
+    stop_sequence: str | None
+    usage: AnthropicUsage
+
+
+class CountAnswer(Model):
+    input_tokens: int

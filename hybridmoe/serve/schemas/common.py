@@ -1,0 +1,140 @@
+"""Parts that several APIs' requests share, and how a request says what it may not.
+
+Types are strict (no "5" for 5), fields that mean nothing here are ignored, and fields that ask for
+something that this server cannot do are refused by name (`unsupported`).
+"""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from hybridmoe.serve.errors import ApiError
+
+__all__ = [
+    "Count",
+    "FunctionName",
+    "JsonObject",
+    "LogitBias",
+    "Model",
+    "Request",
+    "ResponseFormat",
+    "SamplingFields",
+    "StopField",
+    "StreamOptions",
+    "Temperature",
+    "TopLogprobs",
+    "refuse_unsupported",
+    "stop_list",
+]
+
+_MAX_INT = 2**31 - 1
+
+Count = Annotated[int, Field(ge=1, le=_MAX_INT)]
+Temperature = Annotated[float, Field(ge=0.0, le=2.0, allow_inf_nan=False)]
+Share = Annotated[float, Field(ge=0.0, le=1.0, allow_inf_nan=False)]
+Penalty = Annotated[float, Field(ge=-2.0, le=2.0, allow_inf_nan=False)]
+Bias = Annotated[float, Field(ge=-100.0, le=100.0, allow_inf_nan=False)]
+LogitBias = Annotated[dict[str, Bias], Field(max_length=1024)]
+TopLogprobs = Annotated[int, Field(ge=0, le=20)]
+StopString = Annotated[str, Field(min_length=1, max_length=1024)]
+StopField = StopString | Annotated[list[StopString], Field(max_length=16)]
+FunctionName = Annotated[str, Field(min_length=1, max_length=128, pattern=r"^[A-Za-z0-9_.:/-]+$")]
+JsonObject = dict[str, Any]
+
+
+class Request(BaseModel):
+    """Base of everything that a client sends."""
+
+    model_config = ConfigDict(strict=True, extra="allow")
+
+    @classmethod
+    def unsupported(cls) -> dict[str, tuple[Any, ...]]:
+        """Fields that are refused by name, and the values that ask for nothing and so may pass."""
+        return {}
+
+
+class Model(BaseModel):
+    """Base of everything that a client gets; for the documentation, not for checking."""
+
+    model_config = ConfigDict(extra="allow")
+
+
+class StreamOptions(Request):
+    """What a stream carries besides the text."""
+
+    include_usage: bool = Field(default=False, description="One last chunk with the token counts.")
+
+
+class ResponseFormat(Request):
+    """What the text must look like: it then is so by construction, unless it is cut off."""
+
+    type: Literal["text", "json_object", "json_schema", "regex", "grammar"] = "text"
+    json_schema: JsonObject | None = Field(
+        default=None, description='`{"name", "schema", "strict"}`, for type "json_schema".'
+    )
+    pattern: str | None = Field(default=None, max_length=8192, description='For type "regex".')
+    grammar: str | None = Field(
+        default=None, max_length=1 << 18, description='Lark or GBNF, for type "grammar".'
+    )
+
+
+class SamplingFields(Request):
+    """How the next token is chosen; what is left out comes from the model's file."""
+
+    temperature: Temperature | None = Field(
+        default=None, description="0 = always the likeliest token."
+    )
+    top_p: Share | None = None
+    top_k: Annotated[int, Field(ge=-1, le=_MAX_INT)] | None = Field(
+        default=None, description="0 = all."
+    )
+    min_p: Share | None = None
+    presence_penalty: Penalty | None = None
+    frequency_penalty: Penalty | None = None
+    repetition_penalty: Annotated[float, Field(ge=0.01, le=100.0)] | None = None
+    logit_bias: LogitBias | None = Field(
+        default=None, description="By token id; -100 forbids a token."
+    )
+    seed: Annotated[int, Field(ge=-(2**63), le=2**63 - 1)] | None = None
+    stop: StopField | None = Field(default=None, description="Up to 16; they do not show.")
+
+    def sampling(self) -> dict[str, Any]:
+        """The given fields, as `SamplingParams` names and takes them."""
+        names = (
+            "temperature", "top_p", "min_p", "presence_penalty", "frequency_penalty",
+            "repetition_penalty",
+        )  # fmt: skip
+        out = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
+        if self.top_k is not None:
+            out["top_k"] = max(0, self.top_k)
+        if self.logit_bias:
+            out["logit_bias"] = _bias_by_id(self.logit_bias)
+        if self.seed is not None:
+            out["seed"] = self.seed % 2**64
+        if self.stop:
+            out["stop"] = stop_list(self.stop)
+        return out
+
+
+def stop_list(stop: str | list[str]) -> list[str]:
+    return [stop] if isinstance(stop, str) else stop
+
+
+def _bias_by_id(bias: dict[str, float]) -> dict[int, float]:
+    for key in bias:
+        if not (key.isascii() and key.isdecimal() and len(key) < 10):
+            raise ApiError(400, f"logit_bias: {key!r:.40} is not a token id", param="logit_bias")
+    # OpenAI's -100 forbids; a sum with the logit would not quite.
+    return {int(key): float("-inf") if value == -100 else value for key, value in bias.items()}
+
+
+def refuse_unsupported(request: Request) -> None:
+    """Raise ApiError for a field that asks for something that this server does not do."""
+    extra = request.model_extra or {}
+    for name, neutral in request.unsupported().items():
+        value = extra.get(name)
+        if value is not None and value not in neutral:
+            allowed = "; leave it out" + (f" or give {neutral[0]!r}" if neutral else "")
+            raise ApiError(
+                400, f"{name} is not supported here{allowed}", param=name, code="unsupported_value"
+            )

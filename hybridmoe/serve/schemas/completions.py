@@ -1,0 +1,56 @@
+"""OpenAI's /v1/completions: raw text continued."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+from hybridmoe.serve.schemas.chat import Usage
+from hybridmoe.serve.schemas.common import (
+    Count,
+    JsonObject,
+    Model,
+    ResponseFormat,
+    SamplingFields,
+    StreamOptions,
+    TopLogprobs,
+)
+
+__all__ = ["CompletionAnswer", "CompletionRequest"]
+
+TokenId = Annotated[int, Field(ge=0, le=2**31 - 1)]
+
+
+class CompletionRequest(SamplingFields):
+    """A text, or its token ids; names of special tokens in a text stand for those tokens."""
+
+    model: str | None = Field(default=None, max_length=512)
+    prompt: str | Annotated[list[TokenId], Field(min_length=1)]
+    max_tokens: Count | None = Field(default=None, description="16 where it is left out.")
+    n: Annotated[int, Field(ge=1, le=128)] | None = None
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    logprobs: TopLogprobs | None = None
+    response_format: ResponseFormat | None = None
+    ignore_eos: bool = False
+    return_experts: bool = False
+
+    @classmethod
+    def unsupported(cls) -> dict[str, tuple[Any, ...]]:
+        return {"best_of": (1,), "echo": (False,), "suffix": ("",)}
+
+
+class CompletionChoice(Model):
+    index: int
+    text: str
+    logprobs: JsonObject | None
+    finish_reason: Literal["stop", "length"] | None
+
+
+class CompletionAnswer(Model):
+    id: str
+    object: Literal["text_completion"]
+    created: int
+    model: str
+    system_fingerprint: str
+    choices: list[CompletionChoice]
+    usage: Usage | None

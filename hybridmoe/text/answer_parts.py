@@ -1,0 +1,200 @@
+"""One answer's tokens, as they come, sorted into what a client shows apart.
+
+Text, reasoning (between `<think>` and `</think>`), and tool calls with their arguments. Pushed, not
+pulled: whoever receives tokens calls `push`. Whole characters only, cut at stop strings; marks are
+found by token id and never shown. Lenient as text/tool_calls.py describes: a call also begins
+without its section or inside an unclosed `<think>`, and ends where the answer does.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from hybridmoe.text.stop_strings import StopFilter
+from hybridmoe.text.tokenizer import Tokenizer
+from hybridmoe.text.tool_calls import (
+    ARGUMENTS_BEGIN,
+    CALL_BEGIN,
+    CALL_END,
+    SECTION_BEGIN,
+    SECTION_END,
+    function_name,
+)
+
+__all__ = [
+    "AnswerParts",
+    "ArgumentsPart",
+    "CallEnd",
+    "CallStart",
+    "Part",
+    "ReasoningPart",
+    "TextPart",
+]
+
+
+@dataclass(frozen=True, slots=True)
+class TextPart:
+    """Characters of the answer itself."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class ReasoningPart:
+    """Characters of the model's thinking."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class CallStart:
+    """A tool call begins: the how-manieth of this answer, and of which function."""
+
+    index: int
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class ArgumentsPart:
+    """Characters of a call's JSON arguments."""
+
+    index: int
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class CallEnd:
+    """The call has all its arguments, or the answer ended in it."""
+
+    index: int
+
+
+Part = TextPart | ReasoningPart | CallStart | ArgumentsPart | CallEnd
+Mode = Literal["text", "reasoning", "section", "name", "arguments"]
+
+
+class AnswerParts:
+    """Sorts one answer's tokens."""
+
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        *,
+        stop: Sequence[str] = (),
+        may_call: bool = False,
+        may_think: bool = False,
+        is_thinking: bool = False,
+    ) -> None:
+        """may_call, may_think: whether such marks are acted upon; else the names of the latter
+        are text, and the former hidden. is_thinking: the prompt ended inside `<think>`.
+        """
+        names: tuple[str, ...] = ()
+        if may_call:
+            names += (*SECTION_BEGIN, *SECTION_END, CALL_BEGIN, ARGUMENTS_BEGIN, CALL_END)
+        if may_think:
+            names += ("<think>", "</think>")
+        self._marks = {
+            token_id: name for name in names if (token_id := tokenizer.special_id(name)) is not None
+        }
+        self._tokenizer = tokenizer
+        self._decoder = tokenizer.stream()
+        self._stops = StopFilter(stop)
+        self._mode: Mode = "reasoning" if is_thinking else "text"
+        self._is_section = False  # where a call ends, whether text or a further call follows
+        self._name_ids: list[int] = []
+        self._spaces = ""  # held back at the end of arguments
+        self._has_arguments = False
+        self.num_calls = 0  # begun so far
+
+    @property
+    def has_stopped(self) -> bool:
+        """Whether a stop string ended the answer: no token after it counts."""
+        return self._stops.has_stopped
+
+    @property
+    def stop_string(self) -> str | None:
+        """The stop string that ended the answer."""
+        return self._stops.matched
+
+    def is_text(self, token_id: int) -> bool:
+        """Whether this token, if it is pushed next, belongs to the answer's text."""
+        return self._mode == "text" and token_id not in self._marks and not self.has_stopped
+
+    @property
+    def is_thinking(self) -> bool:
+        """Whether the last token pushed was a thought."""
+        return self._mode == "reasoning"
+
+    def push(self, token_id: int) -> list[Part]:
+        """What this token completes; often nothing."""
+        if self.has_stopped:
+            return []
+        mark = self._marks.get(token_id)
+        if mark is not None:
+            return self._turn(mark)
+        if self._mode == "name":
+            self._name_ids.append(token_id)
+            return []
+        return self._show(self._decoder.push(token_id))
+
+    def finish(self) -> list[Part]:
+        """What was held back, once no more tokens will come."""
+        if self.has_stopped:
+            return []
+        out = self._leave()
+        rest = self._stops.flush()
+        return [*out, TextPart(rest)] if rest else out
+
+    def _turn(self, mark: str) -> list[Part]:
+        if mark == ARGUMENTS_BEGIN and self._mode == "name":
+            return self._begin_call()
+        out = self._leave()
+        if mark == CALL_BEGIN:
+            self._mode, self._name_ids = "name", []
+        elif mark in (CALL_END, ARGUMENTS_BEGIN):
+            if self._mode in ("name", "arguments"):
+                self._mode = "section" if self._is_section else "text"
+        else:
+            self._is_section = mark in SECTION_BEGIN
+            after: Mode = "section" if self._is_section else "text"
+            self._mode = "reasoning" if mark == "<think>" else after
+        return out
+
+    def _begin_call(self) -> list[Part]:
+        name = function_name(self._tokenizer.decode(self._name_ids))
+        if not name:
+            self._mode, self._is_section = "section", True  # what cannot be called is dropped
+            return []
+        self._mode, self._spaces, self._has_arguments = "arguments", "", False
+        self.num_calls += 1
+        return [CallStart(self.num_calls - 1, name)]
+
+    def _leave(self) -> list[Part]:
+        """End what the current mode has begun; the mode itself is the caller's to change."""
+        out = self._show(self._decoder.flush())
+        if self._mode == "arguments":
+            index = self.num_calls - 1
+            if not self._has_arguments:
+                out.append(ArgumentsPart(index, "{}"))
+            out.append(CallEnd(index))
+        return out
+
+    def _show(self, text: str) -> list[Part]:
+        if not text:
+            return []
+        if self._mode == "text":
+            shown = self._stops.push(text)
+            return [TextPart(shown)] if shown else []
+        if self._mode == "reasoning":
+            return [ReasoningPart(text)]
+        if self._mode != "arguments":
+            return []  # between the calls of a section
+        text = self._spaces + text
+        kept = text.rstrip()
+        self._spaces = text[len(kept) :]
+        if not self._has_arguments:
+            kept = kept.lstrip()
+        if not kept:
+            return []
+        self._has_arguments = True
+        return [ArgumentsPart(self.num_calls - 1, kept)]

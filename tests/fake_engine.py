@@ -1,0 +1,158 @@
+"""An engine that answers by rule, and an LLM around it: the endpoint's tests need no model.
+
+What the user says decides the answer: "say TEXT" (marks of calls and thoughts included), "count N"
+(that many tokens), "slow" (one token each 10 ms, without end), "wait" (a prompt that takes 0.5 s),
+"break" (fails after a token).
+"""
+
+import re
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from hybridmoe.config import ModelConfig
+from hybridmoe.demo import demo_path
+from hybridmoe.engine.engine import EngineStats
+from hybridmoe.engine.request import Event, Finished, PromptProgress, Request, TokenEvent, Usage
+from hybridmoe.engine.sampler import SamplingParams
+from hybridmoe.errors import ConfigError, ContextLengthError, QueueFullError
+from hybridmoe.gguf.reader import GGUFFile
+from hybridmoe.text.chat_template import ChatTemplate
+from hybridmoe.text.prompt import encode_chat
+from hybridmoe.text.tokenizer import Tokenizer
+
+__all__ = ["FakeEngine", "FakeLLM"]
+
+_ASKED = re.compile(r"<\|im_user\|>user<\|im_middle\|>((?:(?!<\|im_user\|>).)*?)<\|im_end\|>", re.S)
+
+
+class FakeTicket:
+    """As the engine's."""
+
+    def __init__(self) -> None:
+        self.cancelled = threading.Event()
+        self.finished = threading.Event()
+
+    def cancel(self) -> None:
+        self.cancelled.set()
+
+
+class FakeEngine:
+    """As `hybridmoe.engine.engine.Engine`; one thread for each request."""
+
+    def __init__(self, tokenizer: Tokenizer, context_tokens: int, most: int = 16) -> None:
+        self._tokenizer = tokenizer
+        self._context_tokens = context_tokens
+        self._most = most
+        self.requests: list[Request] = []
+        self.tickets: list[FakeTicket] = []
+
+    def submit(self, request: Request, listener: Callable[[Event], None]) -> FakeTicket:
+        if len(request.prompt_ids) >= self._context_tokens:
+            raise ContextLengthError(len(request.prompt_ids), self._context_tokens)
+        if not all(0 <= i < self._tokenizer.num_tokens for i in request.prompt_ids):
+            raise ConfigError("a token is outside the vocabulary")
+        if self.num_running >= self._most:
+            raise QueueFullError("the queue is full: 0 requests wait")
+        self.requests.append(request)
+        ticket = FakeTicket()
+        self.tickets.append(ticket)
+        threading.Thread(target=self._work, args=(request, listener, ticket), daemon=True).start()
+        return ticket
+
+    @property
+    def num_running(self) -> int:
+        return sum(not ticket.finished.is_set() for ticket in self.tickets)
+
+    def stats(self) -> EngineStats:
+        return EngineStats(
+            running=self.num_running, waiting=0, kv_pages_total=4, kv_pages_used=1,
+            kv_pages_cached=2, kv_page_tokens=16, steps=0, prompt_tokens=0, cached_tokens=0,
+            generated_tokens=0, preempted=0,
+        )  # fmt: skip
+
+    def close(self) -> None:
+        for ticket in self.tickets:
+            ticket.cancel()
+
+    def _work(
+        self, request: Request, listener: Callable[[Event], None], ticket: FakeTicket
+    ) -> None:
+        prompt = self._tokenizer.decode(request.prompt_ids, skip_special=False)
+        asked = _ASKED.findall(prompt)
+        order = asked[-1] if asked else prompt
+        total = len(request.prompt_ids)
+        if order == "wait":
+            time.sleep(0.5)
+        for done in (total // 2, total):
+            listener(PromptProgress(done, total, 1))
+        limit = request.params.max_tokens or self._context_tokens - total
+        reason, error, count = "stop", None, 0
+        for token_id in self._answer(order, request.params):
+            if ticket.cancelled.is_set():
+                reason = "cancelled"
+                break
+            if count == limit:
+                reason = "length"
+                break
+            count += 1
+            listener(self._token(token_id, request))
+            if order == "break":
+                reason, error = "error", "out of order"
+                break
+        ticket.finished.set()
+        usage = Usage(
+            prompt_tokens=total, cached_tokens=1, generated_tokens=count, queue_s=0.0,
+            prompt_s=0.1, decode_s=0.2,
+        )  # fmt: skip
+        listener(Finished(reason, usage, error))
+
+    def _token(self, token_id: int, request: Request) -> TokenEvent:
+        num_top = request.top_logprobs
+        experts = np.arange(6, dtype=np.int16).reshape(3, 2) if request.expert_trace else None
+        if num_top is None:
+            return TokenEvent(token_id, Usage(), None, (), experts)
+        top = tuple((i, -1.0 - i) for i in range(num_top))
+        logprob = float("-inf") if token_id == 65 else -0.5
+        return TokenEvent(token_id, Usage(), logprob, top, experts)
+
+    def _answer(self, order: str, params: SamplingParams) -> Iterator[int]:
+        verb, _, rest = order.partition(" ")
+        if verb == "say":
+            yield from self._tokenizer.encode(rest, parse_special=True)
+        elif verb == "count":
+            yield from self._tokenizer.encode("a " * int(rest))[: int(rest)]
+        elif verb == "slow":
+            while True:
+                time.sleep(0.01)
+                yield 65
+        else:
+            yield from self._tokenizer.encode("Hello! How can I help?")
+
+
+class FakeLLM:
+    """As much of `hybridmoe.LLM` as the endpoint uses."""
+
+    def __init__(self, context_tokens: int = 1024) -> None:
+        self.file = GGUFFile.open(demo_path())
+        self.config = ModelConfig.from_metadata(self.file.metadata)
+        self.tokenizer = Tokenizer(self.file.path, self.file.metadata)
+        self.context_tokens = context_tokens
+        self.engine = FakeEngine(self.tokenizer, context_tokens)
+        self._template = ChatTemplate.from_metadata(self.file.metadata, self.tokenizer)
+
+    def encode_chat(
+        self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]] | None
+    ) -> list[int]:
+        return encode_chat(self._template, self.tokenizer, messages, tools)
+
+    def sampling_params(self, overrides: Mapping[str, Any]) -> SamplingParams:
+        return SamplingParams(**overrides)
+
+    def close(self) -> None:
+        self.engine.close()
+        self.tokenizer.close()
+        self.file.close()

@@ -1,0 +1,117 @@
+"""`hybridmoe serve` as a process: it listens, loads, answers and ends; or says why not."""
+
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx2
+import pytest
+
+from hybridmoe.cli.app import main
+from hybridmoe.cli.serve import listen
+
+
+@contextmanager
+def serving(*arguments: str) -> Iterator[tuple["subprocess.Popen[str]", httpx2.Client]]:
+    command = [sys.executable, "-m", "hybridmoe", "serve", "--port", "0", *arguments]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    assert process.stderr is not None
+    try:
+        said = ""
+        while not (url := re.search(r"listening at (\S+)", said)):
+            line = process.stderr.readline()
+            assert line, said
+            said += line
+        with httpx2.Client(base_url=url[1], timeout=60) as http:
+            yield process, http
+    finally:
+        process.kill()
+        process.wait()
+        process.stderr.close()
+
+
+def ready(http: httpx2.Client) -> None:
+    deadline = time.monotonic() + 60
+    while http.get("/health").status_code != 200:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def test_it_serves_and_ends_at_an_interrupt() -> None:
+    with serving("--model-name", "demo", "--slots", "2") as (process, http):
+        ready(http)
+        assert http.get("/v1/models").json()["data"][0]["id"] == "demo"
+        body = {"messages": [{"role": "user", "content": "What is 12 + 34?"}], "temperature": 0}
+        answer = http.post("/v1/chat/completions", json=body).json()
+        assert answer["choices"][0]["message"]["content"].endswith("46")
+        endless = {"prompt": "a", "max_tokens": 10**6, "ignore_eos": True, "stream": True}
+        with http.stream("POST", "/v1/completions", json=endless) as stream:
+            lines = stream.iter_lines()
+            next(lines)
+            process.send_signal(signal.SIGINT)
+            assert "the answer was cancelled" in "".join(lines)
+            assert process.wait(20) == 130
+        assert process.stderr is not None
+        assert "Traceback" not in process.stderr.read()
+
+
+def test_keys_come_from_a_file(tmp_path: Path) -> None:
+    keys = tmp_path / "keys"
+    keys.write_text("# ours\nalpha\n\n  beta \n")
+    with serving("--api-key-file", str(keys), "--api-key", "gamma", "--ctx", "64") as (_, http):
+        ready(http)
+        assert http.get("/v1/models").status_code == 401
+        for key in ("alpha", "beta", "gamma"):
+            headers = {"Authorization": f"Bearer {key}"}
+            assert http.get("/v1/models", headers=headers).status_code == 200
+
+
+def test_tokens_are_sent_as_they_come() -> None:
+    with listen("127.0.0.1", 0) as listener:
+        assert listener.proto == socket.IPPROTO_TCP  # asyncio then switches Nagle's delay off
+
+
+def failure(arguments: Sequence[str], capsys: pytest.CaptureFixture[str]) -> str:
+    assert main(["serve", *arguments]) == 1
+    said = capsys.readouterr().err.splitlines()
+    assert said[-1].startswith("hybridmoe: error: ")
+    return said[-1]
+
+
+def test_what_keeps_it_from_serving_is_one_line(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        assert f"cannot listen at 127.0.0.1:{port}" in failure(["--port", port], capsys)
+    keys = tmp_path / "keys"
+    keys.write_text("# none\n")
+    assert "holds no API key" in failure(["--api-key-file", str(keys)], capsys)
+    assert "cannot listen at no.such.host" in failure(["--host", "no.such.host.invalid"], capsys)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"), [(["absent.gguf"], "absent.gguf"), (["--ctx", "0"], "context_tokens=0")]
+)
+def test_a_model_that_cannot_be_loaded_ends_the_server(arguments: list[str], words: str) -> None:
+    command = [sys.executable, "-m", "hybridmoe", "serve", "--port", "0", *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 1
+    assert words in done.stderr.splitlines()[-1]
+    assert "Traceback" not in done.stderr
+
+
+def test_an_open_door_is_warned_of() -> None:
+    for arguments, warns in (((), True), (("--api-key", "x"), False)):
+        command = [sys.executable, "-m", "hybridmoe", "serve", "--port", "0", "--host", "0.0.0.0"]
+        done = subprocess.run(
+            [*command, *arguments, "absent.gguf"],
+            capture_output=True, text=True, timeout=60, check=False,
+        )  # fmt: skip
+        assert ("can be reached by others, and no --api-key is set" in done.stderr) == warns

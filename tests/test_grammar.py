@@ -1,0 +1,167 @@
+"""Constraints: what they let a model write is what was asked for, whatever the model wants."""
+
+import json
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+from engine_run import request, run
+
+import hybridmoe
+from hybridmoe.errors import ConfigError
+from hybridmoe.text.grammar import GrammarCompiler, MatcherConstraint
+from hybridmoe.text.tool_calls import split_tool_calls
+
+SCHEMA = {
+    "type": "object",
+    "properties": {
+        "name": {"type": "string", "maxLength": 12},
+        "age": {"type": "integer", "minimum": 0, "maximum": 150},
+        "tags": {"type": "array", "items": {"enum": ["a", "b"]}, "maxItems": 3},
+    },
+    "required": ["name", "age", "tags"],
+    "additionalProperties": False,
+}
+TOOLS = [
+    {
+        "type": "function",
+        "function": {
+            "name": "get_weather",
+            "parameters": {
+                "type": "object",
+                "properties": {"city": {"enum": ["Oslo", "Rome"]}},
+                "required": ["city"],
+                "additionalProperties": False,
+            },
+        },
+    },
+    {"type": "function", "function": {"name": "time-now", "parameters": {"maxProperties": 0}}},
+]
+
+
+@pytest.fixture(scope="module")
+def llm() -> Iterator[hybridmoe.LLM]:
+    with hybridmoe.load() as llm:
+        yield llm
+
+
+@pytest.fixture(scope="module")
+def compiler(llm: hybridmoe.LLM) -> GrammarCompiler:
+    return GrammarCompiler(llm.tokenizer)
+
+
+def write(llm: hybridmoe.LLM, *constraints: MatcherConstraint, **options: Any) -> list[list[int]]:
+    """What the model writes, at random, under each of the constraints at the same time."""
+    prompt = llm.encode_chat([{"role": "user", "content": "Hello"}])
+    options = {"temperature": 2.0, "num_tokens": 400, **options}
+    requests = [
+        request(prompt, constraint=constraint, seed=i, **options)
+        for i, constraint in enumerate(constraints)
+    ]
+    answers = run(llm.engine, *requests)
+    assert [answer.end.reason for answer in answers] == ["stop"] * len(answers)
+    return [answer.ids for answer in answers]
+
+
+def test_a_schema_is_kept(llm: hybridmoe.LLM, compiler: GrammarCompiler) -> None:
+    for ids in write(llm, *(compiler.json_schema(SCHEMA) for _ in range(8))):
+        data = json.loads(llm.tokenizer.decode(ids))
+        assert data.keys() == {"name", "age", "tags"}
+        assert len(data["name"]) <= 12
+        assert 0 <= data["age"] <= 150
+        assert set(data["tags"]) <= {"a", "b"} and len(data["tags"]) <= 3
+
+
+def test_an_object_is_an_object(llm: hybridmoe.LLM, compiler: GrammarCompiler) -> None:
+    bias = {token_id: 8.0 for mark in '"}' for token_id in llm.tokenizer.encode(mark)}
+    (ids,) = write(llm, compiler.json_object(), logit_bias=bias)  # or it never comes to an end
+    assert isinstance(json.loads(llm.tokenizer.decode(ids)), dict)
+
+
+@pytest.mark.parametrize(
+    ("grammar", "pattern"),
+    [
+        ('root ::= "x" [0-9] [0-9]? ("." [a-c])?', r"x[0-9]{1,2}(\.[a-c])?"),
+        ('start: "yes" | "no" WORD\nWORD: /[a-z]{1,4}/', "yes|no[a-z]{1,4}"),
+    ],
+)
+def test_grammars_are_kept(
+    llm: hybridmoe.LLM, compiler: GrammarCompiler, grammar: str, pattern: str
+) -> None:
+    for ids in write(llm, *(compiler.grammar(grammar) for _ in range(4))):
+        assert re.fullmatch(pattern, llm.tokenizer.decode(ids))
+
+
+def test_a_regex_is_kept_beside_an_answer_that_is_free(
+    llm: hybridmoe.LLM, compiler: GrammarCompiler
+) -> None:
+    prompt = llm.encode_chat([{"role": "user", "content": "Hello"}])
+    free, bound = run(
+        llm.engine,
+        request(prompt, 30),
+        request(prompt, 30, constraint=compiler.regex("[ab]{7}é?")),
+    )
+    assert free.ids == run(llm.engine, request(prompt, 30))[0].ids
+    assert re.fullmatch("[ab]{7}é?", llm.tokenizer.decode(bound.ids))
+
+
+@pytest.mark.parametrize("choice", ["required", "get_weather", "auto"])
+def test_tool_calls_have_the_models_form(
+    llm: hybridmoe.LLM, compiler: GrammarCompiler, choice: str
+) -> None:
+    strict = [{**t, "function": {**t["function"], "strict": True}} for t in TOOLS]
+    constraints = [compiler.tool_calls(strict, choice, first_index=3) for _ in range(6)]
+    bias = {llm.tokenizer.special_id("<|tool_call_begin|>"): 3.0}
+    seen = 0
+    for ids in write(llm, *constraints, logit_bias=bias, temperature=1.0):
+        visible, calls = split_tool_calls(ids, llm.tokenizer)
+        assert choice == "auto" or (calls and not visible)
+        assert choice != "get_weather" or len(calls) == 1
+        for i, call in enumerate(calls):
+            name = call["function"]["name"]
+            assert call["id"] == f"functions.{name}:{3 + i}"
+            data = json.loads(call["function"]["arguments"])
+            assert data == {} if name == "time-now" else data["city"] in ("Oslo", "Rome")
+        seen += len(calls)
+    assert seen or choice == "auto"
+
+
+def test_parallel_calls_can_be_forbidden(llm: hybridmoe.LLM, compiler: GrammarCompiler) -> None:
+    constraint = compiler.tool_calls(TOOLS, "required", is_parallel=False)
+    bias = {llm.tokenizer.special_id("<|tool_call_begin|>"): 100.0}
+    (ids,) = write(llm, constraint, logit_bias=bias)
+    assert len(split_tool_calls(ids, llm.tokenizer)[1]) == 1
+
+
+def test_a_copy_goes_its_own_way(llm: hybridmoe.LLM, compiler: GrammarCompiler) -> None:
+    first = compiler.regex("a[bc]")
+    second = first.copy()
+    (a,) = llm.tokenizer.encode("a")
+    before = second.mask().copy()
+    first.accept(a)
+    assert np.array_equal(second.mask(), before)
+    assert not np.array_equal(first.mask(), before)
+
+
+def test_a_token_that_is_not_allowed_is_an_error(compiler: GrammarCompiler) -> None:
+    with pytest.raises(ConfigError, match="grammar: "):
+        compiler.regex("a").accept(0)
+
+
+def test_what_cannot_be_kept_is_refused_in_one_line(compiler: GrammarCompiler) -> None:
+    for refused, message in (
+        (lambda: compiler.regex("("), "regex: .*unclosed group"),
+        (lambda: compiler.json_schema({"type": "nope"}), "json_schema: .*nope"),
+        (lambda: compiler.json_schema({"contains": {"type": "string"}}), "json_schema: .*contains"),
+        (lambda: compiler.json_schema({"enum": [{1, 2}]}), "json_schema: "),
+        (lambda: compiler.grammar("root ::= foo"), "grammar: .*foo"),
+        (lambda: compiler.grammar(""), "grammar: "),
+        (lambda: compiler.grammar('start: "' + "x" * (1 << 20) + '"'), "grammar: more than"),
+        (lambda: compiler.tool_calls(TOOLS, "nope"), "tool_choice 'nope': no such tool"),
+        (lambda: compiler.tool_calls([], "auto"), "no such tool"),
+    ):
+        with pytest.raises(ConfigError, match=message) as caught:
+            refused()
+        assert "\n" not in str(caught.value)

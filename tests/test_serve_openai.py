@@ -1,0 +1,420 @@
+"""OpenAI's own Python client against the endpoint, with an engine that answers by rule."""
+
+import json
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import openai
+import pytest
+from fake_engine import FakeLLM
+from live_server import LiveServer, live_server
+from pydantic import BaseModel
+
+CALL = (
+    "<|tool_calls_section_begin|><|tool_call_begin|>functions.get_weather:0"
+    '<|tool_call_argument_begin|>{"city":"Oslo"}<|tool_call_end|>'
+)
+WEATHER: Any = {
+    "type": "function",
+    "function": {
+        "name": "get_weather",
+        "parameters": {"type": "object", "properties": {"city": {"type": "string"}}},
+    },
+}
+
+
+@pytest.fixture(scope="module")
+def llm() -> Iterator[FakeLLM]:
+    llm = FakeLLM()
+    yield llm
+    llm.close()
+
+
+@pytest.fixture(scope="module")
+def server(llm: FakeLLM) -> Iterator[LiveServer]:
+    with live_server(llm, model_aliases=("other",)) as server:
+        yield server
+
+
+@pytest.fixture
+def client(server: LiveServer) -> Iterator[openai.OpenAI]:
+    with openai.OpenAI(base_url=f"{server.url}/v1", api_key="-", max_retries=0) as client:
+        yield client
+
+
+def user(text: str) -> list[Any]:
+    return [{"role": "user", "content": text}]
+
+
+def test_a_whole_answer(client: openai.OpenAI) -> None:
+    answer = client.chat.completions.create(model="test", messages=user("say Hi °é"))
+    choice = answer.choices[0]
+    assert (choice.message.role, choice.message.content) == ("assistant", "Hi °é")
+    assert choice.finish_reason == "stop"
+    assert choice.message.tool_calls is None
+    assert answer.usage is not None
+    assert answer.usage.total_tokens == answer.usage.prompt_tokens + answer.usage.completion_tokens
+    assert answer.usage.prompt_tokens_details is not None
+    assert answer.usage.prompt_tokens_details.cached_tokens == 1
+    assert answer.system_fingerprint
+
+
+def test_a_stream_begins_with_the_role_and_ends_with_the_reason(client: openai.OpenAI) -> None:
+    stream = client.chat.completions.create(model="test", messages=user("say Hi °é"), stream=True)
+    chunks = list(stream)
+    assert all(len(chunk.choices) == 1 for chunk in chunks)
+    assert all("usage" not in chunk.to_dict() for chunk in chunks)
+    first, last = chunks[0].choices[0], chunks[-1].choices[0]
+    assert (first.delta.role, first.delta.content) == ("assistant", "")
+    assert last.finish_reason == "stop"
+    assert not last.delta.content
+    assert [c.choices[0].finish_reason for c in chunks[:-1]] == [None] * (len(chunks) - 1)
+    assert "".join(c.choices[0].delta.content or "" for c in chunks) == "Hi °é"
+    assert chunks[-1].to_dict()["timings"]["prompt_n"] > 0
+    assert len({chunk.id for chunk in chunks}) == 1
+
+
+def test_usage_comes_in_one_last_chunk_when_asked_for(client: openai.OpenAI) -> None:
+    stream = client.chat.completions.create(
+        model="test",
+        messages=user("count 5"),
+        stream=True,
+        stream_options={"include_usage": True},
+    )
+    *chunks, last = list(stream)
+    assert last.choices == []
+    assert last.usage is not None
+    assert last.usage.completion_tokens == 5
+    assert all(chunk.usage is None for chunk in chunks)
+
+
+def test_length_is_told(client: openai.OpenAI) -> None:
+    for limit in ({"max_tokens": 3}, {"max_completion_tokens": 3}):
+        answer = client.chat.completions.create(
+            model="test",
+            messages=user("count 9"),
+            **limit,  # type: ignore[call-overload]
+        )
+        assert answer.choices[0].finish_reason == "length"
+        assert answer.usage.completion_tokens == 3
+
+
+def test_stop_strings_do_not_show_and_end_the_engines_work(
+    client: openai.OpenAI, llm: FakeLLM
+) -> None:
+    answer = client.chat.completions.create(
+        model="test", messages=user("say one two three four"), stop=["thr", "zzz"]
+    )
+    assert answer.choices[0].message.content == "one two "
+    assert answer.choices[0].finish_reason == "stop"
+    assert llm.engine.tickets[-1].cancelled.is_set()
+
+
+def test_sampling_parameters_reach_the_engine(client: openai.OpenAI, llm: FakeLLM) -> None:
+    client.chat.completions.create(
+        model="test",
+        messages=user("say x"),
+        temperature=0.25,
+        top_p=0.5,
+        seed=-1,
+        presence_penalty=1.0,
+        frequency_penalty=-1.0,
+        logit_bias={"65": -100, "66": 5},
+        extra_body={"top_k": 7, "min_p": 0.125, "repetition_penalty": 1.5},
+    )
+    params = llm.engine.requests[-1].params
+    assert (params.temperature, params.top_p, params.top_k, params.min_p) == (0.25, 0.5, 7, 0.125)
+    assert (params.presence_penalty, params.frequency_penalty) == (1.0, -1.0)
+    assert params.repetition_penalty == 1.5
+    assert params.seed == 2**64 - 1
+    assert (params.logit_bias[65], params.logit_bias[66]) == (float("-inf"), 5.0)
+
+
+def test_several_choices_have_their_own_seeds(client: openai.OpenAI, llm: FakeLLM) -> None:
+    answer = client.chat.completions.create(model="test", messages=user("say x"), n=3, seed=5)
+    assert [choice.message.content for choice in answer.choices] == ["x", "x", "x"]
+    assert [choice.index for choice in answer.choices] == [0, 1, 2]
+    assert sorted(r.params.seed or 0 for r in llm.engine.requests[-3:]) == [5, 6, 7]
+    stream = client.chat.completions.create(
+        model="test", messages=user("say x y"), n=2, stream=True
+    )
+    texts = ["", ""]
+    for chunk in stream:
+        texts[chunk.choices[0].index] += chunk.choices[0].delta.content or ""
+    assert texts == ["x y", "x y"]
+
+
+def test_logprobs(client: openai.OpenAI) -> None:
+    arguments: dict[str, Any] = {"model": "test", "logprobs": True, "top_logprobs": 2}
+    messages = user("say <think>no</think>one A stop two")
+    whole = client.chat.completions.create(messages=messages, stop="stop", **arguments)
+    assert whole.choices[0].logprobs is not None
+    entries = whole.choices[0].logprobs.content or []
+    assert whole.choices[0].message.content == "one A "
+    text = "".join(entry.token for entry in entries)
+    assert text.startswith("one A ")
+    assert not text.removesuffix(entries[-1].token).startswith("one A ")
+    assert all(len(entry.top_logprobs) == 2 for entry in entries)
+    assert b"".join(bytes(entry.bytes or []) for entry in entries).decode() == text
+    stream = client.chat.completions.create(
+        messages=messages, stop="stop", stream=True, **arguments
+    )
+    streamed = [
+        entry
+        for chunk in stream
+        if chunk.choices[0].logprobs
+        for entry in chunk.choices[0].logprobs.content or []
+    ]
+    assert [entry.to_dict() for entry in streamed] == [entry.to_dict() for entry in entries]
+
+
+def test_a_round_of_tools(client: openai.OpenAI, llm: FakeLLM) -> None:
+    messages = user(f"say Let me look.{CALL}")
+    answer = client.chat.completions.create(model="test", messages=messages, tools=[WEATHER])
+    message = answer.choices[0].message
+    assert answer.choices[0].finish_reason == "tool_calls"
+    assert message.content == "Let me look."
+    assert message.tool_calls is not None
+    (call,) = message.tool_calls
+    assert call.type == "function"
+    assert (call.id, call.function.name) == ("functions.get_weather:0", "get_weather")
+    assert json.loads(call.function.arguments) == {"city": "Oslo"}
+    messages += [
+        message.to_dict(),
+        {"role": "tool", "tool_call_id": call.id, "content": "sunny"},
+        *user(f"say {CALL}"),
+    ]
+    again = client.chat.completions.create(model="test", messages=messages, tools=[WEATHER])
+    assert again.choices[0].message.content is None
+    assert again.choices[0].message.tool_calls is not None
+    assert again.choices[0].message.tool_calls[0].id == "functions.get_weather:1"
+
+
+def test_foreign_ids_are_rewritten_before_the_model_sees_them(
+    client: openai.OpenAI, llm: FakeLLM
+) -> None:
+    call = {"id": "call_abc", "type": "function", "function": {"name": "f", "arguments": "{}"}}
+    messages: list[Any] = [
+        *user("a"),
+        {"role": "assistant", "tool_calls": [call]},
+        {"role": "tool", "tool_call_id": "call_abc", "content": "9"},
+    ]
+    client.chat.completions.create(model="test", messages=messages)
+    prompt = llm.tokenizer.decode(llm.engine.requests[-1].prompt_ids, skip_special=False)
+    assert "call_abc" not in prompt
+    assert "## Return of functions.f:0\n9" in prompt
+
+
+def test_streamed_tool_calls(client: openai.OpenAI) -> None:
+    with client.chat.completions.stream(
+        model="test", messages=user(f"say Hm.{CALL}{CALL}"), tools=[WEATHER]
+    ) as stream:
+        for _ in stream:
+            pass
+        final = stream.get_final_completion()
+    assert final.choices[0].finish_reason == "tool_calls"
+    assert final.choices[0].message.content == "Hm."
+    calls = final.choices[0].message.tool_calls or []
+    assert [call.id for call in calls] == ["functions.get_weather:0", "functions.get_weather:1"]
+    assert [json.loads(call.function.arguments) for call in calls] == [{"city": "Oslo"}] * 2
+
+
+def test_one_call_where_parallel_ones_are_not_wanted(client: openai.OpenAI) -> None:
+    answer = client.chat.completions.create(
+        model="test",
+        messages=user(f"say {CALL}{CALL}"),
+        tools=[WEATHER],
+        parallel_tool_calls=False,
+    )
+    assert len(answer.choices[0].message.tool_calls or []) == 1
+    assert answer.choices[0].finish_reason == "tool_calls"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "is_constrained"),
+    [
+        ({}, False),
+        ({"tool_choice": "auto"}, False),
+        ({"tool_choice": "none"}, False),
+        ({"tool_choice": "required"}, True),
+        ({"tool_choice": {"type": "function", "function": {"name": "get_weather"}}}, True),
+    ],
+)
+def test_tool_choice(
+    client: openai.OpenAI, llm: FakeLLM, arguments: dict[str, Any], is_constrained: bool
+) -> None:
+    client.chat.completions.create(
+        model="test", messages=user("say x"), tools=[WEATHER], **arguments
+    )
+    request = llm.engine.requests[-1]
+    assert (request.constraint is not None) == is_constrained
+    section = llm.tokenizer.special_id("<|tool_calls_section_begin|>")
+    assert section is not None
+    is_forbidden = request.params.logit_bias.get(section) == float("-inf")
+    assert is_forbidden == (arguments.get("tool_choice") == "none")
+
+
+def test_thoughts_are_kept_apart(client: openai.OpenAI) -> None:
+    messages = user("say <think>why not</think>yes")
+    answer = client.chat.completions.create(model="test", messages=messages)
+    message = answer.choices[0].message.to_dict()
+    assert (message["reasoning_content"], message["content"]) == ("why not", "yes")
+    assert answer.usage is not None
+    assert answer.usage.completion_tokens_details is not None
+    assert answer.usage.completion_tokens_details.reasoning_tokens
+    stream = client.chat.completions.create(model="test", messages=messages, stream=True)
+    deltas = [chunk.choices[0].delta.to_dict() for chunk in stream]
+    assert "".join(delta.get("reasoning_content") or "" for delta in deltas) == "why not"
+    assert "".join(delta.get("content") or "" for delta in deltas) == "yes"
+
+
+class City(BaseModel):
+    name: str
+    people: int
+
+
+def test_typed_answers(client: openai.OpenAI, llm: FakeLLM) -> None:
+    answer = client.chat.completions.parse(
+        model="test", messages=user('say {"name":"Oslo","people":7}'), response_format=City
+    )
+    assert answer.choices[0].message.parsed == City(name="Oslo", people=7)
+    assert llm.engine.requests[-1].constraint is not None
+
+
+def test_progress_and_experts_come_when_asked_for(client: openai.OpenAI) -> None:
+    stream = client.chat.completions.create(
+        model="test",
+        messages=user("count 4"),
+        stream=True,
+        extra_body={"return_progress": True, "return_experts": True},
+    )
+    chunks = [chunk.to_dict() for chunk in stream]
+    progress = [chunk["prompt_progress"] for chunk in chunks if "prompt_progress" in chunk]
+    assert [p["processed"] for p in progress] == [progress[-1]["total"] // 2, progress[-1]["total"]]
+    experts = [token for chunk in chunks for token in chunk.get("experts", ())]
+    assert experts == [[[0, 1], [2, 3], [4, 5]]] * 4
+
+
+def test_a_client_that_leaves_frees_its_sequence(client: openai.OpenAI, llm: FakeLLM) -> None:
+    stream = client.chat.completions.create(model="test", messages=user("slow"), stream=True)
+    next(iter(stream))
+    stream.close()
+    assert llm.engine.tickets[-1].finished.wait(5)
+    assert llm.engine.tickets[-1].cancelled.is_set()
+    with pytest.raises(openai.APITimeoutError):
+        client.with_options(timeout=0.3).chat.completions.create(
+            model="test", messages=user("slow")
+        )
+    assert llm.engine.tickets[-1].finished.wait(5)
+
+
+def test_an_error_in_mid_stream_reaches_the_client(client: openai.OpenAI) -> None:
+    with pytest.raises(openai.APIError, match="the engine failed: out of order"):
+        for _ in client.chat.completions.create(model="test", messages=user("break"), stream=True):
+            pass
+    with pytest.raises(openai.InternalServerError, match="the engine failed: out of order"):
+        client.chat.completions.create(model="test", messages=user("break"))
+
+
+def test_the_context_is_exceeded_in_the_words_that_agents_know(client: openai.OpenAI) -> None:
+    with pytest.raises(openai.BadRequestError) as caught:
+        client.chat.completions.create(model="test", messages=user("x y z " * 1000))
+    error = caught.value
+    assert (error.code, error.type) == ("context_length_exceeded", "invalid_request_error")
+    assert "maximum context length is 1024 tokens" in error.message
+    assert "exceeds the available context size" in error.message
+    assert isinstance(error.body, dict)
+    assert error.body["n_ctx"] == 1024 < error.body["n_prompt_tokens"]
+
+
+def test_a_full_queue_is_429_and_nothing_is_left_running(
+    client: openai.OpenAI, llm: FakeLLM
+) -> None:
+    streams = [
+        client.chat.completions.create(model="test", messages=user("slow"), stream=True)
+        for _ in range(15)
+    ]
+    with pytest.raises(openai.RateLimitError) as caught:
+        client.chat.completions.create(model="test", messages=user("slow"), n=2)
+    assert int(caught.value.response.headers["retry-after"]) > 0
+    for stream in streams:
+        stream.close()
+    deadline = time.monotonic() + 5
+    while llm.engine.num_running and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert llm.engine.num_running == 0
+
+
+def test_completions(client: openai.OpenAI) -> None:
+    answer = client.completions.create(model="test", prompt="count 30")
+    assert answer.choices[0].finish_reason == "length"
+    assert answer.usage is not None
+    assert answer.usage.completion_tokens == 16
+    whole = client.completions.create(model="other", prompt="say a b c", logprobs=1, max_tokens=50)
+    assert whole.model == "other"
+    assert whole.choices[0].text == "a b c"
+    logprobs = whole.choices[0].logprobs
+    assert logprobs is not None
+    assert "".join(logprobs.tokens or []) == "a b c"
+    assert [len(top) for top in logprobs.top_logprobs or []] == [1] * len(logprobs.tokens or [])
+    stream = client.completions.create(model="test", prompt="say a b c", stream=True)
+    chunks = list(stream)
+    assert "".join(chunk.choices[0].text for chunk in chunks) == "a b c"
+    assert chunks[-1].choices[0].finish_reason == "stop"
+    ids = client.completions.create(model="test", prompt=[65, 66, 67], max_tokens=3)
+    assert ids.usage is not None
+    assert ids.usage.prompt_tokens == 3
+
+
+def test_models(client: openai.OpenAI) -> None:
+    (model,) = client.models.list().data
+    assert model.id == "test"
+    assert client.models.retrieve("other").id == "other"
+    with pytest.raises(openai.NotFoundError):
+        client.models.retrieve("absent")
+
+
+def test_responses(client: openai.OpenAI) -> None:
+    answer = client.responses.create(
+        model="test", input="say <think>hm</think>Hi", instructions="Be brief."
+    )
+    assert (answer.status, answer.output_text) == ("completed", "Hi")
+    assert [item.type for item in answer.output] == ["reasoning", "message"]
+    assert answer.usage is not None
+    assert answer.usage.output_tokens_details.reasoning_tokens > 0
+    cut = client.responses.create(model="test", input="count 9", max_output_tokens=2)
+    assert cut.status == "incomplete"
+    assert cut.incomplete_details is not None
+    assert cut.incomplete_details.reason == "max_output_tokens"
+
+
+def test_streamed_responses_and_a_round_of_tools(client: openai.OpenAI, llm: FakeLLM) -> None:
+    tool: Any = {"type": "function", "strict": False, **WEATHER["function"]}
+    with client.responses.stream(model="test", input=f"say Hm.{CALL}", tools=[tool]) as stream:
+        events = list(stream)
+        final = stream.get_final_response()
+    assert events[0].type == "response.created"
+    assert events[-1].type == "response.completed"
+    assert final.output_text == "Hm."
+    call = final.output[-1]
+    assert call.type == "function_call"
+    assert json.loads(call.arguments) == {"city": "Oslo"}
+    history: list[Any] = [
+        *user("say x"),
+        *[item.to_dict() for item in final.output],
+        {"type": "function_call_output", "call_id": call.call_id, "output": "sunny"},
+        *user("say fine"),
+    ]
+    answer = client.responses.create(model="test", input=history, tools=[tool])
+    assert answer.output_text == "fine"
+    prompt = llm.tokenizer.decode(llm.engine.requests[-1].prompt_ids, skip_special=False)
+    assert f"## Return of {call.call_id}\nsunny" in prompt
+    assert f"assistant<|im_middle|>Hm.{CALL}" in prompt
+
+
+def test_typed_responses(client: openai.OpenAI) -> None:
+    answer = client.responses.parse(
+        model="test", input='say {"name":"Oslo","people":7}', text_format=City
+    )
+    assert answer.output_parsed == City(name="Oslo", people=7)
