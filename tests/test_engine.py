@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 from engine_run import Running, request, run
 from gguf import GGMLQuantizationType as Type
-from test_linear import each_isa
 from tiny_gguf import write_tiny
 
 from hybridmoe.config import EngineConfig, ModelConfig
@@ -18,7 +17,7 @@ from hybridmoe.errors import ConfigError, ContextLengthError, HybridMoeError, Qu
 from hybridmoe.gguf.reader import GGUFFile
 from hybridmoe.model.decoder import Decoder
 
-__all__ = ["each_isa"]  # a fixture
+pytestmark = pytest.mark.usefixtures("exact_kernels")
 
 MakeEngine = Callable[..., Engine]
 RNG = np.random.default_rng(5)
@@ -60,7 +59,7 @@ def test_an_answer_does_not_depend_on_the_batch_or_the_cuts(
     check_batches(make, kv_type, size, [request(prompt) for prompt in PROMPTS])
 
 
-def test_nor_on_either_in_any_instruction_set(make: MakeEngine, each_isa: str) -> None:
+def test_nor_on_either_in_any_instruction_set(make: MakeEngine, each_exact_isa: str) -> None:
     check_batches(make, "bf16", 3, [request(prompt, 6) for prompt in PROMPTS[:3]])
 
 
