@@ -13,6 +13,7 @@ from tiny_gguf import write_tiny
 
 from hybridmoe.config import EngineConfig, ModelConfig
 from hybridmoe.engine import Engine, Finished, PromptProgress, Request, TokenEvent
+from hybridmoe.engine.scheduler import Scheduler
 from hybridmoe.errors import ConfigError, ContextLengthError, HybridMoeError, QueueFullError
 from hybridmoe.gguf.reader import GGUFFile
 from hybridmoe.model.decoder import Decoder
@@ -205,6 +206,23 @@ def test_a_failing_step_ends_its_requests_and_not_the_engine(
     assert (answer.end.reason, answer.end.error) == ("error", "MemoryError: no room for this")
     assert run(engine, request([1, 78], 3))[0].end.reason == "length"
     assert engine.stats().kv_pages_used == 0
+
+
+def test_an_engine_that_fails_leaves_nobody_waiting(
+    make: MakeEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = make()
+    running = Running(engine, request(PROMPTS[0], 400))
+    running.token()
+
+    def fail(self: Scheduler) -> None:
+        raise KeyError("a bug")
+
+    monkeypatch.setattr(Scheduler, "plan", fail)
+    end = running.wait().end
+    assert (end.reason, end.error) == ("error", "the engine has failed: KeyError: 'a bug'")
+    with pytest.raises(HybridMoeError, match="closed"):
+        engine.logits([1])
 
 
 def test_a_listener_that_raises_loses_its_own_request(make: MakeEngine) -> None:

@@ -41,6 +41,9 @@ TOOLS = [
 ]
 
 
+pytestmark = pytest.mark.usefixtures("exact_kernels")  # a seed then writes the same everywhere
+
+
 @pytest.fixture(scope="module")
 def llm() -> Iterator[hybridmoe.LLM]:
     with hybridmoe.load() as llm:

@@ -223,14 +223,22 @@ class _Worker:
             raise HybridMoeError("the engine is closed")
 
     def _run(self) -> None:
-        while self._take_in():
-            for sequence in [*self._scheduler.running, *self._scheduler.waiting]:
-                if sequence.is_cancelled:
-                    self._runner.finish(sequence, "cancelled")
-            if parts := self._scheduler.plan():
-                self._runner.run(parts)
-        for sequence in [*self._scheduler.running, *self._scheduler.waiting]:
-            self._runner.finish(sequence, "cancelled")
+        failure: str | None = None
+        try:
+            while self._take_in():
+                for sequence in [*self._scheduler.running, *self._scheduler.waiting]:
+                    if sequence.is_cancelled:
+                        self._runner.finish(sequence, "cancelled")
+                if parts := self._scheduler.plan():
+                    self._runner.run(parts)
+        except Exception as error:  # not of a step, which would have been its requests' alone
+            failure = f"the engine has failed: {type(error).__name__}: {error}"
+        with self._condition:
+            self._is_stopping = True
+        for _, future in self._calls:
+            future.set_exception(HybridMoeError(failure or "the engine is closed"))
+        for sequence in [*self._scheduler.running, *self._scheduler.waiting, *self._new]:
+            sequence.finish("error" if failure else "cancelled", failure)
         self._runner.close()
 
     def _take_in(self) -> bool:

@@ -9,6 +9,7 @@ __all__ = ["Pacer"]
 _FIRST_TOKENS = 16
 _STEPS_TO_CHECK = 64  # mixed steps after which the quiet pace is measured again
 _SHARE = 0.7  # of the slowdown allowed: what is aimed at, since steps vary
+_LEAVE = 0.8  # of the aim: a step that costs as much is left as it is
 
 
 class Pacer:
@@ -36,9 +37,11 @@ class Pacer:
         quiet = self._quiet_s.get(num_decodes)
         if num_prompt == 0:
             self._since_check = 0
-            self._quiet_s[num_decodes] = (
-                seconds if quiet is None else quiet + 0.25 * (seconds - quiet)
-            )
+            if quiet is None:
+                self._quiet_s[num_decodes] = seconds
+            else:  # a step may take longer for many reasons, but shorter for one only
+                weight = 0.5 if seconds < quiet else 0.05
+                self._quiet_s[num_decodes] = quiet + weight * (seconds - quiet)
             return
         self._since_check += 1
         if quiet is None:
@@ -46,5 +49,5 @@ class Pacer:
         ratio = seconds / quiet
         if ratio > self._aim:
             self._chunk = max(1.0, self._chunk * max(0.5, self._aim / ratio))
-        elif num_prompt >= int(self._chunk):
+        elif ratio < _LEAVE * self._aim and num_prompt >= int(self._chunk):
             self._chunk = min(float(self._most), self._chunk * 1.25 + 1.0)
