@@ -222,16 +222,16 @@ def _add(writer: gguf.GGUFWriter, key: str, value: object) -> None:
 
 
 def _add_vocabulary(writer: gguf.GGUFWriter, vocab_size: int) -> None:
-    """Byte tokens in GPT-2's alphabet, then padding: enough for a tokenizer to load."""
+    """Byte tokens in GPT-2's alphabet, one merge, then names: any of them shows as text."""
     printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
     others = [b for b in range(256) if b not in printable]
     alphabet = {b: chr(b) for b in printable} | {b: chr(256 + i) for i, b in enumerate(others)}
     tokens = [alphabet[b] for b in range(256)]
-    tokens += [f"[PAD{i}]" for i in range(vocab_size - 257)] + ["<|im_end|>"]
-    kinds = [gguf.TokenType.NORMAL] * 256 + [gguf.TokenType.UNUSED] * (vocab_size - 257)
+    tokens += ["ab", *(f"[{i}]" for i in range(vocab_size - 258)), "<|im_end|>"]
+    kinds = [gguf.TokenType.NORMAL] * (vocab_size - 1)
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre("kimi-k2")
     writer.add_token_list(tokens)
     writer.add_token_types([*kinds, gguf.TokenType.CONTROL])
-    writer.add_token_merges([f"{tokens[32 + 65]} {tokens[32 + 66]}"])
+    writer.add_token_merges(["a b"])
     writer.add_eos_token_id(vocab_size - 1)
