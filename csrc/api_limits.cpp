@@ -75,7 +75,8 @@ std::map<std::string, double> matmul_costs() {
 
 bool takes_tiles(int32_t type, int64_t rows, int64_t tokens) {
   check(find_type(type) != nullptr, "tensor type ", type, " has no CPU kernel");
-  return prefers_tiles(active_table(), active_table().formats[type], rows, tokens);
+  return tokens >= kLeastTileTokens &&
+         prefers_tiles(active_table(), active_table().formats[type], rows, tokens);
 }
 
 }  // namespace

@@ -209,7 +209,7 @@ class EngineConfig:
     kv_type: str = "bf16"  # element type of latents: one of KV_TYPES
     max_running: int = 8  # requests in one batch
     max_waiting: int = 64  # requests in the queue; one more is refused
-    chunk_tokens: int = 256  # prompt tokens of one step, at most
+    chunk_tokens: int = 512  # prompt tokens of one step, at most
     decode_slowdown: float = 3.0  # of running answers, at most, while prompts are read
     speculate: int = 0  # tokens proposed a step by prompt lookup; 0 = off
 

@@ -133,3 +133,10 @@ def test_tiles_are_closer_than_rounding_to_int8() -> None:
     tiles = np.linalg.norm(ops.linear(x, w).numpy() - want)
     with isa.forced("avx512"):
         assert tiles < 0.7 * np.linalg.norm(ops.linear(x, w).numpy() - want)
+
+
+def test_small_steps_have_the_bits_of_the_int8_kernels() -> None:
+    w = random_matrix(T.Q4_K, 1, 256, 512)
+    x = activations(15, 512)
+    alone = torch.cat([ops.linear(x[t : t + 1], w) for t in range(15)])
+    assert torch.equal(ops.linear(x, w), alone)

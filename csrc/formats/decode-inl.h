@@ -52,8 +52,8 @@ inline float ue4m3_half(uint8_t x) {
   return (1.0f + mantissa / 8.0f) * power;
 }
 
-// Eight bytes each, the first lowest: kept in registers, since a vector load of bytes that were just
-// written one by one has to wait for all of these writes.
+// Eight bytes each, the first lowest: kept in registers, since a vector load of bytes that were
+// just written one by one has to wait for all of these writes.
 struct KScales {
   uint64_t scales, mins;
 };

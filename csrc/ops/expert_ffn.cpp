@@ -38,6 +38,7 @@ int64_t id(const ExpertFfnArgs& a, int64_t pair) { return a.ids == nullptr ? 0 :
 
 // Whether an expert with so many tokens goes through matrix tiles.
 bool takes_tiles(const ExpertFfnArgs& a, int64_t tokens) {
+  if (a.num_tokens < kLeastTileTokens) return false;
   const KernelTable& kernels = active_table();
   for (const Matrix* w : {&a.gate, &a.up, &a.down}) {
     if (!prefers_tiles(kernels, kernels.formats[w->type->id], w->rows, tokens)) return false;

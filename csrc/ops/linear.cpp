@@ -87,7 +87,7 @@ void linear(const Rows<const float>& x, int64_t num_tokens, const Matrix& w,
   const KernelTable& kernels = active_table();
   const FormatKernels& format = kernels.formats[w.type->id];
   const RuntimeLock runtime;
-  if (prefers_tiles(kernels, format, w.rows, num_tokens)) {
+  if (num_tokens >= kLeastTileTokens && prefers_tiles(kernels, format, w.rows, num_tokens)) {
     return linear_by_tiles(x, num_tokens, w, out, *runtime);
   }
   const int64_t num_inputs = w.batch * num_tokens;

@@ -12,6 +12,10 @@ constexpr int64_t kTileBlockRows = 128;  // of one call
 
 constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
+// Steps of fewer tokens do without tiles, so that answers being written have the same bits whatever
+// else is in their batch.
+constexpr int64_t kLeastTileTokens = 16;
+
 // Whether the cost model of the active kernels prefers tiles for this many tokens.
 inline bool prefers_tiles(const KernelTable& kernels, const FormatKernels& format, int64_t rows,
                           int64_t tokens) {

@@ -3,8 +3,8 @@
 The best supported one is chosen at import; `HYBRIDMOE_ISA` forces another, so that every path can
 be tested on one machine. Results are the same bits for avx2 and avx512, whatever else is in a
 batch; scalar has no fused multiply-add and differs within the rounding of float32. amx has avx512's
-kernels for few tokens, and tiles of bfloat16 for many: closer to exact arithmetic, but a token's
-bits then depend on how many tokens its expert has. Where that matters, force avx512.
+kernels for steps of fewer than 16 tokens, and tiles of bfloat16 for longer ones: closer to exact
+arithmetic, but a prompt's bits then depend on how it was cut. Where that matters, force avx512.
 """
 
 from collections.abc import Iterator
