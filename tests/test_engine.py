@@ -60,6 +60,16 @@ def test_an_answer_does_not_depend_on_the_batch_or_the_cuts(
     check_batches(make, kv_type, size, [request(prompt) for prompt in PROMPTS])
 
 
+def test_sixty_four_at_once_get_what_each_gets_alone(make: MakeEngine) -> None:
+    prompts = [RNG.integers(0, 256, 5 + 3 * i).tolist() for i in range(64)]
+    lone = make()
+    expected = [run(lone, request(prompt, 8))[0].ids for prompt in prompts]
+    engine = make(kv_tokens=16384, max_running=64)
+    assert [answer.ids for answer in run(engine, *(request(p, 8) for p in prompts))] == expected
+    stats = engine.stats()
+    assert stats.running == stats.waiting == stats.kv_pages_used == 0
+
+
 def test_nor_on_either_in_any_instruction_set(make: MakeEngine, each_exact_isa: str) -> None:
     check_batches(make, "bf16", 3, [request(prompt, 6) for prompt in PROMPTS[:3]])
 
