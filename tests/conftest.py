@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from hybridmoe.kernels import isa
+from hybridmoe.kernels import isa, ops
 
 # A runner in the background ignores SIGINT, and its children would inherit that: the tests of
 # Ctrl-C need the default.
@@ -32,3 +32,10 @@ def exact_kernels() -> Iterator[None]:
     """The best instruction set that gives a token the same bits alone and in a prompt."""
     with isa.forced(EXACT_ISAS[0]):
         yield
+
+
+@pytest.fixture
+def restore_threads() -> Iterator[None]:
+    before = ops.num_threads()
+    yield
+    ops.set_num_threads(before)

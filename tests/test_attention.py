@@ -5,7 +5,6 @@ from collections.abc import Sequence
 
 import pytest
 import torch
-from test_linear import restore_threads
 
 from hybridmoe.errors import ShapeError
 from hybridmoe.kernels import isa, ops, reference
@@ -18,8 +17,6 @@ from hybridmoe.kernels.latents import (
     row_bytes,
     store_latents,
 )
-
-__all__ = ["restore_threads"]  # a fixture
 
 SCALE = 0.25
 BLOCK = 256  # csrc/kernels/kernel_table.h: kAttentionBlock

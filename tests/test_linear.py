@@ -1,7 +1,5 @@
 """Products with quantised matrices: every format, every instruction set, awkward shapes."""
 
-from collections.abc import Iterator
-
 import closeness
 import numpy as np
 import pytest
@@ -16,13 +14,6 @@ from hybridmoe.kernels.matrix import QuantMatrix
 F32 = GGMLQuantizationType.F32
 Q4_K = GGMLQuantizationType.Q4_K
 Q8_0 = GGMLQuantizationType.Q8_0
-
-
-@pytest.fixture
-def restore_threads() -> Iterator[None]:
-    before = ops.num_threads()
-    yield
-    ops.set_num_threads(before)
 
 
 def activations(*shape: int, seed: int = 1) -> torch.Tensor:

@@ -32,13 +32,6 @@ def amx() -> Iterator[None]:
         yield
 
 
-@pytest.fixture
-def restore_threads() -> Iterator[None]:
-    before = ops.num_threads()
-    yield
-    ops.set_num_threads(before)
-
-
 def activations(*shape: int, seed: int = 1) -> torch.Tensor:
     x = torch.randn(shape, generator=torch.Generator().manual_seed(seed))
     x[..., ::37] *= 20
