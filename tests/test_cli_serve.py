@@ -77,6 +77,11 @@ def test_tokens_are_sent_as_they_come() -> None:
         assert listener.proto == socket.IPPROTO_TCP  # asyncio then switches Nagle's delay off
 
 
+def test_what_is_said_to_listen_takes_connections() -> None:
+    with listen("127.0.0.1", 0) as listener, socket.create_connection(listener.getsockname(), 5):
+        pass
+
+
 def failure(arguments: Sequence[str], capsys: pytest.CaptureFixture[str]) -> str:
     assert main(["serve", *arguments]) == 1
     said = capsys.readouterr().err.splitlines()

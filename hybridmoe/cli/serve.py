@@ -124,13 +124,14 @@ class _Loader(threading.Thread):
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """A socket bound to the address; port 0 takes a free one. Raises ConfigError."""
+    """A socket that takes connections at the address; port 0 is a free one. Raises ConfigError."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     # With the protocol named, asyncio sends each token at once; else some wait 40 ms (Nagle).
     listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind((host, port))
+        listener.listen()  # not left to the server: who reads that we listen may connect at once
     except OSError as error:
         listener.close()
         raise ConfigError(f"cannot listen at {host}:{port}: {error.strerror or error}") from None
