@@ -169,7 +169,7 @@ void finish_tiles(const float* in, int64_t stride, int64_t num_rows, int64_t num
 
 // ---- limits -------------------------------------------------------------------------------------
 
-// Four products of full tiles, a thousand times; nothing is loaded between them.
+// Four products of full tiles a round; nothing is loaded between them.
 template <bool IsInt8>
 void tile_limit(int64_t rounds) {
   configure_tiles();
