@@ -7,8 +7,6 @@ error is 2^-8 sqrt(mean(1 / m^2) / 3) = 2^-8 sqrt(3 / (8 ln 2) / 3), and that of
 sums are float32, added one after the other.
 """
 
-from collections.abc import Iterator
-
 import closeness
 import numpy as np
 import pytest
@@ -23,13 +21,7 @@ from hybridmoe.kernels.matrix import QuantMatrix
 T = GGMLQuantizationType
 TILED = [kind for kind in TYPES if kind not in (T.F32, T.F16)]
 
-pytestmark = pytest.mark.skipif("amx" not in isa.supported(), reason="this CPU has no AMX")
-
-
-@pytest.fixture(autouse=True)
-def amx() -> Iterator[None]:
-    with isa.forced("amx"):
-        yield
+pytestmark = pytest.mark.usefixtures("amx")
 
 
 def activations(*shape: int, seed: int = 1) -> torch.Tensor:
