@@ -3,25 +3,23 @@
 Pure: sizes and budgets in (`Problem`), a decision out (`Plan`) or one line that says what to lower
 and by how much. One planner for both: with a GPU, all that every token uses and the latents go to
 VRAM, and what is left of it is expert slots; without one, the same goes to RAM. A slot takes any
-layer's expert, so it is as large as the largest. An expert in VRAM is not kept in RAM too.
+layer's expert, so its parts are as large as the largest. An expert in VRAM is not kept in RAM too.
 
 What is read twice or seldom stays where it is cheap: the embedding is in RAM always, since a token
 reads one row of it. What fits nowhere is read from the file. How fast that is: cost.py.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from hybridmoe.config import ModelConfig
 from hybridmoe.errors import ConfigError
 from hybridmoe.experts.sizes import ModelSizes
 
-__all__ = ["Plan", "Problem", "Tier", "activation_bytes", "plan_experts", "slots_for"]
+__all__ = ["Plan", "Problem", "Tier", "activation_bytes", "plan_experts"]
 
 GIB = 1 << 30
 RAM_RESERVE_BYTES = 1 * GIB  # Python, torch, vocabulary, allocators
 VRAM_RESERVE_BYTES = 1 * GIB  # CUDA context, libraries' workspaces, fragmentation
-STAGING_CYCLES = 2  # top_k experts each: one being read while one is computed
 _PAGE_TOKENS = 64  # latents come in pages
 _LOGIT_ROWS = 8  # running answers of a step
 
@@ -85,6 +83,12 @@ class Plan:
         return self.ram.num_experts
 
     @property
+    def expert_ram_bytes(self) -> int:
+        """RAM for experts, those on their way included: the budget of the tier over the disk."""
+        passing = self.problem.sizes.config.top_k * self.slot_bytes if self.needs_disk else 0
+        return self.ram.expert_bytes + passing
+
+    @property
     def num_vram_slots(self) -> int:
         return self.vram.num_experts if self.vram else 0
 
@@ -124,23 +128,12 @@ class Plan:
         return tuple(said)
 
 
-def slots_for(budget_bytes: int, expert_bytes: Sequence[int], num_experts: int) -> int:
-    """How many slots a budget holds, for layers of `num_experts` experts of these sizes each.
-
-    All of them where they fit as they are; else each slot as large as the largest expert.
-    """
-    total = num_experts * len(expert_bytes)
-    if sum(expert_bytes) * num_experts <= budget_bytes:
-        return total
-    return max(0, min(total, budget_bytes // max(expert_bytes)))
-
-
 def plan_experts(problem: Problem) -> Plan:
     """Place everything. Raises ConfigError, one line, where what must fit does not."""
     sizes, config = problem.sizes, problem.sizes.config
     total = config.num_experts * config.num_moe_layers
     sized = sizes.expert_bytes
-    slot_bytes = max(sized, default=0)
+    slot_bytes = sizes.slot_bytes
     core = [
         ("weights that every token uses", sizes.dense_bytes),
         (f"latents of {problem.kv_tokens} tokens", problem.kv_bytes),
@@ -163,7 +156,7 @@ def plan_experts(problem: Problem) -> Plan:
     if left_bytes <= problem.ram_bytes - sum(size for _, size in parts):
         ram = Tier("RAM", problem.ram_bytes, parts, left, left_bytes)
     else:
-        staging = STAGING_CYCLES * config.top_k * slot_bytes
+        staging = config.top_k * slot_bytes  # one layer's, read at once
         parts = (*parts, ("experts on their way", staging))
         ram = _fill("RAM", problem, problem.ram_bytes, parts, left, slot_bytes)
     return Plan(problem, slot_bytes, vram, ram, left - ram.num_experts)

@@ -36,6 +36,7 @@ class ModelSizes:
     is_tied: bool  # the head is the embedding
     dense: tuple[Part, ...]  # all else that every token uses, but its routed experts
     experts: tuple[tuple[Part, ...], ...]  # of each MoE layer: one expert
+    slot_bytes: int  # room for any layer's expert: its largest gate, up and down
 
     @property
     def dense_bytes(self) -> int:
@@ -69,6 +70,7 @@ def sizes_of(tensors: Iterable[TensorLike], config: ModelConfig) -> ModelSizes:
     embedding: list[Part] = []
     head: list[Part] = []
     dense: list[Part] = []
+    largest: dict[str, int] = {}
     experts: dict[int, list[Part]] = {i: [] for i in range(c.num_dense_layers, c.num_layers)}
     for tensor in tensors:
         layer, role, _ = parse_name(tensor.name)
@@ -86,6 +88,7 @@ def sizes_of(tensors: Iterable[TensorLike], config: ModelConfig) -> ModelSizes:
                 part.type, part.num_params // c.num_experts, part.num_bytes // c.num_experts
             )
             experts[layer].append(per_expert)
+            largest[role] = max(largest.get(role, 0), per_expert.num_bytes)
         else:
             dense.append(part)
     for layer, parts in experts.items():
@@ -100,6 +103,7 @@ def sizes_of(tensors: Iterable[TensorLike], config: ModelConfig) -> ModelSizes:
         is_tied=not head,
         dense=_by_type(dense),
         experts=tuple(_by_type(parts) for parts in experts.values()),
+        slot_bytes=sum(largest.values()),
     )
 
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from gguf import GGML_QUANT_SIZES, LlamaFileType
 from gguf import GGMLQuantizationType as Q
 
-from hybridmoe.config import ModelConfig
+from hybridmoe.config import GATE_SIGMOID, ModelConfig
 from hybridmoe.errors import ConfigError, GGUFError
 from hybridmoe.gguf.cursor import printable
 from hybridmoe.gguf.header import MetadataValue, TensorInfo, parse_header
@@ -237,7 +237,8 @@ def _ffn_shapes(c: ModelConfig, layer: int) -> Iterator[tuple[str, tuple[int, ..
         yield "ffn_down.weight", (c.hidden, c.dense_inter)
         return
     yield "ffn_gate_inp.weight", (c.num_experts, c.hidden)
-    yield "exp_probs_b.bias", (c.num_experts,)
+    if c.gate == GATE_SIGMOID:
+        yield "exp_probs_b.bias", (c.num_experts,)
     for role in ("ffn_gate_exps", "ffn_up_exps"):
         yield f"{role}.weight", (c.num_experts, c.expert_inter, c.hidden)
     yield "ffn_down_exps.weight", (c.num_experts, c.hidden, c.expert_inter)
