@@ -23,7 +23,7 @@ from hybridmoe.experts.cost import decode, hits_of, prompt
 from hybridmoe.experts.disk_rate import measure_disk
 from hybridmoe.experts.placement import Plan, Problem, plan_experts
 from hybridmoe.experts.price import Price, price_of
-from hybridmoe.experts.rates import FLOAT_SHARE, GpuRates, Rates, rates_of
+from hybridmoe.experts.rates import GpuRates, Rates, rates_of
 from hybridmoe.experts.sizes import sizes_of
 from hybridmoe.gguf.outline import Outline, read_outline, with_expert_type
 from hybridmoe.gguf.split import part_path
@@ -214,7 +214,7 @@ def _rates(
     origins["products"] = "given" if peak else "measured"
     if dram and peak:
         dram, peak = dram * 1e9, peak * 1e12
-        float_ops = peak * FLOAT_SHARE[active]
+        float_ops = None
     else:
         limits = measure()
         tiles = limits.amx_bf16 if active == "amx" else None

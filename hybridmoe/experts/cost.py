@@ -17,7 +17,7 @@ from math import comb
 
 from hybridmoe.errors import ConfigError
 from hybridmoe.experts.placement import Plan
-from hybridmoe.experts.rates import GpuRates, Rates
+from hybridmoe.experts.rates import DENSE_OVERHEAD, PROMPT_OVERHEAD, GpuRates, Rates
 from hybridmoe.experts.sizes import Part
 
 __all__ = ["Hits", "Step", "decode", "hits_of", "prompt"]
@@ -144,9 +144,8 @@ def prompt(plan: Plan, rates: Rates, hits: Hits, num_tokens: int) -> Step:
     for start in range(0, num_tokens, problem.step_tokens):
         tokens = min(problem.step_tokens, num_tokens - start)
         core = problem.sizes.dense
-        seconds["dense weights"] += sum(_read_s(core, rates, gpu)) + _multiply_s(
-            core, tokens, gpu.ops if gpu else rates.ops
-        )
+        overhead = 1.0 if gpu else DENSE_OVERHEAD
+        seconds["dense weights"] += _products_s(core, rates, gpu, 1, tokens) * overhead
         attention, kv_bytes = _attention(plan, rates, gpu, tokens, start)
         seconds["attention"] += attention
         seconds["between kernels"] += c.num_layers * rates.layer_s
@@ -162,6 +161,8 @@ def prompt(plan: Plan, rates: Rates, hits: Hits, num_tokens: int) -> Step:
             read["RAM"] += size * hits.ram
             read["disk"] += size * hits.disk
     seconds["dense weights"] += sum(_read_s(problem.sizes.head, rates, gpu))
+    for what in ("dense weights", "attention", "experts"):
+        seconds[what] *= PROMPT_OVERHEAD
     return Step(num_tokens, seconds, read)
 
 
@@ -210,14 +211,13 @@ def _experts_of_step(
 
     With a GPU, the faster of two ways: what is not in VRAM is computed by the CPU, or copied there.
     """
-    reading = touched * sum(_read_s(parts, rates, None))
-    multiplying = _multiply_s(parts, num_pairs, rates.ops)
+    on_cpu = _products_s(parts, rates, None, touched, num_pairs / touched)
     if gpu is None:
-        return reading + multiplying
-    size = touched * sum(part.num_bytes for part in parts)
-    on_gpu = _multiply_s(parts, num_pairs, gpu.ops)
-    shared = max((1 - hits.vram) * (reading + multiplying), hits.vram * on_gpu)
-    return min(shared, (1 - hits.vram) * size / gpu.pcie + on_gpu)
+        return on_cpu
+    on_gpu = _products_s(parts, rates, gpu, touched, num_pairs / touched)
+    copying = touched * sum(part.num_bytes for part in parts) / gpu.pcie
+    shared = max((1 - hits.vram) * on_cpu, hits.vram * on_gpu)
+    return min(shared, (1 - hits.vram) * copying + on_gpu)
 
 
 def _attention(
@@ -244,8 +244,22 @@ def _read_s(parts: tuple[Part, ...], rates: Rates, gpu: GpuRates | None) -> Iter
         yield part.num_bytes / (gpu.read if gpu else rates.decode_bytes(part.type))
 
 
-def _multiply_s(parts: tuple[Part, ...], num_tokens: float, ops: float) -> float:
-    return 2 * sum(part.num_params for part in parts) * num_tokens / ops
+def _products_s(
+    parts: tuple[Part, ...],
+    rates: Rates,
+    gpu: GpuRates | None,
+    num_matrices: float,
+    num_tokens: float,
+) -> float:
+    """Seconds of products of many tokens with so many like matrices; reading and computing overlap."""
+    total = 0.0
+    for part, reading in zip(parts, _read_s(parts, rates, gpu), strict=True):
+        if gpu:
+            multiplying = 2 * part.num_params * num_tokens / gpu.ops
+        else:
+            multiplying = rates.multiply_s(part.type, part.num_params, num_tokens)
+        total += num_matrices * max(reading, multiplying)
+    return total
 
 
 def _disk(rates: Rates, hits: Hits) -> float:
