@@ -5,8 +5,9 @@
     python bench/bench_plan.py --shape moonlight --layers 8 --expert-type Q8_0
     python bench/bench_plan.py --embedded                   # no promise: see docs/plan.md
 
-The machine's limits are measured before and after each turn, since a machine that is used by others
-has other limits a minute later; the prediction of a turn goes by the mean of both.
+The machine's limits are measured before and after each turn, since a machine that is used by
+others has other limits a minute later; the prediction of a turn goes by the mean of both. How many
+experts a step of the prompt chooses is counted first.
 """
 
 import sys
@@ -19,23 +20,26 @@ from statistics import median
 import click
 import numpy as np
 from gguf import GGMLQuantizationType
+from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from bench._harness import RESULTS, Row, machine, print_report
 from bench.bench_generate import SHAPES, WARM_UP_TOKENS, Speed, changed, hybridmoe_engine
 from bench.synthetic import write_synthetic
-from hybridmoe.config import EngineConfig
+from hybridmoe.config import EngineConfig, ModelConfig
 from hybridmoe.demo import demo_path
-from hybridmoe.engine.kv_cache import plan_kv
+from hybridmoe.engine.kv_cache import KvCache, plan_kv
 from hybridmoe.experts.cost import decode, hits_of, prompt
 from hybridmoe.experts.placement import Plan, Problem, plan_experts
 from hybridmoe.experts.rates import Rates, rates_of
 from hybridmoe.experts.sizes import sizes_of
+from hybridmoe.gguf import GGUFFile
 from hybridmoe.gguf.outline import read_outline
 from hybridmoe.kernels import isa, topology
-from hybridmoe.kernels.latents import PAGE_TOKENS
+from hybridmoe.kernels.latents import PAGE_TOKENS, Span
 from hybridmoe.machine import Limits, measure
+from hybridmoe.model.decoder import Decoder
 
 ACCURACY = 0.8  # an error of at most a fifth
 DEFAULT_SLICE = (3, 32)
@@ -85,17 +89,20 @@ def main(
             if not path.exists():
                 write_synthetic(path, sizes, expert_type=GGMLQuantizationType[expert_type])
         plan = plan_of(path, max(prompts) + num_decode)
+        chosen = distinct_experts(path, prompts)
         engine = stack.enter_context(hybridmoe_engine(path))
         engine(list(range(WARM_UP_TOKENS)), 2)
         rows, about = [], {}
         for num_prompt in prompts:
-            ids = np.random.default_rng(num_prompt).integers(0, 256, num_prompt).tolist()
+            ids = prompt_ids(num_prompt)
             found = []
             before = measure(quick=True)
             for _ in range(turns):
                 measured = engine(ids, num_decode)
                 after = measure(quick=True)
-                predicted = predict(plan, between(before, after), num_prompt, num_decode)
+                predicted = predict(
+                    plan, between(before, after), num_prompt, num_decode, chosen[num_prompt]
+                )
                 found.append(Turn(measured, predicted, between(before, after).dram / 1e9))
                 before = after
             for what in ("prompt", "decode"):
@@ -146,11 +153,41 @@ def between(before: Limits, after: Limits) -> Rates:
     )
 
 
-def predict(plan: Plan, rates: Rates, num_prompt: int, num_decode: int) -> Speed:
+def distinct_experts(path: Path, prompts: tuple[int, ...]) -> dict[int, float]:
+    """How many of a layer's experts a step of each prompt chooses, on average.
+
+    Random weights route unevenly: what uniform routing would choose is more, and slower.
+    """
+    found = {}
+    with GGUFFile.open(path) as file:
+        config = ModelConfig.from_metadata(file.metadata)
+        model = Decoder(file, config)
+        for num_prompt in prompts:
+            engine = EngineConfig(context_tokens=num_prompt, max_running=1)
+            kv = KvCache(config, plan_kv(config, engine, 0))
+            holding = kv.begin([])
+            assert kv.reserve(holding, num_prompt)
+            ids, counts = prompt_ids(num_prompt), []
+            for start in range(0, num_prompt, engine.chunk_tokens):
+                step = ids[start : start + engine.chunk_tokens]
+                trace: list[Tensor] = []
+                model.forward(step, [Span(len(step), start, holding.pages)], kv.layers, trace)
+                counts += [len(chosen.unique()) for chosen in trace]
+            found[num_prompt] = float(np.mean(counts))
+    return found
+
+
+def prompt_ids(num_prompt: int) -> list[int]:
+    ids: list[int] = np.random.default_rng(num_prompt).integers(0, 256, num_prompt).tolist()
+    return ids
+
+
+def predict(plan: Plan, rates: Rates, num_prompt: int, num_decode: int, num_chosen: float) -> Speed:
+    """By the model's cost alone, and how many experts a step chooses."""
     hits = hits_of(plan)
     middle = num_prompt + num_decode // 2
     return Speed(
-        prompt(plan, rates, hits, num_prompt).tokens_per_s,
+        prompt(plan, rates, hits, num_prompt, lambda _: num_chosen).tokens_per_s,
         decode(plan, rates, hits, middle).tokens_per_s,
     )
 

@@ -120,7 +120,7 @@ def decode(plan: Plan, rates: Rates, hits: Hits, position: int) -> Step:
             "attention": attention,
             "experts": experts,
             "waiting for disk": waits,
-            "between kernels": c.num_layers * rates.layer_s,
+            "between kernels": rates.step_s + c.num_layers * rates.layer_s,
         },
         {
             "VRAM": (core if gpu else 0.0) + chosen * hits.vram,
@@ -130,8 +130,17 @@ def decode(plan: Plan, rates: Rates, hits: Hits, position: int) -> Step:
     )
 
 
-def prompt(plan: Plan, rates: Rates, hits: Hits, num_tokens: int) -> Step:
-    """A prompt of `num_tokens` read in steps as long as the plan allows."""
+def prompt(
+    plan: Plan,
+    rates: Rates,
+    hits: Hits,
+    num_tokens: int,
+    distinct: Callable[[int], float] | None = None,
+) -> Step:
+    """A prompt of `num_tokens` read in steps as long as the plan allows.
+
+    distinct: how many of a layer's experts so many tokens choose; None: by uniform routing.
+    """
     if num_tokens < 1:
         raise ConfigError(f"a prompt of {num_tokens} tokens: expected at least 1")
     problem, gpu = plan.problem, rates.gpu if plan.vram else None
@@ -148,10 +157,10 @@ def prompt(plan: Plan, rates: Rates, hits: Hits, num_tokens: int) -> Step:
         seconds["dense weights"] += _products_s(core, rates, gpu, 1, tokens) * overhead
         attention, kv_bytes = _attention(plan, rates, gpu, tokens, start)
         seconds["attention"] += attention
-        seconds["between kernels"] += c.num_layers * rates.layer_s
+        seconds["between kernels"] += rates.step_s + c.num_layers * rates.layer_s
         read["VRAM" if gpu else "RAM"] += kv_bytes + sum(part.num_bytes for part in core)
         for parts in problem.sizes.experts:
-            touched = _distinct(c.num_experts, c.top_k, tokens)
+            touched = distinct(tokens) if distinct else _distinct(c.num_experts, c.top_k, tokens)
             size = touched * sum(part.num_bytes for part in parts)
             busy = _experts_of_step(parts, rates, gpu, hits, touched, tokens * c.top_k)
             reading = size * hits.disk / disk if hits.disk else 0.0
@@ -251,7 +260,7 @@ def _products_s(
     num_matrices: float,
     num_tokens: float,
 ) -> float:
-    """Seconds of products of many tokens with so many like matrices; reading and computing overlap."""
+    """Seconds of products of many tokens with so many matrices; reading and computing overlap."""
     total = 0.0
     for part, reading in zip(parts, _read_s(parts, rates, gpu), strict=True):
         if gpu:

@@ -32,7 +32,7 @@ WHOLE_MODEL_SHARE = 0.87
 
 
 class Products(NamedTuple):
-    """How an instruction set multiplies many tokens: unpacks weights, then uses them for a block."""
+    """How an instruction set multiplies many tokens: unpacks weights, uses them for a block."""
 
     share: float  # of the peak of products in registers, once weights are unpacked
     block_tokens: float  # that share an unpacking
@@ -56,7 +56,8 @@ DENSE_OVERHEAD = 1.25
 # A prompt's time over that of its kernels: norms, routing, rotations, waiting for each other.
 PROMPT_OVERHEAD = 1.1
 ATTENTION_SHARE = 0.5  # of float32 multiply-adds, counting the pairs that are not masked
-LAYER_S = 250e-6  # Python and torch between the kernels of a layer, a step; a 2.6 GHz Xeon
+# Python and torch between the kernels, of a layer and of a step, on a 2.6 GHz Xeon.
+LAYER_S, STEP_S = 250e-6, 500e-6
 
 # Nothing has run on a GPU yet: assumptions, as docs/plan.md says.
 _GPU_DECODE_SHARE, _GPU_PROMPT_SHARE, _GPU_LAYER_S = 0.7, 0.4, 60e-6
@@ -91,6 +92,7 @@ class Rates:
     disk: float | None = None  # bytes read from the model's file; None: unknown
     gpu: GpuRates | None = None
     layer_s: float = LAYER_S
+    step_s: float = STEP_S
 
     def decode_bytes(self, type: Q) -> float:
         """Bytes/s of a tensor of this type, as decoding reads it on the CPU."""
