@@ -83,6 +83,14 @@ def test_options_change_what_they_name(k2: Path) -> None:
     assert slower["rates"]["dram"] == 50e9 and slower["num_disk_experts"] == 0
 
 
+def test_a_traces_curve_says_what_is_found(k2: Path, tmp_path: Path) -> None:
+    path = tmp_path / "curve.json"
+    path.write_text(json.dumps({"slots": [480, 23040], "hit_rate": [0.5, 1.0]}))
+    found = plan_json(k2, *GIVEN, "--ram", "128G", "--hit-curve", path)
+    slots = found["tiers"]["RAM"]["num_experts"]
+    assert found["hits"]["ram"] == pytest.approx(0.5 + 0.5 * (slots - 480) / (23040 - 480))
+
+
 def test_a_card_by_name_takes_what_every_token_uses(k2: Path) -> None:
     found = plan_json(k2, *GIVEN, "--ram", "700G", "--gpu", "rtx-4090")
     assert found["tiers"]["VRAM"]["budget_bytes"] == 24 << 30

@@ -21,6 +21,7 @@ from hybridmoe.errors import ConfigError
 from hybridmoe.experts.cards import Card, card_named
 from hybridmoe.experts.cost import decode, hits_of, prompt
 from hybridmoe.experts.disk_rate import measure_disk
+from hybridmoe.experts.hit_curve import read_hit_curve
 from hybridmoe.experts.placement import Plan, Problem, plan_experts
 from hybridmoe.experts.price import Price, price_of
 from hybridmoe.experts.rates import GpuRates, Rates, rates_of
@@ -100,6 +101,11 @@ def _price_options(function: F) -> F:
 @click.option("--kv-type", type=click.Choice(KV_TYPES), default=KV_TYPES[0], show_default=True)
 @click.option("--quant", metavar="TYPE", help="As if the experts were quantized to this type.")
 @click.option("--hit-rate", type=_SHARE, help="Chosen experts found in VRAM or RAM; uniform.")
+@click.option(
+    "--hit-curve",
+    type=click.Path(path_type=Path),
+    help="JSON of slots and hit_rate, from a trace; uniform.",
+)
 @click.option("--vram-hit-rate", type=_SHARE, help="Chosen experts found in VRAM; uniform.")
 @click.option("--prompt-tokens", type=_TOKENS, default=1024, show_default=True)
 @click.option("--answer-tokens", type=_TOKENS, default=256, show_default=True)
@@ -149,7 +155,8 @@ def _report(outline: Outline, options: dict[str, Any]) -> Report:
     )
     origins: dict[str, str] = {}
     rates = _rates(options, outline, plan, gpu, origins)
-    hits = hits_of(plan, vram_rate=options["vram_hit_rate"], hit_rate=options["hit_rate"])
+    curve = read_hit_curve(options["hit_curve"]) if options["hit_curve"] is not None else None
+    hits = hits_of(plan, curve, vram_rate=options["vram_hit_rate"], hit_rate=options["hit_rate"])
     reading = prompt(plan, rates, hits, options["prompt_tokens"])
     middle = options["prompt_tokens"] + options["answer_tokens"] // 2
     answering = decode(plan, rates, hits, middle)
@@ -162,7 +169,9 @@ def _report(outline: Outline, options: dict[str, Any]) -> Report:
         rates=rates,
         origins=origins,
         hits=hits,
-        are_hits_given=options["hit_rate"] is not None or options["vram_hit_rate"] is not None,
+        are_hits_given=any(
+            options[name] is not None for name in ("hit_rate", "vram_hit_rate", "hit_curve")
+        ),
         prompt=reading,
         decode=answering,
         answer_tokens=options["answer_tokens"],

@@ -231,8 +231,8 @@ def _remarks(report: Report) -> list[str]:
         )
     if (plan.needs_disk or plan.num_vram_slots) and not report.are_hits_given:
         said.append(
-            "Routing is taken to be uniform, the floor for a cache; give --hit-rate where a trace"
-            " says more."
+            "Routing is taken to be uniform, the floor for a cache; --hit-curve or --hit-rate say"
+            " what a trace showed."
         )
     if plan.vram:
         said.append("The GPU half is not built yet: its figures are assumptions, not checked.")
