@@ -7,6 +7,7 @@ is a line; before the first it comes from 0 slots, after the last it stays.
 
 import json
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -53,6 +54,6 @@ def read_hit_curve(path: Path) -> CurvePoints:
     if len(slots) != len(rates):
         raise ConfigError(f"{path.name}: {len(slots)} slots but {len(rates)} hit rates")
     for name, column in (("slots", slots), ("hit_rate", rates)):
-        if any(a > b for a, b in zip(column, column[1:], strict=False)):
+        if any(a > b for a, b in pairwise(column)):
             raise ConfigError(f"{path.name}: {name}: expected numbers that ascend")
     return CurvePoints(slots, rates)
