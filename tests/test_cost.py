@@ -107,6 +107,11 @@ def test_reads_from_disk_by_hand(toy: ModelSizes) -> None:
     assert step.read_bytes["disk"] == 1000
 
 
+def test_a_claim_of_many_chosen_experts_ends(toy: ModelSizes) -> None:
+    many = replace(toy, config=replace(toy.config, num_experts=1 << 20, top_k=1 << 19))
+    assert decode(plan_of(many, 1e5), RATES, Hits(0.2, 0.3), 0).total_s > 0
+
+
 def test_gpu_and_cpu_work_at_once(toy: ModelSizes) -> None:
     gpu = GpuRates(read=1e6, ops=1e12, pcie=1e9)
     rates = Rates("avx512", dram=ONE_MB, ops=1e6, attention_ops=1e12, gpu=gpu)

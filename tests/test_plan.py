@@ -134,9 +134,16 @@ def test_what_is_wrong_is_one_line(
     assert words in refusal(capsys, k2, *GIVEN, *arguments)
 
 
-def test_a_missing_or_later_file_is_one_line(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_model_without_experts_is_planned_too(tmp_path: Path) -> None:
+    path = tmp_path / "dense.gguf"
+    write_tiny(path, layers=2, dense_layers=2, type=Q.Q8_0)
+    found = plan_json(path, *GIVEN, "--ram", "4G", "--ctx", 2048)
+    assert found["token_cycle"] == 0 and found["tiers"]["RAM"]["cycle_ratio"] is None
+    assert found["decode"]["tokens_per_s"] > 0
+    assert "tokens/s" in plan(path, *GIVEN, "--ram", "4G", "--ctx", 2048)
+
+
+def test_a_missing_file_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "no such file" in refusal(capsys, tmp_path / "none.gguf")
 
 

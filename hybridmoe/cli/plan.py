@@ -59,7 +59,9 @@ _TOKENS = click.IntRange(min=1, max=1 << 26)
 def _machine_options(function: F) -> F:
     for option in reversed(
         (
-            click.option("--ram", metavar="SIZE", callback=_size, help="RAM to fill; the free."),
+            click.option(
+                "--ram", metavar="SIZE", callback=_size, help="RAM to fill; what is free."
+            ),
             click.option("--vram", metavar="SIZE", callback=_size, help="VRAM of the GPU; none."),
             click.option("--gpu", metavar="NAME", help="A card by name, such as rtx-4090."),
             click.option("--dram-gbs", type=_ABOVE_0, help="Memory's read rate, GB/s; measured."),

@@ -58,7 +58,7 @@ class Report:
                     "num_experts": tier.num_experts,
                     "expert_bytes": tier.expert_bytes,
                     "slots_per_layer": plan.slots_per_layer(tier.num_experts),
-                    "cycle_ratio": plan.cycle_ratio(tier.num_experts),
+                    "cycle_ratio": plan.cycle_ratio(tier.num_experts) if plan.num_experts else None,
                 }
                 for tier in self.tiers
             },

@@ -24,6 +24,9 @@ __all__ = ["Hits", "Step", "decode", "hits_of", "prompt"]
 
 HitCurve = Callable[[int], float]  # slots -> share of the chosen experts that are found
 
+_MOST_SUMMED = (
+    64  # of chosen experts; of more, a layer has about as many here and there as expected
+)
 _LATENT_SCORES = 2  # multiplications with a latent: one for its score, one for its value
 
 
@@ -197,8 +200,11 @@ def _layer(
     return busy, total
 
 
-def _outcomes(top_k: int, hits: Hits) -> Iterator[tuple[float, int, int, int]]:
-    """How many of top_k may be found in VRAM, in RAM, and on disk; each with its probability."""
+def _outcomes(top_k: int, hits: Hits) -> Iterator[tuple[float, float, float, float]]:
+    """How many of top_k may be found in VRAM, in RAM, and on disk; first, how likely that is."""
+    if top_k > _MOST_SUMMED:
+        yield 1.0, top_k * hits.vram, top_k * hits.ram, top_k * hits.disk
+        return
     for in_vram in range(top_k + 1):
         for on_disk in range(top_k + 1 - in_vram):
             in_ram = top_k - in_vram - on_disk
