@@ -77,6 +77,15 @@ def test_neighbours_and_threads_do_not_change_a_bit(
         assert torch.equal(ops.linear(x, w), whole)
 
 
+def test_many_tokens_and_columns_in_parts_have_the_same_bits() -> None:
+    w = random_matrix(T.Q8_0, 1, 40, 4384)  # three parts for twelve tiles of tokens, one for one
+    x = activations(200, 4384)
+    got = ops.linear(x, w)
+    check(x, w, got)
+    parts = torch.cat([ops.linear(x[t : t + 16], w) for t in range(0, 176, 16)])
+    assert torch.equal(got[:176], parts)
+
+
 def test_a_poisoned_token_poisons_nobody_else() -> None:
     w = random_matrix(T.Q4_K, 1, 64, 512)
     x = activations(40, 512)

@@ -84,8 +84,9 @@ void matmul_tiles(const TileArgs& args) {
   const int64_t groups = padded_weights(args.cols) / kSuperWeights;
   const int64_t x_stride = groups * kStepsOfGroup * kPackedTile;  // from tile to tile
   const int64_t stride = args.num_tiles * kTokenTile;
+  const int64_t end = padded_weights(args.end_col) / kSuperWeights;
   for (int64_t r = 0; r < args.num_rows; r += kPanelRows) {
-    for (int64_t g = 0; g < groups; ++g) {
+    for (int64_t g = args.first_col / kSuperWeights; g < end; ++g) {
       unpack_block<Group>(args, r, g, rows);
       const uint16_t* x = args.x + g * kStepsOfGroup * kPackedTile;
       float* out = args.out + r * stride;

@@ -48,14 +48,17 @@ struct MatmulArgs {
   int64_t next_bytes;
 };
 
-// The same for many tokens by matrix tiles: out[r * 16 num_tiles + t].
+// The same for many tokens by matrix tiles: out[r * 16 num_tiles + t]. The product may be made of
+// parts of the columns, in order: columns first_col..end_col, both multiples of 256 or the row's
+// end. The first part sets `out`, the others add to it.
 constexpr int kTokenTile = 16;
 struct TileArgs {
   const uint8_t* weights;  // (num_rows, row_bytes)
   int64_t row_bytes;
   int64_t num_rows;
   int64_t cols;
-  const uint16_t* x;  // packed tokens: num_tiles times packed_tile_words(cols)
+  int64_t first_col, end_col;
+  const uint16_t* x;  // packed tokens, all columns: num_tiles times packed_tile_words(cols)
   int64_t num_tiles;
   float* out;           // (num_rows rounded up to kPanelRows, 16 num_tiles)
   void* scratch;        // kTileScratchBytes, aligned to 64
