@@ -116,6 +116,11 @@ class ExpertStore:
         if errors:
             raise errors[0]
 
+    def drain(self) -> None:
+        """Wait for all that is coming, whether it comes or not."""
+        while self._coming:
+            self.settle(wait=True)
+
     def _arrive(self, ticket: Ticket) -> None:
         key = ticket.key
         _, buffer = self._coming.pop(key)

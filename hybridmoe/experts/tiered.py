@@ -87,6 +87,7 @@ class TieredExperts:
         except BaseException:
             for expert in order:
                 self._drop_passer_by(first + expert)
+            self._store.drain()
             raise
         return self._pass.finish()
 
@@ -156,6 +157,7 @@ class TieredExperts:
         store = self._store
         free = dict.fromkeys(keys[:num_free])
         rest = deque(keys[num_free:])
+        store.settle(wait=False)  # reads ahead; one that failed is requested again
         requests = deque(key for key in keys if not store.is_there(key))
         self._request(requests)
         self._read_ahead()
