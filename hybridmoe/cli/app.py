@@ -39,6 +39,9 @@ COMMANDS = {
         "inspect_command",
         "Show what a GGUF file holds and needs.",
     ),
+    "plan": _Entry(
+        "hybridmoe.cli.plan", "plan_command", "Say where a model would live, and how fast it is."
+    ),
     "doctor": _Entry(
         "hybridmoe.cli.doctor", "doctor_command", "Measure what this machine can reach at most."
     ),

@@ -5,18 +5,15 @@ JSON, as tables on a terminal, or as plain aligned text in a pipe. Text from the
 """
 
 import json
-import sys
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import click
 from gguf import LlamaFileType
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
+from hybridmoe.cli.tables import Section, print_sections, show_size
 from hybridmoe.config import GATE_SIGMOID, ModelConfig
 from hybridmoe.errors import GGUFError
 from hybridmoe.gguf import GGUFFile, MetadataValue
@@ -24,17 +21,6 @@ from hybridmoe.gguf.accounting import Account, take_account
 from hybridmoe.gguf.cursor import printable
 
 __all__ = ["inspect_command"]
-
-_UNITS = ("bytes", "KiB", "MiB", "GiB", "TiB")
-
-
-@dataclass(frozen=True, slots=True)
-class _Section:
-    """A table to print; an empty title and header make it a list of facts."""
-
-    title: str
-    header: Sequence[str]
-    rows: Sequence[Sequence[str]]
 
 
 @click.command("inspect")
@@ -52,7 +38,7 @@ def inspect_command(model: Path, as_json: bool, with_tensors: bool) -> None:
         sections = _sections(file, account, config, unsupported)
         if with_tensors:
             sections.append(_tensor_section(file))
-    (_print_rich if sys.stdout.isatty() else _print_plain)(sections)
+    print_sections(sections)
 
 
 def _read_config(metadata: Mapping[str, MetadataValue]) -> tuple[ModelConfig | None, str | None]:
@@ -111,28 +97,28 @@ def _as_json(
 
 def _sections(
     file: GGUFFile, account: Account, config: ModelConfig | None, unsupported: str | None
-) -> list[_Section]:
+) -> list[Section]:
     total = account.total
     files = f"{len(file.parts)} parts, " if len(file.parts) > 1 else ""
     facts = [
-        ("file", f"{printable(file.path.name)} ({files}{_size(file.num_bytes)})"),
+        ("file", f"{printable(file.path.name)} ({files}{show_size(file.num_bytes)})"),
         ("model", _model_line(file.metadata)),
         *(_config_facts(config) if config else [("not supported", unsupported or "")]),
         ("parameters", f"{_count(total.num_params)}, {_count(total.active_params)} per token"),
         ("bits per weight", f"{account.bits_per_weight:.3f}"),
-        ("read per token", _size(total.token_bytes)),
+        ("read per token", show_size(total.token_bytes)),
     ]
     kv_bytes = account.kv_bytes_per_token()
     if kv_bytes is not None:
-        facts.append(("KV per token", f"{_size(kv_bytes)} (float32 latents, all layers)"))
+        facts.append(("KV per token", f"{show_size(kv_bytes)} (float32 latents, all layers)"))
     facts += _tokenizer_facts(file.metadata)
     by_part = [
         (
             part,
             _count(sizes.num_params),
-            _size(sizes.num_bytes),
+            show_size(sizes.num_bytes),
             f"{_percent(sizes.num_bytes, total.num_bytes)}",
-            _size(sizes.token_bytes),
+            show_size(sizes.token_bytes),
             f"{_percent(sizes.token_bytes, total.token_bytes)}",
         )
         for part, sizes in account.parts.items()
@@ -142,17 +128,17 @@ def _sections(
             kind.name,
             str(sizes.num_tensors),
             _count(sizes.num_params),
-            _size(sizes.num_bytes),
+            show_size(sizes.num_bytes),
             f"{8 * sizes.num_bytes / sizes.num_params:.3f}",
         )
         for kind, sizes in account.types.items()
     ]
     return [
-        _Section("", (), facts),
-        _Section(
+        Section("", (), facts),
+        Section(
             "By part", ("part", "weights", "size", "share", "read per token", "share"), by_part
         ),
-        _Section("By type", ("type", "tensors", "weights", "size", "bits per weight"), by_type),
+        Section("By type", ("type", "tensors", "weights", "size", "bits per weight"), by_type),
     ]
 
 
@@ -211,71 +197,22 @@ def _tokenizer_facts(metadata: Mapping[str, MetadataValue]) -> list[tuple[str, s
     ]
 
 
-def _tensor_section(file: GGUFFile) -> _Section:
+def _tensor_section(file: GGUFFile) -> Section:
     rows = [
         (
             printable(tensor.name),
             " x ".join(map(str, tensor.shape)),
             tensor.type.name,
-            _size(tensor.num_bytes),
+            show_size(tensor.num_bytes),
             str(tensor.part + 1),
         )
         for tensor in file.tensors.values()
     ]
-    return _Section("Tensors", ("name", "shape", "type", "size", "file"), rows)
-
-
-def _print_plain(sections: Sequence[_Section]) -> None:
-    for i, section in enumerate(sections):
-        if i:
-            click.echo("")
-        rows = [row for row in (section.header, *section.rows) if row]
-        num_columns = max((len(row) for row in rows), default=0)
-        widths = [max(len(row[column]) for row in rows) for column in range(num_columns)]
-        for row in rows:
-            cells = [
-                cell.ljust(width) if _is_left(section, column) else cell.rjust(width)
-                for column, (cell, width) in enumerate(zip(row, widths, strict=True))
-            ]
-            click.echo("  ".join(cells).rstrip())
-
-
-def _print_rich(sections: Sequence[_Section]) -> None:
-    console = Console()
-    for section in sections:
-        table = Table(
-            title=section.title or None,
-            title_justify="left",
-            box=None,
-            show_header=bool(section.header),
-            pad_edge=False,
-        )
-        num_columns = len(section.rows[0]) if section.rows else len(section.header)
-        for column in range(num_columns):
-            table.add_column(
-                Text(section.header[column]) if section.header else "",
-                justify="left" if _is_left(section, column) else "right",
-                style="cyan" if column == 0 else None,
-            )
-        for row in section.rows:
-            table.add_row(*map(Text, row))
-        console.print(table)
-        console.print()
-
-
-def _is_left(section: _Section, column: int) -> bool:
-    return column == 0 or not section.header
+    return Section("Tensors", ("name", "shape", "type", "size", "file"), rows)
 
 
 def _text(value: MetadataValue | None) -> str:
     return printable(value) if isinstance(value, str) else ""
-
-
-def _size(num_bytes: int) -> str:
-    size, unit = float(num_bytes), 0
-    while size >= 1024 and unit < len(_UNITS) - 1:
-        size, unit = size / 1024, unit + 1
-    return f"{size:.2f} {_UNITS[unit]}" if unit else f"{num_bytes} {_UNITS[0]}"
 
 
 def _count(number: int) -> str:

@@ -75,15 +75,18 @@ class TensorInfo:
 
 @dataclass(frozen=True, slots=True)
 class Header:
-    """A sound header; every tensor lies inside the file, aligned, and overlaps no other."""
+    """A sound header; every tensor is aligned and overlaps no other."""
 
     version: int
     metadata: dict[str, MetadataValue]
     tensors: list[TensorInfo]
 
 
-def parse_header(data: mmap.mmap, file: str) -> Header:
-    """Parse the whole header in `data`; `file` begins every message. Raises GGUFError."""
+def parse_header(data: mmap.mmap, file: str, *, needs_data: bool = True) -> Header:
+    """Parse the whole header in `data`; `file` begins every message. Raises GGUFError.
+
+    needs_data: every tensor must also lie inside the file, as it must before it is used.
+    """
     cursor = Cursor(data, file)
     version = _read_version(cursor)
     num_tensors = cursor.count("tensor count", MAX_TENSORS, _MIN_TENSOR_BYTES)
@@ -105,7 +108,7 @@ def parse_header(data: mmap.mmap, file: str) -> Header:
             cursor.fail(f"tensor {printable(tensor.name)}", "this name is there twice")
         tensors[tensor.name] = tensor
     start = -(-cursor.pos // alignment) * alignment
-    return Header(version, metadata, _place(cursor, list(tensors.values()), start))
+    return Header(version, metadata, _place(cursor, list(tensors.values()), start, needs_data))
 
 
 def _read_version(cursor: Cursor) -> int:
@@ -199,7 +202,9 @@ def _read_tensor(cursor: Cursor, which: str, alignment: int) -> TensorInfo:
     return TensorInfo(name, tensor_type, tuple(reversed(dims)), num_bytes, offset)
 
 
-def _place(cursor: Cursor, tensors: list[TensorInfo], start: int) -> list[TensorInfo]:
+def _place(
+    cursor: Cursor, tensors: list[TensorInfo], start: int, needs_data: bool
+) -> list[TensorInfo]:
     """Make offsets absolute (`start`: of the data section); refuse overlaps and missing data."""
     placed = [TensorInfo(t.name, t.type, t.shape, t.num_bytes, start + t.offset) for t in tensors]
     size = len(cursor.data)
@@ -214,7 +219,7 @@ def _place(cursor: Cursor, tensors: list[TensorInfo], start: int) -> list[Tensor
             )
         before = tensor
     end = before.offset + before.num_bytes if before else 0
-    if before and end > size:
+    if before and end > size and needs_data:
         cursor.fail(
             f"tensor {printable(before.name)}",
             f"data ends at byte {end}, the file at {size}: {end - size} bytes are missing",

@@ -26,7 +26,7 @@ from hybridmoe.gguf.cursor import printable
 from hybridmoe.gguf.header import Header, MetadataValue, parse_header
 from hybridmoe.gguf.split import check_part, count_parts, part_path
 
-__all__ = ["GGUFFile", "Tensor"]
+__all__ = ["GGUFFile", "Tensor", "map_file"]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -78,7 +78,7 @@ class GGUFFile:
         Errors: GGUFError, one line: file name, field, what was found, what was expected.
         """
         path = Path(path)
-        view, identity = _map_file(path)
+        view, identity = map_file(path)
         header = parse_header(view, _name(path))
         count = count_parts(path, header.metadata)
         parts, maps = [path], [view]
@@ -87,7 +87,7 @@ class GGUFFile:
         _add_tensors(tensors, header, view, parts)
         for number in range(2, count + 1):
             part = part_path(path, number, count)
-            view, identity = _map_file(part, f" (part {number} of {count})")
+            view, identity = map_file(part, f" (part {number} of {count})")
             if identity in seen:
                 other = _name(seen[identity])
                 raise GGUFError(f"{_name(part)}: split.no: this is the same file as {other}")
@@ -155,7 +155,7 @@ def _add_tensors(
         )
 
 
-def _map_file(path: Path, about: str = "") -> tuple[mmap.mmap, tuple[int, int]]:
+def map_file(path: Path, about: str = "") -> tuple[mmap.mmap, tuple[int, int]]:
     """Map a regular file read-only; also return what identifies it (device and inode)."""
     try:
         if not stat.S_ISREG(os.stat(path).st_mode):

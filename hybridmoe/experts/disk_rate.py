@@ -1,0 +1,52 @@
+"""How fast the disk under a file gives pieces of an expert matrix's size: a short measurement.
+
+Reads past the page cache (O_DIRECT), at random places, several at a time, as a cache over the disk
+does. Writes nothing.
+"""
+
+import mmap
+import os
+import random
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+__all__ = ["measure_disk"]
+
+PIECE_BYTES = 8 << 20  # K2's expert matrices in Q4_K
+_DEPTH = 4  # reads at a time
+
+
+def measure_disk(paths: Sequence[Path], *, seconds: float = 1.0, seed: int = 0) -> float | None:
+    """Bytes/s; None where the files are too short, or cannot be read past the cache."""
+    sizes = {path: os.path.getsize(path) // PIECE_BYTES for path in paths}
+    pieces = [(path, i * PIECE_BYTES) for path, count in sizes.items() for i in range(count)]
+    if not pieces or not hasattr(os, "O_DIRECT"):
+        return None
+    random.Random(seed).shuffle(pieces)
+    files: dict[Path, int] = {}
+    try:
+        for path in sizes:
+            files[path] = os.open(path, os.O_RDONLY | os.O_DIRECT)
+        started = time.perf_counter()
+        until = started + seconds
+
+        def read(worker: int) -> int:
+            done = 0
+            with mmap.mmap(-1, PIECE_BYTES) as buffer:  # page-aligned, as O_DIRECT asks
+                for path, offset in pieces[worker::_DEPTH]:
+                    if time.perf_counter() > until:
+                        break
+                    done += os.preadv(files[path], [buffer], offset)
+            return done
+
+        with ThreadPoolExecutor(_DEPTH) as pool:
+            done = sum(pool.map(read, range(_DEPTH)))
+        taken = time.perf_counter() - started
+    except OSError:  # a file system without direct reads
+        return None
+    finally:
+        for file in files.values():
+            os.close(file)
+    return done / taken if done and taken > 0 else None

@@ -1,0 +1,99 @@
+"""How fast a machine is, for the cost model: limits, and what kernels reach of them.
+
+Pure: numbers in, numbers out; `machine.measure` and the command line give the limits. The shares
+are measured ones (bench/results, docs/log.md); docs/plan.md lists where each comes from.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+
+from gguf import GGMLQuantizationType as Q
+
+__all__ = ["DECODE_SHARE", "FLOAT_SHARE", "GpuRates", "Rates", "rates_of"]
+
+# Of DRAM's read rate, one token, K2's experts, Xeon with AMX: bench/results, 2026-11-25.
+DECODE_SHARE: Mapping[Q, float] = MappingProxyType({
+    Q.F32: 1.0, Q.F16: 0.79, Q.BF16: 0.81, Q.Q4_0: 0.86, Q.Q4_1: 0.76, Q.Q5_0: 0.81,
+    Q.Q5_1: 0.76, Q.Q8_0: 0.95, Q.Q2_K: 0.70, Q.Q3_K: 0.71, Q.Q4_K: 0.90, Q.Q5_K: 0.89,
+    Q.Q6_K: 0.90, Q.IQ1_S: 0.17, Q.IQ1_M: 0.19, Q.IQ2_XXS: 0.28, Q.IQ2_XS: 0.34, Q.IQ2_S: 0.33,
+    Q.IQ3_XXS: 0.35, Q.IQ3_S: 0.37, Q.IQ4_NL: 0.82, Q.IQ4_XS: 0.84, Q.TQ1_0: 0.14, Q.TQ2_0: 0.73,
+    Q.MXFP4: 0.82, Q.NVFP4: 0.29,
+})  # fmt: skip
+_OTHER_SHARE = 0.5  # of a type without a kernel of its own
+
+# A whole model's decoding over its kernels' own rate: smaller matrices, waits between them.
+WHOLE_MODEL_SHARE = 0.92
+# Of the peak of products in registers: tiles of bfloat16 on AMX, int8 dot products elsewhere.
+PROMPT_SHARE: Mapping[str, float] = MappingProxyType(
+    {"amx": 0.27, "avx512": 0.40, "avx2": 0.40, "scalar": 0.40}
+)
+# Float32 multiply-adds over that peak, where only the peak is given.
+FLOAT_SHARE: Mapping[str, float] = MappingProxyType(
+    {"amx": 0.065, "avx512": 0.29, "avx2": 0.29, "scalar": 0.29}
+)
+# A prompt's time over that of its matrix products: norms, routing, packing, rotations.
+PROMPT_OVERHEAD = 1.2
+ATTENTION_SHARE = 0.8  # of float32 multiply-adds
+LAYER_S = 250e-6  # Python and torch between the kernels of a layer, a step; a 2.6 GHz Xeon
+
+# Nothing has run on a GPU yet: assumptions, as docs/plan.md says.
+_GPU_DECODE_SHARE, _GPU_PROMPT_SHARE, _GPU_LAYER_S = 0.7, 0.4, 60e-6
+_PCIE_SHARE = 0.85
+
+
+@dataclass(frozen=True, slots=True)
+class GpuRates:
+    """What a GPU is assumed to reach."""
+
+    read: float  # bytes/s of its memory
+    ops: float  # operations/s of matrix products
+    pcie: float  # bytes/s, to it
+
+    @classmethod
+    def assumed(cls, vram_gbs: float, tflops: float, pcie_gbs: float) -> "GpuRates":
+        return cls(
+            vram_gbs * 1e9 * _GPU_DECODE_SHARE,
+            tflops * 1e12 * _GPU_PROMPT_SHARE,
+            pcie_gbs * 1e9 * _PCIE_SHARE,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Rates:
+    """What programs reach on a machine, per second."""
+
+    dram: float  # bytes that a plain read of memory gets
+    ops: float  # operations of matrix products, many tokens
+    attention_ops: float
+    disk: float | None = None  # bytes read from the model's file; None: unknown
+    gpu: GpuRates | None = None
+    layer_s: float = LAYER_S
+
+    def decode_bytes(self, type: Q) -> float:
+        """Bytes/s of a tensor of this type, as decoding reads it on the CPU."""
+        return self.dram * DECODE_SHARE.get(type, _OTHER_SHARE) * WHOLE_MODEL_SHARE
+
+
+def rates_of(
+    isa: str,
+    *,
+    dram: float,
+    peak_ops: float,
+    float_ops: float,
+    disk: float | None = None,
+    gpu: GpuRates | None = None,
+) -> Rates:
+    """Rates from a machine's limits.
+
+    isa: whose kernels run. peak_ops: of products in registers, tiles of bfloat16 for "amx", int8
+    dot products for the others. float_ops: of float32 multiply-adds.
+    """
+    return Rates(
+        dram=dram,
+        ops=peak_ops * PROMPT_SHARE[isa] / PROMPT_OVERHEAD,
+        attention_ops=float_ops * ATTENTION_SHARE,
+        disk=disk,
+        gpu=gpu,
+        layer_s=LAYER_S if gpu is None else _GPU_LAYER_S,
+    )

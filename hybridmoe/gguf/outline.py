@@ -1,0 +1,248 @@
+"""What a GGUF model holds, by its headers alone: also where parts, or all weights, are missing.
+
+The first part of a split file has all metadata, and the tensors of its own. What the other parts
+hold follows from the model's sizes; of which types, from the types seen and from what the file says
+of its quantization. So a plan for a model of a terabyte needs the first megabytes of its file.
+
+Source of the mixtures `Q4_K_M` and `Q5_K_M`: llama.cpp, `llama_tensor_get_type`, `use_more_bits`.
+"""
+
+import os
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+
+from gguf import GGML_QUANT_SIZES, LlamaFileType
+from gguf import GGMLQuantizationType as Q
+
+from hybridmoe.config import GATE_SIGMOID, ModelConfig
+from hybridmoe.errors import ConfigError, GGUFError
+from hybridmoe.gguf.cursor import printable
+from hybridmoe.gguf.header import MetadataValue, TensorInfo, parse_header
+from hybridmoe.gguf.names import parse_name, part_of
+from hybridmoe.gguf.reader import map_file
+from hybridmoe.gguf.split import check_part, count_parts, part_path
+
+__all__ = ["Outline", "read_outline", "with_expert_type"]
+
+# Of these mixtures, half of the down projections have the second type.
+_MIXTURES = {
+    LlamaFileType.MOSTLY_Q4_K_M: (Q.Q4_K, Q.Q6_K),
+    LlamaFileType.MOSTLY_Q5_K_M: (Q.Q5_K, Q.Q6_K),
+}
+_SUFFIX = ("_S", "_M", "_L", "_XL")  # of mixtures whose main type is what precedes it
+
+
+@dataclass(frozen=True, slots=True)
+class Outline:
+    """The tensors of a model, as far as known and, where not, as they must be."""
+
+    path: Path
+    metadata: Mapping[str, MetadataValue]
+    config: ModelConfig
+    tensors: tuple[TensorInfo, ...]
+    num_parts: int
+    missing_parts: tuple[int, ...]  # counted from 1
+    num_derived: int  # tensors whose types are an estimate
+    has_weights: bool  # every part is there, and whole
+
+
+def read_outline(path: str | os.PathLike[str]) -> Outline:
+    """Read the headers of a GGUF, or of those parts of a split one that are there.
+
+    The first part must be there; it, and any other, may end after its header.
+    Errors: GGUFError, one line, for a damaged header; UnsupportedModelError for another model.
+    """
+    path = Path(path)
+    view, _ = map_file(path)
+    name = printable(path.name, 255)
+    header = parse_header(view, name, needs_data=False)
+    metadata = header.metadata
+    count = count_parts(path, metadata)
+    found = {tensor.name: tensor for tensor in header.tensors}
+    is_whole = _is_whole(header.tensors, len(view))
+    missing = []
+    for number in range(2, count + 1):
+        part = part_path(path, number, count)
+        if not part.exists():
+            missing.append(number)
+            continue
+        view, _ = map_file(part, f" (part {number} of {count})")
+        other = parse_header(view, printable(part.name, 255), needs_data=False)
+        check_part(part, other.metadata, metadata, number)
+        is_whole = is_whole and _is_whole(other.tensors, len(view))
+        found |= {tensor.name: tensor for tensor in other.tensors}
+    config = ModelConfig.from_metadata(metadata)
+    derived = _derive(found, config, metadata, name) if missing else []
+    return Outline(
+        path=path,
+        metadata=metadata,
+        config=config,
+        tensors=(*found.values(), *derived),
+        num_parts=count,
+        missing_parts=tuple(missing),
+        num_derived=len(derived),
+        has_weights=is_whole and not missing,
+    )
+
+
+def with_expert_type(tensors: tuple[TensorInfo, ...], type_name: str) -> tuple[TensorInfo, ...]:
+    """The tensors as if the routed experts were quantized to that type. Raises ConfigError."""
+    try:
+        type = Q[type_name.upper()]
+    except KeyError:
+        known = ", ".join(sorted(type.name for type in GGML_QUANT_SIZES))
+        raise ConfigError(f"type {type_name!r:.40} is unknown; known: {known}") from None
+    changed = []
+    for tensor in tensors:
+        if part_of(parse_name(tensor.name).role) == "routed experts":
+            if tensor.shape[-1] % GGML_QUANT_SIZES[type][0]:
+                raise ConfigError(
+                    f"{type.name}: rows of {tensor.shape[-1]} in {printable(tensor.name)} are no"
+                    f" multiple of its {GGML_QUANT_SIZES[type][0]}"
+                )
+            tensor = _tensor(tensor.name, tensor.shape, type)
+        changed.append(tensor)
+    return tuple(changed)
+
+
+def _is_whole(tensors: list[TensorInfo], size: int) -> bool:
+    return all(tensor.offset + tensor.num_bytes <= size for tensor in tensors)
+
+
+def _derive(
+    found: Mapping[str, TensorInfo],
+    config: ModelConfig,
+    metadata: Mapping[str, MetadataValue],
+    file: str,
+) -> list[TensorInfo]:
+    """The tensors that the parts which are there do not name."""
+    types = _Types(found, metadata, config.num_layers)
+    is_old = any(parse_name(name).role == "attn_kv_b" for name in found)
+    derived = []
+    for name, shape in _shapes(config, is_old):
+        if name in found:
+            continue
+        derived.append(_tensor(name, shape, types.of(name, shape)))
+    promised = metadata.get("split.tensors.count")
+    # A tied output, a missing router bias or extra tensors of a file: no reason to refuse.
+    if isinstance(promised, int) and len(found) > promised:
+        raise GGUFError(
+            f"{file}: split.tensors.count: found {promised}, "
+            f"but the parts that are there hold {len(found)} tensors"
+        )
+    return derived
+
+
+class _Types:
+    """Which type a tensor has that was not seen."""
+
+    def __init__(
+        self, found: Mapping[str, TensorInfo], metadata: Mapping[str, MetadataValue], layers: int
+    ) -> None:
+        self._layers = layers
+        self._seen: dict[str, list[tuple[int, Q]]] = {}
+        for tensor in found.values():
+            layer, role, _ = parse_name(tensor.name)
+            self._seen.setdefault(role, []).append((layer or 0, tensor.type))
+        number = metadata.get("general.file_type")
+        known = {int(kind) for kind in LlamaFileType}
+        self._kind = LlamaFileType(number) if number in known else None
+
+    def of(self, name: str, shape: tuple[int, ...]) -> Q:
+        layer, role, suffix = parse_name(name)
+        if role == "ffn_gate_inp" or suffix == "bias" or len(shape) == 1:
+            return Q.F32
+        seen = self._seen.get(role, [])
+        mixture = _MIXTURES.get(self._kind) if self._kind is not None else None
+        if mixture and role.startswith("ffn_down") and layer is not None:
+            fits = all(type == mixture[self._has_more(other)] for other, type in seen)
+            if fits:
+                return mixture[self._has_more(layer)]
+        if seen:
+            return min(seen, key=lambda entry: abs(entry[0] - (layer or 0)))[1]
+        main = self._main(shape)
+        # Every K and IQ mixture of llama.cpp spends more bits on the head.
+        return Q.Q6_K if role == "output" and _bits(main) < _bits(Q.Q6_K) else main
+
+    def _has_more(self, layer: int) -> bool:
+        """Whether a mixture gives the layer's down projection its better type."""
+        eighth = self._layers // 8
+        return layer < eighth or layer >= 7 * self._layers // 8 or (layer - eighth) % 3 == 2
+
+    def _main(self, shape: tuple[int, ...]) -> Q:
+        """By the file's own name of its quantization; else by the largest matrix seen."""
+        if self._kind is not None:
+            text = self._kind.name.removeprefix("MOSTLY_").removeprefix("ALL_")
+            for candidate in (text, *(text.removesuffix(end) for end in _SUFFIX)):
+                if candidate in Q.__members__ and _fits(Q[candidate], shape):
+                    return Q[candidate]
+        seen = Counter(type for entries in self._seen.values() for _, type in entries)
+        fitting = [type for type, _ in seen.most_common() if type != Q.F32 and _fits(type, shape)]
+        return fitting[0] if fitting else Q.Q8_0
+
+
+def _fits(type: Q, shape: tuple[int, ...]) -> bool:
+    return bool(shape[-1] % GGML_QUANT_SIZES[type][0] == 0)
+
+
+def _bits(type: Q) -> float:
+    block, block_bytes = GGML_QUANT_SIZES[type]
+    return float(8 * block_bytes / block)
+
+
+def _tensor(name: str, shape: tuple[int, ...], type: Q) -> TensorInfo:
+    if not _fits(type, shape):
+        type = Q.F16
+    block, block_bytes = GGML_QUANT_SIZES[type]
+    return TensorInfo(name, type, shape, prod(shape) // block * block_bytes, 0)
+
+
+def _shapes(c: ModelConfig, is_old: bool) -> Iterator[tuple[str, tuple[int, ...]]]:
+    """Every tensor of a deepseek2 model; the table is in docs/formats.md."""
+    yield "token_embd.weight", (c.vocab_size, c.hidden)
+    yield "output_norm.weight", (c.hidden,)
+    yield "output.weight", (c.vocab_size, c.hidden)
+    for layer in range(c.num_layers):
+        for role, shape in (*_attention_shapes(c, is_old), *_ffn_shapes(c, layer)):
+            yield f"blk.{layer}.{role}", shape
+
+
+def _attention_shapes(c: ModelConfig, is_old: bool) -> Iterator[tuple[str, tuple[int, ...]]]:
+    num_query = c.num_heads * c.qk_dim
+    yield "attn_norm.weight", (c.hidden,)
+    if c.q_lora_rank:
+        yield "attn_q_a.weight", (c.q_lora_rank, c.hidden)
+        yield "attn_q_a_norm.weight", (c.q_lora_rank,)
+        yield "attn_q_b.weight", (num_query, c.q_lora_rank)
+    else:
+        yield "attn_q.weight", (num_query, c.hidden)
+    yield "attn_kv_a_mqa.weight", (c.latent_dim, c.hidden)
+    yield "attn_kv_a_norm.weight", (c.kv_lora_rank,)
+    if is_old:
+        yield "attn_kv_b.weight", (c.num_heads * (c.nope_dim + c.v_dim), c.kv_lora_rank)
+    else:
+        yield "attn_k_b.weight", (c.num_heads, c.kv_lora_rank, c.nope_dim)
+        yield "attn_v_b.weight", (c.num_heads, c.v_dim, c.kv_lora_rank)
+    yield "attn_output.weight", (c.hidden, c.num_heads * c.v_dim)
+    yield "ffn_norm.weight", (c.hidden,)
+
+
+def _ffn_shapes(c: ModelConfig, layer: int) -> Iterator[tuple[str, tuple[int, ...]]]:
+    if layer < c.num_dense_layers:
+        yield "ffn_gate.weight", (c.dense_inter, c.hidden)
+        yield "ffn_up.weight", (c.dense_inter, c.hidden)
+        yield "ffn_down.weight", (c.hidden, c.dense_inter)
+        return
+    yield "ffn_gate_inp.weight", (c.num_experts, c.hidden)
+    if c.gate == GATE_SIGMOID:
+        yield "exp_probs_b.bias", (c.num_experts,)
+    for role in ("ffn_gate_exps", "ffn_up_exps"):
+        yield f"{role}.weight", (c.num_experts, c.expert_inter, c.hidden)
+    yield "ffn_down_exps.weight", (c.num_experts, c.hidden, c.expert_inter)
+    if c.num_shared_experts:
+        yield "ffn_gate_shexp.weight", (c.shared_inter, c.hidden)
+        yield "ffn_up_shexp.weight", (c.shared_inter, c.hidden)
+        yield "ffn_down_shexp.weight", (c.hidden, c.shared_inter)

@@ -1,0 +1,147 @@
+"""Plans: nothing is placed twice or beyond a budget; cards from 8 to 96 GB on K2's real sizes."""
+
+import re
+from math import prod
+from pathlib import Path
+
+import pytest
+from gguf import GGML_QUANT_SIZES
+from hypothesis import given
+from hypothesis import strategies as st
+from k2_header import k2_tensors, write_k2
+
+from hybridmoe.errors import ConfigError
+from hybridmoe.experts.placement import Plan, Problem, Tier, plan_experts
+from hybridmoe.experts.sizes import ModelSizes, sizes_of
+from hybridmoe.gguf.outline import read_outline
+
+GIB = 1 << 30
+K2_TOKEN_KV = 61 * 576 * 2  # bf16 latents
+TOTAL = 60 * 384
+
+
+@pytest.fixture(scope="module")
+def k2(tmp_path_factory: pytest.TempPathFactory) -> ModelSizes:
+    path: Path = tmp_path_factory.mktemp("k2") / "k2.gguf"
+    outline = read_outline(write_k2(path))
+    return sizes_of(outline.tensors, outline.config)
+
+
+def plan(k2: ModelSizes, ram: float, vram: float = 0, tokens: int = 32768) -> Plan:
+    return plan_experts(
+        Problem(
+            sizes=k2,
+            ram_bytes=int(ram * GIB),
+            vram_bytes=int(vram * GIB),
+            kv_tokens=tokens,
+            kv_token_bytes=K2_TOKEN_KV,
+        )
+    )
+
+
+def test_kimi_k2s_sums_are_those_worked_out_by_hand(k2: ModelSizes) -> None:
+    q4, q6 = 7168 * 2048 * 144 // 256, 7168 * 2048 * 210 // 256
+    better = 6 + 15 + 8  # MoE layers 1-6, 9, 12 ... 51, 53-60
+    assert k2.slot_bytes == 2 * q4 + q6
+    assert sorted(k2.expert_bytes) == [3 * q4] * (60 - better) + [2 * q4 + q6] * better
+    assert k2.token_cycle == 480
+    assert k2.embedding_bytes == 163840 * 7168 * 144 // 256
+    assert k2.total_bytes == pytest.approx(621e9, rel=0.01)  # the published Q4_K_M files
+
+
+@given(
+    ram=st.floats(0.5, 800), vram=st.one_of(st.just(0.0), st.floats(0.5, 200)),
+    tokens=st.integers(1, 131072),
+)  # fmt: skip
+def test_no_budget_is_exceeded_and_every_expert_is_somewhere_once(
+    k2: ModelSizes, ram: float, vram: float, tokens: int
+) -> None:
+    try:
+        found = plan(k2, ram, vram, tokens)
+    except ConfigError as error:
+        assert re.match(r"(RAM|VRAM): [0-9.]+ GiB are needed before the first expert", str(error))
+        assert "\n" not in str(error)
+        return
+    tiers: list[Tier] = [found.ram, *([found.vram] if found.vram else [])]
+    for tier in tiers:
+        assert tier.used_bytes == sum(size for _, size in tier.parts) + tier.expert_bytes
+        assert 0 <= tier.used_bytes <= tier.budget_bytes
+        assert tier.free_bytes == tier.budget_bytes - tier.used_bytes
+    in_memory = sum(tier.num_experts for tier in tiers)
+    assert in_memory + found.num_disk_experts == TOTAL
+    placed = [what for tier in tiers for what, _ in tier.parts]
+    for what in ("weights that every token uses", "activations", "embedding"):
+        assert placed.count(what) == 1
+    if found.num_disk_experts:  # not one more slot would have fitted
+        assert found.ram.free_bytes < found.slot_bytes
+        assert ("experts on their way", 8 * found.slot_bytes) in found.ram.parts
+        assert found.expert_ram_bytes == (found.num_slots + 8) * found.slot_bytes
+
+
+@given(low=st.floats(14, 700), more=st.floats(0, 300))
+def test_more_ram_never_holds_fewer_experts(k2: ModelSizes, low: float, more: float) -> None:
+    assert plan(k2, low).num_slots <= plan(k2, low + more).num_slots
+
+
+@pytest.mark.parametrize("vram", [8, 12, 16, 24, 32, 48, 96])
+def test_cards_from_8_to_96_gb(k2: ModelSizes, vram: int) -> None:
+    core = sum(
+        prod(shape) // GGML_QUANT_SIZES[type][0] * GGML_QUANT_SIZES[type][1]
+        for name, shape, type in k2_tensors()
+        if "_exps" not in name and name != "token_embd.weight"
+    )
+    per_token = 3 * 7168 + 1536 + 64 * (192 + 2 * 512 + 128) + 2 * 8 * 2048 + 2 * 2048 + 7168
+    activations = 4 * (512 * per_token + 8 * 163840)
+    left = vram * GIB - core - 32768 * K2_TOKEN_KV - activations - GIB
+    if vram == 8:
+        assert left < 0
+        with pytest.raises(ConfigError, match=r"VRAM: 10\.\d+ GiB are needed before the first"):
+            plan(k2, 700, vram)
+        return
+    found = plan(k2, 700, vram)
+    slots = left // k2.slot_bytes
+    assert found.num_vram_slots == slots > 0
+    assert found.num_vram_slots + found.num_slots == TOTAL and not found.needs_disk
+    assert any("VRAM" in said for said in found.warnings) == (slots < 480) == (vram < 24)
+    assert found.cycle_ratio(slots) == slots / 480
+    assert found.slots_per_layer(slots) == slots / 60
+
+
+def test_a_refusal_says_what_to_lower_and_by_how_much(k2: ModelSizes) -> None:
+    with pytest.raises(ConfigError) as refused:
+        plan(k2, 700, 12, 131072)
+    text = str(refused.value)
+    match = re.search(r"lower --ctx to (\d+), which frees ([0-9.]+) GiB", text)
+    assert match is not None, text
+    tokens = int(match[1])
+    assert tokens % 64 == 0
+    assert float(match[2]) == pytest.approx((131072 - tokens) * K2_TOKEN_KV / GIB, abs=0.006)
+    assert plan(k2, 700, 12, tokens).num_vram_slots == 0
+    with pytest.raises(ConfigError):
+        plan(k2, 700, 12, tokens + 64)
+    match = re.search(r"raise --vram to ([0-9.]+)GiB", text)
+    assert match is not None, text
+    assert plan(k2, 700, float(match[1]), 131072).num_vram_slots == 0
+    with pytest.raises(ConfigError):
+        plan(k2, 700, float(match[1]) - 0.02, 131072)
+    assert "leave --vram out" in text
+
+
+def test_what_no_context_would_help_is_not_told_to_lower_it(k2: ModelSizes) -> None:
+    with pytest.raises(ConfigError, match="RAM: ") as refused:
+        plan(k2, 2)
+    assert "--ctx" not in str(refused.value) and "raise --ram to" in str(refused.value)
+
+
+def test_ram_below_a_token_cycle_is_warned_of(k2: ModelSizes) -> None:
+    (said,) = plan(k2, 16).warnings
+    assert said.startswith("RAM: ") and "480 experts that one token" in said
+    assert not plan(k2, 64).warnings
+    assert not plan(k2, 700).warnings and not plan(k2, 700).needs_disk
+
+
+@pytest.mark.parametrize("field", ["ram_bytes", "kv_tokens", "step_tokens"])
+def test_numbers_below_zero_are_refused(k2: ModelSizes, field: str) -> None:
+    numbers = {"ram_bytes": 1, "kv_tokens": 1, "kv_token_bytes": 1, field: -1}
+    with pytest.raises(ConfigError, match=f"{field}=-1"):
+        Problem(sizes=k2, **numbers)
