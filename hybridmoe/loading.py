@@ -12,8 +12,9 @@ from hybridmoe.errors import ConfigError, GGUFError
 from hybridmoe.experts.tier_plan import parse_bytes
 from hybridmoe.gguf.reader import GGUFFile
 from hybridmoe.kernels import ops
+from hybridmoe.kernels.latents import PAGE_TOKENS
 from hybridmoe.llm import LLM, Progress, ProgressCallback
-from hybridmoe.model.residency import ExpertOptions, Residency, place_weights
+from hybridmoe.model.residency import ExpertOptions, Latents, Residency, place_weights
 from hybridmoe.model.weights import read_ahead
 from hybridmoe.text.tokenizer import Tokenizer
 
@@ -109,8 +110,9 @@ def _place(
         if progress is not None:
             progress(Progress("load", done, total, "bytes"))
 
-    latents = plan_kv(config, engine, psutil.virtual_memory().available)
-    return place_weights(file, config, options, latents.num_bytes, tell)
+    kv = plan_kv(config, engine, psutil.virtual_memory().available)
+    latents = Latents(kv.num_tokens, kv.page_bytes // PAGE_TOKENS)
+    return place_weights(file, config, options, latents, tell)
 
 
 def _config(file: GGUFFile) -> ModelConfig:

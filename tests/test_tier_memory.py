@@ -28,7 +28,7 @@ from hybridmoe.engine import Engine, Finished, Request, SamplingParams
 from hybridmoe.experts.policy import CacheShape, make_policy
 from hybridmoe.gguf.reader import GGUFFile
 from hybridmoe.model.decoder import Decoder
-from hybridmoe.model.residency import ExpertOptions, place_weights
+from hybridmoe.model.residency import ExpertOptions, Latents, place_weights
 
 def memory():
     lines = open("/proc/self/status").read().splitlines()
@@ -39,7 +39,7 @@ before = memory()
 file = GGUFFile.open(sys.argv[1])
 config = ModelConfig.from_metadata(file.metadata)
 options = ExpertOptions(ram_bytes=int(sys.argv[2]), num_ahead=1)
-place = place_weights(file, config, options, 0, lambda done, total: None)
+place = place_weights(file, config, options, Latents(0, 0), lambda done, total: None)
 engine = Engine(Decoder(file, config, place), frozenset(), EngineConfig(context_tokens=512))
 most = 0
 for prompt in ([1, 2, 3], list(range(5, 400))):

@@ -16,8 +16,9 @@ from tiny_gguf import split_file, write_tiny
 import hybridmoe
 from hybridmoe.errors import ConfigError, DiskError
 from hybridmoe.experts.layout import is_expert_tensor
+from hybridmoe.experts.placement import RAM_RESERVE_BYTES, activation_bytes
 from hybridmoe.experts.policy import PREFILL_TOKENS, CacheShape, make_policy
-from hybridmoe.experts.reader import room_for
+from hybridmoe.experts.sizes import sizes_of
 from hybridmoe.experts.tier_plan import TierPlan, parse_bytes, plan_tier
 from hybridmoe.experts.tiered import TieredExperts
 from hybridmoe.gguf.reader import GGUFFile
@@ -269,14 +270,11 @@ def test_more_than_there_is_is_refused(path: Path, monkeypatch: pytest.MonkeyPat
 def test_the_default_is_what_is_free_less_a_margin(
     path: Path, one: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    margin = 10_000_000
-    monkeypatch.setattr("hybridmoe.model.residency._LEAST_MARGIN_BYTES", margin)
     with hybridmoe.load(path, context_tokens=64, kv_tokens=64) as llm:
-        latents = llm.engine.kv_plan.num_bytes
-    with GGUFFile.open(path) as file:
-        tensors = file.tensors.values()
-        others = sum(room_for(t.num_bytes) for t in tensors if not is_expert_tensor(t.name))
-    base = others + latents + margin
+        latents, config = llm.engine.kv_plan, llm.config
+        sizes = sizes_of(llm.file.tensors.values(), config)
+    base = RAM_RESERVE_BYTES + activation_bytes(config, 512) + latents.num_bytes
+    base += sizes.dense_bytes + sizes.embedding_bytes
     # Too little for any cache: the system pages, as it does without one.
     for free, num_slots in ((0, None), (base + one, None), (base + 5 * one, 3), (1 << 40, None)):
         monkeypatch.setattr("hybridmoe.model.residency.available_bytes", lambda free=free: free)
@@ -286,7 +284,7 @@ def test_the_default_is_what_is_free_less_a_margin(
 
 @pytest.mark.parametrize(
     ("text", "size"),
-    [("4096", 4096), ("12GiB", 12 << 30), ("12G", 12 << 30), ("1.5 mib", 3 << 19), ("2KB", 2048)],
+    [("4096", 4096), ("12GiB", 12 << 30), ("12G", 12 << 30), ("1.5 mib", 3 << 19), ("2KB", 2000)],
 )
 def test_sizes(text: str, size: int) -> None:
     assert parse_bytes(text) == size

@@ -7,7 +7,7 @@ from hybridmoe.errors import ConfigError
 
 __all__ = ["TierPlan", "parse_bytes", "plan_tier"]
 
-_UNITS = {"K": 10, "M": 20, "G": 30, "T": 40}
+_POWERS = {"K": 1, "M": 2, "G": 3, "T": 4}
 _MOST_BYTES = 1 << 50
 
 
@@ -76,9 +76,10 @@ def plan_tier(
 
 
 def parse_bytes(text: str) -> int:
-    """A size such as 12GiB, 12G (the same), 800MiB or 4096. Errors: ConfigError."""
-    match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?) *(?:([KMGT])I?)?B?", text.strip().upper())
-    size = float(match[1]) * 2.0 ** _UNITS.get(match[2], 0) if match else 0.0
+    """A size such as 12GiB, 12G (the same), 12GB (by 1000) or 4096. Errors: ConfigError."""
+    match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?) *(?:([KMGT])(IB|B)?)?", text.strip().upper())
+    base = 1000 if match and match[3] == "B" else 1024
+    size = float(match[1]) * base ** _POWERS.get(match[2], 0) if match else 0.0
     if match is None or size > _MOST_BYTES:
         raise ConfigError(f"{text!r:.40}: expected a size such as 12GiB or 800MiB")
     return int(size)

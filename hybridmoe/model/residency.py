@@ -8,6 +8,7 @@ a file that is shortened later would end the process.
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,8 +17,10 @@ from hybridmoe.config import ModelConfig
 from hybridmoe.errors import ConfigError
 from hybridmoe.experts.backends import CpuExperts, ExpertBackend
 from hybridmoe.experts.layout import ExpertLayout, is_expert_tensor
+from hybridmoe.experts.placement import Problem, plan_experts
 from hybridmoe.experts.profile import ExpertProfile
 from hybridmoe.experts.reader import BLOCK_BYTES, FileReader, Piece, Ticket, room_for
+from hybridmoe.experts.sizes import sizes_of
 from hybridmoe.experts.slots import Arena
 from hybridmoe.experts.tier_plan import TierPlan, plan_tier
 from hybridmoe.experts.tiered import TieredExperts
@@ -25,10 +28,9 @@ from hybridmoe.gguf.reader import GGUFFile, Tensor
 from hybridmoe.kernels.topology import available_bytes
 from hybridmoe.model.weights import Weights, expert_weights
 
-__all__ = ["ExpertOptions", "Residency", "place_weights"]
+__all__ = ["ExpertOptions", "Latents", "Residency", "place_weights"]
 
 _READ_BYTES = 32 << 20  # one progress step
-_LEAST_MARGIN_BYTES, _MARGIN_SHARE = 1 << 30, 1 / 16  # of free memory, left alone by default
 _MOST_AHEAD = 64
 
 Progress = Callable[[int, int], None]  # bytes done, bytes in all
@@ -47,6 +49,17 @@ class ExpertOptions:
             raise ConfigError(f"expert_ram={self.ram_bytes}: expected a size of 1 byte or more")
         if not 0 <= self.num_ahead <= _MOST_AHEAD:
             raise ConfigError(f"expert_prefetch={self.num_ahead}: expected 0 to {_MOST_AHEAD}")
+
+
+class Latents(NamedTuple):
+    """What the engine will keep, for which there has to be memory."""
+
+    num_tokens: int
+    token_bytes: int
+
+    @property
+    def num_bytes(self) -> int:
+        return self.num_tokens * self.token_bytes
 
 
 @dataclass(slots=True)
@@ -82,20 +95,19 @@ def place_weights(
     file: GGUFFile,
     config: ModelConfig,
     options: ExpertOptions,
-    reserved_bytes: int,
+    latents: Latents,
     progress: Progress,
 ) -> Residency:
     """Decide, and read what has to be in memory before the first token.
 
-    reserved_bytes: of memory, for latents. progress: called only where something is read here.
+    progress: called only where something is read here.
     Errors: GGUFError for missing or misshapen tensors; ConfigError for a budget that is too small
     or more than there is; DiskError.
     """
     layers = expert_weights(Weights(file), config)
     layout = ExpertLayout(file, layers)
     dense = [t for t in file.tensors.values() if not is_expert_tensor(t.name)]
-    dense_bytes = sum(room_for(t.num_bytes) for t in dense)
-    plan = _plan(layout, options, config.top_k, dense_bytes, reserved_bytes)
+    plan = _plan(file, config, layout, options, latents, sum(room_for(t.num_bytes) for t in dense))
     if plan is None:
         return Residency(CpuExperts(layers))
     reader = FileReader(file.parts)
@@ -117,36 +129,56 @@ def place_weights(
 
 
 def _plan(
+    file: GGUFFile,
+    config: ModelConfig,
     layout: ExpertLayout,
     options: ExpertOptions,
-    top_k: int,
+    latents: Latents,
     dense_bytes: int,
-    reserved_bytes: int,
 ) -> TierPlan | None:
     """The expert cache, or None where all experts fit."""
-    free = available_bytes()
-    budget = options.ram_bytes
-    if budget is None:
-        if free is None:
-            return None
-        margin = max(_LEAST_MARGIN_BYTES, int(free * _MARGIN_SHARE))
-        budget = max(0, free - dense_bytes - reserved_bytes - margin)
-    if layout.num_bytes <= budget:
+    if not layout.num_layers:
         return None
-    sizes = (layout.buffer_bytes, layout.num_layers, layout.num_experts, top_k)
-    try:
-        plan = plan_tier(budget, *sizes, num_ahead=options.num_ahead)
-    except ConfigError:
-        if options.ram_bytes is None:
-            return None  # nobody asked for it, and the system's own paging works with anything
-        raise
-    needed = plan.num_buffers * plan.buffer_bytes + dense_bytes + reserved_bytes
+    budget, free = options.ram_bytes, available_bytes()
+    if budget is None:
+        budget = _default_budget(file, config, layout, latents, free)
+    if budget is None or layout.num_bytes <= budget:
+        return None
+    sizes = (layout.buffer_bytes, layout.num_layers, layout.num_experts, config.top_k)
+    plan = plan_tier(budget, *sizes, num_ahead=options.num_ahead)
+    others = dense_bytes + latents.num_bytes
+    needed = plan.num_buffers * plan.buffer_bytes + others
     if options.ram_bytes is not None and free is not None and needed > free:
         raise ConfigError(
-            f"expert_ram={budget} bytes: with {dense_bytes + reserved_bytes} bytes of other weights"
-            f" and latents that is {needed / 2**30:.1f} GiB, but {free / 2**30:.1f} GiB are free"
+            f"expert_ram={budget} bytes: with {others} bytes of other weights and latents that is"
+            f" {needed / 2**30:.1f} GiB, but {free / 2**30:.1f} GiB are free"
         )
     return plan
+
+
+def _default_budget(
+    file: GGUFFile, config: ModelConfig, layout: ExpertLayout, latents: Latents, free: int | None
+) -> int | None:
+    """RAM for experts as `hybridmoe plan` would have it.
+
+    None where all fit; and where not even the other weights do, since the system's own paging works
+    with anything, and nobody has asked for a cache.
+    """
+    if free is None:
+        return None
+    try:
+        plan = plan_experts(
+            Problem(
+                sizes=sizes_of(file.tensors.values(), config),
+                ram_bytes=free,
+                kv_tokens=latents.num_tokens,
+                kv_token_bytes=latents.token_bytes,
+            )
+        )
+    except ConfigError:
+        return None
+    # Of the planner's slots, each is a little larger here: whole blocks of the disk.
+    return (plan.num_slots + config.top_k) * layout.buffer_bytes if plan.needs_disk else None
 
 
 class _Bar:
