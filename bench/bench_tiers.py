@@ -111,6 +111,7 @@ def main(
         "peak_of_limit_gib": round(peak / 2**30, 2) if peak else None,
         "disk_gb_s": [round(rate / 1e9, 2) for rate in ours["disk"]],
         "hit_rate": round(ours["hit_rate"], 3),
+        "wait_ms": round(1e3 * ours["read_wait_s"] / len(ours["seconds"]), 1),
         "prefetch": prefetch,
         "counters": ours["counters"],
         "predicted_ms": {name: round(1e3 * s, 1) for name, s in step.seconds.items()},
@@ -153,7 +154,7 @@ def _ours(path: Path, budget: int, prefetch: int, num_tokens: int) -> dict[str, 
         options = ExpertOptions(ram_bytes=budget, num_ahead=prefetch)
         place = place_weights(file, config, options, Latents(0, 0), lambda done, total: None)
         assert place.tier is not None, "all experts fit"
-        ids = _token_ids(WARM_UP_TOKENS + num_tokens + 1)
+        ids = _token_ids(WARM_UP_TOKENS + num_tokens + 2)  # the last step begins unannounced
         engine_config = EngineConfig(context_tokens=len(ids) + 1, max_running=1, chunk_tokens=1)
         engine = Engine(Decoder(file, config, place), frozenset(), engine_config)
         events: SimpleQueue[Any] = SimpleQueue()
