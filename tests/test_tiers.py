@@ -334,8 +334,12 @@ def test_a_profile_makes_the_next_start_warm(path: Path, one: int, profile: Path
     with open_tier(path, **{**options, "expert_ram": (3 + TOP_K) * one}) as llm:
         assert llm.expert_stats().num_resident == 3
     sparse = open_tier(path, expert_ram=5 * one, expert_profile=profile.parent / "no" / "folder")
+    sparse.generate("Once", **GREEDY)
     with pytest.raises(ConfigError, match="cannot be written: No such file"):
         sparse.close()
+    before = profile.read_bytes()
+    open_tier(path, **options).close()  # nothing was asked, nothing is known better
+    assert profile.read_bytes() == before
 
 
 @pytest.mark.parametrize(

@@ -82,7 +82,8 @@ class Residency:
         if self.tier is None:
             return
         self.tier.close()
-        if self.profile is not None and self.profile_path is not None:
+        was_used = bool(self.tier.uses.any())
+        if was_used and self.profile is not None and self.profile_path is not None:
             shape = self.profile.uses.shape
             is_resident = np.zeros(shape, np.bool_)
             is_resident.reshape(-1)[self.tier.resident()] = True
