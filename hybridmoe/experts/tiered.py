@@ -85,6 +85,7 @@ class TieredExperts:
         try:
             self._compute([first + e for e in order], num_free, first)
         except BaseException:
+            self._guesses = {}
             for expert in order:
                 self._drop_passer_by(first + expert)
             self._store.drain()
