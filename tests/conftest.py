@@ -38,6 +38,15 @@ def each_exact_isa(request: pytest.FixtureRequest) -> Iterator[str]:
 
 
 @pytest.fixture
+def amx() -> Iterator[None]:
+    """Matrix tiles, where this machine has them."""
+    if "amx" not in isa.supported():
+        pytest.skip("this CPU has no AMX")
+    with isa.forced("amx"):
+        yield
+
+
+@pytest.fixture
 def exact_kernels() -> Iterator[None]:
     """The best instruction set that gives a token the same bits alone and in a prompt."""
     with isa.forced(EXACT_ISAS[0]):

@@ -103,6 +103,53 @@ def test_attention_is_within_the_bound(each_isa: str, shape: tuple[int, ...], ty
     assert (error <= bound).all(), float((error / bound).max())
 
 
+TILE_SHAPES = [  # as SHAPES; latent and rope are multiples of 32, as matrix tiles want them
+    (4, 16, 128, 32, 16),
+    (64, 20, 512, 64, BLOCK + 44),
+    (3, 70, 160, 0, 2 * BLOCK + 1),
+    (128, 17, 128, 64, BLOCK - 1),
+]
+
+
+@pytest.mark.parametrize("shape", TILE_SHAPES, ids=str)
+def test_prompts_by_matrix_tiles_are_as_exact_as_bfloat16(
+    amx: None, shape: tuple[int, ...], restore_threads: None
+) -> None:
+    """Queries and weights are rounded to bfloat16: relative errors of u / sqrt(3), u = 2^-9.
+
+    Those of a score's products are independent, so that their squares add up; a weight is off by
+    as much as its score, and by its own rounding. The softmax averages, so that this bounds the
+    results. A scale that is 5 % off does not pass.
+    """
+    a, b, latents = inputs(*shape)
+    keys = stored(latents, "bf16").double()
+    queries = torch.cat((a, b.transpose(0, 1)), -1).double()
+    products = torch.einsum("ntd,sd->nts", queries**2, keys**2)
+    bound = 2.0**-9 / 3**0.5 * (SCALE * float(products.mean().sqrt()) + 1)
+    want = reference.latent_attention(a, b, keys.float(), SCALE)
+
+    def error(got: torch.Tensor) -> float:
+        return float((got - want).square().mean().sqrt() / want.square().mean().sqrt())
+
+    out = attention((a, b, latents), "bf16")
+    assert error(out) <= bound
+    assert error(reference.latent_attention(a, b, keys.float(), 1.05 * SCALE)) > bound
+    ops.set_num_threads(3)
+    assert torch.equal(attention((a, b, latents), "bf16"), out)
+
+
+def test_few_tokens_keep_their_bits_beside_a_prompt(amx: None) -> None:
+    short, prompt = inputs(4, 3, 128, 32, BLOCK + 5), inputs(4, 20, 128, 32, 40)
+    pages, tables = paged([short[2], prompt[2]], "bf16")
+    spans = PageTable([Span(3, BLOCK + 2, tables[0]), Span(20, 20, tables[1])])
+    a, b = torch.cat((short[0], prompt[0]), 1), torch.cat((short[1], prompt[1]))
+    together = latent_attention(a, b, pages, spans, SCALE)
+    with isa.forced("avx512"):
+        exact = attention(short, "bf16")
+    assert torch.equal(together[:, :3], exact)
+    assert torch.equal(together[:, 3:], attention(prompt, "bf16"))
+
+
 @pytest.mark.parametrize("type", TYPES)
 def test_pages_keep_what_their_type_can(type: str) -> None:
     latents = inputs(1, 1, 130, 70, 100)[2] * torch.logspace(-3, 3, 100)[:, None]

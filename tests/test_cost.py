@@ -15,14 +15,25 @@ from hybridmoe.experts.cards import CARDS, card_named
 from hybridmoe.experts.cost import Hits, decode, hits_of, prompt
 from hybridmoe.experts.placement import Plan, Problem, plan_experts
 from hybridmoe.experts.price import price_of
-from hybridmoe.experts.rates import DECODE_SHARE, GpuRates, Rates, rates_of
+from hybridmoe.experts.rates import (
+    DECODE_SHARE,
+    DENSE_OVERHEAD,
+    LAYER_S,
+    PROMPT_OVERHEAD,
+    STEP_S,
+    WHOLE_MODEL_SHARE,
+    GpuRates,
+    Rates,
+    rates_of,
+)
 from hybridmoe.experts.sizes import ModelSizes, Part, sizes_of
 from hybridmoe.gguf.outline import read_outline
 
 GIB = 1 << 30
 GPU = GpuRates(read=700e9, ops=60e12, pcie=25e9)
-RATES = Rates(dram=200e9, ops=10e12, attention_ops=2e12, disk=6e9, gpu=GPU, layer_s=1e-4)
+RATES = Rates(isa="amx", dram=200e9, ops=10e12, attention_ops=2e12, disk=6e9, gpu=GPU, layer_s=1e-4)
 K2_TOKEN_KV = 61 * 576 * 2
+ONE_MB = 1e6 / WHOLE_MODEL_SHARE  # of DRAM, so that decoding float32 gets 1 MB/s
 
 
 @pytest.fixture(scope="module")
@@ -67,13 +78,13 @@ def all_in(sizes: ModelSizes) -> Plan:
 
 
 def test_a_token_without_gpu_or_disk_by_hand(toy: ModelSizes) -> None:
-    rates = Rates(dram=1e6 / 0.92, ops=1e6, attention_ops=1e12, layer_s=0.001)  # 1 MB/s reached
+    rates = Rates("avx512", dram=ONE_MB, ops=1e6, attention_ops=1e12)  # 1 MB/s reached
     step = decode(all_in(toy), rates, Hits(0, 1), 100)
     c = toy.config
     assert step.seconds["dense weights"] == pytest.approx(16000 / 1e6)
     assert step.seconds["experts"] == pytest.approx(2 * 1000 / 1e6)
     assert step.seconds["waiting for disk"] == 0
-    assert step.seconds["between kernels"] == pytest.approx(0.002)
+    assert step.seconds["between kernels"] == pytest.approx(2 * LAYER_S + STEP_S)
     latents = 101 * K2_TOKEN_KV  # read at the whole of DRAM's rate, slower than the arithmetic
     assert step.seconds["attention"] == pytest.approx(latents / rates.dram)
     assert step.read_bytes == {"VRAM": 0, "RAM": 16000 + 40 + 2000 + latents, "disk": 0}
@@ -87,7 +98,7 @@ def test_a_token_without_gpu_or_disk_by_hand(toy: ModelSizes) -> None:
 
 def test_reads_from_disk_by_hand(toy: ModelSizes) -> None:
     """Two chosen experts, each on disk with probability 1/2: 0, 1, 2 with 1/4, 1/2, 1/4."""
-    rates = Rates(dram=1e6 / 0.92, ops=1e6, attention_ops=1e12, disk=1e5, layer_s=0)
+    rates = Rates("avx512", dram=ONE_MB, ops=1e6, attention_ops=1e12, disk=1e5)
     step = decode(all_in(toy), rates, Hits(0, 0.5), 0)
     compute, read = 1000 / 1e6, 1000 / 1e5
     total = 0.25 * 2 * compute + 0.5 * (read + compute) + 0.25 * (2 * read + compute)
@@ -96,9 +107,14 @@ def test_reads_from_disk_by_hand(toy: ModelSizes) -> None:
     assert step.read_bytes["disk"] == 1000
 
 
+def test_a_claim_of_many_chosen_experts_ends(toy: ModelSizes) -> None:
+    many = replace(toy, config=replace(toy.config, num_experts=1 << 20, top_k=1 << 19))
+    assert decode(plan_of(many, 1e5), RATES, Hits(0.2, 0.3), 0).total_s > 0
+
+
 def test_gpu_and_cpu_work_at_once(toy: ModelSizes) -> None:
     gpu = GpuRates(read=1e6, ops=1e12, pcie=1e9)
-    rates = Rates(dram=1e6 / 0.92, ops=1e6, attention_ops=1e12, gpu=gpu, layer_s=0)
+    rates = Rates("avx512", dram=ONE_MB, ops=1e6, attention_ops=1e12, gpu=gpu)
     step = decode(plan_of(toy, 2000, 40), rates, Hits(0.5, 0.5), 0)
     one = 1000 / 1e6  # on either side
     assert step.seconds["experts"] == pytest.approx(0.25 * 2 * one + 0.5 * one + 0.25 * 2 * one)
@@ -106,22 +122,48 @@ def test_gpu_and_cpu_work_at_once(toy: ModelSizes) -> None:
 
 
 def test_a_prompt_by_hand(toy: ModelSizes) -> None:
-    rates = Rates(dram=1e6 / 0.92, ops=1e6, attention_ops=1e6, layer_s=0.001)
+    """Steps of 10, 10 and 5 tokens, each of which chooses half of the four experts."""
+    rates = Rates("avx512", dram=ONE_MB, ops=1e6, attention_ops=1e6)
     step = prompt(plan_of(toy, 2000, step_tokens=10), rates, Hits(0, 1), 25)
+    unpack = 10  # of avx512: as long as the products of so many tokens
     assert step.num_tokens == 25
-    assert step.seconds["between kernels"] == pytest.approx(3 * 2 * 0.001)
-    assert step.seconds["dense weights"] == pytest.approx(
-        3 * 12000 / 1e6 + 25 * 2 * 3000 / 1e6 + 4000 / 1e6
-    )
-    touched = [4 * (1 - 0.5**tokens) for tokens in (10, 10, 5)]  # each chooses half of them
+    assert step.seconds["between kernels"] == pytest.approx(3 * (2 * LAYER_S + STEP_S))
+    dense = DENSE_OVERHEAD * 2 * 3000 * (25 + 3 * unpack) / 1e6
+    assert step.seconds["dense weights"] == pytest.approx(PROMPT_OVERHEAD * (dense + 4000 / 1e6))
+    touched = sum(4 * (1 - 0.5**tokens) for tokens in (10, 10, 5))
     assert step.seconds["experts"] == pytest.approx(
-        sum(touched) * 1000 / 1e6 + 25 * 2 * 2 * 250 / 1e6
+        PROMPT_OVERHEAD * 2 * 250 * (25 * 2 + touched * unpack) / 1e6
     )
     c = toy.config
     pairs = 25 * 26 / 2
-    assert step.seconds["attention"] == pytest.approx(
-        2 * pairs * 2 * c.num_heads * (2 * c.kv_lora_rank + c.rope_dim) / 1e6
+    ops = 2 * pairs * 2 * c.num_heads * (2 * c.kv_lora_rank + c.rope_dim)
+    assert step.seconds["attention"] == pytest.approx(PROMPT_OVERHEAD * ops / 1e6)
+
+
+def test_weights_that_are_read_slower_than_multiplied_take_their_reading(toy: ModelSizes) -> None:
+    rates = Rates("avx512", dram=ONE_MB / 1e3, ops=1e9, attention_ops=1e12)
+    step = prompt(plan_of(toy, 2000), rates, Hits(0, 1), 64)
+    assert step.seconds["experts"] == pytest.approx(PROMPT_OVERHEAD * 4 * 1000 / 1e3)
+    assert step.seconds["dense weights"] == pytest.approx(
+        PROMPT_OVERHEAD * (DENSE_OVERHEAD * 12000 + 4000) / 1e3
     )
+
+
+def test_fewer_experts_where_a_trace_says_so(toy: ModelSizes) -> None:
+    plan = plan_of(toy, 2000)
+    uniform = prompt(plan, RATES, Hits(0, 1), 64)
+    same = prompt(plan, RATES, Hits(0, 1), 64, lambda tokens: 4 * (1 - 0.5**tokens))
+    assert same == uniform
+    skewed = prompt(plan, RATES, Hits(0, 1), 64, lambda tokens: 2.0)
+    assert skewed.read_bytes["RAM"] == pytest.approx(uniform.read_bytes["RAM"] - 2 * 1000)
+
+
+def test_blocks_of_tokens_unpack_again(toy: ModelSizes) -> None:
+    rates = rates_of("amx", dram=1e11, peak_ops=1e12)
+    one = rates.multiply_s(Q.Q4_K, 1000, 96)
+    assert rates.multiply_s(Q.Q4_K, 1000, 960) == pytest.approx(10 * one)
+    assert one > rates.multiply_s(Q.Q4_K, 1000, 16) > one / 3
+    assert rates.multiply_s(Q.Q8_0, 1000, 16) > rates.multiply_s(Q.Q4_K, 1000, 16)
 
 
 @given(ram=st.floats(14, 700), more=st.floats(0, 400), vram=st.sampled_from([0.0, 16.0, 96.0]))

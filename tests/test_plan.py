@@ -83,6 +83,14 @@ def test_options_change_what_they_name(k2: Path) -> None:
     assert slower["rates"]["dram"] == 50e9 and slower["num_disk_experts"] == 0
 
 
+def test_a_traces_curve_says_what_is_found(k2: Path, tmp_path: Path) -> None:
+    path = tmp_path / "curve.json"
+    path.write_text(json.dumps({"slots": [480, 23040], "hit_rate": [0.5, 1.0]}))
+    found = plan_json(k2, *GIVEN, "--ram", "128G", "--hit-curve", path)
+    slots = found["tiers"]["RAM"]["num_experts"]
+    assert found["hits"]["ram"] == pytest.approx(0.5 + 0.5 * (slots - 480) / (23040 - 480))
+
+
 def test_a_card_by_name_takes_what_every_token_uses(k2: Path) -> None:
     found = plan_json(k2, *GIVEN, "--ram", "700G", "--gpu", "rtx-4090")
     assert found["tiers"]["VRAM"]["budget_bytes"] == 24 << 30
@@ -126,9 +134,16 @@ def test_what_is_wrong_is_one_line(
     assert words in refusal(capsys, k2, *GIVEN, *arguments)
 
 
-def test_a_missing_or_later_file_is_one_line(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_model_without_experts_is_planned_too(tmp_path: Path) -> None:
+    path = tmp_path / "dense.gguf"
+    write_tiny(path, layers=2, dense_layers=2, type=Q.Q8_0)
+    found = plan_json(path, *GIVEN, "--ram", "4G", "--ctx", 2048)
+    assert found["token_cycle"] == 0 and found["tiers"]["RAM"]["cycle_ratio"] is None
+    assert found["decode"]["tokens_per_s"] > 0
+    assert "tokens/s" in plan(path, *GIVEN, "--ram", "4G", "--ctx", 2048)
+
+
+def test_a_missing_file_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "no such file" in refusal(capsys, tmp_path / "none.gguf")
 
 

@@ -7,8 +7,6 @@ error is 2^-8 sqrt(mean(1 / m^2) / 3) = 2^-8 sqrt(3 / (8 ln 2) / 3), and that of
 sums are float32, added one after the other.
 """
 
-from collections.abc import Iterator
-
 import closeness
 import numpy as np
 import pytest
@@ -23,13 +21,7 @@ from hybridmoe.kernels.matrix import QuantMatrix
 T = GGMLQuantizationType
 TILED = [kind for kind in TYPES if kind not in (T.F32, T.F16)]
 
-pytestmark = pytest.mark.skipif("amx" not in isa.supported(), reason="this CPU has no AMX")
-
-
-@pytest.fixture(autouse=True)
-def amx() -> Iterator[None]:
-    with isa.forced("amx"):
-        yield
+pytestmark = pytest.mark.usefixtures("amx")
 
 
 def activations(*shape: int, seed: int = 1) -> torch.Tensor:
@@ -83,6 +75,15 @@ def test_neighbours_and_threads_do_not_change_a_bit(
     for threads in (1, 3):
         ops.set_num_threads(threads)
         assert torch.equal(ops.linear(x, w), whole)
+
+
+def test_many_tokens_and_columns_in_parts_have_the_same_bits() -> None:
+    w = random_matrix(T.Q8_0, 1, 40, 4384)  # three parts for twelve tiles of tokens, one for one
+    x = activations(200, 4384)
+    got = ops.linear(x, w)
+    check(x, w, got)
+    parts = torch.cat([ops.linear(x[t : t + 16], w) for t in range(0, 176, 16)])
+    assert torch.equal(got[:176], parts)
 
 
 def test_a_poisoned_token_poisons_nobody_else() -> None:

@@ -32,6 +32,7 @@ constexpr Codebook<uint8_t, 128> signs_with_parity() {
 }
 
 constexpr int8_t kTernary[4] = {-1, 0, 1, 0};
+constexpr int8_t kBiasedTernary[4] = {8, 16, 24, 0};
 constexpr int8_t kIQ2[4] = {8, 25, 43, 0};
 constexpr int8_t kIQ3_XXS[8] = {4, 12, 20, 28, 36, 44, 52, 62};
 constexpr int8_t kIQ3_S[8] = {1, 3, 5, 7, 9, 11, 13, 15};
@@ -39,6 +40,8 @@ constexpr int8_t kIQ3_S[8] = {1, 3, 5, 7, 9, 11, 13, 15};
 }  // namespace
 
 constinit const Codebook<uint64_t, 2048> kCodebookIQ1 = expand<uint64_t>(kPackedIQ1, kTernary);
+constinit const Codebook<uint64_t, 2048> kCodebookBiasedIQ1 =
+    expand<uint64_t>(kPackedIQ1, kBiasedTernary);
 constinit const Codebook<uint64_t, 256> kCodebookIQ2_XXS = expand<uint64_t>(kPackedIQ2_XXS, kIQ2);
 constinit const Codebook<uint64_t, 512> kCodebookIQ2_XS = expand<uint64_t>(kPackedIQ2_XS, kIQ2);
 constinit const Codebook<uint64_t, 1024> kCodebookIQ2_S = expand<uint64_t>(kPackedIQ2_S, kIQ2);

@@ -11,7 +11,8 @@ struct Codebook {
   Entry entry[N];
 };
 
-extern const Codebook<uint64_t, 2048> kCodebookIQ1;  // signed bytes -1, 0, 1
+extern const Codebook<uint64_t, 2048> kCodebookIQ1;        // signed bytes -1, 0, 1
+extern const Codebook<uint64_t, 2048> kCodebookBiasedIQ1;  // the same c as 8 c + 16
 extern const Codebook<uint64_t, 256> kCodebookIQ2_XXS;
 extern const Codebook<uint64_t, 512> kCodebookIQ2_XS;
 extern const Codebook<uint64_t, 1024> kCodebookIQ2_S;

@@ -23,6 +23,12 @@ inline uint32_t load_u32(const void* p) {
   return v;
 }
 
+inline uint64_t load_u64(const void* p) {
+  uint64_t v;
+  memcpy(&v, p, sizeof v);
+  return v;
+}
+
 inline float bits_to_float(uint32_t bits) {
   float v;
   memcpy(&v, &bits, sizeof v);

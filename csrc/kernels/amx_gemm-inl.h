@@ -84,8 +84,9 @@ void matmul_tiles(const TileArgs& args) {
   const int64_t groups = padded_weights(args.cols) / kSuperWeights;
   const int64_t x_stride = groups * kStepsOfGroup * kPackedTile;  // from tile to tile
   const int64_t stride = args.num_tiles * kTokenTile;
+  const int64_t end = padded_weights(args.end_col) / kSuperWeights;
   for (int64_t r = 0; r < args.num_rows; r += kPanelRows) {
-    for (int64_t g = 0; g < groups; ++g) {
+    for (int64_t g = args.first_col / kSuperWeights; g < end; ++g) {
       unpack_block<Group>(args, r, g, rows);
       const uint16_t* x = args.x + g * kStepsOfGroup * kPackedTile;
       float* out = args.out + r * stride;
@@ -105,10 +106,12 @@ void matmul_tiles(const TileArgs& args) {
 
 // ---- tokens -------------------------------------------------------------------------------------
 
-// One tile of tokens: (steps of 32 columns, 16 pairs of columns, 16 tokens, 2).
-void pack_tokens(const float* const* rows, int64_t num_tokens, int64_t cols, uint16_t* packed) {
+// One tile of tokens in steps of 32 columns, `stride` words apart: (16 pairs of columns, 16 tokens,
+// 2) each.
+HM_INLINE void pack_steps(const float* const* rows, int64_t num_tokens, int64_t cols, int64_t steps,
+                          int64_t stride, uint16_t* packed) {
   alignas(64) uint8_t pairs[kTokenTile][kTileBytes] = {};
-  for (int64_t k = 0; k < padded_weights(cols); k += kColumnStep, packed += kPackedTile) {
+  for (int64_t k = 0; k < steps * kColumnStep; k += kColumnStep, packed += stride) {
     const int64_t left = cols - k;
     const __mmask16 low = left >= 16 ? 0xffff : left > 0 ? (1 << left) - 1 : 0;
     const __mmask16 high = left >= 32 ? 0xffff : left > 16 ? (1 << (left - 16)) - 1 : 0;
@@ -121,6 +124,10 @@ void pack_tokens(const float* const* rows, int64_t num_tokens, int64_t cols, uin
     Simd::Panel::transpose(pairs[0], kTileBytes, words);
     for (int c = 0; c < 16; ++c) _mm512_store_si512(packed + c * 2 * kTokenTile, words[c]);
   }
+}
+
+void pack_tokens(const float* const* rows, int64_t num_tokens, int64_t cols, uint16_t* packed) {
+  pack_steps(rows, num_tokens, cols, padded_weights(cols) / kColumnStep, kPackedTile, packed);
 }
 
 // silu(gate) * up of 32 rows by one tile of tokens, as step `rows / 32` of packed tokens. gate and
@@ -195,46 +202,6 @@ void tile_limit(int64_t rounds) {
     }
   }
   _tile_release();
-}
-
-template <class Group>
-constexpr void add_tiles(FormatKernels& format) {
-  format.matmul_tiles = matmul_tiles<Group>;
-}
-
-constexpr KernelTable make_tile_table(const char* name) {
-  KernelTable table = make_table(name);
-  table.costs.matrix_unpack = 50;
-  table.costs.matrix_dot = 10;
-  table.tiles = {pack_tokens, pack_swiglu, finish_tiles};
-  table.tile_int8_limit = {tile_limit<true>, int64_t{4} * 2 * 16 * 16 * 64};
-  table.tile_bf16_limit = {tile_limit<false>, int64_t{4} * 2 * 16 * 16 * 32};
-  FormatKernels* formats = table.formats;
-  add_tiles<GroupBF16>(formats[kBF16]);
-  add_tiles<GroupQ4_0>(formats[kQ4_0]);
-  add_tiles<GroupQ4_1>(formats[kQ4_1]);
-  add_tiles<GroupQ5_0>(formats[kQ5_0]);
-  add_tiles<GroupQ5_1>(formats[kQ5_1]);
-  add_tiles<GroupQ8_0>(formats[kQ8_0]);
-  add_tiles<GroupQ2_K>(formats[kQ2_K]);
-  add_tiles<GroupQ3_K>(formats[kQ3_K]);
-  add_tiles<GroupQ4_K>(formats[kQ4_K]);
-  add_tiles<GroupQ5_K>(formats[kQ5_K]);
-  add_tiles<GroupQ6_K>(formats[kQ6_K]);
-  add_tiles<GroupIQ4_NL>(formats[kIQ4_NL]);
-  add_tiles<GroupIQ4_XS>(formats[kIQ4_XS]);
-  add_tiles<GroupMXFP4>(formats[kMXFP4]);
-  add_tiles<GroupTQ2_0>(formats[kTQ2_0]);
-  add_tiles<GroupTQ1_0>(formats[kTQ1_0]);
-  add_tiles<GroupNVFP4>(formats[kNVFP4]);
-  add_tiles<GroupIQ1_S>(formats[kIQ1_S]);
-  add_tiles<GroupIQ1_M>(formats[kIQ1_M]);
-  add_tiles<GroupIQ2_XXS>(formats[kIQ2_XXS]);
-  add_tiles<GroupIQ2_XS>(formats[kIQ2_XS]);
-  add_tiles<GroupIQ2_S>(formats[kIQ2_S]);
-  add_tiles<GroupIQ3_XXS>(formats[kIQ3_XXS]);
-  add_tiles<GroupIQ3_S>(formats[kIQ3_S]);
-  return table;
 }
 
 }  // namespace

@@ -245,10 +245,11 @@ HM_INLINE void unpack_block(const TileArgs& args, int64_t first, int64_t group, 
   using Block = typename Group::Block;
   constexpr int64_t group_bytes = Group::kBlocks * static_cast<int64_t>(sizeof(Block));
   const int64_t at = group * group_bytes, left = args.row_bytes - at;
+  const int64_t end = padded_weights(args.end_col) / kSuperWeights * group_bytes;
   int64_t ahead = at + kFetchGroups * group_bytes;  // of these rows, or else of the next ones
   const uint8_t* fetched = args.weights + first * args.row_bytes;
-  if (ahead >= args.row_bytes) {
-    ahead -= args.row_bytes;
+  if (ahead >= end) {
+    ahead -= end - args.first_col / kSuperWeights * group_bytes;
     fetched =
         first + kPanelRows < args.num_rows ? fetched + kPanelRows * args.row_bytes : args.next;
   }

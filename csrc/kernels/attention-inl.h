@@ -93,13 +93,10 @@ HM_INLINE void widen_latents(const uint8_t* row, LatentType type, int64_t dim, f
   }
 }
 
-void attend(const AttentionBlock& a, const AttentionSums& out) {
-  const int64_t lanes = a.lanes, row_bytes = latent_row_bytes(a.type, a.dim);
-  for (int64_t k = 0; k < a.num_keys; ++k) {
-    const uint8_t* row = a.pages[k / kPageTokens] + k % kPageTokens * row_bytes;
-    widen_latents(row, a.type, a.dim, a.keys + k * a.dim);
-  }
-  broadcast_product(a.keys, a.dim, 1, a.queries, a.num_keys, a.dim, lanes, a.scores);
+// Scores [key][lane] become weights e^(scale score - max), those of keys that a lane must not see
+// zero; `out` gets each lane's greatest score and the sum of its weights.
+HM_INLINE void weigh_scores(const AttentionBlock& a, const AttentionSums& out) {
+  const int64_t lanes = a.lanes;
   for (int64_t i = 0; i < lanes; ++i) {
     out.max[i] = kNoAttentionKey;
     out.sum[i] = 0.0f;
@@ -119,18 +116,40 @@ void attend(const AttentionBlock& a, const AttentionSums& out) {
       out.sum[i] += row[i];
     }
   }
-  broadcast_product(a.keys, 1, a.dim, a.scores, a.value_dim, a.num_keys, lanes, out.values);
+}
+
+void attend(const AttentionBlock& a, const AttentionSums& out) {
+  const int64_t row_bytes = latent_row_bytes(a.type, a.dim);
+  for (int64_t k = 0; k < a.num_keys; ++k) {
+    const uint8_t* row = a.pages[k / kPageTokens] + k % kPageTokens * row_bytes;
+    widen_latents(row, a.type, a.dim, a.keys + k * a.dim);
+  }
+  broadcast_product(a.keys, a.dim, 1, a.queries, a.num_keys, a.dim, a.lanes, a.scores);
+  weigh_scores(a, out);
+  broadcast_product(a.keys, 1, a.dim, a.scores, a.value_dim, a.num_keys, a.lanes, out.values);
+}
+
+// What the values of a total and of a block count in their union.
+struct Shares {
+  float old, added;
+};
+
+// Puts a lane's greatest scores and sums together.
+HM_INLINE Shares merge_lane(const AttentionSums& total, const AttentionSums& block, int64_t i) {
+  const float max = block.max[i] > total.max[i] ? block.max[i] : total.max[i];
+  const Shares shares = {exp_or_zero(total.max[i] - max), exp_or_zero(block.max[i] - max)};
+  total.max[i] = max;
+  total.sum[i] = total.sum[i] * shares.old + block.sum[i] * shares.added;
+  return shares;
 }
 
 void merge_attention(const AttentionSums& total, const AttentionSums& block, int64_t value_dim,
                      int64_t lanes) {
   alignas(64) float old_share[kMaxAttentionLanes], new_share[kMaxAttentionLanes];
   for (int64_t i = 0; i < lanes; ++i) {
-    const float max = block.max[i] > total.max[i] ? block.max[i] : total.max[i];
-    old_share[i] = exp_or_zero(total.max[i] - max);
-    new_share[i] = exp_or_zero(block.max[i] - max);
-    total.max[i] = max;
-    total.sum[i] = total.sum[i] * old_share[i] + block.sum[i] * new_share[i];
+    const Shares shares = merge_lane(total, block, i);
+    old_share[i] = shares.old;
+    new_share[i] = shares.added;
   }
   for (int64_t r = 0; r < value_dim; ++r) {
     float* to = total.values + r * lanes;

@@ -1,9 +1,10 @@
 // Groups of the IQ1, IQ2 and IQ3 types in AVX-512: indices, signs and scales of a group by vectors.
 //
-// Entries of 8 codes come from memory, 8 bytes each. Entries of 4 codes (IQ3) are kept as they are
-// packed, 16 bits, and come from registers, 32 at a time: the codes are then biased by 128, as
-// vpdpbusd wants them, for with u = v + 128, -u modulo 256 is 128 - v, so that signs are applied as
-// to v.
+// Entries of 8 codes come from memory, 8 bytes each; how, and how signs are expanded, is the matter
+// of codebook_loads_{avx512,amx}-inl.h, one of which is included before this file. Entries of 4
+// codes (IQ3) are kept as they are packed, 16 bits, and come from registers, 32 at a time: the
+// codes are then biased by 128, as vpdpbusd wants them, for with u = v + 128, -u modulo 256 is 128
+// - v, so that signs are applied as to v.
 #pragma once
 
 #include "kernels/groups-inl.h"
@@ -25,33 +26,6 @@ HM_INLINE __m512i look_up(const uint16_t* table, __m512i index) {
   }
 }
 
-HM_INLINE uint64_t load_u64(const void* p) {
-  uint64_t v;
-  memcpy(&v, p, sizeof v);
-  return v;
-}
-
-// Entries of eight codes, from tables: `fields` has four of them, of Bits bits, each with an index
-// in its lower bits, `mask`.
-template <int Bits>
-HM_INLINE __m256i four_entries(const uint64_t* table, uint64_t fields, uint64_t mask) {
-  const auto two = [&](int i) {
-    const uint64_t *first = table + (fields >> (Bits * i) & mask),
-                   *second = table + (fields >> (Bits * i + Bits) & mask);
-    const __m128d low = _mm_load_sd((const double*)first);
-    return _mm_castpd_si128(_mm_loadh_pd(low, (const double*)second));
-  };
-  return _mm256_set_m128i(two(2), two(0));
-}
-
-// The entries of 8 P and on; `index` has an index in the lower bits of each 16.
-template <int P>
-HM_INLINE __m512i eight_entries(const uint64_t* table, const uint16_t* index, uint64_t mask) {
-  const __m256i low = four_entries<16>(table, load_u64(index + 8 * P), mask);
-  const __m256i high = four_entries<16>(table, load_u64(index + 8 * P + 4), mask);
-  return _mm512_inserti64x4(_mm512_castsi256_si512(low), high, 1);
-}
-
 // Words 8 p .. 8 p + 7 in every quarter; from memory this is no shuffle.
 HM_INLINE __m512i eight_words(const uint16_t* words, int p) {
   return _mm512_broadcast_i32x4(_mm_load_si128((const __m128i*)words + p));
@@ -67,23 +41,6 @@ HM_INLINE __m512i spread_nibbles(__m256i words, __m512i values) {
 
 HM_INLINE __m512i negate_bits(uint64_t signs, __m512i v) {
   return _mm512_mask_sub_epi8(v, _cvtu64_mask64(signs), _mm512_setzero_si512(), v);
-}
-
-// Sign bits of 32 indices of 7 bits: the indices, and their parity as bit 7.
-HM_INLINE __m256i signs_with_parity(__m512i indices) {
-  __m512i parity = _mm512_xor_si512(indices, _mm512_srli_epi16(indices, 4));
-  parity = _mm512_xor_si512(parity, _mm512_srli_epi16(parity, 2));
-  parity = _mm512_xor_si512(parity, _mm512_srli_epi16(parity, 1));
-  return _mm512_cvtepi16_epi8(_mm512_or_si512(indices, _mm512_slli_epi16(parity, 7)));
-}
-
-// Eight words of s (4) | sign index (7) x 4, as 64 bits each -> 32 indices.
-HM_INLINE __m512i sign_indices(__m512i words) {
-  const __m512i seven = _mm512_set1_epi64(0x7f);
-  const auto field = [&](int k) {  // bits 7 k -> 16 k
-    return _mm512_and_si512(_mm512_slli_epi64(words, 9 * k), _mm512_slli_epi64(seven, 16 * k));
-  };
-  return _mm512_or_si512(_mm512_or_si512(field(0), field(1)), _mm512_or_si512(field(2), field(3)));
 }
 
 // scale (2 s + 1)
@@ -110,16 +67,13 @@ struct GroupIQ2_XXS : SignedGroupOf<BlockIQ2_XXS> {
   HM_INLINE void load(const Block* b) {
     const __m512i qs = _mm512_loadu_si512(b->qs);  // four indices, a word of signs, ...
     const __m512i rest = _mm512_srli_epi64(qs, 32);
-    _mm256_store_si256((__m256i*)signs, signs_with_parity(sign_indices(rest)));
+    _mm256_store_si256((__m256i*)signs, four_signs(rest));
     const __m256i s = _mm512_cvtepi64_epi32(_mm512_srli_epi64(rest, 28));
     d = odd_scales8(half_to_float(b->d) * 0.125f, s);
   }
   template <int P>
   HM_INLINE Simd::B64 codes(const Block* b) const {
-    const uint64_t* table = kCodebookIQ2_XXS.entry;
-    const __m256i low = four_entries<8>(table, load_u32(b->qs + 8 * P), 255);
-    const __m256i high = four_entries<8>(table, load_u32(b->qs + 8 * P + 4), 255);
-    return negate_bits(signs[P], _mm512_inserti64x4(_mm512_castsi256_si512(low), high, 1));
+    return negate_bits(signs[P], entries_of_halves(kCodebookIQ2_XXS.entry, b->qs + 8 * P));
   }
 };
 
@@ -170,8 +124,7 @@ struct GroupIQ3_XXS : GroupOf<BlockIQ3_XXS> {
       _mm512_store_si512(words + 32 * h, look_up<256>(kPackedIQ3_XXS, _mm512_cvtepu8_epi16(qs)));
     }
     const __m256i rest = _mm256_loadu_si256((const __m256i*)b->words);
-    const __m512i indices = sign_indices(_mm512_cvtepu32_epi64(rest));
-    _mm256_store_si256((__m256i*)signs, signs_with_parity(indices));
+    _mm256_store_si256((__m256i*)signs, four_signs(_mm512_cvtepu32_epi64(rest)));
     d = odd_scales8(half_to_float(b->d) * 0.25f, _mm256_srli_epi32(rest, 28));
   }
   template <int P>
@@ -209,16 +162,14 @@ struct GroupIQ3_S : GroupOf<BlockIQ3_S> {
   }
 };
 
-// 8 c + 1 or 8 c - 1, for c = -1, 0, 1; the latter where the word of the entry is negative.
+// 8 c + 16 plus the shift of the entry, 1 or -1.
 template <int P>
 HM_INLINE __m512i iq1_codes(const uint16_t* index, const uint16_t* shifts) {
   const __m512i word_of = _mm512_set_epi64(
       0x0e0e0e0e0e0e0e0e, 0x0c0c0c0c0c0c0c0c, 0x0a0a0a0a0a0a0a0a, 0x0808080808080808,
       0x0606060606060606, 0x0404040404040404, 0x0202020202020202, 0x0000000000000000);
-  const __m512i entries = eight_entries<P>(kCodebookIQ1.entry, index, 2047);
-  const __m512i eight_times =
-      _mm512_andnot_si512(_mm512_set1_epi8(7), _mm512_slli_epi16(entries, 3));
-  return _mm512_add_epi8(eight_times, _mm512_shuffle_epi8(eight_words(shifts, P), word_of));
+  return _mm512_add_epi8(eight_entries<P>(kCodebookBiasedIQ1.entry, index, 2047),
+                         _mm512_shuffle_epi8(eight_words(shifts, P), word_of));
 }
 
 // +1, or -1 for negative words.
@@ -226,7 +177,8 @@ HM_INLINE __m512i iq1_shifts(__m512i words) {
   return _mm512_or_si512(_mm512_srai_epi16(words, 15), _mm512_set1_epi16(1));
 }
 
-struct GroupIQ1_S : SignedGroupOf<BlockIQ1_S> {
+struct GroupIQ1_S : GroupOf<BlockIQ1_S> {
+  static constexpr int kBias = 16;
   alignas(64) uint16_t index[32], shifts[32];
 
   HM_INLINE void load(const Block* b) {
@@ -249,7 +201,8 @@ struct GroupIQ1_S : SignedGroupOf<BlockIQ1_S> {
   }
 };
 
-struct GroupIQ1_M : SignedGroupOf<BlockIQ1_M, Simd::PerHalf> {
+struct GroupIQ1_M : GroupOf<BlockIQ1_M, Simd::PerHalf> {
+  static constexpr int kBias = 16;
   alignas(64) uint16_t index[32], shifts[32];
 
   HM_INLINE void load(const Block* b) {

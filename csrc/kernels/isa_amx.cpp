@@ -1,10 +1,12 @@
 #include "kernels/simd_avx512.h"
 
+#include "kernels/codebook_loads_amx-inl.h"
+
 #include "kernels/codebook_groups_avx512-inl.h"
 
 #include "kernels/table-inl.h"
 
-#include "kernels/amx_gemm-inl.h"
+#include "kernels/amx_table-inl.h"
 
 namespace hm {
 

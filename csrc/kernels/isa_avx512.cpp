@@ -1,5 +1,7 @@
 #include "kernels/simd_avx512.h"
 
+#include "kernels/codebook_loads_avx512-inl.h"
+
 #include "kernels/codebook_groups_avx512-inl.h"
 
 #include "kernels/table-inl.h"

@@ -48,14 +48,17 @@ struct MatmulArgs {
   int64_t next_bytes;
 };
 
-// The same for many tokens by matrix tiles: out[r * 16 num_tiles + t].
+// The same for many tokens by matrix tiles: out[r * 16 num_tiles + t]. The product may be made of
+// parts of the columns, in order: columns first_col..end_col, both multiples of 256 or the row's
+// end. The first part sets `out`, the others add to it.
 constexpr int kTokenTile = 16;
 struct TileArgs {
   const uint8_t* weights;  // (num_rows, row_bytes)
   int64_t row_bytes;
   int64_t num_rows;
   int64_t cols;
-  const uint16_t* x;  // packed tokens: num_tiles times packed_tile_words(cols)
+  int64_t first_col, end_col;
+  const uint16_t* x;  // packed tokens, all columns: num_tiles times packed_tile_words(cols)
   int64_t num_tiles;
   float* out;           // (num_rows rounded up to kPanelRows, 16 num_tiles)
   void* scratch;        // kTileScratchBytes, aligned to 64
@@ -141,13 +144,13 @@ static constexpr int64_t latent_row_bytes(LatentType type, int64_t dim) {
   return 4 * latent_groups(dim) + (dim + 3) / 4 * 4;
 }
 
-// Attention over one block of positions, for `lanes` queries at once: 16, 32 or 64.
-constexpr int64_t kAttentionBlock = 256, kMaxAttentionLanes = 64;
+// Attention over one block of positions, for `lanes` queries at once: 16, 32, 64 or 128.
+constexpr int64_t kAttentionBlock = 256, kMaxAttentionLanes = 128;
 constexpr int64_t kBlockPages = kAttentionBlock / kPageTokens;
 constexpr float kNoAttentionKey = -1e30f;  // greatest score of none; finite, so that no inf - inf
 
 struct AttentionBlock {
-  const float* queries;         // (dim, lanes)
+  const float* queries;         // (dim, lanes) as packed: the first value_dim, then the rest
   const uint8_t* const* pages;  // (kBlockPages): the keys, as far as there are num_keys;
   LatentType type;              // the first value_dim of each are its values, too
   int64_t num_keys;
@@ -166,6 +169,7 @@ struct AttentionSums {
   float* values;  // (value_dim, lanes)
 };
 
+// Layouts of packed queries and of AttentionSums::values are those of the kernels' own.
 struct AttentionKernels {
   // packed[d][i] = rows[i][d]; zeros for lanes without a row.
   void (*pack)(const float* const* rows, int64_t num_rows, int64_t dim, int64_t lanes,
@@ -196,6 +200,7 @@ struct KernelTable {
                        float* out);
   MatmulCosts costs;
   AttentionKernels attention;
+  AttentionKernels tile_attention;  // of kLatentBF16, multiples of 32; null without matrix tiles
   TileKernels tiles;
   Limit int8_limit, float_limit;
   Limit tile_int8_limit, tile_bf16_limit;

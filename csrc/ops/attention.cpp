@@ -9,17 +9,20 @@
 #include "base/check.h"
 #include "base/runtime.h"
 #include "kernels/select.h"
+#include "ops/tiles.h"
 
 namespace hm {
 namespace {
 
 constexpr int64_t kTasksPerThread = 4;
 constexpr int64_t kMostPartBytes = int64_t{256} << 20;
+constexpr int64_t kTileDims = 32, kLeastTileDim = 128;  // what attention by matrix tiles takes
 
 // Queries are numbered token by token, and worked off in tiles of at most `lanes`, none of which
 // reaches from one sequence into the next. Where tiles are many and alike, each task is one tile
 // and goes through all its blocks of positions; else a task is one tile and one block, and a second
-// stage puts the blocks together. Either way blocks are added in order.
+// stage puts the blocks together. Either way blocks are added in order. Prompts go by matrix tiles
+// where there are any.
 class Attention {
  public:
   Attention(const LatentAttentionArgs& args, const LatentPages& pages, const SequenceBatch& batch,
@@ -28,7 +31,6 @@ class Attention {
         pages_(pages),
         batch_(batch),
         runtime_(runtime),
-        kernels_(active_table().attention),
         dim_(args.latent_dim + args.rope_dim),
         lanes_(kMaxAttentionLanes) {
     const int64_t wanted = kTasksPerThread * runtime.pool.num_threads();
@@ -61,7 +63,7 @@ class Attention {
       const Tile tile = empty_tile(place, worker);
       for (int64_t b = 0; b < place.num_blocks; ++b) {
         const AttentionSums block = sums(parts + (place.first_part + b) * sums_floats());
-        kernels_.merge(tile.total, block, a_.latent_dim, lanes_);
+        place.kernels->merge(tile.total, block, a_.latent_dim, lanes_);
       }
       finish(tile);
     });
@@ -69,6 +71,7 @@ class Attention {
 
  private:
   struct Place {
+    const AttentionKernels* kernels;
     int64_t first, count;  // queries
     int64_t shift;         // position of a token = its number in the batch + shift
     const int32_t* table;
@@ -88,15 +91,20 @@ class Attention {
     tiles_.clear();
     total_blocks_ = most_queries_ = 0;
     int64_t token = 0;
+    const KernelTable& table = active_table();
+    const bool can_tile = table.tile_attention.attend != nullptr && pages_.type == kLatentBF16 &&
+                          a_.latent_dim >= kLeastTileDim && a_.latent_dim % kTileDims == 0 &&
+                          a_.rope_dim % kTileDims == 0;
     for (int64_t s = 0; s < batch_.num_spans; ++s) {
       const SequenceSpan& span = batch_.spans[s];
+      const bool is_tiled = can_tile && span.num_tokens >= kLeastTileTokens;
       const int64_t end = (token + span.num_tokens) * a_.num_heads, shift = span.start - token;
       most_queries_ = std::max(most_queries_, span.num_tokens * a_.num_heads);
       for (int64_t first = token * a_.num_heads; first < end; first += lanes_) {
         const int64_t count = std::min(lanes_, end - first);
         const int64_t last_position = (first + count - 1) / a_.num_heads + shift;
-        tiles_.push_back({first, count, shift, batch_.tables + span.table,
-                          last_position / kAttentionBlock + 1, 0});
+        tiles_.push_back({is_tiled ? &table.tile_attention : &table.attention, first, count, shift,
+                          batch_.tables + span.table, last_position / kAttentionBlock + 1, 0});
       }
       token += span.num_tokens;
     }
@@ -132,13 +140,13 @@ class Attention {
       const auto [token, head] = token_and_head(tile, i);
       rows[i] = a_.latent_queries + (head * a_.num_tokens + token) * a_.latent_dim;
     }
-    kernels_.pack(rows, tile.place.count, a_.latent_dim, lanes_, tile.packed);
+    place.kernels->pack(rows, tile.place.count, a_.latent_dim, lanes_, tile.packed);
     for (int64_t i = 0; i < tile.place.count; ++i) {
       const auto [token, head] = token_and_head(tile, i);
       rows[i] = a_.rope_queries + token * a_.token_stride + head * a_.head_stride;
     }
-    kernels_.pack(rows, tile.place.count, a_.rope_dim, lanes_,
-                  tile.packed + a_.latent_dim * lanes_);
+    place.kernels->pack(rows, tile.place.count, a_.rope_dim, lanes_,
+                        tile.packed + a_.latent_dim * lanes_);
     return tile;
   }
 
@@ -156,25 +164,25 @@ class Attention {
       const int64_t page = tile.place.table[block * kBlockPages + i];
       block_pages[i] = pages_.data + page * pages_.page_bytes();
     }
-    kernels_.attend({.queries = tile.packed,
-                     .pages = block_pages,
-                     .type = pages_.type,
-                     .num_keys = num_keys,
-                     .visible = visible,
-                     .dim = dim_,
-                     .value_dim = a_.latent_dim,
-                     .lanes = lanes_,
-                     .scale = a_.scale,
-                     .keys = tile.keys,
-                     .scores = tile.scores},
-                    out);
+    tile.place.kernels->attend({.queries = tile.packed,
+                                .pages = block_pages,
+                                .type = pages_.type,
+                                .num_keys = num_keys,
+                                .visible = visible,
+                                .dim = dim_,
+                                .value_dim = a_.latent_dim,
+                                .lanes = lanes_,
+                                .scale = a_.scale,
+                                .keys = tile.keys,
+                                .scores = tile.scores},
+                               out);
   }
 
   void whole_tile(const Place& place, int worker) const {
     const Tile tile = pack(place, worker);
     for (int64_t b = 0; b < place.num_blocks; ++b) {
       attend(tile, b, tile.block);
-      kernels_.merge(tile.total, tile.block, a_.latent_dim, lanes_);
+      place.kernels->merge(tile.total, tile.block, a_.latent_dim, lanes_);
     }
     finish(tile);
   }
@@ -185,7 +193,7 @@ class Attention {
       const auto [token, head] = token_and_head(tile, i);
       rows[i] = a_.out + (head * a_.num_tokens + token) * a_.latent_dim;
     }
-    kernels_.finish(tile.total, a_.latent_dim, lanes_, rows, tile.place.count);
+    tile.place.kernels->finish(tile.total, a_.latent_dim, lanes_, rows, tile.place.count);
   }
 
   struct TokenAndHead {
@@ -199,7 +207,6 @@ class Attention {
   const LatentPages& pages_;
   const SequenceBatch& batch_;
   Runtime& runtime_;
-  const AttentionKernels& kernels_;
   const int64_t dim_;
   int64_t lanes_;
   std::vector<Place> tiles_;

@@ -43,38 +43,39 @@ void linear_by_tiles(const Rows<const float>& x, int64_t num_tokens, const Matri
   constexpr int64_t tasks_per_thread = 6;
   const int64_t share = w.batch * w.rows / (tasks_per_thread * runtime.pool.num_threads());
   const int64_t block = ceil_div(std::clamp<int64_t>(share, 64, 512), kPanelRows) * kPanelRows;
-  const int64_t together = tiles_together(tiles, w.cols);
+  const int64_t together = std::min(tiles, kMostTilesTogether);
+  const int64_t cols_together = columns_together(together, w.cols);
   const RowTasks tasks(runtime.pool.thread_ends(), w.batch, w.rows, block);
   runtime.pool.run_on_nodes(tasks.ends(), [&](int64_t task, int worker) {
     const auto [b, first] = tasks[task];
-    const int64_t last = std::min(w.rows, first + block), most = together * kTokenTile;
+    const int64_t num_rows = std::min(block, w.rows - first), most = together * kTokenTile;
     uint8_t* scratch = runtime.scratch[worker].get<uint8_t>(
-        kTileScratchBytes + kTileBlockRows * most * int64_t{sizeof(float)} +
-        most * int64_t{sizeof(float*)});
+        kTileScratchBytes + block * most * int64_t{sizeof(float)} + most * int64_t{sizeof(float*)});
     auto* sums = reinterpret_cast<float*>(scratch + kTileScratchBytes);
-    auto* to = reinterpret_cast<float**>(sums + kTileBlockRows * most);
+    auto* to = reinterpret_cast<float**>(sums + block * most);
     for (int64_t t = 0; t < tiles; t += together) {
       const int64_t count = std::min(together * kTokenTile, num_tokens - t * kTokenTile);
       const int64_t num_tiles = ceil_div(count, kTokenTile);
-      for (int64_t r = first; r < last; r += kTileBlockRows) {
-        const int64_t rows = std::min(kTileBlockRows, last - r);
-        const int64_t after = r + rows < last ? r + rows : first;
+      for (int64_t col = 0; col < w.cols; col += cols_together) {
+        const bool is_last = col + cols_together >= w.cols;
         kernels.formats[w.type->id].matmul_tiles({
-            .weights = w.row(b, r),
+            .weights = w.row(b, first),
             .row_bytes = w.row_bytes,
-            .num_rows = rows,
+            .num_rows = num_rows,
             .cols = w.cols,
+            .first_col = col,
+            .end_col = is_last ? w.cols : col + cols_together,
             .x = packed + (b * tiles + t) * words,
             .num_tiles = num_tiles,
             .out = sums,
             .scratch = scratch,
-            .next = w.row(b, after),
+            .next = w.row(b, first),
         });
-        for (int64_t i = 0; i < count; ++i) {
-          to[i] = out.data + b * out.batch_stride + (t * kTokenTile + i) * out.token_stride + r;
-        }
-        kernels.tiles.finish(sums, num_tiles * kTokenTile, rows, count, nullptr, to);
       }
+      for (int64_t i = 0; i < count; ++i) {
+        to[i] = out.data + b * out.batch_stride + (t * kTokenTile + i) * out.token_stride + first;
+      }
+      kernels.tiles.finish(sums, num_tiles * kTokenTile, num_rows, count, nullptr, to);
     }
   });
 }

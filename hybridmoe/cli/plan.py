@@ -21,9 +21,10 @@ from hybridmoe.errors import ConfigError
 from hybridmoe.experts.cards import Card, card_named
 from hybridmoe.experts.cost import decode, hits_of, prompt
 from hybridmoe.experts.disk_rate import measure_disk
+from hybridmoe.experts.hit_curve import read_hit_curve
 from hybridmoe.experts.placement import Plan, Problem, plan_experts
 from hybridmoe.experts.price import Price, price_of
-from hybridmoe.experts.rates import FLOAT_SHARE, GpuRates, Rates, rates_of
+from hybridmoe.experts.rates import GpuRates, Rates, rates_of
 from hybridmoe.experts.sizes import sizes_of
 from hybridmoe.gguf.outline import Outline, read_outline, with_expert_type
 from hybridmoe.gguf.split import part_path
@@ -58,7 +59,9 @@ _TOKENS = click.IntRange(min=1, max=1 << 26)
 def _machine_options(function: F) -> F:
     for option in reversed(
         (
-            click.option("--ram", metavar="SIZE", callback=_size, help="RAM to fill; the free."),
+            click.option(
+                "--ram", metavar="SIZE", callback=_size, help="RAM to fill; what is free."
+            ),
             click.option("--vram", metavar="SIZE", callback=_size, help="VRAM of the GPU; none."),
             click.option("--gpu", metavar="NAME", help="A card by name, such as rtx-4090."),
             click.option("--dram-gbs", type=_ABOVE_0, help="Memory's read rate, GB/s; measured."),
@@ -100,6 +103,11 @@ def _price_options(function: F) -> F:
 @click.option("--kv-type", type=click.Choice(KV_TYPES), default=KV_TYPES[0], show_default=True)
 @click.option("--quant", metavar="TYPE", help="As if the experts were quantized to this type.")
 @click.option("--hit-rate", type=_SHARE, help="Chosen experts found in VRAM or RAM; uniform.")
+@click.option(
+    "--hit-curve",
+    type=click.Path(path_type=Path),
+    help="JSON of slots and hit_rate, from a trace; uniform.",
+)
 @click.option("--vram-hit-rate", type=_SHARE, help="Chosen experts found in VRAM; uniform.")
 @click.option("--prompt-tokens", type=_TOKENS, default=1024, show_default=True)
 @click.option("--answer-tokens", type=_TOKENS, default=256, show_default=True)
@@ -149,7 +157,8 @@ def _report(outline: Outline, options: dict[str, Any]) -> Report:
     )
     origins: dict[str, str] = {}
     rates = _rates(options, outline, plan, gpu, origins)
-    hits = hits_of(plan, vram_rate=options["vram_hit_rate"], hit_rate=options["hit_rate"])
+    curve = read_hit_curve(options["hit_curve"]) if options["hit_curve"] is not None else None
+    hits = hits_of(plan, curve, vram_rate=options["vram_hit_rate"], hit_rate=options["hit_rate"])
     reading = prompt(plan, rates, hits, options["prompt_tokens"])
     middle = options["prompt_tokens"] + options["answer_tokens"] // 2
     answering = decode(plan, rates, hits, middle)
@@ -162,7 +171,9 @@ def _report(outline: Outline, options: dict[str, Any]) -> Report:
         rates=rates,
         origins=origins,
         hits=hits,
-        are_hits_given=options["hit_rate"] is not None or options["vram_hit_rate"] is not None,
+        are_hits_given=any(
+            options[name] is not None for name in ("hit_rate", "vram_hit_rate", "hit_curve")
+        ),
         prompt=reading,
         decode=answering,
         answer_tokens=options["answer_tokens"],
@@ -214,7 +225,7 @@ def _rates(
     origins["products"] = "given" if peak else "measured"
     if dram and peak:
         dram, peak = dram * 1e9, peak * 1e12
-        float_ops = peak * FLOAT_SHARE[active]
+        float_ops = None
     else:
         limits = measure()
         tiles = limits.amx_bf16 if active == "amx" else None

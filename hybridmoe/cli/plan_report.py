@@ -58,7 +58,7 @@ class Report:
                     "num_experts": tier.num_experts,
                     "expert_bytes": tier.expert_bytes,
                     "slots_per_layer": plan.slots_per_layer(tier.num_experts),
-                    "cycle_ratio": plan.cycle_ratio(tier.num_experts),
+                    "cycle_ratio": plan.cycle_ratio(tier.num_experts) if plan.num_experts else None,
                 }
                 for tier in self.tiers
             },
@@ -231,8 +231,8 @@ def _remarks(report: Report) -> list[str]:
         )
     if (plan.needs_disk or plan.num_vram_slots) and not report.are_hits_given:
         said.append(
-            "Routing is taken to be uniform, the floor for a cache; give --hit-rate where a trace"
-            " says more."
+            "Routing is taken to be uniform, the floor for a cache; --hit-curve or --hit-rate say"
+            " what a trace showed."
         )
     if plan.vram:
         said.append("The GPU half is not built yet: its figures are assumptions, not checked.")

@@ -17,13 +17,16 @@ from math import comb
 
 from hybridmoe.errors import ConfigError
 from hybridmoe.experts.placement import Plan
-from hybridmoe.experts.rates import GpuRates, Rates
+from hybridmoe.experts.rates import DENSE_OVERHEAD, PROMPT_OVERHEAD, GpuRates, Rates
 from hybridmoe.experts.sizes import Part
 
 __all__ = ["Hits", "Step", "decode", "hits_of", "prompt"]
 
 HitCurve = Callable[[int], float]  # slots -> share of the chosen experts that are found
 
+_MOST_SUMMED = (
+    64  # of chosen experts; of more, a layer has about as many here and there as expected
+)
 _LATENT_SCORES = 2  # multiplications with a latent: one for its score, one for its value
 
 
@@ -120,7 +123,7 @@ def decode(plan: Plan, rates: Rates, hits: Hits, position: int) -> Step:
             "attention": attention,
             "experts": experts,
             "waiting for disk": waits,
-            "between kernels": c.num_layers * rates.layer_s,
+            "between kernels": rates.step_s + c.num_layers * rates.layer_s,
         },
         {
             "VRAM": (core if gpu else 0.0) + chosen * hits.vram,
@@ -130,8 +133,17 @@ def decode(plan: Plan, rates: Rates, hits: Hits, position: int) -> Step:
     )
 
 
-def prompt(plan: Plan, rates: Rates, hits: Hits, num_tokens: int) -> Step:
-    """A prompt of `num_tokens` read in steps as long as the plan allows."""
+def prompt(
+    plan: Plan,
+    rates: Rates,
+    hits: Hits,
+    num_tokens: int,
+    distinct: Callable[[int], float] | None = None,
+) -> Step:
+    """A prompt of `num_tokens` read in steps as long as the plan allows.
+
+    distinct: how many of a layer's experts so many tokens choose; None: by uniform routing.
+    """
     if num_tokens < 1:
         raise ConfigError(f"a prompt of {num_tokens} tokens: expected at least 1")
     problem, gpu = plan.problem, rates.gpu if plan.vram else None
@@ -144,15 +156,14 @@ def prompt(plan: Plan, rates: Rates, hits: Hits, num_tokens: int) -> Step:
     for start in range(0, num_tokens, problem.step_tokens):
         tokens = min(problem.step_tokens, num_tokens - start)
         core = problem.sizes.dense
-        seconds["dense weights"] += sum(_read_s(core, rates, gpu)) + _multiply_s(
-            core, tokens, gpu.ops if gpu else rates.ops
-        )
+        overhead = 1.0 if gpu else DENSE_OVERHEAD
+        seconds["dense weights"] += _products_s(core, rates, gpu, 1, tokens) * overhead
         attention, kv_bytes = _attention(plan, rates, gpu, tokens, start)
         seconds["attention"] += attention
-        seconds["between kernels"] += c.num_layers * rates.layer_s
+        seconds["between kernels"] += rates.step_s + c.num_layers * rates.layer_s
         read["VRAM" if gpu else "RAM"] += kv_bytes + sum(part.num_bytes for part in core)
         for parts in problem.sizes.experts:
-            touched = _distinct(c.num_experts, c.top_k, tokens)
+            touched = distinct(tokens) if distinct else _distinct(c.num_experts, c.top_k, tokens)
             size = touched * sum(part.num_bytes for part in parts)
             busy = _experts_of_step(parts, rates, gpu, hits, touched, tokens * c.top_k)
             reading = size * hits.disk / disk if hits.disk else 0.0
@@ -162,6 +173,8 @@ def prompt(plan: Plan, rates: Rates, hits: Hits, num_tokens: int) -> Step:
             read["RAM"] += size * hits.ram
             read["disk"] += size * hits.disk
     seconds["dense weights"] += sum(_read_s(problem.sizes.head, rates, gpu))
+    for what in ("dense weights", "attention", "experts"):
+        seconds[what] *= PROMPT_OVERHEAD
     return Step(num_tokens, seconds, read)
 
 
@@ -187,8 +200,11 @@ def _layer(
     return busy, total
 
 
-def _outcomes(top_k: int, hits: Hits) -> Iterator[tuple[float, int, int, int]]:
-    """How many of top_k may be found in VRAM, in RAM, and on disk; each with its probability."""
+def _outcomes(top_k: int, hits: Hits) -> Iterator[tuple[float, float, float, float]]:
+    """How many of top_k may be found in VRAM, in RAM, and on disk; first, how likely that is."""
+    if top_k > _MOST_SUMMED:
+        yield 1.0, top_k * hits.vram, top_k * hits.ram, top_k * hits.disk
+        return
     for in_vram in range(top_k + 1):
         for on_disk in range(top_k + 1 - in_vram):
             in_ram = top_k - in_vram - on_disk
@@ -210,14 +226,13 @@ def _experts_of_step(
 
     With a GPU, the faster of two ways: what is not in VRAM is computed by the CPU, or copied there.
     """
-    reading = touched * sum(_read_s(parts, rates, None))
-    multiplying = _multiply_s(parts, num_pairs, rates.ops)
+    on_cpu = _products_s(parts, rates, None, touched, num_pairs / touched)
     if gpu is None:
-        return reading + multiplying
-    size = touched * sum(part.num_bytes for part in parts)
-    on_gpu = _multiply_s(parts, num_pairs, gpu.ops)
-    shared = max((1 - hits.vram) * (reading + multiplying), hits.vram * on_gpu)
-    return min(shared, (1 - hits.vram) * size / gpu.pcie + on_gpu)
+        return on_cpu
+    on_gpu = _products_s(parts, rates, gpu, touched, num_pairs / touched)
+    copying = touched * sum(part.num_bytes for part in parts) / gpu.pcie
+    shared = max((1 - hits.vram) * on_cpu, hits.vram * on_gpu)
+    return min(shared, (1 - hits.vram) * copying + on_gpu)
 
 
 def _attention(
@@ -244,8 +259,22 @@ def _read_s(parts: tuple[Part, ...], rates: Rates, gpu: GpuRates | None) -> Iter
         yield part.num_bytes / (gpu.read if gpu else rates.decode_bytes(part.type))
 
 
-def _multiply_s(parts: tuple[Part, ...], num_tokens: float, ops: float) -> float:
-    return 2 * sum(part.num_params for part in parts) * num_tokens / ops
+def _products_s(
+    parts: tuple[Part, ...],
+    rates: Rates,
+    gpu: GpuRates | None,
+    num_matrices: float,
+    num_tokens: float,
+) -> float:
+    """Seconds of products of many tokens with so many matrices; reading and computing overlap."""
+    total = 0.0
+    for part, reading in zip(parts, _read_s(parts, rates, gpu), strict=True):
+        if gpu:
+            multiplying = 2 * part.num_params * num_tokens / gpu.ops
+        else:
+            multiplying = rates.multiply_s(part.type, part.num_params, num_tokens)
+        total += num_matrices * max(reading, multiplying)
+    return total
 
 
 def _disk(rates: Rates, hits: Hits) -> float:

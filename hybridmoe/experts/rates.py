@@ -7,10 +7,11 @@ are measured ones (bench/results, docs/log.md); docs/plan.md lists where each co
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
+from typing import NamedTuple
 
 from gguf import GGMLQuantizationType as Q
 
-__all__ = ["DECODE_SHARE", "FLOAT_SHARE", "GpuRates", "Rates", "rates_of"]
+__all__ = ["DECODE_SHARE", "GpuRates", "Products", "Rates", "rates_of"]
 
 # Of DRAM's read rate, one token, K2's experts, Xeon with AMX: bench/results, 2026-11-25.
 DECODE_SHARE: Mapping[Q, float] = MappingProxyType({
@@ -22,20 +23,41 @@ DECODE_SHARE: Mapping[Q, float] = MappingProxyType({
 })  # fmt: skip
 _OTHER_SHARE = 0.5  # of a type without a kernel of its own
 
+# What is left of them in kernels of narrower registers.
+_DECODE_ISA: Mapping[str, float] = MappingProxyType(
+    {"amx": 1.0, "avx512": 1.0, "avx2": 0.8, "scalar": 0.05}
+)
 # A whole model's decoding over its kernels' own rate: smaller matrices, waits between them.
-WHOLE_MODEL_SHARE = 0.92
-# Of the peak of products in registers: tiles of bfloat16 on AMX, int8 dot products elsewhere.
-PROMPT_SHARE: Mapping[str, float] = MappingProxyType(
-    {"amx": 0.27, "avx512": 0.40, "avx2": 0.40, "scalar": 0.40}
-)
-# Float32 multiply-adds over that peak, where only the peak is given.
-FLOAT_SHARE: Mapping[str, float] = MappingProxyType(
-    {"amx": 0.065, "avx512": 0.29, "avx2": 0.29, "scalar": 0.29}
-)
-# A prompt's time over that of its matrix products: norms, routing, packing, rotations.
-PROMPT_OVERHEAD = 1.2
-ATTENTION_SHARE = 0.8  # of float32 multiply-adds
-LAYER_S = 250e-6  # Python and torch between the kernels of a layer, a step; a 2.6 GHz Xeon
+WHOLE_MODEL_SHARE = 0.87
+
+
+class Products(NamedTuple):
+    """How an instruction set multiplies many tokens: unpacks weights, uses them for a block."""
+
+    share: float  # of the peak of products in registers, once weights are unpacked
+    block_tokens: float  # that share an unpacking
+    unpack_tokens: float  # an unpacking takes as long as the products of so many tokens
+    float_share: float  # float32 multiply-adds over that peak, where only the peak is given
+
+
+# The peak is that of bfloat16 tiles for AMX, of int8 dot products elsewhere.
+PRODUCTS: Mapping[str, Products] = MappingProxyType({
+    "amx": Products(0.36, 96, 75, 0.065),
+    "avx512": Products(0.42, 1e9, 10, 0.29),
+    "avx2": Products(0.9, 1e9, 10, 1.0),
+    "scalar": Products(0.9, 1e9, 5, 9.0),
+})  # fmt: skip
+_AMX_UNPACK: Mapping[Q, float] = MappingProxyType({
+    Q.Q4_K: 36, Q.Q4_0: 36, Q.Q8_0: 65, Q.Q2_K: 70, Q.Q3_K: 77, Q.Q5_K: 69, Q.Q6_K: 80,
+    Q.IQ2_XS: 80,
+})  # fmt: skip
+# Time of a prompt's dense products over the formula's: smaller ones, and those of each head.
+DENSE_OVERHEAD = 1.25
+# A prompt's time over that of its kernels: norms, routing, rotations, waiting for each other.
+PROMPT_OVERHEAD = 1.1
+ATTENTION_SHARE = 0.5  # of float32 multiply-adds, counting the pairs that are not masked
+# Python and torch between the kernels, of a layer and of a step, on a 2.6 GHz Xeon.
+LAYER_S, STEP_S = 250e-6, 500e-6
 
 # Nothing has run on a GPU yet: assumptions, as docs/plan.md says.
 _GPU_DECODE_SHARE, _GPU_PROMPT_SHARE, _GPU_LAYER_S = 0.7, 0.4, 60e-6
@@ -63,16 +85,28 @@ class GpuRates:
 class Rates:
     """What programs reach on a machine, per second."""
 
+    isa: str
     dram: float  # bytes that a plain read of memory gets
-    ops: float  # operations of matrix products, many tokens
+    ops: float  # operations of matrix products, weights unpacked
     attention_ops: float
     disk: float | None = None  # bytes read from the model's file; None: unknown
     gpu: GpuRates | None = None
     layer_s: float = LAYER_S
+    step_s: float = STEP_S
 
     def decode_bytes(self, type: Q) -> float:
         """Bytes/s of a tensor of this type, as decoding reads it on the CPU."""
-        return self.dram * DECODE_SHARE.get(type, _OTHER_SHARE) * WHOLE_MODEL_SHARE
+        share = DECODE_SHARE.get(type, _OTHER_SHARE) * _DECODE_ISA[self.isa]
+        return self.dram * share * WHOLE_MODEL_SHARE
+
+    def multiply_s(self, type: Q, num_params: int, num_tokens: float) -> float:
+        """Seconds of the CPU's products of one matrix and many tokens, its weights in the cache."""
+        products = PRODUCTS[self.isa]
+        unpack = products.unpack_tokens
+        if self.isa == "amx":
+            unpack = _AMX_UNPACK.get(type, unpack)
+        worth = num_tokens + unpack * max(1.0, num_tokens / products.block_tokens)
+        return 2 * num_params * worth / self.ops
 
 
 def rates_of(
@@ -80,18 +114,22 @@ def rates_of(
     *,
     dram: float,
     peak_ops: float,
-    float_ops: float,
+    float_ops: float | None = None,
     disk: float | None = None,
     gpu: GpuRates | None = None,
 ) -> Rates:
     """Rates from a machine's limits.
 
     isa: whose kernels run. peak_ops: of products in registers, tiles of bfloat16 for "amx", int8
-    dot products for the others. float_ops: of float32 multiply-adds.
+    dot products for the others. float_ops: of float32 multiply-adds; None: the usual share of it.
     """
+    products = PRODUCTS[isa]
+    if float_ops is None:
+        float_ops = peak_ops * products.float_share
     return Rates(
+        isa=isa,
         dram=dram,
-        ops=peak_ops * PROMPT_SHARE[isa] / PROMPT_OVERHEAD,
+        ops=peak_ops * products.share,
         attention_ops=float_ops * ATTENTION_SHARE,
         disk=disk,
         gpu=gpu,
