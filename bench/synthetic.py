@@ -60,9 +60,18 @@ MOONLIGHT = Shape(
 
 
 def write_synthetic(
-    path: Path, shape: Shape, *, expert_type: Type = Type.Q4_K, dense_type: Type = Type.Q8_0
+    path: Path,
+    shape: Shape,
+    *,
+    expert_type: Type = Type.Q4_K,
+    dense_type: Type = Type.Q8_0,
+    embedding_gain: float = 1.0,
 ) -> None:
-    """Write the file. The same arguments give the same bytes."""
+    """Write the file. The same arguments give the same bytes.
+
+    embedding_gain: of 1, what layers add drowns the token, and all tokens go to much the same
+    experts; of some hundreds, experts depend on the token as if drawn by lot.
+    """
     writer = gguf.GGUFWriter(path, "deepseek2", use_temp_file=False)
     for key, value in _metadata(shape).items():
         _add(writer, f"deepseek2.{key}", value)
@@ -76,10 +85,11 @@ def write_synthetic(
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_ti_data_to_file()
-    for _, dims, type in tensors:
+    for name, dims, type in tensors:
         block, block_bytes = GGML_QUANT_SIZES[type]
         data = np.empty(int(np.prod(dims)) // block * block_bytes, np.uint8)
-        fill_random(data, rng, dims, type)
+        gain = embedding_gain if name == "token_embd.weight" else 1.0
+        fill_random(data, rng, dims, type, gain)
         writer.write_tensor_data(data)
     writer.close()
 
@@ -149,19 +159,25 @@ _SCALES: Mapping[Type, tuple[int, ...]] = {
 
 
 def fill_random(
-    data: NDArray[np.uint8], rng: np.random.Generator, dims: tuple[int, ...], type: Type
+    data: NDArray[np.uint8],
+    rng: np.random.Generator,
+    dims: tuple[int, ...],
+    type: Type,
+    gain: float = 1.0,
 ) -> None:
     """Fill the bytes of a tensor (..., rows, cols): one random matrix, rotated for the others."""
-    one = _random_rows(rng, dims, type).reshape(-1, data.size // int(np.prod(dims[:-1])))
+    one = _random_rows(rng, dims, type, gain).reshape(-1, data.size // int(np.prod(dims[:-1])))
     for e, matrix in enumerate(data.reshape(-1, *one.shape)):
         shift = e % len(one)
         matrix[shift:], matrix[:shift] = one[: len(one) - shift], one[len(one) - shift :]
 
 
-def _random_rows(rng: np.random.Generator, dims: tuple[int, ...], type: Type) -> NDArray[np.uint8]:
+def _random_rows(
+    rng: np.random.Generator, dims: tuple[int, ...], type: Type, gain: float
+) -> NDArray[np.uint8]:
     rows, cols = dims[-2] if len(dims) > 1 else 1, dims[-1]
     if type in (Type.F32, Type.F16, Type.BF16):
-        values = rng.standard_normal((rows, cols), np.float32) * np.float32(cols**-0.5)
+        values = rng.standard_normal((rows, cols), np.float32) * np.float32(gain * cols**-0.5)
         if len(dims) == 1:
             values = np.ones_like(values)  # a norm
         if type == Type.BF16:
@@ -169,7 +185,7 @@ def _random_rows(rng: np.random.Generator, dims: tuple[int, ...], type: Type) ->
         return values.astype(np.float32 if type == Type.F32 else np.float16).view(np.uint8)
     block, block_bytes = GGML_QUANT_SIZES[type]
     one = rng.integers(0, 256, (rows, cols // block, block_bytes), np.uint8)
-    scale = np.float16(cols**-0.5 / 200)  # keeps activations near 1 for 4- to 8-bit quants
+    scale = np.float16(gain * cols**-0.5 / 200)  # keeps activations near 1 for 4- to 8-bit quants
     for offset in _SCALES[type]:
         one[..., offset : offset + 2] = np.frombuffer(scale.tobytes(), np.uint8)
     if type == Type.MXFP4:

@@ -1,6 +1,10 @@
 // The kernels. Arrays cross as addresses: ops.py has checked shape, element type and layout, and
 // what a wrong number could make the kernels read or write out of bounds is checked again below.
+#include <pybind11/stl.h>
+
 #include <string>
+#include <utility>
+#include <vector>
 
 #include "base/check.h"
 #include "bindings.h"
@@ -75,15 +79,47 @@ void register_ops(py::module_& m) {
             .weights = pointer<float>(weights),
             .num_tokens = num_tokens,
             .top_k = top_k,
-            .gate = gate,
-            .up = up,
-            .down = down,
+            .gate = {gate},
+            .up = {up},
+            .down = {down},
             .base = pointer<float>(base),
             .out = pointer<float>(out),
         });
       },
       py::arg("x"), py::arg("ids"), py::arg("weights"), py::arg("num_tokens"), py::arg("top_k"),
       py::arg("gate"), py::arg("up"), py::arg("down"), py::arg("base"), py::arg("out"), no_gil);
+
+  py::class_<ExpertPass>(m, "ExpertPass")
+      .def(py::init())
+      .def(
+          "begin",
+          [](ExpertPass& pass, Address x, Address ids, Address weights, int64_t num_tokens,
+             int64_t top_k, const Matrix& gate, const Matrix& up, const Matrix& down,
+             Address addresses, Address out) {
+            const auto* at = pointer<const uint8_t* const>(addresses);
+            check(ids != 0 && at != nullptr, "ExpertPass: no ids or no addresses");
+            auto order = pass.begin({
+                .x = pointer<float>(x),
+                .ids = pointer<int32_t>(ids),
+                .weights = pointer<float>(weights),
+                .num_tokens = num_tokens,
+                .top_k = top_k,
+                .gate = {gate, at},
+                .up = {up, at + gate.batch},
+                .down = {down, at + 2 * gate.batch},
+                .base = nullptr,
+                .out = pointer<float>(out),
+            });
+            return std::pair(std::move(order.experts), order.num_free);
+          },
+          py::arg("x"), py::arg("ids"), py::arg("weights"), py::arg("num_tokens"), py::arg("top_k"),
+          py::arg("gate"), py::arg("up"), py::arg("down"), py::arg("addresses"), py::arg("out"),
+          no_gil)
+      .def(
+          "compute",
+          [](ExpertPass& pass, const std::vector<int32_t>& experts) { pass.compute(experts); },
+          py::arg("experts"), no_gil)
+      .def("finish", &ExpertPass::finish, no_gil);
 
   py::class_<LatentPages>(m, "LatentPages")
       .def(py::init([](Address data, int64_t num_bytes, const std::string& type, int64_t num_pages,

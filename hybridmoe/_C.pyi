@@ -60,6 +60,27 @@ def expert_ffn(
     out: int,
 ) -> None: ...
 
+class ExpertPass:
+    """`expert_ffn` in pieces, for experts at addresses of their own."""
+
+    def begin(
+        self,
+        x: int,
+        ids: int,
+        weights: int,
+        num_tokens: int,
+        top_k: int,
+        gate: Matrix,
+        up: Matrix,
+        down: Matrix,
+        addresses: int,
+        out: int,
+    ) -> tuple[list[int], int]:
+        """addresses: int64 (3, E). The experts needed, and how many of them come in any order."""
+
+    def compute(self, experts: Sequence[int]) -> None: ...
+    def finish(self) -> None: ...
+
 PAGE_TOKENS: int
 """Rows of a page of latents."""
 

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from hybridmoe.errors import (
         ConfigError,
         ContextLengthError,
+        DiskError,
         GGUFError,
         HybridMoeError,
         QueueFullError,
@@ -26,7 +27,8 @@ if TYPE_CHECKING:
         TemplateError,
         UnsupportedModelError,
     )
-    from hybridmoe.llm import LLM, Progress, load
+    from hybridmoe.llm import LLM, Progress
+    from hybridmoe.loading import load
 
     __version__: str
 
@@ -34,6 +36,7 @@ __all__ = [
     "LLM",
     "ConfigError",
     "ContextLengthError",
+    "DiskError",
     "EngineConfig",
     "GGUFError",
     "HybridMoeError",
@@ -54,7 +57,8 @@ _HOMES = {
     "hybridmoe.engine.sampler": ("SamplingParams",),
     "hybridmoe.errors": tuple(name for name in __all__ if name.endswith("Error")),
     "hybridmoe.answer": ("Result", "ResultStream", "Timing"),
-    "hybridmoe.llm": ("LLM", "Progress", "load"),
+    "hybridmoe.llm": ("LLM", "Progress"),
+    "hybridmoe.loading": ("load",),
 }
 
 

@@ -5,6 +5,7 @@
         UnsupportedModelError   the file is sound, but this program cannot run it
       ConfigError               an option, environment variable or sampling parameter is unusable
         ContextLengthError      a prompt is longer than the context
+      DiskError                 weights could not be read from their file in mid-run
       QueueFullError            too many requests wait already; try again later
       ShapeError                an array handed to a kernel has the wrong shape, type or layout
       TemplateError             a chat template failed, or tried what it may not do
@@ -15,6 +16,7 @@ Messages are one line: what got which value, what was expected, what to do about
 __all__ = [
     "ConfigError",
     "ContextLengthError",
+    "DiskError",
     "GGUFError",
     "HybridMoeError",
     "QueueFullError",
@@ -50,6 +52,10 @@ class ContextLengthError(ConfigError):
         )
         self.num_prompt_tokens = num_prompt_tokens
         self.context_tokens = context_tokens
+
+
+class DiskError(HybridMoeError):
+    """Weights could not be read from their file: it is shorter now, gone, or the disk failed."""
 
 
 class QueueFullError(HybridMoeError):

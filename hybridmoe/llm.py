@@ -16,22 +16,21 @@ from numpy.typing import NDArray
 
 from hybridmoe.answer import Answer, PieceStream, Result, ResultStream
 from hybridmoe.config import EngineConfig, ModelConfig
-from hybridmoe.demo import demo_path
 from hybridmoe.engine.engine import Engine
 from hybridmoe.engine.request import Event, Finished, PromptProgress, Request, TokenEvent, Usage
 from hybridmoe.engine.sampler import SamplingParams
-from hybridmoe.env import MAX_THREADS
-from hybridmoe.errors import ConfigError, GGUFError, HybridMoeError
+from hybridmoe.errors import ConfigError, HybridMoeError
+from hybridmoe.experts.counters import ExpertStats
+from hybridmoe.experts.tier_plan import TierPlan
 from hybridmoe.gguf.fingerprint import fingerprint
 from hybridmoe.gguf.reader import GGUFFile
-from hybridmoe.kernels import ops
 from hybridmoe.model.decoder import Decoder
-from hybridmoe.model.weights import read_ahead
+from hybridmoe.model.residency import Residency
 from hybridmoe.text.chat_template import ChatTemplate
 from hybridmoe.text.prompt import encode_chat as encode_messages
 from hybridmoe.text.tokenizer import Tokenizer
 
-__all__ = ["LLM", "Progress", "load"]
+__all__ = ["LLM", "Progress", "ProgressCallback"]
 
 Messages = Sequence[Mapping[str, Any]]
 Tools = Sequence[Mapping[str, Any]]
@@ -50,17 +49,23 @@ ProgressCallback = Callable[[Progress], None]
 
 
 class LLM:
-    """A model ready to answer; made by `load`."""
+    """A model ready to answer; made by `hybridmoe.load`."""
 
     def __init__(
-        self, file: GGUFFile, config: ModelConfig, tokenizer: Tokenizer, engine: EngineConfig
+        self,
+        file: GGUFFile,
+        config: ModelConfig,
+        tokenizer: Tokenizer,
+        engine: EngineConfig,
+        residency: Residency,
     ) -> None:
         self.file = file
         self.config = config
         self.tokenizer = tokenizer
         self._templates: dict[bool, ChatTemplate] = {}  # by whether tools are declared
         self._defaults = _sampling_defaults(file.metadata)
-        self.engine = Engine(Decoder(file, config), tokenizer.eos_ids, engine)
+        self._residency = residency
+        self.engine = Engine(Decoder(file, config, residency), tokenizer.eos_ids, engine)
         self._active: ResultStream | None = None
         self._last: _Run | None = None
 
@@ -79,6 +84,15 @@ class LLM:
     def may_think(self) -> bool:
         """Whether the file's template knows of thoughts in an answer."""
         return "<think>" in str(self.file.metadata.get("tokenizer.chat_template", ""))
+
+    @property
+    def expert_plan(self) -> TierPlan | None:
+        """How RAM is divided among experts; None where all of them are in the memory map."""
+        return self._residency.plan
+
+    def expert_stats(self) -> ExpertStats | None:
+        """What the expert cache has done so far; None where there is none."""
+        return self.engine.stats().experts
 
     @overload
     def chat(
@@ -197,10 +211,14 @@ class LLM:
         return f"{fingerprint(self.file)} {self.config.rope_base} {self.config.yarn}"
 
     def close(self) -> None:
-        """End the engine; release the file's mapping and the vocabulary."""
+        """End the engine; release the file's mapping and the vocabulary.
+
+        Errors: ConfigError where the expert profile cannot be written; all is released even so.
+        """
         self.engine.close()
         self.tokenizer.close()
         self.file.close()
+        self._residency.close()
 
     def _template(self, has_tools: bool) -> ChatTemplate:
         if has_tools not in self._templates:
@@ -282,75 +300,6 @@ class _Run:
                     raise HybridMoeError(event.error)
                 self._reason = None if event.reason == "cancelled" else event.reason
                 return self._answer.flush(), True
-
-
-def load(
-    path: str | Path | None = None,
-    *,
-    num_threads: int | None = None,
-    context_tokens: int | None = None,
-    kv_tokens: int | None = None,
-    kv_type: str = "bf16",
-    max_running: int = 8,
-    max_waiting: int = 64,
-    speculate: int = 0,
-    yarn_beta_fast: float | None = None,
-    yarn_beta_slow: float | None = None,
-    progress: ProgressCallback | None = None,
-) -> LLM:
-    """Open a GGUF file of a deepseek2 model (of a split one, its first part).
-
-    path: None = the embedded model. num_threads: None = HYBRIDMOE_THREADS, or every physical
-    core. context_tokens: None = as many as the model was made for. kv_tokens to speculate: as in
-    `EngineConfig`. The YaRN betas override the file's. progress: called while the weights are read
-    into memory.
-    Errors: GGUFError, UnsupportedModelError, ConfigError; one line that names the file.
-    """
-    if num_threads is not None:
-        if not 1 <= num_threads <= MAX_THREADS:
-            raise ConfigError(f"num_threads={num_threads}: expected 1 to {MAX_THREADS}")
-        ops.set_num_threads(num_threads)
-    file = GGUFFile.open(demo_path() if path is None else path)
-    try:
-        config = _config(file).with_yarn_betas(yarn_beta_fast, yarn_beta_slow)
-        context = config.context_tokens if context_tokens is None else context_tokens
-        if not 1 <= context <= config.context_tokens:
-            raise ConfigError(
-                f"context_tokens={context}: expected 1 to {config.context_tokens},"
-                " the model's own context"
-            )
-        engine = EngineConfig(
-            context_tokens=context,
-            kv_tokens=kv_tokens,
-            kv_type=kv_type,
-            max_running=max_running,
-            max_waiting=max_waiting,
-            speculate=speculate,
-        )
-        tokenizer = Tokenizer(file.path, file.metadata)
-        try:
-            if tokenizer.num_tokens != config.vocab_size:
-                raise GGUFError(
-                    f"{file.path.name}: tokenizer.ggml.tokens has {tokenizer.num_tokens} entries,"
-                    f" vocab_size is {config.vocab_size}"
-                )
-            llm = LLM(file, config, tokenizer, engine)
-        except BaseException:
-            tokenizer.close()
-            raise
-    except BaseException:
-        file.close()
-        raise
-    if progress is not None:
-        read_ahead(file, lambda done, total: progress(Progress("load", done, total, "bytes")))
-    return llm
-
-
-def _config(file: GGUFFile) -> ModelConfig:
-    try:
-        return ModelConfig.from_metadata(file.metadata)
-    except GGUFError as error:
-        raise type(error)(f"{file.path.name}: {error}") from None
 
 
 # GGUF keys that carry a model's recommended sampling (llama.cpp, since late 2025).

@@ -1,7 +1,10 @@
 """What every test run needs, however it was started."""
 
+import hashlib
+import os
 import signal
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -10,6 +13,13 @@ from hybridmoe.kernels import isa, ops
 
 if TYPE_CHECKING:
     from fake_engine import FakeLLM
+
+# numba's cache notices changes of a function's own module only, not of what it was built from: the
+# tests keep one for each state of the sources.
+_ROOT = Path(__file__).parent.parent
+_SOURCES = sorted((_ROOT / "hybridmoe" / "experts").rglob("*.py"))
+_DIGEST = hashlib.sha256(b"".join(path.read_bytes() for path in _SOURCES)).hexdigest()[:16]
+os.environ["NUMBA_CACHE_DIR"] = str(_ROOT / ".pytest_cache" / f"numba-{_DIGEST}")
 
 # A runner in the background ignores SIGINT, and its children would inherit that: the tests of
 # Ctrl-C need the default.

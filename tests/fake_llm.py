@@ -92,6 +92,7 @@ class FakeLLM:
     """
 
     context_tokens = 4096
+    expert_plan = None
 
     def __init__(self) -> None:
         self.config = SimpleNamespace(name="fake")
@@ -130,6 +131,9 @@ class FakeLLM:
     ) -> ResultStream:
         assert stream
         return self._stream(prompt, progress, sampling)
+
+    def expert_stats(self) -> None:
+        return None
 
     def save_sequence(self, path: Path) -> int:
         num_tokens = 10 * len(self.prompts)

@@ -18,7 +18,7 @@ LAYERS = {
             ("model",),
             ("engine",),
             ("demo",),
-            ("answer", "llm"),
+            ("answer", "llm", "loading"),
             ("serve",),
             ("cli", "__main__"),
         ]

@@ -35,11 +35,16 @@ class Buffer {
   std::size_t capacity_ = 0;
 };
 
-struct Runtime {
+// Memory of one operation.
+struct Buffers {
+  Buffer activations, rows, token_rows, hidden, hidden_rows, outputs;
+};
+
+// The buffers are those of the operation under way.
+struct Runtime : Buffers {
   explicit Runtime(const ThreadPlan& plan) : pool(plan), scratch(pool.num_workers()) {}
   ThreadPool pool;
-  std::vector<Buffer> scratch;                                         // one a worker
-  Buffer activations, rows, token_rows, hidden, hidden_rows, outputs;  // of the operation under way
+  std::vector<Buffer> scratch;  // one a worker
 };
 
 // Exclusive use of the runtime for the length of one operation. Calls from several Python threads

@@ -1,6 +1,8 @@
 #include "ops/expert_ffn.h"
 
 #include <algorithm>
+#include <optional>
+#include <tuple>
 
 #include "base/row_tasks.h"
 #include "base/runtime.h"
@@ -76,13 +78,13 @@ void route(const ExpertFfnArgs& a, Routing& r) {
   }
 }
 
-// The experts with few tokens.
+// The experts with few tokens. Their products wait in `buffers` until all are there.
 class Forward {
  public:
-  Forward(const ExpertFfnArgs& args, const Routing& routing, Runtime& runtime)
+  Forward(const ExpertFfnArgs& args, const Routing& routing, Buffers& buffers)
       : a_(args),
         routing_(routing),
-        runtime_(runtime),
+        buffers_(buffers),
         kernels_(active_table()),
         gate_(kernels_.formats[args.gate.type->id]),
         up_(kernels_.formats[args.up.type->id]),
@@ -91,55 +93,21 @@ class Forward {
         inter_(args.gate.rows),
         num_slots_(routing.num_few_slots) {}
 
-  void run() {
-    const int64_t batches = static_cast<int64_t>(routing_.few.size());
-    if (batches > 0) prepare();
-    inter_rows_ = rows_per_task(inter_, 32, 256);  // whole blocks of rounded activations
-    const RowTasks inter_tasks(runtime_.pool.thread_ends(), batches, inter_, inter_rows_);
-    runtime_.pool.run_on_nodes(inter_tasks.ends(), [&](int64_t task, int worker) {
-      const auto [batch, first] = inter_tasks[task];
-      gate_up(routing_.few[batch], first, worker);
-    });
-    hidden_rows_ = rows_per_task(hidden_, 64, 1024);
-    const RowTasks hidden_tasks(runtime_.pool.thread_ends(), batches, hidden_, hidden_rows_);
-    runtime_.pool.run_on_nodes(hidden_tasks.ends(), [&](int64_t task, int worker) {
-      const auto [batch, first] = hidden_tasks[task];
-      project_down(routing_.few[batch], first, worker);
-    });
-    const int64_t sum_blocks = (hidden_ + kSumColumns - 1) / kSumColumns;
-    runtime_.pool.run(a_.num_tokens * sum_blocks, [&](int64_t task, int) {
-      sum(task / sum_blocks, task % sum_blocks * kSumColumns);
-    });
-  }
-
- private:
-  // Rows of an expert that make a task: many where memory is the bound, since each task begins with
-  // data that nothing has fetched; few where there are many tokens, whose results a task holds.
-  int64_t rows_per_task(int64_t rows, int64_t least, int64_t most) const {
-    constexpr int64_t few_tokens = 8;
-    int64_t batches = 0;
-    for (const Batch& batch : routing_.few) {
-      if (batch.count > few_tokens) return least;
-      ++batches;
-    }
-    const int64_t share = batches * rows / (kTasksPerThread * runtime_.pool.num_threads());
-    return std::clamp(share / least * least, least, most);
-  }
-
   // Memory of all stages, and the activation rows in slot order.
-  void prepare() {
+  void prepare(Runtime& runtime) {
+    if (num_slots_ == 0) return;
     const bool quantized = gate_.quantized || up_.quantized;
-    const void** tokens = runtime_.token_rows.get<const void*>(a_.num_tokens);
+    const void** tokens = buffers_.token_rows.get<const void*>(a_.num_tokens);
     for (int64_t t = 0; t < a_.num_tokens; ++t) tokens[t] = a_.x + t * hidden_;
     if (quantized) {
-      quantize_rows(kernels_, runtime_.pool, tokens, a_.num_tokens, hidden_, runtime_.activations);
+      quantize_rows(kernels_, runtime.pool, tokens, a_.num_tokens, hidden_, buffers_.activations);
     }
-    rounded_x_ = runtime_.rows.get<const void*>(2 * num_slots_);
+    rounded_x_ = buffers_.rows.get<const void*>(2 * num_slots_);
     float_x_ = rounded_x_ + num_slots_;
     inter_bytes_ = down_.quantized ? activation_bytes(inter_) : inter_ * int64_t{sizeof(float)};
-    inter_memory_ = runtime_.hidden.get<uint8_t>(num_slots_ * inter_bytes_);
-    inter_x_ = runtime_.hidden_rows.get<const void*>(num_slots_);
-    products_ = runtime_.outputs.get<float>(num_slots_ * hidden_);
+    inter_memory_ = buffers_.hidden.get<uint8_t>(num_slots_ * inter_bytes_);
+    inter_x_ = buffers_.hidden_rows.get<const void*>(num_slots_);
+    products_ = buffers_.outputs.get<float>(num_slots_ * hidden_);
     for (int64_t slot = 0; slot < num_slots_; ++slot) {
       const int64_t token = routing_.pair_of[slot] / a_.top_k;
       rounded_x_[slot] = tokens[token];
@@ -148,12 +116,51 @@ class Forward {
     }
   }
 
+  // The products of some of routing.few.
+  void compute(std::span<const Batch> batches, Runtime& runtime) {
+    const int64_t count = static_cast<int64_t>(batches.size());
+    inter_rows_ = rows_per_task(batches, runtime, inter_, 32, 256);  // whole blocks of activations
+    const RowTasks inter_tasks(runtime.pool.thread_ends(), count, inter_, inter_rows_);
+    runtime.pool.run_on_nodes(inter_tasks.ends(), [&](int64_t task, int worker) {
+      const auto [batch, first] = inter_tasks[task];
+      gate_up(batches[batch], first, runtime.scratch[worker]);
+    });
+    hidden_rows_ = rows_per_task(batches, runtime, hidden_, 64, 1024);
+    const RowTasks hidden_tasks(runtime.pool.thread_ends(), count, hidden_, hidden_rows_);
+    runtime.pool.run_on_nodes(hidden_tasks.ends(), [&](int64_t task, int worker) {
+      const auto [batch, first] = hidden_tasks[task];
+      project_down(batches[batch], first, runtime.scratch[worker]);
+    });
+  }
+
+  // Writes the result, as far as these experts make it.
+  void sum(Runtime& runtime) const {
+    const int64_t sum_blocks = (hidden_ + kSumColumns - 1) / kSumColumns;
+    runtime.pool.run(a_.num_tokens * sum_blocks, [&](int64_t task, int) {
+      sum_columns(task / sum_blocks, task % sum_blocks * kSumColumns);
+    });
+  }
+
+ private:
+  // Rows of an expert that make a task: many where memory is the bound, since each task begins with
+  // data that nothing has fetched; few where there are many tokens, whose results a task holds.
+  static int64_t rows_per_task(std::span<const Batch> batches, const Runtime& runtime, int64_t rows,
+                               int64_t least, int64_t most) {
+    constexpr int64_t few_tokens = 8;
+    for (const Batch& batch : batches) {
+      if (batch.count > few_tokens) return least;
+    }
+    const int64_t count = static_cast<int64_t>(batches.size());
+    const int64_t share = count * rows / (kTasksPerThread * runtime.pool.num_threads());
+    return std::clamp(share / least * least, least, most);
+  }
+
   // silu(gate x) * up x for some rows of one expert, rounded for the next stage.
-  void gate_up(const Batch& batch, int64_t first, int worker) const {
+  void gate_up(const Batch& batch, int64_t first, Buffer& memory) const {
     const int64_t rows = std::min(inter_rows_, inter_ - first);
     const int64_t values = std::min(kTaskTokens, batch.count) * inter_rows_;
     const int64_t scratch_floats = matmul_scratch_bytes(hidden_) / int64_t{sizeof(float)};
-    float* gate_out = runtime_.scratch[worker].get<float>(3 * values + scratch_floats);
+    float* gate_out = memory.get<float>(3 * values + scratch_floats);
     float* up_out = gate_out + values;
     float* product = up_out + values;
     float* scratch = product + values;
@@ -195,7 +202,7 @@ class Forward {
     }
   }
 
-  void project_down(const Batch& batch, int64_t first, int worker) const {
+  void project_down(const Batch& batch, int64_t first, Buffer& memory) const {
     down_.matmul({
         .weights = a_.down.row(batch.expert, first),
         .row_bytes = a_.down.row_bytes,
@@ -205,14 +212,14 @@ class Forward {
         .num_tokens = batch.count,
         .out = products_ + batch.first * hidden_ + first,
         .out_stride = hidden_,
-        .scratch = runtime_.scratch[worker].get<uint8_t>(matmul_scratch_bytes(inter_)),
+        .scratch = memory.get<uint8_t>(matmul_scratch_bytes(inter_)),
         .next = nullptr,
         .next_bytes = 0,
     });
   }
 
   // Columns first..first+1024 of one token's result.
-  void sum(int64_t token, int64_t first) const {
+  void sum_columns(int64_t token, int64_t first) const {
     const float* rows[kMaxTopK];
     float weights[kMaxTopK];
     int64_t terms = 0;
@@ -232,7 +239,7 @@ class Forward {
 
   const ExpertFfnArgs& a_;
   const Routing& routing_;
-  Runtime& runtime_;
+  Buffers& buffers_;
   const KernelTable& kernels_;
   const FormatKernels &gate_, &up_, &down_;
   const int64_t hidden_, inter_, num_slots_;
@@ -245,18 +252,116 @@ class Forward {
   float* products_ = nullptr;                 // (slots, H), before weighting
 };
 
-}  // namespace
-
-void expert_ffn(const ExpertFfnArgs& args) {
+void check_all(const ExpertFfnArgs& args) {
   check(args.top_k >= 0 && args.top_k <= kMaxTopK, "expert_ffn: ", args.top_k,
         " experts a token, expected at most ", kMaxTopK);
   check_args(args);
+}
+
+void check_in_memory(const ExpertMatrix& w, int64_t expert) {
+  if (w.at == nullptr) return;
+  const auto address = reinterpret_cast<uintptr_t>(w.at[expert]);
+  check(address != 0 && address % static_cast<uintptr_t>(w.type->alignment) == 0,
+        "expert_ffn: expert ", expert, " is at ", address, ", expected an address aligned to ",
+        w.type->alignment);
+}
+
+}  // namespace
+
+void expert_ffn(const ExpertFfnArgs& args) {
+  check_all(args);
   if (args.num_tokens == 0) return;
   const RuntimeLock runtime;
   thread_local Routing routing;  // keeps its memory between calls
   route(args, routing);
-  Forward(args, routing, *runtime).run();
-  add_expert_tiles(args, routing, *runtime);
+  Forward forward(args, routing, *runtime);
+  forward.prepare(*runtime);
+  if (!routing.few.empty()) forward.compute(routing.few, *runtime);
+  forward.sum(*runtime);
+  add_expert_tiles(args, routing, routing.many, *runtime);
+}
+
+struct ExpertPass::State {
+  std::optional<ExpertFfnArgs> args;  // none: no pass is under way
+  Routing routing;
+  Buffers buffers;
+  std::optional<Forward> forward;
+  std::vector<const Batch*> waiting;  // (E): of routing.few, those not computed yet
+  std::vector<Batch> batches;         // of the call under way
+  std::size_t num_free_done, num_tiles_done;
+
+  // Writes what routing.few gives, once all of it is there, before the tiles add to it.
+  void sum(Runtime& runtime) {
+    if (num_tiles_done == 0) forward->sum(runtime);
+  }
+};
+
+ExpertPass::ExpertPass() : state_(std::make_unique<State>()) {}
+ExpertPass::~ExpertPass() = default;
+
+ExpertPass::Order ExpertPass::begin(const ExpertFfnArgs& args) {
+  check_all(args);
+  const RuntimeLock runtime;
+  State& s = *state_;
+  s.args = args;
+  route(*s.args, s.routing);
+  s.forward.emplace(*s.args, s.routing, s.buffers);
+  s.forward->prepare(*runtime);
+  s.num_free_done = s.num_tiles_done = 0;
+  s.waiting.assign(args.gate.batch, nullptr);
+  Order order{.experts = {}, .num_free = static_cast<int64_t>(s.routing.few.size())};
+  for (const Batch& batch : s.routing.few) {
+    s.waiting[batch.expert] = &batch;
+    order.experts.push_back(static_cast<int32_t>(batch.expert));
+  }
+  for (const Batch& batch : s.routing.many) {
+    order.experts.push_back(static_cast<int32_t>(batch.expert));
+  }
+  return order;
+}
+
+void ExpertPass::compute(std::span<const int32_t> experts) {
+  const RuntimeLock runtime;
+  State& s = *state_;
+  check(s.args.has_value(), "expert_ffn: no pass has begun");
+  const auto& [few, many] = std::tie(s.routing.few, s.routing.many);
+  s.batches.clear();
+  std::size_t tiles = 0;
+  for (const int32_t e : experts) {
+    check(e >= 0 && e < s.args->gate.batch, "expert_ffn: expert ", e, " does not exist");
+    for (const ExpertMatrix* w : {&s.args->gate, &s.args->up, &s.args->down})
+      check_in_memory(*w, e);
+  }
+  for (const int32_t e : experts) {
+    if (tiles == 0 && s.waiting[e] != nullptr) {
+      s.batches.push_back(*s.waiting[e]);
+      s.waiting[e] = nullptr;
+      continue;
+    }
+    const std::size_t turn = s.num_tiles_done + tiles;
+    const bool is_its_turn = s.num_free_done + s.batches.size() == few.size() &&
+                             turn < many.size() && many[turn].expert == e;
+    check(is_its_turn, "expert_ffn: it is not the turn of expert ", e);
+    ++tiles;
+  }
+  if (!s.batches.empty()) s.forward->compute(s.batches, *runtime);
+  s.num_free_done += s.batches.size();
+  if (tiles == 0) return;
+  s.sum(*runtime);
+  add_expert_tiles(*s.args, s.routing, std::span(many).subspan(s.num_tiles_done, tiles), *runtime);
+  s.num_tiles_done += tiles;
+}
+
+void ExpertPass::finish() {
+  const RuntimeLock runtime;
+  State& s = *state_;
+  check(s.args.has_value(), "expert_ffn: no pass has begun");
+  const std::size_t missing =
+      s.routing.few.size() + s.routing.many.size() - s.num_free_done - s.num_tiles_done;
+  check(missing == 0, "expert_ffn: ", missing, " experts have not been computed");
+  s.sum(*runtime);
+  s.forward.reset();
+  s.args.reset();
 }
 
 }  // namespace hm

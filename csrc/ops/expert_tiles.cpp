@@ -20,7 +20,7 @@ struct Chunk {
 
 // The tokens of all experts in chunks that stay in the cache when they have `cols` columns. Returns
 // the number of tiles.
-int64_t split(const std::vector<Batch>& batches, int64_t cols, std::vector<Chunk>& chunks) {
+int64_t split(std::span<const Batch> batches, int64_t cols, std::vector<Chunk>& chunks) {
   chunks.clear();
   int64_t tile = 0;
   for (const Batch& batch : batches) {
@@ -43,9 +43,11 @@ int64_t split(const std::vector<Batch>& batches, int64_t cols, std::vector<Chunk
 // is kept.
 class TileForward {
  public:
-  TileForward(const ExpertFfnArgs& args, const Routing& routing, Runtime& runtime)
+  TileForward(const ExpertFfnArgs& args, const Routing& routing, std::span<const Batch> batches,
+              Runtime& runtime)
       : a_(args),
         routing_(routing),
+        batches_(batches),
         runtime_(runtime),
         kernels_(active_table()),
         hidden_(args.gate.cols),
@@ -54,7 +56,7 @@ class TileForward {
 
   void run(std::vector<Chunk>& chunks) {
     const int64_t wanted = kTasksPerThread * runtime_.pool.num_threads();
-    inter_x_ = runtime_.hidden.get<uint16_t>(split(routing_.many, hidden_, chunks) * inter_words_);
+    inter_x_ = runtime_.hidden.get<uint16_t>(split(batches_, hidden_, chunks) * inter_words_);
     const int64_t num_chunks = static_cast<int64_t>(chunks.size());
     const int64_t row_blocks = std::clamp<int64_t>(ceil_div(wanted, num_chunks), 1,
                                                    std::max<int64_t>(1, inter_ / kTileBlockRows));
@@ -64,7 +66,7 @@ class TileForward {
       const auto [chunk, first] = inter_tasks[task];
       gate_up(chunks[chunk], first, std::min(inter_, first + rows), worker);
     });
-    split(routing_.many, inter_, chunks);
+    split(batches_, inter_, chunks);
     const int64_t columns =
         ceil_div(std::clamp<int64_t>(2 * hidden_ / wanted, 64, 512), kPanelRows) * kPanelRows;
     const RowTasks hidden_tasks(runtime_.pool.thread_ends(), 1, hidden_, columns);
@@ -113,7 +115,7 @@ class TileForward {
       args.weights = a_.up.row(chunk.expert, r);
       args.row_bytes = a_.up.row_bytes;
       args.out = up;
-      args.next = a_.gate.data + (chunk.expert * inter_ + r + rows) * a_.gate.row_bytes;
+      args.next = a_.gate.row(chunk.expert, r + rows);
       kernels_.formats[a_.up.type->id].matmul_tiles(args);
       pack_hidden(chunk, gate, up, r, rows);
     }
@@ -185,6 +187,7 @@ class TileForward {
 
   const ExpertFfnArgs& a_;
   const Routing& routing_;
+  const std::span<const Batch> batches_;
   Runtime& runtime_;
   const KernelTable& kernels_;
   const int64_t hidden_, inter_;
@@ -194,9 +197,10 @@ class TileForward {
 
 }  // namespace
 
-void add_expert_tiles(const ExpertFfnArgs& args, const Routing& routing, Runtime& runtime) {
+void add_expert_tiles(const ExpertFfnArgs& args, const Routing& routing,
+                      std::span<const Batch> batches, Runtime& runtime) {
   thread_local std::vector<Chunk> chunks;  // keeps its memory between calls
-  if (!routing.many.empty()) TileForward(args, routing, runtime).run(chunks);
+  if (!batches.empty()) TileForward(args, routing, batches, runtime).run(chunks);
 }
 
 }  // namespace hm

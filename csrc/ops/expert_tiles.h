@@ -1,13 +1,17 @@
 // Routed experts that have many tokens, by matrix tiles.
 #pragma once
 
+#include <span>
+
 #include "base/runtime.h"
 #include "ops/expert_ffn.h"
 #include "ops/routing.h"
 
 namespace hm {
 
-// Adds the weighted outputs of the experts in routing.many to args.out, in their order.
-void add_expert_tiles(const ExpertFfnArgs& args, const Routing& routing, Runtime& runtime);
+// Adds the weighted outputs of `batches`, which are some of routing.many, to args.out in their
+// order.
+void add_expert_tiles(const ExpertFfnArgs& args, const Routing& routing,
+                      std::span<const Batch> batches, Runtime& runtime);
 
 }  // namespace hm

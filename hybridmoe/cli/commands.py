@@ -116,6 +116,8 @@ class Commands:
             f" ({totals.cached_tokens} cached), {totals.generated_tokens} generated,"
             f" {totals.seconds:.1f} s"
         )
+        if (experts := self._talk.expert_stats()) is not None:
+            self._say(str(experts))
 
     def _do_save(self, text: str) -> None:
         """/save FILE        write the conversation as JSON, and what was read of it as FILE.kv"""

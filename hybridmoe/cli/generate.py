@@ -2,6 +2,7 @@
 
 import json
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -62,7 +63,11 @@ def generate_command(
                 screen.write(piece)
         screen.end_line()
         if as_json:
-            click.echo(json.dumps(_as_json(llm.config.name, stream.result), ensure_ascii=False))
+            answer = _as_json(llm.config.name, stream.result)
+            experts = llm.expert_stats()
+            if experts is not None:
+                answer["experts"] = asdict(experts)
+            click.echo(json.dumps(answer, ensure_ascii=False))
 
 
 def _start(

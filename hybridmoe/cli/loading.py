@@ -1,5 +1,6 @@
 """Opening a model for a command: parameters are checked first, then a bar shows the reading."""
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -9,7 +10,7 @@ from hybridmoe.cli.render import ProgressBar
 if TYPE_CHECKING:
     from hybridmoe import LLM
 
-__all__ = ["check_params", "open_model"]
+__all__ = ["check_params", "expert_lines", "open_model"]
 
 
 def check_params(params: dict[str, Any]) -> None:
@@ -21,4 +22,15 @@ def open_model(path: Path | None, params: dict[str, Any], **options: Any) -> "LL
     """`hybridmoe.load`, not before `params` are known to be good: a model takes minutes."""
     check_params(params)
     with ProgressBar() as bar:
-        return hybridmoe.load(path, progress=bar, **options)
+        llm = hybridmoe.load(path, progress=bar, **options)
+    for line in expert_lines(llm):
+        print(f"hybridmoe: {line}", file=sys.stderr, flush=True)
+    return llm
+
+
+def expert_lines(llm: "LLM") -> list[str]:
+    """What to say about experts that do not all fit into RAM, and whether it will be slow."""
+    plan = llm.expert_plan
+    if plan is None:
+        return []
+    return [str(plan), *([f"warning: {plan.warning}"] if plan.warning else [])]

@@ -24,7 +24,10 @@ __all__ = [
     "sampling_options",
 ]
 
-LOAD_NAMES = ("num_threads", "context_tokens", "yarn_beta_fast", "yarn_beta_slow")
+LOAD_NAMES = (
+    "num_threads", "context_tokens", "expert_ram", "expert_prefetch", "expert_profile",
+    "yarn_beta_fast", "yarn_beta_slow",
+)  # fmt: skip
 ENGINE_NAMES = ("kv_type", "speculate")
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -76,6 +79,19 @@ def load_options(function: F) -> F:
         function,
         click.option("--threads", "num_threads", type=int, help="CPU threads; physical cores."),
         click.option("--ctx", "context_tokens", type=int, help="Context in tokens; the model's."),
+        click.option("--expert-ram", metavar="SIZE", help="RAM for experts, 12GiB; what is free."),
+        click.option(
+            "--expert-prefetch",
+            type=int,
+            default=0,
+            metavar="N",
+            help="Read N experts of the next layer on a guess, where not all are in RAM.",
+        ),
+        click.option(
+            "--expert-profile",
+            type=click.Path(path_type=Path),
+            help="Load the experts first that it names; saved at the end.",
+        ),
         click.option("--yarn-beta-fast", type=float, help="Override the file's YaRN beta_fast."),
         click.option("--yarn-beta-slow", type=float, help="Override the file's YaRN beta_slow."),
         debug_option,

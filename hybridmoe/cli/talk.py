@@ -19,6 +19,7 @@ from hybridmoe.errors import HybridMoeError
 
 if TYPE_CHECKING:
     from hybridmoe import LLM, Progress, Result, ResultStream
+    from hybridmoe.experts.counters import ExpertStats
 
 __all__ = ["Talk", "Totals"]
 
@@ -83,6 +84,10 @@ class Talk:
     def load_latents(self, path: Path) -> int:
         """Take that back. Errors: ConfigError, OSError."""
         return self._model.restore_sequence(path)
+
+    def expert_stats(self) -> "ExpertStats | None":
+        """What the expert cache has done; None where there is none."""
+        return self._model.expert_stats()
 
     def _answer(self) -> tuple["Result | None", bool]:
         started = time.monotonic()

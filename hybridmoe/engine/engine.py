@@ -26,6 +26,7 @@ from hybridmoe.engine.scheduler import Scheduler
 from hybridmoe.engine.sequence import Sequence
 from hybridmoe.engine.steps import StepRunner
 from hybridmoe.errors import ConfigError, ContextLengthError, HybridMoeError, QueueFullError
+from hybridmoe.experts.counters import ExpertStats
 from hybridmoe.kernels.latents import PAGE_TOKENS, Span
 from hybridmoe.model.decoder import Decoder
 
@@ -49,6 +50,7 @@ class EngineStats:
     cached_tokens: int  # found in the cache
     generated_tokens: int
     preempted: int  # times a request gave its pages up to an older one
+    experts: ExpertStats | None = None  # of the expert cache, where there is one
 
 
 class Ticket:
@@ -201,6 +203,7 @@ class _Worker:
             cached_tokens=scheduler.num_cached_tokens,
             generated_tokens=runner.num_generated_tokens,
             preempted=scheduler.num_preempted,
+            experts=self._model.expert_stats(),
         )
 
     def logits(self, ids: list[int]) -> NDArray[np.float32]:

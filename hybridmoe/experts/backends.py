@@ -5,6 +5,7 @@ from typing import NamedTuple, Protocol
 
 from torch import Tensor
 
+from hybridmoe.experts.counters import ExpertStats
 from hybridmoe.kernels.ops import QuantMatrix, expert_ffn
 
 __all__ = ["CpuExperts", "ExpertBackend", "ExpertWeights"]
@@ -21,6 +22,19 @@ class ExpertWeights(NamedTuple):
 class ExpertBackend(Protocol):
     """Computes a layer's routed experts, wherever they are."""
 
+    @property
+    def wants_guesses(self) -> bool:
+        """Whether `expect` is of use."""
+        ...
+
+    def expect(self, layer: int, ids: Tensor) -> None:
+        """Hear a guess about the ids (T, K) that `layer` will get soon, best first in each row."""
+        ...
+
+    def stats(self) -> ExpertStats | None:
+        """What a cache of experts has done; None where there is none. From any thread."""
+        ...
+
     def forward(self, layer: int, x: Tensor, ids: Tensor, weights: Tensor) -> Tensor:
         """Weighted sum of the chosen experts' outputs.
 
@@ -32,8 +46,16 @@ class ExpertBackend(Protocol):
 class CpuExperts:
     """Every expert in RAM (or paged in from the mapped file), executed by the native kernels."""
 
+    wants_guesses = False
+
     def __init__(self, layers: Mapping[int, ExpertWeights]) -> None:
         self._layers = layers
+
+    def expect(self, layer: int, ids: Tensor) -> None:
+        """Nothing to do: every expert is there."""
+
+    def stats(self) -> ExpertStats | None:
+        return None
 
     def forward(self, layer: int, x: Tensor, ids: Tensor, weights: Tensor) -> Tensor:
         experts = self._layers[layer]

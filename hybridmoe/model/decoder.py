@@ -3,22 +3,25 @@
 Knows nothing of text, sampling or of who is being served.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from itertools import pairwise
 
 import torch
 from torch import Tensor
 
 from hybridmoe.config import ModelConfig
-from hybridmoe.experts.backends import CpuExperts, ExpertBackend, ExpertWeights
+from hybridmoe.experts.backends import CpuExperts, ExpertBackend
+from hybridmoe.experts.counters import ExpertStats
 from hybridmoe.gguf.reader import GGUFFile
 from hybridmoe.kernels.latents import LatentPages, PageTable, Span
 from hybridmoe.kernels.ops import gather_rows, linear
 from hybridmoe.model.mla import LatentAttention
 from hybridmoe.model.moe import DenseFfn, MoeFfn
 from hybridmoe.model.norm import RmsNorm
+from hybridmoe.model.residency import Residency
 from hybridmoe.model.rope import RotaryTable
 from hybridmoe.model.threads import torch_threads
-from hybridmoe.model.weights import Weights
+from hybridmoe.model.weights import Weights, expert_weights
 
 __all__ = ["Decoder"]
 
@@ -26,19 +29,31 @@ __all__ = ["Decoder"]
 class Decoder:
     """All layers of one model. Stateless between calls: positions come from the caller."""
 
-    def __init__(self, file: GGUFFile, config: ModelConfig) -> None:
-        """Bind the file's tensors. Errors: GGUFError naming a missing or misshapen tensor."""
+    def __init__(
+        self, file: GGUFFile, config: ModelConfig, residency: Residency | None = None
+    ) -> None:
+        """Bind the file's tensors. Errors: GGUFError naming a missing or misshapen tensor.
+
+        residency: where weights lie; None = all in the memory map.
+        """
         self.config = c = config
-        weights = Weights(file)
+        if residency is None:
+            residency = Residency(CpuExperts(expert_weights(Weights(file), c)))
+        weights = Weights(file, residency.private)
         self._embedding = weights.matrix("token_embd", c.vocab_size, c.hidden)
         self._norm = RmsNorm(weights.vector("output_norm", c.hidden), c.rms_eps)
         head = "output" if weights.has("output") else "token_embd"  # tied where a file has none
         self._head = weights.matrix(head, c.vocab_size, c.hidden)
         self._rope = RotaryTable(c)
-        experts = CpuExperts(
-            {i: _expert_weights(weights, i, c) for i in range(c.num_dense_layers, c.num_layers)}
-        )
+        self._experts = experts = residency.experts
         self._layers = [_Layer(weights, i, c, experts) for i in range(c.num_layers)]
+        if experts.wants_guesses:
+            for layer, following in pairwise(self._layers):
+                layer.guess_for(following)
+
+    def expert_stats(self) -> ExpertStats | None:
+        """What the expert cache has done; None where there is none. From any thread."""
+        return self._experts.stats()
 
     @torch.inference_mode()
     def forward(
@@ -81,6 +96,13 @@ class _Layer:
             self._ffn = DenseFfn(block, c.hidden, c.dense_inter)
         else:
             self._ffn = MoeFfn(block, i, c, experts)
+        self._guess: Callable[[Tensor], None] | None = None
+
+    def guess_for(self, following: "_Layer") -> None:
+        """Let the next layer's norm and router guess its experts from this layer's states."""
+        ffn, norm = following._ffn, following._ffn_norm
+        if isinstance(ffn, MoeFfn):
+            self._guess = lambda x: ffn.guess(norm(x))
 
     def forward(
         self,
@@ -94,6 +116,8 @@ class _Layer:
         """Add `delta`, the layer before's result, to x (T, H) in place; return this layer's."""
         delta = self._attention.forward(self._attention_norm(x, delta), pages, table, turns)
         normed = self._ffn_norm(x, delta)
+        if self._guess is not None:
+            self._guess(x)
         if isinstance(self._ffn, MoeFfn):
             return self._ffn.forward(normed, trace)
         return self._ffn.forward(normed)
@@ -102,12 +126,3 @@ class _Layer:
 def _positions(spans: Sequence[Span]) -> Tensor:
     parts = [torch.arange(span.start, span.start + span.num_tokens) for span in spans]
     return torch.cat(parts) if parts else torch.empty(0, dtype=torch.int64)
-
-
-def _expert_weights(weights: Weights, layer: int, c: ModelConfig) -> ExpertWeights:
-    block = weights.block(layer)
-    return ExpertWeights(
-        gate=block.matrix("ffn_gate_exps", c.num_experts, c.expert_inter, c.hidden),
-        up=block.matrix("ffn_up_exps", c.num_experts, c.expert_inter, c.hidden),
-        down=block.matrix("ffn_down_exps", c.num_experts, c.hidden, c.expert_inter),
-    )

@@ -42,8 +42,15 @@ class MoeFfn:
 
     def forward(self, x: Tensor, trace: list[Tensor] | None = None) -> Tensor:
         """(T, H) -> (T, H). The chosen experts, (T, K) int32, are appended to `trace`."""
-        ids, weights = route(linear(x, self._router), self._bias, self._config)
+        ids, weights = self._route(x)
         if trace is not None:
             trace.append(ids)
         routed = self._experts.forward(self._layer, x, ids, weights)
         return routed if self._shared is None else self._shared.forward(x, base=routed)
+
+    def guess(self, x: Tensor) -> None:
+        """Tell the executor which experts states like x (T, H) go to, before they are here."""
+        self._experts.expect(self._layer, self._route(x)[0])
+
+    def _route(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return route(linear(x, self._router), self._bias, self._config)

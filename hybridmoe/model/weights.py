@@ -6,19 +6,21 @@ older `attn_kv_b`, whose key half is transposed once into float32 (it is quantiz
 axis for the absorbed form).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import numpy as np
 import psutil
 import torch
+from numpy.typing import NDArray
 
 from hybridmoe.config import ModelConfig
 from hybridmoe.errors import GGUFError
+from hybridmoe.experts.backends import ExpertWeights
 from hybridmoe.gguf.reader import GGUFFile
 from hybridmoe.gguf.reader import Tensor as GGUFTensor
 from hybridmoe.kernels.ops import QuantMatrix, dequantize, touch_rows
 
-__all__ = ["BlockWeights", "Weights", "read_ahead"]
+__all__ = ["BlockWeights", "Weights", "expert_weights", "read_ahead"]
 
 _READ_BYTES = 32 << 20  # one progress step
 
@@ -26,8 +28,12 @@ _READ_BYTES = 32 << 20  # one progress step
 class Weights:
     """The tensors of one open file. Errors: GGUFError naming the tensor."""
 
-    def __init__(self, file: GGUFFile) -> None:
+    def __init__(
+        self, file: GGUFFile, private: Mapping[str, NDArray[np.uint8]] | None = None
+    ) -> None:
+        """private: bytes of tensors, by name, that are to be used instead of the memory map's."""
         self._file = file
+        self._private = private or {}
 
     def has(self, name: str, suffix: str = "weight") -> bool:
         return f"{name}.{suffix}" in self._file.tensors
@@ -40,12 +46,14 @@ class Weights:
         """`name`.weight as a (rows, cols) or (batch, rows, cols) matrix, which it must be."""
         tensor = self._tensor(f"{name}.weight", shape)
         batch = shape[0] if len(shape) == 3 else 1
-        return QuantMatrix(tensor.data, tensor.type, batch, shape[-2], shape[-1])
+        data = self._private.get(tensor.name, tensor.data)
+        return QuantMatrix(data, tensor.type, batch, shape[-2], shape[-1])
 
     def vector(self, name: str, size: int, suffix: str = "weight") -> torch.Tensor:
         """`name`.suffix as float32 (size,)."""
         tensor = self._tensor(f"{name}.{suffix}", (size,))
-        return dequantize(QuantMatrix(tensor.data, tensor.type, 1, 1, size)).reshape(size)
+        data = self._private.get(tensor.name, tensor.data)
+        return dequantize(QuantMatrix(data, tensor.type, 1, 1, size)).reshape(size)
 
     def _tensor(self, name: str, shape: tuple[int, ...]) -> GGUFTensor:
         tensor = self._file.tensors.get(name)
@@ -92,6 +100,13 @@ class BlockWeights:
         return QuantMatrix.from_array(keys.numpy()), v_b
 
 
+def expert_weights(weights: Weights, c: ModelConfig) -> dict[int, ExpertWeights]:
+    """The routed experts of each layer that has some. Errors: GGUFError."""
+    return {
+        i: _expert_weights(weights.block(i), c) for i in range(c.num_dense_layers, c.num_layers)
+    }
+
+
 def read_ahead(file: GGUFFile, progress: Callable[[int, int], None]) -> None:
     """Bring the mapped weights into RAM, so that the first answer does not wait for the disk.
 
@@ -116,6 +131,14 @@ def read_ahead(file: GGUFFile, progress: Callable[[int, int], None]) -> None:
             touch_rows(chunk, count, rows)
             done += chunk.size
             progress(done, total)
+
+
+def _expert_weights(block: BlockWeights, c: ModelConfig) -> ExpertWeights:
+    return ExpertWeights(
+        gate=block.matrix("ffn_gate_exps", c.num_experts, c.expert_inter, c.hidden),
+        up=block.matrix("ffn_up_exps", c.num_experts, c.expert_inter, c.hidden),
+        down=block.matrix("ffn_down_exps", c.num_experts, c.hidden, c.expert_inter),
+    )
 
 
 def _without_ones(shape: tuple[int, ...]) -> tuple[int, ...]:

@@ -99,7 +99,7 @@ class _EngineCollector(Collector):
         }
         for name, (text, value) in gauges.items():
             yield GaugeMetricFamily(f"hybridmoe_{name}", text, value=value)
-        counters = {
+        counters: dict[str, tuple[str, float]] = {
             "prefix_cache_queries": (
                 "Prompt tokens looked up in the prefix cache.", stats.prompt_tokens
             ),
@@ -107,5 +107,23 @@ class _EngineCollector(Collector):
             "num_preemptions": ("Sequences that gave their pages up for a while.", stats.preempted),
             "engine_steps": ("Steps of the engine.", stats.steps),
         }  # fmt: skip
+        if (experts := stats.experts) is not None:
+            counts = experts.counters
+            slots = (
+                ("expert_slots", "Room for experts in RAM.", experts.num_slots),
+                ("expert_slots_used", "Experts that stay there.", experts.num_resident),
+            )
+            for name, text, value in slots:
+                yield GaugeMetricFamily(f"hybridmoe_{name}", text, value=value)
+            counters |= {
+                "expert_hits": ("Experts of a layer and step that were in RAM.", counts.hits),
+                "expert_misses": ("Those that were not.", counts.misses),
+                "expert_uploads": ("Those of them that stayed.", counts.uploads),
+                "expert_evictions": ("Experts that left for others.", counts.evictions),
+                "expert_read_bytes": ("Bytes of experts read from disk.", counts.bytes_read),
+                "expert_read_wait_seconds": ("Waited for these.", counts.read_wait_s),
+                "expert_ahead_reads": ("Experts read on a guess.", counts.ahead_reads),
+                "expert_ahead_used": ("Those that were then needed.", counts.ahead_used),
+            }
         for name, (text, count) in counters.items():
             yield CounterMetricFamily(f"hybridmoe_{name}", text, value=count)

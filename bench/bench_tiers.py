@@ -1,0 +1,267 @@
+"""A model several times larger than its RAM for experts: decoding beside llama.cpp's mmap.
+
+    python bench/bench_tiers.py                      # K2's layers, 9.5 GB of experts in 2.8 GiB
+    python bench/bench_tiers.py --expert-ram 2GiB --prefetch 8
+    python bench/bench_tiers.py --keep k2-tiers.gguf # do not write the file again next time
+
+Both programs run alone in a control group whose limit is the budget for experts, the other weights,
+and 384 MiB for Python and what is computed; the page cache counts, and is emptied before. Where no
+group can be made, ours runs without a limit, past the page cache as always, and there is no peer.
+Hit rate, and the rates of disk and memory before and after, are measured in the same run; the cost
+model of `hybridmoe plan` says what they allow.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from contextlib import ExitStack
+from dataclasses import asdict, replace
+from pathlib import Path
+from queue import SimpleQueue
+from typing import Any
+
+import click
+import numpy as np
+from gguf import GGMLQuantizationType
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from bench._harness import RESULTS, Row, bar, machine, print_report
+from bench._llama_cpp import LlamaCpp
+from bench._memory_limit import MemoryLimit, memory_limit
+from bench.synthetic import K2_SLICE, write_synthetic
+from hybridmoe.config import EngineConfig, ModelConfig
+from hybridmoe.engine import Engine, Finished, PromptProgress, Request, SamplingParams
+from hybridmoe.experts.cost import Hits, Step, decode
+from hybridmoe.experts.counters import ExpertCounters
+from hybridmoe.experts.disk_rate import measure_disk
+from hybridmoe.experts.placement import Problem, plan_experts
+from hybridmoe.experts.rates import rates_of
+from hybridmoe.experts.sizes import ModelSizes, sizes_of
+from hybridmoe.experts.tier_plan import parse_bytes
+from hybridmoe.gguf.reader import GGUFFile
+from hybridmoe.kernels import isa, ops
+from hybridmoe.machine import measure
+from hybridmoe.model.decoder import Decoder
+from hybridmoe.model.residency import ExpertOptions, Latents, place_weights
+
+PREDICTED_SHARE, PEER_TIMES, LEAST_RATIO = 0.85, 2.0, 3.0  # what must hold
+OVERHEAD_BYTES = 3 << 27
+WARM_UP_TOKENS = 12  # the cache is full after these
+DISK_S = 1.5
+EMBEDDING_GAIN = 3000.0  # about half of a token's experts are those of the token before
+
+
+@click.command(help=__doc__.split("\n\n")[0])
+@click.option("--experts", default=96, show_default=True, help="of a layer")
+@click.option("--layers", default=5, show_default=True, help="the first is dense")
+@click.option("--expert-type", default="Q4_K", show_default=True)
+@click.option("--expert-ram", default="2.8GiB", show_default=True)
+@click.option("--prefetch", default=0, show_default=True, help="experts read ahead a layer")
+@click.option("--tokens", default=24, show_default=True, help="that are timed")
+@click.option("--peer-s", default=60.0, show_default=True, help="llama.cpp's time, at most")
+@click.option("--keep", type=click.Path(path_type=Path), help="write the model here")
+@click.option("--out", is_flag=False, flag_value="", help="write the JSON [default: results/]")
+@click.option("--worker", type=click.Choice(["ours", "llama.cpp"]), hidden=True)
+def main(
+    experts: int,
+    layers: int,
+    expert_type: str,
+    expert_ram: str,
+    prefetch: int,
+    tokens: int,
+    peer_s: float,
+    keep: Path | None,
+    out: str | None,
+    worker: str | None,
+) -> None:
+    budget = parse_bytes(expert_ram)
+    if worker is not None:
+        assert keep is not None
+        result = (
+            _ours(keep, budget, prefetch, tokens)
+            if worker == "ours"
+            else _llama_cpp(keep, tokens, peer_s)
+        )
+        print(json.dumps(result))
+        return
+    with ExitStack() as stack:
+        folder = stack.enter_context(tempfile.TemporaryDirectory())
+        path = keep or Path(folder) / "tiers.gguf"
+        if not path.exists():
+            shape = replace(K2_SLICE, num_experts=experts, num_layers=layers)
+            kind = GGMLQuantizationType[expert_type]
+            write_synthetic(path, shape, expert_type=kind, embedding_gain=EMBEDDING_GAIN)
+        sizes = _sizes(path)
+        others = sizes.total_bytes - sizes.all_expert_bytes
+        limit = stack.enter_context(memory_limit(budget + others + OVERHEAD_BYTES))
+        arguments = [f"--expert-ram={expert_ram}", f"--prefetch={prefetch}", f"--tokens={tokens}"]
+        arguments += [f"--keep={path}", f"--peer-s={peer_s}"]
+        ours = _run("ours", path, limit, arguments)
+        peak = limit.peak_bytes if limit else None
+        peer = _run("llama.cpp", path, limit, arguments) if limit else None
+    step = _predicted(sizes, ours)
+    rows = _rows(sizes, budget, ours, peer, step, peak)
+    about = {
+        "expert_gib": round(sizes.all_expert_bytes / 2**30, 2),
+        "limit_gib": round(limit.num_bytes / 2**30, 2) if limit else "none could be set",
+        "peak_of_limit_gib": round(peak / 2**30, 2) if peak else None,
+        "disk_gb_s": [round(rate / 1e9, 2) for rate in ours["disk"]],
+        "dram_gb_s": [round(rate / 1e9, 1) for rate in ours["dram"]],
+        "hit_rate": round(ours["hit_rate"], 3),
+        "wait_ms": round(1e3 * ours["read_wait_s"] / len(ours["seconds"]), 1),
+        "prefetch": prefetch,
+        "counters": ours["counters"],
+        "predicted_ms": {name: round(1e3 * s, 1) for name, s in step.seconds.items()},
+        "token_ms": [round(1e3 * s) for s in ours["seconds"]],
+        "peer_token_ms": [round(1e3 * s) for s in peer["seconds"]] if peer else None,
+    }
+    target = Path(out) if out else RESULTS / f"{machine()['date']}_tiers.json"
+    print_report(rows, about=about, out=None if out is None else target)
+
+
+def _sizes(path: Path) -> ModelSizes:
+    with GGUFFile.open(path) as file:
+        config = ModelConfig.from_metadata(file.metadata)
+        return sizes_of(file.tensors.values(), config)
+
+
+def _run(name: str, path: Path, limit: MemoryLimit | None, arguments: list[str]) -> dict[str, Any]:
+    """Run one program in a process of its own, with nothing of the file in the page cache."""
+    fd = os.open(path, os.O_RDWR)
+    os.fsync(fd)
+    os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+    os.close(fd)
+    command = [sys.executable, __file__, f"--worker={name}", *arguments]
+    done = limit.run(command) if limit else subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        raise click.ClickException(f"{name} ended with {done.returncode}: {done.stderr[-2000:]}")
+    return dict(json.loads(done.stdout.splitlines()[-1]))
+
+
+def _token_ids(num_tokens: int) -> list[int]:
+    """Random: what a random model says itself is one word again and again, by the same experts."""
+    return np.random.default_rng(0).integers(0, K2_SLICE.vocab_size, num_tokens).tolist()
+
+
+def _ours(path: Path, budget: int, prefetch: int, num_tokens: int) -> dict[str, Any]:
+    """Tokens are given, one a step, as if each had been the answer to the ones before."""
+    disk, dram = [measure_disk([path], seconds=DISK_S, seed=1)], [measure(quick=True).read.all]
+    with GGUFFile.open(path) as file:
+        config = ModelConfig.from_metadata(file.metadata)
+        options = ExpertOptions(ram_bytes=budget, num_ahead=prefetch)
+        place = place_weights(file, config, options, Latents(0, 0), lambda done, total: None)
+        assert place.tier is not None, "all experts fit"
+        ids = _token_ids(WARM_UP_TOKENS + num_tokens + 2)  # the last step begins unannounced
+        engine_config = EngineConfig(context_tokens=len(ids) + 1, max_running=1, chunk_tokens=1)
+        engine = Engine(Decoder(file, config, place), frozenset(), engine_config)
+        events: SimpleQueue[Any] = SimpleQueue()
+        times: list[float] = []
+        counters: list[ExpertCounters] = []
+
+        def listen(event: Any) -> None:  # in the engine's thread, before each step
+            if isinstance(event, PromptProgress):
+                times.append(time.perf_counter())
+                counters.append(place.tier.stats().counters)
+            events.put(event)
+
+        params = SamplingParams(temperature=0.0, max_tokens=1)
+        engine.submit(Request(prompt_ids=ids, params=params), listen)
+        while not isinstance(event := events.get(), Finished):
+            pass
+        assert event.reason in ("length", "stop"), event
+        engine.close()
+        place.close()
+        disk.append(measure_disk([path], seconds=DISK_S, seed=2))
+        dram.append(measure(quick=True).read.all)
+        first, last = WARM_UP_TOKENS, WARM_UP_TOKENS + num_tokens
+        before, after = counters[first], counters[last]
+        hits, misses = after.hits - before.hits, after.misses - before.misses
+        return {
+            "seconds": np.diff(times[first : last + 1]).tolist(),
+            "hit_rate": hits / (hits + misses),
+            "read_wait_s": after.read_wait_s - before.read_wait_s,
+            "read_bytes": after.bytes_read - before.bytes_read,
+            "num_slots": place.tier.plan.num_slots,
+            "counters": asdict(counters[-1]),
+            "rss": _peak_rss(),
+            "disk": disk,
+            "dram": dram,
+        }
+
+
+def _llama_cpp(path: Path, num_tokens: int, most_s: float) -> dict[str, Any]:
+    """The same tokens, one a step, as far as `most_s` takes it."""
+    ids = _token_ids(WARM_UP_TOKENS + num_tokens)
+    with LlamaCpp(path, context_tokens=len(ids), num_threads=ops.num_threads()) as peer:
+        seconds: list[float] = []
+        begun = time.perf_counter()
+        for token_id in ids:
+            started = time.perf_counter()
+            peer.step([token_id])
+            seconds.append(time.perf_counter() - started)
+            if time.perf_counter() - begun > most_s and len(seconds) > 2:
+                break
+    return {"seconds": seconds[min(WARM_UP_TOKENS, len(seconds) // 2) :], "rss": _peak_rss()}
+
+
+def _peak_rss() -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:"))
+
+
+def _predicted(sizes: ModelSizes, ours: dict[str, Any]) -> Step:
+    """What the cost model says of a token, with the rates and hits of this run."""
+    limits = measure()
+    tiles = limits.amx_bf16 if isa.active() == "amx" else None
+    rates = rates_of(
+        isa.active(),
+        dram=float(np.mean(ours["dram"])),
+        peak_ops=(tiles or limits.int8).all,
+        float_ops=limits.float32.all,
+        disk=float(np.mean(ours["disk"])),
+    )
+    problem = Problem(sizes=sizes, ram_bytes=1 << 50, kv_tokens=64, kv_token_bytes=1)
+    hits = Hits(vram=0.0, ram=ours["hit_rate"])
+    return decode(plan_experts(problem), rates, hits, WARM_UP_TOKENS)
+
+
+def _rows(
+    sizes: ModelSizes,
+    budget: int,
+    ours: dict[str, Any],
+    peer: dict[str, Any] | None,
+    step: Step,
+    peak: int | None,
+) -> list[Row]:
+    speed = 1 / float(np.mean(ours["seconds"]))
+    peer_speed = 1 / float(np.mean(peer["seconds"])) if peer else None
+    others = sizes.total_bytes - sizes.all_expert_bytes
+    allowed = budget + others + OVERHEAD_BYTES
+    waited = ours["read_bytes"] / sum(ours["seconds"])
+    return [
+        Row("experts over their RAM", sizes.all_expert_bytes / budget, "times", bar=LEAST_RATIO),
+        Row(
+            "decode",
+            speed,
+            "tok/s",
+            step.tokens_per_s,
+            peer_speed,
+            bar(
+                limit=step.tokens_per_s,
+                share=PREDICTED_SHARE,
+                peer=peer_speed,
+                times=PEER_TIMES,
+            ),
+            note=f"limit: the cost model at {100 * ours['hit_rate']:.0f} % hits",
+        ),
+        Row("read while decoding", waited / 1e9, "GB/s", float(np.mean(ours["disk"])) / 1e9),
+        Row("memory left", (allowed - (peak or ours["rss"])) / 2**30, "GiB", bar=0.0),
+    ]
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,58 @@
+"""What an expert cache has done so far."""
+
+from dataclasses import dataclass, replace
+from typing import Self
+
+__all__ = ["ExpertCounters", "ExpertStats"]
+
+
+@dataclass(slots=True)
+class ExpertCounters:
+    """Counts since the cache began. The first four equal the simulator's on the run's trace."""
+
+    hits: int = 0  # distinct experts of a layer and step that were resident
+    misses: int = 0  # that were not
+    uploads: int = 0  # misses that were admitted
+    evictions: int = 0
+    bytes_read: int = 0  # from the files, whatever for
+    read_wait_s: float = 0.0  # computing stood still for reads
+    # Of steps of few tokens, where the layer before had its guess:
+    ahead_reads: int = 0  # experts that were read ahead
+    ahead_used: int = 0  # those of them that were then needed
+    expected: int = 0  # experts used by layers that were guessed
+    expected_right: int = 0  # those of them that were in the guess
+
+    def copy(self) -> Self:
+        """The counts of now."""
+        return replace(self)
+
+    @property
+    def hit_rate(self) -> float:
+        """Share of distinct experts that were resident; 0 before the first."""
+        return self.hits / max(1, self.hits + self.misses)
+
+
+@dataclass(frozen=True, slots=True)
+class ExpertStats:
+    """Gauges now, and the counts."""
+
+    num_slots: int
+    num_resident: int
+    num_experts: int  # of all layers
+    buffer_bytes: int  # that one of them takes
+    counters: ExpertCounters
+
+    def __str__(self) -> str:
+        c = self.counters
+        text = (
+            f"experts: {c.hits} hits, {c.misses} misses ({100 * c.hit_rate:.1f} % hit),"
+            f" {c.uploads} uploads, {c.evictions} evictions; {c.bytes_read / 1e9:.2f} GB read,"
+            f" {c.read_wait_s:.2f} s waited; {self.num_resident} of {self.num_slots} slots in use"
+        )
+        if c.ahead_reads or c.expected:
+            recall = 100 * c.expected_right / max(1, c.expected)
+            text += (
+                f"; read ahead {c.ahead_reads}, {c.ahead_reads - c.ahead_used} in vain"
+                f" (guesses name {recall:.1f} % of what is used)"
+            )
+        return text

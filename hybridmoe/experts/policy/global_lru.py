@@ -1,0 +1,45 @@
+"""Least recently used, over all layers alike.
+
+The textbook policy, and the wrong one here: layers take turns, so a cache smaller than one token's
+experts has always just dropped what comes next, and hits nothing.
+"""
+
+from typing import Any
+
+from hybridmoe.experts.policy.jit import State, access_kernel, compiled, demand
+from hybridmoe.experts.policy.kernel_policy import KernelPolicy
+from hybridmoe.experts.policy.lists import head, move_to_front, oldest_unpinned, push_front, unlink
+
+__all__ = ["GlobalLru"]
+
+
+@compiled
+def touch(s: State, key: int) -> None:
+    move_to_front(s, head(s, 0), key)
+
+
+@compiled
+def evict(s: State, key: int) -> int:
+    victim = oldest_unpinned(s, head(s, 0))
+    if victim >= 0:
+        unlink(s, victim)
+    return victim
+
+
+@compiled
+def insert(s: State, key: int) -> None:
+    push_front(s, head(s, 0), key, 1)
+
+
+@access_kernel
+def on_access(
+    s: State, layer: int, experts: Any, is_prefill: bool, hits: Any, admitted: Any, evicted: Any
+) -> tuple[int, int]:
+    return demand(s, layer, experts, is_prefill, hits, admitted, evicted, touch, evict, insert)
+
+
+class GlobalLru(KernelPolicy):
+    """Evicts what was used longest ago."""
+
+    name = "global-lru"
+    kernel = on_access

@@ -1,0 +1,64 @@
+"""Doubly linked lists through `State.node`: a head node, its front newest, its back oldest."""
+
+from hybridmoe.experts.policy.jit import (
+    ABSENT,
+    EXPERTS,
+    LAYERS,
+    NEXT,
+    PREV,
+    WHERE,
+    State,
+    compiled,
+    is_pinned,
+)
+
+__all__ = ["back", "head", "move_to_front", "oldest_unpinned", "push_front", "unlink"]
+
+
+@compiled
+def head(s: State, index: int) -> int:
+    """The node that list `index` begins and ends with."""
+    return int(s.sizes[LAYERS] * s.sizes[EXPERTS] + index)
+
+
+@compiled
+def push_front(s: State, head: int, key: int, where: int) -> None:
+    """Link a key that is in no list."""
+    second = s.node[head, NEXT]
+    s.node[key, PREV] = head
+    s.node[key, NEXT] = second
+    s.node[second, PREV] = key
+    s.node[head, NEXT] = key
+    s.node[key, WHERE] = where
+
+
+@compiled
+def unlink(s: State, key: int) -> None:
+    """Take a key out of its list; it is nowhere then."""
+    before, behind = s.node[key, PREV], s.node[key, NEXT]
+    s.node[before, NEXT] = behind
+    s.node[behind, PREV] = before
+    s.node[key, WHERE] = ABSENT
+
+
+@compiled
+def move_to_front(s: State, head: int, key: int) -> None:
+    """Make a key its list's newest."""
+    where = s.node[key, WHERE]
+    unlink(s, key)
+    push_front(s, head, key, where)
+
+
+@compiled
+def back(s: State, head: int) -> int:
+    """The oldest key; the head itself where the list is empty."""
+    return int(s.node[head, PREV])
+
+
+@compiled
+def oldest_unpinned(s: State, head: int) -> int:
+    """The oldest key that the access in progress does not use; -1 where there is none."""
+    key = s.node[head, PREV]
+    while key != head and is_pinned(s, key):
+        key = s.node[key, PREV]
+    return -1 if key == head else key

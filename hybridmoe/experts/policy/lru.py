@@ -1,0 +1,117 @@
+"""Layer-aware LRU: least recently used, with time counted in the visits of an expert's own layer.
+
+Layers take turns, so how many accesses ago an expert was used says little; how often its layer has
+passed it over since says all. The victim is the expert passed over most often; among equals, the
+one whose layer comes last from here: this layer's own, then the one before. An expert that its
+layer used at its last visit is no victim: the newcomer passes by instead. The one exception keeps
+layers fair: one below its even share of the slots takes one from a layer above its own share.
+After layered paging, Angelopoulos, Marchal, Obrecht and Simon 2025 (arXiv 2509.02408): fixed shares
+can be arbitrarily bad, and layer-aware LRU is good in practice.
+"""
+
+from typing import Any
+
+import numpy as np
+
+from hybridmoe.experts.policy.interface import CacheShape
+from hybridmoe.experts.policy.jit import (
+    EXPERTS,
+    LAYERS,
+    SLOTS,
+    State,
+    access_kernel,
+    compiled,
+    demand,
+    new_state,
+)
+from hybridmoe.experts.policy.kernel_policy import KernelPolicy
+from hybridmoe.experts.policy.lists import (
+    back,
+    head,
+    move_to_front,
+    push_front,
+    unlink,
+)
+
+__all__ = ["LayerLru"]
+
+VISITS, COUNT, OLDEST = range(3)  # rows of State.layer; OLDEST: visit that used the oldest last
+LAST_USED = 0  # row of State.score, in visits of the layer
+
+
+@compiled
+def share(s: State, layer: int) -> int:
+    """The layer's even share of the slots."""
+    spare = s.sizes[SLOTS] % s.sizes[LAYERS]
+    return int(s.sizes[SLOTS] // s.sizes[LAYERS] + (1 if layer < spare else 0))
+
+
+@compiled
+def note_oldest(s: State, layer: int) -> None:
+    if s.layer[COUNT, layer] > 0:
+        s.layer[OLDEST, layer] = np.int64(s.score[LAST_USED, back(s, head(s, layer))])
+
+
+@compiled
+def touch(s: State, key: int) -> None:
+    layer = key // s.sizes[EXPERTS]
+    s.score[LAST_USED, key] = s.layer[VISITS, layer]
+    move_to_front(s, head(s, layer), key)
+    note_oldest(s, layer)
+
+
+@compiled
+def evict(s: State, key: int) -> int:
+    num_layers, here = s.sizes[LAYERS], key // s.sizes[EXPERTS]
+    below_share = s.layer[COUNT, here] < share(s, here)
+    from_layer, best = -1, num_layers  # passed over at least once is more than this
+    from_rich, best_rich = -1, -1
+    for layer in range(num_layers):
+        if s.layer[COUNT, layer] == 0:
+            continue
+        passed_over = s.layer[VISITS, layer] - s.layer[OLDEST, layer]
+        if layer == here and passed_over == 0:
+            continue  # in use
+        distance = layer - here if layer > here else layer - here + num_layers
+        age = passed_over * num_layers + distance
+        if age > best:
+            from_layer, best = layer, age
+        if below_share and age > best_rich and s.layer[COUNT, layer] > share(s, layer):
+            from_rich, best_rich = layer, age
+    if from_layer < 0:
+        from_layer = from_rich
+    if from_layer < 0:
+        return -1
+    victim = back(s, head(s, from_layer))
+    unlink(s, victim)
+    s.layer[COUNT, from_layer] -= 1
+    note_oldest(s, from_layer)
+    return victim
+
+
+@compiled
+def insert(s: State, key: int) -> None:
+    layer = key // s.sizes[EXPERTS]
+    s.score[LAST_USED, key] = s.layer[VISITS, layer]
+    push_front(s, head(s, layer), key, 1)
+    s.layer[COUNT, layer] += 1
+    note_oldest(s, layer)
+
+
+@access_kernel
+def on_access(
+    s: State, layer: int, experts: Any, is_prefill: bool, hits: Any, admitted: Any, evicted: Any
+) -> tuple[int, int]:
+    s.layer[VISITS, layer] += 1
+    return demand(s, layer, experts, is_prefill, hits, admitted, evicted, touch, evict, insert)
+
+
+class LayerLru(KernelPolicy):
+    """The default."""
+
+    name = "lru"
+    kernel = on_access
+
+    def build(self, shape: CacheShape, seed: int) -> State:
+        """One list for each layer."""
+        return new_state(shape, num_heads=shape.num_layers, num_scores=1, num_layer_rows=3)

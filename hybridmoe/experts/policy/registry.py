@@ -1,0 +1,40 @@
+"""Policies by name. A new one is a module in this folder and a line here."""
+
+from importlib import import_module
+from typing import cast
+
+from hybridmoe.errors import ConfigError
+from hybridmoe.experts.policy.interface import CacheShape, Policy
+
+__all__ = ["DEFAULT_POLICY", "POLICIES", "make_policy"]
+
+DEFAULT_POLICY = "lru"
+
+# name -> module and class; imported when used, because each is compiled then.
+_CLASSES = {
+    "lru": "lru.LayerLru",
+    "global-lru": "global_lru.GlobalLru",
+    "fifo": "fifo.Fifo",
+}
+POLICIES = tuple(_CLASSES)
+
+
+def make_policy(name: str, shape: CacheShape, seed: int = 0) -> Policy:
+    """An empty cache of the given shape under the named policy.
+
+    seed: of policies that draw lots. The first use of a policy on a machine compiles it: a second
+    or two. Errors: ConfigError for an unknown name or a shape that cannot be.
+    """
+    if name not in _CLASSES:
+        raise ConfigError(f"cache policy {name!r:.40}: expected one of {', '.join(POLICIES)}")
+    for field, least, most in (
+        ("num_layers", 1, 1 << 12),
+        ("num_experts", 1, 1 << 15),
+        ("num_slots", 0, 1 << 27),
+        ("top_k", 1, shape.num_experts),
+    ):
+        if not least <= getattr(shape, field) <= most:
+            raise ConfigError(f"cache {field}={getattr(shape, field)}: expected {least} to {most}")
+    module, _, class_name = _CLASSES[name].partition(".")
+    kind = getattr(import_module(f"hybridmoe.experts.policy.{module}"), class_name)
+    return cast(Policy, kind(shape, seed))

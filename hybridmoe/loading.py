@@ -1,0 +1,122 @@
+"""Opening a model: options checked, file read, weights placed, engine started."""
+
+from pathlib import Path
+
+import psutil
+
+from hybridmoe.config import EngineConfig, ModelConfig
+from hybridmoe.demo import demo_path
+from hybridmoe.engine.kv_cache import plan_kv
+from hybridmoe.env import MAX_THREADS
+from hybridmoe.errors import ConfigError, GGUFError
+from hybridmoe.experts.tier_plan import parse_bytes
+from hybridmoe.gguf.reader import GGUFFile
+from hybridmoe.kernels import ops
+from hybridmoe.kernels.latents import PAGE_TOKENS
+from hybridmoe.llm import LLM, Progress, ProgressCallback
+from hybridmoe.model.residency import ExpertOptions, Latents, Residency, place_weights
+from hybridmoe.model.weights import read_ahead
+from hybridmoe.text.tokenizer import Tokenizer
+
+__all__ = ["load"]
+
+
+def load(
+    path: str | Path | None = None,
+    *,
+    num_threads: int | None = None,
+    context_tokens: int | None = None,
+    kv_tokens: int | None = None,
+    kv_type: str = "bf16",
+    max_running: int = 8,
+    max_waiting: int = 64,
+    speculate: int = 0,
+    expert_ram: int | str | None = None,
+    expert_prefetch: int = 0,
+    expert_profile: str | Path | None = None,
+    yarn_beta_fast: float | None = None,
+    yarn_beta_slow: float | None = None,
+    progress: ProgressCallback | None = None,
+) -> LLM:
+    """Open a GGUF file of a deepseek2 model (of a split one, its first part).
+
+    path: None = the embedded model. num_threads: None = HYBRIDMOE_THREADS, or every physical
+    core. context_tokens: None = as many as the model was made for. kv_tokens to speculate: as in
+    `EngineConfig`. expert_ram: what routed experts may take, in bytes or as "12GiB"; None = what is
+    free, less a margin. Where not all fit, the rest is read from the file as it is needed, up to
+    expert_prefetch experts of the next layer on a guess; expert_profile remembers the hot ones for
+    the next time. The YaRN betas override the file's. progress: called while the weights are read
+    into memory.
+    Errors: GGUFError, UnsupportedModelError, ConfigError, DiskError; one line.
+    """
+    if num_threads is not None:
+        if not 1 <= num_threads <= MAX_THREADS:
+            raise ConfigError(f"num_threads={num_threads}: expected 1 to {MAX_THREADS}")
+        ops.set_num_threads(num_threads)
+    options = ExpertOptions(
+        ram_bytes=parse_bytes(expert_ram) if isinstance(expert_ram, str) else expert_ram,
+        num_ahead=expert_prefetch,
+        profile=None if expert_profile is None else Path(expert_profile),
+    )
+    file = GGUFFile.open(demo_path() if path is None else path)
+    try:
+        config = _config(file).with_yarn_betas(yarn_beta_fast, yarn_beta_slow)
+        context = config.context_tokens if context_tokens is None else context_tokens
+        if not 1 <= context <= config.context_tokens:
+            raise ConfigError(
+                f"context_tokens={context}: expected 1 to {config.context_tokens},"
+                " the model's own context"
+            )
+        engine = EngineConfig(
+            context_tokens=context,
+            kv_tokens=kv_tokens,
+            kv_type=kv_type,
+            max_running=max_running,
+            max_waiting=max_waiting,
+            speculate=speculate,
+        )
+        tokenizer = Tokenizer(file.path, file.metadata)
+        try:
+            if tokenizer.num_tokens != config.vocab_size:
+                raise GGUFError(
+                    f"{file.path.name}: tokenizer.ggml.tokens has {tokenizer.num_tokens} entries,"
+                    f" vocab_size is {config.vocab_size}"
+                )
+            residency = _place(file, config, engine, options, progress)
+            try:
+                llm = LLM(file, config, tokenizer, engine, residency)
+            except BaseException:
+                residency.close()
+                raise
+        except BaseException:
+            tokenizer.close()
+            raise
+    except BaseException:
+        file.close()
+        raise
+    if progress is not None and llm.expert_plan is None:
+        read_ahead(file, lambda done, total: progress(Progress("load", done, total, "bytes")))
+    return llm
+
+
+def _place(
+    file: GGUFFile,
+    config: ModelConfig,
+    engine: EngineConfig,
+    options: ExpertOptions,
+    progress: ProgressCallback | None,
+) -> Residency:
+    def tell(done: int, total: int) -> None:
+        if progress is not None:
+            progress(Progress("load", done, total, "bytes"))
+
+    kv = plan_kv(config, engine, psutil.virtual_memory().available)
+    latents = Latents(kv.num_tokens, kv.page_bytes // PAGE_TOKENS)
+    return place_weights(file, config, options, latents, tell)
+
+
+def _config(file: GGUFFile) -> ModelConfig:
+    try:
+        return ModelConfig.from_metadata(file.metadata)
+    except GGUFError as error:
+        raise type(error)(f"{file.path.name}: {error}") from None
