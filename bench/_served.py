@@ -4,6 +4,7 @@ import contextlib
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -37,6 +38,7 @@ class Served:
 
     url: str
     pid: int
+    log: Path  # what it writes on stderr; gone when it has ended
 
 
 @contextlib.contextmanager
@@ -66,24 +68,21 @@ def peer_served(path: Path, context_tokens: int, num_threads: int) -> Iterator[S
 @contextlib.contextmanager
 def _process(command: Sequence[str], port: int, path: str) -> Iterator[Served]:
     url = f"http://127.0.0.1:{port}"
-    process = subprocess.Popen(
-        command, cwd=_ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
-    )
-    try:
-        _await(process, url + path)
-        yield Served(url, process.pid)
-    finally:
-        process.terminate()
-        process.wait(30)
-        if process.stderr is not None:
-            process.stderr.close()
+    with tempfile.NamedTemporaryFile("w") as log:  # a pipe that nobody reads fills up
+        process = subprocess.Popen(command, cwd=_ROOT, stdout=subprocess.DEVNULL, stderr=log)
+        try:
+            _await(process, url + path, Path(log.name))
+            yield Served(url, process.pid, Path(log.name))
+        finally:
+            process.terminate()
+            process.wait(30)
 
 
-def _await(process: "subprocess.Popen[str]", url: str) -> None:
+def _await(process: "subprocess.Popen[bytes]", url: str, log: Path) -> None:
     deadline = time.monotonic() + _START_S
     while time.monotonic() < deadline:
         if process.poll() is not None:
-            said = process.stderr.read() if process.stderr is not None else ""
+            said = log.read_text(encoding="utf-8", errors="replace")
             raise RuntimeError(f"the server ended with {process.returncode}: {said[-500:]}")
         with contextlib.suppress(requests.ConnectionError):
             if requests.get(url, timeout=10).status_code == 200:

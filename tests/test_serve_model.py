@@ -1,5 +1,6 @@
 """The endpoint on the embedded model: real answers, calls and schemas, for many clients at once."""
 
+import itertools
 import json
 import threading
 import time
@@ -9,6 +10,7 @@ from typing import Any
 import anthropic
 import openai
 import pytest
+from engine_run import request
 from live_server import LiveServer, live_server
 from pydantic import BaseModel, Field
 
@@ -26,11 +28,12 @@ WEATHER: Any = {
         },
     },
 }
+NAMES = ["".join(letters) for letters in itertools.product("BDGK", "aeio", ("ra", "nu"))]
 
 
 @pytest.fixture(scope="module")
 def llm() -> Iterator[hybridmoe.LLM]:
-    with hybridmoe.load(context_tokens=1024, kv_tokens=8192) as llm:
+    with hybridmoe.load(context_tokens=1024, kv_tokens=8192, max_running=64) as llm:
         yield llm
 
 
@@ -181,22 +184,34 @@ def test_anthropics_client_too(server: LiveServer) -> None:
         assert text.endswith("85")
 
 
-def test_many_greedy_clients_get_what_each_gets_alone(client: openai.OpenAI) -> None:
-    questions = [f"What is {a} + {a + 7}?" for a in range(11, 35)]
-    alone = [ask(client, question).choices[0].message.content for question in questions[:6]]
+@pytest.mark.usefixtures("exact_kernels")
+def test_sixty_four_greedy_clients_get_what_each_gets_alone(
+    client: openai.OpenAI, llm: hybridmoe.LLM
+) -> None:
+    questions = [f"What is {a} + {a + 7}?" for a in range(11, 43)]
+    questions += [f"My name is {name}. Spell {name * 2}." for name in NAMES]
+    with hybridmoe.load(context_tokens=256, kv_tokens=256) as lone:
+        alone = [
+            lone.chat([{"role": "user", "content": text}], temperature=0.0, max_tokens=32).text
+            for text in questions
+        ]
     together: dict[int, str] = {}
 
     def one(i: int) -> None:
-        chunks = ask(client, questions[i], stream=True)
+        chunks = ask(client, questions[i], stream=True, max_tokens=32)
         together[i] = "".join(chunk.choices[0].delta.content or "" for chunk in chunks)
 
-    threads = [threading.Thread(target=one, args=(i,)) for i in range(len(questions))]
+    threads = [threading.Thread(target=one, args=(i,)) for i in range(64)]
+    all_wait = threading.Event()
+    llm.engine.submit(request([1], 1), lambda _: all_wait.wait(20))  # holds the engine up
     for thread in threads:
         thread.start()
+    _await(lambda: llm.engine.stats().waiting == 64)
+    all_wait.set()
     for thread in threads:
         thread.join()
-    assert [together[i] for i in range(6)] == alone
-    assert all(together[i].endswith(str(2 * a + 7)) for i, a in enumerate(range(11, 35)))
+    assert [together[i] for i in range(64)] == alone
+    assert all(alone[i].endswith(str(2 * a + 7)) for i, a in enumerate(range(11, 17)))
 
 
 def test_clients_that_leave_free_their_pages(client: openai.OpenAI, llm: hybridmoe.LLM) -> None:
