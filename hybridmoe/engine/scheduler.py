@@ -60,6 +60,7 @@ class Scheduler:
             self._give_up(sequence)
         elif sequence in self.waiting:
             self.waiting.remove(sequence)
+            self._blocked_at = -1  # another one is the first now
 
     def plan(self) -> list[Part]:
         """The next step; empty where nothing can run."""
@@ -68,7 +69,10 @@ class Scheduler:
         prompts = [s for s in self.running if s.num_pending > 1]
         parts = [Part(s, 1, self._propose(s)) for s in decodes]
         budget = self.pacer.budget(len(decodes))
-        for i, sequence in enumerate(sorted(prompts, key=lambda s: s.num_pending)):
+        order = sorted(prompts, key=lambda s: s.num_pending)
+        if budget < len(prompts):  # there may always be a shorter one than the oldest
+            order.sort(key=lambda s: s is not prompts[0])
+        for i, sequence in enumerate(order):
             share = min(-(-budget // (len(prompts) - i)), sequence.num_pending)
             if share > 0:
                 parts.append(Part(sequence, share, []))
