@@ -75,6 +75,11 @@ class LLM:
         """Prompt and answer together may have this many tokens."""
         return self.engine.config.context_tokens
 
+    @property
+    def may_think(self) -> bool:
+        """Whether the file's template knows of thoughts in an answer."""
+        return "<think>" in str(self.file.metadata.get("tokenizer.chat_template", ""))
+
     @overload
     def chat(
         self,

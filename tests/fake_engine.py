@@ -141,6 +141,7 @@ class FakeLLM:
         self.config = ModelConfig.from_metadata(self.file.metadata)
         self.tokenizer = Tokenizer(self.file.path, self.file.metadata)
         self.context_tokens = context_tokens
+        self.may_think = False
         self.engine = FakeEngine(self.tokenizer, context_tokens)
         self._template = ChatTemplate.from_metadata(self.file.metadata, self.tokenizer)
 

@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from typing import Any
 
 import numpy as np
@@ -11,7 +11,7 @@ from engine_run import request, run
 
 import hybridmoe
 from hybridmoe.errors import ConfigError
-from hybridmoe.text.grammar import GrammarCompiler, MatcherConstraint
+from hybridmoe.text.grammar import Calls, Form, GrammarCompiler, MatcherConstraint, Thinking
 from hybridmoe.text.tool_calls import split_tool_calls
 
 SCHEMA = {
@@ -69,7 +69,7 @@ def write(llm: hybridmoe.LLM, *constraints: MatcherConstraint, **options: Any) -
 
 
 def test_a_schema_is_kept(llm: hybridmoe.LLM, compiler: GrammarCompiler) -> None:
-    for ids in write(llm, *(compiler.json_schema(SCHEMA) for _ in range(8))):
+    for ids in write(llm, *(compiler.text(Form.json_schema(SCHEMA)) for _ in range(8))):
         data = json.loads(llm.tokenizer.decode(ids))
         assert data.keys() == {"name", "age", "tags"}
         assert len(data["name"]) <= 12
@@ -79,7 +79,9 @@ def test_a_schema_is_kept(llm: hybridmoe.LLM, compiler: GrammarCompiler) -> None
 
 def test_an_object_is_an_object(llm: hybridmoe.LLM, compiler: GrammarCompiler) -> None:
     bias = {token_id: 8.0 for mark in '"}' for token_id in llm.tokenizer.encode(mark)}
-    (ids,) = write(llm, compiler.json_object(), logit_bias=bias)  # or it never comes to an end
+    (ids,) = write(
+        llm, compiler.text(Form.json_object()), logit_bias=bias
+    )  # or it never comes to an end
     assert isinstance(json.loads(llm.tokenizer.decode(ids)), dict)
 
 
@@ -93,7 +95,7 @@ def test_an_object_is_an_object(llm: hybridmoe.LLM, compiler: GrammarCompiler) -
 def test_grammars_are_kept(
     llm: hybridmoe.LLM, compiler: GrammarCompiler, grammar: str, pattern: str
 ) -> None:
-    for ids in write(llm, *(compiler.grammar(grammar) for _ in range(4))):
+    for ids in write(llm, *(compiler.text(Form.grammar(grammar)) for _ in range(4))):
         assert re.fullmatch(pattern, llm.tokenizer.decode(ids))
 
 
@@ -104,7 +106,7 @@ def test_a_regex_is_kept_beside_an_answer_that_is_free(
     free, bound = run(
         llm.engine,
         request(prompt, 30),
-        request(prompt, 30, constraint=compiler.regex("[ab]{7}é?")),
+        request(prompt, 30, constraint=compiler.text(Form.regex("[ab]{7}é?"))),
     )
     assert free.ids == run(llm.engine, request(prompt, 30))[0].ids
     assert re.fullmatch("[ab]{7}é?", llm.tokenizer.decode(bound.ids))
@@ -115,7 +117,7 @@ def test_tool_calls_have_the_models_form(
     llm: hybridmoe.LLM, compiler: GrammarCompiler, choice: str
 ) -> None:
     strict = [{**t, "function": {**t["function"], "strict": True}} for t in TOOLS]
-    constraints = [compiler.tool_calls(strict, choice, first_index=3) for _ in range(6)]
+    constraints = [compiler.answer(None, Calls(strict, choice, first_index=3)) for _ in range(6)]
     bias = {llm.tokenizer.special_id("<|tool_call_begin|>"): 3.0}
     seen = 0
     for ids in write(llm, *constraints, logit_bias=bias, temperature=1.0):
@@ -131,15 +133,90 @@ def test_tool_calls_have_the_models_form(
     assert seen or choice == "auto"
 
 
+@pytest.mark.parametrize(
+    "form",
+    [
+        Form.json_schema(SCHEMA),
+        Form.regex('a/b"[0-9]{2}'),
+        Form.grammar('root ::= "yes" | "no"'),
+    ],
+    ids=lambda form: form.what,
+)
+def test_an_answer_is_a_call_or_has_the_form(
+    llm: hybridmoe.LLM, compiler: GrammarCompiler, form: Form
+) -> None:
+    section = llm.tokenizer.special_id("<|tool_calls_section_begin|>")
+    strict = [{**t, "function": {**t["function"], "strict": True}} for t in TOOLS]
+    for preference in (-100.0, 100.0):
+        constraint = compiler.answer(form, Calls(strict, "auto"))
+        bias = {section: preference}
+        (ids,) = write(llm, constraint, logit_bias=bias, temperature=1.0)
+        visible, calls = split_tool_calls(ids, llm.tokenizer)
+        assert bool(calls) == (preference > 0) == (not visible)
+        assert calls or fits(compiler.text(form), visible, llm.tokenizer.eos_ids)
+        for call in calls:
+            data = json.loads(call["function"]["arguments"])
+            assert data == {} or data["city"] in ("Oslo", "Rome")
+
+
+def fits(constraint: MatcherConstraint, ids: list[int], ends: Set[int]) -> bool:
+    """Whether these tokens may be written, and the answer end there."""
+
+    def is_allowed(token_id: int) -> bool:
+        return bool(constraint.mask()[token_id // 32] >> (token_id % 32) & 1)
+
+    for token_id in ids:
+        if constraint.is_done() or not is_allowed(token_id):
+            return False
+        constraint.accept(token_id)
+    return constraint.is_done() or any(map(is_allowed, ends))
+
+
+CALL = (
+    "<|tool_calls_section_begin|><|tool_call_begin|>functions.get_weather:0"
+    '<|tool_call_argument_begin|>{"city": "Oslo"}<|tool_call_end|><|tool_calls_section_end|>'
+)
+
+
+@pytest.mark.parametrize(
+    ("thinking", "text", "is_kept"),
+    [
+        ("none", "12", True),
+        ("none", CALL, True),
+        ("none", f"12{CALL}", False),
+        ("none", "<think>so</think>12", False),
+        ("may", "12", True),
+        ("may", "<think>so</think>12", True),
+        ("may", "<think></think>12", True),
+        ("may", f"<think>so</think>{CALL}", True),
+        ("may", "<think>so</think>", False),
+        ("may", "<think>so</think>so", False),
+        ("may", "<think>so</think><think>so</think>12", False),
+        ("may", "so</think>12", False),
+        ("open", "so\nso</think>12", True),
+        ("open", "</think>12", True),
+        ("open", f"so</think>{CALL}", True),
+        ("open", "12", False),
+        ("open", "<think>so</think>12", False),
+    ],
+)
+def test_thoughts_come_first_and_end(
+    llm: hybridmoe.LLM, compiler: GrammarCompiler, thinking: Thinking, text: str, is_kept: bool
+) -> None:
+    constraint = compiler.answer(Form.regex("[0-9]{2}"), Calls(TOOLS, "auto"), thinking)
+    ids = llm.tokenizer.encode(text, parse_special=True)
+    assert fits(constraint, ids, llm.tokenizer.eos_ids) == is_kept
+
+
 def test_parallel_calls_can_be_forbidden(llm: hybridmoe.LLM, compiler: GrammarCompiler) -> None:
-    constraint = compiler.tool_calls(TOOLS, "required", is_parallel=False)
+    constraint = compiler.answer(None, Calls(TOOLS, "required", is_parallel=False))
     bias = {llm.tokenizer.special_id("<|tool_call_begin|>"): 100.0}
     (ids,) = write(llm, constraint, logit_bias=bias)
     assert len(split_tool_calls(ids, llm.tokenizer)[1]) == 1
 
 
 def test_a_copy_goes_its_own_way(llm: hybridmoe.LLM, compiler: GrammarCompiler) -> None:
-    first = compiler.regex("a[bc]")
+    first = compiler.text(Form.regex("a[bc]"))
     second = first.copy()
     (a,) = llm.tokenizer.encode("a")
     before = second.mask().copy()
@@ -150,20 +227,26 @@ def test_a_copy_goes_its_own_way(llm: hybridmoe.LLM, compiler: GrammarCompiler) 
 
 def test_a_token_that_is_not_allowed_is_an_error(compiler: GrammarCompiler) -> None:
     with pytest.raises(ConfigError, match="grammar: "):
-        compiler.regex("a").accept(0)
+        compiler.text(Form.regex("a")).accept(0)
 
 
 def test_what_cannot_be_kept_is_refused_in_one_line(compiler: GrammarCompiler) -> None:
+    def text(form: Form) -> MatcherConstraint:
+        return compiler.text(form)
+
     for refused, message in (
-        (lambda: compiler.regex("("), "regex: .*unclosed group"),
-        (lambda: compiler.json_schema({"type": "nope"}), "json_schema: .*nope"),
-        (lambda: compiler.json_schema({"contains": {"type": "string"}}), "json_schema: .*contains"),
-        (lambda: compiler.json_schema({"enum": [{1, 2}]}), "json_schema: "),
-        (lambda: compiler.grammar("root ::= foo"), "grammar: .*foo"),
-        (lambda: compiler.grammar(""), "grammar: "),
-        (lambda: compiler.grammar('start: "' + "x" * (1 << 20) + '"'), "grammar: more than"),
-        (lambda: compiler.tool_calls(TOOLS, "nope"), "tool_choice 'nope': no such tool"),
-        (lambda: compiler.tool_calls([], "auto"), "no such tool"),
+        (lambda: text(Form.regex("(")), "regex: .*unclosed group"),
+        (lambda: text(Form.json_schema({"type": "nope"})), "json_schema: .*nope"),
+        (
+            lambda: text(Form.json_schema({"contains": {"type": "string"}})),
+            "json_schema: .*contains",
+        ),
+        (lambda: text(Form.json_schema({"enum": [{1, 2}]})), "json_schema: "),
+        (lambda: text(Form.grammar("root ::= foo")), "grammar: .*foo"),
+        (lambda: text(Form.grammar("")), "grammar: "),
+        (lambda: text(Form.grammar('start: "' + "x" * (1 << 20) + '"')), "grammar: more than"),
+        (lambda: compiler.answer(None, Calls(TOOLS, "nope")), "tool_choice 'nope': no such tool"),
+        (lambda: compiler.answer(None, Calls([], "auto")), "no such tool"),
     ):
         with pytest.raises(ConfigError, match=message) as caught:
             refused()

@@ -156,6 +156,19 @@ def test_answers_by_schema_parse(client: openai.OpenAI) -> None:
         ask(client, "x", extra_body={"response_format": {"type": "regex", "pattern": "("}})
 
 
+def test_with_tools_and_a_schema_it_calls_or_answers_by_the_schema(client: openai.OpenAI) -> None:
+    city = {**City.model_json_schema(), "additionalProperties": False}
+    schema = {"type": "json_schema", "json_schema": {"name": "city", "schema": city}}
+    options: Any = {"tools": [WEATHER], "response_format": schema, "max_tokens": 200}
+    called = ask(client, "What is the weather in Oslo?", **options).choices[0]
+    assert called.finish_reason == "tool_calls"
+    assert json.loads(called.message.tool_calls[0].function.arguments) == {"city": "Oslo"}
+    answered = ask(client, "Hello!", **options).choices[0]
+    assert answered.finish_reason == "stop"
+    assert not answered.message.tool_calls
+    assert City.model_validate_json(answered.message.content)
+
+
 def test_logprobs_are_those_of_the_chosen_tokens(client: openai.OpenAI) -> None:
     answer = ask(client, "What is 12 + 34?", logprobs=True, top_logprobs=3)
     entries = answer.choices[0].logprobs.content

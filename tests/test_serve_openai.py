@@ -282,6 +282,21 @@ def test_typed_answers(client: openai.OpenAI, llm: FakeLLM) -> None:
     assert llm.engine.requests[-1].constraint is not None
 
 
+@pytest.mark.parametrize("may_think", [True, False])
+def test_thoughts_may_come_before_a_form_where_the_template_knows_of_them(
+    client: openai.OpenAI, llm: FakeLLM, monkeypatch: pytest.MonkeyPatch, may_think: bool
+) -> None:
+    monkeypatch.setattr(llm, "may_think", may_think)
+    client.chat.completions.create(
+        model="test", messages=user("say {}"), response_format={"type": "json_object"}
+    )
+    constraint = llm.engine.requests[-1].constraint
+    think = llm.tokenizer.special_id("<think>")
+    assert constraint is not None
+    assert think is not None
+    assert bool(constraint.mask()[think // 32] >> (think % 32) & 1) == may_think
+
+
 def test_progress_and_experts_come_when_asked_for(client: openai.OpenAI) -> None:
     stream = client.chat.completions.create(
         model="test",

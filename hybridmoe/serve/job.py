@@ -14,7 +14,7 @@ from hybridmoe.llm import LLM
 from hybridmoe.serve.config import ServeConfig
 from hybridmoe.serve.errors import ApiError
 from hybridmoe.serve.schemas.common import ResponseFormat
-from hybridmoe.text.grammar import GrammarCompiler, MatcherConstraint
+from hybridmoe.text.grammar import Calls, Form, GrammarCompiler, MatcherConstraint, Thinking
 from hybridmoe.text.tokenizer import Tokenizer
 from hybridmoe.text.tool_calls import CALL_BEGIN, SECTION_BEGIN
 
@@ -96,15 +96,19 @@ def chat_job(llm: LLM, grammar: GrammarCompiler, turn: Turn, config: ServeConfig
     num_past_calls = sum(len(message.get("tool_calls") or ()) for message in turn.messages)
     if not may_call:
         params = replace(params, logit_bias={**params.logit_bias, **_no_calls(llm.tokenizer)})
+    thinking = _thinking(llm, prompt_ids)
+    form = _form(turn.format)
+    calls = _calls(turn, num_past_calls, is_text_free=form is None)
+    constraint = grammar.answer(form, calls, thinking) if form or calls else None
     return Job(
         prompt_ids=prompt_ids,
         params=params,
-        constraints=_copies(_chat_constraint(grammar, turn, num_past_calls), turn.num_choices),
+        constraints=_copies(constraint, turn.num_choices),
         top_logprobs=turn.top_logprobs,
         expert_trace=turn.expert_trace,
         may_call=may_call,
         may_think=True,
-        is_thinking=_ends_thinking(prompt_ids, llm.tokenizer),
+        is_thinking=thinking == "open",
         is_parallel=turn.is_parallel,
         num_past_calls=num_past_calls,
     )
@@ -114,6 +118,7 @@ def completion_job(llm: LLM, grammar: GrammarCompiler, turn: TextTurn, config: S
     """The job of a text. Errors: ApiError, ConfigError."""
     _check_choices(turn.num_choices, config)
     params = llm.sampling_params(turn.sampling)
+    form = _form(turn.format)
     if isinstance(turn.prompt, str):
         prompt_ids = llm.tokenizer.encode(turn.prompt, add_special=True, parse_special=True)
     else:
@@ -121,7 +126,7 @@ def completion_job(llm: LLM, grammar: GrammarCompiler, turn: TextTurn, config: S
     return Job(
         prompt_ids=prompt_ids,
         params=params,
-        constraints=_copies(_format_constraint(grammar, turn.format), turn.num_choices),
+        constraints=_copies(grammar.text(form) if form else None, turn.num_choices),
         top_logprobs=turn.top_logprobs,
         expert_trace=turn.expert_trace,
     )
@@ -145,15 +150,6 @@ def _check_tool_choice(turn: Turn) -> None:
         )
     if turn.tool_choice == "required" and not turn.tools:
         raise ApiError(400, "tool_choice is 'required' without tools", param="tool_choice")
-    is_formatted = turn.format is not None and turn.format.type != "text"
-    if is_formatted and turn.tools and turn.tool_choice != "none":
-        raise ApiError(
-            400,
-            "response_format together with tools is not supported; give tool_choice 'none', or"
-            " leave one of them out",
-            param="response_format",
-            code="unsupported_value",
-        )
 
 
 def _copies(constraint: MatcherConstraint | None, count: int) -> list[Constraint | None]:
@@ -163,41 +159,34 @@ def _copies(constraint: MatcherConstraint | None, count: int) -> list[Constraint
     return [constraint, *(constraint.copy() for _ in range(count - 1))]
 
 
-def _chat_constraint(
-    grammar: GrammarCompiler, turn: Turn, num_past_calls: int
-) -> MatcherConstraint | None:
+def _calls(turn: Turn, num_past_calls: int, *, is_text_free: bool) -> Calls | None:
+    """The calls that have a form; where they are free, and the text too, there is none to keep."""
     if not turn.tools or turn.tool_choice == "none":
-        return _format_constraint(grammar, turn.format)
-    is_strict = any(tool["function"].get("strict") for tool in turn.tools)
-    if turn.tool_choice == "auto" and turn.forced_tool is None and not is_strict:
         return None
-    return grammar.tool_calls(
-        turn.tools,
-        turn.forced_tool or turn.tool_choice,
-        first_index=num_past_calls,
-        is_parallel=turn.is_parallel,
-    )
+    choice = turn.forced_tool or turn.tool_choice
+    is_strict = any(tool["function"].get("strict") for tool in turn.tools)
+    if choice == "auto" and is_text_free and not is_strict:
+        return None
+    return Calls(turn.tools, choice, num_past_calls, turn.is_parallel)
 
 
-def _format_constraint(
-    grammar: GrammarCompiler, wanted: ResponseFormat | None
-) -> MatcherConstraint | None:
+def _form(wanted: ResponseFormat | None) -> Form | None:
     if wanted is None or wanted.type == "text":
         return None
     if wanted.type == "json_object":
-        return grammar.json_object()
+        return Form.json_object()
     if wanted.type == "json_schema":
         schema = (wanted.json_schema or {}).get("schema")
         if not isinstance(schema, dict):
             raise _lacks("json_schema.schema", "a JSON schema")
-        return grammar.json_schema(schema)
+        return Form.json_schema(schema)
     if wanted.type == "regex":
         if not wanted.pattern:
             raise _lacks("pattern", "a regular expression")
-        return grammar.regex(wanted.pattern)
+        return Form.regex(wanted.pattern)
     if not wanted.grammar:
         raise _lacks("grammar", "a Lark or GBNF grammar")
-    return grammar.grammar(wanted.grammar)
+    return Form.grammar(wanted.grammar)
 
 
 def _lacks(name: str, what: str) -> ApiError:
@@ -211,10 +200,12 @@ def _no_calls(tokenizer: Tokenizer) -> dict[int, float]:
     return {token_id: float("-inf") for token_id in ids if token_id is not None}
 
 
-def _ends_thinking(prompt_ids: Sequence[int], tokenizer: Tokenizer) -> bool:
-    """Some templates open the answer's `<think>` themselves."""
-    open_id, close_id = tokenizer.special_id("<think>"), tokenizer.special_id("</think>")
-    if open_id is None:
-        return False
+def _thinking(llm: LLM, prompt_ids: Sequence[int]) -> Thinking:
+    """Some templates open the answer's `<think>` themselves, and some close it at once."""
+    open_id, close_id = (llm.tokenizer.special_id(mark) for mark in ("<think>", "</think>"))
+    if open_id is None or close_id is None:
+        return "none"
     last = next((i for i in reversed(prompt_ids[-4:]) if i in (open_id, close_id)), None)
-    return last == open_id
+    if last is not None:
+        return "open" if last == open_id else "none"
+    return "may" if llm.may_think else "none"

@@ -1,4 +1,5 @@
-"""Constraints on what a model writes: JSON schemas, regular expressions, grammars, tool calls.
+"""Constraints on what a model writes: JSON schemas, regular expressions, grammars, tool calls,
+and all of these behind thoughts.
 
 Compiled by llguidance over the model's own vocabulary into objects with the engine's `Constraint`
 protocol (hybridmoe/engine/constraint.py): which ids may come next, token by token. Text that is
@@ -10,7 +11,8 @@ calls: Moonshot's tool_call_guidance.md.
 import functools
 import json
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from llguidance import LLMatcher, LLTokenizer, TokenizerWrapper
@@ -23,7 +25,9 @@ from hybridmoe.text.tokenizer import Tokenizer
 if TYPE_CHECKING:
     from llguidance._lib import JsonCompileOptions
 
-__all__ = ["GrammarCompiler", "MatcherConstraint"]
+__all__ = ["Calls", "Form", "GrammarCompiler", "MatcherConstraint", "Thinking"]
+
+Thinking = Literal["none", "may", "open"]
 
 # Between JSON's parts, so that no model pads for ever; enough for deep indentation.
 _JSON_OPTIONS: "JsonCompileOptions" = {"whitespace_pattern": r"[ \n\t]{0,32}"}
@@ -36,6 +40,7 @@ _TOOL_MARKS = (
     "<|tool_call_argument_begin|>",
     "<|tool_call_end|>",
 )
+_THINKING_MARKS = ("<think>", "</think>")
 
 
 class MatcherConstraint:
@@ -70,81 +75,129 @@ class MatcherConstraint:
             raise ConfigError(f"grammar: {_line(self._matcher.get_error())}")
 
 
-class GrammarCompiler:
-    """Makes constraints for one tokenizer, whose vocabulary is prepared at the first use.
+@dataclass(frozen=True, slots=True)
+class Form:
+    """What a text must be. Makers raise ConfigError, in one line, for what is malformed."""
 
-    Every method returns a fresh constraint and raises ConfigError, in one line, for what is
-    malformed or unsupported.
-    """
+    what: str  # in errors
+    entry: Mapping[str, Any]  # as llguidance takes it
+
+    @classmethod
+    def json_schema(cls, schema: Mapping[str, Any]) -> "Form":
+        """JSON that is valid against the schema."""
+        return cls("json_schema", {"json_schema": {**schema, "x-guidance": _JSON_OPTIONS}})
+
+    @classmethod
+    def json_object(cls) -> "Form":
+        """Any JSON object."""
+        return cls.json_schema({"type": "object"})
+
+    @classmethod
+    def regex(cls, pattern: str) -> "Form":
+        """Text that matches as a whole; the syntax is that of Rust's regex crate."""
+        (entry,) = json.loads(LLMatcher.grammar_from_regex(pattern))["grammars"]
+        return cls("regex", {"lark_grammar": entry["lark_grammar"]})
+
+    @classmethod
+    def grammar(cls, text: str) -> "Form":
+        """A Lark or GBNF grammar, told apart by its `start` or `root` rule."""
+        try:
+            return cls("grammar", {"lark_grammar": any_to_lark(text)})
+        except Exception as error:  # whatever its parser raises
+            raise ConfigError(f"grammar: {_line(str(error))}") from None
+
+
+@dataclass(frozen=True, slots=True)
+class Calls:
+    """Kimi K2's calls of declared tools, with arguments valid against their schemas."""
+
+    tools: Sequence[Mapping[str, Any]]  # OpenAI's function declarations
+    choice: str  # "required", "auto", or the name of the one tool to call
+    first_index: int = 0  # the conversation's number of calls so far
+    is_parallel: bool = True
+
+    @property
+    def is_auto(self) -> bool:
+        """Whether there may be none; arguments of tools without `strict` are any object then."""
+        return self.choice == "auto"
+
+
+class GrammarCompiler:
+    """Makes constraints for one tokenizer, whose vocabulary is prepared at the first use."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
 
-    def json_schema(self, schema: Mapping[str, Any]) -> MatcherConstraint:
-        """JSON that is valid against the schema."""
-        return self._compile("json_schema", _json_grammar(schema, "json_schema"))
+    def text(self, form: Form) -> MatcherConstraint:
+        """A text of this form, and nothing else. Raises ConfigError for what is not supported."""
+        return self._compile(form.what, {"name": form.what, **form.entry})
 
-    def json_object(self) -> MatcherConstraint:
-        """Any JSON object."""
-        return self.json_schema({"type": "object"})
-
-    def regex(self, pattern: str) -> MatcherConstraint:
-        """Text that matches as a whole; the syntax is that of Rust's regex crate."""
-        return self._compile("regex", LLMatcher.grammar_from_regex(pattern), pattern)
-
-    def grammar(self, text: str) -> MatcherConstraint:
-        """A Lark or GBNF grammar, told apart by its `start` or `root` rule."""
-        try:
-            lark = any_to_lark(text)
-        except Exception as error:  # whatever its parser raises
-            raise ConfigError(f"grammar: {_line(str(error))}") from None
-        return self._compile("grammar", LLMatcher.grammar_from_lark(lark), text)
-
-    def tool_calls(
-        self,
-        tools: Sequence[Mapping[str, Any]],
-        choice: str,
-        *,
-        first_index: int = 0,
-        is_parallel: bool = True,
+    def answer(
+        self, form: Form | None, calls: Calls | None, thinking: Thinking = "none"
     ) -> MatcherConstraint:
-        """Kimi K2's calls of declared tools, with arguments valid against their schemas.
+        """A text, tool calls, or either (at least one is given), perhaps behind thoughts.
 
-        tools: OpenAI's function declarations. choice: "required", "auto" (text, calls behind it,
-        or both; arguments of tools without `strict` are any object), or the name of the one tool
-        to call. first_index: the conversation's number of calls so far.
+        form: None = any text, before the calls too, where these are optional. thinking: "may" =
+        `<think>…</think>` may come first; "open" = the prompt has begun it. Errors: as `text`.
         """
-        marks = {name: self._tokenizer.special_id(name) for name in _TOOL_MARKS}
-        absent = next((name for name, token_id in marks.items() if token_id is None), None)
-        if absent is not None:
-            raise ConfigError(f"tool calls cannot be constrained: the vocabulary has no {absent}")
-        functions = [dict(tool["function"]) for tool in tools]
-        is_auto = choice == "auto"
-        if choice not in ("auto", "required"):
-            functions = [f for f in functions if f["name"] == choice]
+        rules = [r"TEXT: /(.|\n)+/"]
+        bodies: list[str] = []
+        if calls is not None:
+            rules += self._call_rules(calls)
+            bodies = ["section", *(["TEXT", "TEXT section"] if calls.is_auto and not form else [])]
+        if form is not None and (calls is None or calls.is_auto):
+            bodies.append("@form")
+        start = f"({' | '.join(bodies)})"
+        if thinking != "none":
+            begin, end = self._marks("thoughts", _THINKING_MARKS)
+            start = f"{f'({begin} TEXT? {end})?' if thinking == 'may' else f'TEXT? {end}'} {start}"
+        lark = "\n".join([f"start: {start}", *rules])
+        parts = [{"name": "answer", "lark_grammar": lark}]
+        if "@form" in bodies and form is not None:
+            parts.append({"name": "form", **form.entry})
+        what = [form.what if form else "", "tools" if calls else ""]
+        return self._compile(" and ".join(filter(None, what)), *parts)
+
+    def _call_rules(self, calls: Calls) -> list[str]:
+        section_begin, section_end, begin, arguments, end = self._marks("tool calls", _TOOL_MARKS)
+        functions = [dict(tool["function"]) for tool in calls.tools]
+        is_one = calls.choice not in ("auto", "required")
+        if is_one:
+            functions = [f for f in functions if f["name"] == calls.choice]
         if not functions:
-            raise ConfigError(f"tool_choice {choice!r:.60}: no such tool is declared")
-        num_calls = _MAX_CALLS if is_parallel and choice in ("auto", "required") else 1
-        begin, end, call, arguments, call_end = (f"<[{marks[name]}]>" for name in _TOOL_MARKS)
-        rules = [
-            f"section: {begin} calls_0 {end}",
-            "start: section" if not is_auto else "start: TEXT | TEXT section | section",
-            r"TEXT: /(.|\n)+/",
-        ]
+            raise ConfigError(f"tool_choice {calls.choice!r:.60}: no such tool is declared")
+        num_calls = _MAX_CALLS if calls.is_parallel and not is_one else 1
+        rules = [f"section: {section_begin} calls_0 {section_end}"]
         for i, function in enumerate(functions):
-            is_free = is_auto and not function.get("strict")
+            is_free = calls.is_auto and not function.get("strict")
             schema = {"type": "object"} if is_free else function.get("parameters")
             schema = {"type": "object", **(schema or {}), "x-guidance": _JSON_OPTIONS}
             rules.append(f"arguments_{i}: %json {json.dumps(schema)}")
         for n in range(num_calls):
-            texts = [json.dumps(f"functions.{f['name']}:{first_index + n}") for f in functions]
+            texts = [
+                json.dumps(f"functions.{f['name']}:{calls.first_index + n}") for f in functions
+            ]
             named = [f"{text} {arguments} arguments_{i}" for i, text in enumerate(texts)]
             more = f" calls_{n + 1}?" if n + 1 < num_calls else ""
-            rules.append(f"calls_{n}: {call} ({' | '.join(named)}) {call_end}{more}")
-        return self._compile("tools", LLMatcher.grammar_from_lark("\n".join(rules)))
+            rules.append(f"calls_{n}: {begin} ({' | '.join(named)}) {end}{more}")
+        return rules
 
-    def _compile(self, what: str, grammar: str, source: str = "") -> MatcherConstraint:
-        if len(source or grammar) > _MAX_GRAMMAR_CHARS:
+    def _marks(self, what: str, names: Sequence[str]) -> list[str]:
+        """Special tokens as a grammar names them."""
+        out = []
+        for name in names:
+            token_id = self._tokenizer.special_id(name)
+            if token_id is None:
+                raise ConfigError(f"{what} cannot be constrained: the vocabulary has no {name}")
+            out.append(f"<[{token_id}]>")
+        return out
+
+    def _compile(self, what: str, *parts: Mapping[str, Any]) -> MatcherConstraint:
+        try:
+            grammar = json.dumps({"grammars": parts})
+        except (TypeError, ValueError, RecursionError) as error:
+            raise ConfigError(f"{what}: {_line(str(error))}") from None
+        if len(grammar) > _MAX_GRAMMAR_CHARS:
             raise ConfigError(f"{what}: more than {_MAX_GRAMMAR_CHARS} characters")
         matcher = LLMatcher(self._vocabulary, grammar, log_level=0)
         if matcher.is_error():
@@ -166,17 +219,13 @@ class _Vocabulary:
         self.eos_token_id = min(tokenizer.eos_ids, default=0)
         self.bos_token_id = tokenizer.bos_id
         self.tokens = [tokenizer.token_bytes(i) for i in range(tokenizer.num_tokens)]
-        self.special_token_ids = [i for i in range(tokenizer.num_tokens) if tokenizer.is_special(i)]
+        marks = {tokenizer.special_id(name) for name in _THINKING_MARKS}  # text in some files
+        self.special_token_ids = [
+            i for i in range(tokenizer.num_tokens) if tokenizer.is_special(i) or i in marks
+        ]
 
     def __call__(self, text: str) -> list[int]:
         return self._tokenizer.encode_untrusted(text)
-
-
-def _json_grammar(schema: Mapping[str, Any], what: str) -> str:
-    try:
-        return LLMatcher.grammar_from_json_schema(dict(schema), overrides=_JSON_OPTIONS)
-    except (TypeError, ValueError, RecursionError) as error:
-        raise ConfigError(f"{what}: {_line(str(error))}") from None
 
 
 def _line(message: str) -> str:
