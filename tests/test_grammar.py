@@ -112,6 +112,16 @@ def test_a_regex_is_kept_beside_an_answer_that_is_free(
     assert re.fullmatch("[ab]{7}é?", llm.tokenizer.decode(bound.ids))
 
 
+def test_it_does_not_show_where_a_mask_was_computed(
+    llm: hybridmoe.LLM, compiler: GrammarCompiler, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answers = []
+    for at_once_s in (-1.0, 1e-4, 1e3):  # in a thread; here and there; at once
+        monkeypatch.setattr("hybridmoe.engine.masks._AT_ONCE_S", at_once_s)
+        answers.append(write(llm, *(compiler.text(Form.json_schema(SCHEMA)) for _ in range(4))))
+    assert answers[0] == answers[1] == answers[2]
+
+
 @pytest.mark.parametrize("choice", ["required", "get_weather", "auto"])
 def test_tool_calls_have_the_models_form(
     llm: hybridmoe.LLM, compiler: GrammarCompiler, choice: str

@@ -17,8 +17,8 @@ class Constraint(Protocol):
     def mask(self) -> NDArray[np.uint32]:
         """(ceil(V / 32),): bit i % 32 of word i / 32 says whether id i may come next.
 
-        End tokens are among the allowed ones where the output may end. May take milliseconds: the
-        engine calls it from a thread of its own, while the model runs.
+        End tokens are among the allowed ones where the output may end. Valid until the next call.
+        May take milliseconds: the engine then calls it from a thread, while the model runs.
         """
         ...
 

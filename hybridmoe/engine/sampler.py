@@ -83,9 +83,15 @@ class Sampler:
         """
         params = self._params
         scores = self._penalised(logits)
-        if mask is not None:
-            _apply(mask, scores)
-        chosen = int(scores.argmax()) if params.temperature == 0.0 else self._draw(scores)
+        if params.temperature == 0.0:
+            chosen = int(scores.argmax())
+            if mask is not None and not _allows(mask, chosen):
+                _apply(mask, scores)
+                chosen = int(scores.argmax())
+        else:
+            if mask is not None:
+                _apply(mask, scores)
+            chosen = self._draw(scores)
         self._output[chosen] += 1
         if params.repetition_penalty != 1.0:
             self._seen.add(chosen)
@@ -165,12 +171,16 @@ def _at(weights: Floats, point: float) -> int:
     return int(np.flatnonzero(weights[: at + 1])[-1]) if weights[at] == 0.0 else at
 
 
+def _allows(mask: NDArray[np.uint32], token_id: int) -> bool:
+    return bool(int(mask[token_id // 32]) >> (token_id % 32) & 1)
+
+
 def _apply(mask: NDArray[np.uint32], scores: Floats) -> None:
     """Ban every token whose bit is not set."""
-    allowed = np.unpackbits(mask.view(np.uint8), bitorder="little", count=scores.size)
-    if not allowed.any():
+    if not mask.any():
         raise ConfigError("the constraint allows no token of the vocabulary here")
-    scores[allowed == 0] = -np.inf
+    banned = np.unpackbits(~mask.view(np.uint8), bitorder="little", count=scores.size)
+    np.copyto(scores, -np.inf, where=banned.view(np.bool_))
 
 
 def _check_number(name: str, value: object, least: float, most: float) -> None:

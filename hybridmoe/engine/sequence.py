@@ -2,7 +2,7 @@
 
 import itertools
 import time
-from concurrent.futures import Future
+from collections.abc import Callable
 from typing import Literal
 
 import numpy as np
@@ -13,10 +13,10 @@ from hybridmoe.engine.lookup import PromptLookup
 from hybridmoe.engine.request import Event, Finished, Listener, PromptProgress, Request, Usage
 from hybridmoe.engine.sampler import Sampler
 
-__all__ = ["FinishReason", "MaskFuture", "Sequence"]
+__all__ = ["FinishReason", "MaskSource", "Sequence"]
 
 FinishReason = Literal["stop", "length", "cancelled", "error"]
-MaskFuture = Future[NDArray[np.uint32] | None]  # None: the constraint is fulfilled
+MaskSource = Callable[[], NDArray[np.uint32] | None]  # None: the constraint is fulfilled
 _numbers = itertools.count(1)
 
 
@@ -38,7 +38,8 @@ class Sequence:
         self.lookup = PromptLookup()
         self.holding = Holding()
         self.num_computed = 0  # tokens whose latents are in the pages
-        self.mask: MaskFuture | None = None
+        self.mask: MaskSource | None = None
+        self.mask_s = 0.0  # of computing, that the last mask took
         self.is_cancelled = False
         self.is_finished = False
         self._listener = listener

@@ -3,14 +3,13 @@
 import time
 from collections.abc import Sequence as Items
 from collections.abc import Set
-from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from hybridmoe.engine.constraint import Constraint
 from hybridmoe.engine.kv_cache import KvCache
+from hybridmoe.engine.masks import Masks
 from hybridmoe.engine.request import TokenEvent
 from hybridmoe.engine.sampler import log_probabilities
 from hybridmoe.engine.scheduler import Part, Scheduler
@@ -32,7 +31,7 @@ class StepRunner:
         self._eos_ids = eos_ids
         self._cache = cache
         self._scheduler = scheduler
-        self._masks: ThreadPoolExecutor | None = None  # made for the first constraint
+        self._masks = Masks()
         self.num_steps = 0
         self.num_prompt_tokens = 0
         self.num_generated_tokens = 0
@@ -41,12 +40,12 @@ class StepRunner:
         """Begin what can be done before the sequence runs: its first mask."""
         constraint = sequence.request.constraint
         if constraint is not None:
-            self._masks = self._masks or ThreadPoolExecutor(1, "hybridmoe-masks")
-            sequence.mask = self._masks.submit(_first_mask, constraint)
+            self._masks.first(sequence, constraint)
 
     def run(self, parts: Items[Part]) -> None:
         """Run a step of at least one part."""
         started = time.perf_counter()
+        self._masks.begin_step()
         for part in parts:
             if not part.is_last or part.num_tokens > 1:
                 part.sequence.note_progress()
@@ -76,8 +75,7 @@ class StepRunner:
 
     def close(self) -> None:
         """End the thread that computes masks."""
-        if self._masks is not None:
-            self._masks.shutdown(cancel_futures=True)
+        self._masks.close()
 
     def _forward(
         self, parts: Items[Part]
@@ -145,7 +143,7 @@ class StepRunner:
             return False
         mask = None
         if sequence.mask is not None:
-            mask = sequence.mask.result()
+            mask = sequence.mask()
             if mask is None:
                 self.finish(sequence, "stop")
                 return False
@@ -153,9 +151,6 @@ class StepRunner:
         if token_id in self._eos_ids and not request.params.ignore_eos:
             self.finish(sequence, "stop")
             return False
-        if request.constraint is not None:
-            assert self._masks is not None
-            sequence.mask = self._masks.submit(_next_mask, request.constraint, token_id)
         sequence.ids.append(token_id)
         sequence.note_token()
         self.num_generated_tokens += 1
@@ -167,16 +162,9 @@ class StepRunner:
         if sequence.num_generated >= sequence.limit:
             self.finish(sequence, "length")
             return False
+        if request.constraint is not None:
+            self._masks.next(sequence, request.constraint, token_id)
         return True
-
-
-def _first_mask(constraint: Constraint) -> NDArray[np.uint32] | None:
-    return None if constraint.is_done() else constraint.mask()
-
-
-def _next_mask(constraint: Constraint, token_id: int) -> NDArray[np.uint32] | None:
-    constraint.accept(token_id)
-    return _first_mask(constraint)
 
 
 def _line(error: Exception) -> str:

@@ -48,19 +48,22 @@ class MatcherConstraint:
 
     def __init__(self, matcher: LLMatcher, num_tokens: int) -> None:
         self._matcher = matcher
-        self._num_words = -(-num_tokens // 32)
+        self._words = np.zeros(-(-num_tokens // 32), np.uint32)
+        self._buffer = self._words.ctypes.data, self._words.nbytes
 
     def mask(self) -> NDArray[np.uint32]:
-        """(ceil(V / 32),): bit i % 32 of word i / 32 says whether id i may come next."""
-        words = np.zeros(self._num_words, np.uint32)
-        self._matcher.unsafe_compute_mask_ptr(words.ctypes.data, words.nbytes)
+        """(ceil(V / 32),): bit i % 32 of word i / 32 says whether id i may come next.
+
+        It is overwritten by the next call.
+        """
+        self._matcher.unsafe_compute_mask_ptr(*self._buffer)
         self._check()
-        return words
+        return self._words
 
     def accept(self, token_id: int) -> None:
         """Go on behind a token."""
-        self._matcher.consume_token(token_id)
-        self._check()
+        if not self._matcher.consume_token(token_id):
+            self._check()
 
     def is_done(self) -> bool:
         """Whether only an end token may follow."""
@@ -68,7 +71,7 @@ class MatcherConstraint:
 
     def copy(self) -> "MatcherConstraint":
         """The same state for another sequence."""
-        return MatcherConstraint(self._matcher.deep_copy(), self._num_words * 32)
+        return MatcherConstraint(self._matcher.deep_copy(), self._words.size * 32)
 
     def _check(self) -> None:
         if self._matcher.is_error():

@@ -1,0 +1,126 @@
+"""What a constraint costs: the same tokens written freely and under a grammar, in one run.
+
+    python bench/bench_constrained.py                                # the embedded model
+    python bench/bench_constrained.py --synthetic k2-slice --layers 3 --experts 24 --turns 5
+
+The grammar allows any text, and special tokens are forbidden in both, so that greedy answers are
+the same and only the work differs. Figures are medians of turns that alternate; the bar allows it
+a twentieth.
+"""
+
+import sys
+import tempfile
+from contextlib import ExitStack
+from pathlib import Path
+from queue import SimpleQueue
+from statistics import median
+
+import click
+from gguf import GGMLQuantizationType
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import hybridmoe
+from bench._harness import Row, print_report
+from bench.bench_generate import SHAPES, changed
+from bench.synthetic import write_synthetic
+from hybridmoe.engine import Event, Finished, Request, SamplingParams, TokenEvent
+from hybridmoe.text.grammar import Form, GrammarCompiler
+
+_LEAST_SHARE = 0.95  # of the free pace
+_ANY_TEXT = Form.regex(r"(.|\n)*")
+
+
+class Writer:
+    """Writes under a constraint, or none."""
+
+    def __init__(self, llm: hybridmoe.LLM, num_tokens: int) -> None:
+        self._llm = llm
+        self._grammar = GrammarCompiler(llm.tokenizer)
+        ids = {i for i in range(llm.tokenizer.num_tokens) if llm.tokenizer.is_special(i)}
+        marks = {llm.tokenizer.special_id(mark) for mark in ("<think>", "</think>")} - {None}
+        self._params = SamplingParams(
+            temperature=0.0,
+            max_tokens=num_tokens,
+            logit_bias={i: float("-inf") for i in ids | llm.tokenizer.eos_ids | marks},
+        )
+        self._prompt_ids = llm.tokenizer.encode("Hello there, how are you? I am")
+
+    def write(self, *, is_constrained: bool, num_answers: int) -> tuple[float, list[int]]:
+        """Tokens a second of all answers, and the last one's."""
+        events: SimpleQueue[Event] = SimpleQueue()
+        for _ in range(num_answers):
+            constraint = self._grammar.text(_ANY_TEXT) if is_constrained else None
+            request = Request(
+                prompt_ids=self._prompt_ids, params=self._params, constraint=constraint
+            )
+            self._llm.engine.submit(request, events.put)
+        ids: list[int] = []
+        ends: list[Finished] = []
+        while len(ends) < num_answers:
+            event = events.get()
+            if isinstance(event, Finished):
+                ends.append(event)
+            elif isinstance(event, TokenEvent):
+                ids.append(event.token_id)
+        if any(end.reason != "length" for end in ends):
+            raise RuntimeError(f"an answer ended early: {ends}")
+        pace = sum((end.usage.generated_tokens - 1) / end.usage.decode_s for end in ends)
+        return pace, ids
+
+
+@click.command(help=__doc__.split("\n\n")[0])
+@click.argument("model", required=False, type=click.Path(path_type=Path))
+@click.option("--synthetic", type=click.Choice(list(SHAPES)), help="a random model of this shape")
+@click.option("--layers", type=int, help="of the synthetic model")
+@click.option("--experts", type=int, help="of the synthetic model")
+@click.option("--keep", type=click.Path(path_type=Path), help="write the synthetic file here")
+@click.option("--decode", "num_tokens", default=64, show_default=True, help="tokens of an answer")
+@click.option("--answers", multiple=True, type=int, default=(1, 8), show_default=True)
+@click.option("--turns", default=31, show_default=True)
+def main(
+    model: Path | None,
+    synthetic: str | None,
+    layers: int | None,
+    experts: int | None,
+    keep: Path | None,
+    num_tokens: int,
+    answers: tuple[int, ...],
+    turns: int,
+) -> None:
+    with ExitStack() as stack:
+        if synthetic:
+            folder = stack.enter_context(tempfile.TemporaryDirectory())
+            model = keep or Path(folder) / f"{synthetic}.gguf"
+            if not model.exists():
+                shape = changed(SHAPES[synthetic], layers, experts)
+                write_synthetic(model, shape, expert_type=GGMLQuantizationType.Q4_K)
+        llm = stack.enter_context(hybridmoe.load(model, context_tokens=num_tokens + 64))
+        writer = Writer(llm, num_tokens)
+        rows = [_row(writer, count, turns) for count in answers]
+    print_report(rows)
+
+
+def _row(writer: Writer, num_answers: int, turns: int) -> Row:
+    free, bound = [], []
+    for turn in range(turns + 1):
+        freely, ids = writer.write(is_constrained=False, num_answers=num_answers)
+        constrained, same_ids = writer.write(is_constrained=True, num_answers=num_answers)
+        if num_answers == 1 and ids != same_ids:
+            raise RuntimeError("the constraint changed the answer")
+        if turn:  # the first one warms up
+            free.append(freely)
+            bound.append(constrained)
+    share = median(b / f for b, f in zip(bound, free, strict=True))
+    return Row(
+        f"{num_answers} constrained answers",
+        median(bound),
+        "tok/s",
+        limit=median(free),
+        bar=_LEAST_SHARE * median(free),
+        note=f"{share:.3f} of free answers' pace, turn by turn",
+    )
+
+
+if __name__ == "__main__":
+    main()
