@@ -2,10 +2,14 @@
 
 import signal
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import pytest
 
 from hybridmoe.kernels import isa, ops
+
+if TYPE_CHECKING:
+    from fake_engine import FakeLLM
 
 # A runner in the background ignores SIGINT, and its children would inherit that: the tests of
 # Ctrl-C need the default.
@@ -48,3 +52,13 @@ def restore_threads() -> Iterator[None]:
     before = ops.num_threads()
     yield
     ops.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def llm() -> "Iterator[FakeLLM]":
+    """For the endpoint's tests; those that need a real model have their own."""
+    from fake_engine import FakeLLM  # not for the kernels' tests, which run under sanitizers too
+
+    llm = FakeLLM()
+    yield llm
+    llm.close()

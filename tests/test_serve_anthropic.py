@@ -7,23 +7,13 @@ import anthropic
 import pytest
 from fake_engine import FakeLLM
 from live_server import LiveServer, live_server
+from serving import CALL, user
 
-CALL = (
-    "<|tool_calls_section_begin|><|tool_call_begin|>functions.get_weather:0"
-    '<|tool_call_argument_begin|>{"city":"Oslo"}<|tool_call_end|>'
-)
 WEATHER: Any = {
     "name": "get_weather",
     "description": "Get the weather",
     "input_schema": {"type": "object", "properties": {"city": {"type": "string"}}},
 }
-
-
-@pytest.fixture(scope="module")
-def llm() -> Iterator[FakeLLM]:
-    llm = FakeLLM()
-    yield llm
-    llm.close()
 
 
 @pytest.fixture(scope="module")
@@ -36,10 +26,6 @@ def server(llm: FakeLLM) -> Iterator[LiveServer]:
 def client(server: LiveServer) -> Iterator[anthropic.Anthropic]:
     with anthropic.Anthropic(base_url=server.url, api_key="secret", max_retries=0) as client:
         yield client
-
-
-def user(text: str) -> list[Any]:
-    return [{"role": "user", "content": text}]
 
 
 def test_a_whole_answer(client: anthropic.Anthropic, llm: FakeLLM) -> None:

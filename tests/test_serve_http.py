@@ -21,13 +21,6 @@ CHAT = "/v1/chat/completions"
 
 
 @pytest.fixture(scope="module")
-def llm() -> Iterator[FakeLLM]:
-    llm = FakeLLM()
-    yield llm
-    llm.close()
-
-
-@pytest.fixture(scope="module")
 def server(llm: FakeLLM) -> Iterator[LiveServer]:
     limits = {"max_body_bytes": 200_000, "max_messages": 20, "max_choices": 4}
     hosts = ("127.0.0.1", "localhost")

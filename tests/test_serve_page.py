@@ -17,13 +17,6 @@ pytestmark = [
 
 
 @pytest.fixture(scope="module")
-def llm() -> Iterator[FakeLLM]:
-    llm = FakeLLM()
-    yield llm
-    llm.close()
-
-
-@pytest.fixture(scope="module")
 def server(llm: FakeLLM) -> Iterator[LiveServer]:
     with live_server(llm) as server:
         yield server
