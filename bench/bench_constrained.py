@@ -1,11 +1,11 @@
-"""What a constraint costs: the same tokens written freely and under a grammar, in one run.
+"""What a constraint costs: answers written freely and under a grammar, turn by turn, in one run.
 
     python bench/bench_constrained.py                                # the embedded model
-    python bench/bench_constrained.py --synthetic k2-slice --layers 3 --experts 24 --turns 5
+    python bench/bench_constrained.py --synthetic k2-slice --layers 2 --experts 16 --turns 5
 
-The grammar allows any text, and special tokens are forbidden in both, so that greedy answers are
-the same and only the work differs. Figures are medians of turns that alternate; the bar allows it
-a twentieth.
+The grammar allows any text, and special tokens are forbidden in both, so that a model that writes
+text writes the same; a random one also writes bytes that are none, and a note says so. Figures are
+medians; the bar allows the constraint a twentieth.
 """
 
 import sys
@@ -47,21 +47,21 @@ class Writer:
         self._prompt_ids = llm.tokenizer.encode("Hello there, how are you? I am")
 
     def write(self, *, is_constrained: bool, num_answers: int) -> tuple[float, list[int]]:
-        """Tokens a second of all answers, and the last one's."""
-        events: SimpleQueue[Event] = SimpleQueue()
-        for _ in range(num_answers):
+        """Tokens a second of all answers, and the first one's ids."""
+        events: SimpleQueue[tuple[int, Event]] = SimpleQueue()
+        for number in range(num_answers):
             constraint = self._grammar.text(_ANY_TEXT) if is_constrained else None
             request = Request(
                 prompt_ids=self._prompt_ids, params=self._params, constraint=constraint
             )
-            self._llm.engine.submit(request, events.put)
+            self._llm.engine.submit(request, lambda event, n=number: events.put((n, event)))
         ids: list[int] = []
         ends: list[Finished] = []
         while len(ends) < num_answers:
-            event = events.get()
+            number, event = events.get()
             if isinstance(event, Finished):
                 ends.append(event)
-            elif isinstance(event, TokenEvent):
+            elif isinstance(event, TokenEvent) and number == 0:
                 ids.append(event.token_id)
         if any(end.reason != "length" for end in ends):
             raise RuntimeError(f"an answer ended early: {ends}")
@@ -103,11 +103,11 @@ def main(
 
 def _row(writer: Writer, num_answers: int, turns: int) -> Row:
     free, bound = [], []
+    is_same = True
     for turn in range(turns + 1):
         freely, ids = writer.write(is_constrained=False, num_answers=num_answers)
         constrained, same_ids = writer.write(is_constrained=True, num_answers=num_answers)
-        if num_answers == 1 and ids != same_ids:
-            raise RuntimeError("the constraint changed the answer")
+        is_same = is_same and ids == same_ids
         if turn:  # the first one warms up
             free.append(freely)
             bound.append(constrained)
@@ -118,7 +118,7 @@ def _row(writer: Writer, num_answers: int, turns: int) -> Row:
         "tok/s",
         limit=median(free),
         bar=_LEAST_SHARE * median(free),
-        note=f"{share:.3f} of free answers' pace, turn by turn",
+        note=f"{share:.3f} turn by turn" + ("" if is_same else "; other tokens"),
     )
 
 
