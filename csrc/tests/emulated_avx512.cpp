@@ -55,6 +55,8 @@ static inline __m512 emulated_cvtepi32_ps(__m512i v) {
 
 #include "kernels/simd_avx512.h"
 
+#include "kernels/codebook_loads_avx512-inl.h"
+
 #include "kernels/codebook_groups_avx512-inl.h"
 
 #include "kernels/table-inl.h"
