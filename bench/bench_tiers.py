@@ -52,6 +52,7 @@ PREDICTED_SHARE, PEER_TIMES, LEAST_RATIO = 0.85, 2.0, 3.0  # what must hold
 OVERHEAD_BYTES = 3 << 27
 WARM_UP_TOKENS = 12  # the cache is full after these
 DISK_S = 1.5
+SAME_TOKENS = 12  # of one word at the end, whose experts have all come by its second half
 EMBEDDING_GAIN = 3000.0  # about half of a token's experts are those of the token before
 
 
@@ -103,8 +104,9 @@ def main(
         ours = _run("ours", path, limit, arguments)
         peak = limit.peak_bytes if limit else None
         peer = _run("llama.cpp", path, limit, arguments) if limit else None
-    step = _predicted(sizes, ours)
-    rows = _rows(sizes, budget, ours, peer, step, peak)
+    step = _predicted(sizes, ours, ours["hit_rate"])
+    resident = _predicted(sizes, ours, 1.0)
+    rows = _rows(sizes, budget, ours, peer, step, resident, peak)
     about = {
         "expert_gib": round(sizes.all_expert_bytes / 2**30, 2),
         "limit_gib": round(limit.num_bytes / 2**30, 2) if limit else "none could be set",
@@ -155,7 +157,8 @@ def _ours(path: Path, budget: int, prefetch: int, num_tokens: int) -> dict[str, 
         options = ExpertOptions(ram_bytes=budget, num_ahead=prefetch)
         place = place_weights(file, config, options, Latents(0, 0), lambda done, total: None)
         assert place.tier is not None, "all experts fit"
-        ids = _token_ids(WARM_UP_TOKENS + num_tokens + 2)  # the last step begins unannounced
+        ids = _token_ids(WARM_UP_TOKENS + num_tokens + 1)
+        ids += [ids[-1]] * (SAME_TOKENS + 2)  # the last step begins unannounced
         engine_config = EngineConfig(context_tokens=len(ids) + 1, max_running=1, chunk_tokens=1)
         engine = Engine(Decoder(file, config, place), frozenset(), engine_config)
         events: SimpleQueue[Any] = SimpleQueue()
@@ -182,6 +185,7 @@ def _ours(path: Path, budget: int, prefetch: int, num_tokens: int) -> dict[str, 
         hits, misses = after.hits - before.hits, after.misses - before.misses
         return {
             "seconds": np.diff(times[first : last + 1]).tolist(),
+            "resident_s": float(np.median(np.diff(times[-SAME_TOKENS // 2 - 1 : -1]))),
             "hit_rate": hits / (hits + misses),
             "read_wait_s": after.read_wait_s - before.read_wait_s,
             "read_bytes": after.bytes_read - before.bytes_read,
@@ -213,7 +217,7 @@ def _peak_rss() -> int:
     return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:"))
 
 
-def _predicted(sizes: ModelSizes, ours: dict[str, Any]) -> Step:
+def _predicted(sizes: ModelSizes, ours: dict[str, Any], hit_rate: float) -> Step:
     """What the cost model says of a token, with the rates and hits of this run."""
     limits = measure()
     tiles = limits.amx_bf16 if isa.active() == "amx" else None
@@ -225,7 +229,7 @@ def _predicted(sizes: ModelSizes, ours: dict[str, Any]) -> Step:
         disk=float(np.mean(ours["disk"])),
     )
     problem = Problem(sizes=sizes, ram_bytes=1 << 50, kv_tokens=64, kv_token_bytes=1)
-    hits = Hits(vram=0.0, ram=ours["hit_rate"])
+    hits = Hits(vram=0.0, ram=hit_rate)
     return decode(plan_experts(problem), rates, hits, WARM_UP_TOKENS)
 
 
@@ -235,6 +239,7 @@ def _rows(
     ours: dict[str, Any],
     peer: dict[str, Any] | None,
     step: Step,
+    resident: Step,
     peak: int | None,
 ) -> list[Row]:
     speed = 1 / float(np.mean(ours["seconds"]))
@@ -257,6 +262,13 @@ def _rows(
                 times=PEER_TIMES,
             ),
             note=f"limit: the cost model at {100 * ours['hit_rate']:.0f} % hits",
+        ),
+        Row(
+            "decode, all experts found",
+            1 / ours["resident_s"],
+            "tok/s",
+            resident.tokens_per_s,
+            note="one token again and again: what is lost without any disk",
         ),
         Row("read while decoding", waited / 1e9, "GB/s", float(np.mean(ours["disk"])) / 1e9),
         Row("memory left", (allowed - (peak or ours["rss"])) / 2**30, "GiB", bar=0.0),

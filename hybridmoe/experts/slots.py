@@ -27,7 +27,8 @@ class Arena:
     def __init__(self, num_bytes: int) -> None:
         """Errors: ConfigError where the system has not so much."""
         try:
-            memory = mmap.mmap(-1, max(BLOCK_BYTES, num_bytes))
+            flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS  # shared memory gets no huge pages
+            memory = mmap.mmap(-1, max(BLOCK_BYTES, num_bytes), flags=flags)
         except (OSError, ValueError, OverflowError):
             raise ConfigError(f"no memory for {num_bytes} bytes of weights") from None
         if hasattr(mmap, "MADV_HUGEPAGE"):
