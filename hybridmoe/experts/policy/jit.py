@@ -32,6 +32,7 @@ __all__ = [
     "WHERE",
     "State",
     "access_kernel",
+    "begin",
     "compiled",
     "demand",
     "is_pinned",
@@ -141,12 +142,15 @@ def demand(
     """The loop of policies that load on a miss.
 
     touch(s, key): it was hit. evict(s, key): unlink a victim for the newcomer `key` and return it,
-    or -1 where the newcomer shall not stay. insert(s, key): link the newcomer.
+    or -1 where the newcomer shall not stay; called only where some resident is not in use.
+    insert(s, key): link the newcomer.
     """
     begin(s, layer, experts, hits)
     first = layer * s.sizes[EXPERTS]
+    num_used = 0
     for i in range(len(experts)):
         if hits[i]:
+            num_used += 1
             touch(s, first + experts[i])
     num_admitted = num_evicted = 0
     for i in range(len(experts)):
@@ -154,7 +158,9 @@ def demand(
             continue
         key = first + experts[i]
         if s.sizes[USED] == s.sizes[SLOTS]:
-            victim = -1 if is_prefill else evict(s, key)
+            if is_prefill or s.sizes[USED] == num_used + num_admitted:
+                continue
+            victim = evict(s, key)
             if victim < 0:
                 continue
             evicted[num_evicted] = victim

@@ -6,13 +6,14 @@ from hybridmoe.experts.policy.jit import (
     LAYERS,
     NEXT,
     PREV,
+    SLOTS,
     WHERE,
     State,
     compiled,
     is_pinned,
 )
 
-__all__ = ["back", "head", "move_to_front", "oldest_unpinned", "push_front", "unlink"]
+__all__ = ["back", "head", "move_to_front", "oldest_unpinned", "push_front", "share", "unlink"]
 
 
 @compiled
@@ -62,3 +63,10 @@ def oldest_unpinned(s: State, head: int) -> int:
     while key != head and is_pinned(s, key):
         key = s.node[key, PREV]
     return -1 if key == head else key
+
+
+@compiled
+def share(s: State, layer: int) -> int:
+    """The layer's even share of the slots."""
+    spare = s.sizes[SLOTS] % s.sizes[LAYERS]
+    return int(s.sizes[SLOTS] // s.sizes[LAYERS] + (1 if layer < spare else 0))

@@ -17,7 +17,6 @@ from hybridmoe.experts.policy.interface import CacheShape
 from hybridmoe.experts.policy.jit import (
     EXPERTS,
     LAYERS,
-    SLOTS,
     State,
     access_kernel,
     compiled,
@@ -30,6 +29,7 @@ from hybridmoe.experts.policy.lists import (
     head,
     move_to_front,
     push_front,
+    share,
     unlink,
 )
 
@@ -37,13 +37,6 @@ __all__ = ["LayerLru"]
 
 VISITS, COUNT, OLDEST = range(3)  # rows of State.layer; OLDEST: visit that used the oldest last
 LAST_USED = 0  # row of State.score, in visits of the layer
-
-
-@compiled
-def share(s: State, layer: int) -> int:
-    """The layer's even share of the slots."""
-    spare = s.sizes[SLOTS] % s.sizes[LAYERS]
-    return int(s.sizes[SLOTS] // s.sizes[LAYERS] + (1 if layer < spare else 0))
 
 
 @compiled

@@ -13,8 +13,25 @@ DEFAULT_POLICY = "lru"
 # name -> module and class; imported when used, because each is compiled then.
 _CLASSES = {
     "lru": "lru.LayerLru",
+    "quota-lru": "quota_lru.QuotaLru",
     "global-lru": "global_lru.GlobalLru",
     "fifo": "fifo.Fifo",
+    "random": "random_choice.Random",
+    "clock": "clock.Clock",
+    "lfu": "lfu.Lfu",
+    "lfru": "lfru.Lfru",
+    "slru": "slru.SegmentedLru",
+    "2q": "two_q.TwoQ",
+    "arc": "arc.Arc",
+    "lirs": "lirs.Lirs",
+    "s3-fifo": "s3_fifo.S3Fifo",
+    "sieve": "sieve.Sieve",
+    "w-tinylfu": "tiny_lfu.TinyLfu",
+    "static": "static.Static",
+    "ema": "ema.Ema",
+    "mrs": "mrs.Mrs",
+    "moe-infinity": "activation_map.ActivationMap",
+    "least-stale": "least_stale.LeastStale",
 }
 POLICIES = tuple(_CLASSES)
 

@@ -1,0 +1,56 @@
+"""Frequencies that fade with every visit of a layer, kept as scores that only grow.
+
+A use adds a weight that is larger the later it is, so that fading costs nothing: all that matters
+is how scores compare. Weights are brought down before they overflow. Scores of absent keys count on.
+"""
+
+from typing import Any
+
+import numpy as np
+
+from hybridmoe.experts.policy.heap import SCORE, raised
+from hybridmoe.experts.policy.interface import CacheShape
+from hybridmoe.experts.policy.jit import ABSENT, EXPERTS, GHOST, OWN, WHERE, State, compiled
+from hybridmoe.experts.policy.jit import new_state as new_plain_state
+
+__all__ = ["FIRST_FREE", "VISITS", "bump", "new_state", "note_visit"]
+
+VISITS = 0  # row of State.layer
+_OFFSET = OWN  # entry of State.sizes: visits that the weights are counted from
+FIRST_FREE = OWN + 1  # entry of State.sizes
+_WEIGHT = 1  # row of State.score, entry 0: of a use now
+_MOST = 200.0  # of a weight's logarithm
+
+
+def new_state(shape: CacheShape, *, num_scores: int = 2, num_layer_rows: int = 1) -> State:
+    """A heap of residents by fading frequency."""
+    return new_plain_state(
+        shape, num_columns=6, num_scores=num_scores, num_layer_rows=num_layer_rows
+    )
+
+
+@compiled
+def note_visit(s: State, layer: int, experts: Any, rate: float, factor: float) -> None:
+    """Begin a visit, and count the absent among its experts; `bump` counts the others.
+
+    rate: by how much a score's logarithm fades with a visit. factor: what a use counts.
+    """
+    s.layer[VISITS, layer] += 1
+    exponent = rate * (s.layer[VISITS, layer] - s.sizes[_OFFSET])
+    if exponent > _MOST:
+        s.sizes[_OFFSET] = s.layer[VISITS, layer]
+        for key in range(s.score.shape[1]):
+            s.score[SCORE, key] *= np.exp(-exponent)
+        exponent = 0.0
+    s.score[_WEIGHT, 0] = factor * np.exp(exponent)
+    for i in range(len(experts)):
+        key = layer * s.sizes[EXPERTS] + experts[i]
+        if not ABSENT < s.node[key, WHERE] < GHOST:
+            s.score[SCORE, key] += s.score[_WEIGHT, 0]
+
+
+@compiled
+def bump(s: State, key: int) -> None:
+    """Count a use of a resident key."""
+    s.score[SCORE, key] += s.score[_WEIGHT, 0]
+    raised(s, key)

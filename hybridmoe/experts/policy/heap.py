@@ -1,0 +1,109 @@
+"""Residents in a compact array, on request as a heap with the lowest score first.
+
+For policies that choose a victim by score. Two columns of `State.node`: RESIDENT is indexed by
+place (row i holds the key at place i), PLACE by key. Scores are row 0 of `State.score`.
+"""
+
+from hybridmoe.experts.policy.jit import ABSENT, USED, WHERE, State, compiled, is_pinned
+
+__all__ = ["PLACE", "RESIDENT", "SCORE", "add", "drop", "lowest_unpinned", "pop", "push", "raised"]
+
+RESIDENT, PLACE = 4, 5
+SCORE = 0
+
+
+@compiled
+def put(s: State, place: int, key: int) -> None:
+    s.node[place, RESIDENT] = key
+    s.node[key, PLACE] = place
+
+
+@compiled
+def add(s: State, key: int) -> None:
+    """Append a key; the caller counts it in USED afterwards."""
+    put(s, s.sizes[USED], key)
+    s.node[key, WHERE] = 1
+
+
+@compiled
+def drop(s: State, key: int) -> None:
+    """Take a key out of an array that is no heap; the caller counts USED down afterwards."""
+    put(s, s.node[key, PLACE], s.node[s.sizes[USED] - 1, RESIDENT])
+    s.node[key, WHERE] = ABSENT
+
+
+@compiled
+def lift(s: State, place: int) -> None:
+    """Move a key with a low score towards the top."""
+    key = s.node[place, RESIDENT]
+    while place > 0:
+        above = (place - 1) // 2
+        other = s.node[above, RESIDENT]
+        if s.score[SCORE, other] <= s.score[SCORE, key]:
+            break
+        put(s, place, other)
+        place = above
+    put(s, place, key)
+
+
+@compiled
+def sink(s: State, place: int, size: int) -> None:
+    """Move a key with a high score towards the bottom."""
+    key = s.node[place, RESIDENT]
+    while True:
+        below = 2 * place + 1
+        if below >= size:
+            break
+        other = s.node[below, RESIDENT]
+        if below + 1 < size:
+            right = s.node[below + 1, RESIDENT]
+            if s.score[SCORE, right] < s.score[SCORE, other]:
+                below += 1
+                other = right
+        if s.score[SCORE, other] >= s.score[SCORE, key]:
+            break
+        put(s, place, other)
+        place = below
+    put(s, place, key)
+
+
+@compiled
+def push(s: State, key: int) -> None:
+    """Add a key to the heap; the caller counts it in USED afterwards."""
+    add(s, key)
+    lift(s, s.sizes[USED])
+
+
+@compiled
+def raised(s: State, key: int) -> None:
+    """Restore the heap after a resident's score has grown."""
+    sink(s, s.node[key, PLACE], s.sizes[USED])
+
+
+@compiled
+def pop(s: State, key: int) -> None:
+    """Take a key out of the heap; the caller counts USED down afterwards."""
+    place, size = s.node[key, PLACE], s.sizes[USED] - 1
+    last = s.node[size, RESIDENT]
+    s.node[key, WHERE] = ABSENT
+    if last != key:
+        put(s, place, last)
+        lift(s, place)
+        sink(s, s.node[last, PLACE], size)
+
+
+@compiled
+def lowest_unpinned(s: State) -> int:
+    """The key with the lowest score that the access in progress does not use.
+
+    The top where it may be; else a search, which is rare: a key in use has just been raised.
+    """
+    best = s.node[0, RESIDENT]
+    if not is_pinned(s, best):
+        return int(best)
+    best = -1
+    for place in range(s.sizes[USED]):
+        key = s.node[place, RESIDENT]
+        if not is_pinned(s, key) and (best < 0 or s.score[SCORE, key] < s.score[SCORE, best]):
+            best = key
+    return int(best)

@@ -1,0 +1,69 @@
+"""A victim by lot: the yardstick that a policy has to beat to be worth anything."""
+
+from typing import Any
+
+import numpy as np
+
+from hybridmoe.experts.policy.heap import RESIDENT, add, drop
+from hybridmoe.experts.policy.interface import CacheShape
+from hybridmoe.experts.policy.jit import (
+    OWN,
+    USED,
+    State,
+    access_kernel,
+    compiled,
+    demand,
+    is_pinned,
+    new_state,
+)
+from hybridmoe.experts.policy.kernel_policy import KernelPolicy
+
+__all__ = ["Random"]
+
+LOT = OWN  # entry of State.sizes: state of the generator
+
+
+@compiled
+def draw(s: State) -> int:
+    """The next number of a 31-bit linear congruential generator (Park and Miller 1988)."""
+    s.sizes[LOT] = s.sizes[LOT] * 48271 % 2147483647
+    return int(s.sizes[LOT])
+
+
+@compiled
+def touch(s: State, key: int) -> None:
+    pass
+
+
+@compiled
+def evict(s: State, key: int) -> int:
+    victim = s.node[draw(s) % s.sizes[USED], RESIDENT]
+    while is_pinned(s, victim):
+        victim = s.node[draw(s) % s.sizes[USED], RESIDENT]
+    drop(s, victim)
+    return int(victim)
+
+
+@compiled
+def insert(s: State, key: int) -> None:
+    add(s, key)
+
+
+@access_kernel
+def on_access(
+    s: State, layer: int, experts: Any, is_prefill: bool, hits: Any, admitted: Any, evicted: Any
+) -> tuple[int, int]:
+    return demand(s, layer, experts, is_prefill, hits, admitted, evicted, touch, evict, insert)
+
+
+class Random(KernelPolicy):
+    """Evicts any."""
+
+    name = "random"
+    kernel = on_access
+
+    def build(self, shape: CacheShape, seed: int) -> State:
+        """The seed is spread by numpy, so that neighbouring ones give unlike lots."""
+        state = new_state(shape, num_columns=6)
+        state.sizes[LOT] = np.random.default_rng(seed).integers(1, 2147483647)
+        return state

@@ -1,0 +1,81 @@
+"""Segmented LRU: newcomers on probation, what is used again protected from them.
+
+Karedla, Love and Wherry 1994; four fifths of the slots are protected.
+"""
+
+from typing import Any
+
+from hybridmoe.experts.policy.interface import CacheShape
+from hybridmoe.experts.policy.jit import (
+    OWN,
+    WHERE,
+    State,
+    access_kernel,
+    compiled,
+    demand,
+    new_state,
+)
+from hybridmoe.experts.policy.kernel_policy import KernelPolicy
+from hybridmoe.experts.policy.lists import (
+    back,
+    head,
+    move_to_front,
+    oldest_unpinned,
+    push_front,
+    unlink,
+)
+
+__all__ = ["SegmentedLru"]
+
+PROBATION, PROTECTED = 1, 2  # the lists, and their heads plus one
+MOST_PROTECTED, NUM_PROTECTED = OWN, OWN + 1  # entries of State.sizes
+
+
+@compiled
+def touch(s: State, key: int) -> None:
+    if s.node[key, WHERE] == PROTECTED:
+        move_to_front(s, head(s, 1), key)
+        return
+    unlink(s, key)
+    push_front(s, head(s, 1), key, PROTECTED)
+    s.sizes[NUM_PROTECTED] += 1
+    if s.sizes[NUM_PROTECTED] > s.sizes[MOST_PROTECTED]:
+        demoted = back(s, head(s, 1))
+        unlink(s, demoted)
+        push_front(s, head(s, 0), demoted, PROBATION)
+        s.sizes[NUM_PROTECTED] -= 1
+
+
+@compiled
+def evict(s: State, key: int) -> int:
+    victim = oldest_unpinned(s, head(s, 0))
+    if victim < 0:
+        victim = oldest_unpinned(s, head(s, 1))
+        s.sizes[NUM_PROTECTED] -= 1
+    unlink(s, victim)
+    return victim
+
+
+@compiled
+def insert(s: State, key: int) -> None:
+    push_front(s, head(s, 0), key, PROBATION)
+
+
+@access_kernel
+def on_access(
+    s: State, layer: int, experts: Any, is_prefill: bool, hits: Any, admitted: Any, evicted: Any
+) -> tuple[int, int]:
+    return demand(s, layer, experts, is_prefill, hits, admitted, evicted, touch, evict, insert)
+
+
+class SegmentedLru(KernelPolicy):
+    """Resists scans: an expert used once cannot displace one used twice."""
+
+    name = "slru"
+    kernel = on_access
+
+    def build(self, shape: CacheShape, seed: int) -> State:
+        """Two lists."""
+        state = new_state(shape, num_heads=2)
+        state.sizes[MOST_PROTECTED] = shape.num_slots * 4 // 5
+        return state
