@@ -19,7 +19,7 @@ LAYERS = {
             ("engine",),
             ("demo",),
             ("answer", "llm", "loading"),
-            ("serve",),
+            ("cachebench", "serve"),
             ("cli", "__main__"),
         ]
     )

@@ -42,6 +42,9 @@ COMMANDS = {
     "plan": _Entry(
         "hybridmoe.cli.plan", "plan_command", "Say where a model would live, and how fast it is."
     ),
+    "bench": _Entry(
+        "hybridmoe.cli.bench", "bench_command", "Say what a cache of experts would gain."
+    ),
     "doctor": _Entry(
         "hybridmoe.cli.doctor", "doctor_command", "Measure what this machine can reach at most."
     ),

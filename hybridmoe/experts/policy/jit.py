@@ -36,6 +36,7 @@ __all__ = [
     "compiled",
     "demand",
     "is_pinned",
+    "loop",
     "new_state",
 ]
 
@@ -84,6 +85,11 @@ def compiled(function: F) -> F:
 def access_kernel(function: F) -> F:
     """A policy's whole decision, compiled once and kept on disk."""
     return njit(_ACCESS, cache=True)(function)  # type: ignore[no-any-return]
+
+
+def loop(function: F) -> F:
+    """A function over many accesses, compiled when first called and kept on disk."""
+    return njit(cache=True)(function)  # type: ignore[no-any-return]
 
 
 def new_state(

@@ -1,0 +1,127 @@
+"""The study's plots, PNG and SVG, by matplotlib (an extra: `pip install hybridmoe[bench]`)."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from hybridmoe.cachebench.study import Study
+
+__all__ = ["write_plots"]
+
+_SHOWN = 8  # policies in a plot, the best ones
+
+
+def write_plots(study: Study, folder: Path) -> list[Path]:
+    """Curves, heat map, reuse distances, regret and predictors. Errors: OSError."""
+    title = f"{study.header.get('source', 'unknown source')}"
+    written = []
+    for name, draw in (
+        ("miss_ratio", _miss_ratio),
+        ("net", _net),
+        ("regret", _regret),
+        ("heat_map", _heat_map),
+        ("reuse", _reuse),
+        ("predictors", _predictors),
+    ):
+        figure = Figure(figsize=(8, 5), layout="constrained")
+        draw(study, figure.add_subplot())
+        figure.suptitle(title, fontsize=9)
+        for kind in ("png", "svg"):
+            written.append(folder / f"{name}.{kind}")
+            figure.savefig(written[-1], dpi=120)
+    return written
+
+
+def _curves(study: Study, value: str) -> dict[str, tuple[list[float], list[float]]]:
+    """Policy -> (cycles, values), the best by the sum of net first, then the bounds."""
+    cold = [row for row in study.rows if row.protocol == "cold"]
+    totals: dict[str, float] = {}
+    for row in cold:
+        totals[row.policy] = totals.get(row.policy, 0.0) + row.net
+    order = sorted(totals, key=lambda name: -totals[name])
+    bounds = [name for name in order if name.startswith("belady")]
+    named = [name for name in order if name not in bounds]
+    shown = named[:_SHOWN]
+    shown += [name for name in ("lru", "global-lru") if name in named and name not in shown]
+    return {
+        name: (
+            [row.cycles for row in cold if row.policy == name],
+            [getattr(row, value) for row in cold if row.policy == name],
+        )
+        for name in [*shown, *bounds]
+    }
+
+
+def _draw_curves(study: Study, axes: Any, value: str, label: str) -> None:
+    for name, (x, y) in _curves(study, value).items():
+        style = "k--" if name.startswith("belady") else "o-"
+        axes.plot(x, y, style, label=name, markersize=3, linewidth=1)
+    axes.axvline(1.0, color="red", linewidth=1)
+    axes.annotate("one token cycle", (1.0, 0.98), xycoords=("data", "axes fraction"),
+                  rotation=90, va="top", ha="right", color="red", fontsize=8)  # fmt: skip
+    axes.set_xscale("log")
+    axes.set_xticks([c for c in (0.25, 0.5, 1, 2, 4)], ["0.25", "0.5", "1", "2", "4"])
+    axes.minorticks_off()
+    axes.set_xlabel("slots, in token cycles (layers x top-k)")
+    axes.set_ylabel(label)
+    cycle = study.header["num_layers"] * study.header["top_k"]
+    slots = axes.secondary_xaxis("top", functions=(lambda c: c * cycle, lambda s: s / cycle))
+    slots.set_xticks([c * cycle for c in (0.25, 0.5, 1, 2, 4)],
+                     [f"{c * cycle:.0f}" for c in (0.25, 0.5, 1, 2, 4)])  # fmt: skip
+    slots.minorticks_off()
+    slots.set_xlabel(f"slots, of {study.header['num_layers'] * study.header['num_experts']}")
+    axes.legend(fontsize=7)
+    axes.grid(alpha=0.3)
+
+
+def _miss_ratio(study: Study, axes: Any) -> None:
+    _draw_curves(study, axes, "miss_ratio", "miss ratio of decoded tokens")
+
+
+def _net(study: Study, axes: Any) -> None:
+    _draw_curves(study, axes, "net", "net = hits - uploads, a decoded token")
+    axes.axhline(0, color="black", linewidth=0.5)
+
+
+def _regret(study: Study, axes: Any) -> None:
+    """Hits short of MIN with bypass."""
+    curves = _curves(study, "hits")
+    best = dict(zip(*curves["belady-bypass"], strict=True))
+    for name, (x, y) in curves.items():
+        if not name.startswith("belady"):
+            axes.plot(x, [best[c] - hits for c, hits in zip(x, y, strict=True)], "o-", label=name,
+                      markersize=3, linewidth=1)  # fmt: skip
+    axes.set_xscale("log")
+    axes.set_xlabel("slots, in token cycles")
+    axes.set_ylabel("hits a token short of MIN with bypass")
+    axes.legend(fontsize=7)
+
+
+def _heat_map(study: Study, axes: Any) -> None:
+    shares = np.sort(study.uses / np.maximum(1, study.uses.sum(1, keepdims=True)), 1)[:, ::-1]
+    image = axes.imshow(shares, aspect="auto", interpolation="nearest", cmap="viridis")
+    axes.figure.colorbar(image, label="share of the layer's choices")
+    axes.set_xlabel("experts, the most used first")
+    axes.set_ylabel("expert layer")
+
+
+def _reuse(study: Study, axes: Any) -> None:
+    counts = study.reuse[1:]
+    total = max(1, int(counts.sum()))
+    axes.step(np.arange(1, len(counts) + 1), np.cumsum(counts) / total, where="post")
+    axes.set_xscale("log")
+    axes.set_ylim(0, 1)
+    axes.set_xlabel("tokens since the expert was last used")
+    axes.set_ylabel("share of choices that come back, cumulative")
+    axes.grid(alpha=0.3)
+
+
+def _predictors(study: Study, axes: Any) -> None:
+    for name, values in study.recalls.items():
+        axes.plot(values, "o-", label=f"{name}: {values.mean():.2f}", markersize=3)
+    axes.set_ylim(0, 1)
+    axes.set_xlabel("expert layer")
+    axes.set_ylabel("recall of a token's experts, top-k guesses")
+    axes.legend(fontsize=8)

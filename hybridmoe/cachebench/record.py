@@ -1,0 +1,137 @@
+"""Recording a routing trace: greedy answers to workloads, every token's experts and weights.
+
+Beside the choices, guesses are recorded: each layer's router applied to the states before the
+layer above it, which is what a prefetch would go by.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from hybridmoe.cachebench.workloads import Workload
+from hybridmoe.config import GATE_SIGMOID, EngineConfig
+from hybridmoe.engine.kv_cache import KvCache, plan_kv
+from hybridmoe.errors import UnsupportedModelError
+from hybridmoe.experts.backends import CpuExperts
+from hybridmoe.experts.counters import ExpertStats
+from hybridmoe.experts.trace import PHASES, Trace
+from hybridmoe.gguf.fingerprint import fingerprint
+from hybridmoe.kernels.latents import Span
+from hybridmoe.llm import LLM
+from hybridmoe.model.decoder import Decoder
+from hybridmoe.model.residency import Residency
+from hybridmoe.model.weights import Weights, expert_weights
+
+__all__ = ["Recording", "record"]
+
+_PREFILL, _DECODE = PHASES.index("prefill"), PHASES.index("decode")
+
+
+@dataclass(frozen=True)
+class Recording:
+    """A trace, and what the layer above each would have guessed."""
+
+    trace: Trace
+    guesses: NDArray[np.int16]  # (T, L, G), best first; -1 = no guess (the first layer)
+
+
+class _Recorder:
+    """An expert backend that computes as another does, and remembers what it was asked."""
+
+    wants_guesses = True
+
+    def __init__(self, inner: CpuExperts, layers: Iterable[int], num_guesses: int) -> None:
+        self._inner = inner
+        self._row_of = {layer: row for row, layer in enumerate(layers)}
+        self._num_guesses = num_guesses
+        self._chosen: dict[int, tuple[NDArray[np.int16], NDArray[np.float16]]] = {}
+        self._guessed: dict[int, NDArray[np.int16]] = {}
+
+    def expect(self, layer: int, ids: Tensor) -> None:
+        self._guessed[layer] = ids.numpy()[:, : self._num_guesses].astype(np.int16)
+
+    def stats(self) -> ExpertStats | None:
+        return None
+
+    def forward(self, layer: int, x: Tensor, ids: Tensor, weights: Tensor) -> Tensor:
+        self._chosen[layer] = (ids.numpy().astype(np.int16), weights.numpy().astype(np.float16))
+        return self._inner.forward(layer, x, ids, weights)
+
+    def take(self) -> tuple[NDArray[np.int16], NDArray[np.float16], NDArray[np.int16]]:
+        """The step's ids and weights (T, L, K), and guesses (T, L, G)."""
+        chosen = [self._chosen[layer] for layer in self._row_of]
+        ids = np.stack([each[0] for each in chosen], 1)
+        weights = np.stack([each[1] for each in chosen], 1)
+        guesses = np.full((*ids.shape[:2], self._num_guesses), -1, np.int16)
+        for layer, row in self._row_of.items():
+            if (guess := self._guessed.get(layer)) is not None:
+                guesses[:, row, : guess.shape[1]] = guess
+        self._chosen.clear()
+        self._guessed.clear()
+        return ids, weights, guesses
+
+
+def record(llm: LLM, workloads: Iterable[Workload], answer_tokens: int, seed: int) -> Recording:
+    """Answer each workload greedily, with at most so many tokens, each with an empty cache.
+
+    Errors: UnsupportedModelError for a model without routed experts; ConfigError as `encode_chat`.
+    """
+    c = llm.config
+    layers = expert_weights(Weights(llm.file), c)
+    if not layers:
+        raise UnsupportedModelError(f"{llm.file.path.name} has no routed experts: nothing to cache")
+    recorder = _Recorder(CpuExperts(layers), layers, 2 * c.top_k)
+    model = Decoder(llm.file, c, Residency(recorder))
+    steps: list[tuple[NDArray[np.int16], NDArray[np.float16], NDArray[np.int16]]] = []
+    conversations: list[int] = []
+    phases: list[int] = []
+    described = []
+    engine = EngineConfig(context_tokens=llm.context_tokens, max_running=1)
+    for number, workload in enumerate(workloads):
+        described.append({"id": number, "category": workload.category})
+        ids = llm.encode_chat(workload.messages, workload.tools or None)
+        ids = ids[: llm.context_tokens - answer_tokens]
+        cache = KvCache(c, plan_kv(c, engine, 0))
+        pages = range(cache.plan.num_pages)
+        position, num_answered = 0, 0
+        chunk = ids
+        while num_answered < answer_tokens:
+            for start in range(0, len(chunk), engine.chunk_tokens):
+                part = chunk[start : start + engine.chunk_tokens]
+                states = model.forward(part, [Span(len(part), position, pages)], cache.layers)
+                steps.append(recorder.take())
+                conversations += [number] * len(part)
+                phases += [_PREFILL if num_answered == 0 else _DECODE] * len(part)
+                position += len(part)
+            token = int(torch.argmax(model.logits(states[-1:])))
+            if token in llm.tokenizer.eos_ids:
+                break
+            chunk, num_answered = [token], num_answered + 1
+    header = {
+        "version": 1,
+        "source": f"greedy answers of {llm.file.path.name} to generated questions",
+        "model": fingerprint(llm.file),
+        "seed": seed,
+        "sampler": "greedy",
+        "gate": "sigmoid" if c.gate == GATE_SIGMOID else "softmax",
+        "num_layers": len(layers),
+        "num_experts": c.num_experts,
+        "top_k": c.top_k,
+        "expert_bytes": [
+            sum(m.num_bytes for m in (w.gate, w.up, w.down)) // c.num_experts
+            for w in layers.values()
+        ],
+        "phases": list(PHASES),
+        "conversations": described,
+    }
+    ids_, weights, guesses = (np.concatenate(column) for column in zip(*steps, strict=True))
+    lengths = np.array([len(step[0]) for step in steps], np.int32)
+    trace = Trace(
+        header, ids_, weights, lengths, np.array(conversations, np.int32),
+        np.array(phases, np.uint8),
+    )  # fmt: skip
+    return Recording(trace, guesses)

@@ -1,0 +1,318 @@
+"""A trace against every policy and size: what `hybridmoe bench cache` reports.
+
+Figures are of decode steps unless said otherwise. *Net* is hits less uploads, per token: an upload
+reads an expert once, as a miss does, so that a policy whose net is negative costs more than it
+saves. The predicted time of a token's experts follows from bytes alone (`Speeds`).
+"""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hybridmoe.experts.bounds import min_outcome, upload_optimum
+from hybridmoe.experts.policy import POLICIES
+from hybridmoe.experts.simulate import (
+    HITS,
+    MISSES,
+    UPLOADS,
+    Outcome,
+    Requests,
+    hottest_keys,
+    requests_of,
+    simulate,
+)
+from hybridmoe.experts.trace import PHASES, Trace
+
+__all__ = ["CYCLES", "Row", "Speeds", "Study", "by_category", "split", "study"]
+
+CYCLES = (0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0, 3.0, 4.0)  # slots, in token cycles
+_BOUNDS = ("belady", "belady-bypass")
+_DECODE = 0  # index of Outcome.by_layer's second axis
+_ROUNDS = 1000  # of the bootstrap
+
+
+@dataclass(frozen=True, slots=True)
+class Speeds:
+    """Bytes per second at which experts are computed where they are, and brought nearer.
+
+    Defaults: DDR5 of a workstation, a card's memory, PCIe 5 x16.
+    """
+
+    far: float = 250e9
+    near: float = 1000e9
+    upload: float = 50e9
+
+    def token_s(self, row_hits: float, misses: float, uploads: float, expert_bytes: float) -> float:
+        """The slowest of what goes on at once: hits, misses with uploads' reads, the link."""
+        return max(
+            row_hits * expert_bytes / self.near,
+            (misses + uploads) * expert_bytes / self.far,
+            uploads * expert_bytes / self.upload,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One policy at one size, under one protocol."""
+
+    policy: str
+    protocol: str  # cold | warm | shift
+    slots: int
+    cycles: float  # slots / (layers x top_k)
+    share: float  # of all experts
+    miss_ratio: float
+    hits: float  # a decoded token, as the next three
+    uploads: float
+    net: float
+    token_s: float
+    net_low: float  # 95 % of the bootstrap over conversations
+    net_high: float
+
+
+@dataclass(frozen=True)
+class Study:
+    """Everything that is written."""
+
+    header: dict[str, Any]
+    rows: list[Row]
+    upload_optimum: dict[int, tuple[float, bool]]  # slots -> net a token at best, is it exact
+    uses: NDArray[np.int64]  # (L, E): choices of decoded tokens
+    reuse: NDArray[np.int64]  # [d]: choices whose expert was last used d tokens before, d >= 1
+    recalls: dict[str, NDArray[np.float64]]  # predictor -> (L,) recall of a token's experts
+
+    def as_json(self) -> dict[str, Any]:
+        return {
+            "trace": self.header,
+            "rows": [asdict(row) for row in self.rows],
+            "upload_optimum": [
+                {"slots": slots, "net": net, "is_exact": exact}
+                for slots, (net, exact) in self.upload_optimum.items()
+            ],
+            "uses": self.uses.tolist(),
+            "reuse": self.reuse.tolist(),
+            "recall": {name: values.tolist() for name, values in self.recalls.items()},
+        }
+
+
+def study(
+    trace: Trace,
+    guesses: NDArray[np.int16] | None,
+    speeds: Speeds,
+    policies: Sequence[str] = POLICIES,
+    seed: int = 0,
+) -> Study:
+    """Replay the held-out half of the conversations.
+
+    Protocols: cold, an empty cache; warm, one that holds what the other half used most; shift, one
+    that has just run through the other half's other categories.
+    """
+    train, held = split(trace)
+    requests = requests_of(held)
+    cycle = requests.num_layers * requests.top_k
+    every = requests.num_layers * requests.num_experts
+    sizes = sorted({min(every, max(1, round(cycles * cycle))) for cycles in CYCLES})
+    hot = hottest_keys(requests_of(train)) if train.num_tokens else np.empty(0, np.int64)
+    shift = by_category(train)
+    expert_bytes = float(np.mean(trace.header["expert_bytes"]))
+    steps = _conversation_of_steps(held)
+    rows = []
+    for slots in sizes:
+        for policy in (*policies, *_BOUNDS):
+            for protocol in ("cold",) if policy in _BOUNDS else ("cold", "warm", "shift"):
+                outcome, own = _replay(policy, protocol, requests, slots, hot, shift, seed)
+                rows.append(
+                    _row(policy, protocol, requests, slots, outcome, own, held, steps, speeds,
+                         expert_bytes, seed)
+                )  # fmt: skip
+    decoded = max(1, int((held.phases == PHASES.index("decode")).sum()))
+    decode_only = requests_of(_only(held, held.phases == PHASES.index("decode")))
+    best = {}
+    for slots in sizes:
+        bound = upload_optimum(decode_only, slots)
+        best[slots] = (bound.value / decoded, bound.is_exact)
+    return Study(
+        trace.header, rows, best, _uses(held), _reuse(held), _recalls(trace, train, guesses)
+    )
+
+
+def split(trace: Trace) -> tuple[Trace, Trace]:
+    """Conversations of even and of odd numbers: to learn from, and to be judged by."""
+    is_train = trace.conversations % 2 == 0
+    if is_train.all():  # one conversation: nothing to learn from
+        return _only(trace, ~is_train), trace
+    return _only(trace, is_train), _only(trace, ~is_train)
+
+
+def by_category(trace: Trace) -> Trace:
+    """The same conversations with those of one category together, the last category first."""
+    category = {facts["id"]: str(facts.get("category", "")) for facts in trace.header.get(
+        "conversations", ())}  # fmt: skip
+    names = sorted(set(category.values()), reverse=True)
+    rank = np.array([names.index(category.get(int(c), names[0] if names else ""))
+                     if names else 0 for c in trace.conversations])  # fmt: skip
+    ends = np.cumsum(trace.steps)
+    order = np.argsort(rank[ends - 1], kind="stable") if len(ends) else np.empty(0, np.int64)
+    tokens = [np.arange(ends[i] - trace.steps[i], ends[i]) for i in order]
+    picked = np.concatenate(tokens) if tokens else np.empty(0, np.int64)
+    return Trace(
+        trace.header, trace.ids[picked], trace.weights[picked], trace.steps[order],
+        trace.conversations[picked], trace.phases[picked],
+    )  # fmt: skip
+
+
+def _only(trace: Trace, keep: NDArray[np.bool_]) -> Trace:
+    """The tokens that `keep` has; whole steps, since a step belongs to one conversation here."""
+    ends = np.cumsum(trace.steps)
+    firsts = ends - trace.steps
+    sums = np.concatenate([[0], np.cumsum(keep)])
+    steps = (sums[ends] - sums[firsts]).astype(np.int32)
+    return Trace(
+        trace.header, trace.ids[keep], trace.weights[keep], steps[steps > 0],
+        trace.conversations[keep], trace.phases[keep],
+    )  # fmt: skip
+
+
+def _replay(
+    policy: str,
+    protocol: str,
+    requests: Requests,
+    slots: int,
+    hot: NDArray[np.int64],
+    shift: Trace,
+    seed: int,
+) -> tuple[Outcome, int]:
+    """The outcome, and how many of its steps came before the held-out ones."""
+    if policy in _BOUNDS:
+        return min_outcome(requests, slots, bypass=policy == "belady-bypass"), 0
+    if protocol == "warm":
+        return simulate(policy, requests, slots, seed=seed, warm=hot[:slots]), 0
+    if protocol == "shift" and shift.num_tokens:
+        before = requests_of(shift)
+        return simulate(policy, _after(before, requests), slots, seed=seed), before.num_steps
+    return simulate(policy, requests, slots, seed=seed), 0
+
+
+def _after(first: Requests, second: Requests) -> Requests:
+    return first._replace(
+        num_tokens=first.num_tokens + second.num_tokens,
+        num_steps=first.num_steps + second.num_steps,
+        experts=np.concatenate([first.experts, second.experts]),
+        starts=np.concatenate([first.starts, second.starts[1:] + first.starts[-1]]),
+        layers=np.concatenate([first.layers, second.layers]),
+        steps=np.concatenate([first.steps, second.steps + np.int32(first.num_steps)]),
+        is_prefill=np.concatenate([first.is_prefill, second.is_prefill]),
+    )
+
+
+def _row(
+    policy: str,
+    protocol: str,
+    requests: Requests,
+    slots: int,
+    outcome: Outcome,
+    num_before: int,
+    held: Trace,
+    conversation_of: NDArray[np.int32],
+    speeds: Speeds,
+    expert_bytes: float,
+    seed: int,
+) -> Row:
+    phase = held.phases[np.cumsum(held.steps) - 1]
+    is_decode = phase == PHASES.index("decode")
+    counts = outcome.by_step[num_before:][is_decode]
+    owners = conversation_of[is_decode]
+    tokens = max(1, int(held.steps[is_decode].sum()))
+    hits, misses, uploads = (float(counts[:, k].sum()) / tokens for k in (HITS, MISSES, UPLOADS))
+    low, high = _bootstrap(
+        counts[:, HITS] - counts[:, UPLOADS], held.steps[is_decode], owners, seed
+    )
+    return Row(
+        policy,
+        protocol,
+        slots,
+        slots / (requests.num_layers * requests.top_k),
+        slots / (requests.num_layers * requests.num_experts),
+        misses / (hits + misses) if hits + misses else 0.0,
+        hits,
+        uploads,
+        hits - uploads,
+        speeds.token_s(hits, misses, uploads, expert_bytes),
+        low,
+        high,
+    )
+
+
+def _bootstrap(
+    net: NDArray[np.int64], tokens: NDArray[np.int32], owners: NDArray[np.int32], seed: int
+) -> tuple[float, float]:
+    """95 % interval of the net per token, conversations drawn with replacement."""
+    names = np.unique(owners)
+    if len(names) == 0:
+        return 0.0, 0.0
+    place = np.searchsorted(names, owners)
+    sums = np.bincount(place, net, len(names)), np.bincount(place, tokens, len(names))
+    drawn = np.random.default_rng(seed).integers(0, len(names), (_ROUNDS, len(names)))
+    means = sums[0][drawn].sum(1) / sums[1][drawn].sum(1)
+    low, high = np.quantile(means, (0.025, 0.975))
+    return float(low), float(high)
+
+
+def _conversation_of_steps(trace: Trace) -> NDArray[np.int32]:
+    return trace.conversations[np.cumsum(trace.steps) - 1]
+
+
+def _decoded(trace: Trace) -> NDArray[np.int16]:
+    ids: NDArray[np.int16] = trace.ids[trace.phases == PHASES.index("decode")]
+    return ids
+
+
+def _uses(trace: Trace) -> NDArray[np.int64]:
+    ids = _decoded(trace)
+    layers = np.broadcast_to(np.arange(trace.num_layers)[None, :, None], ids.shape)
+    table = np.zeros((trace.num_layers, trace.num_experts), np.int64)
+    np.add.at(table, (layers[ids >= 0], ids[ids >= 0]), 1)
+    return table
+
+
+def _reuse(trace: Trace) -> NDArray[np.int64]:
+    """Of decoded tokens; a distance counts decoded tokens of the whole trace."""
+    ids = _decoded(trace)
+    last = np.full((trace.num_layers, trace.num_experts), -1, np.int64)
+    distances = np.zeros(len(ids) + 1, np.int64)
+    rows = np.arange(trace.num_layers)[:, None]
+    for token, chosen in enumerate(ids):
+        since = token - last[rows, chosen]
+        known = (last[rows, chosen] >= 0) & (chosen >= 0)
+        np.add.at(distances, since[known], 1)
+        last[rows, chosen] = token
+    return np.trim_zeros(distances, "b")
+
+
+def _recalls(
+    trace: Trace, train: Trace, guesses: NDArray[np.int16] | None
+) -> dict[str, NDArray[np.float64]]:
+    """Which share of a decoded token's experts each predictor names, with top_k guesses a layer.
+
+    previous token: what the token before chose; static: what the training half chose most; next
+    gate: the layer's router on the states one layer earlier.
+    """
+    decode = np.flatnonzero(trace.phases == PHASES.index("decode"))
+    ids, top_k = trace.ids, trace.top_k
+    if len(decode) == 0:
+        return {}
+    before = ids[np.maximum(decode - 1, 0)]
+    hot = np.argsort(-_uses(train), axis=1, kind="stable")[:, :top_k]
+    named: dict[str, NDArray[Any]] = {
+        "previous token": before,
+        "static": np.broadcast_to(hot, before.shape),
+    }
+    if guesses is not None:
+        named["next gate"] = guesses[decode]
+    chosen = ids[decode]
+    return {
+        name: (chosen[:, :, :, None] == guess[:, :, None, :]).any(3).mean((0, 2))
+        for name, guess in named.items()
+    }

@@ -1,0 +1,92 @@
+"""`hybridmoe bench cache`: policies for a cache of experts, on a routing trace."""
+
+from importlib.util import find_spec
+from pathlib import Path
+
+import click
+import numpy as np
+from numpy.typing import NDArray
+
+from hybridmoe.cachebench.record import record
+from hybridmoe.cachebench.study import Speeds, study
+from hybridmoe.cachebench.workloads import workloads
+from hybridmoe.cachebench.write import table, write_study
+from hybridmoe.cli.options import debug_option
+from hybridmoe.errors import ConfigError
+from hybridmoe.experts.trace import Trace, read_trace, write_trace
+from hybridmoe.loading import load
+
+__all__ = ["bench_command"]
+
+_ABOVE_0 = click.FloatRange(min=0, min_open=True)
+_CONTEXT = 2048
+
+
+@click.group("bench")
+def bench_command() -> None:
+    """Benchmarks of what a model does with this machine."""
+
+
+@bench_command.command("cache")
+@click.argument("source", required=False, type=click.Path(exists=True, dir_okay=False))
+@click.option("--out", type=click.Path(file_okay=False, path_type=Path), default="cache-bench",
+              show_default=True, help="folder of the results")  # fmt: skip
+@click.option("--conversations", type=click.IntRange(2, 1000), default=8, show_default=True,
+              help="of each category, where a model is recorded")  # fmt: skip
+@click.option("--tokens", type=click.IntRange(1, 4096), default=48, show_default=True,
+              help="of an answer, at most")  # fmt: skip
+@click.option("--far-gbs", type=_ABOVE_0, default=250.0, show_default=True,
+              help="GB/s at which experts are computed without the cache")  # fmt: skip
+@click.option("--near-gbs", type=_ABOVE_0, default=1000.0, show_default=True,
+              help="GB/s at which experts in the cache are computed")  # fmt: skip
+@click.option("--upload-gbs", type=_ABOVE_0, default=50.0, show_default=True,
+              help="GB/s into the cache")  # fmt: skip
+@click.option("--seed", type=click.IntRange(0, 1 << 31), default=0, show_default=True)
+@debug_option
+def cache_command(
+    source: str | None,
+    out: Path,
+    conversations: int,
+    tokens: int,
+    far_gbs: float,
+    near_gbs: float,
+    upload_gbs: float,
+    seed: int,
+) -> None:
+    """Replay a routing trace against every cache policy.
+
+    SOURCE: a trace, or a GGUF model to record one from; without it, the embedded model.
+    """
+    trace, guesses = _trace(source, out, conversations, tokens, seed)
+    speeds = Speeds(far=far_gbs * 1e9, near=near_gbs * 1e9, upload=upload_gbs * 1e9)
+    found = study(trace, guesses, speeds, seed=seed)
+    try:
+        written = write_study(found, out)
+        if find_spec("matplotlib") is None:
+            click.echo("no plots: pip install 'hybridmoe[bench]'", err=True)
+        else:
+            from hybridmoe.cachebench.plots import write_plots
+
+            written += write_plots(found, out)
+    except OSError as error:
+        raise ConfigError(f"{error.filename}: {error.strerror}") from None
+    click.echo(table(found))
+    click.echo(f"{len(written)} files in {out}", err=True)
+
+
+def _trace(
+    source: str | None, out: Path, conversations: int, tokens: int, seed: int
+) -> tuple[Trace, NDArray[np.int16] | None]:
+    if source is not None:
+        with open(source, "rb") as file:
+            is_model = file.read(4) == b"GGUF"
+        if not is_model:
+            return read_trace(Path(source)), None
+    with load(source, context_tokens=None if source is None else _CONTEXT) as llm:
+        recording = record(llm, workloads(conversations, seed), tokens, seed)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        write_trace(out / "routing.trace", recording.trace)
+    except OSError as error:
+        raise ConfigError(f"{error.filename}: {error.strerror}") from None
+    return recording.trace, recording.guesses

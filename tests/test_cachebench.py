@@ -1,0 +1,121 @@
+"""`hybridmoe bench cache`: a recording is what the engine does; figures are what replays count."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from hybridmoe import load
+from hybridmoe.cachebench.record import Recording, record
+from hybridmoe.cachebench.study import Speeds, Study, by_category, split, study
+from hybridmoe.cachebench.workloads import CATEGORIES, workloads
+from hybridmoe.cachebench.write import table, write_study
+from hybridmoe.cli import app
+from hybridmoe.experts.simulate import HITS, UPLOADS, requests_of, simulate
+from hybridmoe.experts.trace import PHASES, read_trace
+
+SOME = ("lru", "global-lru", "static", "ema")
+DECODE = PHASES.index("decode")
+
+
+@pytest.fixture(scope="module")
+def recording() -> Recording:
+    with load() as llm:
+        return record(llm, workloads(2, seed=1), 12, seed=1)
+
+
+@pytest.fixture(scope="module")
+def found(recording: Recording) -> Study:
+    return study(recording.trace, recording.guesses, Speeds(), SOME)
+
+
+def test_a_recording_has_the_experts_of_the_engines_own_answers(recording: Recording) -> None:
+    trace, first = recording.trace, workloads(2, seed=1)[0]
+    with load() as llm:
+        prompt = llm.encode_chat(first.messages)
+        result = llm.chat(first.messages, temperature=0, max_tokens=12)
+    mine = trace.conversations == 0
+    assert (mine & (trace.phases != DECODE)).sum() == len(prompt)
+    # The first token is chosen by the prompt's last step; the end of an answer is no token.
+    assert 0 <= len(result.token_ids) - (mine & (trace.phases == DECODE)).sum() <= 1
+
+
+def test_every_choice_is_an_expert_and_no_token_chooses_one_twice(recording: Recording) -> None:
+    ids = np.sort(recording.trace.ids, 2)
+    assert ids.min() >= 0 and ids.max() < recording.trace.num_experts
+    assert (np.diff(ids, axis=2) > 0).all()
+    assert {c["category"] for c in recording.trace.header["conversations"]} == set(CATEGORIES)
+
+
+def test_halves_have_all_tokens_and_share_no_conversation(recording: Recording) -> None:
+    train, held = split(recording.trace)
+    assert train.num_tokens + held.num_tokens == recording.trace.num_tokens
+    assert not set(train.conversations) & set(held.conversations)
+    assert int(held.steps.sum()) == held.num_tokens
+    ordered = by_category(train)
+    assert sorted(ordered.conversations) == sorted(train.conversations)
+
+
+def test_rows_are_what_a_replay_counts(recording: Recording, found: Study) -> None:
+    held = split(recording.trace)[1]
+    is_decode = held.phases[np.cumsum(held.steps) - 1] == DECODE
+    for row in found.rows:
+        if row.policy not in SOME or row.protocol != "cold":
+            continue
+        counts = simulate(row.policy, requests_of(held), row.slots).by_step[is_decode]
+        tokens = is_decode.sum()
+        assert row.hits == pytest.approx(counts[:, HITS].sum() / tokens)
+        assert row.uploads == pytest.approx(counts[:, UPLOADS].sum() / tokens)
+        assert row.net == pytest.approx(row.hits - row.uploads)
+        assert row.net_low <= row.net <= row.net_high
+        assert row.hits + row.miss_ratio * 16 == pytest.approx(16)  # 4 layers of 4
+
+
+def test_nobody_hits_more_than_min_with_bypass_and_a_global_lru_below_a_cycle_hits_next_to_nothing(
+    found: Study,
+) -> None:
+    best = {row.slots: row.hits for row in found.rows if row.policy == "belady-bypass"}
+    for row in found.rows:
+        if row.protocol == "cold" and row.policy in SOME:
+            assert row.hits <= best[row.slots] + 0.3  # the bound is of prompts and answers together
+        if row.policy == "global-lru" and row.cycles <= 0.5:
+            assert row.hits < 0.1  # only where an answer begins, with what the prompt ended with
+
+
+def test_predictors_are_counted_as_they_are_defined(recording: Recording, found: Study) -> None:
+    trace, guesses = recording.trace, recording.guesses
+    decode = np.flatnonzero(trace.phases == DECODE)
+    for layer in range(trace.num_layers):
+        shares = [
+            len(set(trace.ids[t, layer]) & set(guesses[t, layer])) / trace.top_k for t in decode
+        ]
+        assert found.recalls["next gate"][layer] == pytest.approx(np.mean(shares))
+    assert found.recalls["next gate"][1:].mean() > found.recalls["static"].mean()
+
+
+def test_everything_is_written(found: Study, tmp_path: Path) -> None:
+    files = write_study(found, tmp_path)
+    read = json.loads((tmp_path / "study.json").read_text())
+    assert len(read["rows"]) == len(found.rows) == len(files[2].read_text().splitlines()) - 1
+    assert "| lru |" in table(found) and "one" not in read["trace"]
+
+
+def test_plots_are_drawn(found: Study, tmp_path: Path) -> None:
+    plots = pytest.importorskip("hybridmoe.cachebench.plots", reason="no matplotlib")
+    assert all(path.stat().st_size > 1000 for path in plots.write_plots(found, tmp_path))
+
+
+def test_the_command_reads_its_own_trace(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = str(tmp_path / "out")
+    options = ["bench", "cache", "--conversations", "2", "--tokens", "2", "--out", out]
+    assert app.main(options) == 0
+    assert "token cycles" in capsys.readouterr().out
+    trace = tmp_path / "out" / "routing.trace"
+    assert read_trace(trace).header["sampler"] == "greedy"
+    damaged = tmp_path / "damaged.trace"
+    damaged.write_bytes(trace.read_bytes()[:-40])
+    assert app.main(["bench", "cache", str(damaged), "--out", out]) == 1
+    assert "damaged.trace" in capsys.readouterr().err
