@@ -10,12 +10,13 @@ from hybridmoe.engine.kv_cache import plan_kv
 from hybridmoe.env import MAX_THREADS
 from hybridmoe.errors import ConfigError, GGUFError
 from hybridmoe.experts.tier_plan import parse_bytes
+from hybridmoe.experts.trace import TraceWriter
 from hybridmoe.gguf.reader import GGUFFile
 from hybridmoe.kernels import ops
 from hybridmoe.kernels.latents import PAGE_TOKENS
 from hybridmoe.llm import LLM, Progress, ProgressCallback
 from hybridmoe.model.residency import ExpertOptions, Latents, Residency, place_weights
-from hybridmoe.model.weights import read_ahead
+from hybridmoe.model.weights import Weights, expert_weights, read_ahead, trace_header
 from hybridmoe.text.tokenizer import Tokenizer
 
 __all__ = ["load"]
@@ -34,6 +35,7 @@ def load(
     expert_ram: int | str | None = None,
     expert_prefetch: int = 0,
     expert_profile: str | Path | None = None,
+    trace: str | Path | None = None,
     yarn_beta_fast: float | None = None,
     yarn_beta_slow: float | None = None,
     progress: ProgressCallback | None = None,
@@ -45,8 +47,8 @@ def load(
     `EngineConfig`. expert_ram: what routed experts may take, in bytes or as "12GiB"; None = what is
     free, less a margin. Where not all fit, the rest is read from the file as it is needed, up to
     expert_prefetch experts of the next layer on a guess; expert_profile remembers the hot ones for
-    the next time. The YaRN betas override the file's. progress: called while the weights are read
-    into memory.
+    the next time. trace: a file that gets every token's experts (docs/traces.md). The YaRN betas
+    override the file's. progress: called while the weights are read into memory.
     Errors: GGUFError, UnsupportedModelError, ConfigError, DiskError; one line.
     """
     if num_threads is not None:
@@ -84,6 +86,8 @@ def load(
                 )
             residency = _place(file, config, engine, options, progress)
             try:
+                if trace is not None:
+                    _record(residency, Path(trace), file, config)
                 llm = LLM(file, config, tokenizer, engine, residency)
             except BaseException:
                 residency.close()
@@ -113,6 +117,18 @@ def _place(
     kv = plan_kv(config, engine, psutil.virtual_memory().available)
     latents = Latents(kv.num_tokens, kv.page_bytes // PAGE_TOKENS)
     return place_weights(file, config, options, latents, tell)
+
+
+def _record(residency: Residency, path: Path, file: GGUFFile, config: ModelConfig) -> None:
+    """Have the run's routing written. Errors: ConfigError."""
+    layers = expert_weights(Weights(file), config)
+    if not layers:
+        raise ConfigError(f"{file.path.name} has no routed experts: there is nothing to trace")
+    header = trace_header(file, config, layers, f"requests to {file.path.name}")
+    try:
+        residency.record(layers, TraceWriter(path, header))
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror}") from None
 
 
 def _config(file: GGUFFile) -> ModelConfig:

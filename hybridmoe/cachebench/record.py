@@ -4,7 +4,7 @@ Beside the choices, guesses are recorded: each layer's router applied to the sta
 layer above it, which is what a prefetch would go by.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,18 +13,17 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from hybridmoe.cachebench.workloads import Workload
-from hybridmoe.config import GATE_SIGMOID, EngineConfig
+from hybridmoe.config import EngineConfig
 from hybridmoe.engine.kv_cache import KvCache, plan_kv
 from hybridmoe.errors import UnsupportedModelError
-from hybridmoe.experts.backends import CpuExperts
-from hybridmoe.experts.counters import ExpertStats
+from hybridmoe.experts.backends import CpuExperts, ExpertBackend
+from hybridmoe.experts.recorder import RoutingRecorder
 from hybridmoe.experts.trace import PHASES, Trace
-from hybridmoe.gguf.fingerprint import fingerprint
 from hybridmoe.kernels.latents import Span
 from hybridmoe.llm import LLM
 from hybridmoe.model.decoder import Decoder
 from hybridmoe.model.residency import Residency
-from hybridmoe.model.weights import Weights, expert_weights
+from hybridmoe.model.weights import Weights, expert_weights, trace_header
 
 __all__ = ["Recording", "record"]
 
@@ -39,40 +38,27 @@ class Recording:
     guesses: NDArray[np.int16]  # (T, L, G), best first; -1 = no guess (the first layer)
 
 
-class _Recorder:
-    """An expert backend that computes as another does, and remembers what it was asked."""
+class _Recorder(RoutingRecorder):
+    """Hears guesses, too."""
 
     wants_guesses = True
 
-    def __init__(self, inner: CpuExperts, layers: Iterable[int], num_guesses: int) -> None:
-        self._inner = inner
-        self._row_of = {layer: row for row, layer in enumerate(layers)}
+    def __init__(self, inner: ExpertBackend, layers: Sequence[int], num_guesses: int) -> None:
+        super().__init__(inner, layers)
+        self._rows = {layer: row for row, layer in enumerate(layers)}
         self._num_guesses = num_guesses
-        self._chosen: dict[int, tuple[NDArray[np.int16], NDArray[np.float16]]] = {}
         self._guessed: dict[int, NDArray[np.int16]] = {}
 
     def expect(self, layer: int, ids: Tensor) -> None:
-        self._guessed[layer] = ids.numpy()[:, : self._num_guesses].astype(np.int16)
+        self._guessed[layer] = ids.numpy().astype(np.int16)
 
-    def stats(self) -> ExpertStats | None:
-        return None
-
-    def forward(self, layer: int, x: Tensor, ids: Tensor, weights: Tensor) -> Tensor:
-        self._chosen[layer] = (ids.numpy().astype(np.int16), weights.numpy().astype(np.float16))
-        return self._inner.forward(layer, x, ids, weights)
-
-    def take(self) -> tuple[NDArray[np.int16], NDArray[np.float16], NDArray[np.int16]]:
-        """The step's ids and weights (T, L, K), and guesses (T, L, G)."""
-        chosen = [self._chosen[layer] for layer in self._row_of]
-        ids = np.stack([each[0] for each in chosen], 1)
-        weights = np.stack([each[1] for each in chosen], 1)
-        guesses = np.full((*ids.shape[:2], self._num_guesses), -1, np.int16)
-        for layer, row in self._row_of.items():
-            if (guess := self._guessed.get(layer)) is not None:
-                guesses[:, row, : guess.shape[1]] = guess
-        self._chosen.clear()
+    def take_guesses(self, num_tokens: int) -> NDArray[np.int16]:
+        """(T, L, G) of the step that has just run."""
+        guesses = np.full((num_tokens, len(self._rows), self._num_guesses), -1, np.int16)
+        for layer, guess in self._guessed.items():
+            guesses[:, self._rows[layer]] = guess
         self._guessed.clear()
-        return ids, weights, guesses
+        return guesses
 
 
 def record(llm: LLM, workloads: Iterable[Workload], answer_tokens: int, seed: int) -> Recording:
@@ -84,7 +70,7 @@ def record(llm: LLM, workloads: Iterable[Workload], answer_tokens: int, seed: in
     layers = expert_weights(Weights(llm.file), c)
     if not layers:
         raise UnsupportedModelError(f"{llm.file.path.name} has no routed experts: nothing to cache")
-    recorder = _Recorder(CpuExperts(layers), layers, 2 * c.top_k)
+    recorder = _Recorder(CpuExperts(layers), list(layers), c.top_k)
     model = Decoder(llm.file, c, Residency(recorder))
     steps: list[tuple[NDArray[np.int16], NDArray[np.float16], NDArray[np.int16]]] = []
     conversations: list[int] = []
@@ -103,7 +89,7 @@ def record(llm: LLM, workloads: Iterable[Workload], answer_tokens: int, seed: in
             for start in range(0, len(chunk), engine.chunk_tokens):
                 part = chunk[start : start + engine.chunk_tokens]
                 states = model.forward(part, [Span(len(part), position, pages)], cache.layers)
-                steps.append(recorder.take())
+                steps.append((*recorder.take(), recorder.take_guesses(len(part))))
                 conversations += [number] * len(part)
                 phases += [_PREFILL if num_answered == 0 else _DECODE] * len(part)
                 position += len(part)
@@ -112,19 +98,12 @@ def record(llm: LLM, workloads: Iterable[Workload], answer_tokens: int, seed: in
                 break
             chunk, num_answered = [token], num_answered + 1
     header = {
+        **trace_header(
+            llm.file, c, layers, f"greedy answers of {llm.file.path.name} to generated questions"
+        ),
         "version": 1,
-        "source": f"greedy answers of {llm.file.path.name} to generated questions",
-        "model": fingerprint(llm.file),
         "seed": seed,
         "sampler": "greedy",
-        "gate": "sigmoid" if c.gate == GATE_SIGMOID else "softmax",
-        "num_layers": len(layers),
-        "num_experts": c.num_experts,
-        "top_k": c.top_k,
-        "expert_bytes": [
-            sum(m.num_bytes for m in (w.gate, w.up, w.down)) // c.num_experts
-            for w in layers.values()
-        ],
         "phases": list(PHASES),
         "conversations": described,
     }

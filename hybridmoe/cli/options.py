@@ -26,7 +26,7 @@ __all__ = [
 
 LOAD_NAMES = (
     "num_threads", "context_tokens", "expert_ram", "expert_prefetch", "expert_profile",
-    "yarn_beta_fast", "yarn_beta_slow",
+    "trace",    "yarn_beta_fast", "yarn_beta_slow",
 )  # fmt: skip
 ENGINE_NAMES = ("kv_type", "speculate")
 F = TypeVar("F", bound=Callable[..., Any])
@@ -91,6 +91,11 @@ def load_options(function: F) -> F:
             "--expert-profile",
             type=click.Path(path_type=Path),
             help="Load the experts first that it names; saved at the end.",
+        ),
+        click.option(
+            "--trace",
+            type=click.Path(path_type=Path, dir_okay=False),
+            help="Write which experts every token chose.",
         ),
         click.option("--yarn-beta-fast", type=float, help="Override the file's YaRN beta_fast."),
         click.option("--yarn-beta-slow", type=float, help="Override the file's YaRN beta_slow."),

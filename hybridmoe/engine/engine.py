@@ -148,7 +148,7 @@ class _Worker:
         self._model = model
         self._config = config
         self._scheduler = Scheduler(cache, config)
-        self._runner = StepRunner(model, eos_ids, cache, self._scheduler)
+        self._runner = StepRunner(model, eos_ids, cache, self._scheduler, model.recorder)
         self._condition = threading.Condition()
         self._new: list[Sequence] = []
         self._calls: list[tuple[Callable[[], Any], Future[Any]]] = []

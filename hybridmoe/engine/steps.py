@@ -15,6 +15,7 @@ from hybridmoe.engine.sampler import log_probabilities
 from hybridmoe.engine.scheduler import Part, Scheduler
 from hybridmoe.engine.sequence import FinishReason, Sequence
 from hybridmoe.errors import ConfigError, DiskError
+from hybridmoe.experts.recorder import RoutingRecorder
 from hybridmoe.kernels.latents import Span
 from hybridmoe.model.decoder import Decoder
 
@@ -25,12 +26,18 @@ class StepRunner:
     """Runs what the scheduler has planned. What fails inside a step fails its requests only."""
 
     def __init__(
-        self, model: Decoder, eos_ids: Set[int], cache: KvCache, scheduler: Scheduler
+        self,
+        model: Decoder,
+        eos_ids: Set[int],
+        cache: KvCache,
+        scheduler: Scheduler,
+        recorder: RoutingRecorder | None = None,
     ) -> None:
         self._model = model
         self._eos_ids = eos_ids
         self._cache = cache
         self._scheduler = scheduler
+        self._recorder = recorder
         self._masks = Masks()
         self.num_steps = 0
         self.num_prompt_tokens = 0
@@ -55,6 +62,8 @@ class StepRunner:
             for part in parts:
                 self.finish(part.sequence, "error", _line(error))
             return
+        if self._recorder is not None:
+            self._record(self._recorder, parts)
         self.num_steps += 1
         row = 0
         for part in parts:
@@ -104,6 +113,13 @@ class StepRunner:
             return np.empty((0, 0), np.float32), experts
         wanted = states if len(rows) == len(ids) else states[rows]
         return self._model.logits(wanted).numpy(), experts
+
+    def _record(self, recorder: RoutingRecorder, parts: Items[Part]) -> None:
+        """A request is a conversation of its own; prefill ends with its first token."""
+        lengths = [part.num_tokens for part in parts]
+        numbers = [part.sequence.number for part in parts]
+        phases = [1 if part.sequence.num_generated else 0 for part in parts]
+        recorder.write(np.repeat(numbers, lengths), np.repeat(phases, lengths))
 
     def _advance(
         self,

@@ -46,6 +46,7 @@ class Decoder:
         self._head = weights.matrix(head, c.vocab_size, c.hidden)
         self._rope = RotaryTable(c)
         self._experts = experts = residency.experts
+        self.recorder = residency.recorder
         self._layers = [_Layer(weights, i, c, experts) for i in range(c.num_layers)]
         if experts.wants_guesses:
             for layer, following in pairwise(self._layers):

@@ -5,7 +5,7 @@ read once into memory of its own: mapped pages would be given up under pressure 
 a file that is shortened later would end the process.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
@@ -20,10 +20,12 @@ from hybridmoe.experts.layout import ExpertLayout, is_expert_tensor
 from hybridmoe.experts.placement import Problem, plan_experts
 from hybridmoe.experts.profile import ExpertProfile
 from hybridmoe.experts.reader import BLOCK_BYTES, FileReader, Piece, Ticket, room_for
+from hybridmoe.experts.recorder import RoutingRecorder
 from hybridmoe.experts.sizes import sizes_of
 from hybridmoe.experts.slots import Arena
 from hybridmoe.experts.tier_plan import TierPlan, plan_tier
 from hybridmoe.experts.tiered import TieredExperts
+from hybridmoe.experts.trace import TraceWriter
 from hybridmoe.gguf.reader import GGUFFile, Tensor
 from hybridmoe.kernels.topology import available_bytes
 from hybridmoe.model.weights import Weights, expert_weights
@@ -71,6 +73,7 @@ class Residency:
     tier: TieredExperts | None = None
     profile: ExpertProfile | None = None
     profile_path: Path | None = None
+    recorder: RoutingRecorder | None = None
 
     @property
     def plan(self) -> TierPlan | None:
@@ -78,7 +81,18 @@ class Residency:
         return None if self.tier is None else self.tier.plan
 
     def close(self) -> None:
-        """Any number of times. Errors: ConfigError where the profile cannot be written."""
+        """Any number of times. Errors: ConfigError where profile or trace cannot be written."""
+        try:
+            self._close_tier()
+        finally:
+            if self.recorder is not None:
+                self.recorder.close()
+
+    def record(self, layers: Iterable[int], writer: TraceWriter) -> None:
+        """From now on, have every step's choices written; layers: the expert layers' numbers."""
+        self.experts = self.recorder = RoutingRecorder(self.experts, layers, writer)
+
+    def _close_tier(self) -> None:
         if self.tier is None:
             return
         self.tier.close()

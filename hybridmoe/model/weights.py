@@ -7,20 +7,22 @@ axis for the absorbed form).
 """
 
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import numpy as np
 import psutil
 import torch
 from numpy.typing import NDArray
 
-from hybridmoe.config import ModelConfig
+from hybridmoe.config import GATE_SIGMOID, ModelConfig
 from hybridmoe.errors import GGUFError
 from hybridmoe.experts.backends import ExpertWeights
+from hybridmoe.gguf.fingerprint import fingerprint
 from hybridmoe.gguf.reader import GGUFFile
 from hybridmoe.gguf.reader import Tensor as GGUFTensor
 from hybridmoe.kernels.ops import QuantMatrix, dequantize, touch_rows
 
-__all__ = ["BlockWeights", "Weights", "expert_weights", "read_ahead"]
+__all__ = ["BlockWeights", "Weights", "expert_weights", "read_ahead", "trace_header"]
 
 _READ_BYTES = 32 << 20  # one progress step
 
@@ -104,6 +106,24 @@ def expert_weights(weights: Weights, c: ModelConfig) -> dict[int, ExpertWeights]
     """The routed experts of each layer that has some. Errors: GGUFError."""
     return {
         i: _expert_weights(weights.block(i), c) for i in range(c.num_dense_layers, c.num_layers)
+    }
+
+
+def trace_header(
+    file: GGUFFile, config: ModelConfig, layers: Mapping[int, ExpertWeights], source: str
+) -> dict[str, Any]:
+    """What a routing trace says of the model; layers: as `expert_weights` has them."""
+    return {
+        "source": source,
+        "model": fingerprint(file),
+        "gate": "sigmoid" if config.gate == GATE_SIGMOID else "softmax",
+        "num_layers": len(layers),
+        "num_experts": config.num_experts,
+        "top_k": config.top_k,
+        "expert_bytes": [
+            sum(matrix.num_bytes for matrix in (w.gate, w.up, w.down)) // config.num_experts
+            for w in layers.values()
+        ],
     }
 
 
