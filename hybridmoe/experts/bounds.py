@@ -2,8 +2,8 @@
 
 Three bounds, by what they allow:
 - MIN (Belady 1966): every miss is loaded, and displaces what is needed last.
-- MIN with bypass: a miss may pass by. No policy hits more often. It may even use, at once, the slot
-  of an expert that the running step has just used, which a live cache may not: a bound, not a policy.
+- MIN with bypass: a miss may pass by. No policy hits more often. It may even use, at once, the
+  slot of an expert that the running step has just used, which a live cache may not: a bound.
 - the optimum with upload cost: hits - cost * uploads, at best. Each stay of an expert in a slot is
   an interval with one upload; choosing them for all slots is a flow of least cost (compare FOO,
   Berger et al. 2018). Exact for small traces; for large ones a bound proven by the dual: prices for

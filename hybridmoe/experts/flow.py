@@ -1,7 +1,7 @@
 """The optimum with upload cost as a flow of least cost: exact, for small traces.
 
-Each slot is one unit that flows through time. At a request it may enter the key's chain (an upload),
-stay until the key's next request (a hit), and go on staying or leave. Arcs of chains carry one unit.
+Each slot is one unit that flows through time. At a request it may enter the key's chain (an
+upload), stay until the key's next request (a hit), and go on or leave. Chains' arcs carry one unit.
 Units are sent one after the other along shortest paths (Dijkstra's, with potentials) until another
 slot gains nothing.
 """

@@ -241,7 +241,8 @@ class _Reader:
     ) -> Trace:
         empty = np.empty((0, header["num_layers"], header["top_k"]))
         first = (np.empty(0, np.int32), np.empty(0, np.int32), np.empty(0, np.uint8))
-        columns = list(zip((*first, empty.astype(np.int16), empty.astype(np.float16)), *blocks))
+        none = (*first, empty.astype(np.int16), empty.astype(np.float16))
+        columns = list(zip(none, *blocks, strict=True))
         steps, conversations, phases, ids, weights = (np.concatenate(c) for c in columns)
         for what, found, expected in (
             ("num_tokens", footer.get("num_tokens"), len(ids)),

@@ -1,7 +1,7 @@
 """Frequencies that fade with every visit of a layer, kept as scores that only grow.
 
 A use adds a weight that is larger the later it is, so that fading costs nothing: all that matters
-is how scores compare. Weights are brought down before they overflow. Scores of absent keys count on.
+is how scores compare. Weights are brought down before they overflow. Absent keys' scores count on.
 """
 
 from typing import Any

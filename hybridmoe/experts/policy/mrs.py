@@ -1,7 +1,7 @@
 """HybriMoE's score: halved with every visit of the layer, raised for the experts chosen.
 
 Zhong et al., DAC 2025 (arXiv 2504.05897), with their a = 0.5. They raise the 2 * top_k best by
-their gate scores; a policy hears which experts were chosen, not the scores, so all of these count alike.
+their gate scores; a policy hears which experts were chosen, not the scores: all count alike.
 """
 
 from typing import Any
