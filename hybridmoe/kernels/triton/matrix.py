@@ -1,0 +1,58 @@
+"""DeviceMatrix: a stack of quantised matrices in GGUF's blocks, in the memory of a card."""
+
+from dataclasses import dataclass
+from typing import Self
+
+import torch
+from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
+from torch import Tensor
+
+from hybridmoe.errors import ShapeError
+from hybridmoe.kernels.matrix import QuantMatrix
+from hybridmoe.kernels.triton.runtime import check_device_tensor
+
+__all__ = ["TYPES", "DeviceMatrix", "row_bytes"]
+
+TYPES = tuple(
+    GGMLQuantizationType[name] for name in ("BF16", "F16", "Q4_0", "Q8_0", "Q4_K", "Q5_K", "Q6_K")
+)
+
+
+def row_bytes(kind: GGMLQuantizationType, cols: int) -> int:
+    """Bytes of a row of `cols` weights. Raises ShapeError: no Triton kernel, or no whole blocks."""
+    if kind not in TYPES:
+        names = ", ".join(t.name for t in TYPES)
+        raise ShapeError(f"type {kind.name} has no Triton kernel (supported: {names})")
+    weights, num_bytes = GGML_QUANT_SIZES[kind]
+    if cols < 1 or cols % weights:
+        raise ShapeError(f"{cols} columns, expected a multiple of {weights} for {kind.name}")
+    return int(cols // weights * num_bytes)
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceMatrix:
+    """A stack of `batch` row-major matrices (rows, cols) in a GGUF block format.
+
+    Shapes:  data (batch * rows * bytes of a row,) uint8, contiguous, on the device.
+    Errors:  ShapeError: a type without a kernel, cols not whole blocks, or data of another size.
+    """
+
+    data: Tensor
+    type: GGMLQuantizationType
+    batch: int
+    rows: int
+    cols: int
+
+    def __post_init__(self) -> None:
+        num_bytes = self.batch * self.rows * row_bytes(self.type, self.cols)
+        check_device_tensor(self.data, "DeviceMatrix: data", (torch.uint8,), (num_bytes,))
+
+    @property
+    def row_bytes(self) -> int:
+        return row_bytes(self.type, self.cols)
+
+    @classmethod
+    def from_host(cls, w: QuantMatrix, device: torch.device | str) -> Self:
+        """A copy of `w` on `device`, byte for byte."""
+        data = torch.from_numpy(w.data.copy()).to(device)  # a view of a mapped file is read-only
+        return cls(data, w.type, w.batch, w.rows, w.cols)

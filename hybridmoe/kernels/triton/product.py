@@ -1,0 +1,203 @@
+"""Products with quantised matrices on a card, straight from GGUF blocks.
+
+Up to 16 tokens one kernel reads the blocks once and decodes them in registers: a single token by
+float32 multiply-adds, more by tensor cores with both sides rounded to bfloat16. More tokens than
+that: slabs of the matrix are decoded to bfloat16 and multiplied by torch. Nothing here has run on a
+card yet; tests run it in Triton's interpreter.
+"""
+
+from typing import NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from hybridmoe.errors import ShapeError
+from hybridmoe.kernels.triton.decode import CHUNK, chunk_limit, decode
+from hybridmoe.kernels.triton.matrix import DeviceMatrix
+from hybridmoe.kernels.triton.runtime import (
+    DOT_TYPE,
+    check_device_tensor,
+    num_multiprocessors,
+)
+
+__all__ = ["MAX_GEMV_TOKENS", "GemvPlan", "batched_linear", "dequantize", "linear", "plan_gemv"]
+
+MAX_GEMV_TOKENS = 16
+SLAB_BYTES = 64 << 20  # of decoded weights at a time: about what a card's second-level cache holds
+
+
+class GemvPlan(NamedTuple):
+    """The launch of a product: `num_splits` programs share the columns of `block_rows` rows."""
+
+    block_rows: int
+    num_splits: int
+    chunks_per_split: int
+    num_warps: int
+
+
+def plan_gemv(num_rows: int, num_chunks: int, num_sms: int) -> GemvPlan:
+    """Enough bytes in flight to cover the latency of memory, by Little's law.
+
+    A card of 1 to 3.4 TB/s with 600 ns of latency needs 0.6 to 2 MB on the way, 5 to 16 KB for each
+    of 130 multiprocessors. A program holds 16 rows of one chunk, 2.3 KB at Q4_K, so eight programs
+    of four warps (32 of the 48 or 64 warps that fit) have 18 KB. Where rows alone give fewer
+    programs, the columns are split; a split keeps at least two chunks, since it writes 4 bytes per
+    row and token that are read again.
+    """
+    block_rows = 16  # also the least that tensor cores take
+    tiles = triton.cdiv(num_rows, block_rows)
+    splits = max(1, min(triton.cdiv(8 * num_sms, tiles), num_chunks // 2))
+    chunks_per_split = triton.cdiv(num_chunks, splits)
+    return GemvPlan(block_rows, triton.cdiv(num_chunks, chunks_per_split), chunks_per_split, 4)
+
+
+def linear(x: Tensor, w: DeviceMatrix) -> Tensor:
+    """x W^T.
+
+    Shapes:  x (T, K) f32 or bf16 · w one matrix (N, K) -> (T, N) of x's type.
+    Cost:    reads w once up to 16 tokens; above, also writes and reads it as bf16.
+    Numeric: sums in f32. One token: weights and x are not rounded. More: both rounded to bf16;
+             above 16 tokens also the result.
+    Errors:  ShapeError.
+    """
+    if w.batch != 1:
+        raise ShapeError(f"linear: w is a stack of {w.batch} matrices, expected one")
+    check_device_tensor(x, "linear: x", (torch.float32, torch.bfloat16), (None, w.cols))
+    return batched_linear(x[None], w)[0]
+
+
+def batched_linear(x: Tensor, w: DeviceMatrix) -> Tensor:
+    """x[b] W[b]^T for every matrix of a stack: the per-head products of latent attention.
+
+    Shapes:  x (B, T, K) f32 or bf16 · w B matrices (N, K) -> (B, T, N) of x's type.
+    Numeric: as `linear`.
+    Errors:  ShapeError.
+    """
+    check_device_tensor(
+        x, "batched_linear: x", (torch.float32, torch.bfloat16), (w.batch, None, w.cols)
+    )
+    tokens = x.shape[1]
+    if tokens == 0 or w.rows == 0 or w.batch == 0:
+        return x.new_zeros(w.batch, tokens, w.rows)
+    if tokens <= MAX_GEMV_TOKENS:
+        return _gemv(x, w).to(x.dtype)
+    out = x.new_empty(w.batch, tokens, w.rows)  # (B, T, N)
+    rounded = x.bfloat16()
+    slab_rows = max(1, SLAB_BYTES // (2 * w.cols))
+    for b in range(w.batch):
+        for start in range(0, w.rows, slab_rows):
+            weights = _dequantize(w, b, start, min(slab_rows, w.rows - start))
+            out[b, :, start : start + slab_rows] = rounded[b] @ weights.T
+    return out
+
+
+def dequantize(w: DeviceMatrix) -> Tensor:
+    """Every weight, rounded to bf16: (B, N, K)."""
+    return torch.stack([_dequantize(w, b, 0, w.rows) for b in range(w.batch)])
+
+
+def _gemv(x: Tensor, w: DeviceMatrix) -> Tensor:
+    """(B, T, N) f32 of x (B, T, K), T from 1 to 16."""
+    batch, tokens, cols = x.shape
+    plan = plan_gemv(w.rows * batch, triton.cdiv(cols, CHUNK), num_multiprocessors(x.device))
+    parts = x.new_empty((plan.num_splits, batch, tokens, w.rows), dtype=torch.float32)
+    grid = (triton.cdiv(w.rows, plan.block_rows), plan.num_splits, batch)
+    _gemv_kernel[grid](
+        x,
+        w.data,
+        parts,
+        tokens,
+        w.rows,
+        cols,
+        w.row_bytes,
+        chunk_limit(w.type.name, cols),
+        plan.chunks_per_split,
+        IS_ONE=tokens == 1,
+        DOT=DOT_TYPE,
+        KIND=w.type.name,
+        ROWS=plan.block_rows,
+        num_warps=plan.num_warps,
+    )
+    return parts[0] if plan.num_splits == 1 else parts.sum(0)
+
+
+def _dequantize(w: DeviceMatrix, b: int, start: int, num_rows: int) -> Tensor:
+    """Rows start ... of matrix b as bf16: (num_rows, K)."""
+    out = torch.empty((num_rows, w.cols), dtype=torch.bfloat16, device=w.data.device)
+    first = (b * w.rows + start) * w.row_bytes
+    grid = (triton.cdiv(num_rows, 16), triton.cdiv(w.cols, CHUNK))
+    _dequantize_kernel[grid](
+        w.data[first:],
+        out,
+        num_rows,
+        w.cols,
+        w.row_bytes,
+        chunk_limit(w.type.name, w.cols),
+        KIND=w.type.name,
+        ROWS=16,
+    )
+    return out
+
+
+@triton.jit
+def _gemv_kernel(
+    x_ptr,
+    w_ptr,
+    parts_ptr,
+    num_tokens,
+    num_rows,
+    num_cols,
+    row_bytes,
+    limit,
+    chunks_per_split,
+    IS_ONE: tl.constexpr,
+    DOT: tl.constexpr,
+    KIND: tl.constexpr,
+    ROWS: tl.constexpr,
+):
+    """One tile of ROWS rows over one split of the columns of one matrix."""
+    split = tl.program_id(1)
+    b = tl.program_id(2).to(tl.int64)
+    rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    row_ok = rows < num_rows
+    row = w_ptr + (b * num_rows + rows) * row_bytes
+    k = tl.arange(0, 256)
+    x_ptr += b * num_tokens * num_cols
+    parts_ptr += (split * tl.num_programs(2) + b) * num_tokens * num_rows
+    first = split * chunks_per_split
+    last = tl.minimum(first + chunks_per_split, tl.cdiv(num_cols, 256))
+    if IS_ONE:
+        acc = tl.zeros((ROWS, 256), tl.float32)
+        for chunk in range(first, last):
+            at = chunk * 256 + k
+            x = tl.load(x_ptr + at, mask=at < num_cols, other=0.0).to(tl.float32)
+            acc += decode(row, chunk, limit, row_ok, KIND, ROWS) * x[None, :]
+        tl.store(parts_ptr + rows, tl.sum(acc, 1), mask=row_ok)
+    else:
+        token = tl.arange(0, 16)
+        token_ok = token < num_tokens
+        sums = tl.zeros((16, ROWS), tl.float32)
+        for chunk in range(first, last):
+            at = chunk * 256 + k
+            mask = token_ok[:, None] & (at < num_cols)[None, :]
+            x = tl.load(x_ptr + token[:, None] * num_cols + at[None, :], mask=mask, other=0.0)
+            w = decode(row, chunk, limit, row_ok, KIND, ROWS).to(tl.bfloat16)
+            sums = tl.dot(x.to(tl.bfloat16).to(DOT), tl.trans(w.to(DOT)), sums)
+        out = parts_ptr + token[:, None] * num_rows + rows[None, :]
+        tl.store(out, sums, mask=token_ok[:, None] & row_ok[None, :])
+
+
+@triton.jit
+def _dequantize_kernel(
+    w_ptr, out_ptr, num_rows, num_cols, row_bytes, limit, KIND: tl.constexpr, ROWS: tl.constexpr
+):
+    rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    chunk = tl.program_id(1)
+    row_ok = rows < num_rows
+    rows = rows.to(tl.int64)
+    w = decode(w_ptr + rows * row_bytes, chunk, limit, row_ok, KIND, ROWS)
+    k = chunk * 256 + tl.arange(0, 256)
+    out = out_ptr + rows[:, None] * num_cols + k[None, :]
+    tl.store(out, w.to(tl.bfloat16), mask=row_ok[:, None] & (k < num_cols)[None, :])

@@ -1,0 +1,46 @@
+"""Where Triton's kernels run: a CUDA card, or, when `TRITON_INTERPRET=1` was set before this was
+imported, Triton's interpreter on the CPU, which is how the tests run them.
+"""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from hybridmoe.errors import ShapeError
+
+__all__ = ["DOT_TYPE", "IS_INTERPRETED", "check_device_tensor", "num_multiprocessors"]
+
+IS_INTERPRETED: bool = triton.knobs.runtime.interpret
+
+# What `tl.dot` is given, after a rounding to bfloat16 in either case: the interpreter multiplies
+# the bits of bfloat16 numbers as if they were integers (Triton 3.7 and 3.9).
+DOT_TYPE = tl.float32 if IS_INTERPRETED else tl.bfloat16
+
+
+def num_multiprocessors(device: torch.device) -> int:
+    """Of a card; the interpreter counts as one."""
+    if device.type != "cuda":
+        return 1
+    return int(torch.cuda.get_device_properties(device).multi_processor_count)
+
+
+def check_device_tensor(
+    t: Tensor, what: str, dtypes: tuple[torch.dtype, ...], shape: tuple[int | None, ...]
+) -> None:
+    """Raise ShapeError unless `t` is contiguous, of this shape (None: any) and on the device."""
+    wanted = "cpu" if IS_INTERPRETED else "cuda"
+    if (
+        t.dtype in dtypes
+        and t.ndim == len(shape)
+        and all(want in (None, size) for size, want in zip(t.shape, shape, strict=True))
+        and t.is_contiguous()
+        and t.device.type == wanted
+    ):
+        return
+    sizes = ", ".join("any" if size is None else str(size) for size in shape)
+    raise ShapeError(
+        f"{what} is {t.dtype} {tuple(t.shape)} on {t.device.type}"
+        f"{'' if t.is_contiguous() else ', not contiguous'}, expected a contiguous {wanted} tensor "
+        f"({sizes}) of {' or '.join(map(str, dtypes))}"
+    )
