@@ -63,10 +63,12 @@ def _q4_0(row, chunk, limit, row_ok, ROWS: tl.constexpr):
     mask = row_ok[:, None] & (block < limit)[None, :]  # (ROWS, 8)
     base = row[:, None] + 18 * block[None, :]
     d = _half(base, mask)
-    i = tl.arange(0, 32)
-    codes = _byte(base[:, :, None] + 2 + (i & 15)[None, None, :], mask[:, :, None])
-    q = ((codes >> (4 * (i >> 4))[None, None, :]) & 15) - 8
-    return tl.reshape(d[:, :, None] * q.to(tl.float32), (ROWS, 256))
+    half = tl.arange(0, 2)[None, None, :, None]  # of each byte; a tile of runs of 16 bytes
+    i = tl.arange(0, 16)[None, None, None, :]
+    address = base[:, :, None, None] + 2 + 0 * half + i  # (ROWS, 8, 2, 16)
+    codes = _byte(address, mask[:, :, None, None])
+    q = ((codes >> (4 * half)) & 15) - 8
+    return tl.reshape(d[:, :, None, None] * q.to(tl.float32), (ROWS, 256))
 
 
 @triton.jit
