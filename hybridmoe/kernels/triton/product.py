@@ -41,9 +41,9 @@ def plan_gemv(num_rows: int, num_chunks: int, num_sms: int) -> GemvPlan:
     """Enough bytes in flight to cover the latency of memory, by Little's law.
 
     A card of 1 to 3.4 TB/s with 600 ns of latency needs 0.6 to 2 MB on the way, 5 to 16 KB for each
-    of 130 multiprocessors. A program holds 16 rows of one chunk, 2.3 KB at Q4_K, so eight programs
-    of four warps (32 of the 48 or 64 warps that fit) have 18 KB. Where rows alone give fewer
-    programs, the columns are split; a split keeps at least two chunks, since it writes 4 bytes per
+    of 130 multiprocessors. A program holds 16 rows of one chunk, 2.3 KB at Q4_K; five programs of
+    four warps run at once by their registers (80 to 96 a thread on sm_89) and have 11.5 KB. Where
+    rows alone give fewer than eight programs, three of them waiting so that none idles at the end, the columns are split; a split keeps at least two chunks, since it writes 4 bytes per
     row and token that are read again.
     """
     block_rows = 16  # also the least that tensor cores take
