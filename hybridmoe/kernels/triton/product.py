@@ -34,7 +34,6 @@ class GemvPlan(NamedTuple):
     block_rows: int
     num_splits: int
     chunks_per_split: int
-    num_warps: int
 
 
 def plan_gemv(num_rows: int, num_chunks: int, num_sms: int) -> GemvPlan:
@@ -43,14 +42,15 @@ def plan_gemv(num_rows: int, num_chunks: int, num_sms: int) -> GemvPlan:
     A card of 1 to 3.4 TB/s with 600 ns of latency needs 0.6 to 2 MB on the way, 5 to 16 KB for each
     of 130 multiprocessors. A program holds 16 rows of one chunk, 2.3 KB at Q4_K; five programs of
     four warps run at once by their registers (80 to 96 a thread on sm_89) and have 11.5 KB. Where
-    rows alone give fewer than eight programs, three of them waiting so that none idles at the end, the columns are split; a split keeps at least two chunks, since it writes 4 bytes per
-    row and token that are read again.
+    rows alone give fewer than eight programs (three waiting, so that none idles at the end), the
+    columns are split; a split keeps at least two chunks, since it writes 4 bytes per row and token
+    that are read again.
     """
     block_rows = 16  # also the least that tensor cores take
     tiles = triton.cdiv(num_rows, block_rows)
     splits = max(1, min(triton.cdiv(8 * num_sms, tiles), num_chunks // 2))
     chunks_per_split = triton.cdiv(num_chunks, splits)
-    return GemvPlan(block_rows, triton.cdiv(num_chunks, chunks_per_split), chunks_per_split, 4)
+    return GemvPlan(block_rows, triton.cdiv(num_chunks, chunks_per_split), chunks_per_split)
 
 
 def linear(x: Tensor, w: DeviceMatrix) -> Tensor:
@@ -118,7 +118,7 @@ def _gemv(x: Tensor, w: DeviceMatrix) -> Tensor:
         DOT=DOT_TYPE,
         KIND=w.type.name,
         ROWS=plan.block_rows,
-        num_warps=plan.num_warps,
+        num_warps=4 if tokens == 1 else 8,  # four spill registers there (Q6_K on sm_89)
     )
     return parts[0] if plan.num_splits == 1 else parts.sum(0)
 
