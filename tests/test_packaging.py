@@ -12,7 +12,11 @@ def test_every_file_of_the_package_is_installed() -> None:
     patterns = settings["tool"]["setuptools"]["package-data"]["hybridmoe"]
     package = ROOT / "hybridmoe"
     copied = {path for pattern in patterns for path in package.glob(pattern)}
-    files = {path for path in package.rglob("*") if path.is_file() and path.suffix not in BUILT}
+    files = {
+        path
+        for path in package.rglob("*")
+        if path.is_file() and path.suffix not in BUILT and path.parent.name != "__pycache__"
+    }
     assert files - copied == set()
     for needed in ("demo/demo.gguf", "serve/static/index.html", "py.typed"):
         assert package / needed in copied
