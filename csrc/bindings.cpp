@@ -9,8 +9,8 @@ namespace py = pybind11;
 
 PYBIND11_MODULE(_C, m) {
   m.doc() = "CPU kernels of hybridmoe. Use hybridmoe.kernels.ops, which checks what it passes.";
-  // Leaked on purpose: the translator may run while the interpreter shuts down. Local, since another
-  // extension's global one (libcachesim's) may take every std::exception.
+  // Leaked on purpose: the translator may run while the interpreter shuts down. Local, since
+  // another extension's global one (libcachesim's) may take every std::exception.
   static const auto* shape_error =
       new py::object(py::module_::import("hybridmoe.errors").attr("ShapeError"));
   py::register_local_exception_translator([](std::exception_ptr pending) {
