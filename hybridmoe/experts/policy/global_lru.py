@@ -21,8 +21,7 @@ def touch(s: State, key: int) -> None:
 @compiled
 def evict(s: State, key: int) -> int:
     victim = oldest_unpinned(s, head(s, 0))
-    if victim >= 0:
-        unlink(s, victim)
+    unlink(s, victim)
     return victim
 
 
