@@ -24,11 +24,6 @@ LAST_LAYER, NUM_SWAPS, MOST_SWAPS = FIRST_FREE, FIRST_FREE + 1, FIRST_FREE + 2
 
 
 @compiled
-def touch(s: State, key: int) -> None:
-    bump(s, key)
-
-
-@compiled
 def evict(s: State, key: int) -> int:
     if s.sizes[NUM_SWAPS] >= s.sizes[MOST_SWAPS]:
         return -1
@@ -56,7 +51,7 @@ def on_access(
         s.sizes[NUM_SWAPS] = 0
     s.sizes[LAST_LAYER] = layer
     note_visit(s, layer, experts, RATE, 1.0)
-    return demand(s, layer, experts, is_prefill, hits, admitted, evicted, touch, evict, insert)
+    return demand(s, layer, experts, is_prefill, hits, admitted, evicted, bump, evict, insert)
 
 
 class Ema(KernelPolicy):

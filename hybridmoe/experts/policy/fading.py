@@ -2,18 +2,22 @@
 
 A use adds a weight that is larger the later it is, so that fading costs nothing: all that matters
 is how scores compare. Weights are brought down before they overflow. Absent keys' scores count on.
+`demand_lowest` is the whole decision of a policy that evicts the lowest score.
 """
 
 from typing import Any
 
 import numpy as np
 
-from hybridmoe.experts.policy.heap import SCORE, raised
+from hybridmoe.experts.policy.heap import SCORE, lowest_unpinned, pop, push, raised
 from hybridmoe.experts.policy.interface import CacheShape
-from hybridmoe.experts.policy.jit import ABSENT, EXPERTS, GHOST, OWN, WHERE, State, compiled
+from hybridmoe.experts.policy.jit import ABSENT, EXPERTS, GHOST, OWN, WHERE, State, compiled, demand
 from hybridmoe.experts.policy.jit import new_state as new_plain_state
+from hybridmoe.experts.policy.kernel_policy import KernelPolicy
 
-__all__ = ["FIRST_FREE", "VISITS", "bump", "new_state", "note_visit"]
+__all__ = [
+    "FIRST_FREE", "VISITS", "FadingPolicy", "bump", "demand_lowest", "new_state", "note_visit",
+]  # fmt: skip
 
 VISITS = 0  # row of State.layer
 _OFFSET = OWN  # entry of State.sizes: visits that the weights are counted from
@@ -22,11 +26,9 @@ _WEIGHT = 1  # row of State.score, entry 0: of a use now
 _MOST = 200.0  # of a weight's logarithm
 
 
-def new_state(shape: CacheShape, *, num_scores: int = 2, num_layer_rows: int = 1) -> State:
+def new_state(shape: CacheShape, *, num_scores: int = 2) -> State:
     """A heap of residents by fading frequency."""
-    return new_plain_state(
-        shape, num_columns=6, num_scores=num_scores, num_layer_rows=num_layer_rows
-    )
+    return new_plain_state(shape, num_columns=6, num_scores=num_scores, num_layer_rows=1)
 
 
 @compiled
@@ -54,3 +56,42 @@ def bump(s: State, key: int) -> None:
     """Count a use of a resident key."""
     s.score[SCORE, key] += s.score[_WEIGHT, 0]
     raised(s, key)
+
+
+@compiled
+def evict_lowest(s: State, key: int) -> int:
+    victim = lowest_unpinned(s)
+    pop(s, victim)
+    return victim
+
+
+@compiled
+def insert(s: State, key: int) -> None:
+    push(s, key)
+
+
+@compiled
+def demand_lowest(
+    s: State,
+    layer: int,
+    experts: Any,
+    is_prefill: bool,
+    hits: Any,
+    admitted: Any,
+    evicted: Any,
+    rate: float,
+    factor: float,
+) -> tuple[int, int]:
+    """A visit as `note_visit` has it; every miss is loaded, in place of the lowest score."""
+    note_visit(s, layer, experts, rate, factor)
+    return demand(
+        s, layer, experts, is_prefill, hits, admitted, evicted, bump, evict_lowest, insert
+    )
+
+
+class FadingPolicy(KernelPolicy):
+    """A subclass names itself and sets `kernel`."""
+
+    def build(self, shape: CacheShape, seed: int) -> State:
+        """A heap of residents by fading frequency."""
+        return new_state(shape)

@@ -13,7 +13,9 @@ from hybridmoe.experts.policy.jit import (
     is_pinned,
 )
 
-__all__ = ["back", "head", "move_to_front", "oldest_unpinned", "push_front", "share", "unlink"]
+__all__ = [
+    "back", "head", "move_to_front", "oldest_unpinned", "promote", "push_front", "share", "unlink",
+]  # fmt: skip
 
 
 @compiled
@@ -63,6 +65,25 @@ def oldest_unpinned(s: State, head: int) -> int:
     while key != head and is_pinned(s, key):
         key = s.node[key, PREV]
     return -1 if key == head else key
+
+
+@compiled
+def promote(
+    s: State, key: int, probation: int, protected: int, num_protected: int, most_protected: int
+) -> None:
+    """Move a key from list `probation` to `protected`, whose oldest goes back if it is over-full.
+
+    A list is known by its number, from 1 on; its head has one less. The last two: entries of
+    State.sizes, how many are protected and how many may be.
+    """
+    unlink(s, key)
+    push_front(s, head(s, protected - 1), key, protected)
+    s.sizes[num_protected] += 1
+    if s.sizes[num_protected] > s.sizes[most_protected]:
+        demoted = back(s, head(s, protected - 1))
+        unlink(s, demoted)
+        push_front(s, head(s, probation - 1), demoted, probation)
+        s.sizes[num_protected] -= 1
 
 
 @compiled

@@ -6,48 +6,23 @@ their gate scores; a policy hears which experts were chosen, not the scores: all
 
 from typing import Any
 
-from hybridmoe.experts.policy.fading import bump, new_state, note_visit
-from hybridmoe.experts.policy.heap import lowest_unpinned, pop, push
-from hybridmoe.experts.policy.interface import CacheShape
-from hybridmoe.experts.policy.jit import State, access_kernel, compiled, demand
-from hybridmoe.experts.policy.kernel_policy import KernelPolicy
+from hybridmoe.experts.policy.fading import FadingPolicy, demand_lowest
+from hybridmoe.experts.policy.jit import State, access_kernel
 
 __all__ = ["Mrs"]
 
 RATE = 0.693  # of fading, per visit
 
 
-@compiled
-def touch(s: State, key: int) -> None:
-    bump(s, key)
-
-
-@compiled
-def evict(s: State, key: int) -> int:
-    victim = lowest_unpinned(s)
-    pop(s, victim)
-    return victim
-
-
-@compiled
-def insert(s: State, key: int) -> None:
-    push(s, key)
-
-
 @access_kernel
 def on_access(
     s: State, layer: int, experts: Any, is_prefill: bool, hits: Any, admitted: Any, evicted: Any
 ) -> tuple[int, int]:
-    note_visit(s, layer, experts, RATE, 1.0)
-    return demand(s, layer, experts, is_prefill, hits, admitted, evicted, touch, evict, insert)
+    return demand_lowest(s, layer, experts, is_prefill, hits, admitted, evicted, RATE, 1.0)
 
 
-class Mrs(KernelPolicy):
+class Mrs(FadingPolicy):
     """Minus recent score: evicts the lowest."""
 
     name = "mrs"
     kernel = on_access
-
-    def build(self, shape: CacheShape, seed: int) -> State:
-        """A heap of residents by fading frequency."""
-        return new_state(shape)

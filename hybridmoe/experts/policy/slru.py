@@ -17,10 +17,10 @@ from hybridmoe.experts.policy.jit import (
 )
 from hybridmoe.experts.policy.kernel_policy import KernelPolicy
 from hybridmoe.experts.policy.lists import (
-    back,
     head,
     move_to_front,
     oldest_unpinned,
+    promote,
     push_front,
     unlink,
 )
@@ -36,14 +36,7 @@ def touch(s: State, key: int) -> None:
     if s.node[key, WHERE] == PROTECTED:
         move_to_front(s, head(s, 1), key)
         return
-    unlink(s, key)
-    push_front(s, head(s, 1), key, PROTECTED)
-    s.sizes[NUM_PROTECTED] += 1
-    if s.sizes[NUM_PROTECTED] > s.sizes[MOST_PROTECTED]:
-        demoted = back(s, head(s, 1))
-        unlink(s, demoted)
-        push_front(s, head(s, 0), demoted, PROBATION)
-        s.sizes[NUM_PROTECTED] -= 1
+    promote(s, key, PROBATION, PROTECTED, NUM_PROTECTED, MOST_PROTECTED)
 
 
 @compiled

@@ -24,6 +24,7 @@ from hybridmoe.experts.policy.lists import (
     head,
     move_to_front,
     oldest_unpinned,
+    promote,
     push_front,
     unlink,
 )
@@ -52,14 +53,7 @@ def touch(s: State, key: int) -> None:
     if where != PROBATION:
         move_to_front(s, head(s, where - 1), key)
         return
-    unlink(s, key)
-    push_front(s, head(s, 2), key, PROTECTED)
-    s.sizes[NUM_PROTECTED] += 1
-    if s.sizes[NUM_PROTECTED] > s.sizes[MOST_PROTECTED]:
-        demoted = back(s, head(s, 2))
-        unlink(s, demoted)
-        push_front(s, head(s, 1), demoted, PROBATION)
-        s.sizes[NUM_PROTECTED] -= 1
+    promote(s, key, PROBATION, PROTECTED, NUM_PROTECTED, MOST_PROTECTED)
 
 
 @compiled
