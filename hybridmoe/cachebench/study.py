@@ -21,6 +21,7 @@ from hybridmoe.experts.simulate import (
     Outcome,
     Requests,
     hottest_keys,
+    kernel_policy,
     requests_of,
     simulate,
 )
@@ -29,8 +30,7 @@ from hybridmoe.experts.trace import PHASES, Trace
 __all__ = ["CYCLES", "Row", "Speeds", "Study", "by_category", "split", "study"]
 
 CYCLES = (0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0, 3.0, 4.0)  # slots, in token cycles
-_BOUNDS = ("belady", "belady-bypass")
-_DECODE = 0  # index of Outcome.by_layer's second axis
+_BOUNDS = {"belady": False, "belady-bypass": True}  # whether a miss may pass by
 _ROUNDS = 1000  # of the bootstrap
 
 
@@ -115,18 +115,24 @@ def study(
     every = requests.num_layers * requests.num_experts
     sizes = sorted({min(every, max(1, round(cycles * cycle))) for cycles in CYCLES})
     hot = hottest_keys(requests_of(train)) if train.num_tokens else np.empty(0, np.int64)
-    shift = by_category(train)
-    expert_bytes = float(np.mean(trace.header["expert_bytes"]))
-    steps = _conversation_of_steps(held)
+    shift = requests_of(by_category(train))
+    judge = _Judge(held, requests, speeds, seed)
     rows = []
     for slots in sizes:
-        for policy in (*policies, *_BOUNDS):
-            for protocol in ("cold",) if policy in _BOUNDS else ("cold", "warm", "shift"):
-                outcome, own = _replay(policy, protocol, requests, slots, hot, shift, seed)
-                rows.append(
-                    _row(policy, protocol, requests, slots, outcome, own, held, steps, speeds,
-                         expert_bytes, seed)
-                )  # fmt: skip
+        for policy in policies:
+            cold = simulate(policy, requests, slots, seed=seed)
+            warm = simulate(policy, requests, slots, seed=seed, warm=hot[:slots])
+            shifted = kernel_policy(policy, requests.shape(slots), seed)
+            simulate(shifted, shift)
+            rows += [
+                judge.row(policy, "cold", slots, cold),
+                judge.row(policy, "warm", slots, warm),
+                judge.row(policy, "shift", slots, simulate(shifted, requests)),
+            ]
+        rows += [
+            judge.row(name, "cold", slots, min_outcome(requests, slots, bypass=bypass))
+            for name, bypass in _BOUNDS.items()
+        ]
     decoded = max(1, int((held.phases == PHASES.index("decode")).sum()))
     decode_only = requests_of(_only(held, held.phases == PHASES.index("decode")))
     best = {}
@@ -175,93 +181,53 @@ def _only(trace: Trace, keep: NDArray[np.bool_]) -> Trace:
     )  # fmt: skip
 
 
-def _replay(
-    policy: str,
-    protocol: str,
-    requests: Requests,
-    slots: int,
-    hot: NDArray[np.int64],
-    shift: Trace,
-    seed: int,
-) -> tuple[Outcome, int]:
-    """The outcome, and how many of its steps came before the held-out ones."""
-    if policy in _BOUNDS:
-        return min_outcome(requests, slots, bypass=policy == "belady-bypass"), 0
-    if protocol == "warm":
-        return simulate(policy, requests, slots, seed=seed, warm=hot[:slots]), 0
-    if protocol == "shift" and shift.num_tokens:
-        before = requests_of(shift)
-        return simulate(policy, _after(before, requests), slots, seed=seed), before.num_steps
-    return simulate(policy, requests, slots, seed=seed), 0
+class _Judge:
+    """Makes rows of outcomes: counts decode steps, and draws conversations always alike."""
 
+    def __init__(self, held: Trace, requests: Requests, speeds: Speeds, seed: int) -> None:
+        self._requests = requests
+        self._speeds = speeds
+        self._expert_bytes = float(np.mean(held.header["expert_bytes"]))
+        last = np.cumsum(held.steps) - 1
+        self._is_decode = held.phases[last] == PHASES.index("decode")
+        self._tokens = held.steps[self._is_decode]
+        names, self._owner = np.unique(
+            held.conversations[last][self._is_decode], return_inverse=True
+        )
+        draws = (_ROUNDS, len(names)) if len(names) else (0, 0)
+        self._drawn = np.random.default_rng(seed).integers(0, max(1, len(names)), draws)
 
-def _after(first: Requests, second: Requests) -> Requests:
-    return first._replace(
-        num_tokens=first.num_tokens + second.num_tokens,
-        num_steps=first.num_steps + second.num_steps,
-        experts=np.concatenate([first.experts, second.experts]),
-        starts=np.concatenate([first.starts, second.starts[1:] + first.starts[-1]]),
-        layers=np.concatenate([first.layers, second.layers]),
-        steps=np.concatenate([first.steps, second.steps + np.int32(first.num_steps)]),
-        is_prefill=np.concatenate([first.is_prefill, second.is_prefill]),
-    )
+    def row(self, policy: str, protocol: str, slots: int, outcome: Outcome) -> Row:
+        counts = outcome.by_step[self._is_decode]
+        tokens = max(1, int(self._tokens.sum()))
+        hits, misses, uploads = (
+            float(counts[:, k].sum()) / tokens for k in (HITS, MISSES, UPLOADS)
+        )
+        low, high = self._bootstrap(counts[:, HITS] - counts[:, UPLOADS])
+        layers = self._requests.num_layers
+        return Row(
+            policy,
+            protocol,
+            slots,
+            slots / (layers * self._requests.top_k),
+            slots / (layers * self._requests.num_experts),
+            misses / (hits + misses) if hits + misses else 0.0,
+            hits,
+            uploads,
+            hits - uploads,
+            self._speeds.token_s(hits, misses, uploads, self._expert_bytes),
+            low,
+            high,
+        )
 
-
-def _row(
-    policy: str,
-    protocol: str,
-    requests: Requests,
-    slots: int,
-    outcome: Outcome,
-    num_before: int,
-    held: Trace,
-    conversation_of: NDArray[np.int32],
-    speeds: Speeds,
-    expert_bytes: float,
-    seed: int,
-) -> Row:
-    phase = held.phases[np.cumsum(held.steps) - 1]
-    is_decode = phase == PHASES.index("decode")
-    counts = outcome.by_step[num_before:][is_decode]
-    owners = conversation_of[is_decode]
-    tokens = max(1, int(held.steps[is_decode].sum()))
-    hits, misses, uploads = (float(counts[:, k].sum()) / tokens for k in (HITS, MISSES, UPLOADS))
-    low, high = _bootstrap(
-        counts[:, HITS] - counts[:, UPLOADS], held.steps[is_decode], owners, seed
-    )
-    return Row(
-        policy,
-        protocol,
-        slots,
-        slots / (requests.num_layers * requests.top_k),
-        slots / (requests.num_layers * requests.num_experts),
-        misses / (hits + misses) if hits + misses else 0.0,
-        hits,
-        uploads,
-        hits - uploads,
-        speeds.token_s(hits, misses, uploads, expert_bytes),
-        low,
-        high,
-    )
-
-
-def _bootstrap(
-    net: NDArray[np.int64], tokens: NDArray[np.int32], owners: NDArray[np.int32], seed: int
-) -> tuple[float, float]:
-    """95 % interval of the net per token, conversations drawn with replacement."""
-    names = np.unique(owners)
-    if len(names) == 0:
-        return 0.0, 0.0
-    place = np.searchsorted(names, owners)
-    sums = np.bincount(place, net, len(names)), np.bincount(place, tokens, len(names))
-    drawn = np.random.default_rng(seed).integers(0, len(names), (_ROUNDS, len(names)))
-    means = sums[0][drawn].sum(1) / sums[1][drawn].sum(1)
-    low, high = np.quantile(means, (0.025, 0.975))
-    return float(low), float(high)
-
-
-def _conversation_of_steps(trace: Trace) -> NDArray[np.int32]:
-    return trace.conversations[np.cumsum(trace.steps) - 1]
+    def _bootstrap(self, net: NDArray[np.int64]) -> tuple[float, float]:
+        """95 % interval of the net per token, conversations drawn with replacement."""
+        if not len(self._drawn):
+            return 0.0, 0.0
+        sums, tokens = (np.bincount(self._owner, of) for of in (net, self._tokens))
+        means = sums[self._drawn].sum(1) / tokens[self._drawn].sum(1)
+        low, high = np.quantile(means, (0.025, 0.975))
+        return float(low), float(high)
 
 
 def _decoded(trace: Trace) -> NDArray[np.int16]:

@@ -19,8 +19,8 @@ from hybridmoe.experts.policy.registry import make_policy
 from hybridmoe.experts.trace import Trace
 
 __all__ = [
-    "EVICTIONS", "HITS", "MISSES", "UPLOADS", "Outcome", "Requests", "hottest_keys", "requests_of",
-    "simulate",
+    "EVICTIONS", "HITS", "MISSES", "UPLOADS", "Outcome", "Requests", "hottest_keys",
+    "kernel_policy", "requests_of", "simulate",
 ]  # fmt: skip
 
 HITS, MISSES, UPLOADS, EVICTIONS = range(4)
@@ -96,6 +96,13 @@ def requests_of(trace: Trace, *, flat: bool = False) -> Requests:
     )
 
 
+def kernel_policy(name: str, shape: CacheShape, seed: int = 0) -> KernelPolicy:
+    """An empty cache under a policy that can be replayed. Errors: ConfigError."""
+    made = make_policy(name, shape, seed)
+    assert isinstance(made, KernelPolicy), name
+    return made
+
+
 def simulate(
     policy: str | KernelPolicy,
     requests: Requests,
@@ -110,9 +117,7 @@ def simulate(
     keys to begin with. Errors: ConfigError, as `make_policy`.
     """
     if isinstance(policy, str):
-        made = make_policy(policy, requests.shape(num_slots), seed)
-        assert isinstance(made, KernelPolicy), policy
-        policy = made
+        policy = kernel_policy(policy, requests.shape(num_slots), seed)
     if warm is not None:
         policy.warm(warm)
     by_layer = np.zeros((requests.num_layers, 2, 4), np.int64)
