@@ -6,6 +6,7 @@ from typing import NamedTuple, Protocol
 from torch import Tensor
 
 from hybridmoe.experts.counters import ExpertStats
+from hybridmoe.kernels.device import Pending
 from hybridmoe.kernels.ops import QuantMatrix, expert_ffn
 
 __all__ = ["CpuExperts", "ExpertBackend", "ExpertWeights"]
@@ -27,6 +28,14 @@ class ExpertBackend(Protocol):
         """Whether `expect` is of use."""
         ...
 
+    def begin_step(self, num_tokens: int) -> None:
+        """All layers' turns follow, for so many tokens; a step that failed before is forgotten."""
+        ...
+
+    def end_step(self) -> None:
+        """All layers had their turns. Errors: what went wrong in one and could not be said then."""
+        ...
+
     def expect(self, layer: int, ids: Tensor) -> None:
         """Hear a guess about the ids (T, K) that `layer` will get soon, best first in each row."""
         ...
@@ -35,10 +44,11 @@ class ExpertBackend(Protocol):
         """What a cache of experts has done; None where there is none. From any thread."""
         ...
 
-    def forward(self, layer: int, x: Tensor, ids: Tensor, weights: Tensor) -> Tensor:
-        """Weighted sum of the chosen experts' outputs.
+    def submit(self, layer: int, x: Tensor, ids: Tensor, weights: Tensor) -> Pending:
+        """Begin the weighted sum of the chosen experts' outputs.
 
-        Shapes: x (T, H) f32 · ids (T, K) int32, -1 = skip · weights (T, K) f32 -> (T, H) f32.
+        Shapes: x (T, H) f32 · ids (T, K) int32, -1 = skip · weights (T, K) f32 -> (T, H) f32, by
+        the one call of what is returned, before the step ends.
         """
         ...
 
@@ -51,12 +61,20 @@ class CpuExperts:
     def __init__(self, layers: Mapping[int, ExpertWeights]) -> None:
         self._layers = layers
 
+    def begin_step(self, num_tokens: int) -> None:
+        """Nothing to do."""
+
+    def end_step(self) -> None:
+        """Nothing to do."""
+
     def expect(self, layer: int, ids: Tensor) -> None:
         """Nothing to do: every expert is there."""
 
     def stats(self) -> ExpertStats | None:
         return None
 
-    def forward(self, layer: int, x: Tensor, ids: Tensor, weights: Tensor) -> Tensor:
+    def submit(self, layer: int, x: Tensor, ids: Tensor, weights: Tensor) -> Pending:
+        """As the protocol's; computed at once."""
         experts = self._layers[layer]
-        return expert_ffn(x, ids, weights, experts.gate, experts.up, experts.down)
+        result = expert_ffn(x, ids, weights, experts.gate, experts.up, experts.down)
+        return lambda: result
