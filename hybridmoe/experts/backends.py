@@ -24,6 +24,11 @@ class ExpertBackend(Protocol):
     """Computes a layer's routed experts, wherever they are."""
 
     @property
+    def is_capturable(self) -> bool:
+        """Whether `submit` does nothing but queue work for a card, so that a graph can repeat it."""
+        ...
+
+    @property
     def wants_guesses(self) -> bool:
         """Whether `expect` is of use."""
         ...
@@ -56,6 +61,7 @@ class ExpertBackend(Protocol):
 class CpuExperts:
     """Every expert in RAM (or paged in from the mapped file), executed by the native kernels."""
 
+    is_capturable = False
     wants_guesses = False
 
     def __init__(self, layers: Mapping[int, ExpertWeights]) -> None:

@@ -29,6 +29,8 @@ __all__ = ["TieredExperts"]
 class TieredExperts:
     """One thread's, but for `stats`."""
 
+    is_capturable = False
+
     def __init__(
         self,
         layers: Mapping[int, ExpertWeights],
