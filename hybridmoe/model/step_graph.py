@@ -47,9 +47,7 @@ class StepGraphs:
 
 
 class _Graph:
-    def __init__(
-        self, device: GraphDevice, run: Run, x: Tensor, turns: Tensor, table: Any
-    ) -> None:
+    def __init__(self, device: GraphDevice, run: Run, x: Tensor, turns: Tensor, table: Any) -> None:
         self._x, self._turns, self._table = x.clone(), turns.clone(), table.clone()
         self._run = run
         self.trace: list[Routing] = []
