@@ -7,6 +7,7 @@ names sanitizers to build with (`make asan`).
 
 import os
 import platform
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -88,6 +89,7 @@ if __name__ == "__main__":
                 define_macros=[(f"HM_HAVE_{name.upper()}", "1") for name in ISA_FLAGS],
                 extra_compile_args=CFLAGS,
                 extra_link_args=SANITIZE,
+                libraries=["dl"] if sys.platform == "linux" else [],  # its own before glibc 2.34
             )
         ],
     )

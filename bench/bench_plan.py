@@ -20,7 +20,6 @@ from statistics import median
 import click
 import numpy as np
 from gguf import GGMLQuantizationType
-from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
@@ -40,6 +39,7 @@ from hybridmoe.kernels import isa, topology
 from hybridmoe.kernels.latents import PAGE_TOKENS, Span
 from hybridmoe.machine import Limits, measure
 from hybridmoe.model.decoder import Decoder
+from hybridmoe.model.moe import Routing
 
 ACCURACY = 0.8  # an error of at most a fifth
 DEFAULT_SLICE = (3, 32)
@@ -170,9 +170,9 @@ def distinct_experts(path: Path, prompts: tuple[int, ...]) -> dict[int, float]:
             ids, counts = prompt_ids(num_prompt), []
             for start in range(0, num_prompt, engine.chunk_tokens):
                 step = ids[start : start + engine.chunk_tokens]
-                trace: list[Tensor] = []
+                trace: list[Routing] = []
                 model.forward(step, [Span(len(step), start, holding.pages)], kv.layers, trace)
-                counts += [len(chosen.unique()) for chosen in trace]
+                counts += [len(chosen.unique()) for chosen, _ in trace]
             found[num_prompt] = float(np.mean(counts))
     return found
 

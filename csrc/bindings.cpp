@@ -20,6 +20,7 @@ PYBIND11_MODULE(_C, m) {
       py::set_error(*shape_error, error.what());
     }
   });
+  hm::register_host(m);
   hm::register_isa(m);
   hm::register_limits(m);
   hm::register_ops(m);

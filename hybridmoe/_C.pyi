@@ -60,6 +60,44 @@ def expert_ffn(
     out: int,
 ) -> None: ...
 
+class HostExpertCall:
+    """`expert_ffn` without a base as a call that another's thread makes; keeps nothing alive.
+
+    Addresses are of memory for `max_tokens` tokens; slot_of: int32 (E), or 0; experts with a slot
+    (>= 0) are left out. num_tokens: of the next run, `max_tokens` at first.
+    """
+
+    num_tokens: int
+
+    def __init__(
+        self,
+        x: int,
+        ids: int,
+        weights: int,
+        out: int,
+        max_tokens: int,
+        top_k: int,
+        gate: Matrix,
+        up: Matrix,
+        down: Matrix,
+        slot_of: int,
+    ) -> None: ...
+    def run(self) -> None:
+        """Never raises: on an error `out` is zeros, and the first error is kept."""
+
+    def take_error(self) -> str | None:
+        """The kept error, once."""
+
+    def times(self) -> tuple[float, float]:
+        """When the last run began and ended, by the clock of `time.monotonic`."""
+
+class CudaDriver:
+    """The driver's library, never unloaded. Raises ShapeError where it is missing or too old."""
+
+    def __init__(self, library: str) -> None: ...
+    def launch(self, stream: int, call: HostExpertCall) -> None:
+        """Put a call, which must outlive its run, into a stream. Raises ShapeError."""
+
 class ExpertPass:
     """`expert_ffn` in pieces, for experts at addresses of their own."""
 

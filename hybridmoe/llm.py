@@ -22,6 +22,7 @@ from hybridmoe.engine.sampler import SamplingParams
 from hybridmoe.errors import ConfigError, HybridMoeError
 from hybridmoe.experts.counters import ExpertStats
 from hybridmoe.experts.tier_plan import TierPlan
+from hybridmoe.experts.trace import TraceWriter
 from hybridmoe.gguf.fingerprint import fingerprint
 from hybridmoe.gguf.reader import GGUFFile
 from hybridmoe.model.decoder import Decoder
@@ -58,14 +59,17 @@ class LLM:
         tokenizer: Tokenizer,
         engine: EngineConfig,
         residency: Residency,
+        trace: TraceWriter | None = None,
     ) -> None:
+        """residency, trace: closed with this."""
         self.file = file
         self.config = config
         self.tokenizer = tokenizer
         self._templates: dict[bool, ChatTemplate] = {}  # by whether tools are declared
         self._defaults = _sampling_defaults(file.metadata)
         self._residency = residency
-        self.engine = Engine(Decoder(file, config, residency), tokenizer.eos_ids, engine)
+        self._trace = trace
+        self.engine = Engine(Decoder(file, config, residency), tokenizer.eos_ids, engine, trace)
         self._active: ResultStream | None = None
         self._last: _Run | None = None
 
@@ -213,12 +217,17 @@ class LLM:
     def close(self) -> None:
         """End the engine; release the file's mapping and the vocabulary.
 
-        Errors: ConfigError where the expert profile cannot be written; all is released even so.
+        Errors: ConfigError where expert profile or trace cannot be written; all is released even
+        so.
         """
         self.engine.close()
         self.tokenizer.close()
         self.file.close()
-        self._residency.close()
+        try:
+            self._residency.close()
+        finally:
+            if self._trace is not None:
+                self._trace.close()
 
     def _template(self, has_tools: bool) -> ChatTemplate:
         if has_tools not in self._templates:

@@ -86,9 +86,8 @@ def load(
                 )
             residency = _place(file, config, engine, options, progress)
             try:
-                if trace is not None:
-                    _record(residency, Path(trace), file, config)
-                llm = LLM(file, config, tokenizer, engine, residency)
+                writer = None if trace is None else _trace_writer(Path(trace), file, config)
+                llm = LLM(file, config, tokenizer, engine, residency, writer)
             except BaseException:
                 residency.close()
                 raise
@@ -119,14 +118,14 @@ def _place(
     return place_weights(file, config, options, latents, tell)
 
 
-def _record(residency: Residency, path: Path, file: GGUFFile, config: ModelConfig) -> None:
-    """Have the run's routing written. Errors: ConfigError."""
+def _trace_writer(path: Path, file: GGUFFile, config: ModelConfig) -> TraceWriter:
+    """Of the run's routing. Errors: ConfigError."""
     layers = expert_weights(Weights(file), config)
     if not layers:
         raise ConfigError(f"{file.path.name} has no routed experts: there is nothing to trace")
     header = trace_header(file, config, layers, f"requests to {file.path.name}")
     try:
-        residency.record(layers, TraceWriter(path, header))
+        return TraceWriter(path, header)
     except OSError as error:
         raise ConfigError(f"{path}: {error.strerror}") from None
 

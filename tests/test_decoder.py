@@ -1,5 +1,6 @@
 """The decoder's invariants: how a prompt is cut does not matter, nor what came before it."""
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -11,9 +12,13 @@ from tiny_gguf import write_tiny
 import hybridmoe
 from hybridmoe.config import EngineConfig, ModelConfig
 from hybridmoe.engine.kv_cache import KvCache, plan_kv
+from hybridmoe.experts.backends import CpuExperts
 from hybridmoe.gguf.reader import GGUFFile
 from hybridmoe.kernels.latents import Span
 from hybridmoe.model.decoder import Decoder
+from hybridmoe.model.moe import Routing
+from hybridmoe.model.residency import Residency
+from hybridmoe.model.weights import Weights, expert_weights
 
 NUM_TOKENS = 60
 
@@ -56,6 +61,25 @@ def test_the_experts_that_were_chosen_are_told(f32_path: Path) -> None:
     with GGUFFile.open(f32_path) as file:
         config = ModelConfig.from_metadata(file.metadata)
         cache = KvCache(config, plan_kv(config, EngineConfig(context_tokens=9), 0))
-        trace: list[torch.Tensor] = []
+        trace: list[Routing] = []
         Decoder(file, config).forward([1, 2, 3], [Span(3, 0, [0])], cache.layers, trace)
-    assert [tuple(ids.shape) for ids in trace] == [(3, config.top_k)] * config.num_moe_layers
+    shape = (3, config.top_k)
+    assert [tuple(ids.shape) for ids, _ in trace] == [shape] * config.num_moe_layers
+    assert [tuple(weights.shape) for _, weights in trace] == [shape] * config.num_moe_layers
+
+
+def test_deferred_experts_are_added_one_layer_later(f32_path: Path) -> None:
+    """In the last layer that is after all, so that the first layer's part alone is misplaced."""
+    with GGUFFile.open(f32_path) as file:
+        config = ModelConfig.from_metadata(file.metadata)
+        plain, traced = _states(file, config, 0), _states(file, config, 2)
+        one = dataclasses.replace(config, num_layers=config.num_dense_layers + 1)
+        assert torch.allclose(_states(file, one, 0), _states(file, one, 2), atol=1e-5)
+    assert not torch.allclose(plain, traced, atol=1e-3)
+
+
+def _states(file: GGUFFile, config: ModelConfig, num_deferred: int) -> torch.Tensor:
+    experts = CpuExperts(expert_weights(Weights(file), config))
+    model = Decoder(file, config, Residency(experts, num_deferred=num_deferred))
+    cache = KvCache(config, plan_kv(config, EngineConfig(context_tokens=9), 0))
+    return model.forward([1, 2, 3], [Span(3, 0, [0])], cache.layers)

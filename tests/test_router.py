@@ -8,6 +8,7 @@ import torch
 from test_config import K2
 
 from hybridmoe.config import GATE_SIGMOID, GATE_SOFTMAX, ModelConfig
+from hybridmoe.kernels.device import CpuDevice
 from hybridmoe.model.router import route
 
 
@@ -66,7 +67,7 @@ def test_routes_as_written_out(variant: str, has_bias: bool) -> None:
     logits = rng.normal(size=(50, c.num_experts)).astype(np.float32)
     bias = rng.normal(scale=0.1, size=c.num_experts).astype(np.float32) if has_bias else None
     ids, weights = route(
-        torch.from_numpy(logits), None if bias is None else torch.from_numpy(bias), c
+        CpuDevice(), torch.from_numpy(logits), None if bias is None else torch.from_numpy(bias), c
     )
     assert ids.dtype == torch.int32
     for token in range(50):
@@ -82,6 +83,6 @@ def test_the_bias_selects_but_does_not_weigh() -> None:
     logits = torch.zeros(1, c.num_experts)
     bias = torch.zeros(c.num_experts)
     bias[100:108] = 0.5
-    ids, weights = route(logits, bias, c)
+    ids, weights = route(CpuDevice(), logits, bias, c)
     assert sorted(ids[0].tolist()) == list(range(100, 108))
     assert torch.allclose(weights, torch.full((1, 8), c.routed_scale / 8))

@@ -127,13 +127,13 @@ def test_split_files_and_refused_direct_reads(
 def recorded(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, torch.Tensor]]:
     """What the executor is asked for: (layer, ids (T, K)) of every call."""
     calls: list[tuple[int, torch.Tensor]] = []
-    really = TieredExperts.forward
+    really = TieredExperts.submit
 
-    def forward(self: TieredExperts, layer: int, x: Any, ids: torch.Tensor, weights: Any) -> Any:
+    def submit(self: TieredExperts, layer: int, x: Any, ids: torch.Tensor, weights: Any) -> Any:
         calls.append((layer, ids.clone()))
         return really(self, layer, x, ids, weights)
 
-    monkeypatch.setattr(TieredExperts, "forward", forward)
+    monkeypatch.setattr(TieredExperts, "submit", submit)
     return calls
 
 

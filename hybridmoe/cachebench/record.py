@@ -4,7 +4,7 @@ Beside the choices, guesses are recorded: each layer's router applied to the sta
 layer above it, which is what a prefetch would go by.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,12 +16,12 @@ from hybridmoe.cachebench.workloads import Workload
 from hybridmoe.config import EngineConfig
 from hybridmoe.engine.kv_cache import KvCache, plan_kv
 from hybridmoe.errors import UnsupportedModelError
-from hybridmoe.experts.backends import CpuExperts, ExpertBackend
-from hybridmoe.experts.recorder import RoutingRecorder
+from hybridmoe.experts.backends import CpuExperts, ExpertWeights
 from hybridmoe.experts.trace import PHASES, Trace
 from hybridmoe.kernels.latents import Span
 from hybridmoe.llm import LLM
 from hybridmoe.model.decoder import Decoder
+from hybridmoe.model.moe import Routing
 from hybridmoe.model.residency import Residency
 from hybridmoe.model.weights import Weights, expert_weights, trace_header
 
@@ -38,13 +38,13 @@ class Recording:
     guesses: NDArray[np.int16]  # (T, L, G), best first; -1 = no guess (the first layer)
 
 
-class _Recorder(RoutingRecorder):
-    """Hears guesses, too."""
+class _Guesses(CpuExperts):
+    """Hears what the layer above expects."""
 
     wants_guesses = True
 
-    def __init__(self, inner: ExpertBackend, layers: Sequence[int], num_guesses: int) -> None:
-        super().__init__(inner, layers)
+    def __init__(self, layers: Mapping[int, ExpertWeights], num_guesses: int) -> None:
+        super().__init__(layers)
         self._rows = {layer: row for row, layer in enumerate(layers)}
         self._num_guesses = num_guesses
         self._guessed: dict[int, NDArray[np.int16]] = {}
@@ -52,7 +52,7 @@ class _Recorder(RoutingRecorder):
     def expect(self, layer: int, ids: Tensor) -> None:
         self._guessed[layer] = ids.numpy().astype(np.int16)
 
-    def take_guesses(self, num_tokens: int) -> NDArray[np.int16]:
+    def take(self, num_tokens: int) -> NDArray[np.int16]:
         """(T, L, G) of the step that has just run."""
         guesses = np.full((num_tokens, len(self._rows), self._num_guesses), -1, np.int16)
         for layer, guess in self._guessed.items():
@@ -70,8 +70,8 @@ def record(llm: LLM, workloads: Iterable[Workload], answer_tokens: int, seed: in
     layers = expert_weights(Weights(llm.file), c)
     if not layers:
         raise UnsupportedModelError(f"{llm.file.path.name} has no routed experts: nothing to cache")
-    recorder = _Recorder(CpuExperts(layers), list(layers), c.top_k)
-    model = Decoder(llm.file, c, Residency(recorder))
+    experts = _Guesses(layers, c.top_k)
+    model = Decoder(llm.file, c, Residency(experts))
     steps: list[tuple[NDArray[np.int16], NDArray[np.float16], NDArray[np.int16]]] = []
     conversations: list[int] = []
     phases: list[int] = []
@@ -88,8 +88,13 @@ def record(llm: LLM, workloads: Iterable[Workload], answer_tokens: int, seed: in
         while num_answered < answer_tokens:
             for start in range(0, len(chunk), engine.chunk_tokens):
                 part = chunk[start : start + engine.chunk_tokens]
-                states = model.forward(part, [Span(len(part), position, pages)], cache.layers)
-                steps.append((*recorder.take(), recorder.take_guesses(len(part))))
+                trace: list[Routing] = []
+                span = Span(len(part), position, pages)
+                states = model.forward(part, [span], cache.layers, trace)
+                ids_, weights = (torch.stack(of, 1).numpy() for of in zip(*trace, strict=True))
+                steps.append(
+                    (ids_.astype(np.int16), weights.astype(np.float16), experts.take(len(part)))
+                )
                 conversations += [number] * len(part)
                 phases += [_PREFILL if num_answered == 0 else _DECODE] * len(part)
                 position += len(part)
@@ -109,8 +114,8 @@ def record(llm: LLM, workloads: Iterable[Workload], answer_tokens: int, seed: in
     }
     ids_, weights, guesses = (np.concatenate(column) for column in zip(*steps, strict=True))
     lengths = np.array([len(step[0]) for step in steps], np.int32)
-    trace = Trace(
+    recorded = Trace(
         header, ids_, weights, lengths, np.array(conversations, np.int32),
         np.array(phases, np.uint8),
     )  # fmt: skip
-    return Recording(trace, guesses)
+    return Recording(recorded, guesses)

@@ -27,6 +27,7 @@ from hybridmoe.engine.sequence import Sequence
 from hybridmoe.engine.steps import StepRunner
 from hybridmoe.errors import ConfigError, ContextLengthError, HybridMoeError, QueueFullError
 from hybridmoe.experts.counters import ExpertStats
+from hybridmoe.experts.trace import TraceWriter
 from hybridmoe.kernels.latents import PAGE_TOKENS, Span
 from hybridmoe.model.decoder import Decoder
 
@@ -70,12 +71,23 @@ class Ticket:
 class Engine:
     """Continues requests together, each as if it were alone. Ends with `close`, or when dropped."""
 
-    def __init__(self, model: Decoder, eos_ids: Set[int], config: EngineConfig) -> None:
-        """Plan the cache and start the thread. Errors: ConfigError where memory cannot be had."""
+    def __init__(
+        self,
+        model: Decoder,
+        eos_ids: Set[int],
+        config: EngineConfig,
+        writer: TraceWriter | None = None,
+    ) -> None:
+        """Plan the cache and start the thread.
+
+        writer: gets every step's routing; whoever made it closes it, after the engine.
+        Errors: ConfigError where memory cannot be had.
+        """
         self.config = config
         self.kv_plan = plan_kv(model.config, config, psutil.virtual_memory().available)
         self._vocab_size = model.config.vocab_size
-        self._worker = _Worker(model, eos_ids, config, KvCache(model.config, self.kv_plan))
+        cache = KvCache(model.config, self.kv_plan, model.device)
+        self._worker = _Worker(model, eos_ids, config, cache, writer)
         self._finalizer = weakref.finalize(self, self._worker.stop)
 
     def submit(self, request: Request, listener: Listener) -> Ticket:
@@ -142,13 +154,18 @@ class _Worker:
     """The thread and what belongs to it. Does not know the Engine, which may be dropped."""
 
     def __init__(
-        self, model: Decoder, eos_ids: Set[int], config: EngineConfig, cache: KvCache
+        self,
+        model: Decoder,
+        eos_ids: Set[int],
+        config: EngineConfig,
+        cache: KvCache,
+        writer: TraceWriter | None,
     ) -> None:
         self.cache = cache
         self._model = model
         self._config = config
         self._scheduler = Scheduler(cache, config)
-        self._runner = StepRunner(model, eos_ids, cache, self._scheduler, model.recorder)
+        self._runner = StepRunner(model, eos_ids, cache, self._scheduler, writer)
         self._condition = threading.Condition()
         self._new: list[Sequence] = []
         self._calls: list[tuple[Callable[[], Any], Future[Any]]] = []
@@ -212,7 +229,7 @@ class _Worker:
             EngineConfig(context_tokens=len(ids), kv_type=self._config.kv_type, max_running=1),
             0,
         )
-        cache = KvCache(self._model.config, plan)
+        cache = KvCache(self._model.config, plan, self._model.device)
         pages = range(plan.num_pages)
         out = np.empty((len(ids), self._model.config.vocab_size), np.float32)
         for start in range(0, len(ids), self._config.chunk_tokens):

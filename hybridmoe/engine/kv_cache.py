@@ -9,13 +9,13 @@ is reused. Sources: pages, Kwon et al. 2023 (arXiv 2309.06180); the tree of pref
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-import torch
 from torch import Tensor
 
 from hybridmoe.config import EngineConfig, ModelConfig
 from hybridmoe.engine.prefix_tree import Node, PrefixTree
 from hybridmoe.errors import ConfigError
-from hybridmoe.kernels.latents import PAGE_TOKENS, LatentPages, row_bytes
+from hybridmoe.kernels.device import CpuDevice, Device
+from hybridmoe.kernels.latents import PAGE_TOKENS, row_bytes
 
 __all__ = ["Holding", "KvCache", "KvPlan", "plan_kv"]
 
@@ -79,18 +79,20 @@ class Holding:
 class KvCache:
     """Hands out pages and remembers what is in them. Not thread-safe."""
 
-    def __init__(self, model: ModelConfig, plan: KvPlan) -> None:
-        """Reserve the memory, of which the system gives what is used. Raises ConfigError."""
+    def __init__(self, model: ModelConfig, plan: KvPlan, device: Device | None = None) -> None:
+        """Reserve the memory, of which the system gives what is used; device: None = the CPU's.
+
+        Errors: ConfigError where there is none, or for a kv_type that the device cannot use.
+        """
         self.plan = plan
-        shape = (model.num_layers, plan.num_pages, PAGE_TOKENS)
+        device = CpuDevice() if device is None else device
+        width = row_bytes(plan.kv_type, model.latent_dim)
         try:
-            data = torch.empty(
-                (*shape, row_bytes(plan.kv_type, model.latent_dim)), dtype=torch.uint8, device="cpu"
-            )
+            data = device.empty_bytes(model.num_layers, plan.num_pages, PAGE_TOKENS, width)
         except RuntimeError:
             raise ConfigError(f"no memory for {plan}: lower the context or kv_tokens") from None
         self.data: Tensor = data  # (layers, pages, PAGE_TOKENS, row bytes)
-        self.layers = [LatentPages(layer, plan.kv_type, model.latent_dim) for layer in data]
+        self.layers = [device.pages(layer, plan.kv_type, model.latent_dim) for layer in data]
         self._free = list(range(plan.num_pages - 1, -1, -1))  # the lowest, last freed, first
         self._tree = PrefixTree()
 

@@ -32,7 +32,7 @@ _MAX_HEADER_BYTES = 4096
 def write_sequence(path: Path, ids: list[int], cache: KvCache, fingerprint: str) -> int:
     """Write the known beginning of `ids`; how many tokens that is. Raises OSError."""
     pages, num_tokens = cache.pages_of([*ids, -1])  # the last token counts, too
-    rows = cache.data[:, pages].flatten(1, 2)[:, :num_tokens].contiguous().numpy()
+    rows = cache.data[:, pages].flatten(1, 2)[:, :num_tokens].contiguous().cpu().numpy()
     body = [np.array(ids[:num_tokens], np.int32), rows]
     header = json.dumps(
         {

@@ -15,9 +15,10 @@ from hybridmoe.engine.sampler import log_probabilities
 from hybridmoe.engine.scheduler import Part, Scheduler
 from hybridmoe.engine.sequence import FinishReason, Sequence
 from hybridmoe.errors import ConfigError, DiskError
-from hybridmoe.experts.recorder import RoutingRecorder
+from hybridmoe.experts.trace import TraceWriter
 from hybridmoe.kernels.latents import Span
 from hybridmoe.model.decoder import Decoder
+from hybridmoe.model.moe import Routing
 
 __all__ = ["StepRunner"]
 
@@ -31,13 +32,13 @@ class StepRunner:
         eos_ids: Set[int],
         cache: KvCache,
         scheduler: Scheduler,
-        recorder: RoutingRecorder | None = None,
+        writer: TraceWriter | None = None,
     ) -> None:
         self._model = model
         self._eos_ids = eos_ids
         self._cache = cache
         self._scheduler = scheduler
-        self._recorder = recorder
+        self._writer = writer
         self._masks = Masks()
         self.num_steps = 0
         self.num_prompt_tokens = 0
@@ -62,8 +63,6 @@ class StepRunner:
             for part in parts:
                 self.finish(part.sequence, "error", _line(error))
             return
-        if self._recorder is not None:
-            self._record(self._recorder, parts)
         self.num_steps += 1
         row = 0
         for part in parts:
@@ -103,23 +102,34 @@ class StepRunner:
             ids += part.proposed
             num_tokens = part.num_tokens + len(part.proposed)
             spans.append(Span(num_tokens, start, sequence.holding.pages))
-        trace: list[torch.Tensor] | None = [] if any(traced) else None
+        trace: list[Routing] | None = [] if any(traced) or self._writer is not None else None
         states = self._model.forward(ids, spans, self._cache.layers, trace)
         experts: list[NDArray[np.int16] | None] = [None] * len(rows)
         if trace:
-            chosen = torch.stack(trace)[:, rows].to(torch.int16).numpy()  # (layers, rows, K)
-            experts = [chosen[:, i] if wanted else None for i, wanted in enumerate(traced)]
+            chosen, weights = (torch.stack(of, 1).cpu().numpy() for of in zip(*trace, strict=True))
+            chosen = chosen.astype(np.int16)  # (T, layers, K)
+            experts = [chosen[row] if wanted else None
+                       for row, wanted in zip(rows, traced, strict=True)]  # fmt: skip
+            if self._writer is not None:
+                self._record(self._writer, parts, spans, chosen, weights)
         if not rows:
             return np.empty((0, 0), np.float32), experts
         wanted = states if len(rows) == len(ids) else states[rows]
         return self._model.logits(wanted).numpy(), experts
 
-    def _record(self, recorder: RoutingRecorder, parts: Items[Part]) -> None:
+    def _record(
+        self,
+        writer: TraceWriter,
+        parts: Items[Part],
+        spans: Items[Span],
+        ids: NDArray[np.int16],
+        weights: NDArray[np.float32],
+    ) -> None:
         """A request is a conversation of its own; prefill ends with its first token."""
-        lengths = [part.num_tokens for part in parts]
+        lengths = [span.num_tokens for span in spans]
         numbers = [part.sequence.number for part in parts]
         phases = [1 if part.sequence.num_generated else 0 for part in parts]
-        recorder.write(np.repeat(numbers, lengths), np.repeat(phases, lengths))
+        writer.add_step(ids, weights, np.repeat(numbers, lengths), np.repeat(phases, lengths))
 
     def _advance(
         self,

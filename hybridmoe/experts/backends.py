@@ -6,6 +6,7 @@ from typing import NamedTuple, Protocol
 from torch import Tensor
 
 from hybridmoe.experts.counters import ExpertStats
+from hybridmoe.kernels.device import Pending
 from hybridmoe.kernels.ops import QuantMatrix, expert_ffn
 
 __all__ = ["CpuExperts", "ExpertBackend", "ExpertWeights"]
@@ -23,8 +24,21 @@ class ExpertBackend(Protocol):
     """Computes a layer's routed experts, wherever they are."""
 
     @property
+    def is_capturable(self) -> bool:
+        """Whether `submit` does nothing but queue work for a card, so that a graph can repeat it."""
+        ...
+
+    @property
     def wants_guesses(self) -> bool:
         """Whether `expect` is of use."""
+        ...
+
+    def begin_step(self, num_tokens: int) -> None:
+        """All layers' turns follow, for so many tokens; a step that failed before is forgotten."""
+        ...
+
+    def end_step(self) -> None:
+        """All layers had their turns. Errors: what went wrong in one and could not be said then."""
         ...
 
     def expect(self, layer: int, ids: Tensor) -> None:
@@ -35,10 +49,11 @@ class ExpertBackend(Protocol):
         """What a cache of experts has done; None where there is none. From any thread."""
         ...
 
-    def forward(self, layer: int, x: Tensor, ids: Tensor, weights: Tensor) -> Tensor:
-        """Weighted sum of the chosen experts' outputs.
+    def submit(self, layer: int, x: Tensor, ids: Tensor, weights: Tensor) -> Pending:
+        """Begin the weighted sum of the chosen experts' outputs.
 
-        Shapes: x (T, H) f32 · ids (T, K) int32, -1 = skip · weights (T, K) f32 -> (T, H) f32.
+        Shapes: x (T, H) f32 · ids (T, K) int32, -1 = skip · weights (T, K) f32 -> (T, H) f32, by
+        the one call of what is returned, before the step ends.
         """
         ...
 
@@ -46,10 +61,17 @@ class ExpertBackend(Protocol):
 class CpuExperts:
     """Every expert in RAM (or paged in from the mapped file), executed by the native kernels."""
 
+    is_capturable = False
     wants_guesses = False
 
     def __init__(self, layers: Mapping[int, ExpertWeights]) -> None:
         self._layers = layers
+
+    def begin_step(self, num_tokens: int) -> None:
+        """Nothing to do."""
+
+    def end_step(self) -> None:
+        """Nothing to do."""
 
     def expect(self, layer: int, ids: Tensor) -> None:
         """Nothing to do: every expert is there."""
@@ -57,6 +79,8 @@ class CpuExperts:
     def stats(self) -> ExpertStats | None:
         return None
 
-    def forward(self, layer: int, x: Tensor, ids: Tensor, weights: Tensor) -> Tensor:
+    def submit(self, layer: int, x: Tensor, ids: Tensor, weights: Tensor) -> Pending:
+        """As the protocol's; computed at once."""
         experts = self._layers[layer]
-        return expert_ffn(x, ids, weights, experts.gate, experts.up, experts.down)
+        result = expert_ffn(x, ids, weights, experts.gate, experts.up, experts.down)
+        return lambda: result

@@ -21,9 +21,9 @@ from numpy.typing import NDArray
 from hybridmoe.experts.rates import COPY_TRAFFIC, GpuRates, Rates
 from hybridmoe.experts.sizes import Part
 
-__all__ = ["ExpertCosts", "Split", "card_finish", "costs_of", "cpu_products_s", "split"]
+__all__ = ["PLACES", "ExpertCosts", "Split", "card_finish", "costs_of", "cpu_products_s", "split"]
 
-SLOTS = 2  # staging buffers, and places on the card: one is filled while the other is used
+PLACES = 2  # staging buffers, and places on the card: one is filled while the other is used
 
 Seconds = NDArray[np.float64]
 
@@ -133,8 +133,8 @@ def card_finish(
     card = costs.card
     done = [0.0]
     staged = 0.0
-    linked = [0.0] * SLOTS  # of the last experts
-    freed = [0.0] * SLOTS  # when the places on the card were free again
+    linked = [0.0] * PLACES  # of the last experts
+    freed = [0.0] * PLACES  # when the places on the card were free again
     for n, expert in enumerate(order):
         if n < num_held:
             done.append(done[-1] + card[expert])

@@ -20,6 +20,7 @@ from hybridmoe.experts.policy import PREFILL_TOKENS, CacheShape, Policy, make_po
 from hybridmoe.experts.reader import FileReader
 from hybridmoe.experts.store import ExpertStore
 from hybridmoe.experts.tier_plan import TierPlan
+from hybridmoe.kernels.device import Pending
 from hybridmoe.kernels.expert_pass import ExpertPass
 
 __all__ = ["TieredExperts"]
@@ -27,6 +28,8 @@ __all__ = ["TieredExperts"]
 
 class TieredExperts:
     """One thread's, but for `stats`."""
+
+    is_capturable = False
 
     def __init__(
         self,
@@ -62,7 +65,7 @@ class TieredExperts:
         return self.plan.num_ahead > 0
 
     def expect(self, layer: int, ids: Tensor) -> None:
-        """Guess which experts (T, K) the layer will use, to be read ahead by the next `forward`.
+        """Guess which experts (T, K) the layer will use, to be read ahead by the next `submit`.
 
         Best guesses first in each row. Of more tokens than decoding has, no notice is taken.
         """
@@ -72,8 +75,14 @@ class TieredExperts:
             guess = dict.fromkeys(ids.t().flatten().tolist())
             self._guesses = {**self._guesses, index: [first + e for e in guess if e >= 0]}
 
-    def forward(self, layer: int, x: Tensor, ids: Tensor, weights: Tensor) -> Tensor:
-        """As `ExpertBackend.forward`.
+    def begin_step(self, num_tokens: int) -> None:
+        """Nothing to do."""
+
+    def end_step(self) -> None:
+        """Nothing to do."""
+
+    def submit(self, layer: int, x: Tensor, ids: Tensor, weights: Tensor) -> Pending:
+        """As `ExpertBackend.submit`; computed at once.
 
         Errors: DiskError where an expert cannot be read; the next call tries again.
         """
@@ -90,7 +99,8 @@ class TieredExperts:
                 self._drop_passer_by(first + expert)
             self._store.drain()
             raise
-        return self._pass.finish()
+        result = self._pass.finish()
+        return lambda: result
 
     def load_hot(self, keys: NDArray[np.int64], progress: Callable[[int], None]) -> int:
         """Make keys resident, the most valuable first, and read them; how many stay.

@@ -5,6 +5,7 @@ Knows nothing of text, sampling or of who is being served.
 
 from collections.abc import Callable, Sequence
 from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,10 +14,11 @@ from hybridmoe.config import ModelConfig
 from hybridmoe.experts.backends import CpuExperts, ExpertBackend
 from hybridmoe.experts.counters import ExpertStats
 from hybridmoe.gguf.reader import GGUFFile
-from hybridmoe.kernels.latents import LatentPages, PageTable, Span
-from hybridmoe.kernels.ops import gather_rows, linear
+from hybridmoe.kernels.device import Pending
+from hybridmoe.kernels.latents import Span
+from hybridmoe.kernels.ops import gather_rows
 from hybridmoe.model.mla import LatentAttention
-from hybridmoe.model.moe import DenseFfn, MoeFfn
+from hybridmoe.model.moe import DenseFfn, MoeFfn, Routing
 from hybridmoe.model.norm import RmsNorm
 from hybridmoe.model.residency import Residency
 from hybridmoe.model.rope import RotaryTable
@@ -39,15 +41,17 @@ class Decoder:
         self.config = c = config
         if residency is None:
             residency = Residency(CpuExperts(expert_weights(Weights(file), c)))
-        weights = Weights(file, residency.private)
-        self._embedding = weights.matrix("token_embd", c.vocab_size, c.hidden)
-        self._norm = RmsNorm(weights.vector("output_norm", c.hidden), c.rms_eps)
+        self.device = device = residency.device
+        weights = Weights(file, residency.private, device)
+        self._embedding = weights.host_matrix("token_embd", c.vocab_size, c.hidden)
+        self._norm = RmsNorm(device, weights.vector("output_norm", c.hidden), c.rms_eps)
         head = "output" if weights.has("output") else "token_embd"  # tied where a file has none
         self._head = weights.matrix(head, c.vocab_size, c.hidden)
         self._rope = RotaryTable(c)
         self._experts = experts = residency.experts
-        self.recorder = residency.recorder
-        self._layers = [_Layer(weights, i, c, experts) for i in range(c.num_layers)]
+        self._layers = [
+            _Layer(weights, i, c, experts, residency.num_deferred) for i in range(c.num_layers)
+        ]
         if experts.wants_guesses:
             for layer, following in pairwise(self._layers):
                 layer.guess_for(following)
@@ -61,42 +65,70 @@ class Decoder:
         self,
         token_ids: Sequence[int],
         spans: Sequence[Span],
-        pages: Sequence[LatentPages],
-        trace: list[Tensor] | None = None,
+        pages: Sequence[Any],
+        trace: list[Routing] | None = None,
     ) -> Tensor:
         """Run a step of one or many sequences; returns the tokens' final states (T, H).
 
         token_ids: the sequences' tokens, one after the other, in the vocabulary. spans: where
         they belong; latents of all earlier positions are in the pages already. pages: one of each
-        layer. trace: gets each expert layer's choices, (T, K) int32.
+        layer, as the device makes them. trace: gets each expert layer's choices. States and
+        choices lie on the device.
+        Errors: DiskError, DeviceError.
         """
         with torch_threads(1):
-            table = PageTable(spans)
-            x = gather_rows(self._embedding, torch.tensor(token_ids, dtype=torch.int64))  # (T, H)
-            turns = self._rope.turns(_positions(spans))
-            delta = None
-            for layer, layer_pages in zip(self._layers, pages, strict=True):
-                delta = layer.forward(x, delta, layer_pages, table, turns, trace)
-            return x if delta is None else x.add_(delta)
+            ids = torch.tensor(token_ids, dtype=torch.int64)
+            x = self.device.upload(gather_rows(self._embedding, ids))  # (T, H)
+            turns = self.device.upload(self._rope.turns(_positions(spans)))
+            table = self.device.table(spans)
+            self._experts.begin_step(len(token_ids))
+            states = self._run(x, turns, table, pages, trace)
+            self._experts.end_step()
+            return states
 
     @torch.inference_mode()
     def logits(self, x: Tensor) -> Tensor:
-        """Logits (T, V) f32 of final states (T, H)."""
+        """Logits (T, V) f32, on the CPU, of final states (T, H)."""
         with torch_threads(1):
-            return linear(self._norm(x), self._head)
+            return self.device.to_host(self.device.linear(self._norm(x), self._head))
+
+    def _run(
+        self,
+        x: Tensor,
+        turns: Tensor,
+        table: Any,
+        pages: Sequence[Any],
+        trace: list[Routing] | None,
+    ) -> Tensor:
+        """All layers, with nothing but work for the device."""
+        delta: Tensor | None = None
+        owed: Pending | None = None
+        for layer, layer_pages in zip(self._layers, pages, strict=True):
+            delta, owed = layer.forward(x, delta, layer_pages, table, turns, trace, owed)
+        if delta is not None:
+            x = x.add_(delta)
+        return x if owed is None else x.add_(owed())
 
 
 class _Layer:
-    def __init__(self, weights: Weights, i: int, c: ModelConfig, experts: ExpertBackend) -> None:
+    def __init__(
+        self,
+        weights: Weights,
+        i: int,
+        c: ModelConfig,
+        experts: ExpertBackend,
+        num_deferred: int,
+    ) -> None:
         block = weights.block(i)
-        self._attention_norm = RmsNorm(block.vector("attn_norm", c.hidden), c.rms_eps)
+        device = block.device
+        self._attention_norm = RmsNorm(device, block.vector("attn_norm", c.hidden), c.rms_eps)
         self._attention = LatentAttention(block, c)
-        self._ffn_norm = RmsNorm(block.vector("ffn_norm", c.hidden), c.rms_eps)
+        self._ffn_norm = RmsNorm(device, block.vector("ffn_norm", c.hidden), c.rms_eps)
         self._ffn: DenseFfn | MoeFfn
         if i < c.num_dense_layers:
             self._ffn = DenseFfn(block, c.hidden, c.dense_inter)
         else:
-            self._ffn = MoeFfn(block, i, c, experts)
+            self._ffn = MoeFfn(block, i, c, experts, num_deferred)
         self._guess: Callable[[Tensor], None] | None = None
 
     def guess_for(self, following: "_Layer") -> None:
@@ -109,19 +141,24 @@ class _Layer:
         self,
         x: Tensor,
         delta: Tensor | None,
-        pages: LatentPages,
-        table: PageTable,
+        pages: Any,
+        table: Any,
         turns: Tensor,
-        trace: list[Tensor] | None,
-    ) -> Tensor:
-        """Add `delta`, the layer before's result, to x (T, H) in place; return this layer's."""
+        trace: list[Routing] | None,
+        owed: Pending | None,
+    ) -> tuple[Tensor, Pending | None]:
+        """Add `delta`, the layer before's result, to x (T, H) in place; return this layer's.
+
+        owed: what the layer before still owes, which this layer's result includes; what this one
+        owes is returned.
+        """
         delta = self._attention.forward(self._attention_norm(x, delta), pages, table, turns)
         normed = self._ffn_norm(x, delta)
         if self._guess is not None:
             self._guess(x)
         if isinstance(self._ffn, MoeFfn):
-            return self._ffn.forward(normed, trace)
-        return self._ffn.forward(normed)
+            return self._ffn.forward(normed, trace, owed)
+        return self._ffn.forward(normed, owed), None
 
 
 def _positions(spans: Sequence[Span]) -> Tensor:

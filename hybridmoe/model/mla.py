@@ -6,11 +6,11 @@ that attention is multi-query attention over latents, and `v_b` brings the resul
 DeepSeek-V2 (arXiv 2405.04434), section 2.1 and appendix C.
 """
 
+from typing import Any
+
 from torch import Tensor
 
 from hybridmoe.config import ModelConfig
-from hybridmoe.kernels.latents import LatentPages, PageTable, latent_attention, store_latents
-from hybridmoe.kernels.ops import QuantMatrix, batched_linear, linear, rotate_
 from hybridmoe.model.norm import RmsNorm
 from hybridmoe.model.weights import BlockWeights
 
@@ -22,46 +22,47 @@ class LatentAttention:
 
     def __init__(self, block: BlockWeights, config: ModelConfig) -> None:
         self._config = c = config
+        self._device = device = block.device
         num_query = c.num_heads * c.qk_dim
+        self._q_a = None
         if c.q_lora_rank:
-            self._q_a: QuantMatrix | None = block.matrix("attn_q_a", c.q_lora_rank, c.hidden)
-            self._q_a_norm = RmsNorm(block.vector("attn_q_a_norm", c.q_lora_rank), c.rms_eps)
+            self._q_a = block.matrix("attn_q_a", c.q_lora_rank, c.hidden)
+            q_a_norm = block.vector("attn_q_a_norm", c.q_lora_rank)
+            self._q_a_norm = RmsNorm(device, q_a_norm, c.rms_eps)
             self._q_b = block.matrix("attn_q_b", num_query, c.q_lora_rank)
         else:
-            self._q_a = None
             self._q_b = block.matrix("attn_q", num_query, c.hidden)
         self._kv_a = block.matrix("attn_kv_a_mqa", c.latent_dim, c.hidden)
-        self._kv_a_norm = RmsNorm(block.vector("attn_kv_a_norm", c.kv_lora_rank), c.rms_eps)
+        kv_a_norm = block.vector("attn_kv_a_norm", c.kv_lora_rank)
+        self._kv_a_norm = RmsNorm(device, kv_a_norm, c.rms_eps)
         self._k_b, self._v_b = block.latent_projections(c)
         self._out = block.matrix("attn_output", c.hidden, c.num_heads * c.v_dim)
 
-    def forward(self, x: Tensor, pages: LatentPages, table: PageTable, turns: Tensor) -> Tensor:
+    def forward(self, x: Tensor, pages: Any, table: Any, turns: Tensor) -> Tensor:
         """Attend from each of T tokens to itself and all before it in its sequence.
 
-        Shapes: x (T, H) f32 · turns (T, rope) f32, of the tokens' positions -> (T, H) f32.
+        Shapes: x (T, H) f32 · turns (T, rope) f32, of the tokens' positions -> (T, H) f32. pages,
+        table: the device's.
         """
-        c = self._config
-        num_tokens = x.shape[0]
         self._append(x, pages, table, turns)
-        absorbed, rotated = self._queries(x, turns)
-        mixed = latent_attention(absorbed, rotated, pages, table, c.softmax_scale)  # (N, T, R)
-        heads = x.new_empty(num_tokens, c.num_heads, c.v_dim)  # (T, N, V)
-        batched_linear(mixed, self._v_b, out=heads.transpose(0, 1))
-        return linear(heads.view(num_tokens, -1), self._out)
+        plain, rotated = self._queries(x, turns)
+        heads = self._device.attend(
+            plain, rotated, self._k_b, self._v_b, pages, table, self._config.softmax_scale
+        )  # (T, N, V)
+        return self._device.linear(heads.view(x.shape[0], -1), self._out)
 
-    def _append(self, x: Tensor, pages: LatentPages, table: PageTable, turns: Tensor) -> None:
-        rows = linear(x, self._kv_a)  # (T, R + rope)
+    def _append(self, x: Tensor, pages: Any, table: Any, turns: Tensor) -> None:
+        rows = self._device.linear(x, self._kv_a)  # (T, R + rope)
         latents, keys = rows[:, : self._config.kv_lora_rank], rows[:, self._config.kv_lora_rank :]
         self._kv_a_norm(latents, out=latents)
-        rotate_(keys.unsqueeze(1), turns)
-        store_latents(rows, pages, table)
+        self._device.rotate_(keys.unsqueeze(1), turns)
+        self._device.store_latents(rows, pages, table)
 
     def _queries(self, x: Tensor, turns: Tensor) -> tuple[Tensor, Tensor]:
-        """In latent space (N, T, R), and rotated (T, N, rope)."""
+        """(T, N, nope), and rotated (T, N, rope)."""
         c = self._config
         if self._q_a is not None:
-            x = linear(x, self._q_a)
+            x = self._device.linear(x, self._q_a)
             self._q_a_norm(x, out=x)
-        q = linear(x, self._q_b).view(-1, c.num_heads, c.qk_dim)
-        plain, rotated = q[..., : c.nope_dim], q[..., c.nope_dim :]  # (T, N, nope | rope)
-        return batched_linear(plain.transpose(0, 1), self._k_b), rotate_(rotated, turns)
+        q = self._device.linear(x, self._q_b).view(-1, c.num_heads, c.qk_dim)
+        return q[..., : c.nope_dim], self._device.rotate_(q[..., c.nope_dim :], turns)

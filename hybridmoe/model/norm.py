@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from hybridmoe.kernels.ops import rms_norm
+from hybridmoe.kernels.device import Device
 
 __all__ = ["RmsNorm"]
 
@@ -10,12 +10,13 @@ __all__ = ["RmsNorm"]
 class RmsNorm:
     """x / rms(x) * weight along the last dimension."""
 
-    __slots__ = ("_eps", "_weight")
+    __slots__ = ("_device", "_eps", "_weight")
 
-    def __init__(self, weight: Tensor, eps: float) -> None:
+    def __init__(self, device: Device, weight: Tensor, eps: float) -> None:
+        self._device = device
         self._weight = weight  # (dim,) f32
         self._eps = eps
 
     def __call__(self, x: Tensor, delta: Tensor | None = None, out: Tensor | None = None) -> Tensor:
         """(T, dim) -> (T, dim), in `out` where that is given; with `delta`, x += delta first."""
-        return rms_norm(x, self._weight, self._eps, delta=delta, out=out)
+        return self._device.rms_norm(x, self._weight, self._eps, delta=delta, out=out)

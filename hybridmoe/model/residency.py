@@ -5,7 +5,7 @@ read once into memory of its own: mapped pages would be given up under pressure 
 a file that is shortened later would end the process.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
@@ -20,13 +20,12 @@ from hybridmoe.experts.layout import ExpertLayout, is_expert_tensor
 from hybridmoe.experts.placement import Problem, plan_experts
 from hybridmoe.experts.profile import ExpertProfile
 from hybridmoe.experts.reader import BLOCK_BYTES, FileReader, Piece, Ticket, room_for
-from hybridmoe.experts.recorder import RoutingRecorder
 from hybridmoe.experts.sizes import sizes_of
 from hybridmoe.experts.slots import Arena
 from hybridmoe.experts.tier_plan import TierPlan, plan_tier
 from hybridmoe.experts.tiered import TieredExperts
-from hybridmoe.experts.trace import TraceWriter
 from hybridmoe.gguf.reader import GGUFFile, Tensor
+from hybridmoe.kernels.device import CpuDevice, Device
 from hybridmoe.kernels.topology import available_bytes
 from hybridmoe.model.weights import Weights, expert_weights
 
@@ -73,7 +72,8 @@ class Residency:
     tier: TieredExperts | None = None
     profile: ExpertProfile | None = None
     profile_path: Path | None = None
-    recorder: RoutingRecorder | None = None
+    device: Device = field(default_factory=CpuDevice)
+    num_deferred: int = 0  # of a token's experts, those added one layer later
 
     @property
     def plan(self) -> TierPlan | None:
@@ -81,18 +81,7 @@ class Residency:
         return None if self.tier is None else self.tier.plan
 
     def close(self) -> None:
-        """Any number of times. Errors: ConfigError where profile or trace cannot be written."""
-        try:
-            self._close_tier()
-        finally:
-            if self.recorder is not None:
-                self.recorder.close()
-
-    def record(self, layers: Iterable[int], writer: TraceWriter) -> None:
-        """From now on, have every step's choices written; layers: the expert layers' numbers."""
-        self.experts = self.recorder = RoutingRecorder(self.experts, layers, writer)
-
-    def _close_tier(self) -> None:
+        """Any number of times. Errors: ConfigError where the profile cannot be written."""
         if self.tier is None:
             return
         self.tier.close()

@@ -11,17 +11,19 @@ and 4.2; auxiliary-loss-free balancing (2408.15664).
 from torch import Tensor
 
 from hybridmoe.config import GATE_SIGMOID, ModelConfig
-from hybridmoe.kernels import ops
+from hybridmoe.kernels.device import Device
 
 __all__ = ["route"]
 
 
-def route(logits: Tensor, bias: Tensor | None, config: ModelConfig) -> tuple[Tensor, Tensor]:
+def route(
+    device: Device, logits: Tensor, bias: Tensor | None, config: ModelConfig
+) -> tuple[Tensor, Tensor]:
     """Choose top_k experts per token.
 
     Shapes: logits (T, E) f32 · bias (E,) f32 or None -> ids (T, K) int32, weights (T, K) f32.
     """
-    return ops.route(
+    return device.route(
         logits,
         bias,
         config.top_k,

@@ -1,9 +1,9 @@
 """GGUF tensors by role, with every shape checked against the model's configuration.
 
-A matrix stays in its file's block format, in the memory map; vectors (norms, biases) become
-float32. Both generations of MLA files are understood here: split `attn_k_b` / `attn_v_b`, and the
-older `attn_kv_b`, whose key half is transposed once into float32 (it is quantized along the wrong
-axis for the absorbed form).
+A matrix stays in its file's block format, on the CPU in the memory map; vectors (norms, biases)
+become float32. What every token uses goes to the device that computes it. Both generations of MLA
+files are understood here: split `attn_k_b` / `attn_v_b`, and the older `attn_kv_b`, whose key half
+is transposed once into float32 (it is quantized along the wrong axis for the absorbed form).
 """
 
 from collections.abc import Callable, Mapping
@@ -20,6 +20,7 @@ from hybridmoe.experts.backends import ExpertWeights
 from hybridmoe.gguf.fingerprint import fingerprint
 from hybridmoe.gguf.reader import GGUFFile
 from hybridmoe.gguf.reader import Tensor as GGUFTensor
+from hybridmoe.kernels.device import CpuDevice, Device
 from hybridmoe.kernels.ops import QuantMatrix, dequantize, touch_rows
 
 __all__ = ["BlockWeights", "Weights", "expert_weights", "read_ahead", "trace_header"]
@@ -31,9 +32,15 @@ class Weights:
     """The tensors of one open file. Errors: GGUFError naming the tensor."""
 
     def __init__(
-        self, file: GGUFFile, private: Mapping[str, NDArray[np.uint8]] | None = None
+        self,
+        file: GGUFFile,
+        private: Mapping[str, NDArray[np.uint8]] | None = None,
+        device: Device | None = None,
     ) -> None:
-        """private: bytes of tensors, by name, that are to be used instead of the memory map's."""
+        """private: bytes of tensors, by name, that are to be used instead of the memory map's.
+        device: None = the CPU.
+        """
+        self.device = CpuDevice() if device is None else device
         self._file = file
         self._private = private or {}
 
@@ -44,7 +51,11 @@ class Weights:
         """The tensors of one layer, by their names after `blk.N.`."""
         return BlockWeights(self, f"blk.{layer}.")
 
-    def matrix(self, name: str, *shape: int) -> QuantMatrix:
+    def matrix(self, name: str, *shape: int) -> Any:
+        """`host_matrix`, as the device's products take it."""
+        return self.device.matrix(self.host_matrix(name, *shape), f"{name}.weight")
+
+    def host_matrix(self, name: str, *shape: int) -> QuantMatrix:
         """`name`.weight as a (rows, cols) or (batch, rows, cols) matrix, which it must be."""
         tensor = self._tensor(f"{name}.weight", shape)
         batch = shape[0] if len(shape) == 3 else 1
@@ -52,10 +63,11 @@ class Weights:
         return QuantMatrix(data, tensor.type, batch, shape[-2], shape[-1])
 
     def vector(self, name: str, size: int, suffix: str = "weight") -> torch.Tensor:
-        """`name`.suffix as float32 (size,)."""
+        """`name`.suffix as float32 (size,), on the device."""
         tensor = self._tensor(f"{name}.{suffix}", (size,))
         data = self._private.get(tensor.name, tensor.data)
-        return dequantize(QuantMatrix(data, tensor.type, 1, 1, size)).reshape(size)
+        vector = dequantize(QuantMatrix(data, tensor.type, 1, 1, size)).reshape(size)
+        return self.device.upload(vector)
 
     def _tensor(self, name: str, shape: tuple[int, ...]) -> GGUFTensor:
         tensor = self._file.tensors.get(name)
@@ -74,32 +86,38 @@ class BlockWeights:
     """`Weights` below one layer's prefix."""
 
     def __init__(self, weights: Weights, prefix: str) -> None:
+        self.device = weights.device
         self._weights = weights
         self._prefix = prefix
 
     def has(self, name: str, suffix: str = "weight") -> bool:
         return self._weights.has(self._prefix + name, suffix)
 
-    def matrix(self, name: str, *shape: int) -> QuantMatrix:
+    def matrix(self, name: str, *shape: int) -> Any:
         return self._weights.matrix(self._prefix + name, *shape)
+
+    def host_matrix(self, name: str, *shape: int) -> QuantMatrix:
+        return self._weights.host_matrix(self._prefix + name, *shape)
 
     def vector(self, name: str, size: int, suffix: str = "weight") -> torch.Tensor:
         return self._weights.vector(self._prefix + name, size, suffix)
 
-    def latent_projections(self, c: ModelConfig) -> tuple[QuantMatrix, QuantMatrix]:
+    def latent_projections(self, c: ModelConfig) -> tuple[Any, Any]:
         """(k_b, v_b): per head, query -> latent (N, R, nope) and latent -> value (N, V, R)."""
         if not self.has("attn_kv_b"):
             k_b = self.matrix("attn_k_b", c.num_heads, c.kv_lora_rank, c.nope_dim)
             return k_b, self.matrix("attn_v_b", c.num_heads, c.v_dim, c.kv_lora_rank)
         rows = c.nope_dim + c.v_dim
-        packed = self.matrix("attn_kv_b", c.num_heads * rows, c.kv_lora_rank)
+        packed = self.host_matrix("attn_kv_b", c.num_heads * rows, c.kv_lora_rank)
         kv_b = dequantize(packed).view(c.num_heads, rows, c.kv_lora_rank)
         keys = kv_b[:, : c.nope_dim].transpose(1, 2).contiguous()  # (N, R, nope)
         # The value rows of a head are contiguous rows of the file's matrix: keep their blocks.
         blocks = packed.data.reshape(c.num_heads, rows, packed.row_bytes)[:, c.nope_dim :]
         values = np.ascontiguousarray(blocks).reshape(-1)
         v_b = QuantMatrix(values, packed.type, c.num_heads, c.v_dim, c.kv_lora_rank)
-        return QuantMatrix.from_array(keys.numpy()), v_b
+        name = f"{self._prefix}attn_kv_b.weight"
+        k_b = QuantMatrix.from_array(keys.numpy())
+        return self.device.matrix(k_b, name), self.device.matrix(v_b, name)
 
 
 def expert_weights(weights: Weights, c: ModelConfig) -> dict[int, ExpertWeights]:
@@ -155,9 +173,9 @@ def read_ahead(file: GGUFFile, progress: Callable[[int, int], None]) -> None:
 
 def _expert_weights(block: BlockWeights, c: ModelConfig) -> ExpertWeights:
     return ExpertWeights(
-        gate=block.matrix("ffn_gate_exps", c.num_experts, c.expert_inter, c.hidden),
-        up=block.matrix("ffn_up_exps", c.num_experts, c.expert_inter, c.hidden),
-        down=block.matrix("ffn_down_exps", c.num_experts, c.hidden, c.expert_inter),
+        gate=block.host_matrix("ffn_gate_exps", c.num_experts, c.expert_inter, c.hidden),
+        up=block.host_matrix("ffn_up_exps", c.num_experts, c.expert_inter, c.hidden),
+        down=block.host_matrix("ffn_down_exps", c.num_experts, c.hidden, c.expert_inter),
     )
 
 

@@ -31,6 +31,14 @@ def test_a_trace_has_every_token_and_changes_nothing(tmp_path: Path) -> None:
     assert np.allclose(trace.weights.astype(float).sum(2), trace.weights[0, 0].sum(), rtol=0.01)
 
 
+def test_proposed_tokens_are_in_the_trace_too(tmp_path: Path) -> None:
+    ask = [{"role": "user", "content": "Spell the word banana. Spell the word banana."}]
+    with load(speculate=4, trace=tmp_path / "t") as llm:
+        result = llm.chat(ask, temperature=0)
+    decoded = (read_trace(tmp_path / "t").phases == 1).sum()
+    assert decoded > result.timing.generated_tokens
+
+
 def test_counters_of_a_run_are_the_simulators_on_its_trace(tmp_path: Path) -> None:
     with load() as llm:
         size = llm.file.tensors["blk.1.ffn_gate_exps.weight"].num_bytes
