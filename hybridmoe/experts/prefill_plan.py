@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from hybridmoe.experts.rates import COPY_TRAFFIC, GpuRates, Rates
 from hybridmoe.experts.sizes import Part
@@ -61,7 +61,7 @@ class Split(NamedTuple):
 
 
 def costs_of(
-    parts: Sequence[Part], rates: Rates, gpu: GpuRates, counts: Sequence[float], hidden_bytes: float
+    parts: Sequence[Part], rates: Rates, gpu: GpuRates, counts: ArrayLike, hidden_bytes: float
 ) -> ExpertCosts:
     """Costs of experts of these parts with so many tokens each.
 
