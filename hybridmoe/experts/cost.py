@@ -15,8 +15,12 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from math import comb
 
+import numpy as np
+
+from hybridmoe.config import ModelConfig
 from hybridmoe.errors import ConfigError
 from hybridmoe.experts.placement import Plan
+from hybridmoe.experts.prefill_plan import costs_of, cpu_products_s, split
 from hybridmoe.experts.rates import DENSE_OVERHEAD, PROMPT_OVERHEAD, GpuRates, Rates
 from hybridmoe.experts.sizes import Part
 
@@ -153,11 +157,11 @@ def prompt(
     )
     read = dict.fromkeys(("VRAM", "RAM", "disk"), 0.0)
     disk = _disk(rates, hits)
+    known: dict[tuple[tuple[Part, ...], float, int], float] = {}
     for start in range(0, num_tokens, problem.step_tokens):
         tokens = min(problem.step_tokens, num_tokens - start)
         core = problem.sizes.dense
-        overhead = 1.0 if gpu else DENSE_OVERHEAD
-        seconds["dense weights"] += _products_s(core, rates, gpu, 1, tokens) * overhead
+        seconds["dense weights"] += _dense_products_s(core, rates, gpu, tokens)
         attention, kv_bytes = _attention(plan, rates, gpu, tokens, start)
         seconds["attention"] += attention
         seconds["between kernels"] += rates.step_s + c.num_layers * rates.layer_s
@@ -165,7 +169,10 @@ def prompt(
         for parts in problem.sizes.experts:
             touched = distinct(tokens) if distinct else _distinct(c.num_experts, c.top_k, tokens)
             size = touched * sum(part.num_bytes for part in parts)
-            busy = _experts_of_step(parts, rates, gpu, hits, touched, tokens * c.top_k)
+            key = (parts, touched, tokens)
+            if key not in known:
+                known[key] = _experts_of_step(parts, rates, gpu, hits, touched, tokens, c)
+            busy = known[key]
             reading = size * hits.disk / disk if hits.disk else 0.0
             seconds["experts"] += busy
             seconds["waiting for disk"] += max(0.0, reading - busy)
@@ -220,19 +227,20 @@ def _experts_of_step(
     gpu: GpuRates | None,
     hits: Hits,
     touched: float,
-    num_pairs: int,
+    num_tokens: int,
+    c: ModelConfig,
 ) -> float:
-    """Seconds of one layer's experts for many tokens: `num_pairs` of a token and its expert.
+    """Seconds of one layer's experts for many tokens, as many of each expert.
 
-    With a GPU, the faster of two ways: what is not in VRAM is computed by the CPU, or copied there.
+    With a GPU, shared out as the executor does it: prefill_plan.py.
     """
-    on_cpu = _products_s(parts, rates, None, touched, num_pairs / touched)
+    num_pairs = num_tokens * c.top_k
     if gpu is None:
-        return on_cpu
-    on_gpu = _products_s(parts, rates, gpu, touched, num_pairs / touched)
-    copying = touched * sum(part.num_bytes for part in parts) / gpu.pcie
-    shared = max((1 - hits.vram) * on_cpu, hits.vram * on_gpu)
-    return min(shared, (1 - hits.vram) * copying + on_gpu)
+        return touched * cpu_products_s(parts, rates, num_pairs / touched)
+    num_experts = max(1, round(touched))
+    counts = [num_pairs / num_experts] * num_experts
+    costs = costs_of(parts, rates, gpu, counts, 4 * c.hidden * num_tokens)
+    return split(costs, np.arange(num_experts) < round(hits.vram * num_experts)).seconds
 
 
 def _attention(
@@ -259,22 +267,16 @@ def _read_s(parts: tuple[Part, ...], rates: Rates, gpu: GpuRates | None) -> Iter
         yield part.num_bytes / (gpu.read if gpu else rates.decode_bytes(part.type))
 
 
-def _products_s(
-    parts: tuple[Part, ...],
-    rates: Rates,
-    gpu: GpuRates | None,
-    num_matrices: float,
-    num_tokens: float,
+def _dense_products_s(
+    parts: tuple[Part, ...], rates: Rates, gpu: GpuRates | None, num_tokens: float
 ) -> float:
-    """Seconds of products of many tokens with so many matrices; reading and computing overlap."""
-    total = 0.0
-    for part, reading in zip(parts, _read_s(parts, rates, gpu), strict=True):
-        if gpu:
-            multiplying = 2 * part.num_params * num_tokens / gpu.ops
-        else:
-            multiplying = rates.multiply_s(part.type, part.num_params, num_tokens)
-        total += num_matrices * max(reading, multiplying)
-    return total
+    """Seconds of products of many tokens; reading and computing overlap."""
+    if gpu is None:
+        return DENSE_OVERHEAD * cpu_products_s(parts, rates, num_tokens)
+    return sum(
+        max(reading, 2 * part.num_params * num_tokens / gpu.ops)
+        for part, reading in zip(parts, _read_s(parts, rates, gpu), strict=True)
+    )
 
 
 def _disk(rates: Rates, hits: Hits) -> float:

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from gguf import GGMLQuantizationType as Q
 
-__all__ = ["DECODE_SHARE", "GpuRates", "Products", "Rates", "rates_of"]
+__all__ = ["COPY_TRAFFIC", "DECODE_SHARE", "GpuRates", "Products", "Rates", "rates_of"]
 
 # Of DRAM's read rate, one token, K2's experts, Xeon with AMX: bench/results, 2026-11-25.
 DECODE_SHARE: Mapping[Q, float] = MappingProxyType({
@@ -62,15 +62,22 @@ LAYER_S, STEP_S = 250e-6, 500e-6
 # Nothing has run on a GPU yet: assumptions, as docs/plan.md says.
 _GPU_DECODE_SHARE, _GPU_PROMPT_SHARE, _GPU_LAYER_S = 0.7, 0.4, 60e-6
 _PCIE_SHARE = 0.85
+_GPU_EXPERT_S = 150e-6  # a dozen launches from Python
+_COPY_CPU = 0.2  # three threads of a workstation's cores
+# Bytes that memory moves for each byte that is copied: read, fetched to be written, written.
+COPY_TRAFFIC = 3
 
 
 @dataclass(frozen=True, slots=True)
 class GpuRates:
-    """What a GPU is assumed to reach."""
+    """What a GPU reaches: measured (link_rates.py), or assumed from its data sheet."""
 
     read: float  # bytes/s of its memory
     ops: float  # operations/s of matrix products
-    pcie: float  # bytes/s, to it
+    pcie: float  # bytes/s, to it from page-locked memory
+    copy: float | None = None  # bytes/s into page-locked memory; None: what DRAM allows
+    copy_cpu: float = _COPY_CPU  # share of the CPU that this copy takes from its products
+    expert_s: float = _GPU_EXPERT_S  # of a prompt's expert, beside its work: launches
 
     @classmethod
     def assumed(cls, vram_gbs: float, tflops: float, pcie_gbs: float) -> "GpuRates":
