@@ -5,6 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from hybridmoe.kernels.device import CpuDevice
 from hybridmoe.model.moe import Routing
 from hybridmoe.model.step_graph import StepGraphs
 
@@ -20,7 +21,7 @@ class Table:
         self.positions.copy_(other.positions)
 
 
-class Device:
+class Device(CpuDevice):
     """As a card: work is done once while it is captured, and again by every replay."""
 
     num_captures = 0

@@ -87,6 +87,7 @@ class Engine:
         self.kv_plan = plan_kv(model.config, config, psutil.virtual_memory().available)
         self._vocab_size = model.config.vocab_size
         cache = KvCache(model.config, self.kv_plan, model.device)
+        model.use_graphs(cache.layers)
         self._worker = _Worker(model, eos_ids, config, cache, writer)
         self._finalizer = weakref.finalize(self, self._worker.stop)
 

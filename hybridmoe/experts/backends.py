@@ -25,7 +25,7 @@ class ExpertBackend(Protocol):
 
     @property
     def is_capturable(self) -> bool:
-        """Whether `submit` does nothing but queue work for a card, so that a graph can repeat it."""
+        """Whether `submit` only queues work for a card, so that a graph can repeat it."""
         ...
 
     @property
@@ -57,6 +57,10 @@ class ExpertBackend(Protocol):
         """
         ...
 
+    def close(self) -> None:
+        """End what runs beside. Any number of times."""
+        ...
+
 
 class CpuExperts:
     """Every expert in RAM (or paged in from the mapped file), executed by the native kernels."""
@@ -84,3 +88,6 @@ class CpuExperts:
         experts = self._layers[layer]
         result = expert_ffn(x, ids, weights, experts.gate, experts.up, experts.down)
         return lambda: result
+
+    def close(self) -> None:
+        """Nothing to do."""

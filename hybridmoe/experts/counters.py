@@ -21,6 +21,9 @@ class ExpertCounters:
     ahead_used: int = 0  # those of them that were then needed
     expected: int = 0  # experts used by layers that were guessed
     expected_right: int = 0  # those of them that were in the guess
+    # Of a cache whose uploads are not waited for:
+    late: int = 0  # hits that had not arrived
+    cancelled: int = 0  # uploads that were evicted before they had
 
     def copy(self) -> Self:
         """The counts of now."""
@@ -41,13 +44,17 @@ class ExpertStats:
     num_experts: int  # of all layers
     buffer_bytes: int  # that one of them takes
     counters: ExpertCounters
+    place: str = "RAM"  # where the slots are
 
     def __str__(self) -> str:
         c = self.counters
+        costs = f"{c.bytes_read / 1e9:.2f} GB read, {c.read_wait_s:.2f} s waited"
+        if self.place == "VRAM":
+            costs = f"{c.late} hits were late, {c.cancelled} uploads cancelled"
         text = (
             f"experts: {c.hits} hits, {c.misses} misses ({100 * c.hit_rate:.1f} % hit),"
-            f" {c.uploads} uploads, {c.evictions} evictions; {c.bytes_read / 1e9:.2f} GB read,"
-            f" {c.read_wait_s:.2f} s waited; {self.num_resident} of {self.num_slots} slots in use"
+            f" {c.uploads} uploads, {c.evictions} evictions; {costs};"
+            f" {self.num_resident} of {self.num_slots} slots in use"
         )
         if c.ahead_reads or c.expected:
             recall = 100 * c.expected_right / max(1, c.expected)

@@ -44,3 +44,6 @@ class HostedExperts:
         on_host = [self._device.to_host(t) for t in (x, ids, weights)]
         pending = self._inner.submit(layer, *on_host)
         return lambda: self._device.upload(pending())
+
+    def close(self) -> None:
+        self._inner.close()

@@ -26,6 +26,15 @@ class Device(Protocol):
 
     type: str  # "cpu" | "cuda"
 
+    @property
+    def is_capturable(self) -> bool:
+        """Whether a step of few tokens only queues work, so that a graph can repeat it."""
+        ...
+
+    def capture(self, function: Callable[[], None]) -> Callable[[], None]:
+        """What repeats, on the same memory, the work that `function` queues; calls it before."""
+        ...
+
     def matrix(self, w: QuantMatrix, name: str) -> Any:
         """A Matrix for the products; `name` is the tensor's, for messages and placement."""
         ...
@@ -110,11 +119,15 @@ class CpuDevice:
     """The native kernels. A token's bits depend neither on its neighbours nor on threads."""
 
     type = "cpu"
+    is_capturable = False
     linear = staticmethod(ops.linear)
     rms_norm = staticmethod(ops.rms_norm)
     rotate_ = staticmethod(ops.rotate_)
     route = staticmethod(ops.route)
     store_latents = staticmethod(latents.store_latents)
+
+    def capture(self, function: Callable[[], None]) -> Callable[[], None]:
+        return function
 
     def matrix(self, w: QuantMatrix, name: str) -> QuantMatrix:
         return w

@@ -161,6 +161,7 @@ class FakeStream:
 
     def wait_for(self, other: Stream | Event) -> None:
         event = other.record() if isinstance(other, FakeStream) else other
+        assert isinstance(event, FakeEvent), event
         self._add(event.wait)
         if self.is_current:
             self.synchronize()

@@ -4,6 +4,7 @@ Knows nothing of text, sampling or of who is being served.
 """
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -13,6 +14,7 @@ from torch import Tensor
 from hybridmoe.config import ModelConfig
 from hybridmoe.experts.backends import CpuExperts, ExpertBackend
 from hybridmoe.experts.counters import ExpertStats
+from hybridmoe.experts.policy import PREFILL_TOKENS
 from hybridmoe.gguf.reader import GGUFFile
 from hybridmoe.kernels.device import Pending
 from hybridmoe.kernels.latents import Span
@@ -22,6 +24,7 @@ from hybridmoe.model.moe import DenseFfn, MoeFfn, Routing
 from hybridmoe.model.norm import RmsNorm
 from hybridmoe.model.residency import Residency
 from hybridmoe.model.rope import RotaryTable
+from hybridmoe.model.step_graph import StepGraphs
 from hybridmoe.model.threads import torch_threads
 from hybridmoe.model.weights import Weights, expert_weights
 
@@ -52,9 +55,17 @@ class Decoder:
         self._layers = [
             _Layer(weights, i, c, experts, residency.num_deferred) for i in range(c.num_layers)
         ]
+        self._graphs: StepGraphs | None = None
+        self._graph_pages: Sequence[Any] | None = None
         if experts.wants_guesses:
             for layer, following in pairwise(self._layers):
                 layer.guess_for(following)
+
+    def use_graphs(self, pages: Sequence[Any]) -> None:
+        """Capture decode steps over these pages, where the device and the experts allow it."""
+        if self.device.is_capturable and self._experts.is_capturable:
+            run = partial(self._run, pages)
+            self._graphs, self._graph_pages = StepGraphs(self.device, run), pages
 
     def expert_stats(self) -> ExpertStats | None:
         """What the expert cache has done; None where there is none. From any thread."""
@@ -82,7 +93,10 @@ class Decoder:
             turns = self.device.upload(self._rope.turns(_positions(spans)))
             table = self.device.table(spans)
             self._experts.begin_step(len(token_ids))
-            states = self._run(x, turns, table, pages, trace)
+            if self._graphs is not None and pages is self._graph_pages and _is_decoding(spans):
+                states = self._graphs.forward(x, turns, table, trace)
+            else:
+                states = self._run(pages, x, turns, table, trace)
             self._experts.end_step()
             return states
 
@@ -94,10 +108,10 @@ class Decoder:
 
     def _run(
         self,
+        pages: Sequence[Any],
         x: Tensor,
         turns: Tensor,
         table: Any,
-        pages: Sequence[Any],
         trace: list[Routing] | None,
     ) -> Tensor:
         """All layers, with nothing but work for the device."""
@@ -159,6 +173,10 @@ class _Layer:
         if isinstance(self._ffn, MoeFfn):
             return self._ffn.forward(normed, trace, owed)
         return self._ffn.forward(normed, owed), None
+
+
+def _is_decoding(spans: Sequence[Span]) -> bool:
+    return len(spans) <= PREFILL_TOKENS and all(span.num_tokens == 1 for span in spans)
 
 
 def _positions(spans: Sequence[Span]) -> Tensor:

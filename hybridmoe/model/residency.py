@@ -65,7 +65,7 @@ class Latents(NamedTuple):
 
 @dataclass(slots=True)
 class Residency:
-    """What the decoder is built on. `close` saves the profile and ends the reads."""
+    """What the decoder is built on. `close` saves the profile, and ends what runs beside."""
 
     experts: ExpertBackend
     private: Mapping[str, NDArray[np.uint8]] = field(default_factory=dict)  # tensors, by name
@@ -82,9 +82,9 @@ class Residency:
 
     def close(self) -> None:
         """Any number of times. Errors: ConfigError where the profile cannot be written."""
+        self.experts.close()
         if self.tier is None:
             return
-        self.tier.close()
         was_used = bool(self.tier.uses.any())
         if was_used and self.profile is not None and self.profile_path is not None:
             shape = self.profile.uses.shape

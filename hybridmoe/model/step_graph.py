@@ -6,29 +6,22 @@ how many pages the longest sequence has, for which tables are padded to powers o
 """
 
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any
 
 from torch import Tensor
 
+from hybridmoe.kernels.device import Device
 from hybridmoe.model.moe import Routing
 
-__all__ = ["GraphDevice", "StepGraphs"]
+__all__ = ["StepGraphs"]
 
 Run = Callable[[Tensor, Tensor, Any, list[Routing]], Tensor]  # x, turns, table, trace -> states
-
-
-class GraphDevice(Protocol):
-    """What a device needs for this, beside the methods of `Device`."""
-
-    def capture(self, function: Callable[[], None]) -> Callable[[], None]:
-        """What repeats the work that `function` queues. It is called twice, or more often."""
-        ...
 
 
 class StepGraphs:
     """The graphs of one model over one cache's pages."""
 
-    def __init__(self, device: GraphDevice, run: Run) -> None:
+    def __init__(self, device: Device, run: Run) -> None:
         """run: queues a step's work and does not wait for it."""
         self._device = device
         self._run = run
@@ -47,9 +40,7 @@ class StepGraphs:
 
 
 class _Graph:
-    def __init__(
-        self, device: GraphDevice, run: Run, x: Tensor, turns: Tensor, table: Any
-    ) -> None:
+    def __init__(self, device: Device, run: Run, x: Tensor, turns: Tensor, table: Any) -> None:
         self._x, self._turns, self._table = x.clone(), turns.clone(), table.clone()
         self._run = run
         self.trace: list[Routing] = []

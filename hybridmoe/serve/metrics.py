@@ -110,13 +110,13 @@ class _EngineCollector(Collector):
         if (experts := stats.experts) is not None:
             counts = experts.counters
             slots = (
-                ("expert_slots", "Room for experts in RAM.", experts.num_slots),
+                ("expert_slots", f"Room for experts in {experts.place}.", experts.num_slots),
                 ("expert_slots_used", "Experts that stay there.", experts.num_resident),
             )
             for name, text, value in slots:
                 yield GaugeMetricFamily(f"hybridmoe_{name}", text, value=value)
             counters |= {
-                "expert_hits": ("Experts of a layer and step that were in RAM.", counts.hits),
+                "expert_hits": ("Experts of a layer and step that were there.", counts.hits),
                 "expert_misses": ("Those that were not.", counts.misses),
                 "expert_uploads": ("Those of them that stayed.", counts.uploads),
                 "expert_evictions": ("Experts that left for others.", counts.evictions),
@@ -124,6 +124,8 @@ class _EngineCollector(Collector):
                 "expert_read_wait_seconds": ("Waited for these.", counts.read_wait_s),
                 "expert_ahead_reads": ("Experts read on a guess.", counts.ahead_reads),
                 "expert_ahead_used": ("Those that were then needed.", counts.ahead_used),
+                "expert_late_hits": ("Hits that had not arrived yet.", counts.late),
+                "expert_cancelled_uploads": ("Uploads given up on the way.", counts.cancelled),
             }
         for name, (text, count) in counters.items():
             yield CounterMetricFamily(f"hybridmoe_{name}", text, value=count)

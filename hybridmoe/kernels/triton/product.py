@@ -53,7 +53,17 @@ def plan_gemv(num_rows: int, num_chunks: int, num_sms: int) -> GemvPlan:
     return GemvPlan(block_rows, triton.cdiv(num_chunks, chunks_per_split), chunks_per_split)
 
 
-def linear(x: Tensor, w: DeviceMatrix) -> Tensor:
+def linear(x, w, out=None):
+    y = _linear(x.contiguous(), w)
+    return y if out is None else out.copy_(y)
+
+
+def batched_linear(x, w, out=None):
+    y = _batched_linear(x.contiguous(), w)
+    return y if out is None else out.copy_(y)
+
+
+def _linear(x: Tensor, w: DeviceMatrix) -> Tensor:
     """x W^T.
 
     Shapes:  x (T, K) f32 or bf16 · w one matrix (N, K) -> (T, N) of x's type.
@@ -65,10 +75,10 @@ def linear(x: Tensor, w: DeviceMatrix) -> Tensor:
     if w.batch != 1:
         raise ShapeError(f"linear: w is a stack of {w.batch} matrices, expected one")
     check_device_tensor(x, "linear: x", (torch.float32, torch.bfloat16), (None, w.cols))
-    return batched_linear(x[None], w)[0]
+    return _batched_linear(x[None], w)[0]
 
 
-def batched_linear(x: Tensor, w: DeviceMatrix) -> Tensor:
+def _batched_linear(x: Tensor, w: DeviceMatrix) -> Tensor:
     """x[b] W[b]^T for every matrix of a stack: the per-head products of latent attention.
 
     Shapes:  x (B, T, K) f32 or bf16 · w B matrices (N, K) -> (B, T, N) of x's type.
