@@ -11,11 +11,14 @@ from hybridmoe.errors import ShapeError
 from hybridmoe.kernels.matrix import QuantMatrix
 from hybridmoe.kernels.triton.runtime import check_device_tensor
 
-__all__ = ["TYPES", "DeviceMatrix", "row_bytes"]
+__all__ = ["MATRIX_TYPES", "TYPES", "DeviceMatrix", "row_bytes"]
 
 TYPES = tuple(
     GGMLQuantizationType[name] for name in ("BF16", "F16", "Q4_0", "Q8_0", "Q4_K", "Q5_K", "Q6_K")
 )
+
+
+MATRIX_TYPES = (*TYPES, GGMLQuantizationType.F32)  # products in float32 are torch's
 
 
 def row_bytes(kind: GGMLQuantizationType, cols: int) -> int:
@@ -31,7 +34,7 @@ def row_bytes(kind: GGMLQuantizationType, cols: int) -> int:
 
 @dataclass(frozen=True, slots=True)
 class DeviceMatrix:
-    """A stack of `batch` row-major matrices (rows, cols) in a GGUF block format.
+    """A stack of `batch` row-major matrices (rows, cols) in one of MATRIX_TYPES.
 
     Shapes:  data (batch * rows * bytes of a row,) uint8, contiguous, on the device.
     Errors:  ShapeError: a type without a kernel, cols not whole blocks, or data of another size.
@@ -44,11 +47,13 @@ class DeviceMatrix:
     cols: int
 
     def __post_init__(self) -> None:
-        num_bytes = self.batch * self.rows * row_bytes(self.type, self.cols)
+        num_bytes = self.batch * self.rows * self.row_bytes
         check_device_tensor(self.data, "DeviceMatrix: data", (torch.uint8,), (num_bytes,))
 
     @property
     def row_bytes(self) -> int:
+        if self.type == GGMLQuantizationType.F32:
+            return 4 * self.cols
         return row_bytes(self.type, self.cols)
 
     @classmethod

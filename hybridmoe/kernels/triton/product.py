@@ -6,11 +6,14 @@ that: slabs of the matrix are decoded to bfloat16 and multiplied by torch. Nothi
 card yet; tests run it in Triton's interpreter.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import torch
 import triton
 import triton.language as tl
+from gguf import GGMLQuantizationType
 from torch import Tensor
 
 from hybridmoe.errors import ShapeError
@@ -18,7 +21,7 @@ from hybridmoe.kernels.triton.decode import CHUNK, chunk_limit, decode
 from hybridmoe.kernels.triton.matrix import DeviceMatrix
 from hybridmoe.kernels.triton.runtime import (
     DOT_TYPE,
-    check_device_tensor,
+    check_device_rows,
     num_multiprocessors,
 )
 
@@ -53,47 +56,44 @@ def plan_gemv(num_rows: int, num_chunks: int, num_sms: int) -> GemvPlan:
     return GemvPlan(block_rows, triton.cdiv(num_chunks, chunks_per_split), chunks_per_split)
 
 
-def linear(x, w, out=None):
-    y = _linear(x.contiguous(), w)
-    return y if out is None else out.copy_(y)
-
-
-def batched_linear(x, w, out=None):
-    y = _batched_linear(x.contiguous(), w)
-    return y if out is None else out.copy_(y)
-
-
-def _linear(x: Tensor, w: DeviceMatrix) -> Tensor:
+def linear(x: Tensor, w: DeviceMatrix, out: Tensor | None = None) -> Tensor:
     """x W^T.
 
-    Shapes:  x (T, K) f32 or bf16 · w one matrix (N, K) -> (T, N) of x's type.
+    Shapes:  x (T, K) f32 · w one matrix (N, K) -> (T, N) f32, in `out` where that is given. Rows of
+             both anywhere.
     Cost:    reads w once up to 16 tokens; above, also writes and reads it as bf16.
     Numeric: sums in f32. One token: weights and x are not rounded. More: both rounded to bf16;
-             above 16 tokens also the result.
+             above 16 tokens also the result. F32 matrices: nothing is rounded.
     Errors:  ShapeError.
     """
     if w.batch != 1:
         raise ShapeError(f"linear: w is a stack of {w.batch} matrices, expected one")
-    check_device_tensor(x, "linear: x", (torch.float32, torch.bfloat16), (None, w.cols))
-    return _batched_linear(x[None], w)[0]
+    check_device_rows(x, "linear: x", (None, w.cols))
+    return batched_linear(x[None], w, None if out is None else out[None])[0]
 
 
-def _batched_linear(x: Tensor, w: DeviceMatrix) -> Tensor:
+def batched_linear(x: Tensor, w: DeviceMatrix, out: Tensor | None = None) -> Tensor:
     """x[b] W[b]^T for every matrix of a stack: the per-head products of latent attention.
 
-    Shapes:  x (B, T, K) f32 or bf16 · w B matrices (N, K) -> (B, T, N) of x's type.
+    Shapes:  x (B, T, K) f32 · w B matrices (N, K) -> (B, T, N) f32, in `out` where that is given.
+             Rows of both anywhere.
     Numeric: as `linear`.
     Errors:  ShapeError.
     """
-    check_device_tensor(
-        x, "batched_linear: x", (torch.float32, torch.bfloat16), (w.batch, None, w.cols)
-    )
+    check_device_rows(x, "batched_linear: x", (w.batch, None, w.cols))
     tokens = x.shape[1]
+    if out is None:
+        out = x.new_empty(w.batch, tokens, w.rows)  # (B, T, N)
+    else:
+        check_device_rows(out, "batched_linear: out", (w.batch, tokens, w.rows))
     if tokens == 0 or w.rows == 0 or w.batch == 0:
-        return x.new_zeros(w.batch, tokens, w.rows)
+        return out
+    if w.type == GGMLQuantizationType.F32:
+        weights = w.data.view(torch.float32).view(w.batch, w.rows, w.cols)
+        with _full_precision():
+            return out.copy_(x @ weights.transpose(1, 2))
     if tokens <= MAX_GEMV_TOKENS:
-        return _gemv(x, w).to(x.dtype)
-    out = x.new_empty(w.batch, tokens, w.rows)  # (B, T, N)
+        return _gemv(x, w, out)
     rounded = x.bfloat16()
     slab_rows = max(1, SLAB_BYTES // (2 * w.cols))
     for b in range(w.batch):
@@ -103,16 +103,31 @@ def _batched_linear(x: Tensor, w: DeviceMatrix) -> Tensor:
     return out
 
 
+@contextmanager
+def _full_precision() -> Iterator[None]:
+    """No TF32, whatever the program around has set."""
+    flags = torch.backends.cuda.matmul
+    before, flags.allow_tf32 = flags.allow_tf32, False
+    try:
+        yield
+    finally:
+        flags.allow_tf32 = before
+
+
 def dequantize(w: DeviceMatrix) -> Tensor:
     """Every weight, rounded to bf16: (B, N, K)."""
+    if w.type == GGMLQuantizationType.F32:
+        return w.data.view(torch.float32).view(w.batch, w.rows, w.cols).bfloat16()
     return torch.stack([_dequantize(w, b, 0, w.rows) for b in range(w.batch)])
 
 
-def _gemv(x: Tensor, w: DeviceMatrix) -> Tensor:
-    """(B, T, N) f32 of x (B, T, K), T from 1 to 16."""
+def _gemv(x: Tensor, w: DeviceMatrix, out: Tensor) -> Tensor:
+    """out (B, T, N) of x (B, T, K), T from 1 to 16."""
     batch, tokens, cols = x.shape
     plan = plan_gemv(w.rows * batch, triton.cdiv(cols, CHUNK), num_multiprocessors(x.device))
-    parts = x.new_empty((plan.num_splits, batch, tokens, w.rows), dtype=torch.float32)
+    parts = out[None]
+    if plan.num_splits > 1:
+        parts = x.new_empty(plan.num_splits, batch, tokens, w.rows)
     grid = (triton.cdiv(w.rows, plan.block_rows), plan.num_splits, batch)
     _gemv_kernel[grid](
         x,
@@ -121,6 +136,8 @@ def _gemv(x: Tensor, w: DeviceMatrix) -> Tensor:
         tokens,
         w.rows,
         cols,
+        *x.stride()[:2],
+        *parts.stride()[:3],
         w.row_bytes,
         chunk_limit(w.type.name, cols),
         plan.chunks_per_split,
@@ -130,7 +147,7 @@ def _gemv(x: Tensor, w: DeviceMatrix) -> Tensor:
         ROWS=plan.block_rows,
         num_warps=4 if tokens == 1 else 8,  # four spill registers there (Q6_K on sm_89)
     )
-    return parts[0] if plan.num_splits == 1 else parts.sum(0)
+    return out if plan.num_splits == 1 else torch.sum(parts, 0, out=out)
 
 
 def _dequantize(w: DeviceMatrix, b: int, start: int, num_rows: int) -> Tensor:
@@ -159,6 +176,11 @@ def _gemv_kernel(
     num_tokens,
     num_rows,
     num_cols,
+    x_batch_stride,
+    x_token_stride,
+    part_stride,
+    out_batch_stride,
+    out_token_stride,
     row_bytes,
     limit,
     chunks_per_split,
@@ -174,8 +196,8 @@ def _gemv_kernel(
     row_ok = rows < num_rows
     row = w_ptr + (b * num_rows + rows) * row_bytes
     k = tl.arange(0, 256)
-    x_ptr += b * num_tokens * num_cols
-    parts_ptr += (split * tl.num_programs(2) + b) * num_tokens * num_rows
+    x_ptr += b * x_batch_stride
+    parts_ptr += split.to(tl.int64) * part_stride + b * out_batch_stride
     first = split * chunks_per_split
     last = tl.minimum(first + chunks_per_split, tl.cdiv(num_cols, 256))
     if IS_ONE:
@@ -192,10 +214,10 @@ def _gemv_kernel(
         for chunk in range(first, last):
             at = chunk * 256 + k
             mask = token_ok[:, None] & (at < num_cols)[None, :]
-            x = tl.load(x_ptr + token[:, None] * num_cols + at[None, :], mask=mask, other=0.0)
+            x = tl.load(x_ptr + token[:, None] * x_token_stride + at[None, :], mask=mask, other=0.0)
             w = decode(row, chunk, limit, row_ok, KIND, ROWS).to(tl.bfloat16)
             sums = tl.dot(x.to(tl.bfloat16).to(DOT), tl.trans(w.to(DOT)), sums)
-        out = parts_ptr + token[:, None] * num_rows + rows[None, :]
+        out = parts_ptr + token[:, None] * out_token_stride + rows[None, :]
         tl.store(out, sums, mask=token_ok[:, None] & row_ok[None, :])
 
 

@@ -9,7 +9,13 @@ from torch import Tensor
 
 from hybridmoe.errors import ShapeError
 
-__all__ = ["DOT_TYPE", "IS_INTERPRETED", "check_device_tensor", "num_multiprocessors"]
+__all__ = [
+    "DOT_TYPE",
+    "IS_INTERPRETED",
+    "check_device_rows",
+    "check_device_tensor",
+    "num_multiprocessors",
+]
 
 IS_INTERPRETED: bool = triton.knobs.runtime.interpret
 
@@ -43,4 +49,22 @@ def check_device_tensor(
         f"{what} is {t.dtype} {tuple(t.shape)} on {t.device.type}"
         f"{'' if t.is_contiguous() else ', not contiguous'}, expected a contiguous {wanted} tensor "
         f"({sizes}) of {' or '.join(map(str, dtypes))}"
+    )
+
+
+def check_device_rows(t: Tensor, what: str, shape: tuple[int | None, ...]) -> None:
+    """The same for float32 tensors of which only the last dimension must be contiguous."""
+    wanted = "cpu" if IS_INTERPRETED else "cuda"
+    if (
+        t.dtype is torch.float32
+        and t.ndim == len(shape)
+        and all(want in (None, size) for size, want in zip(t.shape, shape, strict=True))
+        and (t.stride(-1) == 1 or t.shape[-1] <= 1)
+        and t.device.type == wanted
+    ):
+        return
+    sizes = ", ".join("any" if size is None else str(size) for size in shape)
+    raise ShapeError(
+        f"{what} is {t.dtype} {tuple(t.shape)} with strides {t.stride()} on {t.device.type}, "
+        f"expected a {wanted} tensor ({sizes}) of torch.float32 with contiguous rows"
     )

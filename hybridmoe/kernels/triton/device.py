@@ -1,0 +1,177 @@
+"""CudaDevice: a model's dense part on a card, its weights in the blocks of the file.
+
+Without a card, under Triton's interpreter, the same runs on the CPU, for tests.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from gguf import GGMLQuantizationType
+from torch import Tensor
+
+from hybridmoe.errors import ConfigError
+from hybridmoe.kernels import ops
+from hybridmoe.kernels.device import Pending
+from hybridmoe.kernels.latents import Span
+from hybridmoe.kernels.matrix import QuantMatrix
+from hybridmoe.kernels.triton import elementwise, product
+from hybridmoe.kernels.triton.attention import latent_attention
+from hybridmoe.kernels.triton.matrix import MATRIX_TYPES, DeviceMatrix
+from hybridmoe.kernels.triton.prompt_attention import expanded_attention
+from hybridmoe.kernels.triton.router import route
+from hybridmoe.kernels.triton.table import DeviceTable
+
+__all__ = ["CudaDevice"]
+
+Matrix = DeviceMatrix | QuantMatrix  # on the card, or left on the CPU
+
+
+class CudaDevice:
+    """`Device` of one card. Work is queued on torch's current stream."""
+
+    type = "cuda"
+    rms_norm = staticmethod(elementwise.rms_norm)
+    rotate_ = staticmethod(elementwise.rotate_)
+    route = staticmethod(route)
+
+    def __init__(
+        self, device: torch.device, is_on_cpu: Callable[[str], bool] = lambda name: False
+    ) -> None:
+        """is_on_cpu: of a tensor's name, whether its products are to be left to the CPU, for which
+        a step waits.
+        """
+        self.torch = device
+        self._is_on_cpu = is_on_cpu
+        self.converted: list[str] = []  # tensors whose type has no kernel here: now bf16
+        self.left: list[str] = []  # tensors on the CPU
+        self._pool: Any = None  # of graphs' memory
+
+    @property
+    def is_capturable(self) -> bool:
+        """Whether a step of few tokens never waits for the CPU."""
+        return not self.left
+
+    def matrix(self, w: QuantMatrix, name: str) -> Matrix:
+        """As `Device.matrix`. Errors: torch.OutOfMemoryError."""
+        if self._is_on_cpu(name):
+            self.left.append(name)
+            return w
+        if w.type in MATRIX_TYPES:
+            return DeviceMatrix.from_host(w, self.torch)
+        self.converted.append(name)
+        rounded = ops.dequantize(w).bfloat16().view(torch.uint8).flatten()
+        kind = GGMLQuantizationType.BF16
+        return DeviceMatrix(rounded.to(self.torch), kind, w.batch, w.rows, w.cols)
+
+    def upload(self, t: Tensor) -> Tensor:
+        return t.to(self.torch)
+
+    def to_host(self, t: Tensor) -> Tensor:
+        return t.cpu()
+
+    def empty_bytes(self, *shape: int) -> Tensor:
+        return torch.empty(shape, dtype=torch.uint8, device=self.torch)
+
+    def pages(self, data: Tensor, type: str, dim: int) -> Tensor:
+        """(pages, 64, dim) bf16. Errors: ConfigError for another type."""
+        if type != "bf16":
+            raise ConfigError(f"kv_type={type}: latents on a card are bf16 (or use --device cpu)")
+        return data.view(torch.bfloat16)
+
+    def table(self, spans: Sequence[Span]) -> DeviceTable:
+        return DeviceTable.of(spans, self.torch)
+
+    def linear(self, x: Tensor, w: Matrix, out: Tensor | None = None) -> Tensor:
+        if isinstance(w, QuantMatrix):
+            return _into(out, self.upload(ops.linear(self.to_host(x), w)))
+        return product.linear(x, w, out=out)
+
+    def dense_ffn(
+        self, x: Tensor, gate: Matrix, up: Matrix, down: Matrix, base: Pending | None = None
+    ) -> Tensor:
+        hidden = elementwise.silu_mul(self.linear(x, gate), self.linear(x, up))
+        y = self.linear(hidden, down)
+        return y if base is None else y.add_(base())
+
+    def store_latents(self, rows: Tensor, pages: Tensor, table: DeviceTable) -> None:
+        elementwise.store_latents(rows, pages, table.slots)
+
+    def attend(
+        self,
+        plain: Tensor,
+        rotated: Tensor,
+        k_b: Matrix,
+        v_b: Matrix,
+        pages: Tensor,
+        table: DeviceTable,
+        scale: float,
+    ) -> Tensor:
+        """Short spans in latent space, long ones with their keys and values expanded."""
+        if not table.prompts:
+            return self._absorbed(plain, rotated, k_b, v_b, pages, table, scale)
+        num_values = v_b.rows
+        out = plain.new_empty(plain.shape[0], plain.shape[1], num_values)  # (T, N, V)
+        if len(table.rows):
+            short = self._absorbed(
+                plain[table.rows], rotated[table.rows], k_b, v_b, pages, table, scale
+            )
+            out[table.rows] = short
+        keys, values = self._expanded(k_b), self._expanded(v_b)
+        for prompt in table.prompts:
+            rows = slice(prompt.first_row, prompt.first_row + prompt.num_tokens)
+            out[rows] = expanded_attention(
+                plain[rows], rotated[rows], keys, values, pages, prompt.pages,
+                prompt.num_seen, scale,
+            )  # fmt: skip
+        return out
+
+    def capture(self, function: Callable[[], None]) -> Callable[[], None]:
+        """A CUDA graph of what `function` queues, as `model.step_graph` wants it."""
+        if self.torch.type != "cuda":
+            function()
+            return function
+        stream = torch.cuda.Stream(self.torch)
+        stream.wait_stream(torch.cuda.current_stream(self.torch))
+        with torch.cuda.stream(stream):  # compiles kernels, and lets libraries allocate
+            function()
+        torch.cuda.current_stream(self.torch).wait_stream(stream)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, pool=self._pool, stream=stream):
+            function()
+        self._pool = graph.pool()
+        return graph.replay
+
+    def _absorbed(
+        self,
+        plain: Tensor,
+        rotated: Tensor,
+        k_b: Matrix,
+        v_b: Matrix,
+        pages: Tensor,
+        table: DeviceTable,
+        scale: float,
+    ) -> Tensor:
+        absorbed = self._batched(plain.transpose(0, 1), k_b)  # (N, D, R)
+        most = table.num_pages * pages.shape[1]
+        mixed = latent_attention(
+            absorbed, rotated.contiguous(), pages, table.tables, table.positions, scale,
+            max_positions=most,
+        )  # fmt: skip
+        heads = plain.new_empty(plain.shape[0], v_b.batch, v_b.rows)  # (D, N, V)
+        self._batched(mixed, v_b, out=heads.transpose(0, 1))
+        return heads
+
+    def _batched(self, x: Tensor, w: Matrix, out: Tensor | None = None) -> Tensor:
+        if isinstance(w, QuantMatrix):
+            return _into(out, self.upload(ops.batched_linear(self.to_host(x), w)))
+        return product.batched_linear(x, w, out=out)
+
+    def _expanded(self, w: Matrix) -> Tensor:
+        if isinstance(w, QuantMatrix):
+            return self.upload(ops.dequantize(w).bfloat16())
+        return product.dequantize(w)
+
+
+def _into(out: Tensor | None, result: Tensor) -> Tensor:
+    return result if out is None else out.copy_(result)

@@ -1,0 +1,194 @@
+"""What is done to a token's numbers one by one, or by rows: norms, rotations, gates, latents.
+
+Rows lie anywhere; the numbers of a row lie together. Nothing here has run on a card yet; tests run
+it in Triton's interpreter.
+"""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from hybridmoe.errors import ShapeError
+from hybridmoe.kernels.latents import PAGE_TOKENS
+from hybridmoe.kernels.triton.runtime import check_device_rows, check_device_tensor
+
+__all__ = ["rms_norm", "rotate_", "silu_mul", "store_latents"]
+
+_F32 = (torch.float32,)
+_BLOCK = 1024  # numbers of a program, where they do not depend on each other
+
+
+def rms_norm(
+    x: Tensor, weight: Tensor, eps: float, *, delta: Tensor | None = None, out: Tensor | None = None
+) -> Tensor:
+    """x / sqrt(mean(x^2) + eps) * weight, along rows; with `delta`, x += delta first.
+
+    Shapes:  x (T, n) f32, its rows anywhere · weight (n,) f32 · delta (T, n) f32 -> (T, n) f32, in
+             `out` where that is given (it may be x).
+    Errors:  ShapeError.
+    Source:  Zhang & Sennrich 2019.
+    """
+    check_device_tensor(weight, "rms_norm: weight", _F32, (None,))
+    n = weight.shape[0]
+    check_device_rows(x, "rms_norm: x", (None, n))
+    tokens = x.shape[0]
+    if delta is not None:
+        check_device_tensor(delta, "rms_norm: delta", _F32, (tokens, n))
+    if out is None:
+        out = x.new_empty(tokens, n)
+    else:
+        check_device_rows(out, "rms_norm: out", (tokens, n))
+    if tokens and n:
+        block = triton.next_power_of_2(n)
+        _rms_norm_kernel[(tokens,)](
+            x,
+            weight if delta is None else delta,
+            weight,
+            out,
+            n,
+            x.stride(0),
+            out.stride(0),
+            eps,
+            HAS_DELTA=delta is not None,
+            BLOCK=block,
+            num_warps=min(16, max(1, block // 512)),
+        )
+    return out
+
+
+def rotate_(x: Tensor, turns: Tensor) -> Tensor:
+    """Multiply neighbouring pairs of each vector of a token, as complex numbers, in place.
+
+    Shapes:  x (T, N, P) f32, its rows anywhere · turns (T, P) f32: real, imaginary, real, ...
+    Errors:  ShapeError.
+    Source:  RoPE, Su et al. 2021, in the interleaved convention.
+    """
+    check_device_tensor(turns, "rotate_: turns", _F32, (None, None))
+    tokens, dim = turns.shape
+    check_device_rows(x, "rotate_: x", (tokens, None, dim))
+    if dim % 2:
+        raise ShapeError(f"rotate_: {dim} numbers are no pairs")
+    num_heads = x.shape[1]
+    if tokens and num_heads and dim:
+        heads = 16
+        _rotate_kernel[(tokens, triton.cdiv(num_heads, heads))](
+            x,
+            turns,
+            num_heads,
+            dim // 2,
+            x.stride(0),
+            x.stride(1),
+            HEADS=heads,
+            BLOCK=triton.next_power_of_2(dim // 2),
+            num_warps=2,
+        )
+    return x
+
+
+def silu_mul(gate: Tensor, up: Tensor) -> Tensor:
+    """silu(gate) * up, number by number.
+
+    Shapes:  gate, up (T, n) f32 -> (T, n) f32.
+    Errors:  ShapeError.
+    """
+    check_device_tensor(gate, "silu_mul: gate", _F32, (None, None))
+    check_device_tensor(up, "silu_mul: up", _F32, tuple(gate.shape))
+    out = torch.empty_like(gate)
+    count = gate.numel()
+    if count:
+        _silu_mul_kernel[(triton.cdiv(count, _BLOCK),)](gate, up, out, count, BLOCK=_BLOCK)
+    return out
+
+
+def store_latents(rows: Tensor, pages: Tensor, slots: Tensor) -> None:
+    """Write the step's latents to their places.
+
+    Shapes:  rows (T, D) f32 · pages (pages, 64, D) bf16 · slots (T,) int64, page * 64 + row.
+    Numeric: rounded to bf16, to nearest even.
+    Errors:  ShapeError. Slots lie on the card and are not checked.
+    """
+    check_device_tensor(rows, "store_latents: rows", _F32, (None, None))
+    tokens, dim = rows.shape
+    check_device_tensor(pages, "store_latents: pages", (torch.bfloat16,), (None, PAGE_TOKENS, dim))
+    check_device_tensor(slots, "store_latents: slots", (torch.int64,), (tokens,))
+    if tokens and dim:
+        block = triton.next_power_of_2(dim)
+        bits = pages.view(torch.int16)
+        _store_kernel[(tokens,)](rows, bits, slots, dim, BLOCK=block, num_warps=4)
+
+
+@triton.jit
+def _rms_norm_kernel(
+    x_ptr,
+    delta_ptr,
+    weight_ptr,
+    out_ptr,
+    n,
+    x_stride,
+    out_stride,
+    eps,
+    HAS_DELTA: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """A row, all of it in registers."""
+    t = tl.program_id(0).to(tl.int64)
+    i = tl.arange(0, BLOCK)
+    mask = i < n
+    x = tl.load(x_ptr + t * x_stride + i, mask=mask, other=0.0)
+    if HAS_DELTA:
+        x += tl.load(delta_ptr + t * n + i, mask=mask, other=0.0)
+        tl.store(x_ptr + t * x_stride + i, x, mask=mask)
+    scale = tl.rsqrt(tl.sum(x * x, 0) / n + eps)
+    weight = tl.load(weight_ptr + i, mask=mask, other=0.0)
+    tl.store(out_ptr + t * out_stride + i, x * scale * weight, mask=mask)
+
+
+@triton.jit
+def _rotate_kernel(
+    x_ptr,
+    turns_ptr,
+    num_heads,
+    num_pairs,
+    token_stride,
+    head_stride,
+    HEADS: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """HEADS vectors of a token."""
+    t = tl.program_id(0).to(tl.int64)
+    head = tl.program_id(1) * HEADS + tl.arange(0, HEADS)
+    pair = tl.arange(0, BLOCK)
+    pair_ok = pair < num_pairs
+    mask = (head < num_heads)[:, None] & pair_ok[None, :]
+    at = x_ptr + t * token_stride + head[:, None] * head_stride + 2 * pair[None, :]
+    turn = turns_ptr + t * 2 * num_pairs + 2 * pair
+    real = tl.load(turn, mask=pair_ok, other=0.0)[None, :]
+    imaginary = tl.load(turn + 1, mask=pair_ok, other=0.0)[None, :]
+    a, b = tl.load(at, mask=mask, other=0.0), tl.load(at + 1, mask=mask, other=0.0)
+    tl.store(at, a * real - b * imaginary, mask=mask)
+    tl.store(at + 1, a * imaginary + b * real, mask=mask)
+
+
+@triton.jit
+def _silu_mul_kernel(gate_ptr, up_ptr, out_ptr, count, BLOCK: tl.constexpr):
+    i = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    mask = i < count
+    g = tl.load(gate_ptr + i, mask=mask, other=0.0)
+    u = tl.load(up_ptr + i, mask=mask, other=0.0)
+    e = tl.exp(-tl.abs(g))  # cannot overflow
+    tl.store(out_ptr + i, g * tl.where(g < 0, e, 1.0) / (1.0 + e) * u, mask=mask)
+
+
+@triton.jit
+def _store_kernel(rows_ptr, bits_ptr, slots_ptr, dim, BLOCK: tl.constexpr):
+    """A row, rounded as integers, which the interpreter does as a card does."""
+    t = tl.program_id(0).to(tl.int64)
+    i = tl.arange(0, BLOCK)
+    mask = i < dim
+    x = tl.load(rows_ptr + t * dim + i, mask=mask, other=0.0)
+    bits = x.to(tl.uint32, bitcast=True)
+    rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
+    rounded = tl.where(x != x, (bits >> 16) | 0x40, rounded)  # NaN stays NaN
+    slot = tl.load(slots_ptr + t)
+    tl.store(bits_ptr + slot * dim + i, rounded.to(tl.int16), mask=mask)

@@ -1,0 +1,87 @@
+"""Norms, rotations, gates and latents of a card, in Triton's interpreter, against their twins."""
+
+import pytest
+import torch
+from closeness import assert_close
+
+from hybridmoe.errors import ShapeError
+from hybridmoe.kernels import ops
+
+pytest.importorskip("triton", reason="needs triton (pip install hybridmoe[cuda])")
+
+from hybridmoe.kernels.triton import elementwise
+from hybridmoe.kernels.triton.runtime import IS_INTERPRETED
+
+pytestmark = pytest.mark.skipif(not IS_INTERPRETED, reason="tensors are the interpreter's")
+
+U = 2.0**-24
+
+
+def rand(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize("has_delta", [False, True])
+@pytest.mark.parametrize("tokens, n, stride", [(1, 7, 7), (3, 512, 576), (17, 1000, 1001)])
+def test_norms_are_within_rounding_of_the_twins(
+    tokens: int, n: int, stride: int, has_delta: bool
+) -> None:
+    x = rand(tokens, stride)
+    delta = rand(tokens, n, seed=1) if has_delta else None
+    weight = rand(n, seed=2)
+    want_x = x.clone()
+    want = ops.rms_norm(want_x[:, :n], weight, 1e-6, delta=delta)
+    out = x[:, :n] if stride > n else None  # in place where rows lie apart
+    got = elementwise.rms_norm(x[:, :n], weight, 1e-6, delta=delta, out=out)
+    bound = 16 * U * want.abs() + 1e-9  # a sum in another order, a root, two products
+    assert_close(got.numpy(), want.numpy(), bound.numpy(), "rms_norm")
+    if out is None:
+        assert torch.equal(x, want_x)
+    else:
+        assert torch.equal(x[:, n:], want_x[:, n:])
+
+
+@pytest.mark.parametrize("tokens, heads, dim", [(1, 1, 2), (3, 17, 6), (5, 64, 64)])
+def test_rotations_are_the_twins(tokens: int, heads: int, dim: int) -> None:
+    x = rand(tokens, heads, dim + 10)
+    turns = rand(tokens, dim, seed=1)
+    want = x.clone()
+    ops.rotate_(want[..., 10:], turns)
+    got = elementwise.rotate_(x[..., 10:], turns)
+    size = x.abs().max() * turns.abs().max()
+    assert_close(x.numpy(), want.numpy(), (0 * x + 4 * U * size).numpy(), "rotate")
+    assert got.data_ptr() == x[..., 10:].data_ptr()
+
+
+def test_gates_have_no_overflow() -> None:
+    gate = torch.tensor([[-1e4, -90.0, -1.0, 0.0, 1.0, 90.0, 1e4]]).repeat(3, 300)
+    up = rand(*gate.shape)
+    want = torch.nn.functional.silu(gate.double()) * up.double()
+    bound = 8 * U * want.abs() + 1e-30
+    assert_close(elementwise.silu_mul(gate, up).numpy(), want.numpy(), bound.numpy(), "silu_mul")
+
+
+@pytest.mark.parametrize("dim", [16, 576])
+def test_latents_are_rounded_to_nearest_even_and_nothing_else_is_touched(dim: int) -> None:
+    rows = rand(5, dim)
+    rows[0, 0], rows[1, 1], rows[2, 2] = float("nan"), float("inf"), 1.0 + 2.0**-8
+    pages = torch.full((4, 64, dim), -7.0).bfloat16()
+    want = pages.clone()
+    slots = torch.tensor([0, 64 * 3 + 63, 100, 5, 130])
+    want.flatten(0, 1)[slots] = rows.bfloat16()
+    elementwise.store_latents(rows, pages, slots)
+    assert torch.equal(pages.nan_to_num(1e9), want.nan_to_num(1e9))
+
+
+def test_wrong_shapes_are_one_line() -> None:
+    x = rand(3, 8)
+    with pytest.raises(ShapeError, match="rms_norm: delta"):
+        elementwise.rms_norm(x, rand(8), 1e-6, delta=rand(2, 8))
+    with pytest.raises(ShapeError, match="rms_norm: x"):
+        elementwise.rms_norm(x.t(), rand(3), 1e-6)
+    with pytest.raises(ShapeError, match="no pairs"):
+        elementwise.rotate_(rand(1, 1, 3), rand(1, 3))
+    with pytest.raises(ShapeError, match="silu_mul: up"):
+        elementwise.silu_mul(x, rand(3, 9))
+    with pytest.raises(ShapeError, match="store_latents: pages"):
+        elementwise.store_latents(x, rand(1, 64, 8), torch.zeros(3, dtype=torch.int64))

@@ -1,0 +1,69 @@
+"""Routing on a card, in Triton's interpreter, against the native kernel."""
+
+import pytest
+import torch
+
+from hybridmoe.errors import ShapeError
+from hybridmoe.kernels import ops
+
+pytest.importorskip("triton", reason="needs triton (pip install hybridmoe[cuda])")
+
+from hybridmoe.kernels.triton.router import route
+from hybridmoe.kernels.triton.runtime import IS_INTERPRETED
+
+pytestmark = pytest.mark.skipif(not IS_INTERPRETED, reason="tensors are the interpreter's")
+
+VARIANTS = {  # experts, top_k, groups, used, sigmoid, normalised, scale
+    "k2": (384, 8, 1, 1, True, True, 2.827),
+    "v3": (256, 8, 8, 4, True, True, 2.5),
+    "v2": (160, 6, 8, 3, False, False, 16.0),
+    "v2-lite": (64, 6, 1, 1, False, False, 1.0),
+    "groups of one": (6, 2, 6, 3, True, True, 1.0),
+    "all": (5, 5, 1, 1, True, False, 1.0),
+}
+
+
+def both(
+    logits: torch.Tensor, bias: torch.Tensor | None, variant: str
+) -> tuple[tuple[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]:
+    _, top_k, groups, used, is_sigmoid, is_normalized, scale = VARIANTS[variant]
+    options = {
+        "num_groups": groups,
+        "num_groups_used": used,
+        "is_sigmoid": is_sigmoid,
+        "is_normalized": is_normalized,
+        "scale": scale,
+    }
+    return route(logits, bias, top_k, **options), ops.route(logits, bias, top_k, **options)
+
+
+@pytest.mark.parametrize("has_bias", [False, True])
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_routes_are_the_twins(variant: str, has_bias: bool) -> None:
+    generator = torch.Generator().manual_seed(3)
+    num_experts, _, groups, used, is_sigmoid, *_ = VARIANTS[variant]
+    logits = torch.randn((17, num_experts), generator=generator)
+    logits[3] = 0.0  # all equal
+    logits[4] = (logits[4] * 2).round()  # many equal
+    logits[5, 1:3] = float("nan")
+    bias = 0.2 * torch.randn(num_experts, generator=generator) if has_bias else None
+    (ids, weights), (want_ids, want_weights) = both(logits, bias, variant)
+    has_order = is_sigmoid and groups == used  # of NaN: nobody says how strong its group is
+    rows = [t for t in range(17) if t != 5 or has_order]
+    assert torch.equal(ids[rows], want_ids[rows])
+    assert torch.allclose(weights[rows], want_weights[rows], rtol=2e-6, equal_nan=True)
+
+
+def test_a_bias_of_minus_infinity_is_taken_last_and_once() -> None:
+    bias = torch.full((5,), float("-inf"))
+    (ids, _), (want_ids, _) = both(torch.randn(2, 5), bias, "all")
+    assert torch.equal(ids, want_ids)
+    assert sorted(ids[0].tolist()) == list(range(5))
+
+
+def test_what_cannot_be_is_one_line() -> None:
+    options = {"is_sigmoid": True, "is_normalized": True, "scale": 1.0}
+    with pytest.raises(ShapeError, match="not usable"):
+        route(torch.zeros(1, 8), None, 5, num_groups=4, num_groups_used=2, **options)
+    with pytest.raises(ShapeError, match="bias"):
+        route(torch.zeros(1, 8), torch.zeros(7), 1, num_groups=1, num_groups_used=1, **options)
