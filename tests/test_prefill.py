@@ -21,7 +21,7 @@ from hybridmoe.kernels.streams import Event, FakeStream, Stream
 
 pytest.importorskip("triton", reason="needs triton (pip install hybridmoe[cuda])")
 
-from hybridmoe.experts.link_pipe import LinkPipe
+from hybridmoe.experts import link_pipe
 from hybridmoe.experts.prefill import (
     AddExpert,
     HeldExperts,
@@ -316,17 +316,17 @@ def watched(
     streams = Streams(
         *(WatchedStream(watch, name, is_deaf=name == deaf) for name in ("main", "host", "link"))
     )
-    fill = LinkPipe._fill
+    fill = link_pipe.fill
 
-    def noted_fill(pipe: LinkPipe, buffer: torch.Tensor, pieces: Any) -> int:
+    def noted_fill(threads: Any, buffer: torch.Tensor, pieces: Any) -> int:
         watch.note("thread", "fill", writes=(buffer,))
-        return fill(pipe, buffer, pieces)
+        return fill(threads, buffer, pieces)
 
     def noted_add(out: Any, x: Any, rows: Any, factor: Any, slot: Any, layout: Any) -> None:
         watch.note("main", "products", (x, slot), (out,))
         add_expert(out, x, rows, factor, slot, layout)
 
-    monkeypatch.setattr(LinkPipe, "_fill", noted_fill)
+    monkeypatch.setattr(link_pipe, "fill", noted_fill)
     if deaf == "thread":
         wait = WatchedEvent.wait
         monkeypatch.setattr(WatchedEvent, "wait", lambda e: e.name == "link" or wait(e))

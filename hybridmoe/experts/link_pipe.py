@@ -18,7 +18,7 @@ from torch import Tensor
 from hybridmoe.experts.prefill_plan import PLACES
 from hybridmoe.kernels.streams import Event, Stream, host_empty
 
-__all__ = ["COPY_THREADS", "LinkPipe", "Piece"]
+__all__ = ["COPY_THREADS", "LinkPipe", "Piece", "fill"]
 
 COPY_THREADS = 3  # the pieces of an expert: gate, up, down
 
@@ -31,10 +31,7 @@ class Piece(NamedTuple):
 
 
 class LinkPipe:
-    """One thread's. `main` is the stream that multiplies, `link` one that only copies to the card.
-
-    copied: all bytes so far.
-    """
+    """One thread's. `main` is the stream that multiplies, `link` one that only copies experts."""
 
     def __init__(self, num_bytes: int, device: torch.device, main: Stream, link: Stream) -> None:
         """num_bytes: of the largest expert."""
@@ -47,7 +44,6 @@ class LinkPipe:
         self._used: list[Event] = [main.record() for _ in range(PLACES)]  # the place is free
         self._turn = 0
         self._threads = ThreadPoolExecutor(COPY_THREADS, "expert-copy")
-        self.copied = 0
 
     @contextmanager
     def bring(self, pieces: Sequence[Piece]) -> Iterator[Tensor]:
@@ -58,7 +54,7 @@ class LinkPipe:
         turn, self._turn = self._turn, (self._turn + 1) % PLACES
         buffer, place = self._buffers[turn], self._places[turn]
         self._sent[turn].wait()
-        end = self._fill(buffer, pieces)
+        end = fill(self._threads, buffer, pieces)
         self._link.wait_for(self._used[turn])
         self._link.copy(place[:end], buffer[:end])
         self._sent[turn] = self._link.record()
@@ -72,15 +68,14 @@ class LinkPipe:
         """End the threads. Any number of times."""
         self._threads.shutdown()
 
-    def _fill(self, buffer: Tensor, pieces: Sequence[Piece]) -> int:
-        """Copy the pieces, at once; where the last one ends."""
-        bytes = buffer.numpy()
 
-        def copy(piece: Piece) -> int:
-            end = piece.offset + piece.data.nbytes
-            np.copyto(bytes[piece.offset : end], piece.data)
-            return end
+def fill(threads: ThreadPoolExecutor, buffer: Tensor, pieces: Sequence[Piece]) -> int:
+    """Copy the pieces to their places in `buffer`, all at once; where the last one ends."""
+    bytes = buffer.numpy()
 
-        ends = list(self._threads.map(copy, pieces))
-        self.copied += sum(piece.data.nbytes for piece in pieces)
-        return max(ends)
+    def copy(piece: Piece) -> int:
+        end = piece.offset + piece.data.nbytes
+        np.copyto(bytes[piece.offset : end], piece.data)  # without the GIL
+        return end
+
+    return max(threads.map(copy, pieces))

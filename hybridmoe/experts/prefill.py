@@ -156,7 +156,6 @@ class StreamedExperts:
             main.wait_for(returned)
             return out.add_(by_cpu)
 
-        self._alive = (x, by_cpu)  # the host's stream uses them
         return result
 
     def check(self) -> None:
@@ -213,6 +212,7 @@ class StreamedExperts:
         memory.left_out.fill_(-1)
         memory.left_out[list(plan.card)] = 0
         by_cpu = torch.empty_like(x)
+        self._alive = (x, by_cpu)  # until the host's stream has done with them
         call.num_tokens = num_tokens
         host.copy(memory.x[:num_tokens], x)
         host.launch(call)
@@ -255,6 +255,7 @@ class _Groups:
         flat = ids.reshape(-1)
         self._pairs = flat.argsort(kind="stable")  # those without an expert first
         self.counts = np.bincount(flat[flat >= 0], minlength=num_experts)
+        assert len(self.counts) == num_experts, f"expert {len(self.counts) - 1} of {num_experts}"
         self._ends = (flat < 0).sum() + self.counts.cumsum()
         self.chosen = np.flatnonzero(self.counts)
 

@@ -4,12 +4,12 @@ Its matrices are decoded and multiplied one after the other; `expert_ffn` is for
 experts at once. Nothing here has run on a card yet; tests run it in Triton's interpreter.
 """
 
-import torch
 from gguf import GGMLQuantizationType
 from torch import Tensor
 
 from hybridmoe.errors import ShapeError
 from hybridmoe.kernels.matrix import QuantMatrix
+from hybridmoe.kernels.triton.elementwise import silu_mul
 from hybridmoe.kernels.triton.experts import SlotLayout
 from hybridmoe.kernels.triton.matrix import DeviceMatrix, row_bytes
 from hybridmoe.kernels.triton.product import linear
@@ -42,7 +42,7 @@ def add_expert(
     up = _matrix(slot, layout.up_offset, layout.up, inter, hidden)
     down = _matrix(slot, layout.down_offset, layout.down, hidden, inter)
     states = x.index_select(0, rows)  # (n, H)
-    act = torch.nn.functional.silu(linear(states, gate)).mul_(linear(states, up))  # (n, I)
+    act = silu_mul(linear(states, gate), linear(states, up))  # (n, I)
     out.index_add_(0, rows, linear(act, down).mul_(factor))
 
 

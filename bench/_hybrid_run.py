@@ -1,0 +1,169 @@
+"""One model opened in one way, prompts and decoding timed, and a timeline of decoding."""
+
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from queue import SimpleQueue
+from typing import Any
+
+import click
+import numpy as np
+import psutil
+import torch
+from torch.profiler import DeviceType, ProfilerActivity, profile
+
+import hybridmoe
+from bench._timeline import Call, Interval, Shares, Token, shares_of
+from bench.synthetic import Shape
+from hybridmoe import LLM
+from hybridmoe.engine import Event, Finished, Request, SamplingParams, TokenEvent
+from hybridmoe.engine.kv_cache import plan_kv
+from hybridmoe.experts.placement import Plan, Problem, plan_experts
+from hybridmoe.experts.sizes import sizes_of
+from hybridmoe.gguf.outline import read_outline
+from hybridmoe.kernels.latents import PAGE_TOKENS
+
+__all__ = ["Decoded", "decode", "fitting_layers", "intervals_of", "layout", "opened", "prefill"]
+__all__ += ["profiled_decode", "without_card"]
+
+_COPIES = ("Memcpy", "Memset")  # beginnings of the profiler's names
+_PROFILED_TOKENS = 8
+_RAM_SHARE, _DISK_SHARE = 0.6, 0.9  # of what is free, for the file
+
+
+@dataclass(frozen=True, slots=True)
+class Decoded:
+    """Some tokens in a row, after others that were not timed."""
+
+    seconds: list[float]  # of each token
+    hit_rate: float | None  # of the chosen experts, found in VRAM; None: no cache there
+
+    @property
+    def tokens_per_s(self) -> float:
+        return 1 / float(np.median(self.seconds))
+
+
+def without_card() -> click.ClickException:
+    return click.ClickException(
+        "torch sees no CUDA card here: bench_hybrid.py measures one, and has measured nothing"
+    )
+
+
+def fitting_layers(shape: Shape, expert_bytes: int, folder: Path) -> int:
+    """Layers with experts whose file fits into memory and onto the disk."""
+    room = min(
+        _RAM_SHARE * psutil.virtual_memory().available, _DISK_SHARE * shutil.disk_usage(folder).free
+    )
+    return int(room // (shape.num_experts * expert_bytes))
+
+
+def layout(path: Path, context_tokens: int, vram_bytes: int) -> Plan:
+    """Who lives where, by the planner, on a card of this size."""
+    outline = read_outline(path)
+    engine = hybridmoe.config.EngineConfig(context_tokens=context_tokens, max_running=1)
+    kv = plan_kv(outline.config, engine, 0)
+    return plan_experts(
+        Problem(
+            sizes=sizes_of(outline.tensors, outline.config),
+            ram_bytes=1 << 60,
+            vram_bytes=vram_bytes,
+            kv_tokens=kv.num_tokens,
+            kv_token_bytes=kv.page_bytes // PAGE_TOKENS,
+            step_tokens=engine.chunk_tokens,
+        )
+    )
+
+
+@contextmanager
+def opened(path: Path, context_tokens: int, **options: Any) -> Iterator[LLM]:
+    """The model as every face opens it; options: device, vram, defer."""
+    llm = hybridmoe.load(path, context_tokens=context_tokens, max_running=1, **options)
+    try:
+        yield llm
+    finally:
+        llm.close()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+
+def prefill(llm: LLM, num_tokens: int) -> float:
+    """Tokens/s of a prompt; nothing of it is cached."""
+    rng = np.random.default_rng(time.time_ns())
+    ids = rng.integers(0, llm.config.vocab_size, num_tokens).tolist()
+    params = SamplingParams(temperature=0.0, max_tokens=1, ignore_eos=True)
+    end = _run(llm, ids, params, lambda event: None)
+    return num_tokens / end.usage.prompt_s
+
+
+def decode(llm: LLM, num_warm_up: int, num_timed: int) -> Decoded:
+    """One token after the other, each drawn at random from what the model expects.
+
+    A random model left to itself says one word for ever, by the same experts.
+    """
+    times: list[float] = []
+    counters = []
+
+    def listen(event: Event) -> None:  # in the engine's thread, after each step
+        if isinstance(event, TokenEvent):
+            times.append(time.perf_counter())
+            stats = llm.expert_stats()
+            counters.append(None if stats is None else stats.counters)
+
+    _run(llm, [1, 2, 3], _sampled(num_warm_up + num_timed + 1), listen)
+    first, last = counters[num_warm_up], counters[-1]
+    hit_rate = None
+    if first is not None and last is not None:
+        hits, misses = last.hits - first.hits, last.misses - first.misses
+        hit_rate = (hits - last.late + first.late) / max(1, hits + misses)
+    return Decoded(np.diff(times[num_warm_up:]).tolist(), hit_rate)
+
+
+def profiled_decode(llm: LLM, num_warm_up: int) -> Shares:
+    """A timeline of a few tokens: who waited for whom."""
+    ends: list[float] = []
+    calls: list[list[Call]] = []
+
+    def listen(event: Event) -> None:
+        if isinstance(event, TokenEvent):
+            ends.append(time.monotonic())
+            calls.append([Call(*times) for times in llm._residency.experts.host_times()])
+
+    with profile(activities=[ProfilerActivity.CUDA]) as profiled:
+        _run(llm, [1, 2, 3], _sampled(num_warm_up + _PROFILED_TOKENS + 1), listen)
+    tokens = [Token(ends[n - 1], ends[n], calls[n]) for n in range(num_warm_up + 1, len(ends))]
+    kernels, copies = [], []
+    for name, interval in intervals_of(profiled, DeviceType.CUDA):
+        (copies if name.startswith(_COPIES) else kernels).append(interval)
+    return shares_of(tokens, kernels, copies)
+
+
+def intervals_of(profiled: profile, device: DeviceType) -> list[tuple[str, Interval]]:
+    """What ran on a device, by name, in seconds of `time.monotonic`."""
+    offset = time.time() - time.monotonic()
+    return [
+        (event.name(), Interval(event.start_ns() / 1e9 - offset, event.end_ns() / 1e9 - offset))
+        for event in profiled.profiler.kineto_results.events()
+        if event.device_type() == device
+    ]
+
+
+def _sampled(num_tokens: int) -> SamplingParams:
+    return SamplingParams(temperature=2.0, seed=1, max_tokens=num_tokens, ignore_eos=True)
+
+
+def _run(llm: LLM, ids: list[int], params: SamplingParams, listen: Any) -> Finished:
+    events: SimpleQueue[Event] = SimpleQueue()
+
+    def hear(event: Event) -> None:
+        listen(event)
+        events.put(event)
+
+    llm.engine.submit(Request(prompt_ids=ids, params=params), hear)
+    while not isinstance(event := events.get(), Finished):
+        pass
+    if event.reason == "error":
+        raise click.ClickException(str(event.error))
+    return event
