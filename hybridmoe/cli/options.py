@@ -98,7 +98,7 @@ def load_options(function: F) -> F:
             type=int,
             default=0,
             metavar="N",
-            help="Add a token's N least weighted experts one layer later; changes answers a little.",
+            help="Add a token's N least weighted experts one layer later; changes answers.",
         ),
         click.option("--expert-ram", metavar="SIZE", help="RAM for experts, 12GiB; what is free."),
         click.option(
