@@ -17,9 +17,12 @@ x that is as close to a tie as that error may round to the other neighbour: `rou
 slack.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 from gguf import GGMLQuantizationType, quants
 from numpy.typing import NDArray
+from random_weights import rounds_activations
 
 from hybridmoe.kernels.matrix import QuantMatrix
 
@@ -81,6 +84,27 @@ def product_bound(x: Array, slack: Array | float, w: Array, offset: Array) -> Ar
     magnitude = np.abs(x) @ (np.abs(w - offset) + np.abs(offset)).T
     from_x = np.broadcast_to(np.asarray(slack, np.float64), x.shape) @ np.abs(w).T
     return 1.01 * (cols / 16 + 16) * _U * (magnitude + from_x) + from_x
+
+
+def one_expert(matrices: Sequence[QuantMatrix], e: int, x: Array) -> tuple[Array, Array]:
+    """Exact result for the activations as the kernels round them, and its bound. x (T, H)."""
+
+    def product(w: QuantMatrix, x: Array, error: Array | float) -> tuple[Array, Array]:
+        matrix, slack = w.slice(e, e + 1), error
+        if rounds_activations(w.type):
+            x, slack = rounded(x, error)
+        decoded, offset = weights(matrix)[0], offsets(matrix)[0]
+        return x @ decoded.T, product_bound(x, slack, decoded, offset)
+
+    gate_w, up_w, down_w = matrices
+    gate, gate_bound = product(gate_w, x, 0.0)
+    up, up_bound = product(up_w, x, 0.0)
+    silu = gate / (1 + np.exp(-gate))
+    hidden = silu * up
+    # |silu'| < 1.1; a few roundings and an exp of 2 ulp make 8 u; float32 ends at 2^-149
+    bound = 1.1 * gate_bound * (np.abs(up) + up_bound) + np.abs(silu) * up_bound
+    bound += 8 * 2.0**-24 * np.abs(hidden) + 2.0**-140
+    return product(down_w, hidden, bound)
 
 
 def assert_close(got: object, want: Array, bound: Array, what: str) -> None:

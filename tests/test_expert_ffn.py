@@ -68,28 +68,6 @@ def random_inputs(
     return x, ids, torch.rand((tokens, top_k), generator=generator)
 
 
-def one_expert(experts: Experts, e: int, x: np.ndarray) -> tuple[closeness.Array, closeness.Array]:
-    """Exact result for the activations as the kernels round them, and its bound. x (T, H)."""
-
-    def product(
-        w: QuantMatrix, x: closeness.Array, error: closeness.Array | float
-    ) -> tuple[closeness.Array, closeness.Array]:
-        matrix, slack = w.slice(e, e + 1), error
-        if rounds_activations(w.type):
-            x, slack = closeness.rounded(x, error)
-        weights, offsets = closeness.weights(matrix)[0], closeness.offsets(matrix)[0]
-        return x @ weights.T, closeness.product_bound(x, slack, weights, offsets)
-
-    gate, gate_bound = product(experts.gate, x, 0.0)
-    up, up_bound = product(experts.up, x, 0.0)
-    silu = gate / (1 + np.exp(-gate))
-    hidden = silu * up
-    # |silu'| < 1.1; a few roundings and an exp of 2 ulp make 8 u; float32 ends at 2^-149
-    bound = 1.1 * gate_bound * (np.abs(up) + up_bound) + np.abs(silu) * up_bound
-    bound += 8 * 2.0**-24 * np.abs(hidden) + 2.0**-140
-    return product(experts.down, hidden, bound)
-
-
 def check(
     experts: Experts, x: torch.Tensor, ids: torch.Tensor, weights: torch.Tensor, got: torch.Tensor
 ) -> None:
@@ -98,7 +76,9 @@ def check(
     roundings = (ids.shape[1] + 2) * 2.0**-24  # of the weighted sum
     for e in range(EXPERTS):
         tokens, choices = np.nonzero(ids.numpy() == e)
-        y, y_bound = one_expert(experts, e, x[tokens].double().numpy())
+        y, y_bound = closeness.one_expert(
+            (experts.gate, experts.up, experts.down), e, x[tokens].double().numpy()
+        )
         share = weights.double().numpy()[tokens, choices, None]
         np.add.at(want, tokens, share * y)
         np.add.at(bound, tokens, share * (y_bound + roundings * np.abs(y)))

@@ -6,10 +6,9 @@ import pytest
 import torch
 from gguf import GGMLQuantizationType as T
 from random_weights import random_matrix
-from triton_bounds import U, sum_bound
+from triton_bounds import one_expert
 
 from hybridmoe.errors import ShapeError
-from hybridmoe.kernels.matrix import QuantMatrix
 
 pytest.importorskip("triton", reason="needs triton (pip install hybridmoe[cuda])")
 
@@ -69,30 +68,14 @@ def check(
     weights: torch.Tensor,
     got: torch.Tensor,
 ) -> None:
-    """|silu'| < 1.1; an exponential and a few roundings make 8 u of the hidden activations."""
     top_k, layout = slots.shape[1], experts.layout
     exact, want = x.double().numpy(), np.zeros(x.shape)
     bound = np.full(x.shape, 2.0**-140)
 
-    def product(w: QuantMatrix, slot: int, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        one = w.slice(slot, slot + 1)
-        decoded, offset = closeness.weights(one)[0], closeness.offsets(one)[0]
-        return decoded @ x, (np.abs(decoded - offset) + np.abs(offset)) @ np.abs(x)
-
-    gate_w, up_w, down_w = experts.matrices
     for t, j in np.argwhere(slots.numpy() >= 0):
-        slot, weight = int(slots[t, j]), float(weights[t, j])
-        gate, gate_size = product(gate_w, slot, exact[t])
-        up, up_size = product(up_w, slot, exact[t])
-        gate_bound = sum_bound(layout.hidden, gate_size)
-        up_bound = sum_bound(layout.hidden, up_size)
-        silu = gate / (1 + np.exp(-gate))
-        hidden_bound = 1.1 * gate_bound * (np.abs(up) + up_bound) + np.abs(silu) * up_bound
-        hidden_bound += 8 * U * np.abs(silu * up)
-        y, size = product(down_w, slot, silu * up)
-        spread = np.abs(closeness.weights(down_w.slice(slot, slot + 1))[0]) @ hidden_bound
-        want[t] += weight * y
-        bound[t] += weight * (sum_bound(top_k * (layout.inter + 256), size + spread) + spread)
+        y, y_bound = one_expert(experts.matrices, int(slots[t, j]), exact[t], top_k)
+        want[t] += float(weights[t, j]) * y
+        bound[t] += float(weights[t, j]) * y_bound
     closeness.assert_close(got, want, bound, f"{layout} {tuple(slots.shape)}")
 
 
@@ -181,5 +164,14 @@ def test_wrong_arguments_are_refused() -> None:
             experts(*bad)
     with pytest.raises(ShapeError, match="17 tokens, expected at most 16"):
         experts(*inputs(experts, 17, 2))
-    with pytest.raises(ShapeError, match="data"):
-        expert_ffn(x, slots, weights, experts.data[:, :-1].contiguous(), experts.layout)
+    for cut in (1, 256):
+        with pytest.raises(ShapeError, match=r"slots of \d+ bytes, expected a multiple of 256"):
+            expert_ffn(x, slots, weights, experts.data[:, :-cut].contiguous(), experts.layout)
+
+
+def test_slots_may_have_room_for_larger_experts() -> None:
+    experts = Experts(LAYOUTS[0])
+    x, slots, weights = inputs(experts, 2, 2)
+    want = experts(x, slots, weights)
+    experts.data = torch.nn.functional.pad(experts.data, (0, 512), value=0xFF)
+    assert torch.equal(experts(x, slots, weights), want)

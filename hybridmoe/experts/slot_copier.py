@@ -102,11 +102,12 @@ class SlotCopier:
             self._copy.synchronize()
 
     def _work(self) -> None:
-        while (upload := self._queue.get()) is not None:
-            try:
-                upload.finish(self._upload(upload))
-            except Exception as error:
-                upload.finish(None, error)
+        with torch.inference_mode():  # the slots may have been made in it
+            while (upload := self._queue.get()) is not None:
+                try:
+                    upload.finish(self._upload(upload))
+                except Exception as error:
+                    upload.finish(None, error)
 
     def _upload(self, upload: SlotUpload) -> Event | None:
         """Put the copies of an expert into the stream; the end of the last."""

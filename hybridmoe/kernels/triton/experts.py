@@ -76,7 +76,7 @@ def expert_ffn(
     """The weighted SwiGLU output of each token's experts, of those that are on the card.
 
     Shapes:  x (T, H) f32 or bf16, T up to 16 · slots (T, k) int32, -1 = skip · weights (T, k) f32 ·
-             data (slots, layout.slot_bytes) uint8 -> (T, H) f32.
+             data (slots, layout.slot_bytes or more) uint8 -> (T, H) f32.
     Cost:    reads an expert once for each of its tokens, after the first from the card's cache.
     Numeric: float32 throughout, nothing is rounded in between.
     Errors:  ShapeError. Slots lie on the card and are not checked: they must be below len(data).
@@ -87,7 +87,13 @@ def expert_ffn(
     check_device_tensor(slots, "expert_ffn: slots", (torch.int32,), (tokens, None))
     top_k = slots.shape[1]
     check_device_tensor(weights, "expert_ffn: weights", (torch.float32,), (tokens, top_k))
-    check_device_tensor(data, "expert_ffn: data", (torch.uint8,), (None, layout.slot_bytes))
+    check_device_tensor(data, "expert_ffn: data", (torch.uint8,), (None, None))
+    slot_bytes = data.shape[1]  # of the model's largest layer
+    if slot_bytes < layout.slot_bytes or slot_bytes % _ALIGNMENT:
+        raise ShapeError(
+            f"expert_ffn: slots of {slot_bytes} bytes, expected a multiple of {_ALIGNMENT} that is"
+            f" at least {layout.slot_bytes}"
+        )
     if tokens > MAX_GEMV_TOKENS:
         raise ShapeError(f"expert_ffn: {tokens} tokens, expected at most {MAX_GEMV_TOKENS}")
     if tokens == 0 or top_k == 0:
@@ -101,7 +107,7 @@ def expert_ffn(
         top_k,
         layout.inter,
         layout.hidden,
-        layout.slot_bytes,
+        slot_bytes,
         layout.up_offset,
         row_bytes(layout.gate, layout.hidden),
         row_bytes(layout.up, layout.hidden),
@@ -126,7 +132,7 @@ def expert_ffn(
         experts_per_split,
         layout.hidden,
         layout.inter,
-        layout.slot_bytes,
+        slot_bytes,
         layout.down_offset,
         row_bytes(layout.down, layout.inter),
         chunk_limit(layout.down.name, layout.inter),
