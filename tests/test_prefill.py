@@ -1,5 +1,6 @@
 """Prompts on the CPU and a card at once: Triton's interpreter, and stand-ins for streams."""
 
+import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
@@ -15,12 +16,15 @@ from watched_streams import Watch, WatchedEvent, WatchedStream
 
 from hybridmoe.errors import HybridMoeError
 from hybridmoe.experts.backends import CpuExperts, ExpertWeights
+from hybridmoe.experts.policy import CacheShape, make_policy
 from hybridmoe.experts.rates import GpuRates, Rates
 from hybridmoe.kernels.streams import Event, FakeStream, Stream
 
 pytest.importorskip("triton", reason="needs triton (pip install hybridmoe[cuda])")
 
 from hybridmoe.experts import link_pipe
+from hybridmoe.experts.card_slots import CardSlots
+from hybridmoe.experts.hybrid import HybridExperts
 from hybridmoe.experts.prefill import (
     AddExpert,
     HeldExperts,
@@ -246,6 +250,36 @@ def test_an_id_that_is_none_is_said_after_the_step(make: Make) -> None:
         experts.check()
     experts.submit(3, x, ids, weights)()
     experts.check()
+
+
+@pytest.mark.parametrize("is_lazy", [True, False], ids=["lazy", "eager"])
+def test_a_models_executor_uses_the_cards_slots_in_prompts_too(make: Make, is_lazy: bool) -> None:
+    """Prompts before and after the experts that they use have come to the slots."""
+    main, host = FakeStream(is_lazy=False, is_current=True), FakeStream(is_lazy=is_lazy)
+    copy, num_slots = FakeStream(is_lazy=is_lazy), 4
+    shape = CacheShape(len(LAYERS), EXPERTS, num_slots, TOP_K)
+    policy = make_policy("lru", shape)
+    slots = CardSlots(LAYERS, TOP_K, num_slots, main, copy, CPU, policy=policy)
+    streams = Streams(main, host, FakeStream(is_lazy=is_lazy))
+    both = HeldExperts(slots.slots, slots.cache.table.numpy())
+    prompts = make(MIXED, streams, held=both)
+    experts = HybridExperts(LAYERS, TOP_K, main, host, CPU, slots=slots, prefill=prompts)
+    for step in range(4):
+        experts.begin_step(TOKENS)
+        for layer in LAYERS:
+            x, ids, weights = inputs(layer)
+            got = experts.submit(layer, x, ids, weights)()
+            check(prompts, layer, x, ids, weights, got)
+        experts.end_step()
+        copy.synchronize()
+        deadline = time.monotonic() + 10
+        while step == 0 and len(slots.cache.resident()) < 1 and time.monotonic() < deadline:
+            time.sleep(0.01)
+            copy.synchronize()
+            slots.cache.begin_step()
+    resident = slots.cache.resident()
+    assert prompts.tally.held > 0 and len(resident) > 0
+    experts.close()
 
 
 class DeafStream(FakeStream):
