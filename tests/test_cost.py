@@ -57,6 +57,7 @@ def toy(k2: ModelSizes) -> ModelSizes:
         dense=(Part(Q.F32, 3000, 12000),),
         experts=((Part(Q.F32, 250, 1000),),),
         slot_bytes=1000,
+        card_bytes=16000,
     )
 
 

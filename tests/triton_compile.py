@@ -20,7 +20,7 @@ import triton.language as tl
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from hybridmoe.kernels.triton import attention, experts, product
+from hybridmoe.kernels.triton import attention, elementwise, experts, product, router
 
 POINTERS = {  # by the name of a kernel's argument; all others ending in _ptr are float32
     "w_ptr": "*u8",
@@ -29,6 +29,8 @@ POINTERS = {  # by the name of a kernel's argument; all others ending in _ptr ar
     "tables_ptr": "*i32",
     "positions_ptr": "*i32",
     "slots_ptr": "*i32",
+    "bits_ptr": "*i16",
+    "ids_ptr": "*i32",
 }
 UNEVEN = {"top_k", "num_tokens", "limit", "gate_limit", "up_limit", "table_pages", "num_splits"}
 
@@ -38,7 +40,8 @@ def compiled(kernel: Any, constants: dict[str, Any], arch: int, **options: int) 
     names = kernel.arg_names
     signature = {}
     for name in names:
-        default = "*fp32" if name.endswith("_ptr") else "fp32" if name == "scale" else "i32"
+        is_number = name in ("scale", "eps")
+        default = "*fp32" if name.endswith("_ptr") else "fp32" if is_number else "i32"
         signature[name] = "constexpr" if name in constants else POINTERS.get(name, default)
     even = [i for i, n in enumerate(names) if n.endswith("_ptr") or "bytes" in n or "num_" in n]
     attributes = {(i,): [["tt.divisibility", 16]] for i in even if names[i] not in UNEVEN}
@@ -85,6 +88,16 @@ def main(arch: int) -> None:
     print(json.dumps(compiled(experts._gate_up_kernel, constants, arch)))
     print(json.dumps(compiled(experts._down_kernel, {"DOWN": "Q6_K", "ROWS": 16}, arch)))
     print(json.dumps(compiled(product._dequantize_kernel, {"KIND": "Q4_K", "ROWS": 16}, arch)))
+    constants = {"HAS_DELTA": True, "BLOCK": 8192}
+    print(json.dumps(compiled(elementwise._rms_norm_kernel, constants, arch, num_warps=16)))
+    constants = {"HEADS": 16, "BLOCK": 32}
+    print(json.dumps(compiled(elementwise._rotate_kernel, constants, arch, num_warps=2)))
+    print(json.dumps(compiled(elementwise._silu_mul_kernel, {"BLOCK": 1024}, arch)))
+    POINTERS["slots_ptr"] = "*i64"  # there, unlike in the kernels of experts
+    print(json.dumps(compiled(elementwise._store_kernel, {"BLOCK": 1024}, arch)))
+    constants = {"TOP_K": 8, "GROUPS": 8, "GROUPS_USED": 4, "HAS_BIAS": True, "IS_SIGMOID": True}
+    constants |= {"IS_NORMALIZED": True, "BLOCK": 512, "K_BLOCK": 8, "GROUP_BLOCK": 8}
+    print(json.dumps(compiled(router._route_kernel, constants, arch, num_warps=2)))
 
 
 if __name__ == "__main__":

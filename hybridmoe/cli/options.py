@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 import click
 
 from hybridmoe.config import KV_TYPES
+from hybridmoe.kernels.card import DEVICES
 
 __all__ = [
     "ENGINE_NAMES",
@@ -25,8 +26,8 @@ __all__ = [
 ]
 
 LOAD_NAMES = (
-    "num_threads", "context_tokens", "expert_ram", "expert_prefetch", "expert_profile",
-    "trace",    "yarn_beta_fast", "yarn_beta_slow",
+    "num_threads", "context_tokens", "device", "vram", "place", "defer", "expert_ram",
+    "expert_prefetch", "expert_profile", "trace", "yarn_beta_fast", "yarn_beta_slow",
 )  # fmt: skip
 ENGINE_NAMES = ("kv_type", "speculate")
 F = TypeVar("F", bound=Callable[..., Any])
@@ -79,6 +80,26 @@ def load_options(function: F) -> F:
         function,
         click.option("--threads", "num_threads", type=int, help="CPU threads; physical cores."),
         click.option("--ctx", "context_tokens", type=int, help="Context in tokens; the model's."),
+        click.option(
+            "--device",
+            type=click.Choice(DEVICES),
+            default="auto",
+            help="Where all but the experts is computed; a CUDA card if there is one.",
+        ),
+        click.option("--vram", metavar="SIZE", help="Of the card's memory, 20GiB; what is free."),
+        click.option(
+            "--place",
+            multiple=True,
+            metavar="REGEX=cpu|cuda",
+            help="Where tensors of such names are; the first that matches counts; repeatable.",
+        ),
+        click.option(
+            "--defer",
+            type=int,
+            default=0,
+            metavar="N",
+            help="Add a token's N least weighted experts one layer later; changes answers.",
+        ),
         click.option("--expert-ram", metavar="SIZE", help="RAM for experts, 12GiB; what is free."),
         click.option(
             "--expert-prefetch",

@@ -20,6 +20,8 @@ __all__ = ["Plan", "Problem", "Tier", "activation_bytes", "plan_experts"]
 GIB = 1 << 30
 RAM_RESERVE_BYTES = 1 * GIB  # Python, torch, vocabulary, allocators
 VRAM_RESERVE_BYTES = 1 * GIB  # CUDA context, libraries' workspaces, fragmentation
+GRAPH_BYTES = 256 << 20  # of VRAM: intermediate numbers of captured steps
+_PASSING_SLOTS = 2  # of VRAM: experts of a prompt that only pass by (experts.link_pipe)
 _PAGE_TOKENS = 64  # latents come in pages
 _LOGIT_ROWS = 8  # running answers of a step
 
@@ -34,9 +36,10 @@ class Problem:
     kv_tokens: int  # latents held, of all conversations
     kv_token_bytes: int  # of one token, all layers
     step_tokens: int = 512  # tokens of one step, at most
+    num_pinned: int = 0  # experts that are to be in VRAM for good
 
     def __post_init__(self) -> None:
-        for name in ("ram_bytes", "vram_bytes", "kv_tokens", "kv_token_bytes"):
+        for name in ("ram_bytes", "vram_bytes", "kv_tokens", "kv_token_bytes", "num_pinned"):
             value = getattr(self, name)
             if value < 0:
                 raise ConfigError(f"{name}={value}: expected a number from 0 on")
@@ -115,7 +118,12 @@ class Plan:
         """Sentences on what will not work well."""
         cycle = self.problem.sizes.token_cycle
         said = []
-        if self.vram and self.num_experts and self.cycle_ratio(self.num_vram_slots) < 1:
+        if self.vram and (types := self.problem.sizes.types_without_slots):
+            said.append(
+                f"VRAM: no experts are kept there, since {', '.join(types)} has no kernel for a"
+                " card: the CPU computes all of them."
+            )
+        elif self.vram and self.num_experts and self.cycle_ratio(self.num_vram_slots) < 1:
             said.append(
                 f"VRAM: {self.num_vram_slots} slots are less than the {cycle} experts that one"
                 " token uses: only a policy that knows the layers hits there, and seldom."
@@ -134,19 +142,28 @@ def plan_experts(problem: Problem) -> Plan:
     total = config.num_experts * config.num_moe_layers
     sized = sizes.expert_bytes
     slot_bytes = sizes.slot_bytes
-    core = [
-        ("weights that every token uses", sizes.dense_bytes),
-        (f"latents of {problem.kv_tokens} tokens", problem.kv_bytes),
-        ("activations", activation_bytes(config, problem.step_tokens)),
-    ]
+    latents = (f"latents of {problem.kv_tokens} tokens", problem.kv_bytes)
+    activations = ("activations", activation_bytes(config, problem.step_tokens))
     vram = None
     if problem.vram_bytes:
-        parts = (*core, ("reserve", VRAM_RESERVE_BYTES))
-        vram = _fill("VRAM", problem, problem.vram_bytes, parts, total, slot_bytes)
+        has_slots = bool(total) and not sizes.types_without_slots
+        parts: tuple[tuple[str, int], ...] = (
+            ("weights that every token uses", sizes.card_bytes),
+            latents,
+            activations,
+            ("graphs", GRAPH_BYTES),
+            ("experts that pass by", _PASSING_SLOTS * slot_bytes if has_slots else 0),
+            ("reserve", VRAM_RESERVE_BYTES),
+        )
+        room = total if has_slots else 0
+        vram = _fill("VRAM", problem, problem.vram_bytes, parts, room, slot_bytes)
     in_vram = vram.num_experts if vram else 0
+    if in_vram < problem.num_pinned:
+        raise ConfigError(_too_few_slots(problem, in_vram))
     embedding = 0 if sizes.is_tied and not vram else sizes.embedding_bytes
+    core = (("weights that every token uses", sizes.dense_bytes), latents, activations)
     parts = (
-        *(() if vram else core),
+        *((("weights left to the CPU", sizes.left_bytes),) if vram else core),
         ("embedding", embedding),
         ("reserve", RAM_RESERVE_BYTES),
     )
@@ -187,6 +204,14 @@ def _fill(
         raise ConfigError(_refusal(name, problem, budget, parts))
     slots = min(num_experts, (budget - need) // slot_bytes) if slot_bytes else 0
     return Tier(name, budget, parts, slots, slots * slot_bytes)
+
+
+def _too_few_slots(problem: Problem, num_slots: int) -> str:
+    missing = (problem.num_pinned - num_slots) * problem.sizes.slot_bytes
+    return (
+        f"VRAM: {problem.num_pinned} experts are to be placed there for good, {num_slots} fit:"
+        f" place fewer layers' experts on cuda, or raise --vram by {missing / GIB + 0.005:.2f} GiB"
+    )
 
 
 def _refusal(name: str, problem: Problem, budget: int, parts: tuple[tuple[str, int], ...]) -> str:

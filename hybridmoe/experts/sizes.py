@@ -3,7 +3,7 @@
 Pure: takes tensors (their names, types, shapes and sizes) and the configuration, no data.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from math import prod
 from typing import NamedTuple
@@ -15,7 +15,13 @@ from hybridmoe.errors import GGUFError
 from hybridmoe.gguf.accounting import TensorLike
 from hybridmoe.gguf.names import parse_name, part_of
 
-__all__ = ["ModelSizes", "Part", "sizes_of"]
+__all__ = ["CARD_EXPERT_TYPES", "CARD_TYPES", "ModelSizes", "Part", "sizes_of"]
+
+# What a card's kernels take (kernels.triton.matrix), which this cannot import.
+CARD_EXPERT_TYPES = frozenset(
+    GGMLQuantizationType[name] for name in ("BF16", "F16", "Q4_0", "Q8_0", "Q4_K", "Q5_K", "Q6_K")
+)
+CARD_TYPES = CARD_EXPERT_TYPES | {GGMLQuantizationType.F32}
 
 
 class Part(NamedTuple):
@@ -37,6 +43,14 @@ class ModelSizes:
     dense: tuple[Part, ...]  # all else that every token uses, but its routed experts
     experts: tuple[tuple[Part, ...], ...]  # of each MoE layer: one expert
     slot_bytes: int  # room for any layer's expert: its largest gate, up and down
+    card_bytes: int  # of head and dense, as a card would have them: without a kernel, as bfloat16
+    left_bytes: int = 0  # of head and dense: what is to be left to the CPU
+
+    @property
+    def types_without_slots(self) -> tuple[str, ...]:
+        """Names of the routed experts' types for which a card has no kernel."""
+        types = {part.type for parts in self.experts for part in parts}
+        return tuple(sorted(type.name for type in types - CARD_EXPERT_TYPES))
 
     @property
     def dense_bytes(self) -> int:
@@ -63,9 +77,18 @@ class ModelSizes:
         return self.config.num_moe_layers * self.config.top_k
 
 
-def sizes_of(tensors: Iterable[TensorLike], config: ModelConfig) -> ModelSizes:
-    """Sum up a model's tensors. Raises GGUFError where routed experts are missing."""
+def sizes_of(
+    tensors: Iterable[TensorLike],
+    config: ModelConfig,
+    is_on_cpu: Callable[[str], bool] = lambda name: False,
+) -> ModelSizes:
+    """Sum up a model's tensors.
+
+    is_on_cpu: of a tensor's name, whether it is to be left to the CPU if there is a card.
+    Errors: GGUFError where routed experts are missing.
+    """
     c = config
+    card_bytes = left_bytes = 0
     embedding_bytes = 0
     embedding: list[Part] = []
     head: list[Part] = []
@@ -78,6 +101,11 @@ def sizes_of(tensors: Iterable[TensorLike], config: ModelConfig) -> ModelSizes:
         kind = part_of(role)
         if layer is not None and layer >= c.num_layers:
             continue
+        is_dense = kind not in ("embedding", "routed experts")
+        if is_dense and is_on_cpu(tensor.name):
+            left_bytes += tensor.num_bytes
+        elif is_dense:
+            card_bytes += _card_bytes(part)
         if kind == "embedding":
             embedding_bytes += tensor.num_bytes
             embedding.append(part)
@@ -96,6 +124,8 @@ def sizes_of(tensors: Iterable[TensorLike], config: ModelConfig) -> ModelSizes:
             raise GGUFError(
                 f"blk.{layer}: {len(parts)} tensors of routed experts, expected 3 (gate, up, down)"
             )
+    if not head:
+        card_bytes += sum(_card_bytes(part) for part in embedding)
     return ModelSizes(
         config=c,
         embedding_bytes=embedding_bytes,
@@ -104,7 +134,13 @@ def sizes_of(tensors: Iterable[TensorLike], config: ModelConfig) -> ModelSizes:
         dense=_by_type(dense),
         experts=tuple(_by_type(parts) for parts in experts.values()),
         slot_bytes=sum(largest.values()),
+        card_bytes=card_bytes,
+        left_bytes=left_bytes,
     )
+
+
+def _card_bytes(part: Part) -> int:
+    return part.num_bytes if part.type in CARD_TYPES else 2 * part.num_params
 
 
 def _by_type(parts: Iterable[Part]) -> tuple[Part, ...]:

@@ -1,0 +1,54 @@
+"""`--place`: patterns over tensor names."""
+
+import pytest
+
+from hybridmoe.errors import ConfigError
+from hybridmoe.experts.placing import DeviceOptions, Placing
+
+NAMES = [
+    f"blk.{layer}.{part}.weight"
+    for layer in range(12)
+    for part in ("attn_output", "ffn_gate_exps", "ffn_up_exps", "ffn_down_exps")
+] + ["output.weight"]
+
+
+def test_the_first_pattern_that_matches_decides() -> None:
+    placing = Placing([r"blk\.1\.=cpu", r"attn=cuda", r"blk=cpu", "a=b=cuda"])
+    assert placing.target("blk.1.attn_output.weight") == "cpu"
+    assert placing.target("blk.10.attn_output.weight") == "cuda"
+    assert placing.target("blk.10.ffn_up_exps.weight") == "cpu"
+    assert placing.target("output.weight") is None
+    assert placing.unused(NAMES) == ["a=b=cuda"]
+
+
+def test_a_pattern_that_another_one_hides_is_unused() -> None:
+    assert Placing(["blk=cpu", r"blk\.3=cuda"]).unused(NAMES) == [r"blk\.3=cuda"]
+
+
+def test_experts_are_pinned_by_layers() -> None:
+    assert Placing([r"blk\.[0-2]\.ffn_.*_exps=cuda"]).pinned_layers(NAMES) == {0, 1, 2}
+    assert Placing(["exps=cpu"]).pinned_layers(NAMES) == set()
+    with pytest.raises(ConfigError, match=r"of blk.0 there is only ffn_up_exps on cuda"):
+        Placing(["ffn_up_exps=cuda"]).pinned_layers(NAMES)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("blk", "expected REGEX=cpu or REGEX=cuda"),
+        ("blk=gpu", "expected REGEX=cpu or REGEX=cuda"),
+        ("=cpu", "expected REGEX=cpu or REGEX=cuda"),
+        ("blk(=cpu", "unterminated"),
+    ],
+)
+def test_what_is_no_pattern_is_one_line(text: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message) as caught:
+        DeviceOptions(place=(text,))
+    assert "\n" not in str(caught.value)
+
+
+def test_sizes_and_counts_are_checked() -> None:
+    with pytest.raises(ConfigError, match="vram=0"):
+        DeviceOptions(vram_bytes=0)
+    with pytest.raises(ConfigError, match="defer=-1"):
+        DeviceOptions(num_deferred=-1)
