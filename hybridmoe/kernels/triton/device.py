@@ -137,7 +137,12 @@ class CudaDevice:
             function()
         torch.cuda.current_stream(self.torch).wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self._pool, stream=stream):
+        with torch.cuda.graph(
+            graph,
+            self._pool,
+            stream,
+            capture_error_mode="thread_local",  # a thread of uploads goes on with its own stream
+        ):
             function()
         self._pool = graph.pool()
         return graph.replay
