@@ -182,6 +182,14 @@ def test_a_prompt_shares_its_experts_out(k2: ModelSizes) -> None:
     assert by_cpu.tokens_per_s < speeds[2]
 
 
+def test_types_without_a_kernel_on_the_card_are_the_cpus(k2: ModelSizes) -> None:
+    odd = replace(k2, experts=tuple((Part(Q.IQ1_S, 1 << 20, 1 << 18),) for _ in k2.experts))
+    plan = plan_of(odd, 700, 24)
+    with_gpu = prompt(plan, RATES, Hits(0, 1), 2048).seconds["experts"]
+    alone = prompt(plan_of(odd, 700), replace(RATES, gpu=None), Hits(0, 1), 2048)
+    assert with_gpu == pytest.approx(alone.seconds["experts"])
+
+
 def test_blocks_of_tokens_unpack_again(toy: ModelSizes) -> None:
     rates = rates_of("amx", dram=1e11, peak_ops=1e12)
     one = rates.multiply_s(Q.Q4_K, 1000, 96)

@@ -22,7 +22,7 @@ from hybridmoe.errors import ConfigError
 from hybridmoe.experts.placement import Plan
 from hybridmoe.experts.prefill_plan import costs_of, cpu_products_s, split
 from hybridmoe.experts.rates import DENSE_OVERHEAD, PROMPT_OVERHEAD, GpuRates, Rates
-from hybridmoe.experts.sizes import Part
+from hybridmoe.experts.sizes import CARD_EXPERT_TYPES, Part
 
 __all__ = ["Hits", "Step", "decode", "hits_of", "prompt"]
 
@@ -233,10 +233,10 @@ def _experts_of_step(
 ) -> float:
     """Seconds of one layer's experts for many tokens, as many of each expert.
 
-    With a GPU, shared out as the executor does it: prefill_plan.py.
+    With a GPU that has kernels for them, shared out as the executor does it: prefill_plan.py.
     """
     num_pairs = num_tokens * c.top_k
-    if gpu is None:
+    if gpu is None or any(part.type not in CARD_EXPERT_TYPES for part in parts):
         return touched * cpu_products_s(parts, rates, num_pairs / touched)
     num_experts = max(1, round(touched))
     counts = [num_pairs / num_experts] * num_experts
