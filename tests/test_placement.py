@@ -156,7 +156,7 @@ def test_what_has_no_kernel_on_a_card_is_twice_as_large_there_and_experts_have_n
     outline = read_outline(write_k2(tmp_path / "k2.gguf"))
     plain = sizes_of(outline.tensors, outline.config)
     tensors = [
-        replace(t, type=Type.Q5_1) if t.name == "blk.0.attn_output.weight" else t
+        replace(t, type=Type.IQ3_S) if t.name == "blk.0.attn_output.weight" else t
         for t in with_expert_type(outline.tensors, "IQ2_XXS")
     ]
     sizes = sizes_of(tensors, outline.config)

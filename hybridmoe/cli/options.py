@@ -9,8 +9,7 @@ from typing import Any, TypeVar
 
 import click
 
-from hybridmoe.config import KV_TYPES
-from hybridmoe.kernels.card import DEVICES
+from hybridmoe.config import DEVICES, KV_TYPES
 
 __all__ = [
     "ENGINE_NAMES",
