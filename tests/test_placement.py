@@ -166,7 +166,7 @@ def test_a_refusal_says_what_to_lower_and_by_how_much(k2: ModelSizes) -> None:
     assert plan(k2, 700, float(match[1]), 131072).num_vram_slots == 0
     with pytest.raises(ConfigError):
         plan(k2, 700, float(match[1]) - 0.02, 131072)
-    assert "leave --vram out" in text
+    assert "use --device cpu" in text
 
 
 def test_what_no_context_would_help_is_not_told_to_lower_it(k2: ModelSizes) -> None:

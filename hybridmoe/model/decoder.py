@@ -90,7 +90,7 @@ class Decoder:
         choices lie on the device.
         Errors: DiskError, DeviceError.
         """
-        with torch_threads(1), self.guard.watch(len(token_ids)):
+        with torch_threads(1), self.device.active(), self.guard.watch(len(token_ids)):
             ids = torch.tensor(token_ids, dtype=torch.int64)
             x = self.device.upload(gather_rows(self._embedding, ids))  # (T, H)
             turns = self.device.upload(self._rope.turns(_positions(spans)))
@@ -106,7 +106,7 @@ class Decoder:
     @torch.inference_mode()
     def logits(self, x: Tensor) -> Tensor:
         """Logits (T, V) f32, on the CPU, of final states (T, H)."""
-        with torch_threads(1), self.guard.watch(len(x)):
+        with torch_threads(1), self.device.active(), self.guard.watch(len(x)):
             return self.device.to_host(self.device.linear(self._norm(x), self._head))
 
     def _run(

@@ -4,6 +4,7 @@ Without a card, under Triton's interpreter, the same runs on the CPU, for tests.
 """
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -49,6 +50,10 @@ class CudaDevice:
         self.converted: list[str] = []  # tensors whose type has no kernel here: now bf16
         self.left: list[str] = []  # tensors on the CPU
         self._pool: Any = None  # of graphs' memory
+
+    def active(self) -> AbstractContextManager[object]:
+        """Which card is the current one is a matter of threads; streams and kernels go by it."""
+        return torch.cuda.device(self.torch) if self.torch.type == "cuda" else nullcontext()
 
     @property
     def is_capturable(self) -> bool:
@@ -142,7 +147,12 @@ class CudaDevice:
             function()
         torch.cuda.current_stream(self.torch).wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self._pool, stream=stream):
+        with torch.cuda.graph(
+            graph,
+            self._pool,
+            stream,
+            capture_error_mode="thread_local",  # a thread of uploads goes on with its own stream
+        ):
             function()
         self._pool = graph.pool()
         return graph.replay
