@@ -54,7 +54,7 @@ peers: build  ## kt-kernel, for bench_expert_forward.py; without its own, older 
 
 # The extension with AddressSanitizer and UBSan, beside the normal one, under the tests that run it.
 # Python itself is not instrumented, so the runtime libraries must be loaded first; leaks are Python's.
-ASAN_TESTS := attention decoder dequantize expert_ffn isa linear machine numa rope router thread_pool \
+ASAN_TESTS := attention decoder dequantize expert_ffn isa linear machine numa rope router streams thread_pool \
               tiles topology
 ASAN_ENV   := ASAN_OPTIONS=detect_leaks=0 LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) \
               $$($(CXX) -print-file-name=libstdc++.so)"

@@ -33,10 +33,9 @@ from bench._hybrid_run import (
 from bench.synthetic import K2_SLICE, Shape, write_synthetic
 from hybridmoe.experts.cost import Hits
 from hybridmoe.experts.cost import decode as predict
+from hybridmoe.experts.link_rates import with_cpu
 from hybridmoe.experts.placement import Plan
-from hybridmoe.experts.rates import GpuRates, Rates, rates_of
-from hybridmoe.kernels import isa
-from hybridmoe.machine import measure
+from hybridmoe.experts.rates import GpuRates, Rates
 
 # What must hold.
 OVERLAP, INSIDE, GEMV_SHARE = 0.9, 0.95, 0.8
@@ -92,7 +91,9 @@ def main(
                 Row(f"one token {name} {num_rows}x{cols}", found, "GB/s", copied, None, least)
             )
         about: dict[str, Any] = describe_card() | {"file": f"{experts} experts {expert_type}"}
-        rows += decode_rows(path, num_decode, defer, rates_now(copied, link), about)
+        rows += decode_rows(
+            path, num_decode, defer, with_cpu(GpuRates.assumed(copied, 100.0, link)), about
+        )
         rows += prompt_rows(path, prompts)
     target = Path(out) if out else RESULTS / f"{machine()['date']}_hybrid.json"
     print_report(rows, about=about, out=None if out is None else target)
@@ -180,19 +181,6 @@ def vram_bytes(plan: Plan, num_slots: int) -> int:
     """A budget in which the planner finds room for so many slots."""
     assert plan.vram is not None
     return plan.vram.used_bytes - plan.vram.expert_bytes + num_slots * plan.slot_bytes
-
-
-def rates_now(copied_gbs: float, link_gbs: float) -> Rates:
-    """The CPU as it is measured now; the card as `hybridmoe plan` assumes."""
-    limits = measure(quick=True)
-    tiles = limits.amx_bf16 if isa.active() == "amx" else None
-    return rates_of(
-        isa.active(),
-        dram=limits.read.all,
-        peak_ops=(tiles or limits.int8).all,
-        float_ops=limits.float32.all,
-        gpu=GpuRates.assumed(copied_gbs, 100.0, link_gbs),
-    )
 
 
 if __name__ == "__main__":

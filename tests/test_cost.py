@@ -159,6 +159,37 @@ def test_fewer_experts_where_a_trace_says_so(toy: ModelSizes) -> None:
     assert skewed.read_bytes["RAM"] == pytest.approx(uniform.read_bytes["RAM"] - 2 * 1000)
 
 
+def test_a_card_expands_the_keys_of_a_prompt_by_hand(toy: ModelSizes) -> None:
+    """Two steps of 20 tokens, the second over 40 positions; a step of 10 stays in latent space."""
+    gpu = GpuRates(read=1e15, ops=1e6, pcie=1e15, copy=1e15)
+    rates = Rates("avx512", dram=ONE_MB, ops=1e6, attention_ops=1e6, gpu=gpu)
+    c, layers = toy.config, 2
+    expanded = 2 * c.num_heads * (c.nope_dim + c.rope_dim + c.v_dim) * 40 * 41 / 2
+    expanded += 2 * c.num_heads * c.kv_lora_rank * (c.nope_dim + c.v_dim) * (20 + 40)
+    step = prompt(plan_of(toy, 2000, 40, step_tokens=20), rates, Hits(1, 0), 40)
+    assert step.seconds["attention"] == pytest.approx(PROMPT_OVERHEAD * layers * expanded / 1e6)
+    latent = 2 * c.num_heads * (2 * c.kv_lora_rank + c.rope_dim) * 10 * 11 / 2
+    step = prompt(plan_of(toy, 2000, 40, step_tokens=20), rates, Hits(1, 0), 10)
+    assert step.seconds["attention"] == pytest.approx(PROMPT_OVERHEAD * layers * latent / 1e6)
+
+
+def test_a_prompt_shares_its_experts_out(k2: ModelSizes) -> None:
+    """Longer steps stream the same bytes for more tokens."""
+    plans = [plan_of(k2, 700, 24, step_tokens=n) for n in (512, 2048, 8192)]
+    speeds = [prompt(plan, RATES, hits_of(plan), 32768).tokens_per_s for plan in plans]
+    assert speeds[2] > 1.3 * speeds[1] > 1.6 * speeds[0]
+    by_cpu = prompt(plans[2], replace(RATES, gpu=replace(GPU, pcie=1.0)), hits_of(plans[2]), 32768)
+    assert by_cpu.tokens_per_s < speeds[2]
+
+
+def test_types_without_a_kernel_on_the_card_are_the_cpus(k2: ModelSizes) -> None:
+    odd = replace(k2, experts=tuple((Part(Q.IQ1_S, 1 << 20, 1 << 18),) for _ in k2.experts))
+    plan = plan_of(odd, 700, 24)
+    with_gpu = prompt(plan, RATES, Hits(0, 1), 2048).seconds["experts"]
+    alone = prompt(plan_of(odd, 700), replace(RATES, gpu=None), Hits(0, 1), 2048)
+    assert with_gpu == pytest.approx(alone.seconds["experts"])
+
+
 def test_blocks_of_tokens_unpack_again(toy: ModelSizes) -> None:
     rates = rates_of("amx", dram=1e11, peak_ops=1e12)
     one = rates.multiply_s(Q.Q4_K, 1000, 96)

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import closeness
 import numpy as np
@@ -10,10 +11,13 @@ import torch
 from gguf import GGMLQuantizationType as T
 from random_weights import random_matrix
 from torch import Tensor
+from watched_streams import Watch, WatchedStream
 
+from hybridmoe import _C
 from hybridmoe.errors import ConfigError, HybridMoeError
 from hybridmoe.experts.backends import CpuExperts, ExpertWeights
 from hybridmoe.experts.policy import CacheShape, make_policy
+from hybridmoe.experts.rates import GpuRates, Rates
 from hybridmoe.kernels.device import Pending
 from hybridmoe.kernels.streams import FakeStream
 
@@ -22,7 +26,9 @@ pytest.importorskip("triton", reason="needs triton (pip install hybridmoe[cuda])
 import triton_bounds
 
 from hybridmoe.experts.card_slots import CardSlots, slot_layouts
-from hybridmoe.experts.hybrid import HybridExperts
+from hybridmoe.experts.hybrid import HybridExperts, _Memory
+from hybridmoe.experts.prefill import HeldExperts, StreamedExperts, Streams
+from hybridmoe.kernels.triton.one_expert import add_expert
 from hybridmoe.kernels.triton.runtime import IS_INTERPRETED
 
 pytestmark = [
@@ -281,6 +287,35 @@ def test_a_prefill_executor_has_the_steps_of_many_tokens(bench: MakeBench) -> No
     assert prefill.num_closed == 1
 
 
+def test_prompts_are_streamed_beside_what_is_in_slots(bench: MakeBench) -> None:
+    made = bench([0, 1, 8, 9, 16], is_lazy=True)
+    slots = made.slots
+    assert slots is not None
+    gpu = GpuRates(read=1e9, ops=1e12, pcie=1e15, copy=1e15, copy_cpu=0.0, expert_s=0.0)
+    prefill = StreamedExperts(
+        LAYERS,
+        slot_layouts(LAYERS),
+        add_expert,
+        Rates("avx512", dram=1e8, ops=1e8, attention_ops=1e8, gpu=gpu),
+        Streams(made.main, made.host, FakeStream(is_lazy=True)),
+        CPU,
+        max_tokens=20,
+        top_k=TOP_K,
+        held=HeldExperts(slots.slots, slots.cache.table.numpy()),
+    )
+    made.experts = HybridExperts(
+        LAYERS, TOP_K, made.main, made.host, CPU, slots=slots, prefill=prefill
+    )
+    inputs = [make_inputs(20, layer) for layer in LAYERS]
+    made.experts.begin_step(20)
+    for layer, given in zip(LAYERS, inputs, strict=True):
+        got, want = made.experts.submit(layer, *given)(), CpuExperts(LAYERS).submit(layer, *given)()
+        assert (got - want).norm() < 0.03 * want.norm(), "int8 against bfloat16 activations"
+    made.experts.end_step()
+    assert prefill.tally.held == 5 and prefill.tally.streamed > 0
+    made.step([make_inputs(2, layer) for layer in LAYERS])
+
+
 def deferred_step(bench: Bench, inputs: Sequence[Inputs]) -> list[Tensor]:
     """As a model does it that adds a token's last expert one layer later."""
     bench.experts.begin_step(len(inputs[0][0]))
@@ -412,6 +447,67 @@ def test_repeated_work_is_heard_of_like_the_first(bench: MakeBench) -> None:
     heard = [s.counters.hits + s.counters.misses for s in (before, after)]
     used = [len(set(ids.flatten().tolist()) - {-1}) for _, ids, _ in others]
     assert heard[1] - heard[0] == sum(used)
+
+
+def watched(monkeypatch: pytest.MonkeyPatch, deaf: str = "") -> None:
+    """Two steps with deferral, every use of memory noted; `deaf` does not wait."""
+    watch = Watch()
+    main, host, copy = (
+        WatchedStream(watch, n, is_deaf=n == deaf) for n in ("main", "host", "copy")
+    )
+    kept: list[object] = []  # memory that is used again after its end would look like a race
+    compute, make_call = CardSlots.compute, _Memory.make_call
+
+    def noted_compute(slots: CardSlots, layer: int, x: Tensor, ids: Tensor, w: Tensor) -> Tensor:
+        out = compute(slots, layer, x, ids, w)
+        watch.note("main", "products", (x, ids, w, slots.cache.device_table), (out,))
+        kept.append(out)
+        return out
+
+    def noted_call(memory: _Memory, index: int, part: int, *rest: Any) -> _C.HostExpertCall:
+        call, lent = make_call(memory, index, part, *rest), memory._of(index, part)
+        watch.calls[id(call)] = ([lent.x, lent.weights, memory.ids[index, part]], [lent.out])
+        return call
+
+    monkeypatch.setattr(CardSlots, "compute", noted_compute)
+    monkeypatch.setattr(_Memory, "make_call", noted_call)
+    slots = CardSlots(LAYERS, TOP_K, 4, main, copy, CPU, uploads_per_step=4)
+    experts = HybridExperts(LAYERS, TOP_K, main, host, CPU, slots=slots)
+    owed: Pending | None = None
+
+    def add(pending: Pending) -> None:
+        before = [lent for lent in experts._decoding._lent if lent.owner is not None]
+        pending()
+        taken = tuple(lent.result for lent in before if lent.owner is None)
+        assert len(taken) == 1
+        watch.note("main", "sum", taken)
+
+    for step in range(2):
+        experts.begin_step(2)
+        for layer in LAYERS:
+            given = make_inputs(2, layer + 10 * step)
+            watch.note("main", "states", writes=given)
+            now, later = (experts.submit(layer, *given) for _ in range(2))
+            kept.append(given)
+            for pending in (owed, now):
+                if pending is not None:
+                    add(pending)
+            owed = later
+        assert owed is not None
+        add(owed)
+        owed = None
+        experts.end_step()
+    slots.close()
+
+
+def test_nothing_races(monkeypatch: pytest.MonkeyPatch) -> None:
+    watched(monkeypatch)
+
+
+@pytest.mark.parametrize("deaf", ["main", "host"])
+def test_a_stream_that_forgets_to_wait_races(deaf: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(AssertionError, match="race"):
+        watched(monkeypatch, deaf)
 
 
 def test_the_cpus_calls_say_when_they_ran(bench: MakeBench) -> None:

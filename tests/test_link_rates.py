@@ -14,13 +14,14 @@ from hybridmoe.experts.prefill import Streams
 from hybridmoe.experts.prefill_plan import costs_of
 from hybridmoe.experts.rates import GpuRates, rates_of
 from hybridmoe.experts.sizes import Part
-from hybridmoe.kernels import ops
+from hybridmoe.kernels import isa, ops
 from hybridmoe.kernels.streams import FakeStream
+from hybridmoe.machine import Limits, Rate
 
 pytest.importorskip("triton", reason="needs triton (pip install hybridmoe[cuda])")
 
 from hybridmoe.experts import link_rates
-from hybridmoe.experts.link_rates import FEW_TOKENS, MANY_TOKENS, measure_card
+from hybridmoe.experts.link_rates import FEW_TOKENS, MANY_TOKENS, measure_card, with_cpu
 from hybridmoe.kernels.triton.one_expert import add_expert, layout_of
 from hybridmoe.kernels.triton.runtime import IS_INTERPRETED
 
@@ -89,6 +90,18 @@ def test_tokens_that_cost_nothing_have_a_finite_rate(monkeypatch: pytest.MonkeyP
     got = measure_card(LAYER, LAYOUT, machine.add_expert, streams, CPU, clock=machine.clock)
     assert got.ops == pytest.approx(3e6 * MANY_TOKENS)  # they took no longer than weights do
     assert FEW_TOKENS < MANY_TOKENS
+
+
+def test_the_cpus_rates_are_measured_with_its_own_kernels(
+    monkeypatch: pytest.MonkeyPatch, each_isa: None
+) -> None:
+    gpu, kernels = GpuRates(read=1.0, ops=1.0, pcie=1.0), isa.active()
+    rate = {name: Rate(1.0, 1e9 * n) for n, name in enumerate(("read", "int8", "float32"), 1)}
+    tiles = {"amx_int8": Rate(1.0, 5e9), "amx_bf16": Rate(1.0, 4e9)} if kernels == "amx" else {}
+    monkeypatch.setattr(link_rates, "measure", lambda *, quick: Limits(**rate, **tiles))
+    peak = 4e9 if kernels == "amx" else 2e9
+    want = rates_of(kernels, dram=1e9, peak_ops=peak, float_ops=3e9, gpu=gpu)
+    assert with_cpu(gpu) == want
 
 
 @pytest.mark.skipif(not IS_INTERPRETED, reason="streams here are not a card's")

@@ -1,5 +1,6 @@
 """Prompts on the CPU and a card at once: Triton's interpreter, and stand-ins for streams."""
 
+import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
@@ -10,18 +11,20 @@ import pytest
 import torch
 from gguf import GGMLQuantizationType as T
 from random_weights import random_matrix
-from triton_bounds import U, chopped, sum_bound
+from triton_bounds import U, expert_of_rows
 from watched_streams import Watch, WatchedEvent, WatchedStream
 
 from hybridmoe.errors import HybridMoeError
 from hybridmoe.experts.backends import CpuExperts, ExpertWeights
+from hybridmoe.experts.policy import CacheShape, make_policy
 from hybridmoe.experts.rates import GpuRates, Rates
-from hybridmoe.kernels.matrix import QuantMatrix
 from hybridmoe.kernels.streams import Event, FakeStream, Stream
 
 pytest.importorskip("triton", reason="needs triton (pip install hybridmoe[cuda])")
 
 from hybridmoe.experts import link_pipe
+from hybridmoe.experts.card_slots import CardSlots
+from hybridmoe.experts.hybrid import HybridExperts
 from hybridmoe.experts.prefill import (
     AddExpert,
     HeldExperts,
@@ -30,7 +33,6 @@ from hybridmoe.experts.prefill import (
     pieces_of,
 )
 from hybridmoe.kernels.triton.one_expert import add_expert, layout_of
-from hybridmoe.kernels.triton.product import MAX_GEMV_TOKENS
 from hybridmoe.kernels.triton.runtime import IS_INTERPRETED
 
 pytestmark = pytest.mark.skipif(not IS_INTERPRETED, reason="bounds are those of the interpreter")
@@ -126,41 +128,6 @@ def make() -> Iterator[Make]:
         experts.close()
 
 
-def by_card(
-    layer: int, expert: int, x: torch.Tensor, factor: torch.Tensor
-) -> tuple[closeness.Array, closeness.Array]:
-    """One expert's part of its tokens' result, and how far the card's may be off.
-
-    Roundings of weights and states to bfloat16 are modelled, as triton_bounds.py says; those of
-    hidden activations take 2^-7 of them at most, and of a result above 16 tokens 2^-8.
-    |silu'| < 1.1, and a few roundings make 8 u of the hidden activations.
-    """
-    tokens, experts = len(x), LAYERS[layer]
-    has_bf16, has_slabs = tokens > 1, tokens > MAX_GEMV_TOKENS
-
-    def product(w: QuantMatrix, x: closeness.Array, error: closeness.Array | float) -> Any:
-        one = w.slice(expert, expert + 1)
-        weights, offset = closeness.weights(one)[0], closeness.offsets(one)[0]
-        size = (np.abs(x) + error) @ (np.abs(weights - offset) + np.abs(offset)).T
-        if has_bf16:
-            weights = chopped(weights.astype(np.float32))
-        y = x @ weights.T
-        bound = sum_bound(w.cols, size) + np.broadcast_to(error, x.shape) @ np.abs(weights).T
-        return y, bound + has_slabs * 2.0**-8 * (np.abs(y) + bound)
-
-    states = x.double().numpy()
-    if has_bf16:
-        states = x.bfloat16().double().numpy() if has_slabs else chopped(x.numpy())
-    gate, gate_bound = product(experts.gate, states, 0.0)
-    up, up_bound = product(experts.up, states, 0.0)
-    silu = gate / (1 + np.exp(-gate))
-    bound = 1.1 * gate_bound * (np.abs(up) + up_bound) + np.abs(silu) * up_bound
-    bound += 8 * U * np.abs(silu * up)
-    bound += has_bf16 * 2.0**-7 * (np.abs(silu * up) + bound)
-    y, bound = product(experts.down, silu * up, bound)
-    return factor.double().numpy() * y, factor.double().numpy() * bound
-
-
 def check(
     experts: StreamedExperts,
     layer: int,
@@ -178,10 +145,11 @@ def check(
     bound, size = np.full(want.shape, 2.0**-140), np.abs(want)
     for expert in plan.card:
         rows, place = np.nonzero(ids.numpy() == expert)
-        y, error = by_card(layer, expert, x[rows], weights[rows, place][:, None])
-        want[rows] += y
-        bound[rows] += error
-        size[rows] += np.abs(y) + error
+        factor = weights.double().numpy()[rows, place][:, None]
+        y, error = expert_of_rows(LAYERS[layer], expert, x.numpy()[rows])
+        want[rows] += factor * y
+        bound[rows] += factor * error
+        size[rows] += factor * (np.abs(y) + error)
     closeness.assert_close(got, want, bound + (EXPERTS + 2) * U * size, f"layer {layer}, {plan}")
 
 
@@ -282,6 +250,36 @@ def test_an_id_that_is_none_is_said_after_the_step(make: Make) -> None:
         experts.check()
     experts.submit(3, x, ids, weights)()
     experts.check()
+
+
+@pytest.mark.parametrize("is_lazy", [True, False], ids=["lazy", "eager"])
+def test_a_models_executor_uses_the_cards_slots_in_prompts_too(make: Make, is_lazy: bool) -> None:
+    """Prompts before and after the experts that they use have come to the slots."""
+    main, host = FakeStream(is_lazy=False, is_current=True), FakeStream(is_lazy=is_lazy)
+    copy, num_slots = FakeStream(is_lazy=is_lazy), 4
+    shape = CacheShape(len(LAYERS), EXPERTS, num_slots, TOP_K)
+    policy = make_policy("lru", shape)
+    slots = CardSlots(LAYERS, TOP_K, num_slots, main, copy, CPU, policy=policy)
+    streams = Streams(main, host, FakeStream(is_lazy=is_lazy))
+    both = HeldExperts(slots.slots, slots.cache.table.numpy())
+    prompts = make(MIXED, streams, held=both)
+    experts = HybridExperts(LAYERS, TOP_K, main, host, CPU, slots=slots, prefill=prompts)
+    for step in range(4):
+        experts.begin_step(TOKENS)
+        for layer in LAYERS:
+            x, ids, weights = inputs(layer)
+            got = experts.submit(layer, x, ids, weights)()
+            check(prompts, layer, x, ids, weights, got)
+        experts.end_step()
+        copy.synchronize()
+        deadline = time.monotonic() + 10
+        while step == 0 and len(slots.cache.resident()) < 1 and time.monotonic() < deadline:
+            time.sleep(0.01)
+            copy.synchronize()
+            slots.cache.begin_step()
+    resident = slots.cache.resident()
+    assert prompts.tally.held > 0 and len(resident) > 0
+    experts.close()
 
 
 class DeafStream(FakeStream):

@@ -2,12 +2,14 @@
 
 from collections.abc import Sequence
 from itertools import product
+from pathlib import Path
 
 import numpy as np
 import pytest
 from gguf import GGMLQuantizationType as Q
 from hypothesis import given
 from hypothesis import strategies as st
+from k2_header import write_k2
 
 from hybridmoe.experts.prefill_plan import (
     ExpertCosts,
@@ -16,9 +18,11 @@ from hybridmoe.experts.prefill_plan import (
     costs_of,
     cpu_products_s,
     split,
+    step_tokens,
 )
 from hybridmoe.experts.rates import COPY_TRAFFIC, GpuRates, rates_of
 from hybridmoe.experts.sizes import Part
+from hybridmoe.gguf.outline import read_outline
 
 SIZE = 7168 * 2048
 Q4_EXPERT = (Part(Q.Q4_K, 2 * SIZE, 2 * SIZE * 9 // 16), Part(Q.Q6_K, SIZE, SIZE * 105 // 128))
@@ -136,6 +140,15 @@ def test_either_side_takes_all_where_the_other_is_slow() -> None:
 def test_one_step_less_where_activations_are_costly() -> None:
     costs = flat([1, 1], card=0.1, link=0.6)._replace(hand_over=5.0)
     assert split(costs, [False] * 2).cpu == ()
+
+
+@pytest.mark.parametrize(("gib", "want"), [(8, 1024), (16, 2048), (24, 4096), (80, 8192)])
+def test_steps_are_as_long_as_a_tenth_of_the_card_allows(
+    tmp_path: Path, gib: int, want: int
+) -> None:
+    c = read_outline(write_k2(tmp_path / "k2.gguf")).config
+    assert step_tokens(c, gib << 30) == want
+    assert step_tokens(c, 1 << 20) == 512
 
 
 def test_nothing_chosen_is_no_work() -> None:

@@ -22,7 +22,7 @@ from hybridmoe.errors import ConfigError
 from hybridmoe.experts.placement import Plan
 from hybridmoe.experts.prefill_plan import costs_of, cpu_products_s, split
 from hybridmoe.experts.rates import DENSE_OVERHEAD, PROMPT_OVERHEAD, GpuRates, Rates
-from hybridmoe.experts.sizes import Part
+from hybridmoe.experts.sizes import CARD_EXPERT_TYPES, Part
 
 __all__ = ["Hits", "Step", "decode", "hits_of", "prompt"]
 
@@ -31,6 +31,7 @@ HitCurve = Callable[[int], float]  # slots -> share of the chosen experts that a
 _MOST_SUMMED = (
     64  # of chosen experts; of more, a layer has about as many here and there as expected
 )
+_MOST_ABSORBED = 16  # tokens of a sequence; of more, a card expands keys and values
 _LATENT_SCORES = 2  # multiplications with a latent: one for its score, one for its value
 
 
@@ -232,10 +233,10 @@ def _experts_of_step(
 ) -> float:
     """Seconds of one layer's experts for many tokens, as many of each expert.
 
-    With a GPU, shared out as the executor does it: prefill_plan.py.
+    With a GPU that has kernels for them, shared out as the executor does it: prefill_plan.py.
     """
     num_pairs = num_tokens * c.top_k
-    if gpu is None:
+    if gpu is None or any(part.type not in CARD_EXPERT_TYPES for part in parts):
         return touched * cpu_products_s(parts, rates, num_pairs / touched)
     num_experts = max(1, round(touched))
     counts = [num_pairs / num_experts] * num_experts
@@ -249,11 +250,15 @@ def _attention(
     """Seconds, and bytes of latents read, of all layers: tokens at `start` and after."""
     c = plan.problem.sizes.config
     pairs = num_tokens * (start + (num_tokens + 1) / 2)
-    per_pair = 2 * c.num_heads * (_LATENT_SCORES * c.kv_lora_rank + c.rope_dim)
-    ops = c.num_layers * pairs * per_pair
+    if gpu and num_tokens > _MOST_ABSORBED:
+        expanding = 2 * c.kv_lora_rank * (c.nope_dim + c.v_dim) * (start + num_tokens)
+        ops = c.num_heads * (pairs * 2 * (c.qk_dim + c.v_dim) + expanding)
+    else:
+        ops = c.num_heads * pairs * 2 * (_LATENT_SCORES * c.kv_lora_rank + c.rope_dim)
     read = (start + num_tokens) * plan.problem.kv_token_bytes
     return max(
-        ops / (gpu.ops if gpu else rates.attention_ops), read / (gpu.read if gpu else rates.dram)
+        c.num_layers * ops / (gpu.ops if gpu else rates.attention_ops),
+        read / (gpu.read if gpu else rates.dram),
     ), read
 
 

@@ -8,7 +8,8 @@ Tests run it in Triton's interpreter with stand-ins for streams; it has not run 
 """
 
 from collections.abc import Mapping
-from typing import Protocol
+from contextlib import suppress
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import torch
@@ -18,11 +19,13 @@ from torch import Tensor
 from hybridmoe import _C
 from hybridmoe.errors import HybridMoeError
 from hybridmoe.experts.backends import ExpertWeights
-from hybridmoe.experts.card_slots import CardSlots
 from hybridmoe.experts.counters import ExpertStats
 from hybridmoe.experts.policy import PREFILL_TOKENS
 from hybridmoe.kernels.device import Pending
 from hybridmoe.kernels.streams import Stream, host_empty
+
+if TYPE_CHECKING:
+    from hybridmoe.experts.card_slots import CardSlots
 
 __all__ = ["HybridExperts", "PrefillExecutor"]
 
@@ -61,7 +64,7 @@ class HybridExperts:
         host: Stream,
         device: torch.device,
         *,
-        slots: CardSlots | None = None,
+        slots: "CardSlots | None" = None,
         prefill: PrefillExecutor | None = None,
     ) -> None:
         """layers: by their number in the model, ascending. main: where steps run. host: a stream
@@ -89,6 +92,9 @@ class HybridExperts:
         if self._is_open:  # a step that failed
             self._host.synchronize()
             self._take_errors()
+            if self._prefill is not None:
+                with suppress(HybridMoeError):
+                    self._prefill.check()
             self._is_open = False
         self._num_tokens, self._calls = num_tokens, {}
         self._memory = self._memory_for(num_tokens)

@@ -16,14 +16,16 @@ import torch
 from hybridmoe.experts.backends import ExpertWeights
 from hybridmoe.experts.link_pipe import COPY_THREADS, Piece, fill
 from hybridmoe.experts.prefill import AddExpert, Streams, pieces_of
-from hybridmoe.experts.rates import GpuRates
+from hybridmoe.experts.rates import GpuRates, Rates, rates_of
+from hybridmoe.kernels import isa
 from hybridmoe.kernels.streams import host_empty
 from hybridmoe.kernels.topology import num_threads
+from hybridmoe.machine import measure
 
 if TYPE_CHECKING:
     from hybridmoe.kernels.triton.experts import SlotLayout
 
-__all__ = ["measure_card"]
+__all__ = ["measure_card", "with_cpu"]
 
 _TURNS = 5  # the fastest counts: what else the machine does only ever slows it
 _REPEATS = 4  # of products in a turn, so that launches run ahead as they do in a prompt
@@ -81,6 +83,19 @@ def measure_card(
         copy=num_bytes / copy_s,
         copy_cpu=min(1.0, COPY_THREADS / num_threads()),
         expert_s=0.0,
+    )
+
+
+def with_cpu(gpu: GpuRates) -> Rates:
+    """The rates of this machine: a card's, and the CPU's as measured now, in about a second."""
+    limits, kernels = measure(quick=True), isa.active()
+    tiles = limits.amx_bf16 if kernels == "amx" else None
+    return rates_of(
+        kernels,
+        dram=limits.read.all,
+        peak_ops=(tiles or limits.int8).all,
+        float_ops=limits.float32.all,
+        gpu=gpu,
     )
 
 

@@ -18,12 +18,26 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from hybridmoe.config import ModelConfig
+from hybridmoe.experts.placement import activation_bytes
 from hybridmoe.experts.rates import COPY_TRAFFIC, GpuRates, Rates
 from hybridmoe.experts.sizes import Part
 
-__all__ = ["PLACES", "ExpertCosts", "Split", "card_finish", "costs_of", "cpu_products_s", "split"]
+__all__ = [
+    "PLACES",
+    "ExpertCosts",
+    "Split",
+    "card_finish",
+    "costs_of",
+    "cpu_products_s",
+    "split",
+    "step_tokens",
+]
 
 PLACES = 2  # staging buffers, and places on the card: one is filled while the other is used
+
+_STEPS = (512, 1024, 2048, 4096, 8192)  # tokens
+_ACTIVATION_SHARE = 0.1  # of a card's memory
 
 Seconds = NDArray[np.float64]
 
@@ -155,6 +169,16 @@ def cpu_products_s(parts: Sequence[Part], rates: Rates, num_tokens: float) -> fl
         )
         for part in parts
     )
+
+
+def step_tokens(c: ModelConfig, vram_bytes: int) -> int:
+    """Tokens of a prompt's step on a card: the most whose activations take a tenth of its memory.
+
+    A step streams the same bytes however long it is. Slots for experts that this costs are worth
+    less: docs/cuda.md has figures.
+    """
+    room = _ACTIVATION_SHARE * vram_bytes
+    return max((n for n in _STEPS if activation_bytes(c, n) <= room), default=_STEPS[0])
 
 
 def _card_products_s(parts: Sequence[Part], gpu: GpuRates, num_tokens: float) -> float:

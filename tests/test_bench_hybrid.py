@@ -1,19 +1,27 @@
-"""What the hybrid benchmark makes of a timeline, worked out by hand."""
+"""The hybrid benchmark without a card: timelines worked out by hand, and which ways it runs."""
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import pairwise
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
+from k2_header import write_k2
 from torch.profiler import DeviceType, ProfilerActivity, profile
 
-from bench._hybrid_run import decode, intervals_of, opened, prefill
-from bench._timeline import Call, Interval, Token, busy_s, merged, shares_of
+from bench import bench_hybrid
+from bench._hybrid_run import Decoded, decode, intervals_of, layout, opened, prefill
+from bench._timeline import Call, Interval, Shares, Token, busy_s, merged, shares_of
 from bench.bench_hybrid import main
 from hybridmoe.demo import demo_path
+from hybridmoe.experts.rates import GpuRates, rates_of
 
 
 def spans(*pairs: tuple[float, float]) -> list[Interval]:
@@ -97,3 +105,39 @@ def test_tokens_and_prompts_are_timed_through_the_engine() -> None:
         assert len(found.seconds) == 5 and found.tokens_per_s > 0
         assert found.hit_rate is None
         assert prefill(llm, 40) > 0
+
+
+def test_every_way_gets_the_slots_that_it_is_named_after(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write_k2(tmp_path / "k2.gguf")
+    card = SimpleNamespace(total_memory=48 << 30)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: card)
+    opened_as: list[dict[str, Any]] = []
+
+    @contextmanager
+    def fake_opened(path: Path, context_tokens: int, **options: Any) -> Iterator[None]:
+        if options["device"] == "cuda":
+            options["slots"] = layout(path, context_tokens, options["vram"]).num_vram_slots
+        opened_as.append(options)
+        yield None
+
+    def fake_decode(llm: None, num_warm_up: int, num_timed: int) -> Decoded:
+        has_cache = opened_as[-1].get("slots", 0) > 0
+        return Decoded([0.1] * num_timed, 0.25 if has_cache else None)
+
+    shares = Shares(overlap=0.93, gpu_idle=0.7, cpu_idle=0.1, outside=0.02)
+    monkeypatch.setattr(bench_hybrid, "opened", fake_opened)
+    monkeypatch.setattr(bench_hybrid, "decode", fake_decode)
+    monkeypatch.setattr(bench_hybrid, "profiled_decode", lambda llm, warm_up: shares)
+    gpu = GpuRates.assumed(768, 155, 31.5)
+    rates = rates_of("amx", dram=250e9, peak_ops=60e12, gpu=gpu)
+    about: dict[str, Any] = {}
+    rows = {row.name: row for row in bench_hybrid.decode_rows(path, 64, 2, rates, about)}
+    assert opened_as[0] == {"device": "cpu"}
+    for options, name in zip(opened_as[1:], list(about["timelines"]), strict=True):
+        assert name.split()[0] == str(options["slots"])
+        assert options["defer"] == (2 if "deferred" in name else 0)
+    assert opened_as[1]["slots"] == 0 and len({o["slots"] for o in opened_as[1:]}) >= 3
+    assert about["overlap"] == 0.93 and rows["overlap"].holds and rows["inside kernels"].holds
+    assert rows["decode, CPU only"].value == pytest.approx(10)
