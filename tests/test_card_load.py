@@ -151,3 +151,18 @@ def test_the_embedded_model_answers_as_on_the_cpu() -> None:
             asked = [[{"role": "user", "content": question}] for question in questions]
             answers.append([llm.chat(messages, **options).token_ids for messages in asked])
     assert answers[0] == answers[1]
+
+
+def test_a_card_that_nobody_asked_for_and_that_is_too_full_is_left_alone(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    full = CudaCard(0, "Busy card", (9, 0), 24 * GIB, GIB)
+    monkeypatch.setattr(loading, "choose_card", lambda wanted: full)
+    with hybridmoe.load(path) as llm:
+        (said,) = llm.notes
+        assert said.startswith("on the CPU alone: VRAM: ") and "use --device cpu" in said
+        assert llm.engine.config.chunk_tokens == 512
+        generated(llm, 2)
+    for options in ({"device": "cuda"}, {"vram": "1GiB"}, {"place": ["attn=cpu"]}):
+        with pytest.raises(ConfigError, match="VRAM: "):
+            hybridmoe.load(path, **options)

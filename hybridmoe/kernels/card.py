@@ -16,7 +16,14 @@ import torch
 from hybridmoe.config import DEVICES
 from hybridmoe.errors import ConfigError
 
-__all__ = ["CudaCard", "NoCard", "choose_card", "driver_version", "find_card"]
+__all__ = [
+    "CudaCard",
+    "NoCard",
+    "check_card_latents",
+    "choose_card",
+    "driver_version",
+    "find_card",
+]
 
 MIN_CAPABILITY = (8, 0)  # tensor cores for bfloat16: Ampere
 
@@ -37,6 +44,12 @@ class NoCard(NamedTuple):
 
     reason: str
     is_silent: bool = False  # there is nothing to tell: no card, or nobody wants one
+
+
+def check_card_latents(kv_type: str) -> None:
+    """Errors: ConfigError for latents that a card's kernels do not read."""
+    if kv_type != "bf16":
+        raise ConfigError(f"kv_type={kv_type}: latents on a card are bf16 (or use --device cpu)")
 
 
 def has_driver() -> bool:

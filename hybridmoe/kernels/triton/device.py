@@ -11,8 +11,8 @@ import torch
 from gguf import GGMLQuantizationType
 from torch import Tensor
 
-from hybridmoe.errors import ConfigError
 from hybridmoe.kernels import ops
+from hybridmoe.kernels.card import check_card_latents
 from hybridmoe.kernels.device import Pending
 from hybridmoe.kernels.latents import Span
 from hybridmoe.kernels.matrix import QuantMatrix
@@ -81,8 +81,7 @@ class CudaDevice:
 
     def pages(self, data: Tensor, type: str, dim: int) -> Tensor:
         """(pages, 64, dim) bf16. Errors: ConfigError for another type."""
-        if type != "bf16":
-            raise ConfigError(f"kv_type={type}: latents on a card are bf16 (or use --device cpu)")
+        check_card_latents(type)
         return data.view(torch.bfloat16)
 
     def table(self, spans: Sequence[Span]) -> DeviceTable:
