@@ -103,7 +103,7 @@ def test_tokens_and_prompts_are_timed_through_the_engine() -> None:
     with opened(demo_path(), 128) as llm:
         found = decode(llm, num_warm_up=2, num_timed=5)
         assert len(found.seconds) == 5 and found.tokens_per_s > 0
-        assert found.hit_rate is None
+        assert (found.hit_rate, found.num_slots) == (None, 0)
         assert prefill(llm, 40) > 0
 
 
@@ -123,8 +123,8 @@ def test_every_way_gets_the_slots_that_it_is_named_after(
         yield None
 
     def fake_decode(llm: None, num_warm_up: int, num_timed: int) -> Decoded:
-        has_cache = opened_as[-1].get("slots", 0) > 0
-        return Decoded([0.1] * num_timed, 0.25 if has_cache else None)
+        num_slots = opened_as[-1].get("slots", 0)
+        return Decoded([0.1] * num_timed, 0.25 if num_slots else None, num_slots)
 
     shares = Shares(overlap=0.93, gpu_idle=0.7, cpu_idle=0.1, outside=0.02)
     monkeypatch.setattr(bench_hybrid, "opened", fake_opened)
