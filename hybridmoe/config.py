@@ -13,6 +13,7 @@ from typing import Any
 from hybridmoe.errors import ConfigError, GGUFError, UnsupportedModelError
 
 __all__ = [
+    "DEVICES",
     "GATE_SIGMOID",
     "GATE_SOFTMAX",
     "KV_TYPES",
@@ -29,6 +30,7 @@ GATE_SOFTMAX = 1
 GATE_SIGMOID = 2
 
 KV_TYPES = ("bf16", "int8", "f32")
+DEVICES = ("auto", "cpu", "cuda")
 
 # Bounds on what a file may claim: generous for a real model, and no product overflows 63 bits.
 _MAX_DIM = 1 << 24

@@ -5,6 +5,7 @@
         UnsupportedModelError   the file is sound, but this program cannot run it
       ConfigError               an option, environment variable or sampling parameter is unusable
         ContextLengthError      a prompt is longer than the context
+      DeviceError               the card has no memory left, or failed
       DiskError                 weights could not be read from their file in mid-run
       QueueFullError            too many requests wait already; try again later
       ShapeError                an array handed to a kernel has the wrong shape, type or layout
@@ -16,6 +17,7 @@ Messages are one line: what got which value, what was expected, what to do about
 __all__ = [
     "ConfigError",
     "ContextLengthError",
+    "DeviceError",
     "DiskError",
     "GGUFError",
     "HybridMoeError",
@@ -52,6 +54,10 @@ class ContextLengthError(ConfigError):
         )
         self.num_prompt_tokens = num_prompt_tokens
         self.context_tokens = context_tokens
+
+
+class DeviceError(HybridMoeError):
+    """A card ran out of memory in a step, or failed."""
 
 
 class DiskError(HybridMoeError):

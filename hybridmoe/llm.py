@@ -94,6 +94,11 @@ class LLM:
         """How RAM is divided among experts; None where all of them are in the memory map."""
         return self._residency.plan
 
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Sentences on where things are, for whoever opened the model."""
+        return self._residency.notes
+
     def expert_stats(self) -> ExpertStats | None:
         """What the expert cache has done so far; None where there is none."""
         return self.engine.stats().experts

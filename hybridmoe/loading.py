@@ -1,5 +1,8 @@
 """Opening a model: options checked, file read, weights placed, engine started."""
 
+import importlib
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
@@ -9,11 +12,16 @@ from hybridmoe.demo import demo_path
 from hybridmoe.engine.kv_cache import plan_kv
 from hybridmoe.env import MAX_THREADS
 from hybridmoe.errors import ConfigError, GGUFError
+from hybridmoe.experts.placement import Problem, plan_experts
+from hybridmoe.experts.placing import DeviceOptions, Placing
+from hybridmoe.experts.sizes import sizes_of
 from hybridmoe.experts.tier_plan import parse_bytes
 from hybridmoe.experts.trace import TraceWriter
 from hybridmoe.gguf.reader import GGUFFile
 from hybridmoe.kernels import ops
+from hybridmoe.kernels.card import CudaCard, NoCard, choose_card
 from hybridmoe.kernels.latents import PAGE_TOKENS
+from hybridmoe.kernels.topology import available_bytes
 from hybridmoe.llm import LLM, Progress, ProgressCallback
 from hybridmoe.model.residency import ExpertOptions, Latents, Residency, place_weights
 from hybridmoe.model.weights import Weights, expert_weights, read_ahead, trace_header
@@ -32,6 +40,10 @@ def load(
     max_running: int = 8,
     max_waiting: int = 64,
     speculate: int = 0,
+    device: str = "auto",
+    vram: int | str | None = None,
+    place: Sequence[str] = (),
+    defer: int = 0,
     expert_ram: int | str | None = None,
     expert_prefetch: int = 0,
     expert_profile: str | Path | None = None,
@@ -44,12 +56,16 @@ def load(
 
     path: None = the embedded model. num_threads: None = HYBRIDMOE_THREADS, or every physical
     core. context_tokens: None = as many as the model was made for. kv_tokens to speculate: as in
-    `EngineConfig`. expert_ram: what routed experts may take, in bytes or as "12GiB"; None = what is
-    free, less a margin. Where not all fit, the rest is read from the file as it is needed, up to
-    expert_prefetch experts of the next layer on a guess; expert_profile remembers the hot ones for
-    the next time. trace: a file that gets every token's experts (docs/traces.md). The YaRN betas
-    override the file's. progress: called while the weights are read into memory.
-    Errors: GGUFError, UnsupportedModelError, ConfigError, DiskError; one line.
+    `EngineConfig`. device: "cuda", "cpu", or "auto", a card where there is one that can be used;
+    vram: what of its memory may be taken, in bytes or as "20GiB"; None = what is free. place:
+    patterns over tensor names, "REGEX=cpu" or "REGEX=cuda". defer: so many of a token's experts,
+    the least weighted, are added one layer later. expert_ram: what routed experts may take, in
+    bytes or as "12GiB"; None = what is free, less a margin. Where not all fit, the rest is read
+    from the file as it is needed, up to expert_prefetch experts of the next layer on a guess;
+    expert_profile remembers the hot ones for the next time. trace: a file that gets every token's
+    experts (docs/traces.md). The YaRN betas override the file's. progress: called while the weights
+    are read into memory.
+    Errors: GGUFError, UnsupportedModelError, ConfigError, DeviceError, DiskError; one line.
     """
     if num_threads is not None:
         if not 1 <= num_threads <= MAX_THREADS:
@@ -60,6 +76,13 @@ def load(
         num_ahead=expert_prefetch,
         profile=None if expert_profile is None else Path(expert_profile),
     )
+    devices = DeviceOptions(
+        device=device,
+        vram_bytes=parse_bytes(vram) if isinstance(vram, str) else vram,
+        place=tuple(place),
+        num_deferred=defer,
+    )
+    card = choose_card(device)
     file = GGUFFile.open(demo_path() if path is None else path)
     try:
         config = _config(file).with_yarn_betas(yarn_beta_fast, yarn_beta_slow)
@@ -84,7 +107,7 @@ def load(
                     f"{file.path.name}: tokenizer.ggml.tokens has {tokenizer.num_tokens} entries,"
                     f" vocab_size is {config.vocab_size}"
                 )
-            residency = _place(file, config, engine, options, progress)
+            residency, engine = _place(file, config, engine, options, devices, card, progress)
             try:
                 writer = None if trace is None else _trace_writer(Path(trace), file, config)
                 llm = LLM(file, config, tokenizer, engine, residency, writer)
@@ -107,15 +130,92 @@ def _place(
     config: ModelConfig,
     engine: EngineConfig,
     options: ExpertOptions,
+    devices: DeviceOptions,
+    card: CudaCard | NoCard,
     progress: ProgressCallback | None,
-) -> Residency:
+) -> tuple[Residency, EngineConfig]:
+    """Where weights lie, and the engine's configuration with the latents that were planned."""
+
     def tell(done: int, total: int) -> None:
         if progress is not None:
             progress(Progress("load", done, total, "bytes"))
 
-    kv = plan_kv(config, engine, psutil.virtual_memory().available)
+    if devices.num_deferred > config.top_k:
+        raise ConfigError(f"defer={devices.num_deferred}: a token has {config.top_k} experts")
+    placing = Placing(devices.place)
+    notes = tuple(f"place: {text!r} matches no tensor" for text in placing.unused(file.tensors))
+    if isinstance(card, NoCard):
+        if devices.vram_bytes is not None or (devices.place and devices.device != "cpu"):
+            notes += (f"no card, so that vram and place mean nothing: {card.reason}",)
+        elif not card.is_silent:
+            notes += (f"on the CPU alone: {card.reason}",)
+    room = psutil.virtual_memory().available if isinstance(card, NoCard) else _vram(devices, card)
+    kv = plan_kv(config, engine, room)
+    engine = replace(engine, kv_tokens=kv.num_tokens)
     latents = Latents(kv.num_tokens, kv.page_bytes // PAGE_TOKENS)
-    return place_weights(file, config, options, latents, tell)
+    if isinstance(card, NoCard):
+        residency = place_weights(file, config, options, latents, tell)
+        residency.num_deferred = devices.num_deferred
+    else:
+        residency, said = _on_card(file, config, engine, options, devices, card, latents, tell)
+        notes += said
+    residency.notes = notes
+    return residency, engine
+
+
+def _vram(devices: DeviceOptions, card: CudaCard) -> int:
+    """Of the card, what may be taken. Errors: ConfigError."""
+    if devices.vram_bytes is None:
+        return card.free_bytes
+    if devices.vram_bytes > card.free_bytes:
+        asked, free = devices.vram_bytes / 2**30, card.free_bytes / 2**30
+        raise ConfigError(f"vram={asked:.2f} GiB: {card.name} has {free:.2f} GiB free")
+    return devices.vram_bytes
+
+
+def _on_card(
+    file: GGUFFile,
+    config: ModelConfig,
+    engine: EngineConfig,
+    options: ExpertOptions,
+    devices: DeviceOptions,
+    card: CudaCard,
+    latents: Latents,
+    tell: Callable[[int, int], None],
+) -> tuple[Residency, tuple[str, ...]]:
+    placing = Placing(devices.place)
+    ram_bytes = available_bytes() or psutil.virtual_memory().available
+    plan = plan_experts(
+        Problem(
+            sizes=sizes_of(file.tensors.values(), config, placing.is_on_cpu),
+            ram_bytes=ram_bytes,
+            vram_bytes=_vram(devices, card),
+            kv_tokens=latents.num_tokens,
+            kv_token_bytes=latents.token_bytes,
+            step_tokens=engine.chunk_tokens,
+            num_pinned=config.num_experts * len(placing.pinned_layers(file.tensors)),
+        )
+    )
+    on_cpu = None
+    if plan.needs_disk or options.ram_bytes is not None:
+        on_cpu = place_weights(file, config, options, latents, tell)
+        if on_cpu.tier is None and not plan.needs_disk:
+            on_cpu = None
+    # Triton is an extra, needed where there is a card only.
+    on_card = importlib.import_module("hybridmoe.model.on_card")
+    step_tokens = engine.chunk_tokens + engine.max_running * (1 + engine.speculate)
+    residency = on_card.place_on_card(
+        file, config, card, plan, placing,
+        step_tokens=step_tokens, num_deferred=devices.num_deferred, on_cpu=on_cpu,
+    )  # fmt: skip
+    assert plan.vram is not None
+    num_slots = 0 if on_cpu is not None else plan.num_vram_slots
+    said = (
+        f"{card.name}: {plan.vram.used_bytes / 2**30:.1f} of {card.total_bytes / 2**30:.1f} GiB;"
+        f" {num_slots} experts' slots, {plan.slots_per_layer(num_slots):.1f} a layer,"
+        f" {plan.cycle_ratio(num_slots):.2f} of what one token uses"
+    )
+    return residency, (said, *plan.warnings)
 
 
 def _trace_writer(path: Path, file: GGUFFile, config: ModelConfig) -> TraceWriter:

@@ -93,6 +93,7 @@ class FakeLLM:
 
     context_tokens = 4096
     expert_plan = None
+    notes = ()
 
     def __init__(self) -> None:
         self.config = SimpleNamespace(name="fake")

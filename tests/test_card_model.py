@@ -125,7 +125,7 @@ def test_quantized_logits_are_the_cpus_within_its_own_rounding(tmp_path: Path) -
 
 def test_types_without_a_kernel_are_converted_and_said(tmp_path: Path) -> None:
     path = tmp_path / "m.gguf"
-    write_tiny(path, type={"default": Type.F32, "attn_output": Type.Q5_1}, **SMALL, q_lora=64)
+    write_tiny(path, type={"default": Type.F32, "attn_output": Type.NVFP4}, **SMALL, q_lora=64)
     with GGUFFile.open(path) as file:
         device = CudaDevice(torch_device())
         got, want = logits(file, device), logits(file, CpuDevice())

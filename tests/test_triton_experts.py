@@ -25,6 +25,7 @@ LAYOUTS = [  # gate, up, down; hidden, inter
     SlotLayout(T.Q5_K, T.Q8_0, T.Q4_0, 256, 32),
     SlotLayout(T.Q8_0, T.Q4_0, T.Q6_K, 64, 256),
     SlotLayout(T.Q4_K, T.Q4_K, T.Q5_K, 256, 256),
+    SlotLayout(T.Q2_K, T.Q3_K, T.MXFP4, 256, 32),
 ]
 
 

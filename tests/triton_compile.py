@@ -21,6 +21,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from hybridmoe.kernels.triton import attention, elementwise, experts, product, router
+from hybridmoe.kernels.triton.decode import KINDS
 
 POINTERS = {  # by the name of a kernel's argument; all others ending in _ptr are float32
     "w_ptr": "*u8",
@@ -74,7 +75,7 @@ def compiled(kernel: Any, constants: dict[str, Any], arch: int, **options: int) 
 
 def main(arch: int) -> None:
     bf16 = tl.bfloat16
-    for kind in ("Q4_K", "Q8_0", "Q6_K", "Q4_0", "Q5_K", "BF16", "F16"):
+    for kind in KINDS:
         for is_one in (True, False):
             constants = {"IS_ONE": is_one, "DOT": bf16, "KIND": kind, "ROWS": 16}
             warps = 4 if is_one else 8

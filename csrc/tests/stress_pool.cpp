@@ -16,6 +16,7 @@
 #include "base/thread_pool.h"
 #include "ops/attention.h"
 #include "ops/expert_ffn.h"
+#include "ops/host_experts.h"
 #include "ops/linear.h"
 
 namespace {
@@ -102,22 +103,56 @@ class Layer {
 
   std::vector<float> attention() const {
     constexpr int64_t heads = 4, latent = 64, rope = 32, positions = 600;
+    constexpr int64_t pages = (positions + hm::kPageTokens - 1) / hm::kPageTokens;
     static const std::vector<float> queries = floats(heads * kTokens * latent);
     static const std::vector<float> rotated = floats(kTokens * heads * rope);
-    static const std::vector<float> latents = floats(positions * (latent + rope));
+    static std::vector<float> latents = floats(pages * hm::kPageTokens * (latent + rope));
+    static const std::vector<int32_t> table = [] {
+      std::vector<int32_t> numbers(pages);
+      for (int64_t i = 0; i < pages; ++i) numbers[i] = static_cast<int32_t>(pages - 1 - i);
+      return numbers;
+    }();
+    const hm::SequenceSpan span{kTokens, positions - kTokens, 0};
     std::vector<float> out(queries.size());
     hm::latent_attention({.latent_queries = queries.data(),
                           .rope_queries = rotated.data(),
                           .token_stride = heads * rope,
                           .head_stride = rope,
-                          .latents = latents.data(),
                           .num_tokens = kTokens,
                           .num_heads = heads,
                           .latent_dim = latent,
                           .rope_dim = rope,
-                          .start = positions - kTokens,
                           .scale = 0.1f,
-                          .out = out.data()});
+                          .out = out.data()},
+                         {reinterpret_cast<uint8_t*>(latents.data()), hm::kLatentF32,
+                          pages, latent + rope},
+                         {&span, 1, table.data(), pages});
+    return out;
+  }
+
+  // The experts as the driver's thread computes them, with one of them on the card, and what
+  // happens to an error there.
+  std::vector<float> hosted() const {
+    int32_t ids[] = {0, 3, 1, 3, 2, -1};
+    const float shares[] = {0.5f, 0.5f, 0.25f, 0.75f, 1.0f, 0.0f};
+    const int32_t slots[] = {-1, 0, -1, -1};
+    std::vector<float> out(kTokens * kHidden);
+    hm::HostExpertCall call({.x = x_.data(),
+                             .ids = ids,
+                             .weights = shares,
+                             .out = out.data(),
+                             .max_tokens = kTokens,
+                             .top_k = kTopK,
+                             .gate = matrix(gate_, kInter, kHidden),
+                             .up = matrix(up_, kInter, kHidden),
+                             .down = matrix(down_, kHidden, kInter),
+                             .slot_of = slots});
+    ids[2] = kExperts;
+    std::thread([&] { call.run(); }).join();
+    require(call.take_error().has_value(), "a wrong id is an error");
+    ids[2] = 1;
+    std::thread([&] { call.run(); }).join();
+    require(!call.take_error().has_value(), "an error is taken once");
     return out;
   }
 
@@ -154,6 +189,7 @@ void callers_get_the_same_bits(int rounds) {
   const Layer layer;
   hm::set_threads(plan_of({1}));
   const auto experts = layer.experts(), product = layer.product(), attention = layer.attention();
+  const auto hosted = layer.hosted();
   std::atomic<bool> done{false};
   std::vector<std::thread> callers;
   for (int caller = 0; caller < 2; ++caller) {
@@ -162,6 +198,7 @@ void callers_get_the_same_bits(int rounds) {
         require(layer.experts() == experts, "expert_ffn gives the bits of one thread");
         require(layer.product() == product, "linear gives the bits of one thread");
         require(layer.attention() == attention, "attention gives the bits of one thread");
+        require(layer.hosted() == hosted, "a host call gives the bits of one thread");
       }
     });
   }

@@ -10,7 +10,7 @@ from hybridmoe.cli.render import ProgressBar
 if TYPE_CHECKING:
     from hybridmoe import LLM
 
-__all__ = ["check_params", "expert_lines", "open_model"]
+__all__ = ["check_params", "open_model", "placement_lines"]
 
 
 def check_params(params: dict[str, Any]) -> None:
@@ -23,14 +23,14 @@ def open_model(path: Path | None, params: dict[str, Any], **options: Any) -> "LL
     check_params(params)
     with ProgressBar() as bar:
         llm = hybridmoe.load(path, progress=bar, **options)
-    for line in expert_lines(llm):
+    for line in placement_lines(llm):
         print(f"hybridmoe: {line}", file=sys.stderr, flush=True)
     return llm
 
 
-def expert_lines(llm: "LLM") -> list[str]:
-    """What to say about experts that do not all fit into RAM, and whether it will be slow."""
+def placement_lines(llm: "LLM") -> list[str]:
+    """What to say about where things are, and whether it will be slow."""
     plan = llm.expert_plan
     if plan is None:
-        return []
-    return [str(plan), *([f"warning: {plan.warning}"] if plan.warning else [])]
+        return [*llm.notes]
+    return [*llm.notes, str(plan), *([f"warning: {plan.warning}"] if plan.warning else [])]

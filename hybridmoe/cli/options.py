@@ -9,18 +9,19 @@ from typing import Any, TypeVar
 
 import click
 
-from hybridmoe.config import KV_TYPES
-from hybridmoe.kernels.card import DEVICES
+from hybridmoe.config import DEVICES, KV_TYPES
 
 __all__ = [
     "ENGINE_NAMES",
     "LOAD_NAMES",
     "SAMPLING_NAMES",
     "debug_option",
+    "device_option",
     "engine_options",
     "load_options",
     "model_argument",
     "opening_of",
+    "place_option",
     "sampling_of",
     "sampling_options",
 ]
@@ -52,6 +53,19 @@ debug_option = click.option(
     help="Show a traceback where something fails.",
 )
 
+device_option = click.option(
+    "--device",
+    type=click.Choice(DEVICES),
+    default="auto",
+    help="Where all but the experts is computed; a CUDA card if there is one.",
+)
+place_option = click.option(
+    "--place",
+    multiple=True,
+    metavar="REGEX=cpu|cuda",
+    help="Where tensors of such names are; the first that matches counts; repeatable.",
+)
+
 model_argument = click.argument(
     "model", required=False, type=click.Path(path_type=Path), metavar="[MODEL.gguf]"
 )
@@ -80,19 +94,9 @@ def load_options(function: F) -> F:
         function,
         click.option("--threads", "num_threads", type=int, help="CPU threads; physical cores."),
         click.option("--ctx", "context_tokens", type=int, help="Context in tokens; the model's."),
-        click.option(
-            "--device",
-            type=click.Choice(DEVICES),
-            default="auto",
-            help="Where all but the experts is computed; a CUDA card if there is one.",
-        ),
+        device_option,
         click.option("--vram", metavar="SIZE", help="Of the card's memory, 20GiB; what is free."),
-        click.option(
-            "--place",
-            multiple=True,
-            metavar="REGEX=cpu|cuda",
-            help="Where tensors of such names are; the first that matches counts; repeatable.",
-        ),
+        place_option,
         click.option(
             "--defer",
             type=int,

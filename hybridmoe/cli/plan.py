@@ -5,30 +5,32 @@ experts.placement, the prediction by experts.cost.
 """
 
 import json
-import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
 import click
 
-from hybridmoe.cli.options import debug_option
+from hybridmoe.cli.options import debug_option, device_option, place_option
 from hybridmoe.cli.plan_report import Report, sections
 from hybridmoe.cli.tables import print_sections
 from hybridmoe.config import KV_TYPES, EngineConfig
 from hybridmoe.engine.kv_cache import plan_kv
 from hybridmoe.errors import ConfigError
-from hybridmoe.experts.cards import Card, card_named
+from hybridmoe.experts.cards import Card, card_like, card_named
 from hybridmoe.experts.cost import decode, hits_of, prompt
 from hybridmoe.experts.disk_rate import measure_disk
 from hybridmoe.experts.hit_curve import read_hit_curve
 from hybridmoe.experts.placement import Plan, Problem, plan_experts
+from hybridmoe.experts.placing import Placing
 from hybridmoe.experts.price import Price, price_of
 from hybridmoe.experts.rates import GpuRates, Rates, rates_of
 from hybridmoe.experts.sizes import sizes_of
+from hybridmoe.experts.tier_plan import parse_bytes
 from hybridmoe.gguf.outline import Outline, read_outline, with_expert_type
 from hybridmoe.gguf.split import part_path
 from hybridmoe.kernels import isa, topology
+from hybridmoe.kernels.card import CudaCard, choose_card
 from hybridmoe.kernels.latents import PAGE_TOKENS
 from hybridmoe.machine import measure
 
@@ -36,19 +38,14 @@ __all__ = ["plan_command"]
 
 F = TypeVar("F", bound=Callable[..., Any])
 _DEFAULT_CONTEXT = 32768
-_POWERS = {"K": 1, "M": 2, "G": 3, "T": 4}
-_SIZE = re.compile(r"(\d{1,9}(?:\.\d{1,9})?)\s*([KMGT])(iB|B)?", re.IGNORECASE)
 
 
 def _size(_ctx: click.Context, _parameter: click.Parameter, text: str | None) -> int | None:
     """`128GiB`, `24G` (the same as GiB) or `1500GB` as bytes."""
-    if text is None:
-        return None
-    match = _SIZE.fullmatch(text.strip())
-    if match is None:
-        raise click.BadParameter(f"{text!r:.40} is no size such as 128GiB or 24G")
-    base = 1000 if (match[3] or "").upper() == "B" else 1024
-    return int(float(match[1]) * base ** _POWERS[match[2].upper()])
+    try:
+        return None if text is None else parse_bytes(text, needs_unit=True)
+    except ConfigError as error:
+        raise click.BadParameter(str(error)) from None
 
 
 _ABOVE_0 = click.FloatRange(min=0, min_open=True)
@@ -62,8 +59,12 @@ def _machine_options(function: F) -> F:
             click.option(
                 "--ram", metavar="SIZE", callback=_size, help="RAM to fill; what is free."
             ),
-            click.option("--vram", metavar="SIZE", callback=_size, help="VRAM of the GPU; none."),
+            click.option(
+                "--vram", metavar="SIZE", callback=_size, help="VRAM to fill; what is free."
+            ),
             click.option("--gpu", metavar="NAME", help="A card by name, such as rtx-4090."),
+            device_option,
+            place_option,
             click.option("--dram-gbs", type=_ABOVE_0, help="Memory's read rate, GB/s; measured."),
             click.option("--tops", type=_ABOVE_0, help="Peak of the CPU's products; measured."),
             click.option("--disk-gbs", type=_ABOVE_0, help="Disk's read rate; the file's disk."),
@@ -144,15 +145,23 @@ def _report(outline: Outline, options: dict[str, Any]) -> Report:
         context_tokens=context, kv_tokens=context, kv_type=options["kv_type"], max_running=1
     )
     kv = plan_kv(config, engine, 0)
-    vram_bytes, gpu = _gpu(options)
+    placing = Placing(options["place"])
+    notes = [
+        f"place: {text!r} matches no tensor." for text in placing.unused(t.name for t in tensors)
+    ]
+    vram_bytes, gpu = _gpu(options, notes)
+    if options["place"] and not vram_bytes:
+        notes.append("place: without a card all tensors are on the CPU.")
+    pinned = placing.pinned_layers(t.name for t in tensors) if vram_bytes else frozenset()
     plan = plan_experts(
         Problem(
-            sizes=sizes_of(tensors, config),
+            sizes=sizes_of(tensors, config, placing.is_on_cpu),
             ram_bytes=_ram_bytes(options["ram"]),
             vram_bytes=vram_bytes,
             kv_tokens=kv.num_tokens,
             kv_token_bytes=kv.page_bytes // PAGE_TOKENS,
             step_tokens=engine.chunk_tokens,
+            num_pinned=config.num_experts * len(pinned),
         )
     )
     origins: dict[str, str] = {}
@@ -168,6 +177,8 @@ def _report(outline: Outline, options: dict[str, Any]) -> Report:
         context_tokens=context,
         kv_type=options["kv_type"],
         plan=plan,
+        pinned_layers=tuple(sorted(pinned)),
+        notes=tuple(notes),
         rates=rates,
         origins=origins,
         hits=hits,
@@ -192,12 +203,31 @@ def _ram_bytes(given: int | None) -> int:
     return available
 
 
-def _gpu(options: dict[str, Any]) -> tuple[int, GpuRates | None]:
-    """VRAM, and what the GPU is assumed to reach; 0 and None without one."""
+def _gpu(options: dict[str, Any], notes: list[str]) -> tuple[int, GpuRates | None]:
+    """VRAM, and what the GPU is assumed to reach; 0 and None without one.
+
+    notes: gets a sentence where this machine's card is planned for, or cannot be.
+    """
+    if options["device"] == "cpu":
+        return 0, None
     card = card_named(options["gpu"]) if options["gpu"] is not None else None
     vram = options["vram"]
     if vram is None and card is not None:
         vram = card.vram_gib << 30
+    if (
+        card is None
+        and vram is None
+        and isinstance(here := choose_card(options["device"]), CudaCard)
+    ):
+        card = card_like(here.name)
+        if card is not None:
+            vram = here.free_bytes
+            notes.append(f"The card is this machine's {here.name}; --gpu names another.")
+        else:
+            notes.append(
+                f"{here.name} is not planned for, since its data sheet is not known here: give"
+                " --vram, --vram-gbs, --gpu-tflops and --pcie-gbs."
+            )
     if not vram:
         return 0, None
     sheet = card or Card(0, 0.0, 0.0, 0.0)

@@ -23,6 +23,8 @@ class Report:
     context_tokens: int
     kv_type: str
     plan: Plan
+    pinned_layers: tuple[int, ...]  # whose experts are in VRAM for good
+    notes: tuple[str, ...]  # what else is to be said
     rates: Rates
     origins: dict[str, str]  # of rates: "measured" or "given"
     hits: Hits
@@ -62,6 +64,7 @@ class Report:
                 }
                 for tier in self.tiers
             },
+            "pinned_layers": list(self.pinned_layers),
             "num_disk_experts": plan.num_disk_experts,
             "hits": {**asdict(self.hits), "disk": self.hits.disk, "given": self.are_hits_given},
             "rates": {**asdict(self.rates), "origins": self.origins},
@@ -70,7 +73,7 @@ class Report:
             "price": None
             if self.price is None
             else {**asdict(self.price), "total": self.price.total, **self.price_options},
-            "warnings": list(plan.warnings),
+            "warnings": [*plan.warnings, *self.notes],
         }
 
 
@@ -223,7 +226,12 @@ def _price_rows(report: Report, price: Price) -> list[tuple[str, str]]:
 
 def _remarks(report: Report) -> list[str]:
     plan, outline = report.plan, report.outline
-    said = list(plan.warnings)
+    said = [*plan.warnings, *report.notes]
+    if report.pinned_layers:
+        said.append(
+            f"The experts of layers {_ranges(report.pinned_layers)} are in VRAM for good:"
+            f" {plan.problem.num_pinned} of its {plan.num_vram_slots} slots."
+        )
     if outline.num_derived:
         said.append(
             f"Estimate: parts {_ranges(outline.missing_parts)} are not there; the types of"
@@ -235,7 +243,7 @@ def _remarks(report: Report) -> list[str]:
             " what a trace showed."
         )
     if plan.vram:
-        said.append("The GPU half is not built yet: its figures are assumptions, not checked.")
+        said.append("A card's speed is assumed from its data sheet; it was not checked on one.")
     return said
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 import hybridmoe
-from hybridmoe.cli.loading import expert_lines
+from hybridmoe.cli.loading import placement_lines
 from hybridmoe.cli.options import LOAD_NAMES, load_options, model_argument
 from hybridmoe.cli.render import ProgressBar
 from hybridmoe.config import KV_TYPES
@@ -109,7 +109,7 @@ class _Loader(threading.Thread):
 
                 self._llm = hybridmoe.load(self._model, progress=progress, **loading)
             self._service.attach(self._llm)
-            for line in expert_lines(self._llm):
+            for line in placement_lines(self._llm):
                 _say(line)
             _say(f"ready: {self._service.config.model_name}; {self._llm.engine.kv_plan}")
         except Exception as error:

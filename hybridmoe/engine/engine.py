@@ -97,8 +97,10 @@ class Engine:
         listener gets the request's events, the last of which is `Finished`, from the engine's
         thread: it must neither block nor raise.
         Errors, before anything is queued: ConfigError for an empty prompt or an id outside the
-        vocabulary; ContextLengthError; QueueFullError; HybridMoeError after `close`.
+        vocabulary; ContextLengthError; QueueFullError; DeviceError where the card has failed
+        before; HybridMoeError after `close`.
         """
+        self._worker.check()
         self._check(request.prompt_ids)
         if request.constraint is not None and request.params.ignore_eos:
             raise ConfigError("ignore_eos=True: expected False where the output is constrained")
@@ -173,6 +175,10 @@ class _Worker:
         self._is_woken = self._is_stopping = False
         self._thread = threading.Thread(target=self._run, name="hybridmoe-engine", daemon=True)
         self._thread.start()
+
+    def check(self) -> None:
+        """Errors: DeviceError where nothing can be computed any more."""
+        self._model.guard.check()
 
     def add(self, sequence: Sequence) -> None:
         with self._condition:

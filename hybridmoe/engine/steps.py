@@ -14,7 +14,7 @@ from hybridmoe.engine.request import TokenEvent
 from hybridmoe.engine.sampler import log_probabilities
 from hybridmoe.engine.scheduler import Part, Scheduler
 from hybridmoe.engine.sequence import FinishReason, Sequence
-from hybridmoe.errors import ConfigError, DiskError
+from hybridmoe.errors import ConfigError, DeviceError, DiskError
 from hybridmoe.experts.trace import TraceWriter
 from hybridmoe.kernels.latents import Span
 from hybridmoe.model.decoder import Decoder
@@ -195,4 +195,8 @@ class StepRunner:
 
 def _line(error: Exception) -> str:
     text = " ".join(str(error).split())
-    return text if isinstance(error, ConfigError | DiskError) else f"{type(error).__name__}: {text}"
+    return (
+        text
+        if isinstance(error, ConfigError | DeviceError | DiskError)
+        else f"{type(error).__name__}: {text}"
+    )

@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 from hybridmoe.errors import ConfigError
 
-__all__ = ["CARDS", "Card", "card_named"]
+__all__ = ["CARDS", "Card", "card_like", "card_named"]
 
 
 class Card(NamedTuple):
@@ -32,6 +32,11 @@ CARDS = {
     "rtx-pro-6000": Card(96, 1792, 503, 63),
 }
 
+# Words of drivers' names that set no two cards apart; `ti`, `super` and `laptop` do.
+_FILLERS = frozenset(
+    ("nvidia", "geforce", "generation", "blackwell", "workstation", "server", "edition")
+)
+
 
 def card_named(name: str) -> Card:
     """The card; any case, spaces for dashes. Raises ConfigError."""
@@ -39,3 +44,9 @@ def card_named(name: str) -> Card:
     if card is None:
         raise ConfigError(f"--gpu {name!r:.40}: known are {', '.join(CARDS)}; or give --vram")
     return card
+
+
+def card_like(name: str) -> Card | None:
+    """The card that a driver calls so, such as `NVIDIA GeForce RTX 4090`; None if unknown."""
+    words = [w for w in name.lower().split() if w not in _FILLERS]
+    return CARDS.get("-".join(words))

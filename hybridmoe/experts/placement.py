@@ -207,6 +207,11 @@ def _fill(
 
 
 def _too_few_slots(problem: Problem, num_slots: int) -> str:
+    if types := problem.sizes.types_without_slots:
+        return (
+            f"VRAM: {problem.num_pinned} experts are to be placed there for good, but"
+            f" {', '.join(types)} has no kernel for a card: place no experts on cuda"
+        )
     missing = (problem.num_pinned - num_slots) * problem.sizes.slot_bytes
     return (
         f"VRAM: {problem.num_pinned} experts are to be placed there for good, {num_slots} fit:"
@@ -231,5 +236,5 @@ def _refusal(name: str, problem: Problem, budget: int, parts: tuple[tuple[str, i
             ways.append(f"lower --ctx to {tokens}, which frees {freed / GIB:.2f} GiB")
     ways.append(f"raise {option} to {need / GIB + 0.005:.2f}GiB")
     if name == "VRAM":
-        ways.append("leave --vram out, and the CPU computes all")
+        ways.append("use --device cpu, and the CPU computes all")
     return text + ", or ".join(ways)

@@ -18,9 +18,8 @@ from hybridmoe.gguf.names import parse_name, part_of
 __all__ = ["CARD_EXPERT_TYPES", "CARD_TYPES", "ModelSizes", "Part", "sizes_of"]
 
 # What a card's kernels take (kernels.triton.matrix), which this cannot import.
-CARD_EXPERT_TYPES = frozenset(
-    GGMLQuantizationType[name] for name in ("BF16", "F16", "Q4_0", "Q8_0", "Q4_K", "Q5_K", "Q6_K")
-)
+_CARD_TYPES = "BF16 F16 Q8_0 Q4_0 Q4_1 Q5_0 Q5_1 Q2_K Q3_K Q4_K Q5_K Q6_K IQ4_NL IQ4_XS MXFP4"
+CARD_EXPERT_TYPES = frozenset(GGMLQuantizationType[name] for name in _CARD_TYPES.split())
 CARD_TYPES = CARD_EXPERT_TYPES | {GGMLQuantizationType.F32}
 
 

@@ -75,12 +75,15 @@ def plan_tier(
     return TierPlan(num_slots, num_staging, num_ahead, buffer_bytes, num_layers, num_experts, top_k)
 
 
-def parse_bytes(text: str) -> int:
-    """A size such as 12GiB, 12G (the same), 12GB (by 1000) or 4096. Errors: ConfigError."""
+def parse_bytes(text: str, *, needs_unit: bool = False) -> int:
+    """A size such as 12GiB, 12G (the same), 12GB (by 1000) or 4096, unless it needs a unit.
+
+    Errors: ConfigError.
+    """
     match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?) *(?:([KMGT])(IB|B)?)?", text.strip().upper())
     base = 1000 if match and match[3] == "B" else 1024
     size = float(match[1]) * base ** _POWERS.get(match[2], 0) if match else 0.0
-    if match is None or size > _MOST_BYTES:
+    if match is None or size > _MOST_BYTES or (needs_unit and match[2] is None):
         raise ConfigError(f"{text!r:.40}: expected a size such as 12GiB or 800MiB")
     return int(size)
 

@@ -11,11 +11,11 @@ from typing import Any, NamedTuple
 
 import torch
 
+from hybridmoe.config import DEVICES
 from hybridmoe.errors import ConfigError
 
-__all__ = ["DEVICES", "CudaCard", "NoCard", "choose_card", "find_card"]
+__all__ = ["CudaCard", "NoCard", "choose_card", "find_card"]
 
-DEVICES = ("auto", "cpu", "cuda")
 MIN_CAPABILITY = (8, 0)  # tensor cores for bfloat16: Ampere
 
 

@@ -17,6 +17,7 @@ from hybridmoe.experts.counters import ExpertStats
 from hybridmoe.experts.policy import PREFILL_TOKENS
 from hybridmoe.gguf.reader import GGUFFile
 from hybridmoe.kernels.device import Pending
+from hybridmoe.kernels.guard import CardGuard, loading_onto_card
 from hybridmoe.kernels.latents import Span
 from hybridmoe.kernels.ops import gather_rows
 from hybridmoe.model.mla import LatentAttention
@@ -45,16 +46,18 @@ class Decoder:
         if residency is None:
             residency = Residency(CpuExperts(expert_weights(Weights(file), c)))
         self.device = device = residency.device
-        weights = Weights(file, residency.private, device)
-        self._embedding = weights.host_matrix("token_embd", c.vocab_size, c.hidden)
-        self._norm = RmsNorm(device, weights.vector("output_norm", c.hidden), c.rms_eps)
-        head = "output" if weights.has("output") else "token_embd"  # tied where a file has none
-        self._head = weights.matrix(head, c.vocab_size, c.hidden)
-        self._rope = RotaryTable(c)
         self._experts = experts = residency.experts
-        self._layers = [
-            _Layer(weights, i, c, experts, residency.num_deferred) for i in range(c.num_layers)
-        ]
+        with loading_onto_card("weights that every token uses"):
+            weights = Weights(file, residency.private, device)
+            self._embedding = weights.host_matrix("token_embd", c.vocab_size, c.hidden)
+            self._norm = RmsNorm(device, weights.vector("output_norm", c.hidden), c.rms_eps)
+            head = "output" if weights.has("output") else "token_embd"  # tied where a file has none
+            self._head = weights.matrix(head, c.vocab_size, c.hidden)
+            self._rope = RotaryTable(c)
+            self._layers = [
+                _Layer(weights, i, c, experts, residency.num_deferred) for i in range(c.num_layers)
+            ]
+        self.guard = CardGuard()
         self._graphs: StepGraphs | None = None
         self._graph_pages: Sequence[Any] | None = None
         if experts.wants_guesses:
@@ -87,7 +90,7 @@ class Decoder:
         choices lie on the device.
         Errors: DiskError, DeviceError.
         """
-        with torch_threads(1):
+        with torch_threads(1), self.guard.watch(len(token_ids)):
             ids = torch.tensor(token_ids, dtype=torch.int64)
             x = self.device.upload(gather_rows(self._embedding, ids))  # (T, H)
             turns = self.device.upload(self._rope.turns(_positions(spans)))
@@ -103,7 +106,7 @@ class Decoder:
     @torch.inference_mode()
     def logits(self, x: Tensor) -> Tensor:
         """Logits (T, V) f32, on the CPU, of final states (T, H)."""
-        with torch_threads(1):
+        with torch_threads(1), self.guard.watch(len(x)):
             return self.device.to_host(self.device.linear(self._norm(x), self._head))
 
     def _run(

@@ -17,6 +17,7 @@ from starlette.exceptions import HTTPException
 from hybridmoe.errors import (
     ConfigError,
     ContextLengthError,
+    DeviceError,
     HybridMoeError,
     QueueFullError,
     TemplateError,
@@ -63,6 +64,8 @@ def as_api_error(error: Exception, retry_after_s: int = 1) -> ApiError:
         return error
     if isinstance(error, ContextLengthError):
         return _too_long(error.num_prompt_tokens, error.context_tokens)
+    if isinstance(error, DeviceError):
+        return ApiError(503, str(error), type="server_error", code="device_failed")
     if isinstance(error, QueueFullError):
         return ApiError(
             429,

@@ -9,13 +9,12 @@ from torch import Tensor
 
 from hybridmoe.errors import ShapeError
 from hybridmoe.kernels.matrix import QuantMatrix
+from hybridmoe.kernels.triton.decode import KINDS
 from hybridmoe.kernels.triton.runtime import check_device_tensor
 
 __all__ = ["MATRIX_TYPES", "TYPES", "DeviceMatrix", "row_bytes"]
 
-TYPES = tuple(
-    GGMLQuantizationType[name] for name in ("BF16", "F16", "Q4_0", "Q8_0", "Q4_K", "Q5_K", "Q6_K")
-)
+TYPES = tuple(GGMLQuantizationType[kind] for kind in KINDS)
 
 
 MATRIX_TYPES = (*TYPES, GGMLQuantizationType.F32)  # products in float32 are torch's

@@ -69,9 +69,9 @@ def route(
 
 @triton.jit
 def _order(x):
-    """Integers in the order of the numbers; a NaN is the largest, and none is the smallest."""
+    """Integers in the order of the numbers, of which none is the smallest."""
     bits = (x + 0.0).to(tl.int32, bitcast=True)  # there is one zero
-    return tl.where(x != x, 0x7FFFFFFF, bits ^ ((bits >> 31) & 0x7FFFFFFF))
+    return bits ^ ((bits >> 31) & 0x7FFFFFFF)
 
 
 @triton.jit
@@ -110,6 +110,7 @@ def _route_kernel(
     choice = scores
     if HAS_BIAS:
         choice += tl.load(bias_ptr + e, mask=is_expert, other=0.0)
+    choice = tl.where(choice == choice, choice, float("inf"))  # seen, not lost
     none = -0x7FFFFFFF - 1  # no number's key
     is_candidate = is_expert
     if GROUPS_USED < GROUPS:
@@ -118,7 +119,7 @@ def _route_kernel(
         group_key = tl.full((GROUP_BLOCK,), none, tl.int32)
         for group in tl.static_range(GROUPS):
             is_inside = (e >= group * size) & (e < (group + 1) * size)
-            inside = tl.where(is_inside & (choice == choice), choice, float("-inf"))
+            inside = tl.where(is_inside, choice, float("-inf"))
             strength = tl.max(inside, 0)
             if IS_SIGMOID & (size > 1):
                 first = tl.min(tl.where(is_inside & (inside == strength), e, BLOCK), 0)
