@@ -23,6 +23,7 @@ from hybridmoe.config import EngineConfig
 from hybridmoe.engine import Event, Finished, Request, SamplingParams, TokenEvent
 from hybridmoe.engine.kv_cache import plan_kv
 from hybridmoe.experts.placement import Plan, Problem, plan_experts
+from hybridmoe.experts.prefill_plan import step_tokens
 from hybridmoe.experts.sizes import sizes_of
 from hybridmoe.gguf.outline import read_outline
 from hybridmoe.kernels.latents import PAGE_TOKENS
@@ -74,7 +75,7 @@ def layout(path: Path, context_tokens: int, vram_bytes: int) -> Plan:
             vram_bytes=vram_bytes,
             kv_tokens=kv.num_tokens,
             kv_token_bytes=kv.page_bytes // PAGE_TOKENS,
-            step_tokens=engine.chunk_tokens,
+            step_tokens=step_tokens(outline.config, vram_bytes, context_tokens),
         )
     )
 

@@ -14,6 +14,7 @@ from hybridmoe.env import MAX_THREADS
 from hybridmoe.errors import ConfigError, GGUFError
 from hybridmoe.experts.placement import Problem, plan_experts
 from hybridmoe.experts.placing import DeviceOptions, Placing
+from hybridmoe.experts.prefill_plan import step_tokens
 from hybridmoe.experts.sizes import sizes_of
 from hybridmoe.experts.tier_plan import parse_bytes
 from hybridmoe.experts.trace import TraceWriter
@@ -152,6 +153,8 @@ def _place(
     room = psutil.virtual_memory().available if isinstance(card, NoCard) else _vram(devices, card)
     kv = plan_kv(config, engine, room)
     engine = replace(engine, kv_tokens=kv.num_tokens)
+    if not isinstance(card, NoCard):
+        engine = replace(engine, chunk_tokens=step_tokens(config, room, engine.context_tokens))
     latents = Latents(kv.num_tokens, kv.page_bytes // PAGE_TOKENS)
     if isinstance(card, NoCard):
         residency = place_weights(file, config, options, latents, tell)
@@ -203,10 +206,10 @@ def _on_card(
             on_cpu = None
     # Triton is an extra, needed where there is a card only.
     on_card = importlib.import_module("hybridmoe.model.on_card")
-    step_tokens = engine.chunk_tokens + engine.max_running * (1 + engine.speculate)
+    most_tokens = engine.chunk_tokens + engine.max_running * (1 + engine.speculate)
     residency = on_card.place_on_card(
         file, config, card, plan, placing,
-        step_tokens=step_tokens, num_deferred=devices.num_deferred, on_cpu=on_cpu,
+        step_tokens=most_tokens, num_deferred=devices.num_deferred, on_cpu=on_cpu,
     )  # fmt: skip
     assert plan.vram is not None
     num_slots = 0 if on_cpu is not None else plan.num_vram_slots
