@@ -150,7 +150,10 @@ def _place(
             notes += (f"no card, so that vram and place mean nothing: {card.reason}",)
         elif not card.is_silent:
             notes += (f"on the CPU alone: {card.reason}",)
-    room = psutil.virtual_memory().available if isinstance(card, NoCard) else _vram(devices, card)
+    room = psutil.virtual_memory().available
+    if isinstance(card, CudaCard):
+        room = _vram(devices, card)
+        engine = replace(engine, chunk_tokens=step_tokens(config, room))
     kv = plan_kv(config, engine, room)
     engine = replace(engine, kv_tokens=kv.num_tokens)
     if not isinstance(card, NoCard):
@@ -211,6 +214,7 @@ def _on_card(
         file, config, card, plan, placing,
         step_tokens=most_tokens, num_deferred=devices.num_deferred, on_cpu=on_cpu,
     )  # fmt: skip
+    residency.vram_bytes = plan.problem.vram_bytes
     assert plan.vram is not None
     num_slots = 0 if on_cpu is not None else plan.num_vram_slots
     said = (

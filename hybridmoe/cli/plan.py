@@ -23,6 +23,7 @@ from hybridmoe.experts.disk_rate import measure_disk
 from hybridmoe.experts.hit_curve import read_hit_curve
 from hybridmoe.experts.placement import Plan, Problem, plan_experts
 from hybridmoe.experts.placing import Placing
+from hybridmoe.experts.prefill_plan import step_tokens
 from hybridmoe.experts.price import Price, price_of
 from hybridmoe.experts.rates import GpuRates, Rates, rates_of
 from hybridmoe.experts.sizes import sizes_of
@@ -160,7 +161,7 @@ def _report(outline: Outline, options: dict[str, Any]) -> Report:
             vram_bytes=vram_bytes,
             kv_tokens=kv.num_tokens,
             kv_token_bytes=kv.page_bytes // PAGE_TOKENS,
-            step_tokens=engine.chunk_tokens,
+            step_tokens=step_tokens(config, vram_bytes) if vram_bytes else engine.chunk_tokens,
             num_pinned=config.num_experts * len(pinned),
         )
     )

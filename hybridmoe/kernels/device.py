@@ -7,6 +7,7 @@ and what a method computes, are those of the functions of the same name in ops.p
 """
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Protocol
 
 import torch
@@ -25,6 +26,10 @@ class Device(Protocol):
     """Nothing but `to_host` waits for the device; Matrix, Pages and Table are its own types."""
 
     type: str  # "cpu" | "cuda"
+
+    def active(self) -> AbstractContextManager[object]:
+        """Around work for this device, in any thread."""
+        ...
 
     @property
     def is_capturable(self) -> bool:
@@ -125,6 +130,9 @@ class CpuDevice:
     rotate_ = staticmethod(ops.rotate_)
     route = staticmethod(ops.route)
     store_latents = staticmethod(latents.store_latents)
+
+    def active(self) -> AbstractContextManager[object]:
+        return nullcontext()
 
     def capture(self, function: Callable[[], None]) -> Callable[[], None]:
         return function
