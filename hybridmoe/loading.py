@@ -153,11 +153,10 @@ def _place(
     room = psutil.virtual_memory().available
     if isinstance(card, CudaCard):
         room = _vram(devices, card)
-        engine = replace(engine, chunk_tokens=step_tokens(config, room))
+        most = step_tokens(config, room, engine.context_tokens)
+        engine = replace(engine, chunk_tokens=most)
     kv = plan_kv(config, engine, room)
     engine = replace(engine, kv_tokens=kv.num_tokens)
-    if not isinstance(card, NoCard):
-        engine = replace(engine, chunk_tokens=step_tokens(config, room, engine.context_tokens))
     latents = Latents(kv.num_tokens, kv.page_bytes // PAGE_TOKENS)
     if isinstance(card, NoCard):
         residency = place_weights(file, config, options, latents, tell)
