@@ -163,7 +163,9 @@ def _report(outline: Outline, options: dict[str, Any]) -> Report:
             vram_bytes=vram_bytes,
             kv_tokens=kv.num_tokens,
             kv_token_bytes=kv.page_bytes // PAGE_TOKENS,
-            step_tokens=step_tokens(config, vram_bytes) if vram_bytes else engine.chunk_tokens,
+            step_tokens=(
+                step_tokens(config, vram_bytes, context) if vram_bytes else engine.chunk_tokens
+            ),
             num_pinned=config.num_experts * len(pinned),
         )
     )
