@@ -212,6 +212,7 @@ def _on_card(
         file, config, card, plan, placing,
         step_tokens=most_tokens, num_deferred=devices.num_deferred, on_cpu=on_cpu,
     )  # fmt: skip
+    residency.vram_bytes = plan.problem.vram_bytes
     assert plan.vram is not None
     num_slots = 0 if on_cpu is not None else plan.num_vram_slots
     said = (

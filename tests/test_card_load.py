@@ -39,7 +39,10 @@ def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def card(monkeypatch: pytest.MonkeyPatch) -> None:
     if not torch.cuda.is_available():
         card = CudaCard(0, "Test card", (9, 0), 24 * GIB, 20 * GIB)
-        monkeypatch.setattr(loading, "choose_card", lambda wanted: card)
+        none = NoCard("the CPU was asked for", is_silent=True)
+        monkeypatch.setattr(
+            loading, "choose_card", lambda wanted: none if wanted == "cpu" else card
+        )
 
 
 @pytest.fixture(scope="module")
@@ -135,3 +138,16 @@ def test_without_a_card_one_line_says_why(path: Path, monkeypatch: pytest.Monkey
         assert llm.notes == ("on the CPU alone: GTX 1080 is too old",)
     with hybridmoe.load(path, vram="2GiB") as llm:
         assert llm.notes == ("no card, so that vram and place mean nothing: GTX 1080 is too old",)
+
+
+def test_the_embedded_model_answers_as_on_the_cpu() -> None:
+    """A word of one question under the interpreter, which is slow."""
+    is_real = torch.cuda.is_available()
+    questions = ["Hi.", "What is 12 + 7?", "Spell lantern."][: 3 if is_real else 1]
+    answers = []
+    for device in ("cpu", "cuda"):
+        with hybridmoe.load(device=device) as llm:
+            options = {"temperature": 0.0, "max_tokens": 48 if is_real else 2}
+            asked = [[{"role": "user", "content": question}] for question in questions]
+            answers.append([llm.chat(messages, **options).token_ids for messages in asked])
+    assert answers[0] == answers[1]

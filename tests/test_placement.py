@@ -29,6 +29,19 @@ def k2(tmp_path_factory: pytest.TempPathFactory) -> ModelSizes:
     return sizes_of(outline.tensors, outline.config)
 
 
+@pytest.fixture(scope="module")
+def k2_in_q8_0(tmp_path_factory: pytest.TempPathFactory) -> ModelSizes:
+    """Its experts in Q4_K, all else of two dimensions in Q8_0 but for the router."""
+    outline = read_outline(write_k2(tmp_path_factory.mktemp("k2") / "k2.gguf"))
+    tensors = [
+        t
+        if t.type == Type.F32 or "_exps" in t.name
+        else replace(t, type=Type.Q8_0, num_bytes=prod(t.shape) // 32 * 34)
+        for t in outline.tensors
+    ]
+    return sizes_of(tensors, outline.config)
+
+
 def plan(k2: ModelSizes, ram: float, vram: float = 0, tokens: int = 32768) -> Plan:
     return plan_experts(
         Problem(
@@ -110,6 +123,33 @@ def test_cards_from_8_to_96_gb(k2: ModelSizes, vram: int) -> None:
     assert found.slots_per_layer(slots) == slots / 60
 
 
+@pytest.mark.parametrize("gigabytes", [8, 12, 16, 24, 32, 48, 96])
+def test_every_card_gets_a_plan_that_adds_up_or_one_line_where_the_dense_part_is_q8_0(
+    k2_in_q8_0: ModelSizes, gigabytes: int
+) -> None:
+    free = gigabytes * 0.97  # of its GiB, the driver and a screen take some
+    try:
+        found = plan(k2_in_q8_0, 700, free)
+    except ConfigError as error:
+        assert gigabytes in (8, 12)
+        raise_to = re.search(r"raise --vram to ([0-9.]+)GiB", str(error))
+        assert raise_to is not None and "\n" not in str(error)
+        assert plan(k2_in_q8_0, 700, float(raise_to[1])).vram is not None
+        leave = re.search(r"leave ([0-9.]+) GiB of weights to the CPU", str(error))
+        assert leave is not None
+        left = int(float(leave[1]) * GIB)
+        smaller = replace(k2_in_q8_0, card_bytes=k2_in_q8_0.card_bytes - left, left_bytes=left)
+        assert plan(smaller, 700, free).vram is not None
+        return
+    assert gigabytes >= 16 and found.vram is not None
+    parts = dict(found.vram.parts)
+    assert parts["weights that every token uses"] == k2_in_q8_0.card_bytes > 10.2 * GIB
+    assert parts["latents of 32768 tokens"] == 32768 * K2_TOKEN_KV
+    slots = found.num_vram_slots * found.slot_bytes
+    assert sum(parts.values()) + slots + found.vram.free_bytes == int(free * GIB)
+    assert found.num_vram_slots > 0 and found.vram.free_bytes < found.slot_bytes
+
+
 def test_what_has_no_kernel_on_a_card_is_twice_as_large_there_and_experts_have_no_slots(
     tmp_path: Path,
 ) -> None:
@@ -135,12 +175,16 @@ def test_tensors_left_to_the_cpu_are_counted_there(tmp_path: Path) -> None:
     assert ("weights left to the CPU", sizes.left_bytes) in plan(sizes, 700, 24).ram.parts
 
 
-def test_experts_that_are_to_stay_on_a_card_have_to_fit(k2: ModelSizes) -> None:
+def test_experts_that_are_to_stay_on_a_card_have_to_fit(k2: ModelSizes, tmp_path: Path) -> None:
     numbers = {"ram_bytes": 700 * GIB, "kv_tokens": 32768, "kv_token_bytes": K2_TOKEN_KV}
     numbers["vram_bytes"] = 24 * GIB
     assert plan_experts(Problem(sizes=k2, num_pinned=384, **numbers)).num_vram_slots >= 384
     with pytest.raises(ConfigError, match=r"3840 experts .* (\d+) fit: .* raise --vram by"):
         plan_experts(Problem(sizes=k2, num_pinned=3840, **numbers))
+    outline = read_outline(write_k2(tmp_path / "k2.gguf"))
+    low = sizes_of(with_expert_type(outline.tensors, "IQ2_XXS"), outline.config)
+    with pytest.raises(ConfigError, match=r"IQ2_XXS has no kernel for a card: place no experts"):
+        plan_experts(Problem(sizes=low, num_pinned=384, **numbers))
 
 
 def test_the_planner_knows_the_cards_types() -> None:

@@ -13,6 +13,7 @@ from tiny_gguf import write_tiny
 from hybridmoe.cli.app import main
 from hybridmoe.cli.plan import plan_command
 from hybridmoe.experts.disk_rate import PIECE_BYTES, measure_disk
+from hybridmoe.kernels.card import CudaCard, find_card
 
 GIVEN = ("--dram-gbs", 200, "--tops", 10, "--disk-gbs", 7)
 
@@ -103,6 +104,39 @@ def test_a_card_by_name_takes_what_every_token_uses(k2: Path) -> None:
     assert "assumed from its data sheet" in text and "PCIe 27 GB/s" in text
 
 
+def test_this_machines_card_is_planned_for_where_none_is_named(
+    k2: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here = CudaCard(0, "NVIDIA GeForce RTX 4090", (8, 9), 24 << 30, 23 << 30)
+    monkeypatch.setattr("hybridmoe.cli.plan.choose_card", lambda wanted: here)
+    found = plan_json(k2, *GIVEN, "--ram", "700G")
+    assert found["tiers"]["VRAM"]["budget_bytes"] == 23 << 30
+    assert any("this machine's NVIDIA GeForce RTX 4090" in said for said in found["warnings"])
+    other = plan_json(k2, *GIVEN, "--ram", "700G", "--gpu", "rtx-5090")
+    assert other["tiers"]["VRAM"]["budget_bytes"] == 32 << 30
+    assert "VRAM" not in plan_json(k2, *GIVEN, "--ram", "700G", "--device", "cpu")["tiers"]
+    unknown = here._replace(name="NVIDIA GeForce RTX 4090 Laptop GPU")
+    monkeypatch.setattr("hybridmoe.cli.plan.choose_card", lambda wanted: unknown)
+    found = plan_json(k2, *GIVEN, "--ram", "700G")
+    assert "VRAM" not in found["tiers"] and "data sheet is not known" in found["warnings"][-1]
+
+
+def test_tensors_and_experts_go_where_they_are_placed(k2: Path) -> None:
+    card = (*GIVEN, "--ram", "700G", "--gpu", "rtx-5090")
+    base = plan_json(k2, *card)
+    places = ("--place", "shexp=cpu", "--place", r"blk\.[12]\.ffn_.*_exps=cuda")
+    found = plan_json(k2, *card, *places, "--place", "nothing=cpu")
+    moved = found["tiers"]["RAM"]["parts"]["weights left to the CPU"]
+    parts = found["tiers"]["VRAM"]["parts"], base["tiers"]["VRAM"]["parts"]
+    of_all = [of["weights that every token uses"] for of in parts]
+    assert of_all[1] - of_all[0] == moved > 0
+    assert found["pinned_layers"] == [1, 2]
+    assert found["warnings"][-1] == "place: 'nothing=cpu' matches no tensor."
+    assert "The experts of layers 1-2 are in VRAM for good: 768 of" in plan(k2, *card, *places)
+    alone = plan_json(k2, *GIVEN, "--ram", "700G", *places)
+    assert alone["pinned_layers"] == [] and "all tensors are on the CPU" in alone["warnings"][-1]
+
+
 def test_the_cost_of_conversations_is_shown_as_it_is_summed(k2: Path) -> None:
     costs = ("--watts", 400, "--price-kwh", 0.25, "--hardware-price", 6000)
     text = plan(k2, *GIVEN, "--ram", "700G", *costs)
@@ -117,7 +151,11 @@ def test_the_cost_of_conversations_is_shown_as_it_is_summed(k2: Path) -> None:
     ("arguments", "words"),
     [
         (("--ram", "lots"), "'lots': expected a size such as 12GiB"),
+        (("--ram", "64"), "'64': expected a size such as 12GiB"),
         (("--ram", "4G"), "RAM: 10"),
+        (("--place", "exps=gpu"), "expected REGEX=cpu or REGEX=cuda"),
+        (("--gpu", "rtx-4090", "--place", "exps=cuda"), "place fewer layers' experts on cuda"),
+        (("--device", "cuda", "--ram", "700G"), "device=cuda: "),
         (("--gpu", "voodoo"), "'voodoo': known are rtx-4060"),
         (("--vram", "24G"), "--vram without a speed: give --gpu NAME, or --vram-gbs"),
         (("--gpu", "rtx-4060", "--ram", "700G"), "or use --device cpu"),
@@ -131,6 +169,8 @@ def test_the_cost_of_conversations_is_shown_as_it_is_summed(k2: Path) -> None:
 def test_what_is_wrong_is_one_line(
     k2: Path, capsys: pytest.CaptureFixture[str], arguments: tuple[object, ...], words: str
 ) -> None:
+    if "cuda" in arguments and isinstance(find_card(), CudaCard):
+        pytest.skip("there is a card")
     assert words in refusal(capsys, k2, *GIVEN, *arguments)
 
 

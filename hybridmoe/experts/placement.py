@@ -236,5 +236,10 @@ def _refusal(name: str, problem: Problem, budget: int, parts: tuple[tuple[str, i
             ways.append(f"lower --ctx to {tokens}, which frees {freed / GIB:.2f} GiB")
     ways.append(f"raise {option} to {need / GIB + 0.005:.2f}GiB")
     if name == "VRAM":
+        if need - budget < problem.sizes.card_bytes:
+            ways.append(
+                f"leave {(need - budget) / GIB + 0.005:.2f} GiB of weights to the CPU with"
+                " --place REGEX=cpu"
+            )
         ways.append("use --device cpu, and the CPU computes all")
     return text + ", or ".join(ways)

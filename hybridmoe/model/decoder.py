@@ -47,7 +47,7 @@ class Decoder:
             residency = Residency(CpuExperts(expert_weights(Weights(file), c)))
         self.device = device = residency.device
         self._experts = experts = residency.experts
-        with loading_onto_card("weights that every token uses"):
+        with loading_onto_card("weights that every token uses", residency.vram_bytes):
             weights = Weights(file, residency.private, device)
             self._embedding = weights.host_matrix("token_embd", c.vocab_size, c.hidden)
             self._norm = RmsNorm(device, weights.vector("output_norm", c.hidden), c.rms_eps)
@@ -57,7 +57,7 @@ class Decoder:
             self._layers = [
                 _Layer(weights, i, c, experts, residency.num_deferred) for i in range(c.num_layers)
             ]
-        self.guard = CardGuard()
+        self.guard = CardGuard(residency.vram_bytes)
         self._graphs: StepGraphs | None = None
         self._graph_pages: Sequence[Any] | None = None
         if experts.wants_guesses:

@@ -74,6 +74,7 @@ class Residency:
     profile_path: Path | None = None
     device: Device = field(default_factory=CpuDevice)
     num_deferred: int = 0  # of a token's experts, those added one layer later
+    vram_bytes: int | None = None  # of the card, what was planned for
     notes: tuple[str, ...] = ()  # sentences on where things are, for whoever started this
 
     @property
