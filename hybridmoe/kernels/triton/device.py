@@ -129,9 +129,9 @@ class CudaDevice:
         if table.prompts:
             keys, values = self._expanded(k_b), self._expanded(v_b)
         for prompt in table.prompts:
-            rows = slice(prompt.first_row, prompt.first_row + prompt.num_tokens)
-            out[rows] = expanded_attention(
-                plain[rows], rotated[rows], keys, values, pages, prompt.pages,
+            span = slice(prompt.first_row, prompt.first_row + prompt.num_tokens)
+            out[span] = expanded_attention(
+                plain[span], rotated[span], keys, values, pages, prompt.pages,
                 prompt.num_seen, scale,
             )  # fmt: skip
         return out
