@@ -33,6 +33,7 @@ POINTERS = {  # by the name of a kernel's argument; all others ending in _ptr ar
     "bits_ptr": "*i16",
     "ids_ptr": "*i32",
 }
+EVEN = re.compile("_ptr$|bytes|num_|stride|offset|^inter$|^n$|^dim$|^count$")
 UNEVEN = {"top_k", "num_tokens", "limit", "gate_limit", "up_limit", "table_pages", "num_splits"}
 
 
@@ -44,8 +45,8 @@ def compiled(kernel: Any, constants: dict[str, Any], arch: int, **options: int) 
         is_number = name in ("scale", "eps")
         default = "*fp32" if name.endswith("_ptr") else "fp32" if is_number else "i32"
         signature[name] = "constexpr" if name in constants else POINTERS.get(name, default)
-    even = [i for i, n in enumerate(names) if n.endswith("_ptr") or "bytes" in n or "num_" in n]
-    attributes = {(i,): [["tt.divisibility", 16]] for i in even if names[i] not in UNEVEN}
+    even = [i for i, n in enumerate(names) if EVEN.search(n) and n not in UNEVEN]
+    attributes = {(i,): [["tt.divisibility", 16]] for i in even}
     source = ASTSource(kernel, signature, constexprs=constants, attrs=attributes)
     binary = triton.compile(source, target=GPUTarget("cuda", arch, 32), options=options)
     ptxas = Path(triton.__file__).parent / "backends/nvidia/bin/ptxas"

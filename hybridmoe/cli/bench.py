@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from hybridmoe.cachebench.record import record
 from hybridmoe.cachebench.study import Speeds, study
 from hybridmoe.cachebench.workloads import workloads
-from hybridmoe.cachebench.write import table, write_study
+from hybridmoe.cachebench.write import recall_table, table, write_study
 from hybridmoe.cli.options import debug_option
 from hybridmoe.errors import ConfigError
 from hybridmoe.experts.trace import Trace, read_trace, write_trace
@@ -71,6 +71,8 @@ def cache_command(
     except OSError as error:
         raise ConfigError(f"{error.filename}: {error.strerror}") from None
     click.echo(table(found))
+    if found.recalls:
+        click.echo("\n" + recall_table(found))
     click.echo(f"{len(written)} files in {out}", err=True)
 
 

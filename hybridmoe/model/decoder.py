@@ -70,6 +70,14 @@ class Decoder:
             run = partial(self._run, pages)
             self._graphs, self._graph_pages = StepGraphs(self.device, run), pages
 
+    def watch(self, hear: Callable[[int, Tensor], None]) -> None:
+        """Call hear(layer, states (T, H)) in each layer between its attention and its FFN.
+
+        Takes the place of guesses. The states change afterwards; captured steps are not heard.
+        """
+        for i, layer in enumerate(self._layers):
+            layer.watch(partial(hear, i))
+
     def expert_stats(self) -> ExpertStats | None:
         """What the expert cache has done; None where there is none. From any thread."""
         return self._experts.stats()
@@ -147,6 +155,10 @@ class _Layer:
         else:
             self._ffn = MoeFfn(block, i, c, experts, num_deferred)
         self._guess: Callable[[Tensor], None] | None = None
+
+    def watch(self, hear: Callable[[Tensor], None]) -> None:
+        """Let `hear` have the states after attention."""
+        self._guess = hear
 
     def guess_for(self, following: "_Layer") -> None:
         """Let the next layer's norm and router guess its experts from this layer's states."""

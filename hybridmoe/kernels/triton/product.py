@@ -30,6 +30,10 @@ __all__ = ["MAX_GEMV_TOKENS", "GemvPlan", "batched_linear", "dequantize", "linea
 MAX_GEMV_TOKENS = 16
 SLAB_BYTES = 64 << 20  # of decoded weights at a time: about what a card's second-level cache holds
 
+# What allows TF32. Torch 2.9 renamed it, and the old name cannot be read where the new one is set.
+_IS_NEW = hasattr(torch.backends.cuda.matmul, "fp32_precision")
+_PRECISION, _FULL = ("fp32_precision", "ieee") if _IS_NEW else ("allow_tf32", False)
+
 
 class GemvPlan(NamedTuple):
     """The launch of a product: `num_splits` programs share the columns of `block_rows` rows."""
@@ -107,11 +111,12 @@ def batched_linear(x: Tensor, w: DeviceMatrix, out: Tensor | None = None) -> Ten
 def _full_precision() -> Iterator[None]:
     """No TF32, whatever the program around has set."""
     flags = torch.backends.cuda.matmul
-    before, flags.allow_tf32 = flags.allow_tf32, False
+    before = getattr(flags, _PRECISION)
+    setattr(flags, _PRECISION, _FULL)
     try:
         yield
     finally:
-        flags.allow_tf32 = before
+        setattr(flags, _PRECISION, before)
 
 
 def dequantize(w: DeviceMatrix) -> Tensor:
