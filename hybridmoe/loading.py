@@ -197,7 +197,7 @@ def _plan_card(
     """The engine's configuration on the card, and who lives where. Errors: ConfigError."""
     placing = Placing(devices.place)
     vram_bytes = _vram(devices, card)
-    engine = replace(engine, chunk_tokens=step_tokens(config, vram_bytes))
+    engine = replace(engine, chunk_tokens=step_tokens(config, vram_bytes, engine.context_tokens))
     engine, latents = _with_latents(config, engine, vram_bytes)
     plan = plan_experts(
         Problem(

@@ -169,10 +169,14 @@ def test_a_stack_is_its_matrices(tokens: int) -> None:
         check_linear(x[b], w.slice(b, b + 1), got[b])
 
 
-def test_slabs_are_put_together(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(product, "SLAB_BYTES", 2 * 96 * 5)
-    w, x = random_matrix(Q8_0, 1, 18, 96), activations(17, 96)
-    check_linear(x, w, kernels.linear(x, DeviceMatrix.from_host(w, "cpu")))
+@pytest.mark.parametrize("num_rows", [5, 18, 36, 50])
+def test_slabs_are_put_together(num_rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Parts of a matrix, or several whole ones of a stack."""
+    monkeypatch.setattr(product, "SLAB_BYTES", 2 * 96 * num_rows)
+    w, x = random_matrix(Q8_0, 3, 18, 96), activations(3, 17, 96)
+    got = kernels.batched_linear(x, DeviceMatrix.from_host(w, "cpu"))
+    for b in range(3):
+        check_linear(x[b], w.slice(b, b + 1), got[b])
 
 
 def test_nothing_in_gives_nothing_out() -> None:

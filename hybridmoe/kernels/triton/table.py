@@ -10,9 +10,9 @@ from hybridmoe.kernels.latents import PAGE_TOKENS, Span
 
 __all__ = ["DeviceTable", "Prompt"]
 
-# Spans of so many tokens are prompts, whose keys and values are worth expanding: by operations from
-# 170 on at Kimi K2's sizes, but a kernel for matrices does more of them at a time than one for
-# single tokens, and reads latents once. A guess, to be tuned where there is a card.
+# Spans of so many tokens are prompts, whose keys and values are worth expanding. By operations that
+# begins at 170 with Kimi K2's sizes, but a prompt's kernel does more of them in a second, and reads
+# latents once. A guess, to be tuned where there is a card.
 PROMPT_TOKENS = 64
 
 
