@@ -80,6 +80,7 @@ def test_nobody_hits_more_than_min_with_bypass_and_a_global_lru_below_a_cycle_hi
     best = {row.slots: row.hits for row in found.rows if row.policy == "belady-bypass"}
     for row in found.rows:
         if row.protocol == "cold" and row.policy in SOME:
+            assert row.net <= found.upload_optimum[row.slots][0] + 1e-9
             assert row.hits <= best[row.slots] + 0.3  # the bound is of prompts and answers together
         if row.policy == "global-lru" and row.cycles <= 0.5:
             assert row.hits < 0.1  # only where an answer begins, with what the prompt ended with
