@@ -188,6 +188,12 @@ def test_the_command_reads_its_own_trace(
     trace = tmp_path / "out" / "routing.trace"
     assert read_trace(trace).header["sampler"] == "greedy"
     damaged = tmp_path / "damaged.trace"
-    damaged.write_bytes(trace.read_bytes()[:-40])
+    raw = trace.read_bytes()
+    damaged.write_bytes(raw[: len(raw) // 2])
     assert app.main(["bench", "cache", str(damaged), "--out", out]) == 1
-    assert "damaged.trace" in capsys.readouterr().err
+    assert "damaged.trace is truncated" in capsys.readouterr().err
+    damaged.write_bytes(raw[:-40])  # without its end
+    assert app.main(["bench", "cache", str(damaged), "--out", out]) == 0
+    cut = f"cut off after {read_trace(trace).num_tokens} tokens"
+    assert f"damaged.trace: {cut}" in capsys.readouterr().err
+    assert cut in (tmp_path / "out" / "table.md").read_text()
