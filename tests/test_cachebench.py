@@ -80,6 +80,7 @@ def test_nobody_hits_more_than_min_with_bypass_and_a_global_lru_below_a_cycle_hi
     best = {row.slots: row.hits for row in found.rows if row.policy == "belady-bypass"}
     for row in found.rows:
         if row.protocol == "cold" and row.policy in SOME:
+            assert row.net <= found.upload_optimum[row.slots][0] + 1e-9
             assert row.hits <= best[row.slots] + 0.3  # the bound is of prompts and answers together
         if row.policy == "global-lru" and row.cycles <= 0.5:
             assert row.hits < 0.1  # only where an answer begins, with what the prompt ended with
@@ -187,6 +188,12 @@ def test_the_command_reads_its_own_trace(
     trace = tmp_path / "out" / "routing.trace"
     assert read_trace(trace).header["sampler"] == "greedy"
     damaged = tmp_path / "damaged.trace"
-    damaged.write_bytes(trace.read_bytes()[:-40])
+    raw = trace.read_bytes()
+    damaged.write_bytes(raw[: len(raw) // 2])
     assert app.main(["bench", "cache", str(damaged), "--out", out]) == 1
-    assert "damaged.trace" in capsys.readouterr().err
+    assert "damaged.trace is truncated" in capsys.readouterr().err
+    damaged.write_bytes(raw[:-40])  # without its end
+    assert app.main(["bench", "cache", str(damaged), "--out", out]) == 0
+    cut = f"cut off after {read_trace(trace).num_tokens} tokens"
+    assert f"damaged.trace: {cut}" in capsys.readouterr().err
+    assert cut in (tmp_path / "out" / "table.md").read_text()

@@ -134,12 +134,10 @@ def study(
             judge.row(name, "cold", slots, min_outcome(requests, slots, bypass=bypass))
             for name, bypass in _BOUNDS.items()
         ]
-    decoded = max(1, int((held.phases == PHASES.index("decode")).sum()))
-    decode_only = requests_of(_only(held, held.phases == PHASES.index("decode")))
     best = {}
     for slots in sizes:
-        bound = upload_optimum(decode_only, slots)
-        best[slots] = (bound.value / decoded, bound.is_exact)
+        bound = upload_optimum(requests, slots, counts=judge.is_decode[requests.steps])
+        best[slots] = (bound.value / judge.num_tokens, bound.is_exact)
     is_held = np.isin(trace.conversations, held.conversations)
     return Study(
         trace.header,
@@ -196,15 +194,15 @@ class _Judge:
         self._speeds = speeds
         self._expert_bytes = float(np.mean(held.header["expert_bytes"]))
         last = np.cumsum(held.steps) - 1
-        self._is_decode = held.phases[last] == PHASES.index("decode")
-        self._tokens = held.steps[self._is_decode]
-        self._bootstrap = Bootstrap(held.conversations[last][self._is_decode], seed)
+        self.is_decode = held.phases[last] == PHASES.index("decode")  # (steps,)
+        self._tokens = held.steps[self.is_decode]
+        self.num_tokens = max(1, int(self._tokens.sum()))
+        self._bootstrap = Bootstrap(held.conversations[last][self.is_decode], seed)
 
     def row(self, policy: str, protocol: str, slots: int, outcome: Outcome) -> Row:
-        counts = outcome.by_step[self._is_decode]
-        tokens = max(1, int(self._tokens.sum()))
+        counts = outcome.by_step[self.is_decode]
         hits, misses, uploads = (
-            float(counts[:, k].sum()) / tokens for k in (HITS, MISSES, UPLOADS)
+            float(counts[:, k].sum()) / self.num_tokens for k in (HITS, MISSES, UPLOADS)
         )
         low, high = self._bootstrap.interval(counts[:, HITS] - counts[:, UPLOADS], self._tokens)
         layers = self._requests.num_layers

@@ -40,9 +40,7 @@ def table(study: Study, cycles: float = 1.0) -> str:
     best = study.upload_optimum.get(slots)
     if best is not None:
         word = "the optimum" if best[1] else "a bound"
-        lines.append(
-            f"| *any that knows the future, of decode alone* | | | {best[0]:.2f}, {word} | | | |"
-        )
+        lines.append(f"| *any that knows the future* | | | {best[0]:.2f}, {word} | | | |")
     return "\n".join(lines)
 
 
