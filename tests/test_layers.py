@@ -18,7 +18,7 @@ LAYERS = {
             ("model",),
             ("engine",),
             ("demo",),
-            ("answer", "llm", "loading"),
+            ("answer", "llm", "loading", "placer"),
             ("cachebench", "serve"),
             ("cli", "__main__"),
         ]
