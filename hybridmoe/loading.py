@@ -21,6 +21,7 @@ from hybridmoe.experts.trace import TraceWriter
 from hybridmoe.gguf.reader import GGUFFile
 from hybridmoe.kernels import ops
 from hybridmoe.kernels.card import CudaCard, NoCard, choose_card
+from hybridmoe.kernels.guard import CardBudget
 from hybridmoe.kernels.latents import PAGE_TOKENS
 from hybridmoe.kernels.topology import available_bytes
 from hybridmoe.llm import LLM, Progress, ProgressCallback
@@ -214,6 +215,7 @@ def _on_card(
     )  # fmt: skip
     assert plan.vram is not None
     num_slots = 0 if on_cpu is not None else plan.num_vram_slots
+    residency.budget = CardBudget(plan.vram.budget_bytes, num_slots * plan.slot_bytes, *latents)
     said = (
         f"{card.name}: {plan.vram.used_bytes / 2**30:.1f} of {card.total_bytes / 2**30:.1f} GiB;"
         f" {num_slots} experts' slots, {plan.slots_per_layer(num_slots):.1f} a layer,"

@@ -74,6 +74,9 @@ class FakeEngine:
             generated_tokens=0, preempted=0,
         )  # fmt: skip
 
+    def check(self) -> None:
+        pass
+
     def close(self) -> None:
         for ticket in self.tickets:
             ticket.cancel()

@@ -24,7 +24,7 @@ from hybridmoe.engine.request import Listener, Request
 from hybridmoe.engine.saved import read_sequence, write_sequence
 from hybridmoe.engine.scheduler import Scheduler
 from hybridmoe.engine.sequence import Sequence
-from hybridmoe.engine.steps import StepRunner
+from hybridmoe.engine.steps import StepRunner, line_of
 from hybridmoe.errors import ConfigError, ContextLengthError, HybridMoeError, QueueFullError
 from hybridmoe.experts.counters import ExpertStats
 from hybridmoe.experts.trace import TraceWriter
@@ -100,13 +100,17 @@ class Engine:
         vocabulary; ContextLengthError; QueueFullError; DeviceError where the card has failed
         before; HybridMoeError after `close`.
         """
-        self._worker.check()
+        self.check()
         self._check(request.prompt_ids)
         if request.constraint is not None and request.params.ignore_eos:
             raise ConfigError("ignore_eos=True: expected False where the output is constrained")
         sequence = Sequence(request, listener, self._vocab_size, self.config.context_tokens)
         self._worker.add(sequence)
         return Ticket(sequence, self._worker.wake)
+
+    def check(self) -> None:
+        """Errors: DeviceError where the card has failed, so that nothing can be computed."""
+        self._worker.check()
 
     def stats(self) -> EngineStats:
         """The engine's figures, as of about now."""
@@ -247,6 +251,7 @@ class _Worker:
 
     def _check_open(self) -> None:
         if self._is_stopping:
+            self.check()
             raise HybridMoeError("the engine is closed")
 
     def _run(self) -> None:
@@ -256,10 +261,12 @@ class _Worker:
                 for sequence in [*self._scheduler.running, *self._scheduler.waiting]:
                     if sequence.is_cancelled:
                         self._runner.finish(sequence, "cancelled")
-                if parts := self._scheduler.plan():
+                with self._model.guard.watch("pages that two requests share"):
+                    parts = self._scheduler.plan()
+                if parts:
                     self._runner.run(parts)
         except Exception as error:  # not of a step, which would have been its requests' alone
-            failure = f"the engine has failed: {type(error).__name__}: {error}"
+            failure = f"the engine has failed: {line_of(error)}"
         with self._condition:
             self._is_stopping = True
         for _, future in self._calls:
@@ -290,7 +297,9 @@ class _Worker:
             self._runner.start(sequence)
         for function, future in calls:
             try:
-                future.set_result(function())
+                with self._model.guard.watch("a call between two steps"):
+                    result = function()
+                future.set_result(result)
             except BaseException as error:
                 future.set_exception(error)
         return not is_stopping

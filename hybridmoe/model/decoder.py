@@ -47,7 +47,7 @@ class Decoder:
             residency = Residency(CpuExperts(expert_weights(Weights(file), c)))
         self.device = device = residency.device
         self._experts = experts = residency.experts
-        with loading_onto_card("weights that every token uses"):
+        with loading_onto_card("weights that every token uses", residency.budget):
             weights = Weights(file, residency.private, device)
             self._embedding = weights.host_matrix("token_embd", c.vocab_size, c.hidden)
             self._norm = RmsNorm(device, weights.vector("output_norm", c.hidden), c.rms_eps)
@@ -57,7 +57,7 @@ class Decoder:
             self._layers = [
                 _Layer(weights, i, c, experts, residency.num_deferred) for i in range(c.num_layers)
             ]
-        self.guard = CardGuard()
+        self.guard = CardGuard(residency.budget)
         self._graphs: StepGraphs | None = None
         self._graph_pages: Sequence[Any] | None = None
         if experts.wants_guesses:
@@ -90,7 +90,8 @@ class Decoder:
         choices lie on the device.
         Errors: DiskError, DeviceError.
         """
-        with torch_threads(1), self.device.active(), self.guard.watch(len(token_ids)):
+        what = f"a step of {len(token_ids)} tokens"
+        with torch_threads(1), self.device.active(), self.guard.watch(what):
             ids = torch.tensor(token_ids, dtype=torch.int64)
             x = self.device.upload(gather_rows(self._embedding, ids))  # (T, H)
             turns = self.device.upload(self._rope.turns(_positions(spans)))
@@ -106,7 +107,8 @@ class Decoder:
     @torch.inference_mode()
     def logits(self, x: Tensor) -> Tensor:
         """Logits (T, V) f32, on the CPU, of final states (T, H)."""
-        with torch_threads(1), self.device.active(), self.guard.watch(len(x)):
+        what = f"logits of {len(x)} tokens"
+        with torch_threads(1), self.device.active(), self.guard.watch(what):
             return self.device.to_host(self.device.linear(self._norm(x), self._head))
 
     def _run(

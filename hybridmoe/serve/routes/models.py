@@ -30,11 +30,11 @@ router = APIRouter(route_class=StrictRoute, tags=["Server"])
 
 @router.get("/health", response_model=None, responses={200: {"model": HealthAnswer}, **ERRORS})
 async def health(request: Request) -> Response:
-    """200 when requests can be answered; 503 while the model loads."""
+    """200 when requests can be answered; 503 while the model loads, or when its card failed."""
     service = service_of(request)
-    if service.is_ready:
+    if service.is_ready and not service.has_failed:
         return JsonReply({"status": "ok"})
-    status = "loading" if service.failure is None else "failed"
+    status = "failed" if service.has_failed else "loading"
     return JsonReply({"status": status, "progress": service.load_progress}, 503)
 
 
