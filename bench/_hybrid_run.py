@@ -19,9 +19,11 @@ import hybridmoe
 from bench._timeline import Call, Interval, Shares, Token, shares_of
 from bench.synthetic import Shape
 from hybridmoe import LLM
+from hybridmoe.config import EngineConfig
 from hybridmoe.engine import Event, Finished, Request, SamplingParams, TokenEvent
 from hybridmoe.engine.kv_cache import plan_kv
 from hybridmoe.experts.placement import Plan, Problem, plan_experts
+from hybridmoe.experts.prefill_plan import step_tokens
 from hybridmoe.experts.sizes import sizes_of
 from hybridmoe.gguf.outline import read_outline
 from hybridmoe.kernels.latents import PAGE_TOKENS
@@ -40,6 +42,7 @@ class Decoded:
 
     seconds: list[float]  # of each token
     hit_rate: float | None  # of the chosen experts, found in VRAM; None: no cache there
+    num_slots: int  # of that cache
 
     @property
     def tokens_per_s(self) -> float:
@@ -63,7 +66,7 @@ def fitting_layers(shape: Shape, expert_bytes: int, folder: Path) -> int:
 def layout(path: Path, context_tokens: int, vram_bytes: int) -> Plan:
     """Who lives where, by the planner, on a card of this size."""
     outline = read_outline(path)
-    engine = hybridmoe.config.EngineConfig(context_tokens=context_tokens, max_running=1)
+    engine = EngineConfig(context_tokens=context_tokens, kv_tokens=context_tokens, max_running=1)
     kv = plan_kv(outline.config, engine, 0)
     return plan_experts(
         Problem(
@@ -72,7 +75,7 @@ def layout(path: Path, context_tokens: int, vram_bytes: int) -> Plan:
             vram_bytes=vram_bytes,
             kv_tokens=kv.num_tokens,
             kv_token_bytes=kv.page_bytes // PAGE_TOKENS,
-            step_tokens=engine.chunk_tokens,
+            step_tokens=step_tokens(outline.config, vram_bytes, context_tokens),
         )
     )
 
@@ -80,7 +83,13 @@ def layout(path: Path, context_tokens: int, vram_bytes: int) -> Plan:
 @contextmanager
 def opened(path: Path, context_tokens: int, **options: Any) -> Iterator[LLM]:
     """The model as every face opens it; options: device, vram, defer."""
-    llm = hybridmoe.load(path, context_tokens=context_tokens, max_running=1, **options)
+    llm = hybridmoe.load(
+        path,
+        context_tokens=context_tokens,
+        kv_tokens=context_tokens,
+        max_running=1,
+        **options,
+    )
     try:
         yield llm
     finally:
@@ -114,11 +123,12 @@ def decode(llm: LLM, num_warm_up: int, num_timed: int) -> Decoded:
 
     _run(llm, [1, 2, 3], _sampled(num_warm_up + num_timed + 1), listen)
     first, last = counters[num_warm_up], counters[-1]
-    hit_rate = None
+    hit_rate, num_slots = None, 0
     if first is not None and last is not None:
         hits, misses = last.hits - first.hits, last.misses - first.misses
         hit_rate = (hits - last.late + first.late) / max(1, hits + misses)
-    return Decoded(np.diff(times[num_warm_up:]).tolist(), hit_rate)
+        num_slots = llm.expert_stats().num_slots
+    return Decoded(np.diff(times[num_warm_up:]).tolist(), hit_rate, num_slots)
 
 
 def profiled_decode(llm: LLM, num_warm_up: int) -> Shares:

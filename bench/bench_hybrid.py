@@ -135,7 +135,9 @@ def decode_rows(
             options = {"device": "cuda", "vram": vram, "defer": deferred}
         with opened(path, context, **options) as llm:
             found = decode(llm, warm_up, num_decode)
-            note = "" if found.hit_rate is None else f"hit rate {found.hit_rate:.2f}"
+            note = "no cache"
+            if found.hit_rate is not None:
+                note = f"{found.num_slots} slots, hit rate {found.hit_rate:.2f}"
             if num_slots is not None:
                 shares = profiled_decode(llm, 4)
                 about["timelines"][name] = {
@@ -152,7 +154,7 @@ def decode_rows(
             hits = Hits(found.hit_rate or 0.0, 1 - (found.hit_rate or 0.0))
             gpu_plan = layout(path, context, card_bytes if num_slots is not None else 0)
             predicted = predict(gpu_plan, rates, hits, context // 2).tokens_per_s
-            note = f"{note}; predicted {predicted:.1f}".removeprefix("; ")
+            note += f"; predicted {predicted:.1f}"
             rows.append(Row(f"decode, {name}", found.tokens_per_s, "tok/s", note=note))
     return rows
 

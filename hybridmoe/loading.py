@@ -12,7 +12,7 @@ from hybridmoe.demo import demo_path
 from hybridmoe.engine.kv_cache import plan_kv
 from hybridmoe.env import MAX_THREADS
 from hybridmoe.errors import ConfigError, GGUFError
-from hybridmoe.experts.placement import Problem, plan_experts
+from hybridmoe.experts.placement import Plan, Problem, plan_experts
 from hybridmoe.experts.placing import DeviceOptions, Placing
 from hybridmoe.experts.prefill_plan import step_tokens
 from hybridmoe.experts.sizes import sizes_of
@@ -20,8 +20,7 @@ from hybridmoe.experts.tier_plan import parse_bytes
 from hybridmoe.experts.trace import TraceWriter
 from hybridmoe.gguf.reader import GGUFFile
 from hybridmoe.kernels import ops
-from hybridmoe.kernels.card import CudaCard, NoCard, choose_card
-from hybridmoe.kernels.guard import CardBudget
+from hybridmoe.kernels.card import CudaCard, NoCard, check_card_latents, choose_card
 from hybridmoe.kernels.latents import PAGE_TOKENS
 from hybridmoe.kernels.topology import available_bytes
 from hybridmoe.llm import LLM, Progress, ProgressCallback
@@ -146,26 +145,36 @@ def _place(
         raise ConfigError(f"defer={devices.num_deferred}: a token has {config.top_k} experts")
     placing = Placing(devices.place)
     notes = tuple(f"place: {text!r} matches no tensor" for text in placing.unused(file.tensors))
-    if isinstance(card, NoCard):
-        if devices.vram_bytes is not None or (devices.place and devices.device != "cpu"):
-            notes += (f"no card, so that vram and place mean nothing: {card.reason}",)
-        elif not card.is_silent:
-            notes += (f"on the CPU alone: {card.reason}",)
-    room = psutil.virtual_memory().available
     if isinstance(card, CudaCard):
-        room = _vram(devices, card)
-        engine = replace(engine, chunk_tokens=step_tokens(config, room))
-    kv = plan_kv(config, engine, room)
-    engine = replace(engine, kv_tokens=kv.num_tokens)
-    latents = Latents(kv.num_tokens, kv.page_bytes // PAGE_TOKENS)
-    if isinstance(card, NoCard):
-        residency = place_weights(file, config, options, latents, tell)
-        residency.num_deferred = devices.num_deferred
-    else:
-        residency, said = _on_card(file, config, engine, options, devices, card, latents, tell)
-        notes += said
+        check_card_latents(engine.kv_type)  # before minutes of reading
+        try:
+            on_card, latents, plan = _plan_card(file, config, engine, devices, card)
+        except ConfigError as error:
+            if devices.is_card_wanted:
+                raise
+            card = NoCard(str(error))  # which says how it would fit
+        else:
+            residency, said = _on_card(file, on_card, options, devices, card, latents, plan, tell)
+            residency.notes = (*notes, *said)
+            return residency, on_card
+    if devices.vram_bytes is not None or (devices.place and devices.device != "cpu"):
+        notes += (f"no card, so that vram and place mean nothing: {card.reason}",)
+    elif not card.is_silent:
+        notes += (f"on the CPU alone: {card.reason}",)
+    engine, latents = _with_latents(config, engine, psutil.virtual_memory().available)
+    residency = place_weights(file, config, options, latents, tell)
+    residency.num_deferred = devices.num_deferred
     residency.notes = notes
     return residency, engine
+
+
+def _with_latents(
+    config: ModelConfig, engine: EngineConfig, room_bytes: int
+) -> tuple[EngineConfig, Latents]:
+    """The configuration with the latents that are planned for such memory."""
+    kv = plan_kv(config, engine, room_bytes)
+    latents = Latents(kv.num_tokens, kv.page_bytes // PAGE_TOKENS)
+    return replace(engine, kv_tokens=kv.num_tokens), latents
 
 
 def _vram(devices: DeviceOptions, card: CudaCard) -> int:
@@ -178,29 +187,44 @@ def _vram(devices: DeviceOptions, card: CudaCard) -> int:
     return devices.vram_bytes
 
 
-def _on_card(
+def _plan_card(
     file: GGUFFile,
     config: ModelConfig,
     engine: EngineConfig,
-    options: ExpertOptions,
     devices: DeviceOptions,
     card: CudaCard,
-    latents: Latents,
-    tell: Callable[[int, int], None],
-) -> tuple[Residency, tuple[str, ...]]:
+) -> tuple[EngineConfig, Latents, Plan]:
+    """The engine's configuration on the card, and who lives where. Errors: ConfigError."""
     placing = Placing(devices.place)
-    ram_bytes = available_bytes() or psutil.virtual_memory().available
+    vram_bytes = _vram(devices, card)
+    engine = replace(engine, chunk_tokens=step_tokens(config, vram_bytes, engine.context_tokens))
+    engine, latents = _with_latents(config, engine, vram_bytes)
     plan = plan_experts(
         Problem(
             sizes=sizes_of(file.tensors.values(), config, placing.is_on_cpu),
-            ram_bytes=ram_bytes,
-            vram_bytes=_vram(devices, card),
+            ram_bytes=available_bytes() or psutil.virtual_memory().available,
+            vram_bytes=vram_bytes,
             kv_tokens=latents.num_tokens,
             kv_token_bytes=latents.token_bytes,
             step_tokens=engine.chunk_tokens,
             num_pinned=config.num_experts * len(placing.pinned_layers(file.tensors)),
         )
     )
+    return engine, latents, plan
+
+
+def _on_card(
+    file: GGUFFile,
+    engine: EngineConfig,
+    options: ExpertOptions,
+    devices: DeviceOptions,
+    card: CudaCard,
+    latents: Latents,
+    plan: Plan,
+    tell: Callable[[int, int], None],
+) -> tuple[Residency, tuple[str, ...]]:
+    """Weights where the plan has them, and sentences about it."""
+    config = plan.problem.sizes.config
     on_cpu = None
     if plan.needs_disk or options.ram_bytes is not None:
         on_cpu = place_weights(file, config, options, latents, tell)
@@ -210,12 +234,12 @@ def _on_card(
     on_card = importlib.import_module("hybridmoe.model.on_card")
     most_tokens = engine.chunk_tokens + engine.max_running * (1 + engine.speculate)
     residency = on_card.place_on_card(
-        file, config, card, plan, placing,
+        file, config, card, plan, Placing(devices.place),
         step_tokens=most_tokens, num_deferred=devices.num_deferred, on_cpu=on_cpu,
     )  # fmt: skip
+    residency.vram_bytes = plan.problem.vram_bytes
     assert plan.vram is not None
     num_slots = 0 if on_cpu is not None else plan.num_vram_slots
-    residency.budget = CardBudget(plan.vram.budget_bytes, num_slots * plan.slot_bytes, *latents)
     said = (
         f"{card.name}: {plan.vram.used_bytes / 2**30:.1f} of {card.total_bytes / 2**30:.1f} GiB;"
         f" {num_slots} experts' slots, {plan.slots_per_layer(num_slots):.1f} a layer,"

@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from hybridmoe import _C
 from hybridmoe.kernels import isa, topology
+from hybridmoe.kernels.card import CudaCard, driver_version, find_card
 
 __all__ = ["Limits", "Machine", "Rate", "advice", "inspect_machine", "measure"]
 
@@ -60,12 +60,14 @@ class Machine:
     isa_active: str
     available_bytes: int | None
     huge_pages: str
-    gpu: str | None
+    gpu: str | None  # one that can be used
+    no_gpu: str | None = None  # else why not
 
 
 def inspect_machine(root: Path = Path("/")) -> Machine:
     """Facts about this machine; `root` holds proc/ and sys/."""
     here = topology.current()
+    card = find_card()
     return Machine(
         cpu=_cpu_name(root),
         cores=here.num_cores,
@@ -77,7 +79,8 @@ def inspect_machine(root: Path = Path("/")) -> Machine:
         isa_active=isa.active(),
         available_bytes=topology.available_bytes(root),
         huge_pages=_huge_pages(root),
-        gpu=_gpu_name(),
+        gpu=_describe(card, driver_version(root)) if isinstance(card, CudaCard) else None,
+        no_gpu=None if isinstance(card, CudaCard) else card.reason,
     )
 
 
@@ -151,7 +154,8 @@ def advice(machine: Machine, limits: Limits) -> list[str]:
             "another program brought into memory stays where that ran, and is read across."
         )
     if machine.gpu is None:
-        said.append("No CUDA GPU is visible: attention and the output head run on the CPU.")
+        why = machine.no_gpu or "no NVIDIA card was found"
+        said.append(f"Attention and the output head run on the CPU, too: {why}.")
     return said
 
 
@@ -190,8 +194,13 @@ def _huge_pages(root: Path) -> str:
     return text.partition("[")[2].partition("]")[0] or "unknown"
 
 
-def _gpu_name() -> str | None:
-    return torch.cuda.get_device_name(0) if torch.cuda.is_available() else None
+def _describe(card: CudaCard, driver: str | None) -> str:
+    capability = ".".join(map(str, card.capability))
+    return (
+        f"{card.name}, {card.free_bytes / 2**30:.1f} of {card.total_bytes / 2**30:.1f} GiB free,"
+        f" {card.num_multiprocessors} multiprocessors, compute capability {capability},"
+        f" driver {driver or 'of an unknown version'}"
+    )
 
 
 def _text(path: Path) -> str:

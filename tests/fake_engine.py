@@ -18,7 +18,7 @@ from hybridmoe.demo import demo_path
 from hybridmoe.engine.engine import EngineStats
 from hybridmoe.engine.request import Event, Finished, PromptProgress, Request, TokenEvent, Usage
 from hybridmoe.engine.sampler import SamplingParams
-from hybridmoe.errors import ConfigError, ContextLengthError, QueueFullError
+from hybridmoe.errors import ConfigError, ContextLengthError, DeviceError, QueueFullError
 from hybridmoe.gguf.reader import GGUFFile
 from hybridmoe.text.chat_template import ChatTemplate
 from hybridmoe.text.prompt import encode_chat
@@ -47,10 +47,13 @@ class FakeEngine:
         self._tokenizer = tokenizer
         self._context_tokens = context_tokens
         self._most = most
+        self.device_failure: str | None = None
         self.requests: list[Request] = []
         self.tickets: list[FakeTicket] = []
 
     def submit(self, request: Request, listener: Callable[[Event], None]) -> FakeTicket:
+        if self.device_failure is not None:
+            raise DeviceError(self.device_failure)
         if len(request.prompt_ids) >= self._context_tokens:
             raise ContextLengthError(len(request.prompt_ids), self._context_tokens)
         if not all(0 <= i < self._tokenizer.num_tokens for i in request.prompt_ids):
@@ -73,9 +76,6 @@ class FakeEngine:
             kv_pages_cached=2, kv_page_tokens=16, steps=0, prompt_tokens=0, cached_tokens=0,
             generated_tokens=0, preempted=0,
         )  # fmt: skip
-
-    def check(self) -> None:
-        pass
 
     def close(self) -> None:
         for ticket in self.tickets:
@@ -103,7 +103,9 @@ class FakeEngine:
                 break
             count += 1
             listener(self._token(token_id, request))
-            if order == "break":
+            if order == "lose the card":
+                self.device_failure = "the card failed: it is gone; restart to use it again"
+            if order in ("break", "lose the card"):
                 reason, error = "error", "out of order"
                 break
         ticket.finished.set()

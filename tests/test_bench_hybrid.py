@@ -3,6 +3,7 @@
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,17 +12,30 @@ from typing import Any
 import pytest
 import torch
 from click.testing import CliRunner
+from gguf import GGMLQuantizationType as Type
 from hypothesis import given
 from hypothesis import strategies as st
 from k2_header import write_k2
+from test_card_model import SMALL
+from tiny_gguf import write_tiny
 from torch.profiler import DeviceType, ProfilerActivity, profile
 
-from bench import bench_hybrid
-from bench._hybrid_run import Decoded, decode, intervals_of, layout, opened, prefill
+from bench import _hybrid_run, bench_hybrid
+from bench._hybrid_run import (
+    Decoded,
+    decode,
+    intervals_of,
+    layout,
+    opened,
+    prefill,
+    profiled_decode,
+)
 from bench._timeline import Call, Interval, Shares, Token, busy_s, merged, shares_of
 from bench.bench_hybrid import main
+from hybridmoe import loading
 from hybridmoe.demo import demo_path
 from hybridmoe.experts.rates import GpuRates, rates_of
+from hybridmoe.kernels.card import CudaCard
 
 
 def spans(*pairs: tuple[float, float]) -> list[Interval]:
@@ -103,8 +117,27 @@ def test_tokens_and_prompts_are_timed_through_the_engine() -> None:
     with opened(demo_path(), 128) as llm:
         found = decode(llm, num_warm_up=2, num_timed=5)
         assert len(found.seconds) == 5 and found.tokens_per_s > 0
-        assert found.hit_rate is None
+        assert (found.hit_rate, found.num_slots) == (None, 0)
         assert prefill(llm, 40) > 0
+
+
+def test_a_timeline_of_a_real_run_has_every_token(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Triton's interpreter is the card: there are no kernels, but the CPU's calls are real."""
+    pytest.importorskip("triton", reason="needs triton (pip install hybridmoe[cuda])")
+    if not torch.cuda.is_available():
+        card = CudaCard(0, "Test card", (9, 0), 24 << 30, 20 << 30)
+        monkeypatch.setattr(loading, "choose_card", lambda wanted: card)
+    of_cpu = partial(profile, activities=[ProfilerActivity.CPU])
+    monkeypatch.setattr(_hybrid_run, "profile", lambda activities: of_cpu())
+    path = tmp_path / "m.gguf"
+    types = {"default": Type.F32, "ffn_up_exps": Type.Q8_0}
+    write_tiny(path, type=types, **{**SMALL, "layers": 3, "q_lora": 64, "context": 256})
+    with opened(path, 128, device="cuda", vram=2 << 30, defer=1) as llm:
+        shares = profiled_decode(llm, 2)
+    assert 0 < shares.overlap < 1 and 0 < shares.cpu_idle < 1
+    assert shares.gpu_idle == 1 and 0 < shares.outside < 1
 
 
 def test_every_way_gets_the_slots_that_it_is_named_after(
@@ -123,8 +156,8 @@ def test_every_way_gets_the_slots_that_it_is_named_after(
         yield None
 
     def fake_decode(llm: None, num_warm_up: int, num_timed: int) -> Decoded:
-        has_cache = opened_as[-1].get("slots", 0) > 0
-        return Decoded([0.1] * num_timed, 0.25 if has_cache else None)
+        num_slots = opened_as[-1].get("slots", 0)
+        return Decoded([0.1] * num_timed, 0.25 if num_slots else None, num_slots)
 
     shares = Shares(overlap=0.93, gpu_idle=0.7, cpu_idle=0.1, outside=0.02)
     monkeypatch.setattr(bench_hybrid, "opened", fake_opened)

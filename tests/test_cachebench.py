@@ -7,13 +7,15 @@ import numpy as np
 import pytest
 
 from hybridmoe import load
+from hybridmoe.cachebench.gates import HORIZONS
+from hybridmoe.cachebench.predictors import Recall, recalls
 from hybridmoe.cachebench.record import Recording, record
 from hybridmoe.cachebench.study import Speeds, Study, by_category, split, study
 from hybridmoe.cachebench.workloads import CATEGORIES, workloads
 from hybridmoe.cachebench.write import table, write_study
 from hybridmoe.cli import app
 from hybridmoe.experts.simulate import HITS, UPLOADS, requests_of, simulate
-from hybridmoe.experts.trace import PHASES, read_trace
+from hybridmoe.experts.trace import PHASES, Trace, read_trace
 
 SOME = ("lru", "global-lru", "static", "ema")
 DECODE = PHASES.index("decode")
@@ -78,27 +80,97 @@ def test_nobody_hits_more_than_min_with_bypass_and_a_global_lru_below_a_cycle_hi
     best = {row.slots: row.hits for row in found.rows if row.policy == "belady-bypass"}
     for row in found.rows:
         if row.protocol == "cold" and row.policy in SOME:
+            assert row.net <= found.upload_optimum[row.slots][0] + 1e-9
             assert row.hits <= best[row.slots] + 0.3  # the bound is of prompts and answers together
         if row.policy == "global-lru" and row.cycles <= 0.5:
             assert row.hits < 0.1  # only where an answer begins, with what the prompt ended with
 
 
-def test_predictors_are_counted_as_they_are_defined(recording: Recording, found: Study) -> None:
-    trace, guesses = recording.trace, recording.guesses
-    decode = np.flatnonzero(trace.phases == DECODE)
+def recall_of(found: Study, predictor: str, horizon: int | None, budget: int) -> list[Recall]:
+    wanted = (predictor, horizon, budget)
+    return [r for r in found.recalls if (r.predictor, r.horizon, r.num_guesses) == wanted]
+
+
+@pytest.mark.parametrize("budget", [4, 8])
+def test_recalls_are_counted_as_they_are_defined(
+    recording: Recording, found: Study, budget: int
+) -> None:
+    trace = recording.trace
+    decoded = np.flatnonzero(trace.phases == DECODE)
+    held = [(i, t) for i, t in enumerate(decoded) if trace.conversations[t] % 2]
+    train = [t for t in decoded if trace.conversations[t] % 2 == 0]
+
+    def recent(t: int, layer: int) -> list[int]:
+        latest: list[int] = []
+        while len(latest) < budget and t and trace.conversations[t - 1] == trace.conversations[t]:
+            t -= 1
+            latest += [e for e in trace.ids[t, layer].tolist() if e not in latest]
+        return latest[:budget]
+
     for layer in range(trace.num_layers):
-        shares = [
-            len(set(trace.ids[t, layer]) & set(guesses[t, layer])) / trace.top_k for t in decode
+        uses = np.bincount(trace.ids[train, layer].ravel(), minlength=trace.num_experts)
+        hot = np.argsort(-uses, kind="stable")[:budget].tolist()
+        guesses: dict[tuple[str, int | None], list[list[int]]] = {
+            ("static", None): [hot for _ in held],
+            ("previous token", None): [recent(t, layer) for _, t in held],
+        }
+        for row, horizon in enumerate(HORIZONS):
+            if horizon <= layer + 1:  # one dense layer comes before the first with experts
+                named = recording.guesses[:, row, layer, :budget].tolist()
+                guesses["gate", horizon] = [named[i] for i, _ in held]
+        for (predictor, horizon), named in guesses.items():
+            shares = [
+                len(set(trace.ids[t, layer].tolist()) & set(guess)) / trace.top_k
+                for (_, t), guess in zip(held, named, strict=True)
+            ]
+            got = [r for r in recall_of(found, predictor, horizon, budget) if r.layer == layer]
+            assert len(got) == 1 and got[0].recall == pytest.approx(np.mean(shares))
+            assert got[0].low <= got[0].recall <= got[0].high
+
+
+def test_a_fresh_gate_is_always_right_and_earlier_ones_less_and_less(found: Study) -> None:
+    assert all(r.recall == 1.0 for r in found.recalls if r.horizon == 0)
+    for budget in (4, 8):
+        last = [
+            next(r.recall for r in recall_of(found, "gate", h, budget) if r.layer == 3)
+            for h in HORIZONS
         ]
-        assert found.recalls["next gate"][layer] == pytest.approx(np.mean(shares))
-    assert found.recalls["next gate"][1:].mean() > found.recalls["static"].mean()
+        assert last == sorted(last, reverse=True) and last[1] < 1.0
+        static = recall_of(found, "static", None, budget)[0]
+        assert static.layer is None
+        assert recall_of(found, "gate", 1, budget)[0].low > static.high
+    for r in found.recalls:
+        more = [o for o in recall_of(found, r.predictor, r.horizon, 8) if o.layer == r.layer]
+        assert r.recall <= more[0].recall
+
+
+def test_a_recall_knows_what_its_conversation_used_last_in_a_mixed_batch() -> None:
+    ids = np.array([[0, 1], [6, 7], [2, 1], [6, 5], [3, 4]], np.int16)[:, None]
+    trace = Trace(
+        {"num_layers": 1, "num_experts": 8, "top_k": 2},
+        ids,
+        np.ones(ids.shape, np.float16),
+        np.array([2, 2, 1], np.int32),
+        np.array([0, 1, 0, 1, 0], np.int32),
+        np.full(5, DECODE, np.uint8),
+    )
+    everyone = np.ones(5, np.bool_)
+    found = recalls(trace, everyone, None, np.zeros((1, 8), np.int64), 0)
+    # Of ten choices two are known: 1 of the third token and 6 of the fourth.
+    assert {(r.num_guesses, r.layer): r.recall for r in found} == {
+        (2, None): 0.2, (2, 0): 0.2, (4, None): 0.2, (4, 0): 0.2,
+    }  # fmt: skip
 
 
 def test_everything_is_written(found: Study, tmp_path: Path) -> None:
     files = write_study(found, tmp_path)
     read = json.loads((tmp_path / "study.json").read_text())
     assert len(read["rows"]) == len(found.rows) == len(files[2].read_text().splitlines()) - 1
-    assert "| lru |" in table(found) and "one" not in read["trace"]
+    assert "| lru |" in table(found)
+    assert len(read["recalls"]) == len(found.recalls) == len(files[3].read_text().splitlines()) - 1
+    text = (tmp_path / "table.md").read_text()
+    assert "| fresh gate (control) | 1.000 [1.000, 1.000] | 1.000 [1.000, 1.000] | 1.00, 1" in text
+    assert "| gate, 3 layers early | " in text and " | -, -, 0." in text
 
 
 def test_plots_are_drawn(found: Study, tmp_path: Path) -> None:
@@ -116,6 +188,12 @@ def test_the_command_reads_its_own_trace(
     trace = tmp_path / "out" / "routing.trace"
     assert read_trace(trace).header["sampler"] == "greedy"
     damaged = tmp_path / "damaged.trace"
-    damaged.write_bytes(trace.read_bytes()[:-40])
+    raw = trace.read_bytes()
+    damaged.write_bytes(raw[: len(raw) // 2])
     assert app.main(["bench", "cache", str(damaged), "--out", out]) == 1
-    assert "damaged.trace" in capsys.readouterr().err
+    assert "damaged.trace is truncated" in capsys.readouterr().err
+    damaged.write_bytes(raw[:-40])  # without its end
+    assert app.main(["bench", "cache", str(damaged), "--out", out]) == 0
+    cut = f"cut off after {read_trace(trace).num_tokens} tokens"
+    assert f"damaged.trace: {cut}" in capsys.readouterr().err
+    assert cut in (tmp_path / "out" / "table.md").read_text()

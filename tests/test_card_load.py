@@ -58,8 +58,9 @@ def generated(llm: hybridmoe.LLM, num_tokens: int) -> list[int]:
 
 def test_a_prompt_has_the_cpus_logits(path: Path, on_cpu: hybridmoe.LLM) -> None:
     want = on_cpu.logits(IDS)
-    with hybridmoe.load(path, vram="2GiB") as llm:
+    with hybridmoe.load(path, vram="2GiB", context_tokens=200) as llm:
         got = llm.logits(IDS)
+        assert llm.engine.config.chunk_tokens == 512  # longer steps are of no use here
         (said,) = llm.notes
         assert f"{NUM_EXPERTS} experts' slots" in said
     assert np.median(kl_divergence(want, got)) < 1e-3
@@ -147,7 +148,22 @@ def test_the_embedded_model_answers_as_on_the_cpu() -> None:
     answers = []
     for device in ("cpu", "cuda"):
         with hybridmoe.load(device=device) as llm:
-            options = {"temperature": 0.0, "max_tokens": 48 if is_real else 2}
+            options = {"temperature": 0.0, "max_tokens": 48 if is_real else 1}
             asked = [[{"role": "user", "content": question}] for question in questions]
             answers.append([llm.chat(messages, **options).token_ids for messages in asked])
     assert answers[0] == answers[1]
+
+
+def test_a_card_that_nobody_asked_for_and_that_is_too_full_is_left_alone(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    full = CudaCard(0, "Busy card", (9, 0), 24 * GIB, GIB)
+    monkeypatch.setattr(loading, "choose_card", lambda wanted: full)
+    with hybridmoe.load(path) as llm:
+        (said,) = llm.notes
+        assert said.startswith("on the CPU alone: VRAM: ") and "use --device cpu" in said
+        assert llm.engine.config.chunk_tokens == 512
+        generated(llm, 2)
+    for options in ({"device": "cuda"}, {"vram": "1GiB"}, {"place": ["attn=cpu"]}):
+        with pytest.raises(ConfigError, match="VRAM: "):
+            hybridmoe.load(path, **options)

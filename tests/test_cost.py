@@ -160,16 +160,16 @@ def test_fewer_experts_where_a_trace_says_so(toy: ModelSizes) -> None:
 
 
 def test_a_card_expands_the_keys_of_a_prompt_by_hand(toy: ModelSizes) -> None:
-    """Two steps of 20 tokens, the second over 40 positions; a step of 10 stays in latent space."""
+    """Two steps of 70 tokens, the second over 140 positions; a step of 60 stays in latent space."""
     gpu = GpuRates(read=1e15, ops=1e6, pcie=1e15, copy=1e15)
     rates = Rates("avx512", dram=ONE_MB, ops=1e6, attention_ops=1e6, gpu=gpu)
     c, layers = toy.config, 2
-    expanded = 2 * c.num_heads * (c.nope_dim + c.rope_dim + c.v_dim) * 40 * 41 / 2
-    expanded += 2 * c.num_heads * c.kv_lora_rank * (c.nope_dim + c.v_dim) * (20 + 40)
-    step = prompt(plan_of(toy, 2000, 40, step_tokens=20), rates, Hits(1, 0), 40)
+    expanded = 2 * c.num_heads * (c.nope_dim + c.rope_dim + c.v_dim) * 140 * 141 / 2
+    expanded += 2 * c.num_heads * c.kv_lora_rank * (c.nope_dim + c.v_dim) * (70 + 140)
+    step = prompt(plan_of(toy, 2000, 40, step_tokens=70), rates, Hits(1, 0), 140)
     assert step.seconds["attention"] == pytest.approx(PROMPT_OVERHEAD * layers * expanded / 1e6)
-    latent = 2 * c.num_heads * (2 * c.kv_lora_rank + c.rope_dim) * 10 * 11 / 2
-    step = prompt(plan_of(toy, 2000, 40, step_tokens=20), rates, Hits(1, 0), 10)
+    latent = 2 * c.num_heads * (2 * c.kv_lora_rank + c.rope_dim) * 60 * 61 / 2
+    step = prompt(plan_of(toy, 2000, 40, step_tokens=70), rates, Hits(1, 0), 60)
     assert step.seconds["attention"] == pytest.approx(PROMPT_OVERHEAD * layers * latent / 1e6)
 
 

@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from engine_run import Running, request, run
 from gguf import GGMLQuantizationType as Type
 from tiny_gguf import write_tiny
@@ -15,15 +14,8 @@ from tiny_gguf import write_tiny
 from hybridmoe.config import EngineConfig, ModelConfig
 from hybridmoe.engine import Engine, Finished, PromptProgress, Request, TokenEvent
 from hybridmoe.engine.scheduler import Scheduler
-from hybridmoe.errors import (
-    ConfigError,
-    ContextLengthError,
-    DeviceError,
-    HybridMoeError,
-    QueueFullError,
-)
+from hybridmoe.errors import ConfigError, ContextLengthError, HybridMoeError, QueueFullError
 from hybridmoe.gguf.reader import GGUFFile
-from hybridmoe.kernels.guard import CardGuard
 from hybridmoe.model.decoder import Decoder
 
 pytestmark = pytest.mark.usefixtures("exact_kernels")
@@ -53,13 +45,6 @@ def make(model: Decoder) -> Iterator[MakeEngine]:
     yield make_engine
     for engine in engines:
         engine.close()
-
-
-def raising(error: Exception) -> Callable[..., Any]:
-    def fail(*_: object) -> Any:
-        raise error
-
-    return fail
 
 
 def alone(make: MakeEngine, num_tokens: int = 16) -> list[list[int]]:
@@ -248,35 +233,6 @@ def test_an_engine_that_fails_leaves_nobody_waiting(
     assert (end.reason, end.error) == ("error", "the engine has failed: KeyError: 'a bug'")
     with pytest.raises(HybridMoeError, match="closed"):
         engine.logits([1])
-
-
-def test_a_step_that_a_card_has_no_memory_for_fails_alone(
-    make: MakeEngine, model: Decoder, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    engine = make()
-    with monkeypatch.context() as patch:
-        patch.setattr(model, "_run", raising(torch.OutOfMemoryError("CUDA out of memory.")))
-        (answer,) = run(engine, request([1, 77]))
-    assert answer.end.reason == "error"
-    assert answer.end.error.startswith("the card has no memory left for a step of 2 tokens")
-    assert run(engine, request([1, 77], 3))[0].end.reason == "length"
-
-
-def test_a_lost_card_ends_every_request_and_refuses_new_ones(
-    make: MakeEngine, model: Decoder, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(model, "guard", CardGuard(answers=lambda: False))
-    engine = make(max_running=2)
-    others = [Running(engine, request(prompt, 400)) for prompt in PROMPTS[:4]]
-    others[0].token()
-    monkeypatch.setattr(model, "_run", raising(RuntimeError("CUDA error: unspecified\nAdvice")))
-    for other in others:
-        end = other.wait().end
-        assert end.reason == "error"
-        assert "the card failed: CUDA error: unspecified; restart to use it again" in end.error
-    for call in (lambda: Running(engine, request([1], 3)), lambda: engine.logits([1])):
-        with pytest.raises(DeviceError, match="the card failed: CUDA error: unspecified; restart"):
-            call()
 
 
 def test_a_listener_that_raises_loses_its_own_request(make: MakeEngine) -> None:

@@ -1,115 +1,168 @@
-"""What is said of a card's failures, with errors such as torch raises; none of it needs a card."""
+"""A card's failures: no memory ends a step, anything else the card; both are one line."""
 
 import re
+from pathlib import Path
 
 import pytest
 import torch
+from engine_run import Running, request, run
+from gguf import GGMLQuantizationType as Type
+from tiny_gguf import write_tiny
 
+from hybridmoe.config import EngineConfig, ModelConfig
+from hybridmoe.engine import Engine
 from hybridmoe.errors import ConfigError, DeviceError
-from hybridmoe.kernels.guard import CardBudget, CardGuard, loading_onto_card
+from hybridmoe.gguf.reader import GGUFFile
+from hybridmoe.kernels.guard import CardGuard, loading_onto_card
+from hybridmoe.model.decoder import Decoder
 
 GIB = 1 << 30
-OOM = (
-    "CUDA out of memory. Tried to allocate {} MiB. GPU 0 has a total capacity of 23.64 GiB of which"
-    " 130.00 MiB is free. Including non-PyTorch memory, this process has 23.5 GiB memory in use. If"
-    " reserved but unallocated memory is large try setting PYTORCH_ALLOC_CONF.\n"
+NO_ROOM = torch.OutOfMemoryError(
+    "CUDA out of memory. Tried to allocate 1.50 GiB. GPU 0 has a total capacity of 23.64 GiB of"
+    " which 512.00 MiB is free. Process 7 has 1.10 GiB memory in use. Of the allocated memory 20.1"
+    " GiB is allocated by PyTorch, and 3.00 MiB is reserved by PyTorch but unallocated."
 )
-ILLEGAL = (
-    "CUDA error: an illegal memory access was encountered\nCUDA kernel errors might be"
-    " asynchronously reported at some other API call.\nCompile with `TORCH_USE_CUDA_DSA`.\n"
+IN_PIECES = torch.OutOfMemoryError(
+    "CUDA out of memory. Tried to allocate 256.00 MiB. GPU 0 has a total capacity of 23.64 GiB of"
+    " which 1.00 GiB is free."
 )
-TOKEN_KV = 61 * 576 * 2
-BUDGET = CardBudget(22 * GIB, 4 * GIB, 32768, TOKEN_KV)
-
-
-def said(error: Exception, budget: CardBudget | None = BUDGET, *, answers: bool = True) -> str:
-    guard = CardGuard(budget, lambda: answers)
-    with pytest.raises(DeviceError) as caught, guard.watch("a step of 512 tokens"):
-        raise error
-    assert "\n" not in str(caught.value) and caught.value.__suppress_context__
-    return str(caught.value)
-
-
-def test_a_step_without_memory_says_what_to_lower_and_by_how_much() -> None:
-    text = said(torch.OutOfMemoryError(OOM.format("642.00")))
-    assert "for a step of 512 tokens (0.63 GiB asked for, 0.13 free)" in text
-    lower = re.search(r"lower --vram to ([0-9.]+)GiB, which leaves fewer slots", text)
-    assert lower is not None
-    assert 512 / 1024 <= 22 - float(lower[1]) < 0.6  # what was missing, and a little
-
-
-def test_latents_are_named_where_slots_are_too_few() -> None:
-    budget = BUDGET._replace(slots_bytes=0)
-    text = said(torch.OutOfMemoryError(OOM.format("642.00")), budget)
-    tokens = re.search(r"and what latents hold \(--ctx\) to (\d+) tokens", text)
-    assert tokens is not None and int(tokens[1]) % 64 == 0
-    freed = (32768 - int(tokens[1])) * TOKEN_KV
-    assert 512 << 20 <= freed < 600 << 20
-    assert "22.00GiB" not in text  # of lower latents alone, slots would take what is freed
-    text = said(torch.OutOfMemoryError(OOM.format("642.00")), budget._replace(kv_tokens=64))
-    assert "leave weights to the CPU with --place" in text
-
-
-@pytest.mark.parametrize(
-    "text", ["CUDA error: out of memory", "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling x"]
+LOST = torch.AcceleratorError(
+    "CUDA error: an illegal memory access was encountered\nCUDA kernel errors might be reported"
+    " asynchronously.\nCompile with `TORCH_USE_CUDA_DSA`."
 )
-def test_memory_that_the_driver_or_a_library_lacks_is_no_loss(text: str) -> None:
-    guard = CardGuard(None, lambda: False)
-    with (
-        pytest.raises(DeviceError, match=r"\(how much .* is not known\): lower --vram by 0.07 GiB"),
-        guard.watch("a step"),
-    ):
-        raise RuntimeError(text)
-    guard.check()
 
 
-def test_a_lost_card_is_lost_for_all_that_follows() -> None:
-    guard = CardGuard(None, lambda: False)
-    lost = "^the card failed: CUDA error: an illegal memory access was encountered; restart to use"
-    with pytest.raises(DeviceError, match=lost), guard.watch("a step"):
-        raise RuntimeError(ILLEGAL)
-    with pytest.raises(DeviceError, match=lost):
-        guard.check()
-    with pytest.raises(DeviceError, match=lost), guard.watch("a step"):
-        raise AssertionError("a lost card is not used")
-
-
-def test_a_card_that_still_answers_fails_one_step() -> None:
-    guard = CardGuard(None, lambda: True)
-    with pytest.raises(DeviceError, match="failed in a step: Triton Error"), guard.watch("a step"):
-        raise RuntimeError("Triton Error [CUDA]: invalid argument")
-    with guard.watch("the next step"):
+def test_no_memory_in_a_step_says_how_much_lower_the_budget_is_to_be() -> None:
+    guard = CardGuard(20 * GIB)
+    with pytest.raises(DeviceError) as caught, guard.watch(512):
+        raise NO_ROOM
+    text = str(caught.value)
+    assert text.startswith(
+        "the card has no memory left for a step of 512 tokens (1.50 GiB are needed, 512.00 MiB are"
+        " free): lower --vram to "
+    )
+    match = re.search(r"--vram to ([0-9.]+)GiB", text)
+    assert match is not None
+    assert 1.0 < 20 - float(match[1]) < 1.1 and "\n" not in text
+    guard.check()  # the next step may be smaller
+    with guard.watch(1):
         pass
 
 
-def test_without_a_card_nothing_answers() -> None:
-    if torch.cuda.is_available():
-        pytest.skip("there is a card")
-    guard = CardGuard()
-    with pytest.raises(DeviceError), guard.watch("a step"):
-        raise RuntimeError(ILLEGAL)
-    with pytest.raises(DeviceError, match="restart"):
-        guard.check()
+@pytest.mark.parametrize(
+    ("error", "remedy"),
+    [
+        (NO_ROOM, "lower --vram by 1.07 GiB"),
+        (IN_PIECES, "lower --vram by 0.32 GiB"),
+        (torch.OutOfMemoryError("CUDA out of memory"), "lower --vram"),
+        (torch.AcceleratorError("CUDA error: out of memory"), "lower --vram"),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `x`"), "lower --vram"),
+        (RuntimeError("Triton Error [CUDA]: out of memory"), "lower --vram"),
+    ],
+)
+def test_no_memory_while_loading_is_of_the_configuration(error: Exception, remedy: str) -> None:
+    told = pytest.raises(ConfigError, match=rf"no memory left for experts.*{remedy}$")
+    with told, loading_onto_card("experts"):
+        raise error
 
 
-@pytest.mark.parametrize("error", [RuntimeError("a bug"), ConfigError("x"), MemoryError("none")])
-def test_other_errors_pass(error: Exception) -> None:
+@pytest.mark.parametrize(
+    "error",
+    [
+        LOST,
+        RuntimeError("CUDA error: CUBLAS_STATUS_EXECUTION_FAILED when calling `cublasGemmEx`"),
+        RuntimeError("Triton Error [CUDA]: device-side assert triggered"),
+        RuntimeError("CUDA driver error: unknown error"),
+    ],
+)
+def test_any_other_error_of_the_card_loses_it(error: Exception) -> None:
     guard = CardGuard()
-    with pytest.raises(type(error), match=str(error)), guard.watch("a step"):
+    told = pytest.raises(DeviceError, match=r"the card failed: .*; restart to use it")
+    with told as caught, guard.watch(1):
         raise error
-    with pytest.raises(type(error), match=str(error)), loading_onto_card("weights"):
+    assert "\n" not in str(caught.value)
+    for again in (guard.check, guard.watch(1).__enter__):
+        with pytest.raises(DeviceError, match=re.escape(str(caught.value))):
+            again()
+    with pytest.raises(DeviceError, match="the card failed"), loading_onto_card("experts"):
         raise error
+
+
+def test_other_errors_come_through() -> None:
+    guard = CardGuard()
+    for error in (
+        RuntimeError("Expected all tensors to be on the same device, cuda:0 and cpu"),
+        ValueError("CUDA error"),
+    ):
+        with pytest.raises(type(error), match=r"device|CUDA"), guard.watch(1):
+            raise error
+        with pytest.raises(type(error), match=r"device|CUDA"), loading_onto_card("x"):
+            raise error
     guard.check()
 
 
-def test_loading_says_what_had_no_room() -> None:
-    with (
-        pytest.raises(ConfigError, match=r"left for expert slots \(0.63 .*--vram to 21.4"),
-        loading_onto_card("expert slots", BUDGET),
+@pytest.fixture
+def model(tmp_path: Path) -> Decoder:
+    path = tmp_path / "tiny.gguf"
+    write_tiny(path, variant="k2", type=Type.Q8_0)
+    with GGUFFile.open(path) as file:
+        return Decoder(file, ModelConfig.from_metadata(file.metadata))
+
+
+def test_a_lost_card_ends_all_requests_and_refuses_new_ones(
+    model: Decoder, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    engine = Engine(model, frozenset(), EngineConfig(context_tokens=128, max_running=1))
+    assert run(engine, request([1, 2, 3], 2))[0].end.reason == "length"
+    assert engine.device_failure is None
+
+    def fail(*_: object, **__: object) -> torch.Tensor:
+        raise LOST
+
+    first = Running(engine, request([5] * 70))
+    first.token()
+    second = Running(engine, request([5] * 70))  # waits for the first one's place
+    monkeypatch.setattr(model.device, "to_host", fail, raising=False)
+    ends = [running.wait().end for running in (first, second)]
+    assert [end.reason for end in ends] == ["error", "error"]
+    wanted = "the card failed: CUDA error: an illegal memory access was encountered; restart"
+    assert all(str(end.error).startswith(wanted) for end in ends)
+    assert engine.device_failure == ends[0].error
+    for asked in (
+        lambda: engine.submit(request([1]), lambda event: None),
+        lambda: engine.logits([1, 2]),
+        lambda: engine.save(tmp_path / "kv", [5] * 70, "model"),
     ):
-        raise torch.OutOfMemoryError(OOM.format("642.00"))
-    with (
-        pytest.raises(DeviceError, match=r"^the card failed: .* encountered$"),
-        loading_onto_card("expert slots"),
-    ):
-        raise RuntimeError(ILLEGAL)
+        with pytest.raises(DeviceError, match="the card failed"):
+            asked()
+    engine.close()
+
+
+def test_a_card_lost_between_steps_is_noticed(
+    model: Decoder, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    engine = Engine(model, frozenset(), EngineConfig(context_tokens=128))
+
+    def fail(*_: object) -> int:
+        raise LOST
+
+    monkeypatch.setattr("hybridmoe.engine.kv_cache.KvCache.begin", fail)
+    end = run(engine, request([1, 2, 3]))[0].end
+    assert end.reason == "error" and "the card failed" in str(end.error)
+    with pytest.raises(DeviceError):
+        engine.submit(request([1]), lambda event: None)
+    engine.close()
+
+
+def test_no_memory_ends_one_step_only(model: Decoder, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = Engine(model, frozenset(), EngineConfig(context_tokens=128))
+    with monkeypatch.context() as patch:
+
+        def fail(*_: object) -> torch.Tensor:
+            raise NO_ROOM
+
+        patch.setattr(model.device, "to_host", fail, raising=False)
+        end = run(engine, request([1, 2, 3]))[0].end
+    assert end.reason == "error" and "no memory left for a step of" in str(end.error)
+    assert run(engine, request([1, 2, 3], 4))[0].end.reason == "length"
+    engine.close()

@@ -11,6 +11,7 @@ from hybridmoe import _C
 from hybridmoe.cli.doctor import doctor_command
 from hybridmoe.errors import ShapeError
 from hybridmoe.kernels import isa, topology
+from hybridmoe.kernels.card import CudaCard, NoCard
 from hybridmoe.machine import Limits, Machine, Rate, advice, inspect_machine
 
 MACHINE = Machine(
@@ -40,7 +41,7 @@ def test_a_good_machine_is_told_its_speed_alone() -> None:
         ({"available_bytes": 24 * 10**9}, "571 GB and 24 GB can be filled"),
         ({"cpu_quota": 2.5}, "2.5 CPUs of 8 cores"),
         ({"nodes": 2}, "2 NUMA nodes"),
-        ({"gpu": None}, "No CUDA GPU"),
+        ({"gpu": None, "no_gpu": "Triton is missing"}, "on the CPU, too: Triton is missing."),
         ({"isa_active": "avx2"}, "though avx512 works"),
         ({"isa_active": "avx2"}, "no int8 dot product"),
     ],
@@ -65,6 +66,17 @@ def test_facts_are_read_from_the_system(tmp_path: Path) -> None:
     assert machine.kernel_threads == topology.num_threads()
     empty = inspect_machine(tmp_path / "nothing")
     assert (empty.cpu, empty.huge_pages, empty.available_bytes) == ("unknown", "unknown", None)
+
+
+def test_a_card_is_described(monkeypatch: pytest.MonkeyPatch) -> None:
+    card = CudaCard(0, "RTX 4090", (8, 9), 24 << 30, 22 << 30, 128)
+    monkeypatch.setattr("hybridmoe.machine.find_card", lambda: card)
+    machine = inspect_machine()
+    assert machine.no_gpu is None and machine.gpu is not None
+    assert machine.gpu.startswith("RTX 4090, 22.0 of 24.0 GiB free, 128 multiprocessors, compute")
+    monkeypatch.setattr("hybridmoe.machine.find_card", lambda: NoCard("it is too old"))
+    machine = inspect_machine()
+    assert (machine.gpu, machine.no_gpu) == (None, "it is too old")
 
 
 @pytest.mark.parametrize("name", isa.supported())

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from k2_header import k2_tensors, write_k2
 
 from hybridmoe.errors import ConfigError
-from hybridmoe.experts.placement import Plan, Problem, Tier, plan_experts
+from hybridmoe.experts.placement import SCRATCH_BYTES, Plan, Problem, Tier, plan_experts
 from hybridmoe.experts.sizes import CARD_EXPERT_TYPES, CARD_TYPES, ModelSizes, sizes_of
 from hybridmoe.gguf.outline import read_outline, with_expert_type
 
@@ -107,7 +107,8 @@ def test_cards_from_8_to_96_gb(k2: ModelSizes, vram: int) -> None:
     )
     per_token = 3 * 7168 + 1536 + 64 * (192 + 2 * 512 + 128) + 2 * 8 * 2048 + 2 * 2048 + 7168
     activations = 4 * (512 * per_token + 8 * 163840)
-    other = GIB + (256 << 20) + 2 * k2.slot_bytes  # a reserve, graphs, experts that pass by
+    # A reserve, graphs, decoded weights and expanded keys, experts that pass by.
+    other = GIB + (256 << 20) + (512 << 20) + 2 * k2.slot_bytes
     left = vram * GIB - core - 32768 * K2_TOKEN_KV - activations - other
     if vram == 8:
         assert left < 0
@@ -185,6 +186,13 @@ def test_experts_that_are_to_stay_on_a_card_have_to_fit(k2: ModelSizes, tmp_path
     low = sizes_of(with_expert_type(outline.tensors, "IQ2_XXS"), outline.config)
     with pytest.raises(ConfigError, match=r"IQ2_XXS has no kernel for a card: place no experts"):
         plan_experts(Problem(sizes=low, num_pinned=384, **numbers))
+
+
+def test_a_prompt_of_128k_has_room_for_what_is_decoded_and_expanded() -> None:
+    product = pytest.importorskip("hybridmoe.kernels.triton.product")
+    attention = pytest.importorskip("hybridmoe.kernels.triton.prompt_attention")
+    latents = 131072 * 576 * 2  # of one layer of K2
+    assert product.SLAB_BYTES + attention.EXPANDED_BYTES + latents <= SCRATCH_BYTES
 
 
 def test_the_planner_knows_the_cards_types() -> None:

@@ -1,211 +1,13 @@
 """Policies against models in lists and dictionaries: the same hits, admissions, evictions."""
 
-from collections import Counter
-
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from list_models import Clock, Fifo, GlobalLru, Lru, Model, QuotaLru, Slru, TwoQ
+from paper_models import Arc, LeastStale, Lfru, Lirs, Random, Static, TinyLfu
 
 from hybridmoe.experts.policy import CacheShape, make_policy
-
-
-class Model:
-    """The demand loop; a subclass says who leaves and what a use changes."""
-
-    def __init__(self, shape: CacheShape) -> None:
-        self.shape = shape
-        self.resident: set[int] = set()
-        self.clock = 0
-
-    def note(self, layer: int, keys: list[int]) -> None: ...
-    def touch(self, key: int) -> None: ...
-    def insert(self, key: int) -> None: ...
-    def victim(self, key: int, pinned: set[int]) -> int | None:
-        raise NotImplementedError
-
-    def on_access(
-        self, layer: int, keys: list[int], is_prefill: bool
-    ) -> tuple[list[bool], list[int], list[int]]:
-        self.clock += 1
-        hits = [key in self.resident for key in keys]
-        self.note(layer, keys)
-        for key, is_hit in zip(keys, hits, strict=True):
-            if is_hit:
-                self.touch(key)
-        admitted: list[int] = []
-        evicted: list[int] = []
-        for key, is_hit in zip(keys, hits, strict=True):
-            if is_hit:
-                continue
-            if len(self.resident) == self.shape.num_slots:
-                if is_prefill or self.resident <= set(keys):
-                    continue
-                leaving = self.victim(key, set(keys))
-                if leaving is None:
-                    continue
-                self.resident.remove(leaving)
-                evicted.append(leaving)
-            self.resident.add(key)
-            self.insert(key)
-            admitted.append(key)
-        return hits, admitted, evicted
-
-
-def oldest(queue: list[int], pinned: set[int]) -> int | None:
-    return next((key for key in queue if key not in pinned), None)
-
-
-class GlobalLru(Model):
-    def __init__(self, shape: CacheShape) -> None:
-        super().__init__(shape)
-        self.queue: list[int] = []
-
-    def touch(self, key: int) -> None:
-        self.queue.remove(key)
-        self.queue.append(key)
-
-    def insert(self, key: int) -> None:
-        self.queue.append(key)
-
-    def victim(self, key: int, pinned: set[int]) -> int | None:
-        found = oldest(self.queue, pinned)
-        assert found is not None
-        self.queue.remove(found)
-        return found
-
-
-class Fifo(GlobalLru):
-    def touch(self, key: int) -> None: ...
-
-
-class Clock(GlobalLru):
-    def __init__(self, shape: CacheShape) -> None:
-        super().__init__(shape)
-        self.used: set[int] = set()
-
-    def touch(self, key: int) -> None:
-        self.used.add(key)
-
-    def victim(self, key: int, pinned: set[int]) -> int | None:
-        while self.queue[0] in self.used | pinned:
-            self.used.discard(self.queue[0])
-            self.queue.append(self.queue.pop(0))
-        return self.queue.pop(0)
-
-
-class Lru(Model):
-    """Layer-aware: looks at every resident, where the policy looks at the oldest of each layer."""
-
-    def __init__(self, shape: CacheShape) -> None:
-        super().__init__(shape)
-        self.visits = [0] * shape.num_layers
-        self.last: dict[int, tuple[int, int]] = {}  # visit of the layer, order
-        self.order = 0
-
-    def note(self, layer: int, keys: list[int]) -> None:
-        self.visits[layer] += 1
-
-    def touch(self, key: int) -> None:
-        self.order += 1
-        self.last[key] = (self.visits[key // self.shape.num_experts], self.order)
-
-    insert = touch
-
-    def victim(self, key: int, pinned: set[int]) -> int | None:
-        layers, experts = self.shape.num_layers, self.shape.num_experts
-        here = key // experts
-        counts = Counter(other // experts for other in self.resident)
-        spare = self.shape.num_slots % layers
-        shares = [self.shape.num_slots // layers + (layer < spare) for layer in range(layers)]
-
-        def rank(other: int) -> tuple[int, int, int]:
-            layer = other // experts
-            passed_over = self.visits[layer] - self.last[other][0]
-            return passed_over, (layer - here) % layers or layers, -self.last[other][1]
-
-        free = self.resident - pinned
-        stale = [other for other in free if rank(other)[0] > 0]
-        rich = [o for o in free if counts[o // experts] > shares[o // experts]]
-        if stale:
-            return max(stale, key=rank)
-        if rich and counts[here] < shares[here]:
-            return max(rich, key=rank)
-        return None
-
-
-class QuotaLru(Model):
-    """One plain LRU for each layer."""
-
-    def __init__(self, shape: CacheShape) -> None:
-        super().__init__(shape)
-        spare = shape.num_slots % shape.num_layers
-        self.parts = [
-            GlobalLru(shape._replace(num_slots=shape.num_slots // shape.num_layers + (i < spare)))
-            for i in range(shape.num_layers)
-        ]
-
-    def on_access(
-        self, layer: int, keys: list[int], is_prefill: bool
-    ) -> tuple[list[bool], list[int], list[int]]:
-        return self.parts[layer].on_access(layer, keys, is_prefill)
-
-
-class Slru(Model):
-    def __init__(self, shape: CacheShape) -> None:
-        super().__init__(shape)
-        self.probation: list[int] = []
-        self.protected: list[int] = []
-
-    def touch(self, key: int) -> None:
-        (self.protected if key in self.protected else self.probation).remove(key)
-        self.protected.append(key)
-        if len(self.protected) > self.shape.num_slots * 4 // 5:
-            self.probation.append(self.protected.pop(0))
-
-    def insert(self, key: int) -> None:
-        self.probation.append(key)
-
-    def victim(self, key: int, pinned: set[int]) -> int | None:
-        for part in (self.probation, self.protected):
-            if (found := oldest(part, pinned)) is not None:
-                part.remove(found)
-                return found
-        return None
-
-
-class TwoQ(Model):
-    def __init__(self, shape: CacheShape) -> None:
-        super().__init__(shape)
-        self.new: list[int] = []
-        self.lru: list[int] = []
-        self.ghosts: list[int] = []
-
-    def touch(self, key: int) -> None:
-        if key in self.lru:
-            self.lru.remove(key)
-            self.lru.append(key)
-
-    def insert(self, key: int) -> None:
-        if key in self.ghosts:
-            self.ghosts.remove(key)
-            self.lru.append(key)
-        else:
-            self.new.append(key)
-
-    def victim(self, key: int, pinned: set[int]) -> int | None:
-        parts = [self.lru, self.new]
-        if len(self.new) > max(1, self.shape.num_slots // 4):
-            parts = [self.new, self.lru]
-        for part in parts:
-            if (found := oldest(part, pinned)) is not None:
-                part.remove(found)
-                if part is self.new:
-                    self.ghosts.append(found)
-                    del self.ghosts[: -max(1, self.shape.num_slots // 2)]
-                return found
-        return None
-
 
 MODELS: dict[str, type[Model]] = {
     "global-lru": GlobalLru,
@@ -215,6 +17,13 @@ MODELS: dict[str, type[Model]] = {
     "quota-lru": QuotaLru,
     "slru": Slru,
     "2q": TwoQ,
+    "arc": Arc,
+    "lirs": Lirs,
+    "w-tinylfu": TinyLfu,
+    "lfru": Lfru,
+    "least-stale": LeastStale,
+    "static": Static,
+    "random": Random,
 }
 
 
@@ -265,3 +74,47 @@ def test_scores_fade_and_the_lowest_leaves(name: str, half_life: float) -> None:
                 assert weights[key] <= min(weights[k] for k in free) + 1e-9
                 free.remove(key)
             resident = set(policy.resident().tolist())
+
+
+@pytest.mark.parametrize("slots", [4, 20, 40])
+def test_ema_swaps_the_lowest_for_one_that_is_clearly_higher_and_seldom(slots: int) -> None:
+    shape = CacheShape(3, 16, slots, 3)
+    policy = make_policy("ema", shape)
+    random = np.random.default_rng(slots)
+    scores, since, visits = np.zeros(48), dict[int, int](), [0, 0, 0]
+    most_swaps, num_swaps = max(1, slots // 64), 0
+    for step in range(600):
+        num_swaps = 0
+        for layer in range(3):
+            visits[layer] += 1
+            popular = (random.permutation(16) ** 2 // 16 + step // 200 * 5) % 16
+            experts = np.array(list(dict.fromkeys(popular.tolist()))[:3], np.int32)
+            got = policy.on_access(layer, experts, False)
+            keys = (layer * 16 + experts).tolist()
+            # A use weighs e ** (visit / 64): as good as letting all scores fade.
+            scores[keys] += np.exp(visits[layer] / 64)
+            evicted = got.evicted.tolist()
+            for key, is_hit in zip(keys, got.hits.tolist(), strict=True):
+                if is_hit:
+                    continue
+                is_admitted = key % 16 in got.admitted.tolist()
+                if len(since) < slots:
+                    assert is_admitted
+                    since[key] = visits[layer]
+                    continue
+                free = [other for other in since if other not in keys]
+                lowest = min(scores[free])
+                ratio = scores[key] / lowest
+                candidates = [o for o in free if scores[o] <= lowest * (1 + 1e-9)]
+                settled = [o for o in candidates if visits[o // 16] - since[o] >= 16]
+                if is_admitted:
+                    victim = evicted.pop(0)
+                    assert num_swaps < most_swaps and victim in settled and ratio > 1.5 - 1e-9
+                    num_swaps += 1
+                    del since[victim]
+                    since[key] = visits[layer]
+                else:
+                    is_bound = num_swaps == most_swaps or settled != candidates
+                    assert is_bound or ratio <= 1.5 + 1e-9
+            assert not evicted
+            assert sorted(since) == policy.resident().tolist()

@@ -222,7 +222,7 @@ def test_the_same_step_gives_the_same_bits(make: Make) -> None:
 
 
 def test_types_without_a_kernel_stay_on_the_cpu(make: Make) -> None:
-    layers = {1: make_layer(0, T.Q5_0)}
+    layers = {1: make_layer(0, T.F32)}
     experts = make(ALL_CARD, layers=layers)
     x, ids, weights = inputs()
     got = experts.submit(1, x, ids, weights)()

@@ -265,6 +265,20 @@ def test_every_route_is_documented(http: httpx2.Client) -> None:
     }  # fmt: skip
 
 
+def test_a_card_that_fails_ends_requests_with_503_and_refuses_others() -> None:
+    losing = {"messages": [{"role": "user", "content": "lose the card"}]}
+    with live_server(FakeLLM()) as server, httpx2.Client(base_url=server.url) as http:
+        assert http.get("/health").status_code == 200
+        for body in (losing, HELLO):
+            error = refused(http.post(CHAT, json=body), 503)
+            assert error["message"] == "the card failed: it is gone; restart to use it again"
+            assert error["type"] == "server_error" and error["code"] == "device_failed"
+        health = http.get("/health")
+        assert health.status_code == 503
+        assert health.json() == {"status": "failed", "message": error["message"]}
+        assert http.get("/v1/models").status_code == 200
+
+
 def test_many_clients_at_once_each_get_their_own_answer(server: LiveServer) -> None:
     answers: dict[int, str] = {}
 

@@ -1,6 +1,5 @@
 """The simulator and its bounds against plain Python, brute force and libCacheSim."""
 
-import itertools
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hybridmoe.experts.bounds import min_outcome, upload_optimum
+from hybridmoe.experts.bounds import _demand, _dual_bound, min_outcome, upload_optimum
 from hybridmoe.experts.policy import POLICIES
 from hybridmoe.experts.simulate import (
     EVICTIONS,
@@ -49,6 +48,10 @@ def test_nobody_beats_the_bounds_and_everything_adds_up(policy: str, slots: int)
     assert got.total(HITS) <= free.total(HITS)
     assert forced.total(HITS) <= free.total(HITS)
     assert got.net <= upload_optimum(requests, slots).value + 1e-6
+    is_decode = ~requests.is_prefill
+    decoded = got.by_step[is_decode[:: requests.num_layers]]
+    net = int(decoded[:, HITS].sum() - decoded[:, UPLOADS].sum())
+    assert net <= upload_optimum(requests, slots, counts=is_decode).value + 1e-6
 
 
 def plain_flat(requests: Requests, slots: int, victim: Callable[[dict[int, int]], int]) -> int:
@@ -85,42 +88,60 @@ def test_flat_min_is_beladys(slots: int) -> None:
     assert min_outcome(requests, slots, bypass=False).total(MISSES) == misses
 
 
-def best_net(keys: list[int], slots: int) -> int:
+Request = tuple[int, bool, bool]  # key, whether it is prefill, whether it counts
+
+
+def best_net(requests: list[Request], slots: int) -> int:
     """The most that hits - uploads can be, over every choice of who is in a slot when."""
     best: dict[frozenset[int], int] = {frozenset(): 0}
-    for key in keys:
+    for key, is_prefill, counts in requests:
         following: dict[frozenset[int], int] = {}
         for resident, net in best.items():
-            gained = net + (key in resident)
-            options = [resident] if key in resident else [resident, resident | {key}]
-            for option in options:
-                cost = len(option) - len(resident)
-                for size in range(min(slots, len(option)) + 1):
-                    for kept in itertools.combinations(sorted(option), size):
-                        state = frozenset(kept)
-                        following[state] = max(following.get(state, -99), gained - cost)
+            ends = [(resident, counts if key in resident else 0)]
+            if key not in resident and len(resident) < slots:
+                ends.append((resident | {key}, -counts))
+            elif key not in resident and not is_prefill:
+                ends += [(resident - {victim} | {key}, -counts) for victim in resident]
+            for state, gained in ends:
+                following[state] = max(following.get(state, -99), net + gained)
         best = following
     return max(best.values())
 
 
-@settings(max_examples=25, deadline=None)
-@given(keys=st.lists(st.integers(0, 4), min_size=1, max_size=11), slots=st.integers(1, 3))
-def test_the_optimum_with_upload_cost_is_that_of_brute_force(keys: list[int], slots: int) -> None:
-    ids = np.array(keys, np.int16)[:, None, None]
+@settings(max_examples=60, deadline=None)
+@given(
+    run=st.lists(
+        st.tuples(st.integers(0, 4), st.booleans(), st.booleans()), min_size=1, max_size=14
+    ),
+    slots=st.integers(1, 3),
+)
+def test_the_optimum_with_upload_cost_is_that_of_brute_force(
+    run: list[Request], slots: int
+) -> None:
+    ids = np.array([key for key, _, _ in run], np.int16)[:, None, None]
     header = {"num_layers": 1, "num_experts": 5, "top_k": 1}
-    ones = np.ones(len(keys), np.int32)
+    ones = np.ones(len(run), np.int32)
     trace = Trace(header, ids, ids.astype(np.float16), ones, ones, ones.astype(np.uint8))
-    found = upload_optimum(requests_of(trace, flat=True), slots)
-    assert found.is_exact and found.value == pytest.approx(best_net(keys, slots))
+    flat = requests_of(trace, flat=True)
+    for use in (lambda r: (r[0], False, True), lambda r: (r[0], r[1], True), lambda r: r):
+        used = [use(request) for request in run]
+        requests = flat._replace(is_prefill=np.array([r[1] for r in used]))
+        counts = np.array([r[2] for r in used])
+        found = upload_optimum(requests, slots, counts=counts)
+        assert found.is_exact and found.value == pytest.approx(best_net(used, slots))
+        bound = _dual_bound(_demand(requests, 1.0, counts), slots)
+        assert bound >= found.value - 1e-9
 
 
-def test_the_bound_of_large_traces_is_not_below_the_optimum(
-    monkeypatch: pytest.MonkeyPatch,
+@pytest.mark.parametrize("counts_prefill", [True, False])
+def test_the_bound_of_large_traces_is_not_far_above_the_optimum(
+    monkeypatch: pytest.MonkeyPatch, counts_prefill: bool
 ) -> None:
     requests = requests_of(made(150))
-    exact = upload_optimum(requests, 9)
+    counts = ~requests.is_prefill | counts_prefill
+    exact = upload_optimum(requests, 9, counts=counts)
     monkeypatch.setattr("hybridmoe.experts.bounds._MOST_EXACT", 0)
-    bound = upload_optimum(requests, 9)
+    bound = upload_optimum(requests, 9, counts=counts)
     assert exact.is_exact and not bound.is_exact
     assert exact.value <= bound.value + 1e-6 <= 1.25 * exact.value + 5
 

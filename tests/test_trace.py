@@ -8,6 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import hybridmoe.experts.trace as trace_module
 from hybridmoe.errors import ConfigError
 from hybridmoe.experts.simulate import requests_of
 from hybridmoe.experts.synthetic import Locality, synthetic_trace
@@ -25,7 +26,9 @@ def made(tokens: int = 90) -> Trace:
 @pytest.fixture(scope="module")
 def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("trace") / "t"
-    write_trace(path, made())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(trace_module, "_FLUSH_BYTES", 500)  # several blocks
+        write_trace(path, made())
     return path
 
 
@@ -53,6 +56,43 @@ def test_damage_is_refused_in_one_line_or_changes_nothing(
         read_trace(damaged)
     except ConfigError as error:
         assert "\n" not in str(error)
+
+
+def test_a_file_that_is_cut_off_gives_the_steps_that_are_whole_or_one_line(written: Path) -> None:
+    raw, trace = written.read_bytes(), made()
+    cut, lengths, refused = written.with_name("cut"), set(), 0
+    for size in range(len(raw)):
+        cut.write_bytes(raw[:size])
+        try:
+            got = read_trace(cut)
+        except ConfigError as error:
+            assert "truncated" in str(error) or "no routing trace" in str(error)
+            refused += 1
+            continue
+        assert not got.is_complete and 0 < got.num_tokens <= trace.num_tokens
+        for name in ("ids", "weights", "conversations", "phases"):
+            expected = getattr(trace, name)[: got.num_tokens]
+            assert np.array_equal(getattr(got, name), expected), name
+        assert np.array_equal(got.steps, trace.steps[: len(got.steps)])
+        assert [c["id"] for c in got.header["conversations"]] == sorted(set(got.conversations))
+        lengths.add(got.num_tokens)
+    assert len(lengths) > 3 and max(lengths) == trace.num_tokens
+    assert refused < len(raw) / 3  # only before the first block is whole
+
+
+def test_a_run_that_is_killed_leaves_what_it_wrote(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(trace_module, "_FLUSH_S", 0.0)
+    header = {k: v for k, v in made().header.items() if k != "conversations"}
+    writer = TraceWriter(tmp_path / "t", header)
+    for _ in range(2):
+        writer.add_step(np.zeros((1, 3, 4)), np.zeros((1, 3, 4)), [5], [1])
+    got = read_trace(tmp_path / "t")
+    assert got.num_tokens == 2 and not got.is_complete
+    assert got.header["conversations"] == [{"id": 5}]
+    writer.close()
+    assert read_trace(tmp_path / "t").is_complete
 
 
 def test_a_full_disk_is_told_at_the_end(tmp_path: Path) -> None:

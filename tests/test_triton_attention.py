@@ -107,14 +107,23 @@ def test_nothing_to_attend_to_gives_zeros() -> None:
     assert not latent_attention(*x, SCALE, max_positions=0).any()
 
 
+@pytest.mark.parametrize("seen", [1, 31, 33, 64, 65, 300])
+def test_any_number_of_splits_gives_the_same(seen: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A plan is made for the longest token, or for one of a graph's lengths that is longer yet."""
+    x = inputs(2, 16, 8, [seen, 300])
+    for num_sms in (1, 3, 500):
+        monkeypatch.setattr(attention, "num_multiprocessors", lambda device, n=num_sms: n)
+        check(x, latent_attention(*x, SCALE, max_positions=320))
+
+
 @pytest.mark.parametrize("positions", [1, 40, 4096, 131072])
 @pytest.mark.parametrize("tokens", [1, 16])
-def test_plans_cover_all_positions(tokens: int, positions: int) -> None:
+def test_plans_fill_the_card_as_far_as_there_are_positions(tokens: int, positions: int) -> None:
     plan = plan_attention(tokens, 64, positions, 128)
-    covered = plan.num_splits * plan.blocks_per_split * plan.block_tokens
-    assert covered >= positions
     assert 64 % plan.block_tokens == 0  # a block lies in one page
-    assert (plan.num_splits - 1) * plan.blocks_per_split * plan.block_tokens < positions
+    blocks = -(-positions // plan.block_tokens)
+    assert 1 <= plan.num_splits <= max(1, blocks // 2)
+    assert 4 * tokens * plan.num_splits >= min(2 * 128, 4 * tokens * (blocks // 2))
 
 
 def test_wrong_arguments_are_refused() -> None:

@@ -6,6 +6,7 @@ import pytest
 import torch
 from gguf import GGMLQuantizationType
 from random_weights import block_weights, random_matrix
+from torch.overrides import TorchFunctionMode
 from triton_bounds import U, chopped, sum_bound
 
 from hybridmoe.errors import ShapeError
@@ -66,6 +67,24 @@ def test_dequantized_weights_are_those_of_gguf(kind: GGMLQuantizationType) -> No
     assert np.array_equal(got.double().numpy(), want)
 
 
+def test_mxfp4_has_all_scales() -> None:
+    """The largest overflow; the smallest two are subnormal, and lost by the interpreter's bf16."""
+    kind = GGMLQuantizationType.MXFP4
+    blocks = random_matrix(kind, 1, 1, 256 * 32).data.reshape(256, 17)
+    blocks[:, 0] = np.arange(256)
+    w = QuantMatrix(blocks[2:].reshape(-1), kind, 1, 127, 64)
+    with np.errstate(over="ignore"):
+        want = chopped(closeness.weights(w).astype(np.float32))
+        got = kernels.dequantize(DeviceMatrix.from_host(w, "cpu"))
+    assert np.array_equal(got.double().numpy(), want) and np.isinf(want).any()
+    w = QuantMatrix(blocks[:2].reshape(-1), kind, 1, 2, 32)
+    for column in range(0, 32, 5):
+        x = torch.zeros(1, 32)
+        x[0, column] = 2.0**100
+        got = kernels.linear(x, DeviceMatrix.from_host(w, "cpu"))
+        assert np.array_equal(got[0].numpy(), 2.0**100 * closeness.weights(w)[0, :, column])
+
+
 @pytest.mark.parametrize("tokens", [1, 3, 16, 17])
 def test_linear_is_within_the_bound(
     kind: GGMLQuantizationType, tokens: int, monkeypatch: pytest.MonkeyPatch
@@ -107,6 +126,29 @@ def test_float32_matrices_are_multiplied_in_float32(tokens: int) -> None:
     closeness.assert_close(got, x.double().numpy() @ weights.T, bound, "F32")
 
 
+@pytest.mark.parametrize("precision", ["none", "tf32"])
+def test_float32_products_are_never_tf32(precision: str) -> None:
+    """Also where a program has set it by torch's new name: the old one is not to be read then."""
+    flags = torch.backends.cuda.matmul
+    before, flags.fp32_precision = flags.fp32_precision, precision
+    seen = []
+
+    class Spy(TorchFunctionMode):
+        def __torch_function__(self, function, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+            if "matmul" in function.__name__:
+                seen.append(flags.fp32_precision)
+            return function(*args, **(kwargs or {}))
+
+    try:
+        w = DeviceMatrix.from_host(random_matrix(GGMLQuantizationType.F32, 1, 3, 8), "cpu")
+        with Spy():
+            kernels.linear(activations(2, 8), w)
+        assert flags.fp32_precision == precision
+    finally:
+        flags.fp32_precision = before
+    assert seen == ["ieee"]
+
+
 @pytest.mark.parametrize("tokens", [1, 3, 17])
 def test_a_wrong_scale_is_seen(kind: GGMLQuantizationType, tokens: int) -> None:
     cols = max(512, block_weights(kind))
@@ -127,10 +169,14 @@ def test_a_stack_is_its_matrices(tokens: int) -> None:
         check_linear(x[b], w.slice(b, b + 1), got[b])
 
 
-def test_slabs_are_put_together(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(product, "SLAB_BYTES", 2 * 96 * 5)
-    w, x = random_matrix(Q8_0, 1, 18, 96), activations(17, 96)
-    check_linear(x, w, kernels.linear(x, DeviceMatrix.from_host(w, "cpu")))
+@pytest.mark.parametrize("num_rows", [5, 18, 36, 50])
+def test_slabs_are_put_together(num_rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Parts of a matrix, or several whole ones of a stack."""
+    monkeypatch.setattr(product, "SLAB_BYTES", 2 * 96 * num_rows)
+    w, x = random_matrix(Q8_0, 3, 18, 96), activations(3, 17, 96)
+    got = kernels.batched_linear(x, DeviceMatrix.from_host(w, "cpu"))
+    for b in range(3):
+        check_linear(x[b], w.slice(b, b + 1), got[b])
 
 
 def test_nothing_in_gives_nothing_out() -> None:

@@ -46,10 +46,13 @@ def test_routes_are_the_twins(variant: str, has_bias: bool) -> None:
     logits[3] = 0.0  # all equal
     logits[4] = (logits[4] * 2).round()  # many equal
     logits[5, 1:3] = float("nan")
+    logits[6, num_experts - 1] = float("nan")  # alone in the last group
+    logits[7, 0] = float("nan")
     bias = 0.2 * torch.randn(num_experts, generator=generator) if has_bias else None
     (ids, weights), (want_ids, want_weights) = both(logits, bias, variant)
     assert torch.equal(ids, want_ids)
     assert torch.allclose(weights, want_weights, rtol=2e-6, equal_nan=True)
+    assert weights[5:8].isnan().any(dim=1).all()
 
 
 def test_a_bias_of_minus_infinity_is_taken_last_and_once() -> None:

@@ -33,6 +33,7 @@ POINTERS = {  # by the name of a kernel's argument; all others ending in _ptr ar
     "bits_ptr": "*i16",
     "ids_ptr": "*i32",
 }
+EVEN = re.compile("_ptr$|bytes|num_|stride|offset|^inter$|^n$|^dim$|^count$")
 UNEVEN = {"top_k", "num_tokens", "limit", "gate_limit", "up_limit", "table_pages", "num_splits"}
 
 
@@ -44,8 +45,10 @@ def compiled(kernel: Any, constants: dict[str, Any], arch: int, **options: int) 
         is_number = name in ("scale", "eps")
         default = "*fp32" if name.endswith("_ptr") else "fp32" if is_number else "i32"
         signature[name] = "constexpr" if name in constants else POINTERS.get(name, default)
-    even = [i for i, n in enumerate(names) if n.endswith("_ptr") or "bytes" in n or "num_" in n]
-    attributes = {(i,): [["tt.divisibility", 16]] for i in even if names[i] not in UNEVEN}
+    even = [i for i, n in enumerate(names) if EVEN.search(n) and n not in UNEVEN]
+    if constants.get("KIND") in ("BF16", "F16"):
+        even.append(names.index("limit"))  # there, columns
+    attributes = {(i,): [["tt.divisibility", 16]] for i in even}
     source = ASTSource(kernel, signature, constexprs=constants, attrs=attributes)
     binary = triton.compile(source, target=GPUTarget("cuda", arch, 32), options=options)
     ptxas = Path(triton.__file__).parent / "backends/nvidia/bin/ptxas"
@@ -85,9 +88,10 @@ def main(arch: int) -> None:
     attend = attention._attention_kernel
     print(json.dumps(compiled(attend, {**constants, "DOT": bf16}, arch, **options)))
     print(json.dumps(compiled(attention._combine_kernel, {"R": 512, "R_BLOCK": 512}, arch)))
-    constants = {"GATE": "Q4_K", "UP": "Q4_K", "ROWS": 8}
-    print(json.dumps(compiled(experts._gate_up_kernel, constants, arch)))
-    print(json.dumps(compiled(experts._down_kernel, {"DOWN": "Q6_K", "ROWS": 16}, arch)))
+    for gate, down in (("Q4_K", "Q6_K"), ("Q2_K", "Q3_K"), ("Q3_K", "Q4_K"), ("MXFP4", "MXFP4")):
+        constants = {"GATE": gate, "UP": gate, "ROWS": 8}
+        print(json.dumps(compiled(experts._gate_up_kernel, constants, arch)))
+        print(json.dumps(compiled(experts._down_kernel, {"DOWN": down, "ROWS": 16}, arch)))
     print(json.dumps(compiled(product._dequantize_kernel, {"KIND": "Q4_K", "ROWS": 16}, arch)))
     constants = {"HAS_DELTA": True, "BLOCK": 8192}
     print(json.dumps(compiled(elementwise._rms_norm_kernel, constants, arch, num_warps=16)))

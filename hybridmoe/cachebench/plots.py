@@ -6,7 +6,9 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
+from hybridmoe.cachebench.predictors import Recall
 from hybridmoe.cachebench.study import Study
+from hybridmoe.cachebench.write import label
 
 __all__ = ["write_plots"]
 
@@ -24,6 +26,7 @@ def write_plots(study: Study, folder: Path) -> list[Path]:
         ("heat_map", _heat_map),
         ("reuse", _reuse),
         ("predictors", _predictors),
+        ("horizons", _horizons),
     ):
         figure = Figure(figsize=(8, 5), layout="constrained")
         draw(study, figure.add_subplot())
@@ -119,9 +122,43 @@ def _reuse(study: Study, axes: Any) -> None:
 
 
 def _predictors(study: Study, axes: Any) -> None:
-    for name, values in study.recalls.items():
-        axes.plot(values, "o-", label=f"{name}: {values.mean():.2f}", markersize=3)
-    axes.set_ylim(0, 1)
+    """Recall by layer."""
+    for (predictor, horizon), of in _recalls(study).items():
+        inner = [r for r in of if r.layer is not None]
+        name = f"{label(predictor, horizon)}: {of[0].recall:.2f}"
+        bars = np.array([[r.recall - r.low, r.high - r.recall] for r in inner]).T
+        axes.errorbar([r.layer for r in inner], [r.recall for r in inner], bars.clip(0),
+                      fmt="o-", label=name, markersize=3, linewidth=1)  # fmt: skip
+    axes.set_ylim(0, 1.05)
     axes.set_xlabel("expert layer")
     axes.set_ylabel("recall of a token's experts, top-k guesses")
-    axes.legend(fontsize=8)
+    axes.legend(fontsize=7)
+
+
+def _horizons(study: Study, axes: Any) -> None:
+    """Recall over how many layers early a gate is asked, for each number of guesses."""
+    every = [r for r in study.recalls if r.layer is None]
+    for i, budget in enumerate(sorted({r.num_guesses for r in every})):
+        for recall in (r for r in every if r.num_guesses == budget and r.horizon is None):
+            axes.axhline(recall.recall, color=f"C{i}", linewidth=1,
+                         linestyle="--" if recall.predictor == "static" else ":",
+                         label=f"{recall.predictor}, {budget} guesses")  # fmt: skip
+        gates = [r for r in every if r.num_guesses == budget and r.horizon is not None]
+        if gates:
+            bars = np.array([[r.recall - r.low, r.high - r.recall] for r in gates]).T
+            axes.errorbar([r.horizon for r in gates], [r.recall for r in gates], bars.clip(0),
+                          fmt="o-", color=f"C{i}", capsize=3,
+                          label=f"gate, {budget} guesses")  # fmt: skip
+    axes.set_ylim(0, 1.05)
+    axes.set_xlabel("layers between the states and the gate (0: the control)")
+    axes.set_ylabel("recall of a token's experts, 95 % over conversations")
+    axes.legend(fontsize=7)
+
+
+def _recalls(study: Study) -> dict[tuple[str, int | None], list[Recall]]:
+    """Predictor -> all layers together, then each; with top_k guesses."""
+    found: dict[tuple[str, int | None], list[Recall]] = {}
+    for recall in study.recalls:
+        if recall.num_guesses == study.header["top_k"]:
+            found.setdefault((recall.predictor, recall.horizon), []).append(recall)
+    return found

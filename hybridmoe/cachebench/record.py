@@ -1,22 +1,22 @@
 """Recording a routing trace: greedy answers to workloads, every token's experts and weights.
 
-Beside the choices, guesses are recorded: each layer's router applied to the states before the
-layer above it, which is what a prefetch would go by.
+Beside the choices, guesses are recorded: each layer's router applied to the states of layers before
+it, which is what a prefetch would go by.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
+from hybridmoe.cachebench.gates import Gates
 from hybridmoe.cachebench.workloads import Workload
 from hybridmoe.config import EngineConfig
 from hybridmoe.engine.kv_cache import KvCache, plan_kv
 from hybridmoe.errors import UnsupportedModelError
-from hybridmoe.experts.backends import CpuExperts, ExpertWeights
+from hybridmoe.experts.backends import CpuExperts
 from hybridmoe.experts.trace import PHASES, Trace
 from hybridmoe.kernels.latents import Span
 from hybridmoe.llm import LLM
@@ -32,33 +32,10 @@ _PREFILL, _DECODE = PHASES.index("prefill"), PHASES.index("decode")
 
 @dataclass(frozen=True)
 class Recording:
-    """A trace, and what the layer above each would have guessed."""
+    """A trace, and what routers would have guessed earlier."""
 
     trace: Trace
-    guesses: NDArray[np.int16]  # (T, L, G), best first; -1 = no guess (the first layer)
-
-
-class _Guesses(CpuExperts):
-    """Hears what the layer above expects."""
-
-    wants_guesses = True
-
-    def __init__(self, layers: Mapping[int, ExpertWeights], num_guesses: int) -> None:
-        super().__init__(layers)
-        self._rows = {layer: row for row, layer in enumerate(layers)}
-        self._num_guesses = num_guesses
-        self._guessed: dict[int, NDArray[np.int16]] = {}
-
-    def expect(self, layer: int, ids: Tensor) -> None:
-        self._guessed[layer] = ids.numpy().astype(np.int16)
-
-    def take(self, num_tokens: int) -> NDArray[np.int16]:
-        """(T, L, G) of the step that has just run."""
-        guesses = np.full((num_tokens, len(self._rows), self._num_guesses), -1, np.int16)
-        for layer, guess in self._guessed.items():
-            guesses[:, self._rows[layer]] = guess
-        self._guessed.clear()
-        return guesses
+    guesses: NDArray[np.int16]  # (D, HORIZONS, L, G) of the D decoded tokens; see `Gates.taken`
 
 
 def record(llm: LLM, workloads: Iterable[Workload], answer_tokens: int, seed: int) -> Recording:
@@ -70,9 +47,11 @@ def record(llm: LLM, workloads: Iterable[Workload], answer_tokens: int, seed: in
     layers = expert_weights(Weights(llm.file), c)
     if not layers:
         raise UnsupportedModelError(f"{llm.file.path.name} has no routed experts: nothing to cache")
-    experts = _Guesses(layers, c.top_k)
-    model = Decoder(llm.file, c, Residency(experts))
-    steps: list[tuple[NDArray[np.int16], NDArray[np.float16], NDArray[np.int16]]] = []
+    model = Decoder(llm.file, c, Residency(CpuExperts(layers)))
+    gates = Gates(llm.file, c)
+    model.watch(gates.hear)
+    steps: list[tuple[NDArray[np.int16], NDArray[np.float16]]] = []
+    guesses: list[NDArray[np.int16]] = []
     conversations: list[int] = []
     phases: list[int] = []
     described = []
@@ -92,9 +71,9 @@ def record(llm: LLM, workloads: Iterable[Workload], answer_tokens: int, seed: in
                 span = Span(len(part), position, pages)
                 states = model.forward(part, [span], cache.layers, trace)
                 ids_, weights = (torch.stack(of, 1).numpy() for of in zip(*trace, strict=True))
-                steps.append(
-                    (ids_.astype(np.int16), weights.astype(np.float16), experts.take(len(part)))
-                )
+                steps.append((ids_.astype(np.int16), weights.astype(np.float16)))
+                if num_answered:
+                    guesses.append(gates.taken())
                 conversations += [number] * len(part)
                 phases += [_PREFILL if num_answered == 0 else _DECODE] * len(part)
                 position += len(part)
@@ -112,10 +91,11 @@ def record(llm: LLM, workloads: Iterable[Workload], answer_tokens: int, seed: in
         "phases": list(PHASES),
         "conversations": described,
     }
-    ids_, weights, guesses = (np.concatenate(column) for column in zip(*steps, strict=True))
+    ids_, weights = (np.concatenate(column) for column in zip(*steps, strict=True))
     lengths = np.array([len(step[0]) for step in steps], np.int32)
     recorded = Trace(
         header, ids_, weights, lengths, np.array(conversations, np.int32),
         np.array(phases, np.uint8),
     )  # fmt: skip
-    return Recording(recorded, guesses)
+    none = np.empty((0, *gates.taken().shape), np.int16)
+    return Recording(recorded, np.stack(guesses) if guesses else none)

@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from hybridmoe.cachebench.bootstrap import Bootstrap
+from hybridmoe.cachebench.predictors import Recall, recalls
 from hybridmoe.experts.bounds import min_outcome, upload_optimum
 from hybridmoe.experts.policy import POLICIES
 from hybridmoe.experts.simulate import (
@@ -31,7 +33,6 @@ __all__ = ["CYCLES", "Row", "Speeds", "Study", "by_category", "split", "study"]
 
 CYCLES = (0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0, 3.0, 4.0)  # slots, in token cycles
 _BOUNDS = {"belady": False, "belady-bypass": True}  # whether a miss may pass by
-_ROUNDS = 1000  # of the bootstrap
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +82,7 @@ class Study:
     upload_optimum: dict[int, tuple[float, bool]]  # slots -> net a token at best, is it exact
     uses: NDArray[np.int64]  # (L, E): choices of decoded tokens
     reuse: NDArray[np.int64]  # [d]: choices whose expert was last used d tokens before, d >= 1
-    recalls: dict[str, NDArray[np.float64]]  # predictor -> (L,) recall of a token's experts
+    recalls: list[Recall]
 
     def as_json(self) -> dict[str, Any]:
         return {
@@ -93,7 +94,7 @@ class Study:
             ],
             "uses": self.uses.tolist(),
             "reuse": self.reuse.tolist(),
-            "recall": {name: values.tolist() for name, values in self.recalls.items()},
+            "recalls": [asdict(recall) for recall in self.recalls],
         }
 
 
@@ -133,14 +134,18 @@ def study(
             judge.row(name, "cold", slots, min_outcome(requests, slots, bypass=bypass))
             for name, bypass in _BOUNDS.items()
         ]
-    decoded = max(1, int((held.phases == PHASES.index("decode")).sum()))
-    decode_only = requests_of(_only(held, held.phases == PHASES.index("decode")))
     best = {}
     for slots in sizes:
-        bound = upload_optimum(decode_only, slots)
-        best[slots] = (bound.value / decoded, bound.is_exact)
+        bound = upload_optimum(requests, slots, counts=judge.is_decode[requests.steps])
+        best[slots] = (bound.value / judge.num_tokens, bound.is_exact)
+    is_held = np.isin(trace.conversations, held.conversations)
     return Study(
-        trace.header, rows, best, _uses(held), _reuse(held), _recalls(trace, train, guesses)
+        trace.header,
+        rows,
+        best,
+        _uses(held),
+        _reuse(held),
+        recalls(trace, is_held, guesses, _uses(train), seed),
     )
 
 
@@ -189,21 +194,17 @@ class _Judge:
         self._speeds = speeds
         self._expert_bytes = float(np.mean(held.header["expert_bytes"]))
         last = np.cumsum(held.steps) - 1
-        self._is_decode = held.phases[last] == PHASES.index("decode")
-        self._tokens = held.steps[self._is_decode]
-        names, self._owner = np.unique(
-            held.conversations[last][self._is_decode], return_inverse=True
-        )
-        draws = (_ROUNDS, len(names)) if len(names) else (0, 0)
-        self._drawn = np.random.default_rng(seed).integers(0, max(1, len(names)), draws)
+        self.is_decode = held.phases[last] == PHASES.index("decode")  # (steps,)
+        self._tokens = held.steps[self.is_decode]
+        self.num_tokens = max(1, int(self._tokens.sum()))
+        self._bootstrap = Bootstrap(held.conversations[last][self.is_decode], seed)
 
     def row(self, policy: str, protocol: str, slots: int, outcome: Outcome) -> Row:
-        counts = outcome.by_step[self._is_decode]
-        tokens = max(1, int(self._tokens.sum()))
+        counts = outcome.by_step[self.is_decode]
         hits, misses, uploads = (
-            float(counts[:, k].sum()) / tokens for k in (HITS, MISSES, UPLOADS)
+            float(counts[:, k].sum()) / self.num_tokens for k in (HITS, MISSES, UPLOADS)
         )
-        low, high = self._bootstrap(counts[:, HITS] - counts[:, UPLOADS])
+        low, high = self._bootstrap.interval(counts[:, HITS] - counts[:, UPLOADS], self._tokens)
         layers = self._requests.num_layers
         return Row(
             policy,
@@ -219,15 +220,6 @@ class _Judge:
             low,
             high,
         )
-
-    def _bootstrap(self, net: NDArray[np.int64]) -> tuple[float, float]:
-        """95 % interval of the net per token, conversations drawn with replacement."""
-        if not len(self._drawn):
-            return 0.0, 0.0
-        sums, tokens = (np.bincount(self._owner, of) for of in (net, self._tokens))
-        means = sums[self._drawn].sum(1) / tokens[self._drawn].sum(1)
-        low, high = np.quantile(means, (0.025, 0.975))
-        return float(low), float(high)
 
 
 def _decoded(trace: Trace) -> NDArray[np.int16]:
@@ -255,30 +247,3 @@ def _reuse(trace: Trace) -> NDArray[np.int64]:
         np.add.at(distances, since[known], 1)
         last[rows, chosen] = token
     return np.trim_zeros(distances, "b")
-
-
-def _recalls(
-    trace: Trace, train: Trace, guesses: NDArray[np.int16] | None
-) -> dict[str, NDArray[np.float64]]:
-    """Which share of a decoded token's experts each predictor names, with top_k guesses a layer.
-
-    previous token: what the token before chose; static: what the training half chose most; next
-    gate: the layer's router on the states one layer earlier.
-    """
-    decode = np.flatnonzero(trace.phases == PHASES.index("decode"))
-    ids, top_k = trace.ids, trace.top_k
-    if len(decode) == 0:
-        return {}
-    before = ids[np.maximum(decode - 1, 0)]
-    hot = np.argsort(-_uses(train), axis=1, kind="stable")[:, :top_k]
-    named: dict[str, NDArray[Any]] = {
-        "previous token": before,
-        "static": np.broadcast_to(hot, before.shape),
-    }
-    if guesses is not None:
-        named["next gate"] = guesses[decode]
-    chosen = ids[decode]
-    return {
-        name: (chosen[:, :, :, None] == guess[:, :, None, :]).any(3).mean((0, 2))
-        for name, guess in named.items()
-    }

@@ -2,13 +2,13 @@
 
 import csv
 import json
-from collections.abc import Iterable
 from dataclasses import asdict, fields
 from pathlib import Path
 
+from hybridmoe.cachebench.predictors import Recall
 from hybridmoe.cachebench.study import Row, Study
 
-__all__ = ["table", "write_study"]
+__all__ = ["label", "recall_table", "table", "write_study"]
 
 
 def table(study: Study, cycles: float = 1.0) -> str:
@@ -40,34 +40,58 @@ def table(study: Study, cycles: float = 1.0) -> str:
     best = study.upload_optimum.get(slots)
     if best is not None:
         word = "the optimum" if best[1] else "a bound"
-        lines.append(
-            f"| *any that knows the future, of decode alone* | | | {best[0]:.2f}, {word} | | | |"
-        )
+        lines.append(f"| *any that knows the future* | | | {best[0]:.2f}, {word} | | | |")
     return "\n".join(lines)
+
+
+def recall_table(study: Study) -> str:
+    """Predictors over all layers and in each, top_k guesses and twice as many (Markdown)."""
+    lines = [
+        "Recall of a decoded token's experts, of the layers that can be guessed; in brackets"
+        " 95 % of a bootstrap over conversations",
+        "",
+        "| predictor | top-k guesses | 2 x top-k guesses | by layer, top-k guesses |",
+        "|---|---|---|---|",
+    ]
+    found: dict[tuple[str, int | None], list[Recall]] = {}
+    for recall in study.recalls:
+        found.setdefault((recall.predictor, recall.horizon), []).append(recall)
+    for (predictor, horizon), of in found.items():
+        cells = [f"{r.recall:.3f} [{r.low:.3f}, {r.high:.3f}]" for r in of if r.layer is None]
+        layers = {r.layer: f"{r.recall:.2f}" for r in reversed(of) if r.layer is not None}
+        by_layer = ", ".join(layers.get(i, "-") for i in range(study.header["num_layers"]))
+        lines.append(f"| {label(predictor, horizon)} | {' | '.join(cells)} | {by_layer} |")
+    return "\n".join(lines)
+
+
+def label(predictor: str, horizon: int | None) -> str:
+    """A predictor in words."""
+    if horizon is None:
+        return predictor
+    if horizon == 0:
+        return "fresh gate (control)"
+    return f"gate, {horizon} layer{'s' if horizon > 1 else ''} early"
 
 
 def write_study(study: Study, folder: Path) -> list[Path]:
     """Write everything; the files. Errors: OSError."""
     folder.mkdir(parents=True, exist_ok=True)
-    written = [folder / "table.md", folder / "study.json", folder / "rows.csv"]
-    text = "\n\n".join(_title(study) + table(study, cycles) for cycles in (0.5, 1.0, 2.0))
-    recalls = "".join(
-        f"| {name} | {values.mean():.3f} | {', '.join(f'{v:.2f}' for v in values)} |\n"
-        for name, values in study.recalls.items()
-    )
-    text += "\n\n| predictor | recall of top-k guesses | by layer |\n|---|---|---|\n" + recalls
-    written[0].write_text(text)
+    names = ("table.md", "study.json", "rows.csv", "recall.csv")
+    written = [folder / name for name in names]
+    parts = [_title(study) + table(study, cycles) for cycles in (0.5, 1.0, 2.0)]
+    parts += [recall_table(study)] if study.recalls else []
+    written[0].write_text("\n\n".join(parts) + "\n")
     written[1].write_text(json.dumps(study.as_json()))
-    with written[2].open("w", newline="") as file:
-        writer = csv.DictWriter(file, [field.name for field in fields(Row)])
-        writer.writeheader()
-        writer.writerows(_dicts(study.rows))
+    for path, kind, rows in (
+        (written[2], Row, study.rows),
+        (written[3], Recall, study.recalls),
+    ):
+        with path.open("w", newline="") as file:
+            writer = csv.DictWriter(file, [field.name for field in fields(kind)])
+            writer.writeheader()
+            writer.writerows(asdict(row) for row in rows)
     return written
 
 
 def _title(study: Study) -> str:
     return f"Source: {study.header.get('source', 'unknown')}\n\n"
-
-
-def _dicts(rows: Iterable[Row]) -> Iterable[dict[str, object]]:
-    return (asdict(row) for row in rows)

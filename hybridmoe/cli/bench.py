@@ -1,5 +1,6 @@
 """`hybridmoe bench cache`: policies for a cache of experts, on a routing trace."""
 
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from numpy.typing import NDArray
 from hybridmoe.cachebench.record import record
 from hybridmoe.cachebench.study import Speeds, study
 from hybridmoe.cachebench.workloads import workloads
-from hybridmoe.cachebench.write import table, write_study
+from hybridmoe.cachebench.write import recall_table, table, write_study
 from hybridmoe.cli.options import debug_option
 from hybridmoe.errors import ConfigError
 from hybridmoe.experts.trace import Trace, read_trace, write_trace
@@ -71,7 +72,19 @@ def cache_command(
     except OSError as error:
         raise ConfigError(f"{error.filename}: {error.strerror}") from None
     click.echo(table(found))
+    if found.recalls:
+        click.echo("\n" + recall_table(found))
     click.echo(f"{len(written)} files in {out}", err=True)
+
+
+def _read(path: Path) -> Trace:
+    trace = read_trace(path)
+    if trace.is_complete:
+        return trace
+    cut = f"cut off after {trace.num_tokens} tokens"
+    click.echo(f"hybridmoe: {path.name}: {cut}, {len(trace.steps)} steps: these are used", err=True)
+    named = f"{trace.header.get('source', 'unknown')}, {cut}"
+    return replace(trace, header={**trace.header, "source": named})
 
 
 def _trace(
@@ -81,7 +94,7 @@ def _trace(
         with open(source, "rb") as file:
             is_model = file.read(4) == b"GGUF"
         if not is_model:
-            return read_trace(Path(source)), None
+            return _read(Path(source)), None
     with load(source, context_tokens=None if source is None else _CONTEXT) as llm:
         recording = record(llm, workloads(conversations, seed), tokens, seed)
     try:

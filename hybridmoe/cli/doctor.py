@@ -57,7 +57,7 @@ def _facts(m: Machine) -> list[tuple[str, str]]:
         ("instruction sets", f"{', '.join(m.isa_supported)}; in use: {m.isa_active}"),
         ("memory to fill", memory),
         ("transparent huge pages", m.huge_pages),
-        ("GPU", m.gpu or "none"),
+        ("GPU", m.gpu or f"none used: {m.no_gpu}"),
     ]
 
 

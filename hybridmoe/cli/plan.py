@@ -31,7 +31,7 @@ from hybridmoe.experts.tier_plan import parse_bytes
 from hybridmoe.gguf.outline import Outline, read_outline, with_expert_type
 from hybridmoe.gguf.split import part_path
 from hybridmoe.kernels import isa, topology
-from hybridmoe.kernels.card import CudaCard, choose_card
+from hybridmoe.kernels.card import CudaCard, check_card_latents, choose_card
 from hybridmoe.kernels.latents import PAGE_TOKENS
 from hybridmoe.machine import measure
 
@@ -151,6 +151,8 @@ def _report(outline: Outline, options: dict[str, Any]) -> Report:
         f"place: {text!r} matches no tensor." for text in placing.unused(t.name for t in tensors)
     ]
     vram_bytes, gpu = _gpu(options, notes)
+    if vram_bytes:
+        check_card_latents(options["kv_type"])
     if options["place"] and not vram_bytes:
         notes.append("place: without a card all tensors are on the CPU.")
     pinned = placing.pinned_layers(t.name for t in tensors) if vram_bytes else frozenset()
@@ -161,7 +163,9 @@ def _report(outline: Outline, options: dict[str, Any]) -> Report:
             vram_bytes=vram_bytes,
             kv_tokens=kv.num_tokens,
             kv_token_bytes=kv.page_bytes // PAGE_TOKENS,
-            step_tokens=step_tokens(config, vram_bytes) if vram_bytes else engine.chunk_tokens,
+            step_tokens=(
+                step_tokens(config, vram_bytes, context) if vram_bytes else engine.chunk_tokens
+            ),
             num_pinned=config.num_experts * len(pinned),
         )
     )

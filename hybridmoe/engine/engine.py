@@ -22,10 +22,16 @@ from hybridmoe.config import EngineConfig
 from hybridmoe.engine.kv_cache import KvCache, plan_kv
 from hybridmoe.engine.request import Listener, Request
 from hybridmoe.engine.saved import read_sequence, write_sequence
-from hybridmoe.engine.scheduler import Scheduler
+from hybridmoe.engine.scheduler import Part, Scheduler
 from hybridmoe.engine.sequence import Sequence
-from hybridmoe.engine.steps import StepRunner, line_of
-from hybridmoe.errors import ConfigError, ContextLengthError, HybridMoeError, QueueFullError
+from hybridmoe.engine.steps import StepRunner
+from hybridmoe.errors import (
+    ConfigError,
+    ContextLengthError,
+    DeviceError,
+    HybridMoeError,
+    QueueFullError,
+)
 from hybridmoe.experts.counters import ExpertStats
 from hybridmoe.experts.trace import TraceWriter
 from hybridmoe.kernels.latents import PAGE_TOKENS, Span
@@ -100,7 +106,7 @@ class Engine:
         vocabulary; ContextLengthError; QueueFullError; DeviceError where the card has failed
         before; HybridMoeError after `close`.
         """
-        self.check()
+        self._worker.check_device()
         self._check(request.prompt_ids)
         if request.constraint is not None and request.params.ignore_eos:
             raise ConfigError("ignore_eos=True: expected False where the output is constrained")
@@ -108,9 +114,10 @@ class Engine:
         self._worker.add(sequence)
         return Ticket(sequence, self._worker.wake)
 
-    def check(self) -> None:
-        """Errors: DeviceError where the card has failed, so that nothing can be computed."""
-        self._worker.check()
+    @property
+    def device_failure(self) -> str | None:
+        """Why nothing can be computed any more, one line; None where all is well."""
+        return self._worker.device_failure
 
     def stats(self) -> EngineStats:
         """The engine's figures, as of about now."""
@@ -180,7 +187,11 @@ class _Worker:
         self._thread = threading.Thread(target=self._run, name="hybridmoe-engine", daemon=True)
         self._thread.start()
 
-    def check(self) -> None:
+    @property
+    def device_failure(self) -> str | None:
+        return self._model.guard.loss
+
+    def check_device(self) -> None:
         """Errors: DeviceError where nothing can be computed any more."""
         self._model.guard.check()
 
@@ -251,7 +262,6 @@ class _Worker:
 
     def _check_open(self) -> None:
         if self._is_stopping:
-            self.check()
             raise HybridMoeError("the engine is closed")
 
     def _run(self) -> None:
@@ -261,12 +271,10 @@ class _Worker:
                 for sequence in [*self._scheduler.running, *self._scheduler.waiting]:
                     if sequence.is_cancelled:
                         self._runner.finish(sequence, "cancelled")
-                with self._model.guard.watch("pages that two requests share"):
-                    parts = self._scheduler.plan()
-                if parts:
+                if parts := self._plan():
                     self._runner.run(parts)
         except Exception as error:  # not of a step, which would have been its requests' alone
-            failure = f"the engine has failed: {line_of(error)}"
+            failure = f"the engine has failed: {type(error).__name__}: {error}"
         with self._condition:
             self._is_stopping = True
         for _, future in self._calls:
@@ -274,6 +282,16 @@ class _Worker:
         for sequence in [*self._scheduler.running, *self._scheduler.waiting, *self._new]:
             sequence.finish("error" if failure else "cancelled", failure)
         self._runner.close()
+
+    def _plan(self) -> list[Part]:
+        """The next step. Where the card fails, or has before, all requests end."""
+        try:
+            with self._model.guard.watch():  # pages are copied on the card
+                return self._scheduler.plan()
+        except DeviceError as error:
+            for sequence in [*self._scheduler.running, *self._scheduler.waiting]:
+                self._runner.finish(sequence, "error", str(error))
+            return []
 
     def _take_in(self) -> bool:
         """Wait for something to do and take it in; False where the engine is to stop."""
@@ -297,7 +315,7 @@ class _Worker:
             self._runner.start(sequence)
         for function, future in calls:
             try:
-                with self._model.guard.watch("a call between two steps"):
+                with self._model.guard.watch():
                     result = function()
                 future.set_result(result)
             except BaseException as error:

@@ -20,7 +20,7 @@ from hybridmoe.kernels.latents import Span
 from hybridmoe.model.decoder import Decoder
 from hybridmoe.model.moe import Routing
 
-__all__ = ["StepRunner", "line_of"]
+__all__ = ["StepRunner"]
 
 
 class StepRunner:
@@ -61,7 +61,7 @@ class StepRunner:
             logits, experts = self._forward(parts)
         except Exception as error:
             for part in parts:
-                self.finish(part.sequence, "error", line_of(error))
+                self.finish(part.sequence, "error", _line(error))
             return
         self.num_steps += 1
         row = 0
@@ -70,7 +70,7 @@ class StepRunner:
             try:
                 self._advance(part, logits[row : row + rows], experts[row : row + rows])
             except Exception as error:
-                self.finish(part.sequence, "error", line_of(error))
+                self.finish(part.sequence, "error", _line(error))
             row += rows
         num_decodes = sum(part.num_tokens == 1 and part.is_last for part in parts)
         num_prompt = sum(p.num_tokens for p in parts if not (p.num_tokens == 1 and p.is_last))
@@ -193,8 +193,7 @@ class StepRunner:
         return True
 
 
-def line_of(error: Exception) -> str:
-    """What a caller is told of an exception."""
+def _line(error: Exception) -> str:
     text = " ".join(str(error).split())
     return (
         text

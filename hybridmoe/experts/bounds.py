@@ -4,10 +4,12 @@ Three bounds, by what they allow:
 - MIN (Belady 1966): every miss is loaded, and displaces what is needed last.
 - MIN with bypass: a miss may pass by. No policy hits more often. It may even use, at once, the
   slot of an expert that the running step has just used, which a live cache may not: a bound.
-- the optimum with upload cost: hits - cost * uploads, at best. Each stay of an expert in a slot is
-  an interval with one upload; choosing them for all slots is a flow of least cost (compare FOO,
-  Berger et al. 2018). Exact for small traces; for large ones a bound proven by the dual: prices for
-  slots, and each expert decides alone what its stays are worth at these.
+- the optimum with upload cost: hits - cost * uploads, at best, of those accesses that count. Like
+  every policy here it begins empty, evicts only for what it loads, and in prefill not at all. Each
+  stay of an expert in a slot is an interval with one upload; choosing them for all slots is a flow
+  of least cost (compare FOO, Berger et al. 2018). Exact for small traces; for large ones a bound
+  proven by the dual: a price for slots at each time and one for filling them in prefill, and each
+  expert decides alone what its stays are worth at these.
 Prefetching is outside all three: an expert that nobody has asked for is not loaded.
 """
 
@@ -16,7 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from hybridmoe.experts.flow import best_flow
+from hybridmoe.experts.flow import Demand, best_flow
 from hybridmoe.experts.policy.jit import loop
 from hybridmoe.experts.simulate import EVICTIONS, HITS, MISSES, UPLOADS, Outcome, Requests
 
@@ -59,42 +61,61 @@ def min_outcome(requests: Requests, num_slots: int, *, bypass: bool) -> Outcome:
     return Outcome(by_layer, by_step)
 
 
-def upload_optimum(requests: Requests, num_slots: int, cost: float = 1.0) -> UploadOptimum:
+def upload_optimum(
+    requests: Requests,
+    num_slots: int,
+    cost: float = 1.0,
+    counts: NDArray[np.bool_] | None = None,
+) -> UploadOptimum:
     """The most that hits - cost * uploads can be with so many slots.
 
-    Cost: up to a second for a small trace; for a large one `_NUM_ROUNDS` passes over it.
+    counts: (A,) whether an access's hits and uploads do; None = all. Cost: up to a second for a
+    small trace; for a large one `_NUM_ROUNDS` passes over it.
     """
-    following = _following(requests.keys(), requests.num_layers * requests.num_experts)
-    accesses = np.repeat(np.arange(len(requests.layers)), np.diff(requests.starts))
-    if len(following) == 0 or num_slots == 0:
+    if len(requests.experts) == 0 or num_slots == 0:
         return UploadOptimum(0.0, True)
-    if len(following) * num_slots <= _MOST_EXACT:
-        return UploadOptimum(best_flow(following, accesses, num_slots, cost), True)
-    return UploadOptimum(_dual_bound(following, accesses, num_slots, cost), False)
+    demand = _demand(requests, cost, counts)
+    if len(requests.experts) * num_slots <= _MOST_EXACT:
+        return UploadOptimum(best_flow(demand, num_slots), True)
+    return UploadOptimum(_dual_bound(demand, num_slots), False)
 
 
-def _dual_bound(
-    following: NDArray[np.int64], accesses: NDArray[np.int64], num_slots: int, cost: float
-) -> float:
+def _demand(requests: Requests, cost: float, counts: NDArray[np.bool_] | None) -> Demand:
+    following = _following(requests.keys(), requests.num_layers * requests.num_experts)
+    num_accesses = len(requests.layers)
+    accesses = np.repeat(np.arange(num_accesses), np.diff(requests.starts))
+    gains = np.ones(len(accesses)) if counts is None else counts[accesses].astype(np.float64)
+    return Demand(following, accesses, gains, cost * gains, requests.is_prefill[accesses])
+
+
+def _dual_bound(demand: Demand, num_slots: int) -> float:
     """The lowest bound found: first with one price for all times, then by subgradient steps."""
-    num_times = int(accesses[-1]) + 1
+    num_times = int(demand.accesses[-1]) + 1
     prices, usage = np.zeros(num_times), np.zeros(num_times)
+    fill_price = 0.0  # each slot is filled for the first time once
+    num_fills = 0
 
     def bound() -> float:
-        value = _worth_at_prices(following, accesses, prices, cost, usage)
-        return float(value + num_slots * prices.sum())
+        nonlocal num_fills
+        value, num_fills = _worth_at_prices(*demand, prices, fill_price, usage)
+        return float(value + num_slots * (prices.sum() + fill_price))
 
-    best, best_price = bound(), 0.0
+    best, best_prices = bound(), (0.0, 0.0)
     for price in np.geomspace(1e-6, 1.0, 25):
         prices[:] = price
         if (value := bound()) < best:
-            best, best_price = value, float(price)
-    prices[:] = best_price
-    step = best_price / num_slots if best_price else 1e-3 / num_slots
+            best, best_prices = value, (float(price), 0.0)
+    prices[:] = best_prices[0]
+    for fill_price in (0.5, 1.0, 2.0):
+        if (value := bound()) < best:
+            best, best_prices = value, (best_prices[0], fill_price)
+    prices[:], fill_price = best_prices
+    step = best_prices[0] / num_slots if best_prices[0] else 1e-3 / num_slots
     for i in range(_NUM_ROUNDS):
         best = min(best, bound())
         prices += step / (1 + i / 10) * (usage - num_slots)
         np.maximum(prices, 0, out=prices)
+        fill_price = max(0.0, fill_price + 0.1 / (1 + i / 10) * (num_fills / num_slots - 1))
     return best
 
 
@@ -122,10 +143,19 @@ def _following(keys: Any, num_keys: int) -> Any:
 
 
 @loop
-def _worth_at_prices(following: Any, accesses: Any, prices: Any, cost: float, usage: Any) -> Any:
+def _worth_at_prices(
+    following: Any,
+    accesses: Any,
+    gains: Any,
+    costs: Any,
+    needs_free: Any,
+    prices: Any,
+    fill_price: float,
+    usage: Any,
+) -> Any:
     """What all keys gain at most if a slot costs prices[t] from access t to t + 1.
 
-    usage: gets how many stay over each of these times.
+    And how many of their uploads paid `fill_price`. usage: gets how many stay over each time.
     """
     count, num_times = len(following), len(prices)
     paid = np.zeros(num_times + 1)
@@ -136,13 +166,14 @@ def _worth_at_prices(following: Any, accesses: Any, prices: Any, cost: float, us
     for i in range(count - 1, -1, -1):
         j = following[i]
         if j >= 0:
-            gain = 1.0 - (paid[accesses[j]] - paid[accesses[i]])
+            gain = gains[j] - (paid[accesses[j]] - paid[accesses[i]])
+            cost = costs[i] + (fill_price if needs_free[i] else 0.0)
             if_out[i] = max(if_out[j], gain - cost + if_in[j])
-            if_in[i] = max(if_out[i], gain + if_in[j])
+            if_in[i] = max(if_out[j], gain + if_in[j])
     # Forwards: what was chosen.
     usage[:] = 0
     is_in, is_first = np.zeros(count, np.bool_), np.ones(count, np.bool_)
-    total = 0.0
+    total, num_fills = 0.0, 0
     for i in range(count):
         j = following[i]
         if is_first[i]:
@@ -150,17 +181,20 @@ def _worth_at_prices(following: Any, accesses: Any, prices: Any, cost: float, us
         if j < 0:
             continue
         is_first[j] = False
-        gain = 1.0 - (paid[accesses[j]] - paid[accesses[i]])
-        stays = gain - cost + if_in[j] > if_out[j]
+        gain = gains[j] - (paid[accesses[j]] - paid[accesses[i]])
+        cost = costs[i] + (fill_price if needs_free[i] else 0.0)
         if is_in[i]:
-            stays = gain + if_in[j] >= if_out[i]
+            stays = gain + if_in[j] >= if_out[j]
+        else:
+            stays = gain - cost + if_in[j] > if_out[j]
+            num_fills += stays and needs_free[i]
         if stays:
             is_in[j] = True
             usage[accesses[i]] += 1
             usage[accesses[j]] -= 1
     for t in range(1, num_times):
         usage[t] += usage[t - 1]
-    return total
+    return total, num_fills
 
 
 @loop

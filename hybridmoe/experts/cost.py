@@ -31,7 +31,7 @@ HitCurve = Callable[[int], float]  # slots -> share of the chosen experts that a
 _MOST_SUMMED = (
     64  # of chosen experts; of more, a layer has about as many here and there as expected
 )
-_MOST_ABSORBED = 16  # tokens of a sequence; of more, a card expands keys and values
+_EXPANDED_TOKENS = 64  # of a sequence: from here on a card expands keys and values
 _LATENT_SCORES = 2  # multiplications with a latent: one for its score, one for its value
 
 
@@ -250,7 +250,7 @@ def _attention(
     """Seconds, and bytes of latents read, of all layers: tokens at `start` and after."""
     c = plan.problem.sizes.config
     pairs = num_tokens * (start + (num_tokens + 1) / 2)
-    if gpu and num_tokens > _MOST_ABSORBED:
+    if gpu and num_tokens >= _EXPANDED_TOKENS:
         expanding = 2 * c.kv_lora_rank * (c.nope_dim + c.v_dim) * (start + num_tokens)
         ops = c.num_heads * (pairs * 2 * (c.qk_dim + c.v_dim) + expanding)
     else:

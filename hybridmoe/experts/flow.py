@@ -2,55 +2,67 @@
 
 Each slot is one unit that flows through time. At a request it may enter the key's chain (an
 upload), stay until the key's next request (a hit), and go on or leave. Chains' arcs carry one unit.
+Slots that were never filled wait on a line of their own, because a prompt may use no others.
 Units are sent one after the other along shortest paths (Dijkstra's, with potentials) until another
 slot gains nothing.
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from hybridmoe.experts.policy.jit import compiled, loop
 
-__all__ = ["best_flow"]
+__all__ = ["Demand", "best_flow"]
 
 
-def best_flow(
-    following: NDArray[np.int64], accesses: NDArray[np.int64], num_slots: int, cost: float
-) -> float:
-    """The most that hits - cost * uploads can be; cost is not negative.
+class Demand(NamedTuple):
+    """N requests, in turn."""
 
-    following: (N,) the request that next asks for the same key, or -1. accesses: (N,) when each
-    request comes, ascending.
-    """
+    following: NDArray[np.int64]  # the request that next asks for the same key, or -1
+    accesses: NDArray[np.int64]  # when each comes, ascending
+    gains: NDArray[np.float64]  # of a hit
+    costs: NDArray[np.float64]  # of an upload; not negative
+    needs_free: NDArray[np.bool_]  # an upload has to go to a slot that was never filled
+
+
+def best_flow(demand: Demand, num_slots: int) -> float:
+    """The most that hits' gains less uploads' costs can be."""
+    following, accesses = demand.following, demand.accesses
     num_times, count = int(accesses[-1]) + 1, len(following)
     stays = np.flatnonzero(following >= 0)
     later = following[stays]
-    # Nodes: the times; each request as one that a stay begins with, and as one that a stay reached.
-    begins, reached = num_times + np.arange(count), num_times + count + np.arange(count)
-    times = np.arange(num_times - 1)
-    arcs = [
-        (times, times + 1, num_slots, 0.0),  # an idle slot
-        (accesses[stays], begins[stays], 1, cost),
-        (begins[stays], reached[later], 1, -1.0),
+    swaps = stays[~demand.needs_free[stays]]
+    # Nodes: the times of slots that were never filled, and of others; each request as one that a
+    # stay begins with, and as one that a stay reached.
+    times = np.arange(num_times)
+    used = num_times + times
+    begins, reached = 2 * num_times + np.arange(count), 2 * num_times + count + np.arange(count)
+    arcs: list[tuple[NDArray[np.int64], NDArray[np.int64], int, Any]] = [
+        (times[:-1], times[1:], num_slots, 0.0),  # idle slots
+        (used[:-1], used[1:], num_slots, 0.0),
+        (times[-1:], used[-1:], num_slots, 0.0),
+        (accesses[stays], begins[stays], 1, demand.costs[stays]),
+        (used[accesses[swaps]], begins[swaps], 1, demand.costs[swaps]),
+        (begins[stays], reached[later], 1, -demand.gains[later]),
         (reached[later], begins[later], 1, 0.0),
-        (reached[later], accesses[later], 1, 0.0),
+        (reached[later], used[accesses[later]], 1, 0.0),
     ]
     tails, heads = (np.concatenate([arc[side] for arc in arcs]) for side in (0, 1))
     rooms = np.concatenate([np.full(len(arc[0]), arc[2], np.int64) for arc in arcs])
-    costs = np.concatenate([np.full(len(arc[0]), arc[3]) for arc in arcs])
+    costs = np.concatenate([np.broadcast_to(arc[3], len(arc[0])) for arc in arcs])
     # Arc i of the flow is 2i, its reverse 2i + 1.
     ends = np.stack([heads, tails], axis=1).ravel()
     sources = np.stack([tails, heads], axis=1).ravel()
     room = np.stack([rooms, np.zeros_like(rooms)], axis=1).ravel()
     price = np.stack([costs, -costs], axis=1).ravel()
     order = np.argsort(sources, kind="stable")
-    starts = np.searchsorted(sources[order], np.arange(num_times + 2 * count + 1))
+    starts = np.searchsorted(sources[order], np.arange(2 * (num_times + count) + 1))
     # All arcs run forward in this order, so that one pass finds the first potentials.
-    ranks = np.concatenate([3 * np.arange(num_times) + 1, 3 * accesses + 2, 3 * accesses])
+    ranks = np.concatenate([3 * times, 3 * times + 1, 3 * accesses + 2, 3 * accesses])
     in_time = np.argsort(ranks, kind="stable")
-    return float(_send(starts, order, ends, room, price, in_time, num_times - 1, num_slots))
+    return float(_send(starts, order, ends, room, price, in_time, int(used[-1]), num_slots))
 
 
 @compiled

@@ -21,6 +21,9 @@ GIB = 1 << 30
 RAM_RESERVE_BYTES = 1 * GIB  # Python, torch, vocabulary, allocators
 VRAM_RESERVE_BYTES = 1 * GIB  # CUDA context, libraries' workspaces, fragmentation
 GRAPH_BYTES = 256 << 20  # of VRAM: intermediate numbers of captured steps
+# Of VRAM, for a prompt: slabs of decoded weights, expanded keys and values of some heads, and one
+# layer's latents of a long sequence in a row (kernels.triton.product, prompt_attention).
+SCRATCH_BYTES = 512 << 20
 _PASSING_SLOTS = 2  # of VRAM: experts of a prompt that only pass by (experts.link_pipe)
 _PAGE_TOKENS = 64  # latents come in pages
 _LOGIT_ROWS = 8  # running answers of a step
@@ -152,6 +155,7 @@ def plan_experts(problem: Problem) -> Plan:
             latents,
             activations,
             ("graphs", GRAPH_BYTES),
+            ("decoded weights, expanded keys", SCRATCH_BYTES),
             ("experts that pass by", _PASSING_SLOTS * slot_bytes if has_slots else 0),
             ("reserve", VRAM_RESERVE_BYTES),
         )

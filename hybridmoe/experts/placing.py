@@ -76,6 +76,11 @@ class DeviceOptions:
     place: tuple[str, ...] = ()
     num_deferred: int = 0  # of a token's experts
 
+    @property
+    def is_card_wanted(self) -> bool:
+        """Whether something was said that needs one, so that doing without would be wrong."""
+        return self.device == "cuda" or self.vram_bytes is not None or bool(self.place)
+
     def __post_init__(self) -> None:
         if self.vram_bytes is not None and self.vram_bytes < 1:
             raise ConfigError(f"vram={self.vram_bytes}: expected a size of 1 byte or more")

@@ -1,11 +1,13 @@
 """Routing traces: which experts each token of a run chose, in a file.
 
 The format is in docs/traces.md. A writer appends compressed blocks as the run goes; a reader checks
-every count and size before use, since a trace may come from anywhere.
+every count and size before use, since a trace may come from anywhere. Of a file that was cut off,
+by the end of its run say, the whole blocks are read, and the trace says that it is not complete.
 """
 
 import json
 import struct
+import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +28,7 @@ _BLOCK = struct.Struct("<III")  # tokens, steps, bytes that follow; (0, 0, n) is
 _MAX_JSON_BYTES = 16 << 20
 _MAX_BLOCK_BYTES = 256 << 20
 _FLUSH_BYTES = 4 << 20
+_FLUSH_S = 5.0  # what a run that is killed loses at most, and what it does in one step
 _MAX_RATIO = 2000  # of compression, over the whole file; real traces reach 3
 _INT16 = np.iinfo(np.int16).max
 
@@ -40,6 +43,7 @@ class Trace:
     steps: NDArray[np.int32]  # tokens of each forward pass; they add up to T
     conversations: NDArray[np.int32]  # (T,): numbers, described in the header
     phases: NDArray[np.uint8]  # (T,): index into PHASES
+    is_complete: bool = True  # else the file was cut off, and this is the run's beginning
 
     @property
     def num_layers(self) -> int:
@@ -70,6 +74,7 @@ class TraceWriter:
         self._conversations: dict[int, dict[str, Any]] = {}
         self._pending: list[tuple[NDArray[Any], ...]] = []
         self._pending_bytes = 0
+        self._flushed_s = time.monotonic()
         self._num_tokens = self._num_steps = 0
         self._failure: OSError | None = None
         self._file: BinaryIO | None = path.open("wb")
@@ -94,7 +99,8 @@ class TraceWriter:
         self._pending_bytes += sum(array.nbytes for array in step)
         self._num_tokens += num_tokens
         self._num_steps += 1
-        if self._pending_bytes >= _FLUSH_BYTES:
+        is_due = time.monotonic() - self._flushed_s >= _FLUSH_S
+        if is_due or self._pending_bytes >= _FLUSH_BYTES:
             self._flush()
 
     def describe(self, conversation: int, **facts: Any) -> None:
@@ -131,6 +137,7 @@ class TraceWriter:
         packed = zstandard.ZstdCompressor(level=3, write_checksum=True).compress(raw)
         self._write(_BLOCK.pack(len(columns[0]), len(steps), len(packed)) + packed)
         self._pending, self._pending_bytes = [], 0
+        self._flushed_s = time.monotonic()
 
     def _write(self, data: bytes) -> None:
         if self._failure is None and self._file is not None:
@@ -157,10 +164,17 @@ def write_trace(path: Path, trace: Trace) -> None:
 
 
 def read_trace(path: Path) -> Trace:
-    """Read and check a trace. Errors: ConfigError, one line that names the file; OSError."""
+    """Read and check a trace; of a file that is cut off, the steps that are whole.
+
+    Errors: ConfigError, one line that names the file; OSError.
+    """
     with path.open("rb") as file:
         reader = _Reader(file, path)
         return reader.read()
+
+
+class _CutOffError(ConfigError):
+    """The file ends too early."""
 
 
 class _Reader:
@@ -177,20 +191,25 @@ class _Reader:
         header = self._json(struct.unpack("<I", self._take(4))[0], "header")
         _check_header(header, f"{self._name}: header")
         blocks: list[tuple[NDArray[Any], ...]] = []
-        while True:
-            num_tokens, num_steps, num_bytes = _BLOCK.unpack(self._take(_BLOCK.size))
-            if num_tokens == 0:
-                break
-            blocks.append(self._block(header, num_tokens, num_steps, num_bytes))
-        footer = self._json(num_bytes, "end")
-        if self._file.read(1):
+        footer: dict[str, Any] | None = None
+        try:
+            while footer is None:
+                num_tokens, num_steps, num_bytes = _BLOCK.unpack(self._take(_BLOCK.size))
+                if num_tokens == 0:
+                    footer = self._json(num_bytes, "end")
+                else:
+                    blocks.append(self._block(header, num_tokens, num_steps, num_bytes))
+        except _CutOffError:
+            if not blocks:
+                raise
+        if footer is not None and self._file.read(1):
             raise ConfigError(f"{self._name}: there is more behind the trace's end")
         return self._joined(header, footer, blocks)
 
     def _take(self, count: int) -> bytes:
         data = self._file.read(count) if count <= self._size else b""
         if len(data) != count:
-            raise ConfigError(f"{self._name} is truncated: expected {count} bytes more")
+            raise _CutOffError(f"{self._name} is truncated: expected {count} bytes more")
         return data
 
     def _json(self, count: int, what: str) -> dict[str, Any]:
@@ -236,7 +255,7 @@ class _Reader:
     def _joined(
         self,
         header: dict[str, Any],
-        footer: Mapping[str, Any],
+        footer: Mapping[str, Any] | None,
         blocks: Iterable[tuple[NDArray[Any], ...]],
     ) -> Trace:
         empty = np.empty((0, header["num_layers"], header["top_k"]))
@@ -244,6 +263,13 @@ class _Reader:
         none = (*first, empty.astype(np.int16), empty.astype(np.float16))
         columns = list(zip(none, *blocks, strict=True))
         steps, conversations, phases, ids, weights = (np.concatenate(c) for c in columns)
+        is_complete = footer is not None
+        if footer is None:
+            footer = {
+                "num_tokens": len(ids),
+                "num_steps": len(steps),
+                "conversations": [{"id": number} for number in np.unique(conversations).tolist()],
+            }
         for what, found, expected in (
             ("num_tokens", footer.get("num_tokens"), len(ids)),
             ("num_steps", footer.get("num_steps"), len(steps)),
@@ -263,7 +289,8 @@ class _Reader:
             isinstance(facts, dict) and type(facts.get("id")) is int for facts in known
         ):
             raise ConfigError(f"{self._name}: conversations: expected objects with an id")
-        return Trace({**header, "conversations": known}, ids, weights, steps, conversations, phases)
+        header = {**header, "conversations": known}
+        return Trace(header, ids, weights, steps, conversations, phases, is_complete)
 
 
 def _check_header(header: Mapping[str, Any], what: str) -> None:

@@ -4,6 +4,8 @@ Nothing is initialised before it is asked for, and nothing that torch raises com
 """
 
 import importlib.util
+import re
+import warnings
 from collections.abc import Callable
 from ctypes import CDLL
 from pathlib import Path
@@ -14,19 +16,27 @@ import torch
 from hybridmoe.config import DEVICES
 from hybridmoe.errors import ConfigError
 
-__all__ = ["CudaCard", "NoCard", "choose_card", "find_card"]
+__all__ = [
+    "CudaCard",
+    "NoCard",
+    "check_card_latents",
+    "choose_card",
+    "driver_version",
+    "find_card",
+]
 
 MIN_CAPABILITY = (8, 0)  # tensor cores for bfloat16: Ampere
 
 
 class CudaCard(NamedTuple):
-    """The first usable card."""
+    """A card that can be used."""
 
     number: int  # as torch counts
     name: str
     capability: tuple[int, int]
     total_bytes: int
     free_bytes: int
+    num_multiprocessors: int = 0  # 0: not asked
 
 
 class NoCard(NamedTuple):
@@ -34,6 +44,12 @@ class NoCard(NamedTuple):
 
     reason: str
     is_silent: bool = False  # there is nothing to tell: no card, or nobody wants one
+
+
+def check_card_latents(kv_type: str) -> None:
+    """Errors: ConfigError for latents that a card's kernels do not read."""
+    if kv_type != "bf16":
+        raise ConfigError(f"kv_type={kv_type}: latents on a card are bf16 (or use --device cpu)")
 
 
 def has_driver() -> bool:
@@ -51,12 +67,22 @@ def has_triton() -> bool:
     return importlib.util.find_spec("triton") is not None
 
 
+def driver_version(root: Path = Path("/")) -> str | None:
+    """Of the NVIDIA driver in the kernel; None where there is none, or it does not say."""
+    try:
+        text = (root / "proc/driver/nvidia/version").read_text(errors="replace")
+    except OSError:
+        return None
+    match = re.search(r"Kernel Module.*?\s(\d+(?:\.\d+)+)\s", text)
+    return match[1] if match else None
+
+
 def find_card(
     torch: Any = torch,
     has_driver: Callable[[], bool] = has_driver,
     has_triton: Callable[[], bool] = has_triton,
 ) -> CudaCard | NoCard:
-    """The card with most memory free. The parameters are for tests."""
+    """The card with most memory free, of those that can be used. The parameters are for tests."""
     if not has_driver():
         return NoCard("no NVIDIA card was found", is_silent=True)
     if torch.version.cuda is None:
@@ -64,18 +90,20 @@ def find_card(
             f"torch {torch.__version__} is built without CUDA: install it from"
             " pytorch.org for your CUDA version"
         )
-    try:
-        if not torch.cuda.is_available():
-            torch.cuda.init()  # says why
-            return NoCard("torch finds no usable card")
-        cards = [_card(torch, i) for i in range(torch.cuda.device_count())]
-    except Exception as error:  # of the driver: too old, out of reach, out of order
-        return NoCard(" ".join(str(error).split())[:300] or type(error).__name__)
-    usable = [card for card in cards if card.capability >= MIN_CAPABILITY]
+    with warnings.catch_warnings(record=True) as said:  # torch prints paragraphs
+        warnings.simplefilter("always")
+        try:
+            if not torch.cuda.is_available():
+                if said:
+                    return NoCard(_line(said[0].message))
+                torch.cuda.init()  # says why
+                return NoCard("torch finds no usable card")
+            asked = [_ask(torch, i) for i in range(torch.cuda.device_count())]
+        except Exception as error:  # of the driver: too old, out of reach, out of order
+            return NoCard(_line(error))
+    usable = [card for card in asked if isinstance(card, CudaCard)]
     if not usable:
-        card = cards[0]
-        wanted, found = (".".join(map(str, of)) for of in (MIN_CAPABILITY, card.capability))
-        return NoCard(f"{card.name} has compute capability {found}; {wanted} is needed (Ampere)")
+        return next((card for card in asked if isinstance(card, NoCard)), NoCard("no card"))
     if not has_triton():
         return NoCard("Triton is missing: pip install hybridmoe[cuda]")
     return max(usable, key=lambda card: card.free_bytes)
@@ -99,12 +127,42 @@ def choose_card(
     return found
 
 
-def _card(torch: Any, number: int) -> CudaCard:
-    free, total = torch.cuda.mem_get_info(number)
-    return CudaCard(
-        number,
-        str(torch.cuda.get_device_name(number)),
-        tuple(torch.cuda.get_device_capability(number)),
-        int(total),
-        int(free),
-    )
+def _ask(torch: Any, number: int) -> CudaCard | NoCard:
+    """One of several cards, or why it cannot be used; others may be better."""
+    try:
+        name = str(torch.cuda.get_device_name(number))
+        capability = tuple(torch.cuda.get_device_capability(number))
+        if capability < MIN_CAPABILITY:
+            needed = f"{_dotted(MIN_CAPABILITY)} is needed (Ampere or later)"
+            return NoCard(f"{name} has compute capability {_dotted(capability)}; {needed}")
+        if not _is_built_for(capability, torch.cuda.get_arch_list()):
+            return NoCard(
+                f"torch {torch.__version__} has no code for {name} (compute capability"
+                f" {_dotted(capability)}): install a newer one, from pytorch.org"
+            )
+        # Last, since it takes some of the card's memory.
+        free, total = torch.cuda.mem_get_info(number)
+        count = torch.cuda.get_device_properties(number).multi_processor_count
+    except Exception as error:
+        return NoCard(f"card {number}: {_line(error)}")
+    return CudaCard(number, name, capability, int(total), int(free), int(count))
+
+
+def _is_built_for(capability: tuple[int, ...], built: list[str]) -> bool:
+    """Whether machine code or an intermediate form that the card takes is among sm_86, ..."""
+    for name in built:
+        match = re.fullmatch(r"(sm|compute)_(\d+)(\d)[af]?", name)
+        if match is None:
+            continue
+        there = (int(match[2]), int(match[3]))
+        if there <= capability and (match[1] == "compute" or there[0] == capability[0]):
+            return True
+    return not built  # nothing is known
+
+
+def _dotted(version: tuple[int, ...]) -> str:
+    return ".".join(map(str, version))
+
+
+def _line(error: object) -> str:
+    return " ".join(str(error).split())[:300] or type(error).__name__

@@ -47,7 +47,7 @@ class Decoder:
             residency = Residency(CpuExperts(expert_weights(Weights(file), c)))
         self.device = device = residency.device
         self._experts = experts = residency.experts
-        with loading_onto_card("weights that every token uses", residency.budget):
+        with loading_onto_card("weights that every token uses", residency.vram_bytes):
             weights = Weights(file, residency.private, device)
             self._embedding = weights.host_matrix("token_embd", c.vocab_size, c.hidden)
             self._norm = RmsNorm(device, weights.vector("output_norm", c.hidden), c.rms_eps)
@@ -57,7 +57,7 @@ class Decoder:
             self._layers = [
                 _Layer(weights, i, c, experts, residency.num_deferred) for i in range(c.num_layers)
             ]
-        self.guard = CardGuard(residency.budget)
+        self.guard = CardGuard(residency.vram_bytes)
         self._graphs: StepGraphs | None = None
         self._graph_pages: Sequence[Any] | None = None
         if experts.wants_guesses:
@@ -69,6 +69,14 @@ class Decoder:
         if self.device.is_capturable and self._experts.is_capturable:
             run = partial(self._run, pages)
             self._graphs, self._graph_pages = StepGraphs(self.device, run), pages
+
+    def watch(self, hear: Callable[[int, Tensor], None]) -> None:
+        """Call hear(layer, states (T, H)) in each layer between its attention and its FFN.
+
+        Takes the place of guesses. The states change afterwards; captured steps are not heard.
+        """
+        for i, layer in enumerate(self._layers):
+            layer.watch(partial(hear, i))
 
     def expert_stats(self) -> ExpertStats | None:
         """What the expert cache has done; None where there is none. From any thread."""
@@ -90,8 +98,7 @@ class Decoder:
         choices lie on the device.
         Errors: DiskError, DeviceError.
         """
-        what = f"a step of {len(token_ids)} tokens"
-        with torch_threads(1), self.device.active(), self.guard.watch(what):
+        with torch_threads(1), self.device.active(), self.guard.watch(len(token_ids)):
             ids = torch.tensor(token_ids, dtype=torch.int64)
             x = self.device.upload(gather_rows(self._embedding, ids))  # (T, H)
             turns = self.device.upload(self._rope.turns(_positions(spans)))
@@ -107,8 +114,7 @@ class Decoder:
     @torch.inference_mode()
     def logits(self, x: Tensor) -> Tensor:
         """Logits (T, V) f32, on the CPU, of final states (T, H)."""
-        what = f"logits of {len(x)} tokens"
-        with torch_threads(1), self.device.active(), self.guard.watch(what):
+        with torch_threads(1), self.device.active(), self.guard.watch(len(x)):
             return self.device.to_host(self.device.linear(self._norm(x), self._head))
 
     def _run(
@@ -149,6 +155,10 @@ class _Layer:
         else:
             self._ffn = MoeFfn(block, i, c, experts, num_deferred)
         self._guess: Callable[[Tensor], None] | None = None
+
+    def watch(self, hear: Callable[[Tensor], None]) -> None:
+        """Let `hear` have the states after attention."""
+        self._guess = hear
 
     def guess_for(self, following: "_Layer") -> None:
         """Let the next layer's norm and router guess its experts from this layer's states."""

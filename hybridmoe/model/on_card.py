@@ -88,7 +88,7 @@ def place_on_card(
     if not layers:
         return Residency(CpuExperts(layers), device=dense)
     pinned = placing.pinned_layers(file.tensors)
-    with dense.active(), loading_onto_card("expert slots"):
+    with dense.active(), loading_onto_card("expert slots", plan.problem.vram_bytes):
         experts = _hybrid(layers, config.top_k, plan, pinned, step_tokens, device)
     return Residency(experts, device=dense, num_deferred=num_deferred)
 

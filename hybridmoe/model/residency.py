@@ -26,7 +26,6 @@ from hybridmoe.experts.tier_plan import TierPlan, plan_tier
 from hybridmoe.experts.tiered import TieredExperts
 from hybridmoe.gguf.reader import GGUFFile, Tensor
 from hybridmoe.kernels.device import CpuDevice, Device
-from hybridmoe.kernels.guard import CardBudget
 from hybridmoe.kernels.topology import available_bytes
 from hybridmoe.model.weights import Weights, expert_weights
 
@@ -75,7 +74,7 @@ class Residency:
     profile_path: Path | None = None
     device: Device = field(default_factory=CpuDevice)
     num_deferred: int = 0  # of a token's experts, those added one layer later
-    budget: CardBudget | None = None  # of the card's memory
+    vram_bytes: int | None = None  # of the card, what was planned for
     notes: tuple[str, ...] = ()  # sentences on where things are, for whoever started this
 
     @property

@@ -18,6 +18,7 @@ from hybridmoe.engine.request import (
     TokenEvent,
     Usage,
 )
+from hybridmoe.errors import DeviceError
 from hybridmoe.serve.channel import Channel
 from hybridmoe.serve.errors import ApiError
 from hybridmoe.serve.job import Job
@@ -97,6 +98,7 @@ class Run:
     ) -> None:
         """Errors, with nothing left running: those of `Engine.submit`."""
         self.job = job
+        self._engine = engine
         self.created = int(time.time())
         self._metrics = metrics
         self._keep_alive_s = keep_alive_s
@@ -183,7 +185,10 @@ class Run:
             self._metrics.count_end("cancelled")
 
     async def updates(self) -> AsyncIterator[Update]:
-        """What happens, until every choice has ended. Raises ApiError where the engine fails."""
+        """What happens, until every choice has ended.
+
+        Errors: ApiError where the engine fails, DeviceError where the card has.
+        """
         while self._num_left:
             arrival = await self._channel.get(self._keep_alive_s)
             if arrival is None:
@@ -258,6 +263,8 @@ class Run:
             reason = "tool_calls" if is_call else event.reason
         else:
             what = event.error or "the answer was cancelled"
+            if (failure := self._engine.device_failure) is not None:
+                raise DeviceError(failure)
             raise ApiError(500, f"the engine failed: {what}", type="server_error")
         self._num_left -= 1
         self._metrics.observe_end(reason, event.usage, choice.num_tokens, now_s - self._started_s)

@@ -12,7 +12,6 @@ from functools import cached_property
 from typing import Any, TypeVar
 
 from hybridmoe.engine.engine import EngineStats
-from hybridmoe.errors import DeviceError
 from hybridmoe.llm import LLM
 from hybridmoe.serve.config import ServeConfig
 from hybridmoe.serve.errors import ApiError
@@ -43,17 +42,6 @@ class Service:
     @property
     def is_ready(self) -> bool:
         return self._llm is not None
-
-    @property
-    def has_failed(self) -> bool:
-        """Whether the model is of no use any more, or never was."""
-        if self._llm is None:
-            return self.failure is not None
-        try:
-            self._llm.engine.check()
-        except DeviceError:
-            return True
-        return False
 
     @property
     def llm(self) -> LLM:

@@ -1,6 +1,7 @@
 """ARC: an LRU of what was used once and one of what was used again, their shares learned.
 
-Megiddo and Modha, FAST 2003: hits on the ghosts of either list let it grow.
+Megiddo and Modha, FAST 2003: hits on the ghosts of either list let it grow. Their quotients of
+lengths are rounded down, so that a length can equal its target, which they ask about.
 """
 
 from typing import Any
@@ -85,11 +86,7 @@ def evict(s: State, key: int) -> int:
 
 @compiled
 def insert(s: State, key: int) -> None:
-    where = s.node[key, WHERE]
-    if ONCE_GHOST <= where <= AGAIN_GHOST:  # no eviction was needed
-        unlink(s, key)
-        s.sizes[NUM + where - 2] -= 1
-    index = 1 if where >= GHOST else 0
+    index = 1 if s.node[key, WHERE] == RETURNED else 0
     push_front(s, head(s, index), key, index + 1)
     s.sizes[NUM + index] += 1
 

@@ -96,14 +96,26 @@ def pop(s: State, key: int) -> None:
 def lowest_unpinned(s: State) -> int:
     """The key with the lowest score that the access in progress does not use.
 
-    The top where it may be; else a search, which is rare: a key in use has just been raised.
+    What lies below a key that may leave has no lower score, so that only keys in use are looked
+    behind: few, though newcomers are often the lowest. Of equal scores the first place wins.
     """
-    best = s.node[0, RESIDENT]
-    if not is_pinned(s, best):
-        return int(best)
-    best = -1
-    for place in range(s.sizes[USED]):
+    size = s.sizes[USED]
+    best, best_place, place = -1, 0, 0
+    while True:
         key = s.node[place, RESIDENT]
-        if not is_pinned(s, key) and (best < 0 or s.score[SCORE, key] < s.score[SCORE, best]):
-            best = key
-    return int(best)
+        if is_pinned(s, key):
+            if 2 * place + 1 < size:
+                place = 2 * place + 1
+                continue
+        elif (
+            best < 0
+            or s.score[SCORE, key] < s.score[SCORE, best]
+            or (s.score[SCORE, key] == s.score[SCORE, best] and place < best_place)
+        ):
+            best, best_place = key, place
+        # On to the right neighbour below the same key, or below the nearest one that has one.
+        while place > 0 and (place % 2 == 0 or place + 1 >= size):
+            place = (place - 1) // 2
+        if place == 0:
+            return int(best)
+        place += 1

@@ -1,12 +1,19 @@
-"""LFRU: uses while resident, divided by the time since the last one; the lowest leaves."""
+"""LFRU: uses while resident, divided by the time since the last one; the lowest leaves.
+
+Residents lie in one list for each number of uses, the oldest last: only that one can have the
+lowest ratio of its list. Lists are grouped by uses, four groups to each doubling; what a group's
+lists can have at least is known without a look at them. Of equal ratios that with fewer uses
+leaves, then the one that was used earlier.
+"""
 
 from typing import Any
 
-from hybridmoe.experts.policy.heap import RESIDENT, SCORE, add, drop
+import numpy as np
+
 from hybridmoe.experts.policy.interface import CacheShape
 from hybridmoe.experts.policy.jit import (
     CLOCK,
-    USED,
+    OWN,
     State,
     access_kernel,
     compiled,
@@ -15,37 +22,91 @@ from hybridmoe.experts.policy.jit import (
     new_state,
 )
 from hybridmoe.experts.policy.kernel_policy import KernelPolicy
+from hybridmoe.experts.policy.lists import back, head, push_front, unlink
 
 __all__ = ["Lfru"]
 
-USES, LAST = SCORE, 1  # rows of State.score
+USES, LAST = 0, 1  # rows of State.score
+# Groups: rows of State.layer. EARLIEST: no resident of the group was last used before.
+LEAST, EARLIEST = 0, 1
+NUM_GROUPS = 96  # the last one has no upper end
+# The first heads stand for groups, the others are lists; all that are in use are chained by uses.
+BEHIND, BEFORE = 4, 5  # columns of State.node, of heads
+LIST = 4  # of keys: the head of their list
+FREE, NUM_IN_USE = OWN, OWN + 1  # a head that is free, BEHIND leads on; groups that ever had a list
 
 
 @compiled
-def touch(s: State, key: int) -> None:
-    s.score[USES, key] += 1
+def list_behind(s: State, before: int, uses: float) -> int:
+    """The list of that many uses, which has its place behind `before`; made if there is none."""
+    group = s.node[before, BEHIND] - head(s, 0)
+    if 0 < group < NUM_GROUPS and s.layer[LEAST, group] == uses:
+        before = s.node[before, BEHIND]
+        s.sizes[NUM_IN_USE] = max(s.sizes[NUM_IN_USE], group + 1)
+    behind = s.node[before, BEHIND]
+    if behind >= head(s, NUM_GROUPS) and s.score[USES, back(s, behind)] == uses:
+        return int(behind)
+    made = s.sizes[FREE]
+    s.sizes[FREE] = s.node[made, BEHIND]
+    s.node[made, BEFORE] = before
+    s.node[made, BEHIND] = behind
+    s.node[before, BEHIND] = made
+    s.node[behind, BEFORE] = made
+    return int(made)
+
+
+@compiled
+def enter(s: State, key: int, into: int, uses: float) -> None:
+    push_front(s, into, key, 1)
+    s.node[key, LIST] = into
+    s.score[USES, key] = uses
     s.score[LAST, key] = s.sizes[CLOCK]
 
 
 @compiled
+def leave(s: State, key: int) -> None:
+    unlink(s, key)
+    left = s.node[key, LIST]
+    if back(s, left) == left:
+        s.node[s.node[left, BEFORE], BEHIND] = s.node[left, BEHIND]
+        s.node[s.node[left, BEHIND], BEFORE] = s.node[left, BEFORE]
+        s.node[left, BEHIND] = s.sizes[FREE]
+        s.sizes[FREE] = left
+
+
+@compiled
+def touch(s: State, key: int) -> None:
+    uses = s.score[USES, key] + 1
+    into = list_behind(s, s.node[key, LIST], uses)  # while the neighbour is there for certain
+    leave(s, key)
+    enter(s, key, into, uses)
+
+
+@compiled
 def evict(s: State, key: int) -> int:
-    victim, lowest = -1, 0.0
-    for place in range(s.sizes[USED]):
-        other = s.node[place, RESIDENT]
-        if is_pinned(s, other):
+    victim, lowest, now = -1, 0.0, s.sizes[CLOCK]
+    for group in range(s.sizes[NUM_IN_USE]):
+        oldest_age = now - s.layer[EARLIEST, group]
+        if oldest_age == 0 or (victim >= 0 and s.layer[LEAST, group] / oldest_age >= lowest):
             continue
-        value = s.score[USES, other] / (s.sizes[CLOCK] - s.score[LAST, other])
-        if victim < 0 or value < lowest:
-            victim, lowest = other, value
-    drop(s, victim)
+        earliest = now
+        candidates = s.node[head(s, group), BEHIND]
+        while candidates >= head(s, NUM_GROUPS):
+            oldest = back(s, candidates)
+            earliest = min(earliest, np.int64(s.score[LAST, oldest]))
+            if not is_pinned(s, oldest):
+                value = s.score[USES, oldest] / (now - s.score[LAST, oldest])
+                if victim < 0 or value < lowest:
+                    victim, lowest = oldest, value
+            candidates = s.node[candidates, BEHIND]
+        s.layer[EARLIEST, group] = earliest
+    leave(s, victim)
     return int(victim)
 
 
 @compiled
 def insert(s: State, key: int) -> None:
-    s.score[USES, key] = 1
-    s.score[LAST, key] = s.sizes[CLOCK]
-    add(s, key)
+    enter(s, key, list_behind(s, head(s, 0), 1.0), 1.0)
 
 
 @access_kernel
@@ -56,11 +117,23 @@ def on_access(
 
 
 class Lfru(KernelPolicy):
-    """Frequency and recency in one ratio. A victim costs a look at every resident."""
+    """Frequency and recency in one ratio. A victim costs a look at some of the lists."""
 
     name = "lfru"
     kernel = on_access
 
     def build(self, shape: CacheShape, seed: int) -> State:
-        """An array of residents."""
-        return new_state(shape, num_columns=6, num_scores=2)
+        """A list for each number of uses that residents can have at once, and one in passing."""
+        num_lists = min(shape.num_slots, shape.num_keys) + 1
+        state = new_state(
+            shape, num_heads=NUM_GROUPS + num_lists + 1, num_columns=6, num_scores=2
+        )._replace(layer=np.zeros((2, NUM_GROUPS), np.int64))
+        state.layer[LEAST, :3] = 1, 2, 3
+        state.layer[LEAST, 3:] = [(4 + i % 4) << i // 4 for i in range(NUM_GROUPS - 3)]
+        groups = shape.num_keys + np.arange(NUM_GROUPS)
+        state.node[groups, BEHIND] = np.roll(groups, -1)
+        state.node[groups, BEFORE] = np.roll(groups, 1)
+        lists = groups[-1] + 1 + np.arange(num_lists)
+        state.node[lists, BEHIND] = lists + 1
+        state.sizes[FREE], state.sizes[NUM_IN_USE] = lists[0], 1
+        return state

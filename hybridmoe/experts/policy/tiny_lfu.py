@@ -62,10 +62,7 @@ def evict(s: State, key: int) -> int:
     victim = oldest_unpinned(s, head(s, 1))
     if victim < 0:
         victim = oldest_unpinned(s, head(s, 2))
-    is_full = s.sizes[NUM_WINDOW] >= s.sizes[MOST_WINDOW]
-    if victim < 0 or (
-        leaving >= 0 and is_full and s.score[COUNT, leaving] <= s.score[COUNT, victim]
-    ):
+    if victim < 0 or (leaving >= 0 and s.score[COUNT, leaving] <= s.score[COUNT, victim]):
         victim = leaving
     where = s.node[victim, WHERE]
     unlink(s, victim)

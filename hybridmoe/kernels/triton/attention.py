@@ -20,10 +20,12 @@ __all__ = ["AttentionPlan", "latent_attention", "plan_attention"]
 
 
 class AttentionPlan(NamedTuple):
-    """The launch: `num_splits` programs share the blocks of positions of 16 heads of a token."""
+    """The launch: `num_splits` programs share the blocks of positions of 16 heads of a token.
+
+    Each takes an equal run of those that its token sees, but of two blocks at least.
+    """
 
     num_splits: int
-    blocks_per_split: int
     block_tokens: int
     num_warps: int
 
@@ -37,13 +39,14 @@ def plan_attention(
     memory. The compiler wants 56 KB of shared memory for it (sm_89, two pipeline stages): a
     consumer card with 100 KB runs one program at a time, a large one four. A split has two blocks
     at least, since its partial result, R + 2 float32 numbers a head, is written and read again.
+    max_positions: what any token sees, or a little more, as in a graph that is used for several
+    lengths: the kernel shares out what there is.
     """
     block_tokens = 32
     groups = num_tokens * triton.cdiv(num_heads, 16)
     blocks = triton.cdiv(max_positions, block_tokens)
     splits = max(1, min(triton.cdiv(2 * num_sms, groups), blocks // 2))
-    blocks_per_split = triton.cdiv(blocks, splits)
-    return AttentionPlan(triton.cdiv(blocks, blocks_per_split), blocks_per_split, block_tokens, 8)
+    return AttentionPlan(splits, block_tokens, 8)
 
 
 def latent_attention(
@@ -102,7 +105,6 @@ def latent_attention(
         num_heads,
         tables.shape[1],
         max_positions,
-        plan.blocks_per_split,
         R=latent_dim,
         P=rope_dim,
         R_BLOCK=latent_block,
@@ -141,7 +143,6 @@ def _attention_kernel(
     num_heads,
     table_pages,
     max_positions,
-    blocks_per_split,
     R: tl.constexpr,
     P: tl.constexpr,
     R_BLOCK: tl.constexpr,
@@ -166,8 +167,10 @@ def _attention_kernel(
     latent_q = latent_q.to(tl.bfloat16).to(DOT)  # (16, R)
     rope_q = rope_q.to(tl.bfloat16).to(DOT)  # (16, P)
     seen = tl.minimum(tl.load(positions_ptr + t), max_positions)
+    num_blocks = tl.cdiv(seen, BLOCK)
+    blocks_per_split = tl.maximum(tl.cdiv(num_blocks, tl.num_programs(1)), 2)
     first = split * blocks_per_split
-    last = tl.minimum(first + blocks_per_split, tl.cdiv(seen, BLOCK))
+    last = tl.minimum(first + blocks_per_split, num_blocks)
     peak = tl.full((16,), float("-inf"), tl.float32)
     total = tl.zeros((16,), tl.float32)
     acc = tl.zeros((16, R_BLOCK), tl.float32)

@@ -14,7 +14,6 @@ from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 
 from hybridmoe.kernels.triton.decode_32 import iq4_nl, mxfp4, q4_0, q4_1, q5_0, q5_1, q8_0
 from hybridmoe.kernels.triton.decode_256 import iq4_xs, q2_k, q3_k, q4_k, q5_k, q6_k
-from hybridmoe.kernels.triton.load import load_half
 
 __all__ = ["CHUNK", "KINDS", "chunk_limit", "decode"]
 
@@ -35,12 +34,13 @@ def chunk_limit(kind: str, cols: int) -> int:
 def _plain(row, chunk, limit, row_ok, ROWS: tl.constexpr, IS_BF16: tl.constexpr):
     k = chunk * 256 + tl.arange(0, 256)
     mask = row_ok[:, None] & (k < limit)[None, :]
-    address = row[:, None] + 2 * k[None, :]
-    if IS_BF16:
-        bits = tl.load(address.to(tl.pointer_type(tl.uint16)), mask=mask, other=0).to(tl.uint32)
+    if IS_BF16:  # pointers to numbers, not to bytes: the compiler sees that they lie together
+        address = row.to(tl.pointer_type(tl.uint16))[:, None] + k[None, :]
+        bits = tl.load(address, mask=mask, other=0).to(tl.uint32)
         w = (bits << 16).to(tl.float32, bitcast=True)
     else:
-        w = load_half(address, mask)
+        address = row.to(tl.pointer_type(tl.float16))[:, None] + k[None, :]
+        w = tl.load(address, mask=mask, other=0.0).to(tl.float32)
     return w
 
 

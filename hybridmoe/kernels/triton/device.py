@@ -11,8 +11,8 @@ import torch
 from gguf import GGMLQuantizationType
 from torch import Tensor
 
-from hybridmoe.errors import ConfigError
 from hybridmoe.kernels import ops
+from hybridmoe.kernels.card import check_card_latents
 from hybridmoe.kernels.device import Pending
 from hybridmoe.kernels.latents import Span
 from hybridmoe.kernels.matrix import QuantMatrix
@@ -26,6 +26,9 @@ from hybridmoe.kernels.triton.table import DeviceTable
 __all__ = ["CudaDevice"]
 
 Matrix = DeviceMatrix | QuantMatrix  # on the card, or left on the CPU
+
+_ABSORBED_TOKENS = 256  # at a time: 2 N R numbers each, 64 MiB in all at Kimi K2's sizes
+_CONVERTED_BYTES = 64 << 20  # as float32, at a time
 
 
 class CudaDevice:
@@ -65,9 +68,7 @@ class CudaDevice:
         if w.type in MATRIX_TYPES:
             return DeviceMatrix.from_host(w, self.torch)
         self.converted.append(name)
-        rounded = ops.dequantize(w).bfloat16().view(torch.uint8).flatten()
-        kind = GGMLQuantizationType.BF16
-        return DeviceMatrix(rounded.to(self.torch), kind, w.batch, w.rows, w.cols)
+        return self._converted(w)
 
     def upload(self, t: Tensor) -> Tensor:
         return t.to(self.torch)
@@ -80,8 +81,7 @@ class CudaDevice:
 
     def pages(self, data: Tensor, type: str, dim: int) -> Tensor:
         """(pages, 64, dim) bf16. Errors: ConfigError for another type."""
-        if type != "bf16":
-            raise ConfigError(f"kv_type={type}: latents on a card are bf16 (or use --device cpu)")
+        check_card_latents(type)
         return data.view(torch.bfloat16)
 
     def table(self, spans: Sequence[Span]) -> DeviceTable:
@@ -113,20 +113,24 @@ class CudaDevice:
         scale: float,
     ) -> Tensor:
         """Short spans in latent space, long ones with their keys and values expanded."""
-        if not table.prompts:
-            return self._absorbed(plain, rotated, k_b, v_b, pages, table, scale)
-        num_values = v_b.rows
-        out = plain.new_empty(plain.shape[0], plain.shape[1], num_values)  # (T, N, V)
-        if len(table.rows):
-            short = self._absorbed(
-                plain[table.rows], rotated[table.rows], k_b, v_b, pages, table, scale
+        if not table.prompts and table.num_tokens <= _ABSORBED_TOKENS:
+            return self._absorbed(
+                plain, rotated, k_b, v_b, pages, table.tables, table.positions, scale
             )
-            out[table.rows] = short
-        keys, values = self._expanded(k_b), self._expanded(v_b)
+        out = plain.new_empty(plain.shape[0], plain.shape[1], v_b.rows)  # (T, N, V)
+        for first in range(0, len(table.rows), _ABSORBED_TOKENS):
+            part = slice(first, first + _ABSORBED_TOKENS)
+            rows = table.rows[part]
+            out[rows] = self._absorbed(
+                plain[rows], rotated[rows], k_b, v_b, pages, table.tables[part],
+                table.positions[part], scale,
+            )  # fmt: skip
+        if table.prompts:
+            keys, values = self._expanded(k_b), self._expanded(v_b)
         for prompt in table.prompts:
-            rows = slice(prompt.first_row, prompt.first_row + prompt.num_tokens)
-            out[rows] = expanded_attention(
-                plain[rows], rotated[rows], keys, values, pages, prompt.pages,
+            span = slice(prompt.first_row, prompt.first_row + prompt.num_tokens)
+            out[span] = expanded_attention(
+                plain[span], rotated[span], keys, values, pages, prompt.pages,
                 prompt.num_seen, scale,
             )  # fmt: skip
         return out
@@ -159,18 +163,31 @@ class CudaDevice:
         k_b: Matrix,
         v_b: Matrix,
         pages: Tensor,
-        table: DeviceTable,
+        tables: Tensor,
+        positions: Tensor,
         scale: float,
     ) -> Tensor:
         absorbed = self._batched(plain.transpose(0, 1), k_b)  # (N, D, R)
-        most = table.num_pages * pages.shape[1]
+        most = tables.shape[1] * pages.shape[1]
         mixed = latent_attention(
-            absorbed, rotated.contiguous(), pages, table.tables, table.positions, scale,
-            max_positions=most,
-        )  # fmt: skip
+            absorbed, rotated.contiguous(), pages, tables, positions, scale, max_positions=most
+        )
         heads = plain.new_empty(plain.shape[0], v_b.batch, v_b.rows)  # (D, N, V)
         self._batched(mixed, v_b, out=heads.transpose(0, 1))
         return heads
+
+    def _converted(self, w: QuantMatrix) -> DeviceMatrix:
+        """Rounded to bf16, a run of rows after the other."""
+        num_rows = w.batch * w.rows
+        out = self.empty_bytes(num_rows * w.cols * 2)
+        rounded = out.view(torch.bfloat16).view(num_rows, w.cols)
+        step = max(1, _CONVERTED_BYTES // (4 * w.cols))
+        for first in range(0, num_rows, step):
+            last = min(first + step, num_rows)
+            data = w.data[first * w.row_bytes : last * w.row_bytes]
+            part = QuantMatrix(data, w.type, 1, last - first, w.cols)
+            rounded[first:last] = ops.dequantize(part).bfloat16()
+        return DeviceMatrix(out, GGMLQuantizationType.BF16, w.batch, w.rows, w.cols)
 
     def _batched(self, x: Tensor, w: Matrix, out: Tensor | None = None) -> Tensor:
         if isinstance(w, QuantMatrix):

@@ -30,6 +30,10 @@ __all__ = ["MAX_GEMV_TOKENS", "GemvPlan", "batched_linear", "dequantize", "linea
 MAX_GEMV_TOKENS = 16
 SLAB_BYTES = 64 << 20  # of decoded weights at a time: about what a card's second-level cache holds
 
+# What allows TF32. Torch 2.9 renamed it, and the old name cannot be read where the new one is set.
+_IS_NEW = hasattr(torch.backends.cuda.matmul, "fp32_precision")
+_PRECISION, _FULL = ("fp32_precision", "ieee") if _IS_NEW else ("allow_tf32", False)
+
 
 class GemvPlan(NamedTuple):
     """The launch of a product: `num_splits` programs share the columns of `block_rows` rows."""
@@ -95,11 +99,15 @@ def batched_linear(x: Tensor, w: DeviceMatrix, out: Tensor | None = None) -> Ten
     if tokens <= MAX_GEMV_TOKENS:
         return _gemv(x, w, out)
     rounded = x.bfloat16()
-    slab_rows = max(1, SLAB_BYTES // (2 * w.cols))
-    for b in range(w.batch):
+    slab_rows = min(w.rows, max(1, SLAB_BYTES // (2 * w.cols)))
+    group = max(1, SLAB_BYTES // (2 * w.cols * w.rows))  # of whole matrices
+    for b in range(0, w.batch, group):
+        count = min(group, w.batch - b)
         for start in range(0, w.rows, slab_rows):
-            weights = _dequantize(w, b, start, min(slab_rows, w.rows - start))
-            out[b, :, start : start + slab_rows] = rounded[b] @ weights.T
+            end = min(start + slab_rows, w.rows)
+            weights = _dequantize(w, b * w.rows + start, count * (end - start))
+            weights = weights.view(count, end - start, w.cols)
+            out[b : b + count, :, start:end] = rounded[b : b + count] @ weights.transpose(1, 2)
     return out
 
 
@@ -107,18 +115,19 @@ def batched_linear(x: Tensor, w: DeviceMatrix, out: Tensor | None = None) -> Ten
 def _full_precision() -> Iterator[None]:
     """No TF32, whatever the program around has set."""
     flags = torch.backends.cuda.matmul
-    before, flags.allow_tf32 = flags.allow_tf32, False
+    before = getattr(flags, _PRECISION)
+    setattr(flags, _PRECISION, _FULL)
     try:
         yield
     finally:
-        flags.allow_tf32 = before
+        setattr(flags, _PRECISION, before)
 
 
 def dequantize(w: DeviceMatrix) -> Tensor:
     """Every weight, rounded to bf16: (B, N, K)."""
     if w.type == GGMLQuantizationType.F32:
         return w.data.view(torch.float32).view(w.batch, w.rows, w.cols).bfloat16()
-    return torch.stack([_dequantize(w, b, 0, w.rows) for b in range(w.batch)])
+    return _dequantize(w, 0, w.batch * w.rows).view(w.batch, w.rows, w.cols)
 
 
 def _gemv(x: Tensor, w: DeviceMatrix, out: Tensor) -> Tensor:
@@ -150,10 +159,10 @@ def _gemv(x: Tensor, w: DeviceMatrix, out: Tensor) -> Tensor:
     return out if plan.num_splits == 1 else torch.sum(parts, 0, out=out)
 
 
-def _dequantize(w: DeviceMatrix, b: int, start: int, num_rows: int) -> Tensor:
-    """Rows start ... of matrix b as bf16: (num_rows, K)."""
+def _dequantize(w: DeviceMatrix, start: int, num_rows: int) -> Tensor:
+    """Rows start ... of the whole stack as bf16: (num_rows, K)."""
     out = torch.empty((num_rows, w.cols), dtype=torch.bfloat16, device=w.data.device)
-    first = (b * w.rows + start) * w.row_bytes
+    first = start * w.row_bytes
     grid = (triton.cdiv(num_rows, 16), triton.cdiv(w.cols, CHUNK))
     _dequantize_kernel[grid](
         w.data[first:],

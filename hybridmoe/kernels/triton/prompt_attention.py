@@ -1,8 +1,8 @@
 """Latent attention of many tokens of one sequence: keys and values of heads are expanded.
 
-That costs 2 S R (nope + V) operations a head, once, and saves tokens x positions x (2 R + P) of
-them the difference to nope + P + V: worth it from some tens of tokens on. The attention itself is
-torch's.
+That costs 2 S R (nope + V) operations a head for S positions, once, and saves each token
+2 S (2 R - nope - V) of them; table.py says from how many tokens on spans come here. The attention
+itself is torch's.
 """
 
 import torch
@@ -39,18 +39,19 @@ def expanded_attention(
     rows = pages[page_ids].flatten(0, 1)[:num_seen]  # (S, R + P)
     latents, ropes = rows[:, :latent_dim], rows[:, latent_dim:]
     queries = torch.cat([plain, rotated], 2).bfloat16().transpose(0, 1)  # (N, T, nope + P)
-    query_dim = queries.shape[2]
+    dim = max(queries.shape[2], value_dim)  # the fast kernels want one size: zeros fill up
+    queries = F.pad(queries, (0, dim - queries.shape[2]))
     mask = causal_lower_right(num_tokens, num_seen)
     out = plain.new_empty(num_tokens, num_heads, value_dim)
-    head_bytes = 2 * num_seen * (nope_dim + 2 * query_dim + value_dim)
-    step = max(1, EXPANDED_BYTES // head_bytes)
+    step = min(num_heads, max(1, EXPANDED_BYTES // (4 * num_seen * dim)))
+    expanded = rows.new_zeros(2, step, num_seen, dim)
+    expanded[0, :, :, nope_dim : nope_dim + ropes.shape[1]] = ropes
     for first in range(0, num_heads, step):
-        heads = slice(first, first + step)
-        keys = latents @ k_b[heads]  # (n, S, nope)
-        keys = torch.cat([keys, ropes.expand(len(keys), -1, -1)], 2)
-        values = latents @ v_b[heads].transpose(1, 2)  # (n, S, V)
-        if value_dim < query_dim:  # the fast kernels want one size
-            values = F.pad(values, (0, query_dim - value_dim))
+        heads = slice(first, min(first + step, num_heads))
+        keys, values = expanded[:, : heads.stop - first]  # (n, S, dim)
+        shared = latents.expand(len(keys), -1, -1)
+        torch.bmm(shared, k_b[heads], out=keys[..., :nope_dim])
+        torch.bmm(shared, v_b[heads].transpose(1, 2), out=values[..., :value_dim])
         mixed = F.scaled_dot_product_attention(
             queries[None, heads], keys[None], values[None], attn_mask=mask, scale=scale
         )[0]

@@ -69,7 +69,7 @@ def route(
 
 @triton.jit
 def _order(x):
-    """Integers in the order of the numbers, of which none is the smallest."""
+    """Integers in the order of the numbers."""
     bits = (x + 0.0).to(tl.int32, bitcast=True)  # there is one zero
     return bits ^ ((bits >> 31) & 0x7FFFFFFF)
 
@@ -110,7 +110,7 @@ def _route_kernel(
     choice = scores
     if HAS_BIAS:
         choice += tl.load(bias_ptr + e, mask=is_expert, other=0.0)
-    choice = tl.where(choice == choice, choice, float("inf"))  # seen, not lost
+    choice = tl.where(choice != choice, float("inf"), choice)  # a NaN is seen, not lost
     none = -0x7FFFFFFF - 1  # no number's key
     is_candidate = is_expert
     if GROUPS_USED < GROUPS:

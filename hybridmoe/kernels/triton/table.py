@@ -10,8 +10,10 @@ from hybridmoe.kernels.latents import PAGE_TOKENS, Span
 
 __all__ = ["DeviceTable", "Prompt"]
 
-# Spans of so many tokens are prompts, whose keys and values are worth expanding.
-PROMPT_TOKENS = 16
+# Spans of so many tokens are prompts, whose keys and values are worth expanding. By operations that
+# begins at 170 with Kimi K2's sizes, but a prompt's kernel does more of them in a second, and reads
+# latents once. A guess, to be tuned where there is a card.
+PROMPT_TOKENS = 64
 
 
 class Prompt(NamedTuple):

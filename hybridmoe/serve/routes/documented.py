@@ -18,7 +18,7 @@ _MEANINGS = {
     413: "The body is too large.",
     429: "The queue is full; Retry-After says when to try again.",
     500: "The engine failed.",
-    503: "The model is not loaded yet.",
+    503: "The model is not loaded yet, or its card has failed.",
 }
 
 ERRORS: Responses = {

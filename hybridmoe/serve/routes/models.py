@@ -30,11 +30,14 @@ router = APIRouter(route_class=StrictRoute, tags=["Server"])
 
 @router.get("/health", response_model=None, responses={200: {"model": HealthAnswer}, **ERRORS})
 async def health(request: Request) -> Response:
-    """200 when requests can be answered; 503 while the model loads, or when its card failed."""
+    """200 when requests can be answered; 503 while the model loads, or when its card has failed."""
     service = service_of(request)
-    if service.is_ready and not service.has_failed:
+    if service.is_ready:
+        failure = service.llm.engine.device_failure
+        if failure is not None:
+            return JsonReply({"status": "failed", "message": failure}, 503)
         return JsonReply({"status": "ok"})
-    status = "failed" if service.has_failed else "loading"
+    status = "loading" if service.failure is None else "failed"
     return JsonReply({"status": status, "progress": service.load_progress}, 503)
 
 

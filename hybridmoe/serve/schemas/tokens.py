@@ -53,6 +53,7 @@ class TextAnswer(Model):
 class HealthAnswer(Model):
     status: Literal["ok", "loading", "failed"]
     progress: float | None = None
+    message: str | None = None  # what failed
 
 
 class ModelCard(Model):

@@ -1,0 +1,70 @@
+"""What each layer's router says of states that it will get only some layers later."""
+
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from hybridmoe.config import ModelConfig
+from hybridmoe.gguf.reader import GGUFFile
+from hybridmoe.model.norm import RmsNorm
+from hybridmoe.model.router import route
+from hybridmoe.model.weights import Weights
+
+__all__ = ["HORIZONS", "Gates"]
+
+# Layers between the states and the router. 0 is the control: the layer's own states, which have to
+# give the experts that were really chosen.
+HORIZONS = (0, 1, 2, 3, 4)
+
+
+class _Gate(NamedTuple):
+    norm: RmsNorm
+    router: Any
+    bias: Tensor | None
+
+
+class Gates:
+    """Guesses of one decoded token: 2 * top_k experts of each layer, from each horizon."""
+
+    def __init__(self, file: GGUFFile, config: ModelConfig) -> None:
+        """Bind the file's routers. Errors: GGUFError."""
+        c, weights = config, Weights(file)
+        reachable = c.num_experts // c.num_groups * c.num_groups_used
+        self._config = replace(c, top_k=min(2 * c.top_k, reachable))
+        self._device = weights.device
+        self._gates: list[_Gate] = []
+        for i in range(c.num_dense_layers, c.num_layers):
+            block = weights.block(i)
+            has_bias = block.has("exp_probs_b", "bias")
+            self._gates.append(
+                _Gate(
+                    RmsNorm(block.device, block.vector("ffn_norm", c.hidden), c.rms_eps),
+                    block.matrix("ffn_gate_inp", c.num_experts, c.hidden),
+                    block.vector("exp_probs_b", c.num_experts, "bias") if has_bias else None,
+                )
+            )
+        shape = (len(HORIZONS), len(self._gates), self._config.top_k)
+        self._guesses = np.full(shape, -1, np.int16)
+
+    def hear(self, layer: int, x: Tensor) -> None:
+        """Guess from a layer's states (T, H) before its experts; for `Decoder.watch`.
+
+        Only steps of one token: prompts' guesses are of no use here.
+        """
+        if len(x) != 1:
+            return
+        for row, horizon in enumerate(HORIZONS):
+            at = layer + horizon - self._config.num_dense_layers
+            if 0 <= at < len(self._gates):
+                gate = self._gates[at]
+                logits = self._device.linear(gate.norm(x), gate.router)
+                ids, _ = route(self._device, logits, gate.bias, self._config)
+                self._guesses[row, at] = self._device.to_host(ids)[0].to(torch.int16).numpy()
+
+    def taken(self) -> NDArray[np.int16]:
+        """(HORIZONS, L, G) of the last step of one token, best first; -1 where no layer was."""
+        return self._guesses.copy()
