@@ -11,7 +11,8 @@ from test_config import K2
 
 from hybridmoe.config import EngineConfig, ModelConfig
 from hybridmoe.engine.kv_cache import Holding, KvCache, plan_kv
-from hybridmoe.errors import ConfigError
+from hybridmoe.errors import ConfigError, DeviceError
+from hybridmoe.kernels.device import CpuDevice
 from hybridmoe.kernels.latents import PAGE_TOKENS
 
 MODEL = ModelConfig.from_metadata(K2 | {"deepseek2.block_count": 2})
@@ -143,3 +144,36 @@ class CacheMachine(RuleBasedStateMachine):
 
 CacheMachine.TestCase.settings = settings(max_examples=60, stateful_step_count=30, deadline=None)
 TestCache = CacheMachine.TestCase
+
+
+class _FullCard(CpuDevice):
+    """A card without room; `error` is torch's."""
+
+    def __init__(self, error: RuntimeError) -> None:
+        self.error = error
+
+    def empty_bytes(self, *shape: int) -> torch.Tensor:
+        raise self.error
+
+
+@pytest.mark.parametrize(
+    ("error", "told", "message"),
+    [
+        (
+            torch.OutOfMemoryError(
+                "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 8"
+                " GiB of which 1.00 GiB is free."
+            ),
+            ConfigError,
+            r"for latents of 64 tokens \(2.00 GiB are needed, 1.00 GiB are free\).*lower --vram by",
+        ),
+        (RuntimeError("CUDA error: unspecified launch failure"), DeviceError, "the card failed"),
+        (RuntimeError("[enforce fail] can't allocate memory"), ConfigError, "lower the context"),
+    ],
+)
+def test_latents_that_have_no_room_are_one_line(
+    error: RuntimeError, told: type[Exception], message: str
+) -> None:
+    plan = plan_kv(MODEL, EngineConfig(context_tokens=64, max_running=1), 0)
+    with pytest.raises(told, match=message):
+        KvCache(MODEL, plan, _FullCard(error))

@@ -15,6 +15,7 @@ from hybridmoe.config import EngineConfig, ModelConfig
 from hybridmoe.engine.prefix_tree import Node, PrefixTree
 from hybridmoe.errors import ConfigError
 from hybridmoe.kernels.device import CpuDevice, Device
+from hybridmoe.kernels.guard import loading_onto_card
 from hybridmoe.kernels.latents import PAGE_TOKENS, row_bytes
 
 __all__ = ["Holding", "KvCache", "KvPlan", "plan_kv"]
@@ -88,8 +89,9 @@ class KvCache:
         device = CpuDevice() if device is None else device
         width = row_bytes(plan.kv_type, model.latent_dim)
         try:
-            data = device.empty_bytes(model.num_layers, plan.num_pages, PAGE_TOKENS, width)
-        except RuntimeError:
+            with loading_onto_card(f"latents of {plan.num_tokens} tokens"):
+                data = device.empty_bytes(model.num_layers, plan.num_pages, PAGE_TOKENS, width)
+        except RuntimeError:  # the CPU's
             raise ConfigError(f"no memory for {plan}: lower the context or kv_tokens") from None
         self.data: Tensor = data  # (layers, pages, PAGE_TOKENS, row bytes)
         self.layers = [device.pages(layer, plan.kv_type, model.latent_dim) for layer in data]
