@@ -131,6 +131,7 @@ class Placer:
             step_tokens=engine.chunk_tokens + engine.max_running * (1 + engine.speculate),
             num_deferred=self.devices.num_deferred,
             on_cpu=on_cpu,
+            profile_path=self.options.profile,
         )
         residency.vram_bytes = plan.problem.vram_bytes
         assert plan.vram is not None

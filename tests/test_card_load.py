@@ -100,6 +100,19 @@ def test_deferral_and_pinned_layers(path: Path) -> None:
         stats = llm.expert_stats()
     assert stats is not None
     assert stats.num_resident >= SMALL["experts"]
+    assert stats.counters.hits > stats.counters.late  # the pinned ones are there from the start
+
+
+def test_a_profile_fills_the_slots_before_the_first_token(path: Path, tmp_path: Path) -> None:
+    profile = tmp_path / "hot.json"
+    with hybridmoe.load(path, vram="2GiB", expert_profile=profile) as llm:
+        generated(llm, 4)
+        before = llm.expert_stats()
+    with hybridmoe.load(path, vram="2GiB", expert_profile=profile) as llm:
+        after = llm.expert_stats()
+    assert before is not None and after is not None
+    assert after.num_resident == before.counters.uploads > 0
+    assert after.counters.uploads == 0
 
 
 def test_experts_on_disk_under_a_card(tmp_path: Path) -> None:

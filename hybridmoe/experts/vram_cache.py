@@ -8,7 +8,8 @@ what counts is hits less uploads, and there it is the best of those that do not 
 only one above zero in a small cache (docs/cache.md, docs/log.md).
 """
 
-from collections.abc import Iterable
+import time
+from collections.abc import Callable, Iterable
 from typing import Protocol
 
 import numpy as np
@@ -93,14 +94,32 @@ class VramCache:
         self._cancelled: list[tuple[int, Upload]] = []
         self._free = list(range(shape.num_slots - 1, -1, -1))
         self._counters = ExpertCounters()
+        self.uses = np.zeros(shape.num_keys, np.int64)  # accesses by key
 
     def begin_step(self) -> None:
         """Let the table say what is there now, and begin uploads.
 
         No step is under way on the CPU. Errors: what ended an upload, which will be tried again.
         """
+        self._go_on(self._uploads_per_step)
+
+    def fill(self, progress: Callable[[int], None] = lambda num_bytes: None) -> None:
+        """Bring all that was made resident, before the first step, and wait for it.
+
+        Calls progress(bytes) as they come. Errors: what ended an upload.
+        """
+        num_left = len(self._waiting) + len(self._coming)
+        while num_left:
+            self._go_on(len(self._waiting))
+            before, num_left = num_left, len(self._waiting) + len(self._coming)
+            if before > num_left:
+                progress((before - num_left) * self._copier.slot_bytes)
+            elif num_left:
+                time.sleep(0.001)
+
+    def _go_on(self, num_uploads: int) -> None:
         failures = self._settle()
-        for key in list(self._waiting)[: min(self._uploads_per_step, len(self._free))]:
+        for key in list(self._waiting)[: min(num_uploads, len(self._free))]:
             del self._waiting[key]
             slot = self._free.pop()
             layer, expert = divmod(key, self._shape.num_experts)
@@ -114,6 +133,7 @@ class VramCache:
         """Hear what the step used: layers, counted from 0, and their distinct experts, in order."""
         counters, num_experts = self._counters, self._shape.num_experts
         for layer, experts in accesses:
+            self.uses[layer * num_experts + experts] += 1
             decision = self._policy.on_access(layer, experts, is_prefill)
             num_hits = int(decision.hits.sum())
             counters.hits += num_hits

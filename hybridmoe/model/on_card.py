@@ -5,6 +5,7 @@ only.
 """
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -20,6 +21,7 @@ from hybridmoe.experts.placement import Plan
 from hybridmoe.experts.placing import Placing
 from hybridmoe.experts.policy import CacheShape
 from hybridmoe.experts.prefill import HeldExperts, StreamedExperts, Streams
+from hybridmoe.experts.profile import ExpertProfile
 from hybridmoe.experts.rates import GpuRates, Rates, rates_of
 from hybridmoe.experts.vram_cache import DEFAULT_VRAM_POLICY
 from hybridmoe.gguf.reader import GGUFFile
@@ -70,12 +72,13 @@ def place_on_card(
     step_tokens: int,
     num_deferred: int = 0,
     on_cpu: Residency | None = None,
+    profile_path: Path | None = None,
 ) -> Residency:
     """Make what the decoder runs on; dense weights go to the card as the decoder binds them.
 
     plan: says how many experts the card holds. step_tokens: of a step, at most. on_cpu: who
     computes experts where they do not all fit into RAM, which leaves none to the card; it becomes
-    the result.
+    the result. profile_path: hot experts, for the card's slots.
     Errors: GGUFError; ConfigError, DeviceError where the card has less room than it said, or fails.
     """
     device = torch.device("cpu" if IS_INTERPRETED else f"cuda:{card.number}")
@@ -87,27 +90,41 @@ def place_on_card(
         return on_cpu
     if not layers:
         return Residency(CpuExperts(layers), device=dense)
+    profile = None
+    if profile_path is not None:
+        profile = ExpertProfile.load(profile_path, len(layers), config.num_experts)
     pinned = placing.pinned_layers(file.tensors)
     with dense.active(), loading_onto_card("expert slots", plan.problem.vram_bytes):
-        experts = _hybrid(layers, config.top_k, plan, pinned, step_tokens, device)
-    return Residency(experts, device=dense, num_deferred=num_deferred)
+        streams = _Streams.of(device)
+        slots = None
+        if plan.num_vram_slots:
+            slots = _slots(layers, config.top_k, plan.num_vram_slots, pinned, streams, device)
+            if profile is not None:
+                slots.cache.warm(profile.hot_keys())
+            slots.cache.fill()
+        experts = _hybrid(layers, config.top_k, plan, slots, step_tokens, streams, device)
+    return Residency(
+        experts,
+        cache=None if slots is None else slots.cache,
+        profile=profile,
+        profile_path=profile_path,
+        device=dense,
+        num_deferred=num_deferred,
+    )
 
 
 def _hybrid(
     layers: Mapping[int, ExpertWeights],
     top_k: int,
     plan: Plan,
-    pinned: frozenset[int],
+    slots: CardSlots | None,
     step_tokens: int,
+    streams: _Streams,
     device: torch.device,
 ) -> HybridExperts:
-    streams = _Streams.of(device)
     if plan.problem.sizes.types_without_slots:  # as the plan says
         return HybridExperts(layers, top_k, streams.main, streams.host, device)
-    slots = held = None
-    if plan.num_vram_slots:
-        slots = _slots(layers, top_k, plan.num_vram_slots, pinned, streams, device)
-        held = HeldExperts(slots.slots, slots.cache.table.numpy())
+    held = None if slots is None else HeldExperts(slots.slots, slots.cache.table.numpy())
     layouts = slot_layouts(layers)
     by_prompt = Streams(streams.main, streams.host, streams.link)
     first = next(iter(layers.values()))

@@ -8,7 +8,7 @@ a file that is shortened later would end the process.
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,7 +29,7 @@ from hybridmoe.kernels.device import CpuDevice, Device
 from hybridmoe.kernels.topology import available_bytes
 from hybridmoe.model.weights import Weights, expert_weights
 
-__all__ = ["ExpertOptions", "Latents", "Residency", "place_weights"]
+__all__ = ["ExpertOptions", "HotExperts", "Latents", "Residency", "place_weights"]
 
 _READ_BYTES = 32 << 20  # one progress step
 _MOST_AHEAD = 64
@@ -63,6 +63,16 @@ class Latents(NamedTuple):
         return self.num_tokens * self.token_bytes
 
 
+class HotExperts(Protocol):
+    """A cache of experts, whose hot ones are worth remembering."""
+
+    uses: NDArray[np.int64]  # accesses by key
+
+    def resident(self) -> NDArray[np.int64]:
+        """The keys that are there, ascending."""
+        ...
+
+
 @dataclass(slots=True)
 class Residency:
     """What the decoder is built on. `close` saves the profile, and ends what runs beside."""
@@ -70,6 +80,7 @@ class Residency:
     experts: ExpertBackend
     private: Mapping[str, NDArray[np.uint8]] = field(default_factory=dict)  # tensors, by name
     tier: TieredExperts | None = None
+    cache: HotExperts | None = None  # the tier, or a card's
     profile: ExpertProfile | None = None
     profile_path: Path | None = None
     device: Device = field(default_factory=CpuDevice)
@@ -85,14 +96,14 @@ class Residency:
     def close(self) -> None:
         """Any number of times. Errors: ConfigError where the profile cannot be written."""
         self.experts.close()
-        if self.tier is None:
+        cache = self.cache
+        if cache is None or self.profile is None or self.profile_path is None:
             return
-        was_used = bool(self.tier.uses.any())
-        if was_used and self.profile is not None and self.profile_path is not None:
+        if cache.uses.any():
             shape = self.profile.uses.shape
             is_resident = np.zeros(shape, np.bool_)
-            is_resident.reshape(-1)[self.tier.resident()] = True
-            used = self.profile.plus(self.tier.uses.reshape(shape), is_resident)
+            is_resident.reshape(-1)[cache.resident()] = True
+            used = self.profile.plus(cache.uses.reshape(shape), is_resident)
             path, self.profile_path = self.profile_path, None
             used.save(path)
 
@@ -131,7 +142,7 @@ def place_weights(
     except BaseException:
         reader.close()
         raise
-    return Residency(tier, private, tier, profile, options.profile)
+    return Residency(tier, private, tier, tier, profile, options.profile)
 
 
 def _plan(
