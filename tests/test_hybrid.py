@@ -415,6 +415,17 @@ def test_an_error_of_a_step_that_ended_early_is_not_the_next_ones() -> None:
     assert torch.equal(got, CpuExperts(LAYERS).submit(FIRST, x, ids, weights)())
 
 
+def test_a_graph_in_the_main_stream_is_waited_for() -> None:
+    """What a graph repeats is the main stream's: nothing of it is in the CPU's own."""
+    main = FakeStream(is_lazy=True, is_current=True)
+    experts = HybridExperts(LAYERS, TOP_K, main, FakeStream(is_lazy=True), CPU)
+    experts.begin_step(1)
+    done = torch.zeros(1)
+    main.copy(done, torch.ones(1))
+    experts.end_step()
+    assert done.item() == 1
+
+
 def test_repeated_work_is_heard_of_like_the_first(bench: MakeBench) -> None:
     """As a graph does it: the queued work runs again on other inputs, and nothing is submitted."""
     made = bench(num_slots=4)

@@ -90,7 +90,7 @@ class HybridExperts:
     def begin_step(self, num_tokens: int) -> None:
         """As `ExpertBackend`. Errors: what ended an upload to the card's slots."""
         if self._is_open:  # a step that failed
-            self._host.synchronize()
+            self._synchronize()
             self._take_errors()
             if self._prefill is not None:
                 with suppress(HybridMoeError):
@@ -105,7 +105,7 @@ class HybridExperts:
 
     def end_step(self) -> None:
         """As `ExpertBackend`; waits for the CPU's part. Errors: HybridMoeError."""
-        self._host.synchronize()
+        self._synchronize()
         self._is_open = False
         if not self._calls:  # a graph has repeated what was submitted once
             self._calls = self._calls_of.get(self._num_tokens, {})
@@ -175,6 +175,11 @@ class HybridExperts:
             self._slots.close()
         if self._prefill is not None:
             self._prefill.close()
+
+    def _synchronize(self) -> None:
+        """Wait for the CPU's part. A graph runs it in streams of its own, and ends in the main."""
+        self._main.synchronize()
+        self._host.synchronize()
 
     def _memory_for(self, num_tokens: int) -> "_Memory":
         """Of a step. No other step's work is under way."""
