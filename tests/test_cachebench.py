@@ -5,6 +5,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
+from k2_header import write_k2
 
 from hybridmoe import load
 from hybridmoe.cachebench.gates import HORIZONS
@@ -14,7 +16,9 @@ from hybridmoe.cachebench.study import Speeds, Study, by_category, split, study
 from hybridmoe.cachebench.workloads import CATEGORIES, workloads
 from hybridmoe.cachebench.write import table, write_study
 from hybridmoe.cli import app
-from hybridmoe.experts.simulate import HITS, UPLOADS, requests_of, simulate
+from hybridmoe.experts.hit_curve import read_hit_curve
+from hybridmoe.experts.simulate import HITS, UPLOADS, kernel_policy, requests_of, simulate
+from hybridmoe.experts.synthetic import Locality, synthetic_trace
 from hybridmoe.experts.trace import PHASES, Trace, read_trace
 
 SOME = ("lru", "global-lru", "static", "ema")
@@ -173,6 +177,32 @@ def test_everything_is_written(found: Study, tmp_path: Path) -> None:
     assert "| gate, 3 layers early | " in text and " | -, -, 0." in text
 
 
+def test_the_plan_goes_by_the_curve_that_is_written(tmp_path: Path) -> None:
+    locality = Locality(conversation_tokens=15, reuse=0.5)
+    trace = synthetic_trace(60, locality=locality, prefill_tokens=5)  # of Kimi K2's shape
+    found = study(trace, None, Speeds(), ["lru"])
+    write_study(found, tmp_path)
+    path = tmp_path / "hit_curve.json"
+    curve = read_hit_curve(path)
+    assert curve == found.hit_curve and curve.slots[-1] == 60 * 384
+    train, held = split(trace)
+    for slots in (480, 3840):
+        policy = kernel_policy("lru", requests_of(held).shape(slots))
+        simulate(policy, requests_of(by_category(train)))
+        counts = simulate(policy, requests_of(held)).by_step
+        decoded = counts[held.phases[np.cumsum(held.steps) - 1] == DECODE]
+        assert curve(slots) == pytest.approx(decoded[:, HITS].sum() / len(decoded) / 480)
+    said = json.loads(path.read_text())
+    assert said["policy"] == "lru" and said["source"].startswith("synthetic")
+    k2 = write_k2(tmp_path / "k2.gguf", first_layers=3)
+    options = ["--dram-gbs", "200", "--tops", "10", "--disk-gbs", "7", "--ram", "128G"]
+    arguments = ["plan", str(k2), *options, "--hit-curve", str(path), "--json"]
+    planned = json.loads(CliRunner().invoke(app.cli, arguments).output)
+    num_slots = planned["tiers"]["RAM"]["num_experts"]
+    assert 480 < num_slots < 23040
+    assert planned["hits"]["ram"] == pytest.approx(curve(num_slots))
+
+
 def test_plots_are_drawn(found: Study, tmp_path: Path) -> None:
     plots = pytest.importorskip("hybridmoe.cachebench.plots", reason="no matplotlib")
     assert all(path.stat().st_size > 1000 for path in plots.write_plots(found, tmp_path))
@@ -184,7 +214,8 @@ def test_the_command_reads_its_own_trace(
     out = str(tmp_path / "out")
     options = ["bench", "cache", "--conversations", "2", "--tokens", "2", "--out", out]
     assert app.main(options) == 0
-    assert "token cycles" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "token cycles" in said and said.startswith("Source: greedy answers of ")
     trace = tmp_path / "out" / "routing.trace"
     assert read_trace(trace).header["sampler"] == "greedy"
     damaged = tmp_path / "damaged.trace"

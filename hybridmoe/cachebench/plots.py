@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
+from hybridmoe.cachebench.gates import HORIZONS
 from hybridmoe.cachebench.predictors import Recall
 from hybridmoe.cachebench.study import Study
 from hybridmoe.cachebench.write import label
@@ -150,6 +151,7 @@ def _horizons(study: Study, axes: Any) -> None:
                           fmt="o-", color=f"C{i}", capsize=3,
                           label=f"gate, {budget} guesses")  # fmt: skip
     axes.set_ylim(0, 1.05)
+    axes.set_xticks(HORIZONS)
     axes.set_xlabel("layers between the states and the gate (0: the control)")
     axes.set_ylabel("recall of a token's experts, 95 % over conversations")
     axes.legend(fontsize=7)

@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from hybridmoe.cachebench.bootstrap import Bootstrap
 from hybridmoe.cachebench.predictors import Recall, recalls
 from hybridmoe.experts.bounds import min_outcome, upload_optimum
-from hybridmoe.experts.policy import POLICIES
+from hybridmoe.experts.hit_curve import CurvePoints
+from hybridmoe.experts.policy import DEFAULT_POLICY, POLICIES
 from hybridmoe.experts.simulate import (
     HITS,
     MISSES,
@@ -32,6 +33,7 @@ from hybridmoe.experts.trace import PHASES, Trace
 __all__ = ["CYCLES", "Row", "Speeds", "Study", "by_category", "split", "study"]
 
 CYCLES = (0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0, 3.0, 4.0)  # slots, in token cycles
+_CURVE_CYCLES = (*CYCLES, 6.0, 8.0, 12.0, 16.0, 24.0, 32.0, 48.0)
 _BOUNDS = {"belady": False, "belady-bypass": True}  # whether a miss may pass by
 
 
@@ -83,6 +85,7 @@ class Study:
     uses: NDArray[np.int64]  # (L, E): choices of decoded tokens
     reuse: NDArray[np.int64]  # [d]: choices whose expert was last used d tokens before, d >= 1
     recalls: list[Recall]
+    hit_curve: CurvePoints  # of the default policy in a cache that has run before
 
     def as_json(self) -> dict[str, Any]:
         return {
@@ -138,6 +141,12 @@ def study(
     for slots in sizes:
         bound = upload_optimum(requests, slots, counts=judge.is_decode[requests.steps])
         best[slots] = (bound.value / judge.num_tokens, bound.is_exact)
+    curve = []
+    for slots in sorted({min(every, max(1, round(c * cycle))) for c in _CURVE_CYCLES} | {every}):
+        run_in = kernel_policy(DEFAULT_POLICY, requests.shape(slots), seed)
+        simulate(run_in, shift)
+        row = judge.row(DEFAULT_POLICY, "shift", slots, simulate(run_in, requests))
+        curve.append((slots, 1 - row.miss_ratio))
     is_held = np.isin(trace.conversations, held.conversations)
     return Study(
         trace.header,
@@ -146,7 +155,15 @@ def study(
         _uses(held),
         _reuse(held),
         recalls(trace, is_held, guesses, _uses(train), seed),
+        _ascending(curve),
     )
+
+
+def _ascending(curve: Sequence[tuple[int, float]]) -> CurvePoints:
+    """Where more slots hit less, the lower rate stands for the fewer slots, too."""
+    slots, rates = zip(*curve, strict=True)
+    least = np.minimum.accumulate(rates[::-1])[::-1]
+    return CurvePoints(tuple(map(float, slots)), tuple(least.tolist()))
 
 
 def split(trace: Trace) -> tuple[Trace, Trace]:

@@ -7,6 +7,8 @@ from pathlib import Path
 
 from hybridmoe.cachebench.predictors import Recall
 from hybridmoe.cachebench.study import Row, Study
+from hybridmoe.experts.hit_curve import write_hit_curve
+from hybridmoe.experts.policy import DEFAULT_POLICY
 
 __all__ = ["label", "recall_table", "table", "write_study"]
 
@@ -76,7 +78,7 @@ def label(predictor: str, horizon: int | None) -> str:
 def write_study(study: Study, folder: Path) -> list[Path]:
     """Write everything; the files. Errors: OSError."""
     folder.mkdir(parents=True, exist_ok=True)
-    names = ("table.md", "study.json", "rows.csv", "recall.csv")
+    names = ("table.md", "study.json", "rows.csv", "recall.csv", "hit_curve.json")
     written = [folder / name for name in names]
     parts = [_title(study) + table(study, cycles) for cycles in (0.5, 1.0, 2.0)]
     parts += [recall_table(study)] if study.recalls else []
@@ -90,6 +92,15 @@ def write_study(study: Study, folder: Path) -> list[Path]:
             writer = csv.DictWriter(file, [field.name for field in fields(kind)])
             writer.writeheader()
             writer.writerows(asdict(row) for row in rows)
+    about = {
+        "policy": DEFAULT_POLICY,
+        "of": "decoded tokens, after other conversations",
+        **{
+            name: study.header.get(name)
+            for name in ("source", "num_layers", "num_experts", "top_k")
+        },
+    }
+    write_hit_curve(written[4], study.hit_curve, about)
     return written
 
 

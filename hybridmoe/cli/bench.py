@@ -71,6 +71,7 @@ def cache_command(
             written += write_plots(found, out)
     except OSError as error:
         raise ConfigError(f"{error.filename}: {error.strerror}") from None
+    click.echo(f"Source: {trace.header.get('source', 'unknown')}\n")
     click.echo(table(found))
     if found.recalls:
         click.echo("\n" + recall_table(found))

@@ -1,20 +1,23 @@
 """How many of the chosen experts a cache finds, over its slots: a curve from a trace's simulation.
 
 A file is one JSON object, `{"slots": [480, 960, ...], "hit_rate": [0.2, 0.35, ...]}`: slots of all
-layers together, ascending; rates as a policy reached them on a trace. Between two points the curve
-is a line; before the first it comes from 0 slots, after the last it stays.
+layers together, ascending; rates as a policy reached them on a trace. Other keys are for people.
+Between two points the curve is a line; before the first it comes from 0 slots, after the last it
+stays. `hybridmoe bench cache` writes one, `hybridmoe plan` reads it.
 """
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from hybridmoe.errors import ConfigError
 
-__all__ = ["CurvePoints", "read_hit_curve"]
+__all__ = ["CurvePoints", "read_hit_curve", "write_hit_curve"]
 
 _MOST_BYTES = 1 << 24
 
@@ -28,6 +31,12 @@ class CurvePoints:
 
     def __call__(self, num_slots: int) -> float:
         return float(np.interp(num_slots, (0.0, *self.slots), (0.0, *self.hit_rate)))
+
+
+def write_hit_curve(path: Path, curve: CurvePoints, about: Mapping[str, Any]) -> None:
+    """Write a file. about: what else it says, to people. Errors: OSError."""
+    values = {"slots": curve.slots, "hit_rate": curve.hit_rate}
+    path.write_text(json.dumps({**about, **values}, indent=1))
 
 
 def read_hit_curve(path: Path) -> CurvePoints:
