@@ -155,28 +155,16 @@ def test_without_a_card_one_line_says_why(path: Path, monkeypatch: pytest.Monkey
 
 
 def test_the_embedded_model_answers_as_on_the_cpu() -> None:
-    """A word of one question under the interpreter, which is slow."""
+    """Under the interpreter, which takes seconds for a token, the likeliest next one of a word."""
     is_real = torch.cuda.is_available()
-    questions = ["Hi.", "What is 12 + 7?", "Spell lantern."][: 3 if is_real else 1]
-    answers = []
+    questions = ["Hi.", "What is 12 + 7?", "Spell lantern."]
+    found = []
     for device in ("cpu", "cuda"):
         with hybridmoe.load(device=device) as llm:
-            options = {"temperature": 0.0, "max_tokens": 48 if is_real else 1}
-            asked = [[{"role": "user", "content": question}] for question in questions]
-            answers.append([llm.chat(messages, **options).token_ids for messages in asked])
-    assert answers[0] == answers[1]
-
-
-def test_a_card_that_nobody_asked_for_and_that_is_too_full_is_left_alone(
-    path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    full = CudaCard(0, "Busy card", (9, 0), 24 * GIB, GIB)
-    monkeypatch.setattr(loading, "choose_card", lambda wanted: full)
-    with hybridmoe.load(path) as llm:
-        (said,) = llm.notes
-        assert said.startswith("on the CPU alone: VRAM: ") and "use --device cpu" in said
-        assert llm.engine.config.chunk_tokens == 512
-        generated(llm, 2)
-    for options in ({"device": "cuda"}, {"vram": "1GiB"}, {"place": ["attn=cpu"]}):
-        with pytest.raises(ConfigError, match="VRAM: "):
-            hybridmoe.load(path, **options)
+            if is_real:
+                asked = [[{"role": "user", "content": question}] for question in questions]
+                options = {"temperature": 0.0, "max_tokens": 48}
+                found.append([llm.chat(messages, **options).token_ids for messages in asked])
+            else:
+                found.append(llm.logits(llm.tokenizer.encode("Once")).argmax(1).tolist())
+    assert found[0] == found[1]

@@ -15,7 +15,7 @@ from hybridmoe.experts.backends import CpuExperts, ExpertWeights
 from hybridmoe.experts.card_slots import CardSlots, slot_layouts
 from hybridmoe.experts.hosted import HostedExperts
 from hybridmoe.experts.hybrid import HybridExperts
-from hybridmoe.experts.link_rates import measure_card
+from hybridmoe.experts.link_rates import measure_card, with_cpu
 from hybridmoe.experts.pinned import PinnedLayers
 from hybridmoe.experts.placement import Plan
 from hybridmoe.experts.placing import Placing
@@ -33,7 +33,6 @@ from hybridmoe.kernels.triton.device import CudaDevice
 from hybridmoe.kernels.triton.experts import SlotLayout
 from hybridmoe.kernels.triton.one_expert import add_expert
 from hybridmoe.kernels.triton.runtime import IS_INTERPRETED
-from hybridmoe.machine import measure
 from hybridmoe.model.residency import Residency
 from hybridmoe.model.weights import Weights, expert_weights
 
@@ -173,11 +172,4 @@ def _rates(
     if device.type != "cuda":
         gpu = GpuRates(read=1e9, ops=1e12, pcie=1e9)
         return rates_of(isa.active(), dram=1e10, peak_ops=1e12, gpu=gpu)
-    limits = measure(quick=True)
-    return rates_of(
-        isa.active(),
-        dram=limits.read.all,
-        peak_ops=(limits.amx_bf16 or limits.int8).all,
-        float_ops=limits.float32.all,
-        gpu=measure_card(experts, layout, add_expert, streams, device),
-    )
+    return with_cpu(measure_card(experts, layout, add_expert, streams, device))
