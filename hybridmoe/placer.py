@@ -99,7 +99,7 @@ class Placer:
         chunk_tokens = step_tokens(config, vram_bytes, self.engine.context_tokens)
         engine = replace(self.engine, chunk_tokens=chunk_tokens)
         engine, latents = self._with_latents(engine, vram_bytes)
-        num_pinned_layers = len(self._placing.pinned_layers(self.file.tensors))
+        experts = self._placing.expert_layers(self.file.tensors, config.num_layers)
         problem = Problem(
             sizes=sizes_of(self.file.tensors.values(), config, self._placing.is_on_cpu),
             ram_bytes=available_bytes() or psutil.virtual_memory().available,
@@ -107,7 +107,8 @@ class Placer:
             kv_tokens=latents.num_tokens,
             kv_token_bytes=latents.token_bytes,
             step_tokens=chunk_tokens,
-            num_pinned=config.num_experts * num_pinned_layers,
+            num_pinned=config.num_experts * len(experts.pinned),
+            num_left=config.num_experts * len(experts.left),
         )
         return engine, latents, plan_experts(problem)
 

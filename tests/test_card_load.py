@@ -103,6 +103,20 @@ def test_deferral_and_pinned_layers(path: Path) -> None:
     assert stats.counters.hits > stats.counters.late  # the pinned ones are there from the start
 
 
+def test_experts_can_be_left_to_the_cpu(path: Path) -> None:
+    place = [r"blk\.1\..*_exps=cpu"]
+    with hybridmoe.load(path, vram="2GiB", place=place) as llm:
+        assert f"{SMALL['experts']} experts' slots" in llm.notes[0]
+        generated(llm, 8)
+        stats = llm.expert_stats()
+    assert stats is not None
+    assert stats.counters.hits > 0 and stats.num_resident <= SMALL["experts"]
+    with hybridmoe.load(path, vram="2GiB", place=["exps=cpu"]) as llm:
+        assert "; 0 experts' slots" in llm.notes[0] and len(llm.notes) == 1
+        generated(llm, 2)
+        assert llm.expert_stats() is None
+
+
 def test_a_profile_fills_the_slots_before_the_first_token(path: Path, tmp_path: Path) -> None:
     profile = tmp_path / "hot.json"
     with hybridmoe.load(path, vram="2GiB", expert_profile=profile) as llm:

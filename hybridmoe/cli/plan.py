@@ -155,7 +155,8 @@ def _report(outline: Outline, options: dict[str, Any]) -> Report:
         check_card_latents(options["kv_type"])
     if options["place"] and not vram_bytes:
         notes.append("place: without a card all tensors are on the CPU.")
-    pinned = placing.pinned_layers(t.name for t in tensors) if vram_bytes else frozenset()
+    placed = placing.expert_layers((t.name for t in tensors), config.num_layers)
+    pinned = placed.pinned if vram_bytes else frozenset()
     plan = plan_experts(
         Problem(
             sizes=sizes_of(tensors, config, placing.is_on_cpu),
@@ -167,6 +168,7 @@ def _report(outline: Outline, options: dict[str, Any]) -> Report:
                 step_tokens(config, vram_bytes, context) if vram_bytes else engine.chunk_tokens
             ),
             num_pinned=config.num_experts * len(pinned),
+            num_left=config.num_experts * len(placed.left),
         )
     )
     origins: dict[str, str] = {}

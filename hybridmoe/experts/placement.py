@@ -40,9 +40,11 @@ class Problem:
     kv_token_bytes: int  # of one token, all layers
     step_tokens: int = 512  # tokens of one step, at most
     num_pinned: int = 0  # experts that are to be in VRAM for good
+    num_left: int = 0  # experts that are not to be in VRAM
 
     def __post_init__(self) -> None:
-        for name in ("ram_bytes", "vram_bytes", "kv_tokens", "kv_token_bytes", "num_pinned"):
+        names = ("ram_bytes", "vram_bytes", "kv_tokens", "kv_token_bytes", "num_pinned", "num_left")
+        for name in names:
             value = getattr(self, name)
             if value < 0:
                 raise ConfigError(f"{name}={value}: expected a number from 0 on")
@@ -117,6 +119,11 @@ class Plan:
         return num_slots / cycle if cycle else float("inf")
 
     @property
+    def _num_welcome(self) -> int:
+        """Experts that may be in VRAM."""
+        return self.num_experts - self.problem.num_left
+
+    @property
     def warnings(self) -> tuple[str, ...]:
         """Sentences on what will not work well."""
         cycle = self.problem.sizes.token_cycle
@@ -126,7 +133,7 @@ class Plan:
                 f"VRAM: no experts are kept there, since {', '.join(types)} has no kernel for a"
                 " card: the CPU computes all of them."
             )
-        elif self.vram and self.num_experts and self.cycle_ratio(self.num_vram_slots) < 1:
+        elif self.vram and self.num_vram_slots < min(cycle, self._num_welcome):
             said.append(
                 f"VRAM: {self.num_vram_slots} slots are less than the {cycle} experts that one"
                 " token uses: only a policy that knows the layers hits there, and seldom."
@@ -149,7 +156,7 @@ def plan_experts(problem: Problem) -> Plan:
     activations = ("activations", activation_bytes(config, problem.step_tokens))
     vram = None
     if problem.vram_bytes:
-        has_slots = bool(total) and not sizes.types_without_slots
+        has_slots = total > problem.num_left and not sizes.types_without_slots
         parts: tuple[tuple[str, int], ...] = (
             ("weights that every token uses", sizes.card_bytes),
             latents,
@@ -159,7 +166,7 @@ def plan_experts(problem: Problem) -> Plan:
             ("experts that pass by", _PASSING_SLOTS * slot_bytes if has_slots else 0),
             ("reserve", VRAM_RESERVE_BYTES),
         )
-        room = total if has_slots else 0
+        room = total - problem.num_left if has_slots else 0
         vram = _fill("VRAM", problem, problem.vram_bytes, parts, room, slot_bytes)
     in_vram = vram.num_experts if vram else 0
     if in_vram < problem.num_pinned:

@@ -7,10 +7,11 @@ Pure. A pattern `REGEX=cpu` or `REGEX=cuda` is searched for in a tensor's name, 
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from hybridmoe.errors import ConfigError
 
-__all__ = ["DeviceOptions", "Placing"]
+__all__ = ["DeviceOptions", "ExpertLayers", "Placing"]
 
 _TARGETS = ("cpu", "cuda")
 _EXPERTS = re.compile(r"^blk\.(\d+)\.ffn_(gate|up|down)_exps\.weight$")
@@ -23,6 +24,7 @@ class Placing:
         self._rules: list[tuple[str, re.Pattern[str], str]] = []
         for text in patterns:
             regex, is_there, target = text.rpartition("=")
+            target = target.lower()
             if not is_there or not regex or target not in _TARGETS:
                 raise ConfigError(
                     f"place={text!r:.60}: expected REGEX=cpu or REGEX=cuda,"
@@ -48,14 +50,14 @@ class Placing:
             used.add(next((i for i, rule in enumerate(self._rules) if rule[1].search(name)), None))
         return [rule[0] for i, rule in enumerate(self._rules) if i not in used]
 
-    def pinned_layers(self, names: Iterable[str]) -> frozenset[int]:
-        """Layers whose routed experts are to be on the card for good: those of all three tensors.
+    def expert_layers(self, names: Iterable[str], num_layers: int) -> "ExpertLayers":
+        """Layers, of the first `num_layers`, about whose routed experts a pattern decides.
 
-        Errors: ConfigError for a layer of which only some are.
+        Errors: ConfigError for a layer of which it decides about some tensors only.
         """
         wanted: dict[int, dict[str, str | None]] = {}
         for name in names:
-            if match := _EXPERTS.match(name):
+            if (match := _EXPERTS.match(name)) and int(match[1]) < num_layers:
                 wanted.setdefault(int(match[1]), {})[match[2]] = self.target(name)
         for layer, targets in wanted.items():
             if len(set(targets.values())) > 1:
@@ -64,7 +66,18 @@ class Placing:
                     f"place: of blk.{layer} there is only {parts}: an expert's gate, up and down"
                     " go together"
                 )
-        return frozenset(i for i, targets in wanted.items() if "cuda" in targets.values())
+        pinned, left = (
+            frozenset(i for i, targets in wanted.items() if target in targets.values())
+            for target in ("cuda", "cpu")
+        )
+        return ExpertLayers(pinned, left)
+
+
+class ExpertLayers(NamedTuple):
+    """Numbers of layers."""
+
+    pinned: frozenset[int]  # whose experts are on the card for good
+    left: frozenset[int]  # whose experts are left to the CPU
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

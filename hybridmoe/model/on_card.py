@@ -16,9 +16,9 @@ from hybridmoe.experts.card_slots import CardSlots, slot_layouts
 from hybridmoe.experts.hosted import HostedExperts
 from hybridmoe.experts.hybrid import HybridExperts
 from hybridmoe.experts.link_rates import measure_card, with_cpu
-from hybridmoe.experts.pinned import PinnedLayers
+from hybridmoe.experts.placed_layers import PlacedLayers
 from hybridmoe.experts.placement import Plan
-from hybridmoe.experts.placing import Placing
+from hybridmoe.experts.placing import ExpertLayers, Placing
 from hybridmoe.experts.policy import CacheShape
 from hybridmoe.experts.prefill import HeldExperts, StreamedExperts, Streams
 from hybridmoe.experts.profile import ExpertProfile
@@ -92,16 +92,28 @@ def place_on_card(
     profile = None
     if profile_path is not None:
         profile = ExpertProfile.load(profile_path, len(layers), config.num_experts)
-    pinned = placing.pinned_layers(file.tensors)
+    placed = placing.expert_layers(file.tensors, config.num_layers)
     with dense.active(), loading_onto_card("expert slots", plan.problem.vram_bytes):
         streams = _Streams.of(device)
         slots = None
         if plan.num_vram_slots:
-            slots = _slots(layers, config.top_k, plan.num_vram_slots, pinned, streams, device)
+            slots = _slots(layers, config.top_k, plan.num_vram_slots, placed, streams, device)
             if profile is not None:
                 slots.cache.warm(profile.hot_keys())
             slots.cache.fill()
-        experts = _hybrid(layers, config.top_k, plan, slots, step_tokens, streams, device)
+        prefill = None
+        may_stream = len(placed.left) < len(layers)
+        if may_stream and not plan.problem.sizes.types_without_slots:  # as the plan says
+            prefill = _prefill(layers, config.top_k, placed, slots, step_tokens, streams, device)
+        experts = HybridExperts(
+            layers,
+            config.top_k,
+            streams.main,
+            streams.host,
+            device,
+            slots=slots,
+            prefill=prefill,
+        )
     return Residency(
         experts,
         cache=None if slots is None else slots.cache,
@@ -112,34 +124,27 @@ def place_on_card(
     )
 
 
-def _hybrid(
+def _prefill(
     layers: Mapping[int, ExpertWeights],
     top_k: int,
-    plan: Plan,
+    placed: ExpertLayers,
     slots: CardSlots | None,
     step_tokens: int,
     streams: _Streams,
     device: torch.device,
-) -> HybridExperts:
-    if plan.problem.sizes.types_without_slots:  # as the plan says
-        return HybridExperts(layers, top_k, streams.main, streams.host, device)
-    held = None if slots is None else HeldExperts(slots.slots, slots.cache.table.numpy())
+) -> StreamedExperts:
     layouts = slot_layouts(layers)
     by_prompt = Streams(streams.main, streams.host, streams.link)
-    first = next(iter(layers.values()))
-    prefill = StreamedExperts(
+    return StreamedExperts(
         layers,
-        layouts,
+        [None if n in placed.left else layout for n, layout in zip(layers, layouts, strict=True)],
         add_expert,
-        _rates(first, layouts[0], by_prompt, device),
+        _rates(next(iter(layers.values())), layouts[0], by_prompt, device),
         by_prompt,
         device,
         max_tokens=step_tokens,
         top_k=top_k,
-        held=held,
-    )
-    return HybridExperts(
-        layers, top_k, streams.main, streams.host, device, slots=slots, prefill=prefill
+        held=None if slots is None else HeldExperts(slots.slots, slots.cache.table.numpy()),
     )
 
 
@@ -147,21 +152,21 @@ def _slots(
     layers: Mapping[int, ExpertWeights],
     top_k: int,
     num_slots: int,
-    pinned: frozenset[int],
+    placed: ExpertLayers,
     streams: _Streams,
     device: torch.device,
 ) -> CardSlots:
-    policy = None
-    if pinned:
-        num_experts = next(iter(layers.values())).gate.batch
-        shape = CacheShape(len(layers), num_experts, num_slots, top_k)
-        indices = frozenset(i for i, number in enumerate(layers) if number in pinned)
-        policy = PinnedLayers(shape, indices, DEFAULT_VRAM_POLICY)
-    slots = CardSlots(
-        layers, top_k, num_slots, streams.main, streams.uploads, device, policy=policy
+    num_experts = next(iter(layers.values())).gate.batch
+    shape = CacheShape(len(layers), num_experts, num_slots, top_k)
+    pinned, left = (
+        frozenset(i for i, number in enumerate(layers) if number in numbers) for numbers in placed
     )
-    if policy is not None:
-        slots.cache.warm(policy.pinned)
+    policy = PlacedLayers(shape, ExpertLayers(pinned, left), DEFAULT_VRAM_POLICY)
+    slots = CardSlots(
+        layers, top_k, num_slots, streams.main, streams.uploads, device,
+        policy=policy if pinned or left else None,
+    )  # fmt: skip
+    slots.cache.warm(policy.pinned)
     return slots
 
 
