@@ -21,6 +21,7 @@ PYBIND11_MODULE(_C, m) {
     }
   });
   hm::register_host(m);
+  hm::register_io_ring(m);
   hm::register_isa(m);
   hm::register_limits(m);
   hm::register_ops(m);

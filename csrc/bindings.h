@@ -6,6 +6,7 @@
 namespace hm {
 
 void register_host(pybind11::module_& m);
+void register_io_ring(pybind11::module_& m);
 void register_isa(pybind11::module_& m);
 void register_limits(pybind11::module_& m);
 void register_ops(pybind11::module_& m);

@@ -37,6 +37,29 @@ def takes_tiles(type: int, rows: int, tokens: int) -> bool:
 def matmul_costs() -> dict[str, float]:
     """The active cost model, in cycles of 256 weights, and the tokens at which `panels` win."""
 
+class IoRing:
+    """Reads of files by io_uring, for one thread but for `wake`; ShapeError says why there is none.
+
+    Memory has to stay until its read has ended.
+    """
+
+    def __init__(self, depth: int, chunk_bytes: int, block_bytes: int) -> None:
+        """depth: chunks under way, of which reads are made."""
+
+    @property
+    def has_room(self) -> bool:
+        """Whether one more read would start at once."""
+
+    def begin(self, tag: int, fd: int, memory: memoryview, num_bytes: int, offset: int) -> None:
+        """Queue a read; `wait` starts it. memory: whole blocks."""
+
+    def wait(self) -> list[tuple[int, int, int]]:
+        """Until a read has ended, or `wake`. (tag, errno or 0, where the file ended or -1)."""
+
+    def wake(self) -> None: ...
+    def close(self) -> None:
+        """Waits for what is under way. Any number of times."""
+
 def linear(
     x: int,
     x_batch_stride: int,

@@ -6,6 +6,7 @@
 | `HYBRIDMOE_THREADS`    | int  | physical cores | threads of the CPU kernels, if no option says   |
 | `HYBRIDMOE_PIN`        | 0, 1 | 1              | whether these threads are bound to their cores  |
 | `HYBRIDMOE_NUMA_NODES` | int  | the machine's  | treat the cores as so many NUMA nodes           |
+| `HYBRIDMOE_IO`         | name | `auto`         | who reads experts: `threads` or `uring`         |
 
 A value that cannot be used raises `ConfigError`; nothing is silently replaced by its default.
 """
@@ -15,16 +16,19 @@ import os
 from hybridmoe.errors import ConfigError
 
 __all__ = [
+    "IO_NAMES",
     "ISA_NAMES",
     "MAX_NODES",
     "MAX_THREADS",
     "forced_isa",
+    "io_engine",
     "num_nodes",
     "num_threads",
     "pins_threads",
 ]
 
 ISA_NAMES = ("scalar", "avx2", "avx512", "amx")
+IO_NAMES = ("auto", "threads", "uring")
 MAX_NODES = 64
 MAX_THREADS = 1024
 
@@ -35,6 +39,14 @@ def forced_isa() -> str | None:
     if name and name not in ISA_NAMES:
         raise ConfigError(f"HYBRIDMOE_ISA={name!r}: expected one of {', '.join(ISA_NAMES)}")
     return name or None
+
+
+def io_engine() -> str:
+    """The name in `HYBRIDMOE_IO`, `auto` where there is none. Raises `ConfigError`."""
+    name = os.environ.get("HYBRIDMOE_IO", "") or "auto"
+    if name not in IO_NAMES:
+        raise ConfigError(f"HYBRIDMOE_IO={name!r}: expected one of {', '.join(IO_NAMES)}")
+    return name
 
 
 def num_threads() -> int | None:

@@ -99,6 +99,12 @@ class LLM:
         """Sentences on where things are, for whoever opened the model."""
         return self._residency.notes
 
+    @property
+    def expert_reads(self) -> str | None:
+        """How experts are read from the file, for people; None where none are."""
+        tier = self._residency.tier
+        return None if tier is None else tier.reads
+
     def expert_stats(self) -> ExpertStats | None:
         """What the expert cache has done so far; None where there is none."""
         return self.engine.stats().experts

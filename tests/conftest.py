@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 import pytest
 import torch
 
+from hybridmoe import _C
+from hybridmoe.errors import ShapeError
 from hybridmoe.kernels import isa, ops
 
 if TYPE_CHECKING:
@@ -60,6 +62,18 @@ def exact_kernels() -> Iterator[None]:
     """The best instruction set that gives a token the same bits alone and in a prompt."""
     with isa.forced(EXACT_ISAS[0]):
         yield
+
+
+@pytest.fixture(params=["threads", "uring"])
+def each_io(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Either way of reading experts."""
+    if request.param == "uring":
+        try:
+            _C.IoRing(1, 1, 1).close()
+        except ShapeError as error:
+            pytest.skip(str(error))
+    monkeypatch.setenv("HYBRIDMOE_IO", request.param)
+    return str(request.param)
 
 
 @pytest.fixture

@@ -5,16 +5,20 @@ import errno
 import fcntl
 import mmap
 import os
-import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
+from read_faults import alter_reads, hold_reads
 
 from hybridmoe.errors import DiskError
-from hybridmoe.experts.reader import BLOCK_BYTES, FileReader, Piece, Ticket, room_for
+from hybridmoe.experts import read_engines
+from hybridmoe.experts.pieces import BLOCK_BYTES, Piece, Ticket, room_for
+from hybridmoe.experts.reader import FileReader
 from hybridmoe.experts.slots import Arena
+
+pytestmark = pytest.mark.usefixtures("each_io")
 
 SIZE = 40 * BLOCK_BYTES + 777  # the end is no whole block
 
@@ -43,13 +47,10 @@ def refuse_direct_at_open(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def refuse_direct_at_read(monkeypatch: pytest.MonkeyPatch) -> None:
-    def fake(fd: int, buffers: list[memoryview], offset: int) -> int:
-        if fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_DIRECT:
-            raise OSError(errno.EINVAL, "Invalid argument")
-        return really_read(fd, buffers, offset)
+    def errno_of(fd: int) -> int:
+        return errno.EINVAL if fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_DIRECT else 0
 
-    really_read = os.preadv
-    monkeypatch.setattr(os, "preadv", fake)
+    alter_reads(monkeypatch, errno_of)
 
 
 def read_little_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -62,6 +63,9 @@ def read_little_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
         return min(got, limit)
 
     monkeypatch.setattr(os, "preadv", fake)
+    # io_uring's own short reads are test_io_ring's; here a piece is many reads, few at a time.
+    monkeypatch.setattr(read_engines, "CHUNK_BYTES", BLOCK_BYTES)
+    monkeypatch.setattr(read_engines, "RING_DEPTH", 2)
 
 
 MODES = [lambda _: None, refuse_direct_at_open, refuse_direct_at_read, read_little_at_a_time]
@@ -74,7 +78,7 @@ def mode(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 @pytest.fixture
-def reader(path: Path, mode: None) -> Iterator[FileReader]:
+def reader(path: Path, each_io: str, mode: None) -> Iterator[FileReader]:
     reader = FileReader([path], num_threads=3)
     yield reader
     reader.close()
@@ -129,21 +133,19 @@ def test_a_file_that_was_shortened_is_one_line(path: Path, reader: FileReader, l
 
 
 def test_what_the_disk_says_is_passed_on(
-    path: Path, reader: FileReader, content: np.ndarray, monkeypatch: pytest.MonkeyPatch
+    path: Path, content: np.ndarray, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    really_read = os.preadv
-
-    def broken(fd: int, buffers: list[memoryview], offset: int) -> int:
-        raise OSError(errno.EIO, "Input/output error")
-
-    monkeypatch.setattr(os, "preadv", broken)
-    reader.submit(ticket(1, (100, 50), (5000, 50)))
+    error = errno.EIO
+    alter_reads(monkeypatch, lambda fd: error)
+    reader = FileReader([path], num_threads=3)
+    reader.submit(ticket(1, (100, 50), (100, 50)))  # which of two fails first is not promised
     assert str(reader.take(wait=True).error) == (
         "weights.gguf: tensor blk.1.x: cannot read 50 bytes at offset 100: Input/output error"
     )
-    monkeypatch.setattr(os, "preadv", really_read)
+    error = 0
     reader.submit(ticket(2, (100, 50)))  # the threads have survived
     assert bytes_of(reader.take(wait=True), 0) == content[100:150].tobytes()
+    reader.close()
 
 
 def test_a_file_that_is_removed_can_still_be_read(
@@ -192,18 +194,14 @@ def resident_pages(path: Path) -> int | None:
 
 
 @pytest.fixture
-def held(path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[FileReader, Callable]]:
-    """A reader of one thread whose reads wait until they are let go."""
-    gate, really_read = threading.Event(), os.preadv
-
-    def slow(fd: int, buffers: list[memoryview], offset: int) -> int:
-        assert gate.wait(30)
-        return really_read(fd, buffers, offset)
-
-    monkeypatch.setattr(os, "preadv", slow)
+def held(
+    path: Path, each_io: str, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[tuple[FileReader, Callable]]:
+    """A reader of one piece at a time whose reads wait until they are let go."""
+    let_go = hold_reads(monkeypatch)
     reader = FileReader([path], num_threads=1)
-    yield reader, gate.set
-    gate.set()
+    yield reader, let_go
+    let_go()
     reader.close()
 
 
@@ -229,3 +227,39 @@ def test_urgent_reads_overtake_and_queued_ones_can_be_cancelled(
 
 def reader_has_begun(reader: FileReader) -> bool:
     return len(reader._queue._urgent) == 1
+
+
+def test_close_ends_what_has_begun_and_nothing_else(
+    held: tuple[FileReader, Callable[[], None]], content: np.ndarray
+) -> None:
+    reader, let_go = held
+    begun, queued = ticket(1, (0, 10), (50, 10)), ticket(2, (0, 10))
+    reader.submit(begun)
+    while not reader_has_begun(reader):
+        pass
+    reader.submit(queued)
+    let_go()
+    reader.close()
+    reader.close()
+    assert bytes_of(begun, 0) == content[:10].tobytes()
+    assert queued.num_left == 1 or reader.take(wait=False) is not None
+
+
+@pytest.mark.parametrize("name", ["threads", "uring", "auto"])
+def test_the_engine_is_named(
+    each_io: str, name: str, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if each_io == "threads" and name != "threads":
+        pytest.skip("the other engine's")
+    monkeypatch.setenv("HYBRIDMOE_IO", name)
+    reader = FileReader([path], num_threads=3)
+    if name == "threads":
+        assert reader.engine == "3 threads (HYBRIDMOE_IO=threads)"
+    elif name == "uring" or reader.is_direct:
+        assert reader.engine == "io_uring"
+    reader.close()
+    refuse_direct_at_open(monkeypatch)
+    reader = FileReader([path], num_threads=3)
+    if name == "auto":
+        assert reader.engine == "3 threads (the file system takes no direct reads)"
+    reader.close()

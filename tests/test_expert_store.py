@@ -1,18 +1,20 @@
 """Buffers for experts: whatever is asked for and given up, in whatever order reads end."""
 
-import os
-import threading
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from read_faults import hold_reads
 
-from hybridmoe.experts.reader import FileReader, Piece
+from hybridmoe.experts.pieces import Piece
+from hybridmoe.experts.reader import FileReader
 from hybridmoe.experts.store import ExpertStore
+
+pytestmark = pytest.mark.usefixtures("each_io")
 
 LAYERS, EXPERTS, SIZES = 2, 4, (700, 700, 5000)
 KEYS = range(LAYERS * EXPERTS)
@@ -54,7 +56,11 @@ STEPS = st.lists(
 )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(
+    max_examples=60,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],  # only sets a variable
+)
 @given(steps=STEPS, num_buffers=st.integers(1, 5))
 def test_wanted_experts_are_there_and_no_buffer_is_lost(
     path: Path, steps: list[tuple[str, int]], num_buffers: int
@@ -97,13 +103,7 @@ def divmod_at(key: int) -> tuple[int, int, int]:
 def test_an_expert_given_up_and_wanted_again_while_it_is_read(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    gate, really_read = threading.Event(), os.preadv
-
-    def slow(fd: int, buffers: Any, offset: int) -> int:
-        assert gate.wait(30)
-        return really_read(fd, buffers, offset)
-
-    monkeypatch.setattr(os, "preadv", slow)
+    let_go = hold_reads(monkeypatch)
     reader = FileReader([path], num_threads=1)
     store = ExpertStore(layout(), reader, 1)
     assert store.request(3)
@@ -111,7 +111,7 @@ def test_an_expert_given_up_and_wanted_again_while_it_is_read(
     assert not store.is_coming(3)
     assert not store.request(4)  # its buffer is not free yet
     assert store.request(3)
-    gate.set()
+    let_go()
     store.drain()
     check_bytes(store, path.read_bytes(), 3)
     assert store.bytes_read == sum(SIZES)

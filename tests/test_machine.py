@@ -107,7 +107,14 @@ def test_panels_win_from_a_number_of_tokens_on() -> None:
 def test_doctor_prints_facts_limits_and_sentences() -> None:
     result = CliRunner().invoke(doctor_command, ["--quick"], catch_exceptions=False)
     assert result.exit_code == 0
-    for words in ("memory read", "GB/s", "TOPS", "tokens of an expert on", "- A token of Kimi K2"):
+    for words in (
+        "expert reads",
+        "memory read",
+        "GB/s",
+        "TOPS",
+        "tokens of an expert on",
+        "- A token of Kimi K2",
+    ):
         assert words in result.output
     result = CliRunner().invoke(doctor_command, ["--quick", "--json"], catch_exceptions=False)
     printed = json.loads(result.output)

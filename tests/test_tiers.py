@@ -11,6 +11,7 @@ import pytest
 import torch
 from engine_run import request, run
 from gguf import GGMLQuantizationType as Type
+from read_faults import alter_reads
 from tiny_gguf import split_file, write_tiny
 
 import hybridmoe
@@ -22,6 +23,8 @@ from hybridmoe.experts.sizes import sizes_of
 from hybridmoe.experts.tier_plan import TierPlan, parse_bytes, plan_tier
 from hybridmoe.experts.tiered import TieredExperts
 from hybridmoe.gguf.reader import GGUFFile
+
+pytestmark = pytest.mark.usefixtures("each_io")
 
 GREEDY: dict[str, Any] = {"temperature": 0.0, "max_tokens": 12, "ignore_eos": True}
 LONG = "word " * 150
@@ -185,18 +188,13 @@ def test_memory_is_given_back_and_never_more_than_planned(path: Path, one: int) 
 
 def failing_reads(monkeypatch: pytest.MonkeyPatch) -> Callable[[bool], None]:
     """A switch: whether the disk fails."""
-    really_read, is_broken = os.preadv, False
-
-    def read(fd: int, buffers: Any, offset: int) -> int:
-        if is_broken:
-            raise OSError(errno.EIO, "Input/output error")
-        return really_read(fd, buffers, offset)
+    is_broken = False
 
     def switch(broken: bool) -> None:
         nonlocal is_broken
         is_broken = broken
 
-    monkeypatch.setattr(os, "preadv", read)
+    alter_reads(monkeypatch, lambda fd: errno.EIO if is_broken else 0)
     return switch
 
 

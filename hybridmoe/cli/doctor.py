@@ -6,6 +6,7 @@ from dataclasses import asdict
 import click
 
 from hybridmoe import _C
+from hybridmoe.experts.read_engines import choose_engine
 from hybridmoe.machine import Limits, Machine, Rate, advice, inspect_machine, measure
 
 __all__ = ["doctor_command"]
@@ -22,6 +23,7 @@ def doctor_command(quick: bool, as_json: bool) -> None:
     machine = inspect_machine()
     limits = measure(quick=quick)
     costs = _C.matmul_costs()
+    reads = choose_engine().describe()
     said = advice(machine, limits)
     if as_json:
         click.echo(
@@ -30,12 +32,18 @@ def doctor_command(quick: bool, as_json: bool) -> None:
                     "machine": asdict(machine),
                     "limits": asdict(limits),
                     "matmul_costs": costs,
+                    "expert_reads": reads,
                     "advice": said,
                 }
             )
         )
         return
-    rows = [*_facts(machine), *_limits(limits), ("prompt kernels", _crossover(costs))]
+    rows = [
+        *_facts(machine),
+        ("expert reads", reads),
+        *_limits(limits),
+        ("prompt kernels", _crossover(costs)),
+    ]
     width = max(len(name) for name, _ in rows)
     for name, value in rows:
         click.echo(f"{name:<{width}}  {value}")

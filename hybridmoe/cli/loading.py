@@ -33,4 +33,5 @@ def placement_lines(llm: "LLM") -> list[str]:
     plan = llm.expert_plan
     if plan is None:
         return [*llm.notes]
-    return [*llm.notes, str(plan), *([f"warning: {plan.warning}"] if plan.warning else [])]
+    said = [*llm.notes, str(plan), f"experts are read by {llm.expert_reads}"]
+    return [*said, *([f"warning: {plan.warning}"] if plan.warning else [])]

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from hybridmoe.experts.backends import ExpertWeights
-from hybridmoe.experts.reader import Piece
+from hybridmoe.experts.pieces import Piece
 from hybridmoe.experts.slots import buffer_bytes
 from hybridmoe.gguf.reader import GGUFFile, Tensor
 

@@ -11,7 +11,7 @@ from contextlib import suppress
 import numpy as np
 
 from hybridmoe.errors import ConfigError
-from hybridmoe.experts.reader import BLOCK_BYTES, room_for
+from hybridmoe.experts.pieces import BLOCK_BYTES, room_for
 
 __all__ = ["Arena", "Slots", "buffer_bytes"]
 

@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 
 from hybridmoe.errors import DiskError
 from hybridmoe.experts.layout import ExpertLayout
-from hybridmoe.experts.reader import FileReader, Ticket
+from hybridmoe.experts.pieces import Ticket
+from hybridmoe.experts.reader import FileReader
 from hybridmoe.experts.slots import Slots
 
 __all__ = ["ExpertStore"]

@@ -60,6 +60,11 @@ class TieredExperts:
         self.uses = np.zeros(self._num_keys, np.int64)  # accesses by key
 
     @property
+    def reads(self) -> str:
+        """How the file is read, for people."""
+        return self._reader.engine
+
+    @property
     def wants_guesses(self) -> bool:
         """Whether `expect` is of use."""
         return self.plan.num_ahead > 0

@@ -17,9 +17,10 @@ from hybridmoe.config import ModelConfig
 from hybridmoe.errors import ConfigError
 from hybridmoe.experts.backends import CpuExperts, ExpertBackend
 from hybridmoe.experts.layout import ExpertLayout, is_expert_tensor
+from hybridmoe.experts.pieces import BLOCK_BYTES, Piece, Ticket, room_for
 from hybridmoe.experts.placement import Problem, plan_experts
 from hybridmoe.experts.profile import ExpertProfile
-from hybridmoe.experts.reader import BLOCK_BYTES, FileReader, Piece, Ticket, room_for
+from hybridmoe.experts.reader import FileReader
 from hybridmoe.experts.sizes import sizes_of
 from hybridmoe.experts.slots import Arena
 from hybridmoe.experts.tier_plan import TierPlan, plan_tier
