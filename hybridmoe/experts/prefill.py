@@ -160,9 +160,9 @@ class StreamedExperts:
 
     def check(self) -> None:
         """After a step, when its results are there: raise HybridMoeError where the CPU failed."""
-        for known in self._layers.values():
-            if (error := known.call.take_error()) is not None:
-                raise HybridMoeError(f"experts on the CPU: {error}")
+        errors = [known.call.take_error() for known in self._layers.values()]  # of all: once told
+        if (error := next(filter(None, errors), None)) is not None:
+            raise HybridMoeError(f"experts on the CPU: {error}")
 
     def close(self) -> None:
         """Any number of times."""
