@@ -14,15 +14,38 @@ pytest.importorskip("triton", reason="needs triton (pip install hybridmoe[cuda])
 TESTS = Path(__file__).parent
 
 
-@pytest.mark.skipif(platform.machine() != "x86_64", reason="ptxas is looked for as on x86-64")
-@pytest.mark.parametrize("arch", [89, 90])
-def test_kernels_compile_without_spilling(arch: int, tmp_path: Path) -> None:
-    environment = {**os.environ, "TRITON_CACHE_DIR": str(tmp_path), "PYTHONPATH": str(TESTS.parent)}
+ARCHS = (89, 90)
+
+
+@pytest.fixture(scope="module")
+def compiled(tmp_path_factory: pytest.TempPathFactory) -> dict[int, tuple[int, str, str]]:
+    """Exit status and output of the compilation for each card, both at once."""
+    cache = str(tmp_path_factory.mktemp("triton"))
+    environment = {**os.environ, "TRITON_CACHE_DIR": cache, "PYTHONPATH": str(TESTS.parent)}
     environment.pop("TRITON_INTERPRET", None)
-    command = [sys.executable, str(TESTS / "triton_compile.py"), str(arch)]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment)
-    assert done.returncode == 0, done.stderr
-    reports = [json.loads(line) for line in done.stdout.splitlines()]
+    script, pipe = str(TESTS / "triton_compile.py"), subprocess.PIPE
+    running = {
+        arch: subprocess.Popen(
+            [sys.executable, script, str(arch)],
+            stdout=pipe,
+            stderr=pipe,
+            text=True,
+            env=environment,
+        )
+        for arch in ARCHS
+    }
+    said = {arch: process.communicate() for arch, process in running.items()}
+    return {arch: (running[arch].returncode, *said[arch]) for arch in ARCHS}
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="ptxas is looked for as on x86-64")
+@pytest.mark.parametrize("arch", ARCHS)
+def test_kernels_compile_without_spilling(
+    arch: int, compiled: dict[int, tuple[int, str, str]]
+) -> None:
+    status, output, errors = compiled[arch]
+    assert status == 0, errors
+    reports = [json.loads(line) for line in output.splitlines()]
     assert len(reports) == 46
     for report in reports:
         assert report["cubin_bytes"] > 0 and report["spilled_bytes"] == 0, report
