@@ -1,6 +1,6 @@
 """Who reads queued pieces: threads that each wait for one read, or one that has many under way.
 
-The second is io_uring's. It takes fewer cores' time and keeps a fast disk busier (docs/log.md), so
+The second is io_uring's. It reads no faster here, but takes less of the cores' time (docs/log.md), so
 it is taken where the system has it.
 """
 
