@@ -1,7 +1,7 @@
 """Who reads queued pieces: threads that each wait for one read, or one that has many under way.
 
-The second is io_uring's. It reads no faster here, but takes less of the cores' time (docs/log.md), so
-it is taken where the system has it.
+The second is io_uring's. It reads no faster here, but takes less of the cores' time (docs/log.md),
+so it is taken where the system has it.
 """
 
 import os
