@@ -39,7 +39,7 @@ from hybridmoe.kernels import isa, topology
 from hybridmoe.kernels.latents import PAGE_TOKENS, Span
 from hybridmoe.machine import Limits, measure
 from hybridmoe.model.decoder import Decoder
-from hybridmoe.model.moe import Routing
+from hybridmoe.model.router import Routing
 
 ACCURACY = 0.8  # an error of at most a fifth
 DEFAULT_SLICE = (3, 32)

@@ -99,9 +99,10 @@ class Placer:
         chunk_tokens = step_tokens(config, vram_bytes, self.engine.context_tokens)
         engine = replace(self.engine, chunk_tokens=chunk_tokens)
         engine, latents = self._with_latents(engine, vram_bytes)
-        experts = self._placing.expert_layers(self.file.tensors, config.num_layers)
+        placing = self._placing
+        experts = placing.expert_layers(self.file.tensors, config.num_layers)
         problem = Problem(
-            sizes=sizes_of(self.file.tensors.values(), config, self._placing.is_on_cpu),
+            sizes=sizes_of(self.file.tensors.values(), config, placing.is_on_cpu),
             ram_bytes=available_bytes() or psutil.virtual_memory().available,
             vram_bytes=vram_bytes,
             kv_tokens=latents.num_tokens,

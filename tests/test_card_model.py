@@ -19,8 +19,8 @@ from hybridmoe.gguf.reader import GGUFFile
 from hybridmoe.kernels.device import CpuDevice, Device
 from hybridmoe.kernels.latents import Span
 from hybridmoe.model.decoder import Decoder
-from hybridmoe.model.moe import Routing
 from hybridmoe.model.residency import Residency
+from hybridmoe.model.router import Routing
 from hybridmoe.model.weights import Weights, expert_weights
 
 pytest.importorskip("triton", reason="needs triton (pip install hybridmoe[cuda])")

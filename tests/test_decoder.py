@@ -16,8 +16,8 @@ from hybridmoe.experts.backends import CpuExperts
 from hybridmoe.gguf.reader import GGUFFile
 from hybridmoe.kernels.latents import Span
 from hybridmoe.model.decoder import Decoder
-from hybridmoe.model.moe import Routing
 from hybridmoe.model.residency import Residency
+from hybridmoe.model.router import Routing
 from hybridmoe.model.weights import Weights, expert_weights
 
 NUM_TOKENS = 60

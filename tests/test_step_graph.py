@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from hybridmoe.kernels.device import CpuDevice
-from hybridmoe.model.moe import Routing
+from hybridmoe.model.router import Routing
 from hybridmoe.model.step_graph import StepGraphs
 
 

@@ -1,7 +1,7 @@
 """What each layer's router says of states that it will get only some layers later."""
 
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor
 from hybridmoe.config import ModelConfig
 from hybridmoe.gguf.reader import GGUFFile
 from hybridmoe.model.norm import RmsNorm
-from hybridmoe.model.router import route
+from hybridmoe.model.router import Router
 from hybridmoe.model.weights import Weights
 
 __all__ = ["HORIZONS", "Gates"]
@@ -23,8 +23,7 @@ HORIZONS = (0, 1, 2, 3, 4)
 
 class _Gate(NamedTuple):
     norm: RmsNorm
-    router: Any
-    bias: Tensor | None
+    router: Router
 
 
 class Gates:
@@ -39,14 +38,8 @@ class Gates:
         self._gates: list[_Gate] = []
         for i in range(c.num_dense_layers, c.num_layers):
             block = weights.block(i)
-            has_bias = block.has("exp_probs_b", "bias")
-            self._gates.append(
-                _Gate(
-                    RmsNorm(block.device, block.vector("ffn_norm", c.hidden), c.rms_eps),
-                    block.matrix("ffn_gate_inp", c.num_experts, c.hidden),
-                    block.vector("exp_probs_b", c.num_experts, "bias") if has_bias else None,
-                )
-            )
+            norm = RmsNorm(block.device, block.vector("ffn_norm", c.hidden), c.rms_eps)
+            self._gates.append(_Gate(norm, Router(block, self._config)))
         shape = (len(HORIZONS), len(self._gates), self._config.top_k)
         self._guesses = np.full(shape, -1, np.int16)
 
@@ -61,8 +54,7 @@ class Gates:
             at = layer + horizon - self._config.num_dense_layers
             if 0 <= at < len(self._gates):
                 gate = self._gates[at]
-                logits = self._device.linear(gate.norm(x), gate.router)
-                ids, _ = route(self._device, logits, gate.bias, self._config)
+                ids, _ = gate.router(gate.norm(x))
                 self._guesses[row, at] = self._device.to_host(ids)[0].to(torch.int16).numpy()
 
     def taken(self) -> NDArray[np.int16]:

@@ -21,8 +21,8 @@ from hybridmoe.experts.trace import PHASES, Trace
 from hybridmoe.kernels.latents import Span
 from hybridmoe.llm import LLM
 from hybridmoe.model.decoder import Decoder
-from hybridmoe.model.moe import Routing
 from hybridmoe.model.residency import Residency
+from hybridmoe.model.router import Routing
 from hybridmoe.model.weights import Weights, expert_weights, trace_header
 
 __all__ = ["Recording", "record"]

@@ -18,7 +18,7 @@ from hybridmoe.errors import ConfigError, DeviceError, DiskError
 from hybridmoe.experts.trace import TraceWriter
 from hybridmoe.kernels.latents import Span
 from hybridmoe.model.decoder import Decoder
-from hybridmoe.model.moe import Routing
+from hybridmoe.model.router import Routing
 
 __all__ = ["StepRunner"]
 

@@ -3,6 +3,8 @@
 from dataclasses import dataclass, replace
 from typing import Self
 
+from hybridmoe.experts.policy.interface import Decision
+
 __all__ = ["ExpertCounters", "ExpertStats"]
 
 
@@ -24,6 +26,14 @@ class ExpertCounters:
     # Of a cache whose uploads are not waited for:
     late: int = 0  # hits that had not arrived
     cancelled: int = 0  # uploads that were evicted before they had
+
+    def note(self, decision: Decision) -> None:
+        """Count what a policy has decided about one access."""
+        num_hits = int(decision.hits.sum())
+        self.hits += num_hits
+        self.misses += len(decision.hits) - num_hits
+        self.uploads += len(decision.admitted)
+        self.evictions += len(decision.evicted)
 
     def copy(self) -> Self:
         """The counts of now."""

@@ -19,21 +19,21 @@ class PlacedLayers:
         num_pinned = len(layers.pinned) * shape.num_experts
         assert num_pinned <= shape.num_slots, (layers, shape)
         self._layers = layers
+        self._placed = layers.pinned | layers.left
         rest = shape._replace(num_slots=shape.num_slots - num_pinned)
         self._others: Policy = make_policy(name, rest)
+        self._num_experts = shape.num_experts
         first = np.array(sorted(layers.pinned), np.int64)[:, None] * shape.num_experts
         self.pinned = (first + np.arange(shape.num_experts)).reshape(-1)  # their keys
-        first = np.array(sorted(layers.left), np.int64)[:, None] * shape.num_experts
-        self._left = (first + np.arange(shape.num_experts)).reshape(-1)
 
     def on_access(self, layer: int, experts: NDArray[np.int32], is_prefill: bool) -> Decision:
-        if layer not in self._layers.pinned | self._layers.left:
+        if layer not in self._placed:
             return self._others.on_access(layer, experts, is_prefill)
         hits = np.full(len(experts), layer in self._layers.pinned)
         return Decision(hits, np.empty(0, np.int32), np.empty(0, np.int64))
 
     def warm(self, keys: NDArray[np.int64]) -> None:
-        self._others.warm(keys[~np.isin(keys, [*self.pinned, *self._left])])
+        self._others.warm(keys[~np.isin(keys // self._num_experts, list(self._placed))])
 
     def resident(self) -> NDArray[np.int64]:
         return np.union1d(self.pinned, self._others.resident())

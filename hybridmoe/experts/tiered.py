@@ -145,12 +145,8 @@ class TieredExperts:
         experts = np.fromiter(chosen, np.int32, len(chosen))
         first = index * self._num_experts
         decision = self._policy.on_access(index, experts, ids.shape[0] > PREFILL_TOKENS)
-        num_hits = int(decision.hits.sum())
         counters = self._counters
-        counters.hits += num_hits
-        counters.misses += len(experts) - num_hits
-        counters.uploads += len(decision.admitted)
-        counters.evictions += len(decision.evicted)
+        counters.note(decision)
         self.uses[first + experts] += 1
         self._resident.difference_update(decision.evicted.tolist())
         self._resident.update((first + decision.admitted).tolist())

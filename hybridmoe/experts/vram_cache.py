@@ -135,11 +135,7 @@ class VramCache:
         for layer, experts in accesses:
             self.uses[layer * num_experts + experts] += 1
             decision = self._policy.on_access(layer, experts, is_prefill)
-            num_hits = int(decision.hits.sum())
-            counters.hits += num_hits
-            counters.misses += len(experts) - num_hits
-            counters.uploads += len(decision.admitted)
-            counters.evictions += len(decision.evicted)
+            counters.note(decision)
             counters.late += int((self._slots[layer, experts[decision.hits]] < 0).sum())
             for key in decision.evicted.tolist():
                 self._evict(key)

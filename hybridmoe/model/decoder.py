@@ -21,10 +21,11 @@ from hybridmoe.kernels.guard import CardGuard, loading_onto_card
 from hybridmoe.kernels.latents import Span
 from hybridmoe.kernels.ops import gather_rows
 from hybridmoe.model.mla import LatentAttention
-from hybridmoe.model.moe import DenseFfn, MoeFfn, Routing
+from hybridmoe.model.moe import DenseFfn, MoeFfn
 from hybridmoe.model.norm import RmsNorm
 from hybridmoe.model.residency import Residency
 from hybridmoe.model.rope import RotaryTable
+from hybridmoe.model.router import Routing
 from hybridmoe.model.step_graph import StepGraphs
 from hybridmoe.model.threads import torch_threads
 from hybridmoe.model.weights import Weights, expert_weights

@@ -7,12 +7,10 @@ from hybridmoe.config import ModelConfig
 from hybridmoe.experts.backends import ExpertBackend
 from hybridmoe.experts.policy import PREFILL_TOKENS
 from hybridmoe.kernels.device import Pending
-from hybridmoe.model.router import route
+from hybridmoe.model.router import Router, Routing
 from hybridmoe.model.weights import BlockWeights
 
-__all__ = ["DenseFfn", "MoeFfn", "Routing"]
-
-Routing = tuple[Tensor, Tensor]  # ids (T, K) int32 and weights (T, K) f32 of one layer
+__all__ = ["DenseFfn", "MoeFfn"]
 
 
 class DenseFfn:
@@ -42,13 +40,9 @@ class MoeFfn:
     ) -> None:
         """num_deferred: of a token's experts, the least weighted, that `forward` leaves owing."""
         self._layer = layer
-        self._config = c
-        self._device = block.device
         self._experts = experts
         self._num_deferred = num_deferred
-        self._router = block.matrix("ffn_gate_inp", c.num_experts, c.hidden)
-        has_bias = block.has("exp_probs_b", "bias")
-        self._bias = block.vector("exp_probs_b", c.num_experts, "bias") if has_bias else None
+        self._router = Router(block, c)
         self._shared = (
             DenseFfn(block, c.hidden, c.shared_inter, "_shexp") if c.num_shared_experts else None
         )
@@ -60,7 +54,7 @@ class MoeFfn:
 
         The chosen experts and their weights are appended to `trace`.
         """
-        ids, weights = self._route(x)
+        ids, weights = self._router(x)
         if trace is not None:
             trace.append((ids, weights))
         later = None
@@ -76,11 +70,7 @@ class MoeFfn:
 
     def guess(self, x: Tensor) -> None:
         """Tell the executor which experts states like x (T, H) go to, before they are here."""
-        self._experts.expect(self._layer, self._route(x)[0])
-
-    def _route(self, x: Tensor) -> Routing:
-        logits = self._device.linear(x, self._router)
-        return route(self._device, logits, self._bias, self._config)
+        self._experts.expect(self._layer, self._router(x)[0])
 
 
 def _split(ids: Tensor, weights: Tensor, num_deferred: int) -> tuple[Tensor, Tensor]:

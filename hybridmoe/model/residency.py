@@ -143,7 +143,9 @@ def place_weights(
     except BaseException:
         reader.close()
         raise
-    return Residency(tier, private, tier, tier, profile, options.profile)
+    return Residency(
+        tier, private, tier=tier, cache=tier, profile=profile, profile_path=options.profile
+    )
 
 
 def _plan(

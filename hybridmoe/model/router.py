@@ -12,13 +12,31 @@ from torch import Tensor
 
 from hybridmoe.config import GATE_SIGMOID, ModelConfig
 from hybridmoe.kernels.device import Device
+from hybridmoe.model.weights import BlockWeights
 
-__all__ = ["route"]
+__all__ = ["Router", "Routing", "route"]
+
+Routing = tuple[Tensor, Tensor]  # ids (T, K) int32 and weights (T, K) f32 of one layer
 
 
-def route(
-    device: Device, logits: Tensor, bias: Tensor | None, config: ModelConfig
-) -> tuple[Tensor, Tensor]:
+class Router:
+    """One layer's."""
+
+    def __init__(self, block: BlockWeights, config: ModelConfig) -> None:
+        """Bind the layer's tensors. Errors: GGUFError."""
+        self._device = block.device
+        self._config = c = config
+        self._matrix = block.matrix("ffn_gate_inp", c.num_experts, c.hidden)
+        has_bias = block.has("exp_probs_b", "bias")
+        self._bias = block.vector("exp_probs_b", c.num_experts, "bias") if has_bias else None
+
+    def __call__(self, x: Tensor) -> Routing:
+        """The experts of states (T, H) after the layer's norm."""
+        logits = self._device.linear(x, self._matrix)
+        return route(self._device, logits, self._bias, self._config)
+
+
+def route(device: Device, logits: Tensor, bias: Tensor | None, config: ModelConfig) -> Routing:
     """Choose top_k experts per token.
 
     Shapes: logits (T, E) f32 · bias (E,) f32 or None -> ids (T, K) int32, weights (T, K) f32.

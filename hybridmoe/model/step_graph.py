@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from hybridmoe.kernels.device import Device
-from hybridmoe.model.moe import Routing
+from hybridmoe.model.router import Routing
 
 __all__ = ["StepGraphs"]
 
