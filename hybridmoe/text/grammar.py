@@ -12,7 +12,7 @@ import functools
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 from llguidance import LLMatcher, LLTokenizer, TokenizerWrapper
@@ -20,17 +20,13 @@ from llguidance.gbnf_to_lark import any_to_lark
 from numpy.typing import NDArray
 
 from hybridmoe.errors import ConfigError
+from hybridmoe.text.json_style import styled, styled_lark
 from hybridmoe.text.tokenizer import Tokenizer
-
-if TYPE_CHECKING:
-    from llguidance._lib import JsonCompileOptions
 
 __all__ = ["Calls", "Form", "GrammarCompiler", "MatcherConstraint", "Thinking"]
 
 Thinking = Literal["none", "may", "open"]
 
-# Between JSON's parts, so that no model pads for ever; enough for deep indentation.
-_JSON_OPTIONS: "JsonCompileOptions" = {"whitespace_pattern": r"[ \n\t]{0,32}"}
 _MAX_CALLS = 16  # of one answer
 _MAX_GRAMMAR_CHARS = 1 << 20
 _TOOL_MARKS = (
@@ -88,7 +84,7 @@ class Form:
     @classmethod
     def json_schema(cls, schema: Mapping[str, Any]) -> "Form":
         """JSON that is valid against the schema."""
-        return cls("json_schema", {"json_schema": {**schema, "x-guidance": _JSON_OPTIONS}})
+        return cls("json_schema", {"json_schema": styled(schema)})
 
     @classmethod
     def json_object(cls) -> "Form":
@@ -105,7 +101,7 @@ class Form:
     def grammar(cls, text: str) -> "Form":
         """A Lark or GBNF grammar, told apart by its `start` or `root` rule."""
         try:
-            return cls("grammar", {"lark_grammar": any_to_lark(text)})
+            return cls("grammar", {"lark_grammar": styled_lark(any_to_lark(text))})
         except Exception as error:  # whatever its parser raises
             raise ConfigError(f"grammar: {_line(str(error))}") from None
 
@@ -174,7 +170,7 @@ class GrammarCompiler:
         for i, function in enumerate(functions):
             is_free = calls.is_auto and not function.get("strict")
             schema = {"type": "object"} if is_free else function.get("parameters")
-            schema = {"type": "object", **(schema or {}), "x-guidance": _JSON_OPTIONS}
+            schema = styled({"type": "object", **(schema or {})})
             rules.append(f"arguments_{i}: %json {json.dumps(schema)}")
         for n in range(num_calls):
             texts = [

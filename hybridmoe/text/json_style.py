@@ -1,0 +1,55 @@
+"""One style for all JSON that is written under a constraint: at most one space behind , and :.
+
+White space is free in JSON, and a small model that may write any fills its answer with it. The
+style admits what models are trained on, Python's `json.dumps` with its default and with its
+compact separators; llguidance takes it from a schema's `x-guidance`, for the schema as a whole.
+"""
+
+import json
+import re
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from llguidance._lib import JsonCompileOptions
+
+__all__ = ["styled", "styled_lark"]
+
+_STYLE: "JsonCompileOptions" = {
+    "whitespace_flexible": False,
+    "item_separator": ", ?",
+    "key_separator": ": ?",
+}
+# Tokens of llguidance's Lark in which `%json` would not be the directive, and the directive.
+_LARK_TOKENS = re.compile(
+    r"""(?://|\#)[^\n]*+ | "(?:\\.|[^"\\])*+" | /(?:\\.|[^/\\])++/ | <[^<>\s]++> | %json\s*+""",
+    re.VERBOSE | re.DOTALL,
+)
+
+
+def styled(schema: Mapping[str, Any]) -> dict[str, Any]:
+    """The schema, with the style in place of its own, if any."""
+    given = schema.get("x-guidance")
+    options = dict(given) if isinstance(given, Mapping) else {}
+    options.pop("whitespace_pattern", None)  # it would count for more than whitespace_flexible
+    return {**schema, "x-guidance": {**options, **_STYLE}}
+
+
+def styled_lark(text: str) -> str:
+    """The grammar with the style in every `%json`; what is malformed stays, for the compiler."""
+    decoder = json.JSONDecoder()
+    parts, start, at = [], 0, 0
+    while match := _LARK_TOKENS.search(text, at):
+        at = match.end()
+        if not match.group().startswith("%json"):
+            continue
+        try:
+            schema, end = decoder.raw_decode(text, at)
+        except (ValueError, RecursionError):
+            continue
+        if schema is True:
+            schema = {}
+        if isinstance(schema, dict):
+            parts += [text[start:at], json.dumps(styled(schema))]
+            start = at = end
+    return "".join([*parts, text[start:]])
