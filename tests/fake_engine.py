@@ -1,10 +1,11 @@
 """An engine that answers by rule, and an LLM around it: the endpoint's tests need no model.
 
 What the user says decides the answer: "say TEXT" (marks of calls and thoughts included), "count N"
-(that many tokens), "slow" (one token each 10 ms, without end), "wait" (a prompt that takes 0.5 s),
-"break" (fails after a token).
+(that many tokens), "slow N" (so many, one each 10 ms; without N no end), "wait" (a prompt that
+takes 0.5 s), "read N" (one in N steps of 10 ms), "break" (fails after a token).
 """
 
+import itertools
 import re
 import threading
 import time
@@ -90,7 +91,11 @@ class FakeEngine:
         total = len(request.prompt_ids)
         if order == "wait":
             time.sleep(0.5)
-        for done in (total // 2, total):
+        num_steps = int(order[5:]) if order.startswith("read ") else 2
+        for step in range(1, num_steps + 1):
+            if num_steps > 2:
+                time.sleep(0.01)
+            done = total * step // num_steps
             listener(PromptProgress(done, total, 1))
         limit = request.params.max_tokens or self._context_tokens - total
         reason, error, count = "stop", None, 0
@@ -131,7 +136,7 @@ class FakeEngine:
         elif verb == "count":
             yield from self._tokenizer.encode("a " * int(rest))[: int(rest)]
         elif verb == "slow":
-            while True:
+            for _ in range(int(rest)) if rest else itertools.count():
                 time.sleep(0.01)
                 yield 65
         else:

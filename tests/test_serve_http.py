@@ -167,18 +167,6 @@ def test_metrics_add_up(http: httpx2.Client) -> None:
     assert after["hybridmoe_kv_cache_usage_perc"] == 0.25
 
 
-def test_a_long_prompt_is_kept_alive_by_comments(http: httpx2.Client) -> None:
-    body = {"messages": [{"role": "user", "content": "wait"}], "stream": True}
-    with http.stream("POST", CHAT, json=body) as answer:
-        assert answer.headers["content-type"].startswith("text/event-stream")
-        lines = list(answer.iter_lines())
-    assert lines.count(": keep-alive") >= 2
-    assert lines[0].startswith("data: ")
-    assert [line for line in lines if line][-1] == "data: [DONE]"
-    events = [json.loads(line[6:]) for line in lines if line.startswith("data: {")]
-    assert all(event["choices"] for event in events)
-
-
 def test_while_the_model_loads(llm: FakeLLM) -> None:
     with live_server(None) as server, httpx2.Client(base_url=server.url) as http:
         server.service.load_progress = 0.5

@@ -37,13 +37,9 @@ class Channel:
         self._is_notified = False
         self._has_events.set()
 
-    async def get(self, timeout_s: float) -> tuple[float, int, Event] | None:
-        """The next event; None where there is none for so long."""
+    async def get(self) -> tuple[float, int, Event]:
+        """The next event: when it came, of which choice, and what it is."""
         while not self._events:
             self._has_events.clear()
-            try:
-                async with asyncio.timeout(timeout_s):
-                    await self._has_events.wait()
-            except TimeoutError:
-                return None
+            await self._has_events.wait()
         return self._events.popleft()

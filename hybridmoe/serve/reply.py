@@ -9,7 +9,16 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.types import Receive, Scope, Send
 
-__all__ = ["EventStream", "JsonReply", "as_json", "data_event", "named_event", "while_connected"]
+__all__ = [
+    "DONE",
+    "KEEP_ALIVE",
+    "EventStream",
+    "JsonReply",
+    "as_json",
+    "data_event",
+    "named_event",
+    "while_connected",
+]
 
 KEEP_ALIVE = b": keep-alive\n\n"
 DONE = b"data: [DONE]\n\n"
@@ -44,15 +53,27 @@ class JsonReply(JSONResponse):
 
 
 class EventStream(Response):
-    """Sends events as they come; `on_end` runs however it ends, a client that left included."""
+    """Sends events as they come, and `keep_alive` where none came for `keep_alive_s`: proxies cut
+    a connection that is silent, whatever is computed behind it. `on_end` runs however it ends, a
+    client that left included.
+    """
 
     media_type = "text/event-stream"
 
-    def __init__(self, events: AsyncIterator[bytes], on_end: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        events: AsyncIterator[bytes],
+        on_end: Callable[[], None],
+        keep_alive_s: float,
+        keep_alive: bytes = KEEP_ALIVE,
+    ) -> None:
         super().__init__(headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"})
         del self.headers["content-length"]
         self._events = events
         self._on_end = on_end
+        self._keep_alive_s = keep_alive_s
+        self._keep_alive = keep_alive
+        self._sent_s = 0.0  # when the last byte was, by the loop's clock
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
@@ -64,9 +85,27 @@ class EventStream(Response):
 
     async def _send(self, send: Send) -> None:
         await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
-        async for event in self._events:
-            await send({"type": "http.response.body", "body": event, "more_body": True})
+        self._sent_s = asyncio.get_running_loop().time()
+        filler = asyncio.create_task(self._fill_silence(send))
+        try:
+            async for event in self._events:
+                await self._write(send, event)
+        finally:
+            filler.cancel()
+            await asyncio.gather(filler, return_exceptions=True)
         await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    async def _fill_silence(self, send: Send) -> None:
+        now_s = asyncio.get_running_loop().time
+        while True:
+            if (left_s := self._sent_s + self._keep_alive_s - now_s()) > 0.0:
+                await asyncio.sleep(left_s)
+            else:
+                await self._write(send, self._keep_alive)
+
+    async def _write(self, send: Send, data: bytes) -> None:
+        await send({"type": "http.response.body", "body": data, "more_body": True})
+        self._sent_s = asyncio.get_running_loop().time()
 
 
 async def while_connected(

@@ -26,7 +26,7 @@ from hybridmoe.serve.metrics import Metrics
 from hybridmoe.text.answer_parts import AnswerParts, CallEnd, Part, TextPart
 from hybridmoe.text.tokenizer import Tokenizer
 
-__all__ = ["Delta", "Ended", "Idle", "Progress", "Reason", "Run", "TokenLogprob", "Update"]
+__all__ = ["Delta", "Ended", "Progress", "Reason", "Run", "TokenLogprob", "Update"]
 
 Reason = Literal["stop", "length", "tool_calls"]
 
@@ -69,13 +69,7 @@ class Ended:
     stop_string: str | None
 
 
-@dataclass(frozen=True, slots=True)
-class Idle:
-    """Nothing happened for as long as a client may be left waiting."""
-
-
-Update = Progress | Delta | Ended | Idle
-_IDLE = Idle()
+Update = Progress | Delta | Ended
 
 
 @dataclass(slots=True)
@@ -93,15 +87,12 @@ class _Choice:
 class Run:
     """Starts when made, in a running event loop; read `updates` once, and call `cancel` after."""
 
-    def __init__(
-        self, engine: Engine, tokenizer: Tokenizer, job: Job, metrics: Metrics, keep_alive_s: float
-    ) -> None:
+    def __init__(self, engine: Engine, tokenizer: Tokenizer, job: Job, metrics: Metrics) -> None:
         """Errors, with nothing left running: those of `Engine.submit`."""
         self.job = job
         self._engine = engine
         self.created = int(time.time())
         self._metrics = metrics
-        self._keep_alive_s = keep_alive_s
         self._channel = Channel()
         self._started_s = time.perf_counter()
         self._num_left = len(job.constraints)
@@ -190,11 +181,7 @@ class Run:
         Errors: ApiError where the engine fails, DeviceError where the card has.
         """
         while self._num_left:
-            arrival = await self._channel.get(self._keep_alive_s)
-            if arrival is None:
-                yield _IDLE
-                continue
-            now_s, index, event = arrival
+            now_s, index, event = await self._channel.get()
             choice = self._choices[index]
             if isinstance(event, TokenEvent):
                 if choice.reason is None:

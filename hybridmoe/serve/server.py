@@ -10,6 +10,9 @@ from hybridmoe.serve.service import Service
 __all__ = ["Server"]
 
 _GRACE_S = 3  # for answers to be told that they end, before their connections are cut
+# For a connection without a request: longer than clients and proxies keep theirs (60 to 90 s), so
+# that none is closed at the moment in which it is used again.
+_IDLE_S = 120
 
 
 class Server(uvicorn.Server):
@@ -21,6 +24,7 @@ class Server(uvicorn.Server):
             log_level="warning",
             server_header=False,
             timeout_graceful_shutdown=_GRACE_S,
+            timeout_keep_alive=_IDLE_S,
             ws="none",
         )
         super().__init__(config)

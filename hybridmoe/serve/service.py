@@ -131,7 +131,7 @@ class Service:
 
     def _start(self, job: Job) -> Run:
         llm = self.llm
-        run = Run(llm.engine, llm.tokenizer, job, self.metrics, self.config.keep_alive_s)
+        run = Run(llm.engine, llm.tokenizer, job, self.metrics)
         self._runs.add(run)
         return run
 

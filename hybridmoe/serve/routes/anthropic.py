@@ -11,10 +11,10 @@ from starlette.responses import Response
 from hybridmoe.serve.answer import Collected, reply_whole, service_of
 from hybridmoe.serve.errors import as_api_error, error_body
 from hybridmoe.serve.reply import KEEP_ALIVE, EventStream, JsonReply
-from hybridmoe.serve.routes.anthropic_events import AnthropicEvents, stop_reason
+from hybridmoe.serve.routes.anthropic_events import PING, AnthropicEvents, stop_reason
 from hybridmoe.serve.routes.anthropic_turn import as_turn
 from hybridmoe.serve.routes.documented import ERRORS, stream_or
-from hybridmoe.serve.run import Delta, Ended, Idle, Run
+from hybridmoe.serve.run import Delta, Ended, Run
 from hybridmoe.serve.schemas.anthropic import (
     AnthropicAnswer,
     CountAnswer,
@@ -42,7 +42,8 @@ async def create_message(body: MessagesRequest, request: Request) -> Response:
     run = await service.run_chat(turn)
     message = _message(run, model)
     if body.stream:
-        return EventStream(_events(service, run, message), run.cancel)
+        events, silence_s = _events(service, run, message), service.config.keep_alive_s
+        return EventStream(events, run.cancel, silence_s, KEEP_ALIVE + PING)
     return await reply_whole(request, run, lambda choices: _whole(run, message, choices[0]))
 
 
@@ -131,9 +132,6 @@ async def _events(service: Service, run: Run, message: dict[str, Any]) -> AsyncI
             elif isinstance(update, Ended):
                 for event in events.end(update, _usage(run)):
                     yield event
-            elif isinstance(update, Idle):
-                yield KEEP_ALIVE
-                yield events.ping()
     except Exception as error:
         refusal = as_api_error(error, service.config.retry_after_s)
         yield events.error(error_body(refusal, _PATH))

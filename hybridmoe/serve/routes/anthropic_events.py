@@ -14,7 +14,9 @@ from hybridmoe.text.answer_parts import (
     TextPart,
 )
 
-__all__ = ["AnthropicEvents", "stop_reason"]
+__all__ = ["PING", "AnthropicEvents", "stop_reason"]
+
+PING = named_event("ping", {"type": "ping"})
 
 
 def stop_reason(end: Ended) -> str:
@@ -34,9 +36,6 @@ class AnthropicEvents:
 
     def start(self, message: dict[str, Any]) -> bytes:
         return named_event("message_start", {"type": "message_start", "message": message})
-
-    def ping(self) -> bytes:
-        return named_event("ping", {"type": "ping"})
 
     def error(self, body: dict[str, Any]) -> bytes:
         return named_event("error", body)

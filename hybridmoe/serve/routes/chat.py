@@ -18,9 +18,9 @@ from hybridmoe.serve.answer import (
 )
 from hybridmoe.serve.errors import as_api_error, error_body
 from hybridmoe.serve.job import Turn
-from hybridmoe.serve.reply import DONE, KEEP_ALIVE, EventStream, JsonReply, data_event
+from hybridmoe.serve.reply import DONE, EventStream, JsonReply, data_event
 from hybridmoe.serve.routes.documented import ERRORS, stream_or
-from hybridmoe.serve.run import Delta, Ended, Idle, Progress, Run, TokenLogprob
+from hybridmoe.serve.run import Delta, Ended, Progress, Run, TokenLogprob
 from hybridmoe.serve.schemas.chat import ChatAnswer, ChatRequest
 from hybridmoe.serve.schemas.common import refuse_unsupported
 from hybridmoe.serve.service import Service
@@ -43,7 +43,7 @@ async def create_chat_completion(body: ChatRequest, request: Request) -> Respons
     run = await service.run_chat(_turn(body))
     reply = _Reply(service, run, model, body)
     if body.stream:
-        return EventStream(reply.events(), run.cancel)
+        return EventStream(reply.events(), run.cancel, service.config.keep_alive_s)
     return await reply_whole(request, run, reply.whole)
 
 
@@ -110,8 +110,6 @@ class _Reply:
                     yield self._delta_chunk(update)
                 elif isinstance(update, Ended):
                     yield self._end_chunk(update)
-                elif isinstance(update, Idle):
-                    yield KEEP_ALIVE
                 elif self._body.return_progress:
                     yield self._progress_chunk(update)
             if self._has_usage:

@@ -18,9 +18,9 @@ from hybridmoe.serve.answer import (
 )
 from hybridmoe.serve.errors import as_api_error, error_body
 from hybridmoe.serve.job import TextTurn
-from hybridmoe.serve.reply import DONE, KEEP_ALIVE, EventStream, JsonReply, data_event
+from hybridmoe.serve.reply import DONE, EventStream, JsonReply, data_event
 from hybridmoe.serve.routes.documented import ERRORS, stream_or
-from hybridmoe.serve.run import Delta, Ended, Idle, Run, TokenLogprob
+from hybridmoe.serve.run import Delta, Ended, Run, TokenLogprob
 from hybridmoe.serve.schemas.common import refuse_unsupported
 from hybridmoe.serve.schemas.completions import CompletionAnswer, CompletionRequest
 from hybridmoe.serve.service import Service
@@ -58,7 +58,7 @@ async def create_completion(body: CompletionRequest, request: Request) -> Respon
     run = await service.run_completion(turn)
     reply = _Reply(service, run, model, body)
     if body.stream:
-        return EventStream(reply.events(), run.cancel)
+        return EventStream(reply.events(), run.cancel, service.config.keep_alive_s)
     return await reply_whole(request, run, reply.whole)
 
 
@@ -109,8 +109,6 @@ class _Reply:
                     choice = self._choice(update.choice, "", [], update.reason)
                     timings = {"timings": self._run.timings()} if self._run.is_done else {}
                     yield data_event({**base, "choices": [choice], **timings})
-                elif isinstance(update, Idle):
-                    yield KEEP_ALIVE
             if self._has_usage:
                 yield data_event({**base, "choices": [], "usage": usage(self._run)})
         except Exception as error:

@@ -9,11 +9,11 @@ from starlette.responses import Response
 
 from hybridmoe.serve.answer import chat_logprobs, service_of
 from hybridmoe.serve.errors import as_api_error
-from hybridmoe.serve.reply import KEEP_ALIVE, EventStream, JsonReply, while_connected
+from hybridmoe.serve.reply import EventStream, JsonReply, while_connected
 from hybridmoe.serve.routes.documented import ERRORS, stream_or
 from hybridmoe.serve.routes.responses_events import ResponseItems
 from hybridmoe.serve.routes.responses_turn import as_turn
-from hybridmoe.serve.run import Delta, Ended, Idle, Run
+from hybridmoe.serve.run import Delta, Ended, Run
 from hybridmoe.serve.schemas.common import refuse_unsupported
 from hybridmoe.serve.schemas.responses import ResponseAnswer, ResponsesRequest
 from hybridmoe.serve.service import Service
@@ -35,7 +35,7 @@ async def create_response(body: ResponsesRequest, request: Request) -> Response:
     run = await service.run_chat(as_turn(body))
     reply = _Reply(service, run, model, body)
     if body.stream:
-        return EventStream(reply.events(), run.cancel)
+        return EventStream(reply.events(), run.cancel, service.config.keep_alive_s)
     return await while_connected(request, reply.whole(), run.cancel)
 
 
@@ -100,8 +100,6 @@ class _Reply:
                         yield event
                     kind = f"response.{_status(update)}"
                     yield items.event(kind, response=self._ended(update))
-                elif isinstance(update, Idle):
-                    yield KEEP_ALIVE
         except Exception as error:
             refusal = as_api_error(error, self._retry_after_s)
             what = {"code": refusal.code or refusal.type, "message": str(refusal)}

@@ -1,0 +1,142 @@
+"""Event streams: a proxy that cuts silent connections never finds one."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Iterator
+from typing import Any
+
+import httpx2
+import pytest
+from fake_engine import FakeLLM
+from live_server import live_server
+from starlette.types import Message
+
+from hybridmoe.serve import ServeConfig, Server, Service
+from hybridmoe.serve.reply import EventStream
+
+HEAD = "http.response.start"
+
+
+class Client:
+    """The other end of a stream: takes what is sent, and leaves when told."""
+
+    def __init__(self) -> None:
+        self.types: list[str] = []
+        self.bodies: list[bytes] = []
+        self.got = asyncio.Condition()
+        self.has_left = asyncio.Event()
+
+    async def send(self, message: Message) -> None:
+        self.types.append(message["type"])
+        if message["type"] != HEAD:
+            self.bodies.append(message["body"])
+        async with self.got:
+            self.got.notify_all()
+
+    async def receive(self) -> Message:
+        await self.has_left.wait()
+        return {"type": "http.disconnect"}
+
+    async def has(self, body: bytes, count: int) -> None:
+        async with self.got:
+            await self.got.wait_for(lambda: self.bodies.count(body) >= count)
+
+
+def stream_to(client: Client, events: AsyncIterator[bytes], ended: list[str]) -> EventStream:
+    return EventStream(events, lambda: ended.append("end"), 0.001, b"ping")
+
+
+def test_silence_is_filled_until_the_end_and_not_after() -> None:
+    ended: list[str] = []
+
+    async def run() -> Client:
+        client = Client()
+
+        async def events() -> AsyncIterator[bytes]:
+            await client.has(b"ping", 2)  # also before the first event
+            yield b"a"
+            await client.has(b"ping", client.bodies.count(b"ping") + 3)
+            yield b"b"
+
+        await stream_to(client, events(), ended)({"type": "http"}, client.receive, client.send)
+        count = len(client.bodies)
+        await asyncio.sleep(0.01)  # ten times the silence that would be filled
+        assert len(client.bodies) == count
+        return client
+
+    client = asyncio.run(run())
+    assert (client.types[0], client.types.count(HEAD)) == (HEAD, 1)
+    assert client.bodies.index(b"a") >= 2
+    assert client.bodies[client.bodies.index(b"a") :].count(b"ping") >= 3
+    assert client.bodies[-2:] == [b"b", b""]
+    assert ended == ["end"]
+
+
+def test_a_client_that_leaves_in_silence_ends_the_stream() -> None:
+    ended: list[str] = []
+
+    async def run() -> None:
+        client = Client()
+
+        async def events() -> AsyncIterator[bytes]:
+            yield b"a"
+            await client.has(b"ping", 1)
+            client.has_left.set()
+            await asyncio.Event().wait()
+
+        await stream_to(client, events(), ended)({"type": "http"}, client.receive, client.send)
+        assert b"" not in client.bodies
+        assert len(asyncio.all_tasks()) == 1
+
+    asyncio.run(run())
+    assert ended == ["end"]
+
+
+@pytest.fixture(scope="module")
+def http(llm: FakeLLM) -> Iterator[httpx2.Client]:
+    with (
+        live_server(llm, keep_alive_s=0.05) as server,
+        httpx2.Client(base_url=server.url, timeout=60) as client,
+    ):
+        yield client
+
+
+def test_idle_connections_outlive_those_of_clients_and_proxies() -> None:
+    assert Server(Service(ServeConfig(model_name="m"))).config.timeout_keep_alive > 90
+
+
+# Steps of a prompt, and tokens that may yet be a stop string, come far oftener than what is sent.
+@pytest.mark.parametrize(
+    ("path", "order", "more"),
+    [
+        ("chat/completions", "wait", {}),
+        ("chat/completions", "read 60", {}),
+        ("chat/completions", "slow 60", {"stop": "b" * 99}),
+        ("completions", "read 60", {}),
+        ("completions", "slow 60", {"stop": ["b" * 99]}),
+        ("responses", "read 60", {}),
+        ("messages", "read 60", {}),
+        ("messages", "slow 60", {"stop_sequences": ["b" * 99]}),
+    ],
+)
+def test_what_makes_no_text_is_kept_alive(
+    http: httpx2.Client, path: str, order: str, more: dict[str, Any]
+) -> None:
+    messages = [{"role": "user", "content": order}]
+    given = {"completions": {"prompt": order}, "responses": {"input": messages}}
+    body: dict[str, Any] = {**given.get(path, {"messages": messages}), **more}
+    if path != "responses":
+        body["max_tokens"] = 100
+    body |= {"model": "test", "stream": True}
+    with http.stream("POST", f"/v1/{path}", json=body) as answer:
+        assert answer.headers["content-type"].startswith("text/event-stream")
+        lines = [line for line in answer.iter_lines() if line]
+    assert lines.count(": keep-alive") >= 2
+    if path == "messages":
+        assert lines.count("event: ping") == lines.count(": keep-alive")
+    else:
+        assert not [line for line in lines if "ping" in line]
+    if path.endswith("completions"):
+        assert lines[-1] == "data: [DONE]"
+        events = [json.loads(line[6:]) for line in lines if line.startswith("data: {")]
+        assert all(event["choices"] for event in events)
