@@ -8,9 +8,10 @@ from hybridmoe.serve.schemas.common import (
     Count,
     FunctionName,
     JsonObject,
+    Listed,
     Model,
     Request,
-    StopString,
+    StopStrings,
 )
 
 __all__ = ["AnthropicAnswer", "CountAnswer", "CountRequest", "MessagesRequest"]
@@ -26,13 +27,13 @@ class Block(Request):
     name: FunctionName | None = None
     input: JsonObject | None = None
     tool_use_id: str | None = Field(default=None, max_length=512)
-    content: "str | list[Block] | None" = None
+    content: "str | Listed[Block] | None" = None
     is_error: bool | None = None
 
 
 class AnthropicMessage(Request):
     role: Literal["user", "assistant", "system"]
-    content: str | list[Block]
+    content: str | Listed[Block]
 
 
 class AnthropicTool(Request):
@@ -53,9 +54,9 @@ class CountRequest(Request):
     """A conversation, to be counted."""
 
     model: str = Field(max_length=512)
-    messages: list[AnthropicMessage] = Field(min_length=1)
-    system: str | list[Block] | None = None
-    tools: Annotated[list[AnthropicTool], Field(max_length=512)] | None = None
+    messages: Listed[AnthropicMessage] = Field(min_length=1)
+    system: str | Listed[Block] | None = None
+    tools: Annotated[Listed[AnthropicTool], Field(max_length=512)] | None = None
     tool_choice: AnthropicChoice | None = None
 
     @classmethod
@@ -73,7 +74,7 @@ class MessagesRequest(CountRequest):
     temperature: Annotated[float, Field(ge=0.0, le=1.0, allow_inf_nan=False)] | None = None
     top_p: Annotated[float, Field(ge=0.0, le=1.0, allow_inf_nan=False)] | None = None
     top_k: Annotated[int, Field(ge=0, le=2**31 - 1)] | None = None
-    stop_sequences: Annotated[list[StopString], Field(max_length=16)] | None = None
+    stop_sequences: StopStrings | None = None
     stream: bool | None = None
 
 

@@ -8,6 +8,7 @@ from hybridmoe.serve.schemas.common import (
     Count,
     FunctionName,
     JsonObject,
+    Listed,
     Model,
     Request,
     ResponseFormat,
@@ -39,9 +40,9 @@ class Message(Request):
     """One turn; `reasoning_content` of earlier answers should be sent back as it came."""
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
-    content: str | list[ContentPart] | None = None
+    content: str | Listed[ContentPart] | None = None
     name: str | None = Field(default=None, max_length=256)
-    tool_calls: list[ToolCall] | None = Field(default=None, max_length=256)
+    tool_calls: Annotated[Listed[ToolCall], Field(max_length=256)] | None = None
     tool_call_id: str | None = Field(default=None, max_length=512)
     reasoning_content: str | None = None
 
@@ -73,7 +74,7 @@ class ChatRequest(SamplingFields):
     """A conversation to continue."""
 
     model: str | None = Field(default=None, max_length=512)
-    messages: list[Message] = Field(min_length=1)
+    messages: Listed[Message] = Field(min_length=1)
     max_tokens: Count | None = None
     max_completion_tokens: Count | None = Field(default=None, description="The same as max_tokens.")
     n: Annotated[int, Field(ge=1, le=128)] | None = None
@@ -82,7 +83,7 @@ class ChatRequest(SamplingFields):
     logprobs: bool | None = None
     top_logprobs: TopLogprobs | None = None
     response_format: ResponseFormat | None = None
-    tools: Annotated[list[Tool], Field(max_length=512)] | None = None
+    tools: Annotated[Listed[Tool], Field(max_length=512)] | None = None
     tool_choice: Literal["none", "auto", "required"] | NamedTool | None = None
     parallel_tool_calls: bool | None = None
     return_progress: bool = Field(

@@ -1,12 +1,13 @@
 """Parts that several APIs' requests share, and how a request says what it may not.
 
 Types are strict (no "5" for 5), fields that mean nothing here are ignored, and fields that ask for
-something that this server cannot do are refused by name (`unsupported`).
+something that this server cannot do are refused by name (`unsupported`). Every list is bounded and
+ends at its first bad entry: pydantic makes one error for each, and 2 MB hold a million of them.
 """
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from hybridmoe.serve.errors import ApiError
 
@@ -14,32 +15,55 @@ __all__ = [
     "Count",
     "FunctionName",
     "JsonObject",
+    "Listed",
     "LogitBias",
     "Model",
     "Request",
     "ResponseFormat",
     "SamplingFields",
     "StopField",
+    "StopStrings",
     "StreamOptions",
     "Temperature",
+    "TokenIds",
     "TopLogprobs",
     "refuse_unsupported",
     "stop_list",
 ]
 
+T = TypeVar("T")
+
 _MAX_INT = 2**31 - 1
+_MAX_ENTRIES = 1 << 14
+_MAX_TOKEN_IDS = 1 << 20
+_MAX_BIASES = 1024
 
 Count = Annotated[int, Field(ge=1, le=_MAX_INT)]
 Temperature = Annotated[float, Field(ge=0.0, le=2.0, allow_inf_nan=False)]
 Share = Annotated[float, Field(ge=0.0, le=1.0, allow_inf_nan=False)]
 Penalty = Annotated[float, Field(ge=-2.0, le=2.0, allow_inf_nan=False)]
+
+
+def _few(bias: object) -> object:
+    """The bias, if it is short; pydantic looks at a mapping's length after all its entries."""
+    if isinstance(bias, dict) and len(bias) > _MAX_BIASES:
+        raise ValueError(f"{len(bias)} entries; at most {_MAX_BIASES} are taken")
+    return bias
+
+
 Bias = Annotated[float, Field(ge=-100.0, le=100.0, allow_inf_nan=False)]
-LogitBias = Annotated[dict[str, Bias], Field(max_length=1024)]
+LogitBias = Annotated[
+    dict[str, Bias], BeforeValidator(_few), Field(json_schema_extra={"maxProperties": _MAX_BIASES})
+]
 TopLogprobs = Annotated[int, Field(ge=0, le=20)]
 StopString = Annotated[str, Field(min_length=1, max_length=1024)]
-StopField = StopString | Annotated[list[StopString], Field(max_length=16)]
+StopStrings = Annotated[list[StopString], Field(max_length=16, fail_fast=True)]
+StopField = StopString | StopStrings
 FunctionName = Annotated[str, Field(min_length=1, max_length=128, pattern=r"^[A-Za-z0-9_.:/-]+$")]
 JsonObject = dict[str, Any]
+TokenId = Annotated[int, Field(ge=0, le=_MAX_INT)]
+TokenIds = Annotated[list[TokenId], Field(max_length=_MAX_TOKEN_IDS, fail_fast=True)]
+Listed = Annotated[list[T], Field(max_length=_MAX_ENTRIES, fail_fast=True)]
 
 
 class Request(BaseModel):

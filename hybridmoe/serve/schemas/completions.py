@@ -12,19 +12,18 @@ from hybridmoe.serve.schemas.common import (
     ResponseFormat,
     SamplingFields,
     StreamOptions,
+    TokenIds,
     TopLogprobs,
 )
 
 __all__ = ["CompletionAnswer", "CompletionRequest"]
-
-TokenId = Annotated[int, Field(ge=0, le=2**31 - 1)]
 
 
 class CompletionRequest(SamplingFields):
     """A text, or its token ids; names of special tokens in a text stand for those tokens."""
 
     model: str | None = Field(default=None, max_length=512)
-    prompt: str | Annotated[list[TokenId], Field(min_length=1)]
+    prompt: str | Annotated[TokenIds, Field(min_length=1)]
     max_tokens: Count | None = Field(default=None, description="16 where it is left out.")
     n: Annotated[int, Field(ge=1, le=128)] | None = None
     stream: bool | None = None

@@ -8,6 +8,7 @@ from hybridmoe.serve.schemas.common import (
     Count,
     FunctionName,
     JsonObject,
+    Listed,
     Model,
     Request,
     Share,
@@ -23,11 +24,11 @@ class Item(Request):
 
     type: str | None = Field(default=None, max_length=64)
     role: Literal["system", "developer", "user", "assistant"] | None = None
-    content: str | list[JsonObject] | None = None
+    content: str | Listed[JsonObject] | None = None
     call_id: str | None = Field(default=None, max_length=512)
     name: FunctionName | None = None
     arguments: str | None = None
-    output: str | list[JsonObject] | None = None
+    output: str | Listed[JsonObject] | None = None
 
 
 class ResponsesTool(Request):
@@ -58,18 +59,18 @@ class ResponsesRequest(Request):
     """A conversation to continue."""
 
     model: str | None = Field(default=None, max_length=512)
-    input: str | Annotated[list[Item], Field(min_length=1)]
+    input: str | Annotated[Listed[Item], Field(min_length=1)]
     instructions: str | None = None
     max_output_tokens: Count | None = None
     temperature: Temperature | None = None
     top_p: Share | None = None
     stream: bool | None = None
-    tools: Annotated[list[ResponsesTool], Field(max_length=512)] | None = None
+    tools: Annotated[Listed[ResponsesTool], Field(max_length=512)] | None = None
     tool_choice: Literal["none", "auto", "required"] | ResponsesNamedTool | None = None
     parallel_tool_calls: bool | None = None
     text: TextOptions | None = None
     top_logprobs: TopLogprobs | None = None
-    include: list[str] | None = None
+    include: Listed[str] | None = None
     metadata: JsonObject | None = None
     store: bool | None = Field(default=None, description="Nothing is stored, whatever this says.")
 

@@ -1,10 +1,10 @@
 """/tokenize, /detokenize, and what this server says about itself."""
 
-from typing import Annotated, Literal
+from typing import Literal
 
 from pydantic import Field
 
-from hybridmoe.serve.schemas.common import JsonObject, Model, Request
+from hybridmoe.serve.schemas.common import JsonObject, Model, Request, TokenIds
 
 __all__ = [
     "DetokenizeRequest",
@@ -18,8 +18,6 @@ __all__ = [
     "TokensAnswer",
 ]
 
-TokenId = Annotated[int, Field(ge=0, le=2**31 - 1)]
-
 
 class TokenizeRequest(Request):
     """`content` (or `prompt`) as token ids."""
@@ -32,7 +30,7 @@ class TokenizeRequest(Request):
 
 
 class DetokenizeRequest(Request):
-    tokens: list[TokenId]
+    tokens: TokenIds
 
 
 class EmbeddingsRequest(Request):
