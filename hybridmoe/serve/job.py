@@ -29,6 +29,7 @@ class Turn:
     tools: list[dict[str, Any]] = field(default_factory=list)
     tool_choice: Literal["auto", "none", "required"] = "auto"
     forced_tool: str | None = None  # the only tool that may, and must, be called
+    allowed_tools: list[str] | None = None  # the only ones that the model is told of; None: all
     is_parallel: bool = True  # whether one answer may hold several calls
     format: ResponseFormat | None = None
     sampling: dict[str, Any] = field(default_factory=dict)
@@ -89,6 +90,7 @@ def chat_prompt(llm: LLM, turn: Turn, config: ServeConfig) -> list[int]:
 def chat_job(llm: LLM, grammar: GrammarCompiler, turn: Turn, config: ServeConfig) -> Job:
     """The job of a conversation. Errors: ApiError, ConfigError, TemplateError."""
     _check_choices(turn.num_choices, config)
+    turn = _with_allowed_tools(turn)
     _check_tool_choice(turn)
     may_call = bool(turn.tools) and turn.tool_choice != "none"
     params = llm.sampling_params(turn.sampling)
@@ -139,6 +141,19 @@ def _check_choices(num_choices: int, config: ServeConfig) -> None:
         )
 
 
+def _with_allowed_tools(turn: Turn) -> Turn:
+    if turn.allowed_tools is None:
+        return turn
+    declared = {tool["function"]["name"] for tool in turn.tools}
+    absent = next((name for name in turn.allowed_tools if name not in declared), None)
+    if absent is not None:
+        raise ApiError(
+            400, f"tool_choice allows {absent!r}, which tools lacks", param="tool_choice"
+        )
+    tools = [tool for tool in turn.tools if tool["function"]["name"] in turn.allowed_tools]
+    return replace(turn, tools=tools)
+
+
 def _check_tool_choice(turn: Turn) -> None:
     names = [tool["function"]["name"] for tool in turn.tools]
     twice = next((name for name in names if names.count(name) > 1), None)
@@ -173,10 +188,10 @@ def _calls(turn: Turn, num_past_calls: int, *, is_text_free: bool) -> Calls | No
 def _form(wanted: ResponseFormat | None) -> Form | None:
     if wanted is None or wanted.type == "text":
         return None
-    if wanted.type == "json_object":
+    if wanted.type == "json_object" and wanted.schema_ is None:
         return Form.json_object()
-    if wanted.type == "json_schema":
-        schema = (wanted.json_schema or {}).get("schema")
+    if wanted.type in ("json_object", "json_schema"):
+        schema = (wanted.json_schema or {}).get("schema", wanted.schema_)
         if not isinstance(schema, dict):
             raise _lacks("json_schema.schema", "a JSON schema")
         return Form.json_schema(schema)

@@ -80,7 +80,7 @@ class Service:
     def check_model(self, name: str | None) -> str:
         """The name to answer with. Raises ApiError (404) for one that is not served."""
         names = (self.config.model_name, *self.config.model_aliases)
-        if name is None or name in names:
+        if not name or name in names:
             return name or names[0]
         raise ApiError(
             404,

@@ -2,8 +2,9 @@
 
 Afterwards: `role` a string; `content` a string, or None beside tool calls; tool calls with `id`,
 `type` and `function`, whose `arguments` are a JSON string (`with_mappings` parses them for the
-templates that want that). Other keys pass as they are. The
-caller's objects are not changed.
+templates that want that). An assistant's or tool's turn without content is an empty one. The older
+`function_call` and role "function" become a tool call and its result. Other keys pass as they are.
+The caller's objects are not changed.
 """
 
 import json
@@ -13,9 +14,17 @@ from typing import Any
 
 from hybridmoe.errors import ConfigError
 
-__all__ = ["check_messages", "check_tools", "number_tool_calls", "plain_copy", "with_mappings"]
+__all__ = [
+    "check_messages",
+    "check_tools",
+    "number_tool_calls",
+    "plain_copy",
+    "result_text",
+    "with_mappings",
+]
 
 _MAX_JSON_DEPTH = 64
+_TEXT_PARTS = ("text", "input_text", "output_text", "refusal")
 
 
 def check_messages(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -101,6 +110,16 @@ def plain_copy(value: Any, where: str, depth: int = 0) -> Any:
     raise ConfigError(f"{where} is {value!r:.60}; expected JSON data")
 
 
+def result_text(content: Any) -> Any:
+    """What a tool returned, where it is neither a text nor a list of parts, as JSON."""
+    is_parts = isinstance(content, list) and all(
+        isinstance(part, Mapping) and "type" in part for part in content
+    )
+    if content is None or isinstance(content, str) or is_parts:
+        return content
+    return json.dumps(content, ensure_ascii=False, separators=(",", ":"))
+
+
 def _sorted(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _sorted(value[key]) for key in sorted(value)}
@@ -114,18 +133,28 @@ def _check_message(message: Mapping[str, Any], where: str) -> dict[str, Any]:
     role = out.get("role")
     if not isinstance(role, str) or not role:
         raise ConfigError(f"{where}.role is {role!r:.60}; expected a string such as 'user'")
+    if role == "function":
+        role = out["role"] = "tool"
     calls = out.pop("tool_calls", None)
+    older = out.pop("function_call", None)
+    if older and not calls:
+        calls = [{"function": older}]
     if calls:
         if role != "assistant" or not isinstance(calls, list):
             raise ConfigError(f"{where}.tool_calls: expected a list, in an assistant's message")
         out["tool_calls"] = [
             _check_call(call, f"{where}.tool_calls[{i}]") for i, call in enumerate(calls)
         ]
-    out["content"] = _text_of(out.get("content"), where)
+    content = out.get("content")
+    out["content"] = _text_of(result_text(content) if role == "tool" else content, where)
     if out["content"] is None and not calls:
-        raise ConfigError(f"{where}.content is missing; expected a string")
-    if role == "tool" and not isinstance(out.setdefault("tool_call_id", ""), str):
-        raise ConfigError(f"{where}.tool_call_id: expected a string")
+        if role not in ("assistant", "tool"):
+            raise ConfigError(f"{where}.content is missing; expected a string")
+        out["content"] = ""
+    if role == "tool":
+        out["tool_call_id"] = out.get("tool_call_id") or ""
+        if not isinstance(out["tool_call_id"], str):
+            raise ConfigError(f"{where}.tool_call_id: expected a string")
     return out
 
 
@@ -134,14 +163,18 @@ def _text_of(content: object, where: str) -> str | None:
         return content
     if not isinstance(content, list):
         raise ConfigError(f"{where}.content is {content!r:.60}; expected a string or text parts")
+    texts: list[str] = []
     for i, part in enumerate(content):
         kind = part.get("type") if isinstance(part, Mapping) else part
-        if kind != "text" or not isinstance(part.get("text"), str):
+        is_text = isinstance(kind, str) and kind in _TEXT_PARTS
+        text = part.get("refusal" if kind == "refusal" else "text") if is_text else None
+        if not isinstance(text, str):
             raise ConfigError(
                 f"{where}.content[{i}] is {kind!r:.60}; expected"
                 ' {"type": "text", "text": "..."} (this model reads text only)'
             )
-    return "".join(part["text"] for part in content)
+        texts.append(text)
+    return "".join(texts)
 
 
 def _check_call(call: Any, where: str) -> dict[str, Any]:

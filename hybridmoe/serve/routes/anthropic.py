@@ -21,7 +21,7 @@ from hybridmoe.serve.schemas.anthropic import (
     CountRequest,
     MessagesRequest,
 )
-from hybridmoe.serve.schemas.common import refuse_unsupported
+from hybridmoe.serve.schemas.common import refuse_unsupported, stop_list
 from hybridmoe.serve.service import Service
 from hybridmoe.serve.strict_json import StrictRoute
 
@@ -68,7 +68,7 @@ def _sampling(service: Service, body: MessagesRequest) -> dict[str, Any]:
     if body.top_k is not None:
         out["top_k"] = body.top_k
     if body.stop_sequences:
-        out["stop"] = body.stop_sequences
+        out["stop"] = stop_list(body.stop_sequences)
     return out
 
 

@@ -21,8 +21,14 @@ from hybridmoe.serve.job import Turn
 from hybridmoe.serve.reply import DONE, EventStream, JsonReply, data_event
 from hybridmoe.serve.routes.documented import ERRORS, stream_or
 from hybridmoe.serve.run import Delta, Ended, Progress, Run, TokenLogprob
-from hybridmoe.serve.schemas.chat import ChatAnswer, ChatRequest
-from hybridmoe.serve.schemas.common import refuse_unsupported
+from hybridmoe.serve.schemas.chat import (
+    AllowedChoice,
+    ChatAnswer,
+    ChatRequest,
+    NamedTool,
+    ToolMode,
+)
+from hybridmoe.serve.schemas.common import refuse_unsupported, token_limit
 from hybridmoe.serve.service import Service
 from hybridmoe.serve.strict_json import StrictRoute
 from hybridmoe.text.answer_parts import ArgumentsPart, CallStart, Part, ReasoningPart, TextPart
@@ -48,21 +54,16 @@ async def create_chat_completion(body: ChatRequest, request: Request) -> Respons
 
 
 def _turn(body: ChatRequest) -> Turn:
-    if body.top_logprobs is not None and not body.logprobs:
+    if body.top_logprobs and not body.logprobs:
         raise refuse("top_logprobs", "needs logprobs: true")
-    if body.stream_options is not None and not body.stream:
-        raise refuse("stream_options", "needs stream: true")
     sampling = body.sampling()
-    limit = body.max_completion_tokens or body.max_tokens
+    limit = token_limit(body.max_completion_tokens, body.max_tokens)
     if limit is not None:
         sampling["max_tokens"] = limit
-    choice = body.tool_choice or "auto"
-    is_named = not isinstance(choice, str)
     return Turn(
         messages=[message.model_dump(exclude_none=True) for message in body.messages],
         tools=[tool.model_dump(exclude_none=True) for tool in body.tools or ()],
-        tool_choice="required" if not isinstance(choice, str) else choice,
-        forced_tool=choice.function.name if is_named else None,  # type: ignore[union-attr]
+        **_choice(body),
         is_parallel=body.parallel_tool_calls is not False,
         format=body.response_format,
         sampling=sampling,
@@ -70,6 +71,18 @@ def _turn(body: ChatRequest) -> Turn:
         top_logprobs=(body.top_logprobs or 0) if body.logprobs else None,
         expert_trace=body.return_experts,
     )
+
+
+def _choice(body: ChatRequest) -> dict[str, Any]:
+    """What the turn is told of tool_choice, in any of its forms."""
+    choice = body.tool_choice or "auto"
+    if isinstance(choice, NamedTool):
+        return {"tool_choice": "required", "forced_tool": choice.function.name}
+    if isinstance(choice, AllowedChoice):
+        names = [tool.function.name for tool in choice.allowed_tools.tools]
+        return {"tool_choice": choice.allowed_tools.mode, "allowed_tools": names}
+    mode = choice.type if isinstance(choice, ToolMode) else choice
+    return {"tool_choice": "required" if mode == "any" else mode}
 
 
 class _Reply:

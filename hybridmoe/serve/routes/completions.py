@@ -10,7 +10,6 @@ from starlette.responses import Response
 from hybridmoe.serve.answer import (
     Collected,
     finite,
-    refuse,
     reply_whole,
     service_of,
     token_text,
@@ -21,7 +20,7 @@ from hybridmoe.serve.job import TextTurn
 from hybridmoe.serve.reply import DONE, EventStream, JsonReply, data_event
 from hybridmoe.serve.routes.documented import ERRORS, stream_or
 from hybridmoe.serve.run import Delta, Ended, Run, TokenLogprob
-from hybridmoe.serve.schemas.common import refuse_unsupported
+from hybridmoe.serve.schemas.common import refuse_unsupported, token_limit
 from hybridmoe.serve.schemas.completions import CompletionAnswer, CompletionRequest
 from hybridmoe.serve.service import Service
 from hybridmoe.serve.strict_json import StrictRoute
@@ -41,14 +40,12 @@ async def create_completion(body: CompletionRequest, request: Request) -> Respon
     service = service_of(request)
     refuse_unsupported(body)
     model = service.check_model(body.model)
-    if body.stream_options is not None and not body.stream:
-        raise refuse("stream_options", "needs stream: true")
     turn = TextTurn(
         prompt=body.prompt,
         format=body.response_format,
         sampling={
             **body.sampling(),
-            "max_tokens": body.max_tokens or _DEFAULT_MAX_TOKENS,
+            "max_tokens": token_limit(body.max_tokens, _DEFAULT_MAX_TOKENS),
             "ignore_eos": body.ignore_eos,
         },
         num_choices=body.n or 1,

@@ -4,7 +4,7 @@ from typing import Any
 
 from hybridmoe.serve.answer import refuse
 from hybridmoe.serve.job import Turn
-from hybridmoe.serve.schemas.common import ResponseFormat
+from hybridmoe.serve.schemas.common import ResponseFormat, token_limit
 from hybridmoe.serve.schemas.responses import Item, ResponsesRequest, ResponsesTool
 
 __all__ = ["as_turn"]
@@ -18,8 +18,9 @@ def as_turn(body: ResponsesRequest) -> Turn:
     for name in ("temperature", "top_p"):
         if getattr(body, name) is not None:
             sampling[name] = getattr(body, name)
-    if body.max_output_tokens is not None:
-        sampling["max_tokens"] = body.max_output_tokens
+    limit = token_limit(body.max_output_tokens)
+    if limit is not None:
+        sampling["max_tokens"] = limit
     wants_logprobs = "message.output_text.logprobs" in (body.include or ())
     choice = body.tool_choice or "auto"
     return Turn(

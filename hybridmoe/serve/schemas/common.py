@@ -26,9 +26,12 @@ __all__ = [
     "StreamOptions",
     "Temperature",
     "TokenIds",
+    "TokenLimit",
     "TopLogprobs",
+    "Whole",
     "refuse_unsupported",
     "stop_list",
+    "token_limit",
 ]
 
 T = TypeVar("T")
@@ -38,7 +41,15 @@ _MAX_ENTRIES = 1 << 14
 _MAX_TOKEN_IDS = 1 << 20
 _MAX_BIASES = 1024
 
-Count = Annotated[int, Field(ge=1, le=_MAX_INT)]
+
+def _whole(value: Any) -> Any:
+    """JSON knows one kind of number, and some clients write 16.0 for 16."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+Whole = Annotated[int, BeforeValidator(_whole)]
+Count = Annotated[Whole, Field(ge=1, le=_MAX_INT)]
+TokenLimit = Annotated[Whole, Field(ge=-1, le=_MAX_INT)]  # 0 and -1: none
 Temperature = Annotated[float, Field(ge=0.0, le=2.0, allow_inf_nan=False)]
 Share = Annotated[float, Field(ge=0.0, le=1.0, allow_inf_nan=False)]
 Penalty = Annotated[float, Field(ge=-2.0, le=2.0, allow_inf_nan=False)]
@@ -55,8 +66,8 @@ Bias = Annotated[float, Field(ge=-100.0, le=100.0, allow_inf_nan=False)]
 LogitBias = Annotated[
     dict[str, Bias], BeforeValidator(_few), Field(json_schema_extra={"maxProperties": _MAX_BIASES})
 ]
-TopLogprobs = Annotated[int, Field(ge=0, le=20)]
-StopString = Annotated[str, Field(min_length=1, max_length=1024)]
+TopLogprobs = Annotated[Whole, Field(ge=0, le=20)]
+StopString = Annotated[str, Field(max_length=1024)]
 StopStrings = Annotated[list[StopString], Field(max_length=16, fail_fast=True)]
 StopField = StopString | StopStrings
 FunctionName = Annotated[str, Field(min_length=1, max_length=128, pattern=r"^[A-Za-z0-9_.:/-]+$")]
@@ -100,6 +111,9 @@ class ResponseFormat(Request):
     grammar: str | None = Field(
         default=None, max_length=1 << 18, description='Lark or GBNF, for type "grammar".'
     )
+    schema_: JsonObject | None = Field(
+        default=None, alias="schema", description="The schema itself, as llama.cpp takes it."
+    )
 
 
 class SamplingFields(Request):
@@ -109,7 +123,7 @@ class SamplingFields(Request):
         default=None, description="0 = always the likeliest token."
     )
     top_p: Share | None = None
-    top_k: Annotated[int, Field(ge=-1, le=_MAX_INT)] | None = Field(
+    top_k: Annotated[Whole, Field(ge=-1, le=_MAX_INT)] | None = Field(
         default=None, description="0 = all."
     )
     min_p: Share | None = None
@@ -119,7 +133,7 @@ class SamplingFields(Request):
     logit_bias: LogitBias | None = Field(
         default=None, description="By token id; -100 forbids a token."
     )
-    seed: Annotated[int, Field(ge=-(2**63), le=2**63 - 1)] | None = None
+    seed: Annotated[Whole, Field(ge=-(2**63), le=2**63 - 1)] | None = None
     stop: StopField | None = Field(default=None, description="Up to 16; they do not show.")
 
     def sampling(self) -> dict[str, Any]:
@@ -141,7 +155,14 @@ class SamplingFields(Request):
 
 
 def stop_list(stop: str | list[str]) -> list[str]:
-    return [stop] if isinstance(stop, str) else stop
+    """Without empty ones, which some clients send for none."""
+    return [one for one in ([stop] if isinstance(stop, str) else stop) if one]
+
+
+def token_limit(*given: int | None) -> int | None:
+    """The first limit that is given; None where it says that there is none."""
+    first = next((limit for limit in given if limit is not None), None)
+    return first if first is not None and first > 0 else None
 
 
 def _bias_by_id(bias: dict[str, float]) -> dict[int, float]:

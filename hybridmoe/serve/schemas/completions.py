@@ -6,14 +6,15 @@ from pydantic import Field
 
 from hybridmoe.serve.schemas.chat import Usage
 from hybridmoe.serve.schemas.common import (
-    Count,
     JsonObject,
     Model,
     ResponseFormat,
     SamplingFields,
     StreamOptions,
     TokenIds,
+    TokenLimit,
     TopLogprobs,
+    Whole,
 )
 
 __all__ = ["CompletionAnswer", "CompletionRequest"]
@@ -24,8 +25,10 @@ class CompletionRequest(SamplingFields):
 
     model: str | None = Field(default=None, max_length=512)
     prompt: str | Annotated[TokenIds, Field(min_length=1)]
-    max_tokens: Count | None = Field(default=None, description="16 where it is left out.")
-    n: Annotated[int, Field(ge=1, le=128)] | None = None
+    max_tokens: TokenLimit | None = Field(
+        default=None, description="16 where it is left out; 0 and -1 set no limit."
+    )
+    n: Annotated[Whole, Field(ge=1, le=128)] | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     logprobs: TopLogprobs | None = None

@@ -5,7 +5,6 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from hybridmoe.serve.schemas.common import (
-    Count,
     FunctionName,
     JsonObject,
     Listed,
@@ -13,6 +12,7 @@ from hybridmoe.serve.schemas.common import (
     Request,
     Share,
     Temperature,
+    TokenLimit,
     TopLogprobs,
 )
 
@@ -61,7 +61,7 @@ class ResponsesRequest(Request):
     model: str | None = Field(default=None, max_length=512)
     input: str | Annotated[Listed[Item], Field(min_length=1)]
     instructions: str | None = None
-    max_output_tokens: Count | None = None
+    max_output_tokens: TokenLimit | None = Field(default=None, description="0 and -1 set no limit.")
     temperature: Temperature | None = None
     top_p: Share | None = None
     stream: bool | None = None
