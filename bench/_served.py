@@ -15,7 +15,7 @@ import requests
 __all__ = ["Served", "peer_served", "served"]
 
 _ROOT = Path(__file__).resolve().parent.parent
-_START_S = 300
+_START_S = 300  # to start, to answer and to end: what takes longer hangs
 
 # llama-cpp-python 0.3.36 aborts on AMX machines unless `use_extra_bufts` is off (_llama_cpp.py),
 # and its server has no option for that.
@@ -75,7 +75,7 @@ def _process(command: Sequence[str], port: int, path: str) -> Iterator[Served]:
             yield Served(url, process.pid, Path(log.name))
         finally:
             process.terminate()
-            process.wait(30)
+            process.wait(_START_S)
 
 
 def _await(process: "subprocess.Popen[bytes]", url: str, log: Path) -> None:
@@ -85,7 +85,7 @@ def _await(process: "subprocess.Popen[bytes]", url: str, log: Path) -> None:
             said = log.read_text(encoding="utf-8", errors="replace")
             raise RuntimeError(f"the server ended with {process.returncode}: {said[-500:]}")
         with contextlib.suppress(requests.ConnectionError):
-            if requests.get(url, timeout=10).status_code == 200:
+            if requests.get(url, timeout=_START_S).status_code == 200:
                 return
         time.sleep(0.1)
     raise RuntimeError(f"no answer from {url} in {_START_S} s")

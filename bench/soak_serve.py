@@ -15,7 +15,7 @@ import random
 import sys
 import time
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -31,13 +31,16 @@ from bench._harness import machine
 from bench._served import Served, served
 from bench._soak_requests import Ask, Deck, Raw
 
-__all__ = ["Rest", "Soak", "server_arguments"]
+__all__ = ["Phase", "Rest", "Soak", "server_arguments"]
 
-_ANSWER_S = 120  # what takes longer is stuck
-_REST_S = 20  # within which a server must have ended what its clients have left
+_ANSWER_S = 300  # what takes longer is stuck, on a slow machine too
+_REST_S = 300  # likewise for what a server must end because its clients have left
 _LEAVING = 0.25  # of the clients
 _SPARE_THREADS = 8  # pools grow with the load, and keep threads for a while
 _RSS_GROWTH = 1.05
+
+
+Phase = Callable[[float], bool]  # whether the load ends, given the seconds since it began
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,12 +68,13 @@ class Soak:
     faults: list[str] = field(default_factory=list)
     rests: list[Rest] = field(default_factory=list)
 
-    async def run(self, warm_up_s: float, seconds: float, num_rests: int = 1) -> None:
-        """Load the server, and look at it at rest: at first, warm, and so many times after."""
+    async def run(self, phases: Sequence[Phase]) -> None:
+        """Load the server in phases, the first to warm it up; inspect it at rest around each."""
         deck = Deck(random.Random(self.seed))
         began = time.perf_counter()
-        for phase_s in [0.0, warm_up_s, *[seconds / num_rests] * num_rests]:
-            await self._load(phase_s, deck)
+        self.rests.append(await self._at_rest(began))
+        for is_over in phases:
+            await self._load(is_over, deck)
             self.rests.append(await self._at_rest(began))
         first, warm, last = self.rests[0], self.rests[1], self.rests[-1]
         if last.files > first.files:
@@ -87,13 +91,13 @@ class Soak:
         if last > warm * _RSS_GROWTH:
             self.faults.append(f"memory: {warm:.1f} MiB when warm, {last:.1f} at the end")
 
-    async def _load(self, seconds: float, deck: Deck) -> None:
-        until = time.perf_counter() + seconds
+    async def _load(self, is_over: Phase, deck: Deck) -> None:
+        began = time.perf_counter()
 
         async def client(number: int) -> None:
             rng = random.Random(self.seed + 1000 * number)
             async with httpx2.AsyncClient(base_url=self.server.url, timeout=_ANSWER_S) as http:
-                while time.perf_counter() < until:
+                while not is_over(time.perf_counter() - began):
                     name, wanted = deck.deal()
                     try:
                         if isinstance(wanted, Ask):
@@ -105,8 +109,7 @@ class Soak:
                         self.faults.append(f"{name}: {error!r}")
                     self.counts[name, ended] += 1
 
-        if seconds > 0.0:
-            await asyncio.gather(*(client(i) for i in range(self.num_clients)))
+        await asyncio.gather(*(client(i) for i in range(self.num_clients)))
 
     async def _ask(self, http: httpx2.AsyncClient, rng: random.Random, name: str, ask: Ask) -> str:
         """Ask, and perhaps leave: at once, or after some lines of the answer."""
@@ -224,7 +227,7 @@ def main(minutes: float, num_clients: int, num_slots: int, seed: int) -> None:
     seconds = 60 * minutes
     with served(server_arguments(num_slots)) as server:
         soak = Soak(server, num_clients, seed)
-        asyncio.run(soak.run(seconds / 5, seconds * 4 / 5, num_rests=4))
+        asyncio.run(soak.run([lambda elapsed_s: elapsed_s >= seconds / 5] * 5))
     soak.check_memory()
     for (name, ended), count in sorted(soak.counts.items()):
         print(f"{name:20} {ended:20} {count:7}")

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 import torch
+from hypothesis import HealthCheck, settings
 
 from hybridmoe import _C
 from hybridmoe.errors import ShapeError
@@ -27,6 +28,11 @@ os.environ["NUMBA_CACHE_DIR"] = str(_ROOT / ".pytest_cache" / f"numba-{_DIGEST}"
 # Triton reads this when it is first imported, and again when kernels are defined.
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
+
+# Examples are counted, not timed; fixtures that they share only set something.
+_UNCHECKED = [HealthCheck.too_slow, HealthCheck.function_scoped_fixture]
+settings.register_profile("untimed", deadline=None, suppress_health_check=_UNCHECKED)
+settings.load_profile("untimed")
 
 # A runner in the background ignores SIGINT, and its children would inherit that: the tests of
 # Ctrl-C need the default.

@@ -5,6 +5,8 @@ from dataclasses import dataclass, field
 from queue import SimpleQueue
 from typing import Any
 
+from waiting import HANG_S
+
 from hybridmoe.engine import (
     Engine,
     Event,
@@ -14,8 +16,6 @@ from hybridmoe.engine import (
     SamplingParams,
     TokenEvent,
 )
-
-TIMEOUT_S = 60
 
 
 @dataclass
@@ -51,7 +51,7 @@ class Running:
         self.ticket = engine.submit(request, self.queue.put)
 
     def next(self) -> Event:
-        event = self.queue.get(timeout=TIMEOUT_S)
+        event = self.queue.get(timeout=HANG_S)
         self.answer.events.append(event)
         return event
 

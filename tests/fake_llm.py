@@ -4,7 +4,9 @@ Run as a script it is the `hybridmoe` command with that model in place of a real
 no torch then, since terminal tests start many of it.
 """
 
+import itertools
 import os
+import signal
 import sys
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
@@ -87,7 +89,7 @@ def environment() -> dict[str, str]:
 class FakeLLM:
     """Answers "you said X"; other answers by what the last message is.
 
-    slow: words without end, ten a second · long: one second of reading the prompt ·
+    slow: words without end, ten a second · long: a prompt that is read without end ·
     fail: a ConfigError · escape: control characters · call: a tool call · params: its parameters
     """
 
@@ -99,6 +101,7 @@ class FakeLLM:
         self.config = SimpleNamespace(name="fake")
         self.prompts: list[list[dict[str, Any]]] = []
         self.num_open_streams = 0
+        self.interrupted_after: int | None = None  # words or pieces of the prompt: then Ctrl-C
         self.is_closed = False
 
     def __enter__(self) -> Self:
@@ -155,9 +158,10 @@ class FakeLLM:
         def pieces() -> Generator[str, None, None]:
             self.num_open_streams += 1
             try:
-                for done in range(10 if text == "long" else 1):
+                for done in itertools.count() if text == "long" else range(1):
+                    self._interrupt(done)
                     if progress is not None:
-                        progress(Progress("prompt", done * 100, 1000, "tokens"))
+                        progress(Progress("prompt", min(done, 9) * 100, 1000, "tokens"))
                     time.sleep(0.1 if text == "long" else 0)
                 for piece in self._answer(text, sampling):
                     shown.append(piece)
@@ -178,9 +182,14 @@ class FakeLLM:
 
         return ResultStream(pieces(), finish)
 
+    def _interrupt(self, count: int) -> None:
+        if count == self.interrupted_after:
+            os.kill(os.getpid(), signal.SIGINT)
+
     def _answer(self, text: str, sampling: dict[str, Any]) -> Iterator[str]:
         if text == "slow":
-            for i in range(10_000):
+            for i in itertools.count():
+                self._interrupt(i)
                 time.sleep(0.1)
                 yield f"w{i} "
         elif text == "escape":
@@ -200,8 +209,8 @@ def load(
 ) -> FakeLLM:
     """In place of `hybridmoe.load`."""
     assert options.keys() == {*LOAD_NAMES, *ENGINE_NAMES}
-    if path is not None and path.name == "slow.gguf":
-        for done in range(10):
+    if path is not None and path.name in ("slow.gguf", "endless.gguf"):
+        for done in range(10) if path.name == "slow.gguf" else itertools.cycle(range(10)):
             time.sleep(0.1)
             if progress is not None:
                 progress(Progress("load", done << 30, 10 << 30, "bytes"))

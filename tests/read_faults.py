@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from waiting import HANG_S
 
 from hybridmoe import _C
 from hybridmoe.experts import read_engines
@@ -40,7 +41,7 @@ def hold_reads(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
     gate, really_read, really_ring = threading.Event(), os.preadv, _C.IoRing
 
     def read(fd: int, buffers: Any, offset: int) -> int:
-        assert gate.wait(30)
+        assert gate.wait(HANG_S)
         return really_read(fd, buffers, offset)
 
     class Ring(really_ring):  # type: ignore[misc, valid-type]
@@ -51,7 +52,7 @@ def hold_reads(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
             super().begin(*read)
 
         def wait(self) -> list[tuple[int, int, int]]:
-            assert not self.has_begun or gate.wait(30)
+            assert not self.has_begun or gate.wait(HANG_S)
             return super().wait()  # type: ignore[no-any-return]
 
     monkeypatch.setattr(os, "preadv", read)

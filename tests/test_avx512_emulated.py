@@ -16,6 +16,7 @@ from gguf import GGMLQuantizationType
 from random_weights import TYPES, block_weights, random_matrix
 from test_isa_objects import ROOT, SETUP
 from test_linear import activations
+from waiting import HANG_S
 
 from hybridmoe.kernels import isa, ops
 from hybridmoe.kernels.matrix import QuantMatrix
@@ -42,7 +43,7 @@ def emulated(tmp_path_factory: pytest.TempPathFactory) -> Linear:
     ]
     flags = [*SETUP.ISA_CFLAGS, *SETUP.ISA_FLAGS["avx2"], "-O1", "-w", "-shared", "-fPIC"]
     subprocess.run(
-        [compiler, *flags, *sources, "-o", str(library)], cwd=ROOT, check=True, timeout=300
+        [compiler, *flags, *sources, "-o", str(library)], cwd=ROOT, check=True, timeout=HANG_S
     )
     return _bind(library)
 

@@ -3,11 +3,11 @@
 import json
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import fake_llm
 import pytest
+from waiting import HANG_S
 
 import hybridmoe
 from hybridmoe.cli import app
@@ -28,24 +28,19 @@ def run(*arguments: str, stdin: str = "") -> "subprocess.CompletedProcess[str]":
         input=stdin,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=HANG_S,
         env=fake_llm.environment(),
     )
 
 
-def test_help_imports_nothing_heavy_and_is_quick() -> None:
+def test_help_imports_nothing_heavy() -> None:
     code = (
         "import sys; from hybridmoe.cli.app import main; main(['--help']);"
         f"print([m for m in {HEAVY!r} if m in sys.modules])"
     )
-    times = []
-    for _ in range(3):
-        started = time.monotonic()
-        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-        times.append(time.monotonic() - started)
-        assert done.stdout.endswith("[]\n")
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout.endswith("[]\n")
     assert all(name in done.stdout for name in app.COMMANDS)
-    assert min(times) < 1.0  # 0.15 s on an idle machine
 
 
 @pytest.mark.parametrize("name", app.COMMANDS)

@@ -3,11 +3,7 @@
 import inspect
 import io
 import json
-import os
 import signal
-import threading
-import time
-from collections.abc import Iterator
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -140,20 +136,9 @@ def test_cut_off_answers_and_tool_calls_are_noted(chat: Chat) -> None:
 # Ctrl-C
 
 
-@pytest.fixture
-def interrupt_soon() -> Iterator[None]:
-    timer = threading.Timer(0.35, os.kill, (os.getpid(), signal.SIGINT))
-    timer.start()
-    yield
-    timer.cancel()
-    timer.join()
-
-
-@pytest.mark.usefixtures("interrupt_soon")
 def test_interrupt_ends_the_answer_and_keeps_what_was_said(chat: Chat) -> None:
-    started = time.monotonic()
+    chat.llm.interrupted_after = 3
     shown = chat.ask("slow")
-    assert time.monotonic() - started < 5
     assert shown.startswith("w0 w1 ") and "(stopped)" in shown
     assert chat.said[0] == ("user", "slow") and chat.said[1][1].startswith("w0 w1 ")
     assert chat.llm.num_open_streams == 0
@@ -161,8 +146,8 @@ def test_interrupt_ends_the_answer_and_keeps_what_was_said(chat: Chat) -> None:
     assert chat.ask("hi").startswith("you said hi")
 
 
-@pytest.mark.usefixtures("interrupt_soon")
 def test_interrupt_while_the_prompt_is_read_forgets_the_question(chat: Chat) -> None:
+    chat.llm.interrupted_after = 3
     assert "(stopped)" in chat.ask("long")
     assert chat.said == []
     assert chat.llm.num_open_streams == 0

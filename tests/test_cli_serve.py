@@ -5,13 +5,13 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 import httpx2
 import pytest
+from waiting import HANG_S, eventually
 
 from hybridmoe.cli.app import main
 from hybridmoe.cli.serve import listen
@@ -28,7 +28,7 @@ def serving(*arguments: str) -> Iterator[tuple["subprocess.Popen[str]", httpx2.C
             line = process.stderr.readline()
             assert line, said
             said += line
-        with httpx2.Client(base_url=url[1], timeout=60) as http:
+        with httpx2.Client(base_url=url[1], timeout=HANG_S) as http:
             yield process, http
     finally:
         process.kill()
@@ -37,10 +37,7 @@ def serving(*arguments: str) -> Iterator[tuple["subprocess.Popen[str]", httpx2.C
 
 
 def ready(http: httpx2.Client) -> None:
-    deadline = time.monotonic() + 60
-    while http.get("/health").status_code != 200:
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+    eventually(lambda: http.get("/health").status_code == 200)
 
 
 def test_it_serves_and_ends_at_an_interrupt() -> None:
@@ -56,7 +53,7 @@ def test_it_serves_and_ends_at_an_interrupt() -> None:
             next(lines)
             process.send_signal(signal.SIGINT)
             assert "the answer was cancelled" in "".join(lines)
-            assert process.wait(20) == 130
+            assert process.wait(HANG_S) == 130
         assert process.stderr is not None
         assert "Traceback" not in process.stderr.read()
 
@@ -78,7 +75,10 @@ def test_tokens_are_sent_as_they_come() -> None:
 
 
 def test_what_is_said_to_listen_takes_connections() -> None:
-    with listen("127.0.0.1", 0) as listener, socket.create_connection(listener.getsockname(), 5):
+    with (
+        listen("127.0.0.1", 0) as listener,
+        socket.create_connection(listener.getsockname(), HANG_S),
+    ):
         pass
 
 
@@ -106,7 +106,7 @@ def test_what_keeps_it_from_serving_is_one_line(
 )
 def test_a_model_that_cannot_be_loaded_ends_the_server(arguments: list[str], words: str) -> None:
     command = [sys.executable, "-m", "hybridmoe", "serve", "--port", "0", *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=HANG_S, check=False)
     assert done.returncode == 1
     assert words in done.stderr.splitlines()[-1]
     assert "Traceback" not in done.stderr
@@ -117,6 +117,6 @@ def test_an_open_door_is_warned_of() -> None:
         command = [sys.executable, "-m", "hybridmoe", "serve", "--port", "0", "--host", "0.0.0.0"]
         done = subprocess.run(
             [*command, *arguments, "absent.gguf"],
-            capture_output=True, text=True, timeout=60, check=False,
+            capture_output=True, text=True, timeout=HANG_S, check=False,
         )  # fmt: skip
         assert ("can be reached by others, and no --api-key is set" in done.stderr) == warns

@@ -8,6 +8,7 @@ from pathlib import Path
 import fake_llm
 import pexpect
 import pytest
+from waiting import HANG_S
 
 CONTROL_D, CONTROL_C, ENTER, ALT_ENTER = "\x04", "\x03", "\r", "\x1b\r"
 
@@ -25,7 +26,7 @@ class Terminal:
             [fake_llm.__file__, "chat", *arguments],
             env=environment,
             encoding="utf-8",
-            timeout=30,
+            timeout=HANG_S,
             dimensions=(50, 120),
         )
 
@@ -132,7 +133,7 @@ def test_a_bar_while_the_model_loads_and_none_of_it_left(tmp_path: Path) -> None
 
 
 def test_control_c_while_loading_is_code_130(tmp_path: Path) -> None:
-    terminal = Terminal(tmp_path, "slow.gguf")
+    terminal = Terminal(tmp_path, "endless.gguf")
     terminal.expect("loading the model")
     terminal.type(CONTROL_C)
     assert terminal.end() == 130

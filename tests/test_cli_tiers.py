@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from fake_llm import environment
+from waiting import HANG_S
 
 from hybridmoe.cli.app import main
 
@@ -14,7 +15,9 @@ from hybridmoe.cli.app import main
 def generate(*options: str) -> "subprocess.CompletedProcess[str]":
     command = [sys.executable, "-m", "hybridmoe", "generate", "-p", "What is 1 + 1?", "--chat"]
     command += ["--temperature", "0", "--max-tokens", "20", "--ctx", "256", "--json", *options]
-    return subprocess.run(command, capture_output=True, text=True, env=environment(), timeout=120)
+    return subprocess.run(
+        command, capture_output=True, text=True, env=environment(), timeout=HANG_S
+    )
 
 
 def test_the_answer_is_the_same_and_the_cache_is_shown(tmp_path: Path) -> None:

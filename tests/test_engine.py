@@ -10,6 +10,7 @@ import pytest
 from engine_run import Running, request, run
 from gguf import GGMLQuantizationType as Type
 from tiny_gguf import write_tiny
+from waiting import HANG_S
 
 from hybridmoe.config import EngineConfig, ModelConfig
 from hybridmoe.engine import Engine, Finished, PromptProgress, Request, TokenEvent
@@ -162,7 +163,7 @@ def test_short_prompts_do_not_wait_for_long_ones(make: MakeEngine) -> None:
 
     engine.submit(request(RNG.integers(0, 256, 500).tolist(), 1), listener("long"))
     engine.submit(request([1, 2, 3, 4], 1), listener("short"))
-    assert done.wait(60)
+    assert done.wait(HANG_S)
     assert order == ["short", "long"]
 
 

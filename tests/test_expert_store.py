@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from read_faults import hold_reads
 
@@ -56,11 +56,7 @@ STEPS = st.lists(
 )
 
 
-@settings(
-    max_examples=60,
-    deadline=None,
-    suppress_health_check=[HealthCheck.function_scoped_fixture],  # only sets a variable
-)
+@settings(max_examples=60)
 @given(steps=STEPS, num_buffers=st.integers(1, 5))
 def test_wanted_experts_are_there_and_no_buffer_is_lost(
     path: Path, steps: list[tuple[str, int]], num_buffers: int

@@ -14,6 +14,7 @@ import pytest
 from gguf import GGMLQuantizationType as Q
 from raw_gguf import RawFile, RawTensor, V, array, key, string, text_key, u32, u32_key, u64
 from refusal import refusal
+from waiting import HANG_S
 
 from hybridmoe.errors import GGUFError
 from hybridmoe.gguf import GGUFFile
@@ -223,7 +224,7 @@ def test_claims_cost_no_address_space(tmp_path: Path) -> None:
                 print(error)
     """)
     command = [sys.executable, "-c", script, str(tmp_path)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=HANG_S, check=False)
     assert done.returncode == 0 and done.stderr == "", done.stderr
     lines = done.stdout.splitlines()
     assert len(lines) == len(HOSTILE) + 2

@@ -8,7 +8,7 @@ import hypothesis.strategies as st
 import numpy as np
 import pytest
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from raw_gguf import RawFile, RawTensor, V, array, key, packed, scalar, u32_key
 from test_gguf_reader import assert_same_as_gguf_py
 
@@ -69,17 +69,13 @@ def files(draw: st.DrawFn) -> RawFile:
     return RawFile(keys, tensors, data, alignment=alignment, version=version)
 
 
-@settings(
-    max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=80)
 @given(file=files())
 def test_a_sound_file_reads_as_gguf_py_reads_it(tmp_path: Path, file: RawFile) -> None:
     assert_same_as_gguf_py(file.write(tmp_path / "x.gguf"))
 
 
-@settings(
-    max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=80)
 @given(file=files(), data=st.data())
 def test_a_cut_file_is_refused_unless_only_padding_is_gone(
     tmp_path: Path, file: RawFile, data: st.DataObject
@@ -95,9 +91,7 @@ def test_a_cut_file_is_refused_unless_only_padding_is_gone(
         GGUFFile.open(path)
 
 
-@settings(
-    max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=200)
 @given(file=files(), data=st.data())
 def test_changed_bytes_give_a_sound_file_or_one_line(
     tmp_path: Path, file: RawFile, data: st.DataObject

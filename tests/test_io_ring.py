@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from waiting import HANG_S
 
 from hybridmoe import _C
 from hybridmoe.errors import ConfigError, ShapeError
@@ -261,7 +262,7 @@ def test_where_it_is_refused_threads_read_and_the_reason_is_given(error: int, wh
             **{name: value for name, value in os.environ.items() if name != "HYBRIDMOE_IO"},
             "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
         },
-        timeout=120,
+        timeout=HANG_S,
     )
     if done.returncode == 77:
         pytest.skip("no seccomp filters here")

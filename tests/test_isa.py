@@ -5,6 +5,7 @@ import subprocess
 import sys
 
 import pytest
+from waiting import HANG_S
 
 from hybridmoe.env import ISA_NAMES
 from hybridmoe.errors import ConfigError
@@ -19,7 +20,7 @@ def run_python(code: str, **environment: str) -> subprocess.CompletedProcess[str
         env={**os.environ, **environment},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=HANG_S,
     )
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+from waiting import HANG_S
 
 from hybridmoe.kernels import isa
 
@@ -43,7 +44,7 @@ def symbols(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[tuple[st
         command = [compiler, *SETUP.ISA_CFLAGS, *flags, "-O1", "-fno-inline", "-w", "-fPIC", "-c"]
         command += [SETUP.isa_source(name), "-o", str(folder / f"{name}.o")]
         processes[name] = subprocess.Popen(command, cwd=ROOT)
-    assert all(process.wait(timeout=300) == 0 for process in processes.values())
+    assert all(process.wait(HANG_S) == 0 for process in processes.values())
     result = {}
     for name in processes:
         output = subprocess.run(

@@ -142,7 +142,7 @@ class CacheMachine(RuleBasedStateMachine):
         assert self.cache.num_available + len(shared) + len(own) == NUM_PAGES
 
 
-CacheMachine.TestCase.settings = settings(max_examples=60, stateful_step_count=30, deadline=None)
+CacheMachine.TestCase.settings = settings(max_examples=60, stateful_step_count=30)
 TestCache = CacheMachine.TestCase
 
 

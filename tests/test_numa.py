@@ -11,6 +11,7 @@ import pytest
 import torch
 from gguf import GGMLQuantizationType
 from random_weights import random_matrix
+from waiting import HANG_S
 
 from hybridmoe.errors import ShapeError
 from hybridmoe.kernels import isa, ops, topology
@@ -26,7 +27,7 @@ def test_each_row_is_in_one_task_of_its_node(tmp_path: Path) -> None:
     program = tmp_path / "row_tasks"
     source = CSRC / "tests" / "row_tasks.cpp"
     command = [compiler, "-std=c++20", "-Wall", "-Wextra", f"-I{CSRC}", str(source)]
-    subprocess.run([*command, "-o", str(program)], check=True, timeout=120)
+    subprocess.run([*command, "-o", str(program)], check=True, timeout=HANG_S)
     result = subprocess.run([str(program)], capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stdout
     assert int(result.stdout.split()[0]) > 1000

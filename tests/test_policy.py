@@ -32,7 +32,7 @@ def expert_array(experts: list[int]) -> NDArray[np.int32]:
     return np.array(experts, np.int32)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(run=runs())
 @pytest.mark.parametrize("name", POLICIES)
 def test_every_decision_keeps_the_promises(name: str, run: tuple[CacheShape, list[Access]]) -> None:

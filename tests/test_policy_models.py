@@ -27,7 +27,7 @@ MODELS: dict[str, type[Model]] = {
 }
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(seed=st.integers(0, 2**31), slots=st.integers(1, 22), layers=st.integers(1, 4))
 @pytest.mark.parametrize("name", MODELS)
 def test_a_policy_decides_as_its_model(name: str, seed: int, slots: int, layers: int) -> None:

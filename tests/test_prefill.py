@@ -1,6 +1,5 @@
 """Prompts on the CPU and a card at once: Triton's interpreter, and stand-ins for streams."""
 
-import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
@@ -12,6 +11,7 @@ import torch
 from gguf import GGMLQuantizationType as T
 from random_weights import random_matrix
 from triton_bounds import U, expert_of_rows
+from waiting import eventually
 from watched_streams import Watch, WatchedEvent, WatchedStream
 
 from hybridmoe.errors import HybridMoeError
@@ -252,6 +252,13 @@ def test_an_id_that_is_none_is_said_after_the_step(make: Make) -> None:
     experts.check()
 
 
+def has_arrived(slots: CardSlots, copy: FakeStream) -> bool:
+    """Whether an upload has; uploads that are due go on."""
+    copy.synchronize()
+    slots.cache.begin_step()
+    return len(slots.cache.resident()) > 0
+
+
 @pytest.mark.parametrize("is_lazy", [True, False], ids=["lazy", "eager"])
 def test_a_models_executor_uses_the_cards_slots_in_prompts_too(make: Make, is_lazy: bool) -> None:
     """Prompts before and after the experts that they use have come to the slots."""
@@ -272,11 +279,8 @@ def test_a_models_executor_uses_the_cards_slots_in_prompts_too(make: Make, is_la
             check(prompts, layer, x, ids, weights, got)
         experts.end_step()
         copy.synchronize()
-        deadline = time.monotonic() + 10
-        while step == 0 and len(slots.cache.resident()) < 1 and time.monotonic() < deadline:
-            time.sleep(0.01)
-            copy.synchronize()
-            slots.cache.begin_step()
+        if step == 0:
+            eventually(lambda: has_arrived(slots, copy))
     resident = slots.cache.resident()
     assert prompts.tally.held > 0 and len(resident) > 0
     experts.close()

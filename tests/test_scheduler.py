@@ -239,5 +239,5 @@ class EngineMachine(RuleBasedStateMachine):
         assert self.cache.num_available == self.cache.plan.num_pages
 
 
-EngineMachine.TestCase.settings = settings(max_examples=300, stateful_step_count=25, deadline=None)
+EngineMachine.TestCase.settings = settings(max_examples=300, stateful_step_count=25)
 TestEngine = EngineMachine.TestCase

@@ -8,6 +8,7 @@ import pytest
 from fake_engine import FakeLLM
 from live_server import LiveServer, live_server
 from serving import CALL, user
+from waiting import HANG_S
 
 WEATHER: Any = {
     "name": "get_weather",
@@ -180,5 +181,5 @@ def test_a_client_that_leaves_frees_its_sequence(client: anthropic.Anthropic, ll
         for event in stream:
             if event.type == "text":
                 break
-    assert llm.engine.tickets[-1].finished.wait(5)
+    assert llm.engine.tickets[-1].finished.wait(HANG_S)
     assert llm.engine.tickets[-1].cancelled.is_set()

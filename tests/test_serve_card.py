@@ -5,6 +5,7 @@ from typing import Any
 import httpx2
 import pytest
 from live_server import live_server
+from waiting import HANG_S
 
 import hybridmoe
 from hybridmoe.model.decoder import Decoder
@@ -23,7 +24,7 @@ def test_a_lost_card_is_a_503_in_each_apis_shape(monkeypatch: pytest.MonkeyPatch
     with (
         hybridmoe.load(context_tokens=256, device="cpu") as llm,
         live_server(llm) as server,
-        httpx2.Client(base_url=server.url, timeout=30) as client,
+        httpx2.Client(base_url=server.url, timeout=HANG_S) as client,
     ):
         assert client.get("/health").json() == {"status": "ok"}
         monkeypatch.setattr(Decoder, "_run", fail)

@@ -3,8 +3,7 @@
 import itertools
 import json
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import anthropic
@@ -13,6 +12,7 @@ import pytest
 from engine_run import request
 from live_server import LiveServer, live_server
 from pydantic import BaseModel, Field
+from waiting import HANG_S, eventually
 
 import hybridmoe
 
@@ -216,10 +216,10 @@ def test_sixty_four_greedy_clients_get_what_each_gets_alone(
 
     threads = [threading.Thread(target=one, args=(i,)) for i in range(64)]
     all_wait = threading.Event()
-    llm.engine.submit(request([1], 1), lambda _: all_wait.wait(20))  # holds the engine up
+    llm.engine.submit(request([1], 1), lambda _: all_wait.wait(HANG_S))  # holds the engine up
     for thread in threads:
         thread.start()
-    _await(lambda: llm.engine.stats().waiting == 64)
+    eventually(lambda: llm.engine.stats().waiting == 64)
     all_wait.set()
     for thread in threads:
         thread.join()
@@ -232,19 +232,12 @@ def test_clients_that_leave_free_their_pages(client: openai.OpenAI, llm: hybridm
     streams = [
         ask(client, "Hello!", max_tokens=900, logit_bias=bias, stream=True) for _ in range(6)
     ]
-    _await(lambda: llm.engine.stats().running == 6)
+    eventually(lambda: llm.engine.stats().running == 6)
     for stream in streams:
         stream.close()
-    _await(lambda: llm.engine.stats().running == 0)
+    eventually(lambda: llm.engine.stats().running == 0)
     stats = llm.engine.stats()
     assert (stats.waiting, stats.kv_pages_used) == (0, 0)
-
-
-def _await(holds: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 20
-    while not holds():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
 
 
 def test_experts_are_named_layer_by_layer(client: openai.OpenAI, llm: hybridmoe.LLM) -> None:

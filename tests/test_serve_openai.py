@@ -1,6 +1,5 @@
 """OpenAI's own Python client against the endpoint, with an engine that answers by rule."""
 
-import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -9,6 +8,7 @@ import pytest
 from fake_engine import FakeLLM
 from live_server import LiveServer, live_server
 from serving import user
+from waiting import HANG_S, eventually
 
 
 @pytest.fixture(scope="module")
@@ -163,13 +163,13 @@ def test_a_client_that_leaves_frees_its_sequence(client: openai.OpenAI, llm: Fak
     stream = client.chat.completions.create(model="test", messages=user("slow"), stream=True)
     next(iter(stream))
     stream.close()
-    assert llm.engine.tickets[-1].finished.wait(5)
+    assert llm.engine.tickets[-1].finished.wait(HANG_S)
     assert llm.engine.tickets[-1].cancelled.is_set()
     with pytest.raises(openai.APITimeoutError):
         client.with_options(timeout=0.3).chat.completions.create(
             model="test", messages=user("slow")
         )
-    assert llm.engine.tickets[-1].finished.wait(5)
+    assert llm.engine.tickets[-1].finished.wait(HANG_S)
 
 
 def test_an_error_in_mid_stream_reaches_the_client(client: openai.OpenAI) -> None:
@@ -203,10 +203,7 @@ def test_a_full_queue_is_429_and_nothing_is_left_running(
     assert int(caught.value.response.headers["retry-after"]) > 0
     for stream in streams:
         stream.close()
-    deadline = time.monotonic() + 5
-    while llm.engine.num_running and time.monotonic() < deadline:
-        time.sleep(0.01)
-    assert llm.engine.num_running == 0
+    eventually(lambda: llm.engine.num_running == 0)
 
 
 def test_completions(client: openai.OpenAI) -> None:

@@ -8,6 +8,7 @@ import pytest
 from fake_engine import FakeLLM
 from live_server import LiveServer, live_server
 from playwright.sync_api import Page, Request, expect, sync_playwright
+from waiting import HANG_S
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 pytestmark = [
@@ -34,7 +35,7 @@ def page(server: LiveServer) -> Iterator[Page]:
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
         page = browser.new_page()
-        page.set_default_timeout(10_000)
+        page.set_default_timeout(1000 * HANG_S)
         page.on("request", check)
         page.on("pageerror", lambda error: wrong.append(str(error)))
         page.on("console", lambda m: wrong.append(m.text) if m.type == "error" else None)
@@ -72,7 +73,7 @@ def test_stop_ends_the_answer_and_the_engines_work(page: Page, llm: FakeLLM) -> 
     page.click("#send")
     expect(page.locator("#status")).to_have_text("stopped")
     expect(page.locator("#send")).to_have_text("Send")
-    assert llm.engine.tickets[-1].finished.wait(5)
+    assert llm.engine.tickets[-1].finished.wait(HANG_S)
     assert llm.engine.tickets[-1].cancelled.is_set()
 
 

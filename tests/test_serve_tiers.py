@@ -8,6 +8,7 @@ from typing import Any
 import httpx2
 import pytest
 from live_server import live_server
+from waiting import HANG_S
 
 import hybridmoe
 from hybridmoe.demo import demo_path
@@ -34,7 +35,7 @@ def test_a_shortened_file_ends_requests_but_not_the_server(tmp_path: Path, strea
     with (
         hybridmoe.load(path, context_tokens=512, expert_ram="2MiB") as llm,
         live_server(llm) as server,
-        httpx2.Client(base_url=server.url, timeout=30) as client,
+        httpx2.Client(base_url=server.url, timeout=HANG_S) as client,
     ):
 
         def ask(**more: Any) -> httpx2.Response:

@@ -108,7 +108,7 @@ def best_net(requests: list[Request], slots: int) -> int:
     return max(best.values())
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     run=st.lists(
         st.tuples(st.integers(0, 4), st.booleans(), st.booleans()), min_size=1, max_size=14

@@ -2,13 +2,13 @@
 
 import os
 import threading
-import time
 from pathlib import Path
 
 import pytest
 import torch
 from gguf import GGMLQuantizationType
 from random_weights import random_matrix
+from waiting import HANG_S, eventually
 
 from hybridmoe import _C
 from hybridmoe.errors import ShapeError
@@ -51,10 +51,7 @@ def test_workers_are_bound_to_their_cores_and_the_caller_is_not(
         ops.linear(X, W)
         sets = [set(core) if pin == "1" else before for core in cores]
         want = {f"hybridmoe-{i}": cpus for i, cpus in enumerate(sets)}
-        deadline = time.monotonic() + 30  # a worker that has not run yet is not bound yet
-        while worker_cpus() != want and time.monotonic() < deadline:
-            time.sleep(0.01)
-        assert worker_cpus() == want
+        eventually(lambda: worker_cpus() == want)  # one that has not run yet is not bound yet
     assert os.sched_getaffinity(0) == before
 
 
@@ -91,7 +88,7 @@ def test_python_threads_may_call_at_once() -> None:
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(timeout=60)
+        thread.join(HANG_S)
     assert len(results) == 400 and all(results)
 
 

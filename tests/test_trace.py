@@ -39,7 +39,7 @@ def test_a_trace_comes_back_as_it_was(written: Path) -> None:
     assert got.header == trace.header and "synthetic" in got.header["source"]
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(data=st.data())
 def test_damage_is_refused_in_one_line_or_changes_nothing(
     written: Path, data: st.DataObject

@@ -119,7 +119,7 @@ class Run:
             assert value == want.total(kind)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(data=st.data(), policy=st.sampled_from(["lru", "ema", "lfu"]))
 def test_a_slot_has_one_expert_and_is_named_when_it_is_there(
     data: st.DataObject, policy: str
