@@ -11,6 +11,7 @@ import pytest
 from fake_engine import FakeLLM
 from live_server import LiveServer, live_server
 from prometheus_client.parser import text_string_to_metric_families
+from waiting import HANG_S
 
 from hybridmoe.errors import ConfigError
 from hybridmoe.serve import ServeConfig
@@ -30,7 +31,7 @@ def server(llm: FakeLLM) -> Iterator[LiveServer]:
 
 @pytest.fixture
 def http(server: LiveServer) -> Iterator[httpx2.Client]:
-    with httpx2.Client(base_url=server.url) as client:
+    with httpx2.Client(base_url=server.url, timeout=HANG_S) as client:
         yield client
 
 
@@ -166,7 +167,7 @@ def test_metrics_add_up(http: httpx2.Client) -> None:
 
 
 def test_while_the_model_loads(llm: FakeLLM) -> None:
-    with live_server(None) as server, httpx2.Client(base_url=server.url) as http:
+    with live_server(None) as server, httpx2.Client(base_url=server.url, timeout=HANG_S) as http:
         server.service.load_progress = 0.5
         answer = http.get("/health")
         assert answer.status_code == 503
@@ -183,7 +184,10 @@ def test_while_the_model_loads(llm: FakeLLM) -> None:
 
 def test_keys_guard_all_but_the_pages(llm: FakeLLM) -> None:
     keys = ("one", "two")
-    with live_server(llm, api_keys=keys) as server, httpx2.Client(base_url=server.url) as http:
+    with (
+        live_server(llm, api_keys=keys) as server,
+        httpx2.Client(base_url=server.url, timeout=HANG_S) as http,
+    ):
         for path in ("/", "/docs", "/health", "/openapi.json", "/static/chat.js"):
             assert http.get(path).status_code == 200, path
         for path in ("/v1/models", "/metrics", "/nothing"):
@@ -219,7 +223,7 @@ def test_other_sites_may_read_answers_only_if_told_so(llm: FakeLLM, http: httpx2
     assert "access-control-allow-origin" not in http.options(CHAT, headers=asked).headers
     with (
         live_server(llm, cors_origins=("https://a.example",), api_keys=("k",)) as server,
-        httpx2.Client(base_url=server.url) as other,
+        httpx2.Client(base_url=server.url, timeout=HANG_S) as other,
     ):
         answer = other.options(CHAT, headers=asked)
         assert answer.headers["access-control-allow-origin"] == "https://a.example"
@@ -253,7 +257,10 @@ def test_every_route_is_documented(http: httpx2.Client) -> None:
 
 def test_a_card_that_fails_ends_requests_with_503_and_refuses_others() -> None:
     losing = {"messages": [{"role": "user", "content": "lose the card"}]}
-    with live_server(FakeLLM()) as server, httpx2.Client(base_url=server.url) as http:
+    with (
+        live_server(FakeLLM()) as server,
+        httpx2.Client(base_url=server.url, timeout=HANG_S) as http,
+    ):
         assert http.get("/health").status_code == 200
         for body in (losing, HELLO):
             error = refused(http.post(CHAT, json=body), 503)
@@ -272,7 +279,7 @@ def test_many_clients_at_once_each_get_their_own_answer(server: LiveServer) -> N
         body = {"messages": [{"role": "user", "content": f"say number {i}"}], "stream": True}
         text = ""
         with (
-            httpx2.Client(base_url=server.url) as http,
+            httpx2.Client(base_url=server.url, timeout=HANG_S) as http,
             http.stream("POST", CHAT, json=body) as answer,
         ):
             for line in answer.iter_lines():

@@ -22,7 +22,7 @@ QUESTION: dict[str, Any] = {
 
 
 def counts(url: str) -> dict[str, float]:
-    text = httpx2.get(f"{url}/metrics").text
+    text = httpx2.get(f"{url}/metrics", timeout=HANG_S).text
     found = re.findall(r"^hybridmoe_(expert_\w+) (\S+)$", text, re.MULTILINE)
     return {name: float(value) for name, value in found}
 
