@@ -97,6 +97,33 @@ def test_kimi_format_of_tools_calls_and_results() -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("ids", "results", "want"),
+    [
+        (("a", "b"), [{"tool_call_id": "b"}, {"tool_call_id": "a"}], ["g:1", "f:0"]),
+        (("", ""), [{"name": "g"}, {"name": "f"}], ["g:1", "f:0"]),
+        (("", ""), [{}, {}], ["f:0", "g:1"]),
+        (("x", "x"), [{"tool_call_id": "x"}, {"tool_call_id": "x"}], ["f:0", "g:1"]),
+        (("a", "b"), [{"tool_call_id": "?"}, {"tool_call_id": "a", "name": "g"}], ["f:0", "g:1"]),
+        (("functions.g:0", "functions.g:0"), [{"tool_call_id": "functions.g:0"}], ["f:0"]),
+    ],
+)
+def test_results_find_their_calls_by_id_name_or_order(
+    ids: tuple[str, str], results: list[dict[str, str]], want: list[str]
+) -> None:
+    calls = [
+        {"id": id, "function": {"name": name, "arguments": "{}"}}
+        for id, name in zip(ids, "fg", strict=True)
+    ]
+    messages = [
+        *HELLO,
+        {"role": "assistant", "tool_calls": calls},
+        *({"role": "tool", "content": "", **result} for result in results),
+    ]
+    text = TOKENIZER.decode(encode_chat(KIMI, TOKENIZER, messages), skip_special=False)
+    assert re.findall(r"## Return of functions\.(\w:\d)", text) == want
+
+
 def test_a_file_without_template_falls_back_to_kimi_or_says_why_not() -> None:
     template = ChatTemplate.from_metadata(metadata(), TOKENIZER)
     assert template.render(HELLO) == KIMI.render(HELLO)

@@ -46,6 +46,28 @@ def test_a_whole_answer(client: anthropic.Anthropic, llm: FakeLLM) -> None:
     assert "system<|im_middle|>Be brief.<|im_end|>" in prompt
 
 
+def test_a_billing_header_is_no_part_of_the_prompt(
+    client: anthropic.Anthropic, llm: FakeLLM
+) -> None:
+    def prompt_ids(*headers: str) -> list[int]:
+        blocks: Any = [{"type": "text", "text": text} for text in (*headers, "Be brief.")]
+        client.messages.create(model="test", max_tokens=50, messages=user("say Hi"), system=blocks)
+        return llm.engine.requests[-1].prompt_ids
+
+    plain = prompt_ids()
+    assert prompt_ids("x-anthropic-billing-header: cch=0a1b2;") == plain
+    assert prompt_ids("An x-anthropic-header is quoted.") != plain
+    counted = client.messages.count_tokens(
+        model="test",
+        messages=user("say Hi"),
+        system=[
+            {"type": "text", "text": "x-anthropic-billing-header: cch=9f8e7;"},
+            {"type": "text", "text": "Be brief."},
+        ],
+    )
+    assert counted.input_tokens == len(plain)
+
+
 @pytest.mark.parametrize(
     ("text", "options", "reason", "sequence"),
     [
@@ -63,7 +85,9 @@ def test_how_an_answer_ends(
     with client.messages.stream(**arguments) as stream:
         streamed = stream.get_final_message()
     assert (streamed.stop_reason, streamed.stop_sequence) == (reason, sequence)
-    assert [b.to_dict() for b in streamed.content] == [b.to_dict() for b in answer.content]
+    assert [b.to_dict() | {"id": ""} for b in streamed.content] == [
+        b.to_dict() | {"id": ""} for b in answer.content
+    ]
 
 
 def test_a_stream(client: anthropic.Anthropic) -> None:

@@ -1,5 +1,6 @@
 """What the APIs' answers have in common: a whole answer's pieces, usage, log-probabilities."""
 
+import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,9 +18,9 @@ from hybridmoe.text.tokenizer import Tokenizer
 __all__ = [
     "Call",
     "Collected",
-    "call_id",
     "chat_logprobs",
     "finite",
+    "new_call_id",
     "refuse",
     "reply_whole",
     "service_of",
@@ -43,7 +44,6 @@ class Call:
 class Collected:
     """One choice, as far as it has come."""
 
-    num_past_calls: int
     text: str = ""
     reasoning: str = ""
     calls: list[Call] = field(default_factory=list)
@@ -64,15 +64,14 @@ class Collected:
                 elif isinstance(part, ReasoningPart):
                     self.reasoning += part.text
                 elif isinstance(part, CallStart):
-                    name = part.name
-                    self.calls.append(Call(call_id(name, self.num_past_calls + part.index), name))
+                    self.calls.append(Call(new_call_id(), part.name))
                 elif isinstance(part, ArgumentsPart):
                     self.calls[-1].arguments += part.text
 
     @classmethod
     async def of_run(cls, run: Run) -> "list[Collected]":
         """All choices of a run, whole."""
-        choices = [cls(run.job.num_past_calls) for _ in range(run.num_choices)]
+        choices = [cls() for _ in range(run.num_choices)]
         async for update in run.updates():
             if isinstance(update, Delta | Ended):
                 choices[update.choice].add(update)
@@ -86,9 +85,12 @@ def service_of(request: Request) -> Service:
     return service
 
 
-def call_id(name: str, number: int) -> str:
-    """Kimi K2's form; numbers count over the conversation."""
-    return f"functions.{name}:{number}"
+def new_call_id() -> str:
+    """A tool call's id: unique, of letters, digits, "_" and "-" alone, since clients check both.
+
+    The model's own form, `functions.NAME:N`, stays between it and text/messages.py.
+    """
+    return f"call_{uuid.uuid4().hex[:24]}"
 
 
 def usage(run: Run) -> dict[str, Any]:

@@ -63,7 +63,6 @@ class Job:
     may_think: bool = False
     is_thinking: bool = False  # the prompt ends inside `<think>`
     is_parallel: bool = True
-    num_past_calls: int = 0  # the conversation's, which numbers go on from
 
     def choice_params(self, index: int) -> SamplingParams:
         """The same for each choice, but with a seed of its own."""
@@ -112,7 +111,6 @@ def chat_job(llm: LLM, grammar: GrammarCompiler, turn: Turn, config: ServeConfig
         may_think=True,
         is_thinking=thinking == "open",
         is_parallel=turn.is_parallel,
-        num_past_calls=num_past_calls,
     )
 
 

@@ -8,9 +8,8 @@ The caller's objects are not changed.
 """
 
 import json
-from collections import deque
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from hybridmoe.errors import ConfigError
 
@@ -61,21 +60,36 @@ def number_tool_calls(messages: list[dict[str, Any]]) -> None:
     """Rewrite tool call ids to Kimi K2's `functions.NAME:N`, N counting over the conversation.
 
     The model was trained on these alone, and loses the form when it sees others. Results follow
-    their calls by id, or, where that matches none, in order.
+    their calls by id, or else by the function's name, or else in order.
     """
     count = 0
-    waiting: deque[tuple[str, str]] = deque()  # (id as given, id as written)
+    waiting: list[_Waiting] = []
     for message in messages:
         for call in message.get("tool_calls", ()):
-            name = f"functions.{call['function']['name']}:{count}"
+            name = call["function"]["name"]
+            written = f"functions.{name}:{count}"
             count += 1
-            waiting.append((call["id"], name))
-            call["id"] = name
+            waiting.append(_Waiting(call["id"], name, written))
+            call["id"] = written
         if message["role"] == "tool" and waiting:
-            given = message.get("tool_call_id")
-            pair = next((pair for pair in waiting if pair[0] == given), waiting[0])
-            waiting.remove(pair)
-            message["tool_call_id"] = pair[1]
+            found = _call_of(message, waiting)
+            waiting.remove(found)
+            message["tool_call_id"] = found.written
+
+
+class _Waiting(NamedTuple):
+    """A call without its result."""
+
+    given: str  # its id, as it came
+    function: str
+    written: str  # the id that the model sees
+
+
+def _call_of(result: Mapping[str, Any], waiting: Sequence[_Waiting]) -> _Waiting:
+    given, name = result.get("tool_call_id"), result.get("name")
+    by_id = (call for call in waiting if given and call.given == given)
+    by_name = (call for call in waiting if name and call.function == name)
+    return next(by_id, None) or next(by_name, None) or waiting[0]
 
 
 def with_mappings(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:

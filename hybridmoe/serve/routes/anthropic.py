@@ -122,7 +122,7 @@ def _whole(run: Run, message: dict[str, Any], choice: Collected) -> Response:
 
 
 async def _events(service: Service, run: Run, message: dict[str, Any]) -> AsyncIterator[bytes]:
-    events = AnthropicEvents(run.job.num_past_calls)
+    events = AnthropicEvents()
     try:
         yield events.start(message)
         async for update in run.updates():

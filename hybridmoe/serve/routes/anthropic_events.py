@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from typing import Any
 
-from hybridmoe.serve.answer import call_id
+from hybridmoe.serve.answer import new_call_id
 from hybridmoe.serve.reply import named_event
 from hybridmoe.serve.run import Delta, Ended
 from hybridmoe.text.answer_parts import (
@@ -29,8 +29,7 @@ def stop_reason(end: Ended) -> str:
 class AnthropicEvents:
     """Makes the events of one answer, in order."""
 
-    def __init__(self, num_past_calls: int) -> None:
-        self._num_past_calls = num_past_calls
+    def __init__(self) -> None:
         self._index = -1  # of the block that is open, or was last
         self._open: str | None = None  # its type
 
@@ -61,9 +60,9 @@ class AnthropicEvents:
             yield from self._turn_to({"type": "thinking", "thinking": "", "signature": ""})
             yield self._grow({"type": "thinking_delta", "thinking": part.text})
         elif isinstance(part, CallStart):
-            id = call_id(part.name, self._num_past_calls + part.index)
             yield from self._close()
-            yield from self._turn_to({"type": "tool_use", "id": id, "name": part.name, "input": {}})
+            call = {"type": "tool_use", "id": new_call_id(), "name": part.name, "input": {}}
+            yield from self._turn_to(call)
         elif isinstance(part, ArgumentsPart):
             yield self._grow({"type": "input_json_delta", "partial_json": part.text})
 

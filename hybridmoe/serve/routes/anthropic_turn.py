@@ -19,8 +19,9 @@ __all__ = ["as_turn"]
 def as_turn(body: CountRequest) -> Turn:
     """The conversation and its tools. Raises ApiError for what this model cannot be given."""
     messages: list[dict[str, Any]] = []
-    if body.system:
-        messages.append({"role": "system", "content": _text(body.system, "system")})
+    system = _without_headers(body.system)
+    if system:
+        messages.append({"role": "system", "content": _text(system, "system")})
     for i, message in enumerate(body.messages):
         messages += _messages(message, f"messages[{i}]")
     choice = body.tool_choice or AnthropicChoice(type="auto")
@@ -34,6 +35,15 @@ def as_turn(body: CountRequest) -> Turn:
         forced_tool=choice.name if choice.type == "tool" else None,
         is_parallel=not choice.disable_parallel_tool_use,
     )
+
+
+def _without_headers(system: str | list[Block] | None) -> str | list[Block] | None:
+    """Claude Code puts a header for Anthropic's billing into a block. It changes with every
+    request, and a prompt that begins with it is found in no cache.
+    """
+    if not isinstance(system, list):
+        return system
+    return [b for b in system if not (b.text or "").lstrip().startswith("x-anthropic-")]
 
 
 def _tool(tool: AnthropicTool, index: int) -> dict[str, Any]:

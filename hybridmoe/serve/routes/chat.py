@@ -9,8 +9,8 @@ from starlette.responses import Response
 
 from hybridmoe.serve.answer import (
     Collected,
-    call_id,
     chat_logprobs,
+    new_call_id,
     refuse,
     reply_whole,
     service_of,
@@ -158,7 +158,7 @@ class _Reply:
     def _delta_chunk(self, update: Delta) -> bytes:
         delta: dict[str, Any] = {}
         for part in update.parts:
-            _merge(delta, part, self._run.job.num_past_calls)
+            _merge(delta, part)
         logprobs = self._logprobs(update.logprobs) if update.logprobs else None
         extra: dict[str, Any] = {"experts": update.experts} if update.experts else {}
         return self._chunk(update.choice, delta, logprobs=logprobs, **extra)
@@ -193,15 +193,14 @@ def _call(id: str, name: str, arguments: str) -> dict[str, Any]:
     return {"id": id, "type": "function", "function": {"name": name, "arguments": arguments}}
 
 
-def _merge(delta: dict[str, Any], part: Part, num_past_calls: int) -> None:
+def _merge(delta: dict[str, Any], part: Part) -> None:
     """Add a part to a chunk's delta."""
     if isinstance(part, TextPart):
         delta["content"] = delta.get("content", "") + part.text
     elif isinstance(part, ReasoningPart):
         delta["reasoning_content"] = delta.get("reasoning_content", "") + part.text
     elif isinstance(part, CallStart):
-        id = call_id(part.name, num_past_calls + part.index)
-        call = {"index": part.index, **_call(id, part.name, "")}
+        call = {"index": part.index, **_call(new_call_id(), part.name, "")}
         delta.setdefault("tool_calls", []).append(call)
     elif isinstance(part, ArgumentsPart):
         calls = delta.setdefault("tool_calls", [])

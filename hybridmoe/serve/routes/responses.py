@@ -44,9 +44,7 @@ class _Reply:
         self._run = run
         self._retry_after_s = service.config.retry_after_s
         tokenizer = service.llm.tokenizer
-        self._items = ResponseItems(
-            run.job.num_past_calls, lambda entries: chat_logprobs(entries, tokenizer)
-        )
+        self._items = ResponseItems(lambda entries: chat_logprobs(entries, tokenizer))
         choice = body.tool_choice or "auto"
         self._base: dict[str, Any] = {
             "id": f"resp_{uuid.uuid4().hex}",

@@ -4,7 +4,7 @@ import uuid
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from hybridmoe.serve.answer import call_id
+from hybridmoe.serve.answer import new_call_id
 from hybridmoe.serve.reply import named_event
 from hybridmoe.serve.run import Delta, TokenLogprob
 from hybridmoe.text.answer_parts import (
@@ -24,9 +24,8 @@ Logprobs = Callable[[Sequence[TokenLogprob]], list[dict[str, Any]]]
 class ResponseItems:
     """Collects the items of one answer, and makes an event of each change."""
 
-    def __init__(self, num_past_calls: int, logprobs: Logprobs) -> None:
+    def __init__(self, logprobs: Logprobs) -> None:
         self.output: list[dict[str, Any]] = []  # the items; the last one may be in progress
-        self._num_past_calls = num_past_calls
         self._logprobs = logprobs
         self._sequence = 0
 
@@ -93,7 +92,7 @@ class ResponseItems:
                 {
                     "type": "function_call",
                     "id": f"fc_{uuid.uuid4().hex}",
-                    "call_id": call_id(part.name, self._num_past_calls + part.index),
+                    "call_id": new_call_id(),
                     "name": part.name,
                     "arguments": "",
                     "status": "in_progress",
