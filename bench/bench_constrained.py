@@ -38,11 +38,10 @@ class Writer:
         self._llm = llm
         self._grammar = GrammarCompiler(llm.tokenizer)
         ids = {i for i in range(llm.tokenizer.num_tokens) if llm.tokenizer.is_special(i)}
-        marks = {llm.tokenizer.special_id(mark) for mark in ("<think>", "</think>")} - {None}
         self._params = SamplingParams(
             temperature=0.0,
             max_tokens=num_tokens,
-            logit_bias={i: float("-inf") for i in ids | llm.tokenizer.eos_ids | marks},
+            logit_bias={i: float("-inf") for i in ids | llm.tokenizer.eos_ids},
         )
         self._prompt_ids = llm.tokenizer.encode("Hello there, how are you? I am")
 

@@ -5,15 +5,17 @@ import functools
 import random
 import sys
 import unicodedata
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import kimi_vocabulary
 import llama_cpp.llama_cpp as llama
 import pytest
+from gguf import TokenType
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_gguf import write_tiny
+from tiny_vocab import make_vocabulary
 
 from hybridmoe.errors import ConfigError, GGUFError, UnsupportedModelError
 from hybridmoe.gguf.reader import GGUFFile
@@ -174,15 +176,17 @@ def test_tiny_vocabularies_agree_with_llama_cpp(tiny: tuple[Tokenizer, Reference
     for text in PLAIN.values():
         assert tokenizer.encode(text) == reference.encode(text)
         marked = f"{specials[0]}{text}<think>{specials[-1]} x"
-        for parse_special in (False, True):
-            ids = tokenizer.encode(marked, parse_special=parse_special)
-            assert ids == reference.encode(marked, parse_special=parse_special)
+        ids = tokenizer.encode(marked, parse_special=True)
+        assert ids == reference.encode(marked, parse_special=True)
+        marked = marked.replace("<think>", "")  # which llama.cpp always takes for the token
+        assert tokenizer.encode(marked) == reference.encode(marked, parse_special=False)
     for token_id in range(tokenizer.num_tokens):
         assert tokenizer.token_bytes(token_id) == reference.piece(token_id)
         is_end = bool(llama.llama_vocab_is_eog(reference.vocab, token_id))
         assert (token_id in tokenizer.eos_ids) == is_end
         is_control = bool(llama.llama_vocab_is_control(reference.vocab, token_id))
-        assert tokenizer.is_special(token_id) == is_control
+        is_thinking = tokenizer.token_bytes(token_id) in (b"<think>", b"</think>")
+        assert tokenizer.is_special(token_id) == (is_control or is_thinking)
 
 
 @pytest.mark.parametrize("variant", ["k2", "v3", "v2"])
@@ -211,6 +215,67 @@ def test_special_names_are_text_unless_asked_for(kimi_tokenizer: Tokenizer) -> N
     assert kimi_tokenizer.special_id("<|im_end|>") == 163_586
     assert kimi_tokenizer.special_id("Hello") is None
     assert kimi_tokenizer.is_special(163_586) and not kimi_tokenizer.is_special(19180)
+
+
+MARKS = ("<|tool_call_end|>", "<｜tool▁sep｜>", "<|im_end|>", "<think>", "[EOT]")
+PLAIN_TYPES = (TokenType.NORMAL, TokenType.USER_DEFINED)
+
+
+def retyped(path: Path, kind: TokenType, names: Sequence[str], pre: str) -> Tokenizer:
+    """A tiny file's tokenizer, with further tokens of a type that text has."""
+    vocabulary = make_vocabulary()
+    pairs = zip(vocabulary.tokens, vocabulary.types, strict=True)
+    kept = {text: type_ for text, type_ in pairs if text not in names}
+    tokens = list(kept)
+    keys = {
+        "tokenizer.ggml.pre": pre,
+        "tokenizer.ggml.tokens": [*tokens, *names],
+        "tokenizer.ggml.token_type": [*kept.values(), *[int(kind)] * len(names)],
+        "tokenizer.ggml.bos_token_id": tokens.index("[BOS]"),
+        "tokenizer.ggml.eos_token_id": tokens.index("[EOS]"),
+        "tokenizer.ggml.padding_token_id": tokens.index("[PAD]"),
+        "tokenizer.chat_template": "[gMASK]<sop><tool_call>{{ messages }}",
+    }
+    write_tiny(path, layers=1, dense_layers=1, metadata=keys)
+    with GGUFFile.open(path) as file:
+        return Tokenizer(path, file.metadata)
+
+
+@pytest.mark.parametrize("kind", PLAIN_TYPES)
+@pytest.mark.parametrize("pre", ["kimi-k2", "deepseek-v3"])
+def test_marks_are_special_whatever_their_type(kind: TokenType, pre: str, tmp_path: Path) -> None:
+    tokenizer = retyped(tmp_path / "tiny.gguf", kind, MARKS, pre)
+    for name in MARKS:
+        token_id = tokenizer.special_id(name)
+        assert token_id is not None and tokenizer.is_special(token_id)
+        text = f"a{name}b {name}"
+        assert tokenizer.encode(text, parse_special=True).count(token_id) == 2
+        assert tokenizer.special_spans(text)[0] == (1, 1 + len(name))
+        assert tokenizer.token_bytes(token_id) == name.encode()
+        shown = name if name == "<think>" else ""
+        assert tokenizer.decode([token_id]) == shown
+        for ids in (tokenizer.encode(text), tokenizer.encode_untrusted(text)):
+            assert token_id not in ids
+            assert tokenizer.decode(ids, skip_special=False) == text
+    ends = {tokenizer.special_id(name) for name in ("[EOS]", "[EOT]", "[PAD]", "<|im_end|>")}
+    assert tokenizer.eos_ids == ends
+    tokenizer.close()
+
+
+@pytest.mark.parametrize("kind", PLAIN_TYPES)
+def test_names_that_a_template_writes_are_found_in_it(kind: TokenType, tmp_path: Path) -> None:
+    names = ("[gMASK]", "<sop>", "<tool_call>", "<other>")
+    tokenizer = retyped(tmp_path / "tiny.gguf", kind, names, "kimi-k2")
+    for name in names:
+        is_found = kind == TokenType.USER_DEFINED or name != "<other>"
+        token_id = tokenizer.special_id(name)
+        assert (token_id is not None) == is_found
+        if token_id is not None:
+            assert not tokenizer.is_special(token_id)
+            assert tokenizer.decode([token_id]) == name
+            assert tokenizer.encode(f"a{name}b", parse_special=True).count(token_id) == 1
+            assert token_id not in tokenizer.encode_untrusted(f"a{name}b")
+    tokenizer.close()
 
 
 def test_thinking_marks_stay_visible(kimi_tokenizer: Tokenizer) -> None:

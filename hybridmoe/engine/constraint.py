@@ -8,7 +8,9 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Constraint"]
+__all__ = ["Closing", "Constraint"]
+
+Closing = tuple[NDArray[np.int64], NDArray[np.int64]]  # ids of ends, ids that stand for them
 
 
 class Constraint(Protocol):
@@ -28,4 +30,12 @@ class Constraint(Protocol):
 
     def is_done(self) -> bool:
         """Whether nothing but an end token may follow: the engine then stops by itself."""
+        ...
+
+    def closing(self) -> Closing | None:
+        """Behind `mask`: the ends, all forbidden, and what closes the part that is open.
+
+        The sampler gives the latter the best score of the former, so that a model which would end
+        comes to an end soonest. None: an end is allowed, or nothing is known to lead to one.
+        """
         ...

@@ -1,9 +1,10 @@
 """From logits to the next token.
 
-The order is: bias, repetition / presence / frequency penalties, a constraint's mask, temperature,
-top-k, top-p, min-p, draw. Temperature 0 is greedy and ends after the mask. Sources: repetition
-penalty, CTRL (Keskar et al. 2019); top-p, Holtzman et al. 2019; min-p, Nguyen et al. 2024
-(arXiv 2407.01082); presence and frequency as in OpenAI's API: over generated tokens only.
+The order is: bias, repetition / presence / frequency penalties, a constraint's mask (and what
+closes in place of an end that it forbids), temperature, top-k, top-p, min-p, draw. Temperature 0 is
+greedy and ends after the mask. Sources: repetition penalty, CTRL (Keskar et al. 2019); top-p,
+Holtzman et al. 2019; min-p, Nguyen et al. 2024 (arXiv 2407.01082); presence and frequency as in
+OpenAI's API: over generated tokens only.
 """
 
 import math
@@ -14,6 +15,7 @@ from dataclasses import dataclass, field, fields
 import numpy as np
 from numpy.typing import NDArray
 
+from hybridmoe.engine.constraint import Closing
 from hybridmoe.errors import ConfigError
 
 __all__ = ["Sampler", "SamplingParams", "log_probabilities"]
@@ -76,21 +78,27 @@ class Sampler:
                     f"logit_bias: token {token_id} is outside the vocabulary of {vocab_size}"
                 )
 
-    def sample(self, logits: Floats, mask: NDArray[np.uint32] | None = None) -> int:
+    def sample(
+        self,
+        logits: Floats,
+        mask: NDArray[np.uint32] | None = None,
+        closing: Closing | None = None,
+    ) -> int:
         """The next token for `logits` (V,), which are left as they are; one that `mask` allows.
 
         mask: bit i % 32 of word i / 32 is that of token i. Raises ConfigError if it allows none.
+        closing: ends that the mask forbids, and allowed tokens that get the best score of these.
         """
         params = self._params
         scores = self._penalised(logits)
         if params.temperature == 0.0:
             chosen = int(scores.argmax())
             if mask is not None and not _allows(mask, chosen):
-                _apply(mask, scores)
+                _apply(mask, scores, closing)
                 chosen = int(scores.argmax())
         else:
             if mask is not None:
-                _apply(mask, scores)
+                _apply(mask, scores, closing)
             chosen = self._draw(scores)
         self._output[chosen] += 1
         if params.repetition_penalty != 1.0:
@@ -175,12 +183,16 @@ def _allows(mask: NDArray[np.uint32], token_id: int) -> bool:
     return bool(int(mask[token_id // 32]) >> (token_id % 32) & 1)
 
 
-def _apply(mask: NDArray[np.uint32], scores: Floats) -> None:
-    """Ban every token whose bit is not set."""
+def _apply(mask: NDArray[np.uint32], scores: Floats, closing: Closing | None) -> None:
+    """Ban every token whose bit is not set; the wish to end passes to what closes, if allowed."""
     if not mask.any():
         raise ConfigError("the constraint allows no token of the vocabulary here")
     banned = np.unpackbits(~mask.view(np.uint8), bitorder="little", count=scores.size)
+    wish = -np.inf if closing is None else scores[closing[0]].max()
     np.copyto(scores, -np.inf, where=banned.view(np.bool_))
+    if closing is not None:
+        ids = closing[1][scores[closing[1]] > -np.inf]  # not what a bias forbids
+        scores[ids] = np.maximum(scores[ids], wish)
 
 
 def _check_number(name: str, value: object, least: float, most: float) -> None:

@@ -167,13 +167,14 @@ class StepRunner:
         if sequence.num_generated >= sequence.limit:
             self.finish(sequence, "length")
             return False
-        mask = None
+        mask = closing = None
         if sequence.mask is not None:
             mask = sequence.mask()
             if mask is None:
                 self.finish(sequence, "stop")
                 return False
-        token_id = sequence.sampler.sample(logits, mask)
+            closing = request.constraint.closing() if request.constraint is not None else None
+        token_id = sequence.sampler.sample(logits, mask, closing)
         if token_id in self._eos_ids and not request.params.ignore_eos:
             self.finish(sequence, "stop")
             return False

@@ -20,8 +20,10 @@ from llguidance.gbnf_to_lark import any_to_lark
 from numpy.typing import NDArray
 
 from hybridmoe.errors import ConfigError
+from hybridmoe.text.closing import Closer
 from hybridmoe.text.json_style import styled, styled_lark
 from hybridmoe.text.tokenizer import Tokenizer
+from hybridmoe.text.tool_calls import CALL_END, SECTION_END
 
 __all__ = ["Calls", "Form", "GrammarCompiler", "MatcherConstraint", "Thinking"]
 
@@ -42,8 +44,13 @@ _THINKING_MARKS = ("<think>", "</think>")
 class MatcherConstraint:
     """One sequence's state in a compiled grammar. Raises ConfigError where a limit is met."""
 
-    def __init__(self, matcher: LLMatcher, num_tokens: int) -> None:
+    def __init__(
+        self, matcher: LLMatcher, num_tokens: int, closer: Closer, *, is_json: bool
+    ) -> None:
+        """is_json: what is not special tokens and thoughts is JSON."""
         self._matcher = matcher
+        self._closer = closer
+        self._is_json = is_json
         self._words = np.zeros(-(-num_tokens // 32), np.uint32)
         self._buffer = self._words.ctypes.data, self._words.nbytes
 
@@ -67,7 +74,13 @@ class MatcherConstraint:
 
     def copy(self) -> "MatcherConstraint":
         """The same state for another sequence."""
-        return MatcherConstraint(self._matcher.deep_copy(), self._words.size * 32)
+        return MatcherConstraint(
+            self._matcher.deep_copy(), self._words.size * 32, self._closer, is_json=self._is_json
+        )
+
+    def closing(self) -> tuple[NDArray[np.int64], NDArray[np.int64]] | None:
+        """What closes the part that is open, where the mask allows no end (text/closing.py)."""
+        return self._closer.find(self._words, is_json=self._is_json)
 
     def _check(self) -> None:
         if self._matcher.is_error():
@@ -143,7 +156,7 @@ class GrammarCompiler:
         bodies: list[str] = []
         if calls is not None:
             rules += self._call_rules(calls)
-            bodies = ["section", *(["TEXT", "TEXT section"] if calls.is_auto and not form else [])]
+            bodies.append("TEXT? section?" if calls.is_auto and not form else "section")
         if form is not None and (calls is None or calls.is_auto):
             bodies.append("@form")
         start = f"({' | '.join(bodies)})"
@@ -201,7 +214,15 @@ class GrammarCompiler:
         matcher = LLMatcher(self._vocabulary, grammar, log_level=0)
         if matcher.is_error():
             raise ConfigError(f"{what}: {_line(matcher.get_error())}")
-        return MatcherConstraint(matcher, self._tokenizer.num_tokens)
+        is_json = all("json_schema" in part for part in parts if part["name"] != "answer")
+        return MatcherConstraint(matcher, self._tokenizer.num_tokens, self._closer, is_json=is_json)
+
+    @functools.cached_property
+    def _closer(self) -> Closer:
+        tokens = [self._tokenizer.token_bytes(i) for i in range(self._tokenizer.num_tokens)]
+        marks = map(self._tokenizer.special_id, (CALL_END, *SECTION_END))
+        ends = {*self._tokenizer.eos_ids, *(mark for mark in marks if mark is not None)}
+        return Closer(tokens, ends, self._tokenizer.special_id("</think>"))
 
     @functools.cached_property
     def _vocabulary(self) -> LLTokenizer:
@@ -218,10 +239,7 @@ class _Vocabulary:
         self.eos_token_id = min(tokenizer.eos_ids, default=0)
         self.bos_token_id = tokenizer.bos_id
         self.tokens = [tokenizer.token_bytes(i) for i in range(tokenizer.num_tokens)]
-        marks = {tokenizer.special_id(name) for name in _THINKING_MARKS}  # text in some files
-        self.special_token_ids = [
-            i for i in range(tokenizer.num_tokens) if tokenizer.is_special(i) or i in marks
-        ]
+        self.special_token_ids = list(filter(tokenizer.is_special, range(tokenizer.num_tokens)))
 
     def __call__(self, text: str) -> list[int]:
         return self._tokenizer.encode_untrusted(text)

@@ -52,6 +52,9 @@ class Tokenizer:
         self._skipped_ids = self._hidden_ids - {vocabulary.ids.get(t) for t in _SHOWN_TEXTS}
         self._any_special = _alternatives([*hidden, *visible])
         self._user_defined = _alternatives(visible)
+        # What the encoder itself might take for a token, as llama.cpp does by the file's types.
+        self._readable = _alternatives(vocabulary.readable)
+        self._readable_marks = _alternatives(list(set(vocabulary.readable) - set(visible)))
         self._encoder: Encoder = (
             kimi.KimiEncoder(vocabulary, path.name)
             if vocabulary.pre == kimi.PRE
@@ -69,30 +72,33 @@ class Tokenizer:
         """Ids of the text.
 
         add_special: begin with the token that the file asks for (`add_bos_token`), if any.
-        parse_special: names of special tokens in the text stand for those tokens. Tokens of the
-        type "user defined" are text by the file's own word and always recognised, as in llama.cpp.
+        parse_special: names of special tokens in the text stand for those tokens. Other tokens of
+        the type "user defined" are text by the file's own word and always recognised.
         Lone surrogates become U+FFFD.
         """
-        if not text.isascii():
-            text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+        text = _valid(text)
         out = list(self._prefix) if add_special else []
         pattern = self._any_special if parse_special else self._user_defined
         start = 0
         for match in pattern.finditer(text):
-            out += self._encoder.encode(text[start : match.start()])
+            out += self._encode_apart(self._readable_marks, text[start : match.start()])
             out.append(self._special_ids[match.group()])
             start = match.end()
-        return out + self._encoder.encode(text[start:])
+        return out + self._encode_apart(self._readable_marks, text[start:])
 
     def encode_untrusted(self, text: str) -> list[int]:
         """Ids of the text, in which no name stands for a token, user-defined ones included."""
+        return self._encode_apart(self._readable, _valid(text))
+
+    def _encode_apart(self, names: re.Pattern[str], text: str) -> list[int]:
+        """Ids of ordinary text, cut inside each of the names so that the encoder finds none."""
         out: list[int] = []
         start = 0
-        while match := self._user_defined.search(text, start):
-            cut = match.start() + 1  # inside the name, after its first character
+        while match := names.search(text, start):
+            cut = match.start() + 1
             out += self._encoder.encode(text[start:cut])
             start = cut
-        return out + self.encode(text[start:])
+        return out + self._encoder.encode(text[start:])
 
     def decode(self, ids: Iterable[int], *, skip_special: bool = True) -> str:
         """Text of the ids; bytes that are not UTF-8 become U+FFFD. Raises ConfigError."""
@@ -156,3 +162,10 @@ def _alternatives(texts: list[str]) -> re.Pattern[str]:
     if not texts:
         return re.compile(r"(?!)")  # never matches
     return re.compile("|".join(re.escape(text) for text in sorted(texts, key=len, reverse=True)))
+
+
+def _valid(text: str) -> str:
+    """The text with lone surrogates replaced."""
+    if text.isascii():
+        return text
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")

@@ -5,6 +5,7 @@ deepseek2 model has; does not know how text is split. Everything that llama.cpp 
 would end the process for, is an error here first.
 """
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import IntEnum
@@ -25,6 +26,11 @@ _END_TEXTS = (
     "<|endoftext|>", "<|end_of_text|>", "<|end|>", "<|return|>", "<|call|>", "<end_of_turn>",
     "<eos>", "</s>", "<EOT>",
 )  # fmt: skip
+
+# Marks of turns, tools and thoughts: the shapes that no text has, and the engine's own two.
+_MARK = re.compile(r"<\|[^<>|\s]+\|>|<｜[^<>｜\s]+｜>|\[(?:BOS|EOS|EOT|PAD|UNK)\]|</?think>")
+_BRACKETED = re.compile(r"<[^<>\s]+>|\[[^\[\]\s]+\]")
+_NAMED = ("bos", "eos", "eot", "eom", "padding", "unknown")  # by `tokenizer.ggml.X_token_id`
 
 
 class TokenType(IntEnum):
@@ -54,7 +60,8 @@ class Vocabulary:
     """Token texts as the file spells them, and what is known of each."""
 
     texts: list[str]
-    types: list[int]
+    types: list[int]  # the file's, but for marks that it takes for text
+    readable: list[str]  # names that the file lets an encoder find in ordinary text, marks included
     ids: dict[str, int]  # inverse of `texts`
     pre: str  # name of the pre-tokenizer
     merges: list[str]
@@ -90,6 +97,8 @@ class Vocabulary:
         texts = [text or f"[EMPTY_{i}]" for i, text in enumerate(texts)]
         ids = {text: i for i, text in enumerate(texts)}
         _check_texts(texts, types, ids, name)
+        merges = _list_of(str, metadata, "merges", name)
+        marked = _with_marks(texts, types, merges, metadata)
         special = {TokenType.CONTROL, TokenType.USER_DEFINED, TokenType.UNKNOWN}
         named = (
             _token_id(metadata, f"{role}_token_id", len(texts), name)
@@ -98,13 +107,18 @@ class Vocabulary:
         by_text = (ids[text] for text in _END_TEXTS if text in ids)
         return cls(
             texts=texts,
-            types=types,
+            types=marked,
+            readable=[
+                text
+                for text, given, kind in zip(texts, types, marked, strict=True)
+                if given == TokenType.USER_DEFINED or given != kind
+            ],
             ids=ids,
             pre=str(metadata.get("tokenizer.ggml.pre", "")),
-            merges=_list_of(str, metadata, "merges", name),
+            merges=merges,
             bos_id=_token_id(metadata, "bos_token_id", len(texts), name),
             end_ids=frozenset(i for i in named if i is not None)
-            | frozenset(i for i in by_text if types[i] in special),
+            | frozenset(i for i in by_text if marked[i] in special),
         )
 
     def token_bytes(self, token_id: int) -> bytes:
@@ -120,6 +134,37 @@ class Vocabulary:
         if kind in (TokenType.UNUSED, TokenType.UNDEFINED):
             return b""
         return text.encode("utf-8", "replace")
+
+
+def _with_marks(
+    texts: list[str], types: list[int], merges: list[str], metadata: Mapping[str, Any]
+) -> list[int]:
+    """The types, with what converters have typed as text though it is special.
+
+    Marks, and tokens that the metadata names by id, are control tokens. Other bracketed names that
+    a template writes (`[gMASK]`) and no merge makes are user-defined: found, and shown.
+    """
+    out = list(types)
+    named = {metadata.get(f"tokenizer.ggml.{role}_token_id") for role in _NAMED}
+    texty = [
+        i
+        for i, text in enumerate(texts)
+        if types[i] in (TokenType.NORMAL, TokenType.USER_DEFINED)
+        and (text[0] in "<[" or i in named)
+    ]
+    for i in texty:
+        if _MARK.fullmatch(texts[i]):
+            out[i] = TokenType.CONTROL
+    template = "\n".join(
+        str(value) for key, value in metadata.items() if key.startswith("tokenizer.chat_template")
+    )
+    used = set(_BRACKETED.findall(template))
+    left = [i for i in texty if out[i] != TokenType.CONTROL and (i in named or texts[i] in used)]
+    made = {merge.replace(" ", "", 1) for merge in merges} if left else set()
+    for i in left:
+        if len(texts[i]) > 1 and texts[i] not in made:
+            out[i] = TokenType.CONTROL if i in named else TokenType.USER_DEFINED
+    return out
 
 
 def _check_texts(texts: list[str], types: list[int], ids: dict[str, int], name: str) -> None:

@@ -1,0 +1,138 @@
+"""A model that would end in the middle of a form comes to its end by what closes the form."""
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+from engine_run import request, run
+
+import hybridmoe
+from hybridmoe.engine.constraint import Closing
+from hybridmoe.engine.sampler import Sampler, SamplingParams
+from hybridmoe.text.grammar import Calls, Form, GrammarCompiler, MatcherConstraint
+
+pytestmark = pytest.mark.usefixtures("exact_kernels")
+
+LOGITS = np.array([1.0, 4.0, 2.0, 0.0, 3.0], np.float32)
+MASK = np.array([0b01101], np.uint32)  # ids 0, 2 and 3
+TOOL = {"type": "function", "function": {"name": "f"}}
+
+
+def closing(ends: list[int], closers: list[int]) -> Closing:
+    return np.array(ends), np.array(closers)
+
+
+@pytest.mark.parametrize(
+    ("params", "given", "expected"),
+    [
+        ({}, None, 2),
+        ({}, closing([1], [3]), 3),
+        ({}, closing([1, 4], [0]), 0),
+        ({"logit_bias": {1: -9.0, 4: -9.0}}, closing([1, 4], [3]), 2),
+        ({"logit_bias": {3: -np.inf}}, closing([1], [3]), 2),
+    ],
+)
+def test_the_wish_to_end_is_for_what_closes(
+    params: dict[str, Any], given: Closing | None, expected: int
+) -> None:
+    for temperature in (0.0, 0.01):
+        sampler = Sampler(SamplingParams(temperature=temperature, seed=0, **params), [], 5)
+        assert sampler.sample(LOGITS, MASK, given) == expected
+
+
+def test_an_allowed_favourite_is_taken_all_the_same() -> None:
+    sampler = Sampler(SamplingParams(temperature=0.0), [], 5)
+    assert sampler.sample(LOGITS, np.array([0b01010], np.uint32), closing([4], [3])) == 1
+
+
+@pytest.fixture(scope="module")
+def llm() -> Iterator[hybridmoe.LLM]:
+    with hybridmoe.load() as llm:
+        yield llm
+
+
+@pytest.fixture(scope="module")
+def compiler(llm: hybridmoe.LLM) -> GrammarCompiler:
+    return GrammarCompiler(llm.tokenizer)
+
+
+def closers(llm: hybridmoe.LLM, constraint: MatcherConstraint, text: str) -> set[str]:
+    """What closes behind this text."""
+    for token_id in llm.tokenizer.encode(text, parse_special=True):
+        constraint.accept(token_id)
+    constraint.mask()
+    found = constraint.closing()
+    return set() if found is None else {llm.tokenizer.decode([i]) for i in found[1]}
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("", set()),
+        ("{", {"}"}),
+        ('{"', {'"'}),
+        ('{"key', {'"'}),
+        ('{"key"', set()),
+        ('{"key":', {'"'}),
+        ('{"key":-', set()),
+        ('{"key":12', {"}"}),
+        ('{"key":[', {"]"}),
+        ('{"key":[12', {"]"}),
+        ('{"key":[12,', {'"'}),
+        ('{"key":["}]', {'"'}),
+        ('{"key":{', {"}"}),
+        ('{"key":{}', {"}"}),
+        ('{"key":1,', {'"'}),
+        ('{"key":1}', set()),
+    ],
+)
+def test_what_closes_in_json(
+    llm: hybridmoe.LLM, compiler: GrammarCompiler, text: str, expected: set[str]
+) -> None:
+    form = Form.json_object()
+    assert closers(llm, compiler.text(form), text) == expected
+    assert closers(llm, compiler.answer(form, Calls([TOOL], "auto")), text) == expected
+    call = (
+        "<|tool_calls_section_begin|><|tool_call_begin|>functions.f:0<|tool_call_argument_begin|>"
+    )
+    assert closers(llm, compiler.answer(None, Calls([TOOL], "auto")), call + text) == expected
+    assert closers(llm, compiler.answer(form, None, "may"), f"<think>a</think>{text}") == expected
+
+
+def test_thoughts_are_closed_and_free_text_is_left_alone(
+    llm: hybridmoe.LLM, compiler: GrammarCompiler
+) -> None:
+    for form, calls in ((Form.json_object(), None), (None, Calls([TOOL], "auto"))):
+        assert closers(llm, compiler.answer(form, calls, "open"), 'so {"') == {"</think>"}
+    for text in ("", 'so {"'):
+        assert closers(llm, compiler.answer(None, Calls([TOOL], "auto")), text) == set()
+    for form in (Form.regex('a["}Z]*Z'), Form.grammar('root ::= "a" ["}Z]+ "Z"')):
+        assert closers(llm, compiler.text(form), "a") == set()
+
+
+INTEGER = {"type": "integer"}
+SUM = {
+    "type": "object",
+    "properties": {"a": INTEGER, "b": INTEGER, "sum": INTEGER},
+    "required": ["a", "b", "sum"],
+    "additionalProperties": False,
+}
+
+
+@pytest.mark.parametrize("form", [Form.json_schema(SUM), Form.json_object()], ids=["sum", "any"])
+def test_answers_of_a_model_that_knows_no_json_are_whole(
+    llm: hybridmoe.LLM, compiler: GrammarCompiler, form: Form
+) -> None:
+    questions = ("What is 47 + 38?", "Hello!", "My name is Bokira.", "What is 90 - 11?")
+    requests = []
+    for question in questions:
+        prompt = llm.encode_chat([{"role": "user", "content": question}])
+        for seed, temperature in enumerate((0.0, 0.7)):
+            options = {"seed": seed, "temperature": temperature}
+            requests.append(request(prompt, 120, constraint=compiler.answer(form, None), **options))
+    for answer in run(llm.engine, *requests):
+        assert answer.end.reason == "stop"
+        data = json.loads(llm.tokenizer.decode(answer.ids))
+        assert isinstance(data, dict)
