@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from hybridmoe.config import ModelConfig
+from hybridmoe.config import EngineConfig, ModelConfig
 from hybridmoe.demo import demo_path
 from hybridmoe.engine.engine import EngineStats
 from hybridmoe.engine.request import Event, Finished, PromptProgress, Request, TokenEvent, Usage
@@ -47,7 +47,7 @@ class FakeEngine:
     def __init__(self, tokenizer: Tokenizer, context_tokens: int, most: int = 16) -> None:
         self._tokenizer = tokenizer
         self._context_tokens = context_tokens
-        self._most = most
+        self.config = EngineConfig(context_tokens=context_tokens, max_running=most, max_waiting=0)
         self.device_failure: str | None = None
         self.requests: list[Request] = []
         self.tickets: list[FakeTicket] = []
@@ -59,7 +59,7 @@ class FakeEngine:
             raise ContextLengthError(len(request.prompt_ids), self._context_tokens)
         if not all(0 <= i < self._tokenizer.num_tokens for i in request.prompt_ids):
             raise ConfigError("a token is outside the vocabulary")
-        if self.num_running >= self._most:
+        if self.num_running >= self.config.max_running:
             raise QueueFullError("the queue is full: 0 requests wait")
         self.requests.append(request)
         ticket = FakeTicket()

@@ -227,6 +227,55 @@ def test_completions(client: openai.OpenAI) -> None:
     assert ids.usage.prompt_tokens == 3
 
 
+@pytest.mark.parametrize("form", ["texts", "ids"])
+def test_several_prompts_at_once(client: openai.OpenAI, llm: FakeLLM, form: str) -> None:
+    texts = ["say one", "say two three", "count 3"]
+    encode = llm.tokenizer.encode
+    prompts: Any = texts if form == "texts" else [encode(text) for text in texts]
+    want = ["one", "one", "two three", "two three", "a a a", "a a a"]
+    arguments: Any = {"model": "test", "prompt": prompts, "n": 2, "seed": 5, "logprobs": 0}
+    whole = client.completions.create(**arguments)
+    assert [choice.index for choice in whole.choices] == list(range(6))
+    assert [choice.text.strip() for choice in whole.choices] == want
+    assert whole.usage is not None
+    sent = [encode(text, add_special=form == "texts") for text in texts]
+    assert whole.usage.prompt_tokens == sum(len(ids) for ids in sent)
+    assert whole.usage.prompt_tokens_details is not None
+    assert whole.usage.prompt_tokens_details.cached_tokens == len(texts)
+    assert [r.params.seed for r in llm.engine.requests[-6:]] == [5, 6] * 3
+    streamed = [""] * 6
+    reasons: list[object] = [None] * 6
+    for chunk in client.completions.create(stream=True, **arguments):
+        streamed[chunk.choices[0].index] += chunk.choices[0].text
+        reasons[chunk.choices[0].index] = chunk.choices[0].finish_reason
+    assert streamed == [choice.text for choice in whole.choices]
+    assert reasons == ["stop"] * 6
+
+
+def test_more_prompts_than_can_wait_are_refused_for_good(client: openai.OpenAI) -> None:
+    with pytest.raises(openai.BadRequestError, match="9 prompts with 2 choices each are 18"):
+        client.completions.create(model="test", prompt=["say x"] * 9, n=2)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "param", "words"),
+    [
+        ([], "prompt", "at least 1"),
+        ([[]], "prompt[0]", "at least 1"),
+        ([[1], []], "prompt[1]", "at least 1"),
+        (["a", 1], "prompt[1]", "string"),
+        ([1, "a"], "prompt[1]", "integer"),
+        ([[1], "a"], "prompt[1]", "list"),
+        ([1, -1], "prompt[1]", "greater"),
+        (7, "prompt", "string"),
+    ],
+)
+def test_prompts_that_are_none(client: openai.OpenAI, prompt: Any, param: str, words: str) -> None:
+    with pytest.raises(openai.BadRequestError, match=words) as caught:
+        client.completions.create(model="test", prompt=prompt)
+    assert caught.value.param == param
+
+
 def test_models(client: openai.OpenAI) -> None:
     (model,) = client.models.list().data
     assert model.id == "test"

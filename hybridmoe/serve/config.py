@@ -20,11 +20,14 @@ class ServeConfig:
     max_messages: int = 4096
     max_json_depth: int = 64
     max_choices: int = 8  # `n` of one request
+    max_sequences: int = 64  # prompts x `n` of one completion
     keep_alive_s: float = 10.0  # between comments in a stream that has nothing else to say
     retry_after_s: int = 5  # told to those who find the queue full
 
     def __post_init__(self) -> None:
-        for name in ("max_body_bytes", "max_messages", "max_json_depth", "max_choices"):
+        for name in (
+            "max_body_bytes", "max_messages", "max_json_depth", "max_choices", "max_sequences",
+        ):  # fmt: skip
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name}={getattr(self, name)}: expected 1 or more")
         if not self.keep_alive_s > 0.0:

@@ -40,12 +40,12 @@ class Turn:
 
 @dataclass(slots=True, kw_only=True)
 class TextTurn:
-    """A text, or its token ids, and what is asked of its continuation."""
+    """Texts, or their token ids, and what is asked of the continuation of each."""
 
-    prompt: str | list[int]
+    prompts: list[str] | list[list[int]]
     format: ResponseFormat | None = None
     sampling: dict[str, Any] = field(default_factory=dict)
-    num_choices: int = 1
+    num_choices: int = 1  # of each
     top_logprobs: int | None = None
     expert_trace: bool = False
 
@@ -54,7 +54,7 @@ class TextTurn:
 class Job:
     """What the engine is to do, and how its tokens are to be read."""
 
-    prompt_ids: list[int]
+    prompts: list[list[int]]  # token ids; each has equally many choices, which stand together
     params: SamplingParams
     constraints: list[Constraint | None]  # one for each choice: they have state
     top_logprobs: int | None
@@ -64,11 +64,19 @@ class Job:
     is_thinking: bool = False  # the prompt ends inside `<think>`
     is_parallel: bool = True
 
-    def choice_params(self, index: int) -> SamplingParams:
-        """The same for each choice, but with a seed of its own."""
-        if self.params.seed is None or index == 0:
+    @property
+    def choices_per_prompt(self) -> int:
+        return len(self.constraints) // len(self.prompts)
+
+    def prompt_of(self, choice: int) -> list[int]:
+        return self.prompts[choice // self.choices_per_prompt]
+
+    def params_of(self, choice: int) -> SamplingParams:
+        """The same for each prompt, and for each of its choices, but with a seed of its own."""
+        number = choice % self.choices_per_prompt
+        if self.params.seed is None or number == 0:
             return self.params
-        return replace(self.params, seed=(self.params.seed + index) % 2**64)
+        return replace(self.params, seed=(self.params.seed + number) % 2**64)
 
 
 def chat_prompt(llm: LLM, turn: Turn, config: ServeConfig) -> list[int]:
@@ -102,7 +110,7 @@ def chat_job(llm: LLM, grammar: GrammarCompiler, turn: Turn, config: ServeConfig
     calls = _calls(turn, num_past_calls, is_text_free=form is None)
     constraint = grammar.answer(form, calls, thinking) if form or calls else None
     return Job(
-        prompt_ids=prompt_ids,
+        prompts=[prompt_ids],
         params=params,
         constraints=_copies(constraint, turn.num_choices),
         top_logprobs=turn.top_logprobs,
@@ -115,18 +123,29 @@ def chat_job(llm: LLM, grammar: GrammarCompiler, turn: Turn, config: ServeConfig
 
 
 def completion_job(llm: LLM, grammar: GrammarCompiler, turn: TextTurn, config: ServeConfig) -> Job:
-    """The job of a text. Errors: ApiError, ConfigError."""
+    """The job of a text, or of several. Errors: ApiError, ConfigError."""
     _check_choices(turn.num_choices, config)
+    num_sequences = len(turn.prompts) * turn.num_choices
+    engine = llm.engine.config
+    most = min(config.max_sequences, engine.max_running + engine.max_waiting)
+    if num_sequences > most:
+        raise ApiError(
+            400,
+            f"prompt: {len(turn.prompts)} prompts with {turn.num_choices} choices each are"
+            f" {num_sequences}; at most {most} are taken at once",
+            param="prompt",
+        )
     params = llm.sampling_params(turn.sampling)
     form = _form(turn.format)
-    if isinstance(turn.prompt, str):
-        prompt_ids = llm.tokenizer.encode(turn.prompt, add_special=True, parse_special=True)
-    else:
-        prompt_ids = turn.prompt
     return Job(
-        prompt_ids=prompt_ids,
+        prompts=[
+            llm.tokenizer.encode(prompt, add_special=True, parse_special=True)
+            if isinstance(prompt, str)
+            else prompt
+            for prompt in turn.prompts
+        ],
         params=params,
-        constraints=_copies(grammar.text(form) if form else None, turn.num_choices),
+        constraints=_copies(grammar.text(form) if form else None, num_sequences),
         top_logprobs=turn.top_logprobs,
         expert_trace=turn.expert_trace,
     )

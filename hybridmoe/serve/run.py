@@ -126,7 +126,8 @@ class Run:
 
     @property
     def prompt_tokens(self) -> int:
-        return len(self.job.prompt_ids)
+        """Of all prompts; each counts once, however many choices it has."""
+        return sum(len(prompt) for prompt in self.job.prompts)
 
     @property
     def completion_tokens(self) -> int:
@@ -140,9 +141,9 @@ class Run:
 
     @property
     def cached_tokens(self) -> int:
-        """Of the prompt, not computed for this run (that is, for its first choice)."""
-        usage = self._choices[0].usage
-        return usage.cached_tokens if usage else 0
+        """Of the prompts, not computed for this run (that is, for the first choice of each)."""
+        firsts = self._choices[:: self.job.choices_per_prompt]
+        return sum(choice.usage.cached_tokens for choice in firsts if choice.usage)
 
     def timings(self) -> dict[str, Any]:
         """Of the first choice, in llama.cpp's names; known once it has ended."""
@@ -197,8 +198,8 @@ class Run:
     def _request(self, index: int) -> Request:
         job = self.job
         return Request(
-            prompt_ids=job.prompt_ids,
-            params=job.choice_params(index),
+            prompt_ids=job.prompt_of(index),
+            params=job.params_of(index),
             constraint=job.constraints[index],
             top_logprobs=job.top_logprobs,
             expert_trace=job.expert_trace,

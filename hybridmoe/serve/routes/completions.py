@@ -41,7 +41,7 @@ async def create_completion(body: CompletionRequest, request: Request) -> Respon
     refuse_unsupported(body)
     model = service.check_model(body.model)
     turn = TextTurn(
-        prompt=body.prompt,
+        prompts=_prompts(body.prompt),
         format=body.response_format,
         sampling={
             **body.sampling(),
@@ -57,6 +57,14 @@ async def create_completion(body: CompletionRequest, request: Request) -> Respon
     if body.stream:
         return EventStream(reply.events(), run.cancel, service.config.keep_alive_s)
     return await reply_whole(request, run, reply.whole)
+
+
+def _prompts(given: str | list[str] | list[int] | list[list[int]]) -> list[str] | list[list[int]]:
+    if isinstance(given, str):
+        return [given]
+    if isinstance(given[0], int):
+        return [given]
+    return given
 
 
 class _Reply:

@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Discriminator, Field, Tag
 
 from hybridmoe.serve.schemas.chat import Usage
 from hybridmoe.serve.schemas.common import (
@@ -19,12 +19,39 @@ from hybridmoe.serve.schemas.common import (
 
 __all__ = ["CompletionAnswer", "CompletionRequest"]
 
+_MAX_PROMPTS = 1024
+_Texts = Annotated[list[str], Field(min_length=1, max_length=_MAX_PROMPTS, fail_fast=True)]
+_Ids = Annotated[TokenIds, Field(min_length=1)]
+_IdLists = Annotated[list[_Ids], Field(min_length=1, max_length=_MAX_PROMPTS, fail_fast=True)]
+
+
+def _kind(prompt: object) -> str:
+    """Which form it has, by its first entry: only that one's errors are of use, or made."""
+    first = prompt[0] if isinstance(prompt, list) and prompt else prompt
+    if isinstance(prompt, list):
+        return (
+            "texts[]"
+            if isinstance(first, str)
+            else "ids[][]"
+            if isinstance(first, list)
+            else "ids[]"
+        )
+    return "text[]"
+
 
 class CompletionRequest(SamplingFields):
-    """A text, or its token ids; names of special tokens in a text stand for those tokens."""
+    """A text, or its token ids, or a list of either; names of special tokens in a text stand for
+    those tokens. Choices come in the order of the prompts, `n` of each.
+    """
 
     model: str | None = Field(default=None, max_length=512)
-    prompt: str | Annotated[TokenIds, Field(min_length=1)]
+    prompt: Annotated[
+        Annotated[str, Tag("text[]")]
+        | Annotated[_Ids, Tag("ids[]")]
+        | Annotated[_Texts, Tag("texts[]")]
+        | Annotated[_IdLists, Tag("ids[][]")],
+        Discriminator(_kind),
+    ]
     max_tokens: TokenLimit | None = Field(
         default=None, description="16 where it is left out; 0 and -1 set no limit."
     )
