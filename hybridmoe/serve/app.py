@@ -48,7 +48,7 @@ def create_app(service: Service) -> FastAPI:
     if config.api_keys:
         _declare_key(app)
     # The last one added is the first to see a request.
-    app.add_middleware(Guard, config=config)
+    app.add_middleware(Guard, config=config, bodies=service.bodies)
     if config.cors_origins:
         app.add_middleware(
             CORSMiddleware,

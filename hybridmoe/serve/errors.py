@@ -22,6 +22,7 @@ from hybridmoe.errors import (
     QueueFullError,
     TemplateError,
 )
+from hybridmoe.serve.pool import CancelledWorkError
 from hybridmoe.serve.reply import JsonReply
 
 __all__ = ["ApiError", "as_api_error", "error_body", "error_reply", "install"]
@@ -72,6 +73,14 @@ def as_api_error(error: Exception, retry_after_s: int = 1) -> ApiError:
             f"{error}; try again in {retry_after_s} s",
             type="rate_limit_error",
             code="queue_full",
+            headers={"Retry-After": str(retry_after_s)},
+        )
+    if isinstance(error, CancelledWorkError):
+        return ApiError(
+            503,
+            str(error),
+            type="server_error",
+            code="overloaded",
             headers={"Retry-After": str(retry_after_s)},
         )
     if isinstance(error, ConfigError | TemplateError):

@@ -13,12 +13,16 @@ from hybridmoe.engine.sampler import SamplingParams
 from hybridmoe.llm import LLM
 from hybridmoe.serve.config import ServeConfig
 from hybridmoe.serve.errors import ApiError
+from hybridmoe.serve.pool import CancelToken
 from hybridmoe.serve.schemas.common import ResponseFormat
 from hybridmoe.text.grammar import Calls, Form, GrammarCompiler, MatcherConstraint, Thinking
 from hybridmoe.text.tokenizer import Tokenizer
 from hybridmoe.text.tool_calls import CALL_BEGIN, SECTION_BEGIN
 
 __all__ = ["Job", "TextTurn", "Turn", "chat_job", "chat_prompt", "completion_job"]
+
+_LONG_CHARS = 1 << 14
+_MANY_MESSAGES = 64
 
 
 @dataclass(slots=True, kw_only=True)
@@ -37,6 +41,17 @@ class Turn:
     top_logprobs: int | None = None
     expert_trace: bool = False
 
+    @property
+    def is_short(self) -> bool:
+        """Whether it is made into a job in no time."""
+        if self.tools or self.format is not None or len(self.messages) > _MANY_MESSAGES:
+            return False
+        texts = (message.get("content") for message in self.messages)
+        return (
+            sum(len(text) if isinstance(text, str) else _LONG_CHARS for text in texts if text)
+            < _LONG_CHARS
+        )
+
 
 @dataclass(slots=True, kw_only=True)
 class TextTurn:
@@ -48,6 +63,11 @@ class TextTurn:
     num_choices: int = 1  # of each
     top_logprobs: int | None = None
     expert_trace: bool = False
+
+    @property
+    def is_short(self) -> bool:
+        """Whether it is made into a job in no time."""
+        return self.format is None and sum(map(len, self.prompts)) < _LONG_CHARS
 
 
 @dataclass(slots=True, kw_only=True)
@@ -79,7 +99,7 @@ class Job:
         return replace(self.params, seed=(self.params.seed + number) % 2**64)
 
 
-def chat_prompt(llm: LLM, turn: Turn, config: ServeConfig) -> list[int]:
+def chat_prompt(llm: LLM, turn: Turn, config: ServeConfig, token: CancelToken) -> list[int]:
     """Token ids of the conversation. Errors: ApiError, ConfigError, TemplateError."""
     if len(turn.messages) > config.max_messages:
         raise ApiError(
@@ -94,14 +114,16 @@ def chat_prompt(llm: LLM, turn: Turn, config: ServeConfig) -> list[int]:
     return llm.encode_chat(messages, turn.tools or None)
 
 
-def chat_job(llm: LLM, grammar: GrammarCompiler, turn: Turn, config: ServeConfig) -> Job:
+def chat_job(
+    llm: LLM, grammar: GrammarCompiler, turn: Turn, config: ServeConfig, token: CancelToken
+) -> Job:
     """The job of a conversation. Errors: ApiError, ConfigError, TemplateError."""
     _check_choices(turn.num_choices, config)
     turn = _with_allowed_tools(turn)
     _check_tool_choice(turn)
     may_call = bool(turn.tools) and turn.tool_choice != "none"
     params = llm.sampling_params(turn.sampling)
-    prompt_ids = chat_prompt(llm, turn, config)
+    prompt_ids = chat_prompt(llm, turn, config, token)
     num_past_calls = sum(len(message.get("tool_calls") or ()) for message in turn.messages)
     if not may_call:
         params = replace(params, logit_bias={**params.logit_bias, **_no_calls(llm.tokenizer)})
@@ -122,7 +144,9 @@ def chat_job(llm: LLM, grammar: GrammarCompiler, turn: Turn, config: ServeConfig
     )
 
 
-def completion_job(llm: LLM, grammar: GrammarCompiler, turn: TextTurn, config: ServeConfig) -> Job:
+def completion_job(
+    llm: LLM, grammar: GrammarCompiler, turn: TextTurn, config: ServeConfig, token: CancelToken
+) -> Job:
     """The job of a text, or of several. Errors: ApiError, ConfigError."""
     _check_choices(turn.num_choices, config)
     num_sequences = len(turn.prompts) * turn.num_choices

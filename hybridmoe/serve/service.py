@@ -3,26 +3,27 @@
 Knows how a request becomes a run; not what any API's requests and answers look like.
 """
 
-import asyncio
+import os
 import time
 import weakref
 import zlib
-from collections.abc import Callable
 from functools import cached_property
-from typing import Any, TypeVar
+from typing import Any
 
 from hybridmoe.engine.engine import EngineStats
 from hybridmoe.llm import LLM
+from hybridmoe.serve.body import Bodies
 from hybridmoe.serve.config import ServeConfig
 from hybridmoe.serve.errors import ApiError
 from hybridmoe.serve.job import Job, TextTurn, Turn, chat_job, chat_prompt, completion_job
 from hybridmoe.serve.metrics import Metrics
+from hybridmoe.serve.pool import WorkPool
 from hybridmoe.serve.run import Run
 from hybridmoe.text.grammar import GrammarCompiler
 
-__all__ = ["Service", "on_thread"]
+__all__ = ["Service"]
 
-T = TypeVar("T")
+_MAX_THREADS = 4  # Python runs one at a time; the others are in native code, or wait
 
 
 class Service:
@@ -36,6 +37,9 @@ class Service:
         self.load_progress: float | None = None  # 0 to 1
         self.failure: str | None = None
         self.metrics = Metrics(self._stats)
+        self.bodies = Bodies(config)
+        num_threads = min(_MAX_THREADS, max(2, os.cpu_count() or 2))
+        self.pool = WorkPool(num_threads, config.max_preparing, config.prepare_s)
         self._llm: LLM | None = None
         self._runs = weakref.WeakSet[Run]()
 
@@ -92,16 +96,27 @@ class Service:
     async def run_chat(self, turn: Turn) -> Run:
         """Begin to answer a conversation. Errors: ApiError, ConfigError and kin."""
         llm = self.llm
-        return self._start(await on_thread(chat_job, llm, self.grammar, turn, self.config))
+        job = await self.pool.run(
+            lambda token: chat_job(llm, self.grammar, turn, self.config, token),
+            is_short=turn.is_short,
+        )
+        return self._start(job)
 
     async def run_completion(self, turn: TextTurn) -> Run:
         """Begin to continue a text. Errors: ApiError, ConfigError and kin."""
         llm = self.llm
-        return self._start(await on_thread(completion_job, llm, self.grammar, turn, self.config))
+        job = await self.pool.run(
+            lambda token: completion_job(llm, self.grammar, turn, self.config, token),
+            is_short=turn.is_short,
+        )
+        return self._start(job)
 
     async def count_tokens(self, turn: Turn) -> int:
         """How many tokens a conversation's prompt has."""
-        return len(await on_thread(chat_prompt, self.llm, turn, self.config))
+        llm = self.llm
+        return await self.pool.run(
+            lambda token: len(chat_prompt(llm, turn, self.config, token)), is_short=turn.is_short
+        )
 
     def model_card(self) -> dict[str, Any]:
         """What /v1/models lists."""
@@ -126,6 +141,8 @@ class Service:
 
     def cancel_all(self) -> None:
         """End every answer under way, as when the server ends; their clients are told."""
+        self.bodies.close(_ending())
+        self.pool.close(_ending)
         for run in list(self._runs):
             run.stop()
 
@@ -139,6 +156,11 @@ class Service:
         return None if self._llm is None else self._llm.engine.stats()
 
 
-async def on_thread(function: Callable[..., T], *arguments: Any) -> T:
-    """Run in a thread: a long prompt must not hold up the streams of others."""
-    return await asyncio.to_thread(function, *arguments)
+def _ending() -> ApiError:
+    return ApiError(
+        503,
+        "the server is ending",
+        type="server_error",
+        code="server_ending",
+        headers={"Connection": "close"},
+    )

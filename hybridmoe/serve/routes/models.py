@@ -1,12 +1,15 @@
 """What this server says of itself: models, tokens, health, metrics; and what it does not do."""
 
+from typing import Any
+
 from fastapi import APIRouter, Request
 from fastapi.responses import PlainTextResponse
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.responses import Response
 
-from hybridmoe.serve.answer import service_of
+from hybridmoe.serve.answer import service_of, token_text
 from hybridmoe.serve.errors import ApiError
+from hybridmoe.serve.pool import CancelToken
 from hybridmoe.serve.reply import JsonReply
 from hybridmoe.serve.routes.documented import ERRORS
 from hybridmoe.serve.schemas.tokens import (
@@ -20,8 +23,8 @@ from hybridmoe.serve.schemas.tokens import (
     TokenizeRequest,
     TokensAnswer,
 )
-from hybridmoe.serve.service import on_thread
 from hybridmoe.serve.strict_json import StrictRoute
+from hybridmoe.text.tokenizer import Tokenizer
 
 __all__ = ["router"]
 
@@ -67,28 +70,37 @@ async def get_model(model: str, request: Request) -> Response:
 @router.post("/tokenize", response_model=None, responses={200: {"model": TokensAnswer}, **ERRORS})
 async def tokenize(body: TokenizeRequest, request: Request) -> Response:
     """Token ids of a text, by the model's own tokenizer."""
-    llm = service_of(request).llm
+    service = service_of(request)
+    llm = service.llm
     text = body.content if body.content is not None else body.prompt
     if text is None:
         raise ApiError(400, "content is missing; expected a text", param="content")
-    ids = await on_thread(
-        lambda: llm.tokenizer.encode(
+
+    def work(_: CancelToken) -> Response:
+        ids = llm.tokenizer.encode(
             text, add_special=body.add_special, parse_special=body.parse_special
         )
-    )
-    tokens = [
-        {"id": i, "piece": llm.tokenizer.decode([i], skip_special=False)} if body.with_pieces else i
-        for i in ids
-    ]
-    return JsonReply({"tokens": tokens, "count": len(ids), "max_model_len": llm.context_tokens})
+        tokens = [_piece(llm.tokenizer, i) for i in ids] if body.with_pieces else ids
+        return JsonReply({"tokens": tokens, "count": len(ids), "max_model_len": llm.context_tokens})
+
+    return await service.pool.run(work)
 
 
 @router.post("/detokenize", response_model=None, responses={200: {"model": TextAnswer}, **ERRORS})
 async def detokenize(body: DetokenizeRequest, request: Request) -> Response:
     """The text of token ids; special tokens by their names."""
-    llm = service_of(request).llm
-    text = await on_thread(lambda: llm.tokenizer.decode(body.tokens, skip_special=False))
-    return JsonReply({"content": text, "prompt": text})
+    service = service_of(request)
+    llm = service.llm
+
+    def work(_: CancelToken) -> Response:
+        text = llm.tokenizer.decode(body.tokens, skip_special=False)
+        return JsonReply({"content": text, "prompt": text})
+
+    return await service.pool.run(work)
+
+
+def _piece(tokenizer: Tokenizer, token_id: int) -> dict[str, Any]:
+    return {"id": token_id, "piece": token_text(token_id, tokenizer)}
 
 
 @router.post(

@@ -1,0 +1,127 @@
+"""Bodies: their shape is counted while they come, and their size, time and sum have bounds."""
+
+import asyncio
+import json
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from starlette.datastructures import Headers
+
+from hybridmoe.serve import ServeConfig
+from hybridmoe.serve.body import LARGE_BYTES, Bodies, JsonShape
+from hybridmoe.serve.errors import ApiError
+
+JSON = st.recursive(
+    st.none() | st.integers() | st.text('"\\[]{},:aé\n'),
+    lambda inner: st.lists(inner) | st.dictionaries(st.text('"\\[]{},'), inner),
+    max_leaves=20,
+)
+
+
+def shape_of(*pieces: bytes) -> tuple[int, int]:
+    shape = JsonShape()
+    for piece in pieces:
+        shape.feed(piece)
+    return shape.depth, shape.num_values
+
+
+def depth_of(value: Any) -> int:
+    if isinstance(value, dict):
+        return 1 + max(map(depth_of, value.values()), default=0)
+    return 1 + max(map(depth_of, value), default=0) if isinstance(value, list) else 0
+
+
+def test_depth_is_counted_outside_of_strings() -> None:
+    assert shape_of(b'{"a": [{"b": "[[[\\"[["}]}')[0] == 3
+    assert shape_of(b"[" * 1000) == (1000, 1000)
+    assert shape_of(b'"' + b"[" * 100) == (0, 0)
+    assert shape_of(b"[1,2],[3]") == (1, 6)
+
+
+@given(JSON, st.integers(1, 9), st.booleans())
+def test_pieces_make_no_difference(value: Any, size: int, is_ascii: bool) -> None:
+    body = json.dumps(value, ensure_ascii=is_ascii).encode()
+    whole = shape_of(body)
+    assert whole[0] == depth_of(value)
+    assert shape_of(*(body[i : i + size] for i in range(0, len(body), size))) == whole
+
+
+def test_counting_takes_no_more_steps_for_quotes_that_are_never_closed() -> None:
+    # 32 000 beginnings of a string, none of which ends: not a step for each pair of them.
+    assert shape_of(b'"' + b'\\"' * 32_000) == (0, 0)
+
+
+class Client:
+    """Sends pieces, and then nothing more until it is told to leave."""
+
+    def __init__(self, *pieces: bytes, is_whole: bool = True) -> None:
+        self._messages = [
+            {"type": "http.request", "body": piece, "more_body": True} for piece in pieces
+        ]
+        self._messages[-1]["more_body"] = not is_whole
+        self.is_silent = asyncio.Event()
+
+    async def receive(self) -> Any:
+        if self._messages:
+            return self._messages.pop(0)
+        self.is_silent.set()
+        await asyncio.Event().wait()
+
+
+async def read(bodies: Bodies, client: Client) -> bytes | None:
+    with bodies.hold() as held:
+        return await held.read(Headers(), client.receive)
+
+
+def refusal(test: Callable[[Bodies], Awaitable[Any]], **limits: Any) -> ApiError:
+    async def run() -> None:
+        await test(Bodies(ServeConfig(model_name="m", **limits)))
+
+    with pytest.raises(ApiError) as caught:
+        asyncio.run(run())
+    return caught.value
+
+
+def test_a_body_that_holds_too_many_values_is_refused() -> None:
+    error = refusal(lambda bodies: read(bodies, Client(b"[0,0,", b"0,0]")), max_json_values=4)
+    assert error.status == 400 and "more than 4 values" in str(error)
+
+
+def test_a_body_that_does_not_come_is_given_up() -> None:
+    sent = Client(b"{", is_whole=False)
+    for limits in ({"body_pause_s": 1e-3}, {"body_s": 1e-3}):
+        error = refusal(lambda bodies: read(bodies, sent), **limits)
+        assert error.status == 408 and error.headers["Connection"] == "close"
+
+
+def test_large_bodies_are_bounded_together_and_room_is_given_back() -> None:
+    large = b" " * (LARGE_BYTES + 1)
+
+    async def test(bodies: Bodies) -> None:
+        with bodies.hold() as first:
+            assert await first.read(Headers(), Client(large).receive) == large
+            assert await read(bodies, Client(b"{}")) == b"{}"
+            with pytest.raises(ApiError) as caught:
+                await read(bodies, Client(large))
+            assert caught.value.status == 503 and "Retry-After" in caught.value.headers
+        for _ in range(3):
+            assert await read(bodies, Client(large)) == large
+
+    asyncio.run(test(Bodies(ServeConfig(model_name="m", max_held_bytes=LARGE_BYTES + 1))))
+
+
+def test_half_sent_bodies_end_with_the_server() -> None:
+    async def test(bodies: Bodies) -> None:
+        client = Client(b"{", is_whole=False)
+        reading = asyncio.create_task(read(bodies, client))
+        await client.is_silent.wait()
+        ending = ApiError(503, "ending")
+        bodies.close(ending)
+        for again in (reading, read(bodies, Client(b"{", is_whole=False))):
+            with pytest.raises(ApiError, match="ending"):
+                await again
+
+    asyncio.run(test(Bodies(ServeConfig(model_name="m"))))
