@@ -7,7 +7,7 @@ PIP    := $(BIN)/python -m pip --disable-pip-version-check install -q -c constra
 MODEL  ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help build chat test check fmt bench peers asan tsan clean
+.PHONY: help build chat test quick check fmt bench peers asan tsan clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## /\1	/p' $(MAKEFILE_LIST) | expand -t 8
@@ -34,8 +34,12 @@ build: $(VENV)/.built  ## create .venv, compile and install
 chat: build  ## chat with the embedded model, or MODEL=file.gguf
 	@$(BIN)/hybridmoe chat $(MODEL)
 
-test: build  ## the whole test suite
-	$(BIN)/python -m pytest
+# A file's tests stay in one process, for the fixtures that they share.
+test: build  ## the whole test suite, on up to four cores
+	$(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile
+
+quick: build  ## the tests that are over soon
+	$(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile -m "not slow"
 
 check: build  ## lint, types, formatting
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
