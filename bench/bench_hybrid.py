@@ -3,8 +3,7 @@
     python bench/bench_hybrid.py --keep k2.gguf               # as many layers as fit, 384 experts
     python bench/bench_hybrid.py --layers 3 --experts 48 --prompt 512
 
-Kimi K2's layer shapes with random weights. Needs a CUDA card, and says so where there is none. Has
-not run on one yet.
+Kimi K2's layer shapes with random weights. Needs a CUDA card, and says so where there is none.
 """
 
 import sys

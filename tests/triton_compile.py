@@ -1,4 +1,4 @@
-"""Compile the CUDA kernels at Kimi K2's sizes, without a card: prints registers, spills and so on.
+"""Compile the CUDA kernels at Kimi K2's sizes, without a card: prints registers, spills, shuffles.
 
 A process of its own (`python tests/triton_compile.py 89`), since Triton is either an interpreter or
 a compiler from its first import on.
@@ -10,6 +10,7 @@ import re
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ import triton
 import triton.language as tl
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
+from triton_layouts import lane_distances, shuffles
 
 from hybridmoe.kernels.triton import attention, elementwise, experts, product, router
 from hybridmoe.kernels.triton.decode import KINDS
@@ -65,6 +67,7 @@ def compiled(kernel: Any, constants: dict[str, Any], arch: int, **options: int) 
         assert found, report
         return int(found[1])
 
+    assembly, ttgir = binary.asm["ptx"], binary.asm["ttgir"]
     return {
         "kernel": kernel.__name__,
         "constants": {k: str(v) for k, v in constants.items()},
@@ -72,37 +75,53 @@ def compiled(kernel: Any, constants: dict[str, Any], arch: int, **options: int) 
         "spilled_bytes": figure(r"(\d+) bytes spill stores"),
         "shared_bytes": binary.metadata.shared,
         "cubin_bytes": len(binary.asm["cubin"]),
-        "has_16_byte_loads": "ld.global.v4.b32" in binary.asm["ptx"],
+        "has_16_byte_loads": "ld.global.v4.b32" in assembly,
+        "reduces_a_reshape": '"tt.reduce"' in ttgir and "tt.reshape" in binary.asm["ttir"],
+        "warps": binary.metadata.num_warps,
+        "wanted": sorted(lane_distances(ttgir)),
+        "shuffled": sorted(shuffles(assembly)),
     }
 
 
-def main(arch: int) -> None:
-    bf16 = tl.bfloat16
+def expert_kernels() -> Iterator[tuple[Any, dict[str, Any], dict[str, int]]]:
+    """Of every type as `expert_ffn` launches them, and a pair of types with unlike tiles."""
+    for gate, up in (*((kind, kind) for kind in KINDS), ("Q4_K", "Q6_K")):
+        yield experts._gate_up_kernel, {"GATE": gate, "UP": up, "ROWS": experts.GATE_ROWS}, {}
+    for kind in KINDS:
+        yield experts._down_kernel, {"DOWN": kind, "ROWS": experts.DOWN_ROWS}, {}
+
+
+def product_kernels() -> Iterator[tuple[Any, dict[str, Any], dict[str, int]]]:
     for kind in KINDS:
         for is_one in (True, False):
-            constants = {"IS_ONE": is_one, "DOT": bf16, "KIND": kind, "ROWS": 16}
-            warps = 4 if is_one else 8
-            print(json.dumps(compiled(product._gemv_kernel, constants, arch, num_warps=warps)))
+            constants = {"IS_ONE": is_one, "DOT": tl.bfloat16, "KIND": kind, "ROWS": 16}
+            yield product._gemv_kernel, constants, {"num_warps": 4 if is_one else 8}
+    yield product._dequantize_kernel, {"KIND": "Q4_K", "ROWS": 16}, {}
+
+
+def other_kernels() -> Iterator[tuple[Any, dict[str, Any], dict[str, int]]]:
     constants = {"R": 512, "P": 64, "R_BLOCK": 512, "P_BLOCK": 64, "BLOCK": 32, "PAGE": 64}
     options = {"num_warps": 8, "num_stages": 2}
-    attend = attention._attention_kernel
-    print(json.dumps(compiled(attend, {**constants, "DOT": bf16}, arch, **options)))
-    print(json.dumps(compiled(attention._combine_kernel, {"R": 512, "R_BLOCK": 512}, arch)))
-    for gate, down in (("Q4_K", "Q6_K"), ("Q2_K", "Q3_K"), ("Q3_K", "Q4_K"), ("MXFP4", "MXFP4")):
-        constants = {"GATE": gate, "UP": gate, "ROWS": 8}
-        print(json.dumps(compiled(experts._gate_up_kernel, constants, arch)))
-        print(json.dumps(compiled(experts._down_kernel, {"DOWN": down, "ROWS": 16}, arch)))
-    print(json.dumps(compiled(product._dequantize_kernel, {"KIND": "Q4_K", "ROWS": 16}, arch)))
-    constants = {"HAS_DELTA": True, "BLOCK": 8192}
-    print(json.dumps(compiled(elementwise._rms_norm_kernel, constants, arch, num_warps=16)))
-    constants = {"HEADS": 16, "BLOCK": 32}
-    print(json.dumps(compiled(elementwise._rotate_kernel, constants, arch, num_warps=2)))
-    print(json.dumps(compiled(elementwise._silu_mul_kernel, {"BLOCK": 1024}, arch)))
-    POINTERS["slots_ptr"] = "*i64"  # there, unlike in the kernels of experts
-    print(json.dumps(compiled(elementwise._store_kernel, {"BLOCK": 1024}, arch)))
-    constants = {"TOP_K": 8, "GROUPS": 8, "GROUPS_USED": 4, "HAS_BIAS": True, "IS_SIGMOID": True}
-    constants |= {"IS_NORMALIZED": True, "BLOCK": 512, "K_BLOCK": 8, "GROUP_BLOCK": 8}
-    print(json.dumps(compiled(router._route_kernel, constants, arch, num_warps=2)))
+    yield attention._attention_kernel, {**constants, "DOT": tl.bfloat16}, options
+    yield attention._combine_kernel, {"R": 512, "R_BLOCK": 512}, {}
+    for block, warps in ((512, 1), (2048, 4), (8192, 16)):
+        constants = {"HAS_DELTA": block == 8192, "BLOCK": block}
+        yield elementwise._rms_norm_kernel, constants, {"num_warps": warps}
+    yield elementwise._rotate_kernel, {"HEADS": 16, "BLOCK": 32}, {"num_warps": 2}
+    yield elementwise._silu_mul_kernel, {"BLOCK": 1024}, {}
+    yield elementwise._store_kernel, {"BLOCK": 1024}, {}
+    for num_groups, is_sigmoid, block in ((8, True, 512), (1, False, 64)):  # K2's; Moonlight's
+        constants = {"TOP_K": 8, "GROUPS": num_groups, "GROUPS_USED": (num_groups + 1) // 2}
+        constants |= {"HAS_BIAS": is_sigmoid, "IS_SIGMOID": is_sigmoid, "IS_NORMALIZED": True}
+        constants |= {"BLOCK": block, "K_BLOCK": 8, "GROUP_BLOCK": num_groups}
+        yield router._route_kernel, constants, {"num_warps": 2}
+
+
+def main(arch: int) -> None:
+    for kernel, constants, options in (*expert_kernels(), *product_kernels(), *other_kernels()):
+        if kernel is elementwise._store_kernel:
+            POINTERS["slots_ptr"] = "*i64"  # there, unlike in the kernels of experts
+        print(json.dumps(compiled(kernel, constants, arch, **options)))
 
 
 if __name__ == "__main__":

@@ -4,7 +4,6 @@ The card's stream goes on while a second one brings states and choices to the ho
 kernels there, and brings their sum back; the card computes the experts in its slots meanwhile. In a
 step of few tokens nothing here waits or decides: it queues the same work whoever is where, so that
 a graph can repeat it. What the step chose is read, and the cache hears of it, when it has ended.
-Tests run it in Triton's interpreter with stand-ins for streams; it has not run on a card yet.
 """
 
 from collections.abc import Mapping

@@ -1,8 +1,7 @@
 """What a card and the way to it reach on this machine: the numbers of the prompt's cost model.
 
 Measured at the start, with the very copies and products that a prompt's step makes, in a few tenths
-of a second; the card's kernels are compiled on the way, where they are not yet. Has not run on a
-card.
+of a second; the card's kernels are compiled on the way, where they are not yet.
 """
 
 import time

@@ -59,7 +59,7 @@ ATTENTION_SHARE = 0.5  # of float32 multiply-adds, counting the pairs that are n
 # Python and torch between the kernels, of a layer and of a step, on a 2.6 GHz Xeon.
 LAYER_S, STEP_S = 250e-6, 500e-6
 
-# Nothing has run on a GPU yet: assumptions, as docs/plan.md says.
+# Assumptions, as docs/plan.md says; the one GPU that was tried is not in them yet.
 _GPU_DECODE_SHARE, _GPU_PROMPT_SHARE, _GPU_LAYER_S = 0.7, 0.4, 60e-6
 _PCIE_SHARE = 0.85
 _GPU_EXPERT_S = 150e-6  # a dozen launches from Python

@@ -2,7 +2,7 @@
 
 The card copies by itself, and at the link's full rate, only from page-locked memory, and pages of a
 mapped file cannot be locked: the thread brings an expert into a ring in pieces, and each piece is
-copied on while the next is read. Has not run on a card yet.
+copied on while the next is read.
 """
 
 import threading

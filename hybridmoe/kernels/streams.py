@@ -3,7 +3,7 @@
 A stream is a queue of copies and calls that run in order, later than they are asked for. The
 program asks for everything at once and never waits: one stream waits for another. `FakeStream` runs
 in Python; its lazy form puts work off until somebody waits for it, which is what shows a wait that
-was forgotten. `CudaStream` has not run on a card yet.
+was forgotten.
 """
 
 from collections import deque

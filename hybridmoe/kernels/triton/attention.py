@@ -1,8 +1,7 @@
 """Absorbed latent attention of a decode step on a card, over pages of latents.
 
 The positions of each token are shared out among programs (flash decoding), whose partial results a
-second kernel puts together. Nothing here has run on a card yet; tests run it in Triton's
-interpreter.
+second kernel puts together.
 """
 
 from typing import NamedTuple

@@ -10,18 +10,17 @@ __all__ = ["iq4_xs", "q2_k", "q3_k", "q4_k", "q5_k", "q6_k"]
 
 
 @triton.jit
-def q2_k(row, chunk, limit, row_ok, ROWS: tl.constexpr):
+def q2_k(row, chunk, limit, row_ok):
     base, mask = _groups(row, chunk, limit, row_ok, 84, 16)
     packed = load_byte(base + tl.arange(0, 16)[None, :], mask)
     scale = load_half(base + 80, mask) * (packed & 15).to(tl.float32)
     minimum = load_half(base + 82, mask) * (packed >> 4).to(tl.float32)
     q = _two_bits(base + 16, mask)
-    w = scale[:, :, None] * q.to(tl.float32) - minimum[:, :, None]
-    return tl.reshape(w, (ROWS, 256))
+    return scale[:, :, None] * q.to(tl.float32) - minimum[:, :, None]
 
 
 @triton.jit
-def q3_k(row, chunk, limit, row_ok, ROWS: tl.constexpr):
+def q3_k(row, chunk, limit, row_ok):
     base, mask = _groups(row, chunk, limit, row_ok, 110, 16)
     g = tl.arange(0, 16)
     low = (load_byte(base + 96 + (g & 7)[None, :], mask) >> (4 * (g >> 3))[None, :]) & 15
@@ -32,32 +31,30 @@ def q3_k(row, chunk, limit, row_ok, ROWS: tl.constexpr):
     third = load_byte(base[:, :, None] + third_at[None, :, :], mask[:, :, None])
     third = (third >> (g >> 1)[None, :, None]) & 1
     q = _two_bits(base + 32, mask) + 4 * third - 4
-    return tl.reshape(scale[:, :, None] * q.to(tl.float32), (ROWS, 256))
+    return scale[:, :, None] * q.to(tl.float32)
 
 
 @triton.jit
-def q4_k(row, chunk, limit, row_ok, ROWS: tl.constexpr):
+def q4_k(row, chunk, limit, row_ok):
     base, mask = _groups(row, chunk, limit, row_ok, 144, 8)
     scale, minimum = _k_scales(base, mask)
     q = _four_bits(base + 16, mask)
-    w = scale[:, :, None] * q.to(tl.float32) - minimum[:, :, None]
-    return tl.reshape(w, (ROWS, 256))
+    return scale[:, :, None] * q.to(tl.float32) - minimum[:, :, None]
 
 
 @triton.jit
-def q5_k(row, chunk, limit, row_ok, ROWS: tl.constexpr):
+def q5_k(row, chunk, limit, row_ok):
     base, mask = _groups(row, chunk, limit, row_ok, 176, 8)
     scale, minimum = _k_scales(base, mask)
     g = tl.arange(0, 8)
     i = tl.arange(0, 32)
     fifth = load_byte(base[:, :, None] + (16 + i)[None, None, :], mask[:, :, None])
     q = _four_bits(base + 48, mask) | (((fifth >> g[None, :, None]) & 1) << 4)
-    w = scale[:, :, None] * q.to(tl.float32) - minimum[:, :, None]
-    return tl.reshape(w, (ROWS, 256))
+    return scale[:, :, None] * q.to(tl.float32) - minimum[:, :, None]
 
 
 @triton.jit
-def q6_k(row, chunk, limit, row_ok, ROWS: tl.constexpr):
+def q6_k(row, chunk, limit, row_ok):
     base, mask = _groups(row, chunk, limit, row_ok, 210, 16)
     g = tl.arange(0, 16)
     i = tl.arange(0, 16)
@@ -69,12 +66,11 @@ def q6_k(row, chunk, limit, row_ok, ROWS: tl.constexpr):
     high = load_byte(base[:, :, None] + high_at[None, :, :], mask[:, :, None])
     low_shift, high_shift = 4 * ((g & 7) >> 2), 2 * ((g & 7) >> 1)
     q = ((low >> low_shift[None, :, None]) & 15) | (((high >> high_shift[None, :, None]) & 3) << 4)
-    w = scale[:, :, None] * (q - 32).to(tl.float32)
-    return tl.reshape(w, (ROWS, 256))
+    return scale[:, :, None] * (q - 32).to(tl.float32)
 
 
 @triton.jit
-def iq4_xs(row, chunk, limit, row_ok, ROWS: tl.constexpr):
+def iq4_xs(row, chunk, limit, row_ok):
     base, mask = _groups(row, chunk, limit, row_ok, 136, 8)
     g = tl.arange(0, 8)
     low = (load_byte(base + 4 + (g >> 1)[None, :], mask) >> (4 * (g & 1))[None, :]) & 15
@@ -85,7 +81,7 @@ def iq4_xs(row, chunk, limit, row_ok, ROWS: tl.constexpr):
     at = 8 + 16 * g[None, :, None, None] + 0 * half + i  # (1, 8, 2, 16)
     codes = load_byte(base[:, :, None, None] + at, mask[:, :, None, None])
     q = nonlinear((codes >> (4 * half)) & 15)
-    return tl.reshape(scale[:, :, None, None] * q.to(tl.float32), (ROWS, 256))
+    return scale[:, :, None, None] * q.to(tl.float32)
 
 
 @triton.jit

@@ -23,57 +23,57 @@ _MAGNITUDES_1 = tl.constexpr(0x0C080604)
 
 
 @triton.jit
-def q8_0(row, chunk, limit, row_ok, ROWS: tl.constexpr):
+def q8_0(row, chunk, limit, row_ok):
     base, mask = _blocks(row, chunk, limit, row_ok, 34)
     d = load_half(base, mask)
     i = tl.arange(0, 32)
     codes = tl.load(base[:, :, None] + 2 + i[None, None, :], mask=mask[:, :, None], other=0)
     q = codes.to(tl.int8, bitcast=True).to(tl.float32)
-    return tl.reshape(d[:, :, None] * q, (ROWS, 256))
+    return d[:, :, None] * q
 
 
 @triton.jit
-def q4_0(row, chunk, limit, row_ok, ROWS: tl.constexpr):
+def q4_0(row, chunk, limit, row_ok):
     base, mask = _blocks(row, chunk, limit, row_ok, 18)
     d = load_half(base, mask)
     q = _nibbles(base + 2, mask) - 8
-    return tl.reshape(d[:, :, None, None] * q.to(tl.float32), (ROWS, 256))
+    return d[:, :, None, None] * q.to(tl.float32)
 
 
 @triton.jit
-def q4_1(row, chunk, limit, row_ok, ROWS: tl.constexpr):
+def q4_1(row, chunk, limit, row_ok):
     base, mask = _blocks(row, chunk, limit, row_ok, 20)
     d, m = load_half(base, mask), load_half(base + 2, mask)
     q = _nibbles(base + 4, mask)
-    return tl.reshape(d[:, :, None, None] * q.to(tl.float32) + m[:, :, None, None], (ROWS, 256))
+    return d[:, :, None, None] * q.to(tl.float32) + m[:, :, None, None]
 
 
 @triton.jit
-def q5_0(row, chunk, limit, row_ok, ROWS: tl.constexpr):
+def q5_0(row, chunk, limit, row_ok):
     base, mask = _blocks(row, chunk, limit, row_ok, 22)
     d = load_half(base, mask)
     q = (_nibbles(base + 6, mask) | _fifth_bits(base + 2, mask)) - 16
-    return tl.reshape(d[:, :, None, None] * q.to(tl.float32), (ROWS, 256))
+    return d[:, :, None, None] * q.to(tl.float32)
 
 
 @triton.jit
-def q5_1(row, chunk, limit, row_ok, ROWS: tl.constexpr):
+def q5_1(row, chunk, limit, row_ok):
     base, mask = _blocks(row, chunk, limit, row_ok, 24)
     d, m = load_half(base, mask), load_half(base + 2, mask)
     q = _nibbles(base + 8, mask) | _fifth_bits(base + 4, mask)
-    return tl.reshape(d[:, :, None, None] * q.to(tl.float32) + m[:, :, None, None], (ROWS, 256))
+    return d[:, :, None, None] * q.to(tl.float32) + m[:, :, None, None]
 
 
 @triton.jit
-def iq4_nl(row, chunk, limit, row_ok, ROWS: tl.constexpr):
+def iq4_nl(row, chunk, limit, row_ok):
     base, mask = _blocks(row, chunk, limit, row_ok, 18)
     d = load_half(base, mask)
     q = nonlinear(_nibbles(base + 2, mask))
-    return tl.reshape(d[:, :, None, None] * q.to(tl.float32), (ROWS, 256))
+    return d[:, :, None, None] * q.to(tl.float32)
 
 
 @triton.jit
-def mxfp4(row, chunk, limit, row_ok, ROWS: tl.constexpr):
+def mxfp4(row, chunk, limit, row_ok):
     base, mask = _blocks(row, chunk, limit, row_ok, 17)  # bytes only: blocks lie at odd addresses
     e = load_byte(base, mask)
     half_scale = tl.where(e < 2, 0x00200000 * (e + 1), (e - 1) << 23).to(tl.float32, bitcast=True)
@@ -81,7 +81,7 @@ def mxfp4(row, chunk, limit, row_ok, ROWS: tl.constexpr):
     word = tl.where((code & 4) == 0, _MAGNITUDES_0, _MAGNITUDES_1)
     q = (word >> (8 * (code & 3))) & 15
     q = tl.where((code & 8) == 0, q, -q)
-    return tl.reshape(half_scale[:, :, None, None] * q.to(tl.float32), (ROWS, 256))
+    return half_scale[:, :, None, None] * q.to(tl.float32)
 
 
 @triton.jit

@@ -1,7 +1,6 @@
 """What is done to a token's numbers one by one, or by rows: norms, rotations, gates, latents.
 
-Rows lie anywhere; the numbers of a row lie together. Nothing here has run on a card yet; tests run
-it in Triton's interpreter.
+Rows lie anywhere; the numbers of a row lie together.
 """
 
 import torch

@@ -2,8 +2,7 @@
 
 A slot is the blocks of one expert's gate, up and down matrices in one run of bytes, so that one
 copy brings an expert in. Pairs of a token and an expert that is not on the card have slot -1 and
-are skipped: the CPU computes them. Nothing here has run on a card yet; tests run it in Triton's
-interpreter.
+are skipped: the CPU computes them.
 """
 
 from dataclasses import dataclass
@@ -15,12 +14,21 @@ from gguf import GGMLQuantizationType
 from torch import Tensor
 
 from hybridmoe.errors import ShapeError
-from hybridmoe.kernels.triton.decode import CHUNK, chunk_limit, decode
+from hybridmoe.kernels.triton.decode import (
+    CHUNK,
+    chunk_limit,
+    columns,
+    decode_tile,
+    sum_tile,
+    zeros,
+)
 from hybridmoe.kernels.triton.matrix import row_bytes
 from hybridmoe.kernels.triton.product import MAX_GEMV_TOKENS
 from hybridmoe.kernels.triton.runtime import check_device_tensor, num_multiprocessors
 
 __all__ = ["SlotLayout", "expert_ffn", "plan_down_splits"]
+
+GATE_ROWS, DOWN_ROWS = 8, 16  # of a program
 
 _ALIGNMENT = 256  # of a slot and its parts: what the card's own allocator and copies like
 
@@ -66,7 +74,7 @@ def plan_down_splits(num_tokens: int, top_k: int, hidden: int, num_sms: int) -> 
     Five programs of four warps fit a multiprocessor by registers (Q4_K on sm_89: 96 a thread), each
     with 2.3 KB of Q4_K on the way: what covers the latency of memory, see `plan_gemv`.
     """
-    tiles = num_tokens * -(-hidden // 16)
+    tiles = num_tokens * -(-hidden // DOWN_ROWS)
     return max(1, min(-(-5 * num_sms // tiles), top_k))
 
 
@@ -99,7 +107,7 @@ def expert_ffn(
     if tokens == 0 or top_k == 0:
         return x.new_zeros(x.shape, dtype=torch.float32)
     hidden = x.new_empty((tokens * top_k, layout.inter), dtype=torch.float32)  # (T k, I)
-    _gate_up_kernel[(triton.cdiv(layout.inter, 8), tokens * top_k)](
+    _gate_up_kernel[(triton.cdiv(layout.inter, GATE_ROWS), tokens * top_k)](
         x,
         slots,
         data,
@@ -115,14 +123,14 @@ def expert_ffn(
         chunk_limit(layout.up.name, layout.hidden),
         GATE=layout.gate.name,
         UP=layout.up.name,
-        ROWS=8,
+        ROWS=GATE_ROWS,
         num_warps=4,
     )
     splits = plan_down_splits(tokens, top_k, layout.hidden, num_multiprocessors(x.device))
     experts_per_split = triton.cdiv(top_k, splits)
     splits = triton.cdiv(top_k, experts_per_split)
     parts = x.new_empty((splits, tokens, layout.hidden), dtype=torch.float32)
-    _down_kernel[(triton.cdiv(layout.hidden, 16), tokens, splits)](
+    _down_kernel[(triton.cdiv(layout.hidden, DOWN_ROWS), tokens, splits)](
         hidden,
         slots,
         weights,
@@ -138,7 +146,7 @@ def expert_ffn(
         chunk_limit(layout.down.name, layout.inter),
         triton.cdiv(layout.inter, CHUNK),
         DOWN=layout.down.name,
-        ROWS=16,
+        ROWS=DOWN_ROWS,
         num_warps=4,
     )
     return parts[0] if splits == 1 else parts.sum(0)
@@ -173,17 +181,19 @@ def _gate_up_kernel(
         gate_row = expert + rows * gate_row_bytes
         up_row = expert + up_offset + rows * up_row_bytes
         token_ptr = x_ptr + (pair // top_k) * num_cols
-        k = tl.arange(0, 256)
-        gate = tl.zeros((ROWS, 256), tl.float32)
-        up = tl.zeros((ROWS, 256), tl.float32)
+        gate = zeros(GATE, ROWS)
+        up = zeros(UP, ROWS)
         for chunk in range(0, tl.cdiv(num_cols, 256)):
-            at = chunk * 256 + k
-            x = tl.load(token_ptr + at, mask=at < num_cols, other=0.0).to(tl.float32)[None, :]
-            gate += decode(gate_row, chunk, gate_limit, row_ok, GATE, ROWS) * x
-            up += decode(up_row, chunk, up_limit, row_ok, UP, ROWS) * x
-        g = tl.sum(gate, 1)
+            at = chunk * 256 + columns(GATE)
+            x = tl.load(token_ptr + at, mask=at < num_cols, other=0.0).to(tl.float32)
+            gate += decode_tile(gate_row, chunk, gate_limit, row_ok, GATE) * x
+            if GATE != UP:
+                at = chunk * 256 + columns(UP)
+                x = tl.load(token_ptr + at, mask=at < num_cols, other=0.0).to(tl.float32)
+            up += decode_tile(up_row, chunk, up_limit, row_ok, UP) * x
+        g = sum_tile(gate)
         e = tl.exp(-tl.abs(g))  # cannot overflow
-        hidden = g * tl.where(g < 0, e, 1.0) / (1.0 + e) * tl.sum(up, 1)
+        hidden = g * tl.where(g < 0, e, 1.0) / (1.0 + e) * sum_tile(up)
         tl.store(hidden_ptr + pair * inter + rows, hidden, mask=row_ok)
 
 
@@ -211,8 +221,7 @@ def _down_kernel(
     t = tl.program_id(1)
     split = tl.program_id(2)
     row_ok = rows < num_rows
-    k = tl.arange(0, 256)
-    acc = tl.zeros((ROWS, 256), tl.float32)
+    acc = zeros(DOWN, ROWS)
     first = split * experts_per_split
     for j in range(first, tl.minimum(first + experts_per_split, top_k)):
         pair = t * top_k + j
@@ -221,8 +230,8 @@ def _down_kernel(
             weight = tl.load(weights_ptr + pair)
             row = data_ptr + slot * slot_bytes + down_offset + rows * row_bytes
             for chunk in range(0, num_chunks):
-                at = chunk * 256 + k
+                at = chunk * 256 + columns(DOWN)
                 h = tl.load(hidden_ptr + pair * inter + at, mask=at < inter, other=0.0)
-                acc += decode(row, chunk, limit, row_ok, DOWN, ROWS) * (weight * h)[None, :]
+                acc += decode_tile(row, chunk, limit, row_ok, DOWN) * (weight * h)
     at = (split * tl.num_programs(1) + t) * num_rows + rows
-    tl.store(parts_ptr + at, tl.sum(acc, 1), mask=row_ok)
+    tl.store(parts_ptr + at, sum_tile(acc), mask=row_ok)

@@ -1,7 +1,7 @@
 """One expert in a slot of a card, for any number of tokens: what a prompt's step needs.
 
 Its matrices are decoded and multiplied one after the other; `expert_ffn` is for few tokens and many
-experts at once. Nothing here has run on a card yet; tests run it in Triton's interpreter.
+experts at once.
 """
 
 from gguf import GGMLQuantizationType

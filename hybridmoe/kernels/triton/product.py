@@ -2,8 +2,7 @@
 
 Up to 16 tokens one kernel reads the blocks once and decodes them in registers: a single token by
 float32 multiply-adds, more by tensor cores with both sides rounded to bfloat16. More tokens than
-that: slabs of the matrix are decoded to bfloat16 and multiplied by torch. Nothing here has run on a
-card yet; tests run it in Triton's interpreter.
+that: slabs of the matrix are decoded to bfloat16 and multiplied by torch.
 """
 
 from collections.abc import Iterator
@@ -17,7 +16,15 @@ from gguf import GGMLQuantizationType
 from torch import Tensor
 
 from hybridmoe.errors import ShapeError
-from hybridmoe.kernels.triton.decode import CHUNK, chunk_limit, decode
+from hybridmoe.kernels.triton.decode import (
+    CHUNK,
+    chunk_limit,
+    columns,
+    decode,
+    decode_tile,
+    sum_tile,
+    zeros,
+)
 from hybridmoe.kernels.triton.matrix import DeviceMatrix
 from hybridmoe.kernels.triton.runtime import (
     DOT_TYPE,
@@ -204,19 +211,19 @@ def _gemv_kernel(
     rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     row_ok = rows < num_rows
     row = w_ptr + (b * num_rows + rows) * row_bytes
-    k = tl.arange(0, 256)
     x_ptr += b * x_batch_stride
     parts_ptr += split.to(tl.int64) * part_stride + b * out_batch_stride
     first = split * chunks_per_split
     last = tl.minimum(first + chunks_per_split, tl.cdiv(num_cols, 256))
     if IS_ONE:
-        acc = tl.zeros((ROWS, 256), tl.float32)
+        acc = zeros(KIND, ROWS)
         for chunk in range(first, last):
-            at = chunk * 256 + k
+            at = chunk * 256 + columns(KIND)
             x = tl.load(x_ptr + at, mask=at < num_cols, other=0.0).to(tl.float32)
-            acc += decode(row, chunk, limit, row_ok, KIND, ROWS) * x[None, :]
-        tl.store(parts_ptr + rows, tl.sum(acc, 1), mask=row_ok)
+            acc += decode_tile(row, chunk, limit, row_ok, KIND) * x
+        tl.store(parts_ptr + rows, sum_tile(acc), mask=row_ok)
     else:
+        k = tl.arange(0, 256)
         token = tl.arange(0, 16)
         token_ok = token < num_tokens
         sums = tl.zeros((16, ROWS), tl.float32)

@@ -1,7 +1,6 @@
 """Which experts a token goes to, chosen on a card: the twin of `ops.route`.
 
-One program a token, all experts in registers, the best taken one after the other. Nothing here has
-run on a card yet; tests run it in Triton's interpreter.
+One program a token, all experts in registers, the best taken one after the other.
 """
 
 import torch
