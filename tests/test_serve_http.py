@@ -243,8 +243,8 @@ def test_every_route_is_documented(http: httpx2.Client) -> None:
     document = http.get("/openapi.json").json()
     assert document["paths"].keys() == {
         "/health", "/metrics", "/v1/models", "/v1/models/{model}", "/v1/chat/completions",
-        "/v1/completions", "/v1/responses", "/v1/messages", "/v1/messages/count_tokens",
-        "/tokenize", "/detokenize", "/v1/embeddings",
+        "/v1/completions", "/v1/responses", "/v1/responses/{response_id}", "/v1/messages",
+        "/v1/messages/count_tokens", "/tokenize", "/detokenize", "/v1/embeddings",
     }  # fmt: skip
 
 

@@ -27,6 +27,8 @@ class ServeConfig:
     prepare_s: float = 60.0  # for these three together
     max_choices: int = 8  # `n` of one request
     max_sequences: int = 64  # prompts x `n` of one completion
+    max_stored: int = 256  # responses that later requests may go on from; 0: none
+    max_stored_bytes: int = 64 << 20
     keep_alive_s: float = 10.0  # between comments in a stream that has nothing else to say
     retry_after_s: int = 5  # told to those who find the queue full
 
@@ -37,6 +39,9 @@ class ServeConfig:
         ):  # fmt: skip
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name}={getattr(self, name)}: expected 1 or more")
+        for name in ("max_stored", "max_stored_bytes"):
+            if getattr(self, name) < 0:
+                raise ConfigError(f"{name}={getattr(self, name)}: expected 0 or more")
         for name in ("body_pause_s", "body_s", "prepare_s", "keep_alive_s"):
             if not getattr(self, name) > 0.0:
                 raise ConfigError(f"{name}={getattr(self, name)}: expected more than 0")

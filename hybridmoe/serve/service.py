@@ -19,6 +19,7 @@ from hybridmoe.serve.job import Job, TextTurn, Turn, chat_job, chat_prompt, comp
 from hybridmoe.serve.metrics import Metrics
 from hybridmoe.serve.pool import WorkPool
 from hybridmoe.serve.run import Run
+from hybridmoe.serve.stored import ResponseStore
 from hybridmoe.text.grammar import GrammarCompiler
 
 __all__ = ["Service"]
@@ -40,6 +41,7 @@ class Service:
         self.bodies = Bodies(config)
         num_threads = min(_MAX_THREADS, max(2, os.cpu_count() or 2))
         self.pool = WorkPool(num_threads, config.max_preparing, config.prepare_s)
+        self.responses = ResponseStore(config.max_stored, config.max_stored_bytes)
         self._llm: LLM | None = None
         self._runs = weakref.WeakSet[Run]()
 

@@ -124,14 +124,33 @@ def plain_copy(value: Any, where: str, depth: int = 0) -> Any:
     raise ConfigError(f"{where} is {value!r:.60}; expected JSON data")
 
 
-def result_text(content: Any) -> Any:
-    """What a tool returned, where it is neither a text nor a list of parts, as JSON."""
+def result_text(content: Any, joiner: str = "") -> str:
+    """What a tool returned: a text, a list of parts, or any other JSON data.
+
+    Parts that are no text are named in their place: a history with a picture in it is to go on.
+    """
+    if content is None or isinstance(content, str):
+        return content or ""
     is_parts = isinstance(content, list) and all(
-        isinstance(part, Mapping) and "type" in part for part in content
+        isinstance(part, Mapping) and isinstance(part.get("type"), str) for part in content
     )
-    if content is None or isinstance(content, str) or is_parts:
-        return content
-    return json.dumps(content, ensure_ascii=False, separators=(",", ":"))
+    if not is_parts:
+        return json.dumps(content, ensure_ascii=False, separators=(",", ":"))
+    texts = (_part_text(part) for part in content)
+    kinds = (part["type"] for part in content)
+    return joiner.join(
+        f"[{kind:.60}: this model reads text only]" if text is None else text
+        for kind, text in zip(kinds, texts, strict=True)
+    )
+
+
+def _part_text(part: Any) -> str | None:
+    """The text of a part of a message; None where it is none."""
+    kind = part.get("type") if isinstance(part, Mapping) else None
+    text = None
+    if isinstance(kind, str) and kind in _TEXT_PARTS:
+        text = part.get("refusal" if kind == "refusal" else "text")
+    return text if isinstance(text, str) else None
 
 
 def _sorted(value: Any) -> Any:
@@ -179,10 +198,9 @@ def _text_of(content: object, where: str) -> str | None:
         raise ConfigError(f"{where}.content is {content!r:.60}; expected a string or text parts")
     texts: list[str] = []
     for i, part in enumerate(content):
-        kind = part.get("type") if isinstance(part, Mapping) else part
-        is_text = isinstance(kind, str) and kind in _TEXT_PARTS
-        text = part.get("refusal" if kind == "refusal" else "text") if is_text else None
-        if not isinstance(text, str):
+        text = _part_text(part)
+        if text is None:
+            kind = part.get("type") if isinstance(part, Mapping) else part
             raise ConfigError(
                 f"{where}.content[{i}] is {kind!r:.60}; expected"
                 ' {"type": "text", "text": "..."} (this model reads text only)'

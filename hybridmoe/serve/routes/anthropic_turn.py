@@ -12,6 +12,7 @@ from hybridmoe.serve.schemas.anthropic import (
     Block,
     CountRequest,
 )
+from hybridmoe.text.messages import result_text
 
 __all__ = ["as_turn"]
 
@@ -67,8 +68,8 @@ def _messages(message: AnthropicMessage, where: str) -> list[dict[str, Any]]:
         if block.type == "text":
             text.append(block.text or "")
         elif block.type == "tool_result" and message.role == "user":
-            content = _text(block.content or "", f"{place}.content")
-            result = {"role": "tool", "tool_call_id": block.tool_use_id or "", "content": content}
+            result = {"role": "tool", "tool_call_id": block.tool_use_id or ""}
+            result["content"] = result_text(block.content, "\n")
             results.append(result)
         elif block.type == "tool_use" and message.role == "assistant":
             calls.append(_call(block, place))

@@ -14,7 +14,7 @@ _MEANINGS = {
     400: "The request is not valid, asks for what is not supported, or exceeds the context.",
     401: "The API key is missing or wrong.",
     403: "The Host header is not allowed.",
-    404: "The model is not served here.",
+    404: "The model is not served here, or the response not stored.",
     413: "The body is too large.",
     429: "The queue is full; Retry-After says when to try again.",
     500: "The engine failed.",

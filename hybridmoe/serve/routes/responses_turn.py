@@ -1,18 +1,56 @@
 """The Responses API's items as a conversation of chat messages, which templates know."""
 
+import json
 from typing import Any
 
 from hybridmoe.serve.answer import refuse
+from hybridmoe.serve.errors import ApiError
 from hybridmoe.serve.job import Turn
 from hybridmoe.serve.schemas.common import ResponseFormat, token_limit
-from hybridmoe.serve.schemas.responses import Item, ResponsesRequest, ResponsesTool
+from hybridmoe.serve.schemas.responses import (
+    Item,
+    ResponsesAllowedTools,
+    ResponsesNamedTool,
+    ResponsesRequest,
+    ResponsesTool,
+)
+from hybridmoe.serve.stored import ResponseStore
+from hybridmoe.text.messages import result_text
 
-__all__ = ["as_turn"]
+__all__ = ["as_turn", "conversation", "functions"]
 
 _TEXT_PARTS = ("input_text", "output_text", "text", "refusal")
+# What a service did by itself, beside calls without a call_id: nothing that the model is to see.
+_SKIPPED = ("mcp_list_tools", "mcp_approval_request", "mcp_approval_response")
+_WORK = ("input", "action", "operation")  # what calls of tools that are no functions ask for
 
 
-def as_turn(body: ResponsesRequest) -> Turn:
+def conversation(body: ResponsesRequest, store: ResponseStore) -> list[dict[str, Any]]:
+    """The items of the whole conversation: what is referred to is taken from the store.
+
+    Errors: ApiError for what is not in it.
+    """
+    items: list[dict[str, Any]] = []
+    if body.previous_response_id:
+        before = store.items(body.previous_response_id)
+        if before is None:
+            raise ApiError(
+                400,
+                f"Previous response with id {body.previous_response_id!r:.80} not found: the last"
+                " ones are kept, but for those with store: false.",
+                param="previous_response_id",
+                code="previous_response_not_found",
+            )
+        items += before
+    if isinstance(body.input, str):
+        return [*items, {"type": "message", "role": "user", "content": body.input}]
+    for item in body.input:
+        is_reference = item.type == "item_reference"
+        items.append(_stored(item, store) if is_reference else item.model_dump(exclude_none=True))
+    return items
+
+
+def as_turn(body: ResponsesRequest, items: list[dict[str, Any]]) -> Turn:
     """The conversation, its tools and format. Raises ApiError for what is not supported."""
     sampling: dict[str, Any] = {}
     for name in ("temperature", "top_p"):
@@ -22,17 +60,42 @@ def as_turn(body: ResponsesRequest) -> Turn:
     if limit is not None:
         sampling["max_tokens"] = limit
     wants_logprobs = "message.output_text.logprobs" in (body.include or ())
-    choice = body.tool_choice or "auto"
     return Turn(
-        messages=_messages(body),
-        tools=[_tool(tool, i) for i, tool in enumerate(body.tools or ())],
-        tool_choice=choice if isinstance(choice, str) else "required",
-        forced_tool=None if isinstance(choice, str) else choice.name,
+        messages=_messages(body.instructions, items),
+        tools=[_tool(tool, i) for i, tool in functions(body)],
+        **_choice(body),
         is_parallel=body.parallel_tool_calls is not False,
         format=_format(body),
         sampling=sampling,
         top_logprobs=(body.top_logprobs or 0) if wants_logprobs else None,
     )
+
+
+def functions(body: ResponsesRequest) -> list[tuple[int, ResponsesTool]]:
+    """The tools that the model is told of, with their places in the request."""
+    return [(i, tool) for i, tool in enumerate(body.tools or ()) if tool.type == "function"]
+
+
+def _stored(item: Item, store: ResponseStore) -> dict[str, Any]:
+    found = store.item(item.id or "")
+    if found is None:
+        raise ApiError(
+            400,
+            f"Item with id {item.id!r:.80} not found. Items are not persisted when `store` is set"
+            " to false, and only the last responses' are kept.",
+            param="input",
+        )
+    return found
+
+
+def _choice(body: ResponsesRequest) -> dict[str, Any]:
+    choice = body.tool_choice or "auto"
+    if isinstance(choice, ResponsesNamedTool):
+        return {"tool_choice": "required", "forced_tool": choice.name}
+    if isinstance(choice, ResponsesAllowedTools):
+        names = [tool.name for tool in choice.tools if tool.type == "function"]
+        return {"tool_choice": choice.mode, "allowed_tools": names}
+    return {"tool_choice": choice}
 
 
 def _format(body: ResponsesRequest) -> ResponseFormat | None:
@@ -47,8 +110,6 @@ def _format(body: ResponsesRequest) -> ResponseFormat | None:
 
 
 def _tool(tool: ResponsesTool, index: int) -> dict[str, Any]:
-    if tool.type != "function":
-        raise refuse(f"tools[{index}].type", f"{tool.type!r:.60}; supported: 'function'")
     if tool.name is None:
         raise refuse(f"tools[{index}].name", "is missing; expected a function's name")
     function: dict[str, Any] = {"name": tool.name, "parameters": tool.parameters or {}}
@@ -59,15 +120,13 @@ def _tool(tool: ResponsesTool, index: int) -> dict[str, Any]:
     return {"type": "function", "function": function}
 
 
-def _messages(body: ResponsesRequest) -> list[dict[str, Any]]:
+def _messages(instructions: str | None, items: list[dict[str, Any]]) -> list[dict[str, Any]]:
     out: list[dict[str, Any]] = []
-    if body.instructions:
-        out.append({"role": "system", "content": body.instructions})
-    if isinstance(body.input, str):
-        return [*out, {"role": "user", "content": body.input}]
-    for i, item in enumerate(body.input):
-        _append(out, item, f"input[{i}]")
-    return out
+    if instructions:
+        out.append({"role": "system", "content": instructions})
+    for i, item in enumerate(items):
+        _append(out, Item.model_validate(item), f"input[{i}]")
+    return out or [{"role": "user", "content": ""}]  # an empty one, which some clients try
 
 
 def _append(messages: list[dict[str, Any]], item: Item, where: str) -> None:
@@ -85,22 +144,32 @@ def _append(messages: list[dict[str, Any]], item: Item, where: str) -> None:
         content = _text(item.content or "", f"{where}.content")
         if content:
             messages.append({"role": "assistant", "content": "", "reasoning_content": content})
-    elif kind == "function_call":
-        if item.name is None:
-            raise refuse(f"{where}.name", "is missing; expected a function's name")
-        function = {"name": item.name, "arguments": item.arguments or "{}"}
-        call = {"id": item.call_id or "", "type": "function", "function": function}
+    elif kind == "function_call" or (kind.endswith("_call") and item.call_id):
         message = _open_answer(messages, may_have_text=True)
-        message.setdefault("tool_calls", []).append(call)
-    elif kind == "function_call_output":
-        content = _text(item.output or "", f"{where}.output")
-        result = {"role": "tool", "tool_call_id": item.call_id or "", "content": content}
-        messages.append(result)
-    else:
+        message.setdefault("tool_calls", []).append(_call(item, kind, where))
+    elif kind.endswith("_call_output"):
+        result = {"role": "tool", "tool_call_id": item.call_id or ""}
+        messages.append({**result, "content": result_text(item.output)})
+    elif not kind.endswith("_call") and kind not in _SKIPPED:
         raise refuse(
             f"{where}.type",
-            f"{kind!r:.60}; supported: message, reasoning, function_call, function_call_output",
+            f"{kind!r:.60}; supported: message, reasoning, function_call, function_call_output,"
+            " item_reference",
         )
+
+
+def _call(item: Item, kind: str, where: str) -> dict[str, Any]:
+    name = item.name
+    if name is None and kind == "function_call":
+        raise refuse(f"{where}.name", "is missing; expected a function's name")
+    arguments: Any = item.arguments
+    if arguments is None:
+        given = {key: getattr(item, key, None) for key in _WORK}
+        arguments = {key: value for key, value in given.items() if value is not None}
+    if not isinstance(arguments, str):
+        arguments = json.dumps(arguments, ensure_ascii=False, separators=(",", ":"))
+    function = {"name": name or kind.removesuffix("_call"), "arguments": arguments}
+    return {"id": item.call_id or "", "type": "function", "function": function}
 
 
 def _open_answer(messages: list[dict[str, Any]], *, may_have_text: bool) -> dict[str, Any]:

@@ -27,7 +27,9 @@ class Block(Request):
     name: FunctionName | None = None
     input: JsonObject | None = None
     tool_use_id: str | None = Field(default=None, max_length=512)
-    content: "str | Listed[Block] | None" = None
+    content: str | Listed[JsonObject] | None = Field(
+        default=None, description="Of a tool_result: text blocks; others are named in their place."
+    )
     is_error: bool | None = None
 
 

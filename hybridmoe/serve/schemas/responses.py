@@ -1,4 +1,4 @@
-"""OpenAI's /v1/responses, without state: every request carries its whole conversation."""
+"""OpenAI's /v1/responses."""
 
 from typing import Annotated, Any, Literal
 
@@ -16,22 +16,38 @@ from hybridmoe.serve.schemas.common import (
     TopLogprobs,
 )
 
-__all__ = ["ResponseAnswer", "ResponsesRequest"]
+__all__ = [
+    "DeletedAnswer",
+    "Item",
+    "ResponseAnswer",
+    "ResponsesAllowedTools",
+    "ResponsesNamedTool",
+    "ResponsesRequest",
+    "ResponsesTool",
+]
 
 
 class Item(Request):
-    """A message, function_call, function_call_output or reasoning; others are refused by name."""
+    """A message, reasoning, a call or its output, or a reference to a stored item.
+
+    Calls of tools that are no functions are read as calls of a function; what a service did by
+    itself (`web_search_call`, ...) is skipped; others are refused by name.
+    """
 
     type: str | None = Field(default=None, max_length=64)
+    id: str | None = Field(default=None, max_length=512)
     role: Literal["system", "developer", "user", "assistant"] | None = None
     content: str | Listed[JsonObject] | None = None
     call_id: str | None = Field(default=None, max_length=512)
     name: FunctionName | None = None
-    arguments: str | None = None
-    output: str | Listed[JsonObject] | None = None
+    arguments: str | JsonObject | None = None
+    input: str | None = Field(default=None, description="Of a custom tool's call.")
+    output: str | Listed[Any] | JsonObject | None = None
 
 
 class ResponsesTool(Request):
+    """A function; tools of other types are skipped, since there is no service that runs them."""
+
     type: str = Field(max_length=64)
     name: FunctionName | None = None
     description: str | None = None
@@ -42,6 +58,14 @@ class ResponsesTool(Request):
 class ResponsesNamedTool(Request):
     type: Literal["function"]
     name: FunctionName
+
+
+class ResponsesAllowedTools(Request):
+    """Only these of the tools may be called."""
+
+    type: Literal["allowed_tools"]
+    mode: Literal["auto", "required"] = "auto"
+    tools: Annotated[Listed[ResponsesTool], Field(min_length=1, max_length=512)]
 
 
 class TextFormat(Request):
@@ -56,29 +80,33 @@ class TextOptions(Request):
 
 
 class ResponsesRequest(Request):
-    """A conversation to continue."""
+    """A conversation to continue: that of `previous_response_id`, if it is given, and `input`."""
 
     model: str | None = Field(default=None, max_length=512)
-    input: str | Annotated[Listed[Item], Field(min_length=1)]
+    input: str | Listed[Item]
     instructions: str | None = None
     max_output_tokens: TokenLimit | None = Field(default=None, description="0 and -1 set no limit.")
     temperature: Temperature | None = None
     top_p: Share | None = None
     stream: bool | None = None
     tools: Annotated[Listed[ResponsesTool], Field(max_length=512)] | None = None
-    tool_choice: Literal["none", "auto", "required"] | ResponsesNamedTool | None = None
+    tool_choice: (
+        Literal["none", "auto", "required"] | ResponsesNamedTool | ResponsesAllowedTools | None
+    ) = None
     parallel_tool_calls: bool | None = None
     text: TextOptions | None = None
     top_logprobs: TopLogprobs | None = None
     include: Listed[str] | None = None
     metadata: JsonObject | None = None
-    store: bool | None = Field(default=None, description="Nothing is stored, whatever this says.")
+    previous_response_id: str | None = Field(default=None, max_length=512)
+    store: bool | None = Field(
+        default=None, description="false: no later request can refer to the response or its items."
+    )
 
     @classmethod
     def unsupported(cls) -> dict[str, tuple[Any, ...]]:
         return {
-            "previous_response_id": ("",), "conversation": (), "background": (False,),
-            "prompt": (), "truncation": ("disabled",), "max_tool_calls": (),
+            "conversation": (), "background": (False,), "prompt": (), "max_tool_calls": (),
         }  # fmt: skip
 
 
@@ -90,3 +118,9 @@ class ResponseAnswer(Model):
     model: str
     output: list[JsonObject]
     usage: JsonObject | None
+
+
+class DeletedAnswer(Model):
+    id: str
+    object: Literal["response"]
+    deleted: bool
