@@ -236,7 +236,7 @@ def test_a_copy_goes_its_own_way(llm: hybridmoe.LLM, compiler: GrammarCompiler) 
 
 
 def test_a_token_that_is_not_allowed_is_an_error(compiler: GrammarCompiler) -> None:
-    with pytest.raises(ConfigError, match="grammar: "):
+    with pytest.raises(ConfigError, match="regex: "):
         compiler.text(Form.regex("a")).accept(0)
 
 

@@ -4,33 +4,38 @@ and all of these behind thoughts.
 Compiled by llguidance over the model's own vocabulary into objects with the engine's `Constraint`
 protocol (hybridmoe/engine/constraint.py): which ids may come next, token by token. Text that is
 free in a grammar never matches special tokens; a grammar names those by id, as `<[163595]>`.
+Large grammars are tried in another process first (hybridmoe/text/grammar_process.py), and each
+one's first mask is computed here, so that what cannot be kept is refused before a request begins.
 Sources: Lark as in llguidance's docs/syntax.md; GBNF as in llama.cpp's grammars/README.md; tool
 calls: Moonshot's tool_call_guidance.md.
 """
 
+import contextlib
 import functools
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
 from llguidance import LLMatcher, LLTokenizer, TokenizerWrapper
-from llguidance.gbnf_to_lark import any_to_lark
 from numpy.typing import NDArray
 
 from hybridmoe.errors import ConfigError
 from hybridmoe.text.closing import Closer
-from hybridmoe.text.json_style import styled, styled_lark
+from hybridmoe.text.grammar_build import as_lark, build, check_matcher, one_line
+from hybridmoe.text.grammar_limits import CHEAP_CHARS, MAX_CHARS, on_deep_stack
+from hybridmoe.text.grammar_process import GrammarProcess
+from hybridmoe.text.json_style import styled
 from hybridmoe.text.tokenizer import Tokenizer
 from hybridmoe.text.tool_calls import CALL_END, SECTION_END
 
 __all__ = ["Calls", "Form", "GrammarCompiler", "MatcherConstraint", "Thinking"]
 
 Thinking = Literal["none", "may", "open"]
+Check = Callable[[], None]  # raises where a result is not wanted any more
 
 _MAX_CALLS = 16  # of one answer
-_MAX_GRAMMAR_CHARS = 1 << 20
 _TOOL_MARKS = (
     "<|tool_calls_section_begin|>",
     "<|tool_calls_section_end|>",
@@ -45,26 +50,31 @@ class MatcherConstraint:
     """One sequence's state in a compiled grammar. Raises ConfigError where a limit is met."""
 
     def __init__(
-        self, matcher: LLMatcher, num_tokens: int, closer: Closer, *, is_json: bool
+        self, what: str, matcher: LLMatcher, num_tokens: int, closer: Closer, *, is_json: bool
     ) -> None:
-        """is_json: what is not special tokens and thoughts is JSON."""
+        """what: the constraint, in errors. is_json: but for special tokens and thoughts, all is."""
+        self._what = what
         self._matcher = matcher
         self._closer = closer
         self._is_json = is_json
         self._words = np.zeros(-(-num_tokens // 32), np.uint32)
         self._buffer = self._words.ctypes.data, self._words.nbytes
+        self._is_current = False  # the words are this state's mask
 
     def mask(self) -> NDArray[np.uint32]:
         """(ceil(V / 32),): bit i % 32 of word i / 32 says whether id i may come next.
 
         It is overwritten by the next call.
         """
-        self._matcher.unsafe_compute_mask_ptr(*self._buffer)
-        self._check()
+        if not self._is_current:
+            self._matcher.unsafe_compute_mask_ptr(*self._buffer)
+            self._check()
+            self._is_current = True
         return self._words
 
     def accept(self, token_id: int) -> None:
         """Go on behind a token."""
+        self._is_current = False
         if not self._matcher.consume_token(token_id):
             self._check()
 
@@ -74,17 +84,21 @@ class MatcherConstraint:
 
     def copy(self) -> "MatcherConstraint":
         """The same state for another sequence."""
-        return MatcherConstraint(
-            self._matcher.deep_copy(), self._words.size * 32, self._closer, is_json=self._is_json
+        matcher, num_tokens = self._matcher.deep_copy(), self._words.size * 32
+        copied = MatcherConstraint(
+            self._what, matcher, num_tokens, self._closer, is_json=self._is_json
         )
+        copied._words[:] = self._words
+        copied._is_current = self._is_current
+        return copied
 
     def closing(self) -> tuple[NDArray[np.int64], NDArray[np.int64]] | None:
         """What closes the part that is open, where the mask allows no end (text/closing.py)."""
         return self._closer.find(self._words, is_json=self._is_json)
 
     def _check(self) -> None:
-        if self._matcher.is_error():
-            raise ConfigError(f"grammar: {_line(self._matcher.get_error())}")
+        with _named(self._what):
+            check_matcher(self._matcher)
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +106,7 @@ class Form:
     """What a text must be. Makers raise ConfigError, in one line, for what is malformed."""
 
     what: str  # in errors
-    entry: Mapping[str, Any]  # as llguidance takes it
+    entry: Mapping[str, Any]  # as llguidance takes it; or {"text": a large grammar as it is}
 
     @classmethod
     def json_schema(cls, schema: Mapping[str, Any]) -> "Form":
@@ -107,16 +121,18 @@ class Form:
     @classmethod
     def regex(cls, pattern: str) -> "Form":
         """Text that matches as a whole; the syntax is that of Rust's regex crate."""
+        _check_chars("regex", len(pattern))
         (entry,) = json.loads(LLMatcher.grammar_from_regex(pattern))["grammars"]
         return cls("regex", {"lark_grammar": entry["lark_grammar"]})
 
     @classmethod
     def grammar(cls, text: str) -> "Form":
         """A Lark or GBNF grammar, told apart by its `start` or `root` rule."""
-        try:
-            return cls("grammar", {"lark_grammar": styled_lark(any_to_lark(text))})
-        except Exception as error:  # whatever its parser raises
-            raise ConfigError(f"grammar: {_line(str(error))}") from None
+        _check_chars("grammar", len(text))
+        if len(text) > CHEAP_CHARS:
+            return cls("grammar", {"text": text})
+        with _named("grammar"):
+            return cls("grammar", {"lark_grammar": as_lark(text)})
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,23 +155,36 @@ class GrammarCompiler:
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
+        self._trial = GrammarProcess(functools.partial(_for_trial, tokenizer))
 
-    def text(self, form: Form) -> MatcherConstraint:
-        """A text of this form, and nothing else. Raises ConfigError for what is not supported."""
-        return self._compile(form.what, {"name": form.what, **form.entry})
+    def text(self, form: Form, check: Check | None = None) -> MatcherConstraint:
+        """A text of this form, and nothing else.
+
+        check: called while the form is tried elsewhere; what it raises ends that. Errors:
+        ConfigError for what is not supported, cannot be fulfilled, or goes beyond a limit.
+        """
+        part = {"name": form.what, **form.entry}
+        return self._compile(form.what, [part], len(_json(form.what, part)), check)
 
     def answer(
-        self, form: Form | None, calls: Calls | None, thinking: Thinking = "none"
+        self,
+        form: Form | None,
+        calls: Calls | None,
+        thinking: Thinking = "none",
+        check: Check | None = None,
     ) -> MatcherConstraint:
         """A text, tool calls, or either (at least one is given), perhaps behind thoughts.
 
         form: None = any text, before the calls too, where these are optional. thinking: "may" =
-        `<think>…</think>` may come first; "open" = the prompt has begun it. Errors: as `text`.
+        `<think>…</think>` may come first; "open" = the prompt has begun it. check, errors: `text`.
         """
         rules = [r"TEXT: /(.|\n)+/"]
         bodies: list[str] = []
+        num_chars = len(_json(form.what, form.entry)) if form is not None else 0
         if calls is not None:
-            rules += self._call_rules(calls)
+            call_rules, num_call_chars = self._call_rules(calls)
+            rules += call_rules
+            num_chars += num_call_chars
             bodies.append("TEXT? section?" if calls.is_auto and not form else "section")
         if form is not None and (calls is None or calls.is_auto):
             bodies.append("@form")
@@ -164,13 +193,14 @@ class GrammarCompiler:
             begin, end = self._marks("thoughts", _THINKING_MARKS)
             start = f"{f'({begin} TEXT? {end})?' if thinking == 'may' else f'TEXT? {end}'} {start}"
         lark = "\n".join([f"start: {start}", *rules])
-        parts = [{"name": "answer", "lark_grammar": lark}]
+        parts: list[dict[str, Any]] = [{"name": "answer", "lark_grammar": lark}]
         if "@form" in bodies and form is not None:
             parts.append({"name": "form", **form.entry})
         what = [form.what if form else "", "tools" if calls else ""]
-        return self._compile(" and ".join(filter(None, what)), *parts)
+        return self._compile(" and ".join(filter(None, what)), parts, num_chars, check)
 
-    def _call_rules(self, calls: Calls) -> list[str]:
+    def _call_rules(self, calls: Calls) -> tuple[list[str], int]:
+        """Rules below `section`, and how many characters of them the client has chosen."""
         section_begin, section_end, begin, arguments, end = self._marks("tool calls", _TOOL_MARKS)
         functions = [dict(tool["function"]) for tool in calls.tools]
         is_one = calls.choice not in ("auto", "required")
@@ -180,11 +210,13 @@ class GrammarCompiler:
             raise ConfigError(f"tool_choice {calls.choice!r:.60}: no such tool is declared")
         num_calls = _MAX_CALLS if calls.is_parallel and not is_one else 1
         rules = [f"section: {section_begin} calls_0 {section_end}"]
+        num_chars = sum(len(f["name"]) for f in functions)
         for i, function in enumerate(functions):
             is_free = calls.is_auto and not function.get("strict")
             schema = {"type": "object"} if is_free else function.get("parameters")
-            schema = styled({"type": "object", **(schema or {})})
-            rules.append(f"arguments_{i}: %json {json.dumps(schema)}")
+            written = _json("tools", styled({"type": "object", **(schema or {})}))
+            rules.append(f"arguments_{i}: %json {written}")
+            num_chars += 0 if is_free else len(written)
         for n in range(num_calls):
             texts = [
                 json.dumps(f"functions.{f['name']}:{calls.first_index + n}") for f in functions
@@ -192,7 +224,7 @@ class GrammarCompiler:
             named = [f"{text} {arguments} arguments_{i}" for i, text in enumerate(texts)]
             more = f" calls_{n + 1}?" if n + 1 < num_calls else ""
             rules.append(f"calls_{n}: {begin} ({' | '.join(named)}) {end}{more}")
-        return rules
+        return rules, num_chars
 
     def _marks(self, what: str, names: Sequence[str]) -> list[str]:
         """Special tokens as a grammar names them."""
@@ -204,18 +236,22 @@ class GrammarCompiler:
             out.append(f"<[{token_id}]>")
         return out
 
-    def _compile(self, what: str, *parts: Mapping[str, Any]) -> MatcherConstraint:
-        try:
-            grammar = json.dumps({"grammars": parts})
-        except (TypeError, ValueError, RecursionError) as error:
-            raise ConfigError(f"{what}: {_line(str(error))}") from None
-        if len(grammar) > _MAX_GRAMMAR_CHARS:
-            raise ConfigError(f"{what}: more than {_MAX_GRAMMAR_CHARS} characters")
-        matcher = LLMatcher(self._vocabulary, grammar, log_level=0)
-        if matcher.is_error():
-            raise ConfigError(f"{what}: {_line(matcher.get_error())}")
+    def _compile(
+        self, what: str, parts: Sequence[Mapping[str, Any]], num_chars: int, check: Check | None
+    ) -> MatcherConstraint:
+        """num_chars: of the parts, those that a client has chosen."""
+        _check_chars(what, len(_json(what, parts)))
         is_json = all("json_schema" in part for part in parts if part["name"] != "answer")
-        return MatcherConstraint(matcher, self._tokenizer.num_tokens, self._closer, is_json=is_json)
+        with _named(what):
+            if num_chars > CHEAP_CHARS:
+                parts = self._trial.resolve(parts, check)
+            matcher = on_deep_stack(lambda: build(self._vocabulary, parts))
+        constraint = MatcherConstraint(
+            what, matcher, self._tokenizer.num_tokens, self._closer, is_json=is_json
+        )
+        if not constraint.is_done():
+            constraint.mask()
+        return constraint
 
     @functools.cached_property
     def _closer(self) -> Closer:
@@ -245,5 +281,33 @@ class _Vocabulary:
         return self._tokenizer.encode_untrusted(text)
 
 
-def _line(message: str) -> str:
-    return " ".join(message.split())[:300]
+def _for_trial(tokenizer: Tokenizer) -> dict[str, Any]:
+    """The vocabulary as the process takes it that tries grammars."""
+    vocabulary = _Vocabulary(tokenizer)
+    return {
+        "tokens": vocabulary.tokens,
+        "special_ids": vocabulary.special_token_ids,
+        "eos_ids": sorted(tokenizer.eos_ids),
+        "bos_id": tokenizer.bos_id,
+    }
+
+
+def _json(what: str, value: Any) -> str:
+    try:
+        return json.dumps(value)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise ConfigError(f"{what}: {one_line(str(error))}") from None
+
+
+def _check_chars(what: str, num_chars: int) -> None:
+    if num_chars > MAX_CHARS:
+        raise ConfigError(f"{what}: more than {MAX_CHARS} characters")
+
+
+@contextlib.contextmanager
+def _named(what: str) -> Iterator[None]:
+    """Errors say what they are about."""
+    try:
+        yield
+    except ConfigError as error:
+        raise ConfigError(f"{what}: {error}") from None

@@ -1,0 +1,34 @@
+"""Grammars that are small to send and much to compile."""
+
+from typing import Any
+
+
+def schema_chain(length: int) -> dict[str, Any]:
+    """Flat for JSON's brackets, and nested by its references."""
+    inner = {
+        f"d{i}": {
+            "type": "object",
+            "properties": {"a": {"$ref": f"#/$defs/d{i + 1}"}},
+            "required": ["a"],
+        }
+        for i in range(length)
+    }
+    return {"$ref": "#/$defs/d0", "$defs": {**inner, f"d{length}": {"type": "string"}}}
+
+
+def lark_chain(length: int, prefix: str = "r") -> str:
+    """Rules, or terminals where the prefix is upper case, that lead to one another."""
+    rules = [f"{prefix}{i}: {prefix}{i + 1}" for i in range(length)]
+    return "\n".join([f"start: {prefix}0", *rules, f'{prefix}{length}: "a"'])
+
+
+def optional_lark(length: int) -> str:
+    """Rules of which each may be left out, so that all are in the parser's first row."""
+    rules = [f'r{i}: "{chr(97 + i % 26)}"' for i in range(length)]
+    return "\n".join(["start: " + " ".join(f"r{i}?" for i in range(length)), *rules])
+
+
+def slow_lark(length: int) -> str:
+    """Repeats in repeats, each expanded: time grows with the square at least."""
+    rules = [f"r{i}: r{i + 1}{{0,1000}}" for i in range(length)]
+    return "\n".join(["start: r0", *rules, f'r{length}: "a"'])

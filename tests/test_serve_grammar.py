@@ -1,0 +1,79 @@
+"""Whatever form a request asks for, it is answered or refused, and the others go on."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import httpx2
+import pytest
+from hostile_grammars import lark_chain, schema_chain
+from live_server import LiveServer, live_server
+
+import hybridmoe
+
+CHAIN = schema_chain(3000)
+PARAMETERS = {"type": "object", "properties": {"x": CHAIN}, "$defs": CHAIN["$defs"]}
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[LiveServer]:
+    with hybridmoe.load(context_tokens=512) as llm, live_server(llm) as server:
+        yield server
+
+
+def post(server: LiveServer, path: str, body: dict[str, Any]) -> tuple[int, str]:
+    answer = httpx2.post(
+        f"{server.url}/v1/{path}", json={"model": "test", "max_tokens": 4, **body}, timeout=120
+    )
+    error = answer.json().get("error") or {}
+    return answer.status_code, error.get("message", "")
+
+
+def chat(server: LiveServer, **options: Any) -> tuple[int, str]:
+    return post(server, "chat/completions", {"messages": USER, **options})
+
+
+def form(kind: str, value: Any) -> dict[str, Any]:
+    return {"messages": USER, "response_format": {"type": kind, kind: value}}
+
+
+USER = [{"role": "user", "content": "Hello"}]
+FORMAT = {"type": "json_schema", "name": "x", "schema": CHAIN}
+FUNCTION = {"name": "f", "strict": True, "parameters": PARAMETERS}
+STRICT = {"type": "function", "function": FUNCTION}
+TOOL = {"name": "f", "input_schema": PARAMETERS}
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("chat/completions", form("json_schema", {"name": "x", "schema": CHAIN})),
+        ("chat/completions", form("grammar", lark_chain(3000))),
+        ("chat/completions", {"messages": USER, "tools": [STRICT]}),
+        ("messages", {"messages": USER, "tools": [TOOL], "tool_choice": {"type": "any"}}),
+        ("responses", {"input": "Hello", "text": {"format": FORMAT}, "max_output_tokens": 16}),
+    ],
+    ids=["schema", "grammar", "tools", "anthropic", "responses"],
+)  # fmt: skip
+def test_what_nests_by_references_is_refused(
+    server: LiveServer, path: str, body: dict[str, Any]
+) -> None:
+    status, message = post(server, path, body)
+    assert status == 400 and message.endswith("nested more than 2000 deep")
+    assert chat(server) == (200, "")
+
+
+@pytest.mark.parametrize(
+    ("grammar", "message"),
+    [
+        ('start: A\nA: "x" & "y"', "grammar: no text fits it"),
+        ("start: @form", "grammar: no text fits it"),
+        ("start: foo", 'unknown name: "foo"'),
+    ],
+)
+@pytest.mark.parametrize("is_stream", [False, True])
+def test_what_no_text_can_keep_is_refused_before_the_queue(
+    server: LiveServer, grammar: str, message: str, is_stream: bool
+) -> None:
+    form = {"type": "grammar", "grammar": grammar}
+    status, told = chat(server, response_format=form, stream=is_stream)
+    assert status == 400 and message in told
