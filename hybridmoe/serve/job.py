@@ -130,7 +130,7 @@ def chat_job(
     thinking = _thinking(llm, prompt_ids)
     form = _form(turn.format)
     calls = _calls(turn, num_past_calls, is_text_free=form is None)
-    constraint = grammar.answer(form, calls, thinking) if form or calls else None
+    constraint = grammar.answer(form, calls, thinking, token.check) if form or calls else None
     return Job(
         prompts=[prompt_ids],
         params=params,
@@ -169,7 +169,7 @@ def completion_job(
             for prompt in turn.prompts
         ],
         params=params,
-        constraints=_copies(grammar.text(form) if form else None, num_sequences),
+        constraints=_copies(grammar.text(form, token.check) if form else None, num_sequences),
         top_logprobs=turn.top_logprobs,
         expert_trace=turn.expert_trace,
     )
