@@ -25,9 +25,11 @@ __all__ = [
 
 SUPPORTED_ARCHITECTURES = ("deepseek2",)
 
-# `expert_gating_func` in the GGUF specification; 0 and absent mean softmax (DeepSeek-V2).
+# `expert_gating_func` in the GGUF specification. 0 and absent mean softmax (DeepSeek-V2), except in
+# GLM-4.7-Flash files of January 2026, known by their sizes (llama.cpp #18980; block 48 is for MTP).
 GATE_SOFTMAX = 1
 GATE_SIGMOID = 2
+_GLM_FLASH_BLOCKS, _GLM_FLASH_VOCAB = (47, 48), 154_880
 
 KV_TYPES = ("bf16", "int8", "f32")
 DEVICES = ("auto", "cpu", "cuda")
@@ -69,6 +71,7 @@ class ModelConfig:
 
     name: str
     num_layers: int
+    num_mtp_layers: int  # of multi-token prediction, behind the others; not run
     num_dense_layers: int  # leading layers with a dense FFN instead of experts
     hidden: int
     dense_inter: int  # FFN width of the dense layers
@@ -153,16 +156,20 @@ class ModelConfig:
             raise keys.bad("expert_group_count", num_groups, f"a divisor of {num_experts} experts")
         num_groups_used = keys.count("expert_group_used_count", default=num_groups, most=num_groups)
         reachable = num_experts // num_groups * num_groups_used
-        gate = keys.count("expert_gating_func", default=0, least=0, most=1 << 16) or GATE_SOFTMAX
+        tokens = metadata.get("tokenizer.ggml.tokens")
+        vocab_default = len(tokens) if isinstance(tokens, list) and tokens else None
+        vocab_size = keys.count("vocab_size", default=vocab_default)
+        is_glm_flash = num_blocks in _GLM_FLASH_BLOCKS and vocab_size == _GLM_FLASH_VOCAB
+        gate = keys.count("expert_gating_func", default=0, least=0, most=1 << 16)
+        gate = gate or (GATE_SIGMOID if is_glm_flash else GATE_SOFTMAX)
         if has_experts and gate not in (GATE_SOFTMAX, GATE_SIGMOID):
             raise UnsupportedModelError(
                 f"{architecture}.expert_gating_func is {gate}; supported: 1 (softmax), 2 (sigmoid)"
             )
-        tokens = metadata.get("tokenizer.ggml.tokens")
-        vocab_default = len(tokens) if isinstance(tokens, list) and tokens else None
         return cls(
             name=str(metadata.get("general.name") or architecture),
             num_layers=num_layers,
+            num_mtp_layers=num_mtp,
             num_dense_layers=num_dense,
             hidden=keys.count("embedding_length"),
             dense_inter=keys.count("feed_forward_length") if num_dense else 0,
@@ -185,7 +192,7 @@ class ModelConfig:
             rope_base=keys.number("rope.freq_base", default=10000.0, least=2.0, most=1e12),
             yarn=_read_yarn(keys),
             context_tokens=keys.count("context_length", most=_MAX_CONTEXT_TOKENS),
-            vocab_size=keys.count("vocab_size", default=vocab_default),
+            vocab_size=vocab_size,
         )
 
     def with_yarn_betas(self, beta_fast: float | None, beta_slow: float | None) -> "ModelConfig":

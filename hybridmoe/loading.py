@@ -11,6 +11,7 @@ from hybridmoe.experts.placing import DeviceOptions
 from hybridmoe.experts.tier_plan import parse_bytes
 from hybridmoe.experts.trace import TraceWriter
 from hybridmoe.gguf.reader import GGUFFile
+from hybridmoe.gguf.tensor_table import check_tensor_names
 from hybridmoe.kernels import ops
 from hybridmoe.kernels.card import choose_card
 from hybridmoe.llm import LLM, Progress, ProgressCallback
@@ -137,6 +138,8 @@ def _trace_writer(path: Path, file: GGUFFile, config: ModelConfig) -> TraceWrite
 
 def _config(file: GGUFFile) -> ModelConfig:
     try:
-        return ModelConfig.from_metadata(file.metadata)
+        config = ModelConfig.from_metadata(file.metadata)
+        check_tensor_names(config, file.tensors)
+        return config
     except GGUFError as error:
         raise type(error)(f"{file.path.name}: {error}") from None

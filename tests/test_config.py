@@ -95,6 +95,15 @@ def test_absent_gating_function_means_softmax() -> None:
     assert ModelConfig.from_metadata(_with(expert_gating_func=None)).gate == GATE_SOFTMAX
 
 
+@pytest.mark.parametrize(
+    "blocks", [{"block_count": 47}, {"block_count": 48, "nextn_predict_layers": 1}]
+)
+def test_glm_flash_without_a_gating_function_is_sigmoid(blocks: dict[str, int]) -> None:
+    flash = {**blocks, "vocab_size": 154_880}
+    assert ModelConfig.from_metadata(_with(expert_gating_func=None, **flash)).gate == GATE_SIGMOID
+    assert ModelConfig.from_metadata(_with(expert_gating_func=1, **flash)).gate == GATE_SOFTMAX
+
+
 def test_prediction_layers_are_not_counted() -> None:
     assert ModelConfig.from_metadata(_with(nextn_predict_layers=1)).num_layers == 60
 

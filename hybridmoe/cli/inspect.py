@@ -19,6 +19,7 @@ from hybridmoe.errors import GGUFError
 from hybridmoe.gguf import GGUFFile, MetadataValue
 from hybridmoe.gguf.accounting import Account, take_account
 from hybridmoe.gguf.cursor import printable
+from hybridmoe.gguf.tensor_table import check_tensor_names
 
 __all__ = ["inspect_command"]
 
@@ -31,7 +32,7 @@ def inspect_command(model: Path, as_json: bool, with_tensors: bool) -> None:
     """Show what MODEL, a GGUF file or the first part of a split one, holds."""
     with GGUFFile.open(model) as file:
         account = take_account(file.tensors.values(), file.metadata)
-        config, unsupported = _read_config(file.metadata)
+        config, unsupported = _read_config(file)
         if as_json:
             click.echo(json.dumps(_as_json(file, account, config, unsupported, with_tensors)))
             return
@@ -41,10 +42,12 @@ def inspect_command(model: Path, as_json: bool, with_tensors: bool) -> None:
     print_sections(sections)
 
 
-def _read_config(metadata: Mapping[str, MetadataValue]) -> tuple[ModelConfig | None, str | None]:
+def _read_config(file: GGUFFile) -> tuple[ModelConfig | None, str | None]:
     """The configuration, or None and the reason why this program cannot run the model."""
     try:
-        return ModelConfig.from_metadata(metadata), None
+        config = ModelConfig.from_metadata(file.metadata)
+        check_tensor_names(config, file.tensors)
+        return config, None
     except GGUFError as error:
         return None, printable(str(error), 400)
 

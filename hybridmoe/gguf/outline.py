@@ -9,7 +9,7 @@ Source of the mixtures `Q4_K_M` and `Q5_K_M`: llama.cpp, `llama_tensor_get_type`
 
 import os
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -17,13 +17,14 @@ from pathlib import Path
 from gguf import GGML_QUANT_SIZES, LlamaFileType
 from gguf import GGMLQuantizationType as Q
 
-from hybridmoe.config import GATE_SIGMOID, ModelConfig
+from hybridmoe.config import ModelConfig
 from hybridmoe.errors import ConfigError, GGUFError
 from hybridmoe.gguf.cursor import printable
 from hybridmoe.gguf.header import MetadataValue, TensorInfo, parse_header
 from hybridmoe.gguf.names import parse_name, part_of
 from hybridmoe.gguf.reader import map_file
 from hybridmoe.gguf.split import check_part, count_parts, part_path
+from hybridmoe.gguf.tensor_table import check_tensor_names, tensor_shapes
 
 __all__ = ["Outline", "read_outline", "with_expert_type"]
 
@@ -75,6 +76,7 @@ def read_outline(path: str | os.PathLike[str]) -> Outline:
         is_whole = is_whole and _is_whole(other.tensors, len(view))
         found |= {tensor.name: tensor for tensor in other.tensors}
     config = ModelConfig.from_metadata(metadata)
+    check_tensor_names(config, found)
     derived = _derive(found, config, metadata, name) if missing else []
     return Outline(
         path=path,
@@ -122,7 +124,7 @@ def _derive(
     types = _Types(found, metadata, config.num_layers)
     is_old = any(parse_name(name).role == "attn_kv_b" for name in found)
     derived = []
-    for name, shape in _shapes(config, is_old):
+    for name, shape in tensor_shapes(config, is_old):
         if name in found:
             continue
         derived.append(_tensor(name, shape, types.of(name, shape)))
@@ -198,51 +200,3 @@ def _tensor(name: str, shape: tuple[int, ...], type: Q) -> TensorInfo:
         type = Q.F16
     block, block_bytes = GGML_QUANT_SIZES[type]
     return TensorInfo(name, type, shape, prod(shape) // block * block_bytes, 0)
-
-
-def _shapes(c: ModelConfig, is_old: bool) -> Iterator[tuple[str, tuple[int, ...]]]:
-    """Every tensor of a deepseek2 model; the table is in docs/formats.md."""
-    yield "token_embd.weight", (c.vocab_size, c.hidden)
-    yield "output_norm.weight", (c.hidden,)
-    yield "output.weight", (c.vocab_size, c.hidden)
-    for layer in range(c.num_layers):
-        for role, shape in (*_attention_shapes(c, is_old), *_ffn_shapes(c, layer)):
-            yield f"blk.{layer}.{role}", shape
-
-
-def _attention_shapes(c: ModelConfig, is_old: bool) -> Iterator[tuple[str, tuple[int, ...]]]:
-    num_query = c.num_heads * c.qk_dim
-    yield "attn_norm.weight", (c.hidden,)
-    if c.q_lora_rank:
-        yield "attn_q_a.weight", (c.q_lora_rank, c.hidden)
-        yield "attn_q_a_norm.weight", (c.q_lora_rank,)
-        yield "attn_q_b.weight", (num_query, c.q_lora_rank)
-    else:
-        yield "attn_q.weight", (num_query, c.hidden)
-    yield "attn_kv_a_mqa.weight", (c.latent_dim, c.hidden)
-    yield "attn_kv_a_norm.weight", (c.kv_lora_rank,)
-    if is_old:
-        yield "attn_kv_b.weight", (c.num_heads * (c.nope_dim + c.v_dim), c.kv_lora_rank)
-    else:
-        yield "attn_k_b.weight", (c.num_heads, c.kv_lora_rank, c.nope_dim)
-        yield "attn_v_b.weight", (c.num_heads, c.v_dim, c.kv_lora_rank)
-    yield "attn_output.weight", (c.hidden, c.num_heads * c.v_dim)
-    yield "ffn_norm.weight", (c.hidden,)
-
-
-def _ffn_shapes(c: ModelConfig, layer: int) -> Iterator[tuple[str, tuple[int, ...]]]:
-    if layer < c.num_dense_layers:
-        yield "ffn_gate.weight", (c.dense_inter, c.hidden)
-        yield "ffn_up.weight", (c.dense_inter, c.hidden)
-        yield "ffn_down.weight", (c.hidden, c.dense_inter)
-        return
-    yield "ffn_gate_inp.weight", (c.num_experts, c.hidden)
-    if c.gate == GATE_SIGMOID:
-        yield "exp_probs_b.bias", (c.num_experts,)
-    for role in ("ffn_gate_exps", "ffn_up_exps"):
-        yield f"{role}.weight", (c.num_experts, c.expert_inter, c.hidden)
-    yield "ffn_down_exps.weight", (c.num_experts, c.hidden, c.expert_inter)
-    if c.num_shared_experts:
-        yield "ffn_gate_shexp.weight", (c.shared_inter, c.hidden)
-        yield "ffn_up_shexp.weight", (c.shared_inter, c.hidden)
-        yield "ffn_down_shexp.weight", (c.hidden, c.shared_inter)

@@ -27,7 +27,7 @@ class Router:
         self._device = block.device
         self._config = c = config
         self._matrix = block.matrix("ffn_gate_inp", c.num_experts, c.hidden)
-        has_bias = block.has("exp_probs_b", "bias")
+        has_bias = c.gate == GATE_SIGMOID
         self._bias = block.vector("exp_probs_b", c.num_experts, "bias") if has_bias else None
 
     def __call__(self, x: Tensor) -> Routing:

@@ -1,0 +1,81 @@
+"""The tensors of the deepseek2 family: which a model has, and the refusal of any other.
+
+A tensor that stands in a file but not here would be left out of the network without a word: a scale
+beside a weight, a router's bias under another name.
+"""
+
+from collections.abc import Collection, Iterator
+
+from hybridmoe.config import GATE_SIGMOID, ModelConfig
+from hybridmoe.errors import UnsupportedModelError
+from hybridmoe.gguf.cursor import printable
+from hybridmoe.gguf.names import parse_name
+
+__all__ = ["check_tensor_names", "tensor_shapes"]
+
+
+def check_tensor_names(config: ModelConfig, names: Collection[str]) -> None:
+    """Refuse tensors that the network would not use. Errors: UnsupportedModelError.
+
+    Layers of multi-token prediction are known not to run; their tensors may have any name.
+    """
+    known = {name for is_old in (False, True) for name, _ in tensor_shapes(config, is_old)}
+    unrun = range(config.num_layers, config.num_layers + config.num_mtp_layers)
+    unknown = [n for n in names if n not in known and parse_name(n).layer not in unrun]
+    if unknown:
+        more = f" and {len(unknown) - 1} more" if len(unknown) > 1 else ""
+        raise UnsupportedModelError(
+            f"tensor {printable(unknown[0])}{more}: not known in this architecture; the network"
+            " would run without it"
+        )
+
+
+def tensor_shapes(c: ModelConfig, is_old: bool) -> Iterator[tuple[str, tuple[int, ...]]]:
+    """Every tensor of a deepseek2 model; the table is in docs/formats.md.
+
+    is_old: the key and value projections of the latent are one tensor.
+    """
+    yield "token_embd.weight", (c.vocab_size, c.hidden)
+    yield "output_norm.weight", (c.hidden,)
+    yield "output.weight", (c.vocab_size, c.hidden)
+    for layer in range(c.num_layers):
+        for role, shape in (*_attention_shapes(c, is_old), *_ffn_shapes(c, layer)):
+            yield f"blk.{layer}.{role}", shape
+
+
+def _attention_shapes(c: ModelConfig, is_old: bool) -> Iterator[tuple[str, tuple[int, ...]]]:
+    num_query = c.num_heads * c.qk_dim
+    yield "attn_norm.weight", (c.hidden,)
+    if c.q_lora_rank:
+        yield "attn_q_a.weight", (c.q_lora_rank, c.hidden)
+        yield "attn_q_a_norm.weight", (c.q_lora_rank,)
+        yield "attn_q_b.weight", (num_query, c.q_lora_rank)
+    else:
+        yield "attn_q.weight", (num_query, c.hidden)
+    yield "attn_kv_a_mqa.weight", (c.latent_dim, c.hidden)
+    yield "attn_kv_a_norm.weight", (c.kv_lora_rank,)
+    if is_old:
+        yield "attn_kv_b.weight", (c.num_heads * (c.nope_dim + c.v_dim), c.kv_lora_rank)
+    else:
+        yield "attn_k_b.weight", (c.num_heads, c.kv_lora_rank, c.nope_dim)
+        yield "attn_v_b.weight", (c.num_heads, c.v_dim, c.kv_lora_rank)
+    yield "attn_output.weight", (c.hidden, c.num_heads * c.v_dim)
+    yield "ffn_norm.weight", (c.hidden,)
+
+
+def _ffn_shapes(c: ModelConfig, layer: int) -> Iterator[tuple[str, tuple[int, ...]]]:
+    if layer < c.num_dense_layers:
+        yield "ffn_gate.weight", (c.dense_inter, c.hidden)
+        yield "ffn_up.weight", (c.dense_inter, c.hidden)
+        yield "ffn_down.weight", (c.hidden, c.dense_inter)
+        return
+    yield "ffn_gate_inp.weight", (c.num_experts, c.hidden)
+    if c.gate == GATE_SIGMOID:
+        yield "exp_probs_b.bias", (c.num_experts,)
+    for role in ("ffn_gate_exps", "ffn_up_exps"):
+        yield f"{role}.weight", (c.num_experts, c.expert_inter, c.hidden)
+    yield "ffn_down_exps.weight", (c.num_experts, c.hidden, c.expert_inter)
+    if c.num_shared_experts:
+        yield "ffn_gate_shexp.weight", (c.shared_inter, c.hidden)
+        yield "ffn_up_shexp.weight", (c.shared_inter, c.hidden)
+        yield "ffn_down_shexp.weight", (c.hidden, c.shared_inter)
