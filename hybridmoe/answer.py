@@ -10,9 +10,10 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, Self
 
 from hybridmoe.engine.request import Usage
+from hybridmoe.text.call_names import SECTION_BEGIN
 from hybridmoe.text.stop_strings import StopFilter
 from hybridmoe.text.tokenizer import Tokenizer
-from hybridmoe.text.tool_calls import SECTION_BEGIN, split_tool_calls
+from hybridmoe.text.tool_calls import split_tool_calls
 
 __all__ = ["Answer", "Result", "ResultStream", "Timing"]
 

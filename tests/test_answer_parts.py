@@ -88,8 +88,19 @@ ONE = [("time", '{"a": 1}')]
         (CALL.replace("time", "get-time"), "", "", [("get-time", '{"a": 1}')]),
         (CALL.replace('{"a": 1}', ""), "", "", [("time", "{}")]),
         (CALL.replace("<|tool_call_end|>", ""), "", "", ONE),
-        (CALL.replace("functions.time:0", ""), "", "", []),
-        (f"{BEGIN}<|tool_call_begin|>functions.time:0<|tool_call_end|>{CALL}", "", "", ONE),
+        (CALL.replace("functions.time:0", ""), ' {"a": 1} ', "", []),
+        (CALL.replace("functions.time:0", "3"), '3 {"a": 1} ', "", []),
+        (
+            f"{BEGIN}<|tool_call_begin|>functions.time:0<|tool_call_end|>{CALL}",
+            "",
+            "",
+            [("time", "{}"), *ONE],
+        ),
+        (CALL.replace("<|tool_call_argument_begin|>", ""), "", "", ONE),
+        (CALL.replace('{"a": 1}', '```json\n{"a": 1}\n```'), "", "", ONE),
+        (CALL.replace('{"a": 1}', '```\n{"a": 1}```'), "", "", ONE),
+        (CALL.replace('{"a": 1}', "``"), "", "", [("time", "``")]),
+        ("Well<|tool_call_begin|>functions.ti", "Well", "", []),
         ("a<|tool_call_end|>b<|tool_call_argument_begin|>c", "abc", "", []),
         (CALL[:-18], "", "", [("time", '{"a": 1}')]),
     ],
@@ -103,15 +114,93 @@ def test_strays_that_models_are_known_for(
 MARKS = [BEGIN, END, "<|tool_call_begin|>", "<|tool_call_argument_begin|>", "<|tool_call_end|>"]
 
 
-@given(st.lists(st.sampled_from([*MARKS, "functions.f:1", "g", '{"a":1}', "°"]), max_size=12))
-def test_whole_calls_are_those_of_the_parser_that_sees_all_at_once(pieces: list[str]) -> None:
+@given(st.lists(st.sampled_from([*MARKS, "functions.f:1", "g", '{"a":1}', "°", "```"])))
+def test_parts_are_in_order_however_marks_are_mixed(pieces: list[str]) -> None:
     ids = TOKENIZER.encode("".join(pieces), parse_special=True)
-    expected = [
-        (call["function"]["name"], call["function"]["arguments"])
-        for call in split_tool_calls(ids, TOKENIZER)[1]
+    text, _, calls, _ = sorted_out("".join(pieces))
+    whole = split_tool_calls(ids, TOKENIZER)[1]
+    assert [(call["function"]["name"], call["function"]["arguments"]) for call in whole] == calls
+    assert "<|" not in text
+
+
+TOOLS = [
+    {
+        "type": "function",
+        "function": {
+            "name": name,
+            "parameters": {
+                "type": "object",
+                "properties": {key: {} for key in keys},
+                "required": list(keys),
+            },
+        },
+    }
+    for name, keys in (("get_weather", ["city"]), ("get-Time", ["zone"]), ("md5", ["text"]))
+]
+OSLO = '{"city":"Oslo"}'
+
+
+@pytest.mark.parametrize(
+    ("call_id", "arguments", "expected"),
+    [
+        ("functions.get_weather:0", OSLO, "get_weather"),
+        ("functions.get_weather5", OSLO, "get_weather"),
+        ("functionsget_weather5", OSLO, "get_weather"),
+        ("functions_get_weather_1", OSLO, "get_weather"),
+        ("Functions.Get_Weather:0", OSLO, "get_weather"),
+        ("tool.get_weather#12", OSLO, "get_weather"),
+        ("get_weather", OSLO, "get_weather"),
+        ("get weather:0", OSLO, "get_weather"),
+        ("functions.get_time:3", "{}", "get-Time"),
+        ("functions.md5:0", "{}", "md5"),
+        ("functions.md5", "{}", "md5"),
+        ("functions.md51", "{}", "md5"),
+        ("3", OSLO, "get_weather"),
+        ("call00003", '{"zone":1}', "get-Time"),
+        ("toolu_01abc", OSLO, "get_weather"),
+        ("functions.weather:0", OSLO, "get_weather"),
+        ("3", "{}", None),
+        ("3", '{"city":"Oslo","zone":1}', None),
+        ("3", "[1]", None),
+        ("3", '{"city":', None),
+        ("functions.delete_all:0", '{"path":"/"}', None),
+        ("functions.md:0", "{}", None),
+        ("", "", None),
+    ],
+)
+def test_a_call_is_of_a_declared_tool_or_text(
+    call_id: str, arguments: str, expected: str | None
+) -> None:
+    written = f"<|tool_call_begin|>{call_id}<|tool_call_argument_begin|>{arguments}"
+    for text in (f"{BEGIN}{written}<|tool_call_end|>{END}", f"Hm.{written}", f"{BEGIN}{written}"):
+        visible, _, calls, _ = sorted_out(text, tools=TOOLS)
+        if expected is None:
+            assert (visible.removeprefix("Hm."), calls) == (call_id + arguments, [])
+        else:
+            assert (visible.removeprefix("Hm."), calls) == ("", [(expected, arguments)])
+
+
+def test_calls_of_deepseek_are_calls() -> None:
+    vocabulary = make_vocabulary("deepseek-v3")
+    keys = {
+        "tokenizer.ggml.model": "gpt2",
+        "tokenizer.ggml.pre": "kimi-k2",  # how text is cut does not matter here
+        "tokenizer.ggml.tokens": vocabulary.tokens,
+        "tokenizer.ggml.token_type": vocabulary.types,
+        "tokenizer.ggml.merges": vocabulary.merges,
+        "tokenizer.ggml.eos_token_id": vocabulary.eos_id,
+    }
+    tokenizer = Tokenizer(Path("tiny.gguf"), keys)
+    newer = f"<｜tool▁call▁begin｜>get_weather<｜tool▁sep｜>{OSLO}<｜tool▁call▁end｜>"
+    older = "<｜tool▁call▁begin｜>function<｜tool▁sep｜>md5\n```json\n{}\n```<｜tool▁call▁end｜>"
+    text = f"So: <｜tool▁calls▁begin｜>{newer}\n{older}<｜tool▁calls▁end｜>"
+    visible, calls = split_tool_calls(tokenizer.encode(text, parse_special=True), tokenizer, TOOLS)
+    assert tokenizer.decode(visible) == "So: "
+    functions = [call["function"] for call in calls]
+    assert functions == [
+        {"name": "get_weather", "arguments": OSLO},
+        {"name": "md5", "arguments": "{}"},
     ]
-    calls = sorted_out("".join(pieces))[2]
-    assert [call for call in calls if call in expected] == expected
 
 
 def test_a_stop_string_ends_the_answer_and_is_named() -> None:

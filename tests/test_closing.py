@@ -97,17 +97,15 @@ def test_what_closes_in_json(
     call = (
         "<|tool_calls_section_begin|><|tool_call_begin|>functions.f:0<|tool_call_argument_begin|>"
     )
-    assert closers(llm, compiler.answer(None, Calls([TOOL], "auto")), call + text) == expected
+    assert closers(llm, compiler.answer(None, Calls([TOOL], "required")), call + text) == expected
     assert closers(llm, compiler.answer(form, None, "may"), f"<think>a</think>{text}") == expected
 
 
-def test_thoughts_are_closed_and_free_text_is_left_alone(
+def test_thoughts_are_closed_and_other_forms_are_left_alone(
     llm: hybridmoe.LLM, compiler: GrammarCompiler
 ) -> None:
-    for form, calls in ((Form.json_object(), None), (None, Calls([TOOL], "auto"))):
+    for form, calls in ((Form.json_object(), None), (None, Calls([TOOL], "required"))):
         assert closers(llm, compiler.answer(form, calls, "open"), 'so {"') == {"</think>"}
-    for text in ("", 'so {"'):
-        assert closers(llm, compiler.answer(None, Calls([TOOL], "auto")), text) == set()
     for form in (Form.regex('a["}Z]*Z'), Form.grammar('root ::= "a" ["}Z]+ "Z"')):
         assert closers(llm, compiler.text(form), "a") == set()
 

@@ -10,6 +10,9 @@ from live_server import LiveServer, live_server
 from serving import CALL, user
 from waiting import HANG_S
 
+from hybridmoe.text.call_guard import CallGuard
+from hybridmoe.text.grammar import MatcherConstraint
+
 WEATHER: Any = {
     "name": "get_weather",
     "description": "Get the weather",
@@ -136,10 +139,10 @@ def test_tool_choice(client: anthropic.Anthropic, llm: FakeLLM) -> None:
         )
         return llm.engine.requests[-1].constraint
 
-    assert constraint({"type": "auto"}) is None
+    assert isinstance(constraint({"type": "auto"}), CallGuard)
     assert constraint({"type": "none"}) is None
-    assert constraint({"type": "any"}) is not None
-    assert constraint({"type": "tool", "name": "get_weather"}) is not None
+    assert isinstance(constraint({"type": "any"}), MatcherConstraint)
+    assert isinstance(constraint({"type": "tool", "name": "get_weather"}), MatcherConstraint)
 
 
 def test_temperature_is_a_share_of_the_models_own(

@@ -92,7 +92,7 @@ def test_one_call_where_parallel_ones_are_not_wanted(client: openai.OpenAI) -> N
 
 
 @pytest.mark.parametrize(
-    ("arguments", "is_constrained"),
+    ("arguments", "is_bound"),
     [
         ({}, False),
         ({"tool_choice": "auto"}, False),
@@ -102,13 +102,15 @@ def test_one_call_where_parallel_ones_are_not_wanted(client: openai.OpenAI) -> N
     ],
 )
 def test_tool_choice(
-    client: openai.OpenAI, llm: FakeLLM, arguments: dict[str, Any], is_constrained: bool
+    client: openai.OpenAI, llm: FakeLLM, arguments: dict[str, Any], is_bound: bool
 ) -> None:
     client.chat.completions.create(
         model="test", messages=user("say x"), tools=[WEATHER], **arguments
     )
     request = llm.engine.requests[-1]
-    assert (request.constraint is not None) == is_constrained
+    constraint = request.constraint
+    assert (constraint is not None and not constraint.is_free()) == is_bound
+    assert (constraint is None) == (arguments.get("tool_choice") == "none")
     section = llm.tokenizer.special_id("<|tool_calls_section_begin|>")
     assert section is not None
     is_forbidden = request.params.logit_bias.get(section) == float("-inf")

@@ -16,6 +16,10 @@ Closing = tuple[NDArray[np.int64], NDArray[np.int64]]  # ids of ends, ids that s
 class Constraint(Protocol):
     """The state of one sequence's constraint. Used by one thread at a time."""
 
+    def is_free(self) -> bool:
+        """Whether any token may follow: no mask is asked for then, and drafts are taken."""
+        ...
+
     def mask(self) -> NDArray[np.uint32]:
         """(ceil(V / 32),): bit i % 32 of word i / 32 says whether id i may come next.
 

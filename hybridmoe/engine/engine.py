@@ -108,7 +108,8 @@ class Engine:
         """
         self._worker.check_device()
         self._check(request.prompt_ids)
-        if request.constraint is not None and request.params.ignore_eos:
+        constraint = request.constraint
+        if request.params.ignore_eos and constraint is not None and not constraint.is_free():
             raise ConfigError("ignore_eos=True: expected False where the output is constrained")
         sequence = Sequence(request, listener, self._vocab_size, self.config.context_tokens)
         self._worker.add(sequence)

@@ -32,11 +32,16 @@ class Masks:
         self._left_s = _AT_ONCE_S
 
     def first(self, sequence: Sequence, constraint: Constraint) -> None:
-        """Begin a new sequence's first mask."""
-        self._hand_over(sequence, constraint, None)
+        """Begin a new sequence's first mask, unless it is free."""
+        if not constraint.is_free():
+            self._hand_over(sequence, constraint, None)
 
     def next(self, sequence: Sequence, constraint: Constraint, token_id: int) -> None:
         """The sequence has taken a token: see to its next mask. Errors: the constraint's."""
+        if sequence.mask is None:  # free until now
+            constraint.accept(token_id)
+            self.first(sequence, constraint)
+            return
         if sequence.mask_s > self._left_s:
             self._hand_over(sequence, constraint, token_id)
             return

@@ -145,7 +145,8 @@ class Scheduler:
 
     def _propose(self, sequence: Sequence) -> list[int]:
         most = min(self._config.speculate, sequence.limit - sequence.num_generated - 1)
-        if most <= 0 or sequence.request.constraint is not None:
+        constraint = sequence.request.constraint
+        if most <= 0 or not (constraint is None or constraint.is_free()):
             return []
         proposed = sequence.lookup.propose(sequence.ids, most)
         fits = self._cache.reserve(sequence.holding, len(sequence.ids) + len(proposed))

@@ -4,7 +4,7 @@ Everything here may take a while (templates, tokenizing, grammars) and runs in a
 never in the event loop.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -15,9 +15,10 @@ from hybridmoe.serve.config import ServeConfig
 from hybridmoe.serve.errors import ApiError
 from hybridmoe.serve.pool import CancelToken
 from hybridmoe.serve.schemas.common import ResponseFormat
+from hybridmoe.text.call_guard import CallGuard
+from hybridmoe.text.call_names import CALL_BEGIN, SECTION_BEGIN
 from hybridmoe.text.grammar import Calls, Form, GrammarCompiler, MatcherConstraint, Thinking
 from hybridmoe.text.tokenizer import Tokenizer
-from hybridmoe.text.tool_calls import CALL_BEGIN, SECTION_BEGIN
 
 __all__ = ["Job", "TextTurn", "Turn", "chat_job", "chat_prompt", "completion_job"]
 
@@ -80,6 +81,7 @@ class Job:
     top_logprobs: int | None
     expert_trace: bool
     may_call: bool = False
+    tools: Sequence[Mapping[str, Any]] = ()  # those that may be called
     may_think: bool = False
     is_thinking: bool = False  # the prompt ends inside `<think>`
     is_parallel: bool = True
@@ -129,8 +131,12 @@ def chat_job(
         params = replace(params, logit_bias={**params.logit_bias, **_no_calls(llm.tokenizer)})
     thinking = _thinking(llm, prompt_ids)
     form = _form(turn.format)
-    calls = _calls(turn, num_past_calls, is_text_free=form is None)
-    constraint = grammar.answer(form, calls, thinking, token.check) if form or calls else None
+    calls = _calls(turn, num_past_calls)
+    constraint: MatcherConstraint | CallGuard | None = None
+    if calls is not None and calls.is_auto and form is None:
+        constraint = grammar.guard(calls, token.check)
+    elif form or calls:
+        constraint = grammar.answer(form, calls, thinking, token.check)
     return Job(
         prompts=[prompt_ids],
         params=params,
@@ -138,6 +144,7 @@ def chat_job(
         top_logprobs=turn.top_logprobs,
         expert_trace=turn.expert_trace,
         may_call=may_call,
+        tools=turn.tools,
         may_think=True,
         is_thinking=thinking == "open",
         is_parallel=turn.is_parallel,
@@ -208,21 +215,19 @@ def _check_tool_choice(turn: Turn) -> None:
         raise ApiError(400, "tool_choice is 'required' without tools", param="tool_choice")
 
 
-def _copies(constraint: MatcherConstraint | None, count: int) -> list[Constraint | None]:
+def _copies(
+    constraint: MatcherConstraint | CallGuard | None, count: int
+) -> list[Constraint | None]:
     """One for each choice, compiled once."""
     if constraint is None:
         return [None] * count
     return [constraint, *(constraint.copy() for _ in range(count - 1))]
 
 
-def _calls(turn: Turn, num_past_calls: int, *, is_text_free: bool) -> Calls | None:
-    """The calls that have a form; where they are free, and the text too, there is none to keep."""
+def _calls(turn: Turn, num_past_calls: int) -> Calls | None:
     if not turn.tools or turn.tool_choice == "none":
         return None
     choice = turn.forced_tool or turn.tool_choice
-    is_strict = any(tool["function"].get("strict") for tool in turn.tools)
-    if choice == "auto" and is_text_free and not is_strict:
-        return None
     return Calls(turn.tools, choice, num_past_calls, turn.is_parallel)
 
 
@@ -252,7 +257,7 @@ def _lacks(name: str, what: str) -> ApiError:
 
 def _no_calls(tokenizer: Tokenizer) -> dict[int, float]:
     """A bias that keeps an answer from calling what it was not offered."""
-    ids = (tokenizer.special_id(name) for name in (*SECTION_BEGIN, CALL_BEGIN))
+    ids = (tokenizer.special_id(name) for name in (*SECTION_BEGIN, *CALL_BEGIN))
     return {token_id: float("-inf") for token_id in ids if token_id is not None}
 
 

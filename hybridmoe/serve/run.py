@@ -102,6 +102,7 @@ class Run:
                     tokenizer,
                     stop=job.params.stop,
                     may_call=job.may_call,
+                    tools=job.tools,
                     may_think=job.may_think,
                     is_thinking=job.is_thinking,
                 )

@@ -22,13 +22,14 @@ from llguidance import LLMatcher, LLTokenizer, TokenizerWrapper
 from numpy.typing import NDArray
 
 from hybridmoe.errors import ConfigError
+from hybridmoe.text.call_guard import CallGuard
+from hybridmoe.text.call_names import CALL_BEGIN, CALL_END, SECTION_BEGIN, SECTION_END
 from hybridmoe.text.closing import Closer
 from hybridmoe.text.grammar_build import as_lark, build, check_matcher, one_line
 from hybridmoe.text.grammar_limits import CHEAP_CHARS, MAX_CHARS, on_deep_stack
 from hybridmoe.text.grammar_process import GrammarProcess
 from hybridmoe.text.json_style import styled
 from hybridmoe.text.tokenizer import Tokenizer
-from hybridmoe.text.tool_calls import CALL_END, SECTION_END
 
 __all__ = ["Calls", "Form", "GrammarCompiler", "MatcherConstraint", "Thinking"]
 
@@ -60,6 +61,10 @@ class MatcherConstraint:
         self._words = np.zeros(-(-num_tokens // 32), np.uint32)
         self._buffer = self._words.ctypes.data, self._words.nbytes
         self._is_current = False  # the words are this state's mask
+
+    def is_free(self) -> bool:
+        """Whether any token may follow."""
+        return False
 
     def mask(self) -> NDArray[np.uint32]:
         """(ceil(V / 32),): bit i % 32 of word i / 32 says whether id i may come next.
@@ -175,8 +180,8 @@ class GrammarCompiler:
     ) -> MatcherConstraint:
         """A text, tool calls, or either (at least one is given), perhaps behind thoughts.
 
-        form: None = any text, before the calls too, where these are optional. thinking: "may" =
-        `<think>…</think>` may come first; "open" = the prompt has begun it. check, errors: `text`.
+        thinking: "may" = `<think>…</think>` may come first; "open" = the prompt has begun it. For
+        optional calls in free text see `guard`. check, errors: `text`.
         """
         rules = [r"TEXT: /(.|\n)+/"]
         bodies: list[str] = []
@@ -185,7 +190,7 @@ class GrammarCompiler:
             call_rules, num_call_chars = self._call_rules(calls)
             rules += call_rules
             num_chars += num_call_chars
-            bodies.append("TEXT? section?" if calls.is_auto and not form else "section")
+            bodies.append("section")
         if form is not None and (calls is None or calls.is_auto):
             bodies.append("@form")
         start = f"({' | '.join(bodies)})"
@@ -199,31 +204,55 @@ class GrammarCompiler:
         what = [form.what if form else "", "tools" if calls else ""]
         return self._compile(" and ".join(filter(None, what)), parts, num_chars, check)
 
+    def guard(self, calls: Calls, check: Check | None = None) -> CallGuard | None:
+        """Any text, in which calls are of declared tools; None: the vocabulary has no calls.
+
+        check, errors: `text`; ConfigError where the vocabulary has no calls and tools are strict.
+        """
+        is_strict = any(tool["function"].get("strict") for tool in calls.tools)
+        if not is_strict and None in map(self._tokenizer.special_id, _TOOL_MARKS):
+            return None
+        rules, num_chars = self._call_rules(calls)
+        lark = "\n".join(["start: section | calls_0", *rules])
+        part = {"name": "answer", "lark_grammar": lark}
+        compiled = self._compile("tools", [part], num_chars, check)
+        begins = {
+            token_id: self._tokenizer.special_id(names[0])
+            for names in (SECTION_BEGIN, CALL_BEGIN)
+            for name in names
+            if (token_id := self._tokenizer.special_id(name)) is not None
+        }
+        return CallGuard(compiled, {i: own for i, own in begins.items() if own is not None})
+
     def _call_rules(self, calls: Calls) -> tuple[list[str], int]:
-        """Rules below `section`, and how many characters of them the client has chosen."""
+        """Rules of `section` and `calls_0`, and how many characters the client has chosen."""
         section_begin, section_end, begin, arguments, end = self._marks("tool calls", _TOOL_MARKS)
-        functions = [dict(tool["function"]) for tool in calls.tools]
+        functions = [tool["function"] for tool in calls.tools]
         is_one = calls.choice not in ("auto", "required")
         if is_one:
             functions = [f for f in functions if f["name"] == calls.choice]
         if not functions:
             raise ConfigError(f"tool_choice {calls.choice!r:.60}: no such tool is declared")
         num_calls = _MAX_CALLS if calls.is_parallel and not is_one else 1
-        rules = [f"section: {section_begin} calls_0 {section_end}"]
-        num_chars = sum(len(f["name"]) for f in functions)
-        for i, function in enumerate(functions):
+        names: dict[str, list[str]] = {}  # by the schema of the arguments
+        num_chars = sum(len(function["name"]) for function in functions)
+        for function in functions:
             is_free = calls.is_auto and not function.get("strict")
             schema = {"type": "object"} if is_free else function.get("parameters")
             written = _json("tools", styled({"type": "object", **(schema or {})}))
-            rules.append(f"arguments_{i}: %json {written}")
+            names.setdefault(written, []).append(function["name"])
             num_chars += 0 if is_free else len(written)
+        rules = [f"section: {section_begin} calls_0 {section_end}"]
+        for i, (schema, alike) in enumerate(names.items()):
+            ids = " | ".join(json.dumps(f"functions.{name}") for name in alike)
+            rules += [f"id_{i}: {ids}", f"arguments_{i}: %json {schema}"]
         for n in range(num_calls):
-            texts = [
-                json.dumps(f"functions.{f['name']}:{calls.first_index + n}") for f in functions
-            ]
-            named = [f"{text} {arguments} arguments_{i}" for i, text in enumerate(texts)]
+            number = f'":{calls.first_index + n}"'
+            calls_n = " | ".join(
+                f"id_{i} {number} {arguments} arguments_{i}" for i in range(len(names))
+            )
             more = f" calls_{n + 1}?" if n + 1 < num_calls else ""
-            rules.append(f"calls_{n}: {begin} ({' | '.join(named)}) {end}{more}")
+            rules.append(f"calls_{n}: {begin} ({calls_n}) {end}{more}")
         return rules, num_chars
 
     def _marks(self, what: str, names: Sequence[str]) -> list[str]:
@@ -256,7 +285,7 @@ class GrammarCompiler:
     @functools.cached_property
     def _closer(self) -> Closer:
         tokens = [self._tokenizer.token_bytes(i) for i in range(self._tokenizer.num_tokens)]
-        marks = map(self._tokenizer.special_id, (CALL_END, *SECTION_END))
+        marks = map(self._tokenizer.special_id, (*CALL_END, *SECTION_END))
         ends = {*self._tokenizer.eos_ids, *(mark for mark in marks if mark is not None)}
         return Closer(tokens, ends, self._tokenizer.special_id("</think>"))
 

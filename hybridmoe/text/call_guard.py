@@ -1,0 +1,62 @@
+"""A constraint that is free until a tool call begins, and then admits declared tools only."""
+
+from collections.abc import Mapping
+from typing import Protocol, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = ["CallGuard"]
+
+Ids = NDArray[np.int64]
+
+
+class Calls(Protocol):
+    """The part of a compiled grammar that a guard needs."""
+
+    def mask(self) -> NDArray[np.uint32]: ...
+    def accept(self, token_id: int) -> None: ...
+    def is_done(self) -> bool: ...
+    def closing(self) -> tuple[Ids, Ids] | None: ...
+    def copy(self) -> Self: ...
+
+
+class CallGuard:
+    """One sequence's state. Costs nothing while the text is free: there are no masks then."""
+
+    def __init__(self, calls: Calls, begins: Mapping[int, int]) -> None:
+        """calls: a grammar's start. begins: marks, and the one that the grammar has for each."""
+        self._start = calls
+        self._begins = begins
+        self._calls: Calls | None = None
+
+    def is_free(self) -> bool:
+        """Whether any token may follow."""
+        return self._calls is None
+
+    def mask(self) -> NDArray[np.uint32]:
+        """Which tokens may follow, once a call has begun."""
+        assert self._calls is not None
+        return self._calls.mask()
+
+    def accept(self, token_id: int) -> None:
+        """Go on behind a token. Raises ConfigError where a limit is met."""
+        if self._calls is not None:
+            self._calls.accept(token_id)
+        elif token_id in self._begins:
+            self._calls = self._start.copy()
+            self._calls.accept(self._begins[token_id])
+
+    def is_done(self) -> bool:
+        """Whether only an end token may follow."""
+        return self._calls is not None and self._calls.is_done()
+
+    def closing(self) -> tuple[Ids, Ids] | None:
+        """What closes the part that is open (text/closing.py)."""
+        return None if self._calls is None else self._calls.closing()
+
+    def copy(self) -> "CallGuard":
+        """The same state for another sequence."""
+        out = CallGuard(self._start, self._begins)
+        out._calls = None if self._calls is None else self._calls.copy()
+        return out
