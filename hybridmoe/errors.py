@@ -47,11 +47,10 @@ class ConfigError(HybridMoeError):
 class ContextLengthError(ConfigError):
     """A prompt does not fit the context, whatever else the engine does."""
 
-    def __init__(self, num_prompt_tokens: int, context_tokens: int) -> None:
-        super().__init__(
-            f"the prompt has {num_prompt_tokens} tokens, the context holds {context_tokens}:"
-            " shorten it"
-        )
+    def __init__(self, num_prompt_tokens: int, context_tokens: int, *, is_all: bool = True) -> None:
+        """is_all: these are all of the prompt's tokens, not only those that were counted."""
+        self.has = f"has {'' if is_all else 'more than '}{num_prompt_tokens} tokens"
+        super().__init__(f"the prompt {self.has}, the context holds {context_tokens}: shorten it")
         self.num_prompt_tokens = num_prompt_tokens
         self.context_tokens = context_tokens
 

@@ -28,6 +28,7 @@ from hybridmoe.gguf.reader import GGUFFile
 from hybridmoe.model.decoder import Decoder
 from hybridmoe.model.residency import Residency
 from hybridmoe.text.chat_template import ChatTemplate
+from hybridmoe.text.limit import Limit
 from hybridmoe.text.prompt import encode_chat as encode_messages
 from hybridmoe.text.tokenizer import Tokenizer
 
@@ -182,16 +183,24 @@ class LLM:
 
         Parameters and errors as for `chat`.
         """
-        ids = self.tokenizer.encode(prompt, add_special=True, parse_special=True)
+        limit = self.tokenizer.limit(self.context_tokens)
+        ids = self.tokenizer.encode(prompt, add_special=True, parse_special=True, limit=limit)
         return self._answer(ids, stream, progress, sampling, may_call=False)
 
     def logits(self, token_ids: Sequence[int]) -> NDArray[np.float32]:
         """What the model expects after each token: (tokens, vocabulary). Raises ConfigError."""
         return self.engine.logits(token_ids)
 
-    def encode_chat(self, messages: Messages, tools: Tools | None = None) -> list[int]:
-        """Ids of the prompt that asks for the next message. Errors: ConfigError, TemplateError."""
-        return encode_messages(self._template(bool(tools)), self.tokenizer, messages, tools)
+    def encode_chat(
+        self, messages: Messages, tools: Tools | None = None, limit: Limit | None = None
+    ) -> list[int]:
+        """Ids of the prompt that asks for the next message.
+
+        limit: by default, so much more than the context that what is lacking can be told.
+        Errors: ConfigError, TemplateError; those of the limit.
+        """
+        limit = limit or self.tokenizer.limit(self.context_tokens)
+        return encode_messages(self._template(bool(tools)), self.tokenizer, messages, tools, limit)
 
     def sampling_params(self, given: Mapping[str, Any]) -> SamplingParams:
         """Parameters by name; what is not given, or None, comes from the file or the class.

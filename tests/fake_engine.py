@@ -22,6 +22,7 @@ from hybridmoe.engine.sampler import SamplingParams
 from hybridmoe.errors import ConfigError, ContextLengthError, DeviceError, QueueFullError
 from hybridmoe.gguf.reader import GGUFFile
 from hybridmoe.text.chat_template import ChatTemplate
+from hybridmoe.text.limit import Limit
 from hybridmoe.text.prompt import encode_chat
 from hybridmoe.text.tokenizer import Tokenizer
 
@@ -156,9 +157,12 @@ class FakeLLM:
         self._template = ChatTemplate.from_metadata(self.file.metadata, self.tokenizer)
 
     def encode_chat(
-        self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]] | None
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        tools: Sequence[Mapping[str, Any]] | None,
+        limit: Limit,
     ) -> list[int]:
-        return encode_chat(self._template, self.tokenizer, messages, tools)
+        return encode_chat(self._template, self.tokenizer, messages, tools, limit)
 
     def sampling_params(self, overrides: Mapping[str, Any]) -> SamplingParams:
         return SamplingParams(**overrides)

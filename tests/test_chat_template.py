@@ -397,7 +397,7 @@ def test_messages_cannot_write_special_tokens(system: str, user: str) -> None:
 @given(st.text(), st.text())
 def test_ids_are_those_of_the_rendered_text(system: str, user: str) -> None:
     messages = [{"role": "system", "content": system}, {"role": "user", "content": user}]
-    assume(not TOKENIZER.special_spans(system + user))
+    assume(not list(TOKENIZER.special_spans(system + user)))
     whole = TOKENIZER.encode(KIMI.render(messages), parse_special=True)
     assert encode_chat(KIMI, TOKENIZER, messages) == whole
 

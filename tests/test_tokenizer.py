@@ -250,7 +250,7 @@ def test_marks_are_special_whatever_their_type(kind: TokenType, pre: str, tmp_pa
         assert token_id is not None and tokenizer.is_special(token_id)
         text = f"a{name}b {name}"
         assert tokenizer.encode(text, parse_special=True).count(token_id) == 2
-        assert tokenizer.special_spans(text)[0] == (1, 1 + len(name))
+        assert next(tokenizer.special_spans(text)) == (1, 1 + len(name))
         assert tokenizer.token_bytes(token_id) == name.encode()
         shown = name if name == "<think>" else ""
         assert tokenizer.decode([token_id]) == shown

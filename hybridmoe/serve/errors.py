@@ -64,7 +64,7 @@ def as_api_error(error: Exception, retry_after_s: int = 1) -> ApiError:
     if isinstance(error, ApiError):
         return error
     if isinstance(error, ContextLengthError):
-        return _too_long(error.num_prompt_tokens, error.context_tokens)
+        return _too_long(error)
     if isinstance(error, DeviceError):
         return ApiError(503, str(error), type="server_error", code="device_failed")
     if isinstance(error, QueueFullError):
@@ -89,12 +89,13 @@ def as_api_error(error: Exception, retry_after_s: int = 1) -> ApiError:
     return ApiError(500, f"internal error: {type(error).__name__}", type="server_error")
 
 
-def _too_long(num_prompt_tokens: int, context_tokens: int) -> ApiError:
+def _too_long(error: ContextLengthError) -> ApiError:
     """Agents look for these phrases, each for another one, and shorten their conversation."""
+    num_prompt_tokens, context_tokens = error.num_prompt_tokens, error.context_tokens
     return ApiError(
         400,
-        f"This model's maximum context length is {context_tokens} tokens. The prompt has"
-        f" {num_prompt_tokens} tokens, which exceeds the available context size: shorten it."
+        f"This model's maximum context length is {context_tokens} tokens. The prompt"
+        f" {error.has}, which exceeds the available context size: shorten it."
         f" (prompt is too long: {num_prompt_tokens} tokens > {context_tokens} maximum)",
         param="messages",
         code="context_length_exceeded",

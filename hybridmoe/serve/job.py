@@ -113,7 +113,8 @@ def chat_prompt(llm: LLM, turn: Turn, config: ServeConfig, token: CancelToken) -
         {**message, "role": "system"} if message.get("role") == "developer" else message
         for message in turn.messages
     ]
-    return llm.encode_chat(messages, turn.tools or None)
+    limit = llm.tokenizer.limit(llm.context_tokens, token.check)
+    return llm.encode_chat(messages, turn.tools or None, limit)
 
 
 def chat_job(
@@ -170,7 +171,12 @@ def completion_job(
     form = _form(turn.format)
     return Job(
         prompts=[
-            llm.tokenizer.encode(prompt, add_special=True, parse_special=True)
+            llm.tokenizer.encode(
+                prompt,
+                add_special=True,
+                parse_special=True,
+                limit=llm.tokenizer.limit(llm.context_tokens, token.check),
+            )
             if isinstance(prompt, str)
             else prompt
             for prompt in turn.prompts

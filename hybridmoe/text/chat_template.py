@@ -12,7 +12,8 @@ from typing import Any, Protocol
 
 import jinja2
 
-from hybridmoe.errors import TemplateError
+from hybridmoe.errors import HybridMoeError, TemplateError
+from hybridmoe.text.limit import Limit
 from hybridmoe.text.messages import plain_copy
 from hybridmoe.text.sandbox import BoundedEnvironment
 
@@ -111,11 +112,13 @@ class ChatTemplate:
         *,
         tools: Sequence[Mapping[str, Any]] | None = None,
         add_generation_prompt: bool = True,
+        limit: Limit | None = None,
     ) -> str:
         """The text for these messages (text/messages.py describes their form).
 
-        Raises TemplateError, one line, for whatever goes wrong, within seconds.
+        Raises TemplateError, one line, for whatever goes wrong, within seconds; the limit's errors.
         """
+        limit = limit or Limit.none()
         context = {
             "messages": plain_copy(messages, "messages"),
             "tools": plain_copy(tools, "tools"),
@@ -125,8 +128,15 @@ class ChatTemplate:
         with self._lock:
             try:
                 self._environment.restart(0)
-                self._environment.restart(self._environment.weigh(context))
-                return "".join(self._template.generate(context))
+                self._environment.restart(self._environment.weigh(context), limit.check)
+                parts, size = [], 0
+                for part in self._template.generate(context):
+                    parts.append(part)
+                    size += len(part)
+                    limit.check_size(size)
+                return "".join(parts)
+            except HybridMoeError:
+                raise
             except Exception as error:
                 raise _as_template_error(error) from None
 

@@ -13,10 +13,12 @@ of equals.
 
 import functools
 import heapq
+from collections.abc import Iterator
 
 import regex
 
 from hybridmoe.errors import GGUFError
+from hybridmoe.text.runs import cut_runs
 from hybridmoe.text.vocabulary import Vocabulary, byte_symbols
 
 __all__ = ["PRE", "KimiEncoder", "split"]
@@ -43,6 +45,11 @@ _PATTERN = regex.compile(
     ),
     regex.V1,
 )
+# Moonshot's own code cuts a text there before it looks at it, and longer runs of blanks, or of
+# anything else.
+_CHUNK_CHARS = 400_000
+_RUN_CHARS = 25_000
+_BATCH_TOKENS = 256
 _CACHE_WORDS = 1 << 16
 _MAX_CACHED_CHARS = 64
 _ID_BITS = 22  # Vocabulary admits at most 1 << 22 tokens
@@ -78,13 +85,24 @@ class KimiEncoder:
             self._merges.setdefault(pair, rank << _ID_BITS | ids[left + right])
         self._cached = functools.lru_cache(_CACHE_WORDS)(self._encode_piece)
 
-    def encode(self, text: str) -> list[int]:
-        """Ids of the text. Cost: n log n in the longest piece, once for each distinct piece."""
+    def encode(self, text: str) -> Iterator[list[int]]:
+        """Ids of the text, some at a time. Cost: n log n in the longest piece, once for each
+        distinct piece.
+        """
+        for start in range(0, len(text), _CHUNK_CHARS):
+            for stretch in cut_runs(text[start : start + _CHUNK_CHARS], _RUN_CHARS):
+                yield from self._encode_stretch(stretch)
+
+    def _encode_stretch(self, text: str) -> Iterator[list[int]]:
         out: list[int] = []
-        for piece in split(text):
+        for match in _PATTERN.finditer(text):
+            piece = match.group()
             is_short = len(piece) <= _MAX_CACHED_CHARS
             out += self._cached(piece) if is_short else self._encode_piece(piece)
-        return out
+            if len(out) >= _BATCH_TOKENS:
+                yield out
+                out = []
+        yield out
 
     def close(self) -> None:
         """Nothing to release; llama.cpp's vocabularies have something."""

@@ -9,20 +9,21 @@ import contextlib
 import ctypes
 import functools
 import importlib
-import re
 import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from hybridmoe.errors import ConfigError, GGUFError
+from hybridmoe.text.runs import cut_runs, cut_text
 
 __all__ = ["LlamaEncoder"]
 
 # llama.cpp matches with std::regex, whose recursion takes the stack at some 25 000 characters
 # of one kind in a row: longer runs are cut. (Kimi's own tokenizer cuts at 25 000 for its reasons.)
-_LONG_RUN = re.compile(r"\S{4096}|\s{4096}")
-_MAX_BYTES = 1 << 30  # int32 lengths in the interface
+_RUN_CHARS = 4096
+# It holds its thread for as long as one text takes, so that long ones are given in pieces.
+_PIECE_CHARS = 1 << 15
 
 _log_lock = threading.Lock()
 _LOG_ERROR = 4  # enum ggml_log_level
@@ -33,6 +34,7 @@ class LlamaEncoder:
 
     def __init__(self, path: Path, num_tokens: int) -> None:
         """Load the vocabulary of `path`. Raises GGUFError where llama.cpp refuses it."""
+        self._lock = threading.Lock()
         llama = _llama()
         params = llama.llama_model_default_params()
         params.vocab_only = True
@@ -49,37 +51,32 @@ class LlamaEncoder:
             raise GGUFError(f"{path.name}: llama.cpp finds {found} tokens; expected {num_tokens}")
         self.adds_bos = bool(llama.llama_vocab_get_add_bos(self._vocab))
 
-    def encode(self, text: str) -> list[int]:
-        """Ids of the text. Tokens of the type "user defined" are recognised in it."""
-        out: list[int] = []
-        for part in _cut_long_runs(text):
-            out += self._encode(part.encode())
-        return out
+    def encode(self, text: str) -> Iterator[list[int]]:
+        """Ids of the text, some at a time. Tokens of the type "user defined" are recognised in
+        it.
+        """
+        for piece in cut_text(text, _PIECE_CHARS):
+            for part in cut_runs(piece, _RUN_CHARS):
+                yield self._encode(part.encode())
 
     def close(self) -> None:
-        """Free the native memory; a second call does nothing."""
-        if self._model:
-            _llama().llama_model_free(self._model)
-            self._model = None
+        """Free the native memory, when no thread is in it; a second call does nothing."""
+        with self._lock:
+            if self._model:
+                _llama().llama_model_free(self._model)
+                self._model = None
 
     def _encode(self, raw: bytes) -> list[int]:
-        if not self._model:
-            raise ConfigError("the tokenizer is closed")
-        if len(raw) > _MAX_BYTES:
-            raise ConfigError(f"the text has {len(raw)} bytes; expected at most {_MAX_BYTES}")
         llama = _llama()
-        buffer = (llama.llama_token * max(1, len(raw)))()  # no token is shorter than a byte
-        count = llama.llama_tokenize(self._vocab, raw, len(raw), buffer, len(buffer), False, False)
+        buffer = (llama.llama_token * len(raw))()  # no token is shorter than a byte
+        with self._lock:
+            if not self._model:
+                raise ConfigError("the tokenizer is closed")
+            count = llama.llama_tokenize(
+                self._vocab, raw, len(raw), buffer, len(buffer), False, False
+            )
         assert count >= 0, (count, len(raw))
         return list(buffer[:count])
-
-
-def _cut_long_runs(text: str) -> list[str]:
-    parts, start = [], 0
-    for match in _LONG_RUN.finditer(text):
-        parts.append(text[start : match.end()])
-        start = match.end()
-    return [*parts, text[start:]]
 
 
 @functools.cache

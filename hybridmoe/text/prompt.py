@@ -9,11 +9,12 @@ between two special tokens is encoded as one, so that a conversation without suc
 exactly the ids of its rendered text.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from hybridmoe.errors import ConfigError
 from hybridmoe.text.chat_template import ChatTemplate
+from hybridmoe.text.limit import Limit
 from hybridmoe.text.messages import check_messages, check_tools, number_tool_calls, with_mappings
 from hybridmoe.text.tokenizer import Tokenizer
 
@@ -29,11 +30,13 @@ def encode_chat(
     tokenizer: Tokenizer,
     messages: Sequence[Mapping[str, Any]],
     tools: Sequence[Mapping[str, Any]] | None = None,
+    limit: Limit | None = None,
 ) -> list[int]:
     """Ids of the prompt that asks for the assistant's next message.
 
-    Errors: ConfigError where the messages or tools are unusable; TemplateError.
+    Errors: ConfigError where the messages or tools are unusable; TemplateError; the limit's.
     """
+    limit = limit or Limit.none()
     checked = check_messages(messages)
     is_kimi = tokenizer.special_id("<|tool_call_begin|>") is not None
     declared = check_tools(tools, sort_keys=is_kimi)
@@ -41,26 +44,25 @@ def encode_chat(
         number_tool_calls(checked)
     if any("tool_calls" in message for message in checked) and template.wants_mappings:
         checked = with_mappings(checked)
-    mask = _Mask(tokenizer, [checked, declared])
-    text = template.render(mask.apply(checked), tools=mask.apply(declared))
+    mask = _Mask(tokenizer, [checked, declared], limit.check)
+    text = template.render(mask.apply(checked), tools=mask.apply(declared), limit=limit)
     out: list[int] = []
     start = 0
-    for begin, end in tokenizer.special_spans(text):
-        out += tokenizer.encode_untrusted(mask.lift(text[start:begin]))
-        out += tokenizer.encode(text[begin:end], parse_special=True)
+    for begin, end in tokenizer.special_spans(text, limit.check):
+        out += tokenizer.encode_untrusted(mask.lift(text[start:begin]), limit)
+        out += tokenizer.encode(text[begin:end], parse_special=True, limit=limit)
         start = end
-    return out + tokenizer.encode_untrusted(mask.lift(text[start:]))
+    return out + tokenizer.encode_untrusted(mask.lift(text[start:]), limit)
 
 
 class _Mask:
     """Swaps names of special tokens for private-use characters, and back."""
 
-    def __init__(self, tokenizer: Tokenizer, data: object) -> None:
+    def __init__(self, tokenizer: Tokenizer, data: object, check: Callable[[], None]) -> None:
         self._tokenizer = tokenizer
+        self._check = check
         strings = list(_strings(data))
-        names = {
-            text[begin:end] for text in strings for begin, end in tokenizer.special_spans(text)
-        }
+        names = {text[begin:end] for text in strings for begin, end in self._spans(text)}
         self._marks: dict[str, str] = {}  # name -> character
         if names:
             taken = set().union(*strings)
@@ -85,12 +87,16 @@ class _Mask:
     def lift(self, text: str) -> str:
         """Put the names back, also where a template has escaped their marks as JSON does."""
         for name, mark in self._marks.items():
+            self._check()
             text = text.replace(mark, name).replace(f"\\u{ord(mark):04x}", name)
         return text
 
+    def _spans(self, text: str) -> Iterator[tuple[int, int]]:
+        return self._tokenizer.special_spans(text, self._check)
+
     def _replace(self, text: str, *, keep_thinking: bool) -> str:
         parts, start = [], 0
-        for begin, end in self._tokenizer.special_spans(text):
+        for begin, end in self._spans(text):
             name = text[begin:end]
             is_kept = keep_thinking and name in _THINKING_MARKS
             parts += [text[start:begin], name if is_kept else self._marks[name]]

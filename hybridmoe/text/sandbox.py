@@ -17,15 +17,25 @@ import functools
 import json
 import re
 import time
-from collections.abc import Callable, ItemsView, KeysView, Mapping, ValuesView
+from collections.abc import (
+    Callable,
+    ItemsView,
+    Iterable,
+    Iterator,
+    KeysView,
+    Mapping,
+    ValuesView,
+)
 from datetime import datetime
 from types import FunctionType
 from typing import Any
 
 from jinja2 import nodes, pass_context
+from jinja2.compiler import CodeGenerator
 from jinja2.exceptions import SecurityError, TemplateRuntimeError
 from jinja2.ext import loopcontrols
 from jinja2.filters import FILTERS
+from jinja2.lexer import Token, TokenStream
 from jinja2.runtime import Context, Undefined
 from jinja2.sandbox import ImmutableSandboxedEnvironment, safe_range
 from jinja2.utils import Namespace
@@ -34,6 +44,7 @@ from jinja2.visitor import NodeTransformer
 __all__ = ["BoundedEnvironment"]
 
 MAX_SOURCE_CHARS = 1 << 18  # the largest template in use has some 30 000
+MAX_SOURCE_TOKENS = 1 << 14  # which has some 4000
 _DEADLINE_S = 5.0
 _MAX_WEIGHT = 1 << 25  # characters made by one render, beyond what its input allows
 _ITEM_WEIGHT = 64  # a container's item costs that much memory and time
@@ -63,6 +74,10 @@ _COMPARING_TESTS = ("eq", "equalto", "==", "ne", "!=", "in", "lt", "<", "gt", ">
 _WIDE_CONVERSION = re.compile(r"%(\([^)]*\))?[#0 +-]*([0-9]{3,}|\*|[0-9]*\.([0-9]{3,}|\*))")
 
 _WIDE_FIELD = re.compile(r"\{[^{}]*:[^}]*([0-9]{3,}|\{)")
+
+
+def _go_on() -> None:
+    pass
 
 
 class BoundedEnvironment(ImmutableSandboxedEnvironment):
@@ -97,8 +112,11 @@ class BoundedEnvironment(ImmutableSandboxedEnvironment):
             "strftime_now": _strftime_now,
         }
 
-    def restart(self, input_weight: int) -> None:
-        """Give the next render a fresh budget, larger for a larger input."""
+    def restart(self, input_weight: int, check: Callable[[], None] = _go_on) -> None:
+        """Give the next render a fresh budget, larger for a larger input; check: raises to end it
+        before.
+        """
+        self._check = check
         self._limit = _MAX_WEIGHT + 16 * input_weight
         self._left = self._limit
         self._deadline = time.monotonic() + _DEADLINE_S
@@ -127,9 +145,24 @@ class BoundedEnvironment(ImmutableSandboxedEnvironment):
     def _parse(self, source: str, name: str | None, filename: str | None) -> nodes.Template:
         if len(source) > MAX_SOURCE_CHARS:
             raise SecurityError(f"{len(source)} characters; expected at most {MAX_SOURCE_CHARS}")
+        self.restart(0)
         tree = _Instrument().visit(super()._parse(source, name, filename))
         assert isinstance(tree, nodes.Template)
         return tree
+
+    def _tokenize(
+        self, source: str, name: str | None, filename: str | None = None, state: str | None = None
+    ) -> TokenStream:
+        stream = super()._tokenize(source, name, filename, state)
+        return TokenStream(self._counted(stream), name, filename)
+
+    def _counted(self, tokens: Iterable[Token]) -> Iterator[Token]:
+        """What compiling costs goes by these: Python's own compiler knows no deadline."""
+        for count, token in enumerate(tokens):
+            if count > MAX_SOURCE_TOKENS:
+                raise SecurityError(f"more than {MAX_SOURCE_TOKENS} names, marks and texts")
+            self.tick(0)
+            yield token
 
     def is_safe_attribute(self, obj: Any, attr: str, value: Any) -> bool:
         if isinstance(obj, str):
@@ -196,6 +229,7 @@ class BoundedEnvironment(ImmutableSandboxedEnvironment):
     def tick(self, weight: int) -> None:
         """One turn of a loop, or one call, which itself prints `weight` characters."""
         self._spend(weight)
+        self._check()
         if time.monotonic() > self._deadline:
             raise SecurityError(f"takes longer than {_DEADLINE_S:g} s")
 
@@ -300,6 +334,18 @@ class BoundedEnvironment(ImmutableSandboxedEnvironment):
             sort_keys=sort_keys,
             default=_refuse_undefined,
         )
+
+
+class _BoundedGenerator(CodeGenerator):
+    """Writes Python within the deadline."""
+
+    def visit(self, node: nodes.Node, *args: Any, **kwargs: Any) -> Any:
+        assert isinstance(self.environment, BoundedEnvironment)
+        self.environment.tick(0)
+        return super().visit(node, *args, **kwargs)
+
+
+BoundedEnvironment.code_generator_class = _BoundedGenerator
 
 
 class _Instrument(NodeTransformer):

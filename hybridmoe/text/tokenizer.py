@@ -6,14 +6,16 @@ token come from the file's table, so that decoding needs neither.
 """
 
 import codecs
-import re
-from collections.abc import Iterable, Mapping
+import functools
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
 from hybridmoe.errors import ConfigError
 from hybridmoe.text import kimi
+from hybridmoe.text.limit import Limit
 from hybridmoe.text.llama_vocab import LlamaEncoder
+from hybridmoe.text.names import Names
 from hybridmoe.text.vocabulary import TokenType, Vocabulary
 
 __all__ = ["StreamDecoder", "Tokenizer"]
@@ -27,7 +29,10 @@ class Encoder(Protocol):
 
     adds_bos: bool
 
-    def encode(self, text: str) -> list[int]: ...
+    def encode(self, text: str) -> Iterator[list[int]]:
+        """Ids of the text, some at a time: whoever reads them may stop."""
+        ...
+
     def close(self) -> None: ...
 
 
@@ -50,11 +55,11 @@ class Tokenizer:
         self._special_ids = {text: vocabulary.ids[text] for text in [*hidden, *visible]}
         self._hidden_ids = {vocabulary.ids[text] for text in hidden}
         self._skipped_ids = self._hidden_ids - {vocabulary.ids.get(t) for t in _SHOWN_TEXTS}
-        self._any_special = _alternatives([*hidden, *visible])
-        self._user_defined = _alternatives(visible)
+        self._any_special = Names([*hidden, *visible])
+        self._user_defined = Names(visible)
         # What the encoder itself might take for a token, as llama.cpp does by the file's types.
-        self._readable = _alternatives(vocabulary.readable)
-        self._readable_marks = _alternatives(list(set(vocabulary.readable) - set(visible)))
+        self._readable = Names(vocabulary.readable)
+        self._readable_marks = Names(list(set(vocabulary.readable) - set(visible)))
         self._encoder: Encoder = (
             kimi.KimiEncoder(vocabulary, path.name)
             if vocabulary.pre == kimi.PRE
@@ -67,38 +72,62 @@ class Tokenizer:
         self.eos_ids = vocabulary.end_ids  # all that end a generation: eos, eot, <|im_end|>
 
     def encode(
-        self, text: str, *, add_special: bool = False, parse_special: bool = False
+        self,
+        text: str,
+        *,
+        add_special: bool = False,
+        parse_special: bool = False,
+        limit: Limit | None = None,
     ) -> list[int]:
         """Ids of the text.
 
         add_special: begin with the token that the file asks for (`add_bos_token`), if any.
         parse_special: names of special tokens in the text stand for those tokens. Other tokens of
         the type "user defined" are text by the file's own word and always recognised.
-        Lone surrogates become U+FFFD.
+        Lone surrogates become U+FFFD. Errors: those of the limit.
         """
+        limit = limit or Limit.none()
+        limit.check_size(len(text))
         text = _valid(text)
         out = list(self._prefix) if add_special else []
-        pattern = self._any_special if parse_special else self._user_defined
+        names = self._any_special if parse_special else self._user_defined
         start = 0
-        for match in pattern.finditer(text):
-            out += self._encode_apart(self._readable_marks, text[start : match.start()])
-            out.append(self._special_ids[match.group()])
-            start = match.end()
-        return out + self._encode_apart(self._readable_marks, text[start:])
+        for begin, end in names.find(text, limit.check):
+            out += self._encode_apart(self._readable_marks, text[start:begin], limit)
+            out.append(self._special_ids[text[begin:end]])
+            limit.add(1)
+            start = end
+        return out + self._encode_apart(self._readable_marks, text[start:], limit)
 
-    def encode_untrusted(self, text: str) -> list[int]:
+    def encode_untrusted(self, text: str, limit: Limit | None = None) -> list[int]:
         """Ids of the text, in which no name stands for a token, user-defined ones included."""
-        return self._encode_apart(self._readable, _valid(text))
+        limit = limit or Limit.none()
+        limit.check_size(len(text))
+        return self._encode_apart(self._readable, _valid(text), limit)
 
-    def _encode_apart(self, names: re.Pattern[str], text: str) -> list[int]:
+    def limit(self, context_tokens: int, check: Callable[[], None] | None = None) -> Limit:
+        """A limit for one text that is to fit a context; check: raises to end the work."""
+        more = () if check is None else (check,)
+        return Limit(context_tokens, self._max_token_bytes, *more)
+
+    @functools.cached_property
+    def _max_token_bytes(self) -> int:
+        return max(len(self.token_bytes(i)) for i in range(self.num_tokens))
+
+    def _encode_apart(self, names: Names, text: str, limit: Limit) -> list[int]:
         """Ids of ordinary text, cut inside each of the names so that the encoder finds none."""
         out: list[int] = []
         start = 0
-        while match := names.search(text, start):
-            cut = match.start() + 1
-            out += self._encoder.encode(text[start:cut])
-            start = cut
-        return out + self._encoder.encode(text[start:])
+        for begin, _ in names.find(text, limit.check, is_overlapping=True):
+            self._append(out, text[start : begin + 1], limit)
+            start = begin + 1
+        self._append(out, text[start:], limit)
+        return out
+
+    def _append(self, out: list[int], text: str, limit: Limit) -> None:
+        for ids in self._encoder.encode(text):
+            out += ids
+            limit.add(len(ids))
 
     def decode(self, ids: Iterable[int], *, skip_special: bool = True) -> str:
         """Text of the ids; bytes that are not UTF-8 become U+FFFD. Raises ConfigError."""
@@ -117,9 +146,11 @@ class Tokenizer:
         """The id of the special token of this name, or None."""
         return self._special_ids.get(text)
 
-    def special_spans(self, text: str) -> list[tuple[int, int]]:
+    def special_spans(
+        self, text: str, check: Callable[[], None] | None = None
+    ) -> Iterator[tuple[int, int]]:
         """Where names of special tokens (that `parse_special` would take) stand in the text."""
-        return [match.span() for match in self._any_special.finditer(text)]
+        return self._any_special.find(text, check)
 
     def is_special(self, token_id: int) -> bool:
         """Whether the token is a mark for the model (control) rather than text."""
@@ -156,12 +187,6 @@ class StreamDecoder:
         text = self._utf8.decode(b"", final=True)
         self._utf8.reset()
         return text
-
-
-def _alternatives(texts: list[str]) -> re.Pattern[str]:
-    if not texts:
-        return re.compile(r"(?!)")  # never matches
-    return re.compile("|".join(re.escape(text) for text in sorted(texts, key=len, reverse=True)))
 
 
 def _valid(text: str) -> str:

@@ -76,9 +76,10 @@ async def tokenize(body: TokenizeRequest, request: Request) -> Response:
     if text is None:
         raise ApiError(400, "content is missing; expected a text", param="content")
 
-    def work(_: CancelToken) -> Response:
+    def work(token: CancelToken) -> Response:
+        limit = llm.tokenizer.limit(llm.context_tokens, token.check)
         ids = llm.tokenizer.encode(
-            text, add_special=body.add_special, parse_special=body.parse_special
+            text, add_special=body.add_special, parse_special=body.parse_special, limit=limit
         )
         tokens = [_piece(llm.tokenizer, i) for i in ids] if body.with_pieces else ids
         return JsonReply({"tokens": tokens, "count": len(ids), "max_model_len": llm.context_tokens})
@@ -91,6 +92,7 @@ async def detokenize(body: DetokenizeRequest, request: Request) -> Response:
     """The text of token ids; special tokens by their names."""
     service = service_of(request)
     llm = service.llm
+    llm.tokenizer.limit(llm.context_tokens).add(len(body.tokens))
 
     def work(_: CancelToken) -> Response:
         text = llm.tokenizer.decode(body.tokens, skip_special=False)
