@@ -134,6 +134,24 @@ def test_text_there_and_back(http: httpx2.Client) -> None:
     refused(http.post("/tokenize", json={}))
 
 
+def test_texts_far_beyond_the_context_are_refused(http: httpx2.Client, llm: FakeLLM) -> None:
+    most = 4 * llm.context_tokens
+    ids = [65] * (most + 1)
+    text = "a b " * most
+    turns = [{"role": "user", "content": text}]
+    for path, body in (
+        ("/tokenize", {"content": text}),
+        ("/detokenize", {"tokens": ids}),
+        ("/v1/completions", {"prompt": text}),
+        (CHAT, {"messages": turns}),
+        ("/v1/messages/count_tokens", {"model": "test", "messages": turns}),
+    ):
+        error = http.post(path, json=body).json()["error"]
+        assert f"has more than {most} tokens" in error["message"], path
+        assert error["n_prompt_tokens"] == most
+    assert http.post("/detokenize", json={"tokens": ids[1:]}).status_code == 200
+
+
 def test_metrics_add_up(http: httpx2.Client) -> None:
     def figures() -> dict[str, float]:
         families = text_string_to_metric_families(http.get("/metrics").text)

@@ -26,7 +26,9 @@ class Limit:
     def __init__(
         self, context_tokens: int, max_token_bytes: int, check: Callable[[], None] = _go_on
     ) -> None:
-        """check: called again and again while the prompt is made; raises a HybridMoeError to end that."""
+        """check: called again and again while the prompt is made; to end that, it raises a
+        HybridMoeError.
+        """
         self.check = check
         self.max_tokens: float = _COUNTED * context_tokens
         self._context_tokens = context_tokens

@@ -31,7 +31,6 @@ from types import FunctionType
 from typing import Any
 
 from jinja2 import nodes, pass_context
-from jinja2.compiler import CodeGenerator
 from jinja2.exceptions import SecurityError, TemplateRuntimeError
 from jinja2.ext import loopcontrols
 from jinja2.filters import FILTERS
@@ -39,7 +38,8 @@ from jinja2.lexer import Token, TokenStream
 from jinja2.runtime import Context, Undefined
 from jinja2.sandbox import ImmutableSandboxedEnvironment, safe_range
 from jinja2.utils import Namespace
-from jinja2.visitor import NodeTransformer
+
+from hybridmoe.text.instrument import BoundedGenerator, Instrument
 
 __all__ = ["BoundedEnvironment"]
 
@@ -83,6 +83,7 @@ def _go_on() -> None:
 class BoundedEnvironment(ImmutableSandboxedEnvironment):
     """Compiles and renders one template at a time; not thread-safe (see ChatTemplate)."""
 
+    code_generator_class = BoundedGenerator
     intercepted_binops = frozenset({"+", "*", "**", "%", "//"})
 
     def __init__(self) -> None:
@@ -146,7 +147,7 @@ class BoundedEnvironment(ImmutableSandboxedEnvironment):
         if len(source) > MAX_SOURCE_CHARS:
             raise SecurityError(f"{len(source)} characters; expected at most {MAX_SOURCE_CHARS}")
         self.restart(0)
-        tree = _Instrument().visit(super()._parse(source, name, filename))
+        tree = Instrument().visit(super()._parse(source, name, filename))
         assert isinstance(tree, nodes.Template)
         return tree
 
@@ -334,61 +335,6 @@ class BoundedEnvironment(ImmutableSandboxedEnvironment):
             sort_keys=sort_keys,
             default=_refuse_undefined,
         )
-
-
-class _BoundedGenerator(CodeGenerator):
-    """Writes Python within the deadline."""
-
-    def visit(self, node: nodes.Node, *args: Any, **kwargs: Any) -> Any:
-        assert isinstance(self.environment, BoundedEnvironment)
-        self.environment.tick(0)
-        return super().visit(node, *args, **kwargs)
-
-
-BoundedEnvironment.code_generator_class = _BoundedGenerator
-
-
-class _Instrument(NodeTransformer):
-    """Lets every loop turn tick, and literals, joins and slices pay."""
-
-    def visit_For(self, node: nodes.For) -> nodes.Node:
-        weight = sum(len(data.data) for data in node.find_all(nodes.TemplateData))
-        self.generic_visit(node)
-        tick = nodes.EnvironmentAttribute("tick")
-        call = nodes.Call(tick, [nodes.Const(weight)], [], None, None)
-        node.body.insert(0, nodes.ExprStmt(call))
-        return node
-
-    def visit_Compare(self, node: nodes.Compare) -> nodes.Node:
-        self.generic_visit(node)
-        node.expr = _filtered(node.expr, "_weighed")
-        for operand in node.ops:
-            operand.expr = _filtered(operand.expr, "_weighed")
-        return node
-
-    def visit_Concat(self, node: nodes.Concat) -> nodes.Node:
-        self.generic_visit(node)
-        return _filtered(nodes.List(node.nodes), "_concat")
-
-    def visit_List(self, node: nodes.List) -> nodes.Node:
-        self.generic_visit(node)
-        return _filtered(node, "_settled")
-
-    def visit_Dict(self, node: nodes.Dict) -> nodes.Node:
-        self.generic_visit(node)
-        return _filtered(node, "_settled")
-
-    def visit_Tuple(self, node: nodes.Tuple) -> nodes.Node:
-        self.generic_visit(node)
-        return node if node.ctx == "store" else _filtered(node, "_settled")
-
-    def visit_Getitem(self, node: nodes.Getitem) -> nodes.Node:
-        self.generic_visit(node)
-        return _filtered(node, "_settled") if isinstance(node.arg, nodes.Slice) else node
-
-
-def _filtered(node: nodes.Expr, name: str) -> nodes.Filter:
-    return nodes.Filter(node, name, [], [], None, None, lineno=node.lineno)
 
 
 def _refuse_undefined(value: Any) -> Any:
