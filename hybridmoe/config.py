@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from hybridmoe.errors import ConfigError, GGUFError, UnsupportedModelError
+from hybridmoe.errors import ConfigError, GGUFError, UnsupportedModelError, short
 
 __all__ = [
     "DEVICES",
@@ -129,7 +129,7 @@ class ModelConfig:
         architecture = metadata.get("general.architecture")
         if architecture not in SUPPORTED_ARCHITECTURES:
             raise UnsupportedModelError(
-                f"general.architecture is {_short(architecture)}; supported: "
+                f"general.architecture is {short(architecture)}; supported: "
                 f"{', '.join(SUPPORTED_ARCHITECTURES)} (Kimi K2, DeepSeek-V2 to R1, Moonlight)"
             )
         keys = _Keys(metadata, f"{architecture}.")
@@ -188,7 +188,7 @@ class ModelConfig:
             routed_scale=keys.number("expert_weights_scale", default=0.0) or 1.0,  # 0 means none
             num_groups=num_groups,
             num_groups_used=num_groups_used,
-            rms_eps=keys.number("attention.layer_norm_rms_epsilon", least=0.0, most=1.0),
+            rms_eps=keys.number("attention.layer_norm_rms_epsilon", least=1e-30, most=1.0),
             rope_base=keys.number("rope.freq_base", default=10000.0, least=2.0, most=1e12),
             yarn=_read_yarn(keys),
             context_tokens=keys.count("context_length", most=_MAX_CONTEXT_TOKENS),
@@ -256,7 +256,7 @@ class _Keys:
         return self._prefix + key in self._metadata
 
     def bad(self, key: str, found: object, expected: str) -> GGUFError:
-        return GGUFError(f"{self._prefix}{key} is {_short(found)}; expected {expected}")
+        return GGUFError(f"{self._prefix}{key} is {short(found)}; expected {expected}")
 
     def count(
         self, key: str, *, default: int | None = None, least: int = 1, most: int = _MAX_DIM
@@ -288,7 +288,7 @@ class _Keys:
         """Raise where the file switches on a feature that no deepseek2 model here implements."""
         value = self._metadata.get(self._prefix + key, neutral)
         if value != neutral:
-            raise UnsupportedModelError(f"{self._prefix}{key} is {_short(value)}; not supported")
+            raise UnsupportedModelError(f"{self._prefix}{key} is {short(value)}; not supported")
 
     def text(self, key: str, *, default: str) -> str:
         value = self._value(key, default)
@@ -308,7 +308,7 @@ def _read_yarn(keys: _Keys) -> YarnConfig | None:
     if kind == "none":
         return None
     if kind != "yarn":
-        raise UnsupportedModelError(f"rope.scaling.type is {_short(kind)}; supported: yarn, none")
+        raise UnsupportedModelError(f"rope.scaling.type is {short(kind)}; supported: yarn, none")
     return YarnConfig(
         factor=keys.number("rope.scaling.factor", least=1.0, most=1e5),
         original_context_tokens=keys.count(
@@ -319,8 +319,3 @@ def _read_yarn(keys: _Keys) -> YarnConfig | None:
         mscale_all_dim=10.0
         * keys.number("rope.scaling.yarn_log_multiplier", default=0.0, least=0.0),
     )
-
-
-def _short(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."

@@ -7,6 +7,7 @@
         ContextLengthError      a prompt is longer than the context
       DeviceError               the card has no memory left, or failed
       DiskError                 weights could not be read from their file in mid-run
+      NonFiniteError            the model's results are not finite numbers: damaged weights
       QueueFullError            too many requests wait already; try again later
       ShapeError                an array handed to a kernel has the wrong shape, type or layout
       TemplateError             a chat template failed, or tried what it may not do
@@ -21,10 +22,12 @@ __all__ = [
     "DiskError",
     "GGUFError",
     "HybridMoeError",
+    "NonFiniteError",
     "QueueFullError",
     "ShapeError",
     "TemplateError",
     "UnsupportedModelError",
+    "short",
 ]
 
 
@@ -63,6 +66,10 @@ class DiskError(HybridMoeError):
     """Weights could not be read from their file: it is shorter now, gone, or the disk failed."""
 
 
+class NonFiniteError(HybridMoeError):
+    """A step's results hold NaN or infinity: weights are damaged, or values overflow."""
+
+
 class QueueFullError(HybridMoeError):
     """The engine's queue holds as many requests as it may."""
 
@@ -73,3 +80,9 @@ class ShapeError(HybridMoeError):
 
 class TemplateError(HybridMoeError):
     """A chat template does not compile, fails on these messages, or left its sandbox."""
+
+
+def short(value: object) -> str:
+    """A value as a message shows it."""
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."

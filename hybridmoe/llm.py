@@ -19,7 +19,7 @@ from hybridmoe.config import EngineConfig, ModelConfig
 from hybridmoe.engine.engine import Engine
 from hybridmoe.engine.request import Event, Finished, PromptProgress, Request, TokenEvent, Usage
 from hybridmoe.engine.sampler import SamplingParams
-from hybridmoe.errors import ConfigError, HybridMoeError
+from hybridmoe.errors import ConfigError, GGUFError, HybridMoeError
 from hybridmoe.experts.counters import ExpertStats
 from hybridmoe.experts.tier_plan import TierPlan
 from hybridmoe.experts.trace import TraceWriter
@@ -32,7 +32,7 @@ from hybridmoe.text.limit import Limit
 from hybridmoe.text.prompt import encode_chat as encode_messages
 from hybridmoe.text.tokenizer import Tokenizer
 
-__all__ = ["LLM", "Progress", "ProgressCallback"]
+__all__ = ["LLM", "Progress", "ProgressCallback", "sampling_defaults"]
 
 Messages = Sequence[Mapping[str, Any]]
 Tools = Sequence[Mapping[str, Any]]
@@ -41,7 +41,7 @@ Tools = Sequence[Mapping[str, Any]]
 class Progress(NamedTuple):
     """How far a load or a prompt has come."""
 
-    phase: Literal["load", "prompt"]
+    phase: Literal["load", "prompt", "check"]
     done: int
     total: int
     unit: Literal["bytes", "tokens"]
@@ -67,7 +67,7 @@ class LLM:
         self.config = config
         self.tokenizer = tokenizer
         self._templates: dict[bool, ChatTemplate] = {}  # by whether tools are declared
-        self._defaults = _sampling_defaults(file.metadata)
+        self._defaults = sampling_defaults(file.metadata)
         self._residency = residency
         self._trace = trace
         self.engine = Engine(Decoder(file, config, residency), tokenizer.eos_ids, engine, trace)
@@ -326,7 +326,8 @@ class _Run:
             case Finished():
                 self._usage = event.usage
                 if event.reason == "error":
-                    raise HybridMoeError(event.error)
+                    kind = ConfigError if event.is_refusal else HybridMoeError
+                    raise kind(event.error)
                 self._reason = None if event.reason == "cancelled" else event.reason
                 return self._answer.flush(), True
 
@@ -341,5 +342,12 @@ _SAMPLING_KEYS = {
 }
 
 
-def _sampling_defaults(metadata: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: metadata[key] for name, key in _SAMPLING_KEYS.items() if key in metadata}
+def sampling_defaults(metadata: Mapping[str, Any]) -> dict[str, Any]:
+    """A model's recommended sampling. Errors: GGUFError for a value outside its range."""
+    found = {name: metadata[key] for name, key in _SAMPLING_KEYS.items() if key in metadata}
+    for name, value in found.items():
+        try:
+            SamplingParams(**{name: value})
+        except ConfigError as error:
+            raise GGUFError(f"{_SAMPLING_KEYS[name]}: {error}") from None
+    return found

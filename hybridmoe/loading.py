@@ -14,7 +14,7 @@ from hybridmoe.gguf.reader import GGUFFile
 from hybridmoe.gguf.tensor_table import check_tensor_names
 from hybridmoe.kernels import ops
 from hybridmoe.kernels.card import choose_card
-from hybridmoe.llm import LLM, Progress, ProgressCallback
+from hybridmoe.llm import LLM, Progress, ProgressCallback, sampling_defaults
 from hybridmoe.model.residency import ExpertOptions
 from hybridmoe.model.weights import Weights, expert_weights, read_ahead, trace_header
 from hybridmoe.placer import Placer
@@ -138,6 +138,7 @@ def _trace_writer(path: Path, file: GGUFFile, config: ModelConfig) -> TraceWrite
 
 def _config(file: GGUFFile) -> ModelConfig:
     try:
+        sampling_defaults(file.metadata)  # before weights are read, which takes minutes
         config = ModelConfig.from_metadata(file.metadata)
         check_tensor_names(config, file.tensors)
         return config

@@ -127,6 +127,7 @@ def test_another_architecture_is_refused_by_name() -> None:
         ({"expert_gating_func": 3}, "expert_gating_func is 3; supported"),
         ({"attention__key_length_mla": 64}, "key_length_mla is 64"),
         ({"attention__layer_norm_rms_epsilon": math.nan}, "rms_epsilon is nan"),
+        ({"attention__layer_norm_rms_epsilon": 0.0}, "rms_epsilon is 0.0; expected a number from"),
         ({"rope__scaling__type": "longrope"}, "rope.scaling.type is 'longrope'"),
         ({"rope__scaling__factor": None}, "rope.scaling.factor is missing"),
         ({"attention__temperature_scale": 0.5}, "temperature_scale is 0.5; not supported"),

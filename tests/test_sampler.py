@@ -25,6 +25,27 @@ def test_temperature_zero_takes_the_best() -> None:
     assert [sampler.sample(LOGITS) for _ in range(5)] == [0] * 5
 
 
+@pytest.mark.parametrize("filters", [{}, {"top_k": 3, "top_p": 0.5, "min_p": 0.1}])
+@pytest.mark.parametrize("temperature", [5e-324, 1e-40, 9e-6, 1.1e-5])
+def test_the_lowest_temperatures_take_the_best(temperature: float, filters: Any) -> None:
+    params = SamplingParams(temperature=temperature, **filters)
+    assert [Sampler(params, [], 5).sample(LOGITS * 1e4) for _ in range(5)] == [0] * 5
+
+
+@pytest.mark.parametrize("filters", [{}, {"top_k": 1}, {"top_p": 0.5, "min_p": 0.5}])
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_where_no_token_is_left_it_says_so(temperature: float, filters: Any) -> None:
+    banned = dict.fromkeys(range(5), -np.inf)
+    none = Sampler(SamplingParams(temperature=temperature, logit_bias=banned, **filters), [], 5)
+    with pytest.raises(ConfigError, match="no token is left"):
+        none.sample(LOGITS)
+    banned = dict.fromkeys(range(4), -np.inf)
+    one = Sampler(SamplingParams(temperature=temperature, logit_bias=banned, **filters), [], 5)
+    assert one.sample(LOGITS) == 4
+    with pytest.raises(ConfigError, match="no token is left"):
+        one.sample(LOGITS, np.array([0b1111], np.uint32))  # token 4 is forbidden by the mask
+
+
 def test_draws_follow_the_distribution() -> None:
     assert np.allclose(_draws(temperature=1.0), np.exp(LOGITS), atol=0.03)
 

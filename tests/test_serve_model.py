@@ -67,6 +67,16 @@ def test_it_answers_the_same_as_the_library(client: openai.OpenAI, llm: hybridmo
     assert sum(map(bool, pieces)) > 3
 
 
+@pytest.mark.parametrize("options", [{"temperature": 0.0}, {"temperature": 1.0, "top_p": 0.5}])
+def test_a_bias_that_forbids_what_the_form_wants_is_refused(
+    client: openai.OpenAI, options: Any
+) -> None:
+    banned = {str(i): -100 for i in range(1024)}  # all digits, too
+    digits = {"type": "regex", "pattern": "[0-9]{3}"}
+    with pytest.raises(openai.BadRequestError, match="no token is left"):
+        ask(client, "Hello", logit_bias=banned, response_format=digits, **options)
+
+
 def test_a_second_turn_finds_the_first_in_the_cache(client: openai.OpenAI) -> None:
     messages: list[Any] = [{"role": "user", "content": "My name is Bokira. " + "Hello. " * 30}]
     first = client.chat.completions.create(model="test", messages=messages, max_tokens=20)

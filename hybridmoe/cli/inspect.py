@@ -28,9 +28,17 @@ __all__ = ["inspect_command"]
 @click.argument("model", type=click.Path(path_type=Path))
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 @click.option("--tensors", "with_tensors", is_flag=True, help="List every tensor.")
-def inspect_command(model: Path, as_json: bool, with_tensors: bool) -> None:
+@click.option(
+    "--check", "is_check", is_flag=True, help="Read all weights; name those with NaN or infinity."
+)
+def inspect_command(model: Path, as_json: bool, with_tensors: bool, is_check: bool) -> None:
     """Show what MODEL, a GGUF file or the first part of a split one, holds."""
     with GGUFFile.open(model) as file:
+        if is_check:
+            from hybridmoe.cli.check import check_weights  # imports torch
+
+            check_weights(file, as_json=as_json)
+            return
         account = take_account(file.tensors.values(), file.metadata)
         config, unsupported = _read_config(file)
         if as_json:

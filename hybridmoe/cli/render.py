@@ -4,7 +4,7 @@ import os
 import sys
 import time
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self, TextIO
+from typing import TYPE_CHECKING, Any, ClassVar, Self, TextIO
 
 if TYPE_CHECKING:
     from hybridmoe import Progress, Timing
@@ -68,7 +68,11 @@ class ProgressBar:
     Shown once the work has lasted 0.3 s, removed when it is done.
     """
 
-    _TITLES = {"load": "loading the model", "prompt": "reading the prompt"}  # noqa: RUF012
+    _TITLES: ClassVar = {
+        "load": "loading the model",
+        "prompt": "reading the prompt",
+        "check": "reading all weights",
+    }
 
     def __init__(self, err: TextIO | None = None) -> None:
         self._err = sys.stderr if err is None else err

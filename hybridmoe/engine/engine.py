@@ -30,6 +30,7 @@ from hybridmoe.errors import (
     ContextLengthError,
     DeviceError,
     HybridMoeError,
+    NonFiniteError,
     QueueFullError,
 )
 from hybridmoe.experts.counters import ExpertStats
@@ -127,7 +128,7 @@ class Engine:
     def logits(self, token_ids: Items[int]) -> NDArray[np.float32]:
         """Logits (T, V) of every position of a sequence, from scratch and into no cache.
 
-        Errors: as `submit`.
+        Errors: as `submit`; NonFiniteError.
         """
         ids = list(token_ids)
         self._check(ids)
@@ -257,8 +258,11 @@ class _Worker:
         out = np.empty((len(ids), self._model.config.vocab_size), np.float32)
         for start in range(0, len(ids), self._config.chunk_tokens):
             chunk = ids[start : start + self._config.chunk_tokens]
-            states = self._model.forward(chunk, [Span(len(chunk), start, pages)], cache.layers)
-            out[start : start + len(chunk)] = self._model.logits(states).numpy()
+            span = Span(len(chunk), start, pages)
+            logits = self._model.logits(self._model.forward(chunk, [span], cache.layers))
+            if not self._model.is_finite(logits):
+                raise NonFiniteError(self._model.find_damage(chunk, span, cache.layers))
+            out[start : start + len(chunk)] = logits.numpy()
         return out
 
     def _check_open(self) -> None:

@@ -84,6 +84,7 @@ class Finished:
     reason: Literal["stop", "length", "cancelled", "error"]
     usage: Usage
     error: str | None = None  # one line
+    is_refusal: bool = False  # what was asked for cannot be; else the engine failed
 
 
 Event = PromptProgress | TokenEvent | Finished

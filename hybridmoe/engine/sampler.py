@@ -1,10 +1,10 @@
 """From logits to the next token.
 
 The order is: bias, repetition / presence / frequency penalties, a constraint's mask (and what
-closes in place of an end that it forbids), temperature, top-k, top-p, min-p, draw. Temperature 0 is
-greedy and ends after the mask. Sources: repetition penalty, CTRL (Keskar et al. 2019); top-p,
-Holtzman et al. 2019; min-p, Nguyen et al. 2024 (arXiv 2407.01082); presence and frequency as in
-OpenAI's API: over generated tokens only.
+closes in place of an end that it forbids), temperature, top-k, top-p, min-p, draw. A temperature
+below 1e-5 is greedy and ends after the mask. Sources: repetition penalty, CTRL (Keskar et al.
+2019); top-p, Holtzman et al. 2019; min-p, Nguyen et al. 2024 (arXiv 2407.01082); presence and
+frequency as in OpenAI's API: over generated tokens only.
 """
 
 import math
@@ -16,11 +16,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hybridmoe.engine.constraint import Closing
-from hybridmoe.errors import ConfigError
+from hybridmoe.errors import ConfigError, short
 
 __all__ = ["Sampler", "SamplingParams", "log_probabilities"]
 
 Floats = NDArray[np.float32]
+_GREEDY = 1e-5  # a temperature below; scores divided by much less are infinite
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,7 +54,7 @@ class SamplingParams:
         if self.seed is not None:
             _check_count("seed", self.seed, 0)
         if not isinstance(self.ignore_eos, bool):
-            raise ConfigError(f"ignore_eos={self.ignore_eos!r}: expected True or False")
+            raise ConfigError(f"ignore_eos={short(self.ignore_eos)}: expected True or False")
         object.__setattr__(self, "stop", _stop_strings(self.stop))
         _check_bias(self.logit_bias)
 
@@ -91,15 +92,15 @@ class Sampler:
         """
         params = self._params
         scores = self._penalised(logits)
-        if params.temperature == 0.0:
+        chosen = int(scores.argmax())
+        is_greedy = params.temperature < _GREEDY
+        if mask is not None and not (is_greedy and _allows(mask, chosen)):
+            _apply(mask, scores, closing)
             chosen = int(scores.argmax())
-            if mask is not None and not _allows(mask, chosen):
-                _apply(mask, scores, closing)
-                chosen = int(scores.argmax())
-        else:
-            if mask is not None:
-                _apply(mask, scores, closing)
-            chosen = self._draw(scores)
+        if scores[chosen] == -np.inf:
+            raise ConfigError("no token is left: logit_bias or the constraint forbids every one")
+        if not is_greedy:
+            chosen = self._draw(scores, scores[chosen])
         self._output[chosen] += 1
         if params.repetition_penalty != 1.0:
             self._seen.add(chosen)
@@ -121,8 +122,8 @@ class Sampler:
             scores[ids] -= params.presence_penalty + params.frequency_penalty * counts
         return scores
 
-    def _draw(self, scores: Floats) -> int:
-        scaled = (scores - scores.max()) / np.float32(self._params.temperature)
+    def _draw(self, scores: Floats, best: np.float32) -> int:
+        scaled = (scores - best) / np.float32(self._params.temperature)
         weights = np.exp(scaled)  # the best one's is 1
         kept = self._kept(weights)
         if kept is None:
@@ -198,25 +199,25 @@ def _apply(mask: NDArray[np.uint32], scores: Floats, closing: Closing | None) ->
 def _check_number(name: str, value: object, least: float, most: float) -> None:
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
     if not is_number or not least <= value <= most:  # type: ignore[operator]
-        raise ConfigError(f"{name}={value!r}: expected a number from {least:g} to {most:g}")
+        raise ConfigError(f"{name}={short(value)}: expected a number from {least:g} to {most:g}")
 
 
 def _check_count(name: str, value: object, least: int) -> None:
     if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise ConfigError(f"{name}={value!r}: expected a whole number, {least} or more")
+        raise ConfigError(f"{name}={short(value)}: expected a whole number, {least} or more")
 
 
 def _stop_strings(stop: object) -> tuple[str, ...]:
     strings = (stop,) if isinstance(stop, str) else stop
     if not isinstance(strings, list | tuple) or not all(isinstance(s, str) and s for s in strings):
-        raise ConfigError(f"stop={stop!r}: expected a non-empty string or a list of them")
+        raise ConfigError(f"stop={short(stop)}: expected a non-empty string or a list of them")
     return tuple(strings)
 
 
 def _check_bias(bias: object) -> None:
     if not isinstance(bias, Mapping):
-        raise ConfigError(f"logit_bias={bias!r}: expected a mapping of token id to number")
+        raise ConfigError(f"logit_bias={short(bias)}: expected a mapping of token id to number")
     for token_id, value in bias.items():
         if isinstance(token_id, bool) or not isinstance(token_id, int):
-            raise ConfigError(f"logit_bias: key {token_id!r} is not a token id")
+            raise ConfigError(f"logit_bias: key {short(token_id)} is not a token id")
         _check_number(f"logit_bias[{token_id}]", value, -math.inf, 1e9)

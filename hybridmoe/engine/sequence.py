@@ -107,8 +107,10 @@ class Sequence:
         except Exception:
             self.is_cancelled = True
 
-    def finish(self, reason: FinishReason, error: str | None = None) -> None:
+    def finish(
+        self, reason: FinishReason, error: str | None = None, *, is_refusal: bool = False
+    ) -> None:
         """Send the last event, once. Its pages are the caller's affair."""
         if not self.is_finished:
             self.is_finished = True
-            self.send(Finished(reason, self.usage(), error))
+            self.send(Finished(reason, self.usage(), error, is_refusal))

@@ -14,7 +14,7 @@ from hybridmoe.engine.request import TokenEvent
 from hybridmoe.engine.sampler import log_probabilities
 from hybridmoe.engine.scheduler import Part, Scheduler
 from hybridmoe.engine.sequence import FinishReason, Sequence
-from hybridmoe.errors import ConfigError, DeviceError, DiskError
+from hybridmoe.errors import ConfigError, DeviceError, DiskError, NonFiniteError
 from hybridmoe.experts.trace import TraceWriter
 from hybridmoe.kernels.latents import Span
 from hybridmoe.model.decoder import Decoder
@@ -58,28 +58,39 @@ class StepRunner:
             if not part.is_last or part.num_tokens > 1:
                 part.sequence.note_progress()
         try:
-            logits, experts = self._forward(parts)
+            logits, experts, finite = self._forward(parts)
         except Exception as error:
             for part in parts:
                 self.finish(part.sequence, "error", _line(error))
             return
         self.num_steps += 1
         row = 0
-        for part in parts:
+        for part, is_finite in zip(parts, finite, strict=True):
             rows = 1 + len(part.proposed) if part.is_last else 0
             try:
+                if not is_finite:  # nothing of it goes on: not into the cache either
+                    ids, span = _work(part)
+                    raise NonFiniteError(self._model.find_damage(ids, span, self._cache.layers))
                 self._advance(part, logits[row : row + rows], experts[row : row + rows])
             except Exception as error:
-                self.finish(part.sequence, "error", _line(error))
+                is_refusal = isinstance(error, ConfigError)
+                self.finish(part.sequence, "error", _line(error), is_refusal=is_refusal)
             row += rows
         num_decodes = sum(part.num_tokens == 1 and part.is_last for part in parts)
         num_prompt = sum(p.num_tokens for p in parts if not (p.num_tokens == 1 and p.is_last))
         self._scheduler.pacer.note(num_decodes, num_prompt, time.perf_counter() - started)
 
-    def finish(self, sequence: Sequence, reason: FinishReason, error: str | None = None) -> None:
+    def finish(
+        self,
+        sequence: Sequence,
+        reason: FinishReason,
+        error: str | None = None,
+        *,
+        is_refusal: bool = False,
+    ) -> None:
         """End a request: its pages first, so that they are there when its caller hears of it."""
         self._scheduler.remove(sequence)
-        sequence.finish(reason, error)
+        sequence.finish(reason, error, is_refusal=is_refusal)
 
     def close(self) -> None:
         """End the thread that computes masks."""
@@ -87,21 +98,22 @@ class StepRunner:
 
     def _forward(
         self, parts: Items[Part]
-    ) -> tuple[NDArray[np.float32], list[NDArray[np.int16] | None]]:
-        """Logits of the rows that tokens are chosen from, and these rows' experts if asked for."""
+    ) -> tuple[NDArray[np.float32], list[NDArray[np.int16] | None], list[bool]]:
+        """Logits of the rows that tokens are chosen from, these rows' experts if asked for, and
+        whether each part's results are finite numbers.
+        """
         ids: list[int] = []
         spans: list[Span] = []
         rows: list[int] = []
         traced: list[bool] = []
         for part in parts:
-            sequence, start = part.sequence, part.sequence.num_computed
-            ids += sequence.ids[start : start + part.num_tokens]
+            part_ids, span = _work(part)
+            ids += part_ids
             if part.is_last:
-                rows += range(len(ids) - 1, len(ids) + len(part.proposed))
-                traced += [sequence.request.expert_trace] * (1 + len(part.proposed))
-            ids += part.proposed
-            num_tokens = part.num_tokens + len(part.proposed)
-            spans.append(Span(num_tokens, start, sequence.holding.pages))
+                count = 1 + len(part.proposed)
+                rows += range(len(ids) - count, len(ids))
+                traced += [part.sequence.request.expert_trace] * count
+            spans.append(span)
         trace: list[Routing] | None = [] if any(traced) or self._writer is not None else None
         states = self._model.forward(ids, spans, self._cache.layers, trace)
         experts: list[NDArray[np.int16] | None] = [None] * len(rows)
@@ -112,10 +124,24 @@ class StepRunner:
                        for row, wanted in zip(rows, traced, strict=True)]  # fmt: skip
             if self._writer is not None:
                 self._record(self._writer, parts, spans, chosen, weights)
-        if not rows:
-            return np.empty((0, 0), np.float32), experts
-        wanted = states if len(rows) == len(ids) else states[rows]
-        return self._model.logits(wanted).numpy(), experts
+        logits = torch.empty(0, 0)
+        if rows:
+            logits = self._model.logits(states if len(rows) == len(ids) else states[rows])
+        return logits.numpy(), experts, self._are_finite(parts, spans, states, logits)
+
+    def _are_finite(
+        self, parts: Items[Part], spans: Items[Span], states: torch.Tensor, logits: torch.Tensor
+    ) -> list[bool]:
+        """By the logits, which show every NaN of a layer; by states where a prompt goes on."""
+        finite = []
+        token = row = 0
+        for part, span in zip(parts, spans, strict=True):
+            rows = 1 + len(part.proposed) if part.is_last else 0
+            numbers = logits[row : row + rows] if rows else states[token : token + span.num_tokens]
+            finite.append(self._model.is_finite(numbers))
+            token += span.num_tokens
+            row += rows
+        return finite
 
     def _record(
         self,
@@ -194,10 +220,17 @@ class StepRunner:
         return True
 
 
+def _work(part: Part) -> tuple[list[int], Span]:
+    """The token ids that a part computes, and where they belong."""
+    sequence, start = part.sequence, part.sequence.num_computed
+    ids = [*sequence.ids[start : start + part.num_tokens], *part.proposed]
+    return ids, Span(len(ids), start, sequence.holding.pages)
+
+
 def _line(error: Exception) -> str:
     text = " ".join(str(error).split())
     return (
         text
-        if isinstance(error, ConfigError | DeviceError | DiskError)
+        if isinstance(error, ConfigError | DeviceError | DiskError | NonFiniteError)
         else f"{type(error).__name__}: {text}"
     )

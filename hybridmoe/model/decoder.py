@@ -20,6 +20,7 @@ from hybridmoe.kernels.device import Pending
 from hybridmoe.kernels.guard import CardGuard, loading_onto_card
 from hybridmoe.kernels.latents import Span
 from hybridmoe.kernels.ops import gather_rows
+from hybridmoe.model.damage import describe_damage
 from hybridmoe.model.mla import LatentAttention
 from hybridmoe.model.moe import DenseFfn, MoeFfn
 from hybridmoe.model.norm import RmsNorm
@@ -44,6 +45,7 @@ class Decoder:
         residency: where weights lie; None = all in the memory map.
         """
         self.config = c = config
+        self._file = file
         if residency is None:
             residency = Residency(CpuExperts(expert_weights(Weights(file), c)))
         self.device = device = residency.device
@@ -77,7 +79,7 @@ class Decoder:
         Takes the place of guesses. The states change afterwards; captured steps are not heard.
         """
         for i, layer in enumerate(self._layers):
-            layer.watch(partial(hear, i))
+            layer.listener = partial(hear, i)
 
     def expert_stats(self) -> ExpertStats | None:
         """What the expert cache has done; None where there is none. From any thread."""
@@ -118,6 +120,38 @@ class Decoder:
         with torch_threads(1), self.device.active(), self.guard.watch(len(x)):
             return self.device.to_host(self.device.linear(self._norm(x), self._head))
 
+    @torch.inference_mode()
+    def is_finite(self, x: Tensor) -> bool:
+        """Whether numbers of a step, wherever they lie, hold neither NaN nor infinity."""
+        with torch_threads(1), self.device.active(), self.guard.watch(len(x)):
+            return bool(torch.isfinite(x.sum()))
+
+    def find_damage(self, token_ids: Sequence[int], span: Span, pages: Sequence[Any]) -> str:
+        """Run a sequence's part of a step again and say, in one line, where NaN or infinity begins.
+
+        Errors: as `forward`; DiskError.
+        """
+        bad: list[int] = []  # layers
+
+        def hear(layer: int, states: Tensor) -> None:
+            if not bad and not self.is_finite(states):
+                bad.append(layer)
+
+        before = [layer.listener for layer in self._layers]
+        self.watch(hear)
+        trace: list[Routing] = []
+        try:
+            states = self.forward(token_ids, [span], list(pages), trace)  # in no graph
+        finally:
+            for layer, listener in zip(self._layers, before, strict=True):
+                layer.listener = listener
+        num_layers = len(self._layers)
+        hear(num_layers, states)
+        first = self.config.num_dense_layers
+        chosen = {first + i: set(ids.flatten().tolist()) for i, (ids, _) in enumerate(trace)}
+        at = bad[0] if bad else None
+        return describe_damage(self._file, at, num_layers, token_ids, chosen)
+
     def _run(
         self,
         pages: Sequence[Any],
@@ -155,17 +189,13 @@ class _Layer:
             self._ffn = DenseFfn(block, c.hidden, c.dense_inter)
         else:
             self._ffn = MoeFfn(block, i, c, experts, num_deferred)
-        self._guess: Callable[[Tensor], None] | None = None
-
-    def watch(self, hear: Callable[[Tensor], None]) -> None:
-        """Let `hear` have the states after attention."""
-        self._guess = hear
+        self.listener: Callable[[Tensor], None] | None = None  # gets the states after attention
 
     def guess_for(self, following: "_Layer") -> None:
         """Let the next layer's norm and router guess its experts from this layer's states."""
         ffn, norm = following._ffn, following._ffn_norm
         if isinstance(ffn, MoeFfn):
-            self._guess = lambda x: ffn.guess(norm(x))
+            self.listener = lambda x: ffn.guess(norm(x))
 
     def forward(
         self,
@@ -184,8 +214,8 @@ class _Layer:
         """
         delta = self._attention.forward(self._attention_norm(x, delta), pages, table, turns)
         normed = self._ffn_norm(x, delta)
-        if self._guess is not None:
-            self._guess(x)
+        if self.listener is not None:
+            self.listener(x)
         if isinstance(self._ffn, MoeFfn):
             return self._ffn.forward(normed, trace, owed)
         return self._ffn.forward(normed, owed), None

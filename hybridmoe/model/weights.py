@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 
 from hybridmoe.config import GATE_SIGMOID, ModelConfig
-from hybridmoe.errors import GGUFError
+from hybridmoe.errors import GGUFError, ShapeError, UnsupportedModelError
 from hybridmoe.experts.backends import ExpertWeights
 from hybridmoe.gguf.fingerprint import fingerprint
 from hybridmoe.gguf.reader import GGUFFile
@@ -60,14 +60,29 @@ class Weights:
         tensor = self._tensor(f"{name}.weight", shape)
         batch = shape[0] if len(shape) == 3 else 1
         data = self._private.get(tensor.name, tensor.data)
-        return QuantMatrix(data, tensor.type, batch, shape[-2], shape[-1])
+        return self._quantized(tensor, data, batch, shape[-2], shape[-1])
 
     def vector(self, name: str, size: int, suffix: str = "weight") -> torch.Tensor:
         """`name`.suffix as float32 (size,), on the device."""
         tensor = self._tensor(f"{name}.{suffix}", (size,))
         data = self._private.get(tensor.name, tensor.data)
-        vector = dequantize(QuantMatrix(data, tensor.type, 1, 1, size)).reshape(size)
+        vector = dequantize(self._quantized(tensor, data, 1, 1, size)).reshape(size)
+        if not torch.isfinite(vector).all():  # a bias would go unnoticed: routers take NaN for best
+            raise GGUFError(
+                f"{self._file.path.name}: tensor {tensor.name} holds NaN or infinity: the file is"
+                " damaged"
+            )
         return self.device.upload(vector)
+
+    def _quantized(
+        self, tensor: GGUFTensor, data: NDArray[np.uint8], batch: int, rows: int, cols: int
+    ) -> QuantMatrix:
+        try:
+            return QuantMatrix(data, tensor.type, batch, rows, cols)
+        except ShapeError as error:  # a type without a kernel
+            raise UnsupportedModelError(
+                f"{self._file.path.name}: tensor {tensor.name} ({tensor.type.name}): {error}"
+            ) from None
 
     def _tensor(self, name: str, shape: tuple[int, ...]) -> GGUFTensor:
         tensor = self._file.tensors.get(name)

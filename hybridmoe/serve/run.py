@@ -254,6 +254,8 @@ class Run:
             what = event.error or "the answer was cancelled"
             if (failure := self._engine.device_failure) is not None:
                 raise DeviceError(failure)
+            if event.is_refusal:
+                raise ApiError(400, what)
             raise ApiError(500, f"the engine failed: {what}", type="server_error")
         self._num_left -= 1
         self._metrics.observe_end(reason, event.usage, choice.num_tokens, now_s - self._started_s)
