@@ -36,6 +36,7 @@ class Guard:
         headers = Headers(scope=scope)
         with self._bodies.hold() as held:
             try:
+                _check_framing(headers)
                 self._check_host(headers)
                 self._check_key(scope["path"], headers)
                 body = await held.read(headers, receive)
@@ -95,3 +96,15 @@ def key_matches(given: str, keys: Sequence[str]) -> bool:
     for key in keys:
         found |= hmac.compare_digest(given.encode("utf-8", "replace"), key.encode())
     return found
+
+
+def _check_framing(headers: Headers) -> None:
+    """Of two lengths a proxy may believe the other one, and take the rest for a request of its own
+    (RFC 9112, 6.3).
+    """
+    if "transfer-encoding" in headers and "content-length" in headers:
+        raise ApiError(
+            400,
+            "the request has both Transfer-Encoding and Content-Length; expected one",
+            headers={"Connection": "close"},
+        )

@@ -1,10 +1,13 @@
 """The app on a socket, by uvicorn; ends soon, whatever is under way."""
 
+import logging
+import resource
 import socket
 
 import uvicorn
 
 from hybridmoe.serve.app import create_app
+from hybridmoe.serve.connection import Connection, FewWarnings
 from hybridmoe.serve.service import Service
 
 __all__ = ["Server"]
@@ -13,6 +16,8 @@ _GRACE_S = 3  # for answers to be told that they end, before their connections a
 # For a connection without a request: longer than clients and proxies keep theirs (60 to 90 s), so
 # that none is closed at the moment in which it is used again.
 _IDLE_S = 120
+_MAX_CONNECTIONS = 4096
+_few_warnings = FewWarnings()  # one: a logger takes the same filter once
 
 
 class Server(uvicorn.Server):
@@ -21,6 +26,8 @@ class Server(uvicorn.Server):
     def __init__(self, service: Service) -> None:
         config = uvicorn.Config(
             create_app(service),
+            http=Connection,
+            limit_concurrency=_max_connections(),
             log_level="warning",
             server_header=False,
             timeout_graceful_shutdown=_GRACE_S,
@@ -28,9 +35,16 @@ class Server(uvicorn.Server):
             ws="none",
         )
         super().__init__(config)
+        logging.getLogger("uvicorn.error").addFilter(_few_warnings)
         self._service = service
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Cancel the answers under way first: they would be waited for."""
         self._service.cancel_all()
         await super().shutdown(sockets)
+
+
+def _max_connections() -> int:
+    """So many that descriptors are left for the model's files."""
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return _MAX_CONNECTIONS if soft < 0 else max(8, min(_MAX_CONNECTIONS, soft // 2))

@@ -1,0 +1,122 @@
+"""Connections that do nothing are closed; what a client may repeat does not fill the log."""
+
+import logging
+import socket
+from collections.abc import Iterator
+
+import httpx2
+import pytest
+from fake_engine import FakeLLM
+from live_server import LiveServer, live_server
+
+from hybridmoe.serve import server as server_module
+from hybridmoe.serve.connection import Connection, FewWarnings
+
+HALF_A_HEAD = b"GET /health HTTP/1.1\r\nHost: x\r\n"
+
+
+@pytest.fixture
+def server(llm: FakeLLM) -> Iterator[LiveServer]:
+    with live_server(llm) as server:
+        yield server
+
+
+def connect(server: LiveServer) -> socket.socket:
+    return socket.create_connection(("127.0.0.1", server.port))
+
+
+def rest_of(link: socket.socket) -> bytes:
+    """What comes until the server closes."""
+    data = b""
+    while piece := link.recv(1 << 16):
+        data += piece
+    return data
+
+
+def head_of(link: socket.socket) -> bytes:
+    """The head of one answer that has no body of interest."""
+    data = b""
+    while b"}" not in data:
+        data += link.recv(1 << 16)
+    return data.split(b"\r\n")[0]
+
+
+def test_a_head_that_does_not_come_ends_the_connection(
+    llm: FakeLLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Connection, "head_s", 1e-3)
+    with live_server(llm) as server:
+        for sent in (b"", HALF_A_HEAD):
+            with connect(server) as link:
+                link.sendall(sent)
+                assert rest_of(link) == b""
+
+
+def test_half_of_a_second_head_ends_the_connection_too(server: LiveServer) -> None:
+    with connect(server) as link:
+        link.sendall(HALF_A_HEAD + b"\r\n")
+        assert head_of(link).endswith(b"200 OK")
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(Connection, "head_s", 1e-3)
+            link.sendall(HALF_A_HEAD)
+            assert rest_of(link) == b""
+
+
+def test_the_one_that_is_idle_for_longest_makes_room(
+    llm: FakeLLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server_module, "_max_connections", lambda: 4)
+    with live_server(llm) as server:
+        links = [connect(server) for _ in range(3)]
+        for link in links:  # each is known to the server
+            link.sendall(HALF_A_HEAD + b"\r\n")
+            head_of(link)
+        with connect(server) as new:
+            assert rest_of(links[0]) == b""
+            new.sendall(HALF_A_HEAD + b"\r\n")
+            assert head_of(new).endswith(b"200 OK")
+        for link in links:
+            link.close()
+
+
+def test_two_lengths_are_refused_and_end_the_connection(server: LiveServer) -> None:
+    smuggled = b"0\r\n\r\nGET /health HTTP/1.1\r\nHost: x\r\n\r\n"
+    with connect(server) as link:
+        link.sendall(
+            b"POST /tokenize HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+            b"Content-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n" + smuggled
+        )
+        answer = rest_of(link)
+    assert answer.startswith(b"HTTP/1.1 400") and answer.count(b"HTTP/1.1") == 1
+    assert b"expected one" in answer
+
+
+def test_malformed_requests_make_one_line(
+    server: LiveServer, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server_module._few_warnings, "_kinds", {})
+    for _ in range(5):
+        with connect(server) as link:
+            link.sendall(b"\x16\x03\x01\r\n\r\n")
+            assert rest_of(link).startswith(b"HTTP/1.1 400")
+    with httpx2.Client(base_url=server.url) as http:
+        assert http.get("/health").status_code == 200
+    lines = [record.getMessage() for record in caplog.records if record.name == "uvicorn.error"]
+    assert lines == ["Invalid HTTP request received."]
+
+
+def test_a_warning_is_told_again_with_how_many_were_not() -> None:
+    now_s = 0.0
+    few = FewWarnings(lambda: now_s)
+
+    def told(level: int, text: str) -> str | None:
+        record = logging.LogRecord("x", level, "", 0, text, None, None)
+        return record.getMessage() if few.filter(record) else None
+
+    assert told(logging.WARNING, "bad") == "bad"
+    assert [told(logging.WARNING, "bad") for _ in range(3)] == [None] * 3
+    assert told(logging.WARNING, "other") == "other"
+    assert told(logging.ERROR, "bad") == told(logging.ERROR, "bad") == "bad"
+    now_s = 60.0
+    assert told(logging.WARNING, "bad") == "bad (3 more since the last such line)"
+    assert told(logging.WARNING, "bad") is None
