@@ -128,6 +128,29 @@ def test_a_round_of_tools(client: anthropic.Anthropic, llm: FakeLLM) -> None:
     assert "## Return of functions.get_weather:0\nsunny<|im_end|><|im_user|>user" in prompt
 
 
+def test_a_picture_that_a_tool_returned_is_named_in_its_place(
+    client: anthropic.Anthropic, llm: FakeLLM
+) -> None:
+    picture = {"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": ""}}
+    use = {"type": "tool_use", "id": "toolu_1", "name": "get_weather", "input": {}}
+    content = [{"type": "text", "text": "See:"}, picture]
+    result = {"type": "tool_result", "tool_use_id": "toolu_1", "content": content}
+    messages: Any = [
+        *user("a"),
+        {"role": "assistant", "content": [use]},
+        {"role": "user", "content": [result]},
+    ]
+    client.messages.create(model="test", max_tokens=9, messages=messages)
+    prompt = llm.tokenizer.decode(llm.engine.requests[-1].prompt_ids, skip_special=False)
+    assert "See:\n[image: this model reads text only]<|im_end|>" in prompt
+    with pytest.raises(anthropic.BadRequestError, match="'image'"):
+        client.messages.create(
+            model="test",
+            max_tokens=9,
+            messages=[{"role": "user", "content": [picture]}],  # type: ignore[list-item]
+        )
+
+
 def test_tool_choice(client: anthropic.Anthropic, llm: FakeLLM) -> None:
     def constraint(choice: Any) -> object:
         client.messages.create(

@@ -1,5 +1,6 @@
 """The chat page in a real, headless Chromium, with an engine that answers by rule."""
 
+import json
 import re
 import shutil
 from collections.abc import Iterator
@@ -7,7 +8,15 @@ from collections.abc import Iterator
 import pytest
 from fake_engine import FakeLLM
 from live_server import LiveServer, live_server
-from playwright.sync_api import Page, Request, expect, sync_playwright
+from playwright.sync_api import (
+    Browser,
+    ConsoleMessage,
+    Page,
+    Request,
+    Route,
+    expect,
+    sync_playwright,
+)
 from waiting import HANG_S
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
@@ -23,8 +32,17 @@ def server(llm: FakeLLM) -> Iterator[LiveServer]:
         yield server
 
 
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    expect.set_options(timeout=1000 * HANG_S)
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
 @pytest.fixture
-def page(server: LiveServer) -> Iterator[Page]:
+def page(server: LiveServer, browser: Browser) -> Iterator[Page]:
     """The page, opened; fails where it asks another host for anything or has an error."""
     wrong: list[str] = []
 
@@ -32,18 +50,21 @@ def page(server: LiveServer) -> Iterator[Page]:
         if not request.url.startswith(server.url):
             wrong.append(request.url)
 
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        page = browser.new_page()
-        page.set_default_timeout(1000 * HANG_S)
-        page.on("request", check)
-        page.on("pageerror", lambda error: wrong.append(str(error)))
-        page.on("console", lambda m: wrong.append(m.text) if m.type == "error" else None)
-        page.goto(server.url)
-        expect(page.locator("#model")).to_contain_text("test")
-        yield page
-        browser.close()
+    page = browser.new_page()  # with a session of its own
+    page.set_default_timeout(1000 * HANG_S)
+    page.on("request", check)
+    page.on("pageerror", lambda error: wrong.append(str(error)))
+    page.on("console", lambda m: wrong.append(m.text) if is_fault(m) else None)
+    page.goto(server.url)
+    expect(page.locator("#model")).to_contain_text("test")
+    yield page
+    page.close()
     assert wrong == []
+
+
+def is_fault(message: ConsoleMessage) -> bool:
+    """Chromium also logs answers of 400 and lost connections, which tests bring about."""
+    return message.type == "error" and not message.text.startswith("Failed to load resource")
 
 
 def ask(page: Page, text: str) -> None:
@@ -117,15 +138,162 @@ def test_the_experts_that_fired_are_drawn(page: Page, llm: FakeLLM) -> None:
     expect(page.locator("#expert")).to_contain_text("expert 0")
 
 
-def test_an_error_is_shown_where_the_answer_would_be(page: Page) -> None:
+def test_enter_while_an_answer_runs_ends_nothing(page: Page, llm: FakeLLM) -> None:
+    ask(page, "slow")
+    expect(page.locator("li.assistant .content")).to_contain_text("b")
+    ask(page, "say next")
+    expect(page.locator("#text")).to_have_value("say next")
+    expect(page.locator("#send")).to_have_text("Stop")
+    length = len(page.locator("li.assistant .content").inner_text())
+    more = f"document.querySelector('li.assistant .content').textContent.length > {length}"
+    page.wait_for_function(more)
+    assert not llm.engine.tickets[-1].cancelled.is_set()
+    page.click("#send")
+    expect(page.locator("#send")).to_have_text("Send")
+    page.press("#text", "Enter")
+    expect(page.locator("li.assistant .content").last).to_have_text("next")
+
+
+def test_a_double_click_on_send_is_no_stop(page: Page, llm: FakeLLM) -> None:
+    page.fill("#text", "slow")
+    page.dblclick("#send")
+    expect(page.locator("li.assistant .content")).to_contain_text("b")
+    assert not llm.engine.tickets[-1].cancelled.is_set()
+    page.click("#send")
+    expect(page.locator("#send")).to_have_text("Send")
+
+
+def test_an_error_in_mid_answer_keeps_what_was_there(page: Page) -> None:
     ask(page, "break")
+    expect(page.locator("li.assistant .content")).to_have_text("Hello")
     expect(page.locator("li.error")).to_contain_text("out of order")
     expect(page.locator("#send")).to_have_text("Send")
 
 
+def test_a_message_that_failed_is_in_view_and_not_sent_again(page: Page, llm: FakeLLM) -> None:
+    for _ in range(6):  # more than fits the window
+        ask(page, "say " + "a\n" * 20)
+        expect(page.locator("#send")).to_have_text("Send")
+    page.locator("#messages").evaluate("list => list.scrollTo(0, 0)")
+    too_long = "x y z " * 1000
+    ask(page, too_long)
+    error = page.locator("li.error")
+    expect(error).to_contain_text("maximum context length is 1024 tokens")
+    expect(error).to_be_in_viewport()
+    expect(page.locator("li.failed")).to_have_count(1)
+    error.get_by_text("Try again").click()
+    expect(error).to_contain_text("maximum context length")
+    error.get_by_text("Edit").click()
+    expect(page.locator("li.failed textarea")).to_have_value(too_long.strip())
+    page.locator("li.failed textarea").fill("say short")
+    page.locator("li.failed").get_by_text("Send").click()
+    expect(page.locator("li.assistant .content").last).to_have_text("short")
+    expect(page.locator("li.failed, li.error")).to_have_count(0)
+    prompt = llm.tokenizer.decode(llm.engine.requests[-1].prompt_ids)
+    assert "x y z" not in prompt
+    assert prompt.count("say a") == 6
+
+
+def test_another_answer_that_fails_leaves_the_one_before(page: Page) -> None:
+    ask(page, "say one")
+    expect(page.locator("#send")).to_have_text("Send")
+    page.route("**/v1/chat/completions", lambda route: route.abort("connectionrefused"))
+    page.get_by_text("Regenerate").click()
+    expect(page.locator("li.error")).to_contain_text("no connection to the server")
+    expect(page.locator("li.assistant .content")).to_have_text(["one"])
+    page.unroute("**/v1/chat/completions")
+    page.get_by_text("Try again").click()
+    expect(page.locator("li.error")).to_have_count(0)
+    expect(page.locator("li.assistant .content")).to_have_text(["one"])
+
+
+def test_a_connection_lost_in_mid_answer_keeps_what_was_there(page: Page, llm: FakeLLM) -> None:
+    def cut(route: Route) -> None:
+        event = {"choices": [{"index": 0, "delta": {"content": "half of"}}]}
+        body = f"data: {json.dumps(event)}\n\n"
+        route.fulfill(status=200, content_type="text/event-stream", body=body)
+
+    page.route("**/v1/chat/completions", cut)
+    ask(page, "say half of it")
+    expect(page.locator("li.assistant .content")).to_have_text("half of")
+    expect(page.locator("li.error")).to_have_text("the connection was lost before the answer's end")
+    expect(page.locator("li.error")).to_be_in_viewport()
+    page.unroute("**/v1/chat/completions")
+    ask(page, "say fine")
+    expect(page.locator("li.assistant .content").last).to_have_text("fine")
+    prompt = llm.tokenizer.decode(llm.engine.requests[-1].prompt_ids)
+    assert "half of" in prompt
+    assert "connection" not in prompt
+
+
+def test_a_reload_keeps_the_conversation(page: Page, llm: FakeLLM) -> None:
+    page.locator("#settings summary").click()
+    page.fill("#system", "Be brief.")
+    ask(page, "say <think>hm</think>one")
+    expect(page.locator("#send")).to_have_text("Send")
+    ask(page, "x y z " * 1000)
+    expect(page.locator("li.error")).to_have_count(1)
+    page.reload()
+    expect(page.locator("li.assistant .content")).to_have_text(["one"])
+    expect(page.locator("li.assistant .reasoning")).to_have_text(["hm"])
+    expect(page.locator("li.failed")).to_have_count(1)
+    ask(page, "say two")
+    expect(page.locator("li.assistant .content")).to_have_text(["one", "two"])
+    prompt = llm.tokenizer.decode(llm.engine.requests[-1].prompt_ids)
+    assert "Be brief." in prompt
+    assert "one" in prompt
+    page.click("#new")
+    page.reload()
+    expect(page.locator("#model")).to_contain_text("test")
+    expect(page.locator("#messages li")).to_have_count(0)
+
+
+def test_a_reload_in_mid_answer_keeps_what_was_there(page: Page, llm: FakeLLM) -> None:
+    ask(page, "slow")
+    expect(page.locator("li.assistant .content")).to_contain_text("b")
+    page.reload()
+    expect(page.locator("li.assistant .content")).to_contain_text("b")
+    expect(page.locator("li.error")).to_have_count(1)
+    assert llm.engine.tickets[-1].finished.wait(HANG_S)
+
+
+def test_what_is_kept_over_a_reload_is_bounded(page: Page) -> None:
+    page.evaluate(
+        """() => {
+          const content = "x".repeat(300_000), turns = [];
+          for (let i = 0; i < 8; i++) turns.push({ role: i % 2 ? "assistant" : "user", content });
+          const state = { turns, failed: null, isCut: false, attempt: null };
+          sessionStorage.setItem("hybridmoe.conversation", JSON.stringify(state));
+          addEventListener("pagehide", () => {  // after the page's own, which saves what it has
+            sessionStorage.setItem("hybridmoe.conversation", JSON.stringify(state));
+          });
+        }"""
+    )
+    page.reload()
+    expect(page.locator("#messages li")).to_have_count(8)
+    page.reload()
+    expect(page.locator("#status")).to_contain_text("too long to keep")
+    expect(page.locator("#messages li")).to_have_count(2)
+    assert page.evaluate("sessionStorage.getItem('hybridmoe.conversation').length") < 1_000_000
+
+
+def test_what_another_page_has_stored_is_no_conversation(page: Page) -> None:
+    for state in ('{"turns": [{"role": 7}]}', "[", '"x"', "{}"):
+        page.evaluate(
+            """(state) => addEventListener("pagehide", () =>
+              sessionStorage.setItem("hybridmoe.conversation", state))""",
+            state,
+        )
+        page.reload()
+        expect(page.locator("#model")).to_contain_text("test")
+        expect(page.locator("#messages li")).to_have_count(0)
+    ask(page, "say fine")
+    expect(page.locator("li.assistant .content")).to_have_text("fine")
+
+
 def test_the_api_page_lists_every_route(page: Page, server: LiveServer) -> None:
     page.goto(f"{server.url}/docs")
-    expect(page.locator("details.route")).to_have_count(12)
+    expect(page.locator("details.route")).to_have_count(14)
     chat = page.locator("details.route", has_text="/v1/chat/completions")
     chat.locator("summary").click()
     expect(chat.locator("table").first).to_contain_text("max_completion_tokens")

@@ -1,42 +1,43 @@
-// The chat page: one conversation, kept in this page alone.
+// The chat page: one conversation, kept in this tab alone.
 
+import { Conversation } from "./conversation.js";
 import { ExpertMap } from "./experts.js";
 import { events } from "./stream.js";
 
 const $ = (id) => document.getElementById(id);
+const KEPT = ["key", "system", "temperature", "max-tokens"]; // settings that outlive a reload
 const map = new ExpertMap($("experts"), $("expert"));
-const messages = []; // {role, content, reasoning_content?}
+const talk = new Conversation();
 let running = null; // AbortController of the answer under way
 
-$("key").value = sessionStorage.getItem("key") ?? "";
-$("key").addEventListener("change", () => {
-  sessionStorage.setItem("key", $("key").value);
-  connect();
-});
+for (const id of KEPT) {
+  $(id).value = sessionStorage.getItem(id) ?? "";
+  $(id).addEventListener("change", () => sessionStorage.setItem(id, $(id).value));
+}
+$("key").addEventListener("change", connect);
 $("new").addEventListener("click", () => {
   running?.abort();
-  messages.length = 0;
+  running = null;
+  talk.clear();
   map.reset();
+  $("status").textContent = "";
   show();
 });
 $("text").addEventListener("keydown", (event) => {
   if (event.key === "Enter" && !event.shiftKey && !event.isComposing) {
     event.preventDefault();
-    $("ask").requestSubmit();
+    if (!running) send(); // else the next message waits where it is
   }
 });
-$("ask").addEventListener("submit", (event) => {
-  event.preventDefault();
-  if (running) {
-    running.abort();
-    return;
-  }
-  const text = $("text").value.trim();
-  if (!text) return;
-  $("text").value = "";
-  messages.push({ role: "user", content: text });
-  answer();
+$("ask").addEventListener("submit", (event) => event.preventDefault());
+$("send").addEventListener("click", (event) => {
+  if (!running) send();
+  else if (event.detail < 2) running.abort(); // the second click of two on "Send" is no "Stop"
 });
+addEventListener("pagehide", () => talk.save());
+talk.load();
+if (talk.isCut) $("status").textContent = "the beginning of this conversation was too long to keep";
+show();
 connect();
 
 /** Learn about the model; again and again while it loads. */
@@ -64,56 +65,63 @@ async function connect() {
   setTimeout(connect, 1000);
 }
 
-/** Ask for the answer to the conversation as it stands. */
-async function answer() {
-  const reply = { role: "assistant", content: "" };
+/** Say what is in the box. */
+function send() {
+  const text = $("text").value.trim();
+  if (!text) return;
+  $("text").value = "";
+  $("text").focus();
+  answer(talk.ask(text));
+}
+
+/** Fill a turn with the answer to what is before it. */
+async function answer(reply) {
+  const mine = (running = new AbortController());
   const body = request();
-  messages.push(reply);
-  running = new AbortController();
+  $("status").textContent = "";
   map.reset();
   show();
   const shown = $("messages").lastElementChild;
+  let problem = null;
+  try {
+    await read(body, mine.signal, reply, shown);
+  } catch (error) {
+    problem = error.name === "AbortError" ? "stopped" : error.message;
+  }
+  if (running !== mine) return; // another conversation has begun
+  running = null;
+  if (problem !== null) $("status").textContent = problem === "stopped" ? problem : "";
+  talk.end(problem);
+  show();
+}
+
+async function read(body, signal, reply, shown) {
   const began = performance.now();
   let first = 0, tokens = 0;
-  try {
-    const options = { key: $("key").value, signal: running.signal };
-    for await (const event of events("/v1/chat/completions", body, options)) {
-      const progress = event.prompt_progress;
-      if (progress) $("status").textContent = `reading: ${progress.processed} of ${progress.total} tokens`;
-      for (const token of event.experts ?? []) {
-        map.add(token);
-        tokens += 1;
-        first ||= performance.now();
-      }
-      const delta = event.choices[0]?.delta ?? {};
-      reply.content += delta.content ?? "";
-      if (delta.reasoning_content) {
-        reply.reasoning_content = (reply.reasoning_content ?? "") + delta.reasoning_content;
-      }
-      fill(shown, reply);
-      if (tokens > 1) $("status").textContent = `${rate(tokens - 1, performance.now() - first)} tokens/s`;
-      if (event.timings) figures(event.timings, first - began);
+  for await (const event of events("/v1/chat/completions", body, { key: $("key").value, signal })) {
+    const progress = event.prompt_progress;
+    if (progress) $("status").textContent = `reading: ${progress.processed} of ${progress.total} tokens`;
+    for (const token of event.experts ?? []) {
+      map.add(token);
+      tokens += 1;
+      first ||= performance.now();
     }
-  } catch (error) {
-    if (error.name === "AbortError") $("status").textContent = "stopped";
-    else {
-      $("status").textContent = "";
-      messages.pop();
-      show();
-      say(error.message);
-      return;
+    const choice = event.choices[0] ?? {};
+    reply.content += choice.delta?.content ?? "";
+    if (choice.delta?.reasoning_content) {
+      reply.reasoning_content = (reply.reasoning_content ?? "") + choice.delta.reasoning_content;
     }
-  } finally {
-    running = null;
-    buttons();
+    if (choice.finish_reason === "length") reply.note = "cut off: no more tokens were allowed";
+    fill(shown, reply);
+    if (tokens > 1) $("status").textContent = `${rate(tokens - 1, performance.now() - first)} tokens/s`;
+    if (event.timings) figures(event.timings, first - began);
   }
-  show();
 }
 
 function request() {
   const system = $("system").value.trim();
   const body = {
-    messages: system ? [{ role: "system", content: system }, ...messages] : [...messages],
+    messages: system ? [{ role: "system", content: system }, ...talk.sent] : talk.sent,
     stream: true,
     return_progress: true,
     return_experts: true,
@@ -140,19 +148,46 @@ function figures(timings, firstMs) {
   );
 }
 
-/** Draw the whole conversation. */
+/** Draw the whole conversation, and keep it. */
 function show() {
-  $("messages").replaceChildren(...messages.map((message, i) => {
-    const item = element("li", "", message.role);
-    fill(item, message);
-    const tools = element("div", "", "tools");
-    if (message.role === "user") tools.append(button("Edit", () => edit(item, i)));
-    else if (i === messages.length - 1) tools.append(button("Regenerate", () => again(i)));
-    if (!running) item.append(tools);
-    return item;
-  }));
-  buttons();
-  $("messages").scrollTop = $("messages").scrollHeight;
+  const items = talk.turns.flatMap((turn, i) => {
+    const item = element("li", "", turn.role);
+    fill(item, turn);
+    if (!running) item.append(tools(item, turn, i));
+    return turn.note ? [item, problem(turn.note)] : [item];
+  });
+  if (talk.failed) items.push(...failure(talk.failed));
+  $("messages").replaceChildren(...items);
+  $("send").textContent = running ? "Stop" : "Send";
+  $("messages").lastElementChild?.scrollIntoView({ block: "end" });
+  talk.save();
+}
+
+function tools(item, turn, i) {
+  const row = element("div", "", "tools");
+  if (turn.role === "user") row.append(button("Edit", () => edit(item, turn.content, i)));
+  else if (i === talk.turns.length - 1) row.append(button("Regenerate", () => answer(talk.again(i))));
+  return row;
+}
+
+/** A message that is no part of the conversation, and why. */
+function failure({ text, at, problem: words }) {
+  const again = () => answer(text === null ? talk.again(at) : talk.ask(text, at));
+  const said = problem(words);
+  const row = element("div", "", "tools");
+  row.append(button("Try again", again));
+  said.append(row);
+  if (text === null) return [said];
+  const item = element("li", "", "user failed");
+  fill(item, { content: text });
+  row.append(button("Edit", () => edit(item, text, at)));
+  return [item, said];
+}
+
+function problem(words) {
+  const item = element("li", words, "error");
+  item.setAttribute("role", "alert");
+  return item;
 }
 
 /** Put a message's text in its place; cheap enough for every token. */
@@ -169,29 +204,15 @@ function fill(item, message) {
   if (list.scrollHeight - list.scrollTop - list.clientHeight < 80) list.scrollTop = list.scrollHeight;
 }
 
-function edit(item, index) {
+function edit(item, text, at) {
   const box = element("textarea");
-  box.value = messages[index].content;
+  box.value = text;
   box.rows = 3;
-  const send = button("Send", () => {
-    messages.splice(index, messages.length, { role: "user", content: box.value.trim() });
-    answer();
+  const submit = button("Send", () => {
+    if (box.value.trim()) answer(talk.ask(box.value.trim(), at));
   });
-  item.replaceChildren(box, send, button("Cancel", show));
+  item.replaceChildren(box, submit, button("Cancel", show));
   box.focus();
-}
-
-function again(index) {
-  messages.length = index;
-  answer();
-}
-
-function buttons() {
-  $("send").textContent = running ? "Stop" : "Send";
-}
-
-function say(text) {
-  $("messages").append(element("li", text, "error"));
 }
 
 function button(text, action) {
