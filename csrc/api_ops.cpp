@@ -27,11 +27,11 @@ T* pointer(uintptr_t address) {
 using Address = uintptr_t;
 
 LatentType latent_type(const std::string& name) {
-  constexpr const char* names[kNumLatentTypes] = {"f32", "bf16", "int8"};
+  constexpr const char* names[kNumLatentTypes] = {"f32", "f16", "bf16", "int8"};
   for (int32_t i = 0; i < kNumLatentTypes; ++i) {
     if (name == names[i]) return static_cast<LatentType>(i);
   }
-  throw Error("latents: type " + name + ", expected f32, bf16 or int8");
+  throw Error("latents: type " + name + ", expected f32, f16, bf16 or int8");
 }
 
 LatentPages latent_pages(uint8_t* data, int64_t num_bytes, const std::string& type,

@@ -146,7 +146,7 @@ PAGE_TOKENS: int
 """Rows of a page of latents."""
 
 class LatentPages:
-    """Checked pages of latents ("f32", "bf16", "int8") at an address; keeps nothing alive."""
+    """Checked pages of latents (f32, f16, bf16, int8) at an address; keeps nothing alive."""
 
     def __init__(self, data: int, num_bytes: int, type: str, num_pages: int, dim: int) -> None: ...
 

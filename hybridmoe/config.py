@@ -31,7 +31,7 @@ GATE_SOFTMAX = 1
 GATE_SIGMOID = 2
 _GLM_FLASH_BLOCKS, _GLM_FLASH_VOCAB = (47, 48), 154_880
 
-KV_TYPES = ("bf16", "int8", "f32")
+KV_TYPES = ("f16", "bf16", "int8", "f32")  # the default first
 DEVICES = ("auto", "cpu", "cuda")
 
 # Bounds on what a file may claim: generous for a real model, and no product overflows 63 bits.
@@ -215,7 +215,7 @@ class EngineConfig:
 
     context_tokens: int  # of one request, prompt and output together
     kv_tokens: int | None = None  # latents held in all; None: chosen once, by the memory there is
-    kv_type: str = "bf16"  # element type of latents: one of KV_TYPES
+    kv_type: str = KV_TYPES[0]  # element type of latents: one of KV_TYPES
     max_running: int = 8  # requests in one batch
     max_waiting: int = 64  # requests in the queue; one more is refused
     chunk_tokens: int = 512  # prompt tokens of one step, at most

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from hybridmoe.config import EngineConfig, ModelConfig
+from hybridmoe.config import KV_TYPES, EngineConfig, ModelConfig
 from hybridmoe.demo import demo_path
 from hybridmoe.env import MAX_THREADS
 from hybridmoe.errors import ConfigError, GGUFError
@@ -29,7 +29,7 @@ def load(
     num_threads: int | None = None,
     context_tokens: int | None = None,
     kv_tokens: int | None = None,
-    kv_type: str = "bf16",
+    kv_type: str = KV_TYPES[0],
     max_running: int = 8,
     max_waiting: int = 64,
     speculate: int = 0,

@@ -20,7 +20,8 @@ from hybridmoe.kernels.latents import (
 
 SCALE = 0.25
 BLOCK = 256  # csrc/kernels/kernel_table.h: kAttentionBlock
-TYPES = ["f32", "bf16", "int8"]
+TYPES = ["f32", "f16", "bf16", "int8"]
+DTYPES = {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16}
 SHAPES = [  # heads, tokens, latent, rope, positions
     (4, 1, 32, 8, 1),
     (3, 5, 40, 10, 5),
@@ -66,10 +67,8 @@ def attention(x: Inputs, type: str = "f32") -> torch.Tensor:
 
 def stored(latents: torch.Tensor, type: str) -> torch.Tensor:
     """What pages of a type make of latents, in numpy's way of rounding."""
-    if type == "f32":
-        return latents
-    if type == "bf16":
-        return latents.bfloat16().float()
+    if type in DTYPES:
+        return latents.to(DTYPES[type]).float()
     groups = torch.nn.functional.pad(latents, (0, -latents.shape[1] % 64)).unflatten(1, (-1, 64))
     scale = groups.abs().amax(-1, keepdim=True) / 127
     return (groups / scale).round().mul(scale).flatten(1)[:, : latents.shape[1]]
@@ -160,8 +159,33 @@ def test_pages_keep_what_their_type_can(type: str) -> None:
         got = rows[:, 16:216].view(torch.int8) * scales
         assert ((got - latents).abs() <= scales * 0.5001).all()
     else:
-        got = rows.view(torch.float32 if type == "f32" else torch.bfloat16).float()
+        got = rows.view(DTYPES[type]).float()
         assert torch.equal(got, stored(latents, type))
+
+
+def test_every_rounding_to_f16_is_numpys(each_isa: str) -> None:
+    """All halves, what lies between them (ties, too), and beyond: only infinities are infinite."""
+    halves = torch.arange(1 << 16, dtype=torch.int32).to(torch.int16).view(torch.float16).float()
+    finite = halves[halves.isfinite()].sort()[0]
+    between = torch.cat((finite[1:] + finite[:-1], finite[1:] * 1.25 + finite[:-1] * 0.75)) / 2
+    beyond = torch.tensor([65504.0, 65519.0, 65520.0, 1e30, 3e38, float("inf"), 1e-45, 2.0**-25])
+    x = torch.cat((halves, between, beyond, -beyond, torch.zeros(1)))
+    x = torch.nn.functional.pad(x, (0, -len(x) % 999)).view(-1, 999)  # no multiple of 8 or 16
+    want = x.clone()
+    want[x.isfinite()] = x[x.isfinite()].clamp(-65504, 65504)
+    pages, tables = paged([x], "f16")
+    got = pages.data[tables[0]].flatten(0, 1)[: len(x)].view(torch.float16)
+    assert torch.equal(got.isnan(), x.isnan())
+    assert torch.equal(
+        got.nan_to_num(0).view(torch.int16), want.half().nan_to_num(0).view(torch.int16)
+    )
+    generator = torch.Generator().manual_seed(1)
+    keys = torch.randn((300, 40), generator=generator)
+    keys[:, 3] *= 2.0**-16  # subnormal halves
+    keys[7, 5] = 1e6
+    kept = keys.clamp(-65504, 65504).half().float()
+    a, b, _ = inputs(4, 2, 32, 8, 300)
+    assert torch.equal(attention((a, b, keys), "f16"), attention((a, b, kept), "f32"))
 
 
 @pytest.mark.parametrize("type", TYPES)
@@ -255,6 +279,11 @@ def test_tables_that_do_not_fit_are_refused(span: Span, message: str) -> None:
 
 
 def test_pages_of_another_size_are_refused() -> None:
-    for shape, type in (((2, 32, 80), "f32"), ((2, 64, 40), "f32"), ((2, 64, 80), "f16")):
+    for shape, type in (
+        ((2, 32, 80), "f32"),
+        ((2, 64, 40), "f32"),
+        ((2, 64, 80), "f16"),
+        ((2, 64, 80), "f8"),
+    ):
         with pytest.raises(ShapeError):
             LatentPages(torch.zeros(shape, dtype=torch.uint8), type, 20)

@@ -12,7 +12,7 @@ from gguf import GGMLQuantizationType as Type
 from tiny_gguf import write_tiny
 from waiting import HANG_S
 
-from hybridmoe.config import EngineConfig, ModelConfig
+from hybridmoe.config import KV_TYPES, EngineConfig, ModelConfig
 from hybridmoe.engine import Engine, Finished, PromptProgress, Request, TokenEvent
 from hybridmoe.engine.scheduler import Scheduler
 from hybridmoe.errors import ConfigError, ContextLengthError, HybridMoeError, QueueFullError
@@ -53,7 +53,7 @@ def alone(make: MakeEngine, num_tokens: int = 16) -> list[list[int]]:
     return [run(make(), request(prompt, num_tokens))[0].ids for prompt in PROMPTS]
 
 
-@pytest.mark.parametrize("kv_type", ["bf16", "int8", "f32"])
+@pytest.mark.parametrize("kv_type", KV_TYPES)
 @pytest.mark.parametrize("size", [1, 3, 8])
 def test_an_answer_does_not_depend_on_the_batch_or_the_cuts(
     make: MakeEngine, size: int, kv_type: str
@@ -72,7 +72,7 @@ def test_sixty_four_at_once_get_what_each_gets_alone(make: MakeEngine) -> None:
 
 
 def test_nor_on_either_in_any_instruction_set(make: MakeEngine, each_exact_isa: str) -> None:
-    check_batches(make, "bf16", 3, [request(prompt, 6) for prompt in PROMPTS[:3]])
+    check_batches(make, "f16", 3, [request(prompt, 6) for prompt in PROMPTS[:3]])
 
 
 def check_batches(make: MakeEngine, kv_type: str, size: int, requests: list[Request]) -> None:

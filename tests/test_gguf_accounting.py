@@ -74,8 +74,8 @@ def test_sums_equal_those_worked_out_by_hand() -> None:
     assert list(account.types) == [Q.Q8_0, Q.F16, Q.Q4_0, Q.F32]
     assert account.bits_per_weight == 8 * 55344 / 51080
     assert account.kv_values_per_token == 2 * (32 + 16)
-    assert account.kv_bytes_per_token() == 384
-    assert account.kv_bytes_per_token(value_bytes=2) == 192
+    assert account.kv_bytes_per_token() == 192
+    assert account.kv_bytes_per_token(value_bytes=4) == 384
 
 
 def test_a_tied_output_reads_the_whole_embedding() -> None:

@@ -34,8 +34,8 @@ def test_the_plan_is_between_one_context_and_one_for_each_request() -> None:
     assert 16 < pages(64 << 20) < 64
     assert pages(1 << 50, kv_tokens=2000) == 32
     plan = plan_kv(MODEL, EngineConfig(context_tokens=100), 0)
-    assert plan.num_bytes == 2 * 2 * 64 * MODEL.latent_dim * 2  # layers, pages, tokens, bf16
-    assert str(plan).startswith("latents: 128 tokens in 2 pages, bf16, 0 MiB; context 100")
+    assert plan.num_bytes == 2 * 2 * 64 * MODEL.latent_dim * 2  # layers, pages, tokens, f16
+    assert str(plan).startswith("latents: 128 tokens in 2 pages, f16, 0 MiB; context 100")
 
 
 def test_memory_that_cannot_be_had_is_one_line() -> None:
@@ -49,7 +49,7 @@ def test_memory_that_cannot_be_had_is_one_line() -> None:
     [
         {"context_tokens": 0},
         {"kv_tokens": 9},
-        {"kv_type": "f16"},
+        {"kv_type": "f64"},
         {"max_running": 0},
         {"max_waiting": -1},
         {"chunk_tokens": True},

@@ -5,14 +5,17 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import torch
 from engine_run import request, run
 from test_engine import MakeEngine, make, model
 
 from hybridmoe.engine import Engine
 from hybridmoe.errors import ConfigError
+from hybridmoe.kernels.latents import convert_rows
 
 __all__ = ["make", "model"]  # fixtures
 
+LATENT_DIM = 512 + 64  # of the tiny model
 IDS = [i * 7 % 250 for i in range(150)]
 
 
@@ -45,10 +48,46 @@ def test_a_saved_sequence_goes_on_without_a_prefill(
 
 
 @pytest.mark.parametrize(
+    ("kept", "wanted", "loss"),  # of a row's greatest number
+    [
+        ("bf16", "f16", 2.0**-25),
+        ("f16", "f32", 0),
+        ("f16", "int8", 0.51 / 127),
+        ("int8", "f16", 2.0**-11),
+    ],
+)
+def test_a_file_of_another_type_is_converted(
+    make: MakeEngine, tmp_path: Path, kept: str, wanted: str, loss: float
+) -> None:
+    """Files from before f16 are bf16, all of whose bits f16 has, down to its subnormals."""
+    path, again = tmp_path / "sequence.kv", tmp_path / "again.kv"
+    first = make(kv_type=kept)
+    (answer,) = run(first, request(IDS, 20))
+    first.save(path, [*IDS, *answer.ids], "model")
+    engine = make(kv_type=wanted)
+    ids = engine.restore(path, "model")
+    assert ids == [*IDS, *answer.ids][:-1]
+    engine.save(again, ids, "model")
+    old, new = latents(path, kept, len(ids)), latents(again, wanted, len(ids))
+    assert old.any() and new.shape == old.shape
+    assert ((new - old).abs() <= loss * old.abs().amax(-1, keepdim=True)).all()
+    assert run(engine, request([*ids, 0], 1))[0].end.usage.cached_tokens == len(ids)
+
+
+def latents(path: Path, kv_type: str, num_tokens: int) -> torch.Tensor:
+    """A file's, as float32 (layers x tokens, numbers)."""
+    data = path.read_bytes()
+    header = json.loads(data[12 : 12 + int.from_bytes(data[8:12], "little")])
+    assert header["kv_type"] == kv_type and header["num_tokens"] == num_tokens
+    body = bytearray(data[-header["num_layers"] * num_tokens * header["row_bytes"] :])
+    rows = torch.frombuffer(body, dtype=torch.uint8).view(-1, header["row_bytes"])
+    return convert_rows(rows, kv_type, "f32", LATENT_DIM).view(torch.float32)
+
+
+@pytest.mark.parametrize(
     ("options", "fingerprint", "message"),
     [
         ({}, "another", "belongs to another model: fingerprint is 'model', expected 'another'"),
-        ({"kv_type": "int8"}, "model", "kv_type is 'bf16', expected 'int8'"),
         ({"context_tokens": 128, "kv_tokens": 128}, "model", "holds up to 128"),
     ],
 )
@@ -94,6 +133,9 @@ def _header(**changes: object) -> Callable[[bytes], bytes]:
         _header(num_tokens=True),
         _header(num_tokens=168),
         _header(row_bytes=4),
+        _header(kv_type="f64"),
+        _header(kv_type=["f16"]),
+        _header(kv_type="f32"),
         _header(sha256=""),
     ],
 )

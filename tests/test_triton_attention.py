@@ -29,7 +29,9 @@ BATCHES = [  # heads, latent, rope, positions that each token sees
 Inputs = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
 
 
-def inputs(heads: int, latent: int, rope: int, seen: Sequence[int]) -> Inputs:
+def inputs(
+    heads: int, latent: int, rope: int, seen: Sequence[int], dtype: torch.dtype = torch.bfloat16
+) -> Inputs:
     """Queries, and latents in pages of which none follows the one before it."""
     generator = torch.Generator().manual_seed(heads)
     tokens, num_pages = len(seen), -(-max(seen) // 64)
@@ -43,47 +45,64 @@ def inputs(heads: int, latent: int, rope: int, seen: Sequence[int]) -> Inputs:
         if page < num_pages:
             pages[tables[t, page], rest:] = float("nan")
             tables[t, page + (rest > 0) :] = 2**30
-    return a, b, pages.bfloat16(), tables, torch.tensor(seen, dtype=torch.int32)
+    return a, b, pages.to(dtype), tables, torch.tensor(seen, dtype=torch.int32)
 
 
 def check(x: Inputs, got: torch.Tensor, scale: float = SCALE) -> None:
-    """Queries are rounded to bfloat16, exactly modelled. With s the sum of |share value|:
+    """Queries are rounded to the pages' type, exactly modelled. With s the sum of |share value|:
 
-    shares, rounded too, lose up to 2^-8 of themselves. A score is a chain of D rounded products and
-    off by (D + 2) u |q| . |k|, its share by a factor of e^(2 e); exponentials, sums and weighted
-    values add less than 2 n u with n = positions + 64.
+    shares, rounded too, lose up to 2^-8 of themselves (2^-11 in f16, and 2^-25 where they are
+    subnormal). A score is a chain of D rounded products and off by (D + 4) u |q| . |k|, its share
+    by a factor of e^(2 e); exponentials, sums and weighted values add less than 2 n u with
+    n = positions + 64.
     """
     a, b, pages, tables, positions = x
-    latent = a.shape[2]
+    latent, is_half = a.shape[2], pages.dtype is torch.float16
     for t, seen in enumerate(positions.tolist()):
         if seen == 0:
             assert not got[:, t].any()
             continue
         num_pages = -(-seen // 64)
         rows = pages[tables[t, :num_pages].long()].flatten(0, 1)[:seen].double()
-        qa, qb = (torch.from_numpy(chopped(q.numpy())) for q in (a[:, t : t + 1], b[t : t + 1]))
+        qa, qb = rounded(a[:, t : t + 1], b[t : t + 1], is_half)
         want = reference.latent_attention(qa, qb, rows, scale)
         queries = torch.cat((qa, qb.transpose(0, 1)), -1)
         scores = queries @ rows.T * scale  # (N, 1, S)
-        error = (queries.shape[-1] + 2) * U * scale * (queries.abs() @ rows.T.abs()).amax(-1)
-        relative = 2.0**-8 + torch.expm1(2 * error) + 2 * U * (seen + 64)
-        magnitude = scores.softmax(-1) @ rows[:, :latent].abs()
-        bound = relative[..., None] * magnitude
+        error = (queries.shape[-1] + 4) * U * scale * (queries.abs() @ rows.T.abs()).amax(-1)
+        rounding = 2.0**-11 if is_half else 2.0**-8
+        relative = rounding + torch.expm1(2 * error) + 2 * U * (seen + 64)
+        values = rows[:, :latent].abs()
+        bound = relative[..., None] * (scores.softmax(-1) @ values) + 2.0**-25 * values.sum(0)
         closeness.assert_close(got[:, t : t + 1], want.numpy(), bound.numpy(), f"token {t}")
 
 
+def rounded(a: torch.Tensor, b: torch.Tensor, is_half: bool) -> tuple[torch.Tensor, torch.Tensor]:
+    """Queries (N, 1, R), (1, N, P) of a token, as the kernel rounds them; f16: over their most."""
+    if not is_half:
+        return torch.from_numpy(chopped(a.numpy())), torch.from_numpy(chopped(b.numpy()))
+    most = torch.maximum(a.abs().amax(-1), b.abs().amax(-1).T)[..., None]  # (N, 1, 1)
+    most[most == 0] = 1
+    turned = most.transpose(0, 1)
+    return (a / most).half().double() * most, (b / turned).half().double() * turned
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("num_sms", [1, 4, 64])
 @pytest.mark.parametrize("batch", BATCHES, ids=str)
 def test_attention_is_within_the_bound(
-    batch: tuple[int, int, int, list[int]], num_sms: int, monkeypatch: pytest.MonkeyPatch
+    batch: tuple[int, int, int, list[int]],
+    num_sms: int,
+    dtype: torch.dtype,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(attention, "num_multiprocessors", lambda device: num_sms)
-    x = inputs(*batch)
+    x = inputs(*batch, dtype)
     check(x, latent_attention(*x, SCALE, max_positions=300))
 
 
-def test_wrong_scales_and_lengths_are_seen() -> None:
-    x = inputs(16, 32, 8, [97, 40])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_wrong_scales_and_lengths_are_seen(dtype: torch.dtype) -> None:
+    x = inputs(16, 32, 8, [97, 40], dtype)
     with pytest.raises(AssertionError, match="out of bounds"):
         check(x, latent_attention(*x, 1.02 * SCALE, max_positions=97))
     a, b, pages, tables, positions = x
@@ -95,11 +114,21 @@ def test_wrong_scales_and_lengths_are_seen() -> None:
         check(x, got)
 
 
-def test_extreme_scores_stay_finite() -> None:
-    x = inputs(3, 16, 16, [70])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_extreme_scores_stay_finite(dtype: torch.dtype) -> None:
+    x = inputs(3, 16, 16, [70], dtype)
     a, b, *rest = x
     got = latent_attention(1e4 * a, 1e4 * b, *rest, SCALE, max_positions=70)
     assert torch.isfinite(got).all()
+
+
+def test_queries_beyond_the_range_of_f16_are_as_exact_as_others() -> None:
+    a, b, pages, tables, positions = inputs(5, 32, 8, [70, 3], torch.float16)
+    x = (1e6 * a, 1e6 * b, pages / 1024, tables, positions)  # of 1e6 / 1024, f16 is exact
+    check(x, latent_attention(*x, 1e-4, max_positions=70), 1e-4)
+    for zero in (0.0, 1e-38):
+        x = (zero * a, zero * b, pages, tables, positions)
+        check(x, latent_attention(*x, SCALE, max_positions=70))
 
 
 def test_nothing_to_attend_to_gives_zeros() -> None:

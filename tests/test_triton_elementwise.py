@@ -61,14 +61,24 @@ def test_gates_have_no_overflow() -> None:
     assert_close(elementwise.silu_mul(gate, up).numpy(), want.numpy(), bound.numpy(), "silu_mul")
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("dim", [16, 576])
-def test_latents_are_rounded_to_nearest_even_and_nothing_else_is_touched(dim: int) -> None:
+def test_latents_are_rounded_to_nearest_even_and_nothing_else_is_touched(
+    dim: int, dtype: torch.dtype
+) -> None:
     rows = rand(5, dim)
     rows[0, 0], rows[1, 1], rows[2, 2] = float("nan"), float("inf"), 1.0 + 2.0**-8
-    pages = torch.full((4, 64, dim), -7.0).bfloat16()
+    rows[0, 1:4] = torch.tensor([65519.0, 1.0 + 2.0**-11, 3 * 2.0**-25])
+    pages = torch.full((4, 64, dim), -7.0).to(dtype)
     want = pages.clone()
     slots = torch.tensor([0, 64 * 3 + 63, 100, 5, 130])
-    want.flatten(0, 1)[slots] = rows.bfloat16()
+    want.flatten(0, 1)[slots] = rows.to(dtype)
+    rows[3, :2], rows[4, 0] = torch.tensor([-1e6, 65520.0]), float("-inf")
+    if dtype is torch.float16:  # finite numbers stay finite
+        want.flatten(0, 1)[5, :2] = torch.tensor([-65504.0, 65504.0])
+    else:
+        want.flatten(0, 1)[5, :2] = rows[3, :2].bfloat16()
+    want.flatten(0, 1)[130, 0] = float("-inf")
     elementwise.store_latents(rows, pages, slots)
     assert torch.equal(pages.nan_to_num(1e9), want.nan_to_num(1e9))
 

@@ -98,12 +98,12 @@ class Layer:
     HEADS, NOPE, ROPE, LATENT, VALUE = 3, 16, 8, 32, 16
     DIM = LATENT + ROPE
 
-    def __init__(self, device: Device) -> None:
+    def __init__(self, device: Device, kv_type: str) -> None:
         self.device = device
         self.k_b = device.matrix(self._matrix(self.LATENT, self.NOPE, 1), "k_b")
         self.v_b = device.matrix(self._matrix(self.VALUE, self.LATENT, 2), "v_b")
-        data = device.empty_bytes(8, 64, latents.row_bytes("bf16", self.DIM)).fill_(0xFF)
-        self.pages = device.pages(data, "bf16", self.DIM)
+        data = device.empty_bytes(8, 64, latents.row_bytes(kv_type, self.DIM)).fill_(0xFF)
+        self.pages = device.pages(data, kv_type, self.DIM)
 
     def _matrix(self, rows: int, cols: int, seed: int) -> QuantMatrix:
         return QuantMatrix.from_array((rand(self.HEADS, rows, cols, seed=seed) / 4).numpy())
@@ -132,14 +132,15 @@ STEPS = [
 ]
 
 
+@pytest.mark.parametrize("kv_type", ["f16", "bf16"])
 @pytest.mark.parametrize("prompt_tokens", [4, 64, 1000])
 def test_steps_of_any_spans_are_the_cpus(
-    prompt_tokens: int, monkeypatch: pytest.MonkeyPatch
+    prompt_tokens: int, kv_type: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The CPU's bits depend on no division; the card's roundings to bfloat16 lose 1 % at most."""
     monkeypatch.setattr(table, "PROMPT_TOKENS", prompt_tokens)
     monkeypatch.setattr(device_module, "_ABSORBED_TOKENS", 50)
-    ours, theirs = Layer(CudaDevice(CPU)), Layer(CpuDevice())
+    ours, theirs = Layer(CudaDevice(CPU), kv_type), Layer(CpuDevice(), kv_type)
     for step in STEPS:
         got, want = ours.step(step), theirs.step(step)
         bound = torch.full_like(want, 0.02 * float(want.abs().max()))
@@ -192,7 +193,7 @@ def test_nothing_but_to_host_waits_for_the_card(monkeypatch: pytest.MonkeyPatch)
 
     monkeypatch.setattr(prompt_attention, "causal_lower_right", mask)  # torch's dislikes modes
     card = CudaDevice(CPU)
-    layer = Layer(card)
+    layer = Layer(card, "f16")
     w = card.matrix(random_matrix(GGMLQuantizationType.Q8_0, 1, 32, 32), "w")
     routed = {"num_groups": 4, "num_groups_used": 2, "is_sigmoid": True, "is_normalized": True}
     with NoReading():

@@ -28,7 +28,6 @@ from hybridmoe.kernels.triton.decode import KINDS
 POINTERS = {  # by the name of a kernel's argument; all others ending in _ptr are float32
     "w_ptr": "*u8",
     "data_ptr": "*u8",
-    "pages_ptr": "*bf16",
     "tables_ptr": "*i32",
     "positions_ptr": "*i32",
     "slots_ptr": "*i32",
@@ -102,14 +101,16 @@ def product_kernels() -> Iterator[tuple[Any, dict[str, Any], dict[str, int]]]:
 def other_kernels() -> Iterator[tuple[Any, dict[str, Any], dict[str, int]]]:
     constants = {"R": 512, "P": 64, "R_BLOCK": 512, "P_BLOCK": 64, "BLOCK": 32, "PAGE": 64}
     options = {"num_warps": 8, "num_stages": 2}
-    yield attention._attention_kernel, {**constants, "DOT": tl.bfloat16}, options
+    for key in (tl.float16, tl.bfloat16):
+        yield attention._attention_kernel, {**constants, "KEY": key, "DOT": key}, options
     yield attention._combine_kernel, {"R": 512, "R_BLOCK": 512}, {}
     for block, warps in ((512, 1), (2048, 4), (8192, 16)):
         constants = {"HAS_DELTA": block == 8192, "BLOCK": block}
         yield elementwise._rms_norm_kernel, constants, {"num_warps": warps}
     yield elementwise._rotate_kernel, {"HEADS": 16, "BLOCK": 32}, {"num_warps": 2}
     yield elementwise._silu_mul_kernel, {"BLOCK": 1024}, {}
-    yield elementwise._store_kernel, {"BLOCK": 1024}, {}
+    for is_half in (True, False):
+        yield elementwise._store_kernel, {"IS_HALF": is_half, "BLOCK": 1024}, {}
     for num_groups, is_sigmoid, block in ((8, True, 512), (1, False, 64)):  # K2's; Moonlight's
         constants = {"TOP_K": 8, "GROUPS": num_groups, "GROUPS_USED": (num_groups + 1) // 2}
         constants |= {"HAS_BIAS": is_sigmoid, "IS_SIGMOID": is_sigmoid, "IS_NORMALIZED": True}
@@ -121,6 +122,8 @@ def main(arch: int) -> None:
     for kernel, constants, options in (*expert_kernels(), *product_kernels(), *other_kernels()):
         if kernel is elementwise._store_kernel:
             POINTERS["slots_ptr"] = "*i64"  # there, unlike in the kernels of experts
+        if "KEY" in constants:
+            POINTERS["pages_ptr"] = "*fp16" if constants["KEY"] == tl.float16 else "*bf16"
         print(json.dumps(compiled(kernel, constants, arch, **options)))
 
 

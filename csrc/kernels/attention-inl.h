@@ -72,10 +72,29 @@ void broadcast_product(const float* a, int64_t a_row, int64_t a_step, const floa
   }
 }
 
+HM_INLINE void widen_halves(const uint16_t* x, int64_t n, float* out) {
+  int64_t i = 0;
+  for (; i + 16 <= n; i += 16) Simd::store(out + i, Simd::load_half(x + i));
+  for (; i < n; ++i) out[i] = half_to_float(x[i]);
+}
+
+void round_to_half(const float* x, int64_t n, uint16_t* out) {
+  int64_t i = 0;
+  for (; i + 8 <= n; i += 8) Simd::round_to_half(x + i, out + i);
+  if (i == n) return;
+  float rest[8] = {};
+  uint16_t halves[8];
+  memcpy(rest, x + i, (n - i) * sizeof *rest);
+  Simd::round_to_half(rest, halves);
+  memcpy(out + i, halves, (n - i) * sizeof *halves);
+}
+
 // One token's latents as floats.
 HM_INLINE void widen_latents(const uint8_t* row, LatentType type, int64_t dim, float* out) {
   if (type == kLatentF32) {
     memcpy(out, row, dim * sizeof(float));
+  } else if (type == kLatentF16) {
+    widen_halves((const uint16_t*)row, dim, out);
   } else if (type == kLatentBF16) {
     const uint16_t* bits = (const uint16_t*)row;
     for (int64_t i = 0; i < dim; ++i) {

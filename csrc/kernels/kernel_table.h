@@ -126,12 +126,12 @@ struct Limit {
 
 // Latents lie in pages of kPageTokens rows, one row a token:
 //
-//   kLatentF32, kLatentBF16   dim numbers
-//   kLatentInt8               float scales[dim / 64, rounded up], int8 codes[dim], padding to 4
-//   bytes
+//   kLatentF32, kLatentF16, kLatentBF16   dim numbers
+//   kLatentInt8                           float scales[dim / 64, rounded up], int8 codes[dim],
+//                                         padding to 4 bytes
 //
 // A code times the scale of its 64 is the number; scale = absmax / 127.
-enum LatentType : int32_t { kLatentF32, kLatentBF16, kLatentInt8, kNumLatentTypes };
+enum LatentType : int32_t { kLatentF32, kLatentF16, kLatentBF16, kLatentInt8, kNumLatentTypes };
 constexpr int64_t kPageTokens = 64, kLatentGroup = 64;
 
 static constexpr int64_t latent_groups(int64_t dim) {
@@ -140,7 +140,7 @@ static constexpr int64_t latent_groups(int64_t dim) {
 
 static constexpr int64_t latent_row_bytes(LatentType type, int64_t dim) {
   if (type == kLatentF32) return 4 * dim;
-  if (type == kLatentBF16) return 2 * dim;
+  if (type == kLatentF16 || type == kLatentBF16) return 2 * dim;
   return 4 * latent_groups(dim) + (dim + 3) / 4 * 4;
 }
 
@@ -157,7 +157,7 @@ struct AttentionBlock {
   const int32_t* visible;  // (lanes): how many of the keys each query may see, from the first on
   int64_t dim, value_dim, lanes;
   float scale;
-  float* keys;    // (kAttentionBlock, dim), scratch
+  float* keys;    // (kAttentionBlock, dim + lanes / 2), scratch
   float* scores;  // (kAttentionBlock, lanes), scratch
 };
 
@@ -200,7 +200,11 @@ struct KernelTable {
                        float* out);
   MatmulCosts costs;
   AttentionKernels attention;
-  AttentionKernels tile_attention;  // of kLatentBF16, multiples of 32; null without matrix tiles
+  // Of kLatentF16 and kLatentBF16, multiples of 32; null without matrix tiles.
+  AttentionKernels tile_attention;
+  // Floats -> binary16, to nearest even; a finite number beyond its end becomes the greatest of its
+  // sign, infinities and NaN stay what they are.
+  void (*round_to_half)(const float* x, int64_t n, uint16_t* out);
   TileKernels tiles;
   Limit int8_limit, float_limit;
   Limit tile_int8_limit, tile_bf16_limit;

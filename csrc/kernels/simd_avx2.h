@@ -31,6 +31,10 @@ struct Simd : SimdYmm {
   // F16
   static HM_INLINE F16 zero() { return {_mm256_setzero_ps(), _mm256_setzero_ps()}; }
   static HM_INLINE F16 load(const float* p) { return {_mm256_loadu_ps(p), _mm256_loadu_ps(p + 8)}; }
+  static HM_INLINE void store(float* p, F16 v) {
+    _mm256_storeu_ps(p, v.lo);
+    _mm256_storeu_ps(p + 8, v.hi);
+  }
   static HM_INLINE F16 load_half(const uint16_t* p) {
     return {_mm256_cvtph_ps(_mm_loadu_si128((const __m128i*)p)),
             _mm256_cvtph_ps(_mm_loadu_si128((const __m128i*)(p + 8)))};

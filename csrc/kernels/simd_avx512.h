@@ -18,6 +18,7 @@ struct Simd : SimdYmm {
   // F16
   static HM_INLINE F16 zero() { return _mm512_setzero_ps(); }
   static HM_INLINE F16 load(const float* p) { return _mm512_loadu_ps(p); }
+  static HM_INLINE void store(float* p, F16 v) { _mm512_storeu_ps(p, v); }
   static HM_INLINE F16 load_half(const uint16_t* p) {
     return _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i*)p));
   }

@@ -28,6 +28,27 @@ inline float half_to_float(uint16_t half) {
   return v;
 }
 
+inline uint16_t float_to_half(float x) {
+  uint32_t bits;
+  memcpy(&bits, &x, sizeof bits);
+  const uint32_t sign = bits >> 16 & 0x8000u, magnitude = bits & 0x7fffffffu;
+  uint32_t half;
+  if (magnitude > 0x7f800000) {  // NaN, made quiet
+    half = 0x7e00 | (magnitude >> 13 & 0x3ff);
+  } else if (magnitude == 0x7f800000) {
+    half = 0x7c00;
+  } else if (magnitude >= 0x477ff000) {  // 65520 would be rounded to infinity
+    half = 0x7bff;
+  } else if (magnitude >= 0x38800000) {
+    half = (magnitude - 0x38000000 + 0xfff + (magnitude >> 13 & 1)) >> 13;
+  } else {  // subnormal: beside 0.5, the last bit of a float is worth 2^-24
+    const float sum = (x < 0 ? -x : x) + 0.5f;
+    memcpy(&half, &sum, sizeof half);
+    half -= 0x3f000000;
+  }
+  return static_cast<uint16_t>(sign | half);
+}
+
 struct Simd {
   static constexpr int kTileTokens = 1;
   static constexpr MatmulCosts kCosts = {1, 1, 0, 2, kTileTokens};
@@ -49,6 +70,11 @@ struct Simd {
     F16 r;
     memcpy(r.v, p, sizeof r.v);
     return r;
+  }
+  static HM_INLINE void store(float* p, const F16& a) { memcpy(p, a.v, sizeof a.v); }
+  // Eight floats.
+  static HM_INLINE void round_to_half(const float* x, uint16_t* out) {
+    for (int i = 0; i < 8; ++i) out[i] = float_to_half(x[i]);
   }
   static HM_INLINE F16 load_half(const uint16_t* p) {
     F16 r;

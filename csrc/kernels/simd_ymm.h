@@ -22,6 +22,17 @@ struct SimdYmm {
     return _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)));
   }
 
+  // Eight floats to binary16: only infinities become infinite.
+  static HM_INLINE void round_to_half(const float* x, uint16_t* out) {
+    const __m256 v = _mm256_loadu_ps(x), sign = _mm256_set1_ps(-0.0f);
+    const __m256 infinite =
+        _mm256_cmp_ps(_mm256_andnot_ps(sign, v), _mm256_set1_ps(__builtin_inff()), _CMP_EQ_OQ);
+    const __m256 low = _mm256_max_ps(_mm256_set1_ps(-65504.0f), v);  // the second one if it is NaN
+    const __m256 bounded = _mm256_min_ps(_mm256_set1_ps(65504.0f), low);
+    const __m256 w = _mm256_blendv_ps(bounded, v, infinite);
+    _mm_storeu_si128((__m128i*)out, _mm256_cvtps_ph(w, _MM_FROUND_TO_NEAREST_INT));
+  }
+
   // A lane per block of 32.
   struct PerBlockYmm {
     static constexpr int kLanes = 8;

@@ -46,6 +46,7 @@ constexpr KernelTable make_table(const char* name) {
   table.weighted_sum = weighted_sum;
   table.costs = Simd::kCosts;
   table.attention = {pack_queries, attend, merge_attention, finish_attention};
+  table.round_to_half = round_to_half;
   table.int8_limit = {int8_limit, kInt8Operations};
   table.float_limit = {float_limit, kFloatOperations};
   table.read_memory = read_memory;

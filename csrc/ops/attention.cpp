@@ -81,7 +81,7 @@ class Attention {
   struct Tile {
     const Place& place;
     float* packed;  // (R + P, lanes)
-    float* keys;    // (kAttentionBlock, R + P)
+    float* keys;    // (kAttentionBlock, R + P + lanes / 2)
     float* scores;  // (kAttentionBlock, lanes)
     AttentionSums total, block;
   };
@@ -92,7 +92,8 @@ class Attention {
     total_blocks_ = most_queries_ = 0;
     int64_t token = 0;
     const KernelTable& table = active_table();
-    const bool can_tile = table.tile_attention.attend != nullptr && pages_.type == kLatentBF16 &&
+    const bool is_short = pages_.type == kLatentF16 || pages_.type == kLatentBF16;
+    const bool can_tile = table.tile_attention.attend != nullptr && is_short &&
                           a_.latent_dim >= kLeastTileDim && a_.latent_dim % kTileDims == 0 &&
                           a_.rope_dim % kTileDims == 0;
     for (int64_t s = 0; s < batch_.num_spans; ++s) {
@@ -121,7 +122,7 @@ class Attention {
 
   // In the worker's scratch memory; `total` has seen nothing.
   Tile empty_tile(const Place& place, int worker) const {
-    const int64_t packed = dim_ * lanes_, keys = kAttentionBlock * dim_;
+    const int64_t packed = dim_ * lanes_, keys = kAttentionBlock * (dim_ + lanes_ / 2);
     const int64_t scores = kAttentionBlock * lanes_;
     float* memory = runtime_.scratch[worker].get<float>(packed + keys + scores + 2 * sums_floats());
     float* total = memory + packed + keys + scores;
@@ -244,6 +245,10 @@ uint16_t to_bf16(float x) {
 void pack_latents(const float* x, LatentType type, int64_t dim, uint8_t* row) {
   if (type == kLatentF32) {
     std::memcpy(row, x, dim * sizeof(float));
+    return;
+  }
+  if (type == kLatentF16) {
+    active_table().round_to_half(x, dim, reinterpret_cast<uint16_t*>(row));
     return;
   }
   if (type == kLatentBF16) {

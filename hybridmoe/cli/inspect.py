@@ -121,7 +121,7 @@ def _sections(
     ]
     kv_bytes = account.kv_bytes_per_token()
     if kv_bytes is not None:
-        facts.append(("KV per token", f"{show_size(kv_bytes)} (float32 latents, all layers)"))
+        facts.append(("KV per token", f"{show_size(kv_bytes)} (f16 latents, all layers)"))
     facts += _tokenizer_facts(file.metadata)
     by_part = [
         (

@@ -137,7 +137,7 @@ def engine_options(function: F) -> F:
             type=click.Choice(KV_TYPES),
             default=KV_TYPES[0],
             show_default=True,
-            help="What latents are kept as; int8 takes half the memory.",
+            help="KV cache type; int8 takes half the memory.",
         ),
         click.option(
             "--speculate",

@@ -38,7 +38,7 @@ _ENGINE_NAMES = ("max_running", "max_waiting", "kv_tokens", "kv_type", "speculat
     "--queue", "max_waiting", type=int, help="Requests that may wait; 64. Others get 429."
 )
 @click.option("--kv-tokens", type=int, help="Tokens whose latents are kept, in all; by memory.")
-@click.option("--kv-type", type=click.Choice(KV_TYPES), help="Type of latents; bf16.")
+@click.option("--kv-type", type=click.Choice(KV_TYPES), help="KV cache type; f16.")
 @click.option("--speculate", type=int, help="Tokens guessed a step from the prompt; 0 = none.")
 @click.option("--cors", "cors_origins", multiple=True, metavar="ORIGIN", help="Or '*'; repeatable.")
 @click.option(

@@ -146,8 +146,8 @@ class Engine:
     def restore(self, path: Path, fingerprint: str) -> list[int]:
         """Put a saved sequence's latents back into the cache; returns its token ids.
 
-        Errors: ConfigError for a file that is damaged, another model's or another kv_type's, or
-        that the cache has no room for; OSError.
+        Latents of another kv_type are converted. Errors: ConfigError for a file that is damaged or
+        another model's, or that the cache has no room for; OSError.
         """
         cache = self._worker.cache
         return self._worker.call(lambda: read_sequence(path, cache, fingerprint, self._vocab_size))

@@ -85,7 +85,7 @@ class KvCache:
 
         Errors: ConfigError where there is none, or for a kv_type that the device cannot use.
         """
-        self.plan = plan
+        self.plan, self.latent_dim = plan, model.latent_dim
         device = CpuDevice() if device is None else device
         width = row_bytes(plan.kv_type, model.latent_dim)
         try:

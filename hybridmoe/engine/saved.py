@@ -6,7 +6,8 @@
     ids       int32 (T)
     latents   uint8 (layers, T, row bytes), as the pages hold them
 
-A file is untrusted: its sizes are checked before anything is read into the cache.
+Latents of another type than the cache's are converted. A file is untrusted: its sizes are checked
+before anything is read into the cache.
 """
 
 import hashlib
@@ -19,9 +20,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from hybridmoe.config import KV_TYPES
 from hybridmoe.engine.kv_cache import Holding, KvCache
 from hybridmoe.errors import ConfigError
-from hybridmoe.kernels.latents import PAGE_TOKENS
+from hybridmoe.kernels.latents import PAGE_TOKENS, convert_rows, row_bytes
 
 __all__ = ["read_sequence", "write_sequence"]
 
@@ -62,7 +64,7 @@ def read_sequence(path: Path, cache: KvCache, fingerprint: str, vocab_size: int)
         header = _read_header(path, file.read(12), file)
         _check_header(path, header, cache, fingerprint)
         num_tokens = header["num_tokens"]
-        shape = (cache.data.shape[0], num_tokens, cache.data.shape[3])
+        shape = (cache.data.shape[0], num_tokens, header["row_bytes"])
         num_bytes = 4 * num_tokens + int(np.prod(shape))
         if os.fstat(file.fileno()).st_size - file.tell() != num_bytes:
             raise ConfigError(f"{path.name}: expected {num_bytes} bytes behind the header")
@@ -72,8 +74,19 @@ def read_sequence(path: Path, cache: KvCache, fingerprint: str, vocab_size: int)
         raise ConfigError(f"{path.name}: damaged: its contents do not have the sum in its header")
     if num_tokens and not 0 <= ids.min() <= ids.max() < vocab_size:
         raise ConfigError(f"{path.name}: token ids outside the vocabulary of {vocab_size}")
+    if header["kv_type"] != cache.plan.kv_type:
+        rows = _converted(rows, header["kv_type"], cache)
     _put(ids.tolist(), rows, cache, path)
     return ids.tolist()  # type: ignore[no-any-return]
+
+
+def _converted(rows: NDArray[np.uint8], kv_type: str, cache: KvCache) -> NDArray[np.uint8]:
+    """Latents of the cache's type; a layer at a time, since in between they are float32."""
+    to = cache.plan.kv_type
+    out = np.empty((*rows.shape[:2], row_bytes(to, cache.latent_dim)), np.uint8)
+    for layer, converted in zip(rows, out, strict=True):
+        converted[:] = convert_rows(torch.from_numpy(layer), kv_type, to, cache.latent_dim).numpy()
+    return out
 
 
 def _put(ids: list[int], rows: NDArray[np.uint8], cache: KvCache, path: Path) -> None:
@@ -100,11 +113,15 @@ def _read_header(path: Path, start: bytes, file: Any) -> dict[str, Any]:
 
 
 def _check_header(path: Path, header: dict[str, Any], cache: KvCache, fingerprint: str) -> None:
+    kv_type = header.get("kv_type")
+    if kv_type not in KV_TYPES:
+        raise ConfigError(
+            f"{path.name}: kv_type is {kv_type!r:.40}, expected one of {', '.join(KV_TYPES)}"
+        )
     expected = {
         "fingerprint": fingerprint,
-        "kv_type": cache.plan.kv_type,
         "num_layers": cache.data.shape[0],
-        "row_bytes": cache.data.shape[3],
+        "row_bytes": row_bytes(kv_type, cache.latent_dim),
     }
     for name, value in expected.items():
         if header.get(name) != value:

@@ -78,8 +78,8 @@ class Account:
     def bits_per_weight(self) -> float:
         return 8 * self.total.num_bytes / self.total.num_params if self.total.num_params else 0.0
 
-    def kv_bytes_per_token(self, value_bytes: int = 4) -> int | None:
-        """Bytes that one token keeps in the cache; the engine's cache is float32."""
+    def kv_bytes_per_token(self, value_bytes: int = 2) -> int | None:
+        """Bytes that one token keeps in the cache, which is f16 unless another type is chosen."""
         values = self.kv_values_per_token
         return None if values is None else values * value_bytes
 

@@ -48,8 +48,10 @@ class NoCard(NamedTuple):
 
 def check_card_latents(kv_type: str) -> None:
     """Errors: ConfigError for latents that a card's kernels do not read."""
-    if kv_type != "bf16":
-        raise ConfigError(f"kv_type={kv_type}: latents on a card are bf16 (or use --device cpu)")
+    if kv_type not in ("f16", "bf16"):
+        raise ConfigError(
+            f"kv_type={kv_type}: latents on a card are f16 or bf16 (or use --device cpu)"
+        )
 
 
 def has_driver() -> bool:

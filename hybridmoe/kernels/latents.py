@@ -20,12 +20,14 @@ __all__ = [
     "LatentPages",
     "PageTable",
     "Span",
+    "convert_rows",
     "latent_attention",
     "row_bytes",
     "store_latents",
 ]
 
 PAGE_TOKENS = _C.PAGE_TOKENS
+_DTYPES = {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16}
 
 
 def row_bytes(type: str, dim: int) -> int:
@@ -35,7 +37,7 @@ def row_bytes(type: str, dim: int) -> int:
 
 @dataclass(frozen=True, slots=True)
 class LatentPages:
-    """One layer's pages of PAGE_TOKENS rows of `dim` numbers, "f32", "bf16" or "int8".
+    """One layer's pages of PAGE_TOKENS rows of `dim` numbers, "f32", "f16", "bf16" or "int8".
 
     Shapes: data (pages, PAGE_TOKENS, row_bytes(type, dim)) uint8, contiguous. Raises ShapeError.
     """
@@ -91,11 +93,34 @@ def store_latents(rows: Tensor, pages: LatentPages, table: PageTable) -> None:
     """Write the step's latents to their places, rounded to the pages' type.
 
     Shapes:  rows (T, dim) f32.
-    Numeric: bf16 to nearest even; int8 with a float32 scale, absmax / 127, for each 64 numbers.
+    Numeric: f16 and bf16 to nearest even, finite numbers beyond f16's end to the greatest one; int8
+             with a float32 scale, absmax / 127, for each 64 numbers.
     Errors:  ShapeError, also for a table that does not fit the pages.
     """
     check_tensor(rows, "store_latents: rows", torch.float32, 2, pages.dim)
     _C.store_latents(rows.data_ptr(), rows.shape[0], pages.handle, *table.arguments)
+
+
+def convert_rows(rows: Tensor, type: str, to: str, dim: int) -> Tensor:
+    """Latents of another type: (T, row_bytes(type, dim)) -> (T, row_bytes(to, dim)), uint8, CPU.
+
+    Rounded as `store_latents` does it. Errors: ShapeError.
+    """
+    check_tensor(rows, "convert_rows: rows", torch.uint8, 2, row_bytes(type, dim))
+    num_tokens, num_pages = len(rows), -(-len(rows) // PAGE_TOKENS)
+    data = torch.empty((num_pages, PAGE_TOKENS, row_bytes(to, dim)), dtype=torch.uint8)
+    table = PageTable([Span(num_tokens, 0, range(num_pages))])
+    store_latents(_widened(rows, type, dim), LatentPages(data, to, dim), table)
+    return data.flatten(0, 1)[:num_tokens]
+
+
+def _widened(rows: Tensor, type: str, dim: int) -> Tensor:
+    """Float32 (T, dim)."""
+    if type != "int8":
+        return rows.view(_DTYPES[type]).float()
+    codes_at = row_bytes(type, dim) - -(-dim // 4) * 4  # behind a scale for each 64 codes
+    scales = rows[:, :codes_at].contiguous().view(torch.float32).repeat_interleave(64, 1)
+    return rows[:, codes_at : codes_at + dim].view(torch.int8) * scales[:, :dim]
 
 
 def latent_attention(

@@ -13,7 +13,11 @@ from torch import Tensor
 
 from hybridmoe.errors import ShapeError
 from hybridmoe.kernels.latents import PAGE_TOKENS
-from hybridmoe.kernels.triton.runtime import DOT_TYPE, check_device_tensor, num_multiprocessors
+from hybridmoe.kernels.triton.runtime import (
+    IS_INTERPRETED,
+    check_device_tensor,
+    num_multiprocessors,
+)
 
 __all__ = ["AttentionPlan", "latent_attention", "plan_attention"]
 
@@ -61,10 +65,11 @@ def latent_attention(
     """Softmax attention of each token over the positions of its sequence that it sees.
 
     Shapes:  latent_queries (N, T, R) f32 · rope_queries (T, N, P) f32 · pages (pages, 64, R + P)
-             bf16, the first R numbers of each row also its value · tables (T, M) int32: position p
-             of a token's sequence lies in page tables[t, p // 64] · positions (T,) int32: how many
-             a token sees, itself included; 0 gives zeros -> (N, T, R) f32.
-    Numeric: queries and softmax weights are rounded to bf16 for the tensor cores, sums are f32.
+             f16 or bf16, the first R numbers of each row also its value · tables (T, M) int32:
+             position p of a token's sequence lies in page tables[t, p // 64] · positions (T,)
+             int32: how many a token sees, itself included; 0 gives zeros -> (N, T, R) f32.
+    Numeric: queries and softmax weights are rounded to the pages' type for the tensor cores, for
+             f16 a head's queries over the largest of them; sums are f32.
     Errors:  ShapeError. `max_positions` bounds `positions`, which lies on the card and is not read
              here; what lies beyond it is not attended to, nor is what M pages do not hold.
     Source:  DeepSeek-V2 (arXiv 2405.04434), section 2.1; flash decoding, Dao et al. 2023.
@@ -77,7 +82,7 @@ def latent_attention(
     )
     rope_dim = rope_queries.shape[2]
     row = (None, PAGE_TOKENS, latent_dim + rope_dim)
-    check_device_tensor(pages, "latent_attention: pages", (torch.bfloat16,), row)
+    check_device_tensor(pages, "latent_attention: pages", (torch.float16, torch.bfloat16), row)
     check_device_tensor(tables, "latent_attention: tables", (torch.int32,), (tokens, None))
     check_device_tensor(positions, "latent_attention: positions", (torch.int32,), (tokens,))
     if rope_dim < 1 or latent_dim < 1:
@@ -91,6 +96,7 @@ def latent_attention(
     parts = latent_queries.new_empty((*shape, latent_dim))
     peaks, totals = latent_queries.new_empty(shape), latent_queries.new_empty(shape)
     latent_block = max(16, triton.next_power_of_2(latent_dim))
+    key = tl.float16 if pages.dtype is torch.float16 else tl.bfloat16
     _attention_kernel[(triton.cdiv(num_heads, 16), plan.num_splits, tokens)](
         latent_queries,
         rope_queries,
@@ -110,7 +116,8 @@ def latent_attention(
         P_BLOCK=max(16, triton.next_power_of_2(rope_dim)),
         BLOCK=plan.block_tokens,
         PAGE=PAGE_TOKENS,
-        DOT=DOT_TYPE,
+        KEY=key,
+        DOT=tl.float32 if IS_INTERPRETED else key,
         num_warps=plan.num_warps,
         num_stages=2,
     )
@@ -148,6 +155,7 @@ def _attention_kernel(
     P_BLOCK: tl.constexpr,
     BLOCK: tl.constexpr,
     PAGE: tl.constexpr,
+    KEY: tl.constexpr,
     DOT: tl.constexpr,
 ):
     """16 heads of a token over one split of its positions: an online softmax."""
@@ -163,8 +171,15 @@ def _attention_kernel(
     latent_q = tl.load(latent_q_ptr + latent_at, mask=latent_mask, other=0.0)
     rope_at = (t * num_heads + heads[:, None]) * P + p[None, :]
     rope_q = tl.load(rope_q_ptr + rope_at, mask=head_ok[:, None] & (p < P)[None, :], other=0.0)
-    latent_q = latent_q.to(tl.bfloat16).to(DOT)  # (16, R)
-    rope_q = rope_q.to(tl.bfloat16).to(DOT)  # (16, P)
+    scales = tl.full((16,), 1.0, tl.float32) * scale
+    if tl.float16 == KEY:  # whose range absorbed queries may leave: they become 1 at most
+        most = tl.maximum(tl.max(tl.abs(latent_q), 1), tl.max(tl.abs(rope_q), 1))
+        most = tl.where(most > 0, most, 1.0)
+        latent_q /= most[:, None]
+        rope_q /= most[:, None]
+        scales *= most
+    latent_q = latent_q.to(KEY).to(DOT)  # (16, R)
+    rope_q = rope_q.to(KEY).to(DOT)  # (16, P)
     seen = tl.minimum(tl.load(positions_ptr + t), max_positions)
     num_blocks = tl.cdiv(seen, BLOCK)
     blocks_per_split = tl.maximum(tl.cdiv(num_blocks, tl.num_programs(1)), 2)
@@ -184,13 +199,13 @@ def _attention_kernel(
         ropes = tl.load(keys + R + p[None, :], mask=here[:, None] & (p < P)[None, :], other=0.0)
         latents = latents.to(DOT)  # (BLOCK, R)
         scores = tl.dot(rope_q, tl.trans(ropes.to(DOT)))
-        scores = tl.dot(latent_q, tl.trans(latents), scores) * scale  # (16, BLOCK)
+        scores = tl.dot(latent_q, tl.trans(latents), scores) * scales[:, None]  # (16, BLOCK)
         scores = tl.where(here[None, :], scores, float("-inf"))
         new_peak = tl.maximum(peak, tl.max(scores, 1))  # finite: a block has one position at least
         shrink = tl.exp(peak - new_peak)
         shares = tl.exp(scores - new_peak[:, None])
         total = total * shrink + tl.sum(shares, 1)
-        acc = tl.dot(shares.to(tl.bfloat16).to(DOT), latents, acc * shrink[:, None])
+        acc = tl.dot(shares.to(KEY).to(DOT), latents, acc * shrink[:, None])
         peak = new_peak
     at = (t * num_heads + heads) * tl.num_programs(1) + split
     tl.store(peaks_ptr + at, peak, mask=head_ok)

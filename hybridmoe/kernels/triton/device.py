@@ -80,9 +80,9 @@ class CudaDevice:
         return torch.empty(shape, dtype=torch.uint8, device=self.torch)
 
     def pages(self, data: Tensor, type: str, dim: int) -> Tensor:
-        """(pages, 64, dim) bf16. Errors: ConfigError for another type."""
+        """(pages, 64, dim) f16 or bf16. Errors: ConfigError for another type."""
         check_card_latents(type)
-        return data.view(torch.bfloat16)
+        return data.view(torch.float16 if type == "f16" else torch.bfloat16)
 
     def table(self, spans: Sequence[Span]) -> DeviceTable:
         return DeviceTable.of(spans, self.torch)

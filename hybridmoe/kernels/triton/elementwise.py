@@ -15,6 +15,7 @@ from hybridmoe.kernels.triton.runtime import check_device_rows, check_device_ten
 __all__ = ["rms_norm", "rotate_", "silu_mul", "store_latents"]
 
 _F32 = (torch.float32,)
+_SHORT = (torch.float16, torch.bfloat16)
 _BLOCK = 1024  # numbers of a program, where they do not depend on each other
 
 
@@ -103,18 +104,19 @@ def silu_mul(gate: Tensor, up: Tensor) -> Tensor:
 def store_latents(rows: Tensor, pages: Tensor, slots: Tensor) -> None:
     """Write the step's latents to their places.
 
-    Shapes:  rows (T, D) f32 · pages (pages, 64, D) bf16 · slots (T,) int64, page * 64 + row.
-    Numeric: rounded to bf16, to nearest even.
+    Shapes:  rows (T, D) f32 · pages (pages, 64, D) f16 or bf16 · slots (T,) int64, page * 64 + row.
+    Numeric: rounded to nearest even; a finite number beyond f16's end becomes the greatest one.
     Errors:  ShapeError. Slots lie on the card and are not checked.
     """
     check_device_tensor(rows, "store_latents: rows", _F32, (None, None))
     tokens, dim = rows.shape
-    check_device_tensor(pages, "store_latents: pages", (torch.bfloat16,), (None, PAGE_TOKENS, dim))
+    check_device_tensor(pages, "store_latents: pages", _SHORT, (None, PAGE_TOKENS, dim))
     check_device_tensor(slots, "store_latents: slots", (torch.int64,), (tokens,))
     if tokens and dim:
         block = triton.next_power_of_2(dim)
         bits = pages.view(torch.int16)
-        _store_kernel[(tokens,)](rows, bits, slots, dim, BLOCK=block, num_warps=4)
+        is_half = pages.dtype is torch.float16
+        _store_kernel[(tokens,)](rows, bits, slots, dim, IS_HALF=is_half, BLOCK=block, num_warps=4)
 
 
 @triton.jit
@@ -180,14 +182,20 @@ def _silu_mul_kernel(gate_ptr, up_ptr, out_ptr, count, BLOCK: tl.constexpr):
 
 
 @triton.jit
-def _store_kernel(rows_ptr, bits_ptr, slots_ptr, dim, BLOCK: tl.constexpr):
-    """A row, rounded as integers, which the interpreter does as a card does."""
+def _store_kernel(rows_ptr, bits_ptr, slots_ptr, dim, IS_HALF: tl.constexpr, BLOCK: tl.constexpr):
+    """A row; bf16 is rounded as integers, which the interpreter does as a card does."""
     t = tl.program_id(0).to(tl.int64)
     i = tl.arange(0, BLOCK)
     mask = i < dim
     x = tl.load(rows_ptr + t * dim + i, mask=mask, other=0.0)
-    bits = x.to(tl.uint32, bitcast=True)
-    rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
-    rounded = tl.where(x != x, (bits >> 16) | 0x40, rounded)  # NaN stays NaN
+    if IS_HALF:  # NaN and infinities stay what they are
+        infinity = float("inf")
+        x = tl.where((x > 65504.0) & (x < infinity), 65504.0, x)
+        x = tl.where((x < -65504.0) & (x > -infinity), -65504.0, x)
+        rounded = x.to(tl.float16).to(tl.int16, bitcast=True)
+    else:
+        bits = x.to(tl.uint32, bitcast=True)
+        rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
+        rounded = tl.where(x != x, (bits >> 16) | 0x40, rounded).to(tl.int16)  # NaN stays NaN
     slot = tl.load(slots_ptr + t)
-    tl.store(bits_ptr + slot * dim + i, rounded.to(tl.int16), mask=mask)
+    tl.store(bits_ptr + slot * dim + i, rounded, mask=mask)

@@ -28,15 +28,16 @@ def expanded_attention(
     """Causal attention of a sequence's last T positions over all `num_seen` of it.
 
     Shapes:  plain (T, N, nope) f32 · rotated (T, N, P) f32 · k_b (N, R, nope) bf16 · v_b (N, V, R)
-             bf16 · pages (pages, 64, R + P) bf16 · page_ids (pages of the sequence,) int64
-             -> (T, N, V) f32.
-    Numeric: queries, keys, values and results are rounded to bf16.
+             bf16 · pages (pages, 64, R + P) f16 or bf16 · page_ids (pages of the sequence,)
+             int64 -> (T, N, V) f32.
+    Numeric: queries, latents, keys, values and results are rounded to bf16, in whose range
+             expanded keys are safe.
     Source:  DeepSeek-V2 (arXiv 2405.04434), section 2.1, before absorption; the attention is
              torch's scaled_dot_product_attention, on a card FlashAttention 2 (Dao 2023).
     """
     num_tokens, num_heads, nope_dim = plain.shape
     latent_dim, value_dim = k_b.shape[1], v_b.shape[1]
-    rows = pages[page_ids].flatten(0, 1)[:num_seen]  # (S, R + P)
+    rows = pages[page_ids].flatten(0, 1)[:num_seen].bfloat16()  # (S, R + P)
     latents, ropes = rows[:, :latent_dim], rows[:, latent_dim:]
     queries = torch.cat([plain, rotated], 2).bfloat16().transpose(0, 1)  # (N, T, nope + P)
     dim = max(queries.shape[2], value_dim)  # the fast kernels want one size: zeros fill up

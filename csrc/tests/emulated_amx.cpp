@@ -1,0 +1,121 @@
+// Attention by AMX tiles on a CPU that has AVX-512 only: tiles are arrays, and roundings to
+// bfloat16 integer arithmetic. Built and loaded by test_amx_emulated.py.
+#include <immintrin.h>
+
+#include <cstdint>
+#include <cstring>
+
+namespace {
+
+thread_local float tiles[8][16][16];
+
+void tile_load(int tile, const void* from, int64_t stride) {
+  for (int r = 0; r < 16; ++r) {
+    std::memcpy(tiles[tile][r], static_cast<const char*>(from) + r * stride, 64);
+  }
+}
+
+void tile_store(int tile, void* to, int64_t stride) {
+  for (int r = 0; r < 16; ++r) {
+    std::memcpy(static_cast<char*>(to) + r * stride, tiles[tile][r], 64);
+  }
+}
+
+// Number i of a row of 32 bfloat16.
+float widened(const float* row, int i) {
+  uint16_t word;
+  std::memcpy(&word, reinterpret_cast<const char*>(row) + 2 * i, sizeof word);
+  const uint32_t bits = static_cast<uint32_t>(word) << 16;
+  float x;
+  std::memcpy(&x, &bits, sizeof x);
+  return x;
+}
+
+void tile_multiply(int to, int a, int b) {
+  for (int m = 0; m < 16; ++m) {
+    for (int n = 0; n < 16; ++n) {
+      float& sum = tiles[to][m][n];
+      for (int k = 0; k < 32; ++k) {
+        sum += widened(tiles[a][m], k) * widened(tiles[b][k / 2], 2 * n + k % 2);
+      }
+    }
+  }
+}
+
+__m256i to_words(__m512 x) {
+  const __m512i bits = _mm512_castps_si512(x), odd = _mm512_srli_epi32(bits, 16);
+  const __m512i tie = _mm512_and_si512(odd, _mm512_set1_epi32(1));
+  const __m512i rounded = _mm512_add_epi32(bits, _mm512_add_epi32(tie, _mm512_set1_epi32(0x7fff)));
+  const __m512i nan = _mm512_or_si512(odd, _mm512_set1_epi32(0x40));
+  const __mmask16 is_nan = _mm512_cmp_ps_mask(x, x, _CMP_UNORD_Q);
+  return _mm512_cvtepi32_epi16(_mm512_mask_mov_epi32(_mm512_srli_epi32(rounded, 16), is_nan, nan));
+}
+
+__m512bh to_words(__m512 high, __m512 low) {
+  const __m512i words = _mm512_castsi256_si512(to_words(low));
+  return (__m512bh)_mm512_inserti64x4(words, to_words(high), 1);
+}
+
+}  // namespace
+
+#undef _tile_loadd
+#undef _tile_stored
+#undef _tile_zero
+#undef _tile_dpbf16ps
+#define _tile_loadd tile_load
+#define _tile_stored tile_store
+#define _tile_zero(tile) std::memset(tiles[tile], 0, sizeof tiles[tile])
+#define _tile_dpbf16ps tile_multiply
+#define _tile_loadconfig(config)
+#define _tile_release()
+#define _mm512_cvtneps_pbh(x) ((__m256bh)to_words(x))
+#define _mm512_cvtne2ps_pbh(high, low) to_words(high, low)
+
+#include "kernels/simd_avx512.h"
+
+#include "kernels/codebook_loads_amx-inl.h"
+
+#include "kernels/codebook_groups_avx512-inl.h"
+
+#include "kernels/attention-inl.h"
+
+#include "kernels/amx_attention-inl.h"
+
+#include "kernels/select.h"
+#include "ops/attention.h"
+
+namespace hm {
+
+const KernelTable& active_table() {
+  static const KernelTable table = [] {
+    KernelTable kernels{};
+    kernels.attention = {pack_queries, attend, merge_attention, finish_attention};
+    kernels.tile_attention = {pack_query_tiles, attend_tiles, merge_tiles, finish_query_tiles};
+    return kernels;
+  }();
+  return table;
+}
+
+}  // namespace hm
+
+// As ops::latent_attention, of one sequence whose first token here is at position `start`; rows of
+// rope queries are contiguous.
+extern "C" __attribute__((visibility("default"))) void emulated_attention(
+    const float* latent_queries, const float* rope_queries, int64_t num_tokens, int64_t num_heads,
+    int64_t latent_dim, int64_t rope_dim, float scale, uint8_t* pages, int is_half,
+    int64_t num_pages, const int32_t* table, int64_t num_entries, int64_t start, float* out) {
+  const hm::SequenceSpan span = {num_tokens, start, 0};
+  hm::latent_attention(
+      {.latent_queries = latent_queries,
+       .rope_queries = rope_queries,
+       .token_stride = num_heads * rope_dim,
+       .head_stride = rope_dim,
+       .num_tokens = num_tokens,
+       .num_heads = num_heads,
+       .latent_dim = latent_dim,
+       .rope_dim = rope_dim,
+       .scale = scale,
+       .out = out},
+      {pages, is_half ? hm::kLatentF16 : hm::kLatentBF16, num_pages, latent_dim + rope_dim},
+      {&span, 1, table, num_entries});
+}
