@@ -110,9 +110,10 @@ TILE_SHAPES = [  # as SHAPES; latent and rope are multiples of 32, as matrix til
 ]
 
 
+@pytest.mark.parametrize("type", ["f16", "bf16"])
 @pytest.mark.parametrize("shape", TILE_SHAPES, ids=str)
 def test_prompts_by_matrix_tiles_are_as_exact_as_bfloat16(
-    amx: None, shape: tuple[int, ...], restore_threads: None
+    amx: None, shape: tuple[int, ...], type: str, restore_threads: None
 ) -> None:
     """Queries and weights are rounded to bfloat16: relative errors of u / sqrt(3), u = 2^-9.
 
@@ -121,7 +122,7 @@ def test_prompts_by_matrix_tiles_are_as_exact_as_bfloat16(
     results. A scale that is 5 % off does not pass.
     """
     a, b, latents = inputs(*shape)
-    keys = stored(latents, "bf16").double()
+    keys = stored(latents, type).double()
     queries = torch.cat((a, b.transpose(0, 1)), -1).double()
     products = torch.einsum("ntd,sd->nts", queries**2, keys**2)
     bound = 2.0**-9 / 3**0.5 * (SCALE * float(products.mean().sqrt()) + 1)
@@ -130,11 +131,11 @@ def test_prompts_by_matrix_tiles_are_as_exact_as_bfloat16(
     def error(got: torch.Tensor) -> float:
         return float((got - want).square().mean().sqrt() / want.square().mean().sqrt())
 
-    out = attention((a, b, latents), "bf16")
+    out = attention((a, b, latents), type)
     assert error(out) <= bound
     assert error(reference.latent_attention(a, b, keys.float(), 1.05 * SCALE)) > bound
     ops.set_num_threads(3)
-    assert torch.equal(attention((a, b, latents), "bf16"), out)
+    assert torch.equal(attention((a, b, latents), type), out)
 
 
 def test_few_tokens_keep_their_bits_beside_a_prompt(amx: None) -> None:
