@@ -36,6 +36,10 @@ class Constraint(Protocol):
         """Whether nothing but an end token may follow: the engine then stops by itself."""
         ...
 
+    def is_large(self) -> bool:
+        """Whether any mask may take seconds, so that none is computed in the engine's thread."""
+        ...
+
     def closing(self) -> Closing | None:
         """Behind `mask`: the ends, all forbidden, and what closes the part that is open.
 

@@ -41,6 +41,7 @@ from hybridmoe.model.decoder import Decoder
 __all__ = ["Engine", "EngineStats", "Ticket"]
 
 T = TypeVar("T")
+_LOOK_S = 0.5  # between looks at deadlines where nothing else is to do
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,11 +182,12 @@ class _Worker:
         self._model = model
         self._config = config
         self._scheduler = Scheduler(cache, config)
-        self._runner = StepRunner(model, eos_ids, cache, self._scheduler, writer)
+        self._runner = StepRunner(model, eos_ids, cache, self._scheduler, writer, self.wake)
         self._condition = threading.Condition()
         self._new: list[Sequence] = []
         self._calls: list[tuple[Callable[[], Any], Future[Any]]] = []
         self._is_woken = self._is_stopping = False
+        self._num_idle = 0  # steps in a row in which nothing could run
         self._thread = threading.Thread(target=self._run, name="hybridmoe-engine", daemon=True)
         self._thread.start()
 
@@ -276,7 +278,10 @@ class _Worker:
                 for sequence in [*self._scheduler.running, *self._scheduler.waiting]:
                     if sequence.is_cancelled:
                         self._runner.finish(sequence, "cancelled")
-                if parts := self._plan():
+                self._runner.resume()
+                parts = self._plan()
+                self._num_idle = 0 if parts else self._num_idle + 1
+                if parts:
                     self._runner.run(parts)
         except Exception as error:  # not of a step, which would have been its requests' alone
             failure = f"the engine has failed: {type(error).__name__}: {error}"
@@ -300,6 +305,8 @@ class _Worker:
 
     def _take_in(self) -> bool:
         """Wait for something to do and take it in; False where the engine is to stop."""
+        # A plan that stays empty waits for masks, which wake; their deadlines do not.
+        is_held = self._num_idle > 1 and self._runner.is_holding
         with self._condition:
             self._condition.wait_for(
                 lambda: (
@@ -307,8 +314,9 @@ class _Worker:
                     or self._is_woken
                     or self._new
                     or self._calls
-                    or self._scheduler.has_work
-                )
+                    or (self._scheduler.has_work and not is_held)
+                ),
+                timeout=_LOOK_S if is_held else None,
             )
             self._is_woken = False
             new, self._new = self._new, []

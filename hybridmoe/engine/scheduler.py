@@ -142,6 +142,7 @@ class Scheduler:
     def _give_up(self, sequence: Sequence) -> None:
         self._cache.release(sequence.holding, sequence.ids, sequence.num_computed)
         sequence.num_computed = 0
+        sequence.held = None
 
     def _propose(self, sequence: Sequence) -> list[int]:
         most = min(self._config.speculate, sequence.limit - sequence.num_generated - 1)

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from hybridmoe.engine.kv_cache import Holding
 from hybridmoe.engine.lookup import PromptLookup
+from hybridmoe.engine.mask_thread import PendingMask
 from hybridmoe.engine.request import Event, Finished, Listener, PromptProgress, Request, Usage
 from hybridmoe.engine.sampler import Sampler
 
@@ -17,6 +18,7 @@ __all__ = ["FinishReason", "MaskSource", "Sequence"]
 
 FinishReason = Literal["stop", "length", "cancelled", "error"]
 MaskSource = Callable[[], NDArray[np.uint32] | None]  # None: the constraint is fulfilled
+Held = tuple[NDArray[np.float32], NDArray[np.int16] | None]  # logits and experts of a position
 _numbers = itertools.count(1)
 
 
@@ -40,6 +42,8 @@ class Sequence:
         self.num_computed = 0  # tokens whose latents are in the pages
         self.mask: MaskSource | None = None
         self.mask_s = 0.0  # of computing, that the last mask took
+        self.pending_mask: PendingMask | None = None  # behind `mask`, where a thread computes it
+        self.held: Held | None = None  # computed, but its mask is late
         self.is_cancelled = False
         self.is_finished = False
         self._listener = listener

@@ -1,8 +1,8 @@
 """One step: the batch through the model, and each sequence's next tokens out of its logits."""
 
 import time
+from collections.abc import Callable, Set
 from collections.abc import Sequence as Items
-from collections.abc import Set
 
 import numpy as np
 import torch
@@ -33,13 +33,16 @@ class StepRunner:
         cache: KvCache,
         scheduler: Scheduler,
         writer: TraceWriter | None = None,
+        wake: Callable[[], None] = lambda: None,
     ) -> None:
+        """wake: called from another thread where `resume` has something to do."""
         self._model = model
         self._eos_ids = eos_ids
         self._cache = cache
         self._scheduler = scheduler
         self._writer = writer
         self._masks = Masks()
+        self._wake = wake
         self.num_steps = 0
         self.num_prompt_tokens = 0
         self.num_generated_tokens = 0
@@ -73,12 +76,28 @@ class StepRunner:
                     raise NonFiniteError(self._model.find_damage(ids, span, self._cache.layers))
                 self._advance(part, logits[row : row + rows], experts[row : row + rows])
             except Exception as error:
-                is_refusal = isinstance(error, ConfigError)
-                self.finish(part.sequence, "error", _line(error), is_refusal=is_refusal)
+                self._fail(part.sequence, error)
             row += rows
         num_decodes = sum(part.num_tokens == 1 and part.is_last for part in parts)
         num_prompt = sum(p.num_tokens for p in parts if not (p.num_tokens == 1 and p.is_last))
         self._scheduler.pacer.note(num_decodes, num_prompt, time.perf_counter() - started)
+
+    @property
+    def is_holding(self) -> bool:
+        """Whether running sequences wait for their masks."""
+        return any(sequence.held is not None for sequence in self._scheduler.running)
+
+    def resume(self) -> None:
+        """Go on with sequences whose masks were late, and end those that wait for too long."""
+        for sequence in list(self._scheduler.running):
+            if sequence.held is None:
+                continue
+            try:
+                if self._masks.check_late(sequence):
+                    (logits, experts), sequence.held = sequence.held, None
+                    self._take(sequence, logits, experts)
+            except Exception as error:
+                self._fail(sequence, error)
 
     def finish(
         self,
@@ -95,6 +114,11 @@ class StepRunner:
     def close(self) -> None:
         """End the thread that computes masks."""
         self._masks.close()
+
+    def _fail(self, sequence: Sequence, error: Exception) -> None:
+        """End a request that cannot go on; what it asks for may be why."""
+        is_refusal = isinstance(error, ConfigError)
+        self.finish(sequence, "error", _line(error), is_refusal=is_refusal)
 
     def _forward(
         self, parts: Items[Part]
@@ -174,6 +198,9 @@ class StepRunner:
                 sequence.note_progress()
             sequence.note_logits()
             for i, proposed in enumerate([*part.proposed, None]):
+                if not self._masks.is_ready(sequence, self._wake):
+                    sequence.held = logits[i].copy(), experts[i]
+                    break
                 if not self._take(sequence, logits[i], experts[i]):
                     return
                 if proposed is None or sequence.ids[-1] != proposed:

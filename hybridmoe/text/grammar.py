@@ -11,6 +11,7 @@ calls: Moonshot's tool_call_guidance.md.
 """
 
 import contextlib
+import copy
 import functools
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -51,10 +52,18 @@ class MatcherConstraint:
     """One sequence's state in a compiled grammar. Raises ConfigError where a limit is met."""
 
     def __init__(
-        self, what: str, matcher: LLMatcher, num_tokens: int, closer: Closer, *, is_json: bool
+        self,
+        what: str,
+        matcher: LLMatcher,
+        num_tokens: int,
+        closer: Closer,
+        *,
+        is_json: bool,
+        is_large: bool,
     ) -> None:
         """what: the constraint, in errors. is_json: but for special tokens and thoughts, all is."""
         self._what = what
+        self._is_large = is_large
         self._matcher = matcher
         self._closer = closer
         self._is_json = is_json
@@ -87,14 +96,16 @@ class MatcherConstraint:
         """Whether only an end token may follow."""
         return bool(self._matcher.is_stopped())
 
+    def is_large(self) -> bool:
+        """Whether any mask may take seconds."""
+        return self._is_large
+
     def copy(self) -> "MatcherConstraint":
         """The same state for another sequence."""
-        matcher, num_tokens = self._matcher.deep_copy(), self._words.size * 32
-        copied = MatcherConstraint(
-            self._what, matcher, num_tokens, self._closer, is_json=self._is_json
-        )
-        copied._words[:] = self._words
-        copied._is_current = self._is_current
+        copied = copy.copy(self)
+        copied._matcher = self._matcher.deep_copy()
+        copied._words = self._words.copy()
+        copied._buffer = copied._words.ctypes.data, copied._words.nbytes
         return copied
 
     def closing(self) -> tuple[NDArray[np.int64], NDArray[np.int64]] | None:
@@ -271,12 +282,18 @@ class GrammarCompiler:
         """num_chars: of the parts, those that a client has chosen."""
         _check_chars(what, len(_json(what, parts)))
         is_json = all("json_schema" in part for part in parts if part["name"] != "answer")
+        is_large = num_chars > CHEAP_CHARS
         with _named(what):
-            if num_chars > CHEAP_CHARS:
+            if is_large:
                 parts = self._trial.resolve(parts, check)
             matcher = on_deep_stack(lambda: build(self._vocabulary, parts))
         constraint = MatcherConstraint(
-            what, matcher, self._tokenizer.num_tokens, self._closer, is_json=is_json
+            what,
+            matcher,
+            self._tokenizer.num_tokens,
+            self._closer,
+            is_json=is_json,
+            is_large=is_large,
         )
         if not constraint.is_done():
             constraint.mask()
