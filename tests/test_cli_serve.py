@@ -112,6 +112,13 @@ def test_a_model_that_cannot_be_loaded_ends_the_server(arguments: list[str], wor
     assert "Traceback" not in done.stderr
 
 
+def test_an_open_door_is_for_addresses_and_own_names() -> None:
+    with serving("--host", "0.0.0.0", "--allow-host", "box.example", "--ctx", "64") as (_, http):
+        for host in (socket.gethostname(), "10.1.2.3", "localhost", "BOX.example"):
+            assert http.get("/health", headers={"Host": host}).status_code != 403, host
+        assert http.get("/health", headers={"Host": "evil.example"}).status_code == 403
+
+
 def test_an_open_door_is_warned_of() -> None:
     for arguments, warns in (((), True), (("--api-key", "x"), False)):
         command = [sys.executable, "-m", "hybridmoe", "serve", "--port", "0", "--host", "0.0.0.0"]

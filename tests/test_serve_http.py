@@ -117,7 +117,10 @@ def test_embeddings_are_not_pretended(http: httpx2.Client) -> None:
 
 def test_another_hosts_page_cannot_pass_for_a_local_one(http: httpx2.Client) -> None:
     assert http.get("/health", headers={"Host": "localhost:99"}).status_code == 200
-    refused(http.get("/health", headers={"Host": "evil.example"}), 403)
+    for host in ("192.168.1.5:8000", "[fe80::1]:8000", "[::1]"):
+        assert http.get("/health", headers={"Host": host}).status_code == 200  # no renaming
+    for host in ("evil.example", "127.0.0.1.evil.example", "localhost.evil.example:80", "[x]", ""):
+        refused(http.get("/health", headers={"Host": host}), 403)
 
 
 def test_text_there_and_back(http: httpx2.Client) -> None:
@@ -249,7 +252,11 @@ def test_pages_ask_nothing_of_other_hosts(http: httpx2.Client) -> None:
     for path in ("/", "/docs"):
         answer = http.get(path)
         assert answer.headers["content-type"].startswith("text/html")
-        assert "default-src 'self'" in answer.headers["content-security-policy"]
+    for path in ("/", "/docs", "/openapi.json", "/static/chat.js", "/health", "/nothing"):
+        headers = http.get(path).headers
+        for words in ("default-src 'self'", "base-uri 'none'"):
+            assert words in headers["content-security-policy"], path
+        assert headers["x-content-type-options"] == "nosniff", path
     for file in static.iterdir():
         text = file.read_text(encoding="utf-8")
         assert "http://" not in text.replace("http://www.w3.org/2000/svg", ""), file.name

@@ -46,7 +46,7 @@ _ENGINE_NAMES = ("max_running", "max_waiting", "kv_tokens", "kv_type", "speculat
     "allowed_hosts",
     multiple=True,
     metavar="NAME",
-    help="A further Host header to accept, where only local ones are.",
+    help="A further Host header to accept without a key, besides addresses and own names; or '*'.",
 )
 @load_options
 def serve_command(model: Path | None, host: str, port: int, **options: Any) -> None:
@@ -60,13 +60,14 @@ def serve_command(model: Path | None, host: str, port: int, **options: Any) -> N
     keys = (*options["api_keys"], *_read_keys(options["api_key_file"]))
     is_local = _is_loopback(host)
     names = options["names"] or (_model_name(model),)
-    hosts = (*_LOOPBACK_NAMES, host, *options["allowed_hosts"]) if is_local and not keys else ()
+    hosts = (*_LOOPBACK_NAMES, host, *options["allowed_hosts"])
+    hosts += () if is_local else _own_names()
     config = ServeConfig(
         model_name=names[0],
         model_aliases=tuple(names[1:]),
         api_keys=keys,
         cors_origins=options["cors_origins"],
-        allowed_hosts=tuple(name.lower() for name in hosts),
+        allowed_hosts=() if keys else tuple(name.lower() for name in hosts),
     )
     listener = listen(host, port)
     if not is_local and not keys:
@@ -146,6 +147,13 @@ def _is_loopback(host: str) -> bool:
         return ip_address(host).is_loopback
     except ValueError:
         return host == "localhost"
+
+
+def _own_names() -> tuple[str, ...]:
+    """Of this machine, as other machines of its network ask for it."""
+    name = socket.gethostname()
+    label = name.partition(".")[0]
+    return (name, label, f"{label}.local")
 
 
 def _shown(host: str) -> str:

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from fastapi import FastAPI
+from starlette.datastructures import MutableHeaders
 from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import FileResponse, Response
 from starlette.staticfiles import StaticFiles
@@ -19,12 +20,12 @@ from hybridmoe.serve.service import Service
 __all__ = ["create_app"]
 
 _STATIC = Path(__file__).parent / "static"
-# Pages load nothing from elsewhere, and run no script that stands in the page itself.
-_PAGE_HEADERS = {
-    "Content-Security-Policy": "default-src 'self'; frame-ancestors 'none'; form-action 'none'",
+# Of every answer. Pages load nothing from elsewhere, and run no script that stands in the page.
+_HEADERS = {
+    "Content-Security-Policy": "default-src 'self'; base-uri 'none'; frame-ancestors 'none';"
+    " form-action 'none'",
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
-    "Cache-Control": "no-cache",
 }
 
 
@@ -56,13 +57,13 @@ def create_app(service: Service) -> FastAPI:
             allow_methods=["GET", "POST", "DELETE"],
             allow_headers=["*"],
         )
-    app.add_middleware(_CountAnswers, metrics=service.metrics)
+    app.add_middleware(_EveryAnswer, metrics=service.metrics)
     return app
 
 
 def _page(file: str) -> Any:
     async def page() -> Response:
-        return FileResponse(_STATIC / file, headers=_PAGE_HEADERS)
+        return FileResponse(_STATIC / file, headers={"Cache-Control": "no-cache"})
 
     return page
 
@@ -75,18 +76,19 @@ def _declare_key(app: FastAPI) -> None:
     document["security"] = [{"key": []}]
 
 
-class _CountAnswers:
-    """Counts answers by route and status."""
+class _EveryAnswer:
+    """Counts answers by route and status, and protects what a browser shows of them."""
 
     def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
         self._app = app
         self._metrics = metrics
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        async def count(message: Message) -> None:
+        async def mark(message: Message) -> None:
             if message["type"] == "http.response.start":
+                MutableHeaders(scope=message).update(_HEADERS)
                 path = getattr(scope.get("route"), "path", "other")
                 self._metrics.count_answer(path, message["status"])
             await send(message)
 
-        await self._app(scope, receive, count if scope["type"] == "http" else send)
+        await self._app(scope, receive, mark if scope["type"] == "http" else send)

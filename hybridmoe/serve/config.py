@@ -15,7 +15,7 @@ class ServeConfig:
     model_aliases: tuple[str, ...] = ()  # further names that requests may use
     api_keys: tuple[str, ...] = ()  # none: no key is asked for
     cors_origins: tuple[str, ...] = ()  # none: no other site's page may read answers
-    allowed_hosts: tuple[str, ...] = ()  # values of the Host header; none: any
+    allowed_hosts: tuple[str, ...] = ()  # names in the Host header; none, or "*": any
     max_body_bytes: int = 16 << 20
     max_messages: int = 4096
     max_json_depth: int = 64

@@ -7,6 +7,7 @@ routes see a body only when it is whole and parsed.
 import hmac
 import re
 from collections.abc import Sequence
+from ipaddress import ip_address
 
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -47,11 +48,13 @@ class Guard:
                 await self._app(scope, _Replay(body, receive), send)
 
     def _check_host(self, headers: Headers) -> None:
-        """A page of another site reaches a local address by renaming it; its Host tells."""
+        """A page of another site reaches this address by renaming it; its Host tells. An address
+        is no such name.
+        """
         allowed = self._config.allowed_hosts
         host = headers.get("host", "").lower()
         name = host.rpartition(":")[0] if re.search(r":\d*$", host) else host
-        if allowed and name not in allowed:
+        if allowed and "*" not in allowed and name not in allowed and not _is_address(name):
             raise ApiError(
                 403,
                 f"the Host header is {name!r:.80}; expected one of {', '.join(allowed)}"
@@ -96,6 +99,14 @@ def key_matches(given: str, keys: Sequence[str]) -> bool:
     for key in keys:
         found |= hmac.compare_digest(given.encode("utf-8", "replace"), key.encode())
     return found
+
+
+def _is_address(host: str) -> bool:
+    try:
+        ip_address(host.removeprefix("[").removesuffix("]"))
+    except ValueError:
+        return False
+    return True
 
 
 def _check_framing(headers: Headers) -> None:
