@@ -13,7 +13,7 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from hybridmoe.answer import Result, ResultStream, Timing
+    from hybridmoe.answer import Piece, Result, ResultStream, Timing
     from hybridmoe.config import EngineConfig
     from hybridmoe.engine.sampler import SamplingParams
     from hybridmoe.errors import (
@@ -40,6 +40,7 @@ __all__ = [
     "EngineConfig",
     "GGUFError",
     "HybridMoeError",
+    "Piece",
     "Progress",
     "QueueFullError",
     "Result",
@@ -56,7 +57,7 @@ _HOMES = {
     "hybridmoe.config": ("EngineConfig",),
     "hybridmoe.engine.sampler": ("SamplingParams",),
     "hybridmoe.errors": tuple(name for name in __all__ if name.endswith("Error")),
-    "hybridmoe.answer": ("Result", "ResultStream", "Timing"),
+    "hybridmoe.answer": ("Piece", "Result", "ResultStream", "Timing"),
     "hybridmoe.llm": ("LLM", "Progress"),
     "hybridmoe.loading": ("load",),
 }

@@ -1,23 +1,36 @@
-"""One answer: its text pieces while they come, its result once it has ended.
+"""One answer: its pieces while they come, its result once it has ended.
 
-Turns generated ids into shown text: whole characters only, cut at stop strings, tool calls kept
-apart. Knows the engine's events and the tokenizer; not how a prompt was made.
+Collects what text/answer_parts.py makes of generated ids, the parser of the endpoint too: text cut
+at stop strings, thoughts and tool calls apart. Not how a prompt was made.
 """
 
 import collections.abc
-from collections.abc import Callable, Sequence
+import json
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any, Literal, Self
+from typing import Any, Literal, NamedTuple, Self
 
 from hybridmoe.engine.request import Usage
-from hybridmoe.text.call_names import SECTION_BEGIN
-from hybridmoe.text.stop_strings import StopFilter
-from hybridmoe.text.tokenizer import Tokenizer
-from hybridmoe.text.tool_calls import split_tool_calls
+from hybridmoe.text.answer_parts import (
+    AnswerParts,
+    ArgumentsPart,
+    CallStart,
+    Part,
+    ReasoningPart,
+    TextPart,
+)
 
-__all__ = ["Answer", "Result", "ResultStream", "Timing"]
+__all__ = ["Answer", "Piece", "Result", "ResultStream", "Timing"]
 
-PieceStream = collections.abc.Generator[str, None, None]
+
+class Piece(NamedTuple):
+    """Some characters of an answer, or of the thoughts before it."""
+
+    text: str
+    is_thought: bool
+
+
+PieceStream = collections.abc.Generator[Piece, None, None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,10 +61,14 @@ class Result:
     finish_reason: Literal["stop", "length", "tool_calls", "cancelled"]
     timing: Timing
     tool_calls: list[dict[str, Any]] = field(default_factory=list)
+    reasoning: str = ""  # what was thought before the text
 
 
 class ResultStream:
-    """Iterates over an answer's text pieces; `result` holds the whole once it has ended."""
+    """Iterates over an answer's text pieces; `result` holds the whole once it has ended.
+
+    Thoughts are no text: `pieces` has them too.
+    """
 
     def __init__(
         self, pieces: PieceStream, finish: Callable[[], Result], cancel: Callable[[], None]
@@ -65,7 +82,11 @@ class ResultStream:
         return self
 
     def __next__(self) -> str:
-        return next(self._pieces)
+        return next(piece.text for piece in self._pieces if not piece.is_thought)
+
+    def pieces(self) -> Iterator[Piece]:
+        """The rest of the answer, thoughts included."""
+        return self._pieces
 
     @property
     def result(self) -> Result:
@@ -82,45 +103,50 @@ class ResultStream:
 
 
 class Answer:
-    """Turns generated ids into shown text as they are pushed, and into a `Result` at the end."""
+    """Turns generated ids into shown pieces as they are pushed, and into a `Result` at the end."""
 
-    def __init__(self, stop: Sequence[str], tokenizer: Tokenizer, *, may_call: bool) -> None:
-        """may_call: tool calls are taken out of the text and parsed (chat), not shown (raw)."""
-        self._tokenizer = tokenizer
-        self._decoder = tokenizer.stream()
-        self._stops = StopFilter(stop)
-        self._may_call = may_call
-        self._section_begin = {tokenizer.special_id(text) for text in SECTION_BEGIN if may_call}
-        self._is_hidden = False  # inside tool calls: for `result`, not for the eye
+    def __init__(self, parts: AnswerParts, first_call: int = 0) -> None:
+        """first_call: how many calls the conversation has so far, which ids go on from."""
+        self._parts = parts
+        self._first_call = first_call
+        self._shown: list[Piece] = []
+        self._calls: list[dict[str, Any]] = []
         self.token_ids: list[int] = []
-        self._shown: list[str] = []
 
     @property
     def has_stopped(self) -> bool:
         """Whether a stop string has come: nothing after it is shown, and nothing more is needed."""
-        return self._stops.has_stopped
+        return self._parts.has_stopped
 
-    def push(self, token_id: int) -> str:
-        """The text that this token makes visible; often none."""
+    def push(self, token_id: int) -> list[Piece]:
+        """What this token makes visible; often nothing."""
         self.token_ids.append(token_id)
-        self._is_hidden = self._is_hidden or token_id in self._section_begin
-        return "" if self._is_hidden else self._show(self._stops.push(self._decoder.push(token_id)))
+        return self._take(self._parts.push(token_id))
 
-    def flush(self) -> str:
+    def flush(self) -> list[Piece]:
         """What was held back, once no token follows."""
-        if self.has_stopped:
-            return ""
-        return self._show(self._stops.push(self._decoder.flush()) + self._stops.flush())
+        return self._take(self._parts.finish())
 
-    def _show(self, piece: str) -> str:
-        if piece:
-            self._shown.append(piece)
-        return piece
+    def _take(self, parts: list[Part]) -> list[Piece]:
+        pieces = []
+        for part in parts:
+            if isinstance(part, TextPart | ReasoningPart):
+                pieces.append(Piece(part.text, isinstance(part, ReasoningPart)))
+            elif isinstance(part, CallStart):
+                call_id = f"functions.{part.name}:{self._first_call + part.index}"
+                function = {"name": part.name, "arguments": ""}
+                self._calls.append({"id": call_id, "type": "function", "function": function})
+            elif isinstance(part, ArgumentsPart):
+                self._calls[-1]["function"]["arguments"] += part.text
+        self._shown += pieces
+        return pieces
 
     def result(self, reason: str | None, usage: Usage) -> Result:
         """The answer so far. reason: the engine's, or None where the caller ended it."""
-        calls = split_tool_calls(self.token_ids, self._tokenizer)[1] if self._may_call else []
         reason = "stop" if self.has_stopped else reason or "cancelled"
+        calls = self._calls
+        if reason != "stop" and calls and not _is_json(calls[-1]["function"]["arguments"]):
+            calls = calls[:-1]  # cut off: nothing that could be called
         timing = Timing(
             prompt_tokens=usage.prompt_tokens,
             cached_tokens=usage.cached_tokens,
@@ -129,12 +155,21 @@ class Answer:
             decode_s=usage.decode_s,
         )
         return Result(
-            text="".join(self._shown),
+            text="".join(piece.text for piece in self._shown if not piece.is_thought),
             token_ids=self.token_ids,
             finish_reason="tool_calls" if calls and reason == "stop" else reason,  # type: ignore[arg-type]
             timing=timing,
             tool_calls=calls,
+            reasoning="".join(piece.text for piece in self._shown if piece.is_thought),
         )
+
+
+def _is_json(text: str) -> bool:
+    try:
+        json.loads(text)
+    except (ValueError, RecursionError):
+        return False
+    return True
 
 
 def _rate(count: int, seconds: float) -> float:

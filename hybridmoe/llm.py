@@ -7,6 +7,7 @@ that serve many callers use `engine`, which is thread-safe, as are the tokenizer
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any, Literal, NamedTuple, Self, overload
@@ -14,7 +15,7 @@ from typing import Any, Literal, NamedTuple, Self, overload
 import numpy as np
 from numpy.typing import NDArray
 
-from hybridmoe.answer import Answer, PieceStream, Result, ResultStream
+from hybridmoe.answer import Answer, Piece, PieceStream, Result, ResultStream
 from hybridmoe.config import EngineConfig, ModelConfig
 from hybridmoe.engine.engine import Engine
 from hybridmoe.engine.request import Event, Finished, PromptProgress, Request, TokenEvent, Usage
@@ -27,9 +28,13 @@ from hybridmoe.gguf.fingerprint import fingerprint
 from hybridmoe.gguf.reader import GGUFFile
 from hybridmoe.model.decoder import Decoder
 from hybridmoe.model.residency import Residency
+from hybridmoe.text.answer_parts import AnswerParts
+from hybridmoe.text.call_guard import no_calls
 from hybridmoe.text.chat_template import ChatTemplate
+from hybridmoe.text.grammar import Calls, GrammarCompiler
 from hybridmoe.text.limit import Limit
 from hybridmoe.text.prompt import encode_chat as encode_messages
+from hybridmoe.text.thinking import thinking_after
 from hybridmoe.text.tokenizer import Tokenizer
 
 __all__ = ["LLM", "Progress", "ProgressCallback", "sampling_defaults"]
@@ -144,12 +149,30 @@ class LLM:
         """Answer a conversation, through the file's chat template.
 
         messages: mappings with "role" and "content", as in OpenAI's API; tools: its function
-        declarations. `sampling` sets fields of `SamplingParams`; what it leaves out comes from
-        the file, or else from that class. With stream=True, an iterator of text pieces.
+        declarations, the only functions that can be called. `sampling` sets fields of
+        `SamplingParams`; what it leaves out comes from the file, or else from that class. With
+        stream=True, an iterator of text pieces; its `pieces` has thoughts too.
         Errors: ConfigError for unusable messages or parameters; TemplateError.
         """
+        params = self.sampling_params(sampling)
         ids = self.encode_chat(messages, tools)
-        return self._answer(ids, stream, progress, sampling, may_call=True)
+        num_calls = sum(len(message.get("tool_calls") or ()) for message in messages)
+        constraint = None
+        if tools:
+            constraint = self._grammar.guard(Calls(tools, "auto", num_calls))
+        else:
+            params = replace(params, logit_bias={**params.logit_bias, **no_calls(self.tokenizer)})
+        thinking = thinking_after(ids, self.tokenizer, may_think=self.may_think)
+        parts = AnswerParts(
+            self.tokenizer,
+            stop=params.stop,
+            may_call=bool(tools),
+            tools=tools or (),
+            may_think=True,
+            is_thinking=thinking == "open",
+        )
+        request = Request(prompt_ids=ids, params=params, constraint=constraint)
+        return self._answer(request, Answer(parts, num_calls), stream, progress)
 
     @overload
     def generate(
@@ -185,7 +208,9 @@ class LLM:
         """
         limit = self.tokenizer.limit(self.context_tokens)
         ids = self.tokenizer.encode(prompt, add_special=True, parse_special=True, limit=limit)
-        return self._answer(ids, stream, progress, sampling, may_call=False)
+        params = self.sampling_params(sampling)
+        answer = Answer(AnswerParts(self.tokenizer, stop=params.stop))
+        return self._answer(Request(prompt_ids=ids, params=params), answer, stream, progress)
 
     def logits(self, token_ids: Sequence[int]) -> NDArray[np.float32]:
         """What the model expects after each token: (tokens, vocabulary). Raises ConfigError."""
@@ -256,20 +281,15 @@ class LLM:
             )
         return self._templates[has_tools]
 
+    @functools.cached_property
+    def _grammar(self) -> GrammarCompiler:
+        return GrammarCompiler(self.tokenizer)
+
     def _answer(
-        self,
-        ids: list[int],
-        stream: bool,
-        progress: ProgressCallback | None,
-        sampling: Mapping[str, Any],
-        *,
-        may_call: bool,
+        self, request: Request, answer: Answer, stream: bool, progress: ProgressCallback | None
     ) -> Result | ResultStream:
-        params = self.sampling_params(sampling)
         if self._active is not None:
             self._active.close()
-        answer = Answer(params.stop, self.tokenizer, may_call=may_call)
-        request = Request(prompt_ids=ids, params=params)
         self._last = run = _Run(self.engine, request, answer, progress)
         self._active = ResultStream(run.pieces(), run.result, run.cancel)
         if stream:
@@ -296,9 +316,8 @@ class _Run:
     def pieces(self) -> PieceStream:
         try:
             while not self._answer.has_stopped:
-                piece, is_last = self._take(self._events.get())
-                if piece:
-                    yield piece
+                pieces, is_last = self._take(self._events.get())
+                yield from pieces
                 if is_last:
                     return
         finally:
@@ -312,14 +331,14 @@ class _Run:
     def result(self) -> Result:
         return self._answer.result(self._reason, self._usage)
 
-    def _take(self, event: Event) -> tuple[str, bool]:
-        """The text that an event makes visible, and whether it is the last."""
+    def _take(self, event: Event) -> tuple[list[Piece], bool]:
+        """What an event makes visible, and whether it is the last."""
         match event:
             case PromptProgress():
                 if self._progress is not None:
                     done, total = event.done_tokens, event.total_tokens
                     self._progress(Progress("prompt", done, total, "tokens"))
-                return "", False
+                return [], False
             case TokenEvent():
                 self._usage = event.usage
                 return self._answer.push(event.token_id), False

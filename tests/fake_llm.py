@@ -29,6 +29,13 @@ class Progress(NamedTuple):
     unit: str
 
 
+class Piece(NamedTuple):
+    """As hybridmoe.Piece."""
+
+    text: str
+    is_thought: bool
+
+
 @dataclass
 class Timing:
     """As hybridmoe.Timing."""
@@ -57,12 +64,13 @@ class Result:
     finish_reason: str
     timing: Timing
     tool_calls: list[dict[str, Any]] = field(default_factory=list)
+    reasoning: str = ""
 
 
 class ResultStream:
     """As hybridmoe.ResultStream."""
 
-    def __init__(self, pieces: Generator[str, None, None], finish: Callable[[], Result]) -> None:
+    def __init__(self, pieces: Generator[Piece, None, None], finish: Callable[[], Result]) -> None:
         self._pieces = pieces
         self._finish = finish
 
@@ -70,7 +78,10 @@ class ResultStream:
         return self
 
     def __next__(self) -> str:
-        return next(self._pieces)
+        return next(piece.text for piece in self._pieces if not piece.is_thought)
+
+    def pieces(self) -> Iterator[Piece]:
+        return self._pieces
 
     @property
     def result(self) -> Result:
@@ -90,7 +101,8 @@ class FakeLLM:
     """Answers "you said X"; other answers by what the last message is.
 
     slow: words without end, ten a second · long: a prompt that is read without end ·
-    fail: a ConfigError · escape: control characters · call: a tool call · params: its parameters
+    fail: a ConfigError · escape: control characters · think: thoughts first · call: a tool call ·
+    params: its parameters
     """
 
     context_tokens = 4096
@@ -153,9 +165,9 @@ class FakeLLM:
     def _stream(
         self, text: str, progress: Callable[[Progress], None] | None, sampling: dict[str, Any]
     ) -> ResultStream:
-        shown: list[str] = []
+        shown: list[Piece] = []
 
-        def pieces() -> Generator[str, None, None]:
+        def pieces() -> Generator[Piece, None, None]:
             self.num_open_streams += 1
             try:
                 for done in itertools.count() if text == "long" else range(1):
@@ -163,9 +175,12 @@ class FakeLLM:
                     if progress is not None:
                         progress(Progress("prompt", min(done, 9) * 100, 1000, "tokens"))
                     time.sleep(0.1 if text == "long" else 0)
-                for piece in self._answer(text, sampling):
-                    shown.append(piece)
-                    yield piece
+                if text == "think":
+                    shown.append(Piece("why\nnot", is_thought=True))
+                    yield shown[-1]
+                for word in self._answer(text, sampling):
+                    shown.append(Piece(word, is_thought=False))
+                    yield shown[-1]
             finally:
                 self.num_open_streams -= 1
 
@@ -173,11 +188,12 @@ class FakeLLM:
             calls = [{"id": "functions.f:0", "function": {"name": "f", "arguments": "{}"}}]
             is_cut = sampling.get("max_tokens") == 1
             return Result(
-                text="".join(shown),
+                text="".join(piece.text for piece in shown if not piece.is_thought),
                 token_ids=list(range(len(shown))),
                 finish_reason="length" if is_cut else "stop",
                 timing=Timing(123, 100, 0.125, 11, 0.25),
                 tool_calls=calls if text == "call" else [],
+                reasoning="".join(piece.text for piece in shown if piece.is_thought),
             )
 
         return ResultStream(pieces(), finish)

@@ -149,6 +149,15 @@ def test_a_piped_question_gets_the_answer_alone() -> None:
     assert done.stderr == "hybridmoe: error: standard input is empty; expected a message\n"
 
 
+def test_generate_keeps_thoughts_apart(capsys: pytest.CaptureFixture[str]) -> None:
+    assert app.main(["generate", "--chat", "-p", "think", "--json"]) == 0
+    answer = json.loads(capsys.readouterr().out)
+    assert (answer["text"], answer["reasoning"]) == ("you said think", "why\nnot")
+    assert app.main(["generate", "--chat", "-p", "think"]) == 0
+    assert capsys.readouterr().out == "you said think\n"
+    assert run("chat", stdin="think").stdout == "you said think\n"
+
+
 def test_generate_reads_standard_input() -> None:
     assert run("generate", "-p", "-", stdin="abc").stdout == "you said abc\n"
 

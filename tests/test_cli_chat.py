@@ -63,11 +63,12 @@ def test_the_fake_has_the_protocol_of_the_real_one() -> None:
         real, fake = getattr(hybridmoe, name), getattr(fake_llm, name)
         assert [f.name for f in fields(real)] == [f.name for f in fields(fake)]
     assert hybridmoe.Progress._fields == fake_llm.Progress._fields
+    assert hybridmoe.Piece._fields == fake_llm.Piece._fields
     for name in ("chat", "generate"):
         real = inspect.signature(getattr(hybridmoe.LLM, name)).parameters
         fake = inspect.signature(getattr(FakeLLM, name)).parameters
         assert fake.keys() <= real.keys()
-    assert {"result", "close", "__next__"} <= vars(hybridmoe.ResultStream).keys()
+    assert {"result", "close", "pieces", "__next__"} <= vars(hybridmoe.ResultStream).keys()
 
 
 FIGURES = "prompt 123 tok (100 cached) 184 t/s | gen 11 tok 40.0 t/s | ttft 0.12 s"
@@ -131,6 +132,37 @@ def test_cut_off_answers_and_tool_calls_are_noted(chat: Chat) -> None:
     assert "(cut off:" in chat.ask("hi")
     assert chat.ask("call").startswith("tool call: f({})\n")
     assert chat.session.messages[-1]["tool_calls"][0]["function"]["name"] == "f"
+
+
+def test_thoughts_are_told_from_the_answer_and_kept_beside_it(chat: Chat) -> None:
+    assert chat.ask("think") == f"(thinking)\nwhy\nnot\nyou said think\n{FIGURES}\n"
+    assert chat.session.messages[-1] == {
+        "role": "assistant",
+        "content": "you said think",
+        "reasoning_content": "why\nnot",
+    }
+    assert chat.ask("think").startswith("(thinking)\n")
+
+
+@pytest.mark.parametrize(
+    ("out", "use_color", "expected"),
+    [
+        (Terminal(), True, "\x1b[2mso \x1b[0m\x1b[2mit\x1b[0m\nis\n\x1b[2mso\x1b[0m\n"),
+        (Terminal(), False, "(thinking)\nso it\nis\n(thinking)\nso\n"),
+        (io.StringIO(), True, "is\n"),
+    ],
+)
+def test_thoughts_are_dim_on_a_terminal_and_nowhere_else(
+    out: io.StringIO, use_color: bool, expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    screen = Screen(out, use_color=use_color)
+    for text, is_thought in (("so ", True), ("it", True), ("is", False)):
+        screen.write(text, is_thought=is_thought)
+    screen.end_line()
+    screen.write("so", is_thought=True)
+    screen.end_line()
+    assert out.getvalue() == expected
 
 
 # Ctrl-C

@@ -65,9 +65,9 @@ def _answer_pipe(llm: "LLM", session: Session) -> None:
     screen = Screen()
     with ProgressBar() as bar:
         stream = llm.chat(session.prompt(), stream=True, progress=bar, **session.params)
-        for piece in stream:
+        for text, is_thought in stream.pieces():
             bar.close()
-            screen.write(piece)
+            screen.write(text, is_thought=is_thought)
     screen.end_line()
 
 

@@ -57,10 +57,10 @@ def generate_command(
     ):
         stream = _start(llm, prompt, system, is_chat=is_chat, progress=bar, **params)
         screen = Screen()
-        for piece in stream:
+        for text, is_thought in stream.pieces():
             bar.close()
             if not as_json:
-                screen.write(piece)
+                screen.write(text, is_thought=is_thought)
         screen.end_line()
         if as_json:
             answer = _as_json(llm.config.name, stream.result)
@@ -96,4 +96,6 @@ def _as_json(model: str, result: "Result") -> dict[str, Any]:
             "decode_tokens_per_s": timing.decode_tokens_per_s,
         },
     }
+    if result.reasoning:
+        out["reasoning"] = result.reasoning
     return out | {"tool_calls": result.tool_calls} if result.tool_calls else out

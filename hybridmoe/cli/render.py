@@ -39,18 +39,33 @@ class Screen:
         self.is_terminal = self._out.isatty()
         self._use_color = use_color and self.is_terminal and not os.environ.get("NO_COLOR")
         self._is_line_open = False
+        self._is_thinking = False
 
-    def write(self, text: str) -> None:
-        """Show a piece of an answer, at once."""
+    def write(self, text: str, *, is_thought: bool = False) -> None:
+        """Show a piece of an answer, at once; of thoughts, dim, where there is a terminal."""
         if self.is_terminal:
             text = printable(text)
+        elif is_thought:
+            return
+        if is_thought != self._is_thinking:
+            self._turn(is_thought)
         if text:
-            self._out.write(text)
+            is_dim = is_thought and self._use_color
+            self._out.write(f"\x1b[2m{text}\x1b[0m" if is_dim else text)
             self._out.flush()
             self._is_line_open = not text.endswith("\n")
 
+    def _turn(self, is_thinking: bool) -> None:
+        """Thoughts have begun or ended: the answer begins a line; without colours so do they."""
+        if not is_thinking:
+            self.end_line()
+        elif not self._use_color:
+            self.note("(thinking)")
+        self._is_thinking = is_thinking
+
     def end_line(self) -> None:
         """Begin a new line unless one has just begun."""
+        self._is_thinking = False
         if self._is_line_open:
             self.write("\n")
 

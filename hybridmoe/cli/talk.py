@@ -72,6 +72,8 @@ class Talk:
             messages.pop()
         else:
             answer: dict[str, Any] = {"role": "assistant", "content": result.text}
+            if result.reasoning:
+                answer["reasoning_content"] = result.reasoning
             if result.tool_calls:
                 answer["tool_calls"] = result.tool_calls
             messages.append(answer)
@@ -103,9 +105,9 @@ class Talk:
                 stream = self._model.chat(
                     self.session.prompt(), stream=True, progress=on_progress, **self.session.params
                 )
-                for piece in stream:
+                for text, is_thought in stream.pieces():
                     bar.close()
-                    self.screen.write(piece)
+                    self.screen.write(text, is_thought=is_thought)
                     if interrupts.is_set():
                         stream.close()
                         break

@@ -15,10 +15,9 @@ from hybridmoe.serve.config import ServeConfig
 from hybridmoe.serve.errors import ApiError
 from hybridmoe.serve.pool import CancelToken
 from hybridmoe.serve.schemas.common import ResponseFormat
-from hybridmoe.text.call_guard import CallGuard
-from hybridmoe.text.call_names import CALL_BEGIN, SECTION_BEGIN
-from hybridmoe.text.grammar import Calls, Form, GrammarCompiler, MatcherConstraint, Thinking
-from hybridmoe.text.tokenizer import Tokenizer
+from hybridmoe.text.call_guard import CallGuard, no_calls
+from hybridmoe.text.grammar import Calls, Form, GrammarCompiler, MatcherConstraint
+from hybridmoe.text.thinking import thinking_after
 
 __all__ = ["Job", "TextTurn", "Turn", "chat_job", "chat_prompt", "completion_job"]
 
@@ -129,8 +128,8 @@ def chat_job(
     prompt_ids = chat_prompt(llm, turn, config, token)
     num_past_calls = sum(len(message.get("tool_calls") or ()) for message in turn.messages)
     if not may_call:
-        params = replace(params, logit_bias={**params.logit_bias, **_no_calls(llm.tokenizer)})
-    thinking = _thinking(llm, prompt_ids)
+        params = replace(params, logit_bias={**params.logit_bias, **no_calls(llm.tokenizer)})
+    thinking = thinking_after(prompt_ids, llm.tokenizer, may_think=llm.may_think)
     form = _form(turn.format)
     calls = _calls(turn, num_past_calls)
     constraint: MatcherConstraint | CallGuard | None = None
@@ -259,20 +258,3 @@ def _form(wanted: ResponseFormat | None) -> Form | None:
 def _lacks(name: str, what: str) -> ApiError:
     param = f"response_format.{name}"
     return ApiError(400, f"{param} is missing; expected {what}", param=param)
-
-
-def _no_calls(tokenizer: Tokenizer) -> dict[int, float]:
-    """A bias that keeps an answer from calling what it was not offered."""
-    ids = (tokenizer.special_id(name) for name in (*SECTION_BEGIN, *CALL_BEGIN))
-    return {token_id: float("-inf") for token_id in ids if token_id is not None}
-
-
-def _thinking(llm: LLM, prompt_ids: Sequence[int]) -> Thinking:
-    """Some templates open the answer's `<think>` themselves, and some close it at once."""
-    open_id, close_id = (llm.tokenizer.special_id(mark) for mark in ("<think>", "</think>"))
-    if open_id is None or close_id is None:
-        return "none"
-    last = next((i for i in reversed(prompt_ids[-4:]) if i in (open_id, close_id)), None)
-    if last is not None:
-        return "open" if last == open_id else "none"
-    return "may" if llm.may_think else "none"

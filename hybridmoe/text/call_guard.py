@@ -6,7 +6,10 @@ from typing import Protocol, Self
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["CallGuard"]
+from hybridmoe.text.call_names import CALL_BEGIN, SECTION_BEGIN
+from hybridmoe.text.tokenizer import Tokenizer
+
+__all__ = ["CallGuard", "no_calls"]
 
 Ids = NDArray[np.int64]
 
@@ -65,3 +68,9 @@ class CallGuard:
         out = CallGuard(self._start, self._begins)
         out._calls = None if self._calls is None else self._calls.copy()
         return out
+
+
+def no_calls(tokenizer: Tokenizer) -> dict[int, float]:
+    """A bias that keeps an answer from calls where no tool is declared."""
+    ids = map(tokenizer.special_id, (*SECTION_BEGIN, *CALL_BEGIN))
+    return {token_id: float("-inf") for token_id in ids if token_id is not None}

@@ -16,7 +16,7 @@ import functools
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from llguidance import LLMatcher, LLTokenizer, TokenizerWrapper
@@ -30,11 +30,11 @@ from hybridmoe.text.grammar_build import as_lark, build, check_matcher, one_line
 from hybridmoe.text.grammar_limits import CHEAP_CHARS, MAX_CHARS, on_deep_stack
 from hybridmoe.text.grammar_process import GrammarProcess
 from hybridmoe.text.json_style import styled
+from hybridmoe.text.thinking import Thinking
 from hybridmoe.text.tokenizer import Tokenizer
 
 __all__ = ["Calls", "Form", "GrammarCompiler", "MatcherConstraint", "Thinking"]
 
-Thinking = Literal["none", "may", "open"]
 Check = Callable[[], None]  # raises where a result is not wanted any more
 
 _MAX_CALLS = 16  # of one answer
