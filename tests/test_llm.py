@@ -106,7 +106,7 @@ def test_generation_ends_where_the_context_does(path: Path) -> None:
         assert result.finish_reason == "length"
         assert result.timing.prompt_tokens + result.timing.generated_tokens == 20
         with pytest.raises(ConfigError, match=r"prompt has \d+ tokens, the context holds 20"):
-            llm.generate("x" * 100)
+            llm.generate("x" * 60)
 
 
 def test_progress_is_reported_for_load_and_prompt(path: Path) -> None:
