@@ -91,6 +91,14 @@ class LLM:
         return self.engine.config.context_tokens
 
     @property
+    def can_chat(self) -> bool:
+        """Whether there is a chat template: the file's, or Kimi K2's for its tokens.
+
+        Errors: TemplateError where the file's is no text.
+        """
+        return ChatTemplate.is_known(self.file.metadata, self.tokenizer)
+
+    @property
     def may_think(self) -> bool:
         """Whether the file's template knows of thoughts in an answer."""
         return "<think>" in str(self.file.metadata.get("tokenizer.chat_template", ""))

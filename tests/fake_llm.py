@@ -106,12 +106,14 @@ class FakeLLM:
     """
 
     context_tokens = 4096
+    can_chat = True
     expert_plan = None
     notes = ()
 
     def __init__(self) -> None:
         self.config = SimpleNamespace(name="fake")
         self.prompts: list[list[dict[str, Any]]] = []
+        self.texts: list[str] = []
         self.num_open_streams = 0
         self.interrupted_after: int | None = None  # words or pieces of the prompt: then Ctrl-C
         self.is_closed = False
@@ -146,6 +148,7 @@ class FakeLLM:
         **sampling: Any,
     ) -> ResultStream:
         assert stream
+        self.texts.append(prompt)
         return self._stream(prompt, progress, sampling)
 
     def expert_stats(self) -> None:

@@ -43,6 +43,17 @@ def test_help_imports_nothing_heavy() -> None:
     assert all(name in done.stdout for name in app.COMMANDS)
 
 
+@pytest.mark.parametrize("command", [[], ["--debug"], ["bench"]])
+def test_a_command_that_is_asked_for_nothing_shows_its_help(
+    command: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert app.main(command) == 0
+    out, err = capsys.readouterr()
+    name = " ".join(["hybridmoe", *command]).removesuffix(" --debug")
+    assert out.startswith(f"Usage: {name} ") and "Commands:" in out
+    assert err == ""
+
+
 @pytest.mark.parametrize("name", app.COMMANDS)
 def test_every_command_has_help(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert app.main([name, "--help"]) == 0
@@ -52,7 +63,8 @@ def test_every_command_has_help(name: str, capsys: pytest.CaptureFixture[str]) -
 @pytest.mark.parametrize(
     "arguments",
     [["nope"], ["--nope"], ["chat", "--nope"], ["chat", "--top-k", "x"], ["generate"],
-     ["generate", "-p", "x", "--system", "y"], ["chat", "a.gguf", "b.gguf"]],
+     ["generate", "-p", "x", "--raw", "--system", "y"], ["generate", "-p", "x", "--raw", "--chat"],
+     ["chat", "a.gguf", "b.gguf"]],
 )  # fmt: skip
 def test_wrong_use_is_one_line_and_code_2(
     arguments: list[str], capsys: pytest.CaptureFixture[str]
@@ -110,8 +122,52 @@ def test_generate_prints_the_text_alone(capsys: pytest.CaptureFixture[str]) -> N
     assert capsys.readouterr() == ("you said Once upon\n", "")
 
 
+@pytest.mark.parametrize(
+    ("options", "can_chat", "is_asked", "limit"),
+    [
+        ([], True, True, 4096),
+        (["--chat"], True, True, 4096),
+        (["--system", "S"], True, True, 4096),
+        (["--raw"], True, False, 256),
+        ([], False, False, 256),
+        (["--chat"], False, True, 4096),  # which a real model refuses, with the reason
+        (["--raw", "--max-tokens", "7"], True, False, 7),
+        (["--max-tokens", "7"], True, True, 7),
+    ],
+)
+def test_generate_asks_by_the_template_where_there_is_one(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    options: list[str],
+    can_chat: bool,
+    is_asked: bool,
+    limit: int,
+) -> None:
+    llm = fake_llm.FakeLLM()
+    llm.can_chat = can_chat
+    monkeypatch.setattr(hybridmoe, "load", lambda *_, **__: llm, raising=False)
+    assert app.main(["generate", "-p", "params", *options]) == 0
+    out, err = capsys.readouterr()
+    assert out == str({"max_tokens": limit}) + "\n"
+    assert ("continued as a text" in err) == (not is_asked and "--raw" not in options)
+    asked = [{"role": "user", "content": "params"}]
+    system = [{"role": "system", "content": "S"}] if "--system" in options else []
+    assert llm.prompts == ([[*system, *asked]] if is_asked else [])
+    assert llm.texts == ([] if is_asked else ["params"])
+
+
+def test_generate_says_that_its_own_limit_cut_the_answer_off(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("hybridmoe.cli.generate._MAX_ANSWER", 1)
+    assert app.main(["generate", "-p", "x"]) == 0
+    assert "--max-tokens allows more" in capsys.readouterr().err
+    assert app.main(["generate", "-p", "x", "--max-tokens", "1"]) == 0
+    assert capsys.readouterr().err == ""
+
+
 def test_generate_as_json(capsys: pytest.CaptureFixture[str]) -> None:
-    assert app.main(["generate", "m.gguf", "--chat", "--system", "S", "-p", "é", "--json"]) == 0
+    assert app.main(["generate", "m.gguf", "--system", "S", "-p", "é", "--json"]) == 0
     out = json.loads(capsys.readouterr().out)
     assert out["text"] == "you said é" and out["model"] == "fake"
     assert out["token_ids"] == [0, 1] and out["finish_reason"] == "stop"
@@ -120,7 +176,7 @@ def test_generate_as_json(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_only_given_options_reach_the_model(capsys: pytest.CaptureFixture[str]) -> None:
     assert app.main(["generate", "-p", "params"]) == 0
-    assert capsys.readouterr().out == "{}\n"
+    assert capsys.readouterr().out == "{'max_tokens': 4096}\n"
     options = "--temperature 0 --top-k 5 --top-p 0.5 --min-p 0.1 --repetition-penalty 1.1"
     options += (
         " --presence-penalty 1 --frequency-penalty 2 --seed 3 --max-tokens 4 --stop a --stop b"

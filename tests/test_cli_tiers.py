@@ -13,7 +13,7 @@ from hybridmoe.cli.app import main
 
 
 def generate(*options: str) -> "subprocess.CompletedProcess[str]":
-    command = [sys.executable, "-m", "hybridmoe", "generate", "-p", "What is 1 + 1?", "--chat"]
+    command = [sys.executable, "-m", "hybridmoe", "generate", "-p", "What is 1 + 1?"]
     command += ["--temperature", "0", "--max-tokens", "20", "--ctx", "256", "--json", *options]
     return subprocess.run(
         command, capture_output=True, text=True, env=environment(), timeout=HANG_S

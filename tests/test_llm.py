@@ -10,7 +10,13 @@ from gguf import GGMLQuantizationType as Type
 from tiny_gguf import write_tiny
 
 import hybridmoe
-from hybridmoe.errors import ConfigError, GGUFError, HybridMoeError, UnsupportedModelError
+from hybridmoe.errors import (
+    ConfigError,
+    GGUFError,
+    HybridMoeError,
+    TemplateError,
+    UnsupportedModelError,
+)
 
 GREEDY: dict[str, Any] = {"temperature": 0.0, "max_tokens": 24, "ignore_eos": True}
 
@@ -223,3 +229,18 @@ def _refused(path: Path, named: str) -> None:
     assert message.startswith(path.name)
     assert named in message
     assert "\n" not in message
+
+
+def test_whether_a_file_can_chat(tmp_path: Path) -> None:
+    plain, silent = tmp_path / "k2.gguf", tmp_path / "v3.gguf"
+    write_tiny(plain)
+    write_tiny(silent, variant="v3")
+    with hybridmoe.load(plain) as llm:
+        assert llm.can_chat  # by Kimi K2's tokens
+    with hybridmoe.load(silent) as llm:
+        assert not llm.can_chat
+        with pytest.raises(TemplateError, match="no chat template"):
+            llm.chat([{"role": "user", "content": "x"}])
+    write_tiny(silent, variant="v3", chat_template="{{ messages[0].content }}")
+    with hybridmoe.load(silent) as llm:
+        assert llm.can_chat

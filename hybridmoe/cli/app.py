@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import click
 
 import hybridmoe
-from hybridmoe.cli.options import debug_option
+from hybridmoe.cli.options import debug_option, help_without_command
 from hybridmoe.errors import HybridMoeError
 
 __all__ = ["main"]
@@ -30,7 +30,9 @@ class _Entry(NamedTuple):
 
 COMMANDS = {
     "chat": _Entry("hybridmoe.cli.chat", "chat_command", "Talk with a model; or pipe a question."),
-    "generate": _Entry("hybridmoe.cli.generate", "generate_command", "Continue a text."),
+    "generate": _Entry(
+        "hybridmoe.cli.generate", "generate_command", "Answer one prompt, or continue a text."
+    ),
     "serve": _Entry(
         "hybridmoe.cli.serve", "serve_command", "Serve a model to OpenAI's and Anthropic's clients."
     ),
@@ -75,7 +77,11 @@ def _print_version(ctx: click.Context, _parameter: click.Parameter, is_given: bo
         ctx.exit()
 
 
-@click.group(cls=_LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(
+    cls=_LazyGroup,
+    invoke_without_command=True,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
 @click.option(
     "--version",
     is_flag=True,
@@ -85,11 +91,13 @@ def _print_version(ctx: click.Context, _parameter: click.Parameter, is_given: bo
     help="Print the version.",
 )
 @debug_option
-def cli() -> None:
+@click.pass_context
+def cli(ctx: click.Context) -> None:
     """Run trillion-parameter mixture-of-experts models, such as Kimi K2, on one workstation.
 
     Without a file, the commands use the small model that comes with the package.
     """
+    help_without_command(ctx)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -12,7 +12,7 @@ from hybridmoe.cachebench.record import record
 from hybridmoe.cachebench.study import Speeds, study
 from hybridmoe.cachebench.workloads import workloads
 from hybridmoe.cachebench.write import recall_table, table, write_study
-from hybridmoe.cli.options import debug_option
+from hybridmoe.cli.options import debug_option, help_without_command
 from hybridmoe.errors import ConfigError
 from hybridmoe.experts.trace import Trace, read_trace, write_trace
 from hybridmoe.loading import load
@@ -23,9 +23,11 @@ _ABOVE_0 = click.FloatRange(min=0, min_open=True)
 _CONTEXT = 2048
 
 
-@click.group("bench")
-def bench_command() -> None:
+@click.group("bench", invoke_without_command=True)
+@click.pass_context
+def bench_command(ctx: click.Context) -> None:
     """Benchmarks of what a model does with this machine."""
+    help_without_command(ctx)
 
 
 @bench_command.command("cache")

@@ -1,4 +1,4 @@
-"""`hybridmoe generate`: one text continued, or one question answered, for scripts."""
+"""`hybridmoe generate`: one question answered, or one text continued, for scripts."""
 
 import json
 import sys
@@ -24,12 +24,17 @@ if TYPE_CHECKING:
 
 __all__ = ["generate_command"]
 
+# Where --max-tokens is left out: a template's answers end by themselves, but for a mishap; texts
+# often do not.
+_MAX_ANSWER, _MAX_TEXT = 4096, 256
+
 
 @click.command("generate")
 @model_argument
-@click.option("-p", "--prompt", required=True, help="The text; - reads standard input.")
-@click.option("--chat", "is_chat", is_flag=True, help="Ask it as a question, by the template.")
-@click.option("--system", metavar="TEXT", help="With --chat: the system message.")
+@click.option("-p", "--prompt", required=True, help="The question; - reads standard input.")
+@click.option("--raw", is_flag=True, help="Continue the prompt as a text, without the template.")
+@click.option("--chat", "must_chat", is_flag=True, help="Fail where there is no template.")
+@click.option("--system", metavar="TEXT", help="The system message.")
 @sampling_options
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object at the end.")
 @engine_options
@@ -37,17 +42,24 @@ __all__ = ["generate_command"]
 def generate_command(
     model: Path | None,
     prompt: str,
-    is_chat: bool,
+    raw: bool,
+    must_chat: bool,
     system: str | None,
     as_json: bool,
     **options: Any,
 ) -> None:
-    """Continue a text with MODEL.gguf, or with the model that comes with the package.
+    """Answer a prompt with MODEL.gguf, or with the model that comes with the package.
 
-    Names of special tokens in the text stand for those tokens, unless --chat is given.
+    It is asked as a question, by the file's chat template. With --raw, or where the file has
+    none, it is continued as a text, in which names of special tokens stand for those tokens. An
+    answer has at most 4096 tokens, a text 256, where --max-tokens is left out.
     """
-    if system is not None and not is_chat:
-        raise click.UsageError("--system needs --chat", click.get_current_context())
+    must_chat = must_chat or system is not None
+    if raw and must_chat:
+        raise click.UsageError(
+            "--raw is without a template, which --chat and --system need",
+            click.get_current_context(),
+        )
     if prompt == "-":
         prompt = sys.stdin.buffer.read().decode("utf-8", "replace")
     params = sampling_of(options)
@@ -55,6 +67,11 @@ def generate_command(
         open_model(model, params, **opening_of(options)) as llm,
         ProgressBar() as bar,
     ):
+        is_chat = must_chat or (not raw and llm.can_chat)
+        if not is_chat and not raw:
+            _say("the file has no chat template: the prompt is continued as a text")
+        is_limited = "max_tokens" in params
+        params.setdefault("max_tokens", _MAX_ANSWER if is_chat else _MAX_TEXT)
         stream = _start(llm, prompt, system, is_chat=is_chat, progress=bar, **params)
         screen = Screen()
         for text, is_thought in stream.pieces():
@@ -62,6 +79,8 @@ def generate_command(
             if not as_json:
                 screen.write(text, is_thought=is_thought)
         screen.end_line()
+        if stream.result.finish_reason == "length" and not is_limited:
+            _say("cut off (--max-tokens allows more, up to the end of the context)")
         if as_json:
             answer = _as_json(llm.config.name, stream.result)
             experts = llm.expert_stats()
@@ -77,6 +96,10 @@ def _start(
         return llm.generate(prompt, stream=True, **options)
     head = [{"role": "system", "content": system}] if system else []
     return llm.chat([*head, {"role": "user", "content": prompt}], stream=True, **options)
+
+
+def _say(message: str) -> None:
+    print(f"hybridmoe: {message}", file=sys.stderr, flush=True)
 
 
 def _as_json(model: str, result: "Result") -> dict[str, Any]:

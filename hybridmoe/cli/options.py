@@ -18,6 +18,7 @@ __all__ = [
     "debug_option",
     "device_option",
     "engine_options",
+    "help_without_command",
     "load_options",
     "model_argument",
     "opening_of",
@@ -69,6 +70,12 @@ place_option = click.option(
 model_argument = click.argument(
     "model", required=False, type=click.Path(path_type=Path), metavar="[MODEL.gguf]"
 )
+
+
+def help_without_command(ctx: click.Context) -> None:
+    """Print a group's help where nothing was asked of it."""
+    if ctx.invoked_subcommand is None:
+        click.echo(ctx.get_help())
 
 
 def sampling_options(function: F) -> F:

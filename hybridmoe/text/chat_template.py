@@ -82,6 +82,11 @@ class ChatTemplate:
             raise _as_template_error(error) from None
 
     @classmethod
+    def is_known(cls, metadata: Mapping[str, Any], tokenizer: Specials) -> bool:
+        """Whether `from_metadata` has a template to compile. Raises TemplateError if it is none."""
+        return _find_source(metadata, False) is not None or _has_kimi_marks(tokenizer)
+
+    @classmethod
     def from_metadata(
         cls, metadata: Mapping[str, Any], tokenizer: Specials, *, has_tools: bool = False
     ) -> "ChatTemplate":
@@ -92,7 +97,7 @@ class ChatTemplate:
         """
         source = _find_source(metadata, has_tools)
         if source is None:
-            if any(tokenizer.special_id(mark) is None for mark in _KIMI_MARKS):
+            if not _has_kimi_marks(tokenizer):
                 raise TemplateError(
                     "the file has no chat template (tokenizer.chat_template), and not Kimi K2's"
                     " special tokens: it can continue a text (generate), but not chat"
@@ -155,6 +160,10 @@ class ChatTemplate:
         except TemplateError:
             return True
         return '{"a":1}' not in text
+
+
+def _has_kimi_marks(tokenizer: Specials) -> bool:
+    return all(tokenizer.special_id(mark) is not None for mark in _KIMI_MARKS)
 
 
 def _find_source(metadata: Mapping[str, Any], has_tools: bool) -> str | None:
