@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from engine_run import request, run
+from hostile_grammars import lark_chain, schema_chain
 
 import hybridmoe
 from hybridmoe.errors import ConfigError
@@ -40,6 +41,7 @@ TOOLS = [
     },
     {"type": "function", "function": {"name": "time-now", "parameters": {"maxProperties": 0}}},
 ]
+DEEP = {"function": {"name": "f", "strict": True, "parameters": schema_chain(3000)}}
 
 
 pytestmark = pytest.mark.usefixtures("exact_kernels")  # a seed then writes the same everywhere
@@ -228,6 +230,30 @@ def test_parallel_calls_can_be_forbidden(llm: hybridmoe.LLM, compiler: GrammarCo
     assert len(split_tool_calls(ids, llm.tokenizer)[1]) == 1
 
 
+def test_only_strict_tools_need_schemas_that_can_be_kept(
+    llm: hybridmoe.LLM, compiler: GrammarCompiler
+) -> None:
+    schema = {
+        "properties": {"a": {"oneOf": [{"type": "string"}, {"type": "integer"}]}},
+        "required": ["a"],
+        "additionalProperties": False,
+        "if": {"required": ["a"]},
+    }
+    tool = {"name": "f", "parameters": schema}
+    constraint = compiler.answer(None, Calls([{"function": tool}], "required"))
+    head = "<|tool_calls_section_begin|><|tool_call_begin|>functions.f:0"
+    for value, is_kept in (("3", True), ('"x"', True), ("3.5", False), ("[]", False)):
+        call = (
+            f'{head}<|tool_call_argument_begin|>{{"a": {value}}}'
+            "<|tool_call_end|><|tool_calls_section_end|>"
+        )
+        ids = llm.tokenizer.encode(call, parse_special=True)
+        assert fits(constraint.copy(), ids, llm.tokenizer.eos_ids) == is_kept, value
+    with pytest.raises(ConfigError, match=r"tools: .*(oneOf|\bif\b)") as caught:
+        compiler.answer(None, Calls([{"function": {**tool, "strict": True}}], "required"))
+    assert "section" not in str(caught.value)  # which the client has not written
+
+
 def test_a_copy_goes_its_own_way(llm: hybridmoe.LLM, compiler: GrammarCompiler) -> None:
     first = compiler.text(Form.regex("a[bc]"))
     second = first.copy()
@@ -260,6 +286,11 @@ def test_what_cannot_be_kept_is_refused_in_one_line(compiler: GrammarCompiler) -
         (lambda: text(Form.grammar('start: "' + "x" * (1 << 20) + '"')), "grammar: more than"),
         (lambda: compiler.answer(None, Calls(TOOLS, "nope")), "tool_choice 'nope': no such tool"),
         (lambda: compiler.guard(Calls([], "auto")), "no such tool"),
+        (lambda: compiler.answer(None, Calls([DEEP], "required")), "tools: nested more than 2000"),
+        (lambda: compiler.guard(Calls([DEEP], "auto")), "tools: nested more than 2000"),
+        (lambda: text(Form.json_schema(schema_chain(3000))), "json_schema: nested more than 2000"),
+        (lambda: text(Form.grammar(lark_chain(3000, "T"))), "grammar: nested more than 2000"),
+        (lambda: text(Form.grammar('start: A\nA: "x" & "y"')), "grammar: no text fits it"),
     ):
         with pytest.raises(ConfigError, match=message) as caught:
             refused()

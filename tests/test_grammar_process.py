@@ -71,6 +71,7 @@ def test_what_compiles_is_told_in_the_compilers_terms(make: Callable[..., Gramma
         ({"text": "root ::= foo"}, "foo"),
         ({"text": "root ::= " + "(" * 5000}, "nested too deep"),
         ({"json_schema": {"type": "nope"}}, "nope"),
+        ({"lark_grammar": "start: %json " + "[" * 9999}, "recursion limit"),
         ({"json_schema": schema_chain(3000)}, "nested more than 2000 deep"),
         ({"lark_grammar": lark_chain(3000)}, "nested more than 2000 deep"),
         ({"lark_grammar": 'start: A\nA: "x" & "y"'}, "no text fits it"),

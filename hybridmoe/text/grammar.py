@@ -248,9 +248,11 @@ class GrammarCompiler:
         names: dict[str, list[str]] = {}  # by the schema of the arguments
         num_chars = sum(len(function["name"]) for function in functions)
         for function in functions:
-            is_free = calls.is_auto and not function.get("strict")
+            is_strict = bool(function.get("strict"))
+            is_free = calls.is_auto and not is_strict
             schema = {"type": "object"} if is_free else function.get("parameters")
-            written = _json("tools", styled({"type": "object", **(schema or {})}))
+            schema = styled({"type": "object", **(schema or {})}, is_strict=is_strict)
+            written = _json("tools", schema)
             names.setdefault(written, []).append(function["name"])
             num_chars += 0 if is_free else len(written)
         rules = [f"section: {section_begin} calls_0 {section_end}"]

@@ -18,7 +18,8 @@ __all__ = ["as_lark", "as_parts", "build", "check_matcher", "one_line"]
 
 # llguidance's own bounds of a step hold; a lexer's states, 1 to 2 KB each, are kept while it lives.
 _LIMITS = LLParserLimits(max_lexer_states=100_000, verbose_errors=False)
-_DETAILS = re.compile(r"<(?:state|backtrace|non-verbose/)>.*", re.DOTALL)  # none of a client's
+# The compiler's insides, and lines of grammars, which the client may not have written.
+_DETAILS = re.compile(r"<(?:state|backtrace|non-verbose/)>.*|\n\s*\d+ \|.*", re.DOTALL)
 
 
 def as_lark(text: str) -> str:

@@ -132,7 +132,7 @@ def _in_lark(text: str) -> Levels:
         elif match["json"]:
             try:
                 schema, at = decoder.raw_decode(text, at)
-            except ValueError:
+            except (ValueError, RecursionError):
                 continue  # the compiler's to tell
             body.append(schema)
     return _in_rule("start", rules, {"start"})

@@ -52,6 +52,8 @@ def _try(vocabulary: LLTokenizer, given: list[dict[str, Any]]) -> dict[str, Any]
             check_matcher(matcher)
     except ConfigError as error:
         return {"error": str(error)}
+    except RecursionError:
+        return {"error": "nested too deep to compile"}
     return {"parts": parts}
 
 

@@ -20,6 +20,7 @@ _STYLE: "JsonCompileOptions" = {
     "item_separator": ", ?",
     "key_separator": ": ?",
 }
+_LENIENT: "JsonCompileOptions" = {"lenient": True, "coerce_one_of": True}
 # Tokens of llguidance's Lark in which `%json` would not be the directive, and the directive.
 _LARK_TOKENS = re.compile(
     r"""(?://|\#)[^\n]*+ | "(?:\\.|[^"\\])*+" | /(?:\\.|[^/\\])++/ | <[^<>\s]++> | %json\s*+""",
@@ -27,12 +28,15 @@ _LARK_TOKENS = re.compile(
 )
 
 
-def styled(schema: Mapping[str, Any]) -> dict[str, Any]:
-    """The schema, with the style in place of its own, if any."""
+def styled(schema: Mapping[str, Any], *, is_strict: bool = True) -> dict[str, Any]:
+    """The schema, with the style in place of its own, if any.
+
+    is_strict: keywords that cannot be kept are errors; otherwise they are left out.
+    """
     given = schema.get("x-guidance")
     options = dict(given) if isinstance(given, Mapping) else {}
     options.pop("whitespace_pattern", None)  # it would count for more than whitespace_flexible
-    return {**schema, "x-guidance": {**options, **_STYLE}}
+    return {**schema, "x-guidance": {**options, **_STYLE, **({} if is_strict else _LENIENT)}}
 
 
 def styled_lark(text: str) -> str:
