@@ -28,8 +28,9 @@ def vocabulary() -> dict[str, Any]:
     return {"tokens": [*tokens, b"[EOS]"], "special_ids": [256], "eos_ids": [256], "bos_id": None}
 
 
-def children() -> list[psutil.Process]:
-    return psutil.Process().children()
+def children(process: GrammarProcess) -> list[psutil.Process]:
+    """Its processes: one, or none. Other tests of this session may have theirs."""
+    return [psutil.Process(helper._process.pid) for helper in process._helpers]
 
 
 @pytest.fixture
@@ -42,8 +43,9 @@ def make() -> Iterator[Callable[..., GrammarProcess]]:
 
     yield make
     for process in made:
+        started = children(process)
         process.close()
-    assert not children()
+        assert not any(child.is_running() for child in started)
 
 
 def refusal(
@@ -56,12 +58,12 @@ def refusal(
 
 def test_what_compiles_is_told_in_the_compilers_terms(make: Callable[..., GrammarProcess]) -> None:
     process = make()
-    assert not children()  # until there is something to try
+    assert not children(process)  # until there is something to try
     assert process.resolve(SMALL) == SMALL
-    (child,) = children()
+    (child,) = children(process)
     (part,) = process.resolve([{"name": "form", "text": 'root ::= "a" b\nb ::= [0-9]'}])
     assert part["name"] == "form" and "start:" in part["lark_grammar"]
-    assert children() == [child]
+    assert children(process) == [child]
 
 
 @pytest.mark.parametrize(
@@ -91,7 +93,7 @@ def test_an_overflow_of_the_stack_ends_the_process_and_is_a_refusal(
 ) -> None:
     process = make(stack_bytes=256 << 10)
     assert refusal(process, {"json_schema": schema_chain(600)}) == "nested too deep to compile"
-    assert not children()
+    assert not children(process)
     assert process.resolve(SMALL) == SMALL
 
 
@@ -119,7 +121,7 @@ def test_how_it_died_is_what_was_wrong(
     process.resolve(SMALL)
 
     def strike() -> None:
-        for child in children():
+        for child in children(process):
             child.send_signal(number)
 
     assert message in refusal(process, {"lark_grammar": slow_lark(1900)}, strike)
@@ -139,13 +141,14 @@ def test_what_is_not_wanted_any_more_is_ended(make: Callable[..., GrammarProcess
     process.resolve(SMALL)
     with pytest.raises(Unwanted):
         process.resolve([{"name": "form", "lark_grammar": slow_lark(1900)}], look)
-    assert not children()
+    assert not children(process)
     assert process.resolve(SMALL) == SMALL
 
 
 def test_ctrl_c_is_not_for_it(make: Callable[..., GrammarProcess]) -> None:
-    make().resolve(SMALL)
-    (child,) = children()
+    process = make()
+    process.resolve(SMALL)
+    (child,) = children(process)
     assert os.getpgid(child.pid) != os.getpgid(0) and os.getsid(child.pid) != os.getsid(0)
 
 
@@ -156,7 +159,7 @@ def test_it_goes_with_its_parent() -> None:
         from hybridmoe.text.grammar_process import GrammarProcess
         process = GrammarProcess(vocabulary)
         process.resolve(SMALL)
-        print(children()[0].pid, flush=True)
+        print(children(process)[0].pid, flush=True)
         os.kill(os.getpid(), signal.SIGKILL)
     """
     path = os.pathsep.join(sys.path)
