@@ -94,8 +94,18 @@ def test_stop_ends_the_answer_and_the_engines_work(page: Page, llm: FakeLLM) -> 
     page.click("#send")
     expect(page.locator("#status")).to_have_text("stopped")
     expect(page.locator("#send")).to_have_text("Send")
+    expect(page.locator("li.note")).to_have_text("stopped")
+    expect(page.locator("li.error")).to_have_count(0)
     assert llm.engine.tickets[-1].finished.wait(HANG_S)
     assert llm.engine.tickets[-1].cancelled.is_set()
+
+
+def test_an_answer_that_is_cut_off_says_so(page: Page) -> None:
+    page.locator("#settings summary").click()
+    page.fill("#max-tokens", "3")
+    ask(page, "count 9")
+    expect(page.locator("li.note")).to_contain_text("cut off")
+    expect(page.locator("li.error")).to_have_count(0)
 
 
 def test_editing_replaces_the_rest_of_the_conversation(page: Page) -> None:

@@ -137,6 +137,8 @@ def test_items_are_referred_to(client: openai.OpenAI, llm: FakeLLM) -> None:
     reference = {"type": "item_reference", "id": first.output[0].id}
     ask(client, [*user("a"), reference, *user("say Hi")])
     assert "<|im_assistant|>assistant<|im_middle|>one two<|im_end|>" in prompt(llm)
+    ask(client, [*user("a"), {"id": first.output[0].id}, *user("say Hi")])
+    assert "<|im_assistant|>assistant<|im_middle|>one two<|im_end|>" in prompt(llm)
     with pytest.raises(openai.BadRequestError, match="Item with id 'msg_1' not found"):
         ask(client, [*user("a"), {**reference, "id": "msg_1"}])
 

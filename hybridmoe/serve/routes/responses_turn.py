@@ -45,8 +45,9 @@ def conversation(body: ResponsesRequest, store: ResponseStore) -> list[dict[str,
     if isinstance(body.input, str):
         return [*items, {"type": "message", "role": "user", "content": body.input}]
     for item in body.input:
-        is_reference = item.type == "item_reference"
-        items.append(_stored(item, store) if is_reference else item.model_dump(exclude_none=True))
+        given = item.model_dump(exclude_none=True)
+        is_reference = item.type == "item_reference" or given.keys() == {"id"}
+        items.append(_stored(item, store) if is_reference else given)
     return items
 
 
@@ -147,7 +148,7 @@ def _append(messages: list[dict[str, Any]], item: Item, where: str) -> None:
     elif kind == "function_call" or (kind.endswith("_call") and item.call_id):
         message = _open_answer(messages, may_have_text=True)
         message.setdefault("tool_calls", []).append(_call(item, kind, where))
-    elif kind.endswith("_call_output"):
+    elif kind.endswith("_output"):
         result = {"role": "tool", "tool_call_id": item.call_id or ""}
         messages.append({**result, "content": result_text(item.output)})
     elif not kind.endswith("_call") and kind not in _SKIPPED:

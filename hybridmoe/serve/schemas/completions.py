@@ -27,16 +27,12 @@ _IdLists = Annotated[list[_Ids], Field(min_length=1, max_length=_MAX_PROMPTS, fa
 
 def _kind(prompt: object) -> str:
     """Which form it has, by its first entry: only that one's errors are of use, or made."""
-    first = prompt[0] if isinstance(prompt, list) and prompt else prompt
-    if isinstance(prompt, list):
-        return (
-            "texts[]"
-            if isinstance(first, str)
-            else "ids[][]"
-            if isinstance(first, list)
-            else "ids[]"
-        )
-    return "text[]"
+    if not isinstance(prompt, list):
+        return "text[]"
+    first = prompt[0] if prompt else None
+    if isinstance(first, str):
+        return "texts[]"
+    return "ids[][]" if isinstance(first, list) else "ids[]"
 
 
 class CompletionRequest(SamplingFields):

@@ -5,6 +5,7 @@ import { ExpertMap } from "./experts.js";
 import { events } from "./stream.js";
 
 const $ = (id) => document.getElementById(id);
+const STOPPED = "stopped", CUT_OFF = "cut off: no more tokens were allowed"; // no errors
 const KEPT = ["key", "system", "temperature", "max-tokens"]; // settings that outlive a reload
 const map = new ExpertMap($("experts"), $("expert"));
 const talk = new Conversation();
@@ -86,11 +87,11 @@ async function answer(reply) {
   try {
     await read(body, mine.signal, reply, shown);
   } catch (error) {
-    problem = error.name === "AbortError" ? "stopped" : error.message;
+    problem = error.name === "AbortError" ? STOPPED : error.message;
   }
   if (running !== mine) return; // another conversation has begun
   running = null;
-  if (problem !== null) $("status").textContent = problem === "stopped" ? problem : "";
+  if (problem !== null) $("status").textContent = problem === STOPPED ? problem : "";
   talk.end(problem);
   show();
 }
@@ -111,7 +112,7 @@ async function read(body, signal, reply, shown) {
     if (choice.delta?.reasoning_content) {
       reply.reasoning_content = (reply.reasoning_content ?? "") + choice.delta.reasoning_content;
     }
-    if (choice.finish_reason === "length") reply.note = "cut off: no more tokens were allowed";
+    if (choice.finish_reason === "length") reply.note = CUT_OFF;
     fill(shown, reply);
     if (tokens > 1) $("status").textContent = `${rate(tokens - 1, performance.now() - first)} tokens/s`;
     if (event.timings) figures(event.timings, first - began);
@@ -185,8 +186,9 @@ function failure({ text, at, problem: words }) {
 }
 
 function problem(words) {
-  const item = element("li", words, "error");
-  item.setAttribute("role", "alert");
+  const isError = words !== STOPPED && words !== CUT_OFF;
+  const item = element("li", words, isError ? "error" : "note");
+  if (isError) item.setAttribute("role", "alert");
   return item;
 }
 
