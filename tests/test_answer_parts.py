@@ -166,6 +166,7 @@ OSLO = '{"city":"Oslo"}'
         ("functions.delete_all:0", '{"path":"/"}', None),
         ("functions.md:0", "{}", None),
         ("", "", None),
+        ("1" * 5000 + "x", "{}", None),
     ],
 )
 def test_a_call_is_of_a_declared_tool_or_text(
@@ -178,6 +179,15 @@ def test_a_call_is_of_a_declared_tool_or_text(
             assert (visible.removeprefix("Hm."), calls) == (call_id + arguments, [])
         else:
             assert (visible.removeprefix("Hm."), calls) == ("", [(expected, arguments)])
+
+
+@pytest.mark.parametrize(
+    "parameters", [None, 3, {}, {"properties": 3}, {"properties": {"a": {}}, "required": [{}, 3]}]
+)
+def test_schemas_that_are_none_do_no_harm(parameters: object) -> None:
+    tools = [{"type": "function", "function": {"name": "f", "parameters": parameters}}]
+    calls = sorted_out('<|tool_call_begin|>3<|tool_call_argument_begin|>{"a":1}', tools=tools)[2]
+    assert len(calls) == (isinstance(parameters, dict) and "required" in parameters)
 
 
 def test_calls_of_deepseek_are_calls() -> None:

@@ -13,6 +13,7 @@ tool_call_guidance.md, DeepSeek's chat templates, and the reports of those who p
 
 import json
 import re
+import string
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
@@ -54,8 +55,8 @@ _PREFIX = re.compile(r"(?:functions?|tools?)[._:]", re.IGNORECASE)
 _JOINED_PREFIX = re.compile(r"(?:functions?|tools?)[._:]|functions", re.IGNORECASE)
 _NUMBER = re.compile(r"[:#]\d+$")
 _JOINED_NUMBER = re.compile(r"[:#._-]?\d+$")
-_NAMELESS = re.compile(r"\d*|function|(?:call|toolu)[_-]?\w*\d\w*")
-_FENCED = re.compile(r"```\w*\s*(.*?)\s*(?:```\s*)?", re.DOTALL)
+_NAMELESS = re.compile(r"\d*|function|(?:call|toolu)[_-]?(?=\w*\d)\w*")
+_MAX_ID_CHARS = 1024  # the patterns take the square of it
 
 
 class Resolved(NamedTuple):
@@ -77,6 +78,8 @@ class CallNames:
     def resolve(self, call_id: str) -> str | None:
         """The name in `functions.NAME:N` or what stands for it; None where there is none."""
         call_id = call_id.strip()
+        if len(call_id) > _MAX_ID_CHARS:
+            return None
         if not self._functions:
             return _name_in(call_id)
         readings = _readings(call_id)
@@ -115,8 +118,9 @@ class CallNames:
 def unfenced(arguments: str) -> str:
     """Arguments without the code fence that some models write around them."""
     arguments = arguments.strip()
-    match = _FENCED.fullmatch(arguments)
-    return match[1] if match else arguments
+    if not arguments.startswith("```"):
+        return arguments
+    return arguments[3:].removesuffix("```").lstrip(string.ascii_letters).strip()
 
 
 def _readings(call_id: str) -> list[str]:
@@ -149,10 +153,11 @@ def _key(name: str) -> str:
 def _fits(function: Mapping[str, Any], arguments: Any) -> bool:
     """Whether the arguments have all required names, and no other than the declared ones."""
     schema = function.get("parameters")
-    properties = schema.get("properties") if isinstance(schema, Mapping) else None
-    required = schema.get("required") if isinstance(schema, Mapping) else None
-    return (
-        isinstance(arguments, dict)
-        and arguments.keys() <= set(properties if isinstance(properties, Mapping) else ())
-        and arguments.keys() >= set(required if isinstance(required, list) else ())
+    if not isinstance(schema, Mapping) or not isinstance(arguments, dict):
+        return False
+    properties, required = schema.get("properties"), schema.get("required")
+    declared = properties if isinstance(properties, Mapping) else {}
+    needed = required if isinstance(required, list) else []
+    return all(name in declared for name in arguments) and all(
+        name in arguments for name in needed if isinstance(name, str)
     )
