@@ -12,6 +12,7 @@ import hybridmoe
 from hybridmoe.engine.constraint import Closing
 from hybridmoe.engine.sampler import Sampler, SamplingParams
 from hybridmoe.text.grammar import Calls, Form, GrammarCompiler, MatcherConstraint
+from hybridmoe.text.tool_calls import split_tool_calls
 
 pytestmark = pytest.mark.usefixtures("exact_kernels")
 
@@ -134,3 +135,28 @@ def test_answers_of_a_model_that_knows_no_json_are_whole(
         assert answer.end.reason == "stop"
         data = json.loads(llm.tokenizer.decode(answer.ids))
         assert isinstance(data, dict)
+
+
+@pytest.mark.parametrize("choice", ["required", "auto"])
+@pytest.mark.parametrize(
+    ("name", "key", "question", "value"),
+    [
+        ("get_weather", "city", "What is the weather in Paris?", "Paris"),
+        ("get_weather", "city", "Weather in Oslo?", "Oslo"),
+        ("calculator", "expression", "What is 12*34?", "12*34"),
+    ],
+)
+def test_arguments_that_the_model_was_trained_on_are_right(
+    llm: hybridmoe.LLM, compiler: GrammarCompiler, choice: str,
+    name: str, key: str, question: str, value: str,
+) -> None:  # fmt: skip
+    schema = {"type": "object", "properties": {key: {"type": "string"}}, "required": [key]}
+    function = {"name": name, "parameters": schema, "strict": True}
+    tools = [{"type": "function", "function": function}]
+    calls = Calls(tools, choice)
+    constraint = compiler.guard(calls) if calls.is_auto else compiler.answer(None, calls)
+    prompt = llm.encode_chat([{"role": "user", "content": question}], tools)
+    (answer,) = run(llm.engine, request(prompt, 80, constraint=constraint))
+    assert answer.end.reason == "stop"
+    (call,) = split_tool_calls(answer.ids, llm.tokenizer)[1]
+    assert json.loads(call["function"]["arguments"]) == {key: value}
