@@ -86,10 +86,9 @@ class MaskThread:
             self._start()
 
     def close(self) -> None:
-        """End the thread, when it has done what it does."""
-        if self._thread is not None:
+        """End the threads, when they have done what they do; nothing is submitted any more."""
+        for _ in (self._thread, *self._late):
             self._queue.put(None)
-            self._thread = None
 
     def _start(self) -> None:
         self._thread = threading.Thread(target=self._run, name="hybridmoe-masks", daemon=True)

@@ -57,8 +57,9 @@ class Masks:
         sequence.pending_mask = None
 
     def is_ready(self, sequence: Sequence, wake: Callable[[], None]) -> bool:
-        """Whether the mask can be had now, or after a short wait; otherwise `wake` is called then,
-        from another thread, and once.
+        """Whether the mask can be had now, or after a short wait.
+
+        wake: called, where it cannot, from the thread that has computed it.
         """
         pending = sequence.pending_mask
         if pending is None or pending.is_ready:

@@ -45,7 +45,7 @@ class GrammarProcess:
         self._greeting: bytes | None = None
         self._lock = threading.Lock()
         self._helpers: list[_Helper] = []  # one, or none
-        self._finalizer = weakref.finalize(self, _end, self._helpers)
+        weakref.finalize(self, _end, self._helpers)
 
     def resolve(
         self, parts: Sequence[Mapping[str, Any]], check: Callable[[], None] | None = None

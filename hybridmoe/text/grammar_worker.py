@@ -2,7 +2,7 @@
 
 Started by hybridmoe/text/grammar_process.py. One JSON value a line, both ways, over the socket
 that is its standard input: the vocabulary first, then grammars one by one; it ends when the socket
-does. Its limits are its own to set, so that it was never without them.
+does. It sets its limits itself: nothing runs between a fork and the program of a child that way.
 """
 
 import json
@@ -62,7 +62,7 @@ def _answer(channel: socket.socket, value: Mapping[str, Any]) -> None:
 
 
 def _limit(what: int, soft: int) -> None:
-    """Lower limits of the user's stay."""
+    """Set a soft limit; a lower hard one of the user's counts."""
     _, hard = resource.getrlimit(what)
     resource.setrlimit(what, (soft if hard == resource.RLIM_INFINITY else min(soft, hard), hard))
 
