@@ -17,6 +17,7 @@ from hybridmoe.serve.body import LARGE_BYTES
 CHAT = "/v1/chat/completions"
 HELLO = {"messages": [{"role": "user", "content": "say Hi"}]}
 LARGE = {"messages": [{"role": "user", "content": "say " + "a" * LARGE_BYTES}]}
+HALF_A_BODY = f"POST {CHAT} HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\n{{".encode()
 OBJECT = {**HELLO, "response_format": {"type": "json_object"}}
 
 
@@ -45,6 +46,15 @@ def gate() -> Iterator[Gate]:
 
 def client(server: LiveServer) -> httpx2.Client:
     return httpx2.Client(base_url=server.url, timeout=None)
+
+
+def rest_of(link: socket.socket) -> bytes:
+    """What comes until the server closes."""
+    data = b""
+    with link:
+        while piece := link.recv(1 << 16):
+            data += piece
+    return data
 
 
 def asked(server: LiveServer, body: Any) -> tuple[threading.Thread, list[int]]:
@@ -107,6 +117,31 @@ def test_a_full_pool_refuses_and_short_requests_still_pass(
         gate.is_open.set()
         for thread in (*threads, *(thread for thread, _ in more)):
             thread.join()
+
+
+def test_clients_are_told_when_the_server_ends_whatever_is_under_way(
+    llm: FakeLLM, gate: Gate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(service, "chat_job", gate.wrap(service.chat_job))  # looks at no token
+    with live_server(llm) as server:
+        thread, status = asked(server, HELLO)
+        gate.num_inside.acquire()
+        link = socket.create_connection(("127.0.0.1", server.port))
+        link.sendall(HALF_A_BODY)
+        while not server.service.bodies.num_awaited:
+            thread.join(0.01)
+    thread.join()
+    assert status == [503]
+    assert not gate.is_open.is_set()
+    answer = rest_of(link)
+    assert answer.startswith(b"HTTP/1.1 503") and b"the server is ending" in answer
+
+
+def test_a_body_that_does_not_come_ends_the_connection(llm: FakeLLM) -> None:
+    with live_server(llm, body_pause_s=1e-3) as server:
+        link = socket.create_connection(("127.0.0.1", server.port))
+        link.sendall(HALF_A_BODY)
+        assert rest_of(link).startswith(b"HTTP/1.1 408")
 
 
 def test_work_for_a_client_that_left_is_cancelled(

@@ -66,6 +66,11 @@ class Bodies:
         self._waits: set[asyncio.Timeout] = set()
         self._ending: ApiError | None = None
 
+    @property
+    def num_awaited(self) -> int:
+        """Bodies whose next piece has not come yet."""
+        return len(self._waits)
+
     def hold(self) -> "_Held":
         """Room for one body, until the block ends."""
         return _Held(self, self._config)

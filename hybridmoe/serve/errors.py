@@ -129,7 +129,8 @@ def install(app: FastAPI, retry_after_s: int) -> None:
     async def on_http(request: Request, error: Exception) -> JsonReply:
         assert isinstance(error, HTTPException)
         path = request.url.path
-        message = {404: f"no such path: {path}", 405: f"{request.method} is not for {path}"}
+        shown = path[:200]
+        message = {404: f"no such path: {shown}", 405: f"{request.method} is not for {shown}"}
         refusal = ApiError(
             error.status_code,
             message.get(error.status_code, str(error.detail)),

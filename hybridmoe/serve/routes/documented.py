@@ -15,10 +15,11 @@ _MEANINGS = {
     401: "The API key is missing or wrong.",
     403: "The Host header is not allowed.",
     404: "The model is not served here, or the response not stored.",
+    408: "The body did not come in time.",
     413: "The body is too large.",
     429: "The queue is full; Retry-After says when to try again.",
     500: "The engine failed.",
-    503: "The model is not loaded yet, or its card has failed.",
+    503: "The model is not loaded yet, its card has failed, or the server is too busy or ends.",
 }
 
 ERRORS: Responses = {
