@@ -1,4 +1,4 @@
-"""How deep a grammar nests is told before anything recurses over it."""
+"""The nesting of a grammar, measured before anything recurses over it."""
 
 import itertools
 import json

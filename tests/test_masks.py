@@ -1,4 +1,4 @@
-"""Masks that are late: their sequence is held, and no other one waits for it."""
+"""Late masks: their sequence is held, and no other one waits for it."""
 
 import threading
 import time
@@ -94,7 +94,7 @@ def slow(model: Decoder) -> Iterator[Callable[..., Slow]]:
 
 
 @pytest.mark.parametrize("first_slow", [0, 3])
-def test_a_late_mask_holds_up_nobody_else(
+def test_a_late_mask_holds_up_no_other_sequence(
     make: Make, slow: Callable[..., Slow], first_slow: int
 ) -> None:
     engine, late = make(), slow(first_slow)
@@ -177,7 +177,7 @@ def test_what_is_held_gives_its_pages_up(make: Make, slow: Callable[..., Slow]) 
     assert held.wait().ids == alone.ids
 
 
-def test_so_many_threads_may_be_late() -> None:
+def test_late_threads_are_bounded() -> None:
     thread, go = MaskThread(), threading.Event()
     late = []
 

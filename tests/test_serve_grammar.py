@@ -1,4 +1,4 @@
-"""Whatever form a request asks for, it is answered or refused, and the others go on."""
+"""Hostile forms over HTTP: refused or answered, while other requests go on."""
 
 import json
 import socket

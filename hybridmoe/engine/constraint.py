@@ -37,7 +37,7 @@ class Constraint(Protocol):
         ...
 
     def is_large(self) -> bool:
-        """Whether any mask may take seconds, so that none is computed in the engine's thread."""
+        """True where any mask may take seconds, so that none is computed in the engine's thread."""
         ...
 
     def closing(self) -> Closing | None:

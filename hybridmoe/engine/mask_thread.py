@@ -2,7 +2,7 @@
 
 What is computed cannot be interrupted: it is native code over a client's grammar. So a thread that
 is late ends with what it does, and the masks that wait behind it are the next thread's. All are
-daemons: nobody waits for a mask when the process ends.
+daemons: a process that ends does not wait for a mask.
 """
 
 import contextlib
@@ -35,7 +35,7 @@ class PendingMask:
 
     @property
     def took_s(self) -> float:
-        """How long it is being computed by now."""
+        """Seconds since its computation began."""
         return 0.0 if self._began_s is None else time.monotonic() - self._began_s
 
     def wait(self, timeout_s: float) -> None:

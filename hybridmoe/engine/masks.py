@@ -33,7 +33,7 @@ class Masks:
         self._left_s = self._patience_s = 0.0
 
     def begin_step(self) -> None:
-        """There is time again."""
+        """Reset the per-step budgets of masks computed inline and of waiting."""
         self._left_s = _AT_ONCE_S
         self._patience_s = _PATIENCE_S
 
@@ -57,7 +57,7 @@ class Masks:
         sequence.pending_mask = None
 
     def is_ready(self, sequence: Sequence, wake: Callable[[], None]) -> bool:
-        """Whether the mask can be had now, or after a short wait.
+        """Test for a mask that can be had now, or after a short wait.
 
         wake: called, where it cannot, from the thread that has computed it.
         """
@@ -73,7 +73,7 @@ class Masks:
         return pending.is_ready
 
     def check_late(self, sequence: Sequence) -> bool:
-        """Whether a late mask is ready by now. Raises ConfigError where it takes too long."""
+        """Test a late mask for readiness. Raises ConfigError where it takes too long."""
         pending = sequence.pending_mask
         if pending is None or pending.is_ready:
             return True
@@ -84,7 +84,7 @@ class Masks:
         return False
 
     def close(self) -> None:
-        """End the thread, which nobody waits for."""
+        """End the thread without waiting for it."""
         self._thread.close()
 
     def _hand_over(self, sequence: Sequence, constraint: Constraint, token_id: int | None) -> None:

@@ -84,7 +84,7 @@ class StepRunner:
 
     @property
     def is_holding(self) -> bool:
-        """Whether running sequences wait for their masks."""
+        """True while running sequences wait for their masks."""
         return any(sequence.held is not None for sequence in self._scheduler.running)
 
     def resume(self) -> None:

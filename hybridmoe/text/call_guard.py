@@ -56,7 +56,7 @@ class CallGuard:
         return self._calls is not None and self._calls.is_done()
 
     def is_large(self) -> bool:
-        """Whether any mask may take seconds."""
+        """True where any mask may take seconds."""
         return self._start.is_large()
 
     def closing(self) -> tuple[Ids, Ids] | None:

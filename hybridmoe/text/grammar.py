@@ -97,7 +97,7 @@ class MatcherConstraint:
         return bool(self._matcher.is_stopped())
 
     def is_large(self) -> bool:
-        """Whether any mask may take seconds."""
+        """True where any mask may take seconds."""
         return self._is_large
 
     def copy(self) -> "MatcherConstraint":
@@ -330,7 +330,7 @@ class _Vocabulary:
 
 
 def _for_trial(tokenizer: Tokenizer) -> dict[str, Any]:
-    """The vocabulary as the process takes it that tries grammars."""
+    """Vocabulary in the terms of the process that tries grammars."""
     vocabulary = _Vocabulary(tokenizer)
     return {
         "tokens": vocabulary.tokens,
@@ -354,7 +354,7 @@ def _check_chars(what: str, num_chars: int) -> None:
 
 @contextlib.contextmanager
 def _named(what: str) -> Iterator[None]:
-    """Errors say what they are about."""
+    """Put the constraint's name before errors."""
     try:
         yield
     except ConfigError as error:

@@ -23,7 +23,7 @@ _DETAILS = re.compile(r"<(?:state|backtrace|non-verbose/)>.*|\n\s*\d+ \|.*", re.
 
 
 def as_lark(text: str) -> str:
-    """A Lark or GBNF grammar in Lark. Time grows with the square of GBNF's rules."""
+    """Convert a Lark or GBNF grammar to Lark. Time grows with the square of GBNF's rules."""
     try:
         return styled_lark(any_to_lark(text))
     except RecursionError:
@@ -33,7 +33,7 @@ def as_lark(text: str) -> str:
 
 
 def as_parts(parts: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """The parts with grammars as Lark where they are still as they were sent (`text`)."""
+    """Convert the parts that are still as they were sent (`text`) to Lark."""
     return [
         {"name": part["name"], "lark_grammar": as_lark(part["text"])} if "text" in part
         else dict(part)
@@ -42,7 +42,7 @@ def as_parts(parts: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 
 def build(vocabulary: LLTokenizer, parts: Sequence[Mapping[str, Any]]) -> LLMatcher:
-    """A matcher at its beginning, which recurses deeply. Errors: ConfigError."""
+    """Compile a matcher, which recurses deeply. Errors: ConfigError."""
     grammar = json.dumps({"grammars": parts})
     matcher = LLMatcher(vocabulary, grammar, log_level=0, limits=_LIMITS)
     check_matcher(matcher)
@@ -57,5 +57,5 @@ def check_matcher(matcher: LLMatcher) -> None:
 
 
 def one_line(message: str) -> str:
-    """An error of llguidance's, without its insides."""
+    """Shorten an error of llguidance's to a line without its insides."""
     return " ".join(_DETAILS.sub("", message).split())[:300]

@@ -1,4 +1,4 @@
-"""What a client's grammar may cost, and a thread whose stack fits the deepest one that is taken.
+"""Limits of a client's grammar, and a thread with a stack for the deepest one that is accepted.
 
 llguidance bounds its lexer, its rows and its symbols, but not its recursion while it compiles: one
 level for each reference of a schema and each rule or terminal of a grammar, of 2 to 9 KB (1.9.1;
@@ -56,7 +56,7 @@ class CompileLimits:
 
 
 def on_deep_stack(function: Callable[[], T], stack_bytes: int = _STACK_BYTES) -> T:
-    """What the function returns, or raises, in a thread that may recurse deeply."""
+    """Run a function in a thread that may recurse deeply; return or raise what it does."""
     done: list[T] = []
     failed: list[BaseException] = []
 
@@ -98,7 +98,7 @@ def check_depth(parts: Sequence[Mapping[str, Any]]) -> None:
 
 
 def _in_json(root: Any, node: Any, seen: set[str]) -> Levels:
-    """What a value of a schema leads to; definitions only where something refers to them."""
+    """Iterate over the containers in a schema's value; definitions only where referred to."""
     for key, value in node.items() if isinstance(node, dict) else enumerate(node):
         target = value
         if key == "$ref" and isinstance(value, str) and value not in seen:
@@ -109,7 +109,7 @@ def _in_json(root: Any, node: Any, seen: set[str]) -> Levels:
 
 
 def _resolve(root: Any, reference: str) -> Any:
-    """What a local reference stands for; None where it is none, or leads nowhere."""
+    """Look a local reference up; None where it is none, or leads nowhere."""
     node = root if reference.startswith("#") else None
     for step in reference[1:].split("/")[1:]:
         name = step.replace("~1", "/").replace("~0", "~")
@@ -118,7 +118,7 @@ def _resolve(root: Any, reference: str) -> Any:
 
 
 def _in_lark(text: str) -> Levels:
-    """What a grammar's rules lead to, from `start` on."""
+    """Iterate over the rules and schemas of a grammar, from `start` on."""
     decoder = json.JSONDecoder()
     rules: dict[str, list[Any]] = {}
     body: list[Any] = []  # names, and schemas

@@ -50,7 +50,7 @@ class GrammarProcess:
     def resolve(
         self, parts: Sequence[Mapping[str, Any]], check: Callable[[], None] | None = None
     ) -> list[dict[str, Any]]:
-        """The parts as llguidance takes them, which are then known to compile and to begin.
+        """Try a grammar; return its parts as llguidance takes them, known to compile and begin.
 
         check: called again and again; what it raises ends the trial at once. Errors: ConfigError
         for what does not compile, nests too deep or goes beyond a limit.
@@ -109,7 +109,7 @@ class GrammarProcess:
         return reply
 
     def _why(self, exit_code: int) -> str:
-        """What a grammar did that ended the process."""
+        """Explain the end of the process by what its grammar did."""
         _end(self._helpers)
         if exit_code in (-signal.SIGSEGV, -signal.SIGBUS):
             return "nested too deep to compile"
@@ -138,7 +138,10 @@ class _Helper:
             raise
 
     def exchange(self, line: bytes, go_on: Callable[[], None]) -> bytes:
-        """A line for a line. go_on: called again and again, and may raise. Errors: EOFError."""
+        """Send a line and receive one.
+
+        go_on: called again and again, and may raise. Errors: EOFError where the process has ended.
+        """
         rest = memoryview(line)
         reply = bytearray()
         while not reply.endswith(b"\n"):
@@ -157,7 +160,7 @@ class _Helper:
         return bytes(reply)
 
     def exit_code(self) -> int:
-        """Of a process whose end of the socket is closed."""
+        """Exit code of a process that has closed its end of the socket."""
         return self._process.wait()
 
     def end(self) -> None:

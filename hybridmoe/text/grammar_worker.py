@@ -85,7 +85,7 @@ def _tokenizer(given: Mapping[str, Any]) -> LLTokenizer:
 
 
 class _Vocabulary:
-    """What llguidance wants to know of a tokenizer; how it splits text costs about the same."""
+    """llguidance's view of a tokenizer; splitting text greedily costs about the same."""
 
     tokenizer: LLTokenizer | None = None
 
