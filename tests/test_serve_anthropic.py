@@ -128,6 +128,14 @@ def test_a_round_of_tools(client: anthropic.Anthropic, llm: FakeLLM) -> None:
     assert "## Return of functions.get_weather:0\nsunny<|im_end|><|im_user|>user" in prompt
 
 
+def test_arguments_that_json_cannot_hold(client: anthropic.Anthropic) -> None:
+    call = CALL.replace('{"city":"Oslo"}', '{"a":1e999,"b":-1e5,"c":NaN}')
+    answer = client.messages.create(
+        model="test", max_tokens=50, messages=user(f"say {call}"), tools=[WEATHER]
+    )
+    assert answer.content[0].to_dict()["input"] == {"a": "1e999", "b": -1e5, "c": "NaN"}
+
+
 def test_a_picture_that_a_tool_returned_is_named_in_its_place(
     client: anthropic.Anthropic, llm: FakeLLM
 ) -> None:

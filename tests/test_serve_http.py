@@ -85,6 +85,12 @@ def test_bodies_that_are_no_request(http: httpx2.Client, body: bytes) -> None:
     refused(http.post(CHAT, content=body, headers={"Content-Type": "application/json"}))
 
 
+def test_a_number_that_no_answer_could_repeat(http: httpx2.Client) -> None:
+    body = b'{"input": "say Hi", "metadata": {"a": [1e999]}}'
+    answer = http.post("/v1/responses", content=body, headers={"Content-Type": "application/json"})
+    assert "1e999 is too large a number" in refused(answer)["message"]
+
+
 def test_a_lone_surrogate_is_survived(http: httpx2.Client) -> None:
     body = b'{"messages": [{"role": "user", "content": "\\ud800"}], "model": "\\udfff"}'
     answer = http.post(CHAT, content=body, headers={"Content-Type": "application/json"})

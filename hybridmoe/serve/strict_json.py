@@ -5,6 +5,7 @@ loop, where a large body holds up everybody's streams.
 """
 
 import json
+import math
 from collections.abc import Callable, Coroutine
 from typing import Any, get_type_hints
 
@@ -59,7 +60,9 @@ async def _parse(request: Request, model: type[BaseModel], body: bytes) -> BaseM
 def _validate(model: type[BaseModel], body: bytes) -> BaseModel:
     try:
         text = body.decode("utf-8-sig")
-        value = json.loads(text, parse_constant=_refuse, parse_int=_parse_int)
+        value = json.loads(
+            text, parse_constant=_refuse, parse_int=_parse_int, parse_float=_parse_float
+        )
         return model.model_validate(value)
     except ValidationError as error:
         # The models bound their lists, and so the number of errors.
@@ -85,6 +88,13 @@ def _is_json(request: Request) -> bool:
 
 def _refuse(constant: str) -> float:
     raise ValueError(f"{constant} is not a JSON number")
+
+
+def _parse_float(digits: str) -> float:
+    value = float(digits)
+    if math.isinf(value):
+        raise ValueError(f"{digits:.40} is too large a number")
+    return value
 
 
 def _parse_int(digits: str) -> int:

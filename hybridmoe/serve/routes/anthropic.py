@@ -1,6 +1,7 @@
 """Anthropic's /v1/messages and /v1/messages/count_tokens."""
 
 import json
+import math
 import uuid
 from collections.abc import AsyncIterator
 from typing import Any
@@ -142,7 +143,13 @@ def _as_object(arguments: str) -> dict[str, Any]:
     mistake) stands under a key of its own.
     """
     try:
-        value = json.loads(arguments, parse_constant=str)
+        value = json.loads(arguments, parse_constant=str, parse_float=_number)
     except (ValueError, RecursionError):
         value = None
     return value if isinstance(value, dict) else {"_unparsed": arguments}
+
+
+def _number(digits: str) -> float | str:
+    """A float, but for one that is infinite, which the answer's JSON could not hold."""
+    value = float(digits)
+    return digits if math.isinf(value) else value
