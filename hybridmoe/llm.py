@@ -92,7 +92,7 @@ class LLM:
 
     @property
     def can_chat(self) -> bool:
-        """Whether there is a chat template: the file's, or Kimi K2's for its tokens.
+        """True with a chat template: the file's, or Kimi K2's for its tokens.
 
         Errors: TemplateError where the file's is no text.
         """

@@ -60,7 +60,7 @@ def test_limits(http: httpx2.Client, name: str, limit: float, num_tokens: int) -
 
 
 def may_begin_with(llm: FakeLLM, text: str) -> bool:
-    """Whether the last request's answer may."""
+    """True if the last request's answer may begin with that token."""
     constraint = llm.engine.requests[-1].constraint
     (token_id,) = llm.tokenizer.encode(text, parse_special=True)
     if constraint is None or constraint.is_free():

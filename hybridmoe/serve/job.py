@@ -93,7 +93,7 @@ class Job:
         return self.prompts[choice // self.choices_per_prompt]
 
     def params_of(self, choice: int) -> SamplingParams:
-        """The same for each prompt, and for each of its choices, but with a seed of its own."""
+        """Parameters of a choice: all but the seed are the same, as are those of every prompt."""
         number = choice % self.choices_per_prompt
         if self.params.seed is None or number == 0:
             return self.params

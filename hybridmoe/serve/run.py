@@ -127,7 +127,7 @@ class Run:
 
     @property
     def prompt_tokens(self) -> int:
-        """Of all prompts; each counts once, however many choices it has."""
+        """Tokens of all prompts; each prompt counts once, with any number of choices."""
         return sum(len(prompt) for prompt in self.job.prompts)
 
     @property
@@ -142,7 +142,7 @@ class Run:
 
     @property
     def cached_tokens(self) -> int:
-        """Of the prompts, not computed for this run (that is, for the first choice of each)."""
+        """Prompt tokens found in the cache by the first choice of each prompt."""
         firsts = self._choices[:: self.job.choices_per_prompt]
         return sum(choice.usage.cached_tokens for choice in firsts if choice.usage)
 

@@ -16,7 +16,7 @@ from hybridmoe.serve.reply import as_json
 __all__ = ["ResponseStore"]
 
 Item = dict[str, Any]
-# An id that was made here, which nobody guesses; clients number theirs, each from 1.
+# An id that was made here, and cannot be guessed; clients number theirs, each from 1.
 _OWN_ID = re.compile(r"(msg|rs|fc)_[0-9a-f]{32}")
 _ID_BYTES = 128  # what one takes in a set
 
@@ -60,17 +60,17 @@ class ResponseStore:
                 self._num_bytes -= oldest.num_bytes
 
     def response(self, response_id: str) -> bytes | None:
-        """A response's JSON; None where it is not known."""
+        """A response's JSON; None if it is not stored."""
         stored = self._use(response_id)
         return None if stored is None else stored.response
 
     def items(self, response_id: str) -> list[Item] | None:
-        """The conversation up to a response, its output included; None where it is not known."""
+        """The conversation up to a response, its output included; None if it is not stored."""
         stored = self._use(response_id)
         return None if stored is None else list(json.loads(stored.items))
 
     def item(self, item_id: str) -> Item | None:
-        """One item of any conversation that is kept."""
+        """An item of any stored conversation, by an id that was made here."""
         with self._lock:
             holders = (s for s in reversed(self._stored.values()) if item_id in s.item_ids)
             holder = next(holders, None)
@@ -80,7 +80,7 @@ class ResponseStore:
         return next(item for item in items if item.get("id") == item_id)
 
     def delete(self, response_id: str) -> bool:
-        """Forget a response; whether it was known."""
+        """Forget a response. Returns False if it is not stored."""
         with self._lock:
             stored = self._stored.pop(response_id, None)
             if stored is not None:

@@ -83,7 +83,7 @@ class ChatTemplate:
 
     @classmethod
     def is_known(cls, metadata: Mapping[str, Any], tokenizer: Specials) -> bool:
-        """Whether `from_metadata` has a template to compile. Raises TemplateError if it is none."""
+        """True if `from_metadata` has a template to compile. Errors: TemplateError."""
         return _find_source(metadata, False) is not None or _has_kimi_marks(tokenizer)
 
     @classmethod

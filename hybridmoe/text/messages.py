@@ -125,7 +125,7 @@ def plain_copy(value: Any, where: str, depth: int = 0) -> Any:
 
 
 def result_text(content: Any, joiner: str = "") -> str:
-    """What a tool returned: a text, a list of parts, or any other JSON data.
+    """Text of a tool's result: a string, a list of parts, or any other JSON data.
 
     Parts that are no text are named in their place: a history with a picture in it is to go on.
     """

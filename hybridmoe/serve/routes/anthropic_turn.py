@@ -39,7 +39,7 @@ def as_turn(body: CountRequest) -> Turn:
 
 
 def _without_headers(system: str | list[Block] | None) -> str | list[Block] | None:
-    """Claude Code puts a header for Anthropic's billing into a block. It changes with every
+    """System text without Claude Code's header for Anthropic's billing: it changes with every
     request, and a prompt that begins with it is found in no cache.
     """
     if not isinstance(system, list):

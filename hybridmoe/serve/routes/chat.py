@@ -74,7 +74,7 @@ def _turn(body: ChatRequest) -> Turn:
 
 
 def _choice(body: ChatRequest) -> dict[str, Any]:
-    """What the turn is told of tool_choice, in any of its forms."""
+    """Fields of `Turn` for any form of tool_choice."""
     choice = body.tool_choice or "auto"
     if isinstance(choice, NamedTool):
         return {"tool_choice": "required", "forced_tool": choice.function.name}

@@ -107,7 +107,7 @@ class AllowedTools(Request):
 
 
 class AllowedChoice(Request):
-    """Only some of the tools may be called."""
+    """A tool_choice that permits some of the tools."""
 
     type: Literal["allowed_tools"]
     allowed_tools: AllowedTools

@@ -43,7 +43,7 @@ _MAX_BIASES = 1024
 
 
 def _whole(value: Any) -> Any:
-    """JSON knows one kind of number, and some clients write 16.0 for 16."""
+    """Turn 16.0 into 16: JSON has one kind of number, and some clients write the former."""
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
@@ -155,12 +155,12 @@ class SamplingFields(Request):
 
 
 def stop_list(stop: str | list[str]) -> list[str]:
-    """Without empty ones, which some clients send for none."""
+    """Stop strings as a list, without empty ones, which some clients send for none."""
     return [one for one in ([stop] if isinstance(stop, str) else stop) if one]
 
 
 def token_limit(*given: int | None) -> int | None:
-    """The first limit that is given; None where it says that there is none."""
+    """Limit in tokens, by the first value that is given; None for no limit."""
     first = next((limit for limit in given if limit is not None), None)
     return first if first is not None and first > 0 else None
 

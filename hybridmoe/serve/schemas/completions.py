@@ -26,7 +26,7 @@ _IdLists = Annotated[list[_Ids], Field(min_length=1, max_length=_MAX_PROMPTS, fa
 
 
 def _kind(prompt: object) -> str:
-    """Which form it has, by its first entry: only that one's errors are of use, or made."""
+    """Form of a prompt, by its first entry: only the errors of that form are of use, or made."""
     if not isinstance(prompt, list):
         return "text[]"
     first = prompt[0] if prompt else None

@@ -61,7 +61,7 @@ class ResponsesNamedTool(Request):
 
 
 class ResponsesAllowedTools(Request):
-    """Only these of the tools may be called."""
+    """A tool_choice that permits some of the tools."""
 
     type: Literal["allowed_tools"]
     mode: Literal["auto", "required"] = "auto"
