@@ -119,8 +119,12 @@ def load(
     except BaseException:
         file.close()
         raise
-    if progress is not None and llm.expert_plan is None:
-        read_ahead(file, tell)
+    try:
+        if progress is not None and llm.expert_plan is None:
+            read_ahead(file, tell)
+    except BaseException:
+        llm.close()
+        raise
     return llm
 
 

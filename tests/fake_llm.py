@@ -122,6 +122,9 @@ class FakeLLM:
         return self
 
     def __exit__(self, *exc_info: object) -> None:
+        self.close()
+
+    def close(self) -> None:
         self.is_closed = True
 
     def chat(

@@ -52,7 +52,7 @@ def test_it_serves_and_ends_at_an_interrupt() -> None:
             lines = stream.iter_lines()
             next(lines)
             process.send_signal(signal.SIGINT)
-            assert "the answer was cancelled" in "".join(lines)
+            assert "the server is ending" in "".join(lines)
             assert process.wait(HANG_S) == 130
         assert process.stderr is not None
         assert "Traceback" not in process.stderr.read()

@@ -1,10 +1,12 @@
 """The `hybridmoe` command: finds the subcommand, turns errors into one line and an exit code.
 
-Exit codes: 0 done, 1 failed, 2 used wrongly, 130 interrupted. Commands are imported when called
+Exit codes: 0 done, 1 failed, 2 used wrongly, 130 interrupted; SIGTERM and SIGHUP are died of, when
+all is saved. Commands are imported when called
 (torch alone takes longer than `--help` may), so this module holds their names and summaries.
 """
 
 import os
+import signal
 import sys
 import traceback
 from collections.abc import Sequence
@@ -15,6 +17,7 @@ import click
 
 import hybridmoe
 from hybridmoe.cli.options import debug_option, help_without_command
+from hybridmoe.cli.signals import Terminated, die_of, terminations
 from hybridmoe.errors import HybridMoeError
 
 __all__ = ["main"]
@@ -101,7 +104,25 @@ def cli(ctx: click.Context) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line; `argv` is without the program's name. Returns the exit code."""
+    """Run the command line; `argv` is without the program's name. Returns the exit code.
+
+    SIGTERM and SIGHUP end the command in order, and then the process where `argv` is its own.
+    """
+    with terminations() as come:
+        try:
+            code = _run(argv)
+        except Terminated as end:
+            come = [end.number]
+    if come:
+        if argv is None:
+            die_of(come[0])
+        return 128 + come[0]
+    if argv is None:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # nothing is left to be interrupted
+    return code
+
+
+def _run(argv: Sequence[str] | None) -> int:
     state: dict[str, Any] = {"debug": False}
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):

@@ -1,11 +1,14 @@
 """Opening a model for a command: parameters are checked first, then a bar shows the reading."""
 
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import hybridmoe
 from hybridmoe.cli.render import ProgressBar
+from hybridmoe.cli.signals import patient
 
 if TYPE_CHECKING:
     from hybridmoe import LLM
@@ -18,14 +21,19 @@ def check_params(params: dict[str, Any]) -> None:
     hybridmoe.SamplingParams(**params)
 
 
-def open_model(path: Path | None, params: dict[str, Any], **options: Any) -> "LLM":
+@contextmanager
+def open_model(path: Path | None, params: dict[str, Any], **options: Any) -> "Iterator[LLM]":
     """`hybridmoe.load`, not before `params` are known to be good: a model takes minutes."""
     check_params(params)
     with ProgressBar() as bar:
         llm = hybridmoe.load(path, progress=bar, **options)
-    for line in placement_lines(llm):
-        print(f"hybridmoe: {line}", file=sys.stderr, flush=True)
-    return llm
+    try:
+        for line in placement_lines(llm):
+            print(f"hybridmoe: {line}", file=sys.stderr, flush=True)
+        yield llm
+    finally:
+        with patient():
+            llm.close()
 
 
 def placement_lines(llm: "LLM") -> list[str]:

@@ -1,5 +1,6 @@
 """`hybridmoe serve`: the endpoint in this process, listening while the model still loads."""
 
+import signal
 import socket
 import sys
 import threading
@@ -13,6 +14,7 @@ import hybridmoe
 from hybridmoe.cli.loading import placement_lines
 from hybridmoe.cli.options import LOAD_NAMES, load_options, model_argument
 from hybridmoe.cli.render import ProgressBar
+from hybridmoe.cli.signals import ENDING, Insistence, Terminated, handled
 from hybridmoe.config import KV_TYPES
 from hybridmoe.errors import ConfigError
 
@@ -75,15 +77,40 @@ def serve_command(model: Path | None, host: str, port: int, **options: Any) -> N
     service = Service(config)
     server = Server(service)
     loader = _Loader(service, server, model, options)
-    loader.start()
-    url = f"http://{_shown(host)}:{listener.getsockname()[1]}"
-    _say(f"listening at {url} (the model is loading)")
-    try:
-        server.run(sockets=[listener])
-    finally:
-        loader.close()
+    ender = _Ender(server)
+    with handled(ENDING, ender):
+        loader.start()
+        url = f"http://{_shown(host)}:{listener.getsockname()[1]}"
+        _say(f"listening at {url} (the model is loading)")
+        try:
+            server.run(sockets=[listener])
+        finally:
+            loader.close()
     if loader.error is not None:
         raise loader.error
+    ender.raise_again()
+
+
+class _Ender(Insistence):
+    """The first signal ends the server in order, a second Ctrl-C without waiting for clients."""
+
+    def __init__(self, server: Any) -> None:
+        super().__init__()
+        self._server = server
+
+    def __call__(self, number: int) -> None:
+        super().__call__(number)
+        self._server.end(at_once=self.num_interrupts > 1)
+
+    def raise_again(self) -> None:
+        """End the command as the first signal would have, once all is closed."""
+        if self.come:
+            first = self.come[0]
+            raise KeyboardInterrupt if first == signal.SIGINT else Terminated(first)
+
+
+class _Ended(Exception):
+    """The model is not wanted any more."""
 
 
 class _Loader(threading.Thread):
@@ -97,6 +124,7 @@ class _Loader(threading.Thread):
         self._model = model
         self._options = options
         self._llm: Any = None
+        self._is_ending = False
 
     def run(self) -> None:
         try:
@@ -105,23 +133,28 @@ class _Loader(threading.Thread):
             with ProgressBar() as bar:
 
                 def progress(step: hybridmoe.Progress) -> None:
+                    if self._is_ending:
+                        raise _Ended
                     self._service.load_progress = step.done / max(1, step.total)
                     bar(step)
 
                 self._llm = hybridmoe.load(self._model, progress=progress, **loading)
+            if self._is_ending:
+                return
             self._service.attach(self._llm)
             for line in placement_lines(self._llm):
                 _say(line)
             _say(f"ready: {self._service.config.model_name}; {self._llm.engine.kv_plan}")
+        except _Ended:
+            pass
         except Exception as error:
             self.error = error
             self._service.fail(str(error))
-            self._server.should_exit = True
+            self._server.end()
 
     def close(self) -> None:
-        """Release the model; one that is still loading is left to the end of the process."""
-        if self.error is None and self._llm is None:
-            return
+        """Release the model, or end its loading: at the interpreter's end no thread may run."""
+        self._is_ending = True
         self.join()
         if self._llm is not None:
             self._llm.close()

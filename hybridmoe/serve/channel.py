@@ -20,6 +20,7 @@ class Channel:
         self._events: deque[tuple[float, int, Event]] = deque()
         self._is_notified = False
         self._has_events = asyncio.Event()
+        self._failure: Exception | None = None
 
     def listener(self, index: int) -> Listener:
         """What an engine calls with the events of choice `index`."""
@@ -37,9 +38,16 @@ class Channel:
         self._is_notified = False
         self._has_events.set()
 
+    def fail(self, error: Exception) -> None:
+        """Raise this at the reader instead of what may still come. The reader's loop only."""
+        self._failure = error
+        self._has_events.set()
+
     async def get(self) -> tuple[float, int, Event]:
         """The next event: when it came, of which choice, and what it is."""
-        while not self._events:
+        while not self._events and self._failure is None:
             self._has_events.clear()
             await self._has_events.wait()
+        if self._failure is not None:
+            raise self._failure
         return self._events.popleft()

@@ -164,15 +164,14 @@ class Run:
             "predicted_per_second": _rate(num_steps, usage.decode_s),
         }
 
-    def stop(self) -> None:
-        """End what still runs; whoever reads the updates gets an error."""
-        for choice in self._choices:
-            if choice.ticket is not None and choice.usage is None:
-                choice.ticket.cancel()
+    def fail(self, error: Exception) -> None:
+        """End what still runs; whoever reads the updates gets the error, at once."""
+        self._stop()
+        self._channel.fail(error)
 
     def cancel(self) -> None:
         """End what still runs: nobody reads the updates any more. Any number of times."""
-        self.stop()
+        self._stop()
         if self._num_left:
             self._num_left = 0
             self._metrics.count_end("cancelled")
@@ -180,7 +179,7 @@ class Run:
     async def updates(self) -> AsyncIterator[Update]:
         """What happens, until every choice has ended.
 
-        Errors: ApiError where the engine fails, DeviceError where the card has.
+        Errors: that of `fail`; ApiError where the engine fails, DeviceError where the card has.
         """
         while self._num_left:
             now_s, index, event = await self._channel.get()
@@ -195,6 +194,11 @@ class Run:
             else:
                 for update in self._on_finished(index, choice, event, now_s):
                     yield update
+
+    def _stop(self) -> None:
+        for choice in self._choices:
+            if choice.ticket is not None and choice.usage is None:
+                choice.ticket.cancel()
 
     def _request(self, index: int) -> Request:
         job = self.job

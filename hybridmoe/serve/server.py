@@ -3,6 +3,8 @@
 import logging
 import resource
 import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import uvicorn
 
@@ -21,7 +23,7 @@ _few_warnings = FewWarnings()  # one: a logger takes the same filter once
 
 
 class Server(uvicorn.Server):
-    """Serves one service; `run` until a signal comes or `should_exit` is set."""
+    """Serves one service; `run` until `end` is called. Signals are whoever runs it's."""
 
     def __init__(self, service: Service) -> None:
         config = uvicorn.Config(
@@ -33,14 +35,28 @@ class Server(uvicorn.Server):
             timeout_graceful_shutdown=_GRACE_S,
             timeout_keep_alive=_IDLE_S,
             ws="none",
+            lifespan="off",  # the app has none; uvicorn would log its end where it is in haste
         )
         super().__init__(config)
         logging.getLogger("uvicorn.error").addFilter(_few_warnings)
         self._service = service
 
+    def end(self, *, at_once: bool = False) -> None:
+        """End answers under way, then `run`; at_once: before their clients have been told.
+
+        From any thread, or a signal's handler.
+        """
+        self.force_exit = self.force_exit or at_once
+        self.should_exit = True
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Leave them alone: uvicorn would raise them again before the model is closed."""
+        yield
+
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Cancel the answers under way first: they would be waited for."""
-        self._service.cancel_all()
+        """End the answers under way first: they would be waited for."""
+        self._service.end()
         await super().shutdown(sockets)
 
 
