@@ -9,7 +9,6 @@ from fastapi import Request
 from starlette.responses import Response
 
 from hybridmoe.serve.errors import ApiError
-from hybridmoe.serve.reply import while_connected
 from hybridmoe.serve.run import Delta, Ended, Run, TokenLogprob, Update
 from hybridmoe.serve.service import Service
 from hybridmoe.text.answer_parts import ArgumentsPart, CallStart, ReasoningPart, TextPart
@@ -130,15 +129,14 @@ def finite(logprob: float) -> float:
     return max(logprob, _LEAST_LOGPROB)
 
 
-async def reply_whole(
-    request: Request, run: Run, make: Callable[[list[Collected]], Response]
-) -> Response:
-    """The response made of the whole run; the run is cancelled when the client leaves."""
-
-    async def work() -> Response:
+async def reply_whole(run: Run, make: Callable[[list[Collected]], Response]) -> Response:
+    """The response made of the whole run, which ends with it: this is cancelled when the client
+    leaves.
+    """
+    try:
         return make(await Collected.of_run(run))
-
-    return await while_connected(request, work(), run.cancel)
+    finally:
+        run.cancel()
 
 
 def refuse(param: str, message: str) -> ApiError:

@@ -108,14 +108,9 @@ class EventStream(Response):
         self._sent_s = asyncio.get_running_loop().time()
 
 
-async def while_connected(
-    request: Request, work: Awaitable[Response], on_end: Callable[[], None]
-) -> Response:
+async def while_connected(request: Request, work: Awaitable[Response]) -> Response:
     """The response that `work` makes; when the client leaves first, `work` is cancelled."""
-    try:
-        response = await _first_of(work, _disconnected(request.receive))
-    finally:
-        on_end()
+    response = await _first_of(work, _disconnected(request.receive))
     return response if isinstance(response, Response) else Response(status_code=499)
 
 

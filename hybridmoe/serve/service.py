@@ -3,7 +3,6 @@
 Knows how a request becomes a run; not what any API's requests and answers look like.
 """
 
-import os
 import time
 import weakref
 import zlib
@@ -24,7 +23,7 @@ from hybridmoe.text.grammar import GrammarCompiler
 
 __all__ = ["Service"]
 
-_MAX_THREADS = 4  # Python runs one at a time; the others are in native code, or wait
+_NUM_THREADS = 4  # Python runs in one at a time; others are in native code, or await a process
 
 
 class Service:
@@ -39,8 +38,7 @@ class Service:
         self.failure: str | None = None
         self.metrics = Metrics(self._stats)
         self.bodies = Bodies(config)
-        num_threads = min(_MAX_THREADS, max(2, os.cpu_count() or 2))
-        self.pool = WorkPool(num_threads, config.max_preparing, config.prepare_s)
+        self.pool = WorkPool(_NUM_THREADS, config.max_preparing, config.prepare_s)
         self.responses = ResponseStore(config.max_stored, config.max_stored_bytes)
         self._llm: LLM | None = None
         self._runs = weakref.WeakSet[Run]()

@@ -46,7 +46,7 @@ class StrictRoute(APIRoute):
             return await handle(parsed)
 
         async def until_left(request: Request) -> Response:
-            return await while_connected(request, strict(request), lambda: None)
+            return await while_connected(request, strict(request))
 
         return until_left
 

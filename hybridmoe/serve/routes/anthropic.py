@@ -45,7 +45,7 @@ async def create_message(body: MessagesRequest, request: Request) -> Response:
     if body.stream:
         events, silence_s = _events(service, run, message), service.config.keep_alive_s
         return EventStream(events, run.cancel, silence_s, KEEP_ALIVE + PING)
-    return await reply_whole(request, run, lambda choices: _whole(run, message, choices[0]))
+    return await reply_whole(run, lambda choices: _whole(run, message, choices[0]))
 
 
 @router.post(

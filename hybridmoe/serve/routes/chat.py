@@ -50,7 +50,7 @@ async def create_chat_completion(body: ChatRequest, request: Request) -> Respons
     reply = _Reply(service, run, model, body)
     if body.stream:
         return EventStream(reply.events(), run.cancel, service.config.keep_alive_s)
-    return await reply_whole(request, run, reply.whole)
+    return await reply_whole(run, reply.whole)
 
 
 def _turn(body: ChatRequest) -> Turn:

@@ -56,7 +56,7 @@ async def create_completion(body: CompletionRequest, request: Request) -> Respon
     reply = _Reply(service, run, model, body)
     if body.stream:
         return EventStream(reply.events(), run.cancel, service.config.keep_alive_s)
-    return await reply_whole(request, run, reply.whole)
+    return await reply_whole(run, reply.whole)
 
 
 def _prompts(given: str | list[str] | list[int] | list[list[int]]) -> list[str] | list[list[int]]:

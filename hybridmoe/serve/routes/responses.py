@@ -9,7 +9,7 @@ from starlette.responses import Response
 
 from hybridmoe.serve.answer import chat_logprobs, service_of
 from hybridmoe.serve.errors import ApiError, as_api_error
-from hybridmoe.serve.reply import EventStream, JsonReply, while_connected
+from hybridmoe.serve.reply import EventStream, JsonReply
 from hybridmoe.serve.routes.documented import ERRORS, stream_or
 from hybridmoe.serve.routes.responses_events import ResponseItems
 from hybridmoe.serve.routes.responses_turn import as_turn, conversation, functions
@@ -38,7 +38,10 @@ async def create_response(body: ResponsesRequest, request: Request) -> Response:
     reply = _Reply(service, run, model, body, items)
     if body.stream:
         return EventStream(reply.events(), run.cancel, service.config.keep_alive_s)
-    return await while_connected(request, reply.whole(), run.cancel)
+    try:
+        return await reply.whole()
+    finally:
+        run.cancel()
 
 
 @router.get(_ONE, response_model=None, responses={200: {"model": ResponseAnswer}, **ERRORS})
