@@ -75,6 +75,9 @@ tsan:  ## the thread pool and the operations on it under ThreadSanitizer
 	  csrc/tests/stress_pool.cpp csrc/base/*.cpp csrc/ops/*.cpp csrc/formats/codebooks.cpp \
 	  csrc/kernels/select.cpp csrc/kernels/isa_scalar.cpp
 	build/tsan/stress_pool
+	$(CXX) -std=c++20 -O1 -g1 -fsanitize=thread -Icsrc -pthread -o build/tsan/pool_exceptions \
+	  csrc/tests/pool_exceptions.cpp csrc/base/thread_pool.cpp
+	build/tsan/pool_exceptions
 
 clean:  ## remove what was built; .venv stays
 	rm -rf build dist *.egg-info hybridmoe/_C*.so $(VENV)/.built

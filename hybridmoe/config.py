@@ -37,6 +37,7 @@ DEVICES = ("auto", "cpu", "cuda")
 # Bounds on what a file may claim: generous for a real model, and no product overflows 63 bits.
 _MAX_DIM = 1 << 24
 _MAX_LAYERS = 4096
+_MAX_ROPE_DIM = 1024  # a table of positions has as many columns
 _MAX_CONTEXT_TOKENS = 1 << 26
 
 
@@ -141,7 +142,7 @@ class ModelConfig:
         num_dense = keys.count("leading_dense_block_count", default=0, least=0, most=num_layers)
         has_experts = num_dense < num_layers
         kv_lora_rank = keys.count("attention.kv_lora_rank")
-        rope_dim = keys.count("rope.dimension_count")
+        rope_dim = keys.count("rope.dimension_count", most=_MAX_ROPE_DIM)
         # Files from before the split of `attn_kv_b` give the per-head sizes without the suffix.
         key_length = "attention.key_length_mla"
         value_length = "attention.value_length_mla"

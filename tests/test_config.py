@@ -123,6 +123,7 @@ def test_another_architecture_is_refused_by_name() -> None:
         ({"block_count": 2**60}, "block_count is 1152921504606846976"),
         ({"leading_dense_block_count": 62}, "leading_dense_block_count is 62"),
         ({"expert_used_count": 385}, "expert_used_count is 385"),
+        ({"rope__dimension_count": 1026}, "rope.dimension_count is 1026; expected .* 1 to 1024"),
         ({"expert_group_count": 7}, "expert_group_count is 7; expected a divisor"),
         ({"expert_gating_func": 3}, "expert_gating_func is 3; supported"),
         ({"attention__key_length_mla": 64}, "key_length_mla is 64"),

@@ -1,6 +1,7 @@
 """Rotary embedding: YaRN's frequencies against the published values, rotation against complex."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -50,3 +51,11 @@ def test_betas_change_the_middle_pairs() -> None:
     k2 = inverse_frequencies(64, 50000.0, YarnConfig(32.0, 4096, 1.0, 1.0, 1.0))
     default = inverse_frequencies(64, 50000.0, YarnConfig(32.0, 4096, 32.0, 1.0, 1.0))
     assert (k2 / default).max() > 1.5
+
+
+def test_the_table_is_no_longer_than_the_context() -> None:
+    table = RotaryTable(replace(ModelConfig.from_metadata(K2), context_tokens=100))
+    long = RotaryTable(ModelConfig.from_metadata(K2))
+    positions = torch.arange(100)
+    assert torch.equal(table.turns(positions), long.turns(positions))
+    assert len(table._table) == 100 and len(long._table) == 1024

@@ -7,7 +7,10 @@ import pytest
 import torch
 from test_config import K2
 
+from hybridmoe import _C
 from hybridmoe.config import GATE_SIGMOID, GATE_SOFTMAX, ModelConfig
+from hybridmoe.errors import ShapeError
+from hybridmoe.kernels import ops
 from hybridmoe.kernels.device import CpuDevice
 from hybridmoe.model.router import route
 
@@ -86,3 +89,17 @@ def test_the_bias_selects_but_does_not_weigh() -> None:
     ids, weights = route(CpuDevice(), logits, bias, c)
     assert sorted(ids[0].tolist()) == list(range(100, 108))
     assert torch.allclose(weights, torch.full((1, 8), c.routed_scale / 8))
+
+
+@pytest.mark.parametrize(("num_experts", "top_k"), [(8, 0), (8, -1), (8, 9), (0, 0), (0, 1)])
+@pytest.mark.parametrize("tokens", [0, 3])
+@pytest.mark.parametrize("is_sigmoid", [True, False])
+def test_no_experts_to_choose_are_refused(
+    num_experts: int, top_k: int, tokens: int, is_sigmoid: bool
+) -> None:
+    options = {"num_groups": 1, "num_groups_used": 1, "is_normalized": True, "scale": 1.0}
+    logits = torch.zeros(tokens, num_experts)
+    with pytest.raises(ShapeError, match="route: "):
+        ops.route(logits, None, top_k, is_sigmoid=is_sigmoid, **options)
+    with pytest.raises(ShapeError, match="not usable"):  # the kernel looks by itself
+        _C.route(0, 0, tokens, num_experts, top_k, 1, 1, is_sigmoid, True, 1.0, 0, 0)

@@ -65,6 +65,8 @@ def test_a_bias_of_minus_infinity_is_taken_last_and_once() -> None:
 def test_what_cannot_be_is_one_line() -> None:
     options = {"is_sigmoid": True, "is_normalized": True, "scale": 1.0}
     with pytest.raises(ShapeError, match="not usable"):
+        route(torch.zeros(1, 8), None, 0, num_groups=1, num_groups_used=1, **options)
+    with pytest.raises(ShapeError, match="not usable"):
         route(torch.zeros(1, 8), None, 5, num_groups=4, num_groups_used=2, **options)
     with pytest.raises(ShapeError, match="bias"):
         route(torch.zeros(1, 8), torch.zeros(7), 1, num_groups=1, num_groups_used=1, **options)

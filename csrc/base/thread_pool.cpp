@@ -3,6 +3,7 @@
 #include <chrono>
 #include <string>
 #include <system_error>
+#include <utility>
 
 #include "base/check.h"
 
@@ -121,6 +122,9 @@ ThreadPool::ThreadPool(const ThreadPlan& plan)
     stop();
     check(false, "only ", worker, " of ", num_threads_,
           " threads could be started: ", error.what());
+  } catch (...) {  // no memory: what has begun must end before it is destroyed
+    stop();
+    throw;
   }
 }
 
@@ -174,6 +178,10 @@ void ThreadPool::run_job(std::span<const int64_t> ends, bool is_local, const voi
     drain(node, caller);
   }
   for (Node& node : nodes_) finish(node);
+  if (has_failed_.load(std::memory_order_relaxed)) [[unlikely]] {
+    has_failed_.store(false, std::memory_order_relaxed);
+    std::rethrow_exception(std::exchange(error_, nullptr));
+  }
 }
 
 void ThreadPool::wake(Worker& worker) {
@@ -199,11 +207,21 @@ void ThreadPool::take_chunks(int node, int worker) {
 }
 
 void ThreadPool::drain(Node& node, int worker) {
-  for (;;) {
-    const int64_t chunk = node.next.fetch_add(1, std::memory_order_relaxed);
-    if (chunk >= node.end) return;
-    call_(context_, chunk, worker);
+  try {
+    for (;;) {
+      const int64_t chunk = node.next.fetch_add(1, std::memory_order_relaxed);
+      if (chunk >= node.end) return;
+      call_(context_, chunk, worker);
+    }
+  } catch (...) {
+    fail();
   }
+}
+
+// Keeps the exception under way if it is the job's first, and takes the chunks left out of the job.
+void ThreadPool::fail() noexcept {
+  if (!has_failed_.exchange(true, std::memory_order_relaxed)) error_ = std::current_exception();
+  for (Node& node : nodes_) node.next.store(node.end, std::memory_order_relaxed);
 }
 
 // Counts this worker into the current job of its node, unless that is over or was `seen` before.

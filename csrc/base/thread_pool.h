@@ -12,11 +12,15 @@
 // stands in for the worker of the core that it happens to run on, which sleeps meanwhile.
 //
 // Between jobs a worker spins for kSpin, since the next layer's job follows within microseconds,
-// then sleeps in the kernel. An exception must not leave f.
+// then sleeps in the kernel.
+//
+// Where f throws, on whichever thread, chunks that have not begun are left out, run waits for those
+// that have, and throws the first exception: the memory that f looks at outlives every call of it.
 #pragma once
 
 #include <atomic>
 #include <cstdint>
+#include <exception>
 #include <memory>
 #include <span>
 #include <thread>
@@ -87,6 +91,7 @@ class ThreadPool {
   void run_job(std::span<const int64_t> ends, bool is_local, const void* context, Call call);
   void take_chunks(int node, int worker);
   void drain(Node& node, int worker);
+  void fail() noexcept;
   void finish(Node& node);
   void wake(Worker& worker);
   void work(int node, int worker, const std::vector<int>& cpus);
@@ -98,6 +103,9 @@ class ThreadPool {
   Call call_ = nullptr;
   bool is_local_ = false;
   uint32_t number_ = 0;
+  // Its first exception, written by whoever sets the flag, read by the caller when all have left.
+  std::atomic<bool> has_failed_{false};
+  std::exception_ptr error_;
 
   int num_threads_ = 0;
   std::vector<Node> nodes_;

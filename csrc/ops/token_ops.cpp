@@ -139,7 +139,7 @@ void rotate(const RotateArgs& a) {
 
 void route(const RouteArgs& a) {
   check(a.num_groups >= 1 && a.num_experts % a.num_groups == 0 && a.num_groups_used >= 1 &&
-            a.num_groups_used <= a.num_groups && a.top_k >= 0 &&
+            a.num_groups_used <= a.num_groups && a.top_k >= 1 &&
             a.top_k <= a.num_experts / a.num_groups * a.num_groups_used,
         "route: ", a.top_k, " of ", a.num_experts, " experts in ", a.num_groups_used, " of ",
         a.num_groups, " groups is not usable");

@@ -255,6 +255,8 @@ def _work(part: Part) -> tuple[list[int], Span]:
 
 
 def _line(error: Exception) -> str:
+    if isinstance(error, MemoryError):
+        return "there is no memory left for a step"
     text = " ".join(str(error).split())
     return (
         text

@@ -221,6 +221,8 @@ def route(
     tokens, num_experts = logits.shape
     if bias is not None:
         check_tensor(bias, "route: bias", torch.float32, 1, num_experts)
+    if not 1 <= top_k <= num_experts:  # the kernel looks at groups
+        raise ShapeError(f"route: {top_k} of {num_experts} experts, expected 1 to all of them")
     ids = torch.empty((tokens, top_k), dtype=torch.int32, device="cpu")
     weights = _empty(tokens, top_k)
     _C.route(

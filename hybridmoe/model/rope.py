@@ -21,13 +21,15 @@ class RotaryTable:
     def __init__(self, config: ModelConfig) -> None:
         self._frequencies = inverse_frequencies(config.rope_dim, config.rope_base, config.yarn)
         self._mscale = config.yarn.rotary_mscale if config.yarn else 1.0
+        self._context_tokens = config.context_tokens
         self._table = torch.empty(0, config.rope_dim)  # real and imaginary parts in turn
 
     def turns(self, positions: Tensor) -> Tensor:
         """(T, rope_dim) of positions (T,) int64: real and imaginary parts in turn."""
         stop = int(positions.max()) + 1 if len(positions) else 0
         if stop > self._table.shape[0]:
-            known = torch.arange(max(1024, 2 * stop), dtype=torch.float64)
+            rows = max(stop, min(max(1024, 2 * stop), self._context_tokens))
+            known = torch.arange(rows, dtype=torch.float64)
             angles = known[:, None] * self._frequencies
             turns = torch.polar(torch.full_like(angles, self._mscale), angles)
             self._table = torch.view_as_real(turns).flatten(1).float()

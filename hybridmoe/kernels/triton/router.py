@@ -37,14 +37,14 @@ def route(
     if bias is not None:
         check_device_tensor(bias, "route: bias", f32, (num_experts,))
     is_usable = 1 <= num_groups_used <= num_groups and num_experts % num_groups == 0
-    if not is_usable or not 0 <= top_k <= num_experts // num_groups * num_groups_used:
+    if not is_usable or not 1 <= top_k <= num_experts // num_groups * num_groups_used:
         raise ShapeError(
             f"route: {top_k} of {num_experts} experts in {num_groups_used} of {num_groups} groups"
             " is not usable"
         )
     ids = torch.empty((tokens, top_k), dtype=torch.int32, device=logits.device)
     weights = logits.new_empty(tokens, top_k)
-    if tokens and top_k:
+    if tokens:
         _route_kernel[(tokens,)](
             logits,
             logits if bias is None else bias,
