@@ -208,6 +208,7 @@ def test_plots_are_drawn(found: Study, tmp_path: Path) -> None:
     assert all(path.stat().st_size > 1000 for path in plots.write_plots(found, tmp_path))
 
 
+@pytest.mark.slow  # compiles every policy
 def test_the_command_reads_its_own_trace(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

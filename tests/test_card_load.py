@@ -168,6 +168,7 @@ def test_without_a_card_one_line_says_why(path: Path, monkeypatch: pytest.Monkey
         assert llm.notes == ("no card, so that vram and place mean nothing: GTX 1080 is too old",)
 
 
+@pytest.mark.slow
 def test_the_embedded_model_answers_as_on_the_cpu() -> None:
     """Under the interpreter, which takes seconds for a token, the likeliest next one of a word."""
     is_real = torch.cuda.is_available()

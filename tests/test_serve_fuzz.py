@@ -7,6 +7,7 @@ from live_server import live_server
 from bench.fuzz_serve import fuzz
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_no_random_request_makes_the_server_fail() -> None:
     llm = FakeLLM(context_tokens=512)

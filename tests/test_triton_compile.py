@@ -39,6 +39,7 @@ def compiled(tmp_path_factory: pytest.TempPathFactory) -> dict[int, tuple[int, s
     return {arch: (running[arch].returncode, *said[arch]) for arch in ARCHS}
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="ptxas is looked for as on x86-64")
 @pytest.mark.parametrize("arch", ARCHS)
 def test_kernels_compile_and_hardly_spill(
@@ -59,6 +60,7 @@ def test_kernels_compile_and_hardly_spill(
     assert max(registers.values()) <= 168, registers  # three programs of a multiprocessor's 65 536
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="ptxas is looked for as on x86-64")
 @pytest.mark.parametrize("arch", ARCHS)
 def test_reductions_shuffle_the_lanes_of_their_axis(
