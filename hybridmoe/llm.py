@@ -273,6 +273,8 @@ class LLM:
         Errors: ConfigError where expert profile or trace cannot be written; all is released even
         so.
         """
+        if self.engine.is_forked:
+            return  # all of it is the parent's, its files too
         self.engine.close()
         self.tokenizer.close()
         self.file.close()

@@ -8,6 +8,7 @@ from hybridmoe.demo import demo_path
 from hybridmoe.env import MAX_THREADS
 from hybridmoe.errors import ConfigError, GGUFError
 from hybridmoe.experts.placing import DeviceOptions
+from hybridmoe.experts.profile import ExpertProfile
 from hybridmoe.experts.tier_plan import parse_bytes
 from hybridmoe.experts.trace import TraceWriter
 from hybridmoe.gguf.reader import GGUFFile
@@ -75,6 +76,8 @@ def load(
         place=tuple(place),
         num_deferred=defer,
     )
+    if options.profile is not None:
+        ExpertProfile.check_writable(options.profile)  # not after hours of work
     card = choose_card(device)
 
     def tell(done: int, total: int) -> None:

@@ -347,6 +347,9 @@ def test_files_that_cannot_be_opened_are_one_line(chat: Chat, tmp_path: Path) ->
         shown = chat.run(line)
         assert shown.startswith("error: ") and shown.count("\n") == 1
     assert chat.run("/save") == "error: /save needs the name of a file\n"
+    for command in ("/save", "/load"):
+        said = chat.run(f"{command} ~no-such-user/x")
+        assert said == "error: ~no-such-user/x: there is no such home folder\n"
     assert list(tmp_path.iterdir()) == []
 
 

@@ -2,6 +2,7 @@
 
 import ctypes
 import functools
+import os
 import random
 import sys
 import unicodedata
@@ -290,6 +291,15 @@ def test_ids_outside_the_vocabulary_are_refused(kimi_tokenizer: Tokenizer) -> No
     for token_id in (-1, 163_840):
         with pytest.raises(ConfigError, match=r"expected 0 to 163839"):
             kimi_tokenizer.decode([token_id])
+
+
+def test_llama_cpp_opens_a_path_that_is_not_utf8(tmp_path: Path) -> None:
+    path = tmp_path / os.fsdecode(b"v3\xff.gguf")
+    write_tiny(path, variant="v3", layers=1, dense_layers=1)
+    with GGUFFile.open(path) as file:
+        tokenizer = Tokenizer(path, file.metadata)
+        assert tokenizer.decode(tokenizer.encode("a b")) == "a b"
+        tokenizer.close()
 
 
 def test_beginning_token_is_added_where_the_file_asks_for_it(tmp_path: Path) -> None:

@@ -108,6 +108,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     SIGTERM and SIGHUP end the command in order, and then the process where `argv` is its own.
     """
+    _fill_streams()
     with terminations() as come:
         try:
             code = _run(argv)
@@ -120,6 +121,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     if argv is None:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # nothing is left to be interrupted
     return code
+
+
+def _fill_streams() -> None:
+    """Standard streams that were closed lead nowhere: else the next file that is opened takes
+    their place, and is written into.
+    """
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest number that is free
+    # Kept open by sys, as long as the process lives.
+    sys.stdin = sys.stdin or open(os.devnull, encoding="utf-8")  # noqa: SIM115
+    sys.stdout = sys.stdout or open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
+    sys.stderr = sys.stderr or open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
 
 
 def _run(argv: Sequence[str] | None) -> int:
@@ -140,10 +156,11 @@ def _run(argv: Sequence[str] | None) -> int:
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED
     except BrokenPipeError:  # click ends silently with 1 where it happens earlier
-        # Python flushes standard output once more at exit; give it a place to go.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _drop_output()
         return EXIT_FAILED
     except Exception as error:
+        if isinstance(error, OSError):  # standard output may be full
+            _drop_output()
         if state["debug"]:
             traceback.print_exc()
         elif isinstance(error, HybridMoeError | OSError | click.ClickException):
@@ -151,6 +168,14 @@ def _run(argv: Sequence[str] | None) -> int:
         else:
             _say(f"internal error: {type(error).__name__}: {error} (--debug shows where)")
         return EXIT_FAILED
+
+
+def _drop_output() -> None:
+    """Python flushes standard output once more at exit; where that fails, give it a place to go."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _say(message: str) -> None:

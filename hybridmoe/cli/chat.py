@@ -166,11 +166,11 @@ def _history() -> "History":
     """Kept in $XDG_STATE_HOME/hybridmoe/history; in memory where that cannot be written."""
     from prompt_toolkit.history import FileHistory, InMemoryHistory
 
-    state = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
-    path = Path(state) / "hybridmoe" / "history"
     try:
+        state = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
+        path = Path(state) / "hybridmoe" / "history"
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         path.open("a").close()
-    except OSError:
+    except (OSError, RuntimeError):  # the latter: neither HOME nor an entry in passwd
         return InMemoryHistory()
     return FileHistory(str(path))

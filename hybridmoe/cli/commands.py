@@ -155,7 +155,10 @@ class Commands:
 def _file(text: str, command: str) -> Path:
     if not text:
         raise ConfigError(f"{command} needs the name of a file")
-    return Path(text).expanduser()
+    try:
+        return Path(text).expanduser()
+    except RuntimeError:  # ~nobody, or ~ where the system does not know of any home
+        raise ConfigError(f"{text}: there is no such home folder") from None
 
 
 def _latents(path: Path) -> Path:

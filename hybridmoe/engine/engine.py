@@ -5,6 +5,7 @@ engine's thread. Between two steps it takes in what is new, ends what was cancel
 has to have the cache for itself (`logits`, `save`, `restore`).
 """
 
+import os
 import threading
 import weakref
 from collections.abc import Callable, Set
@@ -106,7 +107,7 @@ class Engine:
         thread: it must neither block nor raise.
         Errors, before anything is queued: ConfigError for an empty prompt or an id outside the
         vocabulary; ContextLengthError; QueueFullError; DeviceError where the card has failed
-        before; HybridMoeError after `close`.
+        before; HybridMoeError after `close`, and in a process that was forked since.
         """
         self._worker.check_device()
         self._check(request.prompt_ids)
@@ -121,6 +122,11 @@ class Engine:
     def device_failure(self) -> str | None:
         """Why nothing can be computed any more, one line; None where all is well."""
         return self._worker.device_failure
+
+    @property
+    def is_forked(self) -> bool:
+        """Whether this process was forked after the engine began: nothing can be computed in it."""
+        return self._worker.is_forked
 
     def stats(self) -> EngineStats:
         """The engine's figures, as of about now."""
@@ -187,6 +193,7 @@ class _Worker:
         self._new: list[Sequence] = []
         self._calls: list[tuple[Callable[[], Any], Future[Any]]] = []
         self._is_woken = self._is_stopping = False
+        self._process = os.getpid()
         self._num_idle = 0  # steps in a row in which nothing could run
         self._thread = threading.Thread(target=self._run, name="hybridmoe-engine", daemon=True)
         self._thread.start()
@@ -199,7 +206,21 @@ class _Worker:
         """Errors: DeviceError where nothing can be computed any more."""
         self._model.guard.check()
 
+    @property
+    def is_forked(self) -> bool:
+        """Whether this process is a child of the one that has the thread."""
+        return os.getpid() != self._process
+
+    def check_process(self) -> None:
+        """Errors: HybridMoeError after a fork; not even the lock can be relied on then."""
+        if self.is_forked:
+            raise HybridMoeError(
+                "the model was loaded before this process was forked, and its threads are not"
+                " here: load it in the process that uses it, or start processes by spawn"
+            )
+
     def add(self, sequence: Sequence) -> None:
+        self.check_process()
         with self._condition:
             self._check_open()
             free = self._config.max_running - len(self._scheduler.running)
@@ -213,6 +234,7 @@ class _Worker:
 
     def call(self, function: Callable[[], T]) -> T:
         """Run a function between two steps, and wait for it."""
+        self.check_process()
         future: Future[T] = Future()
         with self._condition:
             self._check_open()
@@ -226,6 +248,8 @@ class _Worker:
             self._condition.notify()
 
     def stop(self) -> None:
+        if self.is_forked:
+            return
         with self._condition:
             self._is_stopping = True
             self._condition.notify()

@@ -4,8 +4,10 @@
 lists who was in memory at the end.
 """
 
+import errno
 import json
 import os
+import tempfile
 from pathlib import Path
 from typing import Any, NamedTuple, TypeGuard
 
@@ -49,6 +51,17 @@ class ExpertProfile(NamedTuple):
             partial.replace(path)
         except OSError as error:
             partial.unlink(missing_ok=True)
+            raise ConfigError(f"{path}: cannot be written: {error.strerror or error}") from None
+
+    @staticmethod
+    def check_writable(path: Path) -> None:
+        """Errors: ConfigError where `save` could not write the file."""
+        try:
+            with tempfile.TemporaryFile(dir=path.parent):
+                pass
+            if path.is_dir():
+                raise IsADirectoryError(errno.EISDIR, "it is a folder")
+        except OSError as error:
             raise ConfigError(f"{path}: cannot be written: {error.strerror or error}") from None
 
     @classmethod

@@ -9,11 +9,11 @@ from collections.abc import Callable
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
-from numba import njit, types
+from numba import types
 from numpy.typing import NDArray
 
 from hybridmoe.experts.policy.interface import PREFILL_TOKENS, CacheShape
-from hybridmoe.experts.policy.jit import ACCESS_POINTER, EXPERTS, STATE, loop
+from hybridmoe.experts.policy.jit import ACCESS_POINTER, EXPERTS, STATE, cached, loop
 from hybridmoe.experts.policy.kernel_policy import KernelPolicy
 from hybridmoe.experts.policy.registry import make_policy
 from hybridmoe.experts.trace import Trace
@@ -157,7 +157,7 @@ _REPLAY = types.void(
 
 
 def _compiled_replay(function: F) -> F:
-    return njit(_REPLAY, cache=True)(function)  # type: ignore[no-any-return]
+    return cached(function, _REPLAY)
 
 
 @_compiled_replay

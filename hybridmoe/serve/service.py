@@ -74,7 +74,8 @@ class Service:
         """Changes with the model's file and settings, as OpenAI's `system_fingerprint` does."""
         llm = self.llm
         about = f"{llm.file.path.name} {llm.config} {llm.context_tokens}"
-        return f"fp_{zlib.crc32(about.encode()):08x}"
+        digest = zlib.crc32(about.encode("utf-8", "surrogateescape"))
+        return f"fp_{digest:08x}"
 
     def attach(self, llm: LLM) -> None:
         """The model is loaded."""

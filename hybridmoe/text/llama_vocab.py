@@ -9,6 +9,7 @@ import contextlib
 import ctypes
 import functools
 import importlib
+import os
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -40,7 +41,7 @@ class LlamaEncoder:
         params.vocab_only = True
         params.use_extra_bufts = False
         with _captured_errors() as errors:
-            self._model = llama.llama_model_load_from_file(str(path).encode(), params)
+            self._model = llama.llama_model_load_from_file(os.fsencode(path), params)
         if not self._model:
             reason = errors[0] if errors else "no reason given"
             raise GGUFError(f"{path.name}: llama.cpp refuses the vocabulary: {reason}")

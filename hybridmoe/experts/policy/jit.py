@@ -4,7 +4,10 @@ A policy's functions are compiled by numba and cached beside their module; the c
 of that module, not of this one or of `lists`: after editing these, delete `__pycache__`.
 """
 
+import contextlib
+import os
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
@@ -33,6 +36,7 @@ __all__ = [
     "State",
     "access_kernel",
     "begin",
+    "cached",
     "compiled",
     "demand",
     "is_pinned",
@@ -82,14 +86,30 @@ def compiled(function: F) -> F:
     return njit(forceinline=True)(function)  # type: ignore[no-any-return]
 
 
+def cached(function: F, *signature: Any) -> F:
+    """Compiled and kept on disk: beside the module, or in the user's cache folder; where neither
+    can be written, compiled for this process alone.
+    """
+    beside = Path(function.__code__.co_filename).parent
+    has_folder = (
+        os.environ.get("NUMBA_CACHE_DIR")
+        or os.access(beside, os.W_OK)
+        or Path(os.path.expanduser("~")).is_absolute()  # else numba makes a folder named "~"
+    )
+    if has_folder:
+        with contextlib.suppress(RuntimeError, OSError):  # no folder for a cache; it is full
+            return njit(*signature, cache=True)(function)  # type: ignore[no-any-return]
+    return njit(*signature)(function)  # type: ignore[no-any-return]
+
+
 def access_kernel(function: F) -> F:
     """A policy's whole decision, compiled once and kept on disk."""
-    return njit(_ACCESS, cache=True)(function)  # type: ignore[no-any-return]
+    return cached(function, _ACCESS)
 
 
 def loop(function: F) -> F:
     """A function over many accesses, compiled when first called and kept on disk."""
-    return njit(cache=True)(function)  # type: ignore[no-any-return]
+    return cached(function)
 
 
 def new_state(
