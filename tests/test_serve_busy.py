@@ -1,5 +1,6 @@
 """A busy endpoint: what takes a while holds up no one else, and ends when its client leaves."""
 
+import asyncio
 import json
 import socket
 import threading
@@ -11,7 +12,8 @@ import pytest
 from fake_engine import FakeLLM
 from live_server import LiveServer, live_server
 
-from hybridmoe.serve import service, strict_json
+from hybridmoe.serve import ServeConfig, service, strict_json
+from hybridmoe.serve.app import create_app
 from hybridmoe.serve.body import LARGE_BYTES
 
 CHAT = "/v1/chat/completions"
@@ -135,6 +137,41 @@ def test_clients_are_told_when_the_server_ends_whatever_is_under_way(
     assert not gate.is_open.is_set()
     answer = rest_of(link)
     assert answer.startswith(b"HTTP/1.1 503") and b"the server is ending" in answer
+
+
+def test_a_client_that_reads_nothing_is_cut_at_the_end_without_an_error() -> None:
+    async def test() -> None:
+        ending = service.Service(ServeConfig(model_name="m"))
+        is_stuck = asyncio.Event()
+
+        async def send(_: Any) -> None:
+            is_stuck.set()
+            await asyncio.Event().wait()
+
+        async def receive() -> Any:
+            if not messages:
+                await asyncio.Event().wait()
+            return messages.pop()
+
+        scope = {
+            "type": "http",
+            "method": "GET",
+            "path": "/health",
+            "headers": [],
+            "query_string": b"",
+        }
+        for is_ending in (False, True):
+            messages = [{"type": "http.request", "body": b"", "more_body": False}]
+            task = asyncio.ensure_future(create_app(ending)(scope, receive, send))
+            await is_stuck.wait()
+            if is_ending:
+                ending.end()
+            task.cancel()
+            (left,) = await asyncio.gather(task, return_exceptions=True)
+            assert (left is None) == is_ending  # uvicorn logs what is raised, with a traceback
+            is_stuck.clear()
+
+    asyncio.run(test())
 
 
 def test_a_body_that_does_not_come_ends_the_connection(llm: FakeLLM) -> None:

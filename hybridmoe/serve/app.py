@@ -1,5 +1,6 @@
 """The ASGI application: every route, the guard in front of them, and the pages."""
 
+import asyncio
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,6 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from hybridmoe.serve import errors
 from hybridmoe.serve.guard import Guard
-from hybridmoe.serve.metrics import Metrics
 from hybridmoe.serve.routes import anthropic, chat, completions, models, responses
 from hybridmoe.serve.service import Service
 
@@ -57,7 +57,7 @@ def create_app(service: Service) -> FastAPI:
             allow_methods=["GET", "POST", "DELETE"],
             allow_headers=["*"],
         )
-    app.add_middleware(_EveryAnswer, metrics=service.metrics)
+    app.add_middleware(_EveryAnswer, service=service)
     return app
 
 
@@ -79,16 +79,20 @@ def _declare_key(app: FastAPI) -> None:
 class _EveryAnswer:
     """Counts answers by route and status, and protects what a browser shows of them."""
 
-    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
+    def __init__(self, app: ASGIApp, service: Service) -> None:
         self._app = app
-        self._metrics = metrics
+        self._service = service
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         async def mark(message: Message) -> None:
             if message["type"] == "http.response.start":
                 MutableHeaders(scope=message).update(_HEADERS)
                 path = getattr(scope.get("route"), "path", "other")
-                self._metrics.count_answer(path, message["status"])
+                self._service.metrics.count_answer(path, message["status"])
             await send(message)
 
-        await self._app(scope, receive, mark if scope["type"] == "http" else send)
+        try:
+            await self._app(scope, receive, mark if scope["type"] == "http" else send)
+        except asyncio.CancelledError:
+            if not self._service.is_ending:  # else it is cut, since its client does not read
+                raise

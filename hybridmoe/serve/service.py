@@ -42,7 +42,7 @@ class Service:
         self.responses = ResponseStore(config.max_stored, config.max_stored_bytes)
         self._llm: LLM | None = None
         self._runs = weakref.WeakSet[Run]()
-        self._is_ending = False
+        self.is_ending = False
 
     @property
     def is_ready(self) -> bool:
@@ -51,7 +51,7 @@ class Service:
     @property
     def llm(self) -> LLM:
         """The model. Raises ApiError (503) while there is none, and when the server ends."""
-        if self._is_ending:
+        if self.is_ending:
             raise _ending()
         if self._llm is None:
             why = "loading" if self.failure is None else "not available: it could not be loaded"
@@ -145,7 +145,7 @@ class Service:
 
     def end(self) -> None:
         """The server ends: clients of answers under way are told, and requests refused."""
-        self._is_ending = True
+        self.is_ending = True
         self.bodies.close(_ending())
         self.pool.close(_ending)
         for run in list(self._runs):
