@@ -129,14 +129,22 @@ def tiny_config(variant: str = "k2", **overrides: object) -> TinyConfig:
     return replace(TinyConfig(), **{**VARIANTS[variant], **overrides})  # type: ignore[arg-type]
 
 
-def write_f32_twin(path: Path | str, weights: Mapping[str, np.ndarray], out: Path | str) -> None:
-    """Write the file's model with these weights, as float32: what exact arithmetic would run."""
+def requantize(path: Path | str, type: TypeChoice, out: Path | str) -> dict[str, np.ndarray]:
+    """Write a file's model with other types for its matrices; returns what `write_tiny` returns."""
     reader = gguf.GGUFReader(path)
     writer = gguf.GGUFWriter(out, "deepseek2")
     _copy_metadata(reader, writer)
-    for name, values in weights.items():
-        writer.add_tensor(name, values)
+    weights: dict[str, np.ndarray] = {}
+    for tensor in reader.tensors:
+        shape = tuple(map(int, reversed(tensor.shape)))
+        values = gguf.dequantize(np.array(tensor.data), tensor.tensor_type).reshape(shape)
+        chosen = _choose_type(type, tensor.name, values)
+        data = quantize(values, chosen)
+        raw = None if chosen in (F32, GGMLQuantizationType.F16) else chosen
+        writer.add_tensor(tensor.name, data, raw_dtype=raw)
+        weights[tensor.name] = gguf.dequantize(data, chosen).astype(np.float32).reshape(shape)
     _finish(writer)
+    return weights
 
 
 def split_file(path: Path | str, parts: int) -> list[Path]:
