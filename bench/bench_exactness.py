@@ -53,15 +53,17 @@ class Case(NamedTuple):
 
     name: str
     variant: str | None  # None: the embedded model
-    type: Type
+    type: Type | None  # None: as its file is
 
     def write(self, path: Path) -> dict[str, np.ndarray]:
         if self.variant is None:
             return requantize(demo_path(), self.type, path)
+        assert self.type is not None
         return write_tiny(path, variant=self.variant, type=self.type, gain=CALM)
 
 
 def cases() -> Iterator[Case]:
+    yield Case("embedded as it is", None, None)
     for kind in (*FLOATS, *QUANTIZED):
         yield Case(f"embedded {kind.name}", None, kind)
     for kind in (*FLOATS, *QUANTIZED):

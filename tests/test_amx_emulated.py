@@ -11,6 +11,7 @@ import pytest
 import torch
 from test_attention import BLOCK, SCALE, TILE_SHAPES, Inputs, inputs, paged, stored
 from test_isa_objects import ROOT, SETUP
+from waiting import HANG_S
 
 from hybridmoe.kernels import isa, reference
 
@@ -29,7 +30,7 @@ def emulated(tmp_path_factory: pytest.TempPathFactory) -> Attention:
     flags = [*SETUP.CFLAGS, *SETUP.ISA_FLAGS["amx"], "-O1", "-w", "-shared", "-fPIC", "-pthread"]
     sources = [str(SETUP.CSRC / f"{name}.cpp") for name in names]
     subprocess.run(
-        [compiler, *flags, *sources, "-o", str(library)], cwd=ROOT, check=True, timeout=300
+        [compiler, *flags, *sources, "-o", str(library)], cwd=ROOT, check=True, timeout=HANG_S
     )
     return _bind(library)
 

@@ -129,8 +129,11 @@ def tiny_config(variant: str = "k2", **overrides: object) -> TinyConfig:
     return replace(TinyConfig(), **{**VARIANTS[variant], **overrides})  # type: ignore[arg-type]
 
 
-def requantize(path: Path | str, type: TypeChoice, out: Path | str) -> dict[str, np.ndarray]:
-    """Write a file's model with other types for its matrices; returns what `write_tiny` returns."""
+def requantize(path: Path | str, type: TypeChoice | None, out: Path | str) -> dict[str, np.ndarray]:
+    """Write a file's model with other types for its matrices; returns what `write_tiny` returns.
+
+    type: None leaves all as it is.
+    """
     reader = gguf.GGUFReader(path)
     writer = gguf.GGUFWriter(out, "deepseek2")
     _copy_metadata(reader, writer)
@@ -138,8 +141,10 @@ def requantize(path: Path | str, type: TypeChoice, out: Path | str) -> dict[str,
     for tensor in reader.tensors:
         shape = tuple(map(int, reversed(tensor.shape)))
         values = gguf.dequantize(np.array(tensor.data), tensor.tensor_type).reshape(shape)
-        chosen = _choose_type(type, tensor.name, values)
-        data = quantize(values, chosen)
+        chosen, data = tensor.tensor_type, np.array(tensor.data)
+        if type is not None:
+            chosen = _choose_type(type, tensor.name, values)
+            data = quantize(values, chosen)
         raw = None if chosen in (F32, GGMLQuantizationType.F16) else chosen
         writer.add_tensor(tensor.name, data, raw_dtype=raw)
         weights[tensor.name] = gguf.dequantize(data, chosen).astype(np.float32).reshape(shape)
