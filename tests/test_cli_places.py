@@ -33,6 +33,11 @@ def test_closed_streams_are_no_obstacle(closed: str) -> None:
     assert done.stdout == ("" if closed.startswith(">") else "you said x\n")
 
 
+@pytest.mark.parametrize("command", ["chat", "generate -p -"])
+def test_a_byte_order_mark_is_no_text(command: str) -> None:
+    assert shell(f"printf '\\357\\273\\277Hi' | {FAKE} {command}").stdout == "you said Hi\n"
+
+
 def test_a_full_standard_output_is_one_line() -> None:
     done = shell(f"{FAKE} generate -p x > /dev/full")
     assert done.returncode == 1

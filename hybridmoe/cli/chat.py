@@ -58,7 +58,7 @@ def chat_command(model: Path | None, system: str | None, no_color: bool, **optio
 
 
 def _answer_pipe(llm: "LLM", session: Session) -> None:
-    question = sys.stdin.buffer.read().decode("utf-8", "replace").rstrip("\r\n")
+    question = sys.stdin.buffer.read().decode("utf-8-sig", "replace").rstrip("\r\n")
     if not question.strip():
         raise ConfigError("standard input is empty; expected a message")
     session.messages.append({"role": "user", "content": question})

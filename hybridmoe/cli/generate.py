@@ -61,7 +61,7 @@ def generate_command(
             click.get_current_context(),
         )
     if prompt == "-":
-        prompt = sys.stdin.buffer.read().decode("utf-8", "replace")
+        prompt = sys.stdin.buffer.read().decode("utf-8-sig", "replace")
     params = sampling_of(options)
     with (
         open_model(model, params, **opening_of(options)) as llm,
