@@ -109,6 +109,12 @@ def test_large_bodies_are_bounded_together_and_room_is_given_back() -> None:
             assert caught.value.status == 503 and "Retry-After" in caught.value.headers
         for _ in range(3):
             assert await read(bodies, Client(large)) == large
+        deep = Client(large, b"[" * 65, b"", is_whole=False)
+        with bodies.hold() as refused:
+            reading = asyncio.create_task(refused.read(Headers(), deep.receive))
+            await deep.is_silent.wait()
+            assert await read(bodies, Client(large)) == large  # what is refused is not held
+            reading.cancel()
 
     asyncio.run(test(Bodies(ServeConfig(model_name="m", max_held_bytes=LARGE_BYTES + 1))))
 

@@ -50,6 +50,8 @@ def test_results_and_errors_come_back() -> None:
         assert await pool.run(lambda _: threading.current_thread().daemon, is_short=True)
         with pytest.raises(ZeroDivisionError):
             await pool.run(lambda _: 1 // 0)
+        with pytest.raises(RuntimeError, match="StopIteration"):
+            await pool.run(lambda _: next(iter(())))
 
     in_pool(test)
 

@@ -133,7 +133,7 @@ class _Held:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._bodies.give_back(self._num_bytes)
+        self._give_back()
 
     async def read(self, headers: Headers, receive: Receive) -> bytes | None:
         """The whole body; None where the client left before its end. Raises ApiError."""
@@ -155,9 +155,14 @@ class _Held:
                 refusal = self._refusal(len(body), piece, shape)
             if refusal is not None:
                 body.clear()
+                self._give_back()
         if refusal is not None:
             raise refusal
         return bytes(body)
+
+    def _give_back(self) -> None:
+        self._bodies.give_back(self._num_bytes)
+        self._num_bytes = 0
 
     def _refusal(self, size: int, piece: bytes, shape: JsonShape) -> ApiError | None:
         """Why the body is not taken, as far as it has come."""

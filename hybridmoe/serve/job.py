@@ -1,6 +1,6 @@
 """One request in the engine's terms, whichever API it came by.
 
-Everything here may take a while (templates, tokenizing, grammars) and runs in a thread of its own,
+Everything here may take a while (templates, tokenizing, grammars) and runs in a thread of the pool,
 never in the event loop.
 """
 

@@ -44,11 +44,6 @@ class CancelToken:
         """Whether the work is to end, be it unwanted or late."""
         return self._is_cancelled or time.monotonic() >= self._deadline
 
-    @property
-    def left_s(self) -> float:
-        """How much of its time the work has left."""
-        return max(0.0, self._deadline - time.monotonic())
-
     def check(self) -> None:
         """Raise CancelledWorkError where the work is to end."""
         if self._is_cancelled:
@@ -76,6 +71,8 @@ class _Work:
 
     def fail(self, error: BaseException) -> None:
         """From any thread; what is over already stays as it is."""
+        if isinstance(error, StopIteration):  # which no future takes
+            error = RuntimeError(repr(error))
         self._tell(self.future.set_exception, error)
 
     def _tell(self, tell: Callable[[Any], None], value: Any) -> None:
