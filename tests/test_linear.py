@@ -50,6 +50,17 @@ def test_linear_is_within_the_bound(each_exact_isa: str, kind: GGMLQuantizationT
             check_linear(x, w, ops.linear(x, w))
 
 
+@pytest.mark.parametrize("kind", ["F32", "F16", "BF16"])
+def test_float_weights_do_not_round_activations(each_isa: str, kind: str) -> None:
+    w = random_matrix(GGMLQuantizationType[kind], 1, 45, 531)
+    assert not rounds_activations(w.type)  # what the bounds of other tests go by
+    for tokens in (1, 2, 7, 40):
+        x = activations(tokens, 531)
+        want = x.double().numpy() @ closeness.weights(w)[0].T
+        error = np.linalg.norm(ops.linear(x, w).numpy() - want)
+        assert error < 2.0**-15 * np.linalg.norm(want), tokens  # of 8 bits it would be 2^-9
+
+
 @pytest.mark.parametrize("kind", TYPES, ids=lambda kind: kind.name)
 def test_a_wrong_scale_is_seen(kind: GGMLQuantizationType) -> None:
     cols = max(256, block_weights(kind))

@@ -5,6 +5,9 @@ themselves: over the K terms of a product that is at most 2^-7 |w| . |x| (and a 
 of the mean of squares, with significands m in [1, 2) spread evenly over their logarithm, a factor's
 error is 2^-8 sqrt(mean(1 / m^2) / 3) = 2^-8 sqrt(3 / (8 ln 2) / 3), and that of both 0.6 2^-8. The
 sums are float32, added one after the other.
+
+bfloat16 weights are exact, and their activations the sum of two bfloat16: what these leave is at
+most 2^-16 of an activation.
 """
 
 import closeness
@@ -35,11 +38,12 @@ def check(x: torch.Tensor, w: QuantMatrix, got: torch.Tensor) -> None:
     weights, offsets = closeness.weights(w)[0], closeness.offsets(w)[0]
     want, magnitude = exact_x @ weights.T, np.abs(exact_x) @ np.abs(weights).T
     parts = np.abs(exact_x) @ (np.abs(weights - offsets) + np.abs(offsets)).T
-    bound = 2.0**-7 * magnitude + (w.cols + 16) * 2.0**-24 * parts
+    of_terms, spread = (2.0**-16, 2.0**-16) if w.type == T.BF16 else (2.0**-7, 0.6 * 2.0**-8)
+    bound = of_terms * magnitude + (2 * w.cols + 16) * 2.0**-24 * parts
     what = f"{w.type.name} {tuple(x.shape)}"
     closeness.assert_close(got, want, 1.01 * bound, what)
     error = np.sqrt(np.mean((got.double().numpy() - want) ** 2))
-    expected = 0.6 * 2.0**-8 * np.sqrt(np.mean(exact_x**2 @ weights.T**2))
+    expected = spread * np.sqrt(np.mean(exact_x**2 @ weights.T**2))
     assert error < 1.4 * expected, f"{what}: error {error:.3g}, expected {expected:.3g}"
 
 
@@ -118,6 +122,18 @@ def test_experts_with_few_and_with_many_tokens(
     assert (got - want).norm() < 0.02 * want.norm()  # both round: int8 there, bfloat16 here
     ops.set_num_threads(1)
     assert torch.equal(ops.expert_ffn(x, ids, weights, gate, up, down), got)
+
+
+def test_experts_of_bfloat16_keep_their_activations() -> None:
+    gate, up = (random_matrix(T.BF16, 2, 160, 320, seed=seed) for seed in (1, 2))
+    down = random_matrix(T.BF16, 2, 320, 160, seed=3)
+    x = 0.02 * torch.randn((40, 320), generator=torch.Generator().manual_seed(5))
+    ids, weights = torch.ones((40, 1), dtype=torch.int32), torch.ones((40, 1))
+    with isa.forced("avx512"):
+        want = ops.expert_ffn(x, ids, weights, gate, up, down)
+    got = ops.expert_ffn(x, ids, weights, gate, up, down)
+    assert not torch.equal(got, want)
+    assert (got - want).norm() < 2.0**-15 * want.norm()  # one bfloat16 leaves 2^-9
 
 
 def test_tiles_are_closer_than_rounding_to_int8() -> None:

@@ -13,8 +13,10 @@
 // instructions hardly overlap (docs/log.md).
 //
 // Rounding: weights and activations to bfloat16 (8 bits) each, products exact, sums in float32 in
-// the order of the hardware, two columns at a time. A token's numbers depend on neither the other
-// tokens nor threads, but they are not those of the int8 kernels.
+// the order of the hardware, two columns at a time. Where the weights are bfloat16 themselves, all
+// error would be the activations': these are the sum of two bfloat16 then (16 bits), and each block
+// is multiplied twice. A token's numbers depend on neither the other tokens nor threads, but they
+// are not those of the other kernels.
 #pragma once
 
 #include "kernels/amx_unpack-inl.h"
@@ -41,10 +43,16 @@ HM_INLINE void configure_tiles() {
   _tile_loadconfig(&config);
 }
 
-// 32 rows by 256 columns times one or two tiles of tokens, added to `out` (rows, stride).
-template <bool IsPair>
-HM_INLINE void multiply_block(const uint16_t* rows, const uint16_t* x, int64_t x_stride,
-                              bool is_first, float* out, int64_t stride) {
+template <class Group>
+constexpr int kTileParts = 1;
+template <>
+constexpr int kTileParts<GroupBF16> = 2;
+
+// 32 rows by 256 columns times one or two tiles of tokens, added to `out` (rows, stride). The parts
+// of the activations lie `part` apart.
+template <bool IsPair, int Parts>
+HM_INLINE void multiply_block(const uint16_t* rows, const uint16_t* x, int64_t part,
+                              int64_t x_stride, bool is_first, float* out, int64_t stride) {
   constexpr int row_bytes = kRowWords * 2;
   const int64_t out_bytes = stride * static_cast<int64_t>(sizeof(float));
   float* lower = out + kTileRows * stride;
@@ -59,9 +67,10 @@ HM_INLINE void multiply_block(const uint16_t* rows, const uint16_t* x, int64_t x
     if (IsPair) _tile_loadd(1, out + kTokenTile, out_bytes);
     if (IsPair) _tile_loadd(3, lower + kTokenTile, out_bytes);
   }
-  for (int step = 0; step < kStepsOfGroup; ++step) {
-    const uint16_t* a = rows + step * kColumnStep;
-    const uint16_t* b = x + step * kPackedTile;
+  for (int step = 0; step < Parts * kStepsOfGroup; ++step) {
+    const int in_group = step % kStepsOfGroup;
+    const uint16_t* a = rows + in_group * kColumnStep;
+    const uint16_t* b = x + step / kStepsOfGroup * part + in_group * kPackedTile;
     _tile_loadd(4, a, row_bytes);
     _tile_loadd(5, a + kTileRows * kRowWords, row_bytes);
     _tile_loadd(6, b, kTileBytes);
@@ -82,7 +91,9 @@ void matmul_tiles(const TileArgs& args) {
   configure_tiles();
   auto* rows = static_cast<uint16_t*>(args.scratch);
   const int64_t groups = padded_weights(args.cols) / kSuperWeights;
-  const int64_t x_stride = groups * kStepsOfGroup * kPackedTile;  // from tile to tile
+  const int64_t part = groups * kStepsOfGroup * kPackedTile;
+  const int64_t x_stride = args.parts * part;  // from tile to tile
+  constexpr int parts = kTileParts<Group>;
   const int64_t stride = args.num_tiles * kTokenTile;
   const int64_t end = padded_weights(args.end_col) / kSuperWeights;
   for (int64_t r = 0; r < args.num_rows; r += kPanelRows) {
@@ -92,12 +103,12 @@ void matmul_tiles(const TileArgs& args) {
       float* out = args.out + r * stride;
       int64_t t = 0;
       for (; t + 2 <= args.num_tiles; t += 2) {
-        multiply_block<true>(rows, x + t * x_stride, x_stride, g == 0, out + t * kTokenTile,
-                             stride);
+        multiply_block<true, parts>(rows, x + t * x_stride, part, x_stride, g == 0,
+                                    out + t * kTokenTile, stride);
       }
       if (t < args.num_tiles) {
-        multiply_block<false>(rows, x + t * x_stride, x_stride, g == 0, out + t * kTokenTile,
-                              stride);
+        multiply_block<false, parts>(rows, x + t * x_stride, part, x_stride, g == 0,
+                                     out + t * kTokenTile, stride);
       }
     }
   }
@@ -106,8 +117,15 @@ void matmul_tiles(const TileArgs& args) {
 
 // ---- tokens -------------------------------------------------------------------------------------
 
+// x - bfloat16(x), exactly.
+HM_INLINE __m512 below_bf16(__m512 x) {
+  const __m512i high = _mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh(x));
+  return _mm512_sub_ps(x, _mm512_castsi512_ps(_mm512_slli_epi32(high, 16)));
+}
+
 // One tile of tokens in steps of 32 columns, `stride` words apart: (16 pairs of columns, 16 tokens,
-// 2) each.
+// 2) each. The second part of each number, if IsLow.
+template <bool IsLow = false>
 HM_INLINE void pack_steps(const float* const* rows, int64_t num_tokens, int64_t cols, int64_t steps,
                           int64_t stride, uint16_t* packed) {
   alignas(64) uint8_t pairs[kTokenTile][kTileBytes] = {};
@@ -116,8 +134,12 @@ HM_INLINE void pack_steps(const float* const* rows, int64_t num_tokens, int64_t 
     const __mmask16 low = left >= 16 ? 0xffff : left > 0 ? (1 << left) - 1 : 0;
     const __mmask16 high = left >= 32 ? 0xffff : left > 16 ? (1 << (left - 16)) - 1 : 0;
     for (int64_t t = 0; t < num_tokens; ++t) {
-      const __m512 first = _mm512_maskz_loadu_ps(low, rows[t] + k);
-      const __m512 second = _mm512_maskz_loadu_ps(high, rows[t] + k + 16);
+      __m512 first = _mm512_maskz_loadu_ps(low, rows[t] + k);
+      __m512 second = _mm512_maskz_loadu_ps(high, rows[t] + k + 16);
+      if constexpr (IsLow) {
+        first = below_bf16(first);
+        second = below_bf16(second);
+      }
       _mm512_store_si512(pairs[t], to_bf16(first, second));
     }
     __m512i words[kTokenTile];
@@ -126,14 +148,17 @@ HM_INLINE void pack_steps(const float* const* rows, int64_t num_tokens, int64_t 
   }
 }
 
-void pack_tokens(const float* const* rows, int64_t num_tokens, int64_t cols, uint16_t* packed) {
-  pack_steps(rows, num_tokens, cols, padded_weights(cols) / kColumnStep, kPackedTile, packed);
+void pack_tokens(const float* const* rows, int64_t num_tokens, int64_t cols, uint16_t* packed,
+                 uint16_t* low) {
+  const int64_t steps = padded_weights(cols) / kColumnStep;
+  pack_steps(rows, num_tokens, cols, steps, kPackedTile, packed);
+  if (low != nullptr) pack_steps<true>(rows, num_tokens, cols, steps, kPackedTile, low);
 }
 
 // silu(gate) * up of 32 rows by one tile of tokens, as step `rows / 32` of packed tokens. gate and
 // up are (32, stride); rows beyond num_rows count as zeros.
 void pack_swiglu(const float* gate, const float* up, int64_t stride, int64_t num_rows,
-                 uint16_t* packed) {
+                 uint16_t* packed, uint16_t* low) {
   alignas(64) float product[kColumnStep][kTokenTile] = {};
   for (int64_t r = 0; r < num_rows; ++r) {
     silu_mul(gate + r * stride, up + r * stride, kTokenTile, product[r]);
@@ -143,9 +168,13 @@ void pack_swiglu(const float* gate, const float* up, int64_t stride, int64_t num
                         0x00160006, 0x00170007, 0x00180008, 0x00190009, 0x001a000a, 0x001b000b,
                         0x001c000c, 0x001d000d, 0x001e000e, 0x001f000f);  // word t of each half
   for (int pair = 0; pair < kColumnStep / 2; ++pair) {
-    const __m512i halves =
-        to_bf16(_mm512_load_ps(product[2 * pair]), _mm512_load_ps(product[2 * pair + 1]));
+    const __m512 first = _mm512_load_ps(product[2 * pair]);
+    const __m512 second = _mm512_load_ps(product[2 * pair + 1]);
+    const __m512i halves = to_bf16(first, second);
     _mm512_store_si512(packed + pair * 2 * kTokenTile, _mm512_permutexvar_epi16(both, halves));
+    if (low == nullptr) continue;
+    const __m512i low_halves = to_bf16(below_bf16(first), below_bf16(second));
+    _mm512_store_si512(low + pair * 2 * kTokenTile, _mm512_permutexvar_epi16(both, low_halves));
   }
 }
 

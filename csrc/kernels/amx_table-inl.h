@@ -10,6 +10,7 @@ namespace {
 template <class Group>
 constexpr void add_tiles(FormatKernels& format) {
   format.matmul_tiles = matmul_tiles<Group>;
+  format.tile_parts = kTileParts<Group>;
 }
 
 constexpr KernelTable make_tile_table(const char* name) {

@@ -58,7 +58,8 @@ struct TileArgs {
   int64_t num_rows;
   int64_t cols;
   int64_t first_col, end_col;
-  const uint16_t* x;  // packed tokens, all columns: num_tiles times packed_tile_words(cols)
+  const uint16_t* x;  // packed tokens, all columns: num_tiles times parts * packed_tile_words(cols)
+  int64_t parts;      // of each activation: 2 where FormatKernels::tile_parts says so, else any
   int64_t num_tiles;
   float* out;           // (num_rows rounded up to kPanelRows, 16 num_tiles)
   void* scratch;        // kTileScratchBytes, aligned to 64
@@ -104,15 +105,19 @@ struct FormatKernels {
   void (*matmul)(const MatmulArgs& args);
   bool quantized;                              // takes int8 activation rows
   void (*matmul_tiles)(const TileArgs& args);  // null without matrix tiles
+  int tile_parts;  // of an activation, that matmul_tiles multiplies with: bfloat16(x), and where it
+                   // is 2, bfloat16(x - bfloat16(x))
 };
 
 // What goes with matmul_tiles; null without matrix tiles.
 struct TileKernels {
-  // At most 16 rows of floats -> one tile of packed tokens.
-  void (*pack)(const float* const* rows, int64_t num_tokens, int64_t cols, uint16_t* packed);
+  // At most 16 rows of floats -> one tile of packed tokens; their second parts, unless `low` is
+  // null, too.
+  void (*pack)(const float* const* rows, int64_t num_tokens, int64_t cols, uint16_t* packed,
+               uint16_t* low);
   // silu(gate) * up of 32 rows (32, stride) by 16 tokens -> 32 columns of a tile of packed tokens.
   void (*pack_swiglu)(const float* gate, const float* up, int64_t stride, int64_t num_rows,
-                      uint16_t* packed);
+                      uint16_t* packed, uint16_t* low);
   // out[t][r] = in[r][t]; where there are weights, out[t][r] += in[r][t] weights[t].
   void (*finish)(const float* in, int64_t stride, int64_t num_rows, int64_t num_tokens,
                  const float* weights, float* const* out);

@@ -139,40 +139,82 @@ struct FloatsBF16 {
   static HM_INLINE Simd::F16 load(const uint16_t* p) { return Simd::load_bf16(p); }
 };
 
-template <class Floats, int N>
-void matmul_floats(const MatmulArgs& args, int64_t first_token) {
+// Sums of R rows times N tokens: enough of them to hide an FMA's latency, each weight widened once
+// for N tokens, each activation loaded once for R rows.
+template <class Floats, int R, int N>
+struct FloatSums {
+  using Element = typename Floats::Element;
+  Simd::F16 lanes[R][N];
+
+  HM_INLINE void add(const Element* const (&w)[R], const float* const (&x)[N], int64_t at) {
+    Simd::F16 weights[R];
+    for (int r = 0; r < R; ++r) weights[r] = Floats::load(w[r] + at);
+    for (int t = 0; t < N; ++t) {
+      const Simd::F16 values = Simd::load(x[t] + at);
+      for (int r = 0; r < R; ++r) lanes[r][t] = Simd::fma(weights[r], values, lanes[r][t]);
+    }
+  }
+
+  // The last columns, completed by zeros; nothing is read beyond a row.
+  HM_INLINE void add_rest(const Element* const (&w)[R], const float* const (&x)[N], int64_t at,
+                          int64_t rest) {
+    Element last_w[R][16] = {};
+    float last_x[N][16] = {};
+    const Element* rows[R];
+    const float* tokens[N];
+    for (int r = 0; r < R; ++r) {
+      memcpy(last_w[r], w[r] + at, rest * sizeof(Element));
+      rows[r] = last_w[r];
+    }
+    for (int t = 0; t < N; ++t) {
+      memcpy(last_x[t], x[t] + at, rest * sizeof(float));
+      tokens[t] = last_x[t];
+    }
+    add(rows, tokens, 0);
+  }
+};
+
+// What `fetch_ahead` does, for R rows at once: after their ends come the next R.
+template <int R, class Element>
+HM_INLINE void fetch_rows(const MatmulArgs& args, const Element* const (&w)[R], int64_t at) {
+  int64_t ahead = at * static_cast<int64_t>(sizeof(Element)) + kFetchBytes;
+  if (ahead >= args.row_bytes) ahead += (R - 1) * args.row_bytes;
+  for (int r = 0; r < R; ++r) Simd::Panel::fetch((const uint8_t*)w[r] + ahead);
+}
+
+// Rows first_row.. as many as R go into.
+template <class Floats, int R, int N>
+void matmul_floats(const MatmulArgs& args, int64_t first_row, int64_t first_token) {
   using Element = typename Floats::Element;
   const int64_t whole = args.cols / 16 * 16, rest = args.cols - whole;
   const float* x[N];
   for (int t = 0; t < N; ++t) x[t] = static_cast<const float*>(args.x[first_token + t]);
-  for (int64_t r = 0; r < args.num_rows; ++r) {
-    const Element* w = (const Element*)(args.weights + r * args.row_bytes);
-    Simd::F16 sums[N];
-    for (int t = 0; t < N; ++t) sums[t] = Simd::zero();
+  int64_t row = first_row;
+  for (; row + R <= args.num_rows; row += R) {
+    const Element* w[R];
+    FloatSums<Floats, R, N> sums;
+    for (int r = 0; r < R; ++r) {
+      w[r] = (const Element*)(args.weights + (row + r) * args.row_bytes);
+      for (int t = 0; t < N; ++t) sums.lanes[r][t] = Simd::zero();
+    }
     for (int64_t k = 0; k < whole; k += 16) {
-      const Simd::F16 weights = Floats::load(w + k);
-      for (int t = 0; t < N; ++t) sums[t] = Simd::fma(weights, Simd::load(x[t] + k), sums[t]);
+      fetch_rows<R>(args, w, k);
+      sums.add(w, x, k);
     }
-    if (rest) {
-      Element last[16] = {};
-      memcpy(last, w + whole, rest * sizeof(Element));
-      const Simd::F16 weights = Floats::load(last);
-      for (int t = 0; t < N; ++t) {
-        float last_x[16] = {};
-        memcpy(last_x, x[t] + whole, rest * sizeof(float));
-        sums[t] = Simd::fma(weights, Simd::load(last_x), sums[t]);
-      }
-    }
+    if (rest) sums.add_rest(w, x, whole, rest);
     for (int t = 0; t < N; ++t) {
-      args.out[(first_token + t) * args.out_stride + r] = Simd::reduce(sums[t]);
+      float* out = args.out + (first_token + t) * args.out_stride + row;
+      for (int r = 0; r < R; ++r) out[r] = Simd::reduce(sums.lanes[r][t]);
     }
   }
+  if constexpr (R > 1) matmul_floats<Floats, 1, N>(args, row, first_token);
 }
 
 template <class Floats, int N>
 void float_tiles(const MatmulArgs& args, int64_t first_token) {
   int64_t t = first_token;
-  for (; t + N <= args.num_tokens; t += N) matmul_floats<Floats, N>(args, t);
+  constexpr int rows = N == 1 ? Simd::kFloatRowsOfOneToken : Simd::kFloatRows;
+  for (; t + N <= args.num_tokens; t += N) matmul_floats<Floats, rows, N>(args, 0, t);
   if constexpr (N > 1) float_tiles<Floats, N - 1>(args, t);
 }
 

@@ -15,6 +15,7 @@ namespace {
 
 struct Simd : SimdYmm {
   static constexpr int kTileTokens = 4;
+  static constexpr int kFloatRows = 2, kFloatTokens = 3, kFloatRowsOfOneToken = 4;
   static constexpr MatmulCosts kCosts = {14, 22, 66, 12, kTileTokens};
   static constexpr int kSignedBias = 0;
 

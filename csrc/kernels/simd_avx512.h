@@ -9,6 +9,7 @@ namespace {
 
 struct Simd : SimdYmm {
   static constexpr int kTileTokens = 4;
+  static constexpr int kFloatRows = 4, kFloatTokens = 6, kFloatRowsOfOneToken = 4;
   static constexpr MatmulCosts kCosts = {20, 12, 40, 5.5, kTileTokens};
   static constexpr int kSignedBias = 128;  // what dot_signed adds to its codes
   using F16 = __m512;

@@ -24,17 +24,17 @@ void matmul_quantized(const MatmulArgs& args) {
 
 template <class Floats>
 void matmul_float(const MatmulArgs& args) {
-  float_tiles<Floats, Simd::kTileTokens>(args, 0);
+  float_tiles<Floats, Simd::kFloatTokens>(args, 0);
 }
 
 template <class Group>
 constexpr FormatKernels quantized() {
-  return {decode_row<typename Group::Block>, matmul_quantized<Group>, true, nullptr};
+  return {decode_row<typename Group::Block>, matmul_quantized<Group>, true, nullptr, 0};
 }
 
 template <class Block, class Floats>
 constexpr FormatKernels floats() {
-  return {decode_row<Block>, matmul_float<Floats>, false, nullptr};
+  return {decode_row<Block>, matmul_float<Floats>, false, nullptr, 0};
 }
 
 constexpr KernelTable make_table(const char* name) {

@@ -18,14 +18,14 @@ struct Chunk {
   int64_t num_tiles() const { return ceil_div(count, kTokenTile); }
 };
 
-// The tokens of all experts in chunks that stay in the cache when they have `cols` columns. Returns
+// The tokens of all experts in chunks that stay in the cache when a tile has so many words. Returns
 // the number of tiles.
-int64_t split(std::span<const Batch> batches, int64_t cols, std::vector<Chunk>& chunks) {
+int64_t split(std::span<const Batch> batches, int64_t tile_words, std::vector<Chunk>& chunks) {
   chunks.clear();
   int64_t tile = 0;
   for (const Batch& batch : batches) {
     const int64_t tiles = ceil_div(batch.count, kTokenTile);
-    const int64_t step = tiles_together(tiles, cols);
+    const int64_t step = tiles_together(tiles, tile_words);
     for (int64_t t = 0; t < tiles; t += step) {
       const int64_t done = t * kTokenTile;
       chunks.push_back({batch.expert, batch.first + done,
@@ -52,11 +52,14 @@ class TileForward {
         kernels_(active_table()),
         hidden_(args.gate.cols),
         inter_(args.gate.rows),
-        inter_words_(packed_tile_words(args.gate.rows)) {}
+        hidden_parts_(std::max(parts_of(args.gate), parts_of(args.up))),
+        inter_parts_(parts_of(args.down)),
+        hidden_words_(hidden_parts_ * packed_tile_words(hidden_)),
+        inter_words_(inter_parts_ * packed_tile_words(inter_)) {}
 
   void run(std::vector<Chunk>& chunks) {
     const int64_t wanted = kTasksPerThread * runtime_.pool.num_threads();
-    inter_x_ = runtime_.hidden.get<uint16_t>(split(batches_, hidden_, chunks) * inter_words_);
+    inter_x_ = runtime_.hidden.get<uint16_t>(split(batches_, hidden_words_, chunks) * inter_words_);
     const int64_t num_chunks = static_cast<int64_t>(chunks.size());
     const int64_t row_blocks = std::clamp<int64_t>(ceil_div(wanted, num_chunks), 1,
                                                    std::max<int64_t>(1, inter_ / kTileBlockRows));
@@ -66,7 +69,7 @@ class TileForward {
       const auto [chunk, first] = inter_tasks[task];
       gate_up(chunks[chunk], first, std::min(inter_, first + rows), worker);
     });
-    split(batches_, inter_, chunks);
+    split(batches_, inter_words_, chunks);
     const int64_t columns =
         ceil_div(std::clamp<int64_t>(2 * hidden_ / wanted, 64, 512), kPanelRows) * kPanelRows;
     const RowTasks hidden_tasks(runtime_.pool.thread_ends(), 1, hidden_, columns);
@@ -81,6 +84,8 @@ class TileForward {
   }
 
  private:
+  int64_t parts_of(const ExpertMatrix& w) const { return kernels_.formats[w.type->id].tile_parts; }
+
   const float* token(int64_t slot) const {
     return a_.x + routing_.pair_of[slot] / a_.top_k * hidden_;
   }
@@ -88,12 +93,11 @@ class TileForward {
   // Rows first..last of the chunk's expert.
   void gate_up(const Chunk& chunk, int64_t first, int64_t last, int worker) const {
     const int64_t tiles = chunk.num_tiles(), stride = tiles * kTokenTile;
-    const int64_t x_words = packed_tile_words(hidden_);
     uint8_t* scratch = runtime_.scratch[worker].get<uint8_t>(
-        kTileScratchBytes + tiles * x_words * int64_t{sizeof(uint16_t)} +
+        kTileScratchBytes + tiles * hidden_words_ * int64_t{sizeof(uint16_t)} +
         2 * kTileBlockRows * stride * int64_t{sizeof(float)});
     auto* x = reinterpret_cast<uint16_t*>(scratch + kTileScratchBytes);
-    auto* gate = reinterpret_cast<float*>(x + tiles * x_words);
+    auto* gate = reinterpret_cast<float*>(x + tiles * hidden_words_);
     float* up = gate + kTileBlockRows * stride;
     pack_tokens(chunk, x);
     for (int64_t r = first; r < last; r += kTileBlockRows) {
@@ -106,6 +110,7 @@ class TileForward {
           .first_col = 0,
           .end_col = hidden_,
           .x = x,
+          .parts = hidden_parts_,
           .num_tiles = tiles,
           .out = gate,
           .scratch = scratch,
@@ -127,7 +132,9 @@ class TileForward {
                     count = std::min<int64_t>(kTokenTile, chunk.count - done);
       const float* rows[kTokenTile];
       for (int64_t i = 0; i < count; ++i) rows[i] = token(chunk.slot + done + i);
-      kernels_.tiles.pack(rows, count, hidden_, x + t * packed_tile_words(hidden_));
+      uint16_t* tile = x + t * hidden_words_;
+      uint16_t* low = hidden_parts_ == 2 ? tile + packed_tile_words(hidden_) : nullptr;
+      kernels_.tiles.pack(rows, count, hidden_, tile, low);
     }
   }
 
@@ -135,17 +142,21 @@ class TileForward {
   void pack_hidden(const Chunk& chunk, const float* gate, const float* up, int64_t first,
                    int64_t rows) const {
     constexpr int64_t step = 32;  // columns that are packed together
+    const int64_t part = packed_tile_words(inter_);
     const int64_t tiles = chunk.num_tiles(), stride = tiles * kTokenTile;
     for (int64_t t = 0; t < tiles; ++t) {
       uint16_t* packed = inter_x_ + (chunk.tile + t) * inter_words_;
+      uint16_t* low = inter_parts_ == 2 ? packed + part : nullptr;
       for (int64_t r = 0; r < rows; r += step) {
         const int64_t at = r * stride + t * kTokenTile;
+        const int64_t to = (first + r) * kTokenTile;
         kernels_.tiles.pack_swiglu(gate + at, up + at, stride, std::min(step, rows - r),
-                                   packed + (first + r) * kTokenTile);
+                                   packed + to, low == nullptr ? nullptr : low + to);
       }
       if (first + rows == inter_) {
-        uint16_t* end = packed + ceil_div(inter_, step) * step * kTokenTile;
-        std::fill(end, packed + inter_words_, 0);
+        const int64_t end = ceil_div(inter_, step) * step * kTokenTile;
+        std::fill(packed + end, packed + part, 0);
+        if (low != nullptr) std::fill(low + end, low + part, 0);
       }
     }
   }
@@ -175,6 +186,7 @@ class TileForward {
           .first_col = 0,
           .end_col = inter_,
           .x = inter_x_ + chunk.tile * inter_words_,
+          .parts = inter_parts_,
           .num_tiles = chunk.num_tiles(),
           .out = sums,
           .scratch = scratch,
@@ -191,8 +203,9 @@ class TileForward {
   Runtime& runtime_;
   const KernelTable& kernels_;
   const int64_t hidden_, inter_;
-  const int64_t inter_words_;    // of a packed tile of hidden activations
-  uint16_t* inter_x_ = nullptr;  // (tiles, inter_words)
+  const int64_t hidden_parts_, inter_parts_;  // bfloat16 of an activation
+  const int64_t hidden_words_, inter_words_;  // of a packed tile
+  uint16_t* inter_x_ = nullptr;               // (tiles, inter_words)
 };
 
 }  // namespace

@@ -29,7 +29,9 @@ int64_t rows_per_task(const Matrix& w, const MatmulCosts& costs, int64_t num_tok
 void linear_by_tiles(const Rows<const float>& x, int64_t num_tokens, const Matrix& w,
                      const Rows<float>& out, Runtime& runtime) {
   const KernelTable& kernels = active_table();
-  const int64_t tiles = ceil_div(num_tokens, kTokenTile), words = packed_tile_words(w.cols);
+  const int64_t parts = kernels.formats[w.type->id].tile_parts;
+  const int64_t tiles = ceil_div(num_tokens, kTokenTile), part = packed_tile_words(w.cols);
+  const int64_t words = parts * part;
   auto* packed = runtime.activations.get<uint16_t>(w.batch * tiles * words);
   runtime.pool.run(w.batch * tiles, [&](int64_t task, int) {
     const int64_t first = task % tiles * kTokenTile;
@@ -38,13 +40,14 @@ void linear_by_tiles(const Rows<const float>& x, int64_t num_tokens, const Matri
     for (int64_t i = 0; i < count; ++i) {
       rows[i] = x.data + task / tiles * x.batch_stride + (first + i) * x.token_stride;
     }
-    kernels.tiles.pack(rows, count, w.cols, packed + task * words);
+    uint16_t* tile = packed + task * words;
+    kernels.tiles.pack(rows, count, w.cols, tile, parts == 2 ? tile + part : nullptr);
   });
   constexpr int64_t tasks_per_thread = 6;
   const int64_t share = w.batch * w.rows / (tasks_per_thread * runtime.pool.num_threads());
   const int64_t block = ceil_div(std::clamp<int64_t>(share, 64, 512), kPanelRows) * kPanelRows;
   const int64_t together = std::min(tiles, kMostTilesTogether);
-  const int64_t cols_together = columns_together(together, w.cols);
+  const int64_t cols_together = columns_together(together, parts, w.cols);
   const RowTasks tasks(runtime.pool.thread_ends(), w.batch, w.rows, block);
   runtime.pool.run_on_nodes(tasks.ends(), [&](int64_t task, int worker) {
     const auto [b, first] = tasks[task];
@@ -66,6 +69,7 @@ void linear_by_tiles(const Rows<const float>& x, int64_t num_tokens, const Matri
             .first_col = col,
             .end_col = is_last ? w.cols : col + cols_together,
             .x = packed + (b * tiles + t) * words,
+            .parts = parts,
             .num_tiles = num_tiles,
             .out = sums,
             .scratch = scratch,

@@ -20,7 +20,8 @@ constexpr int64_t kLeastTileTokens = 16;
 inline bool prefers_tiles(const KernelTable& kernels, const FormatKernels& format, int64_t rows,
                           int64_t tokens) {
   if (format.matmul_tiles == nullptr) return false;
-  const MatmulCosts& c = kernels.costs;
+  MatmulCosts c = kernels.costs;
+  c.matrix_dot *= format.tile_parts;
   return matrix_cost(c, rows, tokens) <
          std::min(few_tokens_cost(c, rows, tokens), panels_cost(c, rows, tokens));
 }
@@ -29,19 +30,20 @@ constexpr int64_t kMostTilesTogether = 12;  // the sums of 32 rows stay in or ne
 
 // Tiles of tokens that are multiplied with all rows of a task before the next ones are: they stay
 // in the L2 cache, and the sums of 32 rows in or near the L1 cache. Even, since tiles go in pairs.
-inline int64_t tiles_together(int64_t num_tiles, int64_t cols) {
+inline int64_t tiles_together(int64_t num_tiles, int64_t tile_words) {
   constexpr int64_t cache_bytes = 1400 * 1024;
-  const int64_t tile_bytes = packed_tile_words(cols) * int64_t{sizeof(uint16_t)};
+  const int64_t tile_bytes = tile_words * int64_t{sizeof(uint16_t)};
   const int64_t most = std::clamp<int64_t>(cache_bytes / tile_bytes / 2 * 2, 2, kMostTilesTogether);
   const int64_t even = ceil_div(num_tiles, ceil_div(num_tiles, most));
   return std::min(num_tiles, (even + 1) / 2 * 2);
 }
 
 // Columns that are multiplied with all rows of a task before the next ones are, where the sums of
-// these rows can wait: with so many tiles of tokens they stay in the L2 cache.
-inline int64_t columns_together(int64_t num_tiles, int64_t cols) {
+// these rows can wait: with so many tiles of tokens, in so many parts, they stay in the L2 cache.
+inline int64_t columns_together(int64_t num_tiles, int64_t num_parts, int64_t cols) {
   constexpr int64_t cache_bytes = 800 * 1024, step = 256;
-  const int64_t most = cache_bytes / (num_tiles * kTokenTile * int64_t{sizeof(uint16_t)});
+  const int64_t most =
+      cache_bytes / (num_tiles * num_parts * kTokenTile * int64_t{sizeof(uint16_t)});
   const int64_t parts = ceil_div(cols, std::max(step, most / step * step));
   return ceil_div(ceil_div(cols, parts), step) * step;
 }
