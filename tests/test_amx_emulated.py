@@ -1,42 +1,48 @@
-"""Attention of prompts by AMX tiles on any machine with AVX-512: the tiles are emulated."""
+"""Prompts by AMX tiles, attention and products, on any machine with AVX-512: tiles are emulated."""
 
 import ctypes
 import shutil
 import subprocess
 import sysconfig
 from collections.abc import Callable
-from pathlib import Path
 
+import closeness
+import numpy as np
 import pytest
 import torch
+from gguf import GGMLQuantizationType
+from random_weights import random_matrix
 from test_attention import BLOCK, SCALE, TILE_SHAPES, Inputs, inputs, paged, stored
 from test_isa_objects import ROOT, SETUP
 from waiting import HANG_S
 
 from hybridmoe.kernels import isa, reference
+from hybridmoe.kernels.matrix import QuantMatrix
 
 Attention = Callable[[Inputs, str, float], torch.Tensor]
 
 
 @pytest.fixture(scope="module")
-def emulated(tmp_path_factory: pytest.TempPathFactory) -> Attention:
+def library(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
     if "avx512" not in isa.supported():
         pytest.skip("the emulation itself needs AVX-512")
     compiler = sysconfig.get_config_var("CXX").split()[0]
     if not shutil.which(compiler):
         pytest.skip(f"needs {compiler}")
     library = tmp_path_factory.mktemp("emulated") / "emulated.so"
-    names = ["tests/emulated_amx", "ops/attention", "base/runtime", "base/thread_pool"]
+    names = ["tests/emulated_amx", "ops/attention", "ops/linear", "ops/expert_ffn"]
+    names += ["ops/expert_tiles", "base/runtime", "base/thread_pool"]
     flags = [*SETUP.CFLAGS, *SETUP.ISA_FLAGS["amx"], "-O1", "-w", "-shared", "-fPIC", "-pthread"]
     sources = [str(SETUP.CSRC / f"{name}.cpp") for name in names]
     subprocess.run(
         [compiler, *flags, *sources, "-o", str(library)], cwd=ROOT, check=True, timeout=HANG_S
     )
-    return _bind(library)
+    return ctypes.CDLL(str(library))
 
 
-def _bind(library: Path) -> Attention:
-    function = ctypes.CDLL(str(library)).emulated_attention
+@pytest.fixture(scope="module")
+def emulated(library: ctypes.CDLL) -> Attention:
+    function = library.emulated_attention
     pointer, size = ctypes.c_void_p, ctypes.c_int64
     function.argtypes = [
         pointer, pointer, size, size, size, size, ctypes.c_float, pointer, ctypes.c_int, size,
@@ -103,3 +109,59 @@ def test_what_is_no_number_reaches_the_tokens_that_see_it(
     latents[BLOCK + 7, 3] = value
     out = emulated((a, b, latents), "f16", SCALE)
     assert out[:, 7:].isnan().any(-1).all()
+
+
+BF16, Q8_0 = GGMLQuantizationType.BF16, GGMLQuantizationType.Q8_0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind, most", [(BF16, 2.0**-15), (Q8_0, 2.0**-8)], ids=str)
+def test_products_keep_two_bfloat16_of_each_number_where_weights_are_bfloat16(
+    library: ctypes.CDLL, kind: GGMLQuantizationType, most: float
+) -> None:
+    for rows, cols in ((27, 32), (45, 544), (160, 96)):
+        w = random_matrix(kind, 1, rows, cols)
+        for tokens in (16, 17, 40, 200):
+            x = torch.randn((tokens, cols), generator=torch.Generator().manual_seed(tokens))
+            x[:, ::37] *= 20
+            out = torch.full((tokens, rows), float("nan"))
+            library.emulated_linear(*_args(x, x.shape[0], *_matrix(w), w.rows, w.cols, out))
+            want = x.double().numpy() @ closeness.weights(w)[0].T
+            assert np.linalg.norm(out.numpy() - want) < most * np.linalg.norm(want)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "kinds, most",
+    [
+        ((BF16, BF16, BF16), 2.0**-15),
+        ((BF16, Q8_0, BF16), 2.0**-7),
+        ((Q8_0, BF16, Q8_0), 2.0**-7),
+        ((Q8_0, Q8_0, BF16), 2.0**-7),
+    ],
+    ids=str,
+)
+def test_experts_of_mixed_types_take_as_many_parts_as_each_wants(
+    library: ctypes.CDLL, kinds: tuple[GGMLQuantizationType, ...], most: float
+) -> None:
+    hidden, inter, tokens = 320, 160, 40
+    gate, up = (random_matrix(kind, 1, inter, hidden, seed=i) for i, kind in enumerate(kinds[:2]))
+    down = random_matrix(kinds[2], 1, hidden, inter, seed=3)
+    x = 0.02 * torch.randn((tokens, hidden), generator=torch.Generator().manual_seed(5))
+    out = torch.full((tokens, hidden), float("nan"))
+    matrices = [part for w in (gate, up, down) for part in _matrix(w)]
+    library.emulated_ffn(*_args(x, tokens, hidden, inter, *matrices, out))
+    want = reference.expert_ffn(
+        x, torch.zeros((tokens, 1), dtype=torch.int32), torch.ones((tokens, 1)), gate, up, down
+    )
+    assert error(out, want) < most
+
+
+def _matrix(w: QuantMatrix) -> tuple[ctypes.c_int, ctypes.c_void_p]:
+    return ctypes.c_int(w.type), ctypes.c_void_p(w.data.ctypes.data)
+
+
+def _args(*values: object) -> list[object]:
+    """Tensors as pointers, whole numbers as int64."""
+    pointers = [ctypes.c_void_p(v.data_ptr()) if isinstance(v, torch.Tensor) else v for v in values]
+    return [ctypes.c_int64(v) if isinstance(v, int) else v for v in pointers]

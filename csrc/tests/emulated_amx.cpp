@@ -1,5 +1,5 @@
-// Attention by AMX tiles on a CPU that has AVX-512 only: tiles are arrays, and roundings to
-// bfloat16 integer arithmetic. Built and loaded by test_amx_emulated.py.
+// Attention and products by AMX tiles on a CPU that has AVX-512 only: tiles are arrays, and
+// roundings to bfloat16 integer arithmetic. Built and loaded by test_amx_emulated.py.
 #include <immintrin.h>
 
 #include <cstdint>
@@ -79,10 +79,14 @@ __m512bh to_words(__m512 high, __m512 low) {
 
 #include "kernels/attention-inl.h"
 
+#include "kernels/elementwise-inl.h"
+
 #include "kernels/amx_attention-inl.h"
 
 #include "kernels/select.h"
 #include "ops/attention.h"
+#include "ops/expert_ffn.h"
+#include "ops/linear.h"
 
 namespace hm {
 
@@ -91,6 +95,14 @@ const KernelTable& active_table() {
     KernelTable kernels{};
     kernels.attention = {pack_queries, attend, merge_attention, finish_attention};
     kernels.tile_attention = {pack_query_tiles, attend_tiles, merge_tiles, finish_query_tiles};
+    kernels.tiles = {pack_tokens, pack_swiglu, finish_tiles};
+    kernels.costs = {1, 1, 1, 1, 1, 0.1, 0.1};  // tiles from 16 tokens on
+    kernels.quantize = quantize;
+    kernels.weighted_sum = weighted_sum;
+    kernels.formats[kBF16] = {nullptr, nullptr, false, matmul_tiles<GroupBF16>,
+                              kTileParts<GroupBF16>};
+    kernels.formats[kQ8_0] = {nullptr, nullptr, true, matmul_tiles<GroupQ8_0>,
+                              kTileParts<GroupQ8_0>};
     return kernels;
   }();
   return table;
@@ -118,4 +130,32 @@ extern "C" __attribute__((visibility("default"))) void emulated_attention(
        .out = out},
       {pages, is_half ? hm::kLatentF16 : hm::kLatentBF16, num_pages, latent_dim + rope_dim},
       {&span, 1, table, num_entries});
+}
+
+static hm::ExpertMatrix matrix(int32_t type, const uint8_t* data, int64_t rows, int64_t cols) {
+  const hm::TypeInfo& info = *hm::find_type(type);
+  return {{data, rows * cols / info.block_weights * info.block_bytes, type, 1, rows, cols}};
+}
+
+// As ops::linear and ops::dense_ffn: types BF16 and Q8_0, at least 16 tokens.
+extern "C" __attribute__((visibility("default"))) void emulated_linear(
+    const float* x, int64_t num_tokens, int32_t type, const uint8_t* w, int64_t num_rows,
+    int64_t cols, float* out) {
+  hm::linear({x, 0, cols}, num_tokens, matrix(type, w, num_rows, cols), {out, 0, num_rows});
+}
+
+extern "C" __attribute__((visibility("default"))) void emulated_ffn(
+    const float* x, int64_t num_tokens, int64_t hidden, int64_t inter, int32_t gate_type,
+    const uint8_t* gate, int32_t up_type, const uint8_t* up, int32_t down_type, const uint8_t* down,
+    float* out) {
+  hm::expert_ffn({.x = x,
+                  .ids = nullptr,
+                  .weights = nullptr,
+                  .num_tokens = num_tokens,
+                  .top_k = 1,
+                  .gate = matrix(gate_type, gate, inter, hidden),
+                  .up = matrix(up_type, up, inter, hidden),
+                  .down = matrix(down_type, down, hidden, inter),
+                  .base = nullptr,
+                  .out = out});
 }
