@@ -7,7 +7,7 @@ PIP    := $(BIN)/python -m pip --disable-pip-version-check install -q -c constra
 MODEL  ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help build chat test quick check fmt bench peers asan tsan clean
+.PHONY: help build chat test quick lowest check fmt bench peers asan tsan clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## /\1	/p' $(MAKEFILE_LIST) | expand -t 8
@@ -40,6 +40,14 @@ test: build  ## the whole test suite, on up to four cores
 
 quick: build  ## the tests that are over soon
 	$(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile -m "not slow"
+
+# Not in CI: it downloads its own set of packages.
+lowest: build  ## the main paths with the lowest versions that pyproject.toml allows
+	mkdir -p build
+	$(PYTHON) -m venv build/lowest
+	$(BIN)/python .ci/lowest.py > build/lowest/requirements.txt
+	build/lowest/bin/python -m pip --disable-pip-version-check install -q -r build/lowest/requirements.txt
+	PYTHONPATH=. build/lowest/bin/python .ci/smoke.py
 
 check: build  ## lint, types, formatting
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy

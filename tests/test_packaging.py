@@ -1,7 +1,11 @@
 """What an installed package needs beside its modules is among what the build copies."""
 
+import runpy
 import tomllib
 from pathlib import Path
+
+import pytest
+from packaging.version import Version
 
 ROOT = Path(__file__).parent.parent
 BUILT = (".py", ".so", ".pyc")
@@ -25,3 +29,14 @@ def test_every_file_of_the_package_is_installed() -> None:
 def test_every_folder_with_modules_is_a_package() -> None:
     folders = {path.parent for path in (ROOT / "hybridmoe").rglob("*.py")}
     assert [folder for folder in folders if not (folder / "__init__.py").is_file()] == []
+
+
+def test_the_lowest_versions_are_those_that_were_tried(capsys: pytest.CaptureFixture[str]) -> None:
+    """`make lowest` turns every lower bound into a pin, but for what is large or compiled."""
+    runpy.run_path(str(ROOT / ".ci" / "lowest.py"))
+    lowest = dict(line.split("==") for line in capsys.readouterr().out.splitlines())
+    text = (ROOT / "constraints.txt").read_text(encoding="utf-8")
+    tested = dict(line.split("==") for line in text.splitlines() if "==" in line)
+    for name, version in lowest.items():
+        assert name in tested and Version(version) <= Version(tested[name]), name
+    assert {"gguf", "h11", "llguidance", "starlette"} <= lowest.keys()
