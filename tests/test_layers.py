@@ -11,7 +11,7 @@ LAYERS = {
     name: rank
     for rank, names in enumerate(
         [
-            ("errors", "env", "config", "_C"),
+            ("errors", "env", "config", "replace_file", "_C"),
             ("gguf",),
             ("kernels", "machine", "text"),
             ("experts",),

@@ -5,7 +5,6 @@ The file is JSON: {"format": "hybridmoe-conversation", "version": 1, "model", "s
 """
 
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Any
 
 from hybridmoe.cli.options import SAMPLING_NAMES
 from hybridmoe.errors import ConfigError
+from hybridmoe.replace_file import replace_file
 
 __all__ = ["Session"]
 
@@ -55,12 +55,8 @@ class Session:
             "messages": self.messages,
         }
         text = json.dumps(data, ensure_ascii=False, indent=1)
-        beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        try:
-            beside.write_text(text + "\n", encoding="utf-8", errors="replace")
-            os.replace(beside, path)
-        finally:
-            beside.unlink(missing_ok=True)
+        with replace_file(path) as file:
+            file.write(f"{text}\n".encode("utf-8", "replace"))
 
     @classmethod
     def load(cls, path: Path) -> "Session":

@@ -24,6 +24,7 @@ from hybridmoe.config import KV_TYPES
 from hybridmoe.engine.kv_cache import Holding, KvCache
 from hybridmoe.errors import ConfigError
 from hybridmoe.kernels.latents import PAGE_TOKENS, convert_rows, row_bytes
+from hybridmoe.replace_file import replace_file
 
 __all__ = ["read_sequence", "write_sequence"]
 
@@ -46,15 +47,10 @@ def write_sequence(path: Path, ids: list[int], cache: KvCache, fingerprint: str)
             "sha256": _digest(*body),
         }
     ).encode()
-    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with beside.open("wb") as file:
-            file.write(_MAGIC + len(header).to_bytes(4, "little") + header)
-            for array in body:
-                file.write(array.data)
-        os.replace(beside, path)
-    finally:
-        beside.unlink(missing_ok=True)
+    with replace_file(path) as file:
+        file.write(_MAGIC + len(header).to_bytes(4, "little") + header)
+        for array in body:
+            file.write(array.data)
     return num_tokens
 
 

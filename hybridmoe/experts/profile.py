@@ -6,7 +6,6 @@ lists who was in memory at the end.
 
 import errno
 import json
-import os
 import tempfile
 from pathlib import Path
 from typing import Any, NamedTuple, TypeGuard
@@ -15,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hybridmoe.errors import ConfigError
+from hybridmoe.replace_file import replace_file
 
 __all__ = ["ExpertProfile"]
 
@@ -45,12 +45,10 @@ class ExpertProfile(NamedTuple):
             "uses": self.uses.tolist(),
             "resident": [np.flatnonzero(row).tolist() for row in self.is_resident],
         }
-        partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
         try:
-            partial.write_text(json.dumps(content) + "\n", encoding="utf-8")
-            partial.replace(path)
+            with replace_file(path) as file:
+                file.write(f"{json.dumps(content)}\n".encode())
         except OSError as error:
-            partial.unlink(missing_ok=True)
             raise ConfigError(f"{path}: cannot be written: {error.strerror or error}") from None
 
     @staticmethod

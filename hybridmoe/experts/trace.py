@@ -18,6 +18,7 @@ import zstandard
 from numpy.typing import ArrayLike, NDArray
 
 from hybridmoe.errors import ConfigError
+from hybridmoe.replace_file import sync_file, sync_folder
 
 __all__ = ["PHASES", "Trace", "TraceWriter", "read_trace", "write_trace"]
 
@@ -121,7 +122,9 @@ class TraceWriter:
         self._write(_BLOCK.pack(0, 0, len(text)) + text)
         file, self._file = self._file, None
         try:
-            file.close()
+            with file:
+                sync_file(file)
+            sync_folder(self._path)
         except OSError as error:
             self._failure = self._failure or error
         if self._failure is not None:
