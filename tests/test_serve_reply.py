@@ -1,8 +1,11 @@
 """Event streams: a proxy that cuts silent connections never finds one."""
 
 import asyncio
+import errno
 import json
+import logging
 from collections.abc import AsyncIterator, Iterator
+from contextlib import closing
 from typing import Any
 
 import httpx2
@@ -12,7 +15,8 @@ from live_server import live_server
 from starlette.types import Message
 
 from hybridmoe.serve import ServeConfig, Server, Service
-from hybridmoe.serve.reply import EventStream
+from hybridmoe.serve.reply import EventStream, as_json
+from hybridmoe.serve.server import tell
 
 HEAD = "http.response.start"
 
@@ -99,6 +103,27 @@ def http(llm: FakeLLM) -> Iterator[httpx2.Client]:
         httpx2.Client(base_url=server.url, timeout=60) as client,
     ):
         yield client
+
+
+def test_no_event_has_a_line_end_of_unicode_in_it() -> None:
+    text = "a\u2028b\u2029c\x85d\x0be\x1cf\r\n\u00e9"
+    line = as_json({"text": text}).decode()
+    assert line.splitlines() == [line] and "\u00e9" in line
+    assert json.loads(line) == {"text": text}
+
+
+def test_a_lack_of_descriptors_is_told_once(caplog: pytest.LogCaptureFixture) -> None:
+    Server(Service(ServeConfig(model_name="m")))  # it has the filter, and keeps its log to itself
+    log = logging.getLogger("uvicorn.error")
+    log.addHandler(caplog.handler)
+    lack = OSError(errno.EMFILE, "Too many open files")
+    with closing(asyncio.new_event_loop()) as loop:
+        for _ in range(9):
+            tell(loop, {"message": "socket.accept() out of system resource", "exception": lack})
+        assert [record.levelname for record in caplog.records] == ["WARNING"]
+        tell(loop, {"message": "another", "exception": ValueError("x")})
+    assert "another" in caplog.text
+    log.removeHandler(caplog.handler)
 
 
 def test_idle_connections_outlive_those_of_clients_and_proxies() -> None:

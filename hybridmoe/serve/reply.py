@@ -21,12 +21,16 @@ __all__ = [
 ]
 
 KEEP_ALIVE = b": keep-alive\n\n"
+# Line ends of Unicode, by which some clients (httpx) cut an event in two.
+_LINE_ENDS = {code: f"\\u{code:04x}" for code in (0x85, 0x2028, 0x2029)}
 DONE = b"data: [DONE]\n\n"
 
 
 def as_json(value: Any) -> bytes:
     """Compact UTF-8; a lone surrogate, which UTF-8 cannot hold, becomes "?"."""
     text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    if not text.isascii():
+        text = text.translate(_LINE_ENDS)
     return text.encode("utf-8", "replace")
 
 
