@@ -44,6 +44,13 @@ def test_a_tensor_that_would_not_be_used_is_refused_by_name(tmp_path: Path, name
     assert name.encode("unicode_escape").decode() in str(caught.value)
 
 
+def test_a_bias_without_a_gating_function_is_refused_by_both(tmp_path: Path) -> None:
+    path = tmp_path / "x.gguf"
+    write_tiny(path, gating=None, **SMALL)
+    with pytest.raises(UnsupportedModelError, match=r"exp_probs_b\.bias: .* expert_gating_func 2"):
+        check_tensor_names(*names_of(path))
+
+
 def test_layers_of_multi_token_prediction_may_hold_anything(tmp_path: Path) -> None:
     path = tmp_path / "x.gguf"
     write_tiny(

@@ -6,7 +6,7 @@ beside a weight, a router's bias under another name.
 
 from collections.abc import Collection, Iterator
 
-from hybridmoe.config import GATE_SIGMOID, ModelConfig
+from hybridmoe.config import GATE_SIGMOID, GATE_SOFTMAX, ModelConfig
 from hybridmoe.errors import UnsupportedModelError
 from hybridmoe.gguf.cursor import printable
 from hybridmoe.gguf.names import parse_name
@@ -24,6 +24,11 @@ def check_tensor_names(config: ModelConfig, names: Collection[str]) -> None:
     unknown = [n for n in names if n not in known and parse_name(n).layer not in unrun]
     if unknown:
         more = f" and {len(unknown) - 1} more" if len(unknown) > 1 else ""
+        if parse_name(unknown[0]).role == "exp_probs_b" and config.gate == GATE_SOFTMAX:
+            raise UnsupportedModelError(
+                f"tensor {printable(unknown[0])}{more}: a router's bias belongs to a sigmoid gate,"
+                f" expert_gating_func {GATE_SIGMOID}; this file's says softmax, or is missing"
+            )
         raise UnsupportedModelError(
             f"tensor {printable(unknown[0])}{more}: not known in this architecture; the network"
             " would run without it"
