@@ -1,4 +1,4 @@
-"""Files that are replaced whole or not at all, whatever ends the program or the machine meanwhile.
+"""Atomic and durable replacement of files, whatever ends the program or the machine meanwhile.
 
 A new file is written beside the old one, brought to the disk, and then takes its name. While it is
 written it is locked: one that nobody locks was left by a process that was killed.

@@ -331,8 +331,11 @@ def test_a_profile_makes_the_next_start_warm(path: Path, one: int, profile: Path
         assert llm.expert_stats().counters.hits > cold.hits
     with open_tier(path, **{**options, "expert_ram": (3 + TOP_K) * one}) as llm:
         assert llm.expert_stats().num_resident == 3
-    sparse = open_tier(path, expert_ram=5 * one, expert_profile=profile.parent / "no" / "folder")
+    folder = profile.parent / "gone"
+    folder.mkdir()
+    sparse = open_tier(path, expert_ram=5 * one, expert_profile=folder / "profile")
     sparse.generate("Once", **GREEDY)
+    folder.rmdir()
     with pytest.raises(ConfigError, match="cannot be written: No such file"):
         sparse.close()
     before = profile.read_bytes()

@@ -19,7 +19,7 @@ _BUTTERFLY = re.compile(r"shfl\.sync\.bfly\.b32\s+[^;]*?, (\d+), 31, -1;")
 
 
 def lane_distances(ttgir: str) -> set[int]:
-    """How far apart the lanes are that hold what the kernel's reductions put together."""
+    """Distances between the lanes that a kernel's reductions put together."""
     aliases = dict(_ALIAS.findall(ttgir))
     found = _REDUCE.findall(ttgir)
     assert len(found) == ttgir.count('"tt.reduce"'), "a reduction was not understood"

@@ -1,4 +1,4 @@
-"""Numbers of a file that are none: NaN and infinity in float tensors and in the scales of blocks.
+"""Search for NaN and infinity in a file: in float tensors and in the scales of blocks.
 
 A tensor is read again from its file, in pieces, and not through the memory map: a file that has
 become shorter is an error here, not a signal.

@@ -1,4 +1,4 @@
-"""Which tensor made a step's results NaN or infinite: the weights of one layer are looked through.
+"""Tracing NaN or infinity in a step's results to the tensor, by a search through one layer's.
 
 Only what the tokens used is read: of routed experts those that were chosen, of the embedding their
 rows. Which of a step's tokens it was is not known: attention's masks are zeros, and 0 x NaN is NaN.
