@@ -1,4 +1,4 @@
-"""How far answers are from exact arithmetic on the same weights, beside llama.cpp's.
+"""Distances of logits from exact arithmetic on the same weights, beside llama.cpp's.
 
     python bench/bench_exactness.py                     # both with their defaults
     python bench/bench_exactness.py --kv-type bf16 --isa avx2

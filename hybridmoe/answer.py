@@ -119,7 +119,7 @@ class Answer:
         return self._parts.has_stopped
 
     def push(self, token_id: int) -> list[Piece]:
-        """What this token makes visible; often nothing."""
+        """Text that this token makes visible; often none."""
         self.token_ids.append(token_id)
         return self._take(self._parts.push(token_id))
 

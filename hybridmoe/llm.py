@@ -342,7 +342,7 @@ class _Run:
         return self._answer.result(self._reason, self._usage)
 
     def _take(self, event: Event) -> tuple[list[Piece], bool]:
-        """What an event makes visible, and whether it is the last."""
+        """Pieces that an event makes visible, and whether it is the last."""
         match event:
             case PromptProgress():
                 if self._progress is not None:

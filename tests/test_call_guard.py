@@ -51,7 +51,7 @@ def guard_of(compiler: GrammarCompiler, calls: Calls | None = None) -> CallGuard
 
 
 def is_kept(guard: CallGuard, tokenizer: Tokenizer, text: str) -> bool:
-    """Whether the text may be written, and end there."""
+    """True where the text may be written, and end there."""
 
     def allows(token_id: int) -> bool:
         return guard.is_free() or bool(guard.mask()[token_id // 32] >> (token_id % 32) & 1)

@@ -60,7 +60,7 @@ def compiler(llm: hybridmoe.LLM) -> GrammarCompiler:
 
 
 def closers(llm: hybridmoe.LLM, constraint: MatcherConstraint, text: str) -> set[str]:
-    """What closes behind this text."""
+    """The tokens that close behind this text."""
     for token_id in llm.tokenizer.encode(text, parse_special=True):
         constraint.accept(token_id)
     constraint.mask()

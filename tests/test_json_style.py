@@ -33,7 +33,7 @@ def compiler() -> Iterator[GrammarCompiler]:
 
 
 def fits(compiler: GrammarCompiler, constraint: MatcherConstraint, text: str) -> bool:
-    """Whether the text may be written, and end there."""
+    """True where the text may be written, and end there."""
     tokenizer = compiler._tokenizer
 
     def allows(token_id: int) -> bool:

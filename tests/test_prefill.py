@@ -253,7 +253,7 @@ def test_an_id_that_is_none_is_said_after_the_step(make: Make) -> None:
 
 
 def has_arrived(slots: CardSlots, copy: FakeStream) -> bool:
-    """Whether an upload has; uploads that are due go on."""
+    """True once an upload has arrived; uploads that are due go on."""
     copy.synchronize()
     slots.cache.begin_step()
     return len(slots.cache.resident()) > 0

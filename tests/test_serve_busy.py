@@ -51,7 +51,7 @@ def client(server: LiveServer) -> httpx2.Client:
 
 
 def rest_of(link: socket.socket) -> bytes:
-    """What comes until the server closes."""
+    """Bytes received until the server closes."""
     data = b""
     with link:
         while piece := link.recv(1 << 16):

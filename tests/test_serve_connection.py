@@ -26,7 +26,7 @@ def connect(server: LiveServer) -> socket.socket:
 
 
 def rest_of(link: socket.socket) -> bytes:
-    """What comes until the server closes."""
+    """Bytes received until the server closes."""
     data = b""
     while piece := link.recv(1 << 16):
         data += piece

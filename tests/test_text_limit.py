@@ -163,7 +163,7 @@ def test_the_longest_text_that_may_fit_is_encoded(tokenizer: Tokenizer) -> None:
 
 
 class LeaveError(HybridMoeError):
-    """What a test's check raises."""
+    """An error that a test's check raises."""
 
 
 def leave() -> None:

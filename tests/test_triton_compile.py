@@ -66,7 +66,7 @@ def test_kernels_compile_and_hardly_spill(
 def test_reductions_shuffle_the_lanes_of_their_axis(
     arch: int, compiled: dict[int, tuple[int, str, str]]
 ) -> None:
-    """What nothing but a card's numbers showed: sums of other rows' products, without a warning."""
+    """A fault that only a card showed: sums of other rows' products, without a warning."""
     status, output, errors = compiled[arch]
     assert status == 0, errors
     reports = [json.loads(line) for line in output.splitlines()]

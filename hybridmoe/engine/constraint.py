@@ -17,7 +17,7 @@ class Constraint(Protocol):
     """The state of one sequence's constraint. Used by one thread at a time."""
 
     def is_free(self) -> bool:
-        """Whether any token may follow: no mask is asked for then, and drafts are taken."""
+        """True where any token may follow: no mask is asked for then, and drafts are taken."""
         ...
 
     def mask(self) -> NDArray[np.uint32]:

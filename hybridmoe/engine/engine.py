@@ -125,7 +125,7 @@ class Engine:
 
     @property
     def is_forked(self) -> bool:
-        """Whether this process was forked after the engine began: nothing can be computed in it."""
+        """True in a process forked after the engine began: nothing can be computed in it."""
         return self._worker.is_forked
 
     def stats(self) -> EngineStats:
@@ -208,7 +208,7 @@ class _Worker:
 
     @property
     def is_forked(self) -> bool:
-        """Whether this process is a child of the one that has the thread."""
+        """True in a child of the process that has the thread."""
         return os.getpid() != self._process
 
     def check_process(self) -> None:

@@ -43,7 +43,7 @@ class Damage:
 
 
 def is_checkable(tensor: Tensor) -> bool:
-    """Whether `find_damage` knows the tensor's type."""
+    """True for tensors of a type that `find_damage` knows."""
     return tensor.type in _INTEGERS or tensor.type in _C.TYPES
 
 

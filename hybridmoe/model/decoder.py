@@ -122,7 +122,7 @@ class Decoder:
 
     @torch.inference_mode()
     def is_finite(self, x: Tensor) -> bool:
-        """Whether numbers of a step, wherever they lie, hold neither NaN nor infinity."""
+        """True where numbers of a step, wherever they lie, hold neither NaN nor infinity."""
         with torch_threads(1), self.device.active(), self.guard.watch(len(x)):
             return bool(torch.isfinite(x.sum()))
 

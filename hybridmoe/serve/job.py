@@ -43,7 +43,7 @@ class Turn:
 
     @property
     def is_short(self) -> bool:
-        """Whether it is made into a job in no time."""
+        """True where it is made into a job in no time."""
         if self.tools or self.format is not None or len(self.messages) > _MANY_MESSAGES:
             return False
         texts = (message.get("content") for message in self.messages)
@@ -66,7 +66,7 @@ class TextTurn:
 
     @property
     def is_short(self) -> bool:
-        """Whether it is made into a job in no time."""
+        """True where it is made into a job in no time."""
         return self.format is None and sum(map(len, self.prompts)) < _LONG_CHARS
 
 

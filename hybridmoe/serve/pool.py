@@ -41,7 +41,7 @@ class CancelToken:
 
     @property
     def is_cancelled(self) -> bool:
-        """Whether the work is to end, be it unwanted or late."""
+        """True once the work is to end, be it unwanted or late."""
         return self._is_cancelled or time.monotonic() >= self._deadline
 
     def check(self) -> None:
@@ -101,7 +101,7 @@ class WorkPool:
         self._ending: Callable[[], Exception] | None = None
 
     async def run(self, function: Callable[[CancelToken], T], *, is_short: bool = False) -> T:
-        """What the function returns, or raises. Cancelling this cancels the work.
+        """Run the function in a thread and return its result. Cancelling this cancels the work.
 
         Errors, besides: QueueFullError where as much waits as may; that of `close`.
         """

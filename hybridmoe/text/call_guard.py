@@ -35,11 +35,11 @@ class CallGuard:
         self._calls: Calls | None = None
 
     def is_free(self) -> bool:
-        """Whether any token may follow."""
+        """True where any token may follow."""
         return self._calls is None
 
     def mask(self) -> NDArray[np.uint32]:
-        """Which tokens may follow, once a call has begun."""
+        """The mask of tokens that may follow, once a call has begun."""
         assert self._calls is not None
         return self._calls.mask()
 
@@ -52,7 +52,7 @@ class CallGuard:
             self._calls.accept(self._begins[token_id])
 
     def is_done(self) -> bool:
-        """Whether only an end token may follow."""
+        """True where only an end token may follow."""
         return self._calls is not None and self._calls.is_done()
 
     def is_large(self) -> bool:
@@ -60,7 +60,7 @@ class CallGuard:
         return self._start.is_large()
 
     def closing(self) -> tuple[Ids, Ids] | None:
-        """What closes the part that is open (text/closing.py)."""
+        """Tokens that close the part that is open (text/closing.py)."""
         return None if self._calls is None else self._calls.closing()
 
     def copy(self) -> "CallGuard":

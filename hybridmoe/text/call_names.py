@@ -124,7 +124,7 @@ def unfenced(arguments: str) -> str:
 
 
 def _readings(call_id: str) -> list[str]:
-    """What the id may name, the model's own form first."""
+    """Names that the id may stand for, the model's own form first."""
     unnumbered = _NUMBER.sub("", call_id)
     bare = _PREFIX.sub("", unnumbered, count=1) if _PREFIX.match(unnumbered) else unnumbered
     joined = _JOINED_PREFIX.match(unnumbered)
@@ -146,12 +146,12 @@ def _name_in(call_id: str) -> str | None:
 
 
 def _key(name: str) -> str:
-    """What names have in common that differ in case and in their dots, lines and dashes."""
+    """Key shared by names that differ in case and in their dots, lines and dashes."""
     return re.sub(r"[^0-9a-z]", "", name.lower()) or name
 
 
 def _fits(function: Mapping[str, Any], arguments: Any) -> bool:
-    """Whether the arguments have all required names, and no other than the declared ones."""
+    """True where the arguments have all required names, and no other than the declared ones."""
     schema = function.get("parameters")
     if not isinstance(schema, Mapping) or not isinstance(arguments, dict):
         return False

@@ -1,4 +1,4 @@
-"""Where a model would end an answer whose form is not complete: the token that closes what is open.
+"""Tokens that close the open part where a model would end an incomplete answer.
 
 A constraint forbids the end inside a string, a list or thoughts. Its share of the probability
 would then fall to what else is allowed, such as one more digit for ever; it is the closing token's

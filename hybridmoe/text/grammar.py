@@ -72,7 +72,7 @@ class MatcherConstraint:
         self._is_current = False  # the words are this state's mask
 
     def is_free(self) -> bool:
-        """Whether any token may follow."""
+        """True where any token may follow."""
         return False
 
     def mask(self) -> NDArray[np.uint32]:
@@ -93,7 +93,7 @@ class MatcherConstraint:
             self._check()
 
     def is_done(self) -> bool:
-        """Whether only an end token may follow."""
+        """True where only an end token may follow."""
         return bool(self._matcher.is_stopped())
 
     def is_large(self) -> bool:
@@ -109,7 +109,7 @@ class MatcherConstraint:
         return copied
 
     def closing(self) -> tuple[NDArray[np.int64], NDArray[np.int64]] | None:
-        """What closes the part that is open, where the mask allows no end (text/closing.py)."""
+        """Tokens that close the open part, where the mask allows no end (text/closing.py)."""
         return self._closer.find(self._words, is_json=self._is_json)
 
     def _check(self) -> None:

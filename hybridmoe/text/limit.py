@@ -1,4 +1,4 @@
-"""How much work an untrusted text may make before it is refused.
+"""Bounds on the work that an untrusted text may make before it is refused.
 
 A prompt that cannot fit the context is not worth its tokenizing: it is refused by its size where
 that settles it, and else as soon as so many tokens have been found. Some way beyond the context it

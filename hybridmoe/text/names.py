@@ -25,7 +25,7 @@ class Names:
     def find(
         self, text: str, check: Callable[[], None] | None = None, *, is_overlapping: bool = False
     ) -> Iterator[tuple[int, int]]:
-        """Where they begin and end, in order; check: called now and then.
+        """Their begins and ends, in order; check: called now and then.
 
         is_overlapping: also those that begin within another.
         """

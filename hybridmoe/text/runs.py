@@ -12,7 +12,7 @@ _PLACE = re.compile(r"[A-Za-z](?= [A-Za-z])|\S\n(?=\w)")
 
 
 def cut_text(text: str, least_chars: int) -> Iterator[str]:
-    """Pieces of so many characters to twice as many, but for the last; cut where that does not
+    """Pieces of `least_chars` to twice as many, but for the last; cut where that does not
     show in the ids, if there is such a place.
     """
     start = 0
@@ -25,7 +25,7 @@ def cut_text(text: str, least_chars: int) -> Iterator[str]:
 
 
 def cut_runs(text: str, max_chars: int) -> Iterator[str]:
-    """The text, cut behind so many blanks, or so many other characters, in a row."""
+    """The text, cut within long runs of blanks, or of other characters."""
     for match in _stretches(max_chars).finditer(text):
         if match.group():
             yield match.group()

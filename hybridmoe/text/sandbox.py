@@ -158,7 +158,7 @@ class BoundedEnvironment(ImmutableSandboxedEnvironment):
         return TokenStream(self._counted(stream), name, filename)
 
     def _counted(self, tokens: Iterable[Token]) -> Iterator[Token]:
-        """What compiling costs goes by these: Python's own compiler knows no deadline."""
+        """Count the nodes by which compiling costs: Python's own compiler knows no deadline."""
         for count, token in enumerate(tokens):
             if count > MAX_SOURCE_TOKENS:
                 raise SecurityError(f"more than {MAX_SOURCE_TOKENS} names, marks and texts")

@@ -1,4 +1,4 @@
-"""Whether an answer begins with thoughts, as its prompt says."""
+"""The state of thoughts at the start of an answer, as its prompt says."""
 
 from collections.abc import Sequence
 from typing import Literal
@@ -11,7 +11,7 @@ Thinking = Literal["none", "may", "open"]  # "open": the prompt has begun them
 
 
 def thinking_after(prompt_ids: Sequence[int], tokenizer: Tokenizer, *, may_think: bool) -> Thinking:
-    """What comes behind a prompt: some templates open `<think>` themselves, or close it at once.
+    """Tell the state of thoughts behind a prompt: some templates open or close `<think>`.
 
     may_think: whether the file's template knows of thoughts.
     """
