@@ -1,8 +1,11 @@
 """Connections that do nothing are closed; what a client may repeat does not fill the log."""
 
+import asyncio
 import logging
 import socket
+import threading
 from collections.abc import Iterator
+from contextlib import ExitStack
 
 import httpx2
 import pytest
@@ -77,6 +80,28 @@ def test_the_one_that_is_idle_for_longest_makes_room(
             assert head_of(new).endswith(b"200 OK")
         for link in links:
             link.close()
+
+
+def test_many_at_once_leave_room_too(llm: FakeLLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server_module, "_max_connections", lambda: 4)
+    is_made, may_go_on = threading.Event(), threading.Event()
+    made = Connection.connection_made
+
+    def stand_still(self: Connection, transport: asyncio.Transport) -> None:
+        made(self, transport)
+        is_made.set()
+        may_go_on.wait()
+
+    monkeypatch.setattr(Connection, "connection_made", stand_still)
+    with live_server(llm) as server, ExitStack() as links:
+        links.enter_context(connect(server))
+        is_made.wait()
+        for _ in range(8):  # all are accepted before one of the closed ones is gone
+            links.enter_context(connect(server))
+        may_go_on.set()
+        new = links.enter_context(connect(server))
+        new.sendall(HALF_A_HEAD + b"Connection: close\r\n\r\n")
+        assert rest_of(new).startswith(b"HTTP/1.1 200 OK")
 
 
 def test_two_lengths_are_refused_and_end_the_connection(server: LiveServer) -> None:

@@ -38,8 +38,17 @@ class Connection(H11Protocol):
         self._await_head()
         if self.limit_concurrency is None or len(self.connections) < self.limit_concurrency:
             return
-        others = (one for one in self.connections if isinstance(one, Connection) and one.is_idle)
-        idle = min(others, key=lambda one: (one is self, one._idle_since))
+        # Of many that come at once, each finds those that the others have closed still here.
+        left = [
+            one
+            for one in self.connections
+            if isinstance(one, Connection) and not one.transport.is_closing()
+        ]
+        if len(left) < self.limit_concurrency:
+            return
+        idle = min(
+            (one for one in left if one.is_idle), key=lambda one: (one is self, one._idle_since)
+        )
         if idle is not self:  # all others are at work: uvicorn refuses a request with 503
             idle.close_idle()
 
