@@ -13,6 +13,7 @@ from pathlib import Path
 import fake_llm
 import httpx2
 import pytest
+from waiting import HANG_S
 
 import hybridmoe
 from hybridmoe.cli import signals
@@ -52,6 +53,14 @@ hybridmoe.load = load
 from hybridmoe.cli.app import main
 sys.exit(main())
 """
+
+
+@pytest.fixture(autouse=True)
+def hang_ups_are_heard() -> Iterator[None]:
+    """A runner under nohup ignores SIGHUP, which its children would inherit and keep."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
 
 
 class Command:
@@ -106,7 +115,7 @@ def test_answers_under_way_end_with_503_and_the_model_is_closed(number: int) -> 
         url = command.wait_for("listening at").split()[3]
         command.wait_for("ready:")
         whole: list[httpx2.Response] = []
-        with httpx2.Client(base_url=url, timeout=60) as http:
+        with httpx2.Client(base_url=url, timeout=HANG_S) as http:
             path = "/v1/chat/completions"
             asking = threading.Thread(target=lambda: whole.append(http.post(path, json=slow)))
             asking.start()
@@ -168,7 +177,7 @@ def test_profile_and_trace_of_a_server_that_is_stopped(tmp_path: Path) -> None:
         url = command.wait_for("listening at").split()[3]
         command.wait_for("ready:")
         body = {"prompt": "What is", "max_tokens": 4, "temperature": 0}
-        assert httpx2.post(f"{url}/v1/completions", json=body, timeout=60).status_code == 200
+        assert httpx2.post(f"{url}/v1/completions", json=body, timeout=HANG_S).status_code == 200
         command.send(signal.SIGTERM)
         assert command.end() == -signal.SIGTERM
     assert json.loads(profile.read_text())["format"] == "hybridmoe expert profile 1"

@@ -15,6 +15,7 @@ from engine_run import Running, request, run
 from gguf import GGMLQuantizationType as Q
 from live_server import LiveServer, live_server
 from tiny_gguf import write_tiny
+from waiting import HANG_S
 
 import hybridmoe
 from hybridmoe.cli.app import main
@@ -153,7 +154,9 @@ def test_the_endpoint_says_so_in_one_line(
 ) -> None:
     body = {"model": "test", "messages": [{"role": "user", "content": "hi"}], "max_tokens": 3}
     with caplog.at_level(logging.WARNING):
-        reply = httpx2.post(f"{server.url}/v1/chat/completions", json=body | options, timeout=60)
+        reply = httpx2.post(
+            f"{server.url}/v1/chat/completions", json=body | options, timeout=HANG_S
+        )
     if options.get("stream"):
         events = [line[6:] for line in reply.text.splitlines() if line.startswith("data: {")]
         error = json.loads(events[-1])["error"]

@@ -11,6 +11,7 @@ from typing import Any
 import psutil
 import pytest
 from hostile_grammars import lark_chain, optional_lark, schema_chain, slow_lark
+from waiting import HANG_S
 
 from hybridmoe.errors import ConfigError
 from hybridmoe.text.grammar_limits import CompileLimits
@@ -169,4 +170,4 @@ def test_it_goes_with_its_parent() -> None:
     )  # fmt: skip
     assert result.returncode == -signal.SIGKILL, result.stderr
     with contextlib.suppress(psutil.NoSuchProcess):
-        psutil.Process(int(result.stdout)).wait(60)
+        psutil.Process(int(result.stdout)).wait(HANG_S)

@@ -11,6 +11,7 @@ import httpx2
 import pytest
 from fake_engine import FakeLLM
 from live_server import LiveServer, live_server
+from waiting import HANG_S
 
 from hybridmoe.serve import server as server_module
 from hybridmoe.serve.connection import Connection, FewWarnings
@@ -124,7 +125,7 @@ def test_malformed_requests_make_one_line(
         with connect(server) as link:
             link.sendall(b"\x16\x03\x01\r\n\r\n")
             assert rest_of(link).startswith(b"HTTP/1.1 400")
-    with httpx2.Client(base_url=server.url) as http:
+    with httpx2.Client(base_url=server.url, timeout=HANG_S) as http:
         assert http.get("/health").status_code == 200
     lines = [record.getMessage() for record in caplog.records if record.name == "uvicorn.error"]
     assert lines == ["Invalid HTTP request received."]

@@ -8,6 +8,7 @@ import pytest
 from fake_engine import FakeLLM
 from live_server import live_server
 from serving import CALL, WEATHER
+from waiting import HANG_S
 
 CHAT = "/v1/chat/completions"
 USER = {"role": "user", "content": "say Hi"}
@@ -20,7 +21,7 @@ CALLED = {
 
 @pytest.fixture(scope="module")
 def http(llm: FakeLLM) -> Iterator[httpx2.Client]:
-    with live_server(llm) as server, httpx2.Client(base_url=server.url) as client:
+    with live_server(llm) as server, httpx2.Client(base_url=server.url, timeout=HANG_S) as client:
         yield client
 
 

@@ -9,7 +9,7 @@ import httpx2
 import pytest
 from hostile_grammars import lark_chain, schema_chain, slow_lark
 from live_server import LiveServer, live_server
-from waiting import eventually
+from waiting import HANG_S, eventually
 
 import hybridmoe
 
@@ -25,7 +25,7 @@ def server() -> Iterator[LiveServer]:
 
 def post(server: LiveServer, path: str, body: dict[str, Any]) -> tuple[int, str]:
     answer = httpx2.post(
-        f"{server.url}/v1/{path}", json={"model": "test", "max_tokens": 4, **body}, timeout=120
+        f"{server.url}/v1/{path}", json={"model": "test", "max_tokens": 4, **body}, timeout=HANG_S
     )
     error = answer.json().get("error") or {}
     return answer.status_code, error.get("message", "")

@@ -13,6 +13,7 @@ import pytest
 from fake_engine import FakeLLM
 from live_server import live_server
 from starlette.types import Message
+from waiting import HANG_S
 
 from hybridmoe.serve import ServeConfig, Server, Service
 from hybridmoe.serve.reply import EventStream, as_json
@@ -100,7 +101,7 @@ def test_a_client_that_leaves_in_silence_ends_the_stream() -> None:
 def http(llm: FakeLLM) -> Iterator[httpx2.Client]:
     with (
         live_server(llm, keep_alive_s=0.05) as server,
-        httpx2.Client(base_url=server.url, timeout=60) as client,
+        httpx2.Client(base_url=server.url, timeout=HANG_S) as client,
     ):
         yield client
 
