@@ -131,6 +131,16 @@ def test_malformed_requests_make_one_line(
     assert lines == ["Invalid HTTP request received."]
 
 
+def test_clients_who_are_gone_make_one_line(
+    server: LiveServer, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server_module._few_warnings, "_kinds", {})
+    for _ in range(5):  # as asyncio says where what is sent finds no connection
+        logging.getLogger("asyncio").warning("socket.send() raised exception.")
+    lines = [record.getMessage() for record in caplog.records if record.name == "asyncio"]
+    assert lines == ["socket.send() raised exception."]
+
+
 def test_a_warning_is_told_again_with_how_many_were_not() -> None:
     now_s = 0.0
     few = FewWarnings(lambda: now_s)

@@ -45,7 +45,8 @@ class Server(uvicorn.Server):
             lifespan="off",  # the app has none; uvicorn would log its end where it is in haste
         )
         super().__init__(config)
-        _log.addFilter(_few_warnings)
+        for logger in (_log, logging.getLogger("asyncio")):  # a client who is gone: lines of both
+            logger.addFilter(_few_warnings)
         self._service = service
 
     def end(self, *, at_once: bool = False) -> None:
