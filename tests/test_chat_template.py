@@ -291,7 +291,7 @@ DOUBLING = (
 # What a limit says; not a MemoryError, and not a mistake in the template.
 LIMITS = re.compile(
     "too large|longer than|too deeply|is unsafe|No filter named|too big|a format with a width"
-    "|unusual length|plain conversions|expected at most|300 digits"
+    "|unusual length|plain conversions|expected at most|300 digits|more than 16384 names"
 )
 
 
@@ -353,7 +353,7 @@ def test_no_template_runs_away(source: str, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_copies_of_a_long_message_are_paid_for() -> None:
-    slices = "".join(f"{{% set a{i} = messages[0].content[{i}:] %}}" for i in range(2000))
+    slices = "".join(f"{{% set a{i} = messages[0].content[{i}:] %}}" for i in range(1000))
     with pytest.raises(TemplateError, match="too large"):
         ChatTemplate(slices).render([{"role": "user", "content": "x" * 1_000_000}])
 

@@ -214,7 +214,7 @@ def test_a_failing_step_ends_its_requests_and_not_the_engine(
 
     monkeypatch.setattr(model, "forward", fail)
     (answer,) = run(engine, request([1, 77]))
-    assert (answer.end.reason, answer.end.error) == ("error", "MemoryError: no room for this")
+    assert (answer.end.reason, answer.end.error) == ("error", "there is no memory left for a step")
     assert run(engine, request([1, 78], 3))[0].end.reason == "length"
     assert engine.stats().kv_pages_used == 0
 

@@ -41,7 +41,7 @@ def symbols(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[tuple[st
     # Inlining only what it must shows what the namespaces guarantee, not what -O3 happens to do.
     processes = {}
     for name, flags in SETUP.ISA_FLAGS.items():
-        command = [compiler, *SETUP.ISA_CFLAGS, *flags, "-O1", "-fno-inline", "-w", "-fPIC", "-c"]
+        command = [compiler, *SETUP.ISA_CFLAGS, *flags, "-O0", "-w", "-fPIC", "-c"]
         command += [SETUP.isa_source(name), "-o", str(folder / f"{name}.o")]
         processes[name] = subprocess.Popen(command, cwd=ROOT)
     assert all(process.wait(HANG_S) == 0 for process in processes.values())

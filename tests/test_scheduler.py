@@ -61,6 +61,9 @@ class MarkModel:
     def logits(self, states: torch.Tensor) -> torch.Tensor:
         return torch.nn.functional.one_hot(states % VOCAB, VOCAB + 1).to(torch.float32)
 
+    def is_finite(self, numbers: torch.Tensor) -> bool:
+        return bool(numbers.isfinite().all())
+
     @staticmethod
     def _at(span: Span, position: int) -> tuple[int, int]:
         return span.pages[position // PAGE_TOKENS], position % PAGE_TOKENS
