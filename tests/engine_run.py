@@ -1,12 +1,17 @@
 """Drives an engine in tests: requests in, whole answers out."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
 
+from gguf import GGMLQuantizationType
+from tiny_gguf import write_tiny
 from waiting import HANG_S
 
+from hybridmoe.config import EngineConfig, ModelConfig
 from hybridmoe.engine import (
     Engine,
     Event,
@@ -16,6 +21,34 @@ from hybridmoe.engine import (
     SamplingParams,
     TokenEvent,
 )
+from hybridmoe.gguf.reader import GGUFFile
+from hybridmoe.model.decoder import Decoder
+
+MakeEngine = Callable[..., Engine]
+
+
+@contextmanager
+def tiny_decoder(folder: Path) -> Iterator[Decoder]:
+    """A small random K2 in Q8_0."""
+    path = folder / "tiny.gguf"
+    write_tiny(path, variant="k2", type=GGMLQuantizationType.Q8_0)
+    with GGUFFile.open(path) as file:
+        yield Decoder(file, ModelConfig.from_metadata(file.metadata))
+
+
+@contextmanager
+def engine_maker(model: Decoder) -> Iterator[MakeEngine]:
+    """Makes engines of the model, by options of `EngineConfig`, and closes them at the end."""
+    engines = []
+
+    def make_engine(**options: Any) -> Engine:
+        config = EngineConfig(**{"context_tokens": 512, "kv_tokens": 8192, **options})
+        engines.append(Engine(model, frozenset(), config))
+        return engines[-1]
+
+    yield make_engine
+    for engine in engines:
+        engine.close()
 
 
 @dataclass

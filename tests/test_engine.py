@@ -2,50 +2,35 @@
 
 import threading
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from engine_run import Running, request, run
-from gguf import GGMLQuantizationType as Type
-from tiny_gguf import write_tiny
+from engine_run import MakeEngine, Running, engine_maker, request, run, tiny_decoder
 from waiting import HANG_S
 
-from hybridmoe.config import KV_TYPES, EngineConfig, ModelConfig
-from hybridmoe.engine import Engine, Finished, PromptProgress, Request, TokenEvent
+from hybridmoe.config import KV_TYPES
+from hybridmoe.engine import Finished, PromptProgress, Request, TokenEvent
 from hybridmoe.engine.scheduler import Scheduler
 from hybridmoe.errors import ConfigError, ContextLengthError, HybridMoeError, QueueFullError
-from hybridmoe.gguf.reader import GGUFFile
 from hybridmoe.model.decoder import Decoder
 
 pytestmark = pytest.mark.usefixtures("exact_kernels")
 
-MakeEngine = Callable[..., Engine]
 RNG = np.random.default_rng(5)
 PROMPTS = [RNG.integers(0, 256, n).tolist() for n in (3, 70, 1, 200, 64, 130, 65, 20)]
 
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Decoder]:
-    path: Path = tmp_path_factory.mktemp("engine") / "tiny.gguf"
-    write_tiny(path, variant="k2", type=Type.Q8_0)
-    with GGUFFile.open(path) as file:
-        yield Decoder(file, ModelConfig.from_metadata(file.metadata))
+    with tiny_decoder(tmp_path_factory.mktemp("engine")) as model:
+        yield model
 
 
 @pytest.fixture
 def make(model: Decoder) -> Iterator[MakeEngine]:
-    engines = []
-
-    def make_engine(**options: Any) -> Engine:
-        config = EngineConfig(**{"context_tokens": 512, "kv_tokens": 8192, **options})
-        engines.append(Engine(model, frozenset(), config))
-        return engines[-1]
-
-    yield make_engine
-    for engine in engines:
-        engine.close()
+    with engine_maker(model) as make:
+        yield make
 
 
 def alone(make: MakeEngine, num_tokens: int = 16) -> list[list[int]]:

@@ -3,27 +3,19 @@
 import threading
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
-from engine_run import Running, request, run
-from gguf import GGMLQuantizationType as Type
+from engine_run import MakeEngine, Running, engine_maker, request, run, tiny_decoder
 from numpy.typing import NDArray
-from tiny_gguf import write_tiny
 from waiting import HANG_S, eventually
 
-from hybridmoe.config import EngineConfig, ModelConfig
-from hybridmoe.engine import Engine
 from hybridmoe.engine.mask_thread import MaskThread
-from hybridmoe.gguf.reader import GGUFFile
 from hybridmoe.model.decoder import Decoder
 
 pytestmark = pytest.mark.usefixtures("exact_kernels")
 
 PROMPT = list(range(40))
-Make = Callable[..., Engine]
 
 
 class Slow:
@@ -60,24 +52,14 @@ class Slow:
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Decoder]:
-    path: Path = tmp_path_factory.mktemp("masks") / "tiny.gguf"
-    write_tiny(path, variant="k2", type=Type.Q8_0)
-    with GGUFFile.open(path) as file:
-        yield Decoder(file, ModelConfig.from_metadata(file.metadata))
+    with tiny_decoder(tmp_path_factory.mktemp("masks")) as model:
+        yield model
 
 
 @pytest.fixture
-def make(model: Decoder) -> Iterator[Make]:
-    engines = []
-
-    def make_engine(**options: Any) -> Engine:
-        config = EngineConfig(**{"context_tokens": 512, "kv_tokens": 8192, **options})
-        engines.append(Engine(model, frozenset(), config))
-        return engines[-1]
-
-    yield make_engine
-    for engine in engines:
-        engine.close()
+def make(model: Decoder) -> Iterator[MakeEngine]:
+    with engine_maker(model) as make:
+        yield make
 
 
 @pytest.fixture
@@ -95,7 +77,7 @@ def slow(model: Decoder) -> Iterator[Callable[..., Slow]]:
 
 @pytest.mark.parametrize("first_slow", [0, 3])
 def test_a_late_mask_holds_up_no_other_sequence(
-    make: Make, slow: Callable[..., Slow], first_slow: int
+    make: MakeEngine, slow: Callable[..., Slow], first_slow: int
 ) -> None:
     engine, late = make(), slow(first_slow)
     (alone,) = run(engine, request(PROMPT, 8))
@@ -112,7 +94,7 @@ def test_a_late_mask_holds_up_no_other_sequence(
 
 
 def test_what_is_held_alone_is_waited_for_without_looking(
-    make: Make, slow: Callable[..., Slow], monkeypatch: pytest.MonkeyPatch
+    make: MakeEngine, slow: Callable[..., Slow], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("hybridmoe.engine.engine._LOOK_S", HANG_S)
     engine, late = make(), slow()
@@ -126,7 +108,7 @@ def test_what_is_held_alone_is_waited_for_without_looking(
     assert len(held.wait().ids) == 4
 
 
-def test_it_is_cancelled_while_it_is_held(make: Make, slow: Callable[..., Slow]) -> None:
+def test_it_is_cancelled_while_it_is_held(make: MakeEngine, slow: Callable[..., Slow]) -> None:
     engine, late = make(), slow()
     held = Running(engine, request(PROMPT, 4, constraint=late))
     assert late.begun.wait(HANG_S)
@@ -136,7 +118,7 @@ def test_it_is_cancelled_while_it_is_held(make: Make, slow: Callable[..., Slow])
 
 
 def test_a_mask_that_takes_too_long_ends_its_request(
-    make: Make, slow: Callable[..., Slow], monkeypatch: pytest.MonkeyPatch
+    make: MakeEngine, slow: Callable[..., Slow], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("hybridmoe.engine.masks._DEADLINE_S", 0.0)
     end = run(make(), request(PROMPT, 4, constraint=slow()))[0].end
@@ -148,7 +130,7 @@ def test_a_mask_that_takes_too_long_ends_its_request(
 
 
 def test_a_mask_that_fails_late_is_its_requests_error(
-    make: Make, slow: Callable[..., Slow]
+    make: MakeEngine, slow: Callable[..., Slow]
 ) -> None:
     class Failing(Slow):
         def mask(self) -> NDArray[np.uint32]:
@@ -164,7 +146,7 @@ def test_a_mask_that_fails_late_is_its_requests_error(
     assert held.wait().end.error == "ZeroDivisionError: of a mask"
 
 
-def test_what_is_held_gives_its_pages_up(make: Make, slow: Callable[..., Slow]) -> None:
+def test_what_is_held_gives_its_pages_up(make: MakeEngine, slow: Callable[..., Slow]) -> None:
     engine, late = make(kv_tokens=512, context_tokens=512), slow(2)
     (alone,) = run(engine, request(PROMPT, 20))
     older = Running(engine, request([7] * 200, 300))

@@ -8,9 +8,9 @@ import asyncio
 import re
 import time
 from array import array
+from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import accumulate
-from types import TracebackType
-from typing import Self
 
 from starlette.datastructures import Headers
 from starlette.types import Receive
@@ -71,9 +71,14 @@ class Bodies:
         """Bodies whose next piece has not come yet."""
         return len(self._waits)
 
-    def hold(self) -> "_Held":
+    @contextmanager
+    def hold(self) -> Iterator["_Held"]:
         """Room for one body, until the block ends."""
-        return _Held(self, self._config)
+        held = _Held(self, self._config)
+        try:
+            yield held
+        finally:
+            held.give_back()
 
     def close(self, error: ApiError) -> None:
         """The server ends: those that are still sent are refused."""
@@ -124,17 +129,6 @@ class _Held:
         self._config = config
         self._num_bytes = 0
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._give_back()
-
     async def read(self, headers: Headers, receive: Receive) -> bytes | None:
         """The whole body; None where the client left before its end. Raises ApiError."""
         limit = self._config.max_body_bytes
@@ -155,12 +149,13 @@ class _Held:
                 refusal = self._refusal(len(body), piece, shape)
             if refusal is not None:
                 body.clear()
-                self._give_back()
+                self.give_back()
         if refusal is not None:
             raise refusal
         return bytes(body)
 
-    def _give_back(self) -> None:
+    def give_back(self) -> None:
+        """Hold nothing any more. Any number of times."""
         self._bodies.give_back(self._num_bytes)
         self._num_bytes = 0
 
