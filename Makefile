@@ -66,16 +66,16 @@ peers: build  ## kt-kernel, for bench_expert_forward.py; without its own, older 
 
 # The extension with AddressSanitizer and UBSan, beside the normal one, under the tests that run it.
 # Python itself is not instrumented, so the runtime libraries must be loaded first; leaks are Python's.
-ASAN_TESTS := attention decoder dequantize expert_ffn isa linear machine numa rope router streams thread_pool \
-              tiles topology
+ASAN_TESTS := tests/csrc tests/hardware tests/kernels/test_*.py tests/device/test_streams.py \
+              tests/model/test_decoder.py tests/model/test_rope.py tests/model/test_router.py
 ASAN_ENV   := ASAN_OPTIONS=detect_leaks=0 LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) \
               $$($(CXX) -print-file-name=libstdc++.so)"
 
 asan: $(VENV)/.dependencies  ## the kernels' tests under AddressSanitizer and UBSan
 	HYBRIDMOE_SANITIZE=address,undefined PYTHONWARNINGS=ignore $(BIN)/python setup.py -q build \
 	  --build-base build/asan --build-lib build/asan/lib
-	$(ASAN_ENV) $(BIN)/pytest -q -m "not slow" -p no:cacheprovider -o pythonpath="build/asan/lib tests ." \
-	  $(ASAN_TESTS:%=tests/test_%.py)
+	$(ASAN_ENV) $(BIN)/pytest -q -m "not slow" -p no:cacheprovider -o pythonpath="build/asan/lib tests/support ." \
+	  $(ASAN_TESTS)
 
 tsan:  ## the thread pool and the operations on it under ThreadSanitizer
 	mkdir -p build/tsan

@@ -9,8 +9,8 @@ from gguf import GGMLQuantizationType as Type
 from bench._experts import Call, decode_calls, expert_bytes, prefill_calls
 from bench._harness import Times, bar, repeat
 from hybridmoe import _C
-from hybridmoe.kernels import isa
-from hybridmoe.machine import Limits
+from hybridmoe.hardware import isa
+from hybridmoe.hardware.machine import Limits
 
 __all__ = ["TYPES", "Case", "all_cases", "promised_cases"]
 

@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 import psutil
 
-from hybridmoe.kernels import isa, ops
+from hybridmoe.hardware import isa
+from hybridmoe.kernels import ops
 
 __all__ = ["RESULTS", "Row", "Times", "bar", "machine", "print_report", "repeat"]
 

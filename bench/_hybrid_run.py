@@ -21,12 +21,12 @@ from bench.synthetic import Shape
 from hybridmoe import LLM
 from hybridmoe.config import EngineConfig
 from hybridmoe.engine import Event, Finished, Request, SamplingParams, TokenEvent
-from hybridmoe.engine.kv_cache import plan_kv
-from hybridmoe.experts.placement import Plan, Problem, plan_experts
-from hybridmoe.experts.prefill_plan import step_tokens
-from hybridmoe.experts.sizes import sizes_of
 from hybridmoe.gguf.outline import read_outline
-from hybridmoe.kernels.latents import PAGE_TOKENS
+from hybridmoe.kernels.paged_mla import PAGE_TOKENS
+from hybridmoe.planning.kv_plan import plan_kv
+from hybridmoe.planning.memory_plan import Plan, Problem, plan_experts
+from hybridmoe.planning.model_sizes import sizes_of
+from hybridmoe.planning.prefill_split import step_tokens
 
 __all__ = ["Decoded", "decode", "fitting_layers", "intervals_of", "layout", "opened", "prefill"]
 __all__ += ["profiled_decode", "without_card"]

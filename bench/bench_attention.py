@@ -22,11 +22,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from bench._harness import Row, print_report
 from hybridmoe.config import KV_TYPES
-from hybridmoe.kernels import isa, ops
-from hybridmoe.kernels.latents import (
+from hybridmoe.hardware import isa
+from hybridmoe.kernels import ops
+from hybridmoe.kernels.paged_mla import (
     PAGE_TOKENS,
+    BlockTables,
     LatentPages,
-    PageTable,
     Span,
     latent_attention,
     row_bytes,
@@ -81,13 +82,13 @@ def _pages(kv_type: str, positions: int) -> tuple[LatentPages, torch.Tensor]:
     shape = (-(-positions // PAGE_TOKENS), PAGE_TOKENS, row_bytes(kv_type, dim))
     pages = LatentPages(torch.zeros(shape, dtype=torch.uint8), kv_type, dim)
     rows = torch.randn((positions, dim), generator=torch.Generator().manual_seed(1))
-    store_latents(rows, pages, PageTable([Span(positions, 0, range(shape[0]))]))
+    store_latents(rows, pages, BlockTables([Span(positions, 0, range(shape[0]))]))
     return pages, rows
 
 
 def _attention(kv_type: str, tokens: int, positions: int) -> Callable[[], object]:
     pages, _ = _pages(kv_type, positions)
-    table = PageTable([Span(tokens, positions - tokens, range(len(pages.data)))])
+    table = BlockTables([Span(tokens, positions - tokens, range(len(pages.data)))])
     generator = torch.Generator().manual_seed(2)
     a = torch.randn((HEADS, tokens, LATENT), generator=generator)
     b = torch.randn((tokens, HEADS, ROPE), generator=generator)
@@ -96,7 +97,7 @@ def _attention(kv_type: str, tokens: int, positions: int) -> Callable[[], object
 
 def _store(kv_type: str, tokens: int) -> Callable[[], object]:
     pages, rows = _pages(kv_type, tokens)
-    table = PageTable([Span(tokens, 0, range(len(pages.data)))])
+    table = BlockTables([Span(tokens, 0, range(len(pages.data)))])
     return lambda: store_latents(rows, pages, table)
 
 

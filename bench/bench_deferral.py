@@ -20,12 +20,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import hybridmoe
 from hybridmoe.config import EngineConfig
 from hybridmoe.demo.corpus import dialogue, messages
-from hybridmoe.engine.kv_cache import KvCache, plan_kv
-from hybridmoe.experts.backends import CpuExperts
-from hybridmoe.kernels.latents import Span
+from hybridmoe.engine.kv_cache import KvCache
+from hybridmoe.experts.backend import CpuExperts
+from hybridmoe.kernels.paged_mla import Span
 from hybridmoe.model.decoder import Decoder
-from hybridmoe.model.residency import Residency
 from hybridmoe.model.weights import Weights, expert_weights
+from hybridmoe.planning.kv_plan import plan_kv
 
 Floats = NDArray[np.float64]
 
@@ -38,7 +38,7 @@ def main(prompts: int, seed: int) -> None:
     with hybridmoe.load() as llm:
         c = llm.config
         experts = CpuExperts(expert_weights(Weights(llm.file), c))
-        plain, asked = Decoder(llm.file, c, Residency(experts)), []
+        plain, asked = Decoder(Weights(llm.file), c, experts), []
         for _ in range(prompts):
             drawn = dialogue(rng, "held")
             turns = messages(drawn)
@@ -52,7 +52,7 @@ def main(prompts: int, seed: int) -> None:
         print(f"| deferred of {c.top_k} | mean KL, nats | same likeliest token | same answer |")
         print("|---|---|---|---|")
         for num_deferred in range(1, c.top_k + 1):
-            model = Decoder(llm.file, c, Residency(experts, num_deferred=num_deferred))
+            model = Decoder(Weights(llm.file), c, experts, num_deferred=num_deferred)
             kl, same, whole = [], [], []
             for prompt, answer, p in asked:
                 q = log_probabilities(model, prompt, answer)

@@ -23,7 +23,7 @@ import numpy as np
 from gguf import GGMLQuantizationType as Type
 from numpy.typing import NDArray
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests" / "support"))
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from exact_network import exact_logits
@@ -35,7 +35,7 @@ from bench._llama_cpp import LlamaCpp
 from hybridmoe.config import KV_TYPES
 from hybridmoe.demo import demo_path
 from hybridmoe.demo.corpus import dialogue, messages
-from hybridmoe.kernels import isa
+from hybridmoe.hardware import isa
 
 FLOATS = (Type.F32, Type.F16, Type.BF16)
 QUANTIZED = (

@@ -26,9 +26,9 @@ from bench._expert_cases import TYPES, Case, all_cases, promised_cases
 from bench._expert_peers import Best, best_of_peers, installed_peers
 from bench._experts import TOP_K, Stack, expert_bytes
 from bench._harness import RESULTS, Row, Times, machine, print_report
-from hybridmoe.kernels import isa
+from hybridmoe.hardware import isa
+from hybridmoe.hardware.machine import Limits, Rate, measure
 from hybridmoe.kernels.ops import expert_ffn
-from hybridmoe.machine import Limits, Rate, measure
 
 AGAIN_AFTER_S = 60
 

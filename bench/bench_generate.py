@@ -36,10 +36,12 @@ from hybridmoe.engine import Engine as OurEngine
 from hybridmoe.engine import Event, Finished, Request, SamplingParams
 from hybridmoe.gguf.accounting import take_account
 from hybridmoe.gguf.reader import GGUFFile
-from hybridmoe.kernels import isa, ops
-from hybridmoe.machine import measure
+from hybridmoe.hardware import isa
+from hybridmoe.hardware.machine import measure
+from hybridmoe.kernels import ops
 from hybridmoe.model.decoder import Decoder
-from hybridmoe.model.weights import read_ahead
+from hybridmoe.model.weights import Weights
+from hybridmoe.placement.read_ahead import read_ahead
 
 SHAPES = {"k2-slice": K2_SLICE, "moonlight": MOONLIGHT}
 PROMPTS = {"k2-slice": (32, 512, 2048), "moonlight": (32, 512)}
@@ -68,7 +70,7 @@ def hybridmoe_engine(path: Path) -> Iterator[Engine]:
     """Ours, through the engine that chat uses; each turn in a fresh one, with nothing cached."""
     with GGUFFile.open(path) as file:
         config = ModelConfig.from_metadata(file.metadata)
-        model = Decoder(file, config)
+        model = Decoder(Weights(file), config)
         read_ahead(file, lambda done, total: None)
 
         def run(ids: list[int], num_decode: int) -> Speed:

@@ -30,11 +30,11 @@ from bench._hybrid_run import (
     without_card,
 )
 from bench.synthetic import K2_SLICE, Shape, write_synthetic
-from hybridmoe.experts.cost import Hits
-from hybridmoe.experts.cost import decode as predict
-from hybridmoe.experts.link_rates import with_cpu
-from hybridmoe.experts.placement import Plan
-from hybridmoe.experts.rates import GpuRates, Rates
+from hybridmoe.experts.gpu.calibrate import with_cpu
+from hybridmoe.planning.cost_model import Hits
+from hybridmoe.planning.cost_model import decode as predict
+from hybridmoe.planning.memory_plan import Plan
+from hybridmoe.planning.rates import GpuRates, Rates
 
 # What must hold.
 OVERLAP, INSIDE, GEMV_SHARE = 0.9, 0.95, 0.8

@@ -28,18 +28,20 @@ from bench.bench_generate import SHAPES, WARM_UP_TOKENS, Speed, changed, hybridm
 from bench.synthetic import write_synthetic
 from hybridmoe.config import EngineConfig, ModelConfig
 from hybridmoe.demo import demo_path
-from hybridmoe.engine.kv_cache import KvCache, plan_kv
-from hybridmoe.experts.cost import decode, hits_of, prompt
-from hybridmoe.experts.placement import Plan, Problem, plan_experts
-from hybridmoe.experts.rates import Rates, rates_of
-from hybridmoe.experts.sizes import sizes_of
+from hybridmoe.engine.kv_cache import KvCache
 from hybridmoe.gguf import GGUFFile
 from hybridmoe.gguf.outline import read_outline
-from hybridmoe.kernels import isa, topology
-from hybridmoe.kernels.latents import PAGE_TOKENS, Span
-from hybridmoe.machine import Limits, measure
+from hybridmoe.hardware import isa, topology
+from hybridmoe.hardware.machine import Limits, measure
+from hybridmoe.kernels.paged_mla import PAGE_TOKENS, Span
 from hybridmoe.model.decoder import Decoder
 from hybridmoe.model.router import Routing
+from hybridmoe.model.weights import Weights
+from hybridmoe.planning.cost_model import decode, hits_of, prompt
+from hybridmoe.planning.kv_plan import plan_kv
+from hybridmoe.planning.memory_plan import Plan, Problem, plan_experts
+from hybridmoe.planning.model_sizes import sizes_of
+from hybridmoe.planning.rates import Rates, rates_of
 
 ACCURACY = 0.8  # an error of at most a fifth
 DEFAULT_SLICE = (3, 32)
@@ -161,7 +163,7 @@ def distinct_experts(path: Path, prompts: tuple[int, ...]) -> dict[int, float]:
     found = {}
     with GGUFFile.open(path) as file:
         config = ModelConfig.from_metadata(file.metadata)
-        model = Decoder(file, config)
+        model = Decoder(Weights(file), config)
         for num_prompt in prompts:
             engine = EngineConfig(context_tokens=num_prompt, max_running=1)
             kv = KvCache(config, plan_kv(config, engine, 0))

@@ -23,9 +23,9 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from bench._harness import RESULTS, Row, machine, print_report
-from hybridmoe.experts.pieces import Piece, Ticket, room_for
-from hybridmoe.experts.reader import FileReader
-from hybridmoe.experts.slots import Arena
+from hybridmoe.experts.disk.arena import Arena
+from hybridmoe.experts.disk.file_reader import FileReader
+from hybridmoe.experts.disk.read_queue import Piece, Ticket, room_for
 
 PIECE_BYTES = (
     20 << 20,

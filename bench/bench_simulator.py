@@ -17,10 +17,10 @@ import click
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from bench._harness import Row, print_report
-from hybridmoe.experts.bounds import min_outcome
-from hybridmoe.experts.simulate import MISSES, Requests, requests_of, simulate
-from hybridmoe.experts.synthetic import Locality, synthetic_trace
-from hybridmoe.experts.trace_exchange import write_oracle_general
+from hybridmoe.cachebench.offline_bounds import min_outcome
+from hybridmoe.cachebench.simulator import MISSES, Requests, requests_of, simulate
+from hybridmoe.cachebench.synthetic_trace import Locality, synthetic_trace
+from hybridmoe.cachebench.trace_formats import write_oracle_general
 
 _PEERS = {"global-lru": "LRU", "fifo": "FIFO", "sieve": "Sieve", "s3-fifo": "S3FIFO",
           "belady": "Belady"}  # fmt: skip

@@ -35,18 +35,21 @@ from bench._memory_limit import MemoryLimit, memory_limit
 from bench.synthetic import K2_SLICE, write_synthetic
 from hybridmoe.config import EngineConfig, ModelConfig
 from hybridmoe.engine import Engine, Finished, PromptProgress, Request, SamplingParams
-from hybridmoe.experts.cost import Hits, Step, decode
-from hybridmoe.experts.counters import ExpertCounters
-from hybridmoe.experts.disk_rate import measure_disk
-from hybridmoe.experts.placement import Problem, plan_experts
-from hybridmoe.experts.rates import rates_of
-from hybridmoe.experts.sizes import ModelSizes, sizes_of
-from hybridmoe.experts.tier_plan import parse_bytes
+from hybridmoe.experts.stats import ExpertCounters
 from hybridmoe.gguf.reader import GGUFFile
-from hybridmoe.kernels import isa, ops
-from hybridmoe.machine import measure
+from hybridmoe.hardware import isa
+from hybridmoe.hardware.disk import measure_disk
+from hybridmoe.hardware.machine import measure
+from hybridmoe.kernels import ops
 from hybridmoe.model.decoder import Decoder
-from hybridmoe.model.residency import ExpertOptions, Latents, place_weights
+from hybridmoe.placement.options import ExpertOptions
+from hybridmoe.placement.ram import place_weights
+from hybridmoe.placement.residency import Latents
+from hybridmoe.planning.cost_model import Hits, Step, decode
+from hybridmoe.planning.memory_plan import Problem, plan_experts
+from hybridmoe.planning.model_sizes import ModelSizes, sizes_of
+from hybridmoe.planning.rates import rates_of
+from hybridmoe.units import parse_bytes
 
 PREDICTED_SHARE, PEER_TIMES, LEAST_RATIO = 0.85, 2.0, 3.0  # what must hold
 OVERHEAD_BYTES = 3 << 27
@@ -160,7 +163,8 @@ def _ours(path: Path, budget: int, prefetch: int, num_tokens: int) -> dict[str, 
         ids = _token_ids(WARM_UP_TOKENS + num_tokens + 1)
         ids += [ids[-1]] * (SAME_TOKENS + 2)  # the last step begins unannounced
         engine_config = EngineConfig(context_tokens=len(ids) + 1, max_running=1, chunk_tokens=1)
-        engine = Engine(Decoder(file, config, place), frozenset(), engine_config)
+        decoder = Decoder(place.weights(file), config, place.experts)
+        engine = Engine(decoder, frozenset(), engine_config)
         events: SimpleQueue[Any] = SimpleQueue()
         times: list[float] = []
         counters: list[ExpertCounters] = []

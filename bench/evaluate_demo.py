@@ -21,8 +21,8 @@ import hybridmoe
 from bench._llama_cpp import LlamaCpp
 from hybridmoe.demo import demo_path
 from hybridmoe.demo.evaluate import FAMILY_NAMES, Answer, accuracy
+from hybridmoe.text.chat_encoding import encode_chat
 from hybridmoe.text.chat_template import ChatTemplate
-from hybridmoe.text.prompt import encode_chat
 
 MAX_TOKENS = 200
 

@@ -13,7 +13,6 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from hybridmoe.answer import Piece, Result, ResultStream, Timing
     from hybridmoe.config import EngineConfig
     from hybridmoe.engine.sampler import SamplingParams
     from hybridmoe.errors import (
@@ -27,8 +26,9 @@ if TYPE_CHECKING:
         TemplateError,
         UnsupportedModelError,
     )
-    from hybridmoe.llm import LLM, Progress
-    from hybridmoe.loading import load
+    from hybridmoe.llm.llm import LLM, Progress
+    from hybridmoe.llm.load import load
+    from hybridmoe.llm.result import Piece, Result, ResultStream, Timing
 
     __version__: str
 
@@ -57,9 +57,9 @@ _HOMES = {
     "hybridmoe.config": ("EngineConfig",),
     "hybridmoe.engine.sampler": ("SamplingParams",),
     "hybridmoe.errors": tuple(name for name in __all__ if name.endswith("Error")),
-    "hybridmoe.answer": ("Piece", "Result", "ResultStream", "Timing"),
-    "hybridmoe.llm": ("LLM", "Progress"),
-    "hybridmoe.loading": ("load",),
+    "hybridmoe.llm.result": ("Piece", "Result", "ResultStream", "Timing"),
+    "hybridmoe.llm.llm": ("LLM", "Progress"),
+    "hybridmoe.llm.load": ("load",),
 }
 
 

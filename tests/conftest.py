@@ -13,7 +13,8 @@ from hypothesis import HealthCheck, settings
 
 from hybridmoe import _C
 from hybridmoe.errors import ShapeError
-from hybridmoe.kernels import isa, ops
+from hybridmoe.hardware import isa
+from hybridmoe.kernels import ops
 
 if TYPE_CHECKING:
     from fake_engine import FakeLLM

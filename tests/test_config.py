@@ -4,45 +4,10 @@ import math
 from typing import Any
 
 import pytest
+from k2_config import K2
 
 from hybridmoe.config import GATE_SIGMOID, GATE_SOFTMAX, ModelConfig
 from hybridmoe.errors import ConfigError, GGUFError, UnsupportedModelError
-
-# Kimi-K2-Instruct, as llama.cpp's converter writes it.
-K2 = {
-    "general.architecture": "deepseek2",
-    "general.name": "Kimi K2 Instruct",
-    "deepseek2.block_count": 61,
-    "deepseek2.leading_dense_block_count": 1,
-    "deepseek2.context_length": 131072,
-    "deepseek2.embedding_length": 7168,
-    "deepseek2.feed_forward_length": 18432,
-    "deepseek2.attention.head_count": 64,
-    "deepseek2.attention.head_count_kv": 1,
-    "deepseek2.attention.q_lora_rank": 1536,
-    "deepseek2.attention.kv_lora_rank": 512,
-    "deepseek2.attention.key_length": 576,
-    "deepseek2.attention.value_length": 512,
-    "deepseek2.attention.key_length_mla": 192,
-    "deepseek2.attention.value_length_mla": 128,
-    "deepseek2.attention.layer_norm_rms_epsilon": 1e-6,
-    "deepseek2.rope.dimension_count": 64,
-    "deepseek2.rope.freq_base": 50000.0,
-    "deepseek2.rope.scaling.type": "yarn",
-    "deepseek2.rope.scaling.factor": 32.0,
-    "deepseek2.rope.scaling.original_context_length": 4096,
-    "deepseek2.rope.scaling.yarn_beta_fast": 1.0,
-    "deepseek2.rope.scaling.yarn_beta_slow": 1.0,
-    "deepseek2.rope.scaling.yarn_log_multiplier": 0.1,
-    "deepseek2.expert_count": 384,
-    "deepseek2.expert_used_count": 8,
-    "deepseek2.expert_shared_count": 1,
-    "deepseek2.expert_feed_forward_length": 2048,
-    "deepseek2.expert_gating_func": 2,
-    "deepseek2.expert_weights_norm": True,
-    "deepseek2.expert_weights_scale": 2.827,
-    "deepseek2.vocab_size": 163840,
-}
 
 
 def _with(**changes: Any) -> dict[str, Any]:

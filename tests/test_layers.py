@@ -11,15 +11,16 @@ LAYERS = {
     name: rank
     for rank, names in enumerate(
         [
-            ("errors", "env", "config", "replace_file", "_C"),
+            ("errors", "env", "config", "units", "replace_file", "_C"),
             ("gguf",),
-            ("kernels", "machine", "text"),
+            ("hardware", "text"),
+            ("kernels",),
+            ("device", "planning"),
             ("experts",),
             ("model",),
-            ("engine",),
-            ("demo",),
-            ("answer", "llm", "loading", "placer"),
-            ("cachebench", "serve"),
+            ("placement", "engine"),
+            ("demo", "llm"),
+            ("serve", "cachebench"),
             ("cli", "__main__"),
         ]
     )

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from hybridmoe.cli.session import Session
-from hybridmoe.experts.profile import ExpertProfile
+from hybridmoe.experts.hot_profile import HotProfile
 from hybridmoe.replace_file import replace_file
 
 HELD = """
@@ -60,7 +60,7 @@ def test_what_was_written_is_on_the_disk_before_its_name_is(
     assert done == ["5 bytes", "name", "folder"]
     for save in (
         Session().save,
-        ExpertProfile(np.zeros((1, 2), np.int64), np.zeros((1, 2), np.bool_)).save,
+        HotProfile(np.zeros((1, 2), np.int64), np.zeros((1, 2), np.bool_)).save,
     ):
         done.clear()
         save(tmp_path / "a.json")

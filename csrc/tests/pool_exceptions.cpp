@@ -1,6 +1,6 @@
 // A chunk that throws, on whichever thread, ends its job and no other: run throws the exception, no
 // thread is left in the function, no chunk runs twice, and the next job is whole. Compiled and run
-// by tests/test_native_memory.py, and under ThreadSanitizer by `make tsan`.
+// by tests/csrc/test_native_memory.py, and under ThreadSanitizer by `make tsan`.
 #include <atomic>
 #include <cstdio>
 #include <new>

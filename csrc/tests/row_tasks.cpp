@@ -1,5 +1,5 @@
 // Every row of every matrix in exactly one task, and every row with the node that its place in the
-// matrix says. Compiled and run by tests/test_numa.py.
+// matrix says. Compiled and run by tests/csrc/test_numa.py.
 #include "base/row_tasks.h"
 
 #include <cstdio>

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from hybridmoe.cachebench.bootstrap import Bootstrap
 from hybridmoe.cachebench.gates import HORIZONS
 from hybridmoe.experts.policy.jit import loop
-from hybridmoe.experts.trace import PHASES, Trace
+from hybridmoe.experts.routing_trace import PHASES, Trace
 
 __all__ = ["Recall", "recalls"]
 

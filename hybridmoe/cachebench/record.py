@@ -14,16 +14,16 @@ from numpy.typing import NDArray
 from hybridmoe.cachebench.gates import Gates
 from hybridmoe.cachebench.workloads import Workload
 from hybridmoe.config import EngineConfig
-from hybridmoe.engine.kv_cache import KvCache, plan_kv
+from hybridmoe.engine.kv_cache import KvCache
 from hybridmoe.errors import UnsupportedModelError
-from hybridmoe.experts.backends import CpuExperts
-from hybridmoe.experts.trace import PHASES, Trace
-from hybridmoe.kernels.latents import Span
-from hybridmoe.llm import LLM
+from hybridmoe.experts.backend import CpuExperts
+from hybridmoe.experts.routing_trace import PHASES, Trace
+from hybridmoe.kernels.paged_mla import Span
+from hybridmoe.llm.llm import LLM
 from hybridmoe.model.decoder import Decoder
-from hybridmoe.model.residency import Residency
 from hybridmoe.model.router import Routing
 from hybridmoe.model.weights import Weights, expert_weights, trace_header
+from hybridmoe.planning.kv_plan import plan_kv
 
 __all__ = ["Recording", "record"]
 
@@ -47,7 +47,7 @@ def record(llm: LLM, workloads: Iterable[Workload], answer_tokens: int, seed: in
     layers = expert_weights(Weights(llm.file), c)
     if not layers:
         raise UnsupportedModelError(f"{llm.file.path.name} has no routed experts: nothing to cache")
-    model = Decoder(llm.file, c, Residency(CpuExperts(layers)))
+    model = Decoder(Weights(llm.file), c, CpuExperts(layers))
     gates = Gates(llm.file, c)
     model.watch(gates.hear)
     steps: list[tuple[NDArray[np.int16], NDArray[np.float16]]] = []

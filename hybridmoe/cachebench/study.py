@@ -13,11 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hybridmoe.cachebench.bootstrap import Bootstrap
+from hybridmoe.cachebench.offline_bounds import min_outcome, upload_optimum
 from hybridmoe.cachebench.predictors import Recall, recalls
-from hybridmoe.experts.bounds import min_outcome, upload_optimum
-from hybridmoe.experts.hit_curve import CurvePoints
-from hybridmoe.experts.policy import DEFAULT_POLICY, POLICIES
-from hybridmoe.experts.simulate import (
+from hybridmoe.cachebench.simulator import (
     HITS,
     MISSES,
     UPLOADS,
@@ -28,7 +26,9 @@ from hybridmoe.experts.simulate import (
     requests_of,
     simulate,
 )
-from hybridmoe.experts.trace import PHASES, Trace
+from hybridmoe.experts.policy import DEFAULT_POLICY, POLICIES
+from hybridmoe.experts.routing_trace import PHASES, Trace
+from hybridmoe.planning.hit_curve import CurvePoints
 
 __all__ = ["CYCLES", "Row", "Speeds", "Study", "by_category", "split", "study"]
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from hybridmoe.cachebench.predictors import Recall
 from hybridmoe.cachebench.study import Row, Study
-from hybridmoe.experts.hit_curve import write_hit_curve
 from hybridmoe.experts.policy import DEFAULT_POLICY
+from hybridmoe.planning.hit_curve import write_hit_curve
 
 __all__ = ["label", "recall_table", "table", "write_study"]
 

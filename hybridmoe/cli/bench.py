@@ -14,8 +14,8 @@ from hybridmoe.cachebench.workloads import workloads
 from hybridmoe.cachebench.write import recall_table, table, write_study
 from hybridmoe.cli.options import debug_option, help_without_command
 from hybridmoe.errors import ConfigError
-from hybridmoe.experts.trace import Trace, read_trace, write_trace
-from hybridmoe.loading import load
+from hybridmoe.experts.routing_trace import Trace, read_trace, write_trace
+from hybridmoe.llm.load import load
 
 __all__ = ["bench_command"]
 

@@ -6,8 +6,8 @@ from dataclasses import asdict
 import click
 
 from hybridmoe import _C
-from hybridmoe.experts.read_engines import choose_engine
-from hybridmoe.machine import Limits, Machine, Rate, advice, inspect_machine, measure
+from hybridmoe.experts.disk.read_backends import choose_engine
+from hybridmoe.hardware.machine import Limits, Machine, Rate, advice, inspect_machine, measure
 
 __all__ = ["doctor_command"]
 

@@ -13,13 +13,14 @@ from typing import Any
 import click
 from gguf import LlamaFileType
 
-from hybridmoe.cli.tables import Section, print_sections, show_size
+from hybridmoe.cli.tables import Section, print_sections
 from hybridmoe.config import GATE_SIGMOID, ModelConfig
 from hybridmoe.errors import GGUFError
 from hybridmoe.gguf import GGUFFile, MetadataValue
 from hybridmoe.gguf.accounting import Account, take_account
 from hybridmoe.gguf.cursor import printable
 from hybridmoe.gguf.tensor_table import check_tensor_names
+from hybridmoe.units import format_bytes
 
 __all__ = ["inspect_command"]
 
@@ -112,24 +113,24 @@ def _sections(
     total = account.total
     files = f"{len(file.parts)} parts, " if len(file.parts) > 1 else ""
     facts = [
-        ("file", f"{printable(file.path.name)} ({files}{show_size(file.num_bytes)})"),
+        ("file", f"{printable(file.path.name)} ({files}{format_bytes(file.num_bytes)})"),
         ("model", _model_line(file.metadata)),
         *(_config_facts(config) if config else [("not supported", unsupported or "")]),
         ("parameters", f"{_count(total.num_params)}, {_count(total.active_params)} per token"),
         ("bits per weight", f"{account.bits_per_weight:.3f}"),
-        ("read per token", show_size(total.token_bytes)),
+        ("read per token", format_bytes(total.token_bytes)),
     ]
     kv_bytes = account.kv_bytes_per_token()
     if kv_bytes is not None:
-        facts.append(("KV per token", f"{show_size(kv_bytes)} (f16 latents, all layers)"))
+        facts.append(("KV per token", f"{format_bytes(kv_bytes)} (f16 latents, all layers)"))
     facts += _tokenizer_facts(file.metadata)
     by_part = [
         (
             part,
             _count(sizes.num_params),
-            show_size(sizes.num_bytes),
+            format_bytes(sizes.num_bytes),
             f"{_percent(sizes.num_bytes, total.num_bytes)}",
-            show_size(sizes.token_bytes),
+            format_bytes(sizes.token_bytes),
             f"{_percent(sizes.token_bytes, total.token_bytes)}",
         )
         for part, sizes in account.parts.items()
@@ -139,7 +140,7 @@ def _sections(
             kind.name,
             str(sizes.num_tensors),
             _count(sizes.num_params),
-            show_size(sizes.num_bytes),
+            format_bytes(sizes.num_bytes),
             f"{8 * sizes.num_bytes / sizes.num_params:.3f}",
         )
         for kind, sizes in account.types.items()
@@ -214,7 +215,7 @@ def _tensor_section(file: GGUFFile) -> Section:
             printable(tensor.name),
             " x ".join(map(str, tensor.shape)),
             tensor.type.name,
-            show_size(tensor.num_bytes),
+            format_bytes(tensor.num_bytes),
             str(tensor.part + 1),
         )
         for tensor in file.tensors.values()

@@ -1,7 +1,7 @@
 """`hybridmoe plan`: where a model would live on a machine, and how fast and dear it would be there.
 
 Reads headers only. Rates are measured here unless they are given; the decision is made by
-experts.placement, the prediction by experts.cost.
+planning.memory_plan, the prediction by planning.cost_model.
 """
 
 import json
@@ -15,25 +15,25 @@ from hybridmoe.cli.options import debug_option, device_option, place_option
 from hybridmoe.cli.plan_report import Report, sections
 from hybridmoe.cli.tables import print_sections
 from hybridmoe.config import KV_TYPES, EngineConfig
-from hybridmoe.engine.kv_cache import plan_kv
 from hybridmoe.errors import ConfigError
-from hybridmoe.experts.cards import Card, card_like, card_named
-from hybridmoe.experts.cost import decode, hits_of, prompt
-from hybridmoe.experts.disk_rate import measure_disk
-from hybridmoe.experts.hit_curve import read_hit_curve
-from hybridmoe.experts.placement import Plan, Problem, plan_experts
-from hybridmoe.experts.placing import Placing
-from hybridmoe.experts.prefill_plan import step_tokens
-from hybridmoe.experts.price import Price, price_of
-from hybridmoe.experts.rates import GpuRates, Rates, rates_of
-from hybridmoe.experts.sizes import sizes_of
-from hybridmoe.experts.tier_plan import parse_bytes
 from hybridmoe.gguf.outline import Outline, read_outline, with_expert_type
 from hybridmoe.gguf.split import part_path
-from hybridmoe.kernels import isa, topology
-from hybridmoe.kernels.card import CudaCard, check_card_latents, choose_card
-from hybridmoe.kernels.latents import PAGE_TOKENS
-from hybridmoe.machine import measure
+from hybridmoe.hardware import isa, topology
+from hybridmoe.hardware.disk import measure_disk
+from hybridmoe.hardware.gpu import CudaGpu, check_gpu_kv_type, choose_gpu
+from hybridmoe.hardware.machine import measure
+from hybridmoe.kernels.paged_mla import PAGE_TOKENS
+from hybridmoe.planning.cost_model import decode, hits_of, prompt
+from hybridmoe.planning.gpu_specs import GpuSpec, spec_like, spec_named
+from hybridmoe.planning.hit_curve import read_hit_curve
+from hybridmoe.planning.kv_plan import plan_kv
+from hybridmoe.planning.memory_plan import Plan, Problem, plan_experts
+from hybridmoe.planning.model_sizes import sizes_of
+from hybridmoe.planning.placement_rules import PlacementRules
+from hybridmoe.planning.prefill_split import step_tokens
+from hybridmoe.planning.price import Price, price_of
+from hybridmoe.planning.rates import GpuRates, Rates, rates_of
+from hybridmoe.units import parse_bytes
 
 __all__ = ["plan_command"]
 
@@ -146,13 +146,13 @@ def _report(outline: Outline, options: dict[str, Any]) -> Report:
         context_tokens=context, kv_tokens=context, kv_type=options["kv_type"], max_running=1
     )
     kv = plan_kv(config, engine, 0)
-    placing = Placing(options["place"])
+    placing = PlacementRules(options["place"])
     notes = [
         f"place: {text!r} matches no tensor." for text in placing.unused(t.name for t in tensors)
     ]
     vram_bytes, gpu = _gpu(options, notes)
     if vram_bytes:
-        check_card_latents(options["kv_type"])
+        check_gpu_kv_type(options["kv_type"])
     if options["place"] and not vram_bytes:
         notes.append("place: without a card all tensors are on the CPU.")
     placed = placing.expert_layers((t.name for t in tensors), config.num_layers)
@@ -217,16 +217,12 @@ def _gpu(options: dict[str, Any], notes: list[str]) -> tuple[int, GpuRates | Non
     """
     if options["device"] == "cpu":
         return 0, None
-    card = card_named(options["gpu"]) if options["gpu"] is not None else None
+    card = spec_named(options["gpu"]) if options["gpu"] is not None else None
     vram = options["vram"]
     if vram is None and card is not None:
         vram = card.vram_gib << 30
-    if (
-        card is None
-        and vram is None
-        and isinstance(here := choose_card(options["device"]), CudaCard)
-    ):
-        card = card_like(here.name)
+    if card is None and vram is None and isinstance(here := choose_gpu(options["device"]), CudaGpu):
+        card = spec_like(here.name)
         if card is not None:
             vram = here.free_bytes
             notes.append(f"The card is this machine's {here.name}; --gpu names another.")
@@ -237,7 +233,7 @@ def _gpu(options: dict[str, Any], notes: list[str]) -> tuple[int, GpuRates | Non
             )
     if not vram:
         return 0, None
-    sheet = card or Card(0, 0.0, 0.0, 0.0)
+    sheet = card or GpuSpec(0, 0.0, 0.0, 0.0)
     figures = {
         "--vram-gbs": options["vram_gbs"] or sheet.vram_gbs,
         "--gpu-tflops": options["gpu_tflops"] or sheet.tflops,

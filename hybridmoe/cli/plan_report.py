@@ -3,13 +3,14 @@
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from hybridmoe.cli.tables import Section, show_size
-from hybridmoe.experts.cost import Hits, Step
-from hybridmoe.experts.placement import Plan, Tier
-from hybridmoe.experts.price import Price
-from hybridmoe.experts.rates import Rates
+from hybridmoe.cli.tables import Section
 from hybridmoe.gguf.cursor import printable
 from hybridmoe.gguf.outline import Outline
+from hybridmoe.planning.cost_model import Hits, Step
+from hybridmoe.planning.memory_plan import Plan, Tier
+from hybridmoe.planning.price import Price
+from hybridmoe.planning.rates import Rates
+from hybridmoe.units import format_bytes
 
 __all__ = ["Report", "sections"]
 
@@ -109,17 +110,17 @@ def _facts(report: Report) -> list[tuple[str, str]]:
     if outline.num_parts > 1:
         parts = f", {outline.num_parts - len(outline.missing_parts)} of {outline.num_parts} parts"
     facts = [
-        ("model", f"{printable(config.name)}{quant}, {show_size(sizes.total_bytes)}{parts}"),
+        ("model", f"{printable(config.name)}{quant}, {format_bytes(sizes.total_bytes)}{parts}"),
         (
             "experts",
             f"{config.num_moe_layers} layers x {config.num_experts}, {config.top_k} for a token;"
-            f" a slot takes {show_size(plan.slot_bytes)}",
+            f" a slot takes {format_bytes(plan.slot_bytes)}",
         ),
         ("token cycle", f"{sizes.token_cycle} experts"),
         (
             "context",
             f"{report.context_tokens} tokens, latents {report.kv_type},"
-            f" {show_size(plan.problem.kv_bytes)}",
+            f" {format_bytes(plan.problem.kv_bytes)}",
         ),
         ("DRAM", f"{rates.dram / 1e9:.1f} GB/s ({origins['DRAM']})"),
         (
@@ -143,7 +144,7 @@ def _facts(report: Report) -> list[tuple[str, str]]:
 def _tier_rows(report: Report, tier: Tier) -> list[tuple[str, str, str, str]]:
     plan = report.plan
     rows = [
-        (tier.name, what, show_size(size), _percent(size, tier.budget_bytes))
+        (tier.name, what, format_bytes(size), _percent(size, tier.budget_bytes))
         for what, size in tier.parts
         if size
     ]
@@ -154,12 +155,12 @@ def _tier_rows(report: Report, tier: Tier) -> list[tuple[str, str, str, str]]:
             f" {plan.cycle_ratio(tier.num_experts):.2f} x the token cycle"
         )
         share = _percent(tier.expert_bytes, tier.budget_bytes)
-        rows.append((tier.name, slots, show_size(tier.expert_bytes), share))
+        rows.append((tier.name, slots, format_bytes(tier.expert_bytes), share))
     rows.append(
         (
             tier.name,
             "free",
-            show_size(tier.free_bytes),
+            format_bytes(tier.free_bytes),
             _percent(tier.free_bytes, tier.budget_bytes),
         )
     )
@@ -171,14 +172,14 @@ def _disk_rows(report: Report) -> list[tuple[str, str, str, str]]:
     if not plan.needs_disk:
         return []
     size = plan.problem.sizes.all_expert_bytes * plan.num_disk_experts // plan.num_experts
-    return [("disk", f"{plan.num_disk_experts} experts", show_size(size), "")]
+    return [("disk", f"{plan.num_disk_experts} experts", format_bytes(size), "")]
 
 
 def _reads(report: Report) -> list[tuple[str, str, str]]:
     found = report.hits
     shares = {"VRAM": found.vram, "RAM": found.ram, "disk": found.disk}
     return [
-        (tier, show_size(size), f"{100 * shares[tier]:.1f} %")
+        (tier, format_bytes(size), f"{100 * shares[tier]:.1f} %")
         for tier, size in report.decode.read_bytes.items()
         if size >= 1
     ]

@@ -9,9 +9,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-__all__ = ["Section", "print_sections", "show_size"]
-
-_UNITS = ("bytes", "KiB", "MiB", "GiB", "TiB")
+__all__ = ["Section", "print_sections"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,14 +24,6 @@ class Section:
 def print_sections(sections: Sequence[Section]) -> None:
     """Print them as suits standard output. Text must have been made printable before."""
     (_print_rich if sys.stdout.isatty() else _print_plain)(sections)
-
-
-def show_size(num_bytes: float) -> str:
-    """`1.50 GiB`."""
-    size, unit = float(num_bytes), 0
-    while size >= 1024 and unit < len(_UNITS) - 1:
-        size, unit = size / 1024, unit + 1
-    return f"{size:.2f} {_UNITS[unit]}" if unit else f"{num_bytes:.0f} {_UNITS[0]}"
 
 
 def _print_plain(sections: Sequence[Section]) -> None:

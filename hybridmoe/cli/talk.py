@@ -19,7 +19,7 @@ from hybridmoe.errors import HybridMoeError
 
 if TYPE_CHECKING:
     from hybridmoe import LLM, Progress, Result, ResultStream
-    from hybridmoe.experts.counters import ExpertStats
+    from hybridmoe.experts.stats import ExpertStats
 
 __all__ = ["Talk", "Totals"]
 

@@ -20,12 +20,12 @@ import psutil
 from numpy.typing import NDArray
 
 from hybridmoe.config import EngineConfig
-from hybridmoe.engine.kv_cache import KvCache, plan_kv
+from hybridmoe.engine.kv_cache import KvCache
+from hybridmoe.engine.kv_snapshot import read_sequence, write_sequence
 from hybridmoe.engine.request import Listener, Request
-from hybridmoe.engine.saved import read_sequence, write_sequence
-from hybridmoe.engine.scheduler import Part, Scheduler
+from hybridmoe.engine.scheduler import ScheduledChunk, Scheduler
 from hybridmoe.engine.sequence import Sequence
-from hybridmoe.engine.steps import StepRunner
+from hybridmoe.engine.step_runner import StepRunner
 from hybridmoe.errors import (
     ConfigError,
     ContextLengthError,
@@ -34,10 +34,11 @@ from hybridmoe.errors import (
     NonFiniteError,
     QueueFullError,
 )
-from hybridmoe.experts.counters import ExpertStats
-from hybridmoe.experts.trace import TraceWriter
-from hybridmoe.kernels.latents import PAGE_TOKENS, Span
+from hybridmoe.experts.routing_trace import TraceWriter
+from hybridmoe.experts.stats import ExpertStats
+from hybridmoe.kernels.paged_mla import PAGE_TOKENS, Span
 from hybridmoe.model.decoder import Decoder
+from hybridmoe.planning.kv_plan import plan_kv
 
 __all__ = ["Engine", "EngineStats", "Ticket"]
 
@@ -317,7 +318,7 @@ class _Worker:
             sequence.finish("error" if failure else "cancelled", failure)
         self._runner.close()
 
-    def _plan(self) -> list[Part]:
+    def _plan(self) -> list[ScheduledChunk]:
         """The next step. Where the card fails, or has before, all requests end."""
         try:
             with self._model.guard.watch():  # pages are copied on the card

@@ -11,65 +11,20 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from hybridmoe.config import EngineConfig, ModelConfig
+from hybridmoe.config import ModelConfig
+from hybridmoe.device.cpu import CpuDevice
+from hybridmoe.device.cuda_errors import loading_onto_gpu
+from hybridmoe.device.interface import Device
 from hybridmoe.engine.prefix_tree import Node, PrefixTree
 from hybridmoe.errors import ConfigError
-from hybridmoe.kernels.device import CpuDevice, Device
-from hybridmoe.kernels.guard import loading_onto_card
-from hybridmoe.kernels.latents import PAGE_TOKENS, row_bytes
+from hybridmoe.kernels.paged_mla import PAGE_TOKENS, row_bytes
+from hybridmoe.planning.kv_plan import KvPlan, pages_for
 
-__all__ = ["Holding", "KvCache", "KvPlan", "plan_kv"]
-
-# Of the memory that is free when a model is opened, where nobody says how much latents may take.
-_DEFAULT_SHARE = 0.125
-
-
-@dataclass(frozen=True, slots=True)
-class KvPlan:
-    """How much memory latents take, in all, for the life of an engine."""
-
-    kv_type: str
-    num_pages: int
-    page_bytes: int  # of all layers
-    context_tokens: int
-
-    @property
-    def num_tokens(self) -> int:
-        return self.num_pages * PAGE_TOKENS
-
-    @property
-    def num_bytes(self) -> int:
-        return self.num_pages * self.page_bytes
-
-    def __str__(self) -> str:
-        return (
-            f"latents: {self.num_tokens} tokens in {self.num_pages} pages, {self.kv_type},"
-            f" {self.num_bytes / 2**20:.0f} MiB; context {self.context_tokens} tokens"
-        )
-
-
-def plan_kv(model: ModelConfig, config: EngineConfig, available_bytes: int) -> KvPlan:
-    """The pages for `config`: one context at least, one for each running request at most.
-
-    Between these, without `kv_tokens`, an eighth of the memory that is free.
-    """
-    page_bytes = model.num_layers * PAGE_TOKENS * row_bytes(config.kv_type, model.latent_dim)
-    one = pages_for(config.context_tokens)
-    if config.kv_tokens is not None:
-        num_pages = pages_for(config.kv_tokens)
-    else:
-        affordable = int(available_bytes * _DEFAULT_SHARE) // page_bytes
-        num_pages = max(one, min(affordable, one * config.max_running))
-    return KvPlan(config.kv_type, num_pages, page_bytes, config.context_tokens)
-
-
-def pages_for(num_tokens: int) -> int:
-    """How many pages hold so many tokens."""
-    return -(-num_tokens // PAGE_TOKENS)
+__all__ = ["BlockTable", "KvCache"]
 
 
 @dataclass(slots=True)
-class Holding:
+class BlockTable:
     """A sequence's pages, in order. The first ones belong to the tree, the rest to it alone."""
 
     pages: list[int] = field(default_factory=list)
@@ -89,7 +44,7 @@ class KvCache:
         device = CpuDevice() if device is None else device
         width = row_bytes(plan.kv_type, model.latent_dim)
         try:
-            with loading_onto_card(f"latents of {plan.num_tokens} tokens"):
+            with loading_onto_gpu(f"latents of {plan.num_tokens} tokens"):
                 data = device.empty_bytes(model.num_layers, plan.num_pages, PAGE_TOKENS, width)
         except RuntimeError:  # the CPU's
             raise ConfigError(f"no memory for {plan}: lower the context or kv_tokens") from None
@@ -113,11 +68,11 @@ class KvCache:
         nodes, _, num_partial = self._tree.find(ids)
         return len(nodes) * PAGE_TOKENS + num_partial
 
-    def begin(self, ids: Sequence[int]) -> Holding:
+    def begin(self, ids: Sequence[int]) -> BlockTable:
         """Take what is known of the beginning of `ids`."""
         nodes, partial, num_partial = self._tree.find(ids)
         self._tree.pin(nodes)
-        holding = Holding([node.page for node in nodes], list(nodes), len(nodes) * PAGE_TOKENS)
+        holding = BlockTable([node.page for node in nodes], list(nodes), len(nodes) * PAGE_TOKENS)
         if partial is not None:
             self._tree.pin([partial])  # not to be evicted for the page that it is copied to
             page = self._take()
@@ -128,7 +83,7 @@ class KvCache:
             self._tree.unpin([partial])
         return holding
 
-    def reserve(self, holding: Holding, num_tokens: int) -> bool:
+    def reserve(self, holding: BlockTable, num_tokens: int) -> bool:
         """Let it have room for so many tokens; False, and nothing changed, where there is none."""
         missing = pages_for(num_tokens) - len(holding.pages)
         if missing > self.num_available:
@@ -139,7 +94,7 @@ class KvCache:
             holding.pages.append(page)
         return True
 
-    def commit(self, holding: Holding, ids: Sequence[int], num_computed: int) -> None:
+    def commit(self, holding: BlockTable, ids: Sequence[int], num_computed: int) -> None:
         """Share the pages that are full with `ids[:num_computed]`."""
         while (len(holding.nodes) + 1) * PAGE_TOKENS <= num_computed:
             at = len(holding.nodes)
@@ -149,7 +104,7 @@ class KvCache:
             holding.nodes.append(node)
             holding.pages[at] = node.page
 
-    def release(self, holding: Holding, ids: Sequence[int], num_computed: int) -> None:
+    def release(self, holding: BlockTable, ids: Sequence[int], num_computed: int) -> None:
         """Give the pages back; what was computed is remembered until they are needed."""
         self.commit(holding, ids, num_computed)
         at = len(holding.nodes)
@@ -167,7 +122,7 @@ class KvCache:
         pages = [node.page for node in [*nodes, *([partial] if partial else [])]]
         return pages, len(nodes) * PAGE_TOKENS + num_partial
 
-    def _insert(self, holding: Holding, tokens: tuple[int, ...], at: int) -> Node:
+    def _insert(self, holding: BlockTable, tokens: tuple[int, ...], at: int) -> Node:
         """The tree's node for a page of it; its own page is freed where there is one already."""
         parent = holding.nodes[at - 1] if at else None
         page = holding.pages[at]

@@ -8,7 +8,7 @@ import heapq
 import itertools
 from collections.abc import Iterable, Sequence
 
-from hybridmoe.kernels.latents import PAGE_TOKENS
+from hybridmoe.kernels.paged_mla import PAGE_TOKENS
 
 __all__ = ["Node", "PrefixTree"]
 

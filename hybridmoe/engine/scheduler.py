@@ -11,15 +11,15 @@ from dataclasses import dataclass
 
 from hybridmoe.config import EngineConfig
 from hybridmoe.engine.kv_cache import KvCache
-from hybridmoe.engine.pacing import Pacer
+from hybridmoe.engine.prefill_budget import PrefillBudget
 from hybridmoe.engine.sequence import Sequence
-from hybridmoe.kernels.latents import PAGE_TOKENS
+from hybridmoe.kernels.paged_mla import PAGE_TOKENS
 
-__all__ = ["Part", "Scheduler"]
+__all__ = ["ScheduledChunk", "Scheduler"]
 
 
 @dataclass(slots=True)
-class Part:
+class ScheduledChunk:
     """A sequence's tokens of one step: its next pending ones, and proposals behind them."""
 
     sequence: Sequence
@@ -38,7 +38,7 @@ class Scheduler:
     def __init__(self, cache: KvCache, config: EngineConfig) -> None:
         self._cache = cache
         self._config = config
-        self.pacer = Pacer(config.chunk_tokens, config.decode_slowdown)
+        self.pacer = PrefillBudget(config.chunk_tokens, config.decode_slowdown)
         self.waiting: deque[Sequence] = deque()
         self.running: list[Sequence] = []  # in order of arrival
         self.num_preempted = 0
@@ -62,12 +62,12 @@ class Scheduler:
             self.waiting.remove(sequence)
             self._blocked_at = -1  # another one is the first now
 
-    def plan(self) -> list[Part]:
+    def plan(self) -> list[ScheduledChunk]:
         """The next step; empty where nothing can run."""
         self._admit()
         decodes = self._decodes()
         prompts = [s for s in self.running if s.num_pending > 1]
-        parts = [Part(s, 1, self._propose(s)) for s in decodes]
+        parts = [ScheduledChunk(s, 1, self._propose(s)) for s in decodes]
         budget = self.pacer.budget(len(decodes))
         order = sorted(prompts, key=lambda s: s.num_pending)
         if budget < len(prompts):  # there may always be a shorter one than the oldest
@@ -75,7 +75,7 @@ class Scheduler:
         for i, sequence in enumerate(order):
             share = min(-(-budget // (len(prompts) - i)), sequence.num_pending)
             if share > 0:
-                parts.append(Part(sequence, share, []))
+                parts.append(ScheduledChunk(sequence, share, []))
                 budget -= share
         return parts
 

@@ -8,9 +8,9 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from hybridmoe.engine.kv_cache import Holding
-from hybridmoe.engine.lookup import PromptLookup
+from hybridmoe.engine.kv_cache import BlockTable
 from hybridmoe.engine.mask_thread import PendingMask
+from hybridmoe.engine.prompt_lookup import PromptLookup
 from hybridmoe.engine.request import Event, Finished, Listener, PromptProgress, Request, Usage
 from hybridmoe.engine.sampler import Sampler
 
@@ -38,7 +38,7 @@ class Sequence:
         self.limit = room if most is None else min(most, room)  # tokens to generate
         self.sampler = Sampler(request.params, self.ids, vocab_size)
         self.lookup = PromptLookup()
-        self.holding = Holding()
+        self.holding = BlockTable()
         self.num_computed = 0  # tokens whose latents are in the pages
         self.mask: MaskSource | None = None
         self.mask_s = 0.0  # of computing, that the last mask took
@@ -61,7 +61,7 @@ class Sequence:
         """Tokens that are known but not computed."""
         return len(self.ids) - self.num_computed
 
-    def begin(self, holding: Holding) -> None:
+    def begin(self, holding: BlockTable) -> None:
         """Take pages: at first, or again after they were given up."""
         self.holding = holding
         self.num_computed = holding.cached_tokens

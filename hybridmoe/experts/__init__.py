@@ -1,5 +1,5 @@
 """Where each routed expert lives, and who computes it."""
 
-from hybridmoe.experts.backends import CpuExperts, ExpertBackend, ExpertWeights
+from hybridmoe.experts.backend import CpuExperts, ExpertBackend, ExpertWeights
 
 __all__ = ["CpuExperts", "ExpertBackend", "ExpertWeights"]

@@ -2,10 +2,10 @@
 
 All tensors are on the CPU, and contiguous unless a function says "rows anywhere". A token's result
 is the same bits whatever else is in the batch and however many threads run; on AMX the former holds
-for calls of fewer than 16 tokens (`hybridmoe.kernels.isa`). Products with a quantised matrix round
+for calls of fewer than 16 tokens (`hybridmoe.hardware.isa`). Products with a quantised matrix round
 the activations to int8 in blocks of 32 with a float32 scale, then add exact integer dot products;
 tiles round both sides to bfloat16. F32, F16 and BF16 matrices take float32 activations (tiles of
-BF16: two bfloat16 of each). csrc/README.md says why, tests/closeness.py and test_tiles.py
+BF16: two bfloat16 of each). csrc/README.md says why, tests/support/closeness.py and test_tiles.py
 how far that can be off. reference.py has the same functions in plain numpy.
 """
 
@@ -16,9 +16,9 @@ from torch import Tensor
 
 from hybridmoe import _C
 from hybridmoe.errors import ShapeError
-from hybridmoe.kernels import isa
+from hybridmoe.hardware import isa
+from hybridmoe.hardware.topology import num_threads, set_num_threads
 from hybridmoe.kernels.matrix import QuantMatrix
-from hybridmoe.kernels.topology import num_threads, set_num_threads
 
 __all__ = [
     "QuantMatrix",

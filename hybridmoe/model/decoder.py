@@ -12,22 +12,20 @@ import torch
 from torch import Tensor
 
 from hybridmoe.config import ModelConfig
-from hybridmoe.experts.backends import CpuExperts, ExpertBackend
-from hybridmoe.experts.counters import ExpertStats
+from hybridmoe.device.cuda_errors import CudaErrorGuard, loading_onto_gpu
+from hybridmoe.device.interface import Pending
+from hybridmoe.experts.backend import CpuExperts, ExpertBackend
 from hybridmoe.experts.policy import PREFILL_TOKENS
-from hybridmoe.gguf.reader import GGUFFile
-from hybridmoe.kernels.device import Pending
-from hybridmoe.kernels.guard import CardGuard, loading_onto_card
-from hybridmoe.kernels.latents import Span
+from hybridmoe.experts.stats import ExpertStats
 from hybridmoe.kernels.ops import gather_rows
+from hybridmoe.kernels.paged_mla import Span
+from hybridmoe.model.cuda_graphs import DecodeGraphs
 from hybridmoe.model.damage import describe_damage
 from hybridmoe.model.mla import LatentAttention
 from hybridmoe.model.moe import DenseFfn, MoeFfn
 from hybridmoe.model.norm import RmsNorm
-from hybridmoe.model.residency import Residency
 from hybridmoe.model.rope import RotaryTable
 from hybridmoe.model.router import Routing
-from hybridmoe.model.step_graph import StepGraphs
 from hybridmoe.model.threads import torch_threads
 from hybridmoe.model.weights import Weights, expert_weights
 
@@ -38,30 +36,36 @@ class Decoder:
     """All layers of one model. Stateless between calls: positions come from the caller."""
 
     def __init__(
-        self, file: GGUFFile, config: ModelConfig, residency: Residency | None = None
+        self,
+        weights: Weights,
+        config: ModelConfig,
+        experts: ExpertBackend | None = None,
+        *,
+        num_deferred: int = 0,
+        vram_bytes: int | None = None,
     ) -> None:
-        """Bind the file's tensors. Errors: GGUFError naming a missing or misshapen tensor.
+        """Bind the weights. Errors: GGUFError naming a missing or misshapen tensor.
 
-        residency: where weights lie; None = all in the memory map.
+        experts: None = the native kernels, from the memory map. num_deferred: of a token's experts,
+        those added one layer later. vram_bytes: of the GPU, what was planned for, for messages.
         """
         self.config = c = config
-        self._file = file
-        if residency is None:
-            residency = Residency(CpuExperts(expert_weights(Weights(file), c)))
-        self.device = device = residency.device
-        self._experts = experts = residency.experts
-        with loading_onto_card("weights that every token uses", residency.vram_bytes):
-            weights = Weights(file, residency.private, device)
+        self._file = weights.file
+        if experts is None:
+            experts = CpuExperts(expert_weights(Weights(weights.file), c))
+        self.device = device = weights.device
+        self._experts = experts
+        with loading_onto_gpu("weights that every token uses", vram_bytes):
             self._embedding = weights.host_matrix("token_embd", c.vocab_size, c.hidden)
             self._norm = RmsNorm(device, weights.vector("output_norm", c.hidden), c.rms_eps)
             head = "output" if weights.has("output") else "token_embd"  # tied where a file has none
             self._head = weights.matrix(head, c.vocab_size, c.hidden)
             self._rope = RotaryTable(c)
             self._layers = [
-                _Layer(weights, i, c, experts, residency.num_deferred) for i in range(c.num_layers)
+                _Layer(weights, i, c, experts, num_deferred) for i in range(c.num_layers)
             ]
-        self.guard = CardGuard(residency.vram_bytes)
-        self._graphs: StepGraphs | None = None
+        self.guard = CudaErrorGuard(vram_bytes)
+        self._graphs: DecodeGraphs | None = None
         self._graph_pages: Sequence[Any] | None = None
         if experts.wants_guesses:
             for layer, following in pairwise(self._layers):
@@ -71,7 +75,7 @@ class Decoder:
         """Capture decode steps over these pages, where the device and the experts allow it."""
         if self.device.is_capturable and self._experts.is_capturable:
             run = partial(self._run, pages)
-            self._graphs, self._graph_pages = StepGraphs(self.device, run), pages
+            self._graphs, self._graph_pages = DecodeGraphs(self.device, run), pages
 
     def watch(self, hear: Callable[[int, Tensor], None]) -> None:
         """Call hear(layer, states (T, H)) in each layer between its attention and its FFN.

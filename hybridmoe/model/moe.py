@@ -4,9 +4,9 @@ import torch
 from torch import Tensor
 
 from hybridmoe.config import ModelConfig
-from hybridmoe.experts.backends import ExpertBackend
+from hybridmoe.device.interface import Pending
+from hybridmoe.experts.backend import ExpertBackend
 from hybridmoe.experts.policy import PREFILL_TOKENS
-from hybridmoe.kernels.device import Pending
 from hybridmoe.model.router import Router, Routing
 from hybridmoe.model.weights import BlockWeights
 

@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from hybridmoe.kernels.device import Device
+from hybridmoe.device.interface import Device
 
 __all__ = ["RmsNorm"]
 

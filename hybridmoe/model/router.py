@@ -11,7 +11,7 @@ and 4.2; auxiliary-loss-free balancing (2408.15664).
 from torch import Tensor
 
 from hybridmoe.config import GATE_SIGMOID, ModelConfig
-from hybridmoe.kernels.device import Device
+from hybridmoe.device.interface import Device
 from hybridmoe.model.weights import BlockWeights
 
 __all__ = ["Router", "Routing", "route"]

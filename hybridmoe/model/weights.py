@@ -6,26 +6,24 @@ files are understood here: split `attn_k_b` / `attn_v_b`, and the older `attn_kv
 is transposed once into float32 (it is quantized along the wrong axis for the absorbed form).
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-import psutil
 import torch
 from numpy.typing import NDArray
 
 from hybridmoe.config import GATE_SIGMOID, ModelConfig
+from hybridmoe.device.cpu import CpuDevice
+from hybridmoe.device.interface import Device
 from hybridmoe.errors import GGUFError, ShapeError, UnsupportedModelError
-from hybridmoe.experts.backends import ExpertWeights
+from hybridmoe.experts.backend import ExpertWeights
 from hybridmoe.gguf.fingerprint import fingerprint
 from hybridmoe.gguf.reader import GGUFFile
 from hybridmoe.gguf.reader import Tensor as GGUFTensor
-from hybridmoe.kernels.device import CpuDevice, Device
-from hybridmoe.kernels.ops import QuantMatrix, dequantize, touch_rows
+from hybridmoe.kernels.ops import QuantMatrix, dequantize
 
-__all__ = ["BlockWeights", "Weights", "expert_weights", "read_ahead", "trace_header"]
-
-_READ_BYTES = 32 << 20  # one progress step
+__all__ = ["BlockWeights", "Weights", "expert_weights", "trace_header"]
 
 
 class Weights:
@@ -41,11 +39,11 @@ class Weights:
         device: None = the CPU.
         """
         self.device = CpuDevice() if device is None else device
-        self._file = file
+        self.file = file
         self._private = private or {}
 
     def has(self, name: str, suffix: str = "weight") -> bool:
-        return f"{name}.{suffix}" in self._file.tensors
+        return f"{name}.{suffix}" in self.file.tensors
 
     def block(self, layer: int) -> "BlockWeights":
         """The tensors of one layer, by their names after `blk.N.`."""
@@ -69,7 +67,7 @@ class Weights:
         vector = dequantize(self._quantized(tensor, data, 1, 1, size)).reshape(size)
         if not torch.isfinite(vector).all():  # a bias would go unnoticed: routers take NaN for best
             raise GGUFError(
-                f"{self._file.path.name}: tensor {tensor.name} holds NaN or infinity: the file is"
+                f"{self.file.path.name}: tensor {tensor.name} holds NaN or infinity: the file is"
                 " damaged"
             )
         return self.device.upload(vector)
@@ -81,17 +79,17 @@ class Weights:
             return QuantMatrix(data, tensor.type, batch, rows, cols)
         except ShapeError as error:  # a type without a kernel
             raise UnsupportedModelError(
-                f"{self._file.path.name}: tensor {tensor.name} ({tensor.type.name}): {error}"
+                f"{self.file.path.name}: tensor {tensor.name} ({tensor.type.name}): {error}"
             ) from None
 
     def _tensor(self, name: str, shape: tuple[int, ...]) -> GGUFTensor:
-        tensor = self._file.tensors.get(name)
+        tensor = self.file.tensors.get(name)
         if tensor is None:
-            raise GGUFError(f"{self._file.path.name}: tensor {name} is missing")
+            raise GGUFError(f"{self.file.path.name}: tensor {name} is missing")
         # Dimensions of 1 may be written or left out (a K2 router bias is (384, 1) in some files).
         if _without_ones(tensor.shape) != _without_ones(shape):
             raise GGUFError(
-                f"{self._file.path.name}: tensor {name} has shape {list(tensor.shape)},"
+                f"{self.file.path.name}: tensor {name} has shape {list(tensor.shape)},"
                 f" expected {list(shape)}"
             )
         return tensor
@@ -158,32 +156,6 @@ def trace_header(
             for w in layers.values()
         ],
     }
-
-
-def read_ahead(file: GGUFFile, progress: Callable[[int, int], None]) -> None:
-    """Bring the mapped weights into RAM, so that the first answer does not wait for the disk.
-
-    Calls progress(bytes done, bytes in all). Where the file is larger than the memory that is
-    free, the routed experts are left to be read when they are used.
-    """
-    tensors = list(file.tensors.values())
-    if sum(t.num_bytes for t in tensors) > psutil.virtual_memory().available:
-        tensors = [t for t in tensors if not t.name.endswith("_exps.weight")]
-    total = sum(t.num_bytes for t in tensors)
-    done = 0
-    progress(0, total)
-    for tensor in tensors:
-        # Matrices lie row by row, experts one after the other; a vector is one row.
-        batch = tensor.shape[0] if len(tensor.shape) == 3 else 1
-        rows = tensor.shape[-2] if len(tensor.shape) > 1 else 1
-        matrix_bytes = tensor.num_bytes // max(1, batch)
-        step = max(1, _READ_BYTES // max(1, matrix_bytes))
-        for first in range(0, batch if tensor.num_bytes else 0, step):
-            count = min(step, batch - first)
-            chunk = tensor.data[first * matrix_bytes : (first + count) * matrix_bytes]
-            touch_rows(chunk, count, rows)
-            done += chunk.size
-            progress(done, total)
 
 
 def _expert_weights(block: BlockWeights, c: ModelConfig) -> ExpertWeights:

@@ -11,7 +11,7 @@ from starlette.responses import Response
 from hybridmoe.serve.errors import ApiError
 from hybridmoe.serve.run import Delta, Ended, Run, TokenLogprob, Update
 from hybridmoe.serve.service import Service
-from hybridmoe.text.answer_parts import ArgumentsPart, CallStart, ReasoningPart, TextPart
+from hybridmoe.text.response_parser import ArgumentsPart, CallStart, ReasoningPart, TextPart
 from hybridmoe.text.tokenizer import Tokenizer
 
 __all__ = [

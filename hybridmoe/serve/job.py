@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from hybridmoe.engine.constraint import Constraint
 from hybridmoe.engine.sampler import SamplingParams
-from hybridmoe.llm import LLM
+from hybridmoe.llm.llm import LLM
 from hybridmoe.serve.config import ServeConfig
 from hybridmoe.serve.errors import ApiError
 from hybridmoe.serve.pool import CancelToken

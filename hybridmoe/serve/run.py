@@ -23,7 +23,7 @@ from hybridmoe.serve.channel import Channel
 from hybridmoe.serve.errors import ApiError
 from hybridmoe.serve.job import Job
 from hybridmoe.serve.metrics import Metrics
-from hybridmoe.text.answer_parts import AnswerParts, CallEnd, Part, TextPart
+from hybridmoe.text.response_parser import CallEnd, Part, ResponseParser, TextPart
 from hybridmoe.text.tokenizer import Tokenizer
 
 __all__ = ["Delta", "Ended", "Progress", "Reason", "Run", "TokenLogprob", "Update"]
@@ -74,7 +74,7 @@ Update = Progress | Delta | Ended
 
 @dataclass(slots=True)
 class _Choice:
-    parts: AnswerParts
+    parts: ResponseParser
     ticket: Ticket | None = None
     num_tokens: int = 0
     num_thoughts: int = 0  # tokens of reasoning
@@ -98,7 +98,7 @@ class Run:
         self._num_left = len(job.constraints)
         self._choices = [
             _Choice(
-                AnswerParts(
+                ResponseParser(
                     tokenizer,
                     stop=job.params.stop,
                     may_call=job.may_call,

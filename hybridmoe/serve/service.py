@@ -10,7 +10,7 @@ from functools import cached_property
 from typing import Any
 
 from hybridmoe.engine.engine import EngineStats
-from hybridmoe.llm import LLM
+from hybridmoe.llm.llm import LLM
 from hybridmoe.serve.body import Bodies
 from hybridmoe.serve.config import ServeConfig
 from hybridmoe.serve.errors import ApiError

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from hybridmoe.errors import ConfigError
-from hybridmoe.text import kimi
+from hybridmoe.text import kimi_bpe as kimi
 from hybridmoe.text.limit import Limit
-from hybridmoe.text.llama_vocab import LlamaEncoder
+from hybridmoe.text.llama_bpe import LlamaBpe
 from hybridmoe.text.names import Names
 from hybridmoe.text.vocabulary import TokenType, Vocabulary
 
@@ -61,9 +61,9 @@ class Tokenizer:
         self._readable = Names(vocabulary.readable)
         self._readable_marks = Names(list(set(vocabulary.readable) - set(visible)))
         self._encoder: Encoder = (
-            kimi.KimiEncoder(vocabulary, path.name)
+            kimi.KimiBpe(vocabulary, path.name)
             if vocabulary.pre == kimi.PRE
-            else LlamaEncoder(path, len(vocabulary.texts))
+            else LlamaBpe(path, len(vocabulary.texts))
         )
         adds_bos = metadata.get("tokenizer.ggml.add_bos_token", self._encoder.adds_bos)
         self._prefix = [vocabulary.bos_id] if adds_bos and vocabulary.bos_id is not None else []

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from hybridmoe.text.answer_parts import AnswerParts, ArgumentsPart, CallStart
+from hybridmoe.text.response_parser import ArgumentsPart, CallStart, ResponseParser
 from hybridmoe.text.tokenizer import Tokenizer
 
 __all__ = ["split_tool_calls"]
@@ -13,7 +13,7 @@ def split_tool_calls(
     token_ids: Iterable[int], tokenizer: Tokenizer, tools: Sequence[Mapping[str, Any]] = ()
 ) -> tuple[list[int], list[dict[str, Any]]]:
     """The ids outside of calls, and the calls. tools: the declared ones; any if there are none."""
-    parser = AnswerParts(tokenizer, may_call=True, tools=tools)
+    parser = ResponseParser(tokenizer, may_call=True, tools=tools)
     visible: list[int] = []
     calls: list[dict[str, Any]] = []
     parts = []

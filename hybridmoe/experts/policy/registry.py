@@ -12,26 +12,26 @@ DEFAULT_POLICY = "lru"
 
 # name -> module and class; imported when used, because each is compiled then.
 _CLASSES = {
-    "lru": "lru.LayerLru",
-    "quota-lru": "quota_lru.QuotaLru",
-    "global-lru": "global_lru.GlobalLru",
-    "fifo": "fifo.Fifo",
-    "random": "random_choice.Random",
-    "clock": "clock.Clock",
-    "lfu": "lfu.Lfu",
-    "lfru": "lfru.Lfru",
-    "slru": "slru.SegmentedLru",
-    "2q": "two_q.TwoQ",
-    "arc": "arc.Arc",
-    "lirs": "lirs.Lirs",
-    "s3-fifo": "s3_fifo.S3Fifo",
-    "sieve": "sieve.Sieve",
-    "w-tinylfu": "tiny_lfu.TinyLfu",
-    "static": "static.Static",
-    "ema": "ema.Ema",
-    "mrs": "mrs.Mrs",
-    "moe-infinity": "activation_map.ActivationMap",
-    "least-stale": "least_stale.LeastStale",
+    "lru": "experts.policy.lru.LayerLru",
+    "quota-lru": "cachebench.policies.quota_lru.QuotaLru",
+    "global-lru": "cachebench.policies.global_lru.GlobalLru",
+    "fifo": "cachebench.policies.fifo.Fifo",
+    "random": "cachebench.policies.random_choice.Random",
+    "clock": "cachebench.policies.clock.Clock",
+    "lfu": "cachebench.policies.lfu.Lfu",
+    "lfru": "cachebench.policies.lfru.Lfru",
+    "slru": "cachebench.policies.slru.SegmentedLru",
+    "2q": "cachebench.policies.two_q.TwoQ",
+    "arc": "cachebench.policies.arc.Arc",
+    "lirs": "cachebench.policies.lirs.Lirs",
+    "s3-fifo": "cachebench.policies.s3_fifo.S3Fifo",
+    "sieve": "cachebench.policies.sieve.Sieve",
+    "w-tinylfu": "cachebench.policies.tiny_lfu.TinyLfu",
+    "static": "cachebench.policies.static.Static",
+    "ema": "experts.policy.ema.Ema",
+    "mrs": "cachebench.policies.mrs.Mrs",
+    "moe-infinity": "cachebench.policies.activation_map.ActivationMap",
+    "least-stale": "cachebench.policies.least_stale.LeastStale",
 }
 POLICIES = tuple(_CLASSES)
 
@@ -52,6 +52,6 @@ def make_policy(name: str, shape: CacheShape, seed: int = 0) -> Policy:
     ):
         if not least <= getattr(shape, field) <= most:
             raise ConfigError(f"cache {field}={getattr(shape, field)}: expected {least} to {most}")
-    module, _, class_name = _CLASSES[name].partition(".")
-    kind = getattr(import_module(f"hybridmoe.experts.policy.{module}"), class_name)
+    module, _, class_name = _CLASSES[name].rpartition(".")
+    kind = getattr(import_module(f"hybridmoe.{module}"), class_name)
     return cast(Policy, kind(shape, seed))

@@ -9,7 +9,7 @@ import triton.language as tl
 from torch import Tensor
 
 from hybridmoe.errors import ShapeError
-from hybridmoe.kernels.latents import PAGE_TOKENS
+from hybridmoe.kernels.paged_mla import PAGE_TOKENS
 from hybridmoe.kernels.triton.runtime import check_device_rows, check_device_tensor
 
 __all__ = ["rms_norm", "rotate_", "silu_mul", "store_latents"]

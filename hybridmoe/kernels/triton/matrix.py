@@ -9,7 +9,7 @@ from torch import Tensor
 
 from hybridmoe.errors import ShapeError
 from hybridmoe.kernels.matrix import QuantMatrix
-from hybridmoe.kernels.triton.decode import KINDS
+from hybridmoe.kernels.triton.dequant import KINDS
 from hybridmoe.kernels.triton.runtime import check_device_tensor
 
 __all__ = ["MATRIX_TYPES", "TYPES", "DeviceMatrix", "row_bytes"]

@@ -6,7 +6,7 @@ from typing import Any
 from hybridmoe.serve.answer import new_call_id
 from hybridmoe.serve.reply import named_event
 from hybridmoe.serve.run import Delta, Ended
-from hybridmoe.text.answer_parts import (
+from hybridmoe.text.response_parser import (
     ArgumentsPart,
     CallStart,
     Part,

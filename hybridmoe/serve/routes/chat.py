@@ -31,7 +31,7 @@ from hybridmoe.serve.schemas.chat import (
 from hybridmoe.serve.schemas.common import refuse_unsupported, token_limit
 from hybridmoe.serve.service import Service
 from hybridmoe.serve.strict_json import StrictRoute
-from hybridmoe.text.answer_parts import ArgumentsPart, CallStart, Part, ReasoningPart, TextPart
+from hybridmoe.text.response_parser import ArgumentsPart, CallStart, Part, ReasoningPart, TextPart
 
 __all__ = ["router"]
 

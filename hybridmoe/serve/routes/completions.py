@@ -24,7 +24,7 @@ from hybridmoe.serve.schemas.common import refuse_unsupported, token_limit
 from hybridmoe.serve.schemas.completions import CompletionAnswer, CompletionRequest
 from hybridmoe.serve.service import Service
 from hybridmoe.serve.strict_json import StrictRoute
-from hybridmoe.text.answer_parts import TextPart
+from hybridmoe.text.response_parser import TextPart
 
 __all__ = ["router"]
 

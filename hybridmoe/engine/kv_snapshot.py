@@ -1,0 +1,138 @@
+"""A sequence's latents in a file: written once, taken back without reading the prompt again.
+
+    8 bytes   magic, with the version
+    4 bytes   length of the header, little-endian
+    header    JSON: fingerprint, kv_type, num_layers, row_bytes, num_tokens, sha256 of what follows
+    ids       int32 (T)
+    latents   uint8 (layers, T, row bytes), as the pages hold them
+
+Latents of another type than the cache's are converted. A file is untrusted: its sizes are checked
+before anything is read into the cache.
+"""
+
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from hybridmoe.config import KV_TYPES
+from hybridmoe.engine.kv_cache import BlockTable, KvCache
+from hybridmoe.errors import ConfigError
+from hybridmoe.kernels.paged_mla import PAGE_TOKENS, convert_rows, row_bytes
+from hybridmoe.replace_file import replace_file
+
+__all__ = ["read_sequence", "write_sequence"]
+
+_MAGIC = b"hmLATNT1"
+_MAX_HEADER_BYTES = 4096
+
+
+def write_sequence(path: Path, ids: list[int], cache: KvCache, fingerprint: str) -> int:
+    """Write the known beginning of `ids`; how many tokens that is. Raises OSError."""
+    pages, num_tokens = cache.pages_of([*ids, -1])  # the last token counts, too
+    rows = cache.data[:, pages].flatten(1, 2)[:, :num_tokens].contiguous().cpu().numpy()
+    body = [np.array(ids[:num_tokens], np.int32), rows]
+    header = json.dumps(
+        {
+            "fingerprint": fingerprint,
+            "kv_type": cache.plan.kv_type,
+            "num_layers": rows.shape[0],
+            "row_bytes": rows.shape[2],
+            "num_tokens": num_tokens,
+            "sha256": _digest(*body),
+        }
+    ).encode()
+    with replace_file(path) as file:
+        file.write(_MAGIC + len(header).to_bytes(4, "little") + header)
+        for array in body:
+            file.write(array.data)
+    return num_tokens
+
+
+def read_sequence(path: Path, cache: KvCache, fingerprint: str, vocab_size: int) -> list[int]:
+    """Put a file's latents into the cache; its ids. Errors: ConfigError, one line; OSError."""
+    with path.open("rb") as file:
+        header = _read_header(path, file.read(12), file)
+        _check_header(path, header, cache, fingerprint)
+        num_tokens = header["num_tokens"]
+        shape = (cache.data.shape[0], num_tokens, header["row_bytes"])
+        num_bytes = 4 * num_tokens + int(np.prod(shape))
+        if os.fstat(file.fileno()).st_size - file.tell() != num_bytes:
+            raise ConfigError(f"{path.name}: expected {num_bytes} bytes behind the header")
+        ids = np.fromfile(file, np.int32, num_tokens)
+        rows = np.fromfile(file, np.uint8, int(np.prod(shape))).reshape(shape)
+    if _digest(ids, rows) != header["sha256"]:
+        raise ConfigError(f"{path.name}: damaged: its contents do not have the sum in its header")
+    if num_tokens and not 0 <= ids.min() <= ids.max() < vocab_size:
+        raise ConfigError(f"{path.name}: token ids outside the vocabulary of {vocab_size}")
+    if header["kv_type"] != cache.plan.kv_type:
+        rows = _converted(rows, header["kv_type"], cache)
+    _put(ids.tolist(), rows, cache, path)
+    return ids.tolist()  # type: ignore[no-any-return]
+
+
+def _converted(rows: NDArray[np.uint8], kv_type: str, cache: KvCache) -> NDArray[np.uint8]:
+    """Latents of the cache's type; a layer at a time, since in between they are float32."""
+    to = cache.plan.kv_type
+    out = np.empty((*rows.shape[:2], row_bytes(to, cache.latent_dim)), np.uint8)
+    for layer, converted in zip(rows, out, strict=True):
+        converted[:] = convert_rows(torch.from_numpy(layer), kv_type, to, cache.latent_dim).numpy()
+    return out
+
+
+def _put(ids: list[int], rows: NDArray[np.uint8], cache: KvCache, path: Path) -> None:
+    holding = BlockTable()
+    if not cache.reserve(holding, len(ids)):
+        raise ConfigError(f"{path.name}: {len(ids)} tokens; the cache has no room for them now")
+    for i, page in enumerate(holding.pages):
+        part = torch.from_numpy(rows[:, i * PAGE_TOKENS : (i + 1) * PAGE_TOKENS])
+        cache.data[:, page, : part.shape[1]] = part
+    cache.release(holding, ids, len(ids))
+
+
+def _read_header(path: Path, start: bytes, file: Any) -> dict[str, Any]:
+    size = int.from_bytes(start[8:], "little")
+    if len(start) < 12 or start[:8] != _MAGIC or not 2 <= size <= _MAX_HEADER_BYTES:
+        raise ConfigError(f"{path.name} is no saved sequence of this version")
+    try:
+        header = json.loads(file.read(size))
+    except (ValueError, RecursionError):
+        header = None
+    if not isinstance(header, dict):
+        raise ConfigError(f"{path.name}: its header is not JSON")
+    return header
+
+
+def _check_header(path: Path, header: dict[str, Any], cache: KvCache, fingerprint: str) -> None:
+    kv_type = header.get("kv_type")
+    if kv_type not in KV_TYPES:
+        raise ConfigError(
+            f"{path.name}: kv_type is {kv_type!r:.40}, expected one of {', '.join(KV_TYPES)}"
+        )
+    expected = {
+        "fingerprint": fingerprint,
+        "num_layers": cache.data.shape[0],
+        "row_bytes": row_bytes(kv_type, cache.latent_dim),
+    }
+    for name, value in expected.items():
+        if header.get(name) != value:
+            what = "it belongs to another model" if name == "fingerprint" else "it does not fit"
+            raise ConfigError(
+                f"{path.name}: {what}: {name} is {header.get(name)!r:.40}, expected {value!r:.40}"
+            )
+    most = cache.plan.num_tokens
+    count = header.get("num_tokens")
+    if type(count) is not int or not 0 <= count <= most:
+        raise ConfigError(f"{path.name}: {count!r:.40} tokens; this cache holds up to {most}")
+
+
+def _digest(*arrays: NDArray[Any]) -> str:
+    sum = hashlib.sha256()
+    for array in arrays:
+        sum.update(array.data)
+    return sum.hexdigest()

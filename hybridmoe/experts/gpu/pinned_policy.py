@@ -1,0 +1,39 @@
+"""A policy for a card where the user decides about the experts of some layers."""
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hybridmoe.experts.policy import CacheShape, Decision, Policy, make_policy
+from hybridmoe.planning.placement_rules import ExpertLayers
+
+__all__ = ["PinnedPolicy"]
+
+
+class PinnedPolicy:
+    """A `Policy`: another one's for all layers but those that are always or never on the card."""
+
+    name = "placed"
+
+    def __init__(self, shape: CacheShape, layers: ExpertLayers, name: str) -> None:
+        """layers: counted from 0. shape: with slots for the pinned. name: the other policy's."""
+        num_pinned = len(layers.pinned) * shape.num_experts
+        assert num_pinned <= shape.num_slots, (layers, shape)
+        self._layers = layers
+        self._placed = layers.pinned | layers.left
+        rest = shape._replace(num_slots=shape.num_slots - num_pinned)
+        self._others: Policy = make_policy(name, rest)
+        self._num_experts = shape.num_experts
+        first = np.array(sorted(layers.pinned), np.int64)[:, None] * shape.num_experts
+        self.pinned = (first + np.arange(shape.num_experts)).reshape(-1)  # their keys
+
+    def on_access(self, layer: int, experts: NDArray[np.int32], is_prefill: bool) -> Decision:
+        if layer not in self._placed:
+            return self._others.on_access(layer, experts, is_prefill)
+        hits = np.full(len(experts), layer in self._layers.pinned)
+        return Decision(hits, np.empty(0, np.int32), np.empty(0, np.int64))
+
+    def warm(self, keys: NDArray[np.int64]) -> None:
+        self._others.warm(keys[~np.isin(keys // self._num_experts, list(self._placed))])
+
+    def resident(self) -> NDArray[np.int64]:
+        return np.union1d(self.pinned, self._others.resident())

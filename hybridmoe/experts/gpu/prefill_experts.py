@@ -1,0 +1,295 @@
+"""The routed experts of a prompt's step, by the CPU and the card at the same time.
+
+The step's ids come to the host, which shares the experts out (prefill_plan.py): the CPU's go to the
+native kernels through the stream of host calls, the card's come over the link (link_pipe.py) or are
+in its slots already, and are decoded and multiplied there. Sums are added in the order of the plan,
+so that a result depends on the rates and on what is in the slots, never on timing. It has run in
+Triton's interpreter and with stand-ins for streams, not on a card yet.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from hybridmoe import _C
+from hybridmoe.device.interface import Pending
+from hybridmoe.device.streams import Event, Stream, host_empty
+from hybridmoe.errors import HybridMoeError
+from hybridmoe.experts.backend import ExpertWeights
+from hybridmoe.experts.gpu.weight_stream import Piece, WeightStream
+from hybridmoe.kernels.matrix import QuantMatrix
+from hybridmoe.planning.model_sizes import Part
+from hybridmoe.planning.prefill_split import Split, costs_of, split
+from hybridmoe.planning.rates import Rates
+
+if TYPE_CHECKING:
+    from hybridmoe.kernels.triton.expert_ffn import SlotLayout
+
+__all__ = ["AddExpert", "ExpertTally", "HeldExperts", "StreamedExperts", "Streams", "pieces_of"]
+
+# out, x, rows, factor, slot, layout: `kernels.triton.expert_prefill.add_expert`
+AddExpert = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, "SlotLayout"], None]
+
+
+class HeldExperts(NamedTuple):
+    """Experts in the card's slots. Nothing of it changes during a step."""
+
+    slots: Tensor  # (slots, bytes) uint8, on the card
+    table: NDArray[np.int32]  # (L, E or more): slots; -1 = none; layers counted from 0
+
+
+class Streams(NamedTuple):
+    """What works at once."""
+
+    main: Stream  # the card's products
+    host: Stream  # the CPU's part, with the copies of its inputs and its result
+    link: Stream  # copies of experts, and nothing else
+
+
+@dataclass(frozen=True, slots=True)
+class _Layer:
+    index: int  # counted from 0
+    experts: ExpertWeights
+    layout: "SlotLayout | None"
+    parts: tuple[Part, ...]  # of one expert
+    call: _C.HostExpertCall
+
+
+@dataclass(slots=True)
+class _HostMemory:
+    """What the host has of a layer's step."""
+
+    x: Tensor  # (max_tokens, H) f32
+    ids: Tensor  # (max_tokens, k) int32
+    weights: Tensor  # (max_tokens, k) f32
+    out: Tensor  # (max_tokens, H) f32
+    pairs: Tensor  # (max_tokens k) int64
+    left_out: Tensor  # (E) int32: 0 where the card computes an expert, else -1
+    returned: Event  # the CPU's part has left this memory
+
+
+@dataclass(slots=True)
+class ExpertTally:
+    """Experts of all steps, by who computed them; `splits`: of the last step, by layer."""
+
+    cpu: int = 0
+    held: int = 0
+    streamed: int = 0
+    streamed_bytes: int = 0
+    splits: dict[int, Split] = field(default_factory=dict)
+
+
+class StreamedExperts:
+    """One thread's. `close` ends its threads."""
+
+    def __init__(
+        self,
+        layers: Mapping[int, ExpertWeights],
+        layouts: "Sequence[SlotLayout | None]",
+        add_expert: AddExpert,
+        rates: Rates,
+        streams: Streams,
+        device: torch.device,
+        *,
+        max_tokens: int,
+        top_k: int,
+        held: HeldExperts | None = None,
+    ) -> None:
+        """layers: by their number in the model. layouts: of each one's slots; None: the CPU's.
+
+        rates: those of the card among them. max_tokens: of a step.
+        """
+        assert rates.gpu is not None, "the rates of the card are not known"
+        first = next(iter(layers.values())).gate
+        self._add_expert = add_expert
+        self._rates, self._gpu = rates, rates.gpu
+        self._streams, self._device = streams, device
+        self._held = held
+        self._num_experts = first.batch
+        self._memory = self._make_memory(first, max_tokens, top_k)
+        self._layers = {
+            number: _Layer(
+                index,
+                experts,
+                layout,
+                tuple(_part(w) for w in experts),
+                _call(self._memory, experts, max_tokens, top_k),
+            )
+            for index, ((number, experts), layout) in enumerate(
+                zip(layers.items(), layouts, strict=True)
+            )
+        }
+        largest = max((layout.slot_bytes for layout in layouts if layout), default=0)
+        self._pipe = WeightStream(largest, device, streams.main, streams.link)
+        self._alive: tuple[Tensor, ...] = ()
+        self.tally = ExpertTally()
+
+    def submit(self, layer: int, x: Tensor, ids: Tensor, weights: Tensor) -> Pending:
+        """Begin one layer; the result gives the sum (T, H) f32, on the card, to the main stream.
+
+        Waits for the ids, once. Shapes: x (T, H) f32 · ids (T, k) int32, -1 = skip · weights (T, k)
+        f32, all on the card; x stays as it is until the result is there.
+        Numeric: the card multiplies as `kernels.triton.linear` does; sums over experts in f32.
+        """
+        main, memory, num_tokens = self._streams.main, self._memory, x.shape[0]
+        known = self._layers[layer]
+        memory.returned.wait()
+        main.copy(memory.ids[:num_tokens], ids)
+        main.copy(memory.weights[:num_tokens], weights)
+        main.record().wait()
+        groups = _Groups(memory.ids[:num_tokens].numpy(), self._num_experts)
+        plan = self._share_out(layer, known, groups, x)
+        by_cpu = self._start_cpu(known.call, plan, x) if plan.cpu else None
+        out = x.new_zeros(x.shape)  # (T, H)
+        if plan.card:
+            self._run_card(out, layer, plan, groups, x, weights)
+        if by_cpu is None:
+            return lambda: out
+        returned = memory.returned
+
+        def result() -> Tensor:
+            main.wait_for(returned)
+            return out.add_(by_cpu)
+
+        return result
+
+    def check(self) -> None:
+        """After a step, when its results are there: raise HybridMoeError where the CPU failed."""
+        errors = [known.call.take_error() for known in self._layers.values()]  # of all: once told
+        if (error := next(filter(None, errors), None)) is not None:
+            raise HybridMoeError(f"experts on the CPU: {error}")
+
+    def close(self) -> None:
+        """Any number of times."""
+        self._pipe.close()
+
+    def _make_memory(self, gate: QuantMatrix, max_tokens: int, top_k: int) -> _HostMemory:
+        def empty(dtype: torch.dtype, *shape: int) -> Tensor:
+            return host_empty(shape, dtype, self._device)
+
+        return _HostMemory(
+            x=empty(torch.float32, max_tokens, gate.cols),
+            ids=empty(torch.int32, max_tokens, top_k),
+            weights=empty(torch.float32, max_tokens, top_k),
+            out=empty(torch.float32, max_tokens, gate.cols),
+            pairs=empty(torch.int64, max_tokens * top_k),
+            left_out=torch.empty(gate.batch, dtype=torch.int32),
+            returned=self._streams.host.record(),
+        )
+
+    def _share_out(self, layer: int, known: _Layer, groups: "_Groups", x: Tensor) -> Split:
+        """The plan, in numbers of experts."""
+        chosen = groups.chosen
+        if known.layout is None:
+            plan = Split((), tuple(chosen.tolist()), 0, float("nan"))
+        else:
+            is_held = np.zeros(self._num_experts, np.bool_)
+            if self._held is not None:
+                is_held = self._held.table[known.index, : self._num_experts] >= 0
+            x_bytes = x.nbytes
+            costs = costs_of(known.parts, self._rates, self._gpu, groups.counts[chosen], x_bytes)
+            by_place = split(costs, is_held[chosen])
+            plan = by_place._replace(
+                card=tuple(chosen[list(by_place.card)].tolist()),
+                cpu=tuple(chosen[list(by_place.cpu)].tolist()),
+            )
+        tally = self.tally
+        tally.splits[layer] = plan
+        tally.cpu += len(plan.cpu)
+        tally.held += len(plan.held)
+        tally.streamed += len(plan.streamed)
+        tally.streamed_bytes += len(plan.streamed) * sum(part.num_bytes for part in known.parts)
+        return plan
+
+    def _start_cpu(self, call: _C.HostExpertCall, plan: Split, x: Tensor) -> Tensor:
+        """The CPU's sum (T, H), there when `returned` is. The main stream has been waited for."""
+        host, memory, num_tokens = self._streams.host, self._memory, x.shape[0]
+        memory.left_out.fill_(-1)
+        memory.left_out[list(plan.card)] = 0
+        by_cpu = torch.empty_like(x)
+        self._alive = (x, by_cpu)  # until the host's stream has done with them
+        call.num_tokens = num_tokens
+        host.copy(memory.x[:num_tokens], x)
+        host.launch(call)
+        host.copy(by_cpu, memory.out[:num_tokens])
+        memory.returned = host.record()
+        return by_cpu
+
+    def _run_card(
+        self,
+        out: Tensor,
+        layer: int,
+        plan: Split,
+        groups: "_Groups",
+        x: Tensor,
+        weights: Tensor,
+    ) -> None:
+        """Add the card's part to `out`."""
+        known = self._layers[layer]
+        assert known.layout is not None, layer
+        sizes = [int(groups.counts[expert]) for expert in plan.card]
+        chosen = self._memory.pairs[: sum(sizes)]
+        np.concatenate([groups.pairs_of(expert) for expert in plan.card], out=chosen.numpy())
+        pairs = chosen.to(self._device, non_blocking=True)  # torch's stream is the main one
+        tokens = torch.split(pairs // weights.shape[1], sizes)
+        factors = torch.split(weights.reshape(-1)[pairs, None], sizes)
+        work = list(zip(plan.card, tokens, factors, strict=True))
+        for expert, rows, factor in work[: plan.num_held]:
+            assert self._held is not None, expert
+            slot = self._held.slots[int(self._held.table[known.index, expert])]
+            self._add_expert(out, x, rows, factor, slot, known.layout)
+        for expert, rows, factor in work[plan.num_held :]:
+            with self._pipe.bring(pieces_of(known.experts, known.layout, expert)) as slot:
+                self._add_expert(out, x, rows, factor, slot, known.layout)
+
+
+class _Groups:
+    """Pairs of a token and its place among the k experts, by expert."""
+
+    def __init__(self, ids: NDArray[np.int32], num_experts: int) -> None:
+        flat = ids.reshape(-1)
+        self._pairs = flat.argsort(kind="stable")  # those without an expert first
+        self.counts = np.bincount(flat[flat >= 0], minlength=num_experts)
+        assert len(self.counts) == num_experts, f"expert {len(self.counts) - 1} of {num_experts}"
+        self._ends = (flat < 0).sum() + self.counts.cumsum()
+        self.chosen = np.flatnonzero(self.counts)
+
+    def pairs_of(self, expert: int) -> NDArray[np.int64]:
+        end = self._ends[expert]
+        return self._pairs[end - self.counts[expert] : end]
+
+
+def pieces_of(experts: ExpertWeights, layout: "SlotLayout", expert: int) -> list[Piece]:
+    """The bytes of one expert, as its slot has them."""
+    offsets = (0, layout.up_offset, layout.down_offset)
+    return [
+        Piece(offset, w.data.reshape(w.batch, -1)[expert])
+        for offset, w in zip(offsets, experts, strict=True)
+    ]
+
+
+def _part(w: QuantMatrix) -> Part:
+    return Part(w.type, w.rows * w.cols, w.num_bytes // w.batch)
+
+
+def _call(
+    memory: _HostMemory, experts: ExpertWeights, max_tokens: int, top_k: int
+) -> _C.HostExpertCall:
+    gate, up, down = (w.handle for w in experts)
+    return _C.HostExpertCall(
+        memory.x.data_ptr(),
+        memory.ids.data_ptr(),
+        memory.weights.data_ptr(),
+        memory.out.data_ptr(),
+        max_tokens,
+        top_k,
+        gate,
+        up,
+        down,
+        memory.left_out.data_ptr(),
+    )

@@ -1,0 +1,1 @@
+"""This machine: memory, topology, instruction sets, GPU, disk; detected and measured."""

@@ -1,0 +1,90 @@
+"""The routed experts of a layer in pieces: `ops.expert_ffn` for experts that come one by one.
+
+An expert may lie anywhere in memory, and need be there only for its own `compute`. The result is
+that of `expert_ffn`, bit for bit.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from hybridmoe import _C
+from hybridmoe.errors import ShapeError
+from hybridmoe.kernels.matrix import QuantMatrix
+from hybridmoe.kernels.ops import check_tensor
+
+__all__ = ["IncrementalExpertFfn"]
+
+
+class IncrementalExpertFfn:
+    """begin, compute until every expert has had its turn, finish. Keeps its memory for the next."""
+
+    def __init__(self) -> None:
+        self._pass = _C.ExpertPass()
+        self._out: Tensor | None = None
+        self._inputs: tuple[object, ...] = ()  # kept alive from begin to finish
+
+    def begin(
+        self,
+        x: Tensor,
+        ids: Tensor,
+        weights: Tensor,
+        matrices: Sequence[QuantMatrix],
+        addresses: NDArray[np.int64],
+    ) -> tuple[list[int], int]:
+        """Route the tokens; returns the experts they need, and how many may come in any order.
+
+        Those are the first of the list. The rest go through matrix tiles, whose sums depend on the
+        order: they come after the first, one after the other as listed.
+        Shapes:  x, ids, weights as for `expert_ffn` · matrices: gate, up (E, I, H), down (E, H, I),
+                 of which only type and shape count · addresses (3, E): where each expert's gate, up
+                 and down begin, 0 = not in memory; read by `compute`.
+        Errors:  ShapeError, also for an id outside -1..E-1.
+        """
+        gate, up, down = matrices
+        check_tensor(x, "expert_ffn: x", torch.float32, 2, gate.cols)
+        tokens, top_k = ids.shape if ids.ndim == 2 else (-1, -1)
+        check_tensor(ids, "expert_ffn: ids", torch.int32, 2, top_k)
+        check_tensor(weights, "expert_ffn: weights", torch.float32, 2, top_k)
+        if not tokens == x.shape[0] == weights.shape[0]:
+            raise ShapeError(
+                f"expert_ffn: x has {x.shape[0]} tokens, ids {tokens}, weights {weights.shape[0]}"
+            )
+        is_table = addresses.dtype == np.int64 and addresses.flags.c_contiguous
+        if not is_table or addresses.shape != (3, gate.batch):
+            raise ShapeError(
+                f"expert_ffn: addresses are {addresses.dtype} {addresses.shape}, "
+                f"expected contiguous int64 (3, {gate.batch})"
+            )
+        out = torch.empty_like(x)  # (T, H)
+        order = self._pass.begin(
+            x.data_ptr(),
+            ids.data_ptr(),
+            weights.data_ptr(),
+            tokens,
+            top_k,
+            gate.handle,
+            up.handle,
+            down.handle,
+            addresses.ctypes.data,
+            out.data_ptr(),
+        )
+        self._out, self._inputs = out, (x, ids, weights, addresses)
+        return order
+
+    def compute(self, experts: Sequence[int]) -> None:
+        """Compute some experts, which are in memory now.
+
+        Errors: ShapeError for one that is not, or whose turn it is not; the pass is then over.
+        """
+        self._pass.compute(experts)
+
+    def finish(self) -> Tensor:
+        """The result (T, H) f32. Errors: ShapeError where an expert has not been computed."""
+        self._pass.finish()
+        out, self._out, self._inputs = self._out, None, ()
+        assert out is not None
+        return out

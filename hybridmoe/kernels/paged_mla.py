@@ -1,0 +1,162 @@
+"""Pages of latents, and attention over them, for the sequences of a step together.
+
+As in ops.py: shapes are checked here, numbers made in csrc, and a token's bits depend neither on
+the other sequences nor on how many of its own come in one call.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from hybridmoe import _C
+from hybridmoe.errors import ShapeError
+from hybridmoe.kernels.ops import check_rows, check_tensor
+
+__all__ = [
+    "PAGE_TOKENS",
+    "BlockTables",
+    "LatentPages",
+    "Span",
+    "convert_rows",
+    "latent_attention",
+    "row_bytes",
+    "store_latents",
+]
+
+PAGE_TOKENS = _C.PAGE_TOKENS
+_DTYPES = {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16}
+
+
+def row_bytes(type: str, dim: int) -> int:
+    """Bytes of one token's latents in one layer. Raises ShapeError for an unknown type."""
+    return _C.latent_row_bytes(type, dim)
+
+
+@dataclass(frozen=True, slots=True)
+class LatentPages:
+    """One layer's pages of PAGE_TOKENS rows of `dim` numbers, "f32", "f16", "bf16" or "int8".
+
+    Shapes: data (pages, PAGE_TOKENS, row_bytes(type, dim)) uint8, contiguous. Raises ShapeError.
+    """
+
+    data: Tensor
+    type: str
+    dim: int
+    handle: _C.LatentPages = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        check_tensor(self.data, "LatentPages: data", torch.uint8, 3, row_bytes(self.type, self.dim))
+        num_pages, page_tokens, _ = self.data.shape
+        if page_tokens != PAGE_TOKENS:
+            raise ShapeError(f"LatentPages: pages of {page_tokens} rows, expected {PAGE_TOKENS}")
+        handle = _C.LatentPages(
+            self.data.data_ptr(), self.data.numel(), self.type, num_pages, self.dim
+        )
+        object.__setattr__(self, "handle", handle)
+
+
+class Span(NamedTuple):
+    """A sequence's part in a step: `num_tokens` tokens, the first at position `start`."""
+
+    num_tokens: int
+    start: int
+    pages: Sequence[int]  # position p lies in pages[p // PAGE_TOKENS]
+
+
+class BlockTables:
+    """Where the tokens of a step's sequences lie; the sequences one after the other."""
+
+    def __init__(self, spans: Sequence[Span]) -> None:
+        rows, entries = [], list[int]()
+        for span in spans:
+            rows.append((span.num_tokens, span.start, len(entries)))
+            entries.extend(span.pages[: -(-(span.start + span.num_tokens) // PAGE_TOKENS)])
+        self._spans = torch.tensor(rows, dtype=torch.int64).reshape(-1, 3)
+        self._entries = torch.tensor(entries, dtype=torch.int32)
+        self.num_tokens = sum(span.num_tokens for span in spans)
+
+    @property
+    def arguments(self) -> tuple[int, int, int, int]:
+        """As the native functions take it."""
+        return (
+            self._spans.data_ptr(),
+            self._spans.shape[0],
+            self._entries.data_ptr(),
+            self._entries.shape[0],
+        )
+
+
+def store_latents(rows: Tensor, pages: LatentPages, table: BlockTables) -> None:
+    """Write the step's latents to their places, rounded to the pages' type.
+
+    Shapes:  rows (T, dim) f32.
+    Numeric: f16 and bf16 to nearest even, finite numbers beyond f16's end to the greatest one; int8
+             with a float32 scale, absmax / 127, for each 64 numbers.
+    Errors:  ShapeError, also for a table that does not fit the pages.
+    """
+    check_tensor(rows, "store_latents: rows", torch.float32, 2, pages.dim)
+    _C.store_latents(rows.data_ptr(), rows.shape[0], pages.handle, *table.arguments)
+
+
+def convert_rows(rows: Tensor, type: str, to: str, dim: int) -> Tensor:
+    """Latents of another type: (T, row_bytes(type, dim)) -> (T, row_bytes(to, dim)), uint8, CPU.
+
+    Rounded as `store_latents` does it. Errors: ShapeError.
+    """
+    check_tensor(rows, "convert_rows: rows", torch.uint8, 2, row_bytes(type, dim))
+    num_tokens, num_pages = len(rows), -(-len(rows) // PAGE_TOKENS)
+    data = torch.empty((num_pages, PAGE_TOKENS, row_bytes(to, dim)), dtype=torch.uint8)
+    table = BlockTables([Span(num_tokens, 0, range(num_pages))])
+    store_latents(_widened(rows, type, dim), LatentPages(data, to, dim), table)
+    return data.flatten(0, 1)[:num_tokens]
+
+
+def _widened(rows: Tensor, type: str, dim: int) -> Tensor:
+    """Float32 (T, dim)."""
+    if type != "int8":
+        return rows.view(_DTYPES[type]).float()
+    codes_at = row_bytes(type, dim) - -(-dim // 4) * 4  # behind a scale for each 64 codes
+    scales = rows[:, :codes_at].contiguous().view(torch.float32).repeat_interleave(64, 1)
+    return rows[:, codes_at : codes_at + dim].view(torch.int8) * scales[:, :dim]
+
+
+def latent_attention(
+    latent_queries: Tensor,
+    rope_queries: Tensor,
+    pages: LatentPages,
+    table: BlockTables,
+    scale: float,
+) -> Tensor:
+    """Causal softmax attention of the step's tokens over their sequences' latents: absorbed MLA.
+
+    Shapes:  latent_queries (N, T, R) f32 · rope_queries (T, N, P) f32, its rows anywhere ·
+             pages of dim R + P, the first R numbers of each row also its value -> (N, T, R) f32.
+    Cost:    2 N T S (2 R + P) operations in float32, half of them where T = S.
+    Numeric: softmax over blocks of 256 positions, put together in order; no score is rounded.
+    Errors:  ShapeError.
+    Source:  DeepSeek-V2 (arXiv 2405.04434), section 2.1; online softmax, Milakov & Gimelshein 2018;
+             pages, Kwon et al. 2023 (arXiv 2309.06180).
+    """
+    check_tensor(latent_queries, "latent_attention: latent_queries", torch.float32, 3, None)
+    num_heads, tokens, latent_dim = latent_queries.shape
+    check_rows(rope_queries, "latent_attention: rope_queries", 3, None, tokens, num_heads)
+    token_stride, head_stride, rope_dim = *rope_queries.stride()[:2], rope_queries.shape[2]
+    out = torch.empty_like(latent_queries)  # (N, T, R)
+    _C.latent_attention(
+        latent_queries.data_ptr(),
+        rope_queries.data_ptr(),
+        token_stride,
+        head_stride,
+        tokens,
+        num_heads,
+        latent_dim,
+        rope_dim,
+        scale,
+        pages.handle,
+        *table.arguments,
+        out.data_ptr(),
+    )
+    return out

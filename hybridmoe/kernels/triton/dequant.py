@@ -1,0 +1,124 @@
+"""GGUF blocks to float32 in registers: one function per format, inlined into every kernel.
+
+A function decodes a chunk of 256 neighbouring weights of each of ROWS rows: one block of a K type,
+eight of the smaller ones. `row` holds the addresses of the rows' first bytes, `chunk` counts chunks
+within a row, `limit` is the number of blocks in a row; beyond it, and where `row_ok` is false,
+nothing is read and weights are zero. Codes are loaded as a tile (ROWS, groups, weights of a group)
+and scales as (ROWS, groups), so that a thread that holds several codes of a group loads and unpacks
+its scale once. Every row begins at an even address, but for MXFP4, which is read by bytes.
+
+Products are summed in the tile's own shape, axis by axis. A reshape to (ROWS, 256) comes before
+`tl.dot` and stores only: Triton 3.4 to 3.6 reduce wrongly along an axis that a reshape made, where
+the lanes along it are no neighbours (Q4_K with 8 rows on an H100: sums of other rows, no warning).
+"""
+
+import triton
+import triton.language as tl
+from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
+
+from hybridmoe.kernels.triton.dequant_32 import iq4_nl, mxfp4, q4_0, q4_1, q5_0, q5_1, q8_0
+from hybridmoe.kernels.triton.dequant_256 import iq4_xs, q2_k, q3_k, q4_k, q5_k, q6_k
+
+__all__ = ["CHUNK", "KINDS", "chunk_limit", "columns", "decode", "decode_tile", "sum_tile", "zeros"]
+
+CHUNK = 256
+
+KINDS = (
+    "BF16", "F16", "Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K",
+    "IQ4_NL", "IQ4_XS", "MXFP4",
+)  # fmt: skip
+
+
+def chunk_limit(kind: str, cols: int) -> int:
+    """What the kernels take as `limit` for rows of `cols` weights."""
+    return int(cols // GGML_QUANT_SIZES[GGMLQuantizationType[kind]][0])
+
+
+@triton.jit
+def _plain(row, chunk, limit, row_ok, IS_BF16: tl.constexpr):
+    k = chunk * 256 + tl.arange(0, 256)
+    mask = row_ok[:, None] & (k < limit)[None, :]
+    if IS_BF16:  # pointers to numbers, not to bytes: the compiler sees that they lie together
+        address = row.to(tl.pointer_type(tl.uint16))[:, None] + k[None, :]
+        bits = tl.load(address, mask=mask, other=0).to(tl.uint32)
+        w = (bits << 16).to(tl.float32, bitcast=True)
+    else:
+        address = row.to(tl.pointer_type(tl.float16))[:, None] + k[None, :]
+        w = tl.load(address, mask=mask, other=0.0).to(tl.float32)
+    return w
+
+
+@triton.jit
+def columns(KIND: tl.constexpr):
+    """0 ... 255 in the shape of the type's tile, with a first axis of one row."""
+    if (KIND == "BF16") | (KIND == "F16"):
+        k = tl.arange(0, 256)[None, :]
+    elif (KIND == "Q2_K") | (KIND == "Q3_K") | (KIND == "Q6_K"):
+        k = (16 * tl.arange(0, 16)[:, None] + tl.arange(0, 16)[None, :])[None, :, :]
+    elif (KIND == "Q8_0") | (KIND == "Q4_K") | (KIND == "Q5_K"):
+        k = (32 * tl.arange(0, 8)[:, None] + tl.arange(0, 32)[None, :])[None, :, :]
+    else:
+        half = 16 * tl.arange(0, 2)[None, None, :, None] + tl.arange(0, 16)[None, None, None, :]
+        k = 32 * tl.arange(0, 8)[None, :, None, None] + half
+    return k
+
+
+@triton.jit
+def zeros(KIND: tl.constexpr, ROWS: tl.constexpr):
+    """A tile to add products to."""
+    acc = tl.zeros((ROWS,), tl.float32)
+    k = columns(KIND)
+    for _ in tl.static_range(len(k.shape) - 1):
+        acc = tl.expand_dims(acc, len(acc.shape))
+    return acc + 0.0 * k.to(tl.float32)
+
+
+@triton.jit
+def sum_tile(tile):
+    """A tile's sums over columns: (ROWS,)."""
+    for _ in tl.static_range(len(tile.shape) - 1):
+        tile = tl.sum(tile, len(tile.shape) - 1)
+    return tile
+
+
+@triton.jit
+def decode(row, chunk, limit, row_ok, KIND: tl.constexpr, ROWS: tl.constexpr):
+    """`decode_tile` as (ROWS, 256), not to be reduced."""
+    return tl.reshape(decode_tile(row, chunk, limit, row_ok, KIND), (ROWS, 256))
+
+
+@triton.jit
+def decode_tile(row, chunk, limit, row_ok, KIND: tl.constexpr):
+    """Weights 256 chunk ... + 255 of the rows: f32 in a tile, zeros where there are none."""
+    if KIND == "BF16":
+        w = _plain(row, chunk, limit, row_ok, True)
+    elif KIND == "F16":
+        w = _plain(row, chunk, limit, row_ok, False)
+    elif KIND == "Q8_0":
+        w = q8_0(row, chunk, limit, row_ok)
+    elif KIND == "Q4_0":
+        w = q4_0(row, chunk, limit, row_ok)
+    elif KIND == "Q4_1":
+        w = q4_1(row, chunk, limit, row_ok)
+    elif KIND == "Q5_0":
+        w = q5_0(row, chunk, limit, row_ok)
+    elif KIND == "Q5_1":
+        w = q5_1(row, chunk, limit, row_ok)
+    elif KIND == "Q2_K":
+        w = q2_k(row, chunk, limit, row_ok)
+    elif KIND == "Q3_K":
+        w = q3_k(row, chunk, limit, row_ok)
+    elif KIND == "Q4_K":
+        w = q4_k(row, chunk, limit, row_ok)
+    elif KIND == "Q5_K":
+        w = q5_k(row, chunk, limit, row_ok)
+    elif KIND == "Q6_K":
+        w = q6_k(row, chunk, limit, row_ok)
+    elif KIND == "IQ4_NL":
+        w = iq4_nl(row, chunk, limit, row_ok)
+    elif KIND == "IQ4_XS":
+        w = iq4_xs(row, chunk, limit, row_ok)
+    else:
+        tl.static_assert(KIND == "MXFP4")
+        w = mxfp4(row, chunk, limit, row_ok)
+    return w

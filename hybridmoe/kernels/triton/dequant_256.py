@@ -1,0 +1,123 @@
+"""Blocks of 256 weights, a chunk each, to float32. Layouts: csrc/formats/blocks.h."""
+
+import triton
+import triton.language as tl
+
+from hybridmoe.kernels.triton.block_loads import load_byte, load_half, load_word
+from hybridmoe.kernels.triton.dequant_32 import nonlinear
+
+__all__ = ["iq4_xs", "q2_k", "q3_k", "q4_k", "q5_k", "q6_k"]
+
+
+@triton.jit
+def q2_k(row, chunk, limit, row_ok):
+    base, mask = _groups(row, chunk, limit, row_ok, 84, 16)
+    packed = load_byte(base + tl.arange(0, 16)[None, :], mask)
+    scale = load_half(base + 80, mask) * (packed & 15).to(tl.float32)
+    minimum = load_half(base + 82, mask) * (packed >> 4).to(tl.float32)
+    q = _two_bits(base + 16, mask)
+    return scale[:, :, None] * q.to(tl.float32) - minimum[:, :, None]
+
+
+@triton.jit
+def q3_k(row, chunk, limit, row_ok):
+    base, mask = _groups(row, chunk, limit, row_ok, 110, 16)
+    g = tl.arange(0, 16)
+    low = (load_byte(base + 96 + (g & 7)[None, :], mask) >> (4 * (g >> 3))[None, :]) & 15
+    high = (load_byte(base + 104 + (g & 3)[None, :], mask) >> (2 * (g >> 2))[None, :]) & 3
+    scale = load_half(base + 108, mask) * ((low | (high << 4)) - 32).to(tl.float32)
+    i = tl.arange(0, 16)
+    third_at = (16 * (g & 1))[:, None] + i[None, :]  # of 32 bytes; a bit for each 32 weights
+    third = load_byte(base[:, :, None] + third_at[None, :, :], mask[:, :, None])
+    third = (third >> (g >> 1)[None, :, None]) & 1
+    q = _two_bits(base + 32, mask) + 4 * third - 4
+    return scale[:, :, None] * q.to(tl.float32)
+
+
+@triton.jit
+def q4_k(row, chunk, limit, row_ok):
+    base, mask = _groups(row, chunk, limit, row_ok, 144, 8)
+    scale, minimum = _k_scales(base, mask)
+    q = _four_bits(base + 16, mask)
+    return scale[:, :, None] * q.to(tl.float32) - minimum[:, :, None]
+
+
+@triton.jit
+def q5_k(row, chunk, limit, row_ok):
+    base, mask = _groups(row, chunk, limit, row_ok, 176, 8)
+    scale, minimum = _k_scales(base, mask)
+    g = tl.arange(0, 8)
+    i = tl.arange(0, 32)
+    fifth = load_byte(base[:, :, None] + (16 + i)[None, None, :], mask[:, :, None])
+    q = _four_bits(base + 48, mask) | (((fifth >> g[None, :, None]) & 1) << 4)
+    return scale[:, :, None] * q.to(tl.float32) - minimum[:, :, None]
+
+
+@triton.jit
+def q6_k(row, chunk, limit, row_ok):
+    base, mask = _groups(row, chunk, limit, row_ok, 210, 16)
+    g = tl.arange(0, 16)
+    i = tl.arange(0, 16)
+    s = tl.load(base + 192 + g[None, :], mask=mask, other=0).to(tl.int8, bitcast=True)
+    scale = load_half(base + 208, mask) * s.to(tl.float32)
+    low_at = (64 * (g >> 3) + 16 * (g & 3))[:, None] + i[None, :]  # (16, 16)
+    high_at = (128 + 32 * (g >> 3) + 16 * (g & 1))[:, None] + i[None, :]
+    low = load_byte(base[:, :, None] + low_at[None, :, :], mask[:, :, None])
+    high = load_byte(base[:, :, None] + high_at[None, :, :], mask[:, :, None])
+    low_shift, high_shift = 4 * ((g & 7) >> 2), 2 * ((g & 7) >> 1)
+    q = ((low >> low_shift[None, :, None]) & 15) | (((high >> high_shift[None, :, None]) & 3) << 4)
+    return scale[:, :, None] * (q - 32).to(tl.float32)
+
+
+@triton.jit
+def iq4_xs(row, chunk, limit, row_ok):
+    base, mask = _groups(row, chunk, limit, row_ok, 136, 8)
+    g = tl.arange(0, 8)
+    low = (load_byte(base + 4 + (g >> 1)[None, :], mask) >> (4 * (g & 1))[None, :]) & 15
+    high = (load_word(base + 2, mask) >> (2 * g)[None, :]) & 3
+    scale = load_half(base, mask) * ((low | (high << 4)) - 32).to(tl.float32)
+    half = tl.arange(0, 2)[None, None, :, None]
+    i = tl.arange(0, 16)[None, None, None, :]
+    at = 8 + 16 * g[None, :, None, None] + 0 * half + i  # (1, 8, 2, 16)
+    codes = load_byte(base[:, :, None, None] + at, mask[:, :, None, None])
+    q = nonlinear((codes >> (4 * half)) & 15)
+    return scale[:, :, None, None] * q.to(tl.float32)
+
+
+@triton.jit
+def _groups(row, chunk, limit, row_ok, NUM_BYTES: tl.constexpr, GROUPS: tl.constexpr):
+    """A block's address for each of its groups, and whether there is one: (ROWS, GROUPS) each."""
+    block = tl.zeros((GROUPS,), tl.int32) + chunk
+    return row[:, None] + NUM_BYTES * block[None, :], row_ok[:, None] & (block < limit)[None, :]
+
+
+@triton.jit
+def _two_bits(base, mask):
+    """Codes (ROWS, 16, 16) of Q2_K and Q3_K: 32 bytes hold four times 32 weights."""
+    g = tl.arange(0, 16)
+    at = (32 * (g >> 3) + 16 * (g & 1))[:, None] + tl.arange(0, 16)[None, :]  # (16, 16)
+    codes = load_byte(base[:, :, None] + at[None, :, :], mask[:, :, None])
+    return (codes >> (2 * ((g >> 1) & 3))[None, :, None]) & 3
+
+
+@triton.jit
+def _four_bits(base, mask):
+    """Codes (ROWS, 8, 32) of Q4_K and Q5_K: 32 bytes hold twice 32 weights."""
+    g = tl.arange(0, 8)
+    at = 32 * (g >> 1)[:, None] + tl.arange(0, 32)[None, :]  # (8, 32)
+    codes = load_byte(base[:, :, None] + at[None, :, :], mask[:, :, None])
+    return (codes >> (4 * (g & 1))[None, :, None]) & 15
+
+
+@triton.jit
+def _k_scales(base, mask):
+    """d * scale and dmin * min of the 8 groups of Q4_K and Q5_K: (ROWS, 8) each."""
+    g = tl.arange(0, 8)
+    packed = base + 4 + (g & 3)[None, :]
+    a, b = load_byte(packed, mask), load_byte(packed + 4, mask)
+    c = load_byte(packed + 8, mask)
+    is_first = (g < 4)[None, :]
+    s = tl.where(is_first, a & 63, (c & 15) | ((a >> 6) << 4))
+    m = tl.where(is_first, b & 63, (c >> 4) | ((b >> 6) << 4))
+    scale = load_half(base, mask) * s.to(tl.float32)
+    return scale, load_half(base + 2, mask) * m.to(tl.float32)

@@ -1,0 +1,251 @@
+"""Products with quantised matrices on a card, straight from GGUF blocks.
+
+Up to 16 tokens one kernel reads the blocks once and decodes them in registers: a single token by
+float32 multiply-adds, more by tensor cores with both sides rounded to bfloat16. More tokens than
+that: slabs of the matrix are decoded to bfloat16 and multiplied by torch.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from gguf import GGMLQuantizationType
+from torch import Tensor
+
+from hybridmoe.errors import ShapeError
+from hybridmoe.kernels.triton.dequant import (
+    CHUNK,
+    chunk_limit,
+    columns,
+    decode,
+    decode_tile,
+    sum_tile,
+    zeros,
+)
+from hybridmoe.kernels.triton.matrix import DeviceMatrix
+from hybridmoe.kernels.triton.runtime import (
+    DOT_TYPE,
+    check_device_rows,
+    num_multiprocessors,
+)
+
+__all__ = ["MAX_GEMV_TOKENS", "GemvPlan", "batched_linear", "dequantize", "linear", "plan_gemv"]
+
+MAX_GEMV_TOKENS = 16
+SLAB_BYTES = 64 << 20  # of decoded weights at a time: about what a card's second-level cache holds
+
+# What allows TF32. Torch 2.9 renamed it, and the old name cannot be read where the new one is set.
+_IS_NEW = hasattr(torch.backends.cuda.matmul, "fp32_precision")
+_PRECISION, _FULL = ("fp32_precision", "ieee") if _IS_NEW else ("allow_tf32", False)
+
+
+class GemvPlan(NamedTuple):
+    """The launch of a product: `num_splits` programs share the columns of `block_rows` rows."""
+
+    block_rows: int
+    num_splits: int
+    chunks_per_split: int
+
+
+def plan_gemv(num_rows: int, num_chunks: int, num_sms: int) -> GemvPlan:
+    """Enough bytes in flight to cover the latency of memory, by Little's law.
+
+    A card of 1 to 3.4 TB/s with 600 ns of latency needs 0.6 to 2 MB on the way, 5 to 16 KB for each
+    of 130 multiprocessors. A program holds 16 rows of one chunk, 2.3 KB at Q4_K; five programs of
+    four warps run at once by their registers (80 to 96 a thread on sm_89) and have 11.5 KB. Where
+    rows alone give fewer than eight programs (three waiting, so that none idles at the end), the
+    columns are split; a split keeps at least two chunks, since it writes 4 bytes per row and token
+    that are read again.
+    """
+    block_rows = 16  # also the least that tensor cores take
+    tiles = triton.cdiv(num_rows, block_rows)
+    splits = max(1, min(triton.cdiv(8 * num_sms, tiles), num_chunks // 2))
+    chunks_per_split = triton.cdiv(num_chunks, splits)
+    return GemvPlan(block_rows, triton.cdiv(num_chunks, chunks_per_split), chunks_per_split)
+
+
+def linear(x: Tensor, w: DeviceMatrix, out: Tensor | None = None) -> Tensor:
+    """x W^T.
+
+    Shapes:  x (T, K) f32 · w one matrix (N, K) -> (T, N) f32, in `out` where that is given. Rows of
+             both anywhere.
+    Cost:    reads w once up to 16 tokens; above, also writes and reads it as bf16.
+    Numeric: sums in f32. One token: weights and x are not rounded. More: both rounded to bf16;
+             above 16 tokens also the result. F32 matrices: nothing is rounded.
+    Errors:  ShapeError.
+    """
+    if w.batch != 1:
+        raise ShapeError(f"linear: w is a stack of {w.batch} matrices, expected one")
+    check_device_rows(x, "linear: x", (None, w.cols))
+    return batched_linear(x[None], w, None if out is None else out[None])[0]
+
+
+def batched_linear(x: Tensor, w: DeviceMatrix, out: Tensor | None = None) -> Tensor:
+    """x[b] W[b]^T for every matrix of a stack: the per-head products of latent attention.
+
+    Shapes:  x (B, T, K) f32 · w B matrices (N, K) -> (B, T, N) f32, in `out` where that is given.
+             Rows of both anywhere.
+    Numeric: as `linear`.
+    Errors:  ShapeError.
+    """
+    check_device_rows(x, "batched_linear: x", (w.batch, None, w.cols))
+    tokens = x.shape[1]
+    if out is None:
+        out = x.new_empty(w.batch, tokens, w.rows)  # (B, T, N)
+    else:
+        check_device_rows(out, "batched_linear: out", (w.batch, tokens, w.rows))
+    if tokens == 0 or w.rows == 0 or w.batch == 0:
+        return out
+    if w.type == GGMLQuantizationType.F32:
+        weights = w.data.view(torch.float32).view(w.batch, w.rows, w.cols)
+        with _full_precision():
+            return out.copy_(x @ weights.transpose(1, 2))
+    if tokens <= MAX_GEMV_TOKENS:
+        return _gemv(x, w, out)
+    rounded = x.bfloat16()
+    slab_rows = min(w.rows, max(1, SLAB_BYTES // (2 * w.cols)))
+    group = max(1, SLAB_BYTES // (2 * w.cols * w.rows))  # of whole matrices
+    for b in range(0, w.batch, group):
+        count = min(group, w.batch - b)
+        for start in range(0, w.rows, slab_rows):
+            end = min(start + slab_rows, w.rows)
+            weights = _dequantize(w, b * w.rows + start, count * (end - start))
+            weights = weights.view(count, end - start, w.cols)
+            out[b : b + count, :, start:end] = rounded[b : b + count] @ weights.transpose(1, 2)
+    return out
+
+
+@contextmanager
+def _full_precision() -> Iterator[None]:
+    """No TF32, whatever the program around has set."""
+    flags = torch.backends.cuda.matmul
+    before = getattr(flags, _PRECISION)
+    setattr(flags, _PRECISION, _FULL)
+    try:
+        yield
+    finally:
+        setattr(flags, _PRECISION, before)
+
+
+def dequantize(w: DeviceMatrix) -> Tensor:
+    """Every weight, rounded to bf16: (B, N, K)."""
+    if w.type == GGMLQuantizationType.F32:
+        return w.data.view(torch.float32).view(w.batch, w.rows, w.cols).bfloat16()
+    return _dequantize(w, 0, w.batch * w.rows).view(w.batch, w.rows, w.cols)
+
+
+def _gemv(x: Tensor, w: DeviceMatrix, out: Tensor) -> Tensor:
+    """out (B, T, N) of x (B, T, K), T from 1 to 16."""
+    batch, tokens, cols = x.shape
+    plan = plan_gemv(w.rows * batch, triton.cdiv(cols, CHUNK), num_multiprocessors(x.device))
+    parts = out[None]
+    if plan.num_splits > 1:
+        parts = x.new_empty(plan.num_splits, batch, tokens, w.rows)
+    grid = (triton.cdiv(w.rows, plan.block_rows), plan.num_splits, batch)
+    _gemv_kernel[grid](
+        x,
+        w.data,
+        parts,
+        tokens,
+        w.rows,
+        cols,
+        *x.stride()[:2],
+        *parts.stride()[:3],
+        w.row_bytes,
+        chunk_limit(w.type.name, cols),
+        plan.chunks_per_split,
+        IS_ONE=tokens == 1,
+        DOT=DOT_TYPE,
+        KIND=w.type.name,
+        ROWS=plan.block_rows,
+        num_warps=4 if tokens == 1 else 8,  # four spill registers there (Q6_K on sm_89)
+    )
+    return out if plan.num_splits == 1 else torch.sum(parts, 0, out=out)
+
+
+def _dequantize(w: DeviceMatrix, start: int, num_rows: int) -> Tensor:
+    """Rows start ... of the whole stack as bf16: (num_rows, K)."""
+    out = torch.empty((num_rows, w.cols), dtype=torch.bfloat16, device=w.data.device)
+    first = start * w.row_bytes
+    grid = (triton.cdiv(num_rows, 16), triton.cdiv(w.cols, CHUNK))
+    _dequantize_kernel[grid](
+        w.data[first:],
+        out,
+        num_rows,
+        w.cols,
+        w.row_bytes,
+        chunk_limit(w.type.name, w.cols),
+        KIND=w.type.name,
+        ROWS=16,
+    )
+    return out
+
+
+@triton.jit
+def _gemv_kernel(
+    x_ptr,
+    w_ptr,
+    parts_ptr,
+    num_tokens,
+    num_rows,
+    num_cols,
+    x_batch_stride,
+    x_token_stride,
+    part_stride,
+    out_batch_stride,
+    out_token_stride,
+    row_bytes,
+    limit,
+    chunks_per_split,
+    IS_ONE: tl.constexpr,
+    DOT: tl.constexpr,
+    KIND: tl.constexpr,
+    ROWS: tl.constexpr,
+):
+    """One tile of ROWS rows over one split of the columns of one matrix."""
+    split = tl.program_id(1)
+    b = tl.program_id(2).to(tl.int64)
+    rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    row_ok = rows < num_rows
+    row = w_ptr + (b * num_rows + rows) * row_bytes
+    x_ptr += b * x_batch_stride
+    parts_ptr += split.to(tl.int64) * part_stride + b * out_batch_stride
+    first = split * chunks_per_split
+    last = tl.minimum(first + chunks_per_split, tl.cdiv(num_cols, 256))
+    if IS_ONE:
+        acc = zeros(KIND, ROWS)
+        for chunk in range(first, last):
+            at = chunk * 256 + columns(KIND)
+            x = tl.load(x_ptr + at, mask=at < num_cols, other=0.0).to(tl.float32)
+            acc += decode_tile(row, chunk, limit, row_ok, KIND) * x
+        tl.store(parts_ptr + rows, sum_tile(acc), mask=row_ok)
+    else:
+        k = tl.arange(0, 256)
+        token = tl.arange(0, 16)
+        token_ok = token < num_tokens
+        sums = tl.zeros((16, ROWS), tl.float32)
+        for chunk in range(first, last):
+            at = chunk * 256 + k
+            mask = token_ok[:, None] & (at < num_cols)[None, :]
+            x = tl.load(x_ptr + token[:, None] * x_token_stride + at[None, :], mask=mask, other=0.0)
+            w = decode(row, chunk, limit, row_ok, KIND, ROWS).to(tl.bfloat16)
+            sums = tl.dot(x.to(tl.bfloat16).to(DOT), tl.trans(w.to(DOT)), sums)
+        out = parts_ptr + token[:, None] * out_token_stride + rows[None, :]
+        tl.store(out, sums, mask=token_ok[:, None] & row_ok[None, :])
+
+
+@triton.jit
+def _dequantize_kernel(
+    w_ptr, out_ptr, num_rows, num_cols, row_bytes, limit, KIND: tl.constexpr, ROWS: tl.constexpr
+):
+    rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    chunk = tl.program_id(1)
+    row_ok = rows < num_rows
+    rows = rows.to(tl.int64)
+    w = decode(w_ptr + rows * row_bytes, chunk, limit, row_ok, KIND, ROWS)
+    k = chunk * 256 + tl.arange(0, 256)
+    out = out_ptr + rows[:, None] * num_cols + k[None, :]
+    tl.store(out, w.to(tl.bfloat16), mask=row_ok[:, None] & (k < num_cols)[None, :])

@@ -1,0 +1,1 @@
+"""The Python API: load a model, chat, generate."""

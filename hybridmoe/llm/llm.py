@@ -1,0 +1,389 @@
+"""A loaded model as Python sees it: text in, text out.
+
+Joins the engine (token ids) with the tokenizer and the chat template. `chat` and `generate` are
+for one caller at a time: starting another answer ends a stream that was not read to its end. Faces
+that serve many callers use `engine`, which is thread-safe, as are the tokenizer and `encode_chat`.
+"""
+
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from queue import SimpleQueue
+from typing import Any, Literal, NamedTuple, Self, overload
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hybridmoe.config import EngineConfig, ModelConfig
+from hybridmoe.engine.engine import Engine
+from hybridmoe.engine.request import Event, Finished, PromptProgress, Request, TokenEvent, Usage
+from hybridmoe.engine.sampler import SamplingParams
+from hybridmoe.errors import ConfigError, GGUFError, HybridMoeError
+from hybridmoe.experts.routing_trace import TraceWriter
+from hybridmoe.experts.stats import ExpertStats
+from hybridmoe.gguf.fingerprint import fingerprint
+from hybridmoe.gguf.reader import GGUFFile
+from hybridmoe.llm.result import Answer, Piece, PieceStream, Result, ResultStream
+from hybridmoe.model.decoder import Decoder
+from hybridmoe.placement.residency import Residency
+from hybridmoe.planning.disk_cache_plan import TierPlan
+from hybridmoe.text.call_guard import no_calls
+from hybridmoe.text.chat_encoding import encode_chat as encode_messages
+from hybridmoe.text.chat_template import ChatTemplate
+from hybridmoe.text.grammar import Calls, GrammarCompiler
+from hybridmoe.text.limit import Limit
+from hybridmoe.text.response_parser import ResponseParser
+from hybridmoe.text.thinking import thinking_after
+from hybridmoe.text.tokenizer import Tokenizer
+
+__all__ = ["LLM", "Progress", "ProgressCallback", "sampling_defaults"]
+
+Messages = Sequence[Mapping[str, Any]]
+Tools = Sequence[Mapping[str, Any]]
+
+
+class Progress(NamedTuple):
+    """How far a load or a prompt has come."""
+
+    phase: Literal["load", "prompt", "check"]
+    done: int
+    total: int
+    unit: Literal["bytes", "tokens"]
+
+
+ProgressCallback = Callable[[Progress], None]
+
+
+class LLM:
+    """A model ready to answer; made by `hybridmoe.load`."""
+
+    def __init__(
+        self,
+        file: GGUFFile,
+        config: ModelConfig,
+        tokenizer: Tokenizer,
+        engine: EngineConfig,
+        residency: Residency,
+        trace: TraceWriter | None = None,
+    ) -> None:
+        """residency, trace: closed with this."""
+        self.file = file
+        self.config = config
+        self.tokenizer = tokenizer
+        self._templates: dict[bool, ChatTemplate] = {}  # by whether tools are declared
+        self._defaults = sampling_defaults(file.metadata)
+        self._residency = residency
+        self._trace = trace
+        decoder = Decoder(
+            residency.weights(file),
+            config,
+            residency.experts,
+            num_deferred=residency.num_deferred,
+            vram_bytes=residency.vram_bytes,
+        )
+        self.engine = Engine(decoder, tokenizer.eos_ids, engine, trace)
+        self._active: ResultStream | None = None
+        self._last: _Run | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
+
+    @property
+    def context_tokens(self) -> int:
+        """Prompt and answer together may have this many tokens."""
+        return self.engine.config.context_tokens
+
+    @property
+    def can_chat(self) -> bool:
+        """True with a chat template: the file's, or Kimi K2's for its tokens.
+
+        Errors: TemplateError where the file's is no text.
+        """
+        return ChatTemplate.is_known(self.file.metadata, self.tokenizer)
+
+    @property
+    def may_think(self) -> bool:
+        """Whether the file's template knows of thoughts in an answer."""
+        return "<think>" in str(self.file.metadata.get("tokenizer.chat_template", ""))
+
+    @property
+    def expert_plan(self) -> TierPlan | None:
+        """How RAM is divided among experts; None where all of them are in the memory map."""
+        return self._residency.plan
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Sentences on where things are, for whoever opened the model."""
+        return self._residency.notes
+
+    @property
+    def expert_reads(self) -> str | None:
+        """How experts are read from the file, for people; None where none are."""
+        tier = self._residency.tier
+        return None if tier is None else tier.reads
+
+    def expert_stats(self) -> ExpertStats | None:
+        """What the expert cache has done so far; None where there is none."""
+        return self.engine.stats().experts
+
+    @overload
+    def chat(
+        self,
+        messages: Messages,
+        *,
+        tools: Tools | None = None,
+        stream: Literal[False] = False,
+        progress: ProgressCallback | None = None,
+        **sampling: Any,
+    ) -> Result: ...
+
+    @overload
+    def chat(
+        self,
+        messages: Messages,
+        *,
+        tools: Tools | None = None,
+        stream: Literal[True],
+        progress: ProgressCallback | None = None,
+        **sampling: Any,
+    ) -> ResultStream: ...
+
+    def chat(
+        self,
+        messages: Messages,
+        *,
+        tools: Tools | None = None,
+        stream: bool = False,
+        progress: ProgressCallback | None = None,
+        **sampling: Any,
+    ) -> Result | ResultStream:
+        """Answer a conversation, through the file's chat template.
+
+        messages: mappings with "role" and "content", as in OpenAI's API; tools: its function
+        declarations, the only functions that can be called. `sampling` sets fields of
+        `SamplingParams`; what it leaves out comes from the file, or else from that class. With
+        stream=True, an iterator of text pieces; its `pieces` has thoughts too.
+        Errors: ConfigError for unusable messages or parameters; TemplateError.
+        """
+        params = self.sampling_params(sampling)
+        ids = self.encode_chat(messages, tools)
+        num_calls = sum(len(message.get("tool_calls") or ()) for message in messages)
+        constraint = None
+        if tools:
+            constraint = self._grammar.guard(Calls(tools, "auto", num_calls))
+        else:
+            params = replace(params, logit_bias={**params.logit_bias, **no_calls(self.tokenizer)})
+        thinking = thinking_after(ids, self.tokenizer, may_think=self.may_think)
+        parts = ResponseParser(
+            self.tokenizer,
+            stop=params.stop,
+            may_call=bool(tools),
+            tools=tools or (),
+            may_think=True,
+            is_thinking=thinking == "open",
+        )
+        request = Request(prompt_ids=ids, params=params, constraint=constraint)
+        return self._answer(request, Answer(parts, num_calls), stream, progress)
+
+    @overload
+    def generate(
+        self,
+        prompt: str,
+        *,
+        stream: Literal[False] = False,
+        progress: ProgressCallback | None = None,
+        **sampling: Any,
+    ) -> Result: ...
+
+    @overload
+    def generate(
+        self,
+        prompt: str,
+        *,
+        stream: Literal[True],
+        progress: ProgressCallback | None = None,
+        **sampling: Any,
+    ) -> ResultStream: ...
+
+    def generate(
+        self,
+        prompt: str,
+        *,
+        stream: bool = False,
+        progress: ProgressCallback | None = None,
+        **sampling: Any,
+    ) -> Result | ResultStream:
+        """Continue raw text, in which special tokens' names stand for those tokens.
+
+        Parameters and errors as for `chat`.
+        """
+        limit = self.tokenizer.limit(self.context_tokens)
+        ids = self.tokenizer.encode(prompt, add_special=True, parse_special=True, limit=limit)
+        params = self.sampling_params(sampling)
+        answer = Answer(ResponseParser(self.tokenizer, stop=params.stop))
+        return self._answer(Request(prompt_ids=ids, params=params), answer, stream, progress)
+
+    def logits(self, token_ids: Sequence[int]) -> NDArray[np.float32]:
+        """What the model expects after each token: (tokens, vocabulary). Raises ConfigError."""
+        return self.engine.logits(token_ids)
+
+    def encode_chat(
+        self, messages: Messages, tools: Tools | None = None, limit: Limit | None = None
+    ) -> list[int]:
+        """Ids of the prompt that asks for the next message.
+
+        limit: by default, so much more than the context that what is lacking can be told.
+        Errors: ConfigError, TemplateError; those of the limit.
+        """
+        limit = limit or self.tokenizer.limit(self.context_tokens)
+        return encode_messages(self._template(bool(tools)), self.tokenizer, messages, tools, limit)
+
+    def sampling_params(self, given: Mapping[str, Any]) -> SamplingParams:
+        """Parameters by name; what is not given, or None, comes from the file or the class.
+
+        Errors: ConfigError, also for an unknown name.
+        """
+        known = SamplingParams.names()
+        unknown = next((name for name in given if name not in known), None)
+        if unknown is not None:
+            raise ConfigError(f"unknown parameter {unknown!r}; known: {', '.join(known)}")
+        given = {name: value for name, value in given.items() if value is not None}
+        return SamplingParams(**{**self._defaults, **given})
+
+    def save_sequence(self, path: Path) -> int:
+        """Write the last answer's latents, with its prompt's, to a file; how many tokens.
+
+        Without an answer there is no file, and 0. Errors: OSError.
+        """
+        if self._last is None:
+            return 0
+        return self.engine.save(path, self._last.token_ids, self._fingerprint)
+
+    def restore_sequence(self, path: Path) -> int:
+        """Take a file's latents back, so that its tokens are not read again; how many tokens.
+
+        Errors: ConfigError for a damaged file or another model's; OSError.
+        """
+        return len(self.engine.restore(path, self._fingerprint))
+
+    @functools.cached_property
+    def _fingerprint(self) -> str:
+        return f"{fingerprint(self.file)} {self.config.rope_base} {self.config.yarn}"
+
+    def close(self) -> None:
+        """End the engine; release the file's mapping and the vocabulary.
+
+        Errors: ConfigError where expert profile or trace cannot be written; all is released even
+        so.
+        """
+        if self.engine.is_forked:
+            return  # all of it is the parent's, its files too
+        self.engine.close()
+        self.tokenizer.close()
+        self.file.close()
+        try:
+            self._residency.close()
+        finally:
+            if self._trace is not None:
+                self._trace.close()
+
+    def _template(self, has_tools: bool) -> ChatTemplate:
+        if has_tools not in self._templates:
+            self._templates[has_tools] = ChatTemplate.from_metadata(
+                self.file.metadata, self.tokenizer, has_tools=has_tools
+            )
+        return self._templates[has_tools]
+
+    @functools.cached_property
+    def _grammar(self) -> GrammarCompiler:
+        return GrammarCompiler(self.tokenizer)
+
+    def _answer(
+        self, request: Request, answer: Answer, stream: bool, progress: ProgressCallback | None
+    ) -> Result | ResultStream:
+        if self._active is not None:
+            self._active.close()
+        self._last = run = _Run(self.engine, request, answer, progress)
+        self._active = ResultStream(run.pieces(), run.result, run.cancel)
+        if stream:
+            return self._active
+        for _ in self._active:
+            pass
+        return self._active.result
+
+
+class _Run:
+    """One request's events, brought from the engine's thread to the caller's."""
+
+    def __init__(
+        self, engine: Engine, request: Request, answer: Answer, progress: ProgressCallback | None
+    ) -> None:
+        self._prompt_ids = request.prompt_ids
+        self._answer = answer
+        self._progress = progress
+        self._events: SimpleQueue[Event] = SimpleQueue()
+        self._usage = Usage(prompt_tokens=len(request.prompt_ids))
+        self._reason: str | None = None
+        self.cancel = engine.submit(request, self._events.put).cancel
+
+    def pieces(self) -> PieceStream:
+        try:
+            while not self._answer.has_stopped:
+                pieces, is_last = self._take(self._events.get())
+                yield from pieces
+                if is_last:
+                    return
+        finally:
+            self.cancel()
+
+    @property
+    def token_ids(self) -> list[int]:
+        """Of the prompt, and of the answer so far."""
+        return [*self._prompt_ids, *self._answer.token_ids]
+
+    def result(self) -> Result:
+        return self._answer.result(self._reason, self._usage)
+
+    def _take(self, event: Event) -> tuple[list[Piece], bool]:
+        """Pieces that an event makes visible, and whether it is the last."""
+        match event:
+            case PromptProgress():
+                if self._progress is not None:
+                    done, total = event.done_tokens, event.total_tokens
+                    self._progress(Progress("prompt", done, total, "tokens"))
+                return [], False
+            case TokenEvent():
+                self._usage = event.usage
+                return self._answer.push(event.token_id), False
+            case Finished():
+                self._usage = event.usage
+                if event.reason == "error":
+                    kind = ConfigError if event.is_refusal else HybridMoeError
+                    raise kind(event.error)
+                self._reason = None if event.reason == "cancelled" else event.reason
+                return self._answer.flush(), True
+
+
+# GGUF keys that carry a model's recommended sampling (llama.cpp, since late 2025).
+_SAMPLING_KEYS = {
+    "temperature": "general.sampling.temp",
+    "top_k": "general.sampling.top_k",
+    "top_p": "general.sampling.top_p",
+    "min_p": "general.sampling.min_p",
+    "repetition_penalty": "general.sampling.penalty_repeat",
+}
+
+
+def sampling_defaults(metadata: Mapping[str, Any]) -> dict[str, Any]:
+    """A model's recommended sampling. Errors: GGUFError for a value outside its range."""
+    found = {name: metadata[key] for name, key in _SAMPLING_KEYS.items() if key in metadata}
+    for name, value in found.items():
+        try:
+            SamplingParams(**{name: value})
+        except ConfigError as error:
+            raise GGUFError(f"{_SAMPLING_KEYS[name]}: {error}") from None
+    return found

@@ -1,0 +1,1 @@
+"""Carries a memory plan out: reads weights into RAM and VRAM, decides nothing."""

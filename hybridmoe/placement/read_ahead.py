@@ -1,0 +1,38 @@
+"""Page mapped weights into RAM before the first request."""
+
+from collections.abc import Callable
+
+import psutil
+
+from hybridmoe.gguf.reader import GGUFFile
+from hybridmoe.kernels.ops import touch_rows
+
+__all__ = ["read_ahead"]
+
+_READ_BYTES = 32 << 20  # one progress step
+
+
+def read_ahead(file: GGUFFile, progress: Callable[[int, int], None]) -> None:
+    """Bring the mapped weights into RAM, so that the first answer does not wait for the disk.
+
+    Calls progress(bytes done, bytes in all). Where the file is larger than the memory that is
+    free, the routed experts are left to be read when they are used.
+    """
+    tensors = list(file.tensors.values())
+    if sum(t.num_bytes for t in tensors) > psutil.virtual_memory().available:
+        tensors = [t for t in tensors if not t.name.endswith("_exps.weight")]
+    total = sum(t.num_bytes for t in tensors)
+    done = 0
+    progress(0, total)
+    for tensor in tensors:
+        # Matrices lie row by row, experts one after the other; a vector is one row.
+        batch = tensor.shape[0] if len(tensor.shape) == 3 else 1
+        rows = tensor.shape[-2] if len(tensor.shape) > 1 else 1
+        matrix_bytes = tensor.num_bytes // max(1, batch)
+        step = max(1, _READ_BYTES // max(1, matrix_bytes))
+        for first in range(0, batch if tensor.num_bytes else 0, step):
+            count = min(step, batch - first)
+            chunk = tensor.data[first * matrix_bytes : (first + count) * matrix_bytes]
+            touch_rows(chunk, count, rows)
+            done += chunk.size
+            progress(done, total)

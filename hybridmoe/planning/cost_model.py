@@ -1,0 +1,294 @@
+"""What a token costs, and how many there are in a second: a model of a plan on a machine.
+
+Pure. A token's time is a sum over layers, since each needs the one before; inside a layer the GPU,
+the CPU and the disk work at once, so that the slowest counts:
+
+    layer    dense + attention + max(experts in VRAM, experts on the CPU, reads from disk)
+    token    sum of layers + output head + Python's time for each layer
+
+Which of a token's experts are found where is chance: with top_k chosen, the numbers in VRAM, RAM
+and on disk are multinomial, and the expectation of the slowest is summed up over all of them. The
+formulas are derived in docs/plan.md; what they assume of routing is `Hits`.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from math import comb
+
+import numpy as np
+
+from hybridmoe.config import ModelConfig
+from hybridmoe.errors import ConfigError
+from hybridmoe.planning.memory_plan import Plan
+from hybridmoe.planning.model_sizes import GPU_EXPERT_TYPES, Part
+from hybridmoe.planning.prefill_split import costs_of, cpu_products_s, split
+from hybridmoe.planning.rates import DENSE_OVERHEAD, PROMPT_OVERHEAD, GpuRates, Rates
+
+__all__ = ["Hits", "Step", "decode", "hits_of", "prompt"]
+
+HitCurve = Callable[[int], float]  # slots -> share of the chosen experts that are found
+
+_MOST_SUMMED = (
+    64  # of chosen experts; of more, a layer has about as many here and there as expected
+)
+_EXPANDED_TOKENS = 64  # of a sequence: from here on a card expands keys and values
+_LATENT_SCORES = 2  # multiplications with a latent: one for its score, one for its value
+
+
+@dataclass(frozen=True, slots=True)
+class Hits:
+    """Which share of the chosen experts is found where; the rest is read from disk."""
+
+    vram: float
+    ram: float
+
+    def __post_init__(self) -> None:
+        if not (min(self.vram, self.ram) >= 0 and self.vram + self.ram <= 1 + 1e-9):
+            raise ConfigError(
+                f"hits of {self.vram:g} in VRAM and {self.ram:g} in RAM: expected numbers from 0"
+                " on, at most 1 together"
+            )
+
+    @property
+    def disk(self) -> float:
+        return max(0.0, 1.0 - self.vram - self.ram)
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """A number of tokens, and what they cost together."""
+
+    num_tokens: int
+    seconds: dict[str, float]  # by what they go to; their sum is the time
+    read_bytes: dict[str, float]  # by tier
+
+    @property
+    def total_s(self) -> float:
+        return sum(self.seconds.values())
+
+    @property
+    def tokens_per_s(self) -> float:
+        return self.num_tokens / self.total_s if self.total_s else float("inf")
+
+
+def hits_of(
+    plan: Plan,
+    curve: HitCurve | None = None,
+    *,
+    vram_rate: float | None = None,
+    hit_rate: float | None = None,
+) -> Hits:
+    """Hits of a plan's slots.
+
+    curve: of the routing; without it, routing is taken to be uniform, where a cache of any policy
+    finds as large a share as it holds: the floor. vram_rate: of the chosen experts, found in VRAM.
+    hit_rate: found in VRAM or RAM. What is resident whole is always found.
+    """
+    total = plan.num_experts
+    if not total:
+        return Hits(0.0, 1.0)
+    if curve is None:
+
+        def curve(slots: int) -> float:
+            return slots / total
+
+    in_vram = plan.num_vram_slots
+    held = in_vram + plan.num_slots
+    vram = vram_rate if vram_rate is not None and in_vram else curve(in_vram) if in_vram else 0.0
+    if held >= total:
+        return Hits(vram, 1.0 - vram)
+    found = curve(held) if hit_rate is None else hit_rate
+    if not 0 <= found <= 1:
+        raise ConfigError(f"hit rate {found:g}: expected a number from 0 to 1")
+    return Hits(min(vram, found), max(0.0, found - vram))
+
+
+def decode(plan: Plan, rates: Rates, hits: Hits, position: int) -> Step:
+    """One token of one conversation, `position` tokens into it."""
+    sizes, gpu = plan.problem.sizes, rates.gpu if plan.vram else None
+    c = sizes.config
+    disk = _disk(rates, hits)
+    dense = sum(_read_s((*sizes.dense, *sizes.head), rates, gpu))
+    attention, kv_bytes = _attention(plan, rates, gpu, 1, position)
+    experts = waits = 0.0
+    known: dict[tuple[Part, ...], tuple[float, float]] = {}
+    for parts in sizes.experts:
+        if parts not in known:
+            known[parts] = _layer(parts, rates, gpu, hits, c.top_k, disk)
+        busy, total = known[parts]
+        experts += busy
+        waits += total - busy
+    chosen = sum(sizes.expert_bytes) * c.top_k
+    core = float(sizes.dense_bytes + kv_bytes)
+    row = sizes.embedding_bytes / c.vocab_size
+    return Step(
+        1,
+        {
+            "dense weights": dense,
+            "attention": attention,
+            "experts": experts,
+            "waiting for disk": waits,
+            "between kernels": rates.step_s + c.num_layers * rates.layer_s,
+        },
+        {
+            "VRAM": (core if gpu else 0.0) + chosen * hits.vram,
+            "RAM": (0.0 if gpu else core) + row + chosen * hits.ram,
+            "disk": chosen * hits.disk,
+        },
+    )
+
+
+def prompt(
+    plan: Plan,
+    rates: Rates,
+    hits: Hits,
+    num_tokens: int,
+    distinct: Callable[[int], float] | None = None,
+) -> Step:
+    """A prompt of `num_tokens` read in steps as long as the plan allows.
+
+    distinct: how many of a layer's experts so many tokens choose; None: by uniform routing.
+    """
+    if num_tokens < 1:
+        raise ConfigError(f"a prompt of {num_tokens} tokens: expected at least 1")
+    problem, gpu = plan.problem, rates.gpu if plan.vram else None
+    c = problem.sizes.config
+    seconds = dict.fromkeys(
+        ("dense weights", "attention", "experts", "waiting for disk", "between kernels"), 0.0
+    )
+    read = dict.fromkeys(("VRAM", "RAM", "disk"), 0.0)
+    disk = _disk(rates, hits)
+    known: dict[tuple[tuple[Part, ...], float, int], float] = {}
+    for start in range(0, num_tokens, problem.step_tokens):
+        tokens = min(problem.step_tokens, num_tokens - start)
+        core = problem.sizes.dense
+        seconds["dense weights"] += _dense_products_s(core, rates, gpu, tokens)
+        attention, kv_bytes = _attention(plan, rates, gpu, tokens, start)
+        seconds["attention"] += attention
+        seconds["between kernels"] += rates.step_s + c.num_layers * rates.layer_s
+        read["VRAM" if gpu else "RAM"] += kv_bytes + sum(part.num_bytes for part in core)
+        for parts in problem.sizes.experts:
+            touched = distinct(tokens) if distinct else _distinct(c.num_experts, c.top_k, tokens)
+            size = touched * sum(part.num_bytes for part in parts)
+            key = (parts, touched, tokens)
+            if key not in known:
+                known[key] = _experts_of_step(parts, rates, gpu, hits, touched, tokens, c)
+            busy = known[key]
+            reading = size * hits.disk / disk if hits.disk else 0.0
+            seconds["experts"] += busy
+            seconds["waiting for disk"] += max(0.0, reading - busy)
+            read["VRAM"] += size * hits.vram
+            read["RAM"] += size * hits.ram
+            read["disk"] += size * hits.disk
+    seconds["dense weights"] += sum(_read_s(problem.sizes.head, rates, gpu))
+    for what in ("dense weights", "attention", "experts"):
+        seconds[what] *= PROMPT_OVERHEAD
+    return Step(num_tokens, seconds, read)
+
+
+def _layer(
+    parts: tuple[Part, ...],
+    rates: Rates,
+    gpu: GpuRates | None,
+    hits: Hits,
+    top_k: int,
+    disk: float,
+) -> tuple[float, float]:
+    """Expected seconds of one layer's experts for one token: computing alone, and with disk."""
+    on_cpu = sum(_read_s(parts, rates, None))
+    on_gpu = sum(_read_s(parts, rates, gpu)) if gpu else 0.0
+    reading = sum(part.num_bytes for part in parts) / disk
+    busy = total = 0.0
+    for chance, in_vram, in_ram, on_disk in _outcomes(top_k, hits):
+        computing = max(in_vram * on_gpu, (in_ram + on_disk) * on_cpu)
+        # What is read last is computed after it.
+        arriving = on_disk * reading + on_cpu if on_disk else 0.0
+        busy += chance * computing
+        total += chance * max(computing, arriving)
+    return busy, total
+
+
+def _outcomes(top_k: int, hits: Hits) -> Iterator[tuple[float, float, float, float]]:
+    """How many of top_k may be found in VRAM, in RAM, and on disk; first, how likely that is."""
+    if top_k > _MOST_SUMMED:
+        yield 1.0, top_k * hits.vram, top_k * hits.ram, top_k * hits.disk
+        return
+    for in_vram in range(top_k + 1):
+        for on_disk in range(top_k + 1 - in_vram):
+            in_ram = top_k - in_vram - on_disk
+            ways = comb(top_k, in_vram) * comb(top_k - in_vram, on_disk)
+            chance = ways * hits.vram**in_vram * hits.disk**on_disk * hits.ram**in_ram
+            if chance:
+                yield chance, in_vram, in_ram, on_disk
+
+
+def _experts_of_step(
+    parts: tuple[Part, ...],
+    rates: Rates,
+    gpu: GpuRates | None,
+    hits: Hits,
+    touched: float,
+    num_tokens: int,
+    c: ModelConfig,
+) -> float:
+    """Seconds of one layer's experts for many tokens, as many of each expert.
+
+    With a GPU that has kernels for them, shared out as the executor does it: prefill_plan.py.
+    """
+    num_pairs = num_tokens * c.top_k
+    if gpu is None or any(part.type not in GPU_EXPERT_TYPES for part in parts):
+        return touched * cpu_products_s(parts, rates, num_pairs / touched)
+    num_experts = max(1, round(touched))
+    counts = [num_pairs / num_experts] * num_experts
+    costs = costs_of(parts, rates, gpu, counts, 4 * c.hidden * num_tokens)
+    return split(costs, np.arange(num_experts) < round(hits.vram * num_experts)).seconds
+
+
+def _attention(
+    plan: Plan, rates: Rates, gpu: GpuRates | None, num_tokens: int, start: int
+) -> tuple[float, float]:
+    """Seconds, and bytes of latents read, of all layers: tokens at `start` and after."""
+    c = plan.problem.sizes.config
+    pairs = num_tokens * (start + (num_tokens + 1) / 2)
+    if gpu and num_tokens >= _EXPANDED_TOKENS:
+        expanding = 2 * c.kv_lora_rank * (c.nope_dim + c.v_dim) * (start + num_tokens)
+        ops = c.num_heads * (pairs * 2 * (c.qk_dim + c.v_dim) + expanding)
+    else:
+        ops = c.num_heads * pairs * 2 * (_LATENT_SCORES * c.kv_lora_rank + c.rope_dim)
+    read = (start + num_tokens) * plan.problem.kv_token_bytes
+    return max(
+        c.num_layers * ops / (gpu.ops if gpu else rates.attention_ops),
+        read / (gpu.read if gpu else rates.dram),
+    ), read
+
+
+def _distinct(num_experts: int, top_k: int, num_tokens: int) -> float:
+    """Expected number of experts that so many tokens choose, of a layer's, by uniform routing."""
+    return float(num_experts * (1 - (1 - top_k / num_experts) ** num_tokens))
+
+
+def _read_s(parts: tuple[Part, ...], rates: Rates, gpu: GpuRates | None) -> Iterator[float]:
+    for part in parts:
+        yield part.num_bytes / (gpu.read if gpu else rates.decode_bytes(part.type))
+
+
+def _dense_products_s(
+    parts: tuple[Part, ...], rates: Rates, gpu: GpuRates | None, num_tokens: float
+) -> float:
+    """Seconds of products of many tokens; reading and computing overlap."""
+    if gpu is None:
+        return DENSE_OVERHEAD * cpu_products_s(parts, rates, num_tokens)
+    return sum(
+        max(reading, 2 * part.num_params * num_tokens / gpu.ops)
+        for part, reading in zip(parts, _read_s(parts, rates, gpu), strict=True)
+    )
+
+
+def _disk(rates: Rates, hits: Hits) -> float:
+    if rates.disk is None:
+        if hits.disk > 1e-12:
+            raise ConfigError(
+                "the plan reads experts from disk, whose rate is unknown: give --disk-gbs"
+            )
+        return float("inf")
+    return rates.disk

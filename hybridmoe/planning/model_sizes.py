@@ -1,0 +1,154 @@
+"""What of a model must lie somewhere, and what one token reads of it, by type of tensor.
+
+Pure: takes tensors (their names, types, shapes and sizes) and the configuration, no data.
+"""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from math import prod
+from typing import NamedTuple
+
+from gguf import GGMLQuantizationType
+
+from hybridmoe.config import ModelConfig
+from hybridmoe.errors import GGUFError
+from hybridmoe.gguf.accounting import TensorLike
+from hybridmoe.gguf.names import parse_name, part_of
+
+__all__ = ["GPU_EXPERT_TYPES", "GPU_TYPES", "ModelSizes", "Part", "sizes_of"]
+
+# What a card's kernels take (kernels.triton.matrix), which this cannot import.
+_CARD_TYPES = "BF16 F16 Q8_0 Q4_0 Q4_1 Q5_0 Q5_1 Q2_K Q3_K Q4_K Q5_K Q6_K IQ4_NL IQ4_XS MXFP4"
+GPU_EXPERT_TYPES = frozenset(GGMLQuantizationType[name] for name in _CARD_TYPES.split())
+GPU_TYPES = GPU_EXPERT_TYPES | {GGMLQuantizationType.F32}
+
+
+class Part(NamedTuple):
+    """Matrices of one type, summed."""
+
+    type: GGMLQuantizationType
+    num_params: int
+    num_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSizes:
+    """The sums for one model; tensors that the decoder does not use are left out."""
+
+    config: ModelConfig
+    embedding_bytes: int
+    head: tuple[Part, ...]  # the output matrix; the embedding, where that takes its place
+    is_tied: bool  # the head is the embedding
+    dense: tuple[Part, ...]  # all else that every token uses, but its routed experts
+    experts: tuple[tuple[Part, ...], ...]  # of each MoE layer: one expert
+    slot_bytes: int  # room for any layer's expert: its largest gate, up and down
+    card_bytes: int  # of head and dense, as a card would have them: without a kernel, as bfloat16
+    left_bytes: int = 0  # of head and dense: what is to be left to the CPU
+
+    @property
+    def types_without_slots(self) -> tuple[str, ...]:
+        """Names of the routed experts' types for which a card has no kernel."""
+        types = {part.type for parts in self.experts for part in parts}
+        return tuple(sorted(type.name for type in types - GPU_EXPERT_TYPES))
+
+    @property
+    def dense_bytes(self) -> int:
+        """What every token reads, without routed experts: the head too."""
+        return _bytes(self.dense) + _bytes(self.head)
+
+    @property
+    def expert_bytes(self) -> tuple[int, ...]:
+        """Of each MoE layer: the bytes of one expert."""
+        return tuple(_bytes(parts) for parts in self.experts)
+
+    @property
+    def all_expert_bytes(self) -> int:
+        return sum(self.expert_bytes) * self.config.num_experts
+
+    @property
+    def total_bytes(self) -> int:
+        tied = 0 if self.is_tied else self.embedding_bytes
+        return tied + self.dense_bytes + self.all_expert_bytes
+
+    @property
+    def token_cycle(self) -> int:
+        """Experts that one token uses, all different: as a cache sees them, layer by layer."""
+        return self.config.num_moe_layers * self.config.top_k
+
+
+def sizes_of(
+    tensors: Iterable[TensorLike],
+    config: ModelConfig,
+    is_on_cpu: Callable[[str], bool] = lambda name: False,
+) -> ModelSizes:
+    """Sum up a model's tensors.
+
+    is_on_cpu: of a tensor's name, whether it is to be left to the CPU if there is a card.
+    Errors: GGUFError where routed experts are missing.
+    """
+    c = config
+    card_bytes = left_bytes = 0
+    embedding_bytes = 0
+    embedding: list[Part] = []
+    head: list[Part] = []
+    dense: list[Part] = []
+    largest: dict[str, int] = {}
+    experts: dict[int, list[Part]] = {i: [] for i in range(c.num_dense_layers, c.num_layers)}
+    for tensor in tensors:
+        layer, role, _ = parse_name(tensor.name)
+        part = Part(tensor.type, prod(tensor.shape), tensor.num_bytes)
+        kind = part_of(role)
+        if layer is not None and layer >= c.num_layers:
+            continue
+        is_dense = kind not in ("embedding", "routed experts")
+        if is_dense and is_on_cpu(tensor.name):
+            left_bytes += tensor.num_bytes
+        elif is_dense:
+            card_bytes += _card_bytes(part)
+        if kind == "embedding":
+            embedding_bytes += tensor.num_bytes
+            embedding.append(part)
+        elif kind == "output":
+            head.append(part)
+        elif kind == "routed experts" and layer in experts:
+            per_expert = Part(
+                part.type, part.num_params // c.num_experts, part.num_bytes // c.num_experts
+            )
+            experts[layer].append(per_expert)
+            largest[role] = max(largest.get(role, 0), per_expert.num_bytes)
+        else:
+            dense.append(part)
+    for layer, parts in experts.items():
+        if len(parts) != 3:
+            raise GGUFError(
+                f"blk.{layer}: {len(parts)} tensors of routed experts, expected 3 (gate, up, down)"
+            )
+    if not head:
+        card_bytes += sum(_card_bytes(part) for part in embedding)
+    return ModelSizes(
+        config=c,
+        embedding_bytes=embedding_bytes,
+        head=_by_type(head or embedding),
+        is_tied=not head,
+        dense=_by_type(dense),
+        experts=tuple(_by_type(parts) for parts in experts.values()),
+        slot_bytes=sum(largest.values()),
+        card_bytes=card_bytes,
+        left_bytes=left_bytes,
+    )
+
+
+def _card_bytes(part: Part) -> int:
+    return part.num_bytes if part.type in GPU_TYPES else 2 * part.num_params
+
+
+def _by_type(parts: Iterable[Part]) -> tuple[Part, ...]:
+    sums: dict[GGMLQuantizationType, Part] = {}
+    for type, num_params, num_bytes in parts:
+        old = sums.get(type, Part(type, 0, 0))
+        sums[type] = Part(type, old.num_params + num_params, old.num_bytes + num_bytes)
+    return tuple(sums.values())
+
+
+def _bytes(parts: Iterable[Part]) -> int:
+    return sum(part.num_bytes for part in parts)

@@ -1,0 +1,79 @@
+"""What a user says about where things are computed: device, memory, single tensors.
+
+Pure. A pattern `REGEX=cpu` or `REGEX=cuda` is searched for in a tensor's name, as llama.cpp's
+`--override-tensor` has it; the first that matches decides.
+"""
+
+import re
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+from hybridmoe.errors import ConfigError
+
+__all__ = ["ExpertLayers", "PlacementRules"]
+
+_TARGETS = ("cpu", "cuda")
+_EXPERTS = re.compile(r"^blk\.(\d+)\.ffn_(gate|up|down)_exps\.weight$")
+
+
+class PlacementRules:
+    """Patterns in order. Errors: ConfigError for one that cannot be understood."""
+
+    def __init__(self, patterns: Sequence[str] = ()) -> None:
+        self._rules: list[tuple[str, re.Pattern[str], str]] = []
+        for text in patterns:
+            regex, is_there, target = text.rpartition("=")
+            target = target.lower()
+            if not is_there or not regex or target not in _TARGETS:
+                raise ConfigError(
+                    f"place={text!r:.60}: expected REGEX=cpu or REGEX=cuda,"
+                    r" such as 'blk\.[0-9]\.attn.*=cpu'"
+                )
+            try:
+                self._rules.append((text, re.compile(regex), target))
+            except re.error as error:
+                raise ConfigError(f"place={text!r:.60}: {error}") from None
+
+    def target(self, name: str) -> str | None:
+        """ "cpu" or "cuda" for a tensor; None where no pattern matches."""
+        return next((target for _, regex, target in self._rules if regex.search(name)), None)
+
+    def is_on_cpu(self, name: str) -> bool:
+        return self.target(name) == "cpu"
+
+    def unused(self, names: Iterable[str]) -> list[str]:
+        """The patterns that decide about none of these tensors."""
+        names = list(names)
+        used = set()
+        for name in names:
+            used.add(next((i for i, rule in enumerate(self._rules) if rule[1].search(name)), None))
+        return [rule[0] for i, rule in enumerate(self._rules) if i not in used]
+
+    def expert_layers(self, names: Iterable[str], num_layers: int) -> "ExpertLayers":
+        """Layers, of the first `num_layers`, about whose routed experts a pattern decides.
+
+        Errors: ConfigError for a layer of which it decides about some tensors only.
+        """
+        wanted: dict[int, dict[str, str | None]] = {}
+        for name in names:
+            if (match := _EXPERTS.match(name)) and int(match[1]) < num_layers:
+                wanted.setdefault(int(match[1]), {})[match[2]] = self.target(name)
+        for layer, targets in wanted.items():
+            if len(set(targets.values())) > 1:
+                parts = ", ".join(f"ffn_{part}_exps on {t}" for part, t in targets.items() if t)
+                raise ConfigError(
+                    f"place: of blk.{layer} there is only {parts}: an expert's gate, up and down"
+                    " go together"
+                )
+        pinned, left = (
+            frozenset(i for i, targets in wanted.items() if target in targets.values())
+            for target in ("cuda", "cpu")
+        )
+        return ExpertLayers(pinned, left)
+
+
+class ExpertLayers(NamedTuple):
+    """Numbers of layers."""
+
+    pinned: frozenset[int]  # whose experts are on the card for good
+    left: frozenset[int]  # whose experts are left to the CPU

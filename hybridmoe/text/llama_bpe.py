@@ -1,0 +1,107 @@
+"""llama.cpp's tokenizer for one GGUF file, through llama-cpp-python's C interface.
+
+Serves every pre-tokenizer but Kimi K2's (text/kimi.py). Only the vocabulary is loaded, no weight
+is read. The library is imported when the first such file is opened: that takes 0.2 s, and K2
+files do without.
+"""
+
+import contextlib
+import ctypes
+import functools
+import importlib
+import os
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from hybridmoe.errors import ConfigError, GGUFError
+from hybridmoe.text.runs import cut_runs, cut_text
+
+__all__ = ["LlamaBpe"]
+
+# llama.cpp matches with std::regex, whose recursion takes the stack at some 25 000 characters
+# of one kind in a row: longer runs are cut. (Kimi's own tokenizer cuts at 25 000 for its reasons.)
+_RUN_CHARS = 4096
+# It holds its thread for as long as one text takes, so that long ones are given in pieces.
+_PIECE_CHARS = 1 << 15
+
+_log_lock = threading.Lock()
+_LOG_ERROR = 4  # enum ggml_log_level
+
+
+class LlamaBpe:
+    """Token ids of ordinary text, as llama.cpp finds them for this file."""
+
+    def __init__(self, path: Path, num_tokens: int) -> None:
+        """Load the vocabulary of `path`. Raises GGUFError where llama.cpp refuses it."""
+        self._lock = threading.Lock()
+        llama = _llama()
+        params = llama.llama_model_default_params()
+        params.vocab_only = True
+        params.use_extra_bufts = False
+        with _captured_errors() as errors:
+            self._model = llama.llama_model_load_from_file(os.fsencode(path), params)
+        if not self._model:
+            reason = errors[0] if errors else "no reason given"
+            raise GGUFError(f"{path.name}: llama.cpp refuses the vocabulary: {reason}")
+        self._vocab = llama.llama_model_get_vocab(self._model)
+        found = llama.llama_vocab_n_tokens(self._vocab)
+        if found != num_tokens:
+            self.close()
+            raise GGUFError(f"{path.name}: llama.cpp finds {found} tokens; expected {num_tokens}")
+        self.adds_bos = bool(llama.llama_vocab_get_add_bos(self._vocab))
+
+    def encode(self, text: str) -> Iterator[list[int]]:
+        """Ids of the text, some at a time. Tokens of the type "user defined" are recognised in
+        it.
+        """
+        for piece in cut_text(text, _PIECE_CHARS):
+            for part in cut_runs(piece, _RUN_CHARS):
+                yield self._encode(part.encode())
+
+    def close(self) -> None:
+        """Free the native memory, when no thread is in it; a second call does nothing."""
+        with self._lock:
+            if self._model:
+                _llama().llama_model_free(self._model)
+                self._model = None
+
+    def _encode(self, raw: bytes) -> list[int]:
+        llama = _llama()
+        buffer = (llama.llama_token * len(raw))()  # no token is shorter than a byte
+        with self._lock:
+            if not self._model:
+                raise ConfigError("the tokenizer is closed")
+            count = llama.llama_tokenize(
+                self._vocab, raw, len(raw), buffer, len(buffer), False, False
+            )
+        assert count >= 0, (count, len(raw))
+        return list(buffer[:count])
+
+
+@functools.cache
+def _llama() -> Any:
+    return importlib.import_module("llama_cpp.llama_cpp")
+
+
+@contextlib.contextmanager
+def _captured_errors() -> Iterator[list[str]]:
+    """Take llama.cpp's log for a while; the list gets its error lines, one string each."""
+    llama = _llama()
+    lines: list[str] = []
+
+    def record(level: int, text: bytes, _user_data: object) -> None:
+        line = text.decode("utf-8", "replace").strip()
+        if level == _LOG_ERROR and line:
+            lines.append(" ".join(line.split())[:200])
+
+    callback = llama.llama_log_callback(record)
+    previous, user_data = llama.llama_log_callback(), ctypes.c_void_p()
+    with _log_lock:
+        llama.llama_log_get(ctypes.byref(previous), ctypes.byref(user_data))
+        llama.llama_log_set(callback, user_data)
+        try:
+            yield lines
+        finally:
+            llama.llama_log_set(previous, user_data)

@@ -1,0 +1,176 @@
+"""The hybrid benchmark without a card: timelines worked out by hand, and which ways it runs."""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from itertools import pairwise
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from click.testing import CliRunner
+from gguf import GGMLQuantizationType as Type
+from hypothesis import given
+from hypothesis import strategies as st
+from k2_header import write_k2
+from small_model import SMALL
+from tiny_gguf import write_tiny
+from torch.profiler import DeviceType, ProfilerActivity, profile
+
+from bench import _hybrid_run, bench_hybrid
+from bench._hybrid_run import (
+    Decoded,
+    decode,
+    intervals_of,
+    layout,
+    opened,
+    prefill,
+    profiled_decode,
+)
+from bench._timeline import Call, Interval, Shares, Token, busy_s, merged, shares_of
+from bench.bench_hybrid import main
+from hybridmoe.demo import demo_path
+from hybridmoe.hardware.gpu import CudaGpu
+from hybridmoe.llm.llm import load as loading
+from hybridmoe.planning.rates import GpuRates, rates_of
+
+
+def spans(*pairs: tuple[float, float]) -> list[Interval]:
+    return [Interval(*pair) for pair in pairs]
+
+
+TIMES = st.floats(0, 100)
+SPANS = st.lists(st.tuples(TIMES, TIMES).map(lambda pair: Interval(*sorted(pair))), max_size=8)
+
+
+def test_who_waits_for_whom_by_hand() -> None:
+    """Two layers of 10 s: in the first the CPU works 8 s, in the second the GPU 6 and the CPU 5."""
+    token = Token(0, 22, [Call(1, 1, 9), Call(2, 11, 16), Call(3, 21, 22)])
+    kernels = spans((9, 10), (12, 15), (13, 16), (17, 19))
+    shares = shares_of([token], kernels, spans((10, 11), (5, 6)))
+    assert shares.overlap == pytest.approx((8 + 6) / 20)
+    assert shares.gpu_idle == pytest.approx(1 - 7 / 22)
+    assert shares.cpu_idle == pytest.approx(1 - 14 / 22)
+    assert shares.outside == pytest.approx(1 - (10 + 5 + 2 + 1) / 22)
+    assert shares.inside == pytest.approx(1 - shares.outside)
+
+
+def test_a_layer_that_nobody_waits_in_overlaps_wholly() -> None:
+    token = Token(0, 9, [Call(5, 0, 4), Call(6, 4, 8), Call(7, 8, 9)])
+    shares = shares_of([token], spans((1, 2), (5, 7)), [])
+    assert (shares.overlap, shares.cpu_idle, shares.outside) == (1.0, 0.0, 0.0)
+
+
+def test_a_layers_deferred_part_belongs_to_it() -> None:
+    """It runs beside the next layer's attention; the layer begins with its first part."""
+    token = Token(0, 10, [Call(1, 0, 3), Call(1, 3, 5), Call(2, 5, 9), Call(3, 10, 10)])
+    assert shares_of([token], spans((3, 5)), []).overlap == pytest.approx(9 / 10)
+
+
+def test_tokens_add_up() -> None:
+    one = Token(0, 4, [Call(1, 0, 2), Call(2, 4, 4)])
+    two = Token(10, 16, [Call(1, 10, 15), Call(2, 16, 16)])
+    shares = shares_of([one, two], spans((0, 1), (4, 10), (15, 16)), [])
+    assert shares.overlap == pytest.approx((2 + 5) / 10)
+    assert shares.gpu_idle == pytest.approx(1 - 2 / 10)  # what is between tokens is nobody's
+    assert shares.outside == pytest.approx(1 - (2 + 6) / 10)
+
+
+def test_nothing_measured_is_an_error() -> None:
+    for tokens in ([], [Token(0, 1, [Call(1, 0, 1)])]):
+        with pytest.raises(ValueError, match="tokens of"):
+            shares_of(tokens, [], [])
+
+
+@given(SPANS, TIMES, TIMES)
+def test_merged_time_is_the_same_time(intervals: list[Interval], a: float, b: float) -> None:
+    joined, window = merged(intervals), Interval(*sorted((a, b)))
+    assert all(one.end < two.begin for one, two in pairwise(joined))
+    covered = busy_s(joined, window)
+    assert 0 <= covered <= window.end - window.begin + 1e-9
+    assert covered <= busy_s(intervals, window) + 1e-9
+    assert covered >= max((busy_s([one], window) for one in intervals), default=0) - 1e-9
+
+
+def test_profiled_times_are_those_of_the_monotonic_clock() -> None:
+    with profile(activities=[ProfilerActivity.CPU]) as profiled:
+        before = time.monotonic()
+        torch.ones(1000).sum()
+        after = time.monotonic()
+    found = intervals_of(profiled, DeviceType.CPU)
+    assert found
+    for _, interval in found:
+        assert before - 1e-3 < interval.begin < interval.end < after + 1e-3
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a card")
+def test_without_a_card_one_line_says_so() -> None:
+    result = CliRunner().invoke(main, [])
+    assert result.exit_code == 1
+    assert "no CUDA card" in result.output and result.output.count("\n") == 1
+
+
+def test_tokens_and_prompts_are_timed_through_the_engine() -> None:
+    with opened(demo_path(), 128) as llm:
+        found = decode(llm, num_warm_up=2, num_timed=5)
+        assert len(found.seconds) == 5 and found.tokens_per_s > 0
+        assert (found.hit_rate, found.num_slots) == (None, 0)
+        assert prefill(llm, 40) > 0
+
+
+def test_a_timeline_of_a_real_run_has_every_token(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Triton's interpreter is the card: there are no kernels, but the CPU's calls are real."""
+    pytest.importorskip("triton", reason="needs triton (pip install hybridmoe[cuda])")
+    if not torch.cuda.is_available():
+        card = CudaGpu(0, "Test card", (9, 0), 24 << 30, 20 << 30)
+        monkeypatch.setattr(loading, "choose_gpu", lambda wanted: card)
+    of_cpu = partial(profile, activities=[ProfilerActivity.CPU])
+    monkeypatch.setattr(_hybrid_run, "profile", lambda activities: of_cpu())
+    path = tmp_path / "m.gguf"
+    types = {"default": Type.F32, "ffn_up_exps": Type.Q8_0}
+    write_tiny(path, type=types, **{**SMALL, "layers": 3, "q_lora": 64, "context": 256})
+    with opened(path, 128, device="cuda", vram=2 << 30, defer=1) as llm:
+        shares = profiled_decode(llm, 2)
+    assert 0 < shares.overlap < 1 and 0 < shares.cpu_idle < 1
+    assert shares.gpu_idle == 1 and 0 < shares.outside < 1
+
+
+def test_every_way_gets_the_slots_that_it_is_named_after(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write_k2(tmp_path / "k2.gguf")
+    card = SimpleNamespace(total_memory=48 << 30)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: card)
+    opened_as: list[dict[str, Any]] = []
+
+    @contextmanager
+    def fake_opened(path: Path, context_tokens: int, **options: Any) -> Iterator[None]:
+        if options["device"] == "cuda":
+            options["slots"] = layout(path, context_tokens, options["vram"]).num_vram_slots
+        opened_as.append(options)
+        yield None
+
+    def fake_decode(llm: None, num_warm_up: int, num_timed: int) -> Decoded:
+        num_slots = opened_as[-1].get("slots", 0)
+        return Decoded([0.1] * num_timed, 0.25 if num_slots else None, num_slots)
+
+    shares = Shares(overlap=0.93, gpu_idle=0.7, cpu_idle=0.1, outside=0.02)
+    monkeypatch.setattr(bench_hybrid, "opened", fake_opened)
+    monkeypatch.setattr(bench_hybrid, "decode", fake_decode)
+    monkeypatch.setattr(bench_hybrid, "profiled_decode", lambda llm, warm_up: shares)
+    gpu = GpuRates.assumed(768, 155, 31.5)
+    rates = rates_of("amx", dram=250e9, peak_ops=60e12, gpu=gpu)
+    about: dict[str, Any] = {}
+    rows = {row.name: row for row in bench_hybrid.decode_rows(path, 64, 2, rates, about)}
+    assert opened_as[0] == {"device": "cpu"}
+    for options, name in zip(opened_as[1:], list(about["timelines"]), strict=True):
+        assert name.split()[0] == str(options["slots"])
+        assert options["defer"] == (2 if "deferred" in name else 0)
+    assert opened_as[1]["slots"] == 0 and len({o["slots"] for o in opened_as[1:]}) >= 3
+    assert about["overlap"] == 0.93 and rows["overlap"].holds and rows["inside kernels"].holds
+    assert rows["decode, CPU only"].value == pytest.approx(10)

@@ -1,0 +1,125 @@
+"""Machines as containers have them: no home, read-only packages, closed streams, odd paths."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import fake_llm
+import numpy as np
+import pytest
+
+import hybridmoe
+from hybridmoe.cli.chat import _history
+from hybridmoe.demo import demo_path
+from hybridmoe.errors import ConfigError, HybridMoeError
+from hybridmoe.experts.hot_profile import HotProfile
+from hybridmoe.experts.policy import jit
+
+FAKE = f"'{sys.executable}' '{fake_llm.__file__}'"
+
+
+def shell(command: str) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run(
+        command, shell=True, capture_output=True, text=True, env=fake_llm.environment()
+    )
+
+
+@pytest.mark.parametrize("closed", [">&-", "2>&-", "<&-", ">&- 2>&- <&-"])
+def test_closed_streams_are_no_obstacle(closed: str) -> None:
+    done = shell(f"{FAKE} generate -p x {closed}")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout == ("" if closed.startswith(">") else "you said x\n")
+
+
+@pytest.mark.parametrize("command", ["chat", "generate -p -"])
+def test_a_byte_order_mark_is_no_text(command: str) -> None:
+    assert shell(f"printf '\\357\\273\\277Hi' | {FAKE} {command}").stdout == "you said Hi\n"
+
+
+def test_a_full_standard_output_is_one_line() -> None:
+    done = shell(f"{FAKE} generate -p x > /dev/full")
+    assert done.returncode == 1
+    assert done.stderr.count("\n") == 1 and "No space left on device" in done.stderr
+
+
+def test_without_a_home_history_is_kept_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    from prompt_toolkit.history import InMemoryHistory
+
+    def nowhere() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("XDG_STATE_HOME", raising=False)
+    monkeypatch.setattr(Path, "home", nowhere)
+    assert isinstance(_history(), InMemoryHistory)
+
+
+def double(x: float) -> float:
+    return x * 2
+
+
+def test_where_no_folder_can_be_written_kernels_are_compiled_without_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked: list[bool] = []
+
+    def njit(*signature: Any, cache: bool = False) -> Any:
+        asked.append(cache)
+        if cache:
+            raise RuntimeError("cannot cache function 'double': no locator available for file")
+        return lambda function: function
+
+    monkeypatch.setattr(jit, "njit", njit)
+    assert jit.cached(double)(2.0) == 4.0
+    assert asked == [True, False]
+    # Without a home numba would make a folder named "~" where the process happens to be.
+    monkeypatch.delenv("NUMBA_CACHE_DIR")
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    monkeypatch.setattr(os.path, "expanduser", lambda path: path)
+    assert jit.cached(double)(2.0) == 4.0
+    assert asked == [True, False, False]
+
+
+def test_a_path_that_is_not_utf8(tmp_path: Path) -> None:
+    model = tmp_path / os.fsdecode(b"bad\xff.gguf")
+    model.symlink_to(demo_path())
+    with hybridmoe.load(model, context_tokens=64) as llm:
+        assert llm.generate("a", max_tokens=1).token_ids
+
+
+@pytest.mark.parametrize("where", ["absent/hot.json", "folder", "file/hot.json"])
+def test_a_profile_that_cannot_be_written_is_refused_at_the_start(
+    tmp_path: Path, where: str
+) -> None:
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ConfigError, match="cannot be written"):
+        hybridmoe.load(expert_ram="2MiB", expert_profile=tmp_path / where)
+    HotProfile.check_writable(tmp_path / "hot.json")
+    assert not (tmp_path / "hot.json").exists()
+
+
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")  # Python 3.12 and later
+def test_a_model_used_after_a_fork_says_so() -> None:
+    with hybridmoe.load(context_tokens=64) as llm:
+        logits = llm.logits([1, 2])
+        reader, writer = os.pipe()
+        child = os.fork()
+        if child == 0:  # no test may go on in here
+            said = []
+            for use in (lambda: llm.generate("a", max_tokens=1), lambda: llm.logits([1, 2])):
+                try:
+                    use()
+                except HybridMoeError as error:
+                    said.append(str(error))
+            llm.close()
+            os.write(writer, "\n".join(said).encode())
+            os._exit(0)
+        os.close(writer)
+        with open(reader) as pipe:
+            said = pipe.read().split("\n")
+        os.waitpid(child, 0)
+        assert len(said) == 2
+        assert all("before this process was forked" in line for line in said)
+        assert np.array_equal(llm.logits([1, 2]), logits)  # the parent's model goes on

@@ -1,0 +1,209 @@
+"""`hybridmoe plan`: headers are enough, every figure is there, and what is wrong is one line."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+from gguf import GGMLQuantizationType as Q
+from k2_header import write_k2
+from tiny_gguf import write_tiny
+
+from hybridmoe.cli.app import main
+from hybridmoe.cli.plan import plan_command
+from hybridmoe.hardware.disk import PIECE_BYTES, measure_disk
+from hybridmoe.hardware.gpu import CudaGpu, find_gpu
+
+GIVEN = ("--dram-gbs", 200, "--tops", 10, "--disk-gbs", 7)
+
+
+@pytest.fixture(scope="module")
+def k2(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The first part of Kimi K2 in Q4_K_M, its header alone."""
+    return write_k2(tmp_path_factory.mktemp("k2") / "k2.gguf", first_layers=3)
+
+
+def plan(*arguments: object) -> str:
+    result = CliRunner().invoke(plan_command, list(map(str, arguments)), catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    return result.output
+
+
+def plan_json(*arguments: object) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(plan(*arguments, "--json"))
+    return found
+
+
+def refusal(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
+    assert main(["plan", *map(str, arguments)]) != 0
+    said = capsys.readouterr().err
+    assert said.startswith("hybridmoe: error: ") and said.count("\n") == 1
+    return said
+
+
+def test_the_first_part_of_kimi_k2_is_planned(k2: Path) -> None:
+    text = plan(k2, *GIVEN, "--ram", "128GiB")
+    for words in (
+        "Kimi K2, 578.", "1 of 13 parts", "60 layers x 384, 8 for a token", "480 experts",
+        "x the token cycle", "200.0 GB/s (given)", "7.00 GB/s (given)", "disk", "tokens/s",
+        "Estimate: parts 2-13 are not there", "Routing is taken to be uniform",
+    ):  # fmt: skip
+        assert words in text, words
+
+
+def test_json_holds_the_same_plan(k2: Path) -> None:
+    found = plan_json(k2, *GIVEN, "--ram", "128GiB")
+    ram = found["tiers"]["RAM"]
+    assert found["token_cycle"] == 480 and found["slot_bytes"] == 28557312
+    assert ram["budget_bytes"] == 128 << 30
+    assert ram["num_experts"] + found["num_disk_experts"] == 60 * 384
+    assert ram["cycle_ratio"] == ram["num_experts"] / 480
+    assert found["hits"]["ram"] == ram["num_experts"] / (60 * 384)
+    assert found["decode"]["tokens_per_s"] == pytest.approx(
+        1 / sum(found["decode"]["seconds"].values())
+    )
+    assert found["rates"]["origins"] == {"DRAM": "given", "products": "given", "disk": "given"}
+    assert found["num_estimated_tensors"] > 900 and found["missing_parts"] == list(range(2, 14))
+
+
+def test_options_change_what_they_name(k2: Path) -> None:
+    base = plan_json(k2, *GIVEN, "--ram", "256G")
+    smaller = plan_json(k2, *GIVEN, "--ram", "256G", "--quant", "q2_k")
+    assert smaller["total_bytes"] < 0.65 * base["total_bytes"]
+    assert smaller["decode"]["tokens_per_s"] > base["decode"]["tokens_per_s"]
+    better = plan_json(k2, *GIVEN, "--ram", "256G", "--hit-rate", 0.9)
+    assert better["hits"] == {"vram": 0, "ram": 0.9, "disk": pytest.approx(0.1), "given": True}
+    assert better["decode"]["tokens_per_s"] > base["decode"]["tokens_per_s"]
+    int8 = plan_json(k2, *GIVEN, "--ram", "256G", "--kv-type", "int8")
+    assert int8["tiers"]["RAM"]["num_experts"] > base["tiers"]["RAM"]["num_experts"]
+    shorter = plan_json(k2, *GIVEN, "--ram", "256GB", "--ctx", 4096)
+    assert shorter["tiers"]["RAM"]["budget_bytes"] == 256 * 10**9
+    assert shorter["context_tokens"] == 4096
+    slower = plan_json(k2, "--dram-gbs", 50, "--tops", 10, "--ram", "1T")
+    assert slower["rates"]["dram"] == 50e9 and slower["num_disk_experts"] == 0
+
+
+def test_a_traces_curve_says_what_is_found(k2: Path, tmp_path: Path) -> None:
+    path = tmp_path / "curve.json"
+    path.write_text(json.dumps({"slots": [480, 23040], "hit_rate": [0.5, 1.0]}))
+    found = plan_json(k2, *GIVEN, "--ram", "128G", "--hit-curve", path)
+    slots = found["tiers"]["RAM"]["num_experts"]
+    assert found["hits"]["ram"] == pytest.approx(0.5 + 0.5 * (slots - 480) / (23040 - 480))
+
+
+def test_a_card_by_name_takes_what_every_token_uses(k2: Path) -> None:
+    found = plan_json(k2, *GIVEN, "--ram", "700G", "--gpu", "rtx-4090")
+    assert found["tiers"]["VRAM"]["budget_bytes"] == 24 << 30
+    assert "weights that every token uses" in found["tiers"]["VRAM"]["parts"]
+    assert found["hits"]["vram"] > 0 and found["decode"]["read_bytes"]["VRAM"] > 0
+    by_hand = ("--vram", "24GiB", "--vram-gbs", 1008, "--gpu-tflops", 165, "--pcie-gbs", 31.5)
+    same = plan_json(k2, *GIVEN, "--ram", "700G", *by_hand)
+    assert same["decode"] == found["decode"] and same["prompt"] == found["prompt"]
+    text = plan(k2, *GIVEN, "--ram", "700G", "--gpu", "rtx-4090")
+    assert "assumed from its data sheet" in text and "PCIe 27 GB/s" in text
+
+
+def test_this_machines_card_is_planned_for_where_none_is_named(
+    k2: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here = CudaGpu(0, "NVIDIA GeForce RTX 4090", (8, 9), 24 << 30, 23 << 30)
+    monkeypatch.setattr("hybridmoe.cli.plan.choose_gpu", lambda wanted: here)
+    found = plan_json(k2, *GIVEN, "--ram", "700G")
+    assert found["tiers"]["VRAM"]["budget_bytes"] == 23 << 30
+    assert any("this machine's NVIDIA GeForce RTX 4090" in said for said in found["warnings"])
+    other = plan_json(k2, *GIVEN, "--ram", "700G", "--gpu", "rtx-5090")
+    assert other["tiers"]["VRAM"]["budget_bytes"] == 32 << 30
+    assert "VRAM" not in plan_json(k2, *GIVEN, "--ram", "700G", "--device", "cpu")["tiers"]
+    unknown = here._replace(name="NVIDIA GeForce RTX 4090 Laptop GPU")
+    monkeypatch.setattr("hybridmoe.cli.plan.choose_gpu", lambda wanted: unknown)
+    found = plan_json(k2, *GIVEN, "--ram", "700G")
+    assert "VRAM" not in found["tiers"] and "data sheet is not known" in found["warnings"][-1]
+
+
+def test_tensors_and_experts_go_where_they_are_placed(k2: Path) -> None:
+    card = (*GIVEN, "--ram", "700G", "--gpu", "rtx-5090")
+    base = plan_json(k2, *card)
+    places = ("--place", "shexp=cpu", "--place", r"blk\.[12]\.ffn_.*_exps=cuda")
+    found = plan_json(k2, *card, *places, "--place", "nothing=cpu")
+    moved = found["tiers"]["RAM"]["parts"]["weights left to the CPU"]
+    parts = found["tiers"]["VRAM"]["parts"], base["tiers"]["VRAM"]["parts"]
+    of_all = [of["weights that every token uses"] for of in parts]
+    assert of_all[1] - of_all[0] == moved > 0
+    assert found["pinned_layers"] == [1, 2]
+    assert found["warnings"][-1] == "place: 'nothing=cpu' matches no tensor."
+    assert "The experts of layers 1-2 are in VRAM for good: 768 of" in plan(k2, *card, *places)
+    alone = plan_json(k2, *GIVEN, "--ram", "700G", *places)
+    assert alone["pinned_layers"] == [] and "all tensors are on the CPU" in alone["warnings"][-1]
+
+
+def test_the_cost_of_conversations_is_shown_as_it_is_summed(k2: Path) -> None:
+    costs = ("--watts", 400, "--price-kwh", 0.25, "--hardware-price", 6000)
+    text = plan(k2, *GIVEN, "--ram", "700G", *costs)
+    assert "x 400 W = " in text and "kWh, x 0.25 = " in text and "6000 x " in text
+    price = plan_json(k2, *GIVEN, "--ram", "700G", *costs)["price"]
+    assert price["total"] == price["energy"] + price["hardware"]
+    assert price["energy"] == pytest.approx(price["seconds"] * 1000 * 400 / 3.6e6 * 0.25)
+    assert plan_json(k2, *GIVEN, "--ram", "700G")["price"] is None
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("--ram", "lots"), "'lots': expected a size such as 12GiB"),
+        (("--ram", "64"), "'64': expected a size such as 12GiB"),
+        (("--ram", "4G"), "RAM: 10"),
+        (("--place", "exps=gpu"), "expected REGEX=cpu or REGEX=cuda"),
+        (("--gpu", "rtx-4090", "--place", "exps=cuda"), "place fewer layers' experts on cuda"),
+        (("--device", "cuda", "--ram", "700G"), "device=cuda: "),
+        (("--gpu", "voodoo"), "'voodoo': known are rtx-4060"),
+        (("--vram", "24G"), "--vram without a speed: give --gpu NAME, or --vram-gbs"),
+        (("--gpu", "rtx-4060", "--ram", "700G"), "or use --device cpu"),
+        (("--quant", "Q9"), "type 'Q9' is unknown"),
+        (("--ctx", 999999), "the model's context is 131072"),
+        (("--ctx", 1000), "are more than the context of 1000"),
+        (
+            ("--gpu", "rtx-4090", "--kv-type", "int8"),
+            "kv_type=int8: latents on a card are f16 or bf16",
+        ),
+        (("--hit-rate", 2), "2.0 is not in the range 0<=x<=1"),
+        (("--watts", -1, "--ram", "700G"), "--watts -1: expected a number from 0 on"),
+    ],
+)
+def test_what_is_wrong_is_one_line(
+    k2: Path, capsys: pytest.CaptureFixture[str], arguments: tuple[object, ...], words: str
+) -> None:
+    if "cuda" in arguments and isinstance(find_gpu(), CudaGpu):
+        pytest.skip("there is a card")
+    assert words in refusal(capsys, k2, *GIVEN, *arguments)
+
+
+def test_a_model_without_experts_is_planned_too(tmp_path: Path) -> None:
+    path = tmp_path / "dense.gguf"
+    write_tiny(path, layers=2, dense_layers=2, type=Q.Q8_0)
+    found = plan_json(path, *GIVEN, "--ram", "4G", "--ctx", 2048)
+    assert found["token_cycle"] == 0 and found["tiers"]["RAM"]["cycle_ratio"] is None
+    assert found["decode"]["tokens_per_s"] > 0
+    assert "tokens/s" in plan(path, *GIVEN, "--ram", "4G", "--ctx", 2048)
+
+
+def test_a_missing_file_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "no such file" in refusal(capsys, tmp_path / "none.gguf")
+
+
+def test_rates_are_measured_where_none_are_given(tmp_path: Path) -> None:
+    path = tmp_path / "tiny.gguf"
+    write_tiny(path, type=Q.Q8_0)
+    found = plan_json(path, "--ctx", 2048, "--ram", "4G")
+    assert found["rates"]["origins"]["DRAM"] == "measured"
+    assert found["rates"]["dram"] > 1e8 and found["rates"]["ops"] > 1e8
+    assert "(measured)" in plan(path, "--ctx", 2048, "--ram", "4G", "--tops", 1)
+
+
+def test_a_disk_is_measured_by_reading_it(tmp_path: Path) -> None:
+    path = tmp_path / "data"
+    path.write_bytes(b"x" * (3 * PIECE_BYTES))
+    rate = measure_disk([path], seconds=0.2)
+    assert rate is None or rate > 1e6  # None: a file system without direct reads
+    path.write_bytes(b"x" * 100)
+    assert measure_disk([path]) is None

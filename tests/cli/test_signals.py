@@ -1,0 +1,245 @@
+"""Signals that end a command: what was to be saved is saved, clients are told, nothing is shown."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import fake_llm
+import httpx2
+import pytest
+from waiting import HANG_S
+
+import hybridmoe
+from hybridmoe.cli import signals
+from hybridmoe.cli.app import main
+from hybridmoe.cli.signals import ENDING, Insistence, Terminated, handled, patient, terminations
+from hybridmoe.experts.routing_trace import read_trace
+
+# The command with a model that answers without end, and says when it is closed: "closing", then
+# "closed" once it has read a line.
+COMMAND = """
+import sys, time
+import hybridmoe, fake_engine, fake_llm
+
+fakes = {"serve": fake_engine.FakeLLM, "generate": fake_llm.FakeLLM}
+
+class Model(fakes[sys.argv[1]]):
+    notes, expert_plan = (), None
+    def close(self):
+        print("closing", file=sys.stderr, flush=True)
+        sys.stdin.readline()
+        super().close()
+        print("closed", file=sys.stderr, flush=True)
+
+def load(path, progress, **_):
+    try:
+        while path is not None:
+            time.sleep(0.01)
+            progress(hybridmoe.Progress("load", 1, 2, "bytes"))
+    finally:
+        print("loaded", file=sys.stderr, flush=True)
+    model = Model()
+    if sys.argv[1] == "serve":
+        model.engine.kv_plan = "fake"
+    return model
+
+hybridmoe.load = load
+from hybridmoe.cli.app import main
+sys.exit(main())
+"""
+
+
+@pytest.fixture(autouse=True)
+def hang_ups_are_heard() -> Iterator[None]:
+    """A runner under nohup ignores SIGHUP, which its children would inherit and keep."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
+class Command:
+    """A command under way."""
+
+    def __init__(self, process: "subprocess.Popen[str]") -> None:
+        self.process = process
+        self.said = ""
+
+    def send(self, number: int) -> None:
+        self.process.send_signal(number)
+
+    def wait_for(self, words: str) -> str:
+        """The line of standard error that has the words."""
+        assert self.process.stderr is not None
+        while line := self.process.stderr.readline():
+            self.said += line
+            if words in line:
+                return line
+        raise AssertionError(self.said)
+
+    def end(self) -> int:
+        """Let the model close; the exit code. What was said on the way is in `said`."""
+        _, rest = self.process.communicate("\n")
+        self.said += rest
+        assert "Traceback" not in self.said, self.said
+        assert "ERROR" not in self.said, self.said
+        return self.process.returncode
+
+
+@contextmanager
+def running(*arguments: str, code: str = COMMAND) -> Iterator[Command]:
+    tests = os.path.dirname(fake_llm.__file__)
+    environment = fake_llm.environment()
+    environment["PYTHONPATH"] += os.pathsep + tests
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, *arguments],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        env=environment,
+    )  # fmt: skip
+    with process:
+        try:
+            yield Command(process)
+        finally:
+            process.kill()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_answers_under_way_end_with_503_and_the_model_is_closed(number: int) -> None:
+    slow = {"messages": [{"role": "user", "content": "slow"}]}
+    with running("serve", "--port", "0") as command:
+        url = command.wait_for("listening at").split()[3]
+        command.wait_for("ready:")
+        whole: list[httpx2.Response] = []
+        with httpx2.Client(base_url=url, timeout=HANG_S) as http:
+            path = "/v1/chat/completions"
+            asking = threading.Thread(target=lambda: whole.append(http.post(path, json=slow)))
+            asking.start()
+            with http.stream("POST", path, json={**slow, "stream": True}) as stream:
+                lines = stream.iter_lines()
+                while "hybridmoe_num_requests_running 2.0" not in http.get("/metrics").text:
+                    pass
+                command.send(number)
+                last = [line for line in lines if line][-2:]
+            asking.join()
+        error = json.loads(last[0].removeprefix("data: "))["error"]
+        assert (error["code"], error["message"]) == ("server_ending", "the server is ending")
+        assert last[1] == "data: [DONE]"
+        assert whole[0].status_code == 503
+        assert whole[0].json()["error"] == error
+        assert command.end() == -number  # for who started it: it died of the signal
+        assert "closed" in command.said
+
+
+def test_a_model_that_loads_is_given_up() -> None:
+    with running("serve", "--port", "0", "slow.gguf") as command:
+        command.wait_for("listening at")
+        command.send(signal.SIGINT)
+        assert command.end() == 130
+        assert "loaded" in command.said  # its thread has ended before the interpreter does
+        assert "error" not in command.said
+
+
+@pytest.mark.parametrize("arguments", [("serve", "--port", "0"), ("generate", "-p", "slow")])
+def test_further_signals_interrupt_no_closing(arguments: tuple[str, ...]) -> None:
+    with running(*arguments) as command:
+        if arguments[0] == "serve":
+            command.wait_for("ready:")
+        else:
+            assert command.process.stdout is not None
+            command.process.stdout.read(1)
+        command.send(signal.SIGINT)
+        command.wait_for("closing")
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            command.send(number)
+        assert command.end() == 130
+        assert "closed" in command.said
+
+
+def test_generate_closes_its_model() -> None:
+    with running("generate", "-p", "slow") as command:
+        assert command.process.stdout is not None
+        command.process.stdout.read(1)
+        command.send(signal.SIGHUP)
+        assert command.end() == -signal.SIGHUP
+        assert "closed" in command.said
+
+
+def test_profile_and_trace_of_a_server_that_is_stopped(tmp_path: Path) -> None:
+    profile, trace = tmp_path / "hot.json", tmp_path / "t.trace"
+    code = "import sys; from hybridmoe.cli.app import main; sys.exit(main())"
+    options = ("--expert-ram", "8MiB", "--expert-profile", str(profile), "--trace", str(trace))
+    with running("serve", "--port", "0", *options, code=code) as command:
+        url = command.wait_for("listening at").split()[3]
+        command.wait_for("ready:")
+        body = {"prompt": "What is", "max_tokens": 4, "temperature": 0}
+        assert httpx2.post(f"{url}/v1/completions", json=body, timeout=HANG_S).status_code == 200
+        command.send(signal.SIGTERM)
+        assert command.end() == -signal.SIGTERM
+    assert json.loads(profile.read_text())["format"] == "hybridmoe expert profile 1"
+    written = read_trace(trace)
+    assert written.is_complete and written.num_tokens > 4
+
+
+def test_a_signal_is_raised_once() -> None:
+    with terminations() as come:
+        with pytest.raises(Terminated) as raised:
+            signal.raise_signal(signal.SIGTERM)
+        signal.raise_signal(signal.SIGHUP)
+        signal.raise_signal(signal.SIGTERM)
+    assert raised.value.number == signal.SIGTERM
+    assert come[0] == signal.SIGTERM
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+
+
+def test_what_nohup_ignores_stays_ignored() -> None:
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with terminations():
+            signal.raise_signal(signal.SIGHUP)
+    finally:
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
+
+def test_elsewhere_than_in_the_main_thread_nothing_is_handled() -> None:
+    def work() -> None:
+        with handled(ENDING, lambda _: None):
+            assert signal.getsignal(signal.SIGINT) is before
+
+    before = signal.getsignal(signal.SIGINT)
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+
+
+def test_the_code_of_a_command_that_was_terminated(monkeypatch: pytest.MonkeyPatch) -> None:
+    def terminate(*_: object, **__: object) -> None:
+        signal.raise_signal(signal.SIGTERM)
+
+    monkeypatch.setattr(hybridmoe, "load", terminate, raising=False)
+    assert main(["generate", "-p", "x"]) == 143
+
+
+def test_only_who_insists_for_seconds_ends_the_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    now_s, codes = 100.0, []
+    monkeypatch.setattr(signals.time, "monotonic", lambda: now_s)
+    monkeypatch.setattr(signals.os, "_exit", codes.append)
+    insistence = Insistence()
+    for _ in range(20):
+        insistence(signal.SIGINT)  # a key that is held
+    now_s += 10.0
+    insistence(signal.SIGTERM)
+    assert codes == []
+    insistence(signal.SIGINT)
+    assert codes == [130]
+    with patient():
+        signal.raise_signal(signal.SIGINT)
+        now_s += 10.0
+        signal.raise_signal(signal.SIGINT)
+        assert codes == [130]
+        signal.raise_signal(signal.SIGINT)
+        assert codes == [130, 130]

@@ -1,0 +1,168 @@
+"""Prompts by AMX tiles, attention and products, on any machine with AVX-512: tiles are emulated."""
+
+import ctypes
+import shutil
+import subprocess
+import sysconfig
+from collections.abc import Callable
+
+import closeness
+import numpy as np
+import pytest
+import torch
+from attention_cases import BLOCK, SCALE, TILE_SHAPES, Inputs, inputs, paged, stored
+from gguf import GGMLQuantizationType
+from native_build import ROOT, SETUP
+from random_weights import random_matrix
+from waiting import HANG_S
+
+from hybridmoe.hardware import isa
+from hybridmoe.kernels import reference
+from hybridmoe.kernels.matrix import QuantMatrix
+
+Attention = Callable[[Inputs, str, float], torch.Tensor]
+
+
+@pytest.fixture(scope="module")
+def library(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
+    if "avx512" not in isa.supported():
+        pytest.skip("the emulation itself needs AVX-512")
+    compiler = sysconfig.get_config_var("CXX").split()[0]
+    if not shutil.which(compiler):
+        pytest.skip(f"needs {compiler}")
+    library = tmp_path_factory.mktemp("emulated") / "emulated.so"
+    names = ["tests/emulated_amx", "ops/attention", "ops/linear", "ops/expert_ffn"]
+    names += ["ops/expert_tiles", "base/runtime", "base/thread_pool"]
+    flags = [*SETUP.CFLAGS, *SETUP.ISA_FLAGS["amx"], "-O1", "-w", "-shared", "-fPIC", "-pthread"]
+    sources = [str(SETUP.CSRC / f"{name}.cpp") for name in names]
+    subprocess.run(
+        [compiler, *flags, *sources, "-o", str(library)], cwd=ROOT, check=True, timeout=HANG_S
+    )
+    return ctypes.CDLL(str(library))
+
+
+@pytest.fixture(scope="module")
+def emulated(library: ctypes.CDLL) -> Attention:
+    function = library.emulated_attention
+    pointer, size = ctypes.c_void_p, ctypes.c_int64
+    function.argtypes = [
+        pointer, pointer, size, size, size, size, ctypes.c_float, pointer, ctypes.c_int, size,
+        pointer, size, size, pointer,
+    ]  # fmt: skip
+    function.restype = None
+
+    def attention(x: Inputs, type: str, scale: float) -> torch.Tensor:
+        a, b, latents = x
+        pages, tables = paged([latents], type)
+        table = torch.tensor(tables[0], dtype=torch.int32)
+        out = torch.full_like(a, float("nan"))
+        heads, tokens, latent = a.shape
+        function(
+            a.data_ptr(), b.data_ptr(), tokens, heads, latent, b.shape[2], scale,
+            pages.data.data_ptr(), type == "f16", len(pages.data), table.data_ptr(), len(table),
+            len(latents) - tokens, out.data_ptr(),
+        )  # fmt: skip
+        return out
+
+    return attention
+
+
+def error(got: torch.Tensor, want: torch.Tensor) -> float:
+    return float((got - want).square().mean().sqrt() / want.square().mean().sqrt())
+
+
+@pytest.mark.slow  # half a minute of compiling
+@pytest.mark.parametrize("type", ["f16", "bf16"])
+@pytest.mark.parametrize("shape", TILE_SHAPES, ids=str)
+def test_only_weights_are_rounded_where_queries_are_bfloat16(
+    emulated: Attention, shape: tuple[int, ...], type: str
+) -> None:
+    """A weight is off by up to u / sqrt(3) of itself, u = 2^-9, and the softmax averages.
+
+    Keys of eight bits where the pages have eleven would be off by more, and so are other scales.
+    """
+    a, b, latents = inputs(*shape)
+    a, b = a.bfloat16().float(), b.bfloat16().float()
+    want = reference.latent_attention(a, b, stored(latents, type), SCALE)
+    bound = 2.0**-9 / 3**0.5
+    assert error(emulated((a, b, latents), type, SCALE), want) <= bound
+    coarse = reference.latent_attention(a, b, stored(latents, "bf16"), SCALE)
+    assert type == "bf16" or error(coarse, want) > bound
+    assert (
+        error(reference.latent_attention(a, b, stored(latents, type), 1.02 * SCALE), want) > bound
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("type", ["f16", "bf16"])
+def test_the_first_token_gets_its_own_latent(emulated: Attention, type: str) -> None:
+    a, b, latents = inputs(3, 20, 160, 32, 20)
+    out = emulated((a, b, latents), type, SCALE)
+    assert torch.equal(out[:, 0], stored(latents, type)[0, :160].expand(3, -1))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_what_is_no_number_reaches_the_tokens_that_see_it(
+    emulated: Attention, value: float
+) -> None:
+    a, b, latents = inputs(2, 20, 128, 32, BLOCK + 20)
+    latents[BLOCK + 7, 3] = value
+    out = emulated((a, b, latents), "f16", SCALE)
+    assert out[:, 7:].isnan().any(-1).all()
+
+
+BF16, Q8_0 = GGMLQuantizationType.BF16, GGMLQuantizationType.Q8_0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind, most", [(BF16, 2.0**-15), (Q8_0, 2.0**-8)], ids=str)
+def test_products_keep_two_bfloat16_of_each_number_where_weights_are_bfloat16(
+    library: ctypes.CDLL, kind: GGMLQuantizationType, most: float
+) -> None:
+    for rows, cols in ((27, 32), (45, 544), (160, 96)):
+        w = random_matrix(kind, 1, rows, cols)
+        for tokens in (16, 17, 40, 200):
+            x = torch.randn((tokens, cols), generator=torch.Generator().manual_seed(tokens))
+            x[:, ::37] *= 20
+            out = torch.full((tokens, rows), float("nan"))
+            library.emulated_linear(*_args(x, x.shape[0], *_matrix(w), w.rows, w.cols, out))
+            want = x.double().numpy() @ closeness.weights(w)[0].T
+            assert np.linalg.norm(out.numpy() - want) < most * np.linalg.norm(want)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "kinds, most",
+    [
+        ((BF16, BF16, BF16), 2.0**-15),
+        ((BF16, Q8_0, BF16), 2.0**-7),
+        ((Q8_0, BF16, Q8_0), 2.0**-7),
+        ((Q8_0, Q8_0, BF16), 2.0**-7),
+    ],
+    ids=str,
+)
+def test_experts_of_mixed_types_take_as_many_parts_as_each_wants(
+    library: ctypes.CDLL, kinds: tuple[GGMLQuantizationType, ...], most: float
+) -> None:
+    hidden, inter, tokens = 320, 160, 40
+    gate, up = (random_matrix(kind, 1, inter, hidden, seed=i) for i, kind in enumerate(kinds[:2]))
+    down = random_matrix(kinds[2], 1, hidden, inter, seed=3)
+    x = 0.02 * torch.randn((tokens, hidden), generator=torch.Generator().manual_seed(5))
+    out = torch.full((tokens, hidden), float("nan"))
+    matrices = [part for w in (gate, up, down) for part in _matrix(w)]
+    library.emulated_ffn(*_args(x, tokens, hidden, inter, *matrices, out))
+    want = reference.expert_ffn(
+        x, torch.zeros((tokens, 1), dtype=torch.int32), torch.ones((tokens, 1)), gate, up, down
+    )
+    assert error(out, want) < most
+
+
+def _matrix(w: QuantMatrix) -> tuple[ctypes.c_int, ctypes.c_void_p]:
+    return ctypes.c_int(w.type), ctypes.c_void_p(w.data.ctypes.data)
+
+
+def _args(*values: object) -> list[object]:
+    """Tensors as pointers, whole numbers as int64."""
+    pointers = [ctypes.c_void_p(v.data_ptr()) if isinstance(v, torch.Tensor) else v for v in values]
+    return [ctypes.c_int64(v) if isinstance(v, int) else v for v in pointers]

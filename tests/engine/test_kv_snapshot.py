@@ -1,0 +1,147 @@
+"""Saved sequences: what comes back, and what is refused."""
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from engine_run import MakeEngine, request, run
+
+from hybridmoe.engine import Engine
+from hybridmoe.errors import ConfigError
+from hybridmoe.kernels.paged_mla import convert_rows
+
+LATENT_DIM = 512 + 64  # of the tiny model
+IDS = [i * 7 % 250 for i in range(150)]
+
+
+@pytest.fixture
+def saved(make: MakeEngine, tmp_path: Path) -> Iterator[tuple[Path, list[int]]]:
+    """A file, and what the sequence goes on with."""
+    engine = make()
+    (answer,) = run(engine, request(IDS, 20))
+    whole = [*IDS, *answer.ids]
+    path = tmp_path / "sequence.kv"
+    assert engine.save(path, whole, "model") == len(whole) - 1  # the last was not computed
+    yield path, run(engine, request(whole, 30))[0].ids
+
+
+def test_a_saved_sequence_goes_on_without_a_prefill(
+    make: MakeEngine, saved: tuple[Path, list[int]]
+) -> None:
+    path, expected = saved
+    engine = make()
+    ids = engine.restore(path, "model")
+    assert ids[:150] == IDS
+    (answer,) = run(make(), request([*ids, 0], 1))
+    assert answer.end.usage.cached_tokens == 0
+    before = engine.stats().kv_pages_used
+    last = run(make(), request(ids, 1))[0].ids  # what follows the saved ones
+    (answer,) = run(engine, request([*ids, *last], 30))
+    assert answer.end.usage.cached_tokens == len(ids) == 169
+    assert answer.ids == expected
+    assert engine.stats().kv_pages_used == before == 0
+
+
+@pytest.mark.parametrize(
+    ("kept", "wanted", "loss"),  # of a row's greatest number
+    [
+        ("bf16", "f16", 2.0**-25),
+        ("f16", "f32", 0),
+        ("f16", "int8", 0.51 / 127),
+        ("int8", "f16", 2.0**-11),
+    ],
+)
+def test_a_file_of_another_type_is_converted(
+    make: MakeEngine, tmp_path: Path, kept: str, wanted: str, loss: float
+) -> None:
+    """Files from before f16 are bf16, all of whose bits f16 has, down to its subnormals."""
+    path, again = tmp_path / "sequence.kv", tmp_path / "again.kv"
+    first = make(kv_type=kept)
+    (answer,) = run(first, request(IDS, 20))
+    first.save(path, [*IDS, *answer.ids], "model")
+    engine = make(kv_type=wanted)
+    ids = engine.restore(path, "model")
+    assert ids == [*IDS, *answer.ids][:-1]
+    engine.save(again, ids, "model")
+    old, new = latents(path, kept, len(ids)), latents(again, wanted, len(ids))
+    assert old.any() and new.shape == old.shape
+    assert ((new - old).abs() <= loss * old.abs().amax(-1, keepdim=True)).all()
+    assert run(engine, request([*ids, 0], 1))[0].end.usage.cached_tokens == len(ids)
+
+
+def latents(path: Path, kv_type: str, num_tokens: int) -> torch.Tensor:
+    """A file's, as float32 (layers x tokens, numbers)."""
+    data = path.read_bytes()
+    header = json.loads(data[12 : 12 + int.from_bytes(data[8:12], "little")])
+    assert header["kv_type"] == kv_type and header["num_tokens"] == num_tokens
+    body = bytearray(data[-header["num_layers"] * num_tokens * header["row_bytes"] :])
+    rows = torch.frombuffer(body, dtype=torch.uint8).view(-1, header["row_bytes"])
+    return convert_rows(rows, kv_type, "f32", LATENT_DIM).view(torch.float32)
+
+
+@pytest.mark.parametrize(
+    ("options", "fingerprint", "message"),
+    [
+        ({}, "another", "belongs to another model: fingerprint is 'model', expected 'another'"),
+        ({"context_tokens": 128, "kv_tokens": 128}, "model", "holds up to 128"),
+    ],
+)
+def test_a_file_that_does_not_fit_is_refused(
+    make: MakeEngine,
+    saved: tuple[Path, list[int]],
+    options: dict[str, object],
+    fingerprint: str,
+    message: str,
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        make(**options).restore(saved[0], fingerprint)
+
+
+def _flip(at: int) -> Callable[[bytes], bytes]:
+    return lambda data: data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :]
+
+
+def _header(**changes: object) -> Callable[[bytes], bytes]:
+    def change(data: bytes) -> bytes:
+        size = int.from_bytes(data[8:12], "little")
+        header = json.dumps(json.loads(data[12 : 12 + size]) | changes).encode()
+        return data[:8] + len(header).to_bytes(4, "little") + header + data[12 + size :]
+
+    return change
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda data: b"",
+        lambda data: data[:11],
+        lambda data: data[:60],
+        lambda data: data[:-1],
+        lambda data: data + b"x",
+        _flip(0),
+        _flip(9),
+        _flip(-1000),
+        lambda data: data[:8] + b"\xff\xff\xff\xff" + data[12:],
+        lambda data: data[:8] + b"\x02\x00\x00\x00[]" + data[14:],
+        _header(num_tokens=-1),
+        _header(num_tokens=1 << 60),
+        _header(num_tokens=True),
+        _header(num_tokens=168),
+        _header(row_bytes=4),
+        _header(kv_type="f64"),
+        _header(kv_type=["f16"]),
+        _header(kv_type="f32"),
+        _header(sha256=""),
+    ],
+)
+def test_a_damaged_file_is_one_line_and_leaves_no_trace(
+    make: MakeEngine, saved: tuple[Path, list[int]], damage: Callable[[bytes], bytes]
+) -> None:
+    path, _ = saved
+    path.write_bytes(damage(path.read_bytes()))
+    engine: Engine = make()
+    with pytest.raises(ConfigError, match=r"^sequence\.kv[^\n]*$"):
+        engine.restore(path, "model")
+    assert engine.stats().kv_pages_cached == 0

@@ -1,0 +1,114 @@
+"""Buffers for experts: whatever is asked for and given up, in whatever order reads end."""
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from read_faults import hold_reads
+
+from hybridmoe.experts.disk.expert_store import ExpertStore
+from hybridmoe.experts.disk.file_reader import FileReader
+from hybridmoe.experts.disk.read_queue import Piece
+
+pytestmark = pytest.mark.usefixtures("each_io")
+
+LAYERS, EXPERTS, SIZES = 2, 4, (700, 700, 5000)
+KEYS = range(LAYERS * EXPERTS)
+
+
+def layout() -> Any:
+    """Experts one after the other in a file, at odd places."""
+    step = sum(SIZES)
+
+    def pieces(layer: int, expert: int) -> list[Piece]:
+        start = 13 + (layer * EXPERTS + expert) * step
+        starts = (start, start + SIZES[0], start + 2 * SIZES[0])
+        return [Piece(0, at, n, "t") for at, n in zip(starts, SIZES, strict=True)]
+
+    return SimpleNamespace(num_layers=LAYERS, num_experts=EXPERTS, piece_bytes=SIZES, pieces=pieces)
+
+
+@pytest.fixture(scope="module")
+def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("store") / "weights"
+    size = 13 + len(KEYS) * sum(SIZES)
+    path.write_bytes(np.random.default_rng(0).integers(0, 256, size, np.uint8).tobytes())
+    return path
+
+
+def check_bytes(store: ExpertStore, content: bytes, key: int) -> None:
+    layer, expert = divmod(key, EXPERTS)
+    for i, piece in enumerate(layout().pieces(layer, expert)):
+        address = int(store.addresses[layer, i, expert])
+        memory = store._slots._arena
+        start = address - memory.address
+        found = memory.bytes[start : start + piece.num_bytes].tobytes()
+        assert found == content[piece.offset : piece.offset + piece.num_bytes]
+
+
+STEPS = st.lists(
+    st.tuples(st.sampled_from(["request", "guess", "release", "settle"]), st.sampled_from(KEYS)),
+    max_size=40,
+)
+
+
+@settings(max_examples=60)
+@given(steps=STEPS, num_buffers=st.integers(1, 5))
+def test_wanted_experts_are_there_and_no_buffer_is_lost(
+    path: Path, steps: list[tuple[str, int]], num_buffers: int
+) -> None:
+    content = path.read_bytes()
+    reader = FileReader([path], num_threads=2)
+    store = ExpertStore(layout(), reader, num_buffers)
+    wanted: set[int] = set()
+    try:
+        for what, key in steps:
+            if what in ("request", "guess"):
+                if store.request(key, is_urgent=what == "request"):
+                    wanted.add(key)
+                else:
+                    assert store._slots.num_free == 0
+            elif what == "release":
+                store.release(key)
+                wanted.discard(key)
+            else:
+                assert set(store.settle(wait=False).values()) <= {None}
+            assert store._slots.num_free + store.num_there + store.num_coming == num_buffers
+            for other in KEYS:
+                assert store.is_there(other) == bool(store.addresses[divmod_at(other)])
+                assert (store.is_there(other) or store.is_coming(other)) == (other in wanted)
+        store.drain()
+        assert store.num_coming == 0
+        assert {key for key in KEYS if store.is_there(key)} == wanted
+        for key in wanted:
+            check_bytes(store, content, key)
+        assert np.count_nonzero(store.addresses) == 3 * len(wanted)
+    finally:
+        reader.close()
+
+
+def divmod_at(key: int) -> tuple[int, int, int]:
+    layer, expert = divmod(key, EXPERTS)
+    return layer, 0, expert
+
+
+def test_an_expert_given_up_and_wanted_again_while_it_is_read(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    let_go = hold_reads(monkeypatch)
+    reader = FileReader([path], num_threads=1)
+    store = ExpertStore(layout(), reader, 1)
+    assert store.request(3)
+    assert not store.release(3)  # it may have begun
+    assert not store.is_coming(3)
+    assert not store.request(4)  # its buffer is not free yet
+    assert store.request(3)
+    let_go()
+    store.drain()
+    check_bytes(store, path.read_bytes(), 3)
+    assert store.bytes_read == sum(SIZES)
+    reader.close()

@@ -1,0 +1,249 @@
+"""Reads past the page cache: every byte right, every failure one line, in every mode."""
+
+import errno
+import fcntl
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from page_cache import resident_pages
+from read_faults import alter_reads, hold_reads
+
+from hybridmoe.errors import DiskError
+from hybridmoe.experts.disk import read_backends as read_engines
+from hybridmoe.experts.disk.arena import Arena
+from hybridmoe.experts.disk.file_reader import FileReader
+from hybridmoe.experts.disk.read_queue import BLOCK_BYTES, Piece, Ticket, room_for
+
+pytestmark = pytest.mark.usefixtures("each_io")
+
+SIZE = 40 * BLOCK_BYTES + 777  # the end is no whole block
+
+
+@pytest.fixture
+def content() -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 256, SIZE, dtype=np.uint8)
+
+
+@pytest.fixture
+def path(tmp_path: Path, content: np.ndarray) -> Path:
+    path = tmp_path / "weights.gguf"
+    path.write_bytes(content.tobytes())
+    return path
+
+
+def refuse_direct_at_open(monkeypatch: pytest.MonkeyPatch) -> None:
+    really_open = os.open
+
+    def fake(path: Path, flags: int) -> int:
+        if flags & os.O_DIRECT:
+            raise OSError(errno.EINVAL, "Invalid argument")
+        return really_open(path, flags)
+
+    monkeypatch.setattr(os, "open", fake)
+
+
+def refuse_direct_at_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    def errno_of(fd: int) -> int:
+        return errno.EINVAL if fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_DIRECT else 0
+
+    alter_reads(monkeypatch, errno_of)
+
+
+def read_little_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As after a signal: less than was asked for, down to parts of blocks."""
+    really_read, rng = os.preadv, np.random.default_rng(1)
+
+    def fake(fd: int, buffers: list[memoryview], offset: int) -> int:
+        limit = int(rng.integers(1, 3)) * BLOCK_BYTES + int(rng.integers(0, 2)) * 100
+        got = really_read(fd, buffers, offset)
+        return min(got, limit)
+
+    monkeypatch.setattr(os, "preadv", fake)
+    # io_uring's own short reads are test_io_ring's; here a piece is many reads, few at a time.
+    monkeypatch.setattr(read_engines, "CHUNK_BYTES", BLOCK_BYTES)
+    monkeypatch.setattr(read_engines, "RING_DEPTH", 2)
+
+
+MODES = [lambda _: None, refuse_direct_at_open, refuse_direct_at_read, read_little_at_a_time]
+NAMES = ["direct", "refused at open", "refused at read", "short reads"]
+
+
+@pytest.fixture(params=MODES, ids=NAMES)
+def mode(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    request.param(monkeypatch)
+
+
+@pytest.fixture
+def reader(path: Path, each_io: str, mode: None) -> Iterator[FileReader]:
+    reader = FileReader([path], num_threads=3)
+    yield reader
+    reader.close()
+
+
+def ticket(key: int, *ranges: tuple[int, int], name: str = "blk.1.x") -> Ticket:
+    pieces = [Piece(0, offset, size, name) for offset, size in ranges]
+    memory = [Arena(room_for(size)).view for _, size in ranges]
+    return Ticket(key, pieces, memory)
+
+
+def bytes_of(ticket: Ticket, i: int) -> bytes:
+    piece = ticket.pieces[i]
+    return bytes(ticket.memory[i][piece.skew : piece.skew + piece.num_bytes])
+
+
+def test_any_range_arrives(reader: FileReader, content: np.ndarray) -> None:
+    rng = np.random.default_rng(2)
+    ranges = [(0, SIZE), (0, 1), (SIZE - 1, 1), (SIZE - 900, 900), (BLOCK_BYTES, BLOCK_BYTES)]
+    for _ in range(40):
+        offset = int(rng.integers(0, SIZE - 1))
+        ranges.append((offset, int(rng.integers(1, SIZE - offset + 1))))
+    sent = [ticket(i, *ranges[i : i + 3]) for i in range(0, len(ranges), 3)]
+    for one in sent:
+        reader.submit(one)
+    got = [reader.take(wait=True) for _ in sent]
+    assert {one.key for one in got if one} == {one.key for one in sent}
+    for one in sent:
+        assert one.error is None
+        for i, piece in enumerate(one.pieces):
+            end = piece.offset + piece.num_bytes
+            assert bytes_of(one, i) == content[piece.offset : end].tobytes()
+    assert reader.take(wait=False) is None
+
+
+@pytest.mark.parametrize("left", [0, 100, BLOCK_BYTES, 20 * BLOCK_BYTES + 5])
+def test_a_file_that_was_shortened_is_one_line(path: Path, reader: FileReader, left: int) -> None:
+    os.truncate(path, left)
+    offset = 17 * BLOCK_BYTES + 40
+    reader.submit(ticket(1, (offset, 8 * BLOCK_BYTES), name="blk.1.ffn_up_exps.weight"))
+    reader.submit(ticket(2, (0, max(1, left))))
+    failed, other = sorted((reader.take(wait=True), reader.take(wait=True)), key=lambda t: t.key)
+    end = left if left > offset else max(left, 0)
+    line = str(failed.error)
+    assert isinstance(failed.error, DiskError)
+    assert line.startswith(
+        f"weights.gguf: tensor blk.1.ffn_up_exps.weight: cannot read {8 * BLOCK_BYTES} bytes"
+        f" at offset {offset}: the file ends at "
+    )
+    assert int(line.split()[-1]) >= min(end, left)
+    assert (other.error is None) == (left > 0)
+
+
+def test_what_the_disk_says_is_passed_on(
+    path: Path, content: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    error = errno.EIO
+    alter_reads(monkeypatch, lambda fd: error)
+    reader = FileReader([path], num_threads=3)
+    reader.submit(ticket(1, (100, 50), (100, 50)))  # which of two fails first is not promised
+    assert str(reader.take(wait=True).error) == (
+        "weights.gguf: tensor blk.1.x: cannot read 50 bytes at offset 100: Input/output error"
+    )
+    error = 0
+    reader.submit(ticket(2, (100, 50)))  # the threads have survived
+    assert bytes_of(reader.take(wait=True), 0) == content[100:150].tobytes()
+    reader.close()
+
+
+def test_a_file_that_is_removed_can_still_be_read(
+    path: Path, reader: FileReader, content: np.ndarray
+) -> None:
+    path.unlink()
+    reader.submit(ticket(1, (3, 9000)))
+    assert bytes_of(reader.take(wait=True), 0) == content[3:9003].tobytes()
+
+
+def test_a_file_that_is_not_there_is_one_line(tmp_path: Path) -> None:
+    with pytest.raises(DiskError, match=r"gone\.gguf: cannot be opened: No such file"):
+        FileReader([tmp_path / "gone.gguf"])
+
+
+def test_nothing_stays_in_the_page_cache(path: Path) -> None:
+    pages = resident_pages(path)
+    if pages is None:
+        pytest.skip("no mincore here")
+    fd = os.open(path, os.O_RDWR)
+    os.fsync(fd)
+    os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+    os.close(fd)
+    if resident_pages(path):
+        pytest.skip("a file system in memory")
+    reader = FileReader([path])
+    reader.submit(ticket(1, (BLOCK_BYTES + 5, 30 * BLOCK_BYTES)))
+    assert reader.take(wait=True).error is None
+    reader.close()
+    assert resident_pages(path) <= 2
+
+
+@pytest.fixture
+def held(
+    path: Path, each_io: str, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[tuple[FileReader, Callable]]:
+    """A reader of one piece at a time whose reads wait until they are let go."""
+    let_go = hold_reads(monkeypatch)
+    reader = FileReader([path], num_threads=1)
+    yield reader, let_go
+    let_go()
+    reader.close()
+
+
+def test_urgent_reads_overtake_and_queued_ones_can_be_cancelled(
+    held: tuple[FileReader, Callable[[], None]],
+) -> None:
+    reader, let_go = held
+    first, later, hurried, urgent, cancelled = (ticket(i, (0, 10), (50, 10)) for i in range(5))
+    reader.submit(first)
+    while not reader_has_begun(reader):
+        pass
+    for one in (later, hurried, cancelled):
+        reader.submit(one, is_urgent=False)
+    reader.submit(urgent)
+    reader.hurry(hurried)
+    assert reader.cancel(cancelled)
+    assert not reader.cancel(cancelled)
+    assert not reader.cancel(first)
+    let_go()
+    order = [reader.take(wait=True).key for _ in range(4)]
+    assert order == [first.key, urgent.key, hurried.key, later.key]
+
+
+def reader_has_begun(reader: FileReader) -> bool:
+    return len(reader._queue._urgent) == 1
+
+
+def test_close_ends_what_has_begun_and_nothing_else(
+    held: tuple[FileReader, Callable[[], None]], content: np.ndarray
+) -> None:
+    reader, let_go = held
+    begun, queued = ticket(1, (0, 10), (50, 10)), ticket(2, (0, 10))
+    reader.submit(begun)
+    while not reader_has_begun(reader):
+        pass
+    reader.submit(queued)
+    let_go()
+    reader.close()
+    reader.close()
+    assert bytes_of(begun, 0) == content[:10].tobytes()
+    assert queued.num_left == 1 or reader.take(wait=False) is not None
+
+
+@pytest.mark.parametrize("name", ["threads", "uring", "auto"])
+def test_the_engine_is_named(
+    each_io: str, name: str, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if each_io == "threads" and name != "threads":
+        pytest.skip("the other engine's")
+    monkeypatch.setenv("HYBRIDMOE_IO", name)
+    reader = FileReader([path], num_threads=3)
+    if name == "threads":
+        assert reader.engine == "3 threads (HYBRIDMOE_IO=threads)"
+    elif name == "uring" or reader.is_direct:
+        assert reader.engine == "io_uring"
+    reader.close()
+    refuse_direct_at_open(monkeypatch)
+    reader = FileReader([path], num_threads=3)
+    if name == "auto":
+        assert reader.engine == "3 threads (the file system takes no direct reads)"
+    reader.close()

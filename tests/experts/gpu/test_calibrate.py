@@ -1,0 +1,113 @@
+"""Rates of a card: what a machine of known rates is measured to have."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+import torch
+from gguf import GGMLQuantizationType as T
+from random_weights import random_matrix
+
+from hybridmoe.device.fake_streams import FakeStream
+from hybridmoe.experts.backend import ExpertWeights
+from hybridmoe.experts.gpu.prefill_experts import Streams
+from hybridmoe.experts.gpu.weight_stream import COPY_THREADS
+from hybridmoe.hardware import isa
+from hybridmoe.hardware.machine import Limits, Rate
+from hybridmoe.kernels import ops
+from hybridmoe.planning.model_sizes import Part
+from hybridmoe.planning.prefill_split import costs_of
+from hybridmoe.planning.rates import GpuRates, rates_of
+
+pytest.importorskip("triton", reason="needs triton (pip install hybridmoe[cuda])")
+
+from hybridmoe.experts.gpu import calibrate as link_rates
+from hybridmoe.experts.gpu.calibrate import FEW_TOKENS, MANY_TOKENS, measure_gpu, with_cpu
+from hybridmoe.kernels.triton.expert_prefill import add_expert, layout_of
+from hybridmoe.kernels.triton.runtime import IS_INTERPRETED
+
+CPU = torch.device("cpu")
+LAYER = ExpertWeights(
+    random_matrix(T.Q4_0, 2, 32, 64, seed=0),
+    random_matrix(T.Q8_0, 2, 32, 64, seed=1),
+    random_matrix(T.F16, 2, 64, 32, seed=2),
+)
+LAYOUT = layout_of(*LAYER)
+assert LAYOUT is not None
+PARTS = [Part(w.type, w.rows * w.cols, w.num_bytes // w.batch) for w in LAYER]
+NUM_BYTES = sum(part.num_bytes for part in PARTS)
+
+
+class Machine:
+    """Seconds pass by what is done; now and then something else delays it."""
+
+    def __init__(self, gpu: GpuRates) -> None:
+        self.gpu, self.now, self.num_calls = gpu, 0.0, 0
+
+    def spend(self, seconds: float) -> None:
+        self.num_calls += 1
+        self.now += seconds + (7.0 if self.num_calls % 3 == 0 else 0.0)
+
+    def clock(self) -> float:
+        return self.now
+
+    def add_expert(self, out: Any, x: torch.Tensor, *rest: object) -> None:
+        costs = costs_of(PARTS, rates_of("avx512", dram=1, peak_ops=1), self.gpu, [len(x)], 0)
+        self.now += float(costs.card[0])
+
+
+class Link(FakeStream):
+    def __init__(self, machine: Machine) -> None:
+        super().__init__(is_lazy=True)
+        self._machine = machine
+
+    def copy(self, dst: torch.Tensor, src: torch.Tensor) -> None:
+        super().copy(dst, src)
+        self._machine.spend(src.nbytes / self._machine.gpu.pcie)
+
+
+def test_a_machine_of_known_rates_is_measured_to_have_them(
+    monkeypatch: pytest.MonkeyPatch, restore_threads: None
+) -> None:
+    ops.set_num_threads(2 * COPY_THREADS)
+    known = GpuRates(read=3e6, ops=3e8, pcie=5e5, copy=7e5, copy_cpu=0.5, expert_s=0.0)
+    machine = Machine(known)
+
+    def fill(threads: object, buffer: torch.Tensor, pieces: Sequence[Any]) -> int:
+        machine.spend(sum(piece.data.nbytes for piece in pieces) / 7e5)
+        return buffer.nbytes
+
+    monkeypatch.setattr(link_rates, "fill", fill)
+    streams = Streams(FakeStream(is_lazy=False), FakeStream(is_lazy=False), Link(machine))
+    got = measure_gpu(LAYER, LAYOUT, machine.add_expert, streams, CPU, clock=machine.clock)
+    for name in ("read", "ops", "pcie", "copy", "copy_cpu", "expert_s"):
+        assert getattr(got, name) == pytest.approx(getattr(known, name)), name
+
+
+def test_tokens_that_cost_nothing_have_a_finite_rate(monkeypatch: pytest.MonkeyPatch) -> None:
+    machine = Machine(GpuRates(read=3e6, ops=1e30, pcie=5e5, expert_s=0.0))
+    monkeypatch.setattr(link_rates, "fill", lambda *args: machine.spend(1.0))
+    streams = Streams(FakeStream(is_lazy=False), FakeStream(is_lazy=False), Link(machine))
+    got = measure_gpu(LAYER, LAYOUT, machine.add_expert, streams, CPU, clock=machine.clock)
+    assert got.ops == pytest.approx(3e6 * MANY_TOKENS)  # they took no longer than weights do
+    assert FEW_TOKENS < MANY_TOKENS
+
+
+def test_the_cpus_rates_are_measured_with_its_own_kernels(
+    monkeypatch: pytest.MonkeyPatch, each_isa: None
+) -> None:
+    gpu, kernels = GpuRates(read=1.0, ops=1.0, pcie=1.0), isa.active()
+    rate = {name: Rate(1.0, 1e9 * n) for n, name in enumerate(("read", "int8", "float32"), 1)}
+    tiles = {"amx_int8": Rate(1.0, 5e9), "amx_bf16": Rate(1.0, 4e9)} if kernels == "amx" else {}
+    monkeypatch.setattr(link_rates, "measure", lambda *, quick: Limits(**rate, **tiles))
+    peak = 4e9 if kernels == "amx" else 2e9
+    want = rates_of(kernels, dram=1e9, peak_ops=peak, float_ops=3e9, gpu=gpu)
+    assert with_cpu(gpu) == want
+
+
+@pytest.mark.skipif(not IS_INTERPRETED, reason="streams here are not a card's")
+def test_it_runs_the_real_copies_and_products(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(link_rates, "MANY_TOKENS", 24)
+    streams = Streams(*(FakeStream(is_lazy=True) for _ in range(3)))
+    got = measure_gpu(LAYER, LAYOUT, add_expert, streams, CPU)
+    assert min(got.read, got.ops, got.pcie, got.copy or 0.0) > 0

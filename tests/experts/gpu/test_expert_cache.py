@@ -1,0 +1,232 @@
+"""The cache in VRAM: what its table may say, and what it counts."""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from hybridmoe.cachebench.simulator import EVICTIONS, HITS, MISSES, UPLOADS, Requests, simulate
+from hybridmoe.device.fake_streams import FakeStream
+from hybridmoe.experts.gpu.expert_cache import GpuExpertCache
+from hybridmoe.experts.policy import CacheShape, make_policy
+
+CPU = torch.device("cpu")
+
+
+@dataclass(eq=False)
+class FakeUpload:
+    key: tuple[int, int]
+    slot: int
+    is_cancelled: bool = False
+    is_over: bool = False
+    error: Exception | None = None
+
+    def is_done(self) -> bool:
+        return self.is_over
+
+    def cancel(self) -> None:
+        self.is_cancelled = True
+
+
+@dataclass
+class FakeCopier:
+    """Is done when told."""
+
+    slot_bytes: int = 1
+    uploads: list[FakeUpload] = field(default_factory=list)
+
+    def begin(self, layer: int, expert: int, slot: int) -> FakeUpload:
+        upload = FakeUpload((layer, expert), slot)
+        self.uploads.append(upload)
+        return upload
+
+    @property
+    def writing(self) -> list[FakeUpload]:
+        return [upload for upload in self.uploads if not upload.is_over]
+
+    def close(self) -> None:
+        pass
+
+
+class Run:
+    """A cache of a small model, and steps of it."""
+
+    def __init__(self, shape: CacheShape, budget: int = 2, policy: str = "lru") -> None:
+        self.shape, self.budget = shape, budget
+        self.copier = FakeCopier()
+        self.main = FakeStream(is_lazy=False, is_current=True)
+        self.cache = GpuExpertCache(
+            shape,
+            self.copier,
+            self.main,
+            CPU,
+            uploads_per_step=budget,
+            policy=make_policy(policy, shape),
+        )
+        self.steps: list[tuple[list[list[int]], bool]] = []
+
+    def step(self, chosen: list[list[int]], *, is_prefill: bool = False) -> None:
+        """Distinct experts of each layer."""
+        begun = len(self.copier.uploads)
+        self.cache.begin_step()
+        assert len(self.copier.uploads) - begun <= self.budget
+        self.check_table()
+        accesses = [(layer, np.array(e, np.int32)) for layer, e in enumerate(chosen)]
+        self.cache.end_step(accesses, is_prefill=is_prefill)
+        self.steps.append((chosen, is_prefill))
+
+    def check_table(self) -> None:
+        table = self.cache.table
+        assert torch.equal(table, self.cache.device_table)
+        assert (table[:, -1] == -1).all()
+        used = table[table >= 0].tolist()
+        writing = [upload.slot for upload in self.copier.writing]
+        assert len({*used, *writing}) == len(used) + len(writing), "a slot has two experts"
+        assert all(0 <= slot < self.shape.num_slots for slot in (*used, *writing))
+        there = {u.slot: u.key for u in self.copier.uploads if u.is_over and not u.is_cancelled}
+        for layer, expert in np.argwhere(table.numpy() >= 0).tolist():
+            assert there[int(table[layer, expert])] == (layer, expert), "not what was copied there"
+
+    def requests(self) -> Requests:
+        """The run as the simulator takes it."""
+        experts = [e for chosen, _ in self.steps for e in chosen]
+        num_layers, num_steps = self.shape.num_layers, len(self.steps)
+        return Requests(
+            num_layers,
+            self.shape.num_experts,
+            self.shape.top_k,
+            num_steps,
+            num_steps,
+            np.array([e for es in experts for e in es], np.int32),
+            np.cumsum([0, *map(len, experts)]).astype(np.int64),
+            np.tile(np.arange(num_layers, dtype=np.int32), num_steps),
+            np.repeat(np.arange(num_steps, dtype=np.int32), num_layers),
+            np.repeat(np.array([p for _, p in self.steps], np.bool_), num_layers),
+        )
+
+    def check_counters(self, policy: str) -> None:
+        got = self.cache.stats().counters
+        want = simulate(policy, self.requests(), self.shape.num_slots)
+        for value, kind in (
+            (got.hits, HITS),
+            (got.misses, MISSES),
+            (got.uploads, UPLOADS),
+            (got.evictions, EVICTIONS),
+        ):
+            assert value == want.total(kind)
+
+
+@settings(max_examples=60)
+@given(data=st.data(), policy=st.sampled_from(["lru", "ema", "lfu"]))
+def test_a_slot_has_one_expert_and_is_named_when_it_is_there(
+    data: st.DataObject, policy: str
+) -> None:
+    num_layers, num_experts = data.draw(st.integers(1, 3)), data.draw(st.integers(2, 8))
+    num_slots = data.draw(st.integers(0, num_layers * num_experts))
+    shape = CacheShape(num_layers, num_experts, num_slots, 2)
+    run = Run(shape, data.draw(st.integers(0, 4)), policy)
+    random = np.random.default_rng(data.draw(st.integers(0, 2**31)))
+    for _ in range(data.draw(st.integers(1, 40))):
+        is_prefill = bool(random.random() < 0.1)
+        count = num_experts if is_prefill else 2
+        popular = random.zipf(1.5, (num_layers, 3 * count)) % num_experts
+        chosen = [list(dict.fromkeys(row.tolist()))[:count] for row in popular]
+        run.step(chosen, is_prefill=is_prefill)
+        for upload in run.copier.writing:
+            upload.is_over = bool(random.random() < 0.4)
+    run.check_counters(policy)
+    for upload in run.copier.uploads:
+        upload.is_over = True
+    # With time, all that the policy holds is there, and whatever was given up left its slot free.
+    for _ in range(num_slots + 1 if run.budget else 0):
+        run.cache.begin_step()
+        run.check_table()
+        for upload in run.copier.uploads:
+            upload.is_over = True
+    if run.budget:
+        held = run.cache._policy.resident()
+        assert run.cache.resident().tolist() == held.tolist()
+        assert len(run.cache._free) == num_slots - len(held)
+
+
+def test_hits_that_are_not_there_are_late() -> None:
+    run = Run(CacheShape(1, 4, 2, 1))
+    for _ in range(3):
+        run.step([[1]])
+    assert [u.key for u in run.copier.uploads] == [(0, 1)]
+    assert run.cache.stats().counters.late == 2
+    run.copier.uploads[0].is_over = True
+    run.step([[1]])
+    assert run.cache.stats().counters.late == 2
+    assert run.cache.stats().num_resident == 1 and run.cache.table[0, 1] == 0
+
+
+def test_an_upload_that_is_evicted_is_cancelled_and_its_slot_waits_for_it() -> None:
+    run = Run(CacheShape(1, 4, 1, 1))
+    run.step([[1]])
+    run.step([[2]])  # begins 1, then evicts it
+    (first,) = run.copier.uploads
+    assert first.is_cancelled
+    run.step([[2]])
+    run.step([[2]])
+    assert run.copier.uploads == [first], "its slot may still be written"
+    first.is_over = True
+    run.step([[2]])
+    assert [u.key for u in run.copier.uploads] == [(0, 1), (0, 2)]
+    assert run.copier.uploads[1].slot == first.slot
+    assert run.cache.stats().counters.cancelled == 1
+
+
+def test_one_that_has_not_begun_is_not_copied() -> None:
+    run = Run(CacheShape(1, 4, 1, 1))
+    run.step([[1]])
+    run.cache.end_step([(0, np.array([2], np.int32))], is_prefill=False)
+    run.step([[2]])
+    assert [u.key for u in run.copier.uploads] == [(0, 2)]
+    assert run.cache.stats().counters.cancelled == 1
+
+
+def test_one_that_comes_back_at_once_stays_where_it_is() -> None:
+    run = Run(CacheShape(1, 4, 1, 1))
+    run.step([[1]])
+    run.step([[1]])
+    run.copier.uploads[0].is_over = True
+    run.step([[1]])
+    for expert in (2, 1):  # two accesses of one step
+        run.cache.end_step([(0, np.array([expert], np.int32))], is_prefill=False)
+    run.step([[1]])
+    assert len(run.copier.uploads) == 1 and run.cache.table[0].tolist() == [-1, 0, -1, -1, -1]
+
+
+def test_a_failed_upload_is_said_once_and_tried_again() -> None:
+    run = Run(CacheShape(1, 4, 2, 1))
+    run.step([[1]])
+    run.step([[1]])
+    (upload,) = run.copier.uploads
+    upload.is_over, upload.error = True, OSError("the card is gone")
+    with pytest.raises(OSError, match="the card is gone"):
+        run.step([[1]])
+    assert len(run.copier.uploads) == 2
+    run.copier.uploads[1].is_over = True
+    run.step([[1]])
+    assert run.cache.resident().tolist() == [1]
+
+
+def test_a_warm_cache_begins_with_the_most_valuable() -> None:
+    run = Run(CacheShape(2, 4, 3, 1), budget=1)
+    assert run.cache.warm(np.array([6, 1, 3, 2])) == 3
+    for _ in range(3):
+        run.cache.begin_step()
+        run.copier.uploads[-1].is_over = True
+    assert [u.key for u in run.copier.uploads] == [(1, 2), (0, 1), (0, 3)]
+
+
+def test_stats_say_where_the_slots_are() -> None:
+    run = Run(CacheShape(1, 4, 2, 1))
+    run.step([[1]])
+    assert str(run.cache.stats()).endswith(
+        "0 hits were late, 0 uploads cancelled; 0 of 2 slots in use"
+    )

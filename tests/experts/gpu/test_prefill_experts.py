@@ -1,0 +1,369 @@
+"""Prompts on the CPU and a card at once: Triton's interpreter, and stand-ins for streams."""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
+from typing import Any
+
+import closeness
+import numpy as np
+import pytest
+import torch
+from gguf import GGMLQuantizationType as T
+from random_weights import random_matrix
+from triton_bounds import U, expert_of_rows
+from waiting import eventually
+from watched_streams import Watch, WatchedEvent, WatchedStream
+
+from hybridmoe.device.fake_streams import FakeStream
+from hybridmoe.device.streams import Event, Stream
+from hybridmoe.errors import HybridMoeError
+from hybridmoe.experts.backend import CpuExperts, ExpertWeights
+from hybridmoe.experts.policy import CacheShape, make_policy
+from hybridmoe.planning.rates import GpuRates, Rates
+
+pytest.importorskip("triton", reason="needs triton (pip install hybridmoe[cuda])")
+
+from hybridmoe.experts.gpu import weight_stream as link_pipe
+from hybridmoe.experts.gpu.hybrid_experts import HybridExperts
+from hybridmoe.experts.gpu.prefill_experts import (
+    AddExpert,
+    HeldExperts,
+    StreamedExperts,
+    Streams,
+    pieces_of,
+)
+from hybridmoe.experts.gpu.slot_pool import SlotPool
+from hybridmoe.kernels.triton.expert_prefill import add_expert, layout_of
+from hybridmoe.kernels.triton.runtime import IS_INTERPRETED
+
+pytestmark = pytest.mark.skipif(not IS_INTERPRETED, reason="bounds are those of the interpreter")
+
+CPU = torch.device("cpu")
+EXPERTS, HIDDEN, INTER, TOKENS, TOP_K = 6, 64, 32, 40, 3
+GPU = GpuRates(read=1e9, ops=1e12, pcie=1e15, copy=1e15, copy_cpu=0.0, expert_s=0.0)
+RATES = Rates("avx512", dram=1e8, ops=1e8, attention_ops=1e8, gpu=GPU)
+ALL_CARD = RATES
+ALL_CPU = replace(RATES, gpu=replace(GPU, copy=1.0))
+MIXED = replace(RATES, gpu=replace(GPU, read=4e7))
+
+
+def make_layer(seed: int, down: T = T.Q4_0) -> ExpertWeights:
+    return ExpertWeights(
+        random_matrix(T.Q4_0, EXPERTS, INTER, HIDDEN, seed=seed),
+        random_matrix(T.Q8_0, EXPERTS, INTER, HIDDEN, seed=seed + 1),
+        random_matrix(down, EXPERTS, HIDDEN, INTER, seed=seed + 2),
+    )
+
+
+LAYERS = {3: make_layer(0), 4: make_layer(10, T.F16), 7: make_layer(20, T.BF16)}
+
+
+def inputs(seed: int = 0, tokens: int = TOKENS) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """States; different experts for each token, some -1; weights, poison where there is no expert.
+
+    Experts with lower numbers are chosen more often.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    x = 0.02 * torch.randn((tokens, HIDDEN), generator=generator)
+    chance = 1.0 / torch.arange(1, EXPERTS + 1).repeat(tokens, 1)
+    ids = torch.multinomial(chance, TOP_K, generator=generator).int()
+    ids[torch.rand(ids.shape, generator=generator) < 0.1] = -1
+    weights = torch.rand(ids.shape, generator=generator)
+    return x, ids, weights.masked_fill(ids < 0, float("nan"))
+
+
+HELD = {(3, 0): 2, (3, 2): 0, (4, 5): 1}  # (layer, expert) -> slot
+
+
+def held() -> HeldExperts:
+    layouts = {layer: layout_of(*experts) for layer, experts in LAYERS.items()}
+    slots = torch.full((3, max(v.slot_bytes for v in layouts.values() if v)), 0xFF).byte()
+    table = np.full((len(LAYERS), EXPERTS + 1), -1, np.int32)
+    for (layer, expert), slot in HELD.items():
+        layout = layouts[layer]
+        assert layout is not None
+        table[list(LAYERS).index(layer), expert] = slot
+        for piece in pieces_of(LAYERS[layer], layout, expert):
+            end = piece.offset + piece.data.nbytes
+            slots[slot, piece.offset : end] = torch.from_numpy(piece.data.copy())
+    return HeldExperts(slots, table)
+
+
+def fakes(*, is_lazy: bool) -> Streams:
+    main = FakeStream(is_lazy=is_lazy, is_current=True)
+    return Streams(main, FakeStream(is_lazy=is_lazy), FakeStream(is_lazy=is_lazy))
+
+
+Make = Callable[..., StreamedExperts]
+
+
+@pytest.fixture
+def make() -> Iterator[Make]:
+    made = []
+
+    def run(
+        rates: Rates,
+        streams: Streams | None = None,
+        *,
+        layers: Mapping[int, ExpertWeights] = LAYERS,
+        held: HeldExperts | None = None,
+        add: AddExpert = add_expert,
+    ) -> StreamedExperts:
+        made.append(
+            StreamedExperts(
+                layers,
+                [layout_of(*experts) for experts in layers.values()],
+                add,
+                rates,
+                streams or fakes(is_lazy=True),
+                CPU,
+                max_tokens=TOKENS,
+                top_k=TOP_K,
+                held=held,
+            )
+        )
+        return made[-1]
+
+    yield run
+    for experts in made:
+        experts.close()
+
+
+def check(
+    experts: StreamedExperts,
+    layer: int,
+    x: torch.Tensor,
+    ids: torch.Tensor,
+    weights: torch.Tensor,
+    got: torch.Tensor,
+) -> None:
+    """The CPU's part is what `CpuExperts` makes of its experts; the card's is within its bound."""
+    plan = experts.tally.splits[layer]
+    chosen = {int(e) for e in ids.unique() if e >= 0}
+    assert {*plan.card, *plan.cpu} == chosen
+    left = torch.where(torch.isin(ids, torch.tensor(plan.cpu, dtype=torch.int32)), ids, -1)
+    want = CpuExperts(LAYERS).submit(layer, x, left, weights)().double().numpy()
+    bound, size = np.full(want.shape, 2.0**-140), np.abs(want)
+    for expert in plan.card:
+        rows, place = np.nonzero(ids.numpy() == expert)
+        factor = weights.double().numpy()[rows, place][:, None]
+        y, error = expert_of_rows(LAYERS[layer], expert, x.numpy()[rows])
+        want[rows] += factor * y
+        bound[rows] += factor * error
+        size[rows] += factor * (np.abs(y) + error)
+    closeness.assert_close(got, want, bound + (EXPERTS + 2) * U * size, f"layer {layer}, {plan}")
+
+
+@pytest.mark.parametrize("is_lazy", [True, False], ids=["lazy", "eager"])
+@pytest.mark.parametrize("is_held", [False, True], ids=["empty", "held"])
+@pytest.mark.parametrize("rates", [ALL_CARD, ALL_CPU, MIXED], ids=["card", "cpu", "mixed"])
+def test_a_step_is_within_the_bound_wherever_experts_are_computed(
+    make: Make, rates: Rates, is_held: bool, is_lazy: bool
+) -> None:
+    experts = make(rates, fakes(is_lazy=is_lazy), held=held() if is_held else None)
+    for layer in LAYERS:
+        x, ids, weights = inputs(layer)
+        got = experts.submit(layer, x, ids, weights)()
+        check(experts, layer, x, ids, weights, got)
+        plan = experts.tally.splits[layer]
+        if rates is ALL_CARD:
+            assert not plan.cpu and set(plan.card) == set(range(EXPERTS))
+        elif rates is ALL_CPU:
+            assert not plan.streamed
+        else:
+            assert plan.streamed and plan.cpu
+        if is_held:
+            assert set(plan.held) == {e for number, e in HELD if number == layer}
+    experts.check()
+
+
+def test_all_by_the_cpu_is_the_cpus_result(make: Make) -> None:
+    experts = make(ALL_CPU)
+    x, ids, weights = inputs()
+    got = experts.submit(4, x, ids, weights)()
+    assert torch.equal(got, CpuExperts(LAYERS).submit(4, x, ids, weights)())
+
+
+def test_a_wrong_weight_or_state_is_seen(make: Make) -> None:
+    experts = make(ALL_CARD)
+    x, ids, weights = inputs()
+    for wrong_x, wrong_weights in ((x, 1.03 * weights), (x + 0.05 * x.roll(1, 1), weights)):
+        got = experts.submit(3, wrong_x, ids, wrong_weights)()
+        with pytest.raises(AssertionError, match="out of bounds"):
+            check(experts, 3, x, ids, weights, got)
+
+
+@pytest.mark.parametrize("rates", [ALL_CARD, ALL_CPU], ids=["card", "cpu"])
+def test_all_tokens_may_go_to_one_expert_or_to_none(make: Make, rates: Rates) -> None:
+    experts = make(rates)
+    x, ids, weights = inputs()
+    ids.fill_(-1)
+    assert torch.equal(experts.submit(3, x, ids, weights)(), torch.zeros_like(x))
+    ids[:, 1] = 4
+    weights[:, 1] = 0.5
+    check(experts, 3, x, ids, weights, experts.submit(3, x, ids, weights)())
+    assert {*experts.tally.splits[3].card, *experts.tally.splits[3].cpu} == {4}
+
+
+@pytest.mark.parametrize("tokens", [1, 2, 17])
+def test_shorter_steps_use_part_of_the_memory(make: Make, tokens: int) -> None:
+    experts = make(MIXED)
+    experts.submit(3, *inputs(1))()
+    x, ids, weights = inputs(2, tokens)
+    check(experts, 3, x, ids, weights, experts.submit(3, x, ids, weights)())
+
+
+def test_the_same_step_gives_the_same_bits(make: Make) -> None:
+    results = []
+    for is_lazy in (True, False):
+        experts = make(MIXED, fakes(is_lazy=is_lazy))
+        experts.submit(4, *inputs(1))()
+        results.append(experts.submit(3, *inputs())())
+    assert torch.equal(*results)
+
+
+def test_types_without_a_kernel_stay_on_the_cpu(make: Make) -> None:
+    layers = {1: make_layer(0, T.F32)}
+    experts = make(ALL_CARD, layers=layers)
+    x, ids, weights = inputs()
+    got = experts.submit(1, x, ids, weights)()
+    assert torch.equal(got, CpuExperts(layers).submit(1, x, ids, weights)())
+    assert experts.tally.streamed == 0
+
+
+def test_experts_and_bytes_are_counted(make: Make) -> None:
+    experts = make(ALL_CARD, held=held())
+    for layer in (3, 4):
+        experts.submit(layer, *inputs())()
+    one = [sum(w.num_bytes for w in LAYERS[layer]) // EXPERTS for layer in (3, 4)]
+    tally = experts.tally
+    assert (tally.cpu, tally.held, tally.streamed) == (0, 3, 2 * EXPERTS - 3)
+    assert tally.streamed_bytes == (EXPERTS - 2) * one[0] + (EXPERTS - 1) * one[1]
+
+
+def test_an_id_that_is_none_is_said_after_the_step(make: Make) -> None:
+    experts = make(ALL_CPU)
+    x, ids, weights = inputs()
+    experts._memory.ids.fill_(EXPERTS)  # what a card that went wrong might have sent
+    for layer in (3, 4):
+        experts._layers[layer].call.run()
+    with pytest.raises(HybridMoeError, match="experts on the CPU: "):
+        experts.check()
+    experts.submit(3, x, ids, weights)()
+    experts.check()
+
+
+def has_arrived(slots: SlotPool, copy: FakeStream) -> bool:
+    """True once an upload has arrived; uploads that are due go on."""
+    copy.synchronize()
+    slots.cache.begin_step()
+    return len(slots.cache.resident()) > 0
+
+
+@pytest.mark.parametrize("is_lazy", [True, False], ids=["lazy", "eager"])
+def test_a_models_executor_uses_the_cards_slots_in_prompts_too(make: Make, is_lazy: bool) -> None:
+    """Prompts before and after the experts that they use have come to the slots."""
+    main, host = FakeStream(is_lazy=False, is_current=True), FakeStream(is_lazy=is_lazy)
+    copy, num_slots = FakeStream(is_lazy=is_lazy), 4
+    shape = CacheShape(len(LAYERS), EXPERTS, num_slots, TOP_K)
+    policy = make_policy("lru", shape)
+    slots = SlotPool(LAYERS, TOP_K, num_slots, main, copy, CPU, policy=policy)
+    streams = Streams(main, host, FakeStream(is_lazy=is_lazy))
+    both = HeldExperts(slots.slots, slots.cache.table.numpy())
+    prompts = make(MIXED, streams, held=both)
+    experts = HybridExperts(LAYERS, TOP_K, main, host, CPU, slots=slots, prefill=prompts)
+    for step in range(4):
+        experts.begin_step(TOKENS)
+        for layer in LAYERS:
+            x, ids, weights = inputs(layer)
+            got = experts.submit(layer, x, ids, weights)()
+            check(prompts, layer, x, ids, weights, got)
+        experts.end_step()
+        copy.synchronize()
+        if step == 0:
+            eventually(lambda: has_arrived(slots, copy))
+    resident = slots.cache.resident()
+    assert prompts.tally.held > 0 and len(resident) > 0
+    experts.close()
+
+
+class DeafStream(FakeStream):
+    """Waits for nothing, once it is deaf."""
+
+    is_deaf = False
+
+    def wait_for(self, other: Stream | Event) -> None:
+        if not self.is_deaf:
+            super().wait_for(other)
+
+
+def test_the_lazy_streams_find_a_forgotten_wait(make: Make) -> None:
+    """The main stream multiplies what has not arrived: experts of the layer before."""
+    main = DeafStream(is_lazy=True, is_current=True)
+    experts = make(ALL_CARD, fakes(is_lazy=True)._replace(main=main))
+    for layer in (3, 4):
+        x, ids, weights = inputs(layer)
+        got = experts.submit(layer, x, ids, weights)()
+        if layer == 3:
+            check(experts, layer, x, ids, weights, got)
+            main.is_deaf = True
+    with pytest.raises(AssertionError, match="out of bounds"):
+        check(experts, 4, x, ids, weights, got)
+
+
+def watched(
+    monkeypatch: pytest.MonkeyPatch, make: Make, rates: Rates = MIXED, deaf: str = ""
+) -> None:
+    """Two layers with every use of memory noted; `deaf` does not wait."""
+    watch = Watch()
+    streams = Streams(
+        *(WatchedStream(watch, name, is_deaf=name == deaf) for name in ("main", "host", "link"))
+    )
+    fill = link_pipe.fill
+
+    def noted_fill(threads: Any, buffer: torch.Tensor, pieces: Any) -> int:
+        watch.note("thread", "fill", writes=(buffer,))
+        return fill(threads, buffer, pieces)
+
+    def noted_add(out: Any, x: Any, rows: Any, factor: Any, slot: Any, layout: Any) -> None:
+        watch.note("main", "products", (x, slot), (out,))
+        add_expert(out, x, rows, factor, slot, layout)
+
+    monkeypatch.setattr(link_pipe, "fill", noted_fill)
+    if deaf == "thread":
+        wait = WatchedEvent.wait
+        monkeypatch.setattr(WatchedEvent, "wait", lambda e: e.name == "link" or wait(e))
+    experts = make(rates, streams, add=noted_add)
+    memory = experts._memory
+    for known in experts._layers.values():
+        reads = [memory.x, memory.ids, memory.weights, memory.left_out]
+        watch.calls[id(known.call)] = (reads, [memory.out])
+    kept = []  # memory that is used again after its end would look like a race
+    for layer in (3, 4):
+        kept.append(inputs(layer))
+        watch.note("main", "states", writes=kept[-1])
+        kept.append((experts.submit(layer, *kept[-1])(), experts._alive[-1]))
+        watch.note("main", "sum", kept[-1][1:], kept[-1][:1])
+        plan = experts.tally.splits[layer]
+        assert plan.cpu and (rates is ALL_CPU or len(plan.streamed) > 2)
+
+
+def test_nothing_races(monkeypatch: pytest.MonkeyPatch, make: Make) -> None:
+    watched(monkeypatch, make)
+
+
+@pytest.mark.parametrize(
+    ("deaf", "rates", "race"),
+    [
+        ("main", MIXED, "link copy and main products"),  # read before it is there
+        ("link", MIXED, "main products and link copy"),  # overwritten while it is read
+        ("thread", MIXED, "link copy and thread fill"),
+        ("main", ALL_CPU, "host copy and main sum"),
+    ],
+    ids=["place", "free place", "free buffer", "result"],
+)
+def test_each_forgotten_wait_is_a_race(
+    monkeypatch: pytest.MonkeyPatch, make: Make, deaf: str, rates: Rates, race: str
+) -> None:
+    with pytest.raises(AssertionError, match=f"{race} race"):
+        watched(monkeypatch, make, rates, deaf)

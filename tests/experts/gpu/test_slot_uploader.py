@@ -1,0 +1,107 @@
+"""Experts on their way into slots, through the ring of the real copier and a fake stream."""
+
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+import torch
+from gguf import GGMLQuantizationType as T
+from numpy.typing import NDArray
+from random_weights import random_matrix
+
+from hybridmoe.device.fake_streams import FakeStream
+from hybridmoe.experts.backend import ExpertWeights
+from hybridmoe.experts.gpu.slot_uploader import SlotUpload, SlotUploader
+
+pytest.importorskip("triton", reason="slots are laid out for Triton's kernels")
+
+from hybridmoe.kernels.triton.expert_ffn import SlotLayout
+
+EXPERTS, HIDDEN, INTER, SLOTS = 4, 256, 32, 3
+POISON = 0xA5
+
+
+class Copies:
+    """A real copier over a fake stream."""
+
+    def __init__(self, *, is_lazy: bool, piece_bytes: int = 1000) -> None:
+        kinds = [(T.Q4_0, T.Q8_0, T.Q4_0), (T.Q5_K, T.Q4_0, T.Q8_0)]
+        self.layers = {
+            number: ExpertWeights(
+                random_matrix(gate, EXPERTS, INTER, HIDDEN, seed=number),
+                random_matrix(up, EXPERTS, INTER, HIDDEN, seed=10 + number),
+                random_matrix(down, EXPERTS, HIDDEN, INTER, seed=20 + number),
+            )
+            for number, (gate, up, down) in enumerate(kinds, 1)
+        }
+        self.layouts = [SlotLayout(*kind, HIDDEN, INTER) for kind in kinds]
+        slot_bytes = max(layout.slot_bytes for layout in self.layouts)
+        self.data = torch.full((SLOTS, slot_bytes), POISON, dtype=torch.uint8)
+        self.main = FakeStream(is_lazy=False, is_current=True)
+        self.stream = FakeStream(is_lazy=is_lazy)
+        self.copier = SlotUploader(
+            self.layers, self.layouts, self.data, self.main, self.stream, piece_bytes=piece_bytes
+        )
+
+    def wait(self, upload: SlotUpload) -> None:
+        while not upload.is_done():
+            self.stream.synchronize()
+
+    def check(self, layer: int, expert: int, slot: int) -> None:
+        layout = self.layouts[layer]
+        want = np.full(self.data.shape[1], POISON, np.uint8)
+        parts = self.layers[layer + 1]
+        for w, at in zip(parts, (0, layout.up_offset, layout.down_offset), strict=True):
+            part: NDArray[np.uint8] = w.slice(expert, expert + 1).data
+            want[at : at + len(part)] = part
+        assert np.array_equal(self.data[slot].numpy(), want)
+
+
+@pytest.fixture(params=[False, True], ids=["eager", "lazy"])
+def copies(request: pytest.FixtureRequest) -> Iterator[Copies]:
+    copies = Copies(is_lazy=request.param)
+    yield copies
+    copies.copier.close()
+
+
+def test_experts_arrive_in_their_slots_byte_for_byte(copies: Copies) -> None:
+    """More pieces than the ring has: each waits for the copy before it in its place."""
+    places = [(0, 1, 2), (1, 3, 0), (0, 0, 1)]
+    for upload in [copies.copier.begin(*place) for place in places]:
+        copies.wait(upload)
+        assert upload.error is None
+    for place in places:
+        copies.check(*place)
+
+
+def test_a_cancelled_copy_ends_between_pieces() -> None:
+    copies = Copies(is_lazy=True, piece_bytes=64)
+    upload = copies.copier.begin(0, 1, 0)
+    upload.cancel()
+    copies.wait(upload)
+    before = copies.data.clone()
+    assert (before[0] == POISON).any()
+    copies.copier.close()
+    assert torch.equal(copies.data, before), "something was written after it was done"
+
+
+def test_a_copy_waits_for_the_steps_that_read_the_slot() -> None:
+    copies = Copies(is_lazy=True)
+    copies.main.is_lazy, copies.main.is_current = True, False  # its work is put off, too
+    read = torch.zeros_like(copies.data[0])
+    copies.main.copy(read, copies.data[0])
+    copies.wait(copies.copier.begin(0, 1, 0))
+    assert (read == POISON).all(), "the slot was overwritten before it was read"
+    copies.copier.close()
+
+
+def test_a_copy_that_fails_says_so() -> None:
+    copies = Copies(is_lazy=False)
+    upload = copies.copier.begin(0, 1, SLOTS)
+    copies.wait(upload)
+    assert isinstance(upload.error, IndexError)
+    good = copies.copier.begin(1, 1, 0)
+    copies.wait(good)
+    copies.check(1, 1, 0)
+    copies.copier.close()
+    copies.copier.close()

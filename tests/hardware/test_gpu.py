@@ -1,0 +1,133 @@
+"""Which card is used, and what is said where none is."""
+
+import warnings
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from hybridmoe.errors import ConfigError
+from hybridmoe.hardware.gpu import (
+    CudaGpu,
+    NoGpu,
+    choose_gpu,
+    driver_version,
+    find_gpu,
+)
+
+GB = 10**9
+
+
+BUILT = ["sm_80", "sm_86", "sm_90", "sm_120", "compute_120"]
+
+
+def fake_torch(
+    *cards: tuple[str, tuple[int, int], int], failure: str = "", warning: str = ""
+) -> Any:
+    """A torch that has these cards: name, capability, free bytes; below 0, one out of order."""
+
+    def is_available() -> bool:
+        if warning:
+            warnings.warn(warning, stacklevel=1)
+        return bool(cards)
+
+    def init() -> None:
+        if failure:
+            raise RuntimeError(failure)
+
+    def mem_get_info(number: int) -> tuple[int, int]:
+        free = cards[number][2]
+        if free < 0:
+            raise RuntimeError("CUDA error: the device\nis busy")
+        return free, 24 * GB
+
+    cuda = SimpleNamespace(
+        is_available=is_available,
+        init=init,
+        device_count=lambda: len(cards),
+        mem_get_info=mem_get_info,
+        get_device_name=lambda i: cards[i][0],
+        get_device_capability=lambda i: cards[i][1],
+        get_device_properties=lambda i: SimpleNamespace(multi_processor_count=128),
+        get_arch_list=lambda: BUILT,
+    )
+    return SimpleNamespace(__version__="2.13.0", version=SimpleNamespace(cuda="13.0"), cuda=cuda)
+
+
+def find(torch: Any, *, driver: bool = True, triton: bool = True) -> CudaGpu | NoGpu:
+    return find_gpu(torch, lambda: driver, lambda: triton)
+
+
+def test_the_card_with_most_free_memory_is_taken() -> None:
+    torch = fake_torch(
+        ("old", (7, 5), -1),
+        ("busy", (8, 9), 2 * GB),
+        ("RTX 4090", (8, 9), 23 * GB),
+        ("broken", (9, 0), -1),
+    )
+    assert find(torch) == CudaGpu(2, "RTX 4090", (8, 9), 24 * GB, 23 * GB, 128)
+    newer = fake_torch(("from an intermediate form", (13, 1), GB))
+    assert isinstance(find(newer), CudaGpu)
+
+
+def test_a_machine_without_a_card_says_nothing() -> None:
+    found = find(fake_torch(), driver=False)
+    assert isinstance(found, NoGpu) and found.is_silent
+
+
+@pytest.mark.parametrize(
+    ("torch", "triton", "reason"),
+    [
+        (
+            SimpleNamespace(__version__="2.13.0+cpu", version=SimpleNamespace(cuda=None)),
+            True,
+            r"torch 2.13.0\+cpu is built without CUDA",
+        ),
+        (fake_torch(failure="The NVIDIA driver\n is too old"), True, "The NVIDIA driver is too"),
+        (fake_torch(warning="The driver\n is too old (found 11040)"), True, "driver is too old"),
+        (fake_torch(), True, "no usable card"),
+        (fake_torch(("GTX 1080", (6, 1), GB)), True, "GTX 1080 has compute capability 6.1; 8.0 is"),
+        (fake_torch(("Thor", (11, 0), GB)), True, "torch 2.13.0 has no code for Thor"),
+        (fake_torch(("B", (9, 0), -1)), True, "card 0: CUDA error: the device is busy"),
+        (fake_torch(("A", (8, 0), GB)), False, r"pip install hybridmoe\[cuda\]"),
+    ],
+)
+def test_what_cannot_be_used_is_said_in_one_line(torch: Any, triton: bool, reason: str) -> None:
+    found = find(torch, triton=triton)
+    assert isinstance(found, NoGpu) and not found.is_silent
+    assert "\n" not in found.reason
+    with pytest.raises(ConfigError, match=f"device=cuda: .*{reason}"):
+        choose_gpu("cuda", lambda: found)
+    assert choose_gpu("auto", lambda: found) == found
+
+
+def test_a_wish_for_the_cpu_asks_no_card() -> None:
+    def find() -> CudaGpu | NoGpu:
+        raise AssertionError
+
+    found = choose_gpu("cpu", find)
+    assert isinstance(found, NoGpu) and found.is_silent
+    with pytest.raises(ConfigError, match="device='gpu': expected auto, cpu, cuda"):
+        choose_gpu("gpu", find)
+
+
+def test_this_machine_is_asked_without_harm() -> None:
+    assert isinstance(find_gpu(), CudaGpu | NoGpu)
+
+
+def test_the_driver_says_its_version(tmp_path: Path) -> None:
+    assert driver_version(tmp_path) is None
+    path = tmp_path / "proc/driver/nvidia/version"
+    path.parent.mkdir(parents=True)
+    for text, version in (
+        ("NVRM version: NVIDIA UNIX x86_64 Kernel Module  550.54.14  Thu Feb 22\n", "550.54.14"),
+        (
+            "NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  580.95.05  Release Build\n"
+            "GCC version:  gcc version 13.3.0\n",
+            "580.95.05",
+        ),
+        ("nothing of the kind", None),
+    ):
+        path.write_text(text)
+        assert driver_version(tmp_path) == version

@@ -1,0 +1,123 @@
+"""`hybridmoe doctor`: facts come from the system, limits from the kernels, sentences from both."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from hybridmoe import _C
+from hybridmoe.cli.doctor import doctor_command
+from hybridmoe.errors import ShapeError
+from hybridmoe.hardware import isa, topology
+from hybridmoe.hardware.gpu import CudaGpu, NoGpu
+from hybridmoe.hardware.machine import Limits, Machine, Rate, advice, inspect_machine
+
+MACHINE = Machine(
+    cpu="a CPU",
+    cores=8,
+    hardware_threads=16,
+    nodes=1,
+    cpu_quota=None,
+    kernel_threads=8,
+    isa_supported=("avx512", "avx2", "scalar"),
+    isa_active="avx512",
+    available_bytes=10**12,
+    huge_pages="madvise",
+    gpu="a GPU",
+)
+LIMITS = Limits(read=Rate(10e9, 118.9e9), int8=Rate(1e12, 8e12), float32=Rate(1e11, 8e11))
+
+
+def test_a_good_machine_is_told_its_speed_alone() -> None:
+    (sentence,) = advice(MACHINE, LIMITS)
+    assert "11.9 GB" in sentence and "at most 10.0 tokens/s" in sentence
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"available_bytes": 24 * 10**9}, "571 GB and 24 GB can be filled"),
+        ({"cpu_quota": 2.5}, "2.5 CPUs of 8 cores"),
+        ({"nodes": 2}, "2 NUMA nodes"),
+        ({"gpu": None, "no_gpu": "Triton is missing"}, "on the CPU, too: Triton is missing."),
+        ({"isa_active": "avx2"}, "though avx512 works"),
+        ({"isa_active": "avx2"}, "no int8 dot product"),
+    ],
+)
+def test_what_is_slow_is_said(change: dict[str, object], words: str) -> None:
+    said = advice(dataclasses.replace(MACHINE, **change), LIMITS)  # type: ignore[arg-type]
+    assert any(words in sentence for sentence in said)
+
+
+def test_facts_are_read_from_the_system(tmp_path: Path) -> None:
+    for name, text in {
+        "proc/cpuinfo": "processor : 0\nmodel name\t: Made-up 9000\n",
+        "proc/meminfo": "MemAvailable:   1000 kB\n",
+        "sys/kernel/mm/transparent_hugepage/enabled": "always [madvise] never\n",
+    }.items():
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    machine = inspect_machine(tmp_path)
+    assert (machine.cpu, machine.available_bytes) == ("Made-up 9000", 1_024_000)
+    assert machine.huge_pages == "madvise"
+    assert machine.kernel_threads == topology.num_threads()
+    empty = inspect_machine(tmp_path / "nothing")
+    assert (empty.cpu, empty.huge_pages, empty.available_bytes) == ("unknown", "unknown", None)
+
+
+def test_a_card_is_described(monkeypatch: pytest.MonkeyPatch) -> None:
+    card = CudaGpu(0, "RTX 4090", (8, 9), 24 << 30, 22 << 30, 128)
+    monkeypatch.setattr("hybridmoe.hardware.machine.find_gpu", lambda: card)
+    machine = inspect_machine()
+    assert machine.no_gpu is None and machine.gpu is not None
+    assert machine.gpu.startswith("RTX 4090, 22.0 of 24.0 GiB free, 128 multiprocessors, compute")
+    monkeypatch.setattr("hybridmoe.hardware.machine.find_gpu", lambda: NoGpu("it is too old"))
+    machine = inspect_machine()
+    assert (machine.gpu, machine.no_gpu) == (None, "it is too old")
+
+
+@pytest.mark.parametrize("name", isa.supported())
+def test_operations_are_counted_by_the_width_of_the_registers(name: str) -> None:
+    lanes = {"amx": 16, "avx512": 16, "avx2": 8}
+    with isa.forced(name):
+        floats, bytes_ = _C.run_limit("float", 3, 5), _C.run_limit("int8", 3, 5)
+    assert bytes_ == 4 * floats
+    if name in lanes:
+        assert floats == 3 * 5 * 10 * 2 * lanes[name]
+
+
+def test_bad_limits_are_refused() -> None:
+    for arguments in (("int4", 1, 1), ("int8", -1, 1), ("int8", 1, 0)):
+        with pytest.raises(ShapeError):
+            _C.run_limit(*arguments)
+    with pytest.raises(ShapeError):
+        _C.read_memory(0, 511, 1)
+
+
+def test_panels_win_from_a_number_of_tokens_on() -> None:
+    costs = _C.matmul_costs()
+    assert 1 < costs["panels_from_tokens"] < 64
+    if isa.active() == "amx":
+        assert 1 < costs["matrix_tiles_from_tokens"] < 16
+
+
+def test_doctor_prints_facts_limits_and_sentences() -> None:
+    result = CliRunner().invoke(doctor_command, ["--quick"], catch_exceptions=False)
+    assert result.exit_code == 0
+    for words in (
+        "expert reads",
+        "memory read",
+        "GB/s",
+        "TOPS",
+        "tokens of an expert on",
+        "- A token of Kimi K2",
+    ):
+        assert words in result.output
+    result = CliRunner().invoke(doctor_command, ["--quick", "--json"], catch_exceptions=False)
+    printed = json.loads(result.output)
+    assert printed["machine"]["isa_active"] == isa.active()
+    assert printed["limits"]["read"]["one"] > 1e8
+    assert printed["limits"]["int8"]["all"] > 1e8

@@ -1,0 +1,85 @@
+"""The decoder's invariants: how a prompt is cut does not matter, nor what came before it."""
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from gguf import GGMLQuantizationType as Type
+from tiny_gguf import write_tiny
+
+import hybridmoe
+from hybridmoe.config import EngineConfig, ModelConfig
+from hybridmoe.engine.kv_cache import KvCache
+from hybridmoe.experts.backend import CpuExperts
+from hybridmoe.gguf.reader import GGUFFile
+from hybridmoe.kernels.paged_mla import Span
+from hybridmoe.model.decoder import Decoder
+from hybridmoe.model.router import Routing
+from hybridmoe.model.weights import Weights, expert_weights
+from hybridmoe.planning.kv_plan import plan_kv
+
+NUM_TOKENS = 60
+
+
+@pytest.fixture(scope="module")
+def f32_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("decoder") / "tiny.gguf"
+    write_tiny(path, variant="k2", type=Type.F32)
+    return path
+
+
+def _logits_in_pieces(path: Path, ids: list[int], piece: int) -> np.ndarray:
+    with GGUFFile.open(path) as file:
+        config = ModelConfig.from_metadata(file.metadata)
+        model = Decoder(Weights(file), config)
+        engine = EngineConfig(context_tokens=len(ids), kv_type="f32")
+        cache = KvCache(config, plan_kv(config, engine, 0))
+        rows = []
+        for start in range(0, len(ids), piece):
+            chunk = ids[start : start + piece]
+            spans = [Span(len(chunk), start, range(cache.plan.num_pages))]
+            rows.append(model.logits(model.forward(chunk, spans, cache.layers)).numpy())
+        return np.concatenate(rows)
+
+
+@pytest.mark.parametrize("piece", [1, 7, 32])
+def test_pieces_give_the_logits_of_the_whole(f32_path: Path, piece: int) -> None:
+    ids = np.random.default_rng(1).integers(0, 256, NUM_TOKENS).tolist()
+    whole = _logits_in_pieces(f32_path, ids, NUM_TOKENS)
+    assert np.array_equal(whole, _logits_in_pieces(f32_path, ids, piece))
+
+
+def test_later_tokens_do_not_change_earlier_logits(f32_path: Path) -> None:
+    with hybridmoe.load(f32_path) as llm:
+        short, long = llm.logits([5, 6, 7]), llm.logits([5, 6, 7, 8, 9])
+    assert np.array_equal(short, long[:3])
+
+
+def test_the_experts_that_were_chosen_are_told(f32_path: Path) -> None:
+    with GGUFFile.open(f32_path) as file:
+        config = ModelConfig.from_metadata(file.metadata)
+        cache = KvCache(config, plan_kv(config, EngineConfig(context_tokens=9), 0))
+        trace: list[Routing] = []
+        Decoder(Weights(file), config).forward([1, 2, 3], [Span(3, 0, [0])], cache.layers, trace)
+    shape = (3, config.top_k)
+    assert [tuple(ids.shape) for ids, _ in trace] == [shape] * config.num_moe_layers
+    assert [tuple(weights.shape) for _, weights in trace] == [shape] * config.num_moe_layers
+
+
+def test_deferred_experts_are_added_one_layer_later(f32_path: Path) -> None:
+    """In the last layer that is after all, so that the first layer's part alone is misplaced."""
+    with GGUFFile.open(f32_path) as file:
+        config = ModelConfig.from_metadata(file.metadata)
+        plain, traced = _states(file, config, 0), _states(file, config, 2)
+        one = dataclasses.replace(config, num_layers=config.num_dense_layers + 1)
+        assert torch.allclose(_states(file, one, 0), _states(file, one, 2), atol=1e-5)
+    assert not torch.allclose(plain, traced, atol=1e-3)
+
+
+def _states(file: GGUFFile, config: ModelConfig, num_deferred: int) -> torch.Tensor:
+    experts = CpuExperts(expert_weights(Weights(file), config))
+    model = Decoder(Weights(file), config, experts, num_deferred=num_deferred)
+    cache = KvCache(config, plan_kv(config, EngineConfig(context_tokens=9), 0))
+    return model.forward([1, 2, 3], [Span(3, 0, [0])], cache.layers)

@@ -1,0 +1,183 @@
+"""`load` with a card: the whole program, under Triton's interpreter where there is none."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from gguf import GGMLQuantizationType as Type
+from parity import kl_divergence, relative_error
+from small_model import SMALL
+from tiny_gguf import write_tiny
+
+import hybridmoe
+from hybridmoe.cachebench.simulator import EVICTIONS, HITS, MISSES, UPLOADS, requests_of, simulate
+from hybridmoe.errors import ConfigError
+from hybridmoe.experts.routing_trace import read_trace
+from hybridmoe.hardware.gpu import CudaGpu, NoGpu
+from hybridmoe.llm.llm import load as loading
+
+pytest.importorskip("triton", reason="needs triton (pip install hybridmoe[cuda])")
+
+GIB = 1 << 30
+NUM_EXPERTS = 2 * SMALL["experts"]
+IDS = np.random.default_rng(3).integers(0, 256, 20).tolist()
+
+
+@pytest.fixture(scope="module")
+def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("card") / "m.gguf"
+    types = {"default": Type.F32} | {
+        f"ffn_{part}_exps": Type.Q8_0 for part in ("gate", "up", "down")
+    }
+    write_tiny(path, type=types, **{**SMALL, "layers": 3, "q_lora": 64, "context": 256})
+    return path
+
+
+@pytest.fixture(autouse=True)
+def card(monkeypatch: pytest.MonkeyPatch) -> None:
+    if not torch.cuda.is_available():
+        card = CudaGpu(0, "Test card", (9, 0), 24 * GIB, 20 * GIB)
+        none = NoGpu("the CPU was asked for", is_silent=True)
+        monkeypatch.setattr(loading, "choose_gpu", lambda wanted: none if wanted == "cpu" else card)
+
+
+@pytest.fixture(scope="module")
+def on_cpu(path: Path) -> Iterator[hybridmoe.LLM]:
+    with hybridmoe.load(path, device="cpu") as llm:
+        yield llm
+
+
+def generated(llm: hybridmoe.LLM, num_tokens: int) -> list[int]:
+    text = llm.tokenizer.decode(IDS[:5], skip_special=False)
+    return llm.generate(text, temperature=0.0, max_tokens=num_tokens, ignore_eos=True).token_ids
+
+
+def test_a_prompt_has_the_cpus_logits(path: Path, on_cpu: hybridmoe.LLM) -> None:
+    want = on_cpu.logits(IDS)
+    with hybridmoe.load(path, vram="2GiB", context_tokens=200) as llm:
+        got = llm.logits(IDS)
+        assert llm.engine.config.chunk_tokens == 512  # longer steps are of no use here
+        (said,) = llm.notes
+        assert f"{NUM_EXPERTS} experts' slots" in said
+    assert np.median(kl_divergence(want, got)) < 1e-3
+    assert relative_error(want, got) < 0.1
+
+
+def test_an_answer_is_what_its_logits_say_with_graphs_and_a_cache(path: Path) -> None:
+    with hybridmoe.load(path, vram="2GiB") as llm:
+        ids = generated(llm, 10)
+        stats = llm.expert_stats()
+        prompt = llm.tokenizer.encode(llm.tokenizer.decode(IDS[:5], skip_special=False))
+        rows = llm.logits([*prompt, *ids])[len(prompt) - 1 : -1]
+    chosen = rows[np.arange(len(ids)), ids]
+    assert np.all(rows.max(1) - chosen < 0.05 * np.abs(rows).max())  # but for near-ties the best
+    assert stats is not None and stats.place == "VRAM"
+    assert stats.counters.hits > stats.counters.late
+    assert stats.num_resident > 0
+
+
+def test_counters_are_the_simulators_on_the_runs_trace(path: Path, tmp_path: Path) -> None:
+    with hybridmoe.load(path, vram="2GiB", trace=tmp_path / "t") as llm:
+        generated(llm, 8)
+        stats = llm.expert_stats()
+    assert stats is not None
+    c = stats.counters
+    got = simulate("ema", requests_of(read_trace(tmp_path / "t")), stats.num_slots)
+    counted = (c.hits, c.misses, c.uploads, c.evictions)
+    assert counted == tuple(got.total(kind) for kind in (HITS, MISSES, UPLOADS, EVICTIONS))
+    assert c.hits > 0
+
+
+def test_deferral_and_pinned_layers(path: Path) -> None:
+    place = [r"blk\.1\.ffn_.*_exps=cuda", "nothing=cpu"]
+    with hybridmoe.load(path, vram="2GiB", defer=1, place=place) as llm:
+        assert llm.notes[0] == "place: 'nothing=cpu' matches no tensor"
+        generated(llm, 4)
+        stats = llm.expert_stats()
+    assert stats is not None
+    assert stats.num_resident >= SMALL["experts"]
+    assert stats.counters.hits > stats.counters.late  # the pinned ones are there from the start
+
+
+def test_experts_can_be_left_to_the_cpu(path: Path) -> None:
+    place = [r"blk\.1\..*_exps=cpu"]
+    with hybridmoe.load(path, vram="2GiB", place=place) as llm:
+        assert f"{SMALL['experts']} experts' slots" in llm.notes[0]
+        generated(llm, 8)
+        stats = llm.expert_stats()
+    assert stats is not None
+    assert stats.counters.hits > 0 and stats.num_resident <= SMALL["experts"]
+    with hybridmoe.load(path, vram="2GiB", place=["exps=cpu"]) as llm:
+        assert "; 0 experts' slots" in llm.notes[0] and len(llm.notes) == 1
+        generated(llm, 2)
+        assert llm.expert_stats() is None
+
+
+def test_a_profile_fills_the_slots_before_the_first_token(path: Path, tmp_path: Path) -> None:
+    profile = tmp_path / "hot.json"
+    with hybridmoe.load(path, vram="2GiB", expert_profile=profile) as llm:
+        generated(llm, 4)
+        before = llm.expert_stats()
+    with hybridmoe.load(path, vram="2GiB", expert_profile=profile) as llm:
+        after = llm.expert_stats()
+    assert before is not None and after is not None
+    assert after.num_resident == before.counters.uploads > 0
+    assert after.counters.uploads == 0
+
+
+def test_experts_on_disk_under_a_card(tmp_path: Path) -> None:
+    path = tmp_path / "m.gguf"
+    sizes = {**SMALL, "experts": 8, "expert_width": 256, "q_lora": 64, "context": 256}
+    write_tiny(path, type={"default": Type.F32, "ffn_up_exps": Type.Q8_0}, **sizes)
+    with hybridmoe.load(path, device="cpu") as llm:
+        want = llm.logits(IDS)
+        total = sum(t.num_bytes for t in llm.file.tensors.values() if "_exps" in t.name)
+    with hybridmoe.load(path, vram="2GiB", expert_ram=total * 3 // 4) as llm:
+        assert llm.expert_plan is not None
+        assert "0 experts' slots" in llm.notes[0]
+        got = llm.logits(IDS)
+    assert relative_error(want, got) < 0.1
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"vram": "1GiB"}, r"VRAM: 1.\d+ GiB are needed .* raise --vram to"),
+        ({"vram": "21GiB"}, r"vram=21.00 GiB: .* has 20.00 GiB free"),
+        ({"kv_type": "int8"}, "latents on a card are f16 or bf16"),
+        ({"defer": 3}, "a token has 2 experts"),
+        ({"place": ["ffn_up_exps=cuda"]}, "go together"),
+    ],
+)
+def test_what_cannot_be_is_one_line(path: Path, options: dict, message: str) -> None:
+    with pytest.raises(ConfigError, match=message) as caught:
+        hybridmoe.load(path, **options)
+    assert "\n" not in str(caught.value)
+
+
+def test_without_a_card_one_line_says_why(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = NoGpu("GTX 1080 is too old")
+    monkeypatch.setattr(loading, "choose_gpu", lambda wanted: found)
+    with hybridmoe.load(path) as llm:
+        assert llm.notes == ("on the CPU alone: GTX 1080 is too old",)
+    with hybridmoe.load(path, vram="2GiB") as llm:
+        assert llm.notes == ("no card, so that vram and place mean nothing: GTX 1080 is too old",)
+
+
+@pytest.mark.slow
+def test_the_embedded_model_answers_as_on_the_cpu() -> None:
+    """Under the interpreter, which takes seconds for a token, the likeliest next one of a word."""
+    is_real = torch.cuda.is_available()
+    questions = ["Hi.", "What is 12 + 7?", "Spell lantern."]
+    found = []
+    for device in ("cpu", "cuda"):
+        with hybridmoe.load(device=device) as llm:
+            if is_real:
+                asked = [[{"role": "user", "content": question}] for question in questions]
+                options = {"temperature": 0.0, "max_tokens": 48}
+                found.append([llm.chat(messages, **options).token_ids for messages in asked])
+            else:
+                found.append(llm.logits(llm.tokenizer.encode("Once")).argmax(1).tolist())
+    assert found[0] == found[1]

@@ -1,0 +1,241 @@
+"""Plans: nothing is placed twice or beyond a budget; cards from 8 to 96 GB on K2's real sizes."""
+
+import re
+from dataclasses import replace
+from math import prod
+from pathlib import Path
+
+import pytest
+from gguf import GGML_QUANT_SIZES
+from gguf import GGMLQuantizationType as Type
+from hypothesis import given
+from hypothesis import strategies as st
+from k2_header import k2_tensors, write_k2
+
+from hybridmoe.errors import ConfigError
+from hybridmoe.gguf.outline import read_outline, with_expert_type
+from hybridmoe.planning.memory_plan import SCRATCH_BYTES, Plan, Problem, Tier, plan_experts
+from hybridmoe.planning.model_sizes import GPU_EXPERT_TYPES, GPU_TYPES, ModelSizes, sizes_of
+
+GIB = 1 << 30
+K2_TOKEN_KV = 61 * 576 * 2  # bf16 latents
+TOTAL = 60 * 384
+
+
+@pytest.fixture(scope="module")
+def k2(tmp_path_factory: pytest.TempPathFactory) -> ModelSizes:
+    path: Path = tmp_path_factory.mktemp("k2") / "k2.gguf"
+    outline = read_outline(write_k2(path))
+    return sizes_of(outline.tensors, outline.config)
+
+
+@pytest.fixture(scope="module")
+def k2_in_q8_0(tmp_path_factory: pytest.TempPathFactory) -> ModelSizes:
+    """Its experts in Q4_K, all else of two dimensions in Q8_0 but for the router."""
+    outline = read_outline(write_k2(tmp_path_factory.mktemp("k2") / "k2.gguf"))
+    tensors = [
+        t
+        if t.type == Type.F32 or "_exps" in t.name
+        else replace(t, type=Type.Q8_0, num_bytes=prod(t.shape) // 32 * 34)
+        for t in outline.tensors
+    ]
+    return sizes_of(tensors, outline.config)
+
+
+def plan(k2: ModelSizes, ram: float, vram: float = 0, tokens: int = 32768) -> Plan:
+    return plan_experts(
+        Problem(
+            sizes=k2,
+            ram_bytes=int(ram * GIB),
+            vram_bytes=int(vram * GIB),
+            kv_tokens=tokens,
+            kv_token_bytes=K2_TOKEN_KV,
+        )
+    )
+
+
+def test_kimi_k2s_sums_are_those_worked_out_by_hand(k2: ModelSizes) -> None:
+    q4, q6 = 7168 * 2048 * 144 // 256, 7168 * 2048 * 210 // 256
+    better = 6 + 15 + 8  # MoE layers 1-6, 9, 12 ... 51, 53-60
+    assert k2.slot_bytes == 2 * q4 + q6
+    assert sorted(k2.expert_bytes) == [3 * q4] * (60 - better) + [2 * q4 + q6] * better
+    assert k2.token_cycle == 480
+    assert k2.embedding_bytes == 163840 * 7168 * 144 // 256
+    assert k2.total_bytes == pytest.approx(621e9, rel=0.01)  # the published Q4_K_M files
+
+
+@given(
+    ram=st.floats(0.5, 800), vram=st.one_of(st.just(0.0), st.floats(0.5, 200)),
+    tokens=st.integers(1, 131072),
+)  # fmt: skip
+def test_no_budget_is_exceeded_and_every_expert_is_somewhere_once(
+    k2: ModelSizes, ram: float, vram: float, tokens: int
+) -> None:
+    try:
+        found = plan(k2, ram, vram, tokens)
+    except ConfigError as error:
+        assert re.match(r"(RAM|VRAM): [0-9.]+ GiB are needed before the first expert", str(error))
+        assert "\n" not in str(error)
+        return
+    tiers: list[Tier] = [found.ram, *([found.vram] if found.vram else [])]
+    for tier in tiers:
+        assert tier.used_bytes == sum(size for _, size in tier.parts) + tier.expert_bytes
+        assert 0 <= tier.used_bytes <= tier.budget_bytes
+        assert tier.free_bytes == tier.budget_bytes - tier.used_bytes
+    in_memory = sum(tier.num_experts for tier in tiers)
+    assert in_memory + found.num_disk_experts == TOTAL
+    placed = [what for tier in tiers for what, _ in tier.parts]
+    for what in ("weights that every token uses", "activations", "embedding"):
+        assert placed.count(what) == 1
+    if found.num_disk_experts:  # not one more slot would have fitted
+        assert found.ram.free_bytes < found.slot_bytes
+        assert ("experts on their way", 8 * found.slot_bytes) in found.ram.parts
+        assert found.expert_ram_bytes == (found.num_slots + 8) * found.slot_bytes
+
+
+@given(low=st.floats(14, 700), more=st.floats(0, 300))
+def test_more_ram_never_holds_fewer_experts(k2: ModelSizes, low: float, more: float) -> None:
+    assert plan(k2, low).num_slots <= plan(k2, low + more).num_slots
+
+
+@pytest.mark.parametrize("vram", [8, 12, 16, 24, 32, 48, 96])
+def test_cards_from_8_to_96_gb(k2: ModelSizes, vram: int) -> None:
+    core = sum(
+        prod(shape) // GGML_QUANT_SIZES[type][0] * GGML_QUANT_SIZES[type][1]
+        for name, shape, type in k2_tensors()
+        if "_exps" not in name and name != "token_embd.weight"
+    )
+    per_token = 3 * 7168 + 1536 + 64 * (192 + 2 * 512 + 128) + 2 * 8 * 2048 + 2 * 2048 + 7168
+    activations = 4 * (512 * per_token + 8 * 163840)
+    # A reserve, graphs, decoded weights and expanded keys, experts that pass by.
+    other = GIB + (256 << 20) + (512 << 20) + 2 * k2.slot_bytes
+    left = vram * GIB - core - 32768 * K2_TOKEN_KV - activations - other
+    if vram == 8:
+        assert left < 0
+        with pytest.raises(ConfigError, match=r"VRAM: 1[01]\.\d+ GiB are needed before the first"):
+            plan(k2, 700, vram)
+        return
+    found = plan(k2, 700, vram)
+    slots = left // k2.slot_bytes
+    assert found.num_vram_slots == slots > 0
+    assert found.num_vram_slots + found.num_slots == TOTAL and not found.needs_disk
+    assert any("VRAM" in said for said in found.warnings) == (slots < 480) == (vram < 24)
+    assert found.cycle_ratio(slots) == slots / 480
+    assert found.slots_per_layer(slots) == slots / 60
+
+
+@pytest.mark.parametrize("gigabytes", [8, 12, 16, 24, 32, 48, 96])
+def test_every_card_gets_a_plan_that_adds_up_or_one_line_where_the_dense_part_is_q8_0(
+    k2_in_q8_0: ModelSizes, gigabytes: int
+) -> None:
+    free = gigabytes * 0.97  # of its GiB, the driver and a screen take some
+    try:
+        found = plan(k2_in_q8_0, 700, free)
+    except ConfigError as error:
+        assert gigabytes in (8, 12)
+        raise_to = re.search(r"raise --vram to ([0-9.]+)GiB", str(error))
+        assert raise_to is not None and "\n" not in str(error)
+        assert plan(k2_in_q8_0, 700, float(raise_to[1])).vram is not None
+        leave = re.search(r"leave ([0-9.]+) GiB of weights to the CPU", str(error))
+        assert leave is not None
+        left = int(float(leave[1]) * GIB)
+        smaller = replace(k2_in_q8_0, card_bytes=k2_in_q8_0.card_bytes - left, left_bytes=left)
+        assert plan(smaller, 700, free).vram is not None
+        return
+    assert gigabytes >= 16 and found.vram is not None
+    parts = dict(found.vram.parts)
+    assert parts["weights that every token uses"] == k2_in_q8_0.card_bytes > 10.2 * GIB
+    assert parts["latents of 32768 tokens"] == 32768 * K2_TOKEN_KV
+    slots = found.num_vram_slots * found.slot_bytes
+    assert sum(parts.values()) + slots + found.vram.free_bytes == int(free * GIB)
+    assert found.num_vram_slots > 0 and found.vram.free_bytes < found.slot_bytes
+
+
+def test_what_has_no_kernel_on_a_card_is_twice_as_large_there_and_experts_have_no_slots(
+    tmp_path: Path,
+) -> None:
+    outline = read_outline(write_k2(tmp_path / "k2.gguf"))
+    plain = sizes_of(outline.tensors, outline.config)
+    tensors = [
+        replace(t, type=Type.IQ3_S) if t.name == "blk.0.attn_output.weight" else t
+        for t in with_expert_type(outline.tensors, "IQ2_XXS")
+    ]
+    sizes = sizes_of(tensors, outline.config)
+    (moved,) = (t for t in outline.tensors if t.name == "blk.0.attn_output.weight")
+    assert sizes.card_bytes - plain.card_bytes == 2 * prod(moved.shape) - moved.num_bytes
+    found = plan(sizes, 700, 24)
+    assert found.num_vram_slots == 0
+    assert any("IQ2_XXS has no kernel for a card" in said for said in found.warnings)
+
+
+def test_tensors_left_to_the_cpu_are_counted_there(tmp_path: Path) -> None:
+    outline = read_outline(write_k2(tmp_path / "k2.gguf"))
+    sizes = sizes_of(outline.tensors, outline.config, lambda name: "shexp" in name)
+    assert sizes.left_bytes == sum(t.num_bytes for t in outline.tensors if "shexp" in t.name)
+    assert sizes.card_bytes + sizes.left_bytes == sizes.dense_bytes
+    assert ("weights left to the CPU", sizes.left_bytes) in plan(sizes, 700, 24).ram.parts
+
+
+def test_experts_that_are_to_stay_on_a_card_have_to_fit(k2: ModelSizes, tmp_path: Path) -> None:
+    numbers = {"ram_bytes": 700 * GIB, "kv_tokens": 32768, "kv_token_bytes": K2_TOKEN_KV}
+    numbers["vram_bytes"] = 24 * GIB
+    assert plan_experts(Problem(sizes=k2, num_pinned=384, **numbers)).num_vram_slots >= 384
+    with pytest.raises(ConfigError, match=r"3840 experts .* (\d+) fit: .* raise --vram by"):
+        plan_experts(Problem(sizes=k2, num_pinned=3840, **numbers))
+    outline = read_outline(write_k2(tmp_path / "k2.gguf"))
+    low = sizes_of(with_expert_type(outline.tensors, "IQ2_XXS"), outline.config)
+    with pytest.raises(ConfigError, match=r"IQ2_XXS has no kernel for a card: place no experts"):
+        plan_experts(Problem(sizes=low, num_pinned=384, **numbers))
+
+
+def test_a_prompt_of_128k_has_room_for_what_is_decoded_and_expanded() -> None:
+    product = pytest.importorskip("hybridmoe.kernels.triton.matmul")
+    attention = pytest.importorskip("hybridmoe.kernels.triton.prefill_attention")
+    latents = 131072 * 576 * 2  # of one layer of K2
+    assert product.SLAB_BYTES + attention.EXPANDED_BYTES + latents <= SCRATCH_BYTES
+
+
+def test_the_planner_knows_the_cards_types() -> None:
+    matrix = pytest.importorskip("hybridmoe.kernels.triton.matrix")
+    assert frozenset(matrix.TYPES) == GPU_EXPERT_TYPES
+    assert frozenset(matrix.MATRIX_TYPES) == GPU_TYPES
+
+
+def test_a_refusal_says_what_to_lower_and_by_how_much(k2: ModelSizes) -> None:
+    with pytest.raises(ConfigError) as refused:
+        plan(k2, 700, 12, 131072)
+    text = str(refused.value)
+    match = re.search(r"lower --ctx to (\d+), which frees ([0-9.]+) GiB", text)
+    assert match is not None, text
+    tokens = int(match[1])
+    assert tokens % 64 == 0
+    assert float(match[2]) == pytest.approx((131072 - tokens) * K2_TOKEN_KV / GIB, abs=0.006)
+    assert plan(k2, 700, 12, tokens).num_vram_slots == 0
+    with pytest.raises(ConfigError):
+        plan(k2, 700, 12, tokens + 64)
+    match = re.search(r"raise --vram to ([0-9.]+)GiB", text)
+    assert match is not None, text
+    assert plan(k2, 700, float(match[1]), 131072).num_vram_slots == 0
+    with pytest.raises(ConfigError):
+        plan(k2, 700, float(match[1]) - 0.02, 131072)
+    assert "use --device cpu" in text
+
+
+def test_what_no_context_would_help_is_not_told_to_lower_it(k2: ModelSizes) -> None:
+    with pytest.raises(ConfigError, match="RAM: ") as refused:
+        plan(k2, 2)
+    assert "--ctx" not in str(refused.value) and "raise --ram to" in str(refused.value)
+
+
+def test_ram_below_a_token_cycle_is_warned_of(k2: ModelSizes) -> None:
+    (said,) = plan(k2, 16).warnings
+    assert said.startswith("RAM: ") and "480 experts that one token" in said
+    assert not plan(k2, 64).warnings
+    assert not plan(k2, 700).warnings and not plan(k2, 700).needs_disk
+
+
+@pytest.mark.parametrize("field", ["ram_bytes", "kv_tokens", "step_tokens"])
+def test_numbers_below_zero_are_refused(k2: ModelSizes, field: str) -> None:
+    numbers = {"ram_bytes": 1, "kv_tokens": 1, "kv_token_bytes": 1, field: -1}
+    with pytest.raises(ConfigError, match=f"{field}=-1"):
+        Problem(sizes=k2, **numbers)

@@ -1,0 +1,117 @@
+"""Drives an engine in tests: requests in, whole answers out."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from queue import SimpleQueue
+from typing import Any
+
+from gguf import GGMLQuantizationType
+from tiny_gguf import write_tiny
+from waiting import HANG_S
+
+from hybridmoe.config import EngineConfig, ModelConfig
+from hybridmoe.engine import (
+    Engine,
+    Event,
+    Finished,
+    PromptProgress,
+    Request,
+    SamplingParams,
+    TokenEvent,
+)
+from hybridmoe.gguf.reader import GGUFFile
+from hybridmoe.model.decoder import Decoder
+from hybridmoe.model.weights import Weights
+
+MakeEngine = Callable[..., Engine]
+
+
+@contextmanager
+def tiny_decoder(folder: Path) -> Iterator[Decoder]:
+    """A small random K2 in Q8_0."""
+    path = folder / "tiny.gguf"
+    write_tiny(path, variant="k2", type=GGMLQuantizationType.Q8_0)
+    with GGUFFile.open(path) as file:
+        yield Decoder(Weights(file), ModelConfig.from_metadata(file.metadata))
+
+
+@contextmanager
+def engine_maker(model: Decoder) -> Iterator[MakeEngine]:
+    """Makes engines of the model, by options of `EngineConfig`, and closes them at the end."""
+    engines = []
+
+    def make_engine(**options: Any) -> Engine:
+        config = EngineConfig(**{"context_tokens": 512, "kv_tokens": 8192, **options})
+        engines.append(Engine(model, frozenset(), config))
+        return engines[-1]
+
+    yield make_engine
+    for engine in engines:
+        engine.close()
+
+
+@dataclass
+class Answer:
+    """All events of one request."""
+
+    events: list[Event] = field(default_factory=list)
+
+    @property
+    def tokens(self) -> list[TokenEvent]:
+        return [e for e in self.events if isinstance(e, TokenEvent)]
+
+    @property
+    def ids(self) -> list[int]:
+        return [e.token_id for e in self.tokens]
+
+    @property
+    def progress(self) -> list[PromptProgress]:
+        return [e for e in self.events if isinstance(e, PromptProgress)]
+
+    @property
+    def end(self) -> Finished:
+        assert isinstance(self.events[-1], Finished)
+        return self.events[-1]
+
+
+class Running:
+    """A submitted request."""
+
+    def __init__(self, engine: Engine, request: Request) -> None:
+        self.queue: SimpleQueue[Event] = SimpleQueue()
+        self.answer = Answer()
+        self.ticket = engine.submit(request, self.queue.put)
+
+    def next(self) -> Event:
+        event = self.queue.get(timeout=HANG_S)
+        self.answer.events.append(event)
+        return event
+
+    def token(self) -> TokenEvent:
+        """The next token."""
+        while not isinstance(event := self.next(), TokenEvent):
+            assert not isinstance(event, Finished), event
+        return event
+
+    def wait(self) -> Answer:
+        """Everything until the end."""
+        while not isinstance(self.next(), Finished):
+            pass
+        return self.answer
+
+
+def request(prompt_ids: Sequence[int], num_tokens: int | None = 16, **options: Any) -> Request:
+    """A greedy request for so many tokens; keywords of Request, or of SamplingParams."""
+    own = {
+        k: options.pop(k) for k in ("constraint", "top_logprobs", "expert_trace") if k in options
+    }
+    defaults = {"temperature": 0.0, "ignore_eos": "constraint" not in own}
+    params = SamplingParams(max_tokens=num_tokens, **{**defaults, **options})
+    return Request(prompt_ids=prompt_ids, params=params, **own)
+
+
+def run(engine: Engine, *requests: Request) -> list[Answer]:
+    """Run requests at the same time."""
+    return [running.wait() for running in [Running(engine, r) for r in requests]]

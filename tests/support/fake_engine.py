@@ -1,0 +1,173 @@
+"""An engine that answers by rule, and an LLM around it: the endpoint's tests need no model.
+
+What the user says decides the answer: "say TEXT" (marks of calls and thoughts included), "count N"
+(that many tokens), "slow N" (so many, one each 10 ms; without N no end), "wait" (a prompt that
+takes 0.5 s), "read N" (one in N steps of 10 ms), "break" (fails after a token).
+"""
+
+import itertools
+import re
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from hybridmoe.config import EngineConfig, ModelConfig
+from hybridmoe.demo import demo_path
+from hybridmoe.engine.engine import EngineStats
+from hybridmoe.engine.request import Event, Finished, PromptProgress, Request, TokenEvent, Usage
+from hybridmoe.engine.sampler import SamplingParams
+from hybridmoe.errors import ConfigError, ContextLengthError, DeviceError, QueueFullError
+from hybridmoe.gguf.reader import GGUFFile
+from hybridmoe.text.chat_encoding import encode_chat
+from hybridmoe.text.chat_template import ChatTemplate
+from hybridmoe.text.limit import Limit
+from hybridmoe.text.tokenizer import Tokenizer
+
+__all__ = ["FakeEngine", "FakeLLM"]
+
+_ASKED = re.compile(r"<\|im_user\|>user<\|im_middle\|>((?:(?!<\|im_user\|>).)*?)<\|im_end\|>", re.S)
+
+
+class FakeTicket:
+    """As the engine's."""
+
+    def __init__(self) -> None:
+        self.cancelled = threading.Event()
+        self.finished = threading.Event()
+
+    def cancel(self) -> None:
+        self.cancelled.set()
+
+
+class FakeEngine:
+    """As `hybridmoe.engine.engine.Engine`; one thread for each request."""
+
+    def __init__(self, tokenizer: Tokenizer, context_tokens: int, most: int = 16) -> None:
+        self._tokenizer = tokenizer
+        self._context_tokens = context_tokens
+        self.config = EngineConfig(context_tokens=context_tokens, max_running=most, max_waiting=0)
+        self.device_failure: str | None = None
+        self.requests: list[Request] = []
+        self.tickets: list[FakeTicket] = []
+
+    def submit(self, request: Request, listener: Callable[[Event], None]) -> FakeTicket:
+        if self.device_failure is not None:
+            raise DeviceError(self.device_failure)
+        if len(request.prompt_ids) >= self._context_tokens:
+            raise ContextLengthError(len(request.prompt_ids), self._context_tokens)
+        if not all(0 <= i < self._tokenizer.num_tokens for i in request.prompt_ids):
+            raise ConfigError("a token is outside the vocabulary")
+        if self.num_running >= self.config.max_running:
+            raise QueueFullError("the queue is full: 0 requests wait")
+        self.requests.append(request)
+        ticket = FakeTicket()
+        self.tickets.append(ticket)
+        threading.Thread(target=self._work, args=(request, listener, ticket), daemon=True).start()
+        return ticket
+
+    @property
+    def num_running(self) -> int:
+        return sum(not ticket.finished.is_set() for ticket in self.tickets)
+
+    def stats(self) -> EngineStats:
+        return EngineStats(
+            running=self.num_running, waiting=0, kv_pages_total=4, kv_pages_used=1,
+            kv_pages_cached=2, kv_page_tokens=16, steps=0, prompt_tokens=0, cached_tokens=0,
+            generated_tokens=0, preempted=0,
+        )  # fmt: skip
+
+    def close(self) -> None:
+        for ticket in self.tickets:
+            ticket.cancel()
+
+    def _work(
+        self, request: Request, listener: Callable[[Event], None], ticket: FakeTicket
+    ) -> None:
+        prompt = self._tokenizer.decode(request.prompt_ids, skip_special=False)
+        asked = _ASKED.findall(prompt)
+        order = asked[-1] if asked else prompt
+        total = len(request.prompt_ids)
+        if order == "wait":
+            time.sleep(0.5)
+        num_steps = int(order[5:]) if order.startswith("read ") else 2
+        for step in range(1, num_steps + 1):
+            if num_steps > 2:
+                time.sleep(0.01)
+            done = total * step // num_steps
+            listener(PromptProgress(done, total, 1))
+        limit = request.params.max_tokens or self._context_tokens - total
+        reason, error, count = "stop", None, 0
+        for token_id in self._answer(order, request.params):
+            if ticket.cancelled.is_set():
+                reason = "cancelled"
+                break
+            if count == limit:
+                reason = "length"
+                break
+            count += 1
+            listener(self._token(token_id, request))
+            if order == "lose the card":
+                self.device_failure = "the card failed: it is gone; restart to use it again"
+            if order in ("break", "lose the card"):
+                reason, error = "error", "out of order"
+                break
+        ticket.finished.set()
+        usage = Usage(
+            prompt_tokens=total, cached_tokens=1, generated_tokens=count, queue_s=0.0,
+            prompt_s=0.1, decode_s=0.2,
+        )  # fmt: skip
+        listener(Finished(reason, usage, error))
+
+    def _token(self, token_id: int, request: Request) -> TokenEvent:
+        num_top = request.top_logprobs
+        experts = np.arange(6, dtype=np.int16).reshape(3, 2) if request.expert_trace else None
+        if num_top is None:
+            return TokenEvent(token_id, Usage(), None, (), experts)
+        top = tuple((i, -1.0 - i) for i in range(num_top))
+        logprob = float("-inf") if token_id == 65 else -0.5
+        return TokenEvent(token_id, Usage(), logprob, top, experts)
+
+    def _answer(self, order: str, params: SamplingParams) -> Iterator[int]:
+        verb, _, rest = order.partition(" ")
+        if verb == "say":
+            yield from self._tokenizer.encode(rest, parse_special=True)
+        elif verb == "count":
+            yield from self._tokenizer.encode("a " * int(rest))[: int(rest)]
+        elif verb == "slow":
+            for _ in range(int(rest)) if rest else itertools.count():
+                time.sleep(0.01)
+                yield 65
+        else:
+            yield from self._tokenizer.encode("Hello! How can I help?")
+
+
+class FakeLLM:
+    """As much of `hybridmoe.LLM` as the endpoint uses."""
+
+    def __init__(self, context_tokens: int = 1024) -> None:
+        self.file = GGUFFile.open(demo_path())
+        self.config = ModelConfig.from_metadata(self.file.metadata)
+        self.tokenizer = Tokenizer(self.file.path, self.file.metadata)
+        self.context_tokens = context_tokens
+        self.may_think = False
+        self.engine = FakeEngine(self.tokenizer, context_tokens)
+        self._template = ChatTemplate.from_metadata(self.file.metadata, self.tokenizer)
+
+    def encode_chat(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        tools: Sequence[Mapping[str, Any]] | None,
+        limit: Limit,
+    ) -> list[int]:
+        return encode_chat(self._template, self.tokenizer, messages, tools, limit)
+
+    def sampling_params(self, overrides: Mapping[str, Any]) -> SamplingParams:
+        return SamplingParams(**overrides)
+
+    def close(self) -> None:
+        self.engine.close()
+        self.tokenizer.close()
+        self.file.close()

@@ -1,0 +1,134 @@
+"""Compile the CUDA kernels at Kimi K2's sizes, without a card: prints registers, spills, shuffles.
+
+A process of its own (`python tests/support/triton_compile.py 89`), since Triton either interprets
+or compiles from its first import on.
+"""
+
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+os.environ.pop("TRITON_INTERPRET", None)
+
+import triton
+import triton.language as tl
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+from triton_layouts import lane_distances, shuffles
+
+from hybridmoe.kernels.triton import decode_attention as attention
+from hybridmoe.kernels.triton import elementwise, router
+from hybridmoe.kernels.triton import expert_ffn as experts
+from hybridmoe.kernels.triton import matmul as product
+from hybridmoe.kernels.triton.dequant import KINDS
+
+POINTERS = {  # by the name of a kernel's argument; all others ending in _ptr are float32
+    "w_ptr": "*u8",
+    "data_ptr": "*u8",
+    "tables_ptr": "*i32",
+    "positions_ptr": "*i32",
+    "slots_ptr": "*i32",
+    "bits_ptr": "*i16",
+    "ids_ptr": "*i32",
+}
+EVEN = re.compile("_ptr$|bytes|num_|stride|offset|^inter$|^n$|^dim$|^count$")
+UNEVEN = {"top_k", "num_tokens", "limit", "gate_limit", "up_limit", "table_pages", "num_splits"}
+
+
+def compiled(kernel: Any, constants: dict[str, Any], arch: int, **options: int) -> dict[str, Any]:
+    """What ptxas says of one kernel. Sizes count as multiples of 16, as those of K2 are."""
+    names = kernel.arg_names
+    signature = {}
+    for name in names:
+        is_number = name in ("scale", "eps")
+        default = "*fp32" if name.endswith("_ptr") else "fp32" if is_number else "i32"
+        signature[name] = "constexpr" if name in constants else POINTERS.get(name, default)
+    even = [i for i, n in enumerate(names) if EVEN.search(n) and n not in UNEVEN]
+    if constants.get("KIND") in ("BF16", "F16"):
+        even.append(names.index("limit"))  # there, columns
+    attributes = {(i,): [["tt.divisibility", 16]] for i in even}
+    source = ASTSource(kernel, signature, constexprs=constants, attrs=attributes)
+    binary = triton.compile(source, target=GPUTarget("cuda", arch, 32), options=options)
+    ptxas = Path(triton.__file__).parent / "backends/nvidia/bin/ptxas"
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "kernel.ptx"
+        path.write_text(binary.asm["ptx"])
+        target = re.search(r"^\.target (\w+)", binary.asm["ptx"], re.MULTILINE)
+        assert target
+        command = [ptxas, "-v", f"--gpu-name={target[1]}", path, "-o", path.with_suffix(".o")]
+        report = subprocess.run(command, capture_output=True, text=True, check=True).stderr
+
+    def figure(pattern: str) -> int:
+        found = re.search(pattern, report)
+        assert found, report
+        return int(found[1])
+
+    assembly, ttgir = binary.asm["ptx"], binary.asm["ttgir"]
+    return {
+        "kernel": kernel.__name__,
+        "constants": {k: str(v) for k, v in constants.items()},
+        "registers": figure(r"Used (\d+) registers"),
+        "spilled_bytes": figure(r"(\d+) bytes spill stores"),
+        "shared_bytes": binary.metadata.shared,
+        "cubin_bytes": len(binary.asm["cubin"]),
+        "has_16_byte_loads": "ld.global.v4.b32" in assembly,
+        "reduces_a_reshape": '"tt.reduce"' in ttgir and "tt.reshape" in binary.asm["ttir"],
+        "warps": binary.metadata.num_warps,
+        "wanted": sorted(lane_distances(ttgir)),
+        "shuffled": sorted(shuffles(assembly)),
+    }
+
+
+def expert_kernels() -> Iterator[tuple[Any, dict[str, Any], dict[str, int]]]:
+    """Of every type as `expert_ffn` launches them, and a pair of types with unlike tiles."""
+    for gate, up in (*((kind, kind) for kind in KINDS), ("Q4_K", "Q6_K")):
+        yield experts._gate_up_kernel, {"GATE": gate, "UP": up, "ROWS": experts.GATE_ROWS}, {}
+    for kind in KINDS:
+        yield experts._down_kernel, {"DOWN": kind, "ROWS": experts.DOWN_ROWS}, {}
+
+
+def product_kernels() -> Iterator[tuple[Any, dict[str, Any], dict[str, int]]]:
+    for kind in KINDS:
+        for is_one in (True, False):
+            constants = {"IS_ONE": is_one, "DOT": tl.bfloat16, "KIND": kind, "ROWS": 16}
+            yield product._gemv_kernel, constants, {"num_warps": 4 if is_one else 8}
+    yield product._dequantize_kernel, {"KIND": "Q4_K", "ROWS": 16}, {}
+
+
+def other_kernels() -> Iterator[tuple[Any, dict[str, Any], dict[str, int]]]:
+    constants = {"R": 512, "P": 64, "R_BLOCK": 512, "P_BLOCK": 64, "BLOCK": 32, "PAGE": 64}
+    options = {"num_warps": 8, "num_stages": 2}
+    for key in (tl.float16, tl.bfloat16):
+        yield attention._attention_kernel, {**constants, "KEY": key, "DOT": key}, options
+    yield attention._combine_kernel, {"R": 512, "R_BLOCK": 512}, {}
+    for block, warps in ((512, 1), (2048, 4), (8192, 16)):
+        constants = {"HAS_DELTA": block == 8192, "BLOCK": block}
+        yield elementwise._rms_norm_kernel, constants, {"num_warps": warps}
+    yield elementwise._rotate_kernel, {"HEADS": 16, "BLOCK": 32}, {"num_warps": 2}
+    yield elementwise._silu_mul_kernel, {"BLOCK": 1024}, {}
+    for is_half in (True, False):
+        yield elementwise._store_kernel, {"IS_HALF": is_half, "BLOCK": 1024}, {}
+    for num_groups, is_sigmoid, block in ((8, True, 512), (1, False, 64)):  # K2's; Moonlight's
+        constants = {"TOP_K": 8, "GROUPS": num_groups, "GROUPS_USED": (num_groups + 1) // 2}
+        constants |= {"HAS_BIAS": is_sigmoid, "IS_SIGMOID": is_sigmoid, "IS_NORMALIZED": True}
+        constants |= {"BLOCK": block, "K_BLOCK": 8, "GROUP_BLOCK": num_groups}
+        yield router._route_kernel, constants, {"num_warps": 2}
+
+
+def main(arch: int) -> None:
+    for kernel, constants, options in (*expert_kernels(), *product_kernels(), *other_kernels()):
+        if kernel is elementwise._store_kernel:
+            POINTERS["slots_ptr"] = "*i64"  # there, unlike in the kernels of experts
+        if "KEY" in constants:
+            POINTERS["pages_ptr"] = "*fp16" if constants["KEY"] == tl.float16 else "*bf16"
+        print(json.dumps(compiled(kernel, constants, arch, **options)))
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]))

@@ -1,0 +1,199 @@
+"""Optional calls: free text costs nothing and stays free; what is called is declared."""
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+from engine_run import request, run
+
+import hybridmoe
+from hybridmoe.errors import ConfigError
+from hybridmoe.text.call_guard import CallGuard
+from hybridmoe.text.grammar import Calls, GrammarCompiler
+from hybridmoe.text.tokenizer import Tokenizer
+from hybridmoe.text.tool_calls import split_tool_calls
+
+pytestmark = pytest.mark.usefixtures("exact_kernels")
+
+SECTION, BEGIN, ARGUMENTS, END, SECTION_END = (
+    "<|tool_calls_section_begin|>",
+    "<|tool_call_begin|>",
+    "<|tool_call_argument_begin|>",
+    "<|tool_call_end|>",
+    "<|tool_calls_section_end|>",
+)
+
+
+def tool(name: str, **more: Any) -> dict[str, Any]:
+    return {"type": "function", "function": {"name": name, **more}}
+
+
+TOOLS = [tool("look_up"), tool("look_down"), tool("time-now")]
+
+
+@pytest.fixture(scope="module")
+def llm() -> Iterator[hybridmoe.LLM]:
+    with hybridmoe.load(speculate=4) as llm:
+        yield llm
+
+
+@pytest.fixture(scope="module")
+def compiler(llm: hybridmoe.LLM) -> GrammarCompiler:
+    return GrammarCompiler(llm.tokenizer)
+
+
+def guard_of(compiler: GrammarCompiler, calls: Calls | None = None) -> CallGuard:
+    guard = compiler.guard(calls or Calls(TOOLS, "auto", first_index=2))
+    assert guard is not None
+    return guard
+
+
+def is_kept(guard: CallGuard, tokenizer: Tokenizer, text: str) -> bool:
+    """True where the text may be written, and end there."""
+
+    def allows(token_id: int) -> bool:
+        return guard.is_free() or bool(guard.mask()[token_id // 32] >> (token_id % 32) & 1)
+
+    for token_id in tokenizer.encode(text, parse_special=True):
+        if guard.is_done() or not allows(token_id):
+            return False
+        guard.accept(token_id)
+    return guard.is_done() or any(map(allows, tokenizer.eos_ids))
+
+
+CALL = f'{BEGIN}functions.look_up:2{ARGUMENTS}{{"a": [1, "x"]}}{END}'
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("", True),
+        ('any text, even "functions.nope:0"', True),
+        (f"Hm. {SECTION}{CALL}{SECTION_END}", True),
+        (f"<think>why{SECTION}{CALL}{SECTION_END}", True),
+        (f"{SECTION}{CALL}{CALL.replace('up:2', 'down:3')}{SECTION_END}", True),
+        (f"Hm. {CALL}", True),
+        (f"{CALL}{CALL.replace('up:2', 'down:3')}", True),
+        (f"{SECTION}{CALL}{SECTION_END}more", False),
+        (f"{SECTION}{CALL}", False),
+        (f"{SECTION}{SECTION_END}", False),
+        (f"{SECTION}{CALL}".replace("look_up", "nope"), False),
+        (f"{CALL}".replace("look_up", "look"), False),
+        (f"{CALL}".replace("functions.look_up:2", "3"), False),
+        (f"{CALL}".replace(":2", ":0"), False),
+        (f"{CALL}".replace('{"a": [1, "x"]}', "[]"), False),
+        (f"{CALL}".replace("[1,", "[1,  "), False),
+    ],
+)
+def test_text_is_free_and_calls_are_not(
+    llm: hybridmoe.LLM, compiler: GrammarCompiler, text: str, expected: bool
+) -> None:
+    guard = guard_of(compiler)
+    untouched = guard.copy()
+    assert is_kept(guard, llm.tokenizer, text) == expected
+    assert untouched.is_free()
+
+
+def test_there_are_no_masks_before_a_call(
+    llm: hybridmoe.LLM, compiler: GrammarCompiler, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    masks: list[int] = []
+    monkeypatch.setattr(
+        "hybridmoe.engine.constraint_masks.ConstraintMasks._hand_over",
+        lambda *args: masks.append(len(args)),
+    )
+    prompt = llm.encode_chat([{"role": "user", "content": "Hello! What can you do?"}])
+    free, guarded = run(
+        llm.engine, request(prompt, 24), request(prompt, 24, constraint=guard_of(compiler))
+    )
+    assert guarded.ids == free.ids[: len(guarded.ids)]
+    assert len(guarded.ids) > 4
+    assert not masks
+
+
+def test_drafts_are_taken_while_the_text_is_free(
+    llm: hybridmoe.LLM, compiler: GrammarCompiler
+) -> None:
+    prompt = llm.encode_chat([{"role": "user", "content": "Count from 1 to 9. " * 3}])
+    (answer,) = run(
+        llm.engine,
+        request([*prompt, *prompt], 40, ignore_eos=True, constraint=guard_of(compiler)),
+    )
+    assert len(answer.ids) == 40
+    assert answer.end.usage.proposed_tokens > 0
+
+
+def test_what_a_model_calls_is_declared(llm: hybridmoe.LLM, compiler: GrammarCompiler) -> None:
+    weather = [{"role": "user", "content": "What is the weather in Paris?"}]
+    prompt = llm.encode_chat(weather, [tool("get_weather"), tool("calculator")])
+    free = run(llm.engine, request(prompt, 60, ignore_eos=False))[0].ids
+    assert split_tool_calls(free, llm.tokenizer)[1][0]["function"]["name"] == "get_weather"
+    for declared in (TOOLS, [tool("get_weather_2"), tool("get_weather")]):
+        calls = Calls(declared, "auto")
+        for answer in run(
+            llm.engine,
+            *(
+                request(prompt, 200, constraint=guard_of(compiler, calls), seed=i, temperature=0.7)
+                for i in range(4)
+            ),
+        ):
+            names = {t["function"]["name"] for t in declared}
+            for call in split_tool_calls(answer.ids, llm.tokenizer)[1]:
+                assert call["function"]["name"] in names
+                assert call["id"].endswith(":0") or answer.end.reason == "stop"
+                if answer.end.reason == "stop":
+                    assert isinstance(json.loads(call["function"]["arguments"]), dict)
+
+
+def test_schemas_of_strict_tools_are_kept(llm: hybridmoe.LLM, compiler: GrammarCompiler) -> None:
+    parameters = {"type": "object", "properties": {"n": {"type": "integer"}}, "required": ["n"]}
+    strict = [tool("look_up", strict=True, parameters=parameters), tool("time-now")]
+    for name, arguments, expected in (
+        ("look_up", '{"n":1}', True),
+        ("look_up", "{}", False),
+        ("time-now", "{}", True),
+    ):
+        guard = guard_of(compiler, Calls(strict, "auto"))
+        call = f"{BEGIN}functions.{name}:0{ARGUMENTS}{arguments}{END}"
+        assert is_kept(guard, llm.tokenizer, call) == expected
+
+
+def test_one_call_where_they_are_not_parallel(
+    llm: hybridmoe.LLM, compiler: GrammarCompiler
+) -> None:
+    calls = Calls(TOOLS, "auto", first_index=2, is_parallel=False)
+    second = CALL.replace(":2", ":3")
+    assert is_kept(guard_of(compiler, calls), llm.tokenizer, f"{SECTION}{CALL}{SECTION_END}")
+    assert not is_kept(guard_of(compiler, calls), llm.tokenizer, f"{CALL}{second}")
+
+
+class NoCalls:
+    """A tokenizer of a vocabulary without marks of calls."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._tokenizer, name)
+
+    def special_id(self, _name: str) -> None:
+        return None
+
+
+def test_a_vocabulary_without_calls_has_no_guard_and_nothing_strict(llm: hybridmoe.LLM) -> None:
+    compiler = GrammarCompiler(NoCalls(llm.tokenizer))  # type: ignore[arg-type]
+    assert compiler.guard(Calls(TOOLS, "auto")) is None
+    with pytest.raises(ConfigError, match="tool calls cannot be constrained: the vocabulary has"):
+        compiler.guard(Calls([tool("f", strict=True)], "auto"))
+
+
+def test_a_mask_is_the_grammars(llm: hybridmoe.LLM, compiler: GrammarCompiler) -> None:
+    guard = guard_of(compiler)
+    begin, section = (llm.tokenizer.special_id(mark) for mark in (BEGIN, SECTION))
+    assert begin is not None and section is not None
+    guard.accept(section)
+    allowed = np.unpackbits(guard.mask().view(np.uint8), bitorder="little").nonzero()[0]
+    assert allowed.tolist() == [begin]
+    assert guard.closing() is None

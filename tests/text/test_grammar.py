@@ -1,0 +1,297 @@
+"""Constraints: what they let a model write is what was asked for, whatever the model wants."""
+
+import functools
+import json
+import re
+from collections.abc import Iterator, Set
+from typing import Any
+
+import numpy as np
+import pytest
+from engine_run import request, run
+from hostile_grammars import lark_chain, schema_chain
+
+import hybridmoe
+from hybridmoe.errors import ConfigError
+from hybridmoe.text.grammar import Calls, Form, GrammarCompiler, MatcherConstraint, Thinking
+from hybridmoe.text.tool_calls import split_tool_calls
+
+SCHEMA = {
+    "type": "object",
+    "properties": {
+        "name": {"type": "string", "maxLength": 12},
+        "age": {"type": "integer", "minimum": 0, "maximum": 150},
+        "tags": {"type": "array", "items": {"enum": ["a", "b"]}, "maxItems": 3},
+    },
+    "required": ["name", "age", "tags"],
+    "additionalProperties": False,
+}
+TOOLS = [
+    {
+        "type": "function",
+        "function": {
+            "name": "get_weather",
+            "parameters": {
+                "type": "object",
+                "properties": {"city": {"enum": ["Oslo", "Rome"]}},
+                "required": ["city"],
+                "additionalProperties": False,
+            },
+        },
+    },
+    {"type": "function", "function": {"name": "time-now", "parameters": {"maxProperties": 0}}},
+]
+DEEP = {"function": {"name": "f", "strict": True, "parameters": schema_chain(3000)}}
+
+
+pytestmark = pytest.mark.usefixtures("exact_kernels")  # a seed then writes the same everywhere
+
+
+@pytest.fixture(scope="module")
+def llm() -> Iterator[hybridmoe.LLM]:
+    with hybridmoe.load() as llm:
+        yield llm
+
+
+@pytest.fixture(scope="module")
+def compiler(llm: hybridmoe.LLM) -> GrammarCompiler:
+    return GrammarCompiler(llm.tokenizer)
+
+
+def write(llm: hybridmoe.LLM, *constraints: MatcherConstraint, **options: Any) -> list[list[int]]:
+    """What the model writes, at random, under each of the constraints at the same time."""
+    prompt = llm.encode_chat([{"role": "user", "content": "Hello"}])
+    options = {"temperature": 2.0, "num_tokens": 400, **options}
+    requests = [
+        request(prompt, constraint=constraint, seed=i, **options)
+        for i, constraint in enumerate(constraints)
+    ]
+    answers = run(llm.engine, *requests)
+    assert [answer.end.reason for answer in answers] == ["stop"] * len(answers)
+    return [answer.ids for answer in answers]
+
+
+def test_a_schema_is_kept(llm: hybridmoe.LLM, compiler: GrammarCompiler) -> None:
+    for ids in write(llm, *(compiler.text(Form.json_schema(SCHEMA)) for _ in range(8))):
+        data = json.loads(llm.tokenizer.decode(ids))
+        assert data.keys() == {"name", "age", "tags"}
+        assert len(data["name"]) <= 12
+        assert 0 <= data["age"] <= 150
+        assert set(data["tags"]) <= {"a", "b"} and len(data["tags"]) <= 3
+
+
+def test_an_object_is_an_object(llm: hybridmoe.LLM, compiler: GrammarCompiler) -> None:
+    bias = {token_id: 8.0 for mark in '"}' for token_id in llm.tokenizer.encode(mark)}
+    (ids,) = write(
+        llm, compiler.text(Form.json_object()), logit_bias=bias
+    )  # or it never comes to an end
+    assert isinstance(json.loads(llm.tokenizer.decode(ids)), dict)
+
+
+@pytest.mark.parametrize(
+    ("grammar", "pattern"),
+    [
+        ('root ::= "x" [0-9] [0-9]? ("." [a-c])?', r"x[0-9]{1,2}(\.[a-c])?"),
+        ('start: "yes" | "no" WORD\nWORD: /[a-z]{1,4}/', "yes|no[a-z]{1,4}"),
+    ],
+)
+def test_grammars_are_kept(
+    llm: hybridmoe.LLM, compiler: GrammarCompiler, grammar: str, pattern: str
+) -> None:
+    for ids in write(llm, *(compiler.text(Form.grammar(grammar)) for _ in range(4))):
+        assert re.fullmatch(pattern, llm.tokenizer.decode(ids))
+
+
+def test_a_regex_is_kept_beside_an_answer_that_is_free(
+    llm: hybridmoe.LLM, compiler: GrammarCompiler
+) -> None:
+    prompt = llm.encode_chat([{"role": "user", "content": "Hello"}])
+    free, bound = run(
+        llm.engine,
+        request(prompt, 30),
+        request(prompt, 30, constraint=compiler.text(Form.regex("[ab]{7}é?"))),
+    )
+    assert free.ids == run(llm.engine, request(prompt, 30))[0].ids
+    assert re.fullmatch("[ab]{7}é?", llm.tokenizer.decode(bound.ids))
+
+
+def test_it_does_not_show_where_a_mask_was_computed(
+    llm: hybridmoe.LLM, compiler: GrammarCompiler, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answers = []
+    for at_once_s in (-1.0, 1e-4, 1e3):  # in a thread; here and there; at once
+        monkeypatch.setattr("hybridmoe.engine.constraint_masks._AT_ONCE_S", at_once_s)
+        answers.append(write(llm, *(compiler.text(Form.json_schema(SCHEMA)) for _ in range(4))))
+    assert answers[0] == answers[1] == answers[2]
+
+
+@pytest.mark.parametrize("choice", ["required", "get_weather", "auto"])
+def test_tool_calls_have_the_models_form(
+    llm: hybridmoe.LLM, compiler: GrammarCompiler, choice: str
+) -> None:
+    strict = [{**t, "function": {**t["function"], "strict": True}} for t in TOOLS]
+    calls = Calls(strict, choice, first_index=3)
+    make = compiler.guard if calls.is_auto else functools.partial(compiler.answer, None)
+    constraints = [make(calls) for _ in range(6)]
+    bias = {llm.tokenizer.special_id("<|tool_call_begin|>"): 3.0}
+    seen = 0
+    for ids in write(llm, *constraints, logit_bias=bias, temperature=1.0):
+        visible, calls = split_tool_calls(ids, llm.tokenizer)
+        assert choice == "auto" or (calls and not visible)
+        assert choice != "get_weather" or len(calls) == 1
+        for i, call in enumerate(calls):
+            name = call["function"]["name"]
+            assert call["id"] == f"functions.{name}:{3 + i}"
+            data = json.loads(call["function"]["arguments"])
+            assert data == {} if name == "time-now" else data["city"] in ("Oslo", "Rome")
+        seen += len(calls)
+    assert seen or choice == "auto"
+
+
+@pytest.mark.parametrize(
+    "form",
+    [
+        Form.json_schema(SCHEMA),
+        Form.regex('a/b"[0-9]{2}'),
+        Form.grammar('root ::= "yes" | "no"'),
+    ],
+    ids=lambda form: form.what,
+)
+def test_an_answer_is_a_call_or_has_the_form(
+    llm: hybridmoe.LLM, compiler: GrammarCompiler, form: Form
+) -> None:
+    section = llm.tokenizer.special_id("<|tool_calls_section_begin|>")
+    strict = [{**t, "function": {**t["function"], "strict": True}} for t in TOOLS]
+    for preference in (-100.0, 100.0):
+        constraint = compiler.answer(form, Calls(strict, "auto"))
+        bias = {section: preference}
+        (ids,) = write(llm, constraint, logit_bias=bias, temperature=1.0)
+        visible, calls = split_tool_calls(ids, llm.tokenizer)
+        assert bool(calls) == (preference > 0) == (not visible)
+        assert calls or fits(compiler.text(form), visible, llm.tokenizer.eos_ids)
+        for call in calls:
+            data = json.loads(call["function"]["arguments"])
+            assert data == {} or data["city"] in ("Oslo", "Rome")
+
+
+def fits(constraint: MatcherConstraint, ids: list[int], ends: Set[int]) -> bool:
+    """Whether these tokens may be written, and the answer end there."""
+
+    def is_allowed(token_id: int) -> bool:
+        return bool(constraint.mask()[token_id // 32] >> (token_id % 32) & 1)
+
+    for token_id in ids:
+        if constraint.is_done() or not is_allowed(token_id):
+            return False
+        constraint.accept(token_id)
+    return constraint.is_done() or any(map(is_allowed, ends))
+
+
+CALL = (
+    "<|tool_calls_section_begin|><|tool_call_begin|>functions.get_weather:0"
+    '<|tool_call_argument_begin|>{"city": "Oslo"}<|tool_call_end|><|tool_calls_section_end|>'
+)
+
+
+@pytest.mark.parametrize(
+    ("thinking", "text", "is_kept"),
+    [
+        ("none", "12", True),
+        ("none", CALL, True),
+        ("none", f"12{CALL}", False),
+        ("none", "<think>so</think>12", False),
+        ("may", "12", True),
+        ("may", "<think>so</think>12", True),
+        ("may", "<think></think>12", True),
+        ("may", f"<think>so</think>{CALL}", True),
+        ("may", "<think>so</think>", False),
+        ("may", "<think>so</think>so", False),
+        ("may", "<think>so</think><think>so</think>12", False),
+        ("may", "so</think>12", False),
+        ("open", "so\nso</think>12", True),
+        ("open", "</think>12", True),
+        ("open", f"so</think>{CALL}", True),
+        ("open", "12", False),
+        ("open", "<think>so</think>12", False),
+    ],
+)
+def test_thoughts_come_first_and_end(
+    llm: hybridmoe.LLM, compiler: GrammarCompiler, thinking: Thinking, text: str, is_kept: bool
+) -> None:
+    constraint = compiler.answer(Form.regex("[0-9]{2}"), Calls(TOOLS, "auto"), thinking)
+    ids = llm.tokenizer.encode(text, parse_special=True)
+    assert fits(constraint, ids, llm.tokenizer.eos_ids) == is_kept
+
+
+def test_parallel_calls_can_be_forbidden(llm: hybridmoe.LLM, compiler: GrammarCompiler) -> None:
+    constraint = compiler.answer(None, Calls(TOOLS, "required", is_parallel=False))
+    bias = {llm.tokenizer.special_id("<|tool_call_begin|>"): 100.0}
+    (ids,) = write(llm, constraint, logit_bias=bias)
+    assert len(split_tool_calls(ids, llm.tokenizer)[1]) == 1
+
+
+def test_only_strict_tools_need_schemas_that_can_be_kept(
+    llm: hybridmoe.LLM, compiler: GrammarCompiler
+) -> None:
+    schema = {
+        "properties": {"a": {"oneOf": [{"type": "string"}, {"type": "integer"}]}},
+        "required": ["a"],
+        "additionalProperties": False,
+        "if": {"required": ["a"]},
+    }
+    tool = {"name": "f", "parameters": schema}
+    constraint = compiler.answer(None, Calls([{"function": tool}], "required"))
+    head = "<|tool_calls_section_begin|><|tool_call_begin|>functions.f:0"
+    for value, is_kept in (("3", True), ('"x"', True), ("3.5", False), ("[]", False)):
+        call = (
+            f'{head}<|tool_call_argument_begin|>{{"a": {value}}}'
+            "<|tool_call_end|><|tool_calls_section_end|>"
+        )
+        ids = llm.tokenizer.encode(call, parse_special=True)
+        assert fits(constraint.copy(), ids, llm.tokenizer.eos_ids) == is_kept, value
+    with pytest.raises(ConfigError, match=r"tools: .*(oneOf|\bif\b)") as caught:
+        compiler.answer(None, Calls([{"function": {**tool, "strict": True}}], "required"))
+    assert "section" not in str(caught.value)  # which the client has not written
+
+
+def test_a_copy_goes_its_own_way(llm: hybridmoe.LLM, compiler: GrammarCompiler) -> None:
+    first = compiler.text(Form.regex("a[bc]"))
+    second = first.copy()
+    (a,) = llm.tokenizer.encode("a")
+    before = second.mask().copy()
+    first.accept(a)
+    assert np.array_equal(second.mask(), before)
+    assert not np.array_equal(first.mask(), before)
+
+
+def test_a_token_that_is_not_allowed_is_an_error(compiler: GrammarCompiler) -> None:
+    with pytest.raises(ConfigError, match="regex: "):
+        compiler.text(Form.regex("a")).accept(0)
+
+
+def test_what_cannot_be_kept_is_refused_in_one_line(compiler: GrammarCompiler) -> None:
+    def text(form: Form) -> MatcherConstraint:
+        return compiler.text(form)
+
+    for refused, message in (
+        (lambda: text(Form.regex("(")), "regex: .*unclosed group"),
+        (lambda: text(Form.json_schema({"type": "nope"})), "json_schema: .*nope"),
+        (
+            lambda: text(Form.json_schema({"contains": {"type": "string"}})),
+            "json_schema: .*contains",
+        ),
+        (lambda: text(Form.json_schema({"enum": [{1, 2}]})), "json_schema: "),
+        (lambda: text(Form.grammar("root ::= foo")), "grammar: .*foo"),
+        (lambda: text(Form.grammar("")), "grammar: "),
+        (lambda: text(Form.grammar('start: "' + "x" * (1 << 20) + '"')), "grammar: more than"),
+        (lambda: compiler.answer(None, Calls(TOOLS, "nope")), "tool_choice 'nope': no such tool"),
+        (lambda: compiler.guard(Calls([], "auto")), "no such tool"),
+        (lambda: compiler.answer(None, Calls([DEEP], "required")), "tools: nested more than 2000"),
+        (lambda: compiler.guard(Calls([DEEP], "auto")), "tools: nested more than 2000"),
+        (lambda: text(Form.json_schema(schema_chain(3000))), "json_schema: nested more than 2000"),
+        (lambda: text(Form.grammar(lark_chain(3000, "T"))), "grammar: nested more than 2000"),
+        (lambda: text(Form.grammar('start: A\nA: "x" & "y"')), "grammar: no text fits it"),
+    ):
+        with pytest.raises(ConfigError, match=message) as caught:
+            refused()
+        assert "\n" not in str(caught.value)
