@@ -34,7 +34,7 @@ from bench._timeline import Call, Interval, Shares, Token, busy_s, merged, share
 from bench.bench_hybrid import main
 from hybridmoe.demo import demo_path
 from hybridmoe.hardware.gpu import CudaGpu
-from hybridmoe.llm.llm import load as loading
+from hybridmoe.llm import load as loading
 from hybridmoe.planning.rates import GpuRates, rates_of
 
 

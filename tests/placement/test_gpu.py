@@ -16,7 +16,7 @@ from hybridmoe.cachebench.simulator import EVICTIONS, HITS, MISSES, UPLOADS, req
 from hybridmoe.errors import ConfigError
 from hybridmoe.experts.routing_trace import read_trace
 from hybridmoe.hardware.gpu import CudaGpu, NoGpu
-from hybridmoe.llm.llm import load as loading
+from hybridmoe.llm import load as loading
 
 pytest.importorskip("triton", reason="needs triton (pip install hybridmoe[cuda])")
 

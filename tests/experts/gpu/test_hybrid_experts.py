@@ -25,9 +25,10 @@ pytest.importorskip("triton", reason="needs triton (pip install hybridmoe[cuda])
 
 import triton_bounds
 
-from hybridmoe.experts.gpu.hybrid_experts import HybridExperts, _Memory
+from hybridmoe.experts.gpu.hybrid_experts import HybridExperts
 from hybridmoe.experts.gpu.prefill_experts import HeldExperts, StreamedExperts, Streams
 from hybridmoe.experts.gpu.slot_pool import SlotPool, slot_layouts
+from hybridmoe.experts.gpu.staging import StepMemory
 from hybridmoe.kernels.triton.expert_prefill import add_expert
 from hybridmoe.kernels.triton.runtime import IS_INTERPRETED
 
@@ -467,7 +468,7 @@ def watched(monkeypatch: pytest.MonkeyPatch, deaf: str = "") -> None:
         WatchedStream(watch, n, is_deaf=n == deaf) for n in ("main", "host", "copy")
     )
     kept: list[object] = []  # memory that is used again after its end would look like a race
-    compute, make_call = SlotPool.compute, _Memory.make_call
+    compute, make_call = SlotPool.compute, StepMemory.make_call
 
     def noted_compute(slots: SlotPool, layer: int, x: Tensor, ids: Tensor, w: Tensor) -> Tensor:
         out = compute(slots, layer, x, ids, w)
@@ -475,13 +476,13 @@ def watched(monkeypatch: pytest.MonkeyPatch, deaf: str = "") -> None:
         kept.append(out)
         return out
 
-    def noted_call(memory: _Memory, index: int, part: int, *rest: Any) -> _C.HostExpertCall:
+    def noted_call(memory: StepMemory, index: int, part: int, *rest: Any) -> _C.HostExpertCall:
         call, lent = make_call(memory, index, part, *rest), memory._of(index, part)
         watch.calls[id(call)] = ([lent.x, lent.weights, memory.ids[index, part]], [lent.out])
         return call
 
     monkeypatch.setattr(SlotPool, "compute", noted_compute)
-    monkeypatch.setattr(_Memory, "make_call", noted_call)
+    monkeypatch.setattr(StepMemory, "make_call", noted_call)
     slots = SlotPool(LAYERS, TOP_K, 4, main, copy, CPU, uploads_per_step=4)
     experts = HybridExperts(LAYERS, TOP_K, main, host, CPU, slots=slots)
     owed: Pending | None = None
