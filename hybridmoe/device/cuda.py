@@ -141,7 +141,7 @@ class CudaDevice:
         if self.torch.type != "cuda":
             function()
             return function
-        stream = torch.cuda.Stream(self.torch)
+        stream = torch.cuda.Stream(self.torch)  # type: ignore[no-untyped-call]
         stream.wait_stream(torch.cuda.current_stream(self.torch))
         with torch.cuda.stream(stream):  # compiles kernels, and lets libraries allocate
             function()

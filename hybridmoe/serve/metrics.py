@@ -108,7 +108,7 @@ class _EngineCollector(Collector):
             "engine_steps": ("Steps of the engine.", stats.steps),
         }  # fmt: skip
         if (experts := stats.experts) is not None:
-            counts = experts.stats
+            counts = experts.counters
             slots = (
                 ("expert_slots", f"Room for experts in {experts.place}.", experts.num_slots),
                 ("expert_slots_used", "Experts that stay there.", experts.num_resident),
