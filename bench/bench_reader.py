@@ -25,7 +25,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from bench._harness import RESULTS, Row, machine, print_report
 from hybridmoe.experts.disk.arena import Arena
 from hybridmoe.experts.disk.file_reader import FileReader
-from hybridmoe.experts.disk.read_queue import Piece, Ticket, room_for
+from hybridmoe.experts.disk.read_queue import Piece, Ticket
+from hybridmoe.hardware.disk import direct_buffer_bytes
 
 PIECE_BYTES = (
     20 << 20,
@@ -88,7 +89,7 @@ def _turn(
     """Bytes/1e9 a second, and seconds of the cores for 1e9 bytes."""
     os.environ["HYBRIDMOE_IO"] = engine
     reader = FileReader([path])
-    room, rng = room_for(size), np.random.default_rng(seed)
+    room, rng = direct_buffer_bytes(size), np.random.default_rng(seed)
     arena = Arena(depth * room)
     arena.bytes[:: mmap.PAGESIZE] = 1  # pages are there before the clock starts
     num_places = (path.stat().st_size - SKEW) // size

@@ -1,7 +1,7 @@
-"""How fast the disk under a file gives pieces of an expert matrix's size: a short measurement.
+"""Direct reads (O_DIRECT): the blocks that they need, and a short measurement of their rate.
 
-Reads past the page cache (O_DIRECT), at random places, several at a time, as a cache over the disk
-does. Writes nothing.
+The measurement reads pieces of an expert matrix's size past the page cache, at random places,
+several at a time, as the expert cache does. Writes nothing.
 """
 
 import mmap
@@ -12,10 +12,16 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-__all__ = ["measure_disk"]
+__all__ = ["BLOCK_BYTES", "direct_buffer_bytes", "measure_disk"]
 
+BLOCK_BYTES = 4096  # direct reads need offsets, lengths and addresses that are multiples of it
 PIECE_BYTES = 8 << 20  # K2's expert matrices in Q4_K
 _DEPTH = 4  # reads at a time
+
+
+def direct_buffer_bytes(num_bytes: int) -> int:
+    """Size of a buffer for a direct read of `num_bytes` from any offset: whole blocks and one."""
+    return -(-num_bytes // BLOCK_BYTES) * BLOCK_BYTES + BLOCK_BYTES
 
 
 def measure_disk(paths: Sequence[Path], *, seconds: float = 1.0, seed: int = 0) -> float | None:

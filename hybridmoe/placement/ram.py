@@ -17,9 +17,10 @@ from hybridmoe.experts.disk.arena import Arena
 from hybridmoe.experts.disk.cached_experts import CachedExperts
 from hybridmoe.experts.disk.expert_layout import ExpertLayout, is_expert_tensor
 from hybridmoe.experts.disk.file_reader import FileReader
-from hybridmoe.experts.disk.read_queue import BLOCK_BYTES, Piece, Ticket, room_for
+from hybridmoe.experts.disk.read_queue import Piece, Ticket
 from hybridmoe.experts.hot_profile import HotProfile
 from hybridmoe.gguf.reader import GGUFFile, Tensor
+from hybridmoe.hardware.disk import BLOCK_BYTES, direct_buffer_bytes
 from hybridmoe.hardware.topology import available_bytes
 from hybridmoe.model.weights import Weights, expert_weights
 from hybridmoe.placement.options import ExpertOptions
@@ -51,7 +52,9 @@ def place_weights(
     layers = expert_weights(Weights(file), config)
     layout = ExpertLayout(file, layers)
     dense = [t for t in file.tensors.values() if not is_expert_tensor(t.name)]
-    plan = _plan(file, config, layout, options, latents, sum(room_for(t.num_bytes) for t in dense))
+    plan = _plan(
+        file, config, layout, options, latents, sum(direct_buffer_bytes(t.num_bytes) for t in dense)
+    )
     if plan is None:
         return Residency(CpuExperts(layers))
     reader = FileReader(file.parts)
@@ -147,7 +150,7 @@ def _read_tensors(
     reader: FileReader, tensors: list[Tensor], progress: Callable[[int], None]
 ) -> dict[str, NDArray[np.uint8]]:
     """Tensors in memory of their own; calls progress(bytes) as they come. Errors: DiskError."""
-    arena = Arena(sum(room_for(t.num_bytes) for t in tensors))
+    arena = Arena(sum(direct_buffer_bytes(t.num_bytes) for t in tensors))
     found: dict[str, NDArray[np.uint8]] = {}
     start = num_tickets = 0
     for tensor in tensors:
@@ -158,10 +161,10 @@ def _read_tensors(
             begin = max(skew, done)
             size = min(_READ_BYTES + done, skew + tensor.num_bytes) - begin
             piece = Piece(tensor.part, tensor.offset - skew + begin, size, tensor.name)
-            memory = arena.view[start + done : start + done + room_for(size + skew)]
+            memory = arena.view[start + done : start + done + direct_buffer_bytes(size + skew)]
             reader.submit(Ticket(num_tickets, [piece], [memory]))
             num_tickets += 1
-        start += room_for(tensor.num_bytes)
+        start += direct_buffer_bytes(tensor.num_bytes)
     for _ in range(num_tickets):
         ticket = reader.take(wait=True)
         assert ticket is not None

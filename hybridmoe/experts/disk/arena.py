@@ -11,14 +11,14 @@ from contextlib import suppress
 import numpy as np
 
 from hybridmoe.errors import ConfigError
-from hybridmoe.experts.disk.read_queue import BLOCK_BYTES, room_for
+from hybridmoe.hardware.disk import BLOCK_BYTES, direct_buffer_bytes
 
 __all__ = ["Arena", "Slots", "buffer_bytes"]
 
 
 def buffer_bytes(piece_bytes: Sequence[int]) -> int:
     """Memory of one buffer that takes pieces of these sizes."""
-    return sum(map(room_for, piece_bytes))
+    return sum(map(direct_buffer_bytes, piece_bytes))
 
 
 class Arena:
@@ -46,7 +46,7 @@ class Slots:
     def __init__(self, num_buffers: int, piece_bytes: Sequence[int]) -> None:
         """piece_bytes: the most that each piece of an expert takes. Errors: ConfigError."""
         self.num_buffers = num_buffers
-        self._rooms = [room_for(size) for size in piece_bytes]
+        self._rooms = [direct_buffer_bytes(size) for size in piece_bytes]
         self._arena = Arena(num_buffers * sum(self._rooms))
         self._free = list(range(num_buffers - 1, -1, -1))  # the lowest first
 

@@ -11,8 +11,9 @@ from contextlib import suppress
 from pathlib import Path
 
 from hybridmoe.errors import DiskError
-from hybridmoe.experts.disk.read_queue import BLOCK_BYTES, Piece
+from hybridmoe.experts.disk.read_queue import Piece
 from hybridmoe.gguf.cursor import printable
+from hybridmoe.hardware.disk import BLOCK_BYTES
 
 __all__ = ["DirectFile"]
 

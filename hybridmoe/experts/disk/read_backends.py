@@ -11,8 +11,9 @@ from typing import NamedTuple
 from hybridmoe import _C, env
 from hybridmoe.errors import ConfigError, DiskError, ShapeError
 from hybridmoe.experts.disk.direct_file import DirectFile
-from hybridmoe.experts.disk.read_queue import BLOCK_BYTES, ReadQueue, Ticket
+from hybridmoe.experts.disk.read_queue import ReadQueue, Ticket
 from hybridmoe.gguf.cursor import printable
+from hybridmoe.hardware.disk import BLOCK_BYTES
 
 __all__ = ["NUM_THREADS", "Engine", "choose_engine", "read_by_ring", "read_by_thread"]
 

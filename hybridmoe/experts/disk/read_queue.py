@@ -7,10 +7,9 @@ from queue import SimpleQueue
 from typing import NamedTuple
 
 from hybridmoe.errors import DiskError
+from hybridmoe.hardware.disk import BLOCK_BYTES
 
-__all__ = ["BLOCK_BYTES", "Piece", "ReadQueue", "Ticket", "room_for"]
-
-BLOCK_BYTES = 4096  # what O_DIRECT wants offsets, lengths and addresses to be multiples of
+__all__ = ["Piece", "ReadQueue", "Ticket"]
 
 
 class Piece(NamedTuple):
@@ -27,16 +26,11 @@ class Piece(NamedTuple):
         return self.offset % BLOCK_BYTES
 
 
-def room_for(num_bytes: int) -> int:
-    """Memory that takes so many bytes from wherever in a file: whole blocks."""
-    return -(-num_bytes // BLOCK_BYTES) * BLOCK_BYTES + BLOCK_BYTES
-
-
 class Ticket:
     """Some pieces that are read together. Its fields belong to whoever submits and takes it."""
 
     def __init__(self, key: int, pieces: Sequence[Piece], memory: Sequence[memoryview]) -> None:
-        """memory: for each piece `room_for` its bytes, at an address that is a whole block."""
+        """memory: for each piece a buffer of `direct_buffer_bytes` that begins at a whole block."""
         self.key = key
         self.pieces = pieces
         self.memory = memory

@@ -15,7 +15,8 @@ from hybridmoe.errors import DiskError
 from hybridmoe.experts.disk import read_backends as read_engines
 from hybridmoe.experts.disk.arena import Arena
 from hybridmoe.experts.disk.file_reader import FileReader
-from hybridmoe.experts.disk.read_queue import BLOCK_BYTES, Piece, Ticket, room_for
+from hybridmoe.experts.disk.read_queue import Piece, Ticket
+from hybridmoe.hardware.disk import BLOCK_BYTES, direct_buffer_bytes
 
 pytestmark = pytest.mark.usefixtures("each_io")
 
@@ -85,7 +86,7 @@ def reader(path: Path, each_io: str, mode: None) -> Iterator[FileReader]:
 
 def ticket(key: int, *ranges: tuple[int, int], name: str = "blk.1.x") -> Ticket:
     pieces = [Piece(0, offset, size, name) for offset, size in ranges]
-    memory = [Arena(room_for(size)).view for _, size in ranges]
+    memory = [Arena(direct_buffer_bytes(size)).view for _, size in ranges]
     return Ticket(key, pieces, memory)
 
 
