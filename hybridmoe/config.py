@@ -16,11 +16,15 @@ __all__ = [
     "DEVICES",
     "GATE_SIGMOID",
     "GATE_SOFTMAX",
+    "GPU_KV_TYPES",
     "KV_TYPES",
+    "PAGE_TOKENS",
     "SUPPORTED_ARCHITECTURES",
     "EngineConfig",
     "ModelConfig",
     "YarnConfig",
+    "check_gpu_kv_type",
+    "kv_row_bytes",
 ]
 
 SUPPORTED_ARCHITECTURES = ("deepseek2",)
@@ -32,6 +36,11 @@ GATE_SIGMOID = 2
 _GLM_FLASH_BLOCKS, _GLM_FLASH_VOCAB = (47, 48), 154_880
 
 KV_TYPES = ("f16", "bf16", "int8", "f32")  # the default first
+GPU_KV_TYPES = ("f16", "bf16")
+# The KV cache's layout, as csrc/kernels/kernel_table.h has it.
+PAGE_TOKENS = 64
+_NUMBER_BYTES = {"f32": 4, "f16": 2, "bf16": 2}
+_SCALED_CODES = 64  # of int8, for each float32 scale
 DEVICES = ("auto", "cpu", "cuda")
 
 # Bounds on what a file may claim: generous for a real model, and no product overflows 63 bits.
@@ -244,6 +253,23 @@ class EngineConfig:
             raise ConfigError(
                 f"decode_slowdown={self.decode_slowdown}: expected a number above 1, at most 1e6"
             )
+
+
+def kv_row_bytes(kv_type: str, latent_dim: int) -> int:
+    """Bytes that one token takes in one layer of the KV cache."""
+    if kv_type in _NUMBER_BYTES:
+        return _NUMBER_BYTES[kv_type] * latent_dim
+    assert kv_type == "int8", kv_type
+    return 4 * -(-latent_dim // _SCALED_CODES) + 4 * -(-latent_dim // 4)
+
+
+def check_gpu_kv_type(kv_type: str) -> None:
+    """Errors: ConfigError for a KV cache type that GPU kernels do not read."""
+    if kv_type not in GPU_KV_TYPES:
+        raise ConfigError(
+            f"kv_type={kv_type}: expected {' or '.join(GPU_KV_TYPES)} on a GPU"
+            " (or use --device cpu)"
+        )
 
 
 class _Keys:

@@ -1,10 +1,12 @@
 """Sizes in bytes, read from text and written as text."""
 
+import math
 import re
+from collections.abc import Callable
 
 from hybridmoe.errors import ConfigError
 
-__all__ = ["GIB", "format_bytes", "parse_bytes"]
+__all__ = ["GIB", "at_least", "at_most", "format_bytes", "parse_bytes"]
 
 GIB = 1 << 30
 
@@ -28,7 +30,27 @@ def parse_bytes(text: str, *, needs_unit: bool = False) -> int:
 
 def format_bytes(num_bytes: float) -> str:
     """Format a size with the largest binary unit below it: `1.50 GiB`."""
+    size, unit = _scaled(num_bytes)
+    return f"{size:.2f} {unit}" if unit != _UNITS[0] else f"{num_bytes:.0f} {unit}"
+
+
+def at_least(num_bytes: int) -> str:
+    """Format a size for an option, rounded up: `1.50GiB`, which `parse_bytes` takes."""
+    return _rounded(num_bytes, math.ceil)
+
+
+def at_most(num_bytes: int) -> str:
+    """Format a size for an option, rounded down: `1.50GiB`, which `parse_bytes` takes."""
+    return _rounded(num_bytes, math.floor)
+
+
+def _rounded(num_bytes: int, rounding: Callable[[float], int]) -> str:
+    size, unit = _scaled(num_bytes)
+    return str(num_bytes) if unit == _UNITS[0] else f"{rounding(100 * size) / 100:.2f}{unit}"
+
+
+def _scaled(num_bytes: float) -> tuple[float, str]:
     size, unit = float(num_bytes), 0
     while size >= 1024 and unit < len(_UNITS) - 1:
         size, unit = size / 1024, unit + 1
-    return f"{size:.2f} {_UNITS[unit]}" if unit else f"{num_bytes:.0f} {_UNITS[0]}"
+    return size, _UNITS[unit]

@@ -14,13 +14,13 @@ import click
 from hybridmoe.cli.options import debug_option, device_option, place_option
 from hybridmoe.cli.plan_report import Report, sections
 from hybridmoe.cli.tables import print_sections
-from hybridmoe.config import KV_TYPES, EngineConfig
+from hybridmoe.config import KV_TYPES, EngineConfig, check_gpu_kv_type
 from hybridmoe.errors import ConfigError
 from hybridmoe.gguf.outline import Outline, read_outline, with_expert_type
 from hybridmoe.gguf.split import part_path
 from hybridmoe.hardware import isa, topology
 from hybridmoe.hardware.disk import measure_disk
-from hybridmoe.hardware.gpu import CudaGpu, check_gpu_kv_type, choose_gpu
+from hybridmoe.hardware.gpu import CudaGpu, choose_gpu
 from hybridmoe.hardware.machine import measure
 from hybridmoe.kernels.paged_mla import PAGE_TOKENS
 from hybridmoe.planning.cost_model import decode, hits_of, prompt

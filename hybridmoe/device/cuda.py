@@ -11,9 +11,9 @@ import torch
 from gguf import GGMLQuantizationType
 from torch import Tensor
 
+from hybridmoe.config import check_gpu_kv_type
 from hybridmoe.device.cuda_block_tables import CudaBlockTables
 from hybridmoe.device.interface import Pending
-from hybridmoe.hardware.gpu import check_gpu_kv_type
 from hybridmoe.kernels import ops
 from hybridmoe.kernels.matrix import QuantMatrix
 from hybridmoe.kernels.paged_mla import Span

@@ -19,7 +19,6 @@ from hybridmoe.errors import ConfigError
 __all__ = [
     "CudaGpu",
     "NoGpu",
-    "check_gpu_kv_type",
     "choose_gpu",
     "driver_version",
     "find_gpu",
@@ -44,14 +43,6 @@ class NoGpu(NamedTuple):
 
     reason: str
     is_silent: bool = False  # there is nothing to tell: no card, or nobody wants one
-
-
-def check_gpu_kv_type(kv_type: str) -> None:
-    """Errors: ConfigError for latents that a card's kernels do not read."""
-    if kv_type not in ("f16", "bf16"):
-        raise ConfigError(
-            f"kv_type={kv_type}: latents on a card are f16 or bf16 (or use --device cpu)"
-        )
 
 
 def has_driver() -> bool:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from hybridmoe import _C
+from hybridmoe.config import PAGE_TOKENS
 from hybridmoe.errors import ShapeError
 from hybridmoe.kernels.ops import check_rows, check_tensor
 
@@ -26,7 +27,6 @@ __all__ = [
     "store_latents",
 ]
 
-PAGE_TOKENS = _C.PAGE_TOKENS
 _DTYPES = {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16}
 
 

@@ -6,10 +6,10 @@ from dataclasses import dataclass, replace
 
 import psutil
 
-from hybridmoe.config import EngineConfig, ModelConfig
+from hybridmoe.config import EngineConfig, ModelConfig, check_gpu_kv_type
 from hybridmoe.errors import ConfigError
 from hybridmoe.gguf.reader import GGUFFile
-from hybridmoe.hardware.gpu import CudaGpu, NoGpu, check_gpu_kv_type
+from hybridmoe.hardware.gpu import CudaGpu, NoGpu
 from hybridmoe.hardware.topology import available_bytes
 from hybridmoe.kernels.paged_mla import PAGE_TOKENS
 from hybridmoe.placement.options import DeviceOptions, ExpertOptions

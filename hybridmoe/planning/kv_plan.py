@@ -1,19 +1,19 @@
-"""The memory of the KV cache, planned once for the life of an engine."""
+"""Memory plan of the KV cache, made once for the life of an engine."""
 
 from dataclasses import dataclass
 
-from hybridmoe.config import EngineConfig, ModelConfig
-from hybridmoe.kernels.paged_mla import PAGE_TOKENS, row_bytes
+from hybridmoe.config import PAGE_TOKENS, EngineConfig, ModelConfig, kv_row_bytes
+from hybridmoe.units import format_bytes
 
 __all__ = ["KvPlan", "pages_for", "plan_kv"]
 
-# Of the memory that is free when a model is opened, where nobody says how much latents may take.
+# Of the memory that is free when a model is opened, unless `kv_tokens` is given.
 _DEFAULT_SHARE = 0.125
 
 
 @dataclass(frozen=True, slots=True)
 class KvPlan:
-    """How much memory latents take, in all, for the life of an engine."""
+    """Pages of a KV cache, all reserved when the engine starts."""
 
     kv_type: str
     num_pages: int
@@ -22,25 +22,32 @@ class KvPlan:
 
     @property
     def num_tokens(self) -> int:
+        """Tokens that all pages hold."""
         return self.num_pages * PAGE_TOKENS
 
     @property
     def num_bytes(self) -> int:
+        """Bytes of all pages."""
         return self.num_pages * self.page_bytes
+
+    @property
+    def token_bytes(self) -> int:
+        """Bytes of one token in all layers."""
+        return self.page_bytes // PAGE_TOKENS
 
     def __str__(self) -> str:
         return (
-            f"latents: {self.num_tokens} tokens in {self.num_pages} pages, {self.kv_type},"
-            f" {self.num_bytes / 2**20:.0f} MiB; context {self.context_tokens} tokens"
+            f"KV cache: {self.num_tokens} tokens in {self.num_pages} pages, {self.kv_type},"
+            f" {format_bytes(self.num_bytes)}; context {self.context_tokens} tokens"
         )
 
 
 def plan_kv(model: ModelConfig, config: EngineConfig, available_bytes: int) -> KvPlan:
-    """The pages for `config`: one context at least, one for each running request at most.
+    """Plan pages for `kv_tokens`; by default an eighth of the memory that is available.
 
-    Between these, without `kv_tokens`, an eighth of the memory that is free.
+    The default is at least one context and at most one for each running request.
     """
-    page_bytes = model.num_layers * PAGE_TOKENS * row_bytes(config.kv_type, model.latent_dim)
+    page_bytes = model.num_layers * PAGE_TOKENS * kv_row_bytes(config.kv_type, model.latent_dim)
     one = pages_for(config.context_tokens)
     if config.kv_tokens is not None:
         num_pages = pages_for(config.kv_tokens)
@@ -51,5 +58,5 @@ def plan_kv(model: ModelConfig, config: EngineConfig, available_bytes: int) -> K
 
 
 def pages_for(num_tokens: int) -> int:
-    """How many pages hold so many tokens."""
+    """Number of pages that hold `num_tokens`."""
     return -(-num_tokens // PAGE_TOKENS)

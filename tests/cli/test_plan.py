@@ -164,7 +164,7 @@ def test_the_cost_of_conversations_is_shown_as_it_is_summed(k2: Path) -> None:
         (("--ctx", 1000), "are more than the context of 1000"),
         (
             ("--gpu", "rtx-4090", "--kv-type", "int8"),
-            "kv_type=int8: latents on a card are f16 or bf16",
+            "kv_type=int8: expected f16 or bf16 on a GPU",
         ),
         (("--hit-rate", 2), "2.0 is not in the range 0<=x<=1"),
         (("--watts", -1, "--ram", "700G"), "--watts -1: expected a number from 0 on"),

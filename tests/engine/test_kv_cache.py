@@ -36,12 +36,12 @@ def test_the_plan_is_between_one_context_and_one_for_each_request() -> None:
     assert pages(1 << 50, kv_tokens=2000) == 32
     plan = plan_kv(MODEL, EngineConfig(context_tokens=100), 0)
     assert plan.num_bytes == 2 * 2 * 64 * MODEL.latent_dim * 2  # layers, pages, tokens, f16
-    assert str(plan).startswith("latents: 128 tokens in 2 pages, f16, 0 MiB; context 100")
+    assert str(plan).startswith("KV cache: 128 tokens in 2 pages, f16, 288.00 KiB; context 100")
 
 
 def test_memory_that_cannot_be_had_is_one_line() -> None:
     config = EngineConfig(context_tokens=64, kv_tokens=1 << 44)
-    with pytest.raises(ConfigError, match="no memory for latents: 17592186044416 tokens"):
+    with pytest.raises(ConfigError, match="no memory for KV cache: 17592186044416 tokens"):
         KvCache(MODEL, plan_kv(MODEL, config, 0))
 
 

@@ -142,5 +142,5 @@ def test_products_can_be_left_to_the_cpu(tmp_path: Path) -> None:
 
 def test_latents_of_another_type_are_refused() -> None:
     device = CudaDevice(torch_device())
-    with pytest.raises(ConfigError, match="kv_type=int8: latents on a card are f16 or bf16"):
+    with pytest.raises(ConfigError, match="kv_type=int8: expected f16 or bf16 on a GPU"):
         device.pages(device.empty_bytes(1, 64, 20), "int8", 16)

@@ -146,7 +146,7 @@ def test_experts_on_disk_under_a_card(tmp_path: Path) -> None:
     [
         ({"vram": "1GiB"}, r"VRAM: 1.\d+ GiB are needed .* raise --vram to"),
         ({"vram": "21GiB"}, r"vram=21.00 GiB: .* has 20.00 GiB free"),
-        ({"kv_type": "int8"}, "latents on a card are f16 or bf16"),
+        ({"kv_type": "int8"}, "kv_type=int8: expected f16 or bf16 on a GPU"),
         ({"defer": 3}, "a token has 2 experts"),
         ({"place": ["ffn_up_exps=cuda"]}, "go together"),
     ],

@@ -23,7 +23,6 @@ from hybridmoe.gguf.reader import GGUFFile
 from hybridmoe.planning.disk_cache_plan import TierPlan, plan_tier
 from hybridmoe.planning.memory_plan import RAM_RESERVE_BYTES, activation_bytes
 from hybridmoe.planning.model_sizes import sizes_of
-from hybridmoe.units import parse_bytes
 
 pytestmark = pytest.mark.usefixtures("each_io")
 
@@ -279,20 +278,6 @@ def test_the_default_is_what_is_free_less_a_margin(
         monkeypatch.setattr("hybridmoe.placement.ram.available_bytes", lambda free=free: free)
         with hybridmoe.load(path, context_tokens=64, kv_tokens=64) as llm:
             assert (llm.expert_plan and llm.expert_plan.num_slots) == num_slots
-
-
-@pytest.mark.parametrize(
-    ("text", "size"),
-    [("4096", 4096), ("12GiB", 12 << 30), ("12G", 12 << 30), ("1.5 mib", 3 << 19), ("2KB", 2000)],
-)
-def test_sizes(text: str, size: int) -> None:
-    assert parse_bytes(text) == size
-
-
-@pytest.mark.parametrize("text", ["", "G", "-1", "1e9", "12 QiB", "12GiBs", "9999999TiB", "nan"])
-def test_what_is_no_size_is_refused(text: str) -> None:
-    with pytest.raises(ConfigError, match="expected a size such as"):
-        parse_bytes(text)
 
 
 def test_plans_never_exceed_their_budget() -> None:
