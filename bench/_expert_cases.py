@@ -1,4 +1,4 @@
-"""The rows of the expert benchmark: what each measures, the machine's limit for it, and its bar."""
+"""Rows of the expert benchmark: each with its measurement, the machine's limit, and its bar."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -64,7 +64,7 @@ class Case:
         budget_s: float,
         at_least: int,
     ) -> tuple[float, Times]:
-        """The figure of a row, TOPS or GB/s, of whoever computes `forward`."""
+        """The figure of a row, TOPS or GB/s, computed by `forward`."""
         amounts = []
 
         def calls() -> Iterator[Call]:
@@ -78,7 +78,7 @@ class Case:
         return mean(amounts) / times.median / (1e12 if self.is_prefill else 1e9), times
 
     def limit(self, limits: Limits) -> float:
-        """What the machine allows, in the same unit; for prefill, arithmetic alone."""
+        """The machine's limit in the same unit; for prefill, arithmetic alone."""
         if not self.is_prefill:
             return limits.read.all / 1e9
         is_quantized = _C.TYPES[self.type][3]

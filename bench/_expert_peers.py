@@ -21,7 +21,7 @@ _SAME = 0.05  # relative error that two roundings of the activations may make
 
 @dataclass(frozen=True, slots=True)
 class Best:
-    """Who was fastest, and how fast in the unit of the case."""
+    """The fastest peer, and its figure in the unit of the case."""
 
     name: str
     rate: float

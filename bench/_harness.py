@@ -1,4 +1,4 @@
-"""What every benchmark prints: the machine, a table, and one JSON object as the last line."""
+"""Report of a benchmark: the machine, a table, and one JSON object as the last line."""
 
 import json
 import platform
@@ -115,7 +115,7 @@ def machine() -> dict[str, Any]:
 def print_report(
     rows: Sequence[Row], *, about: dict[str, Any] | None = None, out: Path | None = None
 ) -> None:
-    """A table for people, then one JSON line for programs, which also goes to `out`.
+    """Print a table for people, then one JSON line for programs, which also goes to `out`.
 
     `about` is added to the description of the machine: what else a reader of the rows must know.
     """

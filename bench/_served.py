@@ -1,4 +1,4 @@
-"""A server in a process of its own, for the benchmarks that ask over HTTP."""
+"""Servers in processes of their own, for benchmarks over HTTP."""
 
 import contextlib
 import socket
@@ -15,7 +15,7 @@ import requests
 __all__ = ["Served", "peer_served", "served"]
 
 _ROOT = Path(__file__).resolve().parent.parent
-_START_S = 300  # to start, to answer and to end: what takes longer hangs
+_START_S = 300  # to start, to reply and to end: what takes longer hangs
 
 # llama-cpp-python 0.3.36 aborts on AMX machines unless `use_extra_bufts` is off (_llama_cpp.py),
 # and its server has no option for that.
@@ -68,7 +68,7 @@ def peer_served(path: Path, context_tokens: int, num_threads: int) -> Iterator[S
 @contextlib.contextmanager
 def _process(command: Sequence[str], port: int, path: str) -> Iterator[Served]:
     url = f"http://127.0.0.1:{port}"
-    with tempfile.NamedTemporaryFile("w") as log:  # a pipe that nobody reads fills up
+    with tempfile.NamedTemporaryFile("w") as log:  # an unread pipe fills up
         process = subprocess.Popen(command, cwd=_ROOT, stdout=subprocess.DEVNULL, stderr=log)
         try:
             _await(process, url + path, Path(log.name))
@@ -88,7 +88,7 @@ def _await(process: "subprocess.Popen[bytes]", url: str, log: Path) -> None:
             if requests.get(url, timeout=_START_S).status_code == 200:
                 return
         time.sleep(0.1)
-    raise RuntimeError(f"no answer from {url} in {_START_S} s")
+    raise RuntimeError(f"no reply from {url} in {_START_S} s")
 
 
 def _free_port() -> int:

@@ -1,4 +1,4 @@
-"""What the soak asks of a server: requests of every kind, good and bad, and what each may get.
+"""Requests of the soak test, valid and invalid, each with the responses it may get.
 
 Made at random, but in fixed shares: a deck has each kind as often as it weighs, and is shuffled
 again when it has been dealt.
@@ -39,8 +39,8 @@ class Ask:
     path: str
     body: dict[str, Any] | None = None
     status: int = 200
-    end: str = ""  # what must stand in the last event of a stream
-    holds: Callable[[Any], bool] | None = None  # of the answer's JSON
+    end: str = ""  # text that the last event of a stream must contain
+    holds: Callable[[Any], bool] | None = None  # of the response's JSON
 
     @property
     def is_stream(self) -> bool:
@@ -56,8 +56,8 @@ class Raw:
 
     data: bytes
     size: int = 0
-    statuses: tuple[int, ...] = (400,)  # and no answer at all
-    must_close: bool = False  # the client goes without waiting for an answer
+    statuses: tuple[int, ...] = (400,)  # or no response at all
+    must_close: bool = False  # the client leaves without waiting for a response
 
 
 Make = Callable[[random.Random], Ask | Raw]
@@ -116,7 +116,7 @@ def _text(rng: random.Random, *, stream: bool = False, **more: Any) -> Ask:
 
 
 def _formatted(rng: random.Random) -> Ask:
-    """An answer that is whole fits its form; one that was cut off need not."""
+    """A complete response fits its form; one that was cut off need not."""
     schema = {"type": "json_schema", "json_schema": {"name": "city", "schema": _SCHEMA}}
     forms: list[tuple[dict[str, Any], Callable[[str], bool]]] = [
         (schema, lambda text: json.loads(text).keys() == {"name", "is_large"}),
@@ -125,8 +125,8 @@ def _formatted(rng: random.Random) -> Ask:
     ]
     form, fits = rng.choice(forms)
 
-    def holds(answer: Any) -> bool:
-        choices = [c for c in answer["choices"] if c["finish_reason"] == "stop"]
+    def holds(response: Any) -> bool:
+        choices = [c for c in response["choices"] if c["finish_reason"] == "stop"]
         return all(fits(choice["message"]["content"]) for choice in choices)
 
     body = {"messages": _messages(rng), "response_format": form, "max_tokens": rng.choice([3, 90])}
@@ -138,8 +138,8 @@ def _calling(rng: random.Random) -> Ask:
     strict = [{"type": "function", "function": {**_WEATHER, "strict": True}}]
     ask = _chat(rng, tools=rng.choice([_TOOLS, strict]), tool_choice=choice, max_tokens=60, stop=[])
 
-    def holds(answer: Any) -> bool:
-        (choice_,) = answer["choices"]
+    def holds(response: Any) -> bool:
+        (choice_,) = response["choices"]
         calls = choice_["message"].get("tool_calls") or []
         is_whole = choice_["finish_reason"] == "tool_calls"
         cities = [json.loads(call["function"]["arguments"]) for call in calls if is_whole]
@@ -214,7 +214,7 @@ def _malformed(rng: random.Random) -> Raw:
 
 
 def _misframed(rng: random.Random) -> Raw:
-    """What is wrong before the body is: lengths, chunks, headers, or no HTTP at all."""
+    """Requests that are wrong before their body: lengths, chunks, headers, or no HTTP at all."""
     whole = b'{"prompt": "Hello", "max_tokens": 2}'
     chunked = _head(TEXT, None) + b"Transfer-Encoding: chunked\r\n\r\n"
     return rng.choice([

@@ -1,4 +1,4 @@
-"""What a timeline of decoding says: who worked when, and what a layer would take at best.
+"""Overlap and idle shares of a decoding timeline of CPU, GPU and copies.
 
 Pure: intervals in, shares out; all times in seconds of one clock. A layer lasts from the beginning
 of its experts on the CPU to that of the next layer's.
@@ -35,9 +35,9 @@ class Token(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Shares:
-    """Of the time of all tokens, but for `overlap`."""
+    """Shares of the time of all tokens, but for `overlap`."""
 
-    overlap: float  # sum of max(CPU, GPU) over layers, of the layers' time: 1 = nobody waits
+    overlap: float  # sum of max(CPU, GPU) over layers, of the layers' time: 1 = neither waits
     gpu_idle: float  # no kernel runs
     cpu_idle: float  # no expert is computed on the CPU
     outside: float  # neither, and nothing is copied
@@ -50,23 +50,23 @@ class Shares:
 def shares_of(
     tokens: Sequence[Token], kernels: Iterable[Interval], copies: Iterable[Interval]
 ) -> Shares:
-    """Shares of tokens' time. kernels, copies: what the card did, in any order; may overlap.
+    """Shares of tokens' time. kernels, copies: the GPU's, in any order; may overlap.
 
     Layers without a successor in the same token are left out of `overlap`. Errors: ValueError
     where no token lasts, or none has two layers.
     """
-    on_card, all_copies = merged(kernels), merged(copies)
+    on_gpu, all_copies = merged(kernels), merged(copies)
     total = sum(token.end - token.begin for token in tokens)
     best = lasted = gpu = cpu = any_s = 0.0
     for token in tokens:
         on_cpu = merged(Interval(call.begin, call.end) for call in token.calls)
         window = Interval(token.begin, token.end)
-        gpu += busy_s(on_card, window)
+        gpu += busy_s(on_gpu, window)
         cpu += busy_s(on_cpu, window)
-        any_s += busy_s(merged([*on_card, *on_cpu, *all_copies]), window)
+        any_s += busy_s(merged([*on_gpu, *on_cpu, *all_copies]), window)
         for layer in _layers(token):
             lasted += layer.end - layer.begin
-            best += max(busy_s(on_card, layer), busy_s(on_cpu, layer))
+            best += max(busy_s(on_gpu, layer), busy_s(on_cpu, layer))
     if total <= 0 or lasted <= 0:
         raise ValueError(f"{len(tokens)} tokens of {total:g} s, layers of {lasted:g} s")
     return Shares(best / lasted, 1 - gpu / total, 1 - cpu / total, 1 - any_s / total)
@@ -80,7 +80,7 @@ def _layers(token: Token) -> Iterable[Interval]:
 
 
 def merged(intervals: Iterable[Interval]) -> list[Interval]:
-    """The same time, in order, without overlaps; what has no length is left out."""
+    """Merge intervals: in order, without overlaps, without empty ones."""
     found: list[Interval] = []
     for interval in sorted(intervals):
         if interval.end <= interval.begin:
@@ -93,7 +93,7 @@ def merged(intervals: Iterable[Interval]) -> list[Interval]:
 
 
 def busy_s(intervals: Iterable[Interval], window: Interval) -> float:
-    """How much of a window merged intervals cover."""
+    """Seconds of a window that merged intervals cover."""
     return sum(
         max(0.0, min(end, window.end) - max(begin, window.begin)) for begin, end in intervals
     )

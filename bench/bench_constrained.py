@@ -1,4 +1,4 @@
-"""What a constraint costs: answers written freely and under a grammar, turn by turn, in one run.
+"""Cost of a constraint: responses without and under a grammar, turn by turn, in one run.
 
     python bench/bench_constrained.py                                # the embedded model
     python bench/bench_constrained.py --synthetic k2-slice --layers 2 --experts 16 --turns 5
@@ -31,8 +31,8 @@ _LEAST_SHARE = 0.95  # of the free pace
 _ANY_TEXT = Form.regex(r"(.|\n)*")
 
 
-class Writer:
-    """Writes under a constraint, or none."""
+class Generator:
+    """Generates responses with or without a constraint."""
 
     def __init__(self, llm: hybridmoe.LLM, num_tokens: int) -> None:
         self._llm = llm
@@ -45,10 +45,10 @@ class Writer:
         )
         self._prompt_ids = llm.tokenizer.encode("Hello there, how are you? I am")
 
-    def write(self, *, is_constrained: bool, num_answers: int) -> tuple[float, list[int]]:
-        """Tokens a second of all answers, and the first one's ids."""
+    def generate(self, *, is_constrained: bool, num_responses: int) -> tuple[float, list[int]]:
+        """Tokens/s of all responses, and the first one's ids."""
         events: SimpleQueue[tuple[int, Event]] = SimpleQueue()
-        for number in range(num_answers):
+        for number in range(num_responses):
             constraint = self._grammar.text(_ANY_TEXT) if is_constrained else None
             request = Request(
                 prompt_ids=self._prompt_ids, params=self._params, constraint=constraint
@@ -56,27 +56,40 @@ class Writer:
             self._llm.engine.submit(request, lambda event, n=number: events.put((n, event)))
         ids: list[int] = []
         ends: list[Finished] = []
-        while len(ends) < num_answers:
+        while len(ends) < num_responses:
             number, event = events.get()
             if isinstance(event, Finished):
                 ends.append(event)
             elif isinstance(event, TokenEvent) and number == 0:
                 ids.append(event.token_id)
         if any(end.reason != "length" for end in ends):
-            raise RuntimeError(f"an answer ended early: {ends}")
+            raise RuntimeError(f"a response ended early: {ends}")
         pace = sum((end.usage.generated_tokens - 1) / end.usage.decode_s for end in ends)
         return pace, ids
 
 
 @click.command(help=__doc__.split("\n\n")[0])
 @click.argument("model", required=False, type=click.Path(path_type=Path))
-@click.option("--synthetic", type=click.Choice(list(SHAPES)), help="a random model of this shape")
-@click.option("--layers", type=int, help="of the synthetic model")
-@click.option("--experts", type=int, help="of the synthetic model")
-@click.option("--keep", type=click.Path(path_type=Path), help="write the synthetic file here")
-@click.option("--decode", "num_tokens", default=64, show_default=True, help="tokens of an answer")
-@click.option("--answers", multiple=True, type=int, default=(1, 8), show_default=True)
-@click.option("--turns", default=31, show_default=True)
+@click.option(
+    "--synthetic",
+    type=click.Choice(list(SHAPES)),
+    help="Synthetic model of this shape, with random weights.",
+)
+@click.option("--layers", type=int, help="Layers of the synthetic model.")
+@click.option("--experts", type=int, help="Experts per layer of the synthetic model.")
+@click.option(
+    "--keep", type=click.Path(path_type=Path), help="Keep the synthetic file at this path."
+)
+@click.option("--decode", "num_tokens", default=64, show_default=True, help="Tokens of a response.")
+@click.option(
+    "--responses",
+    multiple=True,
+    type=int,
+    default=(1, 8),
+    show_default=True,
+    help="Responses at the same time; may be repeated.",
+)
+@click.option("--turns", default=31, show_default=True, help="Turns of each; figures are medians.")
 def main(
     model: Path | None,
     synthetic: str | None,
@@ -84,7 +97,7 @@ def main(
     experts: int | None,
     keep: Path | None,
     num_tokens: int,
-    answers: tuple[int, ...],
+    responses: tuple[int, ...],
     turns: int,
 ) -> None:
     with ExitStack() as stack:
@@ -95,24 +108,24 @@ def main(
                 shape = changed(SHAPES[synthetic], layers, experts)
                 write_synthetic(model, shape, expert_type=GGMLQuantizationType.Q4_K)
         llm = stack.enter_context(hybridmoe.load(model, context_tokens=num_tokens + 64))
-        writer = Writer(llm, num_tokens)
-        rows = [_row(writer, count, turns) for count in answers]
+        generator = Generator(llm, num_tokens)
+        rows = [_row(generator, count, turns) for count in responses]
     print_report(rows)
 
 
-def _row(writer: Writer, num_answers: int, turns: int) -> Row:
+def _row(generator: Generator, num_responses: int, turns: int) -> Row:
     free, bound = [], []
     is_same = True
     for turn in range(turns + 1):
-        freely, ids = writer.write(is_constrained=False, num_answers=num_answers)
-        constrained, same_ids = writer.write(is_constrained=True, num_answers=num_answers)
+        freely, ids = generator.generate(is_constrained=False, num_responses=num_responses)
+        constrained, same_ids = generator.generate(is_constrained=True, num_responses=num_responses)
         is_same = is_same and ids == same_ids
         if turn:  # the first one warms up
             free.append(freely)
             bound.append(constrained)
     share = median(b / f for b, f in zip(bound, free, strict=True))
     return Row(
-        f"{num_answers} constrained answers",
+        f"{num_responses} constrained responses",
         median(bound),
         "tok/s",
         limit=median(free),

@@ -47,7 +47,7 @@ SHAPES = {"k2-slice": K2_SLICE, "moonlight": MOONLIGHT}
 PROMPTS = {"k2-slice": (32, 512, 2048), "moonlight": (32, 512)}
 OTHER_PROMPTS = (32, 256)
 
-# What must hold for the synthetic shapes: multiples of the peer, shares of a limit.
+# Bars of the synthetic shapes: multiples of the peer, shares of a limit.
 DECODE_TIMES, PROMPT_TIMES, PROMPT_FROM = 1.6, 5.0, 512
 DECODE_SHARE = {"k2-slice": 0.8}  # of what memory allows
 WARM_UP_TOKENS = 64
@@ -67,7 +67,7 @@ Engine = Callable[[list[int], int], Speed]
 
 @contextmanager
 def hybridmoe_engine(path: Path) -> Iterator[Engine]:
-    """Ours, through the engine that chat uses; each turn in a fresh one, with nothing cached."""
+    """hybridmoe, through the engine that chat uses; a fresh one each turn, with nothing cached."""
     with GGUFFile.open(path) as file:
         config = ModelConfig.from_metadata(file.metadata)
         model = Decoder(Weights(file), config)
@@ -92,7 +92,7 @@ def hybridmoe_engine(path: Path) -> Iterator[Engine]:
 def llama_cpp_engine(
     path: Path, context_tokens: int, num_threads: int, use_extra_bufts: bool
 ) -> Iterator[Engine]:
-    """The peer: the same greedy loop over its C API."""
+    """llama.cpp: the same greedy loop over its C API."""
     with GGUFFile.open(path) as file:
         yarn = ModelConfig.from_metadata(file.metadata).yarn
     betas = (yarn.beta_fast, yarn.beta_slow) if yarn else None
@@ -119,17 +119,36 @@ def llama_cpp_engine(
 
 @click.command(help=__doc__.split("\n\n")[0])
 @click.argument("model", required=False, type=click.Path(path_type=Path))
-@click.option("--synthetic", type=click.Choice(list(SHAPES)), help="a random model of this shape")
-@click.option("--layers", type=int, help="of the synthetic model")
-@click.option("--experts", type=int, help="of the synthetic model")
-@click.option("--expert-type", default="Q4_K", show_default=True, help="of the synthetic model")
-@click.option("--keep", type=click.Path(path_type=Path), help="write the synthetic file here")
-@click.option("--prompt", "prompts", type=int, multiple=True, help="tokens; may be repeated")
-@click.option("--decode", "num_decode", type=int, default=32, show_default=True)
-@click.option("--threads", type=int, help="default: physical cores")
-@click.option("--turns", type=int, default=3, show_default=True)
-@click.option("--peer/--no-peer", default=True, show_default=True, help="run llama.cpp too")
-@click.option("--out", is_flag=False, flag_value="", help="write the JSON [default: results/]")
+@click.option(
+    "--synthetic",
+    type=click.Choice(list(SHAPES)),
+    help="Synthetic model of this shape, with random weights.",
+)
+@click.option("--layers", type=int, help="Layers of the synthetic model.")
+@click.option("--experts", type=int, help="Experts per layer of the synthetic model.")
+@click.option(
+    "--expert-type",
+    default="Q4_K",
+    show_default=True,
+    help="Tensor type of the synthetic model's experts.",
+)
+@click.option(
+    "--keep", type=click.Path(path_type=Path), help="Keep the synthetic file at this path."
+)
+@click.option(
+    "--prompt", "prompts", type=int, multiple=True, help="Tokens of a prompt; may be repeated."
+)
+@click.option(
+    "--decode", "num_decode", type=int, default=32, show_default=True, help="Tokens to decode."
+)
+@click.option("--threads", type=int, help="CPU threads [default: physical cores].")
+@click.option(
+    "--turns", type=int, default=3, show_default=True, help="Turns of each; figures are medians."
+)
+@click.option("--peer/--no-peer", default=True, show_default=True, help="Run llama.cpp too.")
+@click.option(
+    "--out", is_flag=False, flag_value="", help="Write the JSON, into results/ or to this path."
+)
 def main(
     model: Path | None,
     synthetic: str | None,
@@ -213,7 +232,7 @@ def _measure(
 
 
 def _rows(name: str, speeds: dict[int, dict[str, Speed]], limits: Limits) -> list[Row]:
-    """Two for each prompt; the shapes with promises get their bars."""
+    """Two rows for each prompt; the shapes with promises get their bars."""
     is_promised = name in SHAPES
     first = speeds[min(speeds)]["ours"].decode
     rows = []

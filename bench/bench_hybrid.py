@@ -1,9 +1,9 @@
-"""Decoding and prompts on one CUDA card and the CPU together, and who waits for whom.
+"""Decode and prefill on one CUDA GPU and the CPU together, with a timeline of both.
 
     python bench/bench_hybrid.py --keep k2.gguf               # as many layers as fit, 384 experts
     python bench/bench_hybrid.py --layers 3 --experts 48 --prompt 512
 
-Kimi K2's layer shapes with random weights. Needs a CUDA card, and says so where there is none.
+Kimi K2's layer shapes with random weights. Needs a CUDA GPU, and exits with 1 without one.
 """
 
 import sys
@@ -36,11 +36,11 @@ from hybridmoe.planning.cost_model import decode as predict
 from hybridmoe.planning.memory_plan import Plan
 from hybridmoe.planning.rates import GpuRates, Rates
 
-# What must hold.
+# The bars.
 OVERLAP, INSIDE, GEMV_SHARE = 0.9, 0.95, 0.8
 EMBEDDING_GAIN = 3000.0  # about half of a token's experts are those of the token before
 SLOT_SHARES = (0.05, 0.1, 0.25, 0.5)  # of all experts: caches of several hit rates
-UPLOADS = 8  # experts that a cache takes in a step
+UPLOADS = 8  # experts that a cache admits in a step
 GEMVS = (  # type, rows, columns: feed-forward, attention and shared expert of Kimi K2
     ("Q8_0", 18432, 7168), ("Q8_0", 7168, 8192), ("Q8_0", 2048, 7168), ("Q4_K", 18432, 7168),
     ("Q6_K", 7168, 18432), ("BF16", 7168, 8192),
@@ -48,14 +48,31 @@ GEMVS = (  # type, rows, columns: feed-forward, attention and shared expert of K
 
 
 @click.command(help=__doc__.split("\n\n")[0])
-@click.option("--layers", type=int, help="with experts; default: as many as fit")
-@click.option("--experts", type=int, default=384, show_default=True, help="of a layer")
-@click.option("--expert-type", default="Q4_K", show_default=True)
-@click.option("--keep", type=click.Path(path_type=Path), help="write the synthetic file here")
-@click.option("--decode", "num_decode", type=int, default=64, show_default=True)
-@click.option("--prompt", "prompts", type=int, multiple=True, default=(512, 2048, 8192, 32768))
-@click.option("--defer", type=int, default=2, show_default=True, help="experts, in the last rows")
-@click.option("--out", is_flag=False, flag_value="", help="write the JSON [default: results/]")
+@click.option("--layers", type=int, help="MoE layers [default: as many as fit].")
+@click.option("--experts", type=int, default=384, show_default=True, help="Experts per layer.")
+@click.option(
+    "--expert-type", default="Q4_K", show_default=True, help="Tensor type of the experts."
+)
+@click.option(
+    "--keep", type=click.Path(path_type=Path), help="Keep the synthetic file at this path."
+)
+@click.option(
+    "--decode", "num_decode", type=int, default=64, show_default=True, help="Tokens to decode."
+)
+@click.option(
+    "--prompt",
+    "prompts",
+    type=int,
+    multiple=True,
+    default=(512, 2048, 8192, 32768),
+    help="Tokens of a prompt; may be repeated.",
+)
+@click.option(
+    "--defer", type=int, default=2, show_default=True, help="Deferred experts, in the last rows."
+)
+@click.option(
+    "--out", is_flag=False, flag_value="", help="Write the JSON, into results/ or to this path."
+)
 def main(
     layers: int | None,
     experts: int,
@@ -68,7 +85,7 @@ def main(
 ) -> None:
     if not torch.cuda.is_available():
         raise without_card()
-    from bench._card import copy_rate, describe_card, gemv_rate, link_rate  # needs triton
+    from bench._gpu import copy_rate, describe_gpu, gemv_rate, link_rate  # needs triton
 
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
@@ -82,14 +99,14 @@ def main(
                 embedding_gain=EMBEDDING_GAIN,
             )
         copied, link = copy_rate() / 1e9, link_rate() / 1e9
-        rows = [Row("copy within the card", copied, "GB/s"), Row("link", link, "GB/s")]
+        rows = [Row("copy within the GPU", copied, "GB/s"), Row("link", link, "GB/s")]
         for name, num_rows, cols in GEMVS:
             found = gemv_rate(GGMLQuantizationType[name], num_rows, cols) / 1e9
             least = bar(limit=copied, share=GEMV_SHARE)
             rows.append(
                 Row(f"one token {name} {num_rows}x{cols}", found, "GB/s", copied, None, least)
             )
-        about: dict[str, Any] = describe_card() | {"file": f"{experts} experts {expert_type}"}
+        about: dict[str, Any] = describe_gpu() | {"file": f"{experts} experts {expert_type}"}
         rows += decode_rows(
             path, num_decode, defer, with_cpu(GpuRates.assumed(copied, 100.0, link)), about
         )
@@ -116,12 +133,12 @@ def sized(layers: int | None, experts: int, kind: GGMLQuantizationType, folder: 
 def decode_rows(
     path: Path, num_decode: int, defer: int, rates: Rates, about: dict[str, Any]
 ) -> list[Row]:
-    """The CPU alone, with a card, with a cache there, with deferral; the timeline of each."""
-    card_bytes = torch.cuda.get_device_properties(0).total_memory
+    """Decode on the CPU alone, with a GPU, with VRAM slots, with deferral; a timeline of each."""
+    gpu_bytes = torch.cuda.get_device_properties(0).total_memory
     rows: list[Row] = []
     about["timelines"] = {}
-    most = most_slots(path, num_decode, card_bytes)
-    plan = layout(path, 4096, card_bytes)
+    most = most_slots(path, num_decode, gpu_bytes)
+    plan = layout(path, 4096, gpu_bytes)
     slots = [0, *sorted({min(most, int(share * plan.num_experts)) for share in SLOT_SHARES} - {0})]
     ways = [("CPU only", None, 0), *((f"{n} slots", n, 0) for n in slots)]
     ways += [(f"{n} slots, {defer} deferred", n, defer) for n in (slots[0], slots[-1])]
@@ -130,7 +147,7 @@ def decode_rows(
         context = 2 * (warm_up + num_decode + 64)
         options: dict[str, Any] = {"device": "cpu"}
         if num_slots is not None:
-            vram = vram_bytes(layout(path, context, card_bytes), num_slots)
+            vram = vram_bytes(layout(path, context, gpu_bytes), num_slots)
             options = {"device": "cuda", "vram": vram, "defer": deferred}
         with opened(path, context, **options) as llm:
             found = decode(llm, warm_up, num_decode)
@@ -151,7 +168,7 @@ def decode_rows(
                     rows.append(Row("overlap", shares.overlap, "of 1", 1.0, bar=OVERLAP))
                     rows.append(Row("inside kernels", shares.inside, "of 1", 1.0, bar=INSIDE))
             hits = Hits(found.hit_rate or 0.0, 1 - (found.hit_rate or 0.0))
-            gpu_plan = layout(path, context, card_bytes if num_slots is not None else 0)
+            gpu_plan = layout(path, context, gpu_bytes if num_slots is not None else 0)
             predicted = predict(gpu_plan, rates, hits, context // 2).tokens_per_s
             note += f"; predicted {predicted:.1f}"
             rows.append(Row(f"decode, {name}", found.tokens_per_s, "tok/s", note=note))
@@ -159,7 +176,7 @@ def decode_rows(
 
 
 def prompt_rows(path: Path, prompts: tuple[int, ...]) -> list[Row]:
-    """Prompts with the card as it is opened without being asked, beside the CPU alone."""
+    """Prefill with the GPU by its default options, beside the CPU alone."""
     context = max(prompts) + 64
     speeds: dict[str, list[float]] = {}
     for device in ("cpu", "cuda"):
@@ -167,19 +184,19 @@ def prompt_rows(path: Path, prompts: tuple[int, ...]) -> list[Row]:
             prefill(llm, 64)
             speeds[device] = [prefill(llm, num_tokens) for num_tokens in prompts]
     return [
-        Row(f"prompt of {n}", with_card, "tok/s", note=f"CPU only {alone:.1f}")
-        for n, with_card, alone in zip(prompts, speeds["cuda"], speeds["cpu"], strict=True)
+        Row(f"prompt of {n}", with_gpu, "tok/s", note=f"CPU only {alone:.1f}")
+        for n, with_gpu, alone in zip(prompts, speeds["cuda"], speeds["cpu"], strict=True)
     ]
 
 
-def most_slots(path: Path, num_decode: int, card_bytes: int) -> int:
-    """That fit beside all else, with the longest context of these runs."""
-    plan = layout(path, 4096 + num_decode, int(0.95 * card_bytes))
+def most_slots(path: Path, num_decode: int, gpu_bytes: int) -> int:
+    """VRAM slots that fit beside all else, with the longest context of these runs."""
+    plan = layout(path, 4096 + num_decode, int(0.95 * gpu_bytes))
     return plan.num_vram_slots
 
 
 def vram_bytes(plan: Plan, num_slots: int) -> int:
-    """A budget in which the planner finds room for so many slots."""
+    """VRAM budget that the planner turns into `num_slots` slots."""
     assert plan.vram is not None
     return plan.vram.used_bytes - plan.vram.expert_bytes + num_slots * plan.slot_bytes
 

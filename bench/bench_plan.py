@@ -1,4 +1,4 @@
-"""What `hybridmoe plan` predicts beside what is then measured, on synthetic files and the embedded.
+"""Predictions of `hybridmoe plan` beside measurements, on synthetic files or the embedded model.
 
     python bench/bench_plan.py                              # 3 layers of Kimi K2's shapes, 2.5 GB
     python bench/bench_plan.py --shape k2-slice --layers 5 --experts 48
@@ -49,7 +49,7 @@ DEFAULT_SLICE = (3, 32)
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """One prompt and its answer: tokens/s."""
+    """One prompt and its response: tokens/s."""
 
     measured: Speed
     predicted: Speed
@@ -58,15 +58,19 @@ class Turn:
 
 @click.command(help=__doc__.split("\n\n")[0])
 @click.option("--shape", type=click.Choice(list(SHAPES)), default="k2-slice", show_default=True)
-@click.option("--layers", type=int, help="of the synthetic model")
-@click.option("--experts", type=int, help="of the synthetic model")
+@click.option("--layers", type=int, help="Layers of the synthetic model.")
+@click.option("--experts", type=int, help="Experts per layer of the synthetic model.")
 @click.option("--expert-type", default="Q4_K", show_default=True)
-@click.option("--embedded", is_flag=True, help="the embedded model instead")
-@click.option("--keep", type=click.Path(path_type=Path), help="write the synthetic file here")
+@click.option("--embedded", is_flag=True, help="Measure the embedded model instead.")
+@click.option(
+    "--keep", type=click.Path(path_type=Path), help="Keep the synthetic file at this path."
+)
 @click.option("--prompt", "prompts", type=int, multiple=True, default=(64, 512, 1024))
 @click.option("--decode", "num_decode", type=int, default=16, show_default=True)
 @click.option("--turns", type=int, default=3, show_default=True)
-@click.option("--out", is_flag=False, flag_value="", help="write the JSON [default: results/]")
+@click.option(
+    "--out", is_flag=False, flag_value="", help="Write the JSON, into results/ or to this path."
+)
 def main(
     shape: str,
     layers: int | None,
@@ -122,7 +126,7 @@ def main(
 
 
 def plan_of(path: Path, context_tokens: int) -> Plan:
-    """All in RAM, as the engine runs it."""
+    """Memory plan with everything in RAM, as the engine runs it."""
     outline = read_outline(path)
     engine = EngineConfig(context_tokens=context_tokens, kv_tokens=context_tokens, max_running=1)
     kv = plan_kv(outline.config, engine, 0)
@@ -156,7 +160,7 @@ def between(before: Limits, after: Limits) -> Rates:
 
 
 def distinct_experts(path: Path, prompts: tuple[int, ...]) -> dict[int, float]:
-    """How many of a layer's experts a step of each prompt chooses, on average.
+    """Mean number of a layer's experts that a step of each prompt chooses.
 
     Random weights route unevenly: what uniform routing would choose is more, and slower.
     """
@@ -185,7 +189,7 @@ def prompt_ids(num_prompt: int) -> list[int]:
 
 
 def predict(plan: Plan, rates: Rates, num_prompt: int, num_decode: int, num_chosen: float) -> Speed:
-    """By the model's cost alone, and how many experts a step chooses."""
+    """Speed by the cost model, given the mean number of experts that a step chooses."""
     hits = hits_of(plan)
     middle = num_prompt + num_decode // 2
     return Speed(

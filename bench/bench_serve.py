@@ -4,10 +4,10 @@
     python bench/bench_serve.py model.gguf --clients 1 --clients 8 --rate 2
     python bench/bench_serve.py --synthetic k2-slice --layers 3 --experts 24
 
-Closed loop: so many clients, each of which asks again when it has its answer. Open loop: requests
-arrive at random (Poisson), whether or not the earlier ones are answered. Every answer has the same
-number of tokens (end tokens are forbidden), every prompt is a different one. Both servers are up
-all the time and take turns. Times as a client sees them: to the first piece of text, and between
+Closed loop: a number of clients, each of which asks again when its response has ended. Open loop:
+requests arrive at random (Poisson), whether or not earlier ones have ended. Every response has the
+same number of tokens (end tokens are forbidden), every prompt is a different one. Both servers are
+up all the time and take turns. Times as a client sees them: to the first piece of text, and between
 pieces (medians and the 95th and 99th percentile).
 """
 
@@ -41,7 +41,7 @@ from hybridmoe.text.tokenizer import Tokenizer
 
 @dataclass(slots=True)
 class Load:
-    """What one load showed; times in seconds."""
+    """Results of one load; times in seconds."""
 
     num_tokens: int = 0
     seconds: float = 0.0
@@ -55,7 +55,7 @@ class Load:
 
 @dataclass(frozen=True, slots=True)
 class Asker:
-    """Asks one server for answers of a fixed length."""
+    """Asks one server for responses of a fixed length."""
 
     client: httpx2.AsyncClient
     bias: dict[str, float]  # forbids the end tokens
@@ -67,10 +67,10 @@ class Asker:
             "logit_bias": self.bias,
         }  # fmt: skip
         began = last = time.perf_counter()
-        async with self.client.stream("POST", "/v1/completions", json=body) as answer:
-            if answer.status_code != 200:
-                raise RuntimeError((await answer.aread()).decode()[:500])
-            async for line in answer.aiter_lines():
+        async with self.client.stream("POST", "/v1/completions", json=body) as reply:
+            if reply.status_code != 200:
+                raise RuntimeError((await reply.aread()).decode()[:500])
+            async for line in reply.aiter_lines():
                 if not line.startswith("data: {"):
                     continue
                 if not json.loads(line[6:])["choices"][0]["text"]:
@@ -86,7 +86,7 @@ Scenario = Callable[[Asker, Prompts], Awaitable[Load]]
 
 
 def closed(num_clients: int, num_requests: int) -> Scenario:
-    """So many clients, each with its share of the requests."""
+    """Closed loop of `num_clients` clients, each with its share of the requests."""
 
     async def run(asker: Asker, prompts: Prompts) -> Load:
         load = Load()
@@ -104,7 +104,7 @@ def closed(num_clients: int, num_requests: int) -> Scenario:
 
 
 def arriving(rate: float, num_requests: int) -> Scenario:
-    """Requests at random times, so many a second; the same times for each server."""
+    """Open loop of `rate` requests per second at random times, the same for each server."""
 
     async def run(asker: Asker, prompts: Prompts) -> Load:
         load = Load()
@@ -140,17 +140,42 @@ def rows_of(name: str, ours: Load, theirs: Load | None) -> list[Row]:
 
 @click.command(help=__doc__.split("\n\n")[0])
 @click.argument("model", required=False, type=click.Path(path_type=Path))
-@click.option("--synthetic", type=click.Choice(list(SHAPES)), help="a random model of this shape")
-@click.option("--layers", type=int, help="of the synthetic model")
-@click.option("--experts", type=int, help="of the synthetic model")
-@click.option("--keep", type=click.Path(path_type=Path), help="write the synthetic file here")
-@click.option("--clients", type=int, multiple=True, default=(1, 8), show_default=True)
-@click.option("--rate", "rates", type=float, multiple=True, help="requests a second, open loop")
-@click.option("--requests", "num_requests", default=16, show_default=True, help="of each load")
-@click.option("--prompt", "prompt_words", default=32, show_default=True, help="words of a prompt")
-@click.option("--decode", "num_tokens", default=32, show_default=True, help="tokens of an answer")
-@click.option("--ctx", "context_tokens", default=512, show_default=True)
-@click.option("--peer/--no-peer", default=True, show_default=True, help="llama-cpp-python's server")
+@click.option(
+    "--synthetic",
+    type=click.Choice(list(SHAPES)),
+    help="Synthetic model of this shape, with random weights.",
+)
+@click.option("--layers", type=int, help="Layers of the synthetic model.")
+@click.option("--experts", type=int, help="Experts per layer of the synthetic model.")
+@click.option(
+    "--keep", type=click.Path(path_type=Path), help="Keep the synthetic file at this path."
+)
+@click.option(
+    "--clients",
+    type=int,
+    multiple=True,
+    default=(1, 8),
+    show_default=True,
+    help="Closed loop of this many clients; may be repeated.",
+)
+@click.option(
+    "--rate",
+    "rates",
+    type=float,
+    multiple=True,
+    help="Open loop of this many requests per second; may be repeated.",
+)
+@click.option(
+    "--requests", "num_requests", default=16, show_default=True, help="Requests of each load."
+)
+@click.option("--prompt", "prompt_words", default=32, show_default=True, help="Words of a prompt.")
+@click.option("--decode", "num_tokens", default=32, show_default=True, help="Tokens of a response.")
+@click.option(
+    "--ctx", "context_tokens", default=512, show_default=True, help="Context of a request, tokens."
+)
+@click.option(
+    "--peer/--no-peer", default=True, show_default=True, help="Run llama-cpp-python's server too."
+)
 def main(
     model: Path | None,
     synthetic: str | None,
@@ -220,7 +245,7 @@ async def _run(
 
 
 def _prompts(seed: int, num_words: int) -> Prompts:
-    """Texts of short made-up words, of which no two begin alike."""
+    """Texts of short made-up words; no two have the same beginning."""
     rng = random.Random(seed)
 
     def word() -> str:

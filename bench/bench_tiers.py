@@ -1,12 +1,12 @@
-"""A model several times larger than its RAM for experts: decoding beside llama.cpp's mmap.
+"""Decode of a model several times larger than its expert RAM, beside llama.cpp's mmap.
 
     python bench/bench_tiers.py                      # K2's layers, 9.5 GB of experts in 2.8 GiB
     python bench/bench_tiers.py --expert-ram 2GiB --prefetch 8
     python bench/bench_tiers.py --keep k2-tiers.gguf # do not write the file again next time
 
 Both programs run alone in a control group whose limit is the budget for experts, the other weights,
-and 384 MiB for Python and what is computed; the page cache counts, and is emptied before. Where no
-group can be made, ours runs without a limit, past the page cache as always, and there is no peer.
+and 384 MiB for Python and what is computed; the page cache counts, and is emptied before. If
+no group can be made, ours runs without a limit, past the page cache as always, without a peer.
 Hit rate, and the rates of disk and memory before and after, are measured in the same run; the cost
 model of `hybridmoe plan` says what they allow.
 """
@@ -51,7 +51,7 @@ from hybridmoe.planning.model_sizes import ModelSizes, sizes_of
 from hybridmoe.planning.rates import rates_of
 from hybridmoe.units import parse_bytes
 
-PREDICTED_SHARE, PEER_TIMES, LEAST_RATIO = 0.85, 2.0, 3.0  # what must hold
+PREDICTED_SHARE, PEER_TIMES, LEAST_RATIO = 0.85, 2.0, 3.0  # the bars
 OVERHEAD_BYTES = 3 << 27
 WARM_UP_TOKENS = 12  # the cache is full after these
 DISK_S = 1.5
@@ -60,15 +60,21 @@ EMBEDDING_GAIN = 3000.0  # about half of a token's experts are those of the toke
 
 
 @click.command(help=__doc__.split("\n\n")[0])
-@click.option("--experts", default=96, show_default=True, help="of a layer")
-@click.option("--layers", default=5, show_default=True, help="the first is dense")
-@click.option("--expert-type", default="Q4_K", show_default=True)
-@click.option("--expert-ram", default="2.8GiB", show_default=True)
-@click.option("--prefetch", default=0, show_default=True, help="experts read ahead a layer")
-@click.option("--tokens", default=24, show_default=True, help="that are timed")
-@click.option("--peer-s", default=60.0, show_default=True, help="llama.cpp's time, at most")
-@click.option("--keep", type=click.Path(path_type=Path), help="write the model here")
-@click.option("--out", is_flag=False, flag_value="", help="write the JSON [default: results/]")
+@click.option("--experts", default=96, show_default=True, help="Experts per layer.")
+@click.option("--layers", default=5, show_default=True, help="Layers; the first is dense.")
+@click.option(
+    "--expert-type", default="Q4_K", show_default=True, help="Tensor type of the experts."
+)
+@click.option("--expert-ram", default="2.8GiB", show_default=True, help="RAM for experts.")
+@click.option("--prefetch", default=0, show_default=True, help="Experts to prefetch per layer.")
+@click.option("--tokens", default=24, show_default=True, help="Tokens that are timed.")
+@click.option("--peer-s", default=60.0, show_default=True, help="Time limit of llama.cpp, seconds.")
+@click.option(
+    "--keep", type=click.Path(path_type=Path), help="Keep the synthetic file at this path."
+)
+@click.option(
+    "--out", is_flag=False, flag_value="", help="Write the JSON, into results/ or to this path."
+)
 @click.option("--worker", type=click.Choice(["ours", "llama.cpp"]), hidden=True)
 def main(
     experts: int,
@@ -148,12 +154,12 @@ def _run(name: str, path: Path, limit: MemoryLimit | None, arguments: list[str])
 
 
 def _token_ids(num_tokens: int) -> list[int]:
-    """Random: what a random model says itself is one word again and again, by the same experts."""
+    """Random ids: a random model left to itself repeats one token, by the same experts."""
     return np.random.default_rng(0).integers(0, K2_SLICE.vocab_size, num_tokens).tolist()
 
 
 def _ours(path: Path, budget: int, prefetch: int, num_tokens: int) -> dict[str, Any]:
-    """Tokens are given, one a step, as if each had been the answer to the ones before."""
+    """Decode given tokens, one a step, with the RAM cache over the file."""
     disk, dram = [measure_disk([path], seconds=DISK_S, seed=1)], [measure(quick=True).read.all]
     with GGUFFile.open(path) as file:
         config = ModelConfig.from_metadata(file.metadata)
@@ -202,7 +208,7 @@ def _ours(path: Path, budget: int, prefetch: int, num_tokens: int) -> dict[str, 
 
 
 def _llama_cpp(path: Path, num_tokens: int, most_s: float) -> dict[str, Any]:
-    """The same tokens, one a step, as far as `most_s` takes it."""
+    """Decode the same tokens with llama.cpp, one a step, for `most_s` at most."""
     ids = _token_ids(WARM_UP_TOKENS + num_tokens)
     with LlamaCpp(path, context_tokens=len(ids), num_threads=ops.num_threads()) as peer:
         seconds: list[float] = []
@@ -222,7 +228,7 @@ def _peak_rss() -> int:
 
 
 def _predicted(sizes: ModelSizes, ours: dict[str, Any], hit_rate: float) -> Step:
-    """What the cost model says of a token, with the rates and hits of this run."""
+    """A token's predicted time, by the cost model with the rates and hits of this run."""
     limits = measure()
     tiles = limits.amx_bf16 if isa.active() == "amx" else None
     rates = rates_of(

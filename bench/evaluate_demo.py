@@ -3,7 +3,7 @@
     python bench/evaluate_demo.py                        # through hybridmoe
     python bench/evaluate_demo.py --backend llama.cpp    # the same file through llama.cpp
 
-Decoding is greedy and an answer counts when it matches exactly, tool calls included.
+Decoding is greedy; a response counts when it matches exactly, tool calls included.
 """
 
 import sys
@@ -29,7 +29,7 @@ MAX_TOKENS = 200
 
 @contextmanager
 def hybridmoe_backend(path: Path) -> Iterator[Answer]:
-    """Raw answers of `LLM.chat`."""
+    """Raw responses of `LLM.chat`."""
     with hybridmoe.load(path) as llm:
 
         def answer(messages: list[dict[str, Any]], tools: list[dict[str, Any]]) -> str:
@@ -66,10 +66,10 @@ BACKENDS = {"hybridmoe": hybridmoe_backend, "llama.cpp": llama_cpp_backend}
 @click.command(help=__doc__.split("\n\n")[0])
 @click.argument("model", type=click.Path(path_type=Path), default=demo_path())
 @click.option("--backend", type=click.Choice(list(BACKENDS)), default="hybridmoe")
-@click.option("--required", type=int, default=400, help="items of arithmetic, memory, tools")
-@click.option("--others", type=int, default=100, help="items of every other family")
+@click.option("--required", type=int, default=400, help="Items of arithmetic, memory and tools.")
+@click.option("--others", type=int, default=100, help="Items of every other family.")
 @click.option("--seed", type=int, default=5)
-@click.option("--misses", type=int, default=0, help="misses to show per family")
+@click.option("--misses", type=int, default=0, help="Misses to show per family.")
 def main(model: Path, backend: str, required: int, others: int, seed: int, misses: int) -> None:
     started = time.monotonic()
     with BACKENDS[backend](model) as answer:

@@ -1,10 +1,10 @@
-"""Requests made at random from the endpoint's own OpenAPI document; none may get a 5xx.
+"""Random requests by the endpoint's own OpenAPI document; none may get a 5xx.
 
     python bench/fuzz_serve.py                 # the embedded model, 200 examples an operation
     python bench/fuzz_serve.py --examples 500 --url http://127.0.0.1:8000
 
-Prints how many requests of each operation got which status. Exits with 1 where one got a 5xx (but
-for embeddings' 501, which is what is promised), or none was answered at all.
+Prints counts of requests by operation and status. Exits with 1 where one got a 5xx (but
+for embeddings' 501, which is what is promised), or none got a 200.
 """
 
 import contextlib
@@ -30,7 +30,7 @@ _PROMISED = {"POST /v1/embeddings": {501}}
 
 
 def fuzz(url: str, num_examples: int) -> tuple[Counter[tuple[str, int]], list[str]]:
-    """Counts of (operation, status), and a line for each answer that must not be.
+    """Counts of (operation, status), and a line for each reply that must not be.
 
     Valid and invalid requests in turn; always the same ones for the same document.
     """
@@ -59,10 +59,10 @@ def fuzz(url: str, num_examples: int) -> tuple[Counter[tuple[str, int]], list[st
                     and sum(counts.values()) % 4
                 ):
                     case.body["model"] = model  # a name made up would end most requests at once
-                answer = case.call()
-                counts[label, answer.status_code] += 1
-                if answer.status_code >= 500 and answer.status_code not in _PROMISED.get(label, ()):
-                    faults.append(f"{label}: {answer.status_code} {answer.text[:200]}")
+                reply = case.call()
+                counts[label, reply.status_code] += 1
+                if reply.status_code >= 500 and reply.status_code not in _PROMISED.get(label, ()):
+                    faults.append(f"{label}: {reply.status_code} {reply.text[:200]}")
 
             with contextlib.suppress(Unsatisfiable):  # a GET without parameters has no invalid form
                 ask()
@@ -70,8 +70,10 @@ def fuzz(url: str, num_examples: int) -> tuple[Counter[tuple[str, int]], list[st
 
 
 @click.command(help=__doc__.split("\n\n")[0])
-@click.option("--examples", default=200, show_default=True, help="requests for each operation")
-@click.option("--url", help="a running server; without it, one of the embedded model is started")
+@click.option("--examples", default=200, show_default=True, help="Requests for each operation.")
+@click.option(
+    "--url", help="URL of a running server [default: one of the embedded model is started]."
+)
 def main(examples: int, url: str | None) -> None:
     started = time.perf_counter()
     with contextlib.ExitStack() as stack:

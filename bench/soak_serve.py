@@ -3,7 +3,7 @@
     python bench/soak_serve.py                              # the embedded model, 5 minutes
     python bench/soak_serve.py --minutes 30 --clients 8 --slots 4
 
-Prints how many requests of each kind got which status, and the server at rest (after the start,
+Prints counts of requests by kind and status, and the server at rest (after the start,
 after a warm-up of a fifth of the time, and then four times): memory, threads, open files, what
 runs, waits and holds pages. Exits with 1 where a request failed that should not have, something
 was left running, or anything had grown.
@@ -33,7 +33,7 @@ from bench._soak_requests import Ask, Deck, Raw
 
 __all__ = ["Phase", "Rest", "Soak", "server_arguments"]
 
-_ANSWER_S = 300  # what takes longer is stuck, on a slow machine too
+_REPLY_S = 300  # what takes longer is stuck, on a slow machine too
 _REST_S = 300  # likewise for what a server must end because its clients have left
 _LEAVING = 0.25  # of the clients
 _SPARE_THREADS = 8  # pools grow with the load, and keep threads for a while
@@ -45,7 +45,7 @@ Phase = Callable[[float], bool]  # whether the load ends, given the seconds sinc
 
 @dataclass(frozen=True, slots=True)
 class Rest:
-    """A server that nobody asks for anything."""
+    """A server at rest: no request runs, no client is connected."""
 
     at_s: float
     rss_mib: float
@@ -54,7 +54,7 @@ class Rest:
     running: float
     waiting: float
     pages_used: float  # shares of all pages
-    pages_kept: float
+    pages_cached: float
 
 
 @dataclass(slots=True)
@@ -86,7 +86,7 @@ class Soak:
             self.faults.append(f"the server's log: {log[log.index('Traceback') :][:2000]}")
 
     def check_memory(self) -> None:
-        """Of a run that was long enough to tell."""
+        """Compare memory with that after the warm-up; for runs that are long enough to tell."""
         warm, last = self.rests[1].rss_mib, self.rests[-1].rss_mib
         if last > warm * _RSS_GROWTH:
             self.faults.append(f"memory: {warm:.1f} MiB when warm, {last:.1f} at the end")
@@ -96,7 +96,7 @@ class Soak:
 
         async def client(number: int) -> None:
             rng = random.Random(self.seed + 1000 * number)
-            async with httpx2.AsyncClient(base_url=self.server.url, timeout=_ANSWER_S) as http:
+            async with httpx2.AsyncClient(base_url=self.server.url, timeout=_REPLY_S) as http:
                 while not is_over(time.perf_counter() - began):
                     name, wanted = deck.deal()
                     try:
@@ -112,28 +112,28 @@ class Soak:
         await asyncio.gather(*(client(i) for i in range(self.num_clients)))
 
     async def _ask(self, http: httpx2.AsyncClient, rng: random.Random, name: str, ask: Ask) -> str:
-        """Ask, and perhaps leave: at once, or after some lines of the answer."""
+        """Send a request, and perhaps leave: at once, or after some lines of the response."""
         patience = rng.choice([0.001, 0.02, 0.2]) if rng.random() < _LEAVING / 2 else None
         lines = rng.randint(1, 30) if rng.random() < _LEAVING / 2 else None
         try:
             async with asyncio.timeout(patience):
-                return await self._answer(http, name, ask, lines)
+                return await self._reply(http, name, ask, lines)
         except TimeoutError:
             if patience is None:
                 raise
             return "left"
 
-    async def _answer(
+    async def _reply(
         self, http: httpx2.AsyncClient, name: str, ask: Ask, most_lines: int | None
     ) -> str:
         method = "GET" if ask.body is None else "POST"
-        async with http.stream(method, ask.path, json=ask.body) as answer:
+        async with http.stream(method, ask.path, json=ask.body) as reply:
             lines: list[str] = []
-            async for line in answer.aiter_lines():
+            async for line in reply.aiter_lines():
                 lines.append(line)
                 if ask.is_stream and len(lines) == most_lines:
                     return "left"
-        status = answer.status_code
+        status = reply.status_code
         if status == 429 and ask.body is not None:
             return "429"
         if status != ask.status:
@@ -166,7 +166,7 @@ class Soak:
             if raw.must_close:
                 await asyncio.sleep(rng.choice([0.0, 0.05]))
                 return "left"
-            async with asyncio.timeout(_ANSWER_S):
+            async with asyncio.timeout(_REPLY_S):
                 head = await reader.readline()
         except ConnectionError:
             return "closed"
@@ -192,7 +192,7 @@ class Soak:
                 running=metrics["num_requests_running"],
                 waiting=metrics["num_requests_waiting"],
                 pages_used=metrics["kv_cache_usage_perc"],
-                pages_kept=metrics["kv_cache_kept_perc"],
+                pages_cached=metrics["kv_cache_kept_perc"],
             )
             is_quiet = not (rest.running or rest.waiting or rest.pages_used)
             if is_quiet and (not self.rests or rest.files <= self.rests[0].files):
@@ -205,7 +205,7 @@ class Soak:
 
     async def _metrics(self) -> AsyncIterator[dict[str, float]]:
         while True:
-            async with httpx2.AsyncClient(base_url=self.server.url, timeout=_ANSWER_S) as http:
+            async with httpx2.AsyncClient(base_url=self.server.url, timeout=_REPLY_S) as http:
                 text = (await http.get("/metrics")).text
             await asyncio.sleep(0.3)  # for this connection to be gone
             families = text_string_to_metric_families(text)
@@ -214,15 +214,19 @@ class Soak:
 
 
 def server_arguments(num_slots: int = 4) -> list[str]:
-    """Little of everything, so that requests queue up, give way and push out what is kept."""
+    """Small capacities, so that requests queue up, are preempted, and evict cached pages."""
     return ["--ctx", "512", "--slots", str(num_slots), "--queue", "6", "--kv-tokens", "1024"]
 
 
 @click.command(help=__doc__.split("\n\n")[0])
-@click.option("--minutes", default=5.0, show_default=True)
-@click.option("--clients", "num_clients", default=8, show_default=True)
-@click.option("--slots", "num_slots", default=4, show_default=True)
-@click.option("--seed", default=0, show_default=True)
+@click.option("--minutes", default=5.0, show_default=True, help="Length of the run.")
+@click.option(
+    "--clients", "num_clients", default=8, show_default=True, help="Clients at the same time."
+)
+@click.option(
+    "--slots", "num_slots", default=4, show_default=True, help="Request slots of the server."
+)
+@click.option("--seed", default=0, show_default=True, help="Seed of the requests.")
 def main(minutes: float, num_clients: int, num_slots: int, seed: int) -> None:
     seconds = 60 * minutes
     with served(server_arguments(num_slots)) as server:

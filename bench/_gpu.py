@@ -1,4 +1,4 @@
-"""What a CUDA card reaches by itself: copies, the link, products of one token."""
+"""Rates of a CUDA GPU by itself: copies, the link, products of one token."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -12,13 +12,13 @@ from gguf import GGMLQuantizationType as Type
 from bench.synthetic import fill_random
 from hybridmoe.kernels.triton import DeviceMatrix, linear
 
-__all__ = ["card_seconds", "copy_rate", "describe_card", "gemv_rate", "link_rate"]
+__all__ = ["copy_rate", "describe_gpu", "gemv_rate", "gpu_seconds", "link_rate"]
 
 _TURNS, _COPY_BYTES, _LINK_BYTES = 9, 1 << 30, 256 << 20
-_READ_BYTES = 1 << 30  # of matrices that take turns, so that the card's cache holds none
+_READ_BYTES = 1 << 30  # of matrices that take turns, so that the GPU's cache holds none
 
 
-def describe_card() -> dict[str, str]:
+def describe_gpu() -> dict[str, str]:
     properties = torch.cuda.get_device_properties(0)
     return {
         "gpu": f"{properties.name}, {properties.total_memory / 2**30:.1f} GiB",
@@ -28,17 +28,17 @@ def describe_card() -> dict[str, str]:
 
 
 def copy_rate() -> float:
-    """Bytes/s, read and written, of a copy within the card's memory."""
+    """Bytes/s, read and written, of a copy within the GPU's memory."""
     source = torch.ones(_COPY_BYTES, dtype=torch.uint8, device="cuda")
     target = torch.empty_like(source)
-    return 2 * _COPY_BYTES / card_seconds(lambda: target.copy_(source))
+    return 2 * _COPY_BYTES / gpu_seconds(lambda: target.copy_(source))
 
 
 def link_rate() -> float:
-    """Bytes/s to the card from page-locked memory."""
+    """Bytes/s to the GPU from pinned memory."""
     source = torch.ones(_LINK_BYTES, dtype=torch.uint8).pin_memory()
     target = torch.empty(_LINK_BYTES, dtype=torch.uint8, device="cuda")
-    return _LINK_BYTES / card_seconds(lambda: target.copy_(source, non_blocking=True))
+    return _LINK_BYTES / gpu_seconds(lambda: target.copy_(source, non_blocking=True))
 
 
 def gemv_rate(kind: Type, rows: int, cols: int) -> float:
@@ -55,11 +55,11 @@ def gemv_rate(kind: Type, rows: int, cols: int) -> float:
     with _graph() as graph:
         for matrix in matrices:
             linear(x, matrix)
-    return count * data.nbytes / card_seconds(graph.replay)
+    return count * data.nbytes / gpu_seconds(graph.replay)
 
 
-def card_seconds(call: Callable[[], object]) -> float:
-    """The median of some calls, by the card's own clock."""
+def gpu_seconds(call: Callable[[], object]) -> float:
+    """Median time of a call, by the GPU's own clock."""
     seconds = []
     for turn in range(-2, _TURNS):
         begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
