@@ -22,6 +22,7 @@ __all__ = [
     "SUPPORTED_ARCHITECTURES",
     "EngineConfig",
     "ModelConfig",
+    "RoutingSpec",
     "YarnConfig",
     "check_gpu_kv_type",
     "kv_row_bytes",
@@ -75,6 +76,18 @@ class YarnConfig:
         return math.log(self.factor) if self.factor > 1.0 else 0.0
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RoutingSpec:
+    """Rule by which a router's scores become expert ids and weights."""
+
+    top_k: int
+    is_sigmoid: bool  # else softmax
+    is_normalized: bool  # a token's weights sum to 1 before `scale`
+    scale: float = 1.0
+    num_groups: int = 1  # 1 = no group limit
+    num_groups_used: int = 1
+
+
 @dataclass(frozen=True, slots=True)
 class ModelConfig:
     """Sizes and switches of one deepseek2 model; a count is per layer unless it says otherwise."""
@@ -123,6 +136,17 @@ class ModelConfig:
     @property
     def shared_inter(self) -> int:
         return self.num_shared_experts * self.expert_inter
+
+    @property
+    def routing(self) -> RoutingSpec:
+        return RoutingSpec(
+            top_k=self.top_k,
+            num_groups=self.num_groups,
+            num_groups_used=self.num_groups_used,
+            is_sigmoid=self.gate == GATE_SIGMOID,
+            is_normalized=self.normalize_weights,
+            scale=self.routed_scale,
+        )
 
     @property
     def softmax_scale(self) -> float:

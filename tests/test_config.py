@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from k2_config import K2
 
-from hybridmoe.config import GATE_SIGMOID, GATE_SOFTMAX, ModelConfig
+from hybridmoe.config import GATE_SIGMOID, GATE_SOFTMAX, ModelConfig, RoutingSpec
 from hybridmoe.errors import ConfigError, GGUFError, UnsupportedModelError
 
 
@@ -25,6 +25,21 @@ def test_kimi_k2_reads_as_published() -> None:
     assert c.yarn.attention_mscale == pytest.approx(0.1 * math.log(32) + 1)
     assert c.yarn.rotary_mscale == 1.0
     assert c.softmax_scale == pytest.approx(1.34657**2 / math.sqrt(192), rel=1e-5)
+
+
+def test_routing_follows_the_metadata() -> None:
+    k2 = RoutingSpec(top_k=8, is_sigmoid=True, is_normalized=True, scale=2.827)
+    assert ModelConfig.from_metadata(K2).routing == k2
+    v2 = _with(
+        expert_gating_func=1,
+        expert_weights_norm=False,
+        expert_group_count=8,
+        expert_group_used_count=3,
+        expert_weights_scale=16.0,
+    )
+    assert ModelConfig.from_metadata(v2).routing == RoutingSpec(
+        top_k=8, is_sigmoid=False, is_normalized=False, scale=16.0, num_groups=8, num_groups_used=3
+    )
 
 
 def test_yarn_betas_default_to_32_and_1_and_can_be_overridden() -> None:
