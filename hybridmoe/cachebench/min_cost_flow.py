@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from hybridmoe.experts.policy.jit import compiled, loop
+from hybridmoe.experts.policy.jit import inline, loop
 
 __all__ = ["Demand", "best_flow"]
 
@@ -65,7 +65,7 @@ def best_flow(demand: Demand, num_slots: int) -> float:
     return float(_send(starts, order, ends, room, price, in_time, int(used[-1]), num_slots))
 
 
-@compiled
+@inline
 def _heap_push(values: Any, nodes: Any, size: int, value: float, node: int) -> Any:
     place = size
     while place > 0 and values[(place - 1) // 2] > value:
@@ -76,7 +76,7 @@ def _heap_push(values: Any, nodes: Any, size: int, value: float, node: int) -> A
     return size + 1
 
 
-@compiled
+@inline
 def _heap_pop(values: Any, nodes: Any, size: int) -> Any:
     size -= 1
     value, node, place = values[size], nodes[size], 0

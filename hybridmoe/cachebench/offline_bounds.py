@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from hybridmoe.cachebench.min_cost_flow import Demand, best_flow
 from hybridmoe.cachebench.simulator import EVICTIONS, HITS, MISSES, UPLOADS, Outcome, Requests
-from hybridmoe.experts.policy.jit import loop
+from hybridmoe.experts.policy.jit import inline, loop
 
 __all__ = ["UploadOptimum", "min_outcome", "next_uses", "upload_optimum"]
 
@@ -197,7 +197,7 @@ def _worth_at_prices(
     return total, num_fills
 
 
-@loop
+@inline
 def _push(heap: Any, size: int, value: int) -> Any:
     """Add to a heap with the largest on top; its new size."""
     place = size
@@ -208,7 +208,7 @@ def _push(heap: Any, size: int, value: int) -> Any:
     return size + 1
 
 
-@loop
+@inline
 def _pop(heap: Any, size: int) -> Any:
     """Remove the top of a heap; its new size."""
     size -= 1

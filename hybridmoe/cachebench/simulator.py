@@ -5,26 +5,24 @@ uses is not evicted while it runs. Flat semantics, for comparison with general c
 each choice of each token is an access by itself, and none is prefill.
 """
 
-from collections.abc import Callable
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import numpy as np
 from numba import types
 from numpy.typing import NDArray
 
+from hybridmoe.cachebench.policies.registry import make_policy
 from hybridmoe.experts.policy.interface import PREFILL_TOKENS, CacheShape
-from hybridmoe.experts.policy.jit import ACCESS_POINTER, EXPERTS, STATE, cached, loop
+from hybridmoe.experts.policy.jit import ACCESS_POINTER, EXPERTS, STATE, Kernel, loop
 from hybridmoe.experts.policy.kernel_policy import KernelPolicy
-from hybridmoe.experts.policy.registry import make_policy
 from hybridmoe.experts.routing_trace import Trace
 
 __all__ = [
     "EVICTIONS", "HITS", "MISSES", "UPLOADS", "Outcome", "Requests", "hottest_keys",
-    "kernel_policy", "requests_of", "simulate",
+    "requests_of", "simulate",
 ]  # fmt: skip
 
 HITS, MISSES, UPLOADS, EVICTIONS = range(4)
-F = TypeVar("F", bound=Callable[..., Any])
 
 
 class Requests(NamedTuple):
@@ -96,13 +94,6 @@ def requests_of(trace: Trace, *, flat: bool = False) -> Requests:
     )
 
 
-def kernel_policy(name: str, shape: CacheShape, seed: int = 0) -> KernelPolicy:
-    """An empty cache under a policy that can be replayed. Errors: ConfigError."""
-    made = make_policy(name, shape, seed)
-    assert isinstance(made, KernelPolicy), name
-    return made
-
-
 def simulate(
     policy: str | KernelPolicy,
     requests: Requests,
@@ -117,13 +108,13 @@ def simulate(
     keys to begin with. Errors: ConfigError, as `make_policy`.
     """
     if isinstance(policy, str):
-        policy = kernel_policy(policy, requests.shape(num_slots), seed)
+        policy = make_policy(policy, requests.shape(num_slots), seed)
     if warm is not None:
         policy.warm(warm)
     by_layer = np.zeros((requests.num_layers, 2, 4), np.int64)
     by_step = np.zeros((requests.num_steps, 4), np.int64)
     _replay(
-        type(policy).kernel,
+        policy.decide,
         policy.state,
         requests.experts,
         requests.starts,
@@ -156,12 +147,7 @@ _REPLAY = types.void(
 )
 
 
-def _compiled_replay(function: F) -> F:
-    return cached(function, _REPLAY)
-
-
-@_compiled_replay
-def _replay(
+def _replay_loop(
     kernel: Any,
     state: Any,
     experts: Any,
@@ -189,6 +175,9 @@ def _replay(
             counts[MISSES] += len(chosen) - num_hits
             counts[UPLOADS] += num_admitted
             counts[EVICTIONS] += num_evicted
+
+
+_replay = Kernel(_replay_loop, _REPLAY)  # one for all policies, which are function pointers
 
 
 @loop

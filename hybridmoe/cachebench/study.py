@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from hybridmoe.cachebench.bootstrap import Bootstrap
 from hybridmoe.cachebench.offline_bounds import min_outcome, upload_optimum
+from hybridmoe.cachebench.policies.registry import POLICIES, make_policy
 from hybridmoe.cachebench.predictors import Recall, recalls
 from hybridmoe.cachebench.simulator import (
     HITS,
@@ -22,11 +23,10 @@ from hybridmoe.cachebench.simulator import (
     Outcome,
     Requests,
     hottest_keys,
-    kernel_policy,
     requests_of,
     simulate,
 )
-from hybridmoe.experts.policy import DEFAULT_POLICY, POLICIES
+from hybridmoe.experts.policy import DEFAULT_POLICY
 from hybridmoe.experts.routing_trace import PHASES, Trace
 from hybridmoe.planning.hit_curve import CurvePoints
 
@@ -105,7 +105,7 @@ def study(
     trace: Trace,
     guesses: NDArray[np.int16] | None,
     speeds: Speeds,
-    policies: Sequence[str] = POLICIES,
+    policies: Sequence[str] = tuple(POLICIES),
     seed: int = 0,
 ) -> Study:
     """Replay the held-out half of the conversations.
@@ -126,7 +126,7 @@ def study(
         for policy in policies:
             cold = simulate(policy, requests, slots, seed=seed)
             warm = simulate(policy, requests, slots, seed=seed, warm=hot[:slots])
-            shifted = kernel_policy(policy, requests.shape(slots), seed)
+            shifted = make_policy(policy, requests.shape(slots), seed)
             simulate(shifted, shift)
             rows += [
                 judge.row(policy, "cold", slots, cold),
@@ -143,7 +143,7 @@ def study(
         best[slots] = (bound.value / judge.num_tokens, bound.is_exact)
     curve = []
     for slots in sorted({min(every, max(1, round(c * cycle))) for c in _CURVE_CYCLES} | {every}):
-        run_in = kernel_policy(DEFAULT_POLICY, requests.shape(slots), seed)
+        run_in = make_policy(DEFAULT_POLICY, requests.shape(slots), seed)
         simulate(run_in, shift)
         row = judge.row(DEFAULT_POLICY, "shift", slots, simulate(run_in, requests))
         curve.append((slots, 1 - row.miss_ratio))

@@ -14,8 +14,8 @@ from hybridmoe.experts.policy.jit import (
     WHERE,
     State,
     access_kernel,
-    compiled,
     demand,
+    inline,
     new_state,
 )
 from hybridmoe.experts.policy.kernel_policy import KernelPolicy
@@ -30,7 +30,7 @@ NUM = OWN  # entries of State.sizes: lengths of the four lists
 TARGET = OWN + 4  # length that the first list should have
 
 
-@compiled
+@inline
 def touch(s: State, key: int) -> None:
     s.sizes[NUM + s.node[key, WHERE] - 1] -= 1
     unlink(s, key)
@@ -38,14 +38,14 @@ def touch(s: State, key: int) -> None:
     s.sizes[NUM + 1] += 1
 
 
-@compiled
+@inline
 def forget_oldest(s: State, index: int) -> None:
     if s.sizes[NUM + index] > 0:
         unlink(s, back(s, head(s, index)))
         s.sizes[NUM + index] -= 1
 
 
-@compiled
+@inline
 def replace(s: State, from_once: bool, keep_ghost: bool) -> int:
     index = 0 if from_once else 1
     victim = oldest_unpinned(s, head(s, index))
@@ -60,7 +60,7 @@ def replace(s: State, from_once: bool, keep_ghost: bool) -> int:
     return victim
 
 
-@compiled
+@inline
 def evict(s: State, key: int) -> int:
     slots, where = s.sizes[SLOTS], s.node[key, WHERE]
     num_once, num_ghosts = s.sizes[NUM], s.sizes[NUM + 2]
@@ -84,7 +84,7 @@ def evict(s: State, key: int) -> int:
     return replace(s, num_once > 0 and (num_once > s.sizes[TARGET] or at_target), True)
 
 
-@compiled
+@inline
 def insert(s: State, key: int) -> None:
     index = 1 if s.node[key, WHERE] == RETURNED else 0
     push_front(s, head(s, index), key, index + 1)

@@ -6,8 +6,8 @@ from hybridmoe.experts.policy.interface import CacheShape
 from hybridmoe.experts.policy.jit import (
     State,
     access_kernel,
-    compiled,
     demand,
+    inline,
     is_pinned,
     new_state,
 )
@@ -19,12 +19,12 @@ __all__ = ["Clock"]
 IS_USED = 4  # column of State.node
 
 
-@compiled
+@inline
 def touch(s: State, key: int) -> None:
     s.node[key, IS_USED] = 1
 
 
-@compiled
+@inline
 def evict(s: State, key: int) -> int:
     victim = back(s, head(s, 0))
     while s.node[victim, IS_USED] or is_pinned(s, victim):
@@ -35,7 +35,7 @@ def evict(s: State, key: int) -> int:
     return victim
 
 
-@compiled
+@inline
 def insert(s: State, key: int) -> None:
     s.node[key, IS_USED] = 0
     push_front(s, head(s, 0), key, 1)

@@ -2,26 +2,26 @@
 
 from typing import Any
 
-from hybridmoe.experts.policy.jit import State, access_kernel, compiled, demand
+from hybridmoe.experts.policy.jit import State, access_kernel, demand, inline
 from hybridmoe.experts.policy.kernel_policy import KernelPolicy
 from hybridmoe.experts.policy.lists import head, oldest_unpinned, push_front, unlink
 
 __all__ = ["Fifo"]
 
 
-@compiled
+@inline
 def touch(s: State, key: int) -> None:
     pass
 
 
-@compiled
+@inline
 def evict(s: State, key: int) -> int:
     victim = oldest_unpinned(s, head(s, 0))
     unlink(s, victim)
     return victim
 
 
-@compiled
+@inline
 def insert(s: State, key: int) -> None:
     push_front(s, head(s, 0), key, 1)
 

@@ -6,26 +6,26 @@ experts has always just dropped what comes next, and hits nothing.
 
 from typing import Any
 
-from hybridmoe.experts.policy.jit import State, access_kernel, compiled, demand
+from hybridmoe.experts.policy.jit import State, access_kernel, demand, inline
 from hybridmoe.experts.policy.kernel_policy import KernelPolicy
 from hybridmoe.experts.policy.lists import head, move_to_front, oldest_unpinned, push_front, unlink
 
 __all__ = ["GlobalLru"]
 
 
-@compiled
+@inline
 def touch(s: State, key: int) -> None:
     move_to_front(s, head(s, 0), key)
 
 
-@compiled
+@inline
 def evict(s: State, key: int) -> int:
     victim = oldest_unpinned(s, head(s, 0))
     unlink(s, victim)
     return victim
 
 
-@compiled
+@inline
 def insert(s: State, key: int) -> None:
     push_front(s, head(s, 0), key, 1)
 

@@ -13,8 +13,8 @@ from hybridmoe.experts.policy.jit import (
     LAYERS,
     State,
     access_kernel,
-    compiled,
     demand,
+    inline,
     is_pinned,
     new_state,
 )
@@ -26,14 +26,14 @@ __all__ = ["LeastStale"]
 VISITS, LAST_USED = 0, 0  # rows of State.layer and of State.score
 
 
-@compiled
+@inline
 def touch(s: State, key: int) -> None:
     layer = key // s.sizes[EXPERTS]
     s.score[LAST_USED, key] = s.layer[VISITS, layer]
     move_to_front(s, head(s, layer), key)
 
 
-@compiled
+@inline
 def evict(s: State, key: int) -> int:
     num_layers, here = s.sizes[LAYERS], key // s.sizes[EXPERTS]
     victim, best = -1, -1
@@ -53,7 +53,7 @@ def evict(s: State, key: int) -> int:
     return int(victim)
 
 
-@compiled
+@inline
 def insert(s: State, key: int) -> None:
     layer = key // s.sizes[EXPERTS]
     s.score[LAST_USED, key] = s.layer[VISITS, layer]

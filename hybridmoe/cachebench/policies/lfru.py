@@ -16,8 +16,8 @@ from hybridmoe.experts.policy.jit import (
     OWN,
     State,
     access_kernel,
-    compiled,
     demand,
+    inline,
     is_pinned,
     new_state,
 )
@@ -36,7 +36,7 @@ LIST = 4  # of keys: the head of their list
 FREE, NUM_IN_USE = OWN, OWN + 1  # a head that is free, BEHIND leads on; groups that ever had a list
 
 
-@compiled
+@inline
 def list_behind(s: State, before: int, uses: float) -> int:
     """The list of that many uses, which has its place behind `before`; made if there is none."""
     group = s.node[before, BEHIND] - head(s, 0)
@@ -55,7 +55,7 @@ def list_behind(s: State, before: int, uses: float) -> int:
     return int(made)
 
 
-@compiled
+@inline
 def enter(s: State, key: int, into: int, uses: float) -> None:
     push_front(s, into, key, 1)
     s.node[key, LIST] = into
@@ -63,7 +63,7 @@ def enter(s: State, key: int, into: int, uses: float) -> None:
     s.score[LAST, key] = s.sizes[CLOCK]
 
 
-@compiled
+@inline
 def leave(s: State, key: int) -> None:
     unlink(s, key)
     left = s.node[key, LIST]
@@ -74,7 +74,7 @@ def leave(s: State, key: int) -> None:
         s.sizes[FREE] = left
 
 
-@compiled
+@inline
 def touch(s: State, key: int) -> None:
     uses = s.score[USES, key] + 1
     into = list_behind(s, s.node[key, LIST], uses)  # while the neighbour is there for certain
@@ -82,7 +82,7 @@ def touch(s: State, key: int) -> None:
     enter(s, key, into, uses)
 
 
-@compiled
+@inline
 def evict(s: State, key: int) -> int:
     victim, lowest, now = -1, 0.0, s.sizes[CLOCK]
     for group in range(s.sizes[NUM_IN_USE]):
@@ -104,7 +104,7 @@ def evict(s: State, key: int) -> int:
     return int(victim)
 
 
-@compiled
+@inline
 def insert(s: State, key: int) -> None:
     enter(s, key, list_behind(s, head(s, 0), 1.0), 1.0)
 

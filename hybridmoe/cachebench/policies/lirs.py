@@ -13,8 +13,8 @@ from hybridmoe.experts.policy.jit import (
     WHERE,
     State,
     access_kernel,
-    compiled,
     demand,
+    inline,
     is_pinned,
     new_state,
 )
@@ -28,7 +28,7 @@ QUEUE_PREV, QUEUE_NEXT, IN_STACK = 4, 5, 6  # columns of State.node; head 0 stac
 NUM_LOW, MOST_LOW = OWN, OWN + 1
 
 
-@compiled
+@inline
 def enqueue(s: State, key: int) -> None:
     """Make a key the newest of the queue of high residents."""
     front = s.node[head(s, 1), QUEUE_NEXT]
@@ -39,14 +39,14 @@ def enqueue(s: State, key: int) -> None:
     s.node[key, WHERE] = HIGH
 
 
-@compiled
+@inline
 def dequeue(s: State, key: int) -> None:
     before, behind = s.node[key, QUEUE_PREV], s.node[key, QUEUE_NEXT]
     s.node[before, QUEUE_NEXT] = behind
     s.node[behind, QUEUE_PREV] = before
 
 
-@compiled
+@inline
 def to_top(s: State, key: int) -> None:
     """Make a key the newest of the stack, whatever it is."""
     where = s.node[key, WHERE]
@@ -56,7 +56,7 @@ def to_top(s: State, key: int) -> None:
     s.node[key, IN_STACK] = 1
 
 
-@compiled
+@inline
 def off_stack(s: State, key: int) -> None:
     where = s.node[key, WHERE]
     unlink(s, key)
@@ -64,7 +64,7 @@ def off_stack(s: State, key: int) -> None:
     s.node[key, WHERE] = ABSENT if where == GHOST else where
 
 
-@compiled
+@inline
 def prune(s: State) -> None:
     """The stack ends with a low resident."""
     key = back(s, head(s, 0))
@@ -73,7 +73,7 @@ def prune(s: State) -> None:
         key = back(s, head(s, 0))
 
 
-@compiled
+@inline
 def make_low(s: State, key: int) -> None:
     """Raise a key that is on top of the stack; the oldest low one gives its place up."""
     s.node[key, WHERE] = LOW
@@ -87,7 +87,7 @@ def make_low(s: State, key: int) -> None:
         prune(s)
 
 
-@compiled
+@inline
 def touch(s: State, key: int) -> None:
     if s.node[key, WHERE] == LOW:
         to_top(s, key)
@@ -102,7 +102,7 @@ def touch(s: State, key: int) -> None:
         enqueue(s, key)
 
 
-@compiled
+@inline
 def evict(s: State, key: int) -> int:
     victim = s.node[head(s, 1), QUEUE_PREV]
     while victim != head(s, 1) and is_pinned(s, victim):
@@ -114,7 +114,7 @@ def evict(s: State, key: int) -> int:
     return int(victim)
 
 
-@compiled
+@inline
 def insert(s: State, key: int) -> None:
     was_in_stack = s.node[key, IN_STACK]
     to_top(s, key)

@@ -11,8 +11,8 @@ from hybridmoe.experts.policy.jit import (
     USED,
     State,
     access_kernel,
-    compiled,
     demand,
+    inline,
     is_pinned,
     new_state,
 )
@@ -23,19 +23,19 @@ __all__ = ["Random"]
 LOT = OWN  # entry of State.sizes: state of the generator
 
 
-@compiled
+@inline
 def draw(s: State) -> int:
     """The next number of a 31-bit linear congruential generator (Park and Miller 1988)."""
     s.sizes[LOT] = s.sizes[LOT] * 48271 % 2147483647
     return int(s.sizes[LOT])
 
 
-@compiled
+@inline
 def touch(s: State, key: int) -> None:
     pass
 
 
-@compiled
+@inline
 def evict(s: State, key: int) -> int:
     victim = s.node[draw(s) % s.sizes[USED], RESIDENT]
     while is_pinned(s, victim):
@@ -44,7 +44,7 @@ def evict(s: State, key: int) -> int:
     return int(victim)
 
 
-@compiled
+@inline
 def insert(s: State, key: int) -> None:
     add(s, key)
 

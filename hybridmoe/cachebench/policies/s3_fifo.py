@@ -14,8 +14,8 @@ from hybridmoe.experts.policy.jit import (
     WHERE,
     State,
     access_kernel,
-    compiled,
     demand,
+    inline,
     is_pinned,
     new_state,
 )
@@ -32,12 +32,12 @@ NUM_SMALL, NUM_MAIN, NUM_GHOSTS, MOST_SMALL, MOST_MAIN, MOST_GHOSTS, HAS_EVICTED
 USES = 4  # column of State.node
 
 
-@compiled
+@inline
 def touch(s: State, key: int) -> None:
     s.node[key, USES] += 1
 
 
-@compiled
+@inline
 def evict_small(s: State) -> int:
     """A victim from the small list; -1 where all that is left of it has moved on to the main."""
     num_left = s.sizes[NUM_SMALL]
@@ -65,7 +65,7 @@ def evict_small(s: State) -> int:
     return -1
 
 
-@compiled
+@inline
 def evict_main(s: State) -> int:
     """A victim from the main list; -1 where a whole round has found none."""
     num_left = 4 * s.sizes[NUM_MAIN]  # a key's uses count up to three rounds
@@ -81,7 +81,7 @@ def evict_main(s: State) -> int:
     return -1
 
 
-@compiled
+@inline
 def evict(s: State, key: int) -> int:
     s.sizes[HAS_EVICTED] = 1
     if s.node[key, WHERE] == GHOST:
@@ -97,7 +97,7 @@ def evict(s: State, key: int) -> int:
     return victim
 
 
-@compiled
+@inline
 def insert(s: State, key: int) -> None:
     s.node[key, USES] = 0
     is_early = not s.sizes[HAS_EVICTED] and s.sizes[NUM_SMALL] >= s.sizes[MOST_SMALL]

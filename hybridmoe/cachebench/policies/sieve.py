@@ -11,8 +11,8 @@ from hybridmoe.experts.policy.jit import (
     PREV,
     State,
     access_kernel,
-    compiled,
     demand,
+    inline,
     is_pinned,
     new_state,
 )
@@ -25,12 +25,12 @@ IS_USED = 4  # column of State.node
 HAND = OWN  # entry of State.sizes: the next key to look at; the list's head = begin at the oldest
 
 
-@compiled
+@inline
 def touch(s: State, key: int) -> None:
     s.node[key, IS_USED] = 1
 
 
-@compiled
+@inline
 def evict(s: State, key: int) -> int:
     hand = s.sizes[HAND]
     while True:
@@ -46,7 +46,7 @@ def evict(s: State, key: int) -> int:
     return int(hand)
 
 
-@compiled
+@inline
 def insert(s: State, key: int) -> None:
     s.node[key, IS_USED] = 0
     push_front(s, head(s, 0), key, 1)

@@ -11,8 +11,8 @@ from hybridmoe.experts.policy.jit import (
     WHERE,
     State,
     access_kernel,
-    compiled,
     demand,
+    inline,
     new_state,
 )
 from hybridmoe.experts.policy.kernel_policy import KernelPolicy
@@ -31,7 +31,7 @@ PROBATION, PROTECTED = 1, 2  # the lists, and their heads plus one
 MOST_PROTECTED, NUM_PROTECTED = OWN, OWN + 1  # entries of State.sizes
 
 
-@compiled
+@inline
 def touch(s: State, key: int) -> None:
     if s.node[key, WHERE] == PROTECTED:
         move_to_front(s, head(s, 1), key)
@@ -39,7 +39,7 @@ def touch(s: State, key: int) -> None:
     promote(s, key, PROBATION, PROTECTED, NUM_PROTECTED, MOST_PROTECTED)
 
 
-@compiled
+@inline
 def evict(s: State, key: int) -> int:
     victim = oldest_unpinned(s, head(s, 0))
     if victim < 0:
@@ -49,7 +49,7 @@ def evict(s: State, key: int) -> int:
     return victim
 
 
-@compiled
+@inline
 def insert(s: State, key: int) -> None:
     push_front(s, head(s, 0), key, PROBATION)
 

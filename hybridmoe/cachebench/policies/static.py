@@ -5,23 +5,23 @@ KTransformers places experts by their frequency in a sample of text; warm this o
 
 from typing import Any
 
-from hybridmoe.experts.policy.jit import WHERE, State, access_kernel, compiled, demand
+from hybridmoe.experts.policy.jit import WHERE, State, access_kernel, demand, inline
 from hybridmoe.experts.policy.kernel_policy import KernelPolicy
 
 __all__ = ["Static"]
 
 
-@compiled
+@inline
 def touch(s: State, key: int) -> None:
     pass
 
 
-@compiled
+@inline
 def evict(s: State, key: int) -> int:
     return -1
 
 
-@compiled
+@inline
 def insert(s: State, key: int) -> None:
     s.node[key, WHERE] = 1
 

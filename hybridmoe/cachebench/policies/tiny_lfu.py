@@ -14,8 +14,8 @@ from hybridmoe.experts.policy.jit import (
     WHERE,
     State,
     access_kernel,
-    compiled,
     demand,
+    inline,
     new_state,
 )
 from hybridmoe.experts.policy.kernel_policy import KernelPolicy
@@ -36,7 +36,7 @@ NUM_WINDOW, MOST_WINDOW, NUM_PROTECTED, MOST_PROTECTED, NUM_COUNTED = range(OWN,
 COUNT = 0  # row of State.score
 
 
-@compiled
+@inline
 def count_uses(s: State, layer: int, experts: Any) -> None:
     for i in range(len(experts)):
         s.score[COUNT, layer * s.sizes[EXPERTS] + experts[i]] += 1
@@ -47,7 +47,7 @@ def count_uses(s: State, layer: int, experts: Any) -> None:
             s.score[COUNT, key] //= 2
 
 
-@compiled
+@inline
 def touch(s: State, key: int) -> None:
     where = s.node[key, WHERE]
     if where != PROBATION:
@@ -56,7 +56,7 @@ def touch(s: State, key: int) -> None:
     promote(s, key, PROBATION, PROTECTED, NUM_PROTECTED, MOST_PROTECTED)
 
 
-@compiled
+@inline
 def evict(s: State, key: int) -> int:
     leaving = oldest_unpinned(s, head(s, 0))
     victim = oldest_unpinned(s, head(s, 1))
@@ -73,7 +73,7 @@ def evict(s: State, key: int) -> int:
     return victim
 
 
-@compiled
+@inline
 def insert(s: State, key: int) -> None:
     push_front(s, head(s, 0), key, WINDOW)
     s.sizes[NUM_WINDOW] += 1

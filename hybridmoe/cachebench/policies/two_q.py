@@ -13,8 +13,8 @@ from hybridmoe.experts.policy.jit import (
     WHERE,
     State,
     access_kernel,
-    compiled,
     demand,
+    inline,
     new_state,
 )
 from hybridmoe.experts.policy.kernel_policy import KernelPolicy
@@ -33,13 +33,13 @@ NEW, LRU = 1, 2  # the resident lists; heads 0 and 1, and 2 for the ghosts
 MOST_NEW, NUM_NEW, MOST_GHOSTS, NUM_GHOSTS = OWN, OWN + 1, OWN + 2, OWN + 3
 
 
-@compiled
+@inline
 def touch(s: State, key: int) -> None:
     if s.node[key, WHERE] == LRU:
         move_to_front(s, head(s, 1), key)
 
 
-@compiled
+@inline
 def evict(s: State, key: int) -> int:
     victim = -1
     if s.sizes[NUM_NEW] > s.sizes[MOST_NEW]:
@@ -60,7 +60,7 @@ def evict(s: State, key: int) -> int:
     return victim
 
 
-@compiled
+@inline
 def insert(s: State, key: int) -> None:
     if s.node[key, WHERE] == GHOST:
         unlink(s, key)

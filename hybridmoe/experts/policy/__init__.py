@@ -1,11 +1,10 @@
-"""Who stays in an expert cache: policies, shared by the live cache and the simulator."""
+"""Cache policies for experts, shared by the live caches and the simulator."""
 
 from hybridmoe.experts.policy.interface import PREFILL_TOKENS, CacheShape, Decision, Policy
-from hybridmoe.experts.policy.registry import DEFAULT_POLICY, POLICIES, make_policy
+from hybridmoe.experts.policy.registry import DEFAULT_POLICY, make_policy
 
 __all__ = [
     "DEFAULT_POLICY",
-    "POLICIES",
     "PREFILL_TOKENS",
     "CacheShape",
     "Decision",

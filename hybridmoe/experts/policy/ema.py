@@ -11,7 +11,7 @@ from typing import Any
 from hybridmoe.experts.policy.fading import FIRST_FREE, VISITS, bump, new_state, note_visit
 from hybridmoe.experts.policy.heap import SCORE, lowest_unpinned, pop, push
 from hybridmoe.experts.policy.interface import CacheShape
-from hybridmoe.experts.policy.jit import EXPERTS, State, access_kernel, compiled, demand
+from hybridmoe.experts.policy.jit import EXPERTS, State, access_kernel, demand, inline
 from hybridmoe.experts.policy.kernel_policy import KernelPolicy
 
 __all__ = ["Ema"]
@@ -23,7 +23,7 @@ SINCE = 2  # row of State.score: the visit that a resident came with
 LAST_LAYER, NUM_SWAPS, MOST_SWAPS = FIRST_FREE, FIRST_FREE + 1, FIRST_FREE + 2
 
 
-@compiled
+@inline
 def evict(s: State, key: int) -> int:
     if s.sizes[NUM_SWAPS] >= s.sizes[MOST_SWAPS]:
         return -1
@@ -37,7 +37,7 @@ def evict(s: State, key: int) -> int:
     return victim
 
 
-@compiled
+@inline
 def insert(s: State, key: int) -> None:
     s.score[SINCE, key] = s.layer[VISITS, key // s.sizes[EXPERTS]]
     push(s, key)

@@ -11,7 +11,7 @@ import numpy as np
 
 from hybridmoe.experts.policy.heap import SCORE, lowest_unpinned, pop, push, raised
 from hybridmoe.experts.policy.interface import CacheShape
-from hybridmoe.experts.policy.jit import ABSENT, EXPERTS, GHOST, OWN, WHERE, State, compiled, demand
+from hybridmoe.experts.policy.jit import ABSENT, EXPERTS, GHOST, OWN, WHERE, State, demand, inline
 from hybridmoe.experts.policy.jit import new_state as new_plain_state
 from hybridmoe.experts.policy.kernel_policy import KernelPolicy
 
@@ -31,7 +31,7 @@ def new_state(shape: CacheShape, *, num_scores: int = 2) -> State:
     return new_plain_state(shape, num_columns=6, num_scores=num_scores, num_layer_rows=1)
 
 
-@compiled
+@inline
 def note_visit(s: State, layer: int, experts: Any, rate: float, factor: float) -> None:
     """Begin a visit, and count the absent among its experts; `bump` counts the others.
 
@@ -51,26 +51,26 @@ def note_visit(s: State, layer: int, experts: Any, rate: float, factor: float) -
             s.score[SCORE, key] += s.score[_WEIGHT, 0]
 
 
-@compiled
+@inline
 def bump(s: State, key: int) -> None:
     """Count a use of a resident key."""
     s.score[SCORE, key] += s.score[_WEIGHT, 0]
     raised(s, key)
 
 
-@compiled
+@inline
 def evict_lowest(s: State, key: int) -> int:
     victim = lowest_unpinned(s)
     pop(s, victim)
     return victim
 
 
-@compiled
+@inline
 def insert(s: State, key: int) -> None:
     push(s, key)
 
 
-@compiled
+@inline
 def demand_lowest(
     s: State,
     layer: int,

@@ -4,7 +4,7 @@ For policies that choose a victim by score. Two columns of `State.node`: RESIDEN
 place (row i holds the key at place i), PLACE by key. Scores are row 0 of `State.score`.
 """
 
-from hybridmoe.experts.policy.jit import ABSENT, USED, WHERE, State, compiled, is_pinned
+from hybridmoe.experts.policy.jit import ABSENT, USED, WHERE, State, inline, is_pinned
 
 __all__ = ["PLACE", "RESIDENT", "SCORE", "add", "drop", "lowest_unpinned", "pop", "push", "raised"]
 
@@ -12,27 +12,27 @@ RESIDENT, PLACE = 4, 5
 SCORE = 0
 
 
-@compiled
+@inline
 def put(s: State, place: int, key: int) -> None:
     s.node[place, RESIDENT] = key
     s.node[key, PLACE] = place
 
 
-@compiled
+@inline
 def add(s: State, key: int) -> None:
     """Append a key; the caller counts it in USED afterwards."""
     put(s, s.sizes[USED], key)
     s.node[key, WHERE] = 1
 
 
-@compiled
+@inline
 def drop(s: State, key: int) -> None:
     """Take a key out of an array that is no heap; the caller counts USED down afterwards."""
     put(s, s.node[key, PLACE], s.node[s.sizes[USED] - 1, RESIDENT])
     s.node[key, WHERE] = ABSENT
 
 
-@compiled
+@inline
 def lift(s: State, place: int) -> None:
     """Move a key with a low score towards the top."""
     key = s.node[place, RESIDENT]
@@ -46,7 +46,7 @@ def lift(s: State, place: int) -> None:
     put(s, place, key)
 
 
-@compiled
+@inline
 def sink(s: State, place: int, size: int) -> None:
     """Move a key with a high score towards the bottom."""
     key = s.node[place, RESIDENT]
@@ -67,20 +67,20 @@ def sink(s: State, place: int, size: int) -> None:
     put(s, place, key)
 
 
-@compiled
+@inline
 def push(s: State, key: int) -> None:
     """Add a key to the heap; the caller counts it in USED afterwards."""
     add(s, key)
     lift(s, s.sizes[USED])
 
 
-@compiled
+@inline
 def raised(s: State, key: int) -> None:
     """Restore the heap after a resident's score has grown."""
     sink(s, s.node[key, PLACE], s.sizes[USED])
 
 
-@compiled
+@inline
 def pop(s: State, key: int) -> None:
     """Take a key out of the heap; the caller counts USED down afterwards."""
     place, size = s.node[key, PLACE], s.sizes[USED] - 1
@@ -92,7 +92,7 @@ def pop(s: State, key: int) -> None:
         sink(s, s.node[last, PLACE], size)
 
 
-@compiled
+@inline
 def lowest_unpinned(s: State) -> int:
     """The key with the lowest score that the access in progress does not use.
 

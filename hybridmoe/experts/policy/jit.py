@@ -1,21 +1,23 @@
-"""What policies are compiled from: their state in arrays, and the loop that most of them share.
+"""Kernels of cache policies: their state in arrays, their compilation, the loop that most share.
 
-A policy's functions are compiled by numba and cached beside their module; the cache notices changes
-of that module, not of this one or of `lists`: after editing these, delete `__pycache__`.
+The only module of the live cache that imports numba (half a second, 60 MB).
 """
 
 import contextlib
-import os
+import threading
 from collections.abc import Callable
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
+import numba
 import numpy as np
-from numba import njit, types
+from numba import types
 from numba.core.types import FunctionType
 from numpy.typing import NDArray
 
 from hybridmoe.experts.policy.interface import CacheShape
+from hybridmoe.experts.policy.kernel_cache import kernel_folder
 
 __all__ = [
     "ABSENT",
@@ -33,18 +35,19 @@ __all__ = [
     "TOP_K",
     "USED",
     "WHERE",
+    "Kernel",
     "State",
     "access_kernel",
     "begin",
-    "cached",
-    "compiled",
     "demand",
+    "inline",
     "is_pinned",
     "loop",
     "new_state",
 ]
 
 F = TypeVar("F", bound=Callable[..., Any])
+_FOLDER_LOCK = threading.Lock()
 
 # Entries of `State.sizes`; a policy's own ones begin at OWN.
 LAYERS, EXPERTS, SLOTS, TOP_K, CLOCK, USED, OWN = range(7)
@@ -81,35 +84,62 @@ _ACCESS = types.UniTuple(types.int64, 2)(
 ACCESS_POINTER = FunctionType(_ACCESS)
 
 
-def compiled(function: F) -> F:
-    """A part of kernels, inlined into each; a call would keep these from the cache on disk."""
-    return njit(forceinline=True)(function)  # type: ignore[no-any-return]
+class Kernel:
+    """Function that numba compiles on first use and keeps on disk.
 
-
-def cached(function: F, *signature: Any) -> F:
-    """Compiled and kept on disk: beside the module, or in the user's cache folder; where neither
-    can be written, compiled for this process alone.
+    Kernels call functions marked `inline`, but no other kernels.
     """
-    beside = Path(function.__code__.co_filename).parent
-    has_folder = (
-        os.environ.get("NUMBA_CACHE_DIR")
-        or os.access(beside, os.W_OK)
-        or Path(os.path.expanduser("~")).is_absolute()  # else numba makes a folder named "~"
-    )
-    if has_folder:
-        with contextlib.suppress(RuntimeError, OSError):  # no folder for a cache; it is full
-            return njit(*signature, cache=True)(function)  # type: ignore[no-any-return]
-    return njit(*signature)(function)  # type: ignore[no-any-return]
+
+    def __init__(self, function: Callable[..., Any], signature: Any = None) -> None:
+        """signature: of numba, for a function pointer; without it, each call's types count."""
+        self._function = function
+        self._signature = signature
+
+    def __call__(self, *args: Any) -> Any:
+        """Run it."""
+        return self.compiled(*args)
+
+    @cached_property
+    def compiled(self) -> Callable[..., Any]:
+        """The function for numba; compiled now if it has a signature."""
+        module = Path(self._function.__code__.co_filename)
+        folder = kernel_folder(module, numba.config.CACHE_DIR)
+        if folder is not None:
+            with contextlib.suppress(RuntimeError, OSError):  # numba cannot use it; it is full
+                return self._specialize(_njit_kept_in(folder, self._function))
+        return self._specialize(numba.njit(self._function))
+
+    def _specialize(self, dispatcher: Any) -> Callable[..., Any]:
+        if self._signature is not None:
+            dispatcher.compile(self._signature)
+            dispatcher.disable_compile()
+        return dispatcher  # type: ignore[no-any-return]
 
 
-def access_kernel(function: F) -> F:
-    """A policy's whole decision, compiled once and kept on disk."""
-    return cached(function, _ACCESS)
+def _njit_kept_in(folder: Path, function: Callable[..., Any]) -> Any:
+    """numba reads the folder's name while it makes the dispatcher, and keeps it."""
+    with _FOLDER_LOCK:
+        before = numba.config.CACHE_DIR
+        numba.config.CACHE_DIR = str(folder)
+        try:
+            return numba.njit(cache=True)(function)
+        finally:
+            numba.config.CACHE_DIR = before
 
 
-def loop(function: F) -> F:
-    """A function over many accesses, compiled when first called and kept on disk."""
-    return cached(function)
+def inline(function: F) -> F:
+    """Mark a part of kernels; a call instead of inlining would keep these from the disk."""
+    return numba.njit(forceinline=True)(function)  # type: ignore[no-any-return]
+
+
+def access_kernel(function: Callable[..., Any]) -> Kernel:
+    """Make a policy's whole decision a kernel, one of the type `ACCESS_POINTER`."""
+    return Kernel(function, _ACCESS)
+
+
+def loop(function: Callable[..., Any]) -> Kernel:
+    """Make a function over many accesses a kernel."""
+    return Kernel(function)
 
 
 def new_state(
@@ -136,13 +166,13 @@ def new_state(
     )
 
 
-@compiled
+@inline
 def is_pinned(s: State, key: int) -> bool:
     """Whether the access in progress uses the key."""
     return bool(s.node[key, STAMP] == np.int32(s.sizes[CLOCK]))
 
 
-@compiled
+@inline
 def begin(s: State, layer: int, experts: Any, hits: Any) -> None:
     """Count the access, pin its experts, note which are resident."""
     s.sizes[CLOCK] += 1
@@ -152,7 +182,7 @@ def begin(s: State, layer: int, experts: Any, hits: Any) -> None:
         hits[i] = ABSENT < s.node[key, WHERE] < GHOST
 
 
-@compiled
+@inline
 def demand(
     s: State,
     layer: int,

@@ -9,7 +9,7 @@ from hybridmoe.experts.policy.jit import (
     SLOTS,
     WHERE,
     State,
-    compiled,
+    inline,
     is_pinned,
 )
 
@@ -18,13 +18,13 @@ __all__ = [
 ]  # fmt: skip
 
 
-@compiled
+@inline
 def head(s: State, index: int) -> int:
     """The node that list `index` begins and ends with."""
     return int(s.sizes[LAYERS] * s.sizes[EXPERTS] + index)
 
 
-@compiled
+@inline
 def push_front(s: State, head: int, key: int, where: int) -> None:
     """Link a key that is in no list."""
     second = s.node[head, NEXT]
@@ -35,7 +35,7 @@ def push_front(s: State, head: int, key: int, where: int) -> None:
     s.node[key, WHERE] = where
 
 
-@compiled
+@inline
 def unlink(s: State, key: int) -> None:
     """Take a key out of its list; it is nowhere then."""
     before, behind = s.node[key, PREV], s.node[key, NEXT]
@@ -44,7 +44,7 @@ def unlink(s: State, key: int) -> None:
     s.node[key, WHERE] = ABSENT
 
 
-@compiled
+@inline
 def move_to_front(s: State, head: int, key: int) -> None:
     """Make a key its list's newest."""
     where = s.node[key, WHERE]
@@ -52,13 +52,13 @@ def move_to_front(s: State, head: int, key: int) -> None:
     push_front(s, head, key, where)
 
 
-@compiled
+@inline
 def back(s: State, head: int) -> int:
     """The oldest key; the head itself where the list is empty."""
     return int(s.node[head, PREV])
 
 
-@compiled
+@inline
 def oldest_unpinned(s: State, head: int) -> int:
     """The oldest key that the access in progress does not use; -1 where there is none."""
     key = s.node[head, PREV]
@@ -67,7 +67,7 @@ def oldest_unpinned(s: State, head: int) -> int:
     return -1 if key == head else key
 
 
-@compiled
+@inline
 def promote(
     s: State, key: int, probation: int, protected: int, num_protected: int, most_protected: int
 ) -> None:
@@ -86,7 +86,7 @@ def promote(
         s.sizes[num_protected] -= 1
 
 
-@compiled
+@inline
 def share(s: State, layer: int) -> int:
     """The layer's even share of the slots."""
     spare = s.sizes[SLOTS] % s.sizes[LAYERS]

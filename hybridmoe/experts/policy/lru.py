@@ -19,8 +19,8 @@ from hybridmoe.experts.policy.jit import (
     LAYERS,
     State,
     access_kernel,
-    compiled,
     demand,
+    inline,
     new_state,
 )
 from hybridmoe.experts.policy.kernel_policy import KernelPolicy
@@ -39,13 +39,13 @@ VISITS, COUNT, OLDEST = range(3)  # rows of State.layer; OLDEST: visit that used
 LAST_USED = 0  # row of State.score, in visits of the layer
 
 
-@compiled
+@inline
 def note_oldest(s: State, layer: int) -> None:
     if s.layer[COUNT, layer] > 0:
         s.layer[OLDEST, layer] = np.int64(s.score[LAST_USED, back(s, head(s, layer))])
 
 
-@compiled
+@inline
 def touch(s: State, key: int) -> None:
     layer = key // s.sizes[EXPERTS]
     s.score[LAST_USED, key] = s.layer[VISITS, layer]
@@ -53,7 +53,7 @@ def touch(s: State, key: int) -> None:
     note_oldest(s, layer)
 
 
-@compiled
+@inline
 def evict(s: State, key: int) -> int:
     num_layers, here = s.sizes[LAYERS], key // s.sizes[EXPERTS]
     below_share = s.layer[COUNT, here] < share(s, here)
@@ -82,7 +82,7 @@ def evict(s: State, key: int) -> int:
     return victim
 
 
-@compiled
+@inline
 def insert(s: State, key: int) -> None:
     layer = key // s.sizes[EXPERTS]
     s.score[LAST_USED, key] = s.layer[VISITS, layer]

@@ -1,49 +1,38 @@
-"""Policies by name. A new one is a module in this folder and a line here."""
+"""Policies by name."""
 
-from importlib import import_module
-from typing import cast
+from collections.abc import Callable, Mapping
+from typing import TypeVar
 
 from hybridmoe.errors import ConfigError
 from hybridmoe.experts.policy.interface import CacheShape, Policy
 
-__all__ = ["DEFAULT_POLICY", "POLICIES", "make_policy"]
+__all__ = ["DEFAULT_POLICY", "build_policy", "make_policy"]
 
 DEFAULT_POLICY = "lru"
-
-# name -> module and class; imported when used, because each is compiled then.
-_CLASSES = {
-    "lru": "experts.policy.lru.LayerLru",
-    "quota-lru": "cachebench.policies.quota_lru.QuotaLru",
-    "global-lru": "cachebench.policies.global_lru.GlobalLru",
-    "fifo": "cachebench.policies.fifo.Fifo",
-    "random": "cachebench.policies.random_choice.Random",
-    "clock": "cachebench.policies.clock.Clock",
-    "lfu": "cachebench.policies.lfu.Lfu",
-    "lfru": "cachebench.policies.lfru.Lfru",
-    "slru": "cachebench.policies.slru.SegmentedLru",
-    "2q": "cachebench.policies.two_q.TwoQ",
-    "arc": "cachebench.policies.arc.Arc",
-    "lirs": "cachebench.policies.lirs.Lirs",
-    "s3-fifo": "cachebench.policies.s3_fifo.S3Fifo",
-    "sieve": "cachebench.policies.sieve.Sieve",
-    "w-tinylfu": "cachebench.policies.tiny_lfu.TinyLfu",
-    "static": "cachebench.policies.static.Static",
-    "ema": "experts.policy.ema.Ema",
-    "mrs": "cachebench.policies.mrs.Mrs",
-    "moe-infinity": "cachebench.policies.activation_map.ActivationMap",
-    "least-stale": "cachebench.policies.least_stale.LeastStale",
-}
-POLICIES = tuple(_CLASSES)
+P = TypeVar("P", bound=Policy)
 
 
 def make_policy(name: str, shape: CacheShape, seed: int = 0) -> Policy:
-    """An empty cache of the given shape under the named policy.
+    """Make an empty cache under a live policy.
 
-    seed: of policies that draw lots. The first use of a policy on a machine compiles it: a second
-    or two. Errors: ConfigError for an unknown name or a shape that cannot be.
+    The first use of a policy on a machine compiles it: a second or two. Errors: ConfigError for an
+    unknown name or an impossible shape.
     """
-    if name not in _CLASSES:
-        raise ConfigError(f"cache policy {name!r:.40}: expected one of {', '.join(POLICIES)}")
+    # Inside, since it imports numba: half a second that a model without a cache does not need.
+    from hybridmoe.experts.policy.live import LIVE_POLICIES
+
+    return build_policy(LIVE_POLICIES, name, shape, seed)
+
+
+def build_policy(
+    policies: Mapping[str, Callable[[CacheShape, int], P]], name: str, shape: CacheShape, seed: int
+) -> P:
+    """Make an empty cache under one of these policies.
+
+    seed: of policies that draw random numbers. Errors: ConfigError, as `make_policy`.
+    """
+    if name not in policies:
+        raise ConfigError(f"cache policy {name!r:.40}: expected one of {', '.join(policies)}")
     for field, least, most in (
         ("num_layers", 1, 1 << 12),
         ("num_experts", 1, 1 << 15),
@@ -52,6 +41,4 @@ def make_policy(name: str, shape: CacheShape, seed: int = 0) -> Policy:
     ):
         if not least <= getattr(shape, field) <= most:
             raise ConfigError(f"cache {field}={getattr(shape, field)}: expected {least} to {most}")
-    module, _, class_name = _CLASSES[name].rpartition(".")
-    kind = getattr(import_module(f"hybridmoe.{module}"), class_name)
-    return cast(Policy, kind(shape, seed))
+    return policies[name](shape, seed)
