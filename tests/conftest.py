@@ -1,10 +1,8 @@
 """What every test run needs, however it was started."""
 
-import hashlib
 import os
 import signal
 from collections.abc import Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -18,13 +16,6 @@ from hybridmoe.kernels import ops
 
 if TYPE_CHECKING:
     from fake_engine import FakeLLM
-
-# numba's cache notices changes of a function's own module only, not of what it was built from: the
-# tests keep one for each state of the sources.
-_ROOT = Path(__file__).parent.parent
-_SOURCES = sorted((_ROOT / "hybridmoe" / "experts").rglob("*.py"))
-_DIGEST = hashlib.sha256(b"".join(path.read_bytes() for path in _SOURCES)).hexdigest()[:16]
-os.environ["NUMBA_CACHE_DIR"] = str(_ROOT / ".pytest_cache" / f"numba-{_DIGEST}")
 
 # Triton reads this when it is first imported, and again when kernels are defined.
 if not torch.cuda.is_available():

@@ -27,6 +27,11 @@ LAYERS = {
     for name in names
 }
 
+# Modules outside cli/ that import inside a function, and why.
+IMPORTS_LATE = {
+    "hybridmoe.experts.policy.registry": "numba: half a second that only a model with a cache pays",
+}
+
 MODULES = sorted(p for p in ROOT.rglob("*.py") if p != ROOT / "__init__.py")
 
 
@@ -60,7 +65,8 @@ def test_imports_never_point_upwards(path: Path) -> None:
 def test_only_the_cli_imports_inside_functions(path: Path) -> None:
     tree = ast.parse(path.read_text(encoding="utf-8"))
     inner = [n for f in ast.walk(tree) if isinstance(f, ast.FunctionDef) for n in _imports(f)]
-    assert not inner or _name(path).startswith("hybridmoe.cli"), f"line {inner[0][1].lineno}"
+    is_allowed = _name(path).startswith("hybridmoe.cli") or _name(path) in IMPORTS_LATE
+    assert not inner or is_allowed, f"line {inner[0][1].lineno}"
 
 
 def test_every_module_has_a_docstring_and_a_bearable_length() -> None:

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hybridmoe.cachebench.offline_bounds import _demand, _dual_bound, min_outcome, upload_optimum
+from hybridmoe.cachebench.policies.registry import POLICIES
 from hybridmoe.cachebench.simulator import (
     EVICTIONS,
     HITS,
@@ -20,7 +21,6 @@ from hybridmoe.cachebench.simulator import (
 )
 from hybridmoe.cachebench.synthetic_trace import Locality, synthetic_trace
 from hybridmoe.cachebench.trace_formats import write_oracle_general
-from hybridmoe.experts.policy import POLICIES
 from hybridmoe.experts.routing_trace import Trace
 
 

@@ -4,7 +4,6 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import fake_llm
 import numpy as np
@@ -15,7 +14,6 @@ from hybridmoe.cli.chat import _history
 from hybridmoe.demo import demo_path
 from hybridmoe.errors import ConfigError, HybridMoeError
 from hybridmoe.experts.hot_profile import HotProfile
-from hybridmoe.experts.policy import jit
 
 FAKE = f"'{sys.executable}' '{fake_llm.__file__}'"
 
@@ -53,32 +51,6 @@ def test_without_a_home_history_is_kept_in_memory(monkeypatch: pytest.MonkeyPatc
     monkeypatch.delenv("XDG_STATE_HOME", raising=False)
     monkeypatch.setattr(Path, "home", nowhere)
     assert isinstance(_history(), InMemoryHistory)
-
-
-def double(x: float) -> float:
-    return x * 2
-
-
-def test_where_no_folder_can_be_written_kernels_are_compiled_without_one(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    asked: list[bool] = []
-
-    def njit(*signature: Any, cache: bool = False) -> Any:
-        asked.append(cache)
-        if cache:
-            raise RuntimeError("cannot cache function 'double': no locator available for file")
-        return lambda function: function
-
-    monkeypatch.setattr(jit, "njit", njit)
-    assert jit.cached(double)(2.0) == 4.0
-    assert asked == [True, False]
-    # Without a home numba would make a folder named "~" where the process happens to be.
-    monkeypatch.delenv("NUMBA_CACHE_DIR")
-    monkeypatch.setattr(os, "access", lambda *_: False)
-    monkeypatch.setattr(os.path, "expanduser", lambda path: path)
-    assert jit.cached(double)(2.0) == 4.0
-    assert asked == [True, False, False]
 
 
 def test_a_path_that_is_not_utf8(tmp_path: Path) -> None:

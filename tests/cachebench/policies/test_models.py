@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 from list_models import Clock, Fifo, GlobalLru, Lru, Model, QuotaLru, Slru, TwoQ
 from paper_models import Arc, LeastStale, Lfru, Lirs, Random, Static, TinyLfu
 
-from hybridmoe.experts.policy import CacheShape, make_policy
+from hybridmoe.cachebench.policies.registry import make_policy
+from hybridmoe.experts.policy import CacheShape
 
 MODELS: dict[str, type[Model]] = {
     "global-lru": GlobalLru,
