@@ -1,4 +1,4 @@
-"""What a cache policy is: it hears which experts a layer uses, and says who stays.
+"""Interface of cache policies: they see which experts a layer uses, and decide which stay resident.
 
 A key is `layer * num_experts + expert`, with layers counted from the first that has experts. An
 access is one layer of one step: the distinct experts that its tokens chose, in order of first use.
@@ -14,12 +14,12 @@ from numpy.typing import NDArray
 __all__ = ["PREFILL_TOKENS", "CacheShape", "Decision", "Policy"]
 
 # A step of more tokens is prefill: it touches most experts of a layer, so what it loads must not
-# displace what decoding has gathered.
+# evict the working set of decode steps.
 PREFILL_TOKENS = 16
 
 
 class CacheShape(NamedTuple):
-    """Sizes of one cache for all expert layers together."""
+    """Sizes of one cache for the experts of all layers."""
 
     num_layers: int
     num_experts: int  # of each layer
@@ -32,35 +32,33 @@ class CacheShape(NamedTuple):
 
     @property
     def token_cycle(self) -> int:
-        """Experts that one token uses; below this a plain LRU cache hits nothing."""
+        """Per-token working set, in experts: a global LRU cache with fewer slots hits nothing."""
         return self.num_layers * self.top_k
 
 
 class Decision(NamedTuple):
-    """What one access does to the cache."""
+    """Effect of one access on the cache."""
 
-    hits: NDArray[np.bool_]  # per given expert: it was resident before
-    admitted: NDArray[np.int32]  # experts of this layer that shall stay; misses, in their order
-    evicted: NDArray[np.int64]  # keys that leave for them, none of this access's own
+    hits: NDArray[np.bool_]  # for each expert of the access: it was resident before
+    admitted: NDArray[np.int32]  # misses to keep, in their order
+    evicted: NDArray[np.int64]  # keys that leave for them; none of this access
 
 
 class Policy(Protocol):
-    """Decides who is resident. Never more than `num_slots` keys are."""
-
-    name: str
+    """Set of resident keys, at most `num_slots`, that accesses change."""
 
     def on_access(self, layer: int, experts: NDArray[np.int32], is_prefill: bool) -> Decision:
-        """Note an access and decide about its misses.
+        """Record an access and decide about its misses.
 
-        experts: distinct. A miss that is not admitted is computed and forgotten. is_prefill: of a
-        step of more than `PREFILL_TOKENS` tokens; it takes free slots only.
+        experts: distinct. A miss that is not admitted is streamed: computed and forgotten.
+        is_prefill: of a step of more than `PREFILL_TOKENS` tokens; it takes free slots only.
         """
         ...
 
     def resident(self) -> NDArray[np.int64]:
-        """The resident keys, ascending."""
+        """Return the resident keys, ascending."""
         ...
 
     def warm(self, keys: NDArray[np.int64]) -> None:
-        """Make these resident, the most valuable first, as far as there are free slots."""
+        """Admit keys, most valuable first, while slots are free."""
         ...
