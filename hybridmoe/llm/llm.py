@@ -24,7 +24,7 @@ from hybridmoe.experts.routing_trace import TraceWriter
 from hybridmoe.experts.stats import ExpertStats
 from hybridmoe.gguf.fingerprint import fingerprint
 from hybridmoe.gguf.reader import GGUFFile
-from hybridmoe.llm.result import Answer, Piece, PieceStream, Result, ResultStream
+from hybridmoe.llm.result import Piece, PieceStream, Result, ResultStream, pieces_of
 from hybridmoe.model.decoder import Decoder
 from hybridmoe.placement.residency import Residency
 from hybridmoe.planning.disk_cache_plan import TierPlan
@@ -33,7 +33,8 @@ from hybridmoe.text.chat_encoding import encode_chat as encode_messages
 from hybridmoe.text.chat_template import ChatTemplate
 from hybridmoe.text.grammar import Calls, GrammarCompiler
 from hybridmoe.text.limit import Limit
-from hybridmoe.text.response_parser import ResponseParser
+from hybridmoe.text.response import Response
+from hybridmoe.text.response_parser import ResponseParser, numbered_call_id
 from hybridmoe.text.thinking import thinking_after
 from hybridmoe.text.tokenizer import Tokenizer
 
@@ -178,16 +179,17 @@ class LLM:
         else:
             params = replace(params, logit_bias={**params.logit_bias, **no_calls(self.tokenizer)})
         thinking = thinking_after(ids, self.tokenizer, may_think=self.may_think)
-        parts = ResponseParser(
+        parser = ResponseParser(
             self.tokenizer,
             stop=params.stop,
             may_call=bool(tools),
             tools=tools or (),
             may_think=True,
             is_thinking=thinking == "open",
+            make_call_id=lambda name, index: numbered_call_id(name, num_calls + index),
         )
         request = Request(prompt_ids=ids, params=params, constraint=constraint)
-        return self._answer(request, Answer(parts, num_calls), stream, progress)
+        return self._answer(request, Response(parser), stream, progress)
 
     @overload
     def generate(
@@ -224,8 +226,8 @@ class LLM:
         limit = self.tokenizer.limit(self.context_tokens)
         ids = self.tokenizer.encode(prompt, add_special=True, parse_special=True, limit=limit)
         params = self.sampling_params(sampling)
-        answer = Answer(ResponseParser(self.tokenizer, stop=params.stop))
-        return self._answer(Request(prompt_ids=ids, params=params), answer, stream, progress)
+        response = Response(ResponseParser(self.tokenizer, stop=params.stop))
+        return self._answer(Request(prompt_ids=ids, params=params), response, stream, progress)
 
     def logits(self, token_ids: Sequence[int]) -> NDArray[np.float32]:
         """What the model expects after each token: (tokens, vocabulary). Raises ConfigError."""
@@ -303,11 +305,11 @@ class LLM:
         return GrammarCompiler(self.tokenizer)
 
     def _answer(
-        self, request: Request, answer: Answer, stream: bool, progress: ProgressCallback | None
+        self, request: Request, response: Response, stream: bool, progress: ProgressCallback | None
     ) -> Result | ResultStream:
         if self._active is not None:
             self._active.close()
-        self._last = run = _Run(self.engine, request, answer, progress)
+        self._last = run = _Run(self.engine, request, response, progress)
         self._active = ResultStream(run.pieces(), run.result, run.cancel)
         if stream:
             return self._active
@@ -317,55 +319,52 @@ class LLM:
 
 
 class _Run:
-    """One request's events, brought from the engine's thread to the caller's."""
+    """One request under way: its events, brought from the engine's thread to the caller's."""
 
     def __init__(
-        self, engine: Engine, request: Request, answer: Answer, progress: ProgressCallback | None
+        self,
+        engine: Engine,
+        request: Request,
+        response: Response,
+        progress: ProgressCallback | None,
     ) -> None:
-        self._prompt_ids = request.prompt_ids
-        self._answer = answer
+        self.token_ids = list(request.prompt_ids)  # of the prompt, and of the response so far
+        self._num_prompt_tokens = len(self.token_ids)
+        self._response = response
         self._progress = progress
         self._events: SimpleQueue[Event] = SimpleQueue()
         self._usage = Usage(prompt_tokens=len(request.prompt_ids))
-        self._reason: str | None = None
         self.cancel = engine.submit(request, self._events.put).cancel
 
     def pieces(self) -> PieceStream:
         try:
-            while not self._answer.has_stopped:
-                pieces, is_last = self._take(self._events.get())
-                yield from pieces
-                if is_last:
-                    return
+            while self._response.finish_reason is None:
+                yield from self._take(self._events.get())
         finally:
             self.cancel()
 
-    @property
-    def token_ids(self) -> list[int]:
-        """Of the prompt, and of the answer so far."""
-        return [*self._prompt_ids, *self._answer.token_ids]
-
     def result(self) -> Result:
-        return self._answer.result(self._reason, self._usage)
+        token_ids = self.token_ids[self._num_prompt_tokens :]
+        return Result.of_response(self._response, token_ids, self._usage)
 
-    def _take(self, event: Event) -> tuple[list[Piece], bool]:
-        """Pieces that an event makes visible, and whether it is the last."""
+    def _take(self, event: Event) -> list[Piece]:
+        """Handle an event. Returns the pieces that it completes."""
         match event:
             case PromptProgress():
                 if self._progress is not None:
                     done, total = event.done_tokens, event.total_tokens
                     self._progress(Progress("prompt", done, total, "tokens"))
-                return [], False
+                return []
             case TokenEvent():
                 self._usage = event.usage
-                return self._answer.push(event.token_id), False
+                self.token_ids.append(event.token_id)
+                return pieces_of(self._response.push(event.token_id))
             case Finished():
                 self._usage = event.usage
                 if event.reason == "error":
                     kind = ConfigError if event.is_refusal else HybridMoeError
                     raise kind(event.error)
-                self._reason = None if event.reason == "cancelled" else event.reason
-                return self._answer.flush(), True
+                return pieces_of(self._response.finish(event.reason))
 
 
 # GGUF keys that carry a model's recommended sampling (llama.cpp, since late 2025).

@@ -6,6 +6,7 @@ experts, and how it ended.
 """
 
 import time
+import uuid
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -23,10 +24,11 @@ from hybridmoe.serve.channel import Channel
 from hybridmoe.serve.errors import ApiError
 from hybridmoe.serve.job import Job
 from hybridmoe.serve.metrics import Metrics
-from hybridmoe.text.response_parser import CallEnd, Part, ResponseParser, TextPart
+from hybridmoe.text.response import Response
+from hybridmoe.text.response_parser import Part, ResponseParser, TextPart
 from hybridmoe.text.tokenizer import Tokenizer
 
-__all__ = ["Delta", "Ended", "Progress", "Reason", "Run", "TokenLogprob", "Update"]
+__all__ = ["Choice", "Delta", "Ended", "Progress", "Reason", "Run", "TokenLogprob", "Update"]
 
 Reason = Literal["stop", "length", "tool_calls"]
 
@@ -73,13 +75,17 @@ Update = Progress | Delta | Ended
 
 
 @dataclass(slots=True)
-class _Choice:
-    parts: ResponseParser
+class Choice:
+    """One choice of a run, as far as it is generated."""
+
+    response: Response
+    logprobs: list[TokenLogprob] = field(default_factory=list)  # of the text
+    experts: list[list[list[int]]] = field(default_factory=list)
+    end: Ended | None = None
     ticket: Ticket | None = None
     num_tokens: int = 0
-    num_thoughts: int = 0  # tokens of reasoning
-    logprobs: list[TokenLogprob] = field(default_factory=list)  # of text that is held back
-    reason: Reason | None = None  # decided here, before the engine said so
+    num_reasoning_tokens: int = 0
+    held_logprobs: list[TokenLogprob] = field(default_factory=list)  # of text that is held back
     last_token_s: float | None = None
     usage: Usage | None = None
 
@@ -96,21 +102,9 @@ class Run:
         self._channel = Channel()
         self._started_s = time.perf_counter()
         self._num_left = len(job.constraints)
-        self._choices = [
-            _Choice(
-                ResponseParser(
-                    tokenizer,
-                    stop=job.params.stop,
-                    may_call=job.may_call,
-                    tools=job.tools,
-                    may_think=job.may_think,
-                    is_thinking=job.is_thinking,
-                )
-            )
-            for _ in job.constraints
-        ]
+        self.choices = [Choice(_new_response(tokenizer, job)) for _ in job.constraints]
         try:
-            for i, choice in enumerate(self._choices):
+            for i, choice in enumerate(self.choices):
                 choice.ticket = engine.submit(self._request(i), self._channel.listener(i))
         except BaseException:
             self.cancel()
@@ -118,7 +112,7 @@ class Run:
 
     @property
     def num_choices(self) -> int:
-        return len(self._choices)
+        return len(self.choices)
 
     @property
     def is_done(self) -> bool:
@@ -133,22 +127,22 @@ class Run:
     @property
     def completion_tokens(self) -> int:
         """Of all choices, so far."""
-        return sum(choice.num_tokens for choice in self._choices)
+        return sum(choice.num_tokens for choice in self.choices)
 
     @property
     def reasoning_tokens(self) -> int:
         """Those of them that were thoughts."""
-        return sum(choice.num_thoughts for choice in self._choices)
+        return sum(choice.num_reasoning_tokens for choice in self.choices)
 
     @property
     def cached_tokens(self) -> int:
         """Prompt tokens found in the cache by the first choice of each prompt."""
-        firsts = self._choices[:: self.job.choices_per_prompt]
+        firsts = self.choices[:: self.job.choices_per_prompt]
         return sum(choice.usage.cached_tokens for choice in firsts if choice.usage)
 
     def timings(self) -> dict[str, Any]:
         """Of the first choice, in llama.cpp's names; known once it has ended."""
-        usage = self._choices[0].usage
+        usage = self.choices[0].usage
         if usage is None:
             return {}
         num_read = usage.prompt_tokens - usage.cached_tokens
@@ -183,9 +177,9 @@ class Run:
         """
         while self._num_left:
             now_s, index, event = await self._channel.get()
-            choice = self._choices[index]
+            choice = self.choices[index]
             if isinstance(event, TokenEvent):
-                if choice.reason is None:
+                if choice.response.finish_reason is None:
                     delta = self._on_token(index, choice, event, now_s)
                     if delta is not None:
                         yield delta
@@ -196,7 +190,7 @@ class Run:
                     yield update
 
     def _stop(self) -> None:
-        for choice in self._choices:
+        for choice in self.choices:
             if choice.ticket is not None and choice.usage is None:
                 choice.ticket.cancel()
 
@@ -211,59 +205,81 @@ class Run:
         )
 
     def _on_token(
-        self, index: int, choice: _Choice, event: TokenEvent, now_s: float
+        self, index: int, choice: Choice, event: TokenEvent, now_s: float
     ) -> Delta | None:
         is_first = choice.last_token_s is None
         before_s = self._started_s if choice.last_token_s is None else choice.last_token_s
         self._metrics.observe_token(now_s - before_s, is_first=is_first)
         choice.last_token_s = now_s
         choice.num_tokens += 1
-        if event.logprob is not None and choice.parts.is_text(event.token_id):
+        response = choice.response
+        if event.logprob is not None and response.parser.is_text(event.token_id):
             entry = TokenLogprob(event.token_id, event.logprob, event.top)
-            choice.logprobs.append(entry)
-        parts = choice.parts.push(event.token_id)
-        choice.num_thoughts += choice.parts.is_thinking
-        if choice.parts.has_stopped:
-            choice.reason = "stop"
-        elif not self.job.is_parallel and any(isinstance(part, CallEnd) for part in parts):
-            choice.reason = "tool_calls"
-        if choice.reason is not None and choice.ticket is not None:
+            choice.held_logprobs.append(entry)
+        parts = response.push(event.token_id)
+        choice.num_reasoning_tokens += response.parser.is_thinking
+        if response.finish_reason is not None and choice.ticket is not None:
             choice.ticket.cancel()
         delta = self._delta(index, choice, parts)
         if event.experts is not None:
             delta.experts.append(event.experts.tolist())
+            choice.experts += delta.experts
         return delta if delta.parts or delta.experts else None
 
-    def _delta(self, index: int, choice: _Choice, parts: list[Part]) -> Delta:
+    def _delta(self, index: int, choice: Choice, parts: list[Part]) -> Delta:
         """With the log-probabilities of what is held back no longer."""
         logprobs: list[TokenLogprob] = []
-        if choice.logprobs and any(isinstance(part, TextPart) for part in parts):
-            logprobs, choice.logprobs = choice.logprobs, []
+        if choice.held_logprobs and any(isinstance(part, TextPart) for part in parts):
+            logprobs, choice.held_logprobs = choice.held_logprobs, []
+            choice.logprobs += logprobs
         return Delta(index, parts, logprobs)
 
     def _on_finished(
-        self, index: int, choice: _Choice, event: Finished, now_s: float
+        self, index: int, choice: Choice, event: Finished, now_s: float
     ) -> list[Update]:
         choice.usage = event.usage
-        reason: Reason
-        out: list[Update] = []
-        if choice.reason is not None:
-            reason = choice.reason
-        elif event.reason in ("stop", "length"):
-            parts = choice.parts.finish()
-            out = [self._delta(index, choice, parts)] if parts else []
-            is_call = event.reason == "stop" and choice.parts.num_calls > 0
-            reason = "tool_calls" if is_call else event.reason
-        else:
-            what = event.error or "the answer was cancelled"
-            if (failure := self._engine.device_failure) is not None:
-                raise DeviceError(failure)
-            if event.is_refusal:
-                raise ApiError(400, what)
-            raise ApiError(500, f"the engine failed: {what}", type="server_error")
+        response = choice.response
+        parts: list[Part] = []
+        if response.finish_reason is None:
+            if event.reason not in ("stop", "length"):
+                raise self._failure(event)
+            parts = response.finish(event.reason)
+        reason = response.finish_reason
+        assert reason is not None and reason != "cancelled", reason
         self._num_left -= 1
         self._metrics.observe_end(reason, event.usage, choice.num_tokens, now_s - self._started_s)
-        return [*out, Ended(index, reason, choice.parts.stop_string)]
+        choice.end = Ended(index, reason, response.parser.stop_string)
+        return [self._delta(index, choice, parts), choice.end] if parts else [choice.end]
+
+    def _failure(self, event: Finished) -> Exception:
+        """The error of an engine that has not finished a choice."""
+        what = event.error or "the answer was cancelled"
+        if (failure := self._engine.device_failure) is not None:
+            return DeviceError(failure)
+        if event.is_refusal:
+            return ApiError(400, what)
+        return ApiError(500, f"the engine failed: {what}", type="server_error")
+
+
+def _new_response(tokenizer: Tokenizer, job: Job) -> Response:
+    parser = ResponseParser(
+        tokenizer,
+        stop=job.params.stop,
+        may_call=job.may_call,
+        tools=job.tools,
+        may_think=job.may_think,
+        is_thinking=job.is_thinking,
+        make_call_id=_opaque_call_id,
+    )
+    return Response(parser, is_parallel=job.is_parallel)
+
+
+def _opaque_call_id(name: str, index: int) -> str:
+    """Make a unique id of letters, digits, "_" and "-" alone, since clients check both.
+
+    The model's own form, `functions.NAME:N`, stays between it and text/messages.py.
+    """
+    return f"call_{uuid.uuid4().hex[:24]}"
 
 
 def _rate(count: int, seconds: float) -> float:

@@ -1,13 +1,12 @@
-"""One answer's tokens, as they come, sorted into what a client shows apart.
+"""Streaming parser from token ids to text, reasoning and tool calls.
 
-Text, reasoning (between `<think>` and `</think>`), and tool calls with their arguments. Pushed, not
-pulled: whoever receives tokens calls `push`. Whole characters only, cut at stop strings; marks are
-found by token id and never shown. Lenient as text/call_names.py describes: a call also begins
-without its section or inside an unclosed `<think>`, and ends where the answer does. A call of no
-declared tool is text.
+Reasoning stands between `<think>` and `</think>`. The parts hold whole characters only and end at
+stop strings. Marks are found by token id and never shown. The parser is lenient, as
+text/call_names.py describes: a call may begin without its section or inside an unclosed `<think>`,
+and it ends with the response at the latest. A call of no declared tool is text.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -23,30 +22,31 @@ __all__ = [
     "ReasoningPart",
     "ResponseParser",
     "TextPart",
+    "numbered_call_id",
 ]
 
 
 @dataclass(frozen=True, slots=True)
 class TextPart:
-    """Characters of the answer itself."""
+    """Characters of the response's text."""
 
     text: str
 
 
 @dataclass(frozen=True, slots=True)
 class ReasoningPart:
-    """Characters of the model's thinking."""
+    """Characters of the model's reasoning."""
 
     text: str
 
 
 @dataclass(frozen=True, slots=True)
 class CallStart:
-    """A tool call begins: the how-manieth of this answer, and of which function."""
+    """Start of a tool call."""
 
-    index: int
+    index: int  # among the response's calls
     name: str
-    id: str  # as the model wrote it
+    id: str  # made by the parser's `make_call_id`
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +59,7 @@ class ArgumentsPart:
 
 @dataclass(frozen=True, slots=True)
 class CallEnd:
-    """The call has all its arguments, or the answer ended in it."""
+    """End of a tool call: its arguments are complete, or the response ended."""
 
     index: int
 
@@ -68,8 +68,13 @@ Part = TextPart | ReasoningPart | CallStart | ArgumentsPart | CallEnd
 Mode = Literal["text", "reasoning", "section", "name", "arguments", "held"]
 
 
+def numbered_call_id(name: str, index: int) -> str:
+    """Make a call id in the form that Kimi K2 was trained on."""
+    return f"functions.{name}:{index}"
+
+
 class ResponseParser:
-    """Sorts one answer's tokens."""
+    """Parses the tokens of one response as they are pushed."""
 
     def __init__(
         self,
@@ -80,10 +85,14 @@ class ResponseParser:
         tools: Sequence[Mapping[str, Any]] = (),
         may_think: bool = False,
         is_thinking: bool = False,
+        make_call_id: Callable[[str, int], str] = numbered_call_id,
     ) -> None:
-        """may_call, may_think: whether such marks are acted upon; else the names of the latter
-        are text, and the former hidden. tools: the declared ones; without any, all names are
-        taken. is_thinking: the prompt ended inside `<think>`.
+        """Set up the parser.
+
+        may_call: parse tool calls; otherwise their marks are hidden. may_think: parse reasoning;
+        otherwise its marks are text. tools: the declared tools; without any, every name is
+        accepted. is_thinking: the prompt ended inside `<think>`. make_call_id: makes a call's id
+        from the tool's name and the call's index.
         """
         names = (*(MARKS if may_call else ()), *(("<think>", "</think>") if may_think else ()))
         self._marks = {
@@ -92,61 +101,61 @@ class ResponseParser:
             if (token_id := tokenizer.special_id(name)) is not None
         }
         self._names = CallNames(tools)
-        self._tokenizer = tokenizer
         self._decoder = tokenizer.stream()
         self._stops = StopFilter(stop)
+        self._make_call_id = make_call_id
         self._mode: Mode = "reasoning" if is_thinking else "text"
-        self._is_section = False  # where a call ends, whether text or a further call follows
-        self._call_id = ""
-        self._held = ""  # of a call whose tool, or form, is not known before its end
+        self._is_section = False  # inside a section: a call's end is not followed by text
+        self._call_header = ""  # the id that the model wrote
+        self._held = ""  # arguments of a call whose tool or form is unknown until its end
         self._spaces = ""  # held back at the end of arguments
         self._has_arguments = False
-        self.num_calls = 0  # begun so far
+        self._num_calls = 0
 
     @property
     def has_stopped(self) -> bool:
-        """Whether a stop string ended the answer: no token after it counts."""
+        """True once a stop string ended the response: later tokens are ignored."""
         return self._stops.has_stopped
 
     @property
     def stop_string(self) -> str | None:
-        """The stop string that ended the answer."""
+        """The stop string that ended the response; None without one."""
         return self._stops.matched
 
     def is_text(self, token_id: int) -> bool:
-        """Whether this token, if it is pushed next, belongs to the answer's text."""
+        """True if this token, pushed next, would belong to the response's text."""
         return self._mode == "text" and token_id not in self._marks and not self.has_stopped
 
     @property
     def is_thinking(self) -> bool:
-        """Whether the last token pushed was a thought."""
+        """True if the last token pushed was reasoning."""
         return self._mode == "reasoning"
 
     def push(self, token_id: int) -> list[Part]:
-        """What this token completes; often nothing."""
+        """Parse the next token. Returns the parts that it completes, often none."""
         if self.has_stopped:
             return []
         mark = self._marks.get(token_id)
         if mark is not None:
-            return self._turn(mark)
-        return self._show(self._decoder.push(token_id))
+            return self._switch(mark)
+        return self._emit(self._decoder.push(token_id))
 
     def finish(self) -> list[Part]:
-        """What was held back, once no more tokens will come."""
+        """End the response. Returns the parts that were held back."""
         if self.has_stopped:
             return []
-        if self._mode == "name" and "{" not in self._call_id:
-            self._mode = "text"  # cut off before there was a call
-        out = self._leave()
+        if self._mode == "name" and "{" not in self._call_header:
+            self._mode = "text"  # cut off before its name was complete
+        out = self._end_mode()
         rest = self._stops.flush()
         return [*out, TextPart(rest)] if rest else out
 
-    def _turn(self, mark: str) -> list[Part]:
+    def _switch(self, mark: str) -> list[Part]:
         if mark == "arguments begin" and self._mode == "name":
             return self._begin_arguments()
-        out = self._leave()
+        out = self._end_mode()
         if mark == "call begin":
-            self._mode, self._call_id, self._held = "name", "", ""
+            self._mode, self._call_header, self._held = "name", "", ""
         elif mark in ("call end", "arguments begin"):
             if self._mode in ("name", "arguments", "held"):
                 self._mode = "section" if self._is_section else "text"
@@ -157,8 +166,8 @@ class ResponseParser:
         return out
 
     def _begin_arguments(self) -> list[Part]:
-        self._call_id += self._decoder.flush()
-        name = self._names.resolve(self._call_id)
+        self._call_header += self._decoder.flush()
+        name = self._names.resolve(self._call_header)
         if name is None:
             self._mode = "held"
             return []
@@ -166,19 +175,20 @@ class ResponseParser:
         return [self._start(name)]
 
     def _start(self, name: str) -> CallStart:
-        self.num_calls += 1
-        return CallStart(self.num_calls - 1, name, self._call_id.strip())
+        self._num_calls += 1
+        index = self._num_calls - 1
+        return CallStart(index, name, self._make_call_id(name, index))
 
-    def _leave(self) -> list[Part]:
-        """End what the current mode has begun; the mode itself is the caller's to change."""
-        out = self._show(self._decoder.flush())
+    def _end_mode(self) -> list[Part]:
+        """End what the current mode has begun. The caller changes the mode."""
+        out = self._emit(self._decoder.flush())
         if self._mode == "name":  # arguments without their mark, or none
-            self._call_id, brace, rest = self._call_id.partition("{")
+            self._call_header, brace, rest = self._call_header.partition("{")
             self._held = brace + rest
         if self._mode in ("name", "held"):
             return self._end_held()
         if self._mode == "arguments":
-            index = self.num_calls - 1
+            index = self._num_calls - 1
             if self._held:
                 out.append(ArgumentsPart(index, unfenced(self._held)))
                 self._held = ""
@@ -188,15 +198,15 @@ class ResponseParser:
         return out
 
     def _end_held(self) -> list[Part]:
-        """A call that is known as a whole only, or else its text."""
-        call = self._names.resolve_whole(self._call_id, self._held)
+        """Resolve a call from its id and arguments together, or give it as text."""
+        call = self._names.resolve_whole(self._call_header, self._held)
         if call is None:
-            text = self._stops.push(self._call_id + self._held)
+            text = self._stops.push(self._call_header + self._held)
             return [TextPart(text)] if text else []
         start = self._start(call.name)
         return [start, ArgumentsPart(start.index, call.arguments), CallEnd(start.index)]
 
-    def _show(self, text: str) -> list[Part]:
+    def _emit(self, text: str) -> list[Part]:
         if not text:
             return []
         if self._mode == "text":
@@ -205,14 +215,14 @@ class ResponseParser:
         if self._mode == "reasoning":
             return [ReasoningPart(text)]
         if self._mode == "name":
-            self._call_id += text
+            self._call_header += text
         elif self._mode == "held":
             self._held += text
         elif self._mode == "arguments":
-            return self._show_arguments(text)
+            return self._emit_arguments(text)
         return []  # between the calls of a section
 
-    def _show_arguments(self, text: str) -> list[Part]:
+    def _emit_arguments(self, text: str) -> list[Part]:
         text = self._spaces + text
         kept = text.rstrip()
         self._spaces = text[len(kept) :]
@@ -225,4 +235,4 @@ class ResponseParser:
         if not kept:
             return []
         self._has_arguments = True
-        return [ArgumentsPart(self.num_calls - 1, kept)]
+        return [ArgumentsPart(self._num_calls - 1, kept)]

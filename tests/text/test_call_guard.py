@@ -7,13 +7,13 @@ from typing import Any
 import numpy as np
 import pytest
 from engine_run import request, run
+from parsed_response import parse_response
 
 import hybridmoe
 from hybridmoe.errors import ConfigError
 from hybridmoe.text.call_guard import CallGuard
 from hybridmoe.text.grammar import Calls, GrammarCompiler
 from hybridmoe.text.tokenizer import Tokenizer
-from hybridmoe.text.tool_calls import split_tool_calls
 
 pytestmark = pytest.mark.usefixtures("exact_kernels")
 
@@ -129,7 +129,7 @@ def test_what_a_model_calls_is_declared(llm: hybridmoe.LLM, compiler: GrammarCom
     weather = [{"role": "user", "content": "What is the weather in Paris?"}]
     prompt = llm.encode_chat(weather, [tool("get_weather"), tool("calculator")])
     free = run(llm.engine, request(prompt, 60, ignore_eos=False))[0].ids
-    assert split_tool_calls(free, llm.tokenizer)[1][0]["function"]["name"] == "get_weather"
+    assert parse_response(free, llm.tokenizer).tool_calls[0].name == "get_weather"
     for declared in (TOOLS, [tool("get_weather_2"), tool("get_weather")]):
         calls = Calls(declared, "auto")
         for answer in run(
@@ -140,11 +140,12 @@ def test_what_a_model_calls_is_declared(llm: hybridmoe.LLM, compiler: GrammarCom
             ),
         ):
             names = {t["function"]["name"] for t in declared}
-            for call in split_tool_calls(answer.ids, llm.tokenizer)[1]:
-                assert call["function"]["name"] in names
-                assert call["id"].endswith(":0") or answer.end.reason == "stop"
+            written = llm.tokenizer.decode(answer.ids, skip_special=False)
+            for call in parse_response(answer.ids, llm.tokenizer).tool_calls:
+                assert call.name in names
+                assert f"{BEGIN}{call.id}{ARGUMENTS}" in written
                 if answer.end.reason == "stop":
-                    assert isinstance(json.loads(call["function"]["arguments"]), dict)
+                    assert isinstance(json.loads(call.arguments), dict)
 
 
 def test_schemas_of_strict_tools_are_kept(llm: hybridmoe.LLM, compiler: GrammarCompiler) -> None:

@@ -11,13 +11,13 @@ from typing import Any
 import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
+from parsed_response import parse_response
 from tiny_vocab import make_vocabulary
 
 from hybridmoe.errors import ConfigError, TemplateError
 from hybridmoe.text.chat_encoding import encode_chat
 from hybridmoe.text.chat_template import KIMI_K2_TEMPLATE, ChatTemplate
 from hybridmoe.text.tokenizer import Tokenizer
-from hybridmoe.text.tool_calls import split_tool_calls
 
 HELLO = [{"role": "user", "content": "Hello"}]
 ASK = "<|im_assistant|>assistant<|im_middle|>"
@@ -470,13 +470,12 @@ def test_the_callers_messages_are_not_changed() -> None:
     assert json.dumps(messages) == before
 
 
-# Tool calls in answers
+# Tool calls in responses
 
 
 def parsed(text: str) -> tuple[str, list[tuple[str, str]]]:
-    visible, calls = split_tool_calls(TOKENIZER.encode(text, parse_special=True), TOKENIZER)
-    functions = [(call["function"]["name"], call["function"]["arguments"]) for call in calls]
-    return TOKENIZER.decode(visible, skip_special=False), functions
+    response = parse_response(TOKENIZER.encode(text, parse_special=True), TOKENIZER)
+    return response.text, [(call.name, call.arguments) for call in response.tool_calls]
 
 
 CALL = (
@@ -488,13 +487,12 @@ SECTION = f"<|tool_calls_section_begin|>{CALL}<|tool_calls_section_end|>"
 def test_calls_are_split_from_the_text() -> None:
     assert parsed(f"Look: {SECTION} done") == ("Look:  done", [("get_time", '{"a": 1}')])
     ids = TOKENIZER.encode(SECTION, parse_special=True)
-    assert split_tool_calls(ids, TOKENIZER)[1] == [
-        {
-            "id": "functions.get_time:0",
-            "type": "function",
-            "function": {"name": "get_time", "arguments": '{"a": 1}'},
-        }
-    ]
+    (call,) = parse_response(ids, TOKENIZER).tool_calls
+    assert call.to_openai() == {
+        "id": "functions.get_time:0",
+        "type": "function",
+        "function": {"name": "get_time", "arguments": '{"a": 1}'},
+    }
 
 
 @pytest.mark.parametrize(
@@ -520,4 +518,5 @@ def test_strays_that_the_model_is_known_for(
 
 def test_names_written_as_text_are_no_calls() -> None:
     ids = TOKENIZER.encode(SECTION)
-    assert split_tool_calls(ids, TOKENIZER) == (ids, [])
+    response = parse_response(ids, TOKENIZER)
+    assert (response.text, response.tool_calls) == (SECTION, [])

@@ -7,12 +7,12 @@ from typing import Any
 import numpy as np
 import pytest
 from engine_run import request, run
+from parsed_response import parse_response
 
 import hybridmoe
 from hybridmoe.engine.constraint import Closing
 from hybridmoe.engine.sampler import Sampler, SamplingParams
 from hybridmoe.text.grammar import Calls, Form, GrammarCompiler, MatcherConstraint
-from hybridmoe.text.tool_calls import split_tool_calls
 
 pytestmark = pytest.mark.usefixtures("exact_kernels")
 
@@ -158,5 +158,5 @@ def test_arguments_that_the_model_was_trained_on_are_right(
     prompt = llm.encode_chat([{"role": "user", "content": question}], tools)
     (answer,) = run(llm.engine, request(prompt, 80, constraint=constraint))
     assert answer.end.reason == "stop"
-    (call,) = split_tool_calls(answer.ids, llm.tokenizer)[1]
-    assert json.loads(call["function"]["arguments"]) == {key: value}
+    (call,) = parse_response(answer.ids, llm.tokenizer).tool_calls
+    assert json.loads(call.arguments) == {key: value}

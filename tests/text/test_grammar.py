@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 from engine_run import request, run
 from hostile_grammars import lark_chain, schema_chain
+from parsed_response import parse_response
 
 import hybridmoe
 from hybridmoe.errors import ConfigError
 from hybridmoe.text.grammar import Calls, Form, GrammarCompiler, MatcherConstraint, Thinking
-from hybridmoe.text.tool_calls import split_tool_calls
 
 SCHEMA = {
     "type": "object",
@@ -136,14 +136,16 @@ def test_tool_calls_have_the_models_form(
     bias = {llm.tokenizer.special_id("<|tool_call_begin|>"): 3.0}
     seen = 0
     for ids in write(llm, *constraints, logit_bias=bias, temperature=1.0):
-        visible, calls = split_tool_calls(ids, llm.tokenizer)
-        assert choice == "auto" or (calls and not visible)
+        response = parse_response(ids, llm.tokenizer)
+        calls = response.tool_calls
+        written = llm.tokenizer.decode(ids, skip_special=False)
+        assert choice == "auto" or (calls and not response.text)
         assert choice != "get_weather" or len(calls) == 1
         for i, call in enumerate(calls):
-            name = call["function"]["name"]
-            assert call["id"] == f"functions.{name}:{3 + i}"
-            data = json.loads(call["function"]["arguments"])
-            assert data == {} if name == "time-now" else data["city"] in ("Oslo", "Rome")
+            begin, arguments_begin = "<|tool_call_begin|>", "<|tool_call_argument_begin|>"
+            assert f"{begin}functions.{call.name}:{3 + i}{arguments_begin}" in written
+            data = json.loads(call.arguments)
+            assert data == {} if call.name == "time-now" else data["city"] in ("Oslo", "Rome")
         seen += len(calls)
     assert seen or choice == "auto"
 
@@ -166,11 +168,12 @@ def test_an_answer_is_a_call_or_has_the_form(
         constraint = compiler.answer(form, Calls(strict, "auto"))
         bias = {section: preference}
         (ids,) = write(llm, constraint, logit_bias=bias, temperature=1.0)
-        visible, calls = split_tool_calls(ids, llm.tokenizer)
-        assert bool(calls) == (preference > 0) == (not visible)
-        assert calls or fits(compiler.text(form), visible, llm.tokenizer.eos_ids)
+        response = parse_response(ids, llm.tokenizer)
+        calls = response.tool_calls
+        assert bool(calls) == (preference > 0) == (not response.text)
+        assert calls or fits(compiler.text(form), ids, llm.tokenizer.eos_ids)
         for call in calls:
-            data = json.loads(call["function"]["arguments"])
+            data = json.loads(call.arguments)
             assert data == {} or data["city"] in ("Oslo", "Rome")
 
 
@@ -227,7 +230,7 @@ def test_parallel_calls_can_be_forbidden(llm: hybridmoe.LLM, compiler: GrammarCo
     constraint = compiler.answer(None, Calls(TOOLS, "required", is_parallel=False))
     bias = {llm.tokenizer.special_id("<|tool_call_begin|>"): 100.0}
     (ids,) = write(llm, constraint, logit_bias=bias)
-    assert len(split_tool_calls(ids, llm.tokenizer)[1]) == 1
+    assert len(parse_response(ids, llm.tokenizer).tool_calls) == 1
 
 
 def test_only_strict_tools_need_schemas_that_can_be_kept(

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from parsed_response import parse_response, tiny_kimi_tokenizer
 from tiny_vocab import make_vocabulary
 
 from hybridmoe.text.response_parser import (
@@ -17,26 +18,8 @@ from hybridmoe.text.response_parser import (
     TextPart,
 )
 from hybridmoe.text.tokenizer import Tokenizer
-from hybridmoe.text.tool_calls import split_tool_calls
 
-
-def _tokenizer() -> Tokenizer:
-    vocabulary = make_vocabulary("kimi-k2")
-    tokens = [*vocabulary.tokens, "<|tool_call_section_begin|>"]
-    return Tokenizer(
-        Path("tiny.gguf"),
-        {
-            "tokenizer.ggml.model": "gpt2",
-            "tokenizer.ggml.pre": "kimi-k2",
-            "tokenizer.ggml.tokens": tokens,
-            "tokenizer.ggml.token_type": [*vocabulary.types, 3],
-            "tokenizer.ggml.merges": vocabulary.merges,
-            "tokenizer.ggml.eos_token_id": vocabulary.eos_id,
-        },
-    )
-
-
-TOKENIZER = _tokenizer()
+TOKENIZER = tiny_kimi_tokenizer()
 CALL = '<|tool_call_begin|>functions.time:0<|tool_call_argument_begin|> {"a": 1} <|tool_call_end|>'
 BEGIN, END = "<|tool_calls_section_begin|>", "<|tool_calls_section_end|>"
 
@@ -118,8 +101,8 @@ MARKS = [BEGIN, END, "<|tool_call_begin|>", "<|tool_call_argument_begin|>", "<|t
 def test_parts_are_in_order_however_marks_are_mixed(pieces: list[str]) -> None:
     ids = TOKENIZER.encode("".join(pieces), parse_special=True)
     text, _, calls, _ = sorted_out("".join(pieces))
-    whole = split_tool_calls(ids, TOKENIZER)[1]
-    assert [(call["function"]["name"], call["function"]["arguments"]) for call in whole] == calls
+    whole = parse_response(ids, TOKENIZER).tool_calls
+    assert [(call.name, call.arguments) for call in whole] == calls
     assert "<|" not in text
 
 
@@ -204,13 +187,10 @@ def test_calls_of_deepseek_are_calls() -> None:
     newer = f"<｜tool▁call▁begin｜>get_weather<｜tool▁sep｜>{OSLO}<｜tool▁call▁end｜>"
     older = "<｜tool▁call▁begin｜>function<｜tool▁sep｜>md5\n```json\n{}\n```<｜tool▁call▁end｜>"
     text = f"So: <｜tool▁calls▁begin｜>{newer}\n{older}<｜tool▁calls▁end｜>"
-    visible, calls = split_tool_calls(tokenizer.encode(text, parse_special=True), tokenizer, TOOLS)
-    assert tokenizer.decode(visible) == "So: "
-    functions = [call["function"] for call in calls]
-    assert functions == [
-        {"name": "get_weather", "arguments": OSLO},
-        {"name": "md5", "arguments": "{}"},
-    ]
+    response = parse_response(tokenizer.encode(text, parse_special=True), tokenizer, TOOLS)
+    assert response.text == "So: "
+    calls = [(call.name, call.arguments) for call in response.tool_calls]
+    assert calls == [("get_weather", OSLO), ("md5", "{}")]
 
 
 def test_a_stop_string_ends_the_answer_and_is_named() -> None:

@@ -9,13 +9,13 @@ from typing import Any
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
-from hybridmoe.serve.answer import Collected, reply_whole, service_of
+from hybridmoe.serve.answer import reply_whole, service_of
 from hybridmoe.serve.errors import as_api_error, error_body
 from hybridmoe.serve.reply import KEEP_ALIVE, EventStream, JsonReply
 from hybridmoe.serve.routes.anthropic_events import PING, AnthropicEvents, stop_reason
 from hybridmoe.serve.routes.anthropic_turn import as_turn
 from hybridmoe.serve.routes.documented import ERRORS, stream_or
-from hybridmoe.serve.run import Delta, Ended, Run
+from hybridmoe.serve.run import Choice, Delta, Ended, Run
 from hybridmoe.serve.schemas.anthropic import (
     AnthropicAnswer,
     CountAnswer,
@@ -101,14 +101,15 @@ def _usage(run: Run) -> dict[str, Any]:
     }
 
 
-def _whole(run: Run, message: dict[str, Any], choice: Collected) -> Response:
+def _whole(run: Run, message: dict[str, Any], choice: Choice) -> Response:
     assert choice.end is not None
+    response = choice.response
     content: list[dict[str, Any]] = []
-    if choice.reasoning:
-        content.append({"type": "thinking", "thinking": choice.reasoning, "signature": ""})
-    if choice.text or not choice.calls:
-        content.append({"type": "text", "text": choice.text})
-    for call in choice.calls:
+    if response.reasoning:
+        content.append({"type": "thinking", "thinking": response.reasoning, "signature": ""})
+    if response.text or not response.tool_calls:
+        content.append({"type": "text", "text": response.text})
+    for call in response.tool_calls:
         arguments = _as_object(call.arguments)
         content.append({"type": "tool_use", "id": call.id, "name": call.name, "input": arguments})
     answer = {

@@ -3,7 +3,6 @@
 from collections.abc import Iterator
 from typing import Any
 
-from hybridmoe.serve.answer import new_call_id
 from hybridmoe.serve.reply import named_event
 from hybridmoe.serve.run import Delta, Ended
 from hybridmoe.text.response_parser import (
@@ -61,7 +60,7 @@ class AnthropicEvents:
             yield self._grow({"type": "thinking_delta", "thinking": part.text})
         elif isinstance(part, CallStart):
             yield from self._close()
-            call = {"type": "tool_use", "id": new_call_id(), "name": part.name, "input": {}}
+            call = {"type": "tool_use", "id": part.id, "name": part.name, "input": {}}
             yield from self._turn_to(call)
         elif isinstance(part, ArgumentsPart):
             yield self._grow({"type": "input_json_delta", "partial_json": part.text})

@@ -8,9 +8,7 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from hybridmoe.serve.answer import (
-    Collected,
     chat_logprobs,
-    new_call_id,
     refuse,
     reply_whole,
     service_of,
@@ -20,7 +18,7 @@ from hybridmoe.serve.errors import as_api_error, error_body
 from hybridmoe.serve.job import Turn
 from hybridmoe.serve.reply import DONE, EventStream, JsonReply, data_event
 from hybridmoe.serve.routes.documented import ERRORS, stream_or
-from hybridmoe.serve.run import Delta, Ended, Progress, Run, TokenLogprob
+from hybridmoe.serve.run import Choice, Delta, Ended, Progress, Run, TokenLogprob
 from hybridmoe.serve.schemas.chat import (
     AllowedChoice,
     ChatAnswer,
@@ -31,6 +29,7 @@ from hybridmoe.serve.schemas.chat import (
 from hybridmoe.serve.schemas.common import refuse_unsupported, token_limit
 from hybridmoe.serve.service import Service
 from hybridmoe.serve.strict_json import StrictRoute
+from hybridmoe.text.response import ToolCall
 from hybridmoe.text.response_parser import ArgumentsPart, CallStart, Part, ReasoningPart, TextPart
 
 __all__ = ["router"]
@@ -101,7 +100,7 @@ class _Reply:
             "system_fingerprint": service.fingerprint,
         }
 
-    def whole(self, choices: list[Collected]) -> Response:
+    def whole(self, choices: list[Choice]) -> Response:
         return JsonReply(
             {
                 **self._base,
@@ -132,16 +131,15 @@ class _Reply:
             yield data_event(error_body(refusal, ""))
         yield DONE
 
-    def _choice(self, index: int, choice: Collected) -> dict[str, Any]:
+    def _choice(self, index: int, choice: Choice) -> dict[str, Any]:
         assert choice.end is not None
-        message: dict[str, Any] = {"role": "assistant", "content": choice.text, "refusal": None}
-        if choice.reasoning:
-            message["reasoning_content"] = choice.reasoning
-        if choice.calls:
-            message["content"] = choice.text or None
-            message["tool_calls"] = [
-                _call(call.id, call.name, call.arguments) for call in choice.calls
-            ]
+        response = choice.response
+        message: dict[str, Any] = {"role": "assistant", "content": response.text, "refusal": None}
+        if response.reasoning:
+            message["reasoning_content"] = response.reasoning
+        if response.tool_calls:
+            message["content"] = response.text or None
+            message["tool_calls"] = [call.to_openai() for call in response.tool_calls]
         out = {
             "index": index,
             "message": message,
@@ -189,10 +187,6 @@ class _Reply:
         return self._chunk(update.choice, {}, reason=update.reason, **extra)
 
 
-def _call(id: str, name: str, arguments: str) -> dict[str, Any]:
-    return {"id": id, "type": "function", "function": {"name": name, "arguments": arguments}}
-
-
 def _merge(delta: dict[str, Any], part: Part) -> None:
     """Add a part to a chunk's delta."""
     if isinstance(part, TextPart):
@@ -200,7 +194,7 @@ def _merge(delta: dict[str, Any], part: Part) -> None:
     elif isinstance(part, ReasoningPart):
         delta["reasoning_content"] = delta.get("reasoning_content", "") + part.text
     elif isinstance(part, CallStart):
-        call = {"index": part.index, **_call(new_call_id(), part.name, "")}
+        call = {"index": part.index, **ToolCall(part.id, part.name).to_openai()}
         delta.setdefault("tool_calls", []).append(call)
     elif isinstance(part, ArgumentsPart):
         calls = delta.setdefault("tool_calls", [])

@@ -8,7 +8,6 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from hybridmoe.serve.answer import (
-    Collected,
     finite,
     reply_whole,
     service_of,
@@ -19,7 +18,7 @@ from hybridmoe.serve.errors import as_api_error, error_body
 from hybridmoe.serve.job import TextTurn
 from hybridmoe.serve.reply import DONE, EventStream, JsonReply, data_event
 from hybridmoe.serve.routes.documented import ERRORS, stream_or
-from hybridmoe.serve.run import Delta, Ended, Run, TokenLogprob
+from hybridmoe.serve.run import Choice, Delta, Ended, Run, TokenLogprob
 from hybridmoe.serve.schemas.common import refuse_unsupported, token_limit
 from hybridmoe.serve.schemas.completions import CompletionAnswer, CompletionRequest
 from hybridmoe.serve.service import Service
@@ -85,13 +84,13 @@ class _Reply:
             "system_fingerprint": service.fingerprint,
         }
 
-    def whole(self, choices: list[Collected]) -> Response:
+    def whole(self, choices: list[Choice]) -> Response:
         out = []
         for index, choice in enumerate(choices):
             assert choice.end is not None
             extra = {"experts": choice.experts} if self._has_experts else {}
             end = choice.end.reason
-            out.append(self._choice(index, choice.text, choice.logprobs, end) | extra)
+            out.append(self._choice(index, choice.response.text, choice.logprobs, end) | extra)
         return JsonReply(
             {
                 **self._base,

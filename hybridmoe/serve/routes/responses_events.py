@@ -4,7 +4,6 @@ import uuid
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from hybridmoe.serve.answer import new_call_id
 from hybridmoe.serve.reply import named_event
 from hybridmoe.serve.run import Delta, TokenLogprob
 from hybridmoe.text.response_parser import (
@@ -92,7 +91,7 @@ class ResponseItems:
                 {
                     "type": "function_call",
                     "id": f"fc_{uuid.uuid4().hex}",
-                    "call_id": new_call_id(),
+                    "call_id": part.id,
                     "name": part.name,
                     "arguments": "",
                     "status": "in_progress",
