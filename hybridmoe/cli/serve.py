@@ -100,7 +100,7 @@ class _Ender(Insistence):
 
     def __call__(self, number: int) -> None:
         super().__call__(number)
-        self._server.end(at_once=self.num_interrupts > 1)
+        self._server.stop(force=self.num_interrupts > 1)
 
     def raise_again(self) -> None:
         """End the command as the first signal would have, once all is closed."""
@@ -150,7 +150,7 @@ class _Loader(threading.Thread):
         except Exception as error:
             self.error = error
             self._service.fail(str(error))
-            self._server.end()
+            self._server.stop()
 
     def close(self) -> None:
         """Release the model, or end its loading: at the interpreter's end no thread may run."""

@@ -1,4 +1,4 @@
-"""A local HTTP endpoint over one model: OpenAI's and Anthropic's APIs, and a chat page."""
+"""HTTP endpoint of one model: OpenAI's and Anthropic's APIs, and a chat page."""
 
 from hybridmoe.serve.app import create_app
 from hybridmoe.serve.config import ServeConfig

@@ -1,7 +1,7 @@
-"""HTTP connections: uvicorn's, with bounds on how long, and how many, may do nothing.
+"""HTTP connections of uvicorn, with limits on the time and number of idle ones.
 
-A connection without a request under way (none yet, half a head, or between two) costs a descriptor
-and a little memory; without bounds, a thousand of them shut everyone else out.
+A connection without a request under way (none yet, half a head, or between two) costs a file
+descriptor and a little memory. Without limits, a thousand of them would shut out other clients.
 """
 
 import asyncio
@@ -12,20 +12,20 @@ from typing import Any
 
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-__all__ = ["Connection", "FewWarnings"]
+__all__ = ["Connection", "WarningRateLimit"]
 
-_PAUSE_S = 60.0
+_PERIOD_S = 60.0
 
 
 class Connection(H11Protocol):
-    """Is closed when a head is not whole in time, or when others need the place."""
+    """Protocol that closes on a late request head, or to make room for a new connection."""
 
-    head_s = 20.0  # from the connection, or a head's first byte, to its last
+    head_timeout_s = 20.0  # from the connection, or a head's first byte, to its last
 
     def __init__(self, *arguments: Any, **named: Any) -> None:
         super().__init__(*arguments, **named)
         self._head_timer: asyncio.TimerHandle | None = None
-        self._idle_since = 0.0
+        self.idle_since_s = 0.0  # by the loop's clock
 
     @property
     def is_idle(self) -> bool:
@@ -33,12 +33,12 @@ class Connection(H11Protocol):
         return self.cycle is None or self.cycle.response_complete
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """Await a head; the connection that has been idle for longest makes room for this one."""
+        """Start to await a head. Close the longest idle connection if there are too many."""
         super().connection_made(transport)
         self._await_head()
         if self.limit_concurrency is None or len(self.connections) < self.limit_concurrency:
             return
-        # Of many that come at once, each finds those that the others have closed still here.
+        # Connections being closed are still listed: do not close one for each of them again.
         left = [
             one
             for one in self.connections
@@ -47,13 +47,13 @@ class Connection(H11Protocol):
         if len(left) < self.limit_concurrency:
             return
         idle = min(
-            (one for one in left if one.is_idle), key=lambda one: (one is self, one._idle_since)
+            (one for one in left if one.is_idle), key=lambda one: (one is self, one.idle_since_s)
         )
-        if idle is not self:  # all others are at work: uvicorn refuses a request with 503
+        if idle is not self:  # else all others are busy, and uvicorn refuses a request with 503
             idle.close_idle()
 
     def data_received(self, data: bytes) -> None:
-        """A part of a head may begin its time, the last one ends it."""
+        """Start the head's timer at its first byte, and stop it at its last."""
         super().data_received(data)
         if not self.is_idle:
             self._forget_head()
@@ -61,8 +61,8 @@ class Connection(H11Protocol):
             self._await_head()
 
     def on_response_complete(self) -> None:
-        """Idle again; uvicorn's own, longer time runs until the next byte."""
-        self._idle_since = self.loop.time()
+        """Become idle again; uvicorn's own, longer timer runs until the next byte."""
+        self.idle_since_s = self.loop.time()
         super().on_response_complete()
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -70,14 +70,14 @@ class Connection(H11Protocol):
         super().connection_lost(exc)
 
     def close_idle(self) -> None:
-        """End the connection, unless a request has come meanwhile."""
+        """Close the connection, unless a request has arrived meanwhile."""
         self._forget_head()
         if self.is_idle:
             self.timeout_keep_alive_handler()
 
     def _await_head(self) -> None:
-        self._idle_since = self.loop.time()
-        self._head_timer = self.loop.call_later(self.head_s, self.close_idle)
+        self.idle_since_s = self.loop.time()
+        self._head_timer = self.loop.call_later(self.head_timeout_s, self.close_idle)
 
     def _forget_head(self) -> None:
         if self._head_timer is not None:
@@ -85,24 +85,28 @@ class Connection(H11Protocol):
             self._head_timer = None
 
 
-class FewWarnings(logging.Filter):
-    """Lets one warning of a kind through in a while: clients make as many as they like."""
+class WarningRateLimit(logging.Filter):
+    """Log filter that passes one warning of a kind per minute: clients can cause any number."""
 
     def __init__(self, now: Callable[[], float] = time.monotonic) -> None:
         super().__init__()
         self._now = now
-        self._kinds: dict[str, tuple[float, int]] = {}  # when last told, how many not told since
+        self._kinds: dict[str, tuple[float, int]] = {}  # last passed, number dropped since
 
     def filter(self, record: logging.LogRecord) -> bool:
         if record.levelno != logging.WARNING:
             return True
         kind = str(record.msg)
-        told_s, count = self._kinds.get(kind, (-_PAUSE_S, 0))
+        passed_s, count = self._kinds.get(kind, (-_PERIOD_S, 0))
         now_s = self._now()
-        if now_s - told_s < _PAUSE_S:
-            self._kinds[kind] = (told_s, count + 1)
+        if now_s - passed_s < _PERIOD_S:
+            self._kinds[kind] = (passed_s, count + 1)
             return False
         self._kinds[kind] = (now_s, 0)
         if count:
             record.msg = f"{kind} ({count} more since the last such line)"
         return True
+
+    def reset(self) -> None:
+        """Forget the warnings passed so far."""
+        self._kinds.clear()

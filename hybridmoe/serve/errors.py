@@ -1,9 +1,10 @@
-"""What a client is told when something fails: OpenAI's shape, or Anthropic's below /v1/messages.
+"""Error responses in OpenAI's shape, or Anthropic's below /v1/messages.
 
     {"error": {"message", "type", "param", "code"}}
     {"type": "error", "error": {"type", "message"}}
 
-Never a traceback; what is not the client's fault is a 5xx with one line, and is logged.
+They never hold a traceback. An error that is not the client's fault is a 5xx with one line, and is
+logged.
 """
 
 import logging
@@ -22,10 +23,12 @@ from hybridmoe.errors import (
     QueueFullError,
     TemplateError,
 )
-from hybridmoe.serve.pool import CancelledWorkError
-from hybridmoe.serve.reply import JsonReply
+from hybridmoe.serve.json_response import CompactJSONResponse
+from hybridmoe.serve.work_pool import CancelledWorkError
 
-__all__ = ["ApiError", "as_api_error", "error_body", "error_reply", "install"]
+__all__ = [
+    "ApiError", "add_handlers", "as_api_error", "error_body", "error_response", "unsupported_value",
+]  # fmt: skip
 
 _log = logging.getLogger(__name__)
 
@@ -37,7 +40,7 @@ _ANTHROPIC_TYPES = {
 
 
 class ApiError(HybridMoeError):
-    """A refusal with everything that its HTTP answer needs."""
+    """Refusal of a request, with the status and fields of its HTTP response."""
 
     def __init__(
         self,
@@ -59,8 +62,13 @@ class ApiError(HybridMoeError):
         self.extra = dict(extra or {})  # further fields of the error object
 
 
+def unsupported_value(param: str, message: str) -> ApiError:
+    """Make a 400 for a value that is understood but not supported."""
+    return ApiError(400, f"{param}: {message}", param=param, code="unsupported_value")
+
+
 def as_api_error(error: Exception, retry_after_s: int = 1) -> ApiError:
-    """What the client is told of any exception."""
+    """Convert any exception to an error response."""
     if isinstance(error, ApiError):
         return error
     if isinstance(error, ContextLengthError):
@@ -90,7 +98,7 @@ def as_api_error(error: Exception, retry_after_s: int = 1) -> ApiError:
 
 
 def _too_long(error: ContextLengthError) -> ApiError:
-    """Agents look for these phrases, each for another one, and shorten their conversation."""
+    """Use the phrases at which agents shorten their conversation; each agent has its own."""
     num_prompt_tokens, context_tokens = error.num_prompt_tokens, error.context_tokens
     return ApiError(
         400,
@@ -104,7 +112,7 @@ def _too_long(error: ContextLengthError) -> ApiError:
 
 
 def error_body(error: ApiError, path: str) -> dict[str, Any]:
-    """The JSON of an error, in the shape of the API that the path belongs to."""
+    """Make the JSON of an error, in the shape of the path's API."""
     message = str(error)
     if path.startswith("/v1/messages"):
         kind = _ANTHROPIC_TYPES.get(error.status)
@@ -114,19 +122,19 @@ def error_body(error: ApiError, path: str) -> dict[str, Any]:
     return {"error": {**fields, **error.extra}}
 
 
-def error_reply(error: ApiError, path: str) -> JsonReply:
-    """The HTTP answer that tells the error."""
-    return JsonReply(error_body(error, path), error.status, error.headers)
+def error_response(error: ApiError, path: str) -> CompactJSONResponse:
+    """Make the HTTP response of an error."""
+    return CompactJSONResponse(error_body(error, path), error.status, error.headers)
 
 
-def install(app: FastAPI, retry_after_s: int) -> None:
-    """Let every failure of the app's routes be answered in this form."""
+def add_handlers(app: FastAPI, retry_after_s: int) -> None:
+    """Give every failure of the app's routes a response in this form."""
 
-    async def on_validation(request: Request, error: Exception) -> JsonReply:
+    async def on_validation(request: Request, error: Exception) -> CompactJSONResponse:
         assert isinstance(error, RequestValidationError)
-        return error_reply(_as_refusal(error), request.url.path)
+        return error_response(_validation_error(error), request.url.path)
 
-    async def on_http(request: Request, error: Exception) -> JsonReply:
+    async def on_http(request: Request, error: Exception) -> CompactJSONResponse:
         assert isinstance(error, HTTPException)
         path = request.url.path
         shown = path[:200]
@@ -136,10 +144,10 @@ def install(app: FastAPI, retry_after_s: int) -> None:
             message.get(error.status_code, str(error.detail)),
             headers=error.headers,
         )
-        return error_reply(refusal, path)
+        return error_response(refusal, path)
 
-    async def on_error(request: Request, error: Exception) -> JsonReply:
-        return error_reply(as_api_error(error, retry_after_s), request.url.path)
+    async def on_error(request: Request, error: Exception) -> CompactJSONResponse:
+        return error_response(as_api_error(error, retry_after_s), request.url.path)
 
     app.add_exception_handler(RequestValidationError, on_validation)
     app.add_exception_handler(HTTPException, on_http)
@@ -147,9 +155,10 @@ def install(app: FastAPI, retry_after_s: int) -> None:
     app.add_exception_handler(Exception, on_error)
 
 
-def _as_refusal(error: RequestValidationError) -> ApiError:
-    """What is wrong with the body, by its place in it; of several, what lies deepest: where a
-    field may have several types, the others' complaints end at the field itself.
+def _validation_error(error: RequestValidationError) -> ApiError:
+    """Report the deepest of several validation errors, with its place in the body.
+
+    For a field of several types, the errors of the types not meant end at the field itself.
     """
     first = max(error.errors(), key=lambda one: len(one.get("loc", ())))
     place = [part for part in first.get("loc", ())[1:] if isinstance(part, int) or _is_field(part)]
@@ -167,5 +176,5 @@ def _as_refusal(error: RequestValidationError) -> ApiError:
 
 
 def _is_field(part: str) -> bool:
-    """Places also name the type that was tried (`str`, `list[int]`, `NamedTool`)."""
+    """Tell fields from types that were tried, which places name too (`list[int]`, `NamedTool`)."""
     return part.isidentifier() and part.islower() and part not in ("str", "int", "float", "dict")

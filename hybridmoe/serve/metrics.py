@@ -1,7 +1,7 @@
-"""What /metrics tells Prometheus; names are vLLM's with our prefix, so that its dashboards fit.
+"""Prometheus metrics; names are vLLM's with another prefix, so that its dashboards fit.
 
-Counted as it happens: requests, tokens, times. Read from the engine when asked: what runs, waits
-and is cached. One registry for each app.
+Requests, tokens and times are counted as they happen. Queue, caches and experts are read from the
+engine at each scrape. Each application has its own registry.
 """
 
 from collections.abc import Callable, Iterator
@@ -26,7 +26,7 @@ class Metrics:
     """Counters and histograms of one endpoint."""
 
     def __init__(self, stats: Callable[[], EngineStats | None]) -> None:
-        """stats: the engine's figures, or None while there is no engine."""
+        """stats: reads the engine's figures; None while no model is loaded."""
         self._registry = registry = CollectorRegistry()
         registry.register(_EngineCollector(stats))
 
@@ -36,31 +36,37 @@ class Metrics:
         def histogram(name: str, text: str, buckets: tuple[float, ...]) -> Histogram:
             return Histogram(f"hybridmoe_{name}", text, buckets=buckets, registry=registry)
 
-        self._http = counter("http_requests", "Answers by path and status.", "path", "status")
-        self._ended = counter("request_success", "Sequences that ended, by how.", "finished_reason")
-        self._prompt_tokens = counter("prompt_tokens", "Prompt tokens, cached ones included.")
+        self._http = counter(
+            "http_requests", "HTTP responses by path and status.", "path", "status"
+        )
+        self._ended = counter(
+            "request_success", "Finished sequences by finish reason.", "finished_reason"
+        )
+        self._prompt_tokens = counter("prompt_tokens", "Prompt tokens, including cached ones.")
         self._generated_tokens = counter("generation_tokens", "Generated tokens.")
         self._first_token_s = histogram(
-            "time_to_first_token_seconds", "From request to first token.", _FIRST_TOKEN_S
+            "time_to_first_token_seconds", "Time from request to first token.", _FIRST_TOKEN_S
         )
         self._token_s = histogram(
-            "inter_token_latency_seconds", "From one token to the next.", _TOKEN_S
+            "inter_token_latency_seconds", "Time between two tokens of a sequence.", _TOKEN_S
         )
         self._request_s = histogram(
-            "e2e_request_latency_seconds", "From request to the end.", _REQUEST_S
+            "e2e_request_latency_seconds", "Time from request to last token.", _REQUEST_S
         )
-        self._queue_s = histogram("request_queue_time_seconds", "In the queue.", _REQUEST_S)
+        self._queue_s = histogram(
+            "request_queue_time_seconds", "Time spent in the queue.", _REQUEST_S
+        )
 
-    def count_answer(self, path: str, status: int) -> None:
-        """One HTTP answer began. `path` is a route's, never what a client made up."""
+    def count_response(self, path: str, status: int) -> None:
+        """Count an HTTP response. `path` is a route's, never a client's own."""
         self._http.labels(path, str(status)).inc()
 
     def observe_token(self, seconds: float, *, is_first: bool) -> None:
-        """A token came, so long after the one before it, or after the request."""
+        """Record a token's time since the one before it, or since the request."""
         (self._first_token_s if is_first else self._token_s).observe(seconds)
 
     def observe_end(self, reason: str, usage: Usage, num_tokens: int, seconds: float) -> None:
-        """A sequence ended by itself."""
+        """Record a sequence that finished by itself."""
         self.count_end(reason)
         self._prompt_tokens.inc(usage.prompt_tokens)
         self._generated_tokens.inc(num_tokens)
@@ -68,11 +74,11 @@ class Metrics:
         self._request_s.observe(seconds)
 
     def count_end(self, reason: str) -> None:
-        """A sequence ended, whatever the cause."""
+        """Count the end of a sequence, for whatever reason."""
         self._ended.labels(reason).inc()
 
     def render(self) -> bytes:
-        """The text that Prometheus reads."""
+        """Render Prometheus's text format."""
         return generate_latest(self._registry)
 
 
@@ -86,14 +92,14 @@ class _EngineCollector(Collector):
             return
         total = stats.kv_pages_total
         gauges = {
-            "num_requests_running": ("Sequences in the batch.", stats.running),
-            "num_requests_waiting": ("Sequences in the queue.", stats.waiting),
+            "num_requests_running": ("Sequences in the running batch.", stats.running),
+            "num_requests_waiting": ("Sequences waiting in the queue.", stats.waiting),
             "kv_cache_usage_perc": (
-                "Share of latent pages in use; 1 = all.",
+                "Share of KV cache pages in use; 1 = all.",
                 stats.kv_pages_used / total if total else 0.0,
             ),
             "kv_cache_kept_perc": (
-                "Share of latent pages kept for prompts to come.",
+                "Share of KV cache pages kept for later prompts (prefix cache).",
                 stats.kv_pages_cached / total if total else 0.0,
             ),
         }
@@ -103,29 +109,41 @@ class _EngineCollector(Collector):
             "prefix_cache_queries": (
                 "Prompt tokens looked up in the prefix cache.", stats.prompt_tokens
             ),
-            "prefix_cache_hits": ("Those found there.", stats.cached_tokens),
-            "num_preemptions": ("Sequences that gave their pages up for a while.", stats.preempted),
-            "engine_steps": ("Steps of the engine.", stats.steps),
+            "prefix_cache_hits": ("Prompt tokens found in the prefix cache.", stats.cached_tokens),
+            "num_preemptions": ("Preemptions of running sequences.", stats.preempted),
+            "engine_steps": ("Engine steps.", stats.steps),
         }  # fmt: skip
         if (experts := stats.experts) is not None:
             counts = experts.counters
             slots = (
-                ("expert_slots", f"Room for experts in {experts.place}.", experts.num_slots),
-                ("expert_slots_used", "Experts that stay there.", experts.num_resident),
+                ("expert_slots", f"Expert slots in {experts.place}.", experts.num_slots),
+                ("expert_slots_used", "Expert slots in use.", experts.num_resident),
             )
             for name, text, value in slots:
                 yield GaugeMetricFamily(f"hybridmoe_{name}", text, value=value)
             counters |= {
-                "expert_hits": ("Experts of a layer and step that were there.", counts.hits),
-                "expert_misses": ("Those that were not.", counts.misses),
-                "expert_uploads": ("Those of them that stayed.", counts.uploads),
-                "expert_evictions": ("Experts that left for others.", counts.evictions),
+                "expert_hits": (
+                    "Experts used by a layer and step that were resident.",
+                    counts.hits,
+                ),
+                "expert_misses": (
+                    "Experts used by a layer and step that were not resident.",
+                    counts.misses,
+                ),
+                "expert_uploads": ("Misses admitted to the expert cache.", counts.uploads),
+                "expert_evictions": ("Experts evicted from the expert cache.", counts.evictions),
                 "expert_read_bytes": ("Bytes of experts read from disk.", counts.bytes_read),
-                "expert_read_wait_seconds": ("Waited for these.", counts.read_wait_s),
-                "expert_ahead_reads": ("Experts read on a guess.", counts.ahead_reads),
-                "expert_ahead_used": ("Those that were then needed.", counts.ahead_used),
-                "expert_late_hits": ("Hits that had not arrived yet.", counts.late),
-                "expert_cancelled_uploads": ("Uploads given up on the way.", counts.cancelled),
+                "expert_read_wait_seconds": (
+                    "Time spent waiting for expert reads.",
+                    counts.read_wait_s,
+                ),
+                "expert_ahead_reads": ("Experts prefetched from disk.", counts.ahead_reads),
+                "expert_ahead_used": ("Prefetched experts that were then used.", counts.ahead_used),
+                "expert_late_hits": ("Hits on experts still in flight.", counts.late),
+                "expert_cancelled_uploads": (
+                    "Uploads evicted before they arrived.",
+                    counts.cancelled,
+                ),
             }
         for name, (text, count) in counters.items():
             yield CounterMetricFamily(f"hybridmoe_{name}", text, value=count)

@@ -1,4 +1,4 @@
-"""The app on a socket, by uvicorn; ends soon, whatever is under way."""
+"""uvicorn server of the application, with a prompt shutdown."""
 
 import asyncio
 import errno
@@ -12,24 +12,24 @@ from typing import Any
 import uvicorn
 
 from hybridmoe.serve.app import create_app
-from hybridmoe.serve.connection import Connection, FewWarnings
+from hybridmoe.serve.connection import Connection, WarningRateLimit
 from hybridmoe.serve.service import Service
 
-__all__ = ["Server", "tell"]
+__all__ = ["Server", "log_loop_error", "warning_limit"]
 
 _log = logging.getLogger("uvicorn.error")
 
-_GRACE_S = 3  # for answers to be told that they end, before their connections are cut
-# For a connection without a request: longer than clients and proxies keep theirs (60 to 90 s), so
-# that none is closed at the moment in which it is used again.
+_GRACE_S = 3  # for responses under way to send their error, before connections are cut
+# Idle keep-alive: longer than that of clients and proxies (60 to 90 s), so that no connection is
+# closed at the moment it is used again.
 _IDLE_S = 120
 _MAX_CONNECTIONS = 4096
-_BACKLOG = 128  # so often does asyncio try, and complain, where no descriptor is left
-_few_warnings = FewWarnings()  # one: a logger takes the same filter once
+_BACKLOG = 128  # asyncio retries, and logs, this often if no descriptor is left
+warning_limit = WarningRateLimit()  # shared: a logger adds the same filter once
 
 
 class Server(uvicorn.Server):
-    """Serves one service; `run` until `end` is called. Signals are whoever runs it's."""
+    """Server of one service; `run` returns after `stop`. The caller handles signals."""
 
     def __init__(self, service: Service) -> None:
         config = uvicorn.Config(
@@ -42,39 +42,39 @@ class Server(uvicorn.Server):
             timeout_keep_alive=_IDLE_S,
             backlog=_BACKLOG,
             ws="none",
-            lifespan="off",  # the app has none; uvicorn would log its end where it is in haste
+            lifespan="off",  # the app has none; uvicorn would log its end at a forced exit
         )
         super().__init__(config)
-        for logger in (_log, logging.getLogger("asyncio")):  # a client who is gone: lines of both
-            logger.addFilter(_few_warnings)
+        for logger in (_log, logging.getLogger("asyncio")):  # both log disconnected clients
+            logger.addFilter(warning_limit)
         self._service = service
 
-    def end(self, *, at_once: bool = False) -> None:
-        """End answers under way, then `run`; at_once: before their clients have been told.
+    def stop(self, *, force: bool = False) -> None:
+        """End the responses under way, then `run`. force: do not wait for clients.
 
-        From any thread, or a signal's handler.
+        Safe from any thread and from a signal handler.
         """
-        self.force_exit = self.force_exit or at_once
+        self.force_exit = self.force_exit or force
         self.should_exit = True
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
-        """Leave them alone: uvicorn would raise them again before the model is closed."""
+        """Leave signals alone: uvicorn would raise them again before the model is closed."""
         yield
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Listen."""
-        asyncio.get_running_loop().set_exception_handler(tell)
+        """Start to listen."""
+        asyncio.get_running_loop().set_exception_handler(log_loop_error)
         await super().startup(sockets)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """End the answers under way first: they would be waited for."""
-        self._service.end()
+        """End the responses under way first: uvicorn would wait for them."""
+        self._service.shut_down()
         await super().shutdown(sockets)
 
 
-def tell(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
-    """Log what no task could be told; a lack of descriptors, which comes in thousands, briefly."""
+def log_loop_error(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    """Log an error that no task awaits. Keep the flood from a lack of descriptors short."""
     error = context.get("exception")
     if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
         _log.warning("too many open files: connections wait (see ulimit -n)")
@@ -83,6 +83,6 @@ def tell(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
 
 
 def _max_connections() -> int:
-    """So many that descriptors are left for the model's files."""
+    """Choose a limit that leaves descriptors for the model's files."""
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     return _MAX_CONNECTIONS if soft < 0 else max(8, min(_MAX_CONNECTIONS, soft // 2))

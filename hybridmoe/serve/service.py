@@ -1,6 +1,6 @@
-"""The model behind the endpoint: absent while it loads, then shared by every request.
+"""Service: the model, its queues and stores, shared by every request of an endpoint.
 
-Knows how a request becomes a run; not what any API's requests and answers look like.
+It turns inputs into generations; the routes know each API's requests and responses.
 """
 
 import time
@@ -9,26 +9,35 @@ import zlib
 from functools import cached_property
 from typing import Any
 
+from starlette.requests import Request
+
 from hybridmoe.engine.engine import EngineStats
 from hybridmoe.llm.llm import LLM
-from hybridmoe.serve.body import Bodies
 from hybridmoe.serve.config import ServeConfig
 from hybridmoe.serve.errors import ApiError
-from hybridmoe.serve.job import Job, TextTurn, Turn, chat_job, chat_prompt, completion_job
+from hybridmoe.serve.generation import Generation
+from hybridmoe.serve.inputs import ChatInput, TextInput
 from hybridmoe.serve.metrics import Metrics
-from hybridmoe.serve.pool import WorkPool
-from hybridmoe.serve.run import Run
-from hybridmoe.serve.stored import ResponseStore
+from hybridmoe.serve.prepare import (
+    PreparedRequest,
+    encode_prompt,
+    prepare_chat,
+    prepare_completion,
+)
+from hybridmoe.serve.request_body import BodyBudget
+from hybridmoe.serve.response_store import ResponseStore
+from hybridmoe.serve.work_pool import WorkPool
 from hybridmoe.text.grammar import GrammarCompiler
 
-__all__ = ["Service"]
+__all__ = ["Service", "get_service"]
 
-_NUM_THREADS = 4  # Python runs in one at a time; others are in native code, or await a process
+_NUM_THREADS = 4  # one runs Python at a time; others run native code or await a process
 
 
 class Service:
-    """What every route needs. Its methods belong to the event loop, but for `attach` and `fail`,
-    which whoever loads the model may call from any thread.
+    """State shared by all routes.
+
+    Used from the event loop, except `attach` and `fail`, which are thread-safe.
     """
 
     def __init__(self, config: ServeConfig) -> None:
@@ -37,12 +46,12 @@ class Service:
         self.load_progress: float | None = None  # 0 to 1
         self.failure: str | None = None
         self.metrics = Metrics(self._stats)
-        self.bodies = Bodies(config)
-        self.pool = WorkPool(_NUM_THREADS, config.max_preparing, config.prepare_s)
-        self.responses = ResponseStore(config.max_stored, config.max_stored_bytes)
+        self.bodies = BodyBudget(config)
+        self.pool = WorkPool(_NUM_THREADS, config.max_preparing, config.prepare_timeout_s)
+        self.responses = ResponseStore(config.max_stored_responses, config.max_stored_bytes)
         self._llm: LLM | None = None
-        self._runs = weakref.WeakSet[Run]()
-        self.is_ending = False
+        self._generations = weakref.WeakSet[Generation]()
+        self.is_shutting_down = False
 
     @property
     def is_ready(self) -> bool:
@@ -50,9 +59,9 @@ class Service:
 
     @property
     def llm(self) -> LLM:
-        """The model. Raises ApiError (503) while there is none, and when the server ends."""
-        if self.is_ending:
-            raise _ending()
+        """The model. Raises ApiError (503) while it loads, and during shutdown."""
+        if self.is_shutting_down:
+            raise _shutdown_error()
         if self._llm is None:
             why = "loading" if self.failure is None else "not available: it could not be loaded"
             raise ApiError(
@@ -66,27 +75,27 @@ class Service:
 
     @cached_property
     def grammar(self) -> GrammarCompiler:
-        """Compiles what answers must look like, for this model's tokens."""
+        """Compiler of response formats and tool calls for this model's vocabulary."""
         return GrammarCompiler(self.llm.tokenizer)
 
     @cached_property
     def fingerprint(self) -> str:
-        """Changes with the model's file and settings, as OpenAI's `system_fingerprint` does."""
+        """OpenAI's `system_fingerprint`: changes with the model's file and settings."""
         llm = self.llm
         about = f"{llm.file.path.name} {llm.config} {llm.context_tokens}"
         digest = zlib.crc32(about.encode("utf-8", "surrogateescape"))
         return f"fp_{digest:08x}"
 
     def attach(self, llm: LLM) -> None:
-        """The model is loaded."""
+        """Start to serve the loaded model."""
         self._llm = llm
 
     def fail(self, message: str) -> None:
-        """The model cannot be loaded."""
+        """Report that the model cannot be loaded."""
         self.failure = message
 
     def check_model(self, name: str | None) -> str:
-        """The name to answer with. Raises ApiError (404) for one that is not served."""
+        """Resolve a request's model name. Raises ApiError (404) for one that is not served."""
         names = (self.config.model_name, *self.config.model_aliases)
         if not name or name in names:
             return name or names[0]
@@ -97,33 +106,33 @@ class Service:
             code="model_not_found",
         )
 
-    async def run_chat(self, turn: Turn) -> Run:
-        """Begin to answer a conversation. Errors: ApiError, ConfigError and kin."""
+    async def start_chat(self, chat: ChatInput) -> Generation:
+        """Start to continue a conversation. Errors: ApiError, ConfigError, TemplateError."""
         llm = self.llm
-        job = await self.pool.run(
-            lambda token: chat_job(llm, self.grammar, turn, self.config, token),
-            is_short=turn.is_short,
+        request = await self.pool.run(
+            lambda token: prepare_chat(llm, self.grammar, chat, self.config, token),
+            is_short=chat.is_short,
         )
-        return self._start(job)
+        return self._start(request)
 
-    async def run_completion(self, turn: TextTurn) -> Run:
-        """Begin to continue a text. Errors: ApiError, ConfigError and kin."""
+    async def start_completion(self, text: TextInput) -> Generation:
+        """Start to continue a text. Errors: ApiError, ConfigError."""
         llm = self.llm
-        job = await self.pool.run(
-            lambda token: completion_job(llm, self.grammar, turn, self.config, token),
-            is_short=turn.is_short,
+        request = await self.pool.run(
+            lambda token: prepare_completion(llm, self.grammar, text, self.config, token),
+            is_short=text.is_short,
         )
-        return self._start(job)
+        return self._start(request)
 
-    async def count_tokens(self, turn: Turn) -> int:
-        """How many tokens a conversation's prompt has."""
+    async def count_tokens(self, chat: ChatInput) -> int:
+        """Count the tokens of a conversation's prompt."""
         llm = self.llm
         return await self.pool.run(
-            lambda token: len(chat_prompt(llm, turn, self.config, token)), is_short=turn.is_short
+            lambda token: len(encode_prompt(llm, chat, self.config, token)), is_short=chat.is_short
         )
 
     def model_card(self) -> dict[str, Any]:
-        """What /v1/models lists."""
+        """Describe the model for /v1/models."""
         llm, config = self.llm, self.llm.config
         return {
             "id": self.config.model_name,
@@ -143,25 +152,32 @@ class Service:
             },
         }
 
-    def end(self) -> None:
-        """The server ends: clients of answers under way are told, and requests refused."""
-        self.is_ending = True
-        self.bodies.close(_ending())
-        self.pool.close(_ending)
-        for run in list(self._runs):
-            run.fail(_ending())
+    def shut_down(self) -> None:
+        """End the generations under way with an error, and refuse further requests."""
+        self.is_shutting_down = True
+        self.bodies.close(_shutdown_error())
+        self.pool.close(_shutdown_error)
+        for generation in list(self._generations):
+            generation.fail(_shutdown_error())
 
-    def _start(self, job: Job) -> Run:
+    def _start(self, request: PreparedRequest) -> Generation:
         llm = self.llm
-        run = Run(llm.engine, llm.tokenizer, job, self.metrics)
-        self._runs.add(run)
-        return run
+        generation = Generation(llm.engine, llm.tokenizer, request, self.metrics)
+        self._generations.add(generation)
+        return generation
 
     def _stats(self) -> EngineStats | None:
         return None if self._llm is None else self._llm.engine.stats()
 
 
-def _ending() -> ApiError:
+def get_service(request: Request) -> Service:
+    """Get the application's service."""
+    service = request.app.state.service
+    assert isinstance(service, Service)
+    return service
+
+
+def _shutdown_error() -> ApiError:
     return ApiError(
         503,
         "the server is ending",

@@ -1,7 +1,7 @@
-"""JSON bodies as the standard defines them, parsed and validated before FastAPI sees them.
+"""Strict JSON bodies, parsed and validated before FastAPI sees them.
 
-Python's parser also reads NaN, Infinity and UTF-16. FastAPI would parse and validate in the event
-loop, where a large body holds up everybody's streams.
+Python's parser also accepts NaN, Infinity and UTF-16, which the standard does not. FastAPI would
+parse and validate in the event loop, where a large body delays all streams.
 """
 
 import json
@@ -15,49 +15,50 @@ from fastapi.routing import APIRoute
 from pydantic import BaseModel, ValidationError
 from starlette.responses import Response
 
-from hybridmoe.serve.answer import service_of
-from hybridmoe.serve.body import LARGE_BYTES
-from hybridmoe.serve.reply import while_connected
+from hybridmoe.serve.event_stream import cancel_on_disconnect
+from hybridmoe.serve.request_body import LARGE_BYTES
+from hybridmoe.serve.service import get_service
 
-__all__ = ["StrictRoute"]
+__all__ = ["StrictRoute", "parse_body"]
 
 
 class _ParsedRequest(Request):
-    """Gives FastAPI the route's model in place of JSON: an instance of it passes as it is."""
+    """Request that gives FastAPI an instance of the route's model in place of JSON."""
 
-    def take(self, value: Any) -> None:
+    def set_parsed(self, value: Any) -> None:
         self._json = value
-        self._body = b"-"  # what it was is needed no more
+        self._body = b"-"  # frees the original, which is not needed again
 
 
 class StrictRoute(APIRoute):
-    """A route whose `body`, a model, is made so; its work is cancelled when the client leaves."""
+    """Route that parses its `body` parameter strictly, and is cancelled on disconnect."""
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         handle = super().get_route_handler()
         model = get_type_hints(self.endpoint).get("body")
 
-        async def strict(request: Request) -> Response:
+        async def parse_and_handle(request: Request) -> Response:
             parsed = _ParsedRequest(request.scope, request.receive)
             body = await parsed.body()
             if model is not None and body and _is_json(request):
-                parsed.take(await _parse(request, model, body))
+                parsed.set_parsed(await _parse(request, model, body))
                 del body
             return await handle(parsed)
 
-        async def until_left(request: Request) -> Response:
-            return await while_connected(request, strict(request))
+        async def handle_until_disconnect(request: Request) -> Response:
+            return await cancel_on_disconnect(request, parse_and_handle(request))
 
-        return until_left
+        return handle_until_disconnect
 
 
 async def _parse(request: Request, model: type[BaseModel], body: bytes) -> BaseModel:
     if len(body) <= LARGE_BYTES:
-        return _validate(model, body)
-    return await service_of(request).pool.run(lambda _: _validate(model, body))
+        return parse_body(model, body)
+    return await get_service(request).pool.run(lambda _: parse_body(model, body))
 
 
-def _validate(model: type[BaseModel], body: bytes) -> BaseModel:
+def parse_body(model: type[BaseModel], body: bytes) -> BaseModel:
+    """Parse and validate a JSON body. Raises RequestValidationError."""
     try:
         text = body.decode("utf-8-sig")
         value = json.loads(
@@ -65,7 +66,7 @@ def _validate(model: type[BaseModel], body: bytes) -> BaseModel:
         )
         return model.model_validate(value)
     except ValidationError as error:
-        # The models bound their lists, and so the number of errors.
+        # The models bound their lists, which bounds the number of errors.
         found = error.errors(include_url=False)
         raise RequestValidationError(
             [{**one, "loc": ("body", *one["loc"])} for one in found]
@@ -79,7 +80,7 @@ def _validate(model: type[BaseModel], body: bytes) -> BaseModel:
 
 
 def _is_json(request: Request) -> bool:
-    """As FastAPI has it: what comes as another type is no JSON, whatever it holds."""
+    """Check the content type as FastAPI does: another type is not JSON, whatever the body."""
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     return kind == "application/json" or (
         kind.startswith("application/") and kind.endswith("+json")

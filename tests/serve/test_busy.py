@@ -14,7 +14,7 @@ from live_server import LiveServer, live_server
 
 from hybridmoe.serve import ServeConfig, service, strict_json
 from hybridmoe.serve.app import create_app
-from hybridmoe.serve.body import LARGE_BYTES
+from hybridmoe.serve.request_body import LARGE_BYTES
 
 CHAT = "/v1/chat/completions"
 HELLO = {"messages": [{"role": "user", "content": "say Hi"}]}
@@ -75,10 +75,12 @@ def asked(server: LiveServer, body: Any) -> tuple[threading.Thread, list[int]]:
 def test_others_are_answered_while_a_large_body_is_parsed(
     llm: FakeLLM, gate: Gate, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    parse = strict_json._validate
+    parse = strict_json.parse_body
     held = gate.wrap(parse)
     monkeypatch.setattr(
-        strict_json, "_validate", lambda model, body: (parse, held)[len(body) > 60_000](model, body)
+        strict_json,
+        "parse_body",
+        lambda model, body: (parse, held)[len(body) > 60_000](model, body),
     )
     with live_server(llm) as server, client(server) as http:
         thread, status = asked(server, LARGE)
@@ -94,13 +96,13 @@ def test_others_are_answered_while_a_large_body_is_parsed(
 def test_a_full_pool_refuses_and_short_requests_still_pass(
     llm: FakeLLM, gate: Gate, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    job = service.chat_job
-    held = gate.wrap(job)
+    prepare = service.prepare_chat
+    held = gate.wrap(prepare)
     monkeypatch.setattr(
         service,
-        "chat_job",
-        lambda llm, grammar, turn, *more: (job, held)[turn.format is not None](
-            llm, grammar, turn, *more
+        "prepare_chat",
+        lambda llm, grammar, chat, *more: (prepare, held)[chat.format is not None](
+            llm, grammar, chat, *more
         ),
     )
     with live_server(llm, max_preparing=1) as server, client(server) as http:
@@ -124,7 +126,7 @@ def test_a_full_pool_refuses_and_short_requests_still_pass(
 def test_clients_are_told_when_the_server_ends_whatever_is_under_way(
     llm: FakeLLM, gate: Gate, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(service, "chat_job", gate.wrap(service.chat_job))  # looks at no token
+    monkeypatch.setattr(service, "prepare_chat", gate.wrap(service.prepare_chat))  # looks at no token
     with live_server(llm) as server:
         thread, status = asked(server, HELLO)
         gate.num_inside.acquire()
@@ -160,22 +162,24 @@ def test_a_client_that_reads_nothing_is_cut_at_the_end_without_an_error() -> Non
             "headers": [],
             "query_string": b"",
         }
-        for is_ending in (False, True):
+        for is_shutting_down in (False, True):
             messages = [{"type": "http.request", "body": b"", "more_body": False}]
             task = asyncio.ensure_future(create_app(ending)(scope, receive, send))
             await is_stuck.wait()
-            if is_ending:
-                ending.end()
+            if is_shutting_down:
+                ending.shut_down()
             task.cancel()
             (left,) = await asyncio.gather(task, return_exceptions=True)
-            assert (left is None) == is_ending  # uvicorn logs what is raised, with a traceback
+            assert (
+                left is None
+            ) == is_shutting_down  # uvicorn logs what is raised, with a traceback
             is_stuck.clear()
 
     asyncio.run(test())
 
 
 def test_a_body_that_does_not_come_ends_the_connection(llm: FakeLLM) -> None:
-    with live_server(llm, body_pause_s=1e-3) as server:
+    with live_server(llm, body_idle_timeout_s=1e-3) as server:
         link = socket.create_connection(("127.0.0.1", server.port))
         link.sendall(HALF_A_BODY)
         assert rest_of(link).startswith(b"HTTP/1.1 408")
@@ -193,10 +197,10 @@ def test_work_for_a_client_that_left_is_cancelled(
                 cancelled.set()
             token.check()
 
-    monkeypatch.setattr(service, "chat_job", endless)
+    monkeypatch.setattr(service, "prepare_chat", endless)
     body = json.dumps(HELLO).encode()
     head = f"POST {CHAT} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
-    with live_server(llm, prepare_s=1e9) as server:
+    with live_server(llm, prepare_timeout_s=1e9) as server:
         with socket.create_connection(("127.0.0.1", server.port)) as link:
             link.sendall(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
             begun.wait()

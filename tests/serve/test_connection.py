@@ -14,7 +14,7 @@ from live_server import LiveServer, live_server
 from waiting import HANG_S
 
 from hybridmoe.serve import server as server_module
-from hybridmoe.serve.connection import Connection, FewWarnings
+from hybridmoe.serve.connection import Connection, WarningRateLimit
 
 HALF_A_HEAD = b"GET /health HTTP/1.1\r\nHost: x\r\n"
 
@@ -48,7 +48,7 @@ def head_of(link: socket.socket) -> bytes:
 def test_a_head_that_does_not_come_ends_the_connection(
     llm: FakeLLM, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Connection, "head_s", 1e-3)
+    monkeypatch.setattr(Connection, "head_timeout_s", 1e-3)
     with live_server(llm) as server:
         for sent in (b"", HALF_A_HEAD):
             with connect(server) as link:
@@ -61,7 +61,7 @@ def test_half_of_a_second_head_ends_the_connection_too(server: LiveServer) -> No
         link.sendall(HALF_A_HEAD + b"\r\n")
         assert head_of(link).endswith(b"200 OK")
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(Connection, "head_s", 1e-3)
+            patch.setattr(Connection, "head_timeout_s", 1e-3)
             link.sendall(HALF_A_HEAD)
             assert rest_of(link) == b""
 
@@ -120,7 +120,7 @@ def test_two_lengths_are_refused_and_end_the_connection(server: LiveServer) -> N
 def test_malformed_requests_make_one_line(
     server: LiveServer, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(server_module._few_warnings, "_kinds", {})
+    server_module.warning_limit.reset()
     for _ in range(5):
         with connect(server) as link:
             link.sendall(b"\x16\x03\x01\r\n\r\n")
@@ -134,7 +134,7 @@ def test_malformed_requests_make_one_line(
 def test_clients_who_are_gone_make_one_line(
     server: LiveServer, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(server_module._few_warnings, "_kinds", {})
+    server_module.warning_limit.reset()
     for _ in range(5):  # as asyncio says where what is sent finds no connection
         logging.getLogger("asyncio").warning("socket.send() raised exception.")
     lines = [record.getMessage() for record in caplog.records if record.name == "asyncio"]
@@ -143,7 +143,7 @@ def test_clients_who_are_gone_make_one_line(
 
 def test_a_warning_is_told_again_with_how_many_were_not() -> None:
     now_s = 0.0
-    few = FewWarnings(lambda: now_s)
+    few = WarningRateLimit(lambda: now_s)
 
     def told(level: int, text: str) -> str | None:
         record = logging.LogRecord("x", level, "", 0, text, None, None)

@@ -15,7 +15,7 @@ from waiting import HANG_S
 
 from hybridmoe.errors import ConfigError
 from hybridmoe.serve import ServeConfig
-from hybridmoe.serve.guard import key_matches
+from hybridmoe.serve.middleware import key_matches
 
 HELLO = {"messages": [{"role": "user", "content": "say Hi"}]}
 CHAT = "/v1/chat/completions"

@@ -14,7 +14,7 @@ SHELL: Any = {"type": "function", "strict": False, **WEATHER["function"]}
 
 @pytest.fixture(scope="module")
 def server(llm: FakeLLM) -> Iterator[LiveServer]:
-    with live_server(llm, max_stored=4) as server:
+    with live_server(llm, max_stored_responses=4) as server:
         yield server
 
 

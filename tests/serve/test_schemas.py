@@ -7,33 +7,36 @@ from typing import Any, Union, get_args, get_origin
 import pytest
 from pydantic import BaseModel, ValidationError
 
-from hybridmoe.serve.schemas.anthropic import CountRequest, MessagesRequest
-from hybridmoe.serve.schemas.chat import ChatRequest
+from hybridmoe.serve.schemas.anthropic import CountTokensRequest, MessagesRequest
+from hybridmoe.serve.schemas.chat import ChatCompletionRequest
 from hybridmoe.serve.schemas.common import Request
 from hybridmoe.serve.schemas.completions import CompletionRequest
 from hybridmoe.serve.schemas.responses import ResponsesRequest
-from hybridmoe.serve.schemas.tokens import DetokenizeRequest, TokenizeRequest
+from hybridmoe.serve.schemas.server import DetokenizeRequest, TokenizeRequest
 
 USER: dict[str, Any] = {"role": "user", "content": "a"}
 ANTHROPIC: dict[str, Any] = {"model": "m", "max_tokens": 1}
 BAD: list[Any] = [None] * 20_000
 CALL = {"role": "assistant", "content": "", "tool_calls": BAD}
 REQUESTS = (
-    ChatRequest, CompletionRequest, CountRequest, DetokenizeRequest, MessagesRequest,
-    ResponsesRequest, TokenizeRequest,
+    ChatCompletionRequest, CompletionRequest, CountTokensRequest, DetokenizeRequest,
+    MessagesRequest, ResponsesRequest, TokenizeRequest,
 )  # fmt: skip
 
 
 @pytest.mark.parametrize(
     ("model", "body"),
     [
-        (ChatRequest, {"messages": BAD}),
-        (ChatRequest, {"messages": [{**USER, "content": BAD}]}),
-        (ChatRequest, {"messages": [CALL]}),
-        (ChatRequest, {"messages": [CALL] * 1000}),
-        (ChatRequest, {"messages": [USER], "tools": BAD}),
-        (ChatRequest, {"messages": [USER], "stop": BAD}),
-        (ChatRequest, {"messages": [USER], "logit_bias": {str(i): "x" for i in range(20_000)}}),
+        (ChatCompletionRequest, {"messages": BAD}),
+        (ChatCompletionRequest, {"messages": [{**USER, "content": BAD}]}),
+        (ChatCompletionRequest, {"messages": [CALL]}),
+        (ChatCompletionRequest, {"messages": [CALL] * 1000}),
+        (ChatCompletionRequest, {"messages": [USER], "tools": BAD}),
+        (ChatCompletionRequest, {"messages": [USER], "stop": BAD}),
+        (
+            ChatCompletionRequest,
+            {"messages": [USER], "logit_bias": {str(i): "x" for i in range(20_000)}},
+        ),
         (CompletionRequest, {"prompt": BAD}),
         (CompletionRequest, {"prompt": [-1] * 20_000}),
         (DetokenizeRequest, {"tokens": BAD}),

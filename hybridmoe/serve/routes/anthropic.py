@@ -9,21 +9,21 @@ from typing import Any
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
-from hybridmoe.serve.answer import reply_whole, service_of
 from hybridmoe.serve.errors import as_api_error, error_body
-from hybridmoe.serve.reply import KEEP_ALIVE, EventStream, JsonReply
+from hybridmoe.serve.event_stream import KEEP_ALIVE, EventStreamResponse
+from hybridmoe.serve.generation import Choice, ChoiceEnd, Delta, Generation
+from hybridmoe.serve.json_response import CompactJSONResponse
 from hybridmoe.serve.routes.anthropic_events import PING, AnthropicEvents, stop_reason
-from hybridmoe.serve.routes.anthropic_turn import as_turn
-from hybridmoe.serve.routes.documented import ERRORS, stream_or
-from hybridmoe.serve.run import Choice, Delta, Ended, Run
+from hybridmoe.serve.routes.anthropic_input import chat_input
+from hybridmoe.serve.routes.openapi import ERRORS, json_or_stream
 from hybridmoe.serve.schemas.anthropic import (
-    AnthropicAnswer,
-    CountAnswer,
-    CountRequest,
+    CountTokensRequest,
+    CountTokensResponse,
     MessagesRequest,
+    MessagesResponse,
 )
-from hybridmoe.serve.schemas.common import refuse_unsupported, stop_list
-from hybridmoe.serve.service import Service
+from hybridmoe.serve.schemas.common import check_unsupported, stop_list
+from hybridmoe.serve.service import Service, get_service
 from hybridmoe.serve.strict_json import StrictRoute
 
 __all__ = ["router"]
@@ -32,31 +32,34 @@ router = APIRouter(route_class=StrictRoute, tags=["Anthropic"])
 _PATH = "/v1/messages"
 
 
-@router.post(_PATH, response_model=None, responses={**stream_or(AnthropicAnswer), **ERRORS})
+@router.post(_PATH, response_model=None, responses={**json_or_stream(MessagesResponse), **ERRORS})
 async def create_message(body: MessagesRequest, request: Request) -> Response:
-    """Answer a conversation, whole or as Anthropic's events."""
-    service = service_of(request)
-    refuse_unsupported(body)
+    """Create a message, or a stream of Anthropic's events."""
+    service = get_service(request)
+    check_unsupported(body)
     model = service.check_model(body.model)
-    turn = as_turn(body)
-    turn.sampling = _sampling(service, body)
-    run = await service.run_chat(turn)
-    message = _message(run, model)
+    chat = chat_input(body)
+    chat.sampling = _sampling(service, body)
+    generation = await service.start_chat(chat)
+    message = _empty_message(generation, model)
     if body.stream:
-        events, silence_s = _events(service, run, message), service.config.keep_alive_s
-        return EventStream(events, run.cancel, silence_s, KEEP_ALIVE + PING)
-    return await reply_whole(run, lambda choices: _whole(run, message, choices[0]))
+        events, keep_alive_s = _events(service, generation, message), service.config.keep_alive_s
+        return EventStreamResponse(events, generation.cancel, keep_alive_s, KEEP_ALIVE + PING)
+    (choice,) = await generation.finish()
+    return _whole(generation, message, choice)
 
 
 @router.post(
-    f"{_PATH}/count_tokens", response_model=None, responses={200: {"model": CountAnswer}, **ERRORS}
+    f"{_PATH}/count_tokens",
+    response_model=None,
+    responses={200: {"model": CountTokensResponse}, **ERRORS},
 )
-async def count_tokens(body: CountRequest, request: Request) -> Response:
-    """How many tokens the conversation has, as this model would read it."""
-    service = service_of(request)
-    refuse_unsupported(body)
+async def count_tokens(body: CountTokensRequest, request: Request) -> Response:
+    """Count the tokens of a conversation's prompt."""
+    service = get_service(request)
+    check_unsupported(body)
     service.check_model(body.model)
-    return JsonReply({"input_tokens": await service.count_tokens(as_turn(body))})
+    return CompactJSONResponse({"input_tokens": await service.count_tokens(chat_input(body))})
 
 
 def _sampling(service: Service, body: MessagesRequest) -> dict[str, Any]:
@@ -73,8 +76,8 @@ def _sampling(service: Service, body: MessagesRequest) -> dict[str, Any]:
     return out
 
 
-def _message(run: Run, model: str) -> dict[str, Any]:
-    """The answer before it has anything in it."""
+def _empty_message(generation: Generation, model: str) -> dict[str, Any]:
+    """Make the message as it starts: without content."""
     return {
         "id": f"msg_{uuid.uuid4().hex}",
         "type": "message",
@@ -84,7 +87,7 @@ def _message(run: Run, model: str) -> dict[str, Any]:
         "stop_reason": None,
         "stop_sequence": None,
         "usage": {
-            "input_tokens": run.prompt_tokens,
+            "input_tokens": generation.prompt_tokens,
             "output_tokens": 0,
             "cache_read_input_tokens": 0,
             "cache_creation_input_tokens": 0,
@@ -92,16 +95,16 @@ def _message(run: Run, model: str) -> dict[str, Any]:
     }
 
 
-def _usage(run: Run) -> dict[str, Any]:
+def _usage(generation: Generation) -> dict[str, Any]:
     return {
-        "input_tokens": run.prompt_tokens - run.cached_tokens,
-        "output_tokens": run.completion_tokens,
-        "cache_read_input_tokens": run.cached_tokens,
+        "input_tokens": generation.prompt_tokens - generation.cached_tokens,
+        "output_tokens": generation.completion_tokens,
+        "cache_read_input_tokens": generation.cached_tokens,
         "cache_creation_input_tokens": 0,
     }
 
 
-def _whole(run: Run, message: dict[str, Any], choice: Choice) -> Response:
+def _whole(generation: Generation, message: dict[str, Any], choice: Choice) -> Response:
     assert choice.end is not None
     response = choice.response
     content: list[dict[str, Any]] = []
@@ -112,27 +115,29 @@ def _whole(run: Run, message: dict[str, Any], choice: Choice) -> Response:
     for call in response.tool_calls:
         arguments = _as_object(call.arguments)
         content.append({"type": "tool_use", "id": call.id, "name": call.name, "input": arguments})
-    answer = {
+    whole = {
         **message,
         "content": content,
         "stop_reason": stop_reason(choice.end),
         "stop_sequence": choice.end.stop_string,
-        "usage": _usage(run),
-        "timings": run.timings(),
+        "usage": _usage(generation),
+        "timings": generation.timings(),
     }
-    return JsonReply(answer)
+    return CompactJSONResponse(whole)
 
 
-async def _events(service: Service, run: Run, message: dict[str, Any]) -> AsyncIterator[bytes]:
+async def _events(
+    service: Service, generation: Generation, message: dict[str, Any]
+) -> AsyncIterator[bytes]:
     events = AnthropicEvents()
     try:
         yield events.start(message)
-        async for update in run.updates():
+        async for update in generation.updates():
             if isinstance(update, Delta):
                 for event in events.delta(update):
                     yield event
-            elif isinstance(update, Ended):
-                for event in events.end(update, _usage(run)):
+            elif isinstance(update, ChoiceEnd):
+                for event in events.end(update, _usage(generation)):
                     yield event
     except Exception as error:
         refusal = as_api_error(error, service.config.retry_after_s)
@@ -140,8 +145,9 @@ async def _events(service: Service, run: Run, message: dict[str, Any]) -> AsyncI
 
 
 def _as_object(arguments: str) -> dict[str, Any]:
-    """Arguments as Anthropic's clients want them; what is no object (cut off, or the model's
-    mistake) stands under a key of its own.
+    """Parse arguments, which Anthropic's API has as an object.
+
+    Arguments that are not one (cut off, or the model's mistake) stand under the key "_unparsed".
     """
     try:
         value = json.loads(arguments, parse_constant=str, parse_float=_number)
@@ -151,6 +157,6 @@ def _as_object(arguments: str) -> dict[str, Any]:
 
 
 def _number(digits: str) -> float | str:
-    """A float, but for one that is infinite, which the answer's JSON could not hold."""
+    """Parse a float; an infinite one, which JSON cannot hold, stays text."""
     value = float(digits)
     return digits if math.isinf(value) else value

@@ -1,10 +1,10 @@
-"""A run as Anthropic's server-sent events: blocks that start, grow and stop, one at a time."""
+"""Anthropic's server-sent events: content blocks that start, grow and stop, one at a time."""
 
 from collections.abc import Iterator
 from typing import Any
 
-from hybridmoe.serve.reply import named_event
-from hybridmoe.serve.run import Delta, Ended
+from hybridmoe.serve.event_stream import named_event
+from hybridmoe.serve.generation import ChoiceEnd, Delta
 from hybridmoe.text.response_parser import (
     ArgumentsPart,
     CallStart,
@@ -18,19 +18,19 @@ __all__ = ["PING", "AnthropicEvents", "stop_reason"]
 PING = named_event("ping", {"type": "ping"})
 
 
-def stop_reason(end: Ended) -> str:
-    """Anthropic's name for how an answer ended."""
+def stop_reason(end: ChoiceEnd) -> str:
+    """Convert a finish reason to Anthropic's name."""
     if end.stop_string is not None:
         return "stop_sequence"
-    return {"stop": "end_turn", "length": "max_tokens", "tool_calls": "tool_use"}[end.reason]
+    return {"stop": "end_turn", "length": "max_tokens", "tool_calls": "tool_use"}[end.finish_reason]
 
 
 class AnthropicEvents:
-    """Makes the events of one answer, in order."""
+    """Makes the events of one message, in order."""
 
     def __init__(self) -> None:
-        self._index = -1  # of the block that is open, or was last
-        self._open: str | None = None  # its type
+        self._index = -1  # of the last block
+        self._open: str | None = None  # type of the open block
 
     def start(self, message: dict[str, Any]) -> bytes:
         return named_event("message_start", {"type": "message_start", "message": message})
@@ -42,9 +42,9 @@ class AnthropicEvents:
         for part in update.parts:
             yield from self._part(part)
 
-    def end(self, end: Ended, usage: dict[str, Any]) -> Iterator[bytes]:
+    def end(self, end: ChoiceEnd, usage: dict[str, Any]) -> Iterator[bytes]:
         if self._index < 0:
-            yield from self._turn_to({"type": "text", "text": ""})
+            yield from self._open_block({"type": "text", "text": ""})
         yield from self._close()
         delta = {"stop_reason": stop_reason(end), "stop_sequence": end.stop_string}
         event = {"type": "message_delta", "delta": delta, "usage": usage}
@@ -53,19 +53,19 @@ class AnthropicEvents:
 
     def _part(self, part: Part) -> Iterator[bytes]:
         if isinstance(part, TextPart):
-            yield from self._turn_to({"type": "text", "text": ""})
+            yield from self._open_block({"type": "text", "text": ""})
             yield self._grow({"type": "text_delta", "text": part.text})
         elif isinstance(part, ReasoningPart):
-            yield from self._turn_to({"type": "thinking", "thinking": "", "signature": ""})
+            yield from self._open_block({"type": "thinking", "thinking": "", "signature": ""})
             yield self._grow({"type": "thinking_delta", "thinking": part.text})
         elif isinstance(part, CallStart):
             yield from self._close()
             call = {"type": "tool_use", "id": part.id, "name": part.name, "input": {}}
-            yield from self._turn_to(call)
+            yield from self._open_block(call)
         elif isinstance(part, ArgumentsPart):
             yield self._grow({"type": "input_json_delta", "partial_json": part.text})
 
-    def _turn_to(self, block: dict[str, Any]) -> Iterator[bytes]:
+    def _open_block(self, block: dict[str, Any]) -> Iterator[bytes]:
         """Open a block, unless one of its type is open."""
         if self._open == block["type"]:
             return

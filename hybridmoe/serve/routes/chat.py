@@ -7,27 +7,29 @@ from typing import Any
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
-from hybridmoe.serve.answer import (
-    chat_logprobs,
-    refuse,
-    reply_whole,
-    service_of,
-    usage,
+from hybridmoe.serve.errors import as_api_error, error_body, unsupported_value
+from hybridmoe.serve.event_stream import DONE, EventStreamResponse, data_event
+from hybridmoe.serve.generation import (
+    Choice,
+    ChoiceEnd,
+    Delta,
+    Generation,
+    Progress,
+    TokenLogprob,
 )
-from hybridmoe.serve.errors import as_api_error, error_body
-from hybridmoe.serve.job import Turn
-from hybridmoe.serve.reply import DONE, EventStream, JsonReply, data_event
-from hybridmoe.serve.routes.documented import ERRORS, stream_or
-from hybridmoe.serve.run import Choice, Delta, Ended, Progress, Run, TokenLogprob
+from hybridmoe.serve.inputs import ChatInput
+from hybridmoe.serve.json_response import CompactJSONResponse
+from hybridmoe.serve.logprobs import chat_logprobs
+from hybridmoe.serve.routes.openapi import ERRORS, json_or_stream
 from hybridmoe.serve.schemas.chat import (
-    AllowedChoice,
-    ChatAnswer,
-    ChatRequest,
-    NamedTool,
-    ToolMode,
+    AllowedToolChoice,
+    ChatCompletionRequest,
+    ChatCompletionResponse,
+    NamedToolChoice,
+    ToolChoiceMode,
 )
-from hybridmoe.serve.schemas.common import refuse_unsupported, token_limit
-from hybridmoe.serve.service import Service
+from hybridmoe.serve.schemas.common import check_unsupported, token_limit
+from hybridmoe.serve.service import Service, get_service
 from hybridmoe.serve.strict_json import StrictRoute
 from hybridmoe.text.response import ToolCall
 from hybridmoe.text.response_parser import ArgumentsPart, CallStart, Part, ReasoningPart, TextPart
@@ -38,31 +40,34 @@ router = APIRouter(route_class=StrictRoute, tags=["OpenAI"])
 
 
 @router.post(
-    "/v1/chat/completions", response_model=None, responses={**stream_or(ChatAnswer), **ERRORS}
+    "/v1/chat/completions",
+    response_model=None,
+    responses={**json_or_stream(ChatCompletionResponse), **ERRORS},
 )
-async def create_chat_completion(body: ChatRequest, request: Request) -> Response:
-    """Answer a conversation, whole or as a stream of `chat.completion.chunk` objects."""
-    service = service_of(request)
-    refuse_unsupported(body)
+async def create_chat_completion(body: ChatCompletionRequest, request: Request) -> Response:
+    """Create a chat completion, or a stream of `chat.completion.chunk` objects."""
+    service = get_service(request)
+    check_unsupported(body)
     model = service.check_model(body.model)
-    run = await service.run_chat(_turn(body))
-    reply = _Reply(service, run, model, body)
+    generation = await service.start_chat(_chat_input(body))
+    completion = _ChatCompletion(service, generation, model, body)
     if body.stream:
-        return EventStream(reply.events(), run.cancel, service.config.keep_alive_s)
-    return await reply_whole(run, reply.whole)
+        events, keep_alive_s = completion.events(), service.config.keep_alive_s
+        return EventStreamResponse(events, generation.cancel, keep_alive_s)
+    return completion.whole(await generation.finish())
 
 
-def _turn(body: ChatRequest) -> Turn:
+def _chat_input(body: ChatCompletionRequest) -> ChatInput:
     if body.top_logprobs and not body.logprobs:
-        raise refuse("top_logprobs", "needs logprobs: true")
+        raise unsupported_value("top_logprobs", "needs logprobs: true")
     sampling = body.sampling()
     limit = token_limit(body.max_completion_tokens, body.max_tokens)
     if limit is not None:
         sampling["max_tokens"] = limit
-    return Turn(
+    return ChatInput(
         messages=[message.model_dump(exclude_none=True) for message in body.messages],
         tools=[tool.model_dump(exclude_none=True) for tool in body.tools or ()],
-        **_choice(body),
+        **_tool_choice(body),
         is_parallel=body.parallel_tool_calls is not False,
         format=body.response_format,
         sampling=sampling,
@@ -72,21 +77,23 @@ def _turn(body: ChatRequest) -> Turn:
     )
 
 
-def _choice(body: ChatRequest) -> dict[str, Any]:
-    """Fields of `Turn` for any form of tool_choice."""
+def _tool_choice(body: ChatCompletionRequest) -> dict[str, Any]:
+    """Convert any form of tool_choice to fields of `ChatInput`."""
     choice = body.tool_choice or "auto"
-    if isinstance(choice, NamedTool):
+    if isinstance(choice, NamedToolChoice):
         return {"tool_choice": "required", "forced_tool": choice.function.name}
-    if isinstance(choice, AllowedChoice):
+    if isinstance(choice, AllowedToolChoice):
         names = [tool.function.name for tool in choice.allowed_tools.tools]
         return {"tool_choice": choice.allowed_tools.mode, "allowed_tools": names}
-    mode = choice.type if isinstance(choice, ToolMode) else choice
+    mode = choice.type if isinstance(choice, ToolChoiceMode) else choice
     return {"tool_choice": "required" if mode == "any" else mode}
 
 
-class _Reply:
-    def __init__(self, service: Service, run: Run, model: str, body: ChatRequest) -> None:
-        self._run = run
+class _ChatCompletion:
+    def __init__(
+        self, service: Service, generation: Generation, model: str, body: ChatCompletionRequest
+    ) -> None:
+        self._generation = generation
         self._body = body
         self._retry_after_s = service.config.retry_after_s
         self._tokenizer = service.llm.tokenizer
@@ -95,18 +102,18 @@ class _Reply:
         self._base = {
             "id": f"chatcmpl-{uuid.uuid4().hex}",
             "object": "chat.completion",
-            "created": run.created,
+            "created": generation.created,
             "model": model,
             "system_fingerprint": service.fingerprint,
         }
 
     def whole(self, choices: list[Choice]) -> Response:
-        return JsonReply(
+        return CompactJSONResponse(
             {
                 **self._base,
                 "choices": [self._choice(i, choice) for i, choice in enumerate(choices)],
-                "usage": usage(self._run),
-                "timings": self._run.timings(),
+                "usage": self._generation.usage(),
+                "timings": self._generation.timings(),
             }
         )
 
@@ -114,18 +121,18 @@ class _Reply:
         self._base["object"] = "chat.completion.chunk"
         if self._has_usage:
             self._base["usage"] = None
-        for index in range(self._run.num_choices):
+        for index in range(self._generation.num_choices):
             yield self._chunk(index, {"role": "assistant", "content": ""})
         try:
-            async for update in self._run.updates():
+            async for update in self._generation.updates():
                 if isinstance(update, Delta):
                     yield self._delta_chunk(update)
-                elif isinstance(update, Ended):
+                elif isinstance(update, ChoiceEnd):
                     yield self._end_chunk(update)
                 elif self._body.return_progress:
                     yield self._progress_chunk(update)
             if self._has_usage:
-                yield data_event({**self._base, "choices": [], "usage": usage(self._run)})
+                yield data_event({**self._base, "choices": [], "usage": self._generation.usage()})
         except Exception as error:
             refusal = as_api_error(error, self._retry_after_s)
             yield data_event(error_body(refusal, ""))
@@ -144,7 +151,7 @@ class _Reply:
             "index": index,
             "message": message,
             "logprobs": self._logprobs(choice.logprobs),
-            "finish_reason": choice.end.reason,
+            "finish_reason": choice.end.finish_reason,
         }
         return {**out, "experts": choice.experts} if self._body.return_experts else out
 
@@ -181,10 +188,12 @@ class _Reply:
         }
         return self._chunk(update.choice, {}, prompt_progress=progress)
 
-    def _end_chunk(self, update: Ended) -> bytes:
-        """The run's last has `timings`: clients expect every chunk but the usage's to be of use."""
-        extra: dict[str, Any] = {"timings": self._run.timings()} if self._run.is_done else {}
-        return self._chunk(update.choice, {}, reason=update.reason, **extra)
+    def _end_chunk(self, update: ChoiceEnd) -> bytes:
+        """Make a choice's last chunk. The last choice's has `timings` too."""
+        extra: dict[str, Any] = (
+            {"timings": self._generation.timings()} if self._generation.is_done else {}
+        )
+        return self._chunk(update.choice, {}, reason=update.finish_reason, **extra)
 
 
 def _merge(delta: dict[str, Any], part: Part) -> None:

@@ -7,21 +7,16 @@ from typing import Any
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
-from hybridmoe.serve.answer import (
-    finite,
-    reply_whole,
-    service_of,
-    token_text,
-    usage,
-)
 from hybridmoe.serve.errors import as_api_error, error_body
-from hybridmoe.serve.job import TextTurn
-from hybridmoe.serve.reply import DONE, EventStream, JsonReply, data_event
-from hybridmoe.serve.routes.documented import ERRORS, stream_or
-from hybridmoe.serve.run import Choice, Delta, Ended, Run, TokenLogprob
-from hybridmoe.serve.schemas.common import refuse_unsupported, token_limit
-from hybridmoe.serve.schemas.completions import CompletionAnswer, CompletionRequest
-from hybridmoe.serve.service import Service
+from hybridmoe.serve.event_stream import DONE, EventStreamResponse, data_event
+from hybridmoe.serve.generation import Choice, ChoiceEnd, Delta, Generation, TokenLogprob
+from hybridmoe.serve.inputs import TextInput
+from hybridmoe.serve.json_response import CompactJSONResponse
+from hybridmoe.serve.logprobs import finite, token_text
+from hybridmoe.serve.routes.openapi import ERRORS, json_or_stream
+from hybridmoe.serve.schemas.common import check_unsupported, token_limit
+from hybridmoe.serve.schemas.completions import CompletionRequest, CompletionResponse
+from hybridmoe.serve.service import Service, get_service
 from hybridmoe.serve.strict_json import StrictRoute
 from hybridmoe.text.response_parser import TextPart
 
@@ -32,14 +27,16 @@ _DEFAULT_MAX_TOKENS = 16  # OpenAI's
 
 
 @router.post(
-    "/v1/completions", response_model=None, responses={**stream_or(CompletionAnswer), **ERRORS}
+    "/v1/completions",
+    response_model=None,
+    responses={**json_or_stream(CompletionResponse), **ERRORS},
 )
 async def create_completion(body: CompletionRequest, request: Request) -> Response:
-    """Continue a text, whole or as a stream."""
-    service = service_of(request)
-    refuse_unsupported(body)
+    """Create a completion of a raw text, or a stream."""
+    service = get_service(request)
+    check_unsupported(body)
     model = service.check_model(body.model)
-    turn = TextTurn(
+    text = TextInput(
         prompts=_prompts(body.prompt),
         format=body.response_format,
         sampling={
@@ -51,11 +48,12 @@ async def create_completion(body: CompletionRequest, request: Request) -> Respon
         top_logprobs=body.logprobs,
         expert_trace=body.return_experts,
     )
-    run = await service.run_completion(turn)
-    reply = _Reply(service, run, model, body)
+    generation = await service.start_completion(text)
+    completion = _Completion(service, generation, model, body)
     if body.stream:
-        return EventStream(reply.events(), run.cancel, service.config.keep_alive_s)
-    return await reply_whole(run, reply.whole)
+        events, keep_alive_s = completion.events(), service.config.keep_alive_s
+        return EventStreamResponse(events, generation.cancel, keep_alive_s)
+    return completion.whole(await generation.finish())
 
 
 def _prompts(given: str | list[str] | list[int] | list[list[int]]) -> list[str] | list[list[int]]:
@@ -66,20 +64,22 @@ def _prompts(given: str | list[str] | list[int] | list[list[int]]) -> list[str] 
     return given
 
 
-class _Reply:
-    def __init__(self, service: Service, run: Run, model: str, body: CompletionRequest) -> None:
-        self._run = run
+class _Completion:
+    def __init__(
+        self, service: Service, generation: Generation, model: str, body: CompletionRequest
+    ) -> None:
+        self._generation = generation
         self._retry_after_s = service.config.retry_after_s
         self._tokenizer = service.llm.tokenizer
         options = body.stream_options
         self._has_usage = options is not None and options.include_usage
         self._has_logprobs = body.logprobs is not None
         self._has_experts = body.return_experts
-        self._offsets = [0] * run.num_choices  # of the next token in a choice's text
+        self._offsets = [0] * generation.num_choices  # of the next token in a choice's text
         self._base = {
             "id": f"cmpl-{uuid.uuid4().hex}",
             "object": "text_completion",
-            "created": run.created,
+            "created": generation.created,
             "model": model,
             "system_fingerprint": service.fingerprint,
         }
@@ -89,32 +89,34 @@ class _Reply:
         for index, choice in enumerate(choices):
             assert choice.end is not None
             extra = {"experts": choice.experts} if self._has_experts else {}
-            end = choice.end.reason
+            end = choice.end.finish_reason
             out.append(self._choice(index, choice.response.text, choice.logprobs, end) | extra)
-        return JsonReply(
+        return CompactJSONResponse(
             {
                 **self._base,
                 "choices": out,
-                "usage": usage(self._run),
-                "timings": self._run.timings(),
+                "usage": self._generation.usage(),
+                "timings": self._generation.timings(),
             }
         )
 
     async def events(self) -> AsyncIterator[bytes]:
         base: dict[str, Any] = {**self._base, **({"usage": None} if self._has_usage else {})}
         try:
-            async for update in self._run.updates():
+            async for update in self._generation.updates():
                 if isinstance(update, Delta):
                     text = "".join(p.text for p in update.parts if isinstance(p, TextPart))
                     choice = self._choice(update.choice, text, update.logprobs, None)
                     experts = {"experts": update.experts} if update.experts else {}
                     yield data_event({**base, "choices": [choice], **experts})
-                elif isinstance(update, Ended):
-                    choice = self._choice(update.choice, "", [], update.reason)
-                    timings = {"timings": self._run.timings()} if self._run.is_done else {}
+                elif isinstance(update, ChoiceEnd):
+                    choice = self._choice(update.choice, "", [], update.finish_reason)
+                    timings = (
+                        {"timings": self._generation.timings()} if self._generation.is_done else {}
+                    )
                     yield data_event({**base, "choices": [choice], **timings})
             if self._has_usage:
-                yield data_event({**base, "choices": [], "usage": usage(self._run)})
+                yield data_event({**base, "choices": [], "usage": self._generation.usage()})
         except Exception as error:
             yield data_event(error_body(as_api_error(error, self._retry_after_s), ""))
         yield DONE

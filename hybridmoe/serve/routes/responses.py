@@ -1,4 +1,4 @@
-"""OpenAI's /v1/responses: a request carries its conversation, or goes on from a stored one."""
+"""OpenAI's /v1/responses: a request has its whole conversation, or continues a stored one."""
 
 import uuid
 from collections.abc import AsyncIterator
@@ -7,16 +7,21 @@ from typing import Any
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
-from hybridmoe.serve.answer import chat_logprobs, service_of
 from hybridmoe.serve.errors import ApiError, as_api_error
-from hybridmoe.serve.reply import EventStream, JsonReply
-from hybridmoe.serve.routes.documented import ERRORS, stream_or
-from hybridmoe.serve.routes.responses_events import ResponseItems
-from hybridmoe.serve.routes.responses_turn import as_turn, conversation, functions
-from hybridmoe.serve.run import Delta, Ended, Run
-from hybridmoe.serve.schemas.common import refuse_unsupported
-from hybridmoe.serve.schemas.responses import DeletedAnswer, ResponseAnswer, ResponsesRequest
-from hybridmoe.serve.service import Service
+from hybridmoe.serve.event_stream import EventStreamResponse
+from hybridmoe.serve.generation import ChoiceEnd, Delta, Generation
+from hybridmoe.serve.json_response import CompactJSONResponse
+from hybridmoe.serve.logprobs import chat_logprobs
+from hybridmoe.serve.routes.openapi import ERRORS, json_or_stream
+from hybridmoe.serve.routes.responses_events import OutputItems
+from hybridmoe.serve.routes.responses_input import chat_input, conversation, function_tools
+from hybridmoe.serve.schemas.common import check_unsupported
+from hybridmoe.serve.schemas.responses import (
+    DeletedResponse,
+    ResponsesRequest,
+    ResponsesResponse,
+)
+from hybridmoe.serve.service import Service, get_service
 from hybridmoe.serve.strict_json import StrictRoute
 
 __all__ = ["router"]
@@ -26,65 +31,68 @@ _ONE = "/v1/responses/{response_id}"
 
 
 @router.post(
-    "/v1/responses", response_model=None, responses={**stream_or(ResponseAnswer), **ERRORS}
+    "/v1/responses",
+    response_model=None,
+    responses={**json_or_stream(ResponsesResponse), **ERRORS},
 )
 async def create_response(body: ResponsesRequest, request: Request) -> Response:
-    """Answer a conversation, whole or as a stream of typed events."""
-    service = service_of(request)
-    refuse_unsupported(body)
+    """Create a response, or a stream of typed events."""
+    service = get_service(request)
+    check_unsupported(body)
     model = service.check_model(body.model)
     items = await service.pool.run(lambda _: conversation(body, service.responses), is_short=True)
-    run = await service.run_chat(as_turn(body, items))
-    reply = _Reply(service, run, model, body, items)
+    generation = await service.start_chat(chat_input(body, items))
+    response = _ModelResponse(service, generation, model, body, items)
     if body.stream:
-        return EventStream(reply.events(), run.cancel, service.config.keep_alive_s)
+        events, keep_alive_s = response.events(), service.config.keep_alive_s
+        return EventStreamResponse(events, generation.cancel, keep_alive_s)
     try:
-        return await reply.whole()
+        return await response.whole()
     finally:
-        run.cancel()
+        generation.cancel()
 
 
-@router.get(_ONE, response_model=None, responses={200: {"model": ResponseAnswer}, **ERRORS})
+@router.get(_ONE, response_model=None, responses={200: {"model": ResponsesResponse}, **ERRORS})
 async def get_response(response_id: str, request: Request) -> Response:
-    """A stored response, as it was answered."""
-    response = service_of(request).responses.response(response_id)
+    """Get a stored response, as it was sent."""
+    response = get_service(request).responses.response(response_id)
     if response is None:
         raise _not_stored(response_id)
     return Response(response, media_type="application/json")
 
 
-@router.delete(_ONE, response_model=None, responses={200: {"model": DeletedAnswer}, **ERRORS})
+@router.delete(_ONE, response_model=None, responses={200: {"model": DeletedResponse}, **ERRORS})
 async def delete_response(response_id: str, request: Request) -> Response:
-    """Forget a stored response."""
-    if not service_of(request).responses.delete(response_id):
+    """Delete a stored response."""
+    if not get_service(request).responses.delete(response_id):
         raise _not_stored(response_id)
-    return JsonReply({"id": response_id, "object": "response", "deleted": True})
+    return CompactJSONResponse({"id": response_id, "object": "response", "deleted": True})
 
 
 def _not_stored(response_id: str) -> ApiError:
     return ApiError(404, f"Response with id {response_id!r:.80} not found.", param="response_id")
 
 
-class _Reply:
+class _ModelResponse:
     def __init__(
         self,
         service: Service,
-        run: Run,
+        generation: Generation,
         model: str,
         body: ResponsesRequest,
         items: list[dict[str, Any]],
     ) -> None:
-        self._run = run
+        self._generation = generation
         self._store = service.responses if body.store is not False else None
         self._past_items = items
         self._retry_after_s = service.config.retry_after_s
         tokenizer = service.llm.tokenizer
-        self._items = ResponseItems(lambda entries: chat_logprobs(entries, tokenizer))
+        self._items = OutputItems(lambda entries: chat_logprobs(entries, tokenizer))
         choice = body.tool_choice or "auto"
         self._base: dict[str, Any] = {
             "id": f"resp_{uuid.uuid4().hex}",
             "object": "response",
-            "created_at": run.created,
+            "created_at": generation.created,
             "status": "in_progress",
             "error": None,
             "incomplete_details": None,
@@ -96,39 +104,39 @@ class _Reply:
             "parallel_tool_calls": body.parallel_tool_calls is not False,
             "previous_response_id": body.previous_response_id or None,
             "store": self._store is not None,
-            "temperature": run.job.params.temperature,
+            "temperature": generation.request.params.temperature,
             "text": (body.text.model_dump(by_alias=True, exclude_none=True) if body.text else None)
             or {"format": {"type": "text"}},
             "tool_choice": choice if isinstance(choice, str) else choice.model_dump(),
-            "tools": [tool.model_dump(exclude_none=True) for _, tool in functions(body)],
-            "top_p": run.job.params.top_p,
+            "tools": [tool.model_dump(exclude_none=True) for _, tool in function_tools(body)],
+            "top_p": generation.request.params.top_p,
             "truncation": "disabled",
             "usage": None,
         }
 
     async def whole(self) -> Response:
         end = None
-        async for update in self._run.updates():
+        async for update in self._generation.updates():
             if isinstance(update, Delta):
                 for _ in self._items.delta(update):
                     pass
-            elif isinstance(update, Ended):
+            elif isinstance(update, ChoiceEnd):
                 end = update
         assert end is not None
         for _ in self._items.close(_status(end)):
             pass
-        return JsonReply(self._ended(end))
+        return CompactJSONResponse(self._ended(end))
 
     async def events(self) -> AsyncIterator[bytes]:
         items = self._items
         yield items.event("response.created", response=self._base)
         yield items.event("response.in_progress", response=self._base)
         try:
-            async for update in self._run.updates():
+            async for update in self._generation.updates():
                 if isinstance(update, Delta):
                     for event in items.delta(update):
                         yield event
-                elif isinstance(update, Ended):
+                elif isinstance(update, ChoiceEnd):
                     for event in items.close(_status(update)):
                         yield event
                     kind = f"response.{_status(update)}"
@@ -139,27 +147,27 @@ class _Reply:
             failed = {**self._base, "status": "failed", "error": what, "output": items.output}
             yield items.event("response.failed", response=failed)
 
-    def _ended(self, end: Ended) -> dict[str, Any]:
-        run = self._run
-        is_cut = end.reason == "length"
+    def _ended(self, end: ChoiceEnd) -> dict[str, Any]:
+        generation = self._generation
+        is_cut = end.finish_reason == "length"
         response = {
             **self._base,
             "status": _status(end),
             "incomplete_details": {"reason": "max_output_tokens"} if is_cut else None,
             "output": self._items.output,
             "usage": {
-                "input_tokens": run.prompt_tokens,
-                "input_tokens_details": {"cached_tokens": run.cached_tokens},
-                "output_tokens": run.completion_tokens,
-                "output_tokens_details": {"reasoning_tokens": run.reasoning_tokens},
-                "total_tokens": run.prompt_tokens + run.completion_tokens,
+                "input_tokens": generation.prompt_tokens,
+                "input_tokens_details": {"cached_tokens": generation.cached_tokens},
+                "output_tokens": generation.completion_tokens,
+                "output_tokens_details": {"reasoning_tokens": generation.reasoning_tokens},
+                "total_tokens": generation.prompt_tokens + generation.completion_tokens,
             },
-            "timings": run.timings(),
+            "timings": generation.timings(),
         }
         if self._store is not None:
             self._store.put(response, [*self._past_items, *self._items.output])
         return response
 
 
-def _status(end: Ended) -> str:
-    return "incomplete" if end.reason == "length" else "completed"
+def _status(end: ChoiceEnd) -> str:
+    return "incomplete" if end.finish_reason == "length" else "completed"

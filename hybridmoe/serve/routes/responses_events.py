@@ -1,11 +1,11 @@
-"""A run as the Responses API's output items, and as the events that tell how they grow."""
+"""Output items of the Responses API, and the events of their growth."""
 
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from hybridmoe.serve.reply import named_event
-from hybridmoe.serve.run import Delta, TokenLogprob
+from hybridmoe.serve.event_stream import named_event
+from hybridmoe.serve.generation import Delta, TokenLogprob
 from hybridmoe.text.response_parser import (
     ArgumentsPart,
     CallEnd,
@@ -15,34 +15,34 @@ from hybridmoe.text.response_parser import (
     TextPart,
 )
 
-__all__ = ["ResponseItems"]
+__all__ = ["OutputItems"]
 
 Logprobs = Callable[[Sequence[TokenLogprob]], list[dict[str, Any]]]
 
 
-class ResponseItems:
-    """Collects the items of one answer, and makes an event of each change."""
+class OutputItems:
+    """Collects the output items of one response, and makes an event of each change."""
 
     def __init__(self, logprobs: Logprobs) -> None:
-        self.output: list[dict[str, Any]] = []  # the items; the last one may be in progress
+        self.output: list[dict[str, Any]] = []  # the last item may be in progress
         self._logprobs = logprobs
         self._sequence = 0
 
     def event(self, kind: str, **fields: Any) -> bytes:
-        """One event, numbered."""
+        """Make an event with the next sequence number."""
         self._sequence += 1
         body = {"type": kind, "sequence_number": self._sequence - 1, **fields}
         return named_event(kind, body)
 
     def delta(self, update: Delta) -> Iterator[bytes]:
-        """What a delta changes."""
+        """Add a delta. Yields its events."""
         logprobs = self._logprobs(update.logprobs)
         for part in update.parts:
             yield from self._part(part, logprobs)
             logprobs = logprobs if not isinstance(part, TextPart) else []
 
     def close(self, status: str = "completed") -> Iterator[bytes]:
-        """End the item in progress, if one is."""
+        """End the item in progress, if any. Yields its events."""
         if not self.output or self.output[-1]["status"] != "in_progress":
             return
         item = self.output[-1]
@@ -68,7 +68,7 @@ class ResponseItems:
 
     def _part(self, part: Part, logprobs: list[dict[str, Any]]) -> Iterator[bytes]:
         if isinstance(part, TextPart):
-            yield from self._turn_to("message")
+            yield from self._open_text("message")
             content = self.output[-1]["content"][0]
             content["text"] += part.text
             content["logprobs"] += logprobs
@@ -80,7 +80,7 @@ class ResponseItems:
                 logprobs=logprobs,
             )
         elif isinstance(part, ReasoningPart):
-            yield from self._turn_to("reasoning")
+            yield from self._open_text("reasoning")
             self.output[-1]["content"][0]["text"] += part.text
             yield self.event(
                 "response.reasoning_text.delta", **self._place(), content_index=0, delta=part.text
@@ -105,7 +105,7 @@ class ResponseItems:
         elif isinstance(part, CallEnd):
             yield from self.close()
 
-    def _turn_to(self, kind: str) -> Iterator[bytes]:
+    def _open_text(self, kind: str) -> Iterator[bytes]:
         last = self.output[-1] if self.output else {}
         if last.get("type") == kind and last["status"] == "in_progress":
             return

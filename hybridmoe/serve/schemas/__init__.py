@@ -1,1 +1,1 @@
-"""What requests and answers look like, one module for each API."""
+"""Schemas of requests and responses, one module for each API."""

@@ -1,4 +1,4 @@
-"""Anthropic's /v1/messages and /v1/messages/count_tokens: requests and answers."""
+"""Schemas of Anthropic's /v1/messages and /v1/messages/count_tokens."""
 
 from typing import Annotated, Any, Literal
 
@@ -14,11 +14,14 @@ from hybridmoe.serve.schemas.common import (
     StopStrings,
 )
 
-__all__ = ["AnthropicAnswer", "CountAnswer", "CountRequest", "MessagesRequest"]
+__all__ = [
+    "AnthropicMessage", "AnthropicTool", "AnthropicToolChoice", "ContentBlock",
+    "CountTokensRequest", "CountTokensResponse", "MessagesRequest", "MessagesResponse",
+]  # fmt: skip
 
 
-class Block(Request):
-    """A content block; images and others are refused by name."""
+class ContentBlock(Request):
+    """Content block. Images and other types are refused by name."""
 
     type: Literal["text", "thinking", "redacted_thinking", "tool_use", "tool_result"]
     text: str | None = None
@@ -28,14 +31,15 @@ class Block(Request):
     input: JsonObject | None = None
     tool_use_id: str | None = Field(default=None, max_length=512)
     content: str | Listed[JsonObject] | None = Field(
-        default=None, description="Of a tool_result: text blocks; others are named in their place."
+        default=None,
+        description="Content of a tool_result. Blocks other than text become a line each.",
     )
     is_error: bool | None = None
 
 
 class AnthropicMessage(Request):
     role: Literal["user", "assistant", "system"]
-    content: str | Listed[Block]
+    content: str | Listed[ContentBlock]
 
 
 class AnthropicTool(Request):
@@ -46,34 +50,33 @@ class AnthropicTool(Request):
     strict: bool | None = None
 
 
-class AnthropicChoice(Request):
+class AnthropicToolChoice(Request):
     type: Literal["auto", "any", "tool", "none"]
     name: FunctionName | None = None
     disable_parallel_tool_use: bool | None = None
 
 
-class CountRequest(Request):
-    """A conversation, to be counted."""
+class CountTokensRequest(Request):
+    """Conversation whose prompt tokens are counted."""
 
     model: str = Field(max_length=512)
     messages: Listed[AnthropicMessage] = Field(min_length=1)
-    system: str | Listed[Block] | None = None
+    system: str | Listed[ContentBlock] | None = None
     tools: Annotated[Listed[AnthropicTool], Field(max_length=512)] | None = None
-    tool_choice: AnthropicChoice | None = None
+    tool_choice: AnthropicToolChoice | None = None
 
     @classmethod
     def unsupported(cls) -> dict[str, tuple[Any, ...]]:
         return {"mcp_servers": ([],), "container": ()}
 
 
-class MessagesRequest(CountRequest):
-    """A conversation to continue.
-
-    `temperature` runs from 0 to 1, and 1 stands for the model's own recommended temperature.
-    """
+class MessagesRequest(CountTokensRequest):
+    """Conversation to continue."""
 
     max_tokens: Count
-    temperature: Annotated[float, Field(ge=0.0, le=1.0, allow_inf_nan=False)] | None = None
+    temperature: Annotated[float, Field(ge=0.0, le=1.0, allow_inf_nan=False)] | None = Field(
+        default=None, description="0 to 1; 1 stands for the model's recommended temperature."
+    )
     top_p: Annotated[float, Field(ge=0.0, le=1.0, allow_inf_nan=False)] | None = None
     top_k: Annotated[int, Field(ge=0, le=2**31 - 1)] | None = None
     stop_sequences: StopStrings | None = None
@@ -87,7 +90,7 @@ class AnthropicUsage(Model):
     cache_creation_input_tokens: int
 
 
-class AnthropicAnswer(Model):
+class MessagesResponse(Model):
     id: str
     type: Literal["message"]
     role: Literal["assistant"]
@@ -98,5 +101,5 @@ class AnthropicAnswer(Model):
     usage: AnthropicUsage
 
 
-class CountAnswer(Model):
+class CountTokensResponse(Model):
     input_tokens: int

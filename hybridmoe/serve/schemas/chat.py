@@ -1,4 +1,4 @@
-"""OpenAI's /v1/chat/completions: request and answers."""
+"""Schemas of OpenAI's /v1/chat/completions."""
 
 from typing import Annotated, Any, Literal
 
@@ -20,19 +20,19 @@ from hybridmoe.serve.schemas.common import (
 from hybridmoe.text.messages import result_text
 
 __all__ = [
-    "AllowedChoice",
-    "ChatAnswer",
-    "ChatChunk",
-    "ChatRequest",
-    "NamedTool",
+    "AllowedToolChoice",
+    "ChatCompletionChunk",
+    "ChatCompletionRequest",
+    "ChatCompletionResponse",
+    "NamedToolChoice",
     "Tool",
-    "ToolMode",
+    "ToolChoiceMode",
     "Usage",
 ]
 
 
 class ContentPart(Request):
-    """Text under any of its names; a refusal is what the assistant said, too."""
+    """Text part, by any of its names. An earlier refusal counts as the assistant's text."""
 
     type: Literal["text", "input_text", "output_text", "refusal"]
     text: str | None = None
@@ -51,9 +51,10 @@ class ToolCall(Request):
 
 
 class Message(Request):
-    """One turn; `reasoning_content` of earlier answers should be sent back as it came.
+    """Message of a conversation.
 
-    What a tool returned may be any JSON. `function` and `function_call` are older names.
+    Send `reasoning_content` of earlier responses back unchanged. The content of a tool's message
+    may be any JSON. `function` and `function_call` are older names of `tool` and `tool_calls`.
     """
 
     role: Literal["system", "developer", "user", "assistant", "tool", "function"]
@@ -77,7 +78,7 @@ class Function(Request):
     description: str | None = None
     parameters: JsonObject | None = None
     strict: bool | None = Field(
-        default=None, description="Arguments fit `parameters` by construction."
+        default=None, description="Constrain the arguments to the schema in `parameters`."
     )
 
 
@@ -90,37 +91,37 @@ class NamedFunction(Request):
     name: FunctionName
 
 
-class NamedTool(Request):
+class NamedToolChoice(Request):
     type: Literal["function"]
     function: NamedFunction
 
 
-class ToolMode(Request):
-    """A tool_choice that stands in an object."""
+class ToolChoiceMode(Request):
+    """Mode of `tool_choice`, written as an object."""
 
     type: Literal["none", "auto", "required", "any"]
 
 
 class AllowedTools(Request):
     mode: Literal["auto", "required"] = "auto"
-    tools: Annotated[Listed[NamedTool], Field(min_length=1, max_length=512)]
+    tools: Annotated[Listed[NamedToolChoice], Field(min_length=1, max_length=512)]
 
 
-class AllowedChoice(Request):
-    """A tool_choice that permits some of the tools."""
+class AllowedToolChoice(Request):
+    """`tool_choice` that allows only some of the tools."""
 
     type: Literal["allowed_tools"]
     allowed_tools: AllowedTools
 
 
-class ChatRequest(SamplingFields):
-    """A conversation to continue."""
+class ChatCompletionRequest(SamplingFields):
+    """Conversation to continue."""
 
     model: str | None = Field(default=None, max_length=512)
     messages: Listed[Message] = Field(min_length=1)
-    max_tokens: TokenLimit | None = Field(default=None, description="0 and -1 set no limit.")
+    max_tokens: TokenLimit | None = Field(default=None, description="0 and -1: no limit.")
     max_completion_tokens: TokenLimit | None = Field(
-        default=None, description="The same as max_tokens."
+        default=None, description="Same as `max_tokens`."
     )
     n: Annotated[Whole, Field(ge=1, le=128)] | None = None
     stream: bool | None = None
@@ -130,14 +131,18 @@ class ChatRequest(SamplingFields):
     response_format: ResponseFormat | None = None
     tools: Annotated[Listed[Tool], Field(max_length=512)] | None = None
     tool_choice: (
-        Literal["none", "auto", "required", "any"] | NamedTool | ToolMode | AllowedChoice | None
+        Literal["none", "auto", "required", "any"]
+        | NamedToolChoice
+        | ToolChoiceMode
+        | AllowedToolChoice
+        | None
     ) = None
     parallel_tool_calls: bool | None = None
     return_progress: bool = Field(
-        default=False, description="Streams say how far the prompt is read."
+        default=False, description="Report prefill progress as `prompt_progress` in stream chunks."
     )
     return_experts: bool = Field(
-        default=False, description="Streams name the experts of every token."
+        default=False, description="Report the experts of every token as `experts`."
     )
 
     @classmethod
@@ -169,8 +174,8 @@ class ChunkChoice(Model):
     finish_reason: Literal["stop", "length", "tool_calls"] | None
 
 
-class ChatAnswer(Model):
-    """The whole answer; `timings` has milliseconds and tokens a second."""
+class ChatCompletionResponse(Model):
+    """Chat completion. `timings` has milliseconds and tokens per second."""
 
     id: str
     object: Literal["chat.completion"]
@@ -182,10 +187,10 @@ class ChatAnswer(Model):
     timings: JsonObject
 
 
-class ChatChunk(Model):
-    """One event of a stream.
+class ChatCompletionChunk(Model):
+    """Event of a stream.
 
-    `experts`: for each token since the last chunk, for each MoE layer, the chosen experts.
+    `experts`: the experts chosen, for each token since the last chunk and each MoE layer.
     """
 
     id: str

@@ -1,8 +1,8 @@
-"""Parts that several APIs' requests share, and how a request says what it may not.
+"""Schemas shared by several APIs, and the refusal of unsupported fields.
 
-Types are strict (no "5" for 5), fields that mean nothing here are ignored, and fields that ask for
-something that this server cannot do are refused by name (`unsupported`). Every list is bounded and
-ends at its first bad entry: pydantic makes one error for each, and 2 MB hold a million of them.
+Types are strict (no "5" for 5). Fields without a meaning here are ignored. Fields that ask for an
+unsupported feature are refused by name (`unsupported`). Every list is bounded and fails at its
+first bad entry: pydantic makes an error for each, and 2 MB hold a million of them.
 """
 
 from typing import Annotated, Any, Literal, TypeVar
@@ -29,7 +29,7 @@ __all__ = [
     "TokenLimit",
     "TopLogprobs",
     "Whole",
-    "refuse_unsupported",
+    "check_unsupported",
     "stop_list",
     "token_limit",
 ]
@@ -43,20 +43,20 @@ _MAX_BIASES = 1024
 
 
 def _whole(value: Any) -> Any:
-    """Turn 16.0 into 16: JSON has one kind of number, and some clients write the former."""
+    """Convert 16.0 to 16: JSON has one type of number, and some clients write 16.0."""
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 Whole = Annotated[int, BeforeValidator(_whole)]
 Count = Annotated[Whole, Field(ge=1, le=_MAX_INT)]
-TokenLimit = Annotated[Whole, Field(ge=-1, le=_MAX_INT)]  # 0 and -1: none
+TokenLimit = Annotated[Whole, Field(ge=-1, le=_MAX_INT)]  # 0 and -1: no limit
 Temperature = Annotated[float, Field(ge=0.0, le=2.0, allow_inf_nan=False)]
 Share = Annotated[float, Field(ge=0.0, le=1.0, allow_inf_nan=False)]
 Penalty = Annotated[float, Field(ge=-2.0, le=2.0, allow_inf_nan=False)]
 
 
-def _few(bias: object) -> object:
-    """The bias, if it is short; pydantic looks at a mapping's length after all its entries."""
+def _limit_biases(bias: object) -> object:
+    """Refuse a long mapping first; pydantic checks its length after all its entries."""
     if isinstance(bias, dict) and len(bias) > _MAX_BIASES:
         raise ValueError(f"{len(bias)} entries; at most {_MAX_BIASES} are taken")
     return bias
@@ -64,7 +64,9 @@ def _few(bias: object) -> object:
 
 Bias = Annotated[float, Field(ge=-100.0, le=100.0, allow_inf_nan=False)]
 LogitBias = Annotated[
-    dict[str, Bias], BeforeValidator(_few), Field(json_schema_extra={"maxProperties": _MAX_BIASES})
+    dict[str, Bias],
+    BeforeValidator(_limit_biases),
+    Field(json_schema_extra={"maxProperties": _MAX_BIASES}),
 ]
 TopLogprobs = Annotated[Whole, Field(ge=0, le=20)]
 StopString = Annotated[str, Field(max_length=1024)]
@@ -78,66 +80,70 @@ Listed = Annotated[list[T], Field(max_length=_MAX_ENTRIES, fail_fast=True)]
 
 
 class Request(BaseModel):
-    """Base of everything that a client sends."""
+    """Base of all request bodies."""
 
     model_config = ConfigDict(strict=True, extra="allow")
 
     @classmethod
     def unsupported(cls) -> dict[str, tuple[Any, ...]]:
-        """Fields that are refused by name, and the values that ask for nothing and so may pass."""
+        """Map the fields refused by name to the neutral values that are accepted."""
         return {}
 
 
 class Model(BaseModel):
-    """Base of everything that a client gets; for the documentation, not for checking."""
+    """Base of all response bodies; used for the OpenAPI document, not for validation."""
 
     model_config = ConfigDict(extra="allow")
 
 
 class StreamOptions(Request):
-    """What a stream carries besides the text."""
+    """Options of a stream."""
 
-    include_usage: bool = Field(default=False, description="One last chunk with the token counts.")
+    include_usage: bool = Field(
+        default=False, description="Add a last chunk with the token counts."
+    )
 
 
 class ResponseFormat(Request):
-    """What the text must look like: it then is so by construction, unless it is cut off."""
+    """Format of the text, enforced by constrained decoding unless the text is cut off."""
 
     type: Literal["text", "json_object", "json_schema", "regex", "grammar"] = "text"
     json_schema: JsonObject | None = Field(
-        default=None, description='`{"name", "schema", "strict"}`, for type "json_schema".'
+        default=None, description='For type "json_schema": `{"name", "schema", "strict"}`.'
     )
-    pattern: str | None = Field(default=None, max_length=8192, description='For type "regex".')
+    pattern: str | None = Field(
+        default=None, max_length=8192, description='For type "regex": a regular expression.'
+    )
     grammar: str | None = Field(
-        default=None, max_length=1 << 18, description='Lark or GBNF, for type "grammar".'
+        default=None, max_length=1 << 18, description='For type "grammar": a Lark or GBNF grammar.'
     )
     schema_: JsonObject | None = Field(
-        default=None, alias="schema", description="The schema itself, as llama.cpp takes it."
+        default=None, alias="schema", description="JSON schema without a wrapper, as in llama.cpp."
     )
 
 
 class SamplingFields(Request):
-    """How the next token is chosen; what is left out comes from the model's file."""
+    """Sampling parameters. Defaults come from the model's file."""
 
-    temperature: Temperature | None = Field(
-        default=None, description="0 = always the likeliest token."
-    )
+    temperature: Temperature | None = Field(default=None, description="0: greedy decoding.")
     top_p: Share | None = None
     top_k: Annotated[Whole, Field(ge=-1, le=_MAX_INT)] | None = Field(
-        default=None, description="0 = all."
+        default=None, description="0 and -1: all tokens."
     )
     min_p: Share | None = None
     presence_penalty: Penalty | None = None
     frequency_penalty: Penalty | None = None
     repetition_penalty: Annotated[float, Field(ge=0.01, le=100.0)] | None = None
     logit_bias: LogitBias | None = Field(
-        default=None, description="By token id; -100 forbids a token."
+        default=None, description="Bias by token id; -100 forbids the token."
     )
     seed: Annotated[Whole, Field(ge=-(2**63), le=2**63 - 1)] | None = None
-    stop: StopField | None = Field(default=None, description="Up to 16; they do not show.")
+    stop: StopField | None = Field(
+        default=None, description="Up to 16 stop strings; they are not part of the text."
+    )
 
     def sampling(self) -> dict[str, Any]:
-        """The given fields, as `SamplingParams` names and takes them."""
+        """Convert the given fields to those of `SamplingParams`."""
         names = (
             "temperature", "top_p", "min_p", "presence_penalty", "frequency_penalty",
             "repetition_penalty",
@@ -155,12 +161,12 @@ class SamplingFields(Request):
 
 
 def stop_list(stop: str | list[str]) -> list[str]:
-    """Stop strings as a list, without empty ones, which some clients send for none."""
+    """Convert to a list, without the empty strings that some clients send."""
     return [one for one in ([stop] if isinstance(stop, str) else stop) if one]
 
 
 def token_limit(*given: int | None) -> int | None:
-    """Limit in tokens, by the first value that is given; None for no limit."""
+    """Take the first limit that is given; None for no limit."""
     first = next((limit for limit in given if limit is not None), None)
     return first if first is not None and first > 0 else None
 
@@ -169,12 +175,12 @@ def _bias_by_id(bias: dict[str, float]) -> dict[int, float]:
     for key in bias:
         if not (key.isascii() and key.isdecimal() and len(key) < 10):
             raise ApiError(400, f"logit_bias: {key!r:.40} is not a token id", param="logit_bias")
-    # OpenAI's -100 forbids; a sum with the logit would not quite.
+    # OpenAI's -100 forbids a token, which adding it to the logit would not quite.
     return {int(key): float("-inf") if value == -100 else value for key, value in bias.items()}
 
 
-def refuse_unsupported(request: Request) -> None:
-    """Raise ApiError for a field that asks for something that this server does not do."""
+def check_unsupported(request: Request) -> None:
+    """Raise ApiError for a field that asks for an unsupported feature."""
     extra = request.model_extra or {}
     for name, neutral in request.unsupported().items():
         value = extra.get(name)

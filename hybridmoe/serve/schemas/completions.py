@@ -1,4 +1,4 @@
-"""OpenAI's /v1/completions: raw text continued."""
+"""Schemas of OpenAI's /v1/completions."""
 
 from typing import Annotated, Any, Literal
 
@@ -17,7 +17,7 @@ from hybridmoe.serve.schemas.common import (
     Whole,
 )
 
-__all__ = ["CompletionAnswer", "CompletionRequest"]
+__all__ = ["CompletionRequest", "CompletionResponse"]
 
 _MAX_PROMPTS = 1024
 _Texts = Annotated[list[str], Field(min_length=1, max_length=_MAX_PROMPTS, fail_fast=True)]
@@ -26,7 +26,7 @@ _IdLists = Annotated[list[_Ids], Field(min_length=1, max_length=_MAX_PROMPTS, fa
 
 
 def _kind(prompt: object) -> str:
-    """Form of a prompt, by its first entry: only the errors of that form are of use, or made."""
+    """Discriminate a prompt's form by its first entry, so that only its errors are reported."""
     if not isinstance(prompt, list):
         return "text[]"
     first = prompt[0] if prompt else None
@@ -36,8 +36,10 @@ def _kind(prompt: object) -> str:
 
 
 class CompletionRequest(SamplingFields):
-    """A text, or its token ids, or a list of either; names of special tokens in a text stand for
-    those tokens. Choices come in the order of the prompts, `n` of each.
+    """Text to continue, as a string or token ids, or a list of either.
+
+    Names of special tokens in a text stand for those tokens. Choices are in the order of the
+    prompts, `n` of each.
     """
 
     model: str | None = Field(default=None, max_length=512)
@@ -49,7 +51,7 @@ class CompletionRequest(SamplingFields):
         Discriminator(_kind),
     ]
     max_tokens: TokenLimit | None = Field(
-        default=None, description="16 where it is left out; 0 and -1 set no limit."
+        default=None, description="Default 16; 0 and -1: no limit."
     )
     n: Annotated[Whole, Field(ge=1, le=128)] | None = None
     stream: bool | None = None
@@ -71,7 +73,7 @@ class CompletionChoice(Model):
     finish_reason: Literal["stop", "length"] | None
 
 
-class CompletionAnswer(Model):
+class CompletionResponse(Model):
     id: str
     object: Literal["text_completion"]
     created: int

@@ -1,4 +1,4 @@
-"""OpenAI's /v1/responses."""
+"""Schemas of OpenAI's /v1/responses."""
 
 from typing import Annotated, Any, Literal
 
@@ -17,21 +17,21 @@ from hybridmoe.serve.schemas.common import (
 )
 
 __all__ = [
-    "DeletedAnswer",
+    "DeletedResponse",
     "Item",
-    "ResponseAnswer",
     "ResponsesAllowedTools",
     "ResponsesNamedTool",
     "ResponsesRequest",
+    "ResponsesResponse",
     "ResponsesTool",
 ]
 
 
 class Item(Request):
-    """A message, reasoning, a call or its output, or a reference to a stored item.
+    """Message, reasoning, tool call, tool output, or reference to a stored item.
 
-    Calls of tools that are no functions are read as calls of a function; what a service did by
-    itself (`web_search_call`, ...) is skipped; others are refused by name.
+    Calls of other tools than functions are read as function calls. Work of hosted services
+    (`web_search_call`, ...) is skipped. Other types are refused by name.
     """
 
     type: str | None = Field(default=None, max_length=64)
@@ -41,12 +41,12 @@ class Item(Request):
     call_id: str | None = Field(default=None, max_length=512)
     name: FunctionName | None = None
     arguments: str | JsonObject | None = None
-    input: str | None = Field(default=None, description="Of a custom tool's call.")
+    input: str | None = Field(default=None, description="Input of a custom tool's call.")
     output: str | Listed[Any] | JsonObject | None = None
 
 
 class ResponsesTool(Request):
-    """A function; tools of other types are skipped, since there is no service that runs them."""
+    """Function tool. Tools of other types are skipped, since this server runs none."""
 
     type: str = Field(max_length=64)
     name: FunctionName | None = None
@@ -61,7 +61,7 @@ class ResponsesNamedTool(Request):
 
 
 class ResponsesAllowedTools(Request):
-    """A tool_choice that permits some of the tools."""
+    """`tool_choice` that allows only some of the tools."""
 
     type: Literal["allowed_tools"]
     mode: Literal["auto", "required"] = "auto"
@@ -80,12 +80,12 @@ class TextOptions(Request):
 
 
 class ResponsesRequest(Request):
-    """A conversation to continue: that of `previous_response_id`, if it is given, and `input`."""
+    """Conversation to continue: that of `previous_response_id`, if given, then `input`."""
 
     model: str | None = Field(default=None, max_length=512)
     input: str | Listed[Item]
     instructions: str | None = None
-    max_output_tokens: TokenLimit | None = Field(default=None, description="0 and -1 set no limit.")
+    max_output_tokens: TokenLimit | None = Field(default=None, description="0 and -1: no limit.")
     temperature: Temperature | None = None
     top_p: Share | None = None
     stream: bool | None = None
@@ -100,7 +100,8 @@ class ResponsesRequest(Request):
     metadata: JsonObject | None = None
     previous_response_id: str | None = Field(default=None, max_length=512)
     store: bool | None = Field(
-        default=None, description="false: no later request can refer to the response or its items."
+        default=None,
+        description="false: later requests cannot refer to the response or its items.",
     )
 
     @classmethod
@@ -110,7 +111,7 @@ class ResponsesRequest(Request):
         }  # fmt: skip
 
 
-class ResponseAnswer(Model):
+class ResponsesResponse(Model):
     id: str
     object: Literal["response"]
     created_at: int
@@ -120,7 +121,7 @@ class ResponseAnswer(Model):
     usage: JsonObject | None
 
 
-class DeletedAnswer(Model):
+class DeletedResponse(Model):
     id: str
     object: Literal["response"]
     deleted: bool

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from hybridmoe.errors import QueueFullError
-from hybridmoe.serve.pool import CancelledWorkError, CancelToken, WorkPool
+from hybridmoe.serve.work_pool import CancelledWorkError, CancelToken, WorkPool
 
 
 class Blocking:

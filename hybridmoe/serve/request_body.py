@@ -1,7 +1,7 @@
-"""Bodies of requests: read within bounds of size, shape, time, and of memory for all together.
+"""Request bodies, read within limits on size, JSON shape, time, and memory of all together.
 
-What a JSON text holds is counted while it arrives, so that a body which would cost much to parse
-is refused before it is whole.
+The shape of a JSON text is counted while it arrives: a body that would be costly to parse is
+refused before it is complete.
 """
 
 import asyncio
@@ -18,13 +18,13 @@ from starlette.types import Receive
 from hybridmoe.serve.config import ServeConfig
 from hybridmoe.serve.errors import ApiError
 
-__all__ = ["LARGE_BYTES", "Bodies", "JsonShape"]
+__all__ = ["LARGE_BYTES", "BodyBudget", "BodyReader", "JsonShape"]
 
-LARGE_BYTES = 1 << 16  # a larger body counts as held memory, and is parsed in a thread
-# So many times the limit are read and dropped: a client that still sends reads nothing.
-_DRAINED = 4
+LARGE_BYTES = 1 << 16  # a larger body counts against the budget, and is parsed in a thread
+# Read and drop this multiple of the limit: a client that still sends does not read the refusal.
+_DRAIN_FACTOR = 4
 _STRING = re.compile(rb'"(?:[^"\\]++|\\.)*+"', re.DOTALL)
-# Whole strings and all between them, then the beginning of one that goes on in the next piece.
+# Whole strings and all between them, then the start of one that goes on in the next piece.
 _OPEN_STRING = re.compile(
     rb'(?:[^"]++|"(?:[^"\\]++|\\.)*+")*+("(?:[^"\\]++|\\.)*+(\\?))?', re.DOTALL
 )
@@ -33,23 +33,23 @@ _STEPS = bytes.maketrans(b"[{]}", b"\x01\x01\xff\xff")  # 1 and -1, as signed by
 
 
 class JsonShape:
-    """Counts a JSON text, piece by piece: how deep it nests, how much it holds."""
+    """Running count of a JSON text's values and nesting depth."""
 
     def __init__(self) -> None:
-        self.num_values = 0  # strings, commas and brackets: no fewer than there are values
+        self.num_values = 0  # strings, commas and brackets: an upper bound of the values
         self.depth = 0  # the deepest so far
         self._depth = 0
-        self._is_open = b""  # `"` or `"\` in the middle of a string
+        self._open_string = b""  # `"` or `"\` inside a string
 
     def feed(self, piece: bytes) -> None:
-        """Count what comes next. Cost: some passes over it in C."""
-        text = self._is_open + piece
+        """Count the next piece. Cost: a few passes over it in C."""
+        text = self._open_string + piece
         match = _OPEN_STRING.fullmatch(text)
         assert match is not None
-        self._is_open = b""
+        self._open_string = b""
         if match.start(1) >= 0:
             text = text[: match.start(1)]
-            self._is_open = b'"' + match[2]
+            self._open_string = b'"' + match[2]
         outside, num_strings = _STRING.subn(b"", text)
         steps = array("b", outside.translate(_STEPS, _NOT_BRACKETS))
         self.num_values += num_strings + outside.count(b",") + len(steps)
@@ -57,38 +57,38 @@ class JsonShape:
         self._depth += sum(steps)
 
 
-class Bodies:
-    """All bodies that are held at one time. Belongs to the event loop."""
+class BodyBudget:
+    """Memory budget and deadlines of all bodies. Used from the event loop only."""
 
     def __init__(self, config: ServeConfig) -> None:
         self._config = config
-        self._num_bytes = 0  # of large ones
+        self._num_bytes = 0  # of large bodies
         self._waits: set[asyncio.Timeout] = set()
-        self._ending: ApiError | None = None
+        self._shutdown_error: ApiError | None = None
 
     @property
     def num_awaited(self) -> int:
-        """Bodies whose next piece has not come yet."""
+        """Number of bodies whose next piece has not arrived."""
         return len(self._waits)
 
     @contextmanager
-    def hold(self) -> Iterator["_Held"]:
-        """Room for one body, until the block ends."""
-        held = _Held(self, self._config)
+    def reader(self) -> Iterator["BodyReader"]:
+        """Make a reader whose body is counted until the block ends."""
+        reader = BodyReader(self, self._config)
         try:
-            yield held
+            yield reader
         finally:
-            held.give_back()
+            reader.release()
 
     def close(self, error: ApiError) -> None:
-        """The server ends: those that are still sent are refused."""
-        self._ending = error
+        """Refuse the bodies that are incomplete, and later ones, with `error`."""
+        self._shutdown_error = error
         for wait in self._waits:
             wait.reschedule(0.0)
 
-    def take(self, num_bytes: int) -> None:
-        """Count bytes as held. Raises ApiError (503) where there is no room."""
-        if self._num_bytes + num_bytes > self._config.max_held_bytes:
+    def reserve(self, num_bytes: int) -> None:
+        """Count bytes against the budget. Raises ApiError (503) if it is exceeded."""
+        if self._num_bytes + num_bytes > self._config.max_body_memory_bytes:
             raise ApiError(
                 503,
                 "too many large requests at once; try again later",
@@ -98,24 +98,25 @@ class Bodies:
             )
         self._num_bytes += num_bytes
 
-    def give_back(self, num_bytes: int) -> None:
+    def release(self, num_bytes: int) -> None:
+        """Return bytes to the budget."""
         self._num_bytes -= num_bytes
 
     async def receive(self, receive: Receive, deadline: float) -> tuple[bytes, bool] | None:
-        """The next piece, and whether it is the last; None where the client has left.
+        """Await the next piece. Returns it and True if it is the last; None on disconnect.
 
-        Raises ApiError: 408 where it comes too late, or that of `close`.
+        Raises ApiError: 408 on a timeout, or that of `close`.
         """
-        left_s = min(self._config.body_pause_s, deadline - time.monotonic())
+        left_s = min(self._config.body_idle_timeout_s, deadline - time.monotonic())
         try:
-            async with asyncio.timeout(0.0 if self._ending else max(0.0, left_s)) as wait:
+            async with asyncio.timeout(0.0 if self._shutdown_error else max(0.0, left_s)) as wait:
                 self._waits.add(wait)
                 try:
                     message = await receive()
                 finally:
                     self._waits.discard(wait)
         except TimeoutError:
-            raise self._ending or ApiError(
+            raise self._shutdown_error or ApiError(
                 408, "the body did not come in time", headers={"Connection": "close"}
             ) from None
         if message["type"] == "http.disconnect":
@@ -123,44 +124,46 @@ class Bodies:
         return message.get("body", b""), not message.get("more_body", False)
 
 
-class _Held:
-    def __init__(self, bodies: Bodies, config: ServeConfig) -> None:
-        self._bodies = bodies
+class BodyReader:
+    """Reads one body, and counts its memory against the budget."""
+
+    def __init__(self, budget: BodyBudget, config: ServeConfig) -> None:
+        self._budget = budget
         self._config = config
         self._num_bytes = 0
 
     async def read(self, headers: Headers, receive: Receive) -> bytes | None:
-        """The whole body; None where the client left before its end. Raises ApiError."""
+        """Read the whole body; None if the client disconnects first. Raises ApiError."""
         limit = self._config.max_body_bytes
-        deadline = time.monotonic() + self._config.body_s
+        deadline = time.monotonic() + self._config.body_timeout_s
         declared = headers.get("content-length", "")
         refusal = _too_large(limit) if declared.isdecimal() and int(declared[:20]) > limit else None
         body = bytearray()
         shape = JsonShape()
         size, is_last = 0, False
-        while not is_last and size <= _DRAINED * limit:
-            received = await self._bodies.receive(receive, deadline)
+        while not is_last and size <= _DRAIN_FACTOR * limit:
+            received = await self._budget.receive(receive, deadline)
             if received is None:
                 return None
             piece, is_last = received
             size += len(piece)
             if refusal is None:
                 body += piece
-                refusal = self._refusal(len(body), piece, shape)
+                refusal = self._check(len(body), piece, shape)
             if refusal is not None:
                 body.clear()
-                self.give_back()
+                self.release()
         if refusal is not None:
             raise refusal
         return bytes(body)
 
-    def give_back(self) -> None:
-        """Hold nothing any more. Any number of times."""
-        self._bodies.give_back(self._num_bytes)
+    def release(self) -> None:
+        """Return the body's memory to the budget. Idempotent."""
+        self._budget.release(self._num_bytes)
         self._num_bytes = 0
 
-    def _refusal(self, size: int, piece: bytes, shape: JsonShape) -> ApiError | None:
-        """Why the body is not taken, as far as it has come."""
+    def _check(self, size: int, piece: bytes, shape: JsonShape) -> ApiError | None:
+        """Check the limits after a piece. Returns the refusal, if any."""
         config = self._config
         if size > config.max_body_bytes:
             return _too_large(config.max_body_bytes)
@@ -173,7 +176,7 @@ class _Held:
             return ApiError(400, f"the body's JSON holds more than {most} values")
         if size > LARGE_BYTES:
             try:
-                self._bodies.take(size - self._num_bytes)
+                self._budget.reserve(size - self._num_bytes)
             except ApiError as error:
                 return error
             self._num_bytes = size

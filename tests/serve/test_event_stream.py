@@ -16,8 +16,9 @@ from starlette.types import Message
 from waiting import HANG_S
 
 from hybridmoe.serve import ServeConfig, Server, Service
-from hybridmoe.serve.reply import EventStream, as_json
-from hybridmoe.serve.server import tell
+from hybridmoe.serve.event_stream import EventStreamResponse
+from hybridmoe.serve.json_response import encode_json
+from hybridmoe.serve.server import log_loop_error
 
 HEAD = "http.response.start"
 
@@ -47,8 +48,10 @@ class Client:
             await self.got.wait_for(lambda: self.bodies.count(body) >= count)
 
 
-def stream_to(client: Client, events: AsyncIterator[bytes], ended: list[str]) -> EventStream:
-    return EventStream(events, lambda: ended.append("end"), 0.001, b"ping")
+def stream_to(
+    client: Client, events: AsyncIterator[bytes], ended: list[str]
+) -> EventStreamResponse:
+    return EventStreamResponse(events, lambda: ended.append("end"), 0.001, b"ping")
 
 
 def test_silence_is_filled_until_the_end_and_not_after() -> None:
@@ -108,7 +111,7 @@ def http(llm: FakeLLM) -> Iterator[httpx2.Client]:
 
 def test_no_event_has_a_line_end_of_unicode_in_it() -> None:
     text = "a\u2028b\u2029c\x85d\x0be\x1cf\r\n\u00e9"
-    line = as_json({"text": text}).decode()
+    line = encode_json({"text": text}).decode()
     assert line.splitlines() == [line] and "\u00e9" in line
     assert json.loads(line) == {"text": text}
 
@@ -120,9 +123,11 @@ def test_a_lack_of_descriptors_is_told_once(caplog: pytest.LogCaptureFixture) ->
     lack = OSError(errno.EMFILE, "Too many open files")
     with closing(asyncio.new_event_loop()) as loop:
         for _ in range(9):
-            tell(loop, {"message": "socket.accept() out of system resource", "exception": lack})
+            log_loop_error(
+                loop, {"message": "socket.accept() out of system resource", "exception": lack}
+            )
         assert [record.levelname for record in caplog.records] == ["WARNING"]
-        tell(loop, {"message": "another", "exception": ValueError("x")})
+        log_loop_error(loop, {"message": "another", "exception": ValueError("x")})
     assert "another" in caplog.text
     log.removeHandler(caplog.handler)
 

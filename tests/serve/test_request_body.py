@@ -1,4 +1,4 @@
-"""Bodies: their shape is counted while they come, and their size, time and sum have bounds."""
+"""BodyBudget: their shape is counted while they come, and their size, time and sum have bounds."""
 
 import asyncio
 import json
@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from starlette.datastructures import Headers
 
 from hybridmoe.serve import ServeConfig
-from hybridmoe.serve.body import LARGE_BYTES, Bodies, JsonShape
 from hybridmoe.serve.errors import ApiError
+from hybridmoe.serve.request_body import LARGE_BYTES, BodyBudget, JsonShape
 
 JSON = st.recursive(
     st.none() | st.integers() | st.text('"\\[]{},:aé\n'),
@@ -71,14 +71,14 @@ class Client:
         await asyncio.Event().wait()
 
 
-async def read(bodies: Bodies, client: Client) -> bytes | None:
-    with bodies.hold() as held:
-        return await held.read(Headers(), client.receive)
+async def read(bodies: BodyBudget, client: Client) -> bytes | None:
+    with bodies.reader() as reader:
+        return await reader.read(Headers(), client.receive)
 
 
-def refusal(test: Callable[[Bodies], Awaitable[Any]], **limits: Any) -> ApiError:
+def refusal(test: Callable[[BodyBudget], Awaitable[Any]], **limits: Any) -> ApiError:
     async def run() -> None:
-        await test(Bodies(ServeConfig(model_name="m", **limits)))
+        await test(BodyBudget(ServeConfig(model_name="m", **limits)))
 
     with pytest.raises(ApiError) as caught:
         asyncio.run(run())
@@ -92,7 +92,7 @@ def test_a_body_that_holds_too_many_values_is_refused() -> None:
 
 def test_a_body_that_does_not_come_is_given_up() -> None:
     sent = Client(b"{", is_whole=False)
-    for limits in ({"body_pause_s": 1e-3}, {"body_s": 1e-3}):
+    for limits in ({"body_idle_timeout_s": 1e-3}, {"body_timeout_s": 1e-3}):
         error = refusal(lambda bodies: read(bodies, sent), **limits)
         assert error.status == 408 and error.headers["Connection"] == "close"
 
@@ -100,8 +100,8 @@ def test_a_body_that_does_not_come_is_given_up() -> None:
 def test_large_bodies_are_bounded_together_and_room_is_given_back() -> None:
     large = b" " * (LARGE_BYTES + 1)
 
-    async def test(bodies: Bodies) -> None:
-        with bodies.hold() as first:
+    async def test(bodies: BodyBudget) -> None:
+        with bodies.reader() as first:
             assert await first.read(Headers(), Client(large).receive) == large
             assert await read(bodies, Client(b"{}")) == b"{}"
             with pytest.raises(ApiError) as caught:
@@ -110,17 +110,19 @@ def test_large_bodies_are_bounded_together_and_room_is_given_back() -> None:
         for _ in range(3):
             assert await read(bodies, Client(large)) == large
         deep = Client(large, b"[" * 65, b"", is_whole=False)
-        with bodies.hold() as refused:
+        with bodies.reader() as refused:
             reading = asyncio.create_task(refused.read(Headers(), deep.receive))
             await deep.is_silent.wait()
             assert await read(bodies, Client(large)) == large  # what is refused is not held
             reading.cancel()
 
-    asyncio.run(test(Bodies(ServeConfig(model_name="m", max_held_bytes=LARGE_BYTES + 1))))
+    asyncio.run(
+        test(BodyBudget(ServeConfig(model_name="m", max_body_memory_bytes=LARGE_BYTES + 1)))
+    )
 
 
 def test_half_sent_bodies_end_with_the_server() -> None:
-    async def test(bodies: Bodies) -> None:
+    async def test(bodies: BodyBudget) -> None:
         client = Client(b"{", is_whole=False)
         reading = asyncio.create_task(read(bodies, client))
         await client.is_silent.wait()
@@ -130,4 +132,4 @@ def test_half_sent_bodies_end_with_the_server() -> None:
             with pytest.raises(ApiError, match="ending"):
                 await again
 
-    asyncio.run(test(Bodies(ServeConfig(model_name="m"))))
+    asyncio.run(test(BodyBudget(ServeConfig(model_name="m"))))

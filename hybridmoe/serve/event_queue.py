@@ -1,4 +1,4 @@
-"""From the engine's thread into an event loop."""
+"""Queue from the engine's thread into an event loop."""
 
 import asyncio
 import contextlib
@@ -7,12 +7,13 @@ from collections import deque
 
 from hybridmoe.engine.request import Event, Listener
 
-__all__ = ["Channel"]
+__all__ = ["EventQueue"]
 
 
-class Channel:
-    """From the engine's thread to one reader in an event loop; in order, and without bound:
-    a sequence ends by itself.
+class EventQueue:
+    """FIFO queue of engine events, with one reader in an event loop.
+
+    Unbounded: a sequence has a bounded number of tokens.
     """
 
     def __init__(self) -> None:
@@ -23,13 +24,13 @@ class Channel:
         self._failure: Exception | None = None
 
     def listener(self, index: int) -> Listener:
-        """What an engine calls with the events of choice `index`."""
+        """Make the engine's listener for choice `index`."""
 
         def put(event: Event) -> None:
             self._events.append((time.perf_counter(), index, event))
-            if not self._is_notified:  # one call into the loop serves all that came before it ran
+            if not self._is_notified:  # one call into the loop serves all events before it runs
                 self._is_notified = True
-                with contextlib.suppress(RuntimeError):  # a closed loop: nobody reads any more
+                with contextlib.suppress(RuntimeError):  # the loop is closed: no reader is left
                     self._loop.call_soon_threadsafe(self._notify)
 
         return put
@@ -39,12 +40,12 @@ class Channel:
         self._has_events.set()
 
     def fail(self, error: Exception) -> None:
-        """Raise this at the reader instead of what may still come. The reader's loop only."""
+        """Raise `error` at the reader in place of further events. From the reader's loop only."""
         self._failure = error
         self._has_events.set()
 
     async def get(self) -> tuple[float, int, Event]:
-        """The next event: when it came, of which choice, and what it is."""
+        """Await the next event. Returns its arrival time, its choice and the event."""
         while not self._events and self._failure is None:
             self._has_events.clear()
             await self._has_events.wait()

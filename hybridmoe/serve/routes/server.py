@@ -1,4 +1,4 @@
-"""What this server says of itself: models, tokens, health, metrics; and what it does not do."""
+"""Routes of the server itself: health, metrics, models, tokenization; embeddings get 501."""
 
 from typing import Any
 
@@ -7,23 +7,24 @@ from fastapi.responses import PlainTextResponse
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.responses import Response
 
-from hybridmoe.serve.answer import service_of, token_text
 from hybridmoe.serve.errors import ApiError
-from hybridmoe.serve.pool import CancelToken
-from hybridmoe.serve.reply import JsonReply
-from hybridmoe.serve.routes.documented import ERRORS
-from hybridmoe.serve.schemas.tokens import (
+from hybridmoe.serve.json_response import CompactJSONResponse
+from hybridmoe.serve.logprobs import token_text
+from hybridmoe.serve.routes.openapi import ERRORS
+from hybridmoe.serve.schemas.server import (
     DetokenizeRequest,
+    DetokenizeResponse,
     EmbeddingsRequest,
-    ErrorAnswer,
-    HealthAnswer,
+    ErrorResponse,
+    HealthResponse,
     ModelCard,
     ModelList,
-    TextAnswer,
     TokenizeRequest,
-    TokensAnswer,
+    TokenizeResponse,
 )
+from hybridmoe.serve.service import get_service
 from hybridmoe.serve.strict_json import StrictRoute
+from hybridmoe.serve.work_pool import CancelToken
 from hybridmoe.text.tokenizer import Tokenizer
 
 __all__ = ["router"]
@@ -31,46 +32,48 @@ __all__ = ["router"]
 router = APIRouter(route_class=StrictRoute, tags=["Server"])
 
 
-@router.get("/health", response_model=None, responses={200: {"model": HealthAnswer}, **ERRORS})
+@router.get("/health", response_model=None, responses={200: {"model": HealthResponse}, **ERRORS})
 async def health(request: Request) -> Response:
-    """200 when requests can be answered; 503 while the model loads, or when its card has failed."""
-    service = service_of(request)
+    """Check readiness: 503 while the model loads, or after its GPU has failed."""
+    service = get_service(request)
     if service.is_ready:
         failure = service.llm.engine.device_failure
         if failure is not None:
-            return JsonReply({"status": "failed", "message": failure}, 503)
-        return JsonReply({"status": "ok"})
+            return CompactJSONResponse({"status": "failed", "message": failure}, 503)
+        return CompactJSONResponse({"status": "ok"})
     status = "loading" if service.failure is None else "failed"
-    return JsonReply({"status": status, "progress": service.load_progress}, 503)
+    return CompactJSONResponse({"status": status, "progress": service.load_progress}, 503)
 
 
 @router.get("/metrics", response_class=PlainTextResponse, responses=ERRORS)
 async def metrics(request: Request) -> Response:
-    """Prometheus's text format."""
-    text = service_of(request).metrics.render()
+    """Export metrics in Prometheus's text format."""
+    text = get_service(request).metrics.render()
     return Response(text, media_type=CONTENT_TYPE_LATEST)
 
 
 @router.get("/v1/models", response_model=None, responses={200: {"model": ModelList}, **ERRORS})
 async def list_models(request: Request) -> Response:
-    """The one model that is served."""
-    return JsonReply({"object": "list", "data": [service_of(request).model_card()]})
+    """List the served model."""
+    return CompactJSONResponse({"object": "list", "data": [get_service(request).model_card()]})
 
 
 @router.get(
     "/v1/models/{model:path}", response_model=None, responses={200: {"model": ModelCard}, **ERRORS}
 )
 async def get_model(model: str, request: Request) -> Response:
-    """The model, by its name or an alias."""
-    service = service_of(request)
+    """Get the model by its name or an alias."""
+    service = get_service(request)
     name = service.check_model(model)
-    return JsonReply({**service.model_card(), "id": name})
+    return CompactJSONResponse({**service.model_card(), "id": name})
 
 
-@router.post("/tokenize", response_model=None, responses={200: {"model": TokensAnswer}, **ERRORS})
+@router.post(
+    "/tokenize", response_model=None, responses={200: {"model": TokenizeResponse}, **ERRORS}
+)
 async def tokenize(body: TokenizeRequest, request: Request) -> Response:
-    """Token ids of a text, by the model's own tokenizer."""
-    service = service_of(request)
+    """Encode a text with the model's tokenizer."""
+    service = get_service(request)
     llm = service.llm
     text = body.content if body.content is not None else body.prompt
     if text is None:
@@ -82,21 +85,25 @@ async def tokenize(body: TokenizeRequest, request: Request) -> Response:
             text, add_special=body.add_special, parse_special=body.parse_special, limit=limit
         )
         tokens = [_piece(llm.tokenizer, i) for i in ids] if body.with_pieces else ids
-        return JsonReply({"tokens": tokens, "count": len(ids), "max_model_len": llm.context_tokens})
+        return CompactJSONResponse(
+            {"tokens": tokens, "count": len(ids), "max_model_len": llm.context_tokens}
+        )
 
     return await service.pool.run(work)
 
 
-@router.post("/detokenize", response_model=None, responses={200: {"model": TextAnswer}, **ERRORS})
+@router.post(
+    "/detokenize", response_model=None, responses={200: {"model": DetokenizeResponse}, **ERRORS}
+)
 async def detokenize(body: DetokenizeRequest, request: Request) -> Response:
-    """The text of token ids; special tokens by their names."""
-    service = service_of(request)
+    """Decode token ids; special tokens become their names."""
+    service = get_service(request)
     llm = service.llm
     llm.tokenizer.limit(llm.context_tokens).add(len(body.tokens))
 
     def work(_: CancelToken) -> Response:
         text = llm.tokenizer.decode(body.tokens, skip_special=False)
-        return JsonReply({"content": text, "prompt": text})
+        return CompactJSONResponse({"content": text, "prompt": text})
 
     return await service.pool.run(work)
 
@@ -108,10 +115,10 @@ def _piece(tokenizer: Tokenizer, token_id: int) -> dict[str, Any]:
 @router.post(
     "/v1/embeddings",
     response_model=None,
-    responses={501: {"model": ErrorAnswer, "description": "Always."}, **ERRORS},
+    responses={501: {"model": ErrorResponse, "description": "Always."}, **ERRORS},
 )
 async def create_embedding(body: EmbeddingsRequest) -> Response:
-    """Not offered: a language model's states are no embeddings."""
+    """Return 501: embeddings are not supported."""
     raise ApiError(
         501,
         "embeddings are not supported: this server runs language models, which are no embedders",

@@ -1,4 +1,4 @@
-"""/tokenize, /detokenize, and what this server says about itself."""
+"""Schemas of /tokenize, /detokenize, /health, /v1/models, /v1/embeddings and errors."""
 
 from typing import Literal
 
@@ -8,24 +8,26 @@ from hybridmoe.serve.schemas.common import JsonObject, Model, Request, TokenIds
 
 __all__ = [
     "DetokenizeRequest",
+    "DetokenizeResponse",
     "EmbeddingsRequest",
-    "ErrorAnswer",
-    "HealthAnswer",
+    "ErrorResponse",
+    "HealthResponse",
     "ModelCard",
     "ModelList",
-    "TextAnswer",
     "TokenizeRequest",
-    "TokensAnswer",
+    "TokenizeResponse",
 ]
 
 
 class TokenizeRequest(Request):
-    """`content` (or `prompt`) as token ids."""
+    """Text to encode."""
 
     content: str | None = None
-    prompt: str | None = Field(default=None, description="Another name for content.")
+    prompt: str | None = Field(default=None, description="Same as `content`.")
     add_special: bool = False
-    parse_special: bool = Field(default=True, description="Names of special tokens stand for them.")
+    parse_special: bool = Field(
+        default=True, description="Names of special tokens stand for those tokens."
+    )
     with_pieces: bool = False
 
 
@@ -34,21 +36,21 @@ class DetokenizeRequest(Request):
 
 
 class EmbeddingsRequest(Request):
-    """Answered by 501."""
+    """Body of an embeddings request, which gets 501."""
 
 
-class TokensAnswer(Model):
+class TokenizeResponse(Model):
     tokens: list[int | JsonObject]
     count: int
     max_model_len: int
 
 
-class TextAnswer(Model):
+class DetokenizeResponse(Model):
     content: str
     prompt: str
 
 
-class HealthAnswer(Model):
+class HealthResponse(Model):
     status: Literal["ok", "loading", "failed"]
     progress: float | None = None
     message: str | None = None  # what failed
@@ -68,5 +70,5 @@ class ModelList(Model):
     data: list[ModelCard]
 
 
-class ErrorAnswer(Model):
+class ErrorResponse(Model):
     error: JsonObject

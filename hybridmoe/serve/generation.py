@@ -1,8 +1,7 @@
-"""One job under way: the engine's events, from its thread, as updates in the event loop.
+"""Generation: a request under way, with the engine's events as updates in the event loop.
 
-A run has one choice or several, each a sequence of the engine. What a client sees of a token is
-decided here, whichever API it speaks: parts of the answer, log-probabilities of its text,
-experts, and how it ended.
+A generation has one or several choices, each a sequence of the engine. Its updates are the same
+for every API: parts of the response, log-probabilities of its text, experts, finish reason.
 """
 
 import time
@@ -20,22 +19,20 @@ from hybridmoe.engine.request import (
     Usage,
 )
 from hybridmoe.errors import DeviceError
-from hybridmoe.serve.channel import Channel
 from hybridmoe.serve.errors import ApiError
-from hybridmoe.serve.job import Job
+from hybridmoe.serve.event_queue import EventQueue
 from hybridmoe.serve.metrics import Metrics
+from hybridmoe.serve.prepare import PreparedRequest
 from hybridmoe.text.response import Response
 from hybridmoe.text.response_parser import Part, ResponseParser, TextPart
 from hybridmoe.text.tokenizer import Tokenizer
 
-__all__ = ["Choice", "Delta", "Ended", "Progress", "Reason", "Run", "TokenLogprob", "Update"]
-
-Reason = Literal["stop", "length", "tool_calls"]
+__all__ = ["Choice", "ChoiceEnd", "Delta", "Generation", "Progress", "TokenLogprob", "Update"]
 
 
 @dataclass(frozen=True, slots=True)
 class TokenLogprob:
-    """A token of the text, and the likeliest ones in its place."""
+    """Log-probability of a token of the text, and of the likeliest tokens at its position."""
 
     token_id: int
     logprob: float
@@ -44,7 +41,7 @@ class TokenLogprob:
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """So much of a choice's prompt is read."""
+    """Progress of a choice's prefill."""
 
     choice: int
     done_tokens: int
@@ -54,34 +51,34 @@ class Progress:
 
 @dataclass(slots=True)
 class Delta:
-    """What one or several tokens added to a choice."""
+    """Addition of one or several tokens to a choice."""
 
     choice: int
     parts: list[Part]
     logprobs: list[TokenLogprob] = field(default_factory=list)
-    experts: list[list[list[int]]] = field(default_factory=list)
+    experts: list[list[list[int]]] = field(default_factory=list)  # per token, per MoE layer
 
 
 @dataclass(frozen=True, slots=True)
-class Ended:
-    """A choice is whole."""
+class ChoiceEnd:
+    """End of a choice."""
 
     choice: int
-    reason: Reason
+    finish_reason: Literal["stop", "length", "tool_calls"]
     stop_string: str | None
 
 
-Update = Progress | Delta | Ended
+Update = Progress | Delta | ChoiceEnd
 
 
 @dataclass(slots=True)
 class Choice:
-    """One choice of a run, as far as it is generated."""
+    """One choice of a generation, as far as it has come."""
 
     response: Response
     logprobs: list[TokenLogprob] = field(default_factory=list)  # of the text
     experts: list[list[list[int]]] = field(default_factory=list)
-    end: Ended | None = None
+    end: ChoiceEnd | None = None
     ticket: Ticket | None = None
     num_tokens: int = 0
     num_reasoning_tokens: int = 0
@@ -90,22 +87,27 @@ class Choice:
     usage: Usage | None = None
 
 
-class Run:
-    """Starts when made, in a running event loop; read `updates` once, and call `cancel` after."""
+class Generation:
+    """Sequences of one request in the engine, started on construction in a running event loop.
 
-    def __init__(self, engine: Engine, tokenizer: Tokenizer, job: Job, metrics: Metrics) -> None:
-        """Errors, with nothing left running: those of `Engine.submit`."""
-        self.job = job
+    Read `updates` once, and call `cancel` afterwards.
+    """
+
+    def __init__(
+        self, engine: Engine, tokenizer: Tokenizer, request: PreparedRequest, metrics: Metrics
+    ) -> None:
+        """Submit all choices. Errors, with nothing left running: those of `Engine.submit`."""
+        self.request = request
         self._engine = engine
         self.created = int(time.time())
         self._metrics = metrics
-        self._channel = Channel()
+        self._queue = EventQueue()
         self._started_s = time.perf_counter()
-        self._num_left = len(job.constraints)
-        self.choices = [Choice(_new_response(tokenizer, job)) for _ in job.constraints]
+        self._num_unfinished = len(request.constraints)
+        self.choices = [Choice(_new_response(tokenizer, request)) for _ in request.constraints]
         try:
             for i, choice in enumerate(self.choices):
-                choice.ticket = engine.submit(self._request(i), self._channel.listener(i))
+                choice.ticket = engine.submit(self._engine_request(i), self._queue.listener(i))
         except BaseException:
             self.cancel()
             raise
@@ -116,67 +118,86 @@ class Run:
 
     @property
     def is_done(self) -> bool:
-        """Whether every choice has ended."""
-        return self._num_left == 0
+        """True once every choice has ended."""
+        return self._num_unfinished == 0
 
     @property
     def prompt_tokens(self) -> int:
-        """Tokens of all prompts; each prompt counts once, with any number of choices."""
-        return sum(len(prompt) for prompt in self.job.prompts)
+        """Number of tokens of all prompts. Each prompt counts once, for any number of choices."""
+        return sum(len(prompt) for prompt in self.request.prompts)
 
     @property
     def completion_tokens(self) -> int:
-        """Of all choices, so far."""
+        """Number of tokens generated so far, of all choices."""
         return sum(choice.num_tokens for choice in self.choices)
 
     @property
     def reasoning_tokens(self) -> int:
-        """Those of them that were thoughts."""
+        """Number of generated tokens that are reasoning."""
         return sum(choice.num_reasoning_tokens for choice in self.choices)
 
     @property
     def cached_tokens(self) -> int:
-        """Prompt tokens found in the cache by the first choice of each prompt."""
-        firsts = self.choices[:: self.job.choices_per_prompt]
+        """Number of prompt tokens that each prompt's first choice found in the prefix cache."""
+        firsts = self.choices[:: self.request.choices_per_prompt]
         return sum(choice.usage.cached_tokens for choice in firsts if choice.usage)
 
+    def usage(self) -> dict[str, Any]:
+        """Token counts in OpenAI's structure, once every choice has ended."""
+        return {
+            "prompt_tokens": self.prompt_tokens,
+            "completion_tokens": self.completion_tokens,
+            "total_tokens": self.prompt_tokens + self.completion_tokens,
+            "prompt_tokens_details": {"cached_tokens": self.cached_tokens},
+            "completion_tokens_details": {"reasoning_tokens": self.reasoning_tokens},
+        }
+
     def timings(self) -> dict[str, Any]:
-        """Of the first choice, in llama.cpp's names; known once it has ended."""
+        """Timings of the first choice in llama.cpp's names; empty until it has ended."""
         usage = self.choices[0].usage
         if usage is None:
             return {}
-        num_read = usage.prompt_tokens - usage.cached_tokens
+        num_computed = usage.prompt_tokens - usage.cached_tokens
         num_steps = usage.generated_tokens - 1
         return {
             "queue_ms": round(usage.queue_s * 1e3, 3),
             "cache_n": usage.cached_tokens,
-            "prompt_n": num_read,
+            "prompt_n": num_computed,
             "prompt_ms": round(usage.prompt_s * 1e3, 3),
-            "prompt_per_second": _rate(num_read, usage.prompt_s),
+            "prompt_per_second": _rate(num_computed, usage.prompt_s),
             "predicted_n": usage.generated_tokens,
             "predicted_ms": round(usage.decode_s * 1e3, 3),
             "predicted_per_second": _rate(num_steps, usage.decode_s),
         }
 
+    async def finish(self) -> list[Choice]:
+        """Await the end of every choice. Cancelling this cancels the choices."""
+        try:
+            async for _ in self.updates():
+                pass
+            return self.choices
+        finally:
+            self.cancel()
+
     def fail(self, error: Exception) -> None:
-        """End what still runs; whoever reads the updates gets the error, at once."""
+        """Cancel unfinished choices, and raise `error` at the reader of the updates at once."""
         self._stop()
-        self._channel.fail(error)
+        self._queue.fail(error)
 
     def cancel(self) -> None:
-        """End what still runs: nobody reads the updates any more. Any number of times."""
+        """Cancel unfinished choices: the updates are no longer read. Idempotent."""
         self._stop()
-        if self._num_left:
-            self._num_left = 0
+        if self._num_unfinished:
+            self._num_unfinished = 0
             self._metrics.count_end("cancelled")
 
     async def updates(self) -> AsyncIterator[Update]:
-        """What happens, until every choice has ended.
+        """Yield updates until every choice has ended.
 
-        Errors: that of `fail`; ApiError where the engine fails, DeviceError where the card has.
+        Errors: that of `fail`; ApiError if the engine fails, DeviceError if the GPU has failed.
         """
-        while self._num_left:
-            now_s, index, event = await self._channel.get()
+        while self._num_unfinished:
+            now_s, index, event = await self._queue.get()
             choice = self.choices[index]
             if isinstance(event, TokenEvent):
                 if choice.response.finish_reason is None:
@@ -194,14 +215,14 @@ class Run:
             if choice.ticket is not None and choice.usage is None:
                 choice.ticket.cancel()
 
-    def _request(self, index: int) -> Request:
-        job = self.job
+    def _engine_request(self, index: int) -> Request:
+        request = self.request
         return Request(
-            prompt_ids=job.prompt_of(index),
-            params=job.params_of(index),
-            constraint=job.constraints[index],
-            top_logprobs=job.top_logprobs,
-            expert_trace=job.expert_trace,
+            prompt_ids=request.prompt_of(index),
+            params=request.params_of(index),
+            constraint=request.constraints[index],
+            top_logprobs=request.top_logprobs,
+            expert_trace=request.expert_trace,
         )
 
     def _on_token(
@@ -227,7 +248,7 @@ class Run:
         return delta if delta.parts or delta.experts else None
 
     def _delta(self, index: int, choice: Choice, parts: list[Part]) -> Delta:
-        """With the log-probabilities of what is held back no longer."""
+        """Make a delta, with the log-probabilities of text that was held back until now."""
         logprobs: list[TokenLogprob] = []
         if choice.held_logprobs and any(isinstance(part, TextPart) for part in parts):
             logprobs, choice.held_logprobs = choice.held_logprobs, []
@@ -246,13 +267,13 @@ class Run:
             parts = response.finish(event.reason)
         reason = response.finish_reason
         assert reason is not None and reason != "cancelled", reason
-        self._num_left -= 1
+        self._num_unfinished -= 1
         self._metrics.observe_end(reason, event.usage, choice.num_tokens, now_s - self._started_s)
-        choice.end = Ended(index, reason, response.parser.stop_string)
+        choice.end = ChoiceEnd(index, reason, response.parser.stop_string)
         return [self._delta(index, choice, parts), choice.end] if parts else [choice.end]
 
     def _failure(self, event: Finished) -> Exception:
-        """The error of an engine that has not finished a choice."""
+        """Make the error of an event that ends a choice early."""
         what = event.error or "the answer was cancelled"
         if (failure := self._engine.device_failure) is not None:
             return DeviceError(failure)
@@ -261,23 +282,23 @@ class Run:
         return ApiError(500, f"the engine failed: {what}", type="server_error")
 
 
-def _new_response(tokenizer: Tokenizer, job: Job) -> Response:
+def _new_response(tokenizer: Tokenizer, request: PreparedRequest) -> Response:
     parser = ResponseParser(
         tokenizer,
-        stop=job.params.stop,
-        may_call=job.may_call,
-        tools=job.tools,
-        may_think=job.may_think,
-        is_thinking=job.is_thinking,
+        stop=request.params.stop,
+        may_call=request.may_call,
+        tools=request.tools,
+        may_think=request.may_think,
+        is_thinking=request.is_thinking,
         make_call_id=_opaque_call_id,
     )
-    return Response(parser, is_parallel=job.is_parallel)
+    return Response(parser, is_parallel=request.is_parallel)
 
 
 def _opaque_call_id(name: str, index: int) -> str:
     """Make a unique id of letters, digits, "_" and "-" alone, since clients check both.
 
-    The model's own form, `functions.NAME:N`, stays between it and text/messages.py.
+    The model sees its own form, `functions.NAME:N`, which text/messages.py writes.
     """
     return f"call_{uuid.uuid4().hex[:24]}"
 

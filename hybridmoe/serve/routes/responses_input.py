@@ -1,11 +1,11 @@
-"""The Responses API's items as a conversation of chat messages, which templates know."""
+"""Conversion of the Responses API's items to chat messages."""
 
 import json
 from typing import Any
 
-from hybridmoe.serve.answer import refuse
-from hybridmoe.serve.errors import ApiError
-from hybridmoe.serve.job import Turn
+from hybridmoe.serve.errors import ApiError, unsupported_value
+from hybridmoe.serve.inputs import ChatInput
+from hybridmoe.serve.response_store import ResponseStore
 from hybridmoe.serve.schemas.common import ResponseFormat, token_limit
 from hybridmoe.serve.schemas.responses import (
     Item,
@@ -14,21 +14,20 @@ from hybridmoe.serve.schemas.responses import (
     ResponsesRequest,
     ResponsesTool,
 )
-from hybridmoe.serve.stored import ResponseStore
 from hybridmoe.text.messages import result_text
 
-__all__ = ["as_turn", "conversation", "functions"]
+__all__ = ["chat_input", "conversation", "function_tools"]
 
 _TEXT_PARTS = ("input_text", "output_text", "text", "refusal")
-# What a service did by itself, beside calls without a call_id: nothing that the model is to see.
+# Work of a hosted service, like calls without a call_id: not shown to the model.
 _SKIPPED = ("mcp_list_tools", "mcp_approval_request", "mcp_approval_response")
-_WORK = ("input", "action", "operation")  # what calls of tools that are no functions ask for
+_CALL_FIELDS = ("input", "action", "operation")  # arguments of calls of other tools
 
 
 def conversation(body: ResponsesRequest, store: ResponseStore) -> list[dict[str, Any]]:
-    """The items of the whole conversation: what is referred to is taken from the store.
+    """Collect the items of the whole conversation, with stored ones in place of references.
 
-    Errors: ApiError for what is not in it.
+    Errors: ApiError for a reference that is not stored.
     """
     items: list[dict[str, Any]] = []
     if body.previous_response_id:
@@ -51,8 +50,8 @@ def conversation(body: ResponsesRequest, store: ResponseStore) -> list[dict[str,
     return items
 
 
-def as_turn(body: ResponsesRequest, items: list[dict[str, Any]]) -> Turn:
-    """The conversation, its tools and format. Raises ApiError for what is not supported."""
+def chat_input(body: ResponsesRequest, items: list[dict[str, Any]]) -> ChatInput:
+    """Convert a conversation, its tools and options. Raises ApiError for unsupported ones."""
     sampling: dict[str, Any] = {}
     for name in ("temperature", "top_p"):
         if getattr(body, name) is not None:
@@ -61,10 +60,10 @@ def as_turn(body: ResponsesRequest, items: list[dict[str, Any]]) -> Turn:
     if limit is not None:
         sampling["max_tokens"] = limit
     wants_logprobs = "message.output_text.logprobs" in (body.include or ())
-    return Turn(
+    return ChatInput(
         messages=_messages(body.instructions, items),
-        tools=[_tool(tool, i) for i, tool in functions(body)],
-        **_choice(body),
+        tools=[_tool(tool, i) for i, tool in function_tools(body)],
+        **_tool_choice(body),
         is_parallel=body.parallel_tool_calls is not False,
         format=_format(body),
         sampling=sampling,
@@ -72,8 +71,8 @@ def as_turn(body: ResponsesRequest, items: list[dict[str, Any]]) -> Turn:
     )
 
 
-def functions(body: ResponsesRequest) -> list[tuple[int, ResponsesTool]]:
-    """The tools that the model is told of, with their places in the request."""
+def function_tools(body: ResponsesRequest) -> list[tuple[int, ResponsesTool]]:
+    """Select the tools shown to the model, with their places in the request."""
     return [(i, tool) for i, tool in enumerate(body.tools or ()) if tool.type == "function"]
 
 
@@ -89,7 +88,7 @@ def _stored(item: Item, store: ResponseStore) -> dict[str, Any]:
     return found
 
 
-def _choice(body: ResponsesRequest) -> dict[str, Any]:
+def _tool_choice(body: ResponsesRequest) -> dict[str, Any]:
     choice = body.tool_choice or "auto"
     if isinstance(choice, ResponsesNamedTool):
         return {"tool_choice": "required", "forced_tool": choice.name}
@@ -106,13 +105,13 @@ def _format(body: ResponsesRequest) -> ResponseFormat | None:
     if given.type != "json_schema":
         return ResponseFormat(type=given.type)
     if given.schema_ is None:
-        raise refuse("text.format.schema", "is missing; expected a JSON schema")
+        raise unsupported_value("text.format.schema", "is missing; expected a JSON schema")
     return ResponseFormat(type="json_schema", json_schema={"schema": given.schema_})
 
 
 def _tool(tool: ResponsesTool, index: int) -> dict[str, Any]:
     if tool.name is None:
-        raise refuse(f"tools[{index}].name", "is missing; expected a function's name")
+        raise unsupported_value(f"tools[{index}].name", "is missing; expected a function's name")
     function: dict[str, Any] = {"name": tool.name, "parameters": tool.parameters or {}}
     if tool.description is not None:
         function["description"] = tool.description
@@ -127,17 +126,17 @@ def _messages(instructions: str | None, items: list[dict[str, Any]]) -> list[dic
         out.append({"role": "system", "content": instructions})
     for i, item in enumerate(items):
         _append(out, Item.model_validate(item), f"input[{i}]")
-    return out or [{"role": "user", "content": ""}]  # an empty one, which some clients try
+    return out or [{"role": "user", "content": ""}]  # some clients send an empty input
 
 
 def _append(messages: list[dict[str, Any]], item: Item, where: str) -> None:
-    """Add an item; what one answer of the assistant consisted of becomes one message again."""
+    """Add an item. The items of one response of the assistant become one message again."""
     kind = item.type or "message"
     if kind == "message":
         role = item.role or "user"
         content = _text(item.content or "", f"{where}.content")
         if role == "assistant":
-            message = _open_answer(messages, may_have_text=False)
+            message = _open_message(messages, may_have_text=False)
             message["content"] = content
         else:
             messages.append({"role": role, "content": content})
@@ -146,13 +145,13 @@ def _append(messages: list[dict[str, Any]], item: Item, where: str) -> None:
         if content:
             messages.append({"role": "assistant", "content": "", "reasoning_content": content})
     elif kind == "function_call" or (kind.endswith("_call") and item.call_id):
-        message = _open_answer(messages, may_have_text=True)
+        message = _open_message(messages, may_have_text=True)
         message.setdefault("tool_calls", []).append(_call(item, kind, where))
     elif kind.endswith("_output"):
         result = {"role": "tool", "tool_call_id": item.call_id or ""}
         messages.append({**result, "content": result_text(item.output)})
     elif not kind.endswith("_call") and kind not in _SKIPPED:
-        raise refuse(
+        raise unsupported_value(
             f"{where}.type",
             f"{kind!r:.60}; supported: message, reasoning, function_call, function_call_output,"
             " item_reference",
@@ -162,10 +161,10 @@ def _append(messages: list[dict[str, Any]], item: Item, where: str) -> None:
 def _call(item: Item, kind: str, where: str) -> dict[str, Any]:
     name = item.name
     if name is None and kind == "function_call":
-        raise refuse(f"{where}.name", "is missing; expected a function's name")
+        raise unsupported_value(f"{where}.name", "is missing; expected a function's name")
     arguments: Any = item.arguments
     if arguments is None:
-        given = {key: getattr(item, key, None) for key in _WORK}
+        given = {key: getattr(item, key, None) for key in _CALL_FIELDS}
         arguments = {key: value for key, value in given.items() if value is not None}
     if not isinstance(arguments, str):
         arguments = json.dumps(arguments, ensure_ascii=False, separators=(",", ":"))
@@ -173,8 +172,8 @@ def _call(item: Item, kind: str, where: str) -> dict[str, Any]:
     return {"id": item.call_id or "", "type": "function", "function": function}
 
 
-def _open_answer(messages: list[dict[str, Any]], *, may_have_text: bool) -> dict[str, Any]:
-    """The assistant's message that is still being put together, or a new one."""
+def _open_message(messages: list[dict[str, Any]], *, may_have_text: bool) -> dict[str, Any]:
+    """Get the assistant's message that further items may join, or add a new one."""
     last = messages[-1] if messages else {}
     is_open = last.get("role") == "assistant" and "tool_calls" not in last and not last["content"]
     if may_have_text:
@@ -192,6 +191,8 @@ def _text(content: str | list[dict[str, Any]], where: str) -> str:
         kind = part.get("type")
         text = part.get("refusal") if kind == "refusal" else part.get("text")
         if kind not in (*_TEXT_PARTS, "reasoning_text") or not isinstance(text, str):
-            raise refuse(f"{where}[{i}].type", f"{kind!r:.60}; supported: input_text, output_text")
+            raise unsupported_value(
+                f"{where}[{i}].type", f"{kind!r:.60}; supported: input_text, output_text"
+            )
         out.append(text)
     return "".join(out)

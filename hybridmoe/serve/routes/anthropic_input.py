@@ -1,35 +1,35 @@
-"""Anthropic's conversations as OpenAI's, which templates know."""
+"""Conversion of Anthropic's conversations to OpenAI's, which chat templates expect."""
 
 import json
 from typing import Any
 
-from hybridmoe.serve.answer import refuse
-from hybridmoe.serve.job import Turn
+from hybridmoe.serve.errors import unsupported_value
+from hybridmoe.serve.inputs import ChatInput
 from hybridmoe.serve.schemas.anthropic import (
-    AnthropicChoice,
     AnthropicMessage,
     AnthropicTool,
-    Block,
-    CountRequest,
+    AnthropicToolChoice,
+    ContentBlock,
+    CountTokensRequest,
 )
 from hybridmoe.text.messages import result_text
 
-__all__ = ["as_turn"]
+__all__ = ["chat_input"]
 
 
-def as_turn(body: CountRequest) -> Turn:
-    """The conversation and its tools. Raises ApiError for what this model cannot be given."""
+def chat_input(body: CountTokensRequest) -> ChatInput:
+    """Convert a conversation and its tools. Raises ApiError for unsupported content."""
     messages: list[dict[str, Any]] = []
-    system = _without_headers(body.system)
+    system = _without_billing_header(body.system)
     if system:
         messages.append({"role": "system", "content": _text(system, "system")})
     for i, message in enumerate(body.messages):
         messages += _messages(message, f"messages[{i}]")
-    choice = body.tool_choice or AnthropicChoice(type="auto")
+    choice = body.tool_choice or AnthropicToolChoice(type="auto")
     if choice.type == "tool" and choice.name is None:
-        raise refuse("tool_choice.name", "is missing; expected a tool's name")
+        raise unsupported_value("tool_choice.name", "is missing; expected a tool's name")
     must_call = choice.type in ("any", "tool")
-    return Turn(
+    return ChatInput(
         messages=messages,
         tools=[_tool(tool, i) for i, tool in enumerate(body.tools or ())],
         tool_choice="required" if must_call else "none" if choice.type == "none" else "auto",
@@ -38,9 +38,12 @@ def as_turn(body: CountRequest) -> Turn:
     )
 
 
-def _without_headers(system: str | list[Block] | None) -> str | list[Block] | None:
-    """System text without Claude Code's header for Anthropic's billing: it changes with every
-    request, and a prompt that begins with it is found in no cache.
+def _without_billing_header(
+    system: str | list[ContentBlock] | None,
+) -> str | list[ContentBlock] | None:
+    """Remove Claude Code's header for Anthropic's billing from the system text.
+
+    It changes with every request, so that a prompt with it never hits the prefix cache.
     """
     if not isinstance(system, list):
         return system
@@ -49,7 +52,7 @@ def _without_headers(system: str | list[Block] | None) -> str | list[Block] | No
 
 def _tool(tool: AnthropicTool, index: int) -> dict[str, Any]:
     if tool.type not in (None, "custom"):
-        raise refuse(f"tools[{index}].type", f"{tool.type!r:.60}; supported: 'custom'")
+        raise unsupported_value(f"tools[{index}].type", f"{tool.type!r:.60}; supported: 'custom'")
     function: dict[str, Any] = {"name": tool.name, "parameters": tool.input_schema or {}}
     if tool.description is not None:
         function["description"] = tool.description
@@ -59,7 +62,7 @@ def _tool(tool: AnthropicTool, index: int) -> dict[str, Any]:
 
 
 def _messages(message: AnthropicMessage, where: str) -> list[dict[str, Any]]:
-    """One message becomes several where it holds tool results: those come first."""
+    """Convert a message. Tool results in it become messages of their own, before it."""
     if isinstance(message.content, str):
         return [{"role": message.role, "content": message.content}]
     results, text, thinking, calls = [], [], [], []
@@ -76,7 +79,7 @@ def _messages(message: AnthropicMessage, where: str) -> list[dict[str, Any]]:
         elif block.type == "thinking" and message.role == "assistant":
             thinking.append(block.thinking or "")
         elif block.type != "redacted_thinking":
-            raise refuse(
+            raise unsupported_value(
                 f"{place}.type",
                 f"{block.type!r:.60} in a message of {message.role!r}; supported: text,"
                 " tool_result (user), tool_use and thinking (assistant)",
@@ -89,18 +92,18 @@ def _messages(message: AnthropicMessage, where: str) -> list[dict[str, Any]]:
     return results if results and not text else [*results, out]
 
 
-def _call(block: Block, where: str) -> dict[str, Any]:
+def _call(block: ContentBlock, where: str) -> dict[str, Any]:
     if block.name is None:
-        raise refuse(f"{where}.name", "is missing; expected a tool's name")
+        raise unsupported_value(f"{where}.name", "is missing; expected a tool's name")
     arguments = json.dumps(block.input or {}, ensure_ascii=False, separators=(",", ":"))
     function = {"name": block.name, "arguments": arguments}
     return {"id": block.id or "", "type": "function", "function": function}
 
 
-def _text(content: str | list[Block], where: str) -> str:
+def _text(content: str | list[ContentBlock], where: str) -> str:
     if isinstance(content, str):
         return content
     for i, block in enumerate(content):
         if block.type != "text":
-            raise refuse(f"{where}[{i}].type", f"{block.type!r:.60}; supported: text")
+            raise unsupported_value(f"{where}[{i}].type", f"{block.type!r:.60}; supported: text")
     return "\n".join(block.text or "" for block in content)

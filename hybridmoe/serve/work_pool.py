@@ -1,8 +1,8 @@
-"""Threads for what takes a while before the engine's queue: parsing, templates, tokens, grammars.
+"""Thread pool for work before the engine's queue: parsing, templates, tokenization, grammars.
 
-asyncio's own pool bounds nothing that waits, ends nothing that nobody wants any more, and is
-waited for when the process ends. Here the queue is bounded, work is told when its client has left
-or its time is over, and one thread is kept for short work, which long work would hold up.
+asyncio's own pool has an unbounded queue, does not cancel work whose client has disconnected, and
+is joined at exit. This pool has a bounded queue and cancels work on disconnect or at a deadline.
+One thread is reserved for short work, so that long work does not delay it.
 """
 
 import asyncio
@@ -21,11 +21,11 @@ T = TypeVar("T")
 
 
 class CancelledWorkError(HybridMoeError):
-    """Work is not wanted any more, or took too long."""
+    """Work was cancelled, or took too long."""
 
 
 class CancelToken:
-    """Tells a piece of work, which looks at it again and again, that it is to end."""
+    """Cancellation flag and deadline, polled by the work itself."""
 
     def __init__(self, deadline_s: float) -> None:
         self._limit_s = deadline_s
@@ -33,7 +33,7 @@ class CancelToken:
         self._is_cancelled = False
 
     def start(self) -> None:
-        """The work begins: its time runs from now."""
+        """Start the clock of the deadline."""
         self._deadline = time.monotonic() + self._limit_s
 
     def cancel(self) -> None:
@@ -41,11 +41,11 @@ class CancelToken:
 
     @property
     def is_cancelled(self) -> bool:
-        """True once the work is to end, be it unwanted or late."""
+        """True once the work is cancelled or past its deadline."""
         return self._is_cancelled or time.monotonic() >= self._deadline
 
     def check(self) -> None:
-        """Raise CancelledWorkError where the work is to end."""
+        """Raise CancelledWorkError if the work is to end."""
         if self._is_cancelled:
             raise CancelledWorkError("the request was cancelled")
         if self.is_cancelled:
@@ -59,33 +59,33 @@ class _Work:
         self._loop = asyncio.get_running_loop()
         self.future: asyncio.Future[Any] = self._loop.create_future()
 
-    def do(self) -> None:
-        """In a thread of the pool."""
+    def run(self) -> None:
+        """Run in a thread of the pool."""
         self.token.start()
         try:
             result = self.function(self.token)
         except BaseException as error:
             self.fail(error)
         else:
-            self._tell(self.future.set_result, result)
+            self._settle(self.future.set_result, result)
 
     def fail(self, error: BaseException) -> None:
-        """From any thread; what is over already stays as it is."""
-        if isinstance(error, StopIteration):  # which no future takes
+        """Fail the work, unless it is done. Thread-safe."""
+        if isinstance(error, StopIteration):  # no future accepts it
             error = RuntimeError(repr(error))
-        self._tell(self.future.set_exception, error)
+        self._settle(self.future.set_exception, error)
 
-    def _tell(self, tell: Callable[[Any], None], value: Any) -> None:
-        def tell_once() -> None:
+    def _settle(self, set_outcome: Callable[[Any], None], value: Any) -> None:
+        def settle_once() -> None:
             if not self.future.done():
-                tell(value)
+                set_outcome(value)
 
-        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits
-            self._loop.call_soon_threadsafe(tell_once)
+        with contextlib.suppress(RuntimeError):  # the loop is closed: no waiter is left
+            self._loop.call_soon_threadsafe(settle_once)
 
 
 class WorkPool:
-    """A few threads, started as they are needed, and a bounded queue in front of them."""
+    """Threads, started on first use, and a bounded queue in front of them."""
 
     def __init__(self, num_threads: int, max_waiting: int, deadline_s: float) -> None:
         """num_threads: 2 or more, one of them for short work only."""
@@ -98,18 +98,18 @@ class WorkPool:
         self._long: deque[_Work] = deque()
         self._running: set[_Work] = set()
         self._changed = threading.Condition()
-        self._ending: Callable[[], Exception] | None = None
+        self._closing_error: Callable[[], Exception] | None = None
 
     async def run(self, function: Callable[[CancelToken], T], *, is_short: bool = False) -> T:
         """Run the function in a thread and return its result. Cancelling this cancels the work.
 
-        Errors, besides: QueueFullError where as much waits as may; that of `close`.
+        Errors: those of the function; QueueFullError; that of `close`.
         """
         work = _Work(function, self._deadline_s)
         queue = self._short if is_short else self._long
         with self._changed:
-            if self._ending is not None:
-                raise self._ending()
+            if self._closing_error is not None:
+                raise self._closing_error()
             if len(queue) >= self._max_waiting:
                 raise QueueFullError(f"the queue is full: {len(queue)} requests are to be prepared")
             queue.append(work)
@@ -125,9 +125,9 @@ class WorkPool:
                     queue.remove(work)
 
     def close(self, error: Callable[[], Exception]) -> None:
-        """End: whoever waits for work gets the error now, and so does whoever brings more."""
+        """Close the pool: fail queued, running and later work with the error."""
         with self._changed:
-            self._ending = error
+            self._closing_error = error
             for work in (*self._short, *self._long, *self._running):
                 work.token.cancel()
                 work.fail(error())
@@ -137,24 +137,24 @@ class WorkPool:
 
     def _start_threads(self) -> None:
         while len(self._threads) < self.num_threads:
-            is_kept = not self._threads  # for short work
+            is_reserved = not self._threads  # for short work
             thread = threading.Thread(
-                target=self._serve, args=(is_kept,), name="hybridmoe-prepare", daemon=True
+                target=self._serve, args=(is_reserved,), name="hybridmoe-prepare", daemon=True
             )
             self._threads.append(thread)
             thread.start()
 
-    def _serve(self, is_kept: bool) -> None:
-        queues = (self._short,) if is_kept else (self._short, self._long)
+    def _serve(self, is_reserved: bool) -> None:
+        queues = (self._short,) if is_reserved else (self._short, self._long)
         while (work := self._take(queues)) is not None:
-            work.do()
+            work.run()
             with self._changed:
                 self._running.discard(work)
 
     def _take(self, queues: tuple[deque[_Work], ...]) -> _Work | None:
-        """The next work; None at the end."""
+        """Await the next work; None once the pool is closed."""
         with self._changed:
-            while self._ending is None:
+            while self._closing_error is None:
                 queue = next(filter(None, queues), None)
                 if queue is not None:
                     work = queue.popleft()

@@ -3,7 +3,7 @@
 import uuid
 from typing import Any
 
-from hybridmoe.serve.stored import ResponseStore
+from hybridmoe.serve.response_store import ResponseStore
 
 
 def message(text: str) -> dict[str, Any]:

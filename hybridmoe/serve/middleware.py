@@ -1,31 +1,39 @@
-"""Who may ask: checked before a request's body is read.
+"""ASGI middleware: access checks before a body is read, and headers and counts of responses."""
 
-API key and Host header; the body within its bounds (serve/body.py). An ASGI middleware, since
-routes see a body only when it is whole and parsed.
-"""
-
+import asyncio
 import hmac
 import re
 from collections.abc import Sequence
 from ipaddress import ip_address
 
-from starlette.datastructures import Headers
+from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from hybridmoe.serve.body import Bodies
 from hybridmoe.serve.config import ServeConfig
-from hybridmoe.serve.errors import ApiError, error_reply
+from hybridmoe.serve.errors import ApiError, error_response
+from hybridmoe.serve.request_body import BodyBudget
+from hybridmoe.serve.service import Service
 
-__all__ = ["Guard", "key_matches"]
+__all__ = ["AccessMiddleware", "ResponseMiddleware", "key_matches"]
 
-_OPEN_PATHS = frozenset({"/", "/health", "/docs", "/openapi.json", "/favicon.ico"})
-_OPEN_PREFIX = "/static/"
+_PUBLIC_PATHS = frozenset({"/", "/health", "/docs", "/openapi.json", "/favicon.ico"})
+_PUBLIC_PREFIX = "/static/"
+# Of every response. Pages load nothing from other hosts, and run no inline script.
+_HEADERS = {
+    "Content-Security-Policy": "default-src 'self'; base-uri 'none'; frame-ancestors 'none';"
+    " form-action 'none'",
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+}
 
 
-class Guard:
-    """Wraps an app; refuses what the configuration does not allow."""
+class AccessMiddleware:
+    """Checks Host header and API key, and reads the body within its limits.
 
-    def __init__(self, app: ASGIApp, config: ServeConfig, bodies: Bodies) -> None:
+    A route would see the body only when it is complete and parsed.
+    """
+
+    def __init__(self, app: ASGIApp, config: ServeConfig, bodies: BodyBudget) -> None:
         self._app = app
         self._config = config
         self._bodies = bodies
@@ -35,21 +43,22 @@ class Guard:
             await self._app(scope, receive, send)
             return
         headers = Headers(scope=scope)
-        with self._bodies.hold() as held:
+        with self._bodies.reader() as reader:
             try:
                 _check_framing(headers)
                 self._check_host(headers)
                 self._check_key(scope["path"], headers)
-                body = await held.read(headers, receive)
+                body = await reader.read(headers, receive)
             except ApiError as error:
-                await error_reply(error, scope["path"])(scope, receive, send)
+                await error_response(error, scope["path"])(scope, receive, send)
                 return
             if body is not None:
                 await self._app(scope, _Replay(body, receive), send)
 
     def _check_host(self, headers: Headers) -> None:
-        """A page of another site reaches this address by renaming it; its Host tells. An address
-        is no such name.
+        """Refuse an unknown Host: a page of another site reached this address by DNS rebinding.
+
+        An IP address is no such name.
         """
         allowed = self._config.allowed_hosts
         host = headers.get("host", "").lower()
@@ -64,7 +73,7 @@ class Guard:
 
     def _check_key(self, path: str, headers: Headers) -> None:
         keys = self._config.api_keys
-        if not keys or path in _OPEN_PATHS or path.startswith(_OPEN_PREFIX):
+        if not keys or path in _PUBLIC_PATHS or path.startswith(_PUBLIC_PREFIX):
             return
         scheme, _, token = headers.get("authorization", "").partition(" ")
         given = token.strip() if scheme.lower() == "bearer" else headers.get("x-api-key", "")
@@ -80,7 +89,7 @@ class Guard:
 
 
 class _Replay:
-    """Gives the body that was read, once, and then what the client sends further."""
+    """ASGI `receive` that gives the body once, then the client's further messages."""
 
     def __init__(self, body: bytes, receive: Receive) -> None:
         self._body: bytes | None = body
@@ -93,8 +102,30 @@ class _Replay:
         return {"type": "http.request", "body": body, "more_body": False}
 
 
+class ResponseMiddleware:
+    """Adds security headers to every response, and counts it by route and status."""
+
+    def __init__(self, app: ASGIApp, service: Service) -> None:
+        self._app = app
+        self._service = service
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def send_counted(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                MutableHeaders(scope=message).update(_HEADERS)
+                path = getattr(scope.get("route"), "path", "other")
+                self._service.metrics.count_response(path, message["status"])
+            await send(message)
+
+        try:
+            await self._app(scope, receive, send_counted if scope["type"] == "http" else send)
+        except asyncio.CancelledError:
+            if not self._service.is_shutting_down:  # else uvicorn cut a client that does not read
+                raise
+
+
 def key_matches(given: str, keys: Sequence[str]) -> bool:
-    """Whether `given` is one of the keys; takes as long whichever it is, and if none."""
+    """Compare with every key in constant time. Returns True if one matches."""
     found = False
     for key in keys:
         found |= hmac.compare_digest(given.encode("utf-8", "replace"), key.encode())
@@ -110,8 +141,9 @@ def _is_address(host: str) -> bool:
 
 
 def _check_framing(headers: Headers) -> None:
-    """Of two lengths a proxy may believe the other one, and take the rest for a request of its own
-    (RFC 9112, 6.3).
+    """Refuse two lengths: a proxy that believes the other one lets a request be smuggled.
+
+    Source: RFC 9112, 6.3.
     """
     if "transfer-encoding" in headers and "content-length" in headers:
         raise ApiError(

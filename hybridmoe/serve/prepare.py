@@ -1,0 +1,213 @@
+"""Preparation of a request for the engine: prompt token ids, sampling parameters, constraints.
+
+Templates, tokenization and grammars may take long: this runs in a thread of the pool, never in the
+event loop.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from hybridmoe.engine.constraint import Constraint
+from hybridmoe.engine.sampler import SamplingParams
+from hybridmoe.llm.llm import LLM
+from hybridmoe.serve.config import ServeConfig
+from hybridmoe.serve.errors import ApiError
+from hybridmoe.serve.inputs import ChatInput, TextInput
+from hybridmoe.serve.schemas.common import ResponseFormat
+from hybridmoe.serve.work_pool import CancelToken
+from hybridmoe.text.call_guard import CallGuard, no_calls
+from hybridmoe.text.grammar import Calls, Form, GrammarCompiler, MatcherConstraint
+from hybridmoe.text.thinking import thinking_after
+
+__all__ = ["PreparedRequest", "encode_prompt", "prepare_chat", "prepare_completion"]
+
+
+@dataclass(slots=True, kw_only=True)
+class PreparedRequest:
+    """Inputs of the engine for all choices, and options of the response parser."""
+
+    prompts: list[list[int]]  # token ids; each has the same number of choices, in a row
+    params: SamplingParams
+    constraints: list[Constraint | None]  # one per choice: they have state
+    top_logprobs: int | None
+    expert_trace: bool
+    may_call: bool = False
+    tools: Sequence[Mapping[str, Any]] = ()  # the declared ones
+    may_think: bool = False
+    is_thinking: bool = False  # the prompt ends inside `<think>`
+    is_parallel: bool = True
+
+    @property
+    def choices_per_prompt(self) -> int:
+        return len(self.constraints) // len(self.prompts)
+
+    def prompt_of(self, choice: int) -> list[int]:
+        return self.prompts[choice // self.choices_per_prompt]
+
+    def params_of(self, choice: int) -> SamplingParams:
+        """Parameters of a choice. Only the seed differs between the choices of a prompt."""
+        number = choice % self.choices_per_prompt
+        if self.params.seed is None or number == 0:
+            return self.params
+        return replace(self.params, seed=(self.params.seed + number) % 2**64)
+
+
+def encode_prompt(llm: LLM, chat: ChatInput, config: ServeConfig, token: CancelToken) -> list[int]:
+    """Encode a conversation. Errors: ApiError, ConfigError, TemplateError."""
+    if len(chat.messages) > config.max_messages:
+        raise ApiError(
+            400,
+            f"messages has {len(chat.messages)} entries; at most {config.max_messages} are taken",
+            param="messages",
+        )
+    messages = [
+        {**message, "role": "system"} if message.get("role") == "developer" else message
+        for message in chat.messages
+    ]
+    limit = llm.tokenizer.limit(llm.context_tokens, token.check)
+    return llm.encode_chat(messages, chat.tools or None, limit)
+
+
+def prepare_chat(
+    llm: LLM, grammar: GrammarCompiler, chat: ChatInput, config: ServeConfig, token: CancelToken
+) -> PreparedRequest:
+    """Prepare a conversation. Errors: ApiError, ConfigError, TemplateError."""
+    _check_choices(chat.num_choices, config)
+    chat = _with_allowed_tools(chat)
+    _check_tool_choice(chat)
+    may_call = bool(chat.tools) and chat.tool_choice != "none"
+    params = llm.sampling_params(chat.sampling)
+    prompt_ids = encode_prompt(llm, chat, config, token)
+    num_past_calls = sum(len(message.get("tool_calls") or ()) for message in chat.messages)
+    if not may_call:
+        params = replace(params, logit_bias={**params.logit_bias, **no_calls(llm.tokenizer)})
+    thinking = thinking_after(prompt_ids, llm.tokenizer, may_think=llm.may_think)
+    form = _form(chat.format)
+    calls = _calls(chat, num_past_calls)
+    constraint: MatcherConstraint | CallGuard | None = None
+    if calls is not None and calls.is_auto and form is None:
+        constraint = grammar.guard(calls, token.check)
+    elif form or calls:
+        constraint = grammar.answer(form, calls, thinking, token.check)
+    return PreparedRequest(
+        prompts=[prompt_ids],
+        params=params,
+        constraints=_copies(constraint, chat.num_choices),
+        top_logprobs=chat.top_logprobs,
+        expert_trace=chat.expert_trace,
+        may_call=may_call,
+        tools=chat.tools,
+        may_think=True,
+        is_thinking=thinking == "open",
+        is_parallel=chat.is_parallel,
+    )
+
+
+def prepare_completion(
+    llm: LLM, grammar: GrammarCompiler, text: TextInput, config: ServeConfig, token: CancelToken
+) -> PreparedRequest:
+    """Prepare one or several texts. Errors: ApiError, ConfigError."""
+    _check_choices(text.num_choices, config)
+    num_sequences = len(text.prompts) * text.num_choices
+    engine = llm.engine.config
+    most = min(config.max_sequences, engine.max_running + engine.max_waiting)
+    if num_sequences > most:
+        raise ApiError(
+            400,
+            f"prompt: {len(text.prompts)} prompts with {text.num_choices} choices each are"
+            f" {num_sequences}; at most {most} are taken at once",
+            param="prompt",
+        )
+    params = llm.sampling_params(text.sampling)
+    form = _form(text.format)
+    return PreparedRequest(
+        prompts=[
+            llm.tokenizer.encode(
+                prompt,
+                add_special=True,
+                parse_special=True,
+                limit=llm.tokenizer.limit(llm.context_tokens, token.check),
+            )
+            if isinstance(prompt, str)
+            else prompt
+            for prompt in text.prompts
+        ],
+        params=params,
+        constraints=_copies(grammar.text(form, token.check) if form else None, num_sequences),
+        top_logprobs=text.top_logprobs,
+        expert_trace=text.expert_trace,
+    )
+
+
+def _check_choices(num_choices: int, config: ServeConfig) -> None:
+    if num_choices > config.max_choices:
+        raise ApiError(
+            400, f"n is {num_choices}; at most {config.max_choices} are supported", param="n"
+        )
+
+
+def _with_allowed_tools(chat: ChatInput) -> ChatInput:
+    if chat.allowed_tools is None:
+        return chat
+    declared = {tool["function"]["name"] for tool in chat.tools}
+    absent = next((name for name in chat.allowed_tools if name not in declared), None)
+    if absent is not None:
+        raise ApiError(
+            400, f"tool_choice allows {absent!r}, which tools lacks", param="tool_choice"
+        )
+    tools = [tool for tool in chat.tools if tool["function"]["name"] in chat.allowed_tools]
+    return replace(chat, tools=tools)
+
+
+def _check_tool_choice(chat: ChatInput) -> None:
+    names = [tool["function"]["name"] for tool in chat.tools]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise ApiError(400, f"tools: {twice!r} is declared twice", param="tools")
+    if chat.forced_tool is not None and chat.forced_tool not in names:
+        raise ApiError(
+            400, f"tool_choice names {chat.forced_tool!r}, which tools lacks", param="tool_choice"
+        )
+    if chat.tool_choice == "required" and not chat.tools:
+        raise ApiError(400, "tool_choice is 'required' without tools", param="tool_choice")
+
+
+def _copies(
+    constraint: MatcherConstraint | CallGuard | None, count: int
+) -> list[Constraint | None]:
+    """Copy a constraint for each choice; it is compiled once."""
+    if constraint is None:
+        return [None] * count
+    return [constraint, *(constraint.copy() for _ in range(count - 1))]
+
+
+def _calls(chat: ChatInput, num_past_calls: int) -> Calls | None:
+    if not chat.tools or chat.tool_choice == "none":
+        return None
+    choice = chat.forced_tool or chat.tool_choice
+    return Calls(chat.tools, choice, num_past_calls, chat.is_parallel)
+
+
+def _form(wanted: ResponseFormat | None) -> Form | None:
+    if wanted is None or wanted.type == "text":
+        return None
+    if wanted.type == "json_object" and wanted.schema_ is None:
+        return Form.json_object()
+    if wanted.type in ("json_object", "json_schema"):
+        schema = (wanted.json_schema or {}).get("schema", wanted.schema_)
+        if not isinstance(schema, dict):
+            raise _lacks("json_schema.schema", "a JSON schema")
+        return Form.json_schema(schema)
+    if wanted.type == "regex":
+        if not wanted.pattern:
+            raise _lacks("pattern", "a regular expression")
+        return Form.regex(wanted.pattern)
+    if not wanted.grammar:
+        raise _lacks("grammar", "a Lark or GBNF grammar")
+    return Form.grammar(wanted.grammar)
+
+
+def _lacks(name: str, what: str) -> ApiError:
+    param = f"response_format.{name}"
+    return ApiError(400, f"{param} is missing; expected {what}", param=param)
