@@ -27,11 +27,11 @@ from hybridmoe.kernels import ops
 from hybridmoe.kernels.paged_mla import (
     PAGE_TOKENS,
     BlockTables,
-    LatentPages,
+    KvPages,
     Span,
     latent_attention,
     row_bytes,
-    store_latents,
+    store_kv,
 )
 
 HEADS, LATENT, ROPE = 64, 512, 64
@@ -77,12 +77,12 @@ def _rows(name: str, seconds: dict[str, list[float]], amount: float, unit: str) 
     return rows
 
 
-def _pages(kv_type: str, positions: int) -> tuple[LatentPages, torch.Tensor]:
+def _pages(kv_type: str, positions: int) -> tuple[KvPages, torch.Tensor]:
     dim = LATENT + ROPE
     shape = (-(-positions // PAGE_TOKENS), PAGE_TOKENS, row_bytes(kv_type, dim))
-    pages = LatentPages(torch.zeros(shape, dtype=torch.uint8), kv_type, dim)
+    pages = KvPages(torch.zeros(shape, dtype=torch.uint8), kv_type, dim)
     rows = torch.randn((positions, dim), generator=torch.Generator().manual_seed(1))
-    store_latents(rows, pages, BlockTables([Span(positions, 0, range(shape[0]))]))
+    store_kv(rows, pages, BlockTables([Span(positions, 0, range(shape[0]))]))
     return pages, rows
 
 
@@ -98,7 +98,7 @@ def _attention(kv_type: str, tokens: int, positions: int) -> Callable[[], object
 def _store(kv_type: str, tokens: int) -> Callable[[], object]:
     pages, rows = _pages(kv_type, tokens)
     table = BlockTables([Span(tokens, 0, range(len(pages.data)))])
-    return lambda: store_latents(rows, pages, table)
+    return lambda: store_kv(rows, pages, table)
 
 
 if __name__ == "__main__":

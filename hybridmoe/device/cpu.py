@@ -6,24 +6,22 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 from torch import Tensor
 
-from hybridmoe.device.interface import Pending
+from hybridmoe.device.interface import Matrix, Pages, Pending, Tables
 from hybridmoe.kernels import ops, paged_mla
 from hybridmoe.kernels.matrix import QuantMatrix
-from hybridmoe.kernels.paged_mla import BlockTables, LatentPages, Span
+from hybridmoe.kernels.paged_mla import BlockTables, KvPages, Span
 
 __all__ = ["CpuDevice"]
 
 
 class CpuDevice:
-    """The native kernels. A token's bits depend neither on its neighbours nor on threads."""
+    """The CPU. A token's bits depend neither on the rest of the batch nor on threads."""
 
     type = "cpu"
     is_capturable = False
-    linear = staticmethod(ops.linear)
     rms_norm = staticmethod(ops.rms_norm)
     rotate_ = staticmethod(ops.rotate_)
     route = staticmethod(ops.route)
-    store_latents = staticmethod(paged_mla.store_latents)
 
     def active(self) -> AbstractContextManager[object]:
         return nullcontext()
@@ -43,35 +41,44 @@ class CpuDevice:
     def empty_bytes(self, *shape: int) -> Tensor:
         return torch.empty(shape, dtype=torch.uint8, device="cpu")
 
-    def pages(self, data: Tensor, type: str, dim: int) -> LatentPages:
-        return LatentPages(data, type, dim)
+    def pages(self, data: Tensor, type: str, dim: int) -> KvPages:
+        return KvPages(data, type, dim)
 
-    def table(self, spans: Sequence[Span]) -> BlockTables:
+    def tables(self, spans: Sequence[Span]) -> BlockTables:
         return BlockTables(spans)
 
+    def linear(self, x: Tensor, w: Matrix, out: Tensor | None = None) -> Tensor:
+        return ops.linear(x, _quantized(w), out)
+
     def dense_ffn(
-        self,
-        x: Tensor,
-        gate: QuantMatrix,
-        up: QuantMatrix,
-        down: QuantMatrix,
-        base: Pending | None = None,
+        self, x: Tensor, gate: Matrix, up: Matrix, down: Matrix, base: Pending | None = None
     ) -> Tensor:
-        return ops.dense_ffn(x, gate, up, down, None if base is None else base())
+        matrices = _quantized(gate), _quantized(up), _quantized(down)
+        return ops.dense_ffn(x, *matrices, None if base is None else base())
+
+    def store_kv(self, rows: Tensor, pages: Pages, tables: Tables) -> None:
+        assert isinstance(pages, KvPages) and isinstance(tables, BlockTables)
+        paged_mla.store_kv(rows, pages, tables)
 
     def attend(
         self,
-        plain: Tensor,
-        rotated: Tensor,
-        k_b: QuantMatrix,
-        v_b: QuantMatrix,
-        pages: LatentPages,
-        table: BlockTables,
+        q_nope: Tensor,
+        q_rope: Tensor,
+        k_b: Matrix,
+        v_b: Matrix,
+        pages: Pages,
+        tables: Tables,
         scale: float,
     ) -> Tensor:
-        """In latent space: queries are brought there by k_b, results back by v_b."""
-        absorbed = ops.batched_linear(plain.transpose(0, 1), k_b)  # (N, T, R)
-        mixed = paged_mla.latent_attention(absorbed, rotated, pages, table, scale)  # (N, T, R)
-        heads = plain.new_empty(plain.shape[0], v_b.batch, v_b.rows)  # (T, N, V)
-        ops.batched_linear(mixed, v_b, out=heads.transpose(0, 1))
+        """Attend in latent space: k_b brings queries there, v_b brings results back."""
+        assert isinstance(pages, KvPages) and isinstance(tables, BlockTables)
+        q_latent = ops.batched_linear(q_nope.transpose(0, 1), _quantized(k_b))  # (N, T, R)
+        mixed = paged_mla.latent_attention(q_latent, q_rope, pages, tables, scale)  # (N, T, R)
+        heads = q_nope.new_empty(q_nope.shape[0], v_b.batch, v_b.rows)  # (T, N, V)
+        ops.batched_linear(mixed, _quantized(v_b), out=heads.transpose(0, 1))
         return heads
+
+
+def _quantized(w: Matrix) -> QuantMatrix:
+    assert isinstance(w, QuantMatrix), type(w)
+    return w

@@ -1,10 +1,12 @@
-"""CudaDevice: a model's dense part on a card, its weights in the blocks of the file.
+"""A CUDA GPU as a `Device`: Triton kernels, weights in the blocks of the file.
 
-Without a card, under Triton's interpreter, the same runs on the CPU, for tests.
+Under Triton's interpreter the same code runs on the CPU, for tests.
 """
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,27 +15,38 @@ from torch import Tensor
 
 from hybridmoe.config import check_gpu_kv_type
 from hybridmoe.device.cuda_block_tables import CudaBlockTables
-from hybridmoe.device.interface import Pending
+from hybridmoe.device.interface import Matrix, Pages, Pending, Tables
 from hybridmoe.kernels import ops
 from hybridmoe.kernels.matrix import QuantMatrix
 from hybridmoe.kernels.paged_mla import Span
-from hybridmoe.kernels.triton import elementwise
-from hybridmoe.kernels.triton import matmul as product
+from hybridmoe.kernels.triton import elementwise, matmul
 from hybridmoe.kernels.triton.decode_attention import latent_attention
 from hybridmoe.kernels.triton.matrix import MATRIX_TYPES, DeviceMatrix
 from hybridmoe.kernels.triton.prefill_attention import expanded_attention
 from hybridmoe.kernels.triton.router import route
 
-__all__ = ["CudaDevice"]
-
-Matrix = DeviceMatrix | QuantMatrix  # on the card, or left on the CPU
+__all__ = ["CudaDevice", "CudaPages"]
 
 _ABSORBED_TOKENS = 256  # at a time: 2 N R numbers each, 64 MiB in all at Kimi K2's sizes
 _CONVERTED_BYTES = 64 << 20  # as float32, at a time
 
 
+@dataclass(frozen=True, slots=True)
+class CudaPages:
+    """KV cache pages of one layer: data (pages, 64, dim) f16 or bf16."""
+
+    data: Tensor
+
+    @property
+    def dim(self) -> int:
+        return self.data.shape[2]
+
+
 class CudaDevice:
-    """`Device` of one card. Work is queued on torch's current stream."""
+    """One GPU. Work is queued on torch's current stream.
+
+    A matrix is a `DeviceMatrix`, or a `QuantMatrix` where its products are pinned to the CPU.
+    """
 
     type = "cuda"
     rms_norm = staticmethod(elementwise.rms_norm)
@@ -43,28 +56,28 @@ class CudaDevice:
     def __init__(
         self, device: torch.device, is_on_cpu: Callable[[str], bool] = lambda name: False
     ) -> None:
-        """is_on_cpu: of a tensor's name, whether its products are to be left to the CPU, for which
-        a step waits.
+        """is_on_cpu: true for the names of tensors whose products are pinned to the CPU; a step
+        waits for each.
         """
         self.torch = device
         self._is_on_cpu = is_on_cpu
         self.converted: list[str] = []  # tensors whose type has no kernel here: now bf16
-        self.left: list[str] = []  # tensors on the CPU
-        self._pool: Any = None  # of graphs' memory
+        self.on_cpu: list[str] = []  # tensors pinned to the CPU
+        self._pool: Any = None  # memory pool of all graphs
 
     def active(self) -> AbstractContextManager[object]:
-        """Which card is the current one is a matter of threads; streams and kernels go by it."""
+        """Set the thread's current GPU, which streams and kernels use."""
         return torch.cuda.device(self.torch) if self.torch.type == "cuda" else nullcontext()
 
     @property
     def is_capturable(self) -> bool:
-        """Whether a step of few tokens never waits for the CPU."""
-        return not self.left
+        """True if no product is pinned to the CPU."""
+        return not self.on_cpu
 
-    def matrix(self, w: QuantMatrix, name: str) -> Matrix:
-        """As `Device.matrix`. Errors: torch.OutOfMemoryError."""
+    def matrix(self, w: QuantMatrix, name: str) -> DeviceMatrix | QuantMatrix:
+        """Upload `w`, unless it is pinned to the CPU. Errors: torch.OutOfMemoryError."""
         if self._is_on_cpu(name):
-            self.left.append(name)
+            self.on_cpu.append(name)
             return w
         if w.type in MATRIX_TYPES:
             return DeviceMatrix.from_host(w, self.torch)
@@ -80,18 +93,18 @@ class CudaDevice:
     def empty_bytes(self, *shape: int) -> Tensor:
         return torch.empty(shape, dtype=torch.uint8, device=self.torch)
 
-    def pages(self, data: Tensor, type: str, dim: int) -> Tensor:
-        """(pages, 64, dim) f16 or bf16. Errors: ConfigError for another type."""
+    def pages(self, data: Tensor, type: str, dim: int) -> CudaPages:
+        """View `data` as pages of f16 or bf16. Errors: ConfigError for another type."""
         check_gpu_kv_type(type)
-        return data.view(torch.float16 if type == "f16" else torch.bfloat16)
+        return CudaPages(data.view(torch.float16 if type == "f16" else torch.bfloat16))
 
-    def table(self, spans: Sequence[Span]) -> CudaBlockTables:
+    def tables(self, spans: Sequence[Span]) -> CudaBlockTables:
         return CudaBlockTables.of(spans, self.torch)
 
     def linear(self, x: Tensor, w: Matrix, out: Tensor | None = None) -> Tensor:
         if isinstance(w, QuantMatrix):
             return _into(out, self.upload(ops.linear(self.to_host(x), w)))
-        return product.linear(x, w, out=out)
+        return matmul.linear(x, _on_device(w), out=out)
 
     def dense_ffn(
         self, x: Tensor, gate: Matrix, up: Matrix, down: Matrix, base: Pending | None = None
@@ -100,44 +113,44 @@ class CudaDevice:
         y = self.linear(hidden, down)
         return y if base is None else y.add_(base())
 
-    def store_latents(self, rows: Tensor, pages: Tensor, table: CudaBlockTables) -> None:
-        elementwise.store_latents(rows, pages, table.slots)
+    def store_kv(self, rows: Tensor, pages: Pages, tables: Tables) -> None:
+        assert isinstance(pages, CudaPages) and isinstance(tables, CudaBlockTables)
+        elementwise.store_kv(rows, pages.data, tables.slots)
 
     def attend(
         self,
-        plain: Tensor,
-        rotated: Tensor,
+        q_nope: Tensor,
+        q_rope: Tensor,
         k_b: Matrix,
         v_b: Matrix,
-        pages: Tensor,
-        table: CudaBlockTables,
+        pages: Pages,
+        tables: Tables,
         scale: float,
     ) -> Tensor:
-        """Short spans in latent space, long ones with their keys and values expanded."""
-        if not table.prompts and table.num_tokens <= _ABSORBED_TOKENS:
-            return self._absorbed(
-                plain, rotated, k_b, v_b, pages, table.tables, table.positions, scale
-            )
-        out = plain.new_empty(plain.shape[0], plain.shape[1], v_b.rows)  # (T, N, V)
-        for first in range(0, len(table.rows), _ABSORBED_TOKENS):
+        """Attend in latent space for short spans, with expanded keys and values for long ones."""
+        assert isinstance(pages, CudaPages) and isinstance(tables, CudaBlockTables)
+        absorbed = partial(self._attend_absorbed, k_b=k_b, v_b=v_b, pages=pages.data, scale=scale)
+        if not tables.prompts and tables.num_tokens <= _ABSORBED_TOKENS:
+            return absorbed(q_nope, q_rope, tables.tables, tables.positions)
+        out = q_nope.new_empty(q_nope.shape[0], q_nope.shape[1], v_b.rows)  # (T, N, V)
+        for first in range(0, len(tables.rows), _ABSORBED_TOKENS):
             part = slice(first, first + _ABSORBED_TOKENS)
-            rows = table.rows[part]
-            out[rows] = self._absorbed(
-                plain[rows], rotated[rows], k_b, v_b, pages, table.tables[part],
-                table.positions[part], scale,
-            )  # fmt: skip
-        if table.prompts:
+            rows = tables.rows[part]
+            out[rows] = absorbed(
+                q_nope[rows], q_rope[rows], tables.tables[part], tables.positions[part]
+            )
+        if tables.prompts:
             keys, values = self._expanded(k_b), self._expanded(v_b)
-        for prompt in table.prompts:
+        for prompt in tables.prompts:
             span = slice(prompt.first_row, prompt.first_row + prompt.num_tokens)
             out[span] = expanded_attention(
-                plain[span], rotated[span], keys, values, pages, prompt.pages,
+                q_nope[span], q_rope[span], keys, values, pages.data, prompt.pages,
                 prompt.num_seen, scale,
             )  # fmt: skip
         return out
 
     def capture(self, function: Callable[[], None]) -> Callable[[], None]:
-        """A CUDA graph of what `function` queues, as `model.cuda_graphs` wants it."""
+        """Capture the work that `function` queues as a CUDA graph."""
         if self.torch.type != "cuda":
             function()
             return function
@@ -157,28 +170,29 @@ class CudaDevice:
         self._pool = graph.pool()
         return graph.replay
 
-    def _absorbed(
+    def _attend_absorbed(
         self,
-        plain: Tensor,
-        rotated: Tensor,
+        q_nope: Tensor,
+        q_rope: Tensor,
+        tables: Tensor,
+        positions: Tensor,
+        *,
         k_b: Matrix,
         v_b: Matrix,
         pages: Tensor,
-        tables: Tensor,
-        positions: Tensor,
         scale: float,
     ) -> Tensor:
-        absorbed = self._batched(plain.transpose(0, 1), k_b)  # (N, D, R)
+        q_latent = self._batched(q_nope.transpose(0, 1), k_b)  # (N, D, R)
         most = tables.shape[1] * pages.shape[1]
         mixed = latent_attention(
-            absorbed, rotated.contiguous(), pages, tables, positions, scale, max_positions=most
+            q_latent, q_rope.contiguous(), pages, tables, positions, scale, max_positions=most
         )
-        heads = plain.new_empty(plain.shape[0], v_b.batch, v_b.rows)  # (D, N, V)
+        heads = q_nope.new_empty(q_nope.shape[0], v_b.batch, v_b.rows)  # (D, N, V)
         self._batched(mixed, v_b, out=heads.transpose(0, 1))
         return heads
 
     def _converted(self, w: QuantMatrix) -> DeviceMatrix:
-        """Rounded to bf16, a run of rows after the other."""
+        """Round to bf16, some rows at a time."""
         num_rows = w.batch * w.rows
         out = self.empty_bytes(num_rows * w.cols * 2)
         rounded = out.view(torch.bfloat16).view(num_rows, w.cols)
@@ -193,12 +207,17 @@ class CudaDevice:
     def _batched(self, x: Tensor, w: Matrix, out: Tensor | None = None) -> Tensor:
         if isinstance(w, QuantMatrix):
             return _into(out, self.upload(ops.batched_linear(self.to_host(x), w)))
-        return product.batched_linear(x, w, out=out)
+        return matmul.batched_linear(x, _on_device(w), out=out)
 
     def _expanded(self, w: Matrix) -> Tensor:
         if isinstance(w, QuantMatrix):
             return self.upload(ops.dequantize(w).bfloat16())
-        return product.dequantize(w)
+        return matmul.dequantize(_on_device(w))
+
+
+def _on_device(w: Matrix) -> DeviceMatrix:
+    assert isinstance(w, DeviceMatrix), type(w)
+    return w
 
 
 def _into(out: Tensor | None, result: Tensor) -> Tensor:

@@ -1,75 +1,100 @@
-"""Where a model's dense part is computed: one object with the same methods for CPU and card.
+"""Interface of the device that computes the dense part: the same methods for the CPU and a GPU.
 
-The network's modules hold a device and know no kernel. What its products and pages are made of is
-the device's own affair: matrices come from `matrix`, pages from `pages`, tables from `table`, and
-go back into the methods of the same device. Tensors between these calls lie on the device. Shapes,
-and what a method computes, are those of the functions of the same name in ops.py and latents.py.
+The network's modules hold a device and know no kernel. Matrices, pages and block tables are opaque
+to them: the device makes them, and takes them back in its other methods. All other tensors between
+these calls lie on the device. Shapes and results are those of the functions of the same name in
+kernels/ops.py and kernels/paged_mla.py.
 """
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from typing import Any, Protocol
+from typing import Protocol
 
 from torch import Tensor
 
 from hybridmoe.kernels.matrix import QuantMatrix
 from hybridmoe.kernels.paged_mla import Span
 
-__all__ = ["Device", "Pending"]
+__all__ = ["Device", "Matrix", "Pages", "Pending", "Tables"]
 
 Pending = Callable[[], Tensor]  # a result that is being made; to be called once
 
 
+class Matrix(Protocol):
+    """Stack of `batch` weight matrices (rows, cols), made by `Device.matrix`."""
+
+    @property
+    def batch(self) -> int: ...
+    @property
+    def rows(self) -> int: ...
+    @property
+    def cols(self) -> int: ...
+
+
+class Pages(Protocol):
+    """KV cache pages of one layer, rows of `dim` numbers, made by `Device.pages`."""
+
+    @property
+    def dim(self) -> int: ...
+
+
+class Tables(Protocol):
+    """Block tables of one step's sequences, made by `Device.tables`."""
+
+    num_tokens: int
+
+
 class Device(Protocol):
-    """Nothing but `to_host` waits for the device; Matrix, Pages and Table are its own types."""
+    """Device of the dense part. Only `to_host` waits for it."""
 
     type: str  # "cpu" | "cuda"
 
     def active(self) -> AbstractContextManager[object]:
-        """Around work for this device, in any thread."""
+        """Make this the thread's current device; needed around all work for it."""
         ...
 
     @property
     def is_capturable(self) -> bool:
-        """Whether a step of few tokens only queues work, so that a graph can repeat it."""
+        """True if a decode step only queues work, so that a graph can repeat it."""
         ...
 
     def capture(self, function: Callable[[], None]) -> Callable[[], None]:
-        """What repeats, on the same memory, the work that `function` queues; calls it before."""
+        """Call `function`, and return a call that repeats its queued work on the same memory."""
         ...
 
-    def matrix(self, w: QuantMatrix, name: str) -> Any:
-        """A Matrix for the products; `name` is the tensor's, for messages and placement."""
+    def matrix(self, w: QuantMatrix, name: str) -> Matrix:
+        """Make a matrix for the products; `name`: the tensor's, for messages and placement."""
         ...
 
     def upload(self, t: Tensor) -> Tensor:
-        """A tensor of the CPU, on the device."""
+        """Copy a CPU tensor to the device."""
         ...
 
     def to_host(self, t: Tensor) -> Tensor:
-        """A tensor of the device, on the CPU."""
+        """Copy a tensor of the device to the CPU, and wait for it."""
         ...
 
     def empty_bytes(self, *shape: int) -> Tensor:
-        """Memory for latents, uint8. Errors: RuntimeError (torch's) where there is none."""
+        """Allocate uint8 memory for the KV cache. Errors: RuntimeError (torch's) if none left."""
         ...
 
-    def pages(self, data: Tensor, type: str, dim: int) -> Any:
-        """Pages of one layer over `data`, as `LatentPages`. Errors: ConfigError for a type that
-        the device has no kernels for.
+    def pages(self, data: Tensor, type: str, dim: int) -> Pages:
+        """Make one layer's pages over `data`, as `KvPages`.
+
+        Errors: ConfigError for a type that the device has no kernels for.
         """
         ...
 
-    def table(self, spans: Sequence[Span]) -> Any:
-        """The Table of a step's sequences."""
+    def tables(self, spans: Sequence[Span]) -> Tables:
+        """Make the block tables of a step's sequences."""
         ...
 
-    def linear(self, x: Tensor, w: Any, out: Tensor | None = None) -> Tensor: ...
+    def linear(self, x: Tensor, w: Matrix, out: Tensor | None = None) -> Tensor: ...
 
     def dense_ffn(
-        self, x: Tensor, gate: Any, up: Any, down: Any, base: Pending | None = None
+        self, x: Tensor, gate: Matrix, up: Matrix, down: Matrix, base: Pending | None = None
     ) -> Tensor:
-        """`ops.dense_ffn`; base is called as late as the device can use it."""
+        """Compute `ops.dense_ffn`; `base` is called as late as the device can use it."""
         ...
 
     def rms_norm(
@@ -78,11 +103,11 @@ class Device(Protocol):
         weight: Tensor,
         eps: float,
         *,
-        delta: Tensor | None = None,
+        residual: Tensor | None = None,
         out: Tensor | None = None,
     ) -> Tensor: ...
 
-    def rotate_(self, x: Tensor, turns: Tensor) -> Tensor: ...
+    def rotate_(self, x: Tensor, cos_sin: Tensor) -> Tensor: ...
 
     def route(
         self,
@@ -97,21 +122,21 @@ class Device(Protocol):
         scale: float,
     ) -> tuple[Tensor, Tensor]: ...
 
-    def store_latents(self, rows: Tensor, pages: Any, table: Any) -> None: ...
+    def store_kv(self, rows: Tensor, pages: Pages, tables: Tables) -> None: ...
 
     def attend(
         self,
-        plain: Tensor,
-        rotated: Tensor,
-        k_b: Any,
-        v_b: Any,
-        pages: Any,
-        table: Any,
+        q_nope: Tensor,
+        q_rope: Tensor,
+        k_b: Matrix,
+        v_b: Matrix,
+        pages: Pages,
+        tables: Tables,
         scale: float,
     ) -> Tensor:
-        """Latent attention of a step's tokens, of queries as they are to values of heads.
+        """Compute MLA of a step's tokens, from queries of heads to values of heads.
 
-        Shapes:  plain (T, N, nope) f32 · rotated (T, N, rope) f32, rows of both anywhere · k_b N
+        Shapes:  q_nope (T, N, nope) f32 · q_rope (T, N, rope) f32, rows of both anywhere · k_b N
                  matrices (R, nope) · v_b N matrices (V, R) -> (T, N, V) f32, contiguous.
         Source:  DeepSeek-V2 (arXiv 2405.04434), section 2.1 and appendix C.
         """

@@ -148,12 +148,17 @@ def dense_ffn(
 
 
 def rms_norm(
-    x: Tensor, weight: Tensor, eps: float, *, delta: Tensor | None = None, out: Tensor | None = None
+    x: Tensor,
+    weight: Tensor,
+    eps: float,
+    *,
+    residual: Tensor | None = None,
+    out: Tensor | None = None,
 ) -> Tensor:
-    """x / sqrt(mean(x^2) + eps) * weight, along rows; with `delta`, x += delta first.
+    """Compute x / sqrt(mean(x^2) + eps) * weight by rows; with `residual`, x += residual first.
 
-    Shapes:  x (T, n) f32, its rows anywhere · weight (n,) f32 · delta (T, n) f32 -> (T, n) f32, in
-             `out` where that is given (it may be x).
+    Shapes:  x (T, n) f32, its rows anywhere · weight (n,) f32 · residual (T, n) f32
+             -> (T, n) f32, in `out` where that is given (it may be x).
     Errors:  ShapeError.
     Source:  Zhang & Sennrich 2019.
     """
@@ -161,10 +166,10 @@ def rms_norm(
     n = weight.shape[0]
     check_rows(x, "rms_norm: x", 2, n)
     tokens = x.shape[0]
-    if delta is not None:
-        check_tensor(delta, "rms_norm: delta", torch.float32, 2, n)
-        if delta.shape[0] != tokens:
-            raise ShapeError(f"rms_norm: x has {tokens} tokens, delta {delta.shape[0]}")
+    if residual is not None:
+        check_tensor(residual, "rms_norm: residual", torch.float32, 2, n)
+        if residual.shape[0] != tokens:
+            raise ShapeError(f"rms_norm: x has {tokens} tokens, residual {residual.shape[0]}")
     if out is None:
         out = _empty(tokens, n)
     else:
@@ -172,7 +177,7 @@ def rms_norm(
     _C.rms_norm(
         x.data_ptr(),
         x.stride(0),
-        0 if delta is None else delta.data_ptr(),
+        0 if residual is None else residual.data_ptr(),
         weight.data_ptr(),
         tokens,
         n,
@@ -183,20 +188,20 @@ def rms_norm(
     return out
 
 
-def rotate_(x: Tensor, turns: Tensor) -> Tensor:
+def rotate_(x: Tensor, cos_sin: Tensor) -> Tensor:
     """Multiply neighbouring pairs of each vector of a token, as complex numbers, in place.
 
-    Shapes:  x (T, N, P) f32, its rows anywhere · turns (T, P) f32: real, imaginary, real, ...
+    Shapes:  x (T, N, P) f32, its rows anywhere · cos_sin (T, P) f32: real, imaginary, real, ...
     Errors:  ShapeError.
     Source:  RoPE, Su et al. 2021, in the interleaved convention.
     """
-    check_tensor(turns, "rotate_: turns", torch.float32, 2, None)
-    tokens, dim = turns.shape
+    check_tensor(cos_sin, "rotate_: cos_sin", torch.float32, 2, None)
+    tokens, dim = cos_sin.shape
     check_rows(x, "rotate_: x", 3, dim, tokens)
     if dim % 2 != 0:
         raise ShapeError(f"rotate_: {dim} numbers are no pairs")
     _C.rotate(
-        x.data_ptr(), tokens, x.shape[1], x.stride(0), x.stride(1), dim // 2, turns.data_ptr()
+        x.data_ptr(), tokens, x.shape[1], x.stride(0), x.stride(1), dim // 2, cos_sin.data_ptr()
     )
     return x
 

@@ -19,12 +19,12 @@ from hybridmoe.kernels.ops import check_rows, check_tensor
 __all__ = [
     "PAGE_TOKENS",
     "BlockTables",
-    "LatentPages",
+    "KvPages",
     "Span",
     "convert_rows",
     "latent_attention",
     "row_bytes",
-    "store_latents",
+    "store_kv",
 ]
 
 _DTYPES = {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16}
@@ -36,7 +36,7 @@ def row_bytes(type: str, dim: int) -> int:
 
 
 @dataclass(frozen=True, slots=True)
-class LatentPages:
+class KvPages:
     """One layer's pages of PAGE_TOKENS rows of `dim` numbers, "f32", "f16", "bf16" or "int8".
 
     Shapes: data (pages, PAGE_TOKENS, row_bytes(type, dim)) uint8, contiguous. Raises ShapeError.
@@ -48,10 +48,10 @@ class LatentPages:
     handle: _C.LatentPages = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        check_tensor(self.data, "LatentPages: data", torch.uint8, 3, row_bytes(self.type, self.dim))
+        check_tensor(self.data, "KvPages: data", torch.uint8, 3, row_bytes(self.type, self.dim))
         num_pages, page_tokens, _ = self.data.shape
         if page_tokens != PAGE_TOKENS:
-            raise ShapeError(f"LatentPages: pages of {page_tokens} rows, expected {PAGE_TOKENS}")
+            raise ShapeError(f"KvPages: pages of {page_tokens} rows, expected {PAGE_TOKENS}")
         handle = _C.LatentPages(
             self.data.data_ptr(), self.data.numel(), self.type, num_pages, self.dim
         )
@@ -89,7 +89,7 @@ class BlockTables:
         )
 
 
-def store_latents(rows: Tensor, pages: LatentPages, table: BlockTables) -> None:
+def store_kv(rows: Tensor, pages: KvPages, table: BlockTables) -> None:
     """Write the step's latents to their places, rounded to the pages' type.
 
     Shapes:  rows (T, dim) f32.
@@ -97,20 +97,20 @@ def store_latents(rows: Tensor, pages: LatentPages, table: BlockTables) -> None:
              with a float32 scale, absmax / 127, for each 64 numbers.
     Errors:  ShapeError, also for a table that does not fit the pages.
     """
-    check_tensor(rows, "store_latents: rows", torch.float32, 2, pages.dim)
+    check_tensor(rows, "store_kv: rows", torch.float32, 2, pages.dim)
     _C.store_latents(rows.data_ptr(), rows.shape[0], pages.handle, *table.arguments)
 
 
 def convert_rows(rows: Tensor, type: str, to: str, dim: int) -> Tensor:
     """Latents of another type: (T, row_bytes(type, dim)) -> (T, row_bytes(to, dim)), uint8, CPU.
 
-    Rounded as `store_latents` does it. Errors: ShapeError.
+    Rounded as `store_kv` does it. Errors: ShapeError.
     """
     check_tensor(rows, "convert_rows: rows", torch.uint8, 2, row_bytes(type, dim))
     num_tokens, num_pages = len(rows), -(-len(rows) // PAGE_TOKENS)
     data = torch.empty((num_pages, PAGE_TOKENS, row_bytes(to, dim)), dtype=torch.uint8)
     table = BlockTables([Span(num_tokens, 0, range(num_pages))])
-    store_latents(_widened(rows, type, dim), LatentPages(data, to, dim), table)
+    store_kv(_widened(rows, type, dim), KvPages(data, to, dim), table)
     return data.flatten(0, 1)[:num_tokens]
 
 
@@ -124,15 +124,15 @@ def _widened(rows: Tensor, type: str, dim: int) -> Tensor:
 
 
 def latent_attention(
-    latent_queries: Tensor,
-    rope_queries: Tensor,
-    pages: LatentPages,
+    q_latent: Tensor,
+    q_rope: Tensor,
+    pages: KvPages,
     table: BlockTables,
     scale: float,
 ) -> Tensor:
     """Causal softmax attention of the step's tokens over their sequences' latents: absorbed MLA.
 
-    Shapes:  latent_queries (N, T, R) f32 · rope_queries (T, N, P) f32, its rows anywhere ·
+    Shapes:  q_latent (N, T, R) f32 · q_rope (T, N, P) f32, its rows anywhere ·
              pages of dim R + P, the first R numbers of each row also its value -> (N, T, R) f32.
     Cost:    2 N T S (2 R + P) operations in float32, half of them where T = S.
     Numeric: softmax over blocks of 256 positions, put together in order; no score is rounded.
@@ -140,14 +140,14 @@ def latent_attention(
     Source:  DeepSeek-V2 (arXiv 2405.04434), section 2.1; online softmax, Milakov & Gimelshein 2018;
              pages, Kwon et al. 2023 (arXiv 2309.06180).
     """
-    check_tensor(latent_queries, "latent_attention: latent_queries", torch.float32, 3, None)
-    num_heads, tokens, latent_dim = latent_queries.shape
-    check_rows(rope_queries, "latent_attention: rope_queries", 3, None, tokens, num_heads)
-    token_stride, head_stride, rope_dim = *rope_queries.stride()[:2], rope_queries.shape[2]
-    out = torch.empty_like(latent_queries)  # (N, T, R)
+    check_tensor(q_latent, "latent_attention: q_latent", torch.float32, 3, None)
+    num_heads, tokens, latent_dim = q_latent.shape
+    check_rows(q_rope, "latent_attention: q_rope", 3, None, tokens, num_heads)
+    token_stride, head_stride, rope_dim = *q_rope.stride()[:2], q_rope.shape[2]
+    out = torch.empty_like(q_latent)  # (N, T, R)
     _C.latent_attention(
-        latent_queries.data_ptr(),
-        rope_queries.data_ptr(),
+        q_latent.data_ptr(),
+        q_rope.data_ptr(),
         token_stride,
         head_stride,
         tokens,

@@ -53,16 +53,14 @@ def expert_ffn(
     return out
 
 
-def latent_attention(
-    latent_queries: Tensor, rope_queries: Tensor, latents: Tensor, scale: float
-) -> Tensor:
-    """latent_queries (N, T, R) · rope_queries (T, N, P) · latents (S, R + P) -> (N, T, R) f64."""
-    queries = torch.cat((latent_queries, rope_queries.transpose(0, 1)), -1).double()
+def latent_attention(q_latent: Tensor, q_rope: Tensor, latents: Tensor, scale: float) -> Tensor:
+    """q_latent (N, T, R) · q_rope (T, N, P) · latents (S, R + P) -> (N, T, R) f64."""
+    queries = torch.cat((q_latent, q_rope.transpose(0, 1)), -1).double()
     num_tokens, num_positions = queries.shape[1], len(latents)
     scores = queries @ latents.double().T * scale  # (N, T, S)
     seen = torch.ones(num_tokens, num_positions).tril(num_positions - num_tokens).bool()
     shares = scores.masked_fill(~seen, float("-inf")).softmax(-1)
-    return shares @ latents[:, : latent_queries.shape[2]].double()
+    return shares @ latents[:, : q_latent.shape[2]].double()
 
 
 def gather_rows(w: QuantMatrix, ids: Tensor) -> Tensor:

@@ -6,16 +6,17 @@ how many pages the longest sequence has, for which tables are padded to powers o
 """
 
 from collections.abc import Callable
-from typing import Any
 
 from torch import Tensor
 
-from hybridmoe.device.interface import Device
+from hybridmoe.device.cuda_block_tables import CudaBlockTables
+from hybridmoe.device.interface import Device, Tables
 from hybridmoe.model.router import Routing
 
 __all__ = ["DecodeGraphs"]
 
-Run = Callable[[Tensor, Tensor, Any, list[Routing]], Tensor]  # x, turns, table, trace -> states
+# (x, cos_sin, tables, trace) -> states
+Run = Callable[[Tensor, Tensor, Tables, list[Routing]], Tensor]
 
 
 class DecodeGraphs:
@@ -27,33 +28,38 @@ class DecodeGraphs:
         self._run = run
         self._graphs: dict[tuple[int, int], _Graph] = {}
 
-    def forward(self, x: Tensor, turns: Tensor, table: Any, trace: list[Routing] | None) -> Tensor:
-        """A step's final states (T, H), as `run` has them; valid until the next step."""
-        key = (len(x), table.num_pages)
+    def forward(
+        self, x: Tensor, cos_sin: Tensor, tables: Tables, trace: list[Routing] | None
+    ) -> Tensor:
+        """Compute a step's final states (T, H), as `run` does; valid until the next step."""
+        assert isinstance(tables, CudaBlockTables), type(tables)
+        key = (len(x), tables.num_pages)
         graph = self._graphs.get(key)
         if graph is None:
-            graph = self._graphs[key] = _Graph(self._device, self._run, x, turns, table)
-        states = graph.replay(x, turns, table)
+            graph = self._graphs[key] = _Graph(self._device, self._run, x, cos_sin, tables)
+        states = graph.replay(x, cos_sin, tables)
         if trace is not None:
             trace += graph.trace
         return states
 
 
 class _Graph:
-    def __init__(self, device: Device, run: Run, x: Tensor, turns: Tensor, table: Any) -> None:
-        self._x, self._turns, self._table = x.clone(), turns.clone(), table.clone()
+    def __init__(
+        self, device: Device, run: Run, x: Tensor, cos_sin: Tensor, tables: CudaBlockTables
+    ) -> None:
+        self._x, self._cos_sin, self._tables = x.clone(), cos_sin.clone(), tables.clone()
         self._run = run
         self.trace: list[Routing] = []
         self._states = self._x
         self._repeat = device.capture(self._record)
 
-    def replay(self, x: Tensor, turns: Tensor, table: Any) -> Tensor:
+    def replay(self, x: Tensor, cos_sin: Tensor, tables: CudaBlockTables) -> Tensor:
         self._x.copy_(x)  # the step before has added to it
-        self._turns.copy_(turns)
-        self._table.copy_(table)
+        self._cos_sin.copy_(cos_sin)
+        self._tables.copy_(tables)
         self._repeat()
         return self._states
 
     def _record(self) -> None:
         self.trace.clear()
-        self._states = self._run(self._x, self._turns, self._table, self.trace)
+        self._states = self._run(self._x, self._cos_sin, self._tables, self.trace)

@@ -6,14 +6,13 @@ Knows nothing of text, sampling or of who is being served.
 from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import pairwise
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from hybridmoe.config import ModelConfig
 from hybridmoe.device.cuda_errors import CudaErrorGuard, loading_onto_gpu
-from hybridmoe.device.interface import Pending
+from hybridmoe.device.interface import Pages, Pending, Tables
 from hybridmoe.experts.backend import CpuExperts, ExpertBackend
 from hybridmoe.experts.policy import PREFILL_TOKENS
 from hybridmoe.experts.stats import ExpertStats
@@ -66,12 +65,12 @@ class Decoder:
             ]
         self.guard = CudaErrorGuard(vram_bytes)
         self._graphs: DecodeGraphs | None = None
-        self._graph_pages: Sequence[Any] | None = None
+        self._graph_pages: Sequence[Pages] | None = None
         if experts.wants_guesses:
             for layer, following in pairwise(self._layers):
                 layer.guess_for(following)
 
-    def use_graphs(self, pages: Sequence[Any]) -> None:
+    def use_graphs(self, pages: Sequence[Pages]) -> None:
         """Capture decode steps over these pages, where the device and the experts allow it."""
         if self.device.is_capturable and self._experts.is_capturable:
             run = partial(self._run, pages)
@@ -94,7 +93,7 @@ class Decoder:
         self,
         token_ids: Sequence[int],
         spans: Sequence[Span],
-        pages: Sequence[Any],
+        pages: Sequence[Pages],
         trace: list[Routing] | None = None,
     ) -> Tensor:
         """Run a step of one or many sequences; returns the tokens' final states (T, H).
@@ -108,13 +107,13 @@ class Decoder:
         with torch_threads(1), self.device.active(), self.guard.watch(len(token_ids)):
             ids = torch.tensor(token_ids, dtype=torch.int64)
             x = self.device.upload(gather_rows(self._embedding, ids))  # (T, H)
-            turns = self.device.upload(self._rope.turns(_positions(spans)))
-            table = self.device.table(spans)
+            cos_sin = self.device.upload(self._rope.cos_sin(_positions(spans)))
+            tables = self.device.tables(spans)
             self._experts.begin_step(len(token_ids))
             if self._graphs is not None and pages is self._graph_pages and _is_decoding(spans):
-                states = self._graphs.forward(x, turns, table, trace)
+                states = self._graphs.forward(x, cos_sin, tables, trace)
             else:
-                states = self._run(pages, x, turns, table, trace)
+                states = self._run(pages, x, cos_sin, tables, trace)
             self._experts.end_step()
             return states
 
@@ -130,7 +129,7 @@ class Decoder:
         with torch_threads(1), self.device.active(), self.guard.watch(len(x)):
             return bool(torch.isfinite(x.sum()))
 
-    def find_damage(self, token_ids: Sequence[int], span: Span, pages: Sequence[Any]) -> str:
+    def find_damage(self, token_ids: Sequence[int], span: Span, pages: Sequence[Pages]) -> str:
         """Run a sequence's part of a step again and say, in one line, where NaN or infinity begins.
 
         Errors: as `forward`; DiskError.
@@ -158,19 +157,19 @@ class Decoder:
 
     def _run(
         self,
-        pages: Sequence[Any],
+        pages: Sequence[Pages],
         x: Tensor,
-        turns: Tensor,
-        table: Any,
+        cos_sin: Tensor,
+        tables: Tables,
         trace: list[Routing] | None,
     ) -> Tensor:
         """All layers, with nothing but work for the device."""
-        delta: Tensor | None = None
+        residual: Tensor | None = None
         owed: Pending | None = None
         for layer, layer_pages in zip(self._layers, pages, strict=True):
-            delta, owed = layer.forward(x, delta, layer_pages, table, turns, trace, owed)
-        if delta is not None:
-            x = x.add_(delta)
+            residual, owed = layer.forward(x, residual, layer_pages, tables, cos_sin, trace, owed)
+        if residual is not None:
+            x = x.add_(residual)
         return x if owed is None else x.add_(owed())
 
 
@@ -204,20 +203,22 @@ class _Layer:
     def forward(
         self,
         x: Tensor,
-        delta: Tensor | None,
-        pages: Any,
-        table: Any,
-        turns: Tensor,
+        residual: Tensor | None,
+        pages: Pages,
+        tables: Tables,
+        cos_sin: Tensor,
         trace: list[Routing] | None,
         owed: Pending | None,
     ) -> tuple[Tensor, Pending | None]:
-        """Add `delta`, the layer before's result, to x (T, H) in place; return this layer's.
+        """Add `residual`, the layer before's result, to x (T, H) in place; return this layer's.
 
         owed: what the layer before still owes, which this layer's result includes; what this one
         owes is returned.
         """
-        delta = self._attention.forward(self._attention_norm(x, delta), pages, table, turns)
-        normed = self._ffn_norm(x, delta)
+        residual = self._attention.forward(
+            self._attention_norm(x, residual), pages, tables, cos_sin
+        )
+        normed = self._ffn_norm(x, residual)
         if self.listener is not None:
             self.listener(x)
         if isinstance(self._ffn, MoeFfn):

@@ -6,11 +6,10 @@ that attention is multi-query attention over latents, and `v_b` brings the resul
 DeepSeek-V2 (arXiv 2405.04434), section 2.1 and appendix C.
 """
 
-from typing import Any
-
 from torch import Tensor
 
 from hybridmoe.config import ModelConfig
+from hybridmoe.device.interface import Pages, Tables
 from hybridmoe.model.norm import RmsNorm
 from hybridmoe.model.weights import BlockWeights
 
@@ -38,31 +37,30 @@ class LatentAttention:
         self._k_b, self._v_b = block.latent_projections(c)
         self._out = block.matrix("attn_output", c.hidden, c.num_heads * c.v_dim)
 
-    def forward(self, x: Tensor, pages: Any, table: Any, turns: Tensor) -> Tensor:
+    def forward(self, x: Tensor, pages: Pages, tables: Tables, cos_sin: Tensor) -> Tensor:
         """Attend from each of T tokens to itself and all before it in its sequence.
 
-        Shapes: x (T, H) f32 · turns (T, rope) f32, of the tokens' positions -> (T, H) f32. pages,
-        table: the device's.
+        Shapes: x (T, H) f32 · cos_sin (T, rope) f32, of the tokens' positions -> (T, H) f32.
         """
-        self._append(x, pages, table, turns)
-        plain, rotated = self._queries(x, turns)
+        self._append(x, pages, tables, cos_sin)
+        q_nope, q_rope = self._queries(x, cos_sin)
         heads = self._device.attend(
-            plain, rotated, self._k_b, self._v_b, pages, table, self._config.softmax_scale
+            q_nope, q_rope, self._k_b, self._v_b, pages, tables, self._config.softmax_scale
         )  # (T, N, V)
         return self._device.linear(heads.view(x.shape[0], -1), self._out)
 
-    def _append(self, x: Tensor, pages: Any, table: Any, turns: Tensor) -> None:
+    def _append(self, x: Tensor, pages: Pages, tables: Tables, cos_sin: Tensor) -> None:
         rows = self._device.linear(x, self._kv_a)  # (T, R + rope)
         latents, keys = rows[:, : self._config.kv_lora_rank], rows[:, self._config.kv_lora_rank :]
         self._kv_a_norm(latents, out=latents)
-        self._device.rotate_(keys.unsqueeze(1), turns)
-        self._device.store_latents(rows, pages, table)
+        self._device.rotate_(keys.unsqueeze(1), cos_sin)
+        self._device.store_kv(rows, pages, tables)
 
-    def _queries(self, x: Tensor, turns: Tensor) -> tuple[Tensor, Tensor]:
-        """(T, N, nope), and rotated (T, N, rope)."""
+    def _queries(self, x: Tensor, cos_sin: Tensor) -> tuple[Tensor, Tensor]:
+        """Project x (T, H) to q_nope (T, N, nope) and rotated q_rope (T, N, rope)."""
         c = self._config
         if self._q_a is not None:
             x = self._device.linear(x, self._q_a)
             self._q_a_norm(x, out=x)
         q = self._device.linear(x, self._q_b).view(-1, c.num_heads, c.qk_dim)
-        return q[..., : c.nope_dim], self._device.rotate_(q[..., c.nope_dim :], turns)
+        return q[..., : c.nope_dim], self._device.rotate_(q[..., c.nope_dim :], cos_sin)

@@ -17,6 +17,8 @@ class RmsNorm:
         self._weight = weight  # (dim,) f32
         self._eps = eps
 
-    def __call__(self, x: Tensor, delta: Tensor | None = None, out: Tensor | None = None) -> Tensor:
-        """(T, dim) -> (T, dim), in `out` where that is given; with `delta`, x += delta first."""
-        return self._device.rms_norm(x, self._weight, self._eps, delta=delta, out=out)
+    def __call__(
+        self, x: Tensor, residual: Tensor | None = None, out: Tensor | None = None
+    ) -> Tensor:
+        """Normalise x (T, dim), into `out` if given; with `residual`, x += residual first."""
+        return self._device.rms_norm(x, self._weight, self._eps, residual=residual, out=out)

@@ -24,7 +24,7 @@ class RotaryTable:
         self._context_tokens = config.context_tokens
         self._table = torch.empty(0, config.rope_dim)  # real and imaginary parts in turn
 
-    def turns(self, positions: Tensor) -> Tensor:
+    def cos_sin(self, positions: Tensor) -> Tensor:
         """(T, rope_dim) of positions (T,) int64: real and imaginary parts in turn."""
         stop = int(positions.max()) + 1 if len(positions) else 0
         if stop > self._table.shape[0]:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from hybridmoe.config import GATE_SIGMOID, ModelConfig
 from hybridmoe.device.cpu import CpuDevice
-from hybridmoe.device.interface import Device
+from hybridmoe.device.interface import Device, Matrix
 from hybridmoe.errors import GGUFError, ShapeError, UnsupportedModelError
 from hybridmoe.experts.backend import ExpertWeights
 from hybridmoe.gguf.fingerprint import fingerprint
@@ -49,7 +49,7 @@ class Weights:
         """The tensors of one layer, by their names after `blk.N.`."""
         return BlockWeights(self, f"blk.{layer}.")
 
-    def matrix(self, name: str, *shape: int) -> Any:
+    def matrix(self, name: str, *shape: int) -> Matrix:
         """`host_matrix`, as the device's products take it."""
         return self.device.matrix(self.host_matrix(name, *shape), f"{name}.weight")
 
@@ -106,7 +106,7 @@ class BlockWeights:
     def has(self, name: str, suffix: str = "weight") -> bool:
         return self._weights.has(self._prefix + name, suffix)
 
-    def matrix(self, name: str, *shape: int) -> Any:
+    def matrix(self, name: str, *shape: int) -> Matrix:
         return self._weights.matrix(self._prefix + name, *shape)
 
     def host_matrix(self, name: str, *shape: int) -> QuantMatrix:
@@ -115,7 +115,7 @@ class BlockWeights:
     def vector(self, name: str, size: int, suffix: str = "weight") -> torch.Tensor:
         return self._weights.vector(self._prefix + name, size, suffix)
 
-    def latent_projections(self, c: ModelConfig) -> tuple[Any, Any]:
+    def latent_projections(self, c: ModelConfig) -> tuple[Matrix, Matrix]:
         """(k_b, v_b): per head, query -> latent (N, R, nope) and latent -> value (N, V, R)."""
         if not self.has("attn_kv_b"):
             k_b = self.matrix("attn_k_b", c.num_heads, c.kv_lora_rank, c.nope_dim)

@@ -15,17 +15,17 @@ PROGRAM = """
 import resource, sys
 import torch
 from hybridmoe.kernels import ops
-from hybridmoe.kernels.paged_mla import PAGE_TOKENS, BlockTables, LatentPages, Span
+from hybridmoe.kernels.paged_mla import PAGE_TOKENS, BlockTables, KvPages, Span
 from hybridmoe.kernels.paged_mla import latent_attention, row_bytes
 
 ops.set_num_threads(int(sys.argv[1]))
 latent = 300_000
 queries, ropes = torch.zeros(1, 1, latent), torch.zeros(1, 1, 2)
 data = torch.zeros(8, PAGE_TOKENS, row_bytes("bf16", latent + 2), dtype=torch.uint8)
-pages = LatentPages(data, "bf16", latent + 2)
+pages = KvPages(data, "bf16", latent + 2)
 table = BlockTables([Span(1, 500, list(range(8)))])
 data = torch.zeros(4, PAGE_TOKENS, row_bytes("bf16", 10), dtype=torch.uint8)
-small = LatentPages(data, "bf16", 10)
+small = KvPages(data, "bf16", 10)
 seen = BlockTables([Span(1, 255, [0, 1, 2, 3])])
 few = (torch.ones(1, 1, 8), torch.ones(1, 1, 2), small, seen, 1.0)
 expected = latent_attention(*few)  # starts the threads

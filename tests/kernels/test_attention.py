@@ -11,10 +11,10 @@ from hybridmoe.hardware import isa
 from hybridmoe.kernels import ops, reference
 from hybridmoe.kernels.paged_mla import (
     BlockTables,
-    LatentPages,
+    KvPages,
     Span,
     latent_attention,
-    store_latents,
+    store_kv,
 )
 
 TYPES = ["f32", "f16", "bf16", "int8"]
@@ -231,7 +231,7 @@ def test_tables_that_do_not_fit_are_refused(span: Span, message: str) -> None:
     with pytest.raises(ShapeError, match=message):
         latent_attention(a, b, pages, BlockTables([span]), SCALE)
     with pytest.raises(ShapeError, match=message):
-        store_latents(latents[:4], pages, BlockTables([span]))
+        store_kv(latents[:4], pages, BlockTables([span]))
 
 
 def test_pages_of_another_size_are_refused() -> None:
@@ -242,4 +242,4 @@ def test_pages_of_another_size_are_refused() -> None:
         ((2, 64, 80), "f8"),
     ):
         with pytest.raises(ShapeError):
-            LatentPages(torch.zeros(shape, dtype=torch.uint8), type, 20)
+            KvPages(torch.zeros(shape, dtype=torch.uint8), type, 20)

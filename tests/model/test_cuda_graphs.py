@@ -6,19 +6,11 @@ import torch
 from torch import Tensor
 
 from hybridmoe.device.cpu import CpuDevice
+from hybridmoe.device.cuda_block_tables import CudaBlockTables
+from hybridmoe.device.interface import Tables
+from hybridmoe.kernels.paged_mla import PAGE_TOKENS, Span
 from hybridmoe.model.cuda_graphs import DecodeGraphs
 from hybridmoe.model.router import Routing
-
-
-class Table:
-    def __init__(self, num_pages: int, positions: Tensor) -> None:
-        self.num_pages, self.positions = num_pages, positions
-
-    def clone(self) -> "Table":
-        return Table(self.num_pages, self.positions.clone())
-
-    def copy_(self, other: "Table") -> None:
-        self.positions.copy_(other.positions)
 
 
 class Device(CpuDevice):
@@ -33,9 +25,18 @@ class Device(CpuDevice):
         return function
 
 
-def run(x: Tensor, turns: Tensor, table: Table, trace: list[Routing]) -> Tensor:
-    trace.append((table.positions.int()[:, None], turns.sum(1, keepdim=True)))
-    return x.add_(turns.sum(1, keepdim=True)).mul_(table.positions[:, None])
+def run(x: Tensor, cos_sin: Tensor, tables: Tables, trace: list[Routing]) -> Tensor:
+    assert isinstance(tables, CudaBlockTables)
+    trace.append((tables.positions[:, None], cos_sin.sum(1, keepdim=True)))
+    return x.add_(cos_sin.sum(1, keepdim=True)).mul_(tables.positions[:, None])
+
+
+def some_tables(num_tokens: int, num_pages: int, rng: torch.Generator) -> CudaBlockTables:
+    spans = [
+        Span(1, (num_pages - 1) * PAGE_TOKENS + int(torch.randint(64, (), generator=rng)), pages)
+        for pages in [list(range(num_pages))] * num_tokens
+    ]
+    return CudaBlockTables.of(spans, torch.device("cpu"))
 
 
 def test_replays_are_what_the_run_would_have_done() -> None:
@@ -44,15 +45,15 @@ def test_replays_are_what_the_run_would_have_done() -> None:
     rng = torch.Generator().manual_seed(1)
     for num_tokens, num_pages in [(1, 4), (1, 4), (3, 4), (1, 8), (3, 4), (1, 4)]:
         x = torch.rand((num_tokens, 5), generator=rng)
-        turns = torch.rand((num_tokens, 2), generator=rng)
-        table = Table(num_pages, torch.rand(num_tokens, generator=rng) * 100)
+        cos_sin = torch.rand((num_tokens, 2), generator=rng)
+        tables = some_tables(num_tokens, num_pages, rng)
         wanted_trace: list[Routing] = []
-        wanted = run(x.clone(), turns, table, wanted_trace)
+        wanted = run(x.clone(), cos_sin, tables, wanted_trace)
         before, trace = x.clone(), list[Routing]()
-        assert torch.equal(graphs.forward(x, turns, table, trace), wanted)
+        assert torch.equal(graphs.forward(x, cos_sin, tables, trace), wanted)
         assert torch.equal(x, before)
         assert len(trace) == 1
         for got, want in zip(trace[0], wanted_trace[0], strict=True):
             assert torch.equal(got, want)
-        assert torch.equal(graphs.forward(x, turns, table, None), wanted)
+        assert torch.equal(graphs.forward(x, cos_sin, tables, None), wanted)
     assert device.num_captures == 3

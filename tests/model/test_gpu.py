@@ -136,7 +136,7 @@ def test_products_can_be_left_to_the_cpu(tmp_path: Path) -> None:
         device = CudaDevice(torch_device(), lambda name: "attn" in name)
         got = logits(file, device, PIECES[:2])
     assert not device.is_capturable
-    assert "blk.0.attn_k_b.weight" in device.left
+    assert "blk.0.attn_k_b.weight" in device.on_cpu
     assert relative_error(want, got) < 0.03
 
 

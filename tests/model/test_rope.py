@@ -15,7 +15,7 @@ from hybridmoe.model.rope import RotaryTable, inverse_frequencies
 def test_rotation_is_multiplication_by_a_unit_complex_number() -> None:
     c = ModelConfig.from_metadata(K2)
     x = torch.randn(5, 3, c.rope_dim, generator=torch.Generator().manual_seed(1))
-    got = rotate_(x.clone(), RotaryTable(c).turns(torch.arange(1000, 1005)))
+    got = rotate_(x.clone(), RotaryTable(c).cos_sin(torch.arange(1000, 1005)))
     angle = torch.arange(1000, 1005)[:, None] * inverse_frequencies(c.rope_dim, c.rope_base, c.yarn)
     pairs = torch.view_as_complex(x.double().unflatten(-1, (-1, 2)).contiguous())
     turned = pairs * torch.polar(torch.ones_like(angle), angle)[:, None]
@@ -26,8 +26,8 @@ def test_pieces_and_whole_rotate_alike() -> None:
     table = RotaryTable(ModelConfig.from_metadata(K2))
     x = torch.randn(2000, 1, 64, generator=torch.Generator().manual_seed(2))
     positions = torch.arange(2000)
-    pieces = [table.turns(positions[i : i + 333]) for i in range(0, 2000, 333)]
-    whole = rotate_(x.clone(), table.turns(positions))
+    pieces = [table.cos_sin(positions[i : i + 333]) for i in range(0, 2000, 333)]
+    whole = rotate_(x.clone(), table.cos_sin(positions))
     assert torch.equal(rotate_(x.clone(), torch.cat(pieces)), whole)
 
 
@@ -57,5 +57,5 @@ def test_the_table_is_no_longer_than_the_context() -> None:
     table = RotaryTable(replace(ModelConfig.from_metadata(K2), context_tokens=100))
     long = RotaryTable(ModelConfig.from_metadata(K2))
     positions = torch.arange(100)
-    assert torch.equal(table.turns(positions), long.turns(positions))
+    assert torch.equal(table.cos_sin(positions), long.cos_sin(positions))
     assert len(table._table) == 100 and len(long._table) == 1024

@@ -7,10 +7,10 @@ import torch
 from hybridmoe.kernels.paged_mla import (
     PAGE_TOKENS,
     BlockTables,
-    LatentPages,
+    KvPages,
     Span,
     row_bytes,
-    store_latents,
+    store_kv,
 )
 
 SCALE = 0.25
@@ -36,18 +36,16 @@ def inputs(heads: int, tokens: int, latent: int, rope: int, positions: int) -> I
     return a, b, c
 
 
-def paged(
-    sequences: Sequence[torch.Tensor], type: str = "f32"
-) -> tuple[LatentPages, list[list[int]]]:
+def paged(sequences: Sequence[torch.Tensor], type: str = "f32") -> tuple[KvPages, list[list[int]]]:
     """Pages that hold each sequence's latents, none next to the page before it; their tables."""
     dim = sequences[0].shape[1]
     counts = [-(-len(rows) // PAGE_TOKENS) for rows in sequences]
     order = torch.randperm(sum(counts), generator=torch.Generator().manual_seed(0)).tolist()
     data = torch.full((len(order), PAGE_TOKENS, row_bytes(type, dim)), 0xA5, dtype=torch.uint8)
-    pages = LatentPages(data, type, dim)
+    pages = KvPages(data, type, dim)
     tables = [[order.pop() for _ in range(count)] for count in counts]
     for rows, table in zip(sequences, tables, strict=True):
-        store_latents(rows.contiguous(), pages, BlockTables([Span(len(rows), 0, table)]))
+        store_kv(rows.contiguous(), pages, BlockTables([Span(len(rows), 0, table)]))
     return pages, tables
 
 

@@ -53,8 +53,8 @@ def plan_attention(
 
 
 def latent_attention(
-    latent_queries: Tensor,
-    rope_queries: Tensor,
+    q_latent: Tensor,
+    q_rope: Tensor,
     pages: Tensor,
     tables: Tensor,
     positions: Tensor,
@@ -64,7 +64,7 @@ def latent_attention(
 ) -> Tensor:
     """Softmax attention of each token over the positions of its sequence that it sees.
 
-    Shapes:  latent_queries (N, T, R) f32 · rope_queries (T, N, P) f32 · pages (pages, 64, R + P)
+    Shapes:  q_latent (N, T, R) f32 · q_rope (T, N, P) f32 · pages (pages, 64, R + P)
              f16 or bf16, the first R numbers of each row also its value · tables (T, M) int32:
              position p of a token's sequence lies in page tables[t, p // 64] · positions (T,)
              int32: how many a token sees, itself included; 0 gives zeros -> (N, T, R) f32.
@@ -75,12 +75,10 @@ def latent_attention(
     Source:  DeepSeek-V2 (arXiv 2405.04434), section 2.1; flash decoding, Dao et al. 2023.
     """
     f32 = (torch.float32,)
-    check_device_tensor(latent_queries, "latent_attention: latent_queries", f32, (None,) * 3)
-    num_heads, tokens, latent_dim = latent_queries.shape
-    check_device_tensor(
-        rope_queries, "latent_attention: rope_queries", f32, (tokens, num_heads, None)
-    )
-    rope_dim = rope_queries.shape[2]
+    check_device_tensor(q_latent, "latent_attention: q_latent", f32, (None,) * 3)
+    num_heads, tokens, latent_dim = q_latent.shape
+    check_device_tensor(q_rope, "latent_attention: q_rope", f32, (tokens, num_heads, None))
+    rope_dim = q_rope.shape[2]
     row = (None, PAGE_TOKENS, latent_dim + rope_dim)
     check_device_tensor(pages, "latent_attention: pages", (torch.float16, torch.bfloat16), row)
     check_device_tensor(tables, "latent_attention: tables", (torch.int32,), (tokens, None))
@@ -89,17 +87,17 @@ def latent_attention(
         raise ShapeError(f"latent_attention: rows of {latent_dim} + {rope_dim} numbers")
     max_positions = min(max_positions, tables.shape[1] * PAGE_TOKENS)
     if tokens == 0 or num_heads == 0 or max_positions < 1:
-        return torch.zeros_like(latent_queries)
+        return torch.zeros_like(q_latent)
     sms = num_multiprocessors(pages.device)
     plan = plan_attention(tokens, num_heads, max_positions, sms)
     shape = (tokens, num_heads, plan.num_splits)
-    parts = latent_queries.new_empty((*shape, latent_dim))
-    peaks, totals = latent_queries.new_empty(shape), latent_queries.new_empty(shape)
+    parts = q_latent.new_empty((*shape, latent_dim))
+    peaks, totals = q_latent.new_empty(shape), q_latent.new_empty(shape)
     latent_block = max(16, triton.next_power_of_2(latent_dim))
     key = tl.float16 if pages.dtype is torch.float16 else tl.bfloat16
     _attention_kernel[(triton.cdiv(num_heads, 16), plan.num_splits, tokens)](
-        latent_queries,
-        rope_queries,
+        q_latent,
+        q_rope,
         pages,
         tables,
         positions,
@@ -121,7 +119,7 @@ def latent_attention(
         num_warps=plan.num_warps,
         num_stages=2,
     )
-    out = torch.empty_like(latent_queries)  # (N, T, R)
+    out = torch.empty_like(q_latent)  # (N, T, R)
     _combine_kernel[(num_heads, tokens)](
         parts,
         peaks,

@@ -12,7 +12,7 @@ from hybridmoe.errors import ShapeError
 from hybridmoe.kernels.paged_mla import PAGE_TOKENS
 from hybridmoe.kernels.triton.runtime import check_device_rows, check_device_tensor
 
-__all__ = ["rms_norm", "rotate_", "silu_mul", "store_latents"]
+__all__ = ["rms_norm", "rotate_", "silu_mul", "store_kv"]
 
 _F32 = (torch.float32,)
 _SHORT = (torch.float16, torch.bfloat16)
@@ -20,12 +20,17 @@ _BLOCK = 1024  # numbers of a program, where they do not depend on each other
 
 
 def rms_norm(
-    x: Tensor, weight: Tensor, eps: float, *, delta: Tensor | None = None, out: Tensor | None = None
+    x: Tensor,
+    weight: Tensor,
+    eps: float,
+    *,
+    residual: Tensor | None = None,
+    out: Tensor | None = None,
 ) -> Tensor:
-    """x / sqrt(mean(x^2) + eps) * weight, along rows; with `delta`, x += delta first.
+    """Compute x / sqrt(mean(x^2) + eps) * weight by rows; with `residual`, x += residual first.
 
-    Shapes:  x (T, n) f32, its rows anywhere · weight (n,) f32 · delta (T, n) f32 -> (T, n) f32, in
-             `out` where that is given (it may be x).
+    Shapes:  x (T, n) f32, its rows anywhere · weight (n,) f32 · residual (T, n) f32
+             -> (T, n) f32, in `out` where that is given (it may be x).
     Errors:  ShapeError.
     Source:  Zhang & Sennrich 2019.
     """
@@ -33,8 +38,8 @@ def rms_norm(
     n = weight.shape[0]
     check_device_rows(x, "rms_norm: x", (None, n))
     tokens = x.shape[0]
-    if delta is not None:
-        check_device_tensor(delta, "rms_norm: delta", _F32, (tokens, n))
+    if residual is not None:
+        check_device_tensor(residual, "rms_norm: residual", _F32, (tokens, n))
     if out is None:
         out = x.new_empty(tokens, n)
     else:
@@ -43,29 +48,29 @@ def rms_norm(
         block = triton.next_power_of_2(n)
         _rms_norm_kernel[(tokens,)](
             x,
-            weight if delta is None else delta,
+            weight if residual is None else residual,
             weight,
             out,
             n,
             x.stride(0),
             out.stride(0),
             eps,
-            HAS_DELTA=delta is not None,
+            HAS_RESIDUAL=residual is not None,
             BLOCK=block,
             num_warps=min(16, max(1, block // 512)),
         )
     return out
 
 
-def rotate_(x: Tensor, turns: Tensor) -> Tensor:
+def rotate_(x: Tensor, cos_sin: Tensor) -> Tensor:
     """Multiply neighbouring pairs of each vector of a token, as complex numbers, in place.
 
-    Shapes:  x (T, N, P) f32, its rows anywhere · turns (T, P) f32: real, imaginary, real, ...
+    Shapes:  x (T, N, P) f32, its rows anywhere · cos_sin (T, P) f32: real, imaginary, real, ...
     Errors:  ShapeError.
     Source:  RoPE, Su et al. 2021, in the interleaved convention.
     """
-    check_device_tensor(turns, "rotate_: turns", _F32, (None, None))
-    tokens, dim = turns.shape
+    check_device_tensor(cos_sin, "rotate_: cos_sin", _F32, (None, None))
+    tokens, dim = cos_sin.shape
     check_device_rows(x, "rotate_: x", (tokens, None, dim))
     if dim % 2:
         raise ShapeError(f"rotate_: {dim} numbers are no pairs")
@@ -74,7 +79,7 @@ def rotate_(x: Tensor, turns: Tensor) -> Tensor:
         heads = 16
         _rotate_kernel[(tokens, triton.cdiv(num_heads, heads))](
             x,
-            turns,
+            cos_sin,
             num_heads,
             dim // 2,
             x.stride(0),
@@ -101,17 +106,17 @@ def silu_mul(gate: Tensor, up: Tensor) -> Tensor:
     return out
 
 
-def store_latents(rows: Tensor, pages: Tensor, slots: Tensor) -> None:
+def store_kv(rows: Tensor, pages: Tensor, slots: Tensor) -> None:
     """Write the step's latents to their places.
 
     Shapes:  rows (T, D) f32 · pages (pages, 64, D) f16 or bf16 · slots (T,) int64, page * 64 + row.
     Numeric: rounded to nearest even; a finite number beyond f16's end becomes the greatest one.
     Errors:  ShapeError. Slots lie on the card and are not checked.
     """
-    check_device_tensor(rows, "store_latents: rows", _F32, (None, None))
+    check_device_tensor(rows, "store_kv: rows", _F32, (None, None))
     tokens, dim = rows.shape
-    check_device_tensor(pages, "store_latents: pages", _SHORT, (None, PAGE_TOKENS, dim))
-    check_device_tensor(slots, "store_latents: slots", (torch.int64,), (tokens,))
+    check_device_tensor(pages, "store_kv: pages", _SHORT, (None, PAGE_TOKENS, dim))
+    check_device_tensor(slots, "store_kv: slots", (torch.int64,), (tokens,))
     if tokens and dim:
         block = triton.next_power_of_2(dim)
         bits = pages.view(torch.int16)
@@ -122,14 +127,14 @@ def store_latents(rows: Tensor, pages: Tensor, slots: Tensor) -> None:
 @triton.jit
 def _rms_norm_kernel(
     x_ptr,
-    delta_ptr,
+    residual_ptr,
     weight_ptr,
     out_ptr,
     n,
     x_stride,
     out_stride,
     eps,
-    HAS_DELTA: tl.constexpr,
+    HAS_RESIDUAL: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     """A row, all of it in registers."""
@@ -137,8 +142,8 @@ def _rms_norm_kernel(
     i = tl.arange(0, BLOCK)
     mask = i < n
     x = tl.load(x_ptr + t * x_stride + i, mask=mask, other=0.0)
-    if HAS_DELTA:
-        x += tl.load(delta_ptr + t * n + i, mask=mask, other=0.0)
+    if HAS_RESIDUAL:
+        x += tl.load(residual_ptr + t * n + i, mask=mask, other=0.0)
         tl.store(x_ptr + t * x_stride + i, x, mask=mask)
     scale = tl.rsqrt(tl.sum(x * x, 0) / n + eps)
     weight = tl.load(weight_ptr + i, mask=mask, other=0.0)
@@ -148,7 +153,7 @@ def _rms_norm_kernel(
 @triton.jit
 def _rotate_kernel(
     x_ptr,
-    turns_ptr,
+    cos_sin_ptr,
     num_heads,
     num_pairs,
     token_stride,
@@ -163,7 +168,7 @@ def _rotate_kernel(
     pair_ok = pair < num_pairs
     mask = (head < num_heads)[:, None] & pair_ok[None, :]
     at = x_ptr + t * token_stride + head[:, None] * head_stride + 2 * pair[None, :]
-    turn = turns_ptr + t * 2 * num_pairs + 2 * pair
+    turn = cos_sin_ptr + t * 2 * num_pairs + 2 * pair
     real = tl.load(turn, mask=pair_ok, other=0.0)[None, :]
     imaginary = tl.load(turn + 1, mask=pair_ok, other=0.0)[None, :]
     a, b = tl.load(at, mask=mask, other=0.0), tl.load(at + 1, mask=mask, other=0.0)

@@ -16,8 +16,8 @@ EXPANDED_BYTES = 256 << 20  # of keys and values at a time: heads are taken in g
 
 
 def expanded_attention(
-    plain: Tensor,
-    rotated: Tensor,
+    q_nope: Tensor,
+    q_rope: Tensor,
     k_b: Tensor,
     v_b: Tensor,
     pages: Tensor,
@@ -27,7 +27,7 @@ def expanded_attention(
 ) -> Tensor:
     """Causal attention of a sequence's last T positions over all `num_seen` of it.
 
-    Shapes:  plain (T, N, nope) f32 · rotated (T, N, P) f32 · k_b (N, R, nope) bf16 · v_b (N, V, R)
+    Shapes:  q_nope (T, N, nope) f32 · q_rope (T, N, P) f32 · k_b (N, R, nope) bf16 · v_b (N, V, R)
              bf16 · pages (pages, 64, R + P) f16 or bf16 · page_ids (pages of the sequence,)
              int64 -> (T, N, V) f32.
     Numeric: queries, latents, keys, values and results are rounded to bf16, in whose range
@@ -35,15 +35,15 @@ def expanded_attention(
     Source:  DeepSeek-V2 (arXiv 2405.04434), section 2.1, before absorption; the attention is
              torch's scaled_dot_product_attention, on a card FlashAttention 2 (Dao 2023).
     """
-    num_tokens, num_heads, nope_dim = plain.shape
+    num_tokens, num_heads, nope_dim = q_nope.shape
     latent_dim, value_dim = k_b.shape[1], v_b.shape[1]
     rows = pages[page_ids].flatten(0, 1)[:num_seen].bfloat16()  # (S, R + P)
     latents, ropes = rows[:, :latent_dim], rows[:, latent_dim:]
-    queries = torch.cat([plain, rotated], 2).bfloat16().transpose(0, 1)  # (N, T, nope + P)
+    queries = torch.cat([q_nope, q_rope], 2).bfloat16().transpose(0, 1)  # (N, T, nope + P)
     dim = max(queries.shape[2], value_dim)  # the fast kernels want one size: zeros fill up
     queries = F.pad(queries, (0, dim - queries.shape[2]))
     mask = causal_lower_right(num_tokens, num_seen)
-    out = plain.new_empty(num_tokens, num_heads, value_dim)
+    out = q_nope.new_empty(num_tokens, num_heads, value_dim)
     step = min(num_heads, max(1, EXPANDED_BYTES // (4 * num_seen * dim)))
     expanded = rows.new_zeros(2, step, num_seen, dim)
     expanded[0, :, :, nope_dim : nope_dim + ropes.shape[1]] = ropes

@@ -21,18 +21,18 @@ def rand(*shape: int, seed: int = 0) -> torch.Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
-@pytest.mark.parametrize("has_delta", [False, True])
+@pytest.mark.parametrize("has_residual", [False, True])
 @pytest.mark.parametrize("tokens, n, stride", [(1, 7, 7), (3, 512, 576), (17, 1000, 1001)])
 def test_norms_are_within_rounding_of_the_twins(
-    tokens: int, n: int, stride: int, has_delta: bool
+    tokens: int, n: int, stride: int, has_residual: bool
 ) -> None:
     x = rand(tokens, stride)
-    delta = rand(tokens, n, seed=1) if has_delta else None
+    residual = rand(tokens, n, seed=1) if has_residual else None
     weight = rand(n, seed=2)
     want_x = x.clone()
-    want = ops.rms_norm(want_x[:, :n], weight, 1e-6, delta=delta)
+    want = ops.rms_norm(want_x[:, :n], weight, 1e-6, residual=residual)
     out = x[:, :n] if stride > n else None  # in place where rows lie apart
-    got = elementwise.rms_norm(x[:, :n], weight, 1e-6, delta=delta, out=out)
+    got = elementwise.rms_norm(x[:, :n], weight, 1e-6, residual=residual, out=out)
     bound = 16 * U * want.abs() + 1e-9  # a sum in another order, a root, two products
     assert_close(got.numpy(), want.numpy(), bound.numpy(), "rms_norm")
     if out is None:
@@ -44,11 +44,11 @@ def test_norms_are_within_rounding_of_the_twins(
 @pytest.mark.parametrize("tokens, heads, dim", [(1, 1, 2), (3, 17, 6), (5, 64, 64)])
 def test_rotations_are_the_twins(tokens: int, heads: int, dim: int) -> None:
     x = rand(tokens, heads, dim + 10)
-    turns = rand(tokens, dim, seed=1)
+    cos_sin = rand(tokens, dim, seed=1)
     want = x.clone()
-    ops.rotate_(want[..., 10:], turns)
-    got = elementwise.rotate_(x[..., 10:], turns)
-    size = x.abs().max() * turns.abs().max()
+    ops.rotate_(want[..., 10:], cos_sin)
+    got = elementwise.rotate_(x[..., 10:], cos_sin)
+    size = x.abs().max() * cos_sin.abs().max()
     assert_close(x.numpy(), want.numpy(), (0 * x + 4 * U * size).numpy(), "rotate")
     assert got.data_ptr() == x[..., 10:].data_ptr()
 
@@ -79,19 +79,19 @@ def test_latents_are_rounded_to_nearest_even_and_nothing_else_is_touched(
     else:
         want.flatten(0, 1)[5, :2] = rows[3, :2].bfloat16()
     want.flatten(0, 1)[130, 0] = float("-inf")
-    elementwise.store_latents(rows, pages, slots)
+    elementwise.store_kv(rows, pages, slots)
     assert torch.equal(pages.nan_to_num(1e9), want.nan_to_num(1e9))
 
 
 def test_wrong_shapes_are_one_line() -> None:
     x = rand(3, 8)
-    with pytest.raises(ShapeError, match="rms_norm: delta"):
-        elementwise.rms_norm(x, rand(8), 1e-6, delta=rand(2, 8))
+    with pytest.raises(ShapeError, match="rms_norm: residual"):
+        elementwise.rms_norm(x, rand(8), 1e-6, residual=rand(2, 8))
     with pytest.raises(ShapeError, match="rms_norm: x"):
         elementwise.rms_norm(x.t(), rand(3), 1e-6)
     with pytest.raises(ShapeError, match="no pairs"):
         elementwise.rotate_(rand(1, 1, 3), rand(1, 3))
     with pytest.raises(ShapeError, match="silu_mul: up"):
         elementwise.silu_mul(x, rand(3, 9))
-    with pytest.raises(ShapeError, match="store_latents: pages"):
-        elementwise.store_latents(x, rand(1, 64, 8), torch.zeros(3, dtype=torch.int64))
+    with pytest.raises(ShapeError, match="store_kv: pages"):
+        elementwise.store_kv(x, rand(1, 64, 8), torch.zeros(3, dtype=torch.int64))

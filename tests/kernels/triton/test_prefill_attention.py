@@ -52,8 +52,8 @@ def test_a_prompt_is_within_the_bound(
     """
     tokens, positions, heads, nope, rope, latent, value = sizes
     monkeypatch.setattr(prompt_attention, "EXPANDED_BYTES", expanded_bytes)
-    plain = rand(tokens, heads, nope, seed=1).bfloat16().float()
-    rotated = rand(tokens, heads, rope, seed=2).bfloat16().float()
+    q_nope = rand(tokens, heads, nope, seed=1).bfloat16().float()
+    q_rope = rand(tokens, heads, rope, seed=2).bfloat16().float()
     k_b, v_b = (
         rand(heads, latent, nope, seed=3).bfloat16() / 4,
         rand(heads, value, latent, seed=4).bfloat16() / 4,
@@ -65,23 +65,23 @@ def test_a_prompt_is_within_the_bound(
     rows = pages[page_ids].flatten(0, 1)
     rows[positions:] = float("nan")
     pages[page_ids] = rows.view(num_pages, 64, -1)
-    inputs = (plain, rotated, k_b, v_b, pages, page_ids, positions)
+    inputs = (q_nope, q_rope, k_b, v_b, pages, page_ids, positions)
     got = expanded_attention(*inputs, SCALE)
 
     seen = rows[:positions].double()
     keys = k_b.double().transpose(1, 2)  # (N, nope, R)
-    absorbed = plain.double().transpose(0, 1) @ keys  # (N, T, R)
-    want = reference.latent_attention(absorbed, rotated.double(), seen, SCALE)
+    absorbed = q_nope.double().transpose(0, 1) @ keys  # (N, T, R)
+    want = reference.latent_attention(absorbed, q_rope.double(), seen, SCALE)
     want = (want @ v_b.double().transpose(1, 2)).transpose(0, 1)  # (T, N, V)
 
     g, size = 2.0**-9, (latent + nope + rope) * U
-    plain, rotated = plain.double().transpose(0, 1), rotated.double().transpose(0, 1)  # (N, T, ...)
+    q_nope, q_rope = q_nope.double().transpose(0, 1), q_rope.double().transpose(0, 1)  # (N, T, ...)
     seen, ropes = seen[:, :latent], seen[:, latent:].T
-    scores = (absorbed @ seen.T + rotated @ ropes) * SCALE
+    scores = (absorbed @ seen.T + q_rope @ ropes) * SCALE
     future = ~torch.ones(tokens, positions).tril(positions - tokens).bool()
     shares = scores.masked_fill(future, float("-inf")).softmax(-1)
-    error = g * (plain.abs() @ (keys @ seen.T).abs())
-    error += size * (plain.abs() @ keys.abs() @ seen.abs().T + rotated.abs() @ ropes.abs())
+    error = g * (q_nope.abs() @ (keys @ seen.T).abs())
+    error += size * (q_nope.abs() @ keys.abs() @ seen.abs().T + q_rope.abs() @ ropes.abs())
     error = (SCALE * error).amax(-1, keepdim=True)
     values = (seen @ v_b.double().transpose(1, 2)).abs()
     sums = seen.abs() @ v_b.double().abs().transpose(1, 2)
@@ -113,17 +113,17 @@ class Layer:
 
     def step(self, spans: Sequence[Span]) -> torch.Tensor:
         """Tokens' numbers depend on their page and place alone, so on no division into steps."""
-        found = self.device.table(spans)
+        found = self.device.tables(spans)
         where = [(span.pages[p // 64], p % 64) for span in spans
                  for p in range(span.start, span.start + span.num_tokens)]  # fmt: skip
         at = torch.tensor([page * 64 + row for page, row in where])
         every = 8 * 64
         rows = rand(every, self.DIM, seed=3)[at]
         queries = rand(every, self.HEADS, self.NOPE + self.ROPE, seed=4)[at]
-        self.device.store_latents(rows, self.pages, found)
-        plain, rotated = queries[..., : self.NOPE], queries[..., self.NOPE :]
+        self.device.store_kv(rows, self.pages, found)
+        q_nope, q_rope = queries[..., : self.NOPE], queries[..., self.NOPE :]
         return self.device.attend(
-            plain, rotated, self.k_b, self.v_b, self.pages, found, SCALE
+            q_nope, q_rope, self.k_b, self.v_b, self.pages, found, SCALE
         ).clone()
 
 
@@ -205,7 +205,7 @@ def test_nothing_but_to_host_waits_for_the_card(monkeypatch: pytest.MonkeyPatch)
         for tokens in (1, 3, 17):
             x = rand(tokens, 32, seed=1)
             card.dense_ffn(x, w, w, w, base=lambda x=x: x)
-            card.rms_norm(x, rand(32, seed=2), 1e-6, delta=x.clone(), out=x)
+            card.rms_norm(x, rand(32, seed=2), 1e-6, residual=x.clone(), out=x)
             card.route(x, None, 3, scale=1.0, **routed)
             card.rotate_(x.view(tokens, 4, 8), rand(tokens, 8, seed=3))
     with pytest.raises(AssertionError, match="_local_scalar_dense"), NoReading():
