@@ -171,13 +171,13 @@ def distinct_experts(path: Path, prompts: tuple[int, ...]) -> dict[int, float]:
         for num_prompt in prompts:
             engine = EngineConfig(context_tokens=num_prompt, max_running=1)
             kv = KvCache(config, plan_kv(config, engine, 0))
-            holding = kv.begin([])
-            assert kv.reserve(holding, num_prompt)
+            table = kv.acquire_prefix([])
+            assert kv.grow(table, num_prompt)
             ids, counts = prompt_ids(num_prompt), []
             for start in range(0, num_prompt, engine.chunk_tokens):
                 step = ids[start : start + engine.chunk_tokens]
                 trace: list[Routing] = []
-                model.forward(step, [Span(len(step), start, holding.pages)], kv.layers, trace)
+                model.forward(step, [Span(len(step), start, table.pages)], kv.layers, trace)
                 counts += [len(chosen.unique()) for chosen, _ in trace]
             found[num_prompt] = float(np.mean(counts))
     return found

@@ -8,7 +8,7 @@
       DeviceError               the card has no memory left, or failed
       DiskError                 weights could not be read from their file in mid-run
       NonFiniteError            the model's results are not finite numbers: damaged weights
-      QueueFullError            too many requests wait already; try again later
+      QueueFullError            the request queue is full; try again later
       ShapeError                an array handed to a kernel has the wrong shape, type or layout
       TemplateError             a chat template failed, or tried what it may not do
 

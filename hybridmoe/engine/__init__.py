@@ -1,6 +1,6 @@
-"""Sequences in time: batching, cache, sampling. Token ids only; no text here."""
+"""Inference engine: continuous batching, KV cache, sampling. Token ids only; no text."""
 
-from hybridmoe.engine.engine import Engine, EngineStats, Ticket
+from hybridmoe.engine.engine import Engine, EngineStats, RequestHandle
 from hybridmoe.engine.request import Event, Finished, PromptProgress, Request, TokenEvent, Usage
 from hybridmoe.engine.sampler import SamplingParams
 
@@ -11,8 +11,8 @@ __all__ = [
     "Finished",
     "PromptProgress",
     "Request",
+    "RequestHandle",
     "SamplingParams",
-    "Ticket",
     "TokenEvent",
     "Usage",
 ]

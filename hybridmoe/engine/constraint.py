@@ -1,6 +1,6 @@
-"""What the next token may be: the engine's view of constrained decoding.
+"""Protocol of constrained decoding, in token ids.
 
-The engine knows ids only; hybridmoe.text.grammar makes constraints of schemas and grammars.
+hybridmoe.text.grammar implements it for JSON schemas, grammars and tool calls.
 """
 
 from typing import Protocol
@@ -8,42 +8,43 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Closing", "Constraint"]
+__all__ = ["Constraint", "EosRedirect"]
 
-Closing = tuple[NDArray[np.int64], NDArray[np.int64]]  # ids of ends, ids that stand for them
+EosRedirect = tuple[NDArray[np.int64], NDArray[np.int64]]  # end tokens, closing tokens
 
 
 class Constraint(Protocol):
-    """The state of one sequence's constraint. Used by one thread at a time."""
+    """State of one sequence's constraint. Used by one thread at a time."""
 
-    def is_free(self) -> bool:
-        """True where any token may follow: no mask is asked for then, and drafts are taken."""
+    def is_inactive(self) -> bool:
+        """True while any token may follow: no mask is computed, and draft tokens are allowed."""
         ...
 
     def mask(self) -> NDArray[np.uint32]:
-        """(ceil(V / 32),): bit i % 32 of word i / 32 says whether id i may come next.
+        """Compute the bit mask of allowed tokens: bit i % 32 of word i // 32 is that of token i.
 
-        End tokens are among the allowed ones where the output may end. Valid until the next call.
-        May take milliseconds: the engine then calls it from a thread, while the model runs.
+        Shape: (ceil(V / 32),). End tokens are allowed where the output may end. Valid until the
+        next call. May take milliseconds, so that a thread may call it while the model runs.
         """
         ...
 
     def accept(self, token_id: int) -> None:
-        """Go on to the state after an allowed, chosen token (end tokens are not reported)."""
+        """Advance by an allowed token. End tokens are not passed."""
         ...
 
     def is_done(self) -> bool:
-        """Whether nothing but an end token may follow: the engine then stops by itself."""
+        """True if only an end token may follow: the engine then stops by itself."""
         ...
 
-    def is_large(self) -> bool:
-        """True where any mask may take seconds, so that none is computed in the engine's thread."""
+    def is_slow(self) -> bool:
+        """True if any mask may take seconds: none is then computed in the engine's thread."""
         ...
 
-    def closing(self) -> Closing | None:
-        """Behind `mask`: the ends, all forbidden, and what closes the part that is open.
+    def eos_redirect(self) -> EosRedirect | None:
+        """Find the end tokens, all forbidden, and the tokens that close the open part instead.
 
-        The sampler gives the latter the best score of the former, so that a model which would end
-        comes to an end soonest. None: an end is allowed, or nothing is known to lead to one.
+        Called after `mask`. The sampler gives the closing tokens the best score of the end tokens,
+        so that a model that would end does so soon. None: an end token is allowed, or no closing
+        token is known.
         """
         ...

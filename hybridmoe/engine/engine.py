@@ -1,8 +1,8 @@
-"""Many requests on one model: one thread that runs steps while there is work.
+"""Continuous batching of requests on one model, in a thread that runs steps while there is work.
 
-Callers hand requests in from any thread and hear of them by events; all state belongs to the
-engine's thread. Between two steps it takes in what is new, ends what was cancelled, and runs what
-has to have the cache for itself (`logits`, `save`, `restore`).
+Any thread submits requests; events come back from the engine's thread, which owns all state.
+Between two steps it queues new requests, finishes cancelled ones, and runs calls that need the KV
+cache to themselves (`save`, `restore`) or the model (`logits`).
 """
 
 import os
@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from hybridmoe.config import EngineConfig
 from hybridmoe.engine.kv_cache import KvCache
-from hybridmoe.engine.kv_snapshot import read_sequence, write_sequence
+from hybridmoe.engine.kv_snapshot import restore_snapshot, save_snapshot
 from hybridmoe.engine.request import Listener, Request
 from hybridmoe.engine.scheduler import ScheduledChunk, Scheduler
 from hybridmoe.engine.sequence import Sequence
@@ -40,46 +40,46 @@ from hybridmoe.kernels.paged_mla import PAGE_TOKENS, Span
 from hybridmoe.model.decoder import Decoder
 from hybridmoe.planning.kv_plan import plan_kv
 
-__all__ = ["Engine", "EngineStats", "Ticket"]
+__all__ = ["Engine", "EngineStats", "RequestHandle"]
 
 T = TypeVar("T")
-_LOOK_S = 0.5  # between looks at deadlines where nothing else is to do
+POLL_S = 0.5  # interval of deadline checks while all sequences wait for masks
 
 
 @dataclass(frozen=True, slots=True)
 class EngineStats:
-    """Gauges now, and counts since the engine began."""
+    """Gauges of now, and counters since the engine started."""
 
     running: int
     waiting: int
     kv_pages_total: int
     kv_pages_used: int  # held by running requests
-    kv_pages_cached: int  # held for prompts to come; given up when needed
+    kv_pages_cached: int  # of the prefix cache, in use by no request; evicted when needed
     kv_page_tokens: int
     steps: int
-    prompt_tokens: int  # computed; those of a prompt that are found in the cache are not
-    cached_tokens: int  # found in the cache
+    prompt_tokens: int  # computed, so without cached ones
+    cached_tokens: int  # found in the prefix cache
     generated_tokens: int
-    preempted: int  # times a request gave its pages up to an older one
-    experts: ExpertStats | None = None  # of the expert cache, where there is one
+    preempted: int  # times a request lost its pages to an older one
+    experts: ExpertStats | None = None  # None: all experts are in RAM
 
 
-class Ticket:
-    """A submitted request."""
+class RequestHandle:
+    """A submitted request, to cancel it."""
 
     def __init__(self, sequence: Sequence, wake: Callable[[], None]) -> None:
-        self.request_id = sequence.number
+        self.request_id = sequence.request_id
         self._sequence = sequence
         self._wake = wake
 
     def cancel(self) -> None:
-        """End the request within one step. From any thread, any number of times."""
+        """Finish the request within one step. From any thread, any number of times."""
         self._sequence.is_cancelled = True
         self._wake()
 
 
 class Engine:
-    """Continues requests together, each as if it were alone. Ends with `close`, or when dropped."""
+    """Runs requests in one batch; results do not depend on it. Ends by `close` or when dropped."""
 
     def __init__(
         self,
@@ -88,10 +88,10 @@ class Engine:
         config: EngineConfig,
         writer: TraceWriter | None = None,
     ) -> None:
-        """Plan the cache and start the thread.
+        """Plan the KV cache and start the thread.
 
-        writer: gets every step's routing; whoever made it closes it, after the engine.
-        Errors: ConfigError where memory cannot be had.
+        writer: gets the routing of every step; closed by the caller, after the engine.
+        Errors: ConfigError if the KV cache does not fit in memory.
         """
         self.config = config
         self.kv_plan = plan_kv(model.config, config, psutil.virtual_memory().available)
@@ -101,67 +101,69 @@ class Engine:
         self._worker = _Worker(model, eos_ids, config, cache, writer)
         self._finalizer = weakref.finalize(self, self._worker.stop)
 
-    def submit(self, request: Request, listener: Listener) -> Ticket:
-        """Queue a request; returns at once. From any thread.
+    def submit(self, request: Request, listener: Listener) -> RequestHandle:
+        """Queue a request and return at once. From any thread.
 
-        listener gets the request's events, the last of which is `Finished`, from the engine's
-        thread: it must neither block nor raise.
+        listener: called from the engine's thread with the request's events, `Finished` last; must
+        neither block nor raise.
         Errors, before anything is queued: ConfigError for an empty prompt or an id outside the
-        vocabulary; ContextLengthError; QueueFullError; DeviceError where the card has failed
-        before; HybridMoeError after `close`, and in a process that was forked since.
+        vocabulary; ContextLengthError; QueueFullError; DeviceError after the GPU has failed;
+        HybridMoeError after `close`, or in a forked process.
         """
         self._worker.check_device()
         self._check(request.prompt_ids)
         constraint = request.constraint
-        if request.params.ignore_eos and constraint is not None and not constraint.is_free():
+        if request.params.ignore_eos and constraint is not None and not constraint.is_inactive():
             raise ConfigError("ignore_eos=True: expected False where the output is constrained")
         sequence = Sequence(request, listener, self._vocab_size, self.config.context_tokens)
         self._worker.add(sequence)
-        return Ticket(sequence, self._worker.wake)
+        return RequestHandle(sequence, self._worker.wake)
 
     @property
     def device_failure(self) -> str | None:
-        """Why nothing can be computed any more, one line; None where all is well."""
+        """Error that ended all computation, in one line; None if there was none."""
         return self._worker.device_failure
 
     @property
     def is_forked(self) -> bool:
-        """True in a process forked after the engine began: nothing can be computed in it."""
+        """True in a process forked after the engine started, which cannot compute."""
         return self._worker.is_forked
 
     def stats(self) -> EngineStats:
-        """The engine's figures, as of about now."""
+        """Statistics of about now. From any thread."""
         return self._worker.stats()
 
     def logits(self, token_ids: Items[int]) -> NDArray[np.float32]:
-        """Logits (T, V) of every position of a sequence, from scratch and into no cache.
+        """Compute the logits (T, V) of all positions, without the prefix cache.
 
-        Errors: as `submit`; NonFiniteError.
+        Errors: those of `submit`; NonFiniteError.
         """
         ids = list(token_ids)
         self._check(ids)
         return self._worker.call(lambda: self._worker.logits(ids))
 
     def save(self, path: Path, token_ids: Items[int], fingerprint: str) -> int:
-        """Write what the cache holds of a sequence's beginning; returns how many tokens.
+        """Save the longest cached prefix of a sequence. Returns its number of tokens.
 
-        fingerprint: of the model, so that no other one takes the file for its own. Errors: OSError.
+        fingerprint: identifies the model; `restore` refuses another one. Errors: OSError.
         """
         ids = list(token_ids)
         cache = self._worker.cache
-        return self._worker.call(lambda: write_sequence(path, ids, cache, fingerprint))
+        return self._worker.call(lambda: save_snapshot(path, ids, cache, fingerprint))
 
     def restore(self, path: Path, fingerprint: str) -> list[int]:
-        """Put a saved sequence's latents back into the cache; returns its token ids.
+        """Restore a saved prefix into the prefix cache. Returns its token ids.
 
-        Latents of another kv_type are converted. Errors: ConfigError for a file that is damaged or
-        another model's, or that the cache has no room for; OSError.
+        Another kv_type is converted. Errors: ConfigError for a file that is damaged, of another
+        model, or larger than the free KV cache; OSError.
         """
         cache = self._worker.cache
-        return self._worker.call(lambda: read_sequence(path, cache, fingerprint, self._vocab_size))
+        return self._worker.call(
+            lambda: restore_snapshot(path, cache, fingerprint, self._vocab_size)
+        )
 
     def close(self) -> None:
-        """Cancel everything and end the thread. Any number of times."""
+        """Cancel all requests and end the thread. Any number of times."""
         self._finalizer()
 
     def _check(self, ids: Items[int]) -> None:
@@ -175,7 +177,7 @@ class Engine:
 
 
 class _Worker:
-    """The thread and what belongs to it. Does not know the Engine, which may be dropped."""
+    """The engine's thread and its state. Does not refer to the Engine, which may be dropped."""
 
     def __init__(
         self,
@@ -195,7 +197,7 @@ class _Worker:
         self._calls: list[tuple[Callable[[], Any], Future[Any]]] = []
         self._is_woken = self._is_stopping = False
         self._process = os.getpid()
-        self._num_idle = 0  # steps in a row in which nothing could run
+        self._num_empty_steps = 0  # in a row
         self._thread = threading.Thread(target=self._run, name="hybridmoe-engine", daemon=True)
         self._thread.start()
 
@@ -204,20 +206,20 @@ class _Worker:
         return self._model.guard.loss
 
     def check_device(self) -> None:
-        """Errors: DeviceError where nothing can be computed any more."""
+        """Raise DeviceError after the GPU has failed."""
         self._model.guard.check()
 
     @property
     def is_forked(self) -> bool:
-        """True in a child of the process that has the thread."""
+        """True in a child of the process that runs the thread."""
         return os.getpid() != self._process
 
     def check_process(self) -> None:
-        """Errors: HybridMoeError after a fork; not even the lock can be relied on then."""
+        """Raise HybridMoeError after a fork, where not even the lock can be trusted."""
         if self.is_forked:
             raise HybridMoeError(
-                "the model was loaded before this process was forked, and its threads are not"
-                " here: load it in the process that uses it, or start processes by spawn"
+                "the model was loaded before this process was forked, which loses its threads:"
+                " load it in the process that uses it, or start processes by spawn"
             )
 
     def add(self, sequence: Sequence) -> None:
@@ -228,13 +230,13 @@ class _Worker:
             queued = len(self._new) + len(self._scheduler.waiting)
             if queued >= self._config.max_waiting + max(0, free):
                 raise QueueFullError(
-                    f"{self._config.max_waiting} requests wait already: try again later"
+                    f"the queue is full ({self._config.max_waiting} requests): try again later"
                 )
             self._new.append(sequence)
             self._condition.notify()
 
     def call(self, function: Callable[[], T]) -> T:
-        """Run a function between two steps, and wait for it."""
+        """Run a function between two steps and wait for its result."""
         self.check_process()
         future: Future[T] = Future()
         with self._condition:
@@ -263,8 +265,8 @@ class _Worker:
             running=len(scheduler.running),
             waiting=len(scheduler.waiting) + len(self._new),
             kv_pages_total=cache.plan.num_pages,
-            kv_pages_used=cache.plan.num_pages - cache.num_available,
-            kv_pages_cached=cache.num_cached,
+            kv_pages_used=cache.plan.num_pages - cache.num_available_pages,
+            kv_pages_cached=cache.num_cached_pages,
             kv_page_tokens=PAGE_TOKENS,
             steps=runner.num_steps,
             prompt_tokens=runner.num_prompt_tokens,
@@ -299,16 +301,16 @@ class _Worker:
     def _run(self) -> None:
         failure: str | None = None
         try:
-            while self._take_in():
+            while self._receive():
                 for sequence in [*self._scheduler.running, *self._scheduler.waiting]:
                     if sequence.is_cancelled:
                         self._runner.finish(sequence, "cancelled")
-                self._runner.resume()
-                parts = self._plan()
-                self._num_idle = 0 if parts else self._num_idle + 1
-                if parts:
-                    self._runner.run(parts)
-        except Exception as error:  # not of a step, which would have been its requests' alone
+                self._runner.sample_late()
+                chunks = self._schedule()
+                self._num_empty_steps = 0 if chunks else self._num_empty_steps + 1
+                if chunks:
+                    self._runner.run(chunks)
+        except Exception as error:  # outside of steps, whose errors fail their requests only
             failure = f"the engine has failed: {type(error).__name__}: {error}"
         with self._condition:
             self._is_stopping = True
@@ -318,20 +320,20 @@ class _Worker:
             sequence.finish("error" if failure else "cancelled", failure)
         self._runner.close()
 
-    def _plan(self) -> list[ScheduledChunk]:
-        """The next step. Where the card fails, or has before, all requests end."""
+    def _schedule(self) -> list[ScheduledChunk]:
+        """Schedule the next step. Finishes all requests with an error if the GPU has failed."""
         try:
-            with self._model.guard.watch():  # pages are copied on the card
-                return self._scheduler.plan()
+            with self._model.guard.watch():  # pages are copied on the GPU
+                return self._scheduler.schedule()
         except DeviceError as error:
             for sequence in [*self._scheduler.running, *self._scheduler.waiting]:
                 self._runner.finish(sequence, "error", str(error))
             return []
 
-    def _take_in(self) -> bool:
-        """Wait for something to do and take it in; False where the engine is to stop."""
-        # A plan that stays empty waits for masks, which wake; their deadlines do not.
-        is_held = self._num_idle > 1 and self._runner.is_holding
+    def _receive(self) -> bool:
+        """Wait for work; queue new requests and run calls. Returns False to stop."""
+        # While all sequences wait for masks, ready masks wake the thread; deadlines are polled.
+        is_blocked = self._num_empty_steps > 1 and self._runner.is_waiting_for_masks
         with self._condition:
             self._condition.wait_for(
                 lambda: (
@@ -339,9 +341,9 @@ class _Worker:
                     or self._is_woken
                     or self._new
                     or self._calls
-                    or (self._scheduler.has_work and not is_held)
+                    or (self._scheduler.has_work and not is_blocked)
                 ),
-                timeout=_LOOK_S if is_held else None,
+                timeout=POLL_S if is_blocked else None,
             )
             self._is_woken = False
             new, self._new = self._new, []
@@ -350,7 +352,7 @@ class _Worker:
             calls, self._calls = self._calls, []
             is_stopping = self._is_stopping
         for sequence in new:
-            self._runner.start(sequence)
+            self._runner.prepare(sequence)
         for function, future in calls:
             try:
                 with self._model.guard.watch():

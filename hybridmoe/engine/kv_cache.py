@@ -1,9 +1,9 @@
-"""The latents of all sequences: a fixed number of pages, shared where beginnings are the same.
+"""Paged KV cache (MLA latents) with automatic prefix sharing.
 
-The memory is planned once (`plan_kv`) and never grown. Full pages of a prompt or an answer are
-shared by reference; of a page that fits only in part, the part is copied, so that every known token
-is reused. Sources: pages, Kwon et al. 2023 (arXiv 2309.06180); the tree of prefixes, Zheng et al.
-2023 (arXiv 2312.07104).
+The memory is planned once (`plan_kv`) and never grows. Full pages of a prompt or a response are
+shared by reference. A page that matches only in part is copied, so that every cached token is
+reused. Sources: paged attention, Kwon et al. 2023 (arXiv 2309.06180); the tree of prefixes, Zheng
+et al. 2023 (arXiv 2312.07104).
 """
 
 from collections.abc import Sequence
@@ -25,112 +25,117 @@ __all__ = ["BlockTable", "KvCache"]
 
 @dataclass(slots=True)
 class BlockTable:
-    """A sequence's pages, in order. The first ones belong to the tree, the rest to it alone."""
+    """Pages of one sequence, in order. The first `len(nodes)` are shared with the prefix tree."""
 
     pages: list[int] = field(default_factory=list)
     nodes: list[Node] = field(default_factory=list)
-    cached_tokens: int = 0  # found when it began
+    cached_tokens: int = 0  # taken from the prefix cache at the start
 
 
 class KvCache:
-    """Hands out pages and remembers what is in them. Not thread-safe."""
+    """Allocates pages to sequences and shares those with equal prefixes. Not thread-safe."""
 
     def __init__(self, model: ModelConfig, plan: KvPlan, device: Device | None = None) -> None:
-        """Reserve the memory, of which the system gives what is used; device: None = the CPU's.
+        """Reserve the memory; on the CPU the system commits pages at their first use.
 
-        Errors: ConfigError where there is none, or for a kv_type that the device cannot use.
+        device: None = the CPU. Errors: ConfigError if it does not fit, or if the device does not
+        support the kv_type.
         """
         self.plan, self.latent_dim = plan, model.latent_dim
         device = CpuDevice() if device is None else device
         width = row_bytes(plan.kv_type, model.latent_dim)
         try:
-            with loading_onto_gpu(f"latents of {plan.num_tokens} tokens"):
+            with loading_onto_gpu(f"the KV cache of {plan.num_tokens} tokens"):
                 data = device.empty_bytes(model.num_layers, plan.num_pages, PAGE_TOKENS, width)
-        except RuntimeError:  # the CPU's
+        except RuntimeError:  # on the CPU
             raise ConfigError(f"no memory for {plan}: lower the context or kv_tokens") from None
         self.data: Tensor = data  # (layers, pages, PAGE_TOKENS, row bytes)
         self.layers = [device.pages(layer, plan.kv_type, model.latent_dim) for layer in data]
-        self._free = list(range(plan.num_pages - 1, -1, -1))  # the lowest, last freed, first
+        self._free = list(range(plan.num_pages - 1, -1, -1))  # a stack; page 0 on top
         self._tree = PrefixTree()
 
     @property
-    def num_available(self) -> int:
-        """Pages that nobody holds; what they remember would be given up."""
-        return len(self._free) + self._tree.num_idle
+    def num_available_pages(self) -> int:
+        """Pages that can be allocated: free ones, and cached ones that no sequence uses."""
+        return len(self._free) + self._tree.num_unpinned
 
     @property
-    def num_cached(self) -> int:
-        """Pages that are held for prompts to come, and by nobody now."""
-        return self._tree.num_idle
+    def num_cached_pages(self) -> int:
+        """Pages of the prefix cache that no sequence uses."""
+        return self._tree.num_unpinned
 
-    def common_tokens(self, ids: Sequence[int]) -> int:
-        """How many leading tokens of `ids` `begin` would find."""
-        nodes, _, num_partial = self._tree.find(ids)
+    def num_cached_tokens(self, ids: Sequence[int]) -> int:
+        """Length of the longest cached prefix of `ids`, without its last token."""
+        nodes, _, num_partial = self._tree.match_prefix(ids)
         return len(nodes) * PAGE_TOKENS + num_partial
 
-    def begin(self, ids: Sequence[int]) -> BlockTable:
-        """Take what is known of the beginning of `ids`."""
-        nodes, partial, num_partial = self._tree.find(ids)
+    def acquire_prefix(self, ids: Sequence[int]) -> BlockTable:
+        """Start a block table with the longest cached prefix of `ids`."""
+        nodes, partial, num_partial = self._tree.match_prefix(ids)
         self._tree.pin(nodes)
-        holding = BlockTable([node.page for node in nodes], list(nodes), len(nodes) * PAGE_TOKENS)
+        table = BlockTable([node.page for node in nodes], list(nodes), len(nodes) * PAGE_TOKENS)
         if partial is not None:
-            self._tree.pin([partial])  # not to be evicted for the page that it is copied to
-            page = self._take()
+            self._tree.pin([partial])  # not to be evicted for its own copy
+            page = self._allocate_page()
             if page is not None:
                 self.data[:, page, :num_partial] = self.data[:, partial.page, :num_partial]
-                holding.pages.append(page)
-                holding.cached_tokens += num_partial
+                table.pages.append(page)
+                table.cached_tokens += num_partial
             self._tree.unpin([partial])
-        return holding
+        return table
 
-    def reserve(self, holding: BlockTable, num_tokens: int) -> bool:
-        """Let it have room for so many tokens; False, and nothing changed, where there is none."""
-        missing = pages_for(num_tokens) - len(holding.pages)
-        if missing > self.num_available:
+    def grow(self, table: BlockTable, num_tokens: int) -> bool:
+        """Grow the block table to `num_tokens`. Returns False, unchanged, if too few pages are
+        available.
+        """
+        missing = pages_for(num_tokens) - len(table.pages)
+        if missing > self.num_available_pages:
             return False
         for _ in range(missing):
-            page = self._take()
+            page = self._allocate_page()
             assert page is not None
-            holding.pages.append(page)
+            table.pages.append(page)
         return True
 
-    def commit(self, holding: BlockTable, ids: Sequence[int], num_computed: int) -> None:
-        """Share the pages that are full with `ids[:num_computed]`."""
-        while (len(holding.nodes) + 1) * PAGE_TOKENS <= num_computed:
-            at = len(holding.nodes)
-            tokens = tuple(ids[at * PAGE_TOKENS : (at + 1) * PAGE_TOKENS])
-            node = self._insert(holding, tokens, at)
+    def share_full_pages(self, table: BlockTable, ids: Sequence[int], num_computed: int) -> None:
+        """Add the pages that `ids[:num_computed]` fill to the prefix cache."""
+        while (len(table.nodes) + 1) * PAGE_TOKENS <= num_computed:
+            i = len(table.nodes)
+            tokens = tuple(ids[i * PAGE_TOKENS : (i + 1) * PAGE_TOKENS])
+            node = self._insert(table, tokens, i)
             self._tree.pin([node])
-            holding.nodes.append(node)
-            holding.pages[at] = node.page
+            table.nodes.append(node)
+            table.pages[i] = node.page
 
-    def release(self, holding: BlockTable, ids: Sequence[int], num_computed: int) -> None:
-        """Give the pages back; what was computed is remembered until they are needed."""
-        self.commit(holding, ids, num_computed)
-        at = len(holding.nodes)
-        rest = tuple(ids[at * PAGE_TOKENS : num_computed])
+    def free(self, table: BlockTable, ids: Sequence[int], num_computed: int) -> None:
+        """Free the pages; those of `ids[:num_computed]` stay cached until they are evicted."""
+        self.share_full_pages(table, ids, num_computed)
+        num_kept = len(table.nodes)
+        rest = tuple(ids[num_kept * PAGE_TOKENS : num_computed])
         if rest:
-            self._insert(holding, rest, at)
-            at += 1
-        self._free += holding.pages[at:]
-        self._tree.unpin(holding.nodes)
-        holding.pages, holding.nodes = [], []
+            self._insert(table, rest, num_kept)
+            num_kept += 1
+        self._free += table.pages[num_kept:]
+        self._tree.unpin(table.nodes)
+        table.pages, table.nodes = [], []
 
-    def pages_of(self, ids: Sequence[int]) -> tuple[list[int], int]:
-        """Pages, until the cache changes, of the known beginning of `ids`, and its tokens."""
-        nodes, partial, num_partial = self._tree.find(ids)
+    def cached_pages(self, ids: Sequence[int]) -> tuple[list[int], int]:
+        """Pages of the longest cached prefix of `ids`, without its last token, and its length.
+
+        Valid until the cache changes.
+        """
+        nodes, partial, num_partial = self._tree.match_prefix(ids)
         pages = [node.page for node in [*nodes, *([partial] if partial else [])]]
         return pages, len(nodes) * PAGE_TOKENS + num_partial
 
-    def _insert(self, holding: BlockTable, tokens: tuple[int, ...], at: int) -> Node:
-        """The tree's node for a page of it; its own page is freed where there is one already."""
-        parent = holding.nodes[at - 1] if at else None
-        page = holding.pages[at]
-        node, freed = self._tree.insert(parent, tokens, page)
+    def _insert(self, table: BlockTable, tokens: tuple[int, ...], i: int) -> Node:
+        """Insert page `i` of a table into the tree, or free it if the tree has it already."""
+        parent = table.nodes[i - 1] if i else None
+        node, freed = self._tree.insert(parent, tokens, table.pages[i])
         self._free += freed
         return node
 
-    def _take(self) -> int | None:
+    def _allocate_page(self) -> int | None:
         if self._free:
             return self._free.pop()
         return self._tree.evict()

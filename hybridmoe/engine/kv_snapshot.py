@@ -1,13 +1,13 @@
-"""A sequence's latents in a file: written once, taken back without reading the prompt again.
+"""Saves and restores the KV cache of a sequence, so that its prompt is not computed again.
 
     8 bytes   magic, with the version
     4 bytes   length of the header, little-endian
     header    JSON: fingerprint, kv_type, num_layers, row_bytes, num_tokens, sha256 of what follows
     ids       int32 (T)
-    latents   uint8 (layers, T, row bytes), as the pages hold them
+    latents   uint8 (layers, T, row bytes), as in the pages
 
-Latents of another type than the cache's are converted. A file is untrusted: its sizes are checked
-before anything is read into the cache.
+Latents of another kv_type are converted. Files are untrusted: sizes and checksum are verified
+before the cache changes.
 """
 
 import hashlib
@@ -26,15 +26,15 @@ from hybridmoe.errors import ConfigError
 from hybridmoe.kernels.paged_mla import PAGE_TOKENS, convert_rows, row_bytes
 from hybridmoe.replace_file import replace_file
 
-__all__ = ["read_sequence", "write_sequence"]
+__all__ = ["restore_snapshot", "save_snapshot"]
 
 _MAGIC = b"hmLATNT1"
 _MAX_HEADER_BYTES = 4096
 
 
-def write_sequence(path: Path, ids: list[int], cache: KvCache, fingerprint: str) -> int:
-    """Write the known beginning of `ids`; how many tokens that is. Raises OSError."""
-    pages, num_tokens = cache.pages_of([*ids, -1])  # the last token counts, too
+def save_snapshot(path: Path, ids: list[int], cache: KvCache, fingerprint: str) -> int:
+    """Save the longest cached prefix of `ids`. Returns its number of tokens. Raises OSError."""
+    pages, num_tokens = cache.cached_pages([*ids, -1])  # -1: the last of `ids` counts, too
     rows = cache.data[:, pages].flatten(1, 2)[:, :num_tokens].contiguous().cpu().numpy()
     body = [np.array(ids[:num_tokens], np.int32), rows]
     header = json.dumps(
@@ -54,8 +54,8 @@ def write_sequence(path: Path, ids: list[int], cache: KvCache, fingerprint: str)
     return num_tokens
 
 
-def read_sequence(path: Path, cache: KvCache, fingerprint: str, vocab_size: int) -> list[int]:
-    """Put a file's latents into the cache; its ids. Errors: ConfigError, one line; OSError."""
+def restore_snapshot(path: Path, cache: KvCache, fingerprint: str, vocab_size: int) -> list[int]:
+    """Restore a file into the prefix cache. Returns its token ids. Raises ConfigError, OSError."""
     with path.open("rb") as file:
         header = _read_header(path, file.read(12), file)
         _check_header(path, header, cache, fingerprint)
@@ -67,17 +67,17 @@ def read_sequence(path: Path, cache: KvCache, fingerprint: str, vocab_size: int)
         ids = np.fromfile(file, np.int32, num_tokens)
         rows = np.fromfile(file, np.uint8, int(np.prod(shape))).reshape(shape)
     if _digest(ids, rows) != header["sha256"]:
-        raise ConfigError(f"{path.name}: damaged: its contents do not have the sum in its header")
+        raise ConfigError(f"{path.name}: damaged: the checksum does not match the header")
     if num_tokens and not 0 <= ids.min() <= ids.max() < vocab_size:
         raise ConfigError(f"{path.name}: token ids outside the vocabulary of {vocab_size}")
     if header["kv_type"] != cache.plan.kv_type:
-        rows = _converted(rows, header["kv_type"], cache)
-    _put(ids.tolist(), rows, cache, path)
+        rows = _convert(rows, header["kv_type"], cache)
+    _insert(ids.tolist(), rows, cache, path)
     return ids.tolist()  # type: ignore[no-any-return]
 
 
-def _converted(rows: NDArray[np.uint8], kv_type: str, cache: KvCache) -> NDArray[np.uint8]:
-    """Latents of the cache's type; a layer at a time, since in between they are float32."""
+def _convert(rows: NDArray[np.uint8], kv_type: str, cache: KvCache) -> NDArray[np.uint8]:
+    """Convert to the cache's type, layer by layer to bound the float32 copy in between."""
     to = cache.plan.kv_type
     out = np.empty((*rows.shape[:2], row_bytes(to, cache.latent_dim)), np.uint8)
     for layer, converted in zip(rows, out, strict=True):
@@ -85,26 +85,26 @@ def _converted(rows: NDArray[np.uint8], kv_type: str, cache: KvCache) -> NDArray
     return out
 
 
-def _put(ids: list[int], rows: NDArray[np.uint8], cache: KvCache, path: Path) -> None:
-    holding = BlockTable()
-    if not cache.reserve(holding, len(ids)):
-        raise ConfigError(f"{path.name}: {len(ids)} tokens; the cache has no room for them now")
-    for i, page in enumerate(holding.pages):
-        part = torch.from_numpy(rows[:, i * PAGE_TOKENS : (i + 1) * PAGE_TOKENS])
-        cache.data[:, page, : part.shape[1]] = part
-    cache.release(holding, ids, len(ids))
+def _insert(ids: list[int], rows: NDArray[np.uint8], cache: KvCache, path: Path) -> None:
+    table = BlockTable()
+    if not cache.grow(table, len(ids)):
+        raise ConfigError(f"{path.name}: too few free KV cache pages for {len(ids)} tokens")
+    for i, page in enumerate(table.pages):
+        page_rows = torch.from_numpy(rows[:, i * PAGE_TOKENS : (i + 1) * PAGE_TOKENS])
+        cache.data[:, page, : page_rows.shape[1]] = page_rows
+    cache.free(table, ids, len(ids))
 
 
 def _read_header(path: Path, start: bytes, file: Any) -> dict[str, Any]:
     size = int.from_bytes(start[8:], "little")
     if len(start) < 12 or start[:8] != _MAGIC or not 2 <= size <= _MAX_HEADER_BYTES:
-        raise ConfigError(f"{path.name} is no saved sequence of this version")
+        raise ConfigError(f"{path.name}: not a KV cache snapshot of this version")
     try:
         header = json.loads(file.read(size))
     except (ValueError, RecursionError):
         header = None
     if not isinstance(header, dict):
-        raise ConfigError(f"{path.name}: its header is not JSON")
+        raise ConfigError(f"{path.name}: damaged: the header is not JSON")
     return header
 
 
@@ -121,18 +121,20 @@ def _check_header(path: Path, header: dict[str, Any], cache: KvCache, fingerprin
     }
     for name, value in expected.items():
         if header.get(name) != value:
-            what = "it belongs to another model" if name == "fingerprint" else "it does not fit"
+            what = "of another model" if name == "fingerprint" else "of another shape"
             raise ConfigError(
                 f"{path.name}: {what}: {name} is {header.get(name)!r:.40}, expected {value!r:.40}"
             )
-    most = cache.plan.num_tokens
+    capacity = cache.plan.num_tokens
     count = header.get("num_tokens")
-    if type(count) is not int or not 0 <= count <= most:
-        raise ConfigError(f"{path.name}: {count!r:.40} tokens; this cache holds up to {most}")
+    if type(count) is not int or not 0 <= count <= capacity:
+        raise ConfigError(
+            f"{path.name}: {count!r:.40} tokens; the KV cache holds at most {capacity}"
+        )
 
 
 def _digest(*arrays: NDArray[Any]) -> str:
-    sum = hashlib.sha256()
+    digest = hashlib.sha256()
     for array in arrays:
-        sum.update(array.data)
-    return sum.hexdigest()
+        digest.update(array.data)
+    return digest.hexdigest()

@@ -1,53 +1,56 @@
-"""How many prompt tokens a step may take, so that running answers keep flowing.
+"""Prefill token budget of a step (chunked prefill), so that prompts do not stall decoding.
 
-Without running answers: a full chunk. With some, the chunk grows or shrinks with what steps are
-seen to cost, next to a step of the answers alone. Knows numbers of tokens and seconds, no clock.
+Without running responses: a full chunk. With some, the chunk grows or shrinks so that a mixed step
+takes at most `slowdown` times as long as a step that only decodes. Reads no clock.
 """
 
 __all__ = ["PrefillBudget"]
 
-_FIRST_TOKENS = 16
-_STEPS_TO_CHECK = 64  # mixed steps after which the quiet pace is measured again
-_SHARE = 0.7  # of the slowdown allowed: what is aimed at, since steps vary
-_LEAVE = 0.8  # of the aim: a step that costs as much is left as it is
+_INITIAL_TOKENS = 16
+_REMEASURE_STEPS = 64  # mixed steps after which a decode-only step is measured again
+_TARGET_SHARE = 0.7  # of the slowdown allowed, since step times vary
+_GROW_BELOW = 0.8  # of the target; between the two the chunk stays as it is
 
 
 class PrefillBudget:
-    """Learns from the steps of one engine."""
+    """Adapts the prefill chunk to the measured step times of one engine."""
 
     def __init__(self, chunk_tokens: int, slowdown: float) -> None:
-        self._most = chunk_tokens
-        self._aim = 1.0 + (slowdown - 1.0) * _SHARE
-        self._chunk = float(min(_FIRST_TOKENS, chunk_tokens))
-        self._quiet_s: dict[int, float] = {}  # by the number of answers
-        self._since_check = 0
+        self._max_tokens = chunk_tokens
+        self._target = 1.0 + (slowdown - 1.0) * _TARGET_SHARE
+        self._chunk = float(min(_INITIAL_TOKENS, chunk_tokens))
+        self._decode_s: dict[int, float] = {}  # time of a decode-only step, by its batch size
+        self._num_mixed = 0  # steps since the last decode-only one
 
-    def budget(self, num_decodes: int) -> int:
-        """Prompt tokens for a step in which so many answers go on; 0 = measure these alone."""
+    def num_tokens(self, num_decodes: int) -> int:
+        """Prompt tokens for a step that decodes `num_decodes` tokens.
+
+        0: decode alone, to measure it.
+        """
         if num_decodes == 0:
-            return self._most
-        if num_decodes not in self._quiet_s or self._since_check >= _STEPS_TO_CHECK:
+            return self._max_tokens
+        if num_decodes not in self._decode_s or self._num_mixed >= _REMEASURE_STEPS:
             return 0
         return int(self._chunk)
 
-    def note(self, num_decodes: int, num_prompt: int, seconds: float) -> None:
-        """Learn what a step has cost."""
+    def update(self, num_decodes: int, num_prefill: int, seconds: float) -> None:
+        """Adapt to the measured time of a step."""
         if num_decodes == 0:
             return
-        quiet = self._quiet_s.get(num_decodes)
-        if num_prompt == 0:
-            self._since_check = 0
-            if quiet is None:
-                self._quiet_s[num_decodes] = seconds
-            else:  # a step may take longer for many reasons, but shorter for one only
-                weight = 0.5 if seconds < quiet else 0.05
-                self._quiet_s[num_decodes] = quiet + weight * (seconds - quiet)
+        decode_s = self._decode_s.get(num_decodes)
+        if num_prefill == 0:
+            self._num_mixed = 0
+            if decode_s is None:
+                self._decode_s[num_decodes] = seconds
+            else:  # other load can lengthen a step, but nothing shortens it
+                weight = 0.5 if seconds < decode_s else 0.05
+                self._decode_s[num_decodes] = decode_s + weight * (seconds - decode_s)
             return
-        self._since_check += 1
-        if quiet is None:
+        self._num_mixed += 1
+        if decode_s is None:
             return
-        ratio = seconds / quiet
-        if ratio > self._aim:
-            self._chunk = max(1.0, self._chunk * max(0.5, self._aim / ratio))
-        elif ratio < _LEAVE * self._aim and num_prompt >= int(self._chunk):
-            self._chunk = min(float(self._most), self._chunk * 1.25 + 1.0)
+        ratio = seconds / decode_s
+        if ratio > self._target:
+            self._chunk = max(1.0, self._chunk * max(0.5, self._target / ratio))
+        elif ratio < _GROW_BELOW * self._target and num_prefill >= int(self._chunk):
+            self._chunk = min(float(self._max_tokens), self._chunk * 1.25 + 1.0)

@@ -1,7 +1,7 @@
-"""Which pages hold the latents of which beginnings: a tree whose nodes are pages.
+"""Prefix cache: a radix tree whose nodes are the pages of the KV cache.
 
-A node stands for its tokens behind all of its ancestors'. Nodes in use are pinned, with all of
-their ancestors; the others go when pages run out, the least recently used leaf first.
+A node holds one page: the tokens that follow those of its ancestors. Pages in use are pinned, with
+all their ancestors. When pages run out, the least recently used unpinned leaf is evicted.
 """
 
 import heapq
@@ -14,9 +14,9 @@ __all__ = ["Node", "PrefixTree"]
 
 
 class Node:
-    """One page. With fewer than PAGE_TOKENS tokens it is a leaf."""
+    """One cached page. A node with fewer than PAGE_TOKENS tokens is a leaf."""
 
-    __slots__ = ("children", "num_pins", "page", "parent", "tokens", "used")
+    __slots__ = ("children", "last_used", "num_pins", "page", "parent", "tokens")
 
     def __init__(self, tokens: tuple[int, ...], page: int, parent: "Node | None") -> None:
         self.tokens = tokens
@@ -24,123 +24,130 @@ class Node:
         self.parent = parent
         self.children: dict[tuple[int, ...], Node] = {}
         self.num_pins = 0
-        self.used = 0
+        self.last_used = 0
 
 
 class PrefixTree:
-    """Finds, adds and evicts pages; the memory behind them is its owner's."""
+    """Matches, inserts and evicts pages. Does not touch the memory behind them."""
 
     def __init__(self) -> None:
         self._root = Node((), -1, None)
         self._clock = itertools.count(1)
-        self._idle: list[tuple[int, int, Node]] = []  # a heap of leaves that were idle once
+        self._lru: list[tuple[int, int, Node]] = []  # heap of evictable leaves; some are stale
         self._order = itertools.count()
         self._num_nodes = 0
-        self.num_idle = 0  # nodes that nobody has pinned
+        self.num_unpinned = 0
 
-    def find(self, ids: Sequence[int]) -> tuple[list[Node], Node | None, int]:
-        """Full pages of the beginning of `ids`, and a page of which so many tokens follow.
+    def match_prefix(self, ids: Sequence[int]) -> tuple[list[Node], Node | None, int]:
+        """Match the longest cached prefix of `ids`, without its last token.
 
-        The last token of `ids` is never counted: somebody has to compute what comes after it.
+        Returns the full pages, the page that continues them in part, and its number of matching
+        tokens. The last token is always computed: its logits give the next one.
         """
         nodes: list[Node] = []
-        at = self._root
+        parent = self._root
         end = len(ids) - 1
         while (start := len(nodes) * PAGE_TOKENS) + PAGE_TOKENS <= end:
-            child = at.children.get(tuple(ids[start : start + PAGE_TOKENS]))
+            child = parent.children.get(tuple(ids[start : start + PAGE_TOKENS]))
             if child is None:
                 break
             nodes.append(child)
-            at = child
-        wanted = tuple(ids[start : min(start + PAGE_TOKENS, end)])
-        best, most = None, 0
-        if wanted:
-            for child in at.children.values():
-                if child.tokens[0] == wanted[0]:
-                    common = _common(child.tokens, wanted)
-                    if common > most:
-                        best, most = child, common
-        return nodes, best, most
+            parent = child
+        rest = tuple(ids[start : min(start + PAGE_TOKENS, end)])
+        partial, num_partial = None, 0
+        if rest:
+            for child in parent.children.values():
+                if child.tokens[0] == rest[0]:
+                    common = _common_length(child.tokens, rest)
+                    if common > num_partial:
+                        partial, num_partial = child, common
+        return nodes, partial, num_partial
 
     def insert(
         self, parent: Node | None, tokens: tuple[int, ...], page: int
     ) -> tuple[Node, list[int]]:
-        """The node for `tokens` behind `parent`, new with `page` or old; pages no longer needed.
+        """Insert a page behind `parent`. Returns its node, and the pages to free.
 
-        A page whose tokens begin another's makes way for that.
+        A cached page with the same tokens, or more, is kept and `page` is freed. Unpinned pages
+        that hold only the first of these tokens are replaced.
         """
         parent = parent or self._root
-        known = parent.children.get(tokens)
-        if known is None and len(tokens) < PAGE_TOKENS:
+        existing = parent.children.get(tokens)
+        if existing is None and len(tokens) < PAGE_TOKENS:
             longer = (c for c in parent.children.values() if c.tokens[: len(tokens)] == tokens)
-            known = next(longer, None)
-        if known is not None:
-            self._touch(known)
-            return known, [page]
+            existing = next(longer, None)
+        if existing is not None:
+            self._touch(existing)
+            return existing, [page]
         freed = []
         for child in list(parent.children.values()):
             if child.num_pins == 0 and tokens[: len(child.tokens)] == child.tokens:
                 freed.append(child.page)
-                del parent.children[child.tokens]
-                child.parent = None
-                self.num_idle -= 1
-                self._num_nodes -= 1
+                self._remove(child)
         node = Node(tokens, page, parent)
         parent.children[tokens] = node
-        self.num_idle += 1
+        self.num_unpinned += 1
         self._num_nodes += 1
         self._touch(node)
         return node, freed
 
     def pin(self, nodes: Iterable[Node]) -> None:
-        """Keep nodes, whose ancestors are pinned or among them."""
+        """Protect nodes from eviction. Their ancestors are pinned already, or among them."""
         for node in nodes:
-            self.num_idle -= node.num_pins == 0
+            self.num_unpinned -= node.num_pins == 0
             node.num_pins += 1
 
     def unpin(self, nodes: Sequence[Node]) -> None:
-        """Undo one `pin`; they count as used now."""
+        """Undo one `pin`, and mark the nodes as used now."""
         for node in reversed(nodes):
             node.num_pins -= 1
             assert node.num_pins >= 0, node.page
-            self.num_idle += node.num_pins == 0
+            self.num_unpinned += node.num_pins == 0
             self._touch(node)
 
     def evict(self) -> int | None:
-        """Forget the least recently used leaf; its page."""
-        while self._idle:
-            used, _, node = heapq.heappop(self._idle)
+        """Remove the least recently used leaf. Returns its page, or None if all are pinned."""
+        while self._lru:
+            last_used, _, node = heapq.heappop(self._lru)
             parent = node.parent
-            if parent is None or not _is_current(used, node):
-                continue  # forgotten already, or in use again: it comes back when it is idle
-            del parent.children[node.tokens]
-            node.parent = None
-            self.num_idle -= 1
-            self._num_nodes -= 1
-            self._offer(parent)
+            if parent is None or not _is_evictable(node, last_used):
+                continue  # removed, or used since: a newer entry follows when it is unpinned
+            self._remove(node)
+            self._push(parent)
             return node.page
         return None
 
+    def _remove(self, node: Node) -> None:
+        assert node.parent is not None, node.page
+        del node.parent.children[node.tokens]
+        node.parent = None
+        self.num_unpinned -= 1
+        self._num_nodes -= 1
+
     def _touch(self, node: Node) -> None:
-        node.used = next(self._clock)
-        self._offer(node)
+        node.last_used = next(self._clock)
+        self._push(node)
 
-    def _offer(self, node: Node) -> None:
+    def _push(self, node: Node) -> None:
+        """Add a node to the eviction heap, if it is an unpinned leaf."""
         if node is not self._root and node.num_pins == 0 and not node.children:
-            heapq.heappush(self._idle, (node.used, next(self._order), node))
-            if len(self._idle) > 2 * self._num_nodes + 64:  # most are out of date
-                self._idle = [entry for entry in self._idle if _is_current(entry[0], entry[2])]
-                heapq.heapify(self._idle)
+            heapq.heappush(self._lru, (node.last_used, next(self._order), node))
+            if len(self._lru) > 2 * self._num_nodes + 64:  # most are stale
+                self._lru = [entry for entry in self._lru if _is_evictable(entry[2], entry[0])]
+                heapq.heapify(self._lru)
 
 
-def _is_current(used: int, node: Node) -> bool:
-    """Whether an entry of the heap still says how long a leaf has been idle."""
+def _is_evictable(node: Node, last_used: int) -> bool:
+    """Test whether a heap entry is current and its node an unpinned leaf."""
     return (
-        node.parent is not None and node.num_pins == 0 and not node.children and node.used == used
+        node.parent is not None
+        and node.num_pins == 0
+        and not node.children
+        and node.last_used == last_used
     )
 
 
-def _common(a: tuple[int, ...], b: tuple[int, ...]) -> int:
+def _common_length(a: tuple[int, ...], b: tuple[int, ...]) -> int:
     for i, (x, y) in enumerate(zip(a, b, strict=False)):
         if x != y:
             return i

@@ -1,36 +1,36 @@
-"""Prompt lookup: what followed the last time that the same few tokens came by.
+"""Prompt-lookup speculation: draft the tokens that followed the last n-gram at an earlier place.
 
-Proposals for speculative decoding without a second model; source: Saxena 2023, "Prompt Lookup
-Decoding". The model checks them, so they change how fast an answer comes and nothing else.
+Needs no second model. The model verifies the draft, so it changes the speed of a response and
+nothing else. Source: Saxena 2023, "Prompt Lookup Decoding".
 """
 
 from collections.abc import Sequence
 
 __all__ = ["PromptLookup"]
 
-_LENGTHS = (3, 2)  # of what must match, the longest first
+_NGRAM_SIZES = (3, 2)  # longest first
 
 
 class PromptLookup:
     """An index of one sequence's n-grams, kept up to date as it grows."""
 
     def __init__(self) -> None:
-        self._indexed = 0  # tokens whose n-grams are known
-        self._after: dict[tuple[int, ...], int] = {}  # n-gram -> position behind its last place
+        self._num_indexed = 0
+        self._follows: dict[tuple[int, ...], int] = {}  # n-gram -> position after its last place
 
-    def propose(self, ids: Sequence[int], count: int) -> list[int]:
-        """At most `count` tokens that may follow `ids`, which only grows between calls."""
-        last = len(ids)
-        for end in range(self._indexed + 1, last):  # the n-gram at the very end is the question
-            for length in _LENGTHS:
-                if length <= end:
-                    self._after[tuple(ids[end - length : end])] = end
-        self._indexed = max(self._indexed, last - 1)
-        for length in _LENGTHS:
-            start = self._after.get(tuple(ids[last - length : last])) if length <= last else None
+    def draft(self, ids: Sequence[int], count: int) -> list[int]:
+        """Draft at most `count` tokens after `ids`, which only grows between calls."""
+        end = len(ids)
+        for i in range(self._num_indexed + 1, end):  # not the last n-gram: it is looked up
+            for size in _NGRAM_SIZES:
+                if size <= i:
+                    self._follows[tuple(ids[i - size : i])] = i
+        self._num_indexed = max(self._num_indexed, end - 1)
+        for size in _NGRAM_SIZES:
+            start = self._follows.get(tuple(ids[end - size : end])) if size <= end else None
             if start is not None:
-                known = [*ids[start : start + count]]
-                while len(known) < count:  # a repetition goes on into what is proposed
-                    known.append(known[len(known) - (last - start)])
-                return known
+                draft_ids = [*ids[start : start + count]]
+                while len(draft_ids) < count:  # a repetition goes on within the draft
+                    draft_ids.append(draft_ids[len(draft_ids) - (end - start)])
+                return draft_ids
         return []

@@ -1,4 +1,4 @@
-"""What goes into the engine and what comes out: requests and events, in token ids."""
+"""Requests and events: input and output of the engine, in token ids."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -27,12 +27,12 @@ MAX_TOP_LOGPROBS = 20
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
-    """One sequence to continue. Raises ConfigError for a value outside its range."""
+    """One prompt and its sampling parameters. Raises ConfigError for a value out of range."""
 
     prompt_ids: Sequence[int]
     params: SamplingParams
-    constraint: Constraint | None = None  # for this request alone: it has a state
-    top_logprobs: int | None = None  # None = no log probabilities; else of the chosen and so many
+    constraint: Constraint | None = None  # has state: for this request alone
+    top_logprobs: int | None = None  # None = no log probabilities, not even the token's own
     expert_trace: bool = False
 
     def __post_init__(self) -> None:
@@ -45,46 +45,46 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """What a request has cost so far. Times in seconds."""
+    """Tokens and seconds of a request so far."""
 
     prompt_tokens: int = 0
-    cached_tokens: int = 0  # of the prompt, not computed for this request
+    cached_tokens: int = 0  # of the prompt, found in the prefix cache
     generated_tokens: int = 0  # without the end token
-    queue_s: float = 0.0  # until its first step began
-    prompt_s: float = 0.0  # from there to the first logits
-    decode_s: float = 0.0  # from the first generated token to the last
-    proposed_tokens: int = 0  # by prompt lookup
-    accepted_tokens: int = 0
+    queue_s: float = 0.0  # submission to first step
+    prompt_s: float = 0.0  # first step to first logits
+    decode_s: float = 0.0  # first logits to last token
+    draft_tokens: int = 0  # proposed by prompt lookup
+    accepted_tokens: int = 0  # draft tokens that the model confirmed
 
 
 @dataclass(frozen=True, slots=True)
 class PromptProgress:
-    """Sent before each piece of the prompt, and at its end."""
+    """Prefill progress: sent before each chunk of the prompt, and at its end."""
 
-    done_tokens: int  # with the cached ones
+    done_tokens: int  # cached ones included
     total_tokens: int
     cached_tokens: int
 
 
 @dataclass(frozen=True, slots=True)
 class TokenEvent:
-    """One generated token; end tokens are not reported."""
+    """One generated token. End tokens are not reported."""
 
     token_id: int
     usage: Usage  # up to this token
-    logprob: float | None = None  # of the model's own distribution, before any parameter
+    logprob: float | None = None  # of the raw logits, before any sampling parameter
     top: tuple[tuple[int, float], ...] = ()  # (id, logprob), best first
-    experts: NDArray[np.int16] | None = None  # (MoE layers, top_k), of its logits
+    experts: NDArray[np.int16] | None = None  # (MoE layers, top_k), routed to for its logits
 
 
 @dataclass(frozen=True, slots=True)
 class Finished:
-    """The last event of every request."""
+    """Last event of every request."""
 
     reason: Literal["stop", "length", "cancelled", "error"]
     usage: Usage
     error: str | None = None  # one line
-    is_refusal: bool = False  # what was asked for cannot be; else the engine failed
+    is_refusal: bool = False  # the request is at fault, not the engine
 
 
 Event = PromptProgress | TokenEvent | Finished

@@ -1,10 +1,10 @@
-"""From logits to the next token.
+"""Samples the next token from logits.
 
-The order is: bias, repetition / presence / frequency penalties, a constraint's mask (and what
-closes in place of an end that it forbids), temperature, top-k, top-p, min-p, draw. A temperature
-below 1e-5 is greedy and ends after the mask. Sources: repetition penalty, CTRL (Keskar et al.
-2019); top-p, Holtzman et al. 2019; min-p, Nguyen et al. 2024 (arXiv 2407.01082); presence and
-frequency as in OpenAI's API: over generated tokens only.
+Order: bias, repetition / presence / frequency penalties, the constraint's mask and EOS redirect,
+temperature, top-k, top-p, min-p, draw. A temperature below 1e-5 is greedy: argmax after the mask.
+Sources: repetition penalty, CTRL (Keskar et al. 2019); top-p, Holtzman et al. 2019; min-p, Nguyen
+et al. 2024 (arXiv 2407.01082); presence and frequency penalties as in OpenAI's API: over generated
+tokens only.
 """
 
 import math
@@ -15,18 +15,18 @@ from dataclasses import dataclass, field, fields
 import numpy as np
 from numpy.typing import NDArray
 
-from hybridmoe.engine.constraint import Closing
+from hybridmoe.engine.constraint import EosRedirect
 from hybridmoe.errors import ConfigError, short
 
 __all__ = ["Sampler", "SamplingParams", "log_probabilities"]
 
 Floats = NDArray[np.float32]
-_GREEDY = 1e-5  # a temperature below; scores divided by much less are infinite
+_GREEDY_BELOW = 1e-5  # temperature; scores divided by much less would overflow
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SamplingParams:
-    """How to continue a prompt. Raises ConfigError for a value outside its range."""
+    """Sampling parameters of a request. Raises ConfigError for a value out of range."""
 
     temperature: float = 0.6  # Kimi K2's recommendation
     top_k: int = 0  # 0 = all
@@ -60,15 +60,15 @@ class SamplingParams:
 
     @classmethod
     def names(cls) -> tuple[str, ...]:
-        """The parameters' names, for faces that set them by name."""
+        """Names of all parameters, for callers that set them by name."""
         return tuple(f.name for f in fields(cls))
 
 
 class Sampler:
-    """Draws one sequence's tokens; the same parameters and seed give the same tokens."""
+    """Samples the tokens of one sequence. The same seed gives the same tokens."""
 
     def __init__(self, params: SamplingParams, prompt_ids: list[int], vocab_size: int) -> None:
-        """Errors: ConfigError for a logit_bias on an id outside the vocabulary."""
+        """Raises ConfigError for a logit_bias on an id outside the vocabulary."""
         self._params = params
         self._rng = np.random.default_rng(params.seed)
         self._output = Counter[int]()
@@ -83,19 +83,19 @@ class Sampler:
         self,
         logits: Floats,
         mask: NDArray[np.uint32] | None = None,
-        closing: Closing | None = None,
+        eos_redirect: EosRedirect | None = None,
     ) -> int:
-        """The next token for `logits` (V,), which are left as they are; one that `mask` allows.
+        """Sample a token that `mask` allows from `logits` (V,), which are not changed.
 
-        mask: bit i % 32 of word i / 32 is that of token i. Raises ConfigError if it allows none.
-        closing: ends that the mask forbids, and allowed tokens that get the best score of these.
+        mask: bit i % 32 of word i // 32 is that of token i. Raises ConfigError if it allows none.
+        eos_redirect: end tokens that the mask forbids, and the tokens that get their best score.
         """
         params = self._params
-        scores = self._penalised(logits)
+        scores = self._penalized(logits)
         chosen = int(scores.argmax())
-        is_greedy = params.temperature < _GREEDY
+        is_greedy = params.temperature < _GREEDY_BELOW
         if mask is not None and not (is_greedy and _allows(mask, chosen)):
-            _apply(mask, scores, closing)
+            _apply_mask(mask, scores, eos_redirect)
             chosen = int(scores.argmax())
         if scores[chosen] == -np.inf:
             raise ConfigError("no token is left: logit_bias or the constraint forbids every one")
@@ -106,7 +106,7 @@ class Sampler:
             self._seen.add(chosen)
         return chosen
 
-    def _penalised(self, logits: Floats) -> Floats:
+    def _penalized(self, logits: Floats) -> Floats:
         params = self._params
         scores = logits.copy()
         for token_id, bias in params.logit_bias.items():
@@ -125,13 +125,13 @@ class Sampler:
     def _draw(self, scores: Floats, best: np.float32) -> int:
         scaled = (scores - best) / np.float32(self._params.temperature)
         weights = np.exp(scaled)  # the best one's is 1
-        kept = self._kept(weights)
+        kept = self._filter(weights)
         if kept is None:
-            return _at(weights, self._rng.random())
-        return int(kept[_at(weights[kept], self._rng.random())])
+            return _inverse_cdf(weights, self._rng.random())
+        return int(kept[_inverse_cdf(weights[kept], self._rng.random())])
 
-    def _kept(self, weights: Floats) -> NDArray[np.int64] | None:
-        """Ids that top-k, top-p and min-p leave; None = all. Of equal ones the lower id stays."""
+    def _filter(self, weights: Floats) -> NDArray[np.int64] | None:
+        """Ids that pass top-k, top-p and min-p; None = all. Of equal ones the lower ids pass."""
         params = self._params
         has_top_k = 0 < params.top_k < weights.size
         if not has_top_k and params.top_p >= 1.0:
@@ -155,7 +155,7 @@ class Sampler:
 def log_probabilities(
     logits: Floats, token_id: int, count: int
 ) -> tuple[float, tuple[tuple[int, float], ...]]:
-    """ln of the token's share under softmax(logits), and (id, ln) of the `count` best, in order."""
+    """Log probability of a token under softmax(logits), and (id, logprob) of the best `count`."""
     best = logits.max()
     norm = float(best) + math.log(float(np.exp(logits - best).sum(dtype=np.float64)))
     count = min(count, logits.size)
@@ -167,8 +167,8 @@ def log_probabilities(
 _DRAW_BLOCK = 512
 
 
-def _at(weights: Floats, point: float) -> int:
-    """Where the share `point` of all weights, in order, is reached."""
+def _inverse_cdf(weights: Floats, point: float) -> int:
+    """Find the index at which the cumulative weight reaches the share `point` of the total."""
     sums = np.add.reduceat(weights, np.arange(0, weights.size, _DRAW_BLOCK), dtype=np.float64)
     ends = np.cumsum(sums)
     wanted = point * ends[-1]
@@ -184,27 +184,27 @@ def _allows(mask: NDArray[np.uint32], token_id: int) -> bool:
     return bool(int(mask[token_id // 32]) >> (token_id % 32) & 1)
 
 
-def _apply(mask: NDArray[np.uint32], scores: Floats, closing: Closing | None) -> None:
-    """Ban every token whose bit is not set; the wish to end passes to what closes, if allowed."""
+def _apply_mask(mask: NDArray[np.uint32], scores: Floats, eos_redirect: EosRedirect | None) -> None:
+    """Ban all tokens whose bit is 0, after passing the score of end tokens on."""
     if not mask.any():
         raise ConfigError("the constraint allows no token of the vocabulary here")
     banned = np.unpackbits(~mask.view(np.uint8), bitorder="little", count=scores.size)
-    wish = -np.inf if closing is None else scores[closing[0]].max()
+    eos_score = -np.inf if eos_redirect is None else scores[eos_redirect[0]].max()
     np.copyto(scores, -np.inf, where=banned.view(np.bool_))
-    if closing is not None:
-        ids = closing[1][scores[closing[1]] > -np.inf]  # not what a bias forbids
-        scores[ids] = np.maximum(scores[ids], wish)
+    if eos_redirect is not None:
+        ids = eos_redirect[1][scores[eos_redirect[1]] > -np.inf]  # not those that a bias forbids
+        scores[ids] = np.maximum(scores[ids], eos_score)
 
 
-def _check_number(name: str, value: object, least: float, most: float) -> None:
+def _check_number(name: str, value: object, low: float, high: float) -> None:
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not is_number or not least <= value <= most:  # type: ignore[operator]
-        raise ConfigError(f"{name}={short(value)}: expected a number from {least:g} to {most:g}")
+    if not is_number or not low <= value <= high:  # type: ignore[operator]
+        raise ConfigError(f"{name}={short(value)}: expected a number from {low:g} to {high:g}")
 
 
-def _check_count(name: str, value: object, least: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise ConfigError(f"{name}={short(value)}: expected a whole number, {least} or more")
+def _check_count(name: str, value: object, low: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < low:
+        raise ConfigError(f"{name}={short(value)}: expected a whole number, {low} or more")
 
 
 def _stop_strings(stop: object) -> tuple[str, ...]:

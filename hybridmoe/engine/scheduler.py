@@ -1,9 +1,9 @@
-"""Who runs in the next step: admission, the shares of a step, and who gives way.
+"""Continuous batching with chunked prefill: admits requests and schedules each step.
 
-Requests are begun in the order of their arrival. Every running answer goes on in every step; what
-the pacer leaves for prompts is shared evenly, so that a short one does not wait for a long one. A
-request is begun when its prompt fits the pages; when answers outgrow them, the youngest gives its
-pages up and is computed again later, so that the oldest always ends.
+Requests are admitted in order of arrival, once their prompt fits the KV cache. Every step decodes
+one token of each running response. The prefill budget is shared evenly among the prompts, so that
+a short one does not wait for a long one. If decoding runs out of pages, the youngest request is
+preempted and recomputed later, so that the oldest always finishes.
 """
 
 from collections import deque
@@ -20,30 +20,40 @@ __all__ = ["ScheduledChunk", "Scheduler"]
 
 @dataclass(slots=True)
 class ScheduledChunk:
-    """A sequence's tokens of one step: its next pending ones, and proposals behind them."""
+    """Tokens of one sequence in a step: its next pending ones, then draft tokens."""
 
     sequence: Sequence
-    num_tokens: int
-    proposed: list[int]
+    num_tokens: int  # without draft tokens
+    draft_ids: list[int]
 
     @property
-    def is_last(self) -> bool:
-        """Whether the sequence's next token can be chosen after this step."""
+    def is_sampled(self) -> bool:
+        """True if the chunk reaches the last known token, so that the next one is sampled."""
         return self.num_tokens == self.sequence.num_pending
+
+    @property
+    def is_decode(self) -> bool:
+        """True for a chunk of one token that is sampled, draft tokens aside."""
+        return self.num_tokens == 1 and self.is_sampled
+
+    @property
+    def num_sampled_rows(self) -> int:
+        """Number of positions whose logits are needed."""
+        return 1 + len(self.draft_ids) if self.is_sampled else 0
 
 
 class Scheduler:
-    """Keeps the queue and the batch. Belongs to the engine's thread."""
+    """The queue of waiting requests and the running batch. Belongs to the engine's thread."""
 
     def __init__(self, cache: KvCache, config: EngineConfig) -> None:
         self._cache = cache
         self._config = config
-        self.pacer = PrefillBudget(config.chunk_tokens, config.decode_slowdown)
+        self.prefill_budget = PrefillBudget(config.chunk_tokens, config.decode_slowdown)
         self.waiting: deque[Sequence] = deque()
         self.running: list[Sequence] = []  # in order of arrival
         self.num_preempted = 0
-        self.num_cached_tokens = 0  # of all prompts begun
-        self._blocked_at = -1  # pages available when the first in the queue did not fit
+        self.num_cached_tokens = 0  # of all admitted prompts
+        self._blocked_at = -1  # available pages when the first in the queue did not fit
 
     @property
     def has_work(self) -> bool:
@@ -54,53 +64,55 @@ class Scheduler:
         self.waiting.append(sequence)
 
     def remove(self, sequence: Sequence) -> None:
-        """Forget a request that has ended, and take its pages back."""
+        """Remove a finished request and free its pages."""
         if sequence in self.running:
             self.running.remove(sequence)
-            self._give_up(sequence)
+            self._free(sequence)
         elif sequence in self.waiting:
             self.waiting.remove(sequence)
-            self._blocked_at = -1  # another one is the first now
+            self._blocked_at = -1  # the first in the queue may be another one now
 
-    def plan(self) -> list[ScheduledChunk]:
-        """The next step; empty where nothing can run."""
+    def schedule(self) -> list[ScheduledChunk]:
+        """Schedule the next step; empty if nothing can run."""
         self._admit()
-        decodes = self._decodes()
-        prompts = [s for s in self.running if s.num_pending > 1]
-        parts = [ScheduledChunk(s, 1, self._propose(s)) for s in decodes]
-        budget = self.pacer.budget(len(decodes))
-        order = sorted(prompts, key=lambda s: s.num_pending)
-        if budget < len(prompts):  # there may always be a shorter one than the oldest
-            order.sort(key=lambda s: s is not prompts[0])
-        for i, sequence in enumerate(order):
-            share = min(-(-budget // (len(prompts) - i)), sequence.num_pending)
-            if share > 0:
-                parts.append(ScheduledChunk(sequence, share, []))
-                budget -= share
-        return parts
+        decodes = self._schedule_decodes()
+        prefills = [s for s in self.running if s.num_pending > 1]
+        chunks = [ScheduledChunk(s, 1, self._draft(s)) for s in decodes]
+        budget = self.prefill_budget.num_tokens(len(decodes))
+        by_length = sorted(prefills, key=lambda s: s.num_pending)
+        if budget < len(prefills):  # the oldest first, lest shorter ones starve it
+            by_length.sort(key=lambda s: s is not prefills[0])
+        for i, sequence in enumerate(by_length):
+            num_tokens = min(-(-budget // (len(prefills) - i)), sequence.num_pending)
+            if num_tokens > 0:
+                chunks.append(ScheduledChunk(sequence, num_tokens, []))
+                budget -= num_tokens
+        return chunks
 
     def _admit(self) -> None:
         while self.waiting and len(self.running) < self._config.max_running:
             sequence = self.waiting[0]
-            if self._cache.num_available == self._blocked_at or self._is_being_read(sequence):
+            if self._cache.num_available_pages == self._blocked_at:
                 return
-            holding = self._cache.begin(sequence.ids)
-            room = min(len(sequence.ids) + 1, self._config.context_tokens)
-            if not self._cache.reserve(holding, room):
-                self._cache.release(holding, sequence.ids, holding.cached_tokens)
-                self._blocked_at = self._cache.num_available
+            if self._is_prefix_in_flight(sequence):
+                return
+            table = self._cache.acquire_prefix(sequence.ids)
+            num_tokens = min(len(sequence.ids) + 1, self._config.context_tokens)
+            if not self._cache.grow(table, num_tokens):
+                self._cache.free(table, sequence.ids, table.cached_tokens)
+                self._blocked_at = self._cache.num_available_pages
                 return
             self._blocked_at = -1
             self.waiting.popleft()
             if sequence.num_generated == 0:
-                self.num_cached_tokens += holding.cached_tokens
-            sequence.begin(holding)
+                self.num_cached_tokens += table.cached_tokens
+            sequence.start(table)
             self.running.append(sequence)
-            self.running.sort(key=lambda s: s.number)
+            self.running.sort(key=lambda s: s.request_id)
 
-    def _is_being_read(self, sequence: Sequence) -> bool:
-        """Whether a running prompt is about to compute pages that this one could share."""
-        known: int | None = None
+    def _is_prefix_in_flight(self, sequence: Sequence) -> bool:
+        """Test whether a running prefill will compute pages that this request can share."""
+        num_cached: int | None = None
         for other in self.running:
             if other.num_pending <= 1 or other.ids[:PAGE_TOKENS] != sequence.ids[:PAGE_TOKENS]:
                 continue
@@ -112,43 +124,45 @@ class Scheduler:
                 == sequence.ids[common : common + PAGE_TOKENS]
             ):
                 common += PAGE_TOKENS
-            if known is None:
-                known = self._cache.common_tokens(sequence.ids)
-            if common > max(known, other.num_computed // PAGE_TOKENS * PAGE_TOKENS):
+            if num_cached is None:
+                num_cached = self._cache.num_cached_tokens(sequence.ids)
+            if common > max(num_cached, other.num_computed // PAGE_TOKENS * PAGE_TOKENS):
                 return True
         return False
 
-    def _decodes(self) -> list[Sequence]:
-        """Sequences with one pending token, each with a page for it."""
-        chosen: list[Sequence] = []
+    def _schedule_decodes(self) -> list[Sequence]:
+        """Collect decoding sequences, each with a page for its token; preempts the youngest."""
+        decodes: list[Sequence] = []
         for sequence in list(self.running):
             if sequence.num_pending != 1 or sequence not in self.running:
                 continue
-            while not self._cache.reserve(sequence.holding, len(sequence.ids)):
+            while not self._cache.grow(sequence.block_table, len(sequence.ids)):
                 youngest = self.running[-1]
                 self._preempt(youngest)
                 if youngest is sequence:
                     break
             else:
-                chosen.append(sequence)
-        return [sequence for sequence in chosen if sequence in self.running]
+                decodes.append(sequence)
+        return [sequence for sequence in decodes if sequence in self.running]
 
     def _preempt(self, sequence: Sequence) -> None:
         self.running.remove(sequence)
-        self._give_up(sequence)
+        self._free(sequence)
         self.waiting.appendleft(sequence)
         self.num_preempted += 1
 
-    def _give_up(self, sequence: Sequence) -> None:
-        self._cache.release(sequence.holding, sequence.ids, sequence.num_computed)
+    def _free(self, sequence: Sequence) -> None:
+        self._cache.free(sequence.block_table, sequence.ids, sequence.num_computed)
         sequence.num_computed = 0
-        sequence.held = None
+        sequence.unsampled = None
 
-    def _propose(self, sequence: Sequence) -> list[int]:
-        most = min(self._config.speculate, sequence.limit - sequence.num_generated - 1)
+    def _draft(self, sequence: Sequence) -> list[int]:
+        """Draft tokens by prompt lookup; none for a constrained sequence."""
+        num_left = sequence.max_new_tokens - sequence.num_generated
+        max_draft = min(self._config.speculate, num_left - 1)
         constraint = sequence.request.constraint
-        if most <= 0 or not (constraint is None or constraint.is_free()):
+        if max_draft <= 0 or not (constraint is None or constraint.is_inactive()):
             return []
-        proposed = sequence.lookup.propose(sequence.ids, most)
-        fits = self._cache.reserve(sequence.holding, len(sequence.ids) + len(proposed))
-        return proposed if fits else []
+        draft_ids = sequence.prompt_lookup.draft(sequence.ids, max_draft)
+        fits = self._cache.grow(sequence.block_table, len(sequence.ids) + len(draft_ids))
+        return draft_ids if fits else []

@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from hybridmoe.engine.engine import Engine, Ticket
+from hybridmoe.engine.engine import Engine, RequestHandle
 from hybridmoe.engine.request import (
     Finished,
     PromptProgress,
@@ -79,7 +79,7 @@ class Choice:
     logprobs: list[TokenLogprob] = field(default_factory=list)  # of the text
     experts: list[list[list[int]]] = field(default_factory=list)
     end: ChoiceEnd | None = None
-    ticket: Ticket | None = None
+    handle: RequestHandle | None = None
     num_tokens: int = 0
     num_reasoning_tokens: int = 0
     held_logprobs: list[TokenLogprob] = field(default_factory=list)  # of text that is held back
@@ -107,7 +107,7 @@ class Generation:
         self.choices = [Choice(_new_response(tokenizer, request)) for _ in request.constraints]
         try:
             for i, choice in enumerate(self.choices):
-                choice.ticket = engine.submit(self._engine_request(i), self._queue.listener(i))
+                choice.handle = engine.submit(self._engine_request(i), self._queue.listener(i))
         except BaseException:
             self.cancel()
             raise
@@ -212,8 +212,8 @@ class Generation:
 
     def _stop(self) -> None:
         for choice in self.choices:
-            if choice.ticket is not None and choice.usage is None:
-                choice.ticket.cancel()
+            if choice.handle is not None and choice.usage is None:
+                choice.handle.cancel()
 
     def _engine_request(self, index: int) -> Request:
         request = self.request
@@ -239,8 +239,8 @@ class Generation:
             choice.held_logprobs.append(entry)
         parts = response.push(event.token_id)
         choice.num_reasoning_tokens += response.parser.is_thinking
-        if response.finish_reason is not None and choice.ticket is not None:
-            choice.ticket.cancel()
+        if response.finish_reason is not None and choice.handle is not None:
+            choice.handle.cancel()
         delta = self._delta(index, choice, parts)
         if event.experts is not None:
             delta.experts.append(event.experts.tolist())

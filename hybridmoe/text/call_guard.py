@@ -20,8 +20,8 @@ class Calls(Protocol):
     def mask(self) -> NDArray[np.uint32]: ...
     def accept(self, token_id: int) -> None: ...
     def is_done(self) -> bool: ...
-    def is_large(self) -> bool: ...
-    def closing(self) -> tuple[Ids, Ids] | None: ...
+    def is_slow(self) -> bool: ...
+    def eos_redirect(self) -> tuple[Ids, Ids] | None: ...
     def copy(self) -> Self: ...
 
 
@@ -34,7 +34,7 @@ class CallGuard:
         self._begins = begins
         self._calls: Calls | None = None
 
-    def is_free(self) -> bool:
+    def is_inactive(self) -> bool:
         """True where any token may follow."""
         return self._calls is None
 
@@ -55,13 +55,13 @@ class CallGuard:
         """True where only an end token may follow."""
         return self._calls is not None and self._calls.is_done()
 
-    def is_large(self) -> bool:
+    def is_slow(self) -> bool:
         """True where any mask may take seconds."""
-        return self._start.is_large()
+        return self._start.is_slow()
 
-    def closing(self) -> tuple[Ids, Ids] | None:
+    def eos_redirect(self) -> tuple[Ids, Ids] | None:
         """Tokens that close the part that is open (text/closing.py)."""
-        return None if self._calls is None else self._calls.closing()
+        return None if self._calls is None else self._calls.eos_redirect()
 
     def copy(self) -> "CallGuard":
         """The same state for another sequence."""

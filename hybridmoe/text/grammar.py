@@ -71,7 +71,7 @@ class MatcherConstraint:
         self._buffer = self._words.ctypes.data, self._words.nbytes
         self._is_current = False  # the words are this state's mask
 
-    def is_free(self) -> bool:
+    def is_inactive(self) -> bool:
         """True where any token may follow."""
         return False
 
@@ -96,7 +96,7 @@ class MatcherConstraint:
         """True where only an end token may follow."""
         return bool(self._matcher.is_stopped())
 
-    def is_large(self) -> bool:
+    def is_slow(self) -> bool:
         """True where any mask may take seconds."""
         return self._is_large
 
@@ -108,7 +108,7 @@ class MatcherConstraint:
         copied._buffer = copied._words.ctypes.data, copied._words.nbytes
         return copied
 
-    def closing(self) -> tuple[NDArray[np.int64], NDArray[np.int64]] | None:
+    def eos_redirect(self) -> tuple[NDArray[np.int64], NDArray[np.int64]] | None:
         """Tokens that close the open part, where the mask allows no end (text/closing.py)."""
         return self._closer.find(self._words, is_json=self._is_json)
 

@@ -147,7 +147,7 @@ def test_a_card_lost_between_steps_is_noticed(
     def fail(*_: object) -> int:
         raise LOST
 
-    monkeypatch.setattr("hybridmoe.engine.kv_cache.KvCache.begin", fail)
+    monkeypatch.setattr("hybridmoe.engine.kv_cache.KvCache.acquire_prefix", fail)
     end = run(engine, request([1, 2, 3]))[0].end
     assert end.reason == "error" and "the card failed" in str(end.error)
     with pytest.raises(DeviceError):

@@ -1,4 +1,4 @@
-"""Fixtures of the engine's tests."""
+"""Fixtures of the engine's tests: a tiny model, and a factory of engines on it."""
 
 from collections.abc import Iterator
 

@@ -1,4 +1,4 @@
-"""Late masks: their sequence is held, and no other one waits for it."""
+"""Late masks: their sequence waits, and no other one does."""
 
 import threading
 import time
@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from waiting import HANG_S, eventually
 
 from hybridmoe.engine.mask_thread import MaskThread
+from hybridmoe.engine.scheduler import ScheduledChunk, Scheduler
 from hybridmoe.model.decoder import Decoder
 
 pytestmark = pytest.mark.usefixtures("exact_kernels")
@@ -19,18 +20,18 @@ PROMPT = list(range(40))
 
 
 class Slow:
-    """Allows every token; its masks, from the given one on, wait until they are let go."""
+    """Allows every token; masks from number `first_slow` on wait for `go`."""
 
     def __init__(self, vocab_size: int, first_slow: int = 0) -> None:
         self._words = np.full(-(-vocab_size // 32), ~np.uint32(0))
         self._first_slow = first_slow
         self.num_masks = 0
-        self.begun, self.go = threading.Event(), threading.Event()
+        self.started, self.go = threading.Event(), threading.Event()
 
     def mask(self) -> NDArray[np.uint32]:
         self.num_masks += 1
         if self.num_masks > self._first_slow:
-            self.begun.set()
+            self.started.set()
             assert self.go.wait(HANG_S)
         return self._words
 
@@ -40,13 +41,13 @@ class Slow:
     def is_done(self) -> bool:
         return False
 
-    def is_free(self) -> bool:
+    def is_inactive(self) -> bool:
         return False
 
-    def is_large(self) -> bool:
+    def is_slow(self) -> bool:
         return True
 
-    def closing(self) -> None:
+    def eos_redirect(self) -> None:
         return None
 
 
@@ -71,18 +72,18 @@ def slow(model: Decoder) -> Iterator[Callable[..., Slow]]:
         return made[-1]
 
     yield make_slow
-    for constraint in made:  # threads of masks are not waited for
+    for constraint in made:  # mask threads are not joined
         constraint.go.set()
 
 
 @pytest.mark.parametrize("first_slow", [0, 3])
-def test_a_late_mask_holds_up_no_other_sequence(
+def test_a_late_mask_delays_no_other_sequence(
     make: MakeEngine, slow: Callable[..., Slow], first_slow: int
 ) -> None:
     engine, late = make(), slow(first_slow)
     (alone,) = run(engine, request(PROMPT, 8))
     held = Running(engine, request(PROMPT, 8, constraint=late))
-    assert late.begun.wait(HANG_S)
+    assert late.started.wait(HANG_S)
     other, also_masked = run(
         engine, request(PROMPT, 30), request(PROMPT, 30, constraint=slow(10**9))
     )
@@ -93,34 +94,48 @@ def test_a_late_mask_holds_up_no_other_sequence(
     assert held.answer.end.reason == "length"
 
 
-def test_what_is_held_alone_is_waited_for_without_looking(
+def test_a_blocked_engine_does_not_poll_in_a_loop(
     make: MakeEngine, slow: Callable[..., Slow], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("hybridmoe.engine.engine._LOOK_S", HANG_S)
+    monkeypatch.setattr("hybridmoe.engine.engine.POLL_S", HANG_S)
+    schedule, sizes = Scheduler.schedule, list[int]()
+
+    def count(scheduler: Scheduler) -> list[ScheduledChunk]:
+        chunks = schedule(scheduler)
+        sizes.append(len(chunks))
+        return chunks
+
+    def num_empty() -> int:
+        return sizes.count(0)
+
+    monkeypatch.setattr(Scheduler, "schedule", count)
     engine, late = make(), slow()
     held = Running(engine, request(PROMPT, 4, constraint=late))
-    assert late.begun.wait(HANG_S)
-    eventually(lambda: engine._worker._num_idle > 1)
-    num_idle = engine._worker._num_idle
-    time.sleep(0.1)  # thousands, if it looked
-    assert engine._worker._num_idle == num_idle
+    assert late.started.wait(HANG_S)
+    eventually(lambda: num_empty() > 1)
+    time.sleep(0.05)  # the engine's thread may be in between
+    before = num_empty()
+    time.sleep(0.1)  # thousands, in a loop
+    assert num_empty() == before
     late.go.set()
     assert len(held.wait().ids) == 4
 
 
-def test_it_is_cancelled_while_it_is_held(make: MakeEngine, slow: Callable[..., Slow]) -> None:
+def test_a_request_is_cancelled_while_its_mask_is_late(
+    make: MakeEngine, slow: Callable[..., Slow]
+) -> None:
     engine, late = make(), slow()
     held = Running(engine, request(PROMPT, 4, constraint=late))
-    assert late.begun.wait(HANG_S)
-    held.ticket.cancel()
+    assert late.started.wait(HANG_S)
+    held.handle.cancel()
     assert held.wait().end.reason == "cancelled"
     assert engine.stats().kv_pages_used == 0
 
 
-def test_a_mask_that_takes_too_long_ends_its_request(
+def test_a_mask_beyond_the_deadline_fails_its_request(
     make: MakeEngine, slow: Callable[..., Slow], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("hybridmoe.engine.constraint_masks._DEADLINE_S", 0.0)
+    monkeypatch.setattr("hybridmoe.engine.constraint_masks.DEADLINE_S", 0.0)
     end = run(make(), request(PROMPT, 4, constraint=slow()))[0].end
     assert (
         end.reason == "error"
@@ -129,30 +144,30 @@ def test_a_mask_that_takes_too_long_ends_its_request(
     )
 
 
-def test_a_mask_that_fails_late_is_its_requests_error(
-    make: MakeEngine, slow: Callable[..., Slow]
-) -> None:
+def test_an_error_in_a_late_mask_fails_its_request(make: MakeEngine, model: Decoder) -> None:
     class Failing(Slow):
         def mask(self) -> NDArray[np.uint32]:
             super().mask()
             raise ZeroDivisionError("of a mask")
 
     engine = make()
-    late = Failing(engine._vocab_size)
+    late = Failing(model.config.vocab_size)
     held = Running(engine, request(PROMPT, 4, constraint=late))
-    assert late.begun.wait(HANG_S)
+    assert late.started.wait(HANG_S)
     run(engine, request(PROMPT, 4))
     late.go.set()
     assert held.wait().end.error == "ZeroDivisionError: of a mask"
 
 
-def test_what_is_held_gives_its_pages_up(make: MakeEngine, slow: Callable[..., Slow]) -> None:
+def test_a_sequence_with_a_late_mask_is_preempted(
+    make: MakeEngine, slow: Callable[..., Slow]
+) -> None:
     engine, late = make(kv_tokens=512, context_tokens=512), slow(2)
     (alone,) = run(engine, request(PROMPT, 20))
     older = Running(engine, request([7] * 200, 300))
     older.token()
     held = Running(engine, request(PROMPT, 20, constraint=late))
-    assert late.begun.wait(HANG_S)
+    assert late.started.wait(HANG_S)
     assert len(older.wait().ids) == 300
     assert engine.stats().preempted > 0
     late.go.set()
@@ -168,8 +183,8 @@ def test_late_threads_are_bounded() -> None:
 
     for _ in range(6):
         late.append(thread.submit(wait))
-        thread.note_late()
-    eventually(lambda: sum(pending.took_s > 0.0 for pending in late) == 5)
+        thread.replace_late()
+    eventually(lambda: sum(pending.elapsed_s > 0.0 for pending in late) == 5)
     go.set()
     for pending in late:
         assert pending.result() is None

@@ -1,4 +1,4 @@
-"""The engine: a batch does not show in an answer; who waits, who ends, who gives way."""
+"""Engine: responses independent of the batch, prefix sharing, preemption, queueing, errors."""
 
 import threading
 from collections.abc import Callable
@@ -22,19 +22,19 @@ PROMPTS = [RNG.integers(0, 256, n).tolist() for n in (3, 70, 1, 200, 64, 130, 65
 
 
 def alone(make: MakeEngine, num_tokens: int = 16) -> list[list[int]]:
-    """What each prompt gets in an engine that has seen nothing else."""
+    """Response to each prompt in an engine that has run nothing else."""
     return [run(make(), request(prompt, num_tokens))[0].ids for prompt in PROMPTS]
 
 
 @pytest.mark.parametrize("kv_type", KV_TYPES)
 @pytest.mark.parametrize("size", [1, 3, 8])
-def test_an_answer_does_not_depend_on_the_batch_or_the_cuts(
+def test_a_response_does_not_depend_on_the_batch_or_the_chunks(
     make: MakeEngine, size: int, kv_type: str
 ) -> None:
     check_batches(make, kv_type, size, [request(prompt) for prompt in PROMPTS])
 
 
-def test_sixty_four_at_once_get_what_each_gets_alone(make: MakeEngine) -> None:
+def test_sixty_four_requests_in_a_batch_equal_each_alone(make: MakeEngine) -> None:
     prompts = [RNG.integers(0, 256, 5 + 3 * i).tolist() for i in range(64)]
     lone = make()
     expected = [run(lone, request(prompt, 8))[0].ids for prompt in prompts]
@@ -44,12 +44,12 @@ def test_sixty_four_at_once_get_what_each_gets_alone(make: MakeEngine) -> None:
     assert stats.running == stats.waiting == stats.kv_pages_used == 0
 
 
-def test_nor_on_either_in_any_instruction_set(make: MakeEngine, each_exact_isa: str) -> None:
+def test_nor_in_any_instruction_set(make: MakeEngine, each_exact_isa: str) -> None:
     check_batches(make, "f16", 3, [request(prompt, 6) for prompt in PROMPTS[:3]])
 
 
 def check_batches(make: MakeEngine, kv_type: str, size: int, requests: list[Request]) -> None:
-    """One by one, in whole prompts; `size` at a time, in pieces; and again, from the cache."""
+    """Compare: alone and unchunked; `size` at a time, in chunks; again, from the prefix cache."""
     expected = [run(make(kv_type=kv_type, chunk_tokens=512), r)[0].ids for r in requests]
     engine = make(kv_type=kv_type, max_running=size, chunk_tokens=7 * size)
     assert [answer.ids for answer in run(engine, *requests)] == expected
@@ -59,24 +59,24 @@ def check_batches(make: MakeEngine, kv_type: str, size: int, requests: list[Requ
         assert answer.end.usage.cached_tokens == len(wanted.prompt_ids) - 1
 
 
-def test_a_shared_beginning_is_computed_once(make: MakeEngine) -> None:
+def test_a_shared_prefix_is_computed_once(make: MakeEngine) -> None:
     engine = make()
     shared = RNG.integers(0, 256, 150).tolist()
     answers = run(engine, *(request([*shared, i]) for i in range(4)))
     assert [a.end.usage.cached_tokens for a in answers] == [0, 128, 128, 128]
     assert engine.stats().kv_pages_used == 0
     (later,) = run(engine, request([*shared, 99]))
-    assert later.end.usage.cached_tokens == 150  # of the third page, what fits
+    assert later.end.usage.cached_tokens == 150  # a part of the third page
 
 
-def test_what_was_answered_is_known_in_the_next_turn(make: MakeEngine) -> None:
+def test_a_response_is_cached_for_the_next_turn(make: MakeEngine) -> None:
     engine = make()
     (first,) = run(engine, request(PROMPTS[1], 100))
     (second,) = run(engine, request([*PROMPTS[1], *first.ids, 7]))
     assert second.end.usage.cached_tokens == 70 + 99  # all but the last, which was not computed
 
 
-def test_answers_that_outgrow_the_pages_give_way_and_are_the_same(make: MakeEngine) -> None:
+def test_preempted_requests_give_the_same_responses(make: MakeEngine) -> None:
     expected = alone(make, 200)
     engine = make(kv_tokens=512)
     answers = run(engine, *(request(prompt, 200) for prompt in PROMPTS))
@@ -85,24 +85,24 @@ def test_answers_that_outgrow_the_pages_give_way_and_are_the_same(make: MakeEngi
     assert engine.stats().kv_pages_used == 0
 
 
-def test_pages_come_back_whatever_ends_a_request(make: MakeEngine) -> None:
+def test_pages_are_freed_however_a_request_finishes(make: MakeEngine) -> None:
     engine = make(max_running=3)
     requests = [Running(engine, request(prompt, None)) for prompt in PROMPTS]
     for i, running in enumerate(requests):
         if i % 2:
-            running.ticket.cancel()
+            running.handle.cancel()
     ends = [running.wait().end.reason for running in requests]
     assert ends[0::2] == ["length"] * 4
     stats = engine.stats()
     assert (stats.running, stats.waiting, stats.kv_pages_used) == (0, 0, 0)
 
 
-def test_a_cancelled_request_ends_in_the_step_under_way(make: MakeEngine) -> None:
+def test_a_cancelled_request_finishes_within_two_steps(make: MakeEngine) -> None:
     engine = make()
     running = Running(engine, request(PROMPTS[1], 400))
     running.token()
-    running.ticket.cancel()
-    running.ticket.cancel()
+    running.handle.cancel()
+    running.handle.cancel()
     steps = engine.stats().steps
     end = running.wait().end
     assert end.reason == "cancelled"
@@ -115,9 +115,9 @@ def test_a_waiting_request_can_be_cancelled(make: MakeEngine) -> None:
     engine = make(max_running=1)
     first = Running(engine, request(PROMPTS[0], 300))
     second = Running(engine, request(PROMPTS[1], 300))
-    second.ticket.cancel()
+    second.handle.cancel()
     assert second.wait().events == [second.answer.end]
-    first.ticket.cancel()
+    first.handle.cancel()
 
 
 def test_short_prompts_do_not_wait_for_long_ones(make: MakeEngine) -> None:
@@ -140,29 +140,29 @@ def test_short_prompts_do_not_wait_for_long_ones(make: MakeEngine) -> None:
     assert order == ["short", "long"]
 
 
-def test_running_answers_go_on_while_a_prompt_is_read(make: MakeEngine) -> None:
+def test_decoding_goes_on_during_a_prefill(make: MakeEngine) -> None:
     engine = make(chunk_tokens=16)
     running = Running(engine, request([1], 400))
     running.token()
     prompt = Running(engine, request(RNG.integers(0, 256, 500).tolist(), 1))
     before = len(running.answer.ids)
     prompt.wait()
-    running.ticket.cancel()
+    running.handle.cancel()
     assert len(running.wait().ids) - before >= 500 // 16 // 2
 
 
 def test_a_full_queue_refuses_and_recovers(make: MakeEngine) -> None:
     engine = make(max_running=1, max_waiting=2)
     accepted = [Running(engine, request(PROMPTS[0], 400)) for _ in range(3)]
-    with pytest.raises(QueueFullError, match="2 requests wait already: try again later"):
+    with pytest.raises(QueueFullError, match=r"queue is full \(2 requests\): try again later"):
         Running(engine, request(PROMPTS[0], 400))
     for running in accepted:
-        running.ticket.cancel()
+        running.handle.cancel()
         running.wait()
     assert run(engine, request(PROMPTS[0], 2))[0].end.reason == "length"
 
 
-def test_what_can_never_run_is_refused_at_once(make: MakeEngine) -> None:
+def test_an_unusable_prompt_is_refused_at_once(make: MakeEngine) -> None:
     engine = make()
     with pytest.raises(ContextLengthError, match="513 tokens, the context holds 512") as caught:
         run(engine, request([1] * 513))
@@ -174,7 +174,7 @@ def test_what_can_never_run_is_refused_at_once(make: MakeEngine) -> None:
     assert (whole.end.reason, whole.ids) == ("length", [])
 
 
-def test_a_failing_step_ends_its_requests_and_not_the_engine(
+def test_a_failing_step_fails_its_requests_and_not_the_engine(
     make: MakeEngine, model: Decoder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     engine = make()
@@ -187,12 +187,12 @@ def test_a_failing_step_ends_its_requests_and_not_the_engine(
 
     monkeypatch.setattr(model, "forward", fail)
     (answer,) = run(engine, request([1, 77]))
-    assert (answer.end.reason, answer.end.error) == ("error", "there is no memory left for a step")
+    assert (answer.end.reason, answer.end.error) == ("error", "out of memory in a step")
     assert run(engine, request([1, 78], 3))[0].end.reason == "length"
     assert engine.stats().kv_pages_used == 0
 
 
-def test_an_engine_that_fails_leaves_nobody_waiting(
+def test_an_engine_that_fails_finishes_its_requests(
     make: MakeEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     engine = make()
@@ -202,14 +202,14 @@ def test_an_engine_that_fails_leaves_nobody_waiting(
     def fail(self: Scheduler) -> None:
         raise KeyError("a bug")
 
-    monkeypatch.setattr(Scheduler, "plan", fail)
+    monkeypatch.setattr(Scheduler, "schedule", fail)
     end = running.wait().end
     assert (end.reason, end.error) == ("error", "the engine has failed: KeyError: 'a bug'")
     with pytest.raises(HybridMoeError, match="closed"):
         engine.logits([1])
 
 
-def test_a_listener_that_raises_loses_its_own_request(make: MakeEngine) -> None:
+def test_a_listener_that_raises_cancels_its_own_request(make: MakeEngine) -> None:
     engine = make()
 
     def listen(event: Any) -> None:
@@ -220,7 +220,7 @@ def test_a_listener_that_raises_loses_its_own_request(make: MakeEngine) -> None:
     assert engine.stats().running == 0
 
 
-def test_progress_begins_with_what_is_cached_and_ends_with_all(make: MakeEngine) -> None:
+def test_progress_starts_at_the_cached_tokens_and_ends_at_all(make: MakeEngine) -> None:
     engine = make(chunk_tokens=32)
     (first,) = run(engine, request(PROMPTS[3], 1))
     assert [p.done_tokens for p in first.progress] == [0, 32, 64, 96, 128, 160, 192, 200]
@@ -243,7 +243,7 @@ def test_log_probabilities_are_those_of_the_logits(make: MakeEngine) -> None:
     assert (plain.tokens[0].logprob, plain.tokens[0].top) == (None, ())
 
 
-def test_the_experts_of_a_token_are_told_to_who_asks(make: MakeEngine, model: Decoder) -> None:
+def test_the_experts_of_a_token_are_traced_on_request(make: MakeEngine, model: Decoder) -> None:
     traced, plain = run(make(), request([1, 2], 4, expert_trace=True), request([1, 2], 4))
     c = model.config
     for token in traced.tokens:
@@ -258,26 +258,26 @@ def test_speculation_changes_nothing_but_the_number_of_steps(
     make: MakeEngine, temperature: float
 ) -> None:
     plain, fast = make(), make(speculate=4)
-    few = dict.fromkeys(range(4), 50.0)  # so that a random model says the same again
+    few = dict.fromkeys(range(4), 50.0)  # so that a random model repeats itself
     for seed, prompt in enumerate([[1, 2, 3] * 20, *PROMPTS[:4]]):
         wanted = request(prompt, 120, temperature=temperature, seed=seed, logit_bias=few)
         (expected,) = run(plain, wanted)
         (got,) = run(fast, wanted)
         assert got.ids == expected.ids
         usage = got.end.usage
-        assert 0 <= usage.accepted_tokens <= usage.proposed_tokens
+        assert 0 <= usage.accepted_tokens <= usage.draft_tokens
     assert fast.stats().steps < plain.stats().steps
 
 
-def test_right_proposals_save_steps(make: MakeEngine) -> None:
+def test_accepted_drafts_save_steps(make: MakeEngine) -> None:
     engine = make(speculate=4)
     (answer,) = run(engine, request([1, 2], 100, logit_bias={9: 1e6}))
     assert answer.ids == [9] * 100
     assert answer.end.usage.accepted_tokens >= 75
-    assert engine.stats().steps <= 25  # 1 + 4 tokens a step, but for the first few
+    assert engine.stats().steps <= 25  # 1 + 4 tokens a step, except the first few
 
 
-def test_a_closed_engine_has_ended_everything_and_takes_nothing(make: MakeEngine) -> None:
+def test_close_cancels_all_requests_and_refuses_new_ones(make: MakeEngine) -> None:
     engine = make(max_running=1)
     requests = [Running(engine, request(PROMPTS[0], 400)) for _ in range(3)]
     engine.close()

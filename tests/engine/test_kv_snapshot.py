@@ -1,4 +1,4 @@
-"""Saved sequences: what comes back, and what is refused."""
+"""KV cache snapshots: round trip, conversion, and refusal of damaged files."""
 
 import json
 from collections.abc import Callable, Iterator
@@ -18,7 +18,7 @@ IDS = [i * 7 % 250 for i in range(150)]
 
 @pytest.fixture
 def saved(make: MakeEngine, tmp_path: Path) -> Iterator[tuple[Path, list[int]]]:
-    """A file, and what the sequence goes on with."""
+    """A snapshot, and the continuation of its sequence."""
     engine = make()
     (answer,) = run(engine, request(IDS, 20))
     whole = [*IDS, *answer.ids]
@@ -37,7 +37,7 @@ def test_a_saved_sequence_goes_on_without_a_prefill(
     (answer,) = run(make(), request([*ids, 0], 1))
     assert answer.end.usage.cached_tokens == 0
     before = engine.stats().kv_pages_used
-    last = run(make(), request(ids, 1))[0].ids  # what follows the saved ones
+    last = run(make(), request(ids, 1))[0].ids  # follows the saved ones
     (answer,) = run(engine, request([*ids, *last], 30))
     assert answer.end.usage.cached_tokens == len(ids) == 169
     assert answer.ids == expected
@@ -45,7 +45,7 @@ def test_a_saved_sequence_goes_on_without_a_prefill(
 
 
 @pytest.mark.parametrize(
-    ("kept", "wanted", "loss"),  # of a row's greatest number
+    ("saved_type", "wanted", "loss"),  # of a row's greatest number
     [
         ("bf16", "f16", 2.0**-25),
         ("f16", "f32", 0),
@@ -54,18 +54,18 @@ def test_a_saved_sequence_goes_on_without_a_prefill(
     ],
 )
 def test_a_file_of_another_type_is_converted(
-    make: MakeEngine, tmp_path: Path, kept: str, wanted: str, loss: float
+    make: MakeEngine, tmp_path: Path, saved_type: str, wanted: str, loss: float
 ) -> None:
-    """Files from before f16 are bf16, all of whose bits f16 has, down to its subnormals."""
+    """Older files are bf16; f16 holds all of its bits, down to the subnormals."""
     path, again = tmp_path / "sequence.kv", tmp_path / "again.kv"
-    first = make(kv_type=kept)
+    first = make(kv_type=saved_type)
     (answer,) = run(first, request(IDS, 20))
     first.save(path, [*IDS, *answer.ids], "model")
     engine = make(kv_type=wanted)
     ids = engine.restore(path, "model")
     assert ids == [*IDS, *answer.ids][:-1]
     engine.save(again, ids, "model")
-    old, new = latents(path, kept, len(ids)), latents(again, wanted, len(ids))
+    old, new = latents(path, saved_type, len(ids)), latents(again, wanted, len(ids))
     assert old.any() and new.shape == old.shape
     assert ((new - old).abs() <= loss * old.abs().amax(-1, keepdim=True)).all()
     assert run(engine, request([*ids, 0], 1))[0].end.usage.cached_tokens == len(ids)
@@ -84,8 +84,8 @@ def latents(path: Path, kv_type: str, num_tokens: int) -> torch.Tensor:
 @pytest.mark.parametrize(
     ("options", "fingerprint", "message"),
     [
-        ({}, "another", "belongs to another model: fingerprint is 'model', expected 'another'"),
-        ({"context_tokens": 128, "kv_tokens": 128}, "model", "holds up to 128"),
+        ({}, "another", "of another model: fingerprint is 'model', expected 'another'"),
+        ({"context_tokens": 128, "kv_tokens": 128}, "model", "holds at most 128"),
     ],
 )
 def test_a_file_that_does_not_fit_is_refused(

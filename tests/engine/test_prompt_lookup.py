@@ -1,4 +1,4 @@
-"""Prompt lookup: it finds what followed, the latest and the longest first."""
+"""Prompt-lookup drafts: longest n-gram first, then the latest place."""
 
 import pytest
 
@@ -9,16 +9,16 @@ from hybridmoe.engine.prompt_lookup import PromptLookup
     ("ids", "expected"),
     [
         ([1, 2, 3, 4, 5, 6, 2, 3], [4, 5, 6]),
-        ([1, 2, 3, 4, 9, 2, 3, 7, 8, 1, 2, 3], [4, 9, 2]),  # three tokens before two
-        ([2, 3, 4, 9, 2, 3, 7, 8, 2, 3], [7, 8, 2]),  # the latest
-        ([5, 6, 5, 6], [5, 6, 5]),  # a repetition goes on
+        ([1, 2, 3, 4, 9, 2, 3, 7, 8, 1, 2, 3], [4, 9, 2]),  # three matching tokens before two
+        ([2, 3, 4, 9, 2, 3, 7, 8, 2, 3], [7, 8, 2]),  # the latest place
+        ([5, 6, 5, 6], [5, 6, 5]),  # a repetition continues
         ([1, 2, 3, 4], []),
         ([1], []),
     ],
 )
-def test_proposals(ids: list[int], expected: list[int]) -> None:
-    assert PromptLookup().propose(ids, 3) == expected
+def test_drafts(ids: list[int], expected: list[int]) -> None:
+    assert PromptLookup().draft(ids, 3) == expected
     grown = PromptLookup()
     for end in range(1, len(ids)):
-        grown.propose(ids[:end], 3)
-    assert grown.propose(ids, 3) == expected
+        grown.draft(ids[:end], 3)
+    assert grown.draft(ids, 3) == expected

@@ -1,7 +1,7 @@
-"""The scheduler and the cache under any load: nobody starves, nothing is exceeded or lost.
+"""Scheduler and KV cache under random load: no request starves, no limit is exceeded.
 
-Steps are the engine's own; the model is one whose next token depends on every token before it, as
-the pages have it, so that an answer is right only if no page was lost, mixed up or forgotten.
+Steps are run by the engine's StepRunner. The next token of the model below depends on all tokens
+before it, as stored in the pages. So a response is right only if no page was lost or mixed up.
 """
 
 import random
@@ -24,39 +24,39 @@ from hybridmoe.kernels.paged_mla import PAGE_TOKENS, Span
 from hybridmoe.planning.kv_plan import pages_for, plan_kv
 
 MODEL = ModelConfig.from_metadata(K2 | {"deepseek2.block_count": 2})
-VOCAB = 3  # so few tokens that prompts begin alike
-EOS = VOCAB  # the model never chooses it
+VOCAB = 3  # so few that prompts share prefixes
+EOS = VOCAB  # never sampled
 
 
-def mark_of(before: int, token_id: int) -> int:
+def hash_of(before: int, token_id: int) -> int:
     return (before * 31 + token_id + 7) % 9973
 
 
 def expected(prompt: list[int], num_tokens: int) -> list[int]:
-    """The answer of the model below, if nothing goes wrong."""
-    mark, out = 0, list[int]()
+    """Compute the right response of the model below."""
+    digest, out = 0, list[int]()
     for token_id in prompt:
-        mark = mark_of(mark, token_id)
+        digest = hash_of(digest, token_id)
     while len(out) < num_tokens:
-        out.append(mark % VOCAB)
-        mark = mark_of(mark, out[-1])
+        out.append(digest % VOCAB)
+        digest = hash_of(digest, out[-1])
     return out
 
 
-class MarkModel:
-    """Puts a mark of a token's whole past into its row, of which it makes the next token."""
+class HashModel:
+    """Stores a hash of a position's prefix in its row, and derives the next token from it."""
 
     def __init__(self, cache: KvCache) -> None:
-        self._marks = cache.data[0].view(torch.float32)[..., 0].numpy()  # (pages, PAGE_TOKENS)
+        self._hashes = cache.data[0].view(torch.float32)[..., 0].numpy()  # (pages, PAGE_TOKENS)
 
     def forward(self, ids: list[int], spans: list[Span], *_: Any) -> torch.Tensor:
         states, left = [], iter(ids)
         for span in spans:
             for position in range(span.start, span.start + span.num_tokens):
-                before = self._marks[self._at(span, position - 1)] if position else 0
-                mark = mark_of(int(before), next(left))
-                self._marks[self._at(span, position)] = mark
-                states.append(mark)
+                before = self._hashes[self._at(span, position - 1)] if position else 0
+                digest = hash_of(int(before), next(left))
+                self._hashes[self._at(span, position)] = digest
+                states.append(digest)
         return torch.tensor(states)
 
     def logits(self, states: torch.Tensor) -> torch.Tensor:
@@ -70,26 +70,29 @@ class MarkModel:
         return span.pages[position // PAGE_TOKENS], position % PAGE_TOKENS
 
 
-class AnyPacer:
-    """Grants prompts anything, but not twice in a row nothing."""
+class RandomBudget:
+    """A prefill budget at random, but not 0 twice in a row."""
 
-    def __init__(self, most: int, seed: int) -> None:
-        self._most = most
+    def __init__(self, max_tokens: int, seed: int) -> None:
+        self._max_tokens = max_tokens
         self._rng = random.Random(seed)
         self._last = 1
+        self._num_decodes = 0
 
-    def budget(self, num_decodes: int) -> int:
-        grants = [n for n in (0, 1, 2, self._most) if n or self._last]
-        self._last = self._rng.choice(grants) if num_decodes else self._most
+    def num_tokens(self, num_decodes: int) -> int:
+        budgets = [n for n in (0, 1, 2, self._max_tokens) if n or self._last]
+        self._last = self._rng.choice(budgets) if num_decodes else self._max_tokens
+        self._num_decodes = num_decodes
         return self._last
 
-    def note(self, *_: Any) -> None:
-        pass
+    def update(self, num_decodes: int, num_prefill: int, seconds: float) -> None:
+        assert num_decodes == self._num_decodes
+        assert num_prefill <= self._last
 
 
 @dataclass
 class Client:
-    """A request as whoever made it sees it."""
+    """A request with the events that its client got."""
 
     sequence: Sequence
     prompt: list[int]
@@ -97,32 +100,32 @@ class Client:
     ends: list[Finished] = field(default_factory=list)
 
     def check(self) -> None:
-        """That it ended once, with the answer that it gets alone, or the beginning of that."""
+        """Check that it finished once, with the right response, or a prefix of it if cancelled."""
         (end,) = self.ends
-        wanted = expected(self.prompt, self.sequence.limit)
+        wanted = expected(self.prompt, self.sequence.max_new_tokens)
         assert end.reason == ("cancelled" if self.sequence.is_cancelled else "length"), end
         assert self.tokens == (wanted if end.reason == "length" else wanted[: len(self.tokens)])
-        assert not self.sequence.holding.pages
+        assert not self.sequence.block_table.pages
 
 
 class EngineMachine(RuleBasedStateMachine):
-    """Requests come, are cancelled, and run step by step."""
+    """Requests are submitted, cancelled, and run step by step."""
 
     @initialize(
         num_pages=st.integers(2, 6),
         max_running=st.integers(1, 5),
         chunk_tokens=st.sampled_from([1, 5, 40, 500]),
         speculate=st.integers(0, 3),
-        grants=st.integers(0, 99),
+        seed=st.integers(0, 99),
         data=st.data(),
     )
-    def begin(
+    def start(
         self,
         num_pages: int,
         max_running: int,
         chunk_tokens: int,
         speculate: int,
-        grants: int,
+        seed: int,
         data: Any,
     ) -> None:
         self.config = EngineConfig(
@@ -135,8 +138,8 @@ class EngineMachine(RuleBasedStateMachine):
         )
         self.cache = KvCache(MODEL, plan_kv(MODEL, self.config, 0))
         self.scheduler = Scheduler(self.cache, self.config)
-        self.scheduler.pacer = AnyPacer(chunk_tokens, grants)  # type: ignore[assignment]
-        model: Any = MarkModel(self.cache)
+        self.scheduler.prefill_budget = RandomBudget(chunk_tokens, seed)  # type: ignore[assignment]
+        model: Any = HashModel(self.cache)
         self.runner = StepRunner(model, {EOS}, self.cache, self.scheduler)
         self.clients: list[Client] = []
         self.open: list[Client] = []
@@ -177,18 +180,18 @@ class EngineMachine(RuleBasedStateMachine):
             self._step()
 
     def _step(self) -> None:
-        """As the engine's thread does it."""
+        """Run one step as the engine's thread does."""
         for sequence in [*self.scheduler.running, *self.scheduler.waiting]:
             if sequence.is_cancelled:
                 self.runner.finish(sequence, "cancelled")
         self._drop_ended()
         had_work = self.scheduler.has_work
         before = self._oldest()
-        parts = self.scheduler.plan()
-        assert bool(parts) == had_work
-        self._check_plan(parts)
-        if parts:
-            self.runner.run(parts)
+        chunks = self.scheduler.schedule()
+        assert bool(chunks) == had_work
+        self._check_chunks(chunks)
+        if chunks:
+            self.runner.run(chunks)
         self._drop_ended()
         self.since_progress = 0 if self._oldest() != before else self.since_progress + had_work
         assert self.since_progress < 2, "the oldest request starves"
@@ -197,50 +200,51 @@ class EngineMachine(RuleBasedStateMachine):
         self.open = [client for client in self.open if not client.ends]
 
     def _oldest(self) -> tuple[int, int] | None:
-        """The request that came first, and how far it is."""
+        """The oldest request and its progress."""
         if not self.open:
             return None
         sequence = self.open[0].sequence
-        return sequence.number, sequence.num_computed
+        return sequence.request_id, sequence.num_computed
 
-    def _check_plan(self, parts: list[ScheduledChunk]) -> None:
+    def _check_chunks(self, chunks: list[ScheduledChunk]) -> None:
         running, waiting = self.scheduler.running, self.scheduler.waiting
-        planned = [part.sequence for part in parts]
-        assert len({sequence.number for sequence in planned}) == len(parts)
-        assert all(sequence in running for sequence in planned)
-        assert all(s in planned for s in running if s.num_pending == 1), "an answer waits"
-        for part in parts:
-            assert part.num_tokens <= part.sequence.num_pending
-            end = part.sequence.num_computed + part.num_tokens + len(part.proposed)
-            assert pages_for(end) <= len(part.sequence.holding.pages)
+        scheduled = [chunk.sequence for chunk in chunks]
+        assert len({sequence.request_id for sequence in scheduled}) == len(chunks)
+        assert all(sequence in running for sequence in scheduled)
+        assert all(s in scheduled for s in running if s.num_pending == 1), "a decode waits"
+        for chunk in chunks:
+            assert chunk.num_tokens <= chunk.sequence.num_pending
+            end = chunk.sequence.num_computed + chunk.num_tokens + len(chunk.draft_ids)
+            assert pages_for(end) <= len(chunk.sequence.block_table.pages)
         if waiting and len(running) < self.config.max_running:
-            room = min(len(waiting[0].ids) + 1, self.config.context_tokens)
-            is_reading = any(s.num_pending > 1 for s in running)
-            assert is_reading or pages_for(room) > self.cache.num_available, "it would have fitted"
+            num_tokens = min(len(waiting[0].ids) + 1, self.config.context_tokens)
+            is_prefilling = any(s.num_pending > 1 for s in running)
+            num_missing = pages_for(num_tokens) - self.cache.num_available_pages
+            assert is_prefilling or num_missing > 0, "it would have fitted"
 
     @invariant()
-    def slots_and_pages_are_kept(self) -> None:
+    def no_limit_is_exceeded_and_no_page_lost(self) -> None:
         running = self.scheduler.running
         assert len(running) <= self.config.max_running
-        assert all(not sequence.holding.pages for sequence in self.scheduler.waiting)
-        shared = {node.page for s in running for node in s.holding.nodes}
-        own = [page for s in running for page in s.holding.pages[len(s.holding.nodes) :]]
+        assert all(not sequence.block_table.pages for sequence in self.scheduler.waiting)
+        shared = {node.page for s in running for node in s.block_table.nodes}
+        own = [page for s in running for page in s.block_table.pages[len(s.block_table.nodes) :]]
         assert len(set(own)) == len(own) and not shared & set(own)
         total = self.cache.plan.num_pages
-        assert self.cache.num_available + len(shared) + len(own) == total
+        assert self.cache.num_available_pages + len(shared) + len(own) == total
 
     def teardown(self) -> None:
-        """Whatever is left ends, in so many steps, with the right answer."""
+        """Run to the end: in a bounded number of steps, all responses right."""
         if not hasattr(self, "clients"):
             return
-        steps = 2 * sum(len(c.prompt) + c.sequence.limit + 1 for c in self.clients) + 2
+        steps = 2 * sum(len(c.prompt) + c.sequence.max_new_tokens + 1 for c in self.clients) + 2
         while self.scheduler.has_work:
             self._step()
             steps -= 1
-            assert steps > 0, "it goes on for ever"
+            assert steps > 0, "it never ends"
         for client in self.clients:
             client.check()
-        assert self.cache.num_available == self.cache.plan.num_pages
+        assert self.cache.num_available_pages == self.cache.plan.num_pages
 
 
 EngineMachine.TestCase.settings = settings(max_examples=300, stateful_step_count=25)

@@ -64,7 +64,7 @@ def may_begin_with(llm: FakeLLM, text: str) -> bool:
     """True if the last request's answer may begin with that token."""
     constraint = llm.engine.requests[-1].constraint
     (token_id,) = llm.tokenizer.encode(text, parse_special=True)
-    if constraint is None or constraint.is_free():
+    if constraint is None or constraint.is_inactive():
         return True
     return bool(constraint.mask()[token_id // 32] >> (token_id % 32) & 1)
 

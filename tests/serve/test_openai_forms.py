@@ -109,7 +109,7 @@ def test_tool_choice(
     )
     request = llm.engine.requests[-1]
     constraint = request.constraint
-    assert (constraint is not None and not constraint.is_free()) == is_bound
+    assert (constraint is not None and not constraint.is_inactive()) == is_bound
     assert (constraint is None) == (arguments.get("tool_choice") == "none")
     section = llm.tokenizer.special_id("<|tool_calls_section_begin|>")
     assert section is not None

@@ -82,7 +82,7 @@ class Running:
     def __init__(self, engine: Engine, request: Request) -> None:
         self.queue: SimpleQueue[Event] = SimpleQueue()
         self.answer = Answer()
-        self.ticket = engine.submit(request, self.queue.put)
+        self.handle = engine.submit(request, self.queue.put)
 
     def next(self) -> Event:
         event = self.queue.get(timeout=HANG_S)

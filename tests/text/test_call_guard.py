@@ -54,7 +54,7 @@ def is_kept(guard: CallGuard, tokenizer: Tokenizer, text: str) -> bool:
     """True where the text may be written, and end there."""
 
     def allows(token_id: int) -> bool:
-        return guard.is_free() or bool(guard.mask()[token_id // 32] >> (token_id % 32) & 1)
+        return guard.is_inactive() or bool(guard.mask()[token_id // 32] >> (token_id % 32) & 1)
 
     for token_id in tokenizer.encode(text, parse_special=True):
         if guard.is_done() or not allows(token_id):
@@ -93,7 +93,7 @@ def test_text_is_free_and_calls_are_not(
     guard = guard_of(compiler)
     untouched = guard.copy()
     assert is_kept(guard, llm.tokenizer, text) == expected
-    assert untouched.is_free()
+    assert untouched.is_inactive()
 
 
 def test_there_are_no_masks_before_a_call(
@@ -101,7 +101,7 @@ def test_there_are_no_masks_before_a_call(
 ) -> None:
     masks: list[int] = []
     monkeypatch.setattr(
-        "hybridmoe.engine.constraint_masks.ConstraintMasks._hand_over",
+        "hybridmoe.engine.constraint_masks.ConstraintMasks._submit",
         lambda *args: masks.append(len(args)),
     )
     prompt = llm.encode_chat([{"role": "user", "content": "Hello! What can you do?"}])
@@ -122,7 +122,7 @@ def test_drafts_are_taken_while_the_text_is_free(
         request([*prompt, *prompt], 40, ignore_eos=True, constraint=guard_of(compiler)),
     )
     assert len(answer.ids) == 40
-    assert answer.end.usage.proposed_tokens > 0
+    assert answer.end.usage.draft_tokens > 0
 
 
 def test_what_a_model_calls_is_declared(llm: hybridmoe.LLM, compiler: GrammarCompiler) -> None:
@@ -197,4 +197,4 @@ def test_a_mask_is_the_grammars(llm: hybridmoe.LLM, compiler: GrammarCompiler) -
     guard.accept(section)
     allowed = np.unpackbits(guard.mask().view(np.uint8), bitorder="little").nonzero()[0]
     assert allowed.tolist() == [begin]
-    assert guard.closing() is None
+    assert guard.eos_redirect() is None

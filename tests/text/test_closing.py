@@ -10,7 +10,7 @@ from engine_run import request, run
 from parsed_response import parse_response
 
 import hybridmoe
-from hybridmoe.engine.constraint import Closing
+from hybridmoe.engine.constraint import EosRedirect
 from hybridmoe.engine.sampler import Sampler, SamplingParams
 from hybridmoe.text.grammar import Calls, Form, GrammarCompiler, MatcherConstraint
 
@@ -21,7 +21,7 @@ MASK = np.array([0b01101], np.uint32)  # ids 0, 2 and 3
 TOOL = {"type": "function", "function": {"name": "f"}}
 
 
-def closing(ends: list[int], closers: list[int]) -> Closing:
+def closing(ends: list[int], closers: list[int]) -> EosRedirect:
     return np.array(ends), np.array(closers)
 
 
@@ -36,7 +36,7 @@ def closing(ends: list[int], closers: list[int]) -> Closing:
     ],
 )
 def test_the_wish_to_end_is_for_what_closes(
-    params: dict[str, Any], given: Closing | None, expected: int
+    params: dict[str, Any], given: EosRedirect | None, expected: int
 ) -> None:
     for temperature in (0.0, 0.01):
         sampler = Sampler(SamplingParams(temperature=temperature, seed=0, **params), [], 5)
@@ -64,7 +64,7 @@ def closers(llm: hybridmoe.LLM, constraint: MatcherConstraint, text: str) -> set
     for token_id in llm.tokenizer.encode(text, parse_special=True):
         constraint.accept(token_id)
     constraint.mask()
-    found = constraint.closing()
+    found = constraint.eos_redirect()
     return set() if found is None else {llm.tokenizer.decode([i]) for i in found[1]}
 
 

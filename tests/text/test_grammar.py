@@ -119,8 +119,8 @@ def test_it_does_not_show_where_a_mask_was_computed(
     llm: hybridmoe.LLM, compiler: GrammarCompiler, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     answers = []
-    for at_once_s in (-1.0, 1e-4, 1e3):  # in a thread; here and there; at once
-        monkeypatch.setattr("hybridmoe.engine.constraint_masks._AT_ONCE_S", at_once_s)
+    for budget_s in (-1.0, 1e-4, 1e3):  # in the thread; both; inline
+        monkeypatch.setattr("hybridmoe.engine.constraint_masks.INLINE_BUDGET_S", budget_s)
         answers.append(write(llm, *(compiler.text(Form.json_schema(SCHEMA)) for _ in range(4))))
     assert answers[0] == answers[1] == answers[2]
 
