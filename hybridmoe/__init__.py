@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from hybridmoe.llm.llm import LLM, Progress
     from hybridmoe.llm.load import load
     from hybridmoe.llm.result import Piece, Result, ResultStream, Timing
+    from hybridmoe.placement.options import LoadOptions
 
     __version__: str
 
@@ -40,6 +41,7 @@ __all__ = [
     "EngineConfig",
     "GGUFError",
     "HybridMoeError",
+    "LoadOptions",
     "Piece",
     "Progress",
     "QueueFullError",
@@ -60,6 +62,7 @@ _HOMES = {
     "hybridmoe.llm.result": ("Piece", "Result", "ResultStream", "Timing"),
     "hybridmoe.llm.llm": ("LLM", "Progress"),
     "hybridmoe.llm.load": ("load",),
+    "hybridmoe.placement.options": ("LoadOptions",),
 }
 
 

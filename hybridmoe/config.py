@@ -8,9 +8,10 @@ the YaRN formulas are those of DeepSeek-V3's published `modeling_deepseek.py`.
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Annotated, Any
 
 from hybridmoe.errors import ConfigError, GGUFError, UnsupportedModelError, short
+from hybridmoe.option import Choice, Count, Number, check_options
 
 __all__ = [
     "DEVICES",
@@ -21,6 +22,7 @@ __all__ = [
     "PAGE_TOKENS",
     "SUPPORTED_ARCHITECTURES",
     "EngineConfig",
+    "EngineOptions",
     "ModelConfig",
     "RoutingSpec",
     "YarnConfig",
@@ -235,47 +237,54 @@ class ModelConfig:
             return self
         if self.yarn is None:
             raise ConfigError("yarn betas given, but this model does not use YaRN: leave them out")
-        for option, beta in (("yarn_beta_fast", beta_fast), ("yarn_beta_slow", beta_slow)):
-            if beta is not None and not 0.0 < beta <= 1e6:
-                raise ConfigError(f"{option}={beta}: expected a number above 0 and at most 1e6")
         fast = self.yarn.beta_fast if beta_fast is None else beta_fast
         slow = self.yarn.beta_slow if beta_slow is None else beta_slow
         return replace(self, yarn=replace(self.yarn, beta_fast=fast, beta_slow=slow))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class EngineConfig:
-    """How an engine shares one model between requests. Raises ConfigError for what cannot be."""
+class EngineOptions:
+    """Options of an engine that a user may choose before the model is known."""
 
-    context_tokens: int  # of one request, prompt and output together
-    kv_tokens: int | None = None  # latents held in all; None: chosen once, by the memory there is
-    kv_type: str = KV_TYPES[0]  # element type of latents: one of KV_TYPES
-    max_running: int = 8  # requests in one batch
-    max_waiting: int = 64  # requests in the queue; one more is refused
-    chunk_tokens: int = 512  # prompt tokens of one step, at most
-    decode_slowdown: float = 3.0  # of running answers, at most, while prompts are read
-    speculate: int = 0  # tokens proposed a step by prompt lookup; 0 = off
+    kv_type: Annotated[
+        str, Choice("KV cache type; int8 halves the memory of f16", choices=KV_TYPES)
+    ] = KV_TYPES[0]
+    kv_tokens: Annotated[
+        int | None,
+        Count("KV cache size in tokens, all requests together", unset="by free memory", least=1),
+    ] = None
+    max_running: Annotated[
+        int,
+        Count("Requests in one batch", flags=("--max-running", "--slots"), least=1, most=4096),
+    ] = 8
+    max_waiting: Annotated[
+        int,
+        Count(
+            "Requests in the queue; further ones are refused (HTTP 429)",
+            flags=("--max-waiting", "--queue"),
+            most=1 << 20,
+        ),
+    ] = 64
+    speculate: Annotated[int, Count("Draft up to N tokens by prompt lookup", most=64)] = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineConfig(EngineOptions):
+    """Sizes of an engine: context, KV cache, batch, queue. Raises ConfigError."""
+
+    context_tokens: Annotated[
+        int, Count("Prompt and response of one request", least=1, most=_MAX_CONTEXT_TOKENS)
+    ]
+    chunk_tokens: Annotated[int, Count("Prompt tokens of one step", least=1, most=1 << 16)] = 512
+    decode_slowdown: Annotated[
+        float, Number("Slowdown of decoding while prompts are read, at most", above=1.0, most=1e6)
+    ] = 3.0
 
     def __post_init__(self) -> None:
-        for name, least, most in (
-            ("context_tokens", 1, _MAX_CONTEXT_TOKENS),
-            ("max_running", 1, 4096),
-            ("max_waiting", 0, 1 << 20),
-            ("chunk_tokens", 1, 1 << 16),
-            ("speculate", 0, 64),
-        ):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
-                raise ConfigError(f"{name}={value!r}: expected a whole number, {least} to {most}")
-        if self.kv_type not in KV_TYPES:
-            raise ConfigError(f"kv_type={self.kv_type!r}: expected one of {', '.join(KV_TYPES)}")
+        check_options(self)
         if self.kv_tokens is not None and self.kv_tokens < self.context_tokens:
             raise ConfigError(
                 f"kv_tokens={self.kv_tokens}: expected at least the context, {self.context_tokens}"
-            )
-        if not 1.0 < self.decode_slowdown <= 1e6:  # also false for NaN
-            raise ConfigError(
-                f"decode_slowdown={self.decode_slowdown}: expected a number above 1, at most 1e6"
             )
 
 

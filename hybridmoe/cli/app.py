@@ -1,8 +1,8 @@
-"""The `hybridmoe` command: finds the subcommand, turns errors into one line and an exit code.
+"""The `hybridmoe` command: run a subcommand; errors become one line and an exit code.
 
-Exit codes: 0 done, 1 failed, 2 used wrongly, 130 interrupted; SIGTERM and SIGHUP are died of, when
-all is saved. Commands are imported when called
-(torch alone takes longer than `--help` may), so this module holds their names and summaries.
+Exit codes: 0 done, 1 failed, 2 used wrongly, 130 interrupted. SIGTERM and SIGHUP end the process
+after all is saved. A command's module is imported when the command runs, since torch alone takes
+longer than `--help` may; so this module holds names and summaries.
 """
 
 import os
@@ -32,32 +32,30 @@ class _Entry(NamedTuple):
 
 
 COMMANDS = {
-    "chat": _Entry("hybridmoe.cli.chat", "chat_command", "Talk with a model; or pipe a question."),
+    "chat": _Entry("hybridmoe.cli.chat", "chat_command", "Chat with a model; or pipe one message."),
     "generate": _Entry(
         "hybridmoe.cli.generate", "generate_command", "Answer one prompt, or continue a text."
     ),
     "serve": _Entry(
-        "hybridmoe.cli.serve", "serve_command", "Serve a model to OpenAI's and Anthropic's clients."
+        "hybridmoe.cli.serve", "serve_command", "Serve a model over OpenAI's and Anthropic's APIs."
     ),
     "inspect": _Entry(
         "hybridmoe.cli.inspect",
         "inspect_command",
-        "Show what a GGUF file holds and needs.",
+        "Show the contents and sizes of a GGUF file.",
     ),
     "plan": _Entry(
-        "hybridmoe.cli.plan", "plan_command", "Say where a model would live, and how fast it is."
+        "hybridmoe.cli.plan", "plan_command", "Plan memory and predict speed for a model."
     ),
-    "bench": _Entry(
-        "hybridmoe.cli.bench", "bench_command", "Say what a cache of experts would gain."
-    ),
+    "bench": _Entry("hybridmoe.cli.bench", "bench_command", "Compare expert-cache policies."),
     "doctor": _Entry(
-        "hybridmoe.cli.doctor", "doctor_command", "Measure what this machine can reach at most."
+        "hybridmoe.cli.doctor", "doctor_command", "Measure this machine's limits, and give advice."
     ),
 }
 
 
 class _LazyGroup(click.Group):
-    """A group that imports a command's module when the command runs, not to list it."""
+    """A group that imports a command's module when the command runs."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(COMMANDS)
@@ -91,22 +89,22 @@ def _print_version(ctx: click.Context, _parameter: click.Parameter, is_given: bo
     is_eager=True,
     expose_value=False,
     callback=_print_version,
-    help="Print the version.",
+    help="Print the version",
 )
 @debug_option
 @click.pass_context
 def cli(ctx: click.Context) -> None:
     """Run trillion-parameter mixture-of-experts models, such as Kimi K2, on one workstation.
 
-    Without a file, the commands use the small model that comes with the package.
+    Without a file, chat, generate and serve use the embedded model.
     """
     help_without_command(ctx)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line; `argv` is without the program's name. Returns the exit code.
+    """Run the command line and return its exit code; argv: without the program's name.
 
-    SIGTERM and SIGHUP end the command in order, and then the process where `argv` is its own.
+    SIGTERM and SIGHUP end the command in order. With argv=None the process then dies of them.
     """
     _fill_streams()
     with terminations() as come:
@@ -124,8 +122,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _fill_streams() -> None:
-    """Standard streams that were closed lead nowhere: else the next file that is opened takes
-    their place, and is written into.
+    """Redirect closed standard streams to /dev/null.
+
+    Else the next file that is opened takes their descriptor, and is written into.
     """
     for number in range(3):
         try:
@@ -171,7 +170,7 @@ def _run(argv: Sequence[str] | None) -> int:
 
 
 def _drop_output() -> None:
-    """Python flushes standard output once more at exit; where that fails, give it a place to go."""
+    """Redirect standard output to /dev/null if a flush fails: Python flushes again at exit."""
     try:
         sys.stdout.flush()
     except OSError:

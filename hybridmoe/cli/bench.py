@@ -1,4 +1,4 @@
-"""`hybridmoe bench cache`: policies for a cache of experts, on a routing trace."""
+"""`hybridmoe bench cache`: expert-cache policies on a routing trace."""
 
 from dataclasses import replace
 from importlib.util import find_spec
@@ -26,25 +26,26 @@ _CONTEXT = 2048
 @click.group("bench", invoke_without_command=True)
 @click.pass_context
 def bench_command(ctx: click.Context) -> None:
-    """Benchmarks of what a model does with this machine."""
+    """Run benchmarks of the expert cache."""
     help_without_command(ctx)
 
 
 @bench_command.command("cache")
 @click.argument("source", required=False, type=click.Path(exists=True, dir_okay=False))
 @click.option("--out", type=click.Path(file_okay=False, path_type=Path), default="cache-bench",
-              show_default=True, help="folder of the results")  # fmt: skip
+              show_default=True, help="Folder of the results")  # fmt: skip
 @click.option("--conversations", type=click.IntRange(2, 1000), default=8, show_default=True,
-              help="of each category, where a model is recorded")  # fmt: skip
+              help="Conversations of each category, if a model is recorded")  # fmt: skip
 @click.option("--tokens", type=click.IntRange(1, 4096), default=48, show_default=True,
-              help="of an answer, at most")  # fmt: skip
+              help="Maximum tokens of a response")  # fmt: skip
 @click.option("--far-gbs", type=_ABOVE_0, default=250.0, show_default=True,
-              help="GB/s at which experts are computed without the cache")  # fmt: skip
+              help="GB/s of uncached experts, from RAM")  # fmt: skip
 @click.option("--near-gbs", type=_ABOVE_0, default=1000.0, show_default=True,
-              help="GB/s at which experts in the cache are computed")  # fmt: skip
+              help="GB/s of cached experts, from VRAM")  # fmt: skip
 @click.option("--upload-gbs", type=_ABOVE_0, default=50.0, show_default=True,
-              help="GB/s into the cache")  # fmt: skip
-@click.option("--seed", type=click.IntRange(0, 1 << 31), default=0, show_default=True)
+              help="GB/s of uploads into the cache")  # fmt: skip
+@click.option("--seed", type=click.IntRange(0, 1 << 31), default=0, show_default=True,
+              help="Random seed of sampling and policies")  # fmt: skip
 @debug_option
 def cache_command(
     source: str | None,
@@ -56,9 +57,9 @@ def cache_command(
     upload_gbs: float,
     seed: int,
 ) -> None:
-    """Replay a routing trace against every cache policy.
+    """Replay a routing trace with every cache policy.
 
-    SOURCE: a trace, or a GGUF model to record one from; without it, the embedded model.
+    SOURCE: a trace, or a GGUF model to record one from [default: the embedded model].
     """
     trace, guesses = _trace(source, out, conversations, tokens, seed)
     speeds = Speeds(far=far_gbs * 1e9, near=near_gbs * 1e9, upload=upload_gbs * 1e9)

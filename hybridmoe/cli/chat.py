@@ -1,4 +1,4 @@
-"""`hybridmoe chat`: a conversation on a terminal, or one question through a pipe."""
+"""`hybridmoe chat`: a conversation on a terminal, or one message through a pipe."""
 
 import os
 import sys
@@ -12,10 +12,11 @@ from hybridmoe.cli.commands import Commands
 from hybridmoe.cli.loading import check_params, open_model
 from hybridmoe.cli.options import (
     SAMPLING_NAMES,
-    engine_options,
+    SERVER_NAMES,
+    SectionedCommand,
     load_options,
+    load_options_of,
     model_argument,
-    opening_of,
     sampling_of,
     sampling_options,
 )
@@ -36,20 +37,20 @@ __all__ = ["chat_command", "is_unfinished", "joined"]
 _QUOTES = '"""'
 
 
-@click.command("chat")
+@click.command("chat", cls=SectionedCommand)
 @model_argument
-@click.option("--system", metavar="TEXT", help="The system message.")
+@click.option("--system", metavar="TEXT", help="System message")
 @sampling_options
-@click.option("--no-color", is_flag=True, help="No dim text, no colours; so does NO_COLOR=1.")
-@engine_options
-@load_options
+@click.option("--no-color", is_flag=True, help="No dim text, no colors; as NO_COLOR=1")
+@load_options(without=SERVER_NAMES)
 def chat_command(model: Path | None, system: str | None, no_color: bool, **options: Any) -> None:
-    """Talk with MODEL.gguf, or with the model that comes with the package.
+    """Chat with MODEL.gguf, or with the embedded model.
 
-    With a pipe, standard input is one message and the answer alone is printed.
+    In a pipe, standard input is one message, and only the response is printed.
     """
     params = sampling_of(options)
-    with open_model(model, params, **opening_of(options)) as llm:
+    check_params(params)
+    with open_model(model, load_options_of(options)) as llm:
         session = Session(llm.config.name, system, params)
         if sys.stdin.isatty():
             _converse(llm, session, Screen(use_color=not no_color))

@@ -1,4 +1,4 @@
-"""`hybridmoe inspect --check`: every weight of a file read, and the damaged ones named."""
+"""`hybridmoe inspect --check`: read all weights of a file and name the damaged tensors."""
 
 import json
 from dataclasses import asdict
@@ -18,7 +18,7 @@ _MOST_LINES = 20
 
 
 def check_weights(file: GGUFFile, *, as_json: bool = False) -> None:
-    """Print what is damaged. Errors: GGUFError if anything is; DiskError."""
+    """Print the damaged tensors. Errors: GGUFError if any is damaged; DiskError."""
     tensors = list(file.tensors.values())
     found: list[Damage] = []
     unknown = [tensor for tensor in tensors if not is_checkable(tensor)]

@@ -1,4 +1,4 @@
-"""`hybridmoe doctor`: facts about the machine, its measured limits, and what will be slow."""
+"""`hybridmoe doctor`: facts about this machine, its measured limits, and advice."""
 
 import json
 from dataclasses import asdict
@@ -13,12 +13,12 @@ __all__ = ["doctor_command"]
 
 
 @click.command("doctor")
-@click.option("--quick", is_flag=True, help="Measure for one second instead of four.")
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@click.option("--quick", is_flag=True, help="Measure for one second instead of four")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object")
 def doctor_command(quick: bool, as_json: bool) -> None:
-    """Measure what memory and arithmetic of this machine can reach, and say what will be slow.
+    """Measure memory bandwidth and arithmetic throughput of this machine, and give advice.
 
-    Other programs that run meanwhile lower the figures.
+    Other programs that run at the same time lower the figures.
     """
     machine = inspect_machine()
     limits = measure(quick=quick)

@@ -1,4 +1,4 @@
-"""`hybridmoe generate`: one question answered, or one text continued, for scripts."""
+"""`hybridmoe generate`: answer one prompt, or continue one text, for scripts."""
 
 import json
 import sys
@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from hybridmoe.cli.loading import open_model
+from hybridmoe.cli.loading import check_params, open_model
 from hybridmoe.cli.options import (
-    engine_options,
+    SERVER_NAMES,
+    SectionedCommand,
     load_options,
+    load_options_of,
     model_argument,
-    opening_of,
     sampling_of,
     sampling_options,
 )
@@ -24,21 +25,21 @@ if TYPE_CHECKING:
 
 __all__ = ["generate_command"]
 
-# Where --max-tokens is left out: a template's answers end by themselves, but for a mishap; texts
-# often do not.
-_MAX_ANSWER, _MAX_TEXT = 4096, 256
+# Without --max-tokens. Chat responses end by themselves, but for a mishap; texts often do not.
+_MAX_RESPONSE, _MAX_TEXT = 4096, 256
 
 
-@click.command("generate")
+@click.command("generate", cls=SectionedCommand)
 @model_argument
-@click.option("-p", "--prompt", required=True, help="The question; - reads standard input.")
-@click.option("--raw", is_flag=True, help="Continue the prompt as a text, without the template.")
-@click.option("--chat", "must_chat", is_flag=True, help="Fail where there is no template.")
-@click.option("--system", metavar="TEXT", help="The system message.")
+@click.option("-p", "--prompt", required=True, help="Prompt; - reads standard input")
+@click.option(
+    "--raw", is_flag=True, help="Continue the prompt as plain text, without the chat template"
+)
+@click.option("--chat", "must_chat", is_flag=True, help="Fail if the model has no chat template")
+@click.option("--system", metavar="TEXT", help="System message")
 @sampling_options
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object at the end.")
-@engine_options
-@load_options
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object at the end")
+@load_options(without=SERVER_NAMES)
 def generate_command(
     model: Path | None,
     prompt: str,
@@ -48,11 +49,11 @@ def generate_command(
     as_json: bool,
     **options: Any,
 ) -> None:
-    """Answer a prompt with MODEL.gguf, or with the model that comes with the package.
+    """Answer one prompt with MODEL.gguf, or with the embedded model.
 
-    It is asked as a question, by the file's chat template. With --raw, or where the file has
-    none, it is continued as a text, in which names of special tokens stand for those tokens. An
-    answer has at most 4096 tokens, a text 256, where --max-tokens is left out.
+    The prompt becomes a user message in the model's chat template. With --raw, or without a
+    template, it is continued as plain text, in which names of special tokens stand for those
+    tokens. Without --max-tokens, a response has at most 4096 tokens, a continued text 256.
     """
     must_chat = must_chat or system is not None
     if raw and must_chat:
@@ -63,15 +64,13 @@ def generate_command(
     if prompt == "-":
         prompt = sys.stdin.buffer.read().decode("utf-8-sig", "replace")
     params = sampling_of(options)
-    with (
-        open_model(model, params, **opening_of(options)) as llm,
-        ProgressBar() as bar,
-    ):
+    check_params(params)
+    with open_model(model, load_options_of(options)) as llm, ProgressBar() as bar:
         is_chat = must_chat or (not raw and llm.can_chat)
         if not is_chat and not raw:
             _say("the file has no chat template: the prompt is continued as a text")
         is_limited = "max_tokens" in params
-        params.setdefault("max_tokens", _MAX_ANSWER if is_chat else _MAX_TEXT)
+        params.setdefault("max_tokens", _MAX_RESPONSE if is_chat else _MAX_TEXT)
         stream = _start(llm, prompt, system, is_chat=is_chat, progress=bar, **params)
         screen = Screen()
         for text, is_thought in stream.pieces():

@@ -1,4 +1,4 @@
-"""`hybridmoe inspect`: what a GGUF file holds, and what a token of it costs.
+"""`hybridmoe inspect`: contents of a GGUF file, and its costs per token.
 
 Reads headers only, so a terabyte is inspected at once. Facts are gathered first, then printed as
 JSON, as tables on a terminal, or as plain aligned text in a pipe. Text from the file is escaped.
@@ -27,13 +27,13 @@ __all__ = ["inspect_command"]
 
 @click.command("inspect")
 @click.argument("model", type=click.Path(path_type=Path))
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-@click.option("--tensors", "with_tensors", is_flag=True, help="List every tensor.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object")
+@click.option("--tensors", "with_tensors", is_flag=True, help="List every tensor")
 @click.option(
-    "--check", "is_check", is_flag=True, help="Read all weights; name those with NaN or infinity."
+    "--check", "is_check", is_flag=True, help="Read all weights and report NaN and infinity"
 )
 def inspect_command(model: Path, as_json: bool, with_tensors: bool, is_check: bool) -> None:
-    """Show what MODEL, a GGUF file or the first part of a split one, holds."""
+    """Show the contents and sizes of MODEL, a GGUF file or the first part of a split one."""
     with GGUFFile.open(model) as file:
         if is_check:
             from hybridmoe.cli.check import check_weights  # imports torch
@@ -52,7 +52,7 @@ def inspect_command(model: Path, as_json: bool, with_tensors: bool, is_check: bo
 
 
 def _read_config(file: GGUFFile) -> tuple[ModelConfig | None, str | None]:
-    """The configuration, or None and the reason why this program cannot run the model."""
+    """Read the configuration; else None, and the reason why the model cannot be run."""
     try:
         config = ModelConfig.from_metadata(file.metadata)
         check_tensor_names(config, file.tensors)

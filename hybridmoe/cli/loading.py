@@ -1,4 +1,4 @@
-"""Opening a model for a command: parameters are checked first, then a bar shows the reading."""
+"""Open a model for a command: a progress bar, placement notes, an orderly end."""
 
 import sys
 from collections.abc import Iterator
@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import hybridmoe
 from hybridmoe.cli.render import ProgressBar
 from hybridmoe.cli.signals import patient
+from hybridmoe.placement.options import LoadOptions
 
 if TYPE_CHECKING:
     from hybridmoe import LLM
@@ -22,11 +23,10 @@ def check_params(params: dict[str, Any]) -> None:
 
 
 @contextmanager
-def open_model(path: Path | None, params: dict[str, Any], **options: Any) -> "Iterator[LLM]":
-    """`hybridmoe.load`, not before `params` are known to be good: a model takes minutes."""
-    check_params(params)
+def open_model(path: Path | None, options: LoadOptions) -> "Iterator[LLM]":
+    """Open a model with a progress bar; close it at the end, whatever signals arrive."""
     with ProgressBar() as bar:
-        llm = hybridmoe.load(path, progress=bar, **options)
+        llm = hybridmoe.load(path, options, progress=bar)
     try:
         for line in placement_lines(llm):
             print(f"hybridmoe: {line}", file=sys.stderr, flush=True)
@@ -37,7 +37,7 @@ def open_model(path: Path | None, params: dict[str, Any], **options: Any) -> "It
 
 
 def placement_lines(llm: "LLM") -> list[str]:
-    """What to say about where things are, and whether it will be slow."""
+    """Describe the placement of a model, with a warning if it will be slow."""
     plan = llm.expert_plan
     if plan is None:
         return [*llm.notes]

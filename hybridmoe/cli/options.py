@@ -1,43 +1,59 @@
-"""Options that several commands share, and what becomes of them.
+"""Options that several commands share: made from `LoadOptions`, and those of sampling.
 
-An option that is not given is None, so that the file's and the library's defaults hold.
+An option that is not given is None, or empty where it is repeatable, so that the file's and the
+library's defaults hold.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
 import click
 
-from hybridmoe.config import DEVICES, KV_TYPES
+from hybridmoe.config import EngineOptions
+from hybridmoe.option import Choice, Count, File, Number, Option, Size, Texts, options_of
+from hybridmoe.placement.options import LoadOptions
 
 __all__ = [
-    "ENGINE_NAMES",
-    "LOAD_NAMES",
     "SAMPLING_NAMES",
+    "SERVER_NAMES",
+    "SectionedCommand",
     "debug_option",
-    "device_option",
-    "engine_options",
     "help_without_command",
+    "load_option",
     "load_options",
+    "load_options_of",
     "model_argument",
-    "opening_of",
-    "place_option",
     "sampling_of",
     "sampling_options",
 ]
 
-LOAD_NAMES = (
-    "num_threads", "context_tokens", "device", "vram", "place", "defer", "expert_ram",
-    "expert_prefetch", "expert_profile", "trace", "yarn_beta_fast", "yarn_beta_slow",
-)  # fmt: skip
-ENGINE_NAMES = ("kv_type", "speculate")
 F = TypeVar("F", bound=Callable[..., Any])
 
-SAMPLING_NAMES = (
-    "temperature", "top_k", "top_p", "min_p", "repetition_penalty", "presence_penalty",
-    "frequency_penalty", "seed", "max_tokens", "stop",
-)  # fmt: skip
+# Options of `load` that make a difference only to many requests at a time.
+SERVER_NAMES = ("kv_tokens", "max_running", "max_waiting")
+
+
+class SectionedCommand(click.Command):
+    """A command whose help lists the options of sampling and of the model apart."""
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        sections: dict[str, list[tuple[str, str]]] = {}
+        for parameter in self.get_params(ctx):
+            row = parameter.get_help_record(ctx) if isinstance(parameter, click.Option) else None
+            if row is not None:
+                sections.setdefault(getattr(parameter, "section", "Options"), []).append(row)
+        for title, rows in sections.items():
+            with formatter.section(title):
+                formatter.write_dl(rows)
+
+
+class _SectionOption(click.Option):
+    """An option listed under a title of its own."""
+
+    def __init__(self, *args: Any, section: str, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.section = section
 
 
 def _note_debug(ctx: click.Context, _parameter: click.Parameter, is_given: bool) -> None:
@@ -51,20 +67,7 @@ debug_option = click.option(
     is_eager=True,
     expose_value=False,
     callback=_note_debug,
-    help="Show a traceback where something fails.",
-)
-
-device_option = click.option(
-    "--device",
-    type=click.Choice(DEVICES),
-    default="auto",
-    help="Where all but the experts is computed; a CUDA card if there is one.",
-)
-place_option = click.option(
-    "--place",
-    multiple=True,
-    metavar="REGEX=cpu|cuda",
-    help="Where tensors of such names are; the first that matches counts; repeatable.",
+    help="Print the traceback of an error",
 )
 
 model_argument = click.argument(
@@ -78,88 +81,85 @@ def help_without_command(ctx: click.Context) -> None:
         click.echo(ctx.get_help())
 
 
+def load_option(name: str, *, help: str | None = None, default: str | None = None) -> Any:
+    """The command-line option of one field of `LoadOptions`.
+
+    help, default: as the help text shows them, where a command differs from `hybridmoe.load`.
+    """
+    option = options_of(LoadOptions)[name]
+    value = getattr(LoadOptions(), name)
+    shown = default or option.unset or ("" if value in (None, ()) else str(value))
+    flags = option.flags or (f"--{name.replace('_', '-')}",)
+    return click.option(
+        *flags,
+        name,
+        cls=_SectionOption,
+        section="Model options",
+        help=(help or option.help) + (f" [default: {shown}]" if shown else ""),
+        **_parsing(option),
+    )
+
+
+def load_options(*, without: Collection[str] = ()) -> Callable[[F], F]:
+    """The options of `hybridmoe.load` but for some, and --debug."""
+    names = [name for name in options_of(LoadOptions) if name not in without]
+    names.sort(key=options_of(EngineOptions).__contains__)  # the inherited ones last
+    return lambda function: _apply(function, *map(load_option, names), debug_option)
+
+
+def load_options_of(options: Mapping[str, Any]) -> LoadOptions:
+    """Check the options of `hybridmoe.load` that a command was given. Errors: ConfigError."""
+    known = options_of(LoadOptions).keys() & options.keys()
+    return LoadOptions(**{name: options[name] for name in known if options[name] is not None})
+
+
+def _parsing(option: Option) -> dict[str, Any]:
+    """Keywords of `click.option` for the type; ranges are left to `LoadOptions`."""
+    match option:
+        case Count():
+            parsing: dict[str, Any] = {"type": int, "metavar": "N"}
+        case Number():
+            parsing = {"type": float, "metavar": "X"}
+        case Size():
+            parsing = {"metavar": "SIZE"}
+        case File():
+            parsing = {"type": click.Path(path_type=Path, dir_okay=False), "metavar": "FILE"}
+        case Choice():
+            parsing = {"type": click.Choice(option.choices)}
+        case Texts():
+            parsing = {"multiple": True}
+        case _:
+            raise AssertionError(option)
+    return parsing if option.metavar is None else {**parsing, "metavar": option.metavar}
+
+
+_SAMPLING: Mapping[str, dict[str, Any]] = {
+    "temperature": {"type": float, "help": "Sampling temperature; 0 is greedy"},
+    "top_k": {"type": int, "help": "Sample from the K most likely tokens; 0 = all"},
+    "top_p": {"type": float, "help": "Sample from the most likely tokens of this total share"},
+    "min_p": {"type": float, "help": "Drop tokens below this share of the most likely one"},
+    "repetition_penalty": {"type": float, "help": "Penalty on tokens of prompt and response; > 1"},
+    "presence_penalty": {"type": float, "help": "Penalty on tokens that the response contains"},
+    "frequency_penalty": {"type": float, "help": "Penalty for each occurrence in the response"},
+    "seed": {"type": int, "help": "Random seed; the same seed gives the same response"},
+    "max_tokens": {"type": int, "help": "Maximum tokens of a response"},
+    "stop": {"multiple": True, "metavar": "TEXT", "help": "End before this text; repeatable"},
+}
+SAMPLING_NAMES = tuple(_SAMPLING)  # as in `SamplingParams`
+
+
 def sampling_options(function: F) -> F:
-    """How the next token is chosen; names as in `SamplingParams`."""
-    return _apply(
-        function,
-        click.option("--temperature", type=float, help="0 = always the likeliest token."),
-        click.option("--top-k", type=int, help="Choose among the K likeliest tokens; 0 = all."),
-        click.option("--top-p", type=float, help="Among the likeliest that make up this share."),
-        click.option("--min-p", type=float, help="Among those this likely, next to the likeliest."),
-        click.option("--repetition-penalty", type=float, help="Above 1 discourages; whole text."),
-        click.option("--presence-penalty", type=float, help="On tokens that the answer has."),
-        click.option("--frequency-penalty", type=float, help="The same, for each time."),
-        click.option("--seed", type=int, help="The same seed gives the same answer."),
-        click.option("--max-tokens", type=int, help="At most this many tokens an answer."),
-        click.option("--stop", multiple=True, metavar="TEXT", help="End before it; repeatable."),
-    )
-
-
-def load_options(function: F) -> F:
-    """How the model is opened; the names are those of `hybridmoe.load`."""
-    return _apply(
-        function,
-        click.option("--threads", "num_threads", type=int, help="CPU threads; physical cores."),
-        click.option("--ctx", "context_tokens", type=int, help="Context in tokens; the model's."),
-        device_option,
-        click.option("--vram", metavar="SIZE", help="Of the card's memory, 20GiB; what is free."),
-        place_option,
+    """The sampling parameters that a command takes."""
+    options = [
         click.option(
-            "--defer",
-            type=int,
-            default=0,
-            metavar="N",
-            help="Add a token's N least weighted experts one layer later; changes answers.",
-        ),
-        click.option("--expert-ram", metavar="SIZE", help="RAM for experts, 12GiB; what is free."),
-        click.option(
-            "--expert-prefetch",
-            type=int,
-            default=0,
-            metavar="N",
-            help="Read N experts of the next layer on a guess, where not all are in RAM.",
-        ),
-        click.option(
-            "--expert-profile",
-            type=click.Path(path_type=Path),
-            help="Load the experts first that it names; saved at the end.",
-        ),
-        click.option(
-            "--trace",
-            type=click.Path(path_type=Path, dir_okay=False),
-            help="Write which experts every token chose.",
-        ),
-        click.option("--yarn-beta-fast", type=float, help="Override the file's YaRN beta_fast."),
-        click.option("--yarn-beta-slow", type=float, help="Override the file's YaRN beta_slow."),
-        debug_option,
-    )
-
-
-def engine_options(function: F) -> F:
-    """How one conversation runs; the names are those of `hybridmoe.load`."""
-    return _apply(
-        function,
-        click.option(
-            "--kv-type",
-            type=click.Choice(KV_TYPES),
-            default=KV_TYPES[0],
-            show_default=True,
-            help="KV cache type; int8 takes half the memory.",
-        ),
-        click.option(
-            "--speculate",
-            type=int,
-            default=0,
-            show_default=True,
-            metavar="N",
-            help="Check N tokens at once that followed the same words before.",
-        ),
-    )
-
-
-def opening_of(options: Mapping[str, Any]) -> dict[str, Any]:
-    """What `hybridmoe.load` takes of a command's options."""
-    return {name: options[name] for name in (*LOAD_NAMES, *ENGINE_NAMES)}
+            f"--{name.replace('_', '-')}",
+            cls=_SectionOption,
+            section="Sampling options",
+            **keywords,
+        )
+        for name, keywords in _SAMPLING.items()
+    ]
+    return _apply(function, *options)
 
 
 def sampling_of(options: Mapping[str, Any]) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 import click
 
-from hybridmoe.cli.options import debug_option, device_option, place_option
+from hybridmoe.cli.options import debug_option, load_option
 from hybridmoe.cli.plan_report import Report, sections
 from hybridmoe.cli.tables import print_sections
 from hybridmoe.config import KV_TYPES, EngineConfig, check_gpu_kv_type
@@ -64,8 +64,8 @@ def _machine_options(function: F) -> F:
                 "--vram", metavar="SIZE", callback=_size, help="VRAM to fill; what is free."
             ),
             click.option("--gpu", metavar="NAME", help="A card by name, such as rtx-4090."),
-            device_option,
-            place_option,
+            load_option("device"),
+            load_option("place"),
             click.option("--dram-gbs", type=_ABOVE_0, help="Memory's read rate, GB/s; measured."),
             click.option("--tops", type=_ABOVE_0, help="Peak of the CPU's products; measured."),
             click.option("--disk-gbs", type=_ABOVE_0, help="Disk's read rate; the file's disk."),

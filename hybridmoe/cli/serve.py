@@ -12,53 +12,77 @@ import click
 
 import hybridmoe
 from hybridmoe.cli.loading import placement_lines
-from hybridmoe.cli.options import LOAD_NAMES, load_options, model_argument
+from hybridmoe.cli.options import (
+    SectionedCommand,
+    load_options,
+    load_options_of,
+    model_argument,
+)
 from hybridmoe.cli.render import ProgressBar
 from hybridmoe.cli.signals import ENDING, Insistence, Terminated, handled
-from hybridmoe.config import KV_TYPES
 from hybridmoe.errors import ConfigError
+from hybridmoe.placement.options import LoadOptions
 
 __all__ = ["listen", "serve_command"]
 
 _LOOPBACK_NAMES = ("localhost", "127.0.0.1", "[::1]")
-_ENGINE_NAMES = ("max_running", "max_waiting", "kv_tokens", "kv_type", "speculate")
 
 
-@click.command("serve")
+@click.command("serve", cls=SectionedCommand)
 @model_argument
-@click.option("--host", default="127.0.0.1", show_default=True, help="The address to listen at.")
-@click.option("--port", default=8000, show_default=True, type=click.IntRange(0, 65535))
-@click.option("--api-key", "api_keys", multiple=True, metavar="KEY", help="Ask for it; repeatable.")
+@click.option("--host", default="127.0.0.1", help="Address to listen on [default: 127.0.0.1]")
+@click.option(
+    "--port",
+    default=8000,
+    type=click.IntRange(0, 65535),
+    metavar="PORT",
+    help="Port to listen on; 0 = any free one [default: 8000]",
+)
+@click.option(
+    "--api-key",
+    "api_keys",
+    multiple=True,
+    metavar="KEY",
+    help="Require this API key; repeatable [default: none required]",
+)
 @click.option(
     "--api-key-file",
     type=click.Path(path_type=Path),
-    help="Keys, one a line; keeps them out of the list of processes.",
+    metavar="FILE",
+    help="Require one of the API keys in FILE, one a line; hides them from the process list",
 )
-@click.option("--model-name", "names", multiple=True, help="Served under this name; repeatable.")
-@click.option("--slots", "max_running", type=int, help="Requests answered at once; 8.")
 @click.option(
-    "--queue", "max_waiting", type=int, help="Requests that may wait; 64. Others get 429."
+    "--model-name",
+    "names",
+    multiple=True,
+    metavar="NAME",
+    help="Model name in the API; repeatable [default: the file's name]",
 )
-@click.option("--kv-tokens", type=int, help="Tokens whose latents are kept, in all; by memory.")
-@click.option("--kv-type", type=click.Choice(KV_TYPES), help="KV cache type; f16.")
-@click.option("--speculate", type=int, help="Tokens guessed a step from the prompt; 0 = none.")
-@click.option("--cors", "cors_origins", multiple=True, metavar="ORIGIN", help="Or '*'; repeatable.")
+@click.option(
+    "--cors",
+    "cors_origins",
+    multiple=True,
+    metavar="ORIGIN",
+    help="Allow requests from pages of this origin, or '*'; repeatable [default: none]",
+)
 @click.option(
     "--allow-host",
     "allowed_hosts",
     multiple=True,
     metavar="NAME",
-    help="A further Host header to accept without a key, besides addresses and own names; or '*'.",
+    help="Accept this Host header without an API key, or '*'; repeatable"
+    " [default: addresses and this machine's names]",
 )
-@load_options
+@load_options()
 def serve_command(model: Path | None, host: str, port: int, **options: Any) -> None:
-    """Serve MODEL.gguf, or the model that comes with the package, over HTTP.
+    """Serve MODEL.gguf, or the embedded model, over HTTP.
 
-    OpenAI's and Anthropic's clients can use it; / is a chat page, /docs lists the rest.
+    Compatible with OpenAI's and Anthropic's clients; / is a chat page, /docs the API reference.
     """
     # Not at the top: `hybridmoe --help` must not pay for it.
     from hybridmoe.serve import ServeConfig, Server, Service
 
+    loading = load_options_of(options)
     keys = (*options["api_keys"], *_read_keys(options["api_key_file"]))
     is_local = _is_loopback(host)
     names = options["names"] or (_model_name(model),)
@@ -76,7 +100,7 @@ def serve_command(model: Path | None, host: str, port: int, **options: Any) -> N
         _say(f"warning: {host} can be reached by others, and no --api-key is set")
     service = Service(config)
     server = Server(service)
-    loader = _Loader(service, server, model, options)
+    loader = _Loader(service, server, model, loading)
     ender = _Ender(server)
     with handled(ENDING, ender):
         loader.start()
@@ -116,7 +140,7 @@ class _Ended(Exception):
 class _Loader(threading.Thread):
     """Opens the model beside the server, which ends when that fails."""
 
-    def __init__(self, service: Any, server: Any, model: Path | None, options: Any) -> None:
+    def __init__(self, service: Any, server: Any, model: Path | None, options: LoadOptions) -> None:
         super().__init__(name="load", daemon=True)
         self.error: Exception | None = None
         self._service = service
@@ -128,8 +152,6 @@ class _Loader(threading.Thread):
 
     def run(self) -> None:
         try:
-            given = {name: self._options[name] for name in (*LOAD_NAMES, *_ENGINE_NAMES)}
-            loading = {name: value for name, value in given.items() if value is not None}
             with ProgressBar() as bar:
 
                 def progress(step: hybridmoe.Progress) -> None:
@@ -138,7 +160,7 @@ class _Loader(threading.Thread):
                     self._service.load_progress = step.done / max(1, step.total)
                     bar(step)
 
-                self._llm = hybridmoe.load(self._model, progress=progress, **loading)
+                self._llm = hybridmoe.load(self._model, self._options, progress=progress)
             if self._is_ending:
                 return
             self._service.attach(self._llm)

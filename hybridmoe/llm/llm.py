@@ -7,6 +7,7 @@ that serve many callers use `engine`, which is thread-safe, as are the tokenizer
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from queue import SimpleQueue
@@ -15,17 +16,15 @@ from typing import Any, Literal, NamedTuple, Self, overload
 import numpy as np
 from numpy.typing import NDArray
 
-from hybridmoe.config import EngineConfig, ModelConfig
+from hybridmoe.config import ModelConfig
 from hybridmoe.engine.engine import Engine
 from hybridmoe.engine.request import Event, Finished, PromptProgress, Request, TokenEvent, Usage
 from hybridmoe.engine.sampler import SamplingParams
 from hybridmoe.errors import ConfigError, GGUFError, HybridMoeError
-from hybridmoe.experts.routing_trace import TraceWriter
 from hybridmoe.experts.stats import ExpertStats
 from hybridmoe.gguf.fingerprint import fingerprint
 from hybridmoe.gguf.reader import GGUFFile
 from hybridmoe.llm.result import Piece, PieceStream, Result, ResultStream, pieces_of
-from hybridmoe.model.decoder import Decoder
 from hybridmoe.placement.residency import Residency
 from hybridmoe.planning.disk_cache_plan import TierPlan
 from hybridmoe.text.call_guard import no_calls
@@ -64,26 +63,19 @@ class LLM:
         file: GGUFFile,
         config: ModelConfig,
         tokenizer: Tokenizer,
-        engine: EngineConfig,
+        engine: Engine,
         residency: Residency,
-        trace: TraceWriter | None = None,
+        resources: ExitStack,
     ) -> None:
-        """residency, trace: closed with this."""
+        """resources: closes all of the others, and is closed with this."""
         self.file = file
         self.config = config
         self.tokenizer = tokenizer
+        self.engine = engine
+        self._residency = residency
+        self._resources = resources
         self._templates: dict[bool, ChatTemplate] = {}  # by whether tools are declared
         self._defaults = sampling_defaults(file.metadata)
-        self._residency = residency
-        self._trace = trace
-        decoder = Decoder(
-            residency.weights(file),
-            config,
-            residency.experts,
-            num_deferred=residency.num_deferred,
-            vram_bytes=residency.vram_bytes,
-        )
-        self.engine = Engine(decoder, tokenizer.eos_ids, engine, trace)
         self._active: ResultStream | None = None
         self._last: _Run | None = None
 
@@ -282,16 +274,8 @@ class LLM:
         Errors: ConfigError where expert profile or trace cannot be written; all is released even
         so.
         """
-        if self.engine.is_forked:
-            return  # all of it is the parent's, its files too
-        self.engine.close()
-        self.tokenizer.close()
-        self.file.close()
-        try:
-            self._residency.close()
-        finally:
-            if self._trace is not None:
-                self._trace.close()
+        if not self.engine.is_forked:  # else all of it is the parent's, its files too
+            self._resources.close()
 
     def _template(self, has_tools: bool) -> ChatTemplate:
         if has_tools not in self._templates:

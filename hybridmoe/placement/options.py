@@ -1,48 +1,144 @@
-"""What a user says about experts and devices, checked."""
+"""Options of opening a model, declared once for the Python API and the command line.
 
-from dataclasses import dataclass
+Here, since placement is the lowest room that needs them whole; the engine's are inherited from its
+own. Values are checked before a file is opened.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from difflib import get_close_matches
 from pathlib import Path
+from typing import Annotated, Any
 
+from hybridmoe.config import DEVICES, EngineConfig, EngineOptions, ModelConfig
+from hybridmoe.env import MAX_THREADS
 from hybridmoe.errors import ConfigError
+from hybridmoe.option import Choice, Count, File, Number, Size, Texts, check_options, options_of
 from hybridmoe.planning.placement_rules import PlacementRules
 
-__all__ = ["DeviceOptions", "ExpertOptions"]
+__all__ = ["DeviceOptions", "ExpertOptions", "LoadOptions"]
 
-_MOST_AHEAD = 64
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoadOptions(EngineOptions):
+    """Options of `hybridmoe.load` and of the commands that open a model. Raises ConfigError.
+
+    Sizes are bytes; text such as "12GiB" is converted.
+    """
+
+    num_threads: Annotated[
+        int | None,
+        Count(
+            "CPU threads", flags=("--threads",), unset="physical cores", least=1, most=MAX_THREADS
+        ),
+    ] = None
+    context_tokens: Annotated[
+        int | None,
+        Count(
+            "Context length: tokens of a prompt and its response",
+            flags=("--ctx",),
+            unset="the model's",
+            least=1,
+        ),
+    ] = None
+    device: Annotated[
+        str,
+        Choice(
+            "Device of all weights but routed experts; auto: a GPU if one is usable",
+            choices=DEVICES,
+        ),
+    ] = DEVICES[0]
+    vram: Annotated[int | None, Size("VRAM budget, e.g. 20GiB", unset="all that is free")] = None
+    place: Annotated[
+        tuple[str, ...],
+        Texts(
+            "Keep matching tensors on a device (llama.cpp's -ot); the first match counts;"
+            " repeatable",
+            metavar="REGEX=cpu|cuda",
+        ),
+    ] = ()
+    defer: Annotated[
+        int, Count("Add a token's N least weighted experts one layer later; changes responses")
+    ] = 0
+    expert_ram: Annotated[
+        int | None,
+        Size(
+            "RAM budget of routed experts, e.g. 12GiB; the others are read from disk",
+            unset="all that is free",
+        ),
+    ] = None
+    expert_prefetch: Annotated[
+        int, Count("Prefetch N predicted experts of the next layer from disk", most=64)
+    ] = 0
+    expert_profile: Annotated[
+        Path | None, File("Load the hot experts that FILE names first; updated at the end")
+    ] = None
+    trace: Annotated[Path | None, File("Record the experts of each token to FILE")] = None
+    yarn_beta_fast: Annotated[
+        float | None, Number("YaRN beta_fast", unset="the file's", above=0.0, most=1e6)
+    ] = None
+    yarn_beta_slow: Annotated[
+        float | None, Number("YaRN beta_slow", unset="the file's", above=0.0, most=1e6)
+    ] = None
+
+    def __post_init__(self) -> None:
+        check_options(self)
+        PlacementRules(self.place)  # raises for what is no pattern
+
+    @classmethod
+    def of(cls, base: "LoadOptions | None", changes: Mapping[str, Any]) -> "LoadOptions":
+        """`base`, or the defaults, with some options changed. Errors: ConfigError."""
+        known = options_of(cls)
+        for name in changes:
+            if name not in known:
+                close = get_close_matches(name, known, 1)
+                hint = f"did you mean {close[0]}?" if close else f"known: {', '.join(known)}"
+                raise ConfigError(f"unknown option {name!r}: {hint}")
+        return replace(base or cls(), **changes)
+
+    def engine_config(self, model: ModelConfig) -> EngineConfig:
+        """Configuration of the engine for this model. Errors: ConfigError."""
+        context = model.context_tokens if self.context_tokens is None else self.context_tokens
+        if context > model.context_tokens:
+            raise ConfigError(
+                f"context_tokens={context}: expected 1 to {model.context_tokens},"
+                " the model's own context"
+            )
+        chosen = {f.name: getattr(self, f.name) for f in fields(EngineOptions)}
+        return EngineConfig(context_tokens=context, **chosen)
+
+    @property
+    def experts(self) -> "ExpertOptions":
+        return ExpertOptions(
+            ram_bytes=self.expert_ram, num_ahead=self.expert_prefetch, profile=self.expert_profile
+        )
+
+    @property
+    def devices(self) -> "DeviceOptions":
+        return DeviceOptions(
+            device=self.device, vram_bytes=self.vram, place=self.place, num_deferred=self.defer
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExpertOptions:
-    """What a user says about experts in RAM. Raises ConfigError."""
+    """Options of routed experts in RAM."""
 
-    ram_bytes: int | None = None  # for experts; None = what is free, less a margin
-    num_ahead: int = 0  # experts of the next layer that are read on a guess
+    ram_bytes: int | None = None  # None = what is free, less a margin
+    num_ahead: int = 0  # experts of the next layer to prefetch
     profile: Path | None = None  # hot experts: loaded first, saved at the end
-
-    def __post_init__(self) -> None:
-        if self.ram_bytes is not None and self.ram_bytes < 1:
-            raise ConfigError(f"expert_ram={self.ram_bytes}: expected a size of 1 byte or more")
-        if not 0 <= self.num_ahead <= _MOST_AHEAD:
-            raise ConfigError(f"expert_prefetch={self.num_ahead}: expected 0 to {_MOST_AHEAD}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DeviceOptions:
-    """Errors: ConfigError."""
+    """Options of devices and of the tensors on them."""
 
-    device: str = "auto"  # auto | cpu | cuda
+    device: str = "auto"
     vram_bytes: int | None = None  # None = what is free
     place: tuple[str, ...] = ()
     num_deferred: int = 0  # of a token's experts
 
     @property
     def is_card_wanted(self) -> bool:
-        """Whether something was said that needs one, so that doing without would be wrong."""
+        """True if an option was given that needs a GPU: doing without one is an error then."""
         return self.device == "cuda" or self.vram_bytes is not None or bool(self.place)
-
-    def __post_init__(self) -> None:
-        if self.vram_bytes is not None and self.vram_bytes < 1:
-            raise ConfigError(f"vram={self.vram_bytes}: expected a size of 1 byte or more")
-        if self.num_deferred < 0:
-            raise ConfigError(f"defer={self.num_deferred}: expected a number from 0 on")
-        PlacementRules(self.place)

@@ -159,7 +159,7 @@ def test_generate_asks_by_the_template_where_there_is_one(
 def test_generate_says_that_its_own_limit_cut_the_answer_off(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("hybridmoe.cli.generate._MAX_ANSWER", 1)
+    monkeypatch.setattr("hybridmoe.cli.generate._MAX_RESPONSE", 1)
     assert app.main(["generate", "-p", "x"]) == 0
     assert "--max-tokens allows more" in capsys.readouterr().err
     assert app.main(["generate", "-p", "x", "--max-tokens", "1"]) == 0

@@ -3,7 +3,6 @@
 import pytest
 
 from hybridmoe.errors import ConfigError
-from hybridmoe.placement.options import DeviceOptions
 from hybridmoe.planning.placement_rules import PlacementRules
 
 NAMES = [
@@ -45,12 +44,5 @@ def test_experts_are_pinned_by_layers() -> None:
 )
 def test_what_is_no_pattern_is_one_line(text: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message) as caught:
-        DeviceOptions(place=(text,))
+        PlacementRules([text])
     assert "\n" not in str(caught.value)
-
-
-def test_sizes_and_counts_are_checked() -> None:
-    with pytest.raises(ConfigError, match="vram=0"):
-        DeviceOptions(vram_bytes=0)
-    with pytest.raises(ConfigError, match="defer=-1"):
-        DeviceOptions(num_deferred=-1)

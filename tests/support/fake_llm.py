@@ -16,8 +16,8 @@ from types import SimpleNamespace
 from typing import Any, NamedTuple, Self
 
 import hybridmoe
-from hybridmoe.cli.options import ENGINE_NAMES, LOAD_NAMES
 from hybridmoe.errors import ConfigError
+from hybridmoe.placement.options import LoadOptions
 
 
 class Progress(NamedTuple):
@@ -224,13 +224,13 @@ class FakeLLM:
 
 
 def load(
-    path: Path | None = None,
+    path: Path | None,
+    options: LoadOptions,
     *,
     progress: Callable[[Progress], None] | None = None,
-    **options: Any,
 ) -> FakeLLM:
-    """In place of `hybridmoe.load`."""
-    assert options.keys() == {*LOAD_NAMES, *ENGINE_NAMES}
+    """Stand in for `hybridmoe.load`."""
+    assert isinstance(options, LoadOptions)
     if path is not None and path.name in ("slow.gguf", "endless.gguf"):
         for done in range(10) if path.name == "slow.gguf" else itertools.cycle(range(10)):
             time.sleep(0.1)

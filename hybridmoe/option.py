@@ -1,0 +1,139 @@
+"""Options declared once: fields of a frozen dataclass, annotated with help text, range and flags.
+
+    num_threads: Annotated[int | None, Count("CPU threads", least=1, unset="physical cores")] = None
+
+The dataclass checks its fields by these declarations (`check_options`), and the command line makes
+its options from them (cli/options.py).
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from functools import cache
+from pathlib import Path
+from typing import Annotated, Any, get_args, get_origin, get_type_hints
+
+from hybridmoe.errors import ConfigError, short
+from hybridmoe.units import parse_bytes
+
+__all__ = ["Choice", "Count", "File", "Number", "Option", "Size", "Texts"]
+__all__ += ["check_options", "options_of"]
+
+
+@dataclass(frozen=True, slots=True)
+class Option:
+    """Declaration of one option; the subclass is its type."""
+
+    help: str
+    flags: tuple[str, ...] = ()  # on the command line; empty: the field's name with dashes
+    metavar: str | None = None
+    unset: str | None = None  # meaning of None, for the help text
+
+    def read(self, value: Any) -> Any:
+        """Convert a value as users write it. Errors: ValueError that says what was expected."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True, slots=True)
+class Count(Option):
+    """Whole number in a closed range."""
+
+    least: int = 0
+    most: int | None = None
+
+    def read(self, value: Any) -> int:
+        is_count = isinstance(value, int) and not isinstance(value, bool)
+        if is_count and value >= self.least and (self.most is None or value <= self.most):
+            return int(value)
+        if self.most is None:
+            raise ValueError(f"a whole number from {self.least} on")
+        raise ValueError(f"a whole number, {self.least} to {self.most}")
+
+
+@dataclass(frozen=True, slots=True)
+class Number(Option):
+    """Number above a bound, up to another."""
+
+    above: float = -math.inf
+    most: float = math.inf
+
+    def read(self, value: Any) -> float:
+        is_number = isinstance(value, int | float) and not isinstance(value, bool)
+        if is_number and self.above < value <= self.most:  # False for NaN
+            return float(value)
+        raise ValueError(f"a number above {self.above:g}, at most {self.most:g}")
+
+
+@dataclass(frozen=True, slots=True)
+class Size(Option):
+    """Size in bytes, or as text such as "12GiB"."""
+
+    def read(self, value: Any) -> int:
+        if isinstance(value, str):
+            try:
+                return parse_bytes(value)
+            except ConfigError:
+                raise ValueError("a size such as 12GiB or 800MiB") from None
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise ValueError("a size of 1 byte or more")
+        return value
+
+
+@dataclass(frozen=True, slots=True)
+class Choice(Option):
+    """One of several words."""
+
+    choices: tuple[str, ...] = ()
+
+    def read(self, value: Any) -> str:
+        if value not in self.choices:
+            raise ValueError(f"one of {', '.join(self.choices)}")
+        return str(value)
+
+
+@dataclass(frozen=True, slots=True)
+class File(Option):
+    """Path of a file."""
+
+    def read(self, value: Any) -> Path:
+        if not isinstance(value, str | Path):
+            raise ValueError("the name of a file")
+        return Path(value)
+
+
+@dataclass(frozen=True, slots=True)
+class Texts(Option):
+    """Several strings, in order."""
+
+    def read(self, value: Any) -> tuple[str, ...]:
+        if not isinstance(value, list | tuple) or not all(isinstance(v, str) for v in value):
+            raise ValueError("a list of strings")
+        return tuple(value)
+
+
+@cache
+def options_of(owner: type) -> Mapping[str, Option]:
+    """The options that a dataclass declares, by field name and in the order of its fields."""
+    hints = get_type_hints(owner, include_extras=True)
+    found = {}
+    for declared in fields(owner):
+        hint = hints[declared.name]
+        assert get_origin(hint) is Annotated, f"{owner.__name__}.{declared.name} is no option"
+        found[declared.name] = next(arg for arg in get_args(hint) if isinstance(arg, Option))
+    return found
+
+
+def check_options(instance: Any) -> None:
+    """Check and convert the fields of a frozen dataclass; call from its `__post_init__`.
+
+    None passes where it is the default. Errors: ConfigError with the field's name.
+    """
+    options = options_of(type(instance))
+    for declared in fields(instance):
+        name, value = declared.name, getattr(instance, declared.name)
+        if value is None and declared.default is None:
+            continue
+        try:
+            object.__setattr__(instance, name, options[name].read(value))
+        except ValueError as error:
+            raise ConfigError(f"{name}={short(value)}: expected {error}") from None

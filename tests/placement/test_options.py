@@ -1,0 +1,98 @@
+"""`LoadOptions`: one declaration for `load`, for `chat` and `serve`; checked before files are."""
+
+from pathlib import Path
+from typing import Any
+
+import click
+import pytest
+
+import hybridmoe
+from hybridmoe.cli.chat import chat_command
+from hybridmoe.cli.generate import generate_command
+from hybridmoe.cli.options import SERVER_NAMES, load_options_of
+from hybridmoe.cli.serve import serve_command
+from hybridmoe.errors import ConfigError
+from hybridmoe.option import options_of
+from hybridmoe.placement.options import LoadOptions
+
+NAMES = tuple(options_of(LoadOptions))
+GOOD: dict[str, tuple[Any, Any]] = {  # as users write them, and as they are read
+    "num_threads": (2, 2),
+    "context_tokens": (64, 64),
+    "kv_type": ("int8", "int8"),
+    "kv_tokens": (128, 128),
+    "max_running": (3, 3),
+    "max_waiting": (0, 0),
+    "speculate": (4, 4),
+    "device": ("cpu", "cpu"),
+    "vram": ("20GiB", 20 << 30),
+    "place": (["blk=cpu"], ("blk=cpu",)),
+    "defer": (1, 1),
+    "expert_ram": ("1.5GB", 1_500_000_000),
+    "expert_prefetch": (2, 2),
+    "expert_profile": ("hot.json", Path("hot.json")),
+    "trace": ("t", Path("t")),
+    "yarn_beta_fast": (32, 32.0),
+    "yarn_beta_slow": (1.0, 1.0),
+}
+
+
+def parameters(command: click.Command) -> dict[str, click.Option]:
+    return {str(p.name): p for p in command.params if isinstance(p, click.Option)}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_option_is_a_keyword_and_a_flag_that_help_shows(name: str) -> None:
+    given, read = GOOD[name]
+    assert getattr(LoadOptions.of(None, {name: given}), name) == read
+    for command in (chat_command, generate_command, serve_command):
+        found = parameters(command)
+        if name in SERVER_NAMES and command is not serve_command:
+            assert name not in found
+            continue
+        text = command.get_help(click.Context(command))
+        assert all(flag in text for flag in found[name].opts)
+        arguments = [found[name].opts[0], str(given[0] if name == "place" else given)]
+        with_prompt = ["-p", "x"] if command is generate_command else []
+        parsed = command.make_context("x", [*with_prompt, *arguments]).params
+        assert getattr(load_options_of(parsed), name) == read
+
+
+def test_a_flag_that_is_not_given_leaves_the_default() -> None:
+    for command in (chat_command, serve_command):
+        assert load_options_of(command.make_context("x", []).params) == LoadOptions()
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("num_threads", 0, "num_threads=0: expected a whole number, 1 to 1024"),
+        ("num_threads", True, "num_threads=True: expected a whole number, 1 to 1024"),
+        ("context_tokens", 0, "context_tokens=0: expected a whole number from 1 on"),
+        ("kv_type", "f64", "kv_type='f64': expected one of f16, bf16, int8, f32"),
+        ("max_running", None, "max_running=None: expected a whole number, 1 to 4096"),
+        ("device", "gpu", "device='gpu': expected one of auto, cpu, cuda"),
+        ("vram", 0, "vram=0: expected a size of 1 byte or more"),
+        ("vram", "lots", "vram='lots': expected a size such as 12GiB"),
+        ("place", "blk=cpu", "place='blk=cpu': expected a list of strings"),
+        ("place", ["blk"], "place='blk': expected REGEX=cpu or REGEX=cuda"),
+        ("defer", -1, "defer=-1: expected a whole number from 0 on"),
+        ("trace", 3, "trace=3: expected the name of a file"),
+        ("yarn_beta_fast", 0.0, r"yarn_beta_fast=0.0: expected a number above 0, at most 1e\+06"),
+        ("yarn_beta_slow", float("nan"), "yarn_beta_slow=nan: expected a number above 0"),
+        ("num_thread", 1, "unknown option 'num_thread': did you mean num_threads?"),
+        ("quux", 1, "unknown option 'quux': known: .*num_threads, "),
+    ],
+)
+def test_what_cannot_be_is_one_line_before_the_file_is_opened(
+    name: str, value: object, message: str
+) -> None:
+    with pytest.raises(ConfigError, match=f"^{message}") as caught:
+        hybridmoe.load("no such file", **{name: value})
+    assert "\n" not in str(caught.value)
+
+
+def test_keywords_replace_those_of_given_options() -> None:
+    base = LoadOptions(defer=2, speculate=1)
+    assert LoadOptions.of(base, {"defer": 3}) == LoadOptions(defer=3, speculate=1)
+    assert LoadOptions.of(base, {}) == base
