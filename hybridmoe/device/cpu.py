@@ -6,7 +6,8 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 from torch import Tensor
 
-from hybridmoe.device.interface import Matrix, Pages, Pending, Tables
+from hybridmoe.device.interface import Matrix, Pages, Tables
+from hybridmoe.device.pending import Pending
 from hybridmoe.kernels import ops, paged_mla
 from hybridmoe.kernels.matrix import QuantMatrix
 from hybridmoe.kernels.paged_mla import BlockTables, KvPages, Span
@@ -54,7 +55,7 @@ class CpuDevice:
         self, x: Tensor, gate: Matrix, up: Matrix, down: Matrix, base: Pending | None = None
     ) -> Tensor:
         matrices = _quantized(gate), _quantized(up), _quantized(down)
-        return ops.dense_ffn(x, *matrices, None if base is None else base())
+        return ops.dense_ffn(x, *matrices, None if base is None else base.result())
 
     def store_kv(self, rows: Tensor, pages: Pages, tables: Tables) -> None:
         assert isinstance(pages, KvPages) and isinstance(tables, BlockTables)

@@ -15,7 +15,8 @@ from torch import Tensor
 
 from hybridmoe.config import check_gpu_kv_type
 from hybridmoe.device.cuda_block_tables import CudaBlockTables
-from hybridmoe.device.interface import Matrix, Pages, Pending, Tables
+from hybridmoe.device.interface import Matrix, Pages, Tables
+from hybridmoe.device.pending import Pending
 from hybridmoe.kernels import ops
 from hybridmoe.kernels.matrix import QuantMatrix
 from hybridmoe.kernels.paged_mla import Span
@@ -111,7 +112,7 @@ class CudaDevice:
     ) -> Tensor:
         hidden = elementwise.silu_mul(self.linear(x, gate), self.linear(x, up))
         y = self.linear(hidden, down)
-        return y if base is None else y.add_(base())
+        return y if base is None else y.add_(base.result())
 
     def store_kv(self, rows: Tensor, pages: Pages, tables: Tables) -> None:
         assert isinstance(pages, CudaPages) and isinstance(tables, CudaBlockTables)

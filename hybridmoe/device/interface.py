@@ -12,12 +12,11 @@ from typing import Protocol
 
 from torch import Tensor
 
+from hybridmoe.device.pending import Pending
 from hybridmoe.kernels.matrix import QuantMatrix
 from hybridmoe.kernels.paged_mla import Span
 
-__all__ = ["Device", "Matrix", "Pages", "Pending", "Tables"]
-
-Pending = Callable[[], Tensor]  # a result that is being made; to be called once
+__all__ = ["Device", "Matrix", "Pages", "Tables"]
 
 
 class Matrix(Protocol):
@@ -94,7 +93,7 @@ class Device(Protocol):
     def dense_ffn(
         self, x: Tensor, gate: Matrix, up: Matrix, down: Matrix, base: Pending | None = None
     ) -> Tensor:
-        """Compute `ops.dense_ffn`; `base` is called as late as the device can use it."""
+        """Compute `ops.dense_ffn`; its `base` is taken as late as the device can use it."""
         ...
 
     def rms_norm(

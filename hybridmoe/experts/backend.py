@@ -5,7 +5,7 @@ from typing import NamedTuple, Protocol
 
 from torch import Tensor
 
-from hybridmoe.device.interface import Pending
+from hybridmoe.device.pending import Pending, Ready
 from hybridmoe.experts.stats import ExpertStats
 from hybridmoe.kernels.ops import QuantMatrix, expert_ffn
 
@@ -53,7 +53,7 @@ class ExpertBackend(Protocol):
         """Begin the weighted sum of the chosen experts' outputs.
 
         Shapes: x (T, H) f32 · ids (T, K) int32, -1 = skip · weights (T, K) f32 -> (T, H) f32, by
-        the one call of what is returned, before the step ends.
+        `Pending.result`.
         """
         ...
 
@@ -86,8 +86,7 @@ class CpuExperts:
     def submit(self, layer: int, x: Tensor, ids: Tensor, weights: Tensor) -> Pending:
         """As the protocol's; computed at once."""
         experts = self._layers[layer]
-        result = expert_ffn(x, ids, weights, experts.gate, experts.up, experts.down)
-        return lambda: result
+        return Ready(expert_ffn(x, ids, weights, experts.gate, experts.up, experts.down))
 
     def close(self) -> None:
         """Nothing to do."""

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from hybridmoe.config import ModelConfig
 from hybridmoe.device.cuda_errors import CudaErrorGuard, loading_onto_gpu
-from hybridmoe.device.interface import Pages, Pending, Tables
+from hybridmoe.device.interface import Pages, Tables
+from hybridmoe.device.pending import Pending
 from hybridmoe.experts.backend import CpuExperts, ExpertBackend
 from hybridmoe.experts.policy import PREFILL_TOKENS
 from hybridmoe.experts.stats import ExpertStats
@@ -170,7 +171,7 @@ class Decoder:
             residual, owed = layer.forward(x, residual, layer_pages, tables, cos_sin, trace, owed)
         if residual is not None:
             x = x.add_(residual)
-        return x if owed is None else x.add_(owed())
+        return x if owed is None else x.add_(owed.result())
 
 
 class _Layer:

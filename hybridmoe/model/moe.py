@@ -1,10 +1,9 @@
 """The feed-forward half of a layer: one dense SwiGLU, or routed experts beside a shared one."""
 
-import torch
 from torch import Tensor
 
 from hybridmoe.config import ModelConfig
-from hybridmoe.device.interface import Pending
+from hybridmoe.device.pending import Pending
 from hybridmoe.experts.backend import ExpertBackend
 from hybridmoe.experts.policy import PREFILL_TOKENS
 from hybridmoe.model.router import Router, Routing
@@ -65,8 +64,8 @@ class MoeFfn:
         else:
             routed = self._experts.submit(self._layer, x, ids, weights)
         if owed is not None:
-            routed = _sum(owed, routed)
-        return routed() if self._shared is None else self._shared.forward(x, routed), later
+            routed = owed + routed
+        return routed.result() if self._shared is None else self._shared.forward(x, routed), later
 
     def guess(self, x: Tensor) -> None:
         """Tell the executor which experts states like x (T, H) go to, before they are here."""
@@ -78,7 +77,3 @@ def _split(ids: Tensor, weights: Tensor, num_deferred: int) -> tuple[Tensor, Ten
     rank = weights.argsort(dim=1, stable=True).argsort(1)  # 0 = the least weighted
     is_deferred = rank < num_deferred
     return ids.masked_fill(is_deferred, -1), ids.masked_fill(~is_deferred, -1)
-
-
-def _sum(first: Pending, second: Pending) -> Pending:
-    return lambda: torch.add(first(), second())

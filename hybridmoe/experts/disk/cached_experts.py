@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from hybridmoe.device.interface import Pending
+from hybridmoe.device.pending import Pending, Ready
 from hybridmoe.experts.backend import ExpertWeights
 from hybridmoe.experts.disk.expert_layout import ExpertLayout
 from hybridmoe.experts.disk.expert_store import ExpertStore
@@ -104,8 +104,7 @@ class CachedExperts:
                 self._drop_passer_by(first + expert)
             self._store.drain()
             raise
-        result = self._pass.finish()
-        return lambda: result
+        return Ready(self._pass.finish())
 
     def load_hot(self, keys: NDArray[np.int64], progress: Callable[[int], None]) -> int:
         """Make keys resident, the most valuable first, and read them; how many stay.

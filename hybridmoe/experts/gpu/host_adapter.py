@@ -7,7 +7,8 @@ hybrid.py.
 
 from torch import Tensor
 
-from hybridmoe.device.interface import Device, Pending
+from hybridmoe.device.interface import Device
+from hybridmoe.device.pending import Pending
 from hybridmoe.experts.backend import ExpertBackend
 from hybridmoe.experts.stats import ExpertStats
 
@@ -42,8 +43,19 @@ class HostAdapter:
     def submit(self, layer: int, x: Tensor, ids: Tensor, weights: Tensor) -> Pending:
         """As `ExpertBackend.submit`."""
         on_host = [self._device.to_host(t) for t in (x, ids, weights)]
-        pending = self._inner.submit(layer, *on_host)
-        return lambda: self._device.upload(pending())
+        return _Uploaded(self._inner.submit(layer, *on_host), self._device)
 
     def close(self) -> None:
         self._inner.close()
+
+
+class _Uploaded(Pending):
+    """A result of the host, brought to the device."""
+
+    __slots__ = ("_device", "_on_host")
+
+    def __init__(self, on_host: Pending, device: Device) -> None:
+        self._on_host, self._device = on_host, device
+
+    def result(self) -> Tensor:
+        return self._device.upload(self._on_host.result())

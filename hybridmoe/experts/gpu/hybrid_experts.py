@@ -16,11 +16,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from hybridmoe import _C
-from hybridmoe.device.interface import Pending
-from hybridmoe.device.streams import Stream
+from hybridmoe.device.pending import Pending
+from hybridmoe.device.streams import Event, Stream
 from hybridmoe.errors import HybridMoeError
 from hybridmoe.experts.backend import ExpertWeights
-from hybridmoe.experts.gpu.staging import StepMemory
+from hybridmoe.experts.gpu.staging import StagedSubmission, StepMemory
 from hybridmoe.experts.policy import PREFILL_TOKENS
 from hybridmoe.experts.stats import ExpertStats
 
@@ -150,15 +150,7 @@ class HybridExperts:
         hits: Tensor | None = None
         if self._slots is not None and tokens <= PREFILL_TOKENS:
             hits = self._slots.compute(layer, x, ids, weights)
-        inputs = (x, ids, weights)
-
-        def take() -> Tensor:
-            assert inputs  # kept alive until here
-            self._main.wait_for(returned)
-            lent.owner = None
-            return result if hits is None else hits.add_(result)
-
-        return take
+        return _HybridSum(self._main, lent, result, returned, hits, (x, ids, weights))
 
     def host_times(self) -> list[tuple[int, float, float]]:
         """Of the CPU's calls in the last step: layer, begin and end by `time.monotonic`."""
@@ -233,3 +225,28 @@ class HybridExperts:
                 raise HybridMoeError(f"experts of blk.{number}: chosen are {sorted(chosen)}")
             accesses.append((index, np.fromiter(chosen, np.int32, len(chosen))))
         return accesses
+
+
+class _HybridSum(Pending):
+    """The CPU's sum of a submission, once it is back on the GPU, plus the GPU's own."""
+
+    __slots__ = ("_by_cpu", "_by_gpu", "_inputs", "_main", "_returned", "_staged")
+
+    def __init__(
+        self,
+        main: Stream,
+        staged: StagedSubmission,
+        by_cpu: Tensor,
+        returned: Event,
+        by_gpu: Tensor | None,
+        inputs: tuple[Tensor, Tensor, Tensor],
+    ) -> None:
+        self._main, self._staged, self._returned = main, staged, returned
+        self._by_cpu, self._by_gpu = by_cpu, by_gpu
+        self._inputs = inputs  # alive until the copies of them are done
+
+    def result(self) -> Tensor:
+        self._main.wait_for(self._returned)
+        assert self._staged.owner is not None, "a pending result is taken once"
+        self._staged.owner = None
+        return self._by_cpu if self._by_gpu is None else self._by_gpu.add_(self._by_cpu)

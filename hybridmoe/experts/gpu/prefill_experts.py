@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from hybridmoe import _C
-from hybridmoe.device.interface import Pending
+from hybridmoe.device.pending import Pending, Ready
 from hybridmoe.device.streams import Event, Stream, host_empty
 from hybridmoe.errors import HybridMoeError
 from hybridmoe.experts.backend import ExpertWeights
@@ -149,14 +149,8 @@ class StreamedExperts:
         if plan.card:
             self._run_card(out, layer, plan, groups, x, weights)
         if by_cpu is None:
-            return lambda: out
-        returned = memory.returned
-
-        def result() -> Tensor:
-            main.wait_for(returned)
-            return out.add_(by_cpu)
-
-        return result
+            return Ready(out)
+        return _WithCpuPart(out, by_cpu, memory.returned, main)
 
     def check(self) -> None:
         """After a step, when its results are there: raise HybridMoeError where the CPU failed."""
@@ -246,6 +240,19 @@ class StreamedExperts:
         for expert, rows, factor in work[plan.num_held :]:
             with self._pipe.bring(pieces_of(known.experts, known.layout, expert)) as slot:
                 self._add_expert(out, x, rows, factor, slot, known.layout)
+
+
+class _WithCpuPart(Pending):
+    """The GPU's sum, to which the CPU's is added once it has come back."""
+
+    __slots__ = ("_by_cpu", "_main", "_out", "_returned")
+
+    def __init__(self, out: Tensor, by_cpu: Tensor, returned: Event, main: Stream) -> None:
+        self._out, self._by_cpu, self._returned, self._main = out, by_cpu, returned, main
+
+    def result(self) -> Tensor:
+        self._main.wait_for(self._returned)
+        return self._out.add_(self._by_cpu)
 
 
 class _Groups:

@@ -15,7 +15,7 @@ from watched_streams import Watch, WatchedStream
 
 from hybridmoe import _C
 from hybridmoe.device.fake_streams import FakeStream
-from hybridmoe.device.interface import Pending
+from hybridmoe.device.pending import Pending, Ready
 from hybridmoe.errors import ConfigError, HybridMoeError
 from hybridmoe.experts.backend import CpuExperts, ExpertWeights
 from hybridmoe.experts.policy import CacheShape, make_policy
@@ -119,7 +119,7 @@ class Bench:
         self.experts.begin_step(len(inputs[0][0]))
         results = []
         for layer, (x, ids, weights) in zip(LAYERS, inputs, strict=True):
-            results.append(self.experts.submit(layer, x, ids, weights)().clone())
+            results.append(self.experts.submit(layer, x, ids, weights).result().clone())
         self.check(inputs, results)
         self.experts.end_step()
         return results
@@ -190,7 +190,7 @@ def test_one_side_alone(bench: MakeBench, resident: Sequence[int], is_lazy: bool
     results = made.step(inputs)
     cpu = CpuExperts(LAYERS)
     for layer, given, got in zip(LAYERS, inputs, results, strict=True):
-        assert torch.equal(cpu.submit(layer, *given)(), got) == (not resident)
+        assert torch.equal(cpu.submit(layer, *given).result(), got) == (not resident)
 
 
 def test_a_wrong_slot_is_seen(bench: MakeBench) -> None:
@@ -236,7 +236,7 @@ def test_steps_of_many_tokens_are_the_cpus(bench: MakeBench, tokens: int) -> Non
         results = made.step(inputs)
         cpu = CpuExperts(LAYERS)
         for number, given, got in zip(LAYERS, inputs, results, strict=True):
-            assert torch.equal(cpu.submit(number, *given)(), got)
+            assert torch.equal(cpu.submit(number, *given).result(), got)
         made.step([make_inputs(2, layer) for layer in LAYERS])
 
 
@@ -280,7 +280,7 @@ def test_a_prefill_executor_has_the_steps_of_many_tokens(bench: MakeBench) -> No
         made.step(inputs)
     experts.begin_step(20)
     bad = torch.full_like(inputs[0][1], EXPERTS)
-    prefill.submit = lambda layer, x, ids, weights: lambda: x  # type: ignore[method-assign]
+    prefill.submit = lambda layer, x, ids, weights: Ready(x)  # type: ignore[method-assign]
     experts.submit(FIRST + 1, inputs[0][0], bad, inputs[0][2])
     with pytest.raises(HybridMoeError, match=r"experts of blk\.2: chosen are \[6\]"):
         experts.end_step()
@@ -310,7 +310,10 @@ def test_prompts_are_streamed_beside_what_is_in_slots(bench: MakeBench) -> None:
     inputs = [make_inputs(20, layer) for layer in LAYERS]
     made.experts.begin_step(20)
     for layer, given in zip(LAYERS, inputs, strict=True):
-        got, want = made.experts.submit(layer, *given)(), CpuExperts(LAYERS).submit(layer, *given)()
+        got, want = (
+            made.experts.submit(layer, *given).result(),
+            CpuExperts(LAYERS).submit(layer, *given).result(),
+        )
         assert (got - want).norm() < 0.03 * want.norm(), "int8 against bfloat16 activations"
     made.experts.end_step()
     assert prefill.tally.held == 5 and prefill.tally.streamed > 0
@@ -328,11 +331,11 @@ def deferred_step(bench: Bench, inputs: Sequence[Inputs]) -> list[Tensor]:
         now = bench.experts.submit(layer, x, ids.masked_fill(is_last, -1), weights)
         later = bench.experts.submit(layer, x, ids.masked_fill(~is_last, -1), weights)
         if owed is not None:
-            results[-1] += owed()
-        results.append(now().clone())
+            results[-1] += owed.result()
+        results.append(now.result().clone())
         owed = later
     assert owed is not None
-    results[-1] += owed()
+    results[-1] += owed.result()
     return results
 
 
@@ -361,9 +364,9 @@ def test_one_layers_result_does_not_wait_for_the_next_ones(bench: MakeBench) -> 
     made.experts.begin_step(1)
     first = made.experts.submit(FIRST, x, ids, weights)
     second = made.experts.submit(FIRST + 1, *following)
-    first()
+    first.result()
     num_done = made.host.num_done
-    second()
+    second.result()
     assert num_done < made.host.num_done, "waiting for one layer waited for another"
 
 
@@ -377,9 +380,9 @@ def test_the_cpu_waits_for_what_the_card_makes(is_lazy: bool) -> None:
     experts.begin_step(2)
     for late, t in zip((x, ids, weights), given, strict=True):
         main.copy(late, t)
-    got = experts.submit(FIRST, x, ids, weights)()
+    got = experts.submit(FIRST, x, ids, weights).result()
     experts.end_step()
-    assert torch.equal(got, CpuExperts(LAYERS).submit(FIRST, *given)())
+    assert torch.equal(got, CpuExperts(LAYERS).submit(FIRST, *given).result())
 
 
 def test_an_error_ends_the_step_with_a_line_and_not_the_next(bench: MakeBench) -> None:
@@ -389,7 +392,7 @@ def test_an_error_ends_the_step_with_a_line_and_not_the_next(bench: MakeBench) -
     bad[1, 1] = EXPERTS
     made.experts.begin_step(2)
     for layer, (x, ids, weights) in zip(LAYERS, inputs, strict=True):
-        made.experts.submit(layer, x, bad if layer == FIRST + 1 else ids, weights)()
+        made.experts.submit(layer, x, bad if layer == FIRST + 1 else ids, weights).result()
     with pytest.raises(HybridMoeError, match=r"blk\.2 on the CPU: expert_ffn: expert id 6") as said:
         made.experts.end_step()
     assert "\n" not in str(said.value)
@@ -411,9 +414,9 @@ def test_an_error_of_a_step_that_ended_early_is_not_the_next_ones() -> None:
     experts.begin_step(2)
     experts.submit(FIRST, x, torch.full_like(ids, EXPERTS), weights)
     experts.begin_step(2)
-    got = experts.submit(FIRST, x, ids, weights)()
+    got = experts.submit(FIRST, x, ids, weights).result()
     experts.end_step()
-    assert torch.equal(got, CpuExperts(LAYERS).submit(FIRST, x, ids, weights)())
+    assert torch.equal(got, CpuExperts(LAYERS).submit(FIRST, x, ids, weights).result())
 
 
 def test_a_graph_in_the_main_stream_is_waited_for() -> None:
@@ -443,7 +446,7 @@ def test_repeated_work_is_heard_of_like_the_first(bench: MakeBench) -> None:
     for _ in range(2):  # a warm-up, and the capture
         queued.clear()
         for layer, (x, ids, weights) in zip(LAYERS, given, strict=True):
-            made.experts.submit(layer, x, ids, weights)()
+            made.experts.submit(layer, x, ids, weights).result()
     made.experts.end_step()
     before = made.experts.stats()
     others = [make_inputs(2, layer + 50) for layer in LAYERS]
@@ -489,7 +492,7 @@ def watched(monkeypatch: pytest.MonkeyPatch, deaf: str = "") -> None:
 
     def add(pending: Pending) -> None:
         before = [lent for lent in experts._decoding._lent if lent.owner is not None]
-        pending()
+        pending.result()
         taken = tuple(lent.result for lent in before if lent.owner is None)
         assert len(taken) == 1
         watch.note("main", "sum", taken)

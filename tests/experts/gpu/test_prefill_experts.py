@@ -142,7 +142,7 @@ def check(
     chosen = {int(e) for e in ids.unique() if e >= 0}
     assert {*plan.card, *plan.cpu} == chosen
     left = torch.where(torch.isin(ids, torch.tensor(plan.cpu, dtype=torch.int32)), ids, -1)
-    want = CpuExperts(LAYERS).submit(layer, x, left, weights)().double().numpy()
+    want = CpuExperts(LAYERS).submit(layer, x, left, weights).result().double().numpy()
     bound, size = np.full(want.shape, 2.0**-140), np.abs(want)
     for expert in plan.card:
         rows, place = np.nonzero(ids.numpy() == expert)
@@ -163,7 +163,7 @@ def test_a_step_is_within_the_bound_wherever_experts_are_computed(
     experts = make(rates, fakes(is_lazy=is_lazy), held=held() if is_held else None)
     for layer in LAYERS:
         x, ids, weights = inputs(layer)
-        got = experts.submit(layer, x, ids, weights)()
+        got = experts.submit(layer, x, ids, weights).result()
         check(experts, layer, x, ids, weights, got)
         plan = experts.tally.splits[layer]
         if rates is ALL_CARD:
@@ -180,15 +180,15 @@ def test_a_step_is_within_the_bound_wherever_experts_are_computed(
 def test_all_by_the_cpu_is_the_cpus_result(make: Make) -> None:
     experts = make(ALL_CPU)
     x, ids, weights = inputs()
-    got = experts.submit(4, x, ids, weights)()
-    assert torch.equal(got, CpuExperts(LAYERS).submit(4, x, ids, weights)())
+    got = experts.submit(4, x, ids, weights).result()
+    assert torch.equal(got, CpuExperts(LAYERS).submit(4, x, ids, weights).result())
 
 
 def test_a_wrong_weight_or_state_is_seen(make: Make) -> None:
     experts = make(ALL_CARD)
     x, ids, weights = inputs()
     for wrong_x, wrong_weights in ((x, 1.03 * weights), (x + 0.05 * x.roll(1, 1), weights)):
-        got = experts.submit(3, wrong_x, ids, wrong_weights)()
+        got = experts.submit(3, wrong_x, ids, wrong_weights).result()
         with pytest.raises(AssertionError, match="out of bounds"):
             check(experts, 3, x, ids, weights, got)
 
@@ -198,27 +198,27 @@ def test_all_tokens_may_go_to_one_expert_or_to_none(make: Make, rates: Rates) ->
     experts = make(rates)
     x, ids, weights = inputs()
     ids.fill_(-1)
-    assert torch.equal(experts.submit(3, x, ids, weights)(), torch.zeros_like(x))
+    assert torch.equal(experts.submit(3, x, ids, weights).result(), torch.zeros_like(x))
     ids[:, 1] = 4
     weights[:, 1] = 0.5
-    check(experts, 3, x, ids, weights, experts.submit(3, x, ids, weights)())
+    check(experts, 3, x, ids, weights, experts.submit(3, x, ids, weights).result())
     assert {*experts.tally.splits[3].card, *experts.tally.splits[3].cpu} == {4}
 
 
 @pytest.mark.parametrize("tokens", [1, 2, 17])
 def test_shorter_steps_use_part_of_the_memory(make: Make, tokens: int) -> None:
     experts = make(MIXED)
-    experts.submit(3, *inputs(1))()
+    experts.submit(3, *inputs(1)).result()
     x, ids, weights = inputs(2, tokens)
-    check(experts, 3, x, ids, weights, experts.submit(3, x, ids, weights)())
+    check(experts, 3, x, ids, weights, experts.submit(3, x, ids, weights).result())
 
 
 def test_the_same_step_gives_the_same_bits(make: Make) -> None:
     results = []
     for is_lazy in (True, False):
         experts = make(MIXED, fakes(is_lazy=is_lazy))
-        experts.submit(4, *inputs(1))()
-        results.append(experts.submit(3, *inputs())())
+        experts.submit(4, *inputs(1)).result()
+        results.append(experts.submit(3, *inputs()).result())
     assert torch.equal(*results)
 
 
@@ -226,15 +226,15 @@ def test_types_without_a_kernel_stay_on_the_cpu(make: Make) -> None:
     layers = {1: make_layer(0, T.F32)}
     experts = make(ALL_CARD, layers=layers)
     x, ids, weights = inputs()
-    got = experts.submit(1, x, ids, weights)()
-    assert torch.equal(got, CpuExperts(layers).submit(1, x, ids, weights)())
+    got = experts.submit(1, x, ids, weights).result()
+    assert torch.equal(got, CpuExperts(layers).submit(1, x, ids, weights).result())
     assert experts.tally.streamed == 0
 
 
 def test_experts_and_bytes_are_counted(make: Make) -> None:
     experts = make(ALL_CARD, held=held())
     for layer in (3, 4):
-        experts.submit(layer, *inputs())()
+        experts.submit(layer, *inputs()).result()
     one = [sum(w.num_bytes for w in LAYERS[layer]) // EXPERTS for layer in (3, 4)]
     tally = experts.tally
     assert (tally.cpu, tally.held, tally.streamed) == (0, 3, 2 * EXPERTS - 3)
@@ -249,7 +249,7 @@ def test_an_id_that_is_none_is_said_after_the_step(make: Make) -> None:
         experts._layers[layer].call.run()
     with pytest.raises(HybridMoeError, match="experts on the CPU: "):
         experts.check()
-    experts.submit(3, x, ids, weights)()
+    experts.submit(3, x, ids, weights).result()
     experts.check()
 
 
@@ -276,7 +276,7 @@ def test_a_models_executor_uses_the_cards_slots_in_prompts_too(make: Make, is_la
         experts.begin_step(TOKENS)
         for layer in LAYERS:
             x, ids, weights = inputs(layer)
-            got = experts.submit(layer, x, ids, weights)()
+            got = experts.submit(layer, x, ids, weights).result()
             check(prompts, layer, x, ids, weights, got)
         experts.end_step()
         copy.synchronize()
@@ -303,7 +303,7 @@ def test_the_lazy_streams_find_a_forgotten_wait(make: Make) -> None:
     experts = make(ALL_CARD, fakes(is_lazy=True)._replace(main=main))
     for layer in (3, 4):
         x, ids, weights = inputs(layer)
-        got = experts.submit(layer, x, ids, weights)()
+        got = experts.submit(layer, x, ids, weights).result()
         if layer == 3:
             check(experts, layer, x, ids, weights, got)
             main.is_deaf = True
@@ -342,7 +342,7 @@ def watched(
     for layer in (3, 4):
         kept.append(inputs(layer))
         watch.note("main", "states", writes=kept[-1])
-        kept.append((experts.submit(layer, *kept[-1])(), experts._alive[-1]))
+        kept.append((experts.submit(layer, *kept[-1]).result(), experts._alive[-1]))
         watch.note("main", "sum", kept[-1][1:], kept[-1][:1])
         plan = experts.tally.splits[layer]
         assert plan.cpu and (rates is ALL_CPU or len(plan.streamed) > 2)

@@ -12,6 +12,7 @@ from triton_bounds import U
 
 from hybridmoe.device.cpu import CpuDevice
 from hybridmoe.device.interface import Device
+from hybridmoe.device.pending import Ready
 from hybridmoe.kernels import paged_mla as latents
 from hybridmoe.kernels import reference
 from hybridmoe.kernels.matrix import QuantMatrix
@@ -204,7 +205,7 @@ def test_nothing_but_to_host_waits_for_the_card(monkeypatch: pytest.MonkeyPatch)
             layer.step(step)
         for tokens in (1, 3, 17):
             x = rand(tokens, 32, seed=1)
-            card.dense_ffn(x, w, w, w, base=lambda x=x: x)
+            card.dense_ffn(x, w, w, w, base=Ready(x))
             card.rms_norm(x, rand(32, seed=2), 1e-6, residual=x.clone(), out=x)
             card.route(x, None, 3, scale=1.0, **routed)
             card.rotate_(x.view(tokens, 4, 8), rand(tokens, 8, seed=3))
