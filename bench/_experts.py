@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from bench.synthetic import fill_random
 from hybridmoe import _C
-from hybridmoe.experts.backend import ExpertWeights
+from hybridmoe.experts.routed_experts import ExpertWeights
 from hybridmoe.kernels.ops import QuantMatrix
 
 __all__ = [

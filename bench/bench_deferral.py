@@ -24,7 +24,7 @@ from hybridmoe.engine.kv_cache import KvCache
 from hybridmoe.experts.backend import CpuExperts
 from hybridmoe.kernels.paged_mla import Span
 from hybridmoe.model.decoder import Decoder
-from hybridmoe.model.weights import Weights, expert_weights
+from hybridmoe.model.weights import Weights, routed_experts
 from hybridmoe.planning.kv_plan import plan_kv
 
 Floats = NDArray[np.float64]
@@ -37,7 +37,7 @@ def main(prompts: int, seed: int) -> None:
     rng = random.Random(seed)
     with hybridmoe.load() as llm:
         c = llm.config
-        experts = CpuExperts(expert_weights(Weights(llm.file), c))
+        experts = CpuExperts(routed_experts(Weights(llm.file), c))
         plain, asked = Decoder(Weights(llm.file), c, experts), []
         for _ in range(prompts):
             drawn = dialogue(rng, "held")

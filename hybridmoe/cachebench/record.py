@@ -22,7 +22,7 @@ from hybridmoe.kernels.paged_mla import Span
 from hybridmoe.llm.llm import LLM
 from hybridmoe.model.decoder import Decoder
 from hybridmoe.model.router import Routing
-from hybridmoe.model.weights import Weights, expert_weights, trace_header
+from hybridmoe.model.weights import Weights, routed_experts, trace_header
 from hybridmoe.planning.kv_plan import plan_kv
 
 __all__ = ["Recording", "record"]
@@ -44,10 +44,10 @@ def record(llm: LLM, workloads: Iterable[Workload], answer_tokens: int, seed: in
     Errors: UnsupportedModelError for a model without routed experts; ConfigError as `encode_chat`.
     """
     c = llm.config
-    layers = expert_weights(Weights(llm.file), c)
-    if not layers:
+    experts = routed_experts(Weights(llm.file), c)
+    if not experts.layers:
         raise UnsupportedModelError(f"{llm.file.path.name} has no routed experts: nothing to cache")
-    model = Decoder(Weights(llm.file), c, CpuExperts(layers))
+    model = Decoder(Weights(llm.file), c, CpuExperts(experts))
     gates = Gates(llm.file, c)
     model.watch(gates.hear)
     steps: list[tuple[NDArray[np.int16], NDArray[np.float16]]] = []
@@ -83,7 +83,7 @@ def record(llm: LLM, workloads: Iterable[Workload], answer_tokens: int, seed: in
             chunk, num_answered = [token], num_answered + 1
     header = {
         **trace_header(
-            llm.file, c, layers, f"greedy answers of {llm.file.path.name} to generated questions"
+            llm.file, c, experts, f"greedy answers of {llm.file.path.name} to generated questions"
         ),
         "version": 1,
         "seed": seed,

@@ -1,5 +1,6 @@
-"""Where each routed expert lives, and who computes it."""
+"""Routed experts: their weights, the backends that compute them, caches, statistics, traces."""
 
-from hybridmoe.experts.backend import CpuExperts, ExpertBackend, ExpertWeights
+from hybridmoe.experts.backend import CpuExperts, ExpertBackend
+from hybridmoe.experts.routed_experts import ExpertWeights, RoutedExperts
 
-__all__ = ["CpuExperts", "ExpertBackend", "ExpertWeights"]
+__all__ = ["CpuExperts", "ExpertBackend", "ExpertWeights", "RoutedExperts"]

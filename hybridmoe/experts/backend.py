@@ -1,92 +1,79 @@
-"""Executors of routed experts: the one seam between the network and where its experts live."""
+"""Expert backends: the seam between the network and the memory that its routed experts are in."""
 
-from collections.abc import Mapping
-from typing import NamedTuple, Protocol
+from abc import ABC, abstractmethod
+from typing import NamedTuple
 
 from torch import Tensor
 
 from hybridmoe.device.pending import Pending, Ready
+from hybridmoe.experts.routed_experts import RoutedExperts
 from hybridmoe.experts.stats import ExpertStats
-from hybridmoe.kernels.ops import QuantMatrix, expert_ffn
+from hybridmoe.kernels.ops import expert_ffn
 
-__all__ = ["CpuExperts", "ExpertBackend", "ExpertWeights"]
-
-
-class ExpertWeights(NamedTuple):
-    """One layer's routed experts, in their file's block format."""
-
-    gate: QuantMatrix  # (E, I, H)
-    up: QuantMatrix  # (E, I, H)
-    down: QuantMatrix  # (E, H, I)
+__all__ = ["CpuExperts", "ExpertBackend", "HostCallTime"]
 
 
-class ExpertBackend(Protocol):
-    """Computes a layer's routed experts, wherever they are."""
+class HostCallTime(NamedTuple):
+    """Begin and end of a layer's expert kernels on the CPU, in seconds of `time.monotonic`."""
+
+    layer: int
+    begin_s: float
+    end_s: float
+
+
+class ExpertBackend(ABC):
+    """Computes the routed experts of a model. Not thread-safe, except `stats`.
+
+    A step is `begin_step`, `submit` for every layer in order, `end_step`. The defaults are those of
+    a backend without cache, streams or threads.
+    """
+
+    is_capturable = False  # `submit` only queues GPU work, so that a CUDA graph can replay it
 
     @property
-    def is_capturable(self) -> bool:
-        """Whether `submit` only queues work for a card, so that a graph can repeat it."""
-        ...
-
-    @property
-    def wants_guesses(self) -> bool:
-        """Whether `expect` is of use."""
-        ...
+    def wants_prefetch_hints(self) -> bool:
+        """Whether `prefetch` has an effect."""
+        return False
 
     def begin_step(self, num_tokens: int) -> None:
-        """All layers' turns follow, for so many tokens; a step that failed before is forgotten."""
-        ...
+        """Start a step of `num_tokens`. A step that failed before it ended is discarded."""
+        return
 
-    def end_step(self) -> None:
-        """All layers had their turns. Errors: what went wrong in one and could not be said then."""
-        ...
-
-    def expect(self, layer: int, ids: Tensor) -> None:
-        """Hear a guess about the ids (T, K) that `layer` will get soon, best first in each row."""
-        ...
-
-    def stats(self) -> ExpertStats | None:
-        """What a cache of experts has done; None where there is none. From any thread."""
-        ...
-
+    @abstractmethod
     def submit(self, layer: int, x: Tensor, ids: Tensor, weights: Tensor) -> Pending:
-        """Begin the weighted sum of the chosen experts' outputs.
+        """Start the weighted sum (T, H) f32 of the chosen experts' outputs.
 
-        Shapes: x (T, H) f32 · ids (T, K) int32, -1 = skip · weights (T, K) f32 -> (T, H) f32, by
-        `Pending.result`.
+        Shapes: x (T, H) f32 · ids (T, K) int32, -1 = skip · weights (T, K) f32.
         """
-        ...
 
-    def close(self) -> None:
-        """End what runs beside. Any number of times."""
-        ...
-
-
-class CpuExperts:
-    """Every expert in RAM (or paged in from the mapped file), executed by the native kernels."""
-
-    is_capturable = False
-    wants_guesses = False
-
-    def __init__(self, layers: Mapping[int, ExpertWeights]) -> None:
-        self._layers = layers
-
-    def begin_step(self, num_tokens: int) -> None:
-        """Nothing to do."""
+    def prefetch(self, layer: int, ids: Tensor) -> None:
+        """Take a hint: `layer` will soon get about these ids (T, K), likeliest first in a row."""
+        return
 
     def end_step(self) -> None:
-        """Nothing to do."""
-
-    def expect(self, layer: int, ids: Tensor) -> None:
-        """Nothing to do: every expert is there."""
+        """Finish a step. Errors: the first one that `submit` could not raise."""
+        return
 
     def stats(self) -> ExpertStats | None:
+        """Counters of the expert cache; None without one. Thread-safe."""
         return None
 
-    def submit(self, layer: int, x: Tensor, ids: Tensor, weights: Tensor) -> Pending:
-        """As the protocol's; computed at once."""
-        experts = self._layers[layer]
-        return Ready(expert_ffn(x, ids, weights, experts.gate, experts.up, experts.down))
+    def host_call_times(self) -> list[HostCallTime]:
+        """Times of the last step's calls that a GPU stream made on the CPU, for profiles."""
+        return []
 
     def close(self) -> None:
-        """Nothing to do."""
+        """Stop threads and transfers. Idempotent."""
+        return
+
+
+class CpuExperts(ExpertBackend):
+    """All experts in RAM, or paged in from the mapped file; computed by the native kernels."""
+
+    def __init__(self, experts: RoutedExperts) -> None:
+        self._layers = experts.layers
+
+    def submit(self, layer: int, x: Tensor, ids: Tensor, weights: Tensor) -> Pending:
+        """Compute at once; see `ExpertBackend.submit`."""
+        gate, up, down = self._layers[layer]
+        return Ready(expert_ffn(x, ids, weights, gate, up, down))

@@ -16,7 +16,7 @@ from hybridmoe.hardware.gpu import choose_gpu
 from hybridmoe.kernels import ops
 from hybridmoe.llm.llm import LLM, Progress, ProgressCallback, sampling_defaults
 from hybridmoe.model.decoder import Decoder
-from hybridmoe.model.weights import Weights, expert_weights, trace_header
+from hybridmoe.model.weights import Weights, routed_experts, trace_header
 from hybridmoe.placement.options import LoadOptions
 from hybridmoe.placement.placer import Placer
 from hybridmoe.placement.read_ahead import read_ahead
@@ -99,10 +99,10 @@ def _check_vocabulary(file: GGUFFile, config: ModelConfig, tokenizer: Tokenizer)
 
 def _open_trace(path: Path, file: GGUFFile, config: ModelConfig) -> TraceWriter:
     """Begin the routing trace of a run. Errors: ConfigError."""
-    layers = expert_weights(Weights(file), config)
-    if not layers:
+    experts = routed_experts(Weights(file), config)
+    if not experts.layers:
         raise ConfigError(f"{file.path.name} has no routed experts: there is nothing to trace")
-    header = trace_header(file, config, layers, f"requests to {file.path.name}")
+    header = trace_header(file, config, experts, f"requests to {file.path.name}")
     try:
         return TraceWriter(path, header)
     except OSError as error:

@@ -27,7 +27,7 @@ from hybridmoe.model.norm import RmsNorm
 from hybridmoe.model.rope import RotaryTable
 from hybridmoe.model.router import Routing
 from hybridmoe.model.threads import torch_threads
-from hybridmoe.model.weights import Weights, expert_weights
+from hybridmoe.model.weights import Weights, routed_experts
 
 __all__ = ["Decoder"]
 
@@ -52,7 +52,7 @@ class Decoder:
         self.config = c = config
         self._file = weights.file
         if experts is None:
-            experts = CpuExperts(expert_weights(Weights(weights.file), c))
+            experts = CpuExperts(routed_experts(Weights(weights.file), c))
         self.device = device = weights.device
         self._experts = experts
         with loading_onto_gpu("weights that every token uses", vram_bytes):
@@ -67,7 +67,7 @@ class Decoder:
         self.guard = CudaErrorGuard(vram_bytes)
         self._graphs: DecodeGraphs | None = None
         self._graph_pages: Sequence[Pages] | None = None
-        if experts.wants_guesses:
+        if experts.wants_prefetch_hints:
             for layer, following in pairwise(self._layers):
                 layer.guess_for(following)
 

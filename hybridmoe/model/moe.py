@@ -69,7 +69,7 @@ class MoeFfn:
 
     def guess(self, x: Tensor) -> None:
         """Tell the executor which experts states like x (T, H) go to, before they are here."""
-        self._experts.expect(self._layer, self._router(x)[0])
+        self._experts.prefetch(self._layer, self._router(x)[0])
 
 
 def _split(ids: Tensor, weights: Tensor, num_deferred: int) -> tuple[Tensor, Tensor]:

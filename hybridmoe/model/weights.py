@@ -17,13 +17,13 @@ from hybridmoe.config import GATE_SIGMOID, ModelConfig
 from hybridmoe.device.cpu import CpuDevice
 from hybridmoe.device.interface import Device, Matrix
 from hybridmoe.errors import GGUFError, ShapeError, UnsupportedModelError
-from hybridmoe.experts.backend import ExpertWeights
+from hybridmoe.experts.routed_experts import ExpertWeights, RoutedExperts
 from hybridmoe.gguf.fingerprint import fingerprint
 from hybridmoe.gguf.reader import GGUFFile
 from hybridmoe.gguf.reader import Tensor as GGUFTensor
 from hybridmoe.kernels.ops import QuantMatrix, dequantize
 
-__all__ = ["BlockWeights", "Weights", "expert_weights", "trace_header"]
+__all__ = ["BlockWeights", "Weights", "routed_experts", "trace_header"]
 
 
 class Weights:
@@ -133,28 +133,24 @@ class BlockWeights:
         return self.device.matrix(k_b, name), self.device.matrix(v_b, name)
 
 
-def expert_weights(weights: Weights, c: ModelConfig) -> dict[int, ExpertWeights]:
-    """The routed experts of each layer that has some. Errors: GGUFError."""
-    return {
-        i: _expert_weights(weights.block(i), c) for i in range(c.num_dense_layers, c.num_layers)
-    }
+def routed_experts(weights: Weights, c: ModelConfig) -> RoutedExperts:
+    """The routed experts of all layers, in the memory map. Errors: GGUFError."""
+    layers = range(c.num_dense_layers, c.num_layers)
+    return RoutedExperts({i: _expert_weights(weights.block(i), c) for i in layers}, c.top_k)
 
 
 def trace_header(
-    file: GGUFFile, config: ModelConfig, layers: Mapping[int, ExpertWeights], source: str
+    file: GGUFFile, config: ModelConfig, experts: RoutedExperts, source: str
 ) -> dict[str, Any]:
-    """What a routing trace says of the model; layers: as `expert_weights` has them."""
+    """Describe a model for the header of a routing trace."""
     return {
         "source": source,
         "model": fingerprint(file),
         "gate": "sigmoid" if config.gate == GATE_SIGMOID else "softmax",
-        "num_layers": len(layers),
-        "num_experts": config.num_experts,
-        "top_k": config.top_k,
-        "expert_bytes": [
-            sum(matrix.num_bytes for matrix in (w.gate, w.up, w.down)) // config.num_experts
-            for w in layers.values()
-        ],
+        "num_layers": experts.num_layers,
+        "num_experts": experts.num_experts,
+        "top_k": experts.top_k,
+        "expert_bytes": [weights.expert_bytes for weights in experts.by_index],
     }
 
 

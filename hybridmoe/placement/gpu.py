@@ -4,7 +4,6 @@ Needs Triton, so that it is imported only where there is a card. Has run in Trit
 only.
 """
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,7 +14,7 @@ from hybridmoe.device.cuda import CudaDevice
 from hybridmoe.device.cuda_errors import loading_onto_gpu
 from hybridmoe.device.fake_streams import FakeStream
 from hybridmoe.device.streams import CudaStream, Stream
-from hybridmoe.experts.backend import CpuExperts, ExpertWeights
+from hybridmoe.experts.backend import CpuExperts
 from hybridmoe.experts.gpu.calibrate import measure_gpu, with_cpu
 from hybridmoe.experts.gpu.expert_cache import DEFAULT_VRAM_POLICY
 from hybridmoe.experts.gpu.host_adapter import HostAdapter
@@ -24,14 +23,14 @@ from hybridmoe.experts.gpu.pinned_policy import PinnedPolicy
 from hybridmoe.experts.gpu.prefill_experts import HeldExperts, StreamedExperts, Streams
 from hybridmoe.experts.gpu.slot_pool import SlotPool, slot_layouts
 from hybridmoe.experts.hot_profile import HotProfile
-from hybridmoe.experts.policy import CacheShape
+from hybridmoe.experts.routed_experts import ExpertWeights, RoutedExperts
 from hybridmoe.gguf.reader import GGUFFile
 from hybridmoe.hardware import isa
 from hybridmoe.hardware.gpu import CudaGpu
 from hybridmoe.kernels.triton.expert_ffn import SlotLayout
 from hybridmoe.kernels.triton.expert_prefill import add_expert
 from hybridmoe.kernels.triton.runtime import IS_INTERPRETED
-from hybridmoe.model.weights import Weights, expert_weights
+from hybridmoe.model.weights import Weights, routed_experts
 from hybridmoe.placement.residency import Residency
 from hybridmoe.planning.memory_plan import Plan
 from hybridmoe.planning.placement_rules import ExpertLayers, PlacementRules
@@ -83,32 +82,31 @@ def place_on_gpu(
     """
     device = torch.device("cpu" if IS_INTERPRETED else f"cuda:{card.number}")
     dense = CudaDevice(device, placing.is_on_cpu)
-    layers = expert_weights(Weights(file), config)
+    experts = routed_experts(Weights(file), config)
     if on_cpu is not None:
         on_cpu.experts = HostAdapter(on_cpu.experts, dense)
         on_cpu.device, on_cpu.num_deferred = dense, num_deferred
         return on_cpu
-    if not layers:
-        return Residency(CpuExperts(layers), device=dense)
+    if not experts.layers:
+        return Residency(CpuExperts(experts), device=dense)
     profile = None
     if profile_path is not None:
-        profile = HotProfile.load(profile_path, len(layers), config.num_experts)
+        profile = HotProfile.load(profile_path, experts.num_layers, experts.num_experts)
     placed = placing.expert_layers(file.tensors, config.num_layers)
     with dense.active(), loading_onto_gpu("expert slots", plan.problem.vram_bytes):
         streams = _Streams.of(device)
         slots = None
         if plan.num_vram_slots:
-            slots = _slots(layers, config.top_k, plan.num_vram_slots, placed, streams, device)
+            slots = _slots(experts, plan.num_vram_slots, placed, streams, device)
             if profile is not None:
                 slots.cache.warm(profile.hot_keys())
             slots.cache.fill()
         prefill = None
-        may_stream = len(placed.left) < len(layers)
+        may_stream = len(placed.left) < experts.num_layers
         if may_stream and not plan.problem.sizes.types_without_slots:  # as the plan says
-            prefill = _prefill(layers, config.top_k, placed, slots, step_tokens, streams, device)
-        experts = HybridExperts(
-            layers,
-            config.top_k,
+            prefill = _prefill(experts, placed, slots, step_tokens, streams, device)
+        backend = HybridExperts(
+            experts,
             streams.main,
             streams.host,
             device,
@@ -116,7 +114,7 @@ def place_on_gpu(
             prefill=prefill,
         )
     return Residency(
-        experts,
+        backend,
         cache=None if slots is None else slots.cache,
         profile=profile,
         profile_path=profile_path,
@@ -126,45 +124,45 @@ def place_on_gpu(
 
 
 def _prefill(
-    layers: Mapping[int, ExpertWeights],
-    top_k: int,
+    experts: RoutedExperts,
     placed: ExpertLayers,
     slots: SlotPool | None,
     step_tokens: int,
     streams: _Streams,
     device: torch.device,
 ) -> StreamedExperts:
-    layouts = slot_layouts(layers)
+    layouts = slot_layouts(experts)
     by_prompt = Streams(streams.main, streams.host, streams.link)
     return StreamedExperts(
-        layers,
-        [None if n in placed.left else layout for n, layout in zip(layers, layouts, strict=True)],
+        experts,
+        [
+            None if number in placed.left else layout
+            for number, layout in zip(experts.numbers, layouts, strict=True)
+        ],
         add_expert,
-        _rates(next(iter(layers.values())), layouts[0], by_prompt, device),
+        _rates(experts.by_index[0], layouts[0], by_prompt, device),
         by_prompt,
         device,
         max_tokens=step_tokens,
-        top_k=top_k,
         held=None if slots is None else HeldExperts(slots.slots, slots.cache.table.numpy()),
     )
 
 
 def _slots(
-    layers: Mapping[int, ExpertWeights],
-    top_k: int,
+    experts: RoutedExperts,
     num_slots: int,
     placed: ExpertLayers,
     streams: _Streams,
     device: torch.device,
 ) -> SlotPool:
-    num_experts = next(iter(layers.values())).gate.batch
-    shape = CacheShape(len(layers), num_experts, num_slots, top_k)
+    shape = experts.cache_shape(num_slots)
     pinned, left = (
-        frozenset(i for i, number in enumerate(layers) if number in numbers) for numbers in placed
+        frozenset(i for i, number in enumerate(experts.numbers) if number in numbers)
+        for numbers in placed
     )
     policy = PinnedPolicy(shape, ExpertLayers(pinned, left), DEFAULT_VRAM_POLICY)
     slots = SlotPool(
-        layers, top_k, num_slots, streams.main, streams.uploads, device,
+        experts, num_slots, streams.main, streams.uploads, device,
         policy=policy if pinned or left else None,
     )  # fmt: skip
     slots.cache.warm(policy.pinned)

@@ -22,7 +22,7 @@ from hybridmoe.experts.hot_profile import HotProfile
 from hybridmoe.gguf.reader import GGUFFile, Tensor
 from hybridmoe.hardware.disk import BLOCK_BYTES, direct_buffer_bytes
 from hybridmoe.hardware.topology import available_bytes
-from hybridmoe.model.weights import Weights, expert_weights
+from hybridmoe.model.weights import Weights, routed_experts
 from hybridmoe.placement.options import ExpertOptions
 from hybridmoe.placement.residency import Latents, Residency
 from hybridmoe.planning.disk_cache_plan import TierPlan, plan_tier
@@ -49,17 +49,17 @@ def place_weights(
     Errors: GGUFError for missing or misshapen tensors; ConfigError for a budget that is too small
     or more than there is; DiskError.
     """
-    layers = expert_weights(Weights(file), config)
-    layout = ExpertLayout(file, layers)
+    experts = routed_experts(Weights(file), config)
+    layout = ExpertLayout(file, experts)
     dense = [t for t in file.tensors.values() if not is_expert_tensor(t.name)]
     plan = _plan(
         file, config, layout, options, latents, sum(direct_buffer_bytes(t.num_bytes) for t in dense)
     )
     if plan is None:
-        return Residency(CpuExperts(layers))
+        return Residency(CpuExperts(experts))
     reader = FileReader(file.parts)
     try:
-        tier = CachedExperts(layers, layout, reader, plan)
+        tier = CachedExperts(experts, layout, reader, plan)
         profile, hot = None, np.empty(0, np.int64)
         if options.profile is not None:
             profile = HotProfile.load(options.profile, layout.num_layers, layout.num_experts)

@@ -17,7 +17,7 @@ from hybridmoe.gguf.reader import GGUFFile
 from hybridmoe.kernels.paged_mla import Span
 from hybridmoe.model.decoder import Decoder
 from hybridmoe.model.router import Routing
-from hybridmoe.model.weights import Weights, expert_weights
+from hybridmoe.model.weights import Weights, routed_experts
 from hybridmoe.planning.kv_plan import plan_kv
 
 NUM_TOKENS = 60
@@ -79,7 +79,7 @@ def test_deferred_experts_are_added_one_layer_later(f32_path: Path) -> None:
 
 
 def _states(file: GGUFFile, config: ModelConfig, num_deferred: int) -> torch.Tensor:
-    experts = CpuExperts(expert_weights(Weights(file), config))
+    experts = CpuExperts(routed_experts(Weights(file), config))
     model = Decoder(Weights(file), config, experts, num_deferred=num_deferred)
     cache = KvCache(config, plan_kv(config, EngineConfig(context_tokens=9), 0))
     return model.forward([1, 2, 3], [Span(3, 0, [0])], cache.layers)

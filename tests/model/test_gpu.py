@@ -22,7 +22,7 @@ from hybridmoe.gguf.reader import GGUFFile
 from hybridmoe.kernels.paged_mla import Span
 from hybridmoe.model.decoder import Decoder
 from hybridmoe.model.router import Routing
-from hybridmoe.model.weights import Weights, expert_weights
+from hybridmoe.model.weights import Weights, routed_experts
 from hybridmoe.planning.kv_plan import plan_kv
 
 pytest.importorskip("triton", reason="needs triton (pip install hybridmoe[cuda])")
@@ -58,7 +58,7 @@ def logits(
 ) -> np.ndarray:
     """Of a sequence that is computed piece by piece."""
     config = ModelConfig.from_metadata(file.metadata)
-    experts = HostAdapter(CpuExperts(expert_weights(Weights(file), config)), device)
+    experts = HostAdapter(CpuExperts(routed_experts(Weights(file), config)), device)
     model = Decoder(Weights(file, device=device), config, experts)
     cache = KvCache(config, plan_kv(config, EngineConfig(context_tokens=200), 0), device)
     rows, start = [], 0
@@ -95,7 +95,7 @@ def test_sequences_share_steps(tmp_path: Path) -> None:
         found = []
         for device in (CpuDevice(), CudaDevice(torch_device())):
             config = ModelConfig.from_metadata(file.metadata)
-            experts = HostAdapter(CpuExperts(expert_weights(Weights(file), config)), device)
+            experts = HostAdapter(CpuExperts(routed_experts(Weights(file), config)), device)
             model = Decoder(Weights(file, device=device), config, experts)
             cache = KvCache(config, plan_kv(config, EngineConfig(context_tokens=384), 0), device)
             rows = []

@@ -7,18 +7,19 @@ of `CpuExperts`.
 """
 
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
 from hybridmoe.device.pending import Pending, Ready
-from hybridmoe.experts.backend import ExpertWeights
+from hybridmoe.experts.backend import ExpertBackend
 from hybridmoe.experts.disk.expert_layout import ExpertLayout
 from hybridmoe.experts.disk.expert_store import ExpertStore
 from hybridmoe.experts.disk.file_reader import FileReader
-from hybridmoe.experts.policy import PREFILL_TOKENS, CacheShape, Policy, make_policy
+from hybridmoe.experts.policy import PREFILL_TOKENS, Policy, make_policy
+from hybridmoe.experts.routed_experts import RoutedExperts
 from hybridmoe.experts.stats import ExpertCounters, ExpertStats
 from hybridmoe.kernels.incremental_expert_ffn import IncrementalExpertFfn
 from hybridmoe.planning.disk_cache_plan import TierPlan
@@ -26,29 +27,26 @@ from hybridmoe.planning.disk_cache_plan import TierPlan
 __all__ = ["CachedExperts"]
 
 
-class CachedExperts:
+class CachedExperts(ExpertBackend):
     """One thread's, but for `stats`."""
-
-    is_capturable = False
 
     def __init__(
         self,
-        layers: Mapping[int, ExpertWeights],
+        experts: RoutedExperts,
         layout: ExpertLayout,
         reader: FileReader,
         plan: TierPlan,
         policy: Policy | None = None,
     ) -> None:
-        """layers: types and shapes; their data are not looked at. policy: None = the default.
+        """experts: types and shapes; their data are not read. policy: None = the default.
 
         The reader is closed with this. Errors: ConfigError where there is no memory.
         """
         self.plan = plan
-        self._layers = [(w.gate, w.up, w.down) for w in layers.values()]
-        self._index_of = {number: index for index, number in enumerate(layers)}
-        self._num_experts = layout.num_experts
-        self._num_keys = layout.num_layers * layout.num_experts
-        shape = CacheShape(layout.num_layers, layout.num_experts, plan.num_slots, plan.top_k)
+        self._layers, self._index_of = experts.by_index, experts.index_of
+        self._num_experts = experts.num_experts
+        shape = experts.cache_shape(plan.num_slots)
+        self._num_keys = shape.num_keys
         self._policy = policy or make_policy("lru", shape)
         self._reader = reader
         self._store = ExpertStore(layout, reader, plan.num_buffers)
@@ -65,26 +63,19 @@ class CachedExperts:
         return self._reader.engine
 
     @property
-    def wants_guesses(self) -> bool:
-        """Whether `expect` is of use."""
+    def wants_prefetch_hints(self) -> bool:
         return self.plan.num_ahead > 0
 
-    def expect(self, layer: int, ids: Tensor) -> None:
-        """Guess which experts (T, K) the layer will use, to be read ahead by the next `submit`.
+    def prefetch(self, layer: int, ids: Tensor) -> None:
+        """Take a hint, on which the next `submit` reads; see `ExpertBackend.prefetch`.
 
-        Best guesses first in each row. Of more tokens than decoding has, no notice is taken.
+        Hints for prefill are ignored.
         """
         if ids.shape[0] <= PREFILL_TOKENS:
             index = self._index_of[layer]
             first = index * self._num_experts
             guess = dict.fromkeys(ids.t().flatten().tolist())
             self._guesses = {**self._guesses, index: [first + e for e in guess if e >= 0]}
-
-    def begin_step(self, num_tokens: int) -> None:
-        """Nothing to do."""
-
-    def end_step(self) -> None:
-        """Nothing to do."""
 
     def submit(self, layer: int, x: Tensor, ids: Tensor, weights: Tensor) -> Pending:
         """As `ExpertBackend.submit`; computed at once.

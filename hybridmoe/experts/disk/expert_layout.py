@@ -3,12 +3,12 @@
 An expert is three pieces: its gate, up and down matrices, each within its layer's stack.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
-from hybridmoe.experts.backend import ExpertWeights
 from hybridmoe.experts.disk.arena import buffer_bytes
 from hybridmoe.experts.disk.read_queue import Piece
+from hybridmoe.experts.routed_experts import RoutedExperts
 from hybridmoe.gguf.reader import GGUFFile, Tensor
 
 __all__ = ["ROLES", "ExpertLayout", "is_expert_tensor"]
@@ -24,14 +24,14 @@ def is_expert_tensor(name: str) -> bool:
 class ExpertLayout:
     """The routed experts of one file. Layers with experts are counted from 0 here."""
 
-    def __init__(self, file: GGUFFile, layers: Mapping[int, ExpertWeights]) -> None:
-        """layers: by their number in the model, ascending; shapes agree with the file's."""
+    def __init__(self, file: GGUFFile, experts: RoutedExperts) -> None:
+        """experts: shapes agree with the file's."""
         self.paths: Sequence[Path] = file.parts
-        self.layer_numbers = tuple(layers)
-        self.num_layers = len(layers)
-        self.num_experts = next(iter(layers.values())).gate.batch if layers else 0
+        self.num_layers = experts.num_layers
+        self.num_experts = experts.num_experts
         self._tensors: list[list[Tensor]] = [
-            [file.tensors[f"blk.{number}.{role}.weight"] for role in ROLES] for number in layers
+            [file.tensors[f"blk.{number}.{role}.weight"] for role in ROLES]
+            for number in experts.numbers
         ]
         # A buffer takes an expert of any layer: layers may differ in type.
         sizes = [[t.num_bytes // self.num_experts for t in tensors] for tensors in self._tensors]

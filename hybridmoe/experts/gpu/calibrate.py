@@ -13,9 +13,9 @@ import numpy as np
 import torch
 
 from hybridmoe.device.streams import host_empty
-from hybridmoe.experts.backend import ExpertWeights
 from hybridmoe.experts.gpu.prefill_experts import AddExpert, Streams, pieces_of
 from hybridmoe.experts.gpu.weight_stream import COPY_THREADS, Piece, fill
+from hybridmoe.experts.routed_experts import ExpertWeights
 from hybridmoe.hardware import isa
 from hybridmoe.hardware.machine import measure
 from hybridmoe.hardware.topology import num_threads
@@ -45,7 +45,7 @@ def measure_gpu(
 
     Launches are part of `read`: with few tokens, an expert takes as long as it is measured to.
     """
-    num_bytes = sum(w.num_bytes // w.batch for w in experts)
+    num_bytes = experts.expert_bytes
     num_params = sum(w.rows * w.cols for w in experts)
     buffer = host_empty((layout.slot_bytes,), torch.uint8, device)
     slot = torch.empty(layout.slot_bytes, dtype=torch.uint8, device=device)
@@ -106,7 +106,6 @@ def _copies(
     num_bytes: int,
 ) -> Callable[[int], object]:
     """Copies of as many bytes as an expert has, from memory that no cache holds."""
-    sizes = [w.num_bytes // w.batch for w in experts]
     offsets = (0, layout.up_offset, layout.down_offset)
     source = np.ones(max(_SOURCE_BYTES, num_bytes), np.uint8)  # written, so that pages are there
     num_places = len(source) // num_bytes
@@ -114,7 +113,7 @@ def _copies(
     def run(turn: int) -> None:
         start = turn % num_places * num_bytes
         pieces = []
-        for offset, size in zip(offsets, sizes, strict=True):
+        for offset, size in zip(offsets, experts.matrix_bytes, strict=True):
             pieces.append(Piece(offset, source[start : start + size]))
             start += size
         fill(threads, buffer, pieces)

@@ -15,18 +15,16 @@ from hybridmoe.experts.stats import ExpertStats
 __all__ = ["HostAdapter"]
 
 
-class HostAdapter:
+class HostAdapter(ExpertBackend):
     """Brings states to the inner executor, and its results back."""
-
-    is_capturable = False
 
     def __init__(self, inner: ExpertBackend, device: Device) -> None:
         self._inner = inner
         self._device = device
 
     @property
-    def wants_guesses(self) -> bool:
-        return self._inner.wants_guesses
+    def wants_prefetch_hints(self) -> bool:
+        return self._inner.wants_prefetch_hints
 
     def begin_step(self, num_tokens: int) -> None:
         self._inner.begin_step(num_tokens)
@@ -34,8 +32,8 @@ class HostAdapter:
     def end_step(self) -> None:
         self._inner.end_step()
 
-    def expect(self, layer: int, ids: Tensor) -> None:
-        self._inner.expect(layer, self._device.to_host(ids))
+    def prefetch(self, layer: int, ids: Tensor) -> None:
+        self._inner.prefetch(layer, self._device.to_host(ids))
 
     def stats(self) -> ExpertStats | None:
         return self._inner.stats()

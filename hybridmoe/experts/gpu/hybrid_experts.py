@@ -6,7 +6,6 @@ step of few tokens nothing here waits or decides: it queues the same work whoeve
 a graph can repeat it. What the step chose is read, and the cache hears of it, when it has ended.
 """
 
-from collections.abc import Mapping
 from contextlib import suppress
 from typing import TYPE_CHECKING, Protocol
 
@@ -19,9 +18,10 @@ from hybridmoe import _C
 from hybridmoe.device.pending import Pending
 from hybridmoe.device.streams import Event, Stream
 from hybridmoe.errors import HybridMoeError
-from hybridmoe.experts.backend import ExpertWeights
+from hybridmoe.experts.backend import ExpertBackend, HostCallTime
 from hybridmoe.experts.gpu.staging import StagedSubmission, StepMemory
 from hybridmoe.experts.policy import PREFILL_TOKENS
+from hybridmoe.experts.routed_experts import RoutedExperts
 from hybridmoe.experts.stats import ExpertStats
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ class PrefillExecutor(Protocol):
         ...
 
 
-class HybridExperts:
+class HybridExperts(ExpertBackend):
     """`ExpertBackend`. One thread's, but for `stats`.
 
     A layer may be submitted twice, with what the other has as -1, before either result is asked
@@ -54,12 +54,10 @@ class HybridExperts:
     """
 
     is_capturable = True
-    wants_guesses = False
 
     def __init__(
         self,
-        layers: Mapping[int, ExpertWeights],
-        top_k: int,
+        experts: RoutedExperts,
         main: Stream,
         host: Stream,
         device: torch.device,
@@ -67,18 +65,16 @@ class HybridExperts:
         slots: "SlotPool | None" = None,
         prefill: PrefillExecutor | None = None,
     ) -> None:
-        """layers: by their number in the model, ascending. main: where steps run. host: a stream
+        """main: where steps run. host: a stream
         of the CPU's part. slots: experts on the card; None = the CPU has them all. prefill: who
         computes steps of more than 16 tokens; None = the CPU. Both are closed with this.
         """
-        self._layers = layers
-        self._index_of = {number: index for index, number in enumerate(layers)}
-        self._top_k, self._device = top_k, device
-        self._num_experts = next(iter(layers.values())).gate.batch
+        self._experts, self._device = experts, device
+        self._index_of = experts.index_of
         self._main, self._host = main, host
         self._slots, self._prefill = slots, prefill
         # Of a layer's two submissions and the next layer's: no more are owed at once.
-        self._decoding = StepMemory(PREFILL_TOKENS, layers, top_k, device, num_parts=2, num_lent=4)
+        self._decoding = StepMemory(PREFILL_TOKENS, experts, device, num_parts=2, num_lent=4)
         self._reading: StepMemory | None = None  # for many tokens, made when there are some
         self._memory = self._decoding
         self._num_tokens = 0
@@ -119,9 +115,6 @@ class HybridExperts:
         if self._slots is not None:
             self._slots.cache.end_step(self._accesses(), is_prefill=is_prefill)
 
-    def expect(self, layer: int, ids: Tensor) -> None:
-        """Nothing to do."""
-
     def stats(self) -> ExpertStats | None:
         return None if self._slots is None else self._slots.cache.stats()
 
@@ -152,11 +145,10 @@ class HybridExperts:
             hits = self._slots.compute(layer, x, ids, weights)
         return _HybridSum(self._main, lent, result, returned, hits, (x, ids, weights))
 
-    def host_times(self) -> list[tuple[int, float, float]]:
-        """Of the CPU's calls in the last step: layer, begin and end by `time.monotonic`."""
-        numbers = list(self._index_of)
+    def host_call_times(self) -> list[HostCallTime]:
+        numbers = self._experts.numbers
         return [
-            (numbers[index], *call.times())
+            HostCallTime(numbers[index], *call.times())
             for (index, _), call in self._calls.items()
             if call is not None
         ]
@@ -182,7 +174,7 @@ class HybridExperts:
             most = 1 << (num_tokens - 1).bit_length()
             self._reading = None  # before there is more
             self._reading = StepMemory(
-                most, self._layers, self._top_k, self._device, num_parts=1, num_lent=num_lent
+                most, self._experts, self._device, num_parts=1, num_lent=num_lent
             )
         return self._reading
 
@@ -196,13 +188,13 @@ class HybridExperts:
             slot_of = 0
             if is_decoding and self._slots is not None:
                 slot_of = self._slots.slot_of(layer).ctypes.data
-            call = memory.calls[key] = memory.make_call(index, part, self._layers[layer], slot_of)
+            call = memory.calls[key] = memory.make_call(index, part, slot_of)
         call.num_tokens = tokens
         return call
 
     def _take_errors(self) -> str | None:
         """The first, of those of this step."""
-        numbers = list(self._index_of)
+        numbers = self._experts.numbers
         found = [
             f"experts of blk.{numbers[index]} on the CPU: {error}"
             for (index, _), call in self._calls.items()
@@ -220,8 +212,8 @@ class HybridExperts:
         for index, both in parts.items():
             chosen = dict.fromkeys(ids[index, both].max(0).reshape(-1).tolist())
             chosen.pop(-1, None)
-            if chosen and not 0 <= min(chosen) <= max(chosen) < self._num_experts:
-                number = list(self._index_of)[index]
+            if chosen and not 0 <= min(chosen) <= max(chosen) < self._experts.num_experts:
+                number = self._experts.numbers[index]
                 raise HybridMoeError(f"experts of blk.{number}: chosen are {sorted(chosen)}")
             accesses.append((index, np.fromiter(chosen, np.int32, len(chosen))))
         return accesses

@@ -7,7 +7,7 @@ so that a result depends on the rates and on what is in the slots, never on timi
 Triton's interpreter and with stand-ins for streams, not on a card yet.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -20,8 +20,8 @@ from hybridmoe import _C
 from hybridmoe.device.pending import Pending, Ready
 from hybridmoe.device.streams import Event, Stream, host_empty
 from hybridmoe.errors import HybridMoeError
-from hybridmoe.experts.backend import ExpertWeights
 from hybridmoe.experts.gpu.weight_stream import Piece, WeightStream
+from hybridmoe.experts.routed_experts import ExpertWeights, RoutedExperts
 from hybridmoe.kernels.matrix import QuantMatrix
 from hybridmoe.planning.model_sizes import Part
 from hybridmoe.planning.prefill_split import Split, costs_of, split
@@ -89,7 +89,7 @@ class StreamedExperts:
 
     def __init__(
         self,
-        layers: Mapping[int, ExpertWeights],
+        experts: RoutedExperts,
         layouts: "Sequence[SlotLayout | None]",
         add_expert: AddExpert,
         rates: Rates,
@@ -97,31 +97,29 @@ class StreamedExperts:
         device: torch.device,
         *,
         max_tokens: int,
-        top_k: int,
         held: HeldExperts | None = None,
     ) -> None:
-        """layers: by their number in the model. layouts: of each one's slots; None: the CPU's.
+        """layouts: of each one's slots; None: the CPU's.
 
         rates: those of the card among them. max_tokens: of a step.
         """
         assert rates.gpu is not None, "the rates of the card are not known"
-        first = next(iter(layers.values())).gate
         self._add_expert = add_expert
         self._rates, self._gpu = rates, rates.gpu
         self._streams, self._device = streams, device
         self._held = held
-        self._num_experts = first.batch
-        self._memory = self._make_memory(first, max_tokens, top_k)
+        self._num_experts = experts.num_experts
+        self._memory = self._make_memory(experts, max_tokens)
         self._layers = {
             number: _Layer(
                 index,
-                experts,
+                weights,
                 layout,
-                tuple(_part(w) for w in experts),
-                _call(self._memory, experts, max_tokens, top_k),
+                tuple(_part(w) for w in weights),
+                _call(self._memory, weights, max_tokens, experts.top_k),
             )
-            for index, ((number, experts), layout) in enumerate(
-                zip(layers.items(), layouts, strict=True)
+            for index, ((number, weights), layout) in enumerate(
+                zip(experts.layers.items(), layouts, strict=True)
             )
         }
         largest = max((layout.slot_bytes for layout in layouts if layout), default=0)
@@ -162,17 +160,18 @@ class StreamedExperts:
         """Any number of times."""
         self._pipe.close()
 
-    def _make_memory(self, gate: QuantMatrix, max_tokens: int, top_k: int) -> _HostMemory:
+    def _make_memory(self, experts: RoutedExperts, max_tokens: int) -> _HostMemory:
         def empty(dtype: torch.dtype, *shape: int) -> Tensor:
             return host_empty(shape, dtype, self._device)
 
+        hidden, top_k = experts.hidden, experts.top_k
         return _HostMemory(
-            x=empty(torch.float32, max_tokens, gate.cols),
+            x=empty(torch.float32, max_tokens, hidden),
             ids=empty(torch.int32, max_tokens, top_k),
             weights=empty(torch.float32, max_tokens, top_k),
-            out=empty(torch.float32, max_tokens, gate.cols),
+            out=empty(torch.float32, max_tokens, hidden),
             pairs=empty(torch.int64, max_tokens * top_k),
-            left_out=torch.empty(gate.batch, dtype=torch.int32),
+            left_out=torch.empty(experts.num_experts, dtype=torch.int32),
             returned=self._streams.host.record(),
         )
 

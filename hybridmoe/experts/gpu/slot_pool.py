@@ -3,8 +3,6 @@
 Has run in Triton's interpreter only.
 """
 
-from collections.abc import Mapping
-
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -12,10 +10,10 @@ from torch import Tensor
 
 from hybridmoe.device.streams import Stream
 from hybridmoe.errors import ConfigError, ShapeError
-from hybridmoe.experts.backend import ExpertWeights
 from hybridmoe.experts.gpu.expert_cache import GpuExpertCache
 from hybridmoe.experts.gpu.slot_uploader import SlotUploader
-from hybridmoe.experts.policy import CacheShape, Policy
+from hybridmoe.experts.policy import Policy
+from hybridmoe.experts.routed_experts import RoutedExperts
 from hybridmoe.kernels.triton.expert_ffn import SlotLayout, expert_ffn
 
 __all__ = ["UPLOADS_PER_STEP", "SlotPool", "slot_layouts"]
@@ -24,13 +22,13 @@ __all__ = ["UPLOADS_PER_STEP", "SlotPool", "slot_layouts"]
 UPLOADS_PER_STEP = 8
 
 
-def slot_layouts(layers: Mapping[int, ExpertWeights]) -> list[SlotLayout]:
+def slot_layouts(experts: RoutedExperts) -> list[SlotLayout]:
     """Where the parts of each layer's experts lie in a slot.
 
     Errors: ConfigError, a sentence for the user: there can be no slots for such experts.
     """
     layouts = []
-    for number, (gate, up, down) in layers.items():
+    for number, (gate, up, down) in experts.layers.items():
         try:
             layouts.append(SlotLayout(gate.type, up.type, down.type, gate.cols, gate.rows))
         except ShapeError as error:
@@ -45,8 +43,7 @@ class SlotPool:
 
     def __init__(
         self,
-        layers: Mapping[int, ExpertWeights],
-        top_k: int,
+        experts: RoutedExperts,
         num_slots: int,
         main: Stream,
         copy: Stream,
@@ -55,18 +52,17 @@ class SlotPool:
         uploads_per_step: int = UPLOADS_PER_STEP,
         policy: Policy | None = None,
     ) -> None:
-        """layers: by their number in the model, ascending. main: where steps run. copy: a stream
+        """main: where steps run. copy: a stream
         that has nothing but the uploads.
 
         Errors: ConfigError, as `slot_layouts`; RuntimeError (torch's) where there is no memory.
         """
-        self._layouts = slot_layouts(layers)
-        self._index_of = {number: index for index, number in enumerate(layers)}
-        num_experts = next(iter(layers.values())).gate.batch
+        self._layouts = slot_layouts(experts)
+        self._index_of = experts.index_of
         slot_bytes = max(layout.slot_bytes for layout in self._layouts)
         self.slots = torch.empty((num_slots, slot_bytes), dtype=torch.uint8, device=device)
-        shape = CacheShape(len(layers), num_experts, num_slots, top_k)
-        copier = SlotUploader(layers, self._layouts, self.slots, main, copy)
+        shape = experts.cache_shape(num_slots)
+        copier = SlotUploader(experts, self._layouts, self.slots, main, copy)
         self.cache = GpuExpertCache(
             shape, copier, main, device, uploads_per_step=uploads_per_step, policy=policy
         )

@@ -6,7 +6,7 @@ copied on while the next is read.
 """
 
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from queue import SimpleQueue
 from typing import TYPE_CHECKING
 
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from hybridmoe.device.streams import Event, Stream, host_empty
-from hybridmoe.experts.backend import ExpertWeights
+from hybridmoe.experts.routed_experts import RoutedExperts
 
 if TYPE_CHECKING:
     from hybridmoe.kernels.triton.expert_ffn import SlotLayout
@@ -63,7 +63,7 @@ class SlotUploader:
 
     def __init__(
         self,
-        layers: Mapping[int, ExpertWeights],
+        experts: RoutedExperts,
         layouts: "Sequence[SlotLayout]",
         data: Tensor,
         main: Stream,
@@ -76,7 +76,7 @@ class SlotUploader:
         main: where slots are read. copy: a stream of the copies' own.
         """
         self.slot_bytes = data.shape[1]
-        self._layers = [(w.gate, w.up, w.down) for w in layers.values()]
+        self._layers = experts.by_index
         self._offsets = [(0, s.up_offset, s.down_offset) for s in layouts]
         self._data = data
         self._main, self._copy = main, copy

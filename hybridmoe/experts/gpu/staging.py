@@ -1,13 +1,11 @@
 """Host and device memory of the CPU's part of hybrid steps."""
 
-from collections.abc import Mapping
-
 import torch
 from torch import Tensor
 
 from hybridmoe import _C
 from hybridmoe.device.streams import host_empty
-from hybridmoe.experts.backend import ExpertWeights
+from hybridmoe.experts.routed_experts import RoutedExperts
 
 __all__ = ["StagedSubmission", "StepMemory"]
 
@@ -30,18 +28,18 @@ class StepMemory:
     def __init__(
         self,
         max_tokens: int,
-        layers: Mapping[int, ExpertWeights],
-        top_k: int,
+        experts: RoutedExperts,
         device: torch.device,
         *,
         num_parts: int,
         num_lent: int,
     ) -> None:
         """num_parts: submissions of a layer. num_lent: of all layers, that are owed at once."""
-        self.max_tokens, self.top_k, self.num_parts = max_tokens, top_k, num_parts
-        shape = (len(layers), num_parts, max_tokens, top_k)
+        self.max_tokens, self.num_parts = max_tokens, num_parts
+        self._experts = experts
+        top_k, hidden = experts.top_k, experts.hidden
+        shape = (experts.num_layers, num_parts, max_tokens, top_k)
         self.ids = host_empty(shape, torch.int32, device)
-        hidden = next(iter(layers.values())).gate.cols
         self._lent = [StagedSubmission(max_tokens, hidden, top_k, device) for _ in range(num_lent)]
         self.calls: dict[tuple[int, int, int], _C.HostExpertCall] = {}
 
@@ -62,20 +60,18 @@ class StepMemory:
         lent.owner = index
         return lent
 
-    def make_call(
-        self, index: int, part: int, experts: ExpertWeights, slot_of: int
-    ) -> _C.HostExpertCall:
-        lent = self._of(index, part)
+    def make_call(self, index: int, part: int, slot_of: int) -> _C.HostExpertCall:
+        lent, weights = self._of(index, part), self._experts.by_index[index]
         return _C.HostExpertCall(
             lent.x.data_ptr(),
             self.ids[index, part].data_ptr(),
             lent.weights.data_ptr(),
             lent.out.data_ptr(),
             self.max_tokens,
-            self.top_k,
-            experts.gate.handle,
-            experts.up.handle,
-            experts.down.handle,
+            self._experts.top_k,
+            weights.gate.handle,
+            weights.up.handle,
+            weights.down.handle,
             slot_of,
         )
 

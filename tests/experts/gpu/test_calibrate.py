@@ -9,9 +9,9 @@ from gguf import GGMLQuantizationType as T
 from random_weights import random_matrix
 
 from hybridmoe.device.fake_streams import FakeStream
-from hybridmoe.experts.backend import ExpertWeights
 from hybridmoe.experts.gpu.prefill_experts import Streams
 from hybridmoe.experts.gpu.weight_stream import COPY_THREADS
+from hybridmoe.experts.routed_experts import ExpertWeights
 from hybridmoe.hardware import isa
 from hybridmoe.hardware.machine import Limits, Rate
 from hybridmoe.kernels import ops

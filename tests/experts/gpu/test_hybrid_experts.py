@@ -17,8 +17,9 @@ from hybridmoe import _C
 from hybridmoe.device.fake_streams import FakeStream
 from hybridmoe.device.pending import Pending, Ready
 from hybridmoe.errors import ConfigError, HybridMoeError
-from hybridmoe.experts.backend import CpuExperts, ExpertWeights
-from hybridmoe.experts.policy import CacheShape, make_policy
+from hybridmoe.experts.backend import CpuExperts
+from hybridmoe.experts.policy import make_policy
+from hybridmoe.experts.routed_experts import ExpertWeights, RoutedExperts
 from hybridmoe.planning.rates import GpuRates, Rates
 
 pytest.importorskip("triton", reason="needs triton (pip install hybridmoe[cuda])")
@@ -43,8 +44,8 @@ KINDS = [(T.Q4_0, T.Q8_0, T.Q4_0), (T.BF16, T.F16, T.BF16), (T.Q8_0, T.Q4_0, T.Q
 FIRST = 1  # of the model's layers that has experts
 
 
-def make_layers(kinds: Sequence[tuple[T, T, T]] = KINDS) -> dict[int, ExpertWeights]:
-    return {
+def make_experts(kinds: Sequence[tuple[T, T, T]] = KINDS) -> RoutedExperts:
+    layers = {
         number: ExpertWeights(
             random_matrix(gate, EXPERTS, INTER, HIDDEN, seed=3 * number),
             random_matrix(up, EXPERTS, INTER, HIDDEN, seed=3 * number + 1),
@@ -52,9 +53,10 @@ def make_layers(kinds: Sequence[tuple[T, T, T]] = KINDS) -> dict[int, ExpertWeig
         )
         for number, (gate, up, down) in enumerate(kinds, FIRST)
     }
+    return RoutedExperts(layers, TOP_K)
 
 
-LAYERS = make_layers()
+ROUTED = make_experts()
 Inputs = tuple[Tensor, Tensor, Tensor]
 
 
@@ -84,22 +86,21 @@ class Bench:
         self.slots: SlotPool | None = None
         count = len(resident) if num_slots is None else num_slots
         if count:
-            shape = CacheShape(len(LAYERS), EXPERTS, count, TOP_K)
+            shape = ROUTED.cache_shape(count)
             self.slots = SlotPool(
-                LAYERS,
-                TOP_K,
+                ROUTED,
                 count,
                 self.main,
                 self.copy,
                 CPU,
-                uploads_per_step=len(LAYERS) * EXPERTS,
+                uploads_per_step=ROUTED.num_layers * EXPERTS,
                 policy=make_policy(policy, shape),
             )
             self.slots.slots.fill_(0xFF)
             self.slots.cache.warm(np.array(resident, np.int64))
             self.settle()
             assert self.slots.cache.resident().tolist() == sorted(resident)
-        self.experts = HybridExperts(LAYERS, TOP_K, self.main, self.host, CPU, slots=self.slots)
+        self.experts = HybridExperts(ROUTED, self.main, self.host, CPU, slots=self.slots)
 
     def settle(self) -> None:
         """Let all uploads arrive, and the table know of them."""
@@ -118,14 +119,14 @@ class Bench:
         """One input for each layer."""
         self.experts.begin_step(len(inputs[0][0]))
         results = []
-        for layer, (x, ids, weights) in zip(LAYERS, inputs, strict=True):
+        for layer, (x, ids, weights) in zip(ROUTED.numbers, inputs, strict=True):
             results.append(self.experts.submit(layer, x, ids, weights).result().clone())
         self.check(inputs, results)
         self.experts.end_step()
         return results
 
     def check(self, inputs: Sequence[Inputs], results: Sequence[Tensor]) -> None:
-        for layer, given, got in zip(LAYERS, inputs, results, strict=True):
+        for layer, given, got in zip(ROUTED.numbers, inputs, results, strict=True):
             want, bound = self.sum(layer, *given)
             closeness.assert_close(got, want, bound, f"layer {layer}")
 
@@ -141,9 +142,9 @@ class Bench:
         for t, j in np.argwhere(ids.numpy() >= 0):
             expert, weight = int(ids[t, j]), float(weights[t, j])
             if self.is_here(layer, expert) and not all_cpu and len(x) <= 16:
-                y, y_bound = triton_bounds.one_expert(LAYERS[layer], expert, exact[t], TOP_K)
+                y, y_bound = triton_bounds.one_expert(ROUTED.layers[layer], expert, exact[t], TOP_K)
             else:
-                ys, bounds = closeness.one_expert(LAYERS[layer], expert, exact[t : t + 1])
+                ys, bounds = closeness.one_expert(ROUTED.layers[layer], expert, exact[t : t + 1])
                 y, y_bound = ys[0], bounds[0]
             want[t] += weight * y
             bound[t] += weight * (y_bound + (TOP_K + 4) * triton_bounds.U * np.abs(y))
@@ -176,9 +177,9 @@ def test_every_mixture_of_hits_and_misses_is_within_the_bound(
 ) -> None:
     random = np.random.default_rng(10 * tokens + is_lazy)
     for share in (0.2, 0.6)[: 1 if tokens == 16 else 2]:
-        resident = np.flatnonzero(random.random(len(LAYERS) * EXPERTS) < share)
+        resident = np.flatnonzero(random.random(ROUTED.num_layers * EXPERTS) < share)
         made = bench(resident.tolist(), is_lazy=is_lazy)
-        made.step([make_inputs(tokens, layer) for layer in LAYERS])
+        made.step([make_inputs(tokens, layer) for layer in ROUTED.numbers])
 
 
 @pytest.mark.parametrize("resident", [(), range(18)], ids=["no", "every"])
@@ -186,17 +187,17 @@ def test_every_mixture_of_hits_and_misses_is_within_the_bound(
 def test_one_side_alone(bench: MakeBench, resident: Sequence[int], is_lazy: bool) -> None:
     """Without slots the result is `CpuExperts`'s, bit for bit."""
     made = bench(resident, is_lazy=is_lazy)
-    inputs = [make_inputs(3, layer) for layer in LAYERS]
+    inputs = [make_inputs(3, layer) for layer in ROUTED.numbers]
     results = made.step(inputs)
-    cpu = CpuExperts(LAYERS)
-    for layer, given, got in zip(LAYERS, inputs, results, strict=True):
+    cpu = CpuExperts(ROUTED)
+    for layer, given, got in zip(ROUTED.numbers, inputs, results, strict=True):
         assert torch.equal(cpu.submit(layer, *given).result(), got) == (not resident)
 
 
 def test_a_wrong_slot_is_seen(bench: MakeBench) -> None:
     made = bench([0, 1, 2, 3, 4, 5])
     assert made.slots is not None
-    inputs = [make_inputs(2, layer) for layer in LAYERS]
+    inputs = [make_inputs(2, layer) for layer in ROUTED.numbers]
     made.slots.slots[int(made.slots.slot_of(FIRST)[int(inputs[0][1][0, 0])])] ^= 1
     with pytest.raises(AssertionError, match="out of bounds"):
         made.step(inputs)
@@ -205,13 +206,13 @@ def test_a_wrong_slot_is_seen(bench: MakeBench) -> None:
 @pytest.mark.parametrize("is_lazy", [False, True], ids=["eager", "lazy"])
 def test_a_cache_fills_while_it_is_used(bench: MakeBench, is_lazy: bool) -> None:
     """Steps are within the bound throughout, and the last is computed by the card alone."""
-    made = bench(num_slots=len(LAYERS) * EXPERTS, is_lazy=is_lazy)
+    made = bench(num_slots=ROUTED.num_layers * EXPERTS, is_lazy=is_lazy)
     off = bench(is_lazy=is_lazy)
     assert made.slots is not None
-    inputs = [make_inputs(1, layer) for layer in LAYERS]
+    inputs = [make_inputs(1, layer) for layer in ROUTED.numbers]
     for i in range(6):
         on_results, off_results = made.step(inputs), off.step(inputs)
-        for layer, given, a, b in zip(LAYERS, inputs, on_results, off_results, strict=True):
+        for layer, given, a, b in zip(ROUTED.numbers, inputs, on_results, off_results, strict=True):
             want, bound = made.sum(layer, *given)
             cpu, cpu_bound = made.sum(layer, *given, all_cpu=True)
             away = bound + cpu_bound + np.abs(want - cpu)
@@ -225,19 +226,19 @@ def test_a_cache_fills_while_it_is_used(bench: MakeBench, is_lazy: bool) -> None
     assert stats is not None and off.experts.stats() is None
     counters = stats.counters
     assert counters.misses == counters.uploads == sum(chosen) and counters.hits == 5 * sum(chosen)
-    assert stats.place == "VRAM" and stats.num_slots == len(LAYERS) * EXPERTS
+    assert stats.place == "VRAM" and stats.num_slots == ROUTED.num_layers * EXPERTS
 
 
 @pytest.mark.parametrize("tokens", [17, 40])
 def test_steps_of_many_tokens_are_the_cpus(bench: MakeBench, tokens: int) -> None:
     made = bench([0, 1, 2, 9], is_lazy=True)
-    inputs = [make_inputs(tokens, layer) for layer in LAYERS]
+    inputs = [make_inputs(tokens, layer) for layer in ROUTED.numbers]
     for _ in range(2):
         results = made.step(inputs)
-        cpu = CpuExperts(LAYERS)
-        for number, given, got in zip(LAYERS, inputs, results, strict=True):
+        cpu = CpuExperts(ROUTED)
+        for number, given, got in zip(ROUTED.numbers, inputs, results, strict=True):
             assert torch.equal(cpu.submit(number, *given).result(), got)
-        made.step([make_inputs(2, layer) for layer in LAYERS])
+        made.step([make_inputs(2, layer) for layer in ROUTED.numbers])
 
 
 class OneAtATime:
@@ -246,7 +247,7 @@ class OneAtATime:
     def __init__(self) -> None:
         self.submitted: list[int] = []
         self.num_checks = self.num_closed = 0
-        self._cpu = CpuExperts(LAYERS)
+        self._cpu = CpuExperts(ROUTED)
 
     def submit(self, layer: int, x: Tensor, ids: Tensor, weights: Tensor) -> Pending:
         self.submitted.append(layer)
@@ -263,19 +264,17 @@ class OneAtATime:
 
 def test_a_prefill_executor_has_the_steps_of_many_tokens(bench: MakeBench) -> None:
     made, prefill = bench(num_slots=4, is_lazy=True), OneAtATime()
-    experts = HybridExperts(
-        LAYERS, TOP_K, made.main, made.host, CPU, slots=made.slots, prefill=prefill
-    )
+    experts = HybridExperts(ROUTED, made.main, made.host, CPU, slots=made.slots, prefill=prefill)
     made.experts = experts
-    inputs = [make_inputs(20, layer) for layer in LAYERS]
+    inputs = [make_inputs(20, layer) for layer in ROUTED.numbers]
     made.step(inputs)
-    assert prefill.submitted == list(LAYERS) and prefill.num_checks == 1
+    assert prefill.submitted == list(ROUTED.numbers) and prefill.num_checks == 1
     stats = experts.stats()
     assert stats is not None
     used = sum(len(set(ids.flatten().tolist()) - {-1}) for _, ids, _ in inputs)
     assert stats.counters.misses == used and stats.counters.uploads == 4, "free slots only"
-    made.step([make_inputs(2, layer) for layer in LAYERS])
-    assert prefill.num_checks == 1 and len(prefill.submitted) == len(LAYERS)
+    made.step([make_inputs(2, layer) for layer in ROUTED.numbers])
+    assert prefill.num_checks == 1 and len(prefill.submitted) == ROUTED.num_layers
     with pytest.raises(HybridMoeError, match="the link is gone"):
         made.step(inputs)
     experts.begin_step(20)
@@ -294,30 +293,27 @@ def test_prompts_are_streamed_beside_what_is_in_slots(bench: MakeBench) -> None:
     assert slots is not None
     gpu = GpuRates(read=1e9, ops=1e12, pcie=1e15, copy=1e15, copy_cpu=0.0, expert_s=0.0)
     prefill = StreamedExperts(
-        LAYERS,
-        slot_layouts(LAYERS),
+        ROUTED,
+        slot_layouts(ROUTED),
         add_expert,
         Rates("avx512", dram=1e8, ops=1e8, attention_ops=1e8, gpu=gpu),
         Streams(made.main, made.host, FakeStream(is_lazy=True)),
         CPU,
         max_tokens=20,
-        top_k=TOP_K,
         held=HeldExperts(slots.slots, slots.cache.table.numpy()),
     )
-    made.experts = HybridExperts(
-        LAYERS, TOP_K, made.main, made.host, CPU, slots=slots, prefill=prefill
-    )
-    inputs = [make_inputs(20, layer) for layer in LAYERS]
+    made.experts = HybridExperts(ROUTED, made.main, made.host, CPU, slots=slots, prefill=prefill)
+    inputs = [make_inputs(20, layer) for layer in ROUTED.numbers]
     made.experts.begin_step(20)
-    for layer, given in zip(LAYERS, inputs, strict=True):
+    for layer, given in zip(ROUTED.numbers, inputs, strict=True):
         got, want = (
             made.experts.submit(layer, *given).result(),
-            CpuExperts(LAYERS).submit(layer, *given).result(),
+            CpuExperts(ROUTED).submit(layer, *given).result(),
         )
         assert (got - want).norm() < 0.03 * want.norm(), "int8 against bfloat16 activations"
     made.experts.end_step()
     assert prefill.tally.held == 5 and prefill.tally.streamed > 0
-    made.step([make_inputs(2, layer) for layer in LAYERS])
+    made.step([make_inputs(2, layer) for layer in ROUTED.numbers])
 
 
 def deferred_step(bench: Bench, inputs: Sequence[Inputs]) -> list[Tensor]:
@@ -325,7 +321,7 @@ def deferred_step(bench: Bench, inputs: Sequence[Inputs]) -> list[Tensor]:
     bench.experts.begin_step(len(inputs[0][0]))
     results: list[Tensor] = []
     owed: Pending | None = None
-    for layer, (x, ids, weights) in zip(LAYERS, inputs, strict=True):
+    for layer, (x, ids, weights) in zip(ROUTED.numbers, inputs, strict=True):
         is_last = torch.zeros_like(ids, dtype=torch.bool)
         is_last[:, -1] = True
         now = bench.experts.submit(layer, x, ids.masked_fill(is_last, -1), weights)
@@ -343,7 +339,7 @@ def deferred_step(bench: Bench, inputs: Sequence[Inputs]) -> list[Tensor]:
 def test_two_submissions_may_be_owed_at_once(bench: MakeBench, resident: Sequence[int]) -> None:
     made = bench(resident, is_lazy=True)
     for step in range(2):
-        inputs = [make_inputs(3, layer + 10 * step) for layer in LAYERS]
+        inputs = [make_inputs(3, layer + 10 * step) for layer in ROUTED.numbers]
         made.check(inputs, deferred_step(made, inputs))
         made.experts.end_step()
     if resident:
@@ -353,7 +349,7 @@ def test_two_submissions_may_be_owed_at_once(bench: MakeBench, resident: Sequenc
         assert counters.hits + counters.misses == sum(
             len(set(ids.flatten().tolist()) - {-1})
             for step in range(2)
-            for layer in LAYERS
+            for layer in ROUTED.numbers
             for ids in [make_inputs(3, layer + 10 * step)[1]]
         )
 
@@ -374,7 +370,7 @@ def test_one_layers_result_does_not_wait_for_the_next_ones(bench: MakeBench) -> 
 def test_the_cpu_waits_for_what_the_card_makes(is_lazy: bool) -> None:
     """The card's work is put off until somebody waits for it."""
     main, host = FakeStream(is_lazy=True, is_current=True), FakeStream(is_lazy=is_lazy)
-    experts = HybridExperts(LAYERS, TOP_K, main, host, CPU)
+    experts = HybridExperts(ROUTED, main, host, CPU)
     given = make_inputs(2)
     x, ids, weights = (torch.zeros_like(t) for t in given)
     experts.begin_step(2)
@@ -382,16 +378,16 @@ def test_the_cpu_waits_for_what_the_card_makes(is_lazy: bool) -> None:
         main.copy(late, t)
     got = experts.submit(FIRST, x, ids, weights).result()
     experts.end_step()
-    assert torch.equal(got, CpuExperts(LAYERS).submit(FIRST, *given).result())
+    assert torch.equal(got, CpuExperts(ROUTED).submit(FIRST, *given).result())
 
 
 def test_an_error_ends_the_step_with_a_line_and_not_the_next(bench: MakeBench) -> None:
     made = bench(is_lazy=True)
-    inputs = [make_inputs(2, layer) for layer in LAYERS]
+    inputs = [make_inputs(2, layer) for layer in ROUTED.numbers]
     bad = inputs[1][1].clone()
     bad[1, 1] = EXPERTS
     made.experts.begin_step(2)
-    for layer, (x, ids, weights) in zip(LAYERS, inputs, strict=True):
+    for layer, (x, ids, weights) in zip(ROUTED.numbers, inputs, strict=True):
         made.experts.submit(layer, x, bad if layer == FIRST + 1 else ids, weights).result()
     with pytest.raises(HybridMoeError, match=r"blk\.2 on the CPU: expert_ffn: expert id 6") as said:
         made.experts.end_step()
@@ -404,25 +400,25 @@ def test_a_step_that_ended_early_is_forgotten(bench: MakeBench) -> None:
     x, ids, weights = make_inputs(2)
     made.experts.begin_step(2)
     made.experts.submit(FIRST + 1, x, ids, weights)  # its result is never asked for
-    made.step([make_inputs(2, layer) for layer in LAYERS])
+    made.step([make_inputs(2, layer) for layer in ROUTED.numbers])
 
 
 def test_an_error_of_a_step_that_ended_early_is_not_the_next_ones() -> None:
     host = FakeStream(is_lazy=True)
-    experts = HybridExperts(LAYERS, TOP_K, FakeStream(is_lazy=False, is_current=True), host, CPU)
+    experts = HybridExperts(ROUTED, FakeStream(is_lazy=False, is_current=True), host, CPU)
     x, ids, weights = make_inputs(2)
     experts.begin_step(2)
     experts.submit(FIRST, x, torch.full_like(ids, EXPERTS), weights)
     experts.begin_step(2)
     got = experts.submit(FIRST, x, ids, weights).result()
     experts.end_step()
-    assert torch.equal(got, CpuExperts(LAYERS).submit(FIRST, x, ids, weights).result())
+    assert torch.equal(got, CpuExperts(ROUTED).submit(FIRST, x, ids, weights).result())
 
 
 def test_a_graph_in_the_main_stream_is_waited_for() -> None:
     """What a graph repeats is the main stream's: nothing of it is in the CPU's own."""
     main = FakeStream(is_lazy=True, is_current=True)
-    experts = HybridExperts(LAYERS, TOP_K, main, FakeStream(is_lazy=True), CPU)
+    experts = HybridExperts(ROUTED, main, FakeStream(is_lazy=True), CPU)
     experts.begin_step(1)
     done = torch.zeros(1)
     main.copy(done, torch.ones(1))
@@ -433,7 +429,7 @@ def test_a_graph_in_the_main_stream_is_waited_for() -> None:
 def test_repeated_work_is_heard_of_like_the_first(bench: MakeBench) -> None:
     """As a graph does it: the queued work runs again on other inputs, and nothing is submitted."""
     made = bench(num_slots=4)
-    given = [tuple(t.clone() for t in make_inputs(2, layer)) for layer in LAYERS]
+    given = [tuple(t.clone() for t in make_inputs(2, layer)) for layer in ROUTED.numbers]
     queued: list[Callable[[], object]] = []
     add = made.host._add
 
@@ -445,11 +441,11 @@ def test_repeated_work_is_heard_of_like_the_first(bench: MakeBench) -> None:
     made.experts.begin_step(2)
     for _ in range(2):  # a warm-up, and the capture
         queued.clear()
-        for layer, (x, ids, weights) in zip(LAYERS, given, strict=True):
+        for layer, (x, ids, weights) in zip(ROUTED.numbers, given, strict=True):
             made.experts.submit(layer, x, ids, weights).result()
     made.experts.end_step()
     before = made.experts.stats()
-    others = [make_inputs(2, layer + 50) for layer in LAYERS]
+    others = [make_inputs(2, layer + 50) for layer in ROUTED.numbers]
     made.experts.begin_step(2)
     for place, other in zip(given, others, strict=True):
         for old, new in zip(place, other, strict=True):
@@ -486,8 +482,8 @@ def watched(monkeypatch: pytest.MonkeyPatch, deaf: str = "") -> None:
 
     monkeypatch.setattr(SlotPool, "compute", noted_compute)
     monkeypatch.setattr(StepMemory, "make_call", noted_call)
-    slots = SlotPool(LAYERS, TOP_K, 4, main, copy, CPU, uploads_per_step=4)
-    experts = HybridExperts(LAYERS, TOP_K, main, host, CPU, slots=slots)
+    slots = SlotPool(ROUTED, 4, main, copy, CPU, uploads_per_step=4)
+    experts = HybridExperts(ROUTED, main, host, CPU, slots=slots)
     owed: Pending | None = None
 
     def add(pending: Pending) -> None:
@@ -499,7 +495,7 @@ def watched(monkeypatch: pytest.MonkeyPatch, deaf: str = "") -> None:
 
     for step in range(2):
         experts.begin_step(2)
-        for layer in LAYERS:
+        for layer in ROUTED.numbers:
             given = make_inputs(2, layer + 10 * step)
             watch.note("main", "states", writes=given)
             now, later = (experts.submit(layer, *given) for _ in range(2))
@@ -528,9 +524,9 @@ def test_a_stream_that_forgets_to_wait_races(deaf: str, monkeypatch: pytest.Monk
 def test_the_cpus_calls_say_when_they_ran(bench: MakeBench) -> None:
     made = bench(is_lazy=True)
     before = time.monotonic()
-    made.step([make_inputs(1, layer) for layer in LAYERS])
-    times = made.experts.host_times()
-    assert [layer for layer, _, _ in times] == list(LAYERS)
+    made.step([make_inputs(1, layer) for layer in ROUTED.numbers])
+    times = made.experts.host_call_times()
+    assert [layer for layer, _, _ in times] == list(ROUTED.numbers)
     ends = [t for _, *pair in times for t in pair]
     assert sorted(ends) == ends and before - 1e-6 <= ends[0] and ends[-1] <= time.monotonic() + 1e-6
 
@@ -538,7 +534,7 @@ def test_the_cpus_calls_say_when_they_ran(bench: MakeBench) -> None:
 def test_types_without_a_kernel_have_no_slots_and_a_sentence() -> None:
     kinds = [*KINDS[:2], (T.Q4_0, T.Q8_0, T.F32)]
     with pytest.raises(ConfigError) as said:
-        slot_layouts(make_layers(kinds))
+        slot_layouts(make_experts(kinds))
     assert str(said.value).startswith(
         "no experts are kept in VRAM: those of blk.3: type F32 has no Triton kernel (supported: "
     )

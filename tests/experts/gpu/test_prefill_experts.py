@@ -1,6 +1,6 @@
 """Prompts on the CPU and a card at once: Triton's interpreter, and stand-ins for streams."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -17,8 +17,9 @@ from watched_streams import Watch, WatchedEvent, WatchedStream
 from hybridmoe.device.fake_streams import FakeStream
 from hybridmoe.device.streams import Event, Stream
 from hybridmoe.errors import HybridMoeError
-from hybridmoe.experts.backend import CpuExperts, ExpertWeights
-from hybridmoe.experts.policy import CacheShape, make_policy
+from hybridmoe.experts.backend import CpuExperts
+from hybridmoe.experts.policy import make_policy
+from hybridmoe.experts.routed_experts import ExpertWeights, RoutedExperts
 from hybridmoe.planning.rates import GpuRates, Rates
 
 pytest.importorskip("triton", reason="needs triton (pip install hybridmoe[cuda])")
@@ -56,6 +57,7 @@ def make_layer(seed: int, down: T = T.Q4_0) -> ExpertWeights:
 
 
 LAYERS = {3: make_layer(0), 4: make_layer(10, T.F16), 7: make_layer(20, T.BF16)}
+ROUTED = RoutedExperts(LAYERS, TOP_K)
 
 
 def inputs(seed: int = 0, tokens: int = TOKENS) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -76,14 +78,14 @@ HELD = {(3, 0): 2, (3, 2): 0, (4, 5): 1}  # (layer, expert) -> slot
 
 
 def held() -> HeldExperts:
-    layouts = {layer: layout_of(*experts) for layer, experts in LAYERS.items()}
+    layouts = {layer: layout_of(*experts) for layer, experts in ROUTED.layers.items()}
     slots = torch.full((3, max(v.slot_bytes for v in layouts.values() if v)), 0xFF).byte()
-    table = np.full((len(LAYERS), EXPERTS + 1), -1, np.int32)
+    table = np.full((ROUTED.num_layers, EXPERTS + 1), -1, np.int32)
     for (layer, expert), slot in HELD.items():
         layout = layouts[layer]
         assert layout is not None
-        table[list(LAYERS).index(layer), expert] = slot
-        for piece in pieces_of(LAYERS[layer], layout, expert):
+        table[ROUTED.index_of[layer], expert] = slot
+        for piece in pieces_of(ROUTED.layers[layer], layout, expert):
             end = piece.offset + piece.data.nbytes
             slots[slot, piece.offset : end] = torch.from_numpy(piece.data.copy())
     return HeldExperts(slots, table)
@@ -105,20 +107,19 @@ def make() -> Iterator[Make]:
         rates: Rates,
         streams: Streams | None = None,
         *,
-        layers: Mapping[int, ExpertWeights] = LAYERS,
+        routed: RoutedExperts = ROUTED,
         held: HeldExperts | None = None,
         add: AddExpert = add_expert,
     ) -> StreamedExperts:
         made.append(
             StreamedExperts(
-                layers,
-                [layout_of(*experts) for experts in layers.values()],
+                routed,
+                [layout_of(*weights) for weights in routed.by_index],
                 add,
                 rates,
                 streams or fakes(is_lazy=True),
                 CPU,
                 max_tokens=TOKENS,
-                top_k=TOP_K,
                 held=held,
             )
         )
@@ -142,12 +143,12 @@ def check(
     chosen = {int(e) for e in ids.unique() if e >= 0}
     assert {*plan.card, *plan.cpu} == chosen
     left = torch.where(torch.isin(ids, torch.tensor(plan.cpu, dtype=torch.int32)), ids, -1)
-    want = CpuExperts(LAYERS).submit(layer, x, left, weights).result().double().numpy()
+    want = CpuExperts(ROUTED).submit(layer, x, left, weights).result().double().numpy()
     bound, size = np.full(want.shape, 2.0**-140), np.abs(want)
     for expert in plan.card:
         rows, place = np.nonzero(ids.numpy() == expert)
         factor = weights.double().numpy()[rows, place][:, None]
-        y, error = expert_of_rows(LAYERS[layer], expert, x.numpy()[rows])
+        y, error = expert_of_rows(ROUTED.layers[layer], expert, x.numpy()[rows])
         want[rows] += factor * y
         bound[rows] += factor * error
         size[rows] += factor * (np.abs(y) + error)
@@ -161,7 +162,7 @@ def test_a_step_is_within_the_bound_wherever_experts_are_computed(
     make: Make, rates: Rates, is_held: bool, is_lazy: bool
 ) -> None:
     experts = make(rates, fakes(is_lazy=is_lazy), held=held() if is_held else None)
-    for layer in LAYERS:
+    for layer in ROUTED.numbers:
         x, ids, weights = inputs(layer)
         got = experts.submit(layer, x, ids, weights).result()
         check(experts, layer, x, ids, weights, got)
@@ -181,7 +182,7 @@ def test_all_by_the_cpu_is_the_cpus_result(make: Make) -> None:
     experts = make(ALL_CPU)
     x, ids, weights = inputs()
     got = experts.submit(4, x, ids, weights).result()
-    assert torch.equal(got, CpuExperts(LAYERS).submit(4, x, ids, weights).result())
+    assert torch.equal(got, CpuExperts(ROUTED).submit(4, x, ids, weights).result())
 
 
 def test_a_wrong_weight_or_state_is_seen(make: Make) -> None:
@@ -223,11 +224,11 @@ def test_the_same_step_gives_the_same_bits(make: Make) -> None:
 
 
 def test_types_without_a_kernel_stay_on_the_cpu(make: Make) -> None:
-    layers = {1: make_layer(0, T.F32)}
-    experts = make(ALL_CARD, layers=layers)
+    routed = RoutedExperts({1: make_layer(0, T.F32)}, TOP_K)
+    experts = make(ALL_CARD, routed=routed)
     x, ids, weights = inputs()
     got = experts.submit(1, x, ids, weights).result()
-    assert torch.equal(got, CpuExperts(layers).submit(1, x, ids, weights).result())
+    assert torch.equal(got, CpuExperts(routed).submit(1, x, ids, weights).result())
     assert experts.tally.streamed == 0
 
 
@@ -235,7 +236,7 @@ def test_experts_and_bytes_are_counted(make: Make) -> None:
     experts = make(ALL_CARD, held=held())
     for layer in (3, 4):
         experts.submit(layer, *inputs()).result()
-    one = [sum(w.num_bytes for w in LAYERS[layer]) // EXPERTS for layer in (3, 4)]
+    one = [ROUTED.layers[layer].expert_bytes for layer in (3, 4)]
     tally = experts.tally
     assert (tally.cpu, tally.held, tally.streamed) == (0, 3, 2 * EXPERTS - 3)
     assert tally.streamed_bytes == (EXPERTS - 2) * one[0] + (EXPERTS - 1) * one[1]
@@ -265,16 +266,15 @@ def test_a_models_executor_uses_the_cards_slots_in_prompts_too(make: Make, is_la
     """Prompts before and after the experts that they use have come to the slots."""
     main, host = FakeStream(is_lazy=False, is_current=True), FakeStream(is_lazy=is_lazy)
     copy, num_slots = FakeStream(is_lazy=is_lazy), 4
-    shape = CacheShape(len(LAYERS), EXPERTS, num_slots, TOP_K)
-    policy = make_policy("lru", shape)
-    slots = SlotPool(LAYERS, TOP_K, num_slots, main, copy, CPU, policy=policy)
+    policy = make_policy("lru", ROUTED.cache_shape(num_slots))
+    slots = SlotPool(ROUTED, num_slots, main, copy, CPU, policy=policy)
     streams = Streams(main, host, FakeStream(is_lazy=is_lazy))
     both = HeldExperts(slots.slots, slots.cache.table.numpy())
     prompts = make(MIXED, streams, held=both)
-    experts = HybridExperts(LAYERS, TOP_K, main, host, CPU, slots=slots, prefill=prompts)
+    experts = HybridExperts(ROUTED, main, host, CPU, slots=slots, prefill=prompts)
     for step in range(4):
         experts.begin_step(TOKENS)
-        for layer in LAYERS:
+        for layer in ROUTED.numbers:
             x, ids, weights = inputs(layer)
             got = experts.submit(layer, x, ids, weights).result()
             check(prompts, layer, x, ids, weights, got)

@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 from random_weights import random_matrix
 
 from hybridmoe.device.fake_streams import FakeStream
-from hybridmoe.experts.backend import ExpertWeights
 from hybridmoe.experts.gpu.slot_uploader import SlotUpload, SlotUploader
+from hybridmoe.experts.routed_experts import ExpertWeights, RoutedExperts
 
 pytest.importorskip("triton", reason="slots are laid out for Triton's kernels")
 
@@ -40,7 +40,12 @@ class Copies:
         self.main = FakeStream(is_lazy=False, is_current=True)
         self.stream = FakeStream(is_lazy=is_lazy)
         self.copier = SlotUploader(
-            self.layers, self.layouts, self.data, self.main, self.stream, piece_bytes=piece_bytes
+            RoutedExperts(self.layers, 1),
+            self.layouts,
+            self.data,
+            self.main,
+            self.stream,
+            piece_bytes=piece_bytes,
         )
 
     def wait(self, upload: SlotUpload) -> None:

@@ -1,0 +1,77 @@
+"""The routed experts of a model: their quantized weights and shapes, by layer."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import NamedTuple
+
+from hybridmoe.experts.policy import CacheShape
+from hybridmoe.kernels.matrix import QuantMatrix
+
+__all__ = ["ExpertWeights", "RoutedExperts"]
+
+
+class ExpertWeights(NamedTuple):
+    """One layer's routed experts, in their file's block format."""
+
+    gate: QuantMatrix  # (E, I, H)
+    up: QuantMatrix  # (E, I, H)
+    down: QuantMatrix  # (E, H, I)
+
+    @property
+    def matrix_bytes(self) -> tuple[int, int, int]:
+        """Bytes of one expert's gate, up and down."""
+        gate, up, down = (w.rows * w.row_bytes for w in self)
+        return gate, up, down
+
+    @property
+    def expert_bytes(self) -> int:
+        """Bytes of one expert."""
+        return sum(self.matrix_bytes)
+
+
+@dataclass(frozen=True, eq=False)
+class RoutedExperts:
+    """All routed experts of a model. Every layer has E experts of the same shape; types may differ.
+
+    A layer's number is its place in the model, its index the place among those with experts. Caches
+    know an expert by its key, `index * num_experts + expert`.
+    """
+
+    layers: Mapping[int, ExpertWeights]  # by layer number, ascending; empty = a dense model
+    top_k: int
+
+    @cached_property
+    def by_index(self) -> tuple[ExpertWeights, ...]:
+        """Weights by layer index."""
+        return tuple(self.layers.values())
+
+    @cached_property
+    def numbers(self) -> tuple[int, ...]:
+        """Layer numbers by layer index."""
+        return tuple(self.layers)
+
+    @cached_property
+    def index_of(self) -> Mapping[int, int]:
+        """Layer indices by layer number."""
+        return {number: index for index, number in enumerate(self.layers)}
+
+    @property
+    def num_layers(self) -> int:
+        return len(self.layers)
+
+    @property
+    def num_experts(self) -> int:
+        return self.by_index[0].gate.batch if self.layers else 0
+
+    @property
+    def hidden(self) -> int:
+        return self.by_index[0].gate.cols if self.layers else 0
+
+    @property
+    def inter(self) -> int:
+        return self.by_index[0].gate.rows if self.layers else 0
+
+    def cache_shape(self, num_slots: int) -> CacheShape:
+        """Sizes of a cache that holds `num_slots` of these experts."""
+        return CacheShape(self.num_layers, self.num_experts, num_slots, self.top_k)
