@@ -139,7 +139,7 @@ def profiled_decode(llm: LLM, num_warm_up: int) -> Shares:
     def listen(event: Event) -> None:
         if isinstance(event, TokenEvent):
             ends.append(time.monotonic())
-            calls.append([Call(*times) for times in llm._residency.experts.host_call_times()])
+            calls.append([Call(*times) for times in llm.experts.host_call_times()])
 
     with profile(activities=[ProfilerActivity.CUDA]) as profiled:
         _run(llm, [1, 2, 3], _sampled(num_warm_up + _PROFILED_TOKENS + 1), listen)

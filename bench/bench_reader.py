@@ -25,16 +25,16 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from bench._harness import RESULTS, Row, machine, print_report
 from hybridmoe.experts.disk.arena import Arena
 from hybridmoe.experts.disk.file_reader import FileReader
-from hybridmoe.experts.disk.read_queue import Piece, Ticket
+from hybridmoe.experts.disk.read_queue import FileRange, ReadRequest
 from hybridmoe.hardware.disk import direct_buffer_bytes
 
-PIECE_BYTES = (
+READ_BYTES = (
     20 << 20,
     8 << 20,
     512 << 10,
 )  # a whole expert, a matrix of K2's in Q4_K, a small one
 DEPTHS = (1, 4, 16)
-ENGINES = ("threads", "uring")
+BACKENDS = ("threads", "uring")
 FILE_BYTES, SKEW = 4 << 30, 32  # GGUF aligns tensors to so many bytes
 
 
@@ -47,9 +47,9 @@ def main(path: Path | None, turns: int, seconds: float, out: str | None) -> None
     with ExitStack() as stack:
         if path is None:
             folder = stack.enter_context(tempfile.TemporaryDirectory())
-            path = _write(Path(folder) / "pieces")
+            path = _write(Path(folder) / "weights")
         rows = []
-        for size in PIECE_BYTES:
+        for size in READ_BYTES:
             for depth in DEPTHS:
                 rows += _compare(path, size, depth, turns, seconds)
     target = Path(out) if out else RESULTS / f"{machine()['date']}_reader.json"
@@ -68,12 +68,12 @@ def _write(path: Path) -> Path:
 
 def _compare(path: Path, size: int, depth: int, turns: int, seconds: float) -> list[Row]:
     """The ring's rate beside the threads', and what each costs."""
-    found: dict[str, list[tuple[float, float]]] = {name: [] for name in ENGINES}
+    found: dict[str, list[tuple[float, float]]] = {name: [] for name in BACKENDS}
     for turn in range(turns):
-        for name in ENGINES if turn % 2 == 0 else ENGINES[::-1]:
+        for name in BACKENDS if turn % 2 == 0 else BACKENDS[::-1]:
             found[name].append(_turn(path, name, size, depth, seconds, seed=turn))
     rate, cost = (
-        {name: float(np.median([pair[i] for pair in found[name]])) for name in ENGINES}
+        {name: float(np.median([pair[i] for pair in found[name]])) for name in BACKENDS}
         for i in (0, 1)
     )
     title = f"{size >> 10} KiB, {depth} asked for"
@@ -84,19 +84,20 @@ def _compare(path: Path, size: int, depth: int, turns: int, seconds: float) -> l
 
 
 def _turn(
-    path: Path, engine: str, size: int, depth: int, seconds: float, *, seed: int
+    path: Path, backend: str, size: int, depth: int, seconds: float, *, seed: int
 ) -> tuple[float, float]:
     """Bytes/1e9 a second, and seconds of the cores for 1e9 bytes."""
-    os.environ["HYBRIDMOE_IO"] = engine
+    os.environ["HYBRIDMOE_IO"] = backend
     reader = FileReader([path])
-    room, rng = direct_buffer_bytes(size), np.random.default_rng(seed)
-    arena = Arena(depth * room)
+    capacity, rng = direct_buffer_bytes(size), np.random.default_rng(seed)
+    arena = Arena(depth * capacity)
     arena.bytes[:: mmap.PAGESIZE] = 1  # pages are there before the clock starts
     num_places = (path.stat().st_size - SKEW) // size
 
     def submit(slot: int) -> None:
-        piece = Piece(0, int(rng.integers(num_places)) * size + SKEW, size, "x")
-        reader.submit(Ticket(slot, [piece], [arena.view[slot * room : (slot + 1) * room]]))
+        part = FileRange(0, int(rng.integers(num_places)) * size + SKEW, size, "x")
+        buffer = arena.view[slot * capacity : (slot + 1) * capacity]
+        reader.submit(ReadRequest(slot, [part], [buffer]))
 
     started, cpu = time.perf_counter(), _cpu_s()
     done = num_asked = 0
@@ -104,11 +105,11 @@ def _turn(
         submit(slot)
         num_asked += 1
     while num_asked:
-        ticket = reader.take(wait=True)
-        assert ticket is not None and ticket.error is None, ticket
+        request = reader.take_completed(wait=True)
+        assert request is not None and request.error is None, request
         done += size
         if time.perf_counter() - started < seconds:
-            submit(ticket.key)
+            submit(request.key)
         else:
             num_asked -= 1
     taken, cpu = time.perf_counter() - started, _cpu_s() - cpu

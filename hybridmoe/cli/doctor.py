@@ -6,7 +6,7 @@ from dataclasses import asdict
 import click
 
 from hybridmoe import _C
-from hybridmoe.experts.disk.read_backends import choose_engine
+from hybridmoe.experts.disk.read_backends import choose_read_backend
 from hybridmoe.hardware.machine import Limits, Machine, Rate, advice, inspect_machine, measure
 
 __all__ = ["doctor_command"]
@@ -23,7 +23,7 @@ def doctor_command(quick: bool, as_json: bool) -> None:
     machine = inspect_machine()
     limits = measure(quick=quick)
     costs = _C.matmul_costs()
-    reads = choose_engine().describe()
+    reads = choose_read_backend().describe()
     said = advice(machine, limits)
     if as_json:
         click.echo(

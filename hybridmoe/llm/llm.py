@@ -21,6 +21,7 @@ from hybridmoe.engine.engine import Engine
 from hybridmoe.engine.request import Event, Finished, PromptProgress, Request, TokenEvent, Usage
 from hybridmoe.engine.sampler import SamplingParams
 from hybridmoe.errors import ConfigError, GGUFError, HybridMoeError
+from hybridmoe.experts.backend import ExpertBackend
 from hybridmoe.experts.stats import ExpertStats
 from hybridmoe.gguf.fingerprint import fingerprint
 from hybridmoe.gguf.reader import GGUFFile
@@ -117,7 +118,12 @@ class LLM:
     def expert_reads(self) -> str | None:
         """How experts are read from the file, for people; None where none are."""
         tier = self._residency.tier
-        return None if tier is None else tier.reads
+        return None if tier is None else tier.read_backend
+
+    @property
+    def experts(self) -> ExpertBackend:
+        """Backend of the routed experts, for benchmarks and diagnostics."""
+        return self._residency.experts
 
     def expert_stats(self) -> ExpertStats | None:
         """What the expert cache has done so far; None where there is none."""

@@ -17,7 +17,7 @@ from hybridmoe.experts.disk.arena import Arena
 from hybridmoe.experts.disk.cached_experts import CachedExperts
 from hybridmoe.experts.disk.expert_layout import ExpertLayout, is_expert_tensor
 from hybridmoe.experts.disk.file_reader import FileReader
-from hybridmoe.experts.disk.read_queue import Piece, Ticket
+from hybridmoe.experts.disk.read_queue import FileRange, ReadRequest
 from hybridmoe.experts.hot_profile import HotProfile
 from hybridmoe.gguf.reader import GGUFFile, Tensor
 from hybridmoe.hardware.disk import BLOCK_BYTES, direct_buffer_bytes
@@ -152,7 +152,7 @@ def _read_tensors(
     """Tensors in memory of their own; calls progress(bytes) as they come. Errors: DiskError."""
     arena = Arena(sum(direct_buffer_bytes(t.num_bytes) for t in tensors))
     found: dict[str, NDArray[np.uint8]] = {}
-    start = num_tickets = 0
+    start = num_requests = 0
     for tensor in tensors:
         skew = tensor.offset % BLOCK_BYTES
         first = start + skew
@@ -160,15 +160,15 @@ def _read_tensors(
         for done in range(0, skew + tensor.num_bytes, _READ_BYTES):
             begin = max(skew, done)
             size = min(_READ_BYTES + done, skew + tensor.num_bytes) - begin
-            piece = Piece(tensor.part, tensor.offset - skew + begin, size, tensor.name)
+            part = FileRange(tensor.part, tensor.offset - skew + begin, size, tensor.name)
             memory = arena.view[start + done : start + done + direct_buffer_bytes(size + skew)]
-            reader.submit(Ticket(num_tickets, [piece], [memory]))
-            num_tickets += 1
+            reader.submit(ReadRequest(num_requests, [part], [memory]))
+            num_requests += 1
         start += direct_buffer_bytes(tensor.num_bytes)
-    for _ in range(num_tickets):
-        ticket = reader.take(wait=True)
-        assert ticket is not None
-        if ticket.error is not None:
-            raise ticket.error
-        progress(ticket.pieces[0].num_bytes)
+    for _ in range(num_requests):
+        request = reader.take_completed(wait=True)
+        assert request is not None
+        if request.error is not None:
+            raise request.error
+        progress(request.ranges[0].num_bytes)
     return found

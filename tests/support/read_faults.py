@@ -9,7 +9,7 @@ import pytest
 from waiting import HANG_S
 
 from hybridmoe import _C
-from hybridmoe.experts.disk import read_backends as read_engines
+from hybridmoe.experts.disk import read_backends
 
 
 def alter_reads(monkeypatch: pytest.MonkeyPatch, errno_of: Callable[[int], int]) -> None:
@@ -57,5 +57,5 @@ def hold_reads(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
 
     monkeypatch.setattr(os, "preadv", read)
     monkeypatch.setattr(_C, "IoRing", Ring)
-    monkeypatch.setattr(read_engines, "RING_DEPTH", 1)
+    monkeypatch.setattr(read_backends, "RING_DEPTH", 1)
     return gate.set

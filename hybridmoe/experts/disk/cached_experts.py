@@ -1,9 +1,8 @@
-"""Experts in RAM over experts in the file: an executor for models that are larger than memory.
+"""Expert offload to disk: a RAM cache of routed experts, read from the GGUF file on a miss.
 
-A policy says who stays. What is missing is read, all of a layer's at once, while what is there
-computes; what may not stay is read into a spare buffer, computed and dropped, so that a step needs
-no more memory than the plan gave. The order of every sum, and so every bit of the result, is that
-of `CpuExperts`.
+A policy decides which experts stay. All misses of a layer are requested at once and read while its
+hits compute. Uncached experts are read into a staging buffer, computed and released, so that a step
+takes no more memory than planned. Sums are in the order of `CpuExperts`, and so equal bit for bit.
 """
 
 from collections import deque
@@ -28,7 +27,7 @@ __all__ = ["CachedExperts"]
 
 
 class CachedExperts(ExpertBackend):
-    """One thread's, but for `stats`."""
+    """Backend for models larger than RAM. Not thread-safe, except `stats`."""
 
     def __init__(
         self,
@@ -38,9 +37,9 @@ class CachedExperts(ExpertBackend):
         plan: TierPlan,
         policy: Policy | None = None,
     ) -> None:
-        """experts: types and shapes; their data are not read. policy: None = the default.
+        """experts: types and shapes; their data is not read. reader: closed with this.
 
-        The reader is closed with this. Errors: ConfigError where there is no memory.
+        policy: None = the default. Errors: ConfigError if there is no memory for the buffers.
         """
         self.plan = plan
         self._layers, self._index_of = experts.by_index, experts.index_of
@@ -50,21 +49,30 @@ class CachedExperts(ExpertBackend):
         self._policy = policy or make_policy("lru", shape)
         self._reader = reader
         self._store = ExpertStore(layout, reader, plan.num_buffers)
-        self._pass = IncrementalExpertFfn()
-        self._resident: set[int] = set()  # as the policy has it; keys
-        self._guesses: dict[int, list[int]] = {}  # layer -> keys that the layer before guessed
-        self._ahead: dict[int, None] = {}  # keys that are read for it
+        self._ffn = IncrementalExpertFfn()
+        self._resident: set[int] = set()  # keys that the policy keeps, loaded or in flight
+        self._hints: dict[int, list[int]] = {}  # layer index -> keys of the last prefetch hint
+        self._prefetched: dict[int, None] = {}  # keys requested on a hint, in order
         self._counters = ExpertCounters()
         self.uses = np.zeros(self._num_keys, np.int64)  # accesses by key
 
     @property
-    def reads(self) -> str:
-        """How the file is read, for people."""
-        return self._reader.engine
+    def read_backend(self) -> str:
+        """Description of the file reads, for users."""
+        return self._reader.backend
 
     @property
     def wants_prefetch_hints(self) -> bool:
         return self.plan.num_ahead > 0
+
+    @property
+    def buffers_in_use(self) -> int:
+        """Buffers of experts that are loaded or in flight, uncached ones included."""
+        return self._store.num_loaded + self._store.num_in_flight
+
+    @property
+    def buffers_free(self) -> int:
+        return self._store.num_free
 
     def prefetch(self, layer: int, ids: Tensor) -> None:
         """Take a hint, on which the next `submit` reads; see `ExpertBackend.prefetch`.
@@ -73,34 +81,34 @@ class CachedExperts(ExpertBackend):
         """
         if ids.shape[0] <= PREFILL_TOKENS:
             index = self._index_of[layer]
-            first = index * self._num_experts
-            guess = dict.fromkeys(ids.t().flatten().tolist())
-            self._guesses = {**self._guesses, index: [first + e for e in guess if e >= 0]}
+            first_key = index * self._num_experts
+            hint = dict.fromkeys(ids.t().flatten().tolist())
+            self._hints = {**self._hints, index: [first_key + e for e in hint if e >= 0]}
 
     def submit(self, layer: int, x: Tensor, ids: Tensor, weights: Tensor) -> Pending:
-        """As `ExpertBackend.submit`; computed at once.
+        """Compute at once; see `ExpertBackend.submit`.
 
-        Errors: DiskError where an expert cannot be read; the next call tries again.
+        Errors: DiskError if an expert cannot be read; the next call tries again.
         """
         index = self._index_of[layer]
-        first = index * self._num_experts
-        table = self._store.addresses[index]
-        order, num_free = self._pass.begin(x, ids, weights, self._layers[index], table)
+        first_key = index * self._num_experts
+        addresses = self._store.addresses[index]
+        order, num_free = self._ffn.begin(x, ids, weights, self._layers[index], addresses)
         self._note_access(index, ids)
         try:
-            self._compute([first + e for e in order], num_free, first)
+            self._compute([first_key + e for e in order], num_free, first_key)
         except BaseException:
-            self._guesses = {}
+            self._hints = {}
             for expert in order:
-                self._drop_passer_by(first + expert)
+                self._release_uncached(first_key + expert)
             self._store.drain()
             raise
-        return Ready(self._pass.finish())
+        return Ready(self._ffn.finish())
 
     def load_hot(self, keys: NDArray[np.int64], progress: Callable[[int], None]) -> int:
-        """Make keys resident, the most valuable first, and read them; how many stay.
+        """Make keys resident, hottest first, and load them. Returns how many fit.
 
-        Calls progress(bytes) as they come. Errors: DiskError.
+        Calls progress(bytes) as they arrive. Errors: DiskError.
         """
         self._policy.warm(keys)
         self._resident = set(self._policy.resident().tolist())
@@ -108,11 +116,10 @@ class CachedExperts(ExpertBackend):
         return len(self._resident)
 
     def resident(self) -> NDArray[np.int64]:
-        """The keys that stay, ascending."""
+        """Resident keys, ascending."""
         return np.array(sorted(self._resident), np.int64)
 
     def stats(self) -> ExpertStats:
-        """The figures of about now. From any thread."""
         counters = self._counters.copy()
         counters.bytes_read = self._store.bytes_read
         counters.read_wait_s = self._store.wait_s
@@ -125,93 +132,94 @@ class CachedExperts(ExpertBackend):
         )
 
     def close(self) -> None:
-        """End the reads. Any number of times."""
+        """End the reads. Idempotent."""
         self._reader.close()
 
     def _note_access(self, index: int, ids: Tensor) -> None:
-        """Let the policy decide, and count."""
+        """Apply the policy's decision about a layer's experts, and count."""
         chosen = dict.fromkeys(ids.flatten().tolist())
         chosen.pop(-1, None)
         experts = np.fromiter(chosen, np.int32, len(chosen))
-        first = index * self._num_experts
+        first_key = index * self._num_experts
         decision = self._policy.on_access(index, experts, ids.shape[0] > PREFILL_TOKENS)
         counters = self._counters
         counters.note(decision)
-        self.uses[first + experts] += 1
+        self.uses[first_key + experts] += 1
         self._resident.difference_update(decision.evicted.tolist())
-        self._resident.update((first + decision.admitted).tolist())
+        self._resident.update((first_key + decision.admitted).tolist())
         for key in decision.evicted.tolist():
             self._store.release(key)
-        guess = self._guesses.pop(index, None)
-        if guess is not None:
+        hint = self._hints.pop(index, None)
+        if hint is not None:
             counters.expected += len(experts)
-            counters.expected_right += len(chosen.keys() & {key - first for key in guess})
-        missed = set((first + experts[~decision.hits]).tolist())
-        ahead, self._ahead = self._ahead, {}
-        for key in ahead:
+            counters.expected_right += len(chosen.keys() & {key - first_key for key in hint})
+        missed = set((first_key + experts[~decision.hits]).tolist())
+        prefetched, self._prefetched = self._prefetched, {}
+        for key in prefetched:
             if key in missed:
                 counters.ahead_used += 1
             elif key not in self._resident and self._store.release(key):
-                counters.ahead_reads -= 1  # it had not begun
+                counters.ahead_reads -= 1  # cancelled before it was read
 
-    def _compute(self, keys: Sequence[int], num_free: int, first: int) -> None:
-        """Compute experts as they come: the first `num_free` in any order, the others in theirs."""
+    def _compute(self, keys: Sequence[int], num_free: int, first_key: int) -> None:
+        """Compute experts as they arrive: the first `num_free` in any order, the rest in theirs."""
         store = self._store
         free = dict.fromkeys(keys[:num_free])
         rest = deque(keys[num_free:])
-        store.settle(wait=False)  # reads ahead; one that failed is requested again
-        requests = deque(key for key in keys if not store.is_there(key))
-        self._request(requests)
-        self._read_ahead()
+        store.collect(wait=False)  # prefetches; a failed one is requested again
+        to_request = deque(key for key in keys if not store.is_loaded(key))
+        self._request(to_request)
+        self._request_prefetches()
         while free or rest:
-            ready = self._ready(free or rest, is_free=bool(free), more=bool(requests))
+            ready = self._ready(free or rest, is_free=bool(free), more=bool(to_request))
             if ready:
-                self._pass.compute([key - first for key in ready])
+                self._ffn.compute([key - first_key for key in ready])
                 for key in ready:
                     if free:
                         del free[key]
                     else:
                         rest.popleft()
-                    self._drop_passer_by(key)
-            for key, error in store.settle(wait=not ready).items():
+                    self._release_uncached(key)
+            for key, error in store.collect(wait=not ready).items():
                 if error is not None and (key in free or key in rest):
                     raise error
-            self._request(requests)
+            self._request(to_request)
 
     def _ready(self, keys: Iterable[int], *, is_free: bool, more: bool) -> list[int]:
-        """Of the experts whose turn it is or comes next, those that are there.
+        """List the loaded experts that may be computed next.
 
-        Where more have to be read than there is room for, half of the room at a time, so that the
-        other half is read meanwhile.
+        more: reads wait for a free buffer. Then at most half of the staging buffers' experts are
+        taken, so that the other half is read meanwhile.
         """
-        most_passers_by = max(1, self.plan.num_staging // 2) if more else self._num_keys
+        uncached_left = max(1, self.plan.num_staging // 2) if more else self._num_keys
         ready: list[int] = []
         for key in keys:
-            if self._store.is_there(key):
-                most_passers_by -= key not in self._resident
-                if most_passers_by < 0:
+            if self._store.is_loaded(key):
+                uncached_left -= key not in self._resident
+                if uncached_left < 0:
                     break
                 ready.append(key)
             elif not is_free:
                 break
         return ready
 
-    def _request(self, requests: deque[int]) -> None:
-        while requests and self._store.request(requests[0]):
-            requests.popleft()
+    def _request(self, keys: deque[int]) -> None:
+        """Request keys from the left while buffers are free."""
+        while keys and self._store.request(keys[0]):
+            keys.popleft()
 
-    def _read_ahead(self) -> None:
-        """Ask for the likeliest missing experts of the next layer; after all that is needed now."""
-        for key in (key for guess in self._guesses.values() for key in guess):
-            if len(self._ahead) >= self.plan.num_ahead:
+    def _request_prefetches(self) -> None:
+        """Request the likeliest misses of hinted layers, behind all urgent reads."""
+        for key in (key for hint in self._hints.values() for key in hint):
+            if len(self._prefetched) >= self.plan.num_ahead:
                 return
-            if self._store.is_there(key) or self._store.is_coming(key):
+            if self._store.is_loaded(key) or self._store.is_in_flight(key):
                 continue
             if not self._store.request(key, is_urgent=False):
                 return
-            self._ahead[key] = None
+            self._prefetched[key] = None
             self._counters.ahead_reads += 1
 
-    def _drop_passer_by(self, key: int) -> None:
+    def _release_uncached(self, key: int) -> None:
         if key not in self._resident:
             self._store.release(key)

@@ -1,8 +1,7 @@
-"""One file, read past the page cache.
+"""A model file, read past the page cache.
 
-O_DIRECT where the file system takes it. Where it does not: buffered reads with read-ahead off,
-whose pages are given back at once, so that a file larger than memory does not push out what is in
-use.
+With O_DIRECT if the file system supports it. Otherwise with buffered reads without read-ahead,
+whose pages are dropped at once: a file larger than memory must not evict pages that are in use.
 """
 
 import errno
@@ -11,7 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from hybridmoe.errors import DiskError
-from hybridmoe.experts.disk.read_queue import Piece
+from hybridmoe.experts.disk.read_queue import FileRange
 from hybridmoe.gguf.cursor import printable
 from hybridmoe.hardware.disk import BLOCK_BYTES
 
@@ -19,10 +18,10 @@ __all__ = ["DirectFile"]
 
 
 class DirectFile:
-    """One open file; for any thread."""
+    """One open file. Thread-safe."""
 
     def __init__(self, path: Path) -> None:
-        """Errors: DiskError where it cannot be opened."""
+        """Errors: DiskError if it cannot be opened."""
         self._name = printable(path.name, 255)
         self._fds = [self._open(path, 0)]
         with suppress(OSError):  # no read-ahead
@@ -33,51 +32,51 @@ class DirectFile:
             self.is_direct = True
 
     def fd(self, is_direct: bool) -> int:
-        """A descriptor. is_direct: only where `is_direct` is or was true."""
+        """Return a descriptor. is_direct: only if `is_direct` is or was True."""
         return self._fds[is_direct]
 
-    def read(self, piece: Piece, memory: memoryview) -> None:
-        """Read a piece to `memory`, from `piece.skew` on. Errors: DiskError."""
-        start = piece.offset - piece.skew
-        wanted = piece.skew + piece.num_bytes
-        whole = -(-wanted // BLOCK_BYTES) * BLOCK_BYTES
+    def read(self, part: FileRange, buffer: memoryview) -> None:
+        """Read a range into `buffer`, from `part.skew` on. Errors: DiskError."""
+        start = part.offset - part.skew
+        wanted = part.skew + part.num_bytes
+        padded = -(-wanted // BLOCK_BYTES) * BLOCK_BYTES
         done = 0
         while done < wanted:
             is_direct = self.is_direct
             try:
-                count = os.preadv(self.fd(is_direct), [memory[done:whole]], start + done)
+                count = os.preadv(self.fd(is_direct), [buffer[done:padded]], start + done)
             except OSError as error:
-                if self.turns_buffered(is_direct, error.errno):
+                if self.fall_back_to_buffered(is_direct, error.errno):
                     continue
-                raise self.failure(piece, error.strerror or str(error)) from None
+                raise self.read_error(part, error.strerror or str(error)) from None
             if not is_direct:
-                self.forget(start + done, count)
+                self.drop_cached(start + done, count)
             whole_blocks = (done + count) // BLOCK_BYTES * BLOCK_BYTES
             if done + count < wanted and whole_blocks == done:
-                raise self.failure(piece, f"the file ends at {start + done + count}")
+                raise self.read_error(part, f"the file ends at {start + done + count}")
             done = done + count if done + count >= wanted else whole_blocks
 
-    def turns_buffered(self, was_direct: bool, error: int | None) -> bool:
-        """Whether a read failed since it was direct; it can be tried again."""
+    def fall_back_to_buffered(self, was_direct: bool, error: int | None) -> bool:
+        """Stop reading directly if `error` says so. Returns True if the read is to be retried."""
         if not was_direct or error != errno.EINVAL:
             return False
-        self.is_direct = False  # it could be opened so, but not read
+        self.is_direct = False  # some file systems accept O_DIRECT at open, and fail at read
         return True
 
-    def forget(self, offset: int, num_bytes: int) -> None:
-        """Give pages back that a buffered read has cached."""
+    def drop_cached(self, offset: int, num_bytes: int) -> None:
+        """Drop the pages that a buffered read has cached."""
         with suppress(OSError):
             os.posix_fadvise(self._fds[0], offset, num_bytes, os.POSIX_FADV_DONTNEED)
 
-    def failure(self, piece: Piece, why: str) -> DiskError:
-        """What to say about a piece that could not be read."""
+    def read_error(self, part: FileRange, reason: str) -> DiskError:
+        """Make the error of a range that could not be read."""
         return DiskError(
-            f"{self._name}: tensor {printable(piece.name)}: cannot read {piece.num_bytes} bytes"
-            f" at offset {piece.offset}: {why}"
+            f"{self._name}: tensor {printable(part.name)}: cannot read {part.num_bytes} bytes"
+            f" at offset {part.offset}: {reason}"
         )
 
     def close(self) -> None:
-        """Once."""
+        """Close the descriptors. Not idempotent."""
         for fd in self._fds:
             os.close(fd)
 

@@ -1,7 +1,7 @@
-"""Which experts are in memory, and which on their way there from the file.
+"""Experts in RAM buffers: loaded, or in flight from the file.
 
-Knows nothing of who stays, or why: `request` and `release` are the caller's decisions. Belongs to
-one thread; only the reads themselves are others'.
+`request` and `release` are the caller's decisions; a policy is not known here. Not thread-safe:
+only the reads run in other threads.
 """
 
 import time
@@ -11,129 +11,133 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hybridmoe.errors import DiskError
-from hybridmoe.experts.disk.arena import Slots
+from hybridmoe.experts.disk.arena import ExpertBuffers
 from hybridmoe.experts.disk.expert_layout import ExpertLayout
 from hybridmoe.experts.disk.file_reader import FileReader
-from hybridmoe.experts.disk.read_queue import Ticket
+from hybridmoe.experts.disk.read_queue import ReadRequest
 
 __all__ = ["ExpertStore"]
 
 
 class ExpertStore:
-    """Buffers by key: `layer * num_experts + expert`; the first layer with experts is 0."""
+    """Buffers by expert key (see `RoutedExperts`)."""
 
     def __init__(self, layout: ExpertLayout, reader: FileReader, num_buffers: int) -> None:
-        """Errors: ConfigError where there is no memory for the buffers."""
+        """Errors: ConfigError if there is no memory for the buffers."""
         self._layout = layout
         self._reader = reader
-        self._slots = Slots(num_buffers, layout.piece_bytes)
-        # Where each expert's gate, up and down begin; 0 = not in memory.
+        self._buffers = ExpertBuffers(num_buffers, layout.matrix_bytes)
+        # Addresses of each expert's gate, up and down; 0 = not loaded.
         self.addresses: NDArray[np.int64] = np.zeros(
             (layout.num_layers, 3, layout.num_experts), np.int64
         )
-        self._there: dict[int, int] = {}  # key -> buffer
-        self._coming: dict[int, tuple[Ticket, int]] = {}
-        self._unwanted: set[int] = set()  # of those: to be dropped when they arrive
+        self._loaded: dict[int, int] = {}  # key -> buffer
+        self._in_flight: dict[int, tuple[ReadRequest, int]] = {}  # key -> request, buffer
+        self._released: set[int] = set()  # keys in flight whose buffer is freed when they arrive
         self.bytes_read = 0
         self.wait_s = 0.0
 
     @property
-    def num_there(self) -> int:
-        return len(self._there)
+    def num_loaded(self) -> int:
+        return len(self._loaded)
 
     @property
-    def num_coming(self) -> int:
-        return len(self._coming)
+    def num_in_flight(self) -> int:
+        return len(self._in_flight)
 
-    def is_there(self, key: int) -> bool:
-        return key in self._there
+    @property
+    def num_free(self) -> int:
+        return self._buffers.num_free
 
-    def is_coming(self, key: int) -> bool:
-        return key in self._coming and key not in self._unwanted
+    def is_loaded(self, key: int) -> bool:
+        return key in self._loaded
+
+    def is_in_flight(self, key: int) -> bool:
+        return key in self._in_flight and key not in self._released
 
     def request(self, key: int, *, is_urgent: bool = True) -> bool:
-        """See to it that an expert comes; False where no buffer is free for it now."""
-        if key in self._there:
+        """Load an expert, unless it is loaded or in flight. Returns False if no buffer is free."""
+        if key in self._loaded:
             return True
-        if key in self._coming:
-            self._unwanted.discard(key)
+        if key in self._in_flight:
+            self._released.discard(key)
             if is_urgent:
-                self._reader.hurry(self._coming[key][0])
+                self._reader.make_urgent(self._in_flight[key][0])
             return True
-        if self._slots.num_free == 0:
+        if self._buffers.num_free == 0:
             return False
-        buffer = self._slots.take()
-        pieces = self._layout.pieces(*divmod(key, self._layout.num_experts))
-        ticket = Ticket(key, pieces, self._slots.memory(buffer))
-        self._coming[key] = (ticket, buffer)
-        self._reader.submit(ticket, is_urgent=is_urgent)
+        buffer = self._buffers.allocate()
+        ranges = self._layout.ranges(*divmod(key, self._layout.num_experts))
+        request = ReadRequest(key, ranges, self._buffers.views(buffer))
+        self._in_flight[key] = (request, buffer)
+        self._reader.submit(request, is_urgent=is_urgent)
         return True
 
     def release(self, key: int) -> bool:
-        """Give an expert's buffer back, now or when its read ends. True if it was never read."""
-        buffer = self._there.pop(key, None)
+        """Free an expert's buffer, now or when its read ends. Returns True if it was never read."""
+        buffer = self._loaded.pop(key, None)
         if buffer is not None:
-            layer, expert = divmod(key, self._layout.num_experts)
-            self.addresses[layer, :, expert] = 0
-            self._slots.give_back(buffer)
-        elif key in self._coming:
-            ticket, buffer = self._coming[key]
-            if self._reader.cancel(ticket):
-                del self._coming[key]
-                self._slots.give_back(buffer)
+            layer_index, expert = divmod(key, self._layout.num_experts)
+            self.addresses[layer_index, :, expert] = 0
+            self._buffers.free(buffer)
+        elif key in self._in_flight:
+            request, buffer = self._in_flight[key]
+            if self._reader.cancel(request):
+                del self._in_flight[key]
+                self._buffers.free(buffer)
                 return True
-            self._unwanted.add(key)
+            self._released.add(key)
         return False
 
-    def settle(self, *, wait: bool) -> dict[int, DiskError | None]:
-        """Take in the reads that have ended: key -> what went wrong.
+    def collect(self, *, wait: bool) -> dict[int, DiskError | None]:
+        """Take in the reads that have ended. Returns each key's error, or None.
 
-        wait: for at least one; something has to be coming.
+        wait: for at least one, which must be in flight.
         """
         ended: dict[int, DiskError | None] = {}
-        assert self._coming or not wait, "nothing is coming"
+        assert self._in_flight or not wait, "no read is in flight"
         started = time.perf_counter()
-        while (ticket := self._reader.take(wait=wait and not ended)) is not None:
-            ended[ticket.key] = ticket.error
-            self._arrive(ticket)
+        while (request := self._reader.take_completed(wait=wait and not ended)) is not None:
+            ended[request.key] = request.error
+            self._arrive(request)
         if wait:
             self.wait_s += time.perf_counter() - started
         return ended
 
     def load(self, keys: Sequence[int], progress: Callable[[int], None]) -> None:
-        """Read experts, for which there have to be buffers, and wait for them.
+        """Load experts, no more than buffers are free, and wait for them.
 
-        Calls progress(bytes) as they come. Errors: DiskError.
+        Calls progress(bytes) as they arrive. Errors: DiskError.
         """
         before = self.bytes_read
         for key in keys:
-            is_room = self.request(key)
-            assert is_room, len(keys)
+            is_requested = self.request(key)
+            assert is_requested, len(keys)
         errors: list[DiskError] = []
-        while self._coming:
-            errors += filter(None, self.settle(wait=True).values())
+        while self._in_flight:
+            errors += filter(None, self.collect(wait=True).values())
             progress(self.bytes_read - before)
             before = self.bytes_read
         if errors:
             raise errors[0]
 
     def drain(self) -> None:
-        """Wait for all that is coming, whether it comes or not."""
-        while self._coming:
-            self.settle(wait=True)
+        """Wait until no read is in flight; ignores errors."""
+        while self._in_flight:
+            self.collect(wait=True)
 
-    def _arrive(self, ticket: Ticket) -> None:
-        key = ticket.key
-        _, buffer = self._coming.pop(key)
-        if ticket.error is None:
-            self.bytes_read += sum(piece.num_bytes for piece in ticket.pieces)
-        if ticket.error is not None or key in self._unwanted:
-            self._unwanted.discard(key)
-            self._slots.give_back(buffer)
+    def _arrive(self, request: ReadRequest) -> None:
+        key = request.key
+        _, buffer = self._in_flight.pop(key)
+        if request.error is None:
+            self.bytes_read += sum(part.num_bytes for part in request.ranges)
+        if request.error is not None or key in self._released:
+            self._released.discard(key)
+            self._buffers.free(buffer)
             return
-        self._there[key] = buffer
-        layer, expert = divmod(key, self._layout.num_experts)
-        for i, (start, piece) in enumerate(
-            zip(self._slots.addresses(buffer), ticket.pieces, strict=True)
+        self._loaded[key] = buffer
+        layer_index, expert = divmod(key, self._layout.num_experts)
+        for i, (start, part) in enumerate(
+            zip(self._buffers.addresses(buffer), request.ranges, strict=True)
         ):
-            self.addresses[layer, i, expert] = start + piece.skew
+            self.addresses[layer_index, i, expert] = start + part.skew

@@ -1,7 +1,4 @@
-"""Pieces of files into memory, in the background, past the page cache.
-
-Knows files, offsets and memory; not what the bytes mean.
-"""
+"""Background reads of file ranges into memory, past the page cache."""
 
 import threading
 import weakref
@@ -12,33 +9,33 @@ from hybridmoe import _C
 from hybridmoe.experts.disk.direct_file import DirectFile
 from hybridmoe.experts.disk.read_backends import (
     NUM_THREADS,
-    choose_engine,
+    choose_read_backend,
     read_by_ring,
     read_by_thread,
 )
-from hybridmoe.experts.disk.read_queue import ReadQueue, Ticket
+from hybridmoe.experts.disk.read_queue import ReadQueue, ReadRequest
 
 __all__ = ["FileReader"]
 
 
 class FileReader:
-    """Reads tickets in the order of their submission, urgent ones first. Ends with `close`."""
+    """Reads requests in order of submission, urgent ones first. Must be closed."""
 
     def __init__(self, paths: Sequence[Path], *, num_threads: int = NUM_THREADS) -> None:
-        """Open the files. num_threads: where there is no io_uring.
+        """Open the files. num_threads: without io_uring.
 
-        Errors: DiskError; ConfigError where `HYBRIDMOE_IO` asks for what there is not.
+        Errors: DiskError; ConfigError if `HYBRIDMOE_IO` asks for a backend that is missing.
         """
         self._files: list[DirectFile] = []
         try:
             for path in paths:
                 self._files.append(DirectFile(path))
-            engine = choose_engine(is_direct=self.is_direct)
+            backend = choose_read_backend(is_direct=self.is_direct)
         except BaseException:
             _close_files(self._files)
             raise
-        ring = engine.ring
-        self.engine = engine.describe(num_threads)
+        ring = backend.ring
+        self.backend = backend.describe(num_threads)  # for users
         self._queue = ReadQueue(ring.wake if ring is not None else None)
         threads: list[threading.Thread] = []
         self._finalizer = weakref.finalize(self, _close, self._queue, self._files, threads, ring)
@@ -56,29 +53,33 @@ class FileReader:
 
     @property
     def is_direct(self) -> bool:
-        """Whether the page cache is left out for all files."""
+        """True if all files are read past the page cache."""
         return all(file.is_direct for file in self._files)
 
-    def submit(self, ticket: Ticket, *, is_urgent: bool = True) -> None:
-        """Queue a ticket; it comes back from `take`."""
-        self._queue.put(ticket, is_urgent)
+    def num_queued(self, *, is_urgent: bool) -> int:
+        """Ranges of one priority whose read has not started."""
+        return self._queue.num_queued(is_urgent=is_urgent)
 
-    def hurry(self, ticket: Ticket) -> None:
-        """What is still queued of a ticket becomes urgent."""
-        self._queue.hurry(ticket)
+    def submit(self, request: ReadRequest, *, is_urgent: bool = True) -> None:
+        """Queue a request; `take_completed` returns it."""
+        self._queue.put(request, is_urgent=is_urgent)
 
-    def cancel(self, ticket: Ticket) -> bool:
-        """Whether the ticket was taken back before anything of it was read; if so it is gone."""
-        return self._queue.cancel(ticket)
+    def make_urgent(self, request: ReadRequest) -> None:
+        """Raise the priority of what is still queued of a request."""
+        self._queue.make_urgent(request)
 
-    def take(self, *, wait: bool) -> Ticket | None:
-        """A ticket that is done, for better or worse; None where there is none and wait=False."""
-        if not wait and self._queue.done.empty():
+    def cancel(self, request: ReadRequest) -> bool:
+        """Withdraw a prefetch. Returns False if a read of it has started."""
+        return self._queue.cancel(request)
+
+    def take_completed(self, *, wait: bool) -> ReadRequest | None:
+        """Return a completed or failed request; None if wait=False and there is none."""
+        if not wait and self._queue.completed.empty():
             return None
-        return self._queue.done.get()
+        return self._queue.completed.get()
 
     def close(self) -> None:
-        """End the threads and close the files. Any number of times."""
+        """End the threads and close the files. Idempotent."""
         self._finalizer()
 
 

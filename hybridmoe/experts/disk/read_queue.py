@@ -1,4 +1,4 @@
-"""Pieces of files that are to be read, and who waits for which."""
+"""Read requests, and the two-priority queue that the reader threads drain."""
 
 import threading
 from collections import deque
@@ -9,44 +9,61 @@ from typing import NamedTuple
 from hybridmoe.errors import DiskError
 from hybridmoe.hardware.disk import BLOCK_BYTES
 
-__all__ = ["Piece", "ReadQueue", "Ticket"]
+__all__ = ["FileRange", "ReadQueue", "ReadRequest", "RequestedRange"]
 
 
-class Piece(NamedTuple):
-    """Bytes of a file. `name`: of the tensor, for messages."""
+class FileRange(NamedTuple):
+    """Byte range of a model file."""
 
-    part: int  # which file
+    file_index: int
     offset: int
     num_bytes: int
-    name: str
+    name: str  # of the tensor, for messages
 
     @property
     def skew(self) -> int:
-        """Where the bytes begin in the memory they are read to."""
+        """Offset of the range in the buffer it is read to, which starts at a disk block."""
         return self.offset % BLOCK_BYTES
 
 
-class Ticket:
-    """Some pieces that are read together. Its fields belong to whoever submits and takes it."""
+class ReadRequest:
+    """File ranges that are read together. Owned by the submitter, except while it is queued."""
 
-    def __init__(self, key: int, pieces: Sequence[Piece], memory: Sequence[memoryview]) -> None:
-        """memory: for each piece a buffer of `direct_buffer_bytes` that begins at a whole block."""
+    def __init__(
+        self, key: int, ranges: Sequence[FileRange], buffers: Sequence[memoryview]
+    ) -> None:
+        """buffers: one a range, of `direct_buffer_bytes`, at the address of a whole block."""
         self.key = key
-        self.pieces = pieces
-        self.memory = memory
+        self.ranges = ranges
+        self.buffers = buffers
         self.error: DiskError | None = None
-        self.num_left = len(pieces)  # the reader's
+        self.num_left = len(ranges)  # the queue's
+
+
+class RequestedRange(NamedTuple):
+    """One range of a request: the unit of work of a reader."""
+
+    request: ReadRequest
+    number: int
+
+    @property
+    def range(self) -> FileRange:
+        return self.request.ranges[self.number]
+
+    @property
+    def buffer(self) -> memoryview:
+        return self.request.buffers[self.number]
 
 
 class ReadQueue:
-    """Pieces that wait, urgent ones first, and tickets that are done. For any thread."""
+    """Queued ranges, urgent ones before prefetches, and completed requests. Thread-safe."""
 
     def __init__(self, wake: Callable[[], None] | None = None) -> None:
-        """wake: called when there is something new, for one who cannot wait in `get`."""
-        self.done: SimpleQueue[Ticket] = SimpleQueue()
+        """wake: called after each change, for a reader that cannot block in `get`."""
+        self.completed: SimpleQueue[ReadRequest] = SimpleQueue()
         self._wake = wake or (lambda: None)
-        self._urgent: deque[tuple[Ticket, int]] = deque()
-        self._other: deque[tuple[Ticket, int]] = deque()
+        self._urgent: deque[RequestedRange] = deque()
+        self._prefetches: deque[RequestedRange] = deque()
         self._condition = threading.Condition()
         self._is_closed = False
 
@@ -54,55 +71,64 @@ class ReadQueue:
     def is_closed(self) -> bool:
         return self._is_closed
 
-    def put(self, ticket: Ticket, is_urgent: bool) -> None:
-        """Queue a ticket's pieces."""
-        work = [(ticket, i) for i in range(len(ticket.pieces))]
+    def num_queued(self, *, is_urgent: bool) -> int:
+        """Ranges of one priority that no reader has started."""
+        return len(self._urgent if is_urgent else self._prefetches)
+
+    def put(self, request: ReadRequest, *, is_urgent: bool) -> None:
+        """Queue a request's ranges."""
+        work = [RequestedRange(request, i) for i in range(len(request.ranges))]
         with self._condition:
-            (self._urgent if is_urgent else self._other).extend(work)
+            (self._urgent if is_urgent else self._prefetches).extend(work)
             self._condition.notify(len(work))
         self._wake()
 
-    def get(self) -> tuple[Ticket, int] | None:
-        """The next piece, once there is one; None when the queue is closed."""
+    def get(self) -> RequestedRange | None:
+        """Wait for the next range. Returns None once the queue is closed."""
         with self._condition:
-            self._condition.wait_for(lambda: self._is_closed or self._urgent or self._other)
+            self._condition.wait_for(lambda: self._is_closed or self._urgent or self._prefetches)
             return self._pop()
 
-    def poll(self) -> tuple[Ticket, int] | None:
-        """The next piece; None where there is none now."""
+    def poll(self) -> RequestedRange | None:
+        """Return the next range, or None if none is queued now."""
         with self._condition:
             return self._pop()
 
-    def finish(self, ticket: Ticket, error: DiskError | None) -> None:
-        """One piece of a ticket is done."""
+    def finish(self, request: ReadRequest, error: DiskError | None) -> None:
+        """Count one range of a request as done; the last one completes the request."""
         with self._condition:
-            ticket.error = ticket.error or error
-            ticket.num_left -= 1
-            if ticket.num_left == 0:
-                self.done.put(ticket)
+            request.error = request.error or error
+            request.num_left -= 1
+            if request.num_left == 0:
+                self.completed.put(request)
 
-    def hurry(self, ticket: Ticket) -> None:
-        """What still waits of a ticket becomes urgent."""
+    def make_urgent(self, request: ReadRequest) -> None:
+        """Raise the priority of a request's queued ranges."""
         with self._condition:
-            self._urgent.extend(work for work in self._other if work[0] is ticket)
-            self._other = deque(work for work in self._other if work[0] is not ticket)
+            self._urgent.extend(work for work in self._prefetches if work.request is request)
+            self._prefetches = deque(
+                work for work in self._prefetches if work.request is not request
+            )
 
-    def cancel(self, ticket: Ticket) -> bool:
-        """Whether all of a ticket still waited; if so it is gone."""
+    def cancel(self, request: ReadRequest) -> bool:
+        """Remove a prefetch of which no range was started. Returns False if it is too late."""
         with self._condition:
-            if sum(work[0] is ticket for work in self._other) < len(ticket.pieces):
+            num_queued = sum(work.request is request for work in self._prefetches)
+            if num_queued < len(request.ranges):
                 return False
-            self._other = deque(work for work in self._other if work[0] is not ticket)
+            self._prefetches = deque(
+                work for work in self._prefetches if work.request is not request
+            )
             return True
 
     def close(self) -> None:
-        """Nothing more is given out."""
+        """Hand out no further ranges."""
         with self._condition:
             self._is_closed = True
             self._condition.notify_all()
         self._wake()
 
-    def _pop(self) -> tuple[Ticket, int] | None:
-        if self._is_closed or not (self._urgent or self._other):
+    def _pop(self) -> RequestedRange | None:
+        if self._is_closed or not (self._urgent or self._prefetches):
             return None
-        return (self._urgent or self._other).popleft()
+        return (self._urgent or self._prefetches).popleft()

@@ -178,12 +178,13 @@ def test_a_long_prompt_leaves_what_decoding_has_gathered(path: Path, one: int) -
 
 def test_memory_is_given_back_and_never_more_than_planned(path: Path, one: int) -> None:
     with open_tier(path, expert_ram=6 * one, expert_prefetch=2) as llm:
-        store = llm._residency.tier._store
+        experts = llm.experts
         outputs(llm)
         stats = llm.expert_stats()
         assert stats.num_slots == 2 == stats.num_resident
-        assert store.num_there + store.num_coming <= 2 + 2
-        assert store._slots.num_free + store.num_there + store.num_coming == 6
+        assert isinstance(experts, CachedExperts)
+        assert experts.buffers_in_use <= 2 + 2
+        assert experts.buffers_free + experts.buffers_in_use == 6
 
 
 def failing_reads(monkeypatch: pytest.MonkeyPatch) -> Callable[[bool], None]:
@@ -214,8 +215,9 @@ def test_a_failing_disk_ends_the_request_and_no_more(
             assert line.endswith("Input/output error")
             fail(False)
         assert outputs(llm) == whole
-        store = llm._residency.tier._store
-        assert store._slots.num_free + store.num_there + store.num_coming == 7
+        experts = llm.experts
+        assert isinstance(experts, CachedExperts)
+        assert experts.buffers_free + experts.buffers_in_use == 7
 
 
 def test_a_file_shortened_in_mid_run(
@@ -307,10 +309,10 @@ def test_a_profile_makes_the_next_start_warm(path: Path, one: int, profile: Path
     with open_tier(path, **options) as llm:
         llm.generate("Once", **GREEDY)
         cold = llm.expert_stats().counters
-        resident = llm._residency.tier.resident().tolist()
+        resident = llm.experts.resident().tolist()
     assert len(resident) == 8
     with open_tier(path, **options) as llm:
-        assert llm._residency.tier.resident().tolist() == resident
+        assert llm.experts.resident().tolist() == resident
         begun = llm.expert_stats().counters
         assert begun.bytes_read > 0 and begun.hits == begun.misses == begun.uploads == 0
         llm.generate("Once", **GREEDY)

@@ -1,5 +1,6 @@
-"""Buffers for experts: whatever is asked for and given up, in whatever order reads end."""
+"""The expert store under any order of requests, releases and completed reads."""
 
+import ctypes
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,7 +13,7 @@ from read_faults import hold_reads
 
 from hybridmoe.experts.disk.expert_store import ExpertStore
 from hybridmoe.experts.disk.file_reader import FileReader
-from hybridmoe.experts.disk.read_queue import Piece
+from hybridmoe.experts.disk.read_queue import FileRange
 
 pytestmark = pytest.mark.usefixtures("each_io")
 
@@ -24,12 +25,14 @@ def layout() -> Any:
     """Experts one after the other in a file, at odd places."""
     step = sum(SIZES)
 
-    def pieces(layer: int, expert: int) -> list[Piece]:
+    def ranges(layer: int, expert: int) -> list[FileRange]:
         start = 13 + (layer * EXPERTS + expert) * step
         starts = (start, start + SIZES[0], start + 2 * SIZES[0])
-        return [Piece(0, at, n, "t") for at, n in zip(starts, SIZES, strict=True)]
+        return [FileRange(0, at, n, "t") for at, n in zip(starts, SIZES, strict=True)]
 
-    return SimpleNamespace(num_layers=LAYERS, num_experts=EXPERTS, piece_bytes=SIZES, pieces=pieces)
+    return SimpleNamespace(
+        num_layers=LAYERS, num_experts=EXPERTS, matrix_bytes=SIZES, ranges=ranges
+    )
 
 
 @pytest.fixture(scope="module")
@@ -42,16 +45,15 @@ def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def check_bytes(store: ExpertStore, content: bytes, key: int) -> None:
     layer, expert = divmod(key, EXPERTS)
-    for i, piece in enumerate(layout().pieces(layer, expert)):
-        address = int(store.addresses[layer, i, expert])
-        memory = store._slots._arena
-        start = address - memory.address
-        found = memory.bytes[start : start + piece.num_bytes].tobytes()
-        assert found == content[piece.offset : piece.offset + piece.num_bytes]
+    for i, part in enumerate(layout().ranges(layer, expert)):
+        found = ctypes.string_at(int(store.addresses[layer, i, expert]), part.num_bytes)
+        assert found == content[part.offset : part.offset + part.num_bytes]
 
 
 STEPS = st.lists(
-    st.tuples(st.sampled_from(["request", "guess", "release", "settle"]), st.sampled_from(KEYS)),
+    st.tuples(
+        st.sampled_from(["request", "prefetch", "release", "collect"]), st.sampled_from(KEYS)
+    ),
     max_size=40,
 )
 
@@ -67,23 +69,23 @@ def test_wanted_experts_are_there_and_no_buffer_is_lost(
     wanted: set[int] = set()
     try:
         for what, key in steps:
-            if what in ("request", "guess"):
+            if what in ("request", "prefetch"):
                 if store.request(key, is_urgent=what == "request"):
                     wanted.add(key)
                 else:
-                    assert store._slots.num_free == 0
+                    assert store.num_free == 0
             elif what == "release":
                 store.release(key)
                 wanted.discard(key)
             else:
-                assert set(store.settle(wait=False).values()) <= {None}
-            assert store._slots.num_free + store.num_there + store.num_coming == num_buffers
+                assert set(store.collect(wait=False).values()) <= {None}
+            assert store.num_free + store.num_loaded + store.num_in_flight == num_buffers
             for other in KEYS:
-                assert store.is_there(other) == bool(store.addresses[divmod_at(other)])
-                assert (store.is_there(other) or store.is_coming(other)) == (other in wanted)
+                assert store.is_loaded(other) == bool(store.addresses[divmod_at(other)])
+                assert (store.is_loaded(other) or store.is_in_flight(other)) == (other in wanted)
         store.drain()
-        assert store.num_coming == 0
-        assert {key for key in KEYS if store.is_there(key)} == wanted
+        assert store.num_in_flight == 0
+        assert {key for key in KEYS if store.is_loaded(key)} == wanted
         for key in wanted:
             check_bytes(store, content, key)
         assert np.count_nonzero(store.addresses) == 3 * len(wanted)
@@ -104,7 +106,7 @@ def test_an_expert_given_up_and_wanted_again_while_it_is_read(
     store = ExpertStore(layout(), reader, 1)
     assert store.request(3)
     assert not store.release(3)  # it may have begun
-    assert not store.is_coming(3)
+    assert not store.is_in_flight(3)
     assert not store.request(4)  # its buffer is not free yet
     assert store.request(3)
     let_go()

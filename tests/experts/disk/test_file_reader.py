@@ -12,10 +12,10 @@ from page_cache import resident_pages
 from read_faults import alter_reads, hold_reads
 
 from hybridmoe.errors import DiskError
-from hybridmoe.experts.disk import read_backends as read_engines
+from hybridmoe.experts.disk import read_backends
 from hybridmoe.experts.disk.arena import Arena
 from hybridmoe.experts.disk.file_reader import FileReader
-from hybridmoe.experts.disk.read_queue import Piece, Ticket
+from hybridmoe.experts.disk.read_queue import FileRange, ReadRequest
 from hybridmoe.hardware.disk import BLOCK_BYTES, direct_buffer_bytes
 
 pytestmark = pytest.mark.usefixtures("each_io")
@@ -63,9 +63,9 @@ def read_little_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
         return min(got, limit)
 
     monkeypatch.setattr(os, "preadv", fake)
-    # io_uring's own short reads are test_io_ring's; here a piece is many reads, few at a time.
-    monkeypatch.setattr(read_engines, "CHUNK_BYTES", BLOCK_BYTES)
-    monkeypatch.setattr(read_engines, "RING_DEPTH", 2)
+    # io_uring's own short reads are test_io_ring's; here a range is many reads, few at a time.
+    monkeypatch.setattr(read_backends, "CHUNK_BYTES", BLOCK_BYTES)
+    monkeypatch.setattr(read_backends, "RING_DEPTH", 2)
 
 
 MODES = [lambda _: None, refuse_direct_at_open, refuse_direct_at_read, read_little_at_a_time]
@@ -84,15 +84,15 @@ def reader(path: Path, each_io: str, mode: None) -> Iterator[FileReader]:
     reader.close()
 
 
-def ticket(key: int, *ranges: tuple[int, int], name: str = "blk.1.x") -> Ticket:
-    pieces = [Piece(0, offset, size, name) for offset, size in ranges]
-    memory = [Arena(direct_buffer_bytes(size)).view for _, size in ranges]
-    return Ticket(key, pieces, memory)
+def make_request(key: int, *ranges: tuple[int, int], name: str = "blk.1.x") -> ReadRequest:
+    parts = [FileRange(0, offset, size, name) for offset, size in ranges]
+    buffers = [Arena(direct_buffer_bytes(size)).view for _, size in ranges]
+    return ReadRequest(key, parts, buffers)
 
 
-def bytes_of(ticket: Ticket, i: int) -> bytes:
-    piece = ticket.pieces[i]
-    return bytes(ticket.memory[i][piece.skew : piece.skew + piece.num_bytes])
+def bytes_of(request: ReadRequest, i: int) -> bytes:
+    part = request.ranges[i]
+    return bytes(request.buffers[i][part.skew : part.skew + part.num_bytes])
 
 
 def test_any_range_arrives(reader: FileReader, content: np.ndarray) -> None:
@@ -101,26 +101,28 @@ def test_any_range_arrives(reader: FileReader, content: np.ndarray) -> None:
     for _ in range(40):
         offset = int(rng.integers(0, SIZE - 1))
         ranges.append((offset, int(rng.integers(1, SIZE - offset + 1))))
-    sent = [ticket(i, *ranges[i : i + 3]) for i in range(0, len(ranges), 3)]
+    sent = [make_request(i, *ranges[i : i + 3]) for i in range(0, len(ranges), 3)]
     for one in sent:
         reader.submit(one)
-    got = [reader.take(wait=True) for _ in sent]
+    got = [reader.take_completed(wait=True) for _ in sent]
     assert {one.key for one in got if one} == {one.key for one in sent}
     for one in sent:
         assert one.error is None
-        for i, piece in enumerate(one.pieces):
-            end = piece.offset + piece.num_bytes
-            assert bytes_of(one, i) == content[piece.offset : end].tobytes()
-    assert reader.take(wait=False) is None
+        for i, part in enumerate(one.ranges):
+            end = part.offset + part.num_bytes
+            assert bytes_of(one, i) == content[part.offset : end].tobytes()
+    assert reader.take_completed(wait=False) is None
 
 
 @pytest.mark.parametrize("left", [0, 100, BLOCK_BYTES, 20 * BLOCK_BYTES + 5])
 def test_a_file_that_was_shortened_is_one_line(path: Path, reader: FileReader, left: int) -> None:
     os.truncate(path, left)
     offset = 17 * BLOCK_BYTES + 40
-    reader.submit(ticket(1, (offset, 8 * BLOCK_BYTES), name="blk.1.ffn_up_exps.weight"))
-    reader.submit(ticket(2, (0, max(1, left))))
-    failed, other = sorted((reader.take(wait=True), reader.take(wait=True)), key=lambda t: t.key)
+    reader.submit(make_request(1, (offset, 8 * BLOCK_BYTES), name="blk.1.ffn_up_exps.weight"))
+    reader.submit(make_request(2, (0, max(1, left))))
+    failed, other = sorted(
+        (reader.take_completed(wait=True), reader.take_completed(wait=True)), key=lambda t: t.key
+    )
     end = left if left > offset else max(left, 0)
     line = str(failed.error)
     assert isinstance(failed.error, DiskError)
@@ -138,13 +140,13 @@ def test_what_the_disk_says_is_passed_on(
     error = errno.EIO
     alter_reads(monkeypatch, lambda fd: error)
     reader = FileReader([path], num_threads=3)
-    reader.submit(ticket(1, (100, 50), (100, 50)))  # which of two fails first is not promised
-    assert str(reader.take(wait=True).error) == (
+    reader.submit(make_request(1, (100, 50), (100, 50)))  # which of two fails first is not promised
+    assert str(reader.take_completed(wait=True).error) == (
         "weights.gguf: tensor blk.1.x: cannot read 50 bytes at offset 100: Input/output error"
     )
     error = 0
-    reader.submit(ticket(2, (100, 50)))  # the threads have survived
-    assert bytes_of(reader.take(wait=True), 0) == content[100:150].tobytes()
+    reader.submit(make_request(2, (100, 50)))  # the threads have survived
+    assert bytes_of(reader.take_completed(wait=True), 0) == content[100:150].tobytes()
     reader.close()
 
 
@@ -152,8 +154,8 @@ def test_a_file_that_is_removed_can_still_be_read(
     path: Path, reader: FileReader, content: np.ndarray
 ) -> None:
     path.unlink()
-    reader.submit(ticket(1, (3, 9000)))
-    assert bytes_of(reader.take(wait=True), 0) == content[3:9003].tobytes()
+    reader.submit(make_request(1, (3, 9000)))
+    assert bytes_of(reader.take_completed(wait=True), 0) == content[3:9003].tobytes()
 
 
 def test_a_file_that_is_not_there_is_one_line(tmp_path: Path) -> None:
@@ -172,8 +174,8 @@ def test_nothing_stays_in_the_page_cache(path: Path) -> None:
     if resident_pages(path):
         pytest.skip("a file system in memory")
     reader = FileReader([path])
-    reader.submit(ticket(1, (BLOCK_BYTES + 5, 30 * BLOCK_BYTES)))
-    assert reader.take(wait=True).error is None
+    reader.submit(make_request(1, (BLOCK_BYTES + 5, 30 * BLOCK_BYTES)))
+    assert reader.take_completed(wait=True).error is None
     reader.close()
     assert resident_pages(path) <= 2
 
@@ -182,7 +184,7 @@ def test_nothing_stays_in_the_page_cache(path: Path) -> None:
 def held(
     path: Path, each_io: str, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[tuple[FileReader, Callable]]:
-    """A reader of one piece at a time whose reads wait until they are let go."""
+    """A reader of one range at a time; reads wait for the returned call."""
     let_go = hold_reads(monkeypatch)
     reader = FileReader([path], num_threads=1)
     yield reader, let_go
@@ -194,31 +196,31 @@ def test_urgent_reads_overtake_and_queued_ones_can_be_cancelled(
     held: tuple[FileReader, Callable[[], None]],
 ) -> None:
     reader, let_go = held
-    first, later, hurried, urgent, cancelled = (ticket(i, (0, 10), (50, 10)) for i in range(5))
+    first, later, raised, urgent, cancelled = (make_request(i, (0, 10), (50, 10)) for i in range(5))
     reader.submit(first)
     while not reader_has_begun(reader):
         pass
-    for one in (later, hurried, cancelled):
+    for one in (later, raised, cancelled):
         reader.submit(one, is_urgent=False)
     reader.submit(urgent)
-    reader.hurry(hurried)
+    reader.make_urgent(raised)
     assert reader.cancel(cancelled)
     assert not reader.cancel(cancelled)
     assert not reader.cancel(first)
     let_go()
-    order = [reader.take(wait=True).key for _ in range(4)]
-    assert order == [first.key, urgent.key, hurried.key, later.key]
+    order = [reader.take_completed(wait=True).key for _ in range(4)]
+    assert order == [first.key, urgent.key, raised.key, later.key]
 
 
 def reader_has_begun(reader: FileReader) -> bool:
-    return len(reader._queue._urgent) == 1
+    return reader.num_queued(is_urgent=True) == 1
 
 
 def test_close_ends_what_has_begun_and_nothing_else(
     held: tuple[FileReader, Callable[[], None]], content: np.ndarray
 ) -> None:
     reader, let_go = held
-    begun, queued = ticket(1, (0, 10), (50, 10)), ticket(2, (0, 10))
+    begun, queued = make_request(1, (0, 10), (50, 10)), make_request(2, (0, 10))
     reader.submit(begun)
     while not reader_has_begun(reader):
         pass
@@ -227,11 +229,11 @@ def test_close_ends_what_has_begun_and_nothing_else(
     reader.close()
     reader.close()
     assert bytes_of(begun, 0) == content[:10].tobytes()
-    assert queued.num_left == 1 or reader.take(wait=False) is not None
+    assert queued.num_left == 1 or reader.take_completed(wait=False) is not None
 
 
 @pytest.mark.parametrize("name", ["threads", "uring", "auto"])
-def test_the_engine_is_named(
+def test_the_read_backend_is_named(
     each_io: str, name: str, path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if each_io == "threads" and name != "threads":
@@ -239,12 +241,12 @@ def test_the_engine_is_named(
     monkeypatch.setenv("HYBRIDMOE_IO", name)
     reader = FileReader([path], num_threads=3)
     if name == "threads":
-        assert reader.engine == "3 threads (HYBRIDMOE_IO=threads)"
+        assert reader.backend == "3 threads (HYBRIDMOE_IO=threads)"
     elif name == "uring" or reader.is_direct:
-        assert reader.engine == "io_uring"
+        assert reader.backend == "io_uring"
     reader.close()
     refuse_direct_at_open(monkeypatch)
     reader = FileReader([path], num_threads=3)
     if name == "auto":
-        assert reader.engine == "3 threads (the file system takes no direct reads)"
+        assert reader.backend == "3 threads (the file system takes no direct reads)"
     reader.close()
