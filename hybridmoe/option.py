@@ -9,7 +9,6 @@ its options from them (cli/options.py).
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
@@ -111,7 +110,6 @@ class Texts(Option):
         return tuple(value)
 
 
-@cache
 def options_of(owner: type) -> Mapping[str, Option]:
     """The options that a dataclass declares, by field name and in the order of its fields."""
     hints = get_type_hints(owner, include_extras=True)
