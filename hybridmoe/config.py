@@ -1,8 +1,8 @@
-"""What a deepseek2 model looks like, read from its GGUF metadata and checked once.
+"""Model and engine configuration, read from GGUF metadata or options and checked once.
 
-Knows keys, ranges and defaults; knows neither files nor tensors, so that it stays at the bottom
-of the import order. Keys and defaults follow llama.cpp's `deepseek2` (its converter writes them);
-the YaRN formulas are those of DeepSeek-V3's published `modeling_deepseek.py`.
+Knows keys, ranges and defaults, but neither files nor tensors, so that it stays at the bottom of
+the import order. Keys and defaults follow llama.cpp's `deepseek2` (its converter writes them); the
+YaRN formulas are those of DeepSeek-V3's published `modeling_deepseek.py`.
 """
 
 import math
@@ -10,7 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Annotated, Any
 
-from hybridmoe.errors import ConfigError, GGUFError, UnsupportedModelError, short
+from hybridmoe.errors import ConfigError, UnsupportedModelError, short
+from hybridmoe.metadata_keys import MetadataKeys
 from hybridmoe.option import Choice, Count, Number, check_options
 
 __all__ = [
@@ -46,10 +47,9 @@ _NUMBER_BYTES = {"f32": 4, "f16": 2, "bf16": 2}
 _SCALED_CODES = 64  # of int8, for each float32 scale
 DEVICES = ("auto", "cpu", "cuda")
 
-# Bounds on what a file may claim: generous for a real model, and no product overflows 63 bits.
-_MAX_DIM = 1 << 24
+# Bounds on a file's claims: generous for a real model, and no product overflows 63 bits.
 _MAX_LAYERS = 4096
-_MAX_ROPE_DIM = 1024  # a table of positions has as many columns
+_MAX_ROPE_DIM = 1024  # columns of the cos_sin table
 _MAX_CONTEXT_TOKENS = 1 << 26
 
 
@@ -59,7 +59,7 @@ class YarnConfig:
 
     factor: float  # new context / original context
     original_context_tokens: int
-    beta_fast: float  # rotations over the original context above which a dimension is left alone
+    beta_fast: float  # rotations over the original context above which a dimension is kept
     beta_slow: float  # rotations below which a dimension is fully interpolated
     mscale_all_dim: float  # 0 = absent; `rope.scaling.yarn_log_multiplier` is 0.1 times this
 
@@ -92,19 +92,19 @@ class RoutingSpec:
 
 @dataclass(frozen=True, slots=True)
 class ModelConfig:
-    """Sizes and switches of one deepseek2 model; a count is per layer unless it says otherwise."""
+    """Sizes and switches of a deepseek2 model; counts are per layer unless they say otherwise."""
 
     name: str
     num_layers: int
-    num_mtp_layers: int  # of multi-token prediction, behind the others; not run
+    num_mtp_layers: int  # multi-token prediction, after the others; not run
     num_dense_layers: int  # leading layers with a dense FFN instead of experts
     hidden: int
     dense_inter: int  # FFN width of the dense layers
     num_heads: int
     q_lora_rank: int  # 0 = the query is projected in one step (V2-Lite, Moonlight)
     kv_lora_rank: int
-    nope_dim: int  # per-head query/key dimensions without position
-    rope_dim: int  # rotary dimensions; the key's are shared by all heads
+    nope_dim: int  # per-head query and key dimensions without rotary positions
+    rope_dim: int  # rotary dimensions; all heads share the key's
     v_dim: int
     num_experts: int
     top_k: int
@@ -132,7 +132,7 @@ class ModelConfig:
 
     @property
     def latent_dim(self) -> int:
-        """Floats that one token keeps in one layer's cache: the latent and the rotated key."""
+        """Elements of one token in one layer's KV cache: the latent and the rotary key."""
         return self.kv_lora_rank + self.rope_dim
 
     @property
@@ -168,40 +168,17 @@ class ModelConfig:
                 f"general.architecture is {short(architecture)}; supported: "
                 f"{', '.join(SUPPORTED_ARCHITECTURES)} (Kimi K2, DeepSeek-V2 to R1, Moonlight)"
             )
-        keys = _Keys(metadata, f"{architecture}.")
+        keys = MetadataKeys(metadata, f"{architecture}.")
         keys.refuse("attention.temperature_scale", neutral=0.0)
         keys.refuse("rope.scaling.attn_factor", neutral=1.0)
         num_blocks = keys.count("block_count", most=_MAX_LAYERS)
         num_mtp = keys.count("nextn_predict_layers", default=0, least=0, most=num_blocks - 1)
         num_layers = num_blocks - num_mtp
         num_dense = keys.count("leading_dense_block_count", default=0, least=0, most=num_layers)
-        has_experts = num_dense < num_layers
-        kv_lora_rank = keys.count("attention.kv_lora_rank")
-        rope_dim = keys.count("rope.dimension_count", most=_MAX_ROPE_DIM)
-        # Files from before the split of `attn_kv_b` give the per-head sizes without the suffix.
-        key_length = "attention.key_length_mla"
-        value_length = "attention.value_length_mla"
-        if key_length not in keys:
-            key_length, value_length = "attention.key_length", "attention.value_length"
-        qk_dim = keys.count(key_length)
-        if qk_dim <= rope_dim or rope_dim % 2:
-            raise keys.bad(key_length, qk_dim, f"more than rope.dimension_count={rope_dim}, even")
-        num_experts = keys.count("expert_count") if has_experts else 0
-        num_groups = keys.count("expert_group_count", default=1, most=max(1, num_experts))
-        if num_experts % num_groups:
-            raise keys.bad("expert_group_count", num_groups, f"a divisor of {num_experts} experts")
-        num_groups_used = keys.count("expert_group_used_count", default=num_groups, most=num_groups)
-        reachable = num_experts // num_groups * num_groups_used
         tokens = metadata.get("tokenizer.ggml.tokens")
         vocab_default = len(tokens) if isinstance(tokens, list) and tokens else None
         vocab_size = keys.count("vocab_size", default=vocab_default)
         is_glm_flash = num_blocks in _GLM_FLASH_BLOCKS and vocab_size == _GLM_FLASH_VOCAB
-        gate = keys.count("expert_gating_func", default=0, least=0, most=1 << 16)
-        gate = gate or (GATE_SIGMOID if is_glm_flash else GATE_SOFTMAX)
-        if has_experts and gate not in (GATE_SOFTMAX, GATE_SIGMOID):
-            raise UnsupportedModelError(
-                f"{architecture}.expert_gating_func is {gate}; supported: 1 (softmax), 2 (sigmoid)"
-            )
         return cls(
             name=str(metadata.get("general.name") or architecture),
             num_layers=num_layers,
@@ -209,21 +186,8 @@ class ModelConfig:
             num_dense_layers=num_dense,
             hidden=keys.count("embedding_length"),
             dense_inter=keys.count("feed_forward_length") if num_dense else 0,
-            num_heads=keys.count("attention.head_count", most=1 << 16),
-            q_lora_rank=keys.count("attention.q_lora_rank", default=0, least=0),
-            kv_lora_rank=kv_lora_rank,
-            nope_dim=qk_dim - rope_dim,
-            rope_dim=rope_dim,
-            v_dim=keys.count(value_length),
-            num_experts=num_experts,
-            top_k=keys.count("expert_used_count", most=reachable) if has_experts else 0,
-            expert_inter=keys.count("expert_feed_forward_length") if has_experts else 0,
-            num_shared_experts=keys.count("expert_shared_count", default=0, least=0, most=1 << 16),
-            gate=gate,
-            normalize_weights=keys.flag("expert_weights_norm", default=False),
-            routed_scale=keys.number("expert_weights_scale", default=0.0) or 1.0,  # 0 means none
-            num_groups=num_groups,
-            num_groups_used=num_groups_used,
+            **_read_attention(keys),
+            **_read_experts(keys, num_dense < num_layers, is_glm_flash),
             rms_eps=keys.number("attention.layer_norm_rms_epsilon", least=1e-30, most=1.0),
             rope_base=keys.number("rope.freq_base", default=10000.0, least=2.0, most=1e12),
             yarn=_read_yarn(keys),
@@ -232,7 +196,7 @@ class ModelConfig:
         )
 
     def with_yarn_betas(self, beta_fast: float | None, beta_slow: float | None) -> "ModelConfig":
-        """A copy with the given YaRN betas. Raises ConfigError where the model has no YaRN."""
+        """Return a copy with these YaRN betas. Errors: ConfigError if the model has no YaRN."""
         if beta_fast is None and beta_slow is None:
             return self
         if self.yarn is None:
@@ -305,65 +269,52 @@ def check_gpu_kv_type(kv_type: str) -> None:
         )
 
 
-class _Keys:
-    """Typed, range-checked look-ups below one key prefix."""
-
-    def __init__(self, metadata: Mapping[str, Any], prefix: str) -> None:
-        self._metadata = metadata
-        self._prefix = prefix
-
-    def __contains__(self, key: str) -> bool:
-        return self._prefix + key in self._metadata
-
-    def bad(self, key: str, found: object, expected: str) -> GGUFError:
-        return GGUFError(f"{self._prefix}{key} is {short(found)}; expected {expected}")
-
-    def count(
-        self, key: str, *, default: int | None = None, least: int = 1, most: int = _MAX_DIM
-    ) -> int:
-        value = self._value(key, default)
-        # Some writers store one value per layer; deepseek2 layers do not differ.
-        if isinstance(value, list) and value and all(v == value[0] for v in value):
-            value = value[0]
-        if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
-            raise self.bad(key, value, f"a whole number from {least} to {most}")
-        return value
-
-    def number(
-        self, key: str, *, default: float | None = None, least: float = -1e6, most: float = 1e6
-    ) -> float:
-        value = self._value(key, default)
-        is_number = isinstance(value, int | float) and not isinstance(value, bool)
-        if not is_number or not least <= value <= most:  # also false for NaN
-            raise self.bad(key, value, f"a number from {least:g} to {most:g}")
-        return float(value)
-
-    def flag(self, key: str, *, default: bool) -> bool:
-        value = self._value(key, default)
-        if not isinstance(value, bool):
-            raise self.bad(key, value, "true or false")
-        return value
-
-    def refuse(self, key: str, *, neutral: float) -> None:
-        """Raise where the file switches on a feature that no deepseek2 model here implements."""
-        value = self._metadata.get(self._prefix + key, neutral)
-        if value != neutral:
-            raise UnsupportedModelError(f"{self._prefix}{key} is {short(value)}; not supported")
-
-    def text(self, key: str, *, default: str) -> str:
-        value = self._value(key, default)
-        if not isinstance(value, str):
-            raise self.bad(key, value, "a string")
-        return value
-
-    def _value(self, key: str, default: Any) -> Any:
-        value = self._metadata.get(self._prefix + key, default)
-        if value is None:
-            raise GGUFError(f"{self._prefix}{key} is missing")
-        return value
+def _read_attention(keys: MetadataKeys) -> dict[str, Any]:
+    kv_lora_rank = keys.count("attention.kv_lora_rank")
+    rope_dim = keys.count("rope.dimension_count", most=_MAX_ROPE_DIM)
+    # Files from before the split of `attn_kv_b` give the per-head sizes without the suffix.
+    suffix = "_mla" if "attention.key_length_mla" in keys else ""
+    qk_dim = keys.count(f"attention.key_length{suffix}")
+    if qk_dim <= rope_dim or rope_dim % 2:
+        expected = f"more than rope.dimension_count={rope_dim}, even"
+        raise keys.bad(f"attention.key_length{suffix}", qk_dim, expected)
+    return {
+        "num_heads": keys.count("attention.head_count", most=1 << 16),
+        "q_lora_rank": keys.count("attention.q_lora_rank", default=0, least=0),
+        "kv_lora_rank": kv_lora_rank,
+        "nope_dim": qk_dim - rope_dim,
+        "rope_dim": rope_dim,
+        "v_dim": keys.count(f"attention.value_length{suffix}"),
+    }
 
 
-def _read_yarn(keys: _Keys) -> YarnConfig | None:
+def _read_experts(keys: MetadataKeys, has_experts: bool, is_glm_flash: bool) -> dict[str, Any]:
+    num_experts = keys.count("expert_count") if has_experts else 0
+    num_groups = keys.count("expert_group_count", default=1, most=max(1, num_experts))
+    if num_experts % num_groups:
+        raise keys.bad("expert_group_count", num_groups, f"a divisor of {num_experts} experts")
+    num_groups_used = keys.count("expert_group_used_count", default=num_groups, most=num_groups)
+    reachable = num_experts // num_groups * num_groups_used
+    gate = keys.count("expert_gating_func", default=0, least=0, most=1 << 16)
+    gate = gate or (GATE_SIGMOID if is_glm_flash else GATE_SOFTMAX)
+    if has_experts and gate not in (GATE_SOFTMAX, GATE_SIGMOID):
+        raise UnsupportedModelError(
+            f"{keys.prefix}expert_gating_func is {gate}; supported: 1 (softmax), 2 (sigmoid)"
+        )
+    return {
+        "num_experts": num_experts,
+        "top_k": keys.count("expert_used_count", most=reachable) if has_experts else 0,
+        "expert_inter": keys.count("expert_feed_forward_length") if has_experts else 0,
+        "num_shared_experts": keys.count("expert_shared_count", default=0, least=0, most=1 << 16),
+        "gate": gate,
+        "normalize_weights": keys.flag("expert_weights_norm", default=False),
+        "routed_scale": keys.number("expert_weights_scale", default=0.0) or 1.0,  # 0 means none
+        "num_groups": num_groups,
+        "num_groups_used": num_groups_used,
+    }
+
+
+def _read_yarn(keys: MetadataKeys) -> YarnConfig | None:
     kind = keys.text("rope.scaling.type", default="none")
     if kind == "none":
         return None

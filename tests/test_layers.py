@@ -11,7 +11,7 @@ LAYERS = {
     name: rank
     for rank, names in enumerate(
         [
-            ("errors", "env", "config", "option", "units", "replace_file", "_C"),
+            ("errors", "env", "metadata_keys", "config", "option", "units", "replace_file", "_C"),
             ("gguf",),
             ("hardware", "text"),
             ("kernels",),

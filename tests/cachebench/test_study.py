@@ -10,9 +10,10 @@ from k2_header import write_k2
 
 from hybridmoe import load
 from hybridmoe.cachebench.gates import HORIZONS
+from hybridmoe.cachebench.policies.registry import make_policy
 from hybridmoe.cachebench.predictors import Recall, recalls
 from hybridmoe.cachebench.record import Recording, record
-from hybridmoe.cachebench.simulator import HITS, UPLOADS, kernel_policy, requests_of, simulate
+from hybridmoe.cachebench.simulator import HITS, UPLOADS, requests_of, simulate
 from hybridmoe.cachebench.study import Speeds, Study, by_category, split, study
 from hybridmoe.cachebench.synthetic_trace import Locality, synthetic_trace
 from hybridmoe.cachebench.workloads import CATEGORIES, workloads
@@ -187,7 +188,7 @@ def test_the_plan_goes_by_the_curve_that_is_written(tmp_path: Path) -> None:
     assert curve == found.hit_curve and curve.slots[-1] == 60 * 384
     train, held = split(trace)
     for slots in (480, 3840):
-        policy = kernel_policy("lru", requests_of(held).shape(slots))
+        policy = make_policy("lru", requests_of(held).shape(slots))
         simulate(policy, requests_of(by_category(train)))
         counts = simulate(policy, requests_of(held)).by_step
         decoded = counts[held.phases[np.cumsum(held.steps) - 1] == DECODE]
