@@ -66,9 +66,9 @@ def _answer_pipe(llm: "LLM", session: Session) -> None:
     screen = Screen()
     with ProgressBar() as bar:
         stream = llm.chat(session.prompt(), stream=True, progress=bar, **session.params)
-        for text, is_thought in stream.pieces():
+        for text, is_reasoning in stream.pieces():
             bar.close()
-            screen.write(text, is_thought=is_thought)
+            screen.write(text, is_reasoning=is_reasoning)
     screen.end_line()
 
 

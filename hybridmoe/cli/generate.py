@@ -73,10 +73,10 @@ def generate_command(
         params.setdefault("max_tokens", _MAX_RESPONSE if is_chat else _MAX_TEXT)
         stream = _start(llm, prompt, system, is_chat=is_chat, progress=bar, **params)
         screen = Screen()
-        for text, is_thought in stream.pieces():
+        for text, is_reasoning in stream.pieces():
             bar.close()
             if not as_json:
-                screen.write(text, is_thought=is_thought)
+                screen.write(text, is_reasoning=is_reasoning)
         screen.end_line()
         if stream.result.finish_reason == "length" and not is_limited:
             _say("cut off (--max-tokens allows more, up to the end of the context)")

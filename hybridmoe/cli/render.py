@@ -41,16 +41,16 @@ class Screen:
         self._is_line_open = False
         self._is_thinking = False
 
-    def write(self, text: str, *, is_thought: bool = False) -> None:
+    def write(self, text: str, *, is_reasoning: bool = False) -> None:
         """Show a piece of an answer, at once; of thoughts, dim, where there is a terminal."""
         if self.is_terminal:
             text = printable(text)
-        elif is_thought:
+        elif is_reasoning:
             return
-        if is_thought != self._is_thinking:
-            self._turn(is_thought)
+        if is_reasoning != self._is_thinking:
+            self._turn(is_reasoning)
         if text:
-            is_dim = is_thought and self._use_color
+            is_dim = is_reasoning and self._use_color
             self._out.write(f"\x1b[2m{text}\x1b[0m" if is_dim else text)
             self._out.flush()
             self._is_line_open = not text.endswith("\n")

@@ -105,9 +105,9 @@ class Talk:
                 stream = self._model.chat(
                     self.session.prompt(), stream=True, progress=on_progress, **self.session.params
                 )
-                for text, is_thought in stream.pieces():
+                for text, is_reasoning in stream.pieces():
                     bar.close()
-                    self.screen.write(text, is_thought=is_thought)
+                    self.screen.write(text, is_reasoning=is_reasoning)
                     if interrupts.is_set():
                         stream.close()
                         break

@@ -16,7 +16,7 @@ class Piece(NamedTuple):
     """Characters of a response's text, or of its reasoning."""
 
     text: str
-    is_thought: bool
+    is_reasoning: bool
 
 
 PieceStream = collections.abc.Generator[Piece, None, None]
@@ -94,7 +94,7 @@ class ResultStream:
         return self
 
     def __next__(self) -> str:
-        return next(piece.text for piece in self._pieces if not piece.is_thought)
+        return next(piece.text for piece in self._pieces if not piece.is_reasoning)
 
     def pieces(self) -> Iterator[Piece]:
         """Iterate over the rest of the response, reasoning included."""

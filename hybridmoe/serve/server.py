@@ -15,7 +15,7 @@ from hybridmoe.serve.app import create_app
 from hybridmoe.serve.connection import Connection, WarningRateLimit
 from hybridmoe.serve.service import Service
 
-__all__ = ["Server", "log_loop_error", "warning_limit"]
+__all__ = ["Server", "log_loop_error", "max_connections", "warning_limit"]
 
 _log = logging.getLogger("uvicorn.error")
 
@@ -35,7 +35,7 @@ class Server(uvicorn.Server):
         config = uvicorn.Config(
             create_app(service),
             http=Connection,
-            limit_concurrency=_max_connections(),
+            limit_concurrency=max_connections(),
             log_level="warning",
             server_header=False,
             timeout_graceful_shutdown=_GRACE_S,
@@ -82,7 +82,7 @@ def log_loop_error(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> 
         loop.default_exception_handler(context)
 
 
-def _max_connections() -> int:
+def max_connections() -> int:
     """Choose a limit that leaves descriptors for the model's files."""
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     return _MAX_CONNECTIONS if soft < 0 else max(8, min(_MAX_CONNECTIONS, soft // 2))

@@ -171,7 +171,7 @@ class GrammarCompiler:
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
-        self._trial = GrammarProcess(functools.partial(_for_trial, tokenizer))
+        self.trial = GrammarProcess(functools.partial(_for_trial, tokenizer))
 
     def text(self, form: Form, check: Check | None = None) -> MatcherConstraint:
         """A text of this form, and nothing else.
@@ -287,7 +287,7 @@ class GrammarCompiler:
         is_large = num_chars > CHEAP_CHARS
         with _named(what):
             if is_large:
-                parts = self._trial.resolve(parts, check)
+                parts = self.trial.resolve(parts, check)
             matcher = on_deep_stack(lambda: build(self._vocabulary, parts))
         constraint = MatcherConstraint(
             what,

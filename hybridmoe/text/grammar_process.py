@@ -47,6 +47,16 @@ class GrammarProcess:
         self._helpers: list[_Helper] = []  # one, or none
         weakref.finalize(self, _end, self._helpers)
 
+    @property
+    def is_busy(self) -> bool:
+        """True while a grammar is tried."""
+        return self._lock.locked()
+
+    @property
+    def pid(self) -> int | None:
+        """Process id; None while no process runs."""
+        return self._helpers[0].pid if self._helpers else None
+
     def resolve(
         self, parts: Sequence[Mapping[str, Any]], check: Callable[[], None] | None = None
     ) -> list[dict[str, Any]]:
@@ -136,6 +146,10 @@ class _Helper:
         except BaseException:
             self._socket.close()
             raise
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
 
     def exchange(self, line: bytes, go_on: Callable[[], None]) -> bytes:
         """Send a line and receive one.

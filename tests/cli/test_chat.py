@@ -157,10 +157,10 @@ def test_thoughts_are_dim_on_a_terminal_and_nowhere_else(
 ) -> None:
     monkeypatch.delenv("NO_COLOR", raising=False)
     screen = Screen(out, use_color=use_color)
-    for text, is_thought in (("so ", True), ("it", True), ("is", False)):
-        screen.write(text, is_thought=is_thought)
+    for text, is_reasoning in (("so ", True), ("it", True), ("is", False)):
+        screen.write(text, is_reasoning=is_reasoning)
     screen.end_line()
-    screen.write("so", is_thought=True)
+    screen.write("so", is_reasoning=True)
     screen.end_line()
     assert out.getvalue() == expected
 

@@ -34,9 +34,9 @@ def test_thoughts_are_no_text(llm: hybridmoe.LLM) -> None:
     assert "".join(stream) == "yes°no"
     assert stream.result.reasoning == "why°not"
     pieces = list(llm.chat(messages, stream=True).pieces())
-    assert "".join(piece.text for piece in pieces if piece.is_thought) == "why°not"
-    assert "".join(piece.text for piece in pieces if not piece.is_thought) == "yes°no"
-    assert pieces == sorted(pieces, key=lambda piece: not piece.is_thought)
+    assert "".join(piece.text for piece in pieces if piece.is_reasoning) == "why°not"
+    assert "".join(piece.text for piece in pieces if not piece.is_reasoning) == "yes°no"
+    assert pieces == sorted(pieces, key=lambda piece: not piece.is_reasoning)
 
 
 def test_a_prompt_may_have_begun_the_thoughts(
@@ -105,7 +105,7 @@ def test_a_call_that_is_cut_off_cannot_be_called(llm: hybridmoe.LLM) -> None:
 def test_a_stream_that_is_closed_has_what_was_said(llm: hybridmoe.LLM) -> None:
     stream = llm.chat(say("<think>a b c d</think>e f g"), stream=True)
     first = next(stream.pieces())
-    assert first.is_thought
+    assert first.is_reasoning
     stream.close()
     assert (stream.result.reasoning, stream.result.text) == (first.text, "")
     assert stream.result.finish_reason == "cancelled"

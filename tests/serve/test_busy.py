@@ -126,7 +126,7 @@ def test_a_full_pool_refuses_and_short_requests_still_pass(
 def test_clients_are_told_when_the_server_ends_whatever_is_under_way(
     llm: FakeLLM, gate: Gate, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(service, "prepare_chat", gate.wrap(service.prepare_chat))  # looks at no token
+    monkeypatch.setattr(service, "prepare_chat", gate.wrap(service.prepare_chat))  # polls no token
     with live_server(llm) as server:
         thread, status = asked(server, HELLO)
         gate.num_inside.acquire()

@@ -69,7 +69,7 @@ def test_half_of_a_second_head_ends_the_connection_too(server: LiveServer) -> No
 def test_the_one_that_is_idle_for_longest_makes_room(
     llm: FakeLLM, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(server_module, "_max_connections", lambda: 4)
+    monkeypatch.setattr(server_module, "max_connections", lambda: 4)
     with live_server(llm) as server:
         links = [connect(server) for _ in range(3)]
         for link in links:  # each is known to the server
@@ -84,7 +84,7 @@ def test_the_one_that_is_idle_for_longest_makes_room(
 
 
 def test_many_at_once_leave_room_too(llm: FakeLLM, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(server_module, "_max_connections", lambda: 4)
+    monkeypatch.setattr(server_module, "max_connections", lambda: 4)
     is_made, may_go_on = threading.Event(), threading.Event()
     made = Connection.connection_made
 

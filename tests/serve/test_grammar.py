@@ -72,12 +72,12 @@ def test_a_grammar_whose_client_has_left_is_not_compiled_any_further(server: Liv
     head = (
         f"POST /v1/chat/completions HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: {len(body)}\r\n"
     )
-    trial = server.service.grammar._trial
+    trial = server.service.grammar.trial
     with socket.create_connection(("127.0.0.1", server.port)) as client:
         client.sendall(f"{head}Content-Type: application/json\r\n\r\n".encode() + body)
-        eventually(trial._lock.locked)
-    eventually(lambda: not trial._lock.locked())
-    assert not trial._helpers  # ended, not done: a grammar that is refused leaves it there
+        eventually(lambda: trial.is_busy)
+    eventually(lambda: not trial.is_busy)
+    assert trial.pid is None  # ended, not done: a grammar that is refused leaves it there
     assert chat(server) == (200, "")
 
 

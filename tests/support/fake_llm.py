@@ -33,7 +33,7 @@ class Piece(NamedTuple):
     """As hybridmoe.Piece."""
 
     text: str
-    is_thought: bool
+    is_reasoning: bool
 
 
 @dataclass
@@ -78,7 +78,7 @@ class ResultStream:
         return self
 
     def __next__(self) -> str:
-        return next(piece.text for piece in self._pieces if not piece.is_thought)
+        return next(piece.text for piece in self._pieces if not piece.is_reasoning)
 
     def pieces(self) -> Iterator[Piece]:
         return self._pieces
@@ -182,10 +182,10 @@ class FakeLLM:
                         progress(Progress("prompt", min(done, 9) * 100, 1000, "tokens"))
                     time.sleep(0.1 if text == "long" else 0)
                 if text == "think":
-                    shown.append(Piece("why\nnot", is_thought=True))
+                    shown.append(Piece("why\nnot", is_reasoning=True))
                     yield shown[-1]
                 for word in self._answer(text, sampling):
-                    shown.append(Piece(word, is_thought=False))
+                    shown.append(Piece(word, is_reasoning=False))
                     yield shown[-1]
             finally:
                 self.num_open_streams -= 1
@@ -194,12 +194,12 @@ class FakeLLM:
             calls = [{"id": "functions.f:0", "function": {"name": "f", "arguments": "{}"}}]
             is_cut = sampling.get("max_tokens") == 1
             return Result(
-                text="".join(piece.text for piece in shown if not piece.is_thought),
+                text="".join(piece.text for piece in shown if not piece.is_reasoning),
                 token_ids=list(range(len(shown))),
                 finish_reason="length" if is_cut else "stop",
                 timing=Timing(123, 100, 0.125, 11, 0.25),
                 tool_calls=calls if text == "call" else [],
-                reasoning="".join(piece.text for piece in shown if piece.is_thought),
+                reasoning="".join(piece.text for piece in shown if piece.is_reasoning),
             )
 
         return ResultStream(pieces(), finish)
