@@ -43,8 +43,8 @@ class Gates:
         shape = (len(HORIZONS), len(self._gates), self._config.top_k)
         self._guesses = np.full(shape, -1, np.int16)
 
-    def hear(self, layer: int, x: Tensor) -> None:
-        """Guess from a layer's states (T, H) before its experts; for `Decoder.watch`.
+    def observe(self, layer: int, x: Tensor) -> None:
+        """Predict from a layer's states (T, H) before its experts; for `Decoder.observe`.
 
         Only steps of one token: prompts' guesses are of no use here.
         """

@@ -49,7 +49,6 @@ def record(llm: LLM, workloads: Iterable[Workload], answer_tokens: int, seed: in
         raise UnsupportedModelError(f"{llm.file.path.name} has no routed experts: nothing to cache")
     model = Decoder(Weights(llm.file), c, CpuExperts(experts))
     gates = Gates(llm.file, c)
-    model.watch(gates.hear)
     steps: list[tuple[NDArray[np.int16], NDArray[np.float16]]] = []
     guesses: list[NDArray[np.int16]] = []
     conversations: list[int] = []
@@ -69,7 +68,8 @@ def record(llm: LLM, workloads: Iterable[Workload], answer_tokens: int, seed: in
                 part = chunk[start : start + engine.chunk_tokens]
                 trace: list[Routing] = []
                 span = Span(len(part), position, pages)
-                states = model.forward(part, [span], cache.layers, trace)
+                with model.observe(gates.observe):
+                    states = model.forward(part, [span], cache.layers, trace)
                 ids_, weights = (torch.stack(of, 1).numpy() for of in zip(*trace, strict=True))
                 steps.append((ids_.astype(np.int16), weights.astype(np.float16)))
                 if num_answered:

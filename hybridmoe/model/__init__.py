@@ -1,4 +1,4 @@
-"""The network: deepseek2 layers over native kernels."""
+"""The deepseek2 network: layers over a device and an expert backend."""
 
 from hybridmoe.model.decoder import Decoder
 

@@ -1,8 +1,8 @@
-"""Decode steps as graphs: captured once for each size, then replayed by one call.
+"""Decode steps as CUDA graphs: captured once for each size, then replayed by one call.
 
-A graph repeats the same kernels on the same memory, so that a step's inputs are copied to where it
-was captured. Kernels depend on how many tokens there are and, by how attention is shared out, on
-how many pages the longest sequence has, for which tables are padded to powers of two.
+A graph repeats the same kernels on the same memory: a step's inputs are copied to the memory of the
+captured one. Kernels depend on the number of tokens and, by the split of attention, on the pages of
+the longest sequence, so block tables are padded to powers of two.
 """
 
 from collections.abc import Callable
@@ -20,10 +20,10 @@ Run = Callable[[Tensor, Tensor, Tables, list[Routing]], Tensor]
 
 
 class DecodeGraphs:
-    """The graphs of one model over one cache's pages."""
+    """CUDA graphs of a model's decode steps over one KV cache, by size."""
 
     def __init__(self, device: Device, run: Run) -> None:
-        """run: queues a step's work and does not wait for it."""
+        """run: queues the work of a step, and does not wait for it."""
         self._device = device
         self._run = run
         self._graphs: dict[tuple[int, int], _Graph] = {}
@@ -44,6 +44,8 @@ class DecodeGraphs:
 
 
 class _Graph:
+    """CUDA graph of one size, with its own copies of the inputs."""
+
     def __init__(
         self, device: Device, run: Run, x: Tensor, cos_sin: Tensor, tables: CudaBlockTables
     ) -> None:
@@ -54,7 +56,7 @@ class _Graph:
         self._repeat = device.capture(self._record)
 
     def replay(self, x: Tensor, cos_sin: Tensor, tables: CudaBlockTables) -> Tensor:
-        self._x.copy_(x)  # the step before has added to it
+        self._x.copy_(x)  # the last replay has added to it
         self._cos_sin.copy_(cos_sin)
         self._tables.copy_(tables)
         self._repeat()

@@ -1,7 +1,7 @@
-"""Tracing NaN or infinity in a step's results to the tensor, by a search through one layer's.
+"""Search for the damaged tensor behind NaN or infinity in a step's results.
 
-Only what the tokens used is read: of routed experts those that were chosen, of the embedding their
-rows. Which of a step's tokens it was is not known: attention's masks are zeros, and 0 x NaN is NaN.
+Reads only what the tokens used: chosen experts, and their rows of the embedding. The token itself
+cannot be told: attention masks with zeros, and 0 x NaN is NaN.
 """
 
 from collections.abc import Collection, Iterator, Mapping
@@ -21,15 +21,15 @@ def describe_damage(
     token_ids: Collection[int],
     chosen: Mapping[int, Collection[int]],
 ) -> str:
-    """One line: from which layer on, and the tensor if it is one.
+    """Describe in one line the first bad layer, and the tensor if one is damaged.
 
-    layer: the first whose states behind attention are bad; `num_layers`: only those behind all
-    layers are; None: only logits. chosen: the tokens' experts in each layer that has some.
+    layer: the first whose states after attention are bad; `num_layers`: only the final states are;
+    None: only logits. chosen: the tokens' experts of each MoE layer.
     Errors: DiskError.
     """
     where = "in the logits" if layer is None else f"from layer {layer} on"
     if layer == num_layers:
-        where = f"behind layer {num_layers - 1}"
+        where = f"after layer {num_layers - 1}"
     said = f"{printable(file.path.name)}: results are NaN or infinite {where}"
     for damage in _damages(file, layer, num_layers, token_ids, chosen):
         return (
@@ -51,7 +51,7 @@ def _damages(
         for token_id in sorted(set(token_ids)):
             yield from find_damage(file, embedding, rows=range(token_id, token_id + 1))
     suspects = list(_suspects(file, layer, num_layers))
-    suspects.sort(key=lambda tensor: "_exps." in tensor.name)  # what is quick first
+    suspects.sort(key=lambda tensor: "_exps." in tensor.name)  # the largest last
     for tensor in suspects:
         block = tensor.name.split(".")[1]
         experts = chosen.get(int(block), ()) if "_exps." in tensor.name else None
@@ -59,13 +59,13 @@ def _damages(
 
 
 def _suspects(file: GGUFFile, layer: int | None, num_layers: int) -> Iterator[GGUFTensor]:
-    """Tensors of which the first bad states, or logits, are made."""
+    """Yield the tensors that the first bad states, or the logits, were computed from."""
     if layer is None:
         starts = ["output_norm.", "output.", "token_embd."]
         ends = []
     else:
         starts = [f"blk.{layer}.attn_"] if layer < num_layers else []
-        # Behind attention are also the results of the layer before, and what that one had deferred.
+        # States after attention include the previous layer's FFN and the experts deferred to it.
         ends = [f"blk.{i}." for i in range(max(0, layer - 2), layer)]
     for name, tensor in file.tensors.items():
         is_ffn = any(name.startswith(p) and not name.startswith(f"{p}attn_") for p in ends)

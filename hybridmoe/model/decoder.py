@@ -1,9 +1,7 @@
-"""The deepseek2 decoder: token ids in, logits out, latents written to the caller's pages.
+"""Decoder of the deepseek2 family: token ids in, logits out, KV cache in the caller's pages."""
 
-Knows nothing of text, sampling or of who is being served.
-"""
-
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from itertools import pairwise
 
@@ -29,11 +27,13 @@ from hybridmoe.model.router import Routing
 from hybridmoe.model.threads import torch_threads
 from hybridmoe.model.weights import Weights, routed_experts
 
-__all__ = ["Decoder"]
+__all__ = ["Decoder", "StateObserver"]
+
+StateObserver = Callable[[int, Tensor], None]
 
 
 class Decoder:
-    """All layers of one model. Stateless between calls: positions come from the caller."""
+    """All layers of a model. Holds no sequence state: positions and pages are the caller's."""
 
     def __init__(
         self,
@@ -46,8 +46,8 @@ class Decoder:
     ) -> None:
         """Bind the weights. Errors: GGUFError naming a missing or misshapen tensor.
 
-        experts: None = the native kernels, from the memory map. num_deferred: of a token's experts,
-        those added one layer later. vram_bytes: of the GPU, what was planned for, for messages.
+        experts: None = `CpuExperts`. num_deferred: of a token's experts, the least weighted, whose
+        outputs are added one layer later. vram_bytes: planned VRAM, for error messages.
         """
         self.config = c = config
         self._file = weights.file
@@ -58,7 +58,7 @@ class Decoder:
         with loading_onto_gpu("weights that every token uses", vram_bytes):
             self._embedding = weights.host_matrix("token_embd", c.vocab_size, c.hidden)
             self._norm = RmsNorm(device, weights.vector("output_norm", c.hidden), c.rms_eps)
-            head = "output" if weights.has("output") else "token_embd"  # tied where a file has none
+            head = "output" if weights.has("output") else "token_embd"  # tied if the file has none
             self._head = weights.matrix(head, c.vocab_size, c.hidden)
             self._rope = RotaryTable(c)
             self._layers = [
@@ -69,24 +69,32 @@ class Decoder:
         self._graph_pages: Sequence[Pages] | None = None
         if experts.wants_prefetch_hints:
             for layer, following in pairwise(self._layers):
-                layer.guess_for(following)
+                layer.hint_to(following)
 
     def use_graphs(self, pages: Sequence[Pages]) -> None:
-        """Capture decode steps over these pages, where the device and the experts allow it."""
+        """Run decode steps over these pages as CUDA graphs, if device and experts allow capture."""
         if self.device.is_capturable and self._experts.is_capturable:
             run = partial(self._run, pages)
             self._graphs, self._graph_pages = DecodeGraphs(self.device, run), pages
 
-    def watch(self, hear: Callable[[int, Tensor], None]) -> None:
-        """Call hear(layer, states (T, H)) in each layer between its attention and its FFN.
+    @contextmanager
+    def observe(self, observer: StateObserver) -> Iterator[None]:
+        """Call observer(layer, states (T, H)) in each layer, after attention and before the FFN.
 
-        Takes the place of guesses. The states change afterwards; captured steps are not heard.
+        Within the block it replaces prefetch hints. The states change afterwards; steps that a CUDA
+        graph replays are not observed.
         """
+        before = [layer.observer for layer in self._layers]
         for i, layer in enumerate(self._layers):
-            layer.listener = partial(hear, i)
+            layer.observer = partial(observer, i)
+        try:
+            yield
+        finally:
+            for layer, previous in zip(self._layers, before, strict=True):
+                layer.observer = previous
 
     def expert_stats(self) -> ExpertStats | None:
-        """What the expert cache has done; None where there is none. From any thread."""
+        """Counters of the expert cache; None without one. Thread-safe."""
         return self._experts.stats()
 
     @torch.inference_mode()
@@ -97,12 +105,11 @@ class Decoder:
         pages: Sequence[Pages],
         trace: list[Routing] | None = None,
     ) -> Tensor:
-        """Run a step of one or many sequences; returns the tokens' final states (T, H).
+        """Run a step of one or more sequences. Returns the tokens' final states (T, H).
 
-        token_ids: the sequences' tokens, one after the other, in the vocabulary. spans: where
-        they belong; latents of all earlier positions are in the pages already. pages: one of each
-        layer, as the device makes them. trace: gets each expert layer's choices. States and
-        choices lie on the device.
+        token_ids: of all sequences, in the vocabulary. spans: their sequences and positions; the KV
+        cache of all earlier positions must be filled. pages: of each layer. trace: receives the
+        routing of each MoE layer. States and routing are on the device.
         Errors: DiskError, DeviceError.
         """
         with torch_threads(1), self.device.active(), self.guard.watch(len(token_ids)):
@@ -120,41 +127,36 @@ class Decoder:
 
     @torch.inference_mode()
     def logits(self, x: Tensor) -> Tensor:
-        """Logits (T, V) f32, on the CPU, of final states (T, H)."""
+        """Compute logits (T, V) f32, on the CPU, from final states (T, H)."""
         with torch_threads(1), self.device.active(), self.guard.watch(len(x)):
             return self.device.to_host(self.device.linear(self._norm(x), self._head))
 
     @torch.inference_mode()
     def is_finite(self, x: Tensor) -> bool:
-        """True where numbers of a step, wherever they lie, hold neither NaN nor infinity."""
+        """Return True if a tensor, on the device or the CPU, has neither NaN nor infinity."""
         with torch_threads(1), self.device.active(), self.guard.watch(len(x)):
             return bool(torch.isfinite(x.sum()))
 
     def find_damage(self, token_ids: Sequence[int], span: Span, pages: Sequence[Pages]) -> str:
-        """Run a sequence's part of a step again and say, in one line, where NaN or infinity begins.
+        """Repeat a sequence's chunk of a step; describe in one line where NaN or infinity begins.
 
         Errors: as `forward`; DiskError.
         """
-        bad: list[int] = []  # layers
-
-        def hear(layer: int, states: Tensor) -> None:
-            if not bad and not self.is_finite(states):
-                bad.append(layer)
-
-        before = [layer.listener for layer in self._layers]
-        self.watch(hear)
+        damaged: list[int] = []  # layers
         trace: list[Routing] = []
-        try:
-            states = self.forward(token_ids, [span], list(pages), trace)  # in no graph
-        finally:
-            for layer, listener in zip(self._layers, before, strict=True):
-                layer.listener = listener
+
+        def observer(layer: int, states: Tensor) -> None:
+            if not damaged and not self.is_finite(states):
+                damaged.append(layer)
+
+        with self.observe(observer):
+            states = self.forward(token_ids, [span], list(pages), trace)  # a copy: in no graph
         num_layers = len(self._layers)
-        hear(num_layers, states)
+        observer(num_layers, states)
         first = self.config.num_dense_layers
         chosen = {first + i: set(ids.flatten().tolist()) for i, (ids, _) in enumerate(trace)}
-        at = bad[0] if bad else None
-        return describe_damage(self._file, at, num_layers, token_ids, chosen)
+        layer = damaged[0] if damaged else None
+        return describe_damage(self._file, layer, num_layers, token_ids, chosen)
 
     def _run(
         self,
@@ -164,17 +166,21 @@ class Decoder:
         tables: Tables,
         trace: list[Routing] | None,
     ) -> Tensor:
-        """All layers, with nothing but work for the device."""
+        """Run all layers. Only queues work, so that a CUDA graph can capture it."""
         residual: Tensor | None = None
-        owed: Pending | None = None
+        deferred: Pending | None = None
         for layer, layer_pages in zip(self._layers, pages, strict=True):
-            residual, owed = layer.forward(x, residual, layer_pages, tables, cos_sin, trace, owed)
+            residual, deferred = layer.forward(
+                x, residual, layer_pages, tables, cos_sin, trace, deferred
+            )
         if residual is not None:
             x = x.add_(residual)
-        return x if owed is None else x.add_(owed.result())
+        return x if deferred is None else x.add_(deferred.result())
 
 
 class _Layer:
+    """Attention and FFN of one layer, each behind its norm."""
+
     def __init__(
         self,
         weights: Weights,
@@ -193,13 +199,13 @@ class _Layer:
             self._ffn = DenseFfn(block, c.hidden, c.dense_inter)
         else:
             self._ffn = MoeFfn(block, i, c, experts, num_deferred)
-        self.listener: Callable[[Tensor], None] | None = None  # gets the states after attention
+        self.observer: Callable[[Tensor], None] | None = None  # of the states after attention
 
-    def guess_for(self, following: "_Layer") -> None:
-        """Let the next layer's norm and router guess its experts from this layer's states."""
+    def hint_to(self, following: "_Layer") -> None:
+        """Send prefetch hints for `following`, made by its router from this layer's states."""
         ffn, norm = following._ffn, following._ffn_norm
         if isinstance(ffn, MoeFfn):
-            self.listener = lambda x: ffn.guess(norm(x))
+            self.observer = lambda x: ffn.hint_prefetch(norm(x))
 
     def forward(
         self,
@@ -209,22 +215,22 @@ class _Layer:
         tables: Tables,
         cos_sin: Tensor,
         trace: list[Routing] | None,
-        owed: Pending | None,
+        deferred: Pending | None,
     ) -> tuple[Tensor, Pending | None]:
-        """Add `residual`, the layer before's result, to x (T, H) in place; return this layer's.
+        """Add the previous layer's `residual` to x (T, H) in place; return this layer's.
 
-        owed: what the layer before still owes, which this layer's result includes; what this one
-        owes is returned.
+        deferred: expert outputs of the previous layer, included in the residual that is returned,
+        along with this layer's own.
         """
         residual = self._attention.forward(
             self._attention_norm(x, residual), pages, tables, cos_sin
         )
         normed = self._ffn_norm(x, residual)
-        if self.listener is not None:
-            self.listener(x)
+        if self.observer is not None:
+            self.observer(x)
         if isinstance(self._ffn, MoeFfn):
-            return self._ffn.forward(normed, trace, owed)
-        return self._ffn.forward(normed, owed), None
+            return self._ffn.forward(normed, trace, deferred)
+        return self._ffn.forward(normed, deferred), None
 
 
 def _is_decoding(spans: Sequence[Span]) -> bool:

@@ -1,9 +1,9 @@
 """Multi-head latent attention in its absorbed form.
 
-The cache holds, per token and layer, the normalised latent (kv_lora_rank) and the rotated key that
-all heads share (rope_dim), and nothing else. Queries are brought into latent space by `k_b`, so
-that attention is multi-query attention over latents, and `v_b` brings the result back. Source:
-DeepSeek-V2 (arXiv 2405.04434), section 2.1 and appendix C.
+Per token and layer, the KV cache holds the normalised latent (kv_lora_rank) and the rotated key
+that all heads share (rope_dim). `k_b` projects queries into latent space, where attention is
+multi-query attention; `v_b` projects the result back to heads.
+Source: DeepSeek-V2 (arXiv 2405.04434), section 2.1 and appendix C.
 """
 
 from torch import Tensor
@@ -17,7 +17,7 @@ __all__ = ["LatentAttention"]
 
 
 class LatentAttention:
-    """One layer's attention; `forward` writes the step's tokens to the layer's pages."""
+    """Attention of one layer. `forward` also appends the step's tokens to the KV cache."""
 
     def __init__(self, block: BlockWeights, config: ModelConfig) -> None:
         self._config = c = config
@@ -38,9 +38,9 @@ class LatentAttention:
         self._out = block.matrix("attn_output", c.hidden, c.num_heads * c.v_dim)
 
     def forward(self, x: Tensor, pages: Pages, tables: Tables, cos_sin: Tensor) -> Tensor:
-        """Attend from each of T tokens to itself and all before it in its sequence.
+        """Compute causal attention of T tokens over their sequences.
 
-        Shapes: x (T, H) f32 · cos_sin (T, rope) f32, of the tokens' positions -> (T, H) f32.
+        Shapes: x (T, H) f32 · cos_sin (T, rope) f32 of the tokens' positions -> (T, H) f32.
         """
         self._append(x, pages, tables, cos_sin)
         q_nope, q_rope = self._queries(x, cos_sin)

@@ -1,4 +1,4 @@
-"""The feed-forward half of a layer: one dense SwiGLU, or routed experts beside a shared one."""
+"""Feed-forward networks of a layer: a dense SwiGLU, or routed experts plus a shared expert."""
 
 from torch import Tensor
 
@@ -13,7 +13,7 @@ __all__ = ["DenseFfn", "MoeFfn"]
 
 
 class DenseFfn:
-    """down(silu(gate(x)) * up(x)); Shazeer 2020 (GLU variants)."""
+    """SwiGLU: down(silu(gate(x)) * up(x)). Source: Shazeer 2020 (GLU variants)."""
 
     def __init__(self, block: BlockWeights, hidden: int, inter: int, suffix: str = "") -> None:
         self._device = block.device
@@ -22,12 +22,12 @@ class DenseFfn:
         self._down = block.matrix(f"ffn_down{suffix}", hidden, inter)
 
     def forward(self, x: Tensor, base: Pending | None = None) -> Tensor:
-        """(T, H) -> (T, H), added to `base` where there is one."""
+        """Map x (T, H) to (T, H), plus `base` if given."""
         return self._device.dense_ffn(x, self._gate, self._up, self._down, base)
 
 
 class MoeFfn:
-    """Routed experts, weighted and summed, plus the shared expert that every token uses."""
+    """Weighted sum of a token's routed experts, plus the shared expert."""
 
     def __init__(
         self,
@@ -37,7 +37,7 @@ class MoeFfn:
         experts: ExpertBackend,
         num_deferred: int = 0,
     ) -> None:
-        """num_deferred: of a token's experts, the least weighted, that `forward` leaves owing."""
+        """num_deferred: a token's least weighted experts that `forward` returns as pending."""
         self._layer = layer
         self._experts = experts
         self._num_deferred = num_deferred
@@ -47,33 +47,35 @@ class MoeFfn:
         )
 
     def forward(
-        self, x: Tensor, trace: list[Routing] | None = None, owed: Pending | None = None
+        self, x: Tensor, trace: list[Routing] | None = None, deferred: Pending | None = None
     ) -> tuple[Tensor, Pending | None]:
-        """(T, H) -> (T, H), `owed` included, and what is owed to the next layer.
+        """Map x (T, H) to (T, H), plus the previous layer's `deferred`; return this layer's too.
 
-        The chosen experts and their weights are appended to `trace`.
+        Prefill defers nothing. The routing is appended to `trace`.
         """
         ids, weights = self._router(x)
         if trace is not None:
             trace.append((ids, weights))
-        later = None
+        to_defer: Pending | None = None
         if self._num_deferred and len(ids) <= PREFILL_TOKENS:
-            ids, deferred = _split(ids, weights, self._num_deferred)
+            ids, deferred_ids = _split(ids, weights, self._num_deferred)
             routed = self._experts.submit(self._layer, x, ids, weights)
-            later = self._experts.submit(self._layer, x, deferred, weights)
+            to_defer = self._experts.submit(self._layer, x, deferred_ids, weights)
         else:
             routed = self._experts.submit(self._layer, x, ids, weights)
-        if owed is not None:
-            routed = owed + routed
-        return routed.result() if self._shared is None else self._shared.forward(x, routed), later
+        if deferred is not None:
+            routed = deferred + routed
+        if self._shared is None:
+            return routed.result(), to_defer
+        return self._shared.forward(x, routed), to_defer
 
-    def guess(self, x: Tensor) -> None:
-        """Tell the executor which experts states like x (T, H) go to, before they are here."""
+    def hint_prefetch(self, x: Tensor) -> None:
+        """Hint the backend at the experts of states like x (T, H), before they get here."""
         self._experts.prefetch(self._layer, self._router(x)[0])
 
 
 def _split(ids: Tensor, weights: Tensor, num_deferred: int) -> tuple[Tensor, Tensor]:
-    """Ids (T, K) without each token's `num_deferred` least weighted, and those alone."""
-    rank = weights.argsort(dim=1, stable=True).argsort(1)  # 0 = the least weighted
+    """Split ids (T, K) into those to add now and each token's `num_deferred` least weighted."""
+    rank = weights.argsort(dim=1, stable=True).argsort(1)  # 0 = least weighted
     is_deferred = rank < num_deferred
     return ids.masked_fill(is_deferred, -1), ids.masked_fill(~is_deferred, -1)

@@ -8,7 +8,7 @@ __all__ = ["RmsNorm"]
 
 
 class RmsNorm:
-    """x / rms(x) * weight along the last dimension."""
+    """RMS norm: x / rms(x) * weight, along the last dimension."""
 
     __slots__ = ("_device", "_eps", "_weight")
 

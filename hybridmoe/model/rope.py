@@ -1,8 +1,9 @@
 """Rotary position embedding with YaRN, in deepseek2's interleaved convention.
 
-Pairs are neighbours: (x0, x1), (x2, x3), ... turn by position * frequency. Frequencies are computed
-in float64 and the table is kept in float32. Sources: Su et al. 2021 (RoFormer); Peng et al. 2023
-(YaRN, arXiv 2309.00071); the ramp's bounds as in DeepSeek-V3's `modeling_deepseek.py`.
+Neighbours form pairs, (x0, x1), (x2, x3), ..., that are rotated by position * frequency.
+Frequencies are computed in float64; the table is float32. Sources: Su et al. 2021
+(RoFormer); Peng et al. 2023 (YaRN, arXiv 2309.00071); bounds of the ramp: DeepSeek-V3's
+`modeling_deepseek.py`.
 """
 
 import math
@@ -16,37 +17,37 @@ __all__ = ["RotaryTable", "inverse_frequencies"]
 
 
 class RotaryTable:
-    """exp(i * angle) for positions 0, 1, ...; grows as positions are asked for."""
+    """Table of cos and sin by position; grows to the largest position asked for."""
 
     def __init__(self, config: ModelConfig) -> None:
         self._frequencies = inverse_frequencies(config.rope_dim, config.rope_base, config.yarn)
         self._mscale = config.yarn.rotary_mscale if config.yarn else 1.0
         self._context_tokens = config.context_tokens
-        self._table = torch.empty(0, config.rope_dim)  # real and imaginary parts in turn
+        self._table = torch.empty(0, config.rope_dim)  # cos and sin interleaved
 
     def cos_sin(self, positions: Tensor) -> Tensor:
-        """(T, rope_dim) of positions (T,) int64: real and imaginary parts in turn."""
+        """Look up positions (T,) int64: (T, rope_dim), cos and sin interleaved, scaled by YaRN."""
         stop = int(positions.max()) + 1 if len(positions) else 0
         if stop > self._table.shape[0]:
             rows = max(stop, min(max(1024, 2 * stop), self._context_tokens))
             known = torch.arange(rows, dtype=torch.float64)
             angles = known[:, None] * self._frequencies
-            turns = torch.polar(torch.full_like(angles, self._mscale), angles)
-            self._table = torch.view_as_real(turns).flatten(1).float()
+            rotations = torch.polar(torch.full_like(angles, self._mscale), angles)
+            self._table = torch.view_as_real(rotations).flatten(1).float()
         return self._table[positions]
 
 
 def inverse_frequencies(rope_dim: int, base: float, yarn: YarnConfig | None) -> Tensor:
-    """Radians per position of each pair: (rope_dim / 2,) f64."""
+    """Compute radians per position of each pair: (rope_dim / 2,) f64."""
     pair = torch.arange(rope_dim // 2, dtype=torch.float64)
     frequencies = base ** (-2.0 * pair / rope_dim)
     if yarn is None:
         return frequencies
 
     def pair_with_rotations(rotations: float) -> float:
-        """The (fractional) pair that turns so many times over the original context."""
-        turns = yarn.original_context_tokens / (rotations * 2.0 * math.pi)
-        return rope_dim * math.log(turns) / (2.0 * math.log(base))
+        """Return the (fractional) pair with so many rotations over the original context."""
+        ratio = yarn.original_context_tokens / (rotations * 2.0 * math.pi)
+        return rope_dim * math.log(ratio) / (2.0 * math.log(base))
 
     low = max(math.floor(pair_with_rotations(yarn.beta_fast)), 0)
     high = min(math.ceil(pair_with_rotations(yarn.beta_slow)), rope_dim - 1)

@@ -59,7 +59,7 @@ def damage(path: Path, name: str, value: float, row: int = 0) -> None:
         ("blk.0.ffn_up.weight", "from layer 1 on", "row 5"),
         ("blk.1.ffn_gate_inp.weight", "from layer 2 on", "row 0"),
         ("blk.1.ffn_down_exps.weight", "from layer 2 on", "expert 0, row 5"),
-        ("blk.2.ffn_down_shexp.weight", "behind layer 2", "row 5"),
+        ("blk.2.ffn_down_shexp.weight", "after layer 2", "row 5"),
         ("output.weight", "in the logits", "row 5"),
     ],
 )

@@ -83,3 +83,15 @@ def _states(file: GGUFFile, config: ModelConfig, num_deferred: int) -> torch.Ten
     model = Decoder(Weights(file), config, experts, num_deferred=num_deferred)
     cache = KvCache(config, plan_kv(config, EngineConfig(context_tokens=9), 0))
     return model.forward([1, 2, 3], [Span(3, 0, [0])], cache.layers)
+
+
+def test_states_are_observed_within_the_block_only(f32_path: Path) -> None:
+    seen: list[tuple[int, tuple[int, ...]]] = []
+    with GGUFFile.open(f32_path) as file:
+        config = ModelConfig.from_metadata(file.metadata)
+        cache = KvCache(config, plan_kv(config, EngineConfig(context_tokens=9), 0))
+        model = Decoder(Weights(file), config)
+        with model.observe(lambda layer, states: seen.append((layer, tuple(states.shape)))):
+            model.forward([1, 2, 3], [Span(3, 0, [0])], cache.layers)
+        model.forward([4], [Span(1, 3, [0])], cache.layers)
+    assert seen == [(layer, (3, config.hidden)) for layer in range(config.num_layers)]
