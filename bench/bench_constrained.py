@@ -25,10 +25,10 @@ from bench._harness import Row, print_report
 from bench.bench_generate import SHAPES, changed
 from bench.synthetic import write_synthetic
 from hybridmoe.engine import Event, Finished, Request, SamplingParams, TokenEvent
-from hybridmoe.text.grammar import Form, GrammarCompiler
+from hybridmoe.text.grammar_compiler import GrammarCompiler, OutputFormat
 
 _LEAST_SHARE = 0.95  # of the free pace
-_ANY_TEXT = Form.regex(r"(.|\n)*")
+_ANY_TEXT = OutputFormat.regex(r"(.|\n)*")
 
 
 class Generator:
@@ -49,7 +49,7 @@ class Generator:
         """Tokens/s of all responses, and the first one's ids."""
         events: SimpleQueue[tuple[int, Event]] = SimpleQueue()
         for number in range(num_responses):
-            constraint = self._grammar.text(_ANY_TEXT) if is_constrained else None
+            constraint = self._grammar.compile_format(_ANY_TEXT) if is_constrained else None
             request = Request(
                 prompt_ids=self._prompt_ids, params=self._params, constraint=constraint
             )

@@ -1,6 +1,6 @@
 """Protocol of constrained decoding, in token ids.
 
-hybridmoe.text.grammar implements it for JSON schemas, grammars and tool calls.
+hybridmoe.text.grammar_compiler implements it for JSON schemas, grammars and tool calls.
 """
 
 from typing import Protocol

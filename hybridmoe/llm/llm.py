@@ -28,11 +28,11 @@ from hybridmoe.gguf.reader import GGUFFile
 from hybridmoe.llm.result import Piece, PieceStream, Result, ResultStream, pieces_of
 from hybridmoe.placement.residency import Residency
 from hybridmoe.planning.disk_cache_plan import TierPlan
-from hybridmoe.text.call_guard import no_calls
 from hybridmoe.text.chat_encoding import encode_chat as encode_messages
 from hybridmoe.text.chat_template import ChatTemplate
-from hybridmoe.text.grammar import Calls, GrammarCompiler
-from hybridmoe.text.limit import Limit
+from hybridmoe.text.grammar_compiler import GrammarCompiler, ToolCallFormat
+from hybridmoe.text.lazy_tool_calls import forbid_tool_calls
+from hybridmoe.text.prompt_limit import PromptLimit
 from hybridmoe.text.response import Response
 from hybridmoe.text.response_parser import ResponseParser, numbered_call_id
 from hybridmoe.text.thinking import thinking_after
@@ -173,9 +173,11 @@ class LLM:
         num_calls = sum(len(message.get("tool_calls") or ()) for message in messages)
         constraint = None
         if tools:
-            constraint = self._grammar.guard(Calls(tools, "auto", num_calls))
+            constraint = self._grammar.compile_lazy_calls(ToolCallFormat(tools, "auto", num_calls))
         else:
-            params = replace(params, logit_bias={**params.logit_bias, **no_calls(self.tokenizer)})
+            params = replace(
+                params, logit_bias={**params.logit_bias, **forbid_tool_calls(self.tokenizer)}
+            )
         thinking = thinking_after(ids, self.tokenizer, may_think=self.may_think)
         parser = ResponseParser(
             self.tokenizer,
@@ -221,7 +223,7 @@ class LLM:
 
         Parameters and errors as for `chat`.
         """
-        limit = self.tokenizer.limit(self.context_tokens)
+        limit = self.tokenizer.prompt_limit(self.context_tokens)
         ids = self.tokenizer.encode(prompt, add_special=True, parse_special=True, limit=limit)
         params = self.sampling_params(sampling)
         response = Response(ResponseParser(self.tokenizer, stop=params.stop))
@@ -232,14 +234,14 @@ class LLM:
         return self.engine.logits(token_ids)
 
     def encode_chat(
-        self, messages: Messages, tools: Tools | None = None, limit: Limit | None = None
+        self, messages: Messages, tools: Tools | None = None, limit: PromptLimit | None = None
     ) -> list[int]:
         """Ids of the prompt that asks for the next message.
 
         limit: by default, so much more than the context that what is lacking can be told.
         Errors: ConfigError, TemplateError; those of the limit.
         """
-        limit = limit or self.tokenizer.limit(self.context_tokens)
+        limit = limit or self.tokenizer.prompt_limit(self.context_tokens)
         return encode_messages(self._template(bool(tools)), self.tokenizer, messages, tools, limit)
 
     def sampling_params(self, given: Mapping[str, Any]) -> SamplingParams:

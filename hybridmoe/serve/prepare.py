@@ -16,8 +16,13 @@ from hybridmoe.serve.errors import ApiError
 from hybridmoe.serve.inputs import ChatInput, TextInput
 from hybridmoe.serve.schemas.common import ResponseFormat
 from hybridmoe.serve.work_pool import CancelToken
-from hybridmoe.text.call_guard import CallGuard, no_calls
-from hybridmoe.text.grammar import Calls, Form, GrammarCompiler, MatcherConstraint
+from hybridmoe.text.grammar_compiler import (
+    GrammarCompiler,
+    MatcherConstraint,
+    OutputFormat,
+    ToolCallFormat,
+)
+from hybridmoe.text.lazy_tool_calls import LazyToolCalls, forbid_tool_calls
 from hybridmoe.text.thinking import thinking_after
 
 __all__ = ["PreparedRequest", "encode_prompt", "prepare_chat", "prepare_completion"]
@@ -65,7 +70,7 @@ def encode_prompt(llm: LLM, chat: ChatInput, config: ServeConfig, token: CancelT
         {**message, "role": "system"} if message.get("role") == "developer" else message
         for message in chat.messages
     ]
-    limit = llm.tokenizer.limit(llm.context_tokens, token.check)
+    limit = llm.tokenizer.prompt_limit(llm.context_tokens, token.check)
     return llm.encode_chat(messages, chat.tools or None, limit)
 
 
@@ -81,15 +86,17 @@ def prepare_chat(
     prompt_ids = encode_prompt(llm, chat, config, token)
     num_past_calls = sum(len(message.get("tool_calls") or ()) for message in chat.messages)
     if not may_call:
-        params = replace(params, logit_bias={**params.logit_bias, **no_calls(llm.tokenizer)})
+        params = replace(
+            params, logit_bias={**params.logit_bias, **forbid_tool_calls(llm.tokenizer)}
+        )
     thinking = thinking_after(prompt_ids, llm.tokenizer, may_think=llm.may_think)
     form = _form(chat.format)
     calls = _calls(chat, num_past_calls)
-    constraint: MatcherConstraint | CallGuard | None = None
+    constraint: MatcherConstraint | LazyToolCalls | None = None
     if calls is not None and calls.is_auto and form is None:
-        constraint = grammar.guard(calls, token.check)
+        constraint = grammar.compile_lazy_calls(calls, token.check)
     elif form or calls:
-        constraint = grammar.answer(form, calls, thinking, token.check)
+        constraint = grammar.compile_response(form, calls, thinking, token.check)
     return PreparedRequest(
         prompts=[prompt_ids],
         params=params,
@@ -127,14 +134,16 @@ def prepare_completion(
                 prompt,
                 add_special=True,
                 parse_special=True,
-                limit=llm.tokenizer.limit(llm.context_tokens, token.check),
+                limit=llm.tokenizer.prompt_limit(llm.context_tokens, token.check),
             )
             if isinstance(prompt, str)
             else prompt
             for prompt in text.prompts
         ],
         params=params,
-        constraints=_copies(grammar.text(form, token.check) if form else None, num_sequences),
+        constraints=_copies(
+            grammar.compile_format(form, token.check) if form else None, num_sequences
+        ),
         top_logprobs=text.top_logprobs,
         expert_trace=text.expert_trace,
     )
@@ -174,7 +183,7 @@ def _check_tool_choice(chat: ChatInput) -> None:
 
 
 def _copies(
-    constraint: MatcherConstraint | CallGuard | None, count: int
+    constraint: MatcherConstraint | LazyToolCalls | None, count: int
 ) -> list[Constraint | None]:
     """Copy a constraint for each choice; it is compiled once."""
     if constraint is None:
@@ -182,30 +191,30 @@ def _copies(
     return [constraint, *(constraint.copy() for _ in range(count - 1))]
 
 
-def _calls(chat: ChatInput, num_past_calls: int) -> Calls | None:
+def _calls(chat: ChatInput, num_past_calls: int) -> ToolCallFormat | None:
     if not chat.tools or chat.tool_choice == "none":
         return None
     choice = chat.forced_tool or chat.tool_choice
-    return Calls(chat.tools, choice, num_past_calls, chat.is_parallel)
+    return ToolCallFormat(chat.tools, choice, num_past_calls, chat.is_parallel)
 
 
-def _form(wanted: ResponseFormat | None) -> Form | None:
+def _form(wanted: ResponseFormat | None) -> OutputFormat | None:
     if wanted is None or wanted.type == "text":
         return None
     if wanted.type == "json_object" and wanted.schema_ is None:
-        return Form.json_object()
+        return OutputFormat.json_object()
     if wanted.type in ("json_object", "json_schema"):
         schema = (wanted.json_schema or {}).get("schema", wanted.schema_)
         if not isinstance(schema, dict):
             raise _lacks("json_schema.schema", "a JSON schema")
-        return Form.json_schema(schema)
+        return OutputFormat.json_schema(schema)
     if wanted.type == "regex":
         if not wanted.pattern:
             raise _lacks("pattern", "a regular expression")
-        return Form.regex(wanted.pattern)
+        return OutputFormat.regex(wanted.pattern)
     if not wanted.grammar:
         raise _lacks("grammar", "a Lark or GBNF grammar")
-    return Form.grammar(wanted.grammar)
+    return OutputFormat.grammar(wanted.grammar)
 
 
 def _lacks(name: str, what: str) -> ApiError:

@@ -27,7 +27,7 @@ from hybridmoe.serve.prepare import (
 from hybridmoe.serve.request_body import BodyBudget
 from hybridmoe.serve.response_store import ResponseStore
 from hybridmoe.serve.work_pool import WorkPool
-from hybridmoe.text.grammar import GrammarCompiler
+from hybridmoe.text.grammar_compiler import GrammarCompiler
 
 __all__ = ["Service", "get_service"]
 

@@ -14,8 +14,13 @@ from typing import Any
 
 from hybridmoe.errors import ConfigError
 from hybridmoe.text.chat_template import ChatTemplate
-from hybridmoe.text.limit import Limit
-from hybridmoe.text.messages import check_messages, check_tools, number_tool_calls, with_mappings
+from hybridmoe.text.messages import (
+    normalize_messages,
+    normalize_tools,
+    number_tool_calls,
+    parse_tool_arguments,
+)
+from hybridmoe.text.prompt_limit import PromptLimit
 from hybridmoe.text.tokenizer import Tokenizer
 
 __all__ = ["encode_chat"]
@@ -30,20 +35,20 @@ def encode_chat(
     tokenizer: Tokenizer,
     messages: Sequence[Mapping[str, Any]],
     tools: Sequence[Mapping[str, Any]] | None = None,
-    limit: Limit | None = None,
+    limit: PromptLimit | None = None,
 ) -> list[int]:
     """Ids of the prompt that asks for the assistant's next message.
 
     Errors: ConfigError where the messages or tools are unusable; TemplateError; the limit's.
     """
-    limit = limit or Limit.none()
-    checked = check_messages(messages)
+    limit = limit or PromptLimit.unlimited()
+    checked = normalize_messages(messages)
     is_kimi = tokenizer.special_id("<|tool_call_begin|>") is not None
-    declared = check_tools(tools, sort_keys=is_kimi)
+    declared = normalize_tools(tools, sort_keys=is_kimi)
     if is_kimi:
         number_tool_calls(checked)
-    if any("tool_calls" in message for message in checked) and template.wants_mappings:
-        checked = with_mappings(checked)
+    if any("tool_calls" in message for message in checked) and template.wants_parsed_arguments:
+        checked = parse_tool_arguments(checked)
     mask = _Mask(tokenizer, [checked, declared], limit.check)
     text = template.render(mask.apply(checked), tools=mask.apply(declared), limit=limit)
     out: list[int] = []

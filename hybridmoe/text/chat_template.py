@@ -1,8 +1,8 @@
-"""From messages to the text that a model was trained on, by the template in its file.
+"""Chat templates: renders messages to the prompt text that a model was trained on.
 
-The template comes with an untrusted file: text/sandbox.py bounds what it can do. Its conventions
-are those of Hugging Face's `apply_chat_template`. How the text becomes token ids, and why a
-message cannot smuggle special tokens into it, is text/prompt.py's affair.
+Templates come with untrusted files; text/template_sandbox.py bounds what they can do. Conventions
+are those of Hugging Face's `apply_chat_template`. text/chat_encoding.py encodes the text to token
+ids, and keeps special tokens in messages from being recognised.
 """
 
 import functools
@@ -13,9 +13,9 @@ from typing import Any, Protocol
 import jinja2
 
 from hybridmoe.errors import HybridMoeError, TemplateError
-from hybridmoe.text.limit import Limit
-from hybridmoe.text.messages import plain_copy
-from hybridmoe.text.sandbox import BoundedEnvironment
+from hybridmoe.text.messages import copy_json
+from hybridmoe.text.prompt_limit import PromptLimit
+from hybridmoe.text.template_sandbox import BoundedEnvironment
 
 __all__ = ["KIMI_K2_TEMPLATE", "ChatTemplate"]
 
@@ -117,16 +117,16 @@ class ChatTemplate:
         *,
         tools: Sequence[Mapping[str, Any]] | None = None,
         add_generation_prompt: bool = True,
-        limit: Limit | None = None,
+        limit: PromptLimit | None = None,
     ) -> str:
         """The text for these messages (text/messages.py describes their form).
 
         Raises TemplateError, one line, for whatever goes wrong, within seconds; the limit's errors.
         """
-        limit = limit or Limit.none()
+        limit = limit or PromptLimit.unlimited()
         context = {
-            "messages": plain_copy(messages, "messages"),
-            "tools": plain_copy(tools, "tools"),
+            "messages": copy_json(messages, "messages"),
+            "tools": copy_json(tools, "tools"),
             "add_generation_prompt": add_generation_prompt,
             **self._tokens,
         }
@@ -146,7 +146,7 @@ class ChatTemplate:
                 raise _as_template_error(error) from None
 
     @functools.cached_property
-    def wants_mappings(self) -> bool:
+    def wants_parsed_arguments(self) -> bool:
         """Whether the template takes the arguments of tool calls as mappings, not as JSON text.
 
         Templates differ in that and do not say; so one call is rendered to see.

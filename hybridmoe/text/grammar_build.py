@@ -12,7 +12,7 @@ from llguidance import LLMatcher, LLParserLimits, LLTokenizer
 from llguidance.gbnf_to_lark import any_to_lark
 
 from hybridmoe.errors import ConfigError
-from hybridmoe.text.json_style import styled_lark
+from hybridmoe.text.json_whitespace import set_lark_whitespace
 
 __all__ = ["as_lark", "as_parts", "build", "check_matcher", "one_line"]
 
@@ -25,7 +25,7 @@ _DETAILS = re.compile(r"<(?:state|backtrace|non-verbose/)>.*|\n\s*\d+ \|.*", re.
 def as_lark(text: str) -> str:
     """Convert a Lark or GBNF grammar to Lark. Time grows with the square of GBNF's rules."""
     try:
-        return styled_lark(any_to_lark(text))
+        return set_lark_whitespace(any_to_lark(text))
     except RecursionError:
         raise ConfigError("nested too deep") from None
     except Exception as error:  # whatever its parser raises

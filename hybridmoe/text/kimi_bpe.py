@@ -18,7 +18,7 @@ from collections.abc import Iterator
 import regex
 
 from hybridmoe.errors import GGUFError
-from hybridmoe.text.runs import cut_runs
+from hybridmoe.text.text_splitting import split_long_runs
 from hybridmoe.text.vocabulary import Vocabulary, byte_symbols
 
 __all__ = ["PRE", "KimiBpe", "split"]
@@ -90,7 +90,7 @@ class KimiBpe:
         distinct piece.
         """
         for start in range(0, len(text), _CHUNK_CHARS):
-            for stretch in cut_runs(text[start : start + _CHUNK_CHARS], _RUN_CHARS):
+            for stretch in split_long_runs(text[start : start + _CHUNK_CHARS], _RUN_CHARS):
                 yield from self._encode_stretch(stretch)
 
     def _encode_stretch(self, text: str) -> Iterator[list[int]]:

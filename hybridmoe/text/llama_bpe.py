@@ -1,7 +1,7 @@
 """llama.cpp's tokenizer for one GGUF file, through llama-cpp-python's C interface.
 
-Serves every pre-tokenizer but Kimi K2's (text/kimi.py). Only the vocabulary is loaded, no weight
-is read. The library is imported when the first such file is opened: that takes 0.2 s, and K2
+Serves every pre-tokenizer but Kimi K2's (text/kimi_bpe.py). Only the vocabulary is loaded, no
+weight is read. The library is imported when the first such file is opened: that takes 0.2 s, and K2
 files do without.
 """
 
@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from hybridmoe.errors import ConfigError, GGUFError
-from hybridmoe.text.runs import cut_runs, cut_text
+from hybridmoe.text.text_splitting import split_long_runs, split_text
 
 __all__ = ["LlamaBpe"]
 
@@ -56,8 +56,8 @@ class LlamaBpe:
         """Ids of the text, some at a time. Tokens of the type "user defined" are recognised in
         it.
         """
-        for piece in cut_text(text, _PIECE_CHARS):
-            for part in cut_runs(piece, _RUN_CHARS):
+        for piece in split_text(text, _PIECE_CHARS):
+            for part in split_long_runs(piece, _RUN_CHARS):
                 yield self._encode(part.encode())
 
     def close(self) -> None:

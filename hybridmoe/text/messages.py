@@ -1,10 +1,10 @@
-"""Conversations as OpenAI's API writes them: checked, and put into one form for templates.
+"""Chat messages and tools in OpenAI's format: checked, and normalized for templates.
 
-Afterwards: `role` a string; `content` a string, or None beside tool calls; tool calls with `id`,
-`type` and `function`, whose `arguments` are a JSON string (`with_mappings` parses them for the
-templates that want that). An assistant's or tool's turn without content is an empty one. The older
-`function_call` and role "function" become a tool call and its result. Other keys pass as they are.
-The caller's objects are not changed.
+Normalized: `role` is a string; `content` a string, or None beside tool calls; tool calls have `id`,
+`type` and `function`, whose `arguments` are a JSON string (`parse_tool_arguments` parses them for
+templates that take mappings). Missing content of an assistant or tool is empty. The older
+`function_call` and role "function" become a tool call and its result. Other keys are kept. The
+caller's objects are not changed.
 """
 
 import json
@@ -14,19 +14,19 @@ from typing import Any, NamedTuple
 from hybridmoe.errors import ConfigError
 
 __all__ = [
-    "check_messages",
-    "check_tools",
+    "copy_json",
+    "normalize_messages",
+    "normalize_tools",
     "number_tool_calls",
-    "plain_copy",
+    "parse_tool_arguments",
     "result_text",
-    "with_mappings",
 ]
 
 _MAX_JSON_DEPTH = 64
 _TEXT_PARTS = ("text", "input_text", "output_text", "refusal")
 
 
-def check_messages(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+def normalize_messages(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Normalised copies. Raises ConfigError, which says where and what."""
     if isinstance(messages, str | bytes | Mapping) or not isinstance(messages, Sequence):
         raise ConfigError(f"messages is {messages!r:.60}; expected a list of messages")
@@ -35,7 +35,7 @@ def check_messages(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]
     return [_check_message(message, f"messages[{i}]") for i, message in enumerate(messages)]
 
 
-def check_tools(
+def normalize_tools(
     tools: Sequence[Mapping[str, Any]] | None, *, sort_keys: bool = False
 ) -> list[dict[str, Any]] | None:
     """Copies of the declarations; None where there are none. Raises ConfigError.
@@ -52,7 +52,7 @@ def check_tools(
         function = tool.get("function")
         if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
             raise ConfigError(f"tools[{i}].function.name is missing; expected a string")
-    copies = [plain_copy(dict(tool), f"tools[{i}]") for i, tool in enumerate(tools)]
+    copies = [copy_json(dict(tool), f"tools[{i}]") for i, tool in enumerate(tools)]
     return [_sorted(copy) for copy in copies] if sort_keys else copies
 
 
@@ -92,7 +92,7 @@ def _call_of(result: Mapping[str, Any], waiting: Sequence[_Waiting]) -> _Waiting
     return next(by_id, None) or next(by_name, None) or waiting[0]
 
 
-def with_mappings(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def parse_tool_arguments(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """The messages with tool call arguments as mappings. Raises ConfigError if one is not JSON."""
     out = []
     for i, message in enumerate(messages):
@@ -111,16 +111,16 @@ def with_mappings(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return out
 
 
-def plain_copy(value: Any, where: str, depth: int = 0) -> Any:
+def copy_json(value: Any, where: str, depth: int = 0) -> Any:
     """A copy of plain JSON data, so that a template sees, and changes, nothing else."""
     if depth > _MAX_JSON_DEPTH:
         raise ConfigError(f"{where}: nested more than {_MAX_JSON_DEPTH} deep")
     if value is None or isinstance(value, str | int | float):
         return value
     if isinstance(value, Mapping):
-        return {str(k): plain_copy(v, where, depth + 1) for k, v in value.items()}
+        return {str(k): copy_json(v, where, depth + 1) for k, v in value.items()}
     if isinstance(value, list | tuple):
-        return [plain_copy(v, where, depth + 1) for v in value]
+        return [copy_json(v, where, depth + 1) for v in value]
     raise ConfigError(f"{where} is {value!r:.60}; expected JSON data")
 
 
@@ -162,7 +162,7 @@ def _sorted(value: Any) -> Any:
 def _check_message(message: Mapping[str, Any], where: str) -> dict[str, Any]:
     if not isinstance(message, Mapping):
         raise ConfigError(f"{where} is {message!r:.60}; expected a mapping with role and content")
-    out = {str(key): plain_copy(value, f"{where}.{key}") for key, value in message.items()}
+    out = {str(key): copy_json(value, f"{where}.{key}") for key, value in message.items()}
     role = out.get("role")
     if not isinstance(role, str) or not role:
         raise ConfigError(f"{where}.role is {role!r:.60}; expected a string such as 'user'")

@@ -2,7 +2,7 @@
 
 Reasoning stands between `<think>` and `</think>`. The parts hold whole characters only and end at
 stop strings. Marks are found by token id and never shown. The parser is lenient, as
-text/call_names.py describes: a call may begin without its section or inside an unclosed `<think>`,
+text/tool_names.py describes: a call may begin without its section or inside an unclosed `<think>`,
 and it ends with the response at the latest. A call of no declared tool is text.
 """
 
@@ -10,9 +10,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from hybridmoe.text.call_names import MARKS, CallNames, unfenced
 from hybridmoe.text.stop_strings import StopFilter
 from hybridmoe.text.tokenizer import Tokenizer
+from hybridmoe.text.tool_names import MARKS, ToolNames, strip_code_fence
 
 __all__ = [
     "ArgumentsPart",
@@ -100,7 +100,7 @@ class ResponseParser:
             for name in names
             if (token_id := tokenizer.special_id(name)) is not None
         }
-        self._names = CallNames(tools)
+        self._names = ToolNames(tools)
         self._decoder = tokenizer.stream()
         self._stops = StopFilter(stop)
         self._make_call_id = make_call_id
@@ -190,7 +190,7 @@ class ResponseParser:
         if self._mode == "arguments":
             index = self._num_calls - 1
             if self._held:
-                out.append(ArgumentsPart(index, unfenced(self._held)))
+                out.append(ArgumentsPart(index, strip_code_fence(self._held)))
                 self._held = ""
             elif not self._has_arguments:
                 out.append(ArgumentsPart(index, "{}"))
@@ -199,7 +199,7 @@ class ResponseParser:
 
     def _end_held(self) -> list[Part]:
         """Resolve a call from its id and arguments together, or give it as text."""
-        call = self._names.resolve_whole(self._call_header, self._held)
+        call = self._names.resolve_call(self._call_header, self._held)
         if call is None:
             text = self._stops.push(self._call_header + self._held)
             return [TextPart(text)] if text else []

@@ -1,7 +1,7 @@
 """Token ids of text and text of token ids, for the vocabulary of one GGUF file.
 
 Special tokens are cut out here, the text between them goes to an encoder: Kimi K2's own way for
-`tokenizer.ggml.pre` = `kimi-k2` (text/kimi.py says why), llama.cpp for every other. Bytes of a
+`tokenizer.ggml.pre` = `kimi-k2` (text/kimi_bpe.py says why), llama.cpp for every other. Bytes of a
 token come from the file's table, so that decoding needs neither.
 """
 
@@ -13,9 +13,9 @@ from typing import Any, Protocol
 
 from hybridmoe.errors import ConfigError
 from hybridmoe.text import kimi_bpe as kimi
-from hybridmoe.text.limit import Limit
+from hybridmoe.text.literal_matcher import LiteralMatcher
 from hybridmoe.text.llama_bpe import LlamaBpe
-from hybridmoe.text.names import Names
+from hybridmoe.text.prompt_limit import PromptLimit
 from hybridmoe.text.vocabulary import TokenType, Vocabulary
 
 __all__ = ["StreamDecoder", "Tokenizer"]
@@ -55,11 +55,11 @@ class Tokenizer:
         self._special_ids = {text: vocabulary.ids[text] for text in [*hidden, *visible]}
         self._hidden_ids = {vocabulary.ids[text] for text in hidden}
         self._skipped_ids = self._hidden_ids - {vocabulary.ids.get(t) for t in _SHOWN_TEXTS}
-        self._any_special = Names([*hidden, *visible])
-        self._user_defined = Names(visible)
+        self._any_special = LiteralMatcher([*hidden, *visible])
+        self._user_defined = LiteralMatcher(visible)
         # What the encoder itself might take for a token, as llama.cpp does by the file's types.
-        self._readable = Names(vocabulary.readable)
-        self._readable_marks = Names(list(set(vocabulary.readable) - set(visible)))
+        self._readable = LiteralMatcher(vocabulary.readable)
+        self._readable_marks = LiteralMatcher(list(set(vocabulary.readable) - set(visible)))
         self._encoder: Encoder = (
             kimi.KimiBpe(vocabulary, path.name)
             if vocabulary.pre == kimi.PRE
@@ -77,7 +77,7 @@ class Tokenizer:
         *,
         add_special: bool = False,
         parse_special: bool = False,
-        limit: Limit | None = None,
+        limit: PromptLimit | None = None,
     ) -> list[int]:
         """Ids of the text.
 
@@ -86,7 +86,7 @@ class Tokenizer:
         the type "user defined" are text by the file's own word and always recognised.
         Lone surrogates become U+FFFD. Errors: those of the limit.
         """
-        limit = limit or Limit.none()
+        limit = limit or PromptLimit.unlimited()
         limit.check_size(len(text))
         text = _valid(text)
         out = list(self._prefix) if add_special else []
@@ -95,26 +95,28 @@ class Tokenizer:
         for begin, end in names.find(text, limit.check):
             out += self._encode_apart(self._readable_marks, text[start:begin], limit)
             out.append(self._special_ids[text[begin:end]])
-            limit.add(1)
+            limit.add_tokens(1)
             start = end
         return out + self._encode_apart(self._readable_marks, text[start:], limit)
 
-    def encode_untrusted(self, text: str, limit: Limit | None = None) -> list[int]:
+    def encode_untrusted(self, text: str, limit: PromptLimit | None = None) -> list[int]:
         """Ids of the text, in which no name stands for a token, user-defined ones included."""
-        limit = limit or Limit.none()
+        limit = limit or PromptLimit.unlimited()
         limit.check_size(len(text))
         return self._encode_apart(self._readable, _valid(text), limit)
 
-    def limit(self, context_tokens: int, check: Callable[[], None] | None = None) -> Limit:
+    def prompt_limit(
+        self, context_tokens: int, check: Callable[[], None] | None = None
+    ) -> PromptLimit:
         """A limit for one text that is to fit a context; check: raises to end the work."""
         more = () if check is None else (check,)
-        return Limit(context_tokens, self._max_token_bytes, *more)
+        return PromptLimit(context_tokens, self._max_token_bytes, *more)
 
     @functools.cached_property
     def _max_token_bytes(self) -> int:
         return max(len(self.token_bytes(i)) for i in range(self.num_tokens))
 
-    def _encode_apart(self, names: Names, text: str, limit: Limit) -> list[int]:
+    def _encode_apart(self, names: LiteralMatcher, text: str, limit: PromptLimit) -> list[int]:
         """Ids of ordinary text, cut inside each of the names so that the encoder finds none."""
         out: list[int] = []
         start = 0
@@ -124,10 +126,10 @@ class Tokenizer:
         self._append(out, text[start:], limit)
         return out
 
-    def _append(self, out: list[int], text: str, limit: Limit) -> None:
+    def _append(self, out: list[int], text: str, limit: PromptLimit) -> None:
         for ids in self._encoder.encode(text):
             out += ids
-            limit.add(len(ids))
+            limit.add_tokens(len(ids))
 
     def decode(self, ids: Iterable[int], *, skip_special: bool = True) -> str:
         """Text of the ids; bytes that are not UTF-8 become U+FFFD. Raises ConfigError."""

@@ -8,7 +8,7 @@ from fake_engine import FakeEngine
 
 import hybridmoe
 from hybridmoe.engine.request import Usage
-from hybridmoe.text.call_guard import CallGuard
+from hybridmoe.text.lazy_tool_calls import LazyToolCalls
 
 TOOLS = [{"type": "function", "function": {"name": "look_up", "parameters": {"type": "object"}}}]
 CALL = "<|tool_call_begin|>{}<|tool_call_argument_begin|>{}<|tool_call_end|>"
@@ -81,7 +81,7 @@ def test_only_declared_tools_can_be_called(llm: hybridmoe.LLM) -> None:
     assert begin is not None
     llm.chat(say("x"), tools=TOOLS, logit_bias={5: 1.0})
     request = llm.engine.requests[-1]
-    assert isinstance(request.constraint, CallGuard)
+    assert isinstance(request.constraint, LazyToolCalls)
     assert request.params.logit_bias == {5: 1.0}
     llm.chat(say("x"), logit_bias={5: 1.0})
     request = llm.engine.requests[-1]

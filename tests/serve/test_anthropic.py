@@ -10,8 +10,8 @@ from live_server import LiveServer, live_server
 from serving import CALL, user
 from waiting import HANG_S
 
-from hybridmoe.text.call_guard import CallGuard
-from hybridmoe.text.grammar import MatcherConstraint
+from hybridmoe.text.grammar_compiler import MatcherConstraint
+from hybridmoe.text.lazy_tool_calls import LazyToolCalls
 
 WEATHER: Any = {
     "name": "get_weather",
@@ -170,7 +170,7 @@ def test_tool_choice(client: anthropic.Anthropic, llm: FakeLLM) -> None:
         )
         return llm.engine.requests[-1].constraint
 
-    assert isinstance(constraint({"type": "auto"}), CallGuard)
+    assert isinstance(constraint({"type": "auto"}), LazyToolCalls)
     assert constraint({"type": "none"}) is None
     assert isinstance(constraint({"type": "any"}), MatcherConstraint)
     assert isinstance(constraint({"type": "tool", "name": "get_weather"}), MatcherConstraint)

@@ -23,7 +23,7 @@ from hybridmoe.errors import ConfigError, ContextLengthError, DeviceError, Queue
 from hybridmoe.gguf.reader import GGUFFile
 from hybridmoe.text.chat_encoding import encode_chat
 from hybridmoe.text.chat_template import ChatTemplate
-from hybridmoe.text.limit import Limit
+from hybridmoe.text.prompt_limit import PromptLimit
 from hybridmoe.text.tokenizer import Tokenizer
 
 __all__ = ["FakeEngine", "FakeLLM"]
@@ -160,7 +160,7 @@ class FakeLLM:
         self,
         messages: Sequence[Mapping[str, Any]],
         tools: Sequence[Mapping[str, Any]] | None,
-        limit: Limit,
+        limit: PromptLimit,
     ) -> list[int]:
         return encode_chat(self._template, self.tokenizer, messages, tools, limit)
 

@@ -216,7 +216,7 @@ def test_arguments_have_the_form_that_the_template_takes() -> None:
             TOKENIZER,
             messages,
         )
-    assert template_of_mappings.wants_mappings and not KIMI.wants_mappings
+    assert template_of_mappings.wants_parsed_arguments and not KIMI.wants_parsed_arguments
 
 
 def test_raise_exception_reaches_the_user() -> None:
@@ -345,7 +345,7 @@ def doubling(start: str, step: str) -> str:
 )  # fmt: skip
 @pytest.mark.usefixtures("little_memory")
 def test_no_template_runs_away(source: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("hybridmoe.text.sandbox._DEADLINE_S", 0.5)
+    monkeypatch.setattr("hybridmoe.text.template_sandbox._DEADLINE_S", 0.5)
     with pytest.raises(TemplateError) as caught:
         ChatTemplate(source).render(HELLO)
     assert "\n" not in str(caught.value) and len(str(caught.value)) < 400

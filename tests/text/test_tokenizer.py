@@ -159,7 +159,7 @@ def test_llama_cpp_agrees_where_no_mark_combines(
 def test_llama_cpp_still_cuts_marks_off_words(
     kimi_tokenizer: Tokenizer, kimi_by_llama: Reference, name: str
 ) -> None:
-    # If this fails, llama.cpp was mended, and text/kimi.py can say so.
+    # If this fails, llama.cpp was mended, and text/kimi_bpe.py can say so.
     text = MARKED[name]
     assert len(kimi_tokenizer.encode(text)) < len(kimi_by_llama.encode(text))
 

@@ -80,7 +80,7 @@ async def tokenize(body: TokenizeRequest, request: Request) -> Response:
         raise ApiError(400, "content is missing; expected a text", param="content")
 
     def work(token: CancelToken) -> Response:
-        limit = llm.tokenizer.limit(llm.context_tokens, token.check)
+        limit = llm.tokenizer.prompt_limit(llm.context_tokens, token.check)
         ids = llm.tokenizer.encode(
             text, add_special=body.add_special, parse_special=body.parse_special, limit=limit
         )
@@ -99,7 +99,7 @@ async def detokenize(body: DetokenizeRequest, request: Request) -> Response:
     """Decode token ids; special tokens become their names."""
     service = get_service(request)
     llm = service.llm
-    llm.tokenizer.limit(llm.context_tokens).add(len(body.tokens))
+    llm.tokenizer.prompt_limit(llm.context_tokens).add_tokens(len(body.tokens))
 
     def work(_: CancelToken) -> Response:
         text = llm.tokenizer.decode(body.tokens, skip_special=False)

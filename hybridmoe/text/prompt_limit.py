@@ -11,7 +11,7 @@ from typing import Self
 
 from hybridmoe.errors import ContextLengthError
 
-__all__ = ["Limit"]
+__all__ = ["PromptLimit"]
 
 _COUNTED = 4  # contexts; a prompt longer than these is not counted to its end
 
@@ -20,7 +20,7 @@ def _go_on() -> None:
     pass
 
 
-class Limit:
+class PromptLimit:
     """The limit of one prompt, with what is used of it."""
 
     def __init__(
@@ -36,7 +36,7 @@ class Limit:
         self._num_tokens = 0
 
     @classmethod
-    def none(cls) -> Self:
+    def unlimited(cls) -> Self:
         """No limit."""
         limit = cls(1, 1)
         limit.max_tokens = limit._max_chars = math.inf
@@ -49,7 +49,7 @@ class Limit:
         if num_chars > self._max_chars:
             raise self._exceeded()
 
-    def add(self, num_tokens: int) -> None:
+    def add_tokens(self, num_tokens: int) -> None:
         """So many more tokens are found. Errors: ContextLengthError; those of `check`."""
         self.check()
         self._num_tokens += num_tokens

@@ -6,8 +6,13 @@ from collections.abc import Iterator
 import pytest
 
 import hybridmoe
-from hybridmoe.text.grammar import Calls, Form, GrammarCompiler, MatcherConstraint
-from hybridmoe.text.json_style import styled, styled_lark
+from hybridmoe.text.grammar_compiler import (
+    GrammarCompiler,
+    MatcherConstraint,
+    OutputFormat,
+    ToolCallFormat,
+)
+from hybridmoe.text.json_whitespace import set_json_whitespace, set_lark_whitespace
 
 KEPT = ('{"a":1,"b":[1,2]}', '{"a": 1, "b": [1, 2]}', '{"a": 1,"b":[]}', '{"a":{"b": {}}}')
 REFUSED = (
@@ -49,19 +54,21 @@ def fits(compiler: GrammarCompiler, constraint: MatcherConstraint, text: str) ->
 @pytest.mark.parametrize(
     "form",
     [
-        Form.json_object(),
-        Form.json_schema(SCHEMA),
-        Form.json_schema(NESTED),
-        Form.grammar(LARK),
-        Form.grammar(
+        OutputFormat.json_object(),
+        OutputFormat.json_schema(SCHEMA),
+        OutputFormat.json_schema(NESTED),
+        OutputFormat.grammar(LARK),
+        OutputFormat.grammar(
             'start: %json {"type": "object", "x-guidance": {"whitespace_flexible": true}}'
         ),
     ],
     ids=["object", "schema", "nested", "lark", "lark options"],
 )
-def test_every_json_form_is_written_in_one_style(compiler: GrammarCompiler, form: Form) -> None:
+def test_every_json_form_is_written_in_one_style(
+    compiler: GrammarCompiler, form: OutputFormat
+) -> None:
     for text in (*KEPT, *REFUSED):
-        assert fits(compiler, compiler.text(form), text) == (text in KEPT), text
+        assert fits(compiler, compiler.compile_format(form), text) == (text in KEPT), text
 
 
 @pytest.mark.parametrize("choice", ["auto", "required", "f"])
@@ -73,16 +80,20 @@ def test_arguments_of_calls_are_too(compiler: GrammarCompiler, choice: str, stri
         call = (
             f"{head}<|tool_call_argument_begin|>{text}<|tool_call_end|><|tool_calls_section_end|>"
         )
-        constraint = compiler.answer(Form.json_object(), Calls([tool], choice))
+        constraint = compiler.compile_response(
+            OutputFormat.json_object(), ToolCallFormat([tool], choice)
+        )
         assert fits(compiler, constraint, call) == (text in KEPT), text
 
 
 def test_other_options_stay() -> None:
-    options = styled({"type": "object", "x-guidance": {"lenient": True, **LOOSE}})["x-guidance"]
+    options = set_json_whitespace({"type": "object", "x-guidance": {"lenient": True, **LOOSE}})[
+        "x-guidance"
+    ]
     assert options["lenient"] is True
     assert options["whitespace_flexible"] is False
     assert options["key_separator"] == ": ?"
-    assert styled({"x-guidance": 3})["x-guidance"]["item_separator"] == ", ?"
+    assert set_json_whitespace({"x-guidance": 3})["x-guidance"]["item_separator"] == ", ?"
 
 
 @pytest.mark.parametrize(
@@ -102,11 +113,18 @@ def test_other_options_stay() -> None:
     ],
 )
 def test_text_that_is_no_schema_is_left_alone(text: str) -> None:
-    assert styled_lark(text) == text
+    assert set_lark_whitespace(text) == text
 
 
 def test_every_schema_of_a_grammar_is_styled() -> None:
     text = 'start: a "%json {}" | %json{"const": "}"}\na: %json\n{"enum": ["%json {}", 1]} /x/ // y'
-    first, second = (json.dumps(styled(s)) for s in ({"const": "}"}, {"enum": ["%json {}", 1]}))
-    assert styled_lark(text) == f'start: a "%json {{}}" | %json{first}\na: %json\n{second} /x/ // y'
-    assert styled_lark("start: %json true") == "start: %json " + json.dumps(styled({}))
+    first, second = (
+        json.dumps(set_json_whitespace(s)) for s in ({"const": "}"}, {"enum": ["%json {}", 1]})
+    )
+    assert (
+        set_lark_whitespace(text)
+        == f'start: a "%json {{}}" | %json{first}\na: %json\n{second} /x/ // y'
+    )
+    assert set_lark_whitespace("start: %json true") == "start: %json " + json.dumps(
+        set_json_whitespace({})
+    )

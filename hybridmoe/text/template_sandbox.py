@@ -39,7 +39,7 @@ from jinja2.runtime import Context, Undefined
 from jinja2.sandbox import ImmutableSandboxedEnvironment, safe_range
 from jinja2.utils import Namespace
 
-from hybridmoe.text.instrument import BoundedGenerator, Instrument
+from hybridmoe.text.template_metering import BoundedGenerator, MeteringTransformer
 
 __all__ = ["BoundedEnvironment"]
 
@@ -147,7 +147,7 @@ class BoundedEnvironment(ImmutableSandboxedEnvironment):
         if len(source) > MAX_SOURCE_CHARS:
             raise SecurityError(f"{len(source)} characters; expected at most {MAX_SOURCE_CHARS}")
         self.restart(0)
-        tree = Instrument().visit(super()._parse(source, name, filename))
+        tree = MeteringTransformer().visit(super()._parse(source, name, filename))
         assert isinstance(tree, nodes.Template)
         return tree
 

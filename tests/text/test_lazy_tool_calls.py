@@ -11,8 +11,8 @@ from parsed_response import parse_response
 
 import hybridmoe
 from hybridmoe.errors import ConfigError
-from hybridmoe.text.call_guard import CallGuard
-from hybridmoe.text.grammar import Calls, GrammarCompiler
+from hybridmoe.text.grammar_compiler import GrammarCompiler, ToolCallFormat
+from hybridmoe.text.lazy_tool_calls import LazyToolCalls
 from hybridmoe.text.tokenizer import Tokenizer
 
 pytestmark = pytest.mark.usefixtures("exact_kernels")
@@ -44,13 +44,13 @@ def compiler(llm: hybridmoe.LLM) -> GrammarCompiler:
     return GrammarCompiler(llm.tokenizer)
 
 
-def guard_of(compiler: GrammarCompiler, calls: Calls | None = None) -> CallGuard:
-    guard = compiler.guard(calls or Calls(TOOLS, "auto", first_index=2))
+def guard_of(compiler: GrammarCompiler, calls: ToolCallFormat | None = None) -> LazyToolCalls:
+    guard = compiler.compile_lazy_calls(calls or ToolCallFormat(TOOLS, "auto", first_index=2))
     assert guard is not None
     return guard
 
 
-def is_kept(guard: CallGuard, tokenizer: Tokenizer, text: str) -> bool:
+def is_kept(guard: LazyToolCalls, tokenizer: Tokenizer, text: str) -> bool:
     """True where the text may be written, and end there."""
 
     def allows(token_id: int) -> bool:
@@ -131,7 +131,7 @@ def test_what_a_model_calls_is_declared(llm: hybridmoe.LLM, compiler: GrammarCom
     free = run(llm.engine, request(prompt, 60, ignore_eos=False))[0].ids
     assert parse_response(free, llm.tokenizer).tool_calls[0].name == "get_weather"
     for declared in (TOOLS, [tool("get_weather_2"), tool("get_weather")]):
-        calls = Calls(declared, "auto")
+        calls = ToolCallFormat(declared, "auto")
         for answer in run(
             llm.engine,
             *(
@@ -156,7 +156,7 @@ def test_schemas_of_strict_tools_are_kept(llm: hybridmoe.LLM, compiler: GrammarC
         ("look_up", "{}", False),
         ("time-now", "{}", True),
     ):
-        guard = guard_of(compiler, Calls(strict, "auto"))
+        guard = guard_of(compiler, ToolCallFormat(strict, "auto"))
         call = f"{BEGIN}functions.{name}:0{ARGUMENTS}{arguments}{END}"
         assert is_kept(guard, llm.tokenizer, call) == expected
 
@@ -164,7 +164,7 @@ def test_schemas_of_strict_tools_are_kept(llm: hybridmoe.LLM, compiler: GrammarC
 def test_one_call_where_they_are_not_parallel(
     llm: hybridmoe.LLM, compiler: GrammarCompiler
 ) -> None:
-    calls = Calls(TOOLS, "auto", first_index=2, is_parallel=False)
+    calls = ToolCallFormat(TOOLS, "auto", first_index=2, is_parallel=False)
     second = CALL.replace(":2", ":3")
     assert is_kept(guard_of(compiler, calls), llm.tokenizer, f"{SECTION}{CALL}{SECTION_END}")
     assert not is_kept(guard_of(compiler, calls), llm.tokenizer, f"{CALL}{second}")
@@ -185,9 +185,9 @@ class NoCalls:
 
 def test_a_vocabulary_without_calls_has_no_guard_and_nothing_strict(llm: hybridmoe.LLM) -> None:
     compiler = GrammarCompiler(NoCalls(llm.tokenizer))  # type: ignore[arg-type]
-    assert compiler.guard(Calls(TOOLS, "auto")) is None
+    assert compiler.compile_lazy_calls(ToolCallFormat(TOOLS, "auto")) is None
     with pytest.raises(ConfigError, match="tool calls cannot be constrained: the vocabulary has"):
-        compiler.guard(Calls([tool("f", strict=True)], "auto"))
+        compiler.compile_lazy_calls(ToolCallFormat([tool("f", strict=True)], "auto"))
 
 
 def test_a_mask_is_the_grammars(llm: hybridmoe.LLM, compiler: GrammarCompiler) -> None:

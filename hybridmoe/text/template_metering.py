@@ -1,4 +1,4 @@
-"""Rewrites a template's syntax tree, so that text/sandbox.py sees its loops and literals."""
+"""Rewrites a template's syntax tree so that loops and literals draw on the render budget."""
 
 from typing import Any
 
@@ -6,7 +6,7 @@ from jinja2 import nodes
 from jinja2.compiler import CodeGenerator
 from jinja2.visitor import NodeTransformer
 
-__all__ = ["BoundedGenerator", "Instrument"]
+__all__ = ["BoundedGenerator", "MeteringTransformer"]
 
 
 class BoundedGenerator(CodeGenerator):
@@ -17,7 +17,7 @@ class BoundedGenerator(CodeGenerator):
         return super().visit(node, *args, **kwargs)
 
 
-class Instrument(NodeTransformer):
+class MeteringTransformer(NodeTransformer):
     """Lets every loop turn tick, and literals, joins and slices pay."""
 
     def visit_For(self, node: nodes.For) -> nodes.Node:

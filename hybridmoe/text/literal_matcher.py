@@ -9,13 +9,13 @@ stretches.
 import re
 from collections.abc import Callable, Iterator, Sequence
 
-__all__ = ["Names"]
+__all__ = ["LiteralMatcher"]
 
 _MAX_DEPTH = 16  # of groups; names that differ later than that are tried one after another
 _STRETCH_CHARS = 1 << 16
 
 
-class Names:
+class LiteralMatcher:
     """Some names, to be found in texts; where several begin at one place, the longest."""
 
     def __init__(self, names: Sequence[str]) -> None:

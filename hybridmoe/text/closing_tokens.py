@@ -10,12 +10,12 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Closer"]
+__all__ = ["ClosingTokens"]
 
 Ids = NDArray[np.int64]
 
 
-class Closer:
+class ClosingTokens:
     """Finds the closing tokens of one vocabulary in a mask."""
 
     def __init__(self, tokens: Sequence[bytes], ends: Iterable[int], thoughts_end: int | None):

@@ -14,7 +14,13 @@ from parsed_response import parse_response
 
 import hybridmoe
 from hybridmoe.errors import ConfigError
-from hybridmoe.text.grammar import Calls, Form, GrammarCompiler, MatcherConstraint, Thinking
+from hybridmoe.text.grammar_compiler import (
+    GrammarCompiler,
+    MatcherConstraint,
+    OutputFormat,
+    Thinking,
+    ToolCallFormat,
+)
 
 SCHEMA = {
     "type": "object",
@@ -72,7 +78,9 @@ def write(llm: hybridmoe.LLM, *constraints: MatcherConstraint, **options: Any) -
 
 
 def test_a_schema_is_kept(llm: hybridmoe.LLM, compiler: GrammarCompiler) -> None:
-    for ids in write(llm, *(compiler.text(Form.json_schema(SCHEMA)) for _ in range(8))):
+    for ids in write(
+        llm, *(compiler.compile_format(OutputFormat.json_schema(SCHEMA)) for _ in range(8))
+    ):
         data = json.loads(llm.tokenizer.decode(ids))
         assert data.keys() == {"name", "age", "tags"}
         assert len(data["name"]) <= 12
@@ -83,7 +91,7 @@ def test_a_schema_is_kept(llm: hybridmoe.LLM, compiler: GrammarCompiler) -> None
 def test_an_object_is_an_object(llm: hybridmoe.LLM, compiler: GrammarCompiler) -> None:
     bias = {token_id: 8.0 for mark in '"}' for token_id in llm.tokenizer.encode(mark)}
     (ids,) = write(
-        llm, compiler.text(Form.json_object()), logit_bias=bias
+        llm, compiler.compile_format(OutputFormat.json_object()), logit_bias=bias
     )  # or it never comes to an end
     assert isinstance(json.loads(llm.tokenizer.decode(ids)), dict)
 
@@ -98,7 +106,9 @@ def test_an_object_is_an_object(llm: hybridmoe.LLM, compiler: GrammarCompiler) -
 def test_grammars_are_kept(
     llm: hybridmoe.LLM, compiler: GrammarCompiler, grammar: str, pattern: str
 ) -> None:
-    for ids in write(llm, *(compiler.text(Form.grammar(grammar)) for _ in range(4))):
+    for ids in write(
+        llm, *(compiler.compile_format(OutputFormat.grammar(grammar)) for _ in range(4))
+    ):
         assert re.fullmatch(pattern, llm.tokenizer.decode(ids))
 
 
@@ -109,7 +119,7 @@ def test_a_regex_is_kept_beside_an_answer_that_is_free(
     free, bound = run(
         llm.engine,
         request(prompt, 30),
-        request(prompt, 30, constraint=compiler.text(Form.regex("[ab]{7}é?"))),
+        request(prompt, 30, constraint=compiler.compile_format(OutputFormat.regex("[ab]{7}é?"))),
     )
     assert free.ids == run(llm.engine, request(prompt, 30))[0].ids
     assert re.fullmatch("[ab]{7}é?", llm.tokenizer.decode(bound.ids))
@@ -121,7 +131,11 @@ def test_it_does_not_show_where_a_mask_was_computed(
     answers = []
     for budget_s in (-1.0, 1e-4, 1e3):  # in the thread; both; inline
         monkeypatch.setattr("hybridmoe.engine.constraint_masks.INLINE_BUDGET_S", budget_s)
-        answers.append(write(llm, *(compiler.text(Form.json_schema(SCHEMA)) for _ in range(4))))
+        answers.append(
+            write(
+                llm, *(compiler.compile_format(OutputFormat.json_schema(SCHEMA)) for _ in range(4))
+            )
+        )
     assert answers[0] == answers[1] == answers[2]
 
 
@@ -130,8 +144,12 @@ def test_tool_calls_have_the_models_form(
     llm: hybridmoe.LLM, compiler: GrammarCompiler, choice: str
 ) -> None:
     strict = [{**t, "function": {**t["function"], "strict": True}} for t in TOOLS]
-    calls = Calls(strict, choice, first_index=3)
-    make = compiler.guard if calls.is_auto else functools.partial(compiler.answer, None)
+    calls = ToolCallFormat(strict, choice, first_index=3)
+    make = (
+        compiler.compile_lazy_calls
+        if calls.is_auto
+        else functools.partial(compiler.compile_response, None)
+    )
     constraints = [make(calls) for _ in range(6)]
     bias = {llm.tokenizer.special_id("<|tool_call_begin|>"): 3.0}
     seen = 0
@@ -153,25 +171,25 @@ def test_tool_calls_have_the_models_form(
 @pytest.mark.parametrize(
     "form",
     [
-        Form.json_schema(SCHEMA),
-        Form.regex('a/b"[0-9]{2}'),
-        Form.grammar('root ::= "yes" | "no"'),
+        OutputFormat.json_schema(SCHEMA),
+        OutputFormat.regex('a/b"[0-9]{2}'),
+        OutputFormat.grammar('root ::= "yes" | "no"'),
     ],
     ids=lambda form: form.what,
 )
 def test_an_answer_is_a_call_or_has_the_form(
-    llm: hybridmoe.LLM, compiler: GrammarCompiler, form: Form
+    llm: hybridmoe.LLM, compiler: GrammarCompiler, form: OutputFormat
 ) -> None:
     section = llm.tokenizer.special_id("<|tool_calls_section_begin|>")
     strict = [{**t, "function": {**t["function"], "strict": True}} for t in TOOLS]
     for preference in (-100.0, 100.0):
-        constraint = compiler.answer(form, Calls(strict, "auto"))
+        constraint = compiler.compile_response(form, ToolCallFormat(strict, "auto"))
         bias = {section: preference}
         (ids,) = write(llm, constraint, logit_bias=bias, temperature=1.0)
         response = parse_response(ids, llm.tokenizer)
         calls = response.tool_calls
         assert bool(calls) == (preference > 0) == (not response.text)
-        assert calls or fits(compiler.text(form), ids, llm.tokenizer.eos_ids)
+        assert calls or fits(compiler.compile_format(form), ids, llm.tokenizer.eos_ids)
         for call in calls:
             data = json.loads(call.arguments)
             assert data == {} or data["city"] in ("Oslo", "Rome")
@@ -221,13 +239,17 @@ CALL = (
 def test_thoughts_come_first_and_end(
     llm: hybridmoe.LLM, compiler: GrammarCompiler, thinking: Thinking, text: str, is_kept: bool
 ) -> None:
-    constraint = compiler.answer(Form.regex("[0-9]{2}"), Calls(TOOLS, "auto"), thinking)
+    constraint = compiler.compile_response(
+        OutputFormat.regex("[0-9]{2}"), ToolCallFormat(TOOLS, "auto"), thinking
+    )
     ids = llm.tokenizer.encode(text, parse_special=True)
     assert fits(constraint, ids, llm.tokenizer.eos_ids) == is_kept
 
 
 def test_parallel_calls_can_be_forbidden(llm: hybridmoe.LLM, compiler: GrammarCompiler) -> None:
-    constraint = compiler.answer(None, Calls(TOOLS, "required", is_parallel=False))
+    constraint = compiler.compile_response(
+        None, ToolCallFormat(TOOLS, "required", is_parallel=False)
+    )
     bias = {llm.tokenizer.special_id("<|tool_call_begin|>"): 100.0}
     (ids,) = write(llm, constraint, logit_bias=bias)
     assert len(parse_response(ids, llm.tokenizer).tool_calls) == 1
@@ -243,7 +265,7 @@ def test_only_strict_tools_need_schemas_that_can_be_kept(
         "if": {"required": ["a"]},
     }
     tool = {"name": "f", "parameters": schema}
-    constraint = compiler.answer(None, Calls([{"function": tool}], "required"))
+    constraint = compiler.compile_response(None, ToolCallFormat([{"function": tool}], "required"))
     head = "<|tool_calls_section_begin|><|tool_call_begin|>functions.f:0"
     for value, is_kept in (("3", True), ('"x"', True), ("3.5", False), ("[]", False)):
         call = (
@@ -253,12 +275,14 @@ def test_only_strict_tools_need_schemas_that_can_be_kept(
         ids = llm.tokenizer.encode(call, parse_special=True)
         assert fits(constraint.copy(), ids, llm.tokenizer.eos_ids) == is_kept, value
     with pytest.raises(ConfigError, match=r"tools: .*(oneOf|\bif\b)") as caught:
-        compiler.answer(None, Calls([{"function": {**tool, "strict": True}}], "required"))
+        compiler.compile_response(
+            None, ToolCallFormat([{"function": {**tool, "strict": True}}], "required")
+        )
     assert "section" not in str(caught.value)  # which the client has not written
 
 
 def test_a_copy_goes_its_own_way(llm: hybridmoe.LLM, compiler: GrammarCompiler) -> None:
-    first = compiler.text(Form.regex("a[bc]"))
+    first = compiler.compile_format(OutputFormat.regex("a[bc]"))
     second = first.copy()
     (a,) = llm.tokenizer.encode("a")
     before = second.mask().copy()
@@ -269,31 +293,49 @@ def test_a_copy_goes_its_own_way(llm: hybridmoe.LLM, compiler: GrammarCompiler) 
 
 def test_a_token_that_is_not_allowed_is_an_error(compiler: GrammarCompiler) -> None:
     with pytest.raises(ConfigError, match="regex: "):
-        compiler.text(Form.regex("a")).accept(0)
+        compiler.compile_format(OutputFormat.regex("a")).accept(0)
 
 
 def test_what_cannot_be_kept_is_refused_in_one_line(compiler: GrammarCompiler) -> None:
-    def text(form: Form) -> MatcherConstraint:
-        return compiler.text(form)
+    def text(form: OutputFormat) -> MatcherConstraint:
+        return compiler.compile_format(form)
 
     for refused, message in (
-        (lambda: text(Form.regex("(")), "regex: .*unclosed group"),
-        (lambda: text(Form.json_schema({"type": "nope"})), "json_schema: .*nope"),
+        (lambda: text(OutputFormat.regex("(")), "regex: .*unclosed group"),
+        (lambda: text(OutputFormat.json_schema({"type": "nope"})), "json_schema: .*nope"),
         (
-            lambda: text(Form.json_schema({"contains": {"type": "string"}})),
+            lambda: text(OutputFormat.json_schema({"contains": {"type": "string"}})),
             "json_schema: .*contains",
         ),
-        (lambda: text(Form.json_schema({"enum": [{1, 2}]})), "json_schema: "),
-        (lambda: text(Form.grammar("root ::= foo")), "grammar: .*foo"),
-        (lambda: text(Form.grammar("")), "grammar: "),
-        (lambda: text(Form.grammar('start: "' + "x" * (1 << 20) + '"')), "grammar: more than"),
-        (lambda: compiler.answer(None, Calls(TOOLS, "nope")), "tool_choice 'nope': no such tool"),
-        (lambda: compiler.guard(Calls([], "auto")), "no such tool"),
-        (lambda: compiler.answer(None, Calls([DEEP], "required")), "tools: nested more than 2000"),
-        (lambda: compiler.guard(Calls([DEEP], "auto")), "tools: nested more than 2000"),
-        (lambda: text(Form.json_schema(schema_chain(3000))), "json_schema: nested more than 2000"),
-        (lambda: text(Form.grammar(lark_chain(3000, "T"))), "grammar: nested more than 2000"),
-        (lambda: text(Form.grammar('start: A\nA: "x" & "y"')), "grammar: no text fits it"),
+        (lambda: text(OutputFormat.json_schema({"enum": [{1, 2}]})), "json_schema: "),
+        (lambda: text(OutputFormat.grammar("root ::= foo")), "grammar: .*foo"),
+        (lambda: text(OutputFormat.grammar("")), "grammar: "),
+        (
+            lambda: text(OutputFormat.grammar('start: "' + "x" * (1 << 20) + '"')),
+            "grammar: more than",
+        ),
+        (
+            lambda: compiler.compile_response(None, ToolCallFormat(TOOLS, "nope")),
+            "tool_choice 'nope': no such tool",
+        ),
+        (lambda: compiler.compile_lazy_calls(ToolCallFormat([], "auto")), "no such tool"),
+        (
+            lambda: compiler.compile_response(None, ToolCallFormat([DEEP], "required")),
+            "tools: nested more than 2000",
+        ),
+        (
+            lambda: compiler.compile_lazy_calls(ToolCallFormat([DEEP], "auto")),
+            "tools: nested more than 2000",
+        ),
+        (
+            lambda: text(OutputFormat.json_schema(schema_chain(3000))),
+            "json_schema: nested more than 2000",
+        ),
+        (
+            lambda: text(OutputFormat.grammar(lark_chain(3000, "T"))),
+            "grammar: nested more than 2000",
+        ),
+        (lambda: text(OutputFormat.grammar('start: A\nA: "x" & "y"')), "grammar: no text fits it"),
     ):
         with pytest.raises(ConfigError, match=message) as caught:
             refused()

@@ -24,10 +24,10 @@ __all__ = [
     "MARKS",
     "SECTION_BEGIN",
     "SECTION_END",
-    "CallNames",
     "Mark",
     "Resolved",
-    "unfenced",
+    "ToolNames",
+    "strip_code_fence",
 ]
 
 Mark = Literal["section begin", "section end", "call begin", "arguments begin", "call end"]
@@ -66,7 +66,7 @@ class Resolved(NamedTuple):
     arguments: str
 
 
-class CallNames:
+class ToolNames:
     """The tools that a conversation declares; without any, every name that reads like one."""
 
     def __init__(self, tools: Sequence[Mapping[str, Any]]) -> None:
@@ -98,15 +98,15 @@ class CallNames:
         alike = [name for name in self._functions if _key(name) in keys]
         return alike[0] if len(alike) == 1 else None
 
-    def resolve_whole(self, call_id: str, arguments: str) -> Resolved | None:
+    def resolve_call(self, call_id: str, arguments: str) -> Resolved | None:
         """The call, from its id and what follows: DeepSeek-V3 has its name there; or its schema."""
-        name, arguments = self.resolve(call_id), unfenced(arguments)
+        name, arguments = self.resolve(call_id), strip_code_fence(arguments)
         if name is not None:
             return Resolved(name, arguments or "{}")
         if call_id.strip() == "function":
             first, _, rest = arguments.partition("\n")
             name = self.resolve(first)
-            return None if name is None else Resolved(name, unfenced(rest) or "{}")
+            return None if name is None else Resolved(name, strip_code_fence(rest) or "{}")
         try:
             given = json.loads(arguments)
         except (ValueError, RecursionError):
@@ -115,7 +115,7 @@ class CallNames:
         return Resolved(fitting[0], arguments) if len(fitting) == 1 else None
 
 
-def unfenced(arguments: str) -> str:
+def strip_code_fence(arguments: str) -> str:
     """Arguments without the code fence that some models write around them."""
     arguments = arguments.strip()
     if not arguments.startswith("```"):

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from llguidance._lib import JsonCompileOptions
 
-__all__ = ["styled", "styled_lark"]
+__all__ = ["set_json_whitespace", "set_lark_whitespace"]
 
 _STYLE: "JsonCompileOptions" = {
     "whitespace_flexible": False,
@@ -28,7 +28,7 @@ _LARK_TOKENS = re.compile(
 )
 
 
-def styled(schema: Mapping[str, Any], *, is_strict: bool = True) -> dict[str, Any]:
+def set_json_whitespace(schema: Mapping[str, Any], *, is_strict: bool = True) -> dict[str, Any]:
     """The schema, with the style in place of its own, if any.
 
     is_strict: keywords that cannot be kept are errors; otherwise they are left out.
@@ -39,7 +39,7 @@ def styled(schema: Mapping[str, Any], *, is_strict: bool = True) -> dict[str, An
     return {**schema, "x-guidance": {**options, **_STYLE, **({} if is_strict else _LENIENT)}}
 
 
-def styled_lark(text: str) -> str:
+def set_lark_whitespace(text: str) -> str:
     """The grammar with the style in every `%json`; what is malformed stays, for the compiler."""
     decoder = json.JSONDecoder()
     parts, start, at = [], 0, 0
@@ -54,6 +54,6 @@ def styled_lark(text: str) -> str:
         if schema is True:
             schema = {}
         if isinstance(schema, dict):
-            parts += [text[start:at], json.dumps(styled(schema))]
+            parts += [text[start:at], json.dumps(set_json_whitespace(schema))]
             start = at = end
     return "".join([*parts, text[start:]])

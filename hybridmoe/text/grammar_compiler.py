@@ -23,17 +23,17 @@ from llguidance import LLMatcher, LLTokenizer, TokenizerWrapper
 from numpy.typing import NDArray
 
 from hybridmoe.errors import ConfigError
-from hybridmoe.text.call_guard import CallGuard
-from hybridmoe.text.call_names import CALL_BEGIN, CALL_END, SECTION_BEGIN, SECTION_END
-from hybridmoe.text.closing import Closer
+from hybridmoe.text.closing_tokens import ClosingTokens
 from hybridmoe.text.grammar_build import as_lark, build, check_matcher, one_line
 from hybridmoe.text.grammar_limits import CHEAP_CHARS, MAX_CHARS, on_deep_stack
 from hybridmoe.text.grammar_process import GrammarProcess
-from hybridmoe.text.json_style import styled
+from hybridmoe.text.json_whitespace import set_json_whitespace
+from hybridmoe.text.lazy_tool_calls import LazyToolCalls
 from hybridmoe.text.thinking import Thinking
 from hybridmoe.text.tokenizer import Tokenizer
+from hybridmoe.text.tool_names import CALL_BEGIN, CALL_END, SECTION_BEGIN, SECTION_END
 
-__all__ = ["Calls", "Form", "GrammarCompiler", "MatcherConstraint", "Thinking"]
+__all__ = ["GrammarCompiler", "MatcherConstraint", "OutputFormat", "Thinking", "ToolCallFormat"]
 
 Check = Callable[[], None]  # raises where a result is not wanted any more
 
@@ -56,7 +56,7 @@ class MatcherConstraint:
         what: str,
         matcher: LLMatcher,
         num_tokens: int,
-        closer: Closer,
+        closer: ClosingTokens,
         *,
         is_json: bool,
         is_large: bool,
@@ -109,7 +109,7 @@ class MatcherConstraint:
         return copied
 
     def eos_redirect(self) -> tuple[NDArray[np.int64], NDArray[np.int64]] | None:
-        """Tokens that close the open part, where the mask allows no end (text/closing.py)."""
+        """End tokens, if the mask forbids them all, and the tokens that close the open part."""
         return self._closer.find(self._words, is_json=self._is_json)
 
     def _check(self) -> None:
@@ -118,31 +118,31 @@ class MatcherConstraint:
 
 
 @dataclass(frozen=True, slots=True)
-class Form:
+class OutputFormat:
     """What a text must be. Makers raise ConfigError, in one line, for what is malformed."""
 
     what: str  # in errors
     entry: Mapping[str, Any]  # as llguidance takes it; or {"text": a large grammar as it is}
 
     @classmethod
-    def json_schema(cls, schema: Mapping[str, Any]) -> "Form":
+    def json_schema(cls, schema: Mapping[str, Any]) -> "OutputFormat":
         """JSON that is valid against the schema."""
-        return cls("json_schema", {"json_schema": styled(schema)})
+        return cls("json_schema", {"json_schema": set_json_whitespace(schema)})
 
     @classmethod
-    def json_object(cls) -> "Form":
+    def json_object(cls) -> "OutputFormat":
         """Any JSON object."""
         return cls.json_schema({"type": "object"})
 
     @classmethod
-    def regex(cls, pattern: str) -> "Form":
+    def regex(cls, pattern: str) -> "OutputFormat":
         """Text that matches as a whole; the syntax is that of Rust's regex crate."""
         _check_chars("regex", len(pattern))
         (entry,) = json.loads(LLMatcher.grammar_from_regex(pattern))["grammars"]
         return cls("regex", {"lark_grammar": entry["lark_grammar"]})
 
     @classmethod
-    def grammar(cls, text: str) -> "Form":
+    def grammar(cls, text: str) -> "OutputFormat":
         """A Lark or GBNF grammar, told apart by its `start` or `root` rule."""
         _check_chars("grammar", len(text))
         if len(text) > CHEAP_CHARS:
@@ -152,7 +152,7 @@ class Form:
 
 
 @dataclass(frozen=True, slots=True)
-class Calls:
+class ToolCallFormat:
     """Kimi K2's calls of declared tools, with arguments valid against their schemas."""
 
     tools: Sequence[Mapping[str, Any]]  # OpenAI's function declarations
@@ -173,7 +173,7 @@ class GrammarCompiler:
         self._tokenizer = tokenizer
         self.trial = GrammarProcess(functools.partial(_for_trial, tokenizer))
 
-    def text(self, form: Form, check: Check | None = None) -> MatcherConstraint:
+    def compile_format(self, form: OutputFormat, check: Check | None = None) -> MatcherConstraint:
         """A text of this form, and nothing else.
 
         check: called while the form is tried elsewhere; what it raises ends that. Errors:
@@ -182,10 +182,10 @@ class GrammarCompiler:
         part = {"name": form.what, **form.entry}
         return self._compile(form.what, [part], len(_json(form.what, part)), check)
 
-    def answer(
+    def compile_response(
         self,
-        form: Form | None,
-        calls: Calls | None,
+        form: OutputFormat | None,
+        calls: ToolCallFormat | None,
         thinking: Thinking = "none",
         check: Check | None = None,
     ) -> MatcherConstraint:
@@ -215,7 +215,9 @@ class GrammarCompiler:
         what = [form.what if form else "", "tools" if calls else ""]
         return self._compile(" and ".join(filter(None, what)), parts, num_chars, check)
 
-    def guard(self, calls: Calls, check: Check | None = None) -> CallGuard | None:
+    def compile_lazy_calls(
+        self, calls: ToolCallFormat, check: Check | None = None
+    ) -> LazyToolCalls | None:
         """Any text, in which calls are of declared tools; None: the vocabulary has no calls.
 
         check, errors: `text`; ConfigError where the vocabulary has no calls and tools are strict.
@@ -233,9 +235,9 @@ class GrammarCompiler:
             for name in names
             if (token_id := self._tokenizer.special_id(name)) is not None
         }
-        return CallGuard(compiled, {i: own for i, own in begins.items() if own is not None})
+        return LazyToolCalls(compiled, {i: own for i, own in begins.items() if own is not None})
 
-    def _call_rules(self, calls: Calls) -> tuple[list[str], int]:
+    def _call_rules(self, calls: ToolCallFormat) -> tuple[list[str], int]:
         """Rules of `section` and `calls_0`, and how many characters the client has chosen."""
         section_begin, section_end, begin, arguments, end = self._marks("tool calls", _TOOL_MARKS)
         functions = [tool["function"] for tool in calls.tools]
@@ -251,7 +253,7 @@ class GrammarCompiler:
             is_strict = bool(function.get("strict"))
             is_free = calls.is_auto and not is_strict
             schema = {"type": "object"} if is_free else function.get("parameters")
-            schema = styled({"type": "object", **(schema or {})}, is_strict=is_strict)
+            schema = set_json_whitespace({"type": "object", **(schema or {})}, is_strict=is_strict)
             written = _json("tools", schema)
             names.setdefault(written, []).append(function["name"])
             num_chars += 0 if is_free else len(written)
@@ -302,11 +304,11 @@ class GrammarCompiler:
         return constraint
 
     @functools.cached_property
-    def _closer(self) -> Closer:
+    def _closer(self) -> ClosingTokens:
         tokens = [self._tokenizer.token_bytes(i) for i in range(self._tokenizer.num_tokens)]
         marks = map(self._tokenizer.special_id, (*CALL_END, *SECTION_END))
         ends = {*self._tokenizer.eos_ids, *(mark for mark in marks if mark is not None)}
-        return Closer(tokens, ends, self._tokenizer.special_id("</think>"))
+        return ClosingTokens(tokens, ends, self._tokenizer.special_id("</think>"))
 
     @functools.cached_property
     def _vocabulary(self) -> LLTokenizer:

@@ -12,7 +12,12 @@ from parsed_response import parse_response
 import hybridmoe
 from hybridmoe.engine.constraint import EosRedirect
 from hybridmoe.engine.sampler import Sampler, SamplingParams
-from hybridmoe.text.grammar import Calls, Form, GrammarCompiler, MatcherConstraint
+from hybridmoe.text.grammar_compiler import (
+    GrammarCompiler,
+    MatcherConstraint,
+    OutputFormat,
+    ToolCallFormat,
+)
 
 pytestmark = pytest.mark.usefixtures("exact_kernels")
 
@@ -92,23 +97,37 @@ def closers(llm: hybridmoe.LLM, constraint: MatcherConstraint, text: str) -> set
 def test_what_closes_in_json(
     llm: hybridmoe.LLM, compiler: GrammarCompiler, text: str, expected: set[str]
 ) -> None:
-    form = Form.json_object()
-    assert closers(llm, compiler.text(form), text) == expected
-    assert closers(llm, compiler.answer(form, Calls([TOOL], "auto")), text) == expected
+    form = OutputFormat.json_object()
+    assert closers(llm, compiler.compile_format(form), text) == expected
+    assert (
+        closers(llm, compiler.compile_response(form, ToolCallFormat([TOOL], "auto")), text)
+        == expected
+    )
     call = (
         "<|tool_calls_section_begin|><|tool_call_begin|>functions.f:0<|tool_call_argument_begin|>"
     )
-    assert closers(llm, compiler.answer(None, Calls([TOOL], "required")), call + text) == expected
-    assert closers(llm, compiler.answer(form, None, "may"), f"<think>a</think>{text}") == expected
+    assert (
+        closers(
+            llm, compiler.compile_response(None, ToolCallFormat([TOOL], "required")), call + text
+        )
+        == expected
+    )
+    assert (
+        closers(llm, compiler.compile_response(form, None, "may"), f"<think>a</think>{text}")
+        == expected
+    )
 
 
 def test_thoughts_are_closed_and_other_forms_are_left_alone(
     llm: hybridmoe.LLM, compiler: GrammarCompiler
 ) -> None:
-    for form, calls in ((Form.json_object(), None), (None, Calls([TOOL], "required"))):
-        assert closers(llm, compiler.answer(form, calls, "open"), 'so {"') == {"</think>"}
-    for form in (Form.regex('a["}Z]*Z'), Form.grammar('root ::= "a" ["}Z]+ "Z"')):
-        assert closers(llm, compiler.text(form), "a") == set()
+    for form, calls in (
+        (OutputFormat.json_object(), None),
+        (None, ToolCallFormat([TOOL], "required")),
+    ):
+        assert closers(llm, compiler.compile_response(form, calls, "open"), 'so {"') == {"</think>"}
+    for form in (OutputFormat.regex('a["}Z]*Z'), OutputFormat.grammar('root ::= "a" ["}Z]+ "Z"')):
+        assert closers(llm, compiler.compile_format(form), "a") == set()
 
 
 INTEGER = {"type": "integer"}
@@ -120,9 +139,11 @@ SUM = {
 }
 
 
-@pytest.mark.parametrize("form", [Form.json_schema(SUM), Form.json_object()], ids=["sum", "any"])
+@pytest.mark.parametrize(
+    "form", [OutputFormat.json_schema(SUM), OutputFormat.json_object()], ids=["sum", "any"]
+)
 def test_answers_of_a_model_that_knows_no_json_are_whole(
-    llm: hybridmoe.LLM, compiler: GrammarCompiler, form: Form
+    llm: hybridmoe.LLM, compiler: GrammarCompiler, form: OutputFormat
 ) -> None:
     questions = ("What is 47 + 38?", "Hello!", "My name is Bokira.", "What is 90 - 11?")
     requests = []
@@ -130,7 +151,9 @@ def test_answers_of_a_model_that_knows_no_json_are_whole(
         prompt = llm.encode_chat([{"role": "user", "content": question}])
         for seed, temperature in enumerate((0.0, 0.7)):
             options = {"seed": seed, "temperature": temperature}
-            requests.append(request(prompt, 120, constraint=compiler.answer(form, None), **options))
+            requests.append(
+                request(prompt, 120, constraint=compiler.compile_response(form, None), **options)
+            )
     for answer in run(llm.engine, *requests):
         assert answer.end.reason == "stop"
         data = json.loads(llm.tokenizer.decode(answer.ids))
@@ -153,8 +176,12 @@ def test_arguments_that_the_model_was_trained_on_are_right(
     schema = {"type": "object", "properties": {key: {"type": "string"}}, "required": [key]}
     function = {"name": name, "parameters": schema, "strict": True}
     tools = [{"type": "function", "function": function}]
-    calls = Calls(tools, choice)
-    constraint = compiler.guard(calls) if calls.is_auto else compiler.answer(None, calls)
+    calls = ToolCallFormat(tools, choice)
+    constraint = (
+        compiler.compile_lazy_calls(calls)
+        if calls.is_auto
+        else compiler.compile_response(None, calls)
+    )
     prompt = llm.encode_chat([{"role": "user", "content": question}], tools)
     (answer,) = run(llm.engine, request(prompt, 80, constraint=constraint))
     assert answer.end.reason == "stop"

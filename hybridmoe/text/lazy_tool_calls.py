@@ -6,15 +6,15 @@ from typing import Protocol, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from hybridmoe.text.call_names import CALL_BEGIN, SECTION_BEGIN
 from hybridmoe.text.tokenizer import Tokenizer
+from hybridmoe.text.tool_names import CALL_BEGIN, SECTION_BEGIN
 
-__all__ = ["CallGuard", "no_calls"]
+__all__ = ["LazyToolCalls", "forbid_tool_calls"]
 
 Ids = NDArray[np.int64]
 
 
-class Calls(Protocol):
+class ToolCallFormat(Protocol):
     """The part of a compiled grammar that a guard needs."""
 
     def mask(self) -> NDArray[np.uint32]: ...
@@ -25,14 +25,14 @@ class Calls(Protocol):
     def copy(self) -> Self: ...
 
 
-class CallGuard:
+class LazyToolCalls:
     """One sequence's state. Costs nothing while the text is free: there are no masks then."""
 
-    def __init__(self, calls: Calls, begins: Mapping[int, int]) -> None:
+    def __init__(self, calls: ToolCallFormat, begins: Mapping[int, int]) -> None:
         """calls: a grammar's start. begins: marks, and the one that the grammar has for each."""
         self._start = calls
         self._begins = begins
-        self._calls: Calls | None = None
+        self._calls: ToolCallFormat | None = None
 
     def is_inactive(self) -> bool:
         """True where any token may follow."""
@@ -60,17 +60,17 @@ class CallGuard:
         return self._start.is_slow()
 
     def eos_redirect(self) -> tuple[Ids, Ids] | None:
-        """Tokens that close the part that is open (text/closing.py)."""
+        """Tokens that close the part that is open (text/closing_tokens.py)."""
         return None if self._calls is None else self._calls.eos_redirect()
 
-    def copy(self) -> "CallGuard":
+    def copy(self) -> "LazyToolCalls":
         """The same state for another sequence."""
-        out = CallGuard(self._start, self._begins)
+        out = LazyToolCalls(self._start, self._begins)
         out._calls = None if self._calls is None else self._calls.copy()
         return out
 
 
-def no_calls(tokenizer: Tokenizer) -> dict[int, float]:
+def forbid_tool_calls(tokenizer: Tokenizer) -> dict[int, float]:
     """A bias that keeps an answer from calls where no tool is declared."""
     ids = map(tokenizer.special_id, (*SECTION_BEGIN, *CALL_BEGIN))
     return {token_id: float("-inf") for token_id in ids if token_id is not None}

@@ -4,14 +4,14 @@ import functools
 import re
 from collections.abc import Iterator
 
-__all__ = ["cut_runs", "cut_text"]
+__all__ = ["split_long_runs", "split_text"]
 
 # Between these, no pattern of any vocabulary takes what comes before and after as one: a blank goes
 # with the word behind it, and a line break with what is before it.
 _PLACE = re.compile(r"[A-Za-z](?= [A-Za-z])|\S\n(?=\w)")
 
 
-def cut_text(text: str, least_chars: int) -> Iterator[str]:
+def split_text(text: str, least_chars: int) -> Iterator[str]:
     """Pieces of `least_chars` to twice as many, but for the last; cut where that does not
     show in the ids, if there is such a place.
     """
@@ -24,7 +24,7 @@ def cut_text(text: str, least_chars: int) -> Iterator[str]:
     yield text[start:]
 
 
-def cut_runs(text: str, max_chars: int) -> Iterator[str]:
+def split_long_runs(text: str, max_chars: int) -> Iterator[str]:
     """The text, cut within long runs of blanks, or of other characters."""
     for match in _stretches(max_chars).finditer(text):
         if match.group():
