@@ -1,4 +1,4 @@
-"""What each layer's router says of states that it will get only some layers later."""
+"""Early gates: each layer's router applied to the hidden states of earlier layers."""
 
 from dataclasses import replace
 from typing import NamedTuple
@@ -16,8 +16,8 @@ from hybridmoe.model.weights import Weights
 
 __all__ = ["HORIZONS", "Gates"]
 
-# Layers between the states and the router. 0 is the control: the layer's own states, which have to
-# give the experts that were really chosen.
+# Layers between the states and the router. 0 is the control: a layer's own states must give the
+# experts that were really chosen.
 HORIZONS = (0, 1, 2, 3, 4)
 
 
@@ -27,7 +27,7 @@ class _Gate(NamedTuple):
 
 
 class Gates:
-    """Guesses of one decoded token: 2 * top_k experts of each layer, from each horizon."""
+    """Guesses for one decoded token: 2 * top_k experts of each layer, from each horizon."""
 
     def __init__(self, file: GGUFFile, config: ModelConfig) -> None:
         """Bind the file's routers. Errors: GGUFError."""
@@ -46,7 +46,7 @@ class Gates:
     def observe(self, layer: int, x: Tensor) -> None:
         """Predict from a layer's states (T, H) before its experts; for `Decoder.observe`.
 
-        Only steps of one token: prompts' guesses are of no use here.
+        Ignores steps of more than one token, which are prefill.
         """
         if len(x) != 1:
             return
@@ -57,6 +57,6 @@ class Gates:
                 ids, _ = gate.router(gate.norm(x))
                 self._guesses[row, at] = self._device.to_host(ids)[0].to(torch.int16).numpy()
 
-    def taken(self) -> NDArray[np.int16]:
-        """(HORIZONS, L, G) of the last step of one token, best first; -1 where no layer was."""
+    def guesses(self) -> NDArray[np.int16]:
+        """Return those for the last decoded token (HORIZONS, L, G), best first; -1 = no layer."""
         return self._guesses.copy()

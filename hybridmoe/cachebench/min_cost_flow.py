@@ -1,9 +1,9 @@
-"""The optimum with upload cost as a flow of least cost: exact, for small traces.
+"""Optimum with upload cost as a min-cost flow: exact, for small traces.
 
 Each slot is one unit that flows through time. At a request it may enter the key's chain (an
-upload), stay until the key's next request (a hit), and go on or leave. Chains' arcs carry one unit.
-Slots that were never filled wait on a line of their own, because a prompt may use no others.
-Units are sent one after the other along shortest paths (Dijkstra's, with potentials) until another
+upload), stay until the key's next request (a hit), and go on or leave. Arcs of chains carry one
+unit. Slots that were never filled flow on a line of their own, because prefill may use no others.
+Units are sent one by one along shortest paths (Dijkstra's algorithm with potentials), until another
 slot gains nothing.
 """
 
@@ -16,26 +16,38 @@ from hybridmoe.experts.policy.jit import inline, loop
 
 __all__ = ["Demand", "best_flow"]
 
+_FAR = 1e18  # distance of what cannot be reached
+
 
 class Demand(NamedTuple):
-    """N requests, in turn."""
+    """Requests (N,) in order, and the worth of each."""
 
     following: NDArray[np.int64]  # the request that next asks for the same key, or -1
-    accesses: NDArray[np.int64]  # when each comes, ascending
+    accesses: NDArray[np.int64]  # its access, ascending
     gains: NDArray[np.float64]  # of a hit
     costs: NDArray[np.float64]  # of an upload; not negative
-    needs_free: NDArray[np.bool_]  # an upload has to go to a slot that was never filled
+    needs_free: NDArray[np.bool_]  # uploads only to a slot that was never filled
+
+
+class _Flow(NamedTuple):
+    """Residual graph. Arc 2i is an arc of the network, 2i + 1 its reverse."""
+
+    starts: NDArray[np.int64]  # (nodes + 1,): arcs of a node, in `order`
+    order: NDArray[np.int64]  # arcs by the node that they leave
+    ends: NDArray[np.int64]  # node that an arc enters
+    capacity: NDArray[np.int64]  # residual
+    price: NDArray[np.float64]
 
 
 def best_flow(demand: Demand, num_slots: int) -> float:
-    """The most that hits' gains less uploads' costs can be."""
+    """Maximize the gains of hits minus the costs of uploads."""
     following, accesses = demand.following, demand.accesses
     num_times, count = int(accesses[-1]) + 1, len(following)
     stays = np.flatnonzero(following >= 0)
     later = following[stays]
     swaps = stays[~demand.needs_free[stays]]
-    # Nodes: the times of slots that were never filled, and of others; each request as one that a
-    # stay begins with, and as one that a stay reached.
+    # Nodes: the times of slots that were never filled, and of others; each request as the start of
+    # a stay, and as its end.
     times = np.arange(num_times)
     used = num_times + times
     begins, reached = 2 * num_times + np.arange(count), 2 * num_times + count + np.arange(count)
@@ -50,19 +62,19 @@ def best_flow(demand: Demand, num_slots: int) -> float:
         (reached[later], used[accesses[later]], 1, 0.0),
     ]
     tails, heads = (np.concatenate([arc[side] for arc in arcs]) for side in (0, 1))
-    rooms = np.concatenate([np.full(len(arc[0]), arc[2], np.int64) for arc in arcs])
+    capacities = np.concatenate([np.full(len(arc[0]), arc[2], np.int64) for arc in arcs])
     costs = np.concatenate([np.broadcast_to(arc[3], len(arc[0])) for arc in arcs])
-    # Arc i of the flow is 2i, its reverse 2i + 1.
     ends = np.stack([heads, tails], axis=1).ravel()
     sources = np.stack([tails, heads], axis=1).ravel()
-    room = np.stack([rooms, np.zeros_like(rooms)], axis=1).ravel()
+    capacity = np.stack([capacities, np.zeros_like(capacities)], axis=1).ravel()
     price = np.stack([costs, -costs], axis=1).ravel()
     order = np.argsort(sources, kind="stable")
     starts = np.searchsorted(sources[order], np.arange(2 * (num_times + count) + 1))
     # All arcs run forward in this order, so that one pass finds the first potentials.
     ranks = np.concatenate([3 * times, 3 * times + 1, 3 * accesses + 2, 3 * accesses])
     in_time = np.argsort(ranks, kind="stable")
-    return float(_send(starts, order, ends, room, price, in_time, int(used[-1]), num_slots))
+    flow = _Flow(starts, order, ends, capacity, price)
+    return float(_send(flow, in_time, int(used[-1]), num_slots))
 
 
 @inline
@@ -92,65 +104,77 @@ def _heap_pop(values: Any, nodes: Any, size: int) -> Any:
     return size
 
 
-@loop
-def _send(
-    starts: Any,
-    order: Any,
-    ends: Any,
-    room: Any,
-    price: Any,
-    in_time: Any,
-    sink: int,
-    num_slots: int,
-) -> Any:
-    num_nodes, far = len(starts) - 1, 1e18
-    potential = np.full(num_nodes, far)
+@inline
+def _first_potentials(flow: Any, in_time: Any) -> Any:
+    """Compute the distances from node 0 in the network, whose arcs all lead on in `in_time`."""
+    potential = np.full(len(in_time), _FAR)
     potential[0] = 0.0
-    for k in range(num_nodes):
+    for k in range(len(in_time)):
         node = in_time[k]
-        for place in range(starts[node], starts[node + 1]):
-            arc = order[place]
-            if room[arc] > 0 and potential[node] + price[arc] < potential[ends[arc]]:
-                potential[ends[arc]] = potential[node] + price[arc]
+        for place in range(flow.starts[node], flow.starts[node + 1]):
+            arc = flow.order[place]
+            reach = potential[node] + flow.price[arc]
+            if flow.capacity[arc] > 0 and reach < potential[flow.ends[arc]]:
+                potential[flow.ends[arc]] = reach
+    return potential
+
+
+@inline
+def _find_path(
+    flow: Any, potential: Any, sink: int, distance: Any, via: Any, values: Any, nodes: Any
+) -> None:
+    """Find the shortest path from node 0 to the sink, by reduced costs.
+
+    distance: gets those of the nodes up to the sink's. via: gets the arc by which each was reached.
+    values, nodes: scratch for the heap.
+    """
+    distance[:] = _FAR
+    distance[0] = 0.0
+    size = _heap_push(values, nodes, 0, 0.0, 0)
+    while size > 0:
+        value, node = values[0], nodes[0]
+        size = _heap_pop(values, nodes, size)
+        if value > distance[node]:
+            continue
+        if node == sink:
+            break
+        for place in range(flow.starts[node], flow.starts[node + 1]):
+            arc = flow.order[place]
+            other = flow.ends[arc]
+            if flow.capacity[arc] == 0 or potential[other] >= _FAR:
+                continue
+            # Rounding may leave a reduced cost just below zero.
+            reach = value + max(0.0, flow.price[arc] + potential[node] - potential[other])
+            if reach < distance[other]:
+                distance[other] = reach
+                via[other] = arc
+                size = _heap_push(values, nodes, size, reach, other)
+
+
+@loop
+def _send(flow: Any, in_time: Any, sink: int, num_slots: int) -> Any:
+    """Send up to `num_slots` units while each gains. Returns the total gain."""
+    num_nodes = len(in_time)
+    potential = _first_potentials(flow, in_time)
     distance, via = np.empty(num_nodes), np.empty(num_nodes, np.int64)
-    values, nodes = np.empty(len(ends) + 1), np.empty(len(ends) + 1, np.int64)
+    values, nodes = np.empty(len(flow.ends) + 1), np.empty(len(flow.ends) + 1, np.int64)
     gained = 0.0
     for _ in range(num_slots):
-        distance[:] = far
-        distance[0] = 0.0
-        size = _heap_push(values, nodes, 0, 0.0, 0)
-        while size > 0:
-            value, node = values[0], nodes[0]
-            size = _heap_pop(values, nodes, size)
-            if value > distance[node]:
-                continue
-            if node == sink:
-                break
-            for place in range(starts[node], starts[node + 1]):
-                arc = order[place]
-                other = ends[arc]
-                if room[arc] == 0 or potential[other] >= far:
-                    continue
-                # Rounding may leave a reduced cost just below zero.
-                reach = value + max(0.0, price[arc] + potential[node] - potential[other])
-                if reach < distance[other]:
-                    distance[other] = reach
-                    via[other] = arc
-                    size = _heap_push(values, nodes, size, reach, other)
-        if distance[sink] >= far:
+        _find_path(flow, potential, sink, distance, via, values, nodes)
+        if distance[sink] >= _FAR:
             break
         for node in range(num_nodes):
             potential[node] += min(distance[node], distance[sink])
         path_price, node = 0.0, sink
         while node != 0:
-            path_price += price[via[node]]
-            node = ends[via[node] ^ 1]
+            path_price += flow.price[via[node]]
+            node = flow.ends[via[node] ^ 1]
         if path_price > -1e-9:
             break
         gained -= path_price
         node = sink
         while node != 0:
-            room[via[node]] -= 1
-            room[via[node] ^ 1] += 1
-            node = ends[via[node] ^ 1]
+            flow.capacity[via[node]] -= 1
+            flow.capacity[via[node] ^ 1] += 1
+            node = flow.ends[via[node] ^ 1]
     return gained

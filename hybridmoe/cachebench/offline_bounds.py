@@ -1,16 +1,16 @@
-"""What no cache policy can beat on a given trace, because it would have to know the future.
+"""Offline bounds: results on a trace that no cache policy can beat without knowing the future.
 
 Three bounds, by what they allow:
-- MIN (Belady 1966): every miss is loaded, and displaces what is needed last.
-- MIN with bypass: a miss may pass by. No policy hits more often. It may even use, at once, the
-  slot of an expert that the running step has just used, which a live cache may not: a bound.
-- the optimum with upload cost: hits - cost * uploads, at best, of those accesses that count. Like
-  every policy here it begins empty, evicts only for what it loads, and in prefill not at all. Each
-  stay of an expert in a slot is an interval with one upload; choosing them for all slots is a flow
-  of least cost (compare FOO, Berger et al. 2018). Exact for small traces; for large ones a bound
-  proven by the dual: a price for slots at each time and one for filling them in prefill, and each
-  expert decides alone what its stays are worth at these.
-Prefetching is outside all three: an expert that nobody has asked for is not loaded.
+- MIN (Belady 1966): every miss is loaded and evicts the key that is needed last.
+- MIN with bypass: a miss may be streamed instead. No policy hits more often. It may even reuse, at
+  once, the slot of an expert that the running step has just used, which a live cache may not.
+- Optimum with upload cost: the most that hits - cost * uploads can be, over the accesses that
+  count. Like every policy here it starts empty, evicts only to load, and in prefill not at all.
+  Each stay of an expert in a slot is an interval with one upload; choosing intervals for all slots
+  is a min-cost flow (compare FOO, Berger et al. 2018). Exact for small traces. For large ones, a
+  bound proven by the dual: a price of slots at each time and a price of filling one in prefill, at
+  which each expert chooses its stays independently.
+Prefetching is outside all three: only requested experts are loaded.
 """
 
 from typing import Any, NamedTuple
@@ -19,33 +19,41 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hybridmoe.cachebench.min_cost_flow import Demand, best_flow
-from hybridmoe.cachebench.simulator import EVICTIONS, HITS, MISSES, UPLOADS, Outcome, Requests
+from hybridmoe.cachebench.simulator import Outcome, Requests, add_counts
 from hybridmoe.experts.policy.jit import inline, loop
 
 __all__ = ["UploadOptimum", "min_outcome", "next_uses", "upload_optimum"]
 
-_MOST_EXACT = 2_000_000  # requests times slots that the flow is computed for
+_MOST_EXACT = 2_000_000  # requests times slots up to which the flow is computed
 _NUM_ROUNDS = 150
 
 
 class UploadOptimum(NamedTuple):
-    """The best that hits - cost * uploads can be."""
+    """Upper bound of hits - cost * uploads."""
 
     value: float
-    is_exact: bool  # else no policy can do better, and perhaps none as well
+    is_exact: bool  # else possibly out of reach
 
 
 def next_uses(requests: Requests) -> NDArray[np.int64]:
-    """(N,): the access that next asks for the same key; the number of accesses where none does."""
+    """Return the access (N,) that next requests the same key; A = none."""
     num_keys = requests.num_layers * requests.num_experts
     return _next_uses(requests.keys(), requests.starts, num_keys)  # type: ignore[no-any-return]
 
 
 def min_outcome(requests: Requests, num_slots: int, *, bypass: bool) -> Outcome:
-    """MIN on the requests, or MIN with bypass."""
+    """Replay MIN, or MIN with bypass."""
     by_layer = np.zeros((requests.num_layers, 2, 4), np.int64)
     by_step = np.zeros((requests.num_steps, 4), np.int64)
+    num_keys = requests.num_layers * requests.num_experts
     _replay_min(
+        _Residents(
+            np.empty(2 * len(requests.experts) + 1, np.int64),
+            np.full(num_keys, -1, np.int64),
+            np.full(num_keys, -1, np.int64),
+            np.full(num_keys, -1, np.int64),
+            np.empty(num_slots + 1, np.int64),
+        ),
         requests.keys(),
         next_uses(requests),
         requests.starts,
@@ -53,7 +61,6 @@ def min_outcome(requests: Requests, num_slots: int, *, bypass: bool) -> Outcome:
         requests.steps,
         requests.is_prefill,
         num_slots,
-        requests.num_layers * requests.num_experts,
         bypass,
         by_layer,
         by_step,
@@ -67,10 +74,10 @@ def upload_optimum(
     cost: float = 1.0,
     counts: NDArray[np.bool_] | None = None,
 ) -> UploadOptimum:
-    """The most that hits - cost * uploads can be with so many slots.
+    """Maximize hits - cost * uploads over all ways to fill `num_slots` slots.
 
-    counts: (A,) whether an access's hits and uploads do; None = all. Cost: up to a second for a
-    small trace; for a large one `_NUM_ROUNDS` passes over it.
+    counts: (A,) accesses whose hits and uploads count; None = all. Cost: up to a second for a small
+    trace; for a large one `_NUM_ROUNDS` passes over it.
     """
     if len(requests.experts) == 0 or num_slots == 0:
         return UploadOptimum(0.0, True)
@@ -89,7 +96,7 @@ def _demand(requests: Requests, cost: float, counts: NDArray[np.bool_] | None) -
 
 
 def _dual_bound(demand: Demand, num_slots: int) -> float:
-    """The lowest bound found: first with one price for all times, then by subgradient steps."""
+    """Search the lowest bound: first one price for all times, then subgradient steps."""
     num_times = int(demand.accesses[-1]) + 1
     prices, usage = np.zeros(num_times), np.zeros(num_times)
     fill_price = 0.0  # each slot is filled for the first time once
@@ -133,7 +140,7 @@ def _next_uses(keys: Any, starts: Any, num_keys: int) -> Any:
 
 @loop
 def _following(keys: Any, num_keys: int) -> Any:
-    """(N,): the request that next asks for the same key; -1 where none does."""
+    """Return the request (N,) that next asks for the same key; -1 = none."""
     seen = np.full(num_keys, -1, np.int64)
     out = np.empty(len(keys), np.int64)
     for i in range(len(keys) - 1, -1, -1):
@@ -153,15 +160,16 @@ def _worth_at_prices(
     fill_price: float,
     usage: Any,
 ) -> Any:
-    """What all keys gain at most if a slot costs prices[t] from access t to t + 1.
+    """Maximize each key's gain if a slot costs prices[t] from access t to t + 1.
 
-    And how many of their uploads paid `fill_price`. usage: gets how many stay over each time.
+    Returns the sum of gains and the number of uploads that paid `fill_price`. usage: gets the
+    number of keys that stay over each time.
     """
     count, num_times = len(following), len(prices)
     paid = np.zeros(num_times + 1)
     for t in range(num_times):
         paid[t + 1] = paid[t] + prices[t]
-    # Backwards: the best from request i on, with the key in a slot when i has run, or not.
+    # Backwards: the best from request i on, with the key resident after i, or not.
     if_in, if_out = np.zeros(count), np.zeros(count)
     for i in range(count - 1, -1, -1):
         j = following[i]
@@ -170,7 +178,7 @@ def _worth_at_prices(
             cost = costs[i] + (fill_price if needs_free[i] else 0.0)
             if_out[i] = max(if_out[j], gain - cost + if_in[j])
             if_in[i] = max(if_out[j], gain + if_in[j])
-    # Forwards: what was chosen.
+    # Forwards: the choices that reach it.
     usage[:] = 0
     is_in, is_first = np.zeros(count, np.bool_), np.ones(count, np.bool_)
     total, num_fills = 0.0, 0
@@ -199,7 +207,7 @@ def _worth_at_prices(
 
 @inline
 def _push(heap: Any, size: int, value: int) -> Any:
-    """Add to a heap with the largest on top; its new size."""
+    """Add to a max-heap. Returns its new size."""
     place = size
     while place > 0 and heap[(place - 1) // 2] < value:
         heap[place] = heap[(place - 1) // 2]
@@ -210,7 +218,7 @@ def _push(heap: Any, size: int, value: int) -> Any:
 
 @inline
 def _pop(heap: Any, size: int) -> Any:
-    """Remove the top of a heap; its new size."""
+    """Remove the top of a max-heap. Returns its new size."""
     size -= 1
     value, place = heap[size], 0
     while 2 * place + 1 < size:
@@ -225,8 +233,46 @@ def _pop(heap: Any, size: int) -> Any:
     return size
 
 
+class _Residents(NamedTuple):
+    """Resident keys of MIN, ordered by next use."""
+
+    heap: NDArray[np.int64]  # next use * number of keys + key; stale entries stay
+    next_use: NDArray[np.int64]  # (keys,); -1 = not resident
+    used_in: NDArray[np.int64]  # (keys,): last access
+    loaded_in: NDArray[np.int64]  # (keys,): access of the last upload that stayed
+    spared: NDArray[np.int64]  # (slots + 1,): scratch of `_evict_last_needed`
+
+
+@inline
+def _set_next_use(r: Any, size: int, key: int, next_use: int) -> Any:
+    """Make a key resident until its next use. Returns the heap's new size."""
+    r.next_use[key] = next_use
+    return _push(r.heap, size, next_use * len(r.next_use) + key)
+
+
+@inline
+def _evict_last_needed(r: Any, size: int, access: int) -> Any:
+    """Evict the key needed last, except those used in `access`. Returns it and the new size."""
+    num_spared = 0
+    while True:
+        top = r.heap[0]
+        size = _pop(r.heap, size)
+        victim = top % len(r.next_use)
+        if r.next_use[victim] != top // len(r.next_use):
+            continue
+        if r.used_in[victim] != access:
+            break
+        r.spared[num_spared] = top
+        num_spared += 1
+    for i in range(num_spared):
+        size = _push(r.heap, size, r.spared[i])
+    r.next_use[victim] = -1
+    return victim, size
+
+
 @loop
 def _replay_min(
+    r: Any,
     keys: Any,
     nexts: Any,
     starts: Any,
@@ -234,72 +280,49 @@ def _replay_min(
     steps: Any,
     is_prefill: Any,
     num_slots: int,
-    num_keys: int,
     bypass: bool,
     by_layer: Any,
     by_step: Any,
 ) -> None:
-    heap = np.empty(2 * len(keys) + 1, np.int64)  # next use * num_keys + key; stale ones stay
-    current = np.full(num_keys, -1, np.int64)  # next use of a resident; -1 = absent
-    used_in = np.full(num_keys, -1, np.int64)  # the access that used it last
-    loaded_in = np.full(num_keys, -1, np.int64)
-    aside = np.empty(num_slots + 1, np.int64)
     size = num_used = 0
     for access in range(len(layers)):
         num_hits = num_uploads = num_evictions = 0
         first, end = starts[access], starts[access + 1]
         for i in range(first, end):
-            used_in[keys[i]] = access
-            if current[keys[i]] >= 0:
+            r.used_in[keys[i]] = access
+            if r.next_use[keys[i]] >= 0:
                 num_hits += 1
-                current[keys[i]] = nexts[i]
-                size = _push(heap, size, nexts[i] * num_keys + keys[i])
+                size = _set_next_use(r, size, keys[i], nexts[i])
         num_pinned = num_hits
         for i in range(first, end):
             key = keys[i]
-            if current[key] >= 0 and loaded_in[key] != access:
+            if r.next_use[key] >= 0 and r.loaded_in[key] != access:
                 continue
-            if num_used == num_slots:
-                if num_slots == 0 or (not bypass and num_pinned == num_slots):
-                    continue
-                num_aside = 0
-                if bypass:  # the newcomer competes
-                    size = _push(heap, size, nexts[i] * num_keys + key)
-                    current[key] = nexts[i]
-                    loaded_in[key] = access
-                    num_uploads += 1
-                while True:
-                    top = heap[0]
-                    size = _pop(heap, size)
-                    victim = top % num_keys
-                    if current[victim] != top // num_keys:
-                        continue
-                    if bypass or used_in[victim] != access:
-                        break
-                    aside[num_aside] = top
-                    num_aside += 1
-                for k in range(num_aside):
-                    size = _push(heap, size, aside[k])
-                current[victim] = -1
-                if bypass and loaded_in[victim] == access:
+            if num_used < num_slots:
+                num_used += 1
+            elif num_slots > 0 and bypass:  # the newcomer competes
+                size = _set_next_use(r, size, key, nexts[i])
+                r.loaded_in[key] = access
+                victim, size = _evict_last_needed(r, size, -1)
+                if r.loaded_in[victim] == access:
                     num_uploads -= 1
-                    loaded_in[victim] = -1
+                    r.loaded_in[victim] = -1
                 else:
                     num_evictions += 1
-                if bypass:
-                    continue
-                num_used -= 1
-            num_used += 1
+                num_uploads += 1
+                continue
+            elif num_pinned < num_slots:
+                _, size = _evict_last_needed(r, size, access)
+                num_evictions += 1
+            else:
+                continue
             num_pinned += 1
             num_uploads += 1
-            current[key] = nexts[i]
-            loaded_in[key] = access
-            size = _push(heap, size, nexts[i] * num_keys + key)
-        for counts in (
-            by_layer[layers[access], 1 if is_prefill[access] else 0],
-            by_step[steps[access]],
-        ):
-            counts[HITS] += num_hits
-            counts[MISSES] += end - first - num_hits
-            counts[UPLOADS] += num_uploads
-            counts[EVICTIONS] += num_evictions
+            r.loaded_in[key] = access
+            size = _set_next_use(r, size, key, nexts[i])
+        num_misses = end - first - num_hits
+        phase = 1 if is_prefill[access] else 0
+        add_counts(
+            by_layer[layers[access], phase], num_hits, num_misses, num_uploads, num_evictions
+        )
+        add_counts(by_step[steps[access]], num_hits, num_misses, num_uploads, num_evictions)

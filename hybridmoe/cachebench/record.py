@@ -1,11 +1,12 @@
-"""Recording a routing trace: greedy answers to workloads, every token's experts and weights.
+"""Recorder of routing traces: greedy responses to workloads, with every token's experts.
 
-Beside the choices, guesses are recorded: each layer's router applied to the states of layers before
-it, which is what a prefetch would go by.
+Besides the choices it records guesses: each layer's router applied to the states of earlier layers,
+as an expert prefetch would apply it.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -32,70 +33,92 @@ _PREFILL, _DECODE = PHASES.index("prefill"), PHASES.index("decode")
 
 @dataclass(frozen=True)
 class Recording:
-    """A trace, and what routers would have guessed earlier."""
+    """Routing trace, and the routers' earlier guesses."""
 
     trace: Trace
-    guesses: NDArray[np.int16]  # (D, HORIZONS, L, G) of the D decoded tokens; see `Gates.taken`
+    guesses: NDArray[np.int16]  # (D, HORIZONS, L, G) of the D decoded tokens; see `Gates.guesses`
 
 
-def record(llm: LLM, workloads: Iterable[Workload], answer_tokens: int, seed: int) -> Recording:
-    """Answer each workload greedily, with at most so many tokens, each with an empty cache.
+def record(llm: LLM, workloads: Iterable[Workload], response_tokens: int, seed: int) -> Recording:
+    """Respond to each workload greedily, within `response_tokens`, with an empty KV cache each.
 
     Errors: UnsupportedModelError for a model without routed experts; ConfigError as `encode_chat`.
     """
-    c = llm.config
-    experts = routed_experts(Weights(llm.file), c)
-    if not experts.layers:
-        raise UnsupportedModelError(f"{llm.file.path.name} has no routed experts: nothing to cache")
-    model = Decoder(Weights(llm.file), c, CpuExperts(experts))
-    gates = Gates(llm.file, c)
-    steps: list[tuple[NDArray[np.int16], NDArray[np.float16]]] = []
-    guesses: list[NDArray[np.int16]] = []
-    conversations: list[int] = []
-    phases: list[int] = []
+    recorder = _Recorder(llm)
     described = []
-    engine = EngineConfig(context_tokens=llm.context_tokens, max_running=1)
     for number, workload in enumerate(workloads):
         described.append({"id": number, "category": workload.category})
         ids = llm.encode_chat(workload.messages, workload.tools or None)
-        ids = ids[: llm.context_tokens - answer_tokens]
-        cache = KvCache(c, plan_kv(c, engine, 0))
-        pages = range(cache.plan.num_pages)
-        position, num_answered = 0, 0
-        chunk = ids
-        while num_answered < answer_tokens:
-            for start in range(0, len(chunk), engine.chunk_tokens):
-                part = chunk[start : start + engine.chunk_tokens]
-                trace: list[Routing] = []
-                span = Span(len(part), position, pages)
-                with model.observe(gates.observe):
-                    states = model.forward(part, [span], cache.layers, trace)
-                ids_, weights = (torch.stack(of, 1).numpy() for of in zip(*trace, strict=True))
-                steps.append((ids_.astype(np.int16), weights.astype(np.float16)))
-                if num_answered:
-                    guesses.append(gates.taken())
-                conversations += [number] * len(part)
-                phases += [_PREFILL if num_answered == 0 else _DECODE] * len(part)
-                position += len(part)
-            token = int(torch.argmax(model.logits(states[-1:])))
-            if token in llm.tokenizer.eos_ids:
+        prompt = ids[: llm.context_tokens - response_tokens]
+        recorder.respond(number, prompt, response_tokens)
+    return recorder.finish(described, seed)
+
+
+class _Recorder:
+    """Greedy decoder that keeps the routing of every token."""
+
+    def __init__(self, llm: LLM) -> None:
+        self._llm = llm
+        self._experts = routed_experts(Weights(llm.file), llm.config)
+        if not self._experts.layers:
+            name = llm.file.path.name
+            raise UnsupportedModelError(f"{name} has no routed experts: nothing to cache")
+        self._model = Decoder(Weights(llm.file), llm.config, CpuExperts(self._experts))
+        self._gates = Gates(llm.file, llm.config)
+        self._engine = EngineConfig(context_tokens=llm.context_tokens, max_running=1)
+        self._steps: list[tuple[NDArray[np.int16], NDArray[np.float16]]] = []
+        self._guesses: list[NDArray[np.int16]] = []
+        self._conversations: list[int] = []
+        self._phases: list[int] = []
+
+    def respond(self, conversation: int, prompt: Sequence[int], response_tokens: int) -> None:
+        """Record a prompt in chunks, then its response token by token."""
+        cache = KvCache(self._llm.config, plan_kv(self._llm.config, self._engine, 0))
+        chunk_tokens = self._engine.chunk_tokens
+        for start in range(0, len(prompt), chunk_tokens):
+            chunk = prompt[start : start + chunk_tokens]
+            token = self._step(cache, conversation, chunk, start, _PREFILL)
+        for position in range(len(prompt), len(prompt) + response_tokens - 1):
+            if token in self._llm.tokenizer.eos_ids:
                 break
-            chunk, num_answered = [token], num_answered + 1
-    header = {
-        **trace_header(
-            llm.file, c, experts, f"greedy answers of {llm.file.path.name} to generated questions"
-        ),
-        "version": 1,
-        "seed": seed,
-        "sampler": "greedy",
-        "phases": list(PHASES),
-        "conversations": described,
-    }
-    ids_, weights = (np.concatenate(column) for column in zip(*steps, strict=True))
-    lengths = np.array([len(step[0]) for step in steps], np.int32)
-    recorded = Trace(
-        header, ids_, weights, lengths, np.array(conversations, np.int32),
-        np.array(phases, np.uint8),
-    )  # fmt: skip
-    none = np.empty((0, *gates.taken().shape), np.int16)
-    return Recording(recorded, np.stack(guesses) if guesses else none)
+            token = self._step(cache, conversation, [token], position, _DECODE)
+
+    def finish(self, conversations: list[dict[str, Any]], seed: int) -> Recording:
+        """Join the steps. conversations: what the header says of them."""
+        file = self._llm.file
+        source = f"greedy responses of {file.path.name} to generated questions"
+        header = {
+            **trace_header(file, self._llm.config, self._experts, source),
+            "version": 1,
+            "seed": seed,
+            "sampler": "greedy",
+            "phases": list(PHASES),
+            "conversations": conversations,
+        }
+        ids, weights = (np.concatenate(column) for column in zip(*self._steps, strict=True))
+        trace = Trace(
+            header,
+            ids,
+            weights,
+            np.array([len(ids) for ids, _ in self._steps], np.int32),
+            np.array(self._conversations, np.int32),
+            np.array(self._phases, np.uint8),
+        )
+        none = np.empty((0, *self._gates.guesses().shape), np.int16)
+        return Recording(trace, np.stack(self._guesses) if self._guesses else none)
+
+    def _step(
+        self, cache: KvCache, conversation: int, ids: Sequence[int], position: int, phase: int
+    ) -> int:
+        """Run one step and record it. Returns the most likely next token."""
+        routing: list[Routing] = []
+        span = Span(len(ids), position, range(cache.plan.num_pages))
+        with self._model.observe(self._gates.observe):
+            states = self._model.forward(ids, [span], cache.layers, routing)
+        experts, weights = (torch.stack(of, 1).numpy() for of in zip(*routing, strict=True))
+        self._steps.append((experts.astype(np.int16), weights.astype(np.float16)))
+        if phase == _DECODE:
+            self._guesses.append(self._gates.guesses())
+        self._conversations += [conversation] * len(ids)
+        self._phases += [phase] * len(ids)
+        return int(torch.argmax(self._model.logits(states[-1:])))

@@ -1,8 +1,8 @@
-"""Replaying a routing trace against a cache policy, with the policy's own compiled decisions.
+"""Cache simulator: replays a routing trace with a policy's own compiled decisions.
 
-Batch semantics, as live: an access is one layer of one step; duplicates collapse, and what a step
-uses is not evicted while it runs. Flat semantics, for comparison with general cache simulators:
-each choice of each token is an access by itself, and none is prefill.
+Batch semantics, as live: an access is one layer of one step; duplicates collapse, and a step's own
+experts are not evicted while it runs. Flat semantics, for comparison with general cache simulators:
+each choice of each token is an access of its own, and none is prefill.
 """
 
 from typing import Any, NamedTuple
@@ -13,12 +13,12 @@ from numpy.typing import NDArray
 
 from hybridmoe.cachebench.policies.registry import make_policy
 from hybridmoe.experts.policy.interface import PREFILL_TOKENS, CacheShape
-from hybridmoe.experts.policy.jit import ACCESS_POINTER, EXPERTS, STATE, Kernel, loop
+from hybridmoe.experts.policy.jit import ACCESS_POINTER, EXPERTS, STATE, Kernel, inline, loop
 from hybridmoe.experts.policy.kernel_policy import KernelPolicy
 from hybridmoe.experts.routing_trace import Trace
 
 __all__ = [
-    "EVICTIONS", "HITS", "MISSES", "UPLOADS", "Outcome", "Requests", "hottest_keys",
+    "EVICTIONS", "HITS", "MISSES", "UPLOADS", "Outcome", "Requests", "add_counts", "hottest_keys",
     "requests_of", "simulate",
 ]  # fmt: skip
 
@@ -26,7 +26,7 @@ HITS, MISSES, UPLOADS, EVICTIONS = range(4)
 
 
 class Requests(NamedTuple):
-    """A trace as a cache sees it: A accesses of N experts in all."""
+    """Trace as a cache sees it: A accesses, N experts in total."""
 
     num_layers: int
     num_experts: int
@@ -40,28 +40,28 @@ class Requests(NamedTuple):
     is_prefill: NDArray[np.bool_]  # (A,)
 
     def keys(self) -> NDArray[np.int64]:
-        """(N,): what is asked for, in turn."""
+        """Return the requested keys (N,), in order."""
         layers = np.repeat(self.layers, np.diff(self.starts)).astype(np.int64)
         return layers * self.num_experts + self.experts
 
     def shape(self, num_slots: int) -> CacheShape:
-        """A cache of so many slots for this model."""
+        """Return the shape of a cache for this model."""
         return CacheShape(self.num_layers, self.num_experts, num_slots, self.top_k)
 
 
 class Outcome(NamedTuple):
-    """What a replay counted; the last axis is (HITS, MISSES, UPLOADS, EVICTIONS)."""
+    """Counts of a replay; the last axis is (HITS, MISSES, UPLOADS, EVICTIONS)."""
 
     by_layer: NDArray[np.int64]  # (L, 2, 4): of decode and of prefill steps
     by_step: NDArray[np.int64]  # (steps, 4)
 
     def total(self, kind: int) -> int:
-        """HITS, MISSES, UPLOADS or EVICTIONS of the whole trace."""
+        """Sum one kind of count over the trace."""
         return int(self.by_layer[:, :, kind].sum())
 
     @property
     def net(self) -> int:
-        """Reads that the cache saved: hits less the uploads that they cost."""
+        """Reads that the cache saved: hits minus uploads."""
         return self.total(HITS) - self.total(UPLOADS)
 
     @property
@@ -71,7 +71,7 @@ class Outcome(NamedTuple):
 
 
 def requests_of(trace: Trace, *, flat: bool = False) -> Requests:
-    """The accesses of a trace."""
+    """Turn a trace into accesses."""
     steps = np.ones(len(trace.ids), np.int32) if flat else trace.steps
     experts, counts = _distinct(trace.ids, steps.astype(np.int64), trace.num_experts)
     layers = np.tile(np.arange(trace.num_layers, dtype=np.int32), len(steps))
@@ -104,8 +104,8 @@ def simulate(
 ) -> Outcome:
     """Replay the requests.
 
-    policy: a name, for an empty cache of `num_slots`; or one that goes on from where it is. warm:
-    keys to begin with. Errors: ConfigError, as `make_policy`.
+    policy: a name, for an empty cache of `num_slots`; or a cache that continues in its state. warm:
+    keys to admit first. Errors: ConfigError, as `make_policy`.
     """
     if isinstance(policy, str):
         policy = make_policy(policy, requests.shape(num_slots), seed)
@@ -128,7 +128,7 @@ def simulate(
 
 
 def hottest_keys(requests: Requests) -> NDArray[np.int64]:
-    """Keys by how often they are asked for, the most often first; for `warm`."""
+    """Return the requested keys, most frequent first; for `warm`."""
     counts = np.bincount(requests.keys(), minlength=requests.num_layers * requests.num_experts)
     order = np.argsort(-counts, kind="stable")
     return order[counts[order] > 0].astype(np.int64)
@@ -145,6 +145,15 @@ _REPLAY = types.void(
     types.int64[:, :, ::1],
     types.int64[:, ::1],
 )
+
+
+@inline
+def add_counts(counts: Any, hits: int, misses: int, uploads: int, evictions: int) -> None:
+    """Add one access to a row of counts."""
+    counts[HITS] += hits
+    counts[MISSES] += misses
+    counts[UPLOADS] += uploads
+    counts[EVICTIONS] += evictions
 
 
 def _replay_loop(
@@ -170,19 +179,18 @@ def _replay_loop(
         num_hits = 0
         for i in range(len(chosen)):
             num_hits += hits[i]
-        for counts in (by_layer[layer, phase], by_step[steps[access]]):
-            counts[HITS] += num_hits
-            counts[MISSES] += len(chosen) - num_hits
-            counts[UPLOADS] += num_admitted
-            counts[EVICTIONS] += num_evicted
+        num_misses = len(chosen) - num_hits
+        add_counts(by_layer[layer, phase], num_hits, num_misses, num_admitted, num_evicted)
+        add_counts(by_step[steps[access]], num_hits, num_misses, num_admitted, num_evicted)
 
 
-_replay = Kernel(_replay_loop, _REPLAY)  # one for all policies, which are function pointers
+# One kernel for all policies: their decisions come as function pointers of one type.
+_replay = Kernel(_replay_loop, _REPLAY)
 
 
 @loop
 def _distinct(ids: Any, steps: Any, num_experts: int) -> Any:
-    """Each access's experts in order of first use, and how many they are."""
+    """Return the distinct experts of all accesses, in order of first use, and counts by access."""
     num_layers, top_k = ids.shape[1], ids.shape[2]
     experts = np.empty(ids.size, np.int32)
     counts = np.zeros(len(steps) * num_layers, np.int64)

@@ -217,7 +217,7 @@ def test_the_command_reads_its_own_trace(
     options = ["bench", "cache", "--conversations", "2", "--tokens", "2", "--out", out]
     assert app.main(options) == 0
     said = capsys.readouterr().out
-    assert "token cycles" in said and said.startswith("Source: greedy answers of ")
+    assert "token cycles" in said and said.startswith("Source: greedy responses of ")
     trace = tmp_path / "out" / "routing.trace"
     assert read_trace(trace).header["sampler"] == "greedy"
     damaged = tmp_path / "damaged.trace"
