@@ -274,7 +274,7 @@ class Generation:
 
     def _failure(self, event: Finished) -> Exception:
         """Make the error of an event that ends a choice early."""
-        what = event.error or "the answer was cancelled"
+        what = event.error or "the response was cancelled"
         if (failure := self._engine.device_failure) is not None:
             return DeviceError(failure)
         if event.is_refusal:

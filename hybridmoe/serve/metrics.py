@@ -12,6 +12,7 @@ from prometheus_client.registry import Collector
 
 from hybridmoe.engine.engine import EngineStats
 from hybridmoe.engine.request import Usage
+from hybridmoe.experts.stats import ExpertStats
 
 __all__ = ["Metrics"]
 
@@ -90,60 +91,59 @@ class _EngineCollector(Collector):
         stats = self._stats()
         if stats is None:
             return
-        total = stats.kv_pages_total
-        gauges = {
-            "num_requests_running": ("Sequences in the running batch.", stats.running),
-            "num_requests_waiting": ("Sequences waiting in the queue.", stats.waiting),
-            "kv_cache_usage_perc": (
-                "Share of KV cache pages in use; 1 = all.",
-                stats.kv_pages_used / total if total else 0.0,
-            ),
-            "kv_cache_kept_perc": (
-                "Share of KV cache pages kept for later prompts (prefix cache).",
-                stats.kv_pages_cached / total if total else 0.0,
-            ),
-        }
-        for name, (text, value) in gauges.items():
-            yield GaugeMetricFamily(f"hybridmoe_{name}", text, value=value)
-        counters: dict[str, tuple[str, float]] = {
-            "prefix_cache_queries": (
-                "Prompt tokens looked up in the prefix cache.", stats.prompt_tokens
-            ),
-            "prefix_cache_hits": ("Prompt tokens found in the prefix cache.", stats.cached_tokens),
-            "num_preemptions": ("Preemptions of running sequences.", stats.preempted),
-            "engine_steps": ("Engine steps.", stats.steps),
-        }  # fmt: skip
-        if (experts := stats.experts) is not None:
-            counts = experts.counters
-            slots = (
-                ("expert_slots", f"Expert slots in {experts.place}.", experts.num_slots),
-                ("expert_slots_used", "Expert slots in use.", experts.num_resident),
-            )
-            for name, text, value in slots:
-                yield GaugeMetricFamily(f"hybridmoe_{name}", text, value=value)
-            counters |= {
-                "expert_hits": (
-                    "Experts used by a layer and step that were resident.",
-                    counts.hits,
-                ),
-                "expert_misses": (
-                    "Experts used by a layer and step that were not resident.",
-                    counts.misses,
-                ),
-                "expert_uploads": ("Misses admitted to the expert cache.", counts.uploads),
-                "expert_evictions": ("Experts evicted from the expert cache.", counts.evictions),
-                "expert_read_bytes": ("Bytes of experts read from disk.", counts.bytes_read),
-                "expert_read_wait_seconds": (
-                    "Time spent waiting for expert reads.",
-                    counts.read_wait_s,
-                ),
-                "expert_ahead_reads": ("Experts prefetched from disk.", counts.ahead_reads),
-                "expert_ahead_used": ("Prefetched experts that were then used.", counts.ahead_used),
-                "expert_late_hits": ("Hits on experts still in flight.", counts.late),
-                "expert_cancelled_uploads": (
-                    "Uploads evicted before they arrived.",
-                    counts.cancelled,
-                ),
-            }
-        for name, (text, count) in counters.items():
-            yield CounterMetricFamily(f"hybridmoe_{name}", text, value=count)
+        yield from _engine_metrics(stats)
+        if stats.experts is not None:
+            yield from _expert_metrics(stats.experts)
+
+
+def _engine_metrics(stats: EngineStats) -> Iterator[_Metric]:
+    total = max(1, stats.kv_pages_total)
+    yield from _gauges(
+        num_requests_running=("Sequences in the running batch.", stats.running),
+        num_requests_waiting=("Sequences waiting in the queue.", stats.waiting),
+        kv_cache_usage_perc=(
+            "Share of KV cache pages in use; 1 = all.", stats.kv_pages_used / total
+        ),
+        kv_cache_kept_perc=(
+            "Share of KV cache pages kept for later prompts (prefix cache).",
+            stats.kv_pages_cached / total,
+        ),
+    )  # fmt: skip
+    yield from _counters(
+        prefix_cache_queries=("Prompt tokens looked up in the prefix cache.", stats.prompt_tokens),
+        prefix_cache_hits=("Prompt tokens found in the prefix cache.", stats.cached_tokens),
+        num_preemptions=("Preemptions of running sequences.", stats.preempted),
+        engine_steps=("Engine steps.", stats.steps),
+    )
+
+
+def _expert_metrics(experts: ExpertStats) -> Iterator[_Metric]:
+    counts = experts.counters
+    yield from _gauges(
+        expert_slots=(f"Expert slots in {experts.place}.", experts.num_slots),
+        expert_slots_used=("Expert slots in use.", experts.num_resident),
+    )
+    yield from _counters(
+        expert_hits=("Experts of a layer and step that were resident.", counts.hits),
+        expert_misses=("Experts of a layer and step that were not resident.", counts.misses),
+        expert_uploads=("Misses admitted to the expert cache.", counts.uploads),
+        expert_evictions=("Experts evicted from the expert cache.", counts.evictions),
+        expert_read_bytes=("Bytes of experts read from disk.", counts.bytes_read),
+        expert_read_wait_seconds=("Time spent waiting for expert reads.", counts.read_wait_s),
+        expert_ahead_reads=("Experts prefetched from disk.", counts.ahead_reads),
+        expert_ahead_used=("Prefetched experts that were then used.", counts.ahead_used),
+        expert_late_hits=("Hits on experts still in flight.", counts.late),
+        expert_cancelled_uploads=("Uploads evicted before they arrived.", counts.cancelled),
+    )
+
+
+def _gauges(**values: tuple[str, float]) -> Iterator[_Metric]:
+    """Make gauges from a help text and a value each."""
+    for name, (text, value) in values.items():
+        yield GaugeMetricFamily(f"hybridmoe_{name}", text, value=value)
+
+
+def _counters(**values: tuple[str, float]) -> Iterator[_Metric]:
+    """Make counters from a help text and a value each."""
+    for name, (text, value) in values.items():
+        yield CounterMetricFamily(f"hybridmoe_{name}", text, value=value)

@@ -1,4 +1,4 @@
-"""Anthropic's own Python client against the endpoint, with an engine that answers by rule."""
+"""Anthropic's own Python client against the endpoint, on the fake engine."""
 
 from collections.abc import Iterator
 from typing import Any

@@ -1,4 +1,4 @@
-"""A busy endpoint: what takes a while holds up no one else, and ends when its client leaves."""
+"""A busy endpoint: slow work delays no other request, and ends when its client disconnects."""
 
 import asyncio
 import json

@@ -38,7 +38,7 @@ def rest_of(link: socket.socket) -> bytes:
 
 
 def head_of(link: socket.socket) -> bytes:
-    """The head of one answer that has no body of interest."""
+    """Status line of one response."""
     data = b""
     while b"}" not in data:
         data += link.recv(1 << 16)

@@ -1,4 +1,4 @@
-"""Event streams: a proxy that cuts silent connections never finds one."""
+"""Event streams: never silent, one event a line, ended with their client."""
 
 import asyncio
 import errno
@@ -24,7 +24,7 @@ HEAD = "http.response.start"
 
 
 class Client:
-    """The other end of a stream: takes what is sent, and leaves when told."""
+    """Client of a stream: receives, and disconnects when told."""
 
     def __init__(self) -> None:
         self.types: list[str] = []

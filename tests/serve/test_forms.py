@@ -1,4 +1,4 @@
-"""Requests as clients really write them: older names, empty turns, whole numbers with a point."""
+"""Requests as clients write them: older names, empty messages, whole numbers with a point."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -61,7 +61,7 @@ def test_limits(http: httpx2.Client, name: str, limit: float, num_tokens: int) -
 
 
 def may_begin_with(llm: FakeLLM, text: str) -> bool:
-    """True if the last request's answer may begin with that token."""
+    """True if the constraint of the last request allows that first token."""
     constraint = llm.engine.requests[-1].constraint
     (token_id,) = llm.tokenizer.encode(text, parse_special=True)
     if constraint is None or constraint.is_inactive():

@@ -1,4 +1,4 @@
-"""The endpoint on a card that fails: requests end, later ones are refused, the server goes on."""
+"""The endpoint on a GPU that fails: requests end, later ones are refused, the server stays up."""
 
 from typing import Any
 

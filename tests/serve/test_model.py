@@ -1,4 +1,4 @@
-"""The endpoint on the embedded model: real answers, calls and schemas, for many clients at once."""
+"""The endpoint on the embedded model: responses, calls and schemas, with many clients at once."""
 
 import itertools
 import json

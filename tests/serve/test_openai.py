@@ -1,4 +1,4 @@
-"""OpenAI's own Python client against the endpoint, with an engine that answers by rule."""
+"""OpenAI's own Python client against the endpoint, on the fake engine."""
 
 from collections.abc import Iterator
 from typing import Any

@@ -1,4 +1,4 @@
-"""OpenAI's own Python client: tools, thoughts, answers of a form, and the Responses API."""
+"""OpenAI's own Python client: tools, reasoning, response formats, and the Responses API."""
 
 import json
 import re

@@ -1,4 +1,4 @@
-"""The chat page in a real, headless Chromium, with an engine that answers by rule."""
+"""The chat page in a real, headless Chromium, on the fake engine."""
 
 import json
 import re
@@ -43,7 +43,7 @@ def browser() -> Iterator[Browser]:
 
 @pytest.fixture
 def page(server: LiveServer, browser: Browser) -> Iterator[Page]:
-    """The page, opened; fails where it asks another host for anything or has an error."""
+    """Open the page. Fails if it has an error or requests anything of another host."""
     wrong: list[str] = []
 
     def check(request: Request) -> None:
@@ -63,7 +63,7 @@ def page(server: LiveServer, browser: Browser) -> Iterator[Page]:
 
 
 def is_fault(message: ConsoleMessage) -> bool:
-    """Chromium also logs answers of 400 and lost connections, which tests bring about."""
+    """Tell faults from the 400s and lost connections that tests cause, which Chromium logs too."""
     return message.type == "error" and not message.text.startswith("Failed to load resource")
 
 
@@ -136,7 +136,7 @@ def test_the_experts_that_fired_are_drawn(page: Page, llm: FakeLLM) -> None:
     cell = page.evaluate("document.getElementById('experts').width") // llm.config.num_experts
     assert page.evaluate("document.getElementById('experts').height") == layers * cell
     ask(page, "say a b c d")
-    expect(page.locator("#figures")).to_contain_text(re.compile("6 of [0-9]+ fired"))
+    expect(page.locator("#figures")).to_contain_text(re.compile("6 of [0-9]+ chosen"))
     is_lit = """([layer, expert, cell]) => {
       const context = document.getElementById("experts").getContext("2d");
       return context.getImageData((expert + .3) * cell, (layer + .3) * cell, 1, 1).data[3] > 0;
@@ -226,7 +226,9 @@ def test_a_connection_lost_in_mid_answer_keeps_what_was_there(page: Page, llm: F
     page.route("**/v1/chat/completions", cut)
     ask(page, "say half of it")
     expect(page.locator("li.assistant .content")).to_have_text("half of")
-    expect(page.locator("li.error")).to_have_text("the connection was lost before the answer's end")
+    expect(page.locator("li.error")).to_have_text(
+        "the connection was lost before the response ended"
+    )
     expect(page.locator("li.error")).to_be_in_viewport()
     page.unroute("**/v1/chat/completions")
     ask(page, "say fine")

@@ -1,1 +1,1 @@
-"""One module for each API: its requests turned into runs, its answers made of them."""
+"""Routes, one module for each API: requests to inputs, generations to responses."""

@@ -1,15 +1,15 @@
-// The chat page: one conversation, kept in this tab alone.
+// Chat page with one conversation, kept in this tab only.
 
 import { Conversation } from "./conversation.js";
 import { ExpertMap } from "./experts.js";
 import { events } from "./stream.js";
 
 const $ = (id) => document.getElementById(id);
-const STOPPED = "stopped", CUT_OFF = "cut off: no more tokens were allowed"; // no errors
-const KEPT = ["key", "system", "temperature", "max-tokens"]; // settings that outlive a reload
+const STOPPED = "stopped", CUT_OFF = "cut off at the token limit"; // not errors
+const KEPT = ["key", "system", "temperature", "max-tokens"]; // settings kept over a reload
 const map = new ExpertMap($("experts"), $("expert"));
 const talk = new Conversation();
-let running = null; // AbortController of the answer under way
+let running = null; // AbortController of the response under way
 
 for (const id of KEPT) {
   $(id).value = sessionStorage.getItem(id) ?? "";
@@ -27,21 +27,21 @@ $("new").addEventListener("click", () => {
 $("text").addEventListener("keydown", (event) => {
   if (event.key === "Enter" && !event.shiftKey && !event.isComposing) {
     event.preventDefault();
-    if (!running) send(); // else the next message waits where it is
+    if (!running) send(); // else the next message stays in the box
   }
 });
 $("ask").addEventListener("submit", (event) => event.preventDefault());
 $("send").addEventListener("click", (event) => {
   if (!running) send();
-  else if (event.detail < 2) running.abort(); // the second click of two on "Send" is no "Stop"
+  else if (event.detail < 2) running.abort(); // a double click on "Send" does not stop
 });
 addEventListener("pagehide", () => talk.save());
 talk.load();
-if (talk.isCut) $("status").textContent = "the beginning of this conversation was too long to keep";
+if (talk.isCut) $("status").textContent = "the first messages of this conversation were too long to keep";
 show();
 connect();
 
-/** Learn about the model; again and again while it loads. */
+/** Fetch the model's facts; retry while it loads. */
 async function connect() {
   const key = $("key").value;
   const headers = key ? { Authorization: `Bearer ${key}` } : {};
@@ -66,17 +66,17 @@ async function connect() {
   setTimeout(connect, 1000);
 }
 
-/** Say what is in the box. */
+/** Send the text in the box. */
 function send() {
   const text = $("text").value.trim();
   if (!text) return;
   $("text").value = "";
   $("text").focus();
-  answer(talk.ask(text));
+  respond(talk.ask(text));
 }
 
-/** Fill a turn with the answer to what is before it. */
-async function answer(reply) {
+/** Generate a turn's response. */
+async function respond(reply) {
   const mine = (running = new AbortController());
   const body = request();
   $("status").textContent = "";
@@ -89,7 +89,7 @@ async function answer(reply) {
   } catch (error) {
     problem = error.name === "AbortError" ? STOPPED : error.message;
   }
-  if (running !== mine) return; // another conversation has begun
+  if (running !== mine) return; // another conversation was started
   running = null;
   if (problem !== null) $("status").textContent = problem === STOPPED ? problem : "";
   talk.end(problem);
@@ -101,7 +101,7 @@ async function read(body, signal, reply, shown) {
   let first = 0, tokens = 0;
   for await (const event of events("/v1/chat/completions", body, { key: $("key").value, signal })) {
     const progress = event.prompt_progress;
-    if (progress) $("status").textContent = `reading: ${progress.processed} of ${progress.total} tokens`;
+    if (progress) $("status").textContent = `prefill: ${progress.processed} of ${progress.total} tokens`;
     for (const token of event.experts ?? []) {
       map.add(token);
       tokens += 1;
@@ -139,17 +139,17 @@ function rate(count, milliseconds) {
 function figures(timings, firstMs) {
   $("status").textContent = `${timings.predicted_per_second.toFixed(1)} tokens/s`;
   const rows = {
-    prompt: `${timings.prompt_n} tokens read, ${timings.cache_n} known, ${timings.prompt_per_second.toFixed(0)} tokens/s`,
-    answer: `${timings.predicted_n} tokens, ${timings.predicted_per_second.toFixed(1)} tokens/s`,
+    prompt: `${timings.prompt_n} tokens, ${timings.cache_n} cached, ${timings.prompt_per_second.toFixed(0)} tokens/s`,
+    response: `${timings.predicted_n} tokens, ${timings.predicted_per_second.toFixed(1)} tokens/s`,
     "first token": `${(firstMs / 1000).toFixed(2)} s`,
-    experts: `${map.used} of ${map.layers * map.experts} fired`,
+    experts: `${map.used} of ${map.layers * map.experts} chosen`,
   };
   $("figures").replaceChildren(
     ...Object.entries(rows).flatMap(([name, value]) => [element("dt", name), element("dd", value)]),
   );
 }
 
-/** Draw the whole conversation, and keep it. */
+/** Render the whole conversation, and save it. */
 function show() {
   const items = talk.turns.flatMap((turn, i) => {
     const item = element("li", "", turn.role);
@@ -167,13 +167,13 @@ function show() {
 function tools(item, turn, i) {
   const row = element("div", "", "tools");
   if (turn.role === "user") row.append(button("Edit", () => edit(item, turn.content, i)));
-  else if (i === talk.turns.length - 1) row.append(button("Regenerate", () => answer(talk.again(i))));
+  else if (i === talk.turns.length - 1) row.append(button("Regenerate", () => respond(talk.again(i))));
   return row;
 }
 
-/** A message that is no part of the conversation, and why. */
+/** Render a failed message and its error; it is not part of the conversation. */
 function failure({ text, at, problem: words }) {
-  const again = () => answer(text === null ? talk.again(at) : talk.ask(text, at));
+  const again = () => respond(text === null ? talk.again(at) : talk.ask(text, at));
   const said = problem(words);
   const row = element("div", "", "tools");
   row.append(button("Try again", again));
@@ -192,7 +192,7 @@ function problem(words) {
   return item;
 }
 
-/** Put a message's text in its place; cheap enough for every token. */
+/** Update a message's text. Cheap enough for every token. */
 function fill(item, message) {
   for (const [name, text] of [["reasoning", message.reasoning_content], ["content", message.content]]) {
     let place = item.querySelector(`.${name}`);
@@ -211,7 +211,7 @@ function edit(item, text, at) {
   box.value = text;
   box.rows = 3;
   const submit = button("Send", () => {
-    if (box.value.trim()) answer(talk.ask(box.value.trim(), at));
+    if (box.value.trim()) respond(talk.ask(box.value.trim(), at));
   });
   item.replaceChildren(box, submit, button("Cancel", show));
   box.focus();

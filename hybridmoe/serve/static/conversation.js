@@ -1,21 +1,21 @@
-// What was said, in this tab alone: turns, an attempt under way, a message that failed.
+// Conversation state of this tab: turns, an attempt under way, a failed message.
 
-const PLACE = "hybridmoe.conversation";
-const MOST = 1_000_000; // characters that are kept over a reload
+const KEY = "hybridmoe.conversation";
+const MAX_CHARS = 1_000_000; // kept over a reload
 
-/** Turns are {role, content, reasoning_content?, note?}; a note says why a turn ended early. */
+/** Turns are {role, content, reasoning_content?, note?}; a note is the reason of an early end. */
 export class Conversation {
   turns = [];
-  failed = null; // {text, at, problem}: no part of the conversation; text null: only its answer
+  failed = null; // {text, at, problem}: not part of the conversation; text null: only its response
   isCut = false; // the first turns were too long to keep
-  attempt = null; // {text, at, replaced}: what an answer under way stands for
+  attempt = null; // {text, at, replaced}: the response under way
 
-  /** Say something, in place of all from turn `at` on; the turn that is to hold the answer. */
+  /** Add a message in place of all turns from `at` on. Returns the turn for the response. */
   ask(text, at = this.turns.length) {
     return this.begin(text, at, [{ role: "user", content: text }]);
   }
 
-  /** Another answer in place of turn `at`. */
+  /** Start another response in place of turn `at`. */
   again(at) {
     return this.begin(null, at, []);
   }
@@ -28,7 +28,7 @@ export class Conversation {
     return reply;
   }
 
-  /** The answer under way has ended: well, or by a problem, before or after its first word. */
+  /** End the response under way, with a problem or without. */
   end(problem = null) {
     const { text, at, replaced } = this.attempt;
     const reply = this.turns.at(-1);
@@ -42,7 +42,7 @@ export class Conversation {
     this.failed = { text, at, problem };
   }
 
-  /** The turns as the endpoint takes them, without the one that is to come. */
+  /** The turns as the endpoint takes them, without the response to come. */
   get sent() {
     return this.turns.slice(0, -1).map(({ note, ...turn }) => turn);
   }
@@ -53,11 +53,11 @@ export class Conversation {
     this.isCut = false;
   }
 
-  /** Keep it over a reload; of a long one its last turns. */
+  /** Save for a reload; of a long conversation, its last turns. */
   save() {
     let { turns, failed, isCut, attempt } = this;
     let state = JSON.stringify({ turns, failed, isCut, attempt });
-    while (state.length > MOST && turns.length > 2) {
+    while (state.length > MAX_CHARS && turns.length > 2) {
       const dropped = 2 * Math.ceil(turns.length / 8);
       turns = turns.slice(dropped);
       failed = moved(failed, dropped);
@@ -66,21 +66,21 @@ export class Conversation {
       state = JSON.stringify({ turns, failed, isCut, attempt });
     }
     try {
-      sessionStorage.setItem(PLACE, state.length > MOST ? "" : state);
+      sessionStorage.setItem(KEY, state.length > MAX_CHARS ? "" : state);
     } catch {
-      sessionStorage.removeItem(PLACE); // no room: better none than an old one
+      sessionStorage.removeItem(KEY); // storage is full: none is better than an old one
     }
   }
 
-  /** What was saved; an answer that was under way then has ended. */
+  /** Load what was saved. A response that was under way has ended. */
   load() {
     try {
-      const { turns, failed, isCut, attempt } = JSON.parse(sessionStorage.getItem(PLACE));
+      const { turns, failed, isCut, attempt } = JSON.parse(sessionStorage.getItem(KEY));
       if (!turns.every(isTurn)) throw new TypeError("not this page's");
       Object.assign(this, { turns, failed, isCut, attempt });
       if (attempt) this.end("the page was left");
     } catch {
-      this.clear(); // nothing there, or nothing of this form
+      this.clear(); // nothing saved, or another form
     }
   }
 }
@@ -89,7 +89,7 @@ function isTurn({ role, content }) {
   return ["user", "assistant"].includes(role) && typeof content === "string";
 }
 
-/** The same, once so many turns before it are gone; null where its own place is. */
+/** Shift a state by the dropped turns; null if its own turn was dropped. */
 function moved(state, dropped) {
   return state && state.at >= dropped ? { ...state, at: state.at - dropped } : null;
 }

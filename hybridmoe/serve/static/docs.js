@@ -1,4 +1,4 @@
-// The API's page, drawn from /openapi.json.
+// API reference, rendered from /openapi.json.
 
 const document_ = await (await fetch("/openapi.json")).json();
 document.getElementById("about").textContent = `${document_.info.description} Version ${document_.info.version}.`;
@@ -9,18 +9,18 @@ document.getElementById("routes").replaceChildren(...routes);
 
 function route(path, verb, operation) {
   const body = operation.requestBody?.content?.["application/json"]?.schema;
-  const answer = operation.responses?.["200"]?.content?.["application/json"]?.schema;
+  const response = operation.responses?.["200"]?.content?.["application/json"]?.schema;
   const box = element("details", { className: "route" });
   const title = element("summary", {}, element("span", { className: "verb", textContent: verb.toUpperCase() }),
     element("code", { textContent: path }));
   box.append(title, element("p", { textContent: operation.description ?? operation.summary ?? "" }));
   if (body) box.append(element("h2", { textContent: "Request" }), table(resolve(body)));
-  if (answer) box.append(element("h2", { textContent: "Answer" }), table(resolve(answer)));
+  if (response) box.append(element("h2", { textContent: "Response" }), table(resolve(response)));
   const codes = Object.entries(operation.responses ?? {}).filter(([code]) => code !== "200" && code !== "422");
   if (codes.length) {
     box.append(element("h2", { textContent: "Errors" }));
-    for (const [code, response] of codes) {
-      box.append(element("div", { className: "dim", textContent: `${code}: ${response.description}` }));
+    for (const [code, error] of codes) {
+      box.append(element("div", { className: "dim", textContent: `${code}: ${error.description}` }));
     }
   }
   return box;

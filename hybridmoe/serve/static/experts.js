@@ -1,6 +1,6 @@
-// Which experts fired: a grid of layers and experts in which the latest tokens glow.
+// Heat map of chosen experts: a grid of layers and experts in which the latest tokens glow.
 
-const FADE = 0.8; // what a token leaves of the glow before it
+const FADE = 0.8; // factor per token
 
 export class ExpertMap {
   constructor(canvas, caption) {
@@ -11,7 +11,7 @@ export class ExpertMap {
     canvas.addEventListener("mouseleave", () => { caption.textContent = "\u00a0"; });
   }
 
-  /** The model has so many MoE layers, of so many experts; `first` is the first one's number. */
+  /** Set the number of MoE layers and of experts per layer; `first`: the first layer's number. */
   shape(layers, experts, first) {
     Object.assign(this, { layers, experts, first });
     this.cell = experts ? Math.max(2, Math.min(16, Math.floor(704 / experts))) : 1;
@@ -27,7 +27,7 @@ export class ExpertMap {
     this.draw();
   }
 
-  /** One token: for each layer, the experts that it used. */
+  /** Add a token: its chosen experts, per layer. */
   add(token) {
     this.tokens += 1;
     for (let i = 0; i < this.glow.length; i++) this.glow[i] *= FADE;
@@ -45,7 +45,7 @@ export class ExpertMap {
     }
   }
 
-  /** Experts that fired at all, in all layers. */
+  /** Number of experts chosen at least once, in all layers. */
   get used() {
     return this.counts.reduce((sum, count) => sum + (count > 0), 0);
   }
@@ -58,7 +58,7 @@ export class ExpertMap {
     for (let at = 0; at < this.glow.length; at++) {
       if (!this.counts[at]) continue;
       const heat = this.counts[at] / most, glow = this.glow[at];
-      // From slate, by how often, to amber, by how lately.
+      // Slate by frequency, amber by recency.
       const red = 60 + 60 * heat + (255 - 120) * glow;
       const green = 85 + 60 * heat + (180 - 145) * glow;
       const blue = 115 + 60 * heat + (84 - 175) * glow;

@@ -1,17 +1,17 @@
-// Server-sent events of a POST, which EventSource cannot send.
+// Server-sent events of a POST request, which EventSource cannot send.
 
-const LOST = "the connection was lost before the answer's end";
+const LOST = "the connection was lost before the response ended";
 
-/** The JSON of each event of an answer, until "[DONE]". Throws what the server says is wrong, and
- * where the connection ends before.
+/** Yield the JSON of each event, until "[DONE]".
+ * Throws the server's error, or LOST if the connection ends earlier.
  */
 export async function* events(path, body, { key, signal }) {
   const headers = { "Content-Type": "application/json" };
   if (key) headers.Authorization = `Bearer ${key}`;
   const request = { method: "POST", headers, body: JSON.stringify(body), signal };
-  const answer = await orLost(fetch(path, request), "no connection to the server");
-  if (!answer.ok) throw new Error(await reason(answer));
-  const reader = answer.body.pipeThrough(new TextDecoderStream()).getReader();
+  const response = await orLost(fetch(path, request), "no connection to the server");
+  if (!response.ok) throw new Error(await reason(response));
+  const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
   let text = "";
   for (;;) {
     const { done, value } = await orLost(reader.read(), LOST);
@@ -20,7 +20,7 @@ export async function* events(path, body, { key, signal }) {
     const whole = text.split("\n\n");
     text = whole.pop();
     for (const event of whole) {
-      if (!event.startsWith("data: ")) continue; // a comment that keeps the connection
+      if (!event.startsWith("data: ")) continue; // a keep-alive comment
       const data = event.slice(6);
       if (data === "[DONE]") return;
       const parsed = JSON.parse(data);
@@ -30,7 +30,7 @@ export async function* events(path, body, { key, signal }) {
   }
 }
 
-/** What the promise gives; an error that says no more than that the network failed, in words. */
+/** Await a promise; replace a bare network error by `words`. */
 async function orLost(promise, words) {
   try {
     return await promise;
@@ -39,10 +39,10 @@ async function orLost(promise, words) {
   }
 }
 
-async function reason(answer) {
+async function reason(response) {
   try {
-    return (await answer.json()).error.message;
+    return (await response.json()).error.message;
   } catch {
-    return `the server answered ${answer.status}`;
+    return `the server responded with ${response.status}`;
   }
 }
