@@ -1,4 +1,4 @@
-"""Answers in Python: text, thoughts and calls apart, as the endpoint has them."""
+"""Results of the Python API: text, reasoning and calls apart, as in the endpoint."""
 
 from collections.abc import Iterator
 from typing import Any

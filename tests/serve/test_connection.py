@@ -1,4 +1,4 @@
-"""Connections that do nothing are closed; what a client may repeat does not fill the log."""
+"""Idle connections are closed; warnings that a client can repeat do not fill the log."""
 
 import asyncio
 import logging

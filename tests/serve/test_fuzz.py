@@ -1,4 +1,4 @@
-"""Random requests by the endpoint's own OpenAPI document: refused or answered, never a 5xx."""
+"""Random requests by the endpoint's own OpenAPI document: refused or served, never a 5xx."""
 
 import pytest
 from fake_engine import FakeLLM

@@ -1,4 +1,4 @@
-"""Hostile forms over HTTP: refused or answered, while other requests go on."""
+"""Hostile response formats over HTTP: refused or served, while other requests continue."""
 
 import json
 import socket

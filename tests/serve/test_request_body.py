@@ -1,4 +1,4 @@
-"""BodyBudget: their shape is counted while they come, and their size, time and sum have bounds."""
+"""Request bodies: shape counted while they arrive; limits on size, time and total memory."""
 
 import asyncio
 import json
@@ -55,7 +55,7 @@ def test_counting_takes_no_more_steps_for_quotes_that_are_never_closed() -> None
 
 
 class Client:
-    """Sends pieces, and then nothing more until it is told to leave."""
+    """Client that sends pieces, then stays silent."""
 
     def __init__(self, *pieces: bytes, is_whole: bool = True) -> None:
         self._messages = [

@@ -1,4 +1,4 @@
-"""Stored responses: found again, and never more of them than the bounds allow."""
+"""Response store: responses are found again, within the bounds on count and bytes."""
 
 import uuid
 from typing import Any

@@ -1,4 +1,4 @@
-"""Requests as data: a body of any length makes a few errors at most, not one for each entry."""
+"""Request schemas: a body of any length makes a few errors at most, not one per entry."""
 
 from collections.abc import Iterator
 from types import UnionType

@@ -1,4 +1,4 @@
-"""A server of its own, some seconds under mixed load: nothing fails, and nothing is left behind."""
+"""A server process under seconds of mixed load: nothing fails, nothing leaks."""
 
 import asyncio
 

@@ -1,4 +1,4 @@
-"""The endpoint on a model larger than its RAM: a failing disk is one request's trouble."""
+"""The endpoint on a model larger than its RAM: a failing disk fails one request only."""
 
 import os
 import re

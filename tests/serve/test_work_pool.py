@@ -1,4 +1,4 @@
-"""Work before the engine's queue: bounded, cancelled when unwanted, ended when the server ends."""
+"""Work before the engine's queue: bounded, cancelled on disconnect, ended at shutdown."""
 
 import asyncio
 import threading
@@ -12,7 +12,7 @@ from hybridmoe.serve.work_pool import CancelledWorkError, CancelToken, WorkPool
 
 
 class Blocking:
-    """Work that goes on until it is let go, or told to end."""
+    """Work that runs until it is released or cancelled."""
 
     def __init__(self) -> None:
         self.began = threading.Event()

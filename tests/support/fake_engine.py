@@ -1,8 +1,8 @@
-"""An engine that answers by rule, and an LLM around it: the endpoint's tests need no model.
+"""Fake engine that responds by rule, and an LLM around it: the endpoint's tests need no model.
 
-What the user says decides the answer: "say TEXT" (marks of calls and thoughts included), "count N"
-(that many tokens), "slow N" (so many, one each 10 ms; without N no end), "wait" (a prompt that
-takes 0.5 s), "read N" (one in N steps of 10 ms), "break" (fails after a token).
+The user's message decides the response: "say TEXT" (marks of calls and reasoning included),
+"count N" (N tokens), "slow N" (N tokens, one each 10 ms; without N endless), "wait" (a prompt that
+takes 0.5 s), "read N" (a prompt in N steps of 10 ms), "break" (fails after a token).
 """
 
 import itertools

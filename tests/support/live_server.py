@@ -1,4 +1,4 @@
-"""The endpoint on a real port of this machine, in a thread: what real clients talk to."""
+"""The endpoint on a local port, in a thread, for real clients."""
 
 import socket
 import threading

@@ -1,4 +1,4 @@
-"""What the endpoint's tests ask, for the engine of fake_engine.py, which answers by rule."""
+"""Requests of the endpoint's tests, for the engine of fake_engine.py."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""An answer's tokens become text, reasoning and tool calls, however the model strays."""
+"""A response's tokens become text, reasoning and tool calls, also with malformed calls."""
 
 from pathlib import Path
 from typing import Any
@@ -24,8 +24,8 @@ CALL = '<|tool_call_begin|>functions.time:0<|tool_call_argument_begin|> {"a": 1}
 BEGIN, END = "<|tool_calls_section_begin|>", "<|tool_calls_section_end|>"
 
 
-def sorted_out(text: str, **options: Any) -> tuple[str, str, list[tuple[str, str]], ResponseParser]:
-    """Text, reasoning and calls of an answer written with its marks."""
+def parsed(text: str, **options: Any) -> tuple[str, str, list[tuple[str, str]], ResponseParser]:
+    """Text, reasoning and calls of a response written with its marks."""
     parts = ResponseParser(TOKENIZER, **{"may_call": True, "may_think": True} | options)
     shown = {TextPart: "", ReasoningPart: ""}
     calls: list[tuple[str, str]] = []
@@ -91,7 +91,7 @@ ONE = [("time", '{"a": 1}')]
 def test_strays_that_models_are_known_for(
     text: str, visible: str, reasoning: str, calls: list[tuple[str, str]]
 ) -> None:
-    assert sorted_out(text)[:3] == (visible, reasoning, calls)
+    assert parsed(text)[:3] == (visible, reasoning, calls)
 
 
 MARKS = [BEGIN, END, "<|tool_call_begin|>", "<|tool_call_argument_begin|>", "<|tool_call_end|>"]
@@ -100,7 +100,7 @@ MARKS = [BEGIN, END, "<|tool_call_begin|>", "<|tool_call_argument_begin|>", "<|t
 @given(st.lists(st.sampled_from([*MARKS, "functions.f:1", "g", '{"a":1}', "°", "```"])))
 def test_parts_are_in_order_however_marks_are_mixed(pieces: list[str]) -> None:
     ids = TOKENIZER.encode("".join(pieces), parse_special=True)
-    text, _, calls, _ = sorted_out("".join(pieces))
+    text, _, calls, _ = parsed("".join(pieces))
     whole = parse_response(ids, TOKENIZER).tool_calls
     assert [(call.name, call.arguments) for call in whole] == calls
     assert "<|" not in text
@@ -157,7 +157,7 @@ def test_a_call_is_of_a_declared_tool_or_text(
 ) -> None:
     written = f"<|tool_call_begin|>{call_id}<|tool_call_argument_begin|>{arguments}"
     for text in (f"{BEGIN}{written}<|tool_call_end|>{END}", f"Hm.{written}", f"{BEGIN}{written}"):
-        visible, _, calls, _ = sorted_out(text, tools=TOOLS)
+        visible, _, calls, _ = parsed(text, tools=TOOLS)
         if expected is None:
             assert (visible.removeprefix("Hm."), calls) == (call_id + arguments, [])
         else:
@@ -169,7 +169,7 @@ def test_a_call_is_of_a_declared_tool_or_text(
 )
 def test_schemas_that_are_none_do_no_harm(parameters: object) -> None:
     tools = [{"type": "function", "function": {"name": "f", "parameters": parameters}}]
-    calls = sorted_out('<|tool_call_begin|>3<|tool_call_argument_begin|>{"a":1}', tools=tools)[2]
+    calls = parsed('<|tool_call_begin|>3<|tool_call_argument_begin|>{"a":1}', tools=tools)[2]
     assert len(calls) == (isinstance(parameters, dict) and "required" in parameters)
 
 
@@ -194,26 +194,26 @@ def test_calls_of_deepseek_are_calls() -> None:
 
 
 def test_a_stop_string_ends_the_answer_and_is_named() -> None:
-    text, _, calls, parts = sorted_out(f"one two three{CALL}", stop=["wo", "three"])
+    text, _, calls, parts = parsed(f"one two three{CALL}", stop=["wo", "three"])
     assert (text, calls) == ("one t", [])
     assert parts.has_stopped
     assert parts.stop_string == "wo"
 
 
 def test_stop_strings_do_not_look_into_thoughts_and_arguments() -> None:
-    text, reasoning, calls, parts = sorted_out(f"<think>a b</think>b{CALL}", stop=["a"])
+    text, reasoning, calls, parts = parsed(f"<think>a b</think>b{CALL}", stop=["a"])
     assert (text, reasoning, calls) == ("b", "a b", ONE)
     assert parts.stop_string is None
 
 
 def test_marks_that_are_not_asked_for_are_hidden_or_text() -> None:
-    text = sorted_out(f"<think>x</think>{CALL}", may_call=False, may_think=False)[0]
+    text = parsed(f"<think>x</think>{CALL}", may_call=False, may_think=False)[0]
     assert text.startswith("<think>x</think>")
     assert "<|" not in text
 
 
 def test_a_prompt_may_have_opened_the_thinking() -> None:
-    assert sorted_out("why</think>so", is_thinking=True)[:2] == ("so", "why")
+    assert parsed("why</think>so", is_thinking=True)[:2] == ("so", "why")
 
 
 def test_only_tokens_of_the_text_are_text() -> None:
