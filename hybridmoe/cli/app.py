@@ -107,17 +107,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     SIGTERM and SIGHUP end the command in order. With argv=None the process then dies of them.
     """
     _fill_streams()
-    with terminations() as come:
+    with terminations() as arrived:
         try:
             code = _run(argv)
         except Terminated as end:
-            come = [end.number]
-    if come:
+            arrived = [end.number]
+    if arrived:
         if argv is None:
-            die_of(come[0])
-        return 128 + come[0]
+            die_of(arrived[0])
+        return 128 + arrived[0]
     if argv is None:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # nothing is left to be interrupted
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # nothing is left to interrupt
     return code
 
 

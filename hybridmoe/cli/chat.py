@@ -92,12 +92,12 @@ def _converse(llm: "LLM", session: Session, screen: Screen) -> None:
 
 
 def is_unfinished(text: str) -> bool:
-    """Whether Enter is to continue the message rather than send it."""
+    """Return True if Enter continues the message rather than sending it."""
     return text.endswith("\\") or text.count(_QUOTES) % 2 == 1
 
 
 def joined(text: str) -> str:
-    """The message without the marks that continued it."""
+    """Remove the marks that continued the message."""
     text = text.strip()
     if text.startswith(_QUOTES) and text.endswith(_QUOTES) and len(text) >= 2 * len(_QUOTES):
         return text.removeprefix(_QUOTES).removesuffix(_QUOTES).strip("\n")
@@ -115,7 +115,7 @@ def _reader(commands: list[str]) -> Callable[[], str]:
         key_bindings=_key_bindings(),
         multiline=True,
         prompt_continuation="  ",
-        output=create_output(always_prefer_tty=True),  # also where the answers go to a file
+        output=create_output(always_prefer_tty=True),  # also if standard output is a file
     )
     return lambda: session.prompt("> ")
 
@@ -145,7 +145,7 @@ def _completer(commands: list[str]) -> "Completer":
     from prompt_toolkit.document import Document
 
     class SlashCompleter(Completer):
-        """Names of commands, and of what follows some of them."""
+        """Completes names of commands, parameters and files."""
 
         def get_completions(self, document: Document, event: CompleteEvent) -> Iterable[Completion]:
             name, space, argument = document.text_before_cursor.partition(" ")
@@ -164,7 +164,7 @@ def _completer(commands: list[str]) -> "Completer":
 
 
 def _history() -> "History":
-    """Kept in $XDG_STATE_HOME/hybridmoe/history; in memory where that cannot be written."""
+    """History in $XDG_STATE_HOME/hybridmoe/history; in memory if that cannot be written."""
     from prompt_toolkit.history import FileHistory, InMemoryHistory
 
     try:
@@ -172,6 +172,6 @@ def _history() -> "History":
         path = Path(state) / "hybridmoe" / "history"
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         path.open("a").close()
-    except (OSError, RuntimeError):  # the latter: neither HOME nor an entry in passwd
+    except (OSError, RuntimeError):  # RuntimeError: neither HOME nor an entry in passwd
         return InMemoryHistory()
     return FileHistory(str(path))

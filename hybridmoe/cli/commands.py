@@ -1,6 +1,6 @@
-"""Slash commands of the chat: each a method, its docstring the help.
+"""Slash commands of the chat: each is a method, its docstring the help text.
 
-A command changes the session only when all of its input is good; what is wrong is one line.
+A command changes the session only after all of its input is checked; an error is one line.
 """
 
 from collections.abc import Callable
@@ -12,6 +12,7 @@ from hybridmoe.cli.render import figures
 from hybridmoe.cli.session import Session
 from hybridmoe.cli.talk import Talk
 from hybridmoe.errors import ConfigError
+from hybridmoe.units import format_bytes
 
 __all__ = ["Commands"]
 
@@ -19,10 +20,10 @@ _WHOLE = ("top_k", "seed", "max_tokens")
 
 
 class Commands:
-    """Runs the line if it is a command."""
+    """Slash commands over one conversation."""
 
     def __init__(self, talk: Talk, check_params: Callable[[dict[str, Any]], object]) -> None:
-        """check_params raises ConfigError for parameters that the model would refuse."""
+        """check_params: raises ConfigError for parameters that the model would refuse."""
         self._talk = talk
         self._check_params = check_params
         self._table: dict[str, Callable[[str], None]] = {
@@ -52,27 +53,27 @@ class Commands:
         self._talk.screen.note(text)
 
     def _do_help(self, _: str) -> None:
-        """/help             this list"""
+        """/help             list the commands"""
         for name, command in self._table.items():
             if name != "quit":
                 self._say(str(command.__doc__))
         self._say('A \\ at the end of a line, Alt+Enter or """ continue a message.')
-        self._say("Ctrl-C stops an answer, Ctrl-D ends the program.")
+        self._say("Ctrl-C stops a response, Ctrl-D ends the program.")
 
     def _do_reset(self, _: str) -> None:
-        """/reset            forget the conversation"""
+        """/reset            start a new conversation"""
         self._talk.session.messages.clear()
         self._say("a new conversation")
 
     def _do_system(self, text: str) -> None:
-        """/system [TEXT]    set the system message, or show it; "" removes it"""
+        """/system [TEXT]    set or show the system message; "" removes it"""
         session = self._talk.session
         if text:
             session.system = None if text == '""' else text
         self._say(f"system: {session.system}" if session.system else "no system message")
 
     def _do_params(self, text: str) -> None:
-        """/params [N [V]]   show, set, or (V = default) unset a sampling parameter"""
+        """/params [N [V]]   show or set sampling parameter N; V = default resets it"""
         params = self._talk.session.params
         name, _, value = text.partition(" ")
         name = name.replace("-", "_")
@@ -89,30 +90,30 @@ class Commands:
             self._say(f"{key} = {params.get(key, 'default')}")
 
     def _do_regen(self, _: str) -> None:
-        """/regen            answer the last question again"""
+        """/regen            regenerate the last response"""
         backup = list(self._talk.session.messages)
         question = self._talk.session.drop_last_turn()
         if question is None:
-            raise ConfigError("there is no question yet")
+            raise ConfigError("no message yet")
         before = len(self._talk.session.messages)
         self._talk.ask(question)
         if len(self._talk.session.messages) == before:  # failed or stopped at once
             self._talk.session.messages[:] = backup
 
     def _do_undo(self, _: str) -> None:
-        """/undo             forget the last question and its answer"""
+        """/undo             remove the last message and its response"""
         question = self._talk.session.drop_last_turn()
-        self._say("there is no question yet" if question is None else f"forgot: {question:.60}")
+        self._say("no message yet" if question is None else f"removed: {question:.60}")
 
     def _do_stats(self, _: str) -> None:
-        """/stats            figures of the last answer and of the conversation"""
+        """/stats            show statistics of the last response and of the conversation"""
         totals = self._talk.totals
         if totals.last is None:
-            self._say("no answer yet")
+            self._say("no response yet")
             return
         self._say(f"last:  {figures(totals.last.timing)}")
         self._say(
-            f"total: {totals.turns} answers, {totals.prompt_tokens} prompt tokens"
+            f"total: {totals.turns} responses, {totals.prompt_tokens} prompt tokens"
             f" ({totals.cached_tokens} cached), {totals.generated_tokens} generated,"
             f" {totals.seconds:.1f} s"
         )
@@ -120,17 +121,17 @@ class Commands:
             self._say(str(experts))
 
     def _do_save(self, text: str) -> None:
-        """/save FILE        write the conversation as JSON, and what was read of it as FILE.kv"""
+        """/save FILE        save the conversation to FILE as JSON, and its KV cache to FILE.kv"""
         path = _file(text, "/save")
         self._talk.session.save(path)
         self._say(f"saved {len(self._talk.session.messages)} messages to {path}")
-        latents = _latents(path)
-        if num_tokens := self._talk.save_latents(latents):
-            size = latents.stat().st_size / 2**20
-            self._say(f"and the {num_tokens} tokens read so far to {latents.name}, {size:.1f} MiB")
+        kv_path = _kv_path(path)
+        if num_tokens := self._talk.save_kv_cache(kv_path):
+            size = format_bytes(kv_path.stat().st_size)
+            self._say(f"saved the KV cache of {num_tokens} tokens to {kv_path.name}, {size}")
 
     def _do_load(self, text: str) -> None:
-        """/load FILE        go on with a conversation from /save"""
+        """/load FILE        load a conversation that /save wrote"""
         path = _file(text, "/load")
         loaded = Session.load(path)
         self._check_params(loaded.params)
@@ -139,29 +140,29 @@ class Commands:
         session.params = loaded.params
         self._say(f"loaded {len(loaded.messages)} messages from {path}")
         if loaded.model != session.model:
-            self._say(f"(they are from another model: {loaded.model:.80})")
-        latents = _latents(path)
-        if latents.exists():
+            self._say(f"(from another model: {loaded.model:.80})")
+        kv_path = _kv_path(path)
+        if kv_path.exists():
             try:
-                self._say(f"{self._talk.load_latents(latents)} tokens need not be read again")
+                self._say(f"loaded the KV cache of {self._talk.load_kv_cache(kv_path)} tokens")
             except (ConfigError, OSError) as error:
-                self._say(f"(to be read again: {error})")
+                self._say(f"(KV cache not loaded: {error})")
 
     def _do_exit(self, _: str) -> None:
-        """/exit             leave; /quit and Ctrl-D do the same"""
+        """/exit             end the program; as /quit and Ctrl-D"""
         self.is_done = True
 
 
 def _file(text: str, command: str) -> Path:
     if not text:
-        raise ConfigError(f"{command} needs the name of a file")
+        raise ConfigError(f"{command} needs a file name")
     try:
         return Path(text).expanduser()
-    except RuntimeError:  # ~nobody, or ~ where the system does not know of any home
-        raise ConfigError(f"{text}: there is no such home folder") from None
+    except RuntimeError:  # ~ of an unknown user, or no home folder
+        raise ConfigError(f"{text}: no such home folder") from None
 
 
-def _latents(path: Path) -> Path:
+def _kv_path(path: Path) -> Path:
     return path.with_name(f"{path.name}.kv")
 
 

@@ -8,6 +8,7 @@ import click
 from hybridmoe import _C
 from hybridmoe.experts.disk.read_backends import choose_read_backend
 from hybridmoe.hardware.machine import Limits, Machine, Rate, advice, inspect_machine, measure
+from hybridmoe.units import format_bytes
 
 __all__ = ["doctor_command"]
 
@@ -53,7 +54,7 @@ def doctor_command(quick: bool, as_json: bool) -> None:
 
 
 def _facts(m: Machine) -> list[tuple[str, str]]:
-    memory = "unknown" if m.available_bytes is None else f"{m.available_bytes / 1e9:.1f} GB"
+    memory = "unknown" if m.available_bytes is None else format_bytes(m.available_bytes)
     quota = "" if m.cpu_quota is None else f", quota of {m.cpu_quota:g} CPUs"
     return [
         ("CPU", m.cpu),
@@ -63,9 +64,9 @@ def _facts(m: Machine) -> list[tuple[str, str]]:
         ),
         ("kernel threads", str(m.kernel_threads)),
         ("instruction sets", f"{', '.join(m.isa_supported)}; in use: {m.isa_active}"),
-        ("memory to fill", memory),
+        ("free memory", memory),
         ("transparent huge pages", m.huge_pages),
-        ("GPU", m.gpu or f"none used: {m.no_gpu}"),
+        ("GPU", m.gpu or f"none: {m.no_gpu}"),
     ]
 
 

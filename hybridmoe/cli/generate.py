@@ -58,7 +58,7 @@ def generate_command(
     must_chat = must_chat or system is not None
     if raw and must_chat:
         raise click.UsageError(
-            "--raw is without a template, which --chat and --system need",
+            "--raw uses no chat template, but --chat and --system need it",
             click.get_current_context(),
         )
     if prompt == "-":
@@ -68,7 +68,7 @@ def generate_command(
     with open_model(model, load_options_of(options)) as llm, ProgressBar() as bar:
         is_chat = must_chat or (not raw and llm.can_chat)
         if not is_chat and not raw:
-            _say("the file has no chat template: the prompt is continued as a text")
+            _say("no chat template: the prompt is continued as plain text")
         is_limited = "max_tokens" in params
         params.setdefault("max_tokens", _MAX_RESPONSE if is_chat else _MAX_TEXT)
         stream = _start(llm, prompt, system, is_chat=is_chat, progress=bar, **params)
@@ -79,7 +79,7 @@ def generate_command(
                 screen.write(text, is_reasoning=is_reasoning)
         screen.end_line()
         if stream.result.finish_reason == "length" and not is_limited:
-            _say("cut off (--max-tokens allows more, up to the end of the context)")
+            _say("cut off (raise --max-tokens, up to the end of the context)")
         if as_json:
             answer = _as_json(llm.config.name, stream.result)
             experts = llm.expert_stats()

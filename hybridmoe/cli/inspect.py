@@ -14,7 +14,7 @@ import click
 from gguf import LlamaFileType
 
 from hybridmoe.cli.tables import Section, print_sections
-from hybridmoe.config import GATE_SIGMOID, ModelConfig
+from hybridmoe.config import GATE_SIGMOID, KV_TYPES, ModelConfig
 from hybridmoe.errors import GGUFError
 from hybridmoe.gguf import GGUFFile, MetadataValue
 from hybridmoe.gguf.accounting import Account, take_account
@@ -82,6 +82,7 @@ def _as_json(
         "config": asdict(config) if config else None,
         "total": asdict(account.total),
         "bits_per_weight": account.bits_per_weight,
+        "kv_type": KV_TYPES[0],
         "kv_bytes_per_token": account.kv_bytes_per_token(),
         "parts": {part: asdict(sizes) for part, sizes in account.parts.items()},
         "types": {kind.name: asdict(sizes) for kind, sizes in account.types.items()},
@@ -122,7 +123,7 @@ def _sections(
     ]
     kv_bytes = account.kv_bytes_per_token()
     if kv_bytes is not None:
-        facts.append(("KV per token", f"{format_bytes(kv_bytes)} (f16 latents, all layers)"))
+        facts.append(("KV cache per token", f"{format_bytes(kv_bytes)} ({KV_TYPES[0]})"))
     facts += _tokenizer_facts(file.metadata)
     by_part = [
         (

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import hybridmoe
 from hybridmoe.cli.render import ProgressBar
-from hybridmoe.cli.signals import patient
+from hybridmoe.cli.signals import uninterrupted
 from hybridmoe.placement.options import LoadOptions
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ def open_model(path: Path | None, options: LoadOptions) -> "Iterator[LLM]":
             print(f"hybridmoe: {line}", file=sys.stderr, flush=True)
         yield llm
     finally:
-        with patient():
+        with uninterrupted():
             llm.close()
 
 

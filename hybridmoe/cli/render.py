@@ -1,4 +1,4 @@
-"""What a terminal gets to see: safe text, the line of figures, bars while one waits."""
+"""Terminal output: safe text, the statistics line, progress bars."""
 
 import os
 import sys
@@ -11,18 +11,18 @@ if TYPE_CHECKING:
 
 __all__ = ["ProgressBar", "Screen", "figures", "printable"]
 
-_BAR_AFTER_S = 0.3  # what is over sooner needs no bar
-# C0, DEL and C1 controls but newline and tab: without ESC and CSI no escape sequence is one.
+_BAR_AFTER_S = 0.3  # shorter work needs no bar
+# C0, DEL and C1 controls but newline and tab: escape sequences begin with one of them.
 _CONTROLS = dict.fromkeys({*range(0x20), *range(0x7F, 0xA0)} - {0x0A, 0x09})
 
 
 def printable(text: str) -> str:
-    """The text without the control characters by which a model could steer the terminal."""
+    """Remove control characters, by which a model could steer the terminal."""
     return text.translate(_CONTROLS)
 
 
 def figures(timing: "Timing") -> str:
-    """The line below an answer."""
+    """Format the statistics line below a response."""
     cached = f" ({timing.cached_tokens} cached)" if timing.cached_tokens else ""
     return (
         f"prompt {timing.prompt_tokens} tok{cached} {timing.prompt_tokens_per_s:.0f} t/s"
@@ -32,7 +32,7 @@ def figures(timing: "Timing") -> str:
 
 
 class Screen:
-    """Standard output, with control characters removed where it is a terminal."""
+    """Standard output; for a terminal, without control characters."""
 
     def __init__(self, out: TextIO | None = None, *, use_color: bool = True) -> None:
         self._out = sys.stdout if out is None else out
@@ -42,7 +42,7 @@ class Screen:
         self._is_thinking = False
 
     def write(self, text: str, *, is_reasoning: bool = False) -> None:
-        """Show a piece of an answer, at once; of thoughts, dim, where there is a terminal."""
+        """Show a piece of a response at once; reasoning dim, and on a terminal only."""
         if self.is_terminal:
             text = printable(text)
         elif is_reasoning:
@@ -56,7 +56,7 @@ class Screen:
             self._is_line_open = not text.endswith("\n")
 
     def _turn(self, is_thinking: bool) -> None:
-        """Thoughts have begun or ended: the answer begins a line; without colours so do they."""
+        """Begin a line where reasoning ends; without colors, mark where it begins."""
         if not is_thinking:
             self.end_line()
         elif not self._use_color:
@@ -70,7 +70,7 @@ class Screen:
             self.write("\n")
 
     def note(self, text: str) -> None:
-        """A line about the conversation, dim, not part of it."""
+        """Print a line about the conversation, dim."""
         self.end_line()
         text = printable(text)
         self._out.write(f"\x1b[2m{text}\x1b[0m\n" if self._use_color else f"{text}\n")
@@ -78,7 +78,7 @@ class Screen:
 
 
 class ProgressBar:
-    """The `progress` callback of `load` and `chat`: a bar on standard error if it is a terminal.
+    """Progress bar on a terminal's standard error: the callback of `load` and `chat`.
 
     Shown once the work has lasted 0.3 s, removed when it is done.
     """

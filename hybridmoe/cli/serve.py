@@ -1,4 +1,4 @@
-"""`hybridmoe serve`: the endpoint in this process, listening while the model still loads."""
+"""`hybridmoe serve`: the HTTP endpoint, which listens while the model still loads."""
 
 import signal
 import socket
@@ -19,7 +19,7 @@ from hybridmoe.cli.options import (
     model_argument,
 )
 from hybridmoe.cli.render import ProgressBar
-from hybridmoe.cli.signals import ENDING, Insistence, Terminated, handled
+from hybridmoe.cli.signals import ENDING, SignalCounter, Terminated, handled
 from hybridmoe.errors import ConfigError
 from hybridmoe.placement.options import LoadOptions
 
@@ -79,7 +79,6 @@ def serve_command(model: Path | None, host: str, port: int, **options: Any) -> N
 
     Compatible with OpenAI's and Anthropic's clients; / is a chat page, /docs the API reference.
     """
-    # Not at the top: `hybridmoe --help` must not pay for it.
     from hybridmoe.serve import ServeConfig, Server, Service
 
     loading = load_options_of(options)
@@ -97,7 +96,7 @@ def serve_command(model: Path | None, host: str, port: int, **options: Any) -> N
     )
     listener = listen(host, port)
     if not is_local and not keys:
-        _say(f"warning: {host} can be reached by others, and no --api-key is set")
+        _say(f"warning: {host} is reachable from other machines, and no --api-key is set")
     service = Service(config)
     server = Server(service)
     loader = _Loader(service, server, model, loading)
@@ -115,8 +114,8 @@ def serve_command(model: Path | None, host: str, port: int, **options: Any) -> N
     ender.raise_again()
 
 
-class _Ender(Insistence):
-    """The first signal ends the server in order, a second Ctrl-C without waiting for clients."""
+class _Ender(SignalCounter):
+    """Ends the server in order at the first signal, at once at a second Ctrl-C."""
 
     def __init__(self, server: Any) -> None:
         super().__init__()
@@ -127,18 +126,18 @@ class _Ender(Insistence):
         self._server.stop(force=self.num_interrupts > 1)
 
     def raise_again(self) -> None:
-        """End the command as the first signal would have, once all is closed."""
-        if self.come:
-            first = self.come[0]
+        """End the command as the first signal does by default; call after all is closed."""
+        if self.arrived:
+            first = self.arrived[0]
             raise KeyboardInterrupt if first == signal.SIGINT else Terminated(first)
 
 
 class _Ended(Exception):
-    """The model is not wanted any more."""
+    """Loading was cancelled."""
 
 
 class _Loader(threading.Thread):
-    """Opens the model beside the server, which ends when that fails."""
+    """Thread that opens the model beside the server; if that fails, the server ends."""
 
     def __init__(self, service: Any, server: Any, model: Path | None, options: LoadOptions) -> None:
         super().__init__(name="load", daemon=True)
@@ -175,7 +174,7 @@ class _Loader(threading.Thread):
             self._server.stop()
 
     def close(self) -> None:
-        """Release the model, or end its loading: at the interpreter's end no thread may run."""
+        """Close the model, or cancel its loading: no thread may outlive the interpreter."""
         self._is_ending = True
         self.join()
         if self._llm is not None:
@@ -183,17 +182,17 @@ class _Loader(threading.Thread):
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """A socket that takes connections at the address; port 0 is a free one. Raises ConfigError."""
+    """Open a socket that listens on the address; port 0 = any free one. Raises ConfigError."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    # With the protocol named, asyncio sends each token at once; else some wait 40 ms (Nagle).
+    # With the protocol named, asyncio sends each token at once; else Nagle delays some by 40 ms.
     listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind((host, port))
-        listener.listen()  # not left to the server: who reads that we listen may connect at once
+        listener.listen()  # before "listening at" is printed: clients may connect then
     except OSError as error:
         listener.close()
-        raise ConfigError(f"cannot listen at {host}:{port}: {error.strerror or error}") from None
+        raise ConfigError(f"cannot listen on {host}:{port}: {error.strerror or error}") from None
     return listener
 
 
@@ -205,7 +204,7 @@ def _is_loopback(host: str) -> bool:
 
 
 def _own_names() -> tuple[str, ...]:
-    """Of this machine, as other machines of its network ask for it."""
+    """Host names of this machine in its network."""
     name = socket.gethostname()
     label = name.partition(".")[0]
     return (name, label, f"{label}.local")
@@ -225,7 +224,7 @@ def _read_keys(path: Path | None) -> tuple[str, ...]:
     lines = (line.strip() for line in path.read_text(encoding="utf-8").splitlines())
     keys = tuple(line for line in lines if line and not line.startswith("#"))
     if not keys:
-        raise ConfigError(f"{path} holds no API key; expected one a line")
+        raise ConfigError(f"{path} has no API key; expected one a line")
     return keys
 
 

@@ -1,4 +1,4 @@
-"""A conversation and its settings: what `/save` writes and `/load` reads.
+"""Conversation file of `/save` and `/load`: messages and settings.
 
 The file is JSON: {"format": "hybridmoe-conversation", "version": 1, "model", "system", "params",
 "messages"}; messages are OpenAI's. A file is read whole and checked before anything changes.
@@ -23,7 +23,7 @@ _ROLES = ("user", "assistant", "tool", "system")
 
 @dataclass(slots=True)
 class Session:
-    """Messages so far; the system message is kept apart, so that it can be changed."""
+    """Messages so far; the system message apart, so that it can be changed."""
 
     model: str = ""
     system: str | None = None
@@ -31,12 +31,12 @@ class Session:
     messages: list[dict[str, Any]] = field(default_factory=list)
 
     def prompt(self) -> list[dict[str, Any]]:
-        """All messages, as the model is to see them."""
+        """All messages for the model, the system message first."""
         head = [{"role": "system", "content": self.system}] if self.system else []
         return head + self.messages
 
     def drop_last_turn(self) -> str | None:
-        """Remove the last question and all after it; return the question."""
+        """Remove the last user message and all after it; return its text."""
         for at in range(len(self.messages) - 1, -1, -1):
             if self.messages[at]["role"] == "user":
                 question: str = self.messages[at]["content"]
@@ -45,7 +45,7 @@ class Session:
         return None
 
     def save(self, path: Path) -> None:
-        """Write the file, or raise OSError and leave an old one as it was."""
+        """Write the file. On OSError, an older file stays as it was."""
         data = {
             "format": _FORMAT,
             "version": _VERSION,
@@ -68,7 +68,7 @@ class Session:
         except (ValueError, RecursionError) as error:
             raise ConfigError(f"{path.name} is not JSON: {error}") from None
         if not isinstance(data, dict) or data.get("format") != _FORMAT:
-            raise ConfigError(f"{path.name} is no conversation that /save wrote")
+            raise ConfigError(f"{path.name}: expected a conversation that /save wrote")
         if data.get("version") != _VERSION:
             raise ConfigError(
                 f"{path.name}: version {data.get('version')!r:.20}; this program reads {_VERSION}"

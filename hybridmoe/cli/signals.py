@@ -1,7 +1,7 @@
-"""Signals that end a command: SIGTERM and SIGHUP unwind it as Ctrl-C does, so that what it has to
-save is saved; what arrives meanwhile does not interrupt that.
+"""Signals that end a command: SIGTERM and SIGHUP unwind it as Ctrl-C does, and all is saved.
 
-Ctrl-C stays an exception (KeyboardInterrupt) except where a command takes it over.
+Further signals do not interrupt that. Ctrl-C stays a KeyboardInterrupt except where a command
+handles it.
 """
 
 import os
@@ -14,15 +14,23 @@ from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import NoReturn
 
-__all__ = ["ENDING", "Insistence", "Terminated", "die_of", "handled", "patient", "terminations"]
+__all__ = [
+    "ENDING",
+    "SignalCounter",
+    "Terminated",
+    "die_of",
+    "handled",
+    "terminations",
+    "uninterrupted",
+]
 
 _TERMINATIONS = (signal.SIGTERM, signal.SIGHUP)
 ENDING = (signal.SIGINT, *_TERMINATIONS)
-_PATIENCE_S = 3.0  # a key that is held, or tapped three times, is no wish to lose what is saved
+_PATIENCE_S = 3.0  # a key held, or tapped three times, is no wish to lose data
 
 
 class Terminated(SystemExit):
-    """SIGTERM or SIGHUP has come. A SystemExit, since event loops let no other exception pass."""
+    """SIGTERM or SIGHUP arrived. A SystemExit, since event loops let no other exception pass."""
 
     def __init__(self, number: int) -> None:
         super().__init__(128 + number)
@@ -31,9 +39,9 @@ class Terminated(SystemExit):
 
 @contextmanager
 def handled(numbers: tuple[int, ...], on_signal: Callable[[int], None]) -> Iterator[None]:
-    """Signals call `on_signal` in the main thread; elsewhere nothing changes.
+    """Handle signals by `on_signal`, in the main thread; in others nothing changes.
 
-    A SIGHUP that is ignored, as below nohup, stays so.
+    An ignored SIGHUP, as below nohup, stays ignored.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -56,52 +64,50 @@ def handled(numbers: tuple[int, ...], on_signal: Callable[[int], None]) -> Itera
 
 @contextmanager
 def terminations() -> Iterator[list[int]]:
-    """SIGTERM and SIGHUP raise Terminated, the first of them only. Yields those that came."""
-    come: list[int] = []
+    """Raise Terminated at the first SIGTERM or SIGHUP. Yields the list of those that arrive."""
+    arrived: list[int] = []
 
     def on_signal(number: int) -> None:
-        come.append(number)
-        if len(come) == 1:
+        arrived.append(number)
+        if len(arrived) == 1:
             raise Terminated(number)
 
     with handled(_TERMINATIONS, on_signal):
-        yield come
+        yield arrived
 
 
 @contextmanager
-def patient() -> Iterator[None]:
-    """Signals do not interrupt what is saved within; a Ctrl-C repeated for seconds ends the
-    process even so.
-    """
-    with handled(ENDING, Insistence()):
+def uninterrupted() -> Iterator[None]:
+    """Ignore signals while data is saved; a Ctrl-C repeated for seconds still ends the process."""
+    with handled(ENDING, SignalCounter()):
         yield
 
 
-class Insistence:
-    """Counts signals; a third Ctrl-C ends the process where the first is long past."""
+class SignalCounter:
+    """Collects signals; a third Ctrl-C, 3 s after the first signal, ends the process."""
 
     def __init__(self) -> None:
-        self.come: list[int] = []
+        self.arrived: list[int] = []
         self._first_s = 0.0
 
     def __call__(self, number: int) -> None:
-        if not self.come:
+        if not self.arrived:
             self._first_s = time.monotonic()
-        self.come.append(number)
+        self.arrived.append(number)
         is_late = time.monotonic() - self._first_s > _PATIENCE_S
         if number == signal.SIGINT and self.num_interrupts > 2 and is_late:
             os._exit(128 + number)
 
     @property
     def num_interrupts(self) -> int:
-        return self.come.count(signal.SIGINT)
+        return self.arrived.count(signal.SIGINT)
 
 
 def die_of(number: int) -> NoReturn:
-    """End as if the signal had not been handled: supervisors and shells tell the two apart."""
+    """End the process by the signal itself, which supervisors and shells tell from an exit."""
     for stream in (sys.stdout, sys.stderr):
         with suppress(OSError, ValueError):
             stream.flush()
     signal.signal(number, signal.SIG_DFL)
     signal.raise_signal(number)
-    os._exit(128 + number)  # where it is blocked
+    os._exit(128 + number)  # a blocked signal

@@ -1,4 +1,4 @@
-"""Sections of facts and tables: for a terminal by rich, for a pipe as plain aligned text."""
+"""Sections of facts and tables: rich on a terminal, plain aligned text in a pipe."""
 
 import sys
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ __all__ = ["Section", "print_sections"]
 
 @dataclass(frozen=True, slots=True)
 class Section:
-    """A table to print; an empty title and header make it a list of facts."""
+    """Table to print; without title and header, a list of facts."""
 
     title: str
     header: Sequence[str]
@@ -22,7 +22,7 @@ class Section:
 
 
 def print_sections(sections: Sequence[Section]) -> None:
-    """Print them as suits standard output. Text must have been made printable before."""
+    """Print sections for the kind of standard output. Text must be printable already."""
     (_print_rich if sys.stdout.isatty() else _print_plain)(sections)
 
 

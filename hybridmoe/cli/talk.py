@@ -1,7 +1,6 @@
-"""One conversation with one model: questions, streamed answers, interrupts, figures.
+"""Conversation with a model: messages, streamed responses, interrupts, statistics.
 
-Knows neither prompts nor commands (cli/chat.py, cli/commands.py), so that it can be driven by
-either a person or a pipe.
+Knows neither prompts nor commands (cli/chat.py, cli/commands.py).
 """
 
 import signal
@@ -25,7 +24,7 @@ __all__ = ["Talk", "Totals"]
 
 
 class Totals:
-    """Sums over the conversation, for `/stats`."""
+    """Totals of a conversation, for `/stats`."""
 
     def __init__(self) -> None:
         self.turns = self.prompt_tokens = self.cached_tokens = self.generated_tokens = 0
@@ -33,7 +32,7 @@ class Totals:
         self.last: Result | None = None
 
     def add(self, result: "Result", seconds: float) -> None:
-        """Count one answer."""
+        """Add one response."""
         self.turns += 1
         self.prompt_tokens += result.timing.prompt_tokens
         self.cached_tokens += result.timing.cached_tokens
@@ -43,7 +42,7 @@ class Totals:
 
 
 class Talk:
-    """Asks the model and keeps the session true to what was said."""
+    """Sends messages to the model, and keeps the session up to date."""
 
     def __init__(self, model: "LLM", session: Session, screen: Screen) -> None:
         self.session = session
@@ -52,9 +51,9 @@ class Talk:
         self._model = model
 
     def ask(self, question: str) -> None:
-        """Stream the answer to the screen and append both to the session.
+        """Stream the response to the screen, and append both messages to the session.
 
-        Ctrl-C ends the answer, of which what was said is kept. An error, or an interrupt before
+        Ctrl-C ends the response, and its text so far is kept. An error, or an interrupt before
         the first word, leaves the session as it was. Errors are shown, not raised.
         """
         messages = self.session.messages
@@ -79,16 +78,16 @@ class Talk:
             messages.append(answer)
         self._comment(result, is_stopped)
 
-    def save_latents(self, path: Path) -> int:
-        """Write what the model holds of the conversation; how many tokens (0 = no file)."""
+    def save_kv_cache(self, path: Path) -> int:
+        """Write the KV cache of the conversation. Returns its tokens; 0 = no file."""
         return self._model.save_sequence(path)
 
-    def load_latents(self, path: Path) -> int:
-        """Take that back. Errors: ConfigError, OSError."""
+    def load_kv_cache(self, path: Path) -> int:
+        """Restore a KV cache from `save_kv_cache`. Errors: ConfigError, OSError."""
         return self._model.restore_sequence(path)
 
     def expert_stats(self) -> "ExpertStats | None":
-        """What the expert cache has done; None where there is none."""
+        """Counters of the expert cache; None without one."""
         return self._model.expert_stats()
 
     def _answer(self) -> tuple["Result | None", bool]:
@@ -98,7 +97,7 @@ class Talk:
 
             def on_progress(progress: "Progress") -> None:
                 if interrupts.is_set():
-                    raise KeyboardInterrupt  # a safe place: between two pieces of the prompt
+                    raise KeyboardInterrupt  # safe here, between two chunks of the prompt
                 bar(progress)
 
             try:
@@ -138,7 +137,7 @@ class Talk:
 
 @contextmanager
 def _interrupts() -> Iterator[threading.Event]:
-    """Ctrl-C sets the event; a second one interrupts at once."""
+    """Yield an event that Ctrl-C sets; a second Ctrl-C interrupts at once."""
     event = threading.Event()
 
     def on_interrupt(_number: int, _frame: FrameType | None) -> None:

@@ -1,4 +1,4 @@
-"""What a model's tensors weigh, and how many bytes of them one token reads.
+"""Sizes of a model's tensors, and the bytes of them that one token reads.
 
 Pure: takes tensors and metadata, touches no data, and works on incomplete files and on other
 architectures too. What one token reads while it is decoded alone:
@@ -19,6 +19,7 @@ from typing import Protocol
 
 from gguf import GGMLQuantizationType
 
+from hybridmoe.config import KV_TYPES, kv_row_bytes
 from hybridmoe.gguf.header import MetadataValue
 from hybridmoe.gguf.names import PARTS, parse_name, part_of
 
@@ -26,7 +27,7 @@ __all__ = ["Account", "Sizes", "TensorLike", "TypeSizes", "take_account"]
 
 
 class TensorLike(Protocol):
-    """As much of a tensor as the sums need."""
+    """The fields of a tensor that the sums need."""
 
     @property
     def name(self) -> str: ...
@@ -72,16 +73,18 @@ class Account:
     parts: dict[str, Sizes]  # by names.PARTS, in that order; empty parts are left out
     types: dict[GGMLQuantizationType, TypeSizes]  # largest first
     total: Sizes
-    kv_values_per_token: int | None  # latent and rotated key, all layers; None if not MLA
+    kv_layers: int  # layers of the decoder, each with a KV cache
+    latent_dim: int | None  # numbers in one row of the KV cache; None if not MLA
 
     @property
     def bits_per_weight(self) -> float:
         return 8 * self.total.num_bytes / self.total.num_params if self.total.num_params else 0.0
 
-    def kv_bytes_per_token(self, value_bytes: int = 2) -> int | None:
-        """Bytes that one token keeps in the cache, which is f16 unless another type is chosen."""
-        values = self.kv_values_per_token
-        return None if values is None else values * value_bytes
+    def kv_bytes_per_token(self, kv_type: str = KV_TYPES[0]) -> int | None:
+        """KV cache of one token, in all layers; None if not MLA."""
+        if self.latent_dim is None:
+            return None
+        return self.kv_layers * kv_row_bytes(kv_type, self.latent_dim)
 
 
 def take_account(tensors: Iterable[TensorLike], metadata: Mapping[str, MetadataValue]) -> Account:
@@ -122,18 +125,15 @@ def take_account(tensors: Iterable[TensorLike], metadata: Mapping[str, MetadataV
         parts={part: sizes for part, sizes in parts.items() if sizes != Sizes()},
         types=dict(sorted(types.items(), key=lambda item: -item[1].num_bytes)),
         total=sum(parts.values(), Sizes()),
-        kv_values_per_token=_kv_values(metadata, f"{prefix}.", decoder_layers),
+        kv_layers=decoder_layers or 0,
+        latent_dim=_latent_dim(metadata, f"{prefix}.") if decoder_layers is not None else None,
     )
 
 
-def _kv_values(
-    metadata: Mapping[str, MetadataValue], prefix: str, num_layers: int | None
-) -> int | None:
+def _latent_dim(metadata: Mapping[str, MetadataValue], prefix: str) -> int | None:
     latent = _number(metadata, prefix + "attention.kv_lora_rank")
     rope = _number(metadata, prefix + "rope.dimension_count")
-    if latent is None or rope is None or num_layers is None:
-        return None
-    return (latent + rope) * num_layers
+    return None if latent is None or rope is None else latent + rope
 
 
 def _number(metadata: Mapping[str, MetadataValue], key: str) -> int | None:

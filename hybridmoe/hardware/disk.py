@@ -1,6 +1,6 @@
-"""Direct reads (O_DIRECT): the blocks that they need, and a short measurement of their rate.
+"""Direct reads (O_DIRECT): their block size, and a short measurement of their rate.
 
-The measurement reads pieces of an expert matrix's size past the page cache, at random places,
+The measurement reads pieces of an expert matrix's size past the page cache, at random offsets,
 several at a time, as the expert cache does. Writes nothing.
 """
 
@@ -25,7 +25,7 @@ def direct_buffer_bytes(num_bytes: int) -> int:
 
 
 def measure_disk(paths: Sequence[Path], *, seconds: float = 1.0, seed: int = 0) -> float | None:
-    """Bytes/s; None where the files are too short, or cannot be read past the cache."""
+    """Measure bytes/s; None if the files are too short, or cannot be read past the cache."""
     sizes = {path: os.path.getsize(path) // PIECE_BYTES for path in paths}
     pieces = [(path, i * PIECE_BYTES) for path, count in sizes.items() for i in range(count)]
     if not pieces or not hasattr(os, "O_DIRECT"):

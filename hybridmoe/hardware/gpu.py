@@ -1,15 +1,14 @@
-"""The CUDA card of this machine, if it has one that can be used; else why not.
+"""CUDA GPU of this machine: the usable one with most free memory, or the reason for none.
 
-Nothing is initialised before it is asked for, and nothing that torch raises comes through.
+CUDA is initialised by the first call, and no error of torch passes through.
 """
 
 import importlib.util
 import re
 import warnings
-from collections.abc import Callable
 from ctypes import CDLL
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 
@@ -28,7 +27,7 @@ MIN_CAPABILITY = (8, 0)  # tensor cores for bfloat16: Ampere
 
 
 class CudaGpu(NamedTuple):
-    """A card that can be used."""
+    """A GPU that can be used."""
 
     number: int  # as torch counts
     name: str
@@ -39,14 +38,14 @@ class CudaGpu(NamedTuple):
 
 
 class NoGpu(NamedTuple):
-    """The CPU does all, and one line that says why."""
+    """No GPU is used; the reason is one line."""
 
     reason: str
-    is_silent: bool = False  # there is nothing to tell: no card, or nobody wants one
+    is_silent: bool = False  # not worth a note: there is none, or the CPU was asked for
 
 
 def has_driver() -> bool:
-    """Whether there are traces of an NVIDIA card: a device or the driver's library."""
+    """Return True if there is a device or a driver library of NVIDIA."""
     if any(Path("/dev").glob("nvidia[0-9]*")) or Path("/dev/dxg").exists():
         return True
     try:
@@ -61,7 +60,7 @@ def has_triton() -> bool:
 
 
 def driver_version(root: Path = Path("/")) -> str | None:
-    """Of the NVIDIA driver in the kernel; None where there is none, or it does not say."""
+    """Version of the NVIDIA driver in the kernel; None without one, or if it is unknown."""
     try:
         text = (root / "proc/driver/nvidia/version").read_text(errors="replace")
     except OSError:
@@ -70,14 +69,10 @@ def driver_version(root: Path = Path("/")) -> str | None:
     return match[1] if match else None
 
 
-def find_gpu(
-    torch: Any = torch,
-    has_driver: Callable[[], bool] = has_driver,
-    has_triton: Callable[[], bool] = has_triton,
-) -> CudaGpu | NoGpu:
-    """The card with most memory free, of those that can be used. The parameters are for tests."""
+def find_gpu() -> CudaGpu | NoGpu:
+    """Find the usable GPU with most free memory."""
     if not has_driver():
-        return NoGpu("no NVIDIA card was found", is_silent=True)
+        return NoGpu("no NVIDIA GPU was found", is_silent=True)
     if torch.version.cuda is None:
         return NoGpu(
             f"torch {torch.__version__} is built without CUDA: install it from"
@@ -90,36 +85,35 @@ def find_gpu(
                 if said:
                     return NoGpu(_line(said[0].message))
                 torch.cuda.init()  # says why
-                return NoGpu("torch finds no usable card")
-            asked = [_ask(torch, i) for i in range(torch.cuda.device_count())]
+                return NoGpu("torch finds no usable GPU")
+            found = [_inspect(i) for i in range(torch.cuda.device_count())]
         except Exception as error:  # of the driver: too old, out of reach, out of order
             return NoGpu(_line(error))
-    usable = [card for card in asked if isinstance(card, CudaGpu)]
+    usable = [gpu for gpu in found if isinstance(gpu, CudaGpu)]
     if not usable:
-        return next((card for card in asked if isinstance(card, NoGpu)), NoGpu("no card"))
+        return next((gpu for gpu in found if isinstance(gpu, NoGpu)), NoGpu("no GPU"))
     if not has_triton():
         return NoGpu("Triton is missing: pip install hybridmoe[cuda]")
-    return max(usable, key=lambda card: card.free_bytes)
+    return max(usable, key=lambda gpu: gpu.free_bytes)
 
 
-def choose_gpu(wanted: str, find: Callable[[], CudaGpu | NoGpu] = find_gpu) -> CudaGpu | NoGpu:
-    """The card for `auto`, `cpu` or `cuda`.
+def choose_gpu(wanted: str) -> CudaGpu | NoGpu:
+    """Choose the GPU for the device `auto`, `cpu` or `cuda`.
 
-    Errors: ConfigError for another word, and for `cuda` where there is none: a wish that is not
-    granted should not become an answer that takes ten times as long.
+    Errors: ConfigError for `cuda` without a usable GPU: on the CPU all would take ten times as
+    long.
     """
-    if wanted not in DEVICES:
-        raise ConfigError(f"device={wanted!r:.40}: expected {', '.join(DEVICES)}")
+    assert wanted in DEVICES, wanted
     if wanted == "cpu":
         return NoGpu("the CPU was asked for", is_silent=True)
-    found = find()
+    found = find_gpu()
     if wanted == "cuda" and isinstance(found, NoGpu):
         raise ConfigError(f"device=cuda: {found.reason}")
     return found
 
 
-def _ask(torch: Any, number: int) -> CudaGpu | NoGpu:
-    """One of several cards, or why it cannot be used; others may be better."""
+def _inspect(number: int) -> CudaGpu | NoGpu:
+    """Read the properties of one GPU, or the reason why it cannot be used."""
     try:
         name = str(torch.cuda.get_device_name(number))
         capability = tuple(torch.cuda.get_device_capability(number))
@@ -131,24 +125,24 @@ def _ask(torch: Any, number: int) -> CudaGpu | NoGpu:
                 f"torch {torch.__version__} has no code for {name} (compute capability"
                 f" {_dotted(capability)}): install a newer one, from pytorch.org"
             )
-        # Last, since it takes some of the card's memory.
+        # Last, since it takes some of the GPU's memory.
         free, total = torch.cuda.mem_get_info(number)
         count = torch.cuda.get_device_properties(number).multi_processor_count
     except Exception as error:
-        return NoGpu(f"card {number}: {_line(error)}")
+        return NoGpu(f"GPU {number}: {_line(error)}")
     return CudaGpu(number, name, capability, int(total), int(free), int(count))
 
 
 def _is_built_for(capability: tuple[int, ...], built: list[str]) -> bool:
-    """Whether machine code or an intermediate form that the card takes is among sm_86, ..."""
+    """Return True if `built` (sm_86, compute_90, ...) has code that runs at this capability."""
     for name in built:
         match = re.fullmatch(r"(sm|compute)_(\d+)(\d)[af]?", name)
         if match is None:
             continue
-        there = (int(match[2]), int(match[3]))
-        if there <= capability and (match[1] == "compute" or there[0] == capability[0]):
+        target = (int(match[2]), int(match[3]))
+        if target <= capability and (match[1] == "compute" or target[0] == capability[0]):
             return True
-    return not built  # nothing is known
+    return not built  # an unknown build
 
 
 def _dotted(version: tuple[int, ...]) -> str:

@@ -1,10 +1,10 @@
-"""Which instruction sets the kernels were compiled for, can run here, and run with.
+"""Instruction sets of the kernels: compiled, supported on this machine, and active.
 
 The best supported one is chosen at import; `HYBRIDMOE_ISA` forces another, so that every path can
 be tested on one machine. Results are the same bits for avx2 and avx512, whatever else is in a
 batch; scalar has no fused multiply-add and differs within the rounding of float32. amx has avx512's
 kernels for steps of fewer than 16 tokens, and tiles of bfloat16 for longer ones: closer to exact
-arithmetic, but a prompt's bits then depend on how it was cut. Where that matters, force avx512.
+arithmetic, but a prompt's bits then depend on its chunks. Where that matters, force avx512.
 """
 
 from collections.abc import Iterator
@@ -23,12 +23,12 @@ def compiled() -> tuple[str, ...]:
 
 
 def supported() -> tuple[str, ...]:
-    """Those of `compiled()` that this CPU and operating system can run, best first."""
+    """Instruction sets that this CPU and operating system can run, best first."""
     return _C.isa_supported()
 
 
 def active() -> str:
-    """The instruction set in use."""
+    """Instruction set in use."""
     return _C.isa_active()
 
 

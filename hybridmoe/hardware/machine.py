@@ -1,7 +1,7 @@
-"""What this machine can reach at most, and what that means for a large model.
+"""Facts about this machine, its measured limits, and advice for a large model.
 
-The limits are measured with the instructions that the kernels use: a read of memory, and loops of
-multiply-adds in registers. `advice` turns the facts into sentences.
+The limits are measured with the instructions that the kernels use: reads of memory, and loops of
+multiply-adds in registers.
 """
 
 import time
@@ -14,18 +14,19 @@ import numpy as np
 from hybridmoe import _C
 from hybridmoe.hardware import isa, topology
 from hybridmoe.hardware.gpu import CudaGpu, driver_version, find_gpu
+from hybridmoe.units import format_bytes
 
 __all__ = ["Limits", "Machine", "Rate", "advice", "inspect_machine", "measure"]
 
-# Kimi K2 (moonshotai/Kimi-K2-Instruct, config.json): 60 MoE layers, 384 experts of which 8 work on
-# a token, three matrices of 7168 x 2048 each. Q4_K is 144 bytes for 256 weights.
+# Kimi K2 (moonshotai/Kimi-K2-Instruct, config.json): 60 MoE layers, 8 of 384 experts per token,
+# three matrices of 7168 x 2048 each. Q4_K is 144 bytes for 256 weights.
 _EXPERT_BYTES = 3 * 7168 * 2048 * 144 // 256
 _K2_BYTES, _K2_TOKEN_BYTES = 60 * 384 * _EXPERT_BYTES, 60 * 8 * _EXPERT_BYTES
 
 
 @dataclass(frozen=True, slots=True)
 class Rate:
-    """Per second: of one core, and of all threads of the kernels together."""
+    """Amount per second, of one core and of all kernel threads together."""
 
     one: float
     all: float
@@ -33,22 +34,22 @@ class Rate:
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """Measured; the best of several turns, since what else runs can only take away."""
+    """Measured limits: the best of several turns, since other programs can only slow them."""
 
     read: Rate
-    """Bytes from memory, far more of them than a cache holds."""
+    """Bytes from memory, far more than a cache holds."""
     int8: Rate
     """Operations (a multiply-add is two) on int8 as the active kernels do them."""
     float32: Rate
     """Operations of float32 FMA."""
     amx_int8: Rate | None = None
-    """Operations of AMX tiles on int8; None where the active kernels have no tiles."""
+    """Operations of AMX tiles on int8; None without tiles in the active kernels."""
     amx_bf16: Rate | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """Facts read from the system."""
+    """Facts about a machine, read from its system."""
 
     cpu: str
     cores: int
@@ -60,14 +61,14 @@ class Machine:
     isa_active: str
     available_bytes: int | None
     huge_pages: str
-    gpu: str | None  # one that can be used
-    no_gpu: str | None = None  # else why not
+    gpu: str | None  # that is used
+    no_gpu: str | None = None  # reason for none
 
 
 def inspect_machine(root: Path = Path("/")) -> Machine:
-    """Facts about this machine; `root` holds proc/ and sys/."""
+    """Read the facts about this machine; `root` holds proc/ and sys/."""
     here = topology.current()
-    card = find_gpu()
+    gpu = find_gpu()
     return Machine(
         cpu=_cpu_name(root),
         cores=here.num_cores,
@@ -79,18 +80,18 @@ def inspect_machine(root: Path = Path("/")) -> Machine:
         isa_active=isa.active(),
         available_bytes=topology.available_bytes(root),
         huge_pages=_huge_pages(root),
-        gpu=_describe(card, driver_version(root)) if isinstance(card, CudaGpu) else None,
-        no_gpu=None if isinstance(card, CudaGpu) else card.reason,
+        gpu=_describe(gpu, driver_version(root)) if isinstance(gpu, CudaGpu) else None,
+        no_gpu=None if isinstance(gpu, CudaGpu) else gpu.reason,
     )
 
 
 def measure(*, quick: bool = False) -> Limits:
-    """Measure them with the active instruction set and threads, for about 4 s or, `quick`, 1 s."""
+    """Measure with the active instruction set and threads, for about 4 s or, `quick`, 1 s."""
     turns, seconds = (2, 0.02) if quick else (5, 0.1)
     num_bytes = (256 if quick else 1024) << 20
     if (available := topology.available_bytes()) is not None:
         num_bytes = max(1 << 20, min(num_bytes, available // 4))
-    memory = np.ones(num_bytes, np.uint8)  # written, so that every page is there
+    memory = np.ones(num_bytes, np.uint8)  # written, so that every page is resident
     chunks = 16 * topology.num_threads()
 
     def read(parts: int) -> Callable[[], int]:
@@ -120,23 +121,23 @@ def measure(*, quick: bool = False) -> Limits:
 
 
 def advice(machine: Machine, limits: Limits) -> list[str]:
-    """Sentences on what will be slow, and why."""
+    """List what will be slow, and why, as sentences."""
     said = []
     speed = limits.read.all / _K2_TOKEN_BYTES
     said.append(
-        f"A token of Kimi K2 in Q4_K reads {_K2_TOKEN_BYTES / 1e9:.1f} GB of experts: "
+        f"A token of Kimi K2 in Q4_K reads {format_bytes(_K2_TOKEN_BYTES)} of experts: "
         f"memory allows at most {speed:.1f} tokens/s here."
     )
     if machine.available_bytes is not None and machine.available_bytes < _K2_BYTES:
         said.append(
-            f"Its experts are {_K2_BYTES / 1e9:.0f} GB and "
-            f"{machine.available_bytes / 1e9:.0f} GB can be filled: the rest would come from "
-            "disk, at the disk's speed."
+            f"Its experts take {format_bytes(_K2_BYTES)}, and "
+            f"{format_bytes(machine.available_bytes)} are free: the others are read from disk, "
+            "at the disk's speed."
         )
     if machine.isa_active != machine.isa_supported[0]:
         said.append(
-            f"The kernels run as {machine.isa_active} though {machine.isa_supported[0]} works "
-            "here: HYBRIDMOE_ISA chose it."
+            f"The kernels run with {machine.isa_active}, though {machine.isa_supported[0]} works "
+            "here: HYBRIDMOE_ISA forces it."
         )
     if machine.isa_active in {"scalar", "avx2"}:
         said.append(
@@ -150,17 +151,17 @@ def advice(machine: Machine, limits: Limits) -> list[str]:
         )
     if machine.nodes > 1:
         said.append(
-            f"Each of the {machine.nodes} NUMA nodes has its own rows of every matrix; what "
-            "another program brought into memory stays where that ran, and is read across."
+            f"Each of the {machine.nodes} NUMA nodes computes its own rows of every matrix; pages "
+            "that another program brought into memory stay on its node, and are read across."
         )
     if machine.gpu is None:
-        why = machine.no_gpu or "no NVIDIA card was found"
+        why = machine.no_gpu or "no NVIDIA GPU was found"
         said.append(f"Attention and the output head run on the CPU, too: {why}.")
     return said
 
 
 def _best(run: Callable[[], int], turns: int) -> float:
-    """The highest amount per second."""
+    """Return the highest amount per second."""
     rates = []
     for _ in range(turns):
         start = time.perf_counter()
@@ -170,7 +171,7 @@ def _best(run: Callable[[], int], turns: int) -> float:
 
 
 def _rounds(kind: str, seconds: float) -> int:
-    """Rounds of a loop that take about `seconds`."""
+    """Find how many rounds of a loop take about `seconds`."""
     rounds = 1000
     while True:
         start = time.perf_counter()
@@ -189,16 +190,16 @@ def _cpu_name(root: Path) -> str:
 
 
 def _huge_pages(root: Path) -> str:
-    """The chosen one of "always [madvise] never"."""
+    """Read the chosen mode of "always [madvise] never"."""
     text = _text(root / "sys/kernel/mm/transparent_hugepage/enabled")
     return text.partition("[")[2].partition("]")[0] or "unknown"
 
 
-def _describe(card: CudaGpu, driver: str | None) -> str:
-    capability = ".".join(map(str, card.capability))
+def _describe(gpu: CudaGpu, driver: str | None) -> str:
+    capability = ".".join(map(str, gpu.capability))
     return (
-        f"{card.name}, {card.free_bytes / 2**30:.1f} of {card.total_bytes / 2**30:.1f} GiB free,"
-        f" {card.num_multiprocessors} multiprocessors, compute capability {capability},"
+        f"{gpu.name}, {format_bytes(gpu.free_bytes)} of {format_bytes(gpu.total_bytes)} free,"
+        f" {gpu.num_multiprocessors} multiprocessors, compute capability {capability},"
         f" driver {driver or 'of an unknown version'}"
     )
 

@@ -1,8 +1,8 @@
-"""What the operating system lets this process use, and the plan of the kernels' threads.
+"""Cores, CPU quota and memory of this process, and the thread plan of the kernels.
 
-Cores by NUMA node come from sysfs and the affinity mask (taskset, cpusets); the CPU quota and the
-memory left from the control groups, v1 and v2, of this process and everything above it. `root` is
-where /proc and /sys are looked for; what cannot be read there sets no limit.
+Cores by NUMA node come from sysfs and the affinity mask (taskset, cpusets); CPU quota and free
+memory from the control groups, v1 and v2, of this process and all above it. `root` holds /proc and
+/sys; a file that cannot be read there sets no limit.
 
 A machine can be treated as one of several nodes: HYBRIDMOE_NUMA_NODES, or `simulated` in a test.
 """
@@ -31,14 +31,14 @@ __all__ = [
 ]
 
 ThreadPlan = list[list[list[int]]]
-"""The CPUs that each thread may run on, by node; an empty list is any CPU."""
+"""CPUs that each thread may run on, by node; an empty list is any CPU."""
 
 _ROOT = Path("/")
 
 
 @dataclass(frozen=True, slots=True)
 class Node:
-    """A NUMA node: its number in the system (None: simulated) and the cores we may use there."""
+    """NUMA node: its number in the system (None: simulated) and its usable cores."""
 
     id: int | None
     cores: tuple[tuple[int, ...], ...]  # the hardware threads of each physical core
@@ -46,7 +46,7 @@ class Node:
 
 @dataclass(frozen=True, slots=True)
 class Topology:
-    """The nodes with cores for us, and how many CPUs' time our control group gets (None: all)."""
+    """Nodes with usable cores, and the CPU quota of the control group (None: no quota)."""
 
     nodes: tuple[Node, ...]
     cpu_quota: float | None = None
@@ -57,12 +57,12 @@ class Topology:
 
     @property
     def default_threads(self) -> int:
-        """One per physical core, but no more than the quota would keep running."""
+        """One thread per physical core, but no more than the CPU quota."""
         quota = self.num_cores if self.cpu_quota is None else int(self.cpu_quota)
         return min(max(1, min(self.num_cores, quota)), env.MAX_THREADS)
 
     def divided(self, num_nodes: int) -> "Topology":
-        """The same cores on `num_nodes` simulated nodes: in turn, so some may have none."""
+        """Distribute the same cores over `num_nodes` simulated nodes; some may have none."""
         if num_nodes == len(self.nodes):
             return self
         cores = tuple(chain.from_iterable(node.cores for node in self.nodes))
@@ -71,7 +71,7 @@ class Topology:
 
 
 def detect(root: Path = _ROOT, cpus: Sequence[int] | None = None) -> Topology:
-    """The machine's topology, within the CPUs given (None: those of the affinity mask)."""
+    """Read the topology within the given CPUs (None: those of the affinity mask)."""
     if cpus is None:
         cpus = sorted(os.sched_getaffinity(0))
     devices = root / "sys/devices/system"
@@ -88,10 +88,10 @@ def detect(root: Path = _ROOT, cpus: Sequence[int] | None = None) -> Topology:
 
 
 def plan_threads(topology: Topology, num_threads: int, *, pin: bool = True) -> ThreadPlan:
-    """Where `num_threads` threads go: by node, in proportion to its cores.
+    """Distribute `num_threads` threads over the nodes, in proportion to their cores.
 
-    With a thread for every core, each is bound to its own. With more or fewer, other programs
-    (or our own threads) share the cores, and the system places them within their node.
+    With one thread per core, each is pinned to its own. With more or fewer, threads or other
+    programs share cores, and the system places the threads within their node.
     """
     nodes = topology.nodes
     weights = [max(1, len(node.cores)) for node in nodes]
@@ -107,7 +107,7 @@ def plan_threads(topology: Topology, num_threads: int, *, pin: bool = True) -> T
 
 
 def cpu_quota(root: Path = _ROOT) -> float | None:
-    """CPUs' worth of time that the control groups allow, or None."""
+    """CPU quota of the control groups, in CPUs; None without a limit."""
     quotas = []
     for folder in _groups(root, "cpu"):
         quota, _, period = _read(folder / "cpu.max").partition(" ")
@@ -119,7 +119,7 @@ def cpu_quota(root: Path = _ROOT) -> float | None:
 
 
 def available_bytes(root: Path = _ROOT) -> int | None:
-    """Memory that can still be filled without swapping or being killed, page cache included."""
+    """Memory that can be filled without swapping or an OOM kill, page cache included."""
     available = []
     for line in _read(root / "proc/meminfo").splitlines():
         if line.startswith("MemAvailable:"):
@@ -137,12 +137,12 @@ def available_bytes(root: Path = _ROOT) -> int | None:
 
 
 def current() -> Topology:
-    """The topology in use."""
+    """Topology in use."""
     return _current
 
 
 def num_threads() -> int:
-    """Threads that the kernels use, the caller's included."""
+    """Number of kernel threads, the caller's included."""
     return sum(map(len, _C.threads()))
 
 
@@ -168,14 +168,14 @@ def simulated(num_nodes: int) -> Iterator[None]:
 
 
 def _groups(root: Path, controller: str) -> Iterator[Path]:
-    """Folders of this process's control groups that may limit `controller`, ancestors included."""
+    """Yield the folders of control groups that may limit `controller`, ancestors included."""
     mount = root / "sys/fs/cgroup"
     for line in _read(root / "proc/self/cgroup").splitlines():
         _, controllers, path = line.split(":", 2)
         if controllers and controller not in controllers.split(","):
             continue
         base = mount / controller if controllers else mount
-        # In a container the path may be the host's: what does not exist there limits nothing.
+        # In a container the path may be the host's: a folder that does not exist limits nothing.
         group = base / path.lstrip("/")
         yield from (folder for folder in (group, *group.parents) if folder.is_relative_to(base))
 
@@ -187,7 +187,7 @@ def _read(path: Path) -> str:
 
 
 def _numbers(text: str) -> Iterator[int]:
-    """The numbers of a list such as 0-3,8."""
+    """Parse a list such as 0-3,8."""
     for part in filter(None, text.split(",")):
         first, _, last = part.partition("-")
         yield from range(int(first), int(last or first) + 1)

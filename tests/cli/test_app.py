@@ -149,7 +149,7 @@ def test_generate_asks_by_the_template_where_there_is_one(
     assert app.main(["generate", "-p", "params", *options]) == 0
     out, err = capsys.readouterr()
     assert out == str({"max_tokens": limit}) + "\n"
-    assert ("continued as a text" in err) == (not is_asked and "--raw" not in options)
+    assert ("continued as plain text" in err) == (not is_asked and "--raw" not in options)
     asked = [{"role": "user", "content": "params"}]
     system = [{"role": "system", "content": "S"}] if "--system" in options else []
     assert llm.prompts == ([[*system, *asked]] if is_asked else [])
@@ -161,7 +161,7 @@ def test_generate_says_that_its_own_limit_cut_the_answer_off(
 ) -> None:
     monkeypatch.setattr("hybridmoe.cli.generate._MAX_RESPONSE", 1)
     assert app.main(["generate", "-p", "x"]) == 0
-    assert "--max-tokens allows more" in capsys.readouterr().err
+    assert "raise --max-tokens" in capsys.readouterr().err
     assert app.main(["generate", "-p", "x", "--max-tokens", "1"]) == 0
     assert capsys.readouterr().err == ""
 

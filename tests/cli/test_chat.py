@@ -225,13 +225,13 @@ def test_params(chat: Chat) -> None:
 
 
 def test_reset_undo_and_regen(chat: Chat) -> None:
-    assert chat.run("/regen") == "error: there is no question yet\n"
-    assert chat.run("/undo") == "there is no question yet\n"
+    assert chat.run("/regen") == "error: no message yet\n"
+    assert chat.run("/undo") == "no message yet\n"
     chat.ask("one")
     chat.ask("two")
     assert chat.run("/regen").startswith("you said two\n")
     assert chat.said[2:] == [("user", "two"), ("assistant", "you said two")]
-    assert chat.run("/undo") == "forgot: two\n"
+    assert chat.run("/undo") == "removed: two\n"
     assert chat.said == [("user", "one"), ("assistant", "you said one")]
     chat.run("/reset")
     assert chat.said == []
@@ -247,12 +247,12 @@ def test_regen_that_fails_keeps_the_old_answer(chat: Chat) -> None:
 
 
 def test_stats(chat: Chat) -> None:
-    assert chat.run("/stats") == "no answer yet\n"
+    assert chat.run("/stats") == "no response yet\n"
     chat.ask("one")
     chat.ask("two")
     shown = chat.run("/stats")
     assert FIGURES in shown
-    assert "2 answers, 246 prompt tokens (200 cached), 22 generated" in shown
+    assert "2 responses, 246 prompt tokens (200 cached), 22 generated" in shown
 
 
 @pytest.mark.parametrize("line", ["/exit", "/quit", "/EXIT"])
@@ -269,7 +269,7 @@ def test_a_saved_conversation_is_loaded_as_it_was(chat: Chat, tmp_path: Path) ->
     chat.run("/system Be ü.")
     chat.run("/params seed 7")
     chat.ask("hi \ud800 你好")
-    saved = f"saved 2 messages to {path}\nand the 10 tokens read so far to a b.json.kv, 0.0 MiB\n"
+    saved = f"saved 2 messages to {path}\nsaved the KV cache of 10 tokens to a b.json.kv, 2 bytes\n"
     assert chat.run(f"/save {path}") == saved
     assert sorted(file.name for file in tmp_path.iterdir()) == ["a b.json", "a b.json.kv"]
     other = Chat()
@@ -277,26 +277,26 @@ def test_a_saved_conversation_is_loaded_as_it_was(chat: Chat, tmp_path: Path) ->
     other.session.model = "another"
     shown = other.run(f"/load {path}")
     assert shown == (
-        f"loaded 2 messages from {path}\n(they are from another model: fake)\n"
-        "10 tokens need not be read again\n"
+        f"loaded 2 messages from {path}\n(from another model: fake)\n"
+        "loaded the KV cache of 10 tokens\n"
     )
     assert other.said == [("user", "hi ? 你好"), ("assistant", "you said hi ? 你好")]
     assert (other.session.system, other.session.params) == ("Be ü.", {"seed": 7})
     assert json.loads(path.read_text())["version"] == 1
 
 
-@pytest.mark.parametrize("latents", [None, "rubbish"])
-def test_a_conversation_is_loaded_without_its_latents(
-    chat: Chat, tmp_path: Path, latents: str | None
+@pytest.mark.parametrize("kv_cache", [None, "rubbish"])
+def test_a_conversation_is_loaded_without_its_kv_cache(
+    chat: Chat, tmp_path: Path, kv_cache: str | None
 ) -> None:
     path, beside = tmp_path / "x.json", tmp_path / "x.json.kv"
     chat.ask("hi")
     chat.run(f"/save {path}")
     beside.unlink()
     note = ""
-    if latents is not None:
-        beside.write_text(latents)
-        note = "(to be read again: x.json.kv: damaged)\n"
+    if kv_cache is not None:
+        beside.write_text(kv_cache)
+        note = "(KV cache not loaded: x.json.kv: damaged)\n"
     assert Chat().run(f"/load {path}") == f"loaded 2 messages from {path}\n{note}"
 
 
@@ -349,7 +349,7 @@ def test_files_that_cannot_be_opened_are_one_line(chat: Chat, tmp_path: Path) ->
     assert chat.run("/save") == "error: /save needs the name of a file\n"
     for command in ("/save", "/load"):
         said = chat.run(f"{command} ~no-such-user/x")
-        assert said == "error: ~no-such-user/x: there is no such home folder\n"
+        assert said == "error: ~no-such-user/x: no such home folder\n"
     assert list(tmp_path.iterdir()) == []
 
 

@@ -15,6 +15,7 @@ from tiny_gguf import split_file, write_tiny
 
 from hybridmoe.cli.inspect import inspect_command
 from hybridmoe.errors import GGUFError
+from hybridmoe.placement.options import LoadOptions
 
 SMALL = {
     "layers": 2, "dense_layers": 1, "hidden": 64, "heads": 2, "q_lora": None, "kv_lora": 32,
@@ -58,7 +59,8 @@ def test_json_holds_the_numbers_worked_out_by_hand(model: Path) -> None:
     assert parts["norm"]["token_bytes"] == (2 * (64 + 64 + 32) + 64) * 4
     assert parts["output"]["token_bytes"] == tokens * 68
     assert summary["total"]["token_bytes"] == sum(p["token_bytes"] for p in parts.values())
-    assert summary["kv_bytes_per_token"] == 2 * (32 + 16) * 2
+    assert summary["kv_bytes_per_token"] == 2 * (32 + 16) * 2 and summary["kv_type"] == "f16"
+    assert LoadOptions().kv_type == "f16"  # the one that `load` uses by default
     assert summary["num_bytes"] == model.stat().st_size
     assert summary["is_supported"] and summary["unsupported_reason"] is None
     assert summary["config"]["top_k"] == 3
@@ -73,7 +75,7 @@ def test_plain_text_is_aligned_and_complete(model: Path) -> None:
     assert facts["model"] == "deepseek2, tiny"
     assert facts["experts"] == "3 of 8 per token, 1 shared, width 32"
     assert facts["rope scaling"].startswith("YaRN x 32 over 4096 tokens, beta 1 / 1")
-    assert facts["KV per token"].startswith("192 bytes (f16")
+    assert facts["KV cache per token"] == "192 bytes (f16)"
     assert facts["tokenizer"] == "gpt2, kimi-k2, 384 tokens"
     assert facts["chat template"] == "none"
     assert not any(line.endswith(" ") or "\x1b" in line for line in lines)

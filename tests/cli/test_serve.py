@@ -94,11 +94,11 @@ def test_what_keeps_it_from_serving_is_one_line(
 ) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
-        assert f"cannot listen at 127.0.0.1:{port}" in failure(["--port", port], capsys)
+        assert f"cannot listen on 127.0.0.1:{port}" in failure(["--port", port], capsys)
     keys = tmp_path / "keys"
     keys.write_text("# none\n")
-    assert "holds no API key" in failure(["--api-key-file", str(keys)], capsys)
-    assert "cannot listen at no.such.host" in failure(["--host", "no.such.host.invalid"], capsys)
+    assert "has no API key" in failure(["--api-key-file", str(keys)], capsys)
+    assert "cannot listen on no.such.host" in failure(["--host", "no.such.host.invalid"], capsys)
 
 
 @pytest.mark.parametrize(
@@ -126,4 +126,4 @@ def test_an_open_door_is_warned_of() -> None:
             [*command, *arguments, "absent.gguf"],
             capture_output=True, text=True, timeout=HANG_S, check=False,
         )  # fmt: skip
-        assert ("can be reached by others, and no --api-key is set" in done.stderr) == warns
+        assert ("is reachable from other machines, and no --api-key is set" in done.stderr) == warns

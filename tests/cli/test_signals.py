@@ -18,7 +18,14 @@ from waiting import HANG_S
 import hybridmoe
 from hybridmoe.cli import signals
 from hybridmoe.cli.app import main
-from hybridmoe.cli.signals import ENDING, Insistence, Terminated, handled, patient, terminations
+from hybridmoe.cli.signals import (
+    ENDING,
+    SignalCounter,
+    Terminated,
+    handled,
+    terminations,
+    uninterrupted,
+)
 from hybridmoe.experts.routing_trace import read_trace
 
 # The command with a model that answers without end, and says when it is closed: "closing", then
@@ -228,15 +235,15 @@ def test_only_who_insists_for_seconds_ends_the_process(monkeypatch: pytest.Monke
     now_s, codes = 100.0, []
     monkeypatch.setattr(signals.time, "monotonic", lambda: now_s)
     monkeypatch.setattr(signals.os, "_exit", codes.append)
-    insistence = Insistence()
+    counter = SignalCounter()
     for _ in range(20):
-        insistence(signal.SIGINT)  # a key that is held
+        counter(signal.SIGINT)  # a key that is held
     now_s += 10.0
-    insistence(signal.SIGTERM)
+    counter(signal.SIGTERM)
     assert codes == []
-    insistence(signal.SIGINT)
+    counter(signal.SIGINT)
     assert codes == [130]
-    with patient():
+    with uninterrupted():
         signal.raise_signal(signal.SIGINT)
         now_s += 10.0
         signal.raise_signal(signal.SIGINT)

@@ -117,7 +117,7 @@ def test_commands_are_completed(terminal: Terminal) -> None:
     terminal.type("/sta\t")
     terminal.expect("/stats|ts")
     terminal.type(ENTER)
-    terminal.expect("no answer yet")
+    terminal.expect("no response yet")
 
 
 def test_a_bar_while_the_model_loads_and_none_of_it_left(tmp_path: Path) -> None:

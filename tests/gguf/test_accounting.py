@@ -73,9 +73,9 @@ def test_sums_equal_those_worked_out_by_hand() -> None:
     }
     assert list(account.types) == [Q.Q8_0, Q.F16, Q.Q4_0, Q.F32]
     assert account.bits_per_weight == 8 * 55344 / 51080
-    assert account.kv_values_per_token == 2 * (32 + 16)
+    assert (account.kv_layers, account.latent_dim) == (2, 32 + 16)
     assert account.kv_bytes_per_token() == 192
-    assert account.kv_bytes_per_token(value_bytes=4) == 384
+    assert account.kv_bytes_per_token("f32") == 384
 
 
 def test_a_tied_output_reads_the_whole_embedding() -> None:
@@ -89,7 +89,7 @@ def test_layers_for_multi_token_prediction_are_stored_but_not_read() -> None:
     account = take_account(MODEL, metadata)
     assert account.parts["routed experts"] == Sizes(32768, 26624, 0, 0)
     assert account.parts["attention"] == Sizes(6144, 6528, 3072, 3264)
-    assert account.kv_values_per_token == 48
+    assert (account.kv_layers, account.latent_dim) == (1, 48)
 
 
 @pytest.mark.parametrize("odd", [None, "8", True, -1, [3], 2.0])
@@ -98,7 +98,7 @@ def test_odd_metadata_counts_as_absent(odd: object) -> None:
     metadata["general.architecture"] = "deepseek2"
     account = take_account(MODEL, metadata)  # type: ignore[arg-type]
     assert account.parts["routed experts"] == Sizes(32768, 26624, 32768, 26624)
-    assert account.kv_values_per_token is None and account.kv_bytes_per_token() is None
+    assert account.latent_dim is None and account.kv_bytes_per_token() is None
 
 
 def test_nothing_weighs_nothing() -> None:

@@ -1,6 +1,7 @@
-"""Which card is used, and what is said where none is."""
+"""The GPU that is used, and the reason where none is."""
 
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -8,13 +9,8 @@ from typing import Any
 import pytest
 
 from hybridmoe.errors import ConfigError
-from hybridmoe.hardware.gpu import (
-    CudaGpu,
-    NoGpu,
-    choose_gpu,
-    driver_version,
-    find_gpu,
-)
+from hybridmoe.hardware import gpu as gpu_module
+from hybridmoe.hardware.gpu import CudaGpu, NoGpu, choose_gpu, driver_version, find_gpu
 
 GB = 10**9
 
@@ -23,21 +19,21 @@ BUILT = ["sm_80", "sm_86", "sm_90", "sm_120", "compute_120"]
 
 
 def fake_torch(
-    *cards: tuple[str, tuple[int, int], int], failure: str = "", warning: str = ""
+    *gpus: tuple[str, tuple[int, int], int], failure: str = "", warning: str = ""
 ) -> Any:
-    """A torch that has these cards: name, capability, free bytes; below 0, one out of order."""
+    """A torch that has these GPUs: name, capability, free bytes; below 0, one out of order."""
 
     def is_available() -> bool:
         if warning:
             warnings.warn(warning, stacklevel=1)
-        return bool(cards)
+        return bool(gpus)
 
     def init() -> None:
         if failure:
             raise RuntimeError(failure)
 
     def mem_get_info(number: int) -> tuple[int, int]:
-        free = cards[number][2]
+        free = gpus[number][2]
         if free < 0:
             raise RuntimeError("CUDA error: the device\nis busy")
         return free, 24 * GB
@@ -45,21 +41,30 @@ def fake_torch(
     cuda = SimpleNamespace(
         is_available=is_available,
         init=init,
-        device_count=lambda: len(cards),
+        device_count=lambda: len(gpus),
         mem_get_info=mem_get_info,
-        get_device_name=lambda i: cards[i][0],
-        get_device_capability=lambda i: cards[i][1],
+        get_device_name=lambda i: gpus[i][0],
+        get_device_capability=lambda i: gpus[i][1],
         get_device_properties=lambda i: SimpleNamespace(multi_processor_count=128),
         get_arch_list=lambda: BUILT,
     )
     return SimpleNamespace(__version__="2.13.0", version=SimpleNamespace(cuda="13.0"), cuda=cuda)
 
 
-def find(torch: Any, *, driver: bool = True, triton: bool = True) -> CudaGpu | NoGpu:
-    return find_gpu(torch, lambda: driver, lambda: triton)
+@pytest.fixture
+def find(monkeypatch: pytest.MonkeyPatch) -> Callable[..., CudaGpu | NoGpu]:
+    """`find_gpu` on a machine with this torch, with or without a driver and Triton."""
+
+    def run(torch: Any, *, driver: bool = True, triton: bool = True) -> CudaGpu | NoGpu:
+        monkeypatch.setattr(gpu_module, "torch", torch)
+        monkeypatch.setattr(gpu_module, "has_driver", lambda: driver)
+        monkeypatch.setattr(gpu_module, "has_triton", lambda: triton)
+        return find_gpu()
+
+    return run
 
 
-def test_the_card_with_most_free_memory_is_taken() -> None:
+def test_the_gpu_with_most_free_memory_is_taken(find: Callable[..., CudaGpu | NoGpu]) -> None:
     torch = fake_torch(
         ("old", (7, 5), -1),
         ("busy", (8, 9), 2 * GB),
@@ -71,7 +76,7 @@ def test_the_card_with_most_free_memory_is_taken() -> None:
     assert isinstance(find(newer), CudaGpu)
 
 
-def test_a_machine_without_a_card_says_nothing() -> None:
+def test_a_machine_without_a_gpu_says_nothing(find: Callable[..., CudaGpu | NoGpu]) -> None:
     found = find(fake_torch(), driver=False)
     assert isinstance(found, NoGpu) and found.is_silent
 
@@ -86,30 +91,28 @@ def test_a_machine_without_a_card_says_nothing() -> None:
         ),
         (fake_torch(failure="The NVIDIA driver\n is too old"), True, "The NVIDIA driver is too"),
         (fake_torch(warning="The driver\n is too old (found 11040)"), True, "driver is too old"),
-        (fake_torch(), True, "no usable card"),
+        (fake_torch(), True, "no usable GPU"),
         (fake_torch(("GTX 1080", (6, 1), GB)), True, "GTX 1080 has compute capability 6.1; 8.0 is"),
         (fake_torch(("Thor", (11, 0), GB)), True, "torch 2.13.0 has no code for Thor"),
-        (fake_torch(("B", (9, 0), -1)), True, "card 0: CUDA error: the device is busy"),
+        (fake_torch(("B", (9, 0), -1)), True, "GPU 0: CUDA error: the device is busy"),
         (fake_torch(("A", (8, 0), GB)), False, r"pip install hybridmoe\[cuda\]"),
     ],
 )
-def test_what_cannot_be_used_is_said_in_one_line(torch: Any, triton: bool, reason: str) -> None:
+def test_what_cannot_be_used_is_said_in_one_line(
+    find: Callable[..., CudaGpu | NoGpu], torch: Any, triton: bool, reason: str
+) -> None:
     found = find(torch, triton=triton)
     assert isinstance(found, NoGpu) and not found.is_silent
     assert "\n" not in found.reason
     with pytest.raises(ConfigError, match=f"device=cuda: .*{reason}"):
-        choose_gpu("cuda", lambda: found)
-    assert choose_gpu("auto", lambda: found) == found
+        choose_gpu("cuda")
+    assert choose_gpu("auto") == found
 
 
-def test_a_wish_for_the_cpu_asks_no_card() -> None:
-    def find() -> CudaGpu | NoGpu:
-        raise AssertionError
-
-    found = choose_gpu("cpu", find)
+def test_device_cpu_does_not_look_for_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gpu_module, "find_gpu", None)
+    found = choose_gpu("cpu")
     assert isinstance(found, NoGpu) and found.is_silent
-    with pytest.raises(ConfigError, match="device='gpu': expected auto, cpu, cuda"):
-        choose_gpu("gpu", find)
 
 
 def test_this_machine_is_asked_without_harm() -> None:

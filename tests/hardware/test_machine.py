@@ -32,13 +32,13 @@ LIMITS = Limits(read=Rate(10e9, 118.9e9), int8=Rate(1e12, 8e12), float32=Rate(1e
 
 def test_a_good_machine_is_told_its_speed_alone() -> None:
     (sentence,) = advice(MACHINE, LIMITS)
-    assert "11.9 GB" in sentence and "at most 10.0 tokens/s" in sentence
+    assert "11.07 GiB" in sentence and "at most 10.0 tokens/s" in sentence
 
 
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"available_bytes": 24 * 10**9}, "571 GB and 24 GB can be filled"),
+        ({"available_bytes": 24 * 10**9}, "531.5. GiB, and 22.35 GiB are free"),
         ({"cpu_quota": 2.5}, "2.5 CPUs of 8 cores"),
         ({"nodes": 2}, "2 NUMA nodes"),
         ({"gpu": None, "no_gpu": "Triton is missing"}, "on the CPU, too: Triton is missing."),
@@ -68,12 +68,14 @@ def test_facts_are_read_from_the_system(tmp_path: Path) -> None:
     assert (empty.cpu, empty.huge_pages, empty.available_bytes) == ("unknown", "unknown", None)
 
 
-def test_a_card_is_described(monkeypatch: pytest.MonkeyPatch) -> None:
-    card = CudaGpu(0, "RTX 4090", (8, 9), 24 << 30, 22 << 30, 128)
-    monkeypatch.setattr("hybridmoe.hardware.machine.find_gpu", lambda: card)
+def test_a_gpu_is_described(monkeypatch: pytest.MonkeyPatch) -> None:
+    gpu = CudaGpu(0, "RTX 4090", (8, 9), 24 << 30, 22 << 30, 128)
+    monkeypatch.setattr("hybridmoe.hardware.machine.find_gpu", lambda: gpu)
     machine = inspect_machine()
     assert machine.no_gpu is None and machine.gpu is not None
-    assert machine.gpu.startswith("RTX 4090, 22.0 of 24.0 GiB free, 128 multiprocessors, compute")
+    assert machine.gpu.startswith(
+        "RTX 4090, 22.00 GiB of 24.00 GiB free, 128 multiprocessors, compute"
+    )
     monkeypatch.setattr("hybridmoe.hardware.machine.find_gpu", lambda: NoGpu("it is too old"))
     machine = inspect_machine()
     assert (machine.gpu, machine.no_gpu) == (None, "it is too old")
