@@ -315,8 +315,8 @@ GOOD: dict[str, Any] = {
     [
         ("{", "not JSON"),
         ("[" * 100_000, "not JSON"),
-        ("[]", "no conversation"),
-        ({"format": "x"}, "no conversation"),
+        ("[]", "expected a conversation"),
+        ({"format": "x"}, "expected a conversation"),
         ({"version": 2}, "version 2"),
         ({"model": 1}, "expected strings"),
         ({"system": 1}, "expected strings"),
@@ -346,7 +346,7 @@ def test_files_that_cannot_be_opened_are_one_line(chat: Chat, tmp_path: Path) ->
     for line in (f"/load {tmp_path}/none", f"/save {tmp_path}/no/x", f"/load {tmp_path}"):
         shown = chat.run(line)
         assert shown.startswith("error: ") and shown.count("\n") == 1
-    assert chat.run("/save") == "error: /save needs the name of a file\n"
+    assert chat.run("/save") == "error: /save needs a file name\n"
     for command in ("/save", "/load"):
         said = chat.run(f"{command} ~no-such-user/x")
         assert said == "error: ~no-such-user/x: no such home folder\n"

@@ -44,7 +44,7 @@ class Model(fakes[sys.argv[1]]):
         super().close()
         print("closed", file=sys.stderr, flush=True)
 
-def load(path, progress, **_):
+def load(path, options, *, progress):
     try:
         while path is not None:
             time.sleep(0.01)

@@ -102,7 +102,7 @@ def test_odd_metadata_counts_as_absent(odd: object) -> None:
 
 
 def test_nothing_weighs_nothing() -> None:
-    assert take_account([], {}) == Account({}, {}, Sizes(), None)
+    assert take_account([], {}) == Account({}, {}, Sizes(), 0, None)
     assert take_account([], {}).bits_per_weight == 0
 
 

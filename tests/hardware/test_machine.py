@@ -38,7 +38,7 @@ def test_a_good_machine_is_told_its_speed_alone() -> None:
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"available_bytes": 24 * 10**9}, "531.5. GiB, and 22.35 GiB are free"),
+        ({"available_bytes": 24 * 10**9}, "531.56 GiB, and 22.35 GiB are free"),
         ({"cpu_quota": 2.5}, "2.5 CPUs of 8 cores"),
         ({"nodes": 2}, "2 NUMA nodes"),
         ({"gpu": None, "no_gpu": "Triton is missing"}, "on the CPU, too: Triton is missing."),
