@@ -84,7 +84,7 @@ def find_gpu() -> CudaGpu | NoGpu:
             if not torch.cuda.is_available():
                 if said:
                     return NoGpu(_line(said[0].message))
-                torch.cuda.init()  # says why
+                torch.cuda.init()  # type: ignore[no-untyped-call]  # raises with the reason
                 return NoGpu("torch finds no usable GPU")
             found = [_inspect(i) for i in range(torch.cuda.device_count())]
         except Exception as error:  # of the driver: too old, out of reach, out of order
@@ -116,7 +116,7 @@ def _inspect(number: int) -> CudaGpu | NoGpu:
     """Read the properties of one GPU, or the reason why it cannot be used."""
     try:
         name = str(torch.cuda.get_device_name(number))
-        capability = tuple(torch.cuda.get_device_capability(number))
+        capability = torch.cuda.get_device_capability(number)
         if capability < MIN_CAPABILITY:
             needed = f"{_dotted(MIN_CAPABILITY)} is needed (Ampere or later)"
             return NoGpu(f"{name} has compute capability {_dotted(capability)}; {needed}")
