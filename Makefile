@@ -7,7 +7,7 @@ PIP    := $(BIN)/python -m pip --disable-pip-version-check install -q -c constra
 MODEL  ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help build chat test quick lowest check fmt bench peers asan tsan clean
+.PHONY: help build chat test quick check lint lowest fmt bench peers asan tsan clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## /\1	/p' $(MAKEFILE_LIST) | expand -t 8
@@ -35,11 +35,28 @@ chat: build  ## chat with the embedded model, or MODEL=file.gguf
 	@$(BIN)/hybridmoe chat $(MODEL)
 
 # A file's tests stay in one process, for the fixtures that they share.
-test: build  ## the whole test suite, on up to four cores
-	$(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile
+PYTEST := $(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile
 
-quick: build  ## the tests that are over soon
-	$(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile -m "not slow"
+test: build  ## the whole test suite, on up to four cores
+	$(PYTEST)
+
+quick: build  ## the suite without its slow tests
+	$(PYTEST) -m "not slow"
+
+# Broad and fast: no compiler, no model, no server. Under a minute on two idle cores.
+SLOWER_TEXT := tests/text/test_chat_template.py tests/text/test_tokenizer.py
+CHECK_TESTS := tests/test_*.py tests/planning $(filter-out $(SLOWER_TEXT),$(wildcard tests/text/test_*.py)) \
+               $(addprefix tests/gguf/test_,accounting.py formats.py names.py reader.py split.py tensor_table.py) \
+               $(addprefix tests/engine/test_,kv_cache.py prefill_budget.py prompt_lookup.py sampler.py scheduler.py) \
+               $(addprefix tests/model/test_,rope.py router.py) tests/kernels/test_dequantize.py \
+               tests/serve/test_schemas.py
+
+check: lint  ## lint, and the fast tests: run it before each commit
+	$(PYTEST) -q -m "not slow" $(CHECK_TESTS)
+
+lint: build  ## lint, types, formatting
+	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
+	$(BIN)/clang-format --dry-run -Werror $$(find csrc -name '*.cpp' -o -name '*.h')
 
 # Not in CI: it downloads its own set of packages.
 lowest: build  ## the main paths with the lowest versions that pyproject.toml allows
@@ -48,10 +65,6 @@ lowest: build  ## the main paths with the lowest versions that pyproject.toml al
 	$(BIN)/python .ci/lowest.py > build/lowest/requirements.txt
 	build/lowest/bin/python -m pip --disable-pip-version-check install -q -r build/lowest/requirements.txt
 	PYTHONPATH=. build/lowest/bin/python .ci/smoke.py
-
-check: build  ## lint, types, formatting
-	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
-	$(BIN)/clang-format --dry-run -Werror $$(find csrc -name '*.cpp' -o -name '*.h')
 
 fmt: build  ## format everything
 	$(BIN)/ruff check --fix . ; $(BIN)/ruff format .
