@@ -1,8 +1,8 @@
-"""A loaded model as Python sees it: text in, text out.
+"""Python API of a loaded model: text in, text out.
 
-Joins the engine (token ids) with the tokenizer and the chat template. `chat` and `generate` are
-for one caller at a time: starting another answer ends a stream that was not read to its end. Faces
-that serve many callers use `engine`, which is thread-safe, as are the tokenizer and `encode_chat`.
+Joins the engine (token ids) with the tokenizer and the chat template. `chat` and `generate` serve
+one caller at a time: starting another response ends a stream that was not read to its end. To serve
+many callers, use `engine`, which is thread-safe, as are the tokenizer and `encode_chat`.
 """
 
 import functools
@@ -45,7 +45,7 @@ Tools = Sequence[Mapping[str, Any]]
 
 
 class Progress(NamedTuple):
-    """How far a load or a prompt has come."""
+    """Progress of a load or of a prefill."""
 
     phase: Literal["load", "prompt", "check"]
     done: int
@@ -57,7 +57,7 @@ ProgressCallback = Callable[[Progress], None]
 
 
 class LLM:
-    """A model ready to answer; made by `hybridmoe.load`."""
+    """Loaded model with its engine; made by `hybridmoe.load`."""
 
     def __init__(
         self,
@@ -88,20 +88,20 @@ class LLM:
 
     @property
     def context_tokens(self) -> int:
-        """Prompt and answer together may have this many tokens."""
+        """Maximum tokens of prompt and response together."""
         return self.engine.config.context_tokens
 
     @property
     def can_chat(self) -> bool:
         """True with a chat template: the file's, or Kimi K2's for its tokens.
 
-        Errors: TemplateError where the file's is no text.
+        Errors: TemplateError if the file's is not text.
         """
         return ChatTemplate.is_known(self.file.metadata, self.tokenizer)
 
     @property
     def may_think(self) -> bool:
-        """Whether the file's template knows of thoughts in an answer."""
+        """True if the file's chat template has reasoning (`<think>`) in responses."""
         return "<think>" in str(self.file.metadata.get("tokenizer.chat_template", ""))
 
     @property
@@ -126,7 +126,7 @@ class LLM:
         return self._residency.experts
 
     def expert_stats(self) -> ExpertStats | None:
-        """What the expert cache has done so far; None where there is none."""
+        """Statistics of the expert cache; None without one."""
         return self.engine.stats().experts
 
     @overload
@@ -160,12 +160,12 @@ class LLM:
         progress: ProgressCallback | None = None,
         **sampling: Any,
     ) -> Result | ResultStream:
-        """Answer a conversation, through the file's chat template.
+        """Generate the next message of a conversation, through the file's chat template.
 
         messages: mappings with "role" and "content", as in OpenAI's API; tools: its function
         declarations, the only functions that can be called. `sampling` sets fields of
         `SamplingParams`; what it leaves out comes from the file, or else from that class. With
-        stream=True, an iterator of text pieces; its `pieces` has thoughts too.
+        stream=True, an iterator of text pieces; its `pieces` yields reasoning too.
         Errors: ConfigError for unusable messages or parameters; TemplateError.
         """
         params = self.sampling_params(sampling)
@@ -189,7 +189,7 @@ class LLM:
             make_call_id=lambda name, index: numbered_call_id(name, num_calls + index),
         )
         request = Request(prompt_ids=ids, params=params, constraint=constraint)
-        return self._answer(request, Response(parser), stream, progress)
+        return self._generate(request, Response(parser), stream, progress)
 
     @overload
     def generate(
@@ -227,25 +227,25 @@ class LLM:
         ids = self.tokenizer.encode(prompt, add_special=True, parse_special=True, limit=limit)
         params = self.sampling_params(sampling)
         response = Response(ResponseParser(self.tokenizer, stop=params.stop))
-        return self._answer(Request(prompt_ids=ids, params=params), response, stream, progress)
+        return self._generate(Request(prompt_ids=ids, params=params), response, stream, progress)
 
     def logits(self, token_ids: Sequence[int]) -> NDArray[np.float32]:
-        """What the model expects after each token: (tokens, vocabulary). Raises ConfigError."""
+        """Compute the logits after each token: (tokens, vocabulary). Raises ConfigError."""
         return self.engine.logits(token_ids)
 
     def encode_chat(
         self, messages: Messages, tools: Tools | None = None, limit: PromptLimit | None = None
     ) -> list[int]:
-        """Ids of the prompt that asks for the next message.
+        """Encode the prompt for a conversation's next message.
 
-        limit: by default, so much more than the context that what is lacking can be told.
+        limit: by default four times the context, so that an error can tell the prompt's length.
         Errors: ConfigError, TemplateError; those of the limit.
         """
         limit = limit or self.tokenizer.prompt_limit(self.context_tokens)
         return encode_messages(self._template(bool(tools)), self.tokenizer, messages, tools, limit)
 
     def sampling_params(self, given: Mapping[str, Any]) -> SamplingParams:
-        """Parameters by name; what is not given, or None, comes from the file or the class.
+        """Make parameters by name; defaults come from the file, else from the class.
 
         Errors: ConfigError, also for an unknown name.
         """
@@ -257,16 +257,16 @@ class LLM:
         return SamplingParams(**{**self._defaults, **given})
 
     def save_sequence(self, path: Path) -> int:
-        """Write the last answer's latents, with its prompt's, to a file; how many tokens.
+        """Write the KV cache of the last prompt and response to a file. Returns its tokens.
 
-        Without an answer there is no file, and 0. Errors: OSError.
+        Without a response, writes no file and returns 0. Errors: OSError.
         """
         if self._last is None:
             return 0
         return self.engine.save(path, self._last.token_ids, self._fingerprint)
 
     def restore_sequence(self, path: Path) -> int:
-        """Take a file's latents back, so that its tokens are not read again; how many tokens.
+        """Restore a KV cache from a file: its tokens need no prefill. Returns their number.
 
         Errors: ConfigError for a damaged file or another model's; OSError.
         """
@@ -296,7 +296,7 @@ class LLM:
     def _grammar(self) -> GrammarCompiler:
         return GrammarCompiler(self.tokenizer)
 
-    def _answer(
+    def _generate(
         self, request: Request, response: Response, stream: bool, progress: ProgressCallback | None
     ) -> Result | ResultStream:
         if self._active is not None:

@@ -47,6 +47,9 @@ def test_a_prompt_may_have_begun_the_thoughts(
     monkeypatch.setattr(llm, "encode_chat", lambda *_: [*ids, think])
     result = llm.chat(say("why</think>yes"))
     assert (result.text, result.reasoning) == ("yes", "why")
+    stream = llm.chat(say("why</think>yes"), stream=True)
+    assert "".join(stream) == stream.result.text == "yes"
+    assert stream.result.reasoning == "why"
 
 
 def test_raw_text_keeps_its_marks_of_thoughts(llm: hybridmoe.LLM) -> None:
