@@ -25,6 +25,11 @@ class RotaryTable:
         self._context_tokens = config.context_tokens
         self._table = torch.empty(0, config.rope_dim)  # cos and sin interleaved
 
+    @property
+    def num_positions(self) -> int:
+        """Positions that the table holds now."""
+        return len(self._table)
+
     def cos_sin(self, positions: Tensor) -> Tensor:
         """Look up positions (T,) int64: (T, rope_dim), cos and sin interleaved, scaled by YaRN."""
         stop = int(positions.max()) + 1 if len(positions) else 0

@@ -14,7 +14,7 @@ from hybridmoe.model.router import Routing
 
 
 class Device(CpuDevice):
-    """As a card: work is done once while it is captured, and again by every replay."""
+    """As a GPU: work runs once while it is captured, and again by every replay."""
 
     num_captures = 0
 

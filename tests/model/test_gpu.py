@@ -1,4 +1,4 @@
-"""A whole model on a card: on a real one where there is one, else in Triton's interpreter."""
+"""A whole model on a GPU, or without one in Triton's interpreter."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -71,7 +71,7 @@ def logits(
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_logits_are_the_cpus_within_the_rounding_of_latents(variant: str, tmp_path: Path) -> None:
-    """Both keep latents as bfloat16, and the card rounds products of several tokens to it too."""
+    """Both keep a bf16 KV cache; the GPU also rounds products of several tokens to bf16."""
     with GGUFFile.open(write(tmp_path / "m.gguf", variant, Type.F32)) as file:
         ours, theirs = list[Routing](), list[Routing]()
         got = logits(file, CudaDevice(torch_device()), trace=ours)

@@ -58,4 +58,4 @@ def test_the_table_is_no_longer_than_the_context() -> None:
     long = RotaryTable(ModelConfig.from_metadata(K2))
     positions = torch.arange(100)
     assert torch.equal(table.cos_sin(positions), long.cos_sin(positions))
-    assert len(table._table) == 100 and len(long._table) == 1024
+    assert table.num_positions == 100 and long.num_positions == 1024

@@ -84,11 +84,13 @@ class WatchedStream:
     def __init__(self, watch: Watch, name: str, *, is_deaf: bool = False) -> None:
         self.watch, self.name, self.is_deaf = watch, name, is_deaf
         self._inner = FakeStream(is_lazy=False)
+        self.last_copied: Tensor | None = None  # target
         watch.clocks[name] = {}
 
     def copy(self, dst: Tensor, src: Tensor) -> None:
         self.watch.note(self.name, "copy", (src,), (dst,))
         self._inner.copy(dst, src)
+        self.last_copied = dst
 
     def launch(self, call: _C.HostExpertCall) -> None:
         reads, writes = self.watch.calls[id(call)]

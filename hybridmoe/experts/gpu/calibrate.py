@@ -1,7 +1,7 @@
-"""What a card and the way to it reach on this machine: the numbers of the prompt's cost model.
+"""Measured rates of the GPU, its link and the CPU, for the cost model of prefill.
 
-Measured at the start, with the very copies and products that a prompt's step makes, in a few tenths
-of a second; the card's kernels are compiled on the way, where they are not yet.
+Measured at load, with the copies and products of a prefill step, in a few tenths of a second plus
+the time to compile the GPU's kernels if they are not cached.
 """
 
 import time
@@ -13,8 +13,8 @@ import numpy as np
 import torch
 
 from hybridmoe.device.streams import host_empty
-from hybridmoe.experts.gpu.prefill_experts import AddExpert, Streams, pieces_of
-from hybridmoe.experts.gpu.weight_stream import COPY_THREADS, Piece, fill
+from hybridmoe.experts.gpu.prefill_experts import AddExpert, Streams, slot_parts
+from hybridmoe.experts.gpu.weight_stream import COPY_THREADS, SlotPart, fill
 from hybridmoe.experts.routed_experts import ExpertWeights
 from hybridmoe.hardware import isa
 from hybridmoe.hardware.machine import measure
@@ -26,10 +26,10 @@ if TYPE_CHECKING:
 
 __all__ = ["measure_gpu", "with_cpu"]
 
-_TURNS = 5  # the fastest counts: what else the machine does only ever slows it
-_REPEATS = 4  # of products in a turn, so that launches run ahead as they do in a prompt
+_ROUNDS = 5  # the fastest counts: other work on the machine only ever slows it
+_REPEATS = 4  # of products in a round, so that launches run ahead as they do in a prompt
 _SOURCE_BYTES = 128 << 20  # more than most caches hold
-FEW_TOKENS, MANY_TOKENS = 17, 512  # decoding is the limit, and products are
+FEW_TOKENS, MANY_TOKENS = 17, 512  # bound by dequantizing, bound by products
 
 
 def measure_gpu(
@@ -41,9 +41,9 @@ def measure_gpu(
     *,
     clock: Callable[[], float] = time.perf_counter,
 ) -> GpuRates:
-    """Rates of a card with nothing else to do, by one expert of this layer.
+    """Measure the rates of an idle GPU with one expert of this layer.
 
-    Launches are part of `read`: with few tokens, an expert takes as long as it is measured to.
+    `read` includes launches, so that the time predicted for few tokens is the measured one.
     """
     num_bytes = experts.expert_bytes
     num_params = sum(w.rows * w.cols for w in experts)
@@ -52,29 +52,29 @@ def measure_gpu(
 
     def fastest(run: Callable[[int], object]) -> float:
         seconds = []
-        for turn in range(-1, _TURNS):
+        for number in range(-1, _ROUNDS):
             started = clock()
-            run(turn)
+            run(number)
             seconds.append(clock() - started)
-        return min(seconds[1:])  # the first warmed up
+        return min(seconds[1:])  # the first is a warm-up
 
-    def to_card(_: int) -> None:
+    def to_gpu(_: int) -> None:
         streams.link.copy(slot, buffer)
         streams.link.synchronize()
 
     with ThreadPoolExecutor(COPY_THREADS, "expert-copy") as threads:
         copy_s = fastest(_copies(threads, experts, layout, buffer, num_bytes))
-        fill(threads, buffer, pieces_of(experts, layout, 0))
-    link_s = fastest(to_card)
+        fill(threads, buffer, slot_parts(experts, layout, 0))
+    link_s = fastest(to_gpu)
     few_s, many_s = (
         fastest(_products(add_expert, streams, device, slot, layout, tokens)) / _REPEATS
         for tokens in (FEW_TOKENS, MANY_TOKENS)
     )
-    decoded_bytes = 2 * num_params
-    read = (num_bytes + 2 * decoded_bytes) / few_s
-    multiplying_s = many_s - (num_bytes + decoded_bytes) / read
-    # No faster than the few tokens' products, which took the rest of their time.
-    multiplying_s = max(multiplying_s, decoded_bytes / read)
+    dequantized_bytes = 2 * num_params
+    read = (num_bytes + 2 * dequantized_bytes) / few_s
+    multiplying_s = many_s - (num_bytes + dequantized_bytes) / read
+    # At least the time of reading the dequantized weights, which few tokens' products take.
+    multiplying_s = max(multiplying_s, dequantized_bytes / read)
     return GpuRates(
         read=read,
         ops=2 * num_params * MANY_TOKENS / multiplying_s,
@@ -86,7 +86,7 @@ def measure_gpu(
 
 
 def with_cpu(gpu: GpuRates) -> Rates:
-    """The rates of this machine: a card's, and the CPU's as measured now, in about a second."""
+    """Add the CPU's rates, measured in about a second."""
     limits, kernels = measure(quick=True), isa.active()
     tiles = limits.amx_bf16 if kernels == "amx" else None
     return rates_of(
@@ -105,18 +105,18 @@ def _copies(
     buffer: torch.Tensor,
     num_bytes: int,
 ) -> Callable[[int], object]:
-    """Copies of as many bytes as an expert has, from memory that no cache holds."""
+    """Make a copy of one expert's bytes from memory that no CPU cache holds."""
     offsets = (0, layout.up_offset, layout.down_offset)
-    source = np.ones(max(_SOURCE_BYTES, num_bytes), np.uint8)  # written, so that pages are there
-    num_places = len(source) // num_bytes
+    source = np.ones(max(_SOURCE_BYTES, num_bytes), np.uint8)  # written, so that its pages exist
+    num_copies = len(source) // num_bytes
 
-    def run(turn: int) -> None:
-        start = turn % num_places * num_bytes
-        pieces = []
+    def run(number: int) -> None:
+        start = number % num_copies * num_bytes
+        parts = []
         for offset, size in zip(offsets, experts.matrix_bytes, strict=True):
-            pieces.append(Piece(offset, source[start : start + size]))
+            parts.append(SlotPart(offset, source[start : start + size]))
             start += size
-        fill(threads, buffer, pieces)
+        fill(threads, buffer, parts)
 
     return run
 
@@ -129,6 +129,7 @@ def _products(
     layout: "SlotLayout",
     num_tokens: int,
 ) -> Callable[[int], object]:
+    """Make `_REPEATS` products of one expert in `slot` with so many tokens."""
     x = torch.full((num_tokens, layout.hidden), 0.01, device=device)
     out, rows = torch.zeros_like(x), torch.arange(num_tokens, device=device)
     factor = torch.ones((num_tokens, 1), device=device)

@@ -1,11 +1,10 @@
-"""Which experts are on the card: a table of slots, a policy, and uploads that nobody waits for.
+"""Expert cache in VRAM: a slot table, a cache policy, and uploads that no step waits for.
 
-The policy hears of each step when it has ended; what it admits is copied, a few experts a step, by
-somebody else (`Copier`) while later steps run, and enters the table between two steps. An expert
-that is not there yet is computed by the CPU. Knows neither kernels nor streams but the one in which
-the table is copied. The policy is `ema`: an upload costs a read of memory as a miss does, so that
-what counts is hits less uploads, and there it is the best of those that do not know the future, the
-only one above zero in a small cache (docs/cache.md, docs/log.md).
+After each step the policy sees what was used. What it admits is uploaded, a few experts a step,
+while later steps run; between two steps, arrived experts enter the table. Until then the CPU
+computes them. The default policy is `ema`: an upload reads as much memory as a miss does, so the
+measure is hits less uploads, by which `ema` is the best online policy and in a small cache the only
+one above zero (docs/cache.md, docs/log.md).
 """
 
 import time
@@ -20,66 +19,66 @@ from hybridmoe.device.streams import Stream, host_empty
 from hybridmoe.experts.policy import CacheShape, Policy, make_policy
 from hybridmoe.experts.stats import ExpertCounters, ExpertStats
 
-__all__ = ["DEFAULT_VRAM_POLICY", "Copier", "GpuExpertCache", "Upload"]
+__all__ = ["DEFAULT_VRAM_POLICY", "GpuExpertCache", "Upload", "Uploader"]
 
 DEFAULT_VRAM_POLICY = "ema"
 
 
 class Upload(Protocol):
-    """An expert on its way into a slot."""
+    """An expert in flight to a slot."""
 
-    error: Exception | None  # what ended it, once it is done
+    error: Exception | None  # set once done, if it failed
 
     def is_done(self) -> bool:
-        """Whether nothing will be written to the slot any more."""
+        """Return True once the slot will not be written any more."""
         ...
 
     def cancel(self) -> None:
-        """Write no more than has been begun. The slot is whoever's next once `is_done` says so."""
+        """Start no further copy. The slot may be reused once `is_done`."""
         ...
 
 
-class Copier(Protocol):
-    """Brings experts into slots, one after the other, behind the caller's back."""
+class Uploader(Protocol):
+    """Copies experts into slots in the background, in order."""
 
     slot_bytes: int
 
-    def begin(self, layer: int, expert: int, slot: int) -> Upload:
-        """Copy an expert; layer: counted from 0. Steps that were asked for before may read the
-        slot until they are done; none after them does before the upload is.
+    def begin(self, layer_index: int, expert: int, slot: int) -> Upload:
+        """Start an upload. Steps that are queued already may still read the slot; later ones may
+        not until the upload is done.
         """
         ...
 
     def close(self) -> None:
-        """Stop, and wait until nothing is written any more. Any number of times."""
+        """Stop, and wait until nothing is written any more. Idempotent."""
         ...
 
 
 class GpuExpertCache:
-    """One thread's, but for `stats`. Steps are begun and ended in turn; a failed one is not ended.
+    """VRAM expert slots. Not thread-safe, except `stats`.
 
-    `table` (L, E + 1) int32 on the host and `device_table` on the card hold each expert's slot, -1
-    for none, and -1 at the end of each row, so that expert -1 has none either. They change in
-    `begin_step` only, in place.
+    Steps alternate `begin_step` and `end_step`; a failed step is not ended. `table` (L, E + 1)
+    int32 on the host and `device_table` on the GPU hold each expert's slot, or -1. The last column
+    is -1, so that expert -1 has no slot. The tables change in `begin_step` only, in place.
     """
 
     def __init__(
         self,
         shape: CacheShape,
-        copier: Copier,
+        uploader: Uploader,
         main: Stream,
         device: torch.device,
         *,
         uploads_per_step: int,
         policy: Policy | None = None,
     ) -> None:
-        """uploads_per_step: at most begun between two steps. policy: None = the default.
+        """main: stream of the steps. policy: None = the default.
 
-        main: where the steps run. Errors: ConfigError for a shape that cannot be.
+        Errors: ConfigError for a shape that is not usable.
         """
         self._policy = policy or make_policy(DEFAULT_VRAM_POLICY, shape)
         self._shape = shape
-        self._copier = copier
+        self._uploader = uploader
         self._main = main
         self._uploads_per_step = uploads_per_step
         size = (shape.num_layers, shape.num_experts + 1)
@@ -87,132 +86,147 @@ class GpuExpertCache:
         self.device_table = torch.full(size, -1, dtype=torch.int32, device=device)
         self._copied = main.record()  # the end of the last copy of the table
         self._slots = self.table.numpy()  # (L, E + 1), the same memory
-        # A key that the policy holds is in one of these or in the table, and in none twice.
-        self._waiting: dict[int, None] = {}  # admitted, not begun; the longest waiting first
-        self._coming: dict[int, tuple[int, Upload]] = {}
-        self._leaving: dict[int, None] = {}  # evicted, in the table until the next step
-        self._cancelled: list[tuple[int, Upload]] = []
+        # Each key that the policy keeps is in exactly one of: queued, in flight, the table.
+        self._queued: dict[int, None] = {}  # in order of admission
+        self._in_flight: dict[int, tuple[int, Upload]] = {}  # key -> slot, upload
+        self._evicted: dict[int, None] = {}  # stay in the table until the next step
+        self._cancelled: list[tuple[int, Upload]] = []  # slot, upload
         self._free = list(range(shape.num_slots - 1, -1, -1))
         self._counters = ExpertCounters()
         self.uses = np.zeros(shape.num_keys, np.int64)  # accesses by key
 
-    def begin_step(self) -> None:
-        """Let the table say what is there now, and begin uploads.
+    @property
+    def num_pending(self) -> int:
+        """Uploads that are queued or in flight."""
+        return len(self._queued) + len(self._in_flight)
 
-        No step is under way on the CPU. Errors: what ended an upload, which will be tried again.
+    @property
+    def num_free(self) -> int:
+        """Slots that hold no expert and are not being written."""
+        return len(self._free)
+
+    def kept(self) -> NDArray[np.int64]:
+        """Keys that the policy keeps, resident or pending, ascending."""
+        return self._policy.resident()
+
+    def begin_step(self) -> None:
+        """Update the tables and start uploads. No step may be in flight on the CPU.
+
+        Errors: of a failed upload, which will be tried again.
         """
-        self._go_on(self._uploads_per_step)
+        self._advance(self._uploads_per_step)
 
     def fill(self, progress: Callable[[int], None] = lambda num_bytes: None) -> None:
-        """Bring all that was made resident, before the first step, and wait for it.
+        """Upload all that `warm` has queued, and wait. Only before the first step.
 
-        Calls progress(bytes) as they come. Errors: what ended an upload.
+        Calls progress(bytes) as they arrive. Errors: of a failed upload.
         """
-        num_left = len(self._waiting) + len(self._coming)
+        num_left = self.num_pending
         while num_left:
-            self._go_on(len(self._waiting))
-            before, num_left = num_left, len(self._waiting) + len(self._coming)
+            self._advance(len(self._queued))
+            before, num_left = num_left, self.num_pending
             if before > num_left:
-                progress((before - num_left) * self._copier.slot_bytes)
+                progress((before - num_left) * self._uploader.slot_bytes)
             elif num_left:
                 time.sleep(0.001)
-
-    def _go_on(self, num_uploads: int) -> None:
-        failures = self._settle()
-        for key in list(self._waiting)[: min(num_uploads, len(self._free))]:
-            del self._waiting[key]
-            slot = self._free.pop()
-            layer, expert = divmod(key, self._shape.num_experts)
-            self._coming[key] = (slot, self._copier.begin(layer, expert, slot))
-        if failures:
-            raise failures[0]
 
     def end_step(
         self, accesses: Iterable[tuple[int, NDArray[np.int32]]], *, is_prefill: bool
     ) -> None:
-        """Hear what the step used: layers, counted from 0, and their distinct experts, in order."""
+        """Apply the policy to a step: layer indices and their distinct experts, in order."""
         counters, num_experts = self._counters, self._shape.num_experts
-        for layer, experts in accesses:
-            self.uses[layer * num_experts + experts] += 1
-            decision = self._policy.on_access(layer, experts, is_prefill)
+        for layer_index, experts in accesses:
+            self.uses[layer_index * num_experts + experts] += 1
+            decision = self._policy.on_access(layer_index, experts, is_prefill)
             counters.note(decision)
-            counters.late += int((self._slots[layer, experts[decision.hits]] < 0).sum())
+            counters.late += int((self._slots[layer_index, experts[decision.hits]] < 0).sum())
             for key in decision.evicted.tolist():
                 self._evict(key)
-            for key in (layer * num_experts + decision.admitted).tolist():
+            for key in (layer_index * num_experts + decision.admitted).tolist():
                 self._admit(key)
 
     def warm(self, keys: NDArray[np.int64]) -> int:
-        """Make keys resident, the most valuable first, as uploads of steps to come; how many."""
+        """Queue the upload of keys, hottest first, as far as slots are free. Returns how many."""
         self._policy.warm(keys)
         kept = set(self._policy.resident().tolist())
         chosen = [key for key in keys.tolist() if key in kept]
-        self._waiting.update(dict.fromkeys(chosen))
+        self._queued.update(dict.fromkeys(chosen))
         return len(chosen)
 
     def resident(self) -> NDArray[np.int64]:
-        """The keys that the table has, ascending."""
+        """Return the keys in the table, ascending."""
         return np.flatnonzero(self._slots[:, :-1].reshape(-1) >= 0).astype(np.int64)
 
     def stats(self) -> ExpertStats:
-        """The figures of about now. From any thread."""
+        """Return gauges and counters. Thread-safe."""
         return ExpertStats(
             num_slots=self._shape.num_slots,
             num_resident=int((self._slots[:, :-1] >= 0).sum()),
             num_experts=self._shape.num_keys,
-            buffer_bytes=self._copier.slot_bytes,
+            buffer_bytes=self._uploader.slot_bytes,
             counters=self._counters.copy(),
             place="VRAM",
         )
 
     def close(self) -> None:
-        """End the uploads. Any number of times."""
-        self._copier.close()
+        """End the uploads. Idempotent."""
+        self._uploader.close()
 
-    def _settle(self) -> list[Exception]:
-        """Bring the table up to date; what went wrong."""
+    def _advance(self, num_uploads: int) -> None:
+        """Collect finished uploads, and start up to `num_uploads`."""
+        failures = self._collect()
+        for key in list(self._queued)[: min(num_uploads, len(self._free))]:
+            del self._queued[key]
+            slot = self._free.pop()
+            layer_index, expert = divmod(key, self._shape.num_experts)
+            self._in_flight[key] = (slot, self._uploader.begin(layer_index, expert, slot))
+        if failures:
+            raise failures[0]
+
+    def _collect(self) -> list[Exception]:
+        """Update the tables; return the errors of failed uploads."""
         over = [pair for pair in self._cancelled if pair[1].is_done()]
         self._cancelled = [pair for pair in self._cancelled if pair not in over]
         self._free += [slot for slot, _ in over]
-        done = [key for key, (_, upload) in self._coming.items() if upload.is_done()]
-        ended = {key: self._coming.pop(key) for key in done}
+        done = [key for key, (_, upload) in self._in_flight.items() if upload.is_done()]
+        ended = {key: self._in_flight.pop(key) for key in done}
         failures = []
-        if done or self._leaving:
+        if done or self._evicted:
             self._copied.wait()
-            self._free += [self._move(key, -1) for key in self._leaving]
-            self._leaving.clear()
+            self._free += [self._set_slot(key, -1) for key in self._evicted]
+            self._evicted.clear()
             for key, (slot, upload) in ended.items():
                 if upload.error is None:
-                    self._move(key, slot)
+                    self._set_slot(key, slot)
                 else:
                     failures.append(upload.error)
                     self._free.append(slot)
-                    self._waiting[key] = None
+                    self._queued[key] = None
             self._main.copy(self.device_table, self.table)
             self._copied = self._main.record()
         return failures
 
-    def _move(self, key: int, slot: int) -> int:
-        """Enter a key's slot into the table; the one it had."""
+    def _set_slot(self, key: int, slot: int) -> int:
+        """Write a key's slot into the table; return the previous one."""
         row, expert = divmod(key, self._shape.num_experts)
         before, self._slots[row, expert] = int(self._slots[row, expert]), slot
         return before
 
     def _admit(self, key: int) -> None:
-        if key in self._leaving:  # it is still there
-            del self._leaving[key]
+        if key in self._evicted:  # still in the table
+            del self._evicted[key]
         else:
-            self._waiting[key] = None
+            self._queued[key] = None
 
     def _evict(self, key: int) -> None:
         counters = self._counters
-        if key in self._waiting:
-            del self._waiting[key]
+        if key in self._queued:
+            del self._queued[key]
             counters.cancelled += 1
-        elif key in self._coming:
-            slot, upload = self._coming.pop(key)
+        elif key in self._in_flight:
+            slot, upload = self._in_flight.pop(key)
             upload.cancel()
             self._cancelled.append((slot, upload))
             counters.cancelled += 1
         else:
-            self._leaving[key] = None
+            self._evicted[key] = None

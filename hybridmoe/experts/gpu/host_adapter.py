@@ -1,8 +1,7 @@
-"""Routed experts on the CPU for a model whose dense part a card computes, one layer at a time.
+"""Expert backend of the CPU for a model whose dense part is on a GPU, one layer at a time.
 
-For executors that need Python in every layer, such as those that read experts from disk: the step
-waits for the card before each layer's experts, and the card for them. What does without is
-hybrid.py.
+For backends that need Python in every layer, such as expert offload to disk: the GPU waits for each
+layer's experts, and they for the GPU. `hybrid_experts` does without these waits.
 """
 
 from torch import Tensor
@@ -16,7 +15,7 @@ __all__ = ["HostAdapter"]
 
 
 class HostAdapter(ExpertBackend):
-    """Brings states to the inner executor, and its results back."""
+    """Copies states to a backend of the host, and its results back."""
 
     def __init__(self, inner: ExpertBackend, device: Device) -> None:
         self._inner = inner
@@ -39,7 +38,6 @@ class HostAdapter(ExpertBackend):
         return self._inner.stats()
 
     def submit(self, layer: int, x: Tensor, ids: Tensor, weights: Tensor) -> Pending:
-        """As `ExpertBackend.submit`."""
         on_host = [self._device.to_host(t) for t in (x, ids, weights)]
         return _Uploaded(self._inner.submit(layer, *on_host), self._device)
 
@@ -48,7 +46,7 @@ class HostAdapter(ExpertBackend):
 
 
 class _Uploaded(Pending):
-    """A result of the host, brought to the device."""
+    """Result of the host, copied to the device."""
 
     __slots__ = ("_device", "_on_host")
 

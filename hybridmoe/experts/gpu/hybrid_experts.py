@@ -1,9 +1,9 @@
-"""Routed experts by the CPU and a card at once: each computes those of a layer that it holds.
+"""Hybrid expert backend: the GPU computes the experts in its VRAM slots, the CPU all others.
 
-The card's stream goes on while a second one brings states and choices to the host, calls the CPU's
-kernels there, and brings their sum back; the card computes the experts in its slots meanwhile. In a
-step of few tokens nothing here waits or decides: it queues the same work whoever is where, so that
-a graph can repeat it. What the step chose is read, and the cache hears of it, when it has ended.
+Both work on a layer at once. The main stream computes on the GPU, while a second one copies states
+and routing to the host, calls the CPU's kernels, and copies their sum back. A decode step only
+queues work, the same whatever is resident, so that a CUDA graph can replay it. The step's routing
+is read after it has ended, and passed to the cache.
 """
 
 from contextlib import suppress
@@ -29,28 +29,31 @@ if TYPE_CHECKING:
 
 __all__ = ["HybridExperts", "PrefillExecutor"]
 
+# (layer index, number of the submission) -> the CPU's call; None if a `PrefillExecutor` has it
+_Calls = dict[tuple[int, int], _C.HostExpertCall | None]
+
 
 class PrefillExecutor(Protocol):
-    """Computes the experts of steps of many tokens."""
+    """Computes the experts of prefill steps."""
 
     def submit(self, layer: int, x: Tensor, ids: Tensor, weights: Tensor) -> Pending:
-        """As `ExpertBackend.submit`."""
+        """Start a layer; see `ExpertBackend.submit`."""
         ...
 
     def check(self) -> None:
-        """A step has ended. Errors: HybridMoeError, what went wrong in it."""
+        """Check a step that has ended. Errors: HybridMoeError."""
         ...
 
     def close(self) -> None:
-        """Any number of times."""
+        """Stop threads and transfers. Idempotent."""
         ...
 
 
 class HybridExperts(ExpertBackend):
-    """`ExpertBackend`. One thread's, but for `stats`.
+    """Expert backend over a GPU and the CPU. Not thread-safe, except `stats`.
 
-    A layer may be submitted twice, with what the other has as -1, before either result is asked
-    for; a result is to be asked for before the layer after the next is submitted.
+    A layer may be submitted twice before either result is taken, each time with the other's ids as
+    -1. A result must be taken before the layer after the next is submitted.
     """
 
     is_capturable = True
@@ -65,48 +68,50 @@ class HybridExperts(ExpertBackend):
         slots: "SlotPool | None" = None,
         prefill: PrefillExecutor | None = None,
     ) -> None:
-        """main: where steps run. host: a stream
-        of the CPU's part. slots: experts on the card; None = the CPU has them all. prefill: who
-        computes steps of more than 16 tokens; None = the CPU. Both are closed with this.
+        """main: stream of the steps. host: stream of the CPU's part. slots: experts in VRAM.
+
+        prefill: for steps of more than 16 tokens; None = the CPU computes them. slots and prefill
+        are closed with this.
         """
         self._experts, self._device = experts, device
         self._index_of = experts.index_of
         self._main, self._host = main, host
         self._slots, self._prefill = slots, prefill
-        # Of a layer's two submissions and the next layer's: no more are owed at once.
-        self._decoding = StepMemory(PREFILL_TOKENS, experts, device, num_parts=2, num_lent=4)
-        self._reading: StepMemory | None = None  # for many tokens, made when there are some
-        self._memory = self._decoding
+        # Two submissions of a layer and two of the next: no more are outstanding at once.
+        self._decode_memory = StepMemory(
+            PREFILL_TOKENS, experts, device, submissions_per_layer=2, max_outstanding=4
+        )
+        self._prefill_memory: StepMemory | None = None  # allocated by the first prefill
+        self._memory = self._decode_memory
         self._num_tokens = 0
-        self._is_open = False
-        # By layer (counted from 0) and part: what this step, or the last of its size, submitted.
-        self._calls: dict[tuple[int, int], _C.HostExpertCall | None] = {}
-        self._calls_of: dict[int, dict[tuple[int, int], _C.HostExpertCall | None]] = {}
+        self._is_in_step = False
+        self._calls: _Calls = {}  # of this step
+        self._calls_by_tokens: dict[int, _Calls] = {}  # of the last captured decode steps
 
     def begin_step(self, num_tokens: int) -> None:
-        """As `ExpertBackend`. Errors: what ended an upload to the card's slots."""
-        if self._is_open:  # a step that failed
+        """Start a step; see `ExpertBackend`. Errors: of an upload to the VRAM slots."""
+        if self._is_in_step:  # a step that failed
             self._synchronize()
             self._take_errors()
             if self._prefill is not None:
                 with suppress(HybridMoeError):
                     self._prefill.check()
-            self._is_open = False
+            self._is_in_step = False
         self._num_tokens, self._calls = num_tokens, {}
         self._memory = self._memory_for(num_tokens)
-        self._memory.take_back()
+        self._memory.release_all()
         if self._slots is not None:
             self._slots.cache.begin_step()
-        self._is_open = True
+        self._is_in_step = True
 
     def end_step(self) -> None:
-        """As `ExpertBackend`; waits for the CPU's part. Errors: HybridMoeError."""
+        """Wait for the CPU's part; see `ExpertBackend`. Errors: HybridMoeError."""
         self._synchronize()
-        self._is_open = False
-        if not self._calls:  # a graph has repeated what was submitted once
-            self._calls = self._calls_of.get(self._num_tokens, {})
-        elif self._memory is self._decoding:
-            self._calls_of[self._num_tokens] = self._calls
+        self._is_in_step = False
+        if not self._calls:  # a graph has replayed what was submitted at capture
+            self._calls = self._calls_by_tokens.get(self._num_tokens, {})
+        elif self._memory is self._decode_memory:
+            self._calls_by_tokens[self._num_tokens] = self._calls
         if (error := self._take_errors()) is not None:
             raise HybridMoeError(error)
         is_prefill = self._num_tokens > PREFILL_TOKENS
@@ -119,31 +124,31 @@ class HybridExperts(ExpertBackend):
         return None if self._slots is None else self._slots.cache.stats()
 
     def submit(self, layer: int, x: Tensor, ids: Tensor, weights: Tensor) -> Pending:
-        """As `ExpertBackend.submit`, on the card; x, ids and weights stay as they are until then.
+        """Queue a layer on the GPU; see `ExpertBackend.submit`. The inputs must not change.
 
         The result is the caller's until the layer after the next is submitted.
-        Numeric: the CPU's part as `kernels.ops.expert_ffn`, the card's as that of kernels.triton,
+        Numeric: the CPU's part as `kernels.ops.expert_ffn`, the GPU's as that of kernels.triton,
         in float32; the two are added.
         """
         index, tokens, memory, host = self._index_of[layer], len(x), self._memory, self._host
-        part = memory.next_part(index)
+        number = memory.next_number(index)
         host.wait_for(self._main)
-        host.copy(memory.ids[index, part, :tokens], ids)
+        host.copy(memory.ids[index, number, :tokens], ids)
         if tokens > PREFILL_TOKENS and self._prefill is not None:
-            self._calls[index, part] = None
+            self._calls[index, number] = None
             return self._prefill.submit(layer, x, ids, weights)
-        lent = memory.lend(index, part)
-        host.copy(lent.x[:tokens], x)
-        host.copy(lent.weights[:tokens], weights)
-        call = self._calls[index, part] = self._call(layer, part, tokens)
+        staged = memory.acquire(index, number)
+        host.copy(staged.x[:tokens], x)
+        host.copy(staged.weights[:tokens], weights)
+        call = self._calls[index, number] = self._call(layer, number, tokens)
         host.launch(call)
-        result = lent.result[:tokens]
-        host.copy(result, lent.out[:tokens])
+        by_cpu = staged.result[:tokens]
+        host.copy(by_cpu, staged.out[:tokens])
         returned = host.record()
-        hits: Tensor | None = None
+        by_gpu: Tensor | None = None
         if self._slots is not None and tokens <= PREFILL_TOKENS:
-            hits = self._slots.compute(layer, x, ids, weights)
-        return _HybridSum(self._main, lent, result, returned, hits, (x, ids, weights))
+            by_gpu = self._slots.compute(layer, x, ids, weights)
+        return _HybridSum(self._main, staged, by_cpu, returned, by_gpu, (x, ids, weights))
 
     def host_call_times(self) -> list[HostCallTime]:
         numbers = self._experts.numbers
@@ -153,47 +158,53 @@ class HybridExperts(ExpertBackend):
             if call is not None
         ]
 
+    def outstanding(self) -> list[StagedSubmission]:
+        """Submissions of the current step whose results have not been taken."""
+        return self._memory.outstanding()
+
     def close(self) -> None:
-        """Any number of times."""
         if self._slots is not None:
             self._slots.close()
         if self._prefill is not None:
             self._prefill.close()
 
     def _synchronize(self) -> None:
-        """Wait for the CPU's part. A graph runs it in streams of its own, and ends in the main."""
+        """Wait for the CPU's part, which a graph runs in streams that end in the main one."""
         self._main.synchronize()
         self._host.synchronize()
 
-    def _memory_for(self, num_tokens: int) -> "StepMemory":
-        """Of a step. No other step's work is under way."""
+    def _memory_for(self, num_tokens: int) -> StepMemory:
+        """Return memory for a step; no other step may be in flight."""
         if num_tokens <= PREFILL_TOKENS:
-            return self._decoding
-        if self._reading is None or self._reading.max_tokens < num_tokens:
-            num_lent = 1 if self._prefill is None else 0
-            most = 1 << (num_tokens - 1).bit_length()
-            self._reading = None  # before there is more
-            self._reading = StepMemory(
-                most, self._experts, self._device, num_parts=1, num_lent=num_lent
+            return self._decode_memory
+        if self._prefill_memory is None or self._prefill_memory.max_tokens < num_tokens:
+            max_tokens = 1 << (num_tokens - 1).bit_length()
+            self._prefill_memory = None  # free it before allocating more
+            self._prefill_memory = StepMemory(
+                max_tokens,
+                self._experts,
+                self._device,
+                submissions_per_layer=1,
+                max_outstanding=1 if self._prefill is None else 0,
             )
-        return self._reading
+        return self._prefill_memory
 
-    def _call(self, layer: int, part: int, tokens: int) -> _C.HostExpertCall:
-        """The CPU's part, as a call of its own for each size of step that a graph may repeat."""
+    def _call(self, layer: int, number: int, tokens: int) -> _C.HostExpertCall:
+        """Return the CPU's call; each size of decode step has its own, which a graph may replay."""
         memory, index = self._memory, self._index_of[layer]
-        is_decoding = memory is self._decoding
-        key = (index, part, tokens if is_decoding else 0)
+        is_decode = memory is self._decode_memory
+        key = (index, number, tokens if is_decode else 0)
         call = memory.calls.get(key)
         if call is None:
             slot_of = 0
-            if is_decoding and self._slots is not None:
+            if is_decode and self._slots is not None:
                 slot_of = self._slots.slot_of(layer).ctypes.data
-            call = memory.calls[key] = memory.make_call(index, part, slot_of)
+            call = memory.calls[key] = memory.make_call(index, number, slot_of)
         call.num_tokens = tokens
         return call
 
     def _take_errors(self) -> str | None:
-        """The first, of those of this step."""
+        """Clear the errors of the step's calls; return the first."""
         numbers = self._experts.numbers
         found = [
             f"experts of blk.{numbers[index]} on the CPU: {error}"
@@ -203,24 +214,24 @@ class HybridExperts(ExpertBackend):
         return found[0] if found else None
 
     def _accesses(self) -> list[tuple[int, NDArray[np.int32]]]:
-        """The distinct experts of each layer, in the order in which its tokens chose them."""
+        """List each layer's distinct experts, in order of first use."""
         ids = self._memory.ids[:, :, : self._num_tokens].numpy()
-        parts: dict[int, list[int]] = {}
-        for index, part in self._calls:
-            parts.setdefault(index, []).append(part)
+        submitted: dict[int, list[int]] = {}
+        for index, number in self._calls:
+            submitted.setdefault(index, []).append(number)
         accesses = []
-        for index, both in parts.items():
-            chosen = dict.fromkeys(ids[index, both].max(0).reshape(-1).tolist())
+        for index, numbers in submitted.items():
+            chosen = dict.fromkeys(ids[index, numbers].max(0).reshape(-1).tolist())
             chosen.pop(-1, None)
             if chosen and not 0 <= min(chosen) <= max(chosen) < self._experts.num_experts:
-                number = self._experts.numbers[index]
-                raise HybridMoeError(f"experts of blk.{number}: chosen are {sorted(chosen)}")
+                layer = self._experts.numbers[index]
+                raise HybridMoeError(f"experts of blk.{layer}: chosen are {sorted(chosen)}")
             accesses.append((index, np.fromiter(chosen, np.int32, len(chosen))))
         return accesses
 
 
 class _HybridSum(Pending):
-    """The CPU's sum of a submission, once it is back on the GPU, plus the GPU's own."""
+    """Sum of a submission's two parts; the CPU's is being copied to the GPU."""
 
     __slots__ = ("_by_cpu", "_by_gpu", "_inputs", "_main", "_returned", "_staged")
 
@@ -235,10 +246,10 @@ class _HybridSum(Pending):
     ) -> None:
         self._main, self._staged, self._returned = main, staged, returned
         self._by_cpu, self._by_gpu = by_cpu, by_gpu
-        self._inputs = inputs  # alive until the copies of them are done
+        self._inputs = inputs  # keeps them alive until they have been copied
 
     def result(self) -> Tensor:
         self._main.wait_for(self._returned)
-        assert self._staged.owner is not None, "a pending result is taken once"
-        self._staged.owner = None
+        assert self._staged.layer_index is not None, "a pending result is taken once"
+        self._staged.layer_index = None
         return self._by_cpu if self._by_gpu is None else self._by_gpu.add_(self._by_cpu)

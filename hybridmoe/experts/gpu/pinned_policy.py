@@ -1,4 +1,4 @@
-"""A policy for a card where the user decides about the experts of some layers."""
+"""Cache policy of VRAM slots when placement rules pin the experts of some layers."""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,30 +10,30 @@ __all__ = ["PinnedPolicy"]
 
 
 class PinnedPolicy:
-    """A `Policy`: another one's for all layers but those that are always or never on the card."""
+    """`Policy` that keeps some layers resident and others out, and delegates the rest."""
 
     name = "placed"
 
     def __init__(self, shape: CacheShape, layers: ExpertLayers, name: str) -> None:
-        """layers: counted from 0. shape: with slots for the pinned. name: the other policy's."""
+        """shape: with slots for the pinned. layers: by index. name: policy of all other layers."""
         num_pinned = len(layers.pinned) * shape.num_experts
         assert num_pinned <= shape.num_slots, (layers, shape)
         self._layers = layers
-        self._placed = layers.pinned | layers.left
+        self._fixed = layers.pinned | layers.left
         rest = shape._replace(num_slots=shape.num_slots - num_pinned)
         self._others: Policy = make_policy(name, rest)
         self._num_experts = shape.num_experts
-        first = np.array(sorted(layers.pinned), np.int64)[:, None] * shape.num_experts
-        self.pinned = (first + np.arange(shape.num_experts)).reshape(-1)  # their keys
+        first_keys = np.array(sorted(layers.pinned), np.int64)[:, None] * shape.num_experts
+        self.pinned = (first_keys + np.arange(shape.num_experts)).reshape(-1)  # keys
 
     def on_access(self, layer: int, experts: NDArray[np.int32], is_prefill: bool) -> Decision:
-        if layer not in self._placed:
+        if layer not in self._fixed:
             return self._others.on_access(layer, experts, is_prefill)
         hits = np.full(len(experts), layer in self._layers.pinned)
         return Decision(hits, np.empty(0, np.int32), np.empty(0, np.int64))
 
     def warm(self, keys: NDArray[np.int64]) -> None:
-        self._others.warm(keys[~np.isin(keys // self._num_experts, list(self._placed))])
+        self._others.warm(keys[~np.isin(keys // self._num_experts, list(self._fixed))])
 
     def resident(self) -> NDArray[np.int64]:
         return np.union1d(self.pinned, self._others.resident())

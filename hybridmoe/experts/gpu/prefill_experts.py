@@ -1,10 +1,9 @@
-"""The routed experts of a prompt's step, by the CPU and the card at the same time.
+"""Prefill on the CPU and a GPU at once: experts are split by predicted time, layer by layer.
 
-The step's ids come to the host, which shares the experts out (prefill_plan.py): the CPU's go to the
-native kernels through the stream of host calls, the card's come over the link (link_pipe.py) or are
-in its slots already, and are decoded and multiplied there. Sums are added in the order of the plan,
-so that a result depends on the rates and on what is in the slots, never on timing. It has run in
-Triton's interpreter and with stand-ins for streams, not on a card yet.
+The host reads a layer's ids and splits its experts (planning.prefill_split). The CPU's go to the
+native kernels through a stream of host calls. The GPU's are resident in VRAM slots or streamed over
+the link (weight_stream), dequantized and multiplied there. Sums are in the order of the split, so
+results depend on rates and on what is resident, never on timing.
 """
 
 from collections.abc import Callable, Sequence
@@ -20,7 +19,7 @@ from hybridmoe import _C
 from hybridmoe.device.pending import Pending, Ready
 from hybridmoe.device.streams import Event, Stream, host_empty
 from hybridmoe.errors import HybridMoeError
-from hybridmoe.experts.gpu.weight_stream import Piece, WeightStream
+from hybridmoe.experts.gpu.weight_stream import SlotPart, WeightStream
 from hybridmoe.experts.routed_experts import ExpertWeights, RoutedExperts
 from hybridmoe.kernels.matrix import QuantMatrix
 from hybridmoe.planning.model_sizes import Part
@@ -30,30 +29,32 @@ from hybridmoe.planning.rates import Rates
 if TYPE_CHECKING:
     from hybridmoe.kernels.triton.expert_ffn import SlotLayout
 
-__all__ = ["AddExpert", "ExpertTally", "HeldExperts", "StreamedExperts", "Streams", "pieces_of"]
+__all__ = ["AddExpert", "ExpertTally", "HeldExperts", "StreamedExperts", "Streams", "slot_parts"]
 
 # out, x, rows, factor, slot, layout: `kernels.triton.expert_prefill.add_expert`
 AddExpert = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, "SlotLayout"], None]
 
 
 class HeldExperts(NamedTuple):
-    """Experts in the card's slots. Nothing of it changes during a step."""
+    """Experts in VRAM slots. Does not change during a step."""
 
-    slots: Tensor  # (slots, bytes) uint8, on the card
-    table: NDArray[np.int32]  # (L, E or more): slots; -1 = none; layers counted from 0
+    slots: Tensor  # (slots, bytes) uint8, on the GPU
+    table: NDArray[np.int32]  # (L, E or more): slots by layer index; -1 = none
 
 
 class Streams(NamedTuple):
-    """What works at once."""
+    """Streams that run at once."""
 
-    main: Stream  # the card's products
-    host: Stream  # the CPU's part, with the copies of its inputs and its result
-    link: Stream  # copies of experts, and nothing else
+    main: Stream  # the GPU's products
+    host: Stream  # the CPU's part, and copies of its inputs and result
+    link: Stream  # copies of experts alone
 
 
 @dataclass(frozen=True, slots=True)
 class _Layer:
-    index: int  # counted from 0
+    """Experts of one layer, and the CPU's call."""
+
+    index: int
     experts: ExpertWeights
     layout: "SlotLayout | None"
     parts: tuple[Part, ...]  # of one expert
@@ -62,20 +63,20 @@ class _Layer:
 
 @dataclass(slots=True)
 class _HostMemory:
-    """What the host has of a layer's step."""
+    """Host memory of a layer's CPU part."""
 
     x: Tensor  # (max_tokens, H) f32
     ids: Tensor  # (max_tokens, k) int32
     weights: Tensor  # (max_tokens, k) f32
     out: Tensor  # (max_tokens, H) f32
     pairs: Tensor  # (max_tokens k) int64
-    left_out: Tensor  # (E) int32: 0 where the card computes an expert, else -1
-    returned: Event  # the CPU's part has left this memory
+    left_out: Tensor  # (E) int32: 0 = the GPU computes the expert, else -1
+    returned: Event  # the CPU's result has been copied from this memory
 
 
 @dataclass(slots=True)
 class ExpertTally:
-    """Experts of all steps, by who computed them; `splits`: of the last step, by layer."""
+    """Numbers of experts computed by the CPU and the GPU, and the last step's splits by layer."""
 
     cpu: int = 0
     held: int = 0
@@ -85,7 +86,7 @@ class ExpertTally:
 
 
 class StreamedExperts:
-    """One thread's. `close` ends its threads."""
+    """Prefill backend of `HybridExperts`. Not thread-safe. Must be closed."""
 
     def __init__(
         self,
@@ -99,11 +100,11 @@ class StreamedExperts:
         max_tokens: int,
         held: HeldExperts | None = None,
     ) -> None:
-        """layouts: of each one's slots; None: the CPU's.
+        """layouts: of slots by layer index; None = the CPU computes the layer.
 
-        rates: those of the card among them. max_tokens: of a step.
+        rates: with the GPU's. max_tokens: of a step. held: experts in VRAM slots.
         """
-        assert rates.gpu is not None, "the rates of the card are not known"
+        assert rates.gpu is not None, "rates without the GPU's"
         self._add_expert = add_expert
         self._rates, self._gpu = rates, rates.gpu
         self._streams, self._device = streams, device
@@ -123,16 +124,15 @@ class StreamedExperts:
             )
         }
         largest = max((layout.slot_bytes for layout in layouts if layout), default=0)
-        self._pipe = WeightStream(largest, device, streams.main, streams.link)
+        self._weights = WeightStream(largest, device, streams.main, streams.link)
         self._alive: tuple[Tensor, ...] = ()
         self.tally = ExpertTally()
 
     def submit(self, layer: int, x: Tensor, ids: Tensor, weights: Tensor) -> Pending:
-        """Begin one layer; the result gives the sum (T, H) f32, on the card, to the main stream.
+        """Start one layer on the GPU; see `ExpertBackend.submit`. Waits for the ids.
 
-        Waits for the ids, once. Shapes: x (T, H) f32 · ids (T, k) int32, -1 = skip · weights (T, k)
-        f32, all on the card; x stays as it is until the result is there.
-        Numeric: the card multiplies as `kernels.triton.linear` does; sums over experts in f32.
+        x must not change until the result is taken.
+        Numeric: the GPU multiplies as `kernels.triton.linear`; sums over experts in f32.
         """
         main, memory, num_tokens = self._streams.main, self._memory, x.shape[0]
         known = self._layers[layer]
@@ -141,24 +141,30 @@ class StreamedExperts:
         main.copy(memory.weights[:num_tokens], weights)
         main.record().wait()
         groups = _Groups(memory.ids[:num_tokens].numpy(), self._num_experts)
-        plan = self._share_out(layer, known, groups, x)
+        plan = self._split(layer, known, groups, x)
         by_cpu = self._start_cpu(known.call, plan, x) if plan.cpu else None
         out = x.new_zeros(x.shape)  # (T, H)
         if plan.card:
-            self._run_card(out, layer, plan, groups, x, weights)
+            self._run_gpu(out, layer, plan, groups, x, weights)
         if by_cpu is None:
             return Ready(out)
         return _WithCpuPart(out, by_cpu, memory.returned, main)
 
     def check(self) -> None:
-        """After a step, when its results are there: raise HybridMoeError where the CPU failed."""
-        errors = [known.call.take_error() for known in self._layers.values()]  # of all: once told
+        """Check a step whose results have been taken. Errors: HybridMoeError, the CPU's."""
+        errors = [known.call.take_error() for known in self._layers.values()]  # clears all
         if (error := next(filter(None, errors), None)) is not None:
             raise HybridMoeError(f"experts on the CPU: {error}")
 
+    def host_memory(self, layer: int) -> tuple[_C.HostExpertCall, list[Tensor], list[Tensor]]:
+        """Return a layer's CPU call, and the tensors that it reads and writes, for diagnostics."""
+        memory = self._memory
+        reads = [memory.x, memory.ids, memory.weights, memory.left_out]
+        return self._layers[layer].call, reads, [memory.out]
+
     def close(self) -> None:
-        """Any number of times."""
-        self._pipe.close()
+        """End the threads. Idempotent."""
+        self._weights.close()
 
     def _make_memory(self, experts: RoutedExperts, max_tokens: int) -> _HostMemory:
         def empty(dtype: torch.dtype, *shape: int) -> Tensor:
@@ -175,8 +181,8 @@ class StreamedExperts:
             returned=self._streams.host.record(),
         )
 
-    def _share_out(self, layer: int, known: _Layer, groups: "_Groups", x: Tensor) -> Split:
-        """The plan, in numbers of experts."""
+    def _split(self, layer: int, known: _Layer, groups: "_Groups", x: Tensor) -> Split:
+        """Split the layer's chosen experts, and count."""
         chosen = groups.chosen
         if known.layout is None:
             plan = Split((), tuple(chosen.tolist()), 0, float("nan"))
@@ -186,10 +192,10 @@ class StreamedExperts:
                 is_held = self._held.table[known.index, : self._num_experts] >= 0
             x_bytes = x.nbytes
             costs = costs_of(known.parts, self._rates, self._gpu, groups.counts[chosen], x_bytes)
-            by_place = split(costs, is_held[chosen])
-            plan = by_place._replace(
-                card=tuple(chosen[list(by_place.card)].tolist()),
-                cpu=tuple(chosen[list(by_place.cpu)].tolist()),
+            by_index = split(costs, is_held[chosen])
+            plan = by_index._replace(
+                card=tuple(chosen[list(by_index.card)].tolist()),
+                cpu=tuple(chosen[list(by_index.cpu)].tolist()),
             )
         tally = self.tally
         tally.splits[layer] = plan
@@ -200,12 +206,12 @@ class StreamedExperts:
         return plan
 
     def _start_cpu(self, call: _C.HostExpertCall, plan: Split, x: Tensor) -> Tensor:
-        """The CPU's sum (T, H), there when `returned` is. The main stream has been waited for."""
+        """Queue the CPU's sum (T, H), ready with `returned`. `main` must have been waited for."""
         host, memory, num_tokens = self._streams.host, self._memory, x.shape[0]
         memory.left_out.fill_(-1)
         memory.left_out[list(plan.card)] = 0
         by_cpu = torch.empty_like(x)
-        self._alive = (x, by_cpu)  # until the host's stream has done with them
+        self._alive = (x, by_cpu)  # kept alive for the host stream
         call.num_tokens = num_tokens
         host.copy(memory.x[:num_tokens], x)
         host.launch(call)
@@ -213,7 +219,7 @@ class StreamedExperts:
         memory.returned = host.record()
         return by_cpu
 
-    def _run_card(
+    def _run_gpu(
         self,
         out: Tensor,
         layer: int,
@@ -222,7 +228,7 @@ class StreamedExperts:
         x: Tensor,
         weights: Tensor,
     ) -> None:
-        """Add the card's part to `out`."""
+        """Queue the GPU's part, added to `out`."""
         known = self._layers[layer]
         assert known.layout is not None, layer
         sizes = [int(groups.counts[expert]) for expert in plan.card]
@@ -237,12 +243,12 @@ class StreamedExperts:
             slot = self._held.slots[int(self._held.table[known.index, expert])]
             self._add_expert(out, x, rows, factor, slot, known.layout)
         for expert, rows, factor in work[plan.num_held :]:
-            with self._pipe.bring(pieces_of(known.experts, known.layout, expert)) as slot:
+            with self._weights.stream(slot_parts(known.experts, known.layout, expert)) as slot:
                 self._add_expert(out, x, rows, factor, slot, known.layout)
 
 
 class _WithCpuPart(Pending):
-    """The GPU's sum, to which the CPU's is added once it has come back."""
+    """Sum of the GPU's part and the CPU's, which is being copied to the GPU."""
 
     __slots__ = ("_by_cpu", "_main", "_out", "_returned")
 
@@ -255,26 +261,27 @@ class _WithCpuPart(Pending):
 
 
 class _Groups:
-    """Pairs of a token and its place among the k experts, by expert."""
+    """(Token, rank) pairs of a step, grouped by expert."""
 
     def __init__(self, ids: NDArray[np.int32], num_experts: int) -> None:
         flat = ids.reshape(-1)
-        self._pairs = flat.argsort(kind="stable")  # those without an expert first
+        self._pairs = flat.argsort(kind="stable")  # id -1 first
         self.counts = np.bincount(flat[flat >= 0], minlength=num_experts)
         assert len(self.counts) == num_experts, f"expert {len(self.counts) - 1} of {num_experts}"
         self._ends = (flat < 0).sum() + self.counts.cumsum()
         self.chosen = np.flatnonzero(self.counts)
 
     def pairs_of(self, expert: int) -> NDArray[np.int64]:
+        """Return an expert's pairs, as token * k + rank."""
         end = self._ends[expert]
         return self._pairs[end - self.counts[expert] : end]
 
 
-def pieces_of(experts: ExpertWeights, layout: "SlotLayout", expert: int) -> list[Piece]:
-    """The bytes of one expert, as its slot has them."""
+def slot_parts(experts: ExpertWeights, layout: "SlotLayout", expert: int) -> list[SlotPart]:
+    """List the bytes of one expert and their offsets in a slot."""
     offsets = (0, layout.up_offset, layout.down_offset)
     return [
-        Piece(offset, w.data.reshape(w.batch, -1)[expert])
+        SlotPart(offset, w.data.reshape(w.batch, -1)[expert])
         for offset, w in zip(offsets, experts, strict=True)
     ]
 

@@ -1,7 +1,4 @@
-"""The experts that a card holds: their memory, who is in it, their part of a step of few tokens.
-
-Has run in Triton's interpreter only.
-"""
+"""VRAM expert slots: their memory, their cache, and the GPU's part of a decode step."""
 
 import numpy as np
 import torch
@@ -18,14 +15,14 @@ from hybridmoe.kernels.triton.expert_ffn import SlotLayout, expert_ffn
 
 __all__ = ["UPLOADS_PER_STEP", "SlotPool", "slot_layouts"]
 
-# One reads as much memory as computing an expert does: 8 beside the 480 of one of Kimi K2's tokens.
+# An upload reads as much memory as computing the expert: 8 beside the 480 of a token of Kimi K2.
 UPLOADS_PER_STEP = 8
 
 
 def slot_layouts(experts: RoutedExperts) -> list[SlotLayout]:
-    """Where the parts of each layer's experts lie in a slot.
+    """Lay out each layer's experts in a slot.
 
-    Errors: ConfigError, a sentence for the user: there can be no slots for such experts.
+    Errors: ConfigError for a type without a GPU kernel.
     """
     layouts = []
     for number, (gate, up, down) in experts.layers.items():
@@ -39,7 +36,7 @@ def slot_layouts(experts: RoutedExperts) -> list[SlotLayout]:
 
 
 class SlotPool:
-    """One thread's, but for what `cache` says."""
+    """Slots of one size, each of which takes any expert. Not thread-safe, except `cache.stats`."""
 
     def __init__(
         self,
@@ -52,37 +49,33 @@ class SlotPool:
         uploads_per_step: int = UPLOADS_PER_STEP,
         policy: Policy | None = None,
     ) -> None:
-        """main: where steps run. copy: a stream
-        that has nothing but the uploads.
+        """main: stream of the steps. copy: stream of the uploads alone.
 
-        Errors: ConfigError, as `slot_layouts`; RuntimeError (torch's) where there is no memory.
+        Errors: ConfigError, as `slot_layouts`; RuntimeError (torch's) if there is no memory.
         """
         self._layouts = slot_layouts(experts)
         self._index_of = experts.index_of
         slot_bytes = max(layout.slot_bytes for layout in self._layouts)
         self.slots = torch.empty((num_slots, slot_bytes), dtype=torch.uint8, device=device)
         shape = experts.cache_shape(num_slots)
-        copier = SlotUploader(experts, self._layouts, self.slots, main, copy)
+        uploader = SlotUploader(experts, self._layouts, self.slots, main, copy)
         self.cache = GpuExpertCache(
-            shape, copier, main, device, uploads_per_step=uploads_per_step, policy=policy
+            shape, uploader, main, device, uploads_per_step=uploads_per_step, policy=policy
         )
 
     def slot_of(self, layer: int) -> NDArray[np.int32]:
-        """(E) int32: where each expert of a layer, by its number in the model, is; -1 = nowhere.
-
-        A view of what the CPU goes by, which changes between steps only.
-        """
+        """View a layer's slots (E,) int32; -1 = not resident. Changes between steps only."""
         return self.cache.table.numpy()[self._index_of[layer], :-1]
 
     def compute(self, layer: int, x: Tensor, ids: Tensor, weights: Tensor) -> Tensor:
-        """The sum (T, H) f32 of the experts that are here; shapes as `ExpertBackend.submit`.
+        """Queue the sum (T, H) f32 of the resident experts, of up to 16 tokens.
 
-        Of up to 16 tokens. Nothing but work for the card, of the same shape whoever is here.
+        Shapes as `ExpertBackend.submit`. The queued work does not depend on what is resident.
         """
         index = self._index_of[layer]
-        slots = self.cache.device_table[index][ids]  # -1 is the row's last, which has none
+        slots = self.cache.device_table[index][ids]  # id -1 takes the last column, -1
         return expert_ffn(x, slots, weights, self.slots, self._layouts[index])
 
     def close(self) -> None:
-        """End the uploads. Any number of times."""
+        """End the uploads. Idempotent."""
         self.cache.close()

@@ -1,8 +1,8 @@
-"""Copies experts into slots on a card: one thread, a ring of page-locked memory, a stream.
+"""Uploads of experts to VRAM slots: a thread, a ring of pinned memory, a copy stream.
 
-The card copies by itself, and at the link's full rate, only from page-locked memory, and pages of a
-mapped file cannot be locked: the thread brings an expert into a ring in pieces, and each piece is
-copied on while the next is read.
+A GPU copies asynchronously, and at the link's full rate, only from pinned memory, and pages of a
+mapped file cannot be pinned. So the thread copies an expert into the ring in chunks, each of which
+goes on to the GPU while the next is read.
 """
 
 import threading
@@ -20,26 +20,25 @@ from hybridmoe.experts.routed_experts import RoutedExperts
 if TYPE_CHECKING:
     from hybridmoe.kernels.triton.expert_ffn import SlotLayout
 
-__all__ = ["SlotUploader"]
+__all__ = ["SlotUpload", "SlotUploader"]
 
-# Copies take turns on the link, whatever their stream: the CPU's results wait for one of these
-# pieces at most, 40 us at 25 GB/s.
-_PIECE_BYTES = 1 << 20
-_NUM_PIECES = 8
+# Copies of all streams take turns on the link: the CPU's results wait for one of these chunks at
+# most, 40 us at 25 GB/s.
+_CHUNK_BYTES = 1 << 20
+_NUM_CHUNKS = 8
 
 
 class SlotUpload:
-    """One expert on its way: `vram_cache.Upload`."""
+    """`expert_cache.Upload` of a `SlotUploader`."""
 
-    def __init__(self, layer: int, expert: int, slot: int) -> None:
-        self.layer, self.expert, self.slot = layer, expert, slot
+    def __init__(self, layer_index: int, expert: int, slot: int) -> None:
+        self.layer_index, self.expert, self.slot = layer_index, expert, slot
         self.is_cancelled = False
         self.error: Exception | None = None
         self._end: Event | None = None
-        self._is_queued = True  # cleared last: what is written before is then there
+        self._is_queued = True  # cleared last: publishes what was written before
 
     def is_done(self) -> bool:
-        """Whether nothing will be written to the slot any more."""
         if self._is_queued:
             return False
         try:
@@ -49,54 +48,51 @@ class SlotUpload:
             return True
 
     def cancel(self) -> None:
-        """Copy no further piece."""
         self.is_cancelled = True
 
     def finish(self, end: Event | None, error: Exception | None = None) -> None:
-        """All copies are in the stream; end: the last one's."""
+        """Note that all copies are in the stream; end: of the last one."""
         self._end, self.error = end, error
         self._is_queued = False
 
 
 class SlotUploader:
-    """`vram_cache.Copier` of the experts of a model."""
+    """`expert_cache.Uploader` of a model's experts."""
 
     def __init__(
         self,
         experts: RoutedExperts,
         layouts: "Sequence[SlotLayout]",
-        data: Tensor,
+        slots: Tensor,
         main: Stream,
         copy: Stream,
         *,
-        piece_bytes: int = _PIECE_BYTES,
+        chunk_bytes: int = _CHUNK_BYTES,
     ) -> None:
-        """layouts: of each layer. data: (slots, bytes) uint8 on the card.
+        """layouts: by layer index. slots: (slots, bytes) uint8 on the GPU.
 
-        main: where slots are read. copy: a stream of the copies' own.
+        main: the stream that reads slots. copy: a stream with no other work.
         """
-        self.slot_bytes = data.shape[1]
+        self.slot_bytes = slots.shape[1]
         self._layers = experts.by_index
         self._offsets = [(0, s.up_offset, s.down_offset) for s in layouts]
-        self._data = data
+        self._slots = slots
         self._main, self._copy = main, copy
-        self._ring = host_empty((_NUM_PIECES, piece_bytes), torch.uint8, data.device)
-        self._events: list[Event | None] = [None] * _NUM_PIECES  # the last copy from each
-        self._turn = 0
+        self._ring = host_empty((_NUM_CHUNKS, chunk_bytes), torch.uint8, slots.device)
+        self._events: list[Event | None] = [None] * _NUM_CHUNKS  # the last copy from each chunk
+        self._next = 0  # chunk
         self._queue: SimpleQueue[SlotUpload | None] = SimpleQueue()
         self._thread = threading.Thread(target=self._work, name="expert uploads", daemon=True)
         self._is_closing = False
         self._thread.start()
 
-    def begin(self, layer: int, expert: int, slot: int) -> SlotUpload:
-        """As `Copier.begin`."""
-        upload = SlotUpload(layer, expert, slot)
-        self._copy.wait_for(self._main)  # which may read the slot until then
+    def begin(self, layer_index: int, expert: int, slot: int) -> SlotUpload:
+        upload = SlotUpload(layer_index, expert, slot)
+        self._copy.wait_for(self._main)  # steps that may read the slot
         self._queue.put(upload)
         return upload
 
     def close(self) -> None:
-        """End the thread and its copies. Any number of times."""
         if not self._is_closing:
             self._is_closing = True
             self._queue.put(None)
@@ -104,7 +100,7 @@ class SlotUploader:
             self._copy.synchronize()
 
     def _work(self) -> None:
-        with torch.inference_mode():  # the slots may have been made in it
+        with torch.inference_mode():  # the slots may have been allocated in it
             while (upload := self._queue.get()) is not None:
                 try:
                     upload.finish(self._upload(upload))
@@ -112,28 +108,28 @@ class SlotUploader:
                     upload.finish(None, error)
 
     def _upload(self, upload: SlotUpload) -> Event | None:
-        """Put the copies of an expert into the stream; the end of the last."""
+        """Queue an expert's copies in the stream; return the end of the last."""
         end: Event | None = None
-        slot, piece_bytes = self._data[upload.slot], self._ring.shape[1]
-        matrices = self._layers[upload.layer]
-        for w, offset in zip(matrices, self._offsets[upload.layer], strict=True):
+        slot, chunk_bytes = self._slots[upload.slot], self._ring.shape[1]
+        matrices = self._layers[upload.layer_index]
+        for w, offset in zip(matrices, self._offsets[upload.layer_index], strict=True):
             size = w.rows * w.row_bytes
             source = w.data[upload.expert * size : (upload.expert + 1) * size]
-            for start in range(0, size, piece_bytes):
+            for start in range(0, size, chunk_bytes):
                 if upload.is_cancelled or self._is_closing:
                     return end
-                part = source[start : start + piece_bytes]
-                target = slot[offset + start : offset + start + len(part)]
-                end = self._copy_on(target, part)
+                chunk = source[start : start + chunk_bytes]
+                target = slot[offset + start : offset + start + len(chunk)]
+                end = self._copy_chunk(target, chunk)
         return end
 
-    def _copy_on(self, target: Tensor, part: np.ndarray) -> Event:
-        """Through the next piece of the ring, when the copy that it last held is done."""
-        turn, self._turn = self._turn, (self._turn + 1) % len(self._ring)
-        if (before := self._events[turn]) is not None:
-            before.wait()
-        piece = self._ring[turn, : len(part)]
-        np.copyto(piece.numpy(), part)  # without the GIL
-        self._copy.copy(target, piece)
-        event = self._events[turn] = self._copy.record()
+    def _copy_chunk(self, target: Tensor, source: np.ndarray) -> Event:
+        """Copy through the next chunk of the ring, once its last copy is done."""
+        number, self._next = self._next, (self._next + 1) % len(self._ring)
+        if (last_copy := self._events[number]) is not None:
+            last_copy.wait()
+        chunk = self._ring[number, : len(source)]
+        np.copyto(chunk.numpy(), source)  # releases the GIL
+        self._copy.copy(target, chunk)
+        event = self._events[number] = self._copy.record()
         return event

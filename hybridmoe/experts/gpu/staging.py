@@ -1,4 +1,4 @@
-"""Host and device memory of the CPU's part of hybrid steps."""
+"""Host and GPU memory through which the CPU computes its part of a hybrid step."""
 
 import torch
 from torch import Tensor
@@ -11,19 +11,22 @@ __all__ = ["StagedSubmission", "StepMemory"]
 
 
 class StagedSubmission:
-    """Memory of one submission: what the CPU reads and writes, and its result on the card."""
+    """Memory of one submission: the CPU's inputs and output, and the result on the GPU."""
 
     def __init__(self, max_tokens: int, hidden: int, top_k: int, device: torch.device) -> None:
-        def empty(size: int) -> Tensor:
+        def pinned(size: int) -> Tensor:
             return host_empty((max_tokens, size), torch.float32, device)
 
-        self.x, self.weights, self.out = empty(hidden), empty(top_k), empty(hidden)
+        self.x, self.weights, self.out = pinned(hidden), pinned(top_k), pinned(hidden)
         self.result = torch.empty((max_tokens, hidden), dtype=torch.float32, device=device)
-        self.owner: int | None = None  # the layer whose result is owed
+        self.layer_index: int | None = None  # None = free, else its result is outstanding
 
 
 class StepMemory:
-    """Of steps of up to `max_tokens` tokens; it stays where it is, for graphs."""
+    """Memory of steps of up to `max_tokens`. Addresses never change, for CUDA graphs.
+
+    Submission `number` of a layer (0 or 1) always gets the same memory, which other layers share.
+    """
 
     def __init__(
         self,
@@ -31,42 +34,54 @@ class StepMemory:
         experts: RoutedExperts,
         device: torch.device,
         *,
-        num_parts: int,
-        num_lent: int,
+        submissions_per_layer: int,
+        max_outstanding: int,
     ) -> None:
-        """num_parts: submissions of a layer. num_lent: of all layers, that are owed at once."""
-        self.max_tokens, self.num_parts = max_tokens, num_parts
+        """max_outstanding: submissions of all layers whose results are outstanding at once."""
+        self.max_tokens = max_tokens
         self._experts = experts
+        self._per_layer = submissions_per_layer
         top_k, hidden = experts.top_k, experts.hidden
-        shape = (experts.num_layers, num_parts, max_tokens, top_k)
+        shape = (experts.num_layers, submissions_per_layer, max_tokens, top_k)
         self.ids = host_empty(shape, torch.int32, device)
-        self._lent = [StagedSubmission(max_tokens, hidden, top_k, device) for _ in range(num_lent)]
+        self._staged = [
+            StagedSubmission(max_tokens, hidden, top_k, device) for _ in range(max_outstanding)
+        ]
         self.calls: dict[tuple[int, int, int], _C.HostExpertCall] = {}
 
-    def take_back(self) -> None:
-        """Nothing is owed any more."""
-        for lent in self._lent:
-            lent.owner = None
+    def release_all(self) -> None:
+        """Free all submissions."""
+        for staged in self._staged:
+            staged.layer_index = None
 
-    def next_part(self, index: int) -> int:
-        """Which submission of this layer is next: the second where the first is owed still."""
-        return int(bool(self._lent) and self._of(index, 0).owner == index)
+    def outstanding(self) -> list[StagedSubmission]:
+        """Submissions whose results have not been taken."""
+        return [staged for staged in self._staged if staged.layer_index is not None]
 
-    def lend(self, index: int, part: int) -> StagedSubmission:
-        """The memory of a submission, always the same."""
-        assert part < self.num_parts, (index, part)
-        lent = self._of(index, part)
-        assert lent.owner is None, f"layer {lent.owner} is owed, and {index} is submitted"
-        lent.owner = index
-        return lent
+    def next_number(self, index: int) -> int:
+        """Return the number of a layer's next submission: 1 while its first is outstanding."""
+        return int(bool(self._staged) and self.staged(index, 0).layer_index == index)
 
-    def make_call(self, index: int, part: int, slot_of: int) -> _C.HostExpertCall:
-        lent, weights = self._of(index, part), self._experts.by_index[index]
+    def acquire(self, index: int, number: int) -> StagedSubmission:
+        """Take a submission's memory until its `layer_index` is None again."""
+        assert number < self._per_layer, (index, number)
+        staged = self.staged(index, number)
+        assert staged.layer_index is None, f"{staged.layer_index} is outstanding, {index} submitted"
+        staged.layer_index = index
+        return staged
+
+    def staged(self, index: int, number: int) -> StagedSubmission:
+        """Return a submission's memory."""
+        return self._staged[(index * self._per_layer + number) % len(self._staged)]
+
+    def make_call(self, index: int, number: int, slot_of: int) -> _C.HostExpertCall:
+        """Make the CPU's call of a submission. slot_of: address of a table (E,), or 0."""
+        staged, weights = self.staged(index, number), self._experts.by_index[index]
         return _C.HostExpertCall(
-            lent.x.data_ptr(),
-            self.ids[index, part].data_ptr(),
-            lent.weights.data_ptr(),
-            lent.out.data_ptr(),
+            staged.x.data_ptr(),
+            self.ids[index, number].data_ptr(),
+            staged.weights.data_ptr(),
+            staged.out.data_ptr(),
             self.max_tokens,
             self._experts.top_k,
             weights.gate.handle,
@@ -74,6 +89,3 @@ class StepMemory:
             weights.down.handle,
             slot_of,
         )
-
-    def _of(self, index: int, part: int) -> StagedSubmission:
-        return self._lent[(index * self.num_parts + part) % len(self._lent)]

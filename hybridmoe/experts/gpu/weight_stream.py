@@ -1,8 +1,8 @@
-"""Experts on their way to a card: bytes in, a place in the card's memory out, two at a time.
+"""Streaming of experts to a GPU that keeps none of them: host weights in, device buffer out.
 
-While one expert is multiplied, the next is copied over the link, and the one after it into
-page-locked memory. Streams wait for each other through events; the host waits only for a
-page-locked buffer to be free.
+Two experts are in flight: while one is multiplied, the next is copied over the link, and the one
+after it into pinned memory. Streams wait for each other through events; the host waits only for a
+free pinned buffer.
 """
 
 from collections.abc import Iterator, Sequence
@@ -18,64 +18,64 @@ from torch import Tensor
 from hybridmoe.device.streams import Event, Stream, host_empty
 from hybridmoe.planning.prefill_split import PLACES
 
-__all__ = ["COPY_THREADS", "Piece", "WeightStream", "fill"]
+__all__ = ["COPY_THREADS", "SlotPart", "WeightStream", "fill"]
 
-COPY_THREADS = 3  # the pieces of an expert: gate, up, down
+COPY_THREADS = 3  # of an expert's gate, up and down
 
 
-class Piece(NamedTuple):
-    """Bytes, and where they begin in a place."""
+class SlotPart(NamedTuple):
+    """Host bytes of an expert, and their offset in a slot."""
 
     offset: int
     data: NDArray[np.uint8]
 
 
 class WeightStream:
-    """One thread's. `main` is the stream that multiplies, `link` one that only copies experts."""
+    """Ring of pinned host buffers and device buffers. Not thread-safe."""
 
     def __init__(self, num_bytes: int, device: torch.device, main: Stream, link: Stream) -> None:
-        """num_bytes: of the largest expert."""
+        """num_bytes: of the largest expert. main: stream that multiplies. link: copies only."""
         self._main, self._link = main, link
-        self._buffers = [host_empty((num_bytes,), torch.uint8, device) for _ in range(PLACES)]
-        self._places = [
+        self._pinned = [host_empty((num_bytes,), torch.uint8, device) for _ in range(PLACES)]
+        self._on_device = [
             torch.empty(num_bytes, dtype=torch.uint8, device=device) for _ in range(PLACES)
         ]
-        self._sent: list[Event] = [link.record() for _ in range(PLACES)]  # the buffer is free
-        self._used: list[Event] = [main.record() for _ in range(PLACES)]  # the place is free
-        self._turn = 0
+        self._sent: list[Event] = [link.record() for _ in range(PLACES)]  # frees a pinned buffer
+        self._used: list[Event] = [main.record() for _ in range(PLACES)]  # frees a device buffer
+        self._next = 0
         self._threads = ThreadPoolExecutor(COPY_THREADS, "expert-copy")
 
     @contextmanager
-    def bring(self, pieces: Sequence[Piece]) -> Iterator[Tensor]:
-        """A place (bytes,) uint8 on the card that holds the pieces for what `main` is given inside.
+    def stream(self, parts: Sequence[SlotPart]) -> Iterator[Tensor]:
+        """Give a device buffer (bytes,) uint8 with the parts, for work queued on `main` within.
 
-        Returns before they are there; `main` waits for them.
+        Returns before they have arrived; `main` waits for them.
         """
-        turn, self._turn = self._turn, (self._turn + 1) % PLACES
-        buffer, place = self._buffers[turn], self._places[turn]
-        self._sent[turn].wait()
-        end = fill(self._threads, buffer, pieces)
-        self._link.wait_for(self._used[turn])
-        self._link.copy(place[:end], buffer[:end])
-        self._sent[turn] = self._link.record()
-        self._main.wait_for(self._sent[turn])
+        number, self._next = self._next, (self._next + 1) % PLACES
+        pinned, on_device = self._pinned[number], self._on_device[number]
+        self._sent[number].wait()
+        end = fill(self._threads, pinned, parts)
+        self._link.wait_for(self._used[number])
+        self._link.copy(on_device[:end], pinned[:end])
+        self._sent[number] = self._link.record()
+        self._main.wait_for(self._sent[number])
         try:
-            yield place
+            yield on_device
         finally:
-            self._used[turn] = self._main.record()
+            self._used[number] = self._main.record()
 
     def close(self) -> None:
-        """End the threads. Any number of times."""
+        """End the threads. Idempotent."""
         self._threads.shutdown()
 
 
-def fill(threads: ThreadPoolExecutor, buffer: Tensor, pieces: Sequence[Piece]) -> int:
-    """Copy the pieces to their places in `buffer`, all at once; where the last one ends."""
+def fill(threads: ThreadPoolExecutor, buffer: Tensor, parts: Sequence[SlotPart]) -> int:
+    """Copy all parts to their offsets in `buffer` at once. Returns the end of the last one."""
     bytes = buffer.numpy()
 
-    def copy(piece: Piece) -> int:
-        end = piece.offset + piece.data.nbytes
-        np.copyto(bytes[piece.offset : end], piece.data)  # without the GIL
+    def copy(part: SlotPart) -> int:
+        end = part.offset + part.data.nbytes
+        np.copyto(bytes[part.offset : end], part.data)  # releases the GIL
         return end
 
-    return max(threads.map(copy, pieces))
+    return max(threads.map(copy, parts))

@@ -1,4 +1,4 @@
-"""Rates of a card: what a machine of known rates is measured to have."""
+"""Measured rates equal those of a simulated machine."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -21,7 +21,7 @@ from hybridmoe.planning.rates import GpuRates, rates_of
 
 pytest.importorskip("triton", reason="needs triton (pip install hybridmoe[cuda])")
 
-from hybridmoe.experts.gpu import calibrate as link_rates
+from hybridmoe.experts.gpu import calibrate
 from hybridmoe.experts.gpu.calibrate import FEW_TOKENS, MANY_TOKENS, measure_gpu, with_cpu
 from hybridmoe.kernels.triton.expert_prefill import add_expert, layout_of
 from hybridmoe.kernels.triton.runtime import IS_INTERPRETED
@@ -39,7 +39,7 @@ NUM_BYTES = sum(part.num_bytes for part in PARTS)
 
 
 class Machine:
-    """Seconds pass by what is done; now and then something else delays it."""
+    """Simulated clock: work takes its predicted time, and every third call is delayed."""
 
     def __init__(self, gpu: GpuRates) -> None:
         self.gpu, self.now, self.num_calls = gpu, 0.0, 0
@@ -73,11 +73,11 @@ def test_a_machine_of_known_rates_is_measured_to_have_them(
     known = GpuRates(read=3e6, ops=3e8, pcie=5e5, copy=7e5, copy_cpu=0.5, expert_s=0.0)
     machine = Machine(known)
 
-    def fill(threads: object, buffer: torch.Tensor, pieces: Sequence[Any]) -> int:
-        machine.spend(sum(piece.data.nbytes for piece in pieces) / 7e5)
+    def fill(threads: object, buffer: torch.Tensor, parts: Sequence[Any]) -> int:
+        machine.spend(sum(part.data.nbytes for part in parts) / 7e5)
         return buffer.nbytes
 
-    monkeypatch.setattr(link_rates, "fill", fill)
+    monkeypatch.setattr(calibrate, "fill", fill)
     streams = Streams(FakeStream(is_lazy=False), FakeStream(is_lazy=False), Link(machine))
     got = measure_gpu(LAYER, LAYOUT, machine.add_expert, streams, CPU, clock=machine.clock)
     for name in ("read", "ops", "pcie", "copy", "copy_cpu", "expert_s"):
@@ -86,7 +86,7 @@ def test_a_machine_of_known_rates_is_measured_to_have_them(
 
 def test_tokens_that_cost_nothing_have_a_finite_rate(monkeypatch: pytest.MonkeyPatch) -> None:
     machine = Machine(GpuRates(read=3e6, ops=1e30, pcie=5e5, expert_s=0.0))
-    monkeypatch.setattr(link_rates, "fill", lambda *args: machine.spend(1.0))
+    monkeypatch.setattr(calibrate, "fill", lambda *args: machine.spend(1.0))
     streams = Streams(FakeStream(is_lazy=False), FakeStream(is_lazy=False), Link(machine))
     got = measure_gpu(LAYER, LAYOUT, machine.add_expert, streams, CPU, clock=machine.clock)
     assert got.ops == pytest.approx(3e6 * MANY_TOKENS)  # they took no longer than weights do
@@ -99,15 +99,15 @@ def test_the_cpus_rates_are_measured_with_its_own_kernels(
     gpu, kernels = GpuRates(read=1.0, ops=1.0, pcie=1.0), isa.active()
     rate = {name: Rate(1.0, 1e9 * n) for n, name in enumerate(("read", "int8", "float32"), 1)}
     tiles = {"amx_int8": Rate(1.0, 5e9), "amx_bf16": Rate(1.0, 4e9)} if kernels == "amx" else {}
-    monkeypatch.setattr(link_rates, "measure", lambda *, quick: Limits(**rate, **tiles))
+    monkeypatch.setattr(calibrate, "measure", lambda *, quick: Limits(**rate, **tiles))
     peak = 4e9 if kernels == "amx" else 2e9
     want = rates_of(kernels, dram=1e9, peak_ops=peak, float_ops=3e9, gpu=gpu)
     assert with_cpu(gpu) == want
 
 
-@pytest.mark.skipif(not IS_INTERPRETED, reason="streams here are not a card's")
+@pytest.mark.skipif(not IS_INTERPRETED, reason="streams here are not a GPU's")
 def test_it_runs_the_real_copies_and_products(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(link_rates, "MANY_TOKENS", 24)
+    monkeypatch.setattr(calibrate, "MANY_TOKENS", 24)
     streams = Streams(*(FakeStream(is_lazy=True) for _ in range(3)))
     got = measure_gpu(LAYER, LAYOUT, add_expert, streams, CPU)
     assert min(got.read, got.ops, got.pcie, got.copy or 0.0) > 0

@@ -1,4 +1,4 @@
-"""The cache in VRAM: what its table may say, and what it counts."""
+"""The expert cache in VRAM: invariants of its table, and its counters."""
 
 from dataclasses import dataclass, field
 
@@ -8,10 +8,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from hybridmoe.cachebench.policies.registry import make_policy
 from hybridmoe.cachebench.simulator import EVICTIONS, HITS, MISSES, UPLOADS, Requests, simulate
 from hybridmoe.device.fake_streams import FakeStream
 from hybridmoe.experts.gpu.expert_cache import GpuExpertCache
-from hybridmoe.experts.policy import CacheShape, make_policy
+from hybridmoe.experts.policy import CacheShape
 
 CPU = torch.device("cpu")
 
@@ -32,14 +33,14 @@ class FakeUpload:
 
 
 @dataclass
-class FakeCopier:
-    """Is done when told."""
+class FakeUploader:
+    """Uploads that are done when the test says so."""
 
     slot_bytes: int = 1
     uploads: list[FakeUpload] = field(default_factory=list)
 
-    def begin(self, layer: int, expert: int, slot: int) -> FakeUpload:
-        upload = FakeUpload((layer, expert), slot)
+    def begin(self, layer_index: int, expert: int, slot: int) -> FakeUpload:
+        upload = FakeUpload((layer_index, expert), slot)
         self.uploads.append(upload)
         return upload
 
@@ -56,11 +57,11 @@ class Run:
 
     def __init__(self, shape: CacheShape, budget: int = 2, policy: str = "lru") -> None:
         self.shape, self.budget = shape, budget
-        self.copier = FakeCopier()
+        self.uploader = FakeUploader()
         self.main = FakeStream(is_lazy=False, is_current=True)
         self.cache = GpuExpertCache(
             shape,
-            self.copier,
+            self.uploader,
             self.main,
             CPU,
             uploads_per_step=budget,
@@ -70,9 +71,9 @@ class Run:
 
     def step(self, chosen: list[list[int]], *, is_prefill: bool = False) -> None:
         """Distinct experts of each layer."""
-        begun = len(self.copier.uploads)
+        begun = len(self.uploader.uploads)
         self.cache.begin_step()
-        assert len(self.copier.uploads) - begun <= self.budget
+        assert len(self.uploader.uploads) - begun <= self.budget
         self.check_table()
         accesses = [(layer, np.array(e, np.int32)) for layer, e in enumerate(chosen)]
         self.cache.end_step(accesses, is_prefill=is_prefill)
@@ -83,10 +84,10 @@ class Run:
         assert torch.equal(table, self.cache.device_table)
         assert (table[:, -1] == -1).all()
         used = table[table >= 0].tolist()
-        writing = [upload.slot for upload in self.copier.writing]
+        writing = [upload.slot for upload in self.uploader.writing]
         assert len({*used, *writing}) == len(used) + len(writing), "a slot has two experts"
         assert all(0 <= slot < self.shape.num_slots for slot in (*used, *writing))
-        there = {u.slot: u.key for u in self.copier.uploads if u.is_over and not u.is_cancelled}
+        there = {u.slot: u.key for u in self.uploader.uploads if u.is_over and not u.is_cancelled}
         for layer, expert in np.argwhere(table.numpy() >= 0).tolist():
             assert there[int(table[layer, expert])] == (layer, expert), "not what was copied there"
 
@@ -135,30 +136,30 @@ def test_a_slot_has_one_expert_and_is_named_when_it_is_there(
         popular = random.zipf(1.5, (num_layers, 3 * count)) % num_experts
         chosen = [list(dict.fromkeys(row.tolist()))[:count] for row in popular]
         run.step(chosen, is_prefill=is_prefill)
-        for upload in run.copier.writing:
+        for upload in run.uploader.writing:
             upload.is_over = bool(random.random() < 0.4)
     run.check_counters(policy)
-    for upload in run.copier.uploads:
+    for upload in run.uploader.uploads:
         upload.is_over = True
     # With time, all that the policy holds is there, and whatever was given up left its slot free.
     for _ in range(num_slots + 1 if run.budget else 0):
         run.cache.begin_step()
         run.check_table()
-        for upload in run.copier.uploads:
+        for upload in run.uploader.uploads:
             upload.is_over = True
     if run.budget:
-        held = run.cache._policy.resident()
-        assert run.cache.resident().tolist() == held.tolist()
-        assert len(run.cache._free) == num_slots - len(held)
+        kept = run.cache.kept()
+        assert run.cache.resident().tolist() == kept.tolist()
+        assert run.cache.num_free == num_slots - len(kept)
 
 
 def test_hits_that_are_not_there_are_late() -> None:
     run = Run(CacheShape(1, 4, 2, 1))
     for _ in range(3):
         run.step([[1]])
-    assert [u.key for u in run.copier.uploads] == [(0, 1)]
+    assert [u.key for u in run.uploader.uploads] == [(0, 1)]
     assert run.cache.stats().counters.late == 2
-    run.copier.uploads[0].is_over = True
+    run.uploader.uploads[0].is_over = True
     run.step([[1]])
     assert run.cache.stats().counters.late == 2
     assert run.cache.stats().num_resident == 1 and run.cache.table[0, 1] == 0
@@ -168,15 +169,15 @@ def test_an_upload_that_is_evicted_is_cancelled_and_its_slot_waits_for_it() -> N
     run = Run(CacheShape(1, 4, 1, 1))
     run.step([[1]])
     run.step([[2]])  # begins 1, then evicts it
-    (first,) = run.copier.uploads
+    (first,) = run.uploader.uploads
     assert first.is_cancelled
     run.step([[2]])
     run.step([[2]])
-    assert run.copier.uploads == [first], "its slot may still be written"
+    assert run.uploader.uploads == [first], "its slot may still be written"
     first.is_over = True
     run.step([[2]])
-    assert [u.key for u in run.copier.uploads] == [(0, 1), (0, 2)]
-    assert run.copier.uploads[1].slot == first.slot
+    assert [u.key for u in run.uploader.uploads] == [(0, 1), (0, 2)]
+    assert run.uploader.uploads[1].slot == first.slot
     assert run.cache.stats().counters.cancelled == 1
 
 
@@ -185,7 +186,7 @@ def test_one_that_has_not_begun_is_not_copied() -> None:
     run.step([[1]])
     run.cache.end_step([(0, np.array([2], np.int32))], is_prefill=False)
     run.step([[2]])
-    assert [u.key for u in run.copier.uploads] == [(0, 2)]
+    assert [u.key for u in run.uploader.uploads] == [(0, 2)]
     assert run.cache.stats().counters.cancelled == 1
 
 
@@ -193,24 +194,24 @@ def test_one_that_comes_back_at_once_stays_where_it_is() -> None:
     run = Run(CacheShape(1, 4, 1, 1))
     run.step([[1]])
     run.step([[1]])
-    run.copier.uploads[0].is_over = True
+    run.uploader.uploads[0].is_over = True
     run.step([[1]])
     for expert in (2, 1):  # two accesses of one step
         run.cache.end_step([(0, np.array([expert], np.int32))], is_prefill=False)
     run.step([[1]])
-    assert len(run.copier.uploads) == 1 and run.cache.table[0].tolist() == [-1, 0, -1, -1, -1]
+    assert len(run.uploader.uploads) == 1 and run.cache.table[0].tolist() == [-1, 0, -1, -1, -1]
 
 
 def test_a_failed_upload_is_said_once_and_tried_again() -> None:
     run = Run(CacheShape(1, 4, 2, 1))
     run.step([[1]])
     run.step([[1]])
-    (upload,) = run.copier.uploads
-    upload.is_over, upload.error = True, OSError("the card is gone")
-    with pytest.raises(OSError, match="the card is gone"):
+    (upload,) = run.uploader.uploads
+    upload.is_over, upload.error = True, OSError("the GPU is gone")
+    with pytest.raises(OSError, match="the GPU is gone"):
         run.step([[1]])
-    assert len(run.copier.uploads) == 2
-    run.copier.uploads[1].is_over = True
+    assert len(run.uploader.uploads) == 2
+    run.uploader.uploads[1].is_over = True
     run.step([[1]])
     assert run.cache.resident().tolist() == [1]
 
@@ -220,8 +221,8 @@ def test_a_warm_cache_begins_with_the_most_valuable() -> None:
     assert run.cache.warm(np.array([6, 1, 3, 2])) == 3
     for _ in range(3):
         run.cache.begin_step()
-        run.copier.uploads[-1].is_over = True
-    assert [u.key for u in run.copier.uploads] == [(1, 2), (0, 1), (0, 3)]
+        run.uploader.uploads[-1].is_over = True
+    assert [u.key for u in run.uploader.uploads] == [(1, 2), (0, 1), (0, 3)]
 
 
 def test_stats_say_where_the_slots_are() -> None:

@@ -1,4 +1,4 @@
-"""Prompts on the CPU and a card at once: Triton's interpreter, and stand-ins for streams."""
+"""Prefill on the CPU and the GPU at once, in Triton's interpreter and on fake streams."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -24,14 +24,14 @@ from hybridmoe.planning.rates import GpuRates, Rates
 
 pytest.importorskip("triton", reason="needs triton (pip install hybridmoe[cuda])")
 
-from hybridmoe.experts.gpu import weight_stream as link_pipe
+from hybridmoe.experts.gpu import weight_stream
 from hybridmoe.experts.gpu.hybrid_experts import HybridExperts
 from hybridmoe.experts.gpu.prefill_experts import (
     AddExpert,
     HeldExperts,
     StreamedExperts,
     Streams,
-    pieces_of,
+    slot_parts,
 )
 from hybridmoe.experts.gpu.slot_pool import SlotPool
 from hybridmoe.kernels.triton.expert_prefill import add_expert, layout_of
@@ -43,7 +43,7 @@ CPU = torch.device("cpu")
 EXPERTS, HIDDEN, INTER, TOKENS, TOP_K = 6, 64, 32, 40, 3
 GPU = GpuRates(read=1e9, ops=1e12, pcie=1e15, copy=1e15, copy_cpu=0.0, expert_s=0.0)
 RATES = Rates("avx512", dram=1e8, ops=1e8, attention_ops=1e8, gpu=GPU)
-ALL_CARD = RATES
+ALL_GPU = RATES
 ALL_CPU = replace(RATES, gpu=replace(GPU, copy=1.0))
 MIXED = replace(RATES, gpu=replace(GPU, read=4e7))
 
@@ -61,7 +61,7 @@ ROUTED = RoutedExperts(LAYERS, TOP_K)
 
 
 def inputs(seed: int = 0, tokens: int = TOKENS) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """States; different experts for each token, some -1; weights, poison where there is no expert.
+    """Make states, distinct experts for each token, some -1, and weights, NaN where the id is -1.
 
     Experts with lower numbers are chosen more often.
     """
@@ -85,9 +85,9 @@ def held() -> HeldExperts:
         layout = layouts[layer]
         assert layout is not None
         table[ROUTED.index_of[layer], expert] = slot
-        for piece in pieces_of(ROUTED.layers[layer], layout, expert):
-            end = piece.offset + piece.data.nbytes
-            slots[slot, piece.offset : end] = torch.from_numpy(piece.data.copy())
+        for part in slot_parts(ROUTED.layers[layer], layout, expert):
+            end = part.offset + part.data.nbytes
+            slots[slot, part.offset : end] = torch.from_numpy(part.data.copy())
     return HeldExperts(slots, table)
 
 
@@ -138,7 +138,7 @@ def check(
     weights: torch.Tensor,
     got: torch.Tensor,
 ) -> None:
-    """The CPU's part is what `CpuExperts` makes of its experts; the card's is within its bound."""
+    """Check that the CPU's part equals `CpuExperts`, and the GPU's part is within its bound."""
     plan = experts.tally.splits[layer]
     chosen = {int(e) for e in ids.unique() if e >= 0}
     assert {*plan.card, *plan.cpu} == chosen
@@ -157,7 +157,7 @@ def check(
 
 @pytest.mark.parametrize("is_lazy", [True, False], ids=["lazy", "eager"])
 @pytest.mark.parametrize("is_held", [False, True], ids=["empty", "held"])
-@pytest.mark.parametrize("rates", [ALL_CARD, ALL_CPU, MIXED], ids=["card", "cpu", "mixed"])
+@pytest.mark.parametrize("rates", [ALL_GPU, ALL_CPU, MIXED], ids=["gpu", "cpu", "mixed"])
 def test_a_step_is_within_the_bound_wherever_experts_are_computed(
     make: Make, rates: Rates, is_held: bool, is_lazy: bool
 ) -> None:
@@ -167,7 +167,7 @@ def test_a_step_is_within_the_bound_wherever_experts_are_computed(
         got = experts.submit(layer, x, ids, weights).result()
         check(experts, layer, x, ids, weights, got)
         plan = experts.tally.splits[layer]
-        if rates is ALL_CARD:
+        if rates is ALL_GPU:
             assert not plan.cpu and set(plan.card) == set(range(EXPERTS))
         elif rates is ALL_CPU:
             assert not plan.streamed
@@ -186,7 +186,7 @@ def test_all_by_the_cpu_is_the_cpus_result(make: Make) -> None:
 
 
 def test_a_wrong_weight_or_state_is_seen(make: Make) -> None:
-    experts = make(ALL_CARD)
+    experts = make(ALL_GPU)
     x, ids, weights = inputs()
     for wrong_x, wrong_weights in ((x, 1.03 * weights), (x + 0.05 * x.roll(1, 1), weights)):
         got = experts.submit(3, wrong_x, ids, wrong_weights).result()
@@ -194,7 +194,7 @@ def test_a_wrong_weight_or_state_is_seen(make: Make) -> None:
             check(experts, 3, x, ids, weights, got)
 
 
-@pytest.mark.parametrize("rates", [ALL_CARD, ALL_CPU], ids=["card", "cpu"])
+@pytest.mark.parametrize("rates", [ALL_GPU, ALL_CPU], ids=["gpu", "cpu"])
 def test_all_tokens_may_go_to_one_expert_or_to_none(make: Make, rates: Rates) -> None:
     experts = make(rates)
     x, ids, weights = inputs()
@@ -225,7 +225,7 @@ def test_the_same_step_gives_the_same_bits(make: Make) -> None:
 
 def test_types_without_a_kernel_stay_on_the_cpu(make: Make) -> None:
     routed = RoutedExperts({1: make_layer(0, T.F32)}, TOP_K)
-    experts = make(ALL_CARD, routed=routed)
+    experts = make(ALL_GPU, routed=routed)
     x, ids, weights = inputs()
     got = experts.submit(1, x, ids, weights).result()
     assert torch.equal(got, CpuExperts(routed).submit(1, x, ids, weights).result())
@@ -233,7 +233,7 @@ def test_types_without_a_kernel_stay_on_the_cpu(make: Make) -> None:
 
 
 def test_experts_and_bytes_are_counted(make: Make) -> None:
-    experts = make(ALL_CARD, held=held())
+    experts = make(ALL_GPU, held=held())
     for layer in (3, 4):
         experts.submit(layer, *inputs()).result()
     one = [ROUTED.layers[layer].expert_bytes for layer in (3, 4)]
@@ -242,12 +242,13 @@ def test_experts_and_bytes_are_counted(make: Make) -> None:
     assert tally.streamed_bytes == (EXPERTS - 2) * one[0] + (EXPERTS - 1) * one[1]
 
 
-def test_an_id_that_is_none_is_said_after_the_step(make: Make) -> None:
+def test_an_invalid_id_is_an_error_after_the_step(make: Make) -> None:
     experts = make(ALL_CPU)
     x, ids, weights = inputs()
-    experts._memory.ids.fill_(EXPERTS)  # what a card that went wrong might have sent
     for layer in (3, 4):
-        experts._layers[layer].call.run()
+        call, (_, host_ids, *_), _ = experts.host_memory(layer)
+        host_ids.fill_(EXPERTS)  # as a GPU that failed might have sent
+        call.run()
     with pytest.raises(HybridMoeError, match="experts on the CPU: "):
         experts.check()
     experts.submit(3, x, ids, weights).result()
@@ -255,15 +256,15 @@ def test_an_id_that_is_none_is_said_after_the_step(make: Make) -> None:
 
 
 def has_arrived(slots: SlotPool, copy: FakeStream) -> bool:
-    """True once an upload has arrived; uploads that are due go on."""
+    """Return True once an upload has arrived."""
     copy.synchronize()
     slots.cache.begin_step()
     return len(slots.cache.resident()) > 0
 
 
 @pytest.mark.parametrize("is_lazy", [True, False], ids=["lazy", "eager"])
-def test_a_models_executor_uses_the_cards_slots_in_prompts_too(make: Make, is_lazy: bool) -> None:
-    """Prompts before and after the experts that they use have come to the slots."""
+def test_prompts_use_the_slots_of_the_hybrid_backend(make: Make, is_lazy: bool) -> None:
+    """Prompts before and after the upload of the experts that they use."""
     main, host = FakeStream(is_lazy=False, is_current=True), FakeStream(is_lazy=is_lazy)
     copy, num_slots = FakeStream(is_lazy=is_lazy), 4
     policy = make_policy("lru", ROUTED.cache_shape(num_slots))
@@ -298,9 +299,9 @@ class DeafStream(FakeStream):
 
 
 def test_the_lazy_streams_find_a_forgotten_wait(make: Make) -> None:
-    """The main stream multiplies what has not arrived: experts of the layer before."""
+    """The main stream multiplies stale buffers: experts of the previous layer."""
     main = DeafStream(is_lazy=True, is_current=True)
-    experts = make(ALL_CARD, fakes(is_lazy=True)._replace(main=main))
+    experts = make(ALL_GPU, fakes(is_lazy=True)._replace(main=main))
     for layer in (3, 4):
         x, ids, weights = inputs(layer)
         got = experts.submit(layer, x, ids, weights).result()
@@ -314,35 +315,36 @@ def test_the_lazy_streams_find_a_forgotten_wait(make: Make) -> None:
 def watched(
     monkeypatch: pytest.MonkeyPatch, make: Make, rates: Rates = MIXED, deaf: str = ""
 ) -> None:
-    """Two layers with every use of memory noted; `deaf` does not wait."""
+    """Run two layers, and note every use of memory; `deaf` does not wait."""
     watch = Watch()
     streams = Streams(
         *(WatchedStream(watch, name, is_deaf=name == deaf) for name in ("main", "host", "link"))
     )
-    fill = link_pipe.fill
+    fill = weight_stream.fill
 
-    def noted_fill(threads: Any, buffer: torch.Tensor, pieces: Any) -> int:
+    def noted_fill(threads: Any, buffer: torch.Tensor, parts: Any) -> int:
         watch.note("thread", "fill", writes=(buffer,))
-        return fill(threads, buffer, pieces)
+        return fill(threads, buffer, parts)
 
     def noted_add(out: Any, x: Any, rows: Any, factor: Any, slot: Any, layout: Any) -> None:
         watch.note("main", "products", (x, slot), (out,))
         add_expert(out, x, rows, factor, slot, layout)
 
-    monkeypatch.setattr(link_pipe, "fill", noted_fill)
+    monkeypatch.setattr(weight_stream, "fill", noted_fill)
     if deaf == "thread":
         wait = WatchedEvent.wait
         monkeypatch.setattr(WatchedEvent, "wait", lambda e: e.name == "link" or wait(e))
     experts = make(rates, streams, add=noted_add)
-    memory = experts._memory
-    for known in experts._layers.values():
-        reads = [memory.x, memory.ids, memory.weights, memory.left_out]
-        watch.calls[id(known.call)] = (reads, [memory.out])
+    for layer in ROUTED.numbers:
+        call, reads, writes = experts.host_memory(layer)
+        watch.calls[id(call)] = (reads, writes)
     kept = []  # memory that is used again after its end would look like a race
     for layer in (3, 4):
         kept.append(inputs(layer))
         watch.note("main", "states", writes=kept[-1])
-        kept.append((experts.submit(layer, *kept[-1]).result(), experts._alive[-1]))
+        out, host = experts.submit(layer, *kept[-1]).result(), streams.host
+        assert isinstance(host, WatchedStream) and host.last_copied is not None
+        kept.append((out, host.last_copied))
         watch.note("main", "sum", kept[-1][1:], kept[-1][:1])
         plan = experts.tally.splits[layer]
         assert plan.cpu and (rates is ALL_CPU or len(plan.streamed) > 2)
@@ -360,7 +362,7 @@ def test_nothing_races(monkeypatch: pytest.MonkeyPatch, make: Make) -> None:
         ("thread", MIXED, "link copy and thread fill"),
         ("main", ALL_CPU, "host copy and main sum"),
     ],
-    ids=["place", "free place", "free buffer", "result"],
+    ids=["arrival", "device buffer", "pinned buffer", "result"],
 )
 def test_each_forgotten_wait_is_a_race(
     monkeypatch: pytest.MonkeyPatch, make: Make, deaf: str, rates: Rates, race: str

@@ -1,4 +1,4 @@
-"""Experts on their way into slots, through the ring of the real copier and a fake stream."""
+"""Uploads of experts to slots, by the real thread and ring over a fake stream."""
 
 from collections.abc import Iterator
 
@@ -22,9 +22,9 @@ POISON = 0xA5
 
 
 class Copies:
-    """A real copier over a fake stream."""
+    """A real uploader over a fake stream."""
 
-    def __init__(self, *, is_lazy: bool, piece_bytes: int = 1000) -> None:
+    def __init__(self, *, is_lazy: bool, chunk_bytes: int = 1000) -> None:
         kinds = [(T.Q4_0, T.Q8_0, T.Q4_0), (T.Q5_K, T.Q4_0, T.Q8_0)]
         self.layers = {
             number: ExpertWeights(
@@ -39,13 +39,13 @@ class Copies:
         self.data = torch.full((SLOTS, slot_bytes), POISON, dtype=torch.uint8)
         self.main = FakeStream(is_lazy=False, is_current=True)
         self.stream = FakeStream(is_lazy=is_lazy)
-        self.copier = SlotUploader(
+        self.uploader = SlotUploader(
             RoutedExperts(self.layers, 1),
             self.layouts,
             self.data,
             self.main,
             self.stream,
-            piece_bytes=piece_bytes,
+            chunk_bytes=chunk_bytes,
         )
 
     def wait(self, upload: SlotUpload) -> None:
@@ -66,27 +66,27 @@ class Copies:
 def copies(request: pytest.FixtureRequest) -> Iterator[Copies]:
     copies = Copies(is_lazy=request.param)
     yield copies
-    copies.copier.close()
+    copies.uploader.close()
 
 
 def test_experts_arrive_in_their_slots_byte_for_byte(copies: Copies) -> None:
-    """More pieces than the ring has: each waits for the copy before it in its place."""
+    """More chunks than the ring has: each waits for the last copy from its memory."""
     places = [(0, 1, 2), (1, 3, 0), (0, 0, 1)]
-    for upload in [copies.copier.begin(*place) for place in places]:
+    for upload in [copies.uploader.begin(*place) for place in places]:
         copies.wait(upload)
         assert upload.error is None
     for place in places:
         copies.check(*place)
 
 
-def test_a_cancelled_copy_ends_between_pieces() -> None:
-    copies = Copies(is_lazy=True, piece_bytes=64)
-    upload = copies.copier.begin(0, 1, 0)
+def test_a_cancelled_copy_ends_between_chunks() -> None:
+    copies = Copies(is_lazy=True, chunk_bytes=64)
+    upload = copies.uploader.begin(0, 1, 0)
     upload.cancel()
     copies.wait(upload)
     before = copies.data.clone()
     assert (before[0] == POISON).any()
-    copies.copier.close()
+    copies.uploader.close()
     assert torch.equal(copies.data, before), "something was written after it was done"
 
 
@@ -95,18 +95,18 @@ def test_a_copy_waits_for_the_steps_that_read_the_slot() -> None:
     copies.main.is_lazy, copies.main.is_current = True, False  # its work is put off, too
     read = torch.zeros_like(copies.data[0])
     copies.main.copy(read, copies.data[0])
-    copies.wait(copies.copier.begin(0, 1, 0))
+    copies.wait(copies.uploader.begin(0, 1, 0))
     assert (read == POISON).all(), "the slot was overwritten before it was read"
-    copies.copier.close()
+    copies.uploader.close()
 
 
 def test_a_copy_that_fails_says_so() -> None:
     copies = Copies(is_lazy=False)
-    upload = copies.copier.begin(0, 1, SLOTS)
+    upload = copies.uploader.begin(0, 1, SLOTS)
     copies.wait(upload)
     assert isinstance(upload.error, IndexError)
-    good = copies.copier.begin(1, 1, 0)
+    good = copies.uploader.begin(1, 1, 0)
     copies.wait(good)
     copies.check(1, 1, 0)
-    copies.copier.close()
-    copies.copier.close()
+    copies.uploader.close()
+    copies.uploader.close()

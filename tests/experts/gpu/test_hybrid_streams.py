@@ -1,0 +1,224 @@
+"""Hybrid experts on fake streams: order of work, outstanding results, replays, races."""
+
+from collections.abc import Callable, Sequence
+
+import pytest
+import torch
+from torch import Tensor
+from watched_streams import Watch, WatchedStream
+
+from hybridmoe import _C
+from hybridmoe.device.fake_streams import FakeStream
+from hybridmoe.device.pending import Pending
+from hybridmoe.experts.backend import CpuExperts
+
+pytest.importorskip("triton", reason="needs triton (pip install hybridmoe[cuda])")
+
+from hybrid_bench import (
+    CPU,
+    FIRST,
+    ROUTED,
+    HybridBench,
+    Inputs,
+    MakeBench,
+    make_inputs,
+    num_used,
+    open_benches,
+)  # fmt: skip
+
+from hybridmoe.experts.gpu.hybrid_experts import HybridExperts
+from hybridmoe.experts.gpu.slot_pool import SlotPool
+from hybridmoe.experts.gpu.staging import StepMemory
+from hybridmoe.kernels.triton.runtime import IS_INTERPRETED
+
+pytestmark = [
+    pytest.mark.skipif(not IS_INTERPRETED, reason="bounds are those of the interpreter"),
+    pytest.mark.usefixtures("exact_kernels"),  # whose bounds those of `closeness` are
+]
+
+bench = pytest.fixture(open_benches)
+
+
+def deferred_step(bench: HybridBench, inputs: Sequence[Inputs]) -> list[Tensor]:
+    """Run a step that adds each token's last expert one layer later, as a model does."""
+    bench.experts.begin_step(len(inputs[0][0]))
+    results: list[Tensor] = []
+    outstanding: Pending | None = None
+    for layer, (x, ids, weights) in zip(ROUTED.numbers, inputs, strict=True):
+        is_last = torch.zeros_like(ids, dtype=torch.bool)
+        is_last[:, -1] = True
+        now = bench.experts.submit(layer, x, ids.masked_fill(is_last, -1), weights)
+        deferred = bench.experts.submit(layer, x, ids.masked_fill(~is_last, -1), weights)
+        if outstanding is not None:
+            results[-1] += outstanding.result()
+        results.append(now.result().clone())
+        outstanding = deferred
+    assert outstanding is not None
+    results[-1] += outstanding.result()
+    return results
+
+
+@pytest.mark.parametrize("resident", [(), (0, 1, 4, 8, 9, 13, 17)], ids=["off", "on"])
+def test_two_results_may_be_outstanding(bench: MakeBench, resident: Sequence[int]) -> None:
+    made = bench(resident, is_lazy=True)
+    used = 0
+    for step in range(2):
+        inputs = [make_inputs(3, layer + 10 * step) for layer in ROUTED.numbers]
+        used += num_used(inputs)
+        made.check(inputs, deferred_step(made, inputs))
+        made.experts.end_step()
+    if resident:
+        stats = made.experts.stats()
+        assert stats is not None
+        assert stats.counters.hits + stats.counters.misses == used
+
+
+def test_one_layers_result_does_not_wait_for_the_next_ones(bench: MakeBench) -> None:
+    made = bench(is_lazy=True)
+    (x, ids, weights), following = make_inputs(1, 0), make_inputs(1, 1)
+    made.experts.begin_step(1)
+    first = made.experts.submit(FIRST, x, ids, weights)
+    second = made.experts.submit(FIRST + 1, *following)
+    first.result()
+    num_done = made.host.num_done
+    second.result()
+    assert num_done < made.host.num_done, "waiting for one layer waited for another"
+
+
+@pytest.mark.parametrize("is_lazy", [False, True], ids=["eager", "lazy"])
+def test_the_cpu_waits_for_the_gpus_inputs(is_lazy: bool) -> None:
+    """The main stream is lazy: its work runs only when waited for."""
+    main, host = FakeStream(is_lazy=True, is_current=True), FakeStream(is_lazy=is_lazy)
+    experts = HybridExperts(ROUTED, main, host, CPU)
+    given = make_inputs(2)
+    x, ids, weights = (torch.zeros_like(t) for t in given)
+    experts.begin_step(2)
+    for late, t in zip((x, ids, weights), given, strict=True):
+        main.copy(late, t)
+    got = experts.submit(FIRST, x, ids, weights).result()
+    experts.end_step()
+    assert torch.equal(got, CpuExperts(ROUTED).submit(FIRST, *given).result())
+
+
+def test_a_graph_in_the_main_stream_is_waited_for() -> None:
+    """A graph replays all of its work in the main stream, none in the CPU's."""
+    main = FakeStream(is_lazy=True, is_current=True)
+    experts = HybridExperts(ROUTED, main, FakeStream(is_lazy=True), CPU)
+    experts.begin_step(1)
+    done = torch.zeros(1)
+    main.copy(done, torch.ones(1))
+    experts.end_step()
+    assert done.item() == 1
+
+
+class RecordedStream(FakeStream):
+    """Keeps its copies and calls, to repeat them as a graph does."""
+
+    def __init__(self) -> None:
+        super().__init__(is_lazy=False)
+        self.recorded: list[Callable[[], object]] = []
+
+    def copy(self, dst: Tensor, src: Tensor) -> None:
+        self.recorded.append(lambda: dst.copy_(src))
+        super().copy(dst, src)
+
+    def launch(self, call: _C.HostExpertCall) -> None:
+        self.recorded.append(call.run)
+        super().launch(call)
+
+
+def test_replayed_steps_are_counted_like_submitted_ones(bench: MakeBench) -> None:
+    """The recorded work runs again on other inputs, and nothing is submitted."""
+    host = RecordedStream()
+    made = bench(num_slots=4, host=host)
+    given = [tuple(t.clone() for t in make_inputs(2, layer)) for layer in ROUTED.numbers]
+    made.experts.begin_step(2)
+    for _ in range(2):  # a warm-up, and the capture
+        host.recorded.clear()
+        for layer, (x, ids, weights) in zip(ROUTED.numbers, given, strict=True):
+            made.experts.submit(layer, x, ids, weights).result()
+    made.experts.end_step()
+    before = made.experts.stats()
+    others = [make_inputs(2, layer + 50) for layer in ROUTED.numbers]
+    made.experts.begin_step(2)
+    for captured, other in zip(given, others, strict=True):
+        for old, new in zip(captured, other, strict=True):
+            old.copy_(new)
+    for work in host.recorded:
+        work()
+    made.experts.end_step()
+    after = made.experts.stats()
+    assert before is not None and after is not None
+    counted = [s.counters.hits + s.counters.misses for s in (before, after)]
+    assert counted[1] - counted[0] == num_used(others)
+
+
+def watched(monkeypatch: pytest.MonkeyPatch, deaf: str = "") -> None:
+    """Run two steps with deferral, and note every use of memory; `deaf` does not wait."""
+    watch = Watch()
+    main, host, copy = (
+        WatchedStream(watch, n, is_deaf=n == deaf) for n in ("main", "host", "copy")
+    )
+    kept: list[object] = []  # memory that is used again after its end would look like a race
+    compute, make_call = SlotPool.compute, StepMemory.make_call
+
+    def noted_compute(slots: SlotPool, layer: int, x: Tensor, ids: Tensor, w: Tensor) -> Tensor:
+        out = compute(slots, layer, x, ids, w)
+        watch.note("main", "products", (x, ids, w, slots.cache.device_table), (out,))
+        kept.append(out)
+        return out
+
+    def noted_call(memory: StepMemory, index: int, number: int, slot_of: int) -> _C.HostExpertCall:
+        call, staged = make_call(memory, index, number, slot_of), memory.staged(index, number)
+        reads = [staged.x, staged.weights, memory.ids[index, number]]
+        watch.calls[id(call)] = (reads, [staged.out])
+        return call
+
+    monkeypatch.setattr(SlotPool, "compute", noted_compute)
+    monkeypatch.setattr(StepMemory, "make_call", noted_call)
+    slots = SlotPool(ROUTED, 4, main, copy, CPU, uploads_per_step=4)
+    experts = HybridExperts(ROUTED, main, host, CPU, slots=slots)
+    outstanding: Pending | None = None
+
+    def take(pending: Pending) -> None:
+        before = experts.outstanding()
+        pending.result()
+        taken = tuple(staged.result for staged in before if staged.layer_index is None)
+        assert len(taken) == 1
+        watch.note("main", "sum", taken)
+
+    for step in range(2):
+        experts.begin_step(2)
+        for layer in ROUTED.numbers:
+            given = make_inputs(2, layer + 10 * step)
+            watch.note("main", "states", writes=given)
+            now, deferred = (experts.submit(layer, *given) for _ in range(2))
+            kept.append(given)
+            for pending in (outstanding, now):
+                if pending is not None:
+                    take(pending)
+            outstanding = deferred
+        assert outstanding is not None
+        take(outstanding)
+        outstanding = None
+        experts.end_step()
+    slots.close()
+
+
+def test_a_result_is_taken_once(bench: MakeBench) -> None:
+    made = bench()
+    made.experts.begin_step(1)
+    pending = made.experts.submit(FIRST, *make_inputs(1))
+    pending.result()
+    with pytest.raises(AssertionError, match="taken once"):
+        pending.result()
+
+
+def test_nothing_races(monkeypatch: pytest.MonkeyPatch) -> None:
+    watched(monkeypatch)
+
+
+@pytest.mark.parametrize("deaf", ["main", "host"])
+def test_a_stream_that_forgets_to_wait_races(deaf: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(AssertionError, match="race"):
+        watched(monkeypatch, deaf)
