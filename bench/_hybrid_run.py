@@ -22,11 +22,9 @@ from hybridmoe import LLM
 from hybridmoe.config import EngineConfig
 from hybridmoe.engine import Event, Finished, Request, SamplingParams, TokenEvent
 from hybridmoe.gguf.outline import read_outline
-from hybridmoe.kernels.paged_mla import PAGE_TOKENS
-from hybridmoe.planning.kv_plan import plan_kv
-from hybridmoe.planning.memory_plan import Plan, Problem, plan_experts
-from hybridmoe.planning.model_sizes import sizes_of
-from hybridmoe.planning.prefill_split import step_tokens
+from hybridmoe.planning.memory_plan import plan_memory
+from hybridmoe.planning.plan import Plan
+from hybridmoe.planning.problem import Budgets
 
 __all__ = ["Decoded", "decode", "fitting_layers", "intervals_of", "layout", "opened", "prefill"]
 __all__ += ["profiled_decode", "without_card"]
@@ -64,20 +62,11 @@ def fitting_layers(shape: Shape, expert_bytes: int, folder: Path) -> int:
 
 
 def layout(path: Path, context_tokens: int, vram_bytes: int) -> Plan:
-    """Who lives where, by the planner, on a card of this size."""
+    """Memory plan for a GPU of this size, with RAM for all experts."""
     outline = read_outline(path)
     engine = EngineConfig(context_tokens=context_tokens, kv_tokens=context_tokens, max_running=1)
-    kv = plan_kv(outline.config, engine, 0)
-    return plan_experts(
-        Problem(
-            sizes=sizes_of(outline.tensors, outline.config),
-            ram_bytes=1 << 60,
-            vram_bytes=vram_bytes,
-            kv_tokens=kv.num_tokens,
-            kv_token_bytes=kv.page_bytes // PAGE_TOKENS,
-            step_tokens=step_tokens(outline.config, vram_bytes, context_tokens),
-        )
-    )
+    budgets = Budgets(ram_bytes=1 << 60, vram_bytes=vram_bytes)
+    return plan_memory(outline.config, outline.tensors, engine, budgets)
 
 
 @contextmanager

@@ -198,7 +198,7 @@ def most_slots(path: Path, num_decode: int, gpu_bytes: int) -> int:
 def vram_bytes(plan: Plan, num_slots: int) -> int:
     """VRAM budget that the planner turns into `num_slots` slots."""
     assert plan.vram is not None
-    return plan.vram.used_bytes - plan.vram.expert_bytes + num_slots * plan.slot_bytes
+    return plan.vram.used_bytes - plan.vram.expert_bytes + num_slots * plan.problem.sizes.slot_bytes
 
 
 if __name__ == "__main__":

@@ -33,14 +33,15 @@ from hybridmoe.gguf import GGUFFile
 from hybridmoe.gguf.outline import read_outline
 from hybridmoe.hardware import isa, topology
 from hybridmoe.hardware.machine import Limits, measure
-from hybridmoe.kernels.paged_mla import PAGE_TOKENS, Span
+from hybridmoe.kernels.paged_mla import Span
 from hybridmoe.model.decoder import Decoder
 from hybridmoe.model.router import Routing
 from hybridmoe.model.weights import Weights
 from hybridmoe.planning.cost_model import decode, hits_of, prompt
 from hybridmoe.planning.kv_plan import plan_kv
-from hybridmoe.planning.memory_plan import Plan, Problem, plan_experts
-from hybridmoe.planning.model_sizes import sizes_of
+from hybridmoe.planning.memory_plan import plan_memory
+from hybridmoe.planning.plan import Plan
+from hybridmoe.planning.problem import Budgets
 from hybridmoe.planning.rates import Rates, rates_of
 
 ACCURACY = 0.8  # an error of at most a fifth
@@ -129,18 +130,10 @@ def plan_of(path: Path, context_tokens: int) -> Plan:
     """Memory plan with everything in RAM, as the engine runs it."""
     outline = read_outline(path)
     engine = EngineConfig(context_tokens=context_tokens, kv_tokens=context_tokens, max_running=1)
-    kv = plan_kv(outline.config, engine, 0)
     available = topology.available_bytes()
     assert available is not None, "how much memory is free is unknown here"
-    plan = plan_experts(
-        Problem(
-            sizes=sizes_of(outline.tensors, outline.config),
-            ram_bytes=available,
-            kv_tokens=kv.num_tokens,
-            kv_token_bytes=kv.page_bytes // PAGE_TOKENS,
-            step_tokens=engine.chunk_tokens,
-        )
-    )
+    budgets = Budgets(ram_bytes=available)
+    plan = plan_memory(outline.config, outline.tensors, engine, budgets)
     assert not plan.needs_disk, "the file does not fit into memory"
     return plan
 

@@ -36,18 +36,20 @@ from bench.synthetic import K2_SLICE, write_synthetic
 from hybridmoe.config import EngineConfig, ModelConfig
 from hybridmoe.engine import Engine, Finished, PromptProgress, Request, SamplingParams
 from hybridmoe.experts.stats import ExpertCounters
+from hybridmoe.gguf.outline import read_outline
 from hybridmoe.gguf.reader import GGUFFile
 from hybridmoe.hardware import isa
 from hybridmoe.hardware.disk import measure_disk
+from hybridmoe.hardware.gpu import NoGpu
 from hybridmoe.hardware.machine import measure
 from hybridmoe.kernels import ops
 from hybridmoe.model.decoder import Decoder
-from hybridmoe.placement.options import ExpertOptions
-from hybridmoe.placement.ram import place_weights
-from hybridmoe.placement.residency import Latents
+from hybridmoe.placement.placer import place
 from hybridmoe.planning.cost_model import Hits, Step, decode
-from hybridmoe.planning.memory_plan import Problem, plan_experts
-from hybridmoe.planning.model_sizes import ModelSizes, sizes_of
+from hybridmoe.planning.memory_plan import plan_memory
+from hybridmoe.planning.model_sizes import ModelSizes
+from hybridmoe.planning.plan import Plan
+from hybridmoe.planning.problem import Budgets
 from hybridmoe.planning.rates import rates_of
 from hybridmoe.units import parse_bytes
 
@@ -105,7 +107,8 @@ def main(
             shape = replace(K2_SLICE, num_experts=experts, num_layers=layers)
             kind = GGMLQuantizationType[expert_type]
             write_synthetic(path, shape, expert_type=kind, embedding_gain=EMBEDDING_GAIN)
-        sizes = _sizes(path)
+        plan = _whole(path)
+        sizes = plan.problem.sizes
         others = sizes.total_bytes - sizes.all_expert_bytes
         limit = stack.enter_context(memory_limit(budget + others + OVERHEAD_BYTES))
         arguments = [f"--expert-ram={expert_ram}", f"--prefetch={prefetch}", f"--tokens={tokens}"]
@@ -113,8 +116,8 @@ def main(
         ours = _run("ours", path, limit, arguments)
         peak = limit.peak_bytes if limit else None
         peer = _run("llama.cpp", path, limit, arguments) if limit else None
-    step = _predicted(sizes, ours, ours["hit_rate"])
-    resident = _predicted(sizes, ours, 1.0)
+    step = _predicted(plan, ours, ours["hit_rate"])
+    resident = _predicted(plan, ours, 1.0)
     rows = _rows(sizes, budget, ours, peer, step, resident, peak)
     about = {
         "expert_gib": round(sizes.all_expert_bytes / 2**30, 2),
@@ -134,10 +137,11 @@ def main(
     print_report(rows, about=about, out=None if out is None else target)
 
 
-def _sizes(path: Path) -> ModelSizes:
-    with GGUFFile.open(path) as file:
-        config = ModelConfig.from_metadata(file.metadata)
-        return sizes_of(file.tensors.values(), config)
+def _whole(path: Path) -> Plan:
+    """Memory plan with all experts in RAM."""
+    outline = read_outline(path)
+    engine = EngineConfig(context_tokens=64, kv_tokens=64)
+    return plan_memory(outline.config, outline.tensors, engine, Budgets(ram_bytes=1 << 50))
 
 
 def _run(name: str, path: Path, limit: MemoryLimit | None, arguments: list[str]) -> dict[str, Any]:
@@ -163,13 +167,15 @@ def _ours(path: Path, budget: int, prefetch: int, num_tokens: int) -> dict[str, 
     disk, dram = [measure_disk([path], seconds=DISK_S, seed=1)], [measure(quick=True).read.all]
     with GGUFFile.open(path) as file:
         config = ModelConfig.from_metadata(file.metadata)
-        options = ExpertOptions(ram_bytes=budget, num_ahead=prefetch)
-        place = place_weights(file, config, options, Latents(0, 0), lambda done, total: None)
-        assert place.tier is not None, "all experts fit"
         ids = _token_ids(WARM_UP_TOKENS + num_tokens + 1)
         ids += [ids[-1]] * (SAME_TOKENS + 2)  # the last step begins unannounced
         engine_config = EngineConfig(context_tokens=len(ids) + 1, max_running=1, chunk_tokens=1)
-        decoder = Decoder(place.weights(file), config, place.experts)
+        budgets = Budgets(ram_bytes=1 << 50, expert_ram_bytes=budget, num_ahead=prefetch)
+        plan = plan_memory(config, file.tensors.values(), engine_config, budgets)
+        placed = place(file, plan, NoGpu("the CPU alone"))
+        cache = placed.disk_cache
+        assert cache is not None, "all experts fit"
+        decoder = Decoder(placed.weights(file), config, placed.experts)
         engine = Engine(decoder, frozenset(), engine_config)
         events: SimpleQueue[Any] = SimpleQueue()
         times: list[float] = []
@@ -178,7 +184,7 @@ def _ours(path: Path, budget: int, prefetch: int, num_tokens: int) -> dict[str, 
         def listen(event: Any) -> None:  # in the engine's thread, before each step
             if isinstance(event, PromptProgress):
                 times.append(time.perf_counter())
-                counters.append(place.tier.stats().counters)
+                counters.append(cache.stats().counters)
             events.put(event)
 
         params = SamplingParams(temperature=0.0, max_tokens=1)
@@ -187,7 +193,7 @@ def _ours(path: Path, budget: int, prefetch: int, num_tokens: int) -> dict[str, 
             pass
         assert event.reason in ("length", "stop"), event
         engine.close()
-        place.close()
+        placed.close()
         disk.append(measure_disk([path], seconds=DISK_S, seed=2))
         dram.append(measure(quick=True).read.all)
         first, last = WARM_UP_TOKENS, WARM_UP_TOKENS + num_tokens
@@ -199,7 +205,7 @@ def _ours(path: Path, budget: int, prefetch: int, num_tokens: int) -> dict[str, 
             "hit_rate": hits / (hits + misses),
             "read_wait_s": after.read_wait_s - before.read_wait_s,
             "read_bytes": after.bytes_read - before.bytes_read,
-            "num_slots": place.tier.plan.num_slots,
+            "num_slots": cache.plan.num_slots,
             "counters": asdict(counters[-1]),
             "rss": _peak_rss(),
             "disk": disk,
@@ -227,7 +233,7 @@ def _peak_rss() -> int:
     return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:"))
 
 
-def _predicted(sizes: ModelSizes, ours: dict[str, Any], hit_rate: float) -> Step:
+def _predicted(plan: Plan, ours: dict[str, Any], hit_rate: float) -> Step:
     """A token's predicted time, by the cost model with the rates and hits of this run."""
     limits = measure()
     tiles = limits.amx_bf16 if isa.active() == "amx" else None
@@ -238,9 +244,7 @@ def _predicted(sizes: ModelSizes, ours: dict[str, Any], hit_rate: float) -> Step
         float_ops=limits.float32.all,
         disk=float(np.mean(ours["disk"])),
     )
-    problem = Problem(sizes=sizes, ram_bytes=1 << 50, kv_tokens=64, kv_token_bytes=1)
-    hits = Hits(vram=0.0, ram=hit_rate)
-    return decode(plan_experts(problem), rates, hits, WARM_UP_TOKENS)
+    return decode(plan, rates, Hits(vram=0.0, ram=hit_rate), WARM_UP_TOKENS)
 
 
 def _rows(

@@ -38,8 +38,6 @@ def open_model(path: Path | None, options: LoadOptions) -> "Iterator[LLM]":
 
 def placement_lines(llm: "LLM") -> list[str]:
     """Describe the placement of a model, with a warning if it will be slow."""
-    plan = llm.expert_plan
-    if plan is None:
+    if llm.expert_plan is None:
         return [*llm.notes]
-    said = [*llm.notes, str(plan), f"experts are read by {llm.expert_reads}"]
-    return [*said, *([f"warning: {plan.warning}"] if plan.warning else [])]
+    return [*llm.notes, f"experts are read by {llm.expert_reads}"]

@@ -1,5 +1,6 @@
-"""What `hybridmoe plan` found, as sections to print or as JSON; what is assumed is said."""
+"""Report of `hybridmoe plan`, as sections to print or as JSON, with its assumptions."""
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -7,7 +8,7 @@ from hybridmoe.cli.tables import Section
 from hybridmoe.gguf.cursor import printable
 from hybridmoe.gguf.outline import Outline
 from hybridmoe.planning.cost_model import Hits, Step
-from hybridmoe.planning.memory_plan import Plan, Tier
+from hybridmoe.planning.plan import Plan, Tier
 from hybridmoe.planning.price import Price
 from hybridmoe.planning.rates import Rates
 from hybridmoe.units import format_bytes
@@ -17,15 +18,12 @@ __all__ = ["Report", "sections"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Report:
-    """All that is printed."""
+    """Plan and prediction."""
 
     outline: Outline
     quant: str | None
-    context_tokens: int
-    kv_type: str
     plan: Plan
-    pinned_layers: tuple[int, ...]  # whose experts are in VRAM for good
-    notes: tuple[str, ...]  # what else is to be said
+    notes: tuple[str, ...]  # besides the plan's
     rates: Rates
     origins: dict[str, str]  # of rates: "measured" or "given"
     hits: Hits
@@ -41,50 +39,33 @@ class Report:
         return (self.plan.vram, self.plan.ram) if self.plan.vram else (self.plan.ram,)
 
     def as_json(self) -> dict[str, Any]:
-        plan, outline = self.plan, self.outline
+        """Facts for JSON; docs/plan.md explains them."""
+        outline, price = self.outline, self.price
         return {
             "path": str(outline.path),
             "name": outline.config.name,
             "missing_parts": list(outline.missing_parts),
             "num_estimated_tensors": outline.num_derived,
             "quant": self.quant,
-            "context_tokens": self.context_tokens,
-            "kv_type": self.kv_type,
-            "total_bytes": plan.problem.sizes.total_bytes,
-            "token_cycle": plan.problem.sizes.token_cycle,
-            "slot_bytes": plan.slot_bytes,
-            "tiers": {
-                tier.name: {
-                    "budget_bytes": tier.budget_bytes,
-                    "used_bytes": tier.used_bytes,
-                    "parts": dict(tier.parts),
-                    "num_experts": tier.num_experts,
-                    "expert_bytes": tier.expert_bytes,
-                    "slots_per_layer": plan.slots_per_layer(tier.num_experts),
-                    "cycle_ratio": plan.cycle_ratio(tier.num_experts) if plan.num_experts else None,
-                }
-                for tier in self.tiers
-            },
-            "pinned_layers": list(self.pinned_layers),
-            "num_disk_experts": plan.num_disk_experts,
+            "plan": self.plan.facts(),
+            "notes": list(self.notes),
             "hits": {**asdict(self.hits), "disk": self.hits.disk, "given": self.are_hits_given},
             "rates": {**asdict(self.rates), "origins": self.origins},
             "prompt": _step_json(self.prompt),
             "decode": _step_json(self.decode),
             "price": None
-            if self.price is None
-            else {**asdict(self.price), "total": self.price.total, **self.price_options},
-            "warnings": [*plan.warnings, *self.notes],
+            if price is None
+            else {**asdict(price), "total": price.total, **self.price_options},
         }
 
 
 def sections(report: Report) -> list[Section]:
-    """For a terminal or a pipe."""
+    """Lay the report out for a terminal or a pipe."""
     found = [
         Section("", (), _facts(report)),
         Section(
-            "Who lives where",
-            ("tier", "what", "size", "share of the tier"),
+            "Memory",
+            ("tier", "part", "size", "share of the tier"),
             [row for tier in report.tiers for row in _tier_rows(report, tier)] + _disk_rows(report),
         ),
         Section("Read per token of an answer", ("tier", "size", "of the experts"), _reads(report)),
@@ -113,15 +94,12 @@ def _facts(report: Report) -> list[tuple[str, str]]:
         ("model", f"{printable(config.name)}{quant}, {format_bytes(sizes.total_bytes)}{parts}"),
         (
             "experts",
-            f"{config.num_moe_layers} layers x {config.num_experts}, {config.top_k} for a token;"
-            f" a slot takes {format_bytes(plan.slot_bytes)}",
+            f"{config.num_moe_layers} layers x {config.num_experts}, {config.top_k} for a token"
+            f" of a layer, {sizes.working_set} in all; a slot takes"
+            f" {format_bytes(sizes.slot_bytes)}",
         ),
-        ("token cycle", f"{sizes.token_cycle} experts"),
-        (
-            "context",
-            f"{report.context_tokens} tokens, latents {report.kv_type},"
-            f" {format_bytes(plan.problem.kv_bytes)}",
-        ),
+        ("context", f"{plan.kv.context_tokens} tokens; steps of {plan.step_tokens}"),
+        ("KV cache", f"{plan.kv.num_tokens} tokens, {plan.kv.kv_type}"),
         ("DRAM", f"{rates.dram / 1e9:.1f} GB/s ({origins['DRAM']})"),
         (
             "prompt products",
@@ -152,7 +130,7 @@ def _tier_rows(report: Report, tier: Tier) -> list[tuple[str, str, str, str]]:
         slots = (
             f"{tier.num_experts} of {plan.num_experts} experts:"
             f" {plan.slots_per_layer(tier.num_experts):.1f} a layer,"
-            f" {plan.cycle_ratio(tier.num_experts):.2f} x the token cycle"
+            f" {plan.working_set_ratio(tier.num_experts):.2f} x a token's"
         )
         share = _percent(tier.expert_bytes, tier.budget_bytes)
         rows.append((tier.name, slots, format_bytes(tier.expert_bytes), share))
@@ -227,29 +205,29 @@ def _price_rows(report: Report, price: Price) -> list[tuple[str, str]]:
 
 def _remarks(report: Report) -> list[str]:
     plan, outline = report.plan, report.outline
-    said = [*plan.warnings, *report.notes]
-    if report.pinned_layers:
+    said = [*plan.warnings, *plan.notes, *report.notes]
+    if plan.vram and (pinned := plan.problem.layers.pinned):
         said.append(
-            f"The experts of layers {_ranges(report.pinned_layers)} are in VRAM for good:"
-            f" {plan.problem.num_pinned} of its {plan.num_vram_slots} slots."
+            f"The experts of layers {_ranges(sorted(pinned))} are in VRAM for good:"
+            f" {plan.problem.num_gpu_pinned} of its {plan.num_vram_slots} slots."
         )
     if outline.num_derived:
         said.append(
-            f"Estimate: parts {_ranges(outline.missing_parts)} are not there; the types of"
+            f"Estimate: parts {_ranges(outline.missing_parts)} are missing; the types of"
             f" {outline.num_derived} of {len(outline.tensors)} tensors follow from the others'."
         )
     if (plan.needs_disk or plan.num_vram_slots) and not report.are_hits_given:
         said.append(
-            "Routing is taken to be uniform, the floor for a cache; --hit-curve or --hit-rate say"
+            "Routing is taken to be uniform, the floor for a cache; --hit-curve or --hit-rate give"
             " what a trace showed."
         )
     if plan.vram:
-        said.append("A card's speed is assumed from its data sheet; it was not checked on one.")
+        said.append("The GPU's speed is assumed from its data sheet, not measured.")
     return said
 
 
-def _ranges(numbers: tuple[int, ...]) -> str:
-    """1, 2, 3, 5 as `1-3, 5`."""
+def _ranges(numbers: Sequence[int]) -> str:
+    """Format 1, 2, 3, 5 as `1-3, 5`."""
     runs: list[list[int]] = []
     for number in numbers:
         if runs and number == runs[-1][-1] + 1:

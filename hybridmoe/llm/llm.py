@@ -27,7 +27,8 @@ from hybridmoe.gguf.fingerprint import fingerprint
 from hybridmoe.gguf.reader import GGUFFile
 from hybridmoe.llm.result import Piece, PieceStream, Result, ResultStream, pieces_of
 from hybridmoe.placement.residency import Residency
-from hybridmoe.planning.disk_cache_plan import TierPlan
+from hybridmoe.planning.disk_cache_plan import DiskCachePlan
+from hybridmoe.planning.plan import Plan
 from hybridmoe.text.chat_encoding import encode_chat as encode_messages
 from hybridmoe.text.chat_template import ChatTemplate
 from hybridmoe.text.grammar_compiler import GrammarCompiler, ToolCallFormat
@@ -105,20 +106,25 @@ class LLM:
         return "<think>" in str(self.file.metadata.get("tokenizer.chat_template", ""))
 
     @property
-    def expert_plan(self) -> TierPlan | None:
-        """How RAM is divided among experts; None where all of them are in the memory map."""
+    def plan(self) -> Plan:
+        """Memory plan that this model was placed by; `plan.facts()` is its JSON."""
         return self._residency.plan
 
     @property
+    def expert_plan(self) -> DiskCachePlan | None:
+        """Plan of the RAM cache of experts; None where all of them are in the memory map."""
+        return self.plan.disk_cache
+
+    @property
     def notes(self) -> tuple[str, ...]:
-        """Sentences on where things are, for whoever opened the model."""
-        return self._residency.notes
+        """Lines on the memory plan, and warnings, for people."""
+        return self.plan.lines
 
     @property
     def expert_reads(self) -> str | None:
-        """How experts are read from the file, for people; None where none are."""
-        tier = self._residency.tier
-        return None if tier is None else tier.read_backend
+        """Description of the reads of experts from the file; None where none are read."""
+        cache = self._residency.disk_cache
+        return None if cache is None else cache.read_backend
 
     @property
     def experts(self) -> ExpertBackend:

@@ -12,14 +12,18 @@ from hybridmoe.experts.hot_profile import HotProfile
 from hybridmoe.experts.routing_trace import TraceWriter
 from hybridmoe.gguf.reader import GGUFFile
 from hybridmoe.gguf.tensor_table import check_tensor_names
-from hybridmoe.hardware.gpu import choose_gpu
+from hybridmoe.hardware.gpu import CudaGpu, NoGpu, choose_gpu
 from hybridmoe.kernels import ops
 from hybridmoe.llm.llm import LLM, Progress, ProgressCallback, sampling_defaults
 from hybridmoe.model.decoder import Decoder
 from hybridmoe.model.weights import Weights, routed_experts, trace_header
+from hybridmoe.placement.budgets import budgets_of
 from hybridmoe.placement.options import LoadOptions
-from hybridmoe.placement.placer import Placer
+from hybridmoe.placement.placer import place
 from hybridmoe.placement.read_ahead import read_ahead
+from hybridmoe.planning.memory_plan import plan_memory
+from hybridmoe.planning.placement_rules import PlacementRules
+from hybridmoe.planning.plan import Plan
 from hybridmoe.text.tokenizer import Tokenizer
 
 __all__ = ["load"]
@@ -56,9 +60,15 @@ def load(
         tokenizer = resources.enter_context(closing(Tokenizer(file.path, file.metadata)))
         _check_vocabulary(file, config, tokenizer)
 
-        engine_config = options.engine_config(config)
-        placer = Placer(file, config, engine_config, options.experts, options.devices, tell)
-        residency, engine_config = placer.place(gpu)
+        plan = _plan(file, config, options, gpu)
+        residency = place(
+            file,
+            plan,
+            gpu,
+            num_deferred=options.defer,
+            profile_path=options.expert_profile,
+            progress=tell,
+        )
         resources.callback(residency.close)
 
         trace = None
@@ -69,12 +79,12 @@ def load(
             config,
             residency.experts,
             num_deferred=residency.num_deferred,
-            vram_bytes=residency.vram_bytes,
+            vram_bytes=plan.problem.budgets.vram_bytes or None,
         )
-        engine = Engine(decoder, tokenizer.eos_ids, engine_config, trace)
+        engine = Engine(decoder, tokenizer.eos_ids, plan.engine, trace)
         resources.callback(engine.close)
-        if progress is not None and residency.plan is None:
-            read_ahead(file, tell)
+        if progress is not None and plan.disk_cache is None:
+            read_ahead(file, tell, has_experts=plan.fits_in_ram)
         return LLM(file, config, tokenizer, engine, residency, resources.pop_all())
 
 
@@ -95,6 +105,13 @@ def _check_vocabulary(file: GGUFFile, config: ModelConfig, tokenizer: Tokenizer)
             f"{file.path.name}: tokenizer.ggml.tokens has {tokenizer.num_tokens} entries,"
             f" vocab_size is {config.vocab_size}"
         )
+
+
+def _plan(file: GGUFFile, config: ModelConfig, options: LoadOptions, gpu: CudaGpu | NoGpu) -> Plan:
+    """Plan memory for what is free now. Errors: ConfigError, GGUFError."""
+    engine, budgets = options.engine_config(config), budgets_of(options, gpu)
+    rules = PlacementRules(options.place)
+    return plan_memory(config, file.tensors.values(), engine, budgets, rules)
 
 
 def _open_trace(path: Path, file: GGUFFile, config: ModelConfig) -> TraceWriter:

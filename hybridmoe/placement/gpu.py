@@ -1,20 +1,19 @@
-"""A model over a card and the CPU: what every token uses, latents and some experts on the card.
+"""Experts over a GPU and the CPU: VRAM expert slots, and streamed experts of prompts.
 
-Needs Triton, so that it is imported only where there is a card. Has run in Triton's interpreter
-only.
+Needs Triton, so that it is imported only where there is a GPU.
 """
 
-from pathlib import Path
 from typing import NamedTuple
 
 import torch
 
-from hybridmoe.config import ModelConfig
 from hybridmoe.device.cuda import CudaDevice
 from hybridmoe.device.cuda_errors import loading_onto_gpu
 from hybridmoe.device.fake_streams import FakeStream
+from hybridmoe.device.interface import Device
 from hybridmoe.device.streams import CudaStream, Stream
-from hybridmoe.experts.backend import CpuExperts
+from hybridmoe.experts.backend import CpuExperts, ExpertBackend
+from hybridmoe.experts.disk.cached_experts import CachedExperts
 from hybridmoe.experts.gpu.calibrate import measure_gpu, with_cpu
 from hybridmoe.experts.gpu.expert_cache import DEFAULT_VRAM_POLICY
 from hybridmoe.experts.gpu.host_adapter import HostAdapter
@@ -24,28 +23,26 @@ from hybridmoe.experts.gpu.prefill_experts import HeldExperts, StreamedExperts, 
 from hybridmoe.experts.gpu.slot_pool import SlotPool, slot_layouts
 from hybridmoe.experts.hot_profile import HotProfile
 from hybridmoe.experts.routed_experts import ExpertWeights, RoutedExperts
-from hybridmoe.gguf.reader import GGUFFile
 from hybridmoe.hardware import isa
 from hybridmoe.hardware.gpu import CudaGpu
 from hybridmoe.kernels.triton.expert_ffn import SlotLayout
 from hybridmoe.kernels.triton.expert_prefill import add_expert
 from hybridmoe.kernels.triton.runtime import IS_INTERPRETED
-from hybridmoe.model.weights import Weights, routed_experts
-from hybridmoe.placement.residency import Residency
-from hybridmoe.planning.memory_plan import Plan
-from hybridmoe.planning.placement_rules import ExpertLayers, PlacementRules
+from hybridmoe.placement.residency import HotExperts
+from hybridmoe.planning.placement_rules import ExpertLayers
+from hybridmoe.planning.plan import Plan
 from hybridmoe.planning.rates import GpuRates, Rates, rates_of
 
-__all__ = ["place_on_gpu"]
+__all__ = ["GpuExperts", "place_on_gpu"]
 
 
 class _Streams(NamedTuple):
-    """What a card does in turn, and at once."""
+    """Streams of a GPU; each does its work in order, beside the others."""
 
     main: Stream
     host: Stream  # the CPU's experts
-    uploads: Stream  # experts that come to stay
-    link: Stream  # those of a prompt
+    uploads: Stream  # to expert slots
+    link: Stream  # streamed experts of a prompt
 
     @classmethod
     def of(cls, device: torch.device) -> "_Streams":
@@ -61,73 +58,53 @@ def _new_stream(device: torch.device) -> torch.cuda.Stream:
     return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
 
-def place_on_gpu(
-    file: GGUFFile,
-    config: ModelConfig,
-    card: CudaGpu,
-    plan: Plan,
-    placing: PlacementRules,
-    *,
-    step_tokens: int,
-    num_deferred: int = 0,
-    on_cpu: Residency | None = None,
-    profile_path: Path | None = None,
-) -> Residency:
-    """Make what the decoder runs on; dense weights go to the card as the decoder binds them.
+class GpuExperts(NamedTuple):
+    """Device of the dense weights, and the backend of the experts beside it."""
 
-    plan: says how many experts the card holds. step_tokens: of a step, at most. on_cpu: who
-    computes experts where they do not all fit into RAM, which leaves none to the card; it becomes
-    the result. profile_path: hot experts, for the card's slots.
-    Errors: GGUFError; ConfigError, DeviceError where the card has less room than it said, or fails.
+    experts: ExpertBackend
+    device: Device
+    cache: HotExperts | None  # whose hot experts the profile remembers
+
+
+def place_on_gpu(
+    experts: RoutedExperts,
+    plan: Plan,
+    gpu: CudaGpu,
+    disk_cache: CachedExperts | None,
+    profile: HotProfile | None,
+) -> GpuExperts:
+    """Make the device and the expert slots of the plan.
+
+    Dense weights go to the GPU as the decoder binds them. disk_cache: computes all experts where
+    the plan has it. profile: its hot experts are uploaded first.
+    Errors: ConfigError, DeviceError where the GPU has less memory than it said, or fails.
     """
-    device = torch.device("cpu" if IS_INTERPRETED else f"cuda:{card.number}")
-    dense = CudaDevice(device, placing.is_on_cpu)
-    experts = routed_experts(Weights(file), config)
-    if on_cpu is not None:
-        on_cpu.experts = HostAdapter(on_cpu.experts, dense)
-        on_cpu.device, on_cpu.num_deferred = dense, num_deferred
-        return on_cpu
+    device = torch.device("cpu" if IS_INTERPRETED else f"cuda:{gpu.number}")
+    dense = CudaDevice(device, plan.problem.rules.is_on_cpu)
+    if disk_cache is not None:
+        return GpuExperts(HostAdapter(disk_cache, dense), dense, disk_cache)
     if not experts.layers:
-        return Residency(CpuExperts(experts), device=dense)
-    profile = None
-    if profile_path is not None:
-        profile = HotProfile.load(profile_path, experts.num_layers, experts.num_experts)
-    placed = placing.expert_layers(file.tensors, config.num_layers)
-    with dense.active(), loading_onto_gpu("expert slots", plan.problem.vram_bytes):
+        return GpuExperts(CpuExperts(experts), dense, None)
+    with dense.active(), loading_onto_gpu("expert slots", plan.problem.budgets.vram_bytes):
         streams = _Streams.of(device)
-        slots = None
+        slots = prefill = None
         if plan.num_vram_slots:
-            slots = _slots(experts, plan.num_vram_slots, placed, streams, device)
+            slots = _slots(experts, plan, streams, device)
             if profile is not None:
                 slots.cache.warm(profile.hot_keys())
             slots.cache.fill()
-        prefill = None
-        may_stream = len(placed.left) < experts.num_layers
-        if may_stream and not plan.problem.sizes.types_without_slots:  # as the plan says
-            prefill = _prefill(experts, placed, slots, step_tokens, streams, device)
+        if plan.streams_experts:
+            prefill = _prefill(experts, plan, slots, streams, device)
         backend = HybridExperts(
-            experts,
-            streams.main,
-            streams.host,
-            device,
-            slots=slots,
-            prefill=prefill,
+            experts, streams.main, streams.host, device, slots=slots, prefill=prefill
         )
-    return Residency(
-        backend,
-        cache=None if slots is None else slots.cache,
-        profile=profile,
-        profile_path=profile_path,
-        device=dense,
-        num_deferred=num_deferred,
-    )
+    return GpuExperts(backend, dense, None if slots is None else slots.cache)
 
 
 def _prefill(
     experts: RoutedExperts,
-    placed: ExpertLayers,
+    plan: Plan,
     slots: SlotPool | None,
-    step_tokens: int,
     streams: _Streams,
     device: torch.device,
 ) -> StreamedExperts:
@@ -136,31 +113,27 @@ def _prefill(
     return StreamedExperts(
         experts,
         [
-            None if number in placed.left else layout
+            layout if plan.streams_layer(number) else None
             for number, layout in zip(experts.numbers, layouts, strict=True)
         ],
         add_expert,
         _rates(experts.by_index[0], layouts[0], by_prompt, device),
         by_prompt,
         device,
-        max_tokens=step_tokens,
+        max_tokens=plan.max_step_tokens,
         held=None if slots is None else HeldExperts(slots.slots, slots.cache.table.numpy()),
     )
 
 
-def _slots(
-    experts: RoutedExperts,
-    num_slots: int,
-    placed: ExpertLayers,
-    streams: _Streams,
-    device: torch.device,
-) -> SlotPool:
-    shape = experts.cache_shape(num_slots)
+def _slots(experts: RoutedExperts, plan: Plan, streams: _Streams, device: torch.device) -> SlotPool:
+    num_slots = plan.num_vram_slots
     pinned, left = (
         frozenset(i for i, number in enumerate(experts.numbers) if number in numbers)
-        for numbers in placed
+        for numbers in plan.problem.layers
     )
-    policy = PinnedPolicy(shape, ExpertLayers(pinned, left), DEFAULT_VRAM_POLICY)
+    policy = PinnedPolicy(
+        experts.cache_shape(num_slots), ExpertLayers(pinned, left), DEFAULT_VRAM_POLICY
+    )
     slots = SlotPool(
         experts, num_slots, streams.main, streams.uploads, device,
         policy=policy if pinned or left else None,
@@ -172,7 +145,7 @@ def _slots(
 def _rates(
     experts: ExpertWeights, layout: SlotLayout, streams: Streams, device: torch.device
 ) -> Rates:
-    """This machine's, measured in about a second; under the interpreter made up."""
+    """Measure this machine in about a second; under the interpreter, rates are made up."""
     if device.type != "cuda":
         gpu = GpuRates(read=1e9, ops=1e12, pcie=1e9)
         return rates_of(isa.active(), dram=1e10, peak_ops=1e12, gpu=gpu)

@@ -16,7 +16,7 @@ from hybridmoe.errors import ConfigError
 from hybridmoe.option import Choice, Count, File, Number, Size, Texts, check_options, options_of
 from hybridmoe.planning.placement_rules import PlacementRules
 
-__all__ = ["DeviceOptions", "ExpertOptions", "LoadOptions"]
+__all__ = ["LoadOptions"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -108,37 +108,6 @@ class LoadOptions(EngineOptions):
         return EngineConfig(context_tokens=context, **chosen)
 
     @property
-    def experts(self) -> "ExpertOptions":
-        return ExpertOptions(
-            ram_bytes=self.expert_ram, num_ahead=self.expert_prefetch, profile=self.expert_profile
-        )
-
-    @property
-    def devices(self) -> "DeviceOptions":
-        return DeviceOptions(
-            device=self.device, vram_bytes=self.vram, place=self.place, num_deferred=self.defer
-        )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ExpertOptions:
-    """Options of routed experts in RAM."""
-
-    ram_bytes: int | None = None  # None = what is free, less a margin
-    num_ahead: int = 0  # experts of the next layer to prefetch
-    profile: Path | None = None  # hot experts: loaded first, saved at the end
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DeviceOptions:
-    """Options of devices and of the tensors on them."""
-
-    device: str = "auto"
-    vram_bytes: int | None = None  # None = what is free
-    place: tuple[str, ...] = ()
-    num_deferred: int = 0  # of a token's experts
-
-    @property
-    def is_card_wanted(self) -> bool:
+    def needs_gpu(self) -> bool:
         """True if an option was given that needs a GPU: doing without one is an error then."""
-        return self.device == "cuda" or self.vram_bytes is not None or bool(self.place)
+        return self.device == "cuda" or self.vram is not None or bool(self.place)

@@ -1,149 +1,71 @@
-"""Where a model's weights and latents go, over a card or the CPU alone: decided, and done."""
+"""Carry a memory plan out: weights are read or mapped, experts get their backend."""
 
 import importlib
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from contextlib import ExitStack
+from pathlib import Path
 
-import psutil
-
-from hybridmoe.config import EngineConfig, ModelConfig, check_gpu_kv_type
+from hybridmoe.device.cpu import CpuDevice
+from hybridmoe.device.interface import Device
 from hybridmoe.errors import ConfigError
+from hybridmoe.experts.backend import CpuExperts, ExpertBackend
+from hybridmoe.experts.hot_profile import HotProfile
 from hybridmoe.gguf.reader import GGUFFile
 from hybridmoe.hardware.gpu import CudaGpu, NoGpu
-from hybridmoe.hardware.topology import available_bytes
-from hybridmoe.kernels.paged_mla import PAGE_TOKENS
-from hybridmoe.placement.options import DeviceOptions, ExpertOptions
-from hybridmoe.placement.ram import place_weights
-from hybridmoe.placement.residency import Latents, Residency
-from hybridmoe.planning.kv_plan import plan_kv
-from hybridmoe.planning.memory_plan import Plan, Problem, plan_experts
-from hybridmoe.planning.model_sizes import sizes_of
-from hybridmoe.planning.placement_rules import PlacementRules
-from hybridmoe.planning.prefill_split import step_tokens
+from hybridmoe.model.weights import Weights, routed_experts
+from hybridmoe.placement.ram import Progress, read_weights
+from hybridmoe.placement.residency import HotExperts, ProfileRecord, Residency
+from hybridmoe.planning.plan import Plan
 
-__all__ = ["Placer"]
+__all__ = ["place"]
 
 
-@dataclass(frozen=True, slots=True)
-class Placer:
-    """One model and what its user says."""
+def place(
+    file: GGUFFile,
+    plan: Plan,
+    gpu: CudaGpu | NoGpu,
+    *,
+    num_deferred: int = 0,
+    profile_path: Path | None = None,
+    progress: Progress = lambda done, total: None,
+) -> Residency:
+    """Put weights where the plan has them.
 
-    file: GGUFFile
-    config: ModelConfig
-    engine: EngineConfig
-    options: ExpertOptions
-    devices: DeviceOptions
-    tell: Callable[[int, int], None]  # bytes done, bytes in all, of what is read here
-
-    def place(self, card: CudaGpu | NoGpu) -> tuple[Residency, EngineConfig]:
-        """Where weights lie, and the engine's configuration with the latents that were planned.
-
-        Errors: ConfigError, DeviceError, DiskError, GGUFError. A card that nobody asked for and
-        that is too small is left alone.
-        """
-        if self.devices.num_deferred > self.config.top_k:
-            raise ConfigError(
-                f"defer={self.devices.num_deferred}: a token has {self.config.top_k} experts"
-            )
-        unused = self._placing.unused(self.file.tensors)
-        notes = tuple(f"place: {text!r} matches no tensor" for text in unused)
-        if isinstance(card, CudaGpu):
-            check_gpu_kv_type(self.engine.kv_type)  # before minutes of reading
-            try:
-                engine, latents, plan = self._plan_card(card)
-            except ConfigError as error:
-                if self.devices.is_card_wanted:
-                    raise
-                card = NoGpu(str(error))  # which says how it would fit
-            else:
-                residency, said = self._fill_card(card, engine, latents, plan)
-                residency.notes = (*notes, *said)
-                return residency, engine
-        engine, latents = self._with_latents(self.engine, psutil.virtual_memory().available)
-        residency = self._fill_ram(latents)
-        residency.num_deferred = self.devices.num_deferred
-        residency.notes = (*notes, *self._on_no_card(card))
-        return residency, engine
-
-    @property
-    def _placing(self) -> PlacementRules:
-        return PlacementRules(self.devices.place)
-
-    def _on_no_card(self, card: NoGpu) -> tuple[str, ...]:
-        """What to say about there being none."""
-        devices = self.devices
-        if devices.vram_bytes is not None or (devices.place and devices.device != "cpu"):
-            return (f"no card, so that vram and place mean nothing: {card.reason}",)
-        return () if card.is_silent else (f"on the CPU alone: {card.reason}",)
-
-    def _with_latents(self, engine: EngineConfig, room_bytes: int) -> tuple[EngineConfig, Latents]:
-        """The configuration with the latents that are planned for such memory."""
-        kv = plan_kv(self.config, engine, room_bytes)
-        latents = Latents(kv.num_tokens, kv.page_bytes // PAGE_TOKENS)
-        return replace(engine, kv_tokens=kv.num_tokens), latents
-
-    def _fill_ram(self, latents: Latents) -> Residency:
-        return place_weights(self.file, self.config, self.options, latents, self.tell)
-
-    def _vram_bytes(self, card: CudaGpu) -> int:
-        """What of the card may be taken. Errors: ConfigError."""
-        wanted = self.devices.vram_bytes
-        if wanted is None:
-            return card.free_bytes
-        if wanted > card.free_bytes:
-            asked, free = wanted / 2**30, card.free_bytes / 2**30
-            raise ConfigError(f"vram={asked:.2f} GiB: {card.name} has {free:.2f} GiB free")
-        return wanted
-
-    def _plan_card(self, card: CudaGpu) -> tuple[EngineConfig, Latents, Plan]:
-        """The engine's configuration on the card, and who lives where. Errors: ConfigError."""
-        config, vram_bytes = self.config, self._vram_bytes(card)
-        chunk_tokens = step_tokens(config, vram_bytes, self.engine.context_tokens)
-        engine = replace(self.engine, chunk_tokens=chunk_tokens)
-        engine, latents = self._with_latents(engine, vram_bytes)
-        placing = self._placing
-        experts = placing.expert_layers(self.file.tensors, config.num_layers)
-        problem = Problem(
-            sizes=sizes_of(self.file.tensors.values(), config, placing.is_on_cpu),
-            ram_bytes=available_bytes() or psutil.virtual_memory().available,
-            vram_bytes=vram_bytes,
-            kv_tokens=latents.num_tokens,
-            kv_token_bytes=latents.token_bytes,
-            step_tokens=chunk_tokens,
-            num_pinned=config.num_experts * len(experts.pinned),
-            num_left=config.num_experts * len(experts.left),
-        )
-        return engine, latents, plan_experts(problem)
-
-    def _fill_card(
-        self, card: CudaGpu, engine: EngineConfig, latents: Latents, plan: Plan
-    ) -> tuple[Residency, tuple[str, ...]]:
-        """Weights where the plan has them, and sentences about it."""
-        on_cpu = None
-        if plan.needs_disk or self.options.ram_bytes is not None:
-            on_cpu = self._fill_ram(latents)
-            if on_cpu.tier is None and not plan.needs_disk:
-                on_cpu = None
-        # Triton is an extra, needed where there is a card only.
-        on_card = importlib.import_module("hybridmoe.placement.gpu")
-        residency = on_card.place_on_gpu(
-            self.file,
-            self.config,
-            card,
-            plan,
-            self._placing,
-            step_tokens=engine.chunk_tokens + engine.max_running * (1 + engine.speculate),
-            num_deferred=self.devices.num_deferred,
-            on_cpu=on_cpu,
-            profile_path=self.options.profile,
-        )
-        residency.vram_bytes = plan.problem.vram_bytes
-        assert plan.vram is not None
-        num_slots = 0 if on_cpu is not None else plan.num_vram_slots
-        said = (
-            f"{card.name}: {plan.vram.used_bytes / 2**30:.1f} of"
-            f" {card.total_bytes / 2**30:.1f} GiB; {num_slots} experts' slots,"
-            f" {plan.slots_per_layer(num_slots):.1f} a layer,"
-            f" {plan.cycle_ratio(num_slots):.2f} of what one token uses"
-        )
-        return residency, (said, *plan.warnings)
+    gpu: used where the plan has VRAM. num_deferred: of a token's experts, those added one layer
+    later. profile_path: hot experts, which are loaded first. progress: called while weights are
+    read here.
+    Errors: ConfigError, DeviceError, DiskError, GGUFError.
+    """
+    config = plan.problem.sizes.config
+    if num_deferred > config.top_k:
+        raise ConfigError(f"defer={num_deferred}: a token has {config.top_k} experts")
+    routed = routed_experts(Weights(file), config)
+    profile = None
+    if profile_path is not None and (plan.disk_cache is not None or plan.num_vram_slots):
+        profile = HotProfile.load(profile_path, routed.num_layers, routed.num_experts)
+    with ExitStack() as resources:
+        ram = None
+        if plan.disk_cache is not None:
+            ram = read_weights(file, routed, plan.disk_cache, profile, progress)
+            resources.callback(ram.experts.close)
+        disk_cache = None if ram is None else ram.experts
+        experts: ExpertBackend = disk_cache or CpuExperts(routed)
+        device: Device = CpuDevice()
+        cache: HotExperts | None = disk_cache
+        if plan.vram is not None:
+            assert isinstance(gpu, CudaGpu), gpu
+            # Triton is an extra, needed where there is a GPU only.
+            on_gpu = importlib.import_module("hybridmoe.placement.gpu")
+            experts, device, cache = on_gpu.place_on_gpu(routed, plan, gpu, disk_cache, profile)
+        record = None
+        if profile is not None and profile_path is not None and cache is not None:
+            record = ProfileRecord(profile_path, profile, cache)
+        resources.pop_all()
+    return Residency(
+        plan=plan,
+        experts=experts,
+        device=device,
+        private={} if ram is None else ram.private,
+        disk_cache=disk_cache,
+        profile=record,
+        num_deferred=num_deferred,
+    )

@@ -1,137 +1,79 @@
-"""Where a model's weights lie: all in the memory map, or, where RAM is short, in RAM over the file.
+"""Weights in RAM over the file, where not all experts fit: an expert cache, and private tensors.
 
-In the second case routed experts go to an expert cache of a fixed size, and every other tensor is
-read once into memory of its own: mapped pages would be given up under pressure again and again, and
-a file that is shortened later would end the process.
+Routed experts go to a cache of the planned size. Every other tensor is read once into memory of its
+own: mapped pages would be dropped under pressure again and again, and a file that is shortened
+later would end the process.
 """
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from hybridmoe.config import ModelConfig
-from hybridmoe.errors import ConfigError
-from hybridmoe.experts.backend import CpuExperts
 from hybridmoe.experts.disk.arena import Arena
 from hybridmoe.experts.disk.cached_experts import CachedExperts
 from hybridmoe.experts.disk.expert_layout import ExpertLayout, is_expert_tensor
 from hybridmoe.experts.disk.file_reader import FileReader
 from hybridmoe.experts.disk.read_queue import FileRange, ReadRequest
 from hybridmoe.experts.hot_profile import HotProfile
+from hybridmoe.experts.routed_experts import RoutedExperts
+from hybridmoe.gguf.names import parse_name
 from hybridmoe.gguf.reader import GGUFFile, Tensor
 from hybridmoe.hardware.disk import BLOCK_BYTES, direct_buffer_bytes
-from hybridmoe.hardware.topology import available_bytes
-from hybridmoe.model.weights import Weights, routed_experts
-from hybridmoe.placement.options import ExpertOptions
-from hybridmoe.placement.residency import Latents, Residency
-from hybridmoe.planning.disk_cache_plan import TierPlan, plan_tier
-from hybridmoe.planning.memory_plan import Problem, plan_experts
-from hybridmoe.planning.model_sizes import sizes_of
+from hybridmoe.planning.disk_cache_plan import DiskCachePlan
 
-__all__ = ["place_weights"]
+__all__ = ["Progress", "RamWeights", "read_weights"]
 
 _READ_BYTES = 32 << 20  # one progress step
 
 Progress = Callable[[int, int], None]  # bytes done, bytes in all
 
 
-def place_weights(
-    file: GGUFFile,
-    config: ModelConfig,
-    options: ExpertOptions,
-    latents: Latents,
-    progress: Progress,
-) -> Residency:
-    """Decide, and read what has to be in memory before the first token.
+class RamWeights(NamedTuple):
+    """Weights that are read from the file instead of mapped."""
 
-    progress: called only where something is read here.
-    Errors: GGUFError for missing or misshapen tensors; ConfigError for a budget that is too small
-    or more than there is; DiskError.
+    experts: CachedExperts
+    private: dict[str, NDArray[np.uint8]]  # all other tensors, by name
+
+
+def read_weights(
+    file: GGUFFile,
+    experts: RoutedExperts,
+    plan: DiskCachePlan,
+    profile: HotProfile | None,
+    progress: Progress,
+) -> RamWeights:
+    """Make the cache, and read what has to be in memory before the first token.
+
+    profile: its hot experts are read first. Errors: ConfigError where there is no memory;
+    DiskError.
     """
-    experts = routed_experts(Weights(file), config)
     layout = ExpertLayout(file, experts)
-    dense = [t for t in file.tensors.values() if not is_expert_tensor(t.name)]
-    plan = _plan(
-        file, config, layout, options, latents, sum(direct_buffer_bytes(t.num_bytes) for t in dense)
-    )
-    if plan is None:
-        return Residency(CpuExperts(experts))
+    assert layout.buffer_bytes == plan.buffer_bytes, (layout.buffer_bytes, plan)
+    end = experts.numbers[-1] + 1  # layers behind it (multi-token prediction) are not run
+    dense = [
+        t
+        for t in file.tensors.values()
+        if not is_expert_tensor(t.name) and (parse_name(t.name).layer or 0) < end
+    ]
     reader = FileReader(file.parts)
     try:
-        tier = CachedExperts(experts, layout, reader, plan)
-        profile, hot = None, np.empty(0, np.int64)
-        if options.profile is not None:
-            profile = HotProfile.load(options.profile, layout.num_layers, layout.num_experts)
-            hot = profile.hot_keys()[: plan.num_slots]
+        cache = CachedExperts(experts, layout, reader, plan)
+        hot = np.empty(0, np.int64) if profile is None else profile.hot_keys()[: plan.num_slots]
         expert_bytes = layout.num_bytes // (layout.num_layers * layout.num_experts)
         bar = _Bar(progress, sum(t.num_bytes for t in dense) + len(hot) * expert_bytes)
         private = _read_tensors(reader, dense, bar.add)
-        tier.load_hot(hot, bar.add)
+        cache.load_hot(hot, bar.add)
         bar.end()
     except BaseException:
         reader.close()
         raise
-    return Residency(
-        tier, private, tier=tier, cache=tier, profile=profile, profile_path=options.profile
-    )
-
-
-def _plan(
-    file: GGUFFile,
-    config: ModelConfig,
-    layout: ExpertLayout,
-    options: ExpertOptions,
-    latents: Latents,
-    dense_bytes: int,
-) -> TierPlan | None:
-    """The expert cache, or None where all experts fit."""
-    if not layout.num_layers:
-        return None
-    budget, free = options.ram_bytes, available_bytes()
-    if budget is None:
-        budget = _default_budget(file, config, layout, latents, free)
-    if budget is None or layout.num_bytes <= budget:
-        return None
-    sizes = (layout.buffer_bytes, layout.num_layers, layout.num_experts, config.top_k)
-    plan = plan_tier(budget, *sizes, num_ahead=options.num_ahead)
-    others = dense_bytes + latents.num_bytes
-    needed = plan.num_buffers * plan.buffer_bytes + others
-    if options.ram_bytes is not None and free is not None and needed > free:
-        raise ConfigError(
-            f"expert_ram={budget} bytes: with {others} bytes of other weights and latents that is"
-            f" {needed / 2**30:.1f} GiB, but {free / 2**30:.1f} GiB are free"
-        )
-    return plan
-
-
-def _default_budget(
-    file: GGUFFile, config: ModelConfig, layout: ExpertLayout, latents: Latents, free: int | None
-) -> int | None:
-    """RAM for experts as `hybridmoe plan` would have it.
-
-    None where all fit; and where not even the other weights do, since the system's own paging works
-    with anything, and nobody has asked for a cache.
-    """
-    if free is None:
-        return None
-    try:
-        plan = plan_experts(
-            Problem(
-                sizes=sizes_of(file.tensors.values(), config),
-                ram_bytes=free,
-                kv_tokens=latents.num_tokens,
-                kv_token_bytes=latents.token_bytes,
-            )
-        )
-    except ConfigError:
-        return None
-    # Of the planner's slots, each is a little larger here: whole blocks of the disk.
-    return (plan.num_slots + config.top_k) * layout.buffer_bytes if plan.needs_disk else None
+    return RamWeights(cache, private)
 
 
 class _Bar:
-    """Adds up what has been read."""
+    """Sum of what has been read, for progress."""
 
     def __init__(self, progress: Progress, total: int) -> None:
         self._progress = progress
@@ -149,7 +91,10 @@ class _Bar:
 def _read_tensors(
     reader: FileReader, tensors: list[Tensor], progress: Callable[[int], None]
 ) -> dict[str, NDArray[np.uint8]]:
-    """Tensors in memory of their own; calls progress(bytes) as they come. Errors: DiskError."""
+    """Read tensors into memory of their own; calls progress(bytes) as they come.
+
+    Errors: ConfigError, DiskError.
+    """
     arena = Arena(sum(direct_buffer_bytes(t.num_bytes) for t in tensors))
     found: dict[str, NDArray[np.uint8]] = {}
     start = num_requests = 0

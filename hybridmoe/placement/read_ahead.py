@@ -2,8 +2,7 @@
 
 from collections.abc import Callable
 
-import psutil
-
+from hybridmoe.experts.disk.expert_layout import is_expert_tensor
 from hybridmoe.gguf.reader import GGUFFile
 from hybridmoe.kernels.ops import touch_rows
 
@@ -12,15 +11,15 @@ __all__ = ["read_ahead"]
 _READ_BYTES = 32 << 20  # one progress step
 
 
-def read_ahead(file: GGUFFile, progress: Callable[[int, int], None]) -> None:
-    """Bring the mapped weights into RAM, so that the first answer does not wait for the disk.
+def read_ahead(
+    file: GGUFFile, progress: Callable[[int, int], None], *, has_experts: bool = True
+) -> None:
+    """Page the mapped weights into RAM, so that the first response does not wait for the disk.
 
-    Calls progress(bytes done, bytes in all). Where the file is larger than the memory that is
-    free, the routed experts are left to be read when they are used.
+    Calls progress(bytes done, bytes in all). has_experts: False = without routed experts, which
+    are then read when they are used.
     """
-    tensors = list(file.tensors.values())
-    if sum(t.num_bytes for t in tensors) > psutil.virtual_memory().available:
-        tensors = [t for t in tensors if not t.name.endswith("_exps.weight")]
+    tensors = [t for t in file.tensors.values() if has_experts or not is_expert_tensor(t.name)]
     total = sum(t.num_bytes for t in tensors)
     done = 0
     progress(0, total)

@@ -1,9 +1,9 @@
-"""Where a model's weights are after placement, and what runs beside them."""
+"""Weights after placement: what the decoder is built on, and what has to be closed after it."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,20 +15,9 @@ from hybridmoe.experts.disk.cached_experts import CachedExperts
 from hybridmoe.experts.hot_profile import HotProfile
 from hybridmoe.gguf.reader import GGUFFile
 from hybridmoe.model.weights import Weights
-from hybridmoe.planning.disk_cache_plan import TierPlan
+from hybridmoe.planning.plan import Plan
 
-__all__ = ["HotExperts", "Latents", "Residency"]
-
-
-class Latents(NamedTuple):
-    """What the engine will keep, for which there has to be memory."""
-
-    num_tokens: int
-    token_bytes: int
-
-    @property
-    def num_bytes(self) -> int:
-        return self.num_tokens * self.token_bytes
+__all__ = ["HotExperts", "ProfileRecord", "Residency"]
 
 
 class HotExperts(Protocol):
@@ -37,44 +26,46 @@ class HotExperts(Protocol):
     uses: NDArray[np.int64]  # accesses by key
 
     def resident(self) -> NDArray[np.int64]:
-        """The keys that are there, ascending."""
+        """List the keys that are resident, ascending."""
         ...
 
 
-@dataclass(slots=True)
-class Residency:
-    """What the decoder is built on. `close` saves the profile, and ends what runs beside."""
+@dataclass(frozen=True, slots=True)
+class ProfileRecord:
+    """Profile of hot experts that is updated when the model is closed."""
 
+    path: Path
+    before: HotProfile
+    cache: HotExperts
+
+    def save(self) -> None:
+        """Write the profile with this run's accesses, if any. Errors: ConfigError."""
+        if not self.cache.uses.any():
+            return
+        shape = self.before.uses.shape
+        is_resident = np.zeros(shape, np.bool_)
+        is_resident.reshape(-1)[self.cache.resident()] = True
+        self.before.plus(self.cache.uses.reshape(shape), is_resident).save(self.path)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Residency:
+    """Weights in their places, as the plan has them; made by `placer.place`."""
+
+    plan: Plan
     experts: ExpertBackend
-    private: Mapping[str, NDArray[np.uint8]] = field(default_factory=dict)  # tensors, by name
-    tier: CachedExperts | None = None
-    cache: HotExperts | None = None  # the tier, or a card's
-    profile: HotProfile | None = None
-    profile_path: Path | None = None
     device: Device = field(default_factory=CpuDevice)
+    private: Mapping[str, NDArray[np.uint8]] = field(default_factory=dict)  # tensors, by name
+    disk_cache: CachedExperts | None = None  # None: no experts are read from the file
+    profile: ProfileRecord | None = None
     num_deferred: int = 0  # of a token's experts, those added one layer later
-    vram_bytes: int | None = None  # of the card, what was planned for
-    notes: tuple[str, ...] = ()  # sentences on where things are, for whoever started this
 
     def weights(self, file: GGUFFile) -> Weights:
-        """The file's tensors, as they were placed."""
+        """Tensors of the file, as they were placed."""
         return Weights(file, self.private, self.device)
 
-    @property
-    def plan(self) -> TierPlan | None:
-        """The expert cache's; None where all experts are in the memory map."""
-        return None if self.tier is None else self.tier.plan
-
     def close(self) -> None:
-        """Any number of times. Errors: ConfigError where the profile cannot be written."""
+        """End the reads and save the profile. Errors: ConfigError if it cannot be written."""
         self.experts.close()
-        cache = self.cache
-        if cache is None or self.profile is None or self.profile_path is None:
-            return
-        if cache.uses.any():
-            shape = self.profile.uses.shape
-            is_resident = np.zeros(shape, np.bool_)
-            is_resident.reshape(-1)[cache.resident()] = True
-            used = self.profile.plus(cache.uses.reshape(shape), is_resident)
-            path, self.profile_path = self.profile_path, None
-            used.save(path)
+        if self.profile is not None:
+            self.profile.save()

@@ -1,6 +1,6 @@
-"""What a token costs, and how many there are in a second: a model of a plan on a machine.
+"""Cost model: seconds of a token and of a prompt, for a plan on a machine.
 
-Pure. A token's time is a sum over layers, since each needs the one before; inside a layer the GPU,
+A token's time is a sum over layers, since each needs the one before; inside a layer the GPU,
 the CPU and the disk work at once, so that the slowest counts:
 
     layer    dense + attention + max(experts in VRAM, experts on the CPU, reads from disk)
@@ -19,8 +19,8 @@ import numpy as np
 
 from hybridmoe.config import ModelConfig
 from hybridmoe.errors import ConfigError
-from hybridmoe.planning.memory_plan import Plan
-from hybridmoe.planning.model_sizes import GPU_EXPERT_TYPES, Part
+from hybridmoe.planning.model_sizes import Part
+from hybridmoe.planning.plan import Plan
 from hybridmoe.planning.prefill_split import costs_of, cpu_products_s, split
 from hybridmoe.planning.rates import DENSE_OVERHEAD, PROMPT_OVERHEAD, GpuRates, Rates
 
@@ -28,16 +28,14 @@ __all__ = ["Hits", "Step", "decode", "hits_of", "prompt"]
 
 HitCurve = Callable[[int], float]  # slots -> share of the chosen experts that are found
 
-_MOST_SUMMED = (
-    64  # of chosen experts; of more, a layer has about as many here and there as expected
-)
-_EXPANDED_TOKENS = 64  # of a sequence: from here on a card expands keys and values
+_MAX_SUMMED = 64  # chosen experts; with more of them, a layer is about as expected
+_EXPANDED_TOKENS = 64  # of a step: from here on a GPU expands keys and values
 _LATENT_SCORES = 2  # multiplications with a latent: one for its score, one for its value
 
 
 @dataclass(frozen=True, slots=True)
 class Hits:
-    """Which share of the chosen experts is found where; the rest is read from disk."""
+    """Shares of the chosen experts that are found in VRAM and in RAM; the rest is on disk."""
 
     vram: float
     ram: float
@@ -51,23 +49,26 @@ class Hits:
 
     @property
     def disk(self) -> float:
+        """Share that is read from disk."""
         return max(0.0, 1.0 - self.vram - self.ram)
 
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """A number of tokens, and what they cost together."""
+    """Cost of tokens that are computed together."""
 
     num_tokens: int
-    seconds: dict[str, float]  # by what they go to; their sum is the time
+    seconds: dict[str, float]  # by cause; their sum is the time
     read_bytes: dict[str, float]  # by tier
 
     @property
     def total_s(self) -> float:
+        """Time of all tokens."""
         return sum(self.seconds.values())
 
     @property
     def tokens_per_s(self) -> float:
+        """Rate; infinite for no time."""
         return self.num_tokens / self.total_s if self.total_s else float("inf")
 
 
@@ -78,11 +79,11 @@ def hits_of(
     vram_rate: float | None = None,
     hit_rate: float | None = None,
 ) -> Hits:
-    """Hits of a plan's slots.
+    """Predict the hits of a plan's slots.
 
-    curve: of the routing; without it, routing is taken to be uniform, where a cache of any policy
-    finds as large a share as it holds: the floor. vram_rate: of the chosen experts, found in VRAM.
-    hit_rate: found in VRAM or RAM. What is resident whole is always found.
+    curve: hit rate over slots; without it, routing is taken to be uniform: any cache then finds as
+    large a share as it holds, the floor. vram_rate: share of the chosen experts found in VRAM.
+    hit_rate: share found in VRAM or RAM. A cache that holds all experts finds all.
     """
     total = plan.num_experts
     if not total:
@@ -93,7 +94,7 @@ def hits_of(
             return slots / total
 
     in_vram = plan.num_vram_slots
-    held = in_vram + plan.num_slots
+    held = in_vram + plan.num_ram_experts
     vram = vram_rate if vram_rate is not None and in_vram else curve(in_vram) if in_vram else 0.0
     if held >= total:
         return Hits(vram, 1.0 - vram)
@@ -104,7 +105,7 @@ def hits_of(
 
 
 def decode(plan: Plan, rates: Rates, hits: Hits, position: int) -> Step:
-    """One token of one conversation, `position` tokens into it."""
+    """Cost of one token of one conversation, `position` tokens into it."""
     sizes, gpu = plan.problem.sizes, rates.gpu if plan.vram else None
     c = sizes.config
     disk = _disk(rates, hits)
@@ -145,34 +146,35 @@ def prompt(
     num_tokens: int,
     distinct: Callable[[int], float] | None = None,
 ) -> Step:
-    """A prompt of `num_tokens` read in steps as long as the plan allows.
+    """Cost of a prompt of `num_tokens`, in steps as long as the plan has them.
 
-    distinct: how many of a layer's experts so many tokens choose; None: by uniform routing.
+    distinct: number of a layer's experts that a number of tokens choose; None: by uniform routing.
     """
     if num_tokens < 1:
         raise ConfigError(f"a prompt of {num_tokens} tokens: expected at least 1")
-    problem, gpu = plan.problem, rates.gpu if plan.vram else None
-    c = problem.sizes.config
+    sizes, gpu = plan.problem.sizes, rates.gpu if plan.vram else None
+    c = sizes.config
     seconds = dict.fromkeys(
         ("dense weights", "attention", "experts", "waiting for disk", "between kernels"), 0.0
     )
     read = dict.fromkeys(("VRAM", "RAM", "disk"), 0.0)
     disk = _disk(rates, hits)
-    known: dict[tuple[tuple[Part, ...], float, int], float] = {}
-    for start in range(0, num_tokens, problem.step_tokens):
-        tokens = min(problem.step_tokens, num_tokens - start)
-        core = problem.sizes.dense
+    known: dict[tuple[tuple[Part, ...], bool, int], float] = {}
+    for start in range(0, num_tokens, plan.step_tokens):
+        tokens = min(plan.step_tokens, num_tokens - start)
+        core = sizes.dense
         seconds["dense weights"] += _dense_products_s(core, rates, gpu, tokens)
         attention, kv_bytes = _attention(plan, rates, gpu, tokens, start)
         seconds["attention"] += attention
         seconds["between kernels"] += rates.step_s + c.num_layers * rates.layer_s
         read["VRAM" if gpu else "RAM"] += kv_bytes + sum(part.num_bytes for part in core)
-        for parts in problem.sizes.experts:
-            touched = distinct(tokens) if distinct else _distinct(c.num_experts, c.top_k, tokens)
+        touched = distinct(tokens) if distinct else _distinct(c.num_experts, c.top_k, tokens)
+        for layer, parts in enumerate(sizes.experts, c.num_dense_layers):
             size = touched * sum(part.num_bytes for part in parts)
-            key = (parts, touched, tokens)
+            key = (parts, plan.streams_layer(layer), tokens)
             if key not in known:
-                known[key] = _experts_of_step(parts, rates, gpu, hits, touched, tokens, c)
+                by = gpu if plan.streams_layer(layer) else None
+                known[key] = _experts_of_step(parts, rates, by, hits, touched, tokens, c)
             busy = known[key]
             reading = size * hits.disk / disk if hits.disk else 0.0
             seconds["experts"] += busy
@@ -180,7 +182,7 @@ def prompt(
             read["VRAM"] += size * hits.vram
             read["RAM"] += size * hits.ram
             read["disk"] += size * hits.disk
-    seconds["dense weights"] += sum(_read_s(problem.sizes.head, rates, gpu))
+    seconds["dense weights"] += sum(_read_s(sizes.head, rates, gpu))
     for what in ("dense weights", "attention", "experts"):
         seconds[what] *= PROMPT_OVERHEAD
     return Step(num_tokens, seconds, read)
@@ -209,8 +211,8 @@ def _layer(
 
 
 def _outcomes(top_k: int, hits: Hits) -> Iterator[tuple[float, float, float, float]]:
-    """How many of top_k may be found in VRAM, in RAM, and on disk; first, how likely that is."""
-    if top_k > _MOST_SUMMED:
+    """Chance, and numbers of the top_k experts found in VRAM, in RAM and on disk."""
+    if top_k > _MAX_SUMMED:
         yield 1.0, top_k * hits.vram, top_k * hits.ram, top_k * hits.disk
         return
     for in_vram in range(top_k + 1):
@@ -233,10 +235,10 @@ def _experts_of_step(
 ) -> float:
     """Seconds of one layer's experts for many tokens, as many of each expert.
 
-    With a GPU that has kernels for them, shared out as the executor does it: prefill_plan.py.
+    gpu: None where the CPU computes all. Else shared out as the executor does: prefill_split.py.
     """
     num_pairs = num_tokens * c.top_k
-    if gpu is None or any(part.type not in GPU_EXPERT_TYPES for part in parts):
+    if gpu is None:
         return touched * cpu_products_s(parts, rates, num_pairs / touched)
     num_experts = max(1, round(touched))
     counts = [num_pairs / num_experts] * num_experts
@@ -247,7 +249,7 @@ def _experts_of_step(
 def _attention(
     plan: Plan, rates: Rates, gpu: GpuRates | None, num_tokens: int, start: int
 ) -> tuple[float, float]:
-    """Seconds, and bytes of latents read, of all layers: tokens at `start` and after."""
+    """Seconds, and bytes of KV cache read, of all layers: tokens from `start` on."""
     c = plan.problem.sizes.config
     pairs = num_tokens * (start + (num_tokens + 1) / 2)
     if gpu and num_tokens >= _EXPANDED_TOKENS:
@@ -255,7 +257,7 @@ def _attention(
         ops = c.num_heads * (pairs * 2 * (c.qk_dim + c.v_dim) + expanding)
     else:
         ops = c.num_heads * pairs * 2 * (_LATENT_SCORES * c.kv_lora_rank + c.rope_dim)
-    read = (start + num_tokens) * plan.problem.kv_token_bytes
+    read = (start + num_tokens) * plan.kv.token_bytes
     return max(
         c.num_layers * ops / (gpu.ops if gpu else rates.attention_ops),
         read / (gpu.read if gpu else rates.dram),
@@ -263,8 +265,8 @@ def _attention(
 
 
 def _distinct(num_experts: int, top_k: int, num_tokens: int) -> float:
-    """Expected number of experts that so many tokens choose, of a layer's, by uniform routing."""
-    return float(num_experts * (1 - (1 - top_k / num_experts) ** num_tokens))
+    """Expected number of a layer's experts that the tokens choose, by uniform routing."""
+    return num_experts * (1 - (1 - top_k / max(1, num_experts)) ** num_tokens)
 
 
 def _read_s(parts: tuple[Part, ...], rates: Rates, gpu: GpuRates | None) -> Iterator[float]:
@@ -275,7 +277,7 @@ def _read_s(parts: tuple[Part, ...], rates: Rates, gpu: GpuRates | None) -> Iter
 def _dense_products_s(
     parts: tuple[Part, ...], rates: Rates, gpu: GpuRates | None, num_tokens: float
 ) -> float:
-    """Seconds of products of many tokens; reading and computing overlap."""
+    """Seconds of products with many tokens; reading and computing overlap."""
     if gpu is None:
         return DENSE_OVERHEAD * cpu_products_s(parts, rates, num_tokens)
     return sum(

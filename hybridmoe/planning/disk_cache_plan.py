@@ -1,55 +1,61 @@
-"""How a budget of RAM for experts becomes buffers: pure sums, and what to say about them."""
+"""Plan of the RAM cache over experts in the file: a budget divided into buffers of one size."""
 
 from typing import NamedTuple
 
 from hybridmoe.errors import ConfigError
-from hybridmoe.units import format_bytes
+from hybridmoe.units import at_least, format_bytes
 
-__all__ = ["TierPlan", "plan_tier"]
+__all__ = ["DiskCachePlan", "plan_disk_cache"]
 
 
-class TierPlan(NamedTuple):
-    """Buffers for experts, all of one size."""
+class DiskCachePlan(NamedTuple):
+    """Buffers for experts; each takes an expert of any layer."""
 
-    num_slots: int  # experts that stay
-    num_staging: int  # that only pass by
-    num_ahead: int  # that are read for the layer to come
+    num_slots: int  # for resident experts
+    num_staging: int  # for streamed experts
+    num_ahead: int  # for experts that are read ahead
     buffer_bytes: int
     num_layers: int
-    num_experts: int
+    num_experts: int  # of a layer
     top_k: int
 
     @property
     def num_buffers(self) -> int:
+        """Buffers of all kinds."""
         return self.num_slots + self.num_staging + self.num_ahead
 
     @property
-    def token_cycle(self) -> int:
+    def num_bytes(self) -> int:
+        """Bytes of all buffers."""
+        return self.num_buffers * self.buffer_bytes
+
+    @property
+    def working_set(self) -> int:
         """Experts that one token uses, in all layers."""
         return self.num_layers * self.top_k
 
     @property
     def warning(self) -> str | None:
-        """What is wrong with so few slots, or None."""
-        if self.num_slots >= self.token_cycle:
+        """Sentence on what is wrong with so few slots, or None."""
+        if self.num_slots >= self.working_set:
             return None
-        needed = (self.token_cycle + self.num_staging + self.num_ahead) * self.buffer_bytes
+        needed = (self.working_set + self.num_staging + self.num_ahead) * self.buffer_bytes
         return (
-            f"{self.num_slots} expert slots are less than the {self.token_cycle} experts that one"
-            f" token uses ({self.num_layers} layers x {self.top_k}): most will be read from the"
-            f" disk for every token; --expert-ram {format_bytes(needed)} would hold one token's"
+            f"{self.num_slots} expert slots are less than the {self.working_set} experts that one"
+            f" token uses ({self.num_layers} layers x {self.top_k}): most are read from disk"
+            f" for every token; --expert-ram {at_least(needed)} would hold one token's"
         )
 
     def __str__(self) -> str:
         return (
             f"expert cache: {self.num_slots} slots for {self.num_layers * self.num_experts} experts"
             f" ({self.num_slots / self.num_layers:.1f} of {self.num_experts} a layer,"
-            f" {self.num_slots / self.token_cycle:.1f} tokens' worth),"
-            f" {format_bytes(self.num_buffers * self.buffer_bytes)}"
+            f" {self.num_slots / self.working_set:.1f} tokens' worth),"
+            f" {format_bytes(self.num_bytes)}"
         )
 
 
-def plan_tier(
+def plan_disk_cache(
     budget_bytes: int,
     buffer_bytes: int,
     num_layers: int,
@@ -57,9 +63,9 @@ def plan_tier(
     top_k: int,
     *,
     num_ahead: int = 0,
-) -> TierPlan:
+) -> DiskCachePlan:
     """Divide a budget. Errors: ConfigError, which names the least that works."""
-    num_staging = top_k  # so that all that one token needs of a layer can be read at once
+    num_staging = top_k  # so that all of one token's experts of a layer can be read at once
     num_buffers = budget_bytes // buffer_bytes
     least = num_staging + num_ahead
     if num_buffers < least:
@@ -69,4 +75,6 @@ def plan_tier(
             f"{f' and {num_ahead} read ahead' if num_ahead else ''} take"
         )
     num_slots = min(num_buffers - least, num_layers * num_experts)
-    return TierPlan(num_slots, num_staging, num_ahead, buffer_bytes, num_layers, num_experts, top_k)
+    return DiskCachePlan(
+        num_slots, num_staging, num_ahead, buffer_bytes, num_layers, num_experts, top_k
+    )

@@ -1,256 +1,342 @@
-"""Who lives where: a model's parts and its experts over VRAM, RAM and disk.
+"""Memory plan: a model's parts and its routed experts over VRAM, RAM and disk, decided once.
 
-Pure: sizes and budgets in (`Problem`), a decision out (`Plan`) or one line that says what to lower
-and by how much. One planner for both: with a GPU, all that every token uses and the latents go to
-VRAM, and what is left of it is expert slots; without one, the same goes to RAM. A slot takes any
-layer's expert, so its parts are as large as the largest. An expert in VRAM is not kept in RAM too.
-
-What is read twice or seldom stays where it is cheap: the embedding is in RAM always, since a token
-reads one row of it. What fits nowhere is read from the file. How fast that is: cost.py.
+`plan_memory` takes the model's tensors, the engine's configuration and budgets, and returns a
+`Plan`, or one line that says what to lower and by how much. With a GPU, the weights that every
+token uses and the KV cache go to VRAM, and the rest of VRAM becomes expert slots. Without one, they
+go to RAM. An expert in VRAM is not kept in RAM too. The embedding stays in RAM, since a token reads
+one row of it. Experts that fit nowhere are read from the file. Speed: cost_model.py.
 """
 
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import replace
+from typing import NamedTuple
 
-from hybridmoe.config import ModelConfig
+from hybridmoe.config import PAGE_TOKENS, EngineConfig, ModelConfig, check_gpu_kv_type
 from hybridmoe.errors import ConfigError
-from hybridmoe.planning.model_sizes import ModelSizes
+from hybridmoe.gguf.accounting import TensorLike
+from hybridmoe.planning.disk_cache_plan import DiskCachePlan, plan_disk_cache
+from hybridmoe.planning.kv_plan import plan_kv
+from hybridmoe.planning.model_sizes import sizes_of
+from hybridmoe.planning.placement_rules import ExpertLayers, PlacementRules
+from hybridmoe.planning.plan import Plan, Tier
+from hybridmoe.planning.problem import NO_RULES, Budgets, Problem
+from hybridmoe.planning.step_plan import activation_bytes, gpu_step_tokens
+from hybridmoe.units import GIB, at_least, format_bytes
 
-__all__ = ["Plan", "Problem", "Tier", "activation_bytes", "plan_experts"]
+__all__ = ["RAM_RESERVE_BYTES", "SCRATCH_BYTES", "plan_memory", "solve"]
 
-GIB = 1 << 30
 RAM_RESERVE_BYTES = 1 * GIB  # Python, torch, vocabulary, allocators
 VRAM_RESERVE_BYTES = 1 * GIB  # CUDA context, libraries' workspaces, fragmentation
-GRAPH_BYTES = 256 << 20  # of VRAM: intermediate numbers of captured steps
-# Of VRAM, for a prompt: slabs of decoded weights, expanded keys and values of some heads, and one
-# layer's latents of a long sequence in a row (kernels.triton.matmul, prompt_attention).
+GRAPH_BYTES = 256 << 20  # of VRAM: activations of captured steps
+# Of VRAM, for a prompt: dequantized weights, expanded keys and values of some heads, and one
+# layer's KV cache of a long sequence in a row (kernels.triton.matmul, prefill_attention).
 SCRATCH_BYTES = 512 << 20
-_PASSING_SLOTS = 2  # of VRAM: experts of a prompt that only pass by (experts.gpu.weight_stream)
-_PAGE_TOKENS = 64  # latents come in pages
-_LOGIT_ROWS = 8  # running answers of a step
+_STREAM_SLOTS = 2  # of VRAM: streamed experts of a prompt (experts.gpu.weight_stream)
+
+Parts = tuple[tuple[str, int], ...]  # name, bytes
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Problem:
-    """What is to be placed, and into how much."""
+def plan_memory(
+    config: ModelConfig,
+    tensors: Iterable[TensorLike],
+    engine: EngineConfig,
+    budgets: Budgets,
+    rules: PlacementRules = NO_RULES,
+) -> Plan:
+    """Decide on KV cache, steps, and the place of every weight.
 
-    sizes: ModelSizes
-    ram_bytes: int  # what this program may fill
-    vram_bytes: int = 0  # of the GPU; 0 = none
-    kv_tokens: int  # latents held, of all conversations
-    kv_token_bytes: int  # of one token, all layers
-    step_tokens: int = 512  # tokens of one step, at most
-    num_pinned: int = 0  # experts that are to be in VRAM for good
-    num_left: int = 0  # experts that are not to be in VRAM
-
-    def __post_init__(self) -> None:
-        names = ("ram_bytes", "vram_bytes", "kv_tokens", "kv_token_bytes", "num_pinned", "num_left")
-        for name in names:
-            value = getattr(self, name)
-            if value < 0:
-                raise ConfigError(f"{name}={value}: expected a number from 0 on")
-        if self.step_tokens < 1:
-            raise ConfigError(f"step_tokens={self.step_tokens}: expected a number from 1 on")
-
-    @property
-    def kv_bytes(self) -> int:
-        return self.kv_tokens * self.kv_token_bytes
-
-
-@dataclass(frozen=True, slots=True)
-class Tier:
-    """One kind of memory: what of it is taken by what, and the experts that it holds."""
-
-    name: str
-    budget_bytes: int
-    parts: tuple[tuple[str, int], ...]  # what, bytes; without experts
-    num_experts: int
-    expert_bytes: int  # of all of them together
-
-    @property
-    def used_bytes(self) -> int:
-        return sum(size for _, size in self.parts) + self.expert_bytes
-
-    @property
-    def free_bytes(self) -> int:
-        return self.budget_bytes - self.used_bytes
+    engine: its kv_tokens and chunk_tokens are replaced in `Plan.engine`.
+    Errors: ConfigError, one line, where VRAM is too small and the GPU is not optional, where an
+    explicit budget cannot be met, or for a KV cache type that the GPU does not have. Where RAM is
+    too small and no budget was given, the plan has a `shortage`.
+    """
+    model = _Model(config, list(tensors), rules)
+    unused = rules.unused(tensor.name for tensor in model.tensors)
+    notes = [f"place: {text!r} matches no tensor" for text in unused]
+    if budgets.vram_bytes:
+        check_gpu_kv_type(engine.kv_type)
+        try:
+            return replace(_solve_with_kv(model, engine, budgets), notes=tuple(notes))
+        except ConfigError as error:
+            if not budgets.is_gpu_optional:
+                raise
+            budgets = budgets.without_gpu(str(error))
+    if budgets.no_gpu_note:
+        notes.append(budgets.no_gpu_note)
+    return replace(_solve_with_kv(model, engine, budgets), notes=tuple(notes))
 
 
-@dataclass(frozen=True, slots=True)
-class Plan:
-    """A decision; made by `plan_experts`."""
-
-    problem: Problem
-    slot_bytes: int
-    vram: Tier | None
-    ram: Tier
-    num_disk_experts: int  # in neither: read from the file whenever they are chosen
-
-    @property
-    def num_slots(self) -> int:
-        """Slots of the cache in RAM: what the tier over the disk is made with."""
-        return self.ram.num_experts
-
-    @property
-    def expert_ram_bytes(self) -> int:
-        """RAM for experts, those on their way included: the budget of the tier over the disk."""
-        passing = self.problem.sizes.config.top_k * self.slot_bytes if self.needs_disk else 0
-        return self.ram.expert_bytes + passing
-
-    @property
-    def num_vram_slots(self) -> int:
-        return self.vram.num_experts if self.vram else 0
-
-    @property
-    def num_experts(self) -> int:
-        """Experts of all layers."""
-        return self.problem.sizes.config.num_experts * self.problem.sizes.config.num_moe_layers
-
-    @property
-    def needs_disk(self) -> bool:
-        return self.num_disk_experts > 0
-
-    def slots_per_layer(self, num_slots: int) -> float:
-        layers = self.problem.sizes.config.num_moe_layers
-        return num_slots / layers if layers else 0.0
-
-    def cycle_ratio(self, num_slots: int) -> float:
-        """Slots over the experts that one token uses; below 1 a plain LRU never hits."""
-        cycle = self.problem.sizes.token_cycle
-        return num_slots / cycle if cycle else float("inf")
-
-    @property
-    def _num_welcome(self) -> int:
-        """Experts that may be in VRAM."""
-        return self.num_experts - self.problem.num_left
-
-    @property
-    def warnings(self) -> tuple[str, ...]:
-        """Sentences on what will not work well."""
-        cycle = self.problem.sizes.token_cycle
-        said = []
-        if self.vram and (types := self.problem.sizes.types_without_slots):
-            said.append(
-                f"VRAM: no experts are kept there, since {', '.join(types)} has no kernel for a"
-                " card: the CPU computes all of them."
-            )
-        elif self.vram and self.num_vram_slots < min(cycle, self._num_welcome):
-            said.append(
-                f"VRAM: {self.num_vram_slots} slots are less than the {cycle} experts that one"
-                " token uses: only a policy that knows the layers hits there, and seldom."
-            )
-        if self.needs_disk and self.cycle_ratio(self.num_slots + self.num_vram_slots) < 1:
-            said.append(
-                f"RAM: {self.num_slots} slots are less than the {cycle} experts that one token"
-                " uses: nearly all of a token's experts are read from disk."
-            )
-        return tuple(said)
+class _Model(NamedTuple):
+    config: ModelConfig
+    tensors: list[TensorLike]
+    rules: PlacementRules
 
 
-def plan_experts(problem: Problem) -> Plan:
-    """Place everything. Raises ConfigError, one line, where what must fit does not."""
-    sizes, config = problem.sizes, problem.sizes.config
-    total = config.num_experts * config.num_moe_layers
-    sized = sizes.expert_bytes
-    slot_bytes = sizes.slot_bytes
-    latents = (f"latents of {problem.kv_tokens} tokens", problem.kv_bytes)
-    activations = ("activations", activation_bytes(config, problem.step_tokens))
-    vram = None
-    if problem.vram_bytes:
-        has_slots = total > problem.num_left and not sizes.types_without_slots
-        parts: tuple[tuple[str, int], ...] = (
-            ("weights that every token uses", sizes.card_bytes),
-            latents,
-            activations,
-            ("graphs", GRAPH_BYTES),
-            ("decoded weights, expanded keys", SCRATCH_BYTES),
-            ("experts that pass by", _PASSING_SLOTS * slot_bytes if has_slots else 0),
-            ("reserve", VRAM_RESERVE_BYTES),
-        )
-        room = total - problem.num_left if has_slots else 0
-        vram = _fill("VRAM", problem, problem.vram_bytes, parts, room, slot_bytes)
-    in_vram = vram.num_experts if vram else 0
-    if in_vram < problem.num_pinned:
-        raise ConfigError(_too_few_slots(problem, in_vram))
-    embedding = 0 if sizes.is_tied and not vram else sizes.embedding_bytes
-    core = (("weights that every token uses", sizes.dense_bytes), latents, activations)
+def _solve_with_kv(model: _Model, engine: EngineConfig, budgets: Budgets) -> Plan:
+    """Solve with the KV cache asked for; a default that does not fit is cut to one context."""
+    least = replace(engine, kv_tokens=engine.context_tokens)
+    try:
+        plan = solve(_problem(model, engine, budgets))
+    except ConfigError:
+        if engine.kv_tokens is not None:
+            raise
+        return solve(_problem(model, least, budgets))
+    if plan.shortage is not None and engine.kv_tokens is None:
+        return solve(_problem(model, least, budgets))
+    return plan
+
+
+def _problem(model: _Model, engine: EngineConfig, budgets: Budgets) -> Problem:
+    """Plan KV cache and steps, and sum up the tensors. Errors: ConfigError, GGUFError."""
+    config, tensors, rules = model
+    kv = plan_kv(config, engine, budgets.vram_bytes or budgets.ram_bytes)
+    chunk_tokens, layers = engine.chunk_tokens, ExpertLayers()
+    if budgets.vram_bytes:
+        chunk_tokens = gpu_step_tokens(config, budgets.vram_bytes, engine.context_tokens)
+        names = (tensor.name for tensor in tensors)
+        layers = rules.expert_layers(names, config.num_layers)
+    return Problem(
+        budgets=budgets,
+        sizes=sizes_of(tensors, config, rules.is_on_cpu),
+        engine=replace(engine, kv_tokens=kv.num_tokens, chunk_tokens=chunk_tokens),
+        kv=kv,
+        layers=layers,
+        rules=rules,
+    )
+
+
+def solve(problem: Problem) -> Plan:
+    """Place everything. Errors: as `plan_memory`, without a GPU that is optional."""
+    if problem.budgets.vram_bytes:
+        return _solve_with_gpu(problem)
+    sizes = problem.sizes
+    core = (
+        ("weights that every token uses", sizes.dense_bytes),
+        _kv_part(problem),
+        ("activations", activation_bytes(sizes.config, problem.engine.chunk_tokens)),
+        ("embedding", 0 if sizes.is_tied else sizes.embedding_bytes),
+    )
+    return _plan(problem, None, _plan_ram(problem, core))
+
+
+def _solve_with_gpu(problem: Problem) -> Plan:
+    sizes, reason = problem.sizes, _no_kernel(problem)
+    may_hold = 0 if reason else sizes.num_experts - problem.num_cpu_pinned
+    vram = _plan_vram(problem, may_hold, reason)
+    rest = sizes.num_experts - vram.num_experts
+    # Which experts are in VRAM changes; the mean size counts for those that are not.
+    rest_bytes = sizes.all_expert_bytes * rest // max(1, sizes.num_experts)
     parts = (
-        *((("weights left to the CPU", sizes.left_bytes),) if vram else core),
-        ("embedding", embedding),
+        ("weights pinned to the CPU", sizes.cpu_bytes),
+        ("embedding", sizes.embedding_bytes),
         ("reserve", RAM_RESERVE_BYTES),
     )
-    left = total - in_vram
-    # Which experts are in VRAM changes; the mean size counts for those that are not.
-    left_bytes = sum(sized) * config.num_experts * left // total if total else 0
-    if left_bytes <= problem.ram_bytes - sum(size for _, size in parts):
-        ram = Tier("RAM", problem.ram_bytes, parts, left, left_bytes)
-    else:
-        staging = config.top_k * slot_bytes  # one layer's, read at once
-        parts = (*parts, ("experts on their way", staging))
-        ram = _fill("RAM", problem, problem.ram_bytes, parts, left, slot_bytes)
-    return Plan(problem, slot_bytes, vram, ram, left - ram.num_experts)
+    ram = _fill("RAM", problem, parts, 0, 0)
+    if rest_bytes <= ram.free_bytes and _may_map(problem):
+        ram = replace(ram, num_experts=rest, expert_bytes=rest_bytes)
+        return _plan(problem, vram, _Ram(ram), reason)
+    reason = _DISK_REASON
+    vram = _plan_vram(problem, 0, reason)
+    core = (
+        ("copies of the weights in VRAM", sizes.dense_bytes),
+        ("embedding", 0 if sizes.is_tied else sizes.embedding_bytes),
+    )
+    return _plan(problem, vram, _plan_ram(problem, core), reason)
 
 
-def activation_bytes(c: ModelConfig, step_tokens: int) -> int:
-    """An upper bound on what a step's intermediate numbers take, all float32.
+# The one rule for experts on disk beside a GPU. The executor of the disk cache
+# (experts.disk.cached_experts) runs on the CPU alone, behind experts.gpu.host_adapter.
+_DISK_REASON = (
+    "no expert slots, and the CPU computes the experts of prompts too, since not all experts"
+    " are in the memory map (not enough RAM for them, or less given by --expert-ram)."
+)
 
-    Per token: the state, its change and its norm; queries, plain and latent, and what attention
-    returns; the widest feed-forward; and the logits of the running answers.
+
+def _no_kernel(problem: Problem) -> str | None:
+    """Reason for leaving all experts to the CPU, if GPUs have no kernel for their types."""
+    types = ", ".join(problem.sizes.types_without_gpu_kernel)
+    if not types:
+        return None
+    return f"no expert slots, since {types} has no kernel for a GPU: the CPU computes all experts."
+
+
+def _may_map(problem: Problem) -> bool:
+    """Whether experts may stay in the memory map, by the budget that was given for them."""
+    given = problem.budgets.expert_ram_bytes
+    return given is None or problem.sizes.all_expert_bytes <= given
+
+
+class _Ram(NamedTuple):
+    """Plan of RAM: a `Plan`'s fields."""
+
+    tier: Tier
+    disk_cache: DiskCachePlan | None = None
+    num_disk_experts: int = 0
+    shortage: str | None = None
+
+
+def _plan(problem: Problem, vram: Tier | None, ram: _Ram, reason: str | None = None) -> Plan:
+    return Plan(
+        problem=problem,
+        vram=vram,
+        ram=ram.tier,
+        disk_cache=ram.disk_cache,
+        num_disk_experts=ram.num_disk_experts,
+        cpu_reason=reason,
+        shortage=ram.shortage,
+    )
+
+
+def _plan_vram(problem: Problem, max_slots: int, reason: str | None) -> Tier:
+    """VRAM with up to `max_slots` expert slots; 0 also frees the space of streamed experts.
+
+    reason: why there are none. Errors: ConfigError.
     """
-    attention = c.q_lora_rank + c.num_heads * (c.qk_dim + 2 * c.kv_lora_rank + c.v_dim)
-    ffn = max(2 * c.dense_inter, 2 * c.top_k * c.expert_inter + 2 * c.shared_inter + c.hidden)
-    return 4 * (step_tokens * (3 * c.hidden + attention + ffn) + _LOGIT_ROWS * c.vocab_size)
+    sizes = problem.sizes
+    parts = (
+        ("weights that every token uses", sizes.gpu_bytes),
+        _kv_part(problem),
+        ("activations", activation_bytes(sizes.config, problem.engine.chunk_tokens)),
+        ("graphs", GRAPH_BYTES),
+        ("dequantized weights, expanded keys", SCRATCH_BYTES),
+        ("streamed experts", _STREAM_SLOTS * sizes.slot_bytes if max_slots else 0),
+        ("reserve", VRAM_RESERVE_BYTES),
+    )
+    vram = _fill("VRAM", problem, parts, max_slots, sizes.slot_bytes)
+    if vram.num_experts < problem.num_gpu_pinned:
+        raise ConfigError(_too_few_slots(problem, vram.num_experts, reason))
+    return vram
 
 
-def _fill(
-    name: str,
-    problem: Problem,
-    budget: int,
-    parts: tuple[tuple[str, int], ...],
-    num_experts: int,
-    slot_bytes: int,
-) -> Tier:
-    """The parts, which must fit, and as many slots as fit beside them."""
+def _plan_ram(problem: Problem, core: Parts) -> _Ram:
+    """RAM that holds `core`, and of all experts as many as fit."""
+    sizes, budgets = problem.sizes, problem.budgets
+    parts = (*core, ("reserve", RAM_RESERVE_BYTES))
+    if not _may_map(problem):
+        return _explicit_cache(problem, core)
+    free = budgets.ram_bytes - sum(size for _, size in parts)
+    if sizes.all_expert_bytes <= free:
+        ram = Tier("RAM", budgets.ram_bytes, parts, sizes.num_experts, sizes.all_expert_bytes)
+        return _Ram(ram)
+    if budgets.expert_ram_bytes is None and sizes.num_experts:
+        try:
+            return _default_cache(problem, parts)
+        except ConfigError as error:
+            return _paged(problem, parts, str(error))
+    needed = (*parts, ("experts", sizes.all_expert_bytes))
+    return _paged(problem, parts, _refusal("RAM", problem, needed))
+
+
+def _default_cache(problem: Problem, parts: Parts) -> _Ram:
+    """Cache over the disk in the RAM that is left. Errors: ConfigError where it is too small."""
+    sizes, budgets = problem.sizes, problem.budgets
+    aside = _aside(problem, sizes.config.top_k, budgets.num_ahead)
+    _fill("RAM", problem, (*parts, *aside), 0, 0)
+    free = budgets.ram_bytes - sum(size for _, size in parts)
+    return _cached(problem, parts, _cache_of(problem, free))
+
+
+def _explicit_cache(problem: Problem, core: Parts) -> _Ram:
+    """Cache over the disk in the RAM that was given for experts. Errors: ConfigError."""
+    budgets, given = problem.budgets, problem.budgets.expert_ram_bytes
+    assert given is not None
+    cache = _cache_of(problem, given)
+    others = sum(size for name, size in core if name != "activations")
+    if others + cache.num_bytes > budgets.ram_bytes:
+        raise ConfigError(
+            f"expert_ram={given} bytes: with {format_bytes(others)} of other weights and KV cache"
+            f" that is {format_bytes(others + cache.num_bytes)}, but"
+            f" {format_bytes(budgets.ram_bytes)} are free"
+        )
+    # An explicit budget may use the reserve up.
+    left = budgets.ram_bytes - cache.num_bytes - sum(size for _, size in core)
+    return _cached(problem, (*core, ("reserve", max(0, min(left, RAM_RESERVE_BYTES)))), cache)
+
+
+def _cache_of(problem: Problem, budget_bytes: int) -> DiskCachePlan:
+    c = problem.sizes.config
+    return plan_disk_cache(
+        budget_bytes,
+        problem.sizes.buffer_bytes,
+        c.num_moe_layers,
+        c.num_experts,
+        c.top_k,
+        num_ahead=problem.budgets.num_ahead,
+    )
+
+
+def _cached(problem: Problem, parts: Parts, cache: DiskCachePlan) -> _Ram:
+    num_slots, budget = cache.num_slots, problem.budgets.ram_bytes
+    parts = (*parts, *_aside(problem, cache.num_staging, cache.num_ahead))
+    ram = Tier("RAM", budget, parts, num_slots, num_slots * cache.buffer_bytes)
+    return _Ram(ram, cache, problem.sizes.num_experts - num_slots)
+
+
+def _aside(problem: Problem, num_staging: int, num_ahead: int) -> Parts:
+    """Buffers of experts that are not resident."""
+    size = problem.sizes.buffer_bytes
+    return ("streamed experts", num_staging * size), ("experts read ahead", num_ahead * size)
+
+
+def _paged(problem: Problem, parts: Parts, shortage: str) -> _Ram:
+    """Memory map that is larger than RAM: as many experts as fit beside `parts`, if any."""
+    sizes, budget = problem.sizes, problem.budgets.ram_bytes
+    free = max(0, budget - sum(size for _, size in parts))
+    fitting = free * sizes.num_experts // max(1, sizes.all_expert_bytes)
+    ram = Tier("RAM", budget, parts, fitting, min(free, sizes.all_expert_bytes))
+    return _Ram(ram, None, sizes.num_experts - fitting, shortage)
+
+
+def _kv_part(problem: Problem) -> tuple[str, int]:
+    return f"KV cache of {problem.kv.num_tokens} tokens", problem.kv.num_bytes
+
+
+def _fill(name: str, problem: Problem, parts: Parts, max_slots: int, slot_bytes: int) -> Tier:
+    """Parts, which must fit, and up to `max_slots` in the rest. Errors: ConfigError."""
+    budgets = problem.budgets
+    budget = budgets.vram_bytes if name == "VRAM" else budgets.ram_bytes
     need = sum(size for _, size in parts)
     if need > budget:
-        raise ConfigError(_refusal(name, problem, budget, parts))
-    slots = min(num_experts, (budget - need) // slot_bytes) if slot_bytes else 0
+        raise ConfigError(_refusal(name, problem, parts))
+    slots = min(max_slots, (budget - need) // slot_bytes) if slot_bytes else 0
     return Tier(name, budget, parts, slots, slots * slot_bytes)
 
 
-def _too_few_slots(problem: Problem, num_slots: int) -> str:
-    if types := problem.sizes.types_without_slots:
-        return (
-            f"VRAM: {problem.num_pinned} experts are to be placed there for good, but"
-            f" {', '.join(types)} has no kernel for a card: place no experts on cuda"
-        )
-    missing = (problem.num_pinned - num_slots) * problem.sizes.slot_bytes
+def _too_few_slots(problem: Problem, num_slots: int, reason: str | None) -> str:
+    wanted = f"VRAM: {problem.num_gpu_pinned} experts are to be placed there for good"
+    if reason is not None:
+        return f"{wanted}, but there are {reason.rstrip('.')}; place no experts on cuda"
+    missing = at_least((problem.num_gpu_pinned - num_slots) * problem.sizes.slot_bytes)
     return (
-        f"VRAM: {problem.num_pinned} experts are to be placed there for good, {num_slots} fit:"
-        f" place fewer layers' experts on cuda, or raise --vram by {missing / GIB + 0.005:.2f} GiB"
+        f"{wanted}, {num_slots} fit: place fewer layers' experts on cuda, or raise --vram by"
+        f" {missing}"
     )
 
 
-def _refusal(name: str, problem: Problem, budget: int, parts: tuple[tuple[str, int], ...]) -> str:
+def _refusal(name: str, problem: Problem, parts: Parts) -> str:
+    """One line on what does not fit, and the ways out with their sizes."""
     need = sum(size for _, size in parts)
-    option = f"--{name.lower()}"
-    listed = ", ".join(f"{what} {size / GIB:.2f}" for what, size in parts)
+    budgets, kv = problem.budgets, problem.kv
+    budget = budgets.vram_bytes if name == "VRAM" else budgets.ram_bytes
+    listed = ", ".join(f"{part} {format_bytes(size)}" for part, size in parts if size)
     text = (
-        f"{name}: {need / GIB:.2f} GiB are needed before the first expert ({listed}),"
-        f" {budget / GIB:.2f} are there, {(need - budget) / GIB:.2f} too few: "
+        f"{name}: {format_bytes(need)} are needed ({listed}), {format_bytes(budget)} are there,"
+        f" {format_bytes(need - budget)} too few: "
     )
     ways = []
-    if problem.kv_bytes and any(what.startswith("latents") for what, _ in parts):
-        left = budget - (need - problem.kv_bytes)
-        tokens = left // problem.kv_token_bytes // _PAGE_TOKENS * _PAGE_TOKENS
+    if any(part.startswith("KV cache") for part, _ in parts):
+        left = budget - (need - kv.num_bytes)
+        tokens = left // kv.token_bytes // PAGE_TOKENS * PAGE_TOKENS
         if tokens > 0:
-            freed = problem.kv_bytes - tokens * problem.kv_token_bytes
-            ways.append(f"lower --ctx to {tokens}, which frees {freed / GIB:.2f} GiB")
-    ways.append(f"raise {option} to {need / GIB + 0.005:.2f}GiB")
-    if name == "VRAM":
-        if need - budget < problem.sizes.card_bytes:
+            freed = kv.num_bytes - tokens * kv.token_bytes
+            ways.append(f"lower --ctx to {tokens}, which frees {format_bytes(freed)}")
+    if name == "RAM":
+        ways.append(f"have {at_least(need)} of RAM free")
+    else:
+        ways.append(f"raise --vram to {at_least(need)}")
+        if need - budget < problem.sizes.gpu_bytes:
             ways.append(
-                f"leave {(need - budget) / GIB + 0.005:.2f} GiB of weights to the CPU with"
-                " --place REGEX=cpu"
+                f"pin {at_least(need - budget)} of weights to the CPU with --place REGEX=cpu"
             )
         ways.append("use --device cpu, and the CPU computes all")
     return text + ", or ".join(ways)

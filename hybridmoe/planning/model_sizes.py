@@ -1,6 +1,6 @@
-"""What of a model must lie somewhere, and what one token reads of it, by type of tensor.
+"""Sizes of a model's parts that need memory, and of what one token reads, by tensor type.
 
-Pure: takes tensors (their names, types, shapes and sizes) and the configuration, no data.
+Takes names, types, shapes and sizes of tensors, and the configuration; no data.
 """
 
 from collections.abc import Callable, Iterable
@@ -14,12 +14,13 @@ from hybridmoe.config import ModelConfig
 from hybridmoe.errors import GGUFError
 from hybridmoe.gguf.accounting import TensorLike
 from hybridmoe.gguf.names import parse_name, part_of
+from hybridmoe.hardware.disk import direct_buffer_bytes
 
 __all__ = ["GPU_EXPERT_TYPES", "GPU_TYPES", "ModelSizes", "Part", "sizes_of"]
 
-# What a card's kernels take (kernels.triton.matrix), which this cannot import.
-_CARD_TYPES = "BF16 F16 Q8_0 Q4_0 Q4_1 Q5_0 Q5_1 Q2_K Q3_K Q4_K Q5_K Q6_K IQ4_NL IQ4_XS MXFP4"
-GPU_EXPERT_TYPES = frozenset(GGMLQuantizationType[name] for name in _CARD_TYPES.split())
+# Types of the GPU's kernels (kernels.triton.matrix), which this cannot import.
+_GPU_TYPES = "BF16 F16 Q8_0 Q4_0 Q4_1 Q5_0 Q5_1 Q2_K Q3_K Q4_K Q5_K Q6_K IQ4_NL IQ4_XS MXFP4"
+GPU_EXPERT_TYPES = frozenset(GGMLQuantizationType[name] for name in _GPU_TYPES.split())
 GPU_TYPES = GPU_EXPERT_TYPES | {GGMLQuantizationType.F32}
 
 
@@ -33,46 +34,66 @@ class Part(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class ModelSizes:
-    """The sums for one model; tensors that the decoder does not use are left out."""
+    """Sums over one model's tensors, without those that the decoder does not use."""
 
     config: ModelConfig
     embedding_bytes: int
-    head: tuple[Part, ...]  # the output matrix; the embedding, where that takes its place
+    head: tuple[Part, ...]  # the output matrix, or the embedding in its place
     is_tied: bool  # the head is the embedding
-    dense: tuple[Part, ...]  # all else that every token uses, but its routed experts
+    dense: tuple[Part, ...]  # all else that every token uses, without routed experts
     experts: tuple[tuple[Part, ...], ...]  # of each MoE layer: one expert
-    slot_bytes: int  # room for any layer's expert: its largest gate, up and down
-    card_bytes: int  # of head and dense, as a card would have them: without a kernel, as bfloat16
-    left_bytes: int = 0  # of head and dense: what is to be left to the CPU
+    piece_bytes: tuple[int, ...]  # largest gate, up and down of any layer's expert
+    gpu_bytes: int  # of head and dense on a GPU, where types without a kernel are bfloat16
+    cpu_bytes: int = 0  # of head and dense: pinned to the CPU by placement rules
 
     @property
-    def types_without_slots(self) -> tuple[str, ...]:
-        """Names of the routed experts' types for which a card has no kernel."""
+    def slot_bytes(self) -> int:
+        """Bytes of a VRAM expert slot, which takes an expert of any layer."""
+        return sum(self.piece_bytes)
+
+    @property
+    def buffer_bytes(self) -> int:
+        """Bytes of a RAM expert slot that direct reads fill: `experts.disk.arena` has the same.
+
+        Depends on sizes only, since a buffer takes a piece from any offset in the file.
+        """
+        return sum(map(direct_buffer_bytes, self.piece_bytes))
+
+    @property
+    def types_without_gpu_kernel(self) -> tuple[str, ...]:
+        """Names of the routed experts' types for which GPUs have no kernel."""
         types = {part.type for parts in self.experts for part in parts}
         return tuple(sorted(type.name for type in types - GPU_EXPERT_TYPES))
 
     @property
     def dense_bytes(self) -> int:
-        """What every token reads, without routed experts: the head too."""
+        """Bytes that every token reads, head included, without routed experts."""
         return _bytes(self.dense) + _bytes(self.head)
 
     @property
     def expert_bytes(self) -> tuple[int, ...]:
-        """Of each MoE layer: the bytes of one expert."""
+        """Bytes of one expert, by MoE layer."""
         return tuple(_bytes(parts) for parts in self.experts)
 
     @property
     def all_expert_bytes(self) -> int:
+        """Bytes of all routed experts."""
         return sum(self.expert_bytes) * self.config.num_experts
 
     @property
     def total_bytes(self) -> int:
+        """Bytes of all tensors that the decoder uses."""
         tied = 0 if self.is_tied else self.embedding_bytes
         return tied + self.dense_bytes + self.all_expert_bytes
 
     @property
-    def token_cycle(self) -> int:
-        """Experts that one token uses, all different: as a cache sees them, layer by layer."""
+    def num_experts(self) -> int:
+        """Routed experts of all layers."""
+        return self.config.num_experts * self.config.num_moe_layers
+
+    @property
+    def working_set(self) -> int:
+        """Experts that one token uses, in all layers."""
         return self.config.num_moe_layers * self.config.top_k
 
 
@@ -83,11 +104,11 @@ def sizes_of(
 ) -> ModelSizes:
     """Sum up a model's tensors.
 
-    is_on_cpu: of a tensor's name, whether it is to be left to the CPU if there is a card.
+    is_on_cpu: whether placement rules pin a tensor to the CPU, by its name.
     Errors: GGUFError where routed experts are missing.
     """
     c = config
-    card_bytes = left_bytes = 0
+    gpu_bytes = cpu_bytes = 0
     embedding_bytes = 0
     embedding: list[Part] = []
     head: list[Part] = []
@@ -102,9 +123,9 @@ def sizes_of(
             continue
         is_dense = kind not in ("embedding", "routed experts")
         if is_dense and is_on_cpu(tensor.name):
-            left_bytes += tensor.num_bytes
+            cpu_bytes += tensor.num_bytes
         elif is_dense:
-            card_bytes += _card_bytes(part)
+            gpu_bytes += _gpu_bytes(part)
         if kind == "embedding":
             embedding_bytes += tensor.num_bytes
             embedding.append(part)
@@ -124,7 +145,7 @@ def sizes_of(
                 f"blk.{layer}: {len(parts)} tensors of routed experts, expected 3 (gate, up, down)"
             )
     if not head:
-        card_bytes += sum(_card_bytes(part) for part in embedding)
+        gpu_bytes += sum(_gpu_bytes(part) for part in embedding)
     return ModelSizes(
         config=c,
         embedding_bytes=embedding_bytes,
@@ -132,13 +153,13 @@ def sizes_of(
         is_tied=not head,
         dense=_by_type(dense),
         experts=tuple(_by_type(parts) for parts in experts.values()),
-        slot_bytes=sum(largest.values()),
-        card_bytes=card_bytes,
-        left_bytes=left_bytes,
+        piece_bytes=tuple(largest.values()),
+        gpu_bytes=gpu_bytes,
+        cpu_bytes=cpu_bytes,
     )
 
 
-def _card_bytes(part: Part) -> int:
+def _gpu_bytes(part: Part) -> int:
     return part.num_bytes if part.type in GPU_TYPES else 2 * part.num_params
 
 

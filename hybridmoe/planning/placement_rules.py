@@ -1,6 +1,6 @@
-"""What a user says about where things are computed: device, memory, single tensors.
+"""Placement rules: patterns that keep tensors on a device.
 
-Pure. A pattern `REGEX=cpu` or `REGEX=cuda` is searched for in a tensor's name, as llama.cpp's
+A pattern `REGEX=cpu` or `REGEX=cuda` is searched for in a tensor's name, as llama.cpp's
 `--override-tensor` has it; the first that matches decides.
 """
 
@@ -17,9 +17,11 @@ _EXPERTS = re.compile(r"^blk\.(\d+)\.ffn_(gate|up|down)_exps\.weight$")
 
 
 class PlacementRules:
-    """Patterns in order. Errors: ConfigError for one that cannot be understood."""
+    """Patterns in order; the first that matches a name decides."""
 
     def __init__(self, patterns: Sequence[str] = ()) -> None:
+        """Errors: ConfigError for a pattern that cannot be understood."""
+        self.patterns = tuple(patterns)
         self._rules: list[tuple[str, re.Pattern[str], str]] = []
         for text in patterns:
             regex, is_there, target = text.rpartition("=")
@@ -34,15 +36,19 @@ class PlacementRules:
             except re.error as error:
                 raise ConfigError(f"place={text!r:.60}: {error}") from None
 
+    def __repr__(self) -> str:
+        return f"PlacementRules({self.patterns!r})"
+
     def target(self, name: str) -> str | None:
         """ "cpu" or "cuda" for a tensor; None where no pattern matches."""
         return next((target for _, regex, target in self._rules if regex.search(name)), None)
 
     def is_on_cpu(self, name: str) -> bool:
+        """Whether a tensor is pinned to the CPU."""
         return self.target(name) == "cpu"
 
     def unused(self, names: Iterable[str]) -> list[str]:
-        """The patterns that decide about none of these tensors."""
+        """List the patterns that decide about none of these tensors."""
         names = list(names)
         used = set()
         for name in names:
@@ -50,9 +56,9 @@ class PlacementRules:
         return [rule[0] for i, rule in enumerate(self._rules) if i not in used]
 
     def expert_layers(self, names: Iterable[str], num_layers: int) -> "ExpertLayers":
-        """Layers, of the first `num_layers`, about whose routed experts a pattern decides.
+        """Find layers, of the first `num_layers`, whose routed experts a pattern places.
 
-        Errors: ConfigError for a layer of which it decides about some tensors only.
+        Errors: ConfigError for a layer of which it places some tensors only.
         """
         wanted: dict[int, dict[str, str | None]] = {}
         for name in names:
@@ -62,7 +68,7 @@ class PlacementRules:
             if len(set(targets.values())) > 1:
                 parts = ", ".join(f"ffn_{part}_exps on {t}" for part, t in targets.items() if t)
                 raise ConfigError(
-                    f"place: of blk.{layer} there is only {parts}: an expert's gate, up and down"
+                    f"place: of blk.{layer}, only {parts}: an expert's gate, up and down"
                     " go together"
                 )
         pinned, left = (
@@ -73,7 +79,7 @@ class PlacementRules:
 
 
 class ExpertLayers(NamedTuple):
-    """Numbers of layers."""
+    """Numbers of layers whose routed experts are pinned."""
 
-    pinned: frozenset[int]  # whose experts are on the card for good
-    left: frozenset[int]  # whose experts are left to the CPU
+    pinned: frozenset[int] = frozenset()  # whose experts are in VRAM for good
+    left: frozenset[int] = frozenset()  # whose experts are pinned to the CPU

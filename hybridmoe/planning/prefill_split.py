@@ -18,8 +18,6 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from hybridmoe.config import ModelConfig
-from hybridmoe.planning.memory_plan import activation_bytes
 from hybridmoe.planning.model_sizes import Part
 from hybridmoe.planning.rates import COPY_TRAFFIC, GpuRates, Rates
 
@@ -31,13 +29,9 @@ __all__ = [
     "cpu_products_s",
     "gpu_finish",
     "split",
-    "step_tokens",
 ]
 
 PLACES = 2  # staging buffers, and places on the card: one is filled while the other is used
-
-_STEPS = (512, 1024, 2048, 4096)  # tokens; in longer ones others would wait for tens of seconds
-_ACTIVATION_SHARE = 0.1  # of a card's memory
 
 Seconds = NDArray[np.float64]
 
@@ -169,17 +163,6 @@ def cpu_products_s(parts: Sequence[Part], rates: Rates, num_tokens: float) -> fl
         )
         for part in parts
     )
-
-
-def step_tokens(c: ModelConfig, vram_bytes: int, context_tokens: int) -> int:
-    """Tokens of a prompt's step on a card: the most whose activations take a tenth of its memory.
-
-    A step streams the same bytes however long it is. Slots for experts that this costs are worth
-    less: docs/cuda.md has figures. No longer than the context needs.
-    """
-    room = _ACTIVATION_SHARE * vram_bytes
-    allowed = max((n for n in _STEPS if activation_bytes(c, n) <= room), default=_STEPS[0])
-    return min(allowed, next((n for n in _STEPS if n >= context_tokens), allowed))
 
 
 def _card_products_s(parts: Sequence[Part], gpu: GpuRates, num_tokens: float) -> float:

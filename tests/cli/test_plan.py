@@ -13,7 +13,7 @@ from tiny_gguf import write_tiny
 from hybridmoe.cli.app import main
 from hybridmoe.cli.plan import plan_command
 from hybridmoe.hardware.disk import PIECE_BYTES, measure_disk
-from hybridmoe.hardware.gpu import CudaGpu, find_gpu
+from hybridmoe.hardware.gpu import CudaGpu, NoGpu, find_gpu
 
 GIVEN = ("--dram-gbs", 200, "--tops", 10, "--disk-gbs", 7)
 
@@ -45,20 +45,26 @@ def refusal(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
 def test_the_first_part_of_kimi_k2_is_planned(k2: Path) -> None:
     text = plan(k2, *GIVEN, "--ram", "128GiB")
     for words in (
-        "Kimi K2, 578.", "1 of 13 parts", "60 layers x 384, 8 for a token", "480 experts",
-        "x the token cycle", "200.0 GB/s (given)", "7.00 GB/s (given)", "disk", "tokens/s",
-        "Estimate: parts 2-13 are not there", "Routing is taken to be uniform",
+        "Kimi K2, 578.", "1 of 13 parts", "60 layers x 384, 8 for a token of a layer, 480 in all",
+        "x a token's", "200.0 GB/s (given)", "7.00 GB/s (given)", "disk", "tokens/s",
+        "Estimate: parts 2-13 are missing", "Routing is taken to be uniform",
     ):  # fmt: skip
         assert words in text, words
 
 
 def test_json_holds_the_same_plan(k2: Path) -> None:
     found = plan_json(k2, *GIVEN, "--ram", "128GiB")
-    ram = found["tiers"]["RAM"]
-    assert found["token_cycle"] == 480 and found["slot_bytes"] == 28557312
+    facts = found["plan"]
+    ram = facts["tiers"]["RAM"]
+    assert facts["working_set"] == 480 and facts["slot_bytes"] == 28557312
     assert ram["budget_bytes"] == 128 << 30
-    assert ram["num_experts"] + found["num_disk_experts"] == 60 * 384
-    assert ram["cycle_ratio"] == ram["num_experts"] / 480
+    assert facts["num_vram_slots"] == 0
+    assert facts["num_ram_experts"] == ram["num_experts"] == facts["disk_cache"]["num_slots"]
+    assert ram["num_experts"] + facts["num_disk_experts"] == 60 * 384
+    assert ram["working_set_ratio"] == ram["num_experts"] / 480
+    assert facts["kv_tokens"] == 64 * facts["kv_pages"] >= facts["context_tokens"] == 131072
+    assert facts["kv_bytes"] == facts["kv_tokens"] * 61 * 576 * 2
+    assert facts["step_tokens"] == 512 and facts["prompt_experts_on"] == "cpu"
     assert found["hits"]["ram"] == ram["num_experts"] / (60 * 384)
     assert found["decode"]["tokens_per_s"] == pytest.approx(
         1 / sum(found["decode"]["seconds"].values())
@@ -70,32 +76,39 @@ def test_json_holds_the_same_plan(k2: Path) -> None:
 def test_options_change_what_they_name(k2: Path) -> None:
     base = plan_json(k2, *GIVEN, "--ram", "256G")
     smaller = plan_json(k2, *GIVEN, "--ram", "256G", "--quant", "q2_k")
-    assert smaller["total_bytes"] < 0.65 * base["total_bytes"]
+    assert smaller["plan"]["total_bytes"] < 0.65 * base["plan"]["total_bytes"]
     assert smaller["decode"]["tokens_per_s"] > base["decode"]["tokens_per_s"]
     better = plan_json(k2, *GIVEN, "--ram", "256G", "--hit-rate", 0.9)
     assert better["hits"] == {"vram": 0, "ram": 0.9, "disk": pytest.approx(0.1), "given": True}
     assert better["decode"]["tokens_per_s"] > base["decode"]["tokens_per_s"]
-    int8 = plan_json(k2, *GIVEN, "--ram", "256G", "--kv-type", "int8")
-    assert int8["tiers"]["RAM"]["num_experts"] > base["tiers"]["RAM"]["num_experts"]
+    one = plan_json(k2, *GIVEN, "--ram", "256G", "--slots", 1)["plan"]
+    assert one["kv_tokens"] == 131072 < base["plan"]["kv_tokens"]
+    assert one["num_ram_experts"] > base["plan"]["num_ram_experts"]
+    int8 = plan_json(k2, *GIVEN, "--ram", "256G", "--slots", 1, "--kv-type", "int8")["plan"]
+    assert int8["kv_bytes"] < 0.6 * one["kv_bytes"]
+    assert int8["num_ram_experts"] > one["num_ram_experts"]
+    given = plan_json(k2, *GIVEN, "--ram", "256G", "--expert-ram", "64G", "--expert-prefetch", 2)
+    cache = given["plan"]["disk_cache"]
+    assert 63.9 * 2**30 < cache["num_bytes"] <= 64 * 2**30 and cache["num_ahead"] == 2
     shorter = plan_json(k2, *GIVEN, "--ram", "256GB", "--ctx", 4096)
-    assert shorter["tiers"]["RAM"]["budget_bytes"] == 256 * 10**9
-    assert shorter["context_tokens"] == 4096
+    assert shorter["plan"]["tiers"]["RAM"]["budget_bytes"] == 256 * 10**9
+    assert shorter["plan"]["context_tokens"] == 4096
     slower = plan_json(k2, "--dram-gbs", 50, "--tops", 10, "--ram", "1T")
-    assert slower["rates"]["dram"] == 50e9 and slower["num_disk_experts"] == 0
+    assert slower["rates"]["dram"] == 50e9 and slower["plan"]["num_disk_experts"] == 0
 
 
 def test_a_traces_curve_says_what_is_found(k2: Path, tmp_path: Path) -> None:
     path = tmp_path / "curve.json"
     path.write_text(json.dumps({"slots": [480, 23040], "hit_rate": [0.5, 1.0]}))
     found = plan_json(k2, *GIVEN, "--ram", "128G", "--hit-curve", path)
-    slots = found["tiers"]["RAM"]["num_experts"]
+    slots = found["plan"]["tiers"]["RAM"]["num_experts"]
     assert found["hits"]["ram"] == pytest.approx(0.5 + 0.5 * (slots - 480) / (23040 - 480))
 
 
 def test_a_card_by_name_takes_what_every_token_uses(k2: Path) -> None:
     found = plan_json(k2, *GIVEN, "--ram", "700G", "--gpu", "rtx-4090")
-    assert found["tiers"]["VRAM"]["budget_bytes"] == 24 << 30
-    assert "weights that every token uses" in found["tiers"]["VRAM"]["parts"]
+    assert found["plan"]["tiers"]["VRAM"]["budget_bytes"] == 24 << 30
+    assert "weights that every token uses" in found["plan"]["tiers"]["VRAM"]["parts"]
     assert found["hits"]["vram"] > 0 and found["decode"]["read_bytes"]["VRAM"] > 0
     by_hand = ("--vram", "24GiB", "--vram-gbs", 1008, "--gpu-tflops", 165, "--pcie-gbs", 31.5)
     same = plan_json(k2, *GIVEN, "--ram", "700G", *by_hand)
@@ -107,34 +120,41 @@ def test_a_card_by_name_takes_what_every_token_uses(k2: Path) -> None:
 def test_this_machines_card_is_planned_for_where_none_is_named(
     k2: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    none = NoGpu("the CPU was asked for", is_silent=True)
     here = CudaGpu(0, "NVIDIA GeForce RTX 4090", (8, 9), 24 << 30, 23 << 30)
-    monkeypatch.setattr("hybridmoe.cli.plan.choose_gpu", lambda wanted: here)
+    monkeypatch.setattr(
+        "hybridmoe.cli.plan_rates.choose_gpu", lambda wanted: none if wanted == "cpu" else here
+    )
     found = plan_json(k2, *GIVEN, "--ram", "700G")
-    assert found["tiers"]["VRAM"]["budget_bytes"] == 23 << 30
-    assert any("this machine's NVIDIA GeForce RTX 4090" in said for said in found["warnings"])
+    assert found["plan"]["tiers"]["VRAM"]["budget_bytes"] == 23 << 30
+    assert any("this machine's NVIDIA GeForce RTX 4090" in said for said in found["notes"])
     other = plan_json(k2, *GIVEN, "--ram", "700G", "--gpu", "rtx-5090")
-    assert other["tiers"]["VRAM"]["budget_bytes"] == 32 << 30
-    assert "VRAM" not in plan_json(k2, *GIVEN, "--ram", "700G", "--device", "cpu")["tiers"]
+    assert other["plan"]["tiers"]["VRAM"]["budget_bytes"] == 32 << 30
+    assert "VRAM" not in plan_json(k2, *GIVEN, "--ram", "700G", "--device", "cpu")["plan"]["tiers"]
     unknown = here._replace(name="NVIDIA GeForce RTX 4090 Laptop GPU")
-    monkeypatch.setattr("hybridmoe.cli.plan.choose_gpu", lambda wanted: unknown)
+    monkeypatch.setattr("hybridmoe.cli.plan_rates.choose_gpu", lambda wanted: unknown)
     found = plan_json(k2, *GIVEN, "--ram", "700G")
-    assert "VRAM" not in found["tiers"] and "data sheet is not known" in found["warnings"][-1]
+    assert (
+        "VRAM" not in found["plan"]["tiers"]
+        and "data sheet is not known" in found["plan"]["notes"][-1]
+    )
 
 
 def test_tensors_and_experts_go_where_they_are_placed(k2: Path) -> None:
-    card = (*GIVEN, "--ram", "700G", "--gpu", "rtx-5090")
+    card = (*GIVEN, "--ram", "700G", "--gpu", "rtx-5090", "--ctx", 32768, "--slots", 1)
     base = plan_json(k2, *card)
     places = ("--place", "shexp=cpu", "--place", r"blk\.[12]\.ffn_.*_exps=cuda")
     found = plan_json(k2, *card, *places, "--place", "nothing=cpu")
-    moved = found["tiers"]["RAM"]["parts"]["weights left to the CPU"]
-    parts = found["tiers"]["VRAM"]["parts"], base["tiers"]["VRAM"]["parts"]
+    moved = found["plan"]["tiers"]["RAM"]["parts"]["weights pinned to the CPU"]
+    parts = found["plan"]["tiers"]["VRAM"]["parts"], base["plan"]["tiers"]["VRAM"]["parts"]
     of_all = [of["weights that every token uses"] for of in parts]
     assert of_all[1] - of_all[0] == moved > 0
-    assert found["pinned_layers"] == [1, 2]
-    assert found["warnings"][-1] == "place: 'nothing=cpu' matches no tensor."
+    assert found["plan"]["pinned_layers"] == [1, 2]
+    assert found["plan"]["notes"] == ["place: 'nothing=cpu' matches no tensor"]
     assert "The experts of layers 1-2 are in VRAM for good: 768 of" in plan(k2, *card, *places)
     alone = plan_json(k2, *GIVEN, "--ram", "700G", *places)
-    assert alone["pinned_layers"] == [] and "all tensors are on the CPU" in alone["warnings"][-1]
+    assert alone["plan"]["pinned_layers"] == []
+    assert "on the CPU alone, so that vram and place have no" in alone["plan"]["notes"][-1]
 
 
 def test_the_cost_of_conversations_is_shown_as_it_is_summed(k2: Path) -> None:
@@ -152,7 +172,8 @@ def test_the_cost_of_conversations_is_shown_as_it_is_summed(k2: Path) -> None:
     [
         (("--ram", "lots"), "'lots': expected a size such as 12GiB"),
         (("--ram", "64"), "'64': expected a size such as 12GiB"),
-        (("--ram", "4G"), "RAM: 10"),
+        (("--ram", "4G"), "RAM: 17"),
+        (("--ram", "12G"), "lower --ctx to "),
         (("--place", "exps=gpu"), "expected REGEX=cpu or REGEX=cuda"),
         (("--gpu", "rtx-4090", "--place", "exps=cuda"), "place fewer layers' experts on cuda"),
         (("--device", "cuda", "--ram", "700G"), "device=cuda: "),
@@ -160,7 +181,7 @@ def test_the_cost_of_conversations_is_shown_as_it_is_summed(k2: Path) -> None:
         (("--vram", "24G"), "--vram without a speed: give --gpu NAME, or --vram-gbs"),
         (("--gpu", "rtx-4060", "--ram", "700G"), "or use --device cpu"),
         (("--quant", "Q9"), "type 'Q9' is unknown"),
-        (("--ctx", 999999), "the model's context is 131072"),
+        (("--ctx", 999999), "expected 1 to 131072, the model's own context"),
         (("--ctx", 1000), "are more than the context of 1000"),
         (
             ("--gpu", "rtx-4090", "--kv-type", "int8"),
@@ -182,7 +203,10 @@ def test_a_model_without_experts_is_planned_too(tmp_path: Path) -> None:
     path = tmp_path / "dense.gguf"
     write_tiny(path, layers=2, dense_layers=2, type=Q.Q8_0)
     found = plan_json(path, *GIVEN, "--ram", "4G", "--ctx", 2048)
-    assert found["token_cycle"] == 0 and found["tiers"]["RAM"]["cycle_ratio"] is None
+    assert (
+        found["plan"]["working_set"] == 0
+        and found["plan"]["tiers"]["RAM"]["working_set_ratio"] is None
+    )
     assert found["decode"]["tokens_per_s"] > 0
     assert "tokens/s" in plan(path, *GIVEN, "--ram", "4G", "--ctx", 2048)
 

@@ -31,12 +31,14 @@ def test_the_answer_is_the_same_and_the_cache_is_shown(tmp_path: Path) -> None:
     assert answer["experts"]["num_slots"] == answer["experts"]["num_resident"] == 12
     counters = answer["experts"]["counters"]
     assert counters["hits"] > 0 < counters["misses"]
-    plan, reads, warning = done.stderr.splitlines()[-3:]
+    plan, warning, reads = done.stderr.splitlines()[-3:]
     assert plan.startswith("hybridmoe: expert cache: 12 slots for 128 experts (3.0 of 32 a layer")
     assert reads.startswith(
         ("hybridmoe: experts are read by io_uring", "hybridmoe: experts are read by 4 threads (")
     )
-    assert warning.startswith("hybridmoe: warning: 12 expert slots are less than the 16 experts")
+    assert warning.startswith(
+        "hybridmoe: warning: RAM: 12 expert slots are less than the 16 experts"
+    )
     assert json.loads(profile.read_text())["format"] == "hybridmoe expert profile 1"
 
 

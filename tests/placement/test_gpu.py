@@ -60,7 +60,7 @@ def test_a_prompt_has_the_cpus_logits(path: Path, on_cpu: hybridmoe.LLM) -> None
         got = llm.logits(IDS)
         assert llm.engine.config.chunk_tokens == 512  # longer steps are of no use here
         (said,) = llm.notes
-        assert f"{NUM_EXPERTS} experts' slots" in said
+        assert f"{NUM_EXPERTS} expert slots" in said
     assert np.median(kl_divergence(want, got)) < 1e-3
     assert relative_error(want, got) < 0.1
 
@@ -104,13 +104,13 @@ def test_deferral_and_pinned_layers(path: Path) -> None:
 def test_experts_can_be_left_to_the_cpu(path: Path) -> None:
     place = [r"blk\.1\..*_exps=cpu"]
     with hybridmoe.load(path, vram="2GiB", place=place) as llm:
-        assert f"{SMALL['experts']} experts' slots" in llm.notes[0]
+        assert f"{SMALL['experts']} expert slots" in llm.notes[0]
         generated(llm, 8)
         stats = llm.expert_stats()
     assert stats is not None
     assert stats.counters.hits > 0 and stats.num_resident <= SMALL["experts"]
     with hybridmoe.load(path, vram="2GiB", place=["exps=cpu"]) as llm:
-        assert "; 0 experts' slots" in llm.notes[0] and len(llm.notes) == 1
+        assert "; 0 expert slots" in llm.notes[0] and len(llm.notes) == 1
         generated(llm, 2)
         assert llm.expert_stats() is None
 
@@ -136,7 +136,8 @@ def test_experts_on_disk_under_a_card(tmp_path: Path) -> None:
         total = sum(t.num_bytes for t in llm.file.tensors.values() if "_exps" in t.name)
     with hybridmoe.load(path, vram="2GiB", expert_ram=total * 3 // 4) as llm:
         assert llm.expert_plan is not None
-        assert "0 experts' slots" in llm.notes[0]
+        assert "; 0 expert slots" in llm.notes[0]
+        assert any("the CPU computes the experts of prompts too" in note for note in llm.notes)
         got = llm.logits(IDS)
     assert relative_error(want, got) < 0.1
 
@@ -163,7 +164,9 @@ def test_without_a_card_one_line_says_why(path: Path, monkeypatch: pytest.Monkey
     with hybridmoe.load(path) as llm:
         assert llm.notes == ("on the CPU alone: GTX 1080 is too old",)
     with hybridmoe.load(path, vram="2GiB") as llm:
-        assert llm.notes == ("no card, so that vram and place mean nothing: GTX 1080 is too old",)
+        assert llm.notes == (
+            "on the CPU alone, so that vram and place have no effect: GTX 1080 is too old",
+        )
 
 
 @pytest.mark.slow

@@ -8,14 +8,16 @@ from gguf import GGMLQuantizationType as Q
 from hypothesis import given
 from hypothesis import strategies as st
 from k2_header import write_k2
+from memory_plans import plan_of
 
 from hybridmoe.config import ModelConfig
 from hybridmoe.errors import ConfigError
 from hybridmoe.gguf.outline import read_outline
 from hybridmoe.planning.cost_model import Hits, decode, hits_of, prompt
 from hybridmoe.planning.gpu_specs import CARDS, spec_named
-from hybridmoe.planning.memory_plan import Plan, Problem, plan_experts
 from hybridmoe.planning.model_sizes import ModelSizes, Part, sizes_of
+from hybridmoe.planning.placement_rules import ExpertLayers
+from hybridmoe.planning.plan import Plan
 from hybridmoe.planning.price import price_of
 from hybridmoe.planning.rates import (
     DECODE_SHARE,
@@ -32,7 +34,7 @@ from hybridmoe.planning.rates import (
 GIB = 1 << 30
 GPU = GpuRates(read=700e9, ops=60e12, pcie=25e9)
 RATES = Rates(isa="amx", dram=200e9, ops=10e12, attention_ops=2e12, disk=6e9, gpu=GPU, layer_s=1e-4)
-K2_TOKEN_KV = 61 * 576 * 2
+TOY_TOKEN_KV = 2 * 576 * 2
 ONE_MB = 1e6 / WHOLE_MODEL_SHARE  # of DRAM, so that decoding float32 gets 1 MB/s
 
 
@@ -56,21 +58,8 @@ def toy(k2: ModelSizes) -> ModelSizes:
         is_tied=False,
         dense=(Part(Q.F32, 3000, 12000),),
         experts=((Part(Q.F32, 250, 1000),),),
-        slot_bytes=1000,
-        card_bytes=16000,
-    )
-
-
-def plan_of(sizes: ModelSizes, ram: float, vram: float = 0.0, step_tokens: int = 512) -> Plan:
-    return plan_experts(
-        Problem(
-            sizes=sizes,
-            ram_bytes=int(ram * GIB),
-            vram_bytes=int(vram * GIB),
-            kv_tokens=4096,
-            kv_token_bytes=K2_TOKEN_KV,
-            step_tokens=step_tokens,
-        )
+        piece_bytes=(400, 300, 300),
+        gpu_bytes=16000,
     )
 
 
@@ -86,7 +75,7 @@ def test_a_token_without_gpu_or_disk_by_hand(toy: ModelSizes) -> None:
     assert step.seconds["experts"] == pytest.approx(2 * 1000 / 1e6)
     assert step.seconds["waiting for disk"] == 0
     assert step.seconds["between kernels"] == pytest.approx(2 * LAYER_S + STEP_S)
-    latents = 101 * K2_TOKEN_KV  # read at the whole of DRAM's rate, slower than the arithmetic
+    latents = 101 * TOY_TOKEN_KV  # read at the whole of DRAM's rate, slower than the arithmetic
     assert step.seconds["attention"] == pytest.approx(latents / rates.dram)
     assert step.read_bytes == {"VRAM": 0, "RAM": 16000 + 40 + 2000 + latents, "disk": 0}
     assert step.tokens_per_s == pytest.approx(1 / sum(step.seconds.values()))
@@ -119,7 +108,7 @@ def test_gpu_and_cpu_work_at_once(toy: ModelSizes) -> None:
     step = decode(plan_of(toy, 2000, 40), rates, Hits(0.5, 0.5), 0)
     one = 1000 / 1e6  # on either side
     assert step.seconds["experts"] == pytest.approx(0.25 * 2 * one + 0.5 * one + 0.25 * 2 * one)
-    assert step.read_bytes["VRAM"] == pytest.approx(16000 + K2_TOKEN_KV + 1000)
+    assert step.read_bytes["VRAM"] == pytest.approx(16000 + TOY_TOKEN_KV + 1000)
 
 
 def test_a_prompt_by_hand(toy: ModelSizes) -> None:
@@ -182,7 +171,22 @@ def test_a_prompt_shares_its_experts_out(k2: ModelSizes) -> None:
     assert by_cpu.tokens_per_s < speeds[2]
 
 
-def test_types_without_a_kernel_on_the_card_are_the_cpus(k2: ModelSizes) -> None:
+def test_the_cpu_computes_a_prompts_experts_beside_a_disk_or_where_they_are_pinned_to_it(
+    k2: ModelSizes,
+) -> None:
+    alone = prompt(plan_of(k2, 700), replace(RATES, gpu=None), Hits(0, 1), 2048)
+    pinned = ExpertLayers(left=frozenset(range(1, 61)))
+    for plan in (plan_of(k2, 200, 48), plan_of(k2, 700, 24, layers=pinned)):
+        assert plan.num_vram_slots == 0 and not plan.streams_experts
+        found = prompt(plan, RATES, Hits(0, 1), 2048).seconds["experts"]
+        assert found == pytest.approx(alone.seconds["experts"])
+    half = ExpertLayers(left=frozenset(range(1, 31)))
+    shared = prompt(plan_of(k2, 700, 24, layers=half), RATES, Hits(0, 1), 2048).seconds["experts"]
+    with_gpu = prompt(plan_of(k2, 700, 24), RATES, Hits(0, 1), 2048).seconds["experts"]
+    assert with_gpu < 0.9 * shared < 0.9 * alone.seconds["experts"]
+
+
+def test_types_without_a_kernel_on_the_gpu_are_the_cpus(k2: ModelSizes) -> None:
     odd = replace(k2, experts=tuple((Part(Q.IQ1_S, 1 << 20, 1 << 18),) for _ in k2.experts))
     plan = plan_of(odd, 700, 24)
     with_gpu = prompt(plan, RATES, Hits(0, 1), 2048).seconds["experts"]
@@ -237,25 +241,27 @@ def test_bytes_per_token_are_the_same_wherever_they_lie(
     step = decode(plan, RATES, hits_of(plan), position)
     chosen = sum(k2.expert_bytes) * 8
     row = k2.embedding_bytes / 163840
-    whole = k2.dense_bytes + row + chosen + (position + 1) * K2_TOKEN_KV
+    whole = k2.dense_bytes + row + chosen + (position + 1) * 61 * 576 * 2
     assert sum(step.read_bytes.values()) == pytest.approx(whole)
     assert all(seconds >= 0 for seconds in step.seconds.values())
 
 
 def test_uniform_routing_finds_the_share_that_is_held(k2: ModelSizes) -> None:
     plan = plan_of(k2, 200)
-    assert hits_of(plan) == Hits(0, plan.num_slots / plan.num_experts)
-    both = plan_of(k2, 200, 48)
-    assert hits_of(both).vram == both.num_vram_slots / both.num_experts
+    assert hits_of(plan) == Hits(0, plan.num_ram_experts / plan.num_experts)
+    both = plan_of(k2, 700, 48)
+    assert hits_of(both).vram == both.num_vram_slots / both.num_experts > 0
     assert hits_of(all_in(k2)) == Hits(0, 1)
 
 
 def test_hits_can_be_given(k2: ModelSizes) -> None:
     plan = plan_of(k2, 200, 48)
+    assert plan.vram is not None and plan.needs_disk
+    plan = replace(plan, vram=replace(plan.vram, num_experts=900))  # as no executor has it yet
     given_both = hits_of(plan, hit_rate=0.9, vram_rate=0.3)
     assert (given_both.vram, given_both.ram) == (0.3, pytest.approx(0.6))
     assert hits_of(plan, hit_rate=0.2, vram_rate=0.3) == Hits(0.2, 0)
-    curve = {plan.num_vram_slots: 0.25, plan.num_vram_slots + plan.num_slots: 0.75}
+    curve = {plan.num_vram_slots: 0.25, plan.num_vram_slots + plan.num_ram_experts: 0.75}
     assert hits_of(plan, curve.__getitem__) == Hits(0.25, 0.5)
     assert hits_of(all_in(k2), hit_rate=0.1) == Hits(0, 1)  # there is nothing to miss
     for wrong in (-0.1, 1.1):

@@ -1,4 +1,4 @@
-"""Plans: nothing is placed twice or beyond a budget; cards from 8 to 96 GB on K2's real sizes."""
+"""Plans: nothing is placed twice or beyond a budget; GPUs from 8 to 96 GB on K2's real sizes."""
 
 import re
 from dataclasses import replace
@@ -11,14 +11,19 @@ from gguf import GGMLQuantizationType as Type
 from hypothesis import given
 from hypothesis import strategies as st
 from k2_header import k2_tensors, write_k2
+from memory_plans import plan_of as plan
 
+from hybridmoe.config import EngineConfig
 from hybridmoe.errors import ConfigError
 from hybridmoe.gguf.outline import read_outline, with_expert_type
-from hybridmoe.planning.memory_plan import SCRATCH_BYTES, Plan, Problem, Tier, plan_experts
+from hybridmoe.planning.memory_plan import RAM_RESERVE_BYTES, SCRATCH_BYTES, plan_memory
 from hybridmoe.planning.model_sizes import GPU_EXPERT_TYPES, GPU_TYPES, ModelSizes, sizes_of
+from hybridmoe.planning.placement_rules import ExpertLayers
+from hybridmoe.planning.plan import Tier
+from hybridmoe.planning.problem import Budgets
 
 GIB = 1 << 30
-K2_TOKEN_KV = 61 * 576 * 2  # bf16 latents
+K2_TOKEN_KV = 61 * 576 * 2  # f16
 TOTAL = 60 * 384
 
 
@@ -42,24 +47,12 @@ def k2_in_q8_0(tmp_path_factory: pytest.TempPathFactory) -> ModelSizes:
     return sizes_of(tensors, outline.config)
 
 
-def plan(k2: ModelSizes, ram: float, vram: float = 0, tokens: int = 32768) -> Plan:
-    return plan_experts(
-        Problem(
-            sizes=k2,
-            ram_bytes=int(ram * GIB),
-            vram_bytes=int(vram * GIB),
-            kv_tokens=tokens,
-            kv_token_bytes=K2_TOKEN_KV,
-        )
-    )
-
-
 def test_kimi_k2s_sums_are_those_worked_out_by_hand(k2: ModelSizes) -> None:
     q4, q6 = 7168 * 2048 * 144 // 256, 7168 * 2048 * 210 // 256
     better = 6 + 15 + 8  # MoE layers 1-6, 9, 12 ... 51, 53-60
     assert k2.slot_bytes == 2 * q4 + q6
     assert sorted(k2.expert_bytes) == [3 * q4] * (60 - better) + [2 * q4 + q6] * better
-    assert k2.token_cycle == 480
+    assert k2.working_set == 480
     assert k2.embedding_bytes == 163840 * 7168 * 144 // 256
     assert k2.total_bytes == pytest.approx(621e9, rel=0.01)  # the published Q4_K_M files
 
@@ -74,8 +67,12 @@ def test_no_budget_is_exceeded_and_every_expert_is_somewhere_once(
     try:
         found = plan(k2, ram, vram, tokens)
     except ConfigError as error:
-        assert re.match(r"(RAM|VRAM): [0-9.]+ GiB are needed before the first expert", str(error))
+        assert re.match(r"(RAM|VRAM): [0-9.]+ GiB are needed \(", str(error))
         assert "\n" not in str(error)
+        return
+    if found.shortage is not None:
+        assert re.match(r"RAM: [0-9.]+ [GM]iB are needed \(", found.shortage)
+        assert "\n" not in found.shortage and found.disk_cache is None
         return
     tiers: list[Tier] = [found.ram, *([found.vram] if found.vram else [])]
     for tier in tiers:
@@ -87,15 +84,21 @@ def test_no_budget_is_exceeded_and_every_expert_is_somewhere_once(
     placed = [what for tier in tiers for what, _ in tier.parts]
     for what in ("weights that every token uses", "activations", "embedding"):
         assert placed.count(what) == 1
-    if found.num_disk_experts:  # not one more slot would have fitted
-        assert found.ram.free_bytes < found.slot_bytes
-        assert ("experts on their way", 8 * found.slot_bytes) in found.ram.parts
-        assert found.expert_ram_bytes == (found.num_slots + 8) * found.slot_bytes
+    cache = found.disk_cache
+    assert (cache is not None) == found.needs_disk
+    if cache is not None:  # not one more slot would have fitted
+        assert found.ram.free_bytes < cache.buffer_bytes == k2.buffer_bytes > k2.slot_bytes
+        assert ("streamed experts", 8 * cache.buffer_bytes) in found.ram.parts
+        assert cache.num_buffers == found.num_ram_experts + 8
+        assert found.num_vram_slots == 0 and not found.streams_experts
+        if vram:
+            assert ("copies of the weights in VRAM", k2.dense_bytes) in found.ram.parts
+            assert any("not all experts are in the memory map" in said for said in found.warnings)
 
 
 @given(low=st.floats(14, 700), more=st.floats(0, 300))
 def test_more_ram_never_holds_fewer_experts(k2: ModelSizes, low: float, more: float) -> None:
-    assert plan(k2, low).num_slots <= plan(k2, low + more).num_slots
+    assert plan(k2, low).num_ram_experts <= plan(k2, low + more).num_ram_experts
 
 
 @pytest.mark.parametrize("vram", [8, 12, 16, 24, 32, 48, 96])
@@ -112,15 +115,16 @@ def test_cards_from_8_to_96_gb(k2: ModelSizes, vram: int) -> None:
     left = vram * GIB - core - 32768 * K2_TOKEN_KV - activations - other
     if vram == 8:
         assert left < 0
-        with pytest.raises(ConfigError, match=r"VRAM: 1[01]\.\d+ GiB are needed before the first"):
+        with pytest.raises(ConfigError, match=r"VRAM: 1[01]\.\d+ GiB are needed"):
             plan(k2, 700, vram)
         return
     found = plan(k2, 700, vram)
     slots = left // k2.slot_bytes
     assert found.num_vram_slots == slots > 0
-    assert found.num_vram_slots + found.num_slots == TOTAL and not found.needs_disk
+    assert found.num_vram_slots + found.num_ram_experts == TOTAL and not found.needs_disk
+    assert found.streams_experts
     assert any("VRAM" in said for said in found.warnings) == (slots < 480) == (vram < 24)
-    assert found.cycle_ratio(slots) == slots / 480
+    assert found.working_set_ratio(slots) == slots / 480
     assert found.slots_per_layer(slots) == slots / 60
 
 
@@ -136,19 +140,19 @@ def test_every_card_gets_a_plan_that_adds_up_or_one_line_where_the_dense_part_is
         raise_to = re.search(r"raise --vram to ([0-9.]+)GiB", str(error))
         assert raise_to is not None and "\n" not in str(error)
         assert plan(k2_in_q8_0, 700, float(raise_to[1])).vram is not None
-        leave = re.search(r"leave ([0-9.]+) GiB of weights to the CPU", str(error))
+        leave = re.search(r"pin ([0-9.]+)GiB of weights to the CPU", str(error))
         assert leave is not None
         left = int(float(leave[1]) * GIB)
-        smaller = replace(k2_in_q8_0, card_bytes=k2_in_q8_0.card_bytes - left, left_bytes=left)
+        smaller = replace(k2_in_q8_0, gpu_bytes=k2_in_q8_0.gpu_bytes - left, cpu_bytes=left)
         assert plan(smaller, 700, free).vram is not None
         return
     assert gigabytes >= 16 and found.vram is not None
     parts = dict(found.vram.parts)
-    assert parts["weights that every token uses"] == k2_in_q8_0.card_bytes > 10.2 * GIB
-    assert parts["latents of 32768 tokens"] == 32768 * K2_TOKEN_KV
-    slots = found.num_vram_slots * found.slot_bytes
+    assert parts["weights that every token uses"] == k2_in_q8_0.gpu_bytes > 10.2 * GIB
+    assert parts["KV cache of 32768 tokens"] == 32768 * K2_TOKEN_KV
+    slots = found.num_vram_slots * found.problem.sizes.slot_bytes
     assert sum(parts.values()) + slots + found.vram.free_bytes == int(free * GIB)
-    assert found.num_vram_slots > 0 and found.vram.free_bytes < found.slot_bytes
+    assert found.num_vram_slots > 0 and found.vram.free_bytes < found.problem.sizes.slot_bytes
 
 
 def test_what_has_no_kernel_on_a_card_is_twice_as_large_there_and_experts_have_no_slots(
@@ -162,30 +166,31 @@ def test_what_has_no_kernel_on_a_card_is_twice_as_large_there_and_experts_have_n
     ]
     sizes = sizes_of(tensors, outline.config)
     (moved,) = (t for t in outline.tensors if t.name == "blk.0.attn_output.weight")
-    assert sizes.card_bytes - plain.card_bytes == 2 * prod(moved.shape) - moved.num_bytes
+    assert sizes.gpu_bytes - plain.gpu_bytes == 2 * prod(moved.shape) - moved.num_bytes
     found = plan(sizes, 700, 24)
     assert found.num_vram_slots == 0
-    assert any("IQ2_XXS has no kernel for a card" in said for said in found.warnings)
+    assert any("IQ2_XXS has no kernel for a GPU" in said for said in found.warnings)
 
 
 def test_tensors_left_to_the_cpu_are_counted_there(tmp_path: Path) -> None:
     outline = read_outline(write_k2(tmp_path / "k2.gguf"))
     sizes = sizes_of(outline.tensors, outline.config, lambda name: "shexp" in name)
-    assert sizes.left_bytes == sum(t.num_bytes for t in outline.tensors if "shexp" in t.name)
-    assert sizes.card_bytes + sizes.left_bytes == sizes.dense_bytes
-    assert ("weights left to the CPU", sizes.left_bytes) in plan(sizes, 700, 24).ram.parts
+    assert sizes.cpu_bytes == sum(t.num_bytes for t in outline.tensors if "shexp" in t.name)
+    assert sizes.gpu_bytes + sizes.cpu_bytes == sizes.dense_bytes
+    assert ("weights pinned to the CPU", sizes.cpu_bytes) in plan(sizes, 700, 24).ram.parts
 
 
 def test_experts_that_are_to_stay_on_a_card_have_to_fit(k2: ModelSizes, tmp_path: Path) -> None:
-    numbers = {"ram_bytes": 700 * GIB, "kv_tokens": 32768, "kv_token_bytes": K2_TOKEN_KV}
-    numbers["vram_bytes"] = 24 * GIB
-    assert plan_experts(Problem(sizes=k2, num_pinned=384, **numbers)).num_vram_slots >= 384
+    two, many = (ExpertLayers(frozenset(range(1, 1 + n))) for n in (1, 10))
+    assert plan(k2, 700, 24, layers=two).num_vram_slots >= 384
     with pytest.raises(ConfigError, match=r"3840 experts .* (\d+) fit: .* raise --vram by"):
-        plan_experts(Problem(sizes=k2, num_pinned=3840, **numbers))
+        plan(k2, 700, 24, layers=many)
     outline = read_outline(write_k2(tmp_path / "k2.gguf"))
     low = sizes_of(with_expert_type(outline.tensors, "IQ2_XXS"), outline.config)
-    with pytest.raises(ConfigError, match=r"IQ2_XXS has no kernel for a card: place no experts"):
-        plan_experts(Problem(sizes=low, num_pinned=384, **numbers))
+    with pytest.raises(ConfigError, match=r"IQ2_XXS has no kernel for a GPU.*; place no experts"):
+        plan(low, 700, 24, layers=two)
+    with pytest.raises(ConfigError, match=r"384 experts .* memory map .*; place no experts"):
+        plan(k2, 200, 24, layers=two)
 
 
 def test_a_prompt_of_128k_has_room_for_what_is_decoded_and_expanded() -> None:
@@ -222,20 +227,70 @@ def test_a_refusal_says_what_to_lower_and_by_how_much(k2: ModelSizes) -> None:
 
 
 def test_what_no_context_would_help_is_not_told_to_lower_it(k2: ModelSizes) -> None:
-    with pytest.raises(ConfigError, match="RAM: ") as refused:
-        plan(k2, 2)
-    assert "--ctx" not in str(refused.value) and "raise --ram to" in str(refused.value)
+    found = plan(k2, 2)
+    assert found.shortage is not None and found.disk_cache is None
+    assert "--ctx" not in found.shortage
+    needed = re.search(r"have ([0-9.]+)GiB of RAM free$", found.shortage)
+    assert needed is not None, found.shortage
+    assert plan(k2, float(needed[1])).shortage is None
+    assert plan(k2, float(needed[1]) - 0.02).shortage is not None
+    assert found.warnings == (f"{found.shortage}. The system pages.",)
 
 
-def test_ram_below_a_token_cycle_is_warned_of(k2: ModelSizes) -> None:
+def test_ram_below_a_tokens_working_set_is_warned_of(k2: ModelSizes) -> None:
     (said,) = plan(k2, 16).warnings
     assert said.startswith("RAM: ") and "480 experts that one token" in said
     assert not plan(k2, 64).warnings
     assert not plan(k2, 700).warnings and not plan(k2, 700).needs_disk
 
 
-@pytest.mark.parametrize("field", ["ram_bytes", "kv_tokens", "step_tokens"])
-def test_numbers_below_zero_are_refused(k2: ModelSizes, field: str) -> None:
-    numbers = {"ram_bytes": 1, "kv_tokens": 1, "kv_token_bytes": 1, field: -1}
+def test_ram_for_experts_is_what_was_given(k2: ModelSizes) -> None:
+    given = 64 * GIB
+    found = plan(k2, 200, expert_ram_bytes=given, num_ahead=3)
+    cache = found.disk_cache
+    assert cache is not None and (cache.num_staging, cache.num_ahead) == (8, 3)
+    assert given - cache.buffer_bytes < cache.num_bytes <= given
+    assert found.num_ram_experts == cache.num_slots == found.num_experts - found.num_disk_experts
+    assert dict(found.ram.parts)["reserve"] == RAM_RESERVE_BYTES
+    # A GPU gets no experts, even where VRAM and RAM could hold all.
+    assert plan(k2, 700, 80, expert_ram_bytes=given).num_vram_slots == 0
+    assert plan(k2, 700, 80, expert_ram_bytes=k2.all_expert_bytes).num_vram_slots > 0
+    mapped = plan(k2, 200, expert_ram_bytes=k2.all_expert_bytes)  # more than there is: paged
+    assert mapped.disk_cache is None and "experts 5" in (mapped.shortage or "")
+    tight = plan(k2, 74, expert_ram_bytes=given)  # takes the reserve up
+    assert tight.num_ram_experts == plan(k2, 200, expert_ram_bytes=given).num_ram_experts
+    assert 0 <= dict(tight.ram.parts)["reserve"] < RAM_RESERVE_BYTES
+    with pytest.raises(ConfigError, match=r"expert_ram=.* of other weights and KV cache .* are fr"):
+        plan(k2, 70, expert_ram_bytes=given)
+    with pytest.raises(ConfigError, match=r"at least .* layer's 8 experts and 3 read ahead take"):
+        plan(k2, 200, expert_ram_bytes=10 * k2.buffer_bytes, num_ahead=3)
+
+
+def test_a_gpu_that_is_optional_and_too_small_is_left_out(tmp_path: Path) -> None:
+    outline = read_outline(write_k2(tmp_path / "k2.gguf"))
+    engine = EngineConfig(context_tokens=131072)
+    budgets = Budgets(ram_bytes=700 * GIB, vram_bytes=12 * GIB)
+    with pytest.raises(ConfigError, match=r"^VRAM: .* lower --ctx to \d+"):
+        plan_memory(outline.config, outline.tensors, engine, budgets)
+    budgets = replace(budgets, is_gpu_optional=True)
+    found = plan_memory(outline.config, outline.tensors, engine, budgets)
+    (note,) = found.notes
+    assert found.vram is None and note.startswith("on the CPU alone: VRAM: ")
+    assert found.engine.chunk_tokens == engine.chunk_tokens
+
+
+def test_a_kv_cache_by_default_is_an_eighth_but_no_more_than_fits(tmp_path: Path) -> None:
+    outline = read_outline(write_k2(tmp_path / "k2.gguf"))
+    engine = EngineConfig(context_tokens=8192)
+    for vram, tokens in ((80, 65536), (24, 3 * GIB // K2_TOKEN_KV // 64 * 64), (10, 8192)):
+        budgets = Budgets(ram_bytes=700 * GIB, vram_bytes=vram * GIB)
+        found = plan_memory(outline.config, outline.tensors, engine, budgets)
+        assert found.kv.num_tokens == found.engine.kv_tokens == tokens
+    ram = plan_memory(outline.config, outline.tensors, engine, Budgets(ram_bytes=97 * GIB // 10))
+    assert ram.kv.num_tokens == 8192 and ram.shortage is None
+
+
+@pytest.mark.parametrize("field", ["ram_bytes", "vram_bytes", "expert_ram_bytes", "num_ahead"])
+def test_numbers_below_zero_are_refused(field: str) -> None:
     with pytest.raises(ConfigError, match=f"{field}=-1"):
-        Problem(sizes=k2, **numbers)
+        Budgets(**{"ram_bytes": 1, field: -1})

@@ -13,12 +13,12 @@ NAMES = [
 
 
 def test_the_first_pattern_that_matches_decides() -> None:
-    placing = PlacementRules([r"blk\.1\.=cpu", r"attn=cuda", r"blk=cpu", "a=b=CUDA"])
-    assert placing.target("blk.1.attn_output.weight") == "cpu"
-    assert placing.target("blk.10.attn_output.weight") == "cuda"
-    assert placing.target("blk.10.ffn_up_exps.weight") == "cpu"
-    assert placing.target("output.weight") is None
-    assert placing.unused(NAMES) == ["a=b=CUDA"]
+    rules = PlacementRules([r"blk\.1\.=cpu", r"attn=cuda", r"blk=cpu", "a=b=CUDA"])
+    assert rules.target("blk.1.attn_output.weight") == "cpu"
+    assert rules.target("blk.10.attn_output.weight") == "cuda"
+    assert rules.target("blk.10.ffn_up_exps.weight") == "cpu"
+    assert rules.target("output.weight") is None
+    assert rules.unused(NAMES) == ["a=b=CUDA"]
 
 
 def test_a_pattern_that_another_one_hides_is_unused() -> None:
@@ -26,10 +26,10 @@ def test_a_pattern_that_another_one_hides_is_unused() -> None:
 
 
 def test_experts_are_pinned_by_layers() -> None:
-    placing = PlacementRules([r"blk\.[0-2]\.ffn_.*_exps=cuda", r"blk\.1.\..*exps=cpu"])
-    assert placing.expert_layers(NAMES, 12) == ({0, 1, 2}, {10, 11})
-    assert placing.expert_layers(NAMES, 11) == ({0, 1, 2}, {10})
-    with pytest.raises(ConfigError, match=r"of blk.0 there is only ffn_up_exps on cuda"):
+    rules = PlacementRules([r"blk\.[0-2]\.ffn_.*_exps=cuda", r"blk\.1.\..*exps=cpu"])
+    assert rules.expert_layers(NAMES, 12) == ({0, 1, 2}, {10, 11})
+    assert rules.expert_layers(NAMES, 11) == ({0, 1, 2}, {10})
+    with pytest.raises(ConfigError, match=r"of blk.0, only ffn_up_exps on cuda"):
         PlacementRules(["ffn_up_exps=cuda"]).expert_layers(NAMES, 12)
 
 

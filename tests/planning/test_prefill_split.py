@@ -2,16 +2,13 @@
 
 from collections.abc import Sequence
 from itertools import product
-from pathlib import Path
 
 import numpy as np
 import pytest
 from gguf import GGMLQuantizationType as Q
 from hypothesis import given
 from hypothesis import strategies as st
-from k2_header import write_k2
 
-from hybridmoe.gguf.outline import read_outline
 from hybridmoe.planning.model_sizes import Part
 from hybridmoe.planning.prefill_split import (
     ExpertCosts,
@@ -20,7 +17,6 @@ from hybridmoe.planning.prefill_split import (
     cpu_products_s,
     gpu_finish,
     split,
-    step_tokens,
 )
 from hybridmoe.planning.rates import COPY_TRAFFIC, GpuRates, rates_of
 
@@ -140,16 +136,6 @@ def test_either_side_takes_all_where_the_other_is_slow() -> None:
 def test_one_step_less_where_activations_are_costly() -> None:
     costs = flat([1, 1], card=0.1, link=0.6)._replace(hand_over=5.0)
     assert split(costs, [False] * 2).cpu == ()
-
-
-@pytest.mark.parametrize(("gib", "want"), [(8, 1024), (16, 2048), (24, 4096), (80, 4096)])
-def test_steps_are_as_long_as_a_tenth_of_the_card_allows(
-    tmp_path: Path, gib: int, want: int
-) -> None:
-    c = read_outline(write_k2(tmp_path / "k2.gguf")).config
-    assert step_tokens(c, gib << 30, 1 << 17) == want
-    assert step_tokens(c, gib << 30, 1000) == 1024
-    assert step_tokens(c, gib << 30, 8) == step_tokens(c, 1 << 20, 1 << 17) == 512
 
 
 def test_nothing_chosen_is_no_work() -> None:

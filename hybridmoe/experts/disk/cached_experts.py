@@ -21,7 +21,7 @@ from hybridmoe.experts.policy import PREFILL_TOKENS, Policy, make_policy
 from hybridmoe.experts.routed_experts import RoutedExperts
 from hybridmoe.experts.stats import ExpertCounters, ExpertStats
 from hybridmoe.kernels.incremental_expert_ffn import IncrementalExpertFfn
-from hybridmoe.planning.disk_cache_plan import TierPlan
+from hybridmoe.planning.disk_cache_plan import DiskCachePlan
 
 __all__ = ["CachedExperts"]
 
@@ -34,7 +34,7 @@ class CachedExperts(ExpertBackend):
         experts: RoutedExperts,
         layout: ExpertLayout,
         reader: FileReader,
-        plan: TierPlan,
+        plan: DiskCachePlan,
         policy: Policy | None = None,
     ) -> None:
         """experts: types and shapes; their data is not read. reader: closed with this.

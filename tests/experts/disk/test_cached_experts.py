@@ -20,9 +20,10 @@ from hybridmoe.experts.disk.cached_experts import CachedExperts
 from hybridmoe.experts.disk.expert_layout import is_expert_tensor
 from hybridmoe.experts.policy import PREFILL_TOKENS, CacheShape, make_policy
 from hybridmoe.gguf.reader import GGUFFile
-from hybridmoe.planning.disk_cache_plan import TierPlan, plan_tier
-from hybridmoe.planning.memory_plan import RAM_RESERVE_BYTES, activation_bytes
+from hybridmoe.planning.disk_cache_plan import DiskCachePlan, plan_disk_cache
+from hybridmoe.planning.memory_plan import RAM_RESERVE_BYTES
 from hybridmoe.planning.model_sizes import sizes_of
+from hybridmoe.planning.step_plan import activation_bytes
 
 pytestmark = pytest.mark.usefixtures("each_io")
 
@@ -262,8 +263,8 @@ def test_budgets_that_are_too_small_name_the_least(path: Path, one: int) -> None
 
 
 def test_more_than_there_is_is_refused(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("hybridmoe.placement.ram.available_bytes", lambda: 1 << 20)
-    with pytest.raises(ConfigError, match=r"but 0\.0 GiB are free"):
+    monkeypatch.setattr("hybridmoe.placement.budgets.available_bytes", lambda: 1 << 20)
+    with pytest.raises(ConfigError, match=r"but 1\.00 MiB are free"):
         hybridmoe.load(path, context_tokens=64, expert_ram=all_bytes(path) - 1)
 
 
@@ -277,7 +278,7 @@ def test_the_default_is_what_is_free_less_a_margin(
     base += sizes.dense_bytes + sizes.embedding_bytes
     # Too little for any cache: the system pages, as it does without one.
     for free, num_slots in ((0, None), (base + one, None), (base + 5 * one, 3), (1 << 40, None)):
-        monkeypatch.setattr("hybridmoe.placement.ram.available_bytes", lambda free=free: free)
+        monkeypatch.setattr("hybridmoe.placement.budgets.available_bytes", lambda free=free: free)
         with hybridmoe.load(path, context_tokens=64, kv_tokens=64) as llm:
             assert (llm.expert_plan and llm.expert_plan.num_slots) == num_slots
 
@@ -289,11 +290,11 @@ def test_plans_never_exceed_their_budget() -> None:
         top_k = int(rng.integers(1, experts + 1))
         ahead, budget = int(rng.integers(0, 5)), int(rng.integers(0, 10_000))
         try:
-            plan = plan_tier(budget, size, layers, experts, top_k, num_ahead=ahead)
+            plan = plan_disk_cache(budget, size, layers, experts, top_k, num_ahead=ahead)
         except ConfigError:
             assert budget < (top_k + ahead) * size
             continue
-        assert isinstance(plan, TierPlan)
+        assert isinstance(plan, DiskCachePlan)
         assert plan.num_buffers * size <= budget
         assert 0 <= plan.num_slots <= layers * experts
         assert plan.num_slots == layers * experts or budget - plan.num_buffers * size < size

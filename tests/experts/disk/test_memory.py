@@ -28,9 +28,10 @@ from hybridmoe.engine import Engine, Finished, Request, SamplingParams
 from hybridmoe.experts.policy import CacheShape, make_policy
 from hybridmoe.gguf.reader import GGUFFile
 from hybridmoe.model.decoder import Decoder
-from hybridmoe.placement.ram import place_weights
-from hybridmoe.placement.options import ExpertOptions
-from hybridmoe.placement.residency import Latents
+from hybridmoe.hardware.gpu import NoGpu
+from hybridmoe.placement.placer import place
+from hybridmoe.planning.memory_plan import plan_memory
+from hybridmoe.planning.problem import Budgets
 
 def memory():
     lines = open("/proc/self/status").read().splitlines()
@@ -40,10 +41,12 @@ make_policy("lru", CacheShape(1, 1, 1, 1))  # numba
 before = memory()
 file = GGUFFile.open(sys.argv[1])
 config = ModelConfig.from_metadata(file.metadata)
-options = ExpertOptions(ram_bytes=int(sys.argv[2]), num_ahead=1)
-place = place_weights(file, config, options, Latents(0, 0), lambda done, total: None)
-decoder = Decoder(place.weights(file), config, place.experts)
-engine = Engine(decoder, frozenset(), EngineConfig(context_tokens=512))
+budgets = Budgets(ram_bytes=1 << 40, expert_ram_bytes=int(sys.argv[2]), num_ahead=1)
+engine_config = EngineConfig(context_tokens=512)
+plan = plan_memory(config, file.tensors.values(), engine_config, budgets)
+placed = place(file, plan, NoGpu("none"))
+decoder = Decoder(placed.weights(file), config, placed.experts)
+engine = Engine(decoder, frozenset(), engine_config)
 most = 0
 for prompt in ([1, 2, 3], list(range(5, 400))):
     events = SimpleQueue()
@@ -52,11 +55,11 @@ for prompt in ([1, 2, 3], list(range(5, 400))):
     while not isinstance(event := events.get(), Finished):
         most = max(most, memory())
     assert event.reason == "length", event
-dense = sum(a.nbytes for a in place.private.values())
-counters = place.experts.stats().counters
+dense = sum(a.nbytes for a in placed.private.values())
+counters = placed.experts.stats().counters
 print(json.dumps({"grown": most - before, "dense": dense, "read": counters.bytes_read}))
 engine.close()
-place.close()
+placed.close()
 """
 
 

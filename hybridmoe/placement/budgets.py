@@ -1,0 +1,50 @@
+"""Budgets of this machine's memory, for what was asked of `load`."""
+
+from dataclasses import replace
+
+import psutil
+
+from hybridmoe.errors import ConfigError
+from hybridmoe.hardware.gpu import CudaGpu, NoGpu
+from hybridmoe.hardware.topology import available_bytes
+from hybridmoe.placement.options import LoadOptions
+from hybridmoe.planning.problem import Budgets
+from hybridmoe.units import format_bytes
+
+__all__ = ["budgets_of"]
+
+
+def budgets_of(options: LoadOptions, gpu: CudaGpu | NoGpu) -> Budgets:
+    """Budgets for the memory that is free now.
+
+    Errors: ConfigError where more VRAM was asked for than is free.
+    """
+    ram_bytes = available_bytes()
+    if ram_bytes is None:
+        ram_bytes = psutil.virtual_memory().available
+    budgets = Budgets(
+        ram_bytes=ram_bytes,
+        expert_ram_bytes=options.expert_ram,
+        num_ahead=options.expert_prefetch,
+        is_gpu_optional=not options.needs_gpu,
+    )
+    if isinstance(gpu, NoGpu):
+        return replace(budgets, no_gpu_note=_no_gpu_note(options, gpu))
+    return replace(budgets, gpu_name=gpu.name, vram_bytes=_vram_bytes(options, gpu))
+
+
+def _vram_bytes(options: LoadOptions, gpu: CudaGpu) -> int:
+    asked = options.vram
+    if asked is None:
+        return gpu.free_bytes
+    if asked > gpu.free_bytes:
+        raise ConfigError(
+            f"vram={format_bytes(asked)}: {gpu.name} has {format_bytes(gpu.free_bytes)} free"
+        )
+    return asked
+
+
+def _no_gpu_note(options: LoadOptions, gpu: NoGpu) -> str:
+    if options.vram is not None or (options.place and options.device != "cpu"):
+        return f"on the CPU alone, so that vram and place have no effect: {gpu.reason}"
+    return "" if gpu.is_silent else f"on the CPU alone: {gpu.reason}"

@@ -1,0 +1,208 @@
+"""The memory plan: what each memory holds, and sentences and facts about it.
+
+`hybridmoe plan` prints it, `load` obeys it, and both give the same facts.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+from hybridmoe.config import EngineConfig
+from hybridmoe.planning.disk_cache_plan import DiskCachePlan
+from hybridmoe.planning.kv_plan import KvPlan
+from hybridmoe.planning.problem import Problem
+from hybridmoe.units import format_bytes
+
+__all__ = ["Plan", "Tier"]
+
+
+@dataclass(frozen=True, slots=True)
+class Tier:
+    """One kind of memory: its budget, the parts that take it, and the experts that it holds."""
+
+    name: str
+    budget_bytes: int
+    parts: tuple[tuple[str, int], ...]  # name, bytes; without experts
+    num_experts: int
+    expert_bytes: int  # of all of them together
+
+    @property
+    def used_bytes(self) -> int:
+        """Bytes that parts and experts take."""
+        return sum(size for _, size in self.parts) + self.expert_bytes
+
+    @property
+    def free_bytes(self) -> int:
+        """Bytes of the budget that nothing takes."""
+        return self.budget_bytes - self.used_bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """A decision on one `Problem`; made by `plan_memory`."""
+
+    problem: Problem
+    vram: Tier | None  # None: no GPU
+    ram: Tier
+    disk_cache: DiskCachePlan | None  # None: experts stay in the file's memory map
+    num_disk_experts: int  # neither in VRAM nor in RAM: read from the file when they are chosen
+    cpu_reason: str | None = None  # why the CPU computes all routed experts, beside a GPU
+    shortage: str | None = None  # why RAM is too small for any plan, so that the system pages
+    notes: tuple[str, ...] = ()  # sentences on what of the request has no effect
+
+    @property
+    def kv(self) -> KvPlan:
+        """Pages of the KV cache."""
+        return self.problem.kv
+
+    @property
+    def engine(self) -> EngineConfig:
+        """Engine configuration with the KV cache and the steps of this plan."""
+        return self.problem.engine
+
+    @property
+    def step_tokens(self) -> int:
+        """Prompt tokens of one step, at most."""
+        return self.engine.chunk_tokens
+
+    @property
+    def max_step_tokens(self) -> int:
+        """Tokens of one step, at most: the prompt's, and those of running requests."""
+        return self.step_tokens + self.engine.max_running * (1 + self.engine.speculate)
+
+    @property
+    def num_vram_slots(self) -> int:
+        """Expert slots in VRAM."""
+        return self.vram.num_experts if self.vram else 0
+
+    @property
+    def num_ram_experts(self) -> int:
+        """Experts in RAM: slots of the disk cache, or those that the memory map holds."""
+        return self.ram.num_experts
+
+    @property
+    def num_experts(self) -> int:
+        """Routed experts of all layers."""
+        return self.problem.sizes.num_experts
+
+    @property
+    def needs_disk(self) -> bool:
+        """Whether some experts are read from the file while tokens are computed."""
+        return self.num_disk_experts > 0
+
+    @property
+    def fits_in_ram(self) -> bool:
+        """Whether the memory map of all weights fits into RAM at once."""
+        return self.problem.sizes.total_bytes <= self.problem.budgets.ram_bytes
+
+    def streams_layer(self, layer: int) -> bool:
+        """Whether the GPU computes a prompt's experts of a layer, in slots or streamed to it.
+
+        layer: as the model counts.
+        """
+        is_pinned = layer in self.problem.layers.left
+        return self.vram is not None and self.cpu_reason is None and not is_pinned
+
+    @property
+    def streams_experts(self) -> bool:
+        """Whether the GPU computes a prompt's experts in any layer."""
+        c = self.problem.sizes.config
+        return any(map(self.streams_layer, range(c.num_dense_layers, c.num_layers)))
+
+    def slots_per_layer(self, num_slots: int) -> float:
+        """Mean number of slots for a layer's experts."""
+        layers = self.problem.sizes.config.num_moe_layers
+        return num_slots / layers if layers else 0.0
+
+    def working_set_ratio(self, num_slots: int) -> float:
+        """Slots over the experts that one token uses; below 1 a plain LRU never hits."""
+        working_set = self.problem.sizes.working_set
+        return num_slots / working_set if working_set else float("inf")
+
+    @property
+    def gpu_line(self) -> str | None:
+        """Line on the VRAM that is used; None without a GPU."""
+        if self.vram is None:
+            return None
+        used, budget = format_bytes(self.vram.used_bytes), format_bytes(self.vram.budget_bytes)
+        slots = self.num_vram_slots
+        return (
+            f"{self.problem.budgets.gpu_name}: {used} of {budget} VRAM; {slots} expert slots,"
+            f" {self.slots_per_layer(slots):.1f} a layer,"
+            f" {self.working_set_ratio(slots):.2f} x the experts that one token uses"
+        )
+
+    @property
+    def lines(self) -> tuple[str, ...]:
+        """Lines for people who open the model: what is where, and what will be slow."""
+        cache = None if self.disk_cache is None else str(self.disk_cache)
+        said = (*self.notes, *filter(None, (self.gpu_line, cache)))
+        return (*said, *(f"warning: {text}" for text in self.warnings))
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """Sentences on what will not work well."""
+        said = []
+        if self.cpu_reason is not None:
+            said.append(f"VRAM: {self.cpu_reason}")
+        elif self.vram is not None:
+            welcome = self.num_experts - self.problem.num_cpu_pinned
+            working_set = self.problem.sizes.working_set
+            if self.num_vram_slots < min(working_set, welcome):
+                said.append(
+                    f"VRAM: {self.num_vram_slots} slots are less than the {working_set} experts"
+                    " that one token uses: only a policy that knows the layers hits there, and"
+                    " seldom."
+                )
+        if self.disk_cache is not None and self.disk_cache.warning is not None:
+            said.append(f"RAM: {self.disk_cache.warning}.")
+        if self.shortage is not None:
+            said.append(f"{self.shortage}. The system pages.")
+        return tuple(said)
+
+    def facts(self) -> dict[str, Any]:
+        """All numbers of the plan, ready for JSON: docs/plan.md explains them."""
+        tiers = (self.vram, self.ram) if self.vram else (self.ram,)
+        cache = self.disk_cache
+        return {
+            "num_vram_slots": self.num_vram_slots,
+            "num_ram_experts": self.num_ram_experts,
+            "num_disk_experts": self.num_disk_experts,
+            "pinned_layers": sorted(self.problem.layers.pinned) if self.vram else [],
+            "prompt_experts_on": "gpu" if self.streams_experts else "cpu",
+            "slot_bytes": self.problem.sizes.slot_bytes,
+            "disk_cache": None if cache is None else _cache_facts(cache),
+            "working_set": self.problem.sizes.working_set,
+            "kv_type": self.kv.kv_type,
+            "kv_tokens": self.kv.num_tokens,
+            "kv_pages": self.kv.num_pages,
+            "kv_bytes": self.kv.num_bytes,
+            "context_tokens": self.kv.context_tokens,
+            "step_tokens": self.step_tokens,
+            "total_bytes": self.problem.sizes.total_bytes,
+            "tiers": {tier.name: self._tier_facts(tier) for tier in tiers},
+            "shortage": self.shortage,
+            "notes": list(self.notes),
+            "warnings": list(self.warnings),
+        }
+
+    def _tier_facts(self, tier: Tier) -> dict[str, Any]:
+        has_experts = self.num_experts > 0
+        return {
+            "budget_bytes": tier.budget_bytes,
+            "used_bytes": tier.used_bytes,
+            "parts": dict(tier.parts),
+            "num_experts": tier.num_experts,
+            "expert_bytes": tier.expert_bytes,
+            "slots_per_layer": self.slots_per_layer(tier.num_experts),
+            "working_set_ratio": self.working_set_ratio(tier.num_experts) if has_experts else None,
+        }
+
+
+def _cache_facts(cache: DiskCachePlan) -> dict[str, int]:
+    return {
+        "num_slots": cache.num_slots,
+        "num_staging": cache.num_staging,
+        "num_ahead": cache.num_ahead,
+        "buffer_bytes": cache.buffer_bytes,
+        "num_bytes": cache.num_bytes,
+    }

@@ -1,0 +1,58 @@
+"""What a memory plan is made from: budgets of memory, and all that has to fit into them."""
+
+from dataclasses import dataclass, fields, replace
+
+from hybridmoe.config import EngineConfig
+from hybridmoe.errors import ConfigError
+from hybridmoe.planning.kv_plan import KvPlan
+from hybridmoe.planning.model_sizes import ModelSizes
+from hybridmoe.planning.placement_rules import ExpertLayers, PlacementRules
+
+__all__ = ["NO_RULES", "Budgets", "Problem"]
+
+NO_RULES = PlacementRules()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Budgets:
+    """Memory that a model may fill, in bytes. Errors: ConfigError."""
+
+    ram_bytes: int  # that this program may fill
+    vram_bytes: int = 0  # of the GPU; 0 = no GPU
+    gpu_name: str = "GPU"
+    expert_ram_bytes: int | None = None  # for routed experts; None = what the plan leaves
+    num_ahead: int = 0  # experts of the next layer that may be read ahead
+    is_gpu_optional: bool = False  # a GPU that is too small is left out, with a note
+    no_gpu_note: str = ""  # a sentence on why there is no GPU, for people
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if isinstance(value, int) and value < 0:
+                raise ConfigError(f"{field.name}={value}: expected a number from 0 on")
+
+    def without_gpu(self, reason: str) -> "Budgets":
+        """Copy for the CPU alone. reason: why."""
+        return replace(self, vram_bytes=0, no_gpu_note=f"on the CPU alone: {reason}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Problem:
+    """Budgets, and what has to fit into them; made by `plan_memory`."""
+
+    budgets: Budgets
+    sizes: ModelSizes
+    engine: EngineConfig  # with the KV cache and the steps that were planned
+    kv: KvPlan
+    layers: ExpertLayers  # whose experts the rules pin to the GPU or to the CPU
+    rules: PlacementRules = NO_RULES
+
+    @property
+    def num_gpu_pinned(self) -> int:
+        """Experts that are to be in VRAM for good."""
+        return self.sizes.config.num_experts * len(self.layers.pinned)
+
+    @property
+    def num_cpu_pinned(self) -> int:
+        """Experts that are not to be in VRAM."""
+        return self.sizes.config.num_experts * len(self.layers.left)
