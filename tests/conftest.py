@@ -1,4 +1,4 @@
-"""What every test run needs, however it was started."""
+"""Settings and fixtures of every test run."""
 
 import os
 import signal
@@ -30,7 +30,7 @@ settings.load_profile("untimed")
 # Ctrl-C need the default.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
-# Instruction sets whose results do not depend on what else is in a batch.
+# Instruction sets whose results do not depend on the rest of a batch.
 EXACT_ISAS = [name for name in isa.supported() if name != "amx"]
 
 
@@ -48,7 +48,7 @@ def each_exact_isa(request: pytest.FixtureRequest) -> Iterator[str]:
 
 @pytest.fixture
 def amx() -> Iterator[None]:
-    """Matrix tiles, where this machine has them."""
+    """Force AMX; skips on machines without it."""
     if "amx" not in isa.supported():
         pytest.skip("this CPU has no AMX")
     with isa.forced("amx"):
@@ -57,14 +57,14 @@ def amx() -> Iterator[None]:
 
 @pytest.fixture
 def exact_kernels() -> Iterator[None]:
-    """The best instruction set that gives a token the same bits alone and in a prompt."""
+    """Force the best instruction set that gives a token the same bits alone and in a prompt."""
     with isa.forced(EXACT_ISAS[0]):
         yield
 
 
 @pytest.fixture(params=["threads", "uring"])
 def each_io(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Either way of reading experts."""
+    """Force each read backend in turn; skips io_uring where the system refuses it."""
     if request.param == "uring":
         try:
             _C.IoRing(1, 1, 1).close()
@@ -83,7 +83,7 @@ def restore_threads() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def llm() -> "Iterator[FakeLLM]":
-    """For the endpoint's tests; those that need a real model have their own."""
+    """A fake LLM for the endpoint's tests; those that need a real model have their own."""
     from fake_engine import FakeLLM  # not for the kernels' tests, which run under sanitizers too
 
     llm = FakeLLM()

@@ -1,4 +1,4 @@
-"""ModelConfig: what is read, what is refused, and the numbers derived from Kimi K2's metadata."""
+"""ModelConfig: metadata that is read or refused, and numbers derived from Kimi K2's."""
 
 import math
 from typing import Any

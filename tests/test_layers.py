@@ -1,4 +1,4 @@
-"""The import order of style.md, enforced: a module imports its own layer or an earlier one."""
+"""The import order of docs/architecture.md: a module imports its own layer or an earlier one."""
 
 import ast
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What an installed package needs beside its modules is among what the build copies."""
+"""Files beside the modules, and lower bounds of dependencies, are those of the build."""
 
 import runpy
 import tomllib

@@ -1,4 +1,4 @@
-"""The hybrid benchmark without a card: timelines worked out by hand, and which ways it runs."""
+"""The hybrid benchmark without a GPU: timelines by hand, and the settings that it runs."""
 
 import time
 from collections.abc import Iterator
@@ -46,7 +46,7 @@ TIMES = st.floats(0, 100)
 SPANS = st.lists(st.tuples(TIMES, TIMES).map(lambda pair: Interval(*sorted(pair))), max_size=8)
 
 
-def test_who_waits_for_whom_by_hand() -> None:
+def test_shares_of_a_timeline_by_hand() -> None:
     """Two layers of 10 s: in the first the CPU works 8 s, in the second the GPU 6 and the CPU 5."""
     token = Token(0, 22, [Call(1, 1, 9), Call(2, 11, 16), Call(3, 21, 22)])
     kernels = spans((9, 10), (12, 15), (13, 16), (17, 19))
@@ -124,7 +124,7 @@ def test_tokens_and_prompts_are_timed_through_the_engine() -> None:
 def test_a_timeline_of_a_real_run_has_every_token(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Triton's interpreter is the card: there are no kernels, but the CPU's calls are real."""
+    """Triton's interpreter is the GPU: no kernels, but the CPU's calls are real."""
     pytest.importorskip("triton", reason="needs triton (pip install hybridmoe[cuda])")
     if not torch.cuda.is_available():
         card = CudaGpu(0, "Test card", (9, 0), 24 << 30, 20 << 30)

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 import numpy as np
 import pytest
-from parity import kl_divergence
+from logit_distance import kl_divergence
 
 import hybridmoe
 from bench._llama_cpp import LlamaCpp

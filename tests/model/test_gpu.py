@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from gguf import GGMLQuantizationType as Type
-from parity import kl_divergence, relative_error
+from logit_distance import kl_divergence, relative_error
 from small_model import SMALL
 from tiny_gguf import write_tiny
 

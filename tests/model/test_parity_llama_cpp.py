@@ -2,7 +2,7 @@
 
 llama.cpp runs with the file's own YaRN betas handed to it (its deepseek2 ignores the keys).
 Randomly initialised files: near-tie router flips cascade there, so medians are compared, never
-greedy text; that is done on the embedded model, in test_demo_parity.py. Distances from exact
+greedy text; that is done on the embedded model, in tests/demo/test_parity.py. Distances from exact
 arithmetic are those of both with their defaults: a float16 cache, on either side.
 """
 
@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from exact_network import exact_logits
 from gguf import GGMLQuantizationType as Type
-from parity import kl_divergence
+from logit_distance import kl_divergence
 from tiny_gguf import write_tiny
 
 import hybridmoe

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from gguf import GGMLQuantizationType
-from parity import relative_error
+from logit_distance import relative_error
 from tiny_gguf import write_tiny
 from transformers import DeepseekV3Config, DeepseekV3ForCausalLM
 

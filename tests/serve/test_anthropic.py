@@ -5,9 +5,9 @@ from typing import Any
 
 import anthropic
 import pytest
+from endpoint_requests import CALL, user
 from fake_engine import FakeLLM
 from live_server import LiveServer, live_server
-from serving import CALL, user
 from waiting import HANG_S
 
 from hybridmoe.text.grammar_compiler import MatcherConstraint

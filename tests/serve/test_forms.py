@@ -5,9 +5,9 @@ from typing import Any
 
 import httpx2
 import pytest
+from endpoint_requests import CALL, WEATHER
 from fake_engine import FakeLLM
 from live_server import live_server
-from serving import CALL, WEATHER
 from waiting import HANG_S
 
 CHAT = "/v1/chat/completions"

@@ -5,9 +5,9 @@ from typing import Any
 
 import openai
 import pytest
+from endpoint_requests import user
 from fake_engine import FakeLLM
 from live_server import LiveServer, live_server
-from serving import user
 from waiting import HANG_S, eventually
 
 

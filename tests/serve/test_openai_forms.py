@@ -7,9 +7,9 @@ from typing import Any
 
 import openai
 import pytest
+from endpoint_requests import CALL, WEATHER, City, user
 from fake_engine import FakeLLM
 from live_server import LiveServer, live_server
-from serving import CALL, WEATHER, City, user
 
 
 @pytest.fixture(scope="module")

@@ -50,7 +50,7 @@ def paged(sequences: Sequence[torch.Tensor], type: str = "f32") -> tuple[KvPages
 
 
 def stored(latents: torch.Tensor, type: str) -> torch.Tensor:
-    """What pages of a type make of latents, in numpy's way of rounding."""
+    """Latents as pages of a type store them, rounded by numpy."""
     if type in DTYPES:
         return latents.to(DTYPES[type]).float()
     groups = torch.nn.functional.pad(latents, (0, -latents.shape[1] % 64)).unflatten(1, (-1, 64))

@@ -1,4 +1,4 @@
-"""How far a kernel's result may be from exact arithmetic on the same weights: derived, not guessed.
+"""Error bounds of CPU kernels against exact arithmetic on the same weights: derived, not guessed.
 
 u = 2^-24 is float32's unit roundoff.
 
@@ -60,7 +60,7 @@ def _decode(data: NDArray[np.uint8], kind: GGMLQuantizationType) -> Array:
 
 
 def rounded(x: Array, error: Array | float = 0.0) -> tuple[Array, Array]:
-    """Rounded activations x' (T, K), and how far the kernel's may be where x is off by `error`."""
+    """Rounded activations x' (T, K), and the bound on the kernel's where x is off by `error`."""
     blocks = x.astype(np.float32).reshape(len(x), x.shape[-1] // _BLOCK, _BLOCK)
     errors = np.broadcast_to(np.asarray(error, np.float64), x.shape).reshape(blocks.shape)
     absmax = np.abs(blocks).max(-1, keepdims=True)

@@ -1,4 +1,4 @@
-"""Drives an engine in tests: requests in, whole answers out."""
+"""Run requests through an engine, and collect their events."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -39,7 +39,7 @@ def tiny_decoder(folder: Path) -> Iterator[Decoder]:
 
 @contextmanager
 def engine_maker(model: Decoder) -> Iterator[MakeEngine]:
-    """Makes engines of the model, by options of `EngineConfig`, and closes them at the end."""
+    """Factory of engines of the model, by options of `EngineConfig`; closes them at the end."""
     engines = []
 
     def make_engine(**options: Any) -> Engine:
@@ -90,20 +90,20 @@ class Running:
         return event
 
     def token(self) -> TokenEvent:
-        """The next token."""
+        """Wait for the next token."""
         while not isinstance(event := self.next(), TokenEvent):
             assert not isinstance(event, Finished), event
         return event
 
     def wait(self) -> Answer:
-        """Everything until the end."""
+        """Wait for the end."""
         while not isinstance(self.next(), Finished):
             pass
         return self.answer
 
 
 def request(prompt_ids: Sequence[int], num_tokens: int | None = 16, **options: Any) -> Request:
-    """A greedy request for so many tokens; keywords of Request, or of SamplingParams."""
+    """Make a greedy request for `num_tokens`; keywords of Request, or of SamplingParams."""
     own = {
         k: options.pop(k) for k in ("constraint", "top_logprobs", "expert_trace") if k in options
     }

@@ -1,4 +1,4 @@
-"""The deepseek2 network in float64, from decoded weights: what exact arithmetic would answer.
+"""The deepseek2 network in float64, from dequantized weights: exact logits.
 
 Slow and obvious; no cache, and nothing is rounded. Sources as in hybridmoe.model.
 """

@@ -1,4 +1,4 @@
-"""A model for the command line's tests: answers at once, by rule, with the protocol of LLM.
+"""Fake LLM for the command line's tests: responds at once, by rule, with the protocol of LLM.
 
 Run as a script it is the `hybridmoe` command with that model in place of a real one; it imports
 no torch then, since terminal tests start many of it.
@@ -21,7 +21,7 @@ from hybridmoe.placement.options import LoadOptions
 
 
 class Progress(NamedTuple):
-    """As hybridmoe.Progress; test_cli_chat.py holds these four equal to the real ones."""
+    """As hybridmoe.Progress; tests/cli/test_chat.py holds these four equal to the real ones."""
 
     phase: str
     done: int
@@ -93,7 +93,7 @@ class ResultStream:
 
 
 def environment() -> dict[str, str]:
-    """For a process that runs this script: the package may not be installed."""
+    """Environment of a process that runs this script: the package may not be installed."""
     return {**os.environ, "PYTHONPATH": str(Path(hybridmoe.__file__).parent.parent)}
 
 

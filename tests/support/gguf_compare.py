@@ -1,4 +1,4 @@
-"""Comparison of our GGUF reader with gguf-py."""
+"""Comparison of hybridmoe's GGUF reader with gguf-py."""
 
 from pathlib import Path
 

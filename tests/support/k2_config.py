@@ -1,4 +1,4 @@
-"""Kimi-K2-Instruct's metadata."""
+"""Kimi-K2-Instruct's GGUF metadata, as a dictionary."""
 
 # Kimi-K2-Instruct, as llama.cpp's converter writes it.
 K2 = {

@@ -23,7 +23,7 @@ KEYS = {
 
 
 def better_down(layer: int) -> bool:
-    """Where Q4_K_M has Q6_K, written out: layers 0-6, every third from 9 on, and 53-60."""
+    """True where Q4_K_M has Q6_K, written out: layers 0-6, every third from 9 on, and 53-60."""
     return layer < 7 or layer >= 53 or layer in range(9, 53, 3)
 
 
@@ -70,7 +70,7 @@ def k2_tensors() -> Iterator[tuple[str, tuple[int, ...], Q]]:
 
 
 def write_k2(path: Path, *, first_layers: int | None = None) -> Path:
-    """Write the header, all of it, or the first part of 13 with so many layers' tensors."""
+    """Write the header: all of it, or the first part of 13 with the tensors of `first_layers`."""
     tensors = list(k2_tensors())
     total = len(tensors)
     if first_layers is not None:

@@ -1,4 +1,4 @@
-"""Pages of a file in the page cache."""
+"""Count a file's pages in the page cache."""
 
 import ctypes
 import mmap
@@ -8,7 +8,7 @@ import numpy as np
 
 
 def resident_pages(path: Path) -> int | None:
-    """How many of a file's pages the system caches."""
+    """Number of a file's pages in the page cache; None where the system does not tell."""
     libc = ctypes.CDLL(None, use_errno=True)
     if not hasattr(libc, "mincore"):
         return None

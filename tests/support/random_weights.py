@@ -18,7 +18,7 @@ _HALF_OFFSETS = {  # byte offsets of the binary16 scales in a block
 
 
 def rounds_activations(kind: GGMLQuantizationType) -> bool:
-    """Whether products with this type round their activations to int8."""
+    """True if products with this type round their activations to int8."""
     return _C.TYPES[kind][3]
 
 
@@ -60,7 +60,7 @@ def random_matrix(
 
 
 def activations(*shape: int, seed: int = 1) -> torch.Tensor:
-    """Normal, with outliers and a block of zeros, as the residual stream of a model has."""
+    """Normal numbers with outliers and a block of zeros, like a model's residual."""
     x = torch.randn(shape, generator=torch.Generator().manual_seed(seed))
     x[..., ::37] *= 20
     x[..., : min(32, shape[-1] // 2)] = 0

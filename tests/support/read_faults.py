@@ -1,4 +1,4 @@
-"""Reads of files that fail or wait, whichever engine does them."""
+"""Make reads of files fail or wait, by threads and by io_uring."""
 
 import os
 import threading

@@ -1,4 +1,4 @@
-"""Open a GGUF that may be bad: sound, or refused by one line, and for little memory."""
+"""Open a GGUF that may be damaged: sound, or refused in one line, within a memory bound."""
 
 import tracemalloc
 from collections.abc import Iterator
@@ -26,7 +26,7 @@ def memory_bound(path: Path) -> Iterator[None]:
 
 
 def refusal(path: Path) -> str | None:
-    """The message with which a file is refused, or None where it opens and reads soundly."""
+    """The message with which a file is refused, or None if it opens and reads soundly."""
     with memory_bound(path):
         try:
             with GGUFFile.open(path) as file:

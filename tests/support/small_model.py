@@ -1,4 +1,4 @@
-"""The smallest model that exercises every kernel in the Triton interpreter."""
+"""Sizes of the smallest model that exercises every kernel in the Triton interpreter."""
 
 # The interpreter takes a millisecond for each program, and a program has 16 rows of a matrix.
 SMALL = {

@@ -1,4 +1,4 @@
-"""Python programs in processes of their own."""
+"""Run Python code in a process of its own."""
 
 import os
 import subprocess

@@ -1,4 +1,4 @@
-"""Arrays to GGUF blocks, by llama.cpp's own quantizers (from llama-cpp-python) or at random.
+"""Quantize arrays to GGUF blocks, by llama.cpp's own quantizers, or make random blocks.
 
 The quantizers of IQ1 and IQ2 need up to ten seconds to set themselves up. Where it matters only
 that the blocks are valid and their values random, `random_blocks` makes them at once.

@@ -1,4 +1,4 @@
-"""A tiny but real byte-level BPE vocabulary, with the special tokens of Kimi K2 or DeepSeek.
+"""Train a tiny but real byte-level BPE vocabulary, with the special tokens of Kimi K2 or DeepSeek.
 
 256 byte tokens, merges trained on the sentences below, special tokens by their exact text, and
 unused padding up to a multiple of 16. The merges obey the pre-tokenizers `kimi-k2`,

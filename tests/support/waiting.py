@@ -1,4 +1,4 @@
-"""Waiting for events in tests: the only limit is the one that tells a hang from a slow machine."""
+"""Wait for events in tests: the only time limit is one that tells a hang from a slow machine."""
 
 import time
 from collections.abc import Callable

@@ -53,7 +53,7 @@ async def metrics(request: Request) -> Response:
 
 
 @router.get("/v1/models", response_model=None, responses={200: {"model": ModelList}, **ERRORS})
-async def list_models(request: Request) -> Response:
+async def list_policies(request: Request) -> Response:
     """List the served model."""
     return CompactJSONResponse({"object": "list", "data": [get_service(request).model_card()]})
 

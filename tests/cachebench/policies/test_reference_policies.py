@@ -1,16 +1,16 @@
-"""Policies against models in lists and dictionaries: the same hits, admissions, evictions."""
+"""Policies beside reference policies in lists: the same hits, admissions, evictions."""
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from list_models import Clock, Fifo, GlobalLru, Lru, Model, QuotaLru, Slru, TwoQ
-from paper_models import Arc, LeastStale, Lfru, Lirs, Random, Static, TinyLfu
+from list_policies import Clock, Fifo, GlobalLru, Lru, QuotaLru, ReferencePolicy, Slru, TwoQ
+from paper_policies import Arc, LeastStale, Lfru, Lirs, Random, Static, TinyLfu
 
 from hybridmoe.cachebench.policies.registry import make_policy
 from hybridmoe.experts.policy import CacheShape
 
-MODELS: dict[str, type[Model]] = {
+REFERENCES: dict[str, type[ReferencePolicy]] = {
     "global-lru": GlobalLru,
     "fifo": Fifo,
     "clock": Clock,
@@ -30,10 +30,10 @@ MODELS: dict[str, type[Model]] = {
 
 @settings(max_examples=60)
 @given(seed=st.integers(0, 2**31), slots=st.integers(1, 22), layers=st.integers(1, 4))
-@pytest.mark.parametrize("name", MODELS)
-def test_a_policy_decides_as_its_model(name: str, seed: int, slots: int, layers: int) -> None:
+@pytest.mark.parametrize("name", REFERENCES)
+def test_a_policy_decides_as_its_reference(name: str, seed: int, slots: int, layers: int) -> None:
     shape = CacheShape(layers, 8, slots, 2)
-    policy, model = make_policy(name, shape), MODELS[name](shape)
+    policy, reference = make_policy(name, shape), REFERENCES[name](shape)
     random = np.random.default_rng(seed)
     for step in range(60):
         is_prefill = step % 13 == 7
@@ -43,7 +43,7 @@ def test_a_policy_decides_as_its_model(name: str, seed: int, slots: int, layers:
             experts = np.array(list(dict.fromkeys(experts.tolist())), np.int32)
             got = policy.on_access(layer, experts, is_prefill)
             keys = (layer * 8 + experts).tolist()
-            hits, admitted, evicted = model.on_access(layer, keys, is_prefill)
+            hits, admitted, evicted = reference.on_access(layer, keys, is_prefill)
             assert got.hits.tolist() == hits
             assert (layer * 8 + got.admitted).tolist() == admitted
             assert got.evicted.tolist() == evicted

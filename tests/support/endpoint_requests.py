@@ -1,4 +1,4 @@
-"""Requests of the endpoint's tests, for the engine of fake_engine.py."""
+"""Messages, tools and schemas of the endpoint's tests."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""Measures of how far two sets of logits are apart."""
+"""Distances between two sets of logits: KL divergence, relative error."""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -7,7 +7,7 @@ Floats = NDArray[np.floating]
 
 
 def log_softmax(logits: Floats) -> NDArray[np.float64]:
-    """Along the last axis, in float64."""
+    """Log-softmax along the last axis, in float64."""
     shifted = logits.astype(np.float64) - logits.max(axis=-1, keepdims=True)
     return shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
 

@@ -1,17 +1,17 @@
-"""Cache policies in lists and dictionaries, after the papers that describe them."""
+"""Reference cache policies in lists and dictionaries, after the papers that describe them."""
 
 from collections import Counter
 from fractions import Fraction
 
 import numpy as np
-from list_models import Model, oldest
+from list_policies import ReferencePolicy, oldest
 
 from hybridmoe.experts.policy import CacheShape
 
 __all__ = ["Arc", "LeastStale", "Lfru", "Lirs", "Random", "Static", "TinyLfu"]
 
 
-class Arc(Model):
+class Arc(ReferencePolicy):
     """Megiddo and Modha 2003, figure 4; lists have the most recent key at their end."""
 
     def __init__(self, shape: CacheShape) -> None:
@@ -64,7 +64,7 @@ class Arc(Model):
         return self.replace(key, pinned)
 
 
-class Lirs(Model):
+class Lirs(ReferencePolicy):
     """Jiang and Zhang 2002, section 3.3; stack and queue have the most recent key at their end."""
 
     def __init__(self, shape: CacheShape) -> None:
@@ -110,7 +110,7 @@ class Lirs(Model):
         return found
 
 
-class TinyLfu(Model):
+class TinyLfu(ReferencePolicy):
     """Einziger, Friedman and Manes 2017, with counts for all keys instead of a sketch."""
 
     def __init__(self, shape: CacheShape) -> None:
@@ -162,7 +162,7 @@ class TinyLfu(Model):
         return found
 
 
-class Lfru(Model):
+class Lfru(ReferencePolicy):
     """Looks at every resident."""
 
     def __init__(self, shape: CacheShape) -> None:
@@ -188,7 +188,7 @@ class Lfru(Model):
         return min(self.resident - pinned, key=rank)
 
 
-class LeastStale(Model):
+class LeastStale(ReferencePolicy):
     """Looks at every resident."""
 
     def __init__(self, shape: CacheShape) -> None:
@@ -218,12 +218,12 @@ class LeastStale(Model):
         return max(self.resident - pinned, key=rank)
 
 
-class Static(Model):
+class Static(ReferencePolicy):
     def victim(self, key: int, pinned: set[int]) -> int | None:
         return None
 
 
-class Random(Model):
+class Random(ReferencePolicy):
     """Park and Miller 1988; the last place fills the gap that a victim leaves."""
 
     def __init__(self, shape: CacheShape) -> None:

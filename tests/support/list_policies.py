@@ -1,14 +1,24 @@
-"""Cache policies in lists, the obvious way: the loop, and those of one or two queues."""
+"""Reference cache policies in lists: the load-on-miss loop, and policies of one or two queues."""
 
 from collections import Counter
 
 from hybridmoe.experts.policy import CacheShape
 
-__all__ = ["Clock", "Fifo", "GlobalLru", "Lru", "Model", "QuotaLru", "Slru", "TwoQ", "oldest"]
+__all__ = [
+    "Clock",
+    "Fifo",
+    "GlobalLru",
+    "Lru",
+    "QuotaLru",
+    "ReferencePolicy",
+    "Slru",
+    "TwoQ",
+    "oldest",
+]
 
 
-class Model:
-    """The demand loop; a subclass says who leaves and what a use changes."""
+class ReferencePolicy:
+    """The load-on-miss loop; a subclass chooses the victim and notes each use."""
 
     def __init__(self, shape: CacheShape) -> None:
         self.shape = shape
@@ -53,7 +63,7 @@ def oldest(queue: list[int], pinned: set[int]) -> int | None:
     return next((key for key in queue if key not in pinned), None)
 
 
-class GlobalLru(Model):
+class GlobalLru(ReferencePolicy):
     def __init__(self, shape: CacheShape) -> None:
         super().__init__(shape)
         self.queue: list[int] = []
@@ -91,7 +101,7 @@ class Clock(GlobalLru):
         return self.queue.pop(0)
 
 
-class Lru(Model):
+class Lru(ReferencePolicy):
     """Layer-aware: looks at every resident, where the policy looks at the oldest of each layer."""
 
     def __init__(self, shape: CacheShape) -> None:
@@ -131,7 +141,7 @@ class Lru(Model):
         return None
 
 
-class QuotaLru(Model):
+class QuotaLru(ReferencePolicy):
     """One plain LRU for each layer."""
 
     def __init__(self, shape: CacheShape) -> None:
@@ -148,7 +158,7 @@ class QuotaLru(Model):
         return self.parts[layer].on_access(layer, keys, is_prefill)
 
 
-class Slru(Model):
+class Slru(ReferencePolicy):
     def __init__(self, shape: CacheShape) -> None:
         super().__init__(shape)
         self.probation: list[int] = []
@@ -171,7 +181,7 @@ class Slru(Model):
         return None
 
 
-class TwoQ(Model):
+class TwoQ(ReferencePolicy):
     def __init__(self, shape: CacheShape) -> None:
         super().__init__(shape)
         self.new: list[int] = []
