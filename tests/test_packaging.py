@@ -19,7 +19,7 @@ def test_every_file_of_the_package_is_installed() -> None:
     files = {
         path
         for path in package.rglob("*")
-        if path.is_file() and path.suffix not in BUILT and path.parent.name != "__pycache__"
+        if path.is_file() and path.suffix not in BUILT and "__pycache__" not in path.parts
     }
     assert files - copied == set()
     for needed in ("demo/demo.gguf", "serve/static/index.html", "py.typed"):
