@@ -1,1 +1,1 @@
-"""`hybridmoe bench cache`: what a cache of experts would gain on a routing trace."""
+"""Expert-cache study (`hybridmoe bench cache`): policies, bounds and predictors on a trace."""

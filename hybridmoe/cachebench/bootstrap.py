@@ -1,4 +1,4 @@
-"""Confidence intervals over conversations: the unit that is drawn, since its tokens are alike."""
+"""Bootstrap confidence intervals over conversations, whose tokens are not independent."""
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -9,20 +9,20 @@ _ROUNDS = 1000
 
 
 class Bootstrap:
-    """Draws the same conversations for whatever is asked, so that figures can be compared."""
+    """Resamples of conversations, the same for every figure, so that figures compare."""
 
     def __init__(self, conversations: ArrayLike, seed: int) -> None:
-        """conversations: (N,) of the items that sums are made of."""
+        """conversations: (N,), one for each summand."""
         names, self._owner = np.unique(np.asarray(conversations), return_inverse=True)
         count = len(names)
         random = np.random.default_rng(seed)
         chances = np.full(count, 1 / max(1, count))
         self._drawn = (
             random.multinomial(count, chances, _ROUNDS) if count else np.zeros((0, 0), np.int64)
-        )  # (rounds, conversations): how often each is there
+        )  # (rounds, conversations): times that each was drawn
 
     def interval(self, parts: NDArray[np.int64], wholes: NDArray[np.int64]) -> tuple[float, float]:
-        """95 % interval of sum(parts) / sum(wholes), given for each item; (0, 0) of no items."""
+        """Estimate the 95 % interval of sum(parts) / sum(wholes), both (N,); (0, 0) if N = 0."""
         if not len(self._drawn):
             return 0.0, 0.0
         count = self._drawn.shape[1]

@@ -1,1 +1,1 @@
-"""Cache policies that only the study runs; the live ones are in experts.policy."""
+"""Cache policies that only the study runs; the live ones are in `experts.policy`."""

@@ -1,8 +1,8 @@
-"""MoE-Infinity's cache: how often this sequence used an expert, times how early its layer is.
+"""MoE-Infinity's cache policy: uses by this sequence, weighted by how early the layer is.
 
 Xue et al. 2024 (arXiv 2401.14361). Early layers are preferred because prefetching cannot help them.
-A policy does not hear where sequences begin: counts fade by half in 64 visits instead. Their
-prefetching by similar sequences is no part of this.
+A policy does not see where sequences begin: counts decay by half in 64 visits instead. Their
+prefetching from similar sequences is not part of this.
 """
 
 from typing import Any
@@ -12,7 +12,7 @@ from hybridmoe.experts.policy.jit import LAYERS, State, access_kernel
 
 __all__ = ["ActivationMap"]
 
-RATE = 0.693 / 64  # of fading, per visit
+RATE = 0.693 / 64  # of decay, per visit
 
 
 @access_kernel
@@ -25,7 +25,7 @@ def on_access(
 
 
 class ActivationMap(FadingPolicy):
-    """Evicts the lowest product."""
+    """MoE-Infinity: evicts the lowest product of uses and layer weight."""
 
     name = "moe-infinity"
     kernel = on_access

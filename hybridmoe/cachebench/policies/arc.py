@@ -1,7 +1,7 @@
-"""ARC: an LRU of what was used once and one of what was used again, their shares learned.
+"""ARC: an LRU list of keys used once and one of keys used again, with adaptive shares.
 
-Megiddo and Modha, FAST 2003: hits on the ghosts of either list let it grow. Their quotients of
-lengths are rounded down, so that a length can equal its target, which they ask about.
+Megiddo and Modha, FAST 2003: a hit on a ghost of either list lets that list grow. Quotients of
+lengths are rounded down, so that a length can equal its target, a case that they treat apart.
 """
 
 from typing import Any
@@ -25,9 +25,9 @@ __all__ = ["Arc"]
 
 # The lists: used once, used again, and the ghosts of both; their heads are 0 to 3.
 ONCE, AGAIN, ONCE_GHOST, AGAIN_GHOST = 1, 2, GHOST, GHOST + 1
-RETURNED = GHOST + 2  # was a ghost when this access began
+RETURNED = GHOST + 2  # was a ghost before this access
 NUM = OWN  # entries of State.sizes: lengths of the four lists
-TARGET = OWN + 4  # length that the first list should have
+TARGET = OWN + 4  # of the first list's length
 
 
 @inline
@@ -99,11 +99,11 @@ def on_access(
 
 
 class Arc(KernelPolicy):
-    """Between recency and frequency by what it lately regretted."""
+    """ARC: balances recency and frequency by the evictions it regrets."""
 
     name = "arc"
     kernel = on_access
 
     def build(self, shape: CacheShape, seed: int) -> State:
-        """Four lists."""
+        """Make four lists."""
         return new_state(shape, num_heads=4)

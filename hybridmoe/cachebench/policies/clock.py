@@ -1,4 +1,4 @@
-"""CLOCK (second chance): first in, first out, but what was used since goes round once more."""
+"""CLOCK (second chance): FIFO, but keys used since they came go round once more."""
 
 from typing import Any
 
@@ -49,11 +49,11 @@ def on_access(
 
 
 class Clock(KernelPolicy):
-    """An approximation of LRU that does no work on a hit."""
+    """CLOCK: approximates LRU without work on a hit."""
 
     name = "clock"
     kernel = on_access
 
     def build(self, shape: CacheShape, seed: int) -> State:
-        """One list, and whether each key was used."""
+        """Make one list, and a used bit for each key."""
         return new_state(shape, num_columns=5)

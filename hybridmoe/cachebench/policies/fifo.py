@@ -1,4 +1,4 @@
-"""First in, first out, over all layers alike."""
+"""FIFO over all layers."""
 
 from typing import Any
 
@@ -34,7 +34,7 @@ def on_access(
 
 
 class Fifo(KernelPolicy):
-    """Evicts what was loaded first, used since or not."""
+    """FIFO: evicts the key that was loaded first."""
 
     name = "fifo"
     kernel = on_access

@@ -1,7 +1,7 @@
-"""Least recently used, over all layers alike.
+"""LRU over all layers: the textbook policy, and the wrong one here.
 
-The textbook policy, and the wrong one here: layers take turns, so a cache smaller than one token's
-experts has always just dropped what comes next, and hits nothing.
+Layers run in turn, so a cache smaller than the per-token working set has always just evicted what
+comes next, and hits nothing.
 """
 
 from typing import Any
@@ -38,7 +38,7 @@ def on_access(
 
 
 class GlobalLru(KernelPolicy):
-    """Evicts what was used longest ago."""
+    """LRU: evicts the least recently used key."""
 
     name = "global-lru"
     kernel = on_access

@@ -1,8 +1,8 @@
-"""Least-Stale: what this pass through the layers has not used goes first.
+"""Least-Stale: evicts the experts that this pass through the layers has not used first.
 
-After Hoang et al. 2026 (SpecMD, arXiv 2602.03921), without their prefetching. An expert is stale
-when the pass has not used it. Stale ones of layers that the pass has left behind go first, then
-those of layers to come, the farthest first, then the rest; in each layer the oldest first.
+After Hoang et al. 2026 (SpecMD, arXiv 2602.03921), without their prefetching. An expert is stale if
+the pass has not used it. Stale experts of layers behind the pass leave first, then those of layers
+ahead, the farthest first, then the rest; in each layer the oldest first.
 """
 
 from typing import Any
@@ -44,7 +44,7 @@ def evict(s: State, key: int) -> int:
         distance = layer - here if layer > here else layer - here + num_layers
         rank = distance
         if layer > here:
-            rank += num_layers  # not used in this pass, for it has not come there
+            rank += num_layers  # not used in this pass, which has yet to reach the layer
         elif s.score[LAST_USED, oldest] < s.layer[VISITS, layer]:
             rank += 2 * num_layers
         if rank > best:
@@ -69,11 +69,11 @@ def on_access(
 
 
 class LeastStale(KernelPolicy):
-    """Knows the cycle, and always loads."""
+    """Least-Stale: knows the order of layers, and loads every miss."""
 
     name = "least-stale"
     kernel = on_access
 
     def build(self, shape: CacheShape, seed: int) -> State:
-        """One list for each layer."""
+        """Make one list for each layer."""
         return new_state(shape, num_heads=shape.num_layers, num_scores=1, num_layer_rows=1)

@@ -1,9 +1,9 @@
-"""LFRU: uses while resident, divided by the time since the last one; the lowest leaves.
+"""LFRU: evicts the lowest ratio of uses while resident to time since the last use.
 
-Residents lie in one list for each number of uses, the oldest last: only that one can have the
-lowest ratio of its list. Lists are grouped by uses, four groups to each doubling; what a group's
-lists can have at least is known without a look at them. Of equal ratios that with fewer uses
-leaves, then the one that was used earlier.
+Residents are in one list for each number of uses, the oldest last: only the oldest can have the
+lowest ratio of its list. Lists are grouped by uses, four groups per doubling; a lower bound of a
+group's ratios is known without visiting its lists. Of equal ratios the key with fewer uses leaves,
+then the one used earlier.
 """
 
 from typing import Any
@@ -27,18 +27,18 @@ from hybridmoe.experts.policy.lists import back, head, push_front, unlink
 __all__ = ["Lfru"]
 
 USES, LAST = 0, 1  # rows of State.score
-# Groups: rows of State.layer. EARLIEST: no resident of the group was last used before.
+# Groups: rows of State.layer. EARLIEST: lower bound of the residents' last uses.
 LEAST, EARLIEST = 0, 1
-NUM_GROUPS = 96  # the last one has no upper end
-# The first heads stand for groups, the others are lists; all that are in use are chained by uses.
+NUM_GROUPS = 96  # the last one is unbounded
+# The first heads stand for groups, the others are lists; those in use are chained by uses.
 BEHIND, BEFORE = 4, 5  # columns of State.node, of heads
 LIST = 4  # of keys: the head of their list
-FREE, NUM_IN_USE = OWN, OWN + 1  # a head that is free, BEHIND leads on; groups that ever had a list
+FREE, NUM_IN_USE = OWN, OWN + 1  # first free head (BEHIND links them); groups that had a list
 
 
 @inline
 def list_behind(s: State, before: int, uses: float) -> int:
-    """The list of that many uses, which has its place behind `before`; made if there is none."""
+    """Find the list of keys with `uses` uses behind `before`, or make it."""
     group = s.node[before, BEHIND] - head(s, 0)
     if 0 < group < NUM_GROUPS and s.layer[LEAST, group] == uses:
         before = s.node[before, BEHIND]
@@ -77,7 +77,7 @@ def leave(s: State, key: int) -> None:
 @inline
 def touch(s: State, key: int) -> None:
     uses = s.score[USES, key] + 1
-    into = list_behind(s, s.node[key, LIST], uses)  # while the neighbour is there for certain
+    into = list_behind(s, s.node[key, LIST], uses)  # while the neighbour surely exists
     leave(s, key)
     enter(s, key, into, uses)
 
@@ -117,13 +117,13 @@ def on_access(
 
 
 class Lfru(KernelPolicy):
-    """Frequency and recency in one ratio. A victim costs a look at some of the lists."""
+    """LFRU: frequency over recency. Finding a victim visits some of the lists."""
 
     name = "lfru"
     kernel = on_access
 
     def build(self, shape: CacheShape, seed: int) -> State:
-        """A list for each number of uses that residents can have at once, and one in passing."""
+        """Make a list for each number of uses that residents can have at once, and a spare one."""
         num_lists = min(shape.num_slots, shape.num_keys) + 1
         state = new_state(
             shape, num_heads=NUM_GROUPS + num_lists + 1, num_columns=6, num_scores=2

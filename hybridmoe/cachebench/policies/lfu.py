@@ -1,4 +1,4 @@
-"""Least frequently used, with ageing: a use counts half after 256 visits of its layer."""
+"""LFU with ageing: a use counts half after 256 visits of its layer."""
 
 from typing import Any
 
@@ -7,7 +7,7 @@ from hybridmoe.experts.policy.jit import State, access_kernel
 
 __all__ = ["Lfu"]
 
-RATE = 0.693 / 256  # of fading, per visit
+RATE = 0.693 / 256  # of decay, per visit
 
 
 @access_kernel
@@ -18,7 +18,7 @@ def on_access(
 
 
 class Lfu(FadingPolicy):
-    """Evicts what was used least often of late."""
+    """LFU with ageing: evicts the lowest decayed frequency."""
 
     name = "lfu"
     kernel = on_access

@@ -1,6 +1,6 @@
-"""LIRS: who stays is decided by the distance between two uses, not by the time since the last.
+"""LIRS: keeps keys with a short distance between their last two uses.
 
-Jiang and Zhang, SIGMETRICS 2002: a hundredth of the slots for what has shown no short distance yet.
+Jiang and Zhang, SIGMETRICS 2002: 1 % of the slots for keys that have shown no short distance yet.
 """
 
 from typing import Any
@@ -23,14 +23,14 @@ from hybridmoe.experts.policy.lists import back, head, push_front, unlink
 
 __all__ = ["Lirs"]
 
-LOW, HIGH = 1, 2  # residents with a low and a high distance; GHOST: only in the stack
+LOW, HIGH = 1, 2  # residents with a short and a long distance; GHOST: only in the stack
 QUEUE_PREV, QUEUE_NEXT, IN_STACK = 4, 5, 6  # columns of State.node; head 0 stack, head 1 queue
 NUM_LOW, MOST_LOW = OWN, OWN + 1
 
 
 @inline
 def enqueue(s: State, key: int) -> None:
-    """Make a key the newest of the queue of high residents."""
+    """Make a key the newest of the queue of HIGH residents."""
     front = s.node[head(s, 1), QUEUE_NEXT]
     s.node[key, QUEUE_PREV] = head(s, 1)
     s.node[key, QUEUE_NEXT] = front
@@ -48,7 +48,7 @@ def dequeue(s: State, key: int) -> None:
 
 @inline
 def to_top(s: State, key: int) -> None:
-    """Make a key the newest of the stack, whatever it is."""
+    """Make a key the newest of the stack, and keep its state."""
     where = s.node[key, WHERE]
     if s.node[key, IN_STACK]:
         unlink(s, key)
@@ -66,7 +66,7 @@ def off_stack(s: State, key: int) -> None:
 
 @inline
 def prune(s: State) -> None:
-    """The stack ends with a low resident."""
+    """Trim the stack until its oldest key is a LOW resident."""
     key = back(s, head(s, 0))
     while key != head(s, 0) and s.node[key, WHERE] != LOW:
         off_stack(s, key)
@@ -75,7 +75,7 @@ def prune(s: State) -> None:
 
 @inline
 def make_low(s: State, key: int) -> None:
-    """Raise a key that is on top of the stack; the oldest low one gives its place up."""
+    """Make the newest key of the stack LOW; the oldest LOW key becomes HIGH if they are too many."""
     s.node[key, WHERE] = LOW
     s.sizes[NUM_LOW] += 1
     prune(s)
@@ -132,13 +132,13 @@ def on_access(
 
 
 class Lirs(KernelPolicy):
-    """Newcomers have very few slots; a miss for which none of these is free passes by."""
+    """LIRS: few slots for newcomers; streams a miss if all of these are pinned."""
 
     name = "lirs"
     kernel = on_access
 
     def build(self, shape: CacheShape, seed: int) -> State:
-        """A stack, and a queue with links of its own."""
+        """Make a stack, and a queue with links of its own."""
         state = new_state(shape, num_heads=2, num_columns=7)
         state.sizes[MOST_LOW] = shape.num_slots - max(1, shape.num_slots // 100)
         return state

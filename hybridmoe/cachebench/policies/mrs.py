@@ -1,7 +1,7 @@
-"""HybriMoE's score: halved with every visit of the layer, raised for the experts chosen.
+"""HybriMoE's score: halved with every visit of the layer, raised for the chosen experts.
 
-Zhong et al., DAC 2025 (arXiv 2504.05897), with their a = 0.5. They raise the 2 * top_k best by
-their gate scores; a policy hears which experts were chosen, not the scores: all count alike.
+Zhong et al., DAC 2025 (arXiv 2504.05897), with their a = 0.5. They raise the best 2 * top_k by
+their gate scores; a policy sees only the chosen experts, so that all count the same.
 """
 
 from typing import Any
@@ -11,7 +11,7 @@ from hybridmoe.experts.policy.jit import State, access_kernel
 
 __all__ = ["Mrs"]
 
-RATE = 0.693  # of fading, per visit
+RATE = 0.693  # of decay, per visit
 
 
 @access_kernel
@@ -22,7 +22,7 @@ def on_access(
 
 
 class Mrs(FadingPolicy):
-    """Minus recent score: evicts the lowest."""
+    """MRS (minus recent score): evicts the lowest score."""
 
     name = "mrs"
     kernel = on_access

@@ -1,6 +1,6 @@
-"""Least recently used within each layer, which has a fixed, even share of the slots.
+"""LRU within each layer, with a fixed, even share of the slots for each.
 
-What most systems do; robust below the token cycle, and wasteful where layers differ.
+The choice of most systems: robust below the per-token working set, wasteful if layers differ.
 """
 
 from typing import Any
@@ -59,11 +59,11 @@ def on_access(
 
 
 class QuotaLru(KernelPolicy):
-    """Never lends a slot."""
+    """LRU per layer with fixed quotas."""
 
     name = "quota-lru"
     kernel = on_access
 
     def build(self, shape: CacheShape, seed: int) -> State:
-        """One list for each layer."""
+        """Make one list for each layer."""
         return new_state(shape, num_heads=shape.num_layers, num_layer_rows=1)

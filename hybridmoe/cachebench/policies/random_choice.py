@@ -1,4 +1,4 @@
-"""A victim by lot: the yardstick that a policy has to beat to be worth anything."""
+"""Random eviction: the baseline that a useful policy has to beat."""
 
 from typing import Any
 
@@ -20,14 +20,14 @@ from hybridmoe.experts.policy.kernel_policy import KernelPolicy
 
 __all__ = ["Random"]
 
-LOT = OWN  # entry of State.sizes: state of the generator
+RANDOM = OWN  # entry of State.sizes: state of the generator
 
 
 @inline
 def draw(s: State) -> int:
-    """The next number of a 31-bit linear congruential generator (Park and Miller 1988)."""
-    s.sizes[LOT] = s.sizes[LOT] * 48271 % 2147483647
-    return int(s.sizes[LOT])
+    """Draw from a 31-bit linear congruential generator (Park and Miller 1988)."""
+    s.sizes[RANDOM] = s.sizes[RANDOM] * 48271 % 2147483647
+    return int(s.sizes[RANDOM])
 
 
 @inline
@@ -57,13 +57,13 @@ def on_access(
 
 
 class Random(KernelPolicy):
-    """Evicts any."""
+    """Random eviction."""
 
     name = "random"
     kernel = on_access
 
     def build(self, shape: CacheShape, seed: int) -> State:
-        """The seed is spread by numpy, so that neighbouring ones give unlike lots."""
+        """Make the array of residents; numpy spreads the seed, so that neighbours differ."""
         state = new_state(shape, num_columns=6)
-        state.sizes[LOT] = np.random.default_rng(seed).integers(1, 2147483647)
+        state.sizes[RANDOM] = np.random.default_rng(seed).integers(1, 2147483647)
         return state

@@ -1,8 +1,8 @@
-"""S3-FIFO: a small FIFO that filters, a main FIFO that goes round, and a FIFO of ghosts.
+"""S3-FIFO: a small FIFO as a filter, a main FIFO with reinsertion, and a FIFO of ghosts.
 
-Yang et al., SOSP 2023, as its authors' simulator has it now (libCacheSim's S3FIFO): a tenth of the
-slots in the small one, nine tenths as many ghosts, two uses to get from small to main; until
-the first eviction, what does not fit the small one begins in the main one.
+Yang et al., SOSP 2023, as in its authors' simulator (libCacheSim's S3FIFO): 10 % of the slots in
+the small one, 0.9 ghosts per slot, two uses to get from small to main; until the first eviction,
+keys that do not fit into the small one start in the main one.
 """
 
 from typing import Any
@@ -25,7 +25,7 @@ from hybridmoe.experts.policy.lists import back, head, move_to_front, push_front
 __all__ = ["S3Fifo"]
 
 SMALL, MAIN = 1, 2  # the resident lists; heads 0 and 1, and 2 for the ghosts
-RETURNED = GHOST + 1  # was a ghost when this access began
+RETURNED = GHOST + 1  # was a ghost before this access
 NUM_SMALL, NUM_MAIN, NUM_GHOSTS, MOST_SMALL, MOST_MAIN, MOST_GHOSTS, HAS_EVICTED = range(
     OWN, OWN + 7
 )
@@ -39,7 +39,7 @@ def touch(s: State, key: int) -> None:
 
 @inline
 def evict_small(s: State) -> int:
-    """A victim from the small list; -1 where all that is left of it has moved on to the main."""
+    """Evict from the small list; -1 if all of its keys moved to the main list or are pinned."""
     num_left = s.sizes[NUM_SMALL]
     while num_left > 0:
         num_left -= 1
@@ -67,8 +67,8 @@ def evict_small(s: State) -> int:
 
 @inline
 def evict_main(s: State) -> int:
-    """A victim from the main list; -1 where a whole round has found none."""
-    num_left = 4 * s.sizes[NUM_MAIN]  # a key's uses count up to three rounds
+    """Evict from the main list; -1 if a whole round finds no victim."""
+    num_left = 4 * s.sizes[NUM_MAIN]  # uses save a key for up to three rounds
     while num_left > 0:
         num_left -= 1
         key = back(s, head(s, 1))
@@ -120,13 +120,13 @@ def on_access(
 
 
 class S3Fifo(KernelPolicy):
-    """Lets one-hit wonders go at once; routing has few."""
+    """S3-FIFO: evicts one-hit wonders early; routing has few."""
 
     name = "s3-fifo"
     kernel = on_access
 
     def build(self, shape: CacheShape, seed: int) -> State:
-        """Three lists."""
+        """Make three lists."""
         state = new_state(shape, num_heads=3, num_columns=5)
         num_small = max(1, int(shape.num_slots * 0.1))
         state.sizes[MOST_SMALL] = num_small

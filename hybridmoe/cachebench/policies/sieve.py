@@ -1,4 +1,4 @@
-"""SIEVE: first in, first out, with a hand that passes over what was used and leaves it in place.
+"""SIEVE: FIFO with a hand that skips used keys and leaves them in place.
 
 Zhang et al., NSDI 2024. Made for skewed popularity without scans.
 """
@@ -22,7 +22,7 @@ from hybridmoe.experts.policy.lists import head, push_front, unlink
 __all__ = ["Sieve"]
 
 IS_USED = 4  # column of State.node
-HAND = OWN  # entry of State.sizes: the next key to look at; the list's head = begin at the oldest
+HAND = OWN  # entry of State.sizes: the next candidate; the list's head = start at the oldest
 
 
 @inline
@@ -60,13 +60,13 @@ def on_access(
 
 
 class Sieve(KernelPolicy):
-    """Lazy promotion, quick demotion."""
+    """SIEVE: lazy promotion, quick demotion."""
 
     name = "sieve"
     kernel = on_access
 
     def build(self, shape: CacheShape, seed: int) -> State:
-        """One list, whether each key was used, and the hand at its end."""
+        """Make one list, a used bit for each key, and the hand at its end."""
         state = new_state(shape, num_columns=5)
         state.sizes[HAND] = shape.num_keys
         return state

@@ -1,6 +1,6 @@
-"""Segmented LRU: newcomers on probation, what is used again protected from them.
+"""Segmented LRU: newcomers on probation, keys used again protected from them.
 
-Karedla, Love and Wherry 1994; four fifths of the slots are protected.
+Karedla, Love and Wherry 1994; 80 % of the slots are protected.
 """
 
 from typing import Any
@@ -62,13 +62,13 @@ def on_access(
 
 
 class SegmentedLru(KernelPolicy):
-    """Resists scans: an expert used once cannot displace one used twice."""
+    """Segmented LRU: an expert used once cannot evict one used twice."""
 
     name = "slru"
     kernel = on_access
 
     def build(self, shape: CacheShape, seed: int) -> State:
-        """Two lists."""
+        """Make two lists."""
         state = new_state(shape, num_heads=2)
         state.sizes[MOST_PROTECTED] = shape.num_slots * 4 // 5
         return state

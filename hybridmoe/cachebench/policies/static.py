@@ -1,6 +1,6 @@
-"""A fixed placement: what it was warmed with, or else what came first, stays for good.
+"""Static placement: the keys it was warmed with, or else the first to come, stay for good.
 
-KTransformers places experts by their frequency in a sample of text; warm this one with those.
+KTransformers places experts by their frequency in a sample of text: warm this policy with those.
 """
 
 from typing import Any
@@ -34,7 +34,7 @@ def on_access(
 
 
 class Static(KernelPolicy):
-    """Never uploads again once full."""
+    """Static placement: no upload once full."""
 
     name = "static"
     kernel = on_access

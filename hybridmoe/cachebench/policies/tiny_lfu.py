@@ -1,7 +1,7 @@
-"""W-TinyLFU: a small LRU window before a segmented LRU, whose door a frequency count keeps.
+"""W-TinyLFU: a small LRU window, then a segmented LRU with admission by frequency.
 
-Einziger, Friedman and Manes 2017: a hundredth of the slots for the window, four fifths of the rest
-protected, counts halved after ten uses for each slot. Counts are exact, since there are few keys.
+Einziger, Friedman and Manes 2017: 1 % of the slots for the window, 80 % of the rest protected,
+counts halved after ten uses per slot. Counts are exact, not sketched: keys are few.
 """
 
 from typing import Any
@@ -93,13 +93,13 @@ def on_access(
 
 
 class TinyLfu(KernelPolicy):
-    """What leaves the window must be more frequent than whom it replaces."""
+    """W-TinyLFU: a key that leaves the window must be more frequent than its victim."""
 
     name = "w-tinylfu"
     kernel = on_access
 
     def build(self, shape: CacheShape, seed: int) -> State:
-        """Three lists and a count for each key."""
+        """Make three lists and a count for each key."""
         state = new_state(shape, num_heads=3, num_scores=1)
         num_window = max(1, shape.num_slots // 100)
         state.sizes[MOST_WINDOW] = num_window

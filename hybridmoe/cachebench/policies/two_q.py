@@ -1,7 +1,7 @@
-"""2Q: newcomers in a short FIFO; what is asked for again after leaving it gets into the LRU.
+"""2Q: newcomers in a short FIFO; keys requested again after leaving it enter an LRU list.
 
 Johnson and Shasha, VLDB 1994, the full version: a quarter of the slots for the FIFO, and half as
-many keys as slots remembered.
+many ghosts as slots.
 """
 
 from typing import Any
@@ -79,13 +79,13 @@ def on_access(
 
 
 class TwoQ(KernelPolicy):
-    """Keeps what comes back after a while, not what comes twice in a row."""
+    """2Q: keeps keys that return after a while, not those used twice in a row."""
 
     name = "2q"
     kernel = on_access
 
     def build(self, shape: CacheShape, seed: int) -> State:
-        """Three lists."""
+        """Make three lists."""
         state = new_state(shape, num_heads=3)
         state.sizes[MOST_NEW] = max(1, shape.num_slots // 4)
         state.sizes[MOST_GHOSTS] = max(1, shape.num_slots // 2)

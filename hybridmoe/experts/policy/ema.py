@@ -1,9 +1,9 @@
-"""A slow cache for slow links: an expert gets in when it has clearly been used more for a while.
+"""EMA policy for slow links: admits an expert only after clearly higher use for a while.
 
-The score is a moving average of use over some 64 visits of the layer. A newcomer replaces the
-lowest resident only if its score is higher by half, the resident has stayed for 16 visits, and this
-pass through the layers has swapped less than a 64th of the slots. Made for where an upload costs as
-much as a hit saves (docs/cache.md).
+The score is an exponential moving average of uses, over about 64 visits of the layer. A newcomer
+replaces the resident with the lowest score only if its own is 1.5 times as high, the resident has
+stayed for 16 visits, and this pass through the layers has swapped less than 1/64 of the slots. Made
+for links on which an upload costs as much as a hit saves (docs/cache.md).
 """
 
 from typing import Any
@@ -16,10 +16,10 @@ from hybridmoe.experts.policy.kernel_policy import KernelPolicy
 
 __all__ = ["Ema"]
 
-RATE = 1 / 64  # of fading, per visit
+RATE = 1 / 64  # of decay, per visit
 MARGIN = 1.5
-DWELL = 16  # visits of its layer that a resident stays at least
-SINCE = 2  # row of State.score: the visit that a resident came with
+DWELL = 16  # least visits of its layer that a resident stays
+SINCE = 2  # row of State.score: visit in which a resident was admitted
 LAST_LAYER, NUM_SWAPS, MOST_SWAPS = FIRST_FREE, FIRST_FREE + 1, FIRST_FREE + 2
 
 
@@ -55,13 +55,13 @@ def on_access(
 
 
 class Ema(KernelPolicy):
-    """Few swaps, each of them likely to pay."""
+    """Exponential moving average with hysteresis: few swaps, each likely to pay."""
 
     name = "ema"
     kernel = on_access
 
     def build(self, shape: CacheShape, seed: int) -> State:
-        """A heap of residents by fading frequency, and the bound on swaps."""
+        """Make a heap of residents by decayed frequency, and the limit on swaps."""
         state = new_state(shape, num_scores=3)
         state.sizes[MOST_SWAPS] = max(1, shape.num_slots // 64)
         return state

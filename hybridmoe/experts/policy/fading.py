@@ -1,8 +1,8 @@
-"""Frequencies that fade with every visit of a layer, kept as scores that only grow.
+"""Frequencies that decay with every visit of a layer, kept as scores that only grow.
 
-A use adds a weight that is larger the later it is, so that fading costs nothing: all that matters
-is how scores compare. Weights are brought down before they overflow. Absent keys' scores count on.
-`demand_lowest` is the whole decision of a policy that evicts the lowest score.
+Later uses add larger weights instead of decaying all scores: only their order matters. Scores are
+rescaled before they overflow. Keys that are not resident keep theirs. `demand_lowest` is the whole
+decision of a policy that evicts the lowest score.
 """
 
 from typing import Any
@@ -20,22 +20,22 @@ __all__ = [
 ]  # fmt: skip
 
 VISITS = 0  # row of State.layer
-_OFFSET = OWN  # entry of State.sizes: visits that the weights are counted from
+_OFFSET = OWN  # entry of State.sizes: visit from which exponents count
 FIRST_FREE = OWN + 1  # entry of State.sizes
-_WEIGHT = 1  # row of State.score, entry 0: of a use now
-_MOST = 200.0  # of a weight's logarithm
+_WEIGHT = 1  # row of State.score, entry 0: weight of a use now
+_MOST = 200.0  # largest logarithm of a weight
 
 
 def new_state(shape: CacheShape, *, num_scores: int = 2) -> State:
-    """A heap of residents by fading frequency."""
+    """Make the state of an empty cache: a heap of residents by decayed frequency."""
     return new_plain_state(shape, num_columns=6, num_scores=num_scores, num_layer_rows=1)
 
 
 @inline
 def note_visit(s: State, layer: int, experts: Any, rate: float, factor: float) -> None:
-    """Begin a visit, and count the absent among its experts; `bump` counts the others.
+    """Begin a visit and count the uses of keys that are not resident; `bump` counts the others.
 
-    rate: by how much a score's logarithm fades with a visit. factor: what a use counts.
+    rate: decay of a score's logarithm per visit. factor: weight of a use.
     """
     s.layer[VISITS, layer] += 1
     exponent = rate * (s.layer[VISITS, layer] - s.sizes[_OFFSET])
@@ -82,7 +82,7 @@ def demand_lowest(
     rate: float,
     factor: float,
 ) -> tuple[int, int]:
-    """A visit as `note_visit` has it; every miss is loaded, in place of the lowest score."""
+    """Run `note_visit`, then load every miss in place of the lowest score."""
     note_visit(s, layer, experts, rate, factor)
     return demand(
         s, layer, experts, is_prefill, hits, admitted, evicted, bump, evict_lowest, insert
@@ -90,8 +90,8 @@ def demand_lowest(
 
 
 class FadingPolicy(KernelPolicy):
-    """A subclass names itself and sets `kernel`."""
+    """Base of policies by decayed frequency; a subclass sets `name` and `kernel`."""
 
     def build(self, shape: CacheShape, seed: int) -> State:
-        """A heap of residents by fading frequency."""
+        """Make a heap of residents by decayed frequency."""
         return new_state(shape)

@@ -1,4 +1,4 @@
-"""Residents in a compact array, on request as a heap with the lowest score first.
+"""Residents in a compact array, optionally ordered as a min-heap of scores.
 
 For policies that choose a victim by score. Two columns of `State.node`: RESIDENT is indexed by
 place (row i holds the key at place i), PLACE by key. Scores are row 0 of `State.score`.
@@ -27,14 +27,14 @@ def add(s: State, key: int) -> None:
 
 @inline
 def drop(s: State, key: int) -> None:
-    """Take a key out of an array that is no heap; the caller counts USED down afterwards."""
+    """Remove a key from an array that is no heap; the caller then decrements USED."""
     put(s, s.node[key, PLACE], s.node[s.sizes[USED] - 1, RESIDENT])
     s.node[key, WHERE] = ABSENT
 
 
 @inline
 def lift(s: State, place: int) -> None:
-    """Move a key with a low score towards the top."""
+    """Move a key with a low score up."""
     key = s.node[place, RESIDENT]
     while place > 0:
         above = (place - 1) // 2
@@ -48,7 +48,7 @@ def lift(s: State, place: int) -> None:
 
 @inline
 def sink(s: State, place: int, size: int) -> None:
-    """Move a key with a high score towards the bottom."""
+    """Move a key with a high score down."""
     key = s.node[place, RESIDENT]
     while True:
         below = 2 * place + 1
@@ -82,7 +82,7 @@ def raised(s: State, key: int) -> None:
 
 @inline
 def pop(s: State, key: int) -> None:
-    """Take a key out of the heap; the caller counts USED down afterwards."""
+    """Remove a key from the heap; the caller then decrements USED."""
     place, size = s.node[key, PLACE], s.sizes[USED] - 1
     last = s.node[size, RESIDENT]
     s.node[key, WHERE] = ABSENT
@@ -94,10 +94,10 @@ def pop(s: State, key: int) -> None:
 
 @inline
 def lowest_unpinned(s: State) -> int:
-    """The key with the lowest score that the access in progress does not use.
+    """Find the key with the lowest score that the current access does not use.
 
-    What lies below a key that may leave has no lower score, so that only keys in use are looked
-    behind: few, though newcomers are often the lowest. Of equal scores the first place wins.
+    Keys below one that may leave have no lower score, so that the search descends only behind
+    pinned keys, which are few. Of equal scores the first place wins.
     """
     size = s.sizes[USED]
     best, best_place, place = -1, 0, 0
@@ -113,7 +113,7 @@ def lowest_unpinned(s: State) -> int:
             or (s.score[SCORE, key] == s.score[SCORE, best] and place < best_place)
         ):
             best, best_place = key, place
-        # On to the right neighbour below the same key, or below the nearest one that has one.
+        # Next: the right sibling, or that of the nearest ancestor that has one.
         while place > 0 and (place % 2 == 0 or place + 1 >= size):
             place = (place - 1) // 2
         if place == 0:

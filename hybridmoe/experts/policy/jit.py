@@ -1,4 +1,4 @@
-"""Kernels of cache policies: their state in arrays, their compilation, the loop that most share.
+"""Kernels of cache policies: state in arrays, compilation, the loop that most share.
 
 The only module of the live cache that imports numba (half a second, 60 MB).
 """
@@ -56,11 +56,11 @@ _NUM_SIZES = 16
 # Columns of `State.node`; WHERE says which list a key is in.
 PREV, NEXT, WHERE, STAMP = range(4)
 ABSENT = 0  # resident lists are 1 to 3
-GHOST = 4  # this list and later ones only remember keys
+GHOST = 4  # this list and later ones remember keys that are not resident
 
 
 class State(NamedTuple):
-    """All that a policy knows."""
+    """State of a policy."""
 
     sizes: NDArray[np.int64]  # (16,): the shape, the clock (accesses so far), residents
     node: NDArray[np.int32]  # (keys + list heads, columns)
@@ -91,17 +91,17 @@ class Kernel:
     """
 
     def __init__(self, function: Callable[..., Any], signature: Any = None) -> None:
-        """signature: of numba, for a function pointer; without it, each call's types count."""
+        """signature: numba's, for a function pointer; without one, it is compiled for each call's types."""
         self._function = function
         self._signature = signature
 
     def __call__(self, *args: Any) -> Any:
-        """Run it."""
+        """Run the kernel."""
         return self.compiled(*args)
 
     @cached_property
     def compiled(self) -> Callable[..., Any]:
-        """The function for numba; compiled now if it has a signature."""
+        """Numba dispatcher, compiled now if the kernel has a signature."""
         module = Path(self._function.__code__.co_filename)
         folder = kernel_folder(module, numba.config.CACHE_DIR)
         if folder is not None:
@@ -117,7 +117,7 @@ class Kernel:
 
 
 def _njit_kept_in(folder: Path, function: Callable[..., Any]) -> Any:
-    """numba reads the folder's name while it makes the dispatcher, and keeps it."""
+    """Make a dispatcher whose kernels are kept in a folder; numba reads its name only now."""
     with _FOLDER_LOCK:
         before = numba.config.CACHE_DIR
         numba.config.CACHE_DIR = str(folder)
@@ -128,12 +128,12 @@ def _njit_kept_in(folder: Path, function: Callable[..., Any]) -> Any:
 
 
 def inline(function: F) -> F:
-    """Mark a part of kernels; a call instead of inlining would keep these from the disk."""
+    """Mark a part of kernels; a call instead of inlining would keep these from the disk cache."""
     return numba.njit(forceinline=True)(function)  # type: ignore[no-any-return]
 
 
 def access_kernel(function: Callable[..., Any]) -> Kernel:
-    """Make a policy's whole decision a kernel, one of the type `ACCESS_POINTER`."""
+    """Make a policy's whole decision a kernel of type `ACCESS_POINTER`."""
     return Kernel(function, _ACCESS)
 
 
@@ -150,7 +150,7 @@ def new_state(
     num_scores: int = 0,
     num_layer_rows: int = 0,
 ) -> State:
-    """An empty cache. List heads are nodes behind the keys'; each list begins empty."""
+    """Make an empty cache with empty lists. Their heads are the nodes after the keys."""
     sizes = np.zeros(_NUM_SIZES, np.int64)
     sizes[: TOP_K + 1] = shape.num_layers, shape.num_experts, shape.num_slots, shape.top_k
     node = np.zeros((shape.num_keys + num_heads, num_columns), np.int32)
@@ -168,13 +168,13 @@ def new_state(
 
 @inline
 def is_pinned(s: State, key: int) -> bool:
-    """Whether the access in progress uses the key."""
+    """Return whether the current access uses the key."""
     return bool(s.node[key, STAMP] == np.int32(s.sizes[CLOCK]))
 
 
 @inline
 def begin(s: State, layer: int, experts: Any, hits: Any) -> None:
-    """Count the access, pin its experts, note which are resident."""
+    """Count the access, pin its experts, and record hits."""
     s.sizes[CLOCK] += 1
     for i in range(len(experts)):
         key = layer * s.sizes[EXPERTS] + experts[i]
@@ -195,11 +195,11 @@ def demand(
     evict: Any,
     insert: Any,
 ) -> tuple[int, int]:
-    """The loop of policies that load on a miss.
+    """Decide an access for policies that load on a miss.
 
-    touch(s, key): it was hit. evict(s, key): unlink a victim for the newcomer `key` and return it,
-    or -1 where the newcomer shall not stay; called only where some resident is not in use.
-    insert(s, key): link the newcomer.
+    touch(s, key): record a hit. evict(s, key): unlink a victim for the newcomer `key` and return
+    it, or -1 to stream the newcomer; called only if some resident is not pinned. insert(s, key):
+    link the newcomer.
     """
     begin(s, layer, experts, hits)
     first = layer * s.sizes[EXPERTS]

@@ -1,4 +1,4 @@
-"""Doubly linked lists through `State.node`: a head node, its front newest, its back oldest."""
+"""Doubly linked lists through `State.node`: a head node, newest key at the front."""
 
 from hybridmoe.experts.policy.jit import (
     ABSENT,
@@ -20,7 +20,7 @@ __all__ = [
 
 @inline
 def head(s: State, index: int) -> int:
-    """The node that list `index` begins and ends with."""
+    """Return the head node of list `index`."""
     return int(s.sizes[LAYERS] * s.sizes[EXPERTS] + index)
 
 
@@ -37,7 +37,7 @@ def push_front(s: State, head: int, key: int, where: int) -> None:
 
 @inline
 def unlink(s: State, key: int) -> None:
-    """Take a key out of its list; it is nowhere then."""
+    """Remove a key from its list; it is in none then."""
     before, behind = s.node[key, PREV], s.node[key, NEXT]
     s.node[before, NEXT] = behind
     s.node[behind, PREV] = before
@@ -46,7 +46,7 @@ def unlink(s: State, key: int) -> None:
 
 @inline
 def move_to_front(s: State, head: int, key: int) -> None:
-    """Make a key its list's newest."""
+    """Make a key the newest of its list."""
     where = s.node[key, WHERE]
     unlink(s, key)
     push_front(s, head, key, where)
@@ -54,13 +54,13 @@ def move_to_front(s: State, head: int, key: int) -> None:
 
 @inline
 def back(s: State, head: int) -> int:
-    """The oldest key; the head itself where the list is empty."""
+    """Return the oldest key; the head itself if the list is empty."""
     return int(s.node[head, PREV])
 
 
 @inline
 def oldest_unpinned(s: State, head: int) -> int:
-    """The oldest key that the access in progress does not use; -1 where there is none."""
+    """Find the oldest key that the current access does not use; -1 = none."""
     key = s.node[head, PREV]
     while key != head and is_pinned(s, key):
         key = s.node[key, PREV]
@@ -71,10 +71,10 @@ def oldest_unpinned(s: State, head: int) -> int:
 def promote(
     s: State, key: int, probation: int, protected: int, num_protected: int, most_protected: int
 ) -> None:
-    """Move a key from list `probation` to `protected`, whose oldest goes back if it is over-full.
+    """Move a key from list `probation` to `protected`, and demote the latter's oldest if too long.
 
-    A list is known by its number, from 1 on; its head has one less. The last two: entries of
-    State.sizes, how many are protected and how many may be.
+    Lists are numbered from 1, their heads from 0. The last two arguments are entries of
+    State.sizes: length and greatest length of the protected list.
     """
     unlink(s, key)
     push_front(s, head(s, protected - 1), key, protected)
@@ -88,6 +88,6 @@ def promote(
 
 @inline
 def share(s: State, layer: int) -> int:
-    """The layer's even share of the slots."""
+    """Return the layer's even share of the slots."""
     spare = s.sizes[SLOTS] % s.sizes[LAYERS]
     return int(s.sizes[SLOTS] // s.sizes[LAYERS] + (1 if layer < spare else 0))

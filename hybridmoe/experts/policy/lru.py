@@ -1,12 +1,13 @@
-"""Layer-aware LRU: least recently used, with time counted in the visits of an expert's own layer.
+"""Layer-aware LRU: least recently used, with time counted in visits of an expert's own layer.
 
-Layers take turns, so how many accesses ago an expert was used says little; how often its layer has
-passed it over since says all. The victim is the expert passed over most often; among equals, the
-one whose layer comes last from here: this layer's own, then the one before. An expert that its
-layer used at its last visit is no victim: the newcomer passes by instead. The one exception keeps
-layers fair: one below its even share of the slots takes one from a layer above its own share.
-After layered paging, Angelopoulos, Marchal, Obrecht and Simon 2025 (arXiv 2509.02408): fixed shares
-can be arbitrarily bad, and layer-aware LRU is good in practice.
+Layers run in turn, so the number of accesses since a use says little; the number of visits in which
+its layer did not use an expert says all. The victim is the expert passed over in most visits. Of
+equals, it is the one whose layer runs next the latest: the current layer's own, then the one
+before. An expert that its layer used in its last visit is no victim: the newcomer is streamed
+instead. One exception keeps layers fair: a layer below its even share of the slots takes a slot
+from a layer above its own share. After layered paging, Angelopoulos, Marchal, Obrecht and Simon
+2025 (arXiv 2509.02408): fixed shares can be arbitrarily bad, and layer-aware LRU is good in
+practice.
 """
 
 from typing import Any
@@ -35,7 +36,7 @@ from hybridmoe.experts.policy.lists import (
 
 __all__ = ["LayerLru"]
 
-VISITS, COUNT, OLDEST = range(3)  # rows of State.layer; OLDEST: visit that used the oldest last
+VISITS, COUNT, OLDEST = range(3)  # rows of State.layer; OLDEST: last visit to use its oldest
 LAST_USED = 0  # row of State.score, in visits of the layer
 
 
@@ -57,14 +58,14 @@ def touch(s: State, key: int) -> None:
 def evict(s: State, key: int) -> int:
     num_layers, here = s.sizes[LAYERS], key // s.sizes[EXPERTS]
     below_share = s.layer[COUNT, here] < share(s, here)
-    from_layer, best = -1, num_layers  # passed over at least once is more than this
+    from_layer, best = -1, num_layers  # an age of at least one visit is more than this
     from_rich, best_rich = -1, -1
     for layer in range(num_layers):
         if s.layer[COUNT, layer] == 0:
             continue
         passed_over = s.layer[VISITS, layer] - s.layer[OLDEST, layer]
         if layer == here and passed_over == 0:
-            continue  # in use
+            continue  # used in this visit
         distance = layer - here if layer > here else layer - here + num_layers
         age = passed_over * num_layers + distance
         if age > best:
@@ -100,11 +101,11 @@ def on_access(
 
 
 class LayerLru(KernelPolicy):
-    """The default."""
+    """Layer-aware LRU, the default."""
 
     name = "lru"
     kernel = on_access
 
     def build(self, shape: CacheShape, seed: int) -> State:
-        """One list for each layer."""
+        """Make one list for each layer."""
         return new_state(shape, num_heads=shape.num_layers, num_scores=1, num_layer_rows=3)
