@@ -27,7 +27,7 @@ class _Gate(NamedTuple):
 
 
 class Gates:
-    """Guesses for one decoded token: 2 * top_k experts of each layer, from each horizon."""
+    """Predictions for one decoded token: 2 * top_k experts of each layer, from each horizon."""
 
     def __init__(self, file: GGUFFile, config: ModelConfig) -> None:
         """Bind the file's routers. Errors: GGUFError."""
@@ -41,7 +41,7 @@ class Gates:
             norm = RmsNorm(block.device, block.vector("ffn_norm", c.hidden), c.rms_eps)
             self._gates.append(_Gate(norm, Router(block, self._config)))
         shape = (len(HORIZONS), len(self._gates), self._config.top_k)
-        self._guesses = np.full(shape, -1, np.int16)
+        self._predictions = np.full(shape, -1, np.int16)
 
     def observe(self, layer: int, x: Tensor) -> None:
         """Predict from a layer's states (T, H) before its experts; for `Decoder.observe`.
@@ -55,8 +55,8 @@ class Gates:
             if 0 <= at < len(self._gates):
                 gate = self._gates[at]
                 ids, _ = gate.router(gate.norm(x))
-                self._guesses[row, at] = self._device.to_host(ids)[0].to(torch.int16).numpy()
+                self._predictions[row, at] = self._device.to_host(ids)[0].to(torch.int16).numpy()
 
-    def guesses(self) -> NDArray[np.int16]:
+    def predictions(self) -> NDArray[np.int16]:
         """Return those for the last decoded token (HORIZONS, L, G), best first; -1 = no layer."""
-        return self._guesses.copy()
+        return self._predictions.copy()

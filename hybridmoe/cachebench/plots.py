@@ -1,4 +1,4 @@
-"""The study's plots, PNG and SVG, by matplotlib (an extra: `pip install hybridmoe[bench]`)."""
+"""Plots of a study as PNG and SVG, with matplotlib (extra: `pip install hybridmoe[bench]`)."""
 
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ _SHOWN = 8  # policies in a plot, the best ones
 
 
 def write_plots(study: Study, folder: Path) -> list[Path]:
-    """Curves, heat map, reuse distances, regret and predictors. Errors: OSError."""
+    """Draw all plots into a folder. Returns their paths. Errors: OSError."""
     title = f"{study.header.get('source', 'unknown source')}"
     written = []
     for name, draw in (
@@ -39,7 +39,7 @@ def write_plots(study: Study, folder: Path) -> list[Path]:
 
 
 def _curves(study: Study, value: str) -> dict[str, tuple[list[float], list[float]]]:
-    """Policy -> (cycles, values), the best by the sum of net first, then the bounds."""
+    """Collect (working sets, values) by policy, highest total net first, then the bounds."""
     cold = [row for row in study.rows if row.protocol == "cold"]
     totals: dict[str, float] = {}
     for row in cold:
@@ -51,7 +51,7 @@ def _curves(study: Study, value: str) -> dict[str, tuple[list[float], list[float
     shown += [name for name in ("lru", "global-lru") if name in named and name not in shown]
     return {
         name: (
-            [row.cycles for row in cold if row.policy == name],
+            [row.working_sets for row in cold if row.policy == name],
             [getattr(row, value) for row in cold if row.policy == name],
         )
         for name in [*shown, *bounds]
@@ -63,17 +63,17 @@ def _draw_curves(study: Study, axes: Any, value: str, label: str) -> None:
         style = "k--" if name.startswith("belady") else "o-"
         axes.plot(x, y, style, label=name, markersize=3, linewidth=1)
     axes.axvline(1.0, color="red", linewidth=1)
-    axes.annotate("one token cycle", (1.0, 0.98), xycoords=("data", "axes fraction"),
+    axes.annotate("one token's experts", (1.0, 0.98), xycoords=("data", "axes fraction"),
                   rotation=90, va="top", ha="right", color="red", fontsize=8)  # fmt: skip
     axes.set_xscale("log")
     axes.set_xticks([c for c in (0.25, 0.5, 1, 2, 4)], ["0.25", "0.5", "1", "2", "4"])
     axes.minorticks_off()
-    axes.set_xlabel("slots, in token cycles (layers x top-k)")
+    axes.set_xlabel("slots / per-token working set (layers x top-k)")
     axes.set_ylabel(label)
-    cycle = study.header["num_layers"] * study.header["top_k"]
-    slots = axes.secondary_xaxis("top", functions=(lambda c: c * cycle, lambda s: s / cycle))
-    slots.set_xticks([c * cycle for c in (0.25, 0.5, 1, 2, 4)],
-                     [f"{c * cycle:.0f}" for c in (0.25, 0.5, 1, 2, 4)])  # fmt: skip
+    one = study.header["num_layers"] * study.header["top_k"]
+    slots = axes.secondary_xaxis("top", functions=(lambda n: n * one, lambda s: s / one))
+    slots.set_xticks([n * one for n in (0.25, 0.5, 1, 2, 4)],
+                     [f"{n * one:.0f}" for n in (0.25, 0.5, 1, 2, 4)])  # fmt: skip
     slots.minorticks_off()
     slots.set_xlabel(f"slots, of {study.header['num_layers'] * study.header['num_experts']}")
     axes.legend(fontsize=7)
@@ -85,12 +85,12 @@ def _miss_ratio(study: Study, axes: Any) -> None:
 
 
 def _net(study: Study, axes: Any) -> None:
-    _draw_curves(study, axes, "net", "net = hits - uploads, a decoded token")
+    _draw_curves(study, axes, "net", "net = hits - uploads per decoded token")
     axes.axhline(0, color="black", linewidth=0.5)
 
 
 def _regret(study: Study, axes: Any) -> None:
-    """Hits short of MIN with bypass."""
+    """Draw hits short of MIN with bypass."""
     curves = _curves(study, "hits")
     best = dict(zip(*curves["belady-bypass"], strict=True))
     for name, (x, y) in curves.items():
@@ -98,8 +98,8 @@ def _regret(study: Study, axes: Any) -> None:
             axes.plot(x, [best[c] - hits for c, hits in zip(x, y, strict=True)], "o-", label=name,
                       markersize=3, linewidth=1)  # fmt: skip
     axes.set_xscale("log")
-    axes.set_xlabel("slots, in token cycles")
-    axes.set_ylabel("hits a token short of MIN with bypass")
+    axes.set_xlabel("slots / per-token working set")
+    axes.set_ylabel("hits per token short of MIN with bypass")
     axes.legend(fontsize=7)
 
 
@@ -118,12 +118,12 @@ def _reuse(study: Study, axes: Any) -> None:
     axes.set_xscale("log")
     axes.set_ylim(0, 1)
     axes.set_xlabel("tokens since the expert was last used")
-    axes.set_ylabel("share of choices that come back, cumulative")
+    axes.set_ylabel("cumulative share of reused choices")
     axes.grid(alpha=0.3)
 
 
 def _predictors(study: Study, axes: Any) -> None:
-    """Recall by layer."""
+    """Draw recall by layer."""
     for (predictor, horizon), of in _recalls(study).items():
         inner = [r for r in of if r.layer is not None]
         name = f"{label(predictor, horizon)}: {of[0].recall:.2f}"
@@ -132,24 +132,24 @@ def _predictors(study: Study, axes: Any) -> None:
                       fmt="o-", label=name, markersize=3, linewidth=1)  # fmt: skip
     axes.set_ylim(0, 1.05)
     axes.set_xlabel("expert layer")
-    axes.set_ylabel("recall of a token's experts, top-k guesses")
+    axes.set_ylabel("recall of a token's experts, top-k predicted")
     axes.legend(fontsize=7)
 
 
 def _horizons(study: Study, axes: Any) -> None:
-    """Recall over how many layers early a gate is asked, for each number of guesses."""
+    """Draw recall over a gate's horizon, for each number of predicted experts."""
     every = [r for r in study.recalls if r.layer is None]
-    for i, budget in enumerate(sorted({r.num_guesses for r in every})):
-        for recall in (r for r in every if r.num_guesses == budget and r.horizon is None):
+    for i, count in enumerate(sorted({r.num_predicted for r in every})):
+        for recall in (r for r in every if r.num_predicted == count and r.horizon is None):
             axes.axhline(recall.recall, color=f"C{i}", linewidth=1,
                          linestyle="--" if recall.predictor == "static" else ":",
-                         label=f"{recall.predictor}, {budget} guesses")  # fmt: skip
-        gates = [r for r in every if r.num_guesses == budget and r.horizon is not None]
+                         label=f"{recall.predictor}, {count} predicted")  # fmt: skip
+        gates = [r for r in every if r.num_predicted == count and r.horizon is not None]
         if gates:
             bars = np.array([[r.recall - r.low, r.high - r.recall] for r in gates]).T
             axes.errorbar([r.horizon for r in gates], [r.recall for r in gates], bars.clip(0),
                           fmt="o-", color=f"C{i}", capsize=3,
-                          label=f"gate, {budget} guesses")  # fmt: skip
+                          label=f"gate, {count} predicted")  # fmt: skip
     axes.set_ylim(0, 1.05)
     axes.set_xticks(HORIZONS)
     axes.set_xlabel("layers between the states and the gate (0: the control)")
@@ -158,9 +158,9 @@ def _horizons(study: Study, axes: Any) -> None:
 
 
 def _recalls(study: Study) -> dict[tuple[str, int | None], list[Recall]]:
-    """Predictor -> all layers together, then each; with top_k guesses."""
+    """Collect recalls by predictor, all layers together first; with top_k predicted."""
     found: dict[tuple[str, int | None], list[Recall]] = {}
     for recall in study.recalls:
-        if recall.num_guesses == study.header["top_k"]:
+        if recall.num_predicted == study.header["top_k"]:
             found.setdefault((recall.predictor, recall.horizon), []).append(recall)
     return found

@@ -1,7 +1,7 @@
 """Recorder of routing traces: greedy responses to workloads, with every token's experts.
 
-Besides the choices it records guesses: each layer's router applied to the states of earlier layers,
-as an expert prefetch would apply it.
+Besides the choices it records predictions: each layer's router applied to the states of earlier
+layers, as an expert prefetch would apply it.
 """
 
 from collections.abc import Iterable, Sequence
@@ -33,10 +33,10 @@ _PREFILL, _DECODE = PHASES.index("prefill"), PHASES.index("decode")
 
 @dataclass(frozen=True)
 class Recording:
-    """Routing trace, and the routers' earlier guesses."""
+    """Routing trace, and the early gates' predictions."""
 
     trace: Trace
-    guesses: NDArray[np.int16]  # (D, HORIZONS, L, G) of the D decoded tokens; see `Gates.guesses`
+    predictions: NDArray[np.int16]  # (D, HORIZONS, L, G) for the D decoded tokens; see `Gates`
 
 
 def record(llm: LLM, workloads: Iterable[Workload], response_tokens: int, seed: int) -> Recording:
@@ -67,7 +67,7 @@ class _Recorder:
         self._gates = Gates(llm.file, llm.config)
         self._engine = EngineConfig(context_tokens=llm.context_tokens, max_running=1)
         self._steps: list[tuple[NDArray[np.int16], NDArray[np.float16]]] = []
-        self._guesses: list[NDArray[np.int16]] = []
+        self._predictions: list[NDArray[np.int16]] = []
         self._conversations: list[int] = []
         self._phases: list[int] = []
 
@@ -104,8 +104,8 @@ class _Recorder:
             np.array(self._conversations, np.int32),
             np.array(self._phases, np.uint8),
         )
-        none = np.empty((0, *self._gates.guesses().shape), np.int16)
-        return Recording(trace, np.stack(self._guesses) if self._guesses else none)
+        none = np.empty((0, *self._gates.predictions().shape), np.int16)
+        return Recording(trace, np.stack(self._predictions) if self._predictions else none)
 
     def _step(
         self, cache: KvCache, conversation: int, ids: Sequence[int], position: int, phase: int
@@ -118,7 +118,7 @@ class _Recorder:
         experts, weights = (torch.stack(of, 1).numpy() for of in zip(*routing, strict=True))
         self._steps.append((experts.astype(np.int16), weights.astype(np.float16)))
         if phase == _DECODE:
-            self._guesses.append(self._gates.guesses())
+            self._predictions.append(self._gates.predictions())
         self._conversations += [conversation] * len(ids)
         self._phases += [phase] * len(ids)
         return int(torch.argmax(self._model.logits(states[-1:])))

@@ -44,6 +44,11 @@ class Requests(NamedTuple):
         layers = np.repeat(self.layers, np.diff(self.starts)).astype(np.int64)
         return layers * self.num_experts + self.experts
 
+    @property
+    def working_set(self) -> int:
+        """Experts that one token uses: a global LRU cache with fewer slots hits nothing."""
+        return self.num_layers * self.top_k
+
     def shape(self, num_slots: int) -> CacheShape:
         """Return the shape of a cache for this model."""
         return CacheShape(self.num_layers, self.num_experts, num_slots, self.top_k)

@@ -1,7 +1,7 @@
-"""A trace against every policy and size: what `hybridmoe bench cache` reports.
+"""Study of a trace under every policy and cache size, as `hybridmoe bench cache` reports it.
 
-Figures are of decode steps unless said otherwise. *Net* is hits less uploads, per token: an upload
-reads an expert once, as a miss does, so that a policy whose net is negative costs more than it
+Figures are of decode steps unless they say otherwise. *Net* is hits minus uploads per token: an
+upload reads an expert once, as a miss does, so a policy with a negative net costs more than it
 saves. The predicted time of a token's experts follows from bytes alone (`Speeds`).
 """
 
@@ -30,26 +30,24 @@ from hybridmoe.experts.policy import DEFAULT_POLICY
 from hybridmoe.experts.routing_trace import PHASES, Trace
 from hybridmoe.planning.hit_curve import CurvePoints
 
-__all__ = ["CYCLES", "Row", "Speeds", "Study", "by_category", "split", "study"]
+__all__ = ["WORKING_SETS", "Row", "Speeds", "Study", "by_category", "split", "study"]
 
-CYCLES = (0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0, 3.0, 4.0)  # slots, in token cycles
-_CURVE_CYCLES = (*CYCLES, 6.0, 8.0, 12.0, 16.0, 24.0, 32.0, 48.0)
-_BOUNDS = {"belady": False, "belady-bypass": True}  # whether a miss may pass by
+# Cache sizes in per-token working sets: of the study, and of the hit curve.
+WORKING_SETS = (0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0, 3.0, 4.0)
+_CURVE_SETS = (*WORKING_SETS, 6.0, 8.0, 12.0, 16.0, 24.0, 32.0, 48.0)
+_BOUNDS = {"belady": False, "belady-bypass": True}  # may a miss be streamed?
 
 
 @dataclass(frozen=True, slots=True)
 class Speeds:
-    """Bytes per second at which experts are computed where they are, and brought nearer.
+    """Bytes per second of experts. Defaults: workstation DDR5, VRAM, PCIe 5 x16."""
 
-    Defaults: DDR5 of a workstation, a card's memory, PCIe 5 x16.
-    """
-
-    far: float = 250e9
-    near: float = 1000e9
+    far: float = 250e9  # uncached
+    near: float = 1000e9  # cached
     upload: float = 50e9
 
     def token_s(self, row_hits: float, misses: float, uploads: float, expert_bytes: float) -> float:
-        """The slowest of what goes on at once: hits, misses with uploads' reads, the link."""
+        """Time of the slowest of three in parallel: hits, misses and uploads' reads, the link."""
         return max(
             row_hits * expert_bytes / self.near,
             (misses + uploads) * expert_bytes / self.far,
@@ -59,15 +57,15 @@ class Speeds:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One policy at one size, under one protocol."""
+    """Figures of one policy at one cache size under one protocol."""
 
     policy: str
     protocol: str  # cold | warm | shift
     slots: int
-    cycles: float  # slots / (layers x top_k)
-    share: float  # of all experts
+    working_sets: float  # slots / (layers x top_k)
+    share: float  # slots / experts of all layers
     miss_ratio: float
-    hits: float  # a decoded token, as the next three
+    hits: float  # per decoded token, as the next three
     uploads: float
     net: float
     token_s: float
@@ -77,15 +75,15 @@ class Row:
 
 @dataclass(frozen=True)
 class Study:
-    """Everything that is written."""
+    """Results of a study."""
 
     header: dict[str, Any]
     rows: list[Row]
-    upload_optimum: dict[int, tuple[float, bool]]  # slots -> net a token at best, is it exact
-    uses: NDArray[np.int64]  # (L, E): choices of decoded tokens
+    upload_optimum: dict[int, tuple[float, bool]]  # slots -> highest net per token, is it exact
+    uses: NDArray[np.int64]  # (L, E): choices by decoded tokens
     reuse: NDArray[np.int64]  # [d]: choices whose expert was last used d tokens before, d >= 1
     recalls: list[Recall]
-    hit_curve: CurvePoints  # of the default policy in a cache that has run before
+    hit_curve: CurvePoints  # of the default policy, "shift" protocol
 
     def as_json(self) -> dict[str, Any]:
         return {
@@ -103,21 +101,20 @@ class Study:
 
 def study(
     trace: Trace,
-    guesses: NDArray[np.int16] | None,
+    predictions: NDArray[np.int16] | None,
     speeds: Speeds,
     policies: Sequence[str] = tuple(POLICIES),
     seed: int = 0,
 ) -> Study:
     """Replay the held-out half of the conversations.
 
-    Protocols: cold, an empty cache; warm, one that holds what the other half used most; shift, one
-    that has just run through the other half's other categories.
+    Protocols: cold, an empty cache; warm, a cache with the most used experts of the training half;
+    shift, a cache that has just run the training half, by category. predictions: of the recording,
+    if there is one.
     """
     train, held = split(trace)
     requests = requests_of(held)
-    cycle = requests.num_layers * requests.top_k
-    every = requests.num_layers * requests.num_experts
-    sizes = sorted({min(every, max(1, round(cycles * cycle))) for cycles in CYCLES})
+    sizes = _sizes(requests, WORKING_SETS)
     hot = hottest_keys(requests_of(train)) if train.num_tokens else np.empty(0, np.int64)
     shift = requests_of(by_category(train))
     judge = _Judge(held, requests, speeds, seed)
@@ -142,7 +139,7 @@ def study(
         bound = upload_optimum(requests, slots, counts=judge.is_decode[requests.steps])
         best[slots] = (bound.value / judge.num_tokens, bound.is_exact)
     curve = []
-    for slots in sorted({min(every, max(1, round(c * cycle))) for c in _CURVE_CYCLES} | {every}):
+    for slots in _sizes(requests, (*_CURVE_SETS, float("inf"))):
         run_in = make_policy(DEFAULT_POLICY, requests.shape(slots), seed)
         simulate(run_in, shift)
         row = judge.row(DEFAULT_POLICY, "shift", slots, simulate(run_in, requests))
@@ -154,28 +151,34 @@ def study(
         best,
         _uses(held),
         _reuse(held),
-        recalls(trace, is_held, guesses, _uses(train), seed),
+        recalls(trace, is_held, predictions, _uses(train), seed),
         _ascending(curve),
     )
 
 
+def _sizes(requests: Requests, working_sets: Sequence[float]) -> list[int]:
+    """Return these numbers of working sets in slots, at most one for each expert."""
+    every = requests.num_layers * requests.num_experts
+    return sorted({round(min(every, max(1, n * requests.working_set))) for n in working_sets})
+
+
 def _ascending(curve: Sequence[tuple[int, float]]) -> CurvePoints:
-    """Where more slots hit less, the lower rate stands for the fewer slots, too."""
+    """Make a curve of (slots, hit rate) monotonic, by lowering rates above a later one."""
     slots, rates = zip(*curve, strict=True)
     least = np.minimum.accumulate(rates[::-1])[::-1]
     return CurvePoints(tuple(map(float, slots)), tuple(least.tolist()))
 
 
 def split(trace: Trace) -> tuple[Trace, Trace]:
-    """Conversations of even and of odd numbers: to learn from, and to be judged by."""
+    """Split conversations into a training half (even numbers) and a held-out half (odd)."""
     is_train = trace.conversations % 2 == 0
-    if is_train.all():  # one conversation: nothing to learn from
+    if is_train.all():  # one conversation: no training half
         return _only(trace, ~is_train), trace
     return _only(trace, is_train), _only(trace, ~is_train)
 
 
 def by_category(trace: Trace) -> Trace:
-    """The same conversations with those of one category together, the last category first."""
+    """Reorder conversations by category, the last category first."""
     category = {facts["id"]: str(facts.get("category", "")) for facts in trace.header.get(
         "conversations", ())}  # fmt: skip
     names = sorted(set(category.values()), reverse=True)
@@ -192,7 +195,7 @@ def by_category(trace: Trace) -> Trace:
 
 
 def _only(trace: Trace, keep: NDArray[np.bool_]) -> Trace:
-    """The tokens that `keep` has; whole steps, since a step belongs to one conversation here."""
+    """Select tokens (T,); whole steps, since a step belongs to one conversation here."""
     ends = np.cumsum(trace.steps)
     firsts = ends - trace.steps
     sums = np.concatenate([[0], np.cumsum(keep)])
@@ -204,7 +207,7 @@ def _only(trace: Trace, keep: NDArray[np.bool_]) -> Trace:
 
 
 class _Judge:
-    """Makes rows of outcomes: counts decode steps, and draws conversations always alike."""
+    """Maker of rows from outcomes: decode steps only, the same resamples for each."""
 
     def __init__(self, held: Trace, requests: Requests, speeds: Speeds, seed: int) -> None:
         self._requests = requests
@@ -227,7 +230,7 @@ class _Judge:
             policy,
             protocol,
             slots,
-            slots / (layers * self._requests.top_k),
+            slots / self._requests.working_set,
             slots / (layers * self._requests.num_experts),
             misses / (hits + misses) if hits + misses else 0.0,
             hits,
@@ -253,7 +256,7 @@ def _uses(trace: Trace) -> NDArray[np.int64]:
 
 
 def _reuse(trace: Trace) -> NDArray[np.int64]:
-    """Of decoded tokens; a distance counts decoded tokens of the whole trace."""
+    """Count reuse distances, in decoded tokens of the whole trace."""
     ids = _decoded(trace)
     last = np.full((trace.num_layers, trace.num_experts), -1, np.int64)
     distances = np.zeros(len(ids) + 1, np.int64)

@@ -1,8 +1,9 @@
-"""Made-up routing with stated locality: for tests, for speed, and for shapes nobody has recorded.
+"""Synthetic routing traces with given locality: for tests, benchmarks and unrecorded shapes.
 
-Not what any model does, and a trace says so in its header. Per layer, experts have Zipf popularity
-in an order of their own; a token keeps each expert of the token before with one probability and
-draws the rest by popularity; a new domain shuffles the order. Early layers can be made more even.
+They show no model's behaviour, and their headers say so. In each layer, experts have Zipf
+popularity in their own order; a token keeps each expert of the previous token with a given
+probability and draws the rest by popularity; each domain has its own order. Early layers can be
+more even.
 """
 
 from dataclasses import asdict, dataclass
@@ -19,12 +20,12 @@ __all__ = ["Locality", "synthetic_trace"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Locality:
-    """How routing repeats itself. Raises ConfigError for what cannot be."""
+    """Locality of synthetic routing. Errors: ConfigError."""
 
-    zipf: float = 0.7  # exponent of popularity in the last layer; 0 = all alike
+    zipf: float = 0.7  # exponent of popularity in the last layer; 0 = uniform
     zipf_first: float = 0.2  # in the first layer; linear between
-    reuse: float = 0.3  # chance that a choice of the token before is kept
-    num_domains: int = 1  # orders of popularity, taken in turn by conversations
+    reuse: float = 0.3  # probability of keeping an expert of the previous token
+    num_domains: int = 1  # orders of popularity; conversations take turns
     conversation_tokens: int = 256
 
     def __post_init__(self) -> None:
@@ -45,10 +46,10 @@ def synthetic_trace(
     prefill_tokens: int = 0,
     seed: int = 0,
 ) -> Trace:
-    """A trace of Kimi K2's shape, unless others are given.
+    """Draw a trace, of Kimi K2's shape by default.
 
-    prefill_tokens: at the start of each conversation, read in one step; the rest is decoded one by
-    one. expert_bytes: K2's at Q4_K.
+    prefill_tokens: of each conversation, in one step; the rest is decoded one by one.
+    expert_bytes: K2's at Q4_K.
     """
     locality = locality or Locality()
     if not 1 <= top_k <= num_experts:

@@ -1,8 +1,8 @@
-"""Traces for other programs' simulators, and from other programs' recorders.
+"""Conversion of traces to other simulators' formats and from other programs' recorders.
 
-Out: libCacheSim's oracleGeneral (binary) and CSV, one request for each choice. In: what vLLM
-returns with `--enable-return-routed-experts` (int16 [tokens, layers, top_k] of one request), and
-the files of SGLang's expert distribution recorder in its per-token mode.
+Out: libCacheSim's oracleGeneral (binary) and CSV, one request for each choice. In: vLLM's output
+with `--enable-return-routed-experts` (int16 [tokens, layers, top_k] of one request), and the files
+of SGLang's expert distribution recorder in its per-token mode.
 """
 
 from collections.abc import Sequence
@@ -27,10 +27,9 @@ _ORACLE = np.dtype(
 
 
 def write_oracle_general(path: Path, requests: Requests) -> None:
-    """One record for each request of flat requests; sizes are 1, since slots are all alike.
+    """Write flat requests, one record each, all of size 1. Errors: OSError.
 
-    next_access is the number of the request that next asks for the same key, -1 where none does.
-    Errors: OSError.
+    next_access: index of the next request for the same key; -1 = none.
     """
     keys, following = requests.keys(), next_uses(requests)
     records = np.zeros(len(keys), _ORACLE)
@@ -42,7 +41,7 @@ def write_oracle_general(path: Path, requests: Requests) -> None:
 
 
 def write_csv(path: Path, requests: Requests) -> None:
-    """Columns step, layer, expert, key; a row for each request. Errors: OSError."""
+    """Write columns step, layer, expert, key; one row per request. Errors: OSError."""
     counts = np.diff(requests.starts)
     layers = np.repeat(requests.layers, counts)
     columns = np.stack([np.repeat(requests.steps, counts), layers, requests.experts,
@@ -51,33 +50,33 @@ def write_csv(path: Path, requests: Requests) -> None:
 
 
 def from_vllm(
-    answers: Sequence[NDArray[Any]], prompt_tokens: Sequence[int], num_experts: int
+    responses: Sequence[NDArray[Any]], prompt_tokens: Sequence[int], num_experts: int
 ) -> Trace:
-    """Answers of vLLM's API, each an array (tokens, layers, top_k), prompt first, as a trace.
+    """Join responses of vLLM's API (tokens, layers, top_k), prompts first, into a trace.
 
-    prompt_tokens: of each, read in one step; the others are decoded one by one.
+    prompt_tokens: of each response, run in one step; the rest is decoded one by one.
     Errors: ConfigError for arrays of other shapes or ids.
     """
-    if not answers or len(answers) != len(prompt_tokens):
-        raise ConfigError(f"{len(answers)} answers and {len(prompt_tokens)} numbers of tokens")
-    shape = np.shape(answers[0])[1:]
+    if not responses or len(responses) != len(prompt_tokens):
+        raise ConfigError(f"{len(responses)} responses, but {len(prompt_tokens)} prompt lengths")
+    shape = np.shape(responses[0])[1:]
     steps, phases = [], []
-    for number, (answer, prompt) in enumerate(zip(answers, prompt_tokens, strict=True)):
-        if np.ndim(answer) != 3 or np.shape(answer)[1:] != shape:
-            raise ConfigError(f"answer {number}: shape {np.shape(answer)}, expected (T, L, K)")
-        if not 1 <= prompt <= len(answer):
-            raise ConfigError(f"answer {number}: {prompt} prompt tokens of {len(answer)}")
-        steps += [prompt, *[1] * (len(answer) - prompt)]
-        phases += [0] * prompt + [1] * (len(answer) - prompt)
-    ids = np.concatenate([np.asarray(answer) for answer in answers])
-    conversations = np.repeat(np.arange(len(answers)), [len(answer) for answer in answers])
+    for number, (routed, prompt) in enumerate(zip(responses, prompt_tokens, strict=True)):
+        if np.ndim(routed) != 3 or np.shape(routed)[1:] != shape:
+            raise ConfigError(f"response {number}: shape {np.shape(routed)}, expected (T, L, K)")
+        if not 1 <= prompt <= len(routed):
+            raise ConfigError(f"response {number}: {prompt} prompt tokens of {len(routed)}")
+        steps += [prompt, *[1] * (len(routed) - prompt)]
+        phases += [0] * prompt + [1] * (len(routed) - prompt)
+    ids = np.concatenate([np.asarray(routed) for routed in responses])
+    conversations = np.repeat(np.arange(len(responses)), [len(routed) for routed in responses])
     return _trace("vLLM's routed experts", ids, steps, conversations, phases, num_experts)
 
 
 def from_sglang(path: Path, num_experts: int) -> Trace:
-    """A file of SGLang's recorder (per-token mode): a torch file with `records` of forward passes.
+    """Read a file of SGLang's recorder in per-token mode: a torch file with `records`.
 
-    Its ids are of physical experts, replicas included, if any. It does not know conversations.
+    Its ids are those of physical experts, replicas included. It has no conversations.
     Errors: ConfigError for another kind of file; OSError.
     """
     try:
@@ -88,8 +87,8 @@ def from_sglang(path: Path, num_experts: int) -> Trace:
         joined = np.concatenate(ids)
     except OSError:
         raise
-    except Exception:  # torch.load raises many kinds for files that are not its own
-        raise ConfigError(f"{path.name} is no per-token record of SGLang's") from None
+    except Exception:  # torch.load raises many kinds for other files
+        raise ConfigError(f"{path.name}: expected a per-token record of SGLang") from None
     phases = np.repeat([1 if step == 1 else 0 for step in steps], steps)
     return _trace("SGLang's recorder", joined, steps, np.zeros(len(joined)), phases, num_experts)
 
@@ -111,14 +110,14 @@ def _trace(
         "num_layers": ids.shape[1],
         "num_experts": num_experts,
         "top_k": ids.shape[2],
-        "expert_bytes": [1] * ids.shape[1],  # not known
+        "expert_bytes": [1] * ids.shape[1],  # unknown
         "phases": list(PHASES),
         "conversations": [{"id": int(c)} for c in np.unique(conversations)],
     }
     return Trace(
         header,
         ids.astype(np.int16),
-        np.zeros(ids.shape, np.float16),  # not known
+        np.zeros(ids.shape, np.float16),  # unknown
         np.array(steps, np.int32),
         conversations.astype(np.int32),
         np.asarray(phases, np.uint8),

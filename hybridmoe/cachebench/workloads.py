@@ -1,7 +1,7 @@
 """Conversations to record: categories of prompts, drawn at random from a seed.
 
-They come from the generator of the embedded model's corpus, whose test questions it has not been
-trained on; any other model can be asked them, too.
+They come from the generator of the embedded model's corpus: held-out questions, on which it was not
+trained. Other models can answer them, too.
 """
 
 import random
@@ -11,7 +11,7 @@ from hybridmoe.demo import evaluate
 
 __all__ = ["CATEGORIES", "Workload", "workloads"]
 
-# Category -> family of questions and how many of them one conversation asks.
+# Category -> family of questions, and their number in one conversation.
 CATEGORIES = {
     "chat": ("small_talk", 1),
     "facts": ("capitals", 1),
@@ -24,7 +24,7 @@ CATEGORIES = {
 
 
 class Workload(NamedTuple):
-    """A prompt of a conversation that has a past."""
+    """Conversation up to the prompt to respond to."""
 
     category: str
     messages: list[dict[str, Any]]
@@ -32,7 +32,7 @@ class Workload(NamedTuple):
 
 
 def workloads(per_category: int, seed: int) -> list[Workload]:
-    """`per_category` conversations of each category, one category after the other."""
+    """Draw `per_category` conversations of each category."""
     found = []
     for category, (family, count) in CATEGORIES.items():
         rng = random.Random(f"{seed} {category}")

@@ -1,4 +1,4 @@
-"""A study in files: table, JSON, CSV and, where matplotlib is installed, plots."""
+"""Results of a study as files: Markdown tables, JSON and CSV."""
 
 import csv
 import json
@@ -13,17 +13,18 @@ from hybridmoe.planning.hit_curve import write_hit_curve
 __all__ = ["label", "recall_table", "table", "write_study"]
 
 
-def table(study: Study, cycles: float = 1.0) -> str:
-    """Policies at the size nearest to so many token cycles, the best net first (Markdown)."""
-    at = min({row.cycles for row in study.rows}, key=lambda c: abs(c - cycles), default=0.0)
-    rows = [row for row in study.rows if row.cycles == at]
+def table(study: Study, working_sets: float = 1.0) -> str:
+    """Format the policies at the nearest cache size, best net first (Markdown)."""
+    sizes = {row.working_sets for row in study.rows}
+    at = min(sizes, key=lambda size: abs(size - working_sets), default=0.0)
+    rows = [row for row in study.rows if row.working_sets == at]
     slots = rows[0].slots if rows else 0
     lines = [
-        f"{slots} slots = {at:.2f} token cycles; per decoded token, from an empty cache;"
-        " in brackets 95 % of a bootstrap over conversations",
+        f"{slots} slots = {at:.2f} x the per-token working set; per decoded token, from an empty"
+        " cache; in brackets: 95 % bootstrap interval over conversations",
         "",
         "| policy | hits | uploads | net = hits - uploads | net, warm | net, after a shift"
-        " | experts' time, us |",
+        " | expert time, us |",
         "|---|---|---|---|---|---|---|",
     ]
     others = {(row.policy, row.protocol): row.net for row in rows}
@@ -41,18 +42,18 @@ def table(study: Study, cycles: float = 1.0) -> str:
         )
     best = study.upload_optimum.get(slots)
     if best is not None:
-        word = "the optimum" if best[1] else "a bound"
-        lines.append(f"| *any that knows the future* | | | {best[0]:.2f}, {word} | | | |")
+        word = "optimum" if best[1] else "bound"
+        lines.append(f"| *offline {word}* | | | {best[0]:.2f} | | | |")
     return "\n".join(lines)
 
 
 def recall_table(study: Study) -> str:
-    """Predictors over all layers and in each, top_k guesses and twice as many (Markdown)."""
+    """Format the recall of predictors, over all layers and in each (Markdown)."""
     lines = [
-        "Recall of a decoded token's experts, of the layers that can be guessed; in brackets"
-        " 95 % of a bootstrap over conversations",
+        "Recall of a decoded token's experts, over the layers that a predictor covers; in brackets:"
+        " 95 % bootstrap interval over conversations",
         "",
-        "| predictor | top-k guesses | 2 x top-k guesses | by layer, top-k guesses |",
+        "| predictor | top-k predicted | 2 x top-k predicted | by layer, top-k predicted |",
         "|---|---|---|---|",
     ]
     found: dict[tuple[str, int | None], list[Recall]] = {}
@@ -67,7 +68,7 @@ def recall_table(study: Study) -> str:
 
 
 def label(predictor: str, horizon: int | None) -> str:
-    """A predictor in words."""
+    """Name a predictor."""
     if horizon is None:
         return predictor
     if horizon == 0:
@@ -76,11 +77,11 @@ def label(predictor: str, horizon: int | None) -> str:
 
 
 def write_study(study: Study, folder: Path) -> list[Path]:
-    """Write everything; the files. Errors: OSError."""
+    """Write all files into a folder. Returns their paths. Errors: OSError."""
     folder.mkdir(parents=True, exist_ok=True)
     names = ("table.md", "study.json", "rows.csv", "recall.csv", "hit_curve.json")
     written = [folder / name for name in names]
-    parts = [_title(study) + table(study, cycles) for cycles in (0.5, 1.0, 2.0)]
+    parts = [_title(study) + table(study, working_sets) for working_sets in (0.5, 1.0, 2.0)]
     parts += [recall_table(study)] if study.recalls else []
     written[0].write_text("\n\n".join(parts) + "\n")
     written[1].write_text(json.dumps(study.as_json()))

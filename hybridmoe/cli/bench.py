@@ -61,9 +61,9 @@ def cache_command(
 
     SOURCE: a trace, or a GGUF model to record one from [default: the embedded model].
     """
-    trace, guesses = _trace(source, out, conversations, tokens, seed)
+    trace, predictions = _trace(source, out, conversations, tokens, seed)
     speeds = Speeds(far=far_gbs * 1e9, near=near_gbs * 1e9, upload=upload_gbs * 1e9)
-    found = study(trace, guesses, speeds, seed=seed)
+    found = study(trace, predictions, speeds, seed=seed)
     try:
         written = write_study(found, out)
         if find_spec("matplotlib") is None:
@@ -106,4 +106,4 @@ def _trace(
         write_trace(out / "routing.trace", recording.trace)
     except OSError as error:
         raise ConfigError(f"{error.filename}: {error.strerror}") from None
-    return recording.trace, recording.guesses
+    return recording.trace, recording.predictions

@@ -38,7 +38,7 @@ def made(tokens: int, seed: int = 0, layers: int = 3, experts: int = 8, top_k: i
 
 @pytest.mark.parametrize("slots", [1, 5, 11, 24])
 @pytest.mark.parametrize("policy", POLICIES)
-def test_nobody_beats_the_bounds_and_everything_adds_up(policy: str, slots: int) -> None:
+def test_no_policy_beats_the_bounds_and_everything_adds_up(policy: str, slots: int) -> None:
     requests = requests_of(made(200))
     got = simulate(policy, requests, slots)
     assert got.total(HITS) + got.total(MISSES) == len(requests.experts)
@@ -55,7 +55,7 @@ def test_nobody_beats_the_bounds_and_everything_adds_up(policy: str, slots: int)
 
 
 def plain_flat(requests: Requests, slots: int, victim: Callable[[dict[int, int]], int]) -> int:
-    """Misses, where `victim` names who leaves of {key: time of last use}."""
+    """Misses, where `victim` picks one of {key: time of last use}."""
     resident: dict[int, int] = {}
     misses = 0
     for time, key in enumerate(requests.keys().tolist()):

@@ -34,7 +34,7 @@ def recording() -> Recording:
 
 @pytest.fixture(scope="module")
 def found(recording: Recording) -> Study:
-    return study(recording.trace, recording.guesses, Speeds(), SOME)
+    return study(recording.trace, recording.predictions, Speeds(), SOME)
 
 
 def test_a_recording_has_the_experts_of_the_engines_own_answers(recording: Recording) -> None:
@@ -79,7 +79,7 @@ def test_rows_are_what_a_replay_counts(recording: Recording, found: Study) -> No
         assert row.hits + row.miss_ratio * 16 == pytest.approx(16)  # 4 layers of 4
 
 
-def test_nobody_hits_more_than_min_with_bypass_and_a_global_lru_below_a_cycle_hits_next_to_nothing(
+def test_no_policy_hits_more_than_min_with_bypass_and_a_small_global_lru_hits_nothing(
     found: Study,
 ) -> None:
     best = {row.slots: row.hits for row in found.rows if row.policy == "belady-bypass"}
@@ -87,13 +87,13 @@ def test_nobody_hits_more_than_min_with_bypass_and_a_global_lru_below_a_cycle_hi
         if row.protocol == "cold" and row.policy in SOME:
             assert row.net <= found.upload_optimum[row.slots][0] + 1e-9
             assert row.hits <= best[row.slots] + 0.3  # the bound is of prompts and answers together
-        if row.policy == "global-lru" and row.cycles <= 0.5:
+        if row.policy == "global-lru" and row.working_sets <= 0.5:
             assert row.hits < 0.1  # only where an answer begins, with what the prompt ended with
 
 
 def recall_of(found: Study, predictor: str, horizon: int | None, budget: int) -> list[Recall]:
     wanted = (predictor, horizon, budget)
-    return [r for r in found.recalls if (r.predictor, r.horizon, r.num_guesses) == wanted]
+    return [r for r in found.recalls if (r.predictor, r.horizon, r.num_predicted) == wanted]
 
 
 @pytest.mark.parametrize("budget", [4, 8])
@@ -115,18 +115,18 @@ def test_recalls_are_counted_as_they_are_defined(
     for layer in range(trace.num_layers):
         uses = np.bincount(trace.ids[train, layer].ravel(), minlength=trace.num_experts)
         hot = np.argsort(-uses, kind="stable")[:budget].tolist()
-        guesses: dict[tuple[str, int | None], list[list[int]]] = {
+        predictions: dict[tuple[str, int | None], list[list[int]]] = {
             ("static", None): [hot for _ in held],
             ("previous token", None): [recent(t, layer) for _, t in held],
         }
         for row, horizon in enumerate(HORIZONS):
             if horizon <= layer + 1:  # one dense layer comes before the first with experts
-                named = recording.guesses[:, row, layer, :budget].tolist()
-                guesses["gate", horizon] = [named[i] for i, _ in held]
-        for (predictor, horizon), named in guesses.items():
+                named = recording.predictions[:, row, layer, :budget].tolist()
+                predictions["gate", horizon] = [named[i] for i, _ in held]
+        for (predictor, horizon), named in predictions.items():
             shares = [
-                len(set(trace.ids[t, layer].tolist()) & set(guess)) / trace.top_k
-                for (_, t), guess in zip(held, named, strict=True)
+                len(set(trace.ids[t, layer].tolist()) & set(predicted)) / trace.top_k
+                for (_, t), predicted in zip(held, named, strict=True)
             ]
             got = [r for r in recall_of(found, predictor, horizon, budget) if r.layer == layer]
             assert len(got) == 1 and got[0].recall == pytest.approx(np.mean(shares))
@@ -162,7 +162,7 @@ def test_a_recall_knows_what_its_conversation_used_last_in_a_mixed_batch() -> No
     everyone = np.ones(5, np.bool_)
     found = recalls(trace, everyone, None, np.zeros((1, 8), np.int64), 0)
     # Of ten choices two are known: 1 of the third token and 6 of the fourth.
-    assert {(r.num_guesses, r.layer): r.recall for r in found} == {
+    assert {(r.num_predicted, r.layer): r.recall for r in found} == {
         (2, None): 0.2, (2, 0): 0.2, (4, None): 0.2, (4, 0): 0.2,
     }  # fmt: skip
 
@@ -217,7 +217,7 @@ def test_the_command_reads_its_own_trace(
     options = ["bench", "cache", "--conversations", "2", "--tokens", "2", "--out", out]
     assert app.main(options) == 0
     said = capsys.readouterr().out
-    assert "token cycles" in said and said.startswith("Source: greedy responses of ")
+    assert "per-token working set" in said and said.startswith("Source: greedy responses of ")
     trace = tmp_path / "out" / "routing.trace"
     assert read_trace(trace).header["sampler"] == "greedy"
     damaged = tmp_path / "damaged.trace"

@@ -75,7 +75,7 @@ def prune(s: State) -> None:
 
 @inline
 def make_low(s: State, key: int) -> None:
-    """Make the newest key of the stack LOW; the oldest LOW key becomes HIGH if they are too many."""
+    """Make the stack's newest key LOW; with too many of these, the oldest becomes HIGH."""
     s.node[key, WHERE] = LOW
     s.sizes[NUM_LOW] += 1
     prune(s)

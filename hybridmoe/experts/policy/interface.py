@@ -30,11 +30,6 @@ class CacheShape(NamedTuple):
     def num_keys(self) -> int:
         return self.num_layers * self.num_experts
 
-    @property
-    def token_cycle(self) -> int:
-        """Per-token working set, in experts: a global LRU cache with fewer slots hits nothing."""
-        return self.num_layers * self.top_k
-
 
 class Decision(NamedTuple):
     """Effect of one access on the cache."""

@@ -91,7 +91,7 @@ class Kernel:
     """
 
     def __init__(self, function: Callable[..., Any], signature: Any = None) -> None:
-        """signature: numba's, for a function pointer; without one, it is compiled for each call's types."""
+        """signature: numba's, for a function pointer; without one, each call's types count."""
         self._function = function
         self._signature = signature
 

@@ -75,10 +75,10 @@ def test_warm_keys_are_resident_up_to_the_slots(name: str) -> None:
     assert policy.resident().tolist() == [2, 4, 9]
 
 
-def test_global_lru_below_the_token_cycle_hits_nothing_and_lru_does() -> None:
+def test_global_lru_below_the_working_set_hits_nothing_and_lru_does() -> None:
     hits = {"global-lru": 0, "lru": 0}
     for name in hits:
-        policy = make_policy(name, CacheShape(10, 16, 15, 2))  # a token uses 20
+        policy = make_policy(name, CacheShape(10, 16, 15, 2))  # the working set is 20
         random = np.random.default_rng(3)
         experts = [expert_array([0, 1])] * 10
         for _ in range(100):
