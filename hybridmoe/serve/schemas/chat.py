@@ -21,7 +21,6 @@ from hybridmoe.text.messages import result_text
 
 __all__ = [
     "AllowedToolChoice",
-    "ChatCompletionChunk",
     "ChatCompletionRequest",
     "ChatCompletionResponse",
     "NamedToolChoice",
@@ -167,13 +166,6 @@ class Choice(Model):
     finish_reason: Literal["stop", "length", "tool_calls"]
 
 
-class ChunkChoice(Model):
-    index: int
-    delta: JsonObject
-    logprobs: JsonObject | None
-    finish_reason: Literal["stop", "length", "tool_calls"] | None
-
-
 class ChatCompletionResponse(Model):
     """Chat completion. `timings` has milliseconds and tokens per second."""
 
@@ -185,21 +177,3 @@ class ChatCompletionResponse(Model):
     choices: list[Choice]
     usage: Usage
     timings: JsonObject
-
-
-class ChatCompletionChunk(Model):
-    """Event of a stream.
-
-    `experts`: the experts chosen, for each token since the last chunk and each MoE layer.
-    """
-
-    id: str
-    object: Literal["chat.completion.chunk"]
-    created: int
-    model: str
-    system_fingerprint: str
-    choices: list[ChunkChoice]
-    usage: Usage | None = None
-    timings: JsonObject | None = None
-    prompt_progress: JsonObject | None = None
-    experts: list[list[list[int]]] | None = None
