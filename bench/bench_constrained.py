@@ -25,7 +25,8 @@ from bench._harness import Row, print_report
 from bench.bench_generate import SHAPES, changed
 from bench.synthetic import write_synthetic
 from hybridmoe.engine import Event, Finished, Request, SamplingParams, TokenEvent
-from hybridmoe.text.grammar_compiler import GrammarCompiler, OutputFormat
+from hybridmoe.text.grammar_compiler import GrammarCompiler
+from hybridmoe.text.output_format import OutputFormat
 
 _LEAST_SHARE = 0.95  # of the free pace
 _ANY_TEXT = OutputFormat.regex(r"(.|\n)*")

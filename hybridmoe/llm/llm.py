@@ -31,8 +31,9 @@ from hybridmoe.planning.disk_cache_plan import DiskCachePlan
 from hybridmoe.planning.plan import Plan
 from hybridmoe.text.chat_encoding import encode_chat as encode_messages
 from hybridmoe.text.chat_template import ChatTemplate
-from hybridmoe.text.grammar_compiler import GrammarCompiler, ToolCallFormat
+from hybridmoe.text.grammar_compiler import GrammarCompiler
 from hybridmoe.text.lazy_tool_calls import forbid_tool_calls
+from hybridmoe.text.output_format import ToolCallFormat
 from hybridmoe.text.prompt_limit import PromptLimit
 from hybridmoe.text.response import Response
 from hybridmoe.text.response_parser import ResponseParser, numbered_call_id

@@ -16,13 +16,10 @@ from hybridmoe.serve.errors import ApiError
 from hybridmoe.serve.inputs import ChatInput, TextInput
 from hybridmoe.serve.schemas.common import ResponseFormat
 from hybridmoe.serve.work_pool import CancelToken
-from hybridmoe.text.grammar_compiler import (
-    GrammarCompiler,
-    MatcherConstraint,
-    OutputFormat,
-    ToolCallFormat,
-)
+from hybridmoe.text.grammar_compiler import GrammarCompiler
 from hybridmoe.text.lazy_tool_calls import LazyToolCalls, forbid_tool_calls
+from hybridmoe.text.matcher_constraint import MatcherConstraint
+from hybridmoe.text.output_format import OutputFormat, ToolCallFormat
 from hybridmoe.text.thinking import thinking_after
 
 __all__ = ["PreparedRequest", "encode_prompt", "prepare_chat", "prepare_completion"]
@@ -214,7 +211,7 @@ def _form(wanted: ResponseFormat | None) -> OutputFormat | None:
         return OutputFormat.regex(wanted.pattern)
     if not wanted.grammar:
         raise _lacks("grammar", "a Lark or GBNF grammar")
-    return OutputFormat.grammar(wanted.grammar)
+    return OutputFormat.lark_or_gbnf(wanted.grammar)
 
 
 def _lacks(name: str, what: str) -> ApiError:

@@ -1,1 +1,1 @@
-"""Strings to token ids and back: vocabulary, chat template, tool calls, stop strings."""
+"""Text to token ids and back: tokenizers, chat templates, tool calls, grammars, stop strings."""

@@ -1,12 +1,11 @@
-"""From a conversation to token ids, with no special token that the template did not write.
+"""Encodes a conversation so that messages cannot inject special tokens.
 
-Messages are untrusted: a user, or a page that a tool has read, may contain `<|im_end|>`. Names of
-special tokens in them are therefore replaced, before the template runs, by characters of a
-private-use area that occur nowhere else, and put back after the special tokens of the rendered
-text have been found; what they stand for is then encoded as ordinary text. A template may trim,
-split or quote a message as it likes; it sees one odd character in place of each name. All text
-between two special tokens is encoded as one, so that a conversation without such names gets
-exactly the ids of its rendered text.
+Messages are untrusted: a user, or a page that a tool has read, may contain `<|im_end|>`. Before the
+template runs, texts of special tokens in messages are masked by unused private-use characters.
+Special tokens are then found in the rendered text, and the masked ones are restored and encoded as
+ordinary text. A template may trim, split or quote messages; it sees one character for each masked
+text. Text between two special tokens is encoded as one piece, so that a conversation without such
+texts gets exactly the ids of its rendered prompt.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -26,7 +25,7 @@ from hybridmoe.text.tokenizer import Tokenizer
 __all__ = ["encode_chat"]
 
 _PRIVATE_USE = range(0xE000, 0xF900)
-# Reasoning models' templates look for these in what the assistant said before.
+# Templates of reasoning models look for these in earlier responses.
 _THINKING_MARKS = ("<think>", "</think>")
 
 
@@ -37,48 +36,48 @@ def encode_chat(
     tools: Sequence[Mapping[str, Any]] | None = None,
     limit: PromptLimit | None = None,
 ) -> list[int]:
-    """Ids of the prompt that asks for the assistant's next message.
+    """Encode the prompt for the assistant's next message.
 
-    Errors: ConfigError where the messages or tools are unusable; TemplateError; the limit's.
+    Errors: ConfigError for unusable messages or tools; TemplateError; those of the limit.
     """
     limit = limit or PromptLimit.unlimited()
-    checked = normalize_messages(messages)
+    normalized = normalize_messages(messages)
     is_kimi = tokenizer.special_id("<|tool_call_begin|>") is not None
     declared = normalize_tools(tools, sort_keys=is_kimi)
     if is_kimi:
-        number_tool_calls(checked)
-    if any("tool_calls" in message for message in checked) and template.wants_parsed_arguments:
-        checked = parse_tool_arguments(checked)
-    mask = _Mask(tokenizer, [checked, declared], limit.check)
-    text = template.render(mask.apply(checked), tools=mask.apply(declared), limit=limit)
+        number_tool_calls(normalized)
+    if any("tool_calls" in message for message in normalized) and template.wants_parsed_arguments:
+        normalized = parse_tool_arguments(normalized)
+    mask = _Mask(tokenizer, [normalized, declared], limit.check)
+    text = template.render(mask.apply(normalized), tools=mask.apply(declared), limit=limit)
     out: list[int] = []
     start = 0
     for begin, end in tokenizer.special_spans(text, limit.check):
-        out += tokenizer.encode_untrusted(mask.lift(text[start:begin]), limit)
+        out += tokenizer.encode_untrusted(mask.restore(text[start:begin]), limit)
         out += tokenizer.encode(text[begin:end], parse_special=True, limit=limit)
         start = end
-    return out + tokenizer.encode_untrusted(mask.lift(text[start:]), limit)
+    return out + tokenizer.encode_untrusted(mask.restore(text[start:]), limit)
 
 
 class _Mask:
-    """Swaps names of special tokens for private-use characters, and back."""
+    """Masks texts of special tokens by private-use characters."""
 
     def __init__(self, tokenizer: Tokenizer, data: object, check: Callable[[], None]) -> None:
         self._tokenizer = tokenizer
         self._check = check
         strings = list(_strings(data))
-        names = {text[begin:end] for text in strings for begin, end in self._spans(text)}
-        self._marks: dict[str, str] = {}  # name -> character
-        if names:
+        specials = {text[begin:end] for text in strings for begin, end in self._spans(text)}
+        self._characters: dict[str, str] = {}  # special token's text -> character
+        if specials:
             taken = set().union(*strings)
             free = (chr(code) for code in _PRIVATE_USE if chr(code) not in taken)
-            self._marks = dict(zip(sorted(names), free, strict=False))
-            if len(self._marks) < len(names):
+            self._characters = dict(zip(sorted(specials), free, strict=False))
+            if len(self._characters) < len(specials):
                 raise ConfigError("messages hold too many private-use characters")
 
     def apply(self, data: Any, role: str = "") -> Any:
-        """A copy of the data with every name replaced."""
-        if not self._marks:
+        """Copy the data with all special tokens masked."""
+        if not self._characters:
             return data
         if isinstance(data, str):
             return self._replace(data, keep_thinking=role == "assistant")
@@ -89,11 +88,12 @@ class _Mask:
             return {self.apply(key): self.apply(value, role) for key, value in data.items()}
         return data
 
-    def lift(self, text: str) -> str:
-        """Put the names back, also where a template has escaped their marks as JSON does."""
-        for name, mark in self._marks.items():
+    def restore(self, text: str) -> str:
+        """Restore masked texts, also where a template has escaped the characters as in JSON."""
+        for special, character in self._characters.items():
             self._check()
-            text = text.replace(mark, name).replace(f"\\u{ord(mark):04x}", name)
+            text = text.replace(character, special)
+            text = text.replace(f"\\u{ord(character):04x}", special)
         return text
 
     def _spans(self, text: str) -> Iterator[tuple[int, int]]:
@@ -102,9 +102,9 @@ class _Mask:
     def _replace(self, text: str, *, keep_thinking: bool) -> str:
         parts, start = [], 0
         for begin, end in self._spans(text):
-            name = text[begin:end]
-            is_kept = keep_thinking and name in _THINKING_MARKS
-            parts += [text[start:begin], name if is_kept else self._marks[name]]
+            special = text[begin:end]
+            is_kept = keep_thinking and special in _THINKING_MARKS
+            parts += [text[start:begin], special if is_kept else self._characters[special]]
             start = end
         return "".join([*parts, text[start:]])
 

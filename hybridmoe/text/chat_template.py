@@ -19,8 +19,8 @@ from hybridmoe.text.template_sandbox import BoundedEnvironment
 
 __all__ = ["KIMI_K2_TEMPLATE", "ChatTemplate"]
 
-# Kimi K2's format, for files that have its tokens and no template. Nothing stands between turns;
-# the declaration of tools is compact JSON with sorted keys, which the model was trained on.
+# For files with Kimi K2's tokens and no template. As in training, there is nothing between turns,
+# and tools are declared in compact JSON with sorted keys.
 KIMI_K2_TEMPLATE = """\
 {%- if tools -%}
   <|im_system|>tool_declare<|im_middle|>
@@ -59,8 +59,8 @@ KIMI_K2_TEMPLATE = """\
 _KIMI_MARKS = ("<|im_system|>", "<|im_user|>", "<|im_assistant|>", "<|im_middle|>", "<|im_end|>")
 
 
-class Specials(Protocol):
-    """What a template needs of a tokenizer."""
+class SpecialTokens(Protocol):
+    """The part of a tokenizer that a template needs."""
 
     @property
     def bos_id(self) -> int | None: ...
@@ -69,38 +69,37 @@ class Specials(Protocol):
 
 
 class ChatTemplate:
-    """A compiled template; safe to share between threads."""
+    """A compiled chat template. Thread-safe."""
 
     def __init__(self, source: str, *, bos_token: str = "", eos_token: str = "") -> None:
-        """Compile. Raises TemplateError, with the line."""
+        """Compile a template. Raises TemplateError with its line."""
         self._environment = BoundedEnvironment()
         self._tokens = {"bos_token": bos_token, "eos_token": eos_token}
         self._lock = threading.Lock()
         try:
             self._template = self._environment.from_string(source)
-        except Exception as error:  # whatever an untrusted template provokes
+        except Exception as error:  # an untrusted template can raise anything
             raise _as_template_error(error) from None
 
     @classmethod
-    def is_known(cls, metadata: Mapping[str, Any], tokenizer: Specials) -> bool:
-        """True if `from_metadata` has a template to compile. Errors: TemplateError."""
+    def is_known(cls, metadata: Mapping[str, Any], tokenizer: SpecialTokens) -> bool:
+        """Test whether `from_metadata` would find a template. Raises TemplateError."""
         return _find_source(metadata, False) is not None or _has_kimi_marks(tokenizer)
 
     @classmethod
     def from_metadata(
-        cls, metadata: Mapping[str, Any], tokenizer: Specials, *, has_tools: bool = False
+        cls, metadata: Mapping[str, Any], tokenizer: SpecialTokens, *, has_tools: bool = False
     ) -> "ChatTemplate":
-        """The template of the file, or Kimi K2's where the file has none but K2's tokens.
+        """Compile the file's template, or Kimi K2's for a file with its tokens and no template.
 
-        Of several templates: the one named "tool_use" if there are tools, else the default.
-        Errors: TemplateError.
+        Of several templates: "tool_use" if there are tools, else the default. Raises TemplateError.
         """
         source = _find_source(metadata, has_tools)
         if source is None:
             if not _has_kimi_marks(tokenizer):
                 raise TemplateError(
-                    "the file has no chat template (tokenizer.chat_template), and not Kimi K2's"
-                    " special tokens: it can continue a text (generate), but not chat"
+                    "the file has no chat template (tokenizer.chat_template), nor Kimi K2's special"
+                    " tokens: it can continue text (generate), but not chat"
                 )
             source = KIMI_K2_TEMPLATE
         texts = metadata.get("tokenizer.ggml.tokens") or []
@@ -119,9 +118,9 @@ class ChatTemplate:
         add_generation_prompt: bool = True,
         limit: PromptLimit | None = None,
     ) -> str:
-        """The text for these messages (text/messages.py describes their form).
+        """Render normalized messages (text/messages.py) to the prompt text.
 
-        Raises TemplateError, one line, for whatever goes wrong, within seconds; the limit's errors.
+        Takes seconds at most. Errors: TemplateError, one line; those of the limit.
         """
         limit = limit or PromptLimit.unlimited()
         context = {
@@ -132,8 +131,9 @@ class ChatTemplate:
         }
         with self._lock:
             try:
-                self._environment.restart(0)
-                self._environment.restart(self._environment.weigh(context), limit.check)
+                budget = self._environment.budget
+                budget.restart(0)
+                budget.restart(budget.cost_of(context), limit.check)
                 parts, size = [], 0
                 for part in self._template.generate(context):
                     parts.append(part)
@@ -147,9 +147,9 @@ class ChatTemplate:
 
     @functools.cached_property
     def wants_parsed_arguments(self) -> bool:
-        """Whether the template takes the arguments of tool calls as mappings, not as JSON text.
+        """True if the template takes tool call arguments as mappings, False for JSON text.
 
-        Templates differ in that and do not say; so one call is rendered to see.
+        Templates do not declare it, so that a sample call is rendered.
         """
         function = {"name": "f", "arguments": '{"a":1}'}
         call = {"id": "call00000", "type": "function", "function": function}
@@ -162,12 +162,12 @@ class ChatTemplate:
         return '{"a":1}' not in text
 
 
-def _has_kimi_marks(tokenizer: Specials) -> bool:
+def _has_kimi_marks(tokenizer: SpecialTokens) -> bool:
     return all(tokenizer.special_id(mark) is not None for mark in _KIMI_MARKS)
 
 
 def _find_source(metadata: Mapping[str, Any], has_tools: bool) -> str | None:
-    """GGUF writes a model's further templates with their names appended to the key."""
+    """Find the template; GGUF appends the names of further ones to the key."""
     keys = ["tokenizer.chat_template", "tokenizer.chat_template.default"]
     if has_tools:
         keys.insert(0, "tokenizer.chat_template.tool_use")
@@ -178,7 +178,7 @@ def _find_source(metadata: Mapping[str, Any], has_tools: bool) -> str | None:
 
 
 def _as_template_error(error: Exception) -> TemplateError:
-    """One line for the user; jinja2 puts the template's line numbers into the traceback."""
+    """Summarise an error in one line, with the template's line from jinja2's traceback."""
     line = getattr(error, "lineno", None)
     trace = error.__traceback__
     while trace is not None and line is None:

@@ -1,8 +1,8 @@
-"""Tokens that close the open part where a model would end an incomplete answer.
+"""Tokens that close an open string, list, object or `<think>` where the model would end.
 
-A constraint forbids the end inside a string, a list or thoughts. Its share of the probability
-would then fall to what else is allowed, such as one more digit for ever; it is the closing token's
-instead: a quote in a string, else a bracket, else a quote to begin the string that must come.
+A constraint forbids end tokens in an incomplete output. Their probability would otherwise fall to
+whatever is allowed, such as one more digit without end. The sampler passes it to the closing token
+instead: a quote in a string, else a bracket, else a quote that opens a required string.
 """
 
 from collections.abc import Iterable, Sequence
@@ -16,33 +16,35 @@ Ids = NDArray[np.int64]
 
 
 class ClosingTokens:
-    """Finds the closing tokens of one vocabulary in a mask."""
+    """Closing tokens of one vocabulary, found by the mask of the current state."""
 
-    def __init__(self, tokens: Sequence[bytes], ends: Iterable[int], thoughts_end: int | None):
-        """tokens: the bytes of all ids. ends: of answers and of calls. thoughts_end: `</think>`."""
+    def __init__(self, tokens: Sequence[bytes], end_ids: Iterable[int], think_end: int | None):
+        """tokens: bytes of all ids. end_ids: of responses and of calls. think_end: `</think>`."""
         ids = {raw: i for i, raw in enumerate(tokens) if len(raw) == 1}
-        self._ends = np.array(sorted(ends), np.int64)
-        self._thoughts_end = thoughts_end
-        self._quote, self._letter = ids.get(b'"'), ids.get(b"Z")  # which JSON has in strings only
+        self._end_ids = np.array(sorted(end_ids), np.int64)
+        self._think_end = think_end
+        self._quote = ids.get(b'"')
+        self._in_string = ids.get(b"Z")  # which JSON allows in strings only
         self._brackets = [ids[raw] for raw in (b"}", b"]") if raw in ids]
 
-    def find(self, mask: NDArray[np.uint32], *, is_json: bool) -> tuple[Ids, Ids] | None:
-        """The ends, and what closes at this mask; None where an end is allowed, or nothing closes.
+    def eos_redirect(self, mask: NDArray[np.uint32], *, is_json: bool) -> tuple[Ids, Ids] | None:
+        """Find the end tokens and the tokens that close instead, under this mask.
 
-        is_json: outside of thoughts, only JSON is open.
+        None if the mask allows an end token, or nothing that closes. is_json: outside of thinking,
+        the open part is JSON.
         """
 
         def allows(token_id: int | None) -> bool:
             return token_id is not None and bool(mask[token_id // 32] >> (token_id % 32) & 1)
 
-        if any(map(allows, self._ends.tolist())):
+        if any(map(allows, self._end_ids.tolist())):
             return None
-        if allows(self._thoughts_end):
-            closing = [self._thoughts_end]
+        if allows(self._think_end):
+            closing = [self._think_end]
         elif not is_json:
             closing = []
-        elif allows(self._letter):
+        elif allows(self._in_string):
             closing = [self._quote] if allows(self._quote) else []
         else:
             closing = list(filter(allows, self._brackets)) or list(filter(allows, [self._quote]))
-        return (self._ends, np.array(closing, np.int64)) if closing else None
+        return (self._end_ids, np.array(closing, np.int64)) if closing else None

@@ -1,10 +1,9 @@
-"""Limits of a client's grammar, and a thread with a stack for the deepest one that is accepted.
+"""Limits of client grammars, and a thread whose stack fits the deepest one accepted.
 
-llguidance bounds its lexer, its rows and its symbols, but not its recursion while it compiles: one
-level for each reference of a schema and each rule or terminal of a grammar, of 2 to 9 KB (1.9.1;
-masks, copies and drops do not recurse). So what a text of `CHEAP_CHARS` can nest fits the stack
-used here many times over, and what is larger is tried first in a process of its own
-(hybridmoe/text/grammar_process.py), on half the stack.
+llguidance bounds its lexer, rows and symbols, but not the recursion of its compiler: one level, of
+2 to 9 KB, for each reference of a schema and each rule or terminal of a grammar (1.9.1; masks,
+copies and drops do not recurse). A grammar of `CHEAP_CHARS` fits the stack used here many times
+over. Larger ones are tried first in another process (text/grammar_process.py), on half the stack.
 """
 
 import json
@@ -26,13 +25,13 @@ __all__ = [
 ]
 
 T = TypeVar("T")
-Levels = Iterator["Levels"]  # what is inside, and what is inside that
+Levels = Iterator["Levels"]  # nested elements, each with its own
 
 MAX_CHARS = 1 << 20  # of one grammar
-CHEAP_CHARS = 4096  # compiled without a trial: a second at worst, nested 800 deep at most
-MAX_DEPTH = 2000  # references, rules, objects and lists inside one another
-_STACK_BYTES = 128 << 20  # only what is used becomes memory
-_starting = threading.Lock()  # the size of new stacks is the process's
+CHEAP_CHARS = 4096  # compiled without a trial: at most a second and 800 levels
+MAX_DEPTH = 2000  # nested references, rules, objects and lists
+_STACK_BYTES = 128 << 20  # reserved; committed as used
+_stack_size_lock = threading.Lock()  # the size of new stacks is a setting of the process
 
 _LARK_PARTS = re.compile(
     r"""
@@ -47,16 +46,16 @@ _LARK_PARTS = re.compile(
 
 @dataclass(frozen=True, slots=True)
 class CompileLimits:
-    """Of a trial: compiling one grammar and its first mask."""
+    """Limits of a trial: compiling one grammar and its first mask."""
 
     cpu_s: int = 5
-    wall_s: float = 30.0  # more than cpu_s: other programs may have the cores
-    memory_bytes: int = 512 << 20  # of address space, besides what the process begins with
+    wall_s: float = 30.0  # above cpu_s: other programs may use the cores
+    memory_bytes: int = 512 << 20  # of address space, above that at the start
     stack_bytes: int = _STACK_BYTES // 2
 
 
 def on_deep_stack(function: Callable[[], T], stack_bytes: int = _STACK_BYTES) -> T:
-    """Run a function in a thread that may recurse deeply; return or raise what it does."""
+    """Run a function in a thread with a large stack. Returns its result, raises its errors."""
     done: list[T] = []
     failed: list[BaseException] = []
 
@@ -67,7 +66,7 @@ def on_deep_stack(function: Callable[[], T], stack_bytes: int = _STACK_BYTES) ->
             failed.append(error)
 
     thread = threading.Thread(target=run, name="hybridmoe-grammar", daemon=True)
-    with _starting:
+    with _stack_size_lock:
         before = threading.stack_size(stack_bytes)
         try:
             thread.start()
@@ -80,9 +79,9 @@ def on_deep_stack(function: Callable[[], T], stack_bytes: int = _STACK_BYTES) ->
 
 
 def check_depth(parts: Sequence[Mapping[str, Any]]) -> None:
-    """Raise ConfigError where a grammar's parts, as llguidance takes them, nest too deep.
+    """Raise ConfigError for a grammar, in llguidance's parts, that nests too deep.
 
-    References are followed in the compiler's order, each once, which gives about its own depth.
+    Follows references in the compiler's order, each once, which gives about its own depth.
     """
     for part in parts:
         path = [_in_lark(part["lark_grammar"]) if "lark_grammar" in part
@@ -98,7 +97,7 @@ def check_depth(parts: Sequence[Mapping[str, Any]]) -> None:
 
 
 def _in_json(root: Any, node: Any, seen: set[str]) -> Levels:
-    """Iterate over the containers in a schema's value; definitions only where referred to."""
+    """Iterate over the containers in a schema; over definitions only by reference."""
     for key, value in node.items() if isinstance(node, dict) else enumerate(node):
         target = value
         if key == "$ref" and isinstance(value, str) and value not in seen:
@@ -109,7 +108,7 @@ def _in_json(root: Any, node: Any, seen: set[str]) -> Levels:
 
 
 def _resolve(root: Any, reference: str) -> Any:
-    """Look a local reference up; None where it is none, or leads nowhere."""
+    """Look up a local reference; None if it is not local or has no target."""
     node = root if reference.startswith("#") else None
     for step in reference[1:].split("/")[1:]:
         name = step.replace("~1", "/").replace("~0", "~")
@@ -118,10 +117,10 @@ def _resolve(root: Any, reference: str) -> Any:
 
 
 def _in_lark(text: str) -> Levels:
-    """Iterate over the rules and schemas of a grammar, from `start` on."""
+    """Iterate over the rules and schemas of a grammar, starting at `start`."""
     decoder = json.JSONDecoder()
     rules: dict[str, list[Any]] = {}
-    body: list[Any] = []  # names, and schemas
+    body: list[Any] = []  # names and schemas
     at = 0
     while match := _LARK_PARTS.search(text, at):
         at = match.end()
@@ -133,7 +132,7 @@ def _in_lark(text: str) -> Levels:
             try:
                 schema, at = decoder.raw_decode(text, at)
             except (ValueError, RecursionError):
-                continue  # the compiler's to tell
+                continue  # the compiler reports it
             body.append(schema)
     return _in_rule("start", rules, {"start"})
 

@@ -1,9 +1,9 @@
-"""A process in which grammars are tried before this one compiles them.
+"""Trial compilation of large grammars in a process with limits on time, memory and stack.
 
-What a client sends may recurse until the stack ends, or take minutes and gigabytes; there it meets
-limits, and at worst ends a process that is started again for the next one. llguidance does the
-same with the same grammar, so that what passed, on half the stack, is safe here. Started for the
-first grammar that is not cheap; the vocabulary is handed over once.
+A client's grammar may overflow the stack, or take minutes and gigabytes. There it can at worst end
+the process, which is restarted for the next grammar. llguidance is deterministic, so that a grammar
+that compiles on half the stack is safe in this process. The process starts with the first large
+grammar and receives the vocabulary once.
 """
 
 import contextlib
@@ -24,9 +24,9 @@ from hybridmoe.text.grammar_limits import CompileLimits
 
 __all__ = ["GrammarProcess"]
 
-_LOOK_S = 0.05  # between looks at whether the result is still wanted
+_POLL_S = 0.05  # interval of cancellation checks
 _START_S = 120.0
-# -I: neither the environment nor the folder it is started in decide what is imported.
+# -I: neither the environment nor the working directory decides what is imported.
 _PROGRAM = """import json, sys
 sys.path[:] = json.loads(sys.argv[1])
 from hybridmoe.text.grammar_worker import main
@@ -34,7 +34,7 @@ main()"""
 
 
 class GrammarProcess:
-    """Tries grammars, one at a time. From any thread."""
+    """Tries grammars, one at a time. Thread-safe."""
 
     def __init__(
         self, vocabulary: Callable[[], Mapping[str, Any]], limits: CompileLimits | None = None
@@ -42,7 +42,7 @@ class GrammarProcess:
         """vocabulary: "tokens" (bytes), "special_ids", "eos_ids", "bos_id"; called at most once."""
         self._vocabulary = vocabulary
         self._limits = limits or CompileLimits()
-        self._greeting: bytes | None = None
+        self._hello: bytes | None = None
         self._lock = threading.Lock()
         self._helpers: list[_Helper] = []  # one, or none
         weakref.finalize(self, _end, self._helpers)
@@ -60,13 +60,13 @@ class GrammarProcess:
     def resolve(
         self, parts: Sequence[Mapping[str, Any]], check: Callable[[], None] | None = None
     ) -> list[dict[str, Any]]:
-        """Try a grammar; return its parts as llguidance takes them, known to compile and begin.
+        """Try a grammar. Returns its parts, converted for llguidance and known to compile.
 
-        check: called again and again; what it raises ends the trial at once. Errors: ConfigError
-        for what does not compile, nests too deep or goes beyond a limit.
+        check: called repeatedly; raises to cancel the trial. Errors: ConfigError for a grammar that
+        does not compile, nests too deep or exceeds a limit.
         """
         check = check or (lambda: None)
-        while not self._lock.acquire(timeout=_LOOK_S):
+        while not self._lock.acquire(timeout=_POLL_S):
             check()
         try:
             if not self._helpers:
@@ -80,19 +80,19 @@ class GrammarProcess:
         return resolved
 
     def close(self) -> None:
-        """End the process. Any number of times; a later grammar starts another one."""
+        """End the process. Any number of times; a later grammar starts a new one."""
         with self._lock:
             _end(self._helpers)
 
     def _start(self, check: Callable[[], None]) -> None:
-        if self._greeting is None:
+        if self._hello is None:
             given = self._vocabulary()
             tokens = [token.decode("latin-1") for token in given["tokens"]]
-            greeting = {**given, "tokens": tokens, **asdict(self._limits)}
-            self._greeting = json.dumps(greeting).encode()
+            hello = {**given, "tokens": tokens, **asdict(self._limits)}
+            self._hello = json.dumps(hello).encode()
         try:
             self._helpers.append(_Helper())
-            reply = self._ask(self._greeting, _START_S, check)
+            reply = self._ask(self._hello, _START_S, check)
         except (OSError, ConfigError) as error:
             raise HybridMoeError(
                 f"the process for large grammars does not start: {error}"
@@ -100,17 +100,17 @@ class GrammarProcess:
         assert reply == {}, reply
 
     def _ask(self, line: bytes, limit_s: float, check: Callable[[], None]) -> dict[str, Any]:
-        """Send a line and wait for one; ends the process where that fails."""
+        """Send a line and receive one. Ends the process on failure."""
         (helper,) = self._helpers
         end_s = time.monotonic() + limit_s
 
-        def go_on() -> None:
+        def check_all() -> None:
             check()
             if time.monotonic() > end_s:
                 raise ConfigError(f"takes longer than {limit_s:g} s to compile")
 
         try:
-            reply: dict[str, Any] = json.loads(helper.exchange(line + b"\n", go_on))
+            reply: dict[str, Any] = json.loads(helper.exchange(line + b"\n", check_all))
         except EOFError:
             raise ConfigError(self._why(helper.exit_code())) from None
         except BaseException:
@@ -119,7 +119,7 @@ class GrammarProcess:
         return reply
 
     def _why(self, exit_code: int) -> str:
-        """Explain the end of the process by what its grammar did."""
+        """Explain the exit code by what the grammar did."""
         _end(self._helpers)
         if exit_code in (-signal.SIGSEGV, -signal.SIGBUS):
             return "nested too deep to compile"
@@ -129,11 +129,11 @@ class GrammarProcess:
 
 
 class _Helper:
-    """The process and the socket that leads to it."""
+    """The process and its socket."""
 
     def __init__(self) -> None:
         self._socket, theirs = socket.socketpair()
-        self._socket.settimeout(_LOOK_S)
+        self._socket.settimeout(_POLL_S)
         try:
             with theirs:
                 self._process = subprocess.Popen(
@@ -141,7 +141,7 @@ class _Helper:
                     stdin=theirs.fileno(),
                     stdout=subprocess.DEVNULL,
                     stderr=subprocess.DEVNULL,
-                    start_new_session=True,  # Ctrl-C is not for it
+                    start_new_session=True,  # Ctrl-C must not reach it
                 )
         except BaseException:
             self._socket.close()
@@ -151,15 +151,15 @@ class _Helper:
     def pid(self) -> int:
         return self._process.pid
 
-    def exchange(self, line: bytes, go_on: Callable[[], None]) -> bytes:
+    def exchange(self, line: bytes, check: Callable[[], None]) -> bytes:
         """Send a line and receive one.
 
-        go_on: called again and again, and may raise. Errors: EOFError where the process has ended.
+        check: called repeatedly; may raise. Errors: EOFError if the process has ended.
         """
         rest = memoryview(line)
         reply = bytearray()
         while not reply.endswith(b"\n"):
-            go_on()
+            check()
             with contextlib.suppress(TimeoutError):
                 try:
                     if rest:

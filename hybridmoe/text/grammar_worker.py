@@ -1,8 +1,8 @@
-"""The process that tries grammars, and may die of one: compiles it, and computes its first mask.
+"""Main program of the trial process: compiles grammars and computes their first masks.
 
-Started by hybridmoe/text/grammar_process.py. One JSON value a line, both ways, over the socket
-that is its standard input: the vocabulary first, then grammars one by one; it ends when the socket
-does. It sets its limits itself: nothing runs between a fork and the program of a child that way.
+Started by text/grammar_process.py. Its standard input is a socket, with one JSON value a line both
+ways: the vocabulary first, then grammars one by one. It ends when the socket is closed. It sets its
+limits itself, so that no code runs between fork and exec.
 """
 
 import json
@@ -22,7 +22,7 @@ __all__ = ["main"]
 
 
 def main() -> None:
-    """Answer until the other end is closed."""
+    """Serve until the other end is closed."""
     with socket.socket(fileno=0) as channel, channel.makefile("rb") as file:
         start = json.loads(file.readline() or "null")
         if start is not None:
@@ -33,16 +33,16 @@ def _serve(channel: socket.socket, file: BinaryIO, start: Mapping[str, Any]) -> 
     vocabulary = _tokenizer(start)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     _limit(resource.RLIMIT_AS, _address_space_bytes() + start["memory_bytes"])
-    _answer(channel, {})
+    _send(channel, {})
     while line := file.readline():
         usage = resource.getrusage(resource.RUSAGE_SELF)
         used_s = math.ceil(usage.ru_utime + usage.ru_stime)
         _limit(resource.RLIMIT_CPU, used_s + start["cpu_s"])
-        _answer(channel, _try(vocabulary, json.loads(line)))
+        _send(channel, _try(vocabulary, json.loads(line)))
 
 
 def _try(vocabulary: LLTokenizer, given: list[dict[str, Any]]) -> dict[str, Any]:
-    """{"parts": the grammar in llguidance's terms}, or {"error": why it cannot be kept}."""
+    """Try a grammar. Returns {"parts": ...} for llguidance, or {"error": one line}."""
     try:
         parts = as_parts(given)
         check_depth(parts)
@@ -57,12 +57,12 @@ def _try(vocabulary: LLTokenizer, given: list[dict[str, Any]]) -> dict[str, Any]
     return {"parts": parts}
 
 
-def _answer(channel: socket.socket, value: Mapping[str, Any]) -> None:
+def _send(channel: socket.socket, value: Mapping[str, Any]) -> None:
     channel.sendall(json.dumps(value).encode() + b"\n")
 
 
 def _limit(what: int, soft: int) -> None:
-    """Set a soft limit; a lower hard one of the user's counts."""
+    """Set a soft limit, at most the hard one."""
     _, hard = resource.getrlimit(what)
     resource.setrlimit(what, (soft if hard == resource.RLIM_INFINITY else min(soft, hard), hard))
 
@@ -85,7 +85,7 @@ def _tokenizer(given: Mapping[str, Any]) -> LLTokenizer:
 
 
 class _Vocabulary:
-    """llguidance's view of a tokenizer; splitting text greedily costs about the same."""
+    """Adapts a vocabulary to llguidance, with greedy tokenization."""
 
     tokenizer: LLTokenizer | None = None
 
@@ -96,6 +96,6 @@ class _Vocabulary:
         self.bos_token_id = given["bos_id"]
 
     def __call__(self, text: bytes) -> list[int]:
-        if self.tokenizer is None:  # while it is being made
+        if self.tokenizer is None:  # during construction
             return []
         return self.tokenizer.greedy_tokenize(text.decode("utf-8", "replace"))

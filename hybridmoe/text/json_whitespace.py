@@ -1,8 +1,8 @@
-"""One style for all JSON that is written under a constraint: at most one space behind , and :.
+"""White space of JSON under a constraint: at most one space behind `,` and `:`, none elsewhere.
 
-White space is free in JSON, and a small model that may write any fills its answer with it. The
-style admits what models are trained on, Python's `json.dumps` with its default and with its
-compact separators; llguidance takes it from a schema's `x-guidance`, for the schema as a whole.
+A small model that may write any white space fills its output with it. This style admits the JSON
+that models are trained on: Python's `json.dumps` with its default and its compact separators.
+llguidance reads it from `x-guidance`, for a schema as a whole.
 """
 
 import json
@@ -15,13 +15,13 @@ if TYPE_CHECKING:
 
 __all__ = ["set_json_whitespace", "set_lark_whitespace"]
 
-_STYLE: "JsonCompileOptions" = {
+_WHITESPACE: "JsonCompileOptions" = {
     "whitespace_flexible": False,
     "item_separator": ", ?",
     "key_separator": ": ?",
 }
 _LENIENT: "JsonCompileOptions" = {"lenient": True, "coerce_one_of": True}
-# Tokens of llguidance's Lark in which `%json` would not be the directive, and the directive.
+# `%json`, or a token of llguidance's Lark that may contain these characters.
 _LARK_TOKENS = re.compile(
     r"""(?://|\#)[^\n]*+ | "(?:\\.|[^"\\])*+" | /(?:\\.|[^/\\])++/ | <[^<>\s]++> | %json\s*+""",
     re.VERBOSE | re.DOTALL,
@@ -29,18 +29,19 @@ _LARK_TOKENS = re.compile(
 
 
 def set_json_whitespace(schema: Mapping[str, Any], *, is_strict: bool = True) -> dict[str, Any]:
-    """The schema, with the style in place of its own, if any.
+    """Copy a schema with the white space options replaced.
 
-    is_strict: keywords that cannot be kept are errors; otherwise they are left out.
+    is_strict: unsupported keywords are errors; else they are ignored.
     """
     given = schema.get("x-guidance")
     options = dict(given) if isinstance(given, Mapping) else {}
-    options.pop("whitespace_pattern", None)  # it would count for more than whitespace_flexible
-    return {**schema, "x-guidance": {**options, **_STYLE, **({} if is_strict else _LENIENT)}}
+    options.pop("whitespace_pattern", None)  # would override whitespace_flexible
+    lenient = {} if is_strict else _LENIENT
+    return {**schema, "x-guidance": {**options, **_WHITESPACE, **lenient}}
 
 
 def set_lark_whitespace(text: str) -> str:
-    """The grammar with the style in every `%json`; what is malformed stays, for the compiler."""
+    """Set the white space of every `%json` schema in a Lark grammar; malformed ones are kept."""
     decoder = json.JSONDecoder()
     parts, start, at = [], 0, 0
     while match := _LARK_TOKENS.search(text, at):

@@ -1,13 +1,13 @@
-"""Kimi K2's own way from text to token ids: its pattern, then byte-pair merges.
+"""Kimi K2's encoder: its pre-tokenizer pattern, then byte-pair merges.
 
-llama.cpp has a splitter for `kimi-k2`, but it takes combining marks for punctuation and so cuts
-words of Hindi, Thai, Bengali, Tamil and others, and emoji with a variation selector, where the
-model's tokenizer does not: 54 tokens instead of 43 for one sentence of Hindi, the model having
-seen the 43. Text without such marks gets the same ids from both. The pattern below is the one of
-Moonshot's `tokenization_kimi.py`, and the ids agree with an independent implementation
-(tests/text/test_tokenizer.py). It is also faster: words repeat, and their ids are kept.
+llama.cpp has a pre-tokenizer for `kimi-k2`, but it takes combining marks for punctuation. So it
+splits words of Hindi, Thai, Bengali, Tamil and others, and emoji with a variation selector, where
+the model's tokenizer does not: 54 tokens instead of 43 for one sentence of Hindi. Text without such
+marks gets the same ids from both. The pattern is that of Moonshot's `tokenization_kimi.py`; the ids
+agree with an independent implementation (tests/text/test_tokenizer.py). This encoder is also
+faster, since it caches words.
 
-Byte-pair encoding: Sennrich et al. 2016; the pair with the lowest merge rank first, the leftmost
+Byte-pair encoding: Sennrich et al. 2016. The pair with the lowest merge rank first, the leftmost
 of equals.
 """
 
@@ -25,7 +25,7 @@ __all__ = ["PRE", "KimiBpe", "split"]
 
 PRE = "kimi-k2"  # value of tokenizer.ggml.pre
 
-# Han stand apart from all other letters; a word is lower case after upper case (CamelCase is two).
+# Han letters are separate words; a lower case letter before an upper case one ends a word.
 _UPPER = r"[[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]&&[^\p{Han}]]"
 _LOWER = r"[[\p{Ll}\p{Lm}\p{Lo}\p{M}]&&[^\p{Han}]]"
 _LEAD = r"[^\r\n\p{L}\p{N}]?"
@@ -45,8 +45,7 @@ _PATTERN = regex.compile(
     ),
     regex.V1,
 )
-# Moonshot's own code cuts a text there before it looks at it, and longer runs of blanks, or of
-# anything else.
+# Moonshot's code splits a text at these lengths, and runs of blanks or of non-blanks.
 _CHUNK_CHARS = 400_000
 _RUN_CHARS = 25_000
 _BATCH_TOKENS = 256
@@ -56,12 +55,12 @@ _ID_BITS = 22  # Vocabulary admits at most 1 << 22 tokens
 
 
 def split(text: str) -> list[str]:
-    """Cut text where no merge may cross; the pieces join to the text."""
+    """Split text into pre-tokens, which no merge crosses."""
     return _PATTERN.findall(text)  # type: ignore[no-any-return]
 
 
 class KimiBpe:
-    """Token ids of ordinary text; special tokens are the caller's affair."""
+    """Encodes ordinary text; does not know special tokens."""
 
     adds_bos = False
 
@@ -72,7 +71,7 @@ class KimiBpe:
             raise GGUFError(
                 f"{name}: tokenizer.ggml.tokens lacks byte 0x{self._byte_ids.index(-1):02X}"
             )
-        # (left id, right id) -> (rank, id of both together), each packed in one integer
+        # (left id, right id) -> (rank, merged id), each packed in one integer
         self._merges: dict[int, int] = {}
         for rank, merge in enumerate(vocabulary.merges):
             left, _, right = merge.partition(" ")
@@ -83,38 +82,37 @@ class KimiBpe:
                 )
             pair = ids[left] << _ID_BITS | ids[right]
             self._merges.setdefault(pair, rank << _ID_BITS | ids[left + right])
-        self._cached = functools.lru_cache(_CACHE_WORDS)(self._encode_piece)
+        self._cached = functools.lru_cache(_CACHE_WORDS)(self._merge)
 
     def encode(self, text: str) -> Iterator[list[int]]:
-        """Ids of the text, some at a time. Cost: n log n in the longest piece, once for each
-        distinct piece.
-        """
+        """Encode in batches. Cost: n log n in the length of a pre-token, cached ones aside."""
         for start in range(0, len(text), _CHUNK_CHARS):
-            for stretch in split_long_runs(text[start : start + _CHUNK_CHARS], _RUN_CHARS):
-                yield from self._encode_stretch(stretch)
+            for part in split_long_runs(text[start : start + _CHUNK_CHARS], _RUN_CHARS):
+                yield from self._encode_batches(part)
 
-    def _encode_stretch(self, text: str) -> Iterator[list[int]]:
+    def _encode_batches(self, text: str) -> Iterator[list[int]]:
         out: list[int] = []
         for match in _PATTERN.finditer(text):
             piece = match.group()
             is_short = len(piece) <= _MAX_CACHED_CHARS
-            out += self._cached(piece) if is_short else self._encode_piece(piece)
+            out += self._cached(piece) if is_short else self._merge(piece)
             if len(out) >= _BATCH_TOKENS:
                 yield out
                 out = []
         yield out
 
     def close(self) -> None:
-        """Nothing to release; llama.cpp's vocabularies have something."""
+        """Do nothing: no native memory to free."""
 
-    def _encode_piece(self, piece: str) -> list[int]:
+    def _merge(self, piece: str) -> list[int]:
+        """Encode a pre-token: its bytes, merged by rank."""
         ids = [self._byte_ids[byte] for byte in piece.encode()]
         size = len(ids)
-        after = list(range(1, size + 1))  # the next symbol still alive; `size` = none
+        after = list(range(1, size + 1))  # index of the next symbol; `size` = none
         before = list(range(-1, size - 1))
-        heap: list[tuple[int, int, int]] = []  # packed rank and merged id, place, packed pair
+        heap: list[tuple[int, int, int]] = []  # packed rank and merged id, index, packed pair
 
-        def offer(at: int) -> None:
+        def push(at: int) -> None:
             if at >= 0 and after[at] < size:
                 pair = ids[at] << _ID_BITS | ids[after[at]]
                 merged = self._merges.get(pair)
@@ -122,7 +120,7 @@ class KimiBpe:
                     heapq.heappush(heap, (merged, at, pair))
 
         for at in range(size - 1):
-            offer(at)
+            push(at)
         while heap:
             merged, at, pair = heapq.heappop(heap)
             right = after[at]
@@ -133,6 +131,6 @@ class KimiBpe:
             after[at] = after[right]
             if after[at] < size:
                 before[after[at]] = at
-            offer(before[at])
-            offer(at)
+            push(before[at])
+            push(at)
         return [token_id for token_id in ids if token_id >= 0]

@@ -1,4 +1,4 @@
-"""A constraint that is free until a tool call begins, and then admits declared tools only."""
+"""Lazy tool-call grammar: inactive in free text, and active once a tool call begins."""
 
 from collections.abc import Mapping
 from typing import Protocol, Self
@@ -7,15 +7,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hybridmoe.text.tokenizer import Tokenizer
-from hybridmoe.text.tool_names import CALL_BEGIN, SECTION_BEGIN
+from hybridmoe.text.tool_call_tokens import CALL_BEGIN, SECTION_BEGIN
 
 __all__ = ["LazyToolCalls", "forbid_tool_calls"]
 
 Ids = NDArray[np.int64]
 
 
-class ToolCallFormat(Protocol):
-    """The part of a compiled grammar that a guard needs."""
+class CallGrammar(Protocol):
+    """Compiled grammar of tool calls, such as a MatcherConstraint."""
 
     def mask(self) -> NDArray[np.uint32]: ...
     def accept(self, token_id: int) -> None: ...
@@ -26,51 +26,53 @@ class ToolCallFormat(Protocol):
 
 
 class LazyToolCalls:
-    """One sequence's state. Costs nothing while the text is free: there are no masks then."""
+    """Constraint of one sequence. Computes no masks before a trigger token."""
 
-    def __init__(self, calls: ToolCallFormat, begins: Mapping[int, int]) -> None:
-        """calls: a grammar's start. begins: marks, and the one that the grammar has for each."""
-        self._start = calls
-        self._begins = begins
-        self._calls: ToolCallFormat | None = None
+    def __init__(self, grammar: CallGrammar, triggers: Mapping[int, int]) -> None:
+        """grammar: at its start. triggers: tokens that begin a call or section, each with the one
+        that the grammar uses for it.
+        """
+        self._grammar = grammar
+        self._triggers = triggers
+        self._active: CallGrammar | None = None
 
     def is_inactive(self) -> bool:
-        """True where any token may follow."""
-        return self._calls is None
+        """True before a trigger: any token may follow."""
+        return self._active is None
 
     def mask(self) -> NDArray[np.uint32]:
-        """The mask of tokens that may follow, once a call has begun."""
-        assert self._calls is not None
-        return self._calls.mask()
+        """Compute the mask of allowed tokens. Only once active."""
+        assert self._active is not None
+        return self._active.mask()
 
     def accept(self, token_id: int) -> None:
-        """Go on behind a token. Raises ConfigError where a limit is met."""
-        if self._calls is not None:
-            self._calls.accept(token_id)
-        elif token_id in self._begins:
-            self._calls = self._start.copy()
-            self._calls.accept(self._begins[token_id])
+        """Advance by a token. Raises ConfigError beyond a limit."""
+        if self._active is not None:
+            self._active.accept(token_id)
+        elif token_id in self._triggers:
+            self._active = self._grammar.copy()
+            self._active.accept(self._triggers[token_id])
 
     def is_done(self) -> bool:
-        """True where only an end token may follow."""
-        return self._calls is not None and self._calls.is_done()
+        """True if only an end token may follow."""
+        return self._active is not None and self._active.is_done()
 
     def is_slow(self) -> bool:
-        """True where any mask may take seconds."""
-        return self._start.is_slow()
+        """True if any mask may take seconds."""
+        return self._grammar.is_slow()
 
     def eos_redirect(self) -> tuple[Ids, Ids] | None:
-        """Tokens that close the part that is open (text/closing_tokens.py)."""
-        return None if self._calls is None else self._calls.eos_redirect()
+        """Find end tokens and closing tokens, as in the engine's `Constraint`."""
+        return None if self._active is None else self._active.eos_redirect()
 
     def copy(self) -> "LazyToolCalls":
-        """The same state for another sequence."""
-        out = LazyToolCalls(self._start, self._begins)
-        out._calls = None if self._calls is None else self._calls.copy()
+        """Copy the state for another sequence."""
+        out = LazyToolCalls(self._grammar, self._triggers)
+        out._active = None if self._active is None else self._active.copy()
         return out
 
 
 def forbid_tool_calls(tokenizer: Tokenizer) -> dict[int, float]:
-    """A bias that keeps an answer from calls where no tool is declared."""
+    """Make a logit bias that forbids tool calls, for requests without tools."""
     ids = map(tokenizer.special_id, (*SECTION_BEGIN, *CALL_BEGIN))
     return {token_id: float("-inf") for token_id in ids if token_id is not None}

@@ -1,42 +1,38 @@
 """llama.cpp's tokenizer for one GGUF file, through llama-cpp-python's C interface.
 
-Serves every pre-tokenizer but Kimi K2's (text/kimi_bpe.py). Only the vocabulary is loaded, no
-weight is read. The library is imported when the first such file is opened: that takes 0.2 s, and K2
-files do without.
+For every pre-tokenizer except Kimi K2's (text/kimi_bpe.py). Loads the vocabulary alone, no weights.
+Import this module only when it is needed: llama_cpp takes 0.2 s.
 """
 
 import contextlib
 import ctypes
-import functools
-import importlib
 import os
 import threading
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+
+from llama_cpp import llama_cpp as llama
 
 from hybridmoe.errors import ConfigError, GGUFError
 from hybridmoe.text.text_splitting import split_long_runs, split_text
 
 __all__ = ["LlamaBpe"]
 
-# llama.cpp matches with std::regex, whose recursion takes the stack at some 25 000 characters
-# of one kind in a row: longer runs are cut. (Kimi's own tokenizer cuts at 25 000 for its reasons.)
-_RUN_CHARS = 4096
-# It holds its thread for as long as one text takes, so that long ones are given in pieces.
-_PIECE_CHARS = 1 << 15
+# llama.cpp matches with std::regex, whose recursion overflows the stack at some 25 000 characters
+# of one kind in a row. (Kimi's own tokenizer also cuts at 25 000, for other reasons.)
+_MAX_RUN_CHARS = 4096
+PIECE_CHARS = 1 << 15  # of one native call, which cannot be cancelled
 
 _log_lock = threading.Lock()
 _LOG_ERROR = 4  # enum ggml_log_level
 
 
 class LlamaBpe:
-    """Token ids of ordinary text, as llama.cpp finds them for this file."""
+    """Encodes ordinary text as llama.cpp does for this file."""
 
     def __init__(self, path: Path, num_tokens: int) -> None:
-        """Load the vocabulary of `path`. Raises GGUFError where llama.cpp refuses it."""
+        """Load the vocabulary of `path`. Raises GGUFError if llama.cpp refuses it."""
         self._lock = threading.Lock()
-        llama = _llama()
         params = llama.llama_model_default_params()
         params.vocab_only = True
         params.use_extra_bufts = False
@@ -53,22 +49,19 @@ class LlamaBpe:
         self.adds_bos = bool(llama.llama_vocab_get_add_bos(self._vocab))
 
     def encode(self, text: str) -> Iterator[list[int]]:
-        """Ids of the text, some at a time. Tokens of the type "user defined" are recognised in
-        it.
-        """
-        for piece in split_text(text, _PIECE_CHARS):
-            for part in split_long_runs(piece, _RUN_CHARS):
+        """Encode piece by piece. Tokens of the type "user defined" are found in the text."""
+        for piece in split_text(text, PIECE_CHARS):
+            for part in split_long_runs(piece, _MAX_RUN_CHARS):
                 yield self._encode(part.encode())
 
     def close(self) -> None:
-        """Free the native memory, when no thread is in it; a second call does nothing."""
+        """Free the native memory, once no thread uses it. A second call does nothing."""
         with self._lock:
             if self._model:
-                _llama().llama_model_free(self._model)
+                llama.llama_model_free(self._model)
                 self._model = None
 
     def _encode(self, raw: bytes) -> list[int]:
-        llama = _llama()
         buffer = (llama.llama_token * len(raw))()  # no token is shorter than a byte
         with self._lock:
             if not self._model:
@@ -80,15 +73,9 @@ class LlamaBpe:
         return list(buffer[:count])
 
 
-@functools.cache
-def _llama() -> Any:
-    return importlib.import_module("llama_cpp.llama_cpp")
-
-
 @contextlib.contextmanager
 def _captured_errors() -> Iterator[list[str]]:
-    """Take llama.cpp's log for a while; the list gets its error lines, one string each."""
-    llama = _llama()
+    """Redirect llama.cpp's log; the list receives its error lines."""
     lines: list[str] = []
 
     def record(level: int, text: bytes, _user_data: object) -> None:

@@ -27,7 +27,7 @@ _TEXT_PARTS = ("text", "input_text", "output_text", "refusal")
 
 
 def normalize_messages(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Normalised copies. Raises ConfigError, which says where and what."""
+    """Copy messages in normalized form. Raises ConfigError with the place and the value."""
     if isinstance(messages, str | bytes | Mapping) or not isinstance(messages, Sequence):
         raise ConfigError(f"messages is {messages!r:.60}; expected a list of messages")
     if not messages:
@@ -38,9 +38,9 @@ def normalize_messages(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, 
 def normalize_tools(
     tools: Sequence[Mapping[str, Any]] | None, *, sort_keys: bool = False
 ) -> list[dict[str, Any]] | None:
-    """Copies of the declarations; None where there are none. Raises ConfigError.
+    """Copy tool declarations; None if there are none. Raises ConfigError.
 
-    sort_keys: in all depths, as Kimi K2's own code does before its template runs.
+    sort_keys: at all depths, as Kimi K2's code does before its template runs.
     """
     if not tools:
         return None
@@ -57,43 +57,43 @@ def normalize_tools(
 
 
 def number_tool_calls(messages: list[dict[str, Any]]) -> None:
-    """Rewrite tool call ids to Kimi K2's `functions.NAME:N`, N counting over the conversation.
+    """Rewrite tool call ids to Kimi K2's `functions.NAME:N`; N counts over the conversation.
 
-    The model was trained on these alone, and loses the form when it sees others. Results follow
-    their calls by id, or else by the function's name, or else in order.
+    The model was trained on these alone, and stops writing them after seeing others. Results are
+    matched to calls by id, or else by function name, or else in order.
     """
     count = 0
-    waiting: list[_Waiting] = []
+    pending: list[_PendingCall] = []
     for message in messages:
         for call in message.get("tool_calls", ()):
             name = call["function"]["name"]
-            written = f"functions.{name}:{count}"
+            new_id = f"functions.{name}:{count}"
             count += 1
-            waiting.append(_Waiting(call["id"], name, written))
-            call["id"] = written
-        if message["role"] == "tool" and waiting:
-            found = _call_of(message, waiting)
-            waiting.remove(found)
-            message["tool_call_id"] = found.written
+            pending.append(_PendingCall(call["id"], name, new_id))
+            call["id"] = new_id
+        if message["role"] == "tool" and pending:
+            call_of_result = _find_call(message, pending)
+            pending.remove(call_of_result)
+            message["tool_call_id"] = call_of_result.new_id
 
 
-class _Waiting(NamedTuple):
-    """A call without its result."""
+class _PendingCall(NamedTuple):
+    """A call whose result has not come yet."""
 
-    given: str  # its id, as it came
+    client_id: str
     function: str
-    written: str  # the id that the model sees
+    new_id: str
 
 
-def _call_of(result: Mapping[str, Any], waiting: Sequence[_Waiting]) -> _Waiting:
-    given, name = result.get("tool_call_id"), result.get("name")
-    by_id = (call for call in waiting if given and call.given == given)
-    by_name = (call for call in waiting if name and call.function == name)
-    return next(by_id, None) or next(by_name, None) or waiting[0]
+def _find_call(result: Mapping[str, Any], pending: Sequence[_PendingCall]) -> _PendingCall:
+    client_id, name = result.get("tool_call_id"), result.get("name")
+    by_id = (call for call in pending if client_id and call.client_id == client_id)
+    by_name = (call for call in pending if name and call.function == name)
+    return next(by_id, None) or next(by_name, None) or pending[0]
 
 
 def parse_tool_arguments(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The messages with tool call arguments as mappings. Raises ConfigError if one is not JSON."""
+    """Replace tool call arguments by their parsed JSON. Raises ConfigError if one is not JSON."""
     out = []
     for i, message in enumerate(messages):
         calls = []
@@ -112,7 +112,7 @@ def parse_tool_arguments(messages: list[dict[str, Any]]) -> list[dict[str, Any]]
 
 
 def copy_json(value: Any, where: str, depth: int = 0) -> Any:
-    """A copy of plain JSON data, so that a template sees, and changes, nothing else."""
+    """Copy JSON data, so that a template cannot reach the caller's objects."""
     if depth > _MAX_JSON_DEPTH:
         raise ConfigError(f"{where}: nested more than {_MAX_JSON_DEPTH} deep")
     if value is None or isinstance(value, str | int | float):
@@ -125,9 +125,9 @@ def copy_json(value: Any, where: str, depth: int = 0) -> Any:
 
 
 def result_text(content: Any, joiner: str = "") -> str:
-    """Text of a tool's result: a string, a list of parts, or any other JSON data.
+    """Convert a tool's result to text: a string, a list of content parts, or other JSON data.
 
-    Parts that are no text are named in their place: a history with a picture in it is to go on.
+    A part that is not text becomes a note, so that a conversation with a picture can go on.
     """
     if content is None or isinstance(content, str):
         return content or ""
@@ -145,7 +145,7 @@ def result_text(content: Any, joiner: str = "") -> str:
 
 
 def _part_text(part: Any) -> str | None:
-    """The text of a part of a message; None where it is none."""
+    """Text of a content part; None for other kinds."""
     kind = part.get("type") if isinstance(part, Mapping) else None
     text = None
     if isinstance(kind, str) and kind in _TEXT_PARTS:

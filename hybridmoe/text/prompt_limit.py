@@ -1,8 +1,8 @@
-"""Bounds on the work that an untrusted text may make before it is refused.
+"""Limit on the tokens of an untrusted prompt, enforced while it is rendered and tokenized.
 
-A prompt that cannot fit the context is not worth its tokenizing: it is refused by its size where
-that settles it, and else as soon as so many tokens have been found. Some way beyond the context it
-is still counted, since agents read the count and shorten their conversation by the difference.
+A prompt that cannot fit the context is refused by its size if that decides it, or else once enough
+tokens are found. Up to 4 contexts are counted exactly: agents read the count and shorten their
+conversation by the difference.
 """
 
 import math
@@ -13,44 +13,40 @@ from hybridmoe.errors import ContextLengthError
 
 __all__ = ["PromptLimit"]
 
-_COUNTED = 4  # contexts; a prompt longer than these is not counted to its end
+_COUNTED_CONTEXTS = 4
 
 
-def _go_on() -> None:
+def _do_nothing() -> None:
     pass
 
 
 class PromptLimit:
-    """The limit of one prompt, with what is used of it."""
+    """The limit of one prompt, and the tokens counted against it."""
 
     def __init__(
-        self, context_tokens: int, max_token_bytes: int, check: Callable[[], None] = _go_on
+        self, context_tokens: int, max_token_bytes: int, check: Callable[[], None] = _do_nothing
     ) -> None:
-        """check: called again and again while the prompt is made; to end that, it raises a
-        HybridMoeError.
-        """
+        """check: called repeatedly during the work; raises a HybridMoeError to cancel it."""
         self.check = check
-        self.max_tokens: float = _COUNTED * context_tokens
+        self.max_tokens: float = _COUNTED_CONTEXTS * context_tokens
         self._context_tokens = context_tokens
         self._max_chars: float = self.max_tokens * max_token_bytes
         self._num_tokens = 0
 
     @classmethod
     def unlimited(cls) -> Self:
-        """No limit."""
+        """Make a limit that never raises."""
         limit = cls(1, 1)
         limit.max_tokens = limit._max_chars = math.inf
         return limit
 
     def check_size(self, num_chars: int) -> None:
-        """Raise ContextLengthError if a text has more tokens than are counted, however long each
-        of them may be.
-        """
+        """Raise ContextLengthError for a text too long even with the longest tokens."""
         if num_chars > self._max_chars:
             raise self._exceeded()
 
     def add_tokens(self, num_tokens: int) -> None:
-        """So many more tokens are found. Errors: ContextLengthError; those of `check`."""
+        """Count tokens. Raises ContextLengthError, and the errors of `check`."""
         self.check()
         self._num_tokens += num_tokens
         if self._num_tokens > self.max_tokens:

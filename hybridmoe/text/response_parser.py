@@ -12,7 +12,8 @@ from typing import Any, Literal
 
 from hybridmoe.text.stop_strings import StopFilter
 from hybridmoe.text.tokenizer import Tokenizer
-from hybridmoe.text.tool_names import MARKS, ToolNames, strip_code_fence
+from hybridmoe.text.tool_call_tokens import MARKS
+from hybridmoe.text.tool_names import ToolNames, strip_code_fence
 
 __all__ = [
     "ArgumentsPart",

@@ -1,4 +1,4 @@
-"""Stop strings in streamed text: cut at the first, and never show a part of one."""
+"""Stop strings in streamed text: ends it before the first, and never shows a part of one."""
 
 from collections.abc import Sequence
 
@@ -6,7 +6,7 @@ __all__ = ["StopFilter"]
 
 
 class StopFilter:
-    """Passes text through, holding back what may yet become a stop string."""
+    """Passes text through, except a suffix that may yet become a stop string."""
 
     def __init__(self, stops: Sequence[str]) -> None:
         self._stops = tuple(stops)
@@ -18,7 +18,7 @@ class StopFilter:
         return self.matched is not None
 
     def push(self, text: str) -> str:
-        """The text that may be shown now; after a stop string was found, always empty."""
+        """Add text; returns what can be shown. Empty once a stop string was found."""
         if self.has_stopped:
             return ""
         self._held += text
@@ -27,17 +27,17 @@ class StopFilter:
             at, self.matched = min(found)
             shown, self._held = self._held[:at], ""
             return shown
-        num_kept = max(map(self._overlap, self._stops), default=0)
-        cut = len(self._held) - num_kept
+        num_held = max(map(self._overlap, self._stops), default=0)
+        cut = len(self._held) - num_held
         shown, self._held = self._held[:cut], self._held[cut:]
         return shown
 
     def flush(self) -> str:
-        """What was held back, once no more text will come."""
+        """Return the held text at the end of the stream."""
         shown, self._held = self._held, ""
         return shown
 
     def _overlap(self, stop: str) -> int:
-        """Length of the longest end of the held text that begins `stop`."""
+        """Length of the longest suffix of the held text that is a prefix of `stop`."""
         longest = min(len(stop) - 1, len(self._held))
         return next((n for n in range(longest, 0, -1) if self._held.endswith(stop[:n])), 0)

@@ -10,7 +10,7 @@ __all__ = ["BoundedGenerator", "MeteringTransformer"]
 
 
 class BoundedGenerator(CodeGenerator):
-    """Writes Python within the deadline."""
+    """Generates Python code within the deadline."""
 
     def visit(self, node: nodes.Node, *args: Any, **kwargs: Any) -> Any:
         self.environment.tick(0)  # type: ignore[attr-defined]
@@ -18,21 +18,21 @@ class BoundedGenerator(CodeGenerator):
 
 
 class MeteringTransformer(NodeTransformer):
-    """Lets every loop turn tick, and literals, joins and slices pay."""
+    """Inserts a tick into loops, and filters of text/template_sandbox.py around literals."""
 
     def visit_For(self, node: nodes.For) -> nodes.Node:
-        weight = sum(len(data.data) for data in node.find_all(nodes.TemplateData))
+        cost = sum(len(data.data) for data in node.find_all(nodes.TemplateData))
         self.generic_visit(node)
         tick = nodes.EnvironmentAttribute("tick")
-        call = nodes.Call(tick, [nodes.Const(weight)], [], None, None)
+        call = nodes.Call(tick, [nodes.Const(cost)], [], None, None)
         node.body.insert(0, nodes.ExprStmt(call))
         return node
 
     def visit_Compare(self, node: nodes.Compare) -> nodes.Node:
         self.generic_visit(node)
-        node.expr = _filtered(node.expr, "_weighed")
+        node.expr = _filtered(node.expr, "_checked")
         for operand in node.ops:
-            operand.expr = _filtered(operand.expr, "_weighed")
+            operand.expr = _filtered(operand.expr, "_checked")
         return node
 
     def visit_Concat(self, node: nodes.Concat) -> nodes.Node:
@@ -41,19 +41,19 @@ class MeteringTransformer(NodeTransformer):
 
     def visit_List(self, node: nodes.List) -> nodes.Node:
         self.generic_visit(node)
-        return _filtered(node, "_settled")
+        return _filtered(node, "_charged")
 
     def visit_Dict(self, node: nodes.Dict) -> nodes.Node:
         self.generic_visit(node)
-        return _filtered(node, "_settled")
+        return _filtered(node, "_charged")
 
     def visit_Tuple(self, node: nodes.Tuple) -> nodes.Node:
         self.generic_visit(node)
-        return node if node.ctx == "store" else _filtered(node, "_settled")
+        return node if node.ctx == "store" else _filtered(node, "_charged")
 
     def visit_Getitem(self, node: nodes.Getitem) -> nodes.Node:
         self.generic_visit(node)
-        return _filtered(node, "_settled") if isinstance(node.arg, nodes.Slice) else node
+        return _filtered(node, "_charged") if isinstance(node.arg, nodes.Slice) else node
 
 
 def _filtered(node: nodes.Expr, name: str) -> nodes.Filter:

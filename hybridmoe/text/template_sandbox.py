@@ -1,31 +1,19 @@
-"""A jinja2 environment in which an untrusted template can neither reach out nor run away.
+"""Sandbox for untrusted chat templates: no access to Python's internals, bounded time and memory.
 
-jinja2's immutable sandbox keeps a template from Python's internals, but not from taking all
-memory or all time. Here every filter, method and global is from a list, and a render has a budget:
+jinja2's immutable sandbox denies access to internals, but lets a template take all memory or time.
+Here filters, methods and globals are allow-listed, and every render has a budget
+(text/template_budget.py): a deadline, checked in every loop turn and call, and the size of all
+values made. Costs are spent before or right after an operation, so that no single one is long.
+Values are measured before they are printed or compared.
 
-  time      a deadline, looked at in every loop turn and call, and never far apart, because
-  size      what an operation makes is weighed before or at once after it is made, and the sum of
-            all that one render makes is limited; so no single operation is long either
-  nesting   values that hold one another many times over ([a, a] of [b, b] ...) weigh what they
-            would print, and are weighed before they are printed or compared
-
-Loops and literals are reached by rewriting the syntax tree; operators, calls and filters by
-overriding. Nothing is evaluated at compile time, where there is no budget.
+Loops and literals are metered by rewriting the syntax tree (text/template_metering.py); operators,
+calls and filters by overriding. Nothing is evaluated while compiling, without a budget.
 """
 
 import functools
 import json
 import re
-import time
-from collections.abc import (
-    Callable,
-    ItemsView,
-    Iterable,
-    Iterator,
-    KeysView,
-    Mapping,
-    ValuesView,
-)
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import datetime
 from types import FunctionType
 from typing import Any
@@ -39,15 +27,13 @@ from jinja2.runtime import Context, Undefined
 from jinja2.sandbox import ImmutableSandboxedEnvironment, safe_range
 from jinja2.utils import Namespace
 
+from hybridmoe.text.template_budget import RenderBudget
 from hybridmoe.text.template_metering import BoundedGenerator, MeteringTransformer
 
-__all__ = ["BoundedEnvironment"]
+__all__ = ["MAX_SOURCE_TOKENS", "BoundedEnvironment"]
 
-MAX_SOURCE_CHARS = 1 << 18  # the largest template in use has some 30 000
-MAX_SOURCE_TOKENS = 1 << 14  # which has some 4000
-_DEADLINE_S = 5.0
-_MAX_WEIGHT = 1 << 25  # characters made by one render, beyond what its input allows
-_ITEM_WEIGHT = 64  # a container's item costs that much memory and time
+_MAX_SOURCE_CHARS = 1 << 18  # the largest template in use has some 30 000
+MAX_SOURCE_TOKENS = 1 << 14  # the same template has some 4000
 _MAX_INT_BITS = 4096
 
 _FILTERS = (
@@ -70,18 +56,13 @@ _CONTAINER_METHODS = frozenset((
 _COMPARING_FILTERS = frozenset({"dictsort", "groupby", "max", "min", "sort", "unique"})
 _PRINTING_FILTERS = frozenset({"capitalize", "lower", "soft_str", "str", "title", "trim", "upper"})
 _COMPARING_TESTS = ("eq", "equalto", "==", "ne", "!=", "in", "lt", "<", "gt", ">")
-# A conversion with a width, or with one from the arguments.
+# Conversions with a width or precision of three digits or more, or from the arguments.
 _WIDE_CONVERSION = re.compile(r"%(\([^)]*\))?[#0 +-]*([0-9]{3,}|\*|[0-9]*\.([0-9]{3,}|\*))")
-
 _WIDE_FIELD = re.compile(r"\{[^{}]*:[^}]*([0-9]{3,}|\{)")
 
 
-def _go_on() -> None:
-    pass
-
-
 class BoundedEnvironment(ImmutableSandboxedEnvironment):
-    """Compiles and renders one template at a time; not thread-safe (see ChatTemplate)."""
+    """Compiles and renders one template at a time, within `budget`. Not thread-safe."""
 
     code_generator_class = BoundedGenerator
     intercepted_binops = frozenset({"+", "*", "**", "%", "//"})
@@ -94,17 +75,18 @@ class BoundedEnvironment(ImmutableSandboxedEnvironment):
             optimized=False,  # no constant folding: it would run filters while compiling
             finalize=self._finalize,
         )
-        self.restart(0)
+        self.budget = RenderBudget()
+        self.tick = self.budget.tick  # called by generated code
         self.filters = {name: self._bounded(FILTERS[name]) for name in _FILTERS}
         self.filters |= {
             "tojson": self._to_json,
-            "_settled": self._settle,
+            "_charged": self.budget.charged,
+            "_checked": self.budget.checked,
             "_concat": self._concat,
-            "_weighed": self._weighed,
             "safe": self._bounded(str),
         }
         comparing: dict[str, Any] = {name: self.tests[name] for name in _COMPARING_TESTS}
-        self.tests |= {name: self._weighing(test) for name, test in comparing.items()}
+        self.tests |= {name: self._bounded_test(test) for name, test in comparing.items()}
         self.globals = {
             "namespace": Namespace,
             "dict": dict,
@@ -113,40 +95,10 @@ class BoundedEnvironment(ImmutableSandboxedEnvironment):
             "strftime_now": _strftime_now,
         }
 
-    def restart(self, input_weight: int, check: Callable[[], None] = _go_on) -> None:
-        """Give the next render a fresh budget, larger for a larger input; check: raises to end it
-        before.
-        """
-        self._check = check
-        self._limit = _MAX_WEIGHT + 16 * input_weight
-        self._left = self._limit
-        self._deadline = time.monotonic() + _DEADLINE_S
-
-    def weigh(self, value: Any) -> int:
-        """Characters that the value would print, at least; stops above the limit with an error."""
-        total, stack = 0, [value]
-        while stack:
-            item = stack.pop()
-            if isinstance(item, str):
-                total += len(item)
-            elif isinstance(item, Mapping):
-                stack += [*item.keys(), *item.values()]
-            elif isinstance(
-                item, list | tuple | set | frozenset | ItemsView | KeysView | ValuesView
-            ):
-                stack.extend(item)
-            elif isinstance(item, Namespace):
-                # A namespace answers for its attributes only, also when asked for __dict__.
-                stack.append(object.__getattribute__(item, "_Namespace__attrs"))
-            total += _ITEM_WEIGHT
-            if total > self._limit:
-                raise SecurityError("a value grows too large")
-        return total
-
     def _parse(self, source: str, name: str | None, filename: str | None) -> nodes.Template:
-        if len(source) > MAX_SOURCE_CHARS:
-            raise SecurityError(f"{len(source)} characters; expected at most {MAX_SOURCE_CHARS}")
-        self.restart(0)
+        if len(source) > _MAX_SOURCE_CHARS:
+            raise SecurityError(f"{len(source)} characters; expected at most {_MAX_SOURCE_CHARS}")
+        self.budget.restart(0)
         tree = MeteringTransformer().visit(super()._parse(source, name, filename))
         assert isinstance(tree, nodes.Template)
         return tree
@@ -158,7 +110,7 @@ class BoundedEnvironment(ImmutableSandboxedEnvironment):
         return TokenStream(self._counted(stream), name, filename)
 
     def _counted(self, tokens: Iterable[Token]) -> Iterator[Token]:
-        """Count the nodes by which compiling costs: Python's own compiler knows no deadline."""
+        """Limit the tokens of a template: Python's compiler, which runs later, has no deadline."""
         for count, token in enumerate(tokens):
             if count > MAX_SOURCE_TOKENS:
                 raise SecurityError(f"more than {MAX_SOURCE_TOKENS} names, marks and texts")
@@ -183,7 +135,9 @@ class BoundedEnvironment(ImmutableSandboxedEnvironment):
             raise SecurityError("a format with a width of three digits or more, or a nested one")
 
         def bounded(*args: Any, **kwargs: Any) -> str:
-            self._spend((template.count("{") + 1) * self.weigh([args, kwargs]) + len(template))
+            self.budget.spend(
+                (template.count("{") + 1) * self.budget.cost_of([args, kwargs]) + len(template)
+            )
             return wrapped(*args, **kwargs)
 
         return bounded
@@ -192,17 +146,17 @@ class BoundedEnvironment(ImmutableSandboxedEnvironment):
         __self.tick(0)
         owner, name = getattr(__obj, "__self__", None), getattr(__obj, "__name__", "")
         if isinstance(owner, list | tuple):
-            __self.weigh(owner)
-        __self.weigh([args, kwargs])
+            __self.budget.cost_of(owner)
+        __self.budget.cost_of([args, kwargs])
         if isinstance(owner, str) and name == "join" and args:
             args = (__self._materialize(args[0]), *args[1:])
-            __self._spend(len(owner) * len(args[0]))
+            __self.budget.spend(len(owner) * len(args[0]))
         elif isinstance(owner, str) and name == "replace":
             __self._check_replace(owner, *args, **kwargs)
         elif isinstance(owner, str) and name in _BACKWARD_METHODS and args:
-            # Python searches backwards by trying every place: a step for each pair of characters.
-            __self._spend(len(owner) * len(str(args[0])) >> 4)
-        return __self._settle(super().call(__context, __obj, *args, **kwargs))
+            # Python searches backwards at every place: quadratic.
+            __self.budget.spend(len(owner) * len(str(args[0])) >> 4)
+        return __self.budget.charged(super().call(__context, __obj, *args, **kwargs))
 
     def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
         self.tick(0)
@@ -216,58 +170,36 @@ class BoundedEnvironment(ImmutableSandboxedEnvironment):
         elif operator == "*":
             for value, times in ((left, right), (right, left)):
                 if isinstance(times, int) and isinstance(value, str | list | tuple):
-                    self._spend(self.weigh(value) * max(0, times))
+                    self.budget.spend(self.budget.cost_of(value) * max(0, times))
         elif operator == "+":
-            self.weigh([left, right])
-        return self._settle(super().call_binop(context, operator, left, right))
+            self.budget.cost_of([left, right])
+        return self.budget.charged(super().call_binop(context, operator, left, right))
 
     @pass_context
     def _finalize(self, _context: Context, value: Any) -> Any:
-        """Called for everything that is printed. Taking the context forbids constant folding."""
-        self._spend(self.weigh(value))
+        """Charge for printed values. Taking the context prevents constant folding."""
+        self.budget.spend(self.budget.cost_of(value))
         return value
 
-    def tick(self, weight: int) -> None:
-        """One turn of a loop, or one call, which itself prints `weight` characters."""
-        self._spend(weight)
-        self._check()
-        if time.monotonic() > self._deadline:
-            raise SecurityError(f"takes longer than {_DEADLINE_S:g} s")
+    def _bounded_test(self, test: Callable[..., Any]) -> Callable[[Any, Any], bool]:
+        """Wrap a test so that it compares values within the budget only."""
 
-    def _spend(self, weight: int) -> None:
-        self._left -= weight
-        if self._left < 0:
-            raise SecurityError("its values or its output grow too large")
-
-    def _settle(self, value: Any) -> Any:
-        """Pay for a value that was just made."""
-        if isinstance(value, str | list | tuple | dict | Mapping):
-            self._spend(self.weigh(value))
-        return value
-
-    def _weighed(self, value: Any) -> Any:
-        self.weigh(value)
-        return value
-
-    def _weighing(self, test: Callable[..., Any]) -> Callable[[Any, Any], bool]:
-        """The test, for values that it does not take long to compare."""
-
-        def weighing(left: Any, right: Any) -> bool:
-            self.weigh([left, right])
+        def bounded(left: Any, right: Any) -> bool:
+            self.budget.cost_of([left, right])
             return bool(test(left, right))
 
-        return weighing
+        return bounded
 
     def _materialize(self, value: Any) -> Any:
-        """A list of what an iterable holds, since its length and weight are needed."""
+        """Make a list of an iterable, whose length and cost are needed."""
         if isinstance(value, str | Mapping | list | tuple):
             return value
         items = list(value)
-        self._spend(self.weigh(items))
+        self.budget.spend(self.budget.cost_of(items))
         return items
 
     def _bounded(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        """The filter, with its arguments checked and its result paid for."""
+        """Wrap a filter: its arguments are checked, its result is charged."""
         name = function.__name__.removeprefix("do_").removeprefix("sync_do_")
         first = 1 if hasattr(function, "jinja_pass_arg") else 0
 
@@ -280,37 +212,37 @@ class BoundedEnvironment(ImmutableSandboxedEnvironment):
             if name == "join":
                 values[0] = self._materialize(values[0])
                 separator = kwargs.get("d", values[1] if len(values) > 1 else "")
-                self._spend(len(values[0]) * self.weigh(separator))
+                self.budget.spend(len(values[0]) * self.budget.cost_of(separator))
             elif name == "replace":
                 self._check_replace(str(values[0]), *map(str, values[1:3]))
             elif name == "indent":
                 width = kwargs.get("width", values[1] if len(values) > 1 else 4)
                 size = width if isinstance(width, int) else len(str(width))
-                self._spend((str(values[0]).count("\n") + 1) * max(0, size))
+                self.budget.spend((str(values[0]).count("\n") + 1) * max(0, size))
             elif name == "round" and abs(int(kwargs.get("precision", (*values, 0)[1]))) > 300:
                 raise SecurityError("round to more than 300 digits")
             elif name in _COMPARING_FILTERS or name in _PRINTING_FILTERS:
-                self.weigh(values)
+                self.budget.cost_of(values)
             result = function(*passed, *values, **kwargs)
             if hasattr(result, "__next__"):
                 result = list(result)
-            return self._settle(result)
+            return self.budget.charged(result)
 
         return bounded
 
     def _concat(self, parts: list[Any]) -> str:
-        self._spend(self.weigh(parts))
+        self.budget.spend(self.budget.cost_of(parts))
         return "".join(map(str, parts))
 
     def _format(self, template: str, values: Any) -> str:
         if _WIDE_CONVERSION.search(template):
             raise SecurityError("a format with a width of three digits or more")
-        self._spend((template.count("%") + 1) * self.weigh(values) + len(template))
+        self.budget.spend((template.count("%") + 1) * self.budget.cost_of(values) + len(template))
         return str(template % values)
 
     def _check_replace(self, text: str, old: str = "", new: str = "", *_: Any, **__: Any) -> None:
         count = text.count(old) if old else len(text) + 1
-        self._spend(count * len(new))
+        self.budget.spend(count * len(new))
 
     def _to_json(
         self,
@@ -320,13 +252,13 @@ class BoundedEnvironment(ImmutableSandboxedEnvironment):
         separators: tuple[str, str] | None = None,
         sort_keys: bool = False,
     ) -> str:
-        """As transformers has it: unlike jinja2's own, neither ASCII nor safe for HTML."""
+        """Write JSON as transformers does: unlike jinja2's, neither ASCII nor HTML-escaped."""
         self.tick(0)
-        weight = self.weigh(value)
+        cost = self.budget.cost_of(value)
         width = indent if isinstance(indent, int) else len(indent or "")
         if not 0 <= width <= 16 or (separators and len("".join(separators)) > 16):
             raise SecurityError("tojson with an indent or separators of unusual length")
-        self._spend(weight * (1 + width))
+        self.budget.spend(cost * (1 + width))
         return json.dumps(
             value,
             ensure_ascii=ensure_ascii,

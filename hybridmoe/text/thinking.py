@@ -1,4 +1,4 @@
-"""The state of thoughts at the start of an answer, as its prompt says."""
+"""Thinking state at the start of a response, read from the prompt."""
 
 from collections.abc import Sequence
 from typing import Literal
@@ -7,13 +7,13 @@ from hybridmoe.text.tokenizer import Tokenizer
 
 __all__ = ["Thinking", "thinking_after"]
 
-Thinking = Literal["none", "may", "open"]  # "open": the prompt has begun them
+Thinking = Literal["none", "may", "open"]  # "open": the prompt ends inside `<think>`
 
 
 def thinking_after(prompt_ids: Sequence[int], tokenizer: Tokenizer, *, may_think: bool) -> Thinking:
-    """Tell the state of thoughts behind a prompt: some templates open or close `<think>`.
+    """Read the thinking state from the last tokens of a prompt.
 
-    may_think: whether the file's template knows of thoughts.
+    Some templates open or close `<think>` themselves. may_think: the file's template knows it.
     """
     open_id, close_id = (tokenizer.special_id(mark) for mark in ("<think>", "</think>"))
     if open_id is None or close_id is None:

@@ -1,8 +1,8 @@
-"""Token ids of text and text of token ids, for the vocabulary of one GGUF file.
+"""Tokenizer of one GGUF file: text to token ids and back, also incrementally.
 
-Special tokens are cut out here, the text between them goes to an encoder: Kimi K2's own way for
-`tokenizer.ggml.pre` = `kimi-k2` (text/kimi_bpe.py says why), llama.cpp for every other. Bytes of a
-token come from the file's table, so that decoding needs neither.
+Finds special tokens itself; the text between them goes to an encoder: text/kimi_bpe.py for
+`tokenizer.ggml.pre` = `kimi-k2`, llama.cpp for all others. Decoding uses the token table of the
+file alone.
 """
 
 import codecs
@@ -14,36 +14,35 @@ from typing import Any, Protocol
 from hybridmoe.errors import ConfigError
 from hybridmoe.text import kimi_bpe as kimi
 from hybridmoe.text.literal_matcher import LiteralMatcher
-from hybridmoe.text.llama_bpe import LlamaBpe
 from hybridmoe.text.prompt_limit import PromptLimit
 from hybridmoe.text.vocabulary import TokenType, Vocabulary
 
 __all__ = ["StreamDecoder", "Tokenizer"]
 
-# Marks of thinking are text to a reader, whatever type the file gives them.
-_SHOWN_TEXTS = frozenset({"<think>", "</think>"})
+# Shown by `decode` even if the file types them as control tokens.
+_THINKING_MARKS = frozenset({"<think>", "</think>"})
 
 
 class Encoder(Protocol):
-    """Ordinary text to ids."""
+    """Encodes ordinary text; does not know special tokens."""
 
     adds_bos: bool
 
     def encode(self, text: str) -> Iterator[list[int]]:
-        """Ids of the text, some at a time: whoever reads them may stop."""
+        """Encode lazily, so that the caller can stop early."""
         ...
 
     def close(self) -> None: ...
 
 
 class Tokenizer:
-    """The tokenizer of one file; safe to share between threads until it is closed."""
+    """Encodes and decodes with the vocabulary of one file. Thread-safe until it is closed."""
 
     def __init__(self, path: Path, metadata: Mapping[str, Any]) -> None:
-        """Read the vocabulary of the GGUF at `path` (of a split file: the first part).
+        """Read the vocabulary of the GGUF file at `path`; of a split file, the first part.
 
-        Errors: GGUFError, with the file's name; UnsupportedModelError where the vocabulary is
-        not byte-level BPE.
+        Errors: GGUFError with the file's name; UnsupportedModelError unless the vocabulary is
+        byte-level BPE.
         """
         self._vocabulary = vocabulary = Vocabulary.from_metadata(metadata, path.name)
         by_type: dict[int, list[str]] = {}
@@ -54,22 +53,18 @@ class Tokenizer:
         visible = by_type.get(TokenType.USER_DEFINED, [])
         self._special_ids = {text: vocabulary.ids[text] for text in [*hidden, *visible]}
         self._hidden_ids = {vocabulary.ids[text] for text in hidden}
-        self._skipped_ids = self._hidden_ids - {vocabulary.ids.get(t) for t in _SHOWN_TEXTS}
+        self._skipped_ids = self._hidden_ids - {vocabulary.ids.get(t) for t in _THINKING_MARKS}
         self._any_special = LiteralMatcher([*hidden, *visible])
         self._user_defined = LiteralMatcher(visible)
-        # What the encoder itself might take for a token, as llama.cpp does by the file's types.
-        self._readable = LiteralMatcher(vocabulary.readable)
-        self._readable_marks = LiteralMatcher(list(set(vocabulary.readable) - set(visible)))
-        self._encoder: Encoder = (
-            kimi.KimiBpe(vocabulary, path.name)
-            if vocabulary.pre == kimi.PRE
-            else LlamaBpe(path, len(vocabulary.texts))
-        )
+        # Texts that an encoder may take for tokens, as llama.cpp does by the file's types.
+        self._recognized = LiteralMatcher(vocabulary.recognized)
+        self._recognized_marks = LiteralMatcher(list(set(vocabulary.recognized) - set(visible)))
+        self._encoder = _make_encoder(path, vocabulary)
         adds_bos = metadata.get("tokenizer.ggml.add_bos_token", self._encoder.adds_bos)
         self._prefix = [vocabulary.bos_id] if adds_bos and vocabulary.bos_id is not None else []
         self.num_tokens = len(vocabulary.texts)
         self.bos_id = vocabulary.bos_id
-        self.eos_ids = vocabulary.end_ids  # all that end a generation: eos, eot, <|im_end|>
+        self.eos_ids = vocabulary.eos_ids  # end tokens: eos, eot, <|im_end|> ...
 
     def encode(
         self,
@@ -79,48 +74,47 @@ class Tokenizer:
         parse_special: bool = False,
         limit: PromptLimit | None = None,
     ) -> list[int]:
-        """Ids of the text.
+        """Encode text. Lone surrogates become U+FFFD. Errors: those of the limit.
 
-        add_special: begin with the token that the file asks for (`add_bos_token`), if any.
-        parse_special: names of special tokens in the text stand for those tokens. Other tokens of
-        the type "user defined" are text by the file's own word and always recognised.
-        Lone surrogates become U+FFFD. Errors: those of the limit.
+        add_special: start with the BOS token if the file asks for it (`add_bos_token`).
+        parse_special: find special tokens in the text. Tokens of the type "user defined" are found
+        in any case, since the file calls them text.
         """
         limit = limit or PromptLimit.unlimited()
         limit.check_size(len(text))
         text = _valid(text)
         out = list(self._prefix) if add_special else []
-        names = self._any_special if parse_special else self._user_defined
+        matcher = self._any_special if parse_special else self._user_defined
         start = 0
-        for begin, end in names.find(text, limit.check):
-            out += self._encode_apart(self._readable_marks, text[start:begin], limit)
+        for begin, end in matcher.find(text, limit.check):
+            out += self._encode_split(self._recognized_marks, text[start:begin], limit)
             out.append(self._special_ids[text[begin:end]])
             limit.add_tokens(1)
             start = end
-        return out + self._encode_apart(self._readable_marks, text[start:], limit)
+        return out + self._encode_split(self._recognized_marks, text[start:], limit)
 
     def encode_untrusted(self, text: str, limit: PromptLimit | None = None) -> list[int]:
-        """Ids of the text, in which no name stands for a token, user-defined ones included."""
+        """Encode text without finding any special or user-defined token in it."""
         limit = limit or PromptLimit.unlimited()
         limit.check_size(len(text))
-        return self._encode_apart(self._readable, _valid(text), limit)
+        return self._encode_split(self._recognized, _valid(text), limit)
 
     def prompt_limit(
         self, context_tokens: int, check: Callable[[], None] | None = None
     ) -> PromptLimit:
-        """A limit for one text that is to fit a context; check: raises to end the work."""
-        more = () if check is None else (check,)
-        return PromptLimit(context_tokens, self._max_token_bytes, *more)
+        """Make the limit of one prompt. check: called during the work; raises to cancel it."""
+        checks = () if check is None else (check,)
+        return PromptLimit(context_tokens, self._max_token_bytes, *checks)
 
     @functools.cached_property
     def _max_token_bytes(self) -> int:
         return max(len(self.token_bytes(i)) for i in range(self.num_tokens))
 
-    def _encode_apart(self, names: LiteralMatcher, text: str, limit: PromptLimit) -> list[int]:
-        """Ids of ordinary text, cut inside each of the names so that the encoder finds none."""
+    def _encode_split(self, matcher: LiteralMatcher, text: str, limit: PromptLimit) -> list[int]:
+        """Encode ordinary text, split within each match so that the encoder finds none."""
         out: list[int] = []
         start = 0
-        for begin, _ in names.find(text, limit.check, is_overlapping=True):
+        for begin, _ in matcher.find(text, limit.check, is_overlapping=True):
             self._append(out, text[start : begin + 1], limit)
             start = begin + 1
         self._append(out, text[start:], limit)
@@ -132,34 +126,34 @@ class Tokenizer:
             limit.add_tokens(len(ids))
 
     def decode(self, ids: Iterable[int], *, skip_special: bool = True) -> str:
-        """Text of the ids; bytes that are not UTF-8 become U+FFFD. Raises ConfigError."""
+        """Decode ids; invalid UTF-8 becomes U+FFFD. Raises ConfigError for an unknown id."""
         raw = b"".join(
             self.token_bytes(i) for i in ids if not (skip_special and i in self._skipped_ids)
         )
         return raw.decode("utf-8", "replace")
 
     def token_bytes(self, token_id: int) -> bytes:
-        """The bytes of one token, which may be a part of a character; a special token's name."""
+        """Bytes of one token, maybe a part of a character; of a special token, its text."""
         if not 0 <= token_id < self.num_tokens:
             raise ConfigError(f"token id {token_id}: expected 0 to {self.num_tokens - 1}")
         return self._vocabulary.token_bytes(token_id)
 
     def special_id(self, text: str) -> int | None:
-        """The id of the special token of this name, or None."""
+        """Look up a special token by its text; None if there is none."""
         return self._special_ids.get(text)
 
     def special_spans(
         self, text: str, check: Callable[[], None] | None = None
     ) -> Iterator[tuple[int, int]]:
-        """Where names of special tokens (that `parse_special` would take) stand in the text."""
+        """Iterate over the spans of special tokens that `parse_special` would find."""
         return self._any_special.find(text, check)
 
     def is_special(self, token_id: int) -> bool:
-        """Whether the token is a mark for the model (control) rather than text."""
+        """True for a control token, False for text."""
         return token_id in self._hidden_ids
 
     def stream(self, *, skip_special: bool = True) -> "StreamDecoder":
-        """A decoder for ids that arrive one at a time."""
+        """Make an incremental decoder."""
         return StreamDecoder(self, skip_special=skip_special)
 
     def close(self) -> None:
@@ -168,9 +162,9 @@ class Tokenizer:
 
 
 class StreamDecoder:
-    """Decodes token by token and never returns a part of a character.
+    """Incremental detokenizer: decodes token by token into whole characters.
 
-    All pieces together equal `Tokenizer.decode` of all the ids.
+    The joined pieces equal `Tokenizer.decode` of all ids.
     """
 
     def __init__(self, tokenizer: Tokenizer, *, skip_special: bool) -> None:
@@ -179,20 +173,28 @@ class StreamDecoder:
         self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
 
     def push(self, token_id: int) -> str:
-        """The characters that this token completes; often none."""
+        """Add a token; returns the characters that it completes, often none."""
         if token_id in self._skipped:
             return ""
         return self._utf8.decode(self._tokenizer.token_bytes(token_id))
 
     def flush(self) -> str:
-        """What is left: U+FFFD for an unfinished character, else nothing. Resets the decoder."""
+        """Return U+FFFD for an unfinished character, else nothing. Resets the decoder."""
         text = self._utf8.decode(b"", final=True)
         self._utf8.reset()
         return text
 
 
+def _make_encoder(path: Path, vocabulary: Vocabulary) -> Encoder:
+    if vocabulary.pre == kimi.PRE:
+        return kimi.KimiBpe(vocabulary, path.name)
+    from hybridmoe.text.llama_bpe import LlamaBpe
+
+    return LlamaBpe(path, len(vocabulary.texts))
+
+
 def _valid(text: str) -> str:
-    """The text with lone surrogates replaced."""
+    """Replace lone surrogates."""
     if text.isascii():
         return text
     return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")

@@ -1,73 +1,35 @@
-"""Marks of tool calls, and which declared tool a call is of, however the model has written its id.
+"""Resolves the tool that a call names, also where the model strays from its format.
 
-Kimi K2 (and DeepSeek, with other names for the same marks):
-
-    <|tool_calls_section_begin|>
-      <|tool_call_begin|>functions.NAME:N<|tool_call_argument_begin|>{JSON}<|tool_call_end|> ...
-    <|tool_calls_section_end|>
-
-Found by token id: the same names written out as text are text. Models are known to stray: the
-singular section name, `functions_NAME_N`, `functionsNAMEN`, a bare number. Sources: Moonshot's
-tool_call_guidance.md, DeepSeek's chat templates, and the reports of those who parsed both.
+Models are known to write `functions_NAME_N`, `functionsNAMEN` or a bare number in place of
+`functions.NAME:N`. Sources: Moonshot's tool_call_guidance.md, DeepSeek's chat templates, and
+reports of other parsers' authors.
 """
 
 import json
 import re
 import string
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
-__all__ = [
-    "ARGUMENTS_BEGIN",
-    "CALL_BEGIN",
-    "CALL_END",
-    "MARKS",
-    "SECTION_BEGIN",
-    "SECTION_END",
-    "Mark",
-    "Resolved",
-    "ToolNames",
-    "strip_code_fence",
-]
-
-Mark = Literal["section begin", "section end", "call begin", "arguments begin", "call end"]
-
-SECTION_BEGIN = (
-    "<|tool_calls_section_begin|>", "<|tool_call_section_begin|>", "<｜tool▁calls▁begin｜>",
-)  # fmt: skip
-SECTION_END = (
-    "<|tool_calls_section_end|>", "<|tool_call_section_end|>", "<｜tool▁calls▁end｜>",
-)  # fmt: skip
-CALL_BEGIN = ("<|tool_call_begin|>", "<｜tool▁call▁begin｜>")
-ARGUMENTS_BEGIN = ("<|tool_call_argument_begin|>", "<｜tool▁sep｜>")
-CALL_END = ("<|tool_call_end|>", "<｜tool▁call▁end｜>")
-
-_BY_MARK: dict[Mark, tuple[str, ...]] = {
-    "section begin": SECTION_BEGIN,
-    "section end": SECTION_END,
-    "call begin": CALL_BEGIN,
-    "arguments begin": ARGUMENTS_BEGIN,
-    "call end": CALL_END,
-}
-MARKS: dict[str, Mark] = {name: mark for mark, names in _BY_MARK.items() for name in names}
+__all__ = ["ResolvedCall", "ToolNames", "strip_code_fence"]
 
 _PREFIX = re.compile(r"(?:functions?|tools?)[._:]", re.IGNORECASE)
 _JOINED_PREFIX = re.compile(r"(?:functions?|tools?)[._:]|functions", re.IGNORECASE)
 _NUMBER = re.compile(r"[:#]\d+$")
 _JOINED_NUMBER = re.compile(r"[:#._-]?\d+$")
 _NAMELESS = re.compile(r"\d*|function|(?:call|toolu)[_-]?(?=\w*\d)\w*")
-_MAX_ID_CHARS = 1024  # the patterns take the square of it
+_MAX_ID_CHARS = 1024  # the patterns are quadratic
 
 
-class Resolved(NamedTuple):
-    """A call of a declared tool."""
+class ResolvedCall(NamedTuple):
+    """Name and arguments of a call of a declared tool."""
 
     name: str
     arguments: str
 
 
 class ToolNames:
-    """The tools that a conversation declares; without any, every name that reads like one."""
+    """The declared tools; without any, all plausible names are accepted."""
 
     def __init__(self, tools: Sequence[Mapping[str, Any]]) -> None:
         """tools: OpenAI's function declarations."""
@@ -76,17 +38,17 @@ class ToolNames:
         }
 
     def resolve(self, call_id: str) -> str | None:
-        """The name in `functions.NAME:N` or what stands for it; None where there is none."""
+        """Resolve `functions.NAME:N`, or a variant of it, to a name; None if there is none."""
         call_id = call_id.strip()
         if len(call_id) > _MAX_ID_CHARS:
             return None
         if not self._functions:
-            return _name_in(call_id)
+            return _guess_name(call_id)
         readings = _readings(call_id)
         exact = next((name for name in readings if name in self._functions), None)
         if exact is not None:
             return exact
-        numbered = [
+        numbered = [  # NAME followed by a number in any form
             name
             for name in self._functions
             for reading in readings
@@ -95,28 +57,28 @@ class ToolNames:
         if numbered:
             return max(numbered, key=len)
         keys = {_key(text) for text in (*readings, *map(_unnumbered, readings)) if text}
-        alike = [name for name in self._functions if _key(name) in keys]
-        return alike[0] if len(alike) == 1 else None
+        similar = [name for name in self._functions if _key(name) in keys]
+        return similar[0] if len(similar) == 1 else None
 
-    def resolve_call(self, call_id: str, arguments: str) -> Resolved | None:
-        """The call, from its id and what follows: DeepSeek-V3 has its name there; or its schema."""
+    def resolve_call(self, call_id: str, arguments: str) -> ResolvedCall | None:
+        """Resolve a call whose id has no name: by DeepSeek-V3's format, or by the schemas."""
         name, arguments = self.resolve(call_id), strip_code_fence(arguments)
         if name is not None:
-            return Resolved(name, arguments or "{}")
+            return ResolvedCall(name, arguments or "{}")
         if call_id.strip() == "function":
             first, _, rest = arguments.partition("\n")
             name = self.resolve(first)
-            return None if name is None else Resolved(name, strip_code_fence(rest) or "{}")
+            return None if name is None else ResolvedCall(name, strip_code_fence(rest) or "{}")
         try:
             given = json.loads(arguments)
         except (ValueError, RecursionError):
             return None
         fitting = [name for name, f in self._functions.items() if _fits(f, given)]
-        return Resolved(fitting[0], arguments) if len(fitting) == 1 else None
+        return ResolvedCall(fitting[0], arguments) if len(fitting) == 1 else None
 
 
 def strip_code_fence(arguments: str) -> str:
-    """Arguments without the code fence that some models write around them."""
+    """Remove the code fence that some models write around arguments."""
     arguments = arguments.strip()
     if not arguments.startswith("```"):
         return arguments
@@ -124,7 +86,7 @@ def strip_code_fence(arguments: str) -> str:
 
 
 def _readings(call_id: str) -> list[str]:
-    """Names that the id may stand for, the model's own form first."""
+    """List the names that an id may stand for, the documented form first."""
     unnumbered = _NUMBER.sub("", call_id)
     bare = _PREFIX.sub("", unnumbered, count=1) if _PREFIX.match(unnumbered) else unnumbered
     joined = _JOINED_PREFIX.match(unnumbered)
@@ -136,8 +98,8 @@ def _unnumbered(text: str) -> str:
     return _JOINED_NUMBER.sub("", text)
 
 
-def _name_in(call_id: str) -> str | None:
-    """The likeliest name, where none are declared."""
+def _guess_name(call_id: str) -> str | None:
+    """Guess the name if no tools are declared."""
     if _NAMELESS.fullmatch(call_id):
         return None
     readings = _readings(call_id)
@@ -146,12 +108,12 @@ def _name_in(call_id: str) -> str | None:
 
 
 def _key(name: str) -> str:
-    """Key shared by names that differ in case and in their dots, lines and dashes."""
+    """Normalize a name: lower case, letters and digits only."""
     return re.sub(r"[^0-9a-z]", "", name.lower()) or name
 
 
 def _fits(function: Mapping[str, Any], arguments: Any) -> bool:
-    """True where the arguments have all required names, and no other than the declared ones."""
+    """Test for all required arguments and none but declared ones."""
     schema = function.get("parameters")
     if not isinstance(schema, Mapping) or not isinstance(arguments, dict):
         return False

@@ -1,8 +1,8 @@
-"""The token table of a GGUF file, checked: text, type and bytes of every id.
+"""Vocabulary of a GGUF file: text, type and bytes of every token, checked.
 
-Knows `tokenizer.ggml.*` keys of byte-level BPE vocabularies (`gpt2` in GGUF), which is what every
-deepseek2 model has; does not know how text is split. Everything that llama.cpp asserts, and so
-would end the process for, is an error here first.
+Reads the `tokenizer.ggml.*` keys of byte-level BPE vocabularies (`gpt2` in GGUF), which all
+deepseek2 models have. Does not split text. Whatever would make llama.cpp abort the process is an
+error here first.
 """
 
 import re
@@ -17,17 +17,17 @@ __all__ = ["TokenType", "Vocabulary", "byte_symbols"]
 
 _MAX_TOKENS = 1 << 22
 _MAX_TOKEN_CHARS = 1 << 14
-# llama.cpp expands a plain token in characters that stand for no byte to its length squared.
+# llama.cpp's memory is quadratic in the length of a token with characters that encode no byte.
 _MAX_FOREIGN_CHARS = 1 << 10
 
-# Names of end-of-generation tokens, besides those that the metadata names by id.
+# Texts of end-of-generation tokens, besides those that the metadata gives by id.
 _END_TEXTS = (
     "<|im_end|>", "[EOS]", "[EOT]", "[PAD]", "<｜end▁of▁sentence｜>", "<|eot_id|>", "<|eom_id|>",
     "<|endoftext|>", "<|end_of_text|>", "<|end|>", "<|return|>", "<|call|>", "<end_of_turn>",
     "<eos>", "</s>", "<EOT>",
 )  # fmt: skip
 
-# Marks of turns, tools and thoughts: the shapes that no text has, and the engine's own two.
+# Marks of turns and tools, which have a shape that text does not, and of thinking.
 _MARK = re.compile(r"<\|[^<>|\s]+\|>|<｜[^<>｜\s]+｜>|\[(?:BOS|EOS|EOT|PAD|UNK)\]|</?think>")
 _BRACKETED = re.compile(r"<[^<>\s]+>|\[[^\[\]\s]+\]")
 _NAMED = ("bos", "eos", "eot", "eom", "padding", "unknown")  # by `tokenizer.ggml.X_token_id`
@@ -46,7 +46,7 @@ class TokenType(IntEnum):
 
 
 def byte_symbols() -> list[str]:
-    """The printable character that byte-level BPE (GPT-2) writes for each of the 256 bytes."""
+    """Map each of the 256 bytes to its printable character in byte-level BPE (GPT-2)."""
     printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
     spare = iter(range(0x100, 0x200))
     return [chr(byte if byte in printable else next(spare)) for byte in range(256)]
@@ -57,22 +57,22 @@ _TO_BYTE = {ord(symbol): byte for byte, symbol in enumerate(byte_symbols())}
 
 @dataclass(frozen=True, slots=True)
 class Vocabulary:
-    """Token texts as the file spells them, and what is known of each."""
+    """Token texts as written in the file, and the type of each."""
 
     texts: list[str]
-    types: list[int]  # the file's, but for marks that it takes for text
-    readable: list[str]  # names that the file lets an encoder find in ordinary text, marks included
+    types: list[int]  # the file's, except for marks that it types as text
+    recognized: list[str]  # texts that an encoder finds in ordinary text, by the file's types
     ids: dict[str, int]  # inverse of `texts`
     pre: str  # name of the pre-tokenizer
     merges: list[str]
     bos_id: int | None
-    end_ids: frozenset[int]
+    eos_ids: frozenset[int]
 
     @classmethod
     def from_metadata(cls, metadata: Mapping[str, Any], name: str) -> "Vocabulary":
-        """Check and collect the keys; `name` (of the file) begins every error message.
+        """Read and check the keys. name: the file's, for error messages.
 
-        Errors: GGUFError; UnsupportedModelError for a vocabulary that is not byte-level BPE.
+        Errors: GGUFError; UnsupportedModelError unless the vocabulary is byte-level BPE.
         """
         model = metadata.get("tokenizer.ggml.model")
         if model != "gpt2":
@@ -93,7 +93,7 @@ class Vocabulary:
                     f"{name}: tokenizer.ggml.token_type has {len(types)} entries;"
                     f" expected {len(texts)}, as many as tokens"
                 )
-        # llama.cpp names an empty token like this; an empty special token would match everywhere.
+        # As llama.cpp does: an empty special token would match everywhere.
         texts = [text or f"[EMPTY_{i}]" for i, text in enumerate(texts)]
         ids = {text: i for i, text in enumerate(texts)}
         _check_texts(texts, types, ids, name)
@@ -108,7 +108,7 @@ class Vocabulary:
         return cls(
             texts=texts,
             types=marked,
-            readable=[
+            recognized=[
                 text
                 for text, given, kind in zip(texts, types, marked, strict=True)
                 if given == TokenType.USER_DEFINED or given != kind
@@ -117,12 +117,12 @@ class Vocabulary:
             pre=str(metadata.get("tokenizer.ggml.pre", "")),
             merges=merges,
             bos_id=_token_id(metadata, "bos_token_id", len(texts), name),
-            end_ids=frozenset(i for i in named if i is not None)
+            eos_ids=frozenset(i for i in named if i is not None)
             | frozenset(i for i in by_text if marked[i] in special),
         )
 
     def token_bytes(self, token_id: int) -> bytes:
-        """The bytes that a token stands for; a special token's are its name."""
+        """Bytes of a token; of a special token, its text."""
         text, kind = self.texts[token_id], self.types[token_id]
         if kind == TokenType.NORMAL:
             try:
@@ -139,10 +139,10 @@ class Vocabulary:
 def _with_marks(
     texts: list[str], types: list[int], merges: list[str], metadata: Mapping[str, Any]
 ) -> list[int]:
-    """The types, with what converters have typed as text though it is special.
+    """Correct the types of special tokens that converters have typed as text.
 
-    Marks, and tokens that the metadata names by id, are control tokens. Other bracketed names that
-    a template writes (`[gMASK]`) and no merge makes are user-defined: found, and shown.
+    Marks, and tokens that the metadata gives by id, become control tokens. Other bracketed texts
+    that a template writes (`[gMASK]`) and no merge produces become user-defined: found, and shown.
     """
     out = list(types)
     named = {metadata.get(f"tokenizer.ggml.{role}_token_id") for role in _NAMED}

@@ -10,8 +10,8 @@ from fake_engine import FakeLLM
 from live_server import LiveServer, live_server
 from waiting import HANG_S
 
-from hybridmoe.text.grammar_compiler import MatcherConstraint
 from hybridmoe.text.lazy_tool_calls import LazyToolCalls
+from hybridmoe.text.matcher_constraint import MatcherConstraint
 
 WEATHER: Any = {
     "name": "get_weather",

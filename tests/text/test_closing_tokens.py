@@ -1,4 +1,4 @@
-"""A model that would end in the middle of a form comes to its end by what closes the form."""
+"""EOS redirect: a model that would end within a format closes it and ends."""
 
 import json
 from collections.abc import Iterator
@@ -12,12 +12,9 @@ from parsed_response import parse_response
 import hybridmoe
 from hybridmoe.engine.constraint import EosRedirect
 from hybridmoe.engine.sampler import Sampler, SamplingParams
-from hybridmoe.text.grammar_compiler import (
-    GrammarCompiler,
-    MatcherConstraint,
-    OutputFormat,
-    ToolCallFormat,
-)
+from hybridmoe.text.grammar_compiler import GrammarCompiler
+from hybridmoe.text.matcher_constraint import MatcherConstraint
+from hybridmoe.text.output_format import OutputFormat, ToolCallFormat
 
 pytestmark = pytest.mark.usefixtures("exact_kernels")
 
@@ -26,21 +23,21 @@ MASK = np.array([0b01101], np.uint32)  # ids 0, 2 and 3
 TOOL = {"type": "function", "function": {"name": "f"}}
 
 
-def closing(ends: list[int], closers: list[int]) -> EosRedirect:
-    return np.array(ends), np.array(closers)
+def redirect(end_ids: list[int], closing_ids: list[int]) -> EosRedirect:
+    return np.array(end_ids), np.array(closing_ids)
 
 
 @pytest.mark.parametrize(
     ("params", "given", "expected"),
     [
         ({}, None, 2),
-        ({}, closing([1], [3]), 3),
-        ({}, closing([1, 4], [0]), 0),
-        ({"logit_bias": {1: -9.0, 4: -9.0}}, closing([1, 4], [3]), 2),
-        ({"logit_bias": {3: -np.inf}}, closing([1], [3]), 2),
+        ({}, redirect([1], [3]), 3),
+        ({}, redirect([1, 4], [0]), 0),
+        ({"logit_bias": {1: -9.0, 4: -9.0}}, redirect([1, 4], [3]), 2),
+        ({"logit_bias": {3: -np.inf}}, redirect([1], [3]), 2),
     ],
 )
-def test_the_wish_to_end_is_for_what_closes(
+def test_closing_tokens_get_the_best_score_of_end_tokens(
     params: dict[str, Any], given: EosRedirect | None, expected: int
 ) -> None:
     for temperature in (0.0, 0.01):
@@ -48,9 +45,9 @@ def test_the_wish_to_end_is_for_what_closes(
         assert sampler.sample(LOGITS, MASK, given) == expected
 
 
-def test_an_allowed_favourite_is_taken_all_the_same() -> None:
+def test_an_allowed_best_token_is_sampled_all_the_same() -> None:
     sampler = Sampler(SamplingParams(temperature=0.0), [], 5)
-    assert sampler.sample(LOGITS, np.array([0b01010], np.uint32), closing([4], [3])) == 1
+    assert sampler.sample(LOGITS, np.array([0b01010], np.uint32), redirect([4], [3])) == 1
 
 
 @pytest.fixture(scope="module")
@@ -64,8 +61,8 @@ def compiler(llm: hybridmoe.LLM) -> GrammarCompiler:
     return GrammarCompiler(llm.tokenizer)
 
 
-def closers(llm: hybridmoe.LLM, constraint: MatcherConstraint, text: str) -> set[str]:
-    """The tokens that close behind this text."""
+def closing_tokens(llm: hybridmoe.LLM, constraint: MatcherConstraint, text: str) -> set[str]:
+    """Closing tokens after this text."""
     for token_id in llm.tokenizer.encode(text, parse_special=True):
         constraint.accept(token_id)
     constraint.mask()
@@ -94,40 +91,47 @@ def closers(llm: hybridmoe.LLM, constraint: MatcherConstraint, text: str) -> set
         ('{"key":1}', set()),
     ],
 )
-def test_what_closes_in_json(
+def test_closing_tokens_in_json(
     llm: hybridmoe.LLM, compiler: GrammarCompiler, text: str, expected: set[str]
 ) -> None:
-    form = OutputFormat.json_object()
-    assert closers(llm, compiler.compile_format(form), text) == expected
+    format = OutputFormat.json_object()
+    assert closing_tokens(llm, compiler.compile_format(format), text) == expected
     assert (
-        closers(llm, compiler.compile_response(form, ToolCallFormat([TOOL], "auto")), text)
+        closing_tokens(llm, compiler.compile_response(format, ToolCallFormat([TOOL], "auto")), text)
         == expected
     )
     call = (
         "<|tool_calls_section_begin|><|tool_call_begin|>functions.f:0<|tool_call_argument_begin|>"
     )
     assert (
-        closers(
+        closing_tokens(
             llm, compiler.compile_response(None, ToolCallFormat([TOOL], "required")), call + text
         )
         == expected
     )
     assert (
-        closers(llm, compiler.compile_response(form, None, "may"), f"<think>a</think>{text}")
+        closing_tokens(
+            llm, compiler.compile_response(format, None, "may"), f"<think>a</think>{text}"
+        )
         == expected
     )
 
 
-def test_thoughts_are_closed_and_other_forms_are_left_alone(
+def test_thinking_is_closed_and_other_formats_have_no_closing_tokens(
     llm: hybridmoe.LLM, compiler: GrammarCompiler
 ) -> None:
-    for form, calls in (
+    for format, calls in (
         (OutputFormat.json_object(), None),
         (None, ToolCallFormat([TOOL], "required")),
     ):
-        assert closers(llm, compiler.compile_response(form, calls, "open"), 'so {"') == {"</think>"}
-    for form in (OutputFormat.regex('a["}Z]*Z'), OutputFormat.grammar('root ::= "a" ["}Z]+ "Z"')):
-        assert closers(llm, compiler.compile_format(form), "a") == set()
+        assert closing_tokens(llm, compiler.compile_response(format, calls, "open"), 'so {"') == {
+            "</think>"
+        }
+    for format in (
+        OutputFormat.regex('a["}Z]*Z'),
+        OutputFormat.lark_or_gbnf('root ::= "a" ["}Z]+ "Z"'),
+    ):
+        assert closing_tokens(llm, compiler.compile_format(format), "a") == set()
 
 
 INTEGER = {"type": "integer"}
@@ -140,10 +144,10 @@ SUM = {
 
 
 @pytest.mark.parametrize(
-    "form", [OutputFormat.json_schema(SUM), OutputFormat.json_object()], ids=["sum", "any"]
+    "format", [OutputFormat.json_schema(SUM), OutputFormat.json_object()], ids=["sum", "any"]
 )
-def test_answers_of_a_model_that_knows_no_json_are_whole(
-    llm: hybridmoe.LLM, compiler: GrammarCompiler, form: OutputFormat
+def test_output_is_complete_json_from_a_model_that_knows_none(
+    llm: hybridmoe.LLM, compiler: GrammarCompiler, format: OutputFormat
 ) -> None:
     questions = ("What is 47 + 38?", "Hello!", "My name is Bokira.", "What is 90 - 11?")
     requests = []
@@ -152,7 +156,7 @@ def test_answers_of_a_model_that_knows_no_json_are_whole(
         for seed, temperature in enumerate((0.0, 0.7)):
             options = {"seed": seed, "temperature": temperature}
             requests.append(
-                request(prompt, 120, constraint=compiler.compile_response(form, None), **options)
+                request(prompt, 120, constraint=compiler.compile_response(format, None), **options)
             )
     for answer in run(llm.engine, *requests):
         assert answer.end.reason == "stop"
@@ -169,7 +173,7 @@ def test_answers_of_a_model_that_knows_no_json_are_whole(
         ("calculator", "expression", "What is 12*34?", "12*34"),
     ],
 )
-def test_arguments_that_the_model_was_trained_on_are_right(
+def test_trained_arguments_are_right_under_a_constraint(
     llm: hybridmoe.LLM, compiler: GrammarCompiler, choice: str,
     name: str, key: str, question: str, value: str,
 ) -> None:  # fmt: skip

@@ -1,26 +1,24 @@
-"""Constraints: what they let a model write is what was asked for, whatever the model wants."""
+"""Compiled constraints: outputs of a random model fit them; unsupported ones are refused."""
 
 import functools
 import json
 import re
-from collections.abc import Iterator, Set
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import pytest
+from constrained import accepts, accepts_ids
 from engine_run import request, run
 from hostile_grammars import lark_chain, schema_chain
 from parsed_response import parse_response
 
 import hybridmoe
 from hybridmoe.errors import ConfigError
-from hybridmoe.text.grammar_compiler import (
-    GrammarCompiler,
-    MatcherConstraint,
-    OutputFormat,
-    Thinking,
-    ToolCallFormat,
-)
+from hybridmoe.text.grammar_compiler import GrammarCompiler
+from hybridmoe.text.matcher_constraint import MatcherConstraint
+from hybridmoe.text.output_format import OutputFormat, ToolCallFormat
+from hybridmoe.text.thinking import Thinking
 
 SCHEMA = {
     "type": "object",
@@ -50,7 +48,7 @@ TOOLS = [
 DEEP = {"function": {"name": "f", "strict": True, "parameters": schema_chain(3000)}}
 
 
-pytestmark = pytest.mark.usefixtures("exact_kernels")  # a seed then writes the same everywhere
+pytestmark = pytest.mark.usefixtures("exact_kernels")  # a seed gives the same output everywhere
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +63,7 @@ def compiler(llm: hybridmoe.LLM) -> GrammarCompiler:
 
 
 def write(llm: hybridmoe.LLM, *constraints: MatcherConstraint, **options: Any) -> list[list[int]]:
-    """What the model writes, at random, under each of the constraints at the same time."""
+    """Sample an output under each constraint, in one batch at a high temperature."""
     prompt = llm.encode_chat([{"role": "user", "content": "Hello"}])
     options = {"temperature": 2.0, "num_tokens": 400, **options}
     requests = [
@@ -77,7 +75,7 @@ def write(llm: hybridmoe.LLM, *constraints: MatcherConstraint, **options: Any) -
     return [answer.ids for answer in answers]
 
 
-def test_a_schema_is_kept(llm: hybridmoe.LLM, compiler: GrammarCompiler) -> None:
+def test_output_fits_a_schema(llm: hybridmoe.LLM, compiler: GrammarCompiler) -> None:
     for ids in write(
         llm, *(compiler.compile_format(OutputFormat.json_schema(SCHEMA)) for _ in range(8))
     ):
@@ -88,7 +86,7 @@ def test_a_schema_is_kept(llm: hybridmoe.LLM, compiler: GrammarCompiler) -> None
         assert set(data["tags"]) <= {"a", "b"} and len(data["tags"]) <= 3
 
 
-def test_an_object_is_an_object(llm: hybridmoe.LLM, compiler: GrammarCompiler) -> None:
+def test_output_is_an_object(llm: hybridmoe.LLM, compiler: GrammarCompiler) -> None:
     bias = {token_id: 8.0 for mark in '"}' for token_id in llm.tokenizer.encode(mark)}
     (ids,) = write(
         llm, compiler.compile_format(OutputFormat.json_object()), logit_bias=bias
@@ -103,16 +101,16 @@ def test_an_object_is_an_object(llm: hybridmoe.LLM, compiler: GrammarCompiler) -
         ('start: "yes" | "no" WORD\nWORD: /[a-z]{1,4}/', "yes|no[a-z]{1,4}"),
     ],
 )
-def test_grammars_are_kept(
+def test_output_fits_a_grammar(
     llm: hybridmoe.LLM, compiler: GrammarCompiler, grammar: str, pattern: str
 ) -> None:
     for ids in write(
-        llm, *(compiler.compile_format(OutputFormat.grammar(grammar)) for _ in range(4))
+        llm, *(compiler.compile_format(OutputFormat.lark_or_gbnf(grammar)) for _ in range(4))
     ):
         assert re.fullmatch(pattern, llm.tokenizer.decode(ids))
 
 
-def test_a_regex_is_kept_beside_an_answer_that_is_free(
+def test_a_constrained_request_beside_a_free_one(
     llm: hybridmoe.LLM, compiler: GrammarCompiler
 ) -> None:
     prompt = llm.encode_chat([{"role": "user", "content": "Hello"}])
@@ -125,7 +123,7 @@ def test_a_regex_is_kept_beside_an_answer_that_is_free(
     assert re.fullmatch("[ab]{7}é?", llm.tokenizer.decode(bound.ids))
 
 
-def test_it_does_not_show_where_a_mask_was_computed(
+def test_masks_of_the_thread_equal_those_inline(
     llm: hybridmoe.LLM, compiler: GrammarCompiler, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     answers = []
@@ -169,43 +167,30 @@ def test_tool_calls_have_the_models_form(
 
 
 @pytest.mark.parametrize(
-    "form",
+    "format",
     [
         OutputFormat.json_schema(SCHEMA),
         OutputFormat.regex('a/b"[0-9]{2}'),
-        OutputFormat.grammar('root ::= "yes" | "no"'),
+        OutputFormat.lark_or_gbnf('root ::= "yes" | "no"'),
     ],
-    ids=lambda form: form.what,
+    ids=lambda format: format.name,
 )
-def test_an_answer_is_a_call_or_has_the_form(
-    llm: hybridmoe.LLM, compiler: GrammarCompiler, form: OutputFormat
+def test_a_response_is_a_call_or_fits_the_format(
+    llm: hybridmoe.LLM, compiler: GrammarCompiler, format: OutputFormat
 ) -> None:
     section = llm.tokenizer.special_id("<|tool_calls_section_begin|>")
     strict = [{**t, "function": {**t["function"], "strict": True}} for t in TOOLS]
     for preference in (-100.0, 100.0):
-        constraint = compiler.compile_response(form, ToolCallFormat(strict, "auto"))
+        constraint = compiler.compile_response(format, ToolCallFormat(strict, "auto"))
         bias = {section: preference}
         (ids,) = write(llm, constraint, logit_bias=bias, temperature=1.0)
         response = parse_response(ids, llm.tokenizer)
         calls = response.tool_calls
         assert bool(calls) == (preference > 0) == (not response.text)
-        assert calls or fits(compiler.compile_format(form), ids, llm.tokenizer.eos_ids)
+        assert calls or accepts_ids(compiler.compile_format(format), llm.tokenizer, ids)
         for call in calls:
             data = json.loads(call.arguments)
             assert data == {} or data["city"] in ("Oslo", "Rome")
-
-
-def fits(constraint: MatcherConstraint, ids: list[int], ends: Set[int]) -> bool:
-    """Whether these tokens may be written, and the answer end there."""
-
-    def is_allowed(token_id: int) -> bool:
-        return bool(constraint.mask()[token_id // 32] >> (token_id % 32) & 1)
-
-    for token_id in ids:
-        if constraint.is_done() or not is_allowed(token_id):
-            return False
-        constraint.accept(token_id)
-    return constraint.is_done() or any(map(is_allowed, ends))
 
 
 CALL = (
@@ -215,7 +200,7 @@ CALL = (
 
 
 @pytest.mark.parametrize(
-    ("thinking", "text", "is_kept"),
+    ("thinking", "text", "expected"),
     [
         ("none", "12", True),
         ("none", CALL, True),
@@ -236,14 +221,13 @@ CALL = (
         ("open", "<think>so</think>12", False),
     ],
 )
-def test_thoughts_come_first_and_end(
-    llm: hybridmoe.LLM, compiler: GrammarCompiler, thinking: Thinking, text: str, is_kept: bool
+def test_thinking_comes_first_and_ends(
+    llm: hybridmoe.LLM, compiler: GrammarCompiler, thinking: Thinking, text: str, expected: bool
 ) -> None:
     constraint = compiler.compile_response(
         OutputFormat.regex("[0-9]{2}"), ToolCallFormat(TOOLS, "auto"), thinking
     )
-    ids = llm.tokenizer.encode(text, parse_special=True)
-    assert fits(constraint, ids, llm.tokenizer.eos_ids) == is_kept
+    assert accepts(constraint, llm.tokenizer, text) == expected
 
 
 def test_parallel_calls_can_be_forbidden(llm: hybridmoe.LLM, compiler: GrammarCompiler) -> None:
@@ -255,7 +239,7 @@ def test_parallel_calls_can_be_forbidden(llm: hybridmoe.LLM, compiler: GrammarCo
     assert len(parse_response(ids, llm.tokenizer).tool_calls) == 1
 
 
-def test_only_strict_tools_need_schemas_that_can_be_kept(
+def test_only_strict_tools_need_supported_schemas(
     llm: hybridmoe.LLM, compiler: GrammarCompiler
 ) -> None:
     schema = {
@@ -267,13 +251,12 @@ def test_only_strict_tools_need_schemas_that_can_be_kept(
     tool = {"name": "f", "parameters": schema}
     constraint = compiler.compile_response(None, ToolCallFormat([{"function": tool}], "required"))
     head = "<|tool_calls_section_begin|><|tool_call_begin|>functions.f:0"
-    for value, is_kept in (("3", True), ('"x"', True), ("3.5", False), ("[]", False)):
+    for value, expected in (("3", True), ('"x"', True), ("3.5", False), ("[]", False)):
         call = (
             f'{head}<|tool_call_argument_begin|>{{"a": {value}}}'
             "<|tool_call_end|><|tool_calls_section_end|>"
         )
-        ids = llm.tokenizer.encode(call, parse_special=True)
-        assert fits(constraint.copy(), ids, llm.tokenizer.eos_ids) == is_kept, value
+        assert accepts(constraint.copy(), llm.tokenizer, call) == expected, value
     with pytest.raises(ConfigError, match=r"tools: .*(oneOf|\bif\b)") as caught:
         compiler.compile_response(
             None, ToolCallFormat([{"function": {**tool, "strict": True}}], "required")
@@ -281,7 +264,7 @@ def test_only_strict_tools_need_schemas_that_can_be_kept(
     assert "section" not in str(caught.value)  # which the client has not written
 
 
-def test_a_copy_goes_its_own_way(llm: hybridmoe.LLM, compiler: GrammarCompiler) -> None:
+def test_a_copy_has_its_own_state(llm: hybridmoe.LLM, compiler: GrammarCompiler) -> None:
     first = compiler.compile_format(OutputFormat.regex("a[bc]"))
     second = first.copy()
     (a,) = llm.tokenizer.encode("a")
@@ -291,14 +274,14 @@ def test_a_copy_goes_its_own_way(llm: hybridmoe.LLM, compiler: GrammarCompiler) 
     assert not np.array_equal(first.mask(), before)
 
 
-def test_a_token_that_is_not_allowed_is_an_error(compiler: GrammarCompiler) -> None:
+def test_a_forbidden_token_is_an_error(compiler: GrammarCompiler) -> None:
     with pytest.raises(ConfigError, match="regex: "):
         compiler.compile_format(OutputFormat.regex("a")).accept(0)
 
 
-def test_what_cannot_be_kept_is_refused_in_one_line(compiler: GrammarCompiler) -> None:
-    def text(form: OutputFormat) -> MatcherConstraint:
-        return compiler.compile_format(form)
+def test_an_unusable_format_is_refused_in_one_line(compiler: GrammarCompiler) -> None:
+    def text(format: OutputFormat) -> MatcherConstraint:
+        return compiler.compile_format(format)
 
     for refused, message in (
         (lambda: text(OutputFormat.regex("(")), "regex: .*unclosed group"),
@@ -308,10 +291,10 @@ def test_what_cannot_be_kept_is_refused_in_one_line(compiler: GrammarCompiler) -
             "json_schema: .*contains",
         ),
         (lambda: text(OutputFormat.json_schema({"enum": [{1, 2}]})), "json_schema: "),
-        (lambda: text(OutputFormat.grammar("root ::= foo")), "grammar: .*foo"),
-        (lambda: text(OutputFormat.grammar("")), "grammar: "),
+        (lambda: text(OutputFormat.lark_or_gbnf("root ::= foo")), "grammar: .*foo"),
+        (lambda: text(OutputFormat.lark_or_gbnf("")), "grammar: "),
         (
-            lambda: text(OutputFormat.grammar('start: "' + "x" * (1 << 20) + '"')),
+            lambda: text(OutputFormat.lark_or_gbnf('start: "' + "x" * (1 << 20) + '"')),
             "grammar: more than",
         ),
         (
@@ -332,10 +315,13 @@ def test_what_cannot_be_kept_is_refused_in_one_line(compiler: GrammarCompiler) -
             "json_schema: nested more than 2000",
         ),
         (
-            lambda: text(OutputFormat.grammar(lark_chain(3000, "T"))),
+            lambda: text(OutputFormat.lark_or_gbnf(lark_chain(3000, "T"))),
             "grammar: nested more than 2000",
         ),
-        (lambda: text(OutputFormat.grammar('start: A\nA: "x" & "y"')), "grammar: no text fits it"),
+        (
+            lambda: text(OutputFormat.lark_or_gbnf('start: A\nA: "x" & "y"')),
+            "grammar: no text fits it",
+        ),
     ):
         with pytest.raises(ConfigError, match=message) as caught:
             refused()

@@ -1,4 +1,4 @@
-"""The nesting of a grammar, measured before anything recurses over it."""
+"""Grammar limits: nesting is measured without recursion; deep stacks."""
 
 import itertools
 import json
@@ -23,7 +23,7 @@ TREE: dict[str, Any] = {
 
 def is_refused(part: dict[str, Any]) -> bool:
     try:
-        check_depth([{"name": "form", **part}])
+        check_depth([{"name": "format", **part}])
     except ConfigError as error:
         assert str(error) == f"nested more than {MAX_DEPTH} deep"
         return True
@@ -53,13 +53,13 @@ def test_references_count_as_nesting(part: dict[str, Any], expected: bool) -> No
     assert is_refused(part) == expected
 
 
-def test_what_is_compiled_at_once_cannot_nest_deeper_than_what_is_taken() -> None:
+def test_cheap_grammars_cannot_nest_deeper_than_the_limit() -> None:
     names = [chr(97 + i // 676) + chr(97 + i // 26 % 26) + chr(97 + i % 26) for i in range(9999)]
     shortest = "\n".join(f"{a}:{b}" for a, b in itertools.pairwise(names))
     assert shortest[:CHEAP_CHARS].count(":") < MAX_DEPTH
 
 
-def test_a_deep_stack_is_one_threads_alone() -> None:
+def test_a_deep_stack_is_of_one_thread_alone() -> None:
     before = threading.stack_size()
     assert on_deep_stack(lambda: threading.current_thread() is not threading.main_thread())
     with pytest.raises(ZeroDivisionError):

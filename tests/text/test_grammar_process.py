@@ -1,4 +1,4 @@
-"""A grammar that ends its compiler, or goes beyond a limit, ends a process that can be spared."""
+"""Trial process: grammars that crash it or exceed a limit are refused, and it is restarted."""
 
 import contextlib
 import os
@@ -17,10 +17,10 @@ from hybridmoe.errors import ConfigError
 from hybridmoe.text.grammar_limits import CompileLimits
 from hybridmoe.text.grammar_process import GrammarProcess
 
-SMALL = [{"name": "form", "lark_grammar": 'start: "yes" | "no"'}]
+SMALL = [{"name": "format", "lark_grammar": 'start: "yes" | "no"'}]
 
 
-class Unwanted(Exception):
+class Cancelled(Exception):
     pass
 
 
@@ -30,7 +30,7 @@ def vocabulary() -> dict[str, Any]:
 
 
 def children(process: GrammarProcess) -> list[psutil.Process]:
-    """Its processes: one, or none. Other tests of this session may have theirs."""
+    """The process, if it runs."""
     return [] if process.pid is None else [psutil.Process(process.pid)]
 
 
@@ -53,17 +53,17 @@ def refusal(
     process: GrammarProcess, part: dict[str, Any], check: Callable[[], None] | None = None
 ) -> str:
     with pytest.raises(ConfigError) as caught:
-        process.resolve([{"name": "form", **part}], check)
+        process.resolve([{"name": "format", **part}], check)
     return str(caught.value)
 
 
-def test_what_compiles_is_told_in_the_compilers_terms(make: Callable[..., GrammarProcess]) -> None:
+def test_a_grammar_is_returned_converted(make: Callable[..., GrammarProcess]) -> None:
     process = make()
-    assert not children(process)  # until there is something to try
+    assert not children(process)  # before the first grammar
     assert process.resolve(SMALL) == SMALL
     (child,) = children(process)
-    (part,) = process.resolve([{"name": "form", "text": 'root ::= "a" b\nb ::= [0-9]'}])
-    assert part["name"] == "form" and "start:" in part["lark_grammar"]
+    (part,) = process.resolve([{"name": "format", "text": 'root ::= "a" b\nb ::= [0-9]'}])
+    assert part["name"] == "format" and "start:" in part["lark_grammar"]
     assert children(process) == [child]
 
 
@@ -78,18 +78,18 @@ def test_what_compiles_is_told_in_the_compilers_terms(make: Callable[..., Gramma
         ({"json_schema": schema_chain(3000)}, "nested more than 2000 deep"),
         ({"lark_grammar": lark_chain(3000)}, "nested more than 2000 deep"),
         ({"lark_grammar": 'start: A\nA: "x" & "y"'}, "no text fits it"),
-        ({"lark_grammar": optional_lark(8000)}, "Too many items"),  # told by the first mask
+        ({"lark_grammar": optional_lark(8000)}, "Too many items"),  # found by the first mask
     ],
     ids=lambda value: str(value)[:30],
 )
-def test_what_does_not_is_refused_in_one_line(
+def test_a_grammar_that_does_not_compile_is_refused_in_one_line(
     make: Callable[..., GrammarProcess], part: dict[str, Any], message: str
 ) -> None:
     text = refusal(make(), part)
     assert message in text and "\n" not in text and len(text) <= 300
 
 
-def test_an_overflow_of_the_stack_ends_the_process_and_is_a_refusal(
+def test_a_stack_overflow_is_a_refusal(
     make: Callable[..., GrammarProcess],
 ) -> None:
     process = make(stack_bytes=256 << 10)
@@ -98,13 +98,15 @@ def test_an_overflow_of_the_stack_ends_the_process_and_is_a_refusal(
     assert process.resolve(SMALL) == SMALL
 
 
-def test_what_takes_too_long_is_ended(make: Callable[..., GrammarProcess]) -> None:
+def test_a_slow_grammar_is_refused(make: Callable[..., GrammarProcess]) -> None:
     slow = {"lark_grammar": slow_lark(1900)}
     assert refusal(make(cpu_s=1), slow) == "takes longer than 1 s to compile"
     assert refusal(make(wall_s=0.0), slow) == "takes longer than 0 s to compile"
 
 
-def test_what_takes_too_much_memory_is_ended(make: Callable[..., GrammarProcess]) -> None:
+def test_a_grammar_that_takes_too_much_memory_is_refused(
+    make: Callable[..., GrammarProcess],
+) -> None:
     process = make(memory_bytes=1 << 20)
     large = {"lark_grammar": f"start: /{'(ab)?' * 6000}/"}  # 150 MB
     assert refusal(process, large) == "needs more than 1 MiB to compile"
@@ -115,45 +117,45 @@ def test_what_takes_too_much_memory_is_ended(make: Callable[..., GrammarProcess]
     ("number", "message"),
     [(signal.SIGSEGV, "nested"), (signal.SIGXCPU, "longer than 5 s"), (signal.SIGABRT, "512 MiB")],
 )
-def test_how_it_died_is_what_was_wrong(
+def test_the_signal_tells_the_reason(
     make: Callable[..., GrammarProcess], number: int, message: str
 ) -> None:
     process = make()
     process.resolve(SMALL)
 
-    def strike() -> None:
+    def kill() -> None:
         for child in children(process):
             child.send_signal(number)
 
-    assert message in refusal(process, {"lark_grammar": slow_lark(1900)}, strike)
+    assert message in refusal(process, {"lark_grammar": slow_lark(1900)}, kill)
     assert process.resolve(SMALL) == SMALL
 
 
-def test_what_is_not_wanted_any_more_is_ended(make: Callable[..., GrammarProcess]) -> None:
+def test_a_cancelled_trial_ends_at_once(make: Callable[..., GrammarProcess]) -> None:
     process = make()
-    num_looks = 0
+    num_checks = 0
 
-    def look() -> None:
-        nonlocal num_looks
-        num_looks += 1
-        if num_looks == 20:
-            raise Unwanted
+    def check() -> None:
+        nonlocal num_checks
+        num_checks += 1
+        if num_checks == 20:
+            raise Cancelled
 
     process.resolve(SMALL)
-    with pytest.raises(Unwanted):
-        process.resolve([{"name": "form", "lark_grammar": slow_lark(1900)}], look)
+    with pytest.raises(Cancelled):
+        process.resolve([{"name": "format", "lark_grammar": slow_lark(1900)}], check)
     assert not children(process)
     assert process.resolve(SMALL) == SMALL
 
 
-def test_ctrl_c_is_not_for_it(make: Callable[..., GrammarProcess]) -> None:
+def test_ctrl_c_does_not_reach_it(make: Callable[..., GrammarProcess]) -> None:
     process = make()
     process.resolve(SMALL)
     (child,) = children(process)
     assert os.getpgid(child.pid) != os.getpgid(0) and os.getsid(child.pid) != os.getsid(0)
 
 
-def test_it_goes_with_its_parent() -> None:
+def test_it_ends_with_its_parent() -> None:
     program = """if True:
         import os, signal
         from test_grammar_process import SMALL, children, vocabulary

@@ -1,4 +1,4 @@
-"""Optional calls: free text costs nothing and stays free; what is called is declared."""
+"""Lazy tool-call grammar: no masks in free text; calls are of declared tools only."""
 
 import json
 from collections.abc import Iterator
@@ -6,13 +6,17 @@ from typing import Any
 
 import numpy as np
 import pytest
+from constrained import accepts
 from engine_run import request, run
+from numpy.typing import NDArray
 from parsed_response import parse_response
 
 import hybridmoe
 from hybridmoe.errors import ConfigError
-from hybridmoe.text.grammar_compiler import GrammarCompiler, ToolCallFormat
+from hybridmoe.text.grammar_compiler import GrammarCompiler
 from hybridmoe.text.lazy_tool_calls import LazyToolCalls
+from hybridmoe.text.matcher_constraint import MatcherConstraint
+from hybridmoe.text.output_format import ToolCallFormat
 from hybridmoe.text.tokenizer import Tokenizer
 
 pytestmark = pytest.mark.usefixtures("exact_kernels")
@@ -44,23 +48,10 @@ def compiler(llm: hybridmoe.LLM) -> GrammarCompiler:
     return GrammarCompiler(llm.tokenizer)
 
 
-def guard_of(compiler: GrammarCompiler, calls: ToolCallFormat | None = None) -> LazyToolCalls:
-    guard = compiler.compile_lazy_calls(calls or ToolCallFormat(TOOLS, "auto", first_index=2))
-    assert guard is not None
-    return guard
-
-
-def is_kept(guard: LazyToolCalls, tokenizer: Tokenizer, text: str) -> bool:
-    """True where the text may be written, and end there."""
-
-    def allows(token_id: int) -> bool:
-        return guard.is_inactive() or bool(guard.mask()[token_id // 32] >> (token_id % 32) & 1)
-
-    for token_id in tokenizer.encode(text, parse_special=True):
-        if guard.is_done() or not allows(token_id):
-            return False
-        guard.accept(token_id)
-    return guard.is_done() or any(map(allows, tokenizer.eos_ids))
+def lazy_calls(compiler: GrammarCompiler, calls: ToolCallFormat | None = None) -> LazyToolCalls:
+    lazy = compiler.compile_lazy_calls(calls or ToolCallFormat(TOOLS, "auto", first_index=2))
+    assert lazy is not None
+    return lazy
 
 
 CALL = f'{BEGIN}functions.look_up:2{ARGUMENTS}{{"a": [1, "x"]}}{END}'
@@ -87,45 +78,49 @@ CALL = f'{BEGIN}functions.look_up:2{ARGUMENTS}{{"a": [1, "x"]}}{END}'
         (f"{CALL}".replace("[1,", "[1,  "), False),
     ],
 )
-def test_text_is_free_and_calls_are_not(
+def test_calls_are_constrained_and_text_is_not(
     llm: hybridmoe.LLM, compiler: GrammarCompiler, text: str, expected: bool
 ) -> None:
-    guard = guard_of(compiler)
-    untouched = guard.copy()
-    assert is_kept(guard, llm.tokenizer, text) == expected
+    lazy = lazy_calls(compiler)
+    untouched = lazy.copy()
+    assert accepts(lazy, llm.tokenizer, text) == expected
     assert untouched.is_inactive()
 
 
-def test_there_are_no_masks_before_a_call(
+def test_no_mask_is_computed_before_a_call(
     llm: hybridmoe.LLM, compiler: GrammarCompiler, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     masks: list[int] = []
-    monkeypatch.setattr(
-        "hybridmoe.engine.constraint_masks.ConstraintMasks._submit",
-        lambda *args: masks.append(len(args)),
-    )
+    mask = MatcherConstraint.mask
+
+    def count(constraint: MatcherConstraint) -> NDArray[np.uint32]:
+        masks.append(1)
+        return mask(constraint)
+
+    constraint = lazy_calls(compiler)
+    monkeypatch.setattr(MatcherConstraint, "mask", count)
     prompt = llm.encode_chat([{"role": "user", "content": "Hello! What can you do?"}])
-    free, guarded = run(
-        llm.engine, request(prompt, 24), request(prompt, 24, constraint=guard_of(compiler))
+    free, constrained = run(
+        llm.engine, request(prompt, 24), request(prompt, 24, constraint=constraint)
     )
-    assert guarded.ids == free.ids[: len(guarded.ids)]
-    assert len(guarded.ids) > 4
+    assert constrained.ids == free.ids[: len(constrained.ids)]
+    assert len(constrained.ids) > 4
     assert not masks
 
 
-def test_drafts_are_taken_while_the_text_is_free(
+def test_draft_tokens_are_accepted_in_free_text(
     llm: hybridmoe.LLM, compiler: GrammarCompiler
 ) -> None:
     prompt = llm.encode_chat([{"role": "user", "content": "Count from 1 to 9. " * 3}])
     (answer,) = run(
         llm.engine,
-        request([*prompt, *prompt], 40, ignore_eos=True, constraint=guard_of(compiler)),
+        request([*prompt, *prompt], 40, ignore_eos=True, constraint=lazy_calls(compiler)),
     )
     assert len(answer.ids) == 40
     assert answer.end.usage.draft_tokens > 0
 
 
-def test_what_a_model_calls_is_declared(llm: hybridmoe.LLM, compiler: GrammarCompiler) -> None:
+def test_all_calls_are_of_declared_tools(llm: hybridmoe.LLM, compiler: GrammarCompiler) -> None:
     weather = [{"role": "user", "content": "What is the weather in Paris?"}]
     prompt = llm.encode_chat(weather, [tool("get_weather"), tool("calculator")])
     free = run(llm.engine, request(prompt, 60, ignore_eos=False))[0].ids
@@ -135,7 +130,9 @@ def test_what_a_model_calls_is_declared(llm: hybridmoe.LLM, compiler: GrammarCom
         for answer in run(
             llm.engine,
             *(
-                request(prompt, 200, constraint=guard_of(compiler, calls), seed=i, temperature=0.7)
+                request(
+                    prompt, 200, constraint=lazy_calls(compiler, calls), seed=i, temperature=0.7
+                )
                 for i in range(4)
             ),
         ):
@@ -148,7 +145,9 @@ def test_what_a_model_calls_is_declared(llm: hybridmoe.LLM, compiler: GrammarCom
                     assert isinstance(json.loads(call.arguments), dict)
 
 
-def test_schemas_of_strict_tools_are_kept(llm: hybridmoe.LLM, compiler: GrammarCompiler) -> None:
+def test_arguments_of_strict_tools_fit_their_schemas(
+    llm: hybridmoe.LLM, compiler: GrammarCompiler
+) -> None:
     parameters = {"type": "object", "properties": {"n": {"type": "integer"}}, "required": ["n"]}
     strict = [tool("look_up", strict=True, parameters=parameters), tool("time-now")]
     for name, arguments, expected in (
@@ -156,22 +155,20 @@ def test_schemas_of_strict_tools_are_kept(llm: hybridmoe.LLM, compiler: GrammarC
         ("look_up", "{}", False),
         ("time-now", "{}", True),
     ):
-        guard = guard_of(compiler, ToolCallFormat(strict, "auto"))
+        lazy = lazy_calls(compiler, ToolCallFormat(strict, "auto"))
         call = f"{BEGIN}functions.{name}:0{ARGUMENTS}{arguments}{END}"
-        assert is_kept(guard, llm.tokenizer, call) == expected
+        assert accepts(lazy, llm.tokenizer, call) == expected
 
 
-def test_one_call_where_they_are_not_parallel(
-    llm: hybridmoe.LLM, compiler: GrammarCompiler
-) -> None:
+def test_one_call_if_they_are_not_parallel(llm: hybridmoe.LLM, compiler: GrammarCompiler) -> None:
     calls = ToolCallFormat(TOOLS, "auto", first_index=2, is_parallel=False)
     second = CALL.replace(":2", ":3")
-    assert is_kept(guard_of(compiler, calls), llm.tokenizer, f"{SECTION}{CALL}{SECTION_END}")
-    assert not is_kept(guard_of(compiler, calls), llm.tokenizer, f"{CALL}{second}")
+    assert accepts(lazy_calls(compiler, calls), llm.tokenizer, f"{SECTION}{CALL}{SECTION_END}")
+    assert not accepts(lazy_calls(compiler, calls), llm.tokenizer, f"{CALL}{second}")
 
 
 class NoCalls:
-    """A tokenizer of a vocabulary without marks of calls."""
+    """A tokenizer whose vocabulary lacks tool call tokens."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
@@ -183,18 +180,20 @@ class NoCalls:
         return None
 
 
-def test_a_vocabulary_without_calls_has_no_guard_and_nothing_strict(llm: hybridmoe.LLM) -> None:
+def test_a_vocabulary_without_call_tokens(llm: hybridmoe.LLM) -> None:
     compiler = GrammarCompiler(NoCalls(llm.tokenizer))  # type: ignore[arg-type]
     assert compiler.compile_lazy_calls(ToolCallFormat(TOOLS, "auto")) is None
     with pytest.raises(ConfigError, match="tool calls cannot be constrained: the vocabulary has"):
         compiler.compile_lazy_calls(ToolCallFormat([tool("f", strict=True)], "auto"))
 
 
-def test_a_mask_is_the_grammars(llm: hybridmoe.LLM, compiler: GrammarCompiler) -> None:
-    guard = guard_of(compiler)
+def test_an_active_mask_is_that_of_the_grammar(
+    llm: hybridmoe.LLM, compiler: GrammarCompiler
+) -> None:
+    lazy = lazy_calls(compiler)
     begin, section = (llm.tokenizer.special_id(mark) for mark in (BEGIN, SECTION))
     assert begin is not None and section is not None
-    guard.accept(section)
-    allowed = np.unpackbits(guard.mask().view(np.uint8), bitorder="little").nonzero()[0]
+    lazy.accept(section)
+    allowed = np.unpackbits(lazy.mask().view(np.uint8), bitorder="little").nonzero()[0]
     assert allowed.tolist() == [begin]
-    assert guard.eos_redirect() is None
+    assert lazy.eos_redirect() is None
