@@ -55,14 +55,14 @@ def chat_command(model: Path | None, system: str | None, no_color: bool, **optio
         if sys.stdin.isatty():
             _converse(llm, session, Screen(use_color=not no_color))
         else:
-            _answer_pipe(llm, session)
+            _respond_to_pipe(llm, session)
 
 
-def _answer_pipe(llm: "LLM", session: Session) -> None:
-    question = sys.stdin.buffer.read().decode("utf-8-sig", "replace").rstrip("\r\n")
-    if not question.strip():
+def _respond_to_pipe(llm: "LLM", session: Session) -> None:
+    message = sys.stdin.buffer.read().decode("utf-8-sig", "replace").rstrip("\r\n")
+    if not message.strip():
         raise ConfigError("standard input is empty; expected a message")
-    session.messages.append({"role": "user", "content": question})
+    session.messages.append({"role": "user", "content": message})
     screen = Screen()
     with ProgressBar() as bar:
         stream = llm.chat(session.prompt(), stream=True, progress=bar, **session.params)

@@ -92,18 +92,18 @@ class Commands:
     def _do_regen(self, _: str) -> None:
         """/regen            regenerate the last response"""
         backup = list(self._talk.session.messages)
-        question = self._talk.session.drop_last_turn()
-        if question is None:
+        message = self._talk.session.drop_last_turn()
+        if message is None:
             raise ConfigError("no message yet")
         before = len(self._talk.session.messages)
-        self._talk.ask(question)
+        self._talk.ask(message)
         if len(self._talk.session.messages) == before:  # failed or stopped at once
             self._talk.session.messages[:] = backup
 
     def _do_undo(self, _: str) -> None:
         """/undo             remove the last message and its response"""
-        question = self._talk.session.drop_last_turn()
-        self._say("no message yet" if question is None else f"removed: {question:.60}")
+        message = self._talk.session.drop_last_turn()
+        self._say("no message yet" if message is None else f"removed: {message:.60}")
 
     def _do_stats(self, _: str) -> None:
         """/stats            show statistics of the last response and of the conversation"""

@@ -81,11 +81,11 @@ def generate_command(
         if stream.result.finish_reason == "length" and not is_limited:
             _say("cut off (raise --max-tokens, up to the end of the context)")
         if as_json:
-            answer = _as_json(llm.config.name, stream.result)
+            response = _as_json(llm.config.name, stream.result)
             experts = llm.expert_stats()
             if experts is not None:
-                answer["experts"] = asdict(experts)
-            click.echo(json.dumps(answer, ensure_ascii=False))
+                response["experts"] = asdict(experts)
+            click.echo(json.dumps(response, ensure_ascii=False))
 
 
 def _start(

@@ -39,9 +39,9 @@ class Session:
         """Remove the last user message and all after it; return its text."""
         for at in range(len(self.messages) - 1, -1, -1):
             if self.messages[at]["role"] == "user":
-                question: str = self.messages[at]["content"]
+                text: str = self.messages[at]["content"]
                 del self.messages[at:]
-                return question
+                return text
         return None
 
     def save(self, path: Path) -> None:

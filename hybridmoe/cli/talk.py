@@ -50,16 +50,16 @@ class Talk:
         self.totals = Totals()
         self._model = model
 
-    def ask(self, question: str) -> None:
+    def ask(self, text: str) -> None:
         """Stream the response to the screen, and append both messages to the session.
 
         Ctrl-C ends the response, and its text so far is kept. An error, or an interrupt before
         the first word, leaves the session as it was. Errors are shown, not raised.
         """
         messages = self.session.messages
-        messages.append({"role": "user", "content": question})
+        messages.append({"role": "user", "content": text})
         try:
-            result, is_stopped = self._answer()
+            result, is_stopped = self._stream()
         except HybridMoeError as error:
             messages.pop()
             self.screen.note(f"error: {error}")
@@ -70,12 +70,12 @@ class Talk:
         if result is None or not (result.text or result.tool_calls):
             messages.pop()
         else:
-            answer: dict[str, Any] = {"role": "assistant", "content": result.text}
+            response: dict[str, Any] = {"role": "assistant", "content": result.text}
             if result.reasoning:
-                answer["reasoning_content"] = result.reasoning
+                response["reasoning_content"] = result.reasoning
             if result.tool_calls:
-                answer["tool_calls"] = result.tool_calls
-            messages.append(answer)
+                response["tool_calls"] = result.tool_calls
+            messages.append(response)
         self._comment(result, is_stopped)
 
     def save_kv_cache(self, path: Path) -> int:
@@ -90,7 +90,7 @@ class Talk:
         """Counters of the expert cache; None without one."""
         return self._model.expert_stats()
 
-    def _answer(self) -> tuple["Result | None", bool]:
+    def _stream(self) -> tuple["Result | None", bool]:
         started = time.monotonic()
         stream: ResultStream | None = None
         with ProgressBar() as bar, _interrupts() as interrupts:
