@@ -1,10 +1,7 @@
-"""A CUDA GPU as a `Device`: Triton kernels, weights in the blocks of the file.
-
-Under Triton's interpreter the same code runs on the CPU, for tests.
-"""
+"""A CUDA GPU as a `Device`: Triton kernels, weights in the blocks of the file."""
 
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -68,7 +65,7 @@ class CudaDevice:
 
     def active(self) -> AbstractContextManager[object]:
         """Set the thread's current GPU, which streams and kernels use."""
-        return torch.cuda.device(self.torch) if self.torch.type == "cuda" else nullcontext()
+        return torch.cuda.device(self.torch)
 
     @property
     def is_capturable(self) -> bool:
@@ -152,9 +149,6 @@ class CudaDevice:
 
     def capture(self, function: Callable[[], None]) -> Callable[[], None]:
         """Capture the work that `function` queues as a CUDA graph."""
-        if self.torch.type != "cuda":
-            function()
-            return function
         stream = torch.cuda.Stream(self.torch)  # type: ignore[no-untyped-call]
         stream.wait_stream(torch.cuda.current_stream(self.torch))
         with torch.cuda.stream(stream):  # compiles kernels, and lets libraries allocate

@@ -1,6 +1,5 @@
 """Carry a memory plan out: weights are read or mapped, experts get their backend."""
 
-import importlib
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -53,9 +52,9 @@ def place(
         cache: HotExperts | None = disk_cache
         if plan.vram is not None:
             assert isinstance(gpu, CudaGpu), gpu
-            # Triton is an extra, needed where there is a GPU only.
-            on_gpu = importlib.import_module("hybridmoe.placement.gpu")
-            experts, device, cache = on_gpu.place_on_gpu(routed, plan, gpu, disk_cache, profile)
+            from hybridmoe.placement.gpu import place_on_gpu  # needs Triton, an extra
+
+            experts, device, cache = place_on_gpu(routed, plan, gpu, disk_cache, profile)
         record = None
         if profile is not None and profile_path is not None and cache is not None:
             record = ProfileRecord(profile_path, profile, cache)

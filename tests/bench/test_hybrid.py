@@ -33,8 +33,6 @@ from bench._hybrid_run import (
 from bench._timeline import Call, Interval, Shares, Token, busy_s, merged, shares_of
 from bench.bench_hybrid import main
 from hybridmoe.demo import demo_path
-from hybridmoe.hardware.gpu import CudaGpu
-from hybridmoe.llm import load as loading
 from hybridmoe.planning.rates import GpuRates, rates_of
 
 
@@ -126,9 +124,9 @@ def test_a_timeline_of_a_real_run_has_every_token(
 ) -> None:
     """Triton's interpreter is the GPU: no kernels, but the CPU's calls are real."""
     pytest.importorskip("triton", reason="needs triton (pip install hybridmoe[cuda])")
-    if not torch.cuda.is_available():
-        card = CudaGpu(0, "Test card", (9, 0), 24 << 30, 20 << 30)
-        monkeypatch.setattr(loading, "choose_gpu", lambda wanted: card)
+    from interpreted_gpu import use_gpu  # needs Triton
+
+    use_gpu(monkeypatch)
     of_cpu = partial(profile, activities=[ProfilerActivity.CPU])
     monkeypatch.setattr(_hybrid_run, "profile", lambda activities: of_cpu())
     path = tmp_path / "m.gguf"

@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from fake_streams import FakeStream
 from gguf import GGMLQuantizationType as T
 from random_weights import random_matrix
 
 from hybridmoe import _C
-from hybridmoe.device.fake_streams import FakeStream
 from hybridmoe.device.streams import host_empty
 from hybridmoe.errors import ShapeError
 from hybridmoe.kernels import ops

@@ -27,7 +27,7 @@ from hybridmoe.planning.kv_plan import plan_kv
 
 pytest.importorskip("triton", reason="needs triton (pip install hybridmoe[cuda])")
 
-from hybridmoe.device.cuda import CudaDevice
+from interpreted_gpu import gpu_device
 
 VARIANTS = {
     "k2": {"q_lora": 64},
@@ -38,10 +38,6 @@ VARIANTS = {
 }
 IDS = np.random.default_rng(1).integers(0, 256, 31).tolist()
 PIECES = [IDS[:20], IDS[20:23], *[[i] for i in IDS[23:]]]
-
-
-def torch_device() -> torch.device:
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def write(path: Path, variant: str, type: Type) -> Path:
@@ -74,7 +70,7 @@ def test_logits_are_the_cpus_within_the_rounding_of_latents(variant: str, tmp_pa
     """Both keep a bf16 KV cache; the GPU also rounds products of several tokens to bf16."""
     with GGUFFile.open(write(tmp_path / "m.gguf", variant, Type.F32)) as file:
         ours, theirs = list[Routing](), list[Routing]()
-        got = logits(file, CudaDevice(torch_device()), trace=ours)
+        got = logits(file, gpu_device(), trace=ours)
         want = logits(file, CpuDevice(), trace=theirs)
     assert relative_error(want, got) < 0.03
     assert np.median(kl_divergence(want, got)) < 1e-5
@@ -93,7 +89,7 @@ def test_sequences_share_steps(tmp_path: Path) -> None:
     ]
     with GGUFFile.open(write(tmp_path / "m.gguf", "k2", Type.F32)) as file:
         found = []
-        for device in (CpuDevice(), CudaDevice(torch_device())):
+        for device in (CpuDevice(), gpu_device()):
             config = ModelConfig.from_metadata(file.metadata)
             experts = HostAdapter(CpuExperts(routed_experts(Weights(file), config)), device)
             model = Decoder(Weights(file, device=device), config, experts)
@@ -114,7 +110,7 @@ def test_quantized_logits_are_the_cpus_within_its_own_rounding(tmp_path: Path) -
     path = tmp_path / "m.gguf"
     write_tiny(path, type=types, **{**SMALL, "q_lora": 64})
     with GGUFFile.open(path) as file:
-        device = CudaDevice(torch_device())
+        device = gpu_device()
         got, want = (logits(file, on, PIECES[:4]) for on in (device, CpuDevice()))
     assert not device.converted
     assert np.median(kl_divergence(want, got)) < 1e-3
@@ -124,7 +120,7 @@ def test_types_without_a_kernel_are_converted_and_said(tmp_path: Path) -> None:
     path = tmp_path / "m.gguf"
     write_tiny(path, type={"default": Type.F32, "attn_output": Type.NVFP4}, **SMALL, q_lora=64)
     with GGUFFile.open(path) as file:
-        device = CudaDevice(torch_device())
+        device = gpu_device()
         got, want = logits(file, device), logits(file, CpuDevice())
     assert device.converted == [f"blk.{i}.attn_output.weight" for i in range(2)]
     assert relative_error(want, got) < 0.03
@@ -132,8 +128,8 @@ def test_types_without_a_kernel_are_converted_and_said(tmp_path: Path) -> None:
 
 def test_products_can_be_left_to_the_cpu(tmp_path: Path) -> None:
     with GGUFFile.open(write(tmp_path / "m.gguf", "k2", Type.F32)) as file:
-        want = logits(file, CudaDevice(torch_device()), PIECES[:2])
-        device = CudaDevice(torch_device(), lambda name: "attn" in name)
+        want = logits(file, gpu_device(), PIECES[:2])
+        device = gpu_device(lambda name: "attn" in name)
         got = logits(file, device, PIECES[:2])
     assert not device.is_capturable
     assert "blk.0.attn_k_b.weight" in device.on_cpu
@@ -141,6 +137,6 @@ def test_products_can_be_left_to_the_cpu(tmp_path: Path) -> None:
 
 
 def test_latents_of_another_type_are_refused() -> None:
-    device = CudaDevice(torch_device())
+    device = gpu_device()
     with pytest.raises(ConfigError, match="kv_type=int8: expected f16 or bf16 on a GPU"):
         device.pages(device.empty_bytes(1, 64, 20), "int8", 16)

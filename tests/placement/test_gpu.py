@@ -1,4 +1,4 @@
-"""`load` with a card: the whole program, under Triton's interpreter where there is none."""
+"""`load` with a GPU: the whole program, on Triton's interpreter where there is none."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,19 +15,20 @@ import hybridmoe
 from hybridmoe.cachebench.simulator import EVICTIONS, HITS, MISSES, UPLOADS, requests_of, simulate
 from hybridmoe.errors import ConfigError
 from hybridmoe.experts.routing_trace import read_trace
-from hybridmoe.hardware.gpu import CudaGpu, NoGpu
+from hybridmoe.hardware.gpu import NoGpu
 from hybridmoe.llm import load as loading
 
 pytest.importorskip("triton", reason="needs triton (pip install hybridmoe[cuda])")
 
-GIB = 1 << 30
+from interpreted_gpu import use_gpu
+
 NUM_EXPERTS = 2 * SMALL["experts"]
 IDS = np.random.default_rng(3).integers(0, 256, 20).tolist()
 
 
 @pytest.fixture(scope="module")
 def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("card") / "m.gguf"
+    path = tmp_path_factory.mktemp("gpu") / "m.gguf"
     types = {"default": Type.F32} | {
         f"ffn_{part}_exps": Type.Q8_0 for part in ("gate", "up", "down")
     }
@@ -36,11 +37,8 @@ def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(autouse=True)
-def card(monkeypatch: pytest.MonkeyPatch) -> None:
-    if not torch.cuda.is_available():
-        card = CudaGpu(0, "Test card", (9, 0), 24 * GIB, 20 * GIB)
-        none = NoGpu("the CPU was asked for", is_silent=True)
-        monkeypatch.setattr(loading, "choose_gpu", lambda wanted: none if wanted == "cpu" else card)
+def gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    use_gpu(monkeypatch)
 
 
 @pytest.fixture(scope="module")
@@ -127,7 +125,7 @@ def test_a_profile_fills_the_slots_before_the_first_token(path: Path, tmp_path: 
     assert after.counters.uploads == 0
 
 
-def test_experts_on_disk_under_a_card(tmp_path: Path) -> None:
+def test_experts_on_disk_under_a_gpu(tmp_path: Path) -> None:
     path = tmp_path / "m.gguf"
     sizes = {**SMALL, "experts": 8, "expert_width": 256, "q_lora": 64, "context": 256}
     write_tiny(path, type={"default": Type.F32, "ffn_up_exps": Type.Q8_0}, **sizes)
@@ -158,7 +156,7 @@ def test_what_cannot_be_is_one_line(path: Path, options: dict, message: str) -> 
     assert "\n" not in str(caught.value)
 
 
-def test_without_a_card_one_line_says_why(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_gpu_one_line_says_why(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     found = NoGpu("GTX 1080 is too old")
     monkeypatch.setattr(loading, "choose_gpu", lambda wanted: found)
     with hybridmoe.load(path) as llm:

@@ -7,11 +7,11 @@ import closeness
 import numpy as np
 import torch
 import triton_bounds
+from fake_streams import FakeStream
 from gguf import GGMLQuantizationType as T
 from random_weights import random_matrix
 from torch import Tensor
 
-from hybridmoe.device.fake_streams import FakeStream
 from hybridmoe.experts.gpu.hybrid_experts import HybridExperts
 from hybridmoe.experts.gpu.slot_pool import SlotPool
 from hybridmoe.experts.policy import make_policy

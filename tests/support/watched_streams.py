@@ -7,10 +7,10 @@ other's clock. Work itself is done at once.
 
 from dataclasses import dataclass
 
+from fake_streams import FakeStream
 from torch import Tensor
 
 from hybridmoe import _C
-from hybridmoe.device.fake_streams import FakeStream
 from hybridmoe.device.streams import Event, Stream
 
 Clock = dict[str, int]

@@ -5,10 +5,10 @@ from typing import Any
 
 import pytest
 import torch
+from fake_streams import FakeStream
 from gguf import GGMLQuantizationType as T
 from random_weights import random_matrix
 
-from hybridmoe.device.fake_streams import FakeStream
 from hybridmoe.experts.gpu.prefill_experts import Streams
 from hybridmoe.experts.gpu.weight_stream import COPY_THREADS
 from hybridmoe.experts.routed_experts import ExpertWeights

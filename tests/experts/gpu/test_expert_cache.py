@@ -5,12 +5,12 @@ from dataclasses import dataclass, field
 import numpy as np
 import pytest
 import torch
+from fake_streams import FakeStream
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hybridmoe.cachebench.policies.registry import make_policy
 from hybridmoe.cachebench.simulator import EVICTIONS, HITS, MISSES, UPLOADS, Requests, simulate
-from hybridmoe.device.fake_streams import FakeStream
 from hybridmoe.experts.gpu.expert_cache import GpuExpertCache
 from hybridmoe.experts.policy import CacheShape
 

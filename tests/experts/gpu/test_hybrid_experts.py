@@ -7,10 +7,10 @@ import closeness
 import numpy as np
 import pytest
 import torch
+from fake_streams import FakeStream
 from gguf import GGMLQuantizationType as T
 from torch import Tensor
 
-from hybridmoe.device.fake_streams import FakeStream
 from hybridmoe.device.pending import Pending, Ready
 from hybridmoe.errors import ConfigError, HybridMoeError
 from hybridmoe.experts.backend import CpuExperts

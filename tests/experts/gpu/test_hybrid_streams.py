@@ -4,11 +4,11 @@ from collections.abc import Callable, Sequence
 
 import pytest
 import torch
+from fake_streams import FakeStream
 from torch import Tensor
 from watched_streams import Watch, WatchedStream
 
 from hybridmoe import _C
-from hybridmoe.device.fake_streams import FakeStream
 from hybridmoe.device.pending import Pending
 from hybridmoe.experts.backend import CpuExperts
 

@@ -8,13 +8,13 @@ import closeness
 import numpy as np
 import pytest
 import torch
+from fake_streams import FakeStream
 from gguf import GGMLQuantizationType as T
 from random_weights import random_matrix
 from triton_bounds import U, expert_of_rows
 from waiting import eventually
 from watched_streams import Watch, WatchedEvent, WatchedStream
 
-from hybridmoe.device.fake_streams import FakeStream
 from hybridmoe.device.streams import Event, Stream
 from hybridmoe.errors import HybridMoeError
 from hybridmoe.experts.backend import CpuExperts

@@ -5,11 +5,11 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 import torch
+from fake_streams import FakeStream
 from gguf import GGMLQuantizationType as T
 from numpy.typing import NDArray
 from random_weights import random_matrix
 
-from hybridmoe.device.fake_streams import FakeStream
 from hybridmoe.experts.gpu.slot_uploader import SlotUpload, SlotUploader
 from hybridmoe.experts.routed_experts import ExpertWeights, RoutedExperts
 

@@ -1,0 +1,58 @@
+"""Runtime of one GPU: its device, its streams, and its measured rates.
+
+All that placement takes from CUDA besides kernels. Tests without a GPU replace `GpuRuntime` in
+`placement.gpu` (tests/support/interpreted_gpu.py).
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+
+from hybridmoe.device.cuda import CudaDevice
+from hybridmoe.device.streams import CudaStream, Stream
+from hybridmoe.experts.gpu.calibrate import measure_gpu, with_cpu
+from hybridmoe.experts.gpu.prefill_experts import Streams
+from hybridmoe.experts.routed_experts import ExpertWeights
+from hybridmoe.hardware.gpu import CudaGpu
+from hybridmoe.kernels.triton.expert_ffn import SlotLayout
+from hybridmoe.kernels.triton.expert_prefill import add_expert
+from hybridmoe.planning.rates import Rates
+
+__all__ = ["GpuRuntime", "GpuStreams"]
+
+
+class GpuStreams(NamedTuple):
+    """Streams of a GPU; each does its work in order, beside the others."""
+
+    main: Stream  # torch's current stream
+    host: Stream  # experts computed by the CPU
+    uploads: Stream  # experts that become resident
+    link: Stream  # streamed experts of a prompt
+
+    @property
+    def prefill(self) -> Streams:
+        """The streams that a prompt's experts use."""
+        return Streams(self.main, self.host, self.link)
+
+
+class GpuRuntime:
+    """A CUDA GPU, as placement uses it."""
+
+    def __init__(self, gpu: CudaGpu) -> None:
+        self.torch = torch.device("cuda", gpu.number)
+
+    def device(self, is_on_cpu: Callable[[str], bool]) -> CudaDevice:
+        """Device of the dense weights; is_on_cpu: of a tensor's name, True if it stays there."""
+        return CudaDevice(self.torch, is_on_cpu)
+
+    def open_streams(self) -> GpuStreams:
+        """Create the streams; torch's error if the GPU fails."""
+        return GpuStreams(CudaStream(), *(CudaStream(self._new_stream()) for _ in range(3)))
+
+    def measure(self, experts: ExpertWeights, layout: SlotLayout, streams: Streams) -> Rates:
+        """Measure the rates of the GPU and of the CPU, in about a second."""
+        return with_cpu(measure_gpu(experts, layout, add_expert, streams, self.torch))
+
+    def _new_stream(self) -> torch.cuda.Stream:
+        return torch.cuda.Stream(self.torch)  # type: ignore[no-untyped-call]
