@@ -3,7 +3,8 @@
 Submitting a mask to the thread costs more than most masks do: a wake-up, the interpreter lock, and
 a core taken from the kernels. So a mask is computed inline if the last one was cheap and the
 step's inline budget lasts. The thread computes every first mask, expensive ones, and all of slow
-constraints. A sequence whose mask is late waits while the others go on; after a deadline it fails.
+constraints. While a mask is late, its sequence waits and the others go on; after a deadline it
+fails.
 """
 
 import time

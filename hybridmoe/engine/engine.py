@@ -1,4 +1,4 @@
-"""Continuous batching of requests on one model, in a thread that runs steps while there is work.
+"""Continuous batching of requests on one model, in a thread of its own.
 
 Any thread submits requests; events come back from the engine's thread, which owns all state.
 Between two steps it queues new requests, finishes cancelled ones, and runs calls that need the KV

@@ -1,4 +1,4 @@
-"""Prefix cache: a radix tree whose nodes are the pages of the KV cache.
+"""Prefix cache: a radix tree with the pages of the KV cache as nodes.
 
 A node holds one page: the tokens that follow those of its ancestors. Pages in use are pinned, with
 all their ancestors. When pages run out, the least recently used unpinned leaf is evicted.

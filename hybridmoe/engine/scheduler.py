@@ -38,7 +38,7 @@ class ScheduledChunk:
 
     @property
     def num_sampled_rows(self) -> int:
-        """Number of positions whose logits are needed."""
+        """Number of positions with logits to compute."""
         return 1 + len(self.draft_ids) if self.is_sampled else 0
 
 

@@ -22,7 +22,7 @@ _request_ids = itertools.count(1)
 
 
 class UnsampledPosition(NamedTuple):
-    """Model outputs of a position whose token waits for its mask."""
+    """Model outputs of a position that is not sampled before its mask is ready."""
 
     logits: NDArray[np.float32]  # (V,)
     experts: NDArray[np.int16] | None

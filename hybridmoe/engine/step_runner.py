@@ -89,7 +89,7 @@ class StepRunner:
         return any(sequence.unsampled is not None for sequence in self._scheduler.running)
 
     def sample_late(self) -> None:
-        """Sample sequences whose late mask is ready; fail those beyond the deadline."""
+        """Sample sequences with a late mask that is ready; fail those beyond the deadline."""
         for sequence in list(self._scheduler.running):
             if sequence.unsampled is None:
                 continue

@@ -169,10 +169,10 @@ class LLM:
     ) -> Result | ResultStream:
         """Generate the next message of a conversation, through the file's chat template.
 
-        messages: mappings with "role" and "content", as in OpenAI's API; tools: its function
-        declarations, the only functions that can be called. `sampling` sets fields of
-        `SamplingParams`; what it leaves out comes from the file, or else from that class. With
-        stream=True, an iterator of text pieces; its `pieces` yields reasoning too.
+        messages: mappings with "role" and "content", as in OpenAI's API.
+        tools: function declarations in OpenAI's format; the model can call no others.
+        stream: return an iterator of text pieces; its `pieces` yields reasoning too.
+        sampling: fields of `SamplingParams`; defaults come from the file, else from the class.
         Errors: ConfigError for unusable messages or parameters; TemplateError.
         """
         params = self.sampling_params(sampling)
@@ -226,9 +226,9 @@ class LLM:
         progress: ProgressCallback | None = None,
         **sampling: Any,
     ) -> Result | ResultStream:
-        """Continue raw text, in which special tokens' names stand for those tokens.
+        """Continue raw text, without a chat template. Special tokens are found in the text.
 
-        Parameters and errors as for `chat`.
+        Parameters and errors: those of `chat`.
         """
         limit = self.tokenizer.prompt_limit(self.context_tokens)
         ids = self.tokenizer.encode(prompt, add_special=True, parse_special=True, limit=limit)

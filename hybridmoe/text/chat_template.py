@@ -92,7 +92,7 @@ class ChatTemplate:
     ) -> "ChatTemplate":
         """Compile the file's template, or Kimi K2's for a file with its tokens and no template.
 
-        Of several templates: "tool_use" if there are tools, else the default. Raises TemplateError.
+        Of several templates: with tools "tool_use", else the default. Raises TemplateError.
         """
         source = _find_source(metadata, has_tools)
         if source is None:
@@ -154,9 +154,9 @@ class ChatTemplate:
         function = {"name": "f", "arguments": '{"a":1}'}
         call = {"id": "call00000", "type": "function", "function": function}
         question = {"role": "user", "content": "x"}
-        answer = {"role": "assistant", "content": "", "tool_calls": [call]}
+        response = {"role": "assistant", "content": "", "tool_calls": [call]}
         try:
-            text = self.render([question, answer], add_generation_prompt=False)
+            text = self.render([question, response], add_generation_prompt=False)
         except TemplateError:
             return True
         return '{"a":1}' not in text

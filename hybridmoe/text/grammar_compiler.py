@@ -44,7 +44,7 @@ _THINKING_MARKS = ("<think>", "</think>")
 
 
 class GrammarCompiler:
-    """Compiles constraints for one tokenizer, whose vocabulary is prepared at the first use."""
+    """Compiles constraints for one tokenizer. Prepares its vocabulary at the first use."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
@@ -116,7 +116,7 @@ class GrammarCompiler:
         return LazyToolCalls(grammar, {i: own for i, own in triggers.items() if own is not None})
 
     def _call_rules(self, calls: ToolCallFormat) -> tuple[list[str], int]:
-        """Lark rules of `section` and `calls_0`, and their number of client's characters."""
+        """Make the Lark rules of `section` and `calls_0`, and count the client's characters."""
         functions = [tool["function"] for tool in calls.tools]
         is_single = calls.choice not in ("auto", "required")
         if is_single:

@@ -1,4 +1,4 @@
-"""Limits of client grammars, and a thread whose stack fits the deepest one accepted.
+"""Limits of client grammars, and a thread with a stack for the deepest one accepted.
 
 llguidance bounds its lexer, rows and symbols, but not the recursion of its compiler: one level, of
 2 to 9 KB, for each reference of a schema and each rule or terminal of a grammar (1.9.1; masks,

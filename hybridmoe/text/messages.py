@@ -1,7 +1,7 @@
 """Chat messages and tools in OpenAI's format: checked, and normalized for templates.
 
 Normalized: `role` is a string; `content` a string, or None beside tool calls; tool calls have `id`,
-`type` and `function`, whose `arguments` are a JSON string (`parse_tool_arguments` parses them for
+`type` and `function`, with `arguments` as a JSON string (`parse_tool_arguments` parses them for
 templates that take mappings). Missing content of an assistant or tool is empty. The older
 `function_call` and role "function" become a tool call and its result. Other keys are kept. The
 caller's objects are not changed.
@@ -38,7 +38,7 @@ def normalize_messages(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, 
 def normalize_tools(
     tools: Sequence[Mapping[str, Any]] | None, *, sort_keys: bool = False
 ) -> list[dict[str, Any]] | None:
-    """Copy tool declarations; None if there are none. Raises ConfigError.
+    """Copy tool declarations; None without any. Raises ConfigError.
 
     sort_keys: at all depths, as Kimi K2's code does before its template runs.
     """
@@ -78,7 +78,7 @@ def number_tool_calls(messages: list[dict[str, Any]]) -> None:
 
 
 class _PendingCall(NamedTuple):
-    """A call whose result has not come yet."""
+    """A call without its result."""
 
     client_id: str
     function: str

@@ -191,7 +191,7 @@ class BoundedEnvironment(ImmutableSandboxedEnvironment):
         return bounded
 
     def _materialize(self, value: Any) -> Any:
-        """Make a list of an iterable, whose length and cost are needed."""
+        """Make a list of an iterable, to know its length and cost."""
         if isinstance(value, str | Mapping | list | tuple):
             return value
         items = list(value)

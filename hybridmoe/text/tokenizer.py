@@ -139,7 +139,7 @@ class Tokenizer:
         return self._vocabulary.token_bytes(token_id)
 
     def special_id(self, text: str) -> int | None:
-        """Look up a special token by its text; None if there is none."""
+        """Look up a special token by its text; None for other text."""
         return self._special_ids.get(text)
 
     def special_spans(

@@ -38,7 +38,7 @@ class ToolNames:
         }
 
     def resolve(self, call_id: str) -> str | None:
-        """Resolve `functions.NAME:N`, or a variant of it, to a name; None if there is none."""
+        """Resolve `functions.NAME:N`, or a variant of it, to a name, or None."""
         call_id = call_id.strip()
         if len(call_id) > _MAX_ID_CHARS:
             return None
@@ -61,7 +61,7 @@ class ToolNames:
         return similar[0] if len(similar) == 1 else None
 
     def resolve_call(self, call_id: str, arguments: str) -> ResolvedCall | None:
-        """Resolve a call whose id has no name: by DeepSeek-V3's format, or by the schemas."""
+        """Resolve a call without a name in its id: by DeepSeek-V3's format, or by the schemas."""
         name, arguments = self.resolve(call_id), strip_code_fence(arguments)
         if name is not None:
             return ResolvedCall(name, arguments or "{}")

@@ -91,7 +91,7 @@ def test_a_late_mask_delays_no_other_sequence(
     assert held.queue.qsize() <= 2 + first_slow  # progress, and the tokens before
     late.go.set()
     assert held.wait().ids == alone.ids
-    assert held.answer.end.reason == "length"
+    assert held.response.end.reason == "length"
 
 
 def test_a_blocked_engine_does_not_poll_in_a_loop(

@@ -39,7 +39,7 @@ def test_sixty_four_requests_in_a_batch_equal_each_alone(make: MakeEngine) -> No
     lone = make()
     expected = [run(lone, request(prompt, 8))[0].ids for prompt in prompts]
     engine = make(kv_tokens=16384, max_running=64)
-    assert [answer.ids for answer in run(engine, *(request(p, 8) for p in prompts))] == expected
+    assert [response.ids for response in run(engine, *(request(p, 8) for p in prompts))] == expected
     stats = engine.stats()
     assert stats.running == stats.waiting == stats.kv_pages_used == 0
 
@@ -52,18 +52,18 @@ def check_batches(make: MakeEngine, kv_type: str, size: int, requests: list[Requ
     """Compare: alone and unchunked; `size` at a time, in chunks; again, from the prefix cache."""
     expected = [run(make(kv_type=kv_type, chunk_tokens=512), r)[0].ids for r in requests]
     engine = make(kv_type=kv_type, max_running=size, chunk_tokens=7 * size)
-    assert [answer.ids for answer in run(engine, *requests)] == expected
+    assert [response.ids for response in run(engine, *requests)] == expected
     again = run(engine, *reversed(requests))
-    assert [answer.ids for answer in again] == expected[::-1]
-    for answer, wanted in zip(again, reversed(requests), strict=True):
-        assert answer.end.usage.cached_tokens == len(wanted.prompt_ids) - 1
+    assert [response.ids for response in again] == expected[::-1]
+    for response, wanted in zip(again, reversed(requests), strict=True):
+        assert response.end.usage.cached_tokens == len(wanted.prompt_ids) - 1
 
 
 def test_a_shared_prefix_is_computed_once(make: MakeEngine) -> None:
     engine = make()
     shared = RNG.integers(0, 256, 150).tolist()
-    answers = run(engine, *(request([*shared, i]) for i in range(4)))
-    assert [a.end.usage.cached_tokens for a in answers] == [0, 128, 128, 128]
+    responses = run(engine, *(request([*shared, i]) for i in range(4)))
+    assert [a.end.usage.cached_tokens for a in responses] == [0, 128, 128, 128]
     assert engine.stats().kv_pages_used == 0
     (later,) = run(engine, request([*shared, 99]))
     assert later.end.usage.cached_tokens == 150  # a part of the third page
@@ -79,8 +79,8 @@ def test_a_response_is_cached_for_the_next_turn(make: MakeEngine) -> None:
 def test_preempted_requests_give_the_same_responses(make: MakeEngine) -> None:
     expected = alone(make, 200)
     engine = make(kv_tokens=512)
-    answers = run(engine, *(request(prompt, 200) for prompt in PROMPTS))
-    assert [answer.ids for answer in answers] == expected
+    responses = run(engine, *(request(prompt, 200) for prompt in PROMPTS))
+    assert [response.ids for response in responses] == expected
     assert engine.stats().preempted > 0
     assert engine.stats().kv_pages_used == 0
 
@@ -107,7 +107,7 @@ def test_a_cancelled_request_finishes_within_two_steps(make: MakeEngine) -> None
     end = running.wait().end
     assert end.reason == "cancelled"
     assert engine.stats().steps <= steps + 2
-    assert end.usage.generated_tokens == len(running.answer.ids) < 400
+    assert end.usage.generated_tokens == len(running.response.ids) < 400
     assert engine.stats().kv_pages_used == 0
 
 
@@ -116,7 +116,7 @@ def test_a_waiting_request_can_be_cancelled(make: MakeEngine) -> None:
     first = Running(engine, request(PROMPTS[0], 300))
     second = Running(engine, request(PROMPTS[1], 300))
     second.handle.cancel()
-    assert second.wait().events == [second.answer.end]
+    assert second.wait().events == [second.response.end]
     first.handle.cancel()
 
 
@@ -145,7 +145,7 @@ def test_decoding_goes_on_during_a_prefill(make: MakeEngine) -> None:
     running = Running(engine, request([1], 400))
     running.token()
     prompt = Running(engine, request(RNG.integers(0, 256, 500).tolist(), 1))
-    before = len(running.answer.ids)
+    before = len(running.response.ids)
     prompt.wait()
     running.handle.cancel()
     assert len(running.wait().ids) - before >= 500 // 16 // 2
@@ -186,8 +186,8 @@ def test_a_failing_step_fails_its_requests_and_not_the_engine(
         return forward(ids, *rest)
 
     monkeypatch.setattr(model, "forward", fail)
-    (answer,) = run(engine, request([1, 77]))
-    assert (answer.end.reason, answer.end.error) == ("error", "out of memory in a step")
+    (response,) = run(engine, request([1, 77]))
+    assert (response.end.reason, response.end.error) == ("error", "out of memory in a step")
     assert run(engine, request([1, 78], 3))[0].end.reason == "length"
     assert engine.stats().kv_pages_used == 0
 
@@ -231,9 +231,9 @@ def test_progress_starts_at_the_cached_tokens_and_ends_at_all(make: MakeEngine) 
 
 def test_log_probabilities_are_those_of_the_logits(make: MakeEngine) -> None:
     engine = make()
-    (answer,) = run(engine, request(PROMPTS[1], 8, top_logprobs=5, temperature=1.0, seed=3))
-    logits = engine.logits([*PROMPTS[1], *answer.ids]).astype(np.float64)
-    for i, token in enumerate(answer.tokens):
+    (response,) = run(engine, request(PROMPTS[1], 8, top_logprobs=5, temperature=1.0, seed=3))
+    logits = engine.logits([*PROMPTS[1], *response.ids]).astype(np.float64)
+    for i, token in enumerate(response.tokens):
         row = logits[len(PROMPTS[1]) - 1 + i]
         expected = row - row.max() - np.log(np.exp(row - row.max()).sum())
         assert token.logprob == pytest.approx(expected[token.token_id], abs=1e-5)
@@ -271,9 +271,9 @@ def test_speculation_changes_nothing_but_the_number_of_steps(
 
 def test_accepted_drafts_save_steps(make: MakeEngine) -> None:
     engine = make(speculate=4)
-    (answer,) = run(engine, request([1, 2], 100, logit_bias={9: 1e6}))
-    assert answer.ids == [9] * 100
-    assert answer.end.usage.accepted_tokens >= 75
+    (response,) = run(engine, request([1, 2], 100, logit_bias={9: 1e6}))
+    assert response.ids == [9] * 100
+    assert response.end.usage.accepted_tokens >= 75
     assert engine.stats().steps <= 25  # 1 + 4 tokens a step, except the first few
 
 
@@ -289,10 +289,10 @@ def test_close_cancels_all_requests_and_refuses_new_ones(make: MakeEngine) -> No
 
 
 def test_events_come_in_order(make: MakeEngine) -> None:
-    (answer,) = run(make(), request(PROMPTS[1], 5))
-    kinds = [type(e) for e in answer.events]
+    (response,) = run(make(), request(PROMPTS[1], 5))
+    kinds = [type(e) for e in response.events]
     assert kinds == [PromptProgress] * 2 + [TokenEvent] * 5 + [Finished]
-    assert [t.usage.generated_tokens for t in answer.tokens] == [1, 2, 3, 4, 5]
-    usage = answer.end.usage
+    assert [t.usage.generated_tokens for t in response.tokens] == [1, 2, 3, 4, 5]
+    usage = response.end.usage
     assert (usage.prompt_tokens, usage.generated_tokens) == (70, 5)
     assert usage.queue_s >= 0 and usage.prompt_s > 0 and usage.decode_s > 0

@@ -148,7 +148,7 @@ TestCache = CacheMachine.TestCase
 
 
 class _FullDevice(CpuDevice):
-    """A device whose allocations raise `error`, as torch does."""
+    """A device that raises `error` on allocation, as torch does."""
 
     def __init__(self, error: RuntimeError) -> None:
         self.error = error

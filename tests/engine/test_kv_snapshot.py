@@ -20,8 +20,8 @@ IDS = [i * 7 % 250 for i in range(150)]
 def saved(make: MakeEngine, tmp_path: Path) -> Iterator[tuple[Path, list[int]]]:
     """A snapshot, and the continuation of its sequence."""
     engine = make()
-    (answer,) = run(engine, request(IDS, 20))
-    whole = [*IDS, *answer.ids]
+    (response,) = run(engine, request(IDS, 20))
+    whole = [*IDS, *response.ids]
     path = tmp_path / "sequence.kv"
     assert engine.save(path, whole, "model") == len(whole) - 1  # the last was not computed
     yield path, run(engine, request(whole, 30))[0].ids
@@ -34,13 +34,13 @@ def test_a_saved_sequence_goes_on_without_a_prefill(
     engine = make()
     ids = engine.restore(path, "model")
     assert ids[:150] == IDS
-    (answer,) = run(make(), request([*ids, 0], 1))
-    assert answer.end.usage.cached_tokens == 0
+    (response,) = run(make(), request([*ids, 0], 1))
+    assert response.end.usage.cached_tokens == 0
     before = engine.stats().kv_pages_used
     last = run(make(), request(ids, 1))[0].ids  # follows the saved ones
-    (answer,) = run(engine, request([*ids, *last], 30))
-    assert answer.end.usage.cached_tokens == len(ids) == 169
-    assert answer.ids == expected
+    (response,) = run(engine, request([*ids, *last], 30))
+    assert response.end.usage.cached_tokens == len(ids) == 169
+    assert response.ids == expected
     assert engine.stats().kv_pages_used == before == 0
 
 
@@ -59,11 +59,11 @@ def test_a_file_of_another_type_is_converted(
     """Older files are bf16; f16 holds all of its bits, down to the subnormals."""
     path, again = tmp_path / "sequence.kv", tmp_path / "again.kv"
     first = make(kv_type=saved_type)
-    (answer,) = run(first, request(IDS, 20))
-    first.save(path, [*IDS, *answer.ids], "model")
+    (response,) = run(first, request(IDS, 20))
+    first.save(path, [*IDS, *response.ids], "model")
     engine = make(kv_type=wanted)
     ids = engine.restore(path, "model")
-    assert ids == [*IDS, *answer.ids][:-1]
+    assert ids == [*IDS, *response.ids][:-1]
     engine.save(again, ids, "model")
     old, new = latents(path, saved_type, len(ids)), latents(again, wanted, len(ids))
     assert old.any() and new.shape == old.shape

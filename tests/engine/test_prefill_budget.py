@@ -1,4 +1,4 @@
-"""Prefill budget against a machine whose step times are known."""
+"""Prefill budget on a machine with known step times."""
 
 import pytest
 

@@ -30,7 +30,7 @@ MakeEngine = Callable[..., Engine]
 
 @contextmanager
 def tiny_decoder(folder: Path) -> Iterator[Decoder]:
-    """A small random K2 in Q8_0."""
+    """Load a small random K2 in Q8_0."""
     path = folder / "tiny.gguf"
     write_tiny(path, variant="k2", type=GGMLQuantizationType.Q8_0)
     with GGUFFile.open(path) as file:
@@ -53,7 +53,7 @@ def engine_maker(model: Decoder) -> Iterator[MakeEngine]:
 
 
 @dataclass
-class Answer:
+class EngineResponse:
     """All events of one request."""
 
     events: list[Event] = field(default_factory=list)
@@ -81,12 +81,12 @@ class Running:
 
     def __init__(self, engine: Engine, request: Request) -> None:
         self.queue: SimpleQueue[Event] = SimpleQueue()
-        self.answer = Answer()
+        self.response = EngineResponse()
         self.handle = engine.submit(request, self.queue.put)
 
     def next(self) -> Event:
         event = self.queue.get(timeout=HANG_S)
-        self.answer.events.append(event)
+        self.response.events.append(event)
         return event
 
     def token(self) -> TokenEvent:
@@ -95,11 +95,11 @@ class Running:
             assert not isinstance(event, Finished), event
         return event
 
-    def wait(self) -> Answer:
+    def wait(self) -> EngineResponse:
         """Wait for the end."""
         while not isinstance(self.next(), Finished):
             pass
-        return self.answer
+        return self.response
 
 
 def request(prompt_ids: Sequence[int], num_tokens: int | None = 16, **options: Any) -> Request:
@@ -112,6 +112,6 @@ def request(prompt_ids: Sequence[int], num_tokens: int | None = 16, **options: A
     return Request(prompt_ids=prompt_ids, params=params, **own)
 
 
-def run(engine: Engine, *requests: Request) -> list[Answer]:
-    """Run requests at the same time."""
+def run(engine: Engine, *requests: Request) -> list[EngineResponse]:
+    """Run requests in one batch."""
     return [running.wait() for running in [Running(engine, r) for r in requests]]

@@ -158,9 +158,9 @@ def test_output_is_complete_json_from_a_model_that_knows_none(
             requests.append(
                 request(prompt, 120, constraint=compiler.compile_response(format, None), **options)
             )
-    for answer in run(llm.engine, *requests):
-        assert answer.end.reason == "stop"
-        data = json.loads(llm.tokenizer.decode(answer.ids))
+    for response in run(llm.engine, *requests):
+        assert response.end.reason == "stop"
+        data = json.loads(llm.tokenizer.decode(response.ids))
         assert isinstance(data, dict)
 
 
@@ -187,7 +187,7 @@ def test_trained_arguments_are_right_under_a_constraint(
         else compiler.compile_response(None, calls)
     )
     prompt = llm.encode_chat([{"role": "user", "content": question}], tools)
-    (answer,) = run(llm.engine, request(prompt, 80, constraint=constraint))
-    assert answer.end.reason == "stop"
-    (call,) = parse_response(answer.ids, llm.tokenizer).tool_calls
+    (response,) = run(llm.engine, request(prompt, 80, constraint=constraint))
+    assert response.end.reason == "stop"
+    (call,) = parse_response(response.ids, llm.tokenizer).tool_calls
     assert json.loads(call.arguments) == {key: value}

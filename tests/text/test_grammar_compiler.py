@@ -70,9 +70,9 @@ def write(llm: hybridmoe.LLM, *constraints: MatcherConstraint, **options: Any) -
         request(prompt, constraint=constraint, seed=i, **options)
         for i, constraint in enumerate(constraints)
     ]
-    answers = run(llm.engine, *requests)
-    assert [answer.end.reason for answer in answers] == ["stop"] * len(answers)
-    return [answer.ids for answer in answers]
+    responses = run(llm.engine, *requests)
+    assert [response.end.reason for response in responses] == ["stop"] * len(responses)
+    return [response.ids for response in responses]
 
 
 def test_output_fits_a_schema(llm: hybridmoe.LLM, compiler: GrammarCompiler) -> None:
@@ -126,15 +126,15 @@ def test_a_constrained_request_beside_a_free_one(
 def test_masks_of_the_thread_equal_those_inline(
     llm: hybridmoe.LLM, compiler: GrammarCompiler, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    answers = []
+    responses = []
     for budget_s in (-1.0, 1e-4, 1e3):  # in the thread; both; inline
         monkeypatch.setattr("hybridmoe.engine.constraint_masks.INLINE_BUDGET_S", budget_s)
-        answers.append(
+        responses.append(
             write(
                 llm, *(compiler.compile_format(OutputFormat.json_schema(SCHEMA)) for _ in range(4))
             )
         )
-    assert answers[0] == answers[1] == answers[2]
+    assert responses[0] == responses[1] == responses[2]
 
 
 @pytest.mark.parametrize("choice", ["required", "get_weather", "auto"])

@@ -112,12 +112,12 @@ def test_draft_tokens_are_accepted_in_free_text(
     llm: hybridmoe.LLM, compiler: GrammarCompiler
 ) -> None:
     prompt = llm.encode_chat([{"role": "user", "content": "Count from 1 to 9. " * 3}])
-    (answer,) = run(
+    (response,) = run(
         llm.engine,
         request([*prompt, *prompt], 40, ignore_eos=True, constraint=lazy_calls(compiler)),
     )
-    assert len(answer.ids) == 40
-    assert answer.end.usage.draft_tokens > 0
+    assert len(response.ids) == 40
+    assert response.end.usage.draft_tokens > 0
 
 
 def test_all_calls_are_of_declared_tools(llm: hybridmoe.LLM, compiler: GrammarCompiler) -> None:
@@ -127,7 +127,7 @@ def test_all_calls_are_of_declared_tools(llm: hybridmoe.LLM, compiler: GrammarCo
     assert parse_response(free, llm.tokenizer).tool_calls[0].name == "get_weather"
     for declared in (TOOLS, [tool("get_weather_2"), tool("get_weather")]):
         calls = ToolCallFormat(declared, "auto")
-        for answer in run(
+        for response in run(
             llm.engine,
             *(
                 request(
@@ -137,11 +137,11 @@ def test_all_calls_are_of_declared_tools(llm: hybridmoe.LLM, compiler: GrammarCo
             ),
         ):
             names = {t["function"]["name"] for t in declared}
-            written = llm.tokenizer.decode(answer.ids, skip_special=False)
-            for call in parse_response(answer.ids, llm.tokenizer).tool_calls:
+            written = llm.tokenizer.decode(response.ids, skip_special=False)
+            for call in parse_response(response.ids, llm.tokenizer).tool_calls:
                 assert call.name in names
                 assert f"{BEGIN}{call.id}{ARGUMENTS}" in written
-                if answer.end.reason == "stop":
+                if response.end.reason == "stop":
                     assert isinstance(json.loads(call.arguments), dict)
 
 
@@ -168,7 +168,7 @@ def test_one_call_if_they_are_not_parallel(llm: hybridmoe.LLM, compiler: Grammar
 
 
 class NoCalls:
-    """A tokenizer whose vocabulary lacks tool call tokens."""
+    """A tokenizer without tool call tokens."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
