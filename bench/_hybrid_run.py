@@ -1,4 +1,4 @@
-"""One model opened in one way, prompts and decoding timed, and a timeline of decoding."""
+"""Timed prefill and decode of one model, and a timeline of decode."""
 
 import shutil
 import time
@@ -27,38 +27,36 @@ from hybridmoe.planning.plan import Plan
 from hybridmoe.planning.problem import Budgets
 
 __all__ = ["Decoded", "decode", "fitting_layers", "intervals_of", "layout", "opened", "prefill"]
-__all__ += ["profiled_decode", "without_card"]
+__all__ += ["profiled_decode", "without_gpu"]
 
-_COPIES = ("Memcpy", "Memset")  # beginnings of the profiler's names
+_COPIES = ("Memcpy", "Memset")  # prefixes of the profiler's names
 _PROFILED_TOKENS = 8
 _RAM_SHARE, _DISK_SHARE = 0.6, 0.9  # of what is free, for the file
 
 
 @dataclass(frozen=True, slots=True)
 class Decoded:
-    """Some tokens in a row, after others that were not timed."""
+    """Timed decode of consecutive tokens, after an untimed warm-up."""
 
     seconds: list[float]  # of each token
-    hit_rate: float | None  # of the chosen experts, found in VRAM; None: no cache there
-    num_slots: int  # of that cache
+    hit_rate: float | None  # of routed experts in VRAM slots; None without slots
+    num_slots: int  # VRAM expert slots
 
     @property
     def tokens_per_s(self) -> float:
         return 1 / float(np.median(self.seconds))
 
 
-def without_card() -> click.ClickException:
-    return click.ClickException(
-        "torch sees no CUDA card here: bench_hybrid.py measures one, and has measured nothing"
-    )
+def without_gpu() -> click.ClickException:
+    return click.ClickException("torch sees no CUDA GPU here, and bench_hybrid.py measures one")
 
 
 def fitting_layers(shape: Shape, expert_bytes: int, folder: Path) -> int:
-    """Layers with experts whose file fits into memory and onto the disk."""
-    room = min(
+    """Compute how many MoE layers fit in RAM and on the disk."""
+    capacity = min(
         _RAM_SHARE * psutil.virtual_memory().available, _DISK_SHARE * shutil.disk_usage(folder).free
     )
-    return int(room // (shape.num_experts * expert_bytes))
+    return int(capacity // (shape.num_experts * expert_bytes))
 
 
 def layout(path: Path, context_tokens: int, vram_bytes: int) -> Plan:
@@ -71,7 +69,7 @@ def layout(path: Path, context_tokens: int, vram_bytes: int) -> Plan:
 
 @contextmanager
 def opened(path: Path, context_tokens: int, **options: Any) -> Iterator[LLM]:
-    """The model as every face opens it; options: device, vram, defer."""
+    """Load a model and close it at the end; options: device, vram, defer."""
     llm = hybridmoe.load(
         path,
         context_tokens=context_tokens,
@@ -88,7 +86,7 @@ def opened(path: Path, context_tokens: int, **options: Any) -> Iterator[LLM]:
 
 
 def prefill(llm: LLM, num_tokens: int) -> float:
-    """Tokens/s of a prompt; nothing of it is cached."""
+    """Measure prefill, tokens/s of a random prompt without cached prefix."""
     rng = np.random.default_rng(time.time_ns())
     ids = rng.integers(0, llm.config.vocab_size, num_tokens).tolist()
     params = SamplingParams(temperature=0.0, max_tokens=1, ignore_eos=True)
@@ -97,9 +95,9 @@ def prefill(llm: LLM, num_tokens: int) -> float:
 
 
 def decode(llm: LLM, num_warm_up: int, num_timed: int) -> Decoded:
-    """One token after the other, each drawn at random from what the model expects.
+    """Time decode, token by token, sampled at temperature 2.
 
-    A random model left to itself says one word for ever, by the same experts.
+    A random model decoded greedily repeats one token, with the same experts.
     """
     times: list[float] = []
     counters = []
@@ -121,7 +119,7 @@ def decode(llm: LLM, num_warm_up: int, num_timed: int) -> Decoded:
 
 
 def profiled_decode(llm: LLM, num_warm_up: int) -> Shares:
-    """A timeline of a few tokens: who waited for whom."""
+    """Measure when the CPU, GPU and copies were busy, over a few decoded tokens."""
     ends: list[float] = []
     calls: list[list[Call]] = []
 
@@ -140,7 +138,7 @@ def profiled_decode(llm: LLM, num_warm_up: int) -> Shares:
 
 
 def intervals_of(profiled: profile, device: DeviceType) -> list[tuple[str, Interval]]:
-    """What ran on a device, by name, in seconds of `time.monotonic`."""
+    """List the profiled intervals of a device by name, in seconds of `time.monotonic`."""
     offset = time.time() - time.monotonic()
     return [
         (event.name(), Interval(event.start_ns() / 1e9 - offset, event.end_ns() / 1e9 - offset))
@@ -156,11 +154,11 @@ def _sampled(num_tokens: int) -> SamplingParams:
 def _run(llm: LLM, ids: list[int], params: SamplingParams, listen: Any) -> Finished:
     events: SimpleQueue[Event] = SimpleQueue()
 
-    def hear(event: Event) -> None:
+    def receive(event: Event) -> None:
         listen(event)
         events.put(event)
 
-    llm.engine.submit(Request(prompt_ids=ids, params=params), hear)
+    llm.engine.submit(Request(prompt_ids=ids, params=params), receive)
     while not isinstance(event := events.get(), Finished):
         pass
     if event.reason == "error":

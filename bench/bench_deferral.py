@@ -1,9 +1,9 @@
-"""What expert deferral does to the embedded model's distributions.
+"""Effect of expert deferral on the embedded model's distributions.
 
     python bench/bench_deferral.py
 
-Held-out questions are answered greedily without deferral; then the same tokens are decoded one at a
-time with the N least weighted experts of each layer added one layer later. Only decoding defers.
+Held-out questions are answered greedily without deferral. The same tokens are then decoded one at a
+time with the N least weighted experts of each layer added one layer later. Prefill never defers.
 """
 
 import json
@@ -38,24 +38,24 @@ def main(prompts: int, seed: int) -> None:
     with hybridmoe.load() as llm:
         c = llm.config
         experts = CpuExperts(routed_experts(Weights(llm.file), c))
-        plain, asked = Decoder(Weights(llm.file), c, experts), []
+        exact, cases = Decoder(Weights(llm.file), c, experts), []
         for _ in range(prompts):
             drawn = dialogue(rng, "held")
-            turns = messages(drawn)
-            last = max(i for i, message in enumerate(turns) if message["role"] == "user")
-            prompt = llm.encode_chat(turns[: last + 1], drawn.tools)
+            chat = messages(drawn)
+            last = max(i for i, message in enumerate(chat) if message["role"] == "user")
+            prompt = llm.encode_chat(chat[: last + 1], drawn.tools)
             text = llm.tokenizer.decode(prompt, skip_special=False)
-            answer = llm.generate(text, temperature=0.0, max_tokens=64).token_ids
-            asked.append((prompt, answer, log_probabilities(plain, prompt, answer)))
-        print(f"{prompts} questions, {sum(len(a) for _, a, _ in asked)} decoded tokens")
+            response = llm.generate(text, temperature=0.0, max_tokens=64).token_ids
+            cases.append((prompt, response, log_probabilities(exact, prompt, response)))
+        print(f"{prompts} questions, {sum(len(ids) for _, ids, _ in cases)} decoded tokens")
         rows = []
-        print(f"| deferred of {c.top_k} | mean KL, nats | same likeliest token | same answer |")
+        print(f"| deferred of {c.top_k} | mean KL, nats | same likeliest token | same response |")
         print("|---|---|---|---|")
         for num_deferred in range(1, c.top_k + 1):
             model = Decoder(Weights(llm.file), c, experts, num_deferred=num_deferred)
             kl, same, whole = [], [], []
-            for prompt, answer, p in asked:
-                q = log_probabilities(model, prompt, answer)
+            for prompt, response, p in cases:
+                q = log_probabilities(model, prompt, response)
                 kl += (np.exp(p) * (p - q)).sum(1).tolist()
                 equal = p.argmax(1) == q.argmax(1)
                 same += equal.tolist()
@@ -63,13 +63,13 @@ def main(prompts: int, seed: int) -> None:
             found = float(np.mean(kl)), 100 * float(np.mean(same)), 100 * float(np.mean(whole))
             print(f"| {num_deferred} | {found[0]:.4f} | {found[1]:.1f} % | {found[2]:.0f} % |")
             rows.append((num_deferred, *found))
-    names = ("deferred", "kl", "same_token_percent", "same_answer_percent")
+    names = ("deferred", "kl", "same_token_percent", "same_response_percent")
     print(json.dumps([dict(zip(names, row, strict=True)) for row in rows]))
 
 
-def log_probabilities(model: Decoder, prompt: list[int], answer: list[int]) -> Floats:
-    """(answer tokens, V), each given the true tokens before it."""
-    ids = [*prompt, *answer]
+def log_probabilities(model: Decoder, prompt: list[int], response: list[int]) -> Floats:
+    """Compute (response tokens, V), each given the true tokens before it."""
+    ids = [*prompt, *response]
     engine = EngineConfig(context_tokens=len(ids), max_running=1)
     cache = KvCache(model.config, plan_kv(model.config, engine, 0))
     pages = range(cache.plan.num_pages)

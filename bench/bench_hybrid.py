@@ -27,7 +27,7 @@ from bench._hybrid_run import (
     opened,
     prefill,
     profiled_decode,
-    without_card,
+    without_gpu,
 )
 from bench.synthetic import K2_SLICE, Shape, write_synthetic
 from hybridmoe.experts.gpu.calibrate import with_cpu
@@ -84,7 +84,7 @@ def main(
     out: str | None,
 ) -> None:
     if not torch.cuda.is_available():
-        raise without_card()
+        raise without_gpu()
     from bench._gpu import copy_rate, describe_gpu, gemv_rate, link_rate  # needs triton
 
     with ExitStack() as stack:

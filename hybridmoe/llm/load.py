@@ -16,7 +16,8 @@ from hybridmoe.hardware.gpu import CudaGpu, NoGpu, choose_gpu
 from hybridmoe.kernels import ops
 from hybridmoe.llm.llm import LLM, Progress, ProgressCallback, sampling_defaults
 from hybridmoe.model.decoder import Decoder
-from hybridmoe.model.weights import Weights, routed_experts, trace_header
+from hybridmoe.model.trace_header import trace_header
+from hybridmoe.model.weights import Weights, routed_experts
 from hybridmoe.placement.budgets import budgets_of
 from hybridmoe.placement.options import LoadOptions
 from hybridmoe.placement.placer import place

@@ -1,33 +1,31 @@
-"""GGUF tensors by role, with every shape checked against the model's configuration.
+"""GGUF tensors by role, with shapes checked against the model's configuration.
 
-A matrix stays in its file's block format, on the CPU in the memory map; vectors (norms, biases)
-become float32. What every token uses goes to the device that computes it. Both generations of MLA
-files are understood here: split `attn_k_b` / `attn_v_b`, and the older `attn_kv_b`, whose key half
-is transposed once into float32 (it is quantized along the wrong axis for the absorbed form).
+Matrices keep their file's block format; on the CPU they stay in the memory map. Vectors (norms,
+biases) become float32. Dense weights go to the device. Both generations of MLA files are supported:
+split `attn_k_b` / `attn_v_b`, and the older `attn_kv_b`, whose key half is transposed once into
+float32, since it is quantized along the wrong axis for the absorbed form.
 """
 
 from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from hybridmoe.config import GATE_SIGMOID, ModelConfig
+from hybridmoe.config import ModelConfig
 from hybridmoe.device.cpu import CpuDevice
 from hybridmoe.device.interface import Device, Matrix
 from hybridmoe.errors import GGUFError, ShapeError, UnsupportedModelError
 from hybridmoe.experts.routed_experts import ExpertWeights, RoutedExperts
-from hybridmoe.gguf.fingerprint import fingerprint
 from hybridmoe.gguf.reader import GGUFFile
 from hybridmoe.gguf.reader import Tensor as GGUFTensor
 from hybridmoe.kernels.ops import QuantMatrix, dequantize
 
-__all__ = ["BlockWeights", "Weights", "routed_experts", "trace_header"]
+__all__ = ["BlockWeights", "Weights", "routed_experts"]
 
 
 class Weights:
-    """The tensors of one open file. Errors: GGUFError naming the tensor."""
+    """Tensors of an open file, on a device. Errors: GGUFError naming the tensor."""
 
     def __init__(
         self,
@@ -35,9 +33,7 @@ class Weights:
         private: Mapping[str, NDArray[np.uint8]] | None = None,
         device: Device | None = None,
     ) -> None:
-        """private: bytes of tensors, by name, that are to be used instead of the memory map's.
-        device: None = the CPU.
-        """
+        """private: bytes of tensors, by name, that replace the memory map's. device: None = CPU."""
         self.device = CpuDevice() if device is None else device
         self.file = file
         self._private = private or {}
@@ -46,26 +42,26 @@ class Weights:
         return f"{name}.{suffix}" in self.file.tensors
 
     def block(self, layer: int) -> "BlockWeights":
-        """The tensors of one layer, by their names after `blk.N.`."""
+        """Return the tensors of one layer, by their names after `blk.N.`."""
         return BlockWeights(self, f"blk.{layer}.")
 
     def matrix(self, name: str, *shape: int) -> Matrix:
-        """`host_matrix`, as the device's products take it."""
+        """Bind `name`.weight on the device; shape as for `host_matrix`."""
         return self.device.matrix(self.host_matrix(name, *shape), f"{name}.weight")
 
     def host_matrix(self, name: str, *shape: int) -> QuantMatrix:
-        """`name`.weight as a (rows, cols) or (batch, rows, cols) matrix, which it must be."""
+        """Bind `name`.weight on the CPU as a (rows, cols) or (batch, rows, cols) matrix."""
         tensor = self._tensor(f"{name}.weight", shape)
         batch = shape[0] if len(shape) == 3 else 1
         data = self._private.get(tensor.name, tensor.data)
         return self._quantized(tensor, data, batch, shape[-2], shape[-1])
 
     def vector(self, name: str, size: int, suffix: str = "weight") -> torch.Tensor:
-        """`name`.suffix as float32 (size,), on the device."""
+        """Dequantize `name`.suffix to float32 (size,), on the device."""
         tensor = self._tensor(f"{name}.{suffix}", (size,))
         data = self._private.get(tensor.name, tensor.data)
         vector = dequantize(self._quantized(tensor, data, 1, 1, size)).reshape(size)
-        if not torch.isfinite(vector).all():  # a bias would go unnoticed: routers take NaN for best
+        if not torch.isfinite(vector).all():  # a NaN bias would go unnoticed: routers rank it first
             raise GGUFError(
                 f"{self.file.path.name}: tensor {tensor.name} holds NaN or infinity: the file is"
                 " damaged"
@@ -86,7 +82,7 @@ class Weights:
         tensor = self.file.tensors.get(name)
         if tensor is None:
             raise GGUFError(f"{self.file.path.name}: tensor {name} is missing")
-        # Dimensions of 1 may be written or left out (a K2 router bias is (384, 1) in some files).
+        # Some files write dimensions of 1, others omit them: a K2 router bias may be (384, 1).
         if _without_ones(tensor.shape) != _without_ones(shape):
             raise GGUFError(
                 f"{self.file.path.name}: tensor {name} has shape {list(tensor.shape)},"
@@ -96,7 +92,7 @@ class Weights:
 
 
 class BlockWeights:
-    """`Weights` below one layer's prefix."""
+    """Tensors of one layer; methods as `Weights`."""
 
     def __init__(self, weights: Weights, prefix: str) -> None:
         self.device = weights.device
@@ -116,7 +112,7 @@ class BlockWeights:
         return self._weights.vector(self._prefix + name, size, suffix)
 
     def latent_projections(self, c: ModelConfig) -> tuple[Matrix, Matrix]:
-        """(k_b, v_b): per head, query -> latent (N, R, nope) and latent -> value (N, V, R)."""
+        """Bind (k_b, v_b): per head, query to latent (N, R, nope) and latent to value (N, V, R)."""
         if not self.has("attn_kv_b"):
             k_b = self.matrix("attn_k_b", c.num_heads, c.kv_lora_rank, c.nope_dim)
             return k_b, self.matrix("attn_v_b", c.num_heads, c.v_dim, c.kv_lora_rank)
@@ -134,24 +130,9 @@ class BlockWeights:
 
 
 def routed_experts(weights: Weights, c: ModelConfig) -> RoutedExperts:
-    """The routed experts of all layers, in the memory map. Errors: GGUFError."""
+    """Bind the routed experts of all layers, in the memory map. Errors: GGUFError."""
     layers = range(c.num_dense_layers, c.num_layers)
     return RoutedExperts({i: _expert_weights(weights.block(i), c) for i in layers}, c.top_k)
-
-
-def trace_header(
-    file: GGUFFile, config: ModelConfig, experts: RoutedExperts, source: str
-) -> dict[str, Any]:
-    """Describe a model for the header of a routing trace."""
-    return {
-        "source": source,
-        "model": fingerprint(file),
-        "gate": "sigmoid" if config.gate == GATE_SIGMOID else "softmax",
-        "num_layers": experts.num_layers,
-        "num_experts": experts.num_experts,
-        "top_k": experts.top_k,
-        "expert_bytes": [weights.expert_bytes for weights in experts.by_index],
-    }
 
 
 def _expert_weights(block: BlockWeights, c: ModelConfig) -> ExpertWeights:
