@@ -71,6 +71,15 @@ def test_only_the_cli_imports_inside_functions(path: Path) -> None:
     assert not inner or is_allowed, f"line {inner[0][1].lineno}"
 
 
+@pytest.mark.parametrize("path", MODULES, ids=_name)
+def test_only_the_command_imports_by_name(path: Path) -> None:
+    """`hybridmoe` itself does, too (PEP 562): neither may import anything before it is used."""
+    nodes = list(ast.walk(ast.parse(path.read_text(encoding="utf-8"))))
+    used = {node.id for node in nodes if isinstance(node, ast.Name)}
+    used |= {node.attr for node in nodes if isinstance(node, ast.Attribute)}
+    assert not used & {"import_module", "__import__"} or _name(path) == "hybridmoe.cli.app"
+
+
 def test_every_module_has_a_docstring_and_a_bearable_length() -> None:
     for path in [*MODULES, ROOT / "__init__.py"]:
         text = path.read_text(encoding="utf-8")

@@ -32,20 +32,62 @@ def bench_command(ctx: click.Context) -> None:
 
 @bench_command.command("cache")
 @click.argument("source", required=False, type=click.Path(exists=True, dir_okay=False))
-@click.option("--out", type=click.Path(file_okay=False, path_type=Path), default="cache-bench",
-              show_default=True, help="Folder of the results")  # fmt: skip
-@click.option("--conversations", type=click.IntRange(2, 1000), default=8, show_default=True,
-              help="Conversations of each category, if a model is recorded")  # fmt: skip
-@click.option("--tokens", type=click.IntRange(1, 4096), default=48, show_default=True,
-              help="Maximum tokens of a response")  # fmt: skip
-@click.option("--far-gbs", type=_ABOVE_0, default=250.0, show_default=True,
-              help="GB/s of uncached experts, from RAM")  # fmt: skip
-@click.option("--near-gbs", type=_ABOVE_0, default=1000.0, show_default=True,
-              help="GB/s of cached experts, from VRAM")  # fmt: skip
-@click.option("--upload-gbs", type=_ABOVE_0, default=50.0, show_default=True,
-              help="GB/s of uploads into the cache")  # fmt: skip
-@click.option("--seed", type=click.IntRange(0, 1 << 31), default=0, show_default=True,
-              help="Random seed of sampling and policies")  # fmt: skip
+@click.option(
+    "--out",
+    type=click.Path(file_okay=False, path_type=Path),
+    metavar="FOLDER",
+    default="cache-bench",
+    show_default=True,
+    help="Folder of the results",
+)
+@click.option(
+    "--conversations",
+    type=click.IntRange(2, 1000),
+    metavar="N",
+    default=8,
+    show_default=True,
+    help="Conversations of each category, if a model is recorded",
+)
+@click.option(
+    "--tokens",
+    type=click.IntRange(1, 4096),
+    metavar="N",
+    default=48,
+    show_default=True,
+    help="Maximum tokens of a response",
+)
+@click.option(
+    "--far-gbs",
+    type=_ABOVE_0,
+    metavar="X",
+    default=250.0,
+    show_default=True,
+    help="GB/s of uncached experts, from RAM",
+)
+@click.option(
+    "--near-gbs",
+    type=_ABOVE_0,
+    metavar="X",
+    default=1000.0,
+    show_default=True,
+    help="GB/s of cached experts, from VRAM",
+)
+@click.option(
+    "--upload-gbs",
+    type=_ABOVE_0,
+    metavar="X",
+    default=50.0,
+    show_default=True,
+    help="GB/s of uploads into the cache",
+)
+@click.option(
+    "--seed",
+    type=click.IntRange(0, 1 << 31),
+    metavar="N",
+    default=0,
+    show_default=True,
+    help="Random seed of sampling and policies",
+)
 @debug_option
 def cache_command(
     source: str | None,

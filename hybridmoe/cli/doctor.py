@@ -6,6 +6,7 @@ from dataclasses import asdict
 import click
 
 from hybridmoe import _C
+from hybridmoe.cli.options import debug_option
 from hybridmoe.experts.disk.read_backends import choose_read_backend
 from hybridmoe.hardware.machine import Limits, Machine, Rate, advice, inspect_machine, measure
 from hybridmoe.units import format_bytes
@@ -16,6 +17,7 @@ __all__ = ["doctor_command"]
 @click.command("doctor")
 @click.option("--quick", is_flag=True, help="Measure for one second instead of four")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object")
+@debug_option
 def doctor_command(quick: bool, as_json: bool) -> None:
     """Measure memory bandwidth and arithmetic throughput of this machine, and give advice.
 

@@ -13,6 +13,7 @@ from typing import Any
 import click
 from gguf import LlamaFileType
 
+from hybridmoe.cli.options import debug_option
 from hybridmoe.cli.tables import Section, print_sections
 from hybridmoe.config import GATE_SIGMOID, KV_TYPES, ModelConfig
 from hybridmoe.errors import GGUFError
@@ -32,6 +33,7 @@ __all__ = ["inspect_command"]
 @click.option(
     "--check", "is_check", is_flag=True, help="Read all weights and report NaN and infinity"
 )
+@debug_option
 def inspect_command(model: Path, as_json: bool, with_tensors: bool, is_check: bool) -> None:
     """Show the contents and sizes of MODEL, a GGUF file or the first part of a split one."""
     with GGUFFile.open(model) as file:

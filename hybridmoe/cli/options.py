@@ -1,7 +1,7 @@
-"""Options that several commands share: made from `LoadOptions`, and those of sampling.
+"""Options that several commands share: those of `LoadOptions`, of sampling, and --debug.
 
-An option that is not given is None, or empty where it is repeatable, so that the file's and the
-library's defaults hold.
+An option that is not given is None, or empty if repeatable: the defaults are the file's and the
+library's.
 """
 
 from collections.abc import Callable, Collection, Mapping
@@ -76,13 +76,13 @@ model_argument = click.argument(
 
 
 def help_without_command(ctx: click.Context) -> None:
-    """Print a group's help where nothing was asked of it."""
+    """Print the help of a group that is called without a command."""
     if ctx.invoked_subcommand is None:
         click.echo(ctx.get_help())
 
 
 def load_option(name: str, *, help: str | None = None, default: str | None = None) -> Any:
-    """The command-line option of one field of `LoadOptions`.
+    """Make the command-line option of one field of `LoadOptions`.
 
     help, default: as the help text shows them, where a command differs from `hybridmoe.load`.
     """
@@ -101,7 +101,7 @@ def load_option(name: str, *, help: str | None = None, default: str | None = Non
 
 
 def load_options(*, without: Collection[str] = ()) -> Callable[[F], F]:
-    """The options of `hybridmoe.load` but for some, and --debug."""
+    """Add the options of `hybridmoe.load`, except some, and --debug to a command."""
     names = [name for name in options_of(LoadOptions) if name not in without]
     names.sort(key=options_of(EngineOptions).__contains__)  # the inherited ones last
     return lambda function: _apply(function, *map(load_option, names), debug_option)
@@ -114,7 +114,7 @@ def load_options_of(options: Mapping[str, Any]) -> LoadOptions:
 
 
 def _parsing(option: Option) -> dict[str, Any]:
-    """Keywords of `click.option` for the type; ranges are left to `LoadOptions`."""
+    """Choose keywords of `click.option` by type; `LoadOptions` checks the range."""
     match option:
         case Count():
             parsing: dict[str, Any] = {"type": int, "metavar": "N"}
@@ -133,37 +133,41 @@ def _parsing(option: Option) -> dict[str, Any]:
     return parsing if option.metavar is None else {**parsing, "metavar": option.metavar}
 
 
-_SAMPLING: Mapping[str, dict[str, Any]] = {
-    "temperature": {"type": float, "help": "Sampling temperature; 0 is greedy"},
-    "top_k": {"type": int, "help": "Sample from the K most likely tokens; 0 = all"},
-    "top_p": {"type": float, "help": "Sample from the most likely tokens of this total share"},
-    "min_p": {"type": float, "help": "Drop tokens below this share of the most likely one"},
-    "repetition_penalty": {"type": float, "help": "Penalty on tokens of prompt and response; > 1"},
-    "presence_penalty": {"type": float, "help": "Penalty on tokens that the response contains"},
-    "frequency_penalty": {"type": float, "help": "Penalty for each occurrence in the response"},
-    "seed": {"type": int, "help": "Random seed; the same seed gives the same response"},
-    "max_tokens": {"type": int, "help": "Maximum tokens of a response"},
-    "stop": {"multiple": True, "metavar": "TEXT", "help": "End before this text; repeatable"},
+_SAMPLING: Mapping[str, tuple[type, str]] = {
+    "temperature": (float, "Sampling temperature; 0 is greedy"),
+    "top_k": (int, "Sample from the N most likely tokens; 0 = all"),
+    "top_p": (float, "Sample from the most likely tokens of total probability X"),
+    "min_p": (float, "Drop tokens below X times the highest probability"),
+    "repetition_penalty": (float, "Penalty on tokens of prompt and response; 1 = off"),
+    "presence_penalty": (float, "Penalty on tokens that the response contains; 0 = off"),
+    "frequency_penalty": (float, "Penalty for each occurrence in the response; 0 = off"),
+    "seed": (int, "Random seed; the same seed gives the same response"),
+    "max_tokens": (int, "Maximum tokens of a response"),
+    "stop": (str, "End before this text; repeatable"),
 }
 SAMPLING_NAMES = tuple(_SAMPLING)  # as in `SamplingParams`
+_METAVARS = {float: "X", int: "N", str: "TEXT"}
 
 
 def sampling_options(function: F) -> F:
-    """The sampling parameters that a command takes."""
+    """Add the options of sampling to a command."""
     options = [
         click.option(
             f"--{name.replace('_', '-')}",
             cls=_SectionOption,
-            section="Sampling options",
-            **keywords,
+            section="Sampling options [default: the model's]",
+            type=kind,
+            metavar=_METAVARS[kind],
+            multiple=kind is str,
+            help=help,
         )
-        for name, keywords in _SAMPLING.items()
+        for name, (kind, help) in _SAMPLING.items()
     ]
     return _apply(function, *options)
 
 
 def sampling_of(options: Mapping[str, Any]) -> dict[str, Any]:
-    """The sampling parameters among a command's options, as far as they were given."""
+    """Select the sampling parameters that a command was given."""
     given = {name: options[name] for name in SAMPLING_NAMES if options.get(name) is not None}
     stop = given.pop("stop", ())
     return {**given, "stop": list(stop)} if stop else given
