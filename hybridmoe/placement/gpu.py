@@ -15,7 +15,7 @@ from hybridmoe.experts.gpu.expert_cache import DEFAULT_VRAM_POLICY
 from hybridmoe.experts.gpu.host_adapter import HostAdapter
 from hybridmoe.experts.gpu.hybrid_experts import HybridExperts
 from hybridmoe.experts.gpu.pinned_policy import PinnedPolicy
-from hybridmoe.experts.gpu.prefill_experts import HeldExperts, StreamedExperts
+from hybridmoe.experts.gpu.prefill_experts import ResidentExperts, StreamedExperts
 from hybridmoe.experts.gpu.slot_pool import SlotPool, slot_layouts
 from hybridmoe.experts.hot_profile import HotProfile
 from hybridmoe.experts.routed_experts import RoutedExperts
@@ -92,7 +92,7 @@ def _prefill(
         streams.prefill,
         runtime.torch,
         max_tokens=plan.max_step_tokens,
-        held=None if slots is None else HeldExperts(slots.slots, slots.cache.table.numpy()),
+        resident=None if slots is None else ResidentExperts(slots.slots, slots.cache.table.numpy()),
     )
 
 

@@ -1,4 +1,4 @@
-"""How a prompt step's experts are shared out: beside every other split, and by hand."""
+"""Splits of a prefill step's experts, against every other split and by hand."""
 
 from collections.abc import Sequence
 from itertools import product
@@ -24,29 +24,31 @@ SIZE = 7168 * 2048
 Q4_EXPERT = (Part(Q.Q4_K, 2 * SIZE, 2 * SIZE * 9 // 16), Part(Q.Q6_K, SIZE, SIZE * 105 // 128))
 
 
-def seconds_of(costs: ExpertCosts, is_held: Sequence[bool], is_card: Sequence[bool]) -> float:
-    """What any split takes, by the model: the card takes its experts in the best order of all."""
-    experts = range(len(is_held))
-    on_card = [e for e in experts if is_card[e]]
-    held = [e for e in on_card if is_held[e]]
-    rest = sorted((e for e in on_card if not is_held[e]), key=lambda e: costs.cpu[e], reverse=True)
-    on_cpu = [e for e in experts if not is_card[e]]
+def seconds_of(costs: ExpertCosts, is_resident: Sequence[bool], is_on_gpu: Sequence[bool]) -> float:
+    """Predict any split's time, with the GPU's experts in the best order."""
+    experts = range(len(is_resident))
+    on_gpu = [e for e in experts if is_on_gpu[e]]
+    resident = [e for e in on_gpu if is_resident[e]]
+    rest = sorted(
+        (e for e in on_gpu if not is_resident[e]), key=lambda e: costs.cpu[e], reverse=True
+    )
+    on_cpu = [e for e in experts if not is_on_gpu[e]]
     products = sum(costs.cpu[e] for e in on_cpu) + len(rest) * costs.copy_cpu
     cpu = max(products, len(on_cpu) * costs.read + len(rest) * costs.copy_read)
     cpu += costs.hand_over if on_cpu else 0
-    return max(cpu, float(gpu_finish(costs, held + rest, len(held))[-1]))
+    return max(cpu, float(gpu_finish(costs, resident + rest, len(resident))[-1]))
 
 
-def flat(cpu: Sequence[float], card: float = 1.0, link: float = 1.0) -> ExpertCosts:
+def flat(cpu: Sequence[float], gpu: float = 1.0, link: float = 1.0) -> ExpertCosts:
     num = len(cpu)
-    return ExpertCosts(np.array(cpu, float), np.full(num, card), 0.0, 0.5, 0.0, 0.0, link, 0.0)
+    return ExpertCosts(np.array(cpu, float), np.full(num, gpu), 0.0, 0.5, 0.0, 0.0, link, 0.0)
 
 
 @st.composite
 def problems(draw: st.DrawFn) -> tuple[ExpertCosts, list[bool]]:
-    """Experts of one layer: costs grow with tokens as those of a real machine do.
+    """Draw a layer's costs, which grow with tokens as on a real machine.
 
-    The card needs more tokens than the CPU before products take longer than weights.
+    The GPU needs more tokens than the CPU before products take longer than weights.
     """
     counts = np.array(draw(st.lists(st.integers(1, 400), min_size=1, max_size=8)), float)
     number = st.floats(0.01, 10)
@@ -54,11 +56,11 @@ def problems(draw: st.DrawFn) -> tuple[ExpertCosts, list[bool]]:
     decode, crossing = draw(number), draw(st.floats(1, 10))
     cpu = np.maximum(read, token * (counts + unpack))
     first = max(read / token, unpack)  # tokens where the CPU's cost begins to double
-    card = decode * (1 + counts / (crossing * max(first, 1.0)))
+    gpu = decode * (1 + counts / (crossing * max(first, 1.0)))
     copy, share = draw(number), st.floats(0, 1)
     costs = ExpertCosts(
         cpu=cpu,
-        card=card,
+        gpu=gpu,
         read=read * draw(share),
         copy=copy,
         copy_cpu=copy * draw(share),
@@ -69,21 +71,21 @@ def problems(draw: st.DrawFn) -> tuple[ExpertCosts, list[bool]]:
     return costs, draw(st.lists(st.booleans(), min_size=len(counts), max_size=len(counts)))
 
 
-def check_is_a_split(found: Split, is_held: Sequence[bool]) -> None:
-    assert sorted(found.card + found.cpu) == list(range(len(is_held)))
-    assert all(is_held[e] for e in found.held)
-    assert not any(is_held[e] for e in found.streamed)
+def check_is_a_split(found: Split, is_resident: Sequence[bool]) -> None:
+    assert sorted(found.gpu + found.cpu) == list(range(len(is_resident)))
+    assert all(is_resident[e] for e in found.resident)
+    assert not any(is_resident[e] for e in found.streamed)
 
 
 @given(problems())
 def test_no_slower_than_either_side_alone(problem: tuple[ExpertCosts, list[bool]]) -> None:
-    costs, is_held = problem
-    found = split(costs, is_held)
-    check_is_a_split(found, is_held)
-    is_card = [e in found.card for e in range(len(is_held))]
-    assert found.seconds <= seconds_of(costs, is_held, is_card) * (1 + 1e-9)
-    for all_card in (True, False):
-        alone = seconds_of(costs, is_held, [all_card] * len(is_held))
+    costs, is_resident = problem
+    found = split(costs, is_resident)
+    check_is_a_split(found, is_resident)
+    is_on_gpu = [e in found.gpu for e in range(len(is_resident))]
+    assert found.seconds <= seconds_of(costs, is_resident, is_on_gpu) * (1 + 1e-9)
+    for all_gpu in (True, False):
+        alone = seconds_of(costs, is_resident, [all_gpu] * len(is_resident))
         assert found.seconds <= alone * (1 + 1e-9)
 
 
@@ -91,50 +93,50 @@ def test_no_slower_than_either_side_alone(problem: tuple[ExpertCosts, list[bool]
 def test_within_one_expert_of_the_best_of_all_splits(
     problem: tuple[ExpertCosts, list[bool]],
 ) -> None:
-    costs, is_held = problem
+    costs, is_resident = problem
     best = min(
-        seconds_of(costs, is_held, is_card)
-        for is_card in product((False, True), repeat=len(is_held))
+        seconds_of(costs, is_resident, is_on_gpu)
+        for is_on_gpu in product((False, True), repeat=len(is_resident))
     )
-    one = max(costs.cpu.max(), costs.card.max(), costs.copy, costs.link) + costs.hand_over
-    assert split(costs, is_held).seconds <= best + one * (1 + 1e-9)
+    one = max(costs.cpu.max(), costs.gpu.max(), costs.copy, costs.link) + costs.hand_over
+    assert split(costs, is_resident).seconds <= best + one * (1 + 1e-9)
 
 
 @given(problems(), st.floats(1, 10))
 def test_faster_parts_never_take_longer(
     problem: tuple[ExpertCosts, list[bool]], times: float
 ) -> None:
-    costs, is_held = problem
-    before = split(costs, is_held)
+    costs, is_resident = problem
+    before = split(costs, is_resident)
     faster = costs._replace(link=costs.link / times, copy=costs.copy / times)
-    is_card = [e in before.card for e in range(len(is_held))]
-    assert seconds_of(faster, is_held, is_card) <= before.seconds * (1 + 1e-9)
+    is_on_gpu = [e in before.gpu for e in range(len(is_resident))]
+    assert seconds_of(faster, is_resident, is_on_gpu) <= before.seconds * (1 + 1e-9)
 
 
-def test_the_heaviest_experts_go_to_the_card() -> None:
+def test_the_heaviest_experts_go_to_the_gpu() -> None:
     """Two a second over the link, from half a second on."""
-    found = split(flat([1, 9, 1, 2, 8, 1], card=0.125, link=0.5), [False] * 6)
-    assert found == Split(card=(1, 4, 3, 0), cpu=(2, 5), num_held=0, seconds=2.625)
+    found = split(flat([1, 9, 1, 2, 8, 1], gpu=0.125, link=0.5), [False] * 6)
+    assert found == Split(gpu=(1, 4, 3, 0), cpu=(2, 5), num_resident=0, seconds=2.625)
 
 
-def test_what_the_card_holds_is_not_streamed() -> None:
-    found = split(flat([5, 1, 5, 1], card=0.25, link=100.0), [False, True, False, True])
-    assert (found.held, found.streamed, found.cpu) == ((1, 3), (), (0, 2))
+def test_resident_experts_are_not_streamed() -> None:
+    found = split(flat([5, 1, 5, 1], gpu=0.25, link=100.0), [False, True, False, True])
+    assert (found.resident, found.streamed, found.cpu) == ((1, 3), (), (0, 2))
     assert found.seconds == 10
-    slow_card = split(flat([1, 1, 1], card=2.0), [True] * 3)  # the CPU takes what it is better at
-    assert (slow_card.held, slow_card.cpu, slow_card.seconds) == ((0,), (1, 2), 2)
+    slow_gpu = split(flat([1, 1, 1], gpu=2.0), [True] * 3)  # the CPU is faster at the rest
+    assert (slow_gpu.resident, slow_gpu.cpu, slow_gpu.seconds) == ((0,), (1, 2), 2)
 
 
 def test_either_side_takes_all_where_the_other_is_slow() -> None:
     by_cpu = split(flat([1, 1, 1], link=1e3), [False] * 3)
-    assert (by_cpu.card, by_cpu.cpu, by_cpu.seconds) == ((), (0, 1, 2), 3)
-    by_card = split(flat([1e3, 1e3], card=1.0, link=0.25), [False] * 2)
-    assert (by_card.streamed, by_card.cpu) == ((0, 1), ())
-    assert by_card.seconds == 0.5 + 0.25 + 2 * 1.0  # copies of the second beside the first
+    assert (by_cpu.gpu, by_cpu.cpu, by_cpu.seconds) == ((), (0, 1, 2), 3)
+    by_gpu = split(flat([1e3, 1e3], gpu=1.0, link=0.25), [False] * 2)
+    assert (by_gpu.streamed, by_gpu.cpu) == ((0, 1), ())
+    assert by_gpu.seconds == 0.5 + 0.25 + 2 * 1.0  # copies of the second beside the first
 
 
 def test_one_step_less_where_activations_are_costly() -> None:
-    costs = flat([1, 1], card=0.1, link=0.6)._replace(hand_over=5.0)
+    costs = flat([1, 1], gpu=0.1, link=0.6)._replace(hand_over=5.0)
     assert split(costs, [False] * 2).cpu == ()
 
 
@@ -146,7 +148,7 @@ def test_stages_overlap_and_wait_for_each_other_by_hand() -> None:
     costs = ExpertCosts(np.zeros(3), np.array([1.0, 1.0, 4.0]), 0, 2.0, 0, 0, 3.0, 0)
     # Copied at 2, 5 (a buffer is free) and 8; linked at 5, 8, 11; the third multiplied until 15.
     assert gpu_finish(costs, [0, 1, 2], 0).tolist() == [0, 6, 9, 15]
-    # The link has to wait for a place: the card frees the first at 9, the second at 13.
+    # The link waits for a device buffer: the first is free at 9, the second at 13.
     slow = ExpertCosts(np.zeros(4), np.full(4, 4.0), 0, 2.0, 0, 0, 3.0, 0)
     assert gpu_finish(slow, [0, 1, 2, 3], 0).tolist() == [0, 9, 13, 17, 21]
     assert gpu_finish(slow, [0, 1, 2], 2).tolist() == [0, 4, 8, 12]
@@ -166,9 +168,9 @@ def test_costs_by_hand() -> None:
     assert costs.cpu[1] == pytest.approx(
         sum(part.num_bytes / rates.decode_bytes(part.type) for part in Q4_EXPERT)
     )
-    decoding = (num_bytes + 2 * 3 * SIZE) / 1e12
-    assert costs.card[1] == pytest.approx(1e-4 + decoding + 2 * 3 * SIZE / 1e12)
-    assert costs.card[0] == pytest.approx(1e-4 + decoding + 2 * 3 * SIZE * 300 / 100e12)
+    dequantizing = (num_bytes + 2 * 3 * SIZE) / 1e12
+    assert costs.gpu[1] == pytest.approx(1e-4 + dequantizing + 2 * 3 * SIZE / 1e12)
+    assert costs.gpu[0] == pytest.approx(1e-4 + dequantizing + 2 * 3 * SIZE * 300 / 100e12)
     from_dram = costs_of(Q4_EXPERT, rates, GpuRates(1e12, 1e14, 20e9), [1], 0)
     assert from_dram.copy == pytest.approx(costs.copy_read)
 
@@ -180,7 +182,7 @@ def test_splitting_beats_either_side_where_they_are_close(exponent: float) -> No
     gpu = GpuRates.assumed(1008, 165, 31.5)
     share = np.arange(1.0, 385) ** -exponent
     costs = costs_of(Q4_EXPERT, rates, gpu, 8 * 8192 * share / share.sum(), 4 * 7168 * 8192)
-    by_card = gpu_finish(costs, range(384), 0)[-1]
+    by_gpu = gpu_finish(costs, range(384), 0)[-1]
     found = split(costs, [False] * 384)
-    assert found.seconds < 0.6 * min(costs.cpu.sum(), by_card)
+    assert found.seconds < 0.6 * min(costs.cpu.sum(), by_gpu)
     assert found.streamed == tuple(range(len(found.streamed)))

@@ -29,13 +29,20 @@ from hybridmoe.planning.rates import Rates
 if TYPE_CHECKING:
     from hybridmoe.kernels.triton.expert_ffn import SlotLayout
 
-__all__ = ["AddExpert", "ExpertTally", "HeldExperts", "StreamedExperts", "Streams", "slot_parts"]
+__all__ = [
+    "AddExpert",
+    "ExpertTally",
+    "ResidentExperts",
+    "StreamedExperts",
+    "Streams",
+    "slot_parts",
+]
 
 # out, x, rows, factor, slot, layout: `kernels.triton.expert_prefill.add_expert`
 AddExpert = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, "SlotLayout"], None]
 
 
-class HeldExperts(NamedTuple):
+class ResidentExperts(NamedTuple):
     """Experts in VRAM slots. Does not change during a step."""
 
     slots: Tensor  # (slots, bytes) uint8, on the GPU
@@ -79,7 +86,7 @@ class ExpertTally:
     """Numbers of experts computed by the CPU and the GPU, and the last step's splits by layer."""
 
     cpu: int = 0
-    held: int = 0
+    resident: int = 0
     streamed: int = 0
     streamed_bytes: int = 0
     splits: dict[int, Split] = field(default_factory=dict)
@@ -98,17 +105,17 @@ class StreamedExperts:
         device: torch.device,
         *,
         max_tokens: int,
-        held: HeldExperts | None = None,
+        resident: ResidentExperts | None = None,
     ) -> None:
         """layouts: of slots by layer index; None = the CPU computes the layer.
 
-        rates: with the GPU's. max_tokens: of a step. held: experts in VRAM slots.
+        rates: with the GPU's. max_tokens: of a step. resident: experts in VRAM slots.
         """
         assert rates.gpu is not None, "rates without the GPU's"
         self._add_expert = add_expert
         self._rates, self._gpu = rates, rates.gpu
         self._streams, self._device = streams, device
-        self._held = held
+        self._resident = resident
         self._num_experts = experts.num_experts
         self._memory = self._make_memory(experts, max_tokens)
         self._layers = {
@@ -144,7 +151,7 @@ class StreamedExperts:
         plan = self._split(layer, known, groups, x)
         by_cpu = self._start_cpu(known.call, plan, x) if plan.cpu else None
         out = x.new_zeros(x.shape)  # (T, H)
-        if plan.card:
+        if plan.gpu:
             self._run_gpu(out, layer, plan, groups, x, weights)
         if by_cpu is None:
             return Ready(out)
@@ -187,20 +194,20 @@ class StreamedExperts:
         if known.layout is None:
             plan = Split((), tuple(chosen.tolist()), 0, float("nan"))
         else:
-            is_held = np.zeros(self._num_experts, np.bool_)
-            if self._held is not None:
-                is_held = self._held.table[known.index, : self._num_experts] >= 0
+            is_resident = np.zeros(self._num_experts, np.bool_)
+            if self._resident is not None:
+                is_resident = self._resident.table[known.index, : self._num_experts] >= 0
             x_bytes = x.nbytes
             costs = costs_of(known.parts, self._rates, self._gpu, groups.counts[chosen], x_bytes)
-            by_index = split(costs, is_held[chosen])
+            by_index = split(costs, is_resident[chosen])
             plan = by_index._replace(
-                card=tuple(chosen[list(by_index.card)].tolist()),
+                gpu=tuple(chosen[list(by_index.gpu)].tolist()),
                 cpu=tuple(chosen[list(by_index.cpu)].tolist()),
             )
         tally = self.tally
         tally.splits[layer] = plan
         tally.cpu += len(plan.cpu)
-        tally.held += len(plan.held)
+        tally.resident += len(plan.resident)
         tally.streamed += len(plan.streamed)
         tally.streamed_bytes += len(plan.streamed) * sum(part.num_bytes for part in known.parts)
         return plan
@@ -209,7 +216,7 @@ class StreamedExperts:
         """Queue the CPU's sum (T, H), ready with `returned`. `main` must have been waited for."""
         host, memory, num_tokens = self._streams.host, self._memory, x.shape[0]
         memory.left_out.fill_(-1)
-        memory.left_out[list(plan.card)] = 0
+        memory.left_out[list(plan.gpu)] = 0
         by_cpu = torch.empty_like(x)
         self._alive = (x, by_cpu)  # kept alive for the host stream
         call.num_tokens = num_tokens
@@ -231,18 +238,18 @@ class StreamedExperts:
         """Queue the GPU's part, added to `out`."""
         known = self._layers[layer]
         assert known.layout is not None, layer
-        sizes = [int(groups.counts[expert]) for expert in plan.card]
+        sizes = [int(groups.counts[expert]) for expert in plan.gpu]
         chosen = self._memory.pairs[: sum(sizes)]
-        np.concatenate([groups.pairs_of(expert) for expert in plan.card], out=chosen.numpy())
+        np.concatenate([groups.pairs_of(expert) for expert in plan.gpu], out=chosen.numpy())
         pairs = chosen.to(self._device, non_blocking=True)  # torch's stream is the main one
         tokens = torch.split(pairs // weights.shape[1], sizes)
         factors = torch.split(weights.reshape(-1)[pairs, None], sizes)
-        work = list(zip(plan.card, tokens, factors, strict=True))
-        for expert, rows, factor in work[: plan.num_held]:
-            assert self._held is not None, expert
-            slot = self._held.slots[int(self._held.table[known.index, expert])]
+        work = list(zip(plan.gpu, tokens, factors, strict=True))
+        for expert, rows, factor in work[: plan.num_resident]:
+            assert self._resident is not None, expert
+            slot = self._resident.slots[int(self._resident.table[known.index, expert])]
             self._add_expert(out, x, rows, factor, slot, known.layout)
-        for expert, rows, factor in work[plan.num_held :]:
+        for expert, rows, factor in work[plan.num_resident :]:
             with self._weights.stream(slot_parts(known.experts, known.layout, expert)) as slot:
                 self._add_expert(out, x, rows, factor, slot, known.layout)
 

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from hybridmoe.device.streams import Event, Stream, host_empty
-from hybridmoe.planning.prefill_split import PLACES
+from hybridmoe.planning.prefill_split import STREAM_BUFFERS
 
 __all__ = ["COPY_THREADS", "SlotPart", "WeightStream", "fill"]
 
@@ -36,12 +36,18 @@ class WeightStream:
     def __init__(self, num_bytes: int, device: torch.device, main: Stream, link: Stream) -> None:
         """num_bytes: of the largest expert. main: stream that multiplies. link: copies only."""
         self._main, self._link = main, link
-        self._pinned = [host_empty((num_bytes,), torch.uint8, device) for _ in range(PLACES)]
-        self._on_device = [
-            torch.empty(num_bytes, dtype=torch.uint8, device=device) for _ in range(PLACES)
+        self._pinned = [
+            host_empty((num_bytes,), torch.uint8, device) for _ in range(STREAM_BUFFERS)
         ]
-        self._sent: list[Event] = [link.record() for _ in range(PLACES)]  # frees a pinned buffer
-        self._used: list[Event] = [main.record() for _ in range(PLACES)]  # frees a device buffer
+        self._on_device = [
+            torch.empty(num_bytes, dtype=torch.uint8, device=device) for _ in range(STREAM_BUFFERS)
+        ]
+        self._sent: list[Event] = [
+            link.record() for _ in range(STREAM_BUFFERS)
+        ]  # frees a pinned buffer
+        self._used: list[Event] = [
+            main.record() for _ in range(STREAM_BUFFERS)
+        ]  # frees a device buffer
         self._next = 0
         self._threads = ThreadPoolExecutor(COPY_THREADS, "expert-copy")
 
@@ -51,7 +57,7 @@ class WeightStream:
 
         Returns before they have arrived; `main` waits for them.
         """
-        number, self._next = self._next, (self._next + 1) % PLACES
+        number, self._next = self._next, (self._next + 1) % STREAM_BUFFERS
         pinned, on_device = self._pinned[number], self._on_device[number]
         self._sent[number].wait()
         end = fill(self._threads, pinned, parts)

@@ -53,7 +53,7 @@ class Machine:
 
     def add_expert(self, out: Any, x: torch.Tensor, *rest: object) -> None:
         costs = costs_of(PARTS, rates_of("avx512", dram=1, peak_ops=1), self.gpu, [len(x)], 0)
-        self.now += float(costs.card[0])
+        self.now += float(costs.gpu[0])
 
 
 class Link(FakeStream):

@@ -32,7 +32,7 @@ from hybrid_bench import (
 )  # fmt: skip
 
 from hybridmoe.experts.gpu.hybrid_experts import HybridExperts
-from hybridmoe.experts.gpu.prefill_experts import HeldExperts, StreamedExperts, Streams
+from hybridmoe.experts.gpu.prefill_experts import ResidentExperts, StreamedExperts, Streams
 from hybridmoe.experts.gpu.slot_pool import slot_layouts
 from hybridmoe.kernels.triton.expert_prefill import add_expert
 from hybridmoe.kernels.triton.runtime import IS_INTERPRETED
@@ -175,7 +175,7 @@ def test_prompts_use_resident_experts_and_stream_the_others(bench: MakeBench) ->
         Streams(made.main, made.host, FakeStream(is_lazy=True)),
         CPU,
         max_tokens=20,
-        held=HeldExperts(slots.slots, slots.cache.table.numpy()),
+        resident=ResidentExperts(slots.slots, slots.cache.table.numpy()),
     )
     made.experts = HybridExperts(ROUTED, made.main, made.host, CPU, slots=slots, prefill=prefill)
     inputs = [make_inputs(20, layer) for layer in ROUTED.numbers]
@@ -187,7 +187,7 @@ def test_prompts_use_resident_experts_and_stream_the_others(bench: MakeBench) ->
         )
         assert (got - want).norm() < 0.03 * want.norm(), "int8 against bfloat16 activations"
     made.experts.end_step()
-    assert prefill.tally.held == 5 and prefill.tally.streamed > 0
+    assert prefill.tally.resident == 5 and prefill.tally.streamed > 0
     made.step([make_inputs(2, layer) for layer in ROUTED.numbers])
 
 

@@ -28,7 +28,7 @@ from hybridmoe.experts.gpu import weight_stream
 from hybridmoe.experts.gpu.hybrid_experts import HybridExperts
 from hybridmoe.experts.gpu.prefill_experts import (
     AddExpert,
-    HeldExperts,
+    ResidentExperts,
     StreamedExperts,
     Streams,
     slot_parts,
@@ -74,21 +74,21 @@ def inputs(seed: int = 0, tokens: int = TOKENS) -> tuple[torch.Tensor, torch.Ten
     return x, ids, weights.masked_fill(ids < 0, float("nan"))
 
 
-HELD = {(3, 0): 2, (3, 2): 0, (4, 5): 1}  # (layer, expert) -> slot
+RESIDENT = {(3, 0): 2, (3, 2): 0, (4, 5): 1}  # (layer, expert) -> slot
 
 
-def held() -> HeldExperts:
+def resident() -> ResidentExperts:
     layouts = {layer: layout_of(*experts) for layer, experts in ROUTED.layers.items()}
     slots = torch.full((3, max(v.slot_bytes for v in layouts.values() if v)), 0xFF).byte()
     table = np.full((ROUTED.num_layers, EXPERTS + 1), -1, np.int32)
-    for (layer, expert), slot in HELD.items():
+    for (layer, expert), slot in RESIDENT.items():
         layout = layouts[layer]
         assert layout is not None
         table[ROUTED.index_of[layer], expert] = slot
         for part in slot_parts(ROUTED.layers[layer], layout, expert):
             end = part.offset + part.data.nbytes
             slots[slot, part.offset : end] = torch.from_numpy(part.data.copy())
-    return HeldExperts(slots, table)
+    return ResidentExperts(slots, table)
 
 
 def fakes(*, is_lazy: bool) -> Streams:
@@ -108,7 +108,7 @@ def make() -> Iterator[Make]:
         streams: Streams | None = None,
         *,
         routed: RoutedExperts = ROUTED,
-        held: HeldExperts | None = None,
+        resident: ResidentExperts | None = None,
         add: AddExpert = add_expert,
     ) -> StreamedExperts:
         made.append(
@@ -120,7 +120,7 @@ def make() -> Iterator[Make]:
                 streams or fakes(is_lazy=True),
                 CPU,
                 max_tokens=TOKENS,
-                held=held,
+                resident=resident,
             )
         )
         return made[-1]
@@ -141,11 +141,11 @@ def check(
     """Check that the CPU's part equals `CpuExperts`, and the GPU's part is within its bound."""
     plan = experts.tally.splits[layer]
     chosen = {int(e) for e in ids.unique() if e >= 0}
-    assert {*plan.card, *plan.cpu} == chosen
+    assert {*plan.gpu, *plan.cpu} == chosen
     left = torch.where(torch.isin(ids, torch.tensor(plan.cpu, dtype=torch.int32)), ids, -1)
     want = CpuExperts(ROUTED).submit(layer, x, left, weights).result().double().numpy()
     bound, size = np.full(want.shape, 2.0**-140), np.abs(want)
-    for expert in plan.card:
+    for expert in plan.gpu:
         rows, place = np.nonzero(ids.numpy() == expert)
         factor = weights.double().numpy()[rows, place][:, None]
         y, error = expert_of_rows(ROUTED.layers[layer], expert, x.numpy()[rows])
@@ -156,25 +156,25 @@ def check(
 
 
 @pytest.mark.parametrize("is_lazy", [True, False], ids=["lazy", "eager"])
-@pytest.mark.parametrize("is_held", [False, True], ids=["empty", "held"])
+@pytest.mark.parametrize("is_resident", [False, True], ids=["empty", "resident"])
 @pytest.mark.parametrize("rates", [ALL_GPU, ALL_CPU, MIXED], ids=["gpu", "cpu", "mixed"])
 def test_a_step_is_within_the_bound_wherever_experts_are_computed(
-    make: Make, rates: Rates, is_held: bool, is_lazy: bool
+    make: Make, rates: Rates, is_resident: bool, is_lazy: bool
 ) -> None:
-    experts = make(rates, fakes(is_lazy=is_lazy), held=held() if is_held else None)
+    experts = make(rates, fakes(is_lazy=is_lazy), resident=resident() if is_resident else None)
     for layer in ROUTED.numbers:
         x, ids, weights = inputs(layer)
         got = experts.submit(layer, x, ids, weights).result()
         check(experts, layer, x, ids, weights, got)
         plan = experts.tally.splits[layer]
         if rates is ALL_GPU:
-            assert not plan.cpu and set(plan.card) == set(range(EXPERTS))
+            assert not plan.cpu and set(plan.gpu) == set(range(EXPERTS))
         elif rates is ALL_CPU:
             assert not plan.streamed
         else:
             assert plan.streamed and plan.cpu
-        if is_held:
-            assert set(plan.held) == {e for number, e in HELD if number == layer}
+        if is_resident:
+            assert set(plan.resident) == {e for number, e in RESIDENT if number == layer}
     experts.check()
 
 
@@ -203,7 +203,7 @@ def test_all_tokens_may_go_to_one_expert_or_to_none(make: Make, rates: Rates) ->
     ids[:, 1] = 4
     weights[:, 1] = 0.5
     check(experts, 3, x, ids, weights, experts.submit(3, x, ids, weights).result())
-    assert {*experts.tally.splits[3].card, *experts.tally.splits[3].cpu} == {4}
+    assert {*experts.tally.splits[3].gpu, *experts.tally.splits[3].cpu} == {4}
 
 
 @pytest.mark.parametrize("tokens", [1, 2, 17])
@@ -233,12 +233,12 @@ def test_types_without_a_kernel_stay_on_the_cpu(make: Make) -> None:
 
 
 def test_experts_and_bytes_are_counted(make: Make) -> None:
-    experts = make(ALL_GPU, held=held())
+    experts = make(ALL_GPU, resident=resident())
     for layer in (3, 4):
         experts.submit(layer, *inputs()).result()
     one = [ROUTED.layers[layer].expert_bytes for layer in (3, 4)]
     tally = experts.tally
-    assert (tally.cpu, tally.held, tally.streamed) == (0, 3, 2 * EXPERTS - 3)
+    assert (tally.cpu, tally.resident, tally.streamed) == (0, 3, 2 * EXPERTS - 3)
     assert tally.streamed_bytes == (EXPERTS - 2) * one[0] + (EXPERTS - 1) * one[1]
 
 
@@ -270,8 +270,8 @@ def test_prompts_use_the_slots_of_the_hybrid_backend(make: Make, is_lazy: bool) 
     policy = make_policy("lru", ROUTED.cache_shape(num_slots))
     slots = SlotPool(ROUTED, num_slots, main, copy, CPU, policy=policy)
     streams = Streams(main, host, FakeStream(is_lazy=is_lazy))
-    both = HeldExperts(slots.slots, slots.cache.table.numpy())
-    prompts = make(MIXED, streams, held=both)
+    both = ResidentExperts(slots.slots, slots.cache.table.numpy())
+    prompts = make(MIXED, streams, resident=both)
     experts = HybridExperts(ROUTED, main, host, CPU, slots=slots, prefill=prompts)
     for step in range(4):
         experts.begin_step(TOKENS)
@@ -284,7 +284,7 @@ def test_prompts_use_the_slots_of_the_hybrid_backend(make: Make, is_lazy: bool) 
         if step == 0:
             eventually(lambda: has_arrived(slots, copy))
     resident = slots.cache.resident()
-    assert prompts.tally.held > 0 and len(resident) > 0
+    assert prompts.tally.resident > 0 and len(resident) > 0
     experts.close()
 
 
