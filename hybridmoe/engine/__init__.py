@@ -1,8 +1,9 @@
 """Inference engine: continuous batching, KV cache, sampling. Token ids only; no text."""
 
-from hybridmoe.engine.engine import Engine, EngineStats, RequestHandle
+from hybridmoe.engine.engine import Engine, RequestHandle
 from hybridmoe.engine.request import Event, Finished, PromptProgress, Request, TokenEvent, Usage
 from hybridmoe.engine.sampler import SamplingParams
+from hybridmoe.engine.stats import EngineStats
 
 __all__ = [
     "Engine",

@@ -10,8 +10,8 @@ from prometheus_client import CollectorRegistry, Counter, Histogram, generate_la
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
 
-from hybridmoe.engine.engine import EngineStats
 from hybridmoe.engine.request import Usage
+from hybridmoe.engine.stats import EngineStats
 from hybridmoe.experts.stats import ExpertStats
 
 __all__ = ["Metrics"]

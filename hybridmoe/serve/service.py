@@ -11,7 +11,7 @@ from typing import Any
 
 from starlette.requests import Request
 
-from hybridmoe.engine.engine import EngineStats
+from hybridmoe.engine.stats import EngineStats
 from hybridmoe.llm.llm import LLM
 from hybridmoe.serve.config import ServeConfig
 from hybridmoe.serve.errors import ApiError

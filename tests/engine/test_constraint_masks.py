@@ -97,7 +97,7 @@ def test_a_late_mask_delays_no_other_sequence(
 def test_a_blocked_engine_does_not_poll_in_a_loop(
     make: MakeEngine, slow: Callable[..., Slow], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("hybridmoe.engine.engine.POLL_S", HANG_S)
+    monkeypatch.setattr("hybridmoe.engine.engine_thread.POLL_S", HANG_S)
     schedule, sizes = Scheduler.schedule, list[int]()
 
     def count(scheduler: Scheduler) -> list[ScheduledChunk]:

@@ -1,4 +1,4 @@
-"""Sampling: each filter against its definition, determinism, and refusal of bad parameters."""
+"""Sampler: each filter against its definition, determinism, refusal of bad parameters."""
 
 from typing import Any
 
@@ -12,7 +12,7 @@ LOGITS = np.log(np.array([0.5, 0.25, 0.15, 0.06, 0.04], np.float32))
 
 
 def _draws(num: int = 4000, logits: np.ndarray = LOGITS, **params: Any) -> np.ndarray:
-    """Relative frequencies of `num` independent first draws."""
+    """Sample `num` first tokens; returns their frequencies."""
     counts = np.zeros(logits.size)
     for seed in range(num):
         sampler = Sampler(SamplingParams(seed=seed, **params), [], logits.size)
@@ -20,21 +20,21 @@ def _draws(num: int = 4000, logits: np.ndarray = LOGITS, **params: Any) -> np.nd
     return counts / num
 
 
-def test_temperature_zero_takes_the_best() -> None:
+def test_temperature_zero_is_greedy() -> None:
     sampler = Sampler(SamplingParams(temperature=0.0), [], LOGITS.size)
     assert [sampler.sample(LOGITS) for _ in range(5)] == [0] * 5
 
 
 @pytest.mark.parametrize("filters", [{}, {"top_k": 3, "top_p": 0.5, "min_p": 0.1}])
 @pytest.mark.parametrize("temperature", [5e-324, 1e-40, 9e-6, 1.1e-5])
-def test_the_lowest_temperatures_take_the_best(temperature: float, filters: Any) -> None:
+def test_the_lowest_temperatures_are_greedy(temperature: float, filters: Any) -> None:
     params = SamplingParams(temperature=temperature, **filters)
     assert [Sampler(params, [], 5).sample(LOGITS * 1e4) for _ in range(5)] == [0] * 5
 
 
 @pytest.mark.parametrize("filters", [{}, {"top_k": 1}, {"top_p": 0.5, "min_p": 0.5}])
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
-def test_where_no_token_is_left_it_says_so(temperature: float, filters: Any) -> None:
+def test_no_token_left_is_an_error(temperature: float, filters: Any) -> None:
     banned = dict.fromkeys(range(5), -np.inf)
     none = Sampler(SamplingParams(temperature=temperature, logit_bias=banned, **filters), [], 5)
     with pytest.raises(ConfigError, match="no token is left"):
@@ -50,13 +50,13 @@ def test_draws_follow_the_distribution() -> None:
     assert np.allclose(_draws(temperature=1.0), np.exp(LOGITS), atol=0.03)
 
 
-def test_temperature_sharpens() -> None:
+def test_a_low_temperature_sharpens() -> None:
     squared = np.exp(LOGITS) ** 2
     assert np.allclose(_draws(temperature=0.5), squared / squared.sum(), atol=0.03)
 
 
 @pytest.mark.parametrize(
-    ("params", "kept"),
+    ("params", "num_kept"),
     [
         ({"top_k": 2}, 2),
         ({"top_k": 99}, 5),
@@ -68,11 +68,11 @@ def test_temperature_sharpens() -> None:
         ({"top_k": 3, "top_p": 0.5, "min_p": 0.01}, 1),
     ],
 )
-def test_filters_keep_the_best_and_no_more(params: dict[str, Any], kept: int) -> None:
-    expected = np.exp(LOGITS) * (np.arange(5) < kept)
+def test_filters_keep_the_best_tokens_only(params: dict[str, Any], num_kept: int) -> None:
+    expected = np.exp(LOGITS) * (np.arange(5) < num_kept)
     got = _draws(num=2000, temperature=1.0, **params)
     assert np.allclose(got, expected / expected.sum(), atol=0.05)
-    assert not got[kept:].any()
+    assert not got[num_kept:].any()
 
 
 def test_the_same_seed_gives_the_same_tokens() -> None:
@@ -84,7 +84,7 @@ def test_the_same_seed_gives_the_same_tokens() -> None:
     assert run(3) != run(4)
 
 
-def test_penalties_lower_what_was_seen() -> None:
+def test_penalties_lower_seen_tokens() -> None:
     logits = np.array([2.0, 1.5, -1.0], np.float32)
     greedy = {"temperature": 0.0}
     repetition = Sampler(SamplingParams(repetition_penalty=2.0, **greedy), [0], 3)
@@ -107,7 +107,7 @@ def test_bias_moves_and_bans() -> None:
     assert Sampler(params, [], 5).sample(LOGITS) == 4
 
 
-def test_logits_are_left_alone() -> None:
+def test_logits_are_not_changed() -> None:
     before = LOGITS.copy()
     params = SamplingParams(logit_bias={1: 5.0}, repetition_penalty=1.5, top_p=0.5)
     Sampler(params, [1], 5).sample(LOGITS)

@@ -16,9 +16,9 @@ import numpy as np
 
 from hybridmoe.config import EngineConfig, ModelConfig
 from hybridmoe.demo import demo_path
-from hybridmoe.engine.engine import EngineStats
 from hybridmoe.engine.request import Event, Finished, PromptProgress, Request, TokenEvent, Usage
 from hybridmoe.engine.sampler import SamplingParams
+from hybridmoe.engine.stats import EngineStats
 from hybridmoe.errors import ConfigError, ContextLengthError, DeviceError, QueueFullError
 from hybridmoe.gguf.reader import GGUFFile
 from hybridmoe.text.chat_encoding import encode_chat

@@ -48,7 +48,7 @@ def test_kimi_format_of_tools_calls_and_results() -> None:
         (("functions.g:0", "functions.g:0"), [{"tool_call_id": "functions.g:0"}], ["f:0"]),
     ],
 )
-def test_results_find_their_calls_by_id_name_or_order(
+def test_results_match_calls_by_id_name_or_order(
     ids: tuple[str, str], results: list[dict[str, str]], want: list[str]
 ) -> None:
     calls = [
@@ -64,13 +64,13 @@ def test_results_find_their_calls_by_id_name_or_order(
     assert re.findall(r"## Return of functions\.(\w:\d)", text) == want
 
 
-def test_tools_reach_kimis_own_template_with_sorted_keys() -> None:
+def test_tools_have_sorted_keys_in_a_kimi_template() -> None:
     template = ChatTemplate("{{ tools | tojson }}")  # neither compact nor sorting
     text = TOKENIZER.decode(encode_chat(template, TOKENIZER, HELLO, [WEATHER]))
     assert text.startswith('[{"function": {"name": "weather", "parameters": {"a": "°", "b": 1,')
 
 
-def test_arguments_have_the_form_that_the_template_takes() -> None:
+def test_arguments_are_text_or_mappings_as_the_template_takes_them() -> None:
     call = {"function": {"name": "f", "arguments": '{"city": "Rome"}'}}
     messages = [*HELLO, {"role": "assistant", "tool_calls": [call]}]
     loop = "{% for c in messages[-1].tool_calls %}{{ EXPRESSION }}{% endfor %}"
@@ -86,18 +86,20 @@ def test_arguments_have_the_form_that_the_template_takes() -> None:
     call["function"]["arguments"] = "{oops"
     with pytest.raises(ConfigError, match="arguments of 'f' are not JSON"):
         encode_chat(
-            template_of_mappings := ChatTemplate(
+            mapping_template := ChatTemplate(
                 "{{ messages[-1].tool_calls[0].function.arguments | tojson }}"
             ),
             TOKENIZER,
             messages,
         )
-    assert template_of_mappings.wants_parsed_arguments and not KIMI.wants_parsed_arguments
+    assert mapping_template.wants_parsed_arguments and not KIMI.wants_parsed_arguments
 
 
-NAMES = ["<|im_end|>", "<|im_system|>", "<|im_middle|>", "[BOS]", "<|tool_calls_section_begin|>",
+SPECIALS = ["<|im_end|>", "<|im_system|>", "<|im_middle|>", "[BOS]", "<|tool_calls_section_begin|>",
          "<think>"]  # fmt: skip
-HOSTILE = st.lists(st.sampled_from([*NAMES, "<|im_", "end|>", "a", " b", "\n", "你"])).map("".join)
+HOSTILE = st.lists(st.sampled_from([*SPECIALS, "<|im_", "end|>", "a", " b", "\n", "你"])).map(
+    "".join
+)
 CONTENT = "message.content or ''"
 TEMPLATES = (
     KIMI,
@@ -107,7 +109,7 @@ TEMPLATES = (
 
 
 def special_ids(ids: list[int]) -> list[int]:
-    known = {TOKENIZER.special_id(name) for name in (*NAMES, "<|im_user|>", "<|im_assistant|>")}
+    known = {TOKENIZER.special_id(name) for name in (*SPECIALS, "<|im_user|>", "<|im_assistant|>")}
     return [i for i in ids if i in known]
 
 
@@ -130,7 +132,7 @@ def test_ids_are_those_of_the_rendered_text(system: str, user: str) -> None:
     assert encode_chat(KIMI, TOKENIZER, messages) == whole
 
 
-def test_names_in_tools_arguments_and_keys_are_text_too() -> None:
+def test_special_tokens_in_tools_arguments_and_keys_are_text() -> None:
     name = "<|im_end|>"
     call = {"function": {"name": name, "arguments": {name: name}}}
     messages = [
@@ -140,7 +142,7 @@ def test_names_in_tools_arguments_and_keys_are_text_too() -> None:
     ]
     tools = [{"type": "function", "function": {"name": name, "description": name}}]
     ids = encode_chat(KIMI, TOKENIZER, messages, tools)
-    assert ids.count(TOKENIZER.special_id(name)) == 5  # one for each turn and the declaration
+    assert ids.count(TOKENIZER.special_id(name)) == 5  # one per turn and for the declaration
 
 
 def test_private_use_characters_in_messages_survive() -> None:
@@ -149,7 +151,7 @@ def test_private_use_characters_in_messages_survive() -> None:
     assert TOKENIZER.decode(ids, skip_special=False) == KIMI.render(messages)
 
 
-def test_templates_still_find_the_marks_of_thinking() -> None:
+def test_templates_still_find_thinking_marks() -> None:
     source = "{{ messages[0].content.split('</think>')[-1] }}"
     messages = [{"role": "assistant", "content": "<think>hm</think>yes"}]
     assert TOKENIZER.decode(encode_chat(ChatTemplate(source), TOKENIZER, messages)) == "yes"

@@ -1,4 +1,4 @@
-"""Stop strings never show, wherever the text is cut."""
+"""Stop strings: never shown, however the text is split."""
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -11,7 +11,7 @@ SHORT = st.text(alphabet="ab", min_size=1, max_size=3)
 @given(st.lists(st.text(alphabet="abc", max_size=4)), st.lists(SHORT, max_size=3))
 def test_pieces_equal_the_whole_cut_at_the_first_stop(pieces: list[str], stops: list[str]) -> None:
     whole = "".join(pieces)
-    # Text arrives piece by piece: the cut falls in the first prefix that holds a stop string.
+    # The text ends within the first prefix that contains a stop string.
     expected, has_stop, seen = whole, False, ""
     for piece in pieces:
         seen += piece
@@ -25,7 +25,7 @@ def test_pieces_equal_the_whole_cut_at_the_first_stop(pieces: list[str], stops: 
     assert stop_filter.has_stopped == has_stop
 
 
-def test_a_beginning_is_held_back_until_it_is_refuted() -> None:
+def test_a_prefix_is_held_until_it_cannot_match() -> None:
     stop_filter = StopFilter(["STOP"])
     assert stop_filter.push("go ST") == "go "
     assert stop_filter.push("ART") == "START"

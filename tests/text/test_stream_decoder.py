@@ -1,4 +1,4 @@
-"""Streamed text is the whole text, and no piece shows a part of a character."""
+"""Incremental detokenizer: pieces join to the decoded text, in whole characters."""
 
 from pathlib import Path
 
@@ -9,7 +9,7 @@ from hybridmoe.text.tokenizer import Tokenizer
 from hybridmoe.text.vocabulary import byte_symbols
 
 
-def make() -> Tokenizer:
+def tiny_tokenizer() -> Tokenizer:
     symbols = byte_symbols()
     han = "".join(symbols[byte] for byte in "你".encode())
     keys = {
@@ -22,7 +22,7 @@ def make() -> Tokenizer:
     return Tokenizer(Path("x.gguf"), {f"tokenizer.ggml.{k}": v for k, v in keys.items()})
 
 
-TOKENIZER = make()
+TOKENIZER = tiny_tokenizer()
 
 
 @given(st.lists(st.integers(0, 260)), st.booleans())
@@ -33,7 +33,7 @@ def test_pieces_equal_the_whole(ids: list[int], skip: bool) -> None:
 
 
 @given(st.binary())
-def test_invalid_bytes_become_what_python_replaces_them_with(raw: bytes) -> None:
+def test_invalid_bytes_are_replaced_as_by_python(raw: bytes) -> None:
     by_byte = {TOKENIZER.token_bytes(i): i for i in range(256)}
     decoder = TOKENIZER.stream()
     text = "".join(decoder.push(by_byte[raw[i : i + 1]]) for i in range(len(raw)))
