@@ -17,17 +17,14 @@ from hybridmoe.cli.plan_report import Report, sections
 from hybridmoe.cli.tables import print_sections
 from hybridmoe.errors import ConfigError
 from hybridmoe.gguf.outline import Outline, read_outline, with_expert_type
-from hybridmoe.placement.budgets import budgets_of
-from hybridmoe.placement.options import LoadOptions
+from hybridmoe.placement.budgets import plan_for
 from hybridmoe.planning.cost_model import decode, hits_of, prompt
 from hybridmoe.planning.hit_curve import read_hit_curve
-from hybridmoe.planning.memory_plan import plan_memory
-from hybridmoe.planning.placement_rules import PlacementRules
 from hybridmoe.planning.plan import Plan
 from hybridmoe.planning.price import Price, price_of
 from hybridmoe.units import parse_bytes
 
-__all__ = ["plan_command", "plan_of"]
+__all__ = ["plan_command"]
 
 F = TypeVar("F", bound=Callable[..., Any])
 _PRICES = ("watts", "price_kwh", "hardware_price", "lifetime_years", "utilisation")
@@ -117,8 +114,11 @@ def plan_command(model: Path, as_json: bool, **options: Any) -> None:
         tensors = with_expert_type(outline.tensors, options["quant"])
         outline = replace(outline, tensors=tensors)
     asked = load_options_of(options)
+    if options["gpu"] is not None and asked.device == "auto":
+        asked = replace(asked, device="cuda")
     planned = gpu_of(asked.device, options)
-    plan = plan_of(outline, asked, planned, options)
+    plan = plan_for(outline.config, outline.tensors, asked, planned.gpu, options["ram"])
+    _check(plan, options)
     report = _predict(outline, plan, planned, options)
     if as_json:
         click.echo(json.dumps(report.as_json()))
@@ -126,21 +126,8 @@ def plan_command(model: Path, as_json: bool, **options: Any) -> None:
         print_sections(sections(report))
 
 
-def plan_of(
-    outline: Outline, asked: LoadOptions, planned: PlannedGpu, options: Mapping[str, Any]
-) -> Plan:
-    """Plan as `load` does with the same options and free memory.
-
-    Errors: ConfigError, also where the system would have to page.
-    """
-    budgets = budgets_of(asked, planned.gpu)
-    if options["ram"] is not None:
-        budgets = replace(budgets, ram_bytes=options["ram"])
-    if options["gpu"] is not None:
-        budgets = replace(budgets, is_gpu_optional=False)
-    config = outline.config
-    rules = PlacementRules(asked.place)
-    plan = plan_memory(config, outline.tensors, asked.engine_config(config), budgets, rules)
+def _check(plan: Plan, options: Mapping[str, Any]) -> None:
+    """Errors: ConfigError where the system would page, or for a conversation that is too long."""
     if plan.shortage is not None:
         raise ConfigError(plan.shortage)
     num_tokens = options["prompt_tokens"] + options["answer_tokens"]
@@ -149,7 +136,6 @@ def plan_of(
             f"{options['prompt_tokens']} tokens of prompt and {options['answer_tokens']} of answer"
             f" are more than the context of {plan.engine.context_tokens}: lower them or raise --ctx"
         )
-    return plan
 
 
 def _predict(
@@ -168,7 +154,7 @@ def _predict(
         outline=outline,
         quant=options["quant"],
         plan=plan,
-        notes=() if planned.note is None else (planned.note,),
+        notes=(planned.note,) if planned.note is not None and plan.vram else (),
         rates=rates,
         origins=origins,
         hits=hits,

@@ -12,19 +12,16 @@ from hybridmoe.experts.hot_profile import HotProfile
 from hybridmoe.experts.routing_trace import TraceWriter
 from hybridmoe.gguf.reader import GGUFFile
 from hybridmoe.gguf.tensor_table import check_tensor_names
-from hybridmoe.hardware.gpu import CudaGpu, NoGpu, choose_gpu
+from hybridmoe.hardware.gpu import choose_gpu
 from hybridmoe.kernels import ops
 from hybridmoe.llm.llm import LLM, Progress, ProgressCallback, sampling_defaults
 from hybridmoe.model.decoder import Decoder
 from hybridmoe.model.trace_header import trace_header
 from hybridmoe.model.weights import Weights, routed_experts
-from hybridmoe.placement.budgets import budgets_of
+from hybridmoe.placement.budgets import plan_for
 from hybridmoe.placement.options import LoadOptions
 from hybridmoe.placement.placer import place
 from hybridmoe.placement.read_ahead import read_ahead
-from hybridmoe.planning.memory_plan import plan_memory
-from hybridmoe.planning.placement_rules import PlacementRules
-from hybridmoe.planning.plan import Plan
 from hybridmoe.text.tokenizer import Tokenizer
 
 __all__ = ["load"]
@@ -61,15 +58,8 @@ def load(
         tokenizer = resources.enter_context(closing(Tokenizer(file.path, file.metadata)))
         _check_vocabulary(file, config, tokenizer)
 
-        plan = _plan(file, config, options, gpu)
-        residency = place(
-            file,
-            plan,
-            gpu,
-            num_deferred=options.defer,
-            profile_path=options.expert_profile,
-            progress=tell,
-        )
+        plan = plan_for(config, file.tensors.values(), options, gpu)
+        residency = place(file, plan, gpu, options, tell)
         resources.callback(residency.close)
 
         trace = None
@@ -106,13 +96,6 @@ def _check_vocabulary(file: GGUFFile, config: ModelConfig, tokenizer: Tokenizer)
             f"{file.path.name}: tokenizer.ggml.tokens has {tokenizer.num_tokens} entries,"
             f" vocab_size is {config.vocab_size}"
         )
-
-
-def _plan(file: GGUFFile, config: ModelConfig, options: LoadOptions, gpu: CudaGpu | NoGpu) -> Plan:
-    """Plan memory for what is free now. Errors: ConfigError, GGUFError."""
-    engine, budgets = options.engine_config(config), budgets_of(options, gpu)
-    rules = PlacementRules(options.place)
-    return plan_memory(config, file.tensors.values(), engine, budgets, rules)
 
 
 def _open_trace(path: Path, file: GGUFFile, config: ModelConfig) -> TraceWriter:

@@ -1,26 +1,50 @@
-"""Budgets of this machine's memory, for what was asked of `load`."""
+"""Memory plan for the options of `load` and the memory that is free on this machine."""
 
+from collections.abc import Iterable
 from dataclasses import replace
 
 import psutil
 
+from hybridmoe.config import ModelConfig
 from hybridmoe.errors import ConfigError
+from hybridmoe.gguf.accounting import TensorLike
 from hybridmoe.hardware.gpu import CudaGpu, NoGpu
 from hybridmoe.hardware.topology import available_bytes
 from hybridmoe.placement.options import LoadOptions
+from hybridmoe.planning.memory_plan import plan_memory
+from hybridmoe.planning.placement_rules import PlacementRules
+from hybridmoe.planning.plan import Plan
 from hybridmoe.planning.problem import Budgets
 from hybridmoe.units import format_bytes
 
-__all__ = ["budgets_of"]
+__all__ = ["budgets_of", "plan_for"]
 
 
-def budgets_of(options: LoadOptions, gpu: CudaGpu | NoGpu) -> Budgets:
-    """Budgets for the memory that is free now.
+def plan_for(
+    config: ModelConfig,
+    tensors: Iterable[TensorLike],
+    options: LoadOptions,
+    gpu: CudaGpu | NoGpu,
+    ram_bytes: int | None = None,
+) -> Plan:
+    """Plan memory, for `load` and for `hybridmoe plan` alike.
 
+    ram_bytes: None = what is free now. Errors: ConfigError, GGUFError.
+    """
+    budgets = budgets_of(options, gpu, ram_bytes)
+    rules = PlacementRules(options.place)
+    return plan_memory(config, tensors, options.engine_config(config), budgets, rules)
+
+
+def budgets_of(options: LoadOptions, gpu: CudaGpu | NoGpu, ram_bytes: int | None = None) -> Budgets:
+    """Turn options into budgets.
+
+    ram_bytes: None = what is free now.
     Errors: ConfigError where more VRAM was asked for than is free.
     """
-    ram_bytes = available_bytes()
     if ram_bytes is None:
+        ram_bytes = available_bytes()
+    if ram_bytes is None:  # the system does not say
         ram_bytes = psutil.virtual_memory().available
     budgets = Budgets(
         ram_bytes=ram_bytes,

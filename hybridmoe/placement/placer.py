@@ -1,7 +1,6 @@
 """Carry a memory plan out: weights are read or mapped, experts get their backend."""
 
 from contextlib import ExitStack
-from pathlib import Path
 
 from hybridmoe.device.cpu import CpuDevice
 from hybridmoe.device.interface import Device
@@ -11,6 +10,7 @@ from hybridmoe.experts.hot_profile import HotProfile
 from hybridmoe.gguf.reader import GGUFFile
 from hybridmoe.hardware.gpu import CudaGpu, NoGpu
 from hybridmoe.model.weights import Weights, routed_experts
+from hybridmoe.placement.options import LoadOptions
 from hybridmoe.placement.ram import Progress, read_weights
 from hybridmoe.placement.residency import HotExperts, ProfileRecord, Residency
 from hybridmoe.planning.plan import Plan
@@ -22,19 +22,17 @@ def place(
     file: GGUFFile,
     plan: Plan,
     gpu: CudaGpu | NoGpu,
-    *,
-    num_deferred: int = 0,
-    profile_path: Path | None = None,
+    options: LoadOptions | None = None,
     progress: Progress = lambda done, total: None,
 ) -> Residency:
     """Put weights where the plan has them.
 
-    gpu: used where the plan has VRAM. num_deferred: of a token's experts, those added one layer
-    later. profile_path: hot experts, which are loaded first. progress: called while weights are
-    read here.
+    gpu: used where the plan has VRAM. options: those of `load`; deferred experts and the profile
+    of hot experts are taken from them. progress: called while weights are read here.
     Errors: ConfigError, DeviceError, DiskError, GGUFError.
     """
-    config = plan.problem.sizes.config
+    options, config = options or LoadOptions(), plan.problem.sizes.config
+    num_deferred, profile_path = options.defer, options.expert_profile
     if num_deferred > config.top_k:
         raise ConfigError(f"defer={num_deferred}: a token has {config.top_k} experts")
     routed = routed_experts(Weights(file), config)
