@@ -1,14 +1,14 @@
-"""Every environment variable that hybridmoe reads: name, type, default, meaning.
+"""Environment variables of hybridmoe: name, type, default, meaning.
 
 | variable               | type | default        | meaning                                         |
 |------------------------|------|----------------|-------------------------------------------------|
 | `HYBRIDMOE_ISA`        | name | best supported | force `scalar`, `avx2`, `avx512`, `amx` kernels |
-| `HYBRIDMOE_THREADS`    | int  | physical cores | threads of the CPU kernels, if no option says   |
-| `HYBRIDMOE_PIN`        | 0, 1 | 1              | whether these threads are bound to their cores  |
-| `HYBRIDMOE_NUMA_NODES` | int  | the machine's  | treat the cores as so many NUMA nodes           |
-| `HYBRIDMOE_IO`         | name | `auto`         | who reads experts: `threads` or `uring`         |
+| `HYBRIDMOE_THREADS`    | int  | physical cores | threads of the CPU kernels, unless `--threads`  |
+| `HYBRIDMOE_PIN`        | 0, 1 | 1              | bind these threads to their cores               |
+| `HYBRIDMOE_NUMA_NODES` | int  | the machine's  | number of NUMA nodes to split the cores into    |
+| `HYBRIDMOE_IO`         | name | `auto`         | reader of experts: `threads` or `uring`         |
 
-A value that cannot be used raises `ConfigError`; nothing is silently replaced by its default.
+An unusable value raises `ConfigError`; no value is silently replaced by its default.
 """
 
 import os
@@ -34,7 +34,7 @@ MAX_THREADS = 1024
 
 
 def forced_isa() -> str | None:
-    """The instruction set named by `HYBRIDMOE_ISA`, or None. Raises `ConfigError`."""
+    """Read `HYBRIDMOE_ISA`; None if unset. Errors: ConfigError."""
     name = os.environ.get("HYBRIDMOE_ISA", "")
     if name and name not in ISA_NAMES:
         raise ConfigError(f"HYBRIDMOE_ISA={name!r}: expected one of {', '.join(ISA_NAMES)}")
@@ -42,7 +42,7 @@ def forced_isa() -> str | None:
 
 
 def io_engine() -> str:
-    """The name in `HYBRIDMOE_IO`, `auto` where there is none. Raises `ConfigError`."""
+    """Read `HYBRIDMOE_IO`; `auto` if unset. Errors: ConfigError."""
     name = os.environ.get("HYBRIDMOE_IO", "") or "auto"
     if name not in IO_NAMES:
         raise ConfigError(f"HYBRIDMOE_IO={name!r}: expected one of {', '.join(IO_NAMES)}")
@@ -50,17 +50,17 @@ def io_engine() -> str:
 
 
 def num_threads() -> int | None:
-    """The thread count in `HYBRIDMOE_THREADS`, or None. Raises `ConfigError`."""
+    """Read `HYBRIDMOE_THREADS`; None if unset. Errors: ConfigError."""
     return _number("HYBRIDMOE_THREADS", 1, MAX_THREADS)
 
 
 def num_nodes() -> int | None:
-    """The node count in `HYBRIDMOE_NUMA_NODES`, or None. Raises `ConfigError`."""
+    """Read `HYBRIDMOE_NUMA_NODES`; None if unset. Errors: ConfigError."""
     return _number("HYBRIDMOE_NUMA_NODES", 1, MAX_NODES)
 
 
 def pins_threads() -> bool:
-    """Whether `HYBRIDMOE_PIN` allows binding threads to cores. Raises `ConfigError`."""
+    """Read `HYBRIDMOE_PIN`: may threads be bound to cores? Errors: ConfigError."""
     return _number("HYBRIDMOE_PIN", 0, 1) != 0
 
 

@@ -1,16 +1,16 @@
-"""Every error that hybridmoe raises on purpose.
+"""Errors that hybridmoe raises on purpose.
 
     HybridMoeError
       GGUFError                 the file is malformed, truncated or inconsistent
         UnsupportedModelError   the file is sound, but this program cannot run it
       ConfigError               an option, environment variable or sampling parameter is unusable
         ContextLengthError      a prompt is longer than the context
-      DeviceError               the card has no memory left, or failed
-      DiskError                 weights could not be read from their file in mid-run
+      DeviceError               the GPU has no memory left, or failed
+      DiskError                 reading weights from their file failed during a run
       NonFiniteError            the model's results are not finite numbers: damaged weights
       QueueFullError            the request queue is full; try again later
       ShapeError                an array handed to a kernel has the wrong shape, type or layout
-      TemplateError             a chat template failed, or tried what it may not do
+      TemplateError             a chat template failed, or left its sandbox
 
 Messages are one line: what got which value, what was expected, what to do about it.
 """
@@ -32,26 +32,26 @@ __all__ = [
 
 
 class HybridMoeError(Exception):
-    """Root of the tree; a face prints its message as one line."""
+    """Root of the tree; the command line and the server print its message as one line."""
 
 
 class GGUFError(HybridMoeError):
-    """A GGUF file is malformed, truncated or contradicts itself."""
+    """Malformed, truncated or inconsistent GGUF file."""
 
 
 class UnsupportedModelError(GGUFError):
-    """A sound GGUF file holds a model, or a feature of one, that cannot be run here."""
+    """Sound GGUF file with a model, or a feature of one, that this program does not run."""
 
 
 class ConfigError(HybridMoeError):
-    """An option, environment variable or sampling parameter has an unusable value."""
+    """Unusable value of an option, environment variable or sampling parameter."""
 
 
 class ContextLengthError(ConfigError):
-    """A prompt does not fit the context, whatever else the engine does."""
+    """Prompt longer than the context."""
 
     def __init__(self, num_prompt_tokens: int, context_tokens: int, *, is_all: bool = True) -> None:
-        """is_all: these are all of the prompt's tokens, not only those that were counted."""
+        """is_all: the prompt has no more tokens than these; else counting stopped here."""
         self.has = f"has {'' if is_all else 'more than '}{num_prompt_tokens} tokens"
         super().__init__(f"the prompt {self.has}, the context holds {context_tokens}: shorten it")
         self.num_prompt_tokens = num_prompt_tokens
@@ -59,30 +59,30 @@ class ContextLengthError(ConfigError):
 
 
 class DeviceError(HybridMoeError):
-    """A card ran out of memory in a step, or failed."""
+    """GPU out of memory in a step, or failed."""
 
 
 class DiskError(HybridMoeError):
-    """Weights could not be read from their file: it is shorter now, gone, or the disk failed."""
+    """Failed read of weights from their file: truncated, removed, or a disk error."""
 
 
 class NonFiniteError(HybridMoeError):
-    """A step's results hold NaN or infinity: weights are damaged, or values overflow."""
+    """NaN or infinity in a step's results: damaged weights, or overflow."""
 
 
 class QueueFullError(HybridMoeError):
-    """The engine's queue holds as many requests as it may."""
+    """Full request queue of the engine."""
 
 
 class ShapeError(HybridMoeError):
-    """An array has a shape, element type or memory layout that a kernel does not take."""
+    """Array whose shape, element type or memory layout a kernel does not take."""
 
 
 class TemplateError(HybridMoeError):
-    """A chat template does not compile, fails on these messages, or left its sandbox."""
+    """Chat template that does not compile, fails on these messages, or left its sandbox."""
 
 
 def short(value: object) -> str:
-    """A value as a message shows it."""
+    """Shorten a value for a message."""
     text = repr(value)
     return text if len(text) <= 60 else text[:57] + "..."

@@ -1,7 +1,7 @@
-"""Atomic and durable replacement of files, whatever ends the program or the machine meanwhile.
+"""Atomic and durable replacement of files, safe against crashes of program and machine.
 
-A new file is written beside the old one, brought to the disk, and then takes its name. While it is
-written it is locked: one that nobody locks was left by a process that was killed.
+A new file is written beside the old one, flushed to disk, and then renamed over it. It is locked
+while it is written: an unlocked one was left by a killed process.
 """
 
 import errno
@@ -19,9 +19,9 @@ __all__ = ["replace_file", "sync_file", "sync_folder"]
 
 @contextmanager
 def replace_file(path: Path) -> Iterator[BinaryIO]:
-    """Open a file that takes the place of `path` if the block ends without an exception.
+    """Open a file that replaces `path` if the block ends without an exception.
 
-    Errors: OSError, after which the old file is as it was.
+    Errors: OSError; the old file is then unchanged.
     """
     _remove_stale(path)
     beside = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
@@ -38,7 +38,7 @@ def replace_file(path: Path) -> Iterator[BinaryIO]:
 
 
 def sync_file(file: BinaryIO) -> None:
-    """Bring what was written to the disk; pipes and devices have none. Errors: OSError."""
+    """Flush a file to disk; pipes and devices have none. Errors: OSError."""
     file.flush()
     try:
         os.fsync(file.fileno())
@@ -48,8 +48,8 @@ def sync_file(file: BinaryIO) -> None:
 
 
 def sync_folder(path: Path) -> None:
-    """Bring the name of a file to the disk; the file itself is the caller's affair."""
-    with suppress(OSError):  # a file system that cannot do it for folders
+    """Flush the name of a file to disk, but not its content."""
+    with suppress(OSError):  # a file system that cannot flush folders
         folder = os.open(path.parent, os.O_RDONLY)
         try:
             os.fsync(folder)
@@ -58,7 +58,7 @@ def sync_folder(path: Path) -> None:
 
 
 def _remove_stale(path: Path) -> None:
-    """Remove what killed processes left of the same file."""
+    """Remove unfinished replacements that killed processes left."""
     name = re.compile(rf"\.{re.escape(path.name)}\.[0-9a-f]+\.tmp")
     with suppress(OSError):
         for beside in [p for p in path.parent.iterdir() if name.fullmatch(p.name)]:

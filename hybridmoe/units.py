@@ -1,4 +1,4 @@
-"""Sizes in bytes, read from text and written as text."""
+"""Parsing and formatting of sizes in bytes."""
 
 import math
 import re
@@ -16,7 +16,7 @@ _MOST_BYTES = 1 << 50
 
 
 def parse_bytes(text: str, *, needs_unit: bool = False) -> int:
-    """Parse a size such as 12GiB, 12G (the same), 12GB (by 1000) or 4096, unless it needs a unit.
+    """Parse a size such as 12GiB, 12G (the same), 12GB (by 1000) or 4096 (unless it needs a unit).
 
     Errors: ConfigError.
     """

@@ -1,7 +1,7 @@
-"""Which experts were hot in earlier runs, in a small JSON file, so that the next one begins warm.
+"""Profile of hot experts in a small JSON file, from which the next run warms its cache.
 
-`uses` counts accesses by layer and expert, earlier runs at half their weight each time; `resident`
-lists who was in memory at the end.
+`uses` counts accesses by layer and expert, with the weight of earlier runs halved each time;
+`resident` lists the experts in memory at the end.
 """
 
 import errno
@@ -23,23 +23,23 @@ _MOST_USES = 1 << 53
 
 
 class HotProfile(NamedTuple):
-    """Layers are counted from the first with experts."""
+    """Uses and residents by layer, counted from the first with experts."""
 
     uses: NDArray[np.int64]  # (layers, E)
     is_resident: NDArray[np.bool_]  # (layers, E)
 
     def hot_keys(self) -> NDArray[np.int64]:
-        """Keys that were used, the most valuable first: who was resident, then by uses."""
+        """Return the used keys, most valuable first: residents, then by uses."""
         uses, is_resident = self.uses.reshape(-1), self.is_resident.reshape(-1)
         keys = np.lexsort((-uses, ~is_resident))
         return keys[(uses > 0)[keys]].astype(np.int64)
 
     def plus(self, uses: NDArray[np.int64], is_resident: NDArray[np.bool_]) -> "HotProfile":
-        """With another run's counts, after which these experts were resident."""
+        """Add a run's counts and the experts that it left resident."""
         return HotProfile(self.uses // 2 + uses, is_resident)
 
     def save(self, path: Path) -> None:
-        """Write the file, whole or not at all. Errors: ConfigError."""
+        """Write the file atomically. Errors: ConfigError."""
         content = {
             "format": _FORMAT,
             "uses": self.uses.tolist(),
@@ -53,7 +53,7 @@ class HotProfile(NamedTuple):
 
     @staticmethod
     def check_writable(path: Path) -> None:
-        """Errors: ConfigError where `save` could not write the file."""
+        """Raise ConfigError if `save` could not write the file."""
         try:
             with tempfile.TemporaryFile(dir=path.parent):
                 pass
@@ -64,7 +64,7 @@ class HotProfile(NamedTuple):
 
     @classmethod
     def load(cls, path: Path, num_layers: int, num_experts: int) -> "HotProfile":
-        """Read the file; an empty profile where there is none yet.
+        """Read the file; without one, return an empty profile.
 
         Errors: ConfigError for a file that is damaged or of a model of another shape.
         """
@@ -77,7 +77,7 @@ class HotProfile(NamedTuple):
         except OSError as error:
             raise ConfigError(f"{path}: cannot be read: {error.strerror or error}") from None
         except ValueError:
-            raise ConfigError(f"{path}: expected an expert profile, found no JSON") from None
+            raise ConfigError(f"{path}: expected an expert profile in JSON") from None
         if not isinstance(content, dict) or content.get("format") != _FORMAT:
             raise ConfigError(f"{path}: expected an expert profile ({_FORMAT!r})")
         rows, residents = content.get("uses"), content.get("resident")
@@ -87,7 +87,7 @@ class HotProfile(NamedTuple):
                 " it is damaged, or another model's"
             )
         if not _is_table(residents, num_layers, num_experts):
-            raise ConfigError(f"{path}: its residents are no lists of experts: it is damaged")
+            raise ConfigError(f"{path}: resident: expected lists of experts: it is damaged")
         uses[:] = rows
         for row, experts in zip(is_resident, residents, strict=True):
             row[experts] = True
@@ -95,7 +95,7 @@ class HotProfile(NamedTuple):
 
 
 def _is_table(rows: Any, num_rows: int, limit: int) -> TypeGuard[list[list[int]]]:
-    """Whether these are lists of whole numbers below `limit`."""
+    """Check for a list of `num_rows` lists of whole numbers below `limit`."""
     return (
         isinstance(rows, list)
         and len(rows) == num_rows

@@ -1,8 +1,8 @@
-"""Routing traces: which experts each token of a run chose, in a file.
+"""Routing traces: files with the experts of each token of a run.
 
-The format is in docs/traces.md. A writer appends compressed blocks as the run goes; a reader checks
-every count and size before use, since a trace may come from anywhere. Of a file that was cut off,
-by the end of its run say, the whole blocks are read, and the trace says that it is not complete.
+Format: docs/traces.md. The writer appends compressed blocks during the run. The reader checks every
+count and size before use, since a trace may come from anywhere. Of a truncated file, after a crash
+for example, it returns the whole blocks, as a trace that is not complete.
 """
 
 import json
@@ -29,22 +29,22 @@ _BLOCK = struct.Struct("<III")  # tokens, steps, bytes that follow; (0, 0, n) is
 _MAX_JSON_BYTES = 16 << 20
 _MAX_BLOCK_BYTES = 256 << 20
 _FLUSH_BYTES = 4 << 20
-_FLUSH_S = 5.0  # what a run that is killed loses at most, and what it does in one step
+_FLUSH_S = 5.0  # most that a killed run loses, besides its last step
 _MAX_RATIO = 2000  # of compression, over the whole file; real traces reach 3
 _INT16 = np.iinfo(np.int16).max
 
 
 @dataclass(frozen=True)
 class Trace:
-    """A run's routing: T tokens, L expert layers, K experts each."""
+    """Routing of a run: T tokens, L layers with experts, K experts each."""
 
     header: dict[str, Any]
     ids: NDArray[np.int16]  # (T, L, K); -1 = none
-    weights: NDArray[np.float16]  # (T, L, K), as the experts' outputs are summed with
+    weights: NDArray[np.float16]  # (T, L, K), of the experts' outputs
     steps: NDArray[np.int32]  # tokens of each forward pass; they add up to T
     conversations: NDArray[np.int32]  # (T,): numbers, described in the header
     phases: NDArray[np.uint8]  # (T,): index into PHASES
-    is_complete: bool = True  # else the file was cut off, and this is the run's beginning
+    is_complete: bool = True  # else the file was truncated, and the run's end is missing
 
     @property
     def num_layers(self) -> int:
@@ -64,7 +64,7 @@ class Trace:
 
 
 class TraceWriter:
-    """Writes a trace step by step; what the disk refuses is reported by `close`."""
+    """Writer of a trace, step by step; `close` reports failed writes."""
 
     def __init__(self, path: Path, header: Mapping[str, Any]) -> None:
         """Create the file. Errors: ConfigError for an unusable header; OSError."""
@@ -85,7 +85,7 @@ class TraceWriter:
     def add_step(
         self, ids: ArrayLike, weights: ArrayLike, conversations: ArrayLike, phases: ArrayLike
     ) -> None:
-        """Append one forward pass: ids and weights (T, L, K), a number and a phase per token."""
+        """Append a forward pass: ids and weights (T, L, K), conversations and phases (T,)."""
         step = (
             np.ascontiguousarray(conversations, np.int32),
             np.ascontiguousarray(phases, np.uint8),
@@ -105,11 +105,11 @@ class TraceWriter:
             self._flush()
 
     def describe(self, conversation: int, **facts: Any) -> None:
-        """Note what is known of a conversation: its sampler, its category."""
+        """Add facts about a conversation, such as its sampler or category."""
         self._conversations.setdefault(conversation, {"id": conversation}).update(facts)
 
     def close(self) -> None:
-        """End the file. Any number of times. Errors: ConfigError where writing had failed."""
+        """Finish the file; idempotent. Errors: ConfigError if a write failed."""
         if self._file is None:
             return
         self._flush()
@@ -167,7 +167,7 @@ def write_trace(path: Path, trace: Trace) -> None:
 
 
 def read_trace(path: Path) -> Trace:
-    """Read and check a trace; of a file that is cut off, the steps that are whole.
+    """Read and check a trace; of a truncated file, its whole blocks.
 
     Errors: ConfigError, one line that names the file; OSError.
     """
@@ -176,8 +176,8 @@ def read_trace(path: Path) -> Trace:
         return reader.read()
 
 
-class _CutOffError(ConfigError):
-    """The file ends too early."""
+class _TruncatedError(ConfigError):
+    """Truncated file."""
 
 
 class _Reader:
@@ -190,7 +190,7 @@ class _Reader:
     def read(self) -> Trace:
         magic = self._file.read(len(_MAGIC))
         if magic != _MAGIC:
-            raise ConfigError(f"{self._name} is no routing trace of this version")
+            raise ConfigError(f"{self._name}: expected a routing trace of version 1")
         header = self._json(struct.unpack("<I", self._take(4))[0], "header")
         _check_header(header, f"{self._name}: header")
         blocks: list[tuple[NDArray[Any], ...]] = []
@@ -202,28 +202,28 @@ class _Reader:
                     footer = self._json(num_bytes, "end")
                 else:
                     blocks.append(self._block(header, num_tokens, num_steps, num_bytes))
-        except _CutOffError:
+        except _TruncatedError:
             if not blocks:
                 raise
         if footer is not None and self._file.read(1):
-            raise ConfigError(f"{self._name}: there is more behind the trace's end")
+            raise ConfigError(f"{self._name}: found data after the end of the trace")
         return self._joined(header, footer, blocks)
 
     def _take(self, count: int) -> bytes:
         data = self._file.read(count) if count <= self._size else b""
         if len(data) != count:
-            raise _CutOffError(f"{self._name} is truncated: expected {count} bytes more")
+            raise _TruncatedError(f"{self._name} is truncated: expected {count} more bytes")
         return data
 
     def _json(self, count: int, what: str) -> dict[str, Any]:
         if count > _MAX_JSON_BYTES:
-            raise ConfigError(f"{self._name}: its {what} has {count} bytes, at most 16 MiB may be")
+            raise ConfigError(f"{self._name}: {what} of {count} bytes, expected at most 16 MiB")
         try:
             value = json.loads(self._take(count))
         except (ValueError, RecursionError):
             value = None
         if not isinstance(value, dict):
-            raise ConfigError(f"{self._name}: its {what} is no JSON object")
+            raise ConfigError(f"{self._name}: {what}: expected a JSON object")
         return value
 
     def _block(
@@ -241,7 +241,7 @@ class _Reader:
         expected = sum(sizes)
         self._raw_bytes += expected
         if expected > _MAX_BLOCK_BYTES or self._raw_bytes > _MAX_RATIO * self._size:
-            raise ConfigError(f"{self._name}: a block claims {expected} bytes: not plausible")
+            raise ConfigError(f"{self._name}: a block claims {expected} bytes: implausible")
         packed = self._take(num_bytes)
         try:
             if zstandard.frame_content_size(packed) != expected:
@@ -284,9 +284,9 @@ class _Reader:
         if ids.size and not -1 <= ids.min() <= ids.max() <= top:
             raise ConfigError(f"{self._name}: expert ids outside -1 to {top}")
         if len(ids) and (steps.min() < 1 or conversations.min() < 0 or phases.max() > 1):
-            raise ConfigError(f"{self._name}: an empty step, an unknown phase or conversation")
+            raise ConfigError(f"{self._name}: found an empty step, unknown phase or conversation")
         if not np.isfinite(weights).all():
-            raise ConfigError(f"{self._name}: a weight is no number")
+            raise ConfigError(f"{self._name}: found a weight that is not finite")
         known = footer.get("conversations")
         if not isinstance(known, list) or not all(
             isinstance(facts, dict) and type(facts.get("id")) is int for facts in known

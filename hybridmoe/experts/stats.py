@@ -1,4 +1,4 @@
-"""What an expert cache has done so far."""
+"""Statistics of an expert cache."""
 
 from dataclasses import dataclass, replace
 from typing import Self
@@ -10,25 +10,25 @@ __all__ = ["ExpertCounters", "ExpertStats"]
 
 @dataclass(slots=True)
 class ExpertCounters:
-    """Counts since the cache began. The first four equal the simulator's on the run's trace."""
+    """Counters of an expert cache. The first four equal the simulator's on the run's trace."""
 
     hits: int = 0  # distinct experts of a layer and step that were resident
-    misses: int = 0  # that were not
+    misses: int = 0
     uploads: int = 0  # misses that were admitted
     evictions: int = 0
-    bytes_read: int = 0  # from the files, whatever for
-    read_wait_s: float = 0.0  # computing stood still for reads
-    # Of steps of few tokens, where the layer before had its guess:
-    ahead_reads: int = 0  # experts that were read ahead
-    ahead_used: int = 0  # those of them that were then needed
-    expected: int = 0  # experts used by layers that were guessed
-    expected_right: int = 0  # those of them that were in the guess
-    # Of a cache whose uploads are not waited for:
-    late: int = 0  # hits that had not arrived
-    cancelled: int = 0  # uploads that were evicted before they had
+    bytes_read: int = 0  # from the files
+    read_wait_s: float = 0.0  # computation stalled on reads
+    # Decode steps with prefetch hints:
+    prefetched: int = 0  # experts read ahead
+    prefetched_used: int = 0
+    hinted: int = 0  # experts used by layers that had a hint
+    hinted_right: int = 0  # those that the hint named
+    # Caches with asynchronous uploads:
+    late: int = 0  # hits that were still in flight
+    cancelled: int = 0  # uploads evicted in flight
 
     def note(self, decision: Decision) -> None:
-        """Count what a policy has decided about one access."""
+        """Count a policy's decision about one access."""
         num_hits = int(decision.hits.sum())
         self.hits += num_hits
         self.misses += len(decision.hits) - num_hits
@@ -36,25 +36,25 @@ class ExpertCounters:
         self.evictions += len(decision.evicted)
 
     def copy(self) -> Self:
-        """The counts of now."""
+        """Return a snapshot."""
         return replace(self)
 
     @property
     def hit_rate(self) -> float:
-        """Share of distinct experts that were resident; 0 before the first."""
+        """Share of distinct experts that were resident; 0 before the first access."""
         return self.hits / max(1, self.hits + self.misses)
 
 
 @dataclass(frozen=True, slots=True)
 class ExpertStats:
-    """Gauges now, and the counts."""
+    """Gauges and counters of an expert cache."""
 
     num_slots: int
     num_resident: int
     num_experts: int  # of all layers
-    buffer_bytes: int  # that one of them takes
+    buffer_bytes: int  # of one slot
     counters: ExpertCounters
-    place: str = "RAM"  # where the slots are
+    place: str = "RAM"  # of the slots
 
     def __str__(self) -> str:
         c = self.counters
@@ -66,10 +66,10 @@ class ExpertStats:
             f" {c.uploads} uploads, {c.evictions} evictions; {costs};"
             f" {self.num_resident} of {self.num_slots} slots in use"
         )
-        if c.ahead_reads or c.expected:
-            recall = 100 * c.expected_right / max(1, c.expected)
+        if c.prefetched or c.hinted:
+            recall = 100 * c.hinted_right / max(1, c.hinted)
             text += (
-                f"; read ahead {c.ahead_reads}, {c.ahead_reads - c.ahead_used} in vain"
-                f" (guesses name {recall:.1f} % of what is used)"
+                f"; {c.prefetched} prefetched, {c.prefetched - c.prefetched_used} unused"
+                f" (hints name {recall:.1f} % of the experts used)"
             )
         return text

@@ -1,15 +1,15 @@
 """Sizes of a model's tensors, and the bytes of them that one token reads.
 
-Pure: takes tensors and metadata, touches no data, and works on incomplete files and on other
-architectures too. What one token reads while it is decoded alone:
+Pure: takes tensors and metadata, touches no data, and works on incomplete files and other
+architectures, too. Reads of one token that is decoded alone:
 
     routed experts   bytes x top_k / experts       (3-D tensors, experts outermost)
     embedding        one row
     everything else  all of it, once
-    output           all of it; where it is missing, the embedding is read in its place
+    output           all of it; if it is missing, the whole embedding instead
     layers past the decoder's (multi-token prediction)   nothing
 
-Bytes are the file's: what a loader converts on the way (an old file's `attn_kv_b`) is not counted.
+Bytes are the file's, before a loader converts any (an old file's `attn_kv_b`).
 """
 
 from collections.abc import Iterable, Mapping
@@ -45,8 +45,8 @@ class Sizes:
 
     num_params: int = 0
     num_bytes: int = 0
-    active_params: int = 0  # those that one token reads
-    token_bytes: int = 0  # bytes that one token reads
+    active_params: int = 0  # read by one token
+    token_bytes: int = 0  # read by one token
 
     def __add__(self, other: "Sizes") -> "Sizes":
         return Sizes(
@@ -68,7 +68,7 @@ class TypeSizes:
 
 @dataclass(frozen=True, slots=True)
 class Account:
-    """The sums for one model."""
+    """Sums over the tensors of a model."""
 
     parts: dict[str, Sizes]  # by names.PARTS, in that order; empty parts are left out
     types: dict[GGMLQuantizationType, TypeSizes]  # largest first
@@ -88,7 +88,7 @@ class Account:
 
 
 def take_account(tensors: Iterable[TensorLike], metadata: Mapping[str, MetadataValue]) -> Account:
-    """Sum up a model's tensors; metadata that is missing or odd counts as absent, never raises."""
+    """Sum up a model's tensors. Never raises: unusable metadata counts as absent."""
     architecture = metadata.get("general.architecture")
     prefix = architecture if isinstance(architecture, str) else ""
     top_k = _number(metadata, f"{prefix}.expert_used_count")

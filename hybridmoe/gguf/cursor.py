@@ -1,6 +1,6 @@
-"""A position in a GGUF header, and the reads that move it; each is checked before it happens.
+"""Bounds-checked cursor over the bytes of a GGUF header.
 
-Knows little-endian numbers, strings and how to fail; not what a header is made of.
+Reads little-endian numbers and strings, and fails with a message; does not know a header's fields.
 """
 
 import mmap
@@ -23,14 +23,14 @@ _U64 = struct.Struct("<Q")
 
 
 def printable(text: str, limit: int = 80) -> str:
-    """`text` from a file, made safe for one line on a terminal: escaped and cut at `limit`."""
+    """Make text from a file safe for one line on a terminal: escaped and cut at `limit`."""
     if not text.isprintable():
         text = text.encode("unicode_escape").decode("ascii")
     return text if len(text) <= limit else text[:limit] + "..."
 
 
 class Cursor:
-    """A position in the header; every read is checked against the end first."""
+    """Position in a header; every read is checked against the end first."""
 
     __slots__ = ("data", "elements_left", "end", "file", "pos")
 
@@ -45,7 +45,7 @@ class Cursor:
         raise GGUFError(f"{self.file}: {field}: {problem}")
 
     def need(self, num_bytes: int, field: str) -> None:
-        """Fail unless `num_bytes` more bytes are there."""
+        """Fail if fewer than `num_bytes` bytes are left."""
         left = self.end - self.pos
         if num_bytes <= left:
             return
@@ -69,14 +69,14 @@ class Cursor:
         return value
 
     def count(self, field: str, limit: int, min_bytes: int) -> int:
-        """A number of things that take `min_bytes` each, at the least."""
+        """Read a number of items that take at least `min_bytes` each."""
         count = self.u64(field)
         fitting = (self.end - self.pos) // min_bytes
         if count > min(limit, fitting):
             self.fail(
                 field,
                 f"found {count}, expected at most {min(limit, fitting)}"
-                + (" (what fits into the rest of the file)" if fitting < limit else ""),
+                + (" (more do not fit into the rest of the file)" if fitting < limit else ""),
             )
         return count
 
@@ -88,7 +88,7 @@ class Cursor:
         return self.data[start : self.pos]
 
     def name(self, field: str) -> str:
-        """A key or tensor name: UTF-8, not empty, of bounded length."""
+        """Read a key or tensor name: UTF-8, not empty, of bounded length."""
         raw = self.bytes(field)
         if not 0 < len(raw) <= MAX_NAME_BYTES:
             self.fail(field, f"name of {len(raw)} bytes, expected 1 to {MAX_NAME_BYTES}")
@@ -98,7 +98,7 @@ class Cursor:
             self.fail(field, f"name is not UTF-8: {raw[:40]!r}")
 
     def strings(self, count: int, field: str) -> list[MetadataScalar]:
-        """`count` strings; the loop is tight because a vocabulary has 10^5 of them."""
+        """Read `count` strings, in a tight loop: a vocabulary has 10^5 of them."""
         data, pos, end, unpack = self.data, self.pos, self.end, _U64.unpack_from
         strings: list[MetadataScalar] = []
         for i in range(count):

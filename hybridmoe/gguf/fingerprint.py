@@ -1,4 +1,4 @@
-"""Which model a file holds, in one string, so that another does not get what this one computed."""
+"""Fingerprint of a model, so that another never gets its saved KV cache or trace."""
 
 import hashlib
 
@@ -10,16 +10,15 @@ _SAMPLE_BYTES = 512
 
 
 def fingerprint(file: GGUFFile) -> str:
-    """A sum over every tensor's name, type and shape, and samples of its bytes.
+    """Hash every tensor's name, type and shape, and samples of its bytes.
 
-    Cost: two small reads a tensor; K2 has about 1100. The file's metadata do not count: a chat
-    template or a name may be changed without changing what is computed. Options that do change
-    that (YaRN betas) are the caller's to add.
+    Cost: two small reads per tensor; K2 has about 1100. Metadata do not count: another chat
+    template or name computes the same. The caller adds options that matter (YaRN betas).
     """
-    sum = hashlib.sha256()
+    digest = hashlib.sha256()
     for name in sorted(file.tensors):
         tensor = file.tensors[name]
-        sum.update(f"{name} {tensor.type.name} {tensor.shape}\n".encode())
+        digest.update(f"{name} {tensor.type.name} {tensor.shape}\n".encode())
         for start in (0, tensor.num_bytes // 2):
-            sum.update(tensor.data[start : start + _SAMPLE_BYTES].tobytes())
-    return sum.hexdigest()
+            digest.update(tensor.data[start : start + _SAMPLE_BYTES].tobytes())
+    return digest.hexdigest()

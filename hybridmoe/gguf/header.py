@@ -1,17 +1,16 @@
-"""Parse and validate the header of one GGUF file: metadata and the list of tensors.
+"""Parser and validator of a GGUF file's header: metadata and the list of tensors.
 
-Takes bytes (a read-only memory map), never opens a file, never touches tensor data. Whatever the
-bytes are, the result is a `Header` or a one-line `GGUFError`; memory stays within a small
-multiple of the header's length, because each count is held against the bytes that are left
-before anything is allocated for it.
+Takes bytes (a read-only memory map); never opens a file, never touches tensor data. Any bytes give
+a `Header` or a one-line `GGUFError`. Memory stays within a small multiple of the header's length:
+each count is checked against the bytes that are left before memory is allocated for it.
 
 Strings: keys and tensor names must be UTF-8. In values an invalid sequence becomes U+FFFD, so that
-every string can be printed and encoded again; the vocabularies that run here are byte-level BPE,
-whose tokens are valid UTF-8 throughout.
+every string can be printed and encoded again; supported vocabularies are byte-level BPE, whose
+tokens are valid UTF-8.
 
 Source: the GGUF specification, ggml/docs/gguf.md, versions 2 and 3 (the layouts are the same);
-constants come from the `gguf` package, whose own reader checks no bounds and needs many times
-the time for a vocabulary as large as Kimi K2's (docs/formats.md).
+constants come from the `gguf` package, whose own reader checks no bounds and is many times slower
+for a vocabulary as large as Kimi K2's (docs/formats.md).
 """
 
 import mmap
@@ -64,7 +63,7 @@ _REMOVED_TYPES = {
 
 @dataclass(frozen=True, slots=True)
 class TensorInfo:
-    """One entry of the tensor list; `offset` counts from the start of the file."""
+    """Entry of the tensor list; `offset` counts from the start of the file."""
 
     name: str
     type: GGMLQuantizationType
@@ -75,7 +74,7 @@ class TensorInfo:
 
 @dataclass(frozen=True, slots=True)
 class Header:
-    """A sound header; every tensor is aligned and overlaps no other."""
+    """Sound header: every tensor is aligned and overlaps no other."""
 
     version: int
     metadata: dict[str, MetadataValue]
@@ -83,9 +82,9 @@ class Header:
 
 
 def parse_header(data: mmap.mmap, file: str, *, needs_data: bool = True) -> Header:
-    """Parse the whole header in `data`; `file` begins every message. Raises GGUFError.
+    """Parse the header in `data`. Errors: GGUFError; `file` begins its message.
 
-    needs_data: every tensor must also lie inside the file, as it must before it is used.
+    needs_data: every tensor must also be inside the file, as before its use.
     """
     cursor = Cursor(data, file)
     version = _read_version(cursor)
@@ -95,7 +94,7 @@ def parse_header(data: mmap.mmap, file: str, *, needs_data: bool = True) -> Head
     for i in range(num_keys):
         key = cursor.name(f"metadata key {i + 1} of {num_keys}")
         if key in metadata:
-            cursor.fail(printable(key), "this metadata key is there twice")
+            cursor.fail(printable(key), "duplicate metadata key")
         value_type = _read_value_type(cursor, key)
         if key == "general.alignment" and value_type != GGUFValueType.UINT32:
             cursor.fail(key, f"value type {value_type.name}, expected UINT32")
@@ -105,7 +104,7 @@ def parse_header(data: mmap.mmap, file: str, *, needs_data: bool = True) -> Head
     for i in range(num_tensors):
         tensor = _read_tensor(cursor, f"tensor {i + 1} of {num_tensors}", alignment)
         if tensor.name in tensors:
-            cursor.fail(f"tensor {printable(tensor.name)}", "this name is there twice")
+            cursor.fail(f"tensor {printable(tensor.name)}", "duplicate name")
         tensors[tensor.name] = tensor
     start = -(-cursor.pos // alignment) * alignment
     return Header(version, metadata, _place(cursor, list(tensors.values()), start, needs_data))
@@ -113,7 +112,7 @@ def parse_header(data: mmap.mmap, file: str, *, needs_data: bool = True) -> Head
 
 def _read_version(cursor: Cursor) -> int:
     if len(cursor.data) < 4 or cursor.data[:4] != b"GGUF":
-        cursor.fail("magic", f"found {cursor.data[:4]!r}, expected b'GGUF': this is no GGUF file")
+        cursor.fail("magic", f"found {cursor.data[:4]!r}, expected b'GGUF': not a GGUF file")
     cursor.pos = 4
     version = cursor.u32("version")
     if version and version & 0xFFFF == 0:
@@ -173,7 +172,7 @@ def _alignment(cursor: Cursor, metadata: dict[str, MetadataValue]) -> int:
 
 
 def _read_tensor(cursor: Cursor, which: str, alignment: int) -> TensorInfo:
-    """One tensor's entry; its offset is still relative to the data section."""
+    """Read a tensor's entry, with an offset relative to the data section."""
     name = cursor.name(which)
     field = f"tensor {printable(name)}"
     num_dims = cursor.u32(field)
@@ -205,7 +204,7 @@ def _read_tensor(cursor: Cursor, which: str, alignment: int) -> TensorInfo:
 def _place(
     cursor: Cursor, tensors: list[TensorInfo], start: int, needs_data: bool
 ) -> list[TensorInfo]:
-    """Make offsets absolute (`start`: of the data section); refuse overlaps and missing data."""
+    """Make offsets absolute; refuse overlaps and missing data. start: of the data section."""
     placed = [TensorInfo(t.name, t.type, t.shape, t.num_bytes, start + t.offset) for t in tensors]
     size = len(cursor.data)
     before: TensorInfo | None = None

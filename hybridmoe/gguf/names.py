@@ -1,6 +1,6 @@
 """GGUF tensor names: `blk.3.ffn_down_exps.weight` -> layer 3, role `ffn_down_exps`, `weight`.
 
-Knows llama.cpp's naming for deepseek2 and its relatives, not what a model requires of it.
+Knows llama.cpp's naming for deepseek2 and its relatives, but not the tensors that a model requires.
 """
 
 import re
@@ -33,15 +33,15 @@ _PART_OF_ROLE = {
 
 
 class TensorName(NamedTuple):
-    """A tensor's name taken apart; the last dot separates role and suffix."""
+    """Parsed tensor name; the last dot separates role and suffix."""
 
     layer: int | None  # None: not in a block
     role: str
-    suffix: str  # "weight", "bias"; "" where the name has no dot
+    suffix: str  # "weight", "bias"; "" if the name has no dot
 
 
 def parse_name(name: str) -> TensorName:
-    """Take a name apart; any text gives a result, since files of other models are listed too."""
+    """Parse a name. Never fails, since files of other models are listed, too."""
     match = _BLOCK.fullmatch(name)
     layer = int(match[1]) if match else None
     rest = match[2] if match else name
@@ -50,7 +50,7 @@ def parse_name(name: str) -> TensorName:
 
 
 def part_of(role: str) -> str:
-    """The part of the model (one of `PARTS`) that a role belongs to."""
+    """Return the part of the model (one of `PARTS`) that a role belongs to."""
     if role in _PART_OF_ROLE:
         return _PART_OF_ROLE[role]
     if role.endswith("_norm"):

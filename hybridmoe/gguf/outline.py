@@ -1,8 +1,8 @@
-"""What a GGUF model holds, by its headers alone: also where parts, or all weights, are missing.
+"""Outline of a GGUF model from its headers, even if parts, or all weights, are missing.
 
-The first part of a split file has all metadata, and the tensors of its own. What the other parts
-hold follows from the model's sizes; of which types, from the types seen and from what the file says
-of its quantization. So a plan for a model of a terabyte needs the first megabytes of its file.
+The first part of a split file has all metadata, and a list of its own tensors. Those of the other
+parts follow from the model's sizes; their types, from the types seen and from the file's statement
+of its quantization. So a plan for a terabyte model needs the first megabytes of its file.
 
 Source of the mixtures `Q4_K_M` and `Q5_K_M`: llama.cpp, `llama_tensor_get_type`, `use_more_bits`.
 """
@@ -28,17 +28,17 @@ from hybridmoe.gguf.tensor_table import check_tensor_names, tensor_shapes
 
 __all__ = ["Outline", "read_outline", "with_expert_type"]
 
-# Of these mixtures, half of the down projections have the second type.
+# In these mixtures, half of the down projections have the second type.
 _MIXTURES = {
     LlamaFileType.MOSTLY_Q4_K_M: (Q.Q4_K, Q.Q6_K),
     LlamaFileType.MOSTLY_Q5_K_M: (Q.Q5_K, Q.Q6_K),
 }
-_SUFFIX = ("_S", "_M", "_L", "_XL")  # of mixtures whose main type is what precedes it
+_SUFFIX = ("_S", "_M", "_L", "_XL")  # of mixtures named by their main type
 
 
 @dataclass(frozen=True, slots=True)
 class Outline:
-    """The tensors of a model, as far as known and, where not, as they must be."""
+    """Tensors of a model, read from headers or derived from its sizes."""
 
     path: Path
     metadata: Mapping[str, MetadataValue]
@@ -47,13 +47,13 @@ class Outline:
     num_parts: int
     missing_parts: tuple[int, ...]  # counted from 1
     num_derived: int  # tensors whose types are an estimate
-    has_weights: bool  # every part is there, and whole
+    has_weights: bool  # all parts exist and are whole
 
 
 def read_outline(path: str | os.PathLike[str]) -> Outline:
-    """Read the headers of a GGUF, or of those parts of a split one that are there.
+    """Read the headers of a GGUF, or of the existing parts of a split one.
 
-    The first part must be there; it, and any other, may end after its header.
+    The first part must exist; each may end after its header.
     Errors: GGUFError, one line, for a damaged header; UnsupportedModelError for another model.
     """
     path = Path(path)
@@ -91,7 +91,7 @@ def read_outline(path: str | os.PathLike[str]) -> Outline:
 
 
 def with_expert_type(tensors: tuple[TensorInfo, ...], type_name: str) -> tuple[TensorInfo, ...]:
-    """The tensors as if the routed experts were quantized to that type. Raises ConfigError."""
+    """Requantize the routed experts on paper: types and sizes only. Errors: ConfigError."""
     try:
         type = Q[type_name.upper()]
     except KeyError:
@@ -102,8 +102,8 @@ def with_expert_type(tensors: tuple[TensorInfo, ...], type_name: str) -> tuple[T
         if part_of(parse_name(tensor.name).role) == "routed experts":
             if tensor.shape[-1] % GGML_QUANT_SIZES[type][0]:
                 raise ConfigError(
-                    f"{type.name}: rows of {tensor.shape[-1]} in {printable(tensor.name)} are no"
-                    f" multiple of its {GGML_QUANT_SIZES[type][0]}"
+                    f"{type.name}: rows of {tensor.shape[-1]} in {printable(tensor.name)} are not"
+                    f" a multiple of its {GGML_QUANT_SIZES[type][0]}"
                 )
             tensor = _tensor(tensor.name, tensor.shape, type)
         changed.append(tensor)
@@ -120,7 +120,7 @@ def _derive(
     metadata: Mapping[str, MetadataValue],
     file: str,
 ) -> list[TensorInfo]:
-    """The tensors that the parts which are there do not name."""
+    """Derive the tensors of missing parts."""
     types = _Types(found, metadata, config.num_layers)
     is_old = any(parse_name(name).role == "attn_kv_b" for name in found)
     derived = []
@@ -129,17 +129,17 @@ def _derive(
             continue
         derived.append(_tensor(name, shape, types.of(name, shape)))
     promised = metadata.get("split.tensors.count")
-    # A tied output, a missing router bias or extra tensors of a file: no reason to refuse.
+    # Fewer are no reason to refuse: a tied output, a missing router bias, extra tensors.
     if isinstance(promised, int) and len(found) > promised:
         raise GGUFError(
             f"{file}: split.tensors.count: found {promised}, "
-            f"but the parts that are there hold {len(found)} tensors"
+            f"but the existing parts hold {len(found)} tensors"
         )
     return derived
 
 
 class _Types:
-    """Which type a tensor has that was not seen."""
+    """Estimate of the types of tensors that were not seen."""
 
     def __init__(
         self, found: Mapping[str, TensorInfo], metadata: Mapping[str, MetadataValue], layers: int
@@ -170,12 +170,12 @@ class _Types:
         return Q.Q6_K if role == "output" and _bits(main) < _bits(Q.Q6_K) else main
 
     def _has_more(self, layer: int) -> bool:
-        """Whether a mixture gives the layer's down projection its better type."""
+        """Return whether a mixture gives the layer's down projection its better type."""
         eighth = self._layers // 8
         return layer < eighth or layer >= 7 * self._layers // 8 or (layer - eighth) % 3 == 2
 
     def _main(self, shape: tuple[int, ...]) -> Q:
-        """By the file's own name of its quantization; else by the largest matrix seen."""
+        """Choose the type that the file states for its quantization; else the most common one."""
         if self._kind is not None:
             text = self._kind.name.removeprefix("MOSTLY_").removeprefix("ALL_")
             for candidate in (text, *(text.removesuffix(end) for end in _SUFFIX)):

@@ -1,10 +1,10 @@
-"""Open a GGUF model: validate it, map its tensors into memory, follow its split parts.
+"""Reader of GGUF models: validates headers, maps tensors into memory, follows split parts.
 
-Tensor data is never read or copied here: a `Tensor` holds a read-only view of the memory map,
-so opening a file of a terabyte costs what its headers cost. What the tensors must be for a
-model to run is not known here (hybridmoe.config and hybridmoe.model check that).
+Never reads or copies tensor data: a `Tensor` is a read-only view of the memory map, so opening a
+terabyte costs as much as reading its headers. `hybridmoe.config` and `hybridmoe.model` check the
+tensors that a model requires.
 
-A file that another process shortens while it is open ends in SIGBUS, as with any memory map.
+If another process truncates an open file, reads end in SIGBUS, as with any memory map.
 """
 
 import mmap
@@ -31,7 +31,7 @@ __all__ = ["GGUFFile", "Tensor", "map_file"]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Tensor:
-    """One tensor of an open file; its bytes stay in the memory map."""
+    """Tensor of an open file; its bytes stay in the memory map."""
 
     name: str
     type: GGMLQuantizationType
@@ -47,10 +47,10 @@ class Tensor:
 
 
 class GGUFFile:
-    """An open, validated GGUF; a context manager.
+    """Open, validated GGUF file; a context manager.
 
-    After `close` the file has no tensors; arrays handed out before keep their memory map alive
-    until they are garbage-collected.
+    After `close` it has no tensors; arrays handed out before keep their memory map alive until they
+    are garbage-collected.
     """
 
     def __init__(
@@ -75,7 +75,7 @@ class GGUFFile:
         """Open a GGUF, or all parts of a split one by its first.
 
         Cost:   one pass over the headers: 0.3 s for K2's vocabulary of 163 840 tokens.
-        Errors: GGUFError, one line: file name, field, what was found, what was expected.
+        Errors: GGUFError, one line: file name, field, found and expected value.
         """
         path = Path(path)
         view, identity = map_file(path)
@@ -113,7 +113,7 @@ class GGUFFile:
         )
 
     def close(self) -> None:
-        """Unmap the file, or leave that to the last array that still looks into it."""
+        """Unmap the file, now or with the last array that views it."""
         self.tensors = MappingProxyType({})
         maps, self._maps = self._maps, ()
         for part_map in maps:
@@ -140,7 +140,7 @@ class GGUFFile:
 def _add_tensors(
     tensors: dict[str, Tensor], header: Header, part_map: mmap.mmap, parts: list[Path]
 ) -> None:
-    """Add the tensors of the last of `parts` as views of its map; no name may come twice."""
+    """Add the tensors of the last of `parts` as views of its map. Errors: GGUFError."""
     whole = np.frombuffer(part_map, np.uint8)
     part = len(parts) - 1
     for info in header.tensors:
@@ -156,7 +156,7 @@ def _add_tensors(
 
 
 def map_file(path: Path, about: str = "") -> tuple[mmap.mmap, tuple[int, int]]:
-    """Map a regular file read-only; also return what identifies it (device and inode)."""
+    """Map a regular file read-only. Returns the map and the file's device and inode."""
     try:
         if not stat.S_ISREG(os.stat(path).st_mode):
             kind = "a directory" if path.is_dir() else "not a regular file"
@@ -177,9 +177,9 @@ def map_file(path: Path, about: str = "") -> tuple[mmap.mmap, tuple[int, int]]:
 
 
 def _ask_for_huge_pages(view: mmap.mmap) -> None:
-    """Let what is read from now on lie in pages of 2 MiB, where the file system can do that.
+    """Ask for 2 MiB pages for data read from now on, if the file system supports them.
 
-    Reading from memory is then a tenth faster (docs/log.md). What is cached in small pages stays.
+    Reading from memory is then 10 % faster (docs/log.md). Data cached in small pages stays so.
     """
     if hasattr(mmap, "MADV_HUGEPAGE"):
         with suppress(OSError):  # a kernel without them

@@ -19,10 +19,9 @@ _NAME = re.compile(r"(.*)-[0-9]{5}-of-[0-9]{5}\.gguf", re.DOTALL)
 
 
 def count_parts(path: Path, metadata: Mapping[str, MetadataValue]) -> int:
-    """How many parts the split has that this file begins; 1 for a file that is whole.
+    """Return the number of parts of the split that begins with this file; 1 for a whole file.
 
-    Errors: GGUFError for a later part, a name that does not fit the count, or numbers that make
-    no sense.
+    Errors: GGUFError for a later part, a name that does not fit the count, or impossible numbers.
     """
     if "split.count" not in metadata:
         return 1
@@ -42,7 +41,7 @@ def count_parts(path: Path, metadata: Mapping[str, MetadataValue]) -> int:
 
 
 def part_path(path: Path, number: int, count: int) -> Path:
-    """The path of part `number` (from 1) of the split that the part at `path` belongs to."""
+    """Return the path of part `number` (from 1) of the split that `path` belongs to."""
     match = _NAME.fullmatch(path.name)
     stem = match[1] if match else path.stem
     return path.with_name(f"{stem}-{number:05d}-of-{count:05d}.gguf")
@@ -54,7 +53,7 @@ def check_part(
     first: Mapping[str, MetadataValue],
     number: int,
 ) -> None:
-    """Check that `metadata` is that of part `number` (from 1) of the split that `first` begins."""
+    """Check the metadata of part `number` (from 1) against the first part's. Errors: GGUFError."""
     count = first["split.count"]
     assert isinstance(count, int), count
     found = _number(path, metadata, "split.no", 0, count - 1)

@@ -1,7 +1,7 @@
-"""The tensors of the deepseek2 family: which a model has, and the refusal of any other.
+"""Table of the deepseek2 family's tensors, with a check that refuses all others.
 
-A tensor that stands in a file but not here would be left out of the network without a word: a scale
-beside a weight, a router's bias under another name.
+Without the check, the network would silently run without a tensor that is in the file but not in
+the table: a scale beside a weight, a router's bias under another name.
 """
 
 from collections.abc import Collection, Iterator
@@ -17,7 +17,7 @@ __all__ = ["check_tensor_names", "tensor_shapes"]
 def check_tensor_names(config: ModelConfig, names: Collection[str]) -> None:
     """Refuse tensors that the network would not use. Errors: UnsupportedModelError.
 
-    Layers of multi-token prediction are known not to run; their tensors may have any name.
+    Layers of multi-token prediction do not run; their tensors may have any name.
     """
     known = {name for is_old in (False, True) for name, _ in tensor_shapes(config, is_old)}
     unrun = range(config.num_layers, config.num_layers + config.num_mtp_layers)
@@ -30,13 +30,13 @@ def check_tensor_names(config: ModelConfig, names: Collection[str]) -> None:
                 f" expert_gating_func {GATE_SIGMOID}; this file's says softmax, or is missing"
             )
         raise UnsupportedModelError(
-            f"tensor {printable(unknown[0])}{more}: not known in this architecture; the network"
+            f"tensor {printable(unknown[0])}{more}: unknown in this architecture; the network"
             " would run without it"
         )
 
 
 def tensor_shapes(c: ModelConfig, is_old: bool) -> Iterator[tuple[str, tuple[int, ...]]]:
-    """Every tensor of a deepseek2 model; the table is in docs/formats.md.
+    """List the tensors of a deepseek2 model, as in docs/formats.md.
 
     is_old: the key and value projections of the latent are one tensor.
     """

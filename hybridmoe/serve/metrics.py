@@ -130,8 +130,8 @@ def _expert_metrics(experts: ExpertStats) -> Iterator[_Metric]:
         expert_evictions=("Experts evicted from the expert cache.", counts.evictions),
         expert_read_bytes=("Bytes of experts read from disk.", counts.bytes_read),
         expert_read_wait_seconds=("Time spent waiting for expert reads.", counts.read_wait_s),
-        expert_ahead_reads=("Experts prefetched from disk.", counts.ahead_reads),
-        expert_ahead_used=("Prefetched experts that were then used.", counts.ahead_used),
+        expert_ahead_reads=("Experts prefetched from disk.", counts.prefetched),
+        expert_ahead_used=("Prefetched experts that were then used.", counts.prefetched_used),
         expert_late_hits=("Hits on experts still in flight.", counts.late),
         expert_cancelled_uploads=("Uploads evicted before they arrived.", counts.cancelled),
     )

@@ -66,7 +66,7 @@ def test_a_file_that_is_cut_off_gives_the_steps_that_are_whole_or_one_line(writt
         try:
             got = read_trace(cut)
         except ConfigError as error:
-            assert "truncated" in str(error) or "no routing trace" in str(error)
+            assert "truncated" in str(error) or "expected a routing trace" in str(error)
             refused += 1
             continue
         assert not got.is_complete and 0 < got.num_tokens <= trace.num_tokens
@@ -138,5 +138,5 @@ def test_sglangs_records_become_a_trace(tmp_path: Path) -> None:
     got = from_sglang(tmp_path / "r.pt", 16)
     assert np.array_equal(got.ids, trace.ids) and np.array_equal(got.steps, trace.steps)
     (tmp_path / "r.pt").write_bytes(b"nothing of the kind")
-    with pytest.raises(ConfigError, match="no per-token record"):
+    with pytest.raises(ConfigError, match="expected a per-token record"):
         from_sglang(tmp_path / "r.pt", 16)

@@ -39,7 +39,7 @@ HOSTILE: dict[str, tuple[RawFile, str]] = {
     "key length 0": (RawFile([key("", V.UINT8, b"\0" * 9)]), "key 1 of 1: name of 0 bytes"),
     "key too long": (RawFile([u32_key("k" * 70_000, 1)]), "name of 70000 bytes"),
     "key not utf-8": (RawFile([key(b"\xff", V.UINT8, b"\0")]), "name is not UTF-8"),
-    "key twice": (RawFile([u32_key("k", 1), text_key("k", "v")]), "k: this metadata key is there"),
+    "key twice": (RawFile([u32_key("k", 1), text_key("k", "v")]), "k: duplicate metadata key"),
     "key with escapes": (RawFile([key("\x1b[2J\n", 99, u64(0))]), "\\x1b[2J\\n: value type 99"),
     "value type 13": (RawFile([key("k", 13, u64(0))]), "k: value type 13, expected 0 to 12"),
     "value type 2^32-1": (RawFile([key("k", 2**32 - 1, u64(0))]), "k: value type 4294967295"),
@@ -135,7 +135,7 @@ HOSTILE: dict[str, tuple[RawFile, str]] = {
     "overlap in reverse": (
         RawFile(tensors=[RawTensor("b", [8], offset=32), A], data=bytes(256)), "overlaps tensor a"
     ),
-    "tensor twice": (RawFile(tensors=[A, A], data=bytes(256)), "a: this name is there twice"),
+    "tensor twice": (RawFile(tensors=[A, A], data=bytes(256)), "a: duplicate name"),
     "tensor without a name": (RawFile(tensors=[RawTensor("", [32, 1])]), "name of 0 bytes"),
     "tensor name not utf-8": (RawFile(tensors=[RawTensor(b"\xff", [32])]), "name is not UTF-8"),
     "tensor name with escapes": (

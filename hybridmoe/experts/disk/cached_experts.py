@@ -151,15 +151,15 @@ class CachedExperts(ExpertBackend):
             self._store.release(key)
         hint = self._hints.pop(index, None)
         if hint is not None:
-            counters.expected += len(experts)
-            counters.expected_right += len(chosen.keys() & {key - first_key for key in hint})
+            counters.hinted += len(experts)
+            counters.hinted_right += len(chosen.keys() & {key - first_key for key in hint})
         missed = set((first_key + experts[~decision.hits]).tolist())
         prefetched, self._prefetched = self._prefetched, {}
         for key in prefetched:
             if key in missed:
-                counters.ahead_used += 1
+                counters.prefetched_used += 1
             elif key not in self._resident and self._store.release(key):
-                counters.ahead_reads -= 1  # cancelled before it was read
+                counters.prefetched -= 1  # cancelled before it was read
 
     def _compute(self, keys: Sequence[int], num_free: int, first_key: int) -> None:
         """Compute experts as they arrive: the first `num_free` in any order, the rest in theirs."""
@@ -218,7 +218,7 @@ class CachedExperts(ExpertBackend):
             if not self._store.request(key, is_urgent=False):
                 return
             self._prefetched[key] = None
-            self._counters.ahead_reads += 1
+            self._counters.prefetched += 1
 
     def _release_uncached(self, key: int) -> None:
         if key not in self._resident:

@@ -162,8 +162,8 @@ def test_counters_are_those_of_the_policy_on_the_same_accesses(
     found = (counters.hits, counters.misses, counters.uploads, counters.evictions)
     assert found == (hits, misses, uploads, evictions)
     assert counters.bytes_read > 0
-    assert counters.expected >= counters.expected_right > 0
-    assert 0 <= counters.ahead_used <= counters.ahead_reads
+    assert counters.hinted >= counters.hinted_right > 0
+    assert 0 <= counters.prefetched_used <= counters.prefetched
 
 
 def test_a_long_prompt_leaves_what_decoding_has_gathered(path: Path, one: int) -> None:
@@ -335,7 +335,7 @@ def test_a_profile_makes_the_next_start_warm(path: Path, one: int, profile: Path
 @pytest.mark.parametrize(
     ("content", "problem"),
     [
-        ("{", "found no JSON"),
+        ("{", "expected an expert profile in JSON"),
         ("[1]", "expected an expert profile"),
         ('{"format": "hybridmoe expert profile 2"}', "expected an expert profile"),
         ('{"format": "hybridmoe expert profile 1"}', "expected counts of 3 layers of 8 experts"),
@@ -343,7 +343,7 @@ def test_a_profile_makes_the_next_start_warm(path: Path, one: int, profile: Path
         (
             '{"format": "hybridmoe expert profile 1", "uses": [[%s], [%s], [%s]],'
             ' "resident": [[0], [8], []]}' % (("1,1,1,1,1,1,1,1",) * 3),
-            "residents",
+            "resident: expected lists",
         ),
     ],
 )
