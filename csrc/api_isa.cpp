@@ -33,8 +33,8 @@ void register_isa(py::module_& m) {
   m.def("isa_supported", [] { return py::tuple(py::cast(names(supported_tables()))); });
   m.def("isa_active", [] { return active_table().name; });
   m.def("set_isa", &select_table, py::arg("name"));
-  m.def("threads", &threads, py::call_guard<py::gil_scoped_release>());
-  m.def("set_threads", &set_threads, py::arg("plan"), py::call_guard<py::gil_scoped_release>());
+  m.def("threads", &threads, NoGil());
+  m.def("set_threads", &set_threads, py::arg("plan"), NoGil());
   m.attr("TYPES") = types();
   m.attr("ACTIVATION_BLOCK") = kActivationBlock;
 }

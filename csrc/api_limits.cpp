@@ -40,19 +40,19 @@ int64_t run_limit(const std::string& kind, int64_t rounds, int64_t chunks) {
   return limit.operations * rounds * chunks;
 }
 
-void read_memory(uintptr_t data, int64_t num_bytes, int64_t chunks) {
+void read_memory(Address data, int64_t num_bytes, int64_t chunks) {
   check(chunks >= 1 && num_bytes / chunks >= 512, "needs at least 512 bytes for each chunk");
   const int64_t part = num_bytes / chunks;
   each_chunk(chunks, [&](int64_t chunk) {
-    active_table().read_memory(reinterpret_cast<const uint8_t*>(data) + chunk * part, part);
+    active_table().read_memory(pointer<const uint8_t>(data) + chunk * part, part);
   });
 }
 
-// The first number of tokens at which `cost` is below that of few tokens.
+// The smallest number of tokens at which `cost` is below that of a gemv.
 template <class Cost>
 double crossover(const MatmulCosts& c, const Cost& cost) {
   int64_t tokens = 1;
-  while (tokens < 1024 && cost(c, kPanelRows, tokens) >= few_tokens_cost(c, kPanelRows, tokens)) {
+  while (tokens < 1024 && cost(c, kPanelRows, tokens) >= gemv_cost(c, kPanelRows, tokens)) {
     ++tokens;
   }
   return static_cast<double>(tokens);
@@ -64,11 +64,11 @@ std::map<std::string, double> matmul_costs() {
   std::map<std::string, double> costs = {
       {"unpack", c.unpack},           {"dot", c.dot},
       {"spread", c.spread},           {"panel_dot", c.panel_dot},
-      {"tile_tokens", c.tile_tokens}, {"panels_from_tokens", crossover(c, panels_cost)}};
+      {"tile_tokens", c.tile_tokens}, {"panels_from_tokens", crossover(c, gemm_cost)}};
   if (table.tiles.pack != nullptr) {
     costs["matrix_unpack"] = c.matrix_unpack;
     costs["matrix_dot"] = c.matrix_dot;
-    costs["matrix_tiles_from_tokens"] = crossover(c, matrix_cost);
+    costs["matrix_tiles_from_tokens"] = crossover(c, tile_cost);
   }
   return costs;
 }
@@ -82,10 +82,9 @@ bool takes_tiles(int32_t type, int64_t rows, int64_t tokens) {
 }  // namespace
 
 void register_limits(py::module_& m) {
-  using release = py::call_guard<py::gil_scoped_release>;
-  m.def("run_limit", &run_limit, py::arg("kind"), py::arg("rounds"), py::arg("chunks"), release());
+  m.def("run_limit", &run_limit, py::arg("kind"), py::arg("rounds"), py::arg("chunks"), NoGil());
   m.def("read_memory", &read_memory, py::arg("data"), py::arg("num_bytes"), py::arg("chunks"),
-        release());
+        NoGil());
   m.def("matmul_costs", &matmul_costs);
   m.def("takes_tiles", &takes_tiles, py::arg("type"), py::arg("rows"), py::arg("tokens"));
 }

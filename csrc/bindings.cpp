@@ -1,4 +1,4 @@
-// hybridmoe._C: the module, and the one place where hm::Error becomes ShapeError.
+// hybridmoe._C: the module, and the translation of hm::Error to ShapeError.
 #include "bindings.h"
 
 #include <exception>
@@ -20,9 +20,12 @@ PYBIND11_MODULE(_C, m) {
       py::set_error(*shape_error, error.what());
     }
   });
-  hm::register_host(m);
+  hm::register_attention(m);
+  hm::register_experts(m);
+  hm::register_host_calls(m);
   hm::register_io_ring(m);
   hm::register_isa(m);
   hm::register_limits(m);
-  hm::register_ops(m);
+  hm::register_linear(m);
+  hm::register_tokens(m);
 }

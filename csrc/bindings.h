@@ -1,14 +1,29 @@
-// Each api_*.cpp registers its part of the extension module here.
+// Each api_*.cpp registers its part of the extension module. Arrays cross as addresses: the Python
+// wrappers have checked shape, element type and layout. What a wrong number could make a kernel
+// read or write out of bounds is checked again in ops/.
 #pragma once
 
 #include <pybind11/pybind11.h>
 
+#include <cstdint>
+
 namespace hm {
 
-void register_host(pybind11::module_& m);
+using Address = uintptr_t;
+using NoGil = pybind11::call_guard<pybind11::gil_scoped_release>;
+
+template <class T>
+T* pointer(Address address) {
+  return reinterpret_cast<T*>(address);
+}
+
+void register_attention(pybind11::module_& m);
+void register_experts(pybind11::module_& m);
+void register_host_calls(pybind11::module_& m);
 void register_io_ring(pybind11::module_& m);
 void register_isa(pybind11::module_& m);
 void register_limits(pybind11::module_& m);
-void register_ops(pybind11::module_& m);
+void register_linear(pybind11::module_& m);
+void register_tokens(pybind11::module_& m);
 
 }  // namespace hm

@@ -1,4 +1,4 @@
-// Reads of files by io_uring: one thread keeps many of them under way.
+// File reads by io_uring: one thread keeps many in flight.
 //
 // Linux's own interface, no liburing. Where it is missing (another system, an old kernel, a seccomp
 // filter, sysctl kernel.io_uring_disabled), the constructor throws Error with the reason.
@@ -42,7 +42,7 @@ class IoRing {
   IoRing(const IoRing&) = delete;
   IoRing& operator=(const IoRing&) = delete;
 
-  // Memory that a read of so many bytes may write to.
+  // Memory that a read of num_bytes may write to.
   int64_t whole_blocks(int64_t num_bytes) const;
 
   // Whether one more read would start at once.

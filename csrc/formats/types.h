@@ -1,4 +1,4 @@
-// The GGUF tensor types with a native decoder: ids, names, sizes. Ids are those of the GGUF format.
+// The GGUF tensor types with a CPU kernel: ids, names, sizes. Ids are those of the GGUF format.
 #pragma once
 
 #include <stdint.h>
@@ -79,7 +79,7 @@ constexpr TypeInfo kTypes[] = {
     type_info<BlockNVFP4>(kNVFP4, "NVFP4"),
 };
 
-// Null for an id that has no decoder here.
+// Null for an id without a CPU kernel.
 constexpr const TypeInfo* find_type(int32_t id) {
   for (const TypeInfo& type : kTypes) {
     if (type.id == id) return &type;

@@ -2,8 +2,8 @@
 //
 // Keys are tile A as they lie in their pages: 16 rows of 32 numbers. Queries are tile B, packed
 // once per tile of queries. So scores come out as [key][lane], and the softmax is the same loop as
-// in attention-inl.h. The second product is turned around, [lane][r], since weights are cheaper to
-// transpose than latents: weights are tile A, and latents, two keys interleaved, tile B.
+// in attention-inl.h. The second product is transposed, [lane][r], since weights are cheaper to
+// transpose than values: weights are tile A, and values, two keys interleaved, tile B.
 //
 // A product multiplies one tile of the one side with all lanes (at most four tiles) of the other.
 // Per block of 256 keys and 64 lanes of K2 (576 numbers, 512 of them values) that is 2176 products
@@ -23,18 +23,18 @@ namespace {
 
 constexpr int64_t kLanesTogether = 64;
 
-// 16 numbers of a row of latents, as the words of bfloat16 numbers that add up to them.
+// 16 numbers of a KV cache row, as the words of bfloat16 numbers that add up to them.
 struct KeyParts {
   __m256i high, low;  // low: of binary16 only
 };
 
-template <LatentType Type>
-constexpr int kKeyParts = Type == kLatentF16 ? 2 : 1;
+template <KvType Type>
+constexpr int kKeyParts = Type == kKvF16 ? 2 : 1;
 
-template <LatentType Type>
+template <KvType Type>
 HM_INLINE KeyParts load_key_parts(const uint16_t* from) {
   const __m256i words = _mm256_loadu_si256((const __m256i*)from);
-  if constexpr (Type == kLatentBF16) {
+  if constexpr (Type == kKvBF16) {
     return {words, _mm256_setzero_si256()};
   } else {
     const __m512 x = _mm512_cvtph_ps(words);
@@ -103,10 +103,10 @@ HM_INLINE void store_sums(float* out, int64_t lane_stride, int64_t row_floats, i
 
 // 16 rows of `dim` halves -> as many of each part's words, the low ones behind the high ones.
 HM_INLINE void split_keys(const uint8_t* rows, int64_t dim, uint16_t* parts) {
-  const int64_t row_bytes = latent_row_bytes(kLatentF16, dim);
+  const int64_t row_bytes = kv_row_bytes(kKvF16, dim);
   for (int k = 0; k < kTileRows; ++k, rows += row_bytes, parts += dim) {
     for (int64_t d = 0; d < dim; d += 16) {
-      const KeyParts key = load_key_parts<kLatentF16>((const uint16_t*)rows + d);
+      const KeyParts key = load_key_parts<kKvF16>((const uint16_t*)rows + d);
       _mm256_storeu_si256((__m256i*)(parts + d), key.high);
       _mm256_storeu_si256((__m256i*)(parts + kTileRows * dim + d), key.low);
     }
@@ -114,15 +114,15 @@ HM_INLINE void split_keys(const uint8_t* rows, int64_t dim, uint16_t* parts) {
 }
 
 // scores[key][lane], for the keys rounded up to 16: what lies beyond them in a page counts, too.
-template <LatentType Type>
+template <KvType Type>
 HM_INLINE void score_tiles(const AttentionBlock& a) {
-  const int64_t row_bytes = latent_row_bytes(Type, a.dim);
+  const int64_t row_bytes = kv_row_bytes(Type, a.dim);
   const int64_t step_words = a.lanes / kTokenTile * kPackedTile;
   const auto* values = (const uint16_t*)a.queries;
   const auto* rest = (const uint16_t*)(a.queries + a.value_dim * a.lanes);
   for (int64_t k = 0; k < a.num_keys; k += kTileRows) {
     const uint8_t* rows = a.pages[k / kPageTokens] + k % kPageTokens * row_bytes;
-    if constexpr (Type == kLatentF16) {
+    if constexpr (Type == kKvF16) {
       split_keys(rows, a.dim, (uint16_t*)a.keys);
       rows = (const uint8_t*)a.keys;
     }
@@ -145,9 +145,9 @@ HM_INLINE void score_tiles(const AttentionBlock& a) {
 
 // Values of 32 keys, two of them interleaved, as (value_dim / 16, parts) packed tiles; zeros for
 // keys from num_keys on.
-template <LatentType Type>
+template <KvType Type>
 HM_INLINE void interleave_values(const AttentionBlock& a, int64_t first_key, uint16_t* packed) {
-  const int64_t row_bytes = latent_row_bytes(Type, a.dim);
+  const int64_t row_bytes = kv_row_bytes(Type, a.dim);
   const auto row = [&](int64_t k) -> const uint16_t* {
     if (k >= a.num_keys) return nullptr;
     return (const uint16_t*)(a.pages[k / kPageTokens] + k % kPageTokens * row_bytes);
@@ -191,8 +191,8 @@ HM_INLINE void transpose_weights(const float* weights, int64_t num_keys, int64_t
   }
 }
 
-// values[lane][r] += weights[lane] . latents
-template <LatentType Type>
+// values[lane][r] += weights[lane] . values
+template <KvType Type>
 HM_INLINE void attend_tiles_of(const AttentionBlock& a, const AttentionSums& out) {
   constexpr int num_parts = kKeyParts<Type>;
   configure_tiles();
@@ -227,8 +227,8 @@ HM_INLINE void attend_tiles_of(const AttentionBlock& a, const AttentionSums& out
 }
 
 void attend_tiles(const AttentionBlock& a, const AttentionSums& out) {
-  if (a.type == kLatentF16) return attend_tiles_of<kLatentF16>(a, out);
-  attend_tiles_of<kLatentBF16>(a, out);
+  if (a.type == kKvF16) return attend_tiles_of<kKvF16>(a, out);
+  attend_tiles_of<kKvBF16>(a, out);
 }
 
 void merge_tiles(const AttentionSums& total, const AttentionSums& block, int64_t value_dim,

@@ -1,4 +1,4 @@
-// out[r][t] = weights[r] . x[t] for many tokens by AMX tiles of bfloat16, added up in float32.
+// Gemm by AMX tiles: out[r][t] = weights[r] . x[t], in bfloat16, added up in float32.
 //
 // Weights are tile A, as they lie (16 rows of 32 columns), so that unpacking them needs no
 // transposition; tokens are tile B, whose transposition is done once and serves every row. A step
@@ -188,11 +188,11 @@ void finish_tiles(const float* in, int64_t stride, int64_t num_rows, int64_t num
       for (int64_t i = 0; i < 16 && r + i < num_rows; ++i) {
         _mm512_store_ps(square[i], _mm512_loadu_ps(in + (r + i) * stride + t));
       }
-      __m512i turned[16];
-      Simd::Panel::transpose((const uint8_t*)square, sizeof square[0], turned);
+      __m512i transposed[16];
+      Simd::Panel::transpose((const uint8_t*)square, sizeof square[0], transposed);
       for (int64_t i = 0; i < 16 && t + i < num_tokens; ++i) {
         float* to = out[t + i] + r;
-        __m512 sum = _mm512_castsi512_ps(turned[i]);
+        __m512 sum = _mm512_castsi512_ps(transposed[i]);
         if (weights != nullptr) {
           sum =
               _mm512_fmadd_ps(sum, _mm512_set1_ps(weights[t + i]), _mm512_maskz_loadu_ps(rows, to));

@@ -1,4 +1,4 @@
-// The AVX-512 table with what AMX does better: products of many tokens, attention of prompts.
+// The AVX-512 table with the AMX kernels: gemm, and attention of prompts.
 #pragma once
 
 #include "kernels/amx_attention-inl.h"

@@ -6,7 +6,7 @@
 
 #include <stddef.h>
 
-#include "kernels/panel-inl.h"
+#include "kernels/gemm-inl.h"
 
 namespace hm {
 namespace {

@@ -1,8 +1,8 @@
-// Attention of many queries over the latents of one block of positions, and the union of blocks.
+// Attention of up to 128 queries over one block of positions, and the merge of blocks.
 //
 // Queries lie in lanes: packed[d][lane]. All heads of a token attend to the same keys, so a key's
 // number is broadcast and multiplied with a vector of queries; scores come out as [key][lane], the
-// weighted latents as [r][lane], and a softmax is a loop over keys without any sum across lanes.
+// weighted values as [r][lane], and a softmax is a loop over keys without any sum across lanes.
 // Both products are one function, c[m][lane] = sum over k of a(m, k) b[k][lane], which adds in the
 // order of k.
 //
@@ -89,24 +89,24 @@ void round_to_half(const float* x, int64_t n, uint16_t* out) {
   memcpy(out + i, halves, (n - i) * sizeof *halves);
 }
 
-// One token's latents as floats.
-HM_INLINE void widen_latents(const uint8_t* row, LatentType type, int64_t dim, float* out) {
-  if (type == kLatentF32) {
+// One row of the KV cache as floats.
+HM_INLINE void widen_kv_row(const uint8_t* row, KvType type, int64_t dim, float* out) {
+  if (type == kKvF32) {
     memcpy(out, row, dim * sizeof(float));
-  } else if (type == kLatentF16) {
+  } else if (type == kKvF16) {
     widen_halves((const uint16_t*)row, dim, out);
-  } else if (type == kLatentBF16) {
+  } else if (type == kKvBF16) {
     const uint16_t* bits = (const uint16_t*)row;
     for (int64_t i = 0; i < dim; ++i) {
       const uint32_t wide = (uint32_t)bits[i] << 16;
       memcpy(out + i, &wide, sizeof wide);
     }
   } else {
-    const int8_t* codes = (const int8_t*)row + 4 * latent_groups(dim);
-    for (int64_t first = 0; first < dim; first += kLatentGroup) {
+    const int8_t* codes = (const int8_t*)row + 4 * kv_groups(dim);
+    for (int64_t first = 0; first < dim; first += kKvGroup) {
       float scale;
-      memcpy(&scale, row + first / kLatentGroup * 4, sizeof scale);
-      const int64_t end = dim - first < kLatentGroup ? dim : first + kLatentGroup;
+      memcpy(&scale, row + first / kKvGroup * 4, sizeof scale);
+      const int64_t end = dim - first < kKvGroup ? dim : first + kKvGroup;
       for (int64_t i = first; i < end; ++i) out[i] = (float)codes[i] * scale;
     }
   }
@@ -138,10 +138,10 @@ HM_INLINE void weigh_scores(const AttentionBlock& a, const AttentionSums& out) {
 }
 
 void attend(const AttentionBlock& a, const AttentionSums& out) {
-  const int64_t row_bytes = latent_row_bytes(a.type, a.dim);
+  const int64_t row_bytes = kv_row_bytes(a.type, a.dim);
   for (int64_t k = 0; k < a.num_keys; ++k) {
     const uint8_t* row = a.pages[k / kPageTokens] + k % kPageTokens * row_bytes;
-    widen_latents(row, a.type, a.dim, a.keys + k * a.dim);
+    widen_kv_row(row, a.type, a.dim, a.keys + k * a.dim);
   }
   broadcast_product(a.keys, a.dim, 1, a.queries, a.num_keys, a.dim, a.lanes, a.scores);
   weigh_scores(a, out);
@@ -177,9 +177,9 @@ void merge_attention(const AttentionSums& total, const AttentionSums& block, int
   }
 }
 
-// A square of floats, turned: to[c * to_stride + r] = from[r][c] for r < rows, c < cols.
-HM_INLINE void turn_square(const float (&from)[Simd::Panel::kLanes][Simd::Panel::kLanes],
-                           int64_t cols, float* to, int64_t to_stride, int64_t rows) {
+// Transpose of a square of floats: to[c * to_stride + r] = from[r][c] for r < rows, c < cols.
+HM_INLINE void transpose_square(const float (&from)[Simd::Panel::kLanes][Simd::Panel::kLanes],
+                                int64_t cols, float* to, int64_t to_stride, int64_t rows) {
   using Rows = Simd::Panel;
   constexpr int n = Rows::kLanes;
   alignas(64) float column[n];
@@ -201,7 +201,7 @@ void pack_queries(const float* const* rows, int64_t num_rows, int64_t dim, int64
       for (int64_t r = 0; r < n && first + r < num_rows; ++r) {
         memcpy(square[r], rows[first + r] + d, cols * sizeof(float));
       }
-      turn_square(square, cols, packed + d * lanes + first, lanes, n);
+      transpose_square(square, cols, packed + d * lanes + first, lanes, n);
     }
   }
 }
@@ -215,14 +215,14 @@ void finish_attention(const AttentionSums& total, int64_t value_dim, int64_t lan
     const int64_t count = num_rows - first < n ? num_rows - first : n;
     for (int64_t r = 0; r < value_dim; r += n) {
       const int64_t cols = value_dim - r < n ? value_dim - r : n;
-      alignas(64) float square[n][n] = {}, turned[n][n];
+      alignas(64) float square[n][n] = {}, transposed[n][n];
       for (int64_t j = 0; j < cols; ++j) {
         const float* from = total.values + (r + j) * lanes + first;
         for (int64_t i = 0; i < n; ++i) square[j][i] = from[i] * inverse[first + i];
       }
-      turn_square(square, n, turned[0], n, n);
+      transpose_square(square, n, transposed[0], n, n);
       for (int64_t i = 0; i < count; ++i) {
-        memcpy(rows[first + i] + r, turned[i], cols * sizeof(float));
+        memcpy(rows[first + i] + r, transposed[i], cols * sizeof(float));
       }
     }
   }

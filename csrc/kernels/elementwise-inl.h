@@ -6,7 +6,7 @@
 #include <string.h>
 
 #include "base/inline.h"
-#include "formats/decode-inl.h"
+#include "formats/dequantize-inl.h"
 #include "kernels/kernel_table.h"
 
 namespace hm {
@@ -88,11 +88,12 @@ void silu_mul(const float* gate, const float* up, int64_t n, float* out) {
   }
 }
 
-// x += delta (where there is one); out = x / sqrt(mean(x^2) + eps) * weight. The squares are added
-// in 16 lanes, then by a tree.
-void rms_norm(float* x, const float* delta, const float* weight, int64_t n, float eps, float* out) {
-  if (delta != nullptr) {
-    for (int64_t i = 0; i < n; ++i) x[i] += delta[i];
+// x += residual (where there is one); out = x / sqrt(mean(x^2) + eps) * weight. The squares are
+// added in 16 lanes, then by a tree.
+void rms_norm(float* x, const float* residual, const float* weight, int64_t n, float eps,
+              float* out) {
+  if (residual != nullptr) {
+    for (int64_t i = 0; i < n; ++i) x[i] += residual[i];
   }
   constexpr int lanes = 16;
   float sums[lanes] = {};

@@ -11,7 +11,7 @@
 
 #include "formats/blocks.h"
 #include "formats/codebooks.h"
-#include "formats/decode-inl.h"
+#include "formats/dequantize-inl.h"
 
 namespace hm {
 namespace {

@@ -24,7 +24,7 @@ static constexpr int64_t activation_bytes(int64_t k) {
   return padded_weights(k) + 4 * (padded_weights(k) / 32 * 2 + padded_weights(k) / 16);
 }
 
-// Rows that a matmul of many tokens unpacks at once, and what that takes: per weight a byte, per 16
+// Rows that a gemm unpacks into one panel, and its scratch memory: per weight a byte, per 16
 // weights a scale and an offset; and 4 bytes per 16 activations of up to kPanelTokens.
 constexpr int kPanelRows = 32, kPanelTokens = 8;
 static constexpr int64_t matmul_scratch_bytes(int64_t cols) {
@@ -48,8 +48,8 @@ struct MatmulArgs {
   int64_t next_bytes;
 };
 
-// The same for many tokens by matrix tiles: out[r * 16 num_tiles + t]. The product may be made of
-// parts of the columns, in order: columns first_col..end_col, both multiples of 256 or the row's
+// The same by matrix tiles: out[r * 16 num_tiles + t]. The product may be made of parts of the
+// columns, in order: columns first_col..end_col, both multiples of 256 or the row's
 // end. The first part sets `out`, the others add to it.
 constexpr int kTokenTile = 16;
 struct TileArgs {
@@ -70,10 +70,10 @@ static constexpr int64_t packed_tile_words(int64_t cols) {
   return padded_weights(cols) * kTokenTile;
 }
 
-// A small model of what 256 weights of a row cost, in cycles. A few tokens are multiplied straight
-// from the blocks, kTileTokens for each time that these are unpacked; many from a panel, which is
-// unpacked once, and spread so that its rows lie in lanes. Typical formats, measured on Zen 4 in
-// the cache; only the ratios matter.
+// Cost model of a product: cycles for 256 weights of a row. A gemv multiplies straight from the
+// blocks and unpacks them once for each tile_tokens tokens. A gemm unpacks them once into a panel,
+// spread so that rows lie in lanes. Typical formats, measured on Zen 4 in the cache; only the
+// ratios matter.
 struct MatmulCosts {
   double unpack, dot;        // dot: of each token
   double spread, panel_dot;  // more than `unpack`
@@ -81,19 +81,19 @@ struct MatmulCosts {
   double matrix_unpack = 0, matrix_dot = 0;  // by matrix tiles, of 16 tokens; 0: there are none
 };
 
-static constexpr double few_tokens_cost(const MatmulCosts& c, int64_t rows, int64_t tokens) {
+static constexpr double gemv_cost(const MatmulCosts& c, int64_t rows, int64_t tokens) {
   const int64_t tiles = (tokens + c.tile_tokens - 1) / c.tile_tokens;
   return static_cast<double>(rows) *
          (static_cast<double>(tiles) * c.unpack + static_cast<double>(tokens) * c.dot);
 }
 
-static constexpr double panels_cost(const MatmulCosts& c, int64_t rows, int64_t tokens) {
+static constexpr double gemm_cost(const MatmulCosts& c, int64_t rows, int64_t tokens) {
   const int64_t padded = (rows + kPanelRows - 1) / kPanelRows * kPanelRows;
   return static_cast<double>(padded) *
          (c.unpack + c.spread + static_cast<double>(tokens) * c.panel_dot);
 }
 
-static constexpr double matrix_cost(const MatmulCosts& c, int64_t rows, int64_t tokens) {
+static constexpr double tile_cost(const MatmulCosts& c, int64_t rows, int64_t tokens) {
   const int64_t padded = (rows + kPanelRows - 1) / kPanelRows * kPanelRows;
   const int64_t tiles = (tokens + kTokenTile - 1) / kTokenTile;
   return static_cast<double>(padded) *
@@ -101,7 +101,7 @@ static constexpr double matrix_cost(const MatmulCosts& c, int64_t rows, int64_t 
 }
 
 struct FormatKernels {
-  void (*decode)(const void* blocks, int64_t weights, float* out);
+  void (*dequantize)(const void* blocks, int64_t weights, float* out);
   void (*matmul)(const MatmulArgs& args);
   bool quantized;                              // takes int8 activation rows
   void (*matmul_tiles)(const TileArgs& args);  // null without matrix tiles
@@ -129,24 +129,22 @@ struct Limit {
   int64_t operations;  // of a round
 };
 
-// Latents lie in pages of kPageTokens rows, one row a token:
+// The KV cache lies in pages of kPageTokens rows, one row a token:
 //
-//   kLatentF32, kLatentF16, kLatentBF16   dim numbers
-//   kLatentInt8                           float scales[dim / 64, rounded up], int8 codes[dim],
+//   kKvF32, kKvF16, kKvBF16   dim numbers
+//   kKvInt8                           float scales[dim / 64, rounded up], int8 codes[dim],
 //                                         padding to 4 bytes
 //
 // A code times the scale of its 64 is the number; scale = absmax / 127.
-enum LatentType : int32_t { kLatentF32, kLatentF16, kLatentBF16, kLatentInt8, kNumLatentTypes };
-constexpr int64_t kPageTokens = 64, kLatentGroup = 64;
+enum KvType : int32_t { kKvF32, kKvF16, kKvBF16, kKvInt8, kNumKvTypes };
+constexpr int64_t kPageTokens = 64, kKvGroup = 64;
 
-static constexpr int64_t latent_groups(int64_t dim) {
-  return (dim + kLatentGroup - 1) / kLatentGroup;
-}
+static constexpr int64_t kv_groups(int64_t dim) { return (dim + kKvGroup - 1) / kKvGroup; }
 
-static constexpr int64_t latent_row_bytes(LatentType type, int64_t dim) {
-  if (type == kLatentF32) return 4 * dim;
-  if (type == kLatentF16 || type == kLatentBF16) return 2 * dim;
-  return 4 * latent_groups(dim) + (dim + 3) / 4 * 4;
+static constexpr int64_t kv_row_bytes(KvType type, int64_t dim) {
+  if (type == kKvF32) return 4 * dim;
+  if (type == kKvF16 || type == kKvBF16) return 2 * dim;
+  return 4 * kv_groups(dim) + (dim + 3) / 4 * 4;
 }
 
 // Attention over one block of positions, for `lanes` queries at once: 16, 32, 64 or 128.
@@ -157,9 +155,9 @@ constexpr float kNoAttentionKey = -1e30f;  // greatest score of none; finite, so
 struct AttentionBlock {
   const float* queries;         // (dim, lanes) as packed: the first value_dim, then the rest
   const uint8_t* const* pages;  // (kBlockPages): the keys, as far as there are num_keys;
-  LatentType type;              // the first value_dim of each are its values, too
+  KvType type;                  // the first value_dim of each are its values, too
   int64_t num_keys;
-  const int32_t* visible;  // (lanes): how many of the keys each query may see, from the first on
+  const int32_t* visible;  // (lanes): number of leading keys that each query sees
   int64_t dim, value_dim, lanes;
   float scale;
   float* keys;    // (kAttentionBlock, dim + lanes / 2), scratch
@@ -197,15 +195,15 @@ struct KernelTable {
   void (*quantize)(const float* x, int64_t first, int64_t n, int64_t cols, void* row);
   // out[i] = silu(gate[i]) * up[i]
   void (*silu_mul)(const float* gate, const float* up, int64_t n, float* out);
-  // x[i] += delta[i], unless delta is null; out[i] = x[i] / sqrt(mean(x^2) + eps) * weight[i]
-  void (*rms_norm)(float* x, const float* delta, const float* weight, int64_t n, float eps,
+  // x[i] += residual[i], unless residual is null; out[i] = x[i] / sqrt(mean(x^2) + eps) * weight[i]
+  void (*rms_norm)(float* x, const float* residual, const float* weight, int64_t n, float eps,
                    float* out);
   // out[i] = sum over j of weights[j] * rows[j][i], added in the order of j
   void (*weighted_sum)(const float* const* rows, const float* weights, int64_t num_rows, int64_t n,
                        float* out);
   MatmulCosts costs;
   AttentionKernels attention;
-  // Of kLatentF16 and kLatentBF16, multiples of 32; null without matrix tiles.
+  // Of kKvF16 and kKvBF16, multiples of 32; null without matrix tiles.
   AttentionKernels tile_attention;
   // Floats -> binary16, to nearest even; a finite number beyond its end becomes the greatest of its
   // sign, infinities and NaN stay what they are.

@@ -1,11 +1,11 @@
-// The SIMD vocabulary of matmul-inl.h and groups-inl.h in AVX2 + FMA + F16C.
+// The SIMD vocabulary of gemv-inl.h and groups-inl.h in AVX2 + FMA + F16C.
 //
 //   F16       16 floats
 //   B64       64 bytes, the codes of a pair of blocks (a block: 32 weights)
 //   Dot       16 int32, four neighbouring products each of such a pair: exact
 //   PerBlock  what a format with a scale per 32 weights does with a group of 256: 8 lanes
 //   PerHalf   the same for a scale per 16 weights: 16 lanes
-//   Panel     rows in lanes, for many tokens: see panel-inl.h
+//   Panel     rows in lanes, for gemm-inl.h
 #pragma once
 
 #include "kernels/simd_ymm.h"
@@ -192,7 +192,7 @@ struct Simd : SimdYmm {
     }
   };
 
-  // Rows in lanes, for many tokens.
+  // Rows in lanes, for gemm.
   struct Panel {
     static constexpr int kLanes = 8;
     static constexpr int kTokens = 2;

@@ -143,7 +143,7 @@ struct Simd : SimdYmm {
     static HM_INLINE float reduce(Float v) { return Simd::reduce(v); }
   };
 
-  // Rows in lanes, for many tokens.
+  // Rows in lanes, for gemm.
   struct Panel {
     static constexpr int kLanes = 16;
     static constexpr int kTokens = 6;

@@ -2,24 +2,24 @@
 // were included before this.
 #pragma once
 
-#include "formats/decode-inl.h"
+#include "formats/dequantize-inl.h"
 #include "kernels/attention-inl.h"
 #include "kernels/elementwise-inl.h"
+#include "kernels/gemm-inl.h"
+#include "kernels/gemv-inl.h"
 #include "kernels/kernel_table.h"
 #include "kernels/limits-inl.h"
-#include "kernels/matmul-inl.h"
-#include "kernels/panel-inl.h"
 
 namespace hm {
 namespace {
 
 template <class Group>
 void matmul_quantized(const MatmulArgs& args) {
-  if (panels_cost(Simd::kCosts, args.num_rows, args.num_tokens) <
-      few_tokens_cost(Simd::kCosts, args.num_rows, args.num_tokens)) {
-    return matmul_panels<Group>(args);
+  if (gemm_cost(Simd::kCosts, args.num_rows, args.num_tokens) <
+      gemv_cost(Simd::kCosts, args.num_rows, args.num_tokens)) {
+    return gemm_panels<Group>(args);
   }
-  group_tiles<Group, Simd::kTileTokens>(args, 0);
+  gemv_tiles<Group, Simd::kTileTokens>(args, 0);
 }
 
 template <class Floats>
@@ -29,12 +29,12 @@ void matmul_float(const MatmulArgs& args) {
 
 template <class Group>
 constexpr FormatKernels quantized() {
-  return {decode_row<typename Group::Block>, matmul_quantized<Group>, true, nullptr, 0};
+  return {dequantize_row<typename Group::Block>, matmul_quantized<Group>, true, nullptr, 0};
 }
 
 template <class Block, class Floats>
 constexpr FormatKernels floats() {
-  return {decode_row<Block>, matmul_float<Floats>, false, nullptr, 0};
+  return {dequantize_row<Block>, matmul_float<Floats>, false, nullptr, 0};
 }
 
 constexpr KernelTable make_table(const char* name) {

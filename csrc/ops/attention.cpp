@@ -25,7 +25,7 @@ constexpr int64_t kTileDims = 32, kLeastTileDim = 128;  // what attention by mat
 // where there are any.
 class Attention {
  public:
-  Attention(const LatentAttentionArgs& args, const LatentPages& pages, const SequenceBatch& batch,
+  Attention(const LatentAttentionArgs& args, const KvPages& pages, const SequenceBatch& batch,
             Runtime& runtime)
       : a_(args),
         pages_(pages),
@@ -92,7 +92,7 @@ class Attention {
     total_blocks_ = most_queries_ = 0;
     int64_t token = 0;
     const KernelTable& table = active_table();
-    const bool is_short = pages_.type == kLatentF16 || pages_.type == kLatentBF16;
+    const bool is_short = pages_.type == kKvF16 || pages_.type == kKvBF16;
     const bool can_tile = table.tile_attention.attend != nullptr && is_short &&
                           a_.latent_dim >= kLeastTileDim && a_.latent_dim % kTileDims == 0 &&
                           a_.rope_dim % kTileDims == 0;
@@ -139,12 +139,12 @@ class Attention {
     const float* rows[kMaxAttentionLanes];
     for (int64_t i = 0; i < tile.place.count; ++i) {
       const auto [token, head] = token_and_head(tile, i);
-      rows[i] = a_.latent_queries + (head * a_.num_tokens + token) * a_.latent_dim;
+      rows[i] = a_.q_latent + (head * a_.num_tokens + token) * a_.latent_dim;
     }
     place.kernels->pack(rows, tile.place.count, a_.latent_dim, lanes_, tile.packed);
     for (int64_t i = 0; i < tile.place.count; ++i) {
       const auto [token, head] = token_and_head(tile, i);
-      rows[i] = a_.rope_queries + token * a_.token_stride + head * a_.head_stride;
+      rows[i] = a_.q_rope + token * a_.token_stride + head * a_.head_stride;
     }
     place.kernels->pack(rows, tile.place.count, a_.rope_dim, lanes_,
                         tile.packed + a_.latent_dim * lanes_);
@@ -205,7 +205,7 @@ class Attention {
   }
 
   const LatentAttentionArgs& a_;
-  const LatentPages& pages_;
+  const KvPages& pages_;
   const SequenceBatch& batch_;
   Runtime& runtime_;
   const int64_t dim_;
@@ -214,7 +214,7 @@ class Attention {
   int64_t total_blocks_ = 0, most_queries_ = 0;  // blocks of all tiles; queries of a sequence
 };
 
-void check_batch(const char* op, const LatentPages& pages, const SequenceBatch& batch,
+void check_batch(const char* op, const KvPages& pages, const SequenceBatch& batch,
                  int64_t num_tokens) {
   int64_t tokens = 0;
   for (int64_t s = 0; s < batch.num_spans; ++s) {
@@ -242,23 +242,23 @@ uint16_t to_bf16(float x) {
   return static_cast<uint16_t>((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
 }
 
-void pack_latents(const float* x, LatentType type, int64_t dim, uint8_t* row) {
-  if (type == kLatentF32) {
+void pack_kv_row(const float* x, KvType type, int64_t dim, uint8_t* row) {
+  if (type == kKvF32) {
     std::memcpy(row, x, dim * sizeof(float));
     return;
   }
-  if (type == kLatentF16) {
+  if (type == kKvF16) {
     active_table().round_to_half(x, dim, reinterpret_cast<uint16_t*>(row));
     return;
   }
-  if (type == kLatentBF16) {
+  if (type == kKvBF16) {
     auto* out = reinterpret_cast<uint16_t*>(row);
     for (int64_t i = 0; i < dim; ++i) out[i] = to_bf16(x[i]);
     return;
   }
-  auto* codes = reinterpret_cast<int8_t*>(row) + 4 * latent_groups(dim);
-  for (int64_t first = 0; first < dim; first += kLatentGroup) {
-    const int64_t end = std::min(dim, first + kLatentGroup);
+  auto* codes = reinterpret_cast<int8_t*>(row) + 4 * kv_groups(dim);
+  for (int64_t first = 0; first < dim; first += kKvGroup) {
+    const int64_t end = std::min(dim, first + kKvGroup);
     float most = 0.0f, nan = 0.0f;  // x - x: not zero where x is no finite number
     for (int64_t i = first; i < end; ++i) {
       most = std::max(most, std::fabs(x[i]));
@@ -270,13 +270,13 @@ void pack_latents(const float* x, LatentType type, int64_t dim, uint8_t* row) {
       const float code = nan == 0.0f ? std::nearbyint(x[i] * inverse) : 1.0f;
       codes[i] = static_cast<int8_t>(std::clamp(code, -127.0f, 127.0f));
     }
-    std::memcpy(row + first / kLatentGroup * sizeof scale, &scale, sizeof scale);
+    std::memcpy(row + first / kKvGroup * sizeof scale, &scale, sizeof scale);
   }
 }
 
 }  // namespace
 
-void latent_attention(const LatentAttentionArgs& args, const LatentPages& pages,
+void latent_attention(const LatentAttentionArgs& args, const KvPages& pages,
                       const SequenceBatch& batch) {
   check(args.num_heads >= 1 && args.latent_dim >= 1 && args.rope_dim >= 0 &&
             args.latent_dim + args.rope_dim == pages.dim,
@@ -288,15 +288,15 @@ void latent_attention(const LatentAttentionArgs& args, const LatentPages& pages,
   Attention(args, pages, batch, *runtime).run();
 }
 
-void store_latents(const float* rows, int64_t num_tokens, const LatentPages& pages,
-                   const SequenceBatch& batch) {
-  check_batch("store_latents", pages, batch, num_tokens);
+void store_kv(const float* rows, int64_t num_tokens, const KvPages& pages,
+              const SequenceBatch& batch) {
+  check_batch("store_kv", pages, batch, num_tokens);
   for (int64_t s = 0; s < batch.num_spans; ++s) {
     const auto [count, start, table] = batch.spans[s];
     for (int64_t t = 0; t < count; ++t, rows += pages.dim) {
       const int64_t position = start + t;
       const int64_t page = batch.tables[table + position / kPageTokens];
-      pack_latents(
+      pack_kv_row(
           rows, pages.type, pages.dim,
           pages.data + page * pages.page_bytes() + position % kPageTokens * pages.row_bytes());
     }

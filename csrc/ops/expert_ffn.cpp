@@ -38,7 +38,7 @@ void check_args(const ExpertFfnArgs& a) {
 
 int64_t id(const ExpertFfnArgs& a, int64_t pair) { return a.ids == nullptr ? 0 : a.ids[pair]; }
 
-// Whether an expert with so many tokens goes through matrix tiles.
+// True if an expert with this many tokens goes through matrix tiles.
 bool takes_tiles(const ExpertFfnArgs& a, int64_t tokens) {
   if (a.num_tokens < kLeastTileTokens) return false;
   const KernelTable& kernels = active_table();
@@ -54,19 +54,19 @@ void route(const ExpertFfnArgs& a, Routing& r) {
   for (int64_t i = 0; i < pairs; ++i) {
     if (id(a, i) >= 0) ++r.next[id(a, i)];
   }
-  r.few.clear();
-  r.many.clear();
+  r.untiled.clear();
+  r.tiled.clear();
   for (int64_t e = 0; e < experts; ++e) {
     const int64_t count = r.next[e];
-    if (count > 0) (takes_tiles(a, count) ? r.many : r.few).push_back({e, 0, count});
+    if (count > 0) (takes_tiles(a, count) ? r.tiled : r.untiled).push_back({e, 0, count});
   }
   int64_t slots = 0;
-  for (auto* batches : {&r.few, &r.many}) {
+  for (auto* batches : {&r.untiled, &r.tiled}) {
     for (Batch& batch : *batches) {
       batch.first = r.next[batch.expert] = slots;
       slots += batch.count;
     }
-    if (batches == &r.few) r.num_few_slots = slots;
+    if (batches == &r.untiled) r.num_untiled_slots = slots;
   }
   r.slot_of.assign(pairs, -1);
   r.pair_of.resize(slots);
@@ -78,7 +78,7 @@ void route(const ExpertFfnArgs& a, Routing& r) {
   }
 }
 
-// The experts with few tokens. Their products wait in `buffers` until all are there.
+// The experts by gemv or gemm. Their products wait in `buffers` until all are there.
 class Forward {
  public:
   Forward(const ExpertFfnArgs& args, const Routing& routing, Buffers& buffers)
@@ -91,7 +91,7 @@ class Forward {
         down_(kernels_.formats[args.down.type->id]),
         hidden_(args.gate.cols),
         inter_(args.gate.rows),
-        num_slots_(routing.num_few_slots) {}
+        num_slots_(routing.num_untiled_slots) {}
 
   // Memory of all stages, and the activation rows in slot order.
   void prepare(Runtime& runtime) {
@@ -116,7 +116,7 @@ class Forward {
     }
   }
 
-  // The products of some of routing.few.
+  // The products of some of routing.untiled.
   void compute(std::span<const Batch> batches, Runtime& runtime) {
     const int64_t count = static_cast<int64_t>(batches.size());
     inter_rows_ = rows_per_task(batches, runtime, inter_, 32, 256);  // whole blocks of activations
@@ -142,8 +142,8 @@ class Forward {
   }
 
  private:
-  // Rows of an expert that make a task: many where memory is the bound, since each task begins with
-  // data that nothing has fetched; few where there are many tokens, whose results a task holds.
+  // Rows of a task. Large where memory is the bound, since a task begins with data that nothing has
+  // prefetched; small for many tokens, whose results a task holds.
   static int64_t rows_per_task(std::span<const Batch> batches, const Runtime& runtime, int64_t rows,
                                int64_t least, int64_t most) {
     constexpr int64_t few_tokens = 8;
@@ -276,9 +276,9 @@ void expert_ffn(const ExpertFfnArgs& args) {
   route(args, routing);
   Forward forward(args, routing, *runtime);
   forward.prepare(*runtime);
-  if (!routing.few.empty()) forward.compute(routing.few, *runtime);
+  if (!routing.untiled.empty()) forward.compute(routing.untiled, *runtime);
   forward.sum(*runtime);
-  add_expert_tiles(args, routing, routing.many, *runtime);
+  add_expert_tiles(args, routing, routing.tiled, *runtime);
 }
 
 struct ExpertPass::State {
@@ -286,11 +286,11 @@ struct ExpertPass::State {
   Routing routing;
   Buffers buffers;
   std::optional<Forward> forward;
-  std::vector<const Batch*> waiting;  // (E): of routing.few, those not computed yet
+  std::vector<const Batch*> waiting;  // (E): of routing.untiled, those not computed yet
   std::vector<Batch> batches;         // of the call under way
   std::size_t num_free_done, num_tiles_done;
 
-  // Writes what routing.few gives, once all of it is there, before the tiles add to it.
+  // Writes what routing.untiled gives, once all of it is there, before the tiles add to it.
   void sum(Runtime& runtime) {
     if (num_tiles_done == 0) forward->sum(runtime);
   }
@@ -309,12 +309,12 @@ ExpertPass::Order ExpertPass::begin(const ExpertFfnArgs& args) {
   s.forward->prepare(*runtime);
   s.num_free_done = s.num_tiles_done = 0;
   s.waiting.assign(args.gate.batch, nullptr);
-  Order order{.experts = {}, .num_free = static_cast<int64_t>(s.routing.few.size())};
-  for (const Batch& batch : s.routing.few) {
+  Order order{.experts = {}, .num_free = static_cast<int64_t>(s.routing.untiled.size())};
+  for (const Batch& batch : s.routing.untiled) {
     s.waiting[batch.expert] = &batch;
     order.experts.push_back(static_cast<int32_t>(batch.expert));
   }
-  for (const Batch& batch : s.routing.many) {
+  for (const Batch& batch : s.routing.tiled) {
     order.experts.push_back(static_cast<int32_t>(batch.expert));
   }
   return order;
@@ -324,7 +324,7 @@ void ExpertPass::compute(std::span<const int32_t> experts) {
   const RuntimeLock runtime;
   State& s = *state_;
   check(s.args.has_value(), "expert_ffn: no pass has begun");
-  const auto& [few, many] = std::tie(s.routing.few, s.routing.many);
+  const auto& [untiled, tiled] = std::tie(s.routing.untiled, s.routing.tiled);
   s.batches.clear();
   std::size_t tiles = 0;
   for (const int32_t e : experts) {
@@ -338,17 +338,17 @@ void ExpertPass::compute(std::span<const int32_t> experts) {
       s.waiting[e] = nullptr;
       continue;
     }
-    const std::size_t turn = s.num_tiles_done + tiles;
-    const bool is_its_turn = s.num_free_done + s.batches.size() == few.size() &&
-                             turn < many.size() && many[turn].expert == e;
-    check(is_its_turn, "expert_ffn: it is not the turn of expert ", e);
+    const std::size_t next = s.num_tiles_done + tiles;
+    const bool is_next = s.num_free_done + s.batches.size() == untiled.size() &&
+                         next < tiled.size() && tiled[next].expert == e;
+    check(is_next, "expert_ffn: expert ", e, " is out of order");
     ++tiles;
   }
   if (!s.batches.empty()) s.forward->compute(s.batches, *runtime);
   s.num_free_done += s.batches.size();
   if (tiles == 0) return;
   s.sum(*runtime);
-  add_expert_tiles(*s.args, s.routing, std::span(many).subspan(s.num_tiles_done, tiles), *runtime);
+  add_expert_tiles(*s.args, s.routing, std::span(tiled).subspan(s.num_tiles_done, tiles), *runtime);
   s.num_tiles_done += tiles;
 }
 
@@ -357,7 +357,7 @@ void ExpertPass::finish() {
   State& s = *state_;
   check(s.args.has_value(), "expert_ffn: no pass has begun");
   const std::size_t missing =
-      s.routing.few.size() + s.routing.many.size() - s.num_free_done - s.num_tiles_done;
+      s.routing.untiled.size() + s.routing.tiled.size() - s.num_free_done - s.num_tiles_done;
   check(missing == 0, "expert_ffn: ", missing, " experts have not been computed");
   s.sum(*runtime);
   s.forward.reset();

@@ -54,7 +54,7 @@ class ExpertPass {
   Order begin(const ExpertFfnArgs& args);
 
   // Some experts, which are in memory now. Throws Error, before anything is computed, for one that
-  // is not, or whose turn it is not.
+  // is not, or that is out of order.
   void compute(std::span<const int32_t> experts);
 
   // Throws Error where an expert is missing; else args.out is complete.

@@ -18,8 +18,8 @@ struct Chunk {
   int64_t num_tiles() const { return ceil_div(count, kTokenTile); }
 };
 
-// The tokens of all experts in chunks that stay in the cache when a tile has so many words. Returns
-// the number of tiles.
+// Splits the tokens of all experts into chunks that stay in the cache, with tiles of tile_words.
+// Returns the number of tiles.
 int64_t split(std::span<const Batch> batches, int64_t tile_words, std::vector<Chunk>& chunks) {
   chunks.clear();
   int64_t tile = 0;

@@ -1,4 +1,4 @@
-// Routed experts that have many tokens, by matrix tiles.
+// Routed experts by matrix tiles.
 #pragma once
 
 #include <span>
@@ -9,7 +9,7 @@
 
 namespace hm {
 
-// Adds the weighted outputs of `batches`, which are some of routing.many, to args.out in their
+// Adds the weighted outputs of `batches`, which are some of routing.tiled, to args.out in their
 // order.
 void add_expert_tiles(const ExpertFfnArgs& args, const Routing& routing,
                       std::span<const Batch> batches, Runtime& runtime);

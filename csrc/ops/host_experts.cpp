@@ -69,8 +69,8 @@ void HostExpertCall::compute(int64_t num_tokens) {
     const int32_t id = args_.ids[i];
     check(id >= -1 && id < num_experts, "expert_ffn: expert id ", id, " of token ", i / args_.top_k,
           ", expected -1 to ", num_experts - 1);
-    const bool is_on_card = id >= 0 && args_.slot_of != nullptr && args_.slot_of[id] >= 0;
-    ids_[i] = is_on_card ? -1 : id;
+    const bool is_on_gpu = id >= 0 && args_.slot_of != nullptr && args_.slot_of[id] >= 0;
+    ids_[i] = is_on_gpu ? -1 : id;
     is_needed |= ids_[i] >= 0;
   }
   if (!is_needed) {  // not worth waking the pool

@@ -1,5 +1,5 @@
-// The routed experts of one layer as something that another's thread calls when its turn has come:
-// the CUDA driver's, between a copy of the inputs to the host and a copy of the result back.
+// The routed experts of one layer as a host function of a CUDA stream, between a copy of the inputs
+// to the host and a copy of the result back. The CUDA driver's thread calls it.
 #pragma once
 
 #include <atomic>
@@ -24,7 +24,7 @@ struct HostExpertArgs {
   Matrix gate;             // (E, I, H)
   Matrix up;               // (E, I, H)
   Matrix down;             // (E, H, I)
-  const int32_t* slot_of;  // (E) or null; experts with a slot (>= 0) are left out: the card's part
+  const int32_t* slot_of;  // (E) or null; experts with a slot (>= 0) are the GPU's
 };
 
 class HostExpertCall {

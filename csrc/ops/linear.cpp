@@ -11,13 +11,12 @@
 namespace hm {
 namespace {
 
-// Rows per task: many, since each begins with data that nothing has fetched, but all threads share;
-// with many tokens, whole panels of unpacked rows.
+// Rows of a task. Large, since a task begins with data that nothing has prefetched, but all threads
+// share. By gemm: whole panels.
 int64_t rows_per_task(const Matrix& w, const MatmulCosts& costs, int64_t num_tokens,
                       int num_threads) {
   constexpr int64_t task_bytes = 1024 * 1024, tasks_per_thread = 6;
-  const bool panels =
-      panels_cost(costs, w.rows, num_tokens) < few_tokens_cost(costs, w.rows, num_tokens);
+  const bool panels = gemm_cost(costs, w.rows, num_tokens) < gemv_cost(costs, w.rows, num_tokens);
   const int64_t tile = panels ? 2 * kPanelRows : 4;
   const int64_t by_size = std::max<int64_t>(1, task_bytes / w.row_bytes);
   const int64_t by_share = w.batch * w.rows / (num_threads * tasks_per_thread);
@@ -125,10 +124,10 @@ void linear(const Rows<const float>& x, int64_t num_tokens, const Matrix& w,
 }
 
 void dequantize(const Matrix& w, float* out) {
-  const auto decode = active_table().formats[w.type->id].decode;
+  const auto dequantize_row = active_table().formats[w.type->id].dequantize;
   const RuntimeLock runtime;
   runtime->pool.run(w.batch * w.rows, [&](int64_t r, int) {
-    decode(w.data + r * w.row_bytes, w.cols, out + r * w.cols);
+    dequantize_row(w.data + r * w.row_bytes, w.cols, out + r * w.cols);
   });
 }
 
@@ -138,10 +137,10 @@ void gather_rows(const Matrix& w, const int64_t* ids, int64_t num_ids, float* ou
     check(ids[i] >= 0 && ids[i] < w.rows, "gather_rows: id ", ids[i], " at position ", i,
           ", expected 0 to ", w.rows - 1);
   }
-  const auto decode = active_table().formats[w.type->id].decode;
+  const auto dequantize_row = active_table().formats[w.type->id].dequantize;
   const RuntimeLock runtime;
-  runtime->pool.run(num_ids,
-                    [&](int64_t i, int) { decode(w.row(0, ids[i]), w.cols, out + i * w.cols); });
+  runtime->pool.run(
+      num_ids, [&](int64_t i, int) { dequantize_row(w.row(0, ids[i]), w.cols, out + i * w.cols); });
 }
 
 }  // namespace hm

@@ -1,4 +1,4 @@
-// Dense products with a quantised matrix, and plain decoding. GIL-free; any number of threads.
+// Dense products with a quantised matrix, and dequantization. GIL-free; any number of threads.
 #pragma once
 
 #include <cstdint>

@@ -1,4 +1,4 @@
-// Which tokens each expert has.
+// Tokens of each expert.
 #pragma once
 
 #include <cstdint>
@@ -12,10 +12,10 @@ struct Batch {
 };
 
 // (token, choice) pairs sorted by expert, so that each expert's tokens are neighbours: first the
-// experts with few tokens, then those whose tokens go through matrix tiles.
+// experts by gemv or gemm, then those by matrix tiles.
 struct Routing {
-  std::vector<Batch> few, many;  // by expert
-  int64_t num_few_slots;
+  std::vector<Batch> untiled, tiled;  // by expert
+  int64_t num_untiled_slots;
   std::vector<int64_t> slot_of;  // (T * k): place in the sorted order, -1 = none
   std::vector<int64_t> pair_of;  // (slots): token * k + choice
   std::vector<int64_t> next;     // (E)

@@ -1,4 +1,4 @@
-// What products by matrix tiles share: when they pay, and how many tokens go together.
+// Products by matrix tiles: when they pay, and how many tokens go together.
 #pragma once
 
 #include <algorithm>
@@ -12,18 +12,18 @@ constexpr int64_t kTileBlockRows = 128;  // of one call
 
 constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
-// Steps of fewer tokens do without tiles, so that answers being written have the same bits whatever
-// else is in their batch.
-constexpr int64_t kLeastTileTokens = 16;
+// Smaller steps do without tiles, so that a decoding sequence has the same bits whatever else is in
+// its batch.
+constexpr int64_t kLeastTileTokens = kTokenTile;
 
-// Whether the cost model of the active kernels prefers tiles for this many tokens.
+// True if the active kernels' cost model prefers tiles for this many tokens.
 inline bool prefers_tiles(const KernelTable& kernels, const FormatKernels& format, int64_t rows,
                           int64_t tokens) {
   if (format.matmul_tiles == nullptr) return false;
   MatmulCosts c = kernels.costs;
   c.matrix_dot *= format.tile_parts;
-  return matrix_cost(c, rows, tokens) <
-         std::min(few_tokens_cost(c, rows, tokens), panels_cost(c, rows, tokens));
+  return tile_cost(c, rows, tokens) <
+         std::min(gemv_cost(c, rows, tokens), gemm_cost(c, rows, tokens));
 }
 
 constexpr int64_t kMostTilesTogether = 12;  // the sums of 32 rows stay in or near the L1 cache
@@ -39,7 +39,7 @@ inline int64_t tiles_together(int64_t num_tiles, int64_t tile_words) {
 }
 
 // Columns that are multiplied with all rows of a task before the next ones are, where the sums of
-// these rows can wait: with so many tiles of tokens, in so many parts, they stay in the L2 cache.
+// these rows can wait: num_tiles tiles of tokens, in num_parts parts, stay in the L2 cache.
 inline int64_t columns_together(int64_t num_tiles, int64_t num_parts, int64_t cols) {
   constexpr int64_t cache_bytes = 800 * 1024, step = 256;
   const int64_t most =

@@ -115,7 +115,7 @@ void rms_norm(const RmsNormArgs& a) {
   const KernelTable& kernels = active_table();
   each_range(a.num_tokens, a.n, [&](int64_t first, int64_t last) {
     for (int64_t t = first; t < last; ++t) {
-      kernels.rms_norm(a.x + t * a.x_stride, a.delta == nullptr ? nullptr : a.delta + t * a.n,
+      kernels.rms_norm(a.x + t * a.x_stride, a.residual == nullptr ? nullptr : a.residual + t * a.n,
                        a.weight, a.n, a.eps, a.out + t * a.out_stride);
     }
   });
@@ -124,12 +124,12 @@ void rms_norm(const RmsNormArgs& a) {
 void rotate(const RotateArgs& a) {
   each_range(a.num_tokens, a.num_heads * a.num_pairs * 2, [&](int64_t first, int64_t last) {
     for (int64_t t = first; t < last; ++t) {
-      const float* turn = a.turns + t * a.num_pairs * 2;
+      const float* unit = a.cos_sin + t * a.num_pairs * 2;
       for (int64_t h = 0; h < a.num_heads; ++h) {
         float* x = a.x + t * a.token_stride + h * a.head_stride;
         for (int64_t i = 0; i < a.num_pairs * 2; i += 2) {
-          const float re = x[i] * turn[i] - x[i + 1] * turn[i + 1];
-          x[i + 1] = x[i] * turn[i + 1] + x[i + 1] * turn[i];
+          const float re = x[i] * unit[i] - x[i + 1] * unit[i + 1];
+          x[i + 1] = x[i] * unit[i + 1] + x[i + 1] * unit[i];
           x[i] = re;
         }
       }

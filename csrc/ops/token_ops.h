@@ -5,12 +5,12 @@
 
 namespace hm {
 
-// Row t of x starts at x + t * x_stride; of delta, where it is not null, at t * n; out may be x.
+// Row t of x starts at x + t * x_stride; of residual, where it is not null, at t * n; out may be x.
 struct RmsNormArgs {
   float* x;
   int64_t x_stride;
-  const float* delta;   // (T, n), added to x first, or null
-  const float* weight;  // (n)
+  const float* residual;  // (T, n), added to x first, or null
+  const float* weight;    // (n)
   int64_t num_tokens, n;
   float eps;
   float* out;
@@ -19,11 +19,11 @@ struct RmsNormArgs {
 void rms_norm(const RmsNormArgs& args);
 
 // Turns neighbouring pairs, in place: vector (t, h) starts at x + t * token_stride + h *
-// head_stride and is multiplied, pair by pair as complex numbers, with turns[t].
+// head_stride and is multiplied, pair by pair as complex numbers, with cos_sin[t].
 struct RotateArgs {
   float* x;
   int64_t num_tokens, num_heads, token_stride, head_stride, num_pairs;
-  const float* turns;  // (T, num_pairs, 2)
+  const float* cos_sin;  // (T, num_pairs, 2)
 };
 void rotate(const RotateArgs& args);
 

@@ -113,13 +113,13 @@ const KernelTable& active_table() {
 // As ops::latent_attention, of one sequence whose first token here is at position `start`; rows of
 // rope queries are contiguous.
 extern "C" __attribute__((visibility("default"))) void emulated_attention(
-    const float* latent_queries, const float* rope_queries, int64_t num_tokens, int64_t num_heads,
+    const float* q_latent, const float* q_rope, int64_t num_tokens, int64_t num_heads,
     int64_t latent_dim, int64_t rope_dim, float scale, uint8_t* pages, int is_half,
     int64_t num_pages, const int32_t* table, int64_t num_entries, int64_t start, float* out) {
   const hm::SequenceSpan span = {num_tokens, start, 0};
   hm::latent_attention(
-      {.latent_queries = latent_queries,
-       .rope_queries = rope_queries,
+      {.q_latent = q_latent,
+       .q_rope = q_rope,
        .token_stride = num_heads * rope_dim,
        .head_stride = rope_dim,
        .num_tokens = num_tokens,
@@ -128,7 +128,7 @@ extern "C" __attribute__((visibility("default"))) void emulated_attention(
        .rope_dim = rope_dim,
        .scale = scale,
        .out = out},
-      {pages, is_half ? hm::kLatentF16 : hm::kLatentBF16, num_pages, latent_dim + rope_dim},
+      {pages, is_half ? hm::kKvF16 : hm::kKvBF16, num_pages, latent_dim + rope_dim},
       {&span, 1, table, num_entries});
 }
 

@@ -115,8 +115,8 @@ class Layer {
     const hm::SequenceSpan span{kTokens, positions - kTokens, 0};
     std::vector<float> out(queries.size());
     hm::latent_attention(
-        {.latent_queries = queries.data(),
-         .rope_queries = rotated.data(),
+        {.q_latent = queries.data(),
+         .q_rope = rotated.data(),
          .token_stride = heads * rope,
          .head_stride = rope,
          .num_tokens = kTokens,
@@ -125,12 +125,12 @@ class Layer {
          .rope_dim = rope,
          .scale = 0.1f,
          .out = out.data()},
-        {reinterpret_cast<uint8_t*>(latents.data()), hm::kLatentF32, pages, latent + rope},
+        {reinterpret_cast<uint8_t*>(latents.data()), hm::kKvF32, pages, latent + rope},
         {&span, 1, table.data(), pages});
     return out;
   }
 
-  // The experts as the driver's thread computes them, with one of them on the card, and what
+  // The experts as the driver's thread computes them, with one of them on the GPU, and what
   // happens to an error there.
   std::vector<float> hosted() const {
     int32_t ids[] = {0, 3, 1, 3, 2, -1};

@@ -1,4 +1,4 @@
-// The CPU's part in a CUDA stream: calls that wait in it, and the driver's function that runs them.
+// Host functions of a CUDA stream: the CPU's experts, and the driver's function that runs them.
 #include <pybind11/stl.h>
 
 #include <memory>
@@ -12,31 +12,28 @@ namespace py = pybind11;
 
 namespace hm {
 
-void register_host(py::module_& m) {
-  using Address = uintptr_t;
-  const py::call_guard<py::gil_scoped_release> no_gil;
-
+void register_host_calls(py::module_& m) {
   py::class_<HostExpertCall>(m, "HostExpertCall")
       .def(py::init([](Address x, Address ids, Address weights, Address out, int64_t max_tokens,
                        int64_t top_k, const Matrix& gate, const Matrix& up, const Matrix& down,
                        Address slot_of) {
              return std::make_unique<HostExpertCall>(HostExpertArgs{
-                 .x = reinterpret_cast<const float*>(x),
-                 .ids = reinterpret_cast<const int32_t*>(ids),
-                 .weights = reinterpret_cast<const float*>(weights),
-                 .out = reinterpret_cast<float*>(out),
+                 .x = pointer<const float>(x),
+                 .ids = pointer<const int32_t>(ids),
+                 .weights = pointer<const float>(weights),
+                 .out = pointer<float>(out),
                  .max_tokens = max_tokens,
                  .top_k = top_k,
                  .gate = gate,
                  .up = up,
                  .down = down,
-                 .slot_of = reinterpret_cast<const int32_t*>(slot_of),
+                 .slot_of = pointer<const int32_t>(slot_of),
              });
            }),
            py::arg("x"), py::arg("ids"), py::arg("weights"), py::arg("out"), py::arg("max_tokens"),
            py::arg("top_k"), py::arg("gate"), py::arg("up"), py::arg("down"), py::arg("slot_of"))
       .def_property("num_tokens", &HostExpertCall::num_tokens, &HostExpertCall::set_num_tokens)
-      .def("run", &HostExpertCall::run, no_gil)
+      .def("run", &HostExpertCall::run, NoGil())
       .def("take_error", &HostExpertCall::take_error)
       .def("times", &HostExpertCall::times);
 
@@ -46,10 +43,10 @@ void register_host(py::module_& m) {
           "launch",
           [](const CudaDriver& driver, Address stream, HostExpertCall& call) {
             driver.launch(
-                reinterpret_cast<void*>(stream),
+                pointer<void>(stream),
                 [](void* data) { static_cast<HostExpertCall*>(data)->run(); }, &call);
           },
-          py::arg("stream"), py::arg("call"), no_gil);
+          py::arg("stream"), py::arg("call"), NoGil());
 }
 
 }  // namespace hm

@@ -1,7 +1,7 @@
-// out[t][r] = weights[r] . x[t] for many tokens: rows are unpacked once into a panel, rows in
+// Gemm: out[t][r] = weights[r] . x[t] for many tokens. Rows are unpacked once into a panel, rows in
 // lanes, and multiplied with tile after tile of tokens, out of the cache.
 //
-// A panel holds kPanelRows rows of K weights. Lane l of group g (matmul-inl.h: 32 or 16 weights)
+// A panel holds kPanelRows rows of K weights. Lane l of group g (gemv-inl.h: 32 or 16 weights)
 // lies at l * groups + g, so that a lane's groups, whose products are added in turn, are
 // neighbours:
 //
@@ -14,7 +14,7 @@
 // same.
 #pragma once
 
-#include "kernels/matmul-inl.h"
+#include "kernels/gemv-inl.h"
 
 namespace hm {
 namespace {
@@ -237,17 +237,17 @@ struct PanelTile {
 
 // Tokens N at a time, then what is left of them.
 template <class Group, int N>
-void panel_tiles(const MatmulArgs& args, const PanelOf<Group>& panel, int64_t first_row,
-                 int64_t first_token, Fetcher& next) {
+void gemm_tiles(const MatmulArgs& args, const PanelOf<Group>& panel, int64_t first_row,
+                int64_t first_token, Fetcher& next) {
   int64_t t = first_token;
   for (; t + N <= args.num_tokens; t += N) {
     PanelTile<Group, N>::run(args, panel, first_row, t, next);
   }
-  if constexpr (N > 1) panel_tiles<Group, N - 1>(args, panel, first_row, t, next);
+  if constexpr (N > 1) gemm_tiles<Group, N - 1>(args, panel, first_row, t, next);
 }
 
 template <class Group>
-void matmul_panels(const MatmulArgs& args) {
+void gemm_panels(const MatmulArgs& args) {
   constexpr int tokens = Simd::Panel::kTokens;
   const PanelOf<Group> panel(args.scratch, args.cols);
   const int64_t steps = panel.groups * Group::Lanes::kLanes * (args.num_tokens / tokens + 1);
@@ -260,7 +260,7 @@ void matmul_panels(const MatmulArgs& args) {
       next = {rows, rows + (left < kPanelRows ? left : kPanelRows) * args.row_bytes, 0};
     }
     next.lines = (next.end - next.at) / 64 / steps + 1;
-    panel_tiles<Group, tokens>(args, panel, r, 0, next);
+    gemm_tiles<Group, tokens>(args, panel, r, 0, next);
   }
 }
 

@@ -1,6 +1,6 @@
-// out[t][r] = weights[r] . x[t] for a few tokens; many go to panel-inl.h.
+// Gemv: out[t][r] = weights[r] . x[t] for few tokens, straight from the blocks.
 //
-// Order of additions, the same for every number of rows, tokens and threads, and in panel-inl.h.
+// Order of additions, the same for every number of rows, tokens and threads, and in gemm-inl.h.
 // Quantised formats: for each group of 256 weights in turn, a lane for each 32 (or 16) weights
 // takes their exact sum times its scale, then their offset; floats: 16 lanes over K. At the end the
 // lanes are added by one tree. So a token's result is the same bits alone or in a batch, and AVX2,
@@ -97,7 +97,7 @@ HM_INLINE void fetch_ahead(const MatmulArgs& args, const void* p) {
 }
 
 template <class Group, int N>
-void matmul_groups(const MatmulArgs& args, int64_t first_token) {
+void gemv_groups(const MatmulArgs& args, int64_t first_token) {
   using Block = typename Group::Block;
   ActivationRow x[N];
   for (int t = 0; t < N; ++t) x[t] = activation_row(args.x[first_token + t], args.cols);
@@ -219,10 +219,10 @@ void float_tiles(const MatmulArgs& args, int64_t first_token) {
 }
 
 template <class Group, int N>
-void group_tiles(const MatmulArgs& args, int64_t first_token) {
+void gemv_tiles(const MatmulArgs& args, int64_t first_token) {
   int64_t t = first_token;
-  for (; t + N <= args.num_tokens; t += N) matmul_groups<Group, N>(args, t);
-  if constexpr (N > 1) group_tiles<Group, N - 1>(args, t);
+  for (; t + N <= args.num_tokens; t += N) gemv_groups<Group, N>(args, t);
+  if constexpr (N > 1) gemv_tiles<Group, N - 1>(args, t);
 }
 
 }  // namespace

@@ -1,0 +1,100 @@
+// Paged KV cache, and attention over it.
+
+#include <string>
+#include <utility>
+
+#include "base/check.h"
+#include "bindings.h"
+#include "ops/attention.h"
+
+namespace py = pybind11;
+
+namespace hm {
+namespace {
+
+KvType kv_type(const std::string& name) {
+  constexpr const char* names[kNumKvTypes] = {"f32", "f16", "bf16", "int8"};
+  for (int32_t i = 0; i < kNumKvTypes; ++i) {
+    if (name == names[i]) return static_cast<KvType>(i);
+  }
+  throw Error("KV cache: type " + name + ", expected f32, f16, bf16 or int8");
+}
+
+KvPages kv_pages(uint8_t* data, int64_t num_bytes, const std::string& type, int64_t num_pages,
+                 int64_t dim) {
+  constexpr int64_t most = int64_t{1} << 24;  // no product overflows
+  check(num_pages >= 0 && num_pages <= most && dim >= 1 && dim <= most, "KV cache: ", num_pages,
+        " pages of rows of ", dim, " is not usable");
+  const KvPages pages{data, kv_type(type), num_pages, dim};
+  check(num_pages * pages.page_bytes() == num_bytes, "KV cache: ", num_bytes, " bytes, expected ",
+        num_pages, " pages of ", pages.page_bytes());
+  return pages;
+}
+
+void register_pages(py::module_& m) {
+  py::class_<KvPages>(m, "KvPages")
+      .def(py::init([](Address data, int64_t num_bytes, const std::string& type, int64_t num_pages,
+                       int64_t dim) {
+             return kv_pages(pointer<uint8_t>(data), num_bytes, type, num_pages, dim);
+           }),
+           py::arg("data"), py::arg("num_bytes"), py::arg("type"), py::arg("num_pages"),
+           py::arg("dim"));
+  m.attr("PAGE_TOKENS") = kPageTokens;
+  m.def(
+      "kv_row_bytes",
+      [](const std::string& type, int64_t dim) { return kv_row_bytes(kv_type(type), dim); },
+      py::arg("type"), py::arg("dim"));
+}
+
+void register_latent_attention(py::module_& m) {
+  m.def(
+      "latent_attention",
+      [](Address q_latent, Address q_rope, int64_t token_stride, int64_t head_stride,
+         int64_t num_tokens, int64_t num_heads, int64_t latent_dim, int64_t rope_dim, float scale,
+         const KvPages& pages, Address spans, int64_t num_spans, Address tables,
+         int64_t num_entries, Address out) {
+        latent_attention(
+            {
+                .q_latent = pointer<float>(q_latent),
+                .q_rope = pointer<float>(q_rope),
+                .token_stride = token_stride,
+                .head_stride = head_stride,
+                .num_tokens = num_tokens,
+                .num_heads = num_heads,
+                .latent_dim = latent_dim,
+                .rope_dim = rope_dim,
+                .scale = scale,
+                .out = pointer<float>(out),
+            },
+            pages,
+            {pointer<SequenceSpan>(spans), num_spans, pointer<int32_t>(tables), num_entries});
+      },
+      py::arg("q_latent"), py::arg("q_rope"), py::arg("token_stride"), py::arg("head_stride"),
+      py::arg("num_tokens"), py::arg("num_heads"), py::arg("latent_dim"), py::arg("rope_dim"),
+      py::arg("scale"), py::arg("pages"), py::arg("spans"), py::arg("num_spans"), py::arg("tables"),
+      py::arg("num_entries"), py::arg("out"), NoGil());
+
+  m.def(
+      "store_kv",
+      [](Address rows, int64_t num_tokens, const KvPages& pages, Address spans, int64_t num_spans,
+         Address tables, int64_t num_entries) {
+        store_kv(pointer<float>(rows), num_tokens, pages,
+                 {pointer<SequenceSpan>(spans), num_spans, pointer<int32_t>(tables), num_entries});
+      },
+      py::arg("rows"), py::arg("num_tokens"), py::arg("pages"), py::arg("spans"),
+      py::arg("num_spans"), py::arg("tables"), py::arg("num_entries"), NoGil());
+}
+
+}  // namespace
+
+void register_attention(py::module_& m) {
+  register_pages(m);
+  register_latent_attention(m);
+  for (const auto& [old_name, name] :
+       {std::pair("LatentPages", "KvPages"), std::pair("latent_row_bytes", "kv_row_bytes"),
+        std::pair("store_latents", "store_kv")}) {
+    m.attr(old_name) = m.attr(name);
+  }
+}
+
+}  // namespace hm
