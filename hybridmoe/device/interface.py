@@ -12,6 +12,7 @@ from typing import Protocol
 
 from torch import Tensor
 
+from hybridmoe.config import RoutingSpec
 from hybridmoe.device.pending import Pending
 from hybridmoe.kernels.matrix import QuantMatrix
 from hybridmoe.kernels.paged_mla import Span
@@ -109,16 +110,7 @@ class Device(Protocol):
     def rotate_(self, x: Tensor, cos_sin: Tensor) -> Tensor: ...
 
     def route(
-        self,
-        logits: Tensor,
-        bias: Tensor | None,
-        top_k: int,
-        *,
-        num_groups: int,
-        num_groups_used: int,
-        is_sigmoid: bool,
-        is_normalized: bool,
-        scale: float,
+        self, logits: Tensor, bias: Tensor | None, spec: RoutingSpec
     ) -> tuple[Tensor, Tensor]: ...
 
     def store_kv(self, rows: Tensor, pages: Pages, tables: Tables) -> None: ...

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from hybridmoe import _C
+from hybridmoe.config import RoutingSpec
 from hybridmoe.errors import ShapeError
 from hybridmoe.hardware import isa
 from hybridmoe.hardware.topology import num_threads, set_num_threads
@@ -206,18 +207,8 @@ def rotate_(x: Tensor, cos_sin: Tensor) -> Tensor:
     return x
 
 
-def route(
-    logits: Tensor,
-    bias: Tensor | None,
-    top_k: int,
-    *,
-    num_groups: int,
-    num_groups_used: int,
-    is_sigmoid: bool,
-    is_normalized: bool,
-    scale: float,
-) -> tuple[Tensor, Tensor]:
-    """Each token's experts and their weights; hybridmoe.model.router says what the switches mean.
+def route(logits: Tensor, bias: Tensor | None, spec: RoutingSpec) -> tuple[Tensor, Tensor]:
+    """Choose each token's experts and their weights; hybridmoe.model.router explains the rules.
 
     Shapes:  logits (T, E) f32 · bias (E,) f32 -> ids (T, k) int32, best first, weights (T, k) f32.
     Numeric: of equal scores the lower id wins; a NaN counts as the best, and shows in the weights.
@@ -227,7 +218,8 @@ def route(
     tokens, num_experts = logits.shape
     if bias is not None:
         check_tensor(bias, "route: bias", torch.float32, 1, num_experts)
-    if not 1 <= top_k <= num_experts:  # the kernel looks at groups
+    top_k = spec.top_k
+    if not 1 <= top_k <= num_experts:  # the kernel checks groups
         raise ShapeError(f"route: {top_k} of {num_experts} experts, expected 1 to all of them")
     ids = torch.empty((tokens, top_k), dtype=torch.int32, device="cpu")
     weights = _empty(tokens, top_k)
@@ -237,11 +229,11 @@ def route(
         tokens,
         num_experts,
         top_k,
-        num_groups,
-        num_groups_used,
-        is_sigmoid,
-        is_normalized,
-        scale,
+        spec.num_groups,
+        spec.num_groups_used,
+        spec.is_sigmoid,
+        spec.is_normalized,
+        spec.scale,
         ids.data_ptr(),
         weights.data_ptr(),
     )

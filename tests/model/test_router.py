@@ -8,11 +8,9 @@ import torch
 from k2_config import K2
 
 from hybridmoe import _C
-from hybridmoe.config import GATE_SIGMOID, GATE_SOFTMAX, ModelConfig
-from hybridmoe.device.cpu import CpuDevice
+from hybridmoe.config import GATE_SIGMOID, GATE_SOFTMAX, ModelConfig, RoutingSpec
 from hybridmoe.errors import ShapeError
 from hybridmoe.kernels import ops
-from hybridmoe.model.router import route
 
 
 def _config(**changes: object) -> ModelConfig:
@@ -69,8 +67,8 @@ def test_routes_as_written_out(variant: str, has_bias: bool) -> None:
     rng = np.random.default_rng(7)
     logits = rng.normal(size=(50, c.num_experts)).astype(np.float32)
     bias = rng.normal(scale=0.1, size=c.num_experts).astype(np.float32) if has_bias else None
-    ids, weights = route(
-        CpuDevice(), torch.from_numpy(logits), None if bias is None else torch.from_numpy(bias), c
+    ids, weights = ops.route(
+        torch.from_numpy(logits), None if bias is None else torch.from_numpy(bias), c.routing
     )
     assert ids.dtype == torch.int32
     for token in range(50):
@@ -86,7 +84,7 @@ def test_the_bias_selects_but_does_not_weigh() -> None:
     logits = torch.zeros(1, c.num_experts)
     bias = torch.zeros(c.num_experts)
     bias[100:108] = 0.5
-    ids, weights = route(CpuDevice(), logits, bias, c)
+    ids, weights = ops.route(logits, bias, c.routing)
     assert sorted(ids[0].tolist()) == list(range(100, 108))
     assert torch.allclose(weights, torch.full((1, 8), c.routed_scale / 8))
 
@@ -97,9 +95,9 @@ def test_the_bias_selects_but_does_not_weigh() -> None:
 def test_no_experts_to_choose_are_refused(
     num_experts: int, top_k: int, tokens: int, is_sigmoid: bool
 ) -> None:
-    options = {"num_groups": 1, "num_groups_used": 1, "is_normalized": True, "scale": 1.0}
+    spec = RoutingSpec(top_k=top_k, is_sigmoid=is_sigmoid, is_normalized=True)
     logits = torch.zeros(tokens, num_experts)
     with pytest.raises(ShapeError, match="route: "):
-        ops.route(logits, None, top_k, is_sigmoid=is_sigmoid, **options)
-    with pytest.raises(ShapeError, match="not usable"):  # the kernel looks by itself
+        ops.route(logits, None, spec)
+    with pytest.raises(ShapeError, match="not usable"):  # the kernel checks by itself
         _C.route(0, 0, tokens, num_experts, top_k, 1, 1, is_sigmoid, True, 1.0, 0, 0)

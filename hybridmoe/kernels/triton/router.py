@@ -1,4 +1,4 @@
-"""Which experts a token goes to, chosen on a card: the twin of `ops.route`.
+"""Expert routing on the GPU: the twin of `ops.route`.
 
 One program a token, all experts in registers, the best taken one after the other.
 """
@@ -8,24 +8,17 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from hybridmoe.config import RoutingSpec
 from hybridmoe.errors import ShapeError
 from hybridmoe.kernels.triton.runtime import check_device_tensor
 
 __all__ = ["route"]
 
+_NO_KEY = tl.constexpr(-0x7FFFFFFF - 1)  # below the key of every number
 
-def route(
-    logits: Tensor,
-    bias: Tensor | None,
-    top_k: int,
-    *,
-    num_groups: int,
-    num_groups_used: int,
-    is_sigmoid: bool,
-    is_normalized: bool,
-    scale: float,
-) -> tuple[Tensor, Tensor]:
-    """Each token's experts and their weights; hybridmoe.model.router says what the switches mean.
+
+def route(logits: Tensor, bias: Tensor | None, spec: RoutingSpec) -> tuple[Tensor, Tensor]:
+    """Choose each token's experts and their weights; hybridmoe.model.router explains the rules.
 
     Shapes:  logits (T, E) f32 · bias (E,) f32 -> ids (T, k) int32, best first, weights (T, k) f32.
     Numeric: of equal scores the lower id wins; a NaN counts as the best, and shows in the weights.
@@ -36,10 +29,11 @@ def route(
     tokens, num_experts = logits.shape
     if bias is not None:
         check_device_tensor(bias, "route: bias", f32, (num_experts,))
-    is_usable = 1 <= num_groups_used <= num_groups and num_experts % num_groups == 0
-    if not is_usable or not 1 <= top_k <= num_experts // num_groups * num_groups_used:
+    top_k, groups, groups_used = spec.top_k, spec.num_groups, spec.num_groups_used
+    is_usable = 1 <= groups_used <= groups and num_experts % groups == 0
+    if not is_usable or not 1 <= top_k <= num_experts // groups * groups_used:
         raise ShapeError(
-            f"route: {top_k} of {num_experts} experts in {num_groups_used} of {num_groups} groups"
+            f"route: {top_k} of {num_experts} experts in {groups_used} of {groups} groups"
             " is not usable"
         )
     ids = torch.empty((tokens, top_k), dtype=torch.int32, device=logits.device)
@@ -51,16 +45,16 @@ def route(
             ids,
             weights,
             num_experts,
-            scale,
+            spec.scale,
             TOP_K=top_k,
-            GROUPS=num_groups,
-            GROUPS_USED=num_groups_used,
+            GROUPS=groups,
+            GROUPS_USED=groups_used,
             HAS_BIAS=bias is not None,
-            IS_SIGMOID=is_sigmoid,
-            IS_NORMALIZED=is_normalized,
+            IS_SIGMOID=spec.is_sigmoid,
+            IS_NORMALIZED=spec.is_normalized,
             BLOCK=triton.next_power_of_2(num_experts),
             K_BLOCK=triton.next_power_of_2(top_k),
-            GROUP_BLOCK=triton.next_power_of_2(num_groups),
+            GROUP_BLOCK=triton.next_power_of_2(groups),
             num_warps=2,
         )
     return ids, weights
@@ -68,15 +62,45 @@ def route(
 
 @triton.jit
 def _order(x):
-    """Integers in the order of the numbers."""
-    bits = (x + 0.0).to(tl.int32, bitcast=True)  # there is one zero
+    """Map floats to integers of the same order."""
+    bits = (x + 0.0).to(tl.int32, bitcast=True)  # -0 becomes 0
     return bits ^ ((bits >> 31) & 0x7FFFFFFF)
 
 
 @triton.jit
 def _best(key, index):
-    """Where the largest key is; of equal ones the first."""
+    """Find the index of the largest key, of equal ones the first."""
     return tl.min(tl.where(key == tl.max(key, 0), index, 0x7FFFFFFF), 0)
+
+
+@triton.jit
+def _in_best_groups(
+    choice,
+    e,
+    size,
+    GROUPS: tl.constexpr,
+    GROUPS_USED: tl.constexpr,
+    IS_SIGMOID: tl.constexpr,
+    BLOCK: tl.constexpr,
+    GROUP_BLOCK: tl.constexpr,
+):
+    """Select the experts of the best groups of `size`."""
+    g = tl.arange(0, GROUP_BLOCK)
+    group_key = tl.full((GROUP_BLOCK,), _NO_KEY, tl.int32)
+    for group in tl.static_range(GROUPS):
+        is_inside = (e >= group * size) & (e < (group + 1) * size)
+        inside = tl.where(is_inside, choice, float("-inf"))
+        strength = tl.max(inside, 0)
+        if IS_SIGMOID & (size > 1):
+            first = tl.min(tl.where(is_inside & (inside == strength), e, BLOCK), 0)
+            strength += tl.max(tl.where(e == first, float("-inf"), inside), 0)
+        group_key = tl.where(g == group, _order(strength), group_key)
+    is_candidate = e < 0
+    for _ in tl.static_range(GROUPS_USED):
+        group = _best(group_key, g)
+        is_candidate |= (e >= group * size) & (e < (group + 1) * size)
+        group_key = tl.where(g == group, _NO_KEY, group_key)
+    return is_candidate
 
 
 @triton.jit
@@ -110,26 +134,12 @@ def _route_kernel(
     if HAS_BIAS:
         choice += tl.load(bias_ptr + e, mask=is_expert, other=0.0)
     choice = tl.where(choice != choice, float("inf"), choice)  # a NaN is seen, not lost
-    none = -0x7FFFFFFF - 1  # no number's key
     is_candidate = is_expert
     if GROUPS_USED < GROUPS:
-        size = num_experts // GROUPS
-        g = tl.arange(0, GROUP_BLOCK)
-        group_key = tl.full((GROUP_BLOCK,), none, tl.int32)
-        for group in tl.static_range(GROUPS):
-            is_inside = (e >= group * size) & (e < (group + 1) * size)
-            inside = tl.where(is_inside, choice, float("-inf"))
-            strength = tl.max(inside, 0)
-            if IS_SIGMOID & (size > 1):
-                first = tl.min(tl.where(is_inside & (inside == strength), e, BLOCK), 0)
-                strength += tl.max(tl.where(e == first, float("-inf"), inside), 0)
-            group_key = tl.where(g == group, _order(strength), group_key)
-        is_candidate = e < 0
-        for _ in tl.static_range(GROUPS_USED):
-            group = _best(group_key, g)
-            is_candidate |= (e >= group * size) & (e < (group + 1) * size)
-            group_key = tl.where(g == group, none, group_key)
-    key = tl.where(is_candidate, _order(choice), none)
+        is_candidate = _in_best_groups(
+            choice, e, num_experts // GROUPS, GROUPS, GROUPS_USED, IS_SIGMOID, BLOCK, GROUP_BLOCK
+        )
+    key = tl.where(is_candidate, _order(choice), _NO_KEY)
     k = tl.arange(0, K_BLOCK)
     ids = tl.zeros((K_BLOCK,), tl.int32)
     weights = tl.zeros((K_BLOCK,), tl.float32)
@@ -140,7 +150,7 @@ def _route_kernel(
         ids = tl.where(k == j, best, ids)
         weights = tl.where(k == j, score, weights)
         total += score
-        key = tl.where(e == best, none, key)
+        key = tl.where(e == best, _NO_KEY, key)
     factor = scale
     if IS_NORMALIZED:
         factor = scale / (total + 1e-20)

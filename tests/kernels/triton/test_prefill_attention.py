@@ -10,6 +10,7 @@ from random_weights import random_matrix
 from torch.utils._python_dispatch import TorchDispatchMode
 from triton_bounds import U
 
+from hybridmoe.config import RoutingSpec
 from hybridmoe.device.cpu import CpuDevice
 from hybridmoe.device.interface import Device
 from hybridmoe.device.pending import Ready
@@ -199,7 +200,9 @@ def test_nothing_but_to_host_waits_for_the_card(monkeypatch: pytest.MonkeyPatch)
     card = CudaDevice(CPU)
     layer = Layer(card, "f16")
     w = card.matrix(random_matrix(GGMLQuantizationType.Q8_0, 1, 32, 32), "w")
-    routed = {"num_groups": 4, "num_groups_used": 2, "is_sigmoid": True, "is_normalized": True}
+    spec = RoutingSpec(
+        top_k=3, num_groups=4, num_groups_used=2, is_sigmoid=True, is_normalized=True
+    )
     with NoReading():
         for step in STEPS:
             layer.step(step)
@@ -207,7 +210,7 @@ def test_nothing_but_to_host_waits_for_the_card(monkeypatch: pytest.MonkeyPatch)
             x = rand(tokens, 32, seed=1)
             card.dense_ffn(x, w, w, w, base=Ready(x))
             card.rms_norm(x, rand(32, seed=2), 1e-6, residual=x.clone(), out=x)
-            card.route(x, None, 3, scale=1.0, **routed)
+            card.route(x, None, spec)
             card.rotate_(x.view(tokens, 4, 8), rand(tokens, 8, seed=3))
     with pytest.raises(AssertionError, match="_local_scalar_dense"), NoReading():
         rand(1, seed=1).item()

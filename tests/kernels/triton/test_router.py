@@ -1,8 +1,9 @@
-"""Routing on a card, in Triton's interpreter, against the native kernel."""
+"""Routing on the GPU, in Triton's interpreter, against the native kernel."""
 
 import pytest
 import torch
 
+from hybridmoe.config import RoutingSpec
 from hybridmoe.errors import ShapeError
 from hybridmoe.kernels import ops
 
@@ -13,28 +14,35 @@ from hybridmoe.kernels.triton.runtime import IS_INTERPRETED
 
 pytestmark = pytest.mark.skipif(not IS_INTERPRETED, reason="tensors are the interpreter's")
 
-VARIANTS = {  # experts, top_k, groups, used, sigmoid, normalised, scale
-    "k2": (384, 8, 1, 1, True, True, 2.827),
-    "v3": (256, 8, 8, 4, True, True, 2.5),
-    "v2": (160, 6, 8, 3, False, False, 16.0),
-    "v2-lite": (64, 6, 1, 1, False, False, 1.0),
-    "groups of one": (6, 2, 6, 3, True, True, 1.0),
-    "all": (5, 5, 1, 1, True, False, 1.0),
+
+def spec(
+    top_k: int, groups: int, used: int, sigmoid: bool, normalized: bool, scale: float
+) -> RoutingSpec:
+    return RoutingSpec(
+        top_k=top_k,
+        num_groups=groups,
+        num_groups_used=used,
+        is_sigmoid=sigmoid,
+        is_normalized=normalized,
+        scale=scale,
+    )
+
+
+VARIANTS = {  # experts; top_k, groups, used, sigmoid, normalised, scale
+    "k2": (384, spec(8, 1, 1, True, True, 2.827)),
+    "v3": (256, spec(8, 8, 4, True, True, 2.5)),
+    "v2": (160, spec(6, 8, 3, False, False, 16.0)),
+    "v2-lite": (64, spec(6, 1, 1, False, False, 1.0)),
+    "groups of one": (6, spec(2, 6, 3, True, True, 1.0)),
+    "all": (5, spec(5, 1, 1, True, False, 1.0)),
 }
 
 
 def both(
     logits: torch.Tensor, bias: torch.Tensor | None, variant: str
 ) -> tuple[tuple[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]:
-    _, top_k, groups, used, is_sigmoid, is_normalized, scale = VARIANTS[variant]
-    options = {
-        "num_groups": groups,
-        "num_groups_used": used,
-        "is_sigmoid": is_sigmoid,
-        "is_normalized": is_normalized,
-        "scale": scale,
-    }
-    return route(logits, bias, top_k, **options), ops.route(logits, bias, top_k, **options)
+    _, rule = VARIANTS[variant]
+    return route(logits, bias, rule), ops.route(logits, bias, rule)
 
 
 @pytest.mark.parametrize("has_bias", [False, True])
@@ -63,10 +71,9 @@ def test_a_bias_of_minus_infinity_is_taken_last_and_once() -> None:
 
 
 def test_what_cannot_be_is_one_line() -> None:
-    options = {"is_sigmoid": True, "is_normalized": True, "scale": 1.0}
     with pytest.raises(ShapeError, match="not usable"):
-        route(torch.zeros(1, 8), None, 0, num_groups=1, num_groups_used=1, **options)
+        route(torch.zeros(1, 8), None, spec(0, 1, 1, True, True, 1.0))
     with pytest.raises(ShapeError, match="not usable"):
-        route(torch.zeros(1, 8), None, 5, num_groups=4, num_groups_used=2, **options)
+        route(torch.zeros(1, 8), None, spec(5, 4, 2, True, True, 1.0))
     with pytest.raises(ShapeError, match="bias"):
-        route(torch.zeros(1, 8), torch.zeros(7), 1, num_groups=1, num_groups_used=1, **options)
+        route(torch.zeros(1, 8), torch.zeros(7), spec(1, 1, 1, True, True, 1.0))
