@@ -1,1 +1,1 @@
-"""Devices that compute the dense part, their streams, and their errors."""
+"""Devices of the dense part, their streams, and their errors."""

@@ -143,7 +143,7 @@ class CudaDevice:
             span = slice(prompt.first_row, prompt.first_row + prompt.num_tokens)
             out[span] = expanded_attention(
                 q_nope[span], q_rope[span], keys, values, pages.data, prompt.pages,
-                prompt.num_seen, scale,
+                prompt.num_positions, scale,
             )  # fmt: skip
         return out
 

@@ -1,4 +1,4 @@
-"""Where the tokens of a step's sequences lie, as the card's kernels take it."""
+"""Block tables of a step's sequences in the layout of the GPU kernels."""
 
 from collections.abc import Sequence
 from typing import NamedTuple, Self
@@ -10,34 +10,33 @@ from hybridmoe.kernels.paged_mla import PAGE_TOKENS, Span
 
 __all__ = ["CudaBlockTables", "Prompt"]
 
-# Spans of so many tokens are prompts, whose keys and values are worth expanding. By operations that
-# begins at 170 with Kimi K2's sizes, but a prompt's kernel does more of them in a second, and reads
-# latents once. A guess, to be tuned where there is a card.
+# Spans of at least this many tokens have their keys and values expanded. By operations it pays from
+# 170 with K2's sizes, but that kernel does more of them a second. Not measured.
 PROMPT_TOKENS = 64
 
 
 class Prompt(NamedTuple):
-    """A span of a step that is no mere decoding: `num_tokens` rows, the first is `first_row`."""
+    """Long span of a step: `num_tokens` rows, the first is `first_row`."""
 
     first_row: int
     num_tokens: int
-    num_seen: int  # positions up to its last token's
+    num_positions: int  # up to its last token's
     pages: Tensor  # (pages,) int64
 
 
 class CudaBlockTables:
-    """Made on the host, copied to the device in one piece.
+    """Block tables in VRAM, made on the host and copied in one piece.
 
-    slots (T,) int64: where each token's latents go, page * 64 + row. Of the D tokens in short
-    spans: rows (D,) int64, which they are; tables (D, num_pages) int32 and positions (D,) int32 as
-    `latent_attention` has them. prompts: the other spans. Where every span is one token, num_pages
-    is rounded up to a power of two, so that steps of equal sizes have equal shapes.
+    slots (T,) int64: KV position of each token, page * 64 + row. For the D tokens of short spans:
+    rows (D,) int64, their numbers in the step; tables (D, num_pages) int32 and positions (D,) int32
+    as in `latent_attention`. prompts: the long spans. If every span is one token, num_pages is
+    rounded up to a power of two, so that few shapes occur.
     """
 
     def __init__(
         self, buffer: Tensor, num_tokens: int, num_short: int, num_pages: int, num_prompts: int
     ) -> None:
-        """buffer: int32, as `of` packs it."""
+        """buffer: int32, packed by `of`."""
         self._buffer = buffer
         self._sizes = (num_tokens, num_short, num_pages, num_prompts)
         self.num_tokens, self.num_pages = num_tokens, num_pages
@@ -50,7 +49,7 @@ class CudaBlockTables:
 
     @classmethod
     def of(cls, spans: Sequence[Span], device: torch.device) -> Self:
-        """The table of a step's sequences, one after the other."""
+        """Pack the spans of a step's sequences."""
         num_tokens = sum(span.num_tokens for span in spans)
         short = [span for span in spans if span.num_tokens < PROMPT_TOKENS]
         num_pages = max((_num_pages(span) for span in short), default=0)
@@ -82,12 +81,12 @@ class CudaBlockTables:
         return table
 
     def clone(self) -> Self:
-        """The same in memory of its own. Without prompts only."""
+        """Copy to new memory. Without prompts only."""
         assert not self.prompts
         return type(self)(self._buffer.clone(), *self._sizes)
 
     def copy_(self, other: Self) -> None:
-        """Take another table's contents, which has the same sizes."""
+        """Copy the contents of other tables of the same sizes."""
         assert self._sizes == other._sizes, (self._sizes, other._sizes)
         self._buffer.copy_(other._buffer)
 

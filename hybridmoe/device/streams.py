@@ -1,9 +1,7 @@
-"""Streams: what a card and the CPU do in turn, and a stand-in for them that needs no card.
+"""Streams of GPU work and host functions.
 
-A stream is a queue of copies and calls that run in order, later than they are asked for. The
-program asks for everything at once and never waits: one stream waits for another. `FakeStream` runs
-in Python; its lazy form puts work off until somebody waits for it, which is what shows a wait that
-was forgotten.
+A stream is a queue of copies and calls that run in order, later than they are queued. The program
+queues everything at once and never waits: one stream waits for another.
 """
 
 from collections.abc import Sequence
@@ -20,46 +18,46 @@ __all__ = ["CudaStream", "Event", "Stream", "host_empty"]
 
 
 class Event(Protocol):
-    """A place in a stream: the end of what was in it when the event was recorded."""
+    """Marker in a stream: the end of the work queued when it was recorded."""
 
     def is_done(self) -> bool:
-        """Whether the stream has come so far. Does not wait."""
+        """Return True once the stream has passed it. Does not wait."""
         ...
 
     def wait(self) -> None:
-        """Let the calling thread wait until it has."""
+        """Block the calling thread until then."""
         ...
 
 
 class Stream(Protocol):
-    """Work in order. Only `synchronize` and `Event.wait` keep the caller."""
+    """Ordered queue of work. Only `synchronize` and `Event.wait` block the caller."""
 
     def copy(self, dst: Tensor, src: Tensor) -> None:
-        """dst = src, of one shape and type; both stay in place until it is done."""
+        """Queue dst = src, of one shape and type; both stay in place until it is done."""
         ...
 
     def launch(self, call: _C.HostExpertCall) -> None:
-        """Run a call on the CPU; it and its memory stay alive until that is done."""
+        """Queue a call on the CPU; it and its memory stay alive until it is done."""
         ...
 
     def wait_for(self, other: "Stream | Event") -> None:
-        """Later work here begins after an event, or after all that `other` has been given so far.
+        """Order later work here after an event, or after all work queued in `other` so far.
 
-        Streams and events of one kind belong together.
+        Both belong to one implementation.
         """
         ...
 
     def record(self) -> Event:
-        """The end of what is in here now."""
+        """Record an event behind the work queued so far."""
         ...
 
     def synchronize(self) -> None:
-        """Let the calling thread wait until all is done."""
+        """Block the calling thread until all work is done."""
         ...
 
 
 def host_empty(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Memory on the host that `device` can copy from and to by itself: page-locked for a card."""
+    """Allocate host memory for asynchronous copies: pinned for a GPU."""
     return torch.empty(tuple(shape), dtype=dtype, device="cpu", pin_memory=device.type == "cuda")
 
 
@@ -72,7 +70,7 @@ def _driver() -> _C.CudaDriver:
 
 
 class CudaEvent:
-    """`Event` of a card. Not while its stream is captured."""
+    """CUDA event. Not while its stream is captured."""
 
     def __init__(self, event: torch.cuda.Event) -> None:
         self.event = event
@@ -85,15 +83,15 @@ class CudaEvent:
 
 
 class CudaStream:
-    """A stream of a card. Everything here can be captured in a graph but what keeps the caller."""
+    """CUDA stream. All but the blocking methods can be captured in a graph."""
 
     def __init__(self, stream: torch.cuda.Stream | None = None) -> None:
-        """None: whichever stream torch works in at the time, so that it is the captured one."""
+        """stream: None = torch's current stream at each call, so that it is the captured one."""
         self._stream = stream
 
     @property
     def stream(self) -> torch.cuda.Stream:
-        """Torch's own object."""
+        """Return torch's own object."""
         return self._stream or torch.cuda.current_stream()
 
     def copy(self, dst: Tensor, src: Tensor) -> None:
@@ -101,7 +99,10 @@ class CudaStream:
             dst.copy_(src, non_blocking=True)
 
     def launch(self, call: _C.HostExpertCall) -> None:
-        """Errors: ConfigError where the driver has no such function, HybridMoeError if it fails."""
+        """Queue a call.
+
+        Errors: ConfigError if the driver lacks host functions, HybridMoeError if it fails.
+        """
         driver = _driver()
         try:
             driver.launch(self.stream.cuda_stream, call)

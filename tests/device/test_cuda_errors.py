@@ -1,4 +1,4 @@
-"""A card's failures: no memory ends a step, anything else the card; both are one line."""
+"""CUDA errors: out of memory ends a step, anything else the GPU; both are one line."""
 
 import re
 from pathlib import Path
@@ -18,7 +18,7 @@ from hybridmoe.model.decoder import Decoder
 from hybridmoe.model.weights import Weights
 
 GIB = 1 << 30
-NO_ROOM = torch.OutOfMemoryError(
+OUT_OF_MEMORY = torch.OutOfMemoryError(
     "CUDA out of memory. Tried to allocate 1.50 GiB. GPU 0 has a total capacity of 23.64 GiB of"
     " which 512.00 MiB is free. Process 7 has 1.10 GiB memory in use. Of the allocated memory 20.1"
     " GiB is allocated by PyTorch, and 3.00 MiB is reserved by PyTorch but unallocated."
@@ -36,11 +36,11 @@ LOST = torch.AcceleratorError(
 def test_no_memory_in_a_step_says_how_much_lower_the_budget_is_to_be() -> None:
     guard = CudaErrorGuard(20 * GIB)
     with pytest.raises(DeviceError) as caught, guard.watch(512):
-        raise NO_ROOM
+        raise OUT_OF_MEMORY
     text = str(caught.value)
     assert text.startswith(
-        "the card has no memory left for a step of 512 tokens (1.50 GiB are needed, 512.00 MiB are"
-        " free): lower --vram to "
+        "the GPU is out of memory for a step of 512 tokens (1.50 GiB requested, 512.00 MiB free):"
+        " lower --vram to "
     )
     match = re.search(r"--vram to ([0-9.]+)GiB", text)
     assert match is not None
@@ -53,8 +53,8 @@ def test_no_memory_in_a_step_says_how_much_lower_the_budget_is_to_be() -> None:
 @pytest.mark.parametrize(
     ("error", "remedy"),
     [
-        (NO_ROOM, "lower --vram by 1.07 GiB"),
-        (IN_PIECES, "lower --vram by 0.32 GiB"),
+        (OUT_OF_MEMORY, "lower --vram by 1.07GiB"),
+        (IN_PIECES, "lower --vram by 320.00MiB"),
         (torch.OutOfMemoryError("CUDA out of memory"), "lower --vram"),
         (torch.AcceleratorError("CUDA error: out of memory"), "lower --vram"),
         (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `x`"), "lower --vram"),
@@ -62,7 +62,7 @@ def test_no_memory_in_a_step_says_how_much_lower_the_budget_is_to_be() -> None:
     ],
 )
 def test_no_memory_while_loading_is_of_the_configuration(error: Exception, remedy: str) -> None:
-    told = pytest.raises(ConfigError, match=rf"no memory left for experts.*{remedy}$")
+    told = pytest.raises(ConfigError, match=rf"out of memory for experts.*{remedy}$")
     with told, loading_onto_gpu("experts"):
         raise error
 
@@ -76,16 +76,16 @@ def test_no_memory_while_loading_is_of_the_configuration(error: Exception, remed
         RuntimeError("CUDA driver error: unknown error"),
     ],
 )
-def test_any_other_error_of_the_card_loses_it(error: Exception) -> None:
+def test_any_other_cuda_error_loses_the_gpu(error: Exception) -> None:
     guard = CudaErrorGuard()
-    told = pytest.raises(DeviceError, match=r"the card failed: .*; restart to use it")
+    told = pytest.raises(DeviceError, match=r"the GPU failed: .*; restart to use it")
     with told as caught, guard.watch(1):
         raise error
     assert "\n" not in str(caught.value)
     for again in (guard.check, guard.watch(1).__enter__):
         with pytest.raises(DeviceError, match=re.escape(str(caught.value))):
             again()
-    with pytest.raises(DeviceError, match="the card failed"), loading_onto_gpu("experts"):
+    with pytest.raises(DeviceError, match="the GPU failed"), loading_onto_gpu("experts"):
         raise error
 
 
@@ -110,7 +110,7 @@ def model(tmp_path: Path) -> Decoder:
         return Decoder(Weights(file), ModelConfig.from_metadata(file.metadata))
 
 
-def test_a_lost_card_ends_all_requests_and_refuses_new_ones(
+def test_a_lost_gpu_ends_all_requests_and_refuses_new_ones(
     model: Decoder, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     engine = Engine(model, frozenset(), EngineConfig(context_tokens=128, max_running=1))
@@ -126,7 +126,7 @@ def test_a_lost_card_ends_all_requests_and_refuses_new_ones(
     monkeypatch.setattr(model.device, "to_host", fail, raising=False)
     ends = [running.wait().end for running in (first, second)]
     assert [end.reason for end in ends] == ["error", "error"]
-    wanted = "the card failed: CUDA error: an illegal memory access was encountered; restart"
+    wanted = "the GPU failed: CUDA error: an illegal memory access was encountered; restart"
     assert all(str(end.error).startswith(wanted) for end in ends)
     assert engine.device_failure == ends[0].error
     for asked in (
@@ -134,12 +134,12 @@ def test_a_lost_card_ends_all_requests_and_refuses_new_ones(
         lambda: engine.logits([1, 2]),
         lambda: engine.save(tmp_path / "kv", [5] * 70, "model"),
     ):
-        with pytest.raises(DeviceError, match="the card failed"):
+        with pytest.raises(DeviceError, match="the GPU failed"):
             asked()
     engine.close()
 
 
-def test_a_card_lost_between_steps_is_noticed(
+def test_a_gpu_lost_between_steps_is_noticed(
     model: Decoder, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     engine = Engine(model, frozenset(), EngineConfig(context_tokens=128))
@@ -149,7 +149,7 @@ def test_a_card_lost_between_steps_is_noticed(
 
     monkeypatch.setattr("hybridmoe.engine.kv_cache.KvCache.acquire_prefix", fail)
     end = run(engine, request([1, 2, 3]))[0].end
-    assert end.reason == "error" and "the card failed" in str(end.error)
+    assert end.reason == "error" and "the GPU failed" in str(end.error)
     with pytest.raises(DeviceError):
         engine.submit(request([1]), lambda event: None)
     engine.close()
@@ -160,10 +160,10 @@ def test_no_memory_ends_one_step_only(model: Decoder, monkeypatch: pytest.Monkey
     with monkeypatch.context() as patch:
 
         def fail(*_: object) -> torch.Tensor:
-            raise NO_ROOM
+            raise OUT_OF_MEMORY
 
         patch.setattr(model.device, "to_host", fail, raising=False)
         end = run(engine, request([1, 2, 3]))[0].end
-    assert end.reason == "error" and "no memory left for a step of" in str(end.error)
+    assert end.reason == "error" and "out of memory for a step of" in str(end.error)
     assert run(engine, request([1, 2, 3], 4))[0].end.reason == "length"
     engine.close()

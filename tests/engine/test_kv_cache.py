@@ -166,9 +166,9 @@ class _FullDevice(CpuDevice):
                 " GiB of which 1.00 GiB is free."
             ),
             ConfigError,
-            r"for the KV cache of 64 tokens \(2.00 GiB are needed, 1.00 GiB are free\).*--vram by",
+            r"for the KV cache of 64 tokens \(2.00 GiB requested, 1.00 GiB free\).*--vram by",
         ),
-        (RuntimeError("CUDA error: unspecified launch failure"), DeviceError, "the card failed"),
+        (RuntimeError("CUDA error: unspecified launch failure"), DeviceError, "the GPU failed"),
         (RuntimeError("[enforce fail] can't allocate memory"), ConfigError, "lower the context"),
     ],
 )

@@ -28,7 +28,7 @@ def test_a_lost_card_is_a_503_in_each_apis_shape(monkeypatch: pytest.MonkeyPatch
     ):
         assert client.get("/health").json() == {"status": "ok"}
         monkeypatch.setattr(LatentAttention, "forward", fail)
-        lost = "the card failed: CUDA error: an illegal memory access was encountered; restart"
+        lost = "the GPU failed: CUDA error: an illegal memory access was encountered; restart"
         first = client.post("/v1/chat/completions", json=QUESTION)
         assert first.status_code == 503 and lost in first.json()["error"]["message"]
         later = client.post("/v1/chat/completions", json=QUESTION)

@@ -288,7 +288,7 @@ def test_a_card_that_fails_ends_requests_with_503_and_refuses_others() -> None:
         assert http.get("/health").status_code == 200
         for body in (losing, HELLO):
             error = refused(http.post(CHAT, json=body), 503)
-            assert error["message"] == "the card failed: it is gone; restart to use it again"
+            assert error["message"] == "the GPU failed: it is gone; restart to use it again"
             assert error["type"] == "server_error" and error["code"] == "device_failed"
         health = http.get("/health")
         assert health.status_code == 503

@@ -110,7 +110,7 @@ class FakeEngine:
             count += 1
             listener(self._token(token_id, request))
             if order == "lose the card":
-                self.device_failure = "the card failed: it is gone; restart to use it again"
+                self.device_failure = "the GPU failed: it is gone; restart to use it again"
             if order in ("break", "lose the card"):
                 reason, error = "error", "out of order"
                 break

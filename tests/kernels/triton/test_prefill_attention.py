@@ -164,8 +164,8 @@ def test_tables_say_where_tokens_lie() -> None:
               *[(A, p) for p in range(134, 139)]]  # fmt: skip
     assert found.slots.tolist() == [pages[p // 64] * 64 + p % 64 for pages, p in places]
     first, second = found.prompts
-    assert (first.first_row, first.num_tokens, first.num_seen) == (1, 64, 134)
-    assert (second.first_row, second.num_tokens, second.num_seen) == (65, 66, 69)
+    assert (first.first_row, first.num_tokens, first.num_positions) == (1, 64, 134)
+    assert (second.first_row, second.num_tokens, second.num_positions) == (65, 66, 69)
     assert (first.pages.tolist(), second.pages.tolist()) == (A, C)
 
 
