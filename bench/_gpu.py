@@ -10,7 +10,8 @@ from gguf import GGML_QUANT_SIZES
 from gguf import GGMLQuantizationType as Type
 
 from bench.synthetic import fill_random
-from hybridmoe.kernels.triton import DeviceMatrix, linear
+from hybridmoe.kernels.triton.matmul import linear
+from hybridmoe.kernels.triton.matrix import DeviceMatrix
 
 __all__ = ["copy_rate", "describe_gpu", "gemv_rate", "gpu_seconds", "link_rate"]
 

@@ -21,6 +21,7 @@ __all__ = [
     "GPU_KV_TYPES",
     "KV_TYPES",
     "PAGE_TOKENS",
+    "PREFILL_TOKENS",
     "SUPPORTED_ARCHITECTURES",
     "EngineConfig",
     "EngineOptions",
@@ -45,6 +46,9 @@ GPU_KV_TYPES = ("f16", "bf16")
 PAGE_TOKENS = 64
 _NUMBER_BYTES = {"f32": 4, "f16": 2, "bf16": 2}
 _SCALED_CODES = 64  # of int8, for each float32 scale
+# A step of more tokens is prefill. Up to this many, kernels read each weight once and unpack it in
+# registers (gemv), and CUDA graphs repeat the step.
+PREFILL_TOKENS = 16
 DEVICES = ("auto", "cpu", "cuda")
 
 # Bounds on a file's claims: generous for a real model, and no product overflows 63 bits.

@@ -190,9 +190,9 @@ def rms_norm(
 
 
 def rotate_(x: Tensor, cos_sin: Tensor) -> Tensor:
-    """Multiply neighbouring pairs of each vector of a token, as complex numbers, in place.
+    """Rotate neighbouring pairs of each vector of a token in place: RoPE.
 
-    Shapes:  x (T, N, P) f32, its rows anywhere · cos_sin (T, P) f32: real, imaginary, real, ...
+    Shapes:  x (T, N, P) f32, its rows anywhere · cos_sin (T, P) f32: cos, sin, cos, ...
     Errors:  ShapeError.
     Source:  RoPE, Su et al. 2021, in the interleaved convention.
     """

@@ -15,10 +15,10 @@ import torch
 from closeness import Array
 from numpy.typing import NDArray
 
+from hybridmoe.config import PREFILL_TOKENS
 from hybridmoe.kernels.matrix import QuantMatrix
 
 U = 2.0**-24
-_MAX_GEMV_TOKENS = 16  # of products that are not by slabs
 
 
 def chopped(a: NDArray[np.float32]) -> Array:
@@ -65,7 +65,7 @@ def expert_of_rows(
     Roundings of weights and x to bfloat16 are modelled; those of hidden activations take 2^-7 of
     them at most, and of a result of more than 16 rows 2^-8.
     """
-    has_bf16, has_slabs = len(x) > 1, len(x) > _MAX_GEMV_TOKENS
+    has_bf16, has_slabs = len(x) > 1, len(x) > PREFILL_TOKENS
 
     def product(w: QuantMatrix, x: Array, error: Array | float) -> tuple[Array, Array]:
         one = w.slice(expert, expert + 1)

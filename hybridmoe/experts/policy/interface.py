@@ -11,11 +11,9 @@ from typing import NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["PREFILL_TOKENS", "CacheShape", "Decision", "Policy"]
+from hybridmoe.config import PREFILL_TOKENS
 
-# A step of more tokens is prefill: it touches most experts of a layer, so what it loads must not
-# evict the working set of decode steps.
-PREFILL_TOKENS = 16
+__all__ = ["PREFILL_TOKENS", "CacheShape", "Decision", "Policy"]
 
 
 class CacheShape(NamedTuple):

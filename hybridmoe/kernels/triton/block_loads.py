@@ -1,4 +1,4 @@
-"""Loads of block fields, for the functions that decode blocks."""
+"""Loads of block fields, for the functions that dequantize blocks."""
 
 import triton
 import triton.language as tl
@@ -8,7 +8,7 @@ __all__ = ["load_byte", "load_half", "load_word"]
 
 @triton.jit
 def load_half(address, mask):
-    """The binary16 at byte addresses, as float32."""
+    """Load the binary16 at byte addresses as float32."""
     return tl.load(address.to(tl.pointer_type(tl.float16)), mask=mask, other=0.0).to(tl.float32)
 
 
@@ -19,5 +19,5 @@ def load_byte(address, mask):
 
 @triton.jit
 def load_word(address, mask):
-    """Two bytes at even addresses."""
+    """Load the two bytes at even addresses."""
     return tl.load(address.to(tl.pointer_type(tl.uint16)), mask=mask, other=0).to(tl.int32)

@@ -1,7 +1,7 @@
-"""Absorbed latent attention of a decode step on a card, over pages of latents.
+"""Absorbed MLA of a decode step on the GPU, over a paged KV cache.
 
-The positions of each token are shared out among programs (flash decoding), whose partial results a
-second kernel puts together.
+Flash decoding: programs share the positions of each token, and a second kernel combines their
+partial results.
 """
 
 from typing import NamedTuple
@@ -21,11 +21,15 @@ from hybridmoe.kernels.triton.runtime import (
 
 __all__ = ["AttentionPlan", "latent_attention", "plan_attention"]
 
+HEADS = 16  # of a program; also the smallest dimension of a tensor core product
+
+_HEADS = tl.constexpr(HEADS)
+
 
 class AttentionPlan(NamedTuple):
-    """The launch: `num_splits` programs share the blocks of positions of 16 heads of a token.
+    """Launch: `num_splits` programs share the blocks of positions of HEADS heads of a token.
 
-    Each takes an equal run of those that its token sees, but of two blocks at least.
+    Each takes an equal run of the blocks that its token sees, of at least two.
     """
 
     num_splits: int
@@ -36,17 +40,16 @@ class AttentionPlan(NamedTuple):
 def plan_attention(
     num_tokens: int, num_heads: int, max_positions: int, num_sms: int
 ) -> AttentionPlan:
-    """Two programs for each multiprocessor, as far as there are positions to share.
+    """Plan two programs for each multiprocessor, as far as there are positions to share.
 
-    A block is 32 positions: of K2's rows of 1152 bytes 36 KB, which by itself covers the latency of
-    memory. The compiler wants 56 KB of shared memory for it (sm_89, two pipeline stages): a
-    consumer card with 100 KB runs one program at a time, a large one four. A split has two blocks
-    at least, since its partial result, R + 2 float32 numbers a head, is written and read again.
-    max_positions: what any token sees, or a little more, as in a graph that is used for several
-    lengths: the kernel shares out what there is.
+    A block is 32 positions: 36 KB of K2's rows of 1152 bytes, which covers the latency of memory.
+    It takes 56 KB of shared memory (sm_89, two pipeline stages): a multiprocessor with 100 KB runs
+    one program at a time, one with 228 KB four. A split has at least two blocks, since its partial
+    result, R + 2 float32 numbers a head, is written and read again. max_positions: an upper bound,
+    as in a graph for several lengths; the kernel divides the actual positions.
     """
     block_tokens = 32
-    groups = num_tokens * triton.cdiv(num_heads, 16)
+    groups = num_tokens * triton.cdiv(num_heads, HEADS)
     blocks = triton.cdiv(max_positions, block_tokens)
     splits = max(1, min(triton.cdiv(2 * num_sms, groups), blocks // 2))
     return AttentionPlan(splits, block_tokens, 8)
@@ -62,7 +65,7 @@ def latent_attention(
     *,
     max_positions: int,
 ) -> Tensor:
-    """Softmax attention of each token over the positions of its sequence that it sees.
+    """Attend from each token to the positions of its sequence that it sees.
 
     Shapes:  q_latent (N, T, R) f32 · q_rope (T, N, P) f32 · pages (pages, 64, R + P)
              f16 or bf16, the first R numbers of each row also its value · tables (T, M) int32:
@@ -70,10 +73,36 @@ def latent_attention(
              int32: how many a token sees, itself included; 0 gives zeros -> (N, T, R) f32.
     Numeric: queries and softmax weights are rounded to the pages' type for the tensor cores, for
              f16 a head's queries over the largest of them; sums are f32.
-    Errors:  ShapeError. `max_positions` bounds `positions`, which lies on the card and is not read
-             here; what lies beyond it is not attended to, nor is what M pages do not hold.
+    Errors:  ShapeError. `max_positions` bounds `positions`, which lies in VRAM and is not read
+             here; positions beyond it, and beyond M pages, are not attended to.
     Source:  DeepSeek-V2 (arXiv 2405.04434), section 2.1; flash decoding, Dao et al. 2023.
     """
+    _check_args(q_latent, q_rope, pages, tables, positions)
+    num_heads, tokens, latent_dim = q_latent.shape
+    max_positions = min(max_positions, tables.shape[1] * PAGE_TOKENS)
+    if tokens == 0 or num_heads == 0 or max_positions < 1:
+        return torch.zeros_like(q_latent)
+    plan = plan_attention(tokens, num_heads, max_positions, num_multiprocessors(pages.device))
+    parts, peaks, totals = _attend_splits(
+        q_latent, q_rope, pages, tables, positions, scale, max_positions, plan
+    )
+    out = torch.empty_like(q_latent)  # (N, T, R)
+    _combine_kernel[(num_heads, tokens)](
+        parts,
+        peaks,
+        totals,
+        out,
+        plan.num_splits,
+        R=latent_dim,
+        R_BLOCK=_block(latent_dim),
+        num_warps=4,
+    )
+    return out
+
+
+def _check_args(
+    q_latent: Tensor, q_rope: Tensor, pages: Tensor, tables: Tensor, positions: Tensor
+) -> None:
     f32 = (torch.float32,)
     check_device_tensor(q_latent, "latent_attention: q_latent", f32, (None,) * 3)
     num_heads, tokens, latent_dim = q_latent.shape
@@ -85,17 +114,30 @@ def latent_attention(
     check_device_tensor(positions, "latent_attention: positions", (torch.int32,), (tokens,))
     if rope_dim < 1 or latent_dim < 1:
         raise ShapeError(f"latent_attention: rows of {latent_dim} + {rope_dim} numbers")
-    max_positions = min(max_positions, tables.shape[1] * PAGE_TOKENS)
-    if tokens == 0 or num_heads == 0 or max_positions < 1:
-        return torch.zeros_like(q_latent)
-    sms = num_multiprocessors(pages.device)
-    plan = plan_attention(tokens, num_heads, max_positions, sms)
+
+
+def _block(dim: int) -> int:
+    return max(HEADS, triton.next_power_of_2(dim))
+
+
+def _attend_splits(
+    q_latent: Tensor,
+    q_rope: Tensor,
+    pages: Tensor,
+    tables: Tensor,
+    positions: Tensor,
+    scale: float,
+    max_positions: int,
+    plan: AttentionPlan,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Compute each split's values, greatest score and sum of weights."""
+    num_heads, tokens, latent_dim = q_latent.shape
+    rope_dim = q_rope.shape[2]
     shape = (tokens, num_heads, plan.num_splits)
     parts = q_latent.new_empty((*shape, latent_dim))
     peaks, totals = q_latent.new_empty(shape), q_latent.new_empty(shape)
-    latent_block = max(16, triton.next_power_of_2(latent_dim))
     key = tl.float16 if pages.dtype is torch.float16 else tl.bfloat16
-    _attention_kernel[(triton.cdiv(num_heads, 16), plan.num_splits, tokens)](
+    _attention_kernel[(triton.cdiv(num_heads, HEADS), plan.num_splits, tokens)](
         q_latent,
         q_rope,
         pages,
@@ -110,8 +152,8 @@ def latent_attention(
         max_positions,
         R=latent_dim,
         P=rope_dim,
-        R_BLOCK=latent_block,
-        P_BLOCK=max(16, triton.next_power_of_2(rope_dim)),
+        R_BLOCK=_block(latent_dim),
+        P_BLOCK=_block(rope_dim),
         BLOCK=plan.block_tokens,
         PAGE=PAGE_TOKENS,
         KEY=key,
@@ -119,24 +161,45 @@ def latent_attention(
         num_warps=plan.num_warps,
         num_stages=2,
     )
-    out = torch.empty_like(q_latent)  # (N, T, R)
-    _combine_kernel[(num_heads, tokens)](
-        parts,
-        peaks,
-        totals,
-        out,
-        plan.num_splits,
-        R=latent_dim,
-        R_BLOCK=latent_block,
-        num_warps=4,
-    )
-    return out
+    return parts, peaks, totals
+
+
+@triton.jit
+def _load_queries(
+    q_latent_ptr,
+    q_rope_ptr,
+    t,
+    heads,
+    head_ok,
+    num_heads,
+    scale,
+    r,
+    p,
+    R: tl.constexpr,
+    P: tl.constexpr,
+    KEY: tl.constexpr,
+    DOT: tl.constexpr,
+):
+    """Load a token's queries (HEADS, R) and (HEADS, P), and the scale of each head's scores."""
+    latent_at = (heads[:, None] * tl.num_programs(2) + t) * R + r[None, :]
+    latent_mask = head_ok[:, None] & (r < R)[None, :]
+    q_latent = tl.load(q_latent_ptr + latent_at, mask=latent_mask, other=0.0)
+    rope_at = (t * num_heads + heads[:, None]) * P + p[None, :]
+    q_rope = tl.load(q_rope_ptr + rope_at, mask=head_ok[:, None] & (p < P)[None, :], other=0.0)
+    scales = tl.full((_HEADS,), 1.0, tl.float32) * scale
+    if tl.float16 == KEY:  # absorbed queries may exceed its range: scale them to 1 at most
+        most = tl.maximum(tl.max(tl.abs(q_latent), 1), tl.max(tl.abs(q_rope), 1))
+        most = tl.where(most > 0, most, 1.0)
+        q_latent /= most[:, None]
+        q_rope /= most[:, None]
+        scales *= most
+    return q_latent.to(KEY).to(DOT), q_rope.to(KEY).to(DOT), scales
 
 
 @triton.jit
 def _attention_kernel(
-    latent_q_ptr,
-    rope_q_ptr,
+    q_latent_ptr,
+    q_rope_ptr,
     pages_ptr,
     tables_ptr,
     positions_ptr,
@@ -156,36 +219,24 @@ def _attention_kernel(
     KEY: tl.constexpr,
     DOT: tl.constexpr,
 ):
-    """16 heads of a token over one split of its positions: an online softmax."""
-    heads = tl.program_id(0) * 16 + tl.arange(0, 16)
+    """Attend from HEADS heads of a token to one split of its positions: an online softmax."""
+    heads = tl.program_id(0) * _HEADS + tl.arange(0, _HEADS)
     split = tl.program_id(1)
     t = tl.program_id(2).to(tl.int64)
-    num_tokens = tl.num_programs(2)
     head_ok = heads < num_heads
     r = tl.arange(0, R_BLOCK)
     p = tl.arange(0, P_BLOCK)
-    latent_at = (heads[:, None] * num_tokens + t) * R + r[None, :]
-    latent_mask = head_ok[:, None] & (r < R)[None, :]
-    latent_q = tl.load(latent_q_ptr + latent_at, mask=latent_mask, other=0.0)
-    rope_at = (t * num_heads + heads[:, None]) * P + p[None, :]
-    rope_q = tl.load(rope_q_ptr + rope_at, mask=head_ok[:, None] & (p < P)[None, :], other=0.0)
-    scales = tl.full((16,), 1.0, tl.float32) * scale
-    if tl.float16 == KEY:  # whose range absorbed queries may leave: they become 1 at most
-        most = tl.maximum(tl.max(tl.abs(latent_q), 1), tl.max(tl.abs(rope_q), 1))
-        most = tl.where(most > 0, most, 1.0)
-        latent_q /= most[:, None]
-        rope_q /= most[:, None]
-        scales *= most
-    latent_q = latent_q.to(KEY).to(DOT)  # (16, R)
-    rope_q = rope_q.to(KEY).to(DOT)  # (16, P)
+    q_latent, q_rope, scales = _load_queries(
+        q_latent_ptr, q_rope_ptr, t, heads, head_ok, num_heads, scale, r, p, R, P, KEY, DOT
+    )
     seen = tl.minimum(tl.load(positions_ptr + t), max_positions)
     num_blocks = tl.cdiv(seen, BLOCK)
     blocks_per_split = tl.maximum(tl.cdiv(num_blocks, tl.num_programs(1)), 2)
     first = split * blocks_per_split
     last = tl.minimum(first + blocks_per_split, num_blocks)
-    peak = tl.full((16,), float("-inf"), tl.float32)
-    total = tl.zeros((16,), tl.float32)
-    acc = tl.zeros((16, R_BLOCK), tl.float32)
+    peak = tl.full((_HEADS,), float("-inf"), tl.float32)
+    total = tl.zeros((_HEADS,), tl.float32)
+    acc = tl.zeros((_HEADS, R_BLOCK), tl.float32)
     in_block = tl.arange(0, BLOCK)
     for block in range(first, last):
         position = block * BLOCK + in_block
@@ -196,8 +247,8 @@ def _attention_kernel(
         latents = tl.load(keys + r[None, :], mask=here[:, None] & (r < R)[None, :], other=0.0)
         ropes = tl.load(keys + R + p[None, :], mask=here[:, None] & (p < P)[None, :], other=0.0)
         latents = latents.to(DOT)  # (BLOCK, R)
-        scores = tl.dot(rope_q, tl.trans(ropes.to(DOT)))
-        scores = tl.dot(latent_q, tl.trans(latents), scores) * scales[:, None]  # (16, BLOCK)
+        scores = tl.dot(q_rope, tl.trans(ropes.to(DOT)))
+        scores = tl.dot(q_latent, tl.trans(latents), scores) * scales[:, None]  # (HEADS, BLOCK)
         scores = tl.where(here[None, :], scores, float("-inf"))
         new_peak = tl.maximum(peak, tl.max(scores, 1))  # finite: a block has one position at least
         shrink = tl.exp(peak - new_peak)
@@ -208,7 +259,8 @@ def _attention_kernel(
     at = (t * num_heads + heads) * tl.num_programs(1) + split
     tl.store(peaks_ptr + at, peak, mask=head_ok)
     tl.store(totals_ptr + at, total, mask=head_ok)
-    tl.store(parts_ptr + at[:, None] * R + r[None, :], acc, mask=latent_mask)
+    part_mask = head_ok[:, None] & (r < R)[None, :]
+    tl.store(parts_ptr + at[:, None] * R + r[None, :], acc, mask=part_mask)
 
 
 @triton.jit
@@ -221,7 +273,7 @@ def _combine_kernel(
     R: tl.constexpr,
     R_BLOCK: tl.constexpr,
 ):
-    """One head of a token: the splits' results, each scaled to the highest peak of all."""
+    """Combine the splits of one head of a token, each scaled to the highest peak of all."""
     head = tl.program_id(0).to(tl.int64)
     t = tl.program_id(1).to(tl.int64)
     r = tl.arange(0, R_BLOCK)

@@ -1,15 +1,15 @@
 """GGUF blocks to float32 in registers: one function per format, inlined into every kernel.
 
-A function decodes a chunk of 256 neighbouring weights of each of ROWS rows: one block of a K type,
-eight of the smaller ones. `row` holds the addresses of the rows' first bytes, `chunk` counts chunks
-within a row, `limit` is the number of blocks in a row; beyond it, and where `row_ok` is false,
-nothing is read and weights are zero. Codes are loaded as a tile (ROWS, groups, weights of a group)
-and scales as (ROWS, groups), so that a thread that holds several codes of a group loads and unpacks
-its scale once. Every row begins at an even address, but for MXFP4, which is read by bytes.
+A function dequantizes a chunk of 256 neighbouring weights of each of ROWS rows: one block of a K
+type, eight of the smaller ones. `row`: addresses of the rows' first bytes; `chunk`: number of the
+chunk in a row; `limit`: blocks in a row. Beyond it, and where `row_ok` is false, nothing is read
+and weights are zero. Codes are loaded as a tile (ROWS, groups, weights of a group) and scales as
+(ROWS, groups), so that a thread with several codes of a group loads and unpacks its scale once.
+Every row begins at an even address, except MXFP4's, which is read by bytes.
 
 Products are summed in the tile's own shape, axis by axis. A reshape to (ROWS, 256) comes before
 `tl.dot` and stores only: Triton 3.4 to 3.6 reduce wrongly along an axis that a reshape made, where
-the lanes along it are no neighbours (Q4_K with 8 rows on an H100: sums of other rows, no warning).
+the lanes along it are not neighbours (Q4_K with 8 rows on an H100: sums of other rows, no warning).
 """
 
 import triton
@@ -19,7 +19,10 @@ from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 from hybridmoe.kernels.triton.dequant_32 import iq4_nl, mxfp4, q4_0, q4_1, q5_0, q5_1, q8_0
 from hybridmoe.kernels.triton.dequant_256 import iq4_xs, q2_k, q3_k, q4_k, q5_k, q6_k
 
-__all__ = ["CHUNK", "KINDS", "chunk_limit", "columns", "decode", "decode_tile", "sum_tile", "zeros"]
+__all__ = [
+    "CHUNK", "KINDS", "chunk_limit", "columns", "dequantize_rows", "dequantize_tile", "sum_tile",
+    "zeros",
+]  # fmt: skip
 
 CHUNK = 256
 
@@ -30,7 +33,7 @@ KINDS = (
 
 
 def chunk_limit(kind: str, cols: int) -> int:
-    """What the kernels take as `limit` for rows of `cols` weights."""
+    """Count the blocks of a row of `cols` weights: `limit` of the kernels."""
     return int(cols // GGML_QUANT_SIZES[GGMLQuantizationType[kind]][0])
 
 
@@ -50,7 +53,7 @@ def _plain(row, chunk, limit, row_ok, IS_BF16: tl.constexpr):
 
 @triton.jit
 def columns(KIND: tl.constexpr):
-    """0 ... 255 in the shape of the type's tile, with a first axis of one row."""
+    """Make 0 ... 255 in the shape of the type's tile, with a first axis of one row."""
     if (KIND == "BF16") | (KIND == "F16"):
         k = tl.arange(0, 256)[None, :]
     elif (KIND == "Q2_K") | (KIND == "Q3_K") | (KIND == "Q6_K"):
@@ -65,7 +68,7 @@ def columns(KIND: tl.constexpr):
 
 @triton.jit
 def zeros(KIND: tl.constexpr, ROWS: tl.constexpr):
-    """A tile to add products to."""
+    """Make a tile to add products to."""
     acc = tl.zeros((ROWS,), tl.float32)
     k = columns(KIND)
     for _ in tl.static_range(len(k.shape) - 1):
@@ -75,20 +78,20 @@ def zeros(KIND: tl.constexpr, ROWS: tl.constexpr):
 
 @triton.jit
 def sum_tile(tile):
-    """A tile's sums over columns: (ROWS,)."""
+    """Sum a tile over columns: (ROWS,)."""
     for _ in tl.static_range(len(tile.shape) - 1):
         tile = tl.sum(tile, len(tile.shape) - 1)
     return tile
 
 
 @triton.jit
-def decode(row, chunk, limit, row_ok, KIND: tl.constexpr, ROWS: tl.constexpr):
-    """`decode_tile` as (ROWS, 256), not to be reduced."""
-    return tl.reshape(decode_tile(row, chunk, limit, row_ok, KIND), (ROWS, 256))
+def dequantize_rows(row, chunk, limit, row_ok, KIND: tl.constexpr, ROWS: tl.constexpr):
+    """Dequantize a tile as (ROWS, 256), not to be reduced."""
+    return tl.reshape(dequantize_tile(row, chunk, limit, row_ok, KIND), (ROWS, 256))
 
 
 @triton.jit
-def decode_tile(row, chunk, limit, row_ok, KIND: tl.constexpr):
+def dequantize_tile(row, chunk, limit, row_ok, KIND: tl.constexpr):
     """Weights 256 chunk ... + 255 of the rows: f32 in a tile, zeros where there are none."""
     if KIND == "BF16":
         w = _plain(row, chunk, limit, row_ok, True)

@@ -86,14 +86,14 @@ def iq4_xs(row, chunk, limit, row_ok):
 
 @triton.jit
 def _groups(row, chunk, limit, row_ok, NUM_BYTES: tl.constexpr, GROUPS: tl.constexpr):
-    """A block's address for each of its groups, and whether there is one: (ROWS, GROUPS) each."""
+    """Compute a block's address for each of its groups, and a mask: (ROWS, GROUPS) each."""
     block = tl.zeros((GROUPS,), tl.int32) + chunk
     return row[:, None] + NUM_BYTES * block[None, :], row_ok[:, None] & (block < limit)[None, :]
 
 
 @triton.jit
 def _two_bits(base, mask):
-    """Codes (ROWS, 16, 16) of Q2_K and Q3_K: 32 bytes hold four times 32 weights."""
+    """Load codes (ROWS, 16, 16) of Q2_K and Q3_K: 32 bytes hold four times 32 weights."""
     g = tl.arange(0, 16)
     at = (32 * (g >> 3) + 16 * (g & 1))[:, None] + tl.arange(0, 16)[None, :]  # (16, 16)
     codes = load_byte(base[:, :, None] + at[None, :, :], mask[:, :, None])
@@ -102,7 +102,7 @@ def _two_bits(base, mask):
 
 @triton.jit
 def _four_bits(base, mask):
-    """Codes (ROWS, 8, 32) of Q4_K and Q5_K: 32 bytes hold twice 32 weights."""
+    """Load codes (ROWS, 8, 32) of Q4_K and Q5_K: 32 bytes hold twice 32 weights."""
     g = tl.arange(0, 8)
     at = 32 * (g >> 1)[:, None] + tl.arange(0, 32)[None, :]  # (8, 32)
     codes = load_byte(base[:, :, None] + at[None, :, :], mask[:, :, None])
@@ -111,7 +111,7 @@ def _four_bits(base, mask):
 
 @triton.jit
 def _k_scales(base, mask):
-    """d * scale and dmin * min of the 8 groups of Q4_K and Q5_K: (ROWS, 8) each."""
+    """Load d * scale and dmin * min of the 8 groups of Q4_K and Q5_K: (ROWS, 8) each."""
     g = tl.arange(0, 8)
     packed = base + 4 + (g & 3)[None, :]
     a, b = load_byte(packed, mask), load_byte(packed + 4, mask)

@@ -1,7 +1,7 @@
 """Blocks of 32 weights to float32: eight of them make a chunk. Layouts: csrc/formats/blocks.h.
 
 In the types of 4 and 5 bits byte i of the codes holds weight i in its low half, 16 + i in its high
-half; they are decoded as a tile (ROWS, 8 blocks, 2 halves, 16).
+half; they are dequantized as a tile (ROWS, 8 blocks, 2 halves, 16).
 """
 
 import triton
@@ -86,7 +86,7 @@ def mxfp4(row, chunk, limit, row_ok):
 
 @triton.jit
 def nonlinear(code):
-    """IQ4's values of codes 0-15: from four words, since registers cannot be looked up."""
+    """Map codes 0-15 to IQ4's values, kept in four words: registers have no indexed loads."""
     low = tl.where(code < 4, _VALUES_0, _VALUES_1)
     high = tl.where(code < 12, _VALUES_2, _VALUES_3)
     return ((tl.where(code < 8, low, high) >> (8 * (code & 3))) & 0xFF) - 128
@@ -94,14 +94,14 @@ def nonlinear(code):
 
 @triton.jit
 def _blocks(row, chunk, limit, row_ok, NUM_BYTES: tl.constexpr):
-    """The addresses of a chunk's blocks, and which of them there are: (ROWS, 8) each."""
+    """Compute the addresses of a chunk's blocks, and a mask: (ROWS, 8) each."""
     block = chunk * 8 + tl.arange(0, 8)
     return row[:, None] + NUM_BYTES * block[None, :], row_ok[:, None] & (block < limit)[None, :]
 
 
 @triton.jit
 def _nibbles(base, mask):
-    """Codes (ROWS, 8, 2, 16) of the 16 bytes from each base."""
+    """Load codes (ROWS, 8, 2, 16) from the 16 bytes at each base."""
     half = tl.arange(0, 2)[None, None, :, None]
     i = tl.arange(0, 16)[None, None, None, :]
     address = base[:, :, None, None] + 0 * half + i  # both halves of a byte are one load
@@ -110,7 +110,7 @@ def _nibbles(base, mask):
 
 @triton.jit
 def _fifth_bits(base, mask):
-    """Bit j of the four bytes from each base, of weight j, as a 16: (ROWS, 8, 2, 16)."""
+    """Load bit j of the four bytes at each base, of weight j, as a 16: (ROWS, 8, 2, 16)."""
     bits = load_word(base, mask) | (load_word(base + 2, mask) << 16)
     half = tl.arange(0, 2)[None, None, :, None]
     i = tl.arange(0, 16)[None, None, None, :]

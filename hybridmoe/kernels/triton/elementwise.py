@@ -1,6 +1,6 @@
-"""What is done to a token's numbers one by one, or by rows: norms, rotations, gates, latents.
+"""Elementwise and row-wise operations: RMS norm, RoPE, SwiGLU, KV cache writes.
 
-Rows lie anywhere; the numbers of a row lie together.
+Rows lie anywhere; the numbers of a row are contiguous.
 """
 
 import torch
@@ -16,7 +16,8 @@ __all__ = ["rms_norm", "rotate_", "silu_mul", "store_kv"]
 
 _F32 = (torch.float32,)
 _SHORT = (torch.float16, torch.bfloat16)
-_BLOCK = 1024  # numbers of a program, where they do not depend on each other
+_BLOCK = 1024  # numbers of a program
+_HEADS = 16  # of a program
 
 
 def rms_norm(
@@ -63,9 +64,9 @@ def rms_norm(
 
 
 def rotate_(x: Tensor, cos_sin: Tensor) -> Tensor:
-    """Multiply neighbouring pairs of each vector of a token, as complex numbers, in place.
+    """Rotate neighbouring pairs of each vector of a token in place: RoPE.
 
-    Shapes:  x (T, N, P) f32, its rows anywhere · cos_sin (T, P) f32: real, imaginary, real, ...
+    Shapes:  x (T, N, P) f32, its rows anywhere · cos_sin (T, P) f32: cos, sin, cos, ...
     Errors:  ShapeError.
     Source:  RoPE, Su et al. 2021, in the interleaved convention.
     """
@@ -76,15 +77,14 @@ def rotate_(x: Tensor, cos_sin: Tensor) -> Tensor:
         raise ShapeError(f"rotate_: {dim} numbers are no pairs")
     num_heads = x.shape[1]
     if tokens and num_heads and dim:
-        heads = 16
-        _rotate_kernel[(tokens, triton.cdiv(num_heads, heads))](
+        _rotate_kernel[(tokens, triton.cdiv(num_heads, _HEADS))](
             x,
             cos_sin,
             num_heads,
             dim // 2,
             x.stride(0),
             x.stride(1),
-            HEADS=heads,
+            HEADS=_HEADS,
             BLOCK=triton.next_power_of_2(dim // 2),
             num_warps=2,
         )
@@ -92,7 +92,7 @@ def rotate_(x: Tensor, cos_sin: Tensor) -> Tensor:
 
 
 def silu_mul(gate: Tensor, up: Tensor) -> Tensor:
-    """silu(gate) * up, number by number.
+    """Compute silu(gate) * up.
 
     Shapes:  gate, up (T, n) f32 -> (T, n) f32.
     Errors:  ShapeError.
@@ -107,11 +107,11 @@ def silu_mul(gate: Tensor, up: Tensor) -> Tensor:
 
 
 def store_kv(rows: Tensor, pages: Tensor, slots: Tensor) -> None:
-    """Write the step's latents to their places.
+    """Write a step's rows to the KV cache.
 
     Shapes:  rows (T, D) f32 · pages (pages, 64, D) f16 or bf16 · slots (T,) int64, page * 64 + row.
-    Numeric: rounded to nearest even; a finite number beyond f16's end becomes the greatest one.
-    Errors:  ShapeError. Slots lie on the card and are not checked.
+    Numeric: rounded to nearest even; a finite number beyond f16's range becomes its greatest.
+    Errors:  ShapeError. Slots lie in VRAM and are not checked.
     """
     check_device_tensor(rows, "store_kv: rows", _F32, (None, None))
     tokens, dim = rows.shape
@@ -137,7 +137,7 @@ def _rms_norm_kernel(
     HAS_RESIDUAL: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """A row, all of it in registers."""
+    """Normalise one row, all of it in registers."""
     t = tl.program_id(0).to(tl.int64)
     i = tl.arange(0, BLOCK)
     mask = i < n
@@ -161,19 +161,19 @@ def _rotate_kernel(
     HEADS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """HEADS vectors of a token."""
+    """Rotate HEADS vectors of a token."""
     t = tl.program_id(0).to(tl.int64)
     head = tl.program_id(1) * HEADS + tl.arange(0, HEADS)
     pair = tl.arange(0, BLOCK)
     pair_ok = pair < num_pairs
     mask = (head < num_heads)[:, None] & pair_ok[None, :]
     at = x_ptr + t * token_stride + head[:, None] * head_stride + 2 * pair[None, :]
-    turn = cos_sin_ptr + t * 2 * num_pairs + 2 * pair
-    real = tl.load(turn, mask=pair_ok, other=0.0)[None, :]
-    imaginary = tl.load(turn + 1, mask=pair_ok, other=0.0)[None, :]
+    pair_ptr = cos_sin_ptr + t * 2 * num_pairs + 2 * pair
+    cos = tl.load(pair_ptr, mask=pair_ok, other=0.0)[None, :]
+    sin = tl.load(pair_ptr + 1, mask=pair_ok, other=0.0)[None, :]
     a, b = tl.load(at, mask=mask, other=0.0), tl.load(at + 1, mask=mask, other=0.0)
-    tl.store(at, a * real - b * imaginary, mask=mask)
-    tl.store(at + 1, a * imaginary + b * real, mask=mask)
+    tl.store(at, a * cos - b * sin, mask=mask)
+    tl.store(at + 1, a * sin + b * cos, mask=mask)
 
 
 @triton.jit
@@ -188,7 +188,7 @@ def _silu_mul_kernel(gate_ptr, up_ptr, out_ptr, count, BLOCK: tl.constexpr):
 
 @triton.jit
 def _store_kernel(rows_ptr, bits_ptr, slots_ptr, dim, IS_HALF: tl.constexpr, BLOCK: tl.constexpr):
-    """A row; bf16 is rounded as integers, which the interpreter does as a card does."""
+    """Store one row; bf16 is rounded as integers, so the interpreter agrees with a GPU."""
     t = tl.program_id(0).to(tl.int64)
     i = tl.arange(0, BLOCK)
     mask = i < dim

@@ -1,8 +1,8 @@
-"""The routed experts that a card holds: few tokens, straight from quantised slots.
+"""Routed experts in VRAM, for decoding: straight from quantised expert slots.
 
-A slot is the blocks of one expert's gate, up and down matrices in one run of bytes, so that one
-copy brings an expert in. Pairs of a token and an expert that is not on the card have slot -1 and
-are skipped: the CPU computes them.
+A VRAM expert slot holds the blocks of one expert's gate, up and down matrices contiguously, so that
+one copy uploads an expert. Pairs of a token and an expert outside VRAM have slot -1 and are
+skipped: the CPU computes them.
 """
 
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ from hybridmoe.kernels.triton.dequant import (
     CHUNK,
     chunk_limit,
     columns,
-    decode_tile,
+    dequantize_tile,
     sum_tile,
     zeros,
 )
@@ -30,14 +30,14 @@ __all__ = ["SlotLayout", "expert_ffn", "plan_down_splits"]
 
 GATE_ROWS, DOWN_ROWS = 8, 16  # of a program
 
-_ALIGNMENT = 256  # of a slot and its parts: what the card's own allocator and copies like
+_ALIGNMENT = 256  # of a slot and its parts, as of CUDA's allocations
 
 
 @dataclass(frozen=True, slots=True)
 class SlotLayout:
-    """Where the parts of an expert lie in its slot.
+    """Offsets of an expert's matrices in its slot.
 
-    Errors:  ShapeError: a type without a kernel, or sizes that are no whole blocks.
+    Errors:  ShapeError: a type without a kernel, or rows that are not whole blocks.
     """
 
     gate: GGMLQuantizationType  # (I, H)
@@ -69,10 +69,10 @@ def _aligned(num_bytes: int) -> int:
 
 
 def plan_down_splits(num_tokens: int, top_k: int, hidden: int, num_sms: int) -> int:
-    """How many programs share the experts of 16 rows of a token's result.
+    """Count the programs that share the experts of DOWN_ROWS rows of a token's result.
 
     Five programs of four warps fit a multiprocessor by registers (Q4_K on sm_89: 96 a thread), each
-    with 2.3 KB of Q4_K on the way: what covers the latency of memory, see `plan_gemv`.
+    with 2.3 KB of Q4_K in flight: enough to cover the latency of memory, see `plan_gemv`.
     """
     tiles = num_tokens * -(-hidden // DOWN_ROWS)
     return max(1, min(-(-5 * num_sms // tiles), top_k))
@@ -81,15 +81,25 @@ def plan_down_splits(num_tokens: int, top_k: int, hidden: int, num_sms: int) -> 
 def expert_ffn(
     x: Tensor, slots: Tensor, weights: Tensor, data: Tensor, layout: SlotLayout
 ) -> Tensor:
-    """The weighted SwiGLU output of each token's experts, of those that are on the card.
+    """Compute the weighted SwiGLU output of each token's experts in VRAM.
 
-    Shapes:  x (T, H) f32 or bf16, T up to 16 · slots (T, k) int32, -1 = skip · weights (T, k) f32 ·
-             data (slots, layout.slot_bytes or more) uint8 -> (T, H) f32.
-    Cost:    reads an expert once for each of its tokens, after the first from the card's cache.
+    Shapes:  x (T, H) f32 or bf16, T <= MAX_GEMV_TOKENS · slots (T, k) int32, -1 = skip ·
+             weights (T, k) f32 · data (slots, layout.slot_bytes or more) uint8 -> (T, H) f32.
+    Cost:    reads an expert once for each of its tokens, after the first from the L2 cache.
     Numeric: float32 throughout, nothing is rounded in between.
-    Errors:  ShapeError. Slots lie on the card and are not checked: they must be below len(data).
+    Errors:  ShapeError. Slots lie in VRAM and are not checked: they must be below len(data).
     Source:  SwiGLU, Shazeer 2020.
     """
+    _check_args(x, slots, weights, data, layout)
+    if x.shape[0] == 0 or slots.shape[1] == 0:
+        return x.new_zeros(x.shape, dtype=torch.float32)
+    hidden = _gate_up(x, slots, data, layout)  # (T k, I)
+    return _down(hidden, slots, weights, data, layout)
+
+
+def _check_args(
+    x: Tensor, slots: Tensor, weights: Tensor, data: Tensor, layout: SlotLayout
+) -> None:
     check_device_tensor(x, "expert_ffn: x", (torch.float32, torch.bfloat16), (None, layout.hidden))
     tokens = x.shape[0]
     check_device_tensor(slots, "expert_ffn: slots", (torch.int32,), (tokens, None))
@@ -104,10 +114,12 @@ def expert_ffn(
         )
     if tokens > MAX_GEMV_TOKENS:
         raise ShapeError(f"expert_ffn: {tokens} tokens, expected at most {MAX_GEMV_TOKENS}")
-    if tokens == 0 or top_k == 0:
-        return x.new_zeros(x.shape, dtype=torch.float32)
-    hidden = x.new_empty((tokens * top_k, layout.inter), dtype=torch.float32)  # (T k, I)
-    _gate_up_kernel[(triton.cdiv(layout.inter, GATE_ROWS), tokens * top_k)](
+
+
+def _gate_up(x: Tensor, slots: Tensor, data: Tensor, layout: SlotLayout) -> Tensor:
+    pairs, top_k = slots.numel(), slots.shape[1]
+    hidden = x.new_empty((pairs, layout.inter), dtype=torch.float32)
+    _gate_up_kernel[(triton.cdiv(layout.inter, GATE_ROWS), pairs)](
         x,
         slots,
         data,
@@ -115,7 +127,7 @@ def expert_ffn(
         top_k,
         layout.inter,
         layout.hidden,
-        slot_bytes,
+        data.shape[1],
         layout.up_offset,
         row_bytes(layout.gate, layout.hidden),
         row_bytes(layout.up, layout.hidden),
@@ -126,10 +138,17 @@ def expert_ffn(
         ROWS=GATE_ROWS,
         num_warps=4,
     )
-    splits = plan_down_splits(tokens, top_k, layout.hidden, num_multiprocessors(x.device))
+    return hidden
+
+
+def _down(
+    hidden: Tensor, slots: Tensor, weights: Tensor, data: Tensor, layout: SlotLayout
+) -> Tensor:
+    tokens, top_k = slots.shape
+    splits = plan_down_splits(tokens, top_k, layout.hidden, num_multiprocessors(hidden.device))
     experts_per_split = triton.cdiv(top_k, splits)
     splits = triton.cdiv(top_k, experts_per_split)
-    parts = x.new_empty((splits, tokens, layout.hidden), dtype=torch.float32)
+    parts = hidden.new_empty((splits, tokens, layout.hidden))
     _down_kernel[(triton.cdiv(layout.hidden, DOWN_ROWS), tokens, splits)](
         hidden,
         slots,
@@ -140,7 +159,7 @@ def expert_ffn(
         experts_per_split,
         layout.hidden,
         layout.inter,
-        slot_bytes,
+        data.shape[1],
         layout.down_offset,
         row_bytes(layout.down, layout.inter),
         chunk_limit(layout.down.name, layout.inter),
@@ -171,7 +190,7 @@ def _gate_up_kernel(
     UP: tl.constexpr,
     ROWS: tl.constexpr,
 ):
-    """silu(gate x) * (up x), ROWS of it, of one pair of a token and a slot."""
+    """Compute ROWS of silu(gate x) * (up x) of one pair of a token and a slot."""
     rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     pair = tl.program_id(1)
     row_ok = rows < inter
@@ -186,11 +205,11 @@ def _gate_up_kernel(
         for chunk in range(0, tl.cdiv(num_cols, 256)):
             at = chunk * 256 + columns(GATE)
             x = tl.load(token_ptr + at, mask=at < num_cols, other=0.0).to(tl.float32)
-            gate += decode_tile(gate_row, chunk, gate_limit, row_ok, GATE) * x
+            gate += dequantize_tile(gate_row, chunk, gate_limit, row_ok, GATE) * x
             if GATE != UP:
                 at = chunk * 256 + columns(UP)
                 x = tl.load(token_ptr + at, mask=at < num_cols, other=0.0).to(tl.float32)
-            up += decode_tile(up_row, chunk, up_limit, row_ok, UP) * x
+            up += dequantize_tile(up_row, chunk, up_limit, row_ok, UP) * x
         g = sum_tile(gate)
         e = tl.exp(-tl.abs(g))  # cannot overflow
         hidden = g * tl.where(g < 0, e, 1.0) / (1.0 + e) * sum_tile(up)
@@ -216,7 +235,7 @@ def _down_kernel(
     DOWN: tl.constexpr,
     ROWS: tl.constexpr,
 ):
-    """ROWS of a token's result: the weighted sum over one split of its experts."""
+    """Compute ROWS of a token's result: the weighted sum over one split of its experts."""
     rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     t = tl.program_id(1)
     split = tl.program_id(2)
@@ -232,6 +251,6 @@ def _down_kernel(
             for chunk in range(0, num_chunks):
                 at = chunk * 256 + columns(DOWN)
                 h = tl.load(hidden_ptr + pair * inter + at, mask=at < inter, other=0.0)
-                acc += decode_tile(row, chunk, limit, row_ok, DOWN) * (weight * h)
+                acc += dequantize_tile(row, chunk, limit, row_ok, DOWN) * (weight * h)
     at = (split * tl.num_programs(1) + t) * num_rows + rows
     tl.store(parts_ptr + at, sum_tile(acc), mask=row_ok)

@@ -1,7 +1,6 @@
-"""One expert in a slot of a card, for any number of tokens: what a prompt's step needs.
+"""SwiGLU of one expert in VRAM, for any number of tokens: prefill.
 
-Its matrices are decoded and multiplied one after the other; `expert_ffn` is for few tokens and many
-experts at once.
+Its matrices are dequantized and multiplied one after the other; `expert_ffn` is for decoding.
 """
 
 from gguf import GGMLQuantizationType
@@ -18,9 +17,9 @@ __all__ = ["add_expert", "layout_of"]
 
 
 def layout_of(gate: QuantMatrix, up: QuantMatrix, down: QuantMatrix) -> SlotLayout | None:
-    """Of slots for experts of these matrices, gate, up (E, I, H), down (E, H, I).
+    """Make the slot layout of experts gate, up (E, I, H), down (E, H, I).
 
-    None where the card has no kernel for a type.
+    Returns None if a type has no GPU kernel.
     """
     try:
         return SlotLayout(gate.type, up.type, down.type, hidden=gate.cols, inter=gate.rows)
@@ -35,7 +34,7 @@ def add_expert(
 
     Shapes:  x, out (T, H) f32 · rows int64, each once · slot (layout.slot_bytes or more,) uint8.
     Numeric: products as `linear`, the rest in f32.
-    Errors:  ShapeError. Rows lie on the card and are not checked.
+    Errors:  ShapeError. Rows lie in VRAM and are not checked.
     """
     hidden, inter = layout.hidden, layout.inter
     gate = _matrix(slot, 0, layout.gate, inter, hidden)

@@ -1,8 +1,8 @@
-"""Products with quantised matrices on a card, straight from GGUF blocks.
+"""Products with quantised matrices on the GPU, straight from GGUF blocks.
 
-Up to 16 tokens one kernel reads the blocks once and decodes them in registers: a single token by
-float32 multiply-adds, more by tensor cores with both sides rounded to bfloat16. More tokens than
-that: slabs of the matrix are decoded to bfloat16 and multiplied by torch.
+Up to MAX_GEMV_TOKENS one kernel reads the blocks once and dequantizes them in registers: a single
+token by float32 multiply-adds, more by tensor cores with both sides rounded to bfloat16. Above,
+slabs of the matrix are dequantized to bfloat16 and multiplied by torch.
 """
 
 from collections.abc import Iterator
@@ -15,13 +15,14 @@ import triton.language as tl
 from gguf import GGMLQuantizationType
 from torch import Tensor
 
+from hybridmoe.config import PREFILL_TOKENS
 from hybridmoe.errors import ShapeError
 from hybridmoe.kernels.triton.dequant import (
     CHUNK,
     chunk_limit,
     columns,
-    decode,
-    decode_tile,
+    dequantize_rows,
+    dequantize_tile,
     sum_tile,
     zeros,
 )
@@ -34,16 +35,19 @@ from hybridmoe.kernels.triton.runtime import (
 
 __all__ = ["MAX_GEMV_TOKENS", "GemvPlan", "batched_linear", "dequantize", "linear", "plan_gemv"]
 
-MAX_GEMV_TOKENS = 16
-SLAB_BYTES = 64 << 20  # of decoded weights at a time: about what a card's second-level cache holds
+MAX_GEMV_TOKENS = PREFILL_TOKENS
+BLOCK_ROWS = 16  # of a program; also the smallest dimension of a tensor core product
+SLAB_BYTES = 64 << 20  # dequantized weights at a time: about the size of a GPU's L2 cache
 
-# What allows TF32. Torch 2.9 renamed it, and the old name cannot be read where the new one is set.
+_TOKENS = tl.constexpr(MAX_GEMV_TOKENS)
+
+# The switch of TF32. Torch 2.9 renamed it; the old name cannot be read where the new one is set.
 _IS_NEW = hasattr(torch.backends.cuda.matmul, "fp32_precision")
 _PRECISION, _FULL = ("fp32_precision", "ieee") if _IS_NEW else ("allow_tf32", False)
 
 
 class GemvPlan(NamedTuple):
-    """The launch of a product: `num_splits` programs share the columns of `block_rows` rows."""
+    """Launch of a gemv: `num_splits` programs share the columns of `block_rows` rows."""
 
     block_rows: int
     num_splits: int
@@ -51,30 +55,29 @@ class GemvPlan(NamedTuple):
 
 
 def plan_gemv(num_rows: int, num_chunks: int, num_sms: int) -> GemvPlan:
-    """Enough bytes in flight to cover the latency of memory, by Little's law.
+    """Plan enough bytes in flight to cover the latency of memory, by Little's law.
 
-    A card of 1 to 3.4 TB/s with 600 ns of latency needs 0.6 to 2 MB on the way, 5 to 16 KB for each
-    of 130 multiprocessors. A program holds 16 rows of one chunk, 2.3 KB at Q4_K; five programs of
-    four warps run at once by their registers (80 to 96 a thread on sm_89) and have 11.5 KB. Where
-    rows alone give fewer than eight programs (three waiting, so that none idles at the end), the
-    columns are split; a split keeps at least two chunks, since it writes 4 bytes per row and token
-    that are read again.
+    A GPU of 1 to 3.4 TB/s with 600 ns of latency needs 0.6 to 2 MB in flight, 5 to 16 KB for each
+    of 130 multiprocessors. A program holds 16 rows of one chunk, 2.3 KB at Q4_K. Five programs of
+    four warps fit by their registers (80 to 96 a thread on sm_89) and have 11.5 KB. The columns are
+    split where rows alone give fewer than eight programs (three waiting, so that none idles at the
+    end). A split has at least two chunks, since it writes 4 bytes per row and token that are read
+    again.
     """
-    block_rows = 16  # also the least that tensor cores take
-    tiles = triton.cdiv(num_rows, block_rows)
+    tiles = triton.cdiv(num_rows, BLOCK_ROWS)
     splits = max(1, min(triton.cdiv(8 * num_sms, tiles), num_chunks // 2))
     chunks_per_split = triton.cdiv(num_chunks, splits)
-    return GemvPlan(block_rows, triton.cdiv(num_chunks, chunks_per_split), chunks_per_split)
+    return GemvPlan(BLOCK_ROWS, triton.cdiv(num_chunks, chunks_per_split), chunks_per_split)
 
 
 def linear(x: Tensor, w: DeviceMatrix, out: Tensor | None = None) -> Tensor:
-    """x W^T.
+    """Compute x W^T.
 
     Shapes:  x (T, K) f32 · w one matrix (N, K) -> (T, N) f32, in `out` where that is given. Rows of
              both anywhere.
-    Cost:    reads w once up to 16 tokens; above, also writes and reads it as bf16.
+    Cost:    reads w once up to MAX_GEMV_TOKENS; above, also writes and reads it as bf16.
     Numeric: sums in f32. One token: weights and x are not rounded. More: both rounded to bf16;
-             above 16 tokens also the result. F32 matrices: nothing is rounded.
+             above MAX_GEMV_TOKENS also the result. F32 matrices: nothing is rounded.
     Errors:  ShapeError.
     """
     if w.batch != 1:
@@ -84,7 +87,7 @@ def linear(x: Tensor, w: DeviceMatrix, out: Tensor | None = None) -> Tensor:
 
 
 def batched_linear(x: Tensor, w: DeviceMatrix, out: Tensor | None = None) -> Tensor:
-    """x[b] W[b]^T for every matrix of a stack: the per-head products of latent attention.
+    """Compute x[b] W[b]^T for every matrix of a stack: the per-head products of MLA.
 
     Shapes:  x (B, T, K) f32 · w B matrices (N, K) -> (B, T, N) f32, in `out` where that is given.
              Rows of both anywhere.
@@ -105,6 +108,10 @@ def batched_linear(x: Tensor, w: DeviceMatrix, out: Tensor | None = None) -> Ten
             return out.copy_(x @ weights.transpose(1, 2))
     if tokens <= MAX_GEMV_TOKENS:
         return _gemv(x, w, out)
+    return _by_slabs(x, w, out)
+
+
+def _by_slabs(x: Tensor, w: DeviceMatrix, out: Tensor) -> Tensor:
     rounded = x.bfloat16()
     slab_rows = min(w.rows, max(1, SLAB_BYTES // (2 * w.cols)))
     group = max(1, SLAB_BYTES // (2 * w.cols * w.rows))  # of whole matrices
@@ -118,9 +125,16 @@ def batched_linear(x: Tensor, w: DeviceMatrix, out: Tensor | None = None) -> Ten
     return out
 
 
+def dequantize(w: DeviceMatrix) -> Tensor:
+    """Dequantize every weight to bf16: (B, N, K)."""
+    if w.type == GGMLQuantizationType.F32:
+        return w.data.view(torch.float32).view(w.batch, w.rows, w.cols).bfloat16()
+    return _dequantize(w, 0, w.batch * w.rows).view(w.batch, w.rows, w.cols)
+
+
 @contextmanager
 def _full_precision() -> Iterator[None]:
-    """No TF32, whatever the program around has set."""
+    """Disable TF32, whatever the program around has set."""
     flags = torch.backends.cuda.matmul
     before = getattr(flags, _PRECISION)
     setattr(flags, _PRECISION, _FULL)
@@ -130,15 +144,8 @@ def _full_precision() -> Iterator[None]:
         setattr(flags, _PRECISION, before)
 
 
-def dequantize(w: DeviceMatrix) -> Tensor:
-    """Every weight, rounded to bf16: (B, N, K)."""
-    if w.type == GGMLQuantizationType.F32:
-        return w.data.view(torch.float32).view(w.batch, w.rows, w.cols).bfloat16()
-    return _dequantize(w, 0, w.batch * w.rows).view(w.batch, w.rows, w.cols)
-
-
 def _gemv(x: Tensor, w: DeviceMatrix, out: Tensor) -> Tensor:
-    """out (B, T, N) of x (B, T, K), T from 1 to 16."""
+    """Compute out (B, T, N) of x (B, T, K), T from 1 to MAX_GEMV_TOKENS."""
     batch, tokens, cols = x.shape
     plan = plan_gemv(w.rows * batch, triton.cdiv(cols, CHUNK), num_multiprocessors(x.device))
     parts = out[None]
@@ -167,10 +174,10 @@ def _gemv(x: Tensor, w: DeviceMatrix, out: Tensor) -> Tensor:
 
 
 def _dequantize(w: DeviceMatrix, start: int, num_rows: int) -> Tensor:
-    """Rows start ... of the whole stack as bf16: (num_rows, K)."""
+    """Dequantize rows start ... of the whole stack to bf16: (num_rows, K)."""
     out = torch.empty((num_rows, w.cols), dtype=torch.bfloat16, device=w.data.device)
     first = start * w.row_bytes
-    grid = (triton.cdiv(num_rows, 16), triton.cdiv(w.cols, CHUNK))
+    grid = (triton.cdiv(num_rows, BLOCK_ROWS), triton.cdiv(w.cols, CHUNK))
     _dequantize_kernel[grid](
         w.data[first:],
         out,
@@ -179,7 +186,7 @@ def _dequantize(w: DeviceMatrix, start: int, num_rows: int) -> Tensor:
         w.row_bytes,
         chunk_limit(w.type.name, w.cols),
         KIND=w.type.name,
-        ROWS=16,
+        ROWS=BLOCK_ROWS,
     )
     return out
 
@@ -205,7 +212,7 @@ def _gemv_kernel(
     KIND: tl.constexpr,
     ROWS: tl.constexpr,
 ):
-    """One tile of ROWS rows over one split of the columns of one matrix."""
+    """Multiply ROWS rows of one matrix over one split of its columns."""
     split = tl.program_id(1)
     b = tl.program_id(2).to(tl.int64)
     rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
@@ -220,18 +227,18 @@ def _gemv_kernel(
         for chunk in range(first, last):
             at = chunk * 256 + columns(KIND)
             x = tl.load(x_ptr + at, mask=at < num_cols, other=0.0).to(tl.float32)
-            acc += decode_tile(row, chunk, limit, row_ok, KIND) * x
+            acc += dequantize_tile(row, chunk, limit, row_ok, KIND) * x
         tl.store(parts_ptr + rows, sum_tile(acc), mask=row_ok)
     else:
         k = tl.arange(0, 256)
-        token = tl.arange(0, 16)
+        token = tl.arange(0, _TOKENS)
         token_ok = token < num_tokens
-        sums = tl.zeros((16, ROWS), tl.float32)
+        sums = tl.zeros((_TOKENS, ROWS), tl.float32)
         for chunk in range(first, last):
             at = chunk * 256 + k
             mask = token_ok[:, None] & (at < num_cols)[None, :]
             x = tl.load(x_ptr + token[:, None] * x_token_stride + at[None, :], mask=mask, other=0.0)
-            w = decode(row, chunk, limit, row_ok, KIND, ROWS).to(tl.bfloat16)
+            w = dequantize_rows(row, chunk, limit, row_ok, KIND, ROWS).to(tl.bfloat16)
             sums = tl.dot(x.to(tl.bfloat16).to(DOT), tl.trans(w.to(DOT)), sums)
         out = parts_ptr + token[:, None] * out_token_stride + rows[None, :]
         tl.store(out, sums, mask=token_ok[:, None] & row_ok[None, :])
@@ -245,7 +252,7 @@ def _dequantize_kernel(
     chunk = tl.program_id(1)
     row_ok = rows < num_rows
     rows = rows.to(tl.int64)
-    w = decode(w_ptr + rows * row_bytes, chunk, limit, row_ok, KIND, ROWS)
+    w = dequantize_rows(w_ptr + rows * row_bytes, chunk, limit, row_ok, KIND, ROWS)
     k = chunk * 256 + tl.arange(0, 256)
     out = out_ptr + rows[:, None] * num_cols + k[None, :]
     tl.store(out, w.to(tl.bfloat16), mask=row_ok[:, None] & (k < num_cols)[None, :])

@@ -1,4 +1,4 @@
-"""DeviceMatrix: a stack of quantised matrices in GGUF's blocks, in the memory of a card."""
+"""Stack of quantised matrices in GGUF blocks, in VRAM."""
 
 from dataclasses import dataclass
 from typing import Self
@@ -15,13 +15,11 @@ from hybridmoe.kernels.triton.runtime import check_device_tensor
 __all__ = ["MATRIX_TYPES", "TYPES", "DeviceMatrix", "row_bytes"]
 
 TYPES = tuple(GGMLQuantizationType[kind] for kind in KINDS)
-
-
 MATRIX_TYPES = (*TYPES, GGMLQuantizationType.F32)  # products in float32 are torch's
 
 
 def row_bytes(kind: GGMLQuantizationType, cols: int) -> int:
-    """Bytes of a row of `cols` weights. Raises ShapeError: no Triton kernel, or no whole blocks."""
+    """Count the bytes of a row. Raises ShapeError: no Triton kernel, or no whole blocks."""
     if kind not in TYPES:
         names = ", ".join(t.name for t in TYPES)
         raise ShapeError(f"type {kind.name} has no Triton kernel (supported: {names})")
@@ -33,7 +31,7 @@ def row_bytes(kind: GGMLQuantizationType, cols: int) -> int:
 
 @dataclass(frozen=True, slots=True)
 class DeviceMatrix:
-    """A stack of `batch` row-major matrices (rows, cols) in one of MATRIX_TYPES.
+    """Stack of `batch` row-major matrices (rows, cols) in one of MATRIX_TYPES.
 
     Shapes:  data (batch * rows * bytes of a row,) uint8, contiguous, on the device.
     Errors:  ShapeError: a type without a kernel, cols not whole blocks, or data of another size.
@@ -57,6 +55,6 @@ class DeviceMatrix:
 
     @classmethod
     def from_host(cls, w: QuantMatrix, device: torch.device | str) -> Self:
-        """A copy of `w` on `device`, byte for byte."""
+        """Copy `w` to `device`, byte for byte."""
         data = torch.from_numpy(w.data.copy()).to(device)  # a view of a mapped file is read-only
         return cls(data, w.type, w.batch, w.rows, w.cols)

@@ -1,7 +1,7 @@
-"""Latent attention of many tokens of one sequence: keys and values of heads are expanded.
+"""MLA of a prompt: the keys and values of heads are expanded from the KV cache.
 
-That costs 2 S R (nope + V) operations a head for S positions, once, and saves each token
-2 S (2 R - nope - V) of them; table.py says from how many tokens on spans come here. The attention
+Expanding costs 2 S R (nope + V) operations a head for S positions, once, and saves each token
+2 S (2 R - nope - V) of them; PROMPT_TOKENS of device/cuda_block_tables.py decides. The attention
 itself is torch's.
 """
 
@@ -12,7 +12,7 @@ from torch.nn.attention.bias import causal_lower_right
 
 __all__ = ["expanded_attention"]
 
-EXPANDED_BYTES = 256 << 20  # of keys and values at a time: heads are taken in groups
+EXPANDED_BYTES = 256 << 20  # keys and values at a time: heads go in groups
 
 
 def expanded_attention(
@@ -22,10 +22,10 @@ def expanded_attention(
     v_b: Tensor,
     pages: Tensor,
     page_ids: Tensor,
-    num_seen: int,
+    num_positions: int,
     scale: float,
 ) -> Tensor:
-    """Causal attention of a sequence's last T positions over all `num_seen` of it.
+    """Attend causally from a sequence's last T positions to all `num_positions` of it.
 
     Shapes:  q_nope (T, N, nope) f32 · q_rope (T, N, P) f32 · k_b (N, R, nope) bf16 · v_b (N, V, R)
              bf16 · pages (pages, 64, R + P) f16 or bf16 · page_ids (pages of the sequence,)
@@ -33,19 +33,19 @@ def expanded_attention(
     Numeric: queries, latents, keys, values and results are rounded to bf16, in whose range
              expanded keys are safe.
     Source:  DeepSeek-V2 (arXiv 2405.04434), section 2.1, before absorption; the attention is
-             torch's scaled_dot_product_attention, on a card FlashAttention 2 (Dao 2023).
+             torch's scaled_dot_product_attention, on a GPU FlashAttention 2 (Dao 2023).
     """
     num_tokens, num_heads, nope_dim = q_nope.shape
     latent_dim, value_dim = k_b.shape[1], v_b.shape[1]
-    rows = pages[page_ids].flatten(0, 1)[:num_seen].bfloat16()  # (S, R + P)
+    rows = pages[page_ids].flatten(0, 1)[:num_positions].bfloat16()  # (S, R + P)
     latents, ropes = rows[:, :latent_dim], rows[:, latent_dim:]
     queries = torch.cat([q_nope, q_rope], 2).bfloat16().transpose(0, 1)  # (N, T, nope + P)
     dim = max(queries.shape[2], value_dim)  # the fast kernels want one size: zeros fill up
     queries = F.pad(queries, (0, dim - queries.shape[2]))
-    mask = causal_lower_right(num_tokens, num_seen)
+    mask = causal_lower_right(num_tokens, num_positions)
     out = q_nope.new_empty(num_tokens, num_heads, value_dim)
-    step = min(num_heads, max(1, EXPANDED_BYTES // (4 * num_seen * dim)))
-    expanded = rows.new_zeros(2, step, num_seen, dim)
+    step = min(num_heads, max(1, EXPANDED_BYTES // (4 * num_positions * dim)))
+    expanded = rows.new_zeros(2, step, num_positions, dim)
     expanded[0, :, :, nope_dim : nope_dim + ropes.shape[1]] = ropes
     for first in range(0, num_heads, step):
         heads = slice(first, min(first + step, num_heads))

@@ -1,5 +1,6 @@
-"""Where Triton's kernels run: a CUDA card, or, when `TRITON_INTERPRET=1` was set before this was
-imported, Triton's interpreter on the CPU, which is how the tests run them.
+"""Target of the Triton kernels: a GPU, or Triton's interpreter on the CPU, for tests.
+
+The interpreter runs if `TRITON_INTERPRET=1` was set before this module was imported.
 """
 
 import torch
@@ -19,13 +20,13 @@ __all__ = [
 
 IS_INTERPRETED: bool = triton.knobs.runtime.interpret
 
-# What `tl.dot` is given, after a rounding to bfloat16 in either case: the interpreter multiplies
-# the bits of bfloat16 numbers as if they were integers (Triton 3.7 and 3.9).
+# Operands of `tl.dot`, rounded to bfloat16 in either case: the interpreter multiplies the bits of
+# bfloat16 numbers as integers (Triton 3.7 and 3.9).
 DOT_TYPE = tl.float32 if IS_INTERPRETED else tl.bfloat16
 
 
 def num_multiprocessors(device: torch.device) -> int:
-    """Of a card; the interpreter counts as one."""
+    """Count the GPU's multiprocessors; 1 for the interpreter."""
     if device.type != "cuda":
         return 1
     return int(torch.cuda.get_device_properties(device).multi_processor_count)
@@ -53,7 +54,7 @@ def check_device_tensor(
 
 
 def check_device_rows(t: Tensor, what: str, shape: tuple[int | None, ...]) -> None:
-    """The same for float32 tensors of which only the last dimension must be contiguous."""
+    """Check float32 tensors of which only the last dimension must be contiguous."""
     wanted = "cpu" if IS_INTERPRETED else "cuda"
     if (
         t.dtype is torch.float32

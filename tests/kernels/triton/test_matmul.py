@@ -14,8 +14,7 @@ from hybridmoe.kernels.matrix import QuantMatrix
 
 pytest.importorskip("triton", reason="needs triton (pip install hybridmoe[cuda])")
 
-from hybridmoe.kernels import triton as kernels
-from hybridmoe.kernels.triton import matmul as product
+from hybridmoe.kernels.triton import matmul
 from hybridmoe.kernels.triton.matmul import MAX_GEMV_TOKENS, plan_gemv
 from hybridmoe.kernels.triton.matrix import TYPES, DeviceMatrix
 from hybridmoe.kernels.triton.runtime import IS_INTERPRETED
@@ -62,7 +61,7 @@ def kind(request: pytest.FixtureRequest) -> GGMLQuantizationType:
 
 def test_dequantized_weights_are_those_of_gguf(kind: GGMLQuantizationType) -> None:
     w = random_matrix(kind, 2, 19, column_counts(kind)[-1])
-    got = kernels.dequantize(DeviceMatrix.from_host(w, "cpu"))
+    got = matmul.dequantize(DeviceMatrix.from_host(w, "cpu"))
     want = chopped(closeness.weights(w).astype(np.float32))
     assert np.array_equal(got.double().numpy(), want)
 
@@ -75,13 +74,13 @@ def test_mxfp4_has_all_scales() -> None:
     w = QuantMatrix(blocks[2:].reshape(-1), kind, 1, 127, 64)
     with np.errstate(over="ignore"):
         want = chopped(closeness.weights(w).astype(np.float32))
-        got = kernels.dequantize(DeviceMatrix.from_host(w, "cpu"))
+        got = matmul.dequantize(DeviceMatrix.from_host(w, "cpu"))
     assert np.array_equal(got.double().numpy(), want) and np.isinf(want).any()
     w = QuantMatrix(blocks[:2].reshape(-1), kind, 1, 2, 32)
     for column in range(0, 32, 5):
         x = torch.zeros(1, 32)
         x[0, column] = 2.0**100
-        got = kernels.linear(x, DeviceMatrix.from_host(w, "cpu"))
+        got = matmul.linear(x, DeviceMatrix.from_host(w, "cpu"))
         assert np.array_equal(got[0].numpy(), 2.0**100 * closeness.weights(w)[0, :, column])
 
 
@@ -90,28 +89,28 @@ def test_linear_is_within_the_bound(
     kind: GGMLQuantizationType, tokens: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     num_sms = 0
-    monkeypatch.setattr(product, "num_multiprocessors", lambda device: num_sms)
+    monkeypatch.setattr(matmul, "num_multiprocessors", lambda device: num_sms)
     for cols in column_counts(kind):
         w = random_matrix(kind, 1, 19, cols)
         x = activations(tokens, cols)
         device_w = DeviceMatrix.from_host(w, "cpu")
         num_sms = 64  # columns are split
-        check_linear(x, w, kernels.linear(x, device_w))
+        check_linear(x, w, matmul.linear(x, device_w))
         num_sms = 1
-        check_linear(x, w, kernels.linear(x, device_w))
+        check_linear(x, w, matmul.linear(x, device_w))
 
 
 @pytest.mark.parametrize("num_sms", [1, 64])
 @pytest.mark.parametrize("tokens", [1, 3, 17])
 def test_rows_lie_anywhere(tokens: int, num_sms: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(product, "num_multiprocessors", lambda device: num_sms)
+    monkeypatch.setattr(matmul, "num_multiprocessors", lambda device: num_sms)
     w = random_matrix(Q8_0, 3, 18, 1120)
     device_w = DeviceMatrix.from_host(w, "cpu")
     x = activations(tokens, 3, 1200)[..., 7:1127].transpose(0, 1)  # (B, T, K)
     out = torch.full((tokens, 3, 20), 5.0)
-    kernels.batched_linear(x, device_w, out[..., 1:19].transpose(0, 1))
+    matmul.batched_linear(x, device_w, out[..., 1:19].transpose(0, 1))
     assert torch.equal(
-        out[..., 1:19].transpose(0, 1), kernels.batched_linear(x.contiguous(), device_w)
+        out[..., 1:19].transpose(0, 1), matmul.batched_linear(x.contiguous(), device_w)
     )
     assert (out[..., 0] == 5).all() and (out[..., 19] == 5).all()
 
@@ -120,7 +119,7 @@ def test_rows_lie_anywhere(tokens: int, num_sms: int, monkeypatch: pytest.Monkey
 def test_float32_matrices_are_multiplied_in_float32(tokens: int) -> None:
     w = random_matrix(GGMLQuantizationType.F32, 1, 11, 96)
     x = activations(tokens, 96)
-    got = kernels.linear(x, DeviceMatrix.from_host(w, "cpu"))
+    got = matmul.linear(x, DeviceMatrix.from_host(w, "cpu"))
     weights = closeness.weights(w)[0]
     bound = sum_bound(96, np.abs(x.numpy()) @ np.abs(weights).T)
     closeness.assert_close(got, x.double().numpy() @ weights.T, bound, "F32")
@@ -142,7 +141,7 @@ def test_float32_products_are_never_tf32(precision: str) -> None:
     try:
         w = DeviceMatrix.from_host(random_matrix(GGMLQuantizationType.F32, 1, 3, 8), "cpu")
         with Spy():
-            kernels.linear(activations(2, 8), w)
+            matmul.linear(activations(2, 8), w)
         assert flags.fp32_precision == precision
     finally:
         flags.fp32_precision = before
@@ -157,14 +156,14 @@ def test_a_wrong_scale_is_seen(kind: GGMLQuantizationType, tokens: int) -> None:
     wrong = x.clone()
     wrong[:, 64:96] *= 1.01 if tokens == 1 else 1.03  # more than bfloat16 may lose
     with pytest.raises(AssertionError, match="out of bounds"):
-        check_linear(x, w, kernels.linear(wrong, DeviceMatrix.from_host(w, "cpu")))
+        check_linear(x, w, matmul.linear(wrong, DeviceMatrix.from_host(w, "cpu")))
 
 
 @pytest.mark.parametrize("tokens", [1, 5, 20])
 def test_a_stack_is_its_matrices(tokens: int) -> None:
     w = random_matrix(Q8_0, 3, 18, 96)
     x = activations(3, tokens, 96)
-    got = kernels.batched_linear(x, DeviceMatrix.from_host(w, "cpu"))
+    got = matmul.batched_linear(x, DeviceMatrix.from_host(w, "cpu"))
     for b in range(3):
         check_linear(x[b], w.slice(b, b + 1), got[b])
 
@@ -172,26 +171,26 @@ def test_a_stack_is_its_matrices(tokens: int) -> None:
 @pytest.mark.parametrize("num_rows", [5, 18, 36, 50])
 def test_slabs_are_put_together(num_rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Parts of a matrix, or several whole ones of a stack."""
-    monkeypatch.setattr(product, "SLAB_BYTES", 2 * 96 * num_rows)
+    monkeypatch.setattr(matmul, "SLAB_BYTES", 2 * 96 * num_rows)
     w, x = random_matrix(Q8_0, 3, 18, 96), activations(3, 17, 96)
-    got = kernels.batched_linear(x, DeviceMatrix.from_host(w, "cpu"))
+    got = matmul.batched_linear(x, DeviceMatrix.from_host(w, "cpu"))
     for b in range(3):
         check_linear(x[b], w.slice(b, b + 1), got[b])
 
 
 def test_nothing_in_gives_nothing_out() -> None:
     w = DeviceMatrix.from_host(random_matrix(Q8_0, 1, 4, 64), "cpu")
-    assert kernels.linear(torch.zeros(0, 64), w).shape == (0, 4)
+    assert matmul.linear(torch.zeros(0, 64), w).shape == (0, 4)
     empty = DeviceMatrix(torch.zeros(0, dtype=torch.uint8), Q8_0, 1, 0, 64)
-    assert kernels.linear(torch.zeros(2, 64), empty).shape == (2, 0)
+    assert matmul.linear(torch.zeros(2, 64), empty).shape == (2, 0)
 
 
 def test_a_poisoned_token_spoils_only_itself() -> None:
     w = DeviceMatrix.from_host(random_matrix(Q4_K, 1, 6, 512), "cpu")
     x = activations(3, 512)
-    clean = kernels.linear(x, w)
+    clean = matmul.linear(x, w)
     x[1, 300] = float("nan")
-    got = kernels.linear(x, w)
+    got = matmul.linear(x, w)
     assert torch.isnan(got[1]).all()
     assert torch.equal(got[::2], clean[::2])
 
@@ -209,13 +208,13 @@ def test_plans_cover_all_columns_and_fill_the_card(rows: int, chunks: int, num_s
 def test_wrong_arguments_are_refused() -> None:
     w = DeviceMatrix.from_host(random_matrix(Q8_0, 2, 4, 64), "cpu")
     with pytest.raises(ShapeError, match="stack of 2"):
-        kernels.linear(torch.zeros(2, 64), w)
+        matmul.linear(torch.zeros(2, 64), w)
     with pytest.raises(ShapeError, match=r"expected a cpu tensor \(2, any, 64\)"):
-        kernels.batched_linear(torch.zeros(2, 3, 32), w)
+        matmul.batched_linear(torch.zeros(2, 3, 32), w)
     with pytest.raises(ShapeError, match="float64"):
-        kernels.batched_linear(torch.zeros(2, 3, 64, dtype=torch.float64), w)
+        matmul.batched_linear(torch.zeros(2, 3, 64, dtype=torch.float64), w)
     with pytest.raises(ShapeError, match="contiguous rows"):
-        kernels.batched_linear(torch.zeros(2, 64, 3).transpose(1, 2), w)
+        matmul.batched_linear(torch.zeros(2, 64, 3).transpose(1, 2), w)
     with pytest.raises(ShapeError, match="IQ1_S has no Triton kernel"):
         DeviceMatrix(w.data, GGMLQuantizationType.IQ1_S, 1, 1, 256)
     with pytest.raises(ShapeError, match="multiple of 32"):
