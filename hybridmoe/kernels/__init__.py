@@ -1,4 +1,4 @@
-"""Numbers on the CPU: quantised products, the routed experts, and the choice of instructions."""
+"""Functions of tensors on the CPU: quantised products, MLA, routed experts; `triton` for GPUs."""
 
 from hybridmoe.kernels.matrix import QuantMatrix
 from hybridmoe.kernels.ops import (

@@ -1,7 +1,7 @@
 """Search for NaN and infinity in a file: in float tensors and in the scales of blocks.
 
-A tensor is read again from its file, in pieces, and not through the memory map: a file that has
-become shorter is an error here, not a signal.
+A tensor is read from its file in pieces, not through the memory map: a truncated file is an error
+here, not a signal.
 """
 
 import os
@@ -22,13 +22,13 @@ from hybridmoe.kernels.ops import dequantize
 
 __all__ = ["Damage", "find_damage", "is_checkable"]
 
-_PIECE_BYTES = 256 << 10  # decoded, it stays in a core's cache
+_PIECE_BYTES = 256 << 10  # dequantized, it stays in a core's cache
 _INTEGERS = frozenset(GGMLQuantizationType[name] for name in ("I8", "I16", "I32", "I64"))
 
 
 @dataclass(frozen=True, slots=True)
 class Damage:
-    """The first row of a matrix, or the vector, that holds a number which is not finite."""
+    """First row of a matrix, or the vector, with a number that is not finite."""
 
     tensor: str
     type: str
@@ -43,7 +43,7 @@ class Damage:
 
 
 def is_checkable(tensor: Tensor) -> bool:
-    """True for tensors of a type that `find_damage` knows."""
+    """Return True for tensors of a type that `find_damage` knows."""
     return tensor.type in _INTEGERS or tensor.type in _C.TYPES
 
 
@@ -53,9 +53,9 @@ def find_damage(
     matrices: Iterable[int] | None = None,
     rows: range | None = None,
 ) -> Iterator[Damage]:
-    """The damage of each matrix of a tensor: of those given by number, in the rows given, or all.
+    """Find the damage of each matrix of a tensor; matrices, rows: None = all.
 
-    Errors: DiskError where the file cannot be read to where it reached when it was opened.
+    Errors: DiskError if the file cannot be read, or is shorter than when it was opened.
     """
     if tensor.type in _INTEGERS or not is_checkable(tensor) or not tensor.num_bytes:
         return

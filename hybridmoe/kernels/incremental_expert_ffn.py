@@ -1,7 +1,7 @@
-"""The routed experts of a layer in pieces: `ops.expert_ffn` for experts that come one by one.
+"""Routed experts of a layer in pieces: `ops.expert_ffn` for experts that become resident in turn.
 
-An expert may lie anywhere in memory, and need be there only for its own `compute`. The result is
-that of `expert_ffn`, bit for bit.
+An expert may lie anywhere in memory, and only during its own `compute`. The result is that of
+`expert_ffn`, bit for bit.
 """
 
 from collections.abc import Sequence
@@ -20,7 +20,7 @@ __all__ = ["IncrementalExpertFfn"]
 
 
 class IncrementalExpertFfn:
-    """begin, compute until every expert has had its turn, finish. Keeps its memory for the next."""
+    """One pass: begin, compute every expert, finish. Keeps its memory for the next pass."""
 
     def __init__(self) -> None:
         self._pass = _C.ExpertPass()
@@ -35,13 +35,13 @@ class IncrementalExpertFfn:
         matrices: Sequence[QuantMatrix],
         addresses: NDArray[np.int64],
     ) -> tuple[list[int], int]:
-        """Route the tokens; returns the experts they need, and how many may come in any order.
+        """Begin a pass; returns the experts of the tokens, and the number of unordered ones.
 
-        Those are the first of the list. The rest go through matrix tiles, whose sums depend on the
-        order: they come after the first, one after the other as listed.
+        The unordered experts are the first of the list and may be computed in any order. The rest
+        go through matrix tiles, whose sums depend on the order: they follow as listed.
         Shapes:  x, ids, weights as for `expert_ffn` · matrices: gate, up (E, I, H), down (E, H, I),
-                 of which only type and shape count · addresses (3, E): where each expert's gate, up
-                 and down begin, 0 = not in memory; read by `compute`.
+                 of which only type and shape count · addresses (3, E) of each expert's gate, up
+                 and down, 0 = not in memory; read by `compute`.
         Errors:  ShapeError, also for an id outside -1..E-1.
         """
         gate, up, down = matrices
@@ -78,12 +78,12 @@ class IncrementalExpertFfn:
     def compute(self, experts: Sequence[int]) -> None:
         """Compute some experts, which are in memory now.
 
-        Errors: ShapeError for one that is not, or whose turn it is not; the pass is then over.
+        Errors: ShapeError for one that is not, or is out of order; the pass is then over.
         """
         self._pass.compute(experts)
 
     def finish(self) -> Tensor:
-        """The result (T, H) f32. Errors: ShapeError where an expert has not been computed."""
+        """Return the result (T, H) f32. Errors: ShapeError if an expert is missing."""
         self._pass.finish()
         out, self._out, self._inputs = self._out, None, ()
         assert out is not None

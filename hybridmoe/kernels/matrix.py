@@ -1,6 +1,6 @@
-"""QuantMatrix: a stack of quantised matrices, exactly as a GGUF file lays them out.
+"""Stack of quantised matrices, exactly as a GGUF file lays them out.
 
-It owns no bytes: `data` is a view of the memory map (or of an array), and stays alive with it.
+`QuantMatrix` owns no bytes: `data` is a view of the memory map (or of an array).
 """
 
 from dataclasses import dataclass, field
@@ -17,7 +17,7 @@ __all__ = ["QuantMatrix"]
 
 @dataclass(frozen=True, slots=True)
 class QuantMatrix:
-    """A stack of `batch` row-major matrices (rows, cols) in a GGUF block format.
+    """Stack of `batch` row-major matrices (rows, cols) in a GGUF block format.
 
     Shapes:  data (num_bytes,) uint8, contiguous, aligned to the type's scalars.
     Errors:  ShapeError: unknown type, cols not whole blocks, or data of another size.
@@ -52,7 +52,7 @@ class QuantMatrix:
         return self.data.nbytes
 
     def slice(self, b0: int, b1: int) -> "QuantMatrix":
-        """Matrices b0..b1-1 of the stack, sharing this one's memory."""
+        """View matrices b0..b1-1 of the stack."""
         if not 0 <= b0 <= b1 <= self.batch:
             raise ShapeError(f"QuantMatrix: slice {b0}:{b1} of a stack of {self.batch}")
         matrix_bytes = self.rows * self.row_bytes
@@ -61,7 +61,7 @@ class QuantMatrix:
 
     @classmethod
     def from_array(cls, a: np.ndarray) -> Self:
-        """An F32 matrix (N, K) or stack (B, N, K) over the memory of `a`, where contiguous."""
+        """View `a` (N, K) or (B, N, K) as an F32 matrix; copies if it is not contiguous."""
         if a.dtype != np.float32 or a.ndim not in (2, 3):
             raise ShapeError(f"QuantMatrix: array is {a.dtype} {a.shape}, expected float32 (N, K)")
         batch, rows, cols = (1, *a.shape)[-3:]

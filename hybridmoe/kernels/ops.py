@@ -1,12 +1,12 @@
-"""The CPU kernels as functions of torch tensors: shapes are checked here, numbers made in csrc.
+"""CPU kernels as functions of torch tensors: shapes are checked here, csrc computes.
 
 All tensors are on the CPU, and contiguous unless a function says "rows anywhere". A token's result
-is the same bits whatever else is in the batch and however many threads run; on AMX the former holds
-for calls of fewer than 16 tokens (`hybridmoe.hardware.isa`). Products with a quantised matrix round
-the activations to int8 in blocks of 32 with a float32 scale, then add exact integer dot products;
-tiles round both sides to bfloat16. F32, F16 and BF16 matrices take float32 activations (tiles of
-BF16: two bfloat16 of each). csrc/README.md says why, tests/support/closeness.py and test_tiles.py
-how far that can be off. reference.py has the same functions in plain numpy.
+has the same bits whatever else is in the batch and however many threads run; on AMX the former
+holds for calls of fewer than 16 tokens (`hybridmoe.hardware.isa`). Products with a quantised matrix
+round the activations to int8 in blocks of 32 with a float32 scale, then add exact integer dot
+products; tiles round both sides to bfloat16. F32, F16 and BF16 matrices take float32 activations
+(tiles of BF16: two bfloat16 of each). csrc/README.md gives the reasons, tests/support/closeness.py
+and test_tiles.py the error bounds, reference.py the same functions in plain numpy.
 """
 
 import numpy as np
@@ -42,7 +42,7 @@ __all__ = [
 
 
 def linear(x: Tensor, w: QuantMatrix, out: Tensor | None = None) -> Tensor:
-    """x W^T.
+    """Compute x W^T.
 
     Shapes:  x (T, K) f32 · w one matrix (N, K) -> (T, N) f32, in `out` where that is given.
     Cost:    reads w once for every four tokens, from a cache after the first.
@@ -61,7 +61,7 @@ def linear(x: Tensor, w: QuantMatrix, out: Tensor | None = None) -> Tensor:
 
 
 def batched_linear(x: Tensor, w: QuantMatrix, out: Tensor | None = None) -> Tensor:
-    """x[b] W[b]^T for every matrix of a stack: the per-head products of latent attention.
+    """Compute x[b] W[b]^T for every matrix of a stack: the per-head products of MLA.
 
     Shapes:  x (B, T, K) f32 · w B matrices (N, K) -> (B, T, N) f32, in `out` where that is given.
              Rows of x and of out may lie anywhere.
@@ -86,7 +86,7 @@ def batched_linear(x: Tensor, w: QuantMatrix, out: Tensor | None = None) -> Tens
 def expert_ffn(
     x: Tensor, ids: Tensor, weights: Tensor, gate: QuantMatrix, up: QuantMatrix, down: QuantMatrix
 ) -> Tensor:
-    """The weighted SwiGLU output of each token's experts.
+    """Compute the weighted SwiGLU output of each token's experts.
 
     Shapes:  x (T, H) f32 · ids (T, k) int32, -1 = none · weights (T, k) f32 ·
              gate, up (E, I, H) · down (E, H, I) -> (T, H) f32.
@@ -122,7 +122,7 @@ def expert_ffn(
 def dense_ffn(
     x: Tensor, gate: QuantMatrix, up: QuantMatrix, down: QuantMatrix, base: Tensor | None = None
 ) -> Tensor:
-    """base + down(silu(gate(x)) * up(x)): what `expert_ffn` does with one expert for every token.
+    """Compute base + down(silu(gate(x)) * up(x)): `expert_ffn` with one expert for every token.
 
     Shapes:  x (T, H) f32 · gate, up (I, H) · down (H, I) · base (T, H) f32 -> (T, H) f32.
     Errors:  ShapeError.
@@ -200,7 +200,7 @@ def rotate_(x: Tensor, cos_sin: Tensor) -> Tensor:
     tokens, dim = cos_sin.shape
     check_rows(x, "rotate_: x", 3, dim, tokens)
     if dim % 2 != 0:
-        raise ShapeError(f"rotate_: {dim} numbers are no pairs")
+        raise ShapeError(f"rotate_: {dim} numbers are not pairs")
     _C.rotate(
         x.data_ptr(), tokens, x.shape[1], x.stride(0), x.stride(1), dim // 2, cos_sin.data_ptr()
     )
@@ -241,7 +241,7 @@ def route(logits: Tensor, bias: Tensor | None, spec: RoutingSpec) -> tuple[Tenso
 
 
 def dequantize(w: QuantMatrix) -> Tensor:
-    """Every weight as float32: (N, K), or (B, N, K) for a stack; the bits of `gguf.quants`."""
+    """Dequantize to float32: (N, K), or (B, N, K) for a stack; the bits of `gguf.quants`."""
     shape = (w.rows, w.cols) if w.batch == 1 else (w.batch, w.rows, w.cols)
     out = _empty(*shape)
     _C.dequantize(w.handle, out.data_ptr())
@@ -249,7 +249,7 @@ def dequantize(w: QuantMatrix) -> Tensor:
 
 
 def gather_rows(w: QuantMatrix, ids: Tensor) -> Tensor:
-    """Rows `ids` of one matrix, as float32: token embeddings.
+    """Gather rows `ids` of one matrix as float32: token embeddings.
 
     Shapes:  w (N, K) · ids (T,) int64 -> (T, K) f32.
     Errors:  ShapeError, also for an id outside 0..N-1.
@@ -261,10 +261,10 @@ def gather_rows(w: QuantMatrix, ids: Tensor) -> Tensor:
 
 
 def touch_rows(data: NDArray[np.uint8], num_matrices: int, rows: int) -> None:
-    """Bring the mapped bytes of a stack of matrices into memory.
+    """Read the mapped bytes of a stack of matrices into memory.
 
     On several NUMA nodes each row goes to the memory of the node whose threads work on it, unless
-    the system holds it already.
+    it is cached already.
     Shapes:  data (num_matrices * rows * bytes of a row,) uint8, contiguous.
     Errors:  ShapeError.
     """
@@ -277,11 +277,11 @@ def touch_rows(data: NDArray[np.uint8], num_matrices: int, rows: int) -> None:
 
 
 def _empty(*shape: int) -> Tensor:
-    return torch.empty(shape, dtype=torch.float32, device="cpu")  # whatever torch's defaults are
+    return torch.empty(shape, dtype=torch.float32, device="cpu")  # not torch's defaults
 
 
 def check_rows(t: Tensor, what: str, ndim: int, last: int | None, *first: int) -> None:
-    """`check_tensor` for float32 tensors of which only the last dimension must be contiguous."""
+    """Check a float32 CPU tensor of which only the last dimension must be contiguous."""
     if (
         t.dtype is torch.float32
         and t.ndim == ndim

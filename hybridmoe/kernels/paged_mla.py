@@ -1,7 +1,7 @@
-"""Pages of latents, and attention over them, for the sequences of a step together.
+"""Paged KV cache of MLA and attention over it, for all sequences of a step.
 
-As in ops.py: shapes are checked here, numbers made in csrc, and a token's bits depend neither on
-the other sequences nor on how many of its own come in one call.
+As in ops.py: shapes are checked here, csrc computes, and a token's bits depend neither on the other
+sequences nor on how its own are divided into calls.
 """
 
 from collections.abc import Sequence
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from hybridmoe import _C
-from hybridmoe.config import PAGE_TOKENS
+from hybridmoe.config import KV_TYPES, PAGE_TOKENS, kv_row_bytes
 from hybridmoe.errors import ShapeError
 from hybridmoe.kernels.ops import check_rows, check_tensor
 
@@ -31,13 +31,15 @@ _DTYPES = {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16}
 
 
 def row_bytes(type: str, dim: int) -> int:
-    """Bytes of one token's latents in one layer. Raises ShapeError for an unknown type."""
-    return _C.latent_row_bytes(type, dim)
+    """Count the bytes of one token in one layer. Raises ShapeError for an unknown type."""
+    if type not in KV_TYPES:
+        raise ShapeError(f"KV cache: type {type}, expected one of {', '.join(KV_TYPES)}")
+    return kv_row_bytes(type, dim)
 
 
 @dataclass(frozen=True, slots=True)
 class KvPages:
-    """One layer's pages of PAGE_TOKENS rows of `dim` numbers, "f32", "f16", "bf16" or "int8".
+    """Pages of one layer: PAGE_TOKENS rows of `dim` numbers, "f32", "f16", "bf16" or "int8".
 
     Shapes: data (pages, PAGE_TOKENS, row_bytes(type, dim)) uint8, contiguous. Raises ShapeError.
     """
@@ -59,7 +61,7 @@ class KvPages:
 
 
 class Span(NamedTuple):
-    """A sequence's part in a step: `num_tokens` tokens, the first at position `start`."""
+    """Chunk of a sequence in a step: `num_tokens` tokens, the first at position `start`."""
 
     num_tokens: int
     start: int
@@ -67,7 +69,7 @@ class Span(NamedTuple):
 
 
 class BlockTables:
-    """Where the tokens of a step's sequences lie; the sequences one after the other."""
+    """Block tables of a step's sequences, one after the other."""
 
     def __init__(self, spans: Sequence[Span]) -> None:
         rows, entries = [], list[int]()
@@ -80,7 +82,7 @@ class BlockTables:
 
     @property
     def arguments(self) -> tuple[int, int, int, int]:
-        """As the native functions take it."""
+        """Arguments of the native functions."""
         return (
             self._spans.data_ptr(),
             self._spans.shape[0],
@@ -89,33 +91,33 @@ class BlockTables:
         )
 
 
-def store_kv(rows: Tensor, pages: KvPages, table: BlockTables) -> None:
-    """Write the step's latents to their places, rounded to the pages' type.
+def store_kv(rows: Tensor, pages: KvPages, tables: BlockTables) -> None:
+    """Write a step's rows to the KV cache, rounded to its type.
 
     Shapes:  rows (T, dim) f32.
-    Numeric: f16 and bf16 to nearest even, finite numbers beyond f16's end to the greatest one; int8
+    Numeric: f16 and bf16 to nearest even, finite numbers beyond f16's range to its greatest; int8
              with a float32 scale, absmax / 127, for each 64 numbers.
-    Errors:  ShapeError, also for a table that does not fit the pages.
+    Errors:  ShapeError, also for tables that do not fit the pages.
     """
     check_tensor(rows, "store_kv: rows", torch.float32, 2, pages.dim)
-    _C.store_latents(rows.data_ptr(), rows.shape[0], pages.handle, *table.arguments)
+    _C.store_latents(rows.data_ptr(), rows.shape[0], pages.handle, *tables.arguments)
 
 
 def convert_rows(rows: Tensor, type: str, to: str, dim: int) -> Tensor:
-    """Latents of another type: (T, row_bytes(type, dim)) -> (T, row_bytes(to, dim)), uint8, CPU.
+    """Convert rows (T, row_bytes(type, dim)) to (T, row_bytes(to, dim)), uint8, on the CPU.
 
     Rounded as `store_kv` does it. Errors: ShapeError.
     """
     check_tensor(rows, "convert_rows: rows", torch.uint8, 2, row_bytes(type, dim))
     num_tokens, num_pages = len(rows), -(-len(rows) // PAGE_TOKENS)
     data = torch.empty((num_pages, PAGE_TOKENS, row_bytes(to, dim)), dtype=torch.uint8)
-    table = BlockTables([Span(num_tokens, 0, range(num_pages))])
-    store_kv(_widened(rows, type, dim), KvPages(data, to, dim), table)
+    tables = BlockTables([Span(num_tokens, 0, range(num_pages))])
+    store_kv(_widened(rows, type, dim), KvPages(data, to, dim), tables)
     return data.flatten(0, 1)[:num_tokens]
 
 
 def _widened(rows: Tensor, type: str, dim: int) -> Tensor:
-    """Float32 (T, dim)."""
+    """Widen rows to float32 (T, dim)."""
     if type != "int8":
         return rows.view(_DTYPES[type]).float()
     codes_at = row_bytes(type, dim) - -(-dim // 4) * 4  # behind a scale for each 64 codes
@@ -127,15 +129,15 @@ def latent_attention(
     q_latent: Tensor,
     q_rope: Tensor,
     pages: KvPages,
-    table: BlockTables,
+    tables: BlockTables,
     scale: float,
 ) -> Tensor:
-    """Causal softmax attention of the step's tokens over their sequences' latents: absorbed MLA.
+    """Attend causally from a step's tokens to their sequences' KV cache: absorbed MLA.
 
     Shapes:  q_latent (N, T, R) f32 · q_rope (T, N, P) f32, its rows anywhere ·
              pages of dim R + P, the first R numbers of each row also its value -> (N, T, R) f32.
     Cost:    2 N T S (2 R + P) operations in float32, half of them where T = S.
-    Numeric: softmax over blocks of 256 positions, put together in order; no score is rounded.
+    Numeric: softmax over blocks of 256 positions, merged in order; no score is rounded.
     Errors:  ShapeError.
     Source:  DeepSeek-V2 (arXiv 2405.04434), section 2.1; online softmax, Milakov & Gimelshein 2018;
              pages, Kwon et al. 2023 (arXiv 2309.06180).
@@ -156,7 +158,7 @@ def latent_attention(
         rope_dim,
         scale,
         pages.handle,
-        *table.arguments,
+        *tables.arguments,
         out.data_ptr(),
     )
     return out

@@ -1,4 +1,4 @@
-"""The functions of ops.py in float64: slow and obvious, what the kernels are tested against.
+"""Reference of ops.py in float64: slow and obvious, for tests.
 
 Weights are those of `gguf.quants.dequantize`; activations are not rounded.
 """
@@ -21,7 +21,7 @@ __all__ = [
 
 
 def dequantize(w: QuantMatrix) -> Tensor:
-    """(N, K), or (B, N, K) for a stack, f32."""
+    """Dequantize to f32 (N, K), or (B, N, K) for a stack."""
     rows = w.data.reshape(w.batch * w.rows, w.row_bytes)
     weights = np.array(quants.dequantize(rows, w.type), np.float32)
     shape = (w.rows, w.cols) if w.batch == 1 else (w.batch, w.rows, w.cols)
@@ -29,12 +29,12 @@ def dequantize(w: QuantMatrix) -> Tensor:
 
 
 def linear(x: Tensor, w: QuantMatrix) -> Tensor:
-    """x (T, K) · w (N, K) -> (T, N) f64."""
+    """Compute x (T, K) · w (N, K) -> (T, N) f64."""
     return x.double() @ dequantize(w).double().T
 
 
 def batched_linear(x: Tensor, w: QuantMatrix) -> Tensor:
-    """x (B, T, K) · w (B, N, K) -> (B, T, N) f64."""
+    """Compute x (B, T, K) · w (B, N, K) -> (B, T, N) f64."""
     weights = dequantize(w).double().reshape(w.batch, w.rows, w.cols)
     return x.double() @ weights.transpose(1, 2)
 
@@ -42,7 +42,7 @@ def batched_linear(x: Tensor, w: QuantMatrix) -> Tensor:
 def expert_ffn(
     x: Tensor, ids: Tensor, weights: Tensor, gate: QuantMatrix, up: QuantMatrix, down: QuantMatrix
 ) -> Tensor:
-    """x (T, H) · ids (T, k), -1 = none · weights (T, k) -> (T, H) f64."""
+    """Compute x (T, H) · ids (T, k), -1 = none · weights (T, k) -> (T, H) f64."""
     out = torch.zeros(x.shape, dtype=torch.float64)
     for t, j in zip(*torch.nonzero(ids >= 0, as_tuple=True), strict=True):
         e = int(ids[t, j])
@@ -53,16 +53,16 @@ def expert_ffn(
     return out
 
 
-def latent_attention(q_latent: Tensor, q_rope: Tensor, latents: Tensor, scale: float) -> Tensor:
-    """q_latent (N, T, R) · q_rope (T, N, P) · latents (S, R + P) -> (N, T, R) f64."""
+def latent_attention(q_latent: Tensor, q_rope: Tensor, rows: Tensor, scale: float) -> Tensor:
+    """Attend from q_latent (N, T, R), q_rope (T, N, P) to rows (S, R + P) -> (N, T, R) f64."""
     queries = torch.cat((q_latent, q_rope.transpose(0, 1)), -1).double()
-    num_tokens, num_positions = queries.shape[1], len(latents)
-    scores = queries @ latents.double().T * scale  # (N, T, S)
+    num_tokens, num_positions = queries.shape[1], len(rows)
+    scores = queries @ rows.double().T * scale  # (N, T, S)
     seen = torch.ones(num_tokens, num_positions).tril(num_positions - num_tokens).bool()
     shares = scores.masked_fill(~seen, float("-inf")).softmax(-1)
-    return shares @ latents[:, : q_latent.shape[2]].double()
+    return shares @ rows[:, : q_latent.shape[2]].double()
 
 
 def gather_rows(w: QuantMatrix, ids: Tensor) -> Tensor:
-    """w (N, K) · ids (T,) -> (T, K) f32."""
+    """Gather rows ids (T,) of w (N, K) -> (T, K) f32."""
     return dequantize(w).reshape(w.rows, w.cols)[ids]

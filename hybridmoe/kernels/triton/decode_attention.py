@@ -117,7 +117,7 @@ def _check_args(
 
 
 def _block(dim: int) -> int:
-    return max(HEADS, triton.next_power_of_2(dim))
+    return max(HEADS, int(triton.next_power_of_2(dim)))
 
 
 def _attend_splits(

@@ -74,7 +74,7 @@ def rotate_(x: Tensor, cos_sin: Tensor) -> Tensor:
     tokens, dim = cos_sin.shape
     check_device_rows(x, "rotate_: x", (tokens, None, dim))
     if dim % 2:
-        raise ShapeError(f"rotate_: {dim} numbers are no pairs")
+        raise ShapeError(f"rotate_: {dim} numbers are not pairs")
     num_heads = x.shape[1]
     if tokens and num_heads and dim:
         _rotate_kernel[(tokens, triton.cdiv(num_heads, _HEADS))](
