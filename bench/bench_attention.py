@@ -3,7 +3,7 @@
     python bench/bench_attention.py
     python bench/bench_attention.py --isa avx2
 
-K2's heads over its latents, by one thread and its own CPU time, in turns: every type is timed once
+K2's heads over its KV cache, by one thread and its own CPU time, in turns: every type is timed once
 in each, so that what else the machine does meets them all. `value` is millions of positions a
 second, each for 64 heads of a token; `peer` is bf16's.
 """
@@ -42,7 +42,7 @@ CASES = ((1, 512), (1, 4096), (128, 1024))  # tokens, positions
 @click.option("--isa", "isa_name", type=click.Choice(isa.supported()), help="Kernels.")
 @click.option("--turns", type=int, default=9, show_default=True)
 def main(isa_name: str | None, turns: int) -> None:
-    """Print each type's pace beside bf16's, and that of storing a prompt's latents."""
+    """Print each type's pace beside bf16's, and that of storing a prompt's rows."""
     ops.set_num_threads(1)
     rows = []
     with isa.forced(isa_name) if isa_name else nullcontext():

@@ -9,7 +9,7 @@ ACTIVATION_BLOCK: int
 """Activations that share one rounding scale."""
 
 class Matrix:
-    """A checked (batch, rows, cols) stack of matrices at an address; keeps nothing alive."""
+    """Checked (batch, rows, cols) stack of matrices at an address; keeps nothing alive."""
 
     def __init__(
         self, data: int, num_bytes: int, type: int, batch: int, rows: int, cols: int
@@ -20,45 +20,45 @@ def isa_supported() -> tuple[str, ...]: ...
 def isa_active() -> str: ...
 def set_isa(name: str) -> None: ...
 def threads() -> list[list[list[int]]]:
-    """The CPUs that each thread may run on, by NUMA node; an empty list is any CPU."""
+    """Return the CPUs that each thread may run on, by NUMA node; an empty list is any CPU."""
 
 def set_threads(plan: Sequence[Sequence[Sequence[int]]]) -> None:
-    """1 to 1024 threads on 1 to 64 nodes. Raises ShapeError."""
+    """Set the CPUs of 1 to 1024 threads on 1 to 64 nodes. Raises ShapeError."""
 
 def run_limit(kind: str, rounds: int, chunks: int) -> int:
-    """`chunks` loops of "int8" or "float"; one alone stays in the caller. Operations done."""
+    """Run `chunks` loops of "int8" or "float", one in the caller; returns the operations done."""
 
 def read_memory(data: int, num_bytes: int, chunks: int) -> None:
-    """Read memory once, in `chunks` parts; one alone stays in the caller."""
+    """Read memory once, in `chunks` parts; a single part in the caller."""
 
 def takes_tiles(type: int, rows: int, tokens: int) -> bool:
-    """Whether so many tokens go through matrix tiles: bfloat16 instead of int8."""
+    """Return True if `tokens` tokens go through matrix tiles: bfloat16 instead of int8."""
 
 def matmul_costs() -> dict[str, float]:
-    """The active cost model, in cycles of 256 weights, and the tokens at which `panels` win."""
+    """Return the active cost model, in cycles of 256 weights, and where gemm beats gemv."""
 
 class IoRing:
-    """Reads of files by io_uring, for one thread but for `wake`; ShapeError says why there is none.
+    """File reads by io_uring. Not thread-safe, except `wake`. Raises ShapeError if unavailable.
 
-    Memory has to stay until its read has ended.
+    Memory must stay until its read has ended.
     """
 
     def __init__(self, depth: int, chunk_bytes: int, block_bytes: int) -> None:
-        """depth: chunks under way, of which reads are made."""
+        """depth: chunks in flight, into which reads are cut."""
 
     @property
     def has_room(self) -> bool:
-        """Whether one more read would start at once."""
+        """Return True if one more read would start at once."""
 
     def begin(self, tag: int, fd: int, memory: memoryview, num_bytes: int, offset: int) -> None:
         """Queue a read; `wait` starts it. memory: whole blocks."""
 
     def wait(self) -> list[tuple[int, int, int]]:
-        """Until a read has ended, or `wake`. (tag, errno or 0, where the file ended or -1)."""
+        """Wait for a read or `wake`; returns (tag, errno or 0, end of the file or -1)."""
 
     def wake(self) -> None: ...
     def close(self) -> None:
-        """Waits for what is under way. Any number of times."""
+        """Wait for the reads in flight. Any number of times."""
 
 def linear(
     x: int,
@@ -84,10 +84,10 @@ def expert_ffn(
 ) -> None: ...
 
 class HostExpertCall:
-    """`expert_ffn` without a base as a call that another's thread makes; keeps nothing alive.
+    """`expert_ffn` without a base as a host function of a CUDA stream; keeps nothing alive.
 
     Addresses are of memory for `max_tokens` tokens; slot_of: int32 (E), or 0; experts with a slot
-    (>= 0) are left out. num_tokens: of the next run, `max_tokens` at first.
+    (>= 0) are the GPU's. num_tokens: of the next run, `max_tokens` at first.
     """
 
     num_tokens: int
@@ -106,20 +106,20 @@ class HostExpertCall:
         slot_of: int,
     ) -> None: ...
     def run(self) -> None:
-        """Never raises: on an error `out` is zeros, and the first error is kept."""
+        """Run the call. Never raises: on an error `out` is zeros, and the first error is kept."""
 
     def take_error(self) -> str | None:
-        """The kept error, once."""
+        """Return the kept error, once."""
 
     def times(self) -> tuple[float, float]:
-        """When the last run began and ended, by the clock of `time.monotonic`."""
+        """Return start and end of the last run, by the clock of `time.monotonic`."""
 
 class CudaDriver:
-    """The driver's library, never unloaded. Raises ShapeError where it is missing or too old."""
+    """CUDA driver library, never unloaded. Raises ShapeError if it is missing or too old."""
 
     def __init__(self, library: str) -> None: ...
     def launch(self, stream: int, call: HostExpertCall) -> None:
-        """Put a call, which must outlive its run, into a stream. Raises ShapeError."""
+        """Queue a call, which must outlive its run, in a stream. Raises ShapeError."""
 
 class ExpertPass:
     """`expert_ffn` in pieces, for experts at addresses of their own."""
@@ -137,23 +137,23 @@ class ExpertPass:
         addresses: int,
         out: int,
     ) -> tuple[list[int], int]:
-        """addresses: int64 (3, E). The experts needed, and how many of them come in any order."""
+        """addresses: int64 (3, E). Returns the experts needed, and the number of unordered ones."""
 
     def compute(self, experts: Sequence[int]) -> None: ...
     def finish(self) -> None: ...
 
 PAGE_TOKENS: int
-"""Rows of a page of latents."""
+"""Rows of a KV cache page."""
 
 class LatentPages:
-    """Checked pages of latents (f32, f16, bf16, int8) at an address; keeps nothing alive."""
+    """Checked KV cache pages (f32, f16, bf16, int8) at an address; keeps nothing alive."""
 
     def __init__(self, data: int, num_bytes: int, type: str, num_pages: int, dim: int) -> None: ...
 
 def latent_row_bytes(type: str, dim: int) -> int: ...
 def latent_attention(
-    latent_queries: int,
-    rope_queries: int,
+    q_latent: int,
+    q_rope: int,
     token_stride: int,
     head_stride: int,
     num_tokens: int,
@@ -182,7 +182,7 @@ def store_latents(
 def rms_norm(
     x: int,
     x_stride: int,
-    delta: int,
+    residual: int,
     weight: int,
     num_tokens: int,
     n: int,
@@ -197,7 +197,7 @@ def rotate(
     token_stride: int,
     head_stride: int,
     num_pairs: int,
-    turns: int,
+    cos_sin: int,
 ) -> None: ...
 def route(
     logits: int,
@@ -214,7 +214,7 @@ def route(
     weights: int,
 ) -> None: ...
 def touch_rows(data: int, num_matrices: int, rows: int, row_bytes: int) -> None:
-    """Touch every page, each by a thread of the node that works on its row."""
+    """Read a byte of every page in a thread of the node that works on its row."""
 
 def dequantize(w: Matrix, out: int) -> None: ...
 def gather_rows(w: Matrix, ids: int, num_ids: int, out: int) -> None: ...

@@ -30,13 +30,13 @@ struct RingEnd {
   int64_t file_end;  // where the file ended before all bytes had come
 };
 
-// One thread's, but for `wake`. Memory of a read has to stay until the read has ended.
+// Not thread-safe, except `wake`. Memory of a read must stay until the read has ended.
 //
-// Large reads are cut into chunks. What the block layer has to split is refused to one who may not
-// wait, and io_uring then lends it a thread that does: nothing would be won.
+// Large reads are cut into chunks. A read that the block layer must split cannot be submitted
+// without blocking: io_uring would hand it to a kernel thread, which costs what the ring saves.
 class IoRing {
  public:
-  // depth: chunks under way. chunk_bytes: a multiple of block_bytes. Throws Error.
+  // depth: chunks in flight. chunk_bytes: a multiple of block_bytes. Throws Error.
   IoRing(int depth, int64_t chunk_bytes, int64_t block_bytes);
   ~IoRing();
   IoRing(const IoRing&) = delete;

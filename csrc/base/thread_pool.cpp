@@ -189,7 +189,7 @@ void ThreadPool::wake(Worker& worker) {
   worker.is_asleep.notify_one();
 }
 
-// Closes the job on a node and waits until nobody works on it there.
+// Closes the job on a node and waits for its workers there.
 void ThreadPool::finish(Node& node) {
   // Acquire: what joined workers wrote before leaving (release) is visible once none is left.
   uint64_t state = node.state.fetch_and(~kOpen, std::memory_order_acquire);
@@ -247,7 +247,7 @@ void ThreadPool::work(int home, int worker, const std::vector<int>& cpus) {
   };
   const auto is_replaced = [&] { return replaced_.load() == worker; };
   while (!stop_.load()) {
-    if (!is_replaced()) {  // who is would only take the core from the caller
+    if (!is_replaced()) {  // else it would take the core from the caller
       if (join(node, seen)) {
         take_chunks(home, worker);
         node.state.fetch_sub(1, std::memory_order_release);

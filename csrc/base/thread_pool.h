@@ -103,7 +103,7 @@ class ThreadPool {
   Call call_ = nullptr;
   bool is_local_ = false;
   uint32_t number_ = 0;
-  // Its first exception, written by whoever sets the flag, read by the caller when all have left.
+  // Its first exception, written by the thread that sets the flag, read by the caller at the end.
   std::atomic<bool> has_failed_{false};
   std::exception_ptr error_;
 
@@ -111,7 +111,7 @@ class ThreadPool {
   std::vector<Node> nodes_;
   std::vector<Worker> workers_;
   std::vector<int> worker_of_cpu_, node_of_worker_, thread_ends_;
-  // Whom the caller stands in for. Only a hint: whoever joins a job has a number of his own.
+  // Worker whose core the caller uses. Only a hint: each thread in a job has its own number.
   std::atomic<int> replaced_{0};
   std::atomic<bool> stop_{false};
 };

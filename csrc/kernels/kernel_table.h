@@ -189,8 +189,8 @@ struct AttentionKernels {
 
 struct KernelTable {
   const char* name;
-  // Rounds x[0..n) to blocks [first / 32, (first + n) / 32) of an activation row of `cols`; whoever
-  // writes the last block also zeroes the padding. first % 32 == 0; n % 32 == 0 or first + n ==
+  // Rounds x[0..n) to blocks [first / 32, (first + n) / 32) of an activation row of `cols`; the
+  // call with the last block also zeroes the padding. first % 32 == 0; n % 32 == 0 or first + n ==
   // cols.
   void (*quantize)(const float* x, int64_t first, int64_t n, int64_t cols, void* row);
   // out[i] = silu(gate[i]) * up[i]

@@ -12,7 +12,7 @@ namespace hm {
 // Rounds rows of floats, in parallel, into `memory`, and lets `rows` point there.
 inline void quantize_rows(const KernelTable& kernels, ThreadPool& pool, const void** rows,
                           int64_t num_rows, int64_t cols, Buffer& memory) {
-  constexpr int64_t task_floats = 1 << 14;  // less is not worth waking anybody
+  constexpr int64_t task_floats = 1 << 14;  // less is not worth a task
   const int64_t stride = activation_bytes(cols);
   const int64_t step = std::max<int64_t>(1, task_floats / cols);
   uint8_t* rounded = memory.get<uint8_t>(num_rows * stride);

@@ -52,7 +52,7 @@ class HostExpertCall {
 
   const HostExpertArgs args_;
   std::vector<int32_t> ids_;  // the CPU's part of args_.ids
-  // Relaxed: whoever sets or reads these while no run is under way is ordered with the runs by the
+  // Relaxed: accesses while no run is under way are ordered with the runs by the
   // stream that they are in.
   std::atomic<int64_t> num_tokens_;
   std::atomic<double> begin_s_{0}, end_s_{0};

@@ -1,4 +1,4 @@
-// A stack of row-major matrices in a GGUF block format, in memory that somebody else keeps alive.
+// Stack of row-major matrices in a GGUF block format; does not own its memory.
 #pragma once
 
 #include <cstdint>

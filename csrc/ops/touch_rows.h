@@ -1,4 +1,4 @@
-// Bringing weights into memory, each row into that of the node whose threads will read it.
+// Reads mapped weights into memory, each row near the threads that will work on it.
 #pragma once
 
 #include <cstdint>

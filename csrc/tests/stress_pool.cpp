@@ -40,7 +40,7 @@ const std::vector<hm::ThreadPlan> kPlans = {plan_of({1}),    plan_of({2}),    pl
                                             plan_of({1, 1}), plan_of({2, 1}), plan_of({1, 0, 2}),
                                             plan_of({3, 3})};
 
-// Each chunk runs exactly once, with a worker number that nobody else has meanwhile, and what it
+// Each chunk runs exactly once, with a worker number that no other chunk has meanwhile, and what it
 // wrote (not atomic: the sanitizer looks) is there when run returns.
 void chunks_run_once(const hm::ThreadPlan& plan, int jobs) {
   hm::ThreadPool pool(plan);
@@ -106,7 +106,7 @@ class Layer {
     constexpr int64_t pages = (positions + hm::kPageTokens - 1) / hm::kPageTokens;
     static const std::vector<float> queries = floats(heads * kTokens * latent);
     static const std::vector<float> rotated = floats(kTokens * heads * rope);
-    static std::vector<float> latents = floats(pages * hm::kPageTokens * (latent + rope));
+    static std::vector<float> kv = floats(pages * hm::kPageTokens * (latent + rope));
     static const std::vector<int32_t> table = [] {
       std::vector<int32_t> numbers(pages);
       for (int64_t i = 0; i < pages; ++i) numbers[i] = static_cast<int32_t>(pages - 1 - i);
@@ -125,7 +125,7 @@ class Layer {
          .rope_dim = rope,
          .scale = 0.1f,
          .out = out.data()},
-        {reinterpret_cast<uint8_t*>(latents.data()), hm::kKvF32, pages, latent + rope},
+        {reinterpret_cast<uint8_t*>(kv.data()), hm::kKvF32, pages, latent + rope},
         {&span, 1, table.data(), pages});
     return out;
   }

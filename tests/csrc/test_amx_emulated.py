@@ -52,15 +52,15 @@ def emulated(library: ctypes.CDLL) -> Attention:
     function.restype = None
 
     def attention(x: Inputs, type: str, scale: float) -> torch.Tensor:
-        a, b, latents = x
-        pages, tables = paged([latents], type)
+        a, b, kv = x
+        pages, tables = paged([kv], type)
         table = torch.tensor(tables[0], dtype=torch.int32)
         out = torch.full_like(a, float("nan"))
         heads, tokens, latent = a.shape
         function(
             a.data_ptr(), b.data_ptr(), tokens, heads, latent, b.shape[2], scale,
             pages.data.data_ptr(), type == "f16", len(pages.data), table.data_ptr(), len(table),
-            len(latents) - tokens, out.data_ptr(),
+            len(kv) - tokens, out.data_ptr(),
         )  # fmt: skip
         return out
 
@@ -81,24 +81,22 @@ def test_only_weights_are_rounded_where_queries_are_bfloat16(
 
     Keys of eight bits where the pages have eleven would be off by more, and so are other scales.
     """
-    a, b, latents = inputs(*shape)
+    a, b, kv = inputs(*shape)
     a, b = a.bfloat16().float(), b.bfloat16().float()
-    want = reference.latent_attention(a, b, stored(latents, type), SCALE)
+    want = reference.latent_attention(a, b, stored(kv, type), SCALE)
     bound = 2.0**-9 / 3**0.5
-    assert error(emulated((a, b, latents), type, SCALE), want) <= bound
-    coarse = reference.latent_attention(a, b, stored(latents, "bf16"), SCALE)
+    assert error(emulated((a, b, kv), type, SCALE), want) <= bound
+    coarse = reference.latent_attention(a, b, stored(kv, "bf16"), SCALE)
     assert type == "bf16" or error(coarse, want) > bound
-    assert (
-        error(reference.latent_attention(a, b, stored(latents, type), 1.02 * SCALE), want) > bound
-    )
+    assert error(reference.latent_attention(a, b, stored(kv, type), 1.02 * SCALE), want) > bound
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("type", ["f16", "bf16"])
 def test_the_first_token_gets_its_own_latent(emulated: Attention, type: str) -> None:
-    a, b, latents = inputs(3, 20, 160, 32, 20)
-    out = emulated((a, b, latents), type, SCALE)
-    assert torch.equal(out[:, 0], stored(latents, type)[0, :160].expand(3, -1))
+    a, b, kv = inputs(3, 20, 160, 32, 20)
+    out = emulated((a, b, kv), type, SCALE)
+    assert torch.equal(out[:, 0], stored(kv, type)[0, :160].expand(3, -1))
 
 
 @pytest.mark.slow
@@ -106,9 +104,9 @@ def test_the_first_token_gets_its_own_latent(emulated: Attention, type: str) -> 
 def test_what_is_no_number_reaches_the_tokens_that_see_it(
     emulated: Attention, value: float
 ) -> None:
-    a, b, latents = inputs(2, 20, 128, 32, BLOCK + 20)
-    latents[BLOCK + 7, 3] = value
-    out = emulated((a, b, latents), "f16", SCALE)
+    a, b, kv = inputs(2, 20, 128, 32, BLOCK + 20)
+    kv[BLOCK + 7, 3] = value
+    out = emulated((a, b, kv), "f16", SCALE)
     assert out[:, 7:].isnan().any(-1).all()
 
 

@@ -1,4 +1,4 @@
-"""Streams without a card, and calls of the CPU's experts that a driver makes."""
+"""Streams without a GPU, and host functions with the CPU's experts."""
 
 import ctypes
 import shutil
@@ -80,9 +80,9 @@ class Case:
         return _C.HostExpertCall(**{**given, **changes})  # type: ignore[arg-type]
 
     def want(self) -> torch.Tensor:
-        on_card = (self.ids >= 0) & (self.slot_of[self.ids.long()] >= 0)
+        on_gpu = (self.ids >= 0) & (self.slot_of[self.ids.long()] >= 0)
         return ops.expert_ffn(
-            self.x, self.ids.masked_fill(on_card, -1), self.weights, *self.matrices
+            self.x, self.ids.masked_fill(on_gpu, -1), self.weights, *self.matrices
         )
 
 
@@ -104,7 +104,7 @@ def test_without_a_table_every_expert_is_the_cpus() -> None:
     assert torch.equal(case.out, case.want())
 
 
-def test_with_every_expert_on_the_card_zeros_remain() -> None:
+def test_with_every_expert_on_the_gpu_zeros_remain() -> None:
     case = Case()
     case.slot_of.fill_(0)
     case.call.run()
@@ -216,7 +216,7 @@ def test_what_the_driver_lacks_or_refuses_is_one_line(
     assert "\n" not in str(missing.value)
 
 
-def test_a_lazy_stream_does_nothing_before_somebody_waits() -> None:
+def test_a_lazy_stream_does_nothing_before_a_wait() -> None:
     lazy, main = FakeStream(is_lazy=True), FakeStream(is_lazy=False, is_current=True)
     a, b = torch.zeros(3), torch.zeros(3)
     lazy.copy(a, torch.ones(3))

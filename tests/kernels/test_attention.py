@@ -30,10 +30,10 @@ SHAPES = [  # heads, tokens, latent, rope, positions
 
 def attention(x: Inputs, type: str = "f32") -> torch.Tensor:
     """Of one sequence, whose last tokens are the queries'."""
-    a, b, latents = x
-    pages, tables = paged([latents], type)
+    a, b, kv = x
+    pages, tables = paged([kv], type)
     tokens = a.shape[1]
-    table = BlockTables([Span(tokens, len(latents) - tokens, tables[0])])
+    table = BlockTables([Span(tokens, len(kv) - tokens, tables[0])])
     return latent_attention(a, b, pages, table, SCALE)
 
 
@@ -56,9 +56,9 @@ def error_bound(x: Inputs) -> torch.Tensor:
 @pytest.mark.parametrize("type", TYPES)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_attention_is_within_the_bound(each_isa: str, shape: tuple[int, ...], type: str) -> None:
-    a, b, latents = inputs(*shape)
-    x = (a, b, stored(latents, type))
-    error = (attention((a, b, latents), type) - reference.latent_attention(*x, SCALE)).abs()
+    a, b, kv = inputs(*shape)
+    x = (a, b, stored(kv, type))
+    error = (attention((a, b, kv), type) - reference.latent_attention(*x, SCALE)).abs()
     bound = error_bound(x)
     if type == "int8":  # a code on the edge may be rounded either way
         bound = bound + 1e-5
@@ -76,8 +76,8 @@ def test_prompts_by_matrix_tiles_are_as_exact_as_bfloat16(
     as much as its score, and by its own rounding. The softmax averages, so that this bounds the
     results. A scale that is 5 % off does not pass.
     """
-    a, b, latents = inputs(*shape)
-    keys = stored(latents, type).double()
+    a, b, kv = inputs(*shape)
+    keys = stored(kv, type).double()
     queries = torch.cat((a, b.transpose(0, 1)), -1).double()
     products = torch.einsum("ntd,sd->nts", queries**2, keys**2)
     bound = 2.0**-9 / 3**0.5 * (SCALE * float(products.mean().sqrt()) + 1)
@@ -86,11 +86,11 @@ def test_prompts_by_matrix_tiles_are_as_exact_as_bfloat16(
     def error(got: torch.Tensor) -> float:
         return float((got - want).square().mean().sqrt() / want.square().mean().sqrt())
 
-    out = attention((a, b, latents), type)
+    out = attention((a, b, kv), type)
     assert error(out) <= bound
     assert error(reference.latent_attention(a, b, keys.float(), 1.05 * SCALE)) > bound
     ops.set_num_threads(3)
-    assert torch.equal(attention((a, b, latents), type), out)
+    assert torch.equal(attention((a, b, kv), type), out)
 
 
 def test_few_tokens_keep_their_bits_beside_a_prompt(amx: None) -> None:
@@ -107,16 +107,16 @@ def test_few_tokens_keep_their_bits_beside_a_prompt(amx: None) -> None:
 
 @pytest.mark.parametrize("type", TYPES)
 def test_pages_keep_what_their_type_can(type: str) -> None:
-    latents = inputs(1, 1, 130, 70, 100)[2] * torch.logspace(-3, 3, 100)[:, None]
-    pages, tables = paged([latents], type)
+    kv = inputs(1, 1, 130, 70, 100)[2] * torch.logspace(-3, 3, 100)[:, None]
+    pages, tables = paged([kv], type)
     rows = pages.data[tables[0]].flatten(0, 1)[:100]
     if type == "int8":
         scales = rows[:, :16].view(torch.float32).repeat_interleave(64, 1)[:, :200]
         got = rows[:, 16:216].view(torch.int8) * scales
-        assert ((got - latents).abs() <= scales * 0.5001).all()
+        assert ((got - kv).abs() <= scales * 0.5001).all()
     else:
         got = rows.view(DTYPES[type]).float()
-        assert torch.equal(got, stored(latents, type))
+        assert torch.equal(got, stored(kv, type))
 
 
 def test_every_rounding_to_f16_is_numpys(each_isa: str) -> None:
@@ -146,10 +146,10 @@ def test_every_rounding_to_f16_is_numpys(each_isa: str) -> None:
 
 @pytest.mark.parametrize("type", TYPES)
 def test_a_token_has_the_same_bits_alone_and_in_a_prompt(each_isa: str, type: str) -> None:
-    a, b, latents = inputs(6, 40, 24, 6, BLOCK + 20)
-    whole = attention((a, b, latents), type)
+    a, b, kv = inputs(6, 40, 24, 6, BLOCK + 20)
+    whole = attention((a, b, kv), type)
     for t in (0, 19, 20, 39):  # around the end of a block, too
-        seen = latents[: len(latents) - 39 + t]
+        seen = kv[: len(kv) - 39 + t]
         alone = attention((a[:, t : t + 1].contiguous(), b[t : t + 1].contiguous(), seen), type)
         assert torch.equal(alone[:, 0], whole[:, t])
 
@@ -160,7 +160,7 @@ def test_sequences_of_one_call_have_the_bits_of_calls_of_their_own(
 ) -> None:
     lengths = [(1, 1), (3, BLOCK + 2), (1, 2 * BLOCK), (70, 70), (1, 5 * BLOCK + 9), (2, 65)]
     alone = [inputs(6, tokens, 24, 8, positions) for tokens, positions in lengths]
-    pages, tables = paged([latents for _, _, latents in alone], type)
+    pages, tables = paged([kv for _, _, kv in alone], type)
     spans = [
         Span(tokens, positions - tokens, table)
         for (tokens, positions), table in zip(lengths, tables, strict=True)
@@ -190,10 +190,10 @@ def test_threads_and_instruction_sets_do_not_change_the_bits(restore_threads: No
 
 
 def test_what_lies_in_the_future_does_not_matter() -> None:
-    a, b, latents = inputs(4, 8, 16, 4, 20)
-    changed = latents.clone()
+    a, b, kv = inputs(4, 8, 16, 4, 20)
+    changed = kv.clone()
     changed[-1] = 7.0
-    before, after = (attention((a, b, keys)) for keys in (latents, changed))
+    before, after = (attention((a, b, keys)) for keys in (kv, changed))
     assert torch.equal(before[:, :-1], after[:, :-1])
     assert not torch.equal(before[:, -1], after[:, -1])
 
@@ -201,15 +201,15 @@ def test_what_lies_in_the_future_does_not_matter() -> None:
 @pytest.mark.parametrize("type", TYPES)
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_a_nan_reaches_the_tokens_that_see_it(type: str, value: float) -> None:
-    a, b, latents = inputs(2, 4, 16, 4, 4)
-    latents[2, 3] = value
-    out = attention((a, b, latents), type)
+    a, b, kv = inputs(2, 4, 16, 4, 4)
+    kv[2, 3] = value
+    out = attention((a, b, kv), type)
     assert out[:, 2:].isnan().any(-1).all()
 
 
 def test_shapes_that_do_not_fit_are_refused() -> None:
-    a, b, latents = inputs(2, 4, 16, 4, 8)
-    for x in ((a, b[:2], latents), (a[0], b, latents), (a, b, latents[:, 1:])):
+    a, b, kv = inputs(2, 4, 16, 4, 8)
+    for x in ((a, b[:2], kv), (a[0], b, kv), (a, b, kv[:, 1:])):
         with pytest.raises(ShapeError, match="latent_attention"):
             attention(x)
 
@@ -226,12 +226,12 @@ def test_shapes_that_do_not_fit_are_refused() -> None:
     ],
 )
 def test_tables_that_do_not_fit_are_refused(span: Span, message: str) -> None:
-    a, b, latents = inputs(2, 4, 16, 4, 8)
-    pages, _ = paged([latents])
+    a, b, kv = inputs(2, 4, 16, 4, 8)
+    pages, _ = paged([kv])
     with pytest.raises(ShapeError, match=message):
         latent_attention(a, b, pages, BlockTables([span]), SCALE)
     with pytest.raises(ShapeError, match=message):
-        store_kv(latents[:4], pages, BlockTables([span]))
+        store_kv(kv[:4], pages, BlockTables([span]))
 
 
 def test_pages_of_another_size_are_refused() -> None:

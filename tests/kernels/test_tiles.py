@@ -91,7 +91,7 @@ def test_many_tokens_and_columns_in_parts_have_the_same_bits() -> None:
     assert torch.equal(got[:176], parts)
 
 
-def test_a_poisoned_token_poisons_nobody_else() -> None:
+def test_a_poisoned_token_poisons_no_other() -> None:
     w = random_matrix(T.Q4_K, 1, 64, 512)
     x = activations(40, 512)
     clean = ops.linear(x, w)

@@ -37,7 +37,7 @@ def inputs(heads: int, tokens: int, latent: int, rope: int, positions: int) -> I
 
 
 def paged(sequences: Sequence[torch.Tensor], type: str = "f32") -> tuple[KvPages, list[list[int]]]:
-    """Pages that hold each sequence's latents, none next to the page before it; their tables."""
+    """Fill scattered pages with each sequence's rows; returns them and the block tables."""
     dim = sequences[0].shape[1]
     counts = [-(-len(rows) // PAGE_TOKENS) for rows in sequences]
     order = torch.randperm(sum(counts), generator=torch.Generator().manual_seed(0)).tolist()
@@ -49,10 +49,10 @@ def paged(sequences: Sequence[torch.Tensor], type: str = "f32") -> tuple[KvPages
     return pages, tables
 
 
-def stored(latents: torch.Tensor, type: str) -> torch.Tensor:
-    """Latents as pages of a type store them, rounded by numpy."""
+def stored(kv: torch.Tensor, type: str) -> torch.Tensor:
+    """Round KV cache rows to a type, in numpy."""
     if type in DTYPES:
-        return latents.to(DTYPES[type]).float()
-    groups = torch.nn.functional.pad(latents, (0, -latents.shape[1] % 64)).unflatten(1, (-1, 64))
+        return kv.to(DTYPES[type]).float()
+    groups = torch.nn.functional.pad(kv, (0, -kv.shape[1] % 64)).unflatten(1, (-1, 64))
     scale = groups.abs().amax(-1, keepdim=True) / 127
-    return (groups / scale).round().mul(scale).flatten(1)[:, : latents.shape[1]]
+    return (groups / scale).round().mul(scale).flatten(1)[:, : kv.shape[1]]

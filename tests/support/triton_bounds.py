@@ -1,9 +1,9 @@
 """How far Triton's kernels, as its interpreter runs them, may be from exact arithmetic.
 
-Roundings to bfloat16 are modelled exactly: the interpreter drops the lower 16 bits (a card rounds
+Roundings to bfloat16 are modelled exactly: the interpreter drops the lower 16 bits (a GPU rounds
 to nearest even), and decodes weights to the bits of `gguf.quants`. What is left is float32
 addition: with u = 2^-24, a term of a product of K columns passes three roundings of its weight, one
-of the product, K / 256 of its lane, a sum over 256 lanes of at most 32 (numpy adds pairwise; a card
+of the product, K / 256 of its lane, a sum over 256 lanes of at most 32 (numpy adds pairwise; a GPU
 in a tree of 8) and one for each split of the columns, of which there are K / 512 at most.
 """
 

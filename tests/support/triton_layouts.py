@@ -2,7 +2,7 @@
 
 A layout (TTGIR) says which elements each lane holds: the bits of a lane's number that move along
 the reduced axis are those that butterfly shuffles (PTX) must exchange. Triton 3.4 to 3.6 got that
-wrong for axes that a reshape had made, and nothing but numbers on a card showed it.
+wrong for axes that a reshape had made, and nothing but numbers on a GPU showed it.
 """
 
 import re

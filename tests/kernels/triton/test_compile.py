@@ -1,4 +1,4 @@
-"""The CUDA kernels as machine code: compiled for two cards here, which needs neither of them."""
+"""GPU kernels as machine code, compiled for two architectures without a GPU."""
 
 import json
 import os
@@ -20,7 +20,7 @@ ARCHS = (89, 90)
 
 @pytest.fixture(scope="module")
 def compiled(tmp_path_factory: pytest.TempPathFactory) -> dict[int, tuple[int, str, str]]:
-    """Exit status and output of the compilation for each card, both at once."""
+    """Exit status and output of the compilation for each architecture, both at once."""
     cache = str(tmp_path_factory.mktemp("triton"))
     environment = {**os.environ, "TRITON_CACHE_DIR": cache, "PYTHONPATH": str(ROOT)}
     environment.pop("TRITON_INTERPRET", None)
@@ -52,7 +52,7 @@ def test_kernels_compile_and_hardly_spill(
     for report in reports:
         assert report["cubin_bytes"] > 0, report
         assert report["spilled_bytes"] <= 32, report  # ptxas does so for one more block at a time
-        assert report["shared_bytes"] <= 99 * 1024, report  # of a consumer card's block
+        assert report["shared_bytes"] <= 99 * 1024, report  # of a block on a consumer GPU
     one_token = [r for r in reports if r["constants"].get("IS_ONE") == "True"]
     wide = {r["constants"]["KIND"] for r in one_token if r["has_16_byte_loads"]}
     assert wide >= {"Q4_K", "Q5_K", "BF16", "F16"}
@@ -66,7 +66,7 @@ def test_kernels_compile_and_hardly_spill(
 def test_reductions_shuffle_the_lanes_of_their_axis(
     arch: int, compiled: dict[int, tuple[int, str, str]]
 ) -> None:
-    """A fault that only a card showed: sums of other rows' products, without a warning."""
+    """A fault that only a GPU showed: sums of other rows' products, without a warning."""
     status, output, errors = compiled[arch]
     assert status == 0, errors
     reports = [json.loads(line) for line in output.splitlines()]

@@ -1,4 +1,4 @@
-"""Latent attention on a card, run by Triton's interpreter, against float64."""
+"""Decode attention of the GPU in Triton's interpreter, against float64."""
 
 from collections.abc import Sequence
 
@@ -32,7 +32,7 @@ Inputs = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Ten
 def inputs(
     heads: int, latent: int, rope: int, seen: Sequence[int], dtype: torch.dtype = torch.bfloat16
 ) -> Inputs:
-    """Queries, and latents in pages of which none follows the one before it."""
+    """Make queries, and a KV cache in scattered pages."""
     generator = torch.Generator().manual_seed(heads)
     tokens, num_pages = len(seen), -(-max(seen) // 64)
     a = torch.randn((heads, tokens, latent), generator=generator)
@@ -147,7 +147,7 @@ def test_any_number_of_splits_gives_the_same(seen: int, monkeypatch: pytest.Monk
 
 @pytest.mark.parametrize("positions", [1, 40, 4096, 131072])
 @pytest.mark.parametrize("tokens", [1, 16])
-def test_plans_fill_the_card_as_far_as_there_are_positions(tokens: int, positions: int) -> None:
+def test_plans_fill_the_gpu_as_far_as_there_are_positions(tokens: int, positions: int) -> None:
     plan = plan_attention(tokens, 64, positions, 128)
     assert 64 % plan.block_tokens == 0  # a block lies in one page
     blocks = -(-positions // plan.block_tokens)

@@ -1,4 +1,4 @@
-"""Norms, rotations, gates and latents of a card, in Triton's interpreter, against their twins."""
+"""Elementwise GPU kernels in Triton's interpreter, against the CPU's."""
 
 import pytest
 import torch
@@ -63,7 +63,7 @@ def test_gates_have_no_overflow() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("dim", [16, 576])
-def test_latents_are_rounded_to_nearest_even_and_nothing_else_is_touched(
+def test_kv_rows_are_rounded_to_nearest_even_and_nothing_else_is_touched(
     dim: int, dtype: torch.dtype
 ) -> None:
     rows = rand(5, dim)

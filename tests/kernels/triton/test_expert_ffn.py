@@ -1,4 +1,4 @@
-"""Routed experts on a card, run by Triton's interpreter, against float64."""
+"""Routed experts of the GPU in Triton's interpreter, against float64."""
 
 import closeness
 import numpy as np

@@ -1,4 +1,4 @@
-"""Products on a card, run by Triton's interpreter: every type, awkward shapes."""
+"""Products of the GPU in Triton's interpreter: every type, awkward shapes."""
 
 import closeness
 import numpy as np
@@ -197,7 +197,7 @@ def test_a_poisoned_token_spoils_only_itself() -> None:
 
 @pytest.mark.parametrize(("rows", "chunks"), [(1, 1), (2048, 28), (18432, 28), (163840, 28)])
 @pytest.mark.parametrize("num_sms", [1, 24, 132])
-def test_plans_cover_all_columns_and_fill_the_card(rows: int, chunks: int, num_sms: int) -> None:
+def test_plans_cover_all_columns_and_fill_the_gpu(rows: int, chunks: int, num_sms: int) -> None:
     plan = plan_gemv(rows, chunks, num_sms)
     assert (plan.num_splits - 1) * plan.chunks_per_split < chunks
     assert plan.num_splits * plan.chunks_per_split >= chunks

@@ -1,4 +1,4 @@
-"""Attention of a step on a card, run by Triton's interpreter: prompts, decoding and both."""
+"""Attention of a step of the GPU in Triton's interpreter: prefill, decode and both."""
 
 from collections.abc import Sequence
 
@@ -14,8 +14,7 @@ from hybridmoe.config import RoutingSpec
 from hybridmoe.device.cpu import CpuDevice
 from hybridmoe.device.interface import Device
 from hybridmoe.device.pending import Ready
-from hybridmoe.kernels import paged_mla as latents
-from hybridmoe.kernels import reference
+from hybridmoe.kernels import paged_mla, reference
 from hybridmoe.kernels.matrix import QuantMatrix
 from hybridmoe.kernels.paged_mla import Span
 
@@ -47,7 +46,7 @@ def rand(*shape: int, seed: int) -> torch.Tensor:
 def test_a_prompt_is_within_the_bound(
     sizes: tuple[int, ...], expanded_bytes: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Queries and latents are exact in bfloat16 here. With g = 2^-9 a rounding to it, to nearest:
+    """Queries and KV cache are exact in bfloat16 here. With g = 2^-9 a rounding to it, to nearest:
 
     keys, values, shares and results lose g of themselves, all else is float32. A score is off by
     e <= scale (g |q| . |key| + (R + D) u |q| . (|latent| |k_b|)), a share by a factor of e^(2 e).
@@ -107,7 +106,7 @@ class Layer:
         self.device = device
         self.k_b = device.matrix(self._matrix(self.LATENT, self.NOPE, 1), "k_b")
         self.v_b = device.matrix(self._matrix(self.VALUE, self.LATENT, 2), "v_b")
-        data = device.empty_bytes(8, 64, latents.row_bytes(kv_type, self.DIM)).fill_(0xFF)
+        data = device.empty_bytes(8, 64, paged_mla.row_bytes(kv_type, self.DIM)).fill_(0xFF)
         self.pages = device.pages(data, kv_type, self.DIM)
 
     def _matrix(self, rows: int, cols: int, seed: int) -> QuantMatrix:
@@ -142,7 +141,7 @@ STEPS = [
 def test_steps_of_any_spans_are_the_cpus(
     prompt_tokens: int, kv_type: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The CPU's bits depend on no division; the card's roundings to bfloat16 lose 1 % at most."""
+    """The CPU's bits depend on no division; the GPU's roundings to bfloat16 lose 1 % at most."""
     monkeypatch.setattr(table, "PROMPT_TOKENS", prompt_tokens)
     monkeypatch.setattr(device_module, "_ABSORBED_TOKENS", 50)
     ours, theirs = Layer(CudaDevice(CPU), kv_type), Layer(CpuDevice(), kv_type)
@@ -183,7 +182,7 @@ def test_tables_of_decoding_are_copied_in_place() -> None:
 
 
 class NoReading(TorchDispatchMode):
-    """Fails where a tensor's value decides what the host does: on a card, it would wait there."""
+    """Fails where the host would wait for a tensor's value."""
 
     READING = ("_local_scalar_dense", "item", "nonzero", "masked_select", "equal", "is_nonzero")
 
@@ -192,14 +191,14 @@ class NoReading(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def test_nothing_but_to_host_waits_for_the_card(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nothing_but_to_host_waits_for_the_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     def mask(tokens: int, positions: int) -> torch.Tensor:
         return torch.ones((tokens, positions), dtype=torch.bool).tril(positions - tokens)
 
     monkeypatch.setattr(prompt_attention, "causal_lower_right", mask)  # torch's dislikes modes
-    card = CudaDevice(CPU)
-    layer = Layer(card, "f16")
-    w = card.matrix(random_matrix(GGMLQuantizationType.Q8_0, 1, 32, 32), "w")
+    gpu = CudaDevice(CPU)
+    layer = Layer(gpu, "f16")
+    w = gpu.matrix(random_matrix(GGMLQuantizationType.Q8_0, 1, 32, 32), "w")
     spec = RoutingSpec(
         top_k=3, num_groups=4, num_groups_used=2, is_sigmoid=True, is_normalized=True
     )
@@ -208,9 +207,9 @@ def test_nothing_but_to_host_waits_for_the_card(monkeypatch: pytest.MonkeyPatch)
             layer.step(step)
         for tokens in (1, 3, 17):
             x = rand(tokens, 32, seed=1)
-            card.dense_ffn(x, w, w, w, base=Ready(x))
-            card.rms_norm(x, rand(32, seed=2), 1e-6, residual=x.clone(), out=x)
-            card.route(x, None, spec)
-            card.rotate_(x.view(tokens, 4, 8), rand(tokens, 8, seed=3))
+            gpu.dense_ffn(x, w, w, w, base=Ready(x))
+            gpu.rms_norm(x, rand(32, seed=2), 1e-6, residual=x.clone(), out=x)
+            gpu.route(x, None, spec)
+            gpu.rotate_(x.view(tokens, 4, 8), rand(tokens, 8, seed=3))
     with pytest.raises(AssertionError, match="_local_scalar_dense"), NoReading():
         rand(1, seed=1).item()
