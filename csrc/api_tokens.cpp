@@ -9,8 +9,8 @@ namespace hm {
 void register_tokens(py::module_& m) {
   m.def(
       "rms_norm",
-      [](Address x, int64_t x_stride, Address residual, Address weight, int64_t num_tokens, int64_t n,
-         float eps, Address out, int64_t out_stride) {
+      [](Address x, int64_t x_stride, Address residual, Address weight, int64_t num_tokens,
+         int64_t n, float eps, Address out, int64_t out_stride) {
         rms_norm({
             .x = pointer<float>(x),
             .x_stride = x_stride,
@@ -23,8 +23,9 @@ void register_tokens(py::module_& m) {
             .out_stride = out_stride,
         });
       },
-      py::arg("x"), py::arg("x_stride"), py::arg("residual"), py::arg("weight"), py::arg("num_tokens"),
-      py::arg("n"), py::arg("eps"), py::arg("out"), py::arg("out_stride"), NoGil());
+      py::arg("x"), py::arg("x_stride"), py::arg("residual"), py::arg("weight"),
+      py::arg("num_tokens"), py::arg("n"), py::arg("eps"), py::arg("out"), py::arg("out_stride"),
+      NoGil());
 
   m.def(
       "rotate",

@@ -114,19 +114,18 @@ class Layer {
     }();
     const hm::SequenceSpan span{kTokens, positions - kTokens, 0};
     std::vector<float> out(queries.size());
-    hm::latent_attention(
-        {.q_latent = queries.data(),
-         .q_rope = rotated.data(),
-         .token_stride = heads * rope,
-         .head_stride = rope,
-         .num_tokens = kTokens,
-         .num_heads = heads,
-         .latent_dim = latent,
-         .rope_dim = rope,
-         .scale = 0.1f,
-         .out = out.data()},
-        {reinterpret_cast<uint8_t*>(kv.data()), hm::kKvF32, pages, latent + rope},
-        {&span, 1, table.data(), pages});
+    hm::latent_attention({.q_latent = queries.data(),
+                          .q_rope = rotated.data(),
+                          .token_stride = heads * rope,
+                          .head_stride = rope,
+                          .num_tokens = kTokens,
+                          .num_heads = heads,
+                          .latent_dim = latent,
+                          .rope_dim = rope,
+                          .scale = 0.1f,
+                          .out = out.data()},
+                         {reinterpret_cast<uint8_t*>(kv.data()), hm::kKvF32, pages, latent + rope},
+                         {&span, 1, table.data(), pages});
     return out;
   }
 
