@@ -1,4 +1,4 @@
-"""Held-out accuracy per family: what is asked, and what counts as right.
+"""Held-out accuracy per family: questions, and the exact responses that count as right.
 
 An item is a dialogue whose last strand is held out and whose other turns are not. Decoding is
 greedy and the answer must match exactly. The backend is a callable `answer(messages, tools)` that

@@ -1,4 +1,4 @@
-"""What the training log says: held-out loss and accuracy per family, and the router's load."""
+"""Lines of the training log: held-out loss and accuracy per family, and the router's load."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How the trained router uses its experts: `python -m hybridmoe.demo.specialisation CHECKPOINT`.
+"""Expert use of the trained router: `python -m hybridmoe.demo.specialisation CHECKPOINT`.
 
 Per MoE layer: the load of the experts over the replies' tokens, the mutual information between
 the family of the reply and the chosen expert, and the same with the families shuffled (what chance

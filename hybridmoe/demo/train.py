@@ -57,7 +57,7 @@ def _shared(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
 
 
 class Shared:
-    """What the processes share: weights, gradients, loads, the clock and the meeting point."""
+    """Memory that the processes share: weights, gradients, loads, the clock and the barrier."""
 
     def __init__(self, network: DemoNetwork, num_ranks: int) -> None:
         self.network = network.share_memory()

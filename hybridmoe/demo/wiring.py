@@ -1,4 +1,4 @@
-"""Initial weights that can already copy, so that a short training need not discover how.
+"""Initial weights that can already copy, so that a short training need not learn it.
 
 Copying from the context (a name, a tool's argument) is done by induction heads, which appear late
 in training (Olsson et al. 2022) - here, after more tokens than two cores can read in an hour. So

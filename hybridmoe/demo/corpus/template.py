@@ -59,7 +59,7 @@ CHAT_TEMPLATE = """\
 
 
 class Segment(NamedTuple):
-    """A piece of a rendered dialogue: a special token or plain text, and who wrote it."""
+    """A piece of a rendered dialogue: a special token or plain text, and its author."""
 
     text: str
     is_special: bool

@@ -26,7 +26,7 @@ def _word(rng: random.Random) -> str:
 
 
 def spelling(rng: random.Random, split: Split) -> Strand:
-    """Letters of a word, forwards or backwards, or how many there are."""
+    """Letters of a word, forwards or backwards, or their number."""
 
     def make() -> tuple[str, Turn]:
         word = _word(rng)
