@@ -192,7 +192,7 @@ class StepRunner:
         logits: NDArray[np.float32],
         experts: Items[NDArray[np.int16] | None],
     ) -> None:
-        """Count what was computed; sample, and go on through the draft while it is right."""
+        """Count computed tokens, sample, and accept draft tokens until one differs."""
         sequence = chunk.sequence
         is_sampled = chunk.is_sampled
         if sequence.num_generated == 0:

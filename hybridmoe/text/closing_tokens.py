@@ -24,7 +24,7 @@ class ClosingTokens:
         self._end_ids = np.array(sorted(end_ids), np.int64)
         self._think_end = think_end
         self._quote = ids.get(b'"')
-        self._in_string = ids.get(b"Z")  # which JSON allows in strings only
+        self._in_string = ids.get(b"Z")  # JSON allows it in strings only
         self._brackets = [ids[raw] for raw in (b"}", b"]") if raw in ids]
 
     def eos_redirect(self, mask: NDArray[np.uint32], *, is_json: bool) -> tuple[Ids, Ids] | None:

@@ -1,4 +1,4 @@
-"""The cache's pages: planned once, never lost, never in two hands, and table what they should."""
+"""KV cache: planned size, LRU eviction, no page lost or shared by mistake."""
 
 from typing import Any
 
