@@ -23,7 +23,7 @@ from hybridmoe.kernels.paged_mla import Span
 from hybridmoe.llm.llm import LLM
 from hybridmoe.model.decoder import Decoder
 from hybridmoe.model.router import Routing
-from hybridmoe.model.trace_header import trace_header
+from hybridmoe.model.trace import trace_header
 from hybridmoe.model.weights import Weights, routed_experts
 from hybridmoe.planning.kv_plan import plan_kv
 

@@ -20,7 +20,7 @@ from hybridmoe.errors import GGUFError
 from hybridmoe.gguf import GGUFFile, MetadataValue
 from hybridmoe.gguf.accounting import Account, take_account
 from hybridmoe.gguf.cursor import printable
-from hybridmoe.gguf.tensor_table import check_tensor_names
+from hybridmoe.gguf.tensor_table import read_config
 from hybridmoe.units import format_bytes
 
 __all__ = ["inspect_command"]
@@ -56,9 +56,7 @@ def inspect_command(model: Path, as_json: bool, with_tensors: bool, is_check: bo
 def _read_config(file: GGUFFile) -> tuple[ModelConfig | None, str | None]:
     """Read the configuration; else None, and the reason why the model cannot be run."""
     try:
-        config = ModelConfig.from_metadata(file.metadata)
-        check_tensor_names(config, file.tensors)
-        return config, None
+        return read_config(file.metadata, file.tensors), None
     except GGUFError as error:
         return None, printable(str(error), 400)
 

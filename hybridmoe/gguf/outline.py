@@ -24,7 +24,7 @@ from hybridmoe.gguf.header import MetadataValue, TensorInfo, parse_header
 from hybridmoe.gguf.names import parse_name, part_of
 from hybridmoe.gguf.reader import map_file
 from hybridmoe.gguf.split import check_part, count_parts, part_path
-from hybridmoe.gguf.tensor_table import check_tensor_names, tensor_shapes
+from hybridmoe.gguf.tensor_table import read_config, tensor_shapes
 
 __all__ = ["Outline", "read_outline", "with_expert_type"]
 
@@ -75,8 +75,7 @@ def read_outline(path: str | os.PathLike[str]) -> Outline:
         check_part(part, other.metadata, metadata, number)
         is_whole = is_whole and _is_whole(other.tensors, len(view))
         found |= {tensor.name: tensor for tensor in other.tensors}
-    config = ModelConfig.from_metadata(metadata)
-    check_tensor_names(config, found)
+    config = read_config(metadata, found)
     derived = _derive(found, config, metadata, name) if missing else []
     return Outline(
         path=path,

@@ -4,14 +4,25 @@ Without the check, the network would silently run without a tensor that is in th
 the table: a scale beside a weight, a router's bias under another name.
 """
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
+from typing import Any
 
 from hybridmoe.config import GATE_SIGMOID, GATE_SOFTMAX, ModelConfig
 from hybridmoe.errors import UnsupportedModelError
 from hybridmoe.gguf.cursor import printable
 from hybridmoe.gguf.names import parse_name
 
-__all__ = ["check_tensor_names", "tensor_shapes"]
+__all__ = ["check_tensor_names", "read_config", "tensor_shapes"]
+
+
+def read_config(metadata: Mapping[str, Any], names: Collection[str]) -> ModelConfig:
+    """Read a model's configuration, and check the names of its tensors.
+
+    Errors: GGUFError, UnsupportedModelError.
+    """
+    config = ModelConfig.from_metadata(metadata)
+    check_tensor_names(config, names)
+    return config
 
 
 def check_tensor_names(config: ModelConfig, names: Collection[str]) -> None:

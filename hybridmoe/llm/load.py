@@ -1,4 +1,4 @@
-"""Open a model: check options, read the file's header, place weights, start the engine."""
+"""Open a model: options, file, memory plan, placement, engine."""
 
 from contextlib import ExitStack, closing
 from pathlib import Path
@@ -7,17 +7,14 @@ from typing import Any
 from hybridmoe.config import ModelConfig
 from hybridmoe.demo import demo_path
 from hybridmoe.engine.engine import Engine
-from hybridmoe.errors import ConfigError, GGUFError
-from hybridmoe.experts.hot_profile import HotProfile
-from hybridmoe.experts.routing_trace import TraceWriter
+from hybridmoe.errors import GGUFError
 from hybridmoe.gguf.reader import GGUFFile
-from hybridmoe.gguf.tensor_table import check_tensor_names
+from hybridmoe.gguf.tensor_table import read_config
 from hybridmoe.hardware.gpu import choose_gpu
-from hybridmoe.kernels import ops
+from hybridmoe.hardware.topology import set_num_threads
 from hybridmoe.llm.llm import LLM, Progress, ProgressCallback, sampling_defaults
 from hybridmoe.model.decoder import Decoder
-from hybridmoe.model.trace_header import trace_header
-from hybridmoe.model.weights import Weights, routed_experts
+from hybridmoe.model.trace import open_trace
 from hybridmoe.placement.budgets import plan_for
 from hybridmoe.placement.options import LoadOptions
 from hybridmoe.placement.placer import place
@@ -42,13 +39,11 @@ def load(
     Errors: GGUFError, UnsupportedModelError, ConfigError, DeviceError, DiskError; one line.
     """
     options = LoadOptions.of(options, keywords)
-    if options.num_threads is not None:
-        ops.set_num_threads(options.num_threads)
-    if options.expert_profile is not None:
-        HotProfile.check_writable(options.expert_profile)  # not after hours of work
     gpu = choose_gpu(options.device)
+    if options.num_threads is not None:
+        set_num_threads(options.num_threads)
 
-    def tell(done: int, total: int) -> None:
+    def on_bytes(done: int, total: int) -> None:
         if progress is not None:
             progress(Progress("load", done, total, "bytes"))
 
@@ -59,12 +54,12 @@ def load(
         _check_vocabulary(file, config, tokenizer)
 
         plan = plan_for(config, file.tensors.values(), options, gpu)
-        residency = place(file, plan, gpu, options, tell)
+        residency = place(file, plan, gpu, options, on_bytes)
         resources.callback(residency.close)
 
         trace = None
         if options.trace is not None:
-            trace = resources.enter_context(closing(_open_trace(options.trace, file, config)))
+            trace = resources.enter_context(closing(open_trace(options.trace, file, config)))
         decoder = Decoder(
             residency.weights(file),
             config,
@@ -72,10 +67,11 @@ def load(
             num_deferred=residency.num_deferred,
             vram_bytes=plan.problem.budgets.vram_bytes or None,
         )
-        engine = Engine(decoder, tokenizer.eos_ids, plan.engine, trace)
-        resources.callback(engine.close)
+        engine = resources.enter_context(
+            closing(Engine(decoder, tokenizer.eos_ids, plan.engine, trace))
+        )
         if progress is not None and plan.disk_cache is None:
-            read_ahead(file, tell, has_experts=plan.fits_in_ram)
+            read_ahead(file, on_bytes, has_experts=plan.fits_in_ram)
         return LLM(file, config, tokenizer, engine, residency, resources.pop_all())
 
 
@@ -83,8 +79,7 @@ def _read_config(file: GGUFFile, options: LoadOptions) -> ModelConfig:
     """Read and check metadata and tensor names. Errors: GGUFError with the file's name."""
     try:
         sampling_defaults(file.metadata)  # before weights are read, which takes minutes
-        config = ModelConfig.from_metadata(file.metadata)
-        check_tensor_names(config, file.tensors)
+        config = read_config(file.metadata, file.tensors)
     except GGUFError as error:
         raise type(error)(f"{file.path.name}: {error}") from None
     return config.with_yarn_betas(options.yarn_beta_fast, options.yarn_beta_slow)
@@ -96,15 +91,3 @@ def _check_vocabulary(file: GGUFFile, config: ModelConfig, tokenizer: Tokenizer)
             f"{file.path.name}: tokenizer.ggml.tokens has {tokenizer.num_tokens} entries,"
             f" vocab_size is {config.vocab_size}"
         )
-
-
-def _open_trace(path: Path, file: GGUFFile, config: ModelConfig) -> TraceWriter:
-    """Begin the routing trace of a run. Errors: ConfigError."""
-    experts = routed_experts(Weights(file), config)
-    if not experts.layers:
-        raise ConfigError(f"{file.path.name} has no routed experts: there is nothing to trace")
-    header = trace_header(file, config, experts, f"requests to {file.path.name}")
-    try:
-        return TraceWriter(path, header)
-    except OSError as error:
-        raise ConfigError(f"{path}: {error.strerror}") from None
