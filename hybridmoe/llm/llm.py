@@ -70,15 +70,15 @@ class LLM:
         residency: Residency,
         resources: ExitStack,
     ) -> None:
-        """resources: closes all of the others, and is closed with this."""
+        """resources: closes all of the others; taken over, and closed with this."""
         self.file = file
         self.config = config
         self.tokenizer = tokenizer
         self.engine = engine
         self._residency = residency
-        self._resources = resources
         self._templates: dict[bool, ChatTemplate] = {}  # by whether tools are declared
         self._defaults = sampling_defaults(file.metadata)
+        self._resources = resources.pop_all()
         self._active: ResultStream | None = None
         self._last: _Run | None = None
 

@@ -1,6 +1,7 @@
 """Open a model: options, file, memory plan, placement, engine."""
 
-from contextlib import ExitStack, closing
+from collections.abc import Iterator
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,6 @@ from hybridmoe.gguf.tensor_table import read_config
 from hybridmoe.hardware.gpu import choose_gpu
 from hybridmoe.hardware.topology import set_num_threads
 from hybridmoe.llm.llm import LLM, Progress, ProgressCallback, sampling_defaults
-from hybridmoe.model.decoder import Decoder
 from hybridmoe.model.trace import open_trace
 from hybridmoe.placement.budgets import plan_for
 from hybridmoe.placement.options import LoadOptions
@@ -49,39 +49,36 @@ def load(
 
     with ExitStack() as resources:
         file = resources.enter_context(GGUFFile.open(demo_path() if path is None else path))
-        config = _read_config(file, options)
+        with _naming(file):
+            config = _read_config(file, options)
+            plan = plan_for(config, file.tensors.values(), options, gpu)
         tokenizer = resources.enter_context(closing(Tokenizer(file.path, file.metadata)))
         _check_vocabulary(file, config, tokenizer)
-
-        plan = plan_for(config, file.tensors.values(), options, gpu)
         residency = place(file, plan, gpu, options, on_bytes)
         resources.callback(residency.close)
-
         trace = None
         if options.trace is not None:
             trace = resources.enter_context(closing(open_trace(options.trace, file, config)))
-        decoder = Decoder(
-            residency.weights(file),
-            config,
-            residency.experts,
-            num_deferred=residency.num_deferred,
-            vram_bytes=plan.problem.budgets.vram_bytes or None,
-        )
-        engine = resources.enter_context(
-            closing(Engine(decoder, tokenizer.eos_ids, plan.engine, trace))
-        )
+        engine = Engine(residency.decoder(file), tokenizer.eos_ids, plan.engine, trace)
+        resources.callback(engine.close)
         if progress is not None and plan.disk_cache is None:
             read_ahead(file, on_bytes, has_experts=plan.fits_in_ram)
-        return LLM(file, config, tokenizer, engine, residency, resources.pop_all())
+        return LLM(file, config, tokenizer, engine, residency, resources)
+
+
+@contextmanager
+def _naming(file: GGUFFile) -> Iterator[None]:
+    """Name the file in errors about its contents."""
+    try:
+        yield
+    except GGUFError as error:
+        raise type(error)(f"{file.path.name}: {error}") from None
 
 
 def _read_config(file: GGUFFile, options: LoadOptions) -> ModelConfig:
-    """Read and check metadata and tensor names. Errors: GGUFError with the file's name."""
-    try:
-        sampling_defaults(file.metadata)  # before weights are read, which takes minutes
-        config = read_config(file.metadata, file.tensors)
-    except GGUFError as error:
-        raise type(error)(f"{file.path.name}: {error}") from None
+    """Read and check metadata and tensor names. Errors: GGUFError, ConfigError."""
+    sampling_defaults(file.metadata)  # before weights are read, which takes minutes
+    config = read_config(file.metadata, file.tensors)
     return config.with_yarn_betas(options.yarn_beta_fast, options.yarn_beta_slow)
 
 

@@ -33,6 +33,8 @@ def place(
     """
     options, config = options or LoadOptions(), plan.problem.sizes.config
     num_deferred, profile_path = options.defer, options.expert_profile
+    if profile_path is not None:
+        HotProfile.check_writable(profile_path)  # not after hours of work
     if num_deferred > config.top_k:
         raise ConfigError(f"defer={num_deferred}: a token has {config.top_k} experts")
     routed = routed_experts(Weights(file), config)

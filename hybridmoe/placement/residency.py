@@ -14,6 +14,7 @@ from hybridmoe.experts.backend import ExpertBackend
 from hybridmoe.experts.disk.cached_experts import CachedExperts
 from hybridmoe.experts.hot_profile import HotProfile
 from hybridmoe.gguf.reader import GGUFFile
+from hybridmoe.model.decoder import Decoder
 from hybridmoe.model.weights import Weights
 from hybridmoe.planning.plan import Plan
 
@@ -63,6 +64,17 @@ class Residency:
     def weights(self, file: GGUFFile) -> Weights:
         """Tensors of the file, as they were placed."""
         return Weights(file, self.private, self.device)
+
+    def decoder(self, file: GGUFFile) -> Decoder:
+        """Build the network on the placed weights. Errors: GGUFError, DeviceError."""
+        problem = self.plan.problem
+        return Decoder(
+            self.weights(file),
+            problem.sizes.config,
+            self.experts,
+            num_deferred=self.num_deferred,
+            vram_bytes=problem.budgets.vram_bytes or None,
+        )
 
     def close(self) -> None:
         """End the reads and save the profile. Errors: ConfigError if it cannot be written."""

@@ -203,7 +203,7 @@ def test_a_missing_key_is_one_line_naming_it(tmp_path: Path, key: str) -> None:
     ("changes", "named"),
     [
         ({"deepseek2.embedding_length": 512}, "blk.1.ffn_gate_exps.weight"),
-        ({"deepseek2.block_count": 9}, "blk.3."),
+        ({"deepseek2.block_count": 9}, "blk.3"),
         ({"deepseek2.attention.head_count": 8}, "attn_q_b"),
         ({"deepseek2.expert_count": 16}, "exps"),
         ({"deepseek2.expert_feed_forward_length": 128}, "exps"),
