@@ -1,0 +1,76 @@
+"""`load` closes what it has opened, in reverse, wherever it fails; and `close` all of it."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import hybridmoe
+from hybridmoe.engine.engine import Engine
+from hybridmoe.experts.routing_trace import TraceWriter
+from hybridmoe.gguf.reader import GGUFFile
+from hybridmoe.llm import load as loading
+from hybridmoe.placement.residency import Residency
+from hybridmoe.text.tokenizer import Tokenizer
+
+OPENED = ["file", "tokenizer", "residency", "trace", "engine"]
+CLASSES = dict(zip(OPENED, (GGUFFile, Tokenizer, Residency, TraceWriter, Engine), strict=True))
+
+
+@pytest.fixture
+def closed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Names of what was closed, in order."""
+    names: list[str] = []
+
+    def noting(name: str, close: Callable[[Any], None]) -> Callable[[Any], None]:
+        def run(self: Any) -> None:
+            names.append(name)
+            close(self)
+
+        return run
+
+    for name, owner in CLASSES.items():
+        monkeypatch.setattr(owner, "close", noting(name, owner.close))
+    return names
+
+
+@pytest.mark.parametrize(
+    ("step", "num_open"),
+    [("plan_for", 1), ("Tokenizer", 1), ("place", 2), ("open_trace", 3), ("Engine", 4),
+     ("read_ahead", 5), ("LLM", 5)],
+)  # fmt: skip
+@pytest.mark.parametrize("error", [OSError, KeyboardInterrupt])
+def test_a_step_that_fails_closes_the_earlier_ones(
+    closed: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    step: str,
+    num_open: int,
+    error: type[BaseException],
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr(loading, step, fail)
+    with pytest.raises(error):
+        hybridmoe.load(context_tokens=64, trace=tmp_path / "t", progress=lambda _: None)
+    assert closed == OPENED[:num_open][::-1]
+
+
+def test_closing_closes_all_even_where_the_profile_cannot_be_saved(
+    closed: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    noted = Residency.close
+
+    def fail(self: Residency) -> None:
+        noted(self)
+        raise hybridmoe.ConfigError("no space")
+
+    monkeypatch.setattr(Residency, "close", fail)
+    llm = hybridmoe.load(context_tokens=64, trace=tmp_path / "t")
+    with pytest.raises(hybridmoe.ConfigError, match="no space"):
+        llm.close()
+    assert closed == OPENED[::-1]
+    llm.close()
+    assert len(closed) == len(OPENED)
