@@ -206,7 +206,7 @@ def _price_rows(report: Report, price: Price) -> list[tuple[str, str]]:
 def _remarks(report: Report) -> list[str]:
     plan, outline = report.plan, report.outline
     said = [*plan.warnings, *plan.notes, *report.notes]
-    if plan.vram and (pinned := plan.problem.layers.pinned):
+    if plan.vram and (pinned := plan.problem.layers.gpu):
         said.append(
             f"The experts of layers {_ranges(sorted(pinned))} are in VRAM for good:"
             f" {plan.problem.num_gpu_pinned} of its {plan.num_vram_slots} slots."

@@ -1,1 +1,1 @@
-"""Carries a memory plan out: reads weights into RAM and VRAM, decides nothing."""
+"""Placement: carries a memory plan out, decides nothing."""

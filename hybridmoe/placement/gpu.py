@@ -100,16 +100,16 @@ def _slots(
     experts: RoutedExperts, plan: Plan, streams: GpuStreams, device: torch.device
 ) -> SlotPool:
     num_slots = plan.num_vram_slots
-    pinned, left = (
+    on_gpu, on_cpu = (
         frozenset(i for i, number in enumerate(experts.numbers) if number in numbers)
         for numbers in plan.problem.layers
     )
     policy = PinnedPolicy(
-        experts.cache_shape(num_slots), ExpertLayers(pinned, left), DEFAULT_VRAM_POLICY
+        experts.cache_shape(num_slots), ExpertLayers(on_gpu, on_cpu), DEFAULT_VRAM_POLICY
     )
     slots = SlotPool(
         experts, num_slots, streams.main, streams.uploads, device,
-        policy=policy if pinned or left else None,
+        policy=policy if on_gpu or on_cpu else None,
     )  # fmt: skip
     slots.cache.warm(policy.pinned)
     return slots

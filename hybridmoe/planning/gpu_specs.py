@@ -1,14 +1,14 @@
-"""Graphics cards by name: as much as a plan needs of their data sheets. Sources: docs/plan.md."""
+"""GPUs by name, with the figures of their data sheets that a plan needs. Sources: docs/plan.md."""
 
 from typing import NamedTuple
 
 from hybridmoe.errors import ConfigError
 
-__all__ = ["CARDS", "GpuSpec", "spec_like", "spec_named"]
+__all__ = ["GPUS", "GpuSpec", "spec_like", "spec_named"]
 
 
 class GpuSpec(NamedTuple):
-    """What the data sheet promises."""
+    """Figures of one data sheet."""
 
     vram_gib: int
     vram_gbs: float  # GB/s of its memory
@@ -16,7 +16,7 @@ class GpuSpec(NamedTuple):
     pcie_gbs: float  # GB/s, one direction: 4.0 x8 15.8, 4.0 x16 31.5, 5.0 x16 63
 
 
-CARDS = {
+GPUS = {
     "rtx-4060": GpuSpec(8, 272, 30, 15.8),
     "rtx-3060": GpuSpec(12, 360, 25, 31.5),
     "rtx-4070": GpuSpec(12, 504, 58, 31.5),
@@ -32,21 +32,21 @@ CARDS = {
     "rtx-pro-6000": GpuSpec(96, 1792, 503, 63),
 }
 
-# Words of drivers' names that set no two cards apart; `ti`, `super` and `laptop` do.
+# Words of drivers' names that set no two GPUs apart; `ti`, `super` and `laptop` do.
 _FILLERS = frozenset(
     ("nvidia", "geforce", "generation", "blackwell", "workstation", "server", "edition")
 )
 
 
 def spec_named(name: str) -> GpuSpec:
-    """The card; any case, spaces for dashes. Raises ConfigError."""
-    card = CARDS.get("-".join(name.lower().split()))
-    if card is None:
-        raise ConfigError(f"--gpu {name!r:.40}: known are {', '.join(CARDS)}; or give --vram")
-    return card
+    """Find a GPU; any case, spaces for dashes. Errors: ConfigError."""
+    spec = GPUS.get("-".join(name.lower().split()))
+    if spec is None:
+        raise ConfigError(f"--gpu {name!r:.40}: known are {', '.join(GPUS)}; or give --vram")
+    return spec
 
 
 def spec_like(name: str) -> GpuSpec | None:
-    """The card that a driver calls so, such as `NVIDIA GeForce RTX 4090`; None if unknown."""
+    """Find a GPU by the driver's name, such as `NVIDIA GeForce RTX 4090`; None if unknown."""
     words = [w for w in name.lower().split() if w not in _FILLERS]
-    return CARDS.get("-".join(words))
+    return GPUS.get("-".join(words))

@@ -1,7 +1,7 @@
-"""How many of the chosen experts a cache finds, over its slots: a curve from a trace's simulation.
+"""Hit curve: the hit rate of a cache over its slots, from the simulation of a trace.
 
 A file is one JSON object, `{"slots": [480, 960, ...], "hit_rate": [0.2, 0.35, ...]}`: slots of all
-layers together, ascending; rates as a policy reached them on a trace. Other keys are for people.
+layers together, ascending; rates that a policy reached on a trace. Other keys are for people.
 Between two points the curve is a line; before the first it comes from 0 slots, after the last it
 stays. `hybridmoe bench cache` writes one, `hybridmoe plan` reads it.
 """
@@ -34,13 +34,13 @@ class CurvePoints:
 
 
 def write_hit_curve(path: Path, curve: CurvePoints, about: Mapping[str, Any]) -> None:
-    """Write a file. about: what else it says, to people. Errors: OSError."""
+    """Write a file. about: further keys, for people. Errors: OSError."""
     values = {"slots": curve.slots, "hit_rate": curve.hit_rate}
     path.write_text(json.dumps({**about, **values}, indent=1))
 
 
 def read_hit_curve(path: Path) -> CurvePoints:
-    """Read and check a file. Raises ConfigError, one line."""
+    """Read and check a file. Errors: ConfigError, one line."""
     try:
         if path.stat().st_size > _MOST_BYTES:
             raise ConfigError(f"{path.name}: more than {_MOST_BYTES} bytes, expected a hit curve")

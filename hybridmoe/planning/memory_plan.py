@@ -19,6 +19,7 @@ from hybridmoe.planning.kv_plan import plan_kv
 from hybridmoe.planning.model_sizes import sizes_of
 from hybridmoe.planning.placement_rules import ExpertLayers, PlacementRules
 from hybridmoe.planning.plan import Plan, Tier
+from hybridmoe.planning.prefill_split import STREAM_BUFFERS
 from hybridmoe.planning.problem import NO_RULES, Budgets, Problem
 from hybridmoe.planning.step_plan import activation_bytes, gpu_step_tokens
 from hybridmoe.units import GIB, at_least, format_bytes
@@ -31,7 +32,6 @@ GRAPH_BYTES = 256 << 20  # of VRAM: activations of captured steps
 # Of VRAM, for a prompt: dequantized weights, expanded keys and values of some heads, and one
 # layer's KV cache of a long sequence in a row (kernels.triton.matmul, prefill_attention).
 SCRATCH_BYTES = 512 << 20
-_STREAM_SLOTS = 2  # of VRAM: streamed experts of a prompt (experts.gpu.weight_stream)
 
 Parts = tuple[tuple[str, int], ...]  # name, bytes
 
@@ -161,7 +161,7 @@ def _no_kernel(problem: Problem) -> str | None:
 
 
 def _may_map(problem: Problem) -> bool:
-    """Whether experts may stay in the memory map, by the budget that was given for them."""
+    """Return True if the budget that was given for experts takes all of them."""
     given = problem.budgets.expert_ram_bytes
     return given is None or problem.sizes.all_expert_bytes <= given
 
@@ -199,7 +199,7 @@ def _plan_vram(problem: Problem, max_slots: int, reason: str | None) -> Tier:
         ("activations", activation_bytes(sizes.config, problem.engine.chunk_tokens)),
         ("graphs", GRAPH_BYTES),
         ("dequantized weights, expanded keys", SCRATCH_BYTES),
-        ("streamed experts", _STREAM_SLOTS * sizes.slot_bytes if max_slots else 0),
+        ("streamed experts", STREAM_BUFFERS * sizes.slot_bytes if max_slots else 0),
         ("reserve", VRAM_RESERVE_BYTES),
     )
     vram = _fill("VRAM", problem, parts, max_slots, sizes.slot_bytes)

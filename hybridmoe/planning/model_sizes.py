@@ -104,7 +104,7 @@ def sizes_of(
 ) -> ModelSizes:
     """Sum up a model's tensors.
 
-    is_on_cpu: whether placement rules pin a tensor to the CPU, by its name.
+    is_on_cpu: True for the name of a tensor that placement rules pin to the CPU.
     Errors: GGUFError where routed experts are missing.
     """
     c = config

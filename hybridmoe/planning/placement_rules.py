@@ -40,11 +40,11 @@ class PlacementRules:
         return f"PlacementRules({self.patterns!r})"
 
     def target(self, name: str) -> str | None:
-        """ "cpu" or "cuda" for a tensor; None where no pattern matches."""
+        """Device of a tensor, "cpu" or "cuda"; None if no pattern matches."""
         return next((target for _, regex, target in self._rules if regex.search(name)), None)
 
     def is_on_cpu(self, name: str) -> bool:
-        """Whether a tensor is pinned to the CPU."""
+        """Return True for a tensor that is pinned to the CPU."""
         return self.target(name) == "cpu"
 
     def unused(self, names: Iterable[str]) -> list[str]:
@@ -71,15 +71,15 @@ class PlacementRules:
                     f"place: of blk.{layer}, only {parts}: an expert's gate, up and down"
                     " go together"
                 )
-        pinned, left = (
+        on_gpu, on_cpu = (
             frozenset(i for i, targets in wanted.items() if target in targets.values())
             for target in ("cuda", "cpu")
         )
-        return ExpertLayers(pinned, left)
+        return ExpertLayers(on_gpu, on_cpu)
 
 
 class ExpertLayers(NamedTuple):
     """Numbers of layers whose routed experts are pinned."""
 
-    pinned: frozenset[int] = frozenset()  # whose experts are in VRAM for good
-    left: frozenset[int] = frozenset()  # whose experts are pinned to the CPU
+    gpu: frozenset[int] = frozenset()  # in VRAM for good
+    cpu: frozenset[int] = frozenset()  # never in VRAM

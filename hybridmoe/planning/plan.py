@@ -1,4 +1,4 @@
-"""The memory plan: what each memory holds, and sentences and facts about it.
+"""Memory plan: the contents of VRAM, RAM and disk, with sentences and facts about them.
 
 `hybridmoe plan` prints it, `load` obeys it, and both give the same facts.
 """
@@ -86,25 +86,25 @@ class Plan:
 
     @property
     def needs_disk(self) -> bool:
-        """Whether some experts are read from the file while tokens are computed."""
+        """True if experts are read from the file while tokens are computed."""
         return self.num_disk_experts > 0
 
     @property
     def fits_in_ram(self) -> bool:
-        """Whether the memory map of all weights fits into RAM at once."""
+        """True if the memory map of all weights fits into RAM at once."""
         return self.problem.sizes.total_bytes <= self.problem.budgets.ram_bytes
 
     def streams_layer(self, layer: int) -> bool:
-        """Whether the GPU computes a prompt's experts of a layer, in slots or streamed to it.
+        """Return True if the GPU computes a prompt's experts of a layer, resident or streamed.
 
         layer: as the model counts.
         """
-        is_pinned = layer in self.problem.layers.left
+        is_pinned = layer in self.problem.layers.cpu
         return self.vram is not None and self.cpu_reason is None and not is_pinned
 
     @property
     def streams_experts(self) -> bool:
-        """Whether the GPU computes a prompt's experts in any layer."""
+        """True if the GPU computes a prompt's experts in any layer."""
         c = self.problem.sizes.config
         return any(map(self.streams_layer, range(c.num_dense_layers, c.num_layers)))
 
@@ -167,7 +167,7 @@ class Plan:
             "num_vram_slots": self.num_vram_slots,
             "num_ram_experts": self.num_ram_experts,
             "num_disk_experts": self.num_disk_experts,
-            "pinned_layers": sorted(self.problem.layers.pinned) if self.vram else [],
+            "pinned_layers": sorted(self.problem.layers.gpu) if self.vram else [],
             "prompt_experts_on": "gpu" if self.streams_experts else "cpu",
             "slot_bytes": self.problem.sizes.slot_bytes,
             "disk_cache": None if cache is None else _cache_facts(cache),

@@ -1,4 +1,4 @@
-"""What conversations cost in money, from speed, power and the price of the hardware. Pure."""
+"""Price of conversations, from speed, power and the price of the hardware."""
 
 from dataclasses import dataclass
 
@@ -11,7 +11,7 @@ _YEAR_S = 365.25 * 86400
 
 @dataclass(frozen=True, slots=True)
 class Price:
-    """Of a thousand conversations; every figure of the sum is kept, so that it can be shown."""
+    """Price of a thousand conversations, with the figures that it is summed from."""
 
     seconds: float  # one conversation, alone on the machine
     kwh: float
@@ -32,7 +32,7 @@ def price_of(
     lifetime_years: float,
     utilisation: float = 1.0,
 ) -> Price:
-    """A thousand conversations, one after the other.
+    """Price a thousand conversations, one after the other.
 
     utilisation: share of its life in which the machine works; its price is borne by that share.
     Errors: ConfigError for a number that cannot be.

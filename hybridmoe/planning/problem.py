@@ -1,4 +1,4 @@
-"""What a memory plan is made from: budgets of memory, and all that has to fit into them."""
+"""Input of the memory planner: budgets, and all that has to fit into them."""
 
 from dataclasses import dataclass, fields, replace
 
@@ -50,9 +50,9 @@ class Problem:
     @property
     def num_gpu_pinned(self) -> int:
         """Experts that are to be in VRAM for good."""
-        return self.sizes.config.num_experts * len(self.layers.pinned)
+        return self.sizes.config.num_experts * len(self.layers.gpu)
 
     @property
     def num_cpu_pinned(self) -> int:
         """Experts that are not to be in VRAM."""
-        return self.sizes.config.num_experts * len(self.layers.left)
+        return self.sizes.config.num_experts * len(self.layers.cpu)

@@ -1,7 +1,7 @@
-"""How fast a machine is, for the cost model: limits, and what kernels reach of them.
+"""Rates of a machine for the cost model: its limits, and the shares that kernels reach of them.
 
-Pure: numbers in, numbers out; `machine.measure` and the command line give the limits. The shares
-are measured ones (bench/results, docs/log.md); docs/plan.md lists where each comes from.
+`machine.measure` and the command line give the limits. The shares are measured (bench/results,
+docs/log.md); docs/plan.md lists where each comes from.
 """
 
 from collections.abc import Mapping
@@ -23,20 +23,20 @@ DECODE_SHARE: Mapping[Q, float] = MappingProxyType({
 })  # fmt: skip
 _OTHER_SHARE = 0.5  # of a type without a kernel of its own
 
-# What is left of them in kernels of narrower registers.
+# Shares of these that kernels of narrower registers reach.
 _DECODE_ISA: Mapping[str, float] = MappingProxyType(
     {"amx": 1.0, "avx512": 1.0, "avx2": 0.8, "scalar": 0.05}
 )
-# A whole model's decoding over its kernels' own rate: smaller matrices, waits between them.
+# A whole model's decode rate over its kernels': smaller matrices, waits between them.
 WHOLE_MODEL_SHARE = 0.87
 
 
 class Products(NamedTuple):
-    """How an instruction set multiplies many tokens: unpacks weights, uses them for a block."""
+    """Products of an instruction set with many tokens: weights are unpacked for each block."""
 
     share: float  # of the peak of products in registers, once weights are unpacked
     block_tokens: float  # that share an unpacking
-    unpack_tokens: float  # an unpacking takes as long as the products of so many tokens
+    unpack_tokens: float  # whose products take as long as an unpacking
     float_share: float  # float32 multiply-adds over that peak, where only the peak is given
 
 
@@ -70,17 +70,18 @@ COPY_TRAFFIC = 3
 
 @dataclass(frozen=True, slots=True)
 class GpuRates:
-    """What a GPU reaches: measured (link_rates.py), or assumed from its data sheet."""
+    """Rates of a GPU: measured (experts.gpu.calibrate), or assumed from its data sheet."""
 
     read: float  # bytes/s of its memory
     ops: float  # operations/s of matrix products
-    pcie: float  # bytes/s, to it from page-locked memory
-    copy: float | None = None  # bytes/s into page-locked memory; None: what DRAM allows
+    pcie: float  # bytes/s, to it from pinned memory
+    copy: float | None = None  # bytes/s into pinned memory; None: what DRAM allows
     copy_cpu: float = _COPY_CPU  # share of the CPU that this copy takes from its products
     expert_s: float = _GPU_EXPERT_S  # of a prompt's expert, beside its work: launches
 
     @classmethod
     def assumed(cls, vram_gbs: float, tflops: float, pcie_gbs: float) -> "GpuRates":
+        """Take the usual shares of a data sheet's figures."""
         return cls(
             vram_gbs * 1e9 * _GPU_DECODE_SHARE,
             tflops * 1e12 * _GPU_PROMPT_SHARE,
@@ -90,7 +91,7 @@ class GpuRates:
 
 @dataclass(frozen=True, slots=True)
 class Rates:
-    """What programs reach on a machine, per second."""
+    """Rates that programs reach on a machine, per second."""
 
     isa: str
     dram: float  # bytes that a plain read of memory gets
@@ -102,12 +103,12 @@ class Rates:
     step_s: float = STEP_S
 
     def decode_bytes(self, type: Q) -> float:
-        """Bytes/s of a tensor of this type, as decoding reads it on the CPU."""
+        """Rate, in bytes/s, at which decoding reads a tensor of this type on the CPU."""
         share = DECODE_SHARE.get(type, _OTHER_SHARE) * _DECODE_ISA[self.isa]
         return self.dram * share * WHOLE_MODEL_SHARE
 
     def multiply_s(self, type: Q, num_params: int, num_tokens: float) -> float:
-        """Seconds of the CPU's products of one matrix and many tokens, its weights in the cache."""
+        """CPU seconds of the products of one matrix and many tokens, its weights in the cache."""
         products = PRODUCTS[self.isa]
         unpack = products.unpack_tokens
         if self.isa == "amx":
@@ -125,9 +126,9 @@ def rates_of(
     disk: float | None = None,
     gpu: GpuRates | None = None,
 ) -> Rates:
-    """Rates from a machine's limits.
+    """Derive rates from a machine's limits.
 
-    isa: whose kernels run. peak_ops: of products in registers, tiles of bfloat16 for "amx", int8
+    isa: of the kernels. peak_ops: of products in registers, tiles of bfloat16 for "amx", int8
     dot products for the others. float_ops: of float32 multiply-adds; None: the usual share of it.
     """
     products = PRODUCTS[isa]

@@ -105,7 +105,7 @@ def test_a_traces_curve_says_what_is_found(k2: Path, tmp_path: Path) -> None:
     assert found["hits"]["ram"] == pytest.approx(0.5 + 0.5 * (slots - 480) / (23040 - 480))
 
 
-def test_a_card_by_name_takes_what_every_token_uses(k2: Path) -> None:
+def test_a_gpu_by_name_takes_what_every_token_uses(k2: Path) -> None:
     found = plan_json(k2, *GIVEN, "--ram", "700G", "--gpu", "rtx-4090")
     assert found["plan"]["tiers"]["VRAM"]["budget_bytes"] == 24 << 30
     assert "weights that every token uses" in found["plan"]["tiers"]["VRAM"]["parts"]
@@ -117,7 +117,7 @@ def test_a_card_by_name_takes_what_every_token_uses(k2: Path) -> None:
     assert "assumed from its data sheet" in text and "PCIe 27 GB/s" in text
 
 
-def test_this_machines_card_is_planned_for_where_none_is_named(
+def test_this_machines_gpu_is_planned_for_where_none_is_named(
     k2: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     none = NoGpu("the CPU was asked for", is_silent=True)
@@ -141,17 +141,17 @@ def test_this_machines_card_is_planned_for_where_none_is_named(
 
 
 def test_tensors_and_experts_go_where_they_are_placed(k2: Path) -> None:
-    card = (*GIVEN, "--ram", "700G", "--gpu", "rtx-5090", "--ctx", 32768, "--slots", 1)
-    base = plan_json(k2, *card)
+    gpu = (*GIVEN, "--ram", "700G", "--gpu", "rtx-5090", "--ctx", 32768, "--slots", 1)
+    base = plan_json(k2, *gpu)
     places = ("--place", "shexp=cpu", "--place", r"blk\.[12]\.ffn_.*_exps=cuda")
-    found = plan_json(k2, *card, *places, "--place", "nothing=cpu")
+    found = plan_json(k2, *gpu, *places, "--place", "nothing=cpu")
     moved = found["plan"]["tiers"]["RAM"]["parts"]["weights pinned to the CPU"]
     parts = found["plan"]["tiers"]["VRAM"]["parts"], base["plan"]["tiers"]["VRAM"]["parts"]
     of_all = [of["weights that every token uses"] for of in parts]
     assert of_all[1] - of_all[0] == moved > 0
     assert found["plan"]["pinned_layers"] == [1, 2]
     assert found["plan"]["notes"] == ["place: 'nothing=cpu' matches no tensor"]
-    assert "The experts of layers 1-2 are in VRAM for good: 768 of" in plan(k2, *card, *places)
+    assert "The experts of layers 1-2 are in VRAM for good: 768 of" in plan(k2, *gpu, *places)
     alone = plan_json(k2, *GIVEN, "--ram", "700G", *places)
     assert alone["plan"]["pinned_layers"] == []
     assert "on the CPU alone, so that vram and place have no" in alone["plan"]["notes"][-1]
@@ -195,7 +195,7 @@ def test_what_is_wrong_is_one_line(
     k2: Path, capsys: pytest.CaptureFixture[str], arguments: tuple[object, ...], words: str
 ) -> None:
     if "cuda" in arguments and isinstance(find_gpu(), CudaGpu):
-        pytest.skip("there is a card")
+        pytest.skip("there is a GPU")
     assert words in refusal(capsys, k2, *GIVEN, *arguments)
 
 

@@ -14,7 +14,7 @@ from hybridmoe.config import ModelConfig
 from hybridmoe.errors import ConfigError
 from hybridmoe.gguf.outline import read_outline
 from hybridmoe.planning.cost_model import Hits, decode, hits_of, prompt
-from hybridmoe.planning.gpu_specs import CARDS, spec_named
+from hybridmoe.planning.gpu_specs import GPUS, spec_named
 from hybridmoe.planning.model_sizes import ModelSizes, Part, sizes_of
 from hybridmoe.planning.placement_rules import ExpertLayers
 from hybridmoe.planning.plan import Plan
@@ -75,9 +75,9 @@ def test_a_token_without_gpu_or_disk_by_hand(toy: ModelSizes) -> None:
     assert step.seconds["experts"] == pytest.approx(2 * 1000 / 1e6)
     assert step.seconds["waiting for disk"] == 0
     assert step.seconds["between kernels"] == pytest.approx(2 * LAYER_S + STEP_S)
-    latents = 101 * TOY_TOKEN_KV  # read at the whole of DRAM's rate, slower than the arithmetic
-    assert step.seconds["attention"] == pytest.approx(latents / rates.dram)
-    assert step.read_bytes == {"VRAM": 0, "RAM": 16000 + 40 + 2000 + latents, "disk": 0}
+    kv_bytes = 101 * TOY_TOKEN_KV  # read at the whole of DRAM's rate, slower than the arithmetic
+    assert step.seconds["attention"] == pytest.approx(kv_bytes / rates.dram)
+    assert step.read_bytes == {"VRAM": 0, "RAM": 16000 + 40 + 2000 + kv_bytes, "disk": 0}
     assert step.tokens_per_s == pytest.approx(1 / sum(step.seconds.values()))
     fast = replace(rates, dram=1e15, attention_ops=1e9)
     ops = 2 * 101 * 2 * c.num_heads * (2 * c.kv_lora_rank + c.rope_dim)
@@ -175,12 +175,12 @@ def test_the_cpu_computes_a_prompts_experts_beside_a_disk_or_where_they_are_pinn
     k2: ModelSizes,
 ) -> None:
     alone = prompt(plan_of(k2, 700), replace(RATES, gpu=None), Hits(0, 1), 2048)
-    pinned = ExpertLayers(left=frozenset(range(1, 61)))
+    pinned = ExpertLayers(cpu=frozenset(range(1, 61)))
     for plan in (plan_of(k2, 200, 48), plan_of(k2, 700, 24, layers=pinned)):
         assert plan.num_vram_slots == 0 and not plan.streams_experts
         found = prompt(plan, RATES, Hits(0, 1), 2048).seconds["experts"]
         assert found == pytest.approx(alone.seconds["experts"])
-    half = ExpertLayers(left=frozenset(range(1, 31)))
+    half = ExpertLayers(cpu=frozenset(range(1, 31)))
     shared = prompt(plan_of(k2, 700, 24, layers=half), RATES, Hits(0, 1), 2048).seconds["experts"]
     with_gpu = prompt(plan_of(k2, 700, 24), RATES, Hits(0, 1), 2048).seconds["experts"]
     assert with_gpu < 0.9 * shared < 0.9 * alone.seconds["experts"]
@@ -300,7 +300,7 @@ def test_shares_of_limits_are_shares() -> None:
 
 
 def test_cards_are_found_by_any_spelling() -> None:
-    assert spec_named("RTX 4090") is CARDS["rtx-4090"]
+    assert spec_named("RTX 4090") is GPUS["rtx-4090"]
     with pytest.raises(ConfigError, match="'voodoo-2': known are rtx-4060"):
         spec_named("voodoo-2")
 

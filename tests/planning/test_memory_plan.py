@@ -196,8 +196,8 @@ def test_experts_that_are_to_stay_on_a_card_have_to_fit(k2: ModelSizes, tmp_path
 def test_a_prompt_of_128k_has_room_for_what_is_decoded_and_expanded() -> None:
     product = pytest.importorskip("hybridmoe.kernels.triton.matmul")
     attention = pytest.importorskip("hybridmoe.kernels.triton.prefill_attention")
-    latents = 131072 * 576 * 2  # of one layer of K2
-    assert product.SLAB_BYTES + attention.EXPANDED_BYTES + latents <= SCRATCH_BYTES
+    kv_bytes = 131072 * 576 * 2  # of one layer of K2
+    assert product.SLAB_BYTES + attention.EXPANDED_BYTES + kv_bytes <= SCRATCH_BYTES
 
 
 def test_the_planner_knows_the_cards_types() -> None:

@@ -20,7 +20,7 @@ def plan_of(
     tokens: int = 32768,
     *,
     step_tokens: int = 512,
-    layers: ExpertLayers = ExpertLayers(),  # noqa: B008 (frozen)
+    layers: ExpertLayers | None = None,
     **budgets: Any,
 ) -> Plan:
     """Plan for one context of `tokens`, in f16. budgets: further fields of `Budgets`."""
@@ -32,6 +32,6 @@ def plan_of(
             sizes=sizes,
             engine=engine,
             kv=plan_kv(sizes.config, engine, 0),
-            layers=layers,
+            layers=layers or ExpertLayers(),
         )
     )
