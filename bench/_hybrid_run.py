@@ -26,7 +26,7 @@ from hybridmoe.planning.memory_plan import plan_memory
 from hybridmoe.planning.plan import Plan
 from hybridmoe.planning.problem import Budgets
 
-__all__ = ["Decoded", "decode", "fitting_layers", "intervals_of", "layout", "opened", "prefill"]
+__all__ = ["Decoded", "decode", "fitting_layers", "intervals_of", "opened", "plan_for", "prefill"]
 __all__ += ["profiled_decode", "without_gpu"]
 
 _COPIES = ("Memcpy", "Memset")  # prefixes of the profiler's names
@@ -59,8 +59,8 @@ def fitting_layers(shape: Shape, expert_bytes: int, folder: Path) -> int:
     return int(capacity // (shape.num_experts * expert_bytes))
 
 
-def layout(path: Path, context_tokens: int, vram_bytes: int) -> Plan:
-    """Memory plan for a GPU of this size, with RAM for all experts."""
+def plan_for(path: Path, context_tokens: int, vram_bytes: int) -> Plan:
+    """Plan memory for a GPU of this size, with RAM for all experts."""
     outline = read_outline(path)
     engine = EngineConfig(context_tokens=context_tokens, kv_tokens=context_tokens, max_running=1)
     budgets = Budgets(ram_bytes=1 << 60, vram_bytes=vram_bytes)

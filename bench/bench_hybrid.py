@@ -23,8 +23,8 @@ from bench._harness import RESULTS, Row, bar, machine, print_report
 from bench._hybrid_run import (
     decode,
     fitting_layers,
-    layout,
     opened,
+    plan_for,
     prefill,
     profiled_decode,
     without_gpu,
@@ -138,7 +138,7 @@ def decode_rows(
     rows: list[Row] = []
     about["timelines"] = {}
     most = most_slots(path, num_decode, gpu_bytes)
-    plan = layout(path, 4096, gpu_bytes)
+    plan = plan_for(path, 4096, gpu_bytes)
     slots = [0, *sorted({min(most, int(share * plan.num_experts)) for share in SLOT_SHARES} - {0})]
     ways = [("CPU only", None, 0), *((f"{n} slots", n, 0) for n in slots)]
     ways += [(f"{n} slots, {defer} deferred", n, defer) for n in (slots[0], slots[-1])]
@@ -147,7 +147,7 @@ def decode_rows(
         context = 2 * (warm_up + num_decode + 64)
         options: dict[str, Any] = {"device": "cpu"}
         if num_slots is not None:
-            vram = vram_bytes(layout(path, context, gpu_bytes), num_slots)
+            vram = vram_bytes(plan_for(path, context, gpu_bytes), num_slots)
             options = {"device": "cuda", "vram": vram, "defer": deferred}
         with opened(path, context, **options) as llm:
             found = decode(llm, warm_up, num_decode)
@@ -168,7 +168,7 @@ def decode_rows(
                     rows.append(Row("overlap", shares.overlap, "of 1", 1.0, bar=OVERLAP))
                     rows.append(Row("inside kernels", shares.inside, "of 1", 1.0, bar=INSIDE))
             hits = Hits(found.hit_rate or 0.0, 1 - (found.hit_rate or 0.0))
-            gpu_plan = layout(path, context, gpu_bytes if num_slots is not None else 0)
+            gpu_plan = plan_for(path, context, gpu_bytes if num_slots is not None else 0)
             predicted = predict(gpu_plan, rates, hits, context // 2).tokens_per_s
             note += f"; predicted {predicted:.1f}"
             rows.append(Row(f"decode, {name}", found.tokens_per_s, "tok/s", note=note))
@@ -191,7 +191,7 @@ def prompt_rows(path: Path, prompts: tuple[int, ...]) -> list[Row]:
 
 def most_slots(path: Path, num_decode: int, gpu_bytes: int) -> int:
     """VRAM slots that fit beside all else, with the longest context of these runs."""
-    plan = layout(path, 4096 + num_decode, int(0.95 * gpu_bytes))
+    plan = plan_for(path, 4096 + num_decode, int(0.95 * gpu_bytes))
     return plan.num_vram_slots
 
 

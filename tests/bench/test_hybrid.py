@@ -25,8 +25,8 @@ from bench._hybrid_run import (
     Decoded,
     decode,
     intervals_of,
-    layout,
     opened,
+    plan_for,
     prefill,
     profiled_decode,
 )
@@ -105,10 +105,10 @@ def test_profiled_times_are_those_of_the_monotonic_clock() -> None:
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a card")
-def test_without_a_card_one_line_says_so() -> None:
+def test_without_a_gpu_it_fails_in_one_line() -> None:
     result = CliRunner().invoke(main, [])
     assert result.exit_code == 1
-    assert "no CUDA card" in result.output and result.output.count("\n") == 1
+    assert "no CUDA GPU" in result.output and result.output.count("\n") == 1
 
 
 def test_tokens_and_prompts_are_timed_through_the_engine() -> None:
@@ -149,7 +149,7 @@ def test_every_way_gets_the_slots_that_it_is_named_after(
     @contextmanager
     def fake_opened(path: Path, context_tokens: int, **options: Any) -> Iterator[None]:
         if options["device"] == "cuda":
-            options["slots"] = layout(path, context_tokens, options["vram"]).num_vram_slots
+            options["slots"] = plan_for(path, context_tokens, options["vram"]).num_vram_slots
         opened_as.append(options)
         yield None
 

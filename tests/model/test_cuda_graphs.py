@@ -1,4 +1,4 @@
-"""Graphs of decode steps, on a device whose captures are the function itself."""
+"""CUDA graphs of decode steps, on a device that captures by calling the function again."""
 
 from collections.abc import Callable
 
@@ -39,7 +39,7 @@ def some_tables(num_tokens: int, num_pages: int, rng: torch.Generator) -> CudaBl
     return CudaBlockTables.of(spans, torch.device("cpu"))
 
 
-def test_replays_are_what_the_run_would_have_done() -> None:
+def test_replays_equal_runs() -> None:
     device = Device()
     graphs = DecodeGraphs(device, run)
     rng = torch.Generator().manual_seed(1)

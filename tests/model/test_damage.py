@@ -1,4 +1,4 @@
-"""Numbers that are none: no answer is made of them, and the tensor that they come from is named."""
+"""NaN and infinity: no response is made of them, and the damaged tensor is named."""
 
 import json
 import logging
@@ -39,7 +39,7 @@ def write(path: Path, type: Q = Q.Q8_0, **options: Any) -> Path:
 
 
 def damage(path: Path, name: str, value: float, row: int = 0) -> None:
-    """Put a number in place of the first scale, or number, of a row."""
+    """Overwrite the first scale of a row, or its first number."""
     with GGUFFile.open(path) as file:
         tensor = file.tensors[name]
         rows = tensor.num_elements // tensor.shape[-1]
@@ -63,7 +63,7 @@ def damage(path: Path, name: str, value: float, row: int = 0) -> None:
         ("output.weight", "in the logits", "row 5"),
     ],
 )
-def test_an_answer_of_nan_is_an_error_that_names_layer_and_tensor(
+def test_nan_results_are_an_error_that_names_layer_and_tensor(
     tmp_path: Path, type: Q, name: str, where: str, row: str
 ) -> None:
     path = write(tmp_path / "bad.gguf", type)
@@ -90,8 +90,8 @@ def test_a_bad_vector_is_refused_when_the_file_is_loaded(
         hybridmoe.load(path, device="cpu")
 
 
-def test_a_request_that_fails_leaves_nothing_to_others(tmp_path: Path) -> None:
-    """Neither to those of the same steps, nor in the cache, nor in pages that are used again."""
+def test_a_failed_request_does_not_affect_others(tmp_path: Path) -> None:
+    """Neither those of the same steps, nor through the prefix cache, nor through reused pages."""
     path = write(tmp_path / "bad.gguf")
     greedy: Any = {"temperature": 0.0, "logit_bias": {BAD_TOKEN: -INFINITY}}
     sound = [request([i, *range(100, 190)], 20, **greedy) for i in (10, 11)]
@@ -108,7 +108,7 @@ def test_a_request_that_fails_leaves_nothing_to_others(tmp_path: Path) -> None:
         assert prefix.end.reason == "error" and prefix.end.usage.cached_tokens <= 80
 
 
-def test_a_long_prompt_ends_with_the_piece_that_is_damaged(tmp_path: Path) -> None:
+def test_a_long_prompt_ends_with_its_damaged_chunk(tmp_path: Path) -> None:
     path = write(tmp_path / "bad.gguf", context=4096)
     damage(path, "token_embd.weight", NAN, BAD_TOKEN)
     with hybridmoe.load(path, device="cpu") as llm:
@@ -149,7 +149,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveServer]:
     ],
     ids=str,
 )
-def test_the_endpoint_says_so_in_one_line(
+def test_the_endpoint_reports_it_in_one_line(
     server: LiveServer, options: dict[str, Any], caplog: pytest.LogCaptureFixture
 ) -> None:
     body = {"model": "test", "messages": [{"role": "user", "content": "hi"}], "max_tokens": 3}
@@ -208,7 +208,7 @@ def test_check_reads_scales_wherever_they_lie(tmp_path: Path, kind: Q) -> None:
     assert [(d.matrix, d.row) for d in found] == [(1, 9)]
 
 
-def test_a_file_that_became_shorter_is_an_error(tmp_path: Path) -> None:
+def test_a_truncated_file_is_an_error(tmp_path: Path) -> None:
     path = write(tmp_path / "bad.gguf")
     with GGUFFile.open(path) as file:
         last = max(file.tensors.values(), key=lambda tensor: tensor.offset)
@@ -221,7 +221,7 @@ def test_a_type_without_a_kernel_names_file_and_tensor(tmp_path: Path) -> None:
     path = write(tmp_path / "odd.gguf", Q.F32)
     raw = path.read_bytes()
     name = b"blk.1.ffn_down_exps.weight"
-    at = raw.index(name) + len(name) + 4 + 3 * 8  # behind the number of dimensions, and these
+    at = raw.index(name) + len(name) + 4 + 3 * 8  # after the number of dimensions and them
     path.write_bytes(raw[:at] + struct.pack("<I", Q.I32) + raw[at + 4 :])
     with pytest.raises(
         HybridMoeError, match=rf"odd\.gguf: tensor {name.decode()} \(I32\): .*kernel"

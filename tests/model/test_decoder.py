@@ -1,4 +1,4 @@
-"""The decoder's invariants: how a prompt is cut does not matter, nor what came before it."""
+"""The decoder's invariants: equal logits for any chunks, causality, deferral."""
 
 import dataclasses
 from pathlib import Path
@@ -30,25 +30,25 @@ def f32_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def _logits_in_pieces(path: Path, ids: list[int], piece: int) -> np.ndarray:
+def _logits_in_chunks(path: Path, ids: list[int], chunk_tokens: int) -> np.ndarray:
     with GGUFFile.open(path) as file:
         config = ModelConfig.from_metadata(file.metadata)
         model = Decoder(Weights(file), config)
         engine = EngineConfig(context_tokens=len(ids), kv_type="f32")
         cache = KvCache(config, plan_kv(config, engine, 0))
         rows = []
-        for start in range(0, len(ids), piece):
-            chunk = ids[start : start + piece]
+        for start in range(0, len(ids), chunk_tokens):
+            chunk = ids[start : start + chunk_tokens]
             spans = [Span(len(chunk), start, range(cache.plan.num_pages))]
             rows.append(model.logits(model.forward(chunk, spans, cache.layers)).numpy())
         return np.concatenate(rows)
 
 
-@pytest.mark.parametrize("piece", [1, 7, 32])
-def test_pieces_give_the_logits_of_the_whole(f32_path: Path, piece: int) -> None:
+@pytest.mark.parametrize("chunk_tokens", [1, 7, 32])
+def test_chunks_give_the_logits_of_the_whole_prompt(f32_path: Path, chunk_tokens: int) -> None:
     ids = np.random.default_rng(1).integers(0, 256, NUM_TOKENS).tolist()
-    whole = _logits_in_pieces(f32_path, ids, NUM_TOKENS)
-    assert np.array_equal(whole, _logits_in_pieces(f32_path, ids, piece))
+    whole = _logits_in_chunks(f32_path, ids, NUM_TOKENS)
+    assert np.array_equal(whole, _logits_in_chunks(f32_path, ids, chunk_tokens))
 
 
 def test_later_tokens_do_not_change_earlier_logits(f32_path: Path) -> None:
@@ -57,7 +57,7 @@ def test_later_tokens_do_not_change_earlier_logits(f32_path: Path) -> None:
     assert np.array_equal(short, long[:3])
 
 
-def test_the_experts_that_were_chosen_are_told(f32_path: Path) -> None:
+def test_the_trace_has_every_layers_routing(f32_path: Path) -> None:
     with GGUFFile.open(f32_path) as file:
         config = ModelConfig.from_metadata(file.metadata)
         cache = KvCache(config, plan_kv(config, EngineConfig(context_tokens=9), 0))
@@ -69,7 +69,7 @@ def test_the_experts_that_were_chosen_are_told(f32_path: Path) -> None:
 
 
 def test_deferred_experts_are_added_one_layer_later(f32_path: Path) -> None:
-    """In the last layer that is after all, so that the first layer's part alone is misplaced."""
+    """The last layer's are added after all layers, so one MoE layer gives the exact result."""
     with GGUFFile.open(f32_path) as file:
         config = ModelConfig.from_metadata(file.metadata)
         plain, traced = _states(file, config, 0), _states(file, config, 2)

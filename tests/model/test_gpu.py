@@ -37,7 +37,7 @@ VARIANTS = {
     "k2, one tensor for keys and values": {"q_lora": 64, "split_kv_b": False},
 }
 IDS = np.random.default_rng(1).integers(0, 256, 31).tolist()
-PIECES = [IDS[:20], IDS[20:23], *[[i] for i in IDS[23:]]]
+CHUNKS = [IDS[:20], IDS[20:23], *[[i] for i in IDS[23:]]]
 
 
 def write(path: Path, variant: str, type: Type) -> Path:
@@ -49,24 +49,24 @@ def write(path: Path, variant: str, type: Type) -> Path:
 def logits(
     file: GGUFFile,
     device: Device,
-    pieces: Sequence[Sequence[int]] = PIECES,
+    chunks: Sequence[Sequence[int]] = CHUNKS,
     trace: list[Routing] | None = None,
 ) -> np.ndarray:
-    """Of a sequence that is computed piece by piece."""
+    """Compute a sequence's logits, chunk by chunk."""
     config = ModelConfig.from_metadata(file.metadata)
     experts = HostAdapter(CpuExperts(routed_experts(Weights(file), config)), device)
     model = Decoder(Weights(file, device=device), config, experts)
     cache = KvCache(config, plan_kv(config, EngineConfig(context_tokens=200), 0), device)
     rows, start = [], 0
-    for piece in pieces:
-        span = Span(len(piece), start, range(cache.plan.num_pages))
-        rows.append(model.logits(model.forward(piece, [span], cache.layers, trace)).numpy())
-        start += len(piece)
+    for chunk in chunks:
+        span = Span(len(chunk), start, range(cache.plan.num_pages))
+        rows.append(model.logits(model.forward(chunk, [span], cache.layers, trace)).numpy())
+        start += len(chunk)
     return np.concatenate(rows)
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_logits_are_the_cpus_within_the_rounding_of_latents(variant: str, tmp_path: Path) -> None:
+def test_logits_equal_the_cpus_within_rounding(variant: str, tmp_path: Path) -> None:
     """Both keep a bf16 KV cache; the GPU also rounds products of several tokens to bf16."""
     with GGUFFile.open(write(tmp_path / "m.gguf", variant, Type.F32)) as file:
         ours, theirs = list[Routing](), list[Routing]()
@@ -76,11 +76,11 @@ def test_logits_are_the_cpus_within_the_rounding_of_latents(variant: str, tmp_pa
     assert np.median(kl_divergence(want, got)) < 1e-5
     same = [torch.equal(a.sort()[0], b.cpu().sort()[0])
             for (a, _), (b, _) in zip(theirs, ours, strict=True)]  # fmt: skip
-    assert np.mean(same) > 0.8  # a random router is nearly undecided now and then
+    assert np.mean(same) > 0.8  # some scores of a random router are nearly equal
 
 
 def test_sequences_share_steps(tmp_path: Path) -> None:
-    """Prompts and decoding mixed, pages in no order, a prompt that goes on where it was cut."""
+    """Prefill and decode mixed, pages in any order, a prompt in two chunks."""
     long = np.random.default_rng(2).integers(0, 256, 70).tolist()
     steps = [
         [(long, 0, [3, 0]), (IDS[5:6], 0, [5])],
@@ -104,19 +104,19 @@ def test_sequences_share_steps(tmp_path: Path) -> None:
     assert relative_error(*found) < 0.05
 
 
-def test_quantized_logits_are_the_cpus_within_its_own_rounding(tmp_path: Path) -> None:
-    """The CPU rounds activations to int8, which is the coarser of the two."""
+def test_quantized_logits_equal_the_cpus_within_its_rounding(tmp_path: Path) -> None:
+    """The CPU rounds activations to int8, coarser than the GPU's bf16."""
     types = {"default": Type.Q8_0, "attn_output": Type.Q4_0, "output": Type.F16}
     path = tmp_path / "m.gguf"
     write_tiny(path, type=types, **{**SMALL, "q_lora": 64})
     with GGUFFile.open(path) as file:
         device = gpu_device()
-        got, want = (logits(file, on, PIECES[:4]) for on in (device, CpuDevice()))
+        got, want = (logits(file, on, CHUNKS[:4]) for on in (device, CpuDevice()))
     assert not device.converted
     assert np.median(kl_divergence(want, got)) < 1e-3
 
 
-def test_types_without_a_kernel_are_converted_and_said(tmp_path: Path) -> None:
+def test_types_without_a_kernel_are_converted_and_listed(tmp_path: Path) -> None:
     path = tmp_path / "m.gguf"
     write_tiny(path, type={"default": Type.F32, "attn_output": Type.NVFP4}, **SMALL, q_lora=64)
     with GGUFFile.open(path) as file:
@@ -126,17 +126,17 @@ def test_types_without_a_kernel_are_converted_and_said(tmp_path: Path) -> None:
     assert relative_error(want, got) < 0.03
 
 
-def test_products_can_be_left_to_the_cpu(tmp_path: Path) -> None:
+def test_products_can_be_pinned_to_the_cpu(tmp_path: Path) -> None:
     with GGUFFile.open(write(tmp_path / "m.gguf", "k2", Type.F32)) as file:
-        want = logits(file, gpu_device(), PIECES[:2])
+        want = logits(file, gpu_device(), CHUNKS[:2])
         device = gpu_device(lambda name: "attn" in name)
-        got = logits(file, device, PIECES[:2])
+        got = logits(file, device, CHUNKS[:2])
     assert not device.is_capturable
     assert "blk.0.attn_k_b.weight" in device.on_cpu
     assert relative_error(want, got) < 0.03
 
 
-def test_latents_of_another_type_are_refused() -> None:
+def test_a_kv_cache_of_another_type_is_refused() -> None:
     device = gpu_device()
     with pytest.raises(ConfigError, match="kv_type=int8: expected f16 or bf16 on a GPU"):
         device.pages(device.empty_bytes(1, 64, 20), "int8", 16)

@@ -35,7 +35,7 @@ def _token_ids(vocab_size: int) -> list[int]:
 
 
 def _both(path: Path) -> tuple[np.ndarray, np.ndarray]:
-    """(llama.cpp's logits, ours) for one random sequence."""
+    """Compute (llama.cpp's logits, ours) for one random sequence."""
     with hybridmoe.load(path, kv_type="f32") as llm:
         ids = _token_ids(llm.config.vocab_size)
         ours = llm.logits(ids)
@@ -58,7 +58,7 @@ def test_f32_files_agree_for_every_routing_variant(
 
 @pytest.fixture(scope="module")
 def deviations() -> dict[Type, float]:
-    """Filled by the test of each type: our distance from exact arithmetic over llama.cpp's."""
+    """Ratios of our distance from exact arithmetic to llama.cpp's, filled by each type's test."""
     return {}
 
 
@@ -92,7 +92,7 @@ def test_nothing_but_the_cache_is_rounded_with_float_weights(
 
 
 def _deviation(path: Path, weights: dict[str, np.ndarray]) -> float:
-    """Our distance from exact arithmetic over llama.cpp's, both with their defaults."""
+    """Compute our distance from exact arithmetic over llama.cpp's, both with their defaults."""
     with hybridmoe.load(path, device="cpu") as llm:
         config = llm.config
         ids = _token_ids(config.vocab_size)
@@ -106,7 +106,7 @@ def _deviation(path: Path, weights: dict[str, np.ndarray]) -> float:
 
 
 def _median_error(exact: np.ndarray, logits: np.ndarray) -> float:
-    """Median over positions of the relative L2 error."""
+    """Compute the median over positions of the relative L2 error."""
     distance = np.linalg.norm(logits - exact, axis=1)
     return float(np.median(distance / np.linalg.norm(exact, axis=1)))
 

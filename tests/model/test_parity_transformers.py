@@ -65,7 +65,7 @@ def _reference(c: ModelConfig, weights: dict[str, np.ndarray]) -> DeepseekV3ForC
 
 
 def _rename(c: ModelConfig, weights: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """GGUF names to transformers' names; the experts' gate and up are stacked there."""
+    """Rename tensors to transformers' names, where the experts' gate and up are stacked."""
     named = {
         "model.embed_tokens.weight": weights["token_embd.weight"],
         "model.norm.weight": weights["output_norm.weight"],

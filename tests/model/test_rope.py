@@ -22,13 +22,13 @@ def test_rotation_is_multiplication_by_a_unit_complex_number() -> None:
     assert torch.allclose(got.double(), torch.view_as_real(turned).flatten(-2), atol=1e-6)
 
 
-def test_pieces_and_whole_rotate_alike() -> None:
+def test_chunks_and_whole_rotate_alike() -> None:
     table = RotaryTable(ModelConfig.from_metadata(K2))
     x = torch.randn(2000, 1, 64, generator=torch.Generator().manual_seed(2))
     positions = torch.arange(2000)
-    pieces = [table.cos_sin(positions[i : i + 333]) for i in range(0, 2000, 333)]
+    chunks = [table.cos_sin(positions[i : i + 333]) for i in range(0, 2000, 333)]
     whole = rotate_(x.clone(), table.cos_sin(positions))
-    assert torch.equal(rotate_(x.clone(), torch.cat(pieces)), whole)
+    assert torch.equal(rotate_(x.clone(), torch.cat(chunks)), whole)
 
 
 def test_without_yarn_frequencies_are_a_geometric_series() -> None:

@@ -1,4 +1,4 @@
-"""A model larger than its RAM for experts: the same bits, counts that add up, errors that pass."""
+"""Expert offload to disk: equal bits, counters of the policy, recovery from read errors."""
 
 import errno
 import os
@@ -34,7 +34,7 @@ LAYERS, EXPERTS, TOP_K = 3, 8, 2
 
 @pytest.fixture(scope="module")
 def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("tiers") / "tiny.gguf"
+    path = tmp_path_factory.mktemp("offload") / "tiny.gguf"
     types = {"default": Type.Q8_0, "ffn_gate_exps": Type.Q4_K, "ffn_down_exps": Type.Q6_K}
     write_tiny(path, type=types, layers=LAYERS + 1)
     return path
@@ -53,51 +53,51 @@ def all_bytes(path: Path) -> int:
 
 @pytest.fixture(scope="module")
 def one(path: Path) -> int:
-    """Bytes of one buffer."""
+    """Bytes of one expert buffer."""
     return buffer_bytes(path)
 
 
-def open_tier(path: Path | None, **options: Any) -> hybridmoe.LLM:
+def open_cached(path: Path | None, **options: Any) -> hybridmoe.LLM:
     llm = hybridmoe.load(path, context_tokens=512, **options)
     assert llm.expert_plan is not None
     return llm
 
 
 def outputs(llm: hybridmoe.LLM, num_words: int = 150) -> list[Any]:
-    """Decoding, a long prompt, several answers at once, and a prompt's logits."""
+    """Decode, prefill a long prompt, run several requests at once, and compute logits."""
     long = "word " * num_words
     texts = [llm.generate(text, **GREEDY).token_ids for text in ("Once", long)]
-    # Fewer tokens than take tiles, however these requests come together.
+    # Too few tokens for matrix tiles, however the requests are batched.
     requests = [request([5 + i, 9, 3 * i + 1], 8) for i in range(4)]
     together = [answer.ids for answer in run(llm.engine, *requests)]
     return [texts, together, llm.logits(list(range(7, 60))).tobytes()]
 
 
 @pytest.mark.parametrize("num_buffers", [TOP_K, TOP_K + 1, 9, 19])
-def test_every_bit_is_that_of_the_whole_in_memory(
+def test_results_equal_those_without_a_cache_bit_for_bit(
     each_isa: str, path: Path, one: int, num_buffers: int
 ) -> None:
     num_words = 20 if each_isa == "scalar" else 150
     with hybridmoe.load(path, context_tokens=512) as llm:
         whole = outputs(llm, num_words)
         assert llm.expert_plan is None and llm.expert_stats() is None
-    with open_tier(path, expert_ram=num_buffers * one) as llm:
+    with open_cached(path, expert_ram=num_buffers * one) as llm:
         assert llm.expert_plan.num_slots == num_buffers - TOP_K
         assert outputs(llm, num_words) == whole
         counters = llm.expert_stats().counters
         assert counters.misses > 0 and (counters.hits > 0) == (num_buffers > TOP_K)
 
 
-def test_guesses_and_profiles_change_no_bit(path: Path, one: int, tmp_path: Path) -> None:
+def test_prefetch_and_profiles_change_no_bit(path: Path, one: int, tmp_path: Path) -> None:
     with hybridmoe.load(path, context_tokens=512) as llm:
         whole = outputs(llm)
     options = {"expert_ram": 12 * one, "expert_prefetch": 2, "expert_profile": tmp_path / "hot"}
     for _ in range(2):
-        with open_tier(path, **options) as llm:
+        with open_cached(path, **options) as llm:
             assert outputs(llm) == whole
 
 
-def test_the_embedded_model_answers_the_same() -> None:
+def test_the_embedded_model_responds_the_same() -> None:
     def answers(llm: hybridmoe.LLM) -> list[str]:
         with llm:
             messages = [{"role": "user", "content": "What is 47 + 38?"}]
@@ -105,7 +105,7 @@ def test_the_embedded_model_answers_the_same() -> None:
 
     whole = answers(hybridmoe.load(context_tokens=512))
     assert whole[0].endswith("85")
-    assert answers(open_tier(None, expert_ram="2MiB")) == whole
+    assert answers(open_cached(None, expert_ram="2MiB")) == whole
 
 
 def test_split_files_and_refused_direct_reads(
@@ -124,12 +124,12 @@ def test_split_files_and_refused_direct_reads(
         return really_open(path, flags, *more, **others)
 
     monkeypatch.setattr(os, "open", fake)
-    with open_tier(first, expert_ram=5 * one) as llm:
+    with open_cached(first, expert_ram=5 * one) as llm:
         assert outputs(llm) == whole
 
 
 def recorded(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, torch.Tensor]]:
-    """What the executor is asked for: (layer, ids (T, K)) of every call."""
+    """Record (layer, ids (T, K)) of every `submit`."""
     calls: list[tuple[int, torch.Tensor]] = []
     really = CachedExperts.submit
 
@@ -146,7 +146,7 @@ def test_counters_are_those_of_the_policy_on_the_same_accesses(
     path: Path, one: int, num_slots: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls = recorded(monkeypatch)
-    with open_tier(path, expert_ram=(num_slots + TOP_K + 1) * one, expert_prefetch=1) as llm:
+    with open_cached(path, expert_ram=(num_slots + TOP_K + 1) * one, expert_prefetch=1) as llm:
         outputs(llm)
         counters = llm.expert_stats().counters
         assert llm.expert_stats().num_resident <= num_slots
@@ -166,8 +166,8 @@ def test_counters_are_those_of_the_policy_on_the_same_accesses(
     assert 0 <= counters.prefetched_used <= counters.prefetched
 
 
-def test_a_long_prompt_leaves_what_decoding_has_gathered(path: Path, one: int) -> None:
-    with open_tier(path, expert_ram=(6 + TOP_K) * one) as llm:
+def test_a_long_prompt_evicts_nothing(path: Path, one: int) -> None:
+    with open_cached(path, expert_ram=(6 + TOP_K) * one) as llm:
         llm.generate("Once", **{**GREEDY, "max_tokens": 40})
         before = llm.expert_stats()
         assert before.num_resident == 6
@@ -177,8 +177,8 @@ def test_a_long_prompt_leaves_what_decoding_has_gathered(path: Path, one: int) -
     assert after.evictions == before.counters.evictions
 
 
-def test_memory_is_given_back_and_never_more_than_planned(path: Path, one: int) -> None:
-    with open_tier(path, expert_ram=6 * one, expert_prefetch=2) as llm:
+def test_buffers_are_freed_and_never_more_than_planned(path: Path, one: int) -> None:
+    with open_cached(path, expert_ram=6 * one, expert_prefetch=2) as llm:
         experts = llm.experts
         outputs(llm)
         stats = llm.expert_stats()
@@ -189,7 +189,7 @@ def test_memory_is_given_back_and_never_more_than_planned(path: Path, one: int) 
 
 
 def failing_reads(monkeypatch: pytest.MonkeyPatch) -> Callable[[bool], None]:
-    """A switch: whether the disk fails."""
+    """Return a switch that makes reads fail."""
     is_broken = False
 
     def switch(broken: bool) -> None:
@@ -200,13 +200,13 @@ def failing_reads(monkeypatch: pytest.MonkeyPatch) -> Callable[[bool], None]:
     return switch
 
 
-def test_a_failing_disk_ends_the_request_and_no_more(
+def test_a_failing_disk_fails_the_request_alone(
     exact_kernels: None, path: Path, one: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with hybridmoe.load(path, context_tokens=512) as llm:
         whole = outputs(llm)
     fail = failing_reads(monkeypatch)
-    with open_tier(path, expert_ram=7 * one, expert_prefetch=1) as llm:
+    with open_cached(path, expert_ram=7 * one, expert_prefetch=1) as llm:
         for text in ("Once", LONG):
             fail(True)
             with pytest.raises(hybridmoe.HybridMoeError) as caught:
@@ -221,7 +221,7 @@ def test_a_failing_disk_ends_the_request_and_no_more(
         assert experts.buffers_free + experts.buffers_in_use == 7
 
 
-def test_a_file_shortened_in_mid_run(
+def test_a_file_truncated_during_a_run(
     exact_kernels: None, path: Path, one: int, tmp_path: Path
 ) -> None:
     copy = tmp_path / "copy.gguf"
@@ -229,8 +229,8 @@ def test_a_file_shortened_in_mid_run(
     copy.write_bytes(content)
     with hybridmoe.load(path, context_tokens=512) as llm:
         whole = outputs(llm)
-    with open_tier(copy, expert_ram=4 * one) as llm:
-        os.truncate(copy, len(content) // 20)  # the weights that all tokens use as well
+    with open_cached(copy, expert_ram=4 * one) as llm:
+        os.truncate(copy, len(content) // 20)  # the dense weights too
         with pytest.raises(hybridmoe.HybridMoeError, match=r"copy\.gguf: tensor .* the file ends"):
             llm.generate(LONG, **GREEDY)
         with open(copy, "r+b") as file:
@@ -240,7 +240,7 @@ def test_a_file_shortened_in_mid_run(
         assert outputs(llm) == whole
 
 
-def test_a_file_that_cannot_be_read_at_all_is_not_opened(
+def test_an_unreadable_file_is_not_loaded(
     path: Path, one: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     failing_reads(monkeypatch)(True)
@@ -248,27 +248,27 @@ def test_a_file_that_cannot_be_read_at_all_is_not_opened(
         hybridmoe.load(path, context_tokens=64, expert_ram=4 * one)
 
 
-def test_budgets_that_are_too_small_name_the_least(path: Path, one: int) -> None:
+def test_budgets_that_are_too_small_name_the_minimum(path: Path, one: int) -> None:
     with pytest.raises(ConfigError, match=f"expert_ram=10 bytes: expected at least {2 * one} "):
         hybridmoe.load(path, expert_ram=10)
     with pytest.raises(ConfigError, match=f"at least {5 * one} .* 2 experts and 3 read ahead"):
         hybridmoe.load(path, expert_ram=4 * one, expert_prefetch=3)
-    with open_tier(path, expert_ram=7 * one) as llm:
+    with open_cached(path, expert_ram=7 * one) as llm:
         warning = llm.expert_plan.warning
         assert warning is not None
         assert warning.startswith("5 expert slots are less than the 6 experts that one token uses")
         assert "3 layers x 2" in warning
-    with open_tier(path, expert_ram=8 * one) as llm:
+    with open_cached(path, expert_ram=8 * one) as llm:
         assert llm.expert_plan.warning is None
 
 
-def test_more_than_there_is_is_refused(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_more_than_free_ram_is_refused(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("hybridmoe.placement.budgets.available_bytes", lambda: 1 << 20)
     with pytest.raises(ConfigError, match=r"but 1\.00 MiB are free"):
         hybridmoe.load(path, context_tokens=64, expert_ram=all_bytes(path) - 1)
 
 
-def test_the_default_is_what_is_free_less_a_margin(
+def test_the_default_budget_is_free_ram_less_a_margin(
     path: Path, one: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with hybridmoe.load(path, context_tokens=64, kv_tokens=64) as llm:
@@ -276,7 +276,7 @@ def test_the_default_is_what_is_free_less_a_margin(
         sizes = sizes_of(llm.file.tensors.values(), config)
     base = RAM_RESERVE_BYTES + activation_bytes(config, 512) + latents.num_bytes
     base += sizes.dense_bytes + sizes.embedding_bytes
-    # Too little for any cache: the system pages, as it does without one.
+    # Too little for any cache: the memory map is used, and the system pages.
     for free, num_slots in ((0, None), (base + one, None), (base + 5 * one, 3), (1 << 40, None)):
         monkeypatch.setattr("hybridmoe.placement.budgets.available_bytes", lambda free=free: free)
         with hybridmoe.load(path, context_tokens=64, kv_tokens=64) as llm:
@@ -307,28 +307,28 @@ def profile(tmp_path: Path) -> Iterator[Path]:
 
 def test_a_profile_makes_the_next_start_warm(path: Path, one: int, profile: Path) -> None:
     options = {"expert_ram": (8 + TOP_K) * one, "expert_profile": profile}
-    with open_tier(path, **options) as llm:
+    with open_cached(path, **options) as llm:
         llm.generate("Once", **GREEDY)
         cold = llm.expert_stats().counters
         resident = llm.experts.resident().tolist()
     assert len(resident) == 8
-    with open_tier(path, **options) as llm:
+    with open_cached(path, **options) as llm:
         assert llm.experts.resident().tolist() == resident
         begun = llm.expert_stats().counters
         assert begun.bytes_read > 0 and begun.hits == begun.misses == begun.uploads == 0
         llm.generate("Once", **GREEDY)
         assert llm.expert_stats().counters.hits > cold.hits
-    with open_tier(path, **{**options, "expert_ram": (3 + TOP_K) * one}) as llm:
+    with open_cached(path, **{**options, "expert_ram": (3 + TOP_K) * one}) as llm:
         assert llm.expert_stats().num_resident == 3
     folder = profile.parent / "gone"
     folder.mkdir()
-    sparse = open_tier(path, expert_ram=5 * one, expert_profile=folder / "profile")
+    sparse = open_cached(path, expert_ram=5 * one, expert_profile=folder / "profile")
     sparse.generate("Once", **GREEDY)
     folder.rmdir()
     with pytest.raises(ConfigError, match="cannot be written: No such file"):
         sparse.close()
     before = profile.read_bytes()
-    open_tier(path, **options).close()  # nothing was asked, nothing is known better
+    open_cached(path, **options).close()  # no requests, so nothing to update
     assert profile.read_bytes() == before
 
 
@@ -347,7 +347,7 @@ def test_a_profile_makes_the_next_start_warm(path: Path, one: int, profile: Path
         ),
     ],
 )
-def test_a_damaged_profile_is_one_line(
+def test_a_damaged_profile_is_an_error_of_one_line(
     path: Path, one: int, profile: Path, content: str, problem: str
 ) -> None:
     profile.write_text(content)

@@ -22,7 +22,7 @@ KEYS = range(LAYERS * EXPERTS)
 
 
 def layout() -> Any:
-    """Experts one after the other in a file, at odd places."""
+    """Lay out experts one after the other in a file, at odd offsets."""
     step = sum(SIZES)
 
     def ranges(layer: int, expert: int) -> list[FileRange]:
@@ -60,7 +60,7 @@ STEPS = st.lists(
 
 @settings(max_examples=60)
 @given(steps=STEPS, num_buffers=st.integers(1, 5))
-def test_wanted_experts_are_there_and_no_buffer_is_lost(
+def test_requested_experts_are_loaded_and_no_buffer_leaks(
     path: Path, steps: list[tuple[str, int]], num_buffers: int
 ) -> None:
     content = path.read_bytes()
@@ -98,14 +98,14 @@ def divmod_at(key: int) -> tuple[int, int, int]:
     return layer, 0, expert
 
 
-def test_an_expert_given_up_and_wanted_again_while_it_is_read(
+def test_an_expert_released_and_requested_again_while_it_is_read(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     let_go = hold_reads(monkeypatch)
     reader = FileReader([path], num_threads=1)
     store = ExpertStore(layout(), reader, 1)
     assert store.request(3)
-    assert not store.release(3)  # it may have begun
+    assert not store.release(3)  # its read may have started
     assert not store.is_in_flight(3)
     assert not store.request(4)  # its buffer is not free yet
     assert store.request(3)

@@ -1,4 +1,4 @@
-"""Reads past the page cache: every byte right, every failure one line, in every mode."""
+"""Direct and buffered reads: equal bytes, and errors of one line."""
 
 import errno
 import fcntl
@@ -20,7 +20,7 @@ from hybridmoe.hardware.disk import BLOCK_BYTES, direct_buffer_bytes
 
 pytestmark = pytest.mark.usefixtures("each_io")
 
-SIZE = 40 * BLOCK_BYTES + 777  # the end is no whole block
+SIZE = 40 * BLOCK_BYTES + 777  # not a multiple of the block
 
 
 @pytest.fixture
@@ -54,7 +54,7 @@ def refuse_direct_at_read(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def read_little_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As after a signal: less than was asked for, down to parts of blocks."""
+    """Shorten reads, as after a signal, down to parts of blocks."""
     really_read, rng = os.preadv, np.random.default_rng(1)
 
     def fake(fd: int, buffers: list[memoryview], offset: int) -> int:
@@ -115,7 +115,7 @@ def test_any_range_arrives(reader: FileReader, content: np.ndarray) -> None:
 
 
 @pytest.mark.parametrize("left", [0, 100, BLOCK_BYTES, 20 * BLOCK_BYTES + 5])
-def test_a_file_that_was_shortened_is_one_line(path: Path, reader: FileReader, left: int) -> None:
+def test_a_truncated_file_is_one_line(path: Path, reader: FileReader, left: int) -> None:
     os.truncate(path, left)
     offset = 17 * BLOCK_BYTES + 40
     reader.submit(make_request(1, (offset, 8 * BLOCK_BYTES), name="blk.1.ffn_up_exps.weight"))
@@ -134,23 +134,23 @@ def test_a_file_that_was_shortened_is_one_line(path: Path, reader: FileReader, l
     assert (other.error is None) == (left > 0)
 
 
-def test_what_the_disk_says_is_passed_on(
+def test_the_disks_error_is_reported(
     path: Path, content: np.ndarray, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     error = errno.EIO
     alter_reads(monkeypatch, lambda fd: error)
     reader = FileReader([path], num_threads=3)
-    reader.submit(make_request(1, (100, 50), (100, 50)))  # which of two fails first is not promised
+    reader.submit(make_request(1, (100, 50), (100, 50)))  # either range may fail first
     assert str(reader.take_completed(wait=True).error) == (
         "weights.gguf: tensor blk.1.x: cannot read 50 bytes at offset 100: Input/output error"
     )
     error = 0
-    reader.submit(make_request(2, (100, 50)))  # the threads have survived
+    reader.submit(make_request(2, (100, 50)))  # the threads are still alive
     assert bytes_of(reader.take_completed(wait=True), 0) == content[100:150].tobytes()
     reader.close()
 
 
-def test_a_file_that_is_removed_can_still_be_read(
+def test_a_removed_file_can_still_be_read(
     path: Path, reader: FileReader, content: np.ndarray
 ) -> None:
     path.unlink()
@@ -158,7 +158,7 @@ def test_a_file_that_is_removed_can_still_be_read(
     assert bytes_of(reader.take_completed(wait=True), 0) == content[3:9003].tobytes()
 
 
-def test_a_file_that_is_not_there_is_one_line(tmp_path: Path) -> None:
+def test_a_missing_file_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(DiskError, match=r"gone\.gguf: cannot be opened: No such file"):
         FileReader([tmp_path / "gone.gguf"])
 
@@ -181,24 +181,24 @@ def test_nothing_stays_in_the_page_cache(path: Path) -> None:
 
 
 @pytest.fixture
-def held(
+def paused(
     path: Path, each_io: str, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[tuple[FileReader, Callable]]:
     """A reader of one range at a time; reads wait for the returned call."""
-    let_go = hold_reads(monkeypatch)
+    resume = hold_reads(monkeypatch)
     reader = FileReader([path], num_threads=1)
-    yield reader, let_go
-    let_go()
+    yield reader, resume
+    resume()
     reader.close()
 
 
 def test_urgent_reads_overtake_and_queued_ones_can_be_cancelled(
-    held: tuple[FileReader, Callable[[], None]],
+    paused: tuple[FileReader, Callable[[], None]],
 ) -> None:
-    reader, let_go = held
+    reader, resume = paused
     first, later, raised, urgent, cancelled = (make_request(i, (0, 10), (50, 10)) for i in range(5))
     reader.submit(first)
-    while not reader_has_begun(reader):
+    while not has_started(reader):
         pass
     for one in (later, raised, cancelled):
         reader.submit(one, is_urgent=False)
@@ -207,25 +207,25 @@ def test_urgent_reads_overtake_and_queued_ones_can_be_cancelled(
     assert reader.cancel(cancelled)
     assert not reader.cancel(cancelled)
     assert not reader.cancel(first)
-    let_go()
+    resume()
     order = [reader.take_completed(wait=True).key for _ in range(4)]
     assert order == [first.key, urgent.key, raised.key, later.key]
 
 
-def reader_has_begun(reader: FileReader) -> bool:
+def has_started(reader: FileReader) -> bool:
     return reader.num_queued(is_urgent=True) == 1
 
 
-def test_close_ends_what_has_begun_and_nothing_else(
-    held: tuple[FileReader, Callable[[], None]], content: np.ndarray
+def test_close_finishes_started_reads_only(
+    paused: tuple[FileReader, Callable[[], None]], content: np.ndarray
 ) -> None:
-    reader, let_go = held
+    reader, resume = paused
     begun, queued = make_request(1, (0, 10), (50, 10)), make_request(2, (0, 10))
     reader.submit(begun)
-    while not reader_has_begun(reader):
+    while not has_started(reader):
         pass
     reader.submit(queued)
-    let_go()
+    resume()
     reader.close()
     reader.close()
     assert bytes_of(begun, 0) == content[:10].tobytes()
@@ -237,7 +237,7 @@ def test_the_read_backend_is_named(
     each_io: str, name: str, path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if each_io == "threads" and name != "threads":
-        pytest.skip("the other engine's")
+        pytest.skip("the other backend's")
     monkeypatch.setenv("HYBRIDMOE_IO", name)
     reader = FileReader([path], num_threads=3)
     if name == "threads":

@@ -1,4 +1,4 @@
-"""A model of half a gigabyte in a process that may keep an eighth of its experts."""
+"""Memory of a process that may keep an eighth of a model's experts in RAM."""
 
 import json
 import os
@@ -81,8 +81,8 @@ def test_memory_stays_within_the_budget(tmp_path: Path) -> None:
         env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
     )
     found = json.loads(done.stdout)
-    assert found["read"] > 3 * BUDGET  # it did have to be read again and again
-    # Latents, activations and what Python has grown by come on top of the budget.
+    assert found["read"] > 3 * BUDGET  # experts were read many times
+    # The KV cache, activations and Python's own growth come on top of the budget.
     assert found["grown"] < BUDGET + found["dense"] + 64 * MIB
     cached = 4096 * resident_pages(path)
     assert cached < path.stat().st_size // 20, "the page cache was used"

@@ -66,7 +66,7 @@ class Link(FakeStream):
         self._machine.spend(src.nbytes / self._machine.gpu.pcie)
 
 
-def test_a_machine_of_known_rates_is_measured_to_have_them(
+def test_measured_rates_are_those_of_the_machine(
     monkeypatch: pytest.MonkeyPatch, restore_threads: None
 ) -> None:
     ops.set_num_threads(2 * COPY_THREADS)
@@ -84,12 +84,12 @@ def test_a_machine_of_known_rates_is_measured_to_have_them(
         assert getattr(got, name) == pytest.approx(getattr(known, name)), name
 
 
-def test_tokens_that_cost_nothing_have_a_finite_rate(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_products_that_take_no_time_have_a_finite_rate(monkeypatch: pytest.MonkeyPatch) -> None:
     machine = Machine(GpuRates(read=3e6, ops=1e30, pcie=5e5, expert_s=0.0))
     monkeypatch.setattr(calibrate, "fill", lambda *args: machine.spend(1.0))
     streams = Streams(FakeStream(is_lazy=False), FakeStream(is_lazy=False), Link(machine))
     got = measure_gpu(LAYER, LAYOUT, machine.add_expert, streams, CPU, clock=machine.clock)
-    assert got.ops == pytest.approx(3e6 * MANY_TOKENS)  # they took no longer than weights do
+    assert got.ops == pytest.approx(3e6 * MANY_TOKENS)  # bound by reading the dequantized weights
     assert FEW_TOKENS < MANY_TOKENS
 
 

@@ -53,7 +53,7 @@ class FakeUploader:
 
 
 class Run:
-    """A cache of a small model, and steps of it."""
+    """Steps of a small model, and the checks of its cache."""
 
     def __init__(self, shape: CacheShape, budget: int = 2, policy: str = "lru") -> None:
         self.shape, self.budget = shape, budget
@@ -70,7 +70,7 @@ class Run:
         self.steps: list[tuple[list[list[int]], bool]] = []
 
     def step(self, chosen: list[list[int]], *, is_prefill: bool = False) -> None:
-        """Distinct experts of each layer."""
+        """Run a step. chosen: distinct experts of each layer."""
         begun = len(self.uploader.uploads)
         self.cache.begin_step()
         assert len(self.uploader.uploads) - begun <= self.budget
@@ -85,14 +85,14 @@ class Run:
         assert (table[:, -1] == -1).all()
         used = table[table >= 0].tolist()
         writing = [upload.slot for upload in self.uploader.writing]
-        assert len({*used, *writing}) == len(used) + len(writing), "a slot has two experts"
+        assert len({*used, *writing}) == len(used) + len(writing), "two experts share a slot"
         assert all(0 <= slot < self.shape.num_slots for slot in (*used, *writing))
-        there = {u.slot: u.key for u in self.uploader.uploads if u.is_over and not u.is_cancelled}
+        arrived = {u.slot: u.key for u in self.uploader.uploads if u.is_over and not u.is_cancelled}
         for layer, expert in np.argwhere(table.numpy() >= 0).tolist():
-            assert there[int(table[layer, expert])] == (layer, expert), "not what was copied there"
+            assert arrived[int(table[layer, expert])] == (layer, expert), "not its expert"
 
     def requests(self) -> Requests:
-        """The run as the simulator takes it."""
+        """Convert the steps to the simulator's requests."""
         experts = [e for chosen, _ in self.steps for e in chosen]
         num_layers, num_steps = self.shape.num_layers, len(self.steps)
         return Requests(
@@ -122,7 +122,7 @@ class Run:
 
 @settings(max_examples=60)
 @given(data=st.data(), policy=st.sampled_from(["lru", "ema", "lfu"]))
-def test_a_slot_has_one_expert_and_is_named_when_it_is_there(
+def test_each_slot_holds_one_expert_and_the_table_names_arrived_ones(
     data: st.DataObject, policy: str
 ) -> None:
     num_layers, num_experts = data.draw(st.integers(1, 3)), data.draw(st.integers(2, 8))
@@ -141,7 +141,7 @@ def test_a_slot_has_one_expert_and_is_named_when_it_is_there(
     run.check_counters(policy)
     for upload in run.uploader.uploads:
         upload.is_over = True
-    # With time, all that the policy holds is there, and whatever was given up left its slot free.
+    # In the end all that the policy keeps is resident, and all other slots are free.
     for _ in range(num_slots + 1 if run.budget else 0):
         run.cache.begin_step()
         run.check_table()
@@ -153,7 +153,7 @@ def test_a_slot_has_one_expert_and_is_named_when_it_is_there(
         assert run.cache.num_free == num_slots - len(kept)
 
 
-def test_hits_that_are_not_there_are_late() -> None:
+def test_hits_that_have_not_arrived_are_late() -> None:
     run = Run(CacheShape(1, 4, 2, 1))
     for _ in range(3):
         run.step([[1]])
@@ -165,7 +165,7 @@ def test_hits_that_are_not_there_are_late() -> None:
     assert run.cache.stats().num_resident == 1 and run.cache.table[0, 1] == 0
 
 
-def test_an_upload_that_is_evicted_is_cancelled_and_its_slot_waits_for_it() -> None:
+def test_an_evicted_upload_is_cancelled_and_its_slot_reused_once_it_is_done() -> None:
     run = Run(CacheShape(1, 4, 1, 1))
     run.step([[1]])
     run.step([[2]])  # begins 1, then evicts it
@@ -173,7 +173,7 @@ def test_an_upload_that_is_evicted_is_cancelled_and_its_slot_waits_for_it() -> N
     assert first.is_cancelled
     run.step([[2]])
     run.step([[2]])
-    assert run.uploader.uploads == [first], "its slot may still be written"
+    assert run.uploader.uploads == [first], "the slot may still be written"
     first.is_over = True
     run.step([[2]])
     assert [u.key for u in run.uploader.uploads] == [(0, 1), (0, 2)]
@@ -181,7 +181,7 @@ def test_an_upload_that_is_evicted_is_cancelled_and_its_slot_waits_for_it() -> N
     assert run.cache.stats().counters.cancelled == 1
 
 
-def test_one_that_has_not_begun_is_not_copied() -> None:
+def test_an_upload_evicted_while_queued_is_not_started() -> None:
     run = Run(CacheShape(1, 4, 1, 1))
     run.step([[1]])
     run.cache.end_step([(0, np.array([2], np.int32))], is_prefill=False)
@@ -190,7 +190,7 @@ def test_one_that_has_not_begun_is_not_copied() -> None:
     assert run.cache.stats().counters.cancelled == 1
 
 
-def test_one_that_comes_back_at_once_stays_where_it_is() -> None:
+def test_an_expert_admitted_again_in_the_same_step_keeps_its_slot() -> None:
     run = Run(CacheShape(1, 4, 1, 1))
     run.step([[1]])
     run.step([[1]])
@@ -202,7 +202,7 @@ def test_one_that_comes_back_at_once_stays_where_it_is() -> None:
     assert len(run.uploader.uploads) == 1 and run.cache.table[0].tolist() == [-1, 0, -1, -1, -1]
 
 
-def test_a_failed_upload_is_said_once_and_tried_again() -> None:
+def test_a_failed_upload_is_raised_once_and_retried() -> None:
     run = Run(CacheShape(1, 4, 2, 1))
     run.step([[1]])
     run.step([[1]])
@@ -216,7 +216,7 @@ def test_a_failed_upload_is_said_once_and_tried_again() -> None:
     assert run.cache.resident().tolist() == [1]
 
 
-def test_a_warm_cache_begins_with_the_most_valuable() -> None:
+def test_a_warm_cache_uploads_the_hottest_first() -> None:
     run = Run(CacheShape(2, 4, 3, 1), budget=1)
     assert run.cache.warm(np.array([6, 1, 3, 2])) == 3
     for _ in range(3):
@@ -225,7 +225,7 @@ def test_a_warm_cache_begins_with_the_most_valuable() -> None:
     assert [u.key for u in run.uploader.uploads] == [(1, 2), (0, 1), (0, 3)]
 
 
-def test_stats_say_where_the_slots_are() -> None:
+def test_stats_count_late_hits_and_cancelled_uploads() -> None:
     run = Run(CacheShape(1, 4, 2, 1))
     run.step([[1]])
     assert str(run.cache.stats()).endswith(

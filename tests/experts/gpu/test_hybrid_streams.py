@@ -82,7 +82,7 @@ def test_one_layers_result_does_not_wait_for_the_next_ones(bench: MakeBench) -> 
     first.result()
     num_done = made.host.num_done
     second.result()
-    assert num_done < made.host.num_done, "waiting for one layer waited for another"
+    assert num_done < made.host.num_done, "one layer's result waited for the next layer"
 
 
 @pytest.mark.parametrize("is_lazy", [False, True], ids=["eager", "lazy"])

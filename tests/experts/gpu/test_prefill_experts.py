@@ -178,7 +178,7 @@ def test_a_step_is_within_the_bound_wherever_experts_are_computed(
     experts.check()
 
 
-def test_all_by_the_cpu_is_the_cpus_result(make: Make) -> None:
+def test_experts_all_on_the_cpu_equal_cpu_experts(make: Make) -> None:
     experts = make(ALL_CPU)
     x, ids, weights = inputs()
     got = experts.submit(4, x, ids, weights).result()
@@ -357,7 +357,7 @@ def test_nothing_races(monkeypatch: pytest.MonkeyPatch, make: Make) -> None:
 @pytest.mark.parametrize(
     ("deaf", "rates", "race"),
     [
-        ("main", MIXED, "link copy and main products"),  # read before it is there
+        ("main", MIXED, "link copy and main products"),  # read before it has arrived
         ("link", MIXED, "main products and link copy"),  # overwritten while it is read
         ("thread", MIXED, "link copy and thread fill"),
         ("main", ALL_CPU, "host copy and main sum"),

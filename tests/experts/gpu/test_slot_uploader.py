@@ -87,12 +87,12 @@ def test_a_cancelled_copy_ends_between_chunks() -> None:
     before = copies.data.clone()
     assert (before[0] == POISON).any()
     copies.uploader.close()
-    assert torch.equal(copies.data, before), "something was written after it was done"
+    assert torch.equal(copies.data, before), "the slot was written after the upload was done"
 
 
 def test_a_copy_waits_for_the_steps_that_read_the_slot() -> None:
     copies = Copies(is_lazy=True)
-    copies.main.is_lazy, copies.main.is_current = True, False  # its work is put off, too
+    copies.main.is_lazy, copies.main.is_current = True, False  # its work is lazy, too
     read = torch.zeros_like(copies.data[0])
     copies.main.copy(read, copies.data[0])
     copies.wait(copies.uploader.begin(0, 1, 0))
@@ -100,7 +100,7 @@ def test_a_copy_waits_for_the_steps_that_read_the_slot() -> None:
     copies.uploader.close()
 
 
-def test_a_copy_that_fails_says_so() -> None:
+def test_a_failed_copy_is_an_error_of_its_upload() -> None:
     copies = Copies(is_lazy=False)
     upload = copies.uploader.begin(0, 1, SLOTS)
     copies.wait(upload)
