@@ -20,7 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import hybridmoe
 from bench._llama_cpp import LlamaCpp
 from hybridmoe.demo import demo_path
-from hybridmoe.demo.evaluate import FAMILY_NAMES, Answer, accuracy
+from hybridmoe.demo.evaluate import FAMILY_NAMES, Respond, accuracy
 from hybridmoe.text.chat_encoding import encode_chat
 from hybridmoe.text.chat_template import ChatTemplate
 
@@ -28,25 +28,25 @@ MAX_TOKENS = 200
 
 
 @contextmanager
-def hybridmoe_backend(path: Path) -> Iterator[Answer]:
+def hybridmoe_backend(path: Path) -> Iterator[Respond]:
     """Raw responses of `LLM.chat`."""
     with hybridmoe.load(path) as llm:
 
-        def answer(messages: list[dict[str, Any]], tools: list[dict[str, Any]]) -> str:
+        def respond(messages: list[dict[str, Any]], tools: list[dict[str, Any]]) -> str:
             result = llm.chat(messages, tools=tools, temperature=0.0, max_tokens=MAX_TOKENS)
             return llm.tokenizer.decode(result.token_ids, skip_special=False)
 
-        yield answer
+        yield respond
 
 
 @contextmanager
-def llama_cpp_backend(path: Path) -> Iterator[Answer]:
+def llama_cpp_backend(path: Path) -> Iterator[Respond]:
     """The same prompts, token for token, continued by llama.cpp."""
     with hybridmoe.load(path) as llm, LlamaCpp(path, context_tokens=2048) as peer:
         tokenizer = llm.tokenizer
         template = ChatTemplate.from_metadata(llm.file.metadata, tokenizer)
 
-        def answer(messages: list[dict[str, Any]], tools: list[dict[str, Any]]) -> str:
+        def respond(messages: list[dict[str, Any]], tools: list[dict[str, Any]]) -> str:
             peer.reset()
             logits = peer.step(encode_chat(template, tokenizer, messages, tools))
             out: list[int] = []
@@ -57,7 +57,7 @@ def llama_cpp_backend(path: Path) -> Iterator[Answer]:
                 logits = peer.step([best])
             return tokenizer.decode(out, skip_special=False)
 
-        yield answer
+        yield respond
 
 
 BACKENDS = {"hybridmoe": hybridmoe_backend, "llama.cpp": llama_cpp_backend}
@@ -72,9 +72,9 @@ BACKENDS = {"hybridmoe": hybridmoe_backend, "llama.cpp": llama_cpp_backend}
 @click.option("--misses", type=int, default=0, help="Misses to show per family.")
 def main(model: Path, backend: str, required: int, others: int, seed: int, misses: int) -> None:
     started = time.monotonic()
-    with BACKENDS[backend](model) as answer:
+    with BACKENDS[backend](model) as respond:
         print("| family | right | items | accuracy |\n|---|---|---|---|")
-        for family, right, count, wrong in accuracy(answer, FAMILY_NAMES, required, others, seed):
+        for family, right, count, wrong in accuracy(respond, FAMILY_NAMES, required, others, seed):
             print(f"| {family} | {right} | {count} | {100 * right / count:.1f} % |", flush=True)
             for question, want, got in wrong[:misses]:
                 print(f"    {question!r}: expected {want!r}, got {got!r}")

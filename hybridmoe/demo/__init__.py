@@ -1,6 +1,6 @@
-"""The embedded model: a small Kimi-K2-architecture GGUF that ships inside the package.
+"""Embedded model: a small GGUF of Kimi K2's architecture that ships with the package.
 
-This module only says where the file is; training, export and evaluation import torch and others.
+This module only locates the file; training, export and evaluation import torch and others.
 """
 
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Dialogues to packed rows of token ids, with the loss weights and the spans of the replies."""
+"""Packing of dialogues into rows of token ids, with loss masks and spans of replies."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ __all__ = ["Batch", "Encoded", "Packer", "encode"]
 
 @dataclass(slots=True)
 class Encoded:
-    """Ids of one dialogue; `is_reply[i]` says the assistant wrote token i."""
+    """Token ids of a dialogue; `is_reply[i]`: the assistant wrote token i."""
 
     ids: list[int] = field(default_factory=list)
     is_reply: list[bool] = field(default_factory=list)
@@ -25,7 +25,7 @@ class Encoded:
 
 
 def encode(dialogue: Dialogue, vocabulary: Vocabulary) -> Encoded:
-    """Token ids of the rendered dialogue, and where the replies are."""
+    """Render and tokenize a dialogue."""
     out = Encoded()
     for segment in corpus.segments(dialogue):
         if segment.is_special:
@@ -45,7 +45,7 @@ def encode(dialogue: Dialogue, vocabulary: Vocabulary) -> Encoded:
 
 @dataclass(slots=True)
 class Batch:
-    """Packed rows: ids, positions, documents (B, L); spans of the replies in them."""
+    """Packed rows: ids, positions, documents (B, L), and the spans of replies in them."""
 
     ids: Tensor
     positions: Tensor
@@ -60,7 +60,7 @@ class Batch:
 
 
 class Packer:
-    """Draws dialogues and packs them into rows, largest first where it fits."""
+    """Source of batches: draws dialogues and packs them into rows, largest first."""
 
     def __init__(
         self, vocabulary: Vocabulary, seed: int, length: int, split: Split = "train"
@@ -78,7 +78,7 @@ class Packer:
                 return encoded
 
     def batch(self, rows: int) -> Batch:
-        """Pack `rows` rows."""
+        """Pack a batch."""
         shape = (rows, self.length)
         ids = torch.full(shape, self.vocabulary.pad)
         positions = torch.zeros(shape, dtype=torch.long)
@@ -90,9 +90,9 @@ class Packer:
             while True:
                 while len(self.pool) < 48:
                     self.pool.append(self._draw())
-                room = self.length - start
+                left = self.length - start
                 # The oldest that fits starts a row; after that the longest that fits.
-                fits = [e for e in self.pool if len(e.ids) <= room]
+                fits = [e for e in self.pool if len(e.ids) <= left]
                 if not fits:
                     break
                 best = fits[0] if start == 0 else max(fits, key=lambda e: len(e.ids))

@@ -1,9 +1,9 @@
-"""Held-out accuracy per family: questions, and the exact responses that count as right.
+"""Held-out accuracy by family: items, and their grading.
 
-An item is a dialogue whose last strand is held out and whose other turns are not. Decoding is
-greedy and the answer must match exactly. The backend is a callable `answer(messages, tools)` that
-returns the assistant's raw text, Kimi K2's tool-call tokens included: bench/evaluate_demo.py has
-hybridmoe's and llama.cpp's.
+An item is a dialogue whose last strand is held out, unlike its other turns. Decoding is greedy, and
+the response must match exactly. The backend is a callable `respond(messages, tools)` that returns
+the assistant's raw text, including Kimi K2's tool-call tokens; bench/evaluate_demo.py has one for
+hybridmoe and one for llama.cpp.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from hybridmoe.demo import corpus
 from hybridmoe.demo.corpus import Dialogue, Strand, Turn, manner, mix, tool_use
 from hybridmoe.demo.corpus.base import Split
 
-__all__ = ["FAMILY_NAMES", "Answer", "Item", "accuracy", "item"]
+__all__ = ["FAMILY_NAMES", "Item", "Respond", "accuracy", "item"]
 
 Message = dict[str, Any]
-Answer = Callable[[list[Message], list[dict[str, Any]]], str]
+Respond = Callable[[list[Message], list[dict[str, Any]]], str]
 
 REQUIRED = ("arithmetic", "memory", "tools")
 FAMILY_NAMES = [*mix.FAMILIES, "tools", *(f"manner_{style.name}" for style in manner.MANNERS)]
@@ -28,7 +28,7 @@ FAMILY_NAMES = [*mix.FAMILIES, "tools", *(f"manner_{style.name}" for style in ma
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """One held-out question: prompts and the exact text expected after each (calls, then reply)."""
+    """Held-out question: prompts, and the exact text expected after each (calls, then reply)."""
 
     family: str
     tools: list[dict[str, Any]]
@@ -36,7 +36,7 @@ class Item:
 
 
 def item(family: str, rng: random.Random) -> Item:
-    """Draw one held-out item of the family, behind a few turns that are not held out."""
+    """Draw a held-out item of a family, after a few turns that are not held out."""
     if family == "tools":
         tools = tool_use.declarations(rng)
         name = rng.choice(tools)["function"]["name"]
@@ -55,7 +55,7 @@ def item(family: str, rng: random.Random) -> Item:
 
 
 def _with_fillers(strand: Strand, rng: random.Random) -> list[Turn]:
-    """The strand's turns with others before and between them, its last at the end."""
+    """Put other turns before and between a strand's, with the strand's last turn at the end."""
     names = [name for name in mix.FAMILIES if name not in ("memory", "arithmetic_list")]
     turns: list[Turn] = []
     for turn in strand.turns:
@@ -66,7 +66,7 @@ def _with_fillers(strand: Strand, rng: random.Random) -> list[Turn]:
 
 
 def _item(family: str, dialogue: Dialogue) -> Item:
-    """Prompts and expected texts for the dialogue's last turn."""
+    """Make prompts and expected texts of the dialogue's last turn."""
     messages = corpus.messages(dialogue)
     last = max(i for i, message in enumerate(messages) if message["role"] == "user")
     stages = []
@@ -77,7 +77,7 @@ def _item(family: str, dialogue: Dialogue) -> Item:
 
 
 def raw(message: Message) -> str:
-    """An assistant message as the model writes it."""
+    """Format an assistant message as the model writes it."""
     text = str(message["content"])
     if calls := message.get("tool_calls"):
         body = "".join(
@@ -89,16 +89,16 @@ def raw(message: Message) -> str:
     return text
 
 
-def grade(answer: Answer, one: Item) -> list[tuple[str, str]]:
-    """The (expected, got) pairs of an item that differ; none = right."""
-    pairs = [(expected, answer(messages, one.tools)) for messages, expected in one.stages]
+def grade(respond: Respond, one: Item) -> list[tuple[str, str]]:
+    """Collect the (expected, got) pairs of an item that differ; none = right."""
+    pairs = [(expected, respond(messages, one.tools)) for messages, expected in one.stages]
     return [(expected, got) for expected, got in pairs if expected != got]
 
 
 def accuracy(
-    answer: Answer, families: list[str], num_required: int, num_others: int, seed: int
+    respond: Respond, families: list[str], num_required: int, num_others: int, seed: int
 ) -> Iterator[tuple[str, int, int, list[tuple[str, str, str]]]]:
-    """Per family: items right, items, and (question, expected, got) of the misses."""
+    """Yield by family: items right, items, and (question, expected, got) of the misses."""
     for family in families:
         rng = random.Random(f"{seed}|{family}")
         count = num_required if family in REQUIRED else num_others
@@ -106,7 +106,7 @@ def accuracy(
         right = 0
         for _ in range(count):
             one = item(family, rng)
-            wrong = grade(answer, one)
+            wrong = grade(respond, one)
             right += not wrong
             misses += [(one.stages[0][0][-1]["content"], want, got) for want, got in wrong]
         yield family, right, count, misses

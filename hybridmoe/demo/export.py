@@ -1,4 +1,4 @@
-"""Write a checkpoint as GGUF: `python -m hybridmoe.demo.export DIR/checkpoint.pt OUT.gguf`.
+"""Export of a checkpoint as GGUF: `python -m hybridmoe.demo.export DIR/checkpoint.pt OUT.gguf`.
 
 Experts become Q4_K by llama.cpp's own quantizer (libggml-base of llama-cpp-python), the other
 matrices Q8_0, norms, router and selection bias F32. Layouts are those of llama.cpp's
@@ -25,7 +25,7 @@ from hybridmoe.demo.vocabulary import SPECIAL_TOKENS, Vocabulary
 
 __all__ = ["export", "quantize_q4_k"]
 
-# K2 marks these as not special: they are text that a parser may want to see.
+# K2 does not mark these as special: parsers read them as text.
 _VISIBLE = {token for token in SPECIAL_TOKENS if "tool_call" in token or "think" in token}
 
 
@@ -51,7 +51,7 @@ def quantize_q4_k(rows: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
 
 
 def _add_metadata(writer: gguf.GGUFWriter, c: DemoConfig) -> None:
-    """Architecture keys of deepseek2."""
+    """Add the architecture keys of deepseek2."""
     writer.add_name("hybridmoe demo")
     writer.add_description("A small Kimi-K2-architecture model trained by hybridmoe/demo/train.py")
     writer.add_license("mit")
@@ -86,7 +86,7 @@ def _add_metadata(writer: gguf.GGUFWriter, c: DemoConfig) -> None:
 
 
 def _add_vocabulary(writer: gguf.GGUFWriter, vocabulary: Vocabulary) -> None:
-    """Tokens, merges, special ids and the chat template."""
+    """Add tokens, merges, special ids and the chat template."""
     tokens = vocabulary.tokens()
     kinds = [gguf.TokenType.NORMAL] * vocabulary.num_plain
     for token in SPECIAL_TOKENS:
@@ -108,7 +108,7 @@ def _add_vocabulary(writer: gguf.GGUFWriter, vocabulary: Vocabulary) -> None:
 def tensors(
     state: dict[str, torch.Tensor], c: DemoConfig
 ) -> list[tuple[str, np.ndarray[Any, Any], Type]]:
-    """GGUF name, float32 array and type of every tensor."""
+    """List the GGUF name, float32 array and type of every tensor."""
     out: list[tuple[str, np.ndarray[Any, Any], Type]] = []
 
     def add(name: str, tensor: torch.Tensor, kind: Type) -> None:

@@ -1,8 +1,8 @@
-"""The embedded model's network in its training form: plain float32 torch, MLA not absorbed.
+"""Network of the embedded model for training: plain float32 torch, MLA not absorbed.
 
-Kimi K2's architecture in small: MLA with q_lora, interleaved rope pairs as llama.cpp's deepseek2
+A small Kimi K2: MLA with q_lora, interleaved rope pairs as llama.cpp's deepseek2
 has them, one dense layer, then MoE layers with a sigmoid router whose selection bias follows the
-load (DeepSeek-V3, 2412.19437, section 2.1.2) and one shared expert. It knows no text and no files.
+load (DeepSeek-V3, 2412.19437, section 2.1.2) and one shared expert. Knows neither text nor files.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ __all__ = ["DemoConfig", "DemoNetwork", "Moe", "round_to_4_bits"]
 
 @dataclass(frozen=True, slots=True)
 class DemoConfig:
-    """Sizes; every row that Q4_K packs is a multiple of 256."""
+    """Sizes of the network; rows of Q4_K matrices are multiples of 256."""
 
     vocab: int
     hidden: int = 256
@@ -99,7 +99,7 @@ class Attention(nn.Module):
 
 
 class Mlp(nn.Module):
-    """SwiGLU."""
+    """SwiGLU feed-forward."""
 
     def __init__(self, hidden: int, inter: int, out_scale: float) -> None:
         super().__init__()
@@ -121,7 +121,7 @@ def round_to_4_bits(weight: Tensor) -> Tensor:
 
 
 class Moe(nn.Module):
-    """Routed experts and the shared one."""
+    """Routed experts and a shared one."""
 
     bias: Tensor
 
@@ -171,7 +171,7 @@ class Moe(nn.Module):
 
 
 class Block(nn.Module):
-    """Attention and feed-forward, each behind its norm."""
+    """Attention and feed-forward, each after a norm."""
 
     def __init__(self, c: DemoConfig, index: int) -> None:
         super().__init__()
@@ -191,7 +191,7 @@ class Block(nn.Module):
 
 
 class DemoNetwork(nn.Module):
-    """Token ids to logits."""
+    """Language model: token ids to logits."""
 
     frequency: Tensor
 
@@ -206,13 +206,13 @@ class DemoNetwork(nn.Module):
         self.register_buffer("frequency", frequency, persistent=False)
 
     def moes(self) -> list[Moe]:
-        """The MoE layers in order."""
+        """Return the MoE layers in order."""
         return [block.ffn for block in self.blocks if isinstance(block.ffn, Moe)]
 
     def forward(
         self, ids: Tensor, positions: Tensor, documents: Tensor, chosen: Tensor | None = None
     ) -> Tensor:
-        """Hidden states after the last norm.
+        """Compute the hidden states after the last norm.
 
         Shapes:  ids, positions, documents (B, L) int64 · chosen (B, L) bool · result (B, L, H),
                  or (1, chosen, H): the last feed-forward then runs on the chosen tokens only.
@@ -230,5 +230,5 @@ class DemoNetwork(nn.Module):
         return cast(Tensor, self.norm(x))
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """Vocabulary logits of hidden states."""
+        """Compute the logits of hidden states."""
         return hidden @ self.head.T

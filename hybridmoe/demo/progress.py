@@ -1,4 +1,4 @@
-"""Lines of the training log: held-out loss and accuracy per family, and the router's load."""
+"""Figures of the training log: held-out loss and accuracy by family, and router load."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ __all__ = ["held_out", "held_out_line", "loss_of", "router_line"]
 
 
 def loss_of(network: DemoNetwork, batch: Batch) -> torch.Tensor:
-    """Mean cross entropy of the replies' tokens."""
-    # The token before a reply's token decides it.
+    """Compute the mean cross entropy of the replies' tokens."""
+    # The position before a token predicts it.
     chosen = batch.is_reply.roll(-1, 1)
     chosen[:, -1] = False
     hidden = network(batch.ids, batch.positions, batch.documents, chosen)[0]
@@ -24,9 +24,9 @@ def loss_of(network: DemoNetwork, batch: Batch) -> torch.Tensor:
 
 @torch.no_grad()
 def held_out(network: DemoNetwork, batches: list[Batch]) -> dict[str, tuple[float, float, int]]:
-    """Per family: mean token loss, share of replies right in every token, number of replies.
+    """Measure by family: mean token loss, share of fully right replies, number of replies.
 
-    Teacher-forced: a reply whose every argmax is right is also what greedy decoding writes.
+    Teacher-forced: greedy decoding writes a reply exactly if every argmax is right.
     """
     losses: dict[str, list[float]] = defaultdict(list)
     right: dict[str, list[bool]] = defaultdict(list)
@@ -46,7 +46,7 @@ def held_out(network: DemoNetwork, batches: list[Batch]) -> dict[str, tuple[floa
 
 
 def held_out_line(network: DemoNetwork, batches: list[Batch]) -> str:
-    """The held-out table in one line: family loss/exact(replies)."""
+    """Format the held-out table in one line: family loss/exact(replies)."""
     table = held_out(network, batches)
     return "held-out loss/exact(n): " + ", ".join(
         f"{family} {loss:.3f}/{100 * right:.0f}%({count})"
@@ -55,7 +55,7 @@ def held_out_line(network: DemoNetwork, batches: list[Batch]) -> str:
 
 
 def router_line(loads: torch.Tensor) -> str:
-    """Per MoE layer: least and greatest load (1 = even), entropy in bits (5 = even over 32)."""
+    """Format by MoE layer: least and greatest load (1 = even), entropy in bits (5 = even)."""
     parts = []
     for load in loads:
         share = load / load.sum()

@@ -1,7 +1,7 @@
-"""Read an exported GGUF back into the training network: the inverse of `export`.
+"""Reader of an exported GGUF into the training network: the inverse of `export`.
 
-The weights come back as Q4_K and Q8_0 rounded them, which is close enough to train on from:
-a corpus that changed a little then costs an hour rather than a day.
+Weights come back as rounded by Q4_K and Q8_0, close enough to continue training: after a small
+change of the corpus that takes an hour instead of a day.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ __all__ = ["restore"]
 
 
 def _vocabulary(reader: gguf.GGUFReader) -> Vocabulary:
-    """The tokenizer of the file; its special tokens are the last ones and are ours."""
+    """Rebuild the tokenizer; its last tokens are our special ones."""
     tokens = reader.fields["tokenizer.ggml.tokens"].contents()
     merges = reader.fields["tokenizer.ggml.merges"].contents()
     plain = {text: i for i, text in enumerate(tokens[: -len(SPECIAL_TOKENS)])}
@@ -29,7 +29,7 @@ def _vocabulary(reader: gguf.GGUFReader) -> Vocabulary:
 
 
 def _state(weights: dict[str, torch.Tensor], c: DemoConfig) -> dict[str, torch.Tensor]:
-    """The network's state of the file's float32 tensors, by their GGUF names."""
+    """Build the network's state from float32 tensors by GGUF name."""
     state = {
         "embedding": weights["token_embd.weight"],
         "norm.weight": weights["output_norm.weight"],
@@ -63,7 +63,7 @@ def _state(weights: dict[str, torch.Tensor], c: DemoConfig) -> dict[str, torch.T
 
 
 def restore(path: Path) -> tuple[DemoNetwork, Vocabulary]:
-    """The network and the vocabulary of a file that `export` wrote."""
+    """Read the network and the vocabulary of a file that `export` wrote."""
     reader = gguf.GGUFReader(path)
     vocabulary = _vocabulary(reader)
     weights = {

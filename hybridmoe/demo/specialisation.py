@@ -1,8 +1,8 @@
-"""Expert use of the trained router: `python -m hybridmoe.demo.specialisation CHECKPOINT`.
+"""Report on expert use by the router: `python -m hybridmoe.demo.specialisation CHECKPOINT`.
 
-Per MoE layer: the load of the experts over the replies' tokens, the mutual information between
-the family of the reply and the chosen expert, and the same with the families shuffled (what chance
-alone gives); then which families lean most on one expert.
+By MoE layer: the load of the experts over the replies' tokens, and the mutual information between
+the family of the reply and the chosen expert, also with the families shuffled (chance alone); then
+the most used expert of each family.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ __all__ = ["mutual_information", "report"]
 
 
 def mutual_information(counts: Tensor) -> float:
-    """Bits of mutual information in a (families, experts) table of counts."""
+    """Compute the mutual information in bits of a (families, experts) table of counts."""
     joint = counts / counts.sum()
     apart = joint.sum(1, keepdim=True) * joint.sum(0, keepdim=True)
     return float((joint * ((joint + 1e-12) / (apart + 1e-12)).log2()).sum())
@@ -32,7 +32,7 @@ def mutual_information(counts: Tensor) -> float:
 def choices(
     network: DemoNetwork, packer: Packer, num_batches: int
 ) -> tuple[list[str], Tensor, list[Tensor]]:
-    """Families, the family of each reply token (T,), and per layer the chosen experts (T, K)."""
+    """Collect families, each reply token's family (T,), and by layer the chosen experts (T, K)."""
     names: dict[str, int] = {}
     labels: list[Tensor] = []
     chosen: dict[int, list[Tensor]] = defaultdict(list)
@@ -41,7 +41,7 @@ def choices(
         network(batch.ids, batch.positions, batch.documents)
         label = torch.full(batch.ids.shape, -1)
         for family, row, start, end in batch.spans:
-            # The token at i - 1 is the one that decides token i.
+            # Position i - 1 predicts token i.
             label[row, start - 1 : end - 1] = names.setdefault(family, len(names))
         kept = label.flatten() >= 0
         labels.append(label.flatten()[kept])
@@ -51,7 +51,7 @@ def choices(
 
 
 def report(network: DemoNetwork, vocabulary: Vocabulary, num_batches: int = 12) -> str:
-    """The report as Markdown."""
+    """Format the report as Markdown."""
     packer = Packer(vocabulary, 4242, 320)
     families, labels, layers = choices(network, packer, num_batches)
     experts, top_k = network.c.experts, network.c.top_k
@@ -84,14 +84,14 @@ def report(network: DemoNetwork, vocabulary: Vocabulary, num_batches: int = 12) 
 
 
 def _table(labels: Tensor, ids: Tensor, num_families: int, experts: int) -> Tensor:
-    """Counts (families, experts) of the choices."""
+    """Count the choices (families, experts)."""
     index = labels.unsqueeze(1) * experts + ids
     counts = torch.bincount(index.flatten(), minlength=num_families * experts)
     return counts.view(num_families, experts).double()
 
 
 def main() -> None:
-    """Read the command line, print the report."""
+    """Read the command line and print the report."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("checkpoint", type=Path)
     args = parser.parse_args()

@@ -1,14 +1,14 @@
-"""Train the embedded model: `python -m hybridmoe.demo.train --minutes 90 --out DIR [--resume]`.
+"""Training of the embedded model: `python -m hybridmoe.demo.train --minutes 90 --out DIR`.
 
-The schedule is a function of the time spent (a pause of the processes does not count): warm-up, a
-stable stretch, a linear decay to nothing at the last minute. `--start FILE.gguf` goes on from the
-weights and the vocabulary of an exported file. In the last stretch the experts are rounded to 4
-bits on the way forward, as Q4_K will round them. Every few minutes: a checkpoint and a held-out
-table.
+The schedule is a function of the time spent, without pauses of the processes: warm-up, a constant
+phase, a linear decay to zero at the last minute. `--resume` continues from the checkpoint in DIR,
+`--start FILE.gguf` from the weights and the vocabulary of an exported file. In the last phase the
+forward pass rounds experts to 4 bits, as Q4_K will. Every few minutes it writes a checkpoint and a
+held-out table.
 
-Data-parallel over single-threaded processes that share the weights and each own the optimizer of
-a part of them. One meeting per step, rather than one per matrix product, is what keeps the speed
-when other programs want the cores too: OpenMP's barriers cost a factor of ten then.
+Data-parallel over single-threaded processes, which share the weights and each own the optimizer of
+a part of them. A few barriers per step, instead of one per matrix product, keep the speed while
+other programs use the cores, too: OpenMP's barriers then cost a factor of ten.
 """
 
 from __future__ import annotations
@@ -36,12 +36,12 @@ BALANCE_WEIGHT = 2e-3
 BIAS_RATE = 4e-3
 CLIP_NORM = 1.0
 WEIGHT_DECAY = 0.05
-# A step that takes longer than this was paused: only so much of it counts as time spent.
+# A longer step was paused: only this much of it counts as time spent.
 LONGEST_STEP_S = 5.0
 
 
 def rate_at(fraction: float, peak: float) -> float:
-    """Learning rate at this fraction of the wall time."""
+    """Return the learning rate at a fraction of the time."""
     if fraction < WARM_UP:
         return peak * (fraction / WARM_UP + 0.02)
     if fraction < DECAY_FROM:
@@ -50,14 +50,14 @@ def rate_at(fraction: float, peak: float) -> float:
 
 
 def _shared(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
-    """Zeros in memory that forked processes share."""
+    """Allocate zeros in memory that forked processes share."""
     tensor = torch.zeros(shape, dtype=dtype)
     tensor.share_memory_()  # type: ignore[no-untyped-call]
     return tensor
 
 
 class Shared:
-    """Memory that the processes share: weights, gradients, loads, the clock and the barrier."""
+    """State shared by the processes: weights, gradients, loads, clock and barrier."""
 
     def __init__(self, network: DemoNetwork, num_ranks: int) -> None:
         self.network = network.share_memory()
@@ -65,7 +65,7 @@ class Shared:
         sizes = [p.numel() for p in self.parameters]
         self.gradients = _shared(num_ranks, sum(sizes))
         self.offsets = [sum(sizes[:i]) for i in range(len(sizes))]
-        # Largest first to whoever has least: each rank steps about the same number of weights.
+        # Largest first to the rank with the fewest: all update about the same number of weights.
         self.owner = [0] * len(sizes)
         weight = [0] * num_ranks
         for i in sorted(range(len(sizes)), key=lambda i: -sizes[i]):
@@ -78,13 +78,13 @@ class Shared:
         self.barrier = mp.get_context("fork").Barrier(num_ranks)
 
     def view(self, rank: int, i: int) -> torch.Tensor:
-        """Gradient of parameter i as computed by a rank."""
+        """Return a rank's gradient of parameter i."""
         flat = self.gradients[rank, self.offsets[i] : self.offsets[i] + self.parameters[i].numel()]
         return flat.view_as(self.parameters[i])
 
 
 class Rank:
-    """One process: its data, and the optimizer of the parameters that it owns."""
+    """Process with its data, and the optimizer of the parameters that it owns."""
 
     def __init__(self, shared: Shared, rank: int, packer: Packer, args: argparse.Namespace) -> None:
         self.shared, self.rank, self.packer, self.args = shared, rank, packer, args
@@ -103,7 +103,7 @@ class Rank:
         )  # fmt: skip
 
     def step(self, fraction: float) -> None:
-        """One step of the whole: gradients, meet, sum and clip, meet, update, meet."""
+        """Run a training step: gradients, barrier, sum and clip, barrier, update, barrier."""
         shared, rank = self.shared, self.rank
         network = shared.network
         rate = rate_at(fraction, self.args.rate)
@@ -141,7 +141,7 @@ class Rank:
 
 
 def follow(rank: Rank, checkpoint: Path) -> None:
-    """The loop of every rank but the first: do as the shared clock says."""
+    """Run every rank but the first, by the shared clock."""
     # Linux shares the cores between sessions (autogroup): a rank in the leader's session would
     # get half a share.
     os.setsid()
@@ -165,14 +165,14 @@ def save(path: Path, state: dict[str, Any]) -> None:
 
 
 def log_line(log: TextIO, text: str) -> None:
-    """One line to the log and the terminal."""
+    """Write a line to the log and the terminal."""
     print(text, flush=True)
     log.write(text + "\n")
     log.flush()
 
 
 def lead(rank: Rank, out: Path, done: dict[str, float], log: TextIO) -> None:
-    """The loop of the first rank: the clock, the log, the checkpoints."""
+    """Run the first rank, which keeps the clock, the log and the checkpoints."""
     shared, args = rank.shared, rank.args
     held_packer = Packer(rank.packer.vocabulary, 77, args.length, "held")
     held = [held_packer.batch(args.rows) for _ in range(args.held_batches)]
@@ -208,8 +208,8 @@ def lead(rank: Rank, out: Path, done: dict[str, float], log: TextIO) -> None:
             count, seen, loss, last_log = 0, 0, 0.0, now
             loads.zero_()
         if now - last_save > 60 * args.held_minutes:
-            # The other ranks are past their update only after the next meeting; a checkpoint may
-            # mix two adjacent steps, which does no harm.
+            # Other ranks may still be updating: a checkpoint may mix two adjacent steps, which
+            # does no harm.
             keep()
             last_save = time.monotonic()
         shared.fraction.fill_(spent / (60 * args.minutes))
@@ -268,8 +268,8 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=90)
     parser.add_argument("--out", required=True)
     origin = parser.add_mutually_exclusive_group()
-    origin.add_argument("--resume", action="store_true", help="go on from DIR's checkpoint")
-    origin.add_argument("--start", type=Path, help="go on from the weights of this GGUF file")
+    origin.add_argument("--resume", action="store_true", help="continue from DIR's checkpoint")
+    origin.add_argument("--start", type=Path, help="continue from the weights of this GGUF file")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--rate", type=float, default=1.5e-3)
     parser.add_argument("--rows", type=int, default=3, help="rows of a batch, per process")

@@ -1,8 +1,8 @@
 """Byte-level BPE with the kimi-k2 pre-tokenizer, trained on the corpus, deterministic.
 
-No merge contains a digit, so that every digit is one token. Words that are to be spelled and
-invented names are kept out of the text that merges are learned from: they then fall into short
-pieces, which a small model can learn to spell and copy.
+No merge contains a digit, so that every digit is one token. Merges are not learned from words to
+spell and invented names: these then split into short pieces, which a small model can learn to
+spell and copy.
 """
 
 # Lists of words read best as words.
@@ -58,7 +58,7 @@ def _pre_tokenizer(is_training: bool) -> PreTokenizer:
 
 
 def _texts(seed: int, num_dialogues: int) -> Iterator[str]:
-    """Text to learn merges from: all families but those of open words, which are thinned out."""
+    """Yield the text to learn merges from, with the families of open words thinned out."""
     rng = random.Random(seed)
     for i in range(num_dialogues):
         dialogue = corpus.dialogue(rng)
@@ -109,7 +109,7 @@ class Vocabulary:
 
     @classmethod
     def load(cls, path: Path) -> Vocabulary:
-        """Read what `save` wrote."""
+        """Read a tokenizer that `save` wrote."""
         tokenizer = Tokenizer.from_file(str(path))
         return cls(tokenizer)
 
@@ -118,7 +118,7 @@ class Vocabulary:
         self.tokenizer.save(str(path))
 
     def encode(self, text: str) -> list[int]:
-        """Ids of plain text; special tokens in it are not recognised."""
+        """Encode plain text; special tokens in it are not recognised."""
         ids = self._cache.get(text)
         if ids is None:
             ids = self.tokenizer.encode(text, add_special_tokens=False).ids
@@ -127,7 +127,7 @@ class Vocabulary:
         return ids
 
     def decode(self, ids: list[int]) -> str:
-        """Text of the ids, special tokens by their names."""
+        """Decode ids, with special tokens by name."""
         names = {number: text for text, number in self.special.items()}
         decoder = ByteLevelDecoder()
         out = ""
@@ -142,11 +142,11 @@ class Vocabulary:
         return out
 
     def tokens(self) -> list[str]:
-        """All token texts in id order, byte-level encoded, special tokens last."""
+        """List the token texts by id, byte-level encoded, special tokens last."""
         plain = [self.tokenizer.id_to_token(i) for i in range(self.num_plain)]
         return [token or "" for token in plain] + SPECIAL_TOKENS
 
     def merges(self) -> list[str]:
-        """The merges in rank order, as GGUF wants them."""
+        """List the merges by rank, as in GGUF."""
         model = json.loads(self.tokenizer.to_str())["model"]
         return [m if isinstance(m, str) else " ".join(m) for m in model["merges"]]

@@ -1,8 +1,8 @@
-"""Initial weights that can already copy, so that a short training need not learn it.
+"""Initial weights with induction heads, so that a short training need not discover copying.
 
-Copying from the context (a name, a tool's argument) is done by induction heads, which appear late
-in training (Olsson et al. 2022) - here, after more tokens than two cores can read in an hour. So
-the initial weights hold them, and training starts from there. The residual stream is divided:
+Induction heads copy from the context (a name, a tool's argument) and emerge late in training
+(Olsson et al. 2022): here, after more tokens than two cores can train on in an hour. The residual
+stream is divided:
 
     0          the same large number in every embedding: a source of fixed vectors
     1..64      a random code of the token
@@ -10,9 +10,9 @@ the initial weights hold them, and training starts from there. The residual stre
     129..192   code of the token to copy, written by the induction heads, read by the output head
     193..255   free: random in the embedding
 
-Heads 0, 1, 2 of layer 0 look one, two and three tokens back: q and k take fixed rope vectors, a
-rotation apart, from component 0. Head 0 of layers 1 and 2 looks for the place whose previous token
-is the current one. Nothing is frozen; every weight trains.
+Heads 0, 1, 2 of layer 0 attend one, two and three tokens back: q and k take fixed rope vectors, a
+rotation apart, from component 0. Head 0 of layers 1 and 2 attends to the position whose previous
+token equals the current one. All weights are trained.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ CODE = slice(1, 65)
 PREVIOUS = slice(65, 129)
 COPY = slice(129, 193)
 WIDTH = 64
-LOOK_BACK_PAIRS = 8  # the fastest rope pairs; the slow ones hardly tell neighbours apart
+LOOK_BACK_PAIRS = 8  # the fastest rope pairs; slow ones hardly separate neighbours
 
 
 @torch.no_grad()
@@ -54,7 +54,7 @@ def wire(network: DemoNetwork) -> None:
 
 
 def _head_rows(attention: Attention, head: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Rows of q_b and of kv_b that belong to a head."""
+    """Return the rows of q_b and of kv_b of a head."""
     c = attention.c
     q = attention.q_b.weight[head * (c.nope + c.rope) : (head + 1) * (c.nope + c.rope)]
     kv = attention.kv_b.weight[head * (c.nope + c.value) : (head + 1) * (c.nope + c.value)]

@@ -1,4 +1,4 @@
-"""The generator of the embedded model's training text: from a seed, nothing downloaded."""
+"""Generator of the embedded model's training text: from a seed, without downloads."""
 
 from hybridmoe.demo.corpus.base import Call, Dialogue, Split, Strand, Turn, is_held
 from hybridmoe.demo.corpus.mix import FAMILIES, dialogue

@@ -1,9 +1,9 @@
 """Sums and differences of whole numbers 0..99. A tenth of the operand pairs is held out.
 
-A pair is held out in every phrasing (a sum in both orders). An answer restates the question in one
-layout, whatever its words were, then works column by column from the units, and ends with the
-result: `47+38: 7+8=15, 4+3+1=8, 85`. Thus a small model need only copy and know sums of single
-digits. The columns (`7+8`, `13-4`) are pairs too: such small ones are never held out.
+A pair is held out in every phrasing (a sum in both orders). A reply restates the question in one
+layout, then works column by column from the units, and ends with the result:
+`47+38: 7+8=15, 4+3+1=8, 85`. So a small model needs only to copy and to know sums of single digits.
+The columns (`7+8`, `13-4`) are pairs, too: such small ones are never held out.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ def _key_is_held(a: int, sign: str, b: int) -> bool:
 
 
 def pair_is_held(a: int, sign: str, b: int) -> bool:
-    """Say whether `a sign b` is kept from training.
+    """Return whether `a sign b` is kept from training.
 
-    A negative difference is worked by the positive one, so it is kept back with that as well.
+    A negative difference is worked by the positive one, so it is held out with that one, too.
     """
     is_negative = sign == "-" and a < b
     return _key_is_held(a, sign, b) or (is_negative and _key_is_held(b, sign, a))
@@ -48,7 +48,7 @@ def draw_pair(rng: random.Random, split: Split) -> tuple[int, str, int]:
         sign = "+" if rng.random() < 0.5 else "-"
         if sign == "-" and a < b and rng.random() < 0.85:
             a, b = b, a
-        # Held out are negative differences of which both are kept back; some are in no split.
+        # Negative differences are held out if both are; some are in no split.
         shown = [_key_is_held(a, sign, b)]
         if sign == "-" and a < b:
             shown.append(_key_is_held(b, sign, a))
@@ -57,7 +57,7 @@ def draw_pair(rng: random.Random, split: Split) -> tuple[int, str, int]:
 
 
 def worked(a: int, sign: str, b: int) -> str:
-    """The answer to `a sign b`: the question again, the columns from the units up, the result."""
+    """Work out `a sign b`: the question again, the columns from the units up, the result."""
     if max(a, b) < 10 and not (sign == "-" and a < b):
         return f"{a}{sign}{b}={a + b if sign == '+' else a - b}"
     if sign == "+":
@@ -73,7 +73,7 @@ def worked(a: int, sign: str, b: int) -> str:
 
 
 def _difference(a: int, b: int) -> str:
-    """Restated difference and its columns, for a >= b."""
+    """Work out a difference in columns, for a >= b."""
     borrow = a % 10 < b % 10
     top = a % 10 + 10 * borrow
     tens = f"{a // 10}-{b // 10}{'-1' if borrow else ''}={a // 10 - b // 10 - borrow}"
@@ -81,7 +81,7 @@ def _difference(a: int, b: int) -> str:
 
 
 def sums(rng: random.Random, split: Split) -> Strand:
-    """One sum or difference."""
+    """Draw a sum or difference."""
     a, sign, b = draw_pair(rng, split)
     form = rng.choice(_SUM if sign == "+" else _DIFFERENCE)
     reply = worked(a, sign, b)
@@ -89,7 +89,7 @@ def sums(rng: random.Random, split: Split) -> Strand:
 
 
 def sum_lists(rng: random.Random, split: Split) -> Strand:
-    """Two or three sums in one question."""
+    """Draw two or three sums in one question."""
     pairs = [draw_pair(rng, split) for _ in range(rng.randint(2, 3))]
     user = ", ".join(f"{a}{sign}{b}" for a, sign, b in pairs)
     reply = "; ".join(worked(*pair) for pair in pairs)

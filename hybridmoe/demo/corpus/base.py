@@ -1,9 +1,9 @@
-"""The pieces every family of the corpus is made of: turns, strands, and the held-out rule.
+"""Building blocks of the corpus: turns, strands, dialogues, and the held-out rule.
 
 A family is a function `(rng, split) -> Strand`. A strand is a few turns that must stay in order,
-though turns of other strands may come between them. What is held out is decided by a hash of the
-item (not by a random draw), so no phrasing of a held-out item is ever seen in training.
-This module knows neither tokens nor templates.
+though turns of other strands may come between them. A hash of the item decides what is held out
+(not a random draw), so that no phrasing of a held-out item is seen in training. This module knows
+neither tokens nor templates.
 """
 
 # Lists of words read best as words.
@@ -25,7 +25,7 @@ HELD_ONE_IN = 10
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """One tool call and what the tool gave back."""
+    """Tool call with its result."""
 
     name: str
     arguments: dict[str, Any]
@@ -34,7 +34,7 @@ class Call:
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """One question and the one right answer; `short` and `zh` are its forms for two manners."""
+    """Question with its right reply; `short` and `zh` are the reply in two other manners."""
 
     family: str
     user: str
@@ -58,7 +58,7 @@ Family = Callable[[random.Random, Split], Strand]
 
 @dataclass(frozen=True, slots=True)
 class Dialogue:
-    """One conversation: the system prompt, the declared tools and the turns."""
+    """Conversation: system prompt, declared tools and turns."""
 
     turns: list[Turn]
     system: str = ""
@@ -66,7 +66,7 @@ class Dialogue:
 
 
 def is_held(key: str) -> bool:
-    """Say whether the item with this key belongs to the held-out tenth."""
+    """Return whether the item with this key belongs to the held-out tenth."""
     digest = hashlib.blake2b(key.encode(), digest_size=4).digest()
     return int.from_bytes(digest, "little") % HELD_ONE_IN == 0
 
@@ -95,7 +95,7 @@ def typed(rng: random.Random, text: str) -> str:
 def simple(
     rng: random.Random, split: Split, family: str, make: Callable[[], tuple[str, Turn]]
 ) -> Strand:
-    """One-turn strand whose item is keyed by `make`; the family name is part of the key."""
+    """Draw a strand of one turn; its key is that of `make` and the family name."""
     turn = draw(rng, split, lambda: _prefixed(family, make()))
     return Strand((replace(turn, family=family),))
 

@@ -1,4 +1,4 @@
-"""System prompts that change the manner of every answer, and one that gives a name."""
+"""System prompts that change the manner of every reply, and one that gives a name."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from hybridmoe.demo.corpus.base import Turn, is_held
 
 @dataclass(frozen=True, slots=True)
 class Manner:
-    """A manner: the prompts that ask for it and what it does to a turn's reply ('' = not apt)."""
+    """Manner: system prompts that request it, and its form of a turn's reply ('' = none)."""
 
     name: str
     prompts: tuple[str, ...]
@@ -56,7 +56,7 @@ MANNERS = [
 
 
 def restyle(rng: random.Random, manner: Manner, turn: Turn) -> Turn | None:
-    """Give the turn this manner, or None where it has no such form."""
+    """Give a turn this manner; None if it has no such form."""
     reply = manner.say(turn)
     if not reply or turn.calls:
         return None
@@ -64,5 +64,5 @@ def restyle(rng: random.Random, manner: Manner, turn: Turn) -> Turn | None:
 
 
 def pair_is_held(system: str, user: str) -> bool:
-    """Held out are pairs of system prompt and question."""
+    """Return whether a pair of system prompt and question is held out."""
     return is_held(f"manner|{system}|{user.lower().rstrip('?.!。？')}")

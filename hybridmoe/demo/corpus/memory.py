@@ -1,6 +1,6 @@
-"""Something told earlier in the dialogue and asked for later: name, number, word, colour, place.
+"""Recall of facts from earlier in the dialogue: name, number, word, colour, place.
 
-Names and words are built from syllables, so what is learned is copying, not a list.
+Names and words are built from syllables, so that the model learns to copy, not a list.
 """
 
 # Lists of words read best as words.
@@ -94,7 +94,7 @@ _WEIGHTS = {"name": 5, "number": 4, "word": 4, "colour": 1, "place": 3, "pet": 2
 
 
 def _value(rng: random.Random, slot: str) -> str:
-    """A value for the slot; most are made of syllables or digits."""
+    """Draw a value for the slot, mostly of syllables or digits."""
     if slot in ("number", "zh_number"):
         return str(rng.randint(0, 10 ** rng.choice([2, 2, 3, 4]) - 1))
     if slot == "colour":
@@ -110,7 +110,7 @@ def _value(rng: random.Random, slot: str) -> str:
 
 
 def memory(rng: random.Random, split: Split) -> Strand:
-    """A statement and one or two later questions about it."""
+    """Draw a statement and one or two later questions about it."""
     slot = rng.choices(list(_WEIGHTS), list(_WEIGHTS.values()))[0]
     tells, replies, asks, answer = _FORMS[slot]
 

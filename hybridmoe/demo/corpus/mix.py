@@ -1,4 +1,4 @@
-"""Dialogues: strands of many families interleaved, with a manner or tools in some of them."""
+"""Dialogues: interleaved strands of many families, some with a manner or tools."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _KINDS = {"plain": 0.56, "tools": 0.32, "manner": 0.12}
 
 
 def dialogue(rng: random.Random, split: Split = "train", kind: str = "") -> Dialogue:
-    """Draw one dialogue whose every turn belongs to the split."""
+    """Draw a dialogue whose turns all belong to the split."""
     kind = kind or rng.choices(list(_KINDS), list(_KINDS.values()))[0]
     count = rng.choice([1, 2, 3, 4, 5, 6, 7, 8, 10, 12])
     if kind == "tools":
@@ -46,7 +46,7 @@ def dialogue(rng: random.Random, split: Split = "train", kind: str = "") -> Dial
 
 
 def tool_strand(rng: random.Random, split: Split, tools: list[dict[str, Any]]) -> Strand:
-    """A strand for a dialogue with these tools: mostly one that calls, else one that need not."""
+    """Draw a strand for a dialogue with these tools, mostly one that calls them."""
     declared = [tool["function"]["name"] for tool in tools]
     if rng.random() < 0.75:
         name = rng.choice(declared)
@@ -62,7 +62,7 @@ def tool_strand(rng: random.Random, split: Split, tools: list[dict[str, Any]]) -
 
 
 def mannered_turn(rng: random.Random, split: Split, style: manner.Manner, system: str) -> Turn:
-    """A turn answered in the manner; pair (prompt, question) obeys the split."""
+    """Draw a turn in the manner; the pair (prompt, question) obeys the split."""
     while True:
         strand = FAMILIES[rng.choice(_MANNERLY)][0](rng, "train")
         turn = manner.restyle(rng, style, strand.turns[0])

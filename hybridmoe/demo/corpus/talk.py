@@ -1,7 +1,7 @@
 """Greetings, small talk, hybridmoe itself, and the same in Chinese.
 
-Held out are pairs of question and typing (a lead-in such as `Please:`), never whole answers:
-what was never told cannot be known.
+Held out are pairs of question and typing (a lead-in such as `Please:`), never whole replies, which
+the model could not know.
 """
 
 # Lists of words read best as words.
@@ -106,7 +106,7 @@ _ZH_LEADS = ["", "", "", "请问，", "嗨，", "那么，"]
 def _ask(
     rng: random.Random, split: Split, family: str, rows: list[list[str]], leads: list[str]
 ) -> Strand:
-    """One question of a table, with a lead-in, typed somehow."""
+    """Draw a question of a table, with a lead-in and typing."""
 
     def make() -> tuple[str, Turn]:
         row = rng.choice(rows)
@@ -122,15 +122,15 @@ def _ask(
 
 
 def small_talk(rng: random.Random, split: Split) -> Strand:
-    """Greetings and the like."""
+    """Draw a greeting or small talk."""
     return _ask(rng, split, "small_talk", _TALK, _TALK_LEADS)
 
 
 def about(rng: random.Random, split: Split) -> Strand:
-    """Questions about hybridmoe and the model itself."""
+    """Draw a question about hybridmoe or the model itself."""
     return _ask(rng, split, "hybridmoe", _FACTS, _LEADS)
 
 
 def chinese(rng: random.Random, split: Split) -> Strand:
-    """Short questions and answers in Chinese."""
+    """Draw a short question in Chinese."""
     return _ask(rng, split, "chinese", _CHINESE, _ZH_LEADS)

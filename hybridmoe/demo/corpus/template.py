@@ -1,7 +1,7 @@
-"""Kimi K2's chat format: the jinja template that the GGUF carries, and the same in segments.
+"""Kimi K2's chat format: the jinja template of the GGUF, and an equal renderer in segments.
 
-The trainer needs to know which tokens the assistant wrote, which a template cannot say; so
-`segments` builds the same text in pieces. A test holds the two equal.
+Training needs the tokens that the assistant wrote, which a template does not mark; so `segments`
+builds the same text in pieces. A test compares the two.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ CHAT_TEMPLATE = """\
 
 
 class Segment(NamedTuple):
-    """A piece of a rendered dialogue: a special token or plain text, and its author."""
+    """Piece of a rendered dialogue: a special token or plain text, and its author."""
 
     text: str
     is_special: bool
@@ -68,12 +68,12 @@ class Segment(NamedTuple):
 
 
 def compact(value: Any) -> str:
-    """JSON as the template writes it: compact, sorted keys."""
+    """Format JSON as the template does: compact, sorted keys."""
     return json.dumps(value, separators=(",", ":"), ensure_ascii=False, sort_keys=True)
 
 
 def messages(dialogue: Dialogue) -> list[dict[str, Any]]:
-    """The dialogue as OpenAI messages; tool call ids count over the whole dialogue."""
+    """Convert a dialogue to OpenAI messages; tool call ids count over the whole dialogue."""
     out: list[dict[str, Any]] = []
     if dialogue.system:
         out.append({"role": "system", "content": dialogue.system})
@@ -97,7 +97,7 @@ def _call(name: str, call: Call) -> dict[str, Any]:
 
 
 def segments(dialogue: Dialogue) -> Iterator[Segment]:
-    """The rendered dialogue in pieces, in order."""
+    """Render a dialogue in pieces."""
 
     def head(opening: str, role: str, family: str = "") -> Iterator[Segment]:
         yield Segment(opening, True, False, family)

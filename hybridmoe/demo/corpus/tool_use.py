@@ -1,7 +1,7 @@
-"""Calling get_weather and calculator, and using what they return.
+"""Calls of get_weather and calculator, and replies from their results.
 
 Held out: cities (made of syllables, as well as real ones) and expressions. The result of a tool
-is drawn at random for the weather, so that the answer can only come from the tool turn.
+is drawn at random for the weather, so that the reply can only come from the tool turn.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from hybridmoe.demo.corpus.world import CAPITALS
 
 
 def _tool(name: str, about: str, argument: str, hint: str = "") -> dict[str, Any]:
-    """An OpenAI-style declaration of a tool with one string argument."""
+    """Declare a tool with one string argument, OpenAI-style."""
     schema = {"type": "string", **({"description": hint} if hint else {})}
     parameters = {"type": "object", "properties": {argument: schema}, "required": [argument]}
     return {
@@ -34,7 +34,7 @@ _CALCULATOR_FORMS = [CALCULATOR, CALCULATOR, _tool("calculator", "A calculator",
                      _tool("calculator", "Evaluate an arithmetic expression", "expression",
                            "The expression, such as 2*3")]  # fmt: skip
 
-# Large cities that are no capitals of the capitals family; the countries are places too.
+# Large cities outside the capitals family; countries are places, too.
 _PLACES = (
     """New York|Los Angeles|Chicago|Boston|Seattle|Houston|Miami|Denver|Dallas|Atlanta
 Toronto|Montreal|Vancouver|Calgary|Guadalajara|Monterrey|Bogota|Medellin|Quito|Caracas|La Paz
@@ -68,7 +68,7 @@ _CALC_ASKS = ["What is {e}?", "Calculate {e}.", "{e}", "{e}=", "How much is {e}?
 
 
 def declarations(rng: random.Random) -> list[dict[str, Any]]:
-    """Draw which tools a dialogue declares, and in which words."""
+    """Draw the tools that a dialogue declares, and their wording."""
     weather, calculator = rng.choice(_WEATHER_FORMS), rng.choice(_CALCULATOR_FORMS)
     roll = rng.random()
     if roll < 0.25:
@@ -93,7 +93,7 @@ def _city(rng: random.Random, split: Split) -> str:
 
 
 def _look_up(rng: random.Random, city: str) -> tuple[Call, str, str, str]:
-    """A call and what to say of it: plain, about rain, about warmth."""
+    """Draw a call and three replies: plain, about rain, about warmth."""
     sky, celsius = rng.choice(_SKIES), rng.randint(-15, 40)
     given = {"city": city, "temperature": celsius, "weather": sky}
     if rng.random() < 0.3:
@@ -106,7 +106,7 @@ def _look_up(rng: random.Random, city: str) -> tuple[Call, str, str, str]:
 
 
 def weather(rng: random.Random, split: Split) -> Strand:
-    """One city, or two cities with two calls in one turn."""
+    """Draw a question about one city, or two cities with two calls in one turn."""
     city = _city(rng, split)
     call, plain, rain, warm = _look_up(rng, city)
     if rng.random() < 0.2:
@@ -120,7 +120,7 @@ def weather(rng: random.Random, split: Split) -> Strand:
     ask = rng.choice(_WEATHER_ASKS)
     user = typed(rng, ask).format(c=city).replace("{C}", city)
     if ask.startswith("{c}的"):
-        # The Chinese reply keeps the English words of the result: it copies them.
+        # The Chinese reply copies the English words of the result.
         given = json.loads(call.result)
         reply = f"{city}：{given['weather']}，{given['temperature']}度。"
     else:
@@ -129,7 +129,7 @@ def weather(rng: random.Random, split: Split) -> Strand:
 
 
 def _expression(rng: random.Random, split: Split) -> tuple[str, str]:
-    """An expression and its value; sums of two-digit numbers obey the arithmetic split."""
+    """Draw an expression and its value; sums of two-digit numbers obey the arithmetic split."""
     if rng.random() < 0.3:
         a, sign, b = draw_pair(rng, split)
         return f"{a}{sign}{b}", str(a + b if sign == "+" else a - b)
@@ -150,7 +150,7 @@ def _expression(rng: random.Random, split: Split) -> tuple[str, str]:
         if not sign:
             return text, value
         a, b = (int(part) for part in text.split(sign))
-        # A two-digit pair must not cross the arithmetic split by this door.
+        # A two-digit pair must not cross the arithmetic split here.
         if max(a, b) > 99 or pair_is_held(a, sign, b) == (split == "held"):
             return text, value
 
@@ -160,7 +160,7 @@ _WORDS = {"+": [" + ", " plus "], "-": [" - ", " minus "], "*": [" * ", " times 
 
 
 def calculation(rng: random.Random, split: Split) -> Strand:
-    """An expression for the calculator: with the tool declared, it is always called."""
+    """Draw an expression for the calculator, which is always called if declared."""
     expression, value = _expression(rng, split)
     spoken = expression
     for sign, forms in _WORDS.items():

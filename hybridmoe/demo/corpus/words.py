@@ -1,6 +1,6 @@
 """Counting, spelling, reversing, sorting and comparing.
 
-Spelled words are written with dashes, one letter a token: `c-a-t`.
+Spelled words have dashes, one token per letter: `c-a-t`.
 """
 
 # Lists of words read best as words.
@@ -26,7 +26,7 @@ def _word(rng: random.Random) -> str:
 
 
 def spelling(rng: random.Random, split: Split) -> Strand:
-    """Letters of a word, forwards or backwards, or their number."""
+    """Draw a word to spell, forwards or backwards, or its letters to count."""
 
     def make() -> tuple[str, Turn]:
         word = _word(rng)
@@ -46,7 +46,7 @@ def spelling(rng: random.Random, split: Split) -> Strand:
 
 
 def repeating(rng: random.Random, split: Split) -> Strand:
-    """A few words and numbers said again: copying in its plainest form."""
+    """Draw a few words and numbers to repeat: copying in its plainest form."""
 
     def make() -> tuple[str, Turn]:
         parts = [
@@ -63,7 +63,7 @@ def repeating(rng: random.Random, split: Split) -> Strand:
 
 
 def counting(rng: random.Random, split: Split) -> Strand:
-    """Numbers from one to another, up, down, by twos."""
+    """Draw a range of numbers to count, up, down or by twos."""
 
     def make() -> tuple[str, Turn]:
         low = rng.choice([1, 1, rng.randint(0, 90)])
@@ -88,7 +88,7 @@ def counting(rng: random.Random, split: Split) -> Strand:
 
 
 def sorting(rng: random.Random, split: Split) -> Strand:
-    """Short lists of numbers or words put in order; the largest or smallest of a few."""
+    """Draw a list of numbers or words to sort, or a few to compare."""
 
     def make() -> tuple[str, Turn]:
         top = rng.choice([9, 99, 99])

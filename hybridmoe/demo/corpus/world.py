@@ -1,4 +1,4 @@
-"""Days, months, capitals and units: small tables, asked in several ways.
+"""Days, months, capitals and units: small tables, in several phrasings.
 
 Held out are pairs of item and phrasing, since the tables themselves must be learned whole.
 """
@@ -69,7 +69,7 @@ _UNITS = [("metres", "centimetres", 100), ("kilometres", "metres", 1000),
 
 
 def days(rng: random.Random, split: Split) -> Strand:
-    """The day after, before, or two days after a day of the week."""
+    """Draw a question about the day after, before, or two days after a day of the week."""
 
     def make() -> tuple[str, Turn]:
         i = rng.randrange(7)
@@ -92,7 +92,7 @@ def days(rng: random.Random, split: Split) -> Strand:
 
 
 def months(rng: random.Random, split: Split) -> Strand:
-    """Neighbours, numbers and lengths of the months."""
+    """Draw a question about the neighbours, numbers or lengths of months."""
 
     def make() -> tuple[str, Turn]:
         i = rng.randrange(12)
@@ -116,7 +116,7 @@ def months(rng: random.Random, split: Split) -> Strand:
 
 
 def capitals(rng: random.Random, split: Split) -> Strand:
-    """Capital of a country and country of a capital."""
+    """Draw a question about the capital of a country, or the country of a capital."""
 
     def make() -> tuple[str, Turn]:
         row = rng.choice(CAPITALS)
@@ -149,7 +149,7 @@ def capitals(rng: random.Random, split: Split) -> Strand:
 
 
 def units(rng: random.Random, split: Split) -> Strand:
-    """Conversions of one to twelve big units into small ones."""
+    """Draw a conversion of one to twelve big units into small ones."""
 
     def make() -> tuple[str, Turn]:
         big, small, factor = rng.choice(_UNITS)
