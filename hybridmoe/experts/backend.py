@@ -32,7 +32,7 @@ class ExpertBackend(ABC):
 
     @property
     def wants_prefetch_hints(self) -> bool:
-        """Whether `prefetch` has an effect."""
+        """True if `prefetch` has an effect."""
         return False
 
     def begin_step(self, num_tokens: int) -> None:

@@ -1,4 +1,4 @@
-"""The routed experts of a model: their quantized weights and shapes, by layer."""
+"""Routed experts of a model: quantized weights and shapes, by layer."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

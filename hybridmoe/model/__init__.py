@@ -1,4 +1,4 @@
-"""The deepseek2 network: layers over a device and an expert backend."""
+"""Network of the deepseek2 family: layers over a device and an expert backend."""
 
 from hybridmoe.model.decoder import Decoder
 

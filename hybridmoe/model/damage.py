@@ -23,7 +23,7 @@ def describe_damage(
 ) -> str:
     """Describe in one line the first bad layer, and the tensor if one is damaged.
 
-    layer: the first whose states after attention are bad; `num_layers`: only the final states are;
+    layer: the first with bad states after attention; `num_layers`: only the final states are;
     None: only logits. chosen: the tokens' experts of each MoE layer.
     Errors: DiskError.
     """

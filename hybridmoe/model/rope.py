@@ -50,7 +50,7 @@ def inverse_frequencies(rope_dim: int, base: float, yarn: YarnConfig | None) -> 
         return frequencies
 
     def pair_with_rotations(rotations: float) -> float:
-        """Return the (fractional) pair with so many rotations over the original context."""
+        """Return the (fractional) pair that makes `rotations` over the original context."""
         ratio = yarn.original_context_tokens / (rotations * 2.0 * math.pi)
         return rope_dim * math.log(ratio) / (2.0 * math.log(base))
 

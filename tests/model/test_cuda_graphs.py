@@ -14,7 +14,7 @@ from hybridmoe.model.router import Routing
 
 
 class Device(CpuDevice):
-    """As a GPU: work runs once while it is captured, and again by every replay."""
+    """CPU device that runs work once at capture, and again at every replay."""
 
     num_captures = 0
 

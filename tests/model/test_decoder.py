@@ -1,4 +1,4 @@
-"""The decoder's invariants: equal logits for any chunks, causality, deferral."""
+"""Decoder: equal logits for any chunks, causality, deferral, observers."""
 
 import dataclasses
 from pathlib import Path
@@ -69,7 +69,7 @@ def test_the_trace_has_every_layers_routing(f32_path: Path) -> None:
 
 
 def test_deferred_experts_are_added_one_layer_later(f32_path: Path) -> None:
-    """The last layer's are added after all layers, so one MoE layer gives the exact result."""
+    """The last layer's deferred outputs are added at the end: one MoE layer gives exact results."""
     with GGUFFile.open(f32_path) as file:
         config = ModelConfig.from_metadata(file.metadata)
         plain, traced = _states(file, config, 0), _states(file, config, 2)

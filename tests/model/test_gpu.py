@@ -1,4 +1,4 @@
-"""A whole model on a GPU, or without one in Triton's interpreter."""
+"""Whole models on a GPU, or without one in Triton's interpreter."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -105,7 +105,7 @@ def test_sequences_share_steps(tmp_path: Path) -> None:
 
 
 def test_quantized_logits_equal_the_cpus_within_its_rounding(tmp_path: Path) -> None:
-    """The CPU rounds activations to int8, coarser than the GPU's bf16."""
+    """Compare with the CPU, which rounds activations to int8: coarser than the GPU's bf16."""
     types = {"default": Type.Q8_0, "attn_output": Type.Q4_0, "output": Type.F16}
     path = tmp_path / "m.gguf"
     write_tiny(path, type=types, **{**SMALL, "q_lora": 64})

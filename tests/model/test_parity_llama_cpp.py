@@ -1,4 +1,4 @@
-"""The same file gives llama.cpp's logits: every routing variant, every tensor type.
+"""Parity with llama.cpp's logits from the same file: all routing variants and tensor types.
 
 llama.cpp runs with the file's own YaRN betas handed to it (its deepseek2 ignores the keys).
 Randomly initialised files: near-tie router flips cascade there, so medians are compared, never

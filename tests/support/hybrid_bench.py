@@ -1,4 +1,4 @@
-"""A small hybrid backend over fake streams, and the bounds of its results."""
+"""Hybrid backend of a small model over fake streams, and the bounds of its results."""
 
 import time
 from collections.abc import Callable, Iterator, Sequence

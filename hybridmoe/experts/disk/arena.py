@@ -16,7 +16,7 @@ __all__ = ["Arena", "ExpertBuffers", "buffer_bytes"]
 
 
 def buffer_bytes(matrix_bytes: Sequence[int]) -> int:
-    """Size of a buffer for an expert whose matrices have these sizes."""
+    """Size of a buffer for an expert with matrices of these sizes."""
     return sum(map(direct_buffer_bytes, matrix_bytes))
 
 
@@ -62,7 +62,7 @@ class ExpertBuffers:
         self._free.append(buffer)
 
     def views(self, buffer: int) -> list[memoryview]:
-        """A buffer's memory, one view for each matrix."""
+        """Return a buffer's memory, one view for each matrix."""
         views, start = [], buffer * sum(self._capacities)
         for capacity in self._capacities:
             views.append(self._arena.view[start : start + capacity])
@@ -70,7 +70,7 @@ class ExpertBuffers:
         return views
 
     def addresses(self, buffer: int) -> list[int]:
-        """Addresses of a buffer's views."""
+        """Return the addresses of a buffer's views."""
         starts, start = [], self._arena.address + buffer * sum(self._capacities)
         for capacity in self._capacities:
             starts.append(start)

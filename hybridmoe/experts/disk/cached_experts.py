@@ -39,7 +39,7 @@ class CachedExperts(ExpertBackend):
     ) -> None:
         """experts: types and shapes; their data is not read. reader: closed with this.
 
-        policy: None = the default. Errors: ConfigError if there is no memory for the buffers.
+        policy: None = the default. Errors: ConfigError without memory for the buffers.
         """
         self.plan = plan
         self._layers, self._index_of = experts.by_index, experts.index_of

@@ -1,7 +1,7 @@
-"""A model file, read past the page cache.
+"""Reads of a model file past the page cache.
 
-With O_DIRECT if the file system supports it. Otherwise with buffered reads without read-ahead,
-whose pages are dropped at once: a file larger than memory must not evict pages that are in use.
+With O_DIRECT if the file system supports it. Otherwise buffered, without read-ahead, and the pages
+are dropped at once: a file larger than memory must not evict pages that are in use.
 """
 
 import errno

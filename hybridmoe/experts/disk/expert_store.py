@@ -23,7 +23,7 @@ class ExpertStore:
     """Buffers by expert key (see `RoutedExperts`)."""
 
     def __init__(self, layout: ExpertLayout, reader: FileReader, num_buffers: int) -> None:
-        """Errors: ConfigError if there is no memory for the buffers."""
+        """Errors: ConfigError without memory for the buffers."""
         self._layout = layout
         self._reader = reader
         self._buffers = ExpertBuffers(num_buffers, layout.matrix_bytes)
@@ -33,7 +33,7 @@ class ExpertStore:
         )
         self._loaded: dict[int, int] = {}  # key -> buffer
         self._in_flight: dict[int, tuple[ReadRequest, int]] = {}  # key -> request, buffer
-        self._released: set[int] = set()  # keys in flight whose buffer is freed when they arrive
+        self._released: set[int] = set()  # keys in flight: buffers are freed on arrival
         self.bytes_read = 0
         self.wait_s = 0.0
 

@@ -57,7 +57,7 @@ class FileReader:
         return all(file.is_direct for file in self._files)
 
     def num_queued(self, *, is_urgent: bool) -> int:
-        """Ranges of one priority whose read has not started."""
+        """Count the ranges of one priority that are not being read yet."""
         return self._queue.num_queued(is_urgent=is_urgent)
 
     def submit(self, request: ReadRequest, *, is_urgent: bool = True) -> None:
@@ -73,7 +73,7 @@ class FileReader:
         return self._queue.cancel(request)
 
     def take_completed(self, *, wait: bool) -> ReadRequest | None:
-        """Return a completed or failed request; None if wait=False and there is none."""
+        """Return a completed or failed request; without `wait`, None if none is ready."""
         if not wait and self._queue.completed.empty():
             return None
         return self._queue.completed.get()

@@ -72,7 +72,7 @@ class ReadQueue:
         return self._is_closed
 
     def num_queued(self, *, is_urgent: bool) -> int:
-        """Ranges of one priority that no reader has started."""
+        """Count the ranges of one priority that are not being read yet."""
         return len(self._urgent if is_urgent else self._prefetches)
 
     def put(self, request: ReadRequest, *, is_urgent: bool) -> None:

@@ -129,7 +129,7 @@ def _products(
     layout: "SlotLayout",
     num_tokens: int,
 ) -> Callable[[int], object]:
-    """Make `_REPEATS` products of one expert in `slot` with so many tokens."""
+    """Make `_REPEATS` products of `num_tokens` with one expert in `slot`."""
     x = torch.full((num_tokens, layout.hidden), 0.01, device=device)
     out, rows = torch.zeros_like(x), torch.arange(num_tokens, device=device)
     factor = torch.ones((num_tokens, 1), device=device)

@@ -1,4 +1,4 @@
-"""Expert backend of the CPU for a model whose dense part is on a GPU, one layer at a time.
+"""CPU experts beside a dense part on the GPU, one layer at a time.
 
 For backends that need Python in every layer, such as expert offload to disk: the GPU waits for each
 layer's experts, and they for the GPU. `hybrid_experts` does without these waits.

@@ -159,7 +159,7 @@ class HybridExperts(ExpertBackend):
         ]
 
     def outstanding(self) -> list[StagedSubmission]:
-        """Submissions of the current step whose results have not been taken."""
+        """List the current step's submissions with outstanding results."""
         return self._memory.outstanding()
 
     def close(self) -> None:

@@ -158,7 +158,7 @@ class StreamedExperts:
         return _WithCpuPart(out, by_cpu, memory.returned, main)
 
     def check(self) -> None:
-        """Check a step whose results have been taken. Errors: HybridMoeError, the CPU's."""
+        """Raise the CPU's errors of a finished step. Errors: HybridMoeError."""
         errors = [known.call.take_error() for known in self._layers.values()]  # clears all
         if (error := next(filter(None, errors), None)) is not None:
             raise HybridMoeError(f"experts on the CPU: {error}")

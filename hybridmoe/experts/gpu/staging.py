@@ -37,7 +37,7 @@ class StepMemory:
         submissions_per_layer: int,
         max_outstanding: int,
     ) -> None:
-        """max_outstanding: submissions of all layers whose results are outstanding at once."""
+        """max_outstanding: submissions of all layers with outstanding results, at once."""
         self.max_tokens = max_tokens
         self._experts = experts
         self._per_layer = submissions_per_layer
@@ -55,7 +55,7 @@ class StepMemory:
             staged.layer_index = None
 
     def outstanding(self) -> list[StagedSubmission]:
-        """Submissions whose results have not been taken."""
+        """List the submissions with outstanding results."""
         return [staged for staged in self._staged if staged.layer_index is not None]
 
     def next_number(self, index: int) -> int:

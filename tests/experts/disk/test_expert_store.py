@@ -1,4 +1,4 @@
-"""The expert store under any order of requests, releases and completed reads."""
+"""Expert store under any order of requests, releases and completed reads."""
 
 import ctypes
 from pathlib import Path

@@ -184,7 +184,7 @@ def test_nothing_stays_in_the_page_cache(path: Path) -> None:
 def paused(
     path: Path, each_io: str, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[tuple[FileReader, Callable]]:
-    """A reader of one range at a time; reads wait for the returned call."""
+    """Open a reader of one range at a time; reads wait for the returned call."""
     resume = hold_reads(monkeypatch)
     reader = FileReader([path], num_threads=1)
     yield reader, resume

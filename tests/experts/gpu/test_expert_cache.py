@@ -1,4 +1,4 @@
-"""The expert cache in VRAM: invariants of its table, and its counters."""
+"""Expert cache in VRAM: invariants of its table, and its counters."""
 
 from dataclasses import dataclass, field
 

@@ -39,7 +39,7 @@ from hybridmoe.kernels.triton.runtime import IS_INTERPRETED
 
 pytestmark = [
     pytest.mark.skipif(not IS_INTERPRETED, reason="bounds are those of the interpreter"),
-    pytest.mark.usefixtures("exact_kernels"),  # whose bounds those of `closeness` are
+    pytest.mark.usefixtures("exact_kernels"),  # the bounds of `closeness` are theirs
 ]
 
 bench = pytest.fixture(open_benches)

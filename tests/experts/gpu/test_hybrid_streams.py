@@ -33,7 +33,7 @@ from hybridmoe.kernels.triton.runtime import IS_INTERPRETED
 
 pytestmark = [
     pytest.mark.skipif(not IS_INTERPRETED, reason="bounds are those of the interpreter"),
-    pytest.mark.usefixtures("exact_kernels"),  # whose bounds those of `closeness` are
+    pytest.mark.usefixtures("exact_kernels"),  # the bounds of `closeness` are theirs
 ]
 
 bench = pytest.fixture(open_benches)
@@ -87,7 +87,7 @@ def test_one_layers_result_does_not_wait_for_the_next_ones(bench: MakeBench) -> 
 
 @pytest.mark.parametrize("is_lazy", [False, True], ids=["eager", "lazy"])
 def test_the_cpu_waits_for_the_gpus_inputs(is_lazy: bool) -> None:
-    """The main stream is lazy: its work runs only when waited for."""
+    """Run the main stream lazily: only when it is waited for."""
     main, host = FakeStream(is_lazy=True, is_current=True), FakeStream(is_lazy=is_lazy)
     experts = HybridExperts(ROUTED, main, host, CPU)
     given = make_inputs(2)
@@ -101,7 +101,7 @@ def test_the_cpu_waits_for_the_gpus_inputs(is_lazy: bool) -> None:
 
 
 def test_a_graph_in_the_main_stream_is_waited_for() -> None:
-    """A graph replays all of its work in the main stream, none in the CPU's."""
+    """Queue work as a graph does: all in the main stream, none in the CPU's."""
     main = FakeStream(is_lazy=True, is_current=True)
     experts = HybridExperts(ROUTED, main, FakeStream(is_lazy=True), CPU)
     experts.begin_step(1)
@@ -128,7 +128,7 @@ class RecordedStream(FakeStream):
 
 
 def test_replayed_steps_are_counted_like_submitted_ones(bench: MakeBench) -> None:
-    """The recorded work runs again on other inputs, and nothing is submitted."""
+    """Repeat the recorded work on other inputs, and submit nothing."""
     host = RecordedStream()
     made = bench(num_slots=4, host=host)
     given = [tuple(t.clone() for t in make_inputs(2, layer)) for layer in ROUTED.numbers]

@@ -299,7 +299,7 @@ class DeafStream(FakeStream):
 
 
 def test_the_lazy_streams_find_a_forgotten_wait(make: Make) -> None:
-    """The main stream multiplies stale buffers: experts of the previous layer."""
+    """Let the main stream multiply stale buffers: experts of the previous layer."""
     main = DeafStream(is_lazy=True, is_current=True)
     experts = make(ALL_GPU, fakes(is_lazy=True)._replace(main=main))
     for layer in (3, 4):
