@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self, TextIO
 if TYPE_CHECKING:
     from hybridmoe import Progress, Timing
 
-__all__ = ["ProgressBar", "Screen", "figures", "printable"]
+__all__ = ["ProgressBar", "Screen", "printable", "timing_line"]
 
 _BAR_AFTER_S = 0.3  # shorter work needs no bar
 # C0, DEL and C1 controls but newline and tab: escape sequences begin with one of them.
@@ -21,7 +21,7 @@ def printable(text: str) -> str:
     return text.translate(_CONTROLS)
 
 
-def figures(timing: "Timing") -> str:
+def timing_line(timing: "Timing") -> str:
     """Format the statistics line below a response."""
     cached = f" ({timing.cached_tokens} cached)" if timing.cached_tokens else ""
     return (

@@ -79,9 +79,9 @@ def serve_command(model: Path | None, host: str, port: int, **options: Any) -> N
 
     Compatible with OpenAI's and Anthropic's clients; / is a chat page, /docs the API reference.
     """
-    from hybridmoe.serve import ServeConfig, Server, Service
-
     loading = load_options_of(options)
+    from hybridmoe.serve import ServeConfig, Server, Service  # takes seconds
+
     keys = (*options["api_keys"], *_read_keys(options["api_key_file"]))
     is_local = _is_loopback(host)
     names = options["names"] or (_model_name(model),)

@@ -12,7 +12,7 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
-from hybridmoe.cli.render import ProgressBar, Screen, figures
+from hybridmoe.cli.render import ProgressBar, Screen, timing_line
 from hybridmoe.cli.session import Session
 from hybridmoe.errors import HybridMoeError
 
@@ -132,7 +132,7 @@ class Talk:
         elif result and result.finish_reason == "length":
             screen.note("(cut off: --max-tokens, or the end of the context)")
         if result and result.timing.prompt_tokens:
-            screen.note(figures(result.timing))
+            screen.note(timing_line(result.timing))
 
 
 @contextmanager

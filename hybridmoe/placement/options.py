@@ -1,7 +1,7 @@
 """Options of opening a model, declared once for the Python API and the command line.
 
-Here, since placement is the lowest room that needs them whole; the engine's are inherited from its
-own. Values are checked before a file is opened.
+Declared in placement, the lowest room that needs them whole; those of the engine are inherited.
+Values are checked before a file is opened.
 """
 
 from collections.abc import Mapping
@@ -87,7 +87,7 @@ class LoadOptions(EngineOptions):
 
     @classmethod
     def of(cls, base: "LoadOptions | None", changes: Mapping[str, Any]) -> "LoadOptions":
-        """`base`, or the defaults, with some options changed. Errors: ConfigError."""
+        """Change some options of `base`, or of the defaults. Errors: ConfigError."""
         known = options_of(cls)
         for name in changes:
             if name not in known:
@@ -97,7 +97,7 @@ class LoadOptions(EngineOptions):
         return replace(base or cls(), **changes)
 
     def engine_config(self, model: ModelConfig) -> EngineConfig:
-        """Configuration of the engine for this model. Errors: ConfigError."""
+        """Configure the engine for a model. Errors: ConfigError beyond its context."""
         context = model.context_tokens if self.context_tokens is None else self.context_tokens
         if context > model.context_tokens:
             raise ConfigError(

@@ -1,4 +1,4 @@
-"""The command line answers at once, and what goes wrong is one line and an exit code."""
+"""Command line: help without heavy imports, errors as one line and an exit code."""
 
 import json
 import subprocess
@@ -156,7 +156,7 @@ def test_generate_asks_by_the_template_where_there_is_one(
     assert llm.texts == ([] if is_asked else ["params"])
 
 
-def test_generate_says_that_its_own_limit_cut_the_answer_off(
+def test_generate_says_that_its_own_limit_cut_the_response_off(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("hybridmoe.cli.generate._MAX_RESPONSE", 1)
@@ -197,7 +197,7 @@ def test_only_given_options_reach_the_model(capsys: pytest.CaptureFixture[str]) 
     assert capsys.readouterr().out.strip() == str(expected)
 
 
-def test_a_piped_question_gets_the_answer_alone() -> None:
+def test_a_piped_message_gets_the_response_alone() -> None:
     done = run("chat", stdin="line one\nline two\n")
     assert (done.returncode, done.stdout, done.stderr) == (0, "you said line one\nline two\n", "")
     done = run("chat", stdin="  \n")
@@ -205,7 +205,7 @@ def test_a_piped_question_gets_the_answer_alone() -> None:
     assert done.stderr == "hybridmoe: error: standard input is empty; expected a message\n"
 
 
-def test_generate_keeps_thoughts_apart(capsys: pytest.CaptureFixture[str]) -> None:
+def test_generate_keeps_reasoning_apart(capsys: pytest.CaptureFixture[str]) -> None:
     assert app.main(["generate", "--chat", "-p", "think", "--json"]) == 0
     answer = json.loads(capsys.readouterr().out)
     assert (answer["text"], answer["reasoning"]) == ("you said think", "why\nnot")

@@ -1,4 +1,4 @@
-"""A conversation: what is said, kept, stopped, saved; with a model that answers by rule."""
+"""Conversations: shown, kept, stopped, saved; with a model that responds by rule."""
 
 import inspect
 import io
@@ -16,7 +16,7 @@ import hybridmoe
 from hybridmoe.cli.chat import is_unfinished, joined
 from hybridmoe.cli.commands import Commands
 from hybridmoe.cli.loading import check_params
-from hybridmoe.cli.render import ProgressBar, Screen, figures, printable
+from hybridmoe.cli.render import ProgressBar, Screen, printable, timing_line
 from hybridmoe.cli.session import Session
 from hybridmoe.cli.talk import Talk
 from hybridmoe.errors import ConfigError
@@ -71,11 +71,11 @@ def test_the_fake_has_the_protocol_of_the_real_one() -> None:
     assert {"result", "close", "pieces", "__next__"} <= vars(hybridmoe.ResultStream).keys()
 
 
-FIGURES = "prompt 123 tok (100 cached) 184 t/s | gen 11 tok 40.0 t/s | ttft 0.12 s"
+TIMING = "prompt 123 tok (100 cached) 184 t/s | gen 11 tok 40.0 t/s | ttft 0.12 s"
 
 
-def test_an_answer_is_followed_by_its_figures_and_remembered(chat: Chat) -> None:
-    assert chat.ask("hi") == f"you said hi\n{FIGURES}\n"
+def test_a_response_is_followed_by_its_timing_and_remembered(chat: Chat) -> None:
+    assert chat.ask("hi") == f"you said hi\n{TIMING}\n"
     chat.ask("again")
     assert chat.llm.prompts[1] == [
         {"role": "user", "content": "hi"},
@@ -85,8 +85,8 @@ def test_an_answer_is_followed_by_its_figures_and_remembered(chat: Chat) -> None
     assert chat.said[-1] == ("assistant", "you said again")
 
 
-def test_figures_without_a_cache_do_not_mention_it() -> None:
-    line = figures(hybridmoe.Timing(10, 0, 0.1, 1, 0.0))
+def test_timing_without_cached_tokens_does_not_mention_them() -> None:
+    line = timing_line(hybridmoe.Timing(10, 0, 0.1, 1, 0.0))
     assert line == "prompt 10 tok 100 t/s | gen 1 tok 0.0 t/s | ttft 0.10 s"
 
 
@@ -127,15 +127,15 @@ def test_dim_text_only_on_a_terminal_that_wants_it(monkeypatch: pytest.MonkeyPat
         assert out.getvalue() == expected
 
 
-def test_cut_off_answers_and_tool_calls_are_noted(chat: Chat) -> None:
+def test_cut_off_responses_and_tool_calls_are_noted(chat: Chat) -> None:
     chat.run("/params max_tokens 1")
     assert "(cut off:" in chat.ask("hi")
     assert chat.ask("call").startswith("tool call: f({})\n")
     assert chat.session.messages[-1]["tool_calls"][0]["function"]["name"] == "f"
 
 
-def test_thoughts_are_told_from_the_answer_and_kept_beside_it(chat: Chat) -> None:
-    assert chat.ask("think") == f"(thinking)\nwhy\nnot\nyou said think\n{FIGURES}\n"
+def test_reasoning_is_told_from_the_text_and_kept_beside_it(chat: Chat) -> None:
+    assert chat.ask("think") == f"(thinking)\nwhy\nnot\nyou said think\n{TIMING}\n"
     assert chat.session.messages[-1] == {
         "role": "assistant",
         "content": "you said think",
@@ -152,7 +152,7 @@ def test_thoughts_are_told_from_the_answer_and_kept_beside_it(chat: Chat) -> Non
         (io.StringIO(), True, "is\n"),
     ],
 )
-def test_thoughts_are_dim_on_a_terminal_and_nowhere_else(
+def test_reasoning_is_dim_on_a_terminal_and_nowhere_else(
     out: io.StringIO, use_color: bool, expected: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("NO_COLOR", raising=False)
@@ -168,7 +168,7 @@ def test_thoughts_are_dim_on_a_terminal_and_nowhere_else(
 # Ctrl-C
 
 
-def test_interrupt_ends_the_answer_and_keeps_what_was_said(chat: Chat) -> None:
+def test_interrupt_ends_the_response_and_keeps_its_text(chat: Chat) -> None:
     chat.llm.interrupted_after = 3
     shown = chat.ask("slow")
     assert shown.startswith("w0 w1 ") and "(stopped)" in shown
@@ -178,7 +178,7 @@ def test_interrupt_ends_the_answer_and_keeps_what_was_said(chat: Chat) -> None:
     assert chat.ask("hi").startswith("you said hi")
 
 
-def test_interrupt_while_the_prompt_is_read_forgets_the_question(chat: Chat) -> None:
+def test_interrupt_while_the_prompt_is_read_forgets_the_message(chat: Chat) -> None:
     chat.llm.interrupted_after = 3
     assert "(stopped)" in chat.ask("long")
     assert chat.said == []
@@ -237,7 +237,7 @@ def test_reset_undo_and_regen(chat: Chat) -> None:
     assert chat.said == []
 
 
-def test_regen_that_fails_keeps_the_old_answer(chat: Chat) -> None:
+def test_regen_that_fails_keeps_the_old_response(chat: Chat) -> None:
     chat.session.messages = [
         {"role": "user", "content": "fail"},
         {"role": "assistant", "content": "old"},
@@ -251,7 +251,7 @@ def test_stats(chat: Chat) -> None:
     chat.ask("one")
     chat.ask("two")
     shown = chat.run("/stats")
-    assert FIGURES in shown
+    assert TIMING in shown
     assert "2 responses, 246 prompt tokens (200 cached), 22 generated" in shown
 
 

@@ -1,4 +1,4 @@
-"""`hybridmoe serve` as a process: it listens, loads, answers and ends; or says why not."""
+"""`hybridmoe serve` as a process: it listens, loads, responds and ends, or fails in one line."""
 
 import re
 import signal
@@ -74,7 +74,7 @@ def test_tokens_are_sent_as_they_come() -> None:
         assert listener.proto == socket.IPPROTO_TCP  # asyncio then switches Nagle's delay off
 
 
-def test_what_is_said_to_listen_takes_connections() -> None:
+def test_a_listening_server_takes_connections() -> None:
     with (
         listen("127.0.0.1", 0) as listener,
         socket.create_connection(listener.getsockname(), HANG_S),

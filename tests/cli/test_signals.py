@@ -116,7 +116,7 @@ def running(*arguments: str, code: str = COMMAND) -> Iterator[Command]:
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
-def test_answers_under_way_end_with_503_and_the_model_is_closed(number: int) -> None:
+def test_responses_under_way_end_with_503_and_the_model_is_closed(number: int) -> None:
     slow = {"messages": [{"role": "user", "content": "slow"}]}
     with running("serve", "--port", "0") as command:
         url = command.wait_for("listening at").split()[3]
@@ -231,7 +231,9 @@ def test_the_code_of_a_command_that_was_terminated(monkeypatch: pytest.MonkeyPat
     assert main(["generate", "-p", "x"]) == 143
 
 
-def test_only_who_insists_for_seconds_ends_the_process(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_repeated_interrupts_for_seconds_end_the_process(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     now_s, codes = 100.0, []
     monkeypatch.setattr(signals.time, "monotonic", lambda: now_s)
     monkeypatch.setattr(signals.os, "_exit", codes.append)

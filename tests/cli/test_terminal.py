@@ -79,7 +79,7 @@ def test_a_conversation(terminal: Terminal, tmp_path: Path) -> None:
     assert again.end() == 0
 
 
-def test_control_c_ends_the_answer_and_not_the_program(terminal: Terminal) -> None:
+def test_control_c_ends_the_response_and_not_the_program(terminal: Terminal) -> None:
     terminal.type("slow" + ENTER)
     terminal.expect("w2 ")
     terminal.type(CONTROL_C)

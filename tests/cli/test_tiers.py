@@ -20,7 +20,7 @@ def generate(*options: str) -> "subprocess.CompletedProcess[str]":
     )
 
 
-def test_the_answer_is_the_same_and_the_cache_is_shown(tmp_path: Path) -> None:
+def test_the_response_is_the_same_and_the_cache_is_shown(tmp_path: Path) -> None:
     plain = json.loads(generate().stdout)
     assert "experts" not in plain
     profile = tmp_path / "hot.json"
