@@ -22,7 +22,7 @@ from hybridmoe.errors import ConfigError
 from hybridmoe.planning.model_sizes import Part
 from hybridmoe.planning.plan import Plan
 from hybridmoe.planning.prefill_split import costs_of, cpu_products_s, split
-from hybridmoe.planning.rates import DENSE_OVERHEAD, PROMPT_OVERHEAD, GpuRates, Rates
+from hybridmoe.planning.rates import DENSE_OVERHEAD, LAYER_S, PROMPT_OVERHEAD, GpuRates, Rates
 
 __all__ = ["Hits", "Step", "decode", "hits_of", "prompt"]
 
@@ -129,7 +129,7 @@ def decode(plan: Plan, rates: Rates, hits: Hits, position: int) -> Step:
             "attention": attention,
             "experts": experts,
             "waiting for disk": waits,
-            "between kernels": rates.step_s + c.num_layers * rates.layer_s,
+            "between kernels": _between_s(plan, rates),
         },
         {
             "VRAM": (core if gpu else 0.0) + chosen * hits.vram,
@@ -166,7 +166,7 @@ def prompt(
         seconds["dense weights"] += _dense_products_s(core, rates, gpu, tokens)
         attention, kv_bytes = _attention(plan, rates, gpu, tokens, start)
         seconds["attention"] += attention
-        seconds["between kernels"] += rates.step_s + c.num_layers * rates.layer_s
+        seconds["between kernels"] += _between_s(plan, rates)
         read["VRAM" if gpu else "RAM"] += kv_bytes + sum(part.num_bytes for part in core)
         touched = distinct(tokens) if distinct else _distinct(c.num_experts, c.top_k, tokens)
         for layer, parts in enumerate(sizes.experts, c.num_dense_layers):
@@ -262,6 +262,13 @@ def _attention(
         c.num_layers * ops / (gpu.ops if gpu else rates.attention_ops),
         read / (gpu.read if gpu else rates.dram),
     ), read
+
+
+def _between_s(plan: Plan, rates: Rates) -> float:
+    """Seconds between the kernels of a step. Beside a RAM cache, a GPU runs layer by layer."""
+    is_by_layer = plan.vram is not None and plan.disk_cache is not None
+    layer_s = max(LAYER_S, rates.layer_s) if is_by_layer else rates.layer_s
+    return rates.step_s + plan.problem.sizes.config.num_layers * layer_s
 
 
 def _distinct(num_experts: int, top_k: int, num_tokens: int) -> float:
