@@ -11,18 +11,19 @@ from collections.abc import Iterable
 from dataclasses import replace
 from typing import NamedTuple
 
-from hybridmoe.config import PAGE_TOKENS, EngineConfig, ModelConfig, check_gpu_kv_type
+from hybridmoe.config import EngineConfig, ModelConfig, check_gpu_kv_type
 from hybridmoe.errors import ConfigError
 from hybridmoe.gguf.accounting import TensorLike
 from hybridmoe.planning.disk_cache_plan import DiskCachePlan, plan_disk_cache
 from hybridmoe.planning.kv_plan import plan_kv
 from hybridmoe.planning.model_sizes import sizes_of
 from hybridmoe.planning.placement_rules import ExpertLayers, PlacementRules
-from hybridmoe.planning.plan import Plan, Tier
+from hybridmoe.planning.plan import Parts, Plan, Tier
 from hybridmoe.planning.prefill_split import STREAM_BUFFERS
 from hybridmoe.planning.problem import NO_RULES, Budgets, Problem
+from hybridmoe.planning.refusal import refusal, too_few_slots
 from hybridmoe.planning.step_plan import activation_bytes, gpu_step_tokens
-from hybridmoe.units import GIB, at_least, format_bytes
+from hybridmoe.units import GIB, format_bytes
 
 __all__ = ["RAM_RESERVE_BYTES", "SCRATCH_BYTES", "plan_memory", "solve"]
 
@@ -32,8 +33,6 @@ GRAPH_BYTES = 256 << 20  # of VRAM: activations of captured steps
 # Of VRAM, for a prompt: dequantized weights, expanded keys and values of some heads, and one
 # layer's KV cache of a long sequence in a row (kernels.triton.matmul, prefill_attention).
 SCRATCH_BYTES = 512 << 20
-
-Parts = tuple[tuple[str, int], ...]  # name, bytes
 
 
 def plan_memory(
@@ -204,7 +203,7 @@ def _plan_vram(problem: Problem, max_slots: int, reason: str | None) -> Tier:
     )
     vram = _fill("VRAM", problem, parts, max_slots, sizes.slot_bytes)
     if vram.num_experts < problem.num_gpu_pinned:
-        raise ConfigError(_too_few_slots(problem, vram.num_experts, reason))
+        raise ConfigError(too_few_slots(problem, vram.num_experts, reason))
     return vram
 
 
@@ -224,7 +223,7 @@ def _plan_ram(problem: Problem, core: Parts) -> _Ram:
         except ConfigError as error:
             return _paged(problem, parts, str(error))
     needed = (*parts, ("experts", sizes.all_expert_bytes))
-    return _paged(problem, parts, _refusal("RAM", problem, needed))
+    return _paged(problem, parts, refusal("RAM", problem, needed))
 
 
 def _default_cache(problem: Problem, parts: Parts) -> _Ram:
@@ -297,46 +296,6 @@ def _fill(name: str, problem: Problem, parts: Parts, max_slots: int, slot_bytes:
     budget = budgets.vram_bytes if name == "VRAM" else budgets.ram_bytes
     need = sum(size for _, size in parts)
     if need > budget:
-        raise ConfigError(_refusal(name, problem, parts))
+        raise ConfigError(refusal(name, problem, parts))
     slots = min(max_slots, (budget - need) // slot_bytes) if slot_bytes else 0
     return Tier(name, budget, parts, slots, slots * slot_bytes)
-
-
-def _too_few_slots(problem: Problem, num_slots: int, reason: str | None) -> str:
-    wanted = f"VRAM: {problem.num_gpu_pinned} experts are to be placed there for good"
-    if reason is not None:
-        return f"{wanted}, but there are {reason.rstrip('.')}; place no experts on cuda"
-    missing = at_least((problem.num_gpu_pinned - num_slots) * problem.sizes.slot_bytes)
-    return (
-        f"{wanted}, {num_slots} fit: place fewer layers' experts on cuda, or raise --vram by"
-        f" {missing}"
-    )
-
-
-def _refusal(name: str, problem: Problem, parts: Parts) -> str:
-    """One line on what does not fit, and the ways out with their sizes."""
-    need = sum(size for _, size in parts)
-    budgets, kv = problem.budgets, problem.kv
-    budget = budgets.vram_bytes if name == "VRAM" else budgets.ram_bytes
-    listed = ", ".join(f"{part} {format_bytes(size)}" for part, size in parts if size)
-    text = (
-        f"{name}: {format_bytes(need)} are needed ({listed}), {format_bytes(budget)} are there,"
-        f" {format_bytes(need - budget)} too few: "
-    )
-    ways = []
-    if any(part.startswith("KV cache") for part, _ in parts):
-        left = budget - (need - kv.num_bytes)
-        tokens = left // kv.token_bytes // PAGE_TOKENS * PAGE_TOKENS
-        if tokens > 0:
-            freed = kv.num_bytes - tokens * kv.token_bytes
-            ways.append(f"lower --ctx to {tokens}, which frees {format_bytes(freed)}")
-    if name == "RAM":
-        ways.append(f"have {at_least(need)} of RAM free")
-    else:
-        ways.append(f"raise --vram to {at_least(need)}")
-        if need - budget < problem.sizes.gpu_bytes:
-            ways.append(
-                f"pin {at_least(need - budget)} of weights to the CPU with --place REGEX=cpu"
-            )
-        ways.append("use --device cpu, and the CPU computes all")
-    return text + ", or ".join(ways)

@@ -3,7 +3,7 @@
 Takes names, types, shapes and sizes of tensors, and the configuration; no data.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from typing import NamedTuple
@@ -139,11 +139,7 @@ def sizes_of(
             largest[role] = max(largest.get(role, 0), per_expert.num_bytes)
         else:
             dense.append(part)
-    for layer, parts in experts.items():
-        if len(parts) != 3:
-            raise GGUFError(
-                f"blk.{layer}: {len(parts)} tensors of routed experts, expected 3 (gate, up, down)"
-            )
+    _check_parts(experts)
     if not head:
         gpu_bytes += sum(_gpu_bytes(part) for part in embedding)
     return ModelSizes(
@@ -157,6 +153,15 @@ def sizes_of(
         gpu_bytes=gpu_bytes,
         cpu_bytes=cpu_bytes,
     )
+
+
+def _check_parts(experts: Mapping[int, Sequence[Part]]) -> None:
+    """Errors: GGUFError for a layer without gate, up and down."""
+    for layer, parts in experts.items():
+        if len(parts) != 3:
+            raise GGUFError(
+                f"blk.{layer}: {len(parts)} tensors of routed experts, expected 3 (gate, up, down)"
+            )
 
 
 def _gpu_bytes(part: Part) -> int:

@@ -12,7 +12,9 @@ from hybridmoe.planning.kv_plan import KvPlan
 from hybridmoe.planning.problem import Problem
 from hybridmoe.units import format_bytes
 
-__all__ = ["Plan", "Tier"]
+__all__ = ["Parts", "Plan", "Tier"]
+
+Parts = tuple[tuple[str, int], ...]  # name, bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,7 +23,7 @@ class Tier:
 
     name: str
     budget_bytes: int
-    parts: tuple[tuple[str, int], ...]  # name, bytes; without experts
+    parts: Parts  # without experts
     num_experts: int
     expert_bytes: int  # of all of them together
 
@@ -133,7 +135,7 @@ class Plan:
 
     @property
     def lines(self) -> tuple[str, ...]:
-        """Lines for people who open the model: what is where, and what will be slow."""
+        """Lines on the plan for people, with warnings of what will be slow."""
         cache = None if self.disk_cache is None else str(self.disk_cache)
         said = (*self.notes, *filter(None, (self.gpu_line, cache)))
         return (*said, *(f"warning: {text}" for text in self.warnings))

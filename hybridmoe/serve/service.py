@@ -149,6 +149,7 @@ class Service:
                 "n_dense_layers": config.num_dense_layers,
                 "n_experts": config.num_experts,
                 "n_experts_used": config.top_k,
+                "plan": llm.plan.facts(),
             },
         }
 

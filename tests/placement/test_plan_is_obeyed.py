@@ -1,4 +1,4 @@
-"""What `hybridmoe plan` prints is what `load` does with the same options and the same memory."""
+"""Equality of plan and load: both do the same with the same options and the same memory."""
 
 import json
 from collections.abc import Mapping

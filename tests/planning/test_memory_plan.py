@@ -226,6 +226,15 @@ def test_a_refusal_says_what_to_lower_and_by_how_much(k2: ModelSizes) -> None:
     assert "use --device cpu" in text
 
 
+def test_a_kv_cache_that_was_given_is_to_be_lowered_itself(tmp_path: Path) -> None:
+    outline = read_outline(write_k2(tmp_path / "k2.gguf"))
+    budgets = Budgets(ram_bytes=700 * GIB, vram_bytes=24 * GIB)
+    for context, option in ((32768, "--kv-tokens"), (262144, "--ctx and --kv-tokens")):
+        engine = EngineConfig(context_tokens=context, kv_tokens=1 << 20)
+        with pytest.raises(ConfigError, match=rf"lower {option} to \d+, which frees"):
+            plan_memory(outline.config, outline.tensors, engine, budgets)
+
+
 def test_what_no_context_would_help_is_not_told_to_lower_it(k2: ModelSizes) -> None:
     found = plan(k2, 2)
     assert found.shortage is not None and found.disk_cache is None

@@ -296,6 +296,14 @@ def test_a_card_that_fails_ends_requests_with_503_and_refuses_others() -> None:
         assert http.get("/v1/models").status_code == 200
 
 
+def test_the_model_is_listed_with_the_facts_of_its_memory_plan(
+    server: LiveServer, llm: FakeLLM
+) -> None:
+    (listed,) = httpx2.get(f"{server.url}/v1/models", timeout=HANG_S).json()["data"]
+    assert listed["meta"]["plan"] == llm.plan.facts()
+    assert listed["meta"]["plan"]["num_ram_experts"] == llm.plan.num_experts
+
+
 def test_many_clients_at_once_each_get_their_own_answer(server: LiveServer) -> None:
     answers: dict[int, str] = {}
 

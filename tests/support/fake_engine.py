@@ -21,6 +21,8 @@ from hybridmoe.engine.sampler import SamplingParams
 from hybridmoe.engine.stats import EngineStats
 from hybridmoe.errors import ConfigError, ContextLengthError, DeviceError, QueueFullError
 from hybridmoe.gguf.reader import GGUFFile
+from hybridmoe.planning.memory_plan import plan_memory
+from hybridmoe.planning.problem import Budgets
 from hybridmoe.text.chat_encoding import encode_chat
 from hybridmoe.text.chat_template import ChatTemplate
 from hybridmoe.text.prompt_limit import PromptLimit
@@ -153,6 +155,12 @@ class FakeLLM:
         self.tokenizer = Tokenizer(self.file.path, self.file.metadata)
         self.context_tokens = context_tokens
         self.may_think = False
+        self.plan = plan_memory(
+            self.config,
+            self.file.tensors.values(),
+            EngineConfig(context_tokens=context_tokens),
+            Budgets(ram_bytes=1 << 40),
+        )
         self.engine = FakeEngine(self.tokenizer, context_tokens)
         self._template = ChatTemplate.from_metadata(self.file.metadata, self.tokenizer)
 
