@@ -110,7 +110,7 @@ class MeasuredLimits:
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """What one case gave."""
+    """Result of one case."""
 
     value: float
     times: Times

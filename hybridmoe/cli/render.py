@@ -121,7 +121,7 @@ class ProgressBar:
             self._open(progress)
 
     def close(self) -> None:
-        """Remove the bar, if there is one."""
+        """Remove the bar, if one is shown."""
         if self._bar is not None:
             self._bar.stop()
             self._bar = None

@@ -1,4 +1,4 @@
-"""The engine's thread: queues requests, schedules and runs steps while there is work."""
+"""The engine's thread: queues requests, schedules and runs steps, sleeps without work."""
 
 import os
 import threading

@@ -45,7 +45,7 @@ class NoGpu(NamedTuple):
 
 
 def has_driver() -> bool:
-    """Return True if there is a device or a driver library of NVIDIA."""
+    """Return True if this machine has a device or a driver library of NVIDIA."""
     if any(Path("/dev").glob("nvidia[0-9]*")) or Path("/dev/dxg").exists():
         return True
     try:

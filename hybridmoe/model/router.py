@@ -1,4 +1,4 @@
-"""Which experts a token goes to, and with what weight.
+"""Router: chooses the experts of a token, and their weights.
 
 One function for the whole family: DeepSeek-V2 and V2-Lite (softmax scores), DeepSeek-V3, Kimi K2
 and Moonlight (sigmoid scores; a per-expert bias selects, the unbiased score weighs), with or

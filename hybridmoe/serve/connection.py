@@ -33,7 +33,7 @@ class Connection(H11Protocol):
         return self.cycle is None or self.cycle.response_complete
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """Start to await a head. Close the longest idle connection if there are too many."""
+        """Start to await a head. Close the longest idle connection above the limit."""
         super().connection_made(transport)
         self._await_head()
         if self.limit_concurrency is None or len(self.connections) < self.limit_concurrency:

@@ -44,7 +44,7 @@ def fd(tmp_path: Path, content: bytes) -> Iterator[int]:
 
 
 def finish(ring: _C.IoRing, count: int) -> dict[int, tuple[int, int]]:
-    """Wait for so many reads: tag -> (errno, where the file ended)."""
+    """Wait for `count` reads: tag -> (errno, where the file ended)."""
     ends: dict[int, tuple[int, int]] = {}
     while len(ends) < count:
         for tag, error, file_end in ring.wait():

@@ -90,7 +90,7 @@ def test_touching_brings_every_page_into_memory(nodes: int, tmp_path: Path) -> N
 
 
 def mapped_kib(address: int) -> int:
-    """How much of the mapping that begins at `address` has pages in this process."""
+    """KiB of the mapping at `address` that have pages in this process."""
     lines = iter(Path("/proc/self/smaps").read_text().splitlines())
     for line in lines:
         if line.startswith(f"{address:x}-"):

@@ -1,4 +1,4 @@
-"""`load` with a GPU: the whole program, on Triton's interpreter where there is none."""
+"""`load` with a GPU: the whole program, on Triton's interpreter without one."""
 
 from collections.abc import Iterator
 from pathlib import Path

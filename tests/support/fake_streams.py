@@ -29,7 +29,7 @@ class FakeStream:
     """Work that runs in order, in the thread that asks for it or waits for it. From any thread."""
 
     def __init__(self, *, is_lazy: bool, is_current: bool = False) -> None:
-        """is_lazy: nothing runs before somebody waits for it; else everything at once.
+        """is_lazy: work runs when it is waited for; else at once.
 
         is_current: torch's own operations, which run at once, count as work of this stream: a wait
         takes effect at once, and what is copied from here is what it is now. Only what others read

@@ -1,4 +1,4 @@
-"""How far Triton's kernels, as its interpreter runs them, may be from exact arithmetic.
+"""Error bounds of Triton's kernels in its interpreter, against exact arithmetic.
 
 Roundings to bfloat16 are modelled exactly: the interpreter drops the lower 16 bits (a GPU rounds
 to nearest even), and decodes weights to the bits of `gguf.quants`. What is left is float32

@@ -42,7 +42,7 @@ UNEVEN = {"top_k", "num_tokens", "limit", "gate_limit", "up_limit", "table_pages
 
 
 def compiled(kernel: Any, constants: dict[str, Any], arch: int, **options: int) -> dict[str, Any]:
-    """What ptxas says of one kernel. Sizes count as multiples of 16, as those of K2 are."""
+    """Compile one kernel, and return ptxas's report. Sizes count as multiples of 16, as those of K2 are."""
     names = kernel.arg_names
     signature = {}
     for name in names:

@@ -40,7 +40,7 @@ class AttentionPlan(NamedTuple):
 def plan_attention(
     num_tokens: int, num_heads: int, max_positions: int, num_sms: int
 ) -> AttentionPlan:
-    """Plan two programs for each multiprocessor, as far as there are positions to share.
+    """Plan two programs for each multiprocessor, as far as positions suffice.
 
     A block is 32 positions: 36 KB of K2's rows of 1152 bytes, which covers the latency of memory.
     It takes 56 KB of shared memory (sm_89, two pipeline stages): a multiprocessor with 100 KB runs

@@ -92,7 +92,7 @@ def dequantize_rows(row, chunk, limit, row_ok, KIND: tl.constexpr, ROWS: tl.cons
 
 @triton.jit
 def dequantize_tile(row, chunk, limit, row_ok, KIND: tl.constexpr):
-    """Weights 256 chunk ... + 255 of the rows: f32 in a tile, zeros where there are none."""
+    """Weights 256 chunk ... + 255 of the rows: f32 in a tile, zeros beyond the row."""
     if KIND == "BF16":
         w = _plain(row, chunk, limit, row_ok, True)
     elif KIND == "F16":
