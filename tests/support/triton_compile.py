@@ -42,7 +42,7 @@ UNEVEN = {"top_k", "num_tokens", "limit", "gate_limit", "up_limit", "table_pages
 
 
 def compiled(kernel: Any, constants: dict[str, Any], arch: int, **options: int) -> dict[str, Any]:
-    """Compile one kernel, and return ptxas's report. Sizes count as multiples of 16, as those of K2 are."""
+    """Compile a kernel; returns ptxas's report. Sizes count as multiples of 16, as K2's are."""
     names = kernel.arg_names
     signature = {}
     for name in names:
