@@ -235,7 +235,7 @@ def _experts_of_step(
 ) -> float:
     """Seconds of one layer's experts for many tokens, as many of each expert.
 
-    gpu: None where the CPU computes all. Else shared out as the executor does: prefill_split.py.
+    gpu: None where the CPU computes all. Else split as experts.gpu does: prefill_split.py.
     """
     num_pairs = num_tokens * c.top_k
     if gpu is None:

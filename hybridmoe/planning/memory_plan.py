@@ -143,7 +143,7 @@ def _solve_with_gpu(problem: Problem) -> Plan:
     return _plan(problem, vram, _plan_ram(problem, core), reason)
 
 
-# The one rule for experts on disk beside a GPU. The executor of the disk cache
+# The one rule for experts on disk beside a GPU. The backend of the disk cache
 # (experts.disk.cached_experts) runs on the CPU alone, behind experts.gpu.host_adapter.
 _DISK_REASON = (
     "no expert slots, and the CPU computes the experts of prompts too, since not all experts"
