@@ -1,9 +1,9 @@
-"""How many accesses a second the cache simulator replays, beside libCacheSim on the same trace.
+"""Accesses per second of the cache simulator, and of libCacheSim on the same trace.
 
     python bench/bench_simulator.py
 
-A made-up trace of K2's shape, flat: each choice is an access by itself, as libCacheSim has it. Both
-run on one core; misses must be equal. Limits and bars: 5 M accesses a second for LRU's kind.
+A synthetic trace of K2's shape, flat: each choice is an access of its own, as in libCacheSim. Both
+run on one core; misses must be equal. Bar: 5 M accesses per second for policies like LRU.
 """
 
 import sys
@@ -24,14 +24,14 @@ from hybridmoe.cachebench.trace_formats import write_oracle_general
 
 _PEERS = {"global-lru": "LRU", "fifo": "FIFO", "sieve": "Sieve", "s3-fifo": "S3FIFO",
           "belady": "Belady"}  # fmt: skip
-_BAR = 5.0  # millions of accesses a second
+_BAR = 5.0  # millions of accesses per second
 _TURNS = 5
 
 
 @click.command()
-@click.option("--tokens", default=20_000, show_default=True, help="480 accesses each")
+@click.option("--tokens", default=20_000, show_default=True, help="Tokens, of 480 accesses each")
 @click.option("--slots", default=2_000, show_default=True)
-@click.option("--out", type=click.Path(path_type=Path), help="write the JSON")
+@click.option("--out", type=click.Path(path_type=Path), help="File for the JSON")
 def main(tokens: int, slots: int, out: Path | None) -> None:
     """Print the table; the last line is JSON."""
     trace = synthetic_trace(tokens, locality=Locality(conversation_tokens=512))
@@ -59,7 +59,7 @@ def main(tokens: int, slots: int, out: Path | None) -> None:
 
 
 def _ours(policy: str, requests: Requests, slots: int) -> tuple[float, int]:
-    """Millions of accesses a second, the best of a few turns, and misses."""
+    """Measure millions of accesses per second, best of a few turns, and count misses."""
     best = float("inf")
     for _ in range(_TURNS):
         started = time.perf_counter()

@@ -199,7 +199,7 @@ def test_the_plan_goes_by_the_curve_that_is_written(tmp_path: Path) -> None:
     options = ["--dram-gbs", "200", "--tops", "10", "--disk-gbs", "7", "--ram", "128G"]
     arguments = ["plan", str(k2), *options, "--hit-curve", str(path), "--json"]
     planned = json.loads(CliRunner().invoke(app.cli, arguments).output)
-    num_slots = planned["tiers"]["RAM"]["num_experts"]
+    num_slots = planned["plan"]["tiers"]["RAM"]["num_experts"]
     assert 480 < num_slots < 23040
     assert planned["hits"]["ram"] == pytest.approx(curve(num_slots))
 
