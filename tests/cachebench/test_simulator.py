@@ -55,7 +55,7 @@ def test_no_policy_beats_the_bounds_and_everything_adds_up(policy: str, slots: i
 
 
 def plain_flat(requests: Requests, slots: int, victim: Callable[[dict[int, int]], int]) -> int:
-    """Misses, where `victim` picks one of {key: time of last use}."""
+    """Count misses; `victim` picks one of {key: time of last use}."""
     resident: dict[int, int] = {}
     misses = 0
     for time, key in enumerate(requests.keys().tolist()):
@@ -92,7 +92,7 @@ Request = tuple[int, bool, bool]  # key, whether it is prefill, whether it count
 
 
 def best_net(requests: list[Request], slots: int) -> int:
-    """The most that hits - uploads can be, over every choice of who is in a slot when."""
+    """Maximize hits - uploads over every choice of residents at every time."""
     best: dict[frozenset[int], int] = {frozenset(): 0}
     for key, is_prefill, counts in requests:
         following: dict[frozenset[int], int] = {}

@@ -1,4 +1,4 @@
-"""`hybridmoe bench cache`: a recording is what the engine does; figures are what replays count."""
+"""Cache study: recordings equal the engine's routing, and figures equal the replays' counts."""
 
 import json
 from pathlib import Path
@@ -37,14 +37,14 @@ def found(recording: Recording) -> Study:
     return study(recording.trace, recording.predictions, Speeds(), SOME)
 
 
-def test_a_recording_has_the_experts_of_the_engines_own_answers(recording: Recording) -> None:
+def test_a_recording_has_the_experts_of_the_engines_responses(recording: Recording) -> None:
     trace, first = recording.trace, workloads(2, seed=1)[0]
     with load() as llm:
         prompt = llm.encode_chat(first.messages)
         result = llm.chat(first.messages, temperature=0, max_tokens=12)
     mine = trace.conversations == 0
     assert (mine & (trace.phases != DECODE)).sum() == len(prompt)
-    # The first token is chosen by the prompt's last step; the end of an answer is no token.
+    # The prompt's last step chooses the first token; the end of a response is no token.
     assert 0 <= len(result.token_ids) - (mine & (trace.phases == DECODE)).sum() <= 1
 
 
@@ -86,9 +86,9 @@ def test_no_policy_hits_more_than_min_with_bypass_and_a_small_global_lru_hits_no
     for row in found.rows:
         if row.protocol == "cold" and row.policy in SOME:
             assert row.net <= found.upload_optimum[row.slots][0] + 1e-9
-            assert row.hits <= best[row.slots] + 0.3  # the bound is of prompts and answers together
+            assert row.hits <= best[row.slots] + 0.3  # the bound includes prompts
         if row.policy == "global-lru" and row.working_sets <= 0.5:
-            assert row.hits < 0.1  # only where an answer begins, with what the prompt ended with
+            assert row.hits < 0.1  # only in a response's first tokens, on the prompt's last experts
 
 
 def recall_of(found: Study, predictor: str, horizon: int | None, budget: int) -> list[Recall]:
@@ -149,7 +149,7 @@ def test_a_fresh_gate_is_always_right_and_earlier_ones_less_and_less(found: Stud
         assert r.recall <= more[0].recall
 
 
-def test_a_recall_knows_what_its_conversation_used_last_in_a_mixed_batch() -> None:
+def test_previous_tokens_are_those_of_the_same_conversation_in_a_mixed_batch() -> None:
     ids = np.array([[0, 1], [6, 7], [2, 1], [6, 5], [3, 4]], np.int16)[:, None]
     trace = Trace(
         {"num_layers": 1, "num_experts": 8, "top_k": 2},
@@ -159,8 +159,8 @@ def test_a_recall_knows_what_its_conversation_used_last_in_a_mixed_batch() -> No
         np.array([0, 1, 0, 1, 0], np.int32),
         np.full(5, DECODE, np.uint8),
     )
-    everyone = np.ones(5, np.bool_)
-    found = recalls(trace, everyone, None, np.zeros((1, 8), np.int64), 0)
+    is_held = np.ones(5, np.bool_)
+    found = recalls(trace, is_held, None, np.zeros((1, 8), np.int64), 0)
     # Of ten choices two are known: 1 of the third token and 6 of the fourth.
     assert {(r.num_predicted, r.layer): r.recall for r in found} == {
         (2, None): 0.2, (2, 0): 0.2, (4, None): 0.2, (4, 0): 0.2,
@@ -178,7 +178,7 @@ def test_everything_is_written(found: Study, tmp_path: Path) -> None:
     assert "| gate, 3 layers early | " in text and " | -, -, 0." in text
 
 
-def test_the_plan_goes_by_the_curve_that_is_written(tmp_path: Path) -> None:
+def test_the_plan_uses_the_curve_that_is_written(tmp_path: Path) -> None:
     locality = Locality(conversation_tokens=15, reuse=0.5)
     trace = synthetic_trace(60, locality=locality, prefill_tokens=5)  # of Kimi K2's shape
     found = study(trace, None, Speeds(), ["lru"])

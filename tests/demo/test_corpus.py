@@ -1,4 +1,4 @@
-"""The corpus: deterministic, its held-out part really held out, its rendering the template's."""
+"""Corpus: deterministic, with a truly held-out part, rendered as by the template."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ _PAIR = re.compile(r"(?<![\d.])(\d{1,2})\s*(?:([+-])|(plus|加)|(minus|减))\s*(
 
 
 def dialogues(seed: int, count: int, split: Split = "train") -> list[corpus.Dialogue]:
-    """Some dialogues of a split."""
+    """Draw dialogues of a split."""
     rng = random.Random(seed)
     return [corpus.dialogue(rng, split) for _ in range(count)]
 
 
 def operand_pairs(text: str) -> set[tuple[int, str, int]]:
-    """Every sum or difference of two numbers of at most two digits in a question."""
+    """Find the sums and differences of two numbers of at most two digits in a question."""
     pairs = set()
     for a, sign, plus, minus, b in _PAIR.findall(text):
         pairs.add((int(a), sign or ("+" if plus else "-" if minus else ""), int(b)))

@@ -1,4 +1,4 @@
-"""The embedded GGUF: small enough, Kimi K2's architecture, experts in Q4_K, router finite."""
+"""Embedded GGUF: small, of Kimi K2's architecture, experts in Q4_K, finite router."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def tensors(reader: GGUFReader) -> dict[str, Any]:
 
 
 def value(reader: GGUFReader, key: str) -> Any:
-    """Content of a metadata field."""
+    """Read a metadata field."""
     field = reader.get_field(key)
     assert field is not None, key
     return field.contents()

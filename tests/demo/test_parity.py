@@ -1,4 +1,4 @@
-"""The embedded model answers as llama.cpp does: same greedy tokens, same distributions."""
+"""Parity of the embedded model with llama.cpp: same greedy tokens, same distributions."""
 
 import random
 from collections.abc import Iterator
@@ -31,7 +31,7 @@ def peer() -> Iterator[LlamaCpp]:
 
 
 def _prompts(llm: hybridmoe.LLM) -> list[list[int]]:
-    """Questions that the model was never trained on, in the corpus's own dialogues."""
+    """Render held-out questions in dialogues of the corpus."""
     template = ChatTemplate.from_metadata(llm.file.metadata, llm.tokenizer)
     rng = random.Random(20261123)
     found: list[list[int]] = []
@@ -43,13 +43,13 @@ def _prompts(llm: hybridmoe.LLM) -> list[list[int]]:
     return found
 
 
-def test_greedy_answers_equal_llama_cpp(llm: hybridmoe.LLM, peer: LlamaCpp) -> None:
-    """64 tokens, or fewer where the answer ends, of which the end token counts."""
+def test_greedy_responses_equal_llama_cpp(llm: hybridmoe.LLM, peer: LlamaCpp) -> None:
+    """64 tokens, or fewer if the response ends; the end token counts."""
     kl, gaps = [], []
     for prompt in _prompts(llm):
         text = llm.tokenizer.decode(prompt, skip_special=False)
-        answer = llm.generate(text, temperature=0.0, max_tokens=NUM_TOKENS).token_ids
-        ids = [*prompt, *answer]
+        response = llm.generate(text, temperature=0.0, max_tokens=NUM_TOKENS).token_ids
+        ids = [*prompt, *response]
         peer.reset()
         theirs, ours = peer.logits(ids)[len(prompt) - 1 :], llm.logits(ids)[len(prompt) - 1 :]
         kl.append(kl_divergence(theirs, ours).mean())
@@ -58,5 +58,5 @@ def test_greedy_answers_equal_llama_cpp(llm: hybridmoe.LLM, peer: LlamaCpp) -> N
             row = theirs[differing[0]]
             gaps.append(float(row.max() - row[ours[differing[0]].argmax()]))
     assert np.mean(kl) <= 1e-3
-    assert len(gaps) <= 0.05 * NUM_PROMPTS, f"{len(gaps)} of {NUM_PROMPTS} answers differ: {gaps}"
+    assert len(gaps) <= 0.05 * NUM_PROMPTS, f"{len(gaps)} of {NUM_PROMPTS} responses differ: {gaps}"
     assert max(gaps, default=0.0) < 0.5, f"not near-ties: {gaps}"

@@ -1,4 +1,4 @@
-"""Training that goes on from the exported file starts from what that file computes."""
+"""Restored networks compute the same as the exported file."""
 
 import numpy as np
 import torch

@@ -1,4 +1,4 @@
-"""The wired initial weights copy; the unwired ones do not."""
+"""Wired initial weights copy; unwired ones do not."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Routing traces: what is written is read again; damage is one line; other programs' formats."""
+"""Routing traces: round trip, damage in one line, other programs' formats."""
 
 from pathlib import Path
 
@@ -58,7 +58,7 @@ def test_damage_is_refused_in_one_line_or_changes_nothing(
         assert "\n" not in str(error)
 
 
-def test_a_file_that_is_cut_off_gives_the_steps_that_are_whole_or_one_line(written: Path) -> None:
+def test_a_truncated_file_gives_its_whole_blocks_or_one_line(written: Path) -> None:
     raw, trace = written.read_bytes(), made()
     cut, lengths, refused = written.with_name("cut"), set(), 0
     for size in range(len(raw)):
@@ -80,7 +80,7 @@ def test_a_file_that_is_cut_off_gives_the_steps_that_are_whole_or_one_line(writt
     assert refused < len(raw) / 3  # only before the first block is whole
 
 
-def test_a_run_that_is_killed_leaves_what_it_wrote(
+def test_a_killed_run_leaves_its_whole_blocks(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(trace_module, "_FLUSH_S", 0.0)
@@ -95,7 +95,7 @@ def test_a_run_that_is_killed_leaves_what_it_wrote(
     assert read_trace(tmp_path / "t").is_complete
 
 
-def test_a_full_disk_is_told_at_the_end(tmp_path: Path) -> None:
+def test_a_full_disk_is_reported_by_close(tmp_path: Path) -> None:
     header = {k: v for k, v in made().header.items() if k != "conversations"}
     writer = TraceWriter(Path("/dev/full"), header)
     writer.add_step(np.zeros((1, 3, 4)), np.zeros((1, 3, 4)), [0], [1])
@@ -112,15 +112,15 @@ def test_csv_has_a_row_for_each_request(tmp_path: Path) -> None:
     assert np.array_equal(rows[:, 1] * 16 + rows[:, 2], rows[:, 3])
 
 
-def test_vllms_answers_become_a_trace() -> None:
+def test_vllms_responses_become_a_trace() -> None:
     trace = made(60)
-    answers = [trace.ids[:30], trace.ids[30:]]
-    got = from_vllm(answers, [7, 7], 16)
+    responses = [trace.ids[:30], trace.ids[30:]]
+    got = from_vllm(responses, [7, 7], 16)
     assert np.array_equal(got.ids, trace.ids) and np.array_equal(got.steps, trace.steps)
     with pytest.raises(ConfigError, match="40 prompt tokens of 30"):
-        from_vllm(answers, [7, 40], 16)
+        from_vllm(responses, [7, 40], 16)
     with pytest.raises(ConfigError, match="-1 to 3"):
-        from_vllm(answers, [7, 7], 4)
+        from_vllm(responses, [7, 7], 4)
 
 
 def test_sglangs_records_become_a_trace(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Sizes and bytes per token against numbers worked out by hand."""
+"""Sizes and bytes per token against numbers calculated by hand."""
 
 from dataclasses import dataclass
 

@@ -1,4 +1,4 @@
-"""docs/formats.md against the gguf package: every decodable type is there, with true numbers."""
+"""Table of docs/formats.md against the gguf package: complete, with true numbers."""
 
 from pathlib import Path
 

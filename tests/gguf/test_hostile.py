@@ -177,7 +177,7 @@ def _loop(path: Path) -> None:
         (lambda path: path.write_bytes(bytes(1 << 20)), "magic: found b'\\x00"),
     ],
 )
-def test_what_is_no_gguf_gets_one_line(
+def test_other_files_get_one_line(
     tmp_path: Path, make: Callable[[Path], object], problem: str
 ) -> None:
     path = tmp_path / "x.gguf"

@@ -1,4 +1,4 @@
-"""Tensor names taken apart, and the part of the model that each belongs to."""
+"""Parsed tensor names, and the part of the model that each belongs to."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Headers alone: what missing parts hold follows from the model's sizes and the types seen."""
+"""Outlines: tensors of missing parts follow from the model's sizes and the types seen."""
 
 from math import prod
 from pathlib import Path
@@ -84,7 +84,7 @@ def test_a_mixture_that_differs_from_llama_cpps_is_continued_as_seen(tmp_path: P
     assert types["blk.4.ffn_down_exps.weight"] == Q.Q5_K
 
 
-def test_a_header_without_its_weights_will_do(tmp_path: Path) -> None:
+def test_a_header_without_its_weights_is_enough(tmp_path: Path) -> None:
     path = write_k2(tmp_path / "k2.gguf")
     with pytest.raises(GGUFError, match="bytes are missing"):
         GGUFFile.open(path)
@@ -92,7 +92,7 @@ def test_a_header_without_its_weights_will_do(tmp_path: Path) -> None:
     assert not outline.has_weights and not outline.missing_parts and not outline.num_derived
 
 
-def test_experts_can_be_thought_of_as_another_type(tmp_path: Path) -> None:
+def test_experts_can_be_requantized_on_paper(tmp_path: Path) -> None:
     tensors = read_outline(write_k2(tmp_path / "k2.gguf")).tensors
     types = {t.name: t.type for t in with_expert_type(tensors, "q2_k")}
     assert types["blk.1.ffn_down_exps.weight"] == types["blk.60.ffn_up_exps.weight"] == Q.Q2_K

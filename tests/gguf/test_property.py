@@ -1,4 +1,4 @@
-"""Properties of the GGUF reader over generated files: it agrees with gguf-py, or says why not."""
+"""Properties of the GGUF reader over generated files: it agrees with gguf-py or refuses."""
 
 import math
 from pathlib import Path
@@ -35,7 +35,7 @@ NAMES = st.text(st.characters(codec="utf-8"), min_size=1, max_size=12).filter(
 
 @st.composite
 def values(draw: st.DrawFn) -> tuple[int, bytes]:
-    """A value type and the bytes of such a value."""
+    """Draw a value type and the bytes of a value."""
     kind = draw(st.sampled_from(list(VALUES)))
     if draw(st.booleans()):
         return V.ARRAY, array(kind, draw(st.lists(VALUES[kind], max_size=6)))
@@ -44,7 +44,7 @@ def values(draw: st.DrawFn) -> tuple[int, bytes]:
 
 @st.composite
 def tensor_entries(draw: st.DrawFn) -> tuple[list[int], int]:
-    """Dimensions and a type that fit each other."""
+    """Draw dimensions and a type that fit each other."""
     tensor_type = draw(st.sampled_from(list(GGML_QUANT_SIZES)))
     block, _ = GGML_QUANT_SIZES[tensor_type]
     outer = draw(st.lists(st.integers(1, 3), max_size=3))
@@ -53,7 +53,7 @@ def tensor_entries(draw: st.DrawFn) -> tuple[list[int], int]:
 
 @st.composite
 def files(draw: st.DrawFn) -> RawFile:
-    """A sound file with up to six keys and five tensors."""
+    """Draw a sound file with up to six keys and five tensors."""
     alignment = draw(st.sampled_from([8, 32, 64, 256]))
     keys = [
         key(name, *value)

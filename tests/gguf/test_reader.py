@@ -1,4 +1,4 @@
-"""GGUF files: what is read equals gguf-py's reading, split parts join, bytes are never copied."""
+"""GGUF reader: equal to gguf-py, joins split parts, copies no bytes."""
 
 import os
 import time

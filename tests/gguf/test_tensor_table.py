@@ -1,4 +1,4 @@
-"""A model's own tensors are known; any other is refused by name before anything is computed."""
+"""Tensor table: a model's own tensors are known, any other is refused by name."""
 
 from pathlib import Path
 

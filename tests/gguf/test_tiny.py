@@ -1,4 +1,4 @@
-"""The tiny models that other tests stand on are what they claim to be."""
+"""Tiny test models: weights, types and vocabulary as requested."""
 
 from pathlib import Path
 

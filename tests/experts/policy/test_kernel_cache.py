@@ -1,4 +1,4 @@
-"""Compiled kernels on disk: where they are kept, and that no stale one is used."""
+"""Compiled kernels on disk: their folder, and that no stale kernel is used."""
 
 import os
 import shutil

@@ -1,4 +1,4 @@
-"""Live policies by name: what is refused, and what a load without a cache does not import."""
+"""Live policies by name, and no import of numba without a cache."""
 
 import subprocess
 import sys

@@ -1,4 +1,4 @@
-"""Cache policies: the promises that hold for each of them."""
+"""Invariants of every cache policy."""
 
 import numpy as np
 import pytest
@@ -14,7 +14,7 @@ Access = tuple[int, list[int], bool]
 
 @st.composite
 def runs(draw: st.DrawFn) -> tuple[CacheShape, list[Access]]:
-    """A small cache and what is asked of it: steps of all layers in turn, some of them prefill."""
+    """Draw a small cache and its accesses: steps of all layers in turn, some of them prefill."""
     num_layers, num_experts = draw(st.integers(1, 4)), draw(st.integers(2, 8))
     shape = CacheShape(num_layers, num_experts, draw(st.integers(0, num_layers * num_experts)), 2)
     random = np.random.default_rng(draw(st.integers(0, 2**31)))
@@ -35,7 +35,7 @@ def expert_array(experts: list[int]) -> NDArray[np.int32]:
 @settings(max_examples=30)
 @given(run=runs())
 @pytest.mark.parametrize("name", POLICIES)
-def test_every_decision_keeps_the_promises(name: str, run: tuple[CacheShape, list[Access]]) -> None:
+def test_every_decision_keeps_invariants(name: str, run: tuple[CacheShape, list[Access]]) -> None:
     shape, accesses = run
     policy = make_policy(name, shape)
     resident: set[int] = set()
