@@ -1,11 +1,11 @@
-"""Latent attention by the type of the KV cache, one decoded token and a prompt.
+"""MLA by the type of the KV cache: one decode token and a prompt.
 
     python bench/bench_attention.py
     python bench/bench_attention.py --isa avx2
 
-K2's heads over its KV cache, by one thread and its own CPU time, in turns: every type is timed once
-in each, so that what else the machine does meets them all. `value` is millions of positions a
-second, each for 64 heads of a token; `peer` is bf16's.
+K2's heads over its KV cache, one thread, its own CPU time. Runs in rounds, one of each type, so
+that other load affects all types. `value` is millions of positions a second, each for 64 heads of a
+token; `peer` is bf16's.
 """
 
 import sys

@@ -1,6 +1,6 @@
-"""Routed experts at Kimi K2's shapes (hidden 7168, width 2048, top-8), beside machine and peers.
+"""Routed experts at Kimi K2's shapes (hidden 7168, width 2048, top-8), beside limits and peers.
 
-    python bench/bench_expert_forward.py                    # what the project promises
+    python bench/bench_expert_forward.py                    # the promised cases
     python bench/bench_expert_forward.py --types Q4_K --isa avx512 --isa avx2
     python bench/bench_expert_forward.py --all --peers none --out table.json   # everything
 
@@ -85,7 +85,7 @@ def main(
 
 
 class MeasuredLimits:
-    """Of each instruction set that runs here; measured again now and then, the best counts.
+    """Limits of each instruction set that runs here, measured repeatedly; the best counts.
 
     What else runs on a machine can only lower a limit, and the rows are measured at other times.
     """
@@ -96,7 +96,7 @@ class MeasuredLimits:
         self._last = time.monotonic()
 
     def update(self, *, now: bool = False) -> None:
-        """Measure, if the last time is long ago or the caller wants it `now`."""
+        """Measure if the last time is long ago, or `now`."""
         if not now and time.monotonic() - self._last < AGAIN_AFTER_S:
             return
         for name, before in self.known.items():
@@ -151,7 +151,7 @@ def _row(case: Case, found: Found | None, limits: Limits | None) -> Row:
 
 
 def _higher(a: Limits, b: Limits) -> Limits:
-    """The higher of each rate."""
+    """Take the higher of each rate."""
 
     def rate(x: Rate | None, y: Rate | None) -> Rate | None:
         return Rate(max(x.one, y.one), max(x.all, y.all)) if x and y else x
@@ -160,7 +160,7 @@ def _higher(a: Limits, b: Limits) -> Limits:
 
 
 def _keep_stdout_for_the_report() -> None:
-    """Native code of a peer prints, even while it is unloaded: all of that goes to stderr."""
+    """Redirect stdout to stderr: a peer's native code prints, even while it is unloaded."""
     sys.stdout.flush()
     ours = os.dup(1)
     os.dup2(2, 1)

@@ -3,9 +3,9 @@
     python bench/bench_reader.py                    # writes a file of 4 GiB, and removes it
     python bench/bench_reader.py --file model.gguf --out
 
-Pieces at random places through `FileReader`, past the page cache; a new one is asked for when one
-has come, so that `depth` of them are. Engines take turns, in the same run; a figure is the median
-of the turns. Time of the cores is that of this process, the kernel's threads for it included.
+Ranges at random offsets through `FileReader`, past the page cache, with `depth` of them in flight.
+Engines alternate in one run; a figure is the median of the rounds. CPU time is this process's,
+including the kernel's threads for it.
 """
 
 import mmap
@@ -67,7 +67,7 @@ def _write(path: Path) -> Path:
 
 
 def _compare(path: Path, size: int, depth: int, turns: int, seconds: float) -> list[Row]:
-    """The ring's rate beside the threads', and what each costs."""
+    """Print rate and CPU time of the ring beside the threads'."""
     found: dict[str, list[tuple[float, float]]] = {name: [] for name in BACKENDS}
     for turn in range(turns):
         for name in BACKENDS if turn % 2 == 0 else BACKENDS[::-1]:
@@ -86,7 +86,7 @@ def _compare(path: Path, size: int, depth: int, turns: int, seconds: float) -> l
 def _turn(
     path: Path, backend: str, size: int, depth: int, seconds: float, *, seed: int
 ) -> tuple[float, float]:
-    """Bytes/1e9 a second, and seconds of the cores for 1e9 bytes."""
+    """Return GB/s, and CPU seconds per GB."""
     os.environ["HYBRIDMOE_IO"] = backend
     reader = FileReader([path])
     capacity, rng = direct_buffer_bytes(size), np.random.default_rng(seed)

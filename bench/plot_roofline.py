@@ -43,7 +43,7 @@ _NAME = re.compile(r"(\w+) (\w+) (decode|prefill), (\d+) token")
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """A row of the benchmark."""
+    """Row of the benchmark."""
 
     isa: str
     type: str
@@ -55,7 +55,7 @@ class Point:
 
     @classmethod
     def of(cls, row: dict[str, Any], num_experts: dict[str, int]) -> "Point | None":
-        """None for a row that was not run."""
+        """Parse a row; None if it was not run."""
         match = _NAME.match(row["name"])
         if match is None or row["value"] is None:
             return None
@@ -107,7 +107,7 @@ def main(result: Path, to: Path | None) -> None:
 
 
 def draw_roofline(axes: Axes, points: list[Point], limits: dict[str, Any]) -> None:
-    """Points under the limits, both axes logarithmic."""
+    """Draw points under the limits, both axes logarithmic."""
     slope = max(known["read"]["all"] for known in limits.values()) / 1e12  # TOPS per op/byte
     levels = _levels(limits)
     lowest = 0.6 * min(point.operations_per_byte for point in points)
@@ -143,7 +143,7 @@ def draw_roofline(axes: Axes, points: list[Point], limits: dict[str, Any]) -> No
 
 
 def draw_decode(axes: Axes, points: list[Point], about: dict[str, Any]) -> None:
-    """Bytes per second with one token, of the best instruction set, fastest type first."""
+    """Draw bytes per second with one token, best instruction set, fastest type first."""
     chosen = [p for p in points if not p.is_prefill and p.tokens == 1 and p.isa == about["isa"]]
     chosen.sort(key=lambda point: point.row["value"])
     heights = range(len(chosen))
@@ -174,7 +174,7 @@ def draw_decode(axes: Axes, points: list[Point], about: dict[str, Any]) -> None:
 
 
 def _levels(limits: dict[str, Any]) -> dict[str, float]:
-    """The limits of arithmetic by their names; of near equal ones, one is enough."""
+    """Select the limits of arithmetic by name; one of near equal ones."""
     levels: dict[str, float] = {}
     for isa, known in limits.items():
         for field, text in CEILINGS.items():
@@ -187,7 +187,7 @@ def _levels(limits: dict[str, Any]) -> dict[str, float]:
 
 
 def _label(axes: Axes, points: list[Point]) -> None:
-    """Types of the longest prefills of the best instruction set; the right half has decode's."""
+    """List the types of the longest prefills of the best instruction set."""
     longest = max(point.tokens for point in points)
     for point in points:
         if point.tokens == longest and point.isa == points[0].isa and point.type in LABELLED:
@@ -206,7 +206,7 @@ def _legend(axes: Axes, points: list[Point]) -> None:
 
 
 def _screen_angle(axes: Axes) -> float:
-    """Degrees of a line of slope one on logarithmic axes, as drawn."""
+    """Compute the angle of a line of slope one on logarithmic axes, as drawn."""
     (x0, x1), (y0, y1) = axes.get_xlim(), axes.get_ylim()
     box = axes.get_position()
     width, height = axes.figure.get_size_inches()

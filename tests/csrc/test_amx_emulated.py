@@ -161,6 +161,6 @@ def _matrix(w: QuantMatrix) -> tuple[ctypes.c_int, ctypes.c_void_p]:
 
 
 def _args(*values: object) -> list[object]:
-    """Tensors as pointers, whole numbers as int64."""
+    """Convert tensors to pointers, whole numbers to int64."""
     pointers = [ctypes.c_void_p(v.data_ptr()) if isinstance(v, torch.Tensor) else v for v in values]
     return [ctypes.c_int64(v) if isinstance(v, int) else v for v in pointers]

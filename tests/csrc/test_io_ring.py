@@ -1,4 +1,4 @@
-"""Reads by io_uring: every byte right, short reads continued, errors told, nothing left behind."""
+"""Reads by io_uring: correct bytes, short reads continued, errors reported, no leaks."""
 
 import errno
 import os

@@ -1,4 +1,4 @@
-"""No memory for a kernel: MemoryError in the caller, whichever thread found it, and no more."""
+"""Out of memory in a kernel: MemoryError in the caller, whichever thread fails."""
 
 import shutil
 import subprocess

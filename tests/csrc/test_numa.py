@@ -1,4 +1,4 @@
-"""Rows shared out among NUMA nodes: nothing twice, nothing left out, and no bit different."""
+"""Rows divided among NUMA nodes: each exactly once, and the same bits."""
 
 import mmap
 import shutil

@@ -1,4 +1,4 @@
-"""The thread pool under fork, threads and resizing: seen from Python, where it is used."""
+"""The thread pool under fork, threads and resizing, from Python."""
 
 import os
 import threading
@@ -28,7 +28,7 @@ def two_threads() -> object:
 
 
 def worker_cpus() -> dict[str, set[int]]:
-    """The CPUs that each live worker of this process may run on, by its name."""
+    """Return the CPUs that each live worker of this process may run on, by its name."""
     result = {}
     for task in Path("/proc/self/task").iterdir():
         name = (task / "comm").read_text().strip()

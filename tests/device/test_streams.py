@@ -46,7 +46,7 @@ int cuGetErrorString(int error, const char** text) {
 
 
 class Case:
-    """A call, its memory and what it should give."""
+    """A call, its memory and its expected result."""
 
     def __init__(self, num_tokens: int = TOKENS) -> None:
         generator = torch.Generator().manual_seed(num_tokens)
@@ -161,7 +161,7 @@ def test_a_call_that_cannot_be_is_refused(change: dict[str, object], message: st
 
 @pytest.fixture(scope="module")
 def build(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, str], str]:
-    """Compiles a shared object that stands for the driver."""
+    """Compile a shared object in place of the driver."""
     compiler = shutil.which("cc")
     if compiler is None:
         pytest.skip("no C compiler")

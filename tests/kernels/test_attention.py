@@ -1,4 +1,4 @@
-"""Latent attention over pages against float64, and the bits that depend on nothing else."""
+"""MLA over a paged KV cache, against float64; a token's bits do not depend on its batch."""
 
 import itertools
 
@@ -29,7 +29,7 @@ SHAPES = [  # heads, tokens, latent, rope, positions
 
 
 def attention(x: Inputs, type: str = "f32") -> torch.Tensor:
-    """Of one sequence, whose last tokens are the queries'."""
+    """Attend from the last tokens of one sequence."""
     a, b, kv = x
     pages, tables = paged([kv], type)
     tokens = a.shape[1]
@@ -38,7 +38,7 @@ def attention(x: Inputs, type: str = "f32") -> torch.Tensor:
 
 
 def error_bound(x: Inputs) -> torch.Tensor:
-    """Of each result; u = 2^-24.
+    """Error bound of each result; u = 2^-24.
 
     A score is a chain of D = R + P rounded products: off by at most (D + 2) u |q| . |k|. A softmax
     whose scores are off by e is off by a factor of e^(2 e); its exponentials (4 u each), the sum
@@ -120,7 +120,7 @@ def test_pages_keep_what_their_type_can(type: str) -> None:
 
 
 def test_every_rounding_to_f16_is_numpys(each_isa: str) -> None:
-    """All halves, what lies between them (ties, too), and beyond: only infinities are infinite."""
+    """All halves, values between them (ties, too), and beyond: only infinities are infinite."""
     halves = torch.arange(1 << 16, dtype=torch.int32).to(torch.int16).view(torch.float16).float()
     finite = halves[halves.isfinite()].sort()[0]
     between = torch.cat((finite[1:] + finite[:-1], finite[1:] * 1.25 + finite[:-1] * 0.75)) / 2

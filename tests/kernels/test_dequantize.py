@@ -1,4 +1,4 @@
-"""Decoding: the very bits of gguf.quants, for random blocks and for really quantised weights."""
+"""Dequantization: the bits of gguf.quants, for random blocks and for quantised weights."""
 
 import numpy as np
 import pytest

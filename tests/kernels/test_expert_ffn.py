@@ -1,4 +1,4 @@
-"""The routed experts: routing of every awkward shape, bounds, and equality however it is split."""
+"""Routed experts: every awkward shape, error bounds, the same bits however the call is split."""
 
 from dataclasses import dataclass
 
@@ -37,7 +37,7 @@ class Experts:
 
 
 def small(w: QuantMatrix) -> QuantMatrix:
-    """The same matrix scaled so that gate values are near one, where silu is curved."""
+    """Scale a matrix so that gate values are near one, where silu is curved."""
     if w.type.name in ("F32", "F16", "BF16"):
         kinds = {"F32": np.float32, "F16": np.float16, "BF16": np.uint16}
         data = w.data.view(kinds[w.type.name]).copy()

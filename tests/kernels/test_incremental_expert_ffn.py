@@ -1,4 +1,4 @@
-"""Routed experts in pieces give the bits of `expert_ffn`, wherever they lie and when they come."""
+"""Routed experts in pieces: the bits of `expert_ffn`, at any address and in any order."""
 
 import numpy as np
 import pytest
@@ -39,7 +39,7 @@ def inputs(tokens: int, hidden: int = 512) -> tuple[torch.Tensor, torch.Tensor, 
 
 
 def scattered(matrices: Matrices) -> tuple[np.ndarray, list[np.ndarray]]:
-    """Every expert's bytes copied to memory of its own, and the table of addresses."""
+    """Copy every expert to memory of its own; returns the table of addresses."""
     copies, addresses = [], np.zeros((3, EXPERTS), np.int64)
     for i, matrix in enumerate(matrices):
         for e in range(EXPERTS):

@@ -27,7 +27,7 @@ def check_linear(x: torch.Tensor, w: QuantMatrix, got: torch.Tensor) -> None:
 
 
 def column_counts(kind: GGMLQuantizationType) -> list[int]:
-    """One block, a few, and more than a group of 256, with a remainder where there can be one."""
+    """Columns: one block, a few, and more than a group of 256, with a remainder if possible."""
     weights = block_weights(kind)
     if weights == 1:
         return [1, 16, 39, 275]

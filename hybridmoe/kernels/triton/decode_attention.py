@@ -197,6 +197,14 @@ def _load_queries(
 
 
 @triton.jit
+def _split_blocks(num_blocks, split):
+    """Divide a token's blocks: the first and the end of one split, of at least two."""
+    blocks_per_split = tl.maximum(tl.cdiv(num_blocks, tl.num_programs(1)), 2)
+    first = split * blocks_per_split
+    return first, tl.minimum(first + blocks_per_split, num_blocks)
+
+
+@triton.jit
 def _attention_kernel(
     q_latent_ptr,
     q_rope_ptr,
@@ -230,16 +238,12 @@ def _attention_kernel(
         q_latent_ptr, q_rope_ptr, t, heads, head_ok, num_heads, scale, r, p, R, P, KEY, DOT
     )
     seen = tl.minimum(tl.load(positions_ptr + t), max_positions)
-    num_blocks = tl.cdiv(seen, BLOCK)
-    blocks_per_split = tl.maximum(tl.cdiv(num_blocks, tl.num_programs(1)), 2)
-    first = split * blocks_per_split
-    last = tl.minimum(first + blocks_per_split, num_blocks)
+    first, last = _split_blocks(tl.cdiv(seen, BLOCK), split)
     peak = tl.full((_HEADS,), float("-inf"), tl.float32)
     total = tl.zeros((_HEADS,), tl.float32)
     acc = tl.zeros((_HEADS, R_BLOCK), tl.float32)
-    in_block = tl.arange(0, BLOCK)
     for block in range(first, last):
-        position = block * BLOCK + in_block
+        position = block * BLOCK + tl.arange(0, BLOCK)
         here = position < seen
         page = tl.load(tables_ptr + t * table_pages + block * BLOCK // PAGE).to(tl.int64)
         row = (page * PAGE + position % PAGE) * (R + P)  # a block lies in one page
@@ -250,7 +254,7 @@ def _attention_kernel(
         scores = tl.dot(q_rope, tl.trans(ropes.to(DOT)))
         scores = tl.dot(q_latent, tl.trans(latents), scores) * scales[:, None]  # (HEADS, BLOCK)
         scores = tl.where(here[None, :], scores, float("-inf"))
-        new_peak = tl.maximum(peak, tl.max(scores, 1))  # finite: a block has one position at least
+        new_peak = tl.maximum(peak, tl.max(scores, 1))  # finite: no block is empty
         shrink = tl.exp(peak - new_peak)
         shares = tl.exp(scores - new_peak[:, None])
         total = total * shrink + tl.sum(shares, 1)

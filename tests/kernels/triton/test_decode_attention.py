@@ -77,7 +77,7 @@ def check(x: Inputs, got: torch.Tensor, scale: float = SCALE) -> None:
 
 
 def rounded(a: torch.Tensor, b: torch.Tensor, is_half: bool) -> tuple[torch.Tensor, torch.Tensor]:
-    """Queries (N, 1, R), (1, N, P) of a token, as the kernel rounds them; f16: over their most."""
+    """Round a token's queries (N, 1, R), (1, N, P) as the kernel does; f16: over their largest."""
     if not is_half:
         return torch.from_numpy(chopped(a.numpy())), torch.from_numpy(chopped(b.numpy()))
     most = torch.maximum(a.abs().amax(-1), b.abs().amax(-1).T)[..., None]  # (N, 1, 1)
@@ -138,7 +138,7 @@ def test_nothing_to_attend_to_gives_zeros() -> None:
 
 @pytest.mark.parametrize("seen", [1, 31, 33, 64, 65, 300])
 def test_any_number_of_splits_gives_the_same(seen: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A plan is made for the longest token, or for one of a graph's lengths that is longer yet."""
+    """A plan is for the longest token, or for a longer one of a graph."""
     x = inputs(2, 16, 8, [seen, 300])
     for num_sms in (1, 3, 500):
         monkeypatch.setattr(attention, "num_multiprocessors", lambda device, n=num_sms: n)

@@ -26,14 +26,14 @@ Q8_0 = GGMLQuantizationType.Q8_0
 
 
 def activations(*shape: int) -> torch.Tensor:
-    """Normal, with outliers, as the residual stream of a model has."""
+    """Normal activations with outliers, as in a model's hidden stream."""
     x = torch.randn(shape, generator=torch.Generator().manual_seed(shape[-1]))
     x[..., ::37] *= 20
     return x
 
 
 def column_counts(kind: GGMLQuantizationType) -> list[int]:
-    """One block, and several chunks of 256 with a remainder where there can be one."""
+    """Columns: one block, and several chunks of 256 with a remainder if possible."""
     weights = block_weights(kind)
     return [39, 1100] if weights == 1 else [weights, 1024 + weights]
 
@@ -127,7 +127,7 @@ def test_float32_matrices_are_multiplied_in_float32(tokens: int) -> None:
 
 @pytest.mark.parametrize("precision", ["none", "tf32"])
 def test_float32_products_are_never_tf32(precision: str) -> None:
-    """Also where a program has set it by torch's new name: the old one is not to be read then."""
+    """Also if a program has set it by torch's new name: reading the old one then fails."""
     flags = torch.backends.cuda.matmul
     before, flags.fp32_precision = flags.fp32_precision, precision
     seen = []

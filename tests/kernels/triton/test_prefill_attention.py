@@ -97,7 +97,7 @@ def test_a_prompt_is_within_the_bound(
 
 
 class Layer:
-    """One layer's attention on some device; pages are filled span by span, as a model does."""
+    """Attention of one layer on a device; pages are filled span by span, as by a model."""
 
     HEADS, NOPE, ROPE, LATENT, VALUE = 3, 16, 8, 32, 16
     DIM = LATENT + ROPE
@@ -113,7 +113,7 @@ class Layer:
         return QuantMatrix.from_array((rand(self.HEADS, rows, cols, seed=seed) / 4).numpy())
 
     def step(self, spans: Sequence[Span]) -> torch.Tensor:
-        """Tokens' numbers depend on their page and place alone, so on no division into steps."""
+        """Run a step whose inputs depend on page and row alone, not on the division into steps."""
         found = self.device.tables(spans)
         where = [(span.pages[p // 64], p % 64) for span in spans
                  for p in range(span.start, span.start + span.num_tokens)]  # fmt: skip
