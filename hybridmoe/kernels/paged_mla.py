@@ -54,7 +54,9 @@ class KvPages:
         num_pages, page_tokens, _ = self.data.shape
         if page_tokens != PAGE_TOKENS:
             raise ShapeError(f"KvPages: pages of {page_tokens} rows, expected {PAGE_TOKENS}")
-        handle = _C.LatentPages(self.data.data_ptr(), self.data.numel(), self.type, num_pages, self.dim)
+        handle = _C.LatentPages(
+            self.data.data_ptr(), self.data.numel(), self.type, num_pages, self.dim
+        )
         object.__setattr__(self, "handle", handle)
 
 
