@@ -12,7 +12,8 @@ from numba import types
 from numpy.typing import NDArray
 
 from hybridmoe.cachebench.policies.registry import make_policy
-from hybridmoe.experts.policy.interface import PREFILL_TOKENS, CacheShape
+from hybridmoe.config import PREFILL_TOKENS
+from hybridmoe.experts.policy.interface import CacheShape
 from hybridmoe.experts.policy.jit import ACCESS_POINTER, EXPERTS, STATE, Kernel, inline, loop
 from hybridmoe.experts.policy.kernel_policy import KernelPolicy
 from hybridmoe.experts.routing_trace import Trace

@@ -8,12 +8,11 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from hybridmoe.config import ModelConfig
+from hybridmoe.config import PREFILL_TOKENS, ModelConfig
 from hybridmoe.device.cuda_errors import CudaErrorGuard, loading_onto_gpu
 from hybridmoe.device.interface import Pages, Tables
 from hybridmoe.device.pending import Pending
 from hybridmoe.experts.backend import CpuExperts, ExpertBackend
-from hybridmoe.experts.policy import PREFILL_TOKENS
 from hybridmoe.experts.stats import ExpertStats
 from hybridmoe.kernels.ops import gather_rows
 from hybridmoe.kernels.paged_mla import Span

@@ -2,10 +2,9 @@
 
 from torch import Tensor
 
-from hybridmoe.config import ModelConfig
+from hybridmoe.config import PREFILL_TOKENS, ModelConfig
 from hybridmoe.device.pending import Pending
 from hybridmoe.experts.backend import ExpertBackend
-from hybridmoe.experts.policy import PREFILL_TOKENS
 from hybridmoe.model.router import Router, Routing
 from hybridmoe.model.weights import BlockWeights
 

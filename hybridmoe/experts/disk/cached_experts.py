@@ -12,12 +12,13 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from hybridmoe.config import PREFILL_TOKENS
 from hybridmoe.device.pending import Pending, Ready
 from hybridmoe.experts.backend import ExpertBackend
 from hybridmoe.experts.disk.expert_layout import ExpertLayout
 from hybridmoe.experts.disk.expert_store import ExpertStore
 from hybridmoe.experts.disk.file_reader import FileReader
-from hybridmoe.experts.policy import PREFILL_TOKENS, Policy, make_policy
+from hybridmoe.experts.policy import Policy, make_policy
 from hybridmoe.experts.routed_experts import RoutedExperts
 from hybridmoe.experts.stats import ExpertCounters, ExpertStats
 from hybridmoe.kernels.incremental_expert_ffn import IncrementalExpertFfn

@@ -15,12 +15,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from hybridmoe import _C
+from hybridmoe.config import PREFILL_TOKENS
 from hybridmoe.device.pending import Pending
 from hybridmoe.device.streams import Event, Stream
 from hybridmoe.errors import HybridMoeError
 from hybridmoe.experts.backend import ExpertBackend, HostCallTime
 from hybridmoe.experts.gpu.staging import StagedSubmission, StepMemory
-from hybridmoe.experts.policy import PREFILL_TOKENS
 from hybridmoe.experts.routed_experts import RoutedExperts
 from hybridmoe.experts.stats import ExpertStats
 

@@ -1,11 +1,10 @@
 """Cache policies for experts, shared by the live caches and the simulator."""
 
-from hybridmoe.experts.policy.interface import PREFILL_TOKENS, CacheShape, Decision, Policy
+from hybridmoe.experts.policy.interface import CacheShape, Decision, Policy
 from hybridmoe.experts.policy.registry import DEFAULT_POLICY, make_policy
 
 __all__ = [
     "DEFAULT_POLICY",
-    "PREFILL_TOKENS",
     "CacheShape",
     "Decision",
     "Policy",

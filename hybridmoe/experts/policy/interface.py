@@ -11,9 +11,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from hybridmoe.config import PREFILL_TOKENS
-
-__all__ = ["PREFILL_TOKENS", "CacheShape", "Decision", "Policy"]
+__all__ = ["CacheShape", "Decision", "Policy"]
 
 
 class CacheShape(NamedTuple):
@@ -44,7 +42,7 @@ class Policy(Protocol):
         """Record an access and decide about its misses.
 
         experts: distinct. A miss that is not admitted is streamed: computed and forgotten.
-        is_prefill: of a step of more than `PREFILL_TOKENS` tokens; it takes free slots only.
+        is_prefill: of a step of more than `config.PREFILL_TOKENS` tokens; it takes free slots only.
         """
         ...
 

@@ -15,10 +15,11 @@ from read_faults import alter_reads
 from tiny_gguf import split_file, write_tiny
 
 import hybridmoe
+from hybridmoe.config import PREFILL_TOKENS
 from hybridmoe.errors import ConfigError, DiskError
 from hybridmoe.experts.disk.cached_experts import CachedExperts
 from hybridmoe.experts.disk.expert_layout import is_expert_tensor
-from hybridmoe.experts.policy import PREFILL_TOKENS, CacheShape, make_policy
+from hybridmoe.experts.policy import CacheShape, make_policy
 from hybridmoe.gguf.reader import GGUFFile
 from hybridmoe.planning.disk_cache_plan import DiskCachePlan, plan_disk_cache
 from hybridmoe.planning.memory_plan import RAM_RESERVE_BYTES
