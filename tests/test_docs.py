@@ -1,0 +1,73 @@
+"""Pages of the repository: links and source paths that exist, options that the commands have."""
+
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+from click import Command, Context, Group
+
+from hybridmoe.cli.app import cli
+
+ROOT = Path(__file__).parent.parent
+PAGES = [
+    *(
+        ROOT / name
+        for name in ("README.md", "CONTRIBUTING.md", "bench/README.md", "csrc/README.md")
+    ),
+    *sorted(ROOT.glob("docs/*.md")),
+]
+HISTORY = ROOT / "docs" / "log.md"  # says what was, under the names of then
+
+LINK = re.compile(r"\]\((?!https?:)([^)#]+)[^)]*\)")
+SOURCE = re.compile(r"`((?:[\w.-]+/)*[\w.-]+\.(?:py|cpp|h))`")
+OPTION = re.compile(r"(?<![\w-])--[a-z][a-z-]+")
+# Folders that a page may leave out in front of a path.
+PREFIXES = ("", "hybridmoe", "csrc", "csrc/kernels", "csrc/formats", "hybridmoe/kernels/triton")
+MADE_UP = {"simd_x.h", "isa_x.cpp", "simd_new.h", "isa_new.cpp"}  # a reader's own
+FOREIGN = {
+    "--help",
+    "--no-deps",
+    "--strict",
+    "--enable-return-routed-experts",
+}  # pip's, mypy's, vLLM's
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_and_paths_exist(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    missing = [link for link in LINK.findall(text) if not (page.parent / link).exists()]
+    names = {path.name for path in _tracked()}
+    for path in SOURCE.findall(text) if page != HISTORY else ():
+        folders = (page.parent, *(ROOT / prefix for prefix in PREFIXES))
+        is_there = any((folder / path).exists() for folder in folders)
+        if not is_there and path not in names and Path(path).name not in MADE_UP:
+            missing.append(path)
+    assert not missing
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_options_exist(page: Path) -> None:
+    if page == HISTORY:
+        pytest.skip("says what was")
+    known = _options(cli) | FOREIGN
+    for path in ROOT.glob("bench/*.py"):
+        known |= set(OPTION.findall(path.read_text(encoding="utf-8")))
+    assert set(OPTION.findall(page.read_text(encoding="utf-8"))) - known == set()
+
+
+def _tracked() -> list[Path]:
+    done = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True)
+    return [Path(line) for line in done.stdout.splitlines()]
+
+
+def _options(command: Command) -> set[str]:
+    """Options of a command and of its subcommands."""
+    found = {option for parameter in command.params for option in parameter.opts}
+    if isinstance(command, Group):
+        context = Context(command)
+        for name in command.list_commands(context):
+            child = command.get_command(context, name)
+            assert child is not None
+            found |= _options(child)
+    return found
