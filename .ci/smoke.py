@@ -1,4 +1,4 @@
-"""The main paths once, with nothing but what the package itself needs: for other versions of it."""
+"""Smoke test: library, commands and endpoint once, with the run-time dependencies only."""
 
 import json
 import socket
@@ -10,6 +10,7 @@ import urllib.request
 from typing import Any
 
 import hybridmoe
+from hybridmoe.demo import demo_path
 
 with socket.create_server(("127.0.0.1", 0)) as free:
     PORT = free.getsockname()[1]
@@ -50,7 +51,7 @@ def check_library() -> None:
 
 def check_commands() -> None:
     assert "85" in command("chat", "--temperature", "0", text="What is 47 + 38?")
-    model = str(hybridmoe.load.__globals__["demo_path"]())
+    model = str(demo_path())
     assert json.loads(command("inspect", model, "--json"))["is_supported"]
     assert "finite" in command("inspect", model, "--check")
     assert "tokens/s" in command("plan", model, "--ram", "8GiB", "--dram-gbs", "80", "--tops", "10")
@@ -91,4 +92,4 @@ try:
 finally:
     server.terminate()
     server.wait()
-print("smoke: library, commands and endpoint answer")
+print("smoke: library, commands and endpoint respond")
