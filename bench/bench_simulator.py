@@ -17,7 +17,7 @@ import click
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from bench._harness import Row, print_report
-from hybridmoe.cachebench.offline_bounds import min_outcome
+from hybridmoe.cachebench.belady import min_outcome
 from hybridmoe.cachebench.simulator import MISSES, Requests, requests_of, simulate
 from hybridmoe.cachebench.synthetic_trace import Locality, synthetic_trace
 from hybridmoe.cachebench.trace_formats import write_oracle_general

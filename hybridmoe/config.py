@@ -130,6 +130,11 @@ class ModelConfig:
         return self.num_layers - self.num_dense_layers
 
     @property
+    def reachable_experts(self) -> int:
+        """Experts in the groups that one token uses: the limit of top_k."""
+        return self.num_experts // self.num_groups * self.num_groups_used
+
+    @property
     def qk_dim(self) -> int:
         """Dimensions of one head's query and (unabsorbed) key."""
         return self.nope_dim + self.rope_dim

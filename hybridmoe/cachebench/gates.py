@@ -32,8 +32,7 @@ class Gates:
     def __init__(self, file: GGUFFile, config: ModelConfig) -> None:
         """Bind the file's routers. Errors: GGUFError."""
         c, weights = config, Weights(file)
-        reachable = c.num_experts // c.num_groups * c.num_groups_used
-        self._config = replace(c, top_k=min(2 * c.top_k, reachable))
+        self._config = replace(c, top_k=min(2 * c.top_k, c.reachable_experts))
         self._device = weights.device
         self._gates: list[_Gate] = []
         for i in range(c.num_dense_layers, c.num_layers):

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from hybridmoe.cachebench.belady import min_outcome
 from hybridmoe.cachebench.bootstrap import Bootstrap
-from hybridmoe.cachebench.offline_bounds import min_outcome, upload_optimum
 from hybridmoe.cachebench.policies.registry import POLICIES, make_policy
 from hybridmoe.cachebench.predictors import Recall, recalls
 from hybridmoe.cachebench.simulator import (
@@ -26,6 +26,7 @@ from hybridmoe.cachebench.simulator import (
     requests_of,
     simulate,
 )
+from hybridmoe.cachebench.upload_optimum import upload_optimum
 from hybridmoe.experts.policy import DEFAULT_POLICY
 from hybridmoe.experts.routing_trace import PHASES, Trace
 from hybridmoe.planning.hit_curve import CurvePoints

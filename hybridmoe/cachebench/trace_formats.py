@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from hybridmoe.cachebench.offline_bounds import next_uses
+from hybridmoe.cachebench.belady import next_uses
 from hybridmoe.cachebench.simulator import Requests
 from hybridmoe.errors import ConfigError
 from hybridmoe.experts.routing_trace import PHASES, Trace
