@@ -1,7 +1,6 @@
 // Paged KV cache, and attention over it.
 
 #include <string>
-#include <utility>
 
 #include "base/check.h"
 #include "bindings.h"
@@ -90,11 +89,6 @@ void register_latent_attention(py::module_& m) {
 void register_attention(py::module_& m) {
   register_pages(m);
   register_latent_attention(m);
-  for (const auto& [old_name, name] :
-       {std::pair("LatentPages", "KvPages"), std::pair("latent_row_bytes", "kv_row_bytes"),
-        std::pair("store_latents", "store_kv")}) {
-    m.attr(old_name) = m.attr(name);
-  }
 }
 
 }  // namespace hm

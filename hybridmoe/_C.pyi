@@ -145,12 +145,12 @@ class ExpertPass:
 PAGE_TOKENS: int
 """Rows of a KV cache page."""
 
-class LatentPages:
+class KvPages:
     """Checked KV cache pages (f32, f16, bf16, int8) at an address; keeps nothing alive."""
 
     def __init__(self, data: int, num_bytes: int, type: str, num_pages: int, dim: int) -> None: ...
 
-def latent_row_bytes(type: str, dim: int) -> int: ...
+def kv_row_bytes(type: str, dim: int) -> int: ...
 def latent_attention(
     q_latent: int,
     q_rope: int,
@@ -161,7 +161,7 @@ def latent_attention(
     latent_dim: int,
     rope_dim: int,
     scale: float,
-    pages: LatentPages,
+    pages: KvPages,
     spans: int,
     num_spans: int,
     tables: int,
@@ -170,10 +170,10 @@ def latent_attention(
 ) -> None:
     """spans: rows of 3 int64 (tokens, start, place in tables); tables: int32 page numbers."""
 
-def store_latents(
+def store_kv(
     rows: int,
     num_tokens: int,
-    pages: LatentPages,
+    pages: KvPages,
     spans: int,
     num_spans: int,
     tables: int,

@@ -47,16 +47,14 @@ class KvPages:
     data: Tensor
     type: str
     dim: int
-    handle: _C.LatentPages = field(init=False, repr=False, compare=False)
+    handle: _C.KvPages = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         check_tensor(self.data, "KvPages: data", torch.uint8, 3, row_bytes(self.type, self.dim))
         num_pages, page_tokens, _ = self.data.shape
         if page_tokens != PAGE_TOKENS:
             raise ShapeError(f"KvPages: pages of {page_tokens} rows, expected {PAGE_TOKENS}")
-        handle = _C.LatentPages(
-            self.data.data_ptr(), self.data.numel(), self.type, num_pages, self.dim
-        )
+        handle = _C.KvPages(self.data.data_ptr(), self.data.numel(), self.type, num_pages, self.dim)
         object.__setattr__(self, "handle", handle)
 
 
@@ -100,7 +98,7 @@ def store_kv(rows: Tensor, pages: KvPages, tables: BlockTables) -> None:
     Errors:  ShapeError, also for tables that do not fit the pages.
     """
     check_tensor(rows, "store_kv: rows", torch.float32, 2, pages.dim)
-    _C.store_latents(rows.data_ptr(), rows.shape[0], pages.handle, *tables.arguments)
+    _C.store_kv(rows.data_ptr(), rows.shape[0], pages.handle, *tables.arguments)
 
 
 def convert_rows(rows: Tensor, type: str, to: str, dim: int) -> Tensor:
