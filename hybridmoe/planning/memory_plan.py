@@ -240,16 +240,16 @@ def _explicit_cache(problem: Problem, core: Parts) -> _Ram:
     budgets, given = problem.budgets, problem.budgets.expert_ram_bytes
     assert given is not None
     cache = _cache_of(problem, given)
-    others = sum(size for name, size in core if name != "activations")
-    if others + cache.num_bytes > budgets.ram_bytes:
+    others = sum(size for _, size in core)
+    left = budgets.ram_bytes - cache.num_bytes - others
+    if left < 0:
         raise ConfigError(
-            f"expert_ram={given} bytes: with {format_bytes(others)} of other weights and KV cache"
-            f" that is {format_bytes(others + cache.num_bytes)}, but"
+            f"expert_ram={given} bytes: with {format_bytes(others)} of other weights, KV cache and"
+            f" activations that is {format_bytes(others + cache.num_bytes)}, but"
             f" {format_bytes(budgets.ram_bytes)} are free"
         )
     # An explicit budget may use the reserve up.
-    left = budgets.ram_bytes - cache.num_bytes - sum(size for _, size in core)
-    return _cached(problem, (*core, ("reserve", max(0, min(left, RAM_RESERVE_BYTES)))), cache)
+    return _cached(problem, (*core, ("reserve", min(left, RAM_RESERVE_BYTES))), cache)
 
 
 def _cache_of(problem: Problem, budget_bytes: int) -> DiskCachePlan:

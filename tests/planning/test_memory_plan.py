@@ -269,8 +269,13 @@ def test_ram_for_experts_is_what_was_given(k2: ModelSizes) -> None:
     tight = plan(k2, 74, expert_ram_bytes=given)  # takes the reserve up
     assert tight.num_ram_experts == plan(k2, 200, expert_ram_bytes=given).num_ram_experts
     assert 0 <= dict(tight.ram.parts)["reserve"] < RAM_RESERVE_BYTES
-    with pytest.raises(ConfigError, match=r"expert_ram=.* of other weights and KV cache .* are fr"):
-        plan(k2, 70, expert_ram_bytes=given)
+    core = sum(size for part, size in tight.ram.parts[:4])
+    full = plan(
+        k2, (tight.ram.expert_bytes + 8 * k2.buffer_bytes + core) / GIB, expert_ram_bytes=given
+    )
+    assert full.ram.free_bytes == 0 == dict(full.ram.parts)["reserve"]
+    with pytest.raises(ConfigError, match=r"of other weights, KV cache and activations .* are fr"):
+        plan(k2, (full.ram.budget_bytes - 1) / GIB, expert_ram_bytes=given)
     with pytest.raises(ConfigError, match=r"at least .* layer's 8 experts and 3 read ahead take"):
         plan(k2, 200, expert_ram_bytes=10 * k2.buffer_bytes, num_ahead=3)
 
