@@ -44,7 +44,7 @@ quick: build  ## the suite without its slow tests
 	$(PYTEST) -m "not slow"
 
 # Broad and fast: no compiler, no model, no server. Under a minute on two idle cores.
-SLOWER_TEXT := tests/text/test_chat_template.py tests/text/test_tokenizer.py
+SLOWER_TEXT := $(addprefix tests/text/test_,chat_template.py template_sandbox.py tokenizer.py)
 CHECK_TESTS := tests/test_*.py tests/planning $(filter-out $(SLOWER_TEXT),$(wildcard tests/text/test_*.py)) \
                $(addprefix tests/gguf/test_,accounting.py formats.py names.py reader.py split.py tensor_table.py) \
                $(addprefix tests/engine/test_,kv_cache.py prefill_budget.py prompt_lookup.py sampler.py scheduler.py) \

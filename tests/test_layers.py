@@ -1,6 +1,7 @@
 """The import order of docs/architecture.md: a module imports its own layer or an earlier one."""
 
 import ast
+import functools
 from pathlib import Path
 
 import pytest
@@ -45,6 +46,11 @@ def _name(path: Path) -> str:
     return ".".join(path.relative_to(ROOT.parent).with_suffix("").parts)
 
 
+@functools.cache
+def _tree(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
 def _imports(tree: ast.AST) -> list[tuple[str, ast.stmt]]:
     found: list[tuple[str, ast.stmt]] = []
     for node in ast.walk(tree):
@@ -58,15 +64,16 @@ def _imports(tree: ast.AST) -> list[tuple[str, ast.stmt]]:
 @pytest.mark.parametrize("path", MODULES, ids=_name)
 def test_imports_never_point_upwards(path: Path) -> None:
     module = _name(path)
-    for imported, node in _imports(ast.parse(path.read_text(encoding="utf-8"))):
+    for imported, node in _imports(_tree(path)):
         if imported.startswith("hybridmoe."):
             assert _layer_of(imported) <= _layer_of(module), f"line {node.lineno}: {imported}"
 
 
 @pytest.mark.parametrize("path", MODULES, ids=_name)
 def test_only_the_cli_imports_inside_functions(path: Path) -> None:
-    tree = ast.parse(path.read_text(encoding="utf-8"))
-    inner = [n for f in ast.walk(tree) if isinstance(f, ast.FunctionDef) for n in _imports(f)]
+    inner = [
+        n for f in ast.walk(_tree(path)) if isinstance(f, ast.FunctionDef) for n in _imports(f)
+    ]
     is_allowed = _name(path).startswith("hybridmoe.cli") or _name(path) in IMPORTS_LATE
     assert not inner or is_allowed, f"line {inner[0][1].lineno}"
 
@@ -74,7 +81,7 @@ def test_only_the_cli_imports_inside_functions(path: Path) -> None:
 @pytest.mark.parametrize("path", MODULES, ids=_name)
 def test_only_the_command_imports_by_name(path: Path) -> None:
     """`hybridmoe` itself does, too (PEP 562): neither may import anything before it is used."""
-    nodes = list(ast.walk(ast.parse(path.read_text(encoding="utf-8"))))
+    nodes = list(ast.walk(_tree(path)))
     used = {node.id for node in nodes if isinstance(node, ast.Name)}
     used |= {node.attr for node in nodes if isinstance(node, ast.Attribute)}
     assert not used & {"import_module", "__import__"} or _name(path) == "hybridmoe.cli.app"
