@@ -70,12 +70,12 @@ class Size(Option):
     def read(self, value: Any) -> int:
         if isinstance(value, str):
             try:
-                return parse_bytes(value)
+                value = parse_bytes(value)
             except ConfigError:
                 raise ValueError("a size such as 12GiB or 800MiB") from None
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             raise ValueError("a size of 1 byte or more")
-        return value
+        return int(value)
 
 
 @dataclass(frozen=True, slots=True)

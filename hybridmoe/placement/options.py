@@ -12,8 +12,18 @@ from typing import Annotated, Any
 
 from hybridmoe.config import DEVICES, EngineConfig, EngineOptions, ModelConfig
 from hybridmoe.env import MAX_THREADS
-from hybridmoe.errors import ConfigError
-from hybridmoe.option import Choice, Count, File, Number, Size, Texts, check_options, options_of
+from hybridmoe.errors import ConfigError, short
+from hybridmoe.option import (
+    Choice,
+    Count,
+    File,
+    Number,
+    Option,
+    Size,
+    Texts,
+    check_options,
+    options_of,
+)
 from hybridmoe.planning.placement_rules import PlacementRules
 
 __all__ = ["LoadOptions"]
@@ -88,12 +98,12 @@ class LoadOptions(EngineOptions):
     @classmethod
     def of(cls, base: "LoadOptions | None", changes: Mapping[str, Any]) -> "LoadOptions":
         """Change some options of `base`, or of the defaults. Errors: ConfigError."""
+        if not isinstance(base, LoadOptions | None):
+            raise ConfigError(f"options={short(base)}: expected LoadOptions")
         known = options_of(cls)
         for name in changes:
             if name not in known:
-                close = get_close_matches(name, known, 1)
-                hint = f"did you mean {close[0]}?" if close else f"known: {', '.join(known)}"
-                raise ConfigError(f"unknown option {name!r}: {hint}")
+                raise ConfigError(f"unknown option {name!r}: {_hint(name, known)}")
         return replace(base or cls(), **changes)
 
     def engine_config(self, model: ModelConfig) -> EngineConfig:
@@ -111,3 +121,10 @@ class LoadOptions(EngineOptions):
     def needs_gpu(self) -> bool:
         """True if an option was given that needs a GPU: doing without one is an error then."""
         return self.device == "cuda" or self.vram is not None or bool(self.place)
+
+
+def _hint(name: str, known: Mapping[str, Option]) -> str:
+    """Name the option that was meant, by its flag or a similar name; else all options."""
+    flags = {flag.strip("-").replace("-", "_"): n for n, o in known.items() for flag in o.flags}
+    close = [flags[name]] if name in flags else get_close_matches(name, known, 1)
+    return f"did you mean {close[0]}?" if close else f"known: {', '.join(known)}"

@@ -73,6 +73,7 @@ def test_a_flag_that_is_not_given_leaves_the_default() -> None:
         ("max_running", None, "max_running=None: expected a whole number, 1 to 4096"),
         ("device", "gpu", "device='gpu': expected one of auto, cpu, cuda"),
         ("vram", 0, "vram=0: expected a size of 1 byte or more"),
+        ("vram", "0GiB", "vram='0GiB': expected a size of 1 byte or more"),
         ("vram", "lots", "vram='lots': expected a size such as 12GiB"),
         ("place", "blk=cpu", "place='blk=cpu': expected a list of strings"),
         ("place", ["blk"], "place='blk': expected REGEX=cpu or REGEX=cuda"),
@@ -81,6 +82,9 @@ def test_a_flag_that_is_not_given_leaves_the_default() -> None:
         ("yarn_beta_fast", 0.0, r"yarn_beta_fast=0.0: expected a number above 0, at most 1e\+06"),
         ("yarn_beta_slow", float("nan"), "yarn_beta_slow=nan: expected a number above 0"),
         ("num_thread", 1, "unknown option 'num_thread': did you mean num_threads?"),
+        ("ctx", 1, r"unknown option 'ctx': did you mean context_tokens\?"),
+        ("slots", 1, r"unknown option 'slots': did you mean max_running\?"),
+        ("options", {"defer": 3}, "options={'defer': 3}: expected LoadOptions"),
         ("quux", 1, "unknown option 'quux': known: .*num_threads, "),
     ],
 )
