@@ -27,7 +27,7 @@ from hybridmoe.planning.plan import Plan
 from hybridmoe.planning.problem import Budgets
 
 __all__ = ["Decoded", "decode", "fitting_layers", "intervals_of", "opened", "plan_for", "prefill"]
-__all__ += ["profiled_decode", "without_gpu"]
+__all__ += ["profiled_decode"]
 
 _COPIES = ("Memcpy", "Memset")  # prefixes of the profiler's names
 _PROFILED_TOKENS = 8
@@ -45,10 +45,6 @@ class Decoded:
     @property
     def tokens_per_s(self) -> float:
         return 1 / float(np.median(self.seconds))
-
-
-def without_gpu() -> click.ClickException:
-    return click.ClickException("torch sees no CUDA GPU here, and bench_hybrid.py measures one")
 
 
 def fitting_layers(shape: Shape, expert_bytes: int, folder: Path) -> int:

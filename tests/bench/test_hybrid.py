@@ -1,39 +1,30 @@
-"""The hybrid benchmark without a GPU: timelines by hand, and the settings that it runs."""
+"""Timelines of the hybrid benchmark, by hand and of real runs."""
 
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import pytest
 import torch
-from click.testing import CliRunner
 from gguf import GGMLQuantizationType as Type
 from hypothesis import given
 from hypothesis import strategies as st
-from k2_header import write_k2
 from small_model import SMALL
 from tiny_gguf import write_tiny
 from torch.profiler import DeviceType, ProfilerActivity, profile
 
-from bench import _hybrid_run, bench_hybrid
+from bench import _hybrid_parts, _hybrid_run
+from bench._hybrid_parts import measure_prompts
 from bench._hybrid_run import (
-    Decoded,
     decode,
     intervals_of,
     opened,
-    plan_for,
     prefill,
     profiled_decode,
 )
-from bench._timeline import Call, Interval, Shares, Token, busy_s, merged, shares_of
-from bench.bench_hybrid import main
+from bench._timeline import Call, Interval, Token, busy_s, merged, shares_of
 from hybridmoe.demo import demo_path
-from hybridmoe.planning.rates import GpuRates, rates_of
 
 
 def spans(*pairs: tuple[float, float]) -> list[Interval]:
@@ -104,15 +95,8 @@ def test_profiled_times_are_those_of_the_monotonic_clock() -> None:
         assert before - 1e-3 < interval.begin < interval.end < after + 1e-3
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a card")
-def test_without_a_gpu_it_fails_in_one_line() -> None:
-    result = CliRunner().invoke(main, [])
-    assert result.exit_code == 1
-    assert "no CUDA GPU" in result.output and result.output.count("\n") == 1
-
-
 def test_tokens_and_prompts_are_timed_through_the_engine() -> None:
-    with opened(demo_path(), 128) as llm:
+    with opened(demo_path(), 128, device="cpu") as llm:
         found = decode(llm, num_warm_up=2, num_timed=5)
         assert len(found.seconds) == 5 and found.tokens_per_s > 0
         assert (found.hit_rate, found.num_slots) == (None, 0)
@@ -138,37 +122,15 @@ def test_a_timeline_of_a_real_run_has_every_token(
     assert shares.gpu_idle == 1 and 0 < shares.outside < 1
 
 
-def test_every_way_gets_the_slots_that_it_is_named_after(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    path = write_k2(tmp_path / "k2.gguf")
-    card = SimpleNamespace(total_memory=48 << 30)
-    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: card)
-    opened_as: list[dict[str, Any]] = []
+def test_prompts_are_timed_on_both_devices(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("triton", reason="needs triton (pip install hybridmoe[cuda])")
+    from interpreted_gpu import use_gpu  # needs Triton
 
-    @contextmanager
-    def fake_opened(path: Path, context_tokens: int, **options: Any) -> Iterator[None]:
-        if options["device"] == "cuda":
-            options["slots"] = plan_for(path, context_tokens, options["vram"]).num_vram_slots
-        opened_as.append(options)
-        yield None
-
-    def fake_decode(llm: None, num_warm_up: int, num_timed: int) -> Decoded:
-        num_slots = opened_as[-1].get("slots", 0)
-        return Decoded([0.1] * num_timed, 0.25 if num_slots else None, num_slots)
-
-    shares = Shares(overlap=0.93, gpu_idle=0.7, cpu_idle=0.1, outside=0.02)
-    monkeypatch.setattr(bench_hybrid, "opened", fake_opened)
-    monkeypatch.setattr(bench_hybrid, "decode", fake_decode)
-    monkeypatch.setattr(bench_hybrid, "profiled_decode", lambda llm, warm_up: shares)
-    gpu = GpuRates.assumed(768, 155, 31.5)
-    rates = rates_of("amx", dram=250e9, peak_ops=60e12, gpu=gpu)
-    about: dict[str, Any] = {}
-    rows = {row.name: row for row in bench_hybrid.decode_rows(path, 64, 2, rates, about)}
-    assert opened_as[0] == {"device": "cpu"}
-    for options, name in zip(opened_as[1:], list(about["timelines"]), strict=True):
-        assert name.split()[0] == str(options["slots"])
-        assert options["defer"] == (2 if "deferred" in name else 0)
-    assert opened_as[1]["slots"] == 0 and len({o["slots"] for o in opened_as[1:]}) >= 3
-    assert about["overlap"] == 0.93 and rows["overlap"].holds and rows["inside kernels"].holds
-    assert rows["decode, CPU only"].value == pytest.approx(10)
+    use_gpu(monkeypatch)
+    monkeypatch.setattr(_hybrid_parts, "_PROMPT_S", 0.01)
+    path = tmp_path / "m.gguf"
+    write_tiny(path, **{**SMALL, "q_lora": 64, "context": 256})
+    found = measure_prompts(path, (20, 17))
+    assert [prompt["num_tokens"] for prompt in found] == [20, 17]
+    assert all(prompt["tokens_per_s"] > 0 < prompt["cpu_tokens_per_s"] for prompt in found)
+    assert found[0]["first"] > 0 and found[1]["first"] is None

@@ -1,0 +1,126 @@
+"""Parts of the hybrid benchmark: each measures, and returns what JSON can hold."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+import torch
+from gguf import GGMLQuantizationType
+
+from bench._hybrid_run import decode, opened, plan_for, prefill, profiled_decode
+from hybridmoe.planning.cost_model import Hits
+from hybridmoe.planning.cost_model import decode as predict
+from hybridmoe.planning.plan import Plan
+from hybridmoe.planning.rates import Rates
+
+__all__ = ["default_slots", "measure_decode", "measure_gemv", "measure_prompts"]
+
+SLOT_SHARES = (0.05, 0.1, 0.25, 0.5)  # of all experts: caches of several hit rates
+UPLOADS = 8  # experts that a cache admits in a step
+_PROMPT_S, _MOST_PROMPTS = 2.0, 5  # timed prompts of one length: seconds in all, and number
+_MOST_CPU_TOKENS = 2048  # of a prompt by the CPU alone: longer ones take too long
+GEMVS = (  # type, rows, columns: feed-forward, attention and shared expert of Kimi K2
+    ("Q8_0", 18432, 7168), ("Q8_0", 7168, 8192), ("Q8_0", 2048, 7168), ("Q4_0", 18432, 7168),
+    ("Q4_K", 18432, 7168), ("Q5_K", 18432, 7168), ("Q6_K", 7168, 18432), ("BF16", 7168, 8192),
+)  # fmt: skip
+
+
+def measure_gemv() -> dict[str, Any]:
+    """Rates of the GPU by itself, GB/s."""
+    from bench._gpu import copy_rate, gemv_rate, link_rate  # needs triton
+
+    return {
+        "copy": copy_rate() / 1e9,
+        "link": link_rate() / 1e9,
+        "products": {
+            f"{name} {rows}x{cols}": gemv_rate(GGMLQuantizationType[name], rows, cols) / 1e9
+            for name, rows, cols in GEMVS
+        },
+    }
+
+
+def default_slots(path: Path, num_decode: int) -> list[int]:
+    """Numbers of VRAM slots to decode with: none, and some shares of all experts."""
+    plan = plan_for(path, 4096 + num_decode, int(0.95 * _gpu_bytes()))
+    shares = {min(plan.num_vram_slots, int(share * plan.num_experts)) for share in SLOT_SHARES}
+    return [0, *sorted(shares - {0})]
+
+
+def measure_decode(
+    path: Path, num_decode: int, slots: Sequence[int], num_deferred: int, rates: Rates
+) -> list[dict[str, Any]]:
+    """Decode on the CPU alone, with each number of VRAM slots, and with deferral.
+
+    num_deferred: experts deferred in the last two ways; 0 = leave these out.
+    """
+    ways: list[tuple[int | None, int]] = [(None, 0), *((n, 0) for n in slots)]
+    if num_deferred:
+        ways += [(n, num_deferred) for n in dict.fromkeys((slots[0], slots[-1]))]
+    return [_decode_way(path, num_decode, *way, rates) for way in ways]
+
+
+def _decode_way(
+    path: Path, num_decode: int, num_slots: int | None, num_deferred: int, rates: Rates
+) -> dict[str, Any]:
+    warm_up = 16 + 2 * (num_slots or 0) // UPLOADS
+    context = 2 * (warm_up + num_decode + 64)
+    plan = plan_for(path, context, 0 if num_slots is None else _gpu_bytes())
+    options: dict[str, Any] = {"device": "cpu"}
+    name = "CPU only"
+    if num_slots is not None:
+        options = {"device": "cuda", "vram": vram_bytes(plan, num_slots), "defer": num_deferred}
+        name = f"{num_slots} slots" + (f", {num_deferred} deferred" if num_deferred else "")
+    way: dict[str, Any] = {"name": name, "num_slots": num_slots, "num_deferred": num_deferred}
+    with opened(path, context, **options) as llm:
+        found = decode(llm, warm_up, num_decode)
+        if num_slots is not None:
+            shares = profiled_decode(llm, 4)
+            way["overlap"], way["inside"] = shares.overlap, shares.inside
+            way["gpu_idle"], way["cpu_idle"] = shares.gpu_idle, shares.cpu_idle
+    hit_rate = found.hit_rate or 0.0
+    predicted = predict(plan, rates, Hits(hit_rate, 1 - hit_rate), context // 2)
+    return way | {
+        "tokens_per_s": found.tokens_per_s,
+        "p90_s": float(np.quantile(found.seconds, 0.9)),
+        "hit_rate": found.hit_rate,
+        "predicted": predicted.tokens_per_s,
+    }
+
+
+def measure_prompts(path: Path, prompts: Sequence[int]) -> list[dict[str, Any]]:
+    """Prompts with the GPU by its default options, the first after loading apart; on the CPU."""
+    context = max(prompts) + 64
+    with opened(path, context, device="cuda") as llm:
+        first = prefill(llm, prompts[0])
+        with_gpu = [_median_prefill(llm, n) for n in prompts]
+    with opened(path, context, device="cpu") as llm:
+        prefill(llm, 64)
+        alone = [prefill(llm, n) if n <= _MOST_CPU_TOKENS else None for n in prompts]
+    return [
+        {
+            "num_tokens": n,
+            "tokens_per_s": speed,
+            "cpu_tokens_per_s": cpu,
+            "first": None if i else first,
+        }
+        for i, (n, speed, cpu) in enumerate(zip(prompts, with_gpu, alone, strict=True))
+    ]
+
+
+def _median_prefill(llm: Any, num_tokens: int) -> float:
+    speeds: list[float] = []
+    while len(speeds) < _MOST_PROMPTS and sum(num_tokens / s for s in speeds) < _PROMPT_S:
+        speeds.append(prefill(llm, num_tokens))
+    return median(speeds)
+
+
+def vram_bytes(plan: Plan, num_slots: int) -> int:
+    """VRAM budget that the planner turns into `num_slots` slots."""
+    assert plan.vram is not None
+    return plan.vram.used_bytes - plan.vram.expert_bytes + num_slots * plan.problem.sizes.slot_bytes
+
+
+def _gpu_bytes() -> int:
+    return int(torch.cuda.get_device_properties(0).total_memory)
