@@ -187,7 +187,7 @@ def test_the_cpu_computes_a_prompts_experts_beside_a_disk_or_where_they_are_pinn
 
 
 def test_types_without_a_kernel_on_the_gpu_are_the_cpus(k2: ModelSizes) -> None:
-    odd = replace(k2, experts=tuple((Part(Q.IQ1_S, 1 << 20, 1 << 18),) for _ in k2.experts))
+    odd = replace(k2, experts=tuple((Part(Q.NVFP4, 1 << 20, 9 << 16),) for _ in k2.experts))
     plan = plan_of(odd, 700, 24)
     with_gpu = prompt(plan, RATES, Hits(0, 1), 2048).seconds["experts"]
     alone = prompt(plan_of(odd, 700), replace(RATES, gpu=None), Hits(0, 1), 2048)

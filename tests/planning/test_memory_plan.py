@@ -161,15 +161,15 @@ def test_what_has_no_kernel_on_a_card_is_twice_as_large_there_and_experts_have_n
     outline = read_outline(write_k2(tmp_path / "k2.gguf"))
     plain = sizes_of(outline.tensors, outline.config)
     tensors = [
-        replace(t, type=Type.IQ3_S) if t.name == "blk.0.attn_output.weight" else t
-        for t in with_expert_type(outline.tensors, "IQ2_XXS")
+        replace(t, type=Type.NVFP4) if t.name == "blk.0.attn_output.weight" else t
+        for t in with_expert_type(outline.tensors, "NVFP4")
     ]
     sizes = sizes_of(tensors, outline.config)
     (moved,) = (t for t in outline.tensors if t.name == "blk.0.attn_output.weight")
     assert sizes.gpu_bytes - plain.gpu_bytes == 2 * prod(moved.shape) - moved.num_bytes
     found = plan(sizes, 700, 24)
     assert found.num_vram_slots == 0
-    assert any("IQ2_XXS has no kernel for a GPU" in said for said in found.warnings)
+    assert any("NVFP4 has no kernel for a GPU" in said for said in found.warnings)
 
 
 def test_tensors_left_to_the_cpu_are_counted_there(tmp_path: Path) -> None:
@@ -186,8 +186,8 @@ def test_experts_that_are_to_stay_on_a_card_have_to_fit(k2: ModelSizes, tmp_path
     with pytest.raises(ConfigError, match=r"3840 experts .* (\d+) fit: .* raise --vram by"):
         plan(k2, 700, 24, layers=many)
     outline = read_outline(write_k2(tmp_path / "k2.gguf"))
-    low = sizes_of(with_expert_type(outline.tensors, "IQ2_XXS"), outline.config)
-    with pytest.raises(ConfigError, match=r"IQ2_XXS has no kernel for a GPU.*; place no experts"):
+    low = sizes_of(with_expert_type(outline.tensors, "NVFP4"), outline.config)
+    with pytest.raises(ConfigError, match=r"NVFP4 has no kernel for a GPU.*; place no experts"):
         plan(low, 700, 24, layers=two)
     with pytest.raises(ConfigError, match=r"384 experts .* memory map .*; place no experts"):
         plan(k2, 200, 24, layers=two)

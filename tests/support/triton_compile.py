@@ -31,6 +31,7 @@ from hybridmoe.kernels.triton.dequant import KINDS
 POINTERS = {  # by the name of a kernel's argument; all others ending in _ptr are float32
     "w_ptr": "*u8",
     "data_ptr": "*u8",
+    "books_ptr": "*i16",
     "tables_ptr": "*i32",
     "positions_ptr": "*i32",
     "slots_ptr": "*i32",

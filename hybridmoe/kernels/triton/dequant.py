@@ -3,8 +3,9 @@
 A function dequantizes a chunk of 256 neighbouring weights of each of ROWS rows: one block of a K
 type, eight of the smaller ones. `row`: addresses of the rows' first bytes; `chunk`: number of the
 chunk in a row; `limit`: blocks in a row. Beyond it, and where `row_ok` is false, nothing is read
-and weights are zero. Codes are loaded as a tile (ROWS, groups, weights of a group) and scales as
-(ROWS, groups), so that a thread with several codes of a group loads and unpacks its scale once.
+and weights are zero. `books`: of `codebooks.codebooks`; other types than IQ1 to IQ3 do not use it.
+Codes are loaded as a tile (ROWS, groups, weights of a group) and scales as (ROWS, groups), so that
+a thread with several codes of a group loads and unpacks its scale once.
 Every row begins at an even address, except MXFP4's, which is read by bytes.
 
 Products are summed in the tile's own shape, axis by axis. A reshape to (ROWS, 256) comes before
@@ -17,7 +18,25 @@ import triton.language as tl
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 
 from hybridmoe.kernels.triton.dequant_32 import iq4_nl, mxfp4, q4_0, q4_1, q5_0, q5_1, q8_0
-from hybridmoe.kernels.triton.dequant_256 import iq4_xs, q2_k, q3_k, q4_k, q5_k, q6_k
+from hybridmoe.kernels.triton.dequant_256 import (
+    iq4_xs,
+    q2_k,
+    q3_k,
+    q4_k,
+    q5_k,
+    q6_k,
+    tq1_0,
+    tq2_0,
+)
+from hybridmoe.kernels.triton.dequant_iq import (
+    iq1_m,
+    iq1_s,
+    iq2_s,
+    iq2_xs,
+    iq2_xxs,
+    iq3_s,
+    iq3_xxs,
+)
 
 __all__ = [
     "CHUNK", "KINDS", "chunk_limit", "columns", "dequantize_rows", "dequantize_tile", "sum_tile",
@@ -28,7 +47,8 @@ CHUNK = 256
 
 KINDS = (
     "BF16", "F16", "Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K",
-    "IQ4_NL", "IQ4_XS", "MXFP4",
+    "IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ3_XXS", "IQ3_S", "IQ4_NL", "IQ4_XS",
+    "TQ1_0", "TQ2_0", "MXFP4",
 )  # fmt: skip
 
 
@@ -56,7 +76,23 @@ def columns(KIND: tl.constexpr):
     """Make 0 ... 255 in the shape of the type's tile, with a first axis of one row."""
     if (KIND == "BF16") | (KIND == "F16"):
         k = tl.arange(0, 256)[None, :]
-    elif (KIND == "Q2_K") | (KIND == "Q3_K") | (KIND == "Q6_K"):
+    elif (KIND == "IQ3_XXS") | (KIND == "IQ3_S"):
+        k = (4 * tl.arange(0, 64)[:, None] + tl.arange(0, 4)[None, :])[None, :, :]
+    elif (
+        (KIND == "IQ1_S")
+        | (KIND == "IQ1_M")
+        | (KIND == "IQ2_XXS")
+        | (KIND == "IQ2_XS")
+        | (KIND == "IQ2_S")
+    ):
+        k = (8 * tl.arange(0, 32)[:, None] + tl.arange(0, 8)[None, :])[None, :, :]
+    elif (
+        (KIND == "Q2_K")
+        | (KIND == "Q3_K")
+        | (KIND == "Q6_K")
+        | (KIND == "TQ1_0")
+        | (KIND == "TQ2_0")
+    ):
         k = (16 * tl.arange(0, 16)[:, None] + tl.arange(0, 16)[None, :])[None, :, :]
     elif (KIND == "Q8_0") | (KIND == "Q4_K") | (KIND == "Q5_K"):
         k = (32 * tl.arange(0, 8)[:, None] + tl.arange(0, 32)[None, :])[None, :, :]
@@ -85,13 +121,13 @@ def sum_tile(tile):
 
 
 @triton.jit
-def dequantize_rows(row, chunk, limit, row_ok, KIND: tl.constexpr, ROWS: tl.constexpr):
+def dequantize_rows(row, chunk, limit, row_ok, books, KIND: tl.constexpr, ROWS: tl.constexpr):
     """Dequantize a tile as (ROWS, 256), not to be reduced."""
-    return tl.reshape(dequantize_tile(row, chunk, limit, row_ok, KIND), (ROWS, 256))
+    return tl.reshape(dequantize_tile(row, chunk, limit, row_ok, books, KIND), (ROWS, 256))
 
 
 @triton.jit
-def dequantize_tile(row, chunk, limit, row_ok, KIND: tl.constexpr):
+def dequantize_tile(row, chunk, limit, row_ok, books, KIND: tl.constexpr):
     """Weights 256 chunk ... + 255 of the rows: f32 in a tile, zeros beyond the row."""
     if KIND == "BF16":
         w = _plain(row, chunk, limit, row_ok, True)
@@ -117,10 +153,28 @@ def dequantize_tile(row, chunk, limit, row_ok, KIND: tl.constexpr):
         w = q5_k(row, chunk, limit, row_ok)
     elif KIND == "Q6_K":
         w = q6_k(row, chunk, limit, row_ok)
+    elif KIND == "IQ1_S":
+        w = iq1_s(row, chunk, limit, row_ok, books)
+    elif KIND == "IQ1_M":
+        w = iq1_m(row, chunk, limit, row_ok, books)
+    elif KIND == "IQ2_XXS":
+        w = iq2_xxs(row, chunk, limit, row_ok, books)
+    elif KIND == "IQ2_XS":
+        w = iq2_xs(row, chunk, limit, row_ok, books)
+    elif KIND == "IQ2_S":
+        w = iq2_s(row, chunk, limit, row_ok, books)
+    elif KIND == "IQ3_XXS":
+        w = iq3_xxs(row, chunk, limit, row_ok, books)
+    elif KIND == "IQ3_S":
+        w = iq3_s(row, chunk, limit, row_ok, books)
     elif KIND == "IQ4_NL":
         w = iq4_nl(row, chunk, limit, row_ok)
     elif KIND == "IQ4_XS":
         w = iq4_xs(row, chunk, limit, row_ok)
+    elif KIND == "TQ1_0":
+        w = tq1_0(row, chunk, limit, row_ok)
+    elif KIND == "TQ2_0":
+        w = tq2_0(row, chunk, limit, row_ok)
     else:
         tl.static_assert(KIND == "MXFP4")
         w = mxfp4(row, chunk, limit, row_ok)

@@ -3,15 +3,15 @@
 import triton
 import triton.language as tl
 
-from hybridmoe.kernels.triton.block_loads import load_byte, load_half, load_word
+from hybridmoe.kernels.triton.block_loads import blocks_of_256, load_byte, load_half, load_word
 from hybridmoe.kernels.triton.dequant_32 import nonlinear
 
-__all__ = ["iq4_xs", "q2_k", "q3_k", "q4_k", "q5_k", "q6_k"]
+__all__ = ["iq4_xs", "q2_k", "q3_k", "q4_k", "q5_k", "q6_k", "tq1_0", "tq2_0"]
 
 
 @triton.jit
 def q2_k(row, chunk, limit, row_ok):
-    base, mask = _groups(row, chunk, limit, row_ok, 84, 16)
+    base, mask = blocks_of_256(row, chunk, limit, row_ok, 84, 16)
     packed = load_byte(base + tl.arange(0, 16)[None, :], mask)
     scale = load_half(base + 80, mask) * (packed & 15).to(tl.float32)
     minimum = load_half(base + 82, mask) * (packed >> 4).to(tl.float32)
@@ -21,7 +21,7 @@ def q2_k(row, chunk, limit, row_ok):
 
 @triton.jit
 def q3_k(row, chunk, limit, row_ok):
-    base, mask = _groups(row, chunk, limit, row_ok, 110, 16)
+    base, mask = blocks_of_256(row, chunk, limit, row_ok, 110, 16)
     g = tl.arange(0, 16)
     low = (load_byte(base + 96 + (g & 7)[None, :], mask) >> (4 * (g >> 3))[None, :]) & 15
     high = (load_byte(base + 104 + (g & 3)[None, :], mask) >> (2 * (g >> 2))[None, :]) & 3
@@ -36,7 +36,7 @@ def q3_k(row, chunk, limit, row_ok):
 
 @triton.jit
 def q4_k(row, chunk, limit, row_ok):
-    base, mask = _groups(row, chunk, limit, row_ok, 144, 8)
+    base, mask = blocks_of_256(row, chunk, limit, row_ok, 144, 8)
     scale, minimum = _k_scales(base, mask)
     q = _four_bits(base + 16, mask)
     return scale[:, :, None] * q.to(tl.float32) - minimum[:, :, None]
@@ -44,7 +44,7 @@ def q4_k(row, chunk, limit, row_ok):
 
 @triton.jit
 def q5_k(row, chunk, limit, row_ok):
-    base, mask = _groups(row, chunk, limit, row_ok, 176, 8)
+    base, mask = blocks_of_256(row, chunk, limit, row_ok, 176, 8)
     scale, minimum = _k_scales(base, mask)
     g = tl.arange(0, 8)
     i = tl.arange(0, 32)
@@ -55,7 +55,7 @@ def q5_k(row, chunk, limit, row_ok):
 
 @triton.jit
 def q6_k(row, chunk, limit, row_ok):
-    base, mask = _groups(row, chunk, limit, row_ok, 210, 16)
+    base, mask = blocks_of_256(row, chunk, limit, row_ok, 210, 16)
     g = tl.arange(0, 16)
     i = tl.arange(0, 16)
     s = tl.load(base + 192 + g[None, :], mask=mask, other=0).to(tl.int8, bitcast=True)
@@ -71,7 +71,7 @@ def q6_k(row, chunk, limit, row_ok):
 
 @triton.jit
 def iq4_xs(row, chunk, limit, row_ok):
-    base, mask = _groups(row, chunk, limit, row_ok, 136, 8)
+    base, mask = blocks_of_256(row, chunk, limit, row_ok, 136, 8)
     g = tl.arange(0, 8)
     low = (load_byte(base + 4 + (g >> 1)[None, :], mask) >> (4 * (g & 1))[None, :]) & 15
     high = (load_word(base + 2, mask) >> (2 * g)[None, :]) & 3
@@ -85,15 +85,30 @@ def iq4_xs(row, chunk, limit, row_ok):
 
 
 @triton.jit
-def _groups(row, chunk, limit, row_ok, NUM_BYTES: tl.constexpr, GROUPS: tl.constexpr):
-    """Compute a block's address for each of its groups, and a mask: (ROWS, GROUPS) each."""
-    block = tl.zeros((GROUPS,), tl.int32) + chunk
-    return row[:, None] + NUM_BYTES * block[None, :], row_ok[:, None] & (block < limit)[None, :]
+def tq1_0(row, chunk, limit, row_ok):
+    base, mask = blocks_of_256(row, chunk, limit, row_ok, 54, 16)
+    g = tl.arange(0, 16)[:, None]
+    i = tl.arange(0, 16)[None, :]
+    # bytes 0-31 hold groups 0-9, 32-47 groups 10-14, 48-51 group 15
+    at = tl.where(g < 10, 16 * (g & 1) + i, tl.where(g < 15, 32 + i, 48 + (i & 3)))
+    place = tl.where(g < 10, g >> 1, tl.where(g < 15, g - 10, i >> 2))
+    power = tl.where(place == 1, 3, 1)
+    power = tl.where(place == 2, 9, tl.where(place == 3, 27, tl.where(place == 4, 81, power)))
+    byte = load_byte(base[:, :, None] + at[None, :, :], mask[:, :, None])
+    digit = (((byte * power[None, :, :]) & 255) * 3) >> 8
+    return load_half(base + 52, mask)[:, :, None] * (digit - 1).to(tl.float32)
+
+
+@triton.jit
+def tq2_0(row, chunk, limit, row_ok):
+    base, mask = blocks_of_256(row, chunk, limit, row_ok, 66, 16)
+    q = _two_bits(base, mask) - 1
+    return load_half(base + 64, mask)[:, :, None] * q.to(tl.float32)
 
 
 @triton.jit
 def _two_bits(base, mask):
-    """Load codes (ROWS, 16, 16) of Q2_K and Q3_K: 32 bytes hold four times 32 weights."""
+    """Load codes (ROWS, 16, 16) of Q2_K, Q3_K, TQ2_0: 32 bytes hold four times 32 weights."""
     g = tl.arange(0, 16)
     at = (32 * (g >> 3) + 16 * (g & 1))[:, None] + tl.arange(0, 16)[None, :]  # (16, 16)
     codes = load_byte(base[:, :, None] + at[None, :, :], mask[:, :, None])

@@ -14,6 +14,7 @@ from gguf import GGMLQuantizationType
 from torch import Tensor
 
 from hybridmoe.errors import ShapeError
+from hybridmoe.kernels.triton.codebooks import codebooks
 from hybridmoe.kernels.triton.dequant import (
     CHUNK,
     chunk_limit,
@@ -123,6 +124,7 @@ def _gate_up(x: Tensor, slots: Tensor, data: Tensor, layout: SlotLayout) -> Tens
         x,
         slots,
         data,
+        codebooks(x.device),
         hidden,
         top_k,
         layout.inter,
@@ -154,6 +156,7 @@ def _down(
         slots,
         weights,
         data,
+        codebooks(data.device),
         parts,
         top_k,
         experts_per_split,
@@ -176,6 +179,7 @@ def _gate_up_kernel(
     x_ptr,
     slots_ptr,
     data_ptr,
+    books_ptr,
     hidden_ptr,
     top_k,
     inter,
@@ -205,11 +209,11 @@ def _gate_up_kernel(
         for chunk in range(0, tl.cdiv(num_cols, 256)):
             at = chunk * 256 + columns(GATE)
             x = tl.load(token_ptr + at, mask=at < num_cols, other=0.0).to(tl.float32)
-            gate += dequantize_tile(gate_row, chunk, gate_limit, row_ok, GATE) * x
+            gate += dequantize_tile(gate_row, chunk, gate_limit, row_ok, books_ptr, GATE) * x
             if GATE != UP:
                 at = chunk * 256 + columns(UP)
                 x = tl.load(token_ptr + at, mask=at < num_cols, other=0.0).to(tl.float32)
-            up += dequantize_tile(up_row, chunk, up_limit, row_ok, UP) * x
+            up += dequantize_tile(up_row, chunk, up_limit, row_ok, books_ptr, UP) * x
         g = sum_tile(gate)
         e = tl.exp(-tl.abs(g))  # cannot overflow
         hidden = g * tl.where(g < 0, e, 1.0) / (1.0 + e) * sum_tile(up)
@@ -222,6 +226,7 @@ def _down_kernel(
     slots_ptr,
     weights_ptr,
     data_ptr,
+    books_ptr,
     parts_ptr,
     top_k,
     experts_per_split,
@@ -251,6 +256,6 @@ def _down_kernel(
             for chunk in range(0, num_chunks):
                 at = chunk * 256 + columns(DOWN)
                 h = tl.load(hidden_ptr + pair * inter + at, mask=at < inter, other=0.0)
-                acc += dequantize_tile(row, chunk, limit, row_ok, DOWN) * (weight * h)
+                acc += dequantize_tile(row, chunk, limit, row_ok, books_ptr, DOWN) * (weight * h)
     at = (split * tl.num_programs(1) + t) * num_rows + rows
     tl.store(parts_ptr + at, sum_tile(acc), mask=row_ok)

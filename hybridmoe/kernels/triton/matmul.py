@@ -17,6 +17,7 @@ from torch import Tensor
 
 from hybridmoe.config import PREFILL_TOKENS
 from hybridmoe.errors import ShapeError
+from hybridmoe.kernels.triton.codebooks import codebooks
 from hybridmoe.kernels.triton.dequant import (
     CHUNK,
     chunk_limit,
@@ -155,6 +156,7 @@ def _gemv(x: Tensor, w: DeviceMatrix, out: Tensor) -> Tensor:
     _gemv_kernel[grid](
         x,
         w.data,
+        codebooks(x.device),
         parts,
         tokens,
         w.rows,
@@ -180,6 +182,7 @@ def _dequantize(w: DeviceMatrix, start: int, num_rows: int) -> Tensor:
     grid = (triton.cdiv(num_rows, BLOCK_ROWS), triton.cdiv(w.cols, CHUNK))
     _dequantize_kernel[grid](
         w.data[first:],
+        codebooks(out.device),
         out,
         num_rows,
         w.cols,
@@ -195,6 +198,7 @@ def _dequantize(w: DeviceMatrix, start: int, num_rows: int) -> Tensor:
 def _gemv_kernel(
     x_ptr,
     w_ptr,
+    books_ptr,
     parts_ptr,
     num_tokens,
     num_rows,
@@ -227,7 +231,7 @@ def _gemv_kernel(
         for chunk in range(first, last):
             at = chunk * 256 + columns(KIND)
             x = tl.load(x_ptr + at, mask=at < num_cols, other=0.0).to(tl.float32)
-            acc += dequantize_tile(row, chunk, limit, row_ok, KIND) * x
+            acc += dequantize_tile(row, chunk, limit, row_ok, books_ptr, KIND) * x
         tl.store(parts_ptr + rows, sum_tile(acc), mask=row_ok)
     else:
         k = tl.arange(0, 256)
@@ -238,7 +242,7 @@ def _gemv_kernel(
             at = chunk * 256 + k
             mask = token_ok[:, None] & (at < num_cols)[None, :]
             x = tl.load(x_ptr + token[:, None] * x_token_stride + at[None, :], mask=mask, other=0.0)
-            w = dequantize_rows(row, chunk, limit, row_ok, KIND, ROWS).to(tl.bfloat16)
+            w = dequantize_rows(row, chunk, limit, row_ok, books_ptr, KIND, ROWS).to(tl.bfloat16)
             sums = tl.dot(x.to(tl.bfloat16).to(DOT), tl.trans(w.to(DOT)), sums)
         out = parts_ptr + token[:, None] * out_token_stride + rows[None, :]
         tl.store(out, sums, mask=token_ok[:, None] & row_ok[None, :])
@@ -246,13 +250,22 @@ def _gemv_kernel(
 
 @triton.jit
 def _dequantize_kernel(
-    w_ptr, out_ptr, num_rows, num_cols, row_bytes, limit, KIND: tl.constexpr, ROWS: tl.constexpr
+    w_ptr,
+    books_ptr,
+    out_ptr,
+    num_rows,
+    num_cols,
+    row_bytes,
+    limit,
+    KIND: tl.constexpr,
+    ROWS: tl.constexpr,
 ):
     rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     chunk = tl.program_id(1)
     row_ok = rows < num_rows
     rows = rows.to(tl.int64)
-    w = dequantize_rows(w_ptr + rows * row_bytes, chunk, limit, row_ok, KIND, ROWS)
+    row = w_ptr + rows * row_bytes
+    w = dequantize_rows(row, chunk, limit, row_ok, books_ptr, KIND, ROWS)
     k = chunk * 256 + tl.arange(0, 256)
     out = out_ptr + rows[:, None] * num_cols + k[None, :]
     tl.store(out, w.to(tl.bfloat16), mask=row_ok[:, None] & (k < num_cols)[None, :])

@@ -26,6 +26,9 @@ LAYOUTS = [  # gate, up, down; hidden, inter
     SlotLayout(T.Q8_0, T.Q4_0, T.Q6_K, 64, 256),
     SlotLayout(T.Q4_K, T.Q4_K, T.Q5_K, 256, 256),
     SlotLayout(T.Q2_K, T.Q3_K, T.MXFP4, 256, 32),
+    SlotLayout(T.IQ1_S, T.IQ1_M, T.TQ1_0, 256, 256),
+    SlotLayout(T.IQ2_XXS, T.IQ2_XS, T.IQ2_S, 256, 256),
+    SlotLayout(T.IQ3_XXS, T.TQ2_0, T.IQ3_S, 256, 256),
 ]
 
 

@@ -215,8 +215,8 @@ def test_wrong_arguments_are_refused() -> None:
         matmul.batched_linear(torch.zeros(2, 3, 64, dtype=torch.float64), w)
     with pytest.raises(ShapeError, match="contiguous rows"):
         matmul.batched_linear(torch.zeros(2, 64, 3).transpose(1, 2), w)
-    with pytest.raises(ShapeError, match="IQ1_S has no Triton kernel"):
-        DeviceMatrix(w.data, GGMLQuantizationType.IQ1_S, 1, 1, 256)
+    with pytest.raises(ShapeError, match="NVFP4 has no Triton kernel"):
+        DeviceMatrix(w.data, GGMLQuantizationType.NVFP4, 1, 1, 256)
     with pytest.raises(ShapeError, match="multiple of 32"):
         DeviceMatrix(w.data, Q8_0, 1, 1, 65)
     with pytest.raises(ShapeError, match=r"data is .* \(544,\) .* expected .* \(272\)"):
