@@ -7,10 +7,10 @@ PIP    := $(BIN)/python -m pip --disable-pip-version-check install -q -c constra
 MODEL  ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help build chat test quick check lint lowest fmt bench peers asan tsan clean
+.PHONY: help build chat test test-gpu quick check lint lowest fmt bench peers asan tsan clean
 
 help:  ## list the targets
-	@sed -n 's/^\([a-z]*\):.*## /\1	/p' $(MAKEFILE_LIST) | expand -t 8
+	@sed -n 's/^\([a-z-]*\):.*## /\1	/p' $(MAKEFILE_LIST) | expand -t 10
 
 $(BIN)/python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -42,6 +42,9 @@ test: build  ## the whole test suite, on up to four cores
 
 quick: build  ## the suite without its slow tests
 	$(PYTEST) -m "not slow"
+
+test-gpu: build  ## the tests that use a CUDA GPU, on it
+	$(BIN)/python .ci/gpu_tests.py
 
 # Broad and fast: no compiler, no model, no server. Under a minute on two idle cores.
 SLOWER_TEXT := $(addprefix tests/text/test_,chat_template.py template_sandbox.py tokenizer.py)

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from click.testing import CliRunner
 from gguf import GGMLQuantizationType as Type
 from k2_header import write_k2
@@ -202,7 +201,6 @@ def test_too_little_ram_is_refused_by_plan_and_said_by_load(
 
 @pytest.mark.parametrize("options", [{}, {"place"}, {"vram"}, {"expert_ram"}], ids=str)
 @pytest.mark.parametrize("is_ram_short", [False, True])
-@pytest.mark.skipif(torch.cuda.is_available(), reason="the GPU is a made-up one")
 def test_a_small_model_on_a_gpu_is_where_the_plan_has_it(
     in_gpu_types: Path, monkeypatch: pytest.MonkeyPatch, options: set[str], is_ram_short: bool
 ) -> None:

@@ -20,6 +20,7 @@ slack.
 from collections.abc import Sequence
 
 import numpy as np
+import torch
 from gguf import GGMLQuantizationType, quants
 from numpy.typing import NDArray
 from random_weights import rounds_activations
@@ -109,6 +110,8 @@ def one_expert(matrices: Sequence[QuantMatrix], e: int, x: Array) -> tuple[Array
 
 def assert_close(got: object, want: Array, bound: Array, what: str) -> None:
     """Elementwise |got - want| <= bound, or a failure that shows the worst element."""
+    if isinstance(got, torch.Tensor):
+        got = got.cpu()
     error = np.abs(np.asarray(got, np.float64) - want)
     outside = ~(error <= bound)
     if not outside.any():

@@ -9,6 +9,7 @@ import torch
 import triton_bounds
 from fake_streams import FakeStream
 from gguf import GGMLQuantizationType as T
+from kernel_device import DEVICE, moved
 from random_weights import random_matrix
 from torch import Tensor
 
@@ -17,10 +18,9 @@ from hybridmoe.experts.gpu.slot_pool import SlotPool
 from hybridmoe.experts.policy import make_policy
 from hybridmoe.experts.routed_experts import ExpertWeights, RoutedExperts
 
-__all__ = ["CPU", "EXPERTS", "FIRST", "KINDS", "ROUTED", "TOP_K", "HybridBench", "Inputs"]
+__all__ = ["EXPERTS", "FIRST", "KINDS", "ROUTED", "TOP_K", "HybridBench", "Inputs"]
 __all__ += ["MakeBench", "make_experts", "make_inputs", "num_used", "open_benches"]
 
-CPU = torch.device("cpu")
 EXPERTS, HIDDEN, INTER, TOP_K = 6, 64, 32, 3
 KINDS = [(T.Q4_0, T.Q8_0, T.Q4_0), (T.BF16, T.F16, T.BF16), (T.Q8_0, T.Q4_0, T.Q8_0)]
 FIRST = 1  # number of the first layer with experts
@@ -80,7 +80,7 @@ class HybridBench:
                 count,
                 self.main,
                 self.copy,
-                CPU,
+                DEVICE,
                 uploads_per_step=ROUTED.num_layers * EXPERTS,
                 policy=make_policy(policy, ROUTED.cache_shape(count)),
             )
@@ -88,7 +88,7 @@ class HybridBench:
             self.slots.cache.warm(np.array(resident, np.int64))
             self.finish_uploads()
             assert self.slots.cache.resident().tolist() == sorted(resident)
-        self.experts = HybridExperts(ROUTED, self.main, self.host, CPU, slots=self.slots)
+        self.experts = HybridExperts(ROUTED, self.main, self.host, DEVICE, slots=self.slots)
 
     def finish_uploads(self) -> None:
         """Wait for all uploads, and enter them in the table."""
@@ -108,7 +108,8 @@ class HybridBench:
         self.experts.begin_step(len(inputs[0][0]))
         results = []
         for layer, (x, ids, weights) in zip(ROUTED.numbers, inputs, strict=True):
-            results.append(self.experts.submit(layer, x, ids, weights).result().clone())
+            pending = self.experts.submit(layer, *moved(x, ids, weights))
+            results.append(pending.result().cpu().clone())
         self.check(inputs, results)
         self.experts.end_step()
         return results

@@ -1,10 +1,16 @@
-"""Error bounds of Triton's kernels in its interpreter, against exact arithmetic.
+"""Error bounds of Triton's kernels, in its interpreter and on a GPU, against exact arithmetic.
 
-Roundings to bfloat16 are modelled exactly: the interpreter drops the lower 16 bits (a GPU rounds
-to nearest even), and decodes weights to the bits of `gguf.quants`. What is left is float32
+Roundings to bfloat16 are modelled exactly: the interpreter drops the lower 16 bits, a GPU rounds to
+nearest even. Weights decode to the bits of `gguf.quants`. What is left is float32
 addition: with u = 2^-24, a term of a product of K columns passes three roundings of its weight, one
 of the product, K / 256 of its lane, a sum over 256 lanes of at most 32 (numpy adds pairwise; a GPU
 in a tree of 8) and one for each split of the columns, of which there are K / 512 at most.
+
+A GPU's tensor cores add 16 exact products and the sum so far at the scale of the largest of them,
+and drop what is below its last bit (Fasi et al. 2021: "Numerical behavior of NVIDIA tensor cores"):
+17 numbers and the result lose 2 u each, of the sum of all magnitudes at most.
+
+An exponential e^x on a GPU is 2^(x log2 e), whose rounded exponent makes it off by 2 u |x| + 2 u.
 """
 
 from collections.abc import Sequence
@@ -17,12 +23,15 @@ from numpy.typing import NDArray
 
 from hybridmoe.config import PREFILL_TOKENS
 from hybridmoe.kernels.matrix import QuantMatrix
+from hybridmoe.kernels.triton.runtime import IS_INTERPRETED
 
 U = 2.0**-24
 
 
-def chopped(a: NDArray[np.float32]) -> Array:
-    """Float32 numbers as bfloat16, rounded towards zero, as the interpreter does it."""
+def bfloat16(a: NDArray[np.float32]) -> Array:
+    """Round float32 numbers as Triton does here: towards zero, on a GPU to nearest even."""
+    if not IS_INTERPRETED:
+        return torch.from_numpy(np.ascontiguousarray(a, np.float32)).bfloat16().double().numpy()
     bits = np.ascontiguousarray(a, np.float32).view(np.uint32) & np.uint32(0xFFFF0000)
     return bits.view(np.float32).astype(np.float64)
 
@@ -32,12 +41,18 @@ def sum_bound(cols: int, magnitude: Array) -> Array:
     return 1.01 * (cols / 256 + 32 + cols / 512 + 5) * U * magnitude
 
 
+def dot_bound(cols: int, magnitude: Array) -> Array:
+    """Of one product by `tl.dot` or torch, of operands that are exact in bfloat16 or float16."""
+    steps = 0 if IS_INTERPRETED else cols / 16 + 1
+    return sum_bound(cols, magnitude) + 36 * steps * U * magnitude
+
+
 def one_expert(
     matrices: Sequence[QuantMatrix], expert: int, x: Array, top_k: int
 ) -> tuple[Array, Array]:
     """Exact result (H) of an expert's gate, up and down for x (H), and its bound in a sum of top_k.
 
-    |silu'| < 1.1; an exponential and a few roundings make 8 u of the hidden activations.
+    |silu'| < 1.1; an exponential and a few roundings make (8 + 2 |gate|) u of the hidden ones.
     """
 
     def product(w: QuantMatrix, x: Array) -> tuple[Array, Array]:
@@ -51,7 +66,7 @@ def one_expert(
     gate_bound, up_bound = sum_bound(gate_w.cols, gate_size), sum_bound(up_w.cols, up_size)
     silu = gate / (1 + np.exp(-gate))
     hidden_bound = 1.1 * gate_bound * (np.abs(up) + up_bound) + np.abs(silu) * up_bound
-    hidden_bound += 8 * U * np.abs(silu * up)
+    hidden_bound += (8 + 2 * np.abs(gate)) * U * np.abs(silu * up)
     y, size = product(down_w, silu * up)
     spread = np.abs(closeness.weights(down_w.slice(expert, expert + 1))[0]) @ hidden_bound
     return y, sum_bound(top_k * (down_w.cols + 256), size + spread) + spread
@@ -72,21 +87,22 @@ def expert_of_rows(
         decoded, offset = closeness.weights(one)[0], closeness.offsets(one)[0]
         size = (np.abs(x) + error) @ (np.abs(decoded - offset) + np.abs(offset)).T
         if has_bf16:
-            decoded = chopped(decoded.astype(np.float32))
+            decoded = bfloat16(decoded.astype(np.float32))
         y = x @ decoded.T
-        bound = sum_bound(w.cols, size) + np.broadcast_to(error, x.shape) @ np.abs(decoded).T
+        add_bound = dot_bound if has_bf16 else sum_bound
+        bound = add_bound(w.cols, size) + np.broadcast_to(error, x.shape) @ np.abs(decoded).T
         return y, bound + has_slabs * 2.0**-8 * (np.abs(y) + bound)
 
     states = x.astype(np.float64)
     if has_slabs:  # by torch, to nearest even
         states = torch.from_numpy(x).bfloat16().double().numpy()
     elif has_bf16:
-        states = chopped(x)
+        states = bfloat16(x)
     gate_w, up_w, down_w = matrices
     gate, gate_bound = product(gate_w, states, 0.0)
     up, up_bound = product(up_w, states, 0.0)
     silu = gate / (1 + np.exp(-gate))
     bound = 1.1 * gate_bound * (np.abs(up) + up_bound) + np.abs(silu) * up_bound
-    bound += 8 * U * np.abs(silu * up)
+    bound += (8 + 2 * np.abs(gate)) * U * np.abs(silu * up)
     bound += has_bf16 * 2.0**-7 * (np.abs(silu * up) + bound)
     return product(down_w, silu * up, bound)

@@ -21,10 +21,11 @@ from hybridmoe.planning.rates import GpuRates, rates_of
 
 pytest.importorskip("triton", reason="needs triton (pip install hybridmoe[cuda])")
 
+from kernel_device import DEVICE
+
 from hybridmoe.experts.gpu import calibrate
 from hybridmoe.experts.gpu.calibrate import FEW_TOKENS, MANY_TOKENS, measure_gpu, with_cpu
 from hybridmoe.kernels.triton.expert_prefill import add_expert, layout_of
-from hybridmoe.kernels.triton.runtime import IS_INTERPRETED
 
 CPU = torch.device("cpu")
 LAYER = ExpertWeights(
@@ -105,9 +106,8 @@ def test_the_cpus_rates_are_measured_with_its_own_kernels(
     assert with_cpu(gpu) == want
 
 
-@pytest.mark.skipif(not IS_INTERPRETED, reason="streams here are not a GPU's")
 def test_it_runs_the_real_copies_and_products(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(calibrate, "MANY_TOKENS", 24)
     streams = Streams(*(FakeStream(is_lazy=True) for _ in range(3)))
-    got = measure_gpu(LAYER, LAYOUT, add_expert, streams, CPU)
+    got = measure_gpu(LAYER, LAYOUT, add_expert, streams, DEVICE)
     assert min(got.read, got.ops, got.pcie, got.copy or 0.0) > 0

@@ -19,7 +19,6 @@ from hybridmoe.planning.rates import GpuRates, Rates
 pytest.importorskip("triton", reason="needs triton (pip install hybridmoe[cuda])")
 
 from hybrid_bench import (
-    CPU,
     EXPERTS,
     FIRST,
     KINDS,
@@ -30,17 +29,14 @@ from hybrid_bench import (
     num_used,
     open_benches,
 )  # fmt: skip
+from kernel_device import DEVICE, moved
 
 from hybridmoe.experts.gpu.hybrid_experts import HybridExperts
 from hybridmoe.experts.gpu.prefill_experts import ResidentExperts, StreamedExperts, Streams
 from hybridmoe.experts.gpu.slot_pool import slot_layouts
 from hybridmoe.kernels.triton.expert_prefill import add_expert
-from hybridmoe.kernels.triton.runtime import IS_INTERPRETED
 
-pytestmark = [
-    pytest.mark.skipif(not IS_INTERPRETED, reason="bounds are those of the interpreter"),
-    pytest.mark.usefixtures("exact_kernels"),  # the bounds of `closeness` are theirs
-]
+pytestmark = pytest.mark.usefixtures("exact_kernels")  # the bounds of `closeness` are theirs
 
 bench = pytest.fixture(open_benches)
 
@@ -126,7 +122,7 @@ class OneAtATime:
 
     def submit(self, layer: int, x: Tensor, ids: Tensor, weights: Tensor) -> Pending:
         self.submitted.append(layer)
-        return self._cpu.submit(layer, x, ids, weights)
+        return Ready(self._cpu.submit(layer, x.cpu(), ids.cpu(), weights.cpu()).result().to(DEVICE))
 
     def check(self) -> None:
         self.num_checks += 1
@@ -139,7 +135,7 @@ class OneAtATime:
 
 def test_a_prefill_executor_computes_prefill_steps(bench: MakeBench) -> None:
     made, prefill = bench(num_slots=4, is_lazy=True), OneAtATime()
-    experts = HybridExperts(ROUTED, made.main, made.host, CPU, slots=made.slots, prefill=prefill)
+    experts = HybridExperts(ROUTED, made.main, made.host, DEVICE, slots=made.slots, prefill=prefill)
     made.experts = experts
     inputs = [make_inputs(20, layer) for layer in ROUTED.numbers]
     made.step(inputs)
@@ -155,7 +151,7 @@ def test_a_prefill_executor_computes_prefill_steps(bench: MakeBench) -> None:
     experts.begin_step(20)
     bad = torch.full_like(inputs[0][1], EXPERTS)
     prefill.submit = lambda layer, x, ids, weights: Ready(x)  # type: ignore[method-assign]
-    experts.submit(FIRST + 1, inputs[0][0], bad, inputs[0][2])
+    experts.submit(FIRST + 1, *moved(inputs[0][0], bad, inputs[0][2]))
     with pytest.raises(HybridMoeError, match=r"experts of blk\.2: chosen are \[6\]"):
         experts.end_step()
     experts.close()
@@ -173,16 +169,16 @@ def test_prompts_use_resident_experts_and_stream_the_others(bench: MakeBench) ->
         add_expert,
         Rates("avx512", dram=1e8, ops=1e8, attention_ops=1e8, gpu=gpu),
         Streams(made.main, made.host, FakeStream(is_lazy=True)),
-        CPU,
+        DEVICE,
         max_tokens=20,
         resident=ResidentExperts(slots.slots, slots.cache.table.numpy()),
     )
-    made.experts = HybridExperts(ROUTED, made.main, made.host, CPU, slots=slots, prefill=prefill)
+    made.experts = HybridExperts(ROUTED, made.main, made.host, DEVICE, slots=slots, prefill=prefill)
     inputs = [make_inputs(20, layer) for layer in ROUTED.numbers]
     made.experts.begin_step(20)
     for layer, given in zip(ROUTED.numbers, inputs, strict=True):
         got, want = (
-            made.experts.submit(layer, *given).result(),
+            made.experts.submit(layer, *moved(*given)).result().cpu(),
             CpuExperts(ROUTED).submit(layer, *given).result(),
         )
         assert (got - want).norm() < 0.03 * want.norm(), "int8 against bfloat16 activations"
@@ -198,7 +194,8 @@ def test_an_error_fails_its_step_in_one_line_and_not_the_next(bench: MakeBench) 
     bad[1, 1] = EXPERTS
     made.experts.begin_step(2)
     for layer, (x, ids, weights) in zip(ROUTED.numbers, inputs, strict=True):
-        made.experts.submit(layer, x, bad if layer == FIRST + 1 else ids, weights).result()
+        chosen = bad if layer == FIRST + 1 else ids
+        made.experts.submit(layer, *moved(x, chosen, weights)).result()
     with pytest.raises(HybridMoeError, match=r"blk\.2 on the CPU: expert_ffn: expert id 6") as said:
         made.experts.end_step()
     assert "\n" not in str(said.value)
@@ -209,18 +206,18 @@ def test_a_step_that_failed_is_discarded(bench: MakeBench) -> None:
     made = bench([1, 8], is_lazy=True)
     x, ids, weights = make_inputs(2)
     made.experts.begin_step(2)
-    made.experts.submit(FIRST + 1, x, ids, weights)  # its result is never taken
+    made.experts.submit(FIRST + 1, *moved(x, ids, weights))  # its result is never taken
     made.step([make_inputs(2, layer) for layer in ROUTED.numbers])
 
 
 def test_an_error_of_a_failed_step_is_not_the_next_ones() -> None:
     host = FakeStream(is_lazy=True)
-    experts = HybridExperts(ROUTED, FakeStream(is_lazy=False, is_current=True), host, CPU)
+    experts = HybridExperts(ROUTED, FakeStream(is_lazy=False, is_current=True), host, DEVICE)
     x, ids, weights = make_inputs(2)
     experts.begin_step(2)
-    experts.submit(FIRST, x, torch.full_like(ids, EXPERTS), weights)
+    experts.submit(FIRST, *moved(x, torch.full_like(ids, EXPERTS), weights))
     experts.begin_step(2)
-    got = experts.submit(FIRST, x, ids, weights).result()
+    got = experts.submit(FIRST, *moved(x, ids, weights)).result().cpu()
     experts.end_step()
     assert torch.equal(got, CpuExperts(ROUTED).submit(FIRST, x, ids, weights).result())
 

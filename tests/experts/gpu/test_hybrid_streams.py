@@ -15,7 +15,6 @@ from hybridmoe.experts.backend import CpuExperts
 pytest.importorskip("triton", reason="needs triton (pip install hybridmoe[cuda])")
 
 from hybrid_bench import (
-    CPU,
     FIRST,
     ROUTED,
     HybridBench,
@@ -25,16 +24,13 @@ from hybrid_bench import (
     num_used,
     open_benches,
 )  # fmt: skip
+from kernel_device import DEVICE, moved
 
 from hybridmoe.experts.gpu.hybrid_experts import HybridExperts
 from hybridmoe.experts.gpu.slot_pool import SlotPool
 from hybridmoe.experts.gpu.staging import StepMemory
-from hybridmoe.kernels.triton.runtime import IS_INTERPRETED
 
-pytestmark = [
-    pytest.mark.skipif(not IS_INTERPRETED, reason="bounds are those of the interpreter"),
-    pytest.mark.usefixtures("exact_kernels"),  # the bounds of `closeness` are theirs
-]
+pytestmark = pytest.mark.usefixtures("exact_kernels")  # the bounds of `closeness` are theirs
 
 bench = pytest.fixture(open_benches)
 
@@ -47,8 +43,8 @@ def deferred_step(bench: HybridBench, inputs: Sequence[Inputs]) -> list[Tensor]:
     for layer, (x, ids, weights) in zip(ROUTED.numbers, inputs, strict=True):
         is_last = torch.zeros_like(ids, dtype=torch.bool)
         is_last[:, -1] = True
-        now = bench.experts.submit(layer, x, ids.masked_fill(is_last, -1), weights)
-        deferred = bench.experts.submit(layer, x, ids.masked_fill(~is_last, -1), weights)
+        parts = ids.masked_fill(is_last, -1), ids.masked_fill(~is_last, -1)
+        now, deferred = (bench.experts.submit(layer, *moved(x, part, weights)) for part in parts)
         if outstanding is not None:
             results[-1] += outstanding.result()
         results.append(now.result().clone())
@@ -75,9 +71,9 @@ def test_two_results_may_be_outstanding(bench: MakeBench, resident: Sequence[int
 
 def test_one_layers_result_does_not_wait_for_the_next_ones(bench: MakeBench) -> None:
     made = bench(is_lazy=True)
-    (x, ids, weights), following = make_inputs(1, 0), make_inputs(1, 1)
+    given, following = moved(*make_inputs(1, 0)), moved(*make_inputs(1, 1))
     made.experts.begin_step(1)
-    first = made.experts.submit(FIRST, x, ids, weights)
+    first = made.experts.submit(FIRST, *given)
     second = made.experts.submit(FIRST + 1, *following)
     first.result()
     num_done = made.host.num_done
@@ -89,13 +85,13 @@ def test_one_layers_result_does_not_wait_for_the_next_ones(bench: MakeBench) -> 
 def test_the_cpu_waits_for_the_gpus_inputs(is_lazy: bool) -> None:
     """Run the main stream lazily: only when it is waited for."""
     main, host = FakeStream(is_lazy=True, is_current=True), FakeStream(is_lazy=is_lazy)
-    experts = HybridExperts(ROUTED, main, host, CPU)
+    experts = HybridExperts(ROUTED, main, host, DEVICE)
     given = make_inputs(2)
-    x, ids, weights = (torch.zeros_like(t) for t in given)
+    x, ids, weights = moved(*(torch.zeros_like(t) for t in given))
     experts.begin_step(2)
     for late, t in zip((x, ids, weights), given, strict=True):
         main.copy(late, t)
-    got = experts.submit(FIRST, x, ids, weights).result()
+    got = experts.submit(FIRST, x, ids, weights).result().cpu()
     experts.end_step()
     assert torch.equal(got, CpuExperts(ROUTED).submit(FIRST, *given).result())
 
@@ -103,9 +99,9 @@ def test_the_cpu_waits_for_the_gpus_inputs(is_lazy: bool) -> None:
 def test_a_graph_in_the_main_stream_is_waited_for() -> None:
     """Queue work as a graph does: all in the main stream, none in the CPU's."""
     main = FakeStream(is_lazy=True, is_current=True)
-    experts = HybridExperts(ROUTED, main, FakeStream(is_lazy=True), CPU)
+    experts = HybridExperts(ROUTED, main, FakeStream(is_lazy=True), DEVICE)
     experts.begin_step(1)
-    done = torch.zeros(1)
+    done = torch.zeros(1, device=DEVICE)
     main.copy(done, torch.ones(1))
     experts.end_step()
     assert done.item() == 1
@@ -131,7 +127,7 @@ def test_replayed_steps_are_counted_like_submitted_ones(bench: MakeBench) -> Non
     """Repeat the recorded work on other inputs, and submit nothing."""
     host = RecordedStream()
     made = bench(num_slots=4, host=host)
-    given = [tuple(t.clone() for t in make_inputs(2, layer)) for layer in ROUTED.numbers]
+    given = [moved(*(t.clone() for t in make_inputs(2, layer))) for layer in ROUTED.numbers]
     made.experts.begin_step(2)
     for _ in range(2):  # a warm-up, and the capture
         host.recorded.clear()
@@ -176,8 +172,8 @@ def watched(monkeypatch: pytest.MonkeyPatch, deaf: str = "") -> None:
 
     monkeypatch.setattr(SlotPool, "compute", noted_compute)
     monkeypatch.setattr(StepMemory, "make_call", noted_call)
-    slots = SlotPool(ROUTED, 4, main, copy, CPU, uploads_per_step=4)
-    experts = HybridExperts(ROUTED, main, host, CPU, slots=slots)
+    slots = SlotPool(ROUTED, 4, main, copy, DEVICE, uploads_per_step=4)
+    experts = HybridExperts(ROUTED, main, host, DEVICE, slots=slots)
     outstanding: Pending | None = None
 
     def take(pending: Pending) -> None:
@@ -190,7 +186,7 @@ def watched(monkeypatch: pytest.MonkeyPatch, deaf: str = "") -> None:
     for step in range(2):
         experts.begin_step(2)
         for layer in ROUTED.numbers:
-            given = make_inputs(2, layer + 10 * step)
+            given = moved(*make_inputs(2, layer + 10 * step))
             watch.note("main", "states", writes=given)
             now, deferred = (experts.submit(layer, *given) for _ in range(2))
             kept.append(given)
@@ -208,7 +204,7 @@ def watched(monkeypatch: pytest.MonkeyPatch, deaf: str = "") -> None:
 def test_a_result_is_taken_once(bench: MakeBench) -> None:
     made = bench()
     made.experts.begin_step(1)
-    pending = made.experts.submit(FIRST, *make_inputs(1))
+    pending = made.experts.submit(FIRST, *moved(*make_inputs(1)))
     pending.result()
     with pytest.raises(AssertionError, match="taken once"):
         pending.result()

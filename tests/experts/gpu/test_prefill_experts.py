@@ -1,4 +1,4 @@
-"""Prefill on the CPU and the GPU at once, in Triton's interpreter and on fake streams."""
+"""Prefill on the CPU and the GPU at once, on fake streams."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -11,7 +11,6 @@ import torch
 from fake_streams import FakeStream
 from gguf import GGMLQuantizationType as T
 from random_weights import random_matrix
-from triton_bounds import U, expert_of_rows
 from waiting import eventually
 from watched_streams import Watch, WatchedEvent, WatchedStream
 
@@ -24,6 +23,9 @@ from hybridmoe.planning.rates import GpuRates, Rates
 
 pytest.importorskip("triton", reason="needs triton (pip install hybridmoe[cuda])")
 
+from kernel_device import DEVICE, moved
+from triton_bounds import U, expert_of_rows
+
 from hybridmoe.experts.gpu import weight_stream
 from hybridmoe.experts.gpu.hybrid_experts import HybridExperts
 from hybridmoe.experts.gpu.prefill_experts import (
@@ -35,11 +37,7 @@ from hybridmoe.experts.gpu.prefill_experts import (
 )
 from hybridmoe.experts.gpu.slot_pool import SlotPool
 from hybridmoe.kernels.triton.expert_prefill import add_expert, layout_of
-from hybridmoe.kernels.triton.runtime import IS_INTERPRETED
 
-pytestmark = pytest.mark.skipif(not IS_INTERPRETED, reason="bounds are those of the interpreter")
-
-CPU = torch.device("cpu")
 EXPERTS, HIDDEN, INTER, TOKENS, TOP_K = 6, 64, 32, 40, 3
 GPU = GpuRates(read=1e9, ops=1e12, pcie=1e15, copy=1e15, copy_cpu=0.0, expert_s=0.0)
 RATES = Rates("avx512", dram=1e8, ops=1e8, attention_ops=1e8, gpu=GPU)
@@ -79,7 +77,8 @@ RESIDENT = {(3, 0): 2, (3, 2): 0, (4, 5): 1}  # (layer, expert) -> slot
 
 def resident() -> ResidentExperts:
     layouts = {layer: layout_of(*experts) for layer, experts in ROUTED.layers.items()}
-    slots = torch.full((3, max(v.slot_bytes for v in layouts.values() if v)), 0xFF).byte()
+    size = max(v.slot_bytes for v in layouts.values() if v)
+    slots = torch.full((3, size), 0xFF, dtype=torch.uint8, device=DEVICE)
     table = np.full((ROUTED.num_layers, EXPERTS + 1), -1, np.int32)
     for (layer, expert), slot in RESIDENT.items():
         layout = layouts[layer]
@@ -118,7 +117,7 @@ def make() -> Iterator[Make]:
                 add,
                 rates,
                 streams or fakes(is_lazy=True),
-                CPU,
+                DEVICE,
                 max_tokens=TOKENS,
                 resident=resident,
             )
@@ -128,6 +127,17 @@ def make() -> Iterator[Make]:
     yield run
     for experts in made:
         experts.close()
+
+
+def submitted(
+    experts: StreamedExperts | HybridExperts,
+    layer: int,
+    x: torch.Tensor,
+    ids: torch.Tensor,
+    weights: torch.Tensor,
+) -> torch.Tensor:
+    """Compute a layer on the device; returns its result on the CPU."""
+    return experts.submit(layer, *moved(x, ids, weights)).result().cpu()
 
 
 def check(
@@ -164,7 +174,7 @@ def test_a_step_is_within_the_bound_wherever_experts_are_computed(
     experts = make(rates, fakes(is_lazy=is_lazy), resident=resident() if is_resident else None)
     for layer in ROUTED.numbers:
         x, ids, weights = inputs(layer)
-        got = experts.submit(layer, x, ids, weights).result()
+        got = submitted(experts, layer, x, ids, weights)
         check(experts, layer, x, ids, weights, got)
         plan = experts.tally.splits[layer]
         if rates is ALL_GPU:
@@ -181,7 +191,7 @@ def test_a_step_is_within_the_bound_wherever_experts_are_computed(
 def test_experts_all_on_the_cpu_equal_cpu_experts(make: Make) -> None:
     experts = make(ALL_CPU)
     x, ids, weights = inputs()
-    got = experts.submit(4, x, ids, weights).result()
+    got = submitted(experts, 4, x, ids, weights)
     assert torch.equal(got, CpuExperts(ROUTED).submit(4, x, ids, weights).result())
 
 
@@ -189,7 +199,7 @@ def test_a_wrong_weight_or_state_is_seen(make: Make) -> None:
     experts = make(ALL_GPU)
     x, ids, weights = inputs()
     for wrong_x, wrong_weights in ((x, 1.03 * weights), (x + 0.05 * x.roll(1, 1), weights)):
-        got = experts.submit(3, wrong_x, ids, wrong_weights).result()
+        got = submitted(experts, 3, wrong_x, ids, wrong_weights)
         with pytest.raises(AssertionError, match="out of bounds"):
             check(experts, 3, x, ids, weights, got)
 
@@ -199,27 +209,27 @@ def test_all_tokens_may_go_to_one_expert_or_to_none(make: Make, rates: Rates) ->
     experts = make(rates)
     x, ids, weights = inputs()
     ids.fill_(-1)
-    assert torch.equal(experts.submit(3, x, ids, weights).result(), torch.zeros_like(x))
+    assert torch.equal(submitted(experts, 3, x, ids, weights), torch.zeros_like(x))
     ids[:, 1] = 4
     weights[:, 1] = 0.5
-    check(experts, 3, x, ids, weights, experts.submit(3, x, ids, weights).result())
+    check(experts, 3, x, ids, weights, submitted(experts, 3, x, ids, weights))
     assert {*experts.tally.splits[3].gpu, *experts.tally.splits[3].cpu} == {4}
 
 
 @pytest.mark.parametrize("tokens", [1, 2, 17])
 def test_shorter_steps_use_part_of_the_memory(make: Make, tokens: int) -> None:
     experts = make(MIXED)
-    experts.submit(3, *inputs(1)).result()
+    submitted(experts, 3, *inputs(1))
     x, ids, weights = inputs(2, tokens)
-    check(experts, 3, x, ids, weights, experts.submit(3, x, ids, weights).result())
+    check(experts, 3, x, ids, weights, submitted(experts, 3, x, ids, weights))
 
 
 def test_the_same_step_gives_the_same_bits(make: Make) -> None:
     results = []
     for is_lazy in (True, False):
         experts = make(MIXED, fakes(is_lazy=is_lazy))
-        experts.submit(4, *inputs(1)).result()
-        results.append(experts.submit(3, *inputs()).result())
+        submitted(experts, 4, *inputs(1))
+        results.append(submitted(experts, 3, *inputs()))
     assert torch.equal(*results)
 
 
@@ -227,7 +237,7 @@ def test_types_without_a_kernel_stay_on_the_cpu(make: Make) -> None:
     routed = RoutedExperts({1: make_layer(0, T.F32)}, TOP_K)
     experts = make(ALL_GPU, routed=routed)
     x, ids, weights = inputs()
-    got = experts.submit(1, x, ids, weights).result()
+    got = submitted(experts, 1, x, ids, weights)
     assert torch.equal(got, CpuExperts(routed).submit(1, x, ids, weights).result())
     assert experts.tally.streamed == 0
 
@@ -235,7 +245,7 @@ def test_types_without_a_kernel_stay_on_the_cpu(make: Make) -> None:
 def test_experts_and_bytes_are_counted(make: Make) -> None:
     experts = make(ALL_GPU, resident=resident())
     for layer in (3, 4):
-        experts.submit(layer, *inputs()).result()
+        submitted(experts, layer, *inputs())
     one = [ROUTED.layers[layer].expert_bytes for layer in (3, 4)]
     tally = experts.tally
     assert (tally.cpu, tally.resident, tally.streamed) == (0, 3, 2 * EXPERTS - 3)
@@ -251,7 +261,7 @@ def test_an_invalid_id_is_an_error_after_the_step(make: Make) -> None:
         call.run()
     with pytest.raises(HybridMoeError, match="experts on the CPU: "):
         experts.check()
-    experts.submit(3, x, ids, weights).result()
+    submitted(experts, 3, x, ids, weights)
     experts.check()
 
 
@@ -268,16 +278,16 @@ def test_prompts_use_the_slots_of_the_hybrid_backend(make: Make, is_lazy: bool) 
     main, host = FakeStream(is_lazy=False, is_current=True), FakeStream(is_lazy=is_lazy)
     copy, num_slots = FakeStream(is_lazy=is_lazy), 4
     policy = make_policy("lru", ROUTED.cache_shape(num_slots))
-    slots = SlotPool(ROUTED, num_slots, main, copy, CPU, policy=policy)
+    slots = SlotPool(ROUTED, num_slots, main, copy, DEVICE, policy=policy)
     streams = Streams(main, host, FakeStream(is_lazy=is_lazy))
     both = ResidentExperts(slots.slots, slots.cache.table.numpy())
     prompts = make(MIXED, streams, resident=both)
-    experts = HybridExperts(ROUTED, main, host, CPU, slots=slots, prefill=prompts)
+    experts = HybridExperts(ROUTED, main, host, DEVICE, slots=slots, prefill=prompts)
     for step in range(4):
         experts.begin_step(TOKENS)
         for layer in ROUTED.numbers:
             x, ids, weights = inputs(layer)
-            got = experts.submit(layer, x, ids, weights).result()
+            got = submitted(experts, layer, x, ids, weights)
             check(prompts, layer, x, ids, weights, got)
         experts.end_step()
         copy.synchronize()
@@ -304,7 +314,7 @@ def test_the_lazy_streams_find_a_forgotten_wait(make: Make) -> None:
     experts = make(ALL_GPU, fakes(is_lazy=True)._replace(main=main))
     for layer in (3, 4):
         x, ids, weights = inputs(layer)
-        got = experts.submit(layer, x, ids, weights).result()
+        got = submitted(experts, layer, x, ids, weights)
         if layer == 3:
             check(experts, layer, x, ids, weights, got)
             main.is_deaf = True
@@ -340,7 +350,7 @@ def watched(
         watch.calls[id(call)] = (reads, writes)
     kept = []  # memory that is used again after its end would look like a race
     for layer in (3, 4):
-        kept.append(inputs(layer))
+        kept.append(moved(*inputs(layer)))
         watch.note("main", "states", writes=kept[-1])
         out, host = experts.submit(layer, *kept[-1]).result(), streams.host
         assert isinstance(host, WatchedStream) and host.last_copied is not None

@@ -15,6 +15,8 @@ from hybridmoe.experts.routed_experts import ExpertWeights, RoutedExperts
 
 pytest.importorskip("triton", reason="slots are laid out for Triton's kernels")
 
+from kernel_device import DEVICE
+
 from hybridmoe.kernels.triton.expert_ffn import SlotLayout
 
 EXPERTS, HIDDEN, INTER, SLOTS = 4, 256, 32, 3
@@ -36,7 +38,8 @@ class Copies:
         }
         self.layouts = [SlotLayout(*kind, HIDDEN, INTER) for kind in kinds]
         slot_bytes = max(layout.slot_bytes for layout in self.layouts)
-        self.data = torch.full((SLOTS, slot_bytes), POISON, dtype=torch.uint8)
+        size = (SLOTS, slot_bytes)
+        self.data = torch.full(size, POISON, dtype=torch.uint8, device=DEVICE)
         self.main = FakeStream(is_lazy=False, is_current=True)
         self.stream = FakeStream(is_lazy=is_lazy)
         self.uploader = SlotUploader(
@@ -59,7 +62,7 @@ class Copies:
         for w, at in zip(parts, (0, layout.up_offset, layout.down_offset), strict=True):
             part: NDArray[np.uint8] = w.slice(expert, expert + 1).data
             want[at : at + len(part)] = part
-        assert np.array_equal(self.data[slot].numpy(), want)
+        assert np.array_equal(self.data[slot].cpu().numpy(), want)
 
 
 @pytest.fixture(params=[False, True], ids=["eager", "lazy"])

@@ -1,22 +1,23 @@
-"""Decode attention of the GPU in Triton's interpreter, against float64."""
+"""Decode attention of the GPU, against float64."""
 
 from collections.abc import Sequence
 
 import closeness
 import pytest
 import torch
-from triton_bounds import U, chopped
 
 from hybridmoe.errors import ShapeError
 from hybridmoe.kernels import reference
 
 pytest.importorskip("triton", reason="needs triton (pip install hybridmoe[cuda])")
 
-from hybridmoe.kernels.triton import decode_attention as attention
-from hybridmoe.kernels.triton.decode_attention import latent_attention, plan_attention
-from hybridmoe.kernels.triton.runtime import IS_INTERPRETED
+from kernel_device import on_device
+from triton_bounds import U, bfloat16, dot_bound
 
-pytestmark = pytest.mark.skipif(not IS_INTERPRETED, reason="bounds are those of the interpreter")
+from hybridmoe.kernels.triton import decode_attention as attention
+from hybridmoe.kernels.triton.decode_attention import plan_attention
+
+latent_attention = on_device(attention.latent_attention)
 
 SCALE = 0.25
 BATCHES = [  # heads, latent, rope, positions that each token sees
@@ -52,9 +53,9 @@ def check(x: Inputs, got: torch.Tensor, scale: float = SCALE) -> None:
     """Queries are rounded to the pages' type, exactly modelled. With s the sum of |share value|:
 
     shares, rounded too, lose up to 2^-8 of themselves (2^-11 in f16, and 2^-25 where they are
-    subnormal). A score is a chain of D rounded products and off by (D + 4) u |q| . |k|, its share
-    by a factor of e^(2 e); exponentials, sums and weighted values add less than 2 n u with
-    n = positions + 64.
+    subnormal). A score is a chain of D rounded products and off by (D + 4) u |q| . |k| (on tensor
+    cores by `dot_bound`), its share by a factor of e^(2 e); exponentials, sums and weighted values
+    add less than 2 n u with n = positions + 64, and on tensor cores `dot_bound` of all positions.
     """
     a, b, pages, tables, positions = x
     latent, is_half = a.shape[2], pages.dtype is torch.float16
@@ -68,9 +69,11 @@ def check(x: Inputs, got: torch.Tensor, scale: float = SCALE) -> None:
         want = reference.latent_attention(qa, qb, rows, scale)
         queries = torch.cat((qa, qb.transpose(0, 1)), -1)
         scores = queries @ rows.T * scale  # (N, 1, S)
-        error = (queries.shape[-1] + 4) * U * scale * (queries.abs() @ rows.T.abs()).amax(-1)
+        sizes = scale * (queries.abs() @ rows.T.abs()).amax(-1)
+        error = (queries.shape[-1] + 4) * U * sizes + dot_bound(queries.shape[-1] + 16, sizes)
         rounding = 2.0**-11 if is_half else 2.0**-8
         relative = rounding + torch.expm1(2 * error) + 2 * U * (seen + 64)
+        relative += dot_bound(seen + 32, 1.0)
         values = rows[:, :latent].abs()
         bound = relative[..., None] * (scores.softmax(-1) @ values) + 2.0**-25 * values.sum(0)
         closeness.assert_close(got[:, t : t + 1], want.numpy(), bound.numpy(), f"token {t}")
@@ -79,7 +82,7 @@ def check(x: Inputs, got: torch.Tensor, scale: float = SCALE) -> None:
 def rounded(a: torch.Tensor, b: torch.Tensor, is_half: bool) -> tuple[torch.Tensor, torch.Tensor]:
     """Round a token's queries (N, 1, R), (1, N, P) as the kernel does; f16: over their largest."""
     if not is_half:
-        return torch.from_numpy(chopped(a.numpy())), torch.from_numpy(chopped(b.numpy()))
+        return torch.from_numpy(bfloat16(a.numpy())), torch.from_numpy(bfloat16(b.numpy()))
     most = torch.maximum(a.abs().amax(-1), b.abs().amax(-1).T)[..., None]  # (N, 1, 1)
     most[most == 0] = 1
     turned = most.transpose(0, 1)

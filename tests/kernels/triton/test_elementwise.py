@@ -1,4 +1,4 @@
-"""Elementwise GPU kernels in Triton's interpreter, against the CPU's."""
+"""Elementwise GPU kernels, against the CPU's."""
 
 import pytest
 import torch
@@ -9,10 +9,11 @@ from hybridmoe.kernels import ops
 
 pytest.importorskip("triton", reason="needs triton (pip install hybridmoe[cuda])")
 
-from hybridmoe.kernels.triton import elementwise
-from hybridmoe.kernels.triton.runtime import IS_INTERPRETED
+from kernel_device import on_device
 
-pytestmark = pytest.mark.skipif(not IS_INTERPRETED, reason="tensors are the interpreter's")
+from hybridmoe.kernels.triton.elementwise import rms_norm, rotate_, silu_mul, store_kv
+
+rms_norm, rotate_, silu_mul, store_kv = map(on_device, (rms_norm, rotate_, silu_mul, store_kv))
 
 U = 2.0**-24
 
@@ -32,7 +33,7 @@ def test_norms_are_within_rounding_of_the_twins(
     want_x = x.clone()
     want = ops.rms_norm(want_x[:, :n], weight, 1e-6, residual=residual)
     out = x[:, :n] if stride > n else None  # in place where rows lie apart
-    got = elementwise.rms_norm(x[:, :n], weight, 1e-6, residual=residual, out=out)
+    got = rms_norm(x[:, :n], weight, 1e-6, residual=residual, out=out)
     bound = 16 * U * want.abs() + 1e-9  # a sum in another order, a root, two products
     assert_close(got.numpy(), want.numpy(), bound.numpy(), "rms_norm")
     if out is None:
@@ -47,7 +48,7 @@ def test_rotations_are_the_twins(tokens: int, heads: int, dim: int) -> None:
     cos_sin = rand(tokens, dim, seed=1)
     want = x.clone()
     ops.rotate_(want[..., 10:], cos_sin)
-    got = elementwise.rotate_(x[..., 10:], cos_sin)
+    got = rotate_(x[..., 10:], cos_sin)
     size = x.abs().max() * cos_sin.abs().max()
     assert_close(x.numpy(), want.numpy(), (0 * x + 4 * U * size).numpy(), "rotate")
     assert got.data_ptr() == x[..., 10:].data_ptr()
@@ -58,7 +59,7 @@ def test_gates_have_no_overflow() -> None:
     up = rand(*gate.shape)
     want = torch.nn.functional.silu(gate.double()) * up.double()
     bound = 8 * U * want.abs() + 1e-30
-    assert_close(elementwise.silu_mul(gate, up).numpy(), want.numpy(), bound.numpy(), "silu_mul")
+    assert_close(silu_mul(gate, up).numpy(), want.numpy(), bound.numpy(), "silu_mul")
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
@@ -79,19 +80,19 @@ def test_kv_rows_are_rounded_to_nearest_even_and_nothing_else_is_touched(
     else:
         want.flatten(0, 1)[5, :2] = rows[3, :2].bfloat16()
     want.flatten(0, 1)[130, 0] = float("-inf")
-    elementwise.store_kv(rows, pages, slots)
+    store_kv(rows, pages, slots)
     assert torch.equal(pages.nan_to_num(1e9), want.nan_to_num(1e9))
 
 
 def test_wrong_shapes_are_one_line() -> None:
     x = rand(3, 8)
     with pytest.raises(ShapeError, match="rms_norm: residual"):
-        elementwise.rms_norm(x, rand(8), 1e-6, residual=rand(2, 8))
+        rms_norm(x, rand(8), 1e-6, residual=rand(2, 8))
     with pytest.raises(ShapeError, match="rms_norm: x"):
-        elementwise.rms_norm(x.t(), rand(3), 1e-6)
+        rms_norm(x.t(), rand(3), 1e-6)
     with pytest.raises(ShapeError, match="not pairs"):
-        elementwise.rotate_(rand(1, 1, 3), rand(1, 3))
+        rotate_(rand(1, 1, 3), rand(1, 3))
     with pytest.raises(ShapeError, match="silu_mul: up"):
-        elementwise.silu_mul(x, rand(3, 9))
+        silu_mul(x, rand(3, 9))
     with pytest.raises(ShapeError, match="store_kv: pages"):
-        elementwise.store_kv(x, rand(1, 64, 8), torch.zeros(3, dtype=torch.int64))
+        store_kv(x, rand(1, 64, 8), torch.zeros(3, dtype=torch.int64))

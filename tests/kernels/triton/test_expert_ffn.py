@@ -1,4 +1,4 @@
-"""Routed experts of the GPU in Triton's interpreter, against float64."""
+"""Routed experts of the GPU, against float64."""
 
 import closeness
 import numpy as np
@@ -6,17 +6,18 @@ import pytest
 import torch
 from gguf import GGMLQuantizationType as T
 from random_weights import random_matrix
-from triton_bounds import one_expert
 
 from hybridmoe.errors import ShapeError
 
 pytest.importorskip("triton", reason="needs triton (pip install hybridmoe[cuda])")
 
-from hybridmoe.kernels.triton import expert_ffn as module
-from hybridmoe.kernels.triton.expert_ffn import SlotLayout, expert_ffn, plan_down_splits
-from hybridmoe.kernels.triton.runtime import IS_INTERPRETED
+from kernel_device import on_device
+from triton_bounds import one_expert
 
-pytestmark = pytest.mark.skipif(not IS_INTERPRETED, reason="bounds are those of the interpreter")
+from hybridmoe.kernels.triton import expert_ffn as module
+from hybridmoe.kernels.triton.expert_ffn import SlotLayout, plan_down_splits
+
+expert_ffn = on_device(module.expert_ffn)
 
 SLOTS = 4
 LAYOUTS = [  # gate, up, down; hidden, inter

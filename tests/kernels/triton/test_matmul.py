@@ -1,4 +1,4 @@
-"""Products of the GPU in Triton's interpreter: every type, awkward shapes."""
+"""Products of the GPU: every type, awkward shapes."""
 
 import closeness
 import numpy as np
@@ -7,19 +7,20 @@ import torch
 from gguf import GGMLQuantizationType
 from random_weights import block_weights, random_matrix
 from torch.overrides import TorchFunctionMode
-from triton_bounds import U, chopped, sum_bound
 
 from hybridmoe.errors import ShapeError
 from hybridmoe.kernels.matrix import QuantMatrix
 
 pytest.importorskip("triton", reason="needs triton (pip install hybridmoe[cuda])")
 
+from kernel_device import DEVICE, on_device
+from triton_bounds import U, bfloat16, dot_bound, sum_bound
+
 from hybridmoe.kernels.triton import matmul
 from hybridmoe.kernels.triton.matmul import MAX_GEMV_TOKENS, plan_gemv
 from hybridmoe.kernels.triton.matrix import TYPES, DeviceMatrix
-from hybridmoe.kernels.triton.runtime import IS_INTERPRETED
 
-pytestmark = pytest.mark.skipif(not IS_INTERPRETED, reason="bounds are those of the interpreter")
+linear, batched_linear = map(on_device, (matmul.linear, matmul.batched_linear))
 
 Q4_K = GGMLQuantizationType.Q4_K
 Q8_0 = GGMLQuantizationType.Q8_0
@@ -42,10 +43,10 @@ def check_linear(x: torch.Tensor, w: QuantMatrix, got: torch.Tensor) -> None:
     exact_x, tokens = x.numpy(), len(x)
     weights, offsets = closeness.weights(w)[0], closeness.offsets(w)[0]
     magnitude = np.abs(exact_x) @ (np.abs(weights - offsets) + np.abs(offsets)).T
-    bound = sum_bound(w.cols, magnitude)
+    bound = (sum_bound if tokens == 1 else dot_bound)(w.cols, magnitude)
     if tokens > 1:
-        weights = chopped(weights.astype(np.float32))
-        exact_x = chopped(exact_x)
+        weights = bfloat16(weights.astype(np.float32))
+        exact_x = bfloat16(exact_x)
     if tokens > MAX_GEMV_TOKENS:
         exact_x = x.bfloat16().double().numpy()
     want = exact_x.astype(np.float64) @ weights.T
@@ -61,9 +62,9 @@ def kind(request: pytest.FixtureRequest) -> GGMLQuantizationType:
 
 def test_dequantized_weights_are_those_of_gguf(kind: GGMLQuantizationType) -> None:
     w = random_matrix(kind, 2, 19, column_counts(kind)[-1])
-    got = matmul.dequantize(DeviceMatrix.from_host(w, "cpu"))
-    want = chopped(closeness.weights(w).astype(np.float32))
-    assert np.array_equal(got.double().numpy(), want)
+    got = matmul.dequantize(DeviceMatrix.from_host(w, DEVICE))
+    want = bfloat16(closeness.weights(w).astype(np.float32))
+    assert np.array_equal(got.double().cpu().numpy(), want)
 
 
 def test_mxfp4_has_all_scales() -> None:
@@ -73,14 +74,14 @@ def test_mxfp4_has_all_scales() -> None:
     blocks[:, 0] = np.arange(256)
     w = QuantMatrix(blocks[2:].reshape(-1), kind, 1, 127, 64)
     with np.errstate(over="ignore"):
-        want = chopped(closeness.weights(w).astype(np.float32))
-        got = matmul.dequantize(DeviceMatrix.from_host(w, "cpu"))
-    assert np.array_equal(got.double().numpy(), want) and np.isinf(want).any()
+        want = bfloat16(closeness.weights(w).astype(np.float32))
+        got = matmul.dequantize(DeviceMatrix.from_host(w, DEVICE))
+    assert np.array_equal(got.double().cpu().numpy(), want) and np.isinf(want).any()
     w = QuantMatrix(blocks[:2].reshape(-1), kind, 1, 2, 32)
     for column in range(0, 32, 5):
         x = torch.zeros(1, 32)
         x[0, column] = 2.0**100
-        got = matmul.linear(x, DeviceMatrix.from_host(w, "cpu"))
+        got = linear(x, DeviceMatrix.from_host(w, DEVICE))
         assert np.array_equal(got[0].numpy(), 2.0**100 * closeness.weights(w)[0, :, column])
 
 
@@ -93,11 +94,11 @@ def test_linear_is_within_the_bound(
     for cols in column_counts(kind):
         w = random_matrix(kind, 1, 19, cols)
         x = activations(tokens, cols)
-        device_w = DeviceMatrix.from_host(w, "cpu")
+        device_w = DeviceMatrix.from_host(w, DEVICE)
         num_sms = 64  # columns are split
-        check_linear(x, w, matmul.linear(x, device_w))
+        check_linear(x, w, linear(x, device_w))
         num_sms = 1
-        check_linear(x, w, matmul.linear(x, device_w))
+        check_linear(x, w, linear(x, device_w))
 
 
 @pytest.mark.parametrize("num_sms", [1, 64])
@@ -105,13 +106,12 @@ def test_linear_is_within_the_bound(
 def test_rows_lie_anywhere(tokens: int, num_sms: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(matmul, "num_multiprocessors", lambda device: num_sms)
     w = random_matrix(Q8_0, 3, 18, 1120)
-    device_w = DeviceMatrix.from_host(w, "cpu")
+    device_w = DeviceMatrix.from_host(w, DEVICE)
     x = activations(tokens, 3, 1200)[..., 7:1127].transpose(0, 1)  # (B, T, K)
     out = torch.full((tokens, 3, 20), 5.0)
-    matmul.batched_linear(x, device_w, out[..., 1:19].transpose(0, 1))
-    assert torch.equal(
-        out[..., 1:19].transpose(0, 1), matmul.batched_linear(x.contiguous(), device_w)
-    )
+    batched_linear(x, device_w, out[..., 1:19].transpose(0, 1))
+    for b in range(3):
+        check_linear(x[b], w.slice(b, b + 1), out[:, b, 1:19])
     assert (out[..., 0] == 5).all() and (out[..., 19] == 5).all()
 
 
@@ -119,7 +119,7 @@ def test_rows_lie_anywhere(tokens: int, num_sms: int, monkeypatch: pytest.Monkey
 def test_float32_matrices_are_multiplied_in_float32(tokens: int) -> None:
     w = random_matrix(GGMLQuantizationType.F32, 1, 11, 96)
     x = activations(tokens, 96)
-    got = matmul.linear(x, DeviceMatrix.from_host(w, "cpu"))
+    got = linear(x, DeviceMatrix.from_host(w, DEVICE))
     weights = closeness.weights(w)[0]
     bound = sum_bound(96, np.abs(x.numpy()) @ np.abs(weights).T)
     closeness.assert_close(got, x.double().numpy() @ weights.T, bound, "F32")
@@ -139,9 +139,9 @@ def test_float32_products_are_never_tf32(precision: str) -> None:
             return function(*args, **(kwargs or {}))
 
     try:
-        w = DeviceMatrix.from_host(random_matrix(GGMLQuantizationType.F32, 1, 3, 8), "cpu")
+        w = DeviceMatrix.from_host(random_matrix(GGMLQuantizationType.F32, 1, 3, 8), DEVICE)
         with Spy():
-            matmul.linear(activations(2, 8), w)
+            linear(activations(2, 8), w)
         assert flags.fp32_precision == precision
     finally:
         flags.fp32_precision = before
@@ -156,14 +156,14 @@ def test_a_wrong_scale_is_seen(kind: GGMLQuantizationType, tokens: int) -> None:
     wrong = x.clone()
     wrong[:, 64:96] *= 1.01 if tokens == 1 else 1.03  # more than bfloat16 may lose
     with pytest.raises(AssertionError, match="out of bounds"):
-        check_linear(x, w, matmul.linear(wrong, DeviceMatrix.from_host(w, "cpu")))
+        check_linear(x, w, linear(wrong, DeviceMatrix.from_host(w, DEVICE)))
 
 
 @pytest.mark.parametrize("tokens", [1, 5, 20])
 def test_a_stack_is_its_matrices(tokens: int) -> None:
     w = random_matrix(Q8_0, 3, 18, 96)
     x = activations(3, tokens, 96)
-    got = matmul.batched_linear(x, DeviceMatrix.from_host(w, "cpu"))
+    got = batched_linear(x, DeviceMatrix.from_host(w, DEVICE))
     for b in range(3):
         check_linear(x[b], w.slice(b, b + 1), got[b])
 
@@ -173,24 +173,24 @@ def test_slabs_are_put_together(num_rows: int, monkeypatch: pytest.MonkeyPatch) 
     """Parts of a matrix, or several whole ones of a stack."""
     monkeypatch.setattr(matmul, "SLAB_BYTES", 2 * 96 * num_rows)
     w, x = random_matrix(Q8_0, 3, 18, 96), activations(3, 17, 96)
-    got = matmul.batched_linear(x, DeviceMatrix.from_host(w, "cpu"))
+    got = batched_linear(x, DeviceMatrix.from_host(w, DEVICE))
     for b in range(3):
         check_linear(x[b], w.slice(b, b + 1), got[b])
 
 
 def test_nothing_in_gives_nothing_out() -> None:
-    w = DeviceMatrix.from_host(random_matrix(Q8_0, 1, 4, 64), "cpu")
-    assert matmul.linear(torch.zeros(0, 64), w).shape == (0, 4)
-    empty = DeviceMatrix(torch.zeros(0, dtype=torch.uint8), Q8_0, 1, 0, 64)
-    assert matmul.linear(torch.zeros(2, 64), empty).shape == (2, 0)
+    w = DeviceMatrix.from_host(random_matrix(Q8_0, 1, 4, 64), DEVICE)
+    assert linear(torch.zeros(0, 64), w).shape == (0, 4)
+    empty = DeviceMatrix(torch.zeros(0, dtype=torch.uint8, device=DEVICE), Q8_0, 1, 0, 64)
+    assert linear(torch.zeros(2, 64), empty).shape == (2, 0)
 
 
 def test_a_poisoned_token_spoils_only_itself() -> None:
-    w = DeviceMatrix.from_host(random_matrix(Q4_K, 1, 6, 512), "cpu")
+    w = DeviceMatrix.from_host(random_matrix(Q4_K, 1, 6, 512), DEVICE)
     x = activations(3, 512)
-    clean = matmul.linear(x, w)
+    clean = linear(x, w)
     x[1, 300] = float("nan")
-    got = matmul.linear(x, w)
+    got = linear(x, w)
     assert torch.isnan(got[1]).all()
     assert torch.equal(got[::2], clean[::2])
 
@@ -206,15 +206,15 @@ def test_plans_cover_all_columns_and_fill_the_gpu(rows: int, chunks: int, num_sm
 
 
 def test_wrong_arguments_are_refused() -> None:
-    w = DeviceMatrix.from_host(random_matrix(Q8_0, 2, 4, 64), "cpu")
+    w = DeviceMatrix.from_host(random_matrix(Q8_0, 2, 4, 64), DEVICE)
     with pytest.raises(ShapeError, match="stack of 2"):
-        matmul.linear(torch.zeros(2, 64), w)
-    with pytest.raises(ShapeError, match=r"expected a cpu tensor \(2, any, 64\)"):
-        matmul.batched_linear(torch.zeros(2, 3, 32), w)
+        linear(torch.zeros(2, 64), w)
+    with pytest.raises(ShapeError, match=rf"expected a {DEVICE.type} tensor \(2, any, 64\)"):
+        batched_linear(torch.zeros(2, 3, 32), w)
     with pytest.raises(ShapeError, match="float64"):
-        matmul.batched_linear(torch.zeros(2, 3, 64, dtype=torch.float64), w)
+        batched_linear(torch.zeros(2, 3, 64, dtype=torch.float64), w)
     with pytest.raises(ShapeError, match="contiguous rows"):
-        matmul.batched_linear(torch.zeros(2, 64, 3).transpose(1, 2), w)
+        batched_linear(torch.zeros(2, 64, 3).transpose(1, 2), w)
     with pytest.raises(ShapeError, match="NVFP4 has no Triton kernel"):
         DeviceMatrix(w.data, GGMLQuantizationType.NVFP4, 1, 1, 256)
     with pytest.raises(ShapeError, match="multiple of 32"):

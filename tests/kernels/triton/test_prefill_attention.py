@@ -1,4 +1,4 @@
-"""Attention of a step of the GPU in Triton's interpreter: prefill, decode and both."""
+"""Attention of a step of the GPU: prefill, decode and both."""
 
 from collections.abc import Sequence
 
@@ -8,7 +8,6 @@ import torch
 from gguf import GGMLQuantizationType
 from random_weights import random_matrix
 from torch.utils._python_dispatch import TorchDispatchMode
-from triton_bounds import U
 
 from hybridmoe.config import RoutingSpec
 from hybridmoe.device.cpu import CpuDevice
@@ -20,17 +19,17 @@ from hybridmoe.kernels.paged_mla import Span
 
 pytest.importorskip("triton", reason="needs triton (pip install hybridmoe[cuda])")
 
+from interpreted_gpu import gpu_device
+from kernel_device import DEVICE, on_device
+from triton_bounds import U, dot_bound
+
 from hybridmoe.device import cuda as device_module
 from hybridmoe.device import cuda_block_tables as table
-from hybridmoe.device.cuda import CudaDevice
 from hybridmoe.device.cuda_block_tables import CudaBlockTables
 from hybridmoe.kernels.triton import prefill_attention as prompt_attention
-from hybridmoe.kernels.triton.prefill_attention import expanded_attention
-from hybridmoe.kernels.triton.runtime import IS_INTERPRETED
 
-pytestmark = pytest.mark.skipif(not IS_INTERPRETED, reason="bounds are those of the interpreter")
+expanded_attention = on_device(prompt_attention.expanded_attention)
 
-CPU = torch.device("cpu")
 SCALE = 0.2
 
 
@@ -48,8 +47,9 @@ def test_a_prompt_is_within_the_bound(
 ) -> None:
     """Queries and KV cache are exact in bfloat16 here. With g = 2^-9 a rounding to it, to nearest:
 
-    keys, values, shares and results lose g of themselves, all else is float32. A score is off by
-    e <= scale (g |q| . |key| + (R + D) u |q| . (|latent| |k_b|)), a share by a factor of e^(2 e).
+    keys, values, shares and results lose g of themselves, all else is float32 (tensor cores:
+    `dot_bound`). A score is off by e <= scale (g |q| . |key| + (R + D) u |q| . (|latent| |k_b|)), a
+    share by a factor of e^(2 e).
     """
     tokens, positions, heads, nope, rope, latent, value = sizes
     monkeypatch.setattr(prompt_attention, "EXPANDED_BYTES", expanded_bytes)
@@ -75,7 +75,7 @@ def test_a_prompt_is_within_the_bound(
     want = reference.latent_attention(absorbed, q_rope.double(), seen, SCALE)
     want = (want @ v_b.double().transpose(1, 2)).transpose(0, 1)  # (T, N, V)
 
-    g, size = 2.0**-9, (latent + nope + rope) * U
+    g, size = 2.0**-9, (latent + nope + rope) * U + dot_bound(latent + nope + rope + 16, 1.0)
     q_nope, q_rope = q_nope.double().transpose(0, 1), q_rope.double().transpose(0, 1)  # (N, T, ...)
     seen, ropes = seen[:, :latent], seen[:, latent:].T
     scores = (absorbed @ seen.T + q_rope @ ropes) * SCALE
@@ -86,7 +86,8 @@ def test_a_prompt_is_within_the_bound(
     error = (SCALE * error).amax(-1, keepdim=True)
     values = (seen @ v_b.double().transpose(1, 2)).abs()
     sums = seen.abs() @ v_b.double().abs().transpose(1, 2)
-    bound = (torch.expm1(2 * error) + 2.1 * g + 2 * U * positions) * (shares @ values)
+    relative = 2.1 * g + 2 * U * positions + dot_bound(positions, 1.0)
+    bound = (torch.expm1(2 * error) + relative) * (shares @ values)
     bound = (bound + 1.1 * size * (shares @ sums)).transpose(0, 1)
     bound += g * (want.abs() + bound)
     closeness.assert_close(got, want.numpy(), bound.numpy(), str(sizes))
@@ -121,11 +122,10 @@ class Layer:
         every = 8 * 64
         rows = rand(every, self.DIM, seed=3)[at]
         queries = rand(every, self.HEADS, self.NOPE + self.ROPE, seed=4)[at]
-        self.device.store_kv(rows, self.pages, found)
+        self.device.store_kv(self.device.upload(rows), self.pages, found)
+        queries = self.device.upload(queries)
         q_nope, q_rope = queries[..., : self.NOPE], queries[..., self.NOPE :]
-        return self.device.attend(
-            q_nope, q_rope, self.k_b, self.v_b, self.pages, found, SCALE
-        ).clone()
+        return self.device.attend(q_nope, q_rope, self.k_b, self.v_b, self.pages, found, SCALE)
 
 
 A, B, C = [3, 0, 6], [5, 1], [2, 7]
@@ -144,17 +144,17 @@ def test_steps_of_any_spans_are_the_cpus(
     """The CPU's bits depend on no division; the GPU's roundings to bfloat16 lose 1 % at most."""
     monkeypatch.setattr(table, "PROMPT_TOKENS", prompt_tokens)
     monkeypatch.setattr(device_module, "_ABSORBED_TOKENS", 50)
-    ours, theirs = Layer(CudaDevice(CPU), kv_type), Layer(CpuDevice(), kv_type)
+    ours, theirs = Layer(gpu_device(), kv_type), Layer(CpuDevice(), kv_type)
     for step in STEPS:
-        got, want = ours.step(step), theirs.step(step)
+        got, want = ours.step(step).cpu(), theirs.step(step)
         bound = torch.full_like(want, 0.02 * float(want.abs().max()))
         closeness.assert_close(got, want.numpy(), bound.numpy(), f"{step}")
     wrong = [span._replace(start=span.start - 1) for span in STEPS[-1]]
-    assert (ours.step(wrong) - want).abs().max() > 0.1 * want.abs().max()
+    assert (ours.step(wrong).cpu() - want).abs().max() > 0.1 * want.abs().max()
 
 
 def test_tables_say_where_tokens_lie() -> None:
-    found = CudaBlockTables.of(STEPS[1], CPU)
+    found = CudaBlockTables.of(STEPS[1], DEVICE)
     assert found.num_tokens == 136
     assert found.rows.tolist() == [0, 131, 132, 133, 134, 135]
     assert found.positions.tolist() == [2, 135, 136, 137, 138, 139]
@@ -169,11 +169,12 @@ def test_tables_say_where_tokens_lie() -> None:
 
 
 def test_tables_of_decoding_are_copied_in_place() -> None:
-    found = CudaBlockTables.of(STEPS[2], CPU)
+    found = CudaBlockTables.of(STEPS[2], DEVICE)
     assert found.num_pages == 4  # of three, so that few sizes occur
     kept = found.clone()
     address = kept.tables.data_ptr()
-    other = CudaBlockTables.of([Span(1, 63, [4]), Span(1, 200, [1, 2, 3, 4]), Span(1, 0, [7])], CPU)
+    spans = [Span(1, 63, [4]), Span(1, 200, [1, 2, 3, 4]), Span(1, 0, [7])]
+    other = CudaBlockTables.of(spans, DEVICE)
     kept.copy_(other)
     assert kept.tables.data_ptr() == address
     for name in ("slots", "rows", "positions", "tables"):
@@ -193,10 +194,12 @@ class NoReading(TorchDispatchMode):
 
 def test_nothing_but_to_host_waits_for_the_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     def mask(tokens: int, positions: int) -> torch.Tensor:
-        return torch.ones((tokens, positions), dtype=torch.bool).tril(positions - tokens)
+        return torch.ones((tokens, positions), dtype=torch.bool, device=DEVICE).tril(
+            positions - tokens
+        )
 
     monkeypatch.setattr(prompt_attention, "causal_lower_right", mask)  # torch's dislikes modes
-    gpu = CudaDevice(CPU)
+    gpu = gpu_device()
     layer = Layer(gpu, "f16")
     w = gpu.matrix(random_matrix(GGMLQuantizationType.Q8_0, 1, 32, 32), "w")
     spec = RoutingSpec(
@@ -206,10 +209,10 @@ def test_nothing_but_to_host_waits_for_the_gpu(monkeypatch: pytest.MonkeyPatch) 
         for step in STEPS:
             layer.step(step)
         for tokens in (1, 3, 17):
-            x = rand(tokens, 32, seed=1)
+            x = gpu.upload(rand(tokens, 32, seed=1))
             gpu.dense_ffn(x, w, w, w, base=Ready(x))
-            gpu.rms_norm(x, rand(32, seed=2), 1e-6, residual=x.clone(), out=x)
+            gpu.rms_norm(x, gpu.upload(rand(32, seed=2)), 1e-6, residual=x.clone(), out=x)
             gpu.route(x, None, spec)
-            gpu.rotate_(x.view(tokens, 4, 8), rand(tokens, 8, seed=3))
+            gpu.rotate_(x.view(tokens, 4, 8), gpu.upload(rand(tokens, 8, seed=3)))
     with pytest.raises(AssertionError, match="_local_scalar_dense"), NoReading():
         rand(1, seed=1).item()

@@ -1,4 +1,4 @@
-"""Routing on the GPU, in Triton's interpreter, against the native kernel."""
+"""Routing on the GPU, against the native kernel."""
 
 import pytest
 import torch
@@ -9,10 +9,11 @@ from hybridmoe.kernels import ops
 
 pytest.importorskip("triton", reason="needs triton (pip install hybridmoe[cuda])")
 
-from hybridmoe.kernels.triton.router import route
-from hybridmoe.kernels.triton.runtime import IS_INTERPRETED
+from kernel_device import on_device
 
-pytestmark = pytest.mark.skipif(not IS_INTERPRETED, reason="tensors are the interpreter's")
+from hybridmoe.kernels.triton import router
+
+route = on_device(router.route)
 
 
 def spec(
