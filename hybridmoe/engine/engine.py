@@ -61,7 +61,7 @@ class Engine:
         self.config = config
         self.kv_plan = plan_kv(model.config, config, psutil.virtual_memory().available)
         self._vocab_size = model.config.vocab_size
-        cache = KvCache(model.config, self.kv_plan, model.device)
+        cache = KvCache(model.config, self.kv_plan, model.devices)
         model.use_graphs(cache.layers)
         self._thread = EngineThread(model, eos_ids, config, cache, writer)
         self._finalizer = weakref.finalize(self, self._thread.stop)

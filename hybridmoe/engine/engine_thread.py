@@ -133,7 +133,7 @@ class EngineThread:
             EngineConfig(context_tokens=len(ids), kv_type=self._config.kv_type, max_running=1),
             0,
         )
-        cache = KvCache(self._model.config, plan, self._model.device)
+        cache = KvCache(self._model.config, plan, self._model.devices)
         pages = range(plan.num_pages)
         out = np.empty((len(ids), self._model.config.vocab_size), np.float32)
         for start in range(0, len(ids), self._config.chunk_tokens):

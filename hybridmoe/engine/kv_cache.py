@@ -8,13 +8,14 @@ et al. 2023 (arXiv 2312.07104).
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import groupby
 
 from torch import Tensor
 
 from hybridmoe.config import ModelConfig
 from hybridmoe.device.cpu import CpuDevice
 from hybridmoe.device.cuda_errors import loading_onto_gpu
-from hybridmoe.device.interface import Device
+from hybridmoe.device.interface import Device, Pages
 from hybridmoe.engine.prefix_tree import Node, PrefixTree
 from hybridmoe.errors import ConfigError
 from hybridmoe.kernels.paged_mla import PAGE_TOKENS, row_bytes
@@ -35,22 +36,30 @@ class BlockTable:
 class KvCache:
     """Allocates pages to sequences and shares those with equal prefixes. Not thread-safe."""
 
-    def __init__(self, model: ModelConfig, plan: KvPlan, device: Device | None = None) -> None:
+    def __init__(
+        self, model: ModelConfig, plan: KvPlan, device: Device | Sequence[Device] | None = None
+    ) -> None:
         """Reserve the memory; on the CPU the system commits pages at their first use.
 
-        device: None = the CPU. Errors: ConfigError if it does not fit, or if the device does not
-        support the kv_type.
+        device: of all layers, or of each; None = the CPU. Errors: ConfigError if it does not fit,
+        or if a device does not support the kv_type.
         """
         self.plan, self.latent_dim = plan, model.latent_dim
-        device = CpuDevice() if device is None else device
+        self.num_layers = model.num_layers
+        if not isinstance(device, Sequence):
+            device = [CpuDevice() if device is None else device] * model.num_layers
         width = row_bytes(plan.kv_type, model.latent_dim)
-        try:
-            with loading_onto_gpu(f"the KV cache of {plan.num_tokens} tokens"):
-                data = device.empty_bytes(model.num_layers, plan.num_pages, PAGE_TOKENS, width)
-        except RuntimeError:  # on the CPU
-            raise ConfigError(f"no memory for {plan}: lower the context or kv_tokens") from None
-        self.data: Tensor = data  # (layers, pages, PAGE_TOKENS, row bytes)
-        self.layers = [device.pages(layer, plan.kv_type, model.latent_dim) for layer in data]
+        self.parts: list[Tensor] = []  # of each device: (its layers, pages, PAGE_TOKENS, row bytes)
+        self.layers: list[Pages] = []
+        for _, group in groupby(device, key=id):
+            same = list(group)
+            try:
+                with loading_onto_gpu(f"the KV cache of {plan.num_tokens} tokens"):
+                    part = same[0].empty_bytes(len(same), plan.num_pages, PAGE_TOKENS, width)
+            except RuntimeError:  # on the CPU
+                raise ConfigError(f"no memory for {plan}: lower the context or kv_tokens") from None
+            self.parts.append(part)
+            self.layers += [same[0].pages(data, plan.kv_type, model.latent_dim) for data in part]
         self._free = list(range(plan.num_pages - 1, -1, -1))  # a stack; page 0 on top
         self._tree = PrefixTree()
 
@@ -78,7 +87,8 @@ class KvCache:
             self._tree.pin([partial])  # not to be evicted for its own copy
             page = self._allocate_page()
             if page is not None:
-                self.data[:, page, :num_partial] = self.data[:, partial.page, :num_partial]
+                for part in self.parts:
+                    part[:, page, :num_partial] = part[:, partial.page, :num_partial]
                 table.pages.append(page)
                 table.cached_tokens += num_partial
             self._tree.unpin([partial])

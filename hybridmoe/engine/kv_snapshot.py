@@ -35,7 +35,11 @@ _MAX_HEADER_BYTES = 4096
 def save_snapshot(path: Path, ids: list[int], cache: KvCache, fingerprint: str) -> int:
     """Save the longest cached prefix of `ids`. Returns its number of tokens. Raises OSError."""
     pages, num_tokens = cache.cached_pages([*ids, -1])  # -1: the last of `ids` counts, too
-    rows = cache.data[:, pages].flatten(1, 2)[:, :num_tokens].contiguous().cpu().numpy()
+    parts = [
+        part[:, pages].flatten(1, 2)[:, :num_tokens].contiguous().cpu().numpy()
+        for part in cache.parts
+    ]
+    rows = np.concatenate(parts) if len(parts) > 1 else parts[0]  # (layers, T, row bytes)
     body = [np.array(ids[:num_tokens], np.int32), rows]
     header = json.dumps(
         {
@@ -60,7 +64,7 @@ def restore_snapshot(path: Path, cache: KvCache, fingerprint: str, vocab_size: i
         header = _read_header(path, file.read(12), file)
         _check_header(path, header, cache, fingerprint)
         num_tokens = header["num_tokens"]
-        shape = (cache.data.shape[0], num_tokens, header["row_bytes"])
+        shape = (cache.num_layers, num_tokens, header["row_bytes"])
         num_bytes = 4 * num_tokens + int(np.prod(shape))
         if os.fstat(file.fileno()).st_size - file.tell() != num_bytes:
             raise ConfigError(f"{path.name}: expected {num_bytes} bytes behind the header")
@@ -91,7 +95,10 @@ def _insert(ids: list[int], rows: NDArray[np.uint8], cache: KvCache, path: Path)
         raise ConfigError(f"{path.name}: too few free KV cache pages for {len(ids)} tokens")
     for i, page in enumerate(table.pages):
         page_rows = torch.from_numpy(rows[:, i * PAGE_TOKENS : (i + 1) * PAGE_TOKENS])
-        cache.data[:, page, : page_rows.shape[1]] = page_rows
+        first = 0
+        for part in cache.parts:
+            part[:, page, : page_rows.shape[1]] = page_rows[first : first + len(part)]
+            first += len(part)
     cache.free(table, ids, len(ids))
 
 
@@ -116,7 +123,7 @@ def _check_header(path: Path, header: dict[str, Any], cache: KvCache, fingerprin
         )
     expected = {
         "fingerprint": fingerprint,
-        "num_layers": cache.data.shape[0],
+        "num_layers": cache.num_layers,
         "row_bytes": row_bytes(kv_type, cache.latent_dim),
     }
     for name, value in expected.items():

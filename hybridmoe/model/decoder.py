@@ -10,19 +10,19 @@ from torch import Tensor
 
 from hybridmoe.config import PREFILL_TOKENS, ModelConfig
 from hybridmoe.device.cuda_errors import CudaErrorGuard, loading_onto_gpu
-from hybridmoe.device.interface import Pages, Tables
+from hybridmoe.device.interface import Device, Pages, Tables
 from hybridmoe.device.pending import Pending
 from hybridmoe.experts.backend import CpuExperts, ExpertBackend
 from hybridmoe.experts.stats import ExpertStats
 from hybridmoe.kernels.ops import gather_rows
 from hybridmoe.kernels.paged_mla import Span
-from hybridmoe.model.cuda_graphs import DecodeGraphs
 from hybridmoe.model.damage import describe_damage
 from hybridmoe.model.mla import LatentAttention
 from hybridmoe.model.moe import DenseFfn, MoeFfn
 from hybridmoe.model.norm import RmsNorm
 from hybridmoe.model.rope import RotaryTable
 from hybridmoe.model.router import Routing
+from hybridmoe.model.stage import stages_of
 from hybridmoe.model.threads import torch_threads
 from hybridmoe.model.weights import Weights, routed_experts
 
@@ -40,41 +40,48 @@ class Decoder:
         config: ModelConfig,
         experts: ExpertBackend | None = None,
         *,
+        devices: Sequence[Device] = (),
         num_deferred: int = 0,
         vram_bytes: int | None = None,
     ) -> None:
         """Bind the weights. Errors: GGUFError naming a missing or misshapen tensor.
 
-        experts: None = `CpuExperts`. num_deferred: of a token's experts, the least weighted, whose
-        outputs are added one layer later. vram_bytes: planned VRAM, for error messages.
+        experts: None = `CpuExperts`. devices: of each layer, the last one's of the head, too; empty
+        = all on the device of `weights`. num_deferred: of a token's experts, the least weighted,
+        whose outputs are added one layer later. vram_bytes: planned VRAM, for error messages.
         """
         self.config = c = config
         self._file = weights.file
         if experts is None:
             experts = CpuExperts(routed_experts(Weights(weights.file), c))
-        self.device = device = weights.device
+        self.devices = tuple(devices) or (weights.device,) * c.num_layers  # of each layer
+        self.device = self.devices[-1]  # of the head
         self._experts = experts
         with loading_onto_gpu("weights that every token uses", vram_bytes):
             self._embedding = weights.host_matrix("token_embd", c.vocab_size, c.hidden)
-            self._norm = RmsNorm(device, weights.vector("output_norm", c.hidden), c.rms_eps)
+            top = weights.on(self.device)
+            self._norm = RmsNorm(self.device, top.vector("output_norm", c.hidden), c.rms_eps)
             head = "output" if weights.has("output") else "token_embd"  # tied if the file has none
-            self._head = weights.matrix(head, c.vocab_size, c.hidden)
+            self._head = top.matrix(head, c.vocab_size, c.hidden)
             self._rope = RotaryTable(c)
             self._layers = [
-                _Layer(weights, i, c, experts, num_deferred) for i in range(c.num_layers)
+                _Layer(weights.on(device), i, c, experts, num_deferred)
+                for i, device in enumerate(self.devices)
             ]
+        self._stages = stages_of(self.devices, self._layers)
         self.guard = CudaErrorGuard(vram_bytes)
-        self._graphs: DecodeGraphs | None = None
         self._graph_pages: Sequence[Pages] | None = None
         if experts.wants_prefetch_hints:
             for layer, following in pairwise(self._layers):
                 layer.hint_to(following)
 
     def use_graphs(self, pages: Sequence[Pages]) -> None:
-        """Run decode steps over these pages as CUDA graphs, if device and experts allow capture."""
-        if self.device.is_capturable and self._experts.is_capturable:
-            run = partial(self._run, pages)
-            self._graphs, self._graph_pages = DecodeGraphs(self.device, run), pages
+        """Run decode steps over these pages as CUDA graphs, if devices and experts allow it."""
+        is_capturable = all(stage.device.is_capturable for stage in self._stages)
+        if is_capturable and self._experts.is_capturable:
+            for stage in self._stages:
+                stage.use_graphs(pages)
+            self._graph_pages = pages
 
     @contextmanager
     def observe(self, observer: StateObserver) -> Iterator[None]:
@@ -108,21 +115,21 @@ class Decoder:
 
         token_ids: of all sequences, in the vocabulary. spans: their sequences and positions; the KV
         cache of all earlier positions must be filled. pages: of each layer. trace: receives the
-        routing of each MoE layer. States and routing are on the device.
+        routing of each MoE layer. States are on the head's device, routing on its layer's.
         Errors: DiskError, DeviceError.
         """
-        with torch_threads(1), self.device.active(), self.guard.watch(len(token_ids)):
+        first = self._stages[0].device
+        with torch_threads(1), first.active(), self.guard.watch(len(token_ids)):
             ids = torch.tensor(token_ids, dtype=torch.int64)
-            x = self.device.upload(gather_rows(self._embedding, ids))  # (T, H)
-            cos_sin = self.device.upload(self._rope.cos_sin(_positions(spans)))
-            tables = self.device.tables(spans)
+            x = first.upload(gather_rows(self._embedding, ids))  # (T, H)
+            cos_sin = self._rope.cos_sin(_positions(spans))
+            positions = [stage.positions(cos_sin, spans) for stage in self._stages]
             self._experts.begin_step(len(token_ids))
-            if self._graphs is not None and pages is self._graph_pages and _is_decoding(spans):
-                states = self._graphs.forward(x, cos_sin, tables, trace)
-            else:
-                states = self._run(pages, x, cos_sin, tables, trace)
+            with_graphs = pages is self._graph_pages and _is_decoding(spans)
+            for stage, where in zip(self._stages, positions, strict=True):
+                x = stage.forward(x, pages, where, trace, with_graphs=with_graphs)
             self._experts.end_step()
-            return states
+            return x
 
     @torch.inference_mode()
     def logits(self, x: Tensor) -> Tensor:
@@ -156,25 +163,6 @@ class Decoder:
         chosen = {first + i: set(ids.flatten().tolist()) for i, (ids, _) in enumerate(trace)}
         layer = damaged[0] if damaged else None
         return describe_damage(self._file, layer, num_layers, token_ids, chosen)
-
-    def _run(
-        self,
-        pages: Sequence[Pages],
-        x: Tensor,
-        cos_sin: Tensor,
-        tables: Tables,
-        trace: list[Routing] | None,
-    ) -> Tensor:
-        """Run all layers. Only queues work, so that a CUDA graph can capture it."""
-        residual: Tensor | None = None
-        deferred: Pending | None = None
-        for layer, layer_pages in zip(self._layers, pages, strict=True):
-            residual, deferred = layer.forward(
-                x, residual, layer_pages, tables, cos_sin, trace, deferred
-            )
-        if residual is not None:
-            x = x.add_(residual)
-        return x if deferred is None else x.add_(deferred.result())
 
 
 class _Layer:

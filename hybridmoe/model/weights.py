@@ -38,6 +38,10 @@ class Weights:
         self.file = file
         self._private = private or {}
 
+    def on(self, device: Device) -> "Weights":
+        """Return the same tensors on another device."""
+        return Weights(self.file, self._private, device)
+
     def has(self, name: str, suffix: str = "weight") -> bool:
         return f"{name}.{suffix}" in self.file.tensors
 

@@ -121,7 +121,7 @@ class CacheMachine(RuleBasedStateMachine):
         self.cache.share_full_pages(table, ids, len(ids))
 
     def _rows(self, page: int) -> torch.Tensor:
-        return self.cache.data[0, page].view(torch.float32)[:, 0]
+        return self.cache.parts[0][0, page].view(torch.float32)[:, 0]
 
     @staticmethod
     def _hash(ids: list[int]) -> float:

@@ -47,7 +47,7 @@ class HashModel:
     """Stores a hash of a position's prefix in its row, and derives the next token from it."""
 
     def __init__(self, cache: KvCache) -> None:
-        self._hashes = cache.data[0].view(torch.float32)[..., 0].numpy()  # (pages, PAGE_TOKENS)
+        self._hashes = cache.parts[0][0].view(torch.float32)[..., 0].numpy()  # (pages, PAGE_TOKENS)
 
     def forward(self, ids: list[int], spans: list[Span], *_: Any) -> torch.Tensor:
         states, left = [], iter(ids)
