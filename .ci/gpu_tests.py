@@ -48,6 +48,7 @@ def main(arguments: list[str]) -> int:
     outcomes = Outcomes()
     processes = min(NUM_PROCESSES, os.cpu_count() or 1)
     options = ["-q", "-n", str(processes), "--dist", "load", f"--ignore={NO_GPU_NEEDED}"]
+    options += ["-p", "no:benchmark"]  # where installed, it warns of xdist: an error here
     status = int(pytest.main([*options, *arguments, *PATHS], plugins=[outcomes]))
     counts = outcomes.counts
     print(
