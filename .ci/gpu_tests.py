@@ -10,12 +10,14 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 PATHS = (  # slow ones first: each process takes the next test
+    "tests/placement/test_embedded_on_gpu.py",
     "tests/placement/test_gpu.py", "tests/placement/test_plan_is_obeyed.py",
     "tests/model/test_gpu.py", "tests/bench/test_hybrid.py",
     "tests/kernels/triton", "tests/experts/gpu", "tests/device", "tests/hardware/test_gpu.py",
 )  # fmt: skip
 NO_GPU_NEEDED = "tests/kernels/triton/test_compile.py"
 NUM_PROCESSES = 12  # each compiles kernels, on one core, and takes 0.5 GB of the GPU's memory
+THREADS = {"HYBRIDMOE_THREADS": "2", "HYBRIDMOE_PIN": "0"}  # processes share the cores
 
 
 def missing() -> str | None:
@@ -45,6 +47,7 @@ def main(arguments: list[str]) -> int:
     import pytest
 
     os.chdir(ROOT)
+    os.environ.update(THREADS)
     outcomes = Outcomes()
     processes = min(NUM_PROCESSES, os.cpu_count() or 1)
     options = ["-q", "-n", str(processes), "--dist", "load", f"--ignore={NO_GPU_NEEDED}"]

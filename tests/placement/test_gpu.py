@@ -5,7 +5,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from gguf import GGMLQuantizationType as Type
 from logit_distance import kl_divergence, relative_error
 from small_model import SMALL
@@ -165,20 +164,3 @@ def test_without_a_gpu_one_line_says_why(path: Path, monkeypatch: pytest.MonkeyP
         assert llm.notes == (
             "on the CPU alone, so that vram and place have no effect: GTX 1080 is too old",
         )
-
-
-@pytest.mark.slow
-def test_the_embedded_model_answers_as_on_the_cpu() -> None:
-    """Under the interpreter, which takes seconds for a token, the likeliest next one of a word."""
-    is_real = torch.cuda.is_available()
-    questions = ["Hi.", "What is 12 + 7?", "Spell lantern."]
-    found = []
-    for device in ("cpu", "cuda"):
-        with hybridmoe.load(device=device) as llm:
-            if is_real:
-                asked = [[{"role": "user", "content": question}] for question in questions]
-                options = {"temperature": 0.0, "max_tokens": 48}
-                found.append([llm.chat(messages, **options).token_ids for messages in asked])
-            else:
-                found.append(llm.logits(llm.tokenizer.encode("Once")).argmax(1).tolist())
-    assert found[0] == found[1]
