@@ -109,7 +109,7 @@ def other_kernels() -> Iterator[tuple[Any, dict[str, Any], dict[str, int]]]:
         yield attention._attention_kernel, {**constants, "KEY": key, "DOT": key}, options
     yield attention._combine_kernel, {"R": 512, "R_BLOCK": 512}, {}
     for block, warps in ((512, 1), (2048, 4), (8192, 16)):
-        constants = {"HAS_RESIDUAL": block == 8192, "BLOCK": block}
+        constants = {"BLOCK": block}
         yield elementwise._rms_norm_kernel, constants, {"num_warps": warps}
     yield elementwise._rotate_kernel, {"HEADS": 16, "BLOCK": 32}, {"num_warps": 2}
     yield elementwise._silu_mul_kernel, {"BLOCK": 1024}, {}

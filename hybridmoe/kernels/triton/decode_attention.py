@@ -204,7 +204,11 @@ def _split_blocks(num_blocks, split):
     return first, tl.minimum(first + blocks_per_split, num_blocks)
 
 
-@triton.jit
+# Tables grow with a sequence, and lie anywhere in a step's buffer: one binary for all.
+@triton.jit(
+    do_not_specialize=["num_heads", "table_pages", "max_positions"],
+    do_not_specialize_on_alignment=["tables_ptr", "positions_ptr"],
+)
 def _attention_kernel(
     q_latent_ptr,
     q_rope_ptr,
@@ -267,7 +271,7 @@ def _attention_kernel(
     tl.store(parts_ptr + at[:, None] * R + r[None, :], acc, mask=part_mask)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_splits"])
 def _combine_kernel(
     parts_ptr,
     peaks_ptr,

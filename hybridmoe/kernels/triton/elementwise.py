@@ -56,7 +56,7 @@ def rms_norm(
             x.stride(0),
             out.stride(0),
             eps,
-            HAS_RESIDUAL=residual is not None,
+            int(residual is not None),
             BLOCK=block,
             num_warps=min(16, max(1, block // 512)),
         )
@@ -124,7 +124,8 @@ def store_kv(rows: Tensor, pages: Tensor, slots: Tensor) -> None:
         _store_kernel[(tokens,)](rows, bits, slots, dim, IS_HALF=is_half, BLOCK=block, num_warps=4)
 
 
-@triton.jit
+# The numbers that a step changes are not specialised, so that no step needs another binary.
+@triton.jit(do_not_specialize=["has_residual"])
 def _rms_norm_kernel(
     x_ptr,
     residual_ptr,
@@ -134,7 +135,7 @@ def _rms_norm_kernel(
     x_stride,
     out_stride,
     eps,
-    HAS_RESIDUAL: tl.constexpr,
+    has_residual,
     BLOCK: tl.constexpr,
 ):
     """Normalise one row, all of it in registers."""
@@ -142,15 +143,15 @@ def _rms_norm_kernel(
     i = tl.arange(0, BLOCK)
     mask = i < n
     x = tl.load(x_ptr + t * x_stride + i, mask=mask, other=0.0)
-    if HAS_RESIDUAL:
+    if has_residual != 0:
         x += tl.load(residual_ptr + t * n + i, mask=mask, other=0.0)
         tl.store(x_ptr + t * x_stride + i, x, mask=mask)
-    scale = tl.rsqrt(tl.sum(x * x, 0) / n + eps)
+    scale = 1.0 / tl.sqrt_rn(tl.sum(x * x, 0) / n + eps)  # rsqrt would load libdevice to compile
     weight = tl.load(weight_ptr + i, mask=mask, other=0.0)
     tl.store(out_ptr + t * out_stride + i, x * scale * weight, mask=mask)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_heads", "token_stride", "head_stride"])
 def _rotate_kernel(
     x_ptr,
     cos_sin_ptr,

@@ -5,14 +5,16 @@ Expanding costs 2 S R (nope + V) operations a head for S positions, once, and sa
 itself is torch's.
 """
 
+from typing import cast
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.nn.attention.bias import causal_lower_right
 
 __all__ = ["expanded_attention"]
 
 EXPANDED_BYTES = 256 << 20  # keys and values at a time: heads go in groups
+_FLASH_UNIT, _FLASH_DIM = 8, 256  # FlashAttention's sizes of a head: multiples of 8, to 256
 
 
 def expanded_attention(
@@ -40,9 +42,9 @@ def expanded_attention(
     rows = pages[page_ids].flatten(0, 1)[:num_positions].bfloat16()  # (S, R + P)
     latents, ropes = rows[:, :latent_dim], rows[:, latent_dim:]
     queries = torch.cat([q_nope, q_rope], 2).bfloat16().transpose(0, 1)  # (N, T, nope + P)
-    dim = max(queries.shape[2], value_dim)  # the fast kernels want one size: zeros fill up
+    # The fast kernels want one size: zeros fill up.
+    dim = -(-max(queries.shape[2], value_dim) // _FLASH_UNIT) * _FLASH_UNIT
     queries = F.pad(queries, (0, dim - queries.shape[2]))
-    mask = causal_lower_right(num_tokens, num_positions)
     out = q_nope.new_empty(num_tokens, num_heads, value_dim)
     step = min(num_heads, max(1, EXPANDED_BYTES // (4 * num_positions * dim)))
     expanded = rows.new_zeros(2, step, num_positions, dim)
@@ -53,8 +55,22 @@ def expanded_attention(
         shared = latents.expand(len(keys), -1, -1)
         torch.bmm(shared, k_b[heads], out=keys[..., :nope_dim])
         torch.bmm(shared, v_b[heads].transpose(1, 2), out=values[..., :value_dim])
-        mixed = F.scaled_dot_product_attention(
-            queries[None, heads], keys[None], values[None], attn_mask=mask, scale=scale
-        )[0]
+        mixed = _attend(queries[None, heads], keys[None], values[None], scale)[0]
         out[:, heads] = mixed[..., :value_dim].transpose(0, 1)
     return out
+
+
+def _attend(queries: Tensor, keys: Tensor, values: Tensor, scale: float) -> Tensor:
+    """Attend causally, the last query to all keys: (1, N, T, dim), (1, N, S, dim) twice.
+
+    What torch.nn.attention.bias does, whose import loads torch's compiler: seconds.
+    """
+    num_tokens, num_positions = queries.shape[2], keys.shape[2]
+    if num_tokens == num_positions:
+        return F.scaled_dot_product_attention(queries, keys, values, is_causal=True, scale=scale)
+    if queries.device.type != "cpu" and queries.shape[3] <= _FLASH_DIM:
+        flash = torch.ops.aten._scaled_dot_product_flash_attention
+        return cast(Tensor, flash(queries, keys, values, is_causal=True, scale=scale)[0])
+    seen = torch.ones(num_tokens, num_positions, dtype=torch.bool, device=queries.device)
+    seen = seen.tril(num_positions - num_tokens)
+    return F.scaled_dot_product_attention(queries, keys, values, attn_mask=seen, scale=scale)

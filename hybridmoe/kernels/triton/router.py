@@ -87,7 +87,7 @@ def _in_best_groups(
     """Select the experts of the best groups of `size`."""
     g = tl.arange(0, GROUP_BLOCK)
     group_key = tl.full((GROUP_BLOCK,), _NO_KEY, tl.int32)
-    for group in tl.static_range(GROUPS):
+    for group in range(GROUPS):
         is_inside = (e >= group * size) & (e < (group + 1) * size)
         inside = tl.where(is_inside, choice, float("-inf"))
         strength = tl.max(inside, 0)
@@ -96,7 +96,7 @@ def _in_best_groups(
             strength += tl.max(tl.where(e == first, float("-inf"), inside), 0)
         group_key = tl.where(g == group, _order(strength), group_key)
     is_candidate = e < 0
-    for _ in tl.static_range(GROUPS_USED):
+    for _ in range(GROUPS_USED):
         group = _best(group_key, g)
         is_candidate |= (e >= group * size) & (e < (group + 1) * size)
         group_key = tl.where(g == group, _NO_KEY, group_key)
@@ -144,7 +144,7 @@ def _route_kernel(
     ids = tl.zeros((K_BLOCK,), tl.int32)
     weights = tl.zeros((K_BLOCK,), tl.float32)
     total = 0.0
-    for j in tl.static_range(TOP_K):
+    for j in range(TOP_K):
         best = _best(key, e)
         score = tl.sum(tl.where(e == best, scores, 0.0), 0)
         ids = tl.where(k == j, best, ids)

@@ -192,13 +192,7 @@ class NoReading(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def test_nothing_but_to_host_waits_for_the_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    def mask(tokens: int, positions: int) -> torch.Tensor:
-        return torch.ones((tokens, positions), dtype=torch.bool, device=DEVICE).tril(
-            positions - tokens
-        )
-
-    monkeypatch.setattr(prompt_attention, "causal_lower_right", mask)  # torch's dislikes modes
+def test_nothing_but_to_host_waits_for_the_gpu() -> None:
     gpu = gpu_device()
     layer = Layer(gpu, "f16")
     w = gpu.matrix(random_matrix(GGMLQuantizationType.Q8_0, 1, 32, 32), "w")

@@ -1,0 +1,207 @@
+"""List of the kernel launches that a model needs, found by running its network without memory.
+
+The decoder runs on torch's meta device, on which tensors have shapes and types only: one layer of
+each kind, one step of each kind. Of the weights, one row of the embedding is read.
+"""
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
+from typing import Self
+
+import numpy as np
+import torch
+from gguf import GGMLQuantizationType
+from torch import Tensor
+
+from hybridmoe.config import PREFILL_TOKENS, ModelConfig
+from hybridmoe.device.cuda import CudaDevice
+from hybridmoe.device.cuda_block_tables import PROMPT_TOKENS
+from hybridmoe.device.interface import Matrix, Pages
+from hybridmoe.device.pending import Pending, Ready
+from hybridmoe.experts.backend import ExpertBackend
+from hybridmoe.experts.routed_experts import RoutedExperts
+from hybridmoe.gguf.names import parse_name
+from hybridmoe.gguf.reader import GGUFFile
+from hybridmoe.kernels.matrix import QuantMatrix
+from hybridmoe.kernels.paged_mla import PAGE_TOKENS, Span
+from hybridmoe.kernels.triton.expert_ffn import expert_ffn
+from hybridmoe.kernels.triton.expert_prefill import add_expert, layout_of
+from hybridmoe.kernels.triton.launches import Launch, record_launches
+from hybridmoe.kernels.triton.matrix import MATRIX_TYPES, DeviceMatrix
+from hybridmoe.model.decoder import Decoder
+from hybridmoe.model.weights import BlockWeights, Weights, routed_experts
+from hybridmoe.planning.plan import Plan
+
+__all__ = ["GpuPart", "model_launches", "run_steps"]
+
+_META = torch.device("meta")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GpuPart:
+    """Part of a model that a GPU computes."""
+
+    kv_type: str
+    is_on_cpu: Callable[[str], bool] = lambda name: False  # of a tensor's name, as in `CudaDevice`
+    has_slots: bool = True  # experts are computed in VRAM slots
+    streams_experts: bool = True  # experts of prompts are computed on the GPU
+
+    @classmethod
+    def of(cls, plan: Plan) -> Self:
+        """Take it from a memory plan."""
+        return cls(
+            kv_type=plan.engine.kv_type,
+            is_on_cpu=plan.problem.rules.is_on_cpu,
+            has_slots=plan.num_vram_slots > 0,
+            streams_experts=plan.streams_experts,
+        )
+
+
+def model_launches(
+    file: GGUFFile, config: ModelConfig, part: GpuPart, num_multiprocessors: int
+) -> list[Launch]:
+    """List the launches of all steps of a model, one of each binary. Errors: as `run_steps`."""
+    with record_launches(num_multiprocessors) as found:
+        run_steps(file, config, part)
+    return list(found.values())
+
+
+@torch.inference_mode()
+def run_steps(file: GGUFFile, config: ModelConfig, part: GpuPart) -> None:
+    """Run a step of each kind through one layer of each kind, on the meta device.
+
+    Errors: GGUFError; ConfigError for a KV type without GPU kernels.
+    """
+    layers = _layers_of_each_kind(file, config, part.is_on_cpu)
+    config = replace(
+        config,
+        num_layers=len(layers),
+        num_dense_layers=sum(layer < config.num_dense_layers for layer in layers),
+    )
+    device = _MetaDevice(part.is_on_cpu)
+    weights = _MetaWeights(file, device, layers)
+    decoder = Decoder(weights, config, _MetaExperts(routed_experts(weights, config), part))
+    for spans in _steps():
+        num_tokens = sum(span.num_tokens for span in spans)
+        pages = [_pages(device, config, part.kv_type, num_tokens) for _ in layers]
+        decoder.logits(decoder.forward([0] * num_tokens, spans, pages))
+
+
+def _steps() -> list[list[Span]]:
+    """Make a step of each kind: one token, several, a short prompt, a long one.
+
+    The kernels' other launches differ by numbers that no binary depends on.
+    """
+    return [
+        [Span(1, 0, (0,))],
+        [Span(1, 0, (0,)), Span(1, 0, (1,))],
+        [Span(PREFILL_TOKENS + 1, 0, (0,))],
+        [Span(PROMPT_TOKENS, 0, tuple(range(-(-PROMPT_TOKENS // PAGE_TOKENS))))],
+    ]
+
+
+def _layers_of_each_kind(
+    file: GGUFFile, config: ModelConfig, is_on_cpu: Callable[[str], bool]
+) -> list[int]:
+    """Find the first layer of each set of tensors, types and places."""
+    kinds: dict[int, list[tuple[str, GGMLQuantizationType, bool]]] = {}
+    for tensor in file.tensors.values():
+        layer, role, _ = parse_name(tensor.name)
+        if layer is not None and layer < config.num_layers:
+            kinds.setdefault(layer, []).append((role, tensor.type, is_on_cpu(tensor.name)))
+    first: dict[tuple[object, ...], int] = {}
+    for layer in sorted(kinds):
+        first.setdefault(tuple(sorted(kinds[layer])), layer)
+    return list(first.values())
+
+
+class _MetaDevice(CudaDevice):
+    """GPU without memory: its tensors have shapes and types only."""
+
+    def __init__(self, is_on_cpu: Callable[[str], bool]) -> None:
+        super().__init__(_META, is_on_cpu)
+
+    def active(self) -> AbstractContextManager[object]:
+        return nullcontext()
+
+    def to_host(self, t: Tensor) -> Tensor:
+        return t
+
+    def matrix(self, w: QuantMatrix, name: str) -> DeviceMatrix | QuantMatrix:
+        if self._is_on_cpu(name):
+            return w
+        kind = w.type if w.type in MATRIX_TYPES else GGMLQuantizationType.BF16
+        empty = DeviceMatrix(self.empty_bytes(0), kind, 0, w.rows, w.cols)
+        data = self.empty_bytes(w.batch * w.rows * empty.row_bytes)
+        return DeviceMatrix(data, kind, w.batch, w.rows, w.cols)
+
+    def linear(self, x: Tensor, w: Matrix, out: Tensor | None = None) -> Tensor:
+        if isinstance(w, QuantMatrix):
+            return x.new_empty(len(x), w.rows)
+        return super().linear(x, w, out)
+
+    def _batched(self, x: Tensor, w: Matrix, out: Tensor | None = None) -> Tensor:
+        if isinstance(w, QuantMatrix):
+            return x.new_empty(w.batch, x.shape[1], w.rows)
+        return super()._batched(x, w, out)
+
+    def _expanded(self, w: Matrix) -> Tensor:
+        if isinstance(w, QuantMatrix):
+            return torch.empty(w.batch, w.rows, w.cols, dtype=torch.bfloat16, device=_META)
+        return super()._expanded(w)
+
+
+class _MetaWeights(Weights):
+    """Some layers' weights, of which no byte is read."""
+
+    def __init__(self, file: GGUFFile, device: _MetaDevice, layers: Sequence[int]) -> None:
+        """layers: numbers in the file, for layers 0, 1, ... here."""
+        super().__init__(file, device=device)
+        self._layers = layers
+
+    def block(self, layer: int) -> BlockWeights:
+        return _MetaBlock(self, f"blk.{self._layers[layer]}.")
+
+    def vector(self, name: str, size: int, suffix: str = "weight") -> Tensor:
+        return torch.empty(size, device=_META)
+
+
+class _MetaBlock(BlockWeights):
+    def latent_projections(self, c: ModelConfig) -> tuple[Matrix, Matrix]:
+        if not self.has("attn_kv_b"):
+            return super().latent_projections(c)
+        packed = self.host_matrix("attn_kv_b", c.num_heads * (c.nope_dim + c.v_dim), c.kv_lora_rank)
+        keys = np.empty((c.num_heads, c.kv_lora_rank, c.nope_dim), np.float32)
+        values = packed.data[: c.num_heads * c.v_dim * packed.row_bytes]
+        v_b = QuantMatrix(values, packed.type, c.num_heads, c.v_dim, c.kv_lora_rank)
+        name = f"{self._prefix}attn_kv_b.weight"
+        return self.device.matrix(QuantMatrix.from_array(keys), name), self.device.matrix(v_b, name)
+
+
+class _MetaExperts(ExpertBackend):
+    """Launches what the GPU computes of routed experts, whatever is resident."""
+
+    def __init__(self, experts: RoutedExperts, part: GpuPart) -> None:
+        self._part = part
+        self._layouts = {n: layout_of(*weights) for n, weights in experts.layers.items()}
+
+    def submit(self, layer: int, x: Tensor, ids: Tensor, weights: Tensor) -> Pending:
+        out, layout = torch.empty_like(x), self._layouts[layer]
+        if layout is None:  # a type without a GPU kernel
+            return Ready(out)
+        slots = torch.empty(1, layout.slot_bytes, dtype=torch.uint8, device=_META)
+        if len(x) <= PREFILL_TOKENS:
+            if self._part.has_slots:
+                return Ready(expert_ffn(x, ids, weights, slots, layout))
+        elif self._part.streams_experts:
+            for count in (1, 2, PREFILL_TOKENS + 1):  # tokens of an expert
+                rows = torch.empty(count, dtype=torch.int64, device=_META)
+                add_expert(out, x, rows, x.new_empty(count, 1), slots[0], layout)
+        return Ready(out)
+
+
+def _pages(device: _MetaDevice, c: ModelConfig, kv_type: str, num_tokens: int) -> Pages:
+    num_pages = 1 + num_tokens // PAGE_TOKENS
+    data = device.empty_bytes(num_pages, PAGE_TOKENS, 2 * c.latent_dim)
+    return device.pages(data, kv_type, c.latent_dim)

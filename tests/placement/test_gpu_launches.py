@@ -1,0 +1,60 @@
+"""The list of launches that a model needs, against those of real runs."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from gguf import GGMLQuantizationType as Type
+from small_model import SMALL
+from tiny_gguf import write_tiny
+
+import hybridmoe
+from hybridmoe.gguf.reader import GGUFFile
+from hybridmoe.gguf.tensor_table import read_config
+
+pytest.importorskip("triton", reason="needs triton (pip install hybridmoe[cuda])")
+
+from interpreted_gpu import use_gpu
+from watched_launches import watch_launches
+
+from hybridmoe.kernels.triton.runtime import num_multiprocessors
+from hybridmoe.placement.gpu_launches import GpuPart, model_launches
+
+MIXED = {
+    "default": Type.F32,
+    "attn_q_a": Type.Q8_0,
+    "attn_output": Type.Q4_K,
+    "token_embd": Type.Q8_0,
+    "ffn_gate_exps": Type.Q4_K,
+    "ffn_up_exps": Type.Q4_K,
+    "ffn_down_exps": Type.Q6_K,
+}
+MODELS = {
+    "k2": {"variant": "k2", "type": MIXED},
+    "old v3": {"variant": "v3", "type": Type.Q8_0, "split_kv_b": False},
+}
+
+
+def listed(path: Path) -> set[str]:
+    """Keys of the launches that a model is said to need, on the GPU at hand."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    with GGUFFile.open(path) as file:
+        config = read_config(file.metadata, file.tensors)
+        count = num_multiprocessors(device)
+        found = model_launches(file, config, GpuPart(kv_type="f16"), count)
+    return {launch.key for launch in found}
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_every_launch_of_a_run_is_listed(
+    model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = dict(MODELS[model])
+    path = tmp_path / "m.gguf"
+    write_tiny(path, **{**SMALL, "context": 2048, **options})  # type: ignore[arg-type]
+    use_gpu(monkeypatch)
+    with hybridmoe.load(path, vram="2GiB") as llm, watch_launches() as launched:
+        for num_tokens in (1, 3, 17, 65):  # one, several, a short and a long prompt
+            llm.logits(list(range(num_tokens)))
+    assert len(launched) > 8
+    assert not launched.keys() - listed(path)
