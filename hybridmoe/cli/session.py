@@ -61,10 +61,12 @@ class Session:
     @classmethod
     def load(cls, path: Path) -> "Session":
         """Read a file that `save` wrote. Errors: ConfigError, one line; OSError."""
-        if path.stat().st_size > _MAX_FILE_BYTES:
+        with path.open("rb") as file:
+            text = file.read(_MAX_FILE_BYTES + 1)  # a device has no size
+        if len(text) > _MAX_FILE_BYTES:
             raise ConfigError(f"{path.name}: larger than {_MAX_FILE_BYTES >> 20} MiB")
         try:
-            data = json.loads(path.read_bytes())
+            data = json.loads(text)
         except (ValueError, RecursionError) as error:
             raise ConfigError(f"{path.name} is not JSON: {error}") from None
         if not isinstance(data, dict) or data.get("format") != _FORMAT:
