@@ -51,9 +51,9 @@ def main(tokens: int, slots: int, out: Path | None) -> None:
             bar = _BAR if policy in ("global-lru", "fifo", "sieve") else None
             rows.append(Row(f"{policy} flat", mine, "M/s", peer=peer, bar=bar))
         batch = requests_of(trace)
-        for policy in ("lru", "quota-lru", "ema"):
+        for policy in ("lru", "quota-lru", "cost-aware"):
             rows.append(Row(f"{policy} by layers", _ours(policy, batch, slots)[0], "M/s",
-                            bar=_BAR if policy != "ema" else None))  # fmt: skip
+                            bar=_BAR if policy != "cost-aware" else None))  # fmt: skip
     about = {"accesses": len(requests.experts), "slots": slots}
     print_report(rows, about=about, out=out)
 

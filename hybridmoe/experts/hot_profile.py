@@ -34,6 +34,12 @@ class HotProfile(NamedTuple):
         keys = np.lexsort((-uses, ~is_resident))
         return keys[(uses > 0)[keys]].astype(np.int64)
 
+    def most_used_keys(self) -> NDArray[np.int64]:
+        """Return the used keys by uses alone: free slots take experts that nothing has used."""
+        uses = self.uses.reshape(-1)
+        keys = np.lexsort((~self.is_resident.reshape(-1), -uses))
+        return keys[(uses > 0)[keys]].astype(np.int64)
+
     def plus(self, uses: NDArray[np.int64], is_resident: NDArray[np.bool_]) -> "HotProfile":
         """Add a run's counts and the experts that it left resident."""
         return HotProfile(self.uses // 2 + uses, is_resident)

@@ -63,7 +63,8 @@ def place_on_gpu(
         if plan.num_vram_slots:
             slots = _slots(experts, plan, streams, device)
             if profile is not None:
-                slots.cache.warm(profile.hot_keys())
+                slots.cache.warm(profile.most_used_keys())
+            slots.cache.fill_up()
             slots.cache.fill()
         if plan.streams_experts:
             prefill = _prefill(experts, plan, slots, streams, runtime)

@@ -7,11 +7,20 @@ import numpy as np
 import pytest
 from gguf import GGMLQuantizationType as Type
 from logit_distance import kl_divergence, relative_error
+from numpy.typing import NDArray
 from small_model import SMALL
 from tiny_gguf import write_tiny
 
 import hybridmoe
-from hybridmoe.cachebench.simulator import EVICTIONS, HITS, MISSES, UPLOADS, requests_of, simulate
+from hybridmoe.cachebench.simulator import (
+    EVICTIONS,
+    HITS,
+    MISSES,
+    UPLOADS,
+    Requests,
+    requests_of,
+    simulate,
+)
 from hybridmoe.errors import ConfigError
 from hybridmoe.experts.routing_trace import read_trace
 from hybridmoe.hardware.gpu import NoGpu
@@ -46,6 +55,20 @@ def on_cpu(path: Path) -> Iterator[hybridmoe.LLM]:
         yield llm
 
 
+def vram_for(path: Path, num_slots: int) -> int:
+    """VRAM budget that leaves place for a few expert slots."""
+    with hybridmoe.load(path, vram="2GiB") as llm:
+        assert llm.plan.vram is not None
+        parts = sum(size for _, size in llm.plan.vram.parts)
+        return parts + num_slots * llm.plan.problem.sizes.slot_bytes
+
+
+def evenly(requests: Requests) -> NDArray[np.int64]:
+    """All keys, an expert of each layer in turn."""
+    keys = np.arange(requests.num_layers * requests.num_experts)
+    return keys.reshape(requests.num_layers, -1).T.reshape(-1)
+
+
 def generated(llm: hybridmoe.LLM, num_tokens: int) -> list[int]:
     text = llm.tokenizer.decode(IDS[:5], skip_special=False)
     return llm.generate(text, temperature=0.0, max_tokens=num_tokens, ignore_eos=True).token_ids
@@ -76,12 +99,13 @@ def test_an_answer_is_what_its_logits_say_with_graphs_and_a_cache(path: Path) ->
 
 
 def test_counters_are_the_simulators_on_the_runs_trace(path: Path, tmp_path: Path) -> None:
-    with hybridmoe.load(path, vram="2GiB", trace=tmp_path / "t") as llm:
-        generated(llm, 8)
+    with hybridmoe.load(path, vram=vram_for(path, 5), trace=tmp_path / "t") as llm:
+        generated(llm, 12)
         stats = llm.expert_stats()
-    assert stats is not None
+    assert stats is not None and stats.num_slots == 5
     c = stats.counters
-    got = simulate("ema", requests_of(read_trace(tmp_path / "t")), stats.num_slots)
+    requests = requests_of(read_trace(tmp_path / "t"))
+    got = simulate("cost-aware", requests, stats.num_slots, warm=evenly(requests))
     counted = (c.hits, c.misses, c.uploads, c.evictions)
     assert counted == tuple(got.total(kind) for kind in (HITS, MISSES, UPLOADS, EVICTIONS))
     assert c.hits > 0
@@ -113,15 +137,23 @@ def test_experts_can_be_left_to_the_cpu(path: Path) -> None:
 
 
 def test_a_profile_fills_the_slots_before_the_first_token(path: Path, tmp_path: Path) -> None:
-    profile = tmp_path / "hot.json"
-    with hybridmoe.load(path, vram="2GiB", expert_profile=profile) as llm:
-        generated(llm, 4)
-        before = llm.expert_stats()
-    with hybridmoe.load(path, vram="2GiB", expert_profile=profile) as llm:
-        after = llm.expert_stats()
-    assert before is not None and after is not None
-    assert after.num_resident == before.counters.uploads > 0
-    assert after.counters.uploads == 0
+    profile, vram = tmp_path / "hot.json", vram_for(path, 3)
+    options = {"vram": vram, "expert_profile": profile}
+    resident, hits = [], []
+    for _ in range(2):
+        with hybridmoe.load(path, **options) as llm:
+            slots = llm.experts._slots
+            assert slots is not None
+            resident.append(slots.cache.resident().tolist())
+            generated(llm, 6)
+            stats = llm.expert_stats()
+            assert stats is not None and stats.num_resident == 3
+            hits.append(stats.counters.hits)
+            uses = slots.cache.uses
+    assert resident[0] == [0, 1, SMALL["experts"]]  # as many of each layer
+    left_out = np.delete(uses, resident[1])
+    assert uses[resident[1]].min() >= left_out.max() and len(uses) == NUM_EXPERTS
+    assert hits[1] > hits[0]
 
 
 def test_experts_on_disk_under_a_gpu(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from typing import Final
 from hybridmoe.cachebench.policies.activation_map import ActivationMap
 from hybridmoe.cachebench.policies.arc import Arc
 from hybridmoe.cachebench.policies.clock import Clock
+from hybridmoe.cachebench.policies.ema import Ema
 from hybridmoe.cachebench.policies.fifo import Fifo
 from hybridmoe.cachebench.policies.global_lru import GlobalLru
 from hybridmoe.cachebench.policies.least_stale import LeastStale
@@ -31,6 +32,7 @@ from hybridmoe.experts.policy.registry import build_policy
 __all__ = ["POLICIES", "make_policy"]
 
 _STUDIED: tuple[type[KernelPolicy], ...] = (
+    Ema,
     QuotaLru,
     GlobalLru,
     Fifo,

@@ -2,9 +2,8 @@
 
 After each step the policy sees what was used. What it admits is uploaded, a few experts a step,
 while later steps run; between two steps, arrived experts enter the table. Until then the CPU
-computes them. The default policy is `ema`: an upload reads as much memory as a miss does, so the
-measure is hits less uploads, by which `ema` is the best online policy and in a small cache the only
-one above zero (docs/cache.md, docs/log.md).
+computes them. The default policy is `cost-aware`, since an upload costs as much time as several
+hits save (docs/cuda.md).
 """
 
 import time
@@ -21,7 +20,7 @@ from hybridmoe.experts.stats import ExpertCounters, ExpertStats
 
 __all__ = ["DEFAULT_VRAM_POLICY", "GpuExpertCache", "Upload", "Uploader"]
 
-DEFAULT_VRAM_POLICY = "ema"
+DEFAULT_VRAM_POLICY = "cost-aware"
 
 
 class Upload(Protocol):
@@ -104,6 +103,12 @@ class GpuExpertCache:
     def num_free(self) -> int:
         """Slots that hold no expert and are not being written."""
         return len(self._free)
+
+    def fill_up(self) -> None:
+        """Queue uploads for all free slots: as many of each layer, since nothing else is known."""
+        layers, experts = self._shape.num_layers, self._shape.num_experts
+        keys = np.arange(self._shape.num_keys).reshape(layers, experts).T.reshape(-1)
+        self.warm(keys[~np.isin(keys, self.kept())])
 
     def kept(self) -> NDArray[np.int64]:
         """Keys that the policy keeps, resident or pending, ascending."""

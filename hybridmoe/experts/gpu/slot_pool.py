@@ -13,10 +13,10 @@ from hybridmoe.experts.policy import Policy
 from hybridmoe.experts.routed_experts import RoutedExperts
 from hybridmoe.kernels.triton.expert_ffn import SlotLayout, expert_ffn
 
-__all__ = ["UPLOADS_PER_STEP", "SlotPool", "slot_layouts"]
+__all__ = ["SlotPool", "slot_layouts"]
 
-# An upload reads as much memory as computing the expert: 8 beside the 480 of a token of Kimi K2.
-UPLOADS_PER_STEP = 8
+# An upload costs about three hits: one for 32 experts that a token uses is a tenth of its time.
+_CHOSEN_PER_UPLOAD = 32
 
 
 def slot_layouts(experts: RoutedExperts) -> list[SlotLayout]:
@@ -46,10 +46,12 @@ class SlotPool:
         copy: Stream,
         device: torch.device,
         *,
-        uploads_per_step: int = UPLOADS_PER_STEP,
+        uploads_per_step: int | None = None,
         policy: Policy | None = None,
     ) -> None:
         """main: stream of the steps. copy: stream of the uploads alone.
+
+        uploads_per_step: None = as many as the default policy swaps.
 
         Errors: ConfigError, as `slot_layouts`; RuntimeError (torch's) if there is no memory.
         """
@@ -58,6 +60,8 @@ class SlotPool:
         slot_bytes = max(layout.slot_bytes for layout in self._layouts)
         self.slots = torch.empty((num_slots, slot_bytes), dtype=torch.uint8, device=device)
         shape = experts.cache_shape(num_slots)
+        if uploads_per_step is None:
+            uploads_per_step = max(1, shape.num_layers * shape.top_k // _CHOSEN_PER_UPLOAD)
         uploader = SlotUploader(experts, self._layouts, self.slots, main, copy)
         self.cache = GpuExpertCache(
             shape, uploader, main, device, uploads_per_step=uploads_per_step, policy=policy

@@ -16,13 +16,14 @@ from hybridmoe.experts.policy.jit import new_state as new_plain_state
 from hybridmoe.experts.policy.kernel_policy import KernelPolicy
 
 __all__ = [
-    "FIRST_FREE", "VISITS", "FadingPolicy", "bump", "demand_lowest", "new_state", "note_visit",
+    "FIRST_FREE", "VISITS", "WEIGHT", "FadingPolicy", "bump", "demand_lowest", "new_state",
+    "note_visit",
 ]  # fmt: skip
 
 VISITS = 0  # row of State.layer
 _OFFSET = OWN  # entry of State.sizes: visit from which exponents count
 FIRST_FREE = OWN + 1  # entry of State.sizes
-_WEIGHT = 1  # row of State.score, entry 0: weight of a use now
+WEIGHT = 1  # row of State.score, entry 0: weight of a use now
 _MOST = 200.0  # largest logarithm of a weight
 
 
@@ -44,17 +45,17 @@ def note_visit(s: State, layer: int, experts: Any, rate: float, factor: float) -
         for key in range(s.score.shape[1]):
             s.score[SCORE, key] *= np.exp(-exponent)
         exponent = 0.0
-    s.score[_WEIGHT, 0] = factor * np.exp(exponent)
+    s.score[WEIGHT, 0] = factor * np.exp(exponent)
     for i in range(len(experts)):
         key = layer * s.sizes[EXPERTS] + experts[i]
         if not ABSENT < s.node[key, WHERE] < GHOST:
-            s.score[SCORE, key] += s.score[_WEIGHT, 0]
+            s.score[SCORE, key] += s.score[WEIGHT, 0]
 
 
 @inline
 def bump(s: State, key: int) -> None:
     """Count a use of a resident key."""
-    s.score[SCORE, key] += s.score[_WEIGHT, 0]
+    s.score[SCORE, key] += s.score[WEIGHT, 0]
     raised(s, key)
 
 

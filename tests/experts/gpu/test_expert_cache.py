@@ -121,7 +121,7 @@ class Run:
 
 
 @settings(max_examples=60)
-@given(data=st.data(), policy=st.sampled_from(["lru", "ema", "lfu"]))
+@given(data=st.data(), policy=st.sampled_from(["lru", "cost-aware", "lfu"]))
 def test_each_slot_holds_one_expert_and_the_table_names_arrived_ones(
     data: st.DataObject, policy: str
 ) -> None:

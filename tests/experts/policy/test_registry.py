@@ -14,11 +14,13 @@ _SHAPE = CacheShape(1, 2, 1, 1)
 
 
 def test_unknown_names_are_refused_with_the_known_ones() -> None:
-    with pytest.raises(ConfigError, match=r"cache policy 'best': expected one of lru, ema$"):
+    with pytest.raises(ConfigError, match=r"cache policy 'best': expected one of lru, cost-aware$"):
         make_policy("best", _SHAPE)
-    with pytest.raises(ConfigError, match=r"expected one of lru, ema$"):
+    with pytest.raises(ConfigError, match=r"expected one of lru, cost-aware$"):
         make_policy("fifo", _SHAPE)  # only the study runs it
-    with pytest.raises(ConfigError, match=r"expected one of lru, ema, quota-lru, .*least-stale$"):
+    with pytest.raises(
+        ConfigError, match=r"expected one of lru, cost-aware, ema, quota-lru, .*least-stale$"
+    ):
         study.make_policy("best", _SHAPE)
 
 
@@ -39,7 +41,7 @@ def test_impossible_shapes_are_refused(shape: CacheShape) -> None:
 
 def test_the_study_has_every_live_policy_under_the_same_name() -> None:
     assert LIVE_POLICIES.items() <= study.POLICIES.items()
-    assert len(study.POLICIES) == 20
+    assert len(study.POLICIES) == 21
 
 
 def test_a_model_without_a_cache_does_not_import_numba() -> None:
