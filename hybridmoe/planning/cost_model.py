@@ -169,7 +169,7 @@ def prompt(
         seconds["between kernels"] += _between_s(plan, rates)
         read["VRAM" if gpu else "RAM"] += kv_bytes + sum(part.num_bytes for part in core)
         touched = distinct(tokens) if distinct else _distinct(c.num_experts, c.top_k, tokens)
-        for layer, parts in enumerate(sizes.experts, c.num_dense_layers):
+        for layer, parts in zip(sizes.moe_layers, sizes.experts, strict=True):
             size = touched * sum(part.num_bytes for part in parts)
             key = (parts, plan.streams_layer(layer), tokens)
             if key not in known:
@@ -250,7 +250,7 @@ def _attention(
     plan: Plan, rates: Rates, gpu: GpuRates | None, num_tokens: int, start: int
 ) -> tuple[float, float]:
     """Seconds, and bytes of KV cache read, of all layers: tokens from `start` on."""
-    c = plan.problem.sizes.config
+    c, num_layers = plan.problem.sizes.config, len(plan.problem.sizes.layers)
     pairs = num_tokens * (start + (num_tokens + 1) / 2)
     if gpu and num_tokens >= _EXPANDED_TOKENS:
         expanding = 2 * c.kv_lora_rank * (c.nope_dim + c.v_dim) * (start + num_tokens)
@@ -259,7 +259,7 @@ def _attention(
         ops = c.num_heads * pairs * 2 * (_LATENT_SCORES * c.kv_lora_rank + c.rope_dim)
     read = (start + num_tokens) * plan.kv.token_bytes
     return max(
-        c.num_layers * ops / (gpu.ops if gpu else rates.attention_ops),
+        num_layers * ops / (gpu.ops if gpu else rates.attention_ops),
         read / (gpu.read if gpu else rates.dram),
     ), read
 
@@ -268,7 +268,7 @@ def _between_s(plan: Plan, rates: Rates) -> float:
     """Seconds between the kernels of a step. Beside a RAM cache, a GPU runs layer by layer."""
     is_by_layer = plan.vram is not None and plan.disk_cache is not None
     layer_s = max(LAYER_S, rates.layer_s) if is_by_layer else rates.layer_s
-    return rates.step_s + plan.problem.sizes.config.num_layers * layer_s
+    return rates.step_s + len(plan.problem.sizes.layers) * layer_s
 
 
 def _distinct(num_experts: int, top_k: int, num_tokens: int) -> float:

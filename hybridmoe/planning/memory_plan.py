@@ -7,7 +7,7 @@ go to RAM. An expert in VRAM is not kept in RAM too. The embedding stays in RAM,
 one row of it. Experts that fit nowhere are read from the file. Speed: cost_model.py.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -19,20 +19,16 @@ from hybridmoe.planning.kv_plan import plan_kv
 from hybridmoe.planning.model_sizes import sizes_of
 from hybridmoe.planning.placement_rules import ExpertLayers, PlacementRules
 from hybridmoe.planning.plan import Parts, Plan, Tier
-from hybridmoe.planning.prefill_split import STREAM_BUFFERS
 from hybridmoe.planning.problem import NO_RULES, Budgets, Problem
-from hybridmoe.planning.refusal import refusal, too_few_slots
+from hybridmoe.planning.refusal import refusal
+from hybridmoe.planning.stages import Stage, plan_stages, stage_plan, total_vram
 from hybridmoe.planning.step_plan import activation_bytes, gpu_step_tokens
+from hybridmoe.planning.vram_plan import fill_tier, kv_part
 from hybridmoe.units import GIB, format_bytes
 
-__all__ = ["RAM_RESERVE_BYTES", "SCRATCH_BYTES", "plan_memory", "solve"]
+__all__ = ["RAM_RESERVE_BYTES", "plan_memory", "solve"]
 
 RAM_RESERVE_BYTES = 1 * GIB  # Python, torch, vocabulary, allocators
-VRAM_RESERVE_BYTES = 1 * GIB  # CUDA context, libraries' workspaces, fragmentation
-GRAPH_BYTES = 256 << 20  # of VRAM: activations of captured steps
-# Of VRAM, for a prompt: dequantized weights, expanded keys and values of some heads, and one
-# layer's KV cache of a long sequence in a row (kernels.triton.matmul, prefill_attention).
-SCRATCH_BYTES = 512 << 20
 
 
 def plan_memory(
@@ -91,7 +87,7 @@ def _problem(model: _Model, engine: EngineConfig, budgets: Budgets) -> Problem:
     kv = plan_kv(config, engine, budgets.vram_bytes or budgets.ram_bytes)
     chunk_tokens, layers = engine.chunk_tokens, ExpertLayers()
     if budgets.vram_bytes:
-        chunk_tokens = gpu_step_tokens(config, budgets.vram_bytes, engine.context_tokens)
+        chunk_tokens = gpu_step_tokens(config, budgets.least_vram_bytes, engine.context_tokens)
         names = (tensor.name for tensor in tensors)
         layers = rules.expert_layers(names, config.num_layers)
     return Problem(
@@ -111,18 +107,17 @@ def solve(problem: Problem) -> Plan:
     sizes = problem.sizes
     core = (
         ("weights that every token uses", sizes.dense_bytes),
-        _kv_part(problem),
+        kv_part(problem),
         ("activations", activation_bytes(sizes.config, problem.engine.chunk_tokens)),
         ("embedding", 0 if sizes.is_tied else sizes.embedding_bytes),
     )
-    return _plan(problem, None, _plan_ram(problem, core))
+    return _plan(problem, (), _plan_ram(problem, core))
 
 
 def _solve_with_gpu(problem: Problem) -> Plan:
     sizes, reason = problem.sizes, _no_kernel(problem)
-    may_hold = 0 if reason else sizes.num_experts - problem.num_cpu_pinned
-    vram = _plan_vram(problem, may_hold, reason)
-    rest = sizes.num_experts - vram.num_experts
+    stages = plan_stages(problem, reason)
+    rest = sizes.num_experts - sum(stage.vram.num_experts for stage in stages)
     # Which experts are in VRAM changes; the mean size counts for those that are not.
     rest_bytes = sizes.all_expert_bytes * rest // max(1, sizes.num_experts)
     parts = (
@@ -130,17 +125,17 @@ def _solve_with_gpu(problem: Problem) -> Plan:
         ("embedding", sizes.embedding_bytes),
         ("reserve", RAM_RESERVE_BYTES),
     )
-    ram = _fill("RAM", problem, parts, 0, 0)
+    ram = fill_tier("RAM", problem, parts, 0, 0)
     if rest_bytes <= ram.free_bytes and _may_map(problem):
         ram = replace(ram, num_experts=rest, expert_bytes=rest_bytes)
-        return _plan(problem, vram, _Ram(ram), reason)
+        return _plan(problem, stages, _Ram(ram), reason)
     reason = _DISK_REASON
-    vram = _plan_vram(problem, 0, reason)
+    stages = plan_stages(problem, reason)
     core = (
         ("copies of the weights in VRAM", sizes.dense_bytes),
         ("embedding", 0 if sizes.is_tied else sizes.embedding_bytes),
     )
-    return _plan(problem, vram, _plan_ram(problem, core), reason)
+    return _plan(problem, stages, _plan_ram(problem, core), reason)
 
 
 # The one rule for experts on disk beside a GPU. The backend of the disk cache
@@ -174,37 +169,19 @@ class _Ram(NamedTuple):
     shortage: str | None = None
 
 
-def _plan(problem: Problem, vram: Tier | None, ram: _Ram, reason: str | None = None) -> Plan:
-    return Plan(
+def _plan(problem: Problem, stages: Sequence[Stage], ram: _Ram, reason: str | None = None) -> Plan:
+    plan = Plan(
         problem=problem,
-        vram=vram,
+        vram=total_vram(stages),
         ram=ram.tier,
         disk_cache=ram.disk_cache,
         num_disk_experts=ram.num_disk_experts,
         cpu_reason=reason,
         shortage=ram.shortage,
     )
-
-
-def _plan_vram(problem: Problem, max_slots: int, reason: str | None) -> Tier:
-    """VRAM with up to `max_slots` expert slots; 0 also frees the space of streamed experts.
-
-    reason: why there are none. Errors: ConfigError.
-    """
-    sizes = problem.sizes
-    parts = (
-        ("weights that every token uses", sizes.gpu_bytes),
-        _kv_part(problem),
-        ("activations", activation_bytes(sizes.config, problem.engine.chunk_tokens)),
-        ("graphs", GRAPH_BYTES),
-        ("dequantized weights, expanded keys", SCRATCH_BYTES),
-        ("streamed experts", STREAM_BUFFERS * sizes.slot_bytes if max_slots else 0),
-        ("reserve", VRAM_RESERVE_BYTES),
-    )
-    vram = _fill("VRAM", problem, parts, max_slots, sizes.slot_bytes)
-    if vram.num_experts < problem.num_gpu_pinned:
-        raise ConfigError(too_few_slots(problem, vram.num_experts, reason))
-    return vram
+    if len(stages) < 2:
+        return plan
+    return replace(plan, split=tuple(stage_plan(plan, stage) for stage in stages))
 
 
 def _plan_ram(problem: Problem, core: Parts) -> _Ram:
@@ -230,7 +207,7 @@ def _default_cache(problem: Problem, parts: Parts) -> _Ram:
     """Cache over the disk in the RAM that is left. Errors: ConfigError where it is too small."""
     sizes, budgets = problem.sizes, problem.budgets
     aside = _aside(problem, sizes.config.top_k, budgets.num_ahead)
-    _fill("RAM", problem, (*parts, *aside), 0, 0)
+    fill_tier("RAM", problem, (*parts, *aside), 0, 0)
     free = budgets.ram_bytes - sum(size for _, size in parts)
     return _cached(problem, parts, _cache_of(problem, free))
 
@@ -257,7 +234,7 @@ def _cache_of(problem: Problem, budget_bytes: int) -> DiskCachePlan:
     return plan_disk_cache(
         budget_bytes,
         problem.sizes.buffer_bytes,
-        c.num_moe_layers,
+        len(problem.sizes.experts),
         c.num_experts,
         c.top_k,
         num_ahead=problem.budgets.num_ahead,
@@ -284,18 +261,3 @@ def _paged(problem: Problem, parts: Parts, shortage: str) -> _Ram:
     fitting = free * sizes.num_experts // max(1, sizes.all_expert_bytes)
     ram = Tier("RAM", budget, parts, fitting, min(free, sizes.all_expert_bytes))
     return _Ram(ram, None, sizes.num_experts - fitting, shortage)
-
-
-def _kv_part(problem: Problem) -> tuple[str, int]:
-    return f"KV cache of {problem.kv.num_tokens} tokens", problem.kv.num_bytes
-
-
-def _fill(name: str, problem: Problem, parts: Parts, max_slots: int, slot_bytes: int) -> Tier:
-    """Parts, which must fit, and up to `max_slots` in the rest. Errors: ConfigError."""
-    budgets = problem.budgets
-    budget = budgets.vram_bytes if name == "VRAM" else budgets.ram_bytes
-    need = sum(size for _, size in parts)
-    if need > budget:
-        raise ConfigError(refusal(name, problem, parts))
-    slots = min(max_slots, (budget - need) // slot_bytes) if slot_bytes else 0
-    return Tier(name, budget, parts, slots, slots * slot_bytes)

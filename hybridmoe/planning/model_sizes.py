@@ -3,7 +3,7 @@
 Takes names, types, shapes and sizes of tensors, and the configuration; no data.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from math import prod
 from typing import NamedTuple
@@ -48,6 +48,22 @@ class ModelSizes:
     piece_bytes: tuple[int, ...]  # largest gate, up and down of any layer's expert
     gpu_bytes: int  # of head and dense on a GPU, where types without a kernel are bfloat16
     cpu_bytes: int = 0  # of head and dense: pinned to the CPU by placement rules
+    only: range | None = None  # layers that are summed; None = all
+    by_layer: tuple["ModelSizes", ...] = ()  # embedding with the first, head with the last
+
+    @property
+    def layers(self) -> range:
+        """Numbers of the layers that are summed."""
+        return range(self.config.num_layers) if self.only is None else self.only
+
+    @property
+    def moe_layers(self) -> range:
+        """Numbers of those with experts."""
+        return range(max(self.layers.start, self.config.num_dense_layers), self.layers.stop)
+
+    def of_layers(self, layers: range) -> "ModelSizes":
+        """Sum some layers alone, which are one GPU's."""
+        return _sum(self.config, self.by_layer[layers.start : layers.stop], layers)
 
     @property
     def slot_bytes(self) -> int:
@@ -92,12 +108,12 @@ class ModelSizes:
     @property
     def num_experts(self) -> int:
         """Routed experts of all layers."""
-        return self.config.num_experts * self.config.num_moe_layers
+        return self.config.num_experts * len(self.experts)
 
     @property
     def working_set(self) -> int:
         """Experts that one token uses, in all layers."""
-        return self.config.num_moe_layers * self.config.top_k
+        return len(self.experts) * self.config.top_k
 
 
 def sizes_of(
@@ -110,61 +126,85 @@ def sizes_of(
     is_on_cpu: True for the name of a tensor that placement rules pin to the CPU.
     Errors: GGUFError where routed experts are missing.
     """
-    c = config
-    gpu_bytes = cpu_bytes = 0
-    embedding_bytes = 0
-    embedding: list[Part] = []
-    head: list[Part] = []
-    dense: list[Part] = []
-    largest: dict[str, int] = {}
-    experts: dict[int, list[Part]] = {i: [] for i in range(c.num_dense_layers, c.num_layers)}
-    for tensor in tensors:
-        layer, role, _ = parse_name(tensor.name)
+    named = [(parse_name(tensor.name), tensor) for tensor in tensors]
+    is_tied = not any(part_of(name.role) == "output" for name, _ in named)
+    sums = [_LayerSum(config, number) for number in range(config.num_layers)]
+    for (layer, role, suffix), tensor in named:
         part = Part(tensor.type, prod(tensor.shape), tensor.num_bytes)
         kind = part_of(role)
-        if layer is not None and layer >= c.num_layers:
-            continue
-        is_dense = kind not in ("embedding", "routed experts")
-        if is_dense and is_on_cpu(tensor.name):
-            cpu_bytes += tensor.num_bytes
-        elif is_dense:
-            gpu_bytes += _gpu_bytes(part)
         if kind == "embedding":
-            embedding_bytes += tensor.num_bytes
-            embedding.append(part)
-        elif kind == "output":
-            head.append(part)
-        elif kind == "routed experts" and layer in experts:
-            per_expert = Part(
-                part.type, part.num_params // c.num_experts, part.num_bytes // c.num_experts
-            )
-            experts[layer].append(per_expert)
-            largest[role] = max(largest.get(role, 0), per_expert.num_bytes)
+            sums[0].embedding_bytes += part.num_bytes
+            if is_tied:
+                sums[-1].add_dense(part, "output", is_on_cpu=False)
+        elif layer is None or layer < config.num_layers:
+            layer_sum = sums[-1 if layer is None else layer]
+            if kind == "routed experts":
+                layer_sum.add_experts(f"{role}.{suffix}", part)
+            else:
+                layer_sum.add_dense(part, kind, is_on_cpu=is_on_cpu(tensor.name))
+    return _sum(config, [layer.sizes(is_tied) for layer in sums], None)
+
+
+class _LayerSum:
+    """Sums of one layer's tensors."""
+
+    def __init__(self, config: ModelConfig, number: int) -> None:
+        self.embedding_bytes = 0
+        self._config, self._number = config, number
+        self._head: list[Part] = []
+        self._dense: list[Part] = []
+        self._experts: dict[str, Part] = {}  # one expert's, by name
+        self._gpu_bytes = self._cpu_bytes = 0
+
+    def add_experts(self, name: str, part: Part) -> None:
+        count = self._config.num_experts
+        self._experts[name] = Part(part.type, part.num_params // count, part.num_bytes // count)
+
+    def add_dense(self, part: Part, kind: str, *, is_on_cpu: bool) -> None:
+        (self._head if kind == "output" else self._dense).append(part)
+        if is_on_cpu:
+            self._cpu_bytes += part.num_bytes
         else:
-            dense.append(part)
-    _check_parts(experts)
-    if not head:
-        gpu_bytes += sum(_gpu_bytes(part) for part in embedding)
-    return ModelSizes(
-        config=c,
-        embedding_bytes=embedding_bytes,
-        head=_by_type(head or embedding),
-        is_tied=not head,
-        dense=_by_type(dense),
-        experts=tuple(_by_type(parts) for parts in experts.values()),
-        piece_bytes=tuple(largest.values()),
-        gpu_bytes=gpu_bytes,
-        cpu_bytes=cpu_bytes,
-    )
+            self._gpu_bytes += _gpu_bytes(part)
 
-
-def _check_parts(experts: Mapping[int, Sequence[Part]]) -> None:
-    """Errors: GGUFError for a layer without gate, up and down."""
-    for layer, parts in experts.items():
-        if len(parts) != 3:
+    def sizes(self, is_tied: bool) -> ModelSizes:
+        """Errors: GGUFError for a layer without gate, up and down."""
+        has_experts = self._number >= self._config.num_dense_layers
+        if has_experts and len(self._experts) != 3:
             raise GGUFError(
-                f"blk.{layer}: {len(parts)} tensors of routed experts, expected 3 (gate, up, down)"
+                f"blk.{self._number}: {len(self._experts)} tensors of routed experts, expected 3"
+                " (gate, up, down)"
             )
+        parts = [self._experts[name] for name in sorted(self._experts)] if has_experts else []
+        return ModelSizes(
+            config=self._config,
+            embedding_bytes=self.embedding_bytes,
+            head=_by_type(self._head),
+            is_tied=is_tied,
+            dense=_by_type(self._dense),
+            experts=(_by_type(parts),) if has_experts else (),
+            piece_bytes=tuple(part.num_bytes for part in parts),
+            gpu_bytes=self._gpu_bytes,
+            cpu_bytes=self._cpu_bytes,
+            only=range(self._number, self._number + 1),
+        )
+
+
+def _sum(config: ModelConfig, layers: Sequence[ModelSizes], only: range | None) -> ModelSizes:
+    pieces = [layer.piece_bytes for layer in layers if layer.piece_bytes]
+    return ModelSizes(
+        config=config,
+        embedding_bytes=sum(layer.embedding_bytes for layer in layers),
+        head=_by_type(part for layer in layers for part in layer.head),
+        is_tied=layers[0].is_tied,
+        dense=_by_type(part for layer in layers for part in layer.dense),
+        experts=tuple(parts for layer in layers for parts in layer.experts),
+        piece_bytes=tuple(map(max, zip(*pieces, strict=True))),
+        gpu_bytes=sum(layer.gpu_bytes for layer in layers),
+        cpu_bytes=sum(layer.cpu_bytes for layer in layers),
+        only=only,
+        by_layer=() if only is not None else tuple(layers),
+    )
 
 
 def _gpu_bytes(part: Part) -> int:

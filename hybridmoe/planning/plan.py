@@ -9,7 +9,7 @@ from typing import Any
 from hybridmoe.config import EngineConfig
 from hybridmoe.planning.disk_cache_plan import DiskCachePlan
 from hybridmoe.planning.kv_plan import KvPlan
-from hybridmoe.planning.problem import Problem
+from hybridmoe.planning.problem import Problem, span_of
 from hybridmoe.units import format_bytes
 
 __all__ = ["Parts", "Plan", "Tier"]
@@ -50,6 +50,12 @@ class Plan:
     cpu_reason: str | None = None  # why the CPU computes all routed experts, beside a GPU
     shortage: str | None = None  # why RAM is too small for any plan, so that the system pages
     notes: tuple[str, ...] = ()  # sentences on what of the request has no effect
+    split: tuple["Plan", ...] = ()  # of several GPUs: each with its layers, in order
+
+    @property
+    def stages(self) -> tuple["Plan", ...]:
+        """Plan of each GPU's layers, in order; one without a GPU or with one."""
+        return self.split or (self,)
 
     @property
     def kv(self) -> KvPlan:
@@ -107,12 +113,11 @@ class Plan:
     @property
     def streams_experts(self) -> bool:
         """True if the GPU computes a prompt's experts in any layer."""
-        c = self.problem.sizes.config
-        return any(map(self.streams_layer, range(c.num_dense_layers, c.num_layers)))
+        return any(map(self.streams_layer, self.problem.sizes.moe_layers))
 
     def slots_per_layer(self, num_slots: int) -> float:
         """Mean number of slots for a layer's experts."""
-        layers = self.problem.sizes.config.num_moe_layers
+        layers = len(self.problem.sizes.moe_layers)
         return num_slots / layers if layers else 0.0
 
     def working_set_ratio(self, num_slots: int) -> float:
@@ -126,9 +131,11 @@ class Plan:
         if self.vram is None:
             return None
         used, budget = format_bytes(self.vram.used_bytes), format_bytes(self.vram.budget_bytes)
-        slots = self.num_vram_slots
+        slots, sizes = self.num_vram_slots, self.problem.sizes
+        layers = f" layers {span_of(sizes.layers)};" if sizes.only is not None else ""
         return (
-            f"{self.problem.budgets.gpu_name}: {used} of {budget} VRAM; {slots} expert slots,"
+            f"{self.problem.budgets.gpu_name}:{layers} {used} of {budget} VRAM; {slots} expert"
+            f" slots,"
             f" {self.slots_per_layer(slots):.1f} a layer,"
             f" {self.working_set_ratio(slots):.2f} x the experts that one token uses"
         )
@@ -137,7 +144,8 @@ class Plan:
     def lines(self) -> tuple[str, ...]:
         """Lines on the plan for people, with warnings of what will be slow."""
         cache = None if self.disk_cache is None else str(self.disk_cache)
-        said = (*self.notes, *filter(None, (self.gpu_line, cache)))
+        gpus = (stage.gpu_line for stage in self.stages)
+        said = (*self.notes, *filter(None, (*gpus, cache)))
         return (*said, *(f"warning: {text}" for text in self.warnings))
 
     @property
@@ -182,9 +190,19 @@ class Plan:
             "step_tokens": self.step_tokens,
             "total_bytes": self.problem.sizes.total_bytes,
             "tiers": {tier.name: self._tier_facts(tier) for tier in tiers},
+            "gpus": [stage._gpu_facts(stage.vram) for stage in self.split if stage.vram],
             "shortage": self.shortage,
             "notes": list(self.notes),
             "warnings": list(self.warnings),
+        }
+
+    def _gpu_facts(self, vram: Tier) -> dict[str, Any]:
+        layers = self.problem.sizes.layers
+        return {
+            "name": self.problem.budgets.gpu_name,
+            "first_layer": layers.start,
+            "num_layers": len(layers),
+            **self._tier_facts(vram),
         }
 
     def _tier_facts(self, tier: Tier) -> dict[str, Any]:

@@ -16,11 +16,12 @@ from memory_plans import plan_of as plan
 from hybridmoe.config import EngineConfig
 from hybridmoe.errors import ConfigError
 from hybridmoe.gguf.outline import read_outline, with_expert_type
-from hybridmoe.planning.memory_plan import RAM_RESERVE_BYTES, SCRATCH_BYTES, plan_memory
+from hybridmoe.planning.memory_plan import RAM_RESERVE_BYTES, plan_memory
 from hybridmoe.planning.model_sizes import GPU_EXPERT_TYPES, GPU_TYPES, ModelSizes, sizes_of
 from hybridmoe.planning.placement_rules import ExpertLayers
 from hybridmoe.planning.plan import Tier
 from hybridmoe.planning.problem import Budgets
+from hybridmoe.planning.vram_plan import SCRATCH_BYTES
 
 GIB = 1 << 30
 K2_TOKEN_KV = 61 * 576 * 2  # f16
