@@ -1,11 +1,15 @@
-// Host functions of a CUDA stream: the CPU's experts, and the driver's function that runs them.
+// The CPU's experts between two pieces of a GPU's work: host functions of a CUDA stream, and the
+// driver's function that runs them; hand-overs by counters.
+#include <pybind11/functional.h>
 #include <pybind11/stl.h>
 
 #include <memory>
 #include <string>
+#include <vector>
 
 #include "base/cuda_driver.h"
 #include "bindings.h"
+#include "ops/hand_over.h"
 #include "ops/host_experts.h"
 
 namespace py = pybind11;
@@ -47,6 +51,18 @@ void register_host_calls(py::module_& m) {
                 [](void* data) { static_cast<HostExpertCall*>(data)->run(); }, &call);
           },
           py::arg("stream"), py::arg("call"), NoGil());
+
+  py::class_<HandOver>(m, "HandOver")
+      .def(py::init([](Address sent, Address done) {
+             return std::make_unique<HandOver>(pointer<uint32_t>(sent), pointer<uint32_t>(done));
+           }),
+           py::arg("sent"), py::arg("done"))
+      .def(
+          "serve",
+          [](HandOver& hand_over, const std::vector<HostExpertCall*>& calls,
+             const HandOver::HasEnded& has_ended) { hand_over.serve(calls, has_ended); },
+          py::arg("calls"), py::arg("has_ended"), NoGil())
+      .def("release", &HandOver::release, py::arg("has_ended"), NoGil());
 }
 
 }  // namespace hm

@@ -1,6 +1,6 @@
 """CPU kernels. Addresses are of C-contiguous memory on the host; ops.py checks what it passes."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 TYPES: dict[int, tuple[str, int, int, bool]]
 """GGUF type id -> (name, weights of a block, bytes of a block, activations rounded to int8)."""
@@ -120,6 +120,23 @@ class CudaDriver:
     def __init__(self, library: str) -> None: ...
     def launch(self, stream: int, call: HostExpertCall) -> None:
         """Queue a call, which must outlive its run, in a stream. Raises ShapeError."""
+
+class HandOver:
+    """CPU's side of steps whose layers a GPU hands over by two counters; keeps nothing alive.
+
+    sent, done: addresses of uint32, of what the GPU has sent and what is computed.
+    """
+
+    def __init__(self, sent: int, done: int) -> None: ...
+    def serve(self, calls: Sequence[HostExpertCall], has_ended: Callable[[], bool]) -> None:
+        """Run each call once the GPU has sent it.
+
+        has_ended: asked every millisecond, True once the GPU has ended the step; may raise.
+        Raises ShapeError if the step ends before.
+        """
+
+    def release(self, has_ended: Callable[[], bool]) -> None:
+        """Let the GPU go on without results until it has ended the step."""
 
 class ExpertPass:
     """`expert_ffn` in pieces, for experts at addresses of their own."""

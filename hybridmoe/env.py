@@ -7,6 +7,7 @@
 | `HYBRIDMOE_PIN`        | 0, 1 | 1              | bind these threads to their cores               |
 | `HYBRIDMOE_NUMA_NODES` | int  | the machine's  | number of NUMA nodes to split the cores into    |
 | `HYBRIDMOE_IO`         | name | `auto`         | reader of experts: `threads` or `uring`         |
+| `HYBRIDMOE_HOST_CALLS` | 0, 1 | 0              | 1: host functions instead of counters in graphs |
 
 An unusable value raises `ConfigError`; no value is silently replaced by its default.
 """
@@ -25,6 +26,7 @@ __all__ = [
     "num_nodes",
     "num_threads",
     "pins_threads",
+    "uses_host_functions",
 ]
 
 ISA_NAMES = ("scalar", "avx2", "avx512", "amx")
@@ -62,6 +64,11 @@ def num_nodes() -> int | None:
 def pins_threads() -> bool:
     """Read `HYBRIDMOE_PIN`: may threads be bound to cores? Errors: ConfigError."""
     return _number("HYBRIDMOE_PIN", 0, 1) != 0
+
+
+def uses_host_functions() -> bool:
+    """Read `HYBRIDMOE_HOST_CALLS`: does the GPU's driver call the CPU in CUDA graphs?"""
+    return _number("HYBRIDMOE_HOST_CALLS", 0, 1) == 1
 
 
 def _number(name: str, low: int, high: int) -> int | None:

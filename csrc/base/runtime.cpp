@@ -14,7 +14,7 @@ namespace {
 struct Shared {
   std::mutex mutex;
   ThreadPlan plan{{{}}};             // one thread, anywhere
-  std::unique_ptr<Runtime> runtime;  // made on first use
+  std::shared_ptr<Runtime> runtime;  // made on first use
 };
 
 // Never destroyed: a worker may still run while static destructors do.
@@ -55,8 +55,8 @@ void Buffer::grow(std::size_t bytes) {
 RuntimeLock::RuntimeLock() {
   Shared& s = get_shared();
   lock_ = std::unique_lock(s.mutex);
-  if (!s.runtime) s.runtime = std::make_unique<Runtime>(s.plan);
-  runtime_ = s.runtime.get();
+  if (!s.runtime) s.runtime = std::make_shared<Runtime>(s.plan);
+  runtime_ = s.runtime;
 }
 
 void set_threads(ThreadPlan plan) {

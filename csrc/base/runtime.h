@@ -52,12 +52,26 @@ struct Runtime : Buffers {
 class RuntimeLock {
  public:
   RuntimeLock();
-  Runtime* operator->() const { return runtime_; }
+  Runtime* operator->() const { return runtime_.get(); }
   Runtime& operator*() const { return *runtime_; }
+  const std::shared_ptr<Runtime>& get() const { return runtime_; }
 
  private:
   std::unique_lock<std::mutex> lock_;
-  Runtime* runtime_;
+  std::shared_ptr<Runtime> runtime_;
+};
+
+// Keeps the workers awake, without the lock. Other threads set another number of them meanwhile:
+// then the old ones go on until this ends, too.
+class AwakeWorkers {
+ public:
+  AwakeWorkers() : runtime_(RuntimeLock().get()) { runtime_->pool.stay_awake(); }
+  ~AwakeWorkers() { runtime_->pool.may_sleep(); }
+  AwakeWorkers(const AwakeWorkers&) = delete;
+  AwakeWorkers& operator=(const AwakeWorkers&) = delete;
+
+ private:
+  std::shared_ptr<Runtime> runtime_;
 };
 
 void set_threads(ThreadPlan plan);  // throws Error; check_plan says when

@@ -6,13 +6,11 @@
 #include <utility>
 
 #include "base/check.h"
+#include "base/pause.h"
 
 #if defined(__linux__)
 #include <pthread.h>
 #include <sched.h>
-#endif
-#if defined(__x86_64__)
-#include <immintrin.h>
 #endif
 
 namespace hm {
@@ -26,14 +24,6 @@ constexpr uint64_t kOpen = 1u << 31;
 constexpr uint64_t kJoined = kOpen - 1;
 
 constexpr uint32_t job_number(uint64_t state) { return static_cast<uint32_t>(state >> 32); }
-
-void pause() {
-#if defined(__x86_64__)
-  _mm_pause();
-#else
-  std::this_thread::yield();
-#endif
-}
 
 // Spins until `done` or kSpin has passed; returns whether it was done.
 template <class Condition>
@@ -154,18 +144,14 @@ void ThreadPool::run_job(std::span<const int64_t> ends, bool is_local, const voi
     nodes_[n].next.store(begin, std::memory_order_relaxed);
     nodes_[n].end = begin = ends[n];
   }
-  const int cpu = current_cpu();
-  const int known = cpu >= 0 && cpu < kMaxCpus ? worker_of_cpu_[cpu] : -1;
-  const int replaced = known >= 0 ? known : 0;
+  const int replaced = callers_worker();
   // These stores, and the loads of `is_asleep` below, are sequentially consistent with the worker's
   // store of `is_asleep` and its last look at them: either it sees them and does not sleep, or we
   // see it asleep. They also release: a worker that joins (acquire) sees the job written above.
   replaced_.store(replaced);
   ++number_;
   for (Node& node : nodes_) node.state.store(uint64_t{number_} << 32 | kOpen);
-  for (int w = 0; w < num_threads_; ++w) {
-    if (w != replaced && workers_[w].is_asleep.load() != 0) wake(workers_[w]);
-  }
+  wake_all_but(replaced);
   const int home = node_of_worker_[replaced];
   take_chunks(home, caller);
   for (int n = 0; is_local && n < num_nodes(); ++n) {
@@ -184,9 +170,28 @@ void ThreadPool::run_job(std::span<const int64_t> ends, bool is_local, const voi
   }
 }
 
-void ThreadPool::wake(Worker& worker) {
-  worker.is_asleep.store(0);
-  worker.is_asleep.notify_one();
+void ThreadPool::stay_awake() {
+  if (num_threads_ == 1) return;
+  const int replaced = callers_worker();
+  replaced_.store(replaced);
+  num_awake_.fetch_add(1);
+  wake_all_but(replaced);
+}
+
+// Returns the worker of the core that the caller runs on, or the first.
+int ThreadPool::callers_worker() const {
+  const int cpu = current_cpu();
+  const int known = cpu >= 0 && cpu < kMaxCpus ? worker_of_cpu_[cpu] : -1;
+  return known >= 0 ? known : 0;
+}
+
+void ThreadPool::wake_all_but(int replaced) {
+  for (int w = 0; w < num_threads_; ++w) {
+    Worker& worker = workers_[w];
+    if (w == replaced || worker.is_asleep.load() == 0) continue;
+    worker.is_asleep.store(0);
+    worker.is_asleep.notify_one();
+  }
 }
 
 // Closes the job on a node and waits for its workers there.
@@ -245,6 +250,7 @@ void ThreadPool::work(int home, int worker, const std::vector<int>& cpus) {
   const auto has_news = [&] {
     return job_number(node.state.load()) != seen || stop_.load(std::memory_order_relaxed);
   };
+  const auto may_sleep = [&] { return !has_news() && num_awake_.load() == 0; };
   const auto is_replaced = [&] { return replaced_.load() == worker; };
   while (!stop_.load()) {
     if (!is_replaced()) {  // else it would take the core from the caller
@@ -254,9 +260,13 @@ void ThreadPool::work(int home, int worker, const std::vector<int>& cpus) {
         continue;
       }
       if (spin_until(has_news)) continue;
+      if (!may_sleep()) {
+        std::this_thread::yield();  // to whoever has no core of its own
+        continue;
+      }
     }
     is_asleep.store(1);
-    if (!stop_.load() && (is_replaced() || !has_news())) is_asleep.wait(1);
+    if (!stop_.load() && (is_replaced() || may_sleep())) is_asleep.wait(1);
     is_asleep.store(0);
   }
 }

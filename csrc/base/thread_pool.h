@@ -12,7 +12,7 @@
 // stands in for the worker of the core that it happens to run on, which sleeps meanwhile.
 //
 // Between jobs a worker spins for kSpin, since the next layer's job follows within microseconds,
-// then sleeps in the kernel.
+// then sleeps in the kernel; between stay_awake and may_sleep it only spins.
 //
 // Where f throws, on whichever thread, chunks that have not begun are left out, run waits for those
 // that have, and throws the first exception: the memory that f looks at outlives every call of it.
@@ -68,6 +68,13 @@ class ThreadPool {
     run_job(ends, true, &f, &call<Function>);
   }
 
+  // Wakes all workers, and keeps them from sleeping between jobs until as many calls of may_sleep.
+  // Any thread.
+  void stay_awake();
+  void may_sleep() {
+    if (num_threads_ > 1) num_awake_.fetch_sub(1);
+  }
+
  private:
   using Call = void (*)(const void* context, int64_t chunk, int worker);
 
@@ -93,7 +100,8 @@ class ThreadPool {
   void drain(Node& node, int worker);
   void fail() noexcept;
   void finish(Node& node);
-  void wake(Worker& worker);
+  int callers_worker() const;
+  void wake_all_but(int replaced);
   void work(int node, int worker, const std::vector<int>& cpus);
   bool join(Node& node, uint32_t& seen);
   void stop();
@@ -113,6 +121,7 @@ class ThreadPool {
   std::vector<int> worker_of_cpu_, node_of_worker_, thread_ends_;
   // Worker whose core the caller uses. Only a hint: each thread in a job has its own number.
   std::atomic<int> replaced_{0};
+  std::atomic<int> num_awake_{0};  // calls of stay_awake without their may_sleep
   std::atomic<bool> stop_{false};
 };
 

@@ -109,7 +109,7 @@ class CudaDevice:
     ) -> Tensor:
         hidden = elementwise.silu_mul(self.linear(x, gate), self.linear(x, up))
         y = self.linear(hidden, down)
-        return y if base is None else y.add_(base.result())
+        return y if base is None else base.add_to(y)
 
     def store_kv(self, rows: Tensor, pages: Pages, tables: Tables) -> None:
         assert isinstance(pages, CudaPages) and isinstance(tables, CudaBlockTables)

@@ -17,8 +17,12 @@ class Pending(ABC):
     def result(self) -> Tensor:
         """Return the tensor, ordered before all work that the caller's stream gets from now on.
 
-        Call it exactly once, before the step ends: it frees what the computation held.
+        Call it or `add_to` exactly once, before the step ends: it frees what the computation held.
         """
+
+    def add_to(self, y: Tensor) -> Tensor:
+        """Add the tensor to `y` in place; return `y`. Ordered as `result`."""
+        return y.add_(self.result())
 
     def __add__(self, other: "Pending") -> "Pending":
         return _Sum(self, other)

@@ -32,6 +32,15 @@ class Event(Protocol):
 class Stream(Protocol):
     """Ordered queue of work. Only `synchronize` and `Event.wait` block the caller."""
 
+    @property
+    def is_captured(self) -> bool:
+        """True while queued work becomes part of a graph instead of being done."""
+        ...
+
+    def is_idle(self) -> bool:
+        """Return True if all work is done. Errors: torch's, of work that failed."""
+        ...
+
     def copy(self, dst: Tensor, src: Tensor) -> None:
         """Queue dst = src, of one shape and type; both stay in place until it is done."""
         ...
@@ -93,6 +102,14 @@ class CudaStream:
     def stream(self) -> torch.cuda.Stream:
         """Return torch's own object."""
         return self._stream or torch.cuda.current_stream()
+
+    @property
+    def is_captured(self) -> bool:
+        with torch.cuda.stream(self.stream):
+            return bool(torch.cuda.is_current_stream_capturing())
+
+    def is_idle(self) -> bool:
+        return bool(self.stream.query())
 
     def copy(self, dst: Tensor, src: Tensor) -> None:
         with torch.cuda.stream(self.stream):

@@ -24,8 +24,9 @@ class HostCallTime(NamedTuple):
 class ExpertBackend(ABC):
     """Computes the routed experts of a model. Not thread-safe, except `stats`.
 
-    A step is `begin_step`, `submit` for every layer in order, `end_step`. The defaults are those of
-    a backend without cache, streams or threads.
+    A step is `begin_step`, `submit` for every layer in order, `end_step`; or, if a graph repeats
+    the submissions, `begin_step`, `replayed`, `end_step`. The defaults are those of a backend
+    without cache, streams or threads.
     """
 
     is_capturable = False  # `submit` only queues GPU work, so that a CUDA graph can replay it
@@ -48,6 +49,10 @@ class ExpertBackend(ABC):
 
     def prefetch(self, layer: int, ids: Tensor) -> None:
         """Take a hint: `layer` will soon get about these ids (T, K), likeliest first in a row."""
+        return
+
+    def replayed(self, layers: range) -> None:
+        """Do the host's part of a graph that has started to repeat these layers' submissions."""
         return
 
     def end_step(self) -> None:

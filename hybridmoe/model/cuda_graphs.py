@@ -22,10 +22,15 @@ Run = Callable[[Tensor, Tensor, Tables, list[Routing]], Tensor]
 class DecodeGraphs:
     """CUDA graphs of a model's decode steps over one KV cache, by size."""
 
-    def __init__(self, device: Device, run: Run) -> None:
-        """run: queues the work of a step, and does not wait for it."""
+    def __init__(
+        self, device: Device, run: Run, started: Callable[[], None] = lambda: None
+    ) -> None:
+        """run: queues the work of a step, and does not wait for it.
+
+        started: does the host's part of a graph that has been started.
+        """
         self._device = device
-        self._run = run
+        self._run, self._started = run, started
         self._graphs: dict[tuple[int, int], _Graph] = {}
 
     def forward(
@@ -38,6 +43,7 @@ class DecodeGraphs:
         if graph is None:
             graph = self._graphs[key] = _Graph(self._device, self._run, x, cos_sin, tables)
         states = graph.replay(x, cos_sin, tables)
+        self._started()
         if trace is not None:
             trace += graph.trace
         return states

@@ -80,7 +80,7 @@ class Decoder:
         is_capturable = all(stage.device.is_capturable for stage in self._stages)
         if is_capturable and self._experts.is_capturable:
             for stage in self._stages:
-                stage.use_graphs(pages)
+                stage.use_graphs(pages, self._experts.replayed)
             self._graph_pages = pages
 
     @contextmanager

@@ -3,7 +3,7 @@
 A model on one device is one stage; on several GPUs it is a pipeline of as many, run in order.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import groupby
 from typing import NamedTuple, Protocol
@@ -50,9 +50,13 @@ class Stage:
         self._range = slice(first, first + len(layers))
         self._graphs: DecodeGraphs | None = None
 
-    def use_graphs(self, pages: Sequence[Pages]) -> None:
-        """Prepare graphs over these pages, of all layers of the model."""
-        self._graphs = DecodeGraphs(self.device, partial(self._run, pages[self._range]))
+    def use_graphs(self, pages: Sequence[Pages], replayed: Callable[[range], None]) -> None:
+        """Prepare graphs over these pages, of all layers of the model.
+
+        replayed: told the layers of a graph that has started, as `ExpertBackend.replayed` is.
+        """
+        started = partial(replayed, range(self._range.start, self._range.stop))
+        self._graphs = DecodeGraphs(self.device, partial(self._run, pages[self._range]), started)
 
     def positions(self, cos_sin: Tensor, spans: Sequence[Span]) -> Positions:
         """Copy a step's positions to the device."""

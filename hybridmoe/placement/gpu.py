@@ -69,7 +69,13 @@ def place_on_gpu(
         if plan.streams_experts:
             prefill = _prefill(experts, plan, slots, streams, runtime)
         backend = HybridExperts(
-            experts, streams.main, streams.host, device, slots=slots, prefill=prefill
+            experts,
+            streams.main,
+            streams.host,
+            device,
+            slots=slots,
+            prefill=prefill,
+            hand_over=runtime.open_hand_over(streams.main),
         )
     return GpuExperts(backend, dense, None if slots is None else slots.cache)
 

@@ -11,8 +11,11 @@ import torch
 
 from hybridmoe.device.cuda import CudaDevice
 from hybridmoe.device.streams import CudaStream, Stream
+from hybridmoe.env import uses_host_functions
 from hybridmoe.experts.gpu.calibrate import measure_gpu, with_cpu
+from hybridmoe.experts.gpu.hand_over import HandOver
 from hybridmoe.experts.gpu.prefill_experts import Streams
+from hybridmoe.experts.gpu.staging import NUM_STAGED
 from hybridmoe.experts.routed_experts import ExpertWeights
 from hybridmoe.hardware.gpu import CudaGpu
 from hybridmoe.kernels.triton.expert_ffn import SlotLayout
@@ -49,6 +52,13 @@ class GpuRuntime:
     def open_streams(self) -> GpuStreams:
         """Create the streams; torch's error if the GPU fails."""
         return GpuStreams(CudaStream(), *(CudaStream(self._new_stream()) for _ in range(3)))
+
+    def open_hand_over(self, main: Stream) -> HandOver | None:
+        """Make the hand-over of captured steps; None if the GPU and the host do not see it."""
+        if uses_host_functions():
+            return None
+        hand_over = HandOver(NUM_STAGED, main, self.torch)
+        return hand_over if hand_over.works() else None
 
     def measure(self, experts: ExpertWeights, layout: SlotLayout, streams: Streams) -> Rates:
         """Measure the rates of the GPU and of the CPU, in about a second."""

@@ -36,9 +36,13 @@ class FakeStream:
         may be copied in it, if it is lazy.
         """
         self.is_lazy, self.is_current = is_lazy, is_current
+        self.is_captured = False
         self.num_done = 0
         self._waiting: deque[Callable[[], object]] = deque()
         self._lock = RLock()
+
+    def is_idle(self) -> bool:
+        return not self._waiting
 
     def copy(self, dst: Tensor, src: Tensor) -> None:
         source = src.clone() if self.is_lazy and self.is_current else src

@@ -18,7 +18,7 @@ from hybridmoe.experts.gpu.slot_pool import SlotPool
 from hybridmoe.experts.policy import make_policy
 from hybridmoe.experts.routed_experts import ExpertWeights, RoutedExperts
 
-__all__ = ["EXPERTS", "FIRST", "KINDS", "ROUTED", "TOP_K", "HybridBench", "Inputs"]
+__all__ = ["EXPERTS", "FIRST", "HIDDEN", "KINDS", "ROUTED", "TOP_K", "HybridBench", "Inputs"]
 __all__ += ["MakeBench", "make_experts", "make_inputs", "num_used", "open_benches"]
 
 EXPERTS, HIDDEN, INTER, TOP_K = 6, 64, 32, 3

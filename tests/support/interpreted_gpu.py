@@ -1,5 +1,6 @@
 """A GPU for tests on machines without one: Triton's interpreter, and streams that run in Python."""
 
+import threading
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 
@@ -8,7 +9,11 @@ import torch
 from fake_streams import FakeStream
 
 from hybridmoe.device.cuda import CudaDevice
+from hybridmoe.device.streams import Stream
+from hybridmoe.env import uses_host_functions
+from hybridmoe.experts.gpu.hand_over import HandOver
 from hybridmoe.experts.gpu.prefill_experts import Streams
+from hybridmoe.experts.gpu.staging import NUM_STAGED
 from hybridmoe.experts.routed_experts import ExpertWeights
 from hybridmoe.hardware import isa
 from hybridmoe.hardware.gpu import CudaGpu, NoGpu
@@ -22,18 +27,84 @@ GPU = CudaGpu(0, "Test GPU", (9, 0), 24 << 30, 20 << 30)
 NO_GPU = NoGpu("the CPU was asked for", is_silent=True)
 
 
+class GraphStream(FakeStream):
+    """Current stream of an interpreted GPU, whose graphs run in a thread of their own."""
+
+    def __init__(self) -> None:
+        super().__init__(is_lazy=False, is_current=True)
+        self.hand_over: HandOver | None = None
+        self._thread: threading.Thread | None = None
+        self._error: Exception | None = None
+
+    def record_graph(self, function: Callable[[], None]) -> None:
+        """Call a function as at capture: nobody computes what it hands over."""
+        assert self.hand_over is not None
+        has_ended = threading.Event()
+        release = self.hand_over._native.release
+        nods = threading.Thread(target=release, args=(has_ended.is_set,))
+        nods.start()
+        try:
+            self._run(function)
+        finally:
+            has_ended.set()
+            nods.join()
+
+    def start(self, function: Callable[[], None]) -> None:
+        """Start a graph."""
+        self.synchronize()
+        self._thread = threading.Thread(target=self._try, args=(function,), name="graph")
+        self._thread.start()
+
+    def is_idle(self) -> bool:
+        if self._error is not None:
+            raise self._error
+        return self._thread is None or not self._thread.is_alive()
+
+    def synchronize(self) -> None:
+        if self._thread is not None and threading.current_thread() is not self._thread:
+            self._thread.join()
+            self._thread, error, self._error = None, self._error, None
+            if error is not None:
+                raise error
+        super().synchronize()
+
+    def _try(self, function: Callable[[], None]) -> None:
+        try:
+            with torch.inference_mode():
+                self._run(function)
+        except Exception as error:
+            self._error = error
+
+    def _run(self, function: Callable[[], None]) -> None:
+        self.is_captured = True
+        try:
+            function()
+        finally:
+            self.is_captured = False
+
+
 class InterpretedDevice(CudaDevice):
     """`CudaDevice` whose kernels run in Triton's interpreter, on tensors of the CPU."""
 
-    def __init__(self, is_on_cpu: Callable[[str], bool] = lambda name: False) -> None:
+    def __init__(
+        self,
+        is_on_cpu: Callable[[str], bool] = lambda name: False,
+        main: GraphStream | None = None,
+    ) -> None:
+        """main: runs graphs beside the host; None = at once."""
         super().__init__(torch.device("cpu"), is_on_cpu)
+        self._main = main
 
     def active(self) -> AbstractContextManager[object]:
         return nullcontext()
 
     def capture(self, function: Callable[[], None]) -> Callable[[], None]:
         function()
-        return function
+        main = self._main
+        if main is None or main.hand_over is None:
+            return function
+        main.record_graph(function)
+        return lambda: main.start(function)
 
 
 class InterpretedRuntime(GpuRuntime):
@@ -41,13 +112,19 @@ class InterpretedRuntime(GpuRuntime):
 
     def __init__(self, gpu: CudaGpu) -> None:
         self.torch = torch.device("cpu")
+        self._main = GraphStream()
 
     def device(self, is_on_cpu: Callable[[str], bool]) -> CudaDevice:
-        return InterpretedDevice(is_on_cpu)
+        return InterpretedDevice(is_on_cpu, self._main)
 
     def open_streams(self) -> GpuStreams:
-        main = FakeStream(is_lazy=False, is_current=True)
-        return GpuStreams(main, *(FakeStream(is_lazy=False) for _ in range(3)))
+        return GpuStreams(self._main, *(FakeStream(is_lazy=False) for _ in range(3)))
+
+    def open_hand_over(self, main: Stream) -> HandOver | None:
+        if uses_host_functions():
+            return None
+        self._main.hand_over = HandOver(NUM_STAGED, main, self.torch)
+        return self._main.hand_over
 
     def measure(self, experts: ExpertWeights, layout: SlotLayout, streams: Streams) -> Rates:
         gpu = GpuRates(read=1e9, ops=1e12, pcie=1e9)
@@ -66,3 +143,8 @@ def use_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     if not torch.cuda.is_available():
         monkeypatch.setattr(loading, "choose_gpu", lambda name: NO_GPU if name == "cpu" else GPU)
         monkeypatch.setattr(gpu_placement, "GpuRuntime", InterpretedRuntime)
+
+
+def gpu_runtime() -> GpuRuntime:
+    """The runtime of this machine's GPU, or the interpreter's."""
+    return GpuRuntime(GPU) if torch.cuda.is_available() else InterpretedRuntime(GPU)

@@ -23,7 +23,7 @@ from triton.compiler import ASTSource
 from triton_layouts import lane_distances, shuffles
 
 from hybridmoe.kernels.triton import decode_attention as attention
-from hybridmoe.kernels.triton import elementwise, router
+from hybridmoe.kernels.triton import elementwise, hand_over, router
 from hybridmoe.kernels.triton import expert_ffn as experts
 from hybridmoe.kernels.triton import matmul as product
 from hybridmoe.kernels.triton.dequant import KINDS
@@ -37,8 +37,12 @@ POINTERS = {  # by the name of a kernel's argument; all others ending in _ptr ar
     "slots_ptr": "*i32",
     "bits_ptr": "*i16",
     "ids_ptr": "*i32",
+    "host_ids_ptr": "*i32",
+    "counts_ptr": "*i32",
+    "sent_ptr": "*i32",
+    "done_ptr": "*i32",
 }
-EVEN = re.compile("_ptr$|bytes|num_|stride|offset|^inter$|^n$|^dim$|^count$")
+EVEN = re.compile("_ptr$|bytes|num_|stride|offset|^inter$|^n$|^dim$|^(x_)?count$")
 UNEVEN = {"top_k", "num_tokens", "limit", "gate_limit", "up_limit", "table_pages", "num_splits"}
 
 
@@ -115,6 +119,9 @@ def other_kernels() -> Iterator[tuple[Any, dict[str, Any], dict[str, int]]]:
     yield elementwise._silu_mul_kernel, {"BLOCK": 1024}, {}
     for is_half in (True, False):
         yield elementwise._store_kernel, {"IS_HALF": is_half, "BLOCK": 1024}, {}
+    yield hand_over._send_kernel, {"BLOCK": 8192, "K_BLOCK": 128}, {"num_warps": 8}
+    for has_part in (True, False):
+        yield hand_over._receive_kernel, {"HAS_PART": has_part, "BLOCK": 8192}, {"num_warps": 8}
     for num_groups, is_sigmoid, block in ((8, True, 512), (1, False, 64)):  # K2's; Moonlight's
         constants = {"TOP_K": 8, "GROUPS": num_groups, "GROUPS_USED": (num_groups + 1) // 2}
         constants |= {"HAS_BIAS": is_sigmoid, "IS_SIGMOID": is_sigmoid, "IS_NORMALIZED": True}

@@ -84,8 +84,12 @@ class WatchedStream:
     def __init__(self, watch: Watch, name: str, *, is_deaf: bool = False) -> None:
         self.watch, self.name, self.is_deaf = watch, name, is_deaf
         self._inner = FakeStream(is_lazy=False)
+        self.is_captured = False
         self.last_copied: Tensor | None = None  # target
         watch.clocks[name] = {}
+
+    def is_idle(self) -> bool:
+        return True
 
     def copy(self, dst: Tensor, src: Tensor) -> None:
         self.watch.note(self.name, "copy", (src,), (dst,))

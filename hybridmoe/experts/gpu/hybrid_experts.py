@@ -1,9 +1,9 @@
 """Hybrid expert backend: the GPU computes the experts in its VRAM slots, the CPU all others.
 
 Both work on a layer at once. The main stream computes on the GPU, while a second one copies states
-and routing to the host, calls the CPU's kernels, and copies their sum back. A decode step only
-queues work, the same whatever is resident, so that a CUDA graph can replay it. The step's routing
-is read after it has ended, and passed to the cache.
+and routing to the host, calls the CPU's kernels, and copies their sum back; in a graph, `HandOver`
+takes the second one's place. A decode step only queues work, the same whatever is resident, so that
+a CUDA graph can repeat it. The step's routing is read after it has ended, and passed to the cache.
 """
 
 from contextlib import suppress
@@ -20,17 +20,19 @@ from hybridmoe.device.pending import Pending
 from hybridmoe.device.streams import Event, Stream
 from hybridmoe.errors import HybridMoeError
 from hybridmoe.experts.backend import ExpertBackend, HostCallTime
-from hybridmoe.experts.gpu.staging import StagedSubmission, StepMemory
+from hybridmoe.experts.gpu.staging import NUM_STAGED, StagedSubmission, StepMemory
 from hybridmoe.experts.routed_experts import RoutedExperts
 from hybridmoe.experts.stats import ExpertStats
 
 if TYPE_CHECKING:
+    from hybridmoe.experts.gpu.hand_over import HandOver
     from hybridmoe.experts.gpu.slot_pool import SlotPool
 
 __all__ = ["HybridExperts", "PrefillExecutor"]
 
-# (layer index, number of the submission) -> the CPU's call; None if a `PrefillExecutor` has it
-_Calls = dict[tuple[int, int], _C.HostExpertCall | None]
+_Key = tuple[int, int]  # layer index, number of the submission
+# None: a `PrefillExecutor` computes it
+_Calls = dict[_Key, _C.HostExpertCall | None]
 
 
 class PrefillExecutor(Protocol):
@@ -67,9 +69,11 @@ class HybridExperts(ExpertBackend):
         *,
         slots: "SlotPool | None" = None,
         prefill: PrefillExecutor | None = None,
+        hand_over: "HandOver | None" = None,
     ) -> None:
         """main: stream of the steps. host: stream of the CPU's part. slots: experts in VRAM.
 
+        hand_over: way to the CPU and back in captured steps; None = host functions, as elsewhere.
         prefill: for steps of more than 16 tokens; None = the CPU computes them. slots and prefill
         are closed with this.
         """
@@ -77,16 +81,17 @@ class HybridExperts(ExpertBackend):
         self._index_of = experts.index_of
         self._main, self._host = main, host
         self._slots, self._prefill = slots, prefill
-        # Two submissions of a layer and two of the next: no more are outstanding at once.
+        self._hand_over = hand_over
         self._decode_memory = StepMemory(
-            PREFILL_TOKENS, experts, device, submissions_per_layer=2, max_outstanding=4
+            PREFILL_TOKENS, experts, device, submissions_per_layer=2, max_outstanding=NUM_STAGED
         )
         self._prefill_memory: StepMemory | None = None  # allocated by the first prefill
         self._memory = self._decode_memory
         self._num_tokens = 0
         self._is_in_step = False
         self._calls: _Calls = {}  # of this step
-        self._calls_by_tokens: dict[int, _Calls] = {}  # of the last captured decode steps
+        # of graphs, by their number of tokens
+        self._captured: dict[int, dict[_Key, _C.HostExpertCall]] = {}
 
     def begin_step(self, num_tokens: int) -> None:
         """Start a step; see `ExpertBackend`. Errors: of an upload to the VRAM slots."""
@@ -108,10 +113,6 @@ class HybridExperts(ExpertBackend):
         """Wait for the CPU's part; see `ExpertBackend`. Errors: HybridMoeError."""
         self._synchronize()
         self._is_in_step = False
-        if not self._calls:  # a graph has replayed what was submitted at capture
-            self._calls = self._calls_by_tokens.get(self._num_tokens, {})
-        elif self._memory is self._decode_memory:
-            self._calls_by_tokens[self._num_tokens] = self._calls
         if (error := self._take_errors()) is not None:
             raise HybridMoeError(error)
         is_prefill = self._num_tokens > PREFILL_TOKENS
@@ -119,6 +120,14 @@ class HybridExperts(ExpertBackend):
             self._prefill.check()
         if self._slots is not None:
             self._slots.cache.end_step(self._accesses(), is_prefill=is_prefill)
+
+    def replayed(self, layers: range) -> None:
+        """Compute the CPU's part; see `ExpertBackend.replayed`. Errors: torch's, HybridMoeError."""
+        numbers, captured = self._experts.numbers, self._captured.get(self._num_tokens, {})
+        calls = {key: call for key, call in captured.items() if numbers[key[0]] in layers}
+        self._calls |= calls
+        if self._hand_over is not None:
+            self._hand_over.serve(list(calls.values()))
 
     def stats(self) -> ExpertStats | None:
         return None if self._slots is None else self._slots.cache.stats()
@@ -132,22 +141,24 @@ class HybridExperts(ExpertBackend):
         """
         index, tokens, memory, host = self._index_of[layer], len(x), self._memory, self._host
         number = memory.next_number(index)
+        host_ids = memory.ids[index, number, :tokens]
+        if self._main.is_captured and self._hand_over is not None:
+            staged = self._staged(layer, number, tokens)
+            self._hand_over.send(x, ids, weights, staged, host_ids)
+            return self._hand_over.pending(staged, tokens, self._by_gpu(layer, x, ids, weights))
         host.wait_for(self._main)
-        host.copy(memory.ids[index, number, :tokens], ids)
+        host.copy(host_ids, ids)
         if tokens > PREFILL_TOKENS and self._prefill is not None:
             self._calls[index, number] = None
             return self._prefill.submit(layer, x, ids, weights)
-        staged = memory.acquire(index, number)
+        staged = self._staged(layer, number, tokens)
         host.copy(staged.x[:tokens], x)
         host.copy(staged.weights[:tokens], weights)
-        call = self._calls[index, number] = self._call(layer, number, tokens)
-        host.launch(call)
+        host.launch(self._call(layer, number, tokens))
         by_cpu = staged.result[:tokens]
         host.copy(by_cpu, staged.out[:tokens])
         returned = host.record()
-        by_gpu: Tensor | None = None
-        if self._slots is not None and tokens <= PREFILL_TOKENS:
-            by_gpu = self._slots.compute(layer, x, ids, weights)
+        by_gpu = self._by_gpu(layer, x, ids, weights)
         return _HybridSum(self._main, staged, by_cpu, returned, by_gpu, (x, ids, weights))
 
     def host_call_times(self) -> list[HostCallTime]:
@@ -167,6 +178,22 @@ class HybridExperts(ExpertBackend):
             self._slots.close()
         if self._prefill is not None:
             self._prefill.close()
+
+    def _staged(self, layer: int, number: int, tokens: int) -> StagedSubmission:
+        """Take the memory of a submission, and note the CPU's call."""
+        key = (self._index_of[layer], number)
+        call = self._call(layer, number, tokens)
+        if self._main.is_captured:
+            self._captured.setdefault(tokens, {})[key] = call
+        else:
+            self._calls[key] = call
+        return self._memory.acquire(*key)
+
+    def _by_gpu(self, layer: int, x: Tensor, ids: Tensor, weights: Tensor) -> Tensor | None:
+        """Queue the experts in slots; None if the step uses none."""
+        if self._slots is None or len(x) > PREFILL_TOKENS:
+            return None
+        return self._slots.compute(layer, x, ids, weights)
 
     def _synchronize(self) -> None:
         """Wait for the CPU's part, which a graph runs in streams that end in the main one."""
@@ -250,6 +277,5 @@ class _HybridSum(Pending):
 
     def result(self) -> Tensor:
         self._main.wait_for(self._returned)
-        assert self._staged.layer_index is not None, "a pending result is taken once"
-        self._staged.layer_index = None
+        self._staged.release()
         return self._by_cpu if self._by_gpu is None else self._by_gpu.add_(self._by_cpu)

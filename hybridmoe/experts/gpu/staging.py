@@ -7,19 +7,31 @@ from hybridmoe import _C
 from hybridmoe.device.streams import host_empty
 from hybridmoe.experts.routed_experts import RoutedExperts
 
-__all__ = ["StagedSubmission", "StepMemory"]
+__all__ = ["NUM_STAGED", "StagedSubmission", "StepMemory"]
+
+NUM_STAGED = 4  # two submissions of a layer and two of the next: no more are outstanding at once
 
 
 class StagedSubmission:
     """Memory of one submission: the CPU's inputs and output, and the result on the GPU."""
 
-    def __init__(self, max_tokens: int, hidden: int, top_k: int, device: torch.device) -> None:
+    def __init__(
+        self, buffer: int, max_tokens: int, hidden: int, top_k: int, device: torch.device
+    ) -> None:
+        """buffer: number of this memory among those that take turns."""
+
         def pinned(size: int) -> Tensor:
             return host_empty((max_tokens, size), torch.float32, device)
 
         self.x, self.weights, self.out = pinned(hidden), pinned(top_k), pinned(hidden)
+        self.buffer = buffer
         self.result = torch.empty((max_tokens, hidden), dtype=torch.float32, device=device)
         self.layer_index: int | None = None  # None = free, else its result is outstanding
+
+    def release(self) -> None:
+        """Free the memory once its result has been taken."""
+        assert self.layer_index is not None, "a pending result is taken once"
+        self.layer_index = None
 
 
 class StepMemory:
@@ -45,7 +57,8 @@ class StepMemory:
         shape = (experts.num_layers, submissions_per_layer, max_tokens, top_k)
         self.ids = host_empty(shape, torch.int32, device)
         self._staged = [
-            StagedSubmission(max_tokens, hidden, top_k, device) for _ in range(max_outstanding)
+            StagedSubmission(buffer, max_tokens, hidden, top_k, device)
+            for buffer in range(max_outstanding)
         ]
         self.calls: dict[tuple[int, int, int], _C.HostExpertCall] = {}
 

@@ -129,10 +129,11 @@ def test_replayed_steps_are_counted_like_submitted_ones(bench: MakeBench) -> Non
     made = bench(num_slots=4, host=host)
     given = [moved(*(t.clone() for t in make_inputs(2, layer))) for layer in ROUTED.numbers]
     made.experts.begin_step(2)
-    for _ in range(2):  # a warm-up, and the capture
+    for made.main.is_captured in (False, True):  # a warm-up, and the capture
         host.recorded.clear()
         for layer, (x, ids, weights) in zip(ROUTED.numbers, given, strict=True):
             made.experts.submit(layer, x, ids, weights).result()
+    made.main.is_captured = False
     made.experts.end_step()
     before = made.experts.stats()
     others = [make_inputs(2, layer + 50) for layer in ROUTED.numbers]
@@ -142,6 +143,7 @@ def test_replayed_steps_are_counted_like_submitted_ones(bench: MakeBench) -> Non
             old.copy_(new)
     for work in host.recorded:
         work()
+    made.experts.replayed(range(FIRST, FIRST + ROUTED.num_layers))
     made.experts.end_step()
     after = made.experts.stats()
     assert before is not None and after is not None
