@@ -98,6 +98,15 @@ def test_an_answer_is_what_its_logits_say_with_graphs_and_a_cache(path: Path) ->
     assert stats.num_resident > 0
 
 
+def test_host_functions_give_the_same_answer(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ids = []
+    for value in ("0", "1"):
+        monkeypatch.setenv("HYBRIDMOE_HOST_CALLS", value)
+        with hybridmoe.load(path, vram="2GiB", defer=1) as llm:
+            ids.append(generated(llm, 5))
+    assert ids[0] == ids[1]
+
+
 def test_counters_are_the_simulators_on_the_runs_trace(path: Path, tmp_path: Path) -> None:
     with hybridmoe.load(path, vram=vram_for(path, 5), trace=tmp_path / "t") as llm:
         generated(llm, 12)
