@@ -84,6 +84,7 @@ class ProgressBar:
     """
 
     _TITLES: ClassVar = {
+        "compile": "compiling GPU kernels",
         "load": "loading the model",
         "prompt": "reading the prompt",
         "check": "reading all weights",
@@ -140,8 +141,8 @@ class ProgressBar:
         )
 
         amounts: list[Any] = [DownloadColumn(), TransferSpeedColumn()]
-        if progress.unit == "tokens":
-            amounts = [MofNCompleteColumn(), TextColumn("tokens")]
+        if progress.unit != "bytes":
+            amounts = [MofNCompleteColumn(), TextColumn(progress.unit)]
         self._bar = Progress(
             TextColumn("{task.description}"),
             BarColumn(),

@@ -49,10 +49,10 @@ Tools = Sequence[Mapping[str, Any]]
 class Progress(NamedTuple):
     """Progress of a load or of a prefill."""
 
-    phase: Literal["load", "prompt", "check"]
+    phase: Literal["compile", "load", "prompt", "check"]
     done: int
     total: int
-    unit: Literal["bytes", "tokens"]
+    unit: Literal["bytes", "tokens", "kernels"]
 
 
 ProgressCallback = Callable[[Progress], None]

@@ -11,7 +11,7 @@ from hybridmoe.engine.engine import Engine
 from hybridmoe.errors import GGUFError
 from hybridmoe.gguf.reader import GGUFFile
 from hybridmoe.gguf.tensor_table import read_config
-from hybridmoe.hardware.gpu import choose_gpu
+from hybridmoe.hardware.gpu import CudaGpu, choose_gpu
 from hybridmoe.hardware.topology import set_num_threads
 from hybridmoe.llm.llm import LLM, Progress, ProgressCallback, sampling_defaults
 from hybridmoe.model.trace import open_trace
@@ -34,18 +34,26 @@ def load(
     """Open a GGUF file of a deepseek2 model (of a split one, its first part).
 
     path: None = the embedded model. keywords: fields of `LoadOptions` by name, such as
-    `vram="20GiB"`; they replace those of `options`. progress: called while weights are read into
-    memory; without it, mapped weights are read when they are first used.
+    `vram="20GiB"`; they replace those of `options`. progress: called while GPU kernels are compiled
+    and weights are read into memory; without it, mapped weights are read when first used.
     Errors: GGUFError, UnsupportedModelError, ConfigError, DeviceError, DiskError; one line.
     """
     options = LoadOptions.of(options, keywords)
     gpu = choose_gpu(options.device)
+    if isinstance(gpu, CudaGpu):
+        from hybridmoe.kernels.triton.compiling import begin_compiling  # needs Triton, an extra
+
+        begin_compiling()
     if options.num_threads is not None:
         set_num_threads(options.num_threads)
 
     def on_bytes(done: int, total: int) -> None:
         if progress is not None:
             progress(Progress("load", done, total, "bytes"))
+
+    def on_kernels(done: int, total: int) -> None:
+        if progress is not None:
+            progress(Progress("compile", done, total, "kernels"))
 
     with ExitStack() as resources:
         file = resources.enter_context(GGUFFile.open(demo_path() if path is None else path))
@@ -54,6 +62,11 @@ def load(
             plan = plan_for(config, file.tensors.values(), options, gpu)
         tokenizer = resources.enter_context(closing(Tokenizer(file.path, file.metadata)))
         _check_vocabulary(file, config, tokenizer)
+        if plan.vram is not None:
+            assert isinstance(gpu, CudaGpu), gpu
+            from hybridmoe.placement.gpu_compile import compile_kernels
+
+            compile_kernels(file, plan, gpu, on_kernels)
         residency = place(file, plan, gpu, options, on_bytes)
         resources.callback(residency.close)
         trace = None

@@ -37,6 +37,14 @@ __all__ = ["GpuPart", "model_launches", "run_steps"]
 
 _META = torch.device("meta")
 
+# One token, several, a short prompt, a long one: others differ by numbers that no binary depends on.
+_KINDS_OF_STEPS = (
+    [Span(1, 0, (0,))],
+    [Span(1, 0, (0,)), Span(1, 0, (1,))],
+    [Span(PREFILL_TOKENS + 1, 0, (0,))],
+    [Span(PROMPT_TOKENS, 0, tuple(range(-(-PROMPT_TOKENS // PAGE_TOKENS))))],
+)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GpuPart:
@@ -68,9 +76,15 @@ def model_launches(
 
 
 @torch.inference_mode()
-def run_steps(file: GGUFFile, config: ModelConfig, part: GpuPart) -> None:
-    """Run a step of each kind through one layer of each kind, on the meta device.
+def run_steps(
+    file: GGUFFile,
+    config: ModelConfig,
+    part: GpuPart,
+    steps: Sequence[Sequence[Span]] | None = None,
+) -> None:
+    """Run steps through one layer of each kind, on the meta device.
 
+    steps: None = one of each kind.
     Errors: GGUFError; ConfigError for a KV type without GPU kernels.
     """
     layers = _layers_of_each_kind(file, config, part.is_on_cpu)
@@ -82,23 +96,11 @@ def run_steps(file: GGUFFile, config: ModelConfig, part: GpuPart) -> None:
     device = _MetaDevice(part.is_on_cpu)
     weights = _MetaWeights(file, device, layers)
     decoder = Decoder(weights, config, _MetaExperts(routed_experts(weights, config), part))
-    for spans in _steps():
+    for spans in _KINDS_OF_STEPS if steps is None else steps:
         num_tokens = sum(span.num_tokens for span in spans)
-        pages = [_pages(device, config, part.kv_type, num_tokens) for _ in layers]
+        num_pages = max(page for span in spans for page in span.pages) + 1
+        pages = [_pages(device, config, part.kv_type, num_pages) for _ in layers]
         decoder.logits(decoder.forward([0] * num_tokens, spans, pages))
-
-
-def _steps() -> list[list[Span]]:
-    """Make a step of each kind: one token, several, a short prompt, a long one.
-
-    The kernels' other launches differ by numbers that no binary depends on.
-    """
-    return [
-        [Span(1, 0, (0,))],
-        [Span(1, 0, (0,)), Span(1, 0, (1,))],
-        [Span(PREFILL_TOKENS + 1, 0, (0,))],
-        [Span(PROMPT_TOKENS, 0, tuple(range(-(-PROMPT_TOKENS // PAGE_TOKENS))))],
-    ]
 
 
 def _layers_of_each_kind(
@@ -201,7 +203,6 @@ class _MetaExperts(ExpertBackend):
         return Ready(out)
 
 
-def _pages(device: _MetaDevice, c: ModelConfig, kv_type: str, num_tokens: int) -> Pages:
-    num_pages = 1 + num_tokens // PAGE_TOKENS
+def _pages(device: _MetaDevice, c: ModelConfig, kv_type: str, num_pages: int) -> Pages:
     data = device.empty_bytes(num_pages, PAGE_TOKENS, 2 * c.latent_dim)
     return device.pages(data, kv_type, c.latent_dim)

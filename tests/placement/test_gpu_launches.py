@@ -1,5 +1,10 @@
 """The list of launches that a model needs, against those of real runs."""
 
+import json
+import os
+import platform
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -19,6 +24,8 @@ from watched_launches import watch_launches
 
 from hybridmoe.kernels.triton.runtime import num_multiprocessors
 from hybridmoe.placement.gpu_launches import GpuPart, model_launches
+
+ROOT = Path(__file__).parent.parent.parent
 
 MIXED = {
     "default": Type.F32,
@@ -58,3 +65,26 @@ def test_every_launch_of_a_run_is_listed(
             llm.logits(list(range(num_tokens)))
     assert len(launched) > 8
     assert not launched.keys() - listed(path)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="ptxas is looked for as on x86-64")
+def test_what_is_compiled_ahead_is_all_that_launches_need(tmp_path: Path) -> None:
+    path = tmp_path / "m.gguf"
+    write_tiny(path, **{**SMALL, "type": Type.Q8_0})  # type: ignore[arg-type]
+    environment = {**os.environ, "TRITON_CACHE_DIR": str(tmp_path / "cache")}
+    environment.pop("TRITON_INTERPRET", None)
+    script = ROOT / "tests/support/stub_driver.py"
+    done = subprocess.run(
+        [sys.executable, str(script), str(path)],
+        capture_output=True,
+        text=True,
+        env={**environment, "PYTHONPATH": str(ROOT)},
+    )
+    assert done.returncode == 0, done.stderr
+    compiled, launched, compiled_again, launched_again = map(json.loads, done.stdout.splitlines())
+    count = compiled["compiled"]
+    assert count > 10 and compiled["cached"] == 0 and compiled["launched"] == 0
+    assert launched["launched"] > 50 and not launched["missing"]
+    assert compiled_again["compiled"] == 0 and compiled_again["cached"] == count
+    assert launched_again["launched"] > launched["launched"] and not launched_again["missing"]

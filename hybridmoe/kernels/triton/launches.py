@@ -1,4 +1,4 @@
-"""Launches of Triton kernels, recorded instead of run, then compiled ahead of their first use.
+"""Launches of Triton kernels, recorded instead of run.
 
 Within `record_launches`, functions of this package take tensors of torch's meta device, which have
 no memory, in place of a GPU's: kernels are not launched but listed. So the list of what a model
@@ -8,21 +8,17 @@ needs comes from the code that launches it.
 import inspect
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-import triton
 from torch import Tensor
 from triton.runtime.interpreter import InterpretedFunction
 from triton.runtime.jit import JITFunction
 
 from hybridmoe.kernels.triton.runtime import planned_multiprocessors
 
-__all__ = ["Launch", "compile_launches", "record_launches"]
-
-_MAX_THREADS = 16  # compiling holds Python's lock for a quarter of the time
+__all__ = ["Launch", "record_launches"]
 
 _patching = threading.Lock()
 
@@ -114,44 +110,6 @@ def record_launches(num_multiprocessors: int) -> Iterator[dict[str, Launch]]:
             planned_multiprocessors.reset(token)
             for kind, real in before:
                 kind.__getitem__ = real
-
-
-def compile_launches(
-    launches: Sequence[Launch],
-    active: Callable[[], AbstractContextManager[object]],
-    progress: Callable[[int, int], None] = lambda done, total: None,
-    num_threads: int = _MAX_THREADS,
-) -> list[tuple[Launch, Exception]]:
-    """Compile launches for a GPU, several at once. Returns those that failed, with their errors.
-
-    active: makes the GPU a thread's current one. progress: called with the launches compiled so
-    far, and their number.
-    """
-    failed = []
-    with active():
-        for kernel in {id(launch.kernel): launch.kernel for launch in launches}.values():
-            _prepare(kernel)
-
-    def compile_one(launch: Launch) -> None:
-        with active():
-            launch.compile()
-
-    progress(0, len(launches))
-    with ThreadPoolExecutor(max(1, min(num_threads, len(launches))), "compile") as threads:
-        running = {threads.submit(compile_one, launch): launch for launch in launches}
-        for done, future in enumerate(as_completed(running), 1):
-            error = future.exception()
-            if isinstance(error, Exception):
-                failed.append((running[future], error))
-            progress(done, len(launches))
-    return failed
-
-
-def _prepare(kernel: Any) -> None:
-    """Fill what threads would otherwise make twice, losing the binaries of one of them."""
-    driver = triton.runtime.driver.active
-    kernel.device_caches[driver.get_current_device()]
-    kernel.cache_key  # noqa: B018
 
 
 def _kind(value: Any, is_specialized: bool, is_aligned: bool) -> str:
