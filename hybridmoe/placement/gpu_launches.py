@@ -16,8 +16,8 @@ from torch import Tensor
 
 from hybridmoe.config import PREFILL_TOKENS, ModelConfig
 from hybridmoe.device.cuda import CudaDevice
-from hybridmoe.device.cuda_block_tables import PROMPT_TOKENS
-from hybridmoe.device.interface import Matrix, Pages
+from hybridmoe.device.cuda_block_tables import PROMPT_TOKENS, CudaBlockTables
+from hybridmoe.device.interface import Matrix, Pages, Tables
 from hybridmoe.device.pending import Pending, Ready
 from hybridmoe.experts.backend import ExpertBackend
 from hybridmoe.experts.routed_experts import RoutedExperts
@@ -37,7 +37,7 @@ __all__ = ["GpuPart", "model_launches", "run_steps"]
 
 _META = torch.device("meta")
 
-# One token, several, a short prompt, a long one: others differ by numbers that no binary depends on.
+# One token, several, a short prompt, a long one. Others differ in numbers that no binary knows.
 _KINDS_OF_STEPS = (
     [Span(1, 0, (0,))],
     [Span(1, 0, (0,)), Span(1, 0, (1,))],
@@ -143,6 +143,23 @@ class _MetaDevice(CudaDevice):
             return x.new_empty(len(x), w.rows)
         return super().linear(x, w, out)
 
+    def attend(
+        self,
+        q_nope: Tensor,
+        q_rope: Tensor,
+        k_b: Matrix,
+        v_b: Matrix,
+        pages: Pages,
+        tables: Tables,
+        scale: float,
+    ) -> Tensor:
+        assert isinstance(tables, CudaBlockTables)
+        if not tables.prompts:
+            return super().attend(q_nope, q_rope, k_b, v_b, pages, tables, scale)
+        self._expanded(k_b)  # the rest is torch's, which would load its compiler here: a second
+        self._expanded(v_b)
+        return q_nope.new_empty(*q_nope.shape[:2], v_b.rows)
+
     def _batched(self, x: Tensor, w: Matrix, out: Tensor | None = None) -> Tensor:
         if isinstance(w, QuantMatrix):
             return x.new_empty(w.batch, x.shape[1], w.rows)
@@ -189,7 +206,7 @@ class _MetaExperts(ExpertBackend):
         self._layouts = {n: layout_of(*weights) for n, weights in experts.layers.items()}
 
     def submit(self, layer: int, x: Tensor, ids: Tensor, weights: Tensor) -> Pending:
-        out, layout = torch.empty_like(x), self._layouts[layer]
+        out, layout = x.new_empty(x.shape), self._layouts[layer]
         if layout is None:  # a type without a GPU kernel
             return Ready(out)
         slots = torch.empty(1, layout.slot_bytes, dtype=torch.uint8, device=_META)

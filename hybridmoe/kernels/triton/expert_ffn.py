@@ -220,7 +220,7 @@ def _gate_up_kernel(
         tl.store(hidden_ptr + pair * inter + rows, hidden, mask=row_ok)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["top_k", "experts_per_split"])
 def _down_kernel(
     hidden_ptr,
     slots_ptr,

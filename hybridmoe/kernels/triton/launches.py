@@ -13,12 +13,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 from triton.runtime.interpreter import InterpretedFunction
 from triton.runtime.jit import JITFunction
 
 from hybridmoe.kernels.triton.runtime import planned_multiprocessors
 
-__all__ = ["Launch", "record_launches"]
+__all__ = ["Launch", "ShapesOnly", "record_launches"]
 
 _patching = threading.Lock()
 
@@ -105,11 +106,38 @@ def record_launches(num_multiprocessors: int) -> Iterator[dict[str, Launch]]:
             kind.__getitem__ = replacing(real)
         token = planned_multiprocessors.set(num_multiprocessors)
         try:
-            yield found
+            with ShapesOnly():
+                yield found
         finally:
             planned_multiprocessors.reset(token)
             for kind, real in before:
                 kind.__getitem__ = real
+
+
+class ShapesOnly(TorchFunctionMode):
+    """Answers operations on the meta device for which torch would load its compiler: a second."""
+
+    def __torch_function__(
+        self,
+        func: Any,
+        types: Sequence[type],
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        kwargs = kwargs or {}
+        name = getattr(func, "__name__", "")
+        if args and isinstance(args[0], Tensor) and args[0].is_meta:
+            t: Tensor = args[0]
+            if name in ("add_", "copy_", "index_add_", "mul_"):
+                return t
+            if name in ("clone", "contiguous", "empty_like", "zeros_like"):
+                return t if name == "contiguous" and t.is_contiguous() else t.new_empty(t.shape)
+            if name in ("matmul", "bmm") and t.ndim == args[1].ndim:
+                return t.new_empty((*t.shape[:-1], args[1].shape[-1]))
+            if name == "sum" and (args[1:] == (0,) or kwargs.get("dim") == 0):
+                out: Tensor | None = kwargs.get("out")
+                return t.new_empty(t.shape[1:]) if out is None else out
+        return func(*args, **kwargs)
 
 
 def _kind(value: Any, is_specialized: bool, is_aligned: bool) -> str:

@@ -194,7 +194,16 @@ def _dequantize(w: DeviceMatrix, start: int, num_rows: int) -> Tensor:
     return out
 
 
-@triton.jit
+# Numbers that change with a step or a matrix are not specialised: fewer binaries.
+@triton.jit(
+    do_not_specialize=[
+        "num_tokens",
+        "num_rows",
+        "part_stride",
+        "out_batch_stride",
+        "chunks_per_split",
+    ]
+)
 def _gemv_kernel(
     x_ptr,
     w_ptr,
@@ -248,7 +257,7 @@ def _gemv_kernel(
         tl.store(out, sums, mask=token_ok[:, None] & row_ok[None, :])
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_rows"])
 def _dequantize_kernel(
     w_ptr,
     books_ptr,
