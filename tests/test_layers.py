@@ -31,6 +31,7 @@ LAYERS = {
 
 # Modules outside cli/ that import inside a function, and why.
 IMPORTS_LATE = {
+    "hybridmoe.llm.load": "kernels.triton and placement.gpu_compile need Triton, an extra",
     "hybridmoe.placement.placer": "placement.gpu needs Triton, an extra, and takes seconds",
     "hybridmoe.experts.policy.registry": "numba: half a second that only a model with a cache pays",
     "hybridmoe.text.tokenizer": "llama_cpp: 0.2 s that Kimi K2 files do without",

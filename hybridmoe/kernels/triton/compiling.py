@@ -16,6 +16,11 @@ from typing import Any
 
 import triton
 
+try:
+    from triton.runtime.cache import triton_key
+except ImportError:  # Triton 3.4
+    from triton.compiler.compiler import triton_key
+
 from hybridmoe.kernels.triton.launches import Launch
 from hybridmoe.kernels.triton.runtime import IS_INTERPRETED
 
@@ -101,17 +106,9 @@ def _is_writable(folder: Path) -> bool:
 def _preparations() -> list[Future[object]]:
     choose_cache_folder()
     threads = ThreadPoolExecutor(2, "begin-compiling")
-    started = [threads.submit(_hash_triton), threads.submit(_load_driver)]
+    started = [threads.submit(triton_key), threads.submit(_load_driver)]
     threads.shutdown(wait=False)
     return started
-
-
-def _hash_triton() -> object:
-    try:
-        from triton.runtime.cache import triton_key
-    except ImportError:  # Triton 3.4
-        from triton.compiler.compiler import triton_key
-    return triton_key()
 
 
 def _load_driver() -> object:
