@@ -17,18 +17,20 @@ namespace hm {
 namespace {
 
 constexpr int kMaxThreads = 1024, kMaxCpus = 8192;  // the most that Linux can be built for
-constexpr std::chrono::microseconds kSpin{
-    80};                             // longer than the gap between two kernels of a layer
+// Longer than the gap between two kernels of a layer.
+constexpr std::chrono::microseconds kSpin{80};
+// Of a pool that stays awake: longer than a GPU takes for its part of a layer.
+constexpr std::chrono::milliseconds kAwakeSpin{5};
 constexpr int kPausesPerClock = 64;  // spins between looks at the clock
 constexpr uint64_t kOpen = 1u << 31;
 constexpr uint64_t kJoined = kOpen - 1;
 
 constexpr uint32_t job_number(uint64_t state) { return static_cast<uint32_t>(state >> 32); }
 
-// Spins until `done` or kSpin has passed; returns whether it was done.
+// Spins until `done` or some time has passed; returns whether it was done.
 template <class Condition>
-bool spin_until(const Condition& done) {
-  const auto end = std::chrono::steady_clock::now() + kSpin;
+bool spin_until(const Condition& done, std::chrono::microseconds most = kSpin) {
+  const auto end = std::chrono::steady_clock::now() + most;
   do {
     for (int i = 0; i < kPausesPerClock; ++i) {
       if (done()) return true;
@@ -250,7 +252,6 @@ void ThreadPool::work(int home, int worker, const std::vector<int>& cpus) {
   const auto has_news = [&] {
     return job_number(node.state.load()) != seen || stop_.load(std::memory_order_relaxed);
   };
-  const auto may_sleep = [&] { return !has_news() && num_awake_.load() == 0; };
   const auto is_replaced = [&] { return replaced_.load() == worker; };
   while (!stop_.load()) {
     if (!is_replaced()) {  // else it would take the core from the caller
@@ -259,14 +260,11 @@ void ThreadPool::work(int home, int worker, const std::vector<int>& cpus) {
         node.state.fetch_sub(1, std::memory_order_release);
         continue;
       }
-      if (spin_until(has_news)) continue;
-      if (!may_sleep()) {
-        std::this_thread::yield();  // to whoever has no core of its own
+      if (spin_until(has_news) || (num_awake_.load() > 0 && spin_until(has_news, kAwakeSpin)))
         continue;
-      }
     }
     is_asleep.store(1);
-    if (!stop_.load() && (is_replaced() || may_sleep())) is_asleep.wait(1);
+    if (!stop_.load() && (is_replaced() || !has_news())) is_asleep.wait(1);
     is_asleep.store(0);
   }
 }

@@ -12,7 +12,7 @@
 // stands in for the worker of the core that it happens to run on, which sleeps meanwhile.
 //
 // Between jobs a worker spins for kSpin, since the next layer's job follows within microseconds,
-// then sleeps in the kernel; between stay_awake and may_sleep it only spins.
+// then sleeps in the kernel; between stay_awake and may_sleep it spins for kAwakeSpin more.
 //
 // Where f throws, on whichever thread, chunks that have not begun are left out, run waits for those
 // that have, and throws the first exception: the memory that f looks at outlives every call of it.
@@ -68,8 +68,7 @@ class ThreadPool {
     run_job(ends, true, &f, &call<Function>);
   }
 
-  // Wakes all workers, and keeps them from sleeping between jobs until as many calls of may_sleep.
-  // Any thread.
+  // Wakes all workers, and lets them spin for longer until as many calls of may_sleep. Any thread.
   void stay_awake();
   void may_sleep() {
     if (num_threads_ > 1) num_awake_.fetch_sub(1);

@@ -11,8 +11,12 @@
 namespace hm {
 namespace {
 
-constexpr std::chrono::milliseconds kAsk{1};  // between questions whether the step has ended
-constexpr std::chrono::microseconds kRelease{20};
+using Clock = std::chrono::steady_clock;
+
+// A GPU hands the next layer over within some hundred microseconds. If it takes longer, whether the
+// step has ended is asked every kAsk; after kSleep the core is given away between two looks.
+constexpr std::chrono::milliseconds kAsk{1}, kSleep{5};
+constexpr std::chrono::microseconds kLook{50};
 constexpr int kPausesPerClock = 64;
 
 }  // namespace
@@ -38,15 +42,17 @@ void HandOver::serve(std::span<HostExpertCall* const> calls, const HasEnded& has
   const auto is_sent = [&] { return static_cast<int32_t>(sent() - number) >= 0; };
   for (HostExpertCall* call : calls) {
     ++number;
-    auto ask_at = std::chrono::steady_clock::now() + kAsk;
+    const auto begin = Clock::now();
+    auto ask_at = begin + kAsk;
     while (!is_sent()) {
       for (int i = 0; i < kPausesPerClock && !is_sent(); ++i) pause();
-      if (std::chrono::steady_clock::now() < ask_at) continue;
-      std::this_thread::yield();  // to whoever has no core of its own
+      const auto now = Clock::now();
+      if (now >= begin + kSleep) std::this_thread::sleep_for(kLook);
+      if (now < ask_at) continue;
       // What it sent before it ended has arrived.
       check(!has_ended() || is_sent(), "the GPU has ended a step with ", served, " of ",
             calls.size(), " layers handed over");
-      ask_at = std::chrono::steady_clock::now() + kAsk;
+      ask_at = now + kAsk;
     }
     call->run();
     finish(number);
@@ -57,7 +63,7 @@ void HandOver::serve(std::span<HostExpertCall* const> calls, const HasEnded& has
 void HandOver::release(const HasEnded& has_ended) {
   while (!has_ended()) {
     finish(sent());
-    std::this_thread::sleep_for(kRelease);
+    std::this_thread::sleep_for(kLook);
   }
   finish(sent());
 }
