@@ -21,6 +21,7 @@ from hybridmoe.errors import ConfigError, short
 __all__ = ["Sampler", "SamplingParams", "log_probabilities"]
 
 Floats = NDArray[np.float32]
+_LIKELY = 1e-4  # weight, of 1 for the best token: nearly always, the others are beyond top-p
 _GREEDY_BELOW = 1e-5  # temperature; scores divided by much less would overflow
 
 
@@ -123,8 +124,10 @@ class Sampler:
         return scores
 
     def _draw(self, scores: Floats, best: np.float32) -> int:
-        scaled = (scores - best) / np.float32(self._params.temperature)
-        weights = np.exp(scaled)  # the best one's is 1
+        """Draw a token; overwrites `scores`, since new memory costs more than the arithmetic."""
+        scores -= best
+        scores /= np.float32(self._params.temperature)
+        weights = np.exp(scores, out=scores)  # the best one's is 1
         kept = self._filter(weights)
         if kept is None:
             return _inverse_cdf(weights, self._rng.random())
@@ -139,17 +142,27 @@ class Sampler:
         best = weights
         if has_top_k:
             best = np.partition(weights, weights.size - params.top_k)[-params.top_k :]
-        values = np.sort(best)[::-1]
-        if params.top_p < 1.0:
-            cumulative = np.cumsum(values, dtype=np.float64)
-            before = cumulative - values
-            count = int(np.count_nonzero(before < params.top_p * cumulative[-1]))
-            values = values[: max(1, count)]  # the best one always stays
+        values = _nucleus(best, params.top_p) if params.top_p < 1.0 else np.sort(best)[::-1]
         if params.min_p > 0.0:
             values = values[: max(1, int(np.count_nonzero(values >= params.min_p)))]
         better = np.flatnonzero(weights > values[-1])
         equal = np.flatnonzero(weights == values[-1])[: values.size - better.size]
         return np.concatenate((better, equal))
+
+
+def _nucleus(weights: Floats, top_p: float) -> Floats:
+    """Sort the best weights, descending, until they are the share `top_p` of all.
+
+    Sorts those that can matter first: all 163 840 of Kimi K2 take 3 ms.
+    """
+    wanted = top_p * weights.sum(dtype=np.float64)
+    for some in (weights[weights >= _LIKELY], weights):
+        values = np.sort(some)[::-1]
+        cumulative = np.cumsum(values, dtype=np.float64)
+        if cumulative[-1] >= wanted:
+            break
+    count = int(np.count_nonzero(cumulative - values < wanted))
+    return values[: max(1, count)]  # the best one always stays
 
 
 def log_probabilities(

@@ -75,6 +75,19 @@ def test_filters_keep_the_best_tokens_only(params: dict[str, Any], num_kept: int
     assert not got[num_kept:].any()
 
 
+@pytest.mark.parametrize("spread", [0.1, 3.0, 30.0], ids=["flat", "usual", "peaked"])
+@pytest.mark.parametrize("top_p", [0.1, 0.9, 0.99999])
+def test_top_p_draws_from_the_least_tokens_with_that_share(spread: float, top_p: float) -> None:
+    logits = (spread * np.random.default_rng(1).standard_normal(20000)).astype(np.float32)
+    weights = np.exp(np.sort(logits)[::-1].astype(np.float64))
+    share = np.cumsum(weights) / weights.sum()
+    num_kept = 1 + int(np.count_nonzero(share < top_p))
+    sampler = Sampler(SamplingParams(temperature=1.0, top_p=top_p), [], logits.size)
+    kept = sampler._filter(np.exp(logits - logits.max()))
+    assert kept is not None and abs(len(kept) - num_kept) <= 2  # roundings of the sums
+    assert set(kept.tolist()) <= set(np.argsort(-logits)[: num_kept + 2].tolist())
+
+
 def test_the_same_seed_gives_the_same_tokens() -> None:
     def run(seed: int) -> list[int]:
         sampler = Sampler(SamplingParams(temperature=1.0, seed=seed), [], LOGITS.size)
