@@ -1,14 +1,22 @@
 """`hybridmoe doctor`: facts about this machine, its measured limits, and advice."""
 
 import json
+import time
 from dataclasses import asdict
+from pathlib import Path
+from typing import NamedTuple
 
 import click
 
 from hybridmoe import _C
 from hybridmoe.cli.options import debug_option
+from hybridmoe.cli.render import ProgressBar
+from hybridmoe.demo import demo_path
+from hybridmoe.errors import ConfigError
 from hybridmoe.experts.disk.read_backends import choose_read_backend
+from hybridmoe.hardware.gpu import CudaGpu, NoGpu, find_gpu
 from hybridmoe.hardware.machine import Limits, Machine, Rate, advice, inspect_machine, measure
+from hybridmoe.llm.llm import Progress
 from hybridmoe.units import format_bytes
 
 __all__ = ["doctor_command"]
@@ -16,18 +24,31 @@ __all__ = ["doctor_command"]
 
 @click.command("doctor")
 @click.option("--quick", is_flag=True, help="Measure for one second instead of four")
+@click.option(
+    "--compile",
+    "models",
+    multiple=True,
+    metavar="MODEL",
+    type=click.Path(path_type=Path),
+    help="Compile the GPU kernels of MODEL.gguf, too; repeatable",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object")
 @debug_option
-def doctor_command(quick: bool, as_json: bool) -> None:
+def doctor_command(quick: bool, models: tuple[Path, ...], as_json: bool) -> None:
     """Measure memory bandwidth and arithmetic throughput of this machine, and give advice.
 
-    Other programs that run at the same time lower the figures.
+    Other programs that run at the same time lower the figures. On a GPU, compile the kernels of the
+    embedded model, so that its first load need not.
     """
+    gpu = find_gpu()
+    if models and isinstance(gpu, NoGpu):
+        raise ConfigError(f"--compile: {gpu.reason}")
     machine = inspect_machine()
     limits = measure(quick=quick)
     costs = _C.matmul_costs()
     reads = choose_read_backend().describe()
     said = advice(machine, limits)
+    kernels = None if isinstance(gpu, NoGpu) else _compile_kernels(gpu, models)
     if as_json:
         click.echo(
             json.dumps(
@@ -36,6 +57,7 @@ def doctor_command(quick: bool, as_json: bool) -> None:
                     "limits": asdict(limits),
                     "matmul_costs": costs,
                     "expert_reads": reads,
+                    "gpu_kernels": None if kernels is None else kernels._asdict(),
                     "advice": said,
                 }
             )
@@ -47,12 +69,39 @@ def doctor_command(quick: bool, as_json: bool) -> None:
         *_limits(limits),
         ("prompt kernels", _crossover(costs)),
     ]
+    if kernels is not None:
+        text = f"{kernels.number} compiled or cached in {kernels.seconds:.1f} s: {kernels.folder}"
+        rows.append(("GPU kernels", text))
     width = max(len(name) for name, _ in rows)
     for name, value in rows:
         click.echo(f"{name:<{width}}  {value}")
     click.echo()
     for sentence in said:
         click.echo(f"- {sentence}")
+
+
+class _GpuKernels(NamedTuple):
+    """Kernels that are compiled now."""
+
+    number: int
+    seconds: float
+    folder: str  # of Triton's cache
+
+
+def _compile_kernels(gpu: CudaGpu, models: tuple[Path, ...]) -> _GpuKernels:
+    """Compile for the embedded model and others. Errors: those of opening them; ConfigError."""
+    from hybridmoe.kernels.triton.compiling import choose_cache_folder
+    from hybridmoe.placement.gpu_compile import compile_for_file
+
+    folder, started, number = choose_cache_folder(), time.perf_counter(), 0
+    with ProgressBar() as bar:
+
+        def show(done: int, total: int) -> None:
+            bar(Progress("compile", done, total, "kernels"))
+
+        for path in (demo_path(), *models):
+            number += compile_for_file(path, gpu, show)
+    return _GpuKernels(number, time.perf_counter() - started, str(folder))
 
 
 def _facts(m: Machine) -> list[tuple[str, str]]:

@@ -1,37 +1,53 @@
-"""Compilation of a model's kernels at load, so that no step waits for it."""
+"""Compilation of a model's GPU kernels before its first step, so that no step waits for it."""
 
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 
+from hybridmoe.config import GPU_KV_TYPES, ModelConfig
 from hybridmoe.errors import ConfigError
 from hybridmoe.gguf.reader import GGUFFile
+from hybridmoe.gguf.tensor_table import read_config
 from hybridmoe.hardware.gpu import CudaGpu
 from hybridmoe.kernels.triton.compiling import compile_launches
 from hybridmoe.kernels.triton.runtime import IS_INTERPRETED, num_multiprocessors
 from hybridmoe.placement.gpu_launches import GpuPart, model_launches
 from hybridmoe.planning.plan import Plan
 
-__all__ = ["compile_kernels"]
+__all__ = ["compile_for_file", "compile_kernels"]
+
+Progress = Callable[[int, int], None]  # kernels compiled so far, and their number
 
 
 def compile_kernels(
-    file: GGUFFile,
-    plan: Plan,
-    gpu: CudaGpu,
-    progress: Callable[[int, int], None] = lambda done, total: None,
+    file: GGUFFile, plan: Plan, gpu: CudaGpu, progress: Progress = lambda done, total: None
 ) -> None:
-    """Compile every kernel that steps of this model launch, or load it from Triton's cache.
+    """Compile every kernel that steps of this plan launch, or load it from Triton's cache.
 
-    progress: called with the kernels compiled so far, and their number. A kernel that does not
-    compile is left to its launch.
-    Errors: ConfigError if none does.
+    A kernel that does not compile is left to its launch. Errors: ConfigError if none does.
     """
-    if IS_INTERPRETED:
-        return
+    if not IS_INTERPRETED:
+        _compile(file, plan.problem.sizes.config, GpuPart.of(plan), gpu, progress)
+
+
+def compile_for_file(
+    path: Path, gpu: CudaGpu, progress: Progress = lambda done, total: None
+) -> int:
+    """Compile the kernels of a model with the default options. Returns their number.
+
+    Errors: GGUFError, UnsupportedModelError; ConfigError if no kernel compiles.
+    """
+    with GGUFFile.open(path) as file:
+        config = read_config(file.metadata, file.tensors)
+        return _compile(file, config, GpuPart(kv_type=GPU_KV_TYPES[0]), gpu, progress)
+
+
+def _compile(
+    file: GGUFFile, config: ModelConfig, part: GpuPart, gpu: CudaGpu, progress: Progress
+) -> int:
     device = torch.device("cuda", gpu.number)
-    config = plan.problem.sizes.config
-    launches = model_launches(file, config, GpuPart.of(plan), num_multiprocessors(device))
+    launches = model_launches(file, config, part, num_multiprocessors(device))
     failed = compile_launches(launches, lambda: torch.cuda.device(device), progress)
     if failed and len(failed) == len(launches):
         line = " ".join(str(failed[0][1]).split())[:200]
@@ -39,3 +55,4 @@ def compile_kernels(
             f"GPU kernels cannot be compiled: {line} (Triton needs a C compiler, gcc or clang;"
             " --device cpu needs none)"
         )
+    return len(launches)

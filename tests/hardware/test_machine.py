@@ -8,8 +8,9 @@ import pytest
 from click.testing import CliRunner
 
 from hybridmoe import _C
+from hybridmoe.cli import doctor
 from hybridmoe.cli.doctor import doctor_command
-from hybridmoe.errors import ShapeError
+from hybridmoe.errors import ConfigError, ShapeError
 from hybridmoe.hardware import isa, topology
 from hybridmoe.hardware.gpu import CudaGpu, NoGpu
 from hybridmoe.hardware.machine import Limits, Machine, Rate, advice, inspect_machine
@@ -123,3 +124,31 @@ def test_doctor_prints_facts_limits_and_sentences() -> None:
     assert printed["machine"]["isa_active"] == isa.active()
     assert printed["limits"]["read"]["one"] > 1e8
     assert printed["limits"]["int8"]["all"] > 1e8
+
+
+def test_doctor_compiles_for_the_gpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    pytest.importorskip("triton", reason="needs triton (pip install hybridmoe[cuda])")
+    from hybridmoe.kernels.triton import compiling
+    from hybridmoe.placement import gpu_compile
+
+    gpu = CudaGpu(0, "a GPU", (9, 0), 1 << 30, 1 << 30)
+    compiled: list[Path] = []
+
+    def compile_for_file(path: Path, on: CudaGpu, progress: object) -> int:
+        assert on is gpu
+        compiled.append(path)
+        return 20
+
+    monkeypatch.setattr(doctor, "find_gpu", lambda: gpu)
+    monkeypatch.setattr(gpu_compile, "compile_for_file", compile_for_file)
+    monkeypatch.setattr(compiling, "choose_cache_folder", lambda: tmp_path)
+    arguments = ["--quick", "--compile", "a.gguf"]
+    result = CliRunner().invoke(doctor_command, arguments, catch_exceptions=False)
+    assert "GPU kernels" in result.output and "40 compiled or cached in" in result.output
+    assert [path.name for path in compiled][1:] == ["a.gguf"] and compiled[0].exists()
+
+
+def test_doctor_compiles_for_no_gpu_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "find_gpu", lambda: NoGpu("there is none"))
+    with pytest.raises(ConfigError, match="--compile: there is none"):
+        CliRunner().invoke(doctor_command, ["--compile", "a.gguf"], catch_exceptions=False)
