@@ -1,6 +1,8 @@
-// The limits of the machine, and the cost model of the active kernels.
+// The limits of the machine, the cost model of the active kernels, and copies by their threads.
 #include <pybind11/stl.h>
 
+#include <algorithm>
+#include <cstring>
 #include <map>
 
 #include "base/check.h"
@@ -48,6 +50,18 @@ void read_memory(Address data, int64_t num_bytes, int64_t chunks) {
   });
 }
 
+// Ordinary stores in chunks below the size from which memcpy writes past the cache.
+void copy_memory(Address dst, Address src, int64_t num_bytes) {
+  constexpr int64_t kChunk = 128 << 10;
+  check(num_bytes >= 0, "copies ", num_bytes, " bytes");
+  auto* const to = pointer<uint8_t>(dst);
+  const auto* const from = pointer<const uint8_t>(src);
+  each_chunk((num_bytes + kChunk - 1) / kChunk, [=](int64_t chunk) {
+    const int64_t first = chunk * kChunk;
+    std::memcpy(to + first, from + first, std::min(kChunk, num_bytes - first));
+  });
+}
+
 // The smallest number of tokens at which `cost` is below that of a gemv.
 template <class Cost>
 double crossover(const MatmulCosts& c, const Cost& cost) {
@@ -85,6 +99,7 @@ void register_limits(py::module_& m) {
   m.def("run_limit", &run_limit, py::arg("kind"), py::arg("rounds"), py::arg("chunks"), NoGil());
   m.def("read_memory", &read_memory, py::arg("data"), py::arg("num_bytes"), py::arg("chunks"),
         NoGil());
+  m.def("copy_memory", &copy_memory, py::arg("dst"), py::arg("src"), py::arg("num_bytes"), NoGil());
   m.def("matmul_costs", &matmul_costs);
   m.def("takes_tiles", &takes_tiles, py::arg("type"), py::arg("rows"), py::arg("tokens"));
 }

@@ -28,6 +28,9 @@ def set_threads(plan: Sequence[Sequence[Sequence[int]]]) -> None:
 def run_limit(kind: str, rounds: int, chunks: int) -> int:
     """Run `chunks` loops of "int8" or "float", one in the caller; returns the operations done."""
 
+def copy_memory(dst: int, src: int, num_bytes: int) -> None:
+    """Copy bytes by all kernel threads, such that the copy stays in the CPU's cache."""
+
 def read_memory(data: int, num_bytes: int, chunks: int) -> None:
     """Read memory once, in `chunks` parts; a single part in the caller."""
 

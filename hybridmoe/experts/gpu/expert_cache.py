@@ -1,9 +1,8 @@
-"""Expert cache in VRAM: a slot table, a cache policy, and uploads that no step waits for.
+"""Expert cache in VRAM: a slot table, a cache policy, and uploads between steps.
 
-After each step the policy sees what was used. What it admits is uploaded, a few experts a step,
-while later steps run; between two steps, arrived experts enter the table. Until then the CPU
-computes them. The default policy is `cost-aware`, since an upload costs as much time as several
-hits save (docs/cuda.md).
+After each step the policy sees what was used. What it admits is uploaded, a few experts before each
+step; what has arrived then enters the table. Until then the CPU computes them. The default policy
+is `cost-aware`, since an upload costs as much time as several hits save (docs/cuda.md).
 """
 
 import time
@@ -38,7 +37,7 @@ class Upload(Protocol):
 
 
 class Uploader(Protocol):
-    """Copies experts into slots in the background, in order."""
+    """Copies experts into slots, in order."""
 
     slot_bytes: int
 
@@ -46,6 +45,10 @@ class Uploader(Protocol):
         """Start an upload. Steps that are queued already may still read the slot; later ones may
         not until the upload is done.
         """
+        ...
+
+    def advance(self, num_bytes: int) -> None:
+        """Copy up to so many bytes to where the GPU takes them from, without waiting for it."""
         ...
 
     def close(self) -> None:
@@ -119,7 +122,7 @@ class GpuExpertCache:
 
         Errors: of a failed upload, which will be tried again.
         """
-        self._advance(self._uploads_per_step)
+        self._advance(self._uploads_per_step, self._uploads_per_step * self._uploader.slot_bytes)
 
     def fill(self, progress: Callable[[int], None] = lambda num_bytes: None) -> None:
         """Upload all that `warm` has queued, and wait. Only before the first step.
@@ -128,7 +131,7 @@ class GpuExpertCache:
         """
         num_left = self.num_pending
         while num_left:
-            self._advance(len(self._queued))
+            self._advance(len(self._queued), num_left * self._uploader.slot_bytes)
             before, num_left = num_left, self.num_pending
             if before > num_left:
                 progress((before - num_left) * self._uploader.slot_bytes)
@@ -177,14 +180,16 @@ class GpuExpertCache:
         """End the uploads. Idempotent."""
         self._uploader.close()
 
-    def _advance(self, num_uploads: int) -> None:
-        """Collect finished uploads, and start up to `num_uploads`."""
+    def _advance(self, num_uploads: int, num_bytes: int) -> None:
+        """Collect finished uploads, start up to `num_uploads`, and copy up to `num_bytes`."""
         failures = self._collect()
         for key in list(self._queued)[: min(num_uploads, len(self._free))]:
             del self._queued[key]
             slot = self._free.pop()
             layer_index, expert = divmod(key, self._shape.num_experts)
             self._in_flight[key] = (slot, self._uploader.begin(layer_index, expert, slot))
+        if self._in_flight:
+            self._uploader.advance(num_bytes)
         if failures:
             raise failures[0]
 

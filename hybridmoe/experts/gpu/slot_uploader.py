@@ -1,45 +1,52 @@
-"""Uploads of experts to VRAM slots: a thread, a ring of pinned memory, a copy stream.
+"""Uploads of experts to VRAM slots, between steps: a ring of pinned memory, a copy stream.
 
-A GPU copies asynchronously, and at the link's full rate, only from pinned memory, and pages of a
-mapped file cannot be pinned. So the thread copies an expert into the ring in chunks, each of which
-goes on to the GPU while the next is read.
+A GPU copies asynchronously, and at the link's full rate, only from pinned memory. So the kernels'
+threads copy an expert into the ring in pieces, while they have nothing to compute; from there it
+crosses the link beside the next step. A thread of its own beside the steps cost them as much time
+as it copied (docs/log.md): it took a core that a layer's kernels were waiting for.
 """
 
-import threading
+from collections import deque
 from collections.abc import Sequence
-from queue import SimpleQueue
 from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
+from hybridmoe import _C
 from hybridmoe.device.streams import Event, Stream, host_empty
 from hybridmoe.experts.routed_experts import RoutedExperts
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from hybridmoe.kernels.triton.expert_ffn import SlotLayout
 
 __all__ = ["SlotUpload", "SlotUploader"]
 
-# Copies of all streams take turns on the link: the CPU's results wait for one of these chunks at
-# most, 40 us at 25 GB/s.
-_CHUNK_BYTES = 1 << 20
-_NUM_CHUNKS = 8
+# Long enough for all threads and few calls of the driver; a result of the CPU that is copied, too,
+# waits for one of them at most: 80 us at 50 GB/s.
+_PIECE_BYTES = 4 << 20
+_NUM_PIECES = 8
 
 
 class SlotUpload:
     """`expert_cache.Upload` of a `SlotUploader`."""
 
-    def __init__(self, layer_index: int, expert: int, slot: int) -> None:
-        self.layer_index, self.expert, self.slot = layer_index, expert, slot
-        self.is_cancelled = False
+    def __init__(self, pieces: "deque[tuple[Tensor, NDArray[np.uint8]]]") -> None:
+        """pieces: where they go on the GPU, and the bytes."""
         self.error: Exception | None = None
+        self._pieces = pieces
         self._end: Event | None = None
-        self._is_queued = True  # cleared last: publishes what was written before
+
+    @property
+    def is_open(self) -> bool:
+        """True while pieces are left to copy."""
+        return bool(self._pieces)
 
     def is_done(self) -> bool:
-        if self._is_queued:
+        if self._pieces:
             return False
         try:
             return self._end is None or self._end.is_done()
@@ -48,16 +55,25 @@ class SlotUpload:
             return True
 
     def cancel(self) -> None:
-        self.is_cancelled = True
+        self._pieces.clear()
 
-    def finish(self, end: Event | None, error: Exception | None = None) -> None:
-        """Note that all copies are in the stream; end: of the last one."""
-        self._end, self.error = end, error
-        self._is_queued = False
+    def fail(self, error: Exception) -> None:
+        """End without the rest."""
+        self.error = error
+        self.cancel()
+
+    def next_piece(self) -> "tuple[Tensor, NDArray[np.uint8]]":
+        """Return the first piece that is not in the stream yet."""
+        return self._pieces[0]
+
+    def advance(self, end: Event) -> None:
+        """Note that this piece is in the stream, up to this event."""
+        self._end = end
+        self._pieces.popleft()
 
 
 class SlotUploader:
-    """`expert_cache.Uploader` of a model's experts."""
+    """`expert_cache.Uploader` of a model's experts. Not thread-safe."""
 
     def __init__(
         self,
@@ -67,7 +83,7 @@ class SlotUploader:
         main: Stream,
         copy: Stream,
         *,
-        chunk_bytes: int = _CHUNK_BYTES,
+        piece_bytes: int = _PIECE_BYTES,
     ) -> None:
         """layouts: by layer index. slots: (slots, bytes) uint8 on the GPU.
 
@@ -78,58 +94,60 @@ class SlotUploader:
         self._offsets = [(0, s.up_offset, s.down_offset) for s in layouts]
         self._slots = slots
         self._main, self._copy = main, copy
-        self._ring = host_empty((_NUM_CHUNKS, chunk_bytes), torch.uint8, slots.device)
-        self._events: list[Event | None] = [None] * _NUM_CHUNKS  # the last copy from each chunk
-        self._next = 0  # chunk
-        self._queue: SimpleQueue[SlotUpload | None] = SimpleQueue()
-        self._thread = threading.Thread(target=self._work, name="expert uploads", daemon=True)
-        self._is_closing = False
-        self._thread.start()
+        self._ring = host_empty((_NUM_PIECES, piece_bytes), torch.uint8, slots.device)
+        self._events: list[Event | None] = [None] * _NUM_PIECES  # the last copy from each piece
+        self._next = 0  # piece of the ring
+        self._queue: deque[SlotUpload] = deque()
 
     def begin(self, layer_index: int, expert: int, slot: int) -> SlotUpload:
-        upload = SlotUpload(layer_index, expert, slot)
+        pieces: deque[tuple[Tensor, NDArray[np.uint8]]] = deque()
+        upload, piece_bytes = SlotUpload(pieces), self._ring.shape[1]
+        try:
+            target = self._slots[slot]
+        except IndexError as error:
+            upload.fail(error)
+            return upload
+        matrices = self._layers[layer_index]
+        for w, offset in zip(matrices, self._offsets[layer_index], strict=True):
+            size = w.rows * w.row_bytes
+            for start in range(0, size, piece_bytes):
+                count = min(piece_bytes, size - start)
+                first = expert * size + start
+                place = target[offset + start : offset + start + count]
+                pieces.append((place, w.data[first : first + count]))
         self._copy.wait_for(self._main)  # steps that may read the slot
-        self._queue.put(upload)
+        self._queue.append(upload)
         return upload
 
-    def close(self) -> None:
-        if not self._is_closing:
-            self._is_closing = True
-            self._queue.put(None)
-            self._thread.join()
-            self._copy.synchronize()
-
-    def _work(self) -> None:
+    def advance(self, num_bytes: int) -> None:
+        """Copy some bytes; fewer where the link is not as fast. Failures are the uploads'."""
         with torch.inference_mode():  # the slots may have been allocated in it
-            while (upload := self._queue.get()) is not None:
+            while self._queue and num_bytes > 0:
+                upload = self._queue[0]
+                if not upload.is_open:  # done or cancelled
+                    self._queue.popleft()
+                    continue
                 try:
-                    upload.finish(self._upload(upload))
+                    target, source = upload.next_piece()
+                    if not self._is_free():
+                        return
+                    upload.advance(self._copy_piece(target, source))
+                    num_bytes -= len(source)
                 except Exception as error:
-                    upload.finish(None, error)
+                    upload.fail(error)
 
-    def _upload(self, upload: SlotUpload) -> Event | None:
-        """Queue an expert's copies in the stream; return the end of the last."""
-        end: Event | None = None
-        slot, chunk_bytes = self._slots[upload.slot], self._ring.shape[1]
-        matrices = self._layers[upload.layer_index]
-        for w, offset in zip(matrices, self._offsets[upload.layer_index], strict=True):
-            size = w.rows * w.row_bytes
-            source = w.data[upload.expert * size : (upload.expert + 1) * size]
-            for start in range(0, size, chunk_bytes):
-                if upload.is_cancelled or self._is_closing:
-                    return end
-                chunk = source[start : start + chunk_bytes]
-                target = slot[offset + start : offset + start + len(chunk)]
-                end = self._copy_chunk(target, chunk)
-        return end
+    def close(self) -> None:
+        self._queue.clear()
+        self._copy.synchronize()
 
-    def _copy_chunk(self, target: Tensor, source: np.ndarray) -> Event:
-        """Copy through the next chunk of the ring, once its last copy is done."""
+    def _is_free(self) -> bool:
+        last_copy = self._events[self._next]
+        return last_copy is None or last_copy.is_done()
+
+    def _copy_piece(self, target: Tensor, source: "NDArray[np.uint8]") -> Event:
         number, self._next = self._next, (self._next + 1) % len(self._ring)
-        if (last_copy := self._events[number]) is not None:
-            last_copy.wait()
-        chunk = self._ring[number, : len(source)]
-        np.copyto(chunk.numpy(), source)  # releases the GIL
-        self._copy.copy(target, chunk)
+        piece = self._ring[number, : len(source)]
+        _C.copy_memory(piece.data_ptr(), source.ctypes.data, len(source))
+        self._copy.copy(target, piece)
         event = self._events[number] = self._copy.record()
         return event

@@ -44,6 +44,9 @@ class FakeUploader:
         self.uploads.append(upload)
         return upload
 
+    def advance(self, num_bytes: int) -> None:
+        assert num_bytes >= 0
+
     @property
     def writing(self) -> list[FakeUpload]:
         return [upload for upload in self.uploads if not upload.is_over]

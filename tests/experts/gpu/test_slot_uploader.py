@@ -1,4 +1,4 @@
-"""Uploads of experts to slots, by the real thread and ring over a fake stream."""
+"""Uploads of experts to slots, through the real ring over a fake stream."""
 
 from collections.abc import Iterator
 
@@ -10,6 +10,7 @@ from gguf import GGMLQuantizationType as T
 from numpy.typing import NDArray
 from random_weights import random_matrix
 
+from hybridmoe import _C
 from hybridmoe.experts.gpu.slot_uploader import SlotUpload, SlotUploader
 from hybridmoe.experts.routed_experts import ExpertWeights, RoutedExperts
 
@@ -26,7 +27,7 @@ POISON = 0xA5
 class Copies:
     """A real uploader over a fake stream."""
 
-    def __init__(self, *, is_lazy: bool, chunk_bytes: int = 1000) -> None:
+    def __init__(self, *, is_lazy: bool, piece_bytes: int = 1000) -> None:
         kinds = [(T.Q4_0, T.Q8_0, T.Q4_0), (T.Q5_K, T.Q4_0, T.Q8_0)]
         self.layers = {
             number: ExpertWeights(
@@ -48,11 +49,12 @@ class Copies:
             self.data,
             self.main,
             self.stream,
-            chunk_bytes=chunk_bytes,
+            piece_bytes=piece_bytes,
         )
 
     def wait(self, upload: SlotUpload) -> None:
         while not upload.is_done():
+            self.uploader.advance(1 << 20)
             self.stream.synchronize()
 
     def check(self, layer: int, expert: int, slot: int) -> None:
@@ -73,7 +75,7 @@ def copies(request: pytest.FixtureRequest) -> Iterator[Copies]:
 
 
 def test_experts_arrive_in_their_slots_byte_for_byte(copies: Copies) -> None:
-    """More chunks than the ring has: each waits for the last copy from its memory."""
+    """More pieces than the ring has: each waits for the last copy from its memory."""
     places = [(0, 1, 2), (1, 3, 0), (0, 0, 1)]
     for upload in [copies.uploader.begin(*place) for place in places]:
         copies.wait(upload)
@@ -82,9 +84,30 @@ def test_experts_arrive_in_their_slots_byte_for_byte(copies: Copies) -> None:
         copies.check(*place)
 
 
-def test_a_cancelled_copy_ends_between_chunks() -> None:
-    copies = Copies(is_lazy=True, chunk_bytes=64)
+def test_a_step_copies_no_more_than_its_bytes_and_never_waits_for_the_link() -> None:
+    copies = Copies(is_lazy=True, piece_bytes=64)
+    copies.uploader.begin(0, 1, 0)
+    for pieces in (1, 2, 8, 8):  # of a ring of 8, whose copies have not run
+        copies.uploader.advance(64 if pieces < 8 else 1 << 20)
+        assert copies.stream.record().end - 1 == pieces  # after the wait for the steps
+    copies.stream.synchronize()
+    copies.uploader.advance(65)  # the piece that reaches the limit is the last
+    assert copies.stream.record().end - 1 == 10
+
+
+@pytest.mark.parametrize("size", [0, 1, (128 << 10) - 1, 128 << 10, 1 << 20, (1 << 20) + 13])
+def test_threads_copy_every_byte_and_no_other(size: int) -> None:
+    source = np.random.default_rng(size).integers(0, 256, size + 2, np.uint8)
+    copy = np.full(size + 2, POISON, np.uint8)
+    _C.copy_memory(copy.ctypes.data + 1, source.ctypes.data + 1, size)
+    assert np.array_equal(copy[1 : size + 1], source[1 : size + 1])
+    assert copy[0] == copy[-1] == POISON
+
+
+def test_a_cancelled_copy_ends_between_pieces() -> None:
+    copies = Copies(is_lazy=True, piece_bytes=64)
     upload = copies.uploader.begin(0, 1, 0)
+    copies.uploader.advance(100)
     upload.cancel()
     copies.wait(upload)
     before = copies.data.clone()
