@@ -6,6 +6,7 @@
       ConfigError               an option, environment variable or sampling parameter is unusable
         ContextLengthError      a prompt is longer than the context
       DeviceError               the GPU has no memory left, or failed
+        KernelError             a GPU kernel gives wrong results here
       DiskError                 reading weights from their file failed during a run
       NonFiniteError            the model's results are not finite numbers: damaged weights
       QueueFullError            the request queue is full; try again later
@@ -22,6 +23,7 @@ __all__ = [
     "DiskError",
     "GGUFError",
     "HybridMoeError",
+    "KernelError",
     "NonFiniteError",
     "QueueFullError",
     "ShapeError",
@@ -60,6 +62,10 @@ class ContextLengthError(ConfigError):
 
 class DeviceError(HybridMoeError):
     """GPU out of memory in a step, or failed."""
+
+
+class KernelError(DeviceError):
+    """GPU kernel whose results differ from the CPU's by more than rounding."""
 
 
 class DiskError(HybridMoeError):

@@ -23,7 +23,9 @@ from hybridmoe.kernels.triton.matrix import MATRIX_TYPES, DeviceMatrix
 from hybridmoe.kernels.triton.prefill_attention import expanded_attention
 from hybridmoe.kernels.triton.router import route
 
-__all__ = ["CudaDevice", "CudaPages"]
+__all__ = ["CudaDevice", "CudaPages", "IsRight"]
+
+IsRight = Callable[[DeviceMatrix, QuantMatrix, str], bool]  # uploaded, on the CPU, tensor's name
 
 _ABSORBED_TOKENS = 256  # at a time: 2 N R numbers each, 64 MiB in all at Kimi K2's sizes
 _CONVERTED_BYTES = 64 << 20  # as float32, at a time
@@ -52,13 +54,17 @@ class CudaDevice:
     route = staticmethod(route)
 
     def __init__(
-        self, device: torch.device, is_on_cpu: Callable[[str], bool] = lambda name: False
+        self,
+        device: torch.device,
+        is_on_cpu: Callable[[str], bool] = lambda name: False,
+        is_right: IsRight = lambda on_gpu, w, name: True,
     ) -> None:
         """is_on_cpu: true for the names of tensors whose products are pinned to the CPU; a step
-        waits for each.
+        waits for each. is_right: false for an uploaded matrix whose products are wrong on the GPU:
+        the CPU multiplies it too.
         """
         self.torch = device
-        self._is_on_cpu = is_on_cpu
+        self._is_on_cpu, self._is_right = is_on_cpu, is_right
         self.converted: list[str] = []  # tensors whose type has no kernel here: now bf16
         self.on_cpu: list[str] = []  # tensors pinned to the CPU
         self._pool: Any = None  # memory pool of all graphs
@@ -78,9 +84,15 @@ class CudaDevice:
             self.on_cpu.append(name)
             return w
         if w.type in MATRIX_TYPES:
-            return DeviceMatrix.from_host(w, self.torch)
-        self.converted.append(name)
-        return self._converted(w)
+            on_gpu = DeviceMatrix.from_host(w, self.torch)
+        else:
+            on_gpu = self._converted(w)
+        if not self._is_right(on_gpu, w, name):
+            self.on_cpu.append(name)
+            return w
+        if w.type not in MATRIX_TYPES:
+            self.converted.append(name)
+        return on_gpu
 
     def upload(self, t: Tensor) -> Tensor:
         return t.to(self.torch)

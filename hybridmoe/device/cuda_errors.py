@@ -13,7 +13,7 @@ import torch
 from hybridmoe.errors import ConfigError, DeviceError
 from hybridmoe.units import at_least, at_most, parse_bytes
 
-__all__ = ["CudaErrorGuard", "loading_onto_gpu"]
+__all__ = ["CudaErrorGuard", "is_gpu_error", "loading_onto_gpu"]
 
 # Also the words of CUDA's libraries, and of the driver about pinned memory.
 _OUT_OF_MEMORY = re.compile(r"\bout of memory\b|_ALLOC_FAILED\b")
@@ -78,6 +78,13 @@ def loading_onto_gpu(what: str, vram_bytes: int | None = None) -> Iterator[None]
         if not _is_cuda_error(error):
             raise
         raise DeviceError(f"the GPU failed: {_line(error)}") from None
+
+
+def is_gpu_error(error: BaseException) -> bool:
+    """Return True for an error of the GPU or its memory, not of one kernel or the program."""
+    if not isinstance(error, RuntimeError):
+        return False
+    return _is_out_of_memory(error) or _is_cuda_error(error)
 
 
 def _is_out_of_memory(error: RuntimeError) -> bool:

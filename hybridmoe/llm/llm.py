@@ -26,6 +26,7 @@ from hybridmoe.experts.stats import ExpertStats
 from hybridmoe.gguf.fingerprint import fingerprint
 from hybridmoe.gguf.reader import GGUFFile
 from hybridmoe.llm.result import Piece, PieceStream, Result, ResultStream, pieces_of
+from hybridmoe.placement.kernel_checks import KernelCheck
 from hybridmoe.placement.residency import Residency
 from hybridmoe.planning.disk_cache_plan import DiskCachePlan
 from hybridmoe.planning.plan import Plan
@@ -119,7 +120,13 @@ class LLM:
     @property
     def notes(self) -> tuple[str, ...]:
         """Lines on the memory plan, and warnings, for people."""
-        return self.plan.lines
+        return self._residency.notes
+
+    @property
+    def kernel_checks(self) -> Sequence[KernelCheck]:
+        """Comparisons of the GPU's kernels with the CPU's at load; none without a GPU."""
+        checks = self._residency.checks
+        return () if checks is None else checks.checks
 
     @property
     def expert_reads(self) -> str | None:

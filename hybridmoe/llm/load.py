@@ -8,10 +8,10 @@ from typing import Any
 from hybridmoe.config import ModelConfig
 from hybridmoe.demo import demo_path
 from hybridmoe.engine.engine import Engine
-from hybridmoe.errors import GGUFError
+from hybridmoe.errors import GGUFError, KernelError
 from hybridmoe.gguf.reader import GGUFFile
 from hybridmoe.gguf.tensor_table import read_config
-from hybridmoe.hardware.gpu import CudaGpu, choose_gpu
+from hybridmoe.hardware.gpu import CudaGpu, NoGpu, choose_gpu
 from hybridmoe.hardware.topology import set_num_threads
 from hybridmoe.llm.llm import LLM, Progress, ProgressCallback, sampling_defaults
 from hybridmoe.model.trace import open_trace
@@ -67,7 +67,12 @@ def load(
             from hybridmoe.placement.gpu_compile import compile_kernels
 
             compile_kernels(file, plan, gpu, on_kernels)
-        residency = place(file, plan, gpu, options, on_bytes)
+        try:
+            residency = place(file, plan, gpu, options, on_bytes)
+        except KernelError as error:
+            gpu = NoGpu(str(error))
+            plan = plan_for(config, file.tensors.values(), options, gpu)
+            residency = place(file, plan, gpu, options, on_bytes)
         resources.callback(residency.close)
         trace = None
         if options.trace is not None:

@@ -22,6 +22,7 @@ from hybridmoe.experts.routed_experts import RoutedExperts
 from hybridmoe.hardware.gpu import CudaGpu
 from hybridmoe.kernels.triton.expert_prefill import add_expert
 from hybridmoe.placement.gpu_runtime import GpuRuntime, GpuStreams
+from hybridmoe.placement.kernel_checks import KernelChecks
 from hybridmoe.placement.residency import HotExperts
 from hybridmoe.planning.placement_rules import ExpertLayers
 from hybridmoe.planning.plan import Plan
@@ -35,6 +36,7 @@ class GpuExperts(NamedTuple):
     experts: ExpertBackend
     device: Device
     cache: HotExperts | None  # whose hot experts the profile remembers
+    checks: KernelChecks
 
 
 def place_on_gpu(
@@ -48,26 +50,31 @@ def place_on_gpu(
 
     Dense weights go to the GPU as the decoder binds them. disk_cache: computes all experts where
     the plan has it. profile: its hot experts are uploaded first.
-    Errors: ConfigError, DeviceError where the GPU has less memory than it said, or fails.
+    Errors: ConfigError, DeviceError where the GPU has less memory than it said, or fails;
+    KernelError where its attention or routing is wrong.
     """
     runtime = GpuRuntime(gpu)
-    device = runtime.torch
-    dense = runtime.device(plan.problem.rules.is_on_cpu)
+    device, check = runtime.torch, runtime.self_check()
+    dense = runtime.device(plan.problem.rules.is_on_cpu, check.is_right)
+    with dense.active(), loading_onto_gpu("the self-check", plan.problem.budgets.vram_bytes):
+        check.check_network(plan.problem.sizes.config, plan.engine.kv_type)
     if disk_cache is not None:
-        return GpuExperts(HostAdapter(disk_cache, dense), dense, disk_cache)
+        return GpuExperts(HostAdapter(disk_cache, dense), dense, disk_cache, check.found)
     if not experts.layers:
-        return GpuExperts(CpuExperts(experts), dense, None)
+        return GpuExperts(CpuExperts(experts), dense, None, check.found)
     with dense.active(), loading_onto_gpu("expert slots", plan.problem.budgets.vram_bytes):
         streams = runtime.open_streams()
         slots = prefill = None
-        if plan.num_vram_slots:
-            slots = _slots(experts, plan, streams, device)
+        wrong = check.wrong_layers(experts, plan.problem.layers.cpu)
+        is_any_right = len(wrong) < experts.num_layers
+        if plan.num_vram_slots and is_any_right:
+            slots = _slots(experts, plan, wrong, streams, device)
             if profile is not None:
                 slots.cache.warm(profile.most_used_keys())
             slots.cache.fill_up()
             slots.cache.fill()
-        if plan.streams_experts:
-            prefill = _prefill(experts, plan, slots, streams, runtime)
+        if plan.streams_experts and is_any_right:
+            prefill = _prefill(experts, plan, wrong, slots, streams, runtime)
         backend = HybridExperts(
             experts,
             streams.main,
@@ -77,12 +84,13 @@ def place_on_gpu(
             prefill=prefill,
             hand_over=runtime.open_hand_over(streams.main),
         )
-    return GpuExperts(backend, dense, None if slots is None else slots.cache)
+    return GpuExperts(backend, dense, None if slots is None else slots.cache, check.found)
 
 
 def _prefill(
     experts: RoutedExperts,
     plan: Plan,
+    wrong: frozenset[int],
     slots: SlotPool | None,
     streams: GpuStreams,
     runtime: GpuRuntime,
@@ -91,7 +99,7 @@ def _prefill(
     return StreamedExperts(
         experts,
         [
-            layout if plan.streams_layer(number) else None
+            layout if plan.streams_layer(number) and number not in wrong else None
             for number, layout in zip(experts.numbers, layouts, strict=True)
         ],
         add_expert,
@@ -104,12 +112,16 @@ def _prefill(
 
 
 def _slots(
-    experts: RoutedExperts, plan: Plan, streams: GpuStreams, device: torch.device
+    experts: RoutedExperts,
+    plan: Plan,
+    wrong: frozenset[int],
+    streams: GpuStreams,
+    device: torch.device,
 ) -> SlotPool:
-    num_slots = plan.num_vram_slots
+    num_slots, pinned = plan.num_vram_slots, plan.problem.layers
     on_gpu, on_cpu = (
         frozenset(i for i, number in enumerate(experts.numbers) if number in numbers)
-        for numbers in plan.problem.layers
+        for numbers in (pinned.gpu - wrong, pinned.cpu | wrong)
     )
     policy = PinnedPolicy(
         experts.cache_shape(num_slots), ExpertLayers(on_gpu, on_cpu), DEFAULT_VRAM_POLICY

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import torch
 
-from hybridmoe.device.cuda import CudaDevice
+from hybridmoe.device.cuda import CudaDevice, IsRight
 from hybridmoe.device.streams import CudaStream, Stream
 from hybridmoe.env import uses_host_functions
 from hybridmoe.experts.gpu.calibrate import measure_gpu, with_cpu
@@ -20,6 +20,7 @@ from hybridmoe.experts.routed_experts import ExpertWeights
 from hybridmoe.hardware.gpu import CudaGpu
 from hybridmoe.kernels.triton.expert_ffn import SlotLayout
 from hybridmoe.kernels.triton.expert_prefill import add_expert
+from hybridmoe.placement.self_check import SelfCheck
 from hybridmoe.planning.rates import Rates
 
 __all__ = ["GpuRuntime", "GpuStreams"]
@@ -45,9 +46,13 @@ class GpuRuntime:
     def __init__(self, gpu: CudaGpu) -> None:
         self.torch = torch.device("cuda", gpu.number)
 
-    def device(self, is_on_cpu: Callable[[str], bool]) -> CudaDevice:
-        """Device of the dense weights; is_on_cpu: of a tensor's name, True if it stays there."""
-        return CudaDevice(self.torch, is_on_cpu)
+    def device(self, is_on_cpu: Callable[[str], bool], is_right: IsRight) -> CudaDevice:
+        """Make the device of the dense weights; arguments as of `CudaDevice`."""
+        return CudaDevice(self.torch, is_on_cpu, is_right)
+
+    def self_check(self) -> SelfCheck:
+        """Make the check of this GPU's kernels."""
+        return SelfCheck(CudaDevice(self.torch))
 
     def open_streams(self) -> GpuStreams:
         """Create the streams; torch's error if the GPU fails."""

@@ -10,6 +10,7 @@ from hybridmoe.experts.hot_profile import HotProfile
 from hybridmoe.gguf.reader import GGUFFile
 from hybridmoe.hardware.gpu import CudaGpu, NoGpu
 from hybridmoe.model.weights import Weights, routed_experts
+from hybridmoe.placement.kernel_checks import KernelChecks
 from hybridmoe.placement.options import LoadOptions
 from hybridmoe.placement.ram import Progress, read_weights
 from hybridmoe.placement.residency import HotExperts, ProfileRecord, Residency
@@ -29,7 +30,8 @@ def place(
 
     gpu: used where the plan has VRAM. options: those of `load`; deferred experts and the profile
     of hot experts are taken from them. progress: called while weights are read here.
-    Errors: ConfigError, DeviceError, DiskError, GGUFError.
+    Errors: ConfigError, DeviceError, DiskError, GGUFError; KernelError where the model cannot run
+    on this GPU.
     """
     options, config = options or LoadOptions(), plan.problem.sizes.config
     num_deferred, profile_path = options.defer, options.expert_profile
@@ -50,11 +52,13 @@ def place(
         experts: ExpertBackend = disk_cache or CpuExperts(routed)
         device: Device = CpuDevice()
         cache: HotExperts | None = disk_cache
+        checks: KernelChecks | None = None
         if plan.vram is not None:
             assert isinstance(gpu, CudaGpu), gpu
             from hybridmoe.placement.gpu import place_on_gpu  # needs Triton, an extra
 
-            experts, device, cache = place_on_gpu(routed, plan, gpu, disk_cache, profile)
+            placed = place_on_gpu(routed, plan, gpu, disk_cache, profile)
+            experts, device, cache, checks = placed
         record = None
         if profile is not None and profile_path is not None and cache is not None:
             record = ProfileRecord(profile_path, profile, cache)
@@ -67,4 +71,5 @@ def place(
         disk_cache=disk_cache,
         profile=record,
         num_deferred=num_deferred,
+        checks=checks,
     )

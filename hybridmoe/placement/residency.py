@@ -16,6 +16,7 @@ from hybridmoe.experts.hot_profile import HotProfile
 from hybridmoe.gguf.reader import GGUFFile
 from hybridmoe.model.decoder import Decoder
 from hybridmoe.model.weights import Weights
+from hybridmoe.placement.kernel_checks import KernelChecks
 from hybridmoe.planning.plan import Plan
 
 __all__ = ["HotExperts", "ProfileRecord", "Residency"]
@@ -60,6 +61,12 @@ class Residency:
     disk_cache: CachedExperts | None = None  # None: no experts are read from the file
     profile: ProfileRecord | None = None
     num_deferred: int = 0  # of a token's experts, those added one layer later
+    checks: KernelChecks | None = None  # of the GPU's kernels; grows until the decoder is built
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Lines on the plan, and on kernels of the GPU that are wrong."""
+        return self.plan.lines + (() if self.checks is None else self.checks.lines)
 
     def weights(self, file: GGUFFile) -> Weights:
         """Tensors of the file, as they were placed."""

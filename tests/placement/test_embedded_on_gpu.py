@@ -35,7 +35,7 @@ def responses(llm: LLM) -> list[str]:
 
 
 def vram_for(llm: LLM, num_slots: int) -> int:
-    """VRAM with room for so many expert slots, bytes."""
+    """Return the bytes of VRAM with room for so many expert slots."""
     assert llm.plan.vram is not None
     used = sum(size for _, size in llm.plan.vram.parts)
     return used + num_slots * llm.plan.problem.sizes.slot_bytes
@@ -51,6 +51,7 @@ def test_responses_are_the_cpus_wherever_experts_are(monkeypatch: pytest.MonkeyP
     with hybridmoe.load(device="cuda", vram="4GiB") as llm:
         assert llm.plan.num_vram_slots == num_experts
         vram = vram_for(llm, num_experts // 2)
+        assert all(check.is_right for check in llm.kernel_checks), llm.kernel_checks
         assert responses(llm) == want
     with hybridmoe.load(device="cuda", vram=vram) as llm:
         assert 0 < llm.plan.num_vram_slots < num_experts

@@ -184,7 +184,7 @@ def test_experts_on_disk_under_a_gpu(tmp_path: Path) -> None:
     ("options", "message"),
     [
         ({"vram": "1GiB"}, r"VRAM: 1.\d+ GiB are needed .* raise --vram to"),
-        ({"vram": "9999GiB"}, r"vram=9999.00 GiB: .* has [\d.]+ GiB free"),
+        ({"vram": "9999GiB"}, r"vram=9.76 TiB: .* has [\d.]+ GiB free"),
         ({"kv_type": "int8"}, "kv_type=int8: expected f16 or bf16 on a GPU"),
         ({"defer": 3}, "a token has 2 experts"),
         ({"place": ["ffn_up_exps=cuda"]}, "go together"),

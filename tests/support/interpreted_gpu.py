@@ -1,26 +1,30 @@
 """A GPU for tests on machines without one: Triton's interpreter, and streams that run in Python."""
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from contextlib import AbstractContextManager, nullcontext
 
 import pytest
 import torch
 from fake_streams import FakeStream
 
-from hybridmoe.device.cuda import CudaDevice
+from hybridmoe.config import ModelConfig
+from hybridmoe.device.cuda import CudaDevice, IsRight
 from hybridmoe.device.streams import Stream
 from hybridmoe.env import uses_host_functions
 from hybridmoe.experts.gpu.hand_over import HandOver
 from hybridmoe.experts.gpu.prefill_experts import Streams
 from hybridmoe.experts.gpu.staging import NUM_STAGED
-from hybridmoe.experts.routed_experts import ExpertWeights
+from hybridmoe.experts.routed_experts import ExpertWeights, RoutedExperts
 from hybridmoe.hardware import isa
 from hybridmoe.hardware.gpu import CudaGpu, NoGpu
+from hybridmoe.kernels.matrix import QuantMatrix
 from hybridmoe.kernels.triton.expert_ffn import SlotLayout
+from hybridmoe.kernels.triton.matrix import DeviceMatrix
 from hybridmoe.llm import load as loading
 from hybridmoe.placement import gpu as gpu_placement
 from hybridmoe.placement.gpu_runtime import GpuRuntime, GpuStreams
+from hybridmoe.placement.self_check import SelfCheck
 from hybridmoe.planning.rates import GpuRates, Rates, rates_of
 
 GPU = CudaGpu(0, "Test GPU", (9, 0), 24 << 30, 20 << 30)
@@ -89,10 +93,11 @@ class InterpretedDevice(CudaDevice):
     def __init__(
         self,
         is_on_cpu: Callable[[str], bool] = lambda name: False,
+        is_right: IsRight = lambda on_gpu, w, name: True,
         main: GraphStream | None = None,
     ) -> None:
         """main: runs graphs beside the host; None = at once."""
-        super().__init__(torch.device("cpu"), is_on_cpu)
+        super().__init__(torch.device("cpu"), is_on_cpu, is_right)
         self._main = main
 
     def active(self) -> AbstractContextManager[object]:
@@ -107,15 +112,33 @@ class InterpretedDevice(CudaDevice):
         return lambda: main.start(function)
 
 
+class Trusting(SelfCheck):
+    """A self-check that checks nothing."""
+
+    def check_network(self, config: ModelConfig, kv_type: str) -> None:
+        pass
+
+    def is_right(self, on_gpu: DeviceMatrix, w: QuantMatrix, name: str) -> bool:
+        return True
+
+    def wrong_layers(self, experts: RoutedExperts, pinned: Container[int]) -> frozenset[int]:
+        return frozenset()
+
+
 class InterpretedRuntime(GpuRuntime):
     """`GpuRuntime` without a GPU; its rates are made up."""
+
+    checks_itself = False  # the interpreter takes seconds for it
 
     def __init__(self, gpu: CudaGpu) -> None:
         self.torch = torch.device("cpu")
         self._main = GraphStream()
 
-    def device(self, is_on_cpu: Callable[[str], bool]) -> CudaDevice:
-        return InterpretedDevice(is_on_cpu, self._main)
+    def device(self, is_on_cpu: Callable[[str], bool], is_right: IsRight) -> CudaDevice:
+        return InterpretedDevice(is_on_cpu, is_right, self._main)
+
+    def self_check(self) -> SelfCheck:
+        return (SelfCheck if self.checks_itself else Trusting)(InterpretedDevice())
 
     def open_streams(self) -> GpuStreams:
         return GpuStreams(self._main, *(FakeStream(is_lazy=False) for _ in range(3)))
@@ -131,11 +154,14 @@ class InterpretedRuntime(GpuRuntime):
         return rates_of(isa.active(), dram=1e10, peak_ops=1e12, gpu=gpu)
 
 
-def gpu_device(is_on_cpu: Callable[[str], bool] = lambda name: False) -> CudaDevice:
+def gpu_device(
+    is_on_cpu: Callable[[str], bool] = lambda name: False,
+    is_right: IsRight = lambda on_gpu, w, name: True,
+) -> CudaDevice:
     """The device of this machine's GPU, or the interpreter's."""
     if torch.cuda.is_available():
-        return CudaDevice(torch.device("cuda"), is_on_cpu)
-    return InterpretedDevice(is_on_cpu)
+        return CudaDevice(torch.device("cuda"), is_on_cpu, is_right)
+    return InterpretedDevice(is_on_cpu, is_right)
 
 
 def use_gpu(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -93,7 +93,7 @@ class Graphs:
 
     def __init__(self, tokens: int = 2, *, is_deferred: bool = False) -> None:
         runtime = gpu_runtime()
-        self.device = runtime.device(lambda name: False)
+        self.device = runtime.device(lambda name: False, lambda on_gpu, w, name: True)
         streams = runtime.open_streams()
         self.main = streams.main
         self.hand_over = runtime.open_hand_over(streams.main)

@@ -1,0 +1,134 @@
+"""Computations of the kernels that hold no weights, at a model's sizes, run on two devices.
+
+Tolerances are shares of a row's root mean square. Attention rounds queries, keys, values, softmax
+weights and results to bfloat16, each by 2^-8 at most, at random: 2^-4 is ten standard deviations.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from math import inf
+
+import torch
+from torch import Tensor
+
+from hybridmoe.config import ModelConfig
+from hybridmoe.device.interface import Device
+from hybridmoe.kernels.matrix import QuantMatrix
+from hybridmoe.kernels.paged_mla import PAGE_TOKENS, Span, row_bytes
+
+__all__ = ["NetworkCase", "network_cases"]
+
+_EXACT, _ROUNDED = 2.0**-14, 2.0**-4
+_HEADS = 16  # at most: those of a program
+_FIRST, _SECOND = (2, 0), (1,)  # pages of two sequences
+_PROMPT = ((Span(70, 0, _FIRST),),)  # so long that keys and values are expanded
+_DECODING = (  # steps
+    (Span(40, 0, _FIRST), Span(3, 0, _SECOND)),
+    (Span(40, 40, _FIRST),),
+    (Span(1, 80, _FIRST), Span(1, 3, _SECOND)),
+)
+
+Random = Callable[..., Tensor]  # sizes -> normal numbers, on the CPU
+
+
+@dataclass(frozen=True, slots=True)
+class NetworkCase:
+    """A computation on random numbers, whose result is on the CPU."""
+
+    name: str
+    given: str
+    tolerance: float
+    run: Callable[[Device, Random], Tensor]
+
+    def error(self, cpu: Device, gpu: Device) -> float:
+        """Return the largest difference of two devices, as a share of what is tolerated.
+
+        Experts of nearly equal scores may change places; hardly so with both of two inputs.
+        """
+        first = self._error_with(1, cpu, gpu)
+        return first if first <= 1 else min(first, self._error_with(2, cpu, gpu))
+
+    def _error_with(self, seed: int, cpu: Device, gpu: Device) -> float:
+        want, got = (self.run(device, _random(seed)).double() for device in (cpu, gpu))
+        bound = self.tolerance * want.square().mean(-1, keepdim=True).sqrt() + 2.0**-100
+        return float(((got - want).abs() / bound).nan_to_num(inf, inf).max())
+
+
+def network_cases(c: ModelConfig, kv_type: str) -> list[NetworkCase]:
+    """List the cases of a model."""
+
+    def attention(steps: Sequence[Sequence[Span]]) -> Callable[[Device, Random], Tensor]:
+        return lambda device, random: _attend(device, random, c, kv_type, steps)
+
+    cache = f"{kv_type} KV cache of {c.kv_lora_rank} + {c.rope_dim}"
+    cases = [
+        NetworkCase("norms, rotation, gates", f"{c.hidden}", _EXACT, lambda d, r: _rows(d, r, c)),
+        NetworkCase("attention of a prompt", cache, _ROUNDED, attention(_PROMPT)),
+        NetworkCase("attention of decoding", cache, _ROUNDED, attention(_DECODING)),
+    ]
+    if c.num_experts:
+        given = f"{c.top_k} of {c.num_experts} experts"
+        cases.append(NetworkCase("routing", given, _EXACT, lambda d, r: _route(d, r, c)))
+    return cases
+
+
+def _random(seed: int) -> Random:
+    generator = torch.Generator().manual_seed(seed)
+    return lambda *sizes: torch.randn(sizes, generator=generator)
+
+
+def _matrices(random: Random, batch: int, rows: int, cols: int) -> QuantMatrix:
+    return QuantMatrix.from_array((random(batch, rows, cols) / cols**0.5).numpy())
+
+
+def _rows(device: Device, random: Random, c: ModelConfig) -> Tensor:
+    """Norm with a residual, rotation, and a feed-forward of float32 weights."""
+    tokens, inter = 3, 64
+    x, residual = (device.upload(random(tokens, c.hidden)) for _ in range(2))
+    weight = device.upload(random(c.hidden))
+    normed = device.rms_norm(x, weight, c.rms_eps, residual=residual)
+    turned = device.rotate_(
+        device.upload(random(tokens, 5, c.rope_dim)), device.upload(random(tokens, c.rope_dim))
+    )
+    gate, up, down = (
+        device.matrix(_matrices(random, 1, *size), "self-check")
+        for size in ((inter, c.hidden), (inter, c.hidden), (c.hidden, inter))
+    )
+    mixed = device.dense_ffn(normed, gate, up, down)
+    parts = [device.to_host(t).reshape(tokens, -1) for t in (x, normed, turned, mixed)]
+    return torch.cat([part / part.square().mean(1, keepdim=True).sqrt() for part in parts], 1)
+
+
+def _attend(
+    device: Device,
+    random: Random,
+    c: ModelConfig,
+    kv_type: str,
+    steps: Sequence[Sequence[Span]],
+) -> Tensor:
+    """Results of steps, (tokens of all, heads, V)."""
+    heads = min(c.num_heads, _HEADS)
+    k_b = device.matrix(_matrices(random, heads, c.kv_lora_rank, c.nope_dim), "self-check")
+    v_b = device.matrix(_matrices(random, heads, c.v_dim, c.kv_lora_rank), "self-check")
+    num_pages = len(_FIRST) + len(_SECOND)
+    data = device.empty_bytes(num_pages, PAGE_TOKENS, row_bytes(kv_type, c.latent_dim))
+    pages = device.pages(data.fill_(0xFF), kv_type, c.latent_dim)
+    results = []
+    for spans in steps:
+        tables = device.tables(spans)
+        device.store_kv(device.upload(random(tables.num_tokens, c.latent_dim)), pages, tables)
+        queries = device.upload(random(tables.num_tokens, heads, c.qk_dim))
+        q_nope, q_rope = queries[..., : c.nope_dim], queries[..., c.nope_dim :]
+        out = device.attend(q_nope, q_rope, k_b, v_b, pages, tables, c.softmax_scale)
+        results.append(device.to_host(out))
+    return torch.cat(results)
+
+
+def _route(device: Device, random: Random, c: ModelConfig) -> Tensor:
+    """Weights (T, E) of the chosen experts, zero for others."""
+    tokens = 4
+    bias = device.upload(0.1 * random(c.num_experts)) if c.routing.is_sigmoid else None
+    logits = device.upload(random(tokens, c.num_experts))
+    ids, weights = (device.to_host(t) for t in device.route(logits, bias, c.routing))
+    assert ids.ge(0).all() and ids.lt(c.num_experts).all(), "experts that do not exist"
+    return torch.zeros(tokens, c.num_experts).scatter_(1, ids.long(), weights)
