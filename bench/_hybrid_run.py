@@ -68,6 +68,7 @@ def opened(path: Path, context_tokens: int, **options: Any) -> Iterator[LLM]:
     """Load a model and close it at the end; options: device, vram, defer."""
     llm = hybridmoe.load(
         path,
+        expert_profile="off",  # a run owes nothing to the one before
         context_tokens=context_tokens,
         kv_tokens=context_tokens,
         max_running=1,

@@ -1,8 +1,10 @@
 """Settings and fixtures of every test run."""
 
+import itertools
 import os
 import signal
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -30,8 +32,27 @@ settings.load_profile("untimed")
 # Ctrl-C need the default.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
+_NUMBERS = itertools.count()
+
 # Instruction sets whose results do not depend on the rest of a batch.
 EXACT_ISAS = [name for name in isa.supported() if name != "amx"]
+
+
+@pytest.fixture(autouse=True, scope="session")
+def all_state(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Keep the user's state folder out of the tests, and theirs out of it."""
+    with pytest.MonkeyPatch.context() as patch:
+        folder = tmp_path_factory.mktemp("state")
+        patch.setenv("XDG_STATE_HOME", str(folder))
+        yield folder
+
+
+@pytest.fixture(autouse=True)
+def state_folder(all_state: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Give each test a state folder of its own: no profile of hot experts of another test."""
+    folder = all_state / str(next(_NUMBERS))
+    monkeypatch.setenv("XDG_STATE_HOME", str(folder))
+    return folder
 
 
 @pytest.fixture(params=isa.supported())

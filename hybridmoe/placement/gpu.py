@@ -23,7 +23,7 @@ from hybridmoe.hardware.gpu import CudaGpu
 from hybridmoe.kernels.triton.expert_prefill import add_expert
 from hybridmoe.placement.gpu_runtime import GpuRuntime, GpuStreams
 from hybridmoe.placement.kernel_checks import KernelChecks
-from hybridmoe.placement.residency import HotExperts
+from hybridmoe.placement.profile import HotExperts
 from hybridmoe.planning.placement_rules import ExpertLayers
 from hybridmoe.planning.plan import Plan
 

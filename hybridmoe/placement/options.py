@@ -81,7 +81,11 @@ class LoadOptions(EngineOptions):
         int, Count("Prefetch N predicted experts of the next layer from disk", most=64)
     ] = 0
     expert_profile: Annotated[
-        Path | None, File("Load the hot experts that FILE names first; updated at the end")
+        Path | None,
+        File(
+            "Load the hot experts that FILE names first; updated at the end; `off`: none",
+            unset="of VRAM expert slots, kept for each model",
+        ),
     ] = None
     trace: Annotated[Path | None, File("Record the experts of each token to FILE")] = None
     yarn_beta_fast: Annotated[

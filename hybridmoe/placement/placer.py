@@ -12,8 +12,9 @@ from hybridmoe.hardware.gpu import CudaGpu, NoGpu
 from hybridmoe.model.weights import Weights, routed_experts
 from hybridmoe.placement.kernel_checks import KernelChecks
 from hybridmoe.placement.options import LoadOptions
+from hybridmoe.placement.profile import OFF, HotExperts, open_profile
 from hybridmoe.placement.ram import Progress, read_weights
-from hybridmoe.placement.residency import HotExperts, ProfileRecord, Residency
+from hybridmoe.placement.residency import Residency
 from hybridmoe.planning.plan import Plan
 
 __all__ = ["place"]
@@ -35,14 +36,16 @@ def place(
     """
     options, config = options or LoadOptions(), plan.problem.sizes.config
     num_deferred, profile_path = options.defer, options.expert_profile
-    if profile_path is not None:
+    if profile_path is not None and profile_path != OFF:
         HotProfile.check_writable(profile_path)  # not after hours of work
     if num_deferred > config.top_k:
         raise ConfigError(f"defer={num_deferred}: a token has {config.top_k} experts")
     routed = routed_experts(Weights(file), config)
-    profile = None
-    if profile_path is not None and (plan.disk_cache is not None or plan.num_vram_slots):
-        profile = HotProfile.load(profile_path, routed.num_layers, routed.num_experts)
+    kept = None
+    if plan.disk_cache is not None or plan.num_vram_slots:
+        shape = (routed.num_layers, routed.num_experts)
+        kept = open_profile(profile_path, file, *shape, has_slots=plan.num_vram_slots > 0)
+    profile = None if kept is None else kept.found
     with ExitStack() as resources:
         ram = None
         if plan.disk_cache is not None:
@@ -60,8 +63,8 @@ def place(
             placed = place_on_gpu(routed, plan, gpu, disk_cache, profile)
             experts, device, cache, checks = placed
         record = None
-        if profile is not None and profile_path is not None and cache is not None:
-            record = ProfileRecord(profile_path, profile, cache)
+        if kept is not None and cache is not None:
+            record = kept.record(cache)
         resources.pop_all()
     return Residency(
         plan=plan,

@@ -2,8 +2,6 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,42 +10,14 @@ from hybridmoe.device.cpu import CpuDevice
 from hybridmoe.device.interface import Device
 from hybridmoe.experts.backend import ExpertBackend
 from hybridmoe.experts.disk.cached_experts import CachedExperts
-from hybridmoe.experts.hot_profile import HotProfile
 from hybridmoe.gguf.reader import GGUFFile
 from hybridmoe.model.decoder import Decoder
 from hybridmoe.model.weights import Weights
 from hybridmoe.placement.kernel_checks import KernelChecks
+from hybridmoe.placement.profile import ProfileRecord
 from hybridmoe.planning.plan import Plan
 
-__all__ = ["HotExperts", "ProfileRecord", "Residency"]
-
-
-class HotExperts(Protocol):
-    """A cache of experts, whose hot ones are worth remembering."""
-
-    uses: NDArray[np.int64]  # accesses by key
-
-    def resident(self) -> NDArray[np.int64]:
-        """List the keys that are resident, ascending."""
-        ...
-
-
-@dataclass(frozen=True, slots=True)
-class ProfileRecord:
-    """Profile of hot experts that is updated when the model is closed."""
-
-    path: Path
-    before: HotProfile
-    cache: HotExperts
-
-    def save(self) -> None:
-        """Write the profile with this run's accesses, if any. Errors: ConfigError."""
-        if not self.cache.uses.any():
-            return
-        shape = self.before.uses.shape
-        is_resident = np.zeros(shape, np.bool_)
-        is_resident.reshape(-1)[self.cache.resident()] = True
-        self.before.plus(self.cache.uses.reshape(shape), is_resident).save(self.path)
+__all__ = ["Residency"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,4 +57,4 @@ class Residency:
         """End the reads and save the profile. Errors: ConfigError if it cannot be written."""
         self.experts.close()
         if self.profile is not None:
-            self.profile.save()
+            self.profile.close()

@@ -145,9 +145,8 @@ def test_experts_can_be_left_to_the_cpu(path: Path) -> None:
         assert llm.expert_stats() is None
 
 
-def test_a_profile_fills_the_slots_before_the_first_token(path: Path, tmp_path: Path) -> None:
-    profile, vram = tmp_path / "hot.json", vram_for(path, 3)
-    options = {"vram": vram, "expert_profile": profile}
+def test_the_last_runs_profile_fills_the_slots_before_the_first_token(path: Path) -> None:
+    options = {"vram": vram_for(path, 3)}
     resident, hits = [], []
     for _ in range(2):
         with hybridmoe.load(path, **options) as llm:
@@ -160,6 +159,8 @@ def test_a_profile_fills_the_slots_before_the_first_token(path: Path, tmp_path: 
             hits.append(stats.counters.hits)
             uses = slots.cache.uses
     assert resident[0] == [0, 1, SMALL["experts"]]  # as many of each layer
+    with hybridmoe.load(path, expert_profile="off", **options) as llm:
+        assert llm.experts._slots.cache.resident().tolist() == resident[0]
     left_out = np.delete(uses, resident[1])
     assert uses[resident[1]].min() >= left_out.max() and len(uses) == NUM_EXPERTS
     assert hits[1] > hits[0]
