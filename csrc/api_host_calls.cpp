@@ -1,5 +1,5 @@
 // The CPU's experts between two pieces of a GPU's work: host functions of a CUDA stream, and the
-// driver's function that runs them; hand-overs by counters.
+// driver's function that runs them; hand-overs by counters; threads that copy for a stream.
 #include <pybind11/functional.h>
 #include <pybind11/stl.h>
 
@@ -7,6 +7,7 @@
 #include <string>
 #include <vector>
 
+#include "base/copy_threads.h"
 #include "base/cuda_driver.h"
 #include "bindings.h"
 #include "ops/hand_over.h"
@@ -40,6 +41,16 @@ void register_host_calls(py::module_& m) {
       .def("run", &HostExpertCall::run, NoGil())
       .def("take_error", &HostExpertCall::take_error)
       .def("times", &HostExpertCall::times);
+
+  py::class_<CopyThreads>(m, "CopyThreads")
+      .def(py::init<int>(), py::arg("num_threads"))
+      .def_property_readonly("num_threads", &CopyThreads::num_threads)
+      .def(
+          "copy",
+          [](CopyThreads& threads, Address dst, Address src, int64_t num_bytes) {
+            threads.copy(pointer<uint8_t>(dst), pointer<const uint8_t>(src), num_bytes);
+          },
+          py::arg("dst"), py::arg("src"), py::arg("num_bytes"), NoGil());
 
   py::class_<CudaDriver>(m, "CudaDriver")
       .def(py::init<const std::string&>(), py::arg("library"))

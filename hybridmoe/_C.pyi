@@ -117,6 +117,14 @@ class HostExpertCall:
     def times(self) -> tuple[float, float]:
         """Return start and end of the last run, by the clock of `time.monotonic`."""
 
+class CopyThreads:
+    """Threads that copy memory together, the caller included. Not thread-safe."""
+
+    num_threads: int
+
+    def __init__(self, num_threads: int) -> None: ...
+    def copy(self, dst: int, src: int, num_bytes: int) -> None: ...
+
 class CudaDriver:
     """CUDA driver library, never unloaded. Raises ShapeError if it is missing or too old."""
 

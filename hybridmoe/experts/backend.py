@@ -36,6 +36,10 @@ class ExpertBackend(ABC):
         """True if `prefetch` has an effect."""
         return False
 
+    def ready(self, wait_s: float) -> None:
+        """Learn that all weights are in memory; get ready for prompts, for up to `wait_s`."""
+        return
+
     def begin_step(self, num_tokens: int) -> None:
         """Start a step of `num_tokens`. A step that failed before it ended is discarded."""
         return

@@ -23,6 +23,8 @@ from hybridmoe.text.tokenizer import Tokenizer
 
 __all__ = ["load"]
 
+_READY_S = 2.0  # that loading waits for what makes prompts faster, which otherwise goes on behind
+
 
 def load(
     path: str | Path | None = None,
@@ -81,6 +83,7 @@ def load(
         resources.callback(engine.close)
         if progress is not None and plan.disk_cache is None:
             read_ahead(file, on_bytes, has_experts=plan.fits_in_ram)
+        residency.experts.ready(_READY_S)
         return LLM(file, config, tokenizer, engine, residency, resources)
 
 

@@ -17,10 +17,12 @@ from hybridmoe.experts.gpu.hybrid_experts import HybridExperts
 from hybridmoe.experts.gpu.pinned_policy import PinnedPolicy
 from hybridmoe.experts.gpu.prefill_experts import ResidentExperts, StreamedExperts
 from hybridmoe.experts.gpu.slot_pool import SlotPool, slot_layouts
+from hybridmoe.experts.gpu.weight_stream import WeightStream
 from hybridmoe.experts.hot_profile import HotProfile
 from hybridmoe.experts.routed_experts import RoutedExperts
 from hybridmoe.hardware.gpu import CudaGpu
-from hybridmoe.kernels.triton.expert_prefill import add_expert
+from hybridmoe.hardware.topology import available_bytes
+from hybridmoe.kernels.triton.expert_prefill import add_experts
 from hybridmoe.placement.gpu_runtime import GpuRuntime, GpuStreams
 from hybridmoe.placement.kernel_checks import KernelChecks
 from hybridmoe.placement.profile import HotExperts
@@ -28,6 +30,8 @@ from hybridmoe.planning.placement_rules import ExpertLayers
 from hybridmoe.planning.plan import Plan
 
 __all__ = ["GpuExperts", "place_on_gpu"]
+
+_LOCKED_SHARE = 0.9  # of the memory that is available when a model is loaded
 
 
 class GpuExperts(NamedTuple):
@@ -96,15 +100,27 @@ def _prefill(
     runtime: GpuRuntime,
 ) -> StreamedExperts:
     layouts = slot_layouts(experts)
+    measured = runtime.measure(experts.by_index[0], layouts[0], streams.prefill)
+    free_bytes = available_bytes() or 0
+    weights = WeightStream(
+        plan.num_stream_buffers,
+        max(layout.slot_bytes for layout in layouts),
+        runtime.torch,
+        streams.main,
+        streams.link,
+        measured.threads,
+        runtime.register(experts, int(_LOCKED_SHARE * free_bytes)),
+    )
     return StreamedExperts(
         experts,
         [
             layout if plan.streams_layer(number) and number not in wrong else None
             for number, layout in zip(experts.numbers, layouts, strict=True)
         ],
-        add_expert,
-        runtime.measure(experts.by_index[0], layouts[0], streams.prefill),
+        add_experts,
+        measured.rates,
         streams.prefill,
+        weights,
         runtime.torch,
         max_tokens=plan.max_step_tokens,
         resident=None if slots is None else ResidentExperts(slots.slots, slots.cache.table.numpy()),

@@ -9,21 +9,23 @@ from typing import NamedTuple
 
 import torch
 
+from hybridmoe import _C
 from hybridmoe.device.cuda import CudaDevice, IsRight
 from hybridmoe.device.streams import CudaStream, Stream
 from hybridmoe.env import uses_host_functions
 from hybridmoe.experts.gpu.calibrate import measure_gpu, with_cpu
 from hybridmoe.experts.gpu.hand_over import HandOver
+from hybridmoe.experts.gpu.host_registration import CudaRegistrar, HostRegistration, Registrar
 from hybridmoe.experts.gpu.prefill_experts import Streams
 from hybridmoe.experts.gpu.staging import NUM_STAGED
-from hybridmoe.experts.routed_experts import ExpertWeights
+from hybridmoe.experts.routed_experts import ExpertWeights, RoutedExperts
 from hybridmoe.hardware.gpu import CudaGpu
 from hybridmoe.kernels.triton.expert_ffn import SlotLayout
-from hybridmoe.kernels.triton.expert_prefill import add_expert
+from hybridmoe.kernels.triton.expert_prefill import add_experts
 from hybridmoe.placement.self_check import SelfCheck
 from hybridmoe.planning.rates import Rates
 
-__all__ = ["GpuRuntime", "GpuStreams"]
+__all__ = ["GpuRuntime", "GpuStreams", "Measured"]
 
 
 class GpuStreams(NamedTuple):
@@ -38,6 +40,13 @@ class GpuStreams(NamedTuple):
     def prefill(self) -> Streams:
         """The streams that a prompt's experts use."""
         return Streams(self.main, self.host, self.link)
+
+
+class Measured(NamedTuple):
+    """Rates of the machine, and the threads that copy experts for the GPU."""
+
+    rates: Rates
+    threads: _C.CopyThreads
 
 
 class GpuRuntime:
@@ -65,9 +74,23 @@ class GpuRuntime:
         hand_over = HandOver(NUM_STAGED, main, self.torch)
         return hand_over if hand_over.works() else None
 
-    def measure(self, experts: ExpertWeights, layout: SlotLayout, streams: Streams) -> Rates:
+    def measure(self, experts: ExpertWeights, layout: SlotLayout, streams: Streams) -> Measured:
         """Measure the rates of the GPU and of the CPU, in about a second."""
-        return with_cpu(measure_gpu(experts, layout, add_expert, streams, self.torch))
+        gpu = measure_gpu(experts, layout, add_experts, streams, self.torch)
+        return Measured(with_cpu(gpu.rates), gpu.threads)
+
+    def register(self, experts: RoutedExperts, most_bytes: int) -> HostRegistration:
+        """Make the registration of the experts' memory, layer by layer, to be begun later."""
+        spans = [
+            (w.data.ctypes.data, w.data.ctypes.data + w.num_bytes)
+            for weights in experts.by_index
+            for w in weights
+        ]
+        return HostRegistration(spans, self.registrar(), most_bytes=most_bytes)
+
+    def registrar(self) -> Registrar:
+        """Make the registrar of host memory."""
+        return CudaRegistrar(self.torch)
 
     def _new_stream(self) -> torch.cuda.Stream:
         return torch.cuda.Stream(self.torch)  # type: ignore[no-untyped-call]

@@ -24,12 +24,19 @@ from hybridmoe.device.cpu import CpuDevice
 from hybridmoe.device.cuda import CudaDevice
 from hybridmoe.device.cuda_errors import is_gpu_error
 from hybridmoe.errors import KernelError
-from hybridmoe.experts.gpu.prefill_experts import slot_parts
+from hybridmoe.experts.gpu.weight_stream import HostExperts
 from hybridmoe.experts.routed_experts import ExpertWeights, RoutedExperts
 from hybridmoe.kernels import ops
+from hybridmoe.kernels.expert_groups import (
+    FEW_ROWS,
+    MANY_ROWS,
+    ExpertGroup,
+    LayerStates,
+    tiles_of,
+)
 from hybridmoe.kernels.matrix import QuantMatrix
 from hybridmoe.kernels.triton.expert_ffn import SlotLayout, expert_ffn
-from hybridmoe.kernels.triton.expert_prefill import add_expert, layout_of
+from hybridmoe.kernels.triton.expert_prefill import add_experts, layout_of
 from hybridmoe.kernels.triton.matmul import batched_linear
 from hybridmoe.kernels.triton.matrix import DeviceMatrix
 from hybridmoe.placement.kernel_checks import KernelCheck, KernelChecks
@@ -102,8 +109,8 @@ class SelfCheck:
     ) -> KernelCheck | None:
         """Check a layer's first expert, decoding in a slot and reading a prompt."""
         slot = np.zeros((1, layout.slot_bytes), np.uint8)
-        for offset, data in slot_parts(experts, layout, 0):
-            slot[0, offset : offset + data.nbytes] = data
+        for offset, data in HostExperts(experts, layout).parts(0):
+            slot[0, offset : offset + data.nbytes] = data.numpy()
         slots = self.device.upload(torch.from_numpy(slot))
 
         def of_slots(x: Tensor) -> Tensor:
@@ -112,14 +119,24 @@ class SelfCheck:
             weights = torch.ones((len(x), top_k), device=x.device)
             return expert_ffn(x, self.device.upload(chosen), weights, slots, layout)
 
-        def of_prompts(x: Tensor) -> Tensor:
-            out, rows = torch.zeros_like(x), torch.arange(len(x), device=x.device)
-            add_expert(out, x, rows, x.new_ones(len(x), 1), slots[0], layout)
+        def of_prompts(rows: int, x: Tensor) -> Tensor:
+            upload, count = self.device.upload, len(x)
+            pairs = torch.arange(count, dtype=torch.int32, device=x.device)
+            out, weights = torch.zeros_like(x), x.new_ones(count, 1)
+            states = LayerStates(x.bfloat16(), weights, pairs, pairs[:, None], out)
+            tiles = upload(torch.from_numpy(tiles_of(0, [count], rows)))
+            first = torch.zeros(1, dtype=torch.int32, device=x.device)
+            add_experts(states, ExpertGroup(first, tiles, 0, count), slots, layout, rows)
             return out
 
         first = ExpertWeights(*(w.slice(0, 1) for w in experts))
         given = ", ".join(w.type.name for w in first)
-        cases = ((of_slots, 1), (of_slots, _FEW), (of_prompts, _MANY))
+        cases = (
+            (of_slots, 1),
+            (of_slots, _FEW),
+            (partial(of_prompts, FEW_ROWS), _MANY),
+            (partial(of_prompts, MANY_ROWS), _MANY),
+        )
         return self.found.add(
             [
                 self._compared(

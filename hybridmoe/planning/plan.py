@@ -115,6 +115,12 @@ class Plan:
         """True if the GPU computes a prompt's experts in any layer."""
         return any(map(self.streams_layer, self.problem.sizes.moe_layers))
 
+    @property
+    def num_stream_buffers(self) -> int:
+        """Experts in VRAM that are on their way to be computed in a prompt."""
+        parts = dict(self.vram.parts) if self.vram else {}
+        return parts.get("streamed experts", 0) // max(1, self.problem.sizes.slot_bytes)
+
     def slots_per_layer(self, num_slots: int) -> float:
         """Mean number of slots for a layer's experts."""
         layers = len(self.problem.sizes.moe_layers)

@@ -2,9 +2,9 @@
 
 Pure: costs in, a split out. Both sides work at once, so a layer takes as long as the slower one.
 An expert on the CPU costs its products, and memory time to read it. One streamed to the GPU passes
-three stages that overlap from one expert to the next: a copy into pinned memory, which costs CPU
-and memory time; a copy over the link; dequantization and products. Resident experts skip the
-copies.
+stages that overlap from one expert to the next: a copy into pinned memory, which costs CPU and
+memory time, unless its own memory is registered with the GPU; a copy over the link; dequantization
+and products. Resident experts skip the copies.
 
 All experts of a layer have the same size, so the link is best spent on the expert that spares the
 CPU most: the one with the most tokens. In that order the GPU takes a prefix and the CPU the rest,
@@ -22,16 +22,21 @@ from hybridmoe.planning.model_sizes import Part
 from hybridmoe.planning.rates import COPY_TRAFFIC, GpuRates, Rates
 
 __all__ = [
-    "STREAM_BUFFERS",
+    "MIN_BUFFERS",
     "ExpertCosts",
     "Split",
     "costs_of",
     "cpu_products_s",
     "gpu_finish",
+    "group_size",
     "split",
+    "stream_buffers",
 ]
 
-STREAM_BUFFERS = 2  # pinned and on the GPU: one is filled while the other is used
+# Dequantized gate and up matrices of a group of experts, which the GPU computes together: few
+# launches, and little memory.
+_GROUP_BYTES, _MOST_GROUPED = 256 << 20, 16
+MIN_BUFFERS, _GROUPS_AHEAD = 4, 3
 
 Seconds = NDArray[np.float64]
 
@@ -68,25 +73,45 @@ class Split(NamedTuple):
         return self.gpu[self.num_resident :]
 
 
+def group_size(hidden: int, inter: int) -> int:
+    """Count the experts of a full group."""
+    return max(1, min(_MOST_GROUPED, _GROUP_BYTES // (4 * hidden * inter)))
+
+
+def stream_buffers(hidden: int, inter: int, num_slots: int) -> int:
+    """Count the experts in VRAM that are being streamed, where `num_slots` others fit beside four.
+
+    Three groups, so that the link never waits: one is multiplied, two are on their way, also while
+    the next layer's attention runs. But no more than four in a hundred slots are given up for it.
+    """
+    wanted = _GROUPS_AHEAD * group_size(hidden, inter)
+    return MIN_BUFFERS + max(0, min(wanted - MIN_BUFFERS, num_slots // 25))
+
+
 def costs_of(
-    parts: Sequence[Part], rates: Rates, gpu: GpuRates, counts: ArrayLike, hidden_bytes: float
+    parts: Sequence[Part],
+    rates: Rates,
+    gpu: GpuRates,
+    counts: ArrayLike,
+    hidden_bytes: float,
+    *,
+    is_registered: bool = True,
 ) -> ExpertCosts:
     """Predict the costs of experts made of these parts.
 
     counts: tokens by expert, above 0. hidden_bytes: of the step's activations, one way.
+    is_registered: their memory is, so that nothing is copied into pinned memory.
     """
-    few, place = np.unique(np.asarray(counts, np.float64), return_inverse=True)
+    tokens = np.asarray(counts, np.float64)
     num_bytes = sum(part.num_bytes for part in parts)
-    copy = gpu.copy if gpu.copy is not None else rates.dram / COPY_TRAFFIC
-    cpu = np.array([cpu_products_s(parts, rates, tokens) for tokens in few])
-    on_gpu = np.array([_gpu_products_s(parts, gpu, tokens) for tokens in few])
+    copy = 0.0 if is_registered else num_bytes / (gpu.copy or rates.dram / COPY_TRAFFIC)
     return ExpertCosts(
-        cpu=cpu[place],
-        gpu=on_gpu[place],
+        cpu=_cpu_products_s(parts, rates, tokens),
+        gpu=_gpu_products_s(parts, gpu, tokens),
         read=num_bytes / rates.dram,
-        copy=num_bytes / copy,
-        copy_cpu=num_bytes / copy * gpu.copy_cpu,
-        copy_read=num_bytes / rates.dram * COPY_TRAFFIC,
+        copy=copy,
+        copy_cpu=copy * gpu.copy_cpu,
+        copy_read=num_bytes / rates.dram * (1 if is_registered else COPY_TRAFFIC),
         link=num_bytes / gpu.pcie,
         hand_over=2 * hidden_bytes / gpu.pcie,
     )
@@ -135,41 +160,39 @@ def gpu_finish(
 ) -> Seconds:
     """Predict when the GPU has done the first n experts of `order`: (len(order) + 1,), n from 0.
 
-    The first `num_resident` are in VRAM slots. The others are copied into pinned memory once a
-    buffer is free, over the link once a device buffer is, and multiplied once they have arrived.
+    The first `num_resident` are in VRAM slots. The others are copied into pinned memory, over the
+    link behind that, and multiplied once they have arrived. There are buffers enough.
     """
-    gpu = costs.gpu
-    done = [0.0]
-    staged = 0.0
-    linked = [0.0] * STREAM_BUFFERS  # when the last experts arrived
-    freed = [0.0] * STREAM_BUFFERS  # when device buffers were free again
-    for n, expert in enumerate(order):
-        if n < num_resident:
-            done.append(done[-1] + gpu[expert])
-            continue
-        staged = max(staged, linked[0]) + costs.copy
-        linked = [*linked[1:], max(staged, linked[-1], freed[0]) + costs.link]
-        done.append(max(linked[-1], done[-1]) + gpu[expert])
-        freed = [*freed[1:], done[-1]]
-    return np.array(done)
+    gpu = costs.gpu[np.asarray(order, np.intp)]
+    number = np.maximum(0, np.arange(1, len(gpu) + 1) - num_resident)  # of those streamed
+    slower, faster = max(costs.copy, costs.link), min(costs.copy, costs.link)
+    arrived = np.where(number > 0, faster + number * slower, 0.0)
+    done = gpu.cumsum()
+    done += np.maximum.accumulate(np.maximum(arrived - (done - gpu), 0.0))
+    return np.append(0.0, done)
 
 
 def cpu_products_s(parts: Sequence[Part], rates: Rates, num_tokens: float) -> float:
     """Predict CPU seconds of an expert with `num_tokens`; reading and computing overlap."""
-    return sum(
-        max(
-            part.num_bytes / rates.decode_bytes(part.type),
-            rates.multiply_s(part.type, part.num_params, num_tokens),
-        )
-        for part in parts
-    )
+    return float(_cpu_products_s(parts, rates, np.array([num_tokens]))[0])
 
 
-def _gpu_products_s(parts: Sequence[Part], gpu: GpuRates, num_tokens: float) -> float:
-    """Predict GPU seconds of a resident expert: dequantized to bf16, then multiplied."""
-    seconds = gpu.expert_s
+def _cpu_products_s(parts: Sequence[Part], rates: Rates, tokens: Seconds) -> Seconds:
+    """As `cpu_products_s`, for many numbers of tokens, most of which occur often."""
+    few, place = np.unique(tokens, return_inverse=True)
+    seconds = np.zeros(len(few))
+    for part in parts:
+        reading = part.num_bytes / rates.decode_bytes(part.type)
+        multiplying = [rates.multiply_s(part.type, part.num_params, n) for n in few.tolist()]
+        seconds += np.maximum(reading, multiplying)
+    return seconds[place]
+
+
+def _gpu_products_s(parts: Sequence[Part], gpu: GpuRates, tokens: Seconds) -> Seconds:
+    """Predict GPU seconds of resident experts: dequantized to bf16, then multiplied."""
+    seconds = np.full(len(tokens), gpu.expert_s)
     for part in parts:
         dequantized_bytes = 2 * part.num_params
         seconds += (part.num_bytes + dequantized_bytes) / gpu.read
-        seconds += max(dequantized_bytes / gpu.read, 2 * part.num_params * num_tokens / gpu.ops)
+        seconds += np.maximum(dequantized_bytes / gpu.read, 2 * part.num_params * tokens / gpu.ops)
     return seconds

@@ -2,7 +2,7 @@
 
 from hybridmoe.errors import ConfigError
 from hybridmoe.planning.plan import Parts, Tier
-from hybridmoe.planning.prefill_split import STREAM_BUFFERS
+from hybridmoe.planning.prefill_split import MIN_BUFFERS, stream_buffers
 from hybridmoe.planning.problem import Problem
 from hybridmoe.planning.refusal import refusal, too_few_slots
 from hybridmoe.planning.step_plan import activation_bytes
@@ -12,8 +12,9 @@ __all__ = ["SCRATCH_BYTES", "fill_tier", "kv_part", "plan_vram"]
 
 VRAM_RESERVE_BYTES = 1 * GIB  # CUDA context, libraries' workspaces, fragmentation
 GRAPH_BYTES = 256 << 20  # activations of captured steps
-# For a prompt: dequantized weights, expanded keys and values of some heads, and one layer's KV
-# cache of a long sequence in a row (kernels.triton.matmul, prefill_attention).
+# For a prompt: dequantized weights and results of a group of experts; or expanded keys and values
+# of some heads, and one layer's KV cache of a long sequence in a row (kernels.triton.matmul,
+# expert_prefill, prefill_attention).
 SCRATCH_BYTES = 512 << 20
 
 
@@ -22,18 +23,25 @@ def plan_vram(problem: Problem, reason: str | None) -> Tier:
 
     reason: why there are none, which frees the space of streamed experts, too. Errors: ConfigError.
     """
-    sizes = problem.sizes
+    sizes, c = problem.sizes, problem.sizes.config
     max_slots = 0 if reason else sizes.num_experts - problem.num_cpu_pinned
-    parts = (
-        ("weights that every token uses", sizes.gpu_bytes),
-        kv_part(problem),
-        ("activations", activation_bytes(sizes.config, problem.engine.chunk_tokens)),
-        ("graphs", GRAPH_BYTES),
-        ("dequantized weights, expanded keys", SCRATCH_BYTES),
-        ("streamed experts", STREAM_BUFFERS * sizes.slot_bytes if max_slots else 0),
-        ("reserve", VRAM_RESERVE_BYTES),
-    )
-    vram = fill_tier("VRAM", problem, parts, max_slots, sizes.slot_bytes)
+
+    def fill(num_buffers: int) -> Tier:
+        parts = (
+            ("weights that every token uses", sizes.gpu_bytes),
+            kv_part(problem),
+            ("activations", activation_bytes(c, problem.engine.chunk_tokens)),
+            ("graphs", GRAPH_BYTES),
+            ("dequantized weights, expanded keys", SCRATCH_BYTES),
+            ("streamed experts", num_buffers * sizes.slot_bytes if max_slots else 0),
+            ("reserve", VRAM_RESERVE_BYTES),
+        )
+        return fill_tier("VRAM", problem, parts, max_slots, sizes.slot_bytes)
+
+    vram = fill(MIN_BUFFERS)
+    num_spare = vram.num_experts - problem.num_gpu_pinned
+    if num_spare > 0:
+        vram = fill(stream_buffers(c.hidden, c.expert_inter, num_spare))
     if vram.num_experts < problem.num_gpu_pinned:
         raise ConfigError(too_few_slots(problem, vram.num_experts, reason))
     return vram

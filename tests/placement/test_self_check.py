@@ -101,7 +101,7 @@ def test_right_experts_pass_and_wrong_ones_do_not(
     experts = RoutedExperts({1: weights, 2: weights, 3: weights}, 4)
     check = SelfCheck(gpu_device())
     assert check.wrong_layers(experts, {3}) == frozenset()
-    assert len(check.found.checks) == 3 and all(c.error < 0.9 for c in check.found.checks)
+    assert len(check.found.checks) == 4 and all(c.error < 0.9 for c in check.found.checks)
     break_experts(monkeypatch)
     assert check.wrong_layers(experts, {3}) == {1, 2}
     (line,) = check.found.lines

@@ -16,7 +16,9 @@ from hybridmoe.planning.prefill_split import (
     costs_of,
     cpu_products_s,
     gpu_finish,
+    group_size,
     split,
+    stream_buffers,
 )
 from hybridmoe.planning.rates import COPY_TRAFFIC, GpuRates, rates_of
 
@@ -146,20 +148,42 @@ def test_nothing_chosen_is_no_work() -> None:
 
 def test_stages_overlap_and_wait_for_each_other_by_hand() -> None:
     costs = ExpertCosts(np.zeros(3), np.array([1.0, 1.0, 4.0]), 0, 2.0, 0, 0, 3.0, 0)
-    # Copied at 2, 5 (a buffer is free) and 8; linked at 5, 8, 11; the third multiplied until 15.
+    # Copied at 2, 4 and 6; linked at 5, 8 and 11; the third multiplied until 15.
     assert gpu_finish(costs, [0, 1, 2], 0).tolist() == [0, 6, 9, 15]
-    # The link waits for a device buffer: the first is free at 9, the second at 13.
     slow = ExpertCosts(np.zeros(4), np.full(4, 4.0), 0, 2.0, 0, 0, 3.0, 0)
     assert gpu_finish(slow, [0, 1, 2, 3], 0).tolist() == [0, 9, 13, 17, 21]
     assert gpu_finish(slow, [0, 1, 2], 2).tolist() == [0, 4, 8, 12]
+    staging = ExpertCosts(np.zeros(3), np.full(3, 0.5), 0, 3.0, 0, 0, 1.0, 0)  # 3, 6, 9; + 1
+    assert gpu_finish(staging, [0, 1, 2], 0).tolist() == [0, 4.5, 7.5, 10.5]
+    assert gpu_finish(costs._replace(copy=0.0), [0, 1, 2], 0).tolist() == [0, 4, 7, 13]
+
+
+def test_stages_take_as_long_as_step_by_step() -> None:
+    """Against a loop over experts, with buffers enough."""
+    rng = np.random.default_rng(0)
+    for _ in range(50):
+        gpu, num_resident = rng.random(9), int(rng.integers(0, 9))
+        costs = ExpertCosts(gpu, gpu, 0, rng.random(), 0, 0, rng.random(), 0)
+        staged = linked = finished = 0.0
+        want, order = [0.0], rng.permutation(9)
+        for n, expert in enumerate(order):
+            if n >= num_resident:
+                staged += costs.copy
+                linked = max(staged, linked) + costs.link
+                finished = max(linked, finished)
+            finished += gpu[expert]
+            want.append(finished)
+        assert gpu_finish(costs, order, num_resident) == pytest.approx(np.array(want))
 
 
 def test_costs_by_hand() -> None:
     rates = rates_of("avx512", dram=100e9, peak_ops=10e12)
     gpu = GpuRates(read=1e12, ops=100e12, pcie=20e9, copy=25e9, copy_cpu=0.25, expert_s=1e-4)
-    costs = costs_of(Q4_EXPERT, rates, gpu, [300, 1, 300], 2e9)
+    direct = costs_of(Q4_EXPERT, rates, gpu, [300, 1, 300], 2e9)
+    costs = costs_of(Q4_EXPERT, rates, gpu, [300, 1, 300], 2e9, is_registered=False)
     num_bytes = 2 * SIZE * 9 / 16 + SIZE * 105 / 128
-    assert costs.read == pytest.approx(num_bytes / 100e9)
+    assert (direct.copy, direct.copy_cpu) == (0, 0)
+    assert direct.copy_read == direct.read == costs.read == pytest.approx(num_bytes / 100e9)
     assert costs.copy == pytest.approx(num_bytes / 25e9)
     assert costs.copy_cpu == pytest.approx(num_bytes / 25e9 / 4)
     assert costs.copy_read == pytest.approx(num_bytes * COPY_TRAFFIC / 100e9)
@@ -171,7 +195,7 @@ def test_costs_by_hand() -> None:
     dequantizing = (num_bytes + 2 * 3 * SIZE) / 1e12
     assert costs.gpu[1] == pytest.approx(1e-4 + dequantizing + 2 * 3 * SIZE / 1e12)
     assert costs.gpu[0] == pytest.approx(1e-4 + dequantizing + 2 * 3 * SIZE * 300 / 100e12)
-    from_dram = costs_of(Q4_EXPERT, rates, GpuRates(1e12, 1e14, 20e9), [1], 0)
+    from_dram = costs_of(Q4_EXPERT, rates, GpuRates(1e12, 1e14, 20e9), [1], 0, is_registered=False)
     assert from_dram.copy == pytest.approx(costs.copy_read)
 
 
@@ -186,3 +210,11 @@ def test_splitting_beats_either_side_where_they_are_close(exponent: float) -> No
     found = split(costs, [False] * 384)
     assert found.seconds < 0.6 * min(costs.cpu.sum(), by_gpu)
     assert found.streamed == tuple(range(len(found.streamed)))
+
+
+def test_buffers_of_streamed_experts() -> None:
+    """Kimi K2's: groups of four, three of them where VRAM is large."""
+    assert group_size(7168, 2048) == 4
+    assert [stream_buffers(7168, 2048, slots) for slots in (0, 24, 161, 5000)] == [4, 4, 10, 12]
+    assert (group_size(64, 32), stream_buffers(64, 32, 10000)) == (16, 48)
+    assert (group_size(1 << 20, 1 << 20), stream_buffers(1 << 20, 1 << 20, 10000)) == (1, 4)

@@ -6,8 +6,10 @@ from contextlib import AbstractContextManager, nullcontext
 
 import pytest
 import torch
+from fake_registrar import FakeRegistrar
 from fake_streams import FakeStream
 
+from hybridmoe import _C
 from hybridmoe.config import ModelConfig
 from hybridmoe.device.cuda import CudaDevice, IsRight
 from hybridmoe.device.streams import Stream
@@ -23,9 +25,9 @@ from hybridmoe.kernels.triton.expert_ffn import SlotLayout
 from hybridmoe.kernels.triton.matrix import DeviceMatrix
 from hybridmoe.llm import load as loading
 from hybridmoe.placement import gpu as gpu_placement
-from hybridmoe.placement.gpu_runtime import GpuRuntime, GpuStreams
+from hybridmoe.placement.gpu_runtime import GpuRuntime, GpuStreams, Measured
 from hybridmoe.placement.self_check import SelfCheck
-from hybridmoe.planning.rates import GpuRates, Rates, rates_of
+from hybridmoe.planning.rates import GpuRates, rates_of
 
 GPU = CudaGpu(0, "Test GPU", (9, 0), 24 << 30, 20 << 30)
 NO_GPU = NoGpu("the CPU was asked for", is_silent=True)
@@ -149,9 +151,13 @@ class InterpretedRuntime(GpuRuntime):
         self._main.hand_over = HandOver(NUM_STAGED, main, self.torch)
         return self._main.hand_over
 
-    def measure(self, experts: ExpertWeights, layout: SlotLayout, streams: Streams) -> Rates:
+    def measure(self, experts: ExpertWeights, layout: SlotLayout, streams: Streams) -> Measured:
         gpu = GpuRates(read=1e9, ops=1e12, pcie=1e9)
-        return rates_of(isa.active(), dram=1e10, peak_ops=1e12, gpu=gpu)
+        rates = rates_of(isa.active(), dram=1e10, peak_ops=1e12, gpu=gpu)
+        return Measured(rates, _C.CopyThreads(1))
+
+    def registrar(self) -> FakeRegistrar:
+        return FakeRegistrar()
 
 
 def gpu_device(

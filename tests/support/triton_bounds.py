@@ -21,7 +21,6 @@ import torch
 from closeness import Array
 from numpy.typing import NDArray
 
-from hybridmoe.config import PREFILL_TOKENS
 from hybridmoe.kernels.matrix import QuantMatrix
 from hybridmoe.kernels.triton.runtime import IS_INTERPRETED
 
@@ -75,34 +74,26 @@ def one_expert(
 def expert_of_rows(
     matrices: Sequence[QuantMatrix], expert: int, x: NDArray[np.float32]
 ) -> tuple[Array, Array]:
-    """An expert's gate, up and down for x (n, H) by `linear`, and how far that may be off.
+    """An expert's gate, up and down for x (n, H) by `add_experts`, and how far that may be off.
 
     Roundings of weights and x to bfloat16 are modelled; those of hidden activations take 2^-7 of
-    them at most, and of a result of more than 16 rows 2^-8.
+    them at most.
     """
-    has_bf16, has_slabs = len(x) > 1, len(x) > PREFILL_TOKENS
 
     def product(w: QuantMatrix, x: Array, error: Array | float) -> tuple[Array, Array]:
         one = w.slice(expert, expert + 1)
         decoded, offset = closeness.weights(one)[0], closeness.offsets(one)[0]
         size = (np.abs(x) + error) @ (np.abs(decoded - offset) + np.abs(offset)).T
-        if has_bf16:
-            decoded = bfloat16(decoded.astype(np.float32))
-        y = x @ decoded.T
-        add_bound = dot_bound if has_bf16 else sum_bound
-        bound = add_bound(w.cols, size) + np.broadcast_to(error, x.shape) @ np.abs(decoded).T
-        return y, bound + has_slabs * 2.0**-8 * (np.abs(y) + bound)
+        decoded = bfloat16(decoded.astype(np.float32))
+        bound = dot_bound(w.cols, size) + np.broadcast_to(error, x.shape) @ np.abs(decoded).T
+        return x @ decoded.T, bound
 
-    states = x.astype(np.float64)
-    if has_slabs:  # by torch, to nearest even
-        states = torch.from_numpy(x).bfloat16().double().numpy()
-    elif has_bf16:
-        states = bfloat16(x)
+    states = torch.from_numpy(x).bfloat16().double().numpy()  # by torch, to nearest even
     gate_w, up_w, down_w = matrices
     gate, gate_bound = product(gate_w, states, 0.0)
     up, up_bound = product(up_w, states, 0.0)
     silu = gate / (1 + np.exp(-gate))
     bound = 1.1 * gate_bound * (np.abs(up) + up_bound) + np.abs(silu) * up_bound
     bound += (8 + 2 * np.abs(gate)) * U * np.abs(silu * up)
-    bound += has_bf16 * 2.0**-7 * (np.abs(silu * up) + bound)
+    bound += 2.0**-7 * (np.abs(silu * up) + bound)
     return product(down_w, silu * up, bound)

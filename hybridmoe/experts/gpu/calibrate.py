@@ -6,49 +6,61 @@ the time to compile the GPU's kernels if they are not cached.
 
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
-import numpy as np
 import torch
+from torch import Tensor
 
+from hybridmoe import _C
 from hybridmoe.device.streams import host_empty
-from hybridmoe.experts.gpu.prefill_experts import AddExpert, Streams, slot_parts
-from hybridmoe.experts.gpu.weight_stream import COPY_THREADS, SlotPart, fill
+from hybridmoe.experts.gpu.prefill_experts import AddExperts, Streams
+from hybridmoe.experts.gpu.weight_stream import PIECE_BYTES, fill
 from hybridmoe.experts.routed_experts import ExpertWeights
 from hybridmoe.hardware import isa
 from hybridmoe.hardware.machine import measure
 from hybridmoe.hardware.topology import num_threads
+from hybridmoe.kernels.expert_groups import ExpertGroup, LayerStates, tile_rows, tiles_of
+from hybridmoe.planning.prefill_split import group_size
 from hybridmoe.planning.rates import GpuRates, Rates, rates_of
 
 if TYPE_CHECKING:
     from hybridmoe.kernels.triton.expert_ffn import SlotLayout
 
-__all__ = ["measure_gpu", "with_cpu"]
+__all__ = ["MeasuredGpu", "measure_gpu", "with_cpu"]
 
 _ROUNDS = 5  # the fastest counts: other work on the machine only ever slows it
 _REPEATS = 4  # of products in a round, so that launches run ahead as they do in a prompt
 _SOURCE_BYTES = 128 << 20  # more than most caches hold
-FEW_TOKENS, MANY_TOKENS = 17, 512  # bound by dequantizing, bound by products
+FEW_TOKENS, MANY_TOKENS = 17, 512  # of an expert: bound by dequantizing, bound by products
+COPY_THREADS = (2, 4, 8, 12)  # the first as fast as the link
+
+
+class MeasuredGpu(NamedTuple):
+    """Rates, and the threads that copy memory which is not registered."""
+
+    rates: GpuRates
+    threads: _C.CopyThreads
 
 
 def measure_gpu(
     experts: ExpertWeights,
     layout: "SlotLayout",
-    add_expert: AddExpert,
+    add_experts: AddExperts,
     streams: Streams,
     device: torch.device,
     *,
     clock: Callable[[], float] = time.perf_counter,
-) -> GpuRates:
-    """Measure the rates of an idle GPU with one expert of this layer.
+) -> MeasuredGpu:
+    """Measure the rates of an idle GPU with experts of this layer.
 
     `read` includes launches, so that the time predicted for few tokens is the measured one.
     """
     num_bytes = experts.expert_bytes
     num_params = sum(w.rows * w.cols for w in experts)
     buffer = host_empty((layout.slot_bytes,), torch.uint8, device)
-    slot = torch.empty(layout.slot_bytes, dtype=torch.uint8, device=device)
+    num_grouped = group_size(layout.hidden, layout.inter)
+    shape = (num_grouped, layout.slot_bytes)
+    slots = torch.zeros(shape, dtype=torch.uint8, device=device)  # any weights will do
 
     def fastest(run: Callable[[int], object]) -> float:
         seconds = []
@@ -59,15 +71,23 @@ def measure_gpu(
         return min(seconds[1:])  # the first is a warm-up
 
     def to_gpu(_: int) -> None:
-        streams.link.copy(slot, buffer)
+        streams.link.copy(slots[0], buffer)
         streams.link.synchronize()
 
-    with ThreadPoolExecutor(COPY_THREADS, "expert-copy") as threads:
-        copy_s = fastest(_copies(threads, experts, layout, buffer, num_bytes))
-        fill(threads, buffer, slot_parts(experts, layout, 0))
     link_s = fastest(to_gpu)
+    pcie = layout.slot_bytes / link_s
+    source = torch.ones(max(_SOURCE_BYTES, num_bytes), dtype=torch.uint8)  # so its pages exist
+    piece = buffer[: min(PIECE_BYTES, num_bytes)]
+    copy, threads = 0.0, _C.CopyThreads(1)
+    for count in COPY_THREADS:
+        if copy >= pcie or count > num_threads():
+            break
+        more = _C.CopyThreads(count)
+        rate = piece.nbytes / fastest(_copies(more, piece, source))
+        if rate > copy:
+            copy, threads = rate, more
     few_s, many_s = (
-        fastest(_products(add_expert, streams, device, slot, layout, tokens)) / _REPEATS
+        fastest(_products(add_experts, streams, slots, layout, tokens)) / _REPEATS / num_grouped
         for tokens in (FEW_TOKENS, MANY_TOKENS)
     )
     dequantized_bytes = 2 * num_params
@@ -75,14 +95,15 @@ def measure_gpu(
     multiplying_s = many_s - (num_bytes + dequantized_bytes) / read
     # At least the time of reading the dequantized weights, which few tokens' products take.
     multiplying_s = max(multiplying_s, dequantized_bytes / read)
-    return GpuRates(
+    rates = GpuRates(
         read=read,
         ops=2 * num_params * MANY_TOKENS / multiplying_s,
-        pcie=layout.slot_bytes / link_s,
-        copy=num_bytes / copy_s,
-        copy_cpu=min(1.0, COPY_THREADS / num_threads()),
+        pcie=pcie,
+        copy=copy or None,
+        copy_cpu=min(1.0, threads.num_threads / num_threads()),
         expert_s=0.0,
     )
+    return MeasuredGpu(rates, threads)
 
 
 def with_cpu(gpu: GpuRates) -> Rates:
@@ -98,45 +119,47 @@ def with_cpu(gpu: GpuRates) -> Rates:
     )
 
 
-def _copies(
-    threads: ThreadPoolExecutor,
-    experts: ExpertWeights,
-    layout: "SlotLayout",
-    buffer: torch.Tensor,
-    num_bytes: int,
-) -> Callable[[int], object]:
-    """Make a copy of one expert's bytes from memory that no CPU cache holds."""
-    offsets = (0, layout.up_offset, layout.down_offset)
-    source = np.ones(max(_SOURCE_BYTES, num_bytes), np.uint8)  # written, so that its pages exist
-    num_copies = len(source) // num_bytes
+def _copies(threads: _C.CopyThreads, piece: Tensor, source: Tensor) -> Callable[[int], object]:
+    """Make a copy of one piece from memory that no CPU cache holds."""
+    num_pieces = source.nbytes // piece.nbytes
 
     def run(number: int) -> None:
-        start = number % num_copies * num_bytes
-        parts = []
-        for offset, size in zip(offsets, experts.matrix_bytes, strict=True):
-            parts.append(SlotPart(offset, source[start : start + size]))
-            start += size
-        fill(threads, buffer, parts)
+        start = number % num_pieces * piece.nbytes
+        fill(threads, piece, source[start : start + piece.nbytes])
 
     return run
 
 
 def _products(
-    add_expert: AddExpert,
+    add_experts: AddExperts,
     streams: Streams,
-    device: torch.device,
-    slot: torch.Tensor,
+    slots: Tensor,
     layout: "SlotLayout",
     num_tokens: int,
 ) -> Callable[[int], object]:
-    """Make `_REPEATS` products of `num_tokens` with one expert in `slot`."""
-    x = torch.full((num_tokens, layout.hidden), 0.01, device=device)
-    out, rows = torch.zeros_like(x), torch.arange(num_tokens, device=device)
-    factor = torch.ones((num_tokens, 1), device=device)
+    """Make `_REPEATS` products of a group of experts, each with the same `num_tokens`."""
+    num, device = len(slots), slots.device
+    places = torch.arange(num_tokens * num, dtype=torch.int32, device=device)
+    places = places.view(num, num_tokens).T.contiguous()  # (T, k): pairs are sorted by expert
+    pairs = torch.arange(num_tokens * num, dtype=torch.int32, device=device)
+    states = LayerStates(
+        x=torch.full((num_tokens, layout.hidden), 0.01, dtype=torch.bfloat16, device=device),
+        weights=torch.ones((num_tokens, num), device=device),
+        pairs=pairs.view(num_tokens, num).T.reshape(-1).contiguous(),
+        places=places,
+        out=torch.zeros((num_tokens, layout.hidden), device=device),
+    )
+    rows = tile_rows(num_tokens)
+    group = ExpertGroup(
+        torch.arange(num, dtype=torch.int32, device=device),
+        torch.from_numpy(tiles_of(0, [num_tokens] * num, rows)).to(device),
+        0,
+        num_tokens * num,
+    )
 
     def run(_: int) -> None:
         for _ in range(_REPEATS):
-            add_expert(out, x, rows, factor, slot, layout)
+            add_experts(states, group, slots, layout, rows)
         streams.main.synchronize()
 
     return run

@@ -38,12 +38,20 @@ _Calls = dict[_Key, _C.HostExpertCall | None]
 class PrefillExecutor(Protocol):
     """Computes the experts of prefill steps."""
 
+    def begin_step(self, num_tokens: int) -> None:
+        """Begin a step; one that failed is discarded."""
+        ...
+
     def submit(self, layer: int, x: Tensor, ids: Tensor, weights: Tensor) -> Pending:
         """Start a layer; see `ExpertBackend.submit`."""
         ...
 
     def check(self) -> None:
         """Check a step that has ended. Errors: HybridMoeError."""
+        ...
+
+    def ready(self, wait_s: float) -> None:
+        """Learn that the experts are in memory."""
         ...
 
     def close(self) -> None:
@@ -107,6 +115,8 @@ class HybridExperts(ExpertBackend):
         self._memory.release_all()
         if self._slots is not None:
             self._slots.cache.begin_step()
+        if self._prefill is not None and num_tokens > PREFILL_TOKENS:
+            self._prefill.begin_step(num_tokens)
         self._is_in_step = True
 
     def end_step(self) -> None:
@@ -168,6 +178,10 @@ class HybridExperts(ExpertBackend):
             for (index, _), call in self._calls.items()
             if call is not None
         ]
+
+    def ready(self, wait_s: float) -> None:
+        if self._prefill is not None:
+            self._prefill.ready(wait_s)
 
     def outstanding(self) -> list[StagedSubmission]:
         """List the current step's submissions with outstanding results."""

@@ -2,10 +2,12 @@
 
 The host reads a layer's ids and splits its experts (planning.prefill_split). The CPU's go to the
 native kernels through a stream of host calls. The GPU's are resident in VRAM slots or streamed over
-the link (weight_stream), dequantized and multiplied there. Sums are in the order of the split, so
-results depend on rates and on what is resident, never on timing.
+the link (weight_stream), dequantized and multiplied there, a group at a time. Copies for a layer
+begin while the one before it is computed, where its experts are those of the last step. Sums are in
+the order of the split: results depend on rates and on what is in VRAM, never on timing.
 """
 
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
@@ -16,30 +18,24 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from hybridmoe import _C
-from hybridmoe.device.pending import Pending, Ready
-from hybridmoe.device.streams import Event, Stream, host_empty
+from hybridmoe.device.pending import Pending
+from hybridmoe.device.streams import Stream
 from hybridmoe.errors import HybridMoeError
+from hybridmoe.experts.gpu.prefill_layers import HostMemory, LayerExperts, bind_layers
+from hybridmoe.experts.gpu.routed_pairs import RoutedPairs, places_of
 from hybridmoe.experts.gpu.weight_stream import SlotPart, WeightStream
-from hybridmoe.experts.routed_experts import ExpertWeights, RoutedExperts
-from hybridmoe.kernels.matrix import QuantMatrix
-from hybridmoe.planning.model_sizes import Part
-from hybridmoe.planning.prefill_split import Split, costs_of, split
+from hybridmoe.experts.routed_experts import RoutedExperts
+from hybridmoe.kernels.expert_groups import ExpertGroup, LayerStates, cut_groups
+from hybridmoe.planning.prefill_split import Split, costs_of, group_size, split
 from hybridmoe.planning.rates import Rates
 
 if TYPE_CHECKING:
     from hybridmoe.kernels.triton.expert_ffn import SlotLayout
 
-__all__ = [
-    "AddExpert",
-    "ExpertTally",
-    "ResidentExperts",
-    "StreamedExperts",
-    "Streams",
-    "slot_parts",
-]
+__all__ = ["AddExperts", "ExpertTally", "ResidentExperts", "StreamedExperts", "Streams"]
 
-# out, x, rows, factor, slot, layout: `kernels.triton.expert_prefill.add_expert`
-AddExpert = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, "SlotLayout"], None]
+# states, group, data, layout, rows of a tile: `kernels.triton.expert_prefill.add_experts`
+AddExperts = Callable[[LayerStates, ExpertGroup, Tensor, "SlotLayout", int], None]
 
 
 class ResidentExperts(NamedTuple):
@@ -57,30 +53,6 @@ class Streams(NamedTuple):
     link: Stream  # copies of experts alone
 
 
-@dataclass(frozen=True, slots=True)
-class _Layer:
-    """Experts of one layer, and the CPU's call."""
-
-    index: int
-    experts: ExpertWeights
-    layout: "SlotLayout | None"
-    parts: tuple[Part, ...]  # of one expert
-    call: _C.HostExpertCall
-
-
-@dataclass(slots=True)
-class _HostMemory:
-    """Host memory of a layer's CPU part."""
-
-    x: Tensor  # (max_tokens, H) f32
-    ids: Tensor  # (max_tokens, k) int32
-    weights: Tensor  # (max_tokens, k) f32
-    out: Tensor  # (max_tokens, H) f32
-    pairs: Tensor  # (max_tokens k) int64
-    left_out: Tensor  # (E) int32: 0 = the GPU computes the expert, else -1
-    returned: Event  # the CPU's result has been copied from this memory
-
-
 @dataclass(slots=True)
 class ExpertTally:
     """Numbers of experts computed by the CPU and the GPU, and the last step's splits by layer."""
@@ -88,8 +60,25 @@ class ExpertTally:
     cpu: int = 0
     resident: int = 0
     streamed: int = 0
+    ahead: int = 0  # of those streamed, begun before their layer
     streamed_bytes: int = 0
     splits: dict[int, Split] = field(default_factory=dict)
+
+
+class _Ahead(NamedTuple):
+    """Experts whose copies began before their layer: buffers by expert, in order."""
+
+    layer: int
+    buffers: dict[int, int]
+
+
+class _Group(NamedTuple):
+    """Experts that the GPU computes together."""
+
+    experts: list[int]
+    slots: list[int]  # of the data
+    data: Tensor  # (slots, bytes) uint8
+    num_waiting: int  # of the layer's streamed experts, those that come after these
 
 
 class StreamedExperts:
@@ -99,9 +88,10 @@ class StreamedExperts:
         self,
         experts: RoutedExperts,
         layouts: "Sequence[SlotLayout | None]",
-        add_expert: AddExpert,
+        add_experts: AddExperts,
         rates: Rates,
         streams: Streams,
+        weights: WeightStream,
         device: torch.device,
         *,
         max_tokens: int,
@@ -109,53 +99,54 @@ class StreamedExperts:
     ) -> None:
         """layouts: of slots by layer index; None = the CPU computes the layer.
 
-        rates: with the GPU's. max_tokens: of a step. resident: experts in VRAM slots.
+        rates: with the GPU's. weights: with buffers for the largest of these experts; closed with
+        this. max_tokens: of a step. resident: experts in VRAM slots.
         """
         assert rates.gpu is not None, "rates without the GPU's"
-        self._add_expert = add_expert
+        self._add_experts = add_experts
         self._rates, self._gpu = rates, rates.gpu
-        self._streams, self._device = streams, device
+        self._streams, self._weights, self._device = streams, weights, device
         self._resident = resident
-        self._num_experts = experts.num_experts
-        self._memory = self._make_memory(experts, max_tokens)
-        self._layers = {
-            number: _Layer(
-                index,
-                weights,
-                layout,
-                tuple(_part(w) for w in weights),
-                _call(self._memory, weights, max_tokens, experts.top_k),
-            )
-            for index, ((number, weights), layout) in enumerate(
-                zip(experts.layers.items(), layouts, strict=True)
-            )
-        }
-        largest = max((layout.slot_bytes for layout in layouts if layout), default=0)
-        self._weights = WeightStream(largest, device, streams.main, streams.link)
+        self._num_experts, self._max_tokens = experts.num_experts, max_tokens
+        self._memory = HostMemory.allocate(experts, max_tokens, device, streams.host.record())
+        self._layers = bind_layers(experts, layouts, self._memory)
+        self._following = dict(zip((None, *experts.numbers), experts.numbers, strict=False))
+        self._group_size = max(
+            1,
+            min(
+                group_size(experts.hidden, experts.by_index[0].gate.rows), weights.num_buffers // 2
+            ),
+        )
+        self._ahead = _Ahead(-1, {})
+        self._last_tokens: dict[int, int] = {}  # of the last split, by layer
         self._alive: tuple[Tensor, ...] = ()
         self.tally = ExpertTally()
 
-    def submit(self, layer: int, x: Tensor, ids: Tensor, weights: Tensor) -> Pending:
-        """Start one layer on the GPU; see `ExpertBackend.submit`. Waits for the ids.
+    def begin_step(self, num_tokens: int) -> None:
+        """Begin copies for the first layer, while what comes before it is computed."""
+        self._weights.release_all()  # of a step that failed
+        self._ahead = _Ahead(-1, {})
+        self._start_ahead(self._following.get(None), num_tokens)
 
-        x must not change until the result is taken.
-        Numeric: the GPU multiplies as `kernels.triton.linear`; sums over experts in f32.
+    def submit(self, layer: int, x: Tensor, ids: Tensor, weights: Tensor) -> Pending:
+        """Start one layer on the GPU; see `ExpertBackend.submit`.
+
+        The result waits for the ids, while the GPU goes on with what it has got until then, and
+        queues the rest. x must not change until the next layer's submission.
+        Numeric: the GPU as `kernels.triton.add_experts`; the two sides' sums are added in f32.
         """
         main, memory, num_tokens = self._streams.main, self._memory, x.shape[0]
-        known = self._layers[layer]
         memory.returned.wait()
         main.copy(memory.ids[:num_tokens], ids)
         main.copy(memory.weights[:num_tokens], weights)
-        main.record().wait()
-        groups = _Groups(memory.ids[:num_tokens].numpy(), self._num_experts)
-        plan = self._split(layer, known, groups, x)
-        by_cpu = self._start_cpu(known.call, plan, x) if plan.cpu else None
-        out = x.new_zeros(x.shape)  # (T, H)
-        if plan.gpu:
-            self._run_gpu(out, layer, plan, groups, x, weights)
-        if by_cpu is None:
-            return Ready(out)
-        return _WithCpuPart(out, by_cpu, memory.returned, main)
+        self._alive = (x, ids, weights)  # for streams beside the main one
+        routed = main.record()
+
+        def finish() -> Tensor:
+            routed.wait()
+            return self._finish(self._layers[layer], x, weights)
+
+        return _LayerSum(finish)
 
     def check(self) -> None:
         """Raise the CPU's errors of a finished step. Errors: HybridMoeError."""
@@ -169,56 +160,70 @@ class StreamedExperts:
         reads = [memory.x, memory.ids, memory.weights, memory.left_out]
         return self._layers[layer].call, reads, [memory.out]
 
+    def ready(self, wait_s: float) -> None:
+        """Begin to register the experts' memory, now that it is filled; wait up to `wait_s`."""
+        self._weights.register(wait_s)
+
     def close(self) -> None:
-        """End the threads. Idempotent."""
+        """End the copies, and what has been registered. Idempotent."""
         self._weights.close()
 
-    def _make_memory(self, experts: RoutedExperts, max_tokens: int) -> _HostMemory:
-        def empty(dtype: torch.dtype, *shape: int) -> Tensor:
-            return host_empty(shape, dtype, self._device)
+    def _finish(self, known: LayerExperts, x: Tensor, weights: Tensor) -> Tensor:
+        """Queue a layer whose ids have arrived; returns its sum (T, H)."""
+        pairs = RoutedPairs(self._memory.ids[: x.shape[0]].numpy(), self._num_experts)
+        ahead = self._ahead.buffers if self._ahead.layer == known.number else {}
+        plan = self._split(known, pairs, x, ahead)
+        by_cpu = self._start_cpu(known.call, plan, x) if plan.cpu else None
+        out = x.new_zeros(x.shape)  # (T, H)
+        used = [expert for expert in ahead if expert in plan.resident]
+        self._weights.release([b for e, b in self._ahead.buffers.items() if e not in used])
+        self._ahead = _Ahead(-1, {})
+        if plan.gpu:
+            early = {expert: ahead[expert] for expert in used}
+            self._run_gpu(out, known, plan, early, pairs, x, weights)
+        self._start_ahead(self._following.get(known.number), x.shape[0])
+        if by_cpu is None:
+            return out
+        self._streams.main.wait_for(self._memory.returned)
+        return out.add_(by_cpu)
 
-        hidden, top_k = experts.hidden, experts.top_k
-        return _HostMemory(
-            x=empty(torch.float32, max_tokens, hidden),
-            ids=empty(torch.int32, max_tokens, top_k),
-            weights=empty(torch.float32, max_tokens, top_k),
-            out=empty(torch.float32, max_tokens, hidden),
-            pairs=empty(torch.int64, max_tokens * top_k),
-            left_out=torch.empty(experts.num_experts, dtype=torch.int32),
-            returned=self._streams.host.record(),
-        )
-
-    def _split(self, layer: int, known: _Layer, groups: "_Groups", x: Tensor) -> Split:
-        """Split the layer's chosen experts, and count."""
-        chosen = groups.chosen
-        if known.layout is None:
+    def _split(
+        self, known: LayerExperts, pairs: RoutedPairs, x: Tensor, ahead: dict[int, int]
+    ) -> Split:
+        """Split the layer's chosen experts."""
+        chosen = pairs.chosen
+        if known.host is None:
             plan = Split((), tuple(chosen.tolist()), 0, float("nan"))
         else:
-            is_resident = np.zeros(self._num_experts, np.bool_)
-            if self._resident is not None:
-                is_resident = self._resident.table[known.index, : self._num_experts] >= 0
-            x_bytes = x.nbytes
-            costs = costs_of(known.parts, self._rates, self._gpu, groups.counts[chosen], x_bytes)
-            by_index = split(costs, is_resident[chosen])
+            is_in_vram = self._slots_of(known) >= 0
+            is_in_vram[list(ahead)] = True
+            counts, is_direct = pairs.counts[chosen], self._weights.is_direct(known.host.last())
+            costs = costs_of(
+                known.parts, self._rates, self._gpu, counts, x.nbytes, is_registered=is_direct
+            )
+            by_index = split(costs, is_in_vram[chosen])
             plan = by_index._replace(
                 gpu=tuple(chosen[list(by_index.gpu)].tolist()),
                 cpu=tuple(chosen[list(by_index.cpu)].tolist()),
             )
-        tally = self.tally
-        tally.splits[layer] = plan
-        tally.cpu += len(plan.cpu)
-        tally.resident += len(plan.resident)
-        tally.streamed += len(plan.streamed)
-        tally.streamed_bytes += len(plan.streamed) * sum(part.num_bytes for part in known.parts)
+        self._last_tokens[known.number] = x.shape[0]
+        self.tally.splits[known.number] = plan
+        self.tally.cpu += len(plan.cpu)
         return plan
 
+    def _slots_of(self, known: LayerExperts) -> NDArray[np.int32]:
+        """List the VRAM slots of a layer's experts; -1 = none."""
+        if self._resident is None:
+            return np.full(self._num_experts, -1, np.int32)
+        return self._resident.table[known.index, : self._num_experts]
+
     def _start_cpu(self, call: _C.HostExpertCall, plan: Split, x: Tensor) -> Tensor:
-        """Queue the CPU's sum (T, H), ready with `returned`. `main` must have been waited for."""
+        """Queue the CPU's sum (T, H), ready with `returned`. The ids must have arrived."""
         host, memory, num_tokens = self._streams.host, self._memory, x.shape[0]
         memory.left_out.fill_(-1)
         memory.left_out[list(plan.gpu)] = 0
         by_cpu = torch.empty_like(x)
-        self._alive = (x, by_cpu)  # kept alive for the host stream
+        self._alive = (*self._alive, by_cpu)
         call.num_tokens = num_tokens
         host.copy(memory.x[:num_tokens], x)
         host.launch(call)
@@ -229,87 +234,105 @@ class StreamedExperts:
     def _run_gpu(
         self,
         out: Tensor,
-        layer: int,
+        known: LayerExperts,
         plan: Split,
-        groups: "_Groups",
+        early: dict[int, int],
+        pairs: RoutedPairs,
         x: Tensor,
         weights: Tensor,
     ) -> None:
-        """Queue the GPU's part, added to `out`."""
-        known = self._layers[layer]
-        assert known.layout is not None, layer
-        sizes = [int(groups.counts[expert]) for expert in plan.gpu]
-        chosen = self._memory.pairs[: sum(sizes)]
-        np.concatenate([groups.pairs_of(expert) for expert in plan.gpu], out=chosen.numpy())
-        pairs = chosen.to(self._device, non_blocking=True)  # torch's stream is the main one
-        tokens = torch.split(pairs // weights.shape[1], sizes)
-        factors = torch.split(weights.reshape(-1)[pairs, None], sizes)
-        work = list(zip(plan.gpu, tokens, factors, strict=True))
-        for expert, rows, factor in work[: plan.num_resident]:
-            assert self._resident is not None, expert
-            slot = self._resident.slots[int(self._resident.table[known.index, expert])]
-            self._add_expert(out, x, rows, factor, slot, known.layout)
-        for expert, rows, factor in work[plan.num_resident :]:
-            with self._weights.stream(slot_parts(known.experts, known.layout, expert)) as slot:
-                self._add_expert(out, x, rows, factor, slot, known.layout)
+        """Queue the GPU's part, added to `out`. early: buffers of experts that are on their way."""
+        assert known.host is not None, known
+        stream = self._weights
+        waiting = deque(known.host.parts(expert) for expert in plan.streamed)
+        buffers = stream.next_buffers(len(waiting))
+        self._start(waiting, len(waiting))
+        slot_of = self._slots_of(known)
+        in_slots = [expert for expert in plan.resident if expert not in early]
+        groups: list[_Group] = []
+        if self._resident is not None:
+            slots = [int(slot_of[expert]) for expert in in_slots]
+            groups += self._groups(in_slots, slots, self._resident.slots, pairs)
+        groups += self._groups([*early], [*early.values()], stream.data, pairs)
+        # Behind those of `early`, since buffers are freed in the order in which they were filled.
+        groups += self._groups([*plan.streamed], buffers, stream.data, pairs, is_streamed=True)
+        self._count(known, len(in_slots), len(early), len(plan.streamed))
+        tables = pairs.tables(
+            [(group.experts, group.slots) for group in groups],
+            self._memory.tables,
+            lambda t: t.to(self._device, non_blocking=True),  # torch's stream is the main one
+        )
+        places = places_of(tables.pairs, (x.shape[0], weights.shape[1]))
+        states = LayerStates(x.bfloat16(), weights, tables.pairs, places, out)
+        for group, on_gpu in zip(groups, tables.groups, strict=True):
+            is_in_buffers = group.data is stream.data
+            if is_in_buffers:
+                self._start(waiting, min(len(waiting), group.num_waiting))
+                stream.wait_for(group.slots[-1])
+            layout, rows = known.host.layout, tables.tile_rows
+            self._add_experts(states, on_gpu, group.data, layout, rows)
+            if is_in_buffers:
+                stream.release(group.slots)
+
+    def _groups(
+        self,
+        experts: list[int],
+        slots: list[int],
+        data: Tensor,
+        pairs: RoutedPairs,
+        *,
+        is_streamed: bool = False,
+    ) -> list[_Group]:
+        counts = pairs.counts[experts].tolist()
+        return [
+            _Group(
+                experts[part],
+                slots[part],
+                data,
+                len(experts) - part.stop if is_streamed else 1 << 30,
+            )
+            for part in cut_groups(counts, self._group_size, self._max_tokens)
+        ]
+
+    def _count(self, known: LayerExperts, in_slots: int, early: int, streamed: int) -> None:
+        tally = self.tally
+        tally.resident += in_slots
+        tally.ahead += early
+        tally.streamed += early + streamed
+        tally.streamed_bytes += (early + streamed) * sum(part.num_bytes for part in known.parts)
+
+    def _start(self, waiting: "deque[list[SlotPart]]", num_left: int) -> None:
+        """Start copies until `num_left` are waiting; of those that only queue, all that fit."""
+        while waiting and (
+            len(waiting) > num_left
+            or (self._weights.can_start and self._weights.is_direct(waiting[0]))
+        ):
+            self._weights.start(waiting.popleft())
+
+    def _start_ahead(self, layer: int | None, num_tokens: int) -> None:
+        """Start copies for a layer that comes next: what the GPU got in the last step like this."""
+        last = self.tally.splits.get(layer) if layer is not None else None
+        if layer is None or last is None or 2 * num_tokens < self._last_tokens[layer]:
+            return
+        known, buffers = self._layers[layer], dict[int, int]()
+        slot_of = self._slots_of(known)
+        for expert in last.gpu:
+            assert known.host is not None, layer
+            parts = known.host.parts(expert)
+            if not self._weights.can_start or not self._weights.is_direct(parts):
+                break
+            if slot_of[expert] < 0:
+                buffers[expert] = self._weights.start(parts)
+        self._ahead = _Ahead(layer, buffers)
 
 
-class _WithCpuPart(Pending):
-    """Sum of the GPU's part and the CPU's, which is being copied to the GPU."""
+class _LayerSum(Pending):
+    """Sum of the GPU's part and the CPU's, neither of which has been queued."""
 
-    __slots__ = ("_by_cpu", "_main", "_out", "_returned")
+    __slots__ = ("_finish",)
 
-    def __init__(self, out: Tensor, by_cpu: Tensor, returned: Event, main: Stream) -> None:
-        self._out, self._by_cpu, self._returned, self._main = out, by_cpu, returned, main
+    def __init__(self, finish: Callable[[], Tensor]) -> None:
+        self._finish = finish
 
     def result(self) -> Tensor:
-        self._main.wait_for(self._returned)
-        return self._out.add_(self._by_cpu)
-
-
-class _Groups:
-    """(Token, rank) pairs of a step, grouped by expert."""
-
-    def __init__(self, ids: NDArray[np.int32], num_experts: int) -> None:
-        flat = ids.reshape(-1)
-        self._pairs = flat.argsort(kind="stable")  # id -1 first
-        self.counts = np.bincount(flat[flat >= 0], minlength=num_experts)
-        assert len(self.counts) == num_experts, f"expert {len(self.counts) - 1} of {num_experts}"
-        self._ends = (flat < 0).sum() + self.counts.cumsum()
-        self.chosen = np.flatnonzero(self.counts)
-
-    def pairs_of(self, expert: int) -> NDArray[np.int64]:
-        """Return an expert's pairs, as token * k + rank."""
-        end = self._ends[expert]
-        return self._pairs[end - self.counts[expert] : end]
-
-
-def slot_parts(experts: ExpertWeights, layout: "SlotLayout", expert: int) -> list[SlotPart]:
-    """List the bytes of one expert and their offsets in a slot."""
-    offsets = (0, layout.up_offset, layout.down_offset)
-    return [
-        SlotPart(offset, w.data.reshape(w.batch, -1)[expert])
-        for offset, w in zip(offsets, experts, strict=True)
-    ]
-
-
-def _part(w: QuantMatrix) -> Part:
-    return Part(w.type, w.rows * w.cols, w.num_bytes // w.batch)
-
-
-def _call(
-    memory: _HostMemory, experts: ExpertWeights, max_tokens: int, top_k: int
-) -> _C.HostExpertCall:
-    gate, up, down = (w.handle for w in experts)
-    return _C.HostExpertCall(
-        memory.x.data_ptr(),
-        memory.ids.data_ptr(),
-        memory.weights.data_ptr(),
-        memory.out.data_ptr(),
-        max_tokens,
-        top_k,
-        gate,
-        up,
-        down,
-        memory.left_out.data_ptr(),
-    )
+        return self._finish()

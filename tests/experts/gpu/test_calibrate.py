@@ -1,20 +1,18 @@
 """Measured rates equal those of a simulated machine."""
 
-from collections.abc import Sequence
-from typing import Any
-
 import pytest
 import torch
 from fake_streams import FakeStream
 from gguf import GGMLQuantizationType as T
 from random_weights import random_matrix
 
+from hybridmoe import _C
 from hybridmoe.experts.gpu.prefill_experts import Streams
-from hybridmoe.experts.gpu.weight_stream import COPY_THREADS
 from hybridmoe.experts.routed_experts import ExpertWeights
 from hybridmoe.hardware import isa
 from hybridmoe.hardware.machine import Limits, Rate
 from hybridmoe.kernels import ops
+from hybridmoe.kernels.expert_groups import ExpertGroup, LayerStates
 from hybridmoe.planning.model_sizes import Part
 from hybridmoe.planning.prefill_split import costs_of
 from hybridmoe.planning.rates import GpuRates, rates_of
@@ -25,7 +23,7 @@ from kernel_device import DEVICE
 
 from hybridmoe.experts.gpu import calibrate
 from hybridmoe.experts.gpu.calibrate import FEW_TOKENS, MANY_TOKENS, measure_gpu, with_cpu
-from hybridmoe.kernels.triton.expert_prefill import add_expert, layout_of
+from hybridmoe.kernels.triton.expert_prefill import add_experts, layout_of
 
 CPU = torch.device("cpu")
 LAYER = ExpertWeights(
@@ -52,9 +50,11 @@ class Machine:
     def clock(self) -> float:
         return self.now
 
-    def add_expert(self, out: Any, x: torch.Tensor, *rest: object) -> None:
-        costs = costs_of(PARTS, rates_of("avx512", dram=1, peak_ops=1), self.gpu, [len(x)], 0)
-        self.now += float(costs.gpu[0])
+    def add_experts(self, states: LayerStates, group: ExpertGroup, *rest: object) -> None:
+        num, tokens = len(group.slots), len(states.x)
+        assert group.num_pairs == num * tokens
+        costs = costs_of(PARTS, rates_of("avx512", dram=1, peak_ops=1), self.gpu, [tokens], 0)
+        self.now += num * float(costs.gpu[0])
 
 
 class Link(FakeStream):
@@ -70,27 +70,44 @@ class Link(FakeStream):
 def test_measured_rates_are_those_of_the_machine(
     monkeypatch: pytest.MonkeyPatch, restore_threads: None
 ) -> None:
-    ops.set_num_threads(2 * COPY_THREADS)
-    known = GpuRates(read=3e6, ops=3e8, pcie=5e5, copy=7e5, copy_cpu=0.5, expert_s=0.0)
+    """Of 16 threads, 8 copy as fast as the link."""
+    ops.set_num_threads(16)
+    known = GpuRates(read=3e6, ops=3e8, pcie=5e5, copy=6e5, copy_cpu=0.5, expert_s=0.0)
     machine = Machine(known)
 
-    def fill(threads: object, buffer: torch.Tensor, parts: Sequence[Any]) -> int:
-        machine.spend(sum(part.data.nbytes for part in parts) / 7e5)
-        return buffer.nbytes
+    def fill(threads: _C.CopyThreads, target: torch.Tensor, source: torch.Tensor) -> None:
+        assert target.nbytes == source.nbytes
+        machine.spend(source.nbytes * 8 / threads.num_threads / 6e5)
 
     monkeypatch.setattr(calibrate, "fill", fill)
     streams = Streams(FakeStream(is_lazy=False), FakeStream(is_lazy=False), Link(machine))
-    got = measure_gpu(LAYER, LAYOUT, machine.add_expert, streams, CPU, clock=machine.clock)
+    got = measure_gpu(LAYER, LAYOUT, machine.add_experts, streams, CPU, clock=machine.clock)
     for name in ("read", "ops", "pcie", "copy", "copy_cpu", "expert_s"):
-        assert getattr(got, name) == pytest.approx(getattr(known, name)), name
+        assert getattr(got.rates, name) == pytest.approx(getattr(known, name)), name
+    assert got.threads.num_threads == 8
+
+
+def test_no_more_threads_copy_than_help(
+    monkeypatch: pytest.MonkeyPatch, restore_threads: None
+) -> None:
+    ops.set_num_threads(16)
+    machine = Machine(GpuRates(read=3e6, ops=3e8, pcie=1e9))
+    monkeypatch.setattr(
+        calibrate, "fill", lambda threads, *rest: machine.spend(4.0 / min(threads.num_threads, 4))
+    )
+    streams = Streams(FakeStream(is_lazy=False), FakeStream(is_lazy=False), Link(machine))
+    got = measure_gpu(LAYER, LAYOUT, machine.add_experts, streams, CPU, clock=machine.clock)
+    assert (got.threads.num_threads, got.rates.copy_cpu) == (4, 0.25)
 
 
 def test_products_that_take_no_time_have_a_finite_rate(monkeypatch: pytest.MonkeyPatch) -> None:
     machine = Machine(GpuRates(read=3e6, ops=1e30, pcie=5e5, expert_s=0.0))
     monkeypatch.setattr(calibrate, "fill", lambda *args: machine.spend(1.0))
     streams = Streams(FakeStream(is_lazy=False), FakeStream(is_lazy=False), Link(machine))
-    got = measure_gpu(LAYER, LAYOUT, machine.add_expert, streams, CPU, clock=machine.clock)
-    assert got.ops == pytest.approx(3e6 * MANY_TOKENS)  # bound by reading the dequantized weights
+    got = measure_gpu(LAYER, LAYOUT, machine.add_experts, streams, CPU, clock=machine.clock)
+    assert got.rates.ops == pytest.approx(
+        3e6 * MANY_TOKENS
+    )  # bound by reading the dequantized weights
     assert FEW_TOKENS < MANY_TOKENS
 
 
@@ -107,7 +124,8 @@ def test_the_cpus_rates_are_measured_with_its_own_kernels(
 
 
 def test_it_runs_the_real_copies_and_products(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(calibrate, "MANY_TOKENS", 24)
+    for name, value in (("MANY_TOKENS", 24), ("_ROUNDS", 1), ("group_size", lambda *sizes: 2)):
+        monkeypatch.setattr(calibrate, name, value)
     streams = Streams(*(FakeStream(is_lazy=True) for _ in range(3)))
-    got = measure_gpu(LAYER, LAYOUT, add_expert, streams, DEVICE)
+    got = measure_gpu(LAYER, LAYOUT, add_experts, streams, DEVICE).rates
     assert min(got.read, got.ops, got.pcie, got.copy or 0.0) > 0

@@ -11,6 +11,7 @@ from fake_streams import FakeStream
 from gguf import GGMLQuantizationType as T
 from torch import Tensor
 
+from hybridmoe import _C
 from hybridmoe.device.pending import Pending, Ready
 from hybridmoe.errors import ConfigError, HybridMoeError
 from hybridmoe.experts.backend import CpuExperts
@@ -34,7 +35,8 @@ from kernel_device import DEVICE, moved
 from hybridmoe.experts.gpu.hybrid_experts import HybridExperts
 from hybridmoe.experts.gpu.prefill_experts import ResidentExperts, StreamedExperts, Streams
 from hybridmoe.experts.gpu.slot_pool import slot_layouts
-from hybridmoe.kernels.triton.expert_prefill import add_expert
+from hybridmoe.experts.gpu.weight_stream import WeightStream
+from hybridmoe.kernels.triton.expert_prefill import add_experts
 
 pytestmark = pytest.mark.usefixtures("exact_kernels")  # the bounds of `closeness` are theirs
 
@@ -117,12 +119,19 @@ class OneAtATime:
 
     def __init__(self) -> None:
         self.submitted: list[int] = []
+        self.begun: list[int] = []
         self.num_checks = self.num_closed = 0
         self._cpu = CpuExperts(ROUTED)
 
     def submit(self, layer: int, x: Tensor, ids: Tensor, weights: Tensor) -> Pending:
         self.submitted.append(layer)
         return Ready(self._cpu.submit(layer, x.cpu(), ids.cpu(), weights.cpu()).result().to(DEVICE))
+
+    def begin_step(self, num_tokens: int) -> None:
+        self.begun.append(num_tokens)
+
+    def ready(self, wait_s: float) -> None:
+        raise NotImplementedError
 
     def check(self) -> None:
         self.num_checks += 1
@@ -163,12 +172,16 @@ def test_prompts_use_resident_experts_and_stream_the_others(bench: MakeBench) ->
     slots = made.slots
     assert slots is not None
     gpu = GpuRates(read=1e9, ops=1e12, pcie=1e15, copy=1e15, copy_cpu=0.0, expert_s=0.0)
+    layouts, link = slot_layouts(ROUTED), FakeStream(is_lazy=True)
+    size = max(layout.slot_bytes for layout in layouts)
+    weights = WeightStream(4, size, DEVICE, made.main, link, _C.CopyThreads(1))
     prefill = StreamedExperts(
         ROUTED,
-        slot_layouts(ROUTED),
-        add_expert,
+        layouts,
+        add_experts,
         Rates("avx512", dram=1e8, ops=1e8, attention_ops=1e8, gpu=gpu),
-        Streams(made.main, made.host, FakeStream(is_lazy=True)),
+        Streams(made.main, made.host, link),
+        weights,
         DEVICE,
         max_tokens=20,
         resident=ResidentExperts(slots.slots, slots.cache.table.numpy()),

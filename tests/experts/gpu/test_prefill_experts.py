@@ -1,6 +1,6 @@
 """Prefill on the CPU and the GPU at once, on fake streams."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -8,12 +8,14 @@ import closeness
 import numpy as np
 import pytest
 import torch
+from fake_registrar import FakeRegistrar
 from fake_streams import FakeStream
 from gguf import GGMLQuantizationType as T
 from random_weights import random_matrix
 from waiting import eventually
 from watched_streams import Watch, WatchedEvent, WatchedStream
 
+from hybridmoe import _C
 from hybridmoe.device.streams import Event, Stream
 from hybridmoe.errors import HybridMoeError
 from hybridmoe.experts.backend import CpuExperts
@@ -27,18 +29,20 @@ from kernel_device import DEVICE, moved
 from triton_bounds import U, expert_of_rows
 
 from hybridmoe.experts.gpu import weight_stream
+from hybridmoe.experts.gpu.host_registration import HostRegistration
 from hybridmoe.experts.gpu.hybrid_experts import HybridExperts
 from hybridmoe.experts.gpu.prefill_experts import (
-    AddExpert,
+    AddExperts,
     ResidentExperts,
     StreamedExperts,
     Streams,
-    slot_parts,
 )
 from hybridmoe.experts.gpu.slot_pool import SlotPool
-from hybridmoe.kernels.triton.expert_prefill import add_expert, layout_of
+from hybridmoe.experts.gpu.weight_stream import HostExperts, WeightStream
+from hybridmoe.kernels.triton.expert_prefill import add_experts, layout_of
 
 EXPERTS, HIDDEN, INTER, TOKENS, TOP_K = 6, 64, 32, 40, 3
+BUFFERS = 4  # in groups of two
 GPU = GpuRates(read=1e9, ops=1e12, pcie=1e15, copy=1e15, copy_cpu=0.0, expert_s=0.0)
 RATES = Rates("avx512", dram=1e8, ops=1e8, attention_ops=1e8, gpu=GPU)
 ALL_GPU = RATES
@@ -84,9 +88,8 @@ def resident() -> ResidentExperts:
         layout = layouts[layer]
         assert layout is not None
         table[ROUTED.index_of[layer], expert] = slot
-        for part in slot_parts(ROUTED.layers[layer], layout, expert):
-            end = part.offset + part.data.nbytes
-            slots[slot, part.offset : end] = torch.from_numpy(part.data.copy())
+        for offset, data in HostExperts(ROUTED.layers[layer], layout).parts(expert):
+            slots[slot, offset : offset + data.nbytes] = data
     return ResidentExperts(slots, table)
 
 
@@ -108,15 +111,24 @@ def make() -> Iterator[Make]:
         *,
         routed: RoutedExperts = ROUTED,
         resident: ResidentExperts | None = None,
-        add: AddExpert = add_expert,
+        add: AddExperts = add_experts,
+        registration: HostRegistration | None = None,
     ) -> StreamedExperts:
+        streams = streams or fakes(is_lazy=True)
+        layouts = [layout_of(*weights) for weights in routed.by_index]
+        size = max((layout.slot_bytes for layout in layouts if layout), default=0)
+        threads = _C.CopyThreads(2)
+        weights = WeightStream(
+            BUFFERS, size, DEVICE, streams.main, streams.link, threads, registration
+        )
         made.append(
             StreamedExperts(
                 routed,
-                [layout_of(*weights) for weights in routed.by_index],
+                layouts,
                 add,
                 rates,
-                streams or fakes(is_lazy=True),
+                streams,
+                weights,
                 DEVICE,
                 max_tokens=TOKENS,
                 resident=resident,
@@ -127,6 +139,17 @@ def make() -> Iterator[Make]:
     yield run
     for experts in made:
         experts.close()
+
+
+def registered(num_pages: int = 1 << 20) -> HostRegistration:
+    """Register the experts' memory page by page, so that every expert's is cut."""
+    arrays = [w.data for weights in ROUTED.by_index for w in weights]
+    spans = [(a.ctypes.data, a.ctypes.data + a.nbytes) for a in arrays]
+    registration = HostRegistration(
+        spans, FakeRegistrar(num_pages), most_bytes=1 << 30, piece_bytes=4096
+    )
+    registration.begin(60.0)
+    return registration
 
 
 def submitted(
@@ -309,21 +332,26 @@ class DeafStream(FakeStream):
 
 
 def test_the_lazy_streams_find_a_forgotten_wait(make: Make) -> None:
-    """Let the main stream multiply stale buffers: experts of the previous layer."""
+    """Let the main stream multiply stale buffers: other experts of the layer."""
     main = DeafStream(is_lazy=True, is_current=True)
     experts = make(ALL_GPU, fakes(is_lazy=True)._replace(main=main))
-    for layer in (3, 4):
-        x, ids, weights = inputs(layer)
-        got = submitted(experts, layer, x, ids, weights)
-        if layer == 3:
-            check(experts, layer, x, ids, weights, got)
-            main.is_deaf = True
+    for step in range(2):
+        main.is_deaf = step == 1
+        x, ids, weights = inputs(step)
+        got = submitted(experts, 3, x, ids, weights)
+        if step == 0:
+            check(experts, 3, x, ids, weights, got)
     with pytest.raises(AssertionError, match="out of bounds"):
-        check(experts, 4, x, ids, weights, got)
+        check(experts, 3, x, ids, weights, got)
 
 
 def watched(
-    monkeypatch: pytest.MonkeyPatch, make: Make, rates: Rates = MIXED, deaf: str = ""
+    monkeypatch: pytest.MonkeyPatch,
+    make: Make,
+    rates: Rates = MIXED,
+    deaf: str = "",
+    *,
+    is_registered: bool = False,
 ) -> None:
     """Run two layers, and note every use of memory; `deaf` does not wait."""
     watch = Watch()
@@ -332,19 +360,21 @@ def watched(
     )
     fill = weight_stream.fill
 
-    def noted_fill(threads: Any, buffer: torch.Tensor, parts: Any) -> int:
-        watch.note("thread", "fill", writes=(buffer,))
-        return fill(threads, buffer, parts)
+    def noted_fill(threads: Any, target: torch.Tensor, source: torch.Tensor) -> None:
+        watch.note("thread", "fill", writes=(target,))
+        fill(threads, target, source)
 
-    def noted_add(out: Any, x: Any, rows: Any, factor: Any, slot: Any, layout: Any) -> None:
-        watch.note("main", "products", (x, slot), (out,))
-        add_expert(out, x, rows, factor, slot, layout)
+    def noted_add(states: Any, group: Any, data: Any, layout: Any, rows: int) -> None:
+        slots = [data[slot] for slot in group.slots.tolist()]
+        watch.note("main", "products", (states.x, *slots), (states.out,))
+        add_experts(states, group, data, layout, rows)
 
     monkeypatch.setattr(weight_stream, "fill", noted_fill)
     if deaf == "thread":
         wait = WatchedEvent.wait
         monkeypatch.setattr(WatchedEvent, "wait", lambda e: e.name == "link" or wait(e))
-    experts = make(rates, streams, add=noted_add)
+    registration = registered() if is_registered else None
+    experts = make(rates, streams, add=noted_add, registration=registration)
     for layer in ROUTED.numbers:
         call, reads, writes = experts.host_memory(layer)
         watch.calls[id(call)] = (reads, writes)
@@ -360,22 +390,84 @@ def watched(
         assert plan.cpu and (rates is ALL_CPU or len(plan.streamed) > 2)
 
 
-def test_nothing_races(monkeypatch: pytest.MonkeyPatch, make: Make) -> None:
-    watched(monkeypatch, make)
+@pytest.mark.parametrize("is_registered", [False, True], ids=["staged", "registered"])
+def test_nothing_races(monkeypatch: pytest.MonkeyPatch, make: Make, is_registered: bool) -> None:
+    watched(monkeypatch, make, is_registered=is_registered)
 
 
 @pytest.mark.parametrize(
-    ("deaf", "rates", "race"),
+    ("deaf", "rates", "is_registered", "race"),
     [
-        ("main", MIXED, "link copy and main products"),  # read before it has arrived
-        ("link", MIXED, "main products and link copy"),  # overwritten while it is read
-        ("thread", MIXED, "link copy and thread fill"),
-        ("main", ALL_CPU, "host copy and main sum"),
+        ("main", MIXED, False, "link copy and main products"),  # read before it has arrived
+        ("main", MIXED, True, "link copy and main products"),
+        ("link", MIXED, False, "main products and link copy"),  # overwritten while it is read
+        ("link", MIXED, True, "main products and link copy"),
+        ("thread", MIXED, False, "link copy and thread fill"),
+        ("main", ALL_CPU, False, "host copy and main sum"),
     ],
-    ids=["arrival", "device buffer", "pinned buffer", "result"],
+    ids=["arrival", "arrival-direct", "buffer", "buffer-direct", "pinned piece", "result"],
 )
 def test_each_forgotten_wait_is_a_race(
-    monkeypatch: pytest.MonkeyPatch, make: Make, deaf: str, rates: Rates, race: str
+    monkeypatch: pytest.MonkeyPatch,
+    make: Make,
+    deaf: str,
+    rates: Rates,
+    is_registered: bool,
+    race: str,
 ) -> None:
     with pytest.raises(AssertionError, match=f"{race} race"):
-        watched(monkeypatch, make, rates, deaf)
+        watched(monkeypatch, make, rates, deaf, is_registered=is_registered)
+
+
+@pytest.mark.parametrize("num_pages", [1 << 20, 7], ids=["all", "some"])
+def test_registered_memory_gives_the_same_bits(make: Make, num_pages: int) -> None:
+    """Memory of a few pages: experts are copied in part directly, in part through the threads."""
+    registration = registered(num_pages)
+    assert (registration.error is None) == (num_pages > 7)
+    results = []
+    for given in (None, registration):
+        experts = make(ALL_GPU, registration=given)
+        results.append([submitted(experts, layer, *inputs(layer)) for layer in (3, 4)])
+    assert all(map(torch.equal, *results))
+
+
+def steps(experts: StreamedExperts, tokens: Sequence[int]) -> list[torch.Tensor]:
+    """Run whole steps; returns all layers' sums."""
+    results = []
+    for number, count in enumerate(tokens):
+        experts.begin_step(count)
+        for layer in ROUTED.numbers:
+            results.append(submitted(experts, layer, *inputs(10 * number + layer, count)))
+            check(experts, layer, *inputs(10 * number + layer, count), results[-1])
+    return results
+
+
+@pytest.mark.parametrize("rates", [ALL_GPU, MIXED], ids=["gpu", "mixed"])
+def test_copies_begin_ahead_of_their_layer(make: Make, rates: Rates) -> None:
+    """From the second step on, as long as steps do not get much shorter."""
+    experts = make(rates, registration=registered())
+    steps(experts, [TOKENS])
+    assert experts.tally.ahead == 0
+    steps(experts, [TOKENS, TOKENS // 2])
+    before = experts.tally.ahead
+    assert before > 3 * BUFFERS
+    steps(experts, [2])
+    assert experts.tally.ahead == before
+    staged = make(rates)
+    steps(staged, [TOKENS, TOKENS])
+    assert staged.tally.ahead == 0
+
+
+def test_what_began_ahead_may_be_left_unused(make: Make) -> None:
+    """Steps whose tokens choose other experts, that skip a layer, and that fail."""
+    experts = make(ALL_GPU, registration=registered())
+    for chosen in ([0, 1, 2], [3, 4, 5], [2, 3, 4]):
+        experts.begin_step(TOKENS)
+        for layer in (3, 7) if chosen[0] == 3 else ROUTED.numbers:
+            x, ids, weights = inputs(layer)
+            ids = torch.tensor(chosen, dtype=torch.int32).repeat(TOKENS, 1)
+            weights = weights.nan_to_num(0.5)
+            check(experts, layer, x, ids, weights, submitted(experts, layer, x, ids, weights))
+    experts.begin_step(TOKENS)
+    experts.submit(3, *moved(*inputs(1)))  # its result is never taken
+    steps(experts, [TOKENS])

@@ -1,0 +1,149 @@
+"""Registration of host memory with a GPU, so that its copy engine reads a file's pages directly.
+
+Copies from registered memory take no time of the CPU, and no memory traffic but the read itself.
+Registering locks the pages in RAM, at some gigabytes a second: a thread does it, piece by piece,
+while the model is used already. Where it is refused, copies are staged as before.
+"""
+
+import threading
+from bisect import bisect_right
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple, Protocol
+
+import torch
+
+from hybridmoe.errors import DeviceError
+
+__all__ = ["CudaRegistrar", "HostRegistration", "Piece", "Registrar"]
+
+PIECE_BYTES = 64 << 20  # other calls of the driver wait for one registration at most
+_PAGE_BYTES = 4096
+
+Span = tuple[int, int]  # addresses: first, end
+
+
+class Registrar(Protocol):
+    """Locks host memory for a GPU. Both methods may be called from any thread."""
+
+    def register(self, address: int, num_bytes: int) -> None:
+        """Lock whole pages. Errors: DeviceError."""
+        ...
+
+    def unregister(self, address: int) -> None: ...
+
+
+class CudaRegistrar:
+    """`Registrar` of a CUDA GPU."""
+
+    _READ_ONLY = 8  # cudaHostRegisterReadOnly: pages of a file that is mapped for reading
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._runtime: Any = torch.cuda.cudart()  # type: ignore[no-untyped-call]
+
+    def register(self, address: int, num_bytes: int) -> None:
+        with torch.cuda.device(self._device):
+            result = self._runtime.cudaHostRegister(address, num_bytes, self._READ_ONLY)
+        if int(result):
+            raise DeviceError(f"cudaHostRegister of {num_bytes} bytes: {result}")
+
+    def unregister(self, address: int) -> None:
+        with torch.cuda.device(self._device):
+            self._runtime.cudaHostUnregister(address)
+
+
+class Piece(NamedTuple):
+    """Part of a range that one copy may take."""
+
+    start: int  # from the range's first byte
+    end: int
+    is_registered: bool
+
+
+class HostRegistration:
+    """Memory that is registered, or being so. All methods but `close` from any thread."""
+
+    def __init__(
+        self,
+        spans: Sequence[Span],
+        registrar: Registrar,
+        *,
+        most_bytes: int,
+        piece_bytes: int = PIECE_BYTES,
+    ) -> None:
+        """spans: memory to register, the most wanted first. most_bytes: that may be locked."""
+        self._pieces = list(_cut(spans, most_bytes, piece_bytes))
+        self._registrar = registrar
+        self._done: list[Span] = []  # sorted; replaced, never changed
+        self._is_closing = False
+        self._finished = threading.Event()
+        self._thread: threading.Thread | None = None
+        self.error: str | None = None  # why the rest is not registered
+
+    @property
+    def num_bytes(self) -> int:
+        """Registered so far."""
+        return sum(end - start for start, end in self._done)
+
+    def begin(self, wait_s: float = 0.0) -> None:
+        """Start the thread, unless it is; wait up to `wait_s` for it to finish."""
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._work, name="host memory", daemon=True)
+            self._thread.start()
+        self._finished.wait(wait_s)
+
+    def pieces(self, address: int, num_bytes: int) -> Iterator[Piece]:
+        """Cut a range where registrations begin and end."""
+        done, at, end = self._done, address, address + num_bytes
+        number = max(0, bisect_right(done, (address, end)) - 1)
+        for first, last in done[number:]:
+            if first >= end:
+                break
+            if last <= at:
+                continue
+            if at < first:
+                yield Piece(at - address, first - address, False)
+                at = first
+            stop = min(end, last)
+            yield Piece(at - address, stop - address, True)
+            at = stop
+        if at < end:
+            yield Piece(at - address, num_bytes, False)
+
+    def close(self) -> None:
+        """Stop, and unlock all memory; no copy from it may be under way. Idempotent."""
+        self._is_closing = True
+        if self._thread is not None:
+            self._thread.join()
+        done, self._done = self._done, []
+        for start, _ in done:
+            self._registrar.unregister(start)
+
+    def _work(self) -> None:
+        try:
+            for start, end in self._pieces:
+                if self._is_closing:
+                    break
+                self._registrar.register(start, end - start)
+                self._done = sorted([*self._done, (start, end)])
+        except DeviceError as error:
+            self.error = str(error)
+        finally:
+            self._finished.set()
+
+
+def _cut(spans: Sequence[Span], most_bytes: int, piece_bytes: int) -> Iterator[Span]:
+    """Cut spans into pieces of whole pages, each page once, up to `most_bytes` in all."""
+    taken: list[Span] = []
+    for first, last in spans:
+        start, end = first // _PAGE_BYTES * _PAGE_BYTES, -(-last // _PAGE_BYTES) * _PAGE_BYTES
+        # Neighbours in the file share a page.
+        start = max([start, *(e for s, e in taken if s <= start < e)])
+        end = min([end, *(s for s, e in taken if s < end <= e)])
+        for at in range(start, end, piece_bytes):
+            stop = min(end, at + piece_bytes)
+            if stop - at > most_bytes:
+                return
+            most_bytes -= stop - at
+            taken.append((at, stop))
+            yield at, stop
