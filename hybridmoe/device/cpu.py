@@ -42,6 +42,12 @@ class CpuDevice:
     def empty_bytes(self, *shape: int) -> Tensor:
         return torch.empty(shape, dtype=torch.uint8, device="cpu")
 
+    def host_bytes(self, size: int) -> Tensor:
+        return self.empty_bytes(size)
+
+    def synchronize(self) -> None:
+        return
+
     def pages(self, data: Tensor, type: str, dim: int) -> KvPages:
         return KvPages(data, type, dim)
 

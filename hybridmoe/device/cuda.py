@@ -14,6 +14,7 @@ from hybridmoe.config import check_gpu_kv_type
 from hybridmoe.device.cuda_block_tables import CudaBlockTables
 from hybridmoe.device.interface import Matrix, Pages, Tables
 from hybridmoe.device.pending import Pending
+from hybridmoe.device.streams import host_empty
 from hybridmoe.kernels import ops
 from hybridmoe.kernels.matrix import QuantMatrix
 from hybridmoe.kernels.paged_mla import Span
@@ -102,6 +103,12 @@ class CudaDevice:
 
     def empty_bytes(self, *shape: int) -> Tensor:
         return torch.empty(shape, dtype=torch.uint8, device=self.torch)
+
+    def host_bytes(self, size: int) -> Tensor:
+        return host_empty((size,), torch.uint8, self.torch)
+
+    def synchronize(self) -> None:
+        torch.cuda.current_stream(self.torch).synchronize()
 
     def pages(self, data: Tensor, type: str, dim: int) -> CudaPages:
         """View `data` as pages of f16 or bf16. Errors: ConfigError for another type."""

@@ -3,7 +3,9 @@
 from collections.abc import Sequence
 from typing import NamedTuple, Self
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from hybridmoe.kernels.paged_mla import PAGE_TOKENS, Span
@@ -54,7 +56,7 @@ class CudaBlockTables:
         short = [span for span in spans if span.num_tokens < PROMPT_TOKENS]
         num_pages = max((_num_pages(span) for span in short), default=0)
         if all(span.num_tokens == 1 for span in spans):
-            num_pages = 1 << (num_pages - 1).bit_length() if num_pages else 0
+            num_pages = cls.padded_pages(spans)
         slots, rows, seen, tables, prompts = [], list[int](), list[int](), list[Tensor](), []
         first = 0
         for span in spans:
@@ -80,15 +82,32 @@ class CudaBlockTables:
         table.prompts = tuple(prompts)
         return table
 
-    def clone(self) -> Self:
-        """Copy to new memory. Without prompts only."""
-        assert not self.prompts
-        return type(self)(self._buffer.clone(), *self._sizes)
+    @staticmethod
+    def num_ints(num_tokens: int, num_short: int, num_pages: int) -> int:
+        """Return the size of the buffer."""
+        return 2 * (num_tokens + num_short) + num_short * (1 + num_pages)
 
-    def copy_(self, other: Self) -> None:
-        """Copy the contents of other tables of the same sizes."""
-        assert self._sizes == other._sizes, (self._sizes, other._sizes)
-        self._buffer.copy_(other._buffer)
+    @staticmethod
+    def padded_pages(spans: Sequence[Span]) -> int:
+        """Return num_pages of spans of one token each."""
+        num_pages = max((_num_pages(span) for span in spans), default=0)
+        return 1 << (num_pages - 1).bit_length() if num_pages else 0
+
+    @staticmethod
+    def pack_decode(spans: Sequence[Span], num_pages: int, out: NDArray[np.int32]) -> None:
+        """Write the buffer of spans of one token each, as `of` makes it."""
+        tokens = len(spans)
+        slots = out[: 2 * tokens].view(np.int64)
+        out[2 * tokens : 4 * tokens].view(np.int64)[:] = range(tokens)  # rows
+        positions = out[4 * tokens : 5 * tokens]
+        tables = out[5 * tokens :].reshape(tokens, num_pages)
+        for i, span in enumerate(spans):
+            used = _num_pages(span)
+            tables[i, :used] = span.pages[:used]
+            tables[i, used:] = 0
+            page, row = divmod(span.start, PAGE_TOKENS)
+            slots[i] = span.pages[page] * PAGE_TOKENS + row
+            positions[i] = span.start + 1
 
 
 def _num_pages(span: Span) -> int:

@@ -45,7 +45,7 @@ class Tables(Protocol):
 
 
 class Device(Protocol):
-    """Device of the dense part. Only `to_host` waits for it."""
+    """Device of the dense part. Only `to_host` and `synchronize` wait for it."""
 
     type: str  # "cpu" | "cuda"
 
@@ -76,6 +76,14 @@ class Device(Protocol):
 
     def empty_bytes(self, *shape: int) -> Tensor:
         """Allocate uint8 memory for the KV cache. Errors: RuntimeError (torch's) if none left."""
+        ...
+
+    def host_bytes(self, size: int) -> Tensor:
+        """Allocate uint8 memory of the host from and to which copies do not wait."""
+        ...
+
+    def synchronize(self) -> None:
+        """Wait for all queued work."""
         ...
 
     def pages(self, data: Tensor, type: str, dim: int) -> Pages:

@@ -16,6 +16,7 @@ from hybridmoe.experts.backend import CpuExperts, ExpertBackend
 from hybridmoe.experts.stats import ExpertStats
 from hybridmoe.kernels.ops import gather_rows
 from hybridmoe.kernels.paged_mla import Span
+from hybridmoe.model.cuda_graphs import Outputs
 from hybridmoe.model.damage import describe_damage
 from hybridmoe.model.mla import LatentAttention
 from hybridmoe.model.moe import DenseFfn, MoeFfn
@@ -71,6 +72,7 @@ class Decoder:
         self._stages = stages_of(self.devices, self._layers)
         self.guard = CudaErrorGuard(vram_bytes)
         self._graph_pages: Sequence[Pages] | None = None
+        self._outputs: Outputs | None = None  # of the last step, if it has computed its logits
         if experts.wants_prefetch_hints:
             for layer, following in pairwise(self._layers):
                 layer.hint_to(following)
@@ -80,7 +82,8 @@ class Decoder:
         is_capturable = all(stage.device.is_capturable for stage in self._stages)
         if is_capturable and self._experts.is_capturable:
             for stage in self._stages:
-                stage.use_graphs(pages, self._experts.replayed)
+                is_last = stage is self._stages[-1]
+                stage.use_graphs(pages, self._experts.replayed, self._logits if is_last else None)
             self._graph_pages = pages
 
     @contextmanager
@@ -121,27 +124,39 @@ class Decoder:
         first = self._stages[0].device
         with torch_threads(1), first.active(), self.guard.watch(len(token_ids)):
             ids = torch.tensor(token_ids, dtype=torch.int64)
-            x = first.upload(gather_rows(self._embedding, ids))  # (T, H)
+            outputs = Outputs(gather_rows(self._embedding, ids), None)
             cos_sin = self._rope.cos_sin(_positions(spans))
-            positions = [stage.positions(cos_sin, spans) for stage in self._stages]
             self._experts.begin_step(len(token_ids))
             with_graphs = pages is self._graph_pages and _is_decoding(spans)
-            for stage, where in zip(self._stages, positions, strict=True):
-                x = stage.forward(x, pages, where, trace, with_graphs=with_graphs)
+            for stage in self._stages:
+                outputs = stage.forward(
+                    outputs.states, pages, cos_sin, spans, trace, with_graphs=with_graphs
+                )
             self._experts.end_step()
-            return x
+            self._outputs = None if outputs.logits is None else outputs
+            return outputs.states
 
     @torch.inference_mode()
     def logits(self, x: Tensor) -> Tensor:
-        """Compute logits (T, V) f32, on the CPU, from final states (T, H)."""
+        """Compute logits (T, V) f32, on the CPU, from final states (T, H).
+
+        Those of a graph have come with the states, and are valid until the next step.
+        """
         with torch_threads(1), self.device.active(), self.guard.watch(len(x)):
-            return self.device.to_host(self.device.linear(self._norm(x), self._head))
+            if self._outputs is not None and x is self._outputs.states:
+                assert self._outputs.logits is not None
+                self.device.synchronize()
+                return self._outputs.logits
+            return self.device.to_host(self._logits(x))
 
     @torch.inference_mode()
     def is_finite(self, x: Tensor) -> bool:
         """Return True if a tensor, on the device or the CPU, has neither NaN nor infinity."""
         with torch_threads(1), self.device.active(), self.guard.watch(len(x)):
             return bool(torch.isfinite(x.sum()))
+
+    def _logits(self, x: Tensor) -> Tensor:
+        return self.device.linear(self._norm(x), self._head)
 
     def find_damage(self, token_ids: Sequence[int], span: Span, pages: Sequence[Pages]) -> str:
         """Repeat a sequence's chunk of a step; describe in one line where NaN or infinity begins.

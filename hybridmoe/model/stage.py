@@ -6,17 +6,17 @@ A model on one device is one stage; on several GPUs it is a pipeline of as many,
 from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import groupby
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 from torch import Tensor
 
 from hybridmoe.device.interface import Device, Pages, Tables
 from hybridmoe.device.pending import Pending
 from hybridmoe.kernels.paged_mla import Span
-from hybridmoe.model.cuda_graphs import DecodeGraphs
+from hybridmoe.model.cuda_graphs import DecodeGraphs, Outputs
 from hybridmoe.model.router import Routing
 
-__all__ = ["Layer", "Positions", "Stage", "stages_of"]
+__all__ = ["Layer", "Stage", "stages_of"]
 
 
 class Layer(Protocol):
@@ -34,13 +34,6 @@ class Layer(Protocol):
     ) -> tuple[Tensor, Pending | None]: ...
 
 
-class Positions(NamedTuple):
-    """Where a step's tokens are, on the device of one stage."""
-
-    cos_sin: Tensor  # (T, rope)
-    tables: Tables
-
-
 class Stage:
     """Layers `first` and following on one device, and their decode steps as CUDA graphs."""
 
@@ -50,36 +43,42 @@ class Stage:
         self._range = slice(first, first + len(layers))
         self._graphs: DecodeGraphs | None = None
 
-    def use_graphs(self, pages: Sequence[Pages], replayed: Callable[[range], None]) -> None:
+    def use_graphs(
+        self,
+        pages: Sequence[Pages],
+        replayed: Callable[[range], None],
+        head: Callable[[Tensor], Tensor] | None,
+    ) -> None:
         """Prepare graphs over these pages, of all layers of the model.
 
         replayed: told the layers of a graph that has started, as `ExpertBackend.replayed` is.
+        head: of the last stage, maps states to logits.
         """
         started = partial(replayed, range(self._range.start, self._range.stop))
-        self._graphs = DecodeGraphs(self.device, partial(self._run, pages[self._range]), started)
-
-    def positions(self, cos_sin: Tensor, spans: Sequence[Span]) -> Positions:
-        """Copy a step's positions to the device."""
-        return Positions(self.device.upload(cos_sin), self.device.tables(spans))
+        run = partial(self._run, pages[self._range])
+        self._graphs = DecodeGraphs(self.device, run, started, head)
 
     def forward(
         self,
         x: Tensor,
         pages: Sequence[Pages],
-        positions: Positions,
+        cos_sin: Tensor,
+        spans: Sequence[Span],
         trace: list[Routing] | None,
         *,
         with_graphs: bool,
-    ) -> Tensor:
+    ) -> Outputs:
         """Map the states (T, H) of a step, on any device, to those behind the last layer, here.
 
-        pages: of all layers of the model. with_graphs: by the graphs over them.
+        pages: of all layers of the model. cos_sin: (T, R), on the host. with_graphs: by the graphs
+        over the pages.
         """
         with self.device.active():
-            x = self.device.upload(x)
             if with_graphs and self._graphs is not None:
-                return self._graphs.forward(x, *positions, trace)
-            return self._run(pages[self._range], x, *positions, trace)
+                return self._graphs.forward(x, cos_sin, spans, trace)
+            tables = self.device.tables(spans)
+            x, cos_sin = self.device.upload(x), self.device.upload(cos_sin)
+            return Outputs(self._run(pages[self._range], x, cos_sin, tables, trace), None)
 
     def _run(
         self,

@@ -105,6 +105,10 @@ class InterpretedDevice(CudaDevice):
     def active(self) -> AbstractContextManager[object]:
         return nullcontext()
 
+    def synchronize(self) -> None:
+        if self._main is not None:
+            self._main.synchronize()
+
     def capture(self, function: Callable[[], None]) -> Callable[[], None]:
         function()
         main = self._main
