@@ -30,6 +30,7 @@ from hybridmoe.kernels.triton.expert_ffn import SlotLayout, expert_ffn
 from hybridmoe.kernels.triton.expert_prefill import add_experts, layout_of
 from hybridmoe.kernels.triton.launches import Launch, record_launches
 from hybridmoe.kernels.triton.matrix import MATRIX_TYPES, DeviceMatrix
+from hybridmoe.kernels.triton.vector_gemv import MAX_VECTOR_TOKENS
 from hybridmoe.model.decoder import Decoder
 from hybridmoe.model.weights import BlockWeights, Weights, routed_experts
 from hybridmoe.planning.plan import Plan
@@ -38,10 +39,11 @@ __all__ = ["GpuPart", "model_launches", "run_steps"]
 
 _META = torch.device("meta")
 
-# One token, several, a short prompt, a long one. Others differ in numbers that no binary knows.
+# One token, a few, several, a short prompt, a long one. Others differ in numbers no binary knows.
 _KINDS_OF_STEPS = (
     [Span(1, 0, (0,))],
     [Span(1, 0, (0,)), Span(1, 0, (1,))],
+    [Span(MAX_VECTOR_TOKENS + 1, 0, (0,))],
     [Span(PREFILL_TOKENS + 1, 0, (0,))],
     [Span(PROMPT_TOKENS, 0, tuple(range(-(-PROMPT_TOKENS // PAGE_TOKENS))))],
 )
@@ -135,9 +137,7 @@ class _MetaDevice(CudaDevice):
         if self._is_on_cpu(name):
             return w
         kind = w.type if w.type in MATRIX_TYPES else GGMLQuantizationType.BF16
-        empty = DeviceMatrix(self.empty_bytes(0), kind, 0, w.rows, w.cols)
-        data = self.empty_bytes(w.batch * w.rows * empty.row_bytes)
-        return DeviceMatrix(data, kind, w.batch, w.rows, w.cols)
+        return DeviceMatrix.empty(kind, (w.batch, w.rows, w.cols), self.torch)
 
     def linear(self, x: Tensor, w: Matrix, out: Tensor | None = None) -> Tensor:
         if isinstance(w, QuantMatrix):

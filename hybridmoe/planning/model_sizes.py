@@ -26,6 +26,9 @@ _GPU_TYPES = (
 GPU_EXPERT_TYPES = frozenset(GGMLQuantizationType[name] for name in _GPU_TYPES.split())
 GPU_TYPES = GPU_EXPERT_TYPES | {GGMLQuantizationType.F32}
 
+_PACKED_TYPES = frozenset(GGMLQuantizationType[name] for name in ("Q8_0", "Q4_0", "Q6_K"))
+_PACKED_ROW_BYTES = 16  # rows of these begin at multiples (kernels.triton.packing)
+
 
 class Part(NamedTuple):
     """Matrices of one type, summed."""
@@ -131,17 +134,18 @@ def sizes_of(
     sums = [_LayerSum(config, number) for number in range(config.num_layers)]
     for (layer, role, suffix), tensor in named:
         part = Part(tensor.type, prod(tensor.shape), tensor.num_bytes)
+        num_rows = prod(tensor.shape[:-1])
         kind = part_of(role)
         if kind == "embedding":
             sums[0].embedding_bytes += part.num_bytes
             if is_tied:
-                sums[-1].add_dense(part, "output", is_on_cpu=False)
+                sums[-1].add_dense(part, "output", num_rows, is_on_cpu=False)
         elif layer is None or layer < config.num_layers:
             layer_sum = sums[-1 if layer is None else layer]
             if kind == "routed experts":
                 layer_sum.add_experts(f"{role}.{suffix}", part)
             else:
-                layer_sum.add_dense(part, kind, is_on_cpu=is_on_cpu(tensor.name))
+                layer_sum.add_dense(part, kind, num_rows, is_on_cpu=is_on_cpu(tensor.name))
     return _sum(config, [layer.sizes(is_tied) for layer in sums], None)
 
 
@@ -160,12 +164,12 @@ class _LayerSum:
         count = self._config.num_experts
         self._experts[name] = Part(part.type, part.num_params // count, part.num_bytes // count)
 
-    def add_dense(self, part: Part, kind: str, *, is_on_cpu: bool) -> None:
+    def add_dense(self, part: Part, kind: str, num_rows: int, *, is_on_cpu: bool) -> None:
         (self._head if kind == "output" else self._dense).append(part)
         if is_on_cpu:
             self._cpu_bytes += part.num_bytes
         else:
-            self._gpu_bytes += _gpu_bytes(part)
+            self._gpu_bytes += _gpu_bytes(part, num_rows)
 
     def sizes(self, is_tied: bool) -> ModelSizes:
         """Errors: GGUFError for a layer without gate, up and down."""
@@ -207,7 +211,9 @@ def _sum(config: ModelConfig, layers: Sequence[ModelSizes], only: range | None) 
     )
 
 
-def _gpu_bytes(part: Part) -> int:
+def _gpu_bytes(part: Part, num_rows: int) -> int:
+    if part.type in _PACKED_TYPES:
+        return part.num_bytes + num_rows * (-(part.num_bytes // num_rows) % _PACKED_ROW_BYTES)
     return part.num_bytes if part.type in GPU_TYPES else 2 * part.num_params
 
 

@@ -61,7 +61,7 @@ def test_every_launch_of_a_run_is_listed(
     write_tiny(path, **{**SMALL, "context": 2048, **options})  # type: ignore[arg-type]
     use_gpu(monkeypatch)
     with hybridmoe.load(path, vram="2GiB") as llm, watch_launches() as launched:
-        for num_tokens in (1, 3, 17, 65):  # one, several, a short and a long prompt
+        for num_tokens in (1, 3, 5, 17, 65):  # one, a few, several, a short and a long prompt
             llm.logits(list(range(num_tokens)))
     assert len(launched) > 8
     assert not launched.keys() - listed(path)

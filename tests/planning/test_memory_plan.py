@@ -28,6 +28,11 @@ K2_TOKEN_KV = 61 * 576 * 2  # f16
 TOTAL = 60 * 384
 
 
+def _row_bytes(kind: Type, cols: int) -> int:
+    weights, block_bytes = GGML_QUANT_SIZES[kind]
+    return cols // weights * block_bytes
+
+
 @pytest.fixture(scope="module")
 def k2(tmp_path_factory: pytest.TempPathFactory) -> ModelSizes:
     path: Path = tmp_path_factory.mktemp("k2") / "k2.gguf"
@@ -104,8 +109,9 @@ def test_more_ram_never_holds_fewer_experts(k2: ModelSizes, low: float, more: fl
 
 @pytest.mark.parametrize("vram", [8, 12, 16, 24, 32, 48, 96])
 def test_cards_from_8_to_96_gb(k2: ModelSizes, vram: int) -> None:
+    padding = {(Type.Q6_K, 7168): 8, (Type.Q8_0, 128): 8}  # a row's, to multiples of 16 bytes
     core = sum(
-        prod(shape) // GGML_QUANT_SIZES[type][0] * GGML_QUANT_SIZES[type][1]
+        prod(shape[:-1]) * (_row_bytes(type, shape[-1]) + padding.get((type, shape[-1]), 0))
         for name, shape, type in k2_tensors()
         if "_exps" not in name and name != "token_embd.weight"
     )
@@ -178,7 +184,8 @@ def test_tensors_left_to_the_cpu_are_counted_there(tmp_path: Path) -> None:
     outline = read_outline(write_k2(tmp_path / "k2.gguf"))
     sizes = sizes_of(outline.tensors, outline.config, lambda name: "shexp" in name)
     assert sizes.cpu_bytes == sum(t.num_bytes for t in outline.tensors if "shexp" in t.name)
-    assert sizes.gpu_bytes + sizes.cpu_bytes == sizes.dense_bytes
+    everything = sizes_of(outline.tensors, outline.config)
+    assert sizes.gpu_bytes + sizes.cpu_bytes == everything.gpu_bytes
     assert ("weights pinned to the CPU", sizes.cpu_bytes) in plan(sizes, 700, 24).ram.parts
 
 
@@ -206,6 +213,25 @@ def test_the_planner_knows_the_cards_types() -> None:
     matrix = pytest.importorskip("hybridmoe.kernels.triton.matrix")
     assert frozenset(matrix.TYPES) == GPU_EXPERT_TYPES
     assert frozenset(matrix.MATRIX_TYPES) == GPU_TYPES
+
+
+@pytest.mark.parametrize("kind", [Type.Q8_0, Type.Q4_0, Type.Q4_K, Type.Q6_K])
+def test_rows_are_as_long_as_in_vram(kind: Type, tmp_path: Path) -> None:
+    matrix = pytest.importorskip("hybridmoe.kernels.triton.matrix")
+    outline = read_outline(write_k2(tmp_path / "k2.gguf"))
+    head = next(t for t in outline.tensors if t.name == "output.weight")
+    rows, cols = head.shape
+
+    def gpu_bytes(kind: Type, num_bytes: int) -> int:
+        new = replace(head, type=kind, num_bytes=num_bytes)
+        tensors = [new if t is head else t for t in outline.tensors]
+        return sizes_of(tensors, outline.config).gpu_bytes
+
+    num_bytes = rows * _row_bytes(kind, cols)
+    padded = matrix.DeviceMatrix.empty(kind, (1, rows, cols), "meta").data.numel()
+    assert (padded > num_bytes) == (kind == Type.Q6_K)
+    others = gpu_bytes(Type.F16, 2 * rows * cols) - 2 * rows * cols
+    assert gpu_bytes(kind, num_bytes) == others + padded
 
 
 def test_a_refusal_says_what_to_lower_and_by_how_much(k2: ModelSizes) -> None:

@@ -14,11 +14,13 @@ An exponential e^x on a GPU is 2^(x log2 e), whose rounded exponent makes it off
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import closeness
 import numpy as np
 import torch
 from closeness import Array
+from gguf import GGMLQuantizationType
 from numpy.typing import NDArray
 
 from hybridmoe.kernels.matrix import QuantMatrix
@@ -33,6 +35,15 @@ def bfloat16(a: NDArray[np.float32]) -> Array:
         return torch.from_numpy(np.ascontiguousarray(a, np.float32)).bfloat16().double().numpy()
     bits = np.ascontiguousarray(a, np.float32).view(np.uint32) & np.uint32(0xFFFF0000)
     return bits.view(np.float32).astype(np.float64)
+
+
+def offsets(w: QuantMatrix) -> Array:
+    """(B, N, K): what kernels add to scale * code; Q8_0's signed codes have 128 added there."""
+    if w.type != GGMLQuantizationType.Q8_0:
+        return closeness.offsets(w)
+    blocks = w.data.reshape(-1, 34).copy()
+    blocks[:, 2:] = 0x80
+    return closeness.weights(replace(w, data=blocks.reshape(-1)))
 
 
 def sum_bound(cols: int, magnitude: Array) -> Array:

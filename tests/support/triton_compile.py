@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from itertools import product as product_of
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,9 @@ from hybridmoe.kernels.triton import decode_attention as attention
 from hybridmoe.kernels.triton import elementwise, hand_over, router
 from hybridmoe.kernels.triton import expert_ffn as experts
 from hybridmoe.kernels.triton import matmul as product
+from hybridmoe.kernels.triton import vector_gemv as vectors
 from hybridmoe.kernels.triton.dequant import KINDS
+from hybridmoe.kernels.triton.vectors import VECTOR_KINDS
 
 POINTERS = {  # by the name of a kernel's argument; all others ending in _ptr are float32
     "w_ptr": "*u8",
@@ -83,6 +86,8 @@ def compiled(kernel: Any, constants: dict[str, Any], arch: int, **options: int) 
         "shared_bytes": binary.metadata.shared,
         "cubin_bytes": len(binary.asm["cubin"]),
         "has_16_byte_loads": "ld.global.v4.b32" in assembly,
+        "loads_of_x": assembly.count("ld.global.v4.b32"),
+        "barriers": assembly.count("bar.sync"),
         "reduces_a_reshape": '"tt.reduce"' in ttgir and "tt.reshape" in binary.asm["ttir"],
         "warps": binary.metadata.num_warps,
         "wanted": sorted(lane_distances(ttgir)),
@@ -101,9 +106,17 @@ def expert_kernels() -> Iterator[tuple[Any, dict[str, Any], dict[str, int]]]:
 def product_kernels() -> Iterator[tuple[Any, dict[str, Any], dict[str, int]]]:
     for kind in KINDS:
         for is_one in (True, False):
+            if is_one and kind in VECTOR_KINDS:
+                continue
             constants = {"IS_ONE": is_one, "DOT": tl.bfloat16, "KIND": kind, "ROWS": 16}
+            constants["IS_PACKED"] = kind in VECTOR_KINDS
             yield product._gemv_kernel, constants, {"num_warps": 4 if is_one else 8}
-    yield product._dequantize_kernel, {"KIND": "Q4_K", "ROWS": 16}, {}
+    yield product._dequantize_kernel, {"KIND": "Q4_K", "IS_PACKED": False, "ROWS": 16}, {}
+    plans = {vectors.plan_vectors(*sizes) for sizes in ((18432, 7168), (1536, 7168), (512, 128))}
+    for kind, plan, tokens in product_of(VECTOR_KINDS, sorted(plans), (1, 4)):
+        constants = {"TOKENS": tokens, "KIND": kind, "REPEATS": plan.repeats}
+        constants |= {"WARPS": plan.num_warps, "ROW_LANES": plan.row_lanes}
+        yield vectors._vector_kernel, constants, {"num_warps": plan.num_warps}
 
 
 def other_kernels() -> Iterator[tuple[Any, dict[str, Any], dict[str, int]]]:

@@ -121,22 +121,38 @@ def sum_tile(tile):
 
 
 @triton.jit
-def dequantize_rows(row, chunk, limit, row_ok, books, KIND: tl.constexpr, ROWS: tl.constexpr):
+def dequantize_rows(
+    row,
+    chunk,
+    limit,
+    row_ok,
+    books,
+    KIND: tl.constexpr,
+    IS_PACKED: tl.constexpr,
+    ROWS: tl.constexpr,
+):
     """Dequantize a tile as (ROWS, 256), not to be reduced."""
-    return tl.reshape(dequantize_tile(row, chunk, limit, row_ok, books, KIND), (ROWS, 256))
+    return tl.reshape(
+        dequantize_tile(row, chunk, limit, row_ok, books, KIND, IS_PACKED), (ROWS, 256)
+    )
 
 
 @triton.jit
-def dequantize_tile(row, chunk, limit, row_ok, books, KIND: tl.constexpr):
-    """Weights 256 chunk ... + 255 of the rows: f32 in a tile, zeros beyond the row."""
+def dequantize_tile(
+    row, chunk, limit, row_ok, books, KIND: tl.constexpr, IS_PACKED: tl.constexpr = False
+):
+    """Weights 256 chunk ... + 255 of the rows: f32 in a tile, zeros beyond the row.
+
+    IS_PACKED: rows are of `packing.pack`, if the type has planes.
+    """
     if KIND == "BF16":
         w = _plain(row, chunk, limit, row_ok, True)
     elif KIND == "F16":
         w = _plain(row, chunk, limit, row_ok, False)
     elif KIND == "Q8_0":
-        w = q8_0(row, chunk, limit, row_ok)
+        w = q8_0(row, chunk, limit, row_ok, IS_PACKED)
     elif KIND == "Q4_0":
-        w = q4_0(row, chunk, limit, row_ok)
+        w = q4_0(row, chunk, limit, row_ok, IS_PACKED)
     elif KIND == "Q4_1":
         w = q4_1(row, chunk, limit, row_ok)
     elif KIND == "Q5_0":
@@ -152,7 +168,7 @@ def dequantize_tile(row, chunk, limit, row_ok, books, KIND: tl.constexpr):
     elif KIND == "Q5_K":
         w = q5_k(row, chunk, limit, row_ok)
     elif KIND == "Q6_K":
-        w = q6_k(row, chunk, limit, row_ok)
+        w = q6_k(row, chunk, limit, row_ok, IS_PACKED)
     elif KIND == "IQ1_S":
         w = iq1_s(row, chunk, limit, row_ok, books)
     elif KIND == "IQ1_M":

@@ -54,16 +54,22 @@ def q5_k(row, chunk, limit, row_ok):
 
 
 @triton.jit
-def q6_k(row, chunk, limit, row_ok):
+def q6_k(row, chunk, limit, row_ok, IS_PACKED: tl.constexpr):
     base, mask = blocks_of_256(row, chunk, limit, row_ok, 210, 16)
+    lows, highs, scales, d = base, base + 128, base + 192, base + 208
+    if IS_PACKED:
+        lows, _ = blocks_of_256(row, chunk, limit, row_ok, 128, 16)
+        highs, _ = blocks_of_256(row + 128 * limit, chunk, limit, row_ok, 64, 16)
+        scales, _ = blocks_of_256(row + 192 * limit, chunk, limit, row_ok, 16, 16)
+        d, _ = blocks_of_256(row + 208 * limit, chunk, limit, row_ok, 2, 16)
     g = tl.arange(0, 16)
     i = tl.arange(0, 16)
-    s = tl.load(base + 192 + g[None, :], mask=mask, other=0).to(tl.int8, bitcast=True)
-    scale = load_half(base + 208, mask) * s.to(tl.float32)
+    s = tl.load(scales + g[None, :], mask=mask, other=0).to(tl.int8, bitcast=True)
+    scale = load_half(d, mask) * s.to(tl.float32)
     low_at = (64 * (g >> 3) + 16 * (g & 3))[:, None] + i[None, :]  # (16, 16)
-    high_at = (128 + 32 * (g >> 3) + 16 * (g & 1))[:, None] + i[None, :]
-    low = load_byte(base[:, :, None] + low_at[None, :, :], mask[:, :, None])
-    high = load_byte(base[:, :, None] + high_at[None, :, :], mask[:, :, None])
+    high_at = (32 * (g >> 3) + 16 * (g & 1))[:, None] + i[None, :]
+    low = load_byte(lows[:, :, None] + low_at[None, :, :], mask[:, :, None])
+    high = load_byte(highs[:, :, None] + high_at[None, :, :], mask[:, :, None])
     low_shift, high_shift = 4 * ((g & 7) >> 2), 2 * ((g & 7) >> 1)
     q = ((low >> low_shift[None, :, None]) & 15) | (((high >> high_shift[None, :, None]) & 3) << 4)
     return scale[:, :, None] * (q - 32).to(tl.float32)

@@ -23,20 +23,18 @@ _MAGNITUDES_1 = tl.constexpr(0x0C080604)
 
 
 @triton.jit
-def q8_0(row, chunk, limit, row_ok):
-    base, mask = _blocks(row, chunk, limit, row_ok, 34)
-    d = load_half(base, mask)
+def q8_0(row, chunk, limit, row_ok, IS_PACKED: tl.constexpr):
+    d, base, mask = _packed_or_not(row, chunk, limit, row_ok, 32, IS_PACKED)
     i = tl.arange(0, 32)
-    codes = tl.load(base[:, :, None] + 2 + i[None, None, :], mask=mask[:, :, None], other=0)
+    codes = tl.load(base[:, :, None] + i[None, None, :], mask=mask[:, :, None], other=0)
     q = codes.to(tl.int8, bitcast=True).to(tl.float32)
     return d[:, :, None] * q
 
 
 @triton.jit
-def q4_0(row, chunk, limit, row_ok):
-    base, mask = _blocks(row, chunk, limit, row_ok, 18)
-    d = load_half(base, mask)
-    q = _nibbles(base + 2, mask) - 8
+def q4_0(row, chunk, limit, row_ok, IS_PACKED: tl.constexpr):
+    d, base, mask = _packed_or_not(row, chunk, limit, row_ok, 16, IS_PACKED)
+    q = _nibbles(base, mask) - 8
     return d[:, :, None, None] * q.to(tl.float32)
 
 
@@ -97,6 +95,20 @@ def _blocks(row, chunk, limit, row_ok, NUM_BYTES: tl.constexpr):
     """Compute the addresses of a chunk's blocks, and a mask: (ROWS, 8) each."""
     block = chunk * 8 + tl.arange(0, 8)
     return row[:, None] + NUM_BYTES * block[None, :], row_ok[:, None] & (block < limit)[None, :]
+
+
+@triton.jit
+def _packed_or_not(row, chunk, limit, row_ok, CODES: tl.constexpr, IS_PACKED: tl.constexpr):
+    """Load d of blocks with CODES bytes of codes; returns d, the codes' addresses, and a mask."""
+    if IS_PACKED:
+        base, mask = _blocks(row, chunk, limit, row_ok, CODES)
+        scales, _ = _blocks(row + CODES * limit, chunk, limit, row_ok, 2)
+        d = load_half(scales, mask)
+    else:
+        base, mask = _blocks(row, chunk, limit, row_ok, CODES + 2)
+        d = load_half(base, mask)
+        base += 2
+    return d, base, mask
 
 
 @triton.jit

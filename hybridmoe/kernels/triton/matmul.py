@@ -1,8 +1,9 @@
 """Products with quantised matrices on the GPU, straight from GGUF blocks.
 
 Up to MAX_GEMV_TOKENS one kernel reads the blocks once and dequantizes them in registers: a single
-token by float32 multiply-adds, more by tensor cores with both sides rounded to bfloat16. Above,
-slabs of the matrix are dequantized to bfloat16 and multiplied by torch.
+token (up to four, of the types of `vectors`) by float32 multiply-adds, more by tensor cores with
+both sides rounded to bfloat16. Above, slabs of the matrix are dequantized to bfloat16 and
+multiplied by torch.
 """
 
 from collections.abc import Iterator
@@ -33,6 +34,7 @@ from hybridmoe.kernels.triton.runtime import (
     check_device_rows,
     num_multiprocessors,
 )
+from hybridmoe.kernels.triton.vector_gemv import MAX_VECTOR_TOKENS, vector_gemv
 
 __all__ = ["MAX_GEMV_TOKENS", "GemvPlan", "batched_linear", "dequantize", "linear", "plan_gemv"]
 
@@ -148,6 +150,8 @@ def _full_precision() -> Iterator[None]:
 def _gemv(x: Tensor, w: DeviceMatrix, out: Tensor) -> Tensor:
     """Compute out (B, T, N) of x (B, T, K), T from 1 to MAX_GEMV_TOKENS."""
     batch, tokens, cols = x.shape
+    if w.has_vectors and tokens <= MAX_VECTOR_TOKENS:
+        return vector_gemv(x, w, out)
     plan = plan_gemv(w.rows * batch, triton.cdiv(cols, CHUNK), num_multiprocessors(x.device))
     parts = out[None]
     if plan.num_splits > 1:
@@ -169,6 +173,7 @@ def _gemv(x: Tensor, w: DeviceMatrix, out: Tensor) -> Tensor:
         IS_ONE=tokens == 1,
         DOT=DOT_TYPE,
         KIND=w.type.name,
+        IS_PACKED=w.is_packed,
         ROWS=plan.block_rows,
         num_warps=4 if tokens == 1 else 8,  # four spill registers there (Q6_K on sm_89)
     )
@@ -189,6 +194,7 @@ def _dequantize(w: DeviceMatrix, start: int, num_rows: int) -> Tensor:
         w.row_bytes,
         chunk_limit(w.type.name, w.cols),
         KIND=w.type.name,
+        IS_PACKED=w.is_packed,
         ROWS=BLOCK_ROWS,
     )
     return out
@@ -223,6 +229,7 @@ def _gemv_kernel(
     IS_ONE: tl.constexpr,
     DOT: tl.constexpr,
     KIND: tl.constexpr,
+    IS_PACKED: tl.constexpr,
     ROWS: tl.constexpr,
 ):
     """Multiply ROWS rows of one matrix over one split of its columns."""
@@ -240,7 +247,7 @@ def _gemv_kernel(
         for chunk in range(first, last):
             at = chunk * 256 + columns(KIND)
             x = tl.load(x_ptr + at, mask=at < num_cols, other=0.0).to(tl.float32)
-            acc += dequantize_tile(row, chunk, limit, row_ok, books_ptr, KIND) * x
+            acc += dequantize_tile(row, chunk, limit, row_ok, books_ptr, KIND, IS_PACKED) * x
         tl.store(parts_ptr + rows, sum_tile(acc), mask=row_ok)
     else:
         k = tl.arange(0, 256)
@@ -251,8 +258,9 @@ def _gemv_kernel(
             at = chunk * 256 + k
             mask = token_ok[:, None] & (at < num_cols)[None, :]
             x = tl.load(x_ptr + token[:, None] * x_token_stride + at[None, :], mask=mask, other=0.0)
-            w = dequantize_rows(row, chunk, limit, row_ok, books_ptr, KIND, ROWS).to(tl.bfloat16)
-            sums = tl.dot(x.to(tl.bfloat16).to(DOT), tl.trans(w.to(DOT)), sums)
+            w = dequantize_rows(row, chunk, limit, row_ok, books_ptr, KIND, IS_PACKED, ROWS)
+            w = w.to(tl.bfloat16).to(DOT)
+            sums = tl.dot(x.to(tl.bfloat16).to(DOT), tl.trans(w), sums)
         out = parts_ptr + token[:, None] * out_token_stride + rows[None, :]
         tl.store(out, sums, mask=token_ok[:, None] & row_ok[None, :])
 
@@ -267,6 +275,7 @@ def _dequantize_kernel(
     row_bytes,
     limit,
     KIND: tl.constexpr,
+    IS_PACKED: tl.constexpr,
     ROWS: tl.constexpr,
 ):
     rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
@@ -274,7 +283,7 @@ def _dequantize_kernel(
     row_ok = rows < num_rows
     rows = rows.to(tl.int64)
     row = w_ptr + rows * row_bytes
-    w = dequantize_rows(row, chunk, limit, row_ok, books_ptr, KIND, ROWS)
+    w = dequantize_rows(row, chunk, limit, row_ok, books_ptr, KIND, IS_PACKED, ROWS)
     k = chunk * 256 + tl.arange(0, 256)
     out = out_ptr + rows[:, None] * num_cols + k[None, :]
     tl.store(out, w.to(tl.bfloat16), mask=row_ok[:, None] & (k < num_cols)[None, :])

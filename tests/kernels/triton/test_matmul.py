@@ -14,11 +14,13 @@ from hybridmoe.kernels.matrix import QuantMatrix
 pytest.importorskip("triton", reason="needs triton (pip install hybridmoe[cuda])")
 
 from kernel_device import DEVICE, on_device
-from triton_bounds import U, bfloat16, dot_bound, sum_bound
+from triton_bounds import U, bfloat16, dot_bound, offsets, sum_bound
 
-from hybridmoe.kernels.triton import matmul
+from hybridmoe.kernels.triton import matmul, vector_gemv
 from hybridmoe.kernels.triton.matmul import MAX_GEMV_TOKENS, plan_gemv
 from hybridmoe.kernels.triton.matrix import TYPES, DeviceMatrix
+from hybridmoe.kernels.triton.vector_gemv import MAX_VECTOR_TOKENS, plan_vectors
+from hybridmoe.kernels.triton.vectors import VECTOR_KINDS
 
 linear, batched_linear = map(on_device, (matmul.linear, matmul.batched_linear))
 
@@ -39,12 +41,14 @@ def column_counts(kind: GGMLQuantizationType) -> list[int]:
     return [39, 1100] if weights == 1 else [weights, 1024 + weights]
 
 
-def check_linear(x: torch.Tensor, w: QuantMatrix, got: torch.Tensor) -> None:
+def check_linear(x: torch.Tensor, w: QuantMatrix, got: torch.Tensor, exact_tokens: int = 0) -> None:
+    """exact_tokens: so many are multiplied in float32; 0: as many as for this type in VRAM."""
     exact_x, tokens = x.numpy(), len(x)
-    weights, offsets = closeness.weights(w)[0], closeness.offsets(w)[0]
-    magnitude = np.abs(exact_x) @ (np.abs(weights - offsets) + np.abs(offsets)).T
-    bound = (sum_bound if tokens == 1 else dot_bound)(w.cols, magnitude)
-    if tokens > 1:
+    weights, offset = closeness.weights(w)[0], offsets(w)[0]
+    magnitude = np.abs(exact_x) @ (np.abs(weights - offset) + np.abs(offset)).T
+    exact_tokens = exact_tokens or (MAX_VECTOR_TOKENS if w.type.name in VECTOR_KINDS else 1)
+    bound = (dot_bound if tokens > exact_tokens else sum_bound)(w.cols, magnitude)
+    if tokens > exact_tokens:
         weights = bfloat16(weights.astype(np.float32))
         exact_x = bfloat16(exact_x)
     if tokens > MAX_GEMV_TOKENS:
@@ -85,7 +89,7 @@ def test_mxfp4_has_all_scales() -> None:
         assert np.array_equal(got[0].numpy(), 2.0**100 * closeness.weights(w)[0, :, column])
 
 
-@pytest.mark.parametrize("tokens", [1, 3, 16, 17])
+@pytest.mark.parametrize("tokens", [1, 3, 5, 16, 17])
 def test_linear_is_within_the_bound(
     kind: GGMLQuantizationType, tokens: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -99,6 +103,39 @@ def test_linear_is_within_the_bound(
         check_linear(x, w, linear(x, device_w))
         num_sms = 1
         check_linear(x, w, linear(x, device_w))
+
+
+@pytest.mark.parametrize("kind", [GGMLQuantizationType[name] for name in VECTOR_KINDS])
+@pytest.mark.parametrize("tokens", [1, 3])
+def test_tiles_of_vectors_are_within_the_bound(
+    kind: GGMLQuantizationType, tokens: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every tile, with a last turn of few columns and a last program of few rows."""
+    plans = {plan_vectors(rows, cols) for rows in (64, 9999) for cols in (32, 1024, 8192)}
+    assert len(plans) >= 3
+    cols = 4096 + block_weights(kind)
+    w = random_matrix(kind, 1, 9, cols)
+    x = activations(tokens, cols)
+    device_w = DeviceMatrix.from_host(w, DEVICE)
+    for plan in plans:
+        monkeypatch.setattr(vector_gemv, "plan_vectors", lambda *sizes, plan=plan: plan)
+        check_linear(x, w, linear(x, device_w))
+
+
+@pytest.mark.parametrize("name", ["Q8_0", "Q4_0", "Q6_K"])
+@pytest.mark.parametrize("tokens", [1, 16, 17])
+def test_rows_as_in_the_file_give_the_same(name: str, tokens: int) -> None:
+    """A matrix that is not packed, such as an expert in its slot."""
+    kind = GGMLQuantizationType[name]
+    w = random_matrix(kind, 2, 19, 1024)
+    packed = DeviceMatrix.from_host(w, DEVICE)
+    plain = DeviceMatrix(torch.from_numpy(w.data.copy()).to(DEVICE), kind, 2, 19, 1024)
+    assert packed.has_vectors and not plain.has_vectors
+    assert torch.equal(matmul.dequantize(packed), matmul.dequantize(plain))
+    x = activations(2, tokens, 1024)
+    got = batched_linear(x, plain)
+    for b in range(2):
+        check_linear(x[b], w.slice(b, b + 1), got[b], exact_tokens=1)
 
 
 @pytest.mark.parametrize("num_sms", [1, 64])
@@ -219,7 +256,7 @@ def test_wrong_arguments_are_refused() -> None:
         DeviceMatrix(w.data, GGMLQuantizationType.NVFP4, 1, 1, 256)
     with pytest.raises(ShapeError, match="multiple of 32"):
         DeviceMatrix(w.data, Q8_0, 1, 1, 65)
-    with pytest.raises(ShapeError, match=r"data is .* \(544,\) .* expected .* \(272\)"):
+    with pytest.raises(ShapeError, match=r"data is .* \(640,\) .* expected .* \(272\)"):
         DeviceMatrix(w.data, Q8_0, 1, 4, 64)
 
 

@@ -1,0 +1,47 @@
+"""Order of a row's bytes in VRAM: that of the file, or planes.
+
+Blocks of Q8_0, Q4_0 and Q6_K (34, 18 and 210 bytes) begin at odd multiples of two bytes, but a GPU
+loads 16 bytes from multiples of 16 only. So a packed row has planes: one field of all its blocks,
+then the next field of all. The bytes are the same, in another order, and up to 14 zeros behind, so
+that each row begins at a multiple of 16.
+"""
+
+from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
+from torch import Tensor
+
+__all__ = ["has_planes", "pack", "packed_row_bytes"]
+
+_ALIGNMENT = 16
+
+_FIELDS = {  # offset and size in a block, in the order of the planes: codes first
+    "Q8_0": ((2, 32), (0, 2)),
+    "Q4_0": ((2, 16), (0, 2)),
+    "Q6_K": ((0, 128), (128, 64), (192, 16), (208, 2)),
+}
+
+
+def has_planes(kind: GGMLQuantizationType) -> bool:
+    """True for the types that `pack` is for."""
+    return kind.name in _FIELDS
+
+
+def packed_row_bytes(kind: GGMLQuantizationType, cols: int) -> int:
+    """Count the bytes of a packed row; `cols` are whole blocks."""
+    weights, block_bytes = GGML_QUANT_SIZES[kind]
+    return int(-(-(cols // weights * block_bytes) // _ALIGNMENT) * _ALIGNMENT)
+
+
+def pack(blocks: Tensor, kind: GGMLQuantizationType, out: Tensor) -> None:
+    """Copy rows of blocks to `out`, reordered.
+
+    Shapes:  blocks (n, bytes of a row) uint8, contiguous · out (n, packed_row_bytes) uint8, on the
+             same device.
+    """
+    block_bytes = GGML_QUANT_SIZES[kind][1]
+    fields = blocks.view(len(blocks), -1, block_bytes)  # (n, blocks, bytes)
+    start = 0
+    for offset, size in _FIELDS[kind.name]:
+        end = start + fields.shape[1] * size
+        out[:, start:end].unflatten(1, (-1, size)).copy_(fields[:, :, offset : offset + size])
+        start = end
+    out[:, start:] = 0
