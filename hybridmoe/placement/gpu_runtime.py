@@ -77,7 +77,7 @@ class GpuRuntime:
     def measure(self, experts: ExpertWeights, layout: SlotLayout, streams: Streams) -> Measured:
         """Measure the rates of the GPU and of the CPU, in about a second."""
         gpu = measure_gpu(experts, layout, add_experts, streams, self.torch)
-        return Measured(with_cpu(gpu.rates), gpu.threads)
+        return Measured(with_cpu(gpu.rates, experts), gpu.threads)
 
     def register(self, experts: RoutedExperts, most_bytes: int) -> HostRegistration:
         """Make the registration of the experts' memory, layer by layer, to be begun later."""

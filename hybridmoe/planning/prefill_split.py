@@ -190,7 +190,7 @@ def _cpu_products_s(parts: Sequence[Part], rates: Rates, tokens: Seconds) -> Sec
 
 def _gpu_products_s(parts: Sequence[Part], gpu: GpuRates, tokens: Seconds) -> Seconds:
     """Predict GPU seconds of resident experts: dequantized to bf16, then multiplied."""
-    seconds = np.full(len(tokens), gpu.expert_s)
+    seconds = np.full(len(tokens), gpu.expert_s, np.float64)
     for part in parts:
         dequantized_bytes = 2 * part.num_params
         seconds += (part.num_bytes + dequantized_bytes) / gpu.read

@@ -6,6 +6,7 @@ the time to compile the GPU's kernels if they are not cached.
 
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
@@ -20,7 +21,9 @@ from hybridmoe.hardware import isa
 from hybridmoe.hardware.machine import measure
 from hybridmoe.hardware.topology import num_threads
 from hybridmoe.kernels.expert_groups import ExpertGroup, LayerStates, tile_rows, tiles_of
-from hybridmoe.planning.prefill_split import group_size
+from hybridmoe.kernels.ops import expert_ffn
+from hybridmoe.planning.model_sizes import Part
+from hybridmoe.planning.prefill_split import cpu_products_s, group_size
 from hybridmoe.planning.rates import GpuRates, Rates, rates_of
 
 if TYPE_CHECKING:
@@ -32,6 +35,8 @@ _ROUNDS = 5  # the fastest counts: other work on the machine only ever slows it
 _REPEATS = 4  # of products in a round, so that launches run ahead as they do in a prompt
 _SOURCE_BYTES = 128 << 20  # more than most caches hold
 FEW_TOKENS, MANY_TOKENS = 17, 512  # of an expert: bound by dequantizing, bound by products
+CPU_TOKENS = 64  # of an expert: bound by products
+_CPU_EXPERTS, _CPU_ROUNDS = 8, 3
 COPY_THREADS = (2, 4, 8, 12)  # the first as fast as the link
 
 
@@ -57,7 +62,7 @@ def measure_gpu(
     """
     num_bytes = experts.expert_bytes
     num_params = sum(w.rows * w.cols for w in experts)
-    buffer = host_empty((layout.slot_bytes,), torch.uint8, device)
+    buffer = host_empty((layout.slot_bytes,), torch.uint8, device).zero_()
     num_grouped = group_size(layout.hidden, layout.inter)
     shape = (num_grouped, layout.slot_bytes)
     slots = torch.zeros(shape, dtype=torch.uint8, device=device)  # any weights will do
@@ -106,17 +111,40 @@ def measure_gpu(
     return MeasuredGpu(rates, threads)
 
 
-def with_cpu(gpu: GpuRates) -> Rates:
-    """Add the CPU's rates, measured in about a second."""
+def with_cpu(
+    gpu: GpuRates,
+    experts: ExpertWeights,
+    *,
+    clock: Callable[[], float] = time.perf_counter,
+) -> Rates:
+    """Add the CPU's rates, measured in about a second; that of products with these experts."""
     limits, kernels = measure(quick=True), isa.active()
     tiles = limits.amx_bf16 if kernels == "amx" else None
-    return rates_of(
+    rates = rates_of(
         kernels,
         dram=limits.read.all,
         peak_ops=(tiles or limits.int8).all,
         float_ops=limits.float32.all,
         gpu=gpu,
     )
+    # Kernels reach a share of the peak that depends on the number of cores, too.
+    parts = [Part(w.type, w.rows * w.cols, w.num_bytes // w.batch) for w in experts]
+    predicted_s = cpu_products_s(parts, rates, CPU_TOKENS)
+    return replace(rates, ops=rates.ops * predicted_s / _cpu_expert_s(experts, clock))
+
+
+def _cpu_expert_s(experts: ExpertWeights, clock: Callable[[], float]) -> float:
+    """Measure the CPU's seconds of an expert with CPU_TOKENS, several at once."""
+    num = min(_CPU_EXPERTS, experts.gate.batch)
+    x = torch.full((CPU_TOKENS, experts.gate.cols), 0.01)
+    ids = torch.arange(num, dtype=torch.int32).repeat(CPU_TOKENS, 1)
+    weights = torch.ones(ids.shape)
+    seconds = []
+    for _ in range(_CPU_ROUNDS):
+        started = clock()
+        expert_ffn(x, ids, weights, *experts)
+        seconds.append(clock() - started)
+    return min(seconds[1:]) / num  # the first is a warm-up, and reads the file
 
 
 def _copies(threads: _C.CopyThreads, piece: Tensor, source: Tensor) -> Callable[[int], object]:

@@ -1,5 +1,7 @@
 """Measured rates equal those of a simulated machine."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from fake_streams import FakeStream
@@ -14,7 +16,7 @@ from hybridmoe.hardware.machine import Limits, Rate
 from hybridmoe.kernels import ops
 from hybridmoe.kernels.expert_groups import ExpertGroup, LayerStates
 from hybridmoe.planning.model_sizes import Part
-from hybridmoe.planning.prefill_split import costs_of
+from hybridmoe.planning.prefill_split import costs_of, cpu_products_s
 from hybridmoe.planning.rates import GpuRates, rates_of
 
 pytest.importorskip("triton", reason="needs triton (pip install hybridmoe[cuda])")
@@ -120,7 +122,24 @@ def test_the_cpus_rates_are_measured_with_its_own_kernels(
     monkeypatch.setattr(calibrate, "measure", lambda *, quick: Limits(**rate, **tiles))
     peak = 4e9 if kernels == "amx" else 2e9
     want = rates_of(kernels, dram=1e9, peak_ops=peak, float_ops=3e9, gpu=gpu)
-    assert with_cpu(gpu) == want
+    now = [0.0]
+
+    def expert_ffn(x: torch.Tensor, ids: torch.Tensor, *rest: object) -> None:
+        """Take three times as long as predicted, the first time ten times."""
+        seconds = cpu_products_s(PARTS, want, len(x)) * ids.unique().numel()
+        now[0] += seconds * (3 if now[0] else 30)
+
+    monkeypatch.setattr(calibrate, "expert_ffn", expert_ffn)
+    got = with_cpu(gpu, LAYER, clock=lambda: now[0])
+    assert got.ops == pytest.approx(want.ops / 3)
+    assert replace(got, ops=want.ops) == want
+
+
+def test_the_cpus_rate_is_measured_on_the_models_experts(monkeypatch: pytest.MonkeyPatch) -> None:
+    rate = Rate(1.0, 1e9)
+    limits = Limits(read=rate, int8=rate, float32=rate, amx_int8=rate, amx_bf16=rate)
+    monkeypatch.setattr(calibrate, "measure", lambda *, quick: limits)
+    assert with_cpu(GpuRates(read=1.0, ops=1.0, pcie=1.0), LAYER).ops > 0
 
 
 def test_it_runs_the_real_copies_and_products(monkeypatch: pytest.MonkeyPatch) -> None:
