@@ -1,7 +1,11 @@
-"""Rates of a CUDA GPU by itself: copies, the link, products of one token."""
+"""Rates of a CUDA GPU by itself: copies, the link, products of one token, experts in slots."""
 
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
+from math import prod
+from pathlib import Path
 from statistics import median
 
 import numpy as np
@@ -10,12 +14,17 @@ from gguf import GGML_QUANT_SIZES
 from gguf import GGMLQuantizationType as Type
 
 from bench.synthetic import fill_random
+from hybridmoe.gguf.names import parse_name, part_of
+from hybridmoe.gguf.outline import read_outline
+from hybridmoe.kernels.triton.expert_ffn import SlotLayout, expert_ffn
 from hybridmoe.kernels.triton.matmul import linear
-from hybridmoe.kernels.triton.matrix import DeviceMatrix
+from hybridmoe.kernels.triton.matrix import MATRIX_TYPES, DeviceMatrix
+from hybridmoe.planning.rates import GpuRates
 
-__all__ = ["copy_rate", "describe_gpu", "gemv_rate", "gpu_seconds", "link_rate"]
+__all__ = ["copy_rate", "decode_rates", "describe_gpu", "gemv_rate", "gpu_seconds", "link_rate"]
 
 _TURNS, _COPY_BYTES, _LINK_BYTES = 9, 1 << 30, 256 << 20
+_MOST_SHAPES = 8  # of dense matrices, those of most weights
 _READ_BYTES = 1 << 30  # of matrices that take turns, so that the GPU's cache holds none
 
 
@@ -57,6 +66,51 @@ def gemv_rate(kind: Type, rows: int, cols: int) -> float:
         for matrix in matrices:
             linear(x, matrix)
     return count * data.nbytes / gpu_seconds(graph.replay)
+
+
+def slot_rate(layout: SlotLayout, top_k: int) -> float:
+    """Bytes/s of experts that decoding one token reads in slots, launched from a graph."""
+    num_steps = max(2, _READ_BYTES // (top_k * layout.slot_bytes))
+    shape = (num_steps * top_k, layout.slot_bytes)
+    data = torch.randint(0, 60, shape, dtype=torch.uint8, device="cuda")  # small scales: no NaN
+    slots = torch.arange(shape[0], dtype=torch.int32, device="cuda").view(num_steps, 1, top_k)
+    x = torch.randn((1, layout.hidden), device="cuda")
+    weights = torch.ones((1, top_k), device="cuda")
+    expert_ffn(x, slots[0], weights, data, layout)  # compiled before it is captured
+    with _graph() as graph:
+        for chosen in slots:
+            expert_ffn(x, chosen, weights, data, layout)
+    return data.nbytes / gpu_seconds(graph.replay)
+
+
+def decode_rates(path: Path) -> GpuRates:
+    """Rates of decoding this model: one token's products by type, experts in slots."""
+    outline = read_outline(path)
+    c, dense = outline.config, Counter[tuple[Type, int, int]]()
+    experts: dict[str, Type] = {}
+    for tensor in outline.tensors:
+        role = parse_name(tensor.name).role
+        if part_of(role) == "routed experts":
+            experts.setdefault(role, tensor.type)
+        elif (
+            part_of(role) != "embedding" and tensor.type in MATRIX_TYPES and len(tensor.shape) == 2
+        ):
+            dense[tensor.type, *tensor.shape] += prod(tensor.shape)
+    seconds: Counter[Type] = Counter()
+    num_bytes: Counter[Type] = Counter()
+    for (kind, rows, cols), _ in dense.most_common(_MOST_SHAPES):
+        count = dense[kind, rows, cols] // (rows * cols)
+        block, block_bytes = GGML_QUANT_SIZES[kind]
+        size = count * rows * cols // block * block_bytes
+        num_bytes[kind] += size
+        seconds[kind] += size / gemv_rate(kind, rows, cols)  # type: ignore[assignment]
+    rates = GpuRates.assumed(copy_rate() / 1e9, 100.0, link_rate() / 1e9)
+    gate, up, down = (experts[f"ffn_{name}_exps"] for name in ("gate", "up", "down"))
+    return replace(
+        rates,
+        one_token={kind: num_bytes[kind] / s for kind, s in seconds.items()},
+        slots=slot_rate(SlotLayout(gate, up, down, c.hidden, c.expert_inter), c.top_k),
+    )
 
 
 def gpu_seconds(call: Callable[[], object]) -> float:

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -17,8 +18,8 @@ from hybridmoe.planning.rates import Rates
 
 __all__ = ["default_slots", "measure_decode", "measure_gemv", "measure_prompts"]
 
-SLOT_SHARES = (0.05, 0.1, 0.25, 0.5)  # of all experts: caches of several hit rates
-UPLOADS = 8  # experts that a cache admits in a step
+SLOT_SHARES = (0.05, 0.1, 0.25, 0.5, 1.0)  # of all experts: caches of several hit rates
+_WARM_UP, _PROFILED = 16, 8  # tokens; of a run whose profile is the next one's: times as many
 _PROMPT_S, _MOST_PROMPTS = 2.0, 5  # timed prompts of one length: seconds in all, and number
 _MOST_CPU_TOKENS = 2048  # of a prompt by the CPU alone: longer ones take too long
 GEMVS = (  # type, rows, columns: feed-forward, attention and shared expert of Kimi K2
@@ -51,40 +52,56 @@ def default_slots(path: Path, num_decode: int) -> list[int]:
 def measure_decode(
     path: Path, num_decode: int, slots: Sequence[int], num_deferred: int, rates: Rates
 ) -> list[dict[str, Any]]:
-    """Decode on the CPU alone, with each number of VRAM slots, and with deferral.
+    """Decode on the CPU alone, with each number of VRAM slots, from a profile, and with deferral.
 
     num_deferred: experts deferred in the last two ways; 0 = leave these out.
     """
     ways: list[tuple[int | None, int]] = [(None, 0), *((n, 0) for n in slots)]
     if num_deferred:
         ways += [(n, num_deferred) for n in dict.fromkeys((slots[0], slots[-1]))]
-    return [_decode_way(path, num_decode, *way, rates) for way in ways]
+    found = [_decode_way(path, num_decode, *way, rates) for way in ways]
+    with TemporaryDirectory() as folder:
+        profile = Path(folder) / "profile.json"
+        for num_slots in [n for n in slots if n][:-1][-1:]:  # the most that are not all
+            for length in (_PROFILED * num_decode, num_decode):
+                way = _decode_way(path, length, num_slots, 0, rates, profile)
+            found.append(way)
+    return found
 
 
 def _decode_way(
-    path: Path, num_decode: int, num_slots: int | None, num_deferred: int, rates: Rates
+    path: Path,
+    num_decode: int,
+    num_slots: int | None,
+    num_deferred: int,
+    rates: Rates,
+    profile: Path | None = None,
 ) -> dict[str, Any]:
-    warm_up = 16 + 2 * (num_slots or 0) // UPLOADS
-    context = 2 * (warm_up + num_decode + 64)
+    context = 2 * (_WARM_UP + num_decode + 64)
     plan = plan_for(path, context, 0 if num_slots is None else _gpu_bytes())
     options: dict[str, Any] = {"device": "cpu"}
     name = "CPU only"
     if num_slots is not None:
         options = {"device": "cuda", "vram": vram_bytes(plan, num_slots), "defer": num_deferred}
         name = f"{num_slots} slots" + (f", {num_deferred} deferred" if num_deferred else "")
+        if profile is not None:
+            name, options["expert_profile"] = f"{name}, from a profile", profile
     way: dict[str, Any] = {"name": name, "num_slots": num_slots, "num_deferred": num_deferred}
     with opened(path, context, **options) as llm:
-        found = decode(llm, warm_up, num_decode)
+        found = decode(llm, _WARM_UP, num_decode)
         if num_slots is not None:
             shares = profiled_decode(llm, 4)
             way["overlap"], way["inside"] = shares.overlap, shares.inside
             way["gpu_idle"], way["cpu_idle"] = shares.gpu_idle, shares.cpu_idle
     hit_rate = found.hit_rate or 0.0
-    predicted = predict(plan, rates, Hits(hit_rate, 1 - hit_rate), context // 2)
+    predicted = predict(
+        plan, rates, Hits(hit_rate, 1 - hit_rate), context // 2, num_deferred=num_deferred
+    )
     return way | {
         "tokens_per_s": found.tokens_per_s,
         "p90_s": float(np.quantile(found.seconds, 0.9)),
         "hit_rate": found.hit_rate,
+        "uploads": found.uploads,
         "predicted": predicted.tokens_per_s,
     }
 

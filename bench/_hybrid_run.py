@@ -41,6 +41,7 @@ class Decoded:
     seconds: list[float]  # of each token
     hit_rate: float | None  # of routed experts in VRAM slots; None without slots
     num_slots: int  # VRAM expert slots
+    uploads: float = 0.0  # of experts to slots, of a token
 
     @property
     def tokens_per_s(self) -> float:
@@ -66,9 +67,9 @@ def plan_for(path: Path, context_tokens: int, vram_bytes: int) -> Plan:
 @contextmanager
 def opened(path: Path, context_tokens: int, **options: Any) -> Iterator[LLM]:
     """Load a model and close it at the end; options: device, vram, defer."""
+    options = {"expert_profile": "off"} | options  # a run owes nothing to the one before
     llm = hybridmoe.load(
         path,
-        expert_profile="off",  # a run owes nothing to the one before
         context_tokens=context_tokens,
         kv_tokens=context_tokens,
         max_running=1,
@@ -107,12 +108,13 @@ def decode(llm: LLM, num_warm_up: int, num_timed: int) -> Decoded:
 
     _run(llm, [1, 2, 3], _sampled(num_warm_up + num_timed + 1), listen)
     first, last = counters[num_warm_up], counters[-1]
-    hit_rate, num_slots = None, 0
+    hit_rate, num_slots, uploads = None, 0, 0.0
     if first is not None and last is not None:
         hits, misses = last.hits - first.hits, last.misses - first.misses
         hit_rate = (hits - last.late + first.late) / max(1, hits + misses)
         num_slots = llm.expert_stats().num_slots
-    return Decoded(np.diff(times[num_warm_up:]).tolist(), hit_rate, num_slots)
+        uploads = (last.uploads - first.uploads) / num_timed
+    return Decoded(np.diff(times[num_warm_up:]).tolist(), hit_rate, num_slots, uploads)
 
 
 def profiled_decode(llm: LLM, num_warm_up: int) -> Shares:

@@ -62,7 +62,7 @@ def _decode_rows(ways: list[Mapping[str, Any]], peer: float | None) -> list[Row]
         name, speed, num_slots = way["name"], way["tokens_per_s"], way["num_slots"]
         note = f"p90 {1e3 * way['p90_s']:.1f} ms"
         if way["hit_rate"] is not None:
-            note += f", hit rate {way['hit_rate']:.2f}"
+            note += f", hit rate {way['hit_rate']:.2f}, {way['uploads']:.2f} uploads a token"
         least = None
         if way["num_deferred"]:
             least = plain.get(num_slots)

@@ -34,7 +34,6 @@ from bench.synthetic import K2_SLICE, Shape, write_synthetic
 from hybridmoe.experts.gpu.calibrate import with_cpu
 from hybridmoe.gguf.outline import read_outline
 from hybridmoe.kernels import ops
-from hybridmoe.planning.rates import GpuRates
 
 EMBEDDING_GAIN = 3000.0  # about half of a token's experts are those of the token before
 _SAME = ("cpu", "commit", "gpu", "torch", "file")  # of runs whose parts make one table
@@ -188,9 +187,9 @@ def described(path: Path) -> dict[str, Any]:
 
 def decode_part(path: Path, num_decode: int, slots: tuple[int, ...], defer: int) -> Any:
     """Decode with the number of slots asked for, or the default ones."""
-    from bench._gpu import copy_rate, link_rate  # needs triton
+    from bench._gpu import decode_rates  # needs triton
 
-    rates = with_cpu(GpuRates.assumed(copy_rate() / 1e9, 100.0, link_rate() / 1e9))
+    rates = with_cpu(decode_rates(path))
     return measure_decode(path, num_decode, slots or default_slots(path, num_decode), defer, rates)
 
 

@@ -34,6 +34,7 @@ def way(speed: float, num_slots: int | None, num_deferred: int = 0) -> dict[str,
     return {
         "name": f"{num_slots} slots", "num_slots": num_slots, "num_deferred": num_deferred,
         "tokens_per_s": speed, "p90_s": 0.02, "hit_rate": 0.5 if num_slots else None,
+        "uploads": 0.25,
         "predicted": 1.2 * speed, "overlap": 0.96, "inside": 0.94,
     }  # fmt: skip
 
@@ -166,12 +167,16 @@ def test_every_way_gets_the_slots_that_it_is_named_after(
     slots = default_slots(path, 64)
     ways = measure_decode(path, 64, slots, 2, rates)
     assert opened_as[0] == {"device": "cpu"} and ways[0]["name"] == "CPU only"
-    for options, found in zip(opened_as[1:], ways[1:], strict=True):
+    profiled = opened_as[-2:]  # the second run begins with what the first one used
+    assert [options["slots"] for options in profiled] == [slots[-2], slots[-2]]
+    assert len({options["expert_profile"] for options in profiled}) == 1
+    assert ways[-1]["name"] == f"{slots[-2]} slots, from a profile"
+    for options, found in zip(opened_as[1:-2], ways[1:-1], strict=True):
         assert found["num_slots"] == options["slots"]
         assert found["name"].split()[0] == str(options["slots"])
         assert found["num_deferred"] == options["defer"]
         assert ("deferred" in found["name"]) == (options["defer"] == 2)
-    assert [found["num_slots"] for found in ways[1:]] == [*slots, slots[0], slots[-1]]
+    assert [found["num_slots"] for found in ways[1:-1]] == [*slots, slots[0], slots[-1]]
     assert slots[0] == 0
     rows = rows_of({"decode": ways})
     assert rows["overlap"].value == 0.93 and rows["inside kernels"].holds
