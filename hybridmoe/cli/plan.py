@@ -68,7 +68,7 @@ _MACHINE_OPTIONS = (
 )
 _MODEL_NAMES = (
     "context_tokens", "device", "place", "expert_ram", "expert_prefetch", "kv_type", "kv_tokens",
-    "max_running",
+    "max_running", "defer",
 )  # fmt: skip
 _MODEL_OPTIONS = tuple(map(load_option, _MODEL_NAMES))
 _SPEED_OPTIONS = (
@@ -148,7 +148,8 @@ def _predict(
     hits = hits_of(plan, curve, vram_rate=options["vram_hit_rate"], hit_rate=options["hit_rate"])
     num_prompt, num_answer = options["prompt_tokens"], options["answer_tokens"]
     reading = prompt(plan, rates, hits, num_prompt)
-    answering = decode(plan, rates, hits, num_prompt + num_answer // 2)
+    middle = num_prompt + num_answer // 2
+    answering = decode(plan, rates, hits, middle, num_deferred=options["defer"] or 0)
     given = ("hit_rate", "vram_hit_rate", "hit_curve")
     return Report(
         outline=outline,

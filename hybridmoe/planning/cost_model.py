@@ -3,22 +3,22 @@
 A token's time is a sum over layers, since each needs the one before; inside a layer the GPU,
 the CPU and the disk work at once, so that the slowest counts:
 
-    layer    dense + attention + max(experts in VRAM, experts on the CPU, reads from disk)
-    token    sum of layers + output head + Python's time for each layer
+    layer    dense + attention + hand-over to the CPU and back
+             + max(experts in VRAM + shared expert, experts on the CPU, reads from disk)
+    token    sum of layers + output head + launches and Python's time
 
-Which of a token's experts are found where is chance: with top_k chosen, the numbers in VRAM, RAM
-and on disk are multinomial, and the expectation of the slowest is summed up over all of them. The
-formulas are derived in docs/plan.md; what they assume of routing is `Hits`.
+A layer's experts are in layer_cost.py. The formulas are derived in docs/plan.md; what they assume
+of routing is `Hits`.
 """
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from math import comb
 
 import numpy as np
 
 from hybridmoe.config import ModelConfig
 from hybridmoe.errors import ConfigError
+from hybridmoe.planning.layer_cost import Hits, cost, layer_times
 from hybridmoe.planning.model_sizes import Part
 from hybridmoe.planning.plan import Plan
 from hybridmoe.planning.prefill_split import costs_of, cpu_products_s, split
@@ -28,29 +28,8 @@ __all__ = ["Hits", "Step", "decode", "hits_of", "prompt"]
 
 HitCurve = Callable[[int], float]  # slots -> share of the chosen experts that are found
 
-_MAX_SUMMED = 64  # chosen experts; with more of them, a layer is about as expected
 _EXPANDED_TOKENS = 64  # of a step: from here on a GPU expands keys and values
 _LATENT_SCORES = 2  # multiplications with a latent: one for its score, one for its value
-
-
-@dataclass(frozen=True, slots=True)
-class Hits:
-    """Shares of the chosen experts that are found in VRAM and in RAM; the rest is on disk."""
-
-    vram: float
-    ram: float
-
-    def __post_init__(self) -> None:
-        if not (min(self.vram, self.ram) >= 0 and self.vram + self.ram <= 1 + 1e-9):
-            raise ConfigError(
-                f"hits of {self.vram:g} in VRAM and {self.ram:g} in RAM: expected numbers from 0"
-                " on, at most 1 together"
-            )
-
-    @property
-    def disk(self) -> float:
-        """Share that is read from disk."""
-        return max(0.0, 1.0 - self.vram - self.ram)
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,32 +83,42 @@ def hits_of(
     return Hits(min(vram, found), max(0.0, found - vram))
 
 
-def decode(plan: Plan, rates: Rates, hits: Hits, position: int) -> Step:
-    """Cost of one token of one conversation, `position` tokens into it."""
+def decode(plan: Plan, rates: Rates, hits: Hits, position: int, *, num_deferred: int = 0) -> Step:
+    """Cost of one token of one conversation, `position` tokens into it.
+
+    num_deferred: of a token's experts, those added one layer later (`--defer`).
+    """
     sizes, gpu = plan.problem.sizes, rates.gpu if plan.vram else None
     c = sizes.config
     disk = _disk(rates, hits)
-    dense = sum(_read_s((*sizes.dense, *sizes.head), rates, gpu))
+    head, dense = (sum(_one_token_s(parts, rates, gpu)) for parts in (sizes.head, sizes.dense))
     attention, kv_bytes = _attention(plan, rates, gpu, 1, position)
+    shared = sum(_one_token_s(sizes.shared, rates, gpu)) if gpu else 0.0  # beside the experts
+    dense -= shared
+    num_layers, num_moe = len(sizes.layers), max(1, len(sizes.experts))
     experts = waits = 0.0
     known: dict[tuple[Part, ...], tuple[float, float]] = {}
     for parts in sizes.experts:
         if parts not in known:
-            known[parts] = _layer(parts, rates, gpu, hits, c.top_k, disk)
+            times = layer_times(parts, rates, gpu, disk)._replace(
+                shared=shared / num_moe, before=(dense + attention) / num_layers if gpu else 0.0
+            )
+            known[parts] = cost(times, c.top_k, hits, num_deferred if gpu else 0)
         busy, total = known[parts]
         experts += busy
         waits += total - busy
     chosen = sum(sizes.expert_bytes) * c.top_k
     core = float(sizes.dense_bytes + kv_bytes)
     row = sizes.embedding_bytes / c.vocab_size
+    handing_over = len(sizes.experts) * gpu.hand_over_s if gpu else 0.0
     return Step(
         1,
         {
-            "dense weights": dense,
+            "dense weights": head + dense,
             "attention": attention,
             "experts": experts,
             "waiting for disk": waits,
-            "between kernels": _between_s(plan, rates),
+            "between kernels": _between_s(plan, rates) + handing_over,
         },
         {
             "VRAM": (core if gpu else 0.0) + chosen * hits.vram,
@@ -188,42 +177,6 @@ def prompt(
     return Step(num_tokens, seconds, read)
 
 
-def _layer(
-    parts: tuple[Part, ...],
-    rates: Rates,
-    gpu: GpuRates | None,
-    hits: Hits,
-    top_k: int,
-    disk: float,
-) -> tuple[float, float]:
-    """Expected seconds of one layer's experts for one token: computing alone, and with disk."""
-    on_cpu = sum(_read_s(parts, rates, None))
-    on_gpu = sum(_read_s(parts, rates, gpu)) if gpu else 0.0
-    reading = sum(part.num_bytes for part in parts) / disk
-    busy = total = 0.0
-    for chance, in_vram, in_ram, on_disk in _outcomes(top_k, hits):
-        computing = max(in_vram * on_gpu, (in_ram + on_disk) * on_cpu)
-        # What is read last is computed after it.
-        arriving = on_disk * reading + on_cpu if on_disk else 0.0
-        busy += chance * computing
-        total += chance * max(computing, arriving)
-    return busy, total
-
-
-def _outcomes(top_k: int, hits: Hits) -> Iterator[tuple[float, float, float, float]]:
-    """Chance, and numbers of the top_k experts found in VRAM, in RAM and on disk."""
-    if top_k > _MAX_SUMMED:
-        yield 1.0, top_k * hits.vram, top_k * hits.ram, top_k * hits.disk
-        return
-    for in_vram in range(top_k + 1):
-        for on_disk in range(top_k + 1 - in_vram):
-            in_ram = top_k - in_vram - on_disk
-            ways = comb(top_k, in_vram) * comb(top_k - in_vram, on_disk)
-            chance = ways * hits.vram**in_vram * hits.disk**on_disk * hits.ram**in_ram
-            if chance:
-                yield chance, in_vram, in_ram, on_disk
-
-
 def _experts_of_step(
     parts: tuple[Part, ...],
     rates: Rates,
@@ -279,6 +232,11 @@ def _distinct(num_experts: int, top_k: int, num_tokens: int) -> float:
 def _read_s(parts: tuple[Part, ...], rates: Rates, gpu: GpuRates | None) -> Iterator[float]:
     for part in parts:
         yield part.num_bytes / (gpu.read if gpu else rates.decode_bytes(part.type))
+
+
+def _one_token_s(parts: tuple[Part, ...], rates: Rates, gpu: GpuRates | None) -> Iterator[float]:
+    for part in parts:
+        yield part.num_bytes / (gpu if gpu else rates).decode_bytes(part.type)
 
 
 def _dense_products_s(

@@ -52,6 +52,7 @@ class ModelSizes:
     gpu_bytes: int  # of head and dense on a GPU, where types without a kernel are bfloat16
     cpu_bytes: int = 0  # of head and dense: pinned to the CPU by placement rules
     only: range | None = None  # layers that are summed; None = all
+    shared: tuple[Part, ...] = ()  # of `dense`: the shared experts
     by_layer: tuple["ModelSizes", ...] = ()  # embedding with the first, head with the last
 
     @property
@@ -157,6 +158,7 @@ class _LayerSum:
         self._config, self._number = config, number
         self._head: list[Part] = []
         self._dense: list[Part] = []
+        self._shared: list[Part] = []
         self._experts: dict[str, Part] = {}  # one expert's, by name
         self._gpu_bytes = self._cpu_bytes = 0
 
@@ -166,6 +168,8 @@ class _LayerSum:
 
     def add_dense(self, part: Part, kind: str, num_rows: int, *, is_on_cpu: bool) -> None:
         (self._head if kind == "output" else self._dense).append(part)
+        if kind == "shared expert" and not is_on_cpu:
+            self._shared.append(part)
         if is_on_cpu:
             self._cpu_bytes += part.num_bytes
         else:
@@ -191,6 +195,7 @@ class _LayerSum:
             gpu_bytes=self._gpu_bytes,
             cpu_bytes=self._cpu_bytes,
             only=range(self._number, self._number + 1),
+            shared=_by_type(self._shared),
         )
 
 
@@ -207,6 +212,7 @@ def _sum(config: ModelConfig, layers: Sequence[ModelSizes], only: range | None) 
         gpu_bytes=sum(layer.gpu_bytes for layer in layers),
         cpu_bytes=sum(layer.cpu_bytes for layer in layers),
         only=only,
+        shared=_by_type(part for layer in layers for part in layer.shared),
         by_layer=() if only is not None else tuple(layers),
     )
 

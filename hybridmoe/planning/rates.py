@@ -5,7 +5,7 @@ docs/log.md); docs/plan.md lists where each comes from.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import NamedTuple
 
@@ -62,6 +62,8 @@ LAYER_S, STEP_S = 250e-6, 500e-6
 # Assumptions, as docs/plan.md says; the one GPU that was tried is not in them yet.
 _GPU_DECODE_SHARE, _GPU_PROMPT_SHARE, _GPU_LAYER_S = 0.7, 0.4, 60e-6
 _PCIE_SHARE = 0.85
+# To the CPU and back with a state of K2's size: docs/log.md, 2026-11-27, a prototype on an H100.
+_HAND_OVER_S = 25e-6
 _GPU_EXPERT_S = 150e-6  # a dozen launches from Python
 _COPY_CPU = 0.2  # three threads of a workstation's cores
 # Bytes that memory moves for each byte that is copied: read, fetched to be written, written.
@@ -78,6 +80,19 @@ class GpuRates:
     copy: float | None = None  # bytes/s into pinned memory; None: what DRAM allows
     copy_cpu: float = _COPY_CPU  # share of the CPU that this copy takes from its products
     expert_s: float = _GPU_EXPERT_S  # of a prompt's expert, beside its work: launches
+    hand_over_s: float = 0.0  # of a decode layer, to the CPU and back
+    # Bytes/s of one token's products, by type, and of experts in slots; missing: `read`.
+    one_token: Mapping[Q, float] = field(default_factory=dict)
+    slots: float | None = None
+
+    def decode_bytes(self, type: Q) -> float:
+        """Rate, in bytes/s, at which decoding reads a dense tensor of this type."""
+        return self.one_token.get(type, self.read)
+
+    @property
+    def slot_bytes_per_s(self) -> float:
+        """Rate at which decoding reads experts in slots."""
+        return self.read if self.slots is None else self.slots
 
     @classmethod
     def assumed(cls, vram_gbs: float, tflops: float, pcie_gbs: float) -> "GpuRates":
@@ -86,6 +101,7 @@ class GpuRates:
             vram_gbs * 1e9 * _GPU_DECODE_SHARE,
             tflops * 1e12 * _GPU_PROMPT_SHARE,
             pcie_gbs * 1e9 * _PCIE_SHARE,
+            hand_over_s=_HAND_OVER_S,
         )
 
 

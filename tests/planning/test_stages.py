@@ -178,7 +178,8 @@ def test_a_slower_second_card_costs_its_own_time(k2: Outline) -> None:
     both = StagedCost(found, RATES, [GPU, GPU]).decode(100)
     slower = StagedCost(found, RATES, [GPU, SLOW]).decode(100)
     last = found.stages[-1].problem.sizes
-    more = last.dense_bytes * (1 / 350e9 - 1 / 700e9)
+    shared = sum(part.num_bytes for part in last.shared)  # beside the experts
+    more = (last.dense_bytes - shared) * (1 / 350e9 - 1 / 700e9)
     assert slower.seconds["dense weights"] - both.seconds["dense weights"] == pytest.approx(more)
     assert slower.seconds[CROSSING] > both.seconds[CROSSING]
     assert slower.seconds["experts"] == pytest.approx(both.seconds["experts"])
