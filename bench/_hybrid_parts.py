@@ -14,6 +14,7 @@ from bench._hybrid_run import decode, opened, plan_for, prefill, profiled_decode
 from hybridmoe.planning.cost_model import Hits
 from hybridmoe.planning.cost_model import decode as predict
 from hybridmoe.planning.plan import Plan
+from hybridmoe.planning.prefill_split import MIN_BUFFERS, stream_buffers
 from hybridmoe.planning.rates import Rates
 
 __all__ = ["default_slots", "measure_decode", "measure_gemv", "measure_prompts"]
@@ -136,7 +137,12 @@ def _median_prefill(llm: Any, num_tokens: int) -> float:
 def vram_bytes(plan: Plan, num_slots: int) -> int:
     """VRAM budget that the planner turns into `num_slots` slots."""
     assert plan.vram is not None
-    return plan.vram.used_bytes - plan.vram.expert_bytes + num_slots * plan.problem.sizes.slot_bytes
+    c, one = plan.problem.sizes.config, plan.problem.sizes.slot_bytes
+    room = num_slots  # for these, and for what the plan gives up for streamed experts
+    while room - stream_buffers(c.hidden, c.expert_inter, room) < num_slots - MIN_BUFFERS:
+        room += 1
+    parts = sum(size for name, size in plan.vram.parts if name != "streamed experts")
+    return parts + (MIN_BUFFERS + room) * one
 
 
 def _gpu_bytes() -> int:
