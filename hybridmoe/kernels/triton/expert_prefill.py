@@ -199,7 +199,9 @@ def _dequantize_kernel(
     row_ok = rows < num_rows
     rows = rows.to(tl.int64)
     source = data_ptr + slot * slot_bytes + offset + matrix * step
-    w = dequantize_rows(source + rows * row_bytes, chunk, limit, row_ok, books_ptr, KIND, ROWS)
+    w = dequantize_rows(
+        source + rows * row_bytes, chunk, limit, row_ok, books_ptr, KIND, False, ROWS
+    )
     k = chunk * 256 + tl.arange(0, 256)
     target = (expert * num_matrices + number + matrix).to(tl.int64) * num_rows
     out = w_ptr + (target + rows)[:, None] * num_cols + k[None, :]
