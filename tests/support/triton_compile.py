@@ -23,9 +23,11 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from triton_layouts import lane_distances, shuffles
 
+from hybridmoe.kernels.expert_groups import FEW_ROWS, MANY_ROWS
 from hybridmoe.kernels.triton import decode_attention as attention
 from hybridmoe.kernels.triton import elementwise, hand_over, router
 from hybridmoe.kernels.triton import expert_ffn as experts
+from hybridmoe.kernels.triton import expert_prefill as prompts
 from hybridmoe.kernels.triton import matmul as product
 from hybridmoe.kernels.triton import vector_gemv as vectors
 from hybridmoe.kernels.triton.dequant import KINDS
@@ -45,7 +47,15 @@ POINTERS = {  # by the name of a kernel's argument; all others ending in _ptr ar
     "sent_ptr": "*i32",
     "done_ptr": "*i32",
 }
-EVEN = re.compile("_ptr$|bytes|num_|stride|offset|^inter$|^n$|^dim$|^(x_)?count$")
+PROMPT_POINTERS = {
+    "x_ptr": "*bf16",
+    "w_ptr": "*bf16",
+    "act_ptr": "*bf16",
+    "pairs_ptr": "*i32",
+    "places_ptr": "*i32",
+    "tiles_ptr": "*i32",
+}
+EVEN = re.compile("_ptr$|bytes|num_|stride|offset|^inter$|^hidden$|^n$|^dim$|^(x_)?count$")
 UNEVEN = {"top_k", "num_tokens", "limit", "gate_limit", "up_limit", "table_pages", "num_splits"}
 
 
@@ -119,6 +129,17 @@ def product_kernels() -> Iterator[tuple[Any, dict[str, Any], dict[str, int]]]:
         yield vectors._vector_kernel, constants, {"num_warps": plan.num_warps}
 
 
+def prompt_kernels() -> Iterator[tuple[Any, dict[str, Any], dict[str, int]]]:
+    """Of experts of a prompt."""
+    for rows, warps in ((FEW_ROWS, 4), (MANY_ROWS, 8)):
+        constants = {"M": rows, "K": 64, "IS_EVEN": True, "DOT": tl.bfloat16}
+        options = {"num_warps": warps, "num_stages": 3}
+        yield prompts._gate_up_kernel, {**constants, "N": prompts._GATE_COLS}, options
+        yield prompts._down_kernel, {**constants, "N": prompts._DOWN_COLS}, options
+    sizes = {"TOKENS": prompts._SUM_TOKENS, "BLOCK": prompts._SUM_COLS}
+    yield prompts._sum_kernel, sizes, {}
+
+
 def other_kernels() -> Iterator[tuple[Any, dict[str, Any], dict[str, int]]]:
     constants = {"R": 512, "P": 64, "R_BLOCK": 512, "P_BLOCK": 64, "BLOCK": 32, "PAGE": 64}
     options = {"num_warps": 8, "num_stages": 2}
@@ -143,7 +164,10 @@ def other_kernels() -> Iterator[tuple[Any, dict[str, Any], dict[str, int]]]:
 
 
 def main(arch: int) -> None:
-    for kernel, constants, options in (*expert_kernels(), *product_kernels(), *other_kernels()):
+    kernels = (*expert_kernels(), *product_kernels(), *other_kernels(), *prompt_kernels())
+    for kernel, constants, options in kernels:
+        if kernel.__module__ == prompts.__name__:
+            POINTERS.update(PROMPT_POINTERS)  # these kernels come last
         if kernel is elementwise._store_kernel:
             POINTERS["slots_ptr"] = "*i64"  # there, unlike in the kernels of experts
         if "KEY" in constants:
