@@ -15,6 +15,8 @@ __all__ = ["CudaBlockTables", "Prompt"]
 # Spans of at least this many tokens have their keys and values expanded. By operations it pays from
 # 170 with K2's sizes, but that kernel does more of them a second. Not measured.
 PROMPT_TOKENS = 64
+# Block tables of decode steps are at least as long, so that one graph serves 1024 positions.
+_DECODE_PAGES = 16
 
 
 class Prompt(NamedTuple):
@@ -91,7 +93,7 @@ class CudaBlockTables:
     def padded_pages(spans: Sequence[Span]) -> int:
         """Return num_pages of spans of one token each."""
         num_pages = max((_num_pages(span) for span in spans), default=0)
-        return 1 << (num_pages - 1).bit_length() if num_pages else 0
+        return max(_DECODE_PAGES, 1 << (num_pages - 1).bit_length()) if num_pages else 0
 
     @staticmethod
     def pack_decode(spans: Sequence[Span], num_pages: int, out: NDArray[np.int32]) -> None:

@@ -66,7 +66,7 @@ def load(
         _check_vocabulary(file, config, tokenizer)
         if plan.vram is not None:
             assert isinstance(gpu, CudaGpu), gpu
-            from hybridmoe.placement.gpu_compile import compile_kernels
+            from hybridmoe.placement.gpu_compile import capture_first_graph, compile_kernels
 
             compile_kernels(file, plan, gpu, on_kernels)
         try:
@@ -79,8 +79,11 @@ def load(
         trace = None
         if options.trace is not None:
             trace = resources.enter_context(closing(open_trace(options.trace, file, config)))
-        engine = Engine(residency.decoder(file), tokenizer.eos_ids, plan.engine, trace)
+        decoder = residency.decoder(file)
+        engine = Engine(decoder, tokenizer.eos_ids, plan.engine, trace)
         resources.callback(engine.close)
+        if plan.vram is not None:
+            capture_first_graph(decoder)
         if progress is not None and plan.disk_cache is None:
             read_ahead(file, on_bytes, has_experts=plan.fits_in_ram)
         residency.experts.ready(_READY_S)

@@ -3,7 +3,7 @@
 A graph repeats the same kernels on the same memory. It begins with one copy of a step's inputs from
 the host, and a model's last graph ends with a copy of the logits to it. Kernels depend on the
 number of tokens and, by the split of attention, on the pages of the longest sequence, so block
-tables are padded to powers of two.
+tables are padded to powers of two, at least 16 pages.
 """
 
 from collections.abc import Callable, Sequence
@@ -58,6 +58,19 @@ class DecodeGraphs:
 
         x: (T, H), on the host or any device. cos_sin: (T, R), on the host. Errors: those of `run`.
         """
+        graph = self._graph_for(x, cos_sin, spans)
+        graph.inputs.fill(x, cos_sin, spans)
+        graph.repeat()
+        self._started()
+        if trace is not None:
+            trace += graph.trace
+        return graph.outputs
+
+    def capture(self, x: Tensor, cos_sin: Tensor, spans: Sequence[Span]) -> Outputs:
+        """Capture the graph of a step like this, whose outputs mean nothing yet."""
+        return self._graph_for(x, cos_sin, spans).outputs
+
+    def _graph_for(self, x: Tensor, cos_sin: Tensor, spans: Sequence[Span]) -> "_Graph":
         num_pages = CudaBlockTables.padded_pages(spans)
         key = (len(x), num_pages)
         graph = self._graphs.get(key)
@@ -66,12 +79,7 @@ class DecodeGraphs:
             graph.inputs.fill(x, cos_sin, spans)
             graph.capture(self._run, self._head, self._logits)
             self._graphs[key] = graph
-        graph.inputs.fill(x, cos_sin, spans)
-        graph.repeat()
-        self._started()
-        if trace is not None:
-            trace += graph.trace
-        return graph.outputs
+        return graph
 
 
 class _Inputs:

@@ -137,6 +137,22 @@ class Decoder:
             return outputs.states
 
     @torch.inference_mode()
+    def capture(self) -> None:
+        """Capture the graph of a step of one token, so that no response waits for it.
+
+        Only before the first step: page 0 is written. Errors: DeviceError.
+        """
+        if self._graph_pages is None:
+            return
+        first, spans = self._stages[0].device, [Span(1, 0, (0,))]
+        with torch_threads(1), first.active(), self.guard.watch(1):
+            x = gather_rows(self._embedding, torch.zeros(1, dtype=torch.int64))
+            cos_sin = self._rope.cos_sin(_positions(spans))
+            self._experts.begin_step(1)  # never ended: the next step discards it
+            for stage in self._stages:
+                x = stage.capture(x, cos_sin, spans).states
+
+    @torch.inference_mode()
     def logits(self, x: Tensor) -> Tensor:
         """Compute logits (T, V) f32, on the CPU, from final states (T, H).
 

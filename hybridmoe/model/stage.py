@@ -58,6 +58,12 @@ class Stage:
         run = partial(self._run, pages[self._range])
         self._graphs = DecodeGraphs(self.device, run, started, head)
 
+    def capture(self, x: Tensor, cos_sin: Tensor, spans: Sequence[Span]) -> Outputs:
+        """Capture the graph of a step like this, before it is wanted; see `forward`."""
+        assert self._graphs is not None, "use_graphs comes first"
+        with self.device.active():
+            return self._graphs.capture(x, cos_sin, spans)
+
     def forward(
         self,
         x: Tensor,

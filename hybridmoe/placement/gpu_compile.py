@@ -12,10 +12,11 @@ from hybridmoe.gguf.tensor_table import read_config
 from hybridmoe.hardware.gpu import CudaGpu
 from hybridmoe.kernels.triton.compiling import compile_launches
 from hybridmoe.kernels.triton.runtime import IS_INTERPRETED, num_multiprocessors
+from hybridmoe.model.decoder import Decoder
 from hybridmoe.placement.gpu_launches import GpuPart, model_launches
 from hybridmoe.planning.plan import Plan
 
-__all__ = ["compile_for_file", "compile_kernels"]
+__all__ = ["capture_first_graph", "compile_for_file", "compile_kernels"]
 
 Progress = Callable[[int, int], None]  # kernels compiled so far, and their number
 
@@ -29,6 +30,12 @@ def compile_kernels(
     """
     if not IS_INTERPRETED:
         _compile(file, plan.problem.sizes.config, GpuPart.of(plan), gpu, progress)
+
+
+def capture_first_graph(decoder: Decoder) -> None:
+    """Capture a decode step of one token. Errors: DeviceError."""
+    if not IS_INTERPRETED:  # where it would only take time
+        decoder.capture()
 
 
 def compile_for_file(

@@ -145,7 +145,7 @@ def other_kernels() -> Iterator[tuple[Any, dict[str, Any], dict[str, int]]]:
     options = {"num_warps": 8, "num_stages": 2}
     for key in (tl.float16, tl.bfloat16):
         yield attention._attention_kernel, {**constants, "KEY": key, "DOT": key}, options
-    yield attention._combine_kernel, {"R": 512, "R_BLOCK": 512}, {}
+    yield attention._combine_kernel, {"R": 512, "R_BLOCK": 512, "BLOCK": 32}, {}
     for block, warps in ((512, 1), (2048, 4), (8192, 16)):
         constants = {"BLOCK": block}
         yield elementwise._rms_norm_kernel, constants, {"num_warps": warps}

@@ -91,10 +91,13 @@ def latent_attention(
         parts,
         peaks,
         totals,
+        positions,
         out,
         plan.num_splits,
+        max_positions,
         R=latent_dim,
         R_BLOCK=_block(latent_dim),
+        BLOCK=plan.block_tokens,
         num_warps=4,
     )
     return out
@@ -197,11 +200,9 @@ def _load_queries(
 
 
 @triton.jit
-def _split_blocks(num_blocks, split):
-    """Divide a token's blocks: the first and the end of one split, of at least two."""
-    blocks_per_split = tl.maximum(tl.cdiv(num_blocks, tl.num_programs(1)), 2)
-    first = split * blocks_per_split
-    return first, tl.minimum(first + blocks_per_split, num_blocks)
+def _blocks_per_split(num_blocks, num_splits):
+    """Divide a token's blocks. The last splits have none if there are few."""
+    return tl.maximum(tl.cdiv(num_blocks, num_splits), 2)
 
 
 # Tables grow with a sequence, and lie anywhere in a step's buffer: one binary for all.
@@ -242,7 +243,10 @@ def _attention_kernel(
         q_latent_ptr, q_rope_ptr, t, heads, head_ok, num_heads, scale, r, p, R, P, KEY, DOT
     )
     seen = tl.minimum(tl.load(positions_ptr + t), max_positions)
-    first, last = _split_blocks(tl.cdiv(seen, BLOCK), split)
+    num_blocks = tl.cdiv(seen, BLOCK)
+    per_split = _blocks_per_split(num_blocks, tl.num_programs(1))
+    first = split * per_split
+    last = tl.minimum(first + per_split, num_blocks)
     peak = tl.full((_HEADS,), float("-inf"), tl.float32)
     total = tl.zeros((_HEADS,), tl.float32)
     acc = tl.zeros((_HEADS, R_BLOCK), tl.float32)
@@ -264,40 +268,48 @@ def _attention_kernel(
         total = total * shrink + tl.sum(shares, 1)
         acc = tl.dot(shares.to(KEY).to(DOT), latents, acc * shrink[:, None])
         peak = new_peak
-    at = (t * num_heads + heads) * tl.num_programs(1) + split
-    tl.store(peaks_ptr + at, peak, mask=head_ok)
-    tl.store(totals_ptr + at, total, mask=head_ok)
-    part_mask = head_ok[:, None] & (r < R)[None, :]
-    tl.store(parts_ptr + at[:, None] * R + r[None, :], acc, mask=part_mask)
+    if (first < last) | (split == 0):  # the others are not read
+        at = (t * num_heads + heads) * tl.num_programs(1) + split
+        tl.store(peaks_ptr + at, peak, mask=head_ok)
+        tl.store(totals_ptr + at, total, mask=head_ok)
+        part_mask = head_ok[:, None] & (r < R)[None, :]
+        tl.store(parts_ptr + at[:, None] * R + r[None, :], acc, mask=part_mask)
 
 
-@triton.jit(do_not_specialize=["num_splits"])
+@triton.jit(
+    do_not_specialize=["num_splits", "max_positions"],
+    do_not_specialize_on_alignment=["positions_ptr"],
+)
 def _combine_kernel(
     parts_ptr,
     peaks_ptr,
     totals_ptr,
+    positions_ptr,
     out_ptr,
     num_splits,
+    max_positions,
     R: tl.constexpr,
     R_BLOCK: tl.constexpr,
+    BLOCK: tl.constexpr,
 ):
     """Combine the splits of one head of a token, each scaled to the highest peak of all."""
     head = tl.program_id(0).to(tl.int64)
     t = tl.program_id(1).to(tl.int64)
     r = tl.arange(0, R_BLOCK)
     at = (t * tl.num_programs(0) + head) * num_splits
+    num_blocks = tl.cdiv(tl.minimum(tl.load(positions_ptr + t), max_positions), BLOCK)
+    num_used = tl.cdiv(num_blocks, _blocks_per_split(num_blocks, num_splits))
     peak = tl.load(peaks_ptr + at)  # of the first split, which has a position if any has
     total = tl.load(totals_ptr + at)
     acc = tl.load(parts_ptr + at * R + r, mask=r < R, other=0.0)
-    for split in range(1, num_splits):
+    for split in range(1, num_used):
         part_total = tl.load(totals_ptr + at + split)
-        if part_total != 0:  # NaN too
-            part_peak = tl.load(peaks_ptr + at + split)
-            part = tl.load(parts_ptr + (at + split) * R + r, mask=r < R, other=0.0)
-            new_peak = tl.maximum(peak, part_peak)
-            shrink, grow = tl.exp(peak - new_peak), tl.exp(part_peak - new_peak)
-            total = total * shrink + part_total * grow
-            acc = acc * shrink + part * grow
-            peak = new_peak
+        part_peak = tl.load(peaks_ptr + at + split)
+        part = tl.load(parts_ptr + (at + split) * R + r, mask=r < R, other=0.0)
+        new_peak = tl.maximum(peak, part_peak)
+        shrink, grow = tl.exp(peak - new_peak), tl.exp(part_peak - new_peak)
+        total = total * shrink + part_total * grow
+        acc = acc * shrink + part * grow
+        peak = new_peak
     result = acc / tl.where(total == 0, 1.0, total)
     tl.store(out_ptr + (head * tl.num_programs(1) + t) * R + r, result, mask=r < R)
