@@ -50,6 +50,7 @@ class StubDriver:
         self.utils = SimpleNamespace(
             get_device_properties=lambda device: {"max_shared_mem": 227 << 10},
             load_binary=self._load,
+            unload_module=lambda module: None,
         )
 
     def get_current_device(self) -> int:
