@@ -19,7 +19,9 @@ from hybridmoe.device.cuda import CudaDevice
 from hybridmoe.device.cuda_block_tables import PROMPT_TOKENS, CudaBlockTables
 from hybridmoe.device.interface import Matrix, Pages, Tables
 from hybridmoe.device.pending import Pending, Ready
+from hybridmoe.env import uses_host_functions
 from hybridmoe.experts.backend import ExpertBackend
+from hybridmoe.experts.gpu.hand_over import TRIED
 from hybridmoe.experts.routed_experts import RoutedExperts
 from hybridmoe.gguf.names import parse_name
 from hybridmoe.gguf.reader import GGUFFile
@@ -28,6 +30,7 @@ from hybridmoe.kernels.matrix import QuantMatrix
 from hybridmoe.kernels.paged_mla import PAGE_TOKENS, Span
 from hybridmoe.kernels.triton.expert_ffn import SlotLayout, expert_ffn
 from hybridmoe.kernels.triton.expert_prefill import add_experts, layout_of
+from hybridmoe.kernels.triton.hand_over import receive, send
 from hybridmoe.kernels.triton.launches import Launch, record_launches
 from hybridmoe.kernels.triton.matrix import MATRIX_TYPES, DeviceMatrix
 from hybridmoe.kernels.triton.vector_gemv import MAX_VECTOR_TOKENS
@@ -57,6 +60,7 @@ class GpuPart:
     is_on_cpu: Callable[[str], bool] = lambda name: False  # of a tensor's name, as in `CudaDevice`
     has_slots: bool = True  # experts are computed in VRAM slots
     streams_experts: bool = True  # experts of prompts are computed on the GPU
+    hands_over: bool = True  # captured steps hand layers over by counters
 
     @classmethod
     def of(cls, plan: Plan) -> Self:
@@ -66,6 +70,7 @@ class GpuPart:
             is_on_cpu=plan.problem.rules.is_on_cpu,
             has_slots=plan.num_vram_slots > 0,
             streams_experts=plan.streams_experts,
+            hands_over=plan.disk_cache is None and not uses_host_functions(),
         )
 
 
@@ -205,6 +210,9 @@ class _MetaExperts(ExpertBackend):
     def __init__(self, experts: RoutedExperts, part: GpuPart) -> None:
         self._part = part
         self._layouts = {n: layout_of(*weights) for n, weights in experts.layers.items()}
+        if part.hands_over and experts.layers:
+            tried = torch.empty(1, TRIED, device=_META)
+            _hand_over(tried, tried.int(), tried, is_try=True)
 
     def submit(self, layer: int, x: Tensor, ids: Tensor, weights: Tensor) -> Pending:
         out, layout = x.new_empty(x.shape), self._layouts[layer]
@@ -212,6 +220,8 @@ class _MetaExperts(ExpertBackend):
             return Ready(out)
         slots = torch.empty(1, layout.slot_bytes, dtype=torch.uint8, device=_META)
         if len(x) <= PREFILL_TOKENS:
+            if self._part.hands_over:
+                _hand_over(x, ids, weights)
             if self._part.has_slots:
                 return Ready(expert_ffn(x, ids, weights, slots, layout))
         elif self._part.streams_experts:
@@ -230,6 +240,18 @@ class _MetaExperts(ExpertBackend):
         slots = torch.empty(1, layout.slot_bytes, dtype=torch.uint8, device=_META)
         for rows in (FEW_ROWS, MANY_ROWS):
             add_experts(states, ExpertGroup(table(1), table(1, 3), 0, len(x)), slots, layout, rows)
+
+
+def _hand_over(x: Tensor, ids: Tensor, weights: Tensor, *, is_try: bool = False) -> None:
+    """Send to the host, and receive with a part of the GPU's and without."""
+    host_x, host_ids, host_weights = (
+        torch.empty(t.shape, dtype=t.dtype) for t in (x, ids, weights)
+    )
+    counter = torch.empty(1, dtype=torch.int32)
+    counts = torch.empty(2, dtype=torch.int32, device=_META)
+    send(x, ids, weights, (host_x, host_ids, host_weights), counts, 0, counter)
+    for part in (x,) if is_try else (x, None):
+        receive(x, part, host_x, counts, 0, counter)
 
 
 def _pages(device: _MetaDevice, c: ModelConfig, kv_type: str, num_pages: int) -> Pages:

@@ -18,9 +18,9 @@ from hybridmoe.errors import HybridMoeError, ShapeError
 from hybridmoe.experts.gpu.staging import StagedSubmission
 from hybridmoe.kernels.triton.hand_over import receive, send
 
-__all__ = ["HandOver"]
+__all__ = ["TRIED", "HandOver"]
 
-_TRIED, _TRY_POLLS = 64, 1 << 20  # numbers; about a second
+TRIED, _TRY_POLLS = 64, 1 << 20  # numbers; about a second
 _LINE = 16  # int32 of a cache line: each counter is written by one side only
 
 
@@ -65,9 +65,9 @@ class HandOver:
     def works(self) -> bool:
         """Try one hand-over, while no step is in flight. Errors: torch's if the GPU fails."""
         device = self._counts.device
-        staged = StagedSubmission(0, 1, _TRIED, _TRIED, device)
-        host_ids = host_empty((1, _TRIED), torch.int32, device)
-        given = torch.arange(1, 1 + _TRIED).view(1, _TRIED)
+        staged = StagedSubmission(0, 1, TRIED, TRIED, device)
+        host_ids = host_empty((1, TRIED), torch.int32, device)
+        given = torch.arange(1, 1 + TRIED).view(1, TRIED)
         staged.out.copy_(given)
         x, ids = given.float().to(device), given.int().to(device)
         y = torch.zeros_like(x)

@@ -58,7 +58,7 @@ def send(
         tokens * hidden,
         tokens * top_k,
         buffer,
-        BLOCK=min(_BLOCK, triton.next_power_of_2(tokens * hidden)),
+        BLOCK=_block(hidden),
         K_BLOCK=triton.next_power_of_2(PREFILL_TOKENS * top_k),
         num_warps=8,
     )
@@ -91,8 +91,7 @@ def receive(
     _check_host(done, "receive: done", torch.int32, (1,))
     if not 0 <= buffer < len(counts) - 1:
         raise ShapeError(f"receive: buffer {buffer} of {len(counts) - 1}")
-    count = y.numel()
-    block = min(_BLOCK, triton.next_power_of_2(count))
+    count, block = y.numel(), _block(y.shape[1])
     _receive_kernel[(triton.cdiv(count, block),)](
         y,
         y if part is None else part,
@@ -106,6 +105,11 @@ def receive(
         BLOCK=block,
         num_warps=8,
     )
+
+
+def _block(hidden: int) -> int:
+    """Choose the numbers of a program, alike for all steps of a model: one binary."""
+    return min(_BLOCK, int(triton.next_power_of_2(PREFILL_TOKENS * hidden)))
 
 
 def _check_host(t: Tensor, what: str, dtype: torch.dtype, shape: tuple[int, ...]) -> None:
