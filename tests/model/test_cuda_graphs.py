@@ -43,7 +43,7 @@ def test_replays_equal_runs() -> None:
     device = Device()
     graphs = DecodeGraphs(device, run, head=lambda states: 2 * states)
     rng = torch.Generator().manual_seed(1)
-    for num_tokens, num_pages in [(1, 4), (1, 4), (3, 4), (1, 8), (3, 4), (1, 4)]:
+    for num_tokens, num_pages in [(1, 4), (1, 9), (3, 4), (1, 17), (3, 4), (1, 4)]:
         x = torch.rand((num_tokens, 5), generator=rng)
         cos_sin = torch.rand((num_tokens, 2), generator=rng)
         spans = some_spans(num_tokens, num_pages, rng)
@@ -62,7 +62,21 @@ def test_replays_equal_runs() -> None:
     assert device.num_captures == 3
 
 
-@pytest.mark.parametrize("num_pages", [1, 3, 4, 9])
+def test_a_graph_captured_ahead_is_the_one_replayed() -> None:
+    device = Device()
+    graphs = DecodeGraphs(device, run)
+    x, cos_sin = torch.ones(1, 5), torch.ones(1, 2)
+    graphs.capture(x, cos_sin, [Span(1, 0, [0])])
+    assert device.num_captures == 1
+    spans = [Span(1, 16 * PAGE_TOKENS - 1, list(range(16)))]  # the last of its positions
+    outputs = graphs.forward(x, cos_sin, spans, None)
+    assert torch.equal(outputs.states, torch.full((1, 5), 3.0 * 16 * PAGE_TOKENS))
+    assert device.num_captures == 1
+    graphs.forward(x, cos_sin, [Span(1, 16 * PAGE_TOKENS, list(range(17)))], None)
+    assert device.num_captures == 2
+
+
+@pytest.mark.parametrize("num_pages", [1, 16, 17, 40])
 def test_packed_tables_are_those_of_any_step(num_pages: int) -> None:
     rng = torch.Generator().manual_seed(num_pages)
     spans = [*some_spans(2, num_pages, rng), Span(1, 70, [5, 2, 9]), Span(1, 0, range(3, 9))]

@@ -25,10 +25,13 @@ from hybridmoe.errors import ConfigError
 from hybridmoe.experts.routing_trace import read_trace
 from hybridmoe.hardware.gpu import NoGpu
 from hybridmoe.llm import load as loading
+from hybridmoe.model.decoder import Decoder
 
 pytest.importorskip("triton", reason="needs triton (pip install hybridmoe[cuda])")
 
 from interpreted_gpu import use_gpu
+
+from hybridmoe.placement import gpu_compile
 
 NUM_EXPERTS = 2 * SMALL["experts"]
 IDS = np.random.default_rng(3).integers(0, 256, 20).tolist()
@@ -118,6 +121,22 @@ def test_counters_are_the_simulators_on_the_runs_trace(path: Path, tmp_path: Pat
     counted = (c.hits, c.misses, c.uploads, c.evictions)
     assert counted == tuple(got.total(kind) for kind in (HITS, MISSES, UPLOADS, EVICTIONS))
     assert c.hits > 0
+
+
+def test_a_graph_captured_at_load_changes_neither_answer_nor_counters(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runs = []
+    for captures in (False, True):
+        monkeypatch.setattr(
+            gpu_compile, "capture_first_graph", Decoder.capture if captures else lambda _: None
+        )
+        with hybridmoe.load(path, vram="2GiB") as llm:
+            ids = generated(llm, 3)
+            stats = llm.expert_stats()
+        assert stats is not None
+        runs.append((ids, stats.counters.hits, stats.counters.misses))
+    assert runs[0] == runs[1]
 
 
 def test_deferral_and_pinned_layers(path: Path) -> None:
