@@ -9,9 +9,11 @@ import torch
 
 from hybridmoe.device.cuda_errors import loading_onto_gpu
 from hybridmoe.device.interface import Device
+from hybridmoe.env import uses_host_functions
 from hybridmoe.experts.backend import CpuExperts, ExpertBackend
 from hybridmoe.experts.disk.cached_experts import CachedExperts
 from hybridmoe.experts.gpu.expert_cache import DEFAULT_VRAM_POLICY
+from hybridmoe.experts.gpu.hand_over import HandOver
 from hybridmoe.experts.gpu.host_adapter import HostAdapter
 from hybridmoe.experts.gpu.hybrid_experts import HybridExperts
 from hybridmoe.experts.gpu.pinned_policy import PinnedPolicy
@@ -26,7 +28,6 @@ from hybridmoe.kernels.triton.expert_prefill import add_experts
 from hybridmoe.placement.gpu_runtime import GpuRuntime, GpuStreams
 from hybridmoe.placement.kernel_checks import KernelChecks
 from hybridmoe.placement.profile import HotExperts
-from hybridmoe.planning.layer_cost import upload_hits
 from hybridmoe.planning.placement_rules import ExpertLayers
 from hybridmoe.planning.plan import Plan
 
@@ -80,10 +81,6 @@ def place_on_gpu(
             slots.cache.fill()
         if plan.streams_experts and is_any_right:
             prefill = _prefill(experts, plan, wrong, slots, streams, runtime)
-        if slots is not None and prefill is not None:
-            sizes, share = plan.problem.sizes, plan.num_vram_slots / plan.num_experts
-            cost = upload_hits(sizes.experts[0], prefill.rates, sizes.config.top_k, share)
-            slots.cache.price_uploads(cost)
         backend = HybridExperts(
             experts,
             streams.main,
@@ -91,9 +88,24 @@ def place_on_gpu(
             device,
             slots=slots,
             prefill=prefill,
-            hand_over=runtime.open_hand_over(streams.main),
+            hand_over=_hand_over(experts, streams, runtime, check.found),
         )
     return GpuExperts(backend, dense, None if slots is None else slots.cache, check.found)
+
+
+def _hand_over(
+    experts: RoutedExperts, streams: GpuStreams, runtime: GpuRuntime, found: KernelChecks
+) -> HandOver | None:
+    """Make the hand-over of decode steps; None = host functions, by wish or since it failed."""
+    if uses_host_functions():
+        return None
+    hand_over = runtime.open_hand_over(experts, streams.main)
+    if hand_over is None:
+        found.notes.append(
+            "self-check: memory of the host does not reach the GPU while kernels run; its driver"
+            " calls the CPU instead, which takes longer"
+        )
+    return hand_over
 
 
 def _prefill(

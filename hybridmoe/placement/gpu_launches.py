@@ -21,7 +21,6 @@ from hybridmoe.device.interface import Matrix, Pages, Tables
 from hybridmoe.device.pending import Pending, Ready
 from hybridmoe.env import uses_host_functions
 from hybridmoe.experts.backend import ExpertBackend
-from hybridmoe.experts.gpu.hand_over import TRIED
 from hybridmoe.experts.routed_experts import RoutedExperts
 from hybridmoe.gguf.names import parse_name
 from hybridmoe.gguf.reader import GGUFFile
@@ -210,18 +209,15 @@ class _MetaExperts(ExpertBackend):
     def __init__(self, experts: RoutedExperts, part: GpuPart) -> None:
         self._part = part
         self._layouts = {n: layout_of(*weights) for n, weights in experts.layers.items()}
-        if part.hands_over and experts.layers:
-            tried = torch.empty(1, TRIED, device=_META)
-            _hand_over(tried, tried.int(), tried, is_try=True)
 
     def submit(self, layer: int, x: Tensor, ids: Tensor, weights: Tensor) -> Pending:
         out, layout = x.new_empty(x.shape), self._layouts[layer]
+        if self._part.hands_over and len(x) <= PREFILL_TOKENS:
+            _hand_over(x, ids, weights)
         if layout is None:  # a type without a GPU kernel
             return Ready(out)
         slots = torch.empty(1, layout.slot_bytes, dtype=torch.uint8, device=_META)
         if len(x) <= PREFILL_TOKENS:
-            if self._part.hands_over:
-                _hand_over(x, ids, weights)
             if self._part.has_slots:
                 return Ready(expert_ffn(x, ids, weights, slots, layout))
         elif self._part.streams_experts:
@@ -242,7 +238,7 @@ class _MetaExperts(ExpertBackend):
             add_experts(states, ExpertGroup(table(1), table(1, 3), 0, len(x)), slots, layout, rows)
 
 
-def _hand_over(x: Tensor, ids: Tensor, weights: Tensor, *, is_try: bool = False) -> None:
+def _hand_over(x: Tensor, ids: Tensor, weights: Tensor) -> None:
     """Send to the host, and receive with a part of the GPU's and without."""
     host_x, host_ids, host_weights = (
         torch.empty(t.shape, dtype=t.dtype) for t in (x, ids, weights)
@@ -250,7 +246,7 @@ def _hand_over(x: Tensor, ids: Tensor, weights: Tensor, *, is_try: bool = False)
     counter = torch.empty(1, dtype=torch.int32)
     counts = torch.empty(2, dtype=torch.int32, device=_META)
     send(x, ids, weights, (host_x, host_ids, host_weights), counts, 0, counter)
-    for part in (x,) if is_try else (x, None):
+    for part in (x, None):
         receive(x, part, host_x, counts, 0, counter)
 
 

@@ -12,7 +12,6 @@ import torch
 from hybridmoe import _C
 from hybridmoe.device.cuda import CudaDevice, IsRight
 from hybridmoe.device.streams import CudaStream, Stream
-from hybridmoe.env import uses_host_functions
 from hybridmoe.experts.gpu.calibrate import measure_gpu, with_cpu
 from hybridmoe.experts.gpu.hand_over import HandOver
 from hybridmoe.experts.gpu.host_registration import CudaRegistrar, HostRegistration, Registrar
@@ -22,7 +21,6 @@ from hybridmoe.experts.routed_experts import ExpertWeights, RoutedExperts
 from hybridmoe.hardware.gpu import CudaGpu
 from hybridmoe.kernels.triton.expert_ffn import SlotLayout
 from hybridmoe.kernels.triton.expert_prefill import add_experts
-from hybridmoe.placement.kept_rates import kept_rates, machine_key
 from hybridmoe.placement.self_check import SelfCheck
 from hybridmoe.planning.rates import Rates
 
@@ -68,23 +66,15 @@ class GpuRuntime:
         """Create the streams; torch's error if the GPU fails."""
         return GpuStreams(CudaStream(), *(CudaStream(self._new_stream()) for _ in range(3)))
 
-    def open_hand_over(self, main: Stream) -> HandOver | None:
-        """Make the hand-over of captured steps; None if the GPU and the host do not see it."""
-        if uses_host_functions():
-            return None
+    def open_hand_over(self, experts: RoutedExperts, main: Stream) -> HandOver | None:
+        """Make the hand-over of captured steps; None if GPU and host do not see each other's."""
         hand_over = HandOver(NUM_STAGED, main, self.torch)
-        return hand_over if hand_over.works() else None
+        return hand_over if hand_over.works(experts.hidden, experts.top_k) else None
 
     def measure(self, experts: ExpertWeights, layout: SlotLayout, streams: Streams) -> Measured:
-        """Measure the rates of the GPU and of the CPU, in about a second, once a day."""
-
-        def measure() -> tuple[Rates, int]:
-            gpu = measure_gpu(experts, layout, add_experts, streams, self.torch)
-            return with_cpu(gpu.rates, experts), gpu.threads.num_threads
-
-        key = machine_key(torch.cuda.get_device_name(self.torch), experts)
-        rates, num_threads = kept_rates(key, measure)
-        return Measured(rates, _C.CopyThreads(num_threads))
+        """Measure the rates of the GPU and of the CPU, in about a second."""
+        gpu = measure_gpu(experts, layout, add_experts, streams, self.torch)
+        return Measured(with_cpu(gpu.rates, experts), gpu.threads)
 
     def register(self, experts: RoutedExperts, most_bytes: int) -> HostRegistration:
         """Make the registration of the experts' memory, layer by layer, to be begun later."""

@@ -1,6 +1,6 @@
 """Record of the self-check: how far the GPU's kernels were from the CPU, and what was done."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 __all__ = ["KernelCheck", "KernelChecks"]
@@ -29,6 +29,7 @@ class KernelChecks:
 
     def __init__(self) -> None:
         self.checks: list[KernelCheck] = []
+        self.notes: list[str] = []  # on what else does not work, a line each
         self._left_to_cpu: dict[str, tuple[KernelCheck, list[str]]] = {}
 
     def add(self, checks: Sequence[KernelCheck]) -> KernelCheck | None:
@@ -45,8 +46,11 @@ class KernelChecks:
 
     @property
     def lines(self) -> tuple[str, ...]:
-        """A line for each kind of weights that is left to the CPU, for people."""
-        return tuple(
+        """A line for each kind of weights that is left to the CPU, and notes, for people."""
+        return (*self._kinds(), *self.notes)
+
+    def _kinds(self) -> Iterator[str]:
+        return (
             f"self-check: the GPU is wrong in {wrong}; the CPU computes {kind} instead"
             f" ({_few(what)})"
             for kind, (wrong, what) in self._left_to_cpu.items()

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from gguf import GGMLQuantizationType as Type
 from logit_distance import kl_divergence, relative_error
 from numpy.typing import NDArray
@@ -22,7 +23,6 @@ from hybridmoe.cachebench.simulator import (
     simulate,
 )
 from hybridmoe.errors import ConfigError
-from hybridmoe.experts.policy.cost_aware import UPLOAD_HITS, CostAware
 from hybridmoe.experts.routing_trace import read_trace
 from hybridmoe.hardware.gpu import NoGpu
 from hybridmoe.llm import load as loading
@@ -30,9 +30,10 @@ from hybridmoe.model.decoder import Decoder
 
 pytest.importorskip("triton", reason="needs triton (pip install hybridmoe[cuda])")
 
-from interpreted_gpu import use_gpu
+from interpreted_gpu import InterpretedRuntime, use_gpu
 
 from hybridmoe.placement import gpu_compile
+from hybridmoe.placement.gpu_runtime import GpuRuntime
 
 NUM_EXPERTS = 2 * SMALL["experts"]
 IDS = np.random.default_rng(3).integers(0, 256, 20).tolist()
@@ -102,27 +103,27 @@ def test_an_answer_is_what_its_logits_say_with_graphs_and_a_cache(path: Path) ->
     assert stats.num_resident > 0
 
 
-def test_host_functions_give_the_same_answer(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    ids = []
-    for value in ("0", "1"):
-        monkeypatch.setenv("HYBRIDMOE_HOST_CALLS", value)
-        with hybridmoe.load(path, vram="2GiB", defer=1) as llm:
-            ids.append(generated(llm, 5))
-    assert ids[0] == ids[1]
+def test_without_a_hand_over_the_answer_is_the_same(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with hybridmoe.load(path, vram="2GiB", defer=1) as llm:
+        assert not any("its driver calls" in note for note in llm.notes)
+        ids = generated(llm, 5)
+    kind = GpuRuntime if torch.cuda.is_available() else InterpretedRuntime
+    monkeypatch.setattr(kind, "open_hand_over", lambda *args: None)
+    with hybridmoe.load(path, vram="2GiB", defer=1) as llm:
+        assert "its driver calls the CPU instead" in llm.notes[-1]
+        assert generated(llm, 5) == ids
 
 
 def test_counters_are_the_simulators_on_the_runs_trace(path: Path, tmp_path: Path) -> None:
     with hybridmoe.load(path, vram=vram_for(path, 5), trace=tmp_path / "t") as llm:
         generated(llm, 12)
         stats = llm.expert_stats()
-        policy = llm.experts._slots.cache._policy
     assert stats is not None and stats.num_slots == 5
     c = stats.counters
     requests = requests_of(read_trace(tmp_path / "t"))
-    same = CostAware(requests.shape(stats.num_slots))
-    same.upload_hits = policy.upload_hits
-    assert same.upload_hits not in (UPLOAD_HITS, float("inf"))  # from the rates of this machine
-    got = simulate(same, requests, warm=evenly(requests))
+    got = simulate("cost-aware", requests, stats.num_slots, warm=evenly(requests))
     counted = (c.hits, c.misses, c.uploads, c.evictions)
     assert counted == tuple(got.total(kind) for kind in (HITS, MISSES, UPLOADS, EVICTIONS))
     assert c.hits > 0

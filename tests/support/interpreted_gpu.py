@@ -13,7 +13,6 @@ from hybridmoe import _C
 from hybridmoe.config import ModelConfig
 from hybridmoe.device.cuda import CudaDevice, IsRight
 from hybridmoe.device.streams import Stream
-from hybridmoe.env import uses_host_functions
 from hybridmoe.experts.gpu.hand_over import HandOver
 from hybridmoe.experts.gpu.prefill_experts import Streams
 from hybridmoe.experts.gpu.staging import NUM_STAGED
@@ -149,14 +148,12 @@ class InterpretedRuntime(GpuRuntime):
     def open_streams(self) -> GpuStreams:
         return GpuStreams(self._main, *(FakeStream(is_lazy=False) for _ in range(3)))
 
-    def open_hand_over(self, main: Stream) -> HandOver | None:
-        if uses_host_functions():
-            return None
+    def open_hand_over(self, experts: RoutedExperts, main: Stream) -> HandOver | None:
         self._main.hand_over = HandOver(NUM_STAGED, main, self.torch)
         return self._main.hand_over
 
     def measure(self, experts: ExpertWeights, layout: SlotLayout, streams: Streams) -> Measured:
-        gpu = GpuRates(read=1e9, ops=1e12, pcie=1e9, slots=1e12)
+        gpu = GpuRates(read=1e9, ops=1e12, pcie=1e9)
         rates = rates_of(isa.active(), dram=1e10, peak_ops=1e12, gpu=gpu)
         return Measured(rates, _C.CopyThreads(1))
 

@@ -18,9 +18,9 @@ from hybridmoe.errors import HybridMoeError, ShapeError
 from hybridmoe.experts.gpu.staging import StagedSubmission
 from hybridmoe.kernels.triton.hand_over import receive, send
 
-__all__ = ["TRIED", "HandOver"]
+__all__ = ["HandOver"]
 
-TRIED, _TRY_POLLS = 64, 1 << 20  # numbers; about a second
+_TRY_POLLS = 1 << 20  # about a second
 _LINE = 16  # int32 of a cache line: each counter is written by one side only
 
 
@@ -62,21 +62,21 @@ class HandOver:
         except ShapeError as error:
             raise HybridMoeError(str(error)) from None
 
-    def works(self) -> bool:
+    def works(self, hidden: int, top_k: int) -> bool:
         """Try one hand-over, while no step is in flight. Errors: torch's if the GPU fails."""
         device = self._counts.device
-        staged = StagedSubmission(0, 1, TRIED, TRIED, device)
-        host_ids = host_empty((1, TRIED), torch.int32, device)
-        given = torch.arange(1, 1 + TRIED).view(1, TRIED)
-        staged.out.copy_(given)
-        x, ids = given.float().to(device), given.int().to(device)
-        y = torch.zeros_like(x)
-        self.send(x, ids, x, staged, host_ids)
-        receive(y, x, staged.out, self._counts, 0, self._done, max_polls=_TRY_POLLS)
+        staged = StagedSubmission(0, 1, hidden, top_k, device)
+        x, weights = torch.arange(1.0, 1 + hidden)[None], torch.arange(1.0, 1 + top_k)[None]
+        host_ids = host_empty((1, top_k), torch.int32, device)
+        staged.out.copy_(x)
+        there = x.to(device)
+        y = torch.zeros_like(there)
+        self.send(there, weights.int().to(device), weights.to(device), staged, host_ids)
+        receive(y, there, staged.out, self._counts, 0, self._done, max_polls=_TRY_POLLS)
         self.release()
         self._main.synchronize()
-        pairs = ((staged.x, x), (staged.weights, x), (host_ids, ids), (y, 2 * x))
-        return all(torch.equal(got.cpu(), want.cpu()) for got, want in pairs)
+        pairs = ((staged.x, x), (host_ids, weights), (staged.weights, weights), (y.cpu(), 2 * x))
+        return all(bool((got == want).all()) for got, want in pairs)
 
     def release(self) -> None:
         """Let a queued step end without the CPU's results. Errors: torch's if the GPU fails."""

@@ -91,7 +91,7 @@ def receive(
     _check_host(done, "receive: done", torch.int32, (1,))
     if not 0 <= buffer < len(counts) - 1:
         raise ShapeError(f"receive: buffer {buffer} of {len(counts) - 1}")
-    count, block = y.numel(), _block(y.shape[1])
+    count, block = y.numel(), _block(shape[1])
     _receive_kernel[(triton.cdiv(count, block),)](
         y,
         y if part is None else part,

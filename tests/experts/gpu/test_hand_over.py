@@ -96,7 +96,7 @@ class Graphs:
         self.device = runtime.device(lambda name: False, lambda on_gpu, w, name: True)
         streams = runtime.open_streams()
         self.main = streams.main
-        self.hand_over = runtime.open_hand_over(streams.main)
+        self.hand_over = runtime.open_hand_over(ROUTED, streams.main)
         assert self.hand_over is not None
         self.experts = HybridExperts(
             ROUTED, streams.main, streams.host, DEVICE, hand_over=self.hand_over
@@ -262,9 +262,9 @@ def test_a_hand_over_is_tried_before_it_is_used(monkeypatch: pytest.MonkeyPatch)
 
     if IS_INTERPRETED:
         monkeypatch.setattr(hand_overs, "receive", in_a_thread)
-    assert HandOver(NUM_STAGED, main, DEVICE).works()
+    assert HandOver(NUM_STAGED, main, DEVICE).works(HIDDEN, TOP_K)
     monkeypatch.setattr(hand_overs, "send", lambda *args: None)
-    assert not HandOver(NUM_STAGED, main, DEVICE).works()
+    assert not HandOver(NUM_STAGED, main, DEVICE).works(HIDDEN, TOP_K)
 
 
 def test_workers_stay_awake_in_a_step_of_one_thread_or_two(restore_threads: None) -> None:
