@@ -61,7 +61,12 @@ void register_host_calls(py::module_& m) {
                 pointer<void>(stream),
                 [](void* data) { static_cast<HostExpertCall*>(data)->run(); }, &call);
           },
-          py::arg("stream"), py::arg("call"), NoGil());
+          py::arg("stream"), py::arg("call"), NoGil())
+      .def(
+          "copy",
+          [](const CudaDriver& driver, Address stream, Address dst, Address src,
+             std::size_t num_bytes) { driver.copy(pointer<void>(stream), dst, src, num_bytes); },
+          py::arg("stream"), py::arg("dst"), py::arg("src"), py::arg("num_bytes"), NoGil());
 
   py::class_<HandOver>(m, "HandOver")
       .def(py::init([](Address sent, Address done) {

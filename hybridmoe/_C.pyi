@@ -132,6 +132,9 @@ class CudaDriver:
     def launch(self, stream: int, call: HostExpertCall) -> None:
         """Queue a call, which must outlive its run, in a stream. Raises ShapeError."""
 
+    def copy(self, stream: int, dst: int, src: int, num_bytes: int) -> None:
+        """Queue a copy between addresses of the host and the GPU. Raises ShapeError."""
+
 class HandOver:
     """CPU's side of steps whose layers a GPU hands over by two counters; keeps nothing alive.
 

@@ -25,6 +25,7 @@ EXPERTS, HIDDEN, INTER, TOKENS, TOP_K = 6, 64, 96, 4, 3
 # What hybridmoe uses of the driver: stream 0 calls at once, 1 in a thread of its own, 2 fails.
 STUB = """
 #include <pthread.h>
+#include <string.h>
 typedef void (*function)(void*);
 static struct { function f; void* data; } work;
 static pthread_t thread;
@@ -35,6 +36,10 @@ int cuLaunchHostFunc(void* stream, function f, void* data) {
   work.f = f;
   work.data = data;
   return pthread_create(&thread, 0, run, 0);
+}
+int cuMemcpyAsync(void* dst, const void* src, size_t num_bytes, void* stream) {
+  if (stream == (void*)2) return 700;
+  return memcpy(dst, src, num_bytes), 0;
 }
 int stub_join(void) { return pthread_join(thread, 0); }
 """
@@ -187,6 +192,16 @@ def test_the_driver_calls_at_once_or_from_its_thread(build: Callable[[str, str],
     assert torch.equal(case.out, case.want())
 
 
+def test_the_driver_copies_bytes(build: Callable[[str, str], str]) -> None:
+    driver = _C.CudaDriver(build("copies", STUB))
+    source, target = torch.arange(100, dtype=torch.uint8), torch.zeros(100, dtype=torch.uint8)
+    driver.copy(0, target.data_ptr() + 10, source.data_ptr() + 3, 50)
+    assert torch.equal(target[10:60], source[3:53])
+    assert not target[:10].any() and not target[60:].any()
+    with pytest.raises(ShapeError, match="cuMemcpyAsync failed with error 700"):
+        driver.copy(2, target.data_ptr(), source.data_ptr(), 1)
+
+
 def test_the_drivers_thread_and_another_may_compute_at_once(
     build: Callable[[str, str], str], restore_threads: None
 ) -> None:
@@ -209,6 +224,8 @@ def test_what_the_driver_lacks_or_refuses_is_one_line(
         _C.CudaDriver(str(tmp_path / "none.so"))
     with pytest.raises(ShapeError, match="has no cuLaunchHostFunc, expected a driver for CUDA 10"):
         _C.CudaDriver(build("empty", "int nothing;"))
+    with pytest.raises(ShapeError, match="has no cuMemcpyAsync, expected a driver for CUDA 10"):
+        _C.CudaDriver(build("old", "int cuLaunchHostFunc(void) { return 0; }"))
     with pytest.raises(ShapeError, match="failed with error 700: an illegal memory access"):
         _C.CudaDriver(build("describes", STUB + DESCRIBE)).launch(2, Case().call)
     with pytest.raises(ShapeError, match="failed with error 700: no description"):
