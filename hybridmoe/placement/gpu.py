@@ -28,6 +28,7 @@ from hybridmoe.kernels.triton.expert_prefill import add_experts
 from hybridmoe.placement.gpu_runtime import GpuRuntime, GpuStreams
 from hybridmoe.placement.kernel_checks import KernelChecks
 from hybridmoe.placement.profile import HotExperts
+from hybridmoe.planning.layer_cost import upload_hits
 from hybridmoe.planning.placement_rules import ExpertLayers
 from hybridmoe.planning.plan import Plan
 
@@ -81,6 +82,10 @@ def place_on_gpu(
             slots.cache.fill()
         if plan.streams_experts and is_any_right:
             prefill = _prefill(experts, plan, wrong, slots, streams, runtime)
+        if slots is not None and prefill is not None:
+            sizes, share = plan.problem.sizes, plan.num_vram_slots / plan.num_experts
+            cost = upload_hits(sizes.experts[0], prefill.rates, sizes.config.top_k, share)
+            slots.cache.price_uploads(cost)
         backend = HybridExperts(
             experts,
             streams.main,

@@ -21,6 +21,7 @@ from hybridmoe.experts.routed_experts import ExpertWeights, RoutedExperts
 from hybridmoe.hardware.gpu import CudaGpu
 from hybridmoe.kernels.triton.expert_ffn import SlotLayout
 from hybridmoe.kernels.triton.expert_prefill import add_experts
+from hybridmoe.placement.kept_rates import kept_rates, machine_key
 from hybridmoe.placement.self_check import SelfCheck
 from hybridmoe.planning.rates import Rates
 
@@ -72,9 +73,15 @@ class GpuRuntime:
         return hand_over if hand_over.works(experts.hidden, experts.top_k) else None
 
     def measure(self, experts: ExpertWeights, layout: SlotLayout, streams: Streams) -> Measured:
-        """Measure the rates of the GPU and of the CPU, in about a second."""
-        gpu = measure_gpu(experts, layout, add_experts, streams, self.torch)
-        return Measured(with_cpu(gpu.rates, experts), gpu.threads)
+        """Measure the rates of the GPU and of the CPU, in about a second, once a day."""
+
+        def measure() -> tuple[Rates, int]:
+            gpu = measure_gpu(experts, layout, add_experts, streams, self.torch)
+            return with_cpu(gpu.rates, experts), gpu.threads.num_threads
+
+        key = machine_key(torch.cuda.get_device_name(self.torch), experts)
+        rates, num_threads = kept_rates(key, measure)
+        return Measured(rates, _C.CopyThreads(num_threads))
 
     def register(self, experts: RoutedExperts, most_bytes: int) -> HostRegistration:
         """Make the registration of the experts' memory, layer by layer, to be begun later."""

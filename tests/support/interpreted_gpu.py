@@ -153,7 +153,7 @@ class InterpretedRuntime(GpuRuntime):
         return self._main.hand_over
 
     def measure(self, experts: ExpertWeights, layout: SlotLayout, streams: Streams) -> Measured:
-        gpu = GpuRates(read=1e9, ops=1e12, pcie=1e9)
+        gpu = GpuRates(read=1e9, ops=1e12, pcie=1e9, slots=1e12)
         rates = rates_of(isa.active(), dram=1e10, peak_ops=1e12, gpu=gpu)
         return Measured(rates, _C.CopyThreads(1))
 

@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from hybridmoe.device.streams import Stream, host_empty
-from hybridmoe.experts.policy import CacheShape, Policy, make_policy
+from hybridmoe.experts.policy import CacheShape, Policy, PricedPolicy, make_policy
 from hybridmoe.experts.stats import ExpertCounters, ExpertStats
 
 __all__ = ["DEFAULT_VRAM_POLICY", "GpuExpertCache", "Upload", "Uploader"]
@@ -116,6 +116,11 @@ class GpuExpertCache:
     def kept(self) -> NDArray[np.int64]:
         """Keys that the policy keeps, resident or pending, ascending."""
         return self._policy.resident()
+
+    def price_uploads(self, hits: float) -> None:
+        """Tell the policy what an upload costs, in hits."""
+        if isinstance(self._policy, PricedPolicy):
+            self._policy.upload_hits = hits
 
     def begin_step(self) -> None:
         """Update the tables and start uploads. No step may be in flight on the CPU.

@@ -3,7 +3,7 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from hybridmoe.experts.policy import CacheShape, Decision, Policy, make_policy
+from hybridmoe.experts.policy import CacheShape, Decision, Policy, PricedPolicy, make_policy
 from hybridmoe.planning.placement_rules import ExpertLayers
 
 __all__ = ["PinnedPolicy"]
@@ -34,6 +34,16 @@ class PinnedPolicy:
 
     def warm(self, keys: NDArray[np.int64]) -> None:
         self._others.warm(keys[~np.isin(keys // self._num_experts, list(self._fixed))])
+
+    @property
+    def upload_hits(self) -> float:
+        """Cost of an upload, in hits, of the layers that are not pinned."""
+        return self._others.upload_hits if isinstance(self._others, PricedPolicy) else 0.0
+
+    @upload_hits.setter
+    def upload_hits(self, hits: float) -> None:
+        if isinstance(self._others, PricedPolicy):
+            self._others.upload_hits = hits
 
     def resident(self) -> NDArray[np.int64]:
         return np.union1d(self.pinned, self._others.resident())

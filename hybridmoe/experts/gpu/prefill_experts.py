@@ -104,7 +104,7 @@ class StreamedExperts:
         """
         assert rates.gpu is not None, "rates without the GPU's"
         self._add_experts = add_experts
-        self._rates, self._gpu = rates, rates.gpu
+        self.rates, self._gpu = rates, rates.gpu
         self._streams, self._weights, self._device = streams, weights, device
         self._resident = resident
         self._num_experts, self._max_tokens = experts.num_experts, max_tokens
@@ -199,7 +199,7 @@ class StreamedExperts:
             is_in_vram[list(ahead)] = True
             counts, is_direct = pairs.counts[chosen], self._weights.is_direct(known.host.last())
             costs = costs_of(
-                known.parts, self._rates, self._gpu, counts, x.nbytes, is_registered=is_direct
+                known.parts, self.rates, self._gpu, counts, x.nbytes, is_registered=is_direct
             )
             by_index = split(costs, is_in_vram[chosen])
             plan = by_index._replace(

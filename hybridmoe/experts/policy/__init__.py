@@ -1,6 +1,6 @@
 """Cache policies for experts, shared by the live caches and the simulator."""
 
-from hybridmoe.experts.policy.interface import CacheShape, Decision, Policy
+from hybridmoe.experts.policy.interface import CacheShape, Decision, Policy, PricedPolicy
 from hybridmoe.experts.policy.registry import DEFAULT_POLICY, make_policy
 
 __all__ = [
@@ -8,5 +8,6 @@ __all__ = [
     "CacheShape",
     "Decision",
     "Policy",
+    "PricedPolicy",
     "make_policy",
 ]

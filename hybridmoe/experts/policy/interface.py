@@ -6,12 +6,12 @@ Policies know no memory, files, devices or clocks, so that the same object serve
 the simulator.
 """
 
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["CacheShape", "Decision", "Policy"]
+__all__ = ["CacheShape", "Decision", "Policy", "PricedPolicy"]
 
 
 class CacheShape(NamedTuple):
@@ -53,3 +53,10 @@ class Policy(Protocol):
     def warm(self, keys: NDArray[np.int64]) -> None:
         """Admit keys, most valuable first, while slots are free."""
         ...
+
+
+@runtime_checkable
+class PricedPolicy(Policy, Protocol):
+    """Policy that weighs what an upload costs."""
+
+    upload_hits: float  # cost of an upload, in hits; infinite: swap nothing

@@ -12,7 +12,9 @@ from hypothesis import strategies as st
 from hybridmoe.cachebench.policies.registry import make_policy
 from hybridmoe.cachebench.simulator import EVICTIONS, HITS, MISSES, UPLOADS, Requests, simulate
 from hybridmoe.experts.gpu.expert_cache import GpuExpertCache
+from hybridmoe.experts.gpu.pinned_policy import PinnedPolicy
 from hybridmoe.experts.policy import CacheShape
+from hybridmoe.planning.placement_rules import ExpertLayers
 
 CPU = torch.device("cpu")
 
@@ -234,3 +236,29 @@ def test_stats_count_late_hits_and_cancelled_uploads() -> None:
     assert str(run.cache.stats()).endswith(
         "0 hits were late, 0 uploads cancelled; 0 of 2 slots in use"
     )
+
+
+@pytest.mark.parametrize("pinned", [frozenset(), frozenset({1})])
+def test_uploads_that_never_pay_are_not_made(pinned: frozenset[int]) -> None:
+    """The price reaches the policy, also beside layers that are pinned."""
+    shape = CacheShape(3, 8, 12, 2)
+    uploads = []
+    for price in (0.0, float("inf")):
+        policy = PinnedPolicy(shape, ExpertLayers(gpu=pinned), "cost-aware")
+        cache = GpuExpertCache(
+            shape,
+            FakeUploader(),
+            FakeStream(is_lazy=False, is_current=True),
+            CPU,
+            uploads_per_step=4,
+            policy=policy,
+        )
+        cache.price_uploads(price)
+        cache.warm(policy.pinned)
+        cache.fill_up()
+        random = np.random.default_rng(0)
+        for _ in range(400):
+            accesses = [(i, random.choice(3, 2, replace=False) + 5) for i in range(3)]
+            cache.end_step([(i, e.astype(np.int32)) for i, e in accesses], is_prefill=False)
+        uploads.append(cache.stats().counters.uploads)
+    assert uploads[0] > 0 and uploads[1] == 0

@@ -171,7 +171,7 @@ def net(requests: Requests, make: Callable[[], CostAware], cost: float) -> tuple
     return value / len(requests.experts), outcome.total(UPLOADS) / requests.num_steps
 
 
-@pytest.mark.parametrize("share", [0.02, 0.05, 0.1, 0.25, 0.5])
+@pytest.mark.parametrize("share", [0.01, 0.05, 0.1, 0.25, 0.5])
 @pytest.mark.parametrize("name", LOCALITIES)
 def test_never_worse_than_no_uploads_and_near_the_best_choice_that_stays(
     name: str, share: float
