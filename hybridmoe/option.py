@@ -7,6 +7,7 @@ its options from them (cli/options.py).
 """
 
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -15,8 +16,8 @@ from typing import Annotated, Any, get_args, get_origin, get_type_hints
 from hybridmoe.errors import ConfigError, short
 from hybridmoe.units import parse_bytes
 
-__all__ = ["Choice", "Count", "File", "Number", "Option", "Size", "Texts"]
-__all__ += ["check_options", "options_of"]
+__all__ = ["Choice", "Count", "Devices", "File", "Number", "Option", "Size", "Sizes", "Texts"]
+__all__ += ["check_options", "gpu_numbers", "options_of"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +77,43 @@ class Size(Option):
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             raise ValueError("a size of 1 byte or more")
         return int(value)
+
+
+@dataclass(frozen=True, slots=True)
+class Sizes(Size):
+    """Size, or several as a list or as text such as "20GiB,10GiB": a tuple."""
+
+    def read(self, value: Any) -> Any:
+        if isinstance(value, str) and "," in value:
+            value = value.split(",")
+        if not isinstance(value, list | tuple):
+            return Size.read(self, value)
+        return tuple(Size.read(self, one) for one in value)
+
+
+@dataclass(frozen=True, slots=True)
+class Devices(Option):
+    """One of several words, or GPUs by number: `cuda:0,cuda:1`."""
+
+    words: tuple[str, ...] = ()
+
+    def read(self, value: Any) -> str:
+        if value in self.words:
+            return str(value)
+        numbers = gpu_numbers(value) if isinstance(value, str) else ()
+        if not numbers:
+            words = ", ".join(self.words)
+            raise ValueError(f"one of {words}, or GPUs by number such as cuda:0,cuda:1")
+        if len(set(numbers)) < len(numbers):
+            raise ValueError("each GPU once")
+        return str(value)
+
+
+def gpu_numbers(device: str) -> tuple[int, ...]:
+    """Numbers of `cuda:0,cuda:1`, in order; empty for other text."""
+    names = [name.strip() for name in device.split(",")]
+    found = [re.fullmatch(r"cuda:(0|[1-9][0-9]{0,3})", name) for name in names]
+    return tuple(int(match[1]) for match in found if match) if all(found) else ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,16 +12,16 @@ from typing import Any, TypeVar
 import click
 
 from hybridmoe.cli.options import debug_option, load_option, load_options_of
-from hybridmoe.cli.plan_rates import PlannedGpu, gpu_of, rates_for
+from hybridmoe.cli.plan_rates import PlannedGpus, gpus_of, rates_for
 from hybridmoe.cli.plan_report import Report, sections
 from hybridmoe.cli.tables import print_sections
 from hybridmoe.errors import ConfigError
 from hybridmoe.gguf.outline import Outline, read_outline, with_expert_type
 from hybridmoe.placement.budgets import plan_for
-from hybridmoe.planning.cost_model import decode, hits_of, prompt
 from hybridmoe.planning.hit_curve import read_hit_curve
 from hybridmoe.planning.plan import Plan
 from hybridmoe.planning.price import Price, price_of
+from hybridmoe.planning.stage_cost import StagedCost
 from hybridmoe.units import parse_bytes
 
 __all__ = ["plan_command"]
@@ -36,6 +36,16 @@ def _size(_ctx: click.Context, _parameter: click.Parameter, text: str | None) ->
         return None if text is None else parse_bytes(text, needs_unit=True)
     except ConfigError as error:
         raise click.BadParameter(str(error)) from None
+
+
+def _sizes(
+    ctx: click.Context, parameter: click.Parameter, text: str | None
+) -> int | tuple[int, ...] | None:
+    """Read one size, or several separated by commas."""
+    if text is None or "," not in text:
+        return _size(ctx, parameter, text)
+    found = (_size(ctx, parameter, one) for one in text.split(","))
+    return tuple(size for size in found if size is not None)
 
 
 _ABOVE_0 = click.FloatRange(min=0, min_open=True)
@@ -57,8 +67,17 @@ def _sized(flag: str, help: str) -> Any:
 
 _MACHINE_OPTIONS = (
     _sized("--ram", "RAM budget [default: all that is free]"),
-    _sized("--vram", "VRAM budget [default: all that is free]"),
-    click.option("--gpu", metavar="NAME", help="GPU to plan for, such as rtx-4090"),
+    click.option(
+        "--vram",
+        metavar="SIZE[,SIZE...]",
+        callback=_sizes,
+        help="VRAM budget, of each GPU [default: all that is free]",
+    ),
+    click.option(
+        "--gpu",
+        metavar="NAME[,NAME...]",
+        help='GPU to plan for, such as rtx-4090; several: "2x rtx-4090"; "rtx-4090,rtx-3060"',
+    ),
     _number("--dram-gbs", "Read rate of RAM, GB/s [default: measured]"),
     _number("--tops", "Peak rate of the CPU's products, TOPS [default: measured]"),
     _number("--disk-gbs", "Read rate of the disk, GB/s [default: measured on the file]"),
@@ -116,8 +135,8 @@ def plan_command(model: Path, as_json: bool, **options: Any) -> None:
     asked = load_options_of(options)
     if options["gpu"] is not None and asked.device == "auto":
         asked = replace(asked, device="cuda")
-    planned = gpu_of(asked.device, options)
-    plan = plan_for(outline.config, outline.tensors, asked, planned.gpu, options["ram"])
+    planned = gpus_of(asked.device, options)
+    plan = plan_for(outline.config, outline.tensors, asked, planned.gpus, options["ram"])
     _check(plan, options)
     report = _predict(outline, plan, planned, options)
     if as_json:
@@ -139,17 +158,24 @@ def _check(plan: Plan, options: Mapping[str, Any]) -> None:
 
 
 def _predict(
-    outline: Outline, plan: Plan, planned: PlannedGpu, options: Mapping[str, Any]
+    outline: Outline, plan: Plan, planned: PlannedGpus, options: Mapping[str, Any]
 ) -> Report:
     """Predict speed and cost."""
-    gpu_rates = planned.rates if plan.vram else None
-    rates, origins = rates_for(plan, outline, options, gpu_rates)
+    gpu_rates = planned.rates if plan.vram else ()
+    rates, origins = rates_for(plan, outline, options, gpu_rates[0] if gpu_rates else None)
     curve = read_hit_curve(options["hit_curve"]) if options["hit_curve"] is not None else None
-    hits = hits_of(plan, curve, vram_rate=options["vram_hit_rate"], hit_rate=options["hit_rate"])
+    cost = StagedCost(
+        plan,
+        rates,
+        gpu_rates,
+        curve,
+        vram_rate=options["vram_hit_rate"],
+        hit_rate=options["hit_rate"],
+    )
     num_prompt, num_answer = options["prompt_tokens"], options["answer_tokens"]
-    reading = prompt(plan, rates, hits, num_prompt)
+    reading = cost.prompt(num_prompt)
     middle = num_prompt + num_answer // 2
-    answering = decode(plan, rates, hits, middle, num_deferred=options["defer"] or 0)
+    answering = cost.decode(middle, num_deferred=options["defer"] or 0)
     given = ("hit_rate", "vram_hit_rate", "hit_curve")
     return Report(
         outline=outline,
@@ -157,8 +183,9 @@ def _predict(
         plan=plan,
         notes=(planned.note,) if planned.note is not None and plan.vram else (),
         rates=rates,
+        gpu_rates=gpu_rates,
         origins=origins,
-        hits=hits,
+        hits=cost.hits,
         are_hits_given=any(options[name] is not None for name in given),
         prompt=reading,
         decode=answering,

@@ -1,5 +1,6 @@
-"""GPU and rates that `hybridmoe plan` predicts with: given, of a data sheet, or measured here."""
+"""GPUs and rates that `hybridmoe plan` predicts with: given, of a data sheet, or measured here."""
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -9,48 +10,76 @@ from hybridmoe.gguf.outline import Outline
 from hybridmoe.gguf.split import part_path
 from hybridmoe.hardware import isa
 from hybridmoe.hardware.disk import measure_disk
-from hybridmoe.hardware.gpu import CudaGpu, NoGpu, choose_gpu
+from hybridmoe.hardware.gpu import CudaGpu, Gpus, NoGpu, choose_gpus
 from hybridmoe.hardware.machine import measure
 from hybridmoe.planning.gpu_specs import GpuSpec, spec_like, spec_named
 from hybridmoe.planning.plan import Plan
 from hybridmoe.planning.rates import GpuRates, Rates, rates_of
 
-__all__ = ["PlannedGpu", "gpu_of", "rates_for"]
+__all__ = ["PlannedGpus", "gpus_of", "rates_for"]
 
 
-class PlannedGpu(NamedTuple):
-    """GPU to plan for, as `load` would see it."""
+class PlannedGpus(NamedTuple):
+    """GPUs to plan for, as `load` would see them."""
 
-    gpu: CudaGpu | NoGpu
-    rates: GpuRates | None = None  # None: no GPU
+    gpus: Gpus
+    rates: tuple[GpuRates, ...] = ()  # of each
     note: str | None = None
 
 
-def gpu_of(device: str, given: Mapping[str, Any]) -> PlannedGpu:
-    """Choose the GPU that was named or described, or this machine's.
+def gpus_of(device: str, given: Mapping[str, Any]) -> PlannedGpus:
+    """Choose the GPUs that were named or described, or this machine's.
 
     device: as `load` takes it. given: options of the command.
     Errors: ConfigError where the speed is unknown.
     """
     is_described = given["gpu"] is not None or given["vram"] is not None
     if device == "cpu" or not is_described:
-        here = choose_gpu(device)
-        if not isinstance(here, CudaGpu):
-            return PlannedGpu(here)
-        spec = spec_like(here.name)
+        return _gpus_here(device, given)
+    vram = given["vram"]
+    sizes = vram if isinstance(vram, tuple) else (vram,)
+    if given["gpu"] is None:
+        named = [("GPU", GpuSpec(0, 0.0, 0.0, 0.0))] * len(sizes)
+    else:
+        named = [(name, spec_named(name)) for name in _names(given["gpu"])]
+    if vram is None:
+        sizes = tuple(spec.vram_gib << 30 for _, spec in named)
+    if len(sizes) != len(named):
+        raise ConfigError(f"--vram: expected {len(named)} sizes, one for each of --gpu")
+    gpus = tuple(
+        CudaGpu(number, name, (0, 0), size, size)
+        for number, ((name, _), size) in enumerate(zip(named, sizes, strict=True))
+    )
+    return PlannedGpus(gpus, tuple(_gpu_rates(given, spec) for _, spec in named))
+
+
+def _gpus_here(device: str, given: Mapping[str, Any]) -> PlannedGpus:
+    here = choose_gpus(device)
+    if isinstance(here, NoGpu):
+        return PlannedGpus(here)
+    rates = []
+    for gpu in here:
+        spec = spec_like(gpu.name)
         if spec is None:
-            return PlannedGpu(
+            return PlannedGpus(
                 NoGpu(
-                    f"{here.name} is not planned for, since its data sheet is not known here: give"
+                    f"{gpu.name} is not planned for, since its data sheet is not known here: give"
                     " --vram, --vram-gbs, --gpu-tflops and --pcie-gbs"
                 )
             )
-        note = f"The GPU is this machine's {here.name}; --gpu names another."
-        return PlannedGpu(here, _gpu_rates(given, spec), note)
-    spec = GpuSpec(0, 0.0, 0.0, 0.0) if given["gpu"] is None else spec_named(given["gpu"])
-    vram = given["vram"] or spec.vram_gib << 30
-    gpu = CudaGpu(0, given["gpu"] or "GPU", (0, 0), vram, vram)
-    return PlannedGpu(gpu, _gpu_rates(given, spec))
+        rates.append(_gpu_rates(given, spec))
+    names = " and ".join(gpu.name for gpu in here)
+    note = f"The GPU is this machine's {names}; --gpu names another."
+    return PlannedGpus(here, tuple(rates), note)
+
+
+def _names(text: str) -> list[str]:
+    """Names of `rtx-4090,rtx-3060` or `2x rtx-4090`. Errors: ConfigError for too many."""
+    names: list[str] = []
+    for part in text.split(","):
+        match = re.fullmatch(r"([1-9][0-9]?)\s*x[\s-]*(.+)", part.strip(), re.IGNORECASE)
+        names += [match[2]] * int(match[1]) if match else [part.strip()]
+    return names
 
 
 def _gpu_rates(given: Mapping[str, Any], spec: GpuSpec) -> GpuRates:

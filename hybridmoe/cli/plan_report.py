@@ -10,7 +10,8 @@ from hybridmoe.gguf.outline import Outline
 from hybridmoe.planning.cost_model import Hits, Step
 from hybridmoe.planning.plan import Plan, Tier
 from hybridmoe.planning.price import Price
-from hybridmoe.planning.rates import Rates
+from hybridmoe.planning.problem import span_of
+from hybridmoe.planning.rates import GpuRates, Rates
 from hybridmoe.units import format_bytes
 
 __all__ = ["Report", "sections"]
@@ -25,6 +26,7 @@ class Report:
     plan: Plan
     notes: tuple[str, ...]  # besides the plan's
     rates: Rates
+    gpu_rates: tuple[GpuRates, ...]  # of each GPU
     origins: dict[str, str]  # of rates: "measured" or "given"
     hits: Hits
     are_hits_given: bool
@@ -35,8 +37,13 @@ class Report:
     price_options: dict[str, float]
 
     @property
-    def tiers(self) -> tuple[Tier, ...]:
-        return (self.plan.vram, self.plan.ram) if self.plan.vram else (self.plan.ram,)
+    def tiers(self) -> list[tuple[str, Plan, Tier]]:
+        """Kinds of memory, and the plan of each: of several GPUs, that of its layers."""
+        plan = self.plan
+        found = [("VRAM", stage, stage.vram) for stage in plan.stages if stage.vram]
+        if plan.split:
+            found = [(_gpu_name(stage), stage, vram) for _, stage, vram in found]
+        return [*found, ("RAM", plan, plan.ram)]
 
     def as_json(self) -> dict[str, Any]:
         """Facts for JSON; docs/plan.md explains them."""
@@ -51,6 +58,7 @@ class Report:
             "notes": list(self.notes),
             "hits": {**asdict(self.hits), "disk": self.hits.disk, "given": self.are_hits_given},
             "rates": {**asdict(self.rates), "origins": self.origins},
+            "gpu_rates": [asdict(rates) for rates in self.gpu_rates],
             "prompt": _step_json(self.prompt),
             "decode": _step_json(self.decode),
             "price": None
@@ -66,7 +74,7 @@ def sections(report: Report) -> list[Section]:
         Section(
             "Memory",
             ("tier", "part", "size", "share of the tier"),
-            [row for tier in report.tiers for row in _tier_rows(report, tier)] + _disk_rows(report),
+            [row for tier in report.tiers for row in _tier_rows(*tier)] + _disk_rows(report),
         ),
         Section("Read per token of an answer", ("tier", "size", "of the experts"), _reads(report)),
         Section(
@@ -108,21 +116,27 @@ def _facts(report: Report) -> list[tuple[str, str]]:
     ]
     if plan.needs_disk and rates.disk is not None:
         facts.append(("disk", f"{rates.disk / 1e9:.2f} GB/s ({origins['disk']})"))
-    if plan.vram and rates.gpu is not None:
+    for stage, gpu in zip(plan.stages, report.gpu_rates, strict=False):
         facts.append(
             (
                 "GPU",
-                f"{rates.gpu.read / 1e9:.0f} GB/s, {rates.gpu.ops / 1e12:.0f} TFLOPS,"
-                f" PCIe {rates.gpu.pcie / 1e9:.0f} GB/s (assumed shares of the data sheet)",
+                (f"{_gpu_name(stage)}: " if plan.split else "")
+                + f"{gpu.read / 1e9:.0f} GB/s, {gpu.ops / 1e12:.0f} TFLOPS,"
+                f" PCIe {gpu.pcie / 1e9:.0f} GB/s (assumed shares of the data sheet)",
             )
         )
     return facts
 
 
-def _tier_rows(report: Report, tier: Tier) -> list[tuple[str, str, str, str]]:
-    plan = report.plan
+def _gpu_name(stage: Plan) -> str:
+    """Name one of several GPUs by its layers."""
+    problem = stage.problem
+    return f"{problem.budgets.gpu_name}, layers {span_of(problem.sizes.layers)}"
+
+
+def _tier_rows(name: str, plan: Plan, tier: Tier) -> list[tuple[str, str, str, str]]:
     rows = [
-        (tier.name, what, format_bytes(size), _percent(size, tier.budget_bytes))
+        (name, what, format_bytes(size), _percent(size, tier.budget_bytes))
         for what, size in tier.parts
         if size
     ]
@@ -133,15 +147,9 @@ def _tier_rows(report: Report, tier: Tier) -> list[tuple[str, str, str, str]]:
             f" {plan.working_set_ratio(tier.num_experts):.2f} x a token's"
         )
         share = _percent(tier.expert_bytes, tier.budget_bytes)
-        rows.append((tier.name, slots, format_bytes(tier.expert_bytes), share))
-    rows.append(
-        (
-            tier.name,
-            "free",
-            format_bytes(tier.free_bytes),
-            _percent(tier.free_bytes, tier.budget_bytes),
-        )
-    )
+        rows.append((name, slots, format_bytes(tier.expert_bytes), share))
+    share = _percent(tier.free_bytes, tier.budget_bytes)
+    rows.append((name, "free", format_bytes(tier.free_bytes), share))
     return rows
 
 

@@ -40,6 +40,11 @@ class HotProfile(NamedTuple):
         keys = np.lexsort((~self.is_resident.reshape(-1), -uses))
         return keys[(uses > 0)[keys]].astype(np.int64)
 
+    def of_layers(self, first: int, num_layers: int) -> "HotProfile":
+        """Return the rows of some layers."""
+        rows = slice(first, first + num_layers)
+        return HotProfile(self.uses[rows], self.is_resident[rows])
+
     def plus(self, uses: NDArray[np.int64], is_resident: NDArray[np.bool_]) -> "HotProfile":
         """Add a run's counts and the experts that it left resident."""
         return HotProfile(self.uses // 2 + uses, is_resident)

@@ -72,6 +72,11 @@ class RoutedExperts:
     def inter(self) -> int:
         return self.by_index[0].gate.rows if self.layers else 0
 
+    def of_layers(self, numbers: range) -> "RoutedExperts":
+        """Return the experts of some layers, which keep their numbers."""
+        chosen = {number: w for number, w in self.layers.items() if number in numbers}
+        return RoutedExperts(chosen, self.top_k)
+
     def cache_shape(self, num_slots: int) -> CacheShape:
         """Sizes of a cache that holds `num_slots` of these experts."""
         return CacheShape(self.num_layers, self.num_experts, num_slots, self.top_k)

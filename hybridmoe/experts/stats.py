@@ -1,6 +1,6 @@
 """Statistics of an expert cache."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Self
 
 from hybridmoe.experts.policy.interface import Decision
@@ -35,6 +35,10 @@ class ExpertCounters:
         self.uploads += len(decision.admitted)
         self.evictions += len(decision.evicted)
 
+    def __add__(self, other: Self) -> Self:
+        both = ((f.name, getattr(self, f.name) + getattr(other, f.name)) for f in fields(self))
+        return replace(self, **dict(both))
+
     def copy(self) -> Self:
         """Return a snapshot."""
         return replace(self)
@@ -55,6 +59,17 @@ class ExpertStats:
     buffer_bytes: int  # of one slot
     counters: ExpertCounters
     place: str = "RAM"  # of the slots
+
+    def __add__(self, other: Self) -> Self:
+        """Sum up the caches of different layers."""
+        return replace(
+            self,
+            num_slots=self.num_slots + other.num_slots,
+            num_resident=self.num_resident + other.num_resident,
+            num_experts=self.num_experts + other.num_experts,
+            buffer_bytes=max(self.buffer_bytes, other.buffer_bytes),
+            counters=self.counters + other.counters,
+        )
 
     def __str__(self) -> str:
         c = self.counters

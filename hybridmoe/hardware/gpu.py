@@ -1,4 +1,4 @@
-"""CUDA GPU of this machine: the usable one with most free memory, or the reason for none.
+"""CUDA GPUs of this machine: the usable one with most free memory, or those that are named.
 
 CUDA is initialised by the first call, and no error of torch passes through.
 """
@@ -6,6 +6,7 @@ CUDA is initialised by the first call, and no error of torch passes through.
 import importlib.util
 import re
 import warnings
+from collections.abc import Sequence
 from ctypes import CDLL
 from pathlib import Path
 from typing import NamedTuple
@@ -14,11 +15,13 @@ import torch
 
 from hybridmoe.config import DEVICES
 from hybridmoe.errors import ConfigError
+from hybridmoe.option import gpu_numbers
 
 __all__ = [
     "CudaGpu",
+    "Gpus",
     "NoGpu",
-    "choose_gpu",
+    "choose_gpus",
     "driver_version",
     "find_gpu",
 ]
@@ -42,6 +45,10 @@ class NoGpu(NamedTuple):
 
     reason: str
     is_silent: bool = False  # not worth a note: there is none, or the CPU was asked for
+
+
+Gpus = tuple[CudaGpu, ...] | NoGpu  # in the order of their layers
+_NO_TRITON = NoGpu("Triton is missing: pip install hybridmoe[cuda]")
 
 
 def has_driver() -> bool:
@@ -71,6 +78,53 @@ def driver_version(root: Path = Path("/")) -> str | None:
 
 def find_gpu() -> CudaGpu | NoGpu:
     """Find the usable GPU with most free memory."""
+    found = _inspect_all()
+    if isinstance(found, NoGpu):
+        return found
+    usable = [gpu for gpu in found if isinstance(gpu, CudaGpu)]
+    if not usable:
+        return next((gpu for gpu in found if isinstance(gpu, NoGpu)), NoGpu("no GPU"))
+    if not has_triton():
+        return _NO_TRITON
+    return max(usable, key=lambda gpu: gpu.free_bytes)
+
+
+def choose_gpus(wanted: str) -> Gpus:
+    """Choose the GPUs of a device: `auto`, `cpu`, `cuda`, or by number, such as `cuda:0,cuda:1`.
+
+    Errors: ConfigError for `cuda` without a usable GPU: on the CPU all would take ten times as
+    long; and for a GPU that is not there, or cannot be used.
+    """
+    if wanted == "cpu":
+        return NoGpu("the CPU was asked for", is_silent=True)
+    if wanted in DEVICES:
+        found = find_gpu()
+        if isinstance(found, CudaGpu):
+            return (found,)
+        if wanted == "cuda":
+            raise ConfigError(f"device=cuda: {found.reason}")
+        return found
+    all_gpus = _inspect_all()
+    if isinstance(all_gpus, NoGpu):
+        raise ConfigError(f"device={wanted}: {all_gpus.reason}")
+    chosen = tuple(_named(number, all_gpus) for number in gpu_numbers(wanted))
+    if not has_triton():
+        raise ConfigError(f"device={wanted}: {_NO_TRITON.reason}")
+    return chosen
+
+
+def _named(number: int, found: Sequence[CudaGpu | NoGpu]) -> CudaGpu:
+    if number >= len(found):
+        there = ", ".join(f"cuda:{i}" for i in range(len(found)))
+        raise ConfigError(f"device=cuda:{number}: there is no such GPU, only {there}")
+    gpu = found[number]
+    if isinstance(gpu, NoGpu):
+        raise ConfigError(f"device=cuda:{number}: {gpu.reason}")
+    return gpu
+
+
+def _inspect_all() -> list[CudaGpu | NoGpu] | NoGpu:
+    """Inspect every GPU that torch counts."""
     if not has_driver():
         return NoGpu("no NVIDIA GPU was found", is_silent=True)
     if torch.version.cuda is None:
@@ -86,30 +140,9 @@ def find_gpu() -> CudaGpu | NoGpu:
                     return NoGpu(_line(said[0].message))
                 torch.cuda.init()  # type: ignore[no-untyped-call]  # raises with the reason
                 return NoGpu("torch finds no usable GPU")
-            found = [_inspect(i) for i in range(torch.cuda.device_count())]
+            return [_inspect(i) for i in range(torch.cuda.device_count())]
         except Exception as error:  # of the driver: too old, out of reach, out of order
             return NoGpu(_line(error))
-    usable = [gpu for gpu in found if isinstance(gpu, CudaGpu)]
-    if not usable:
-        return next((gpu for gpu in found if isinstance(gpu, NoGpu)), NoGpu("no GPU"))
-    if not has_triton():
-        return NoGpu("Triton is missing: pip install hybridmoe[cuda]")
-    return max(usable, key=lambda gpu: gpu.free_bytes)
-
-
-def choose_gpu(wanted: str) -> CudaGpu | NoGpu:
-    """Choose the GPU for the device `auto`, `cpu` or `cuda`.
-
-    Errors: ConfigError for `cuda` without a usable GPU: on the CPU all would take ten times as
-    long.
-    """
-    assert wanted in DEVICES, wanted
-    if wanted == "cpu":
-        return NoGpu("the CPU was asked for", is_silent=True)
-    found = find_gpu()
-    if wanted == "cuda" and isinstance(found, NoGpu):
-        raise ConfigError(f"device=cuda: {found.reason}")
-    return found
 
 
 def _inspect(number: int) -> CudaGpu | NoGpu:

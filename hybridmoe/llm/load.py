@@ -11,7 +11,7 @@ from hybridmoe.engine.engine import Engine
 from hybridmoe.errors import GGUFError, KernelError
 from hybridmoe.gguf.reader import GGUFFile
 from hybridmoe.gguf.tensor_table import read_config
-from hybridmoe.hardware.gpu import CudaGpu, NoGpu, choose_gpu
+from hybridmoe.hardware.gpu import NoGpu, choose_gpus
 from hybridmoe.hardware.topology import set_num_threads
 from hybridmoe.llm.llm import LLM, Progress, ProgressCallback, sampling_defaults
 from hybridmoe.model.trace import open_trace
@@ -41,8 +41,8 @@ def load(
     Errors: GGUFError, UnsupportedModelError, ConfigError, DeviceError, DiskError; one line.
     """
     options = LoadOptions.of(options, keywords)
-    gpu = choose_gpu(options.device)
-    if isinstance(gpu, CudaGpu):
+    gpus = choose_gpus(options.device)
+    if not isinstance(gpus, NoGpu):
         from hybridmoe.kernels.triton.compiling import begin_compiling  # needs Triton, an extra
 
         begin_compiling()
@@ -61,20 +61,21 @@ def load(
         file = resources.enter_context(GGUFFile.open(demo_path() if path is None else path))
         with _naming(file):
             config = _read_config(file, options)
-            plan = plan_for(config, file.tensors.values(), options, gpu)
+            plan = plan_for(config, file.tensors.values(), options, gpus)
         tokenizer = resources.enter_context(closing(Tokenizer(file.path, file.metadata)))
         _check_vocabulary(file, config, tokenizer)
         if plan.vram is not None:
-            assert isinstance(gpu, CudaGpu), gpu
+            assert not isinstance(gpus, NoGpu), gpus
             from hybridmoe.placement.gpu_compile import capture_first_graph, compile_kernels
 
-            compile_kernels(file, plan, gpu, on_kernels)
+            for stage, gpu in zip(plan.stages, gpus, strict=True):
+                compile_kernels(file, stage, gpu, on_kernels)
         try:
-            residency = place(file, plan, gpu, options, on_bytes)
+            residency = place(file, plan, gpus, options, on_bytes)
         except KernelError as error:
-            gpu = NoGpu(str(error))
-            plan = plan_for(config, file.tensors.values(), options, gpu)
-            residency = place(file, plan, gpu, options, on_bytes)
+            gpus = NoGpu(str(error))
+            plan = plan_for(config, file.tensors.values(), options, gpus)
+            residency = place(file, plan, gpus, options, on_bytes)
         resources.callback(residency.close)
         trace = None
         if options.trace is not None:

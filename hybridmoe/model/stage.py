@@ -35,7 +35,7 @@ class Layer(Protocol):
 
 
 class Stage:
-    """Layers `first` and following on one device, and their decode steps as CUDA graphs."""
+    """Layers of a model from `first` on, on one device, with their decode steps as CUDA graphs."""
 
     def __init__(self, device: Device, first: int, layers: Sequence[Layer]) -> None:
         self.device = device

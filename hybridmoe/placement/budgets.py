@@ -8,13 +8,13 @@ import psutil
 from hybridmoe.config import ModelConfig
 from hybridmoe.errors import ConfigError
 from hybridmoe.gguf.accounting import TensorLike
-from hybridmoe.hardware.gpu import CudaGpu, NoGpu
+from hybridmoe.hardware.gpu import CudaGpu, Gpus, NoGpu
 from hybridmoe.hardware.topology import available_bytes
 from hybridmoe.placement.options import LoadOptions
 from hybridmoe.planning.memory_plan import plan_memory
 from hybridmoe.planning.placement_rules import PlacementRules
 from hybridmoe.planning.plan import Plan
-from hybridmoe.planning.problem import Budgets
+from hybridmoe.planning.problem import Budgets, GpuBudget
 from hybridmoe.units import format_bytes
 
 __all__ = ["budgets_of", "plan_for"]
@@ -24,19 +24,19 @@ def plan_for(
     config: ModelConfig,
     tensors: Iterable[TensorLike],
     options: LoadOptions,
-    gpu: CudaGpu | NoGpu,
+    gpus: Gpus,
     ram_bytes: int | None = None,
 ) -> Plan:
     """Plan memory, for `load` and for `hybridmoe plan` alike.
 
     ram_bytes: None = what is free now. Errors: ConfigError, GGUFError.
     """
-    budgets = budgets_of(options, gpu, ram_bytes)
+    budgets = budgets_of(options, gpus, ram_bytes)
     rules = PlacementRules(options.place)
     return plan_memory(config, tensors, options.engine_config(config), budgets, rules)
 
 
-def budgets_of(options: LoadOptions, gpu: CudaGpu | NoGpu, ram_bytes: int | None = None) -> Budgets:
+def budgets_of(options: LoadOptions, gpus: Gpus, ram_bytes: int | None = None) -> Budgets:
     """Turn options into budgets.
 
     ram_bytes: None = what is free now.
@@ -52,20 +52,34 @@ def budgets_of(options: LoadOptions, gpu: CudaGpu | NoGpu, ram_bytes: int | None
         num_ahead=options.expert_prefetch,
         is_gpu_optional=not options.needs_gpu,
     )
-    if isinstance(gpu, NoGpu):
-        return replace(budgets, no_gpu_note=_no_gpu_note(options, gpu))
-    return replace(budgets, gpu_name=gpu.name, vram_bytes=_vram_bytes(options, gpu))
+    if isinstance(gpus, NoGpu):
+        return replace(budgets, no_gpu_note=_no_gpu_note(options, gpus))
+    asked = _asked_vram(options, len(gpus))
+    return budgets.with_gpus(*map(_gpu_budget, gpus, asked))
 
 
-def _vram_bytes(options: LoadOptions, gpu: CudaGpu) -> int:
+def _asked_vram(options: LoadOptions, num_gpus: int) -> tuple[int | None, ...]:
+    """Budget of each GPU; None = all that is free. Errors: ConfigError for another number."""
     asked = options.vram
     if asked is None:
-        return gpu.free_bytes
-    if asked > gpu.free_bytes:
+        return (None,) * num_gpus
+    sizes = asked if isinstance(asked, tuple) else (asked,)
+    if len(sizes) != num_gpus:
+        given = ",".join(format_bytes(size).replace(" ", "") for size in sizes)
+        raise ConfigError(
+            f"vram={given}: expected {num_gpus} sizes, one for each GPU"
+            if num_gpus > 1
+            else f"vram={given}: expected one size for one GPU; --device cuda:0,cuda:1 names more"
+        )
+    return sizes
+
+
+def _gpu_budget(gpu: CudaGpu, asked: int | None) -> GpuBudget:
+    if asked is not None and asked > gpu.free_bytes:
         raise ConfigError(
             f"vram={format_bytes(asked)}: {gpu.name} has {format_bytes(gpu.free_bytes)} free"
         )
-    return asked
+    return GpuBudget(gpu.name, gpu.free_bytes if asked is None else asked)
 
 
 def _no_gpu_note(options: LoadOptions, gpu: NoGpu) -> str:

@@ -3,22 +3,26 @@
 Needs Triton, so that it is imported only where there is a GPU.
 """
 
+from collections.abc import Sequence
+from contextlib import ExitStack
 from typing import NamedTuple
 
 import torch
 
+from hybridmoe.device.cuda import CudaDevice
 from hybridmoe.device.cuda_errors import loading_onto_gpu
 from hybridmoe.device.interface import Device
 from hybridmoe.env import uses_host_functions
 from hybridmoe.experts.backend import CpuExperts, ExpertBackend
 from hybridmoe.experts.disk.cached_experts import CachedExperts
-from hybridmoe.experts.gpu.expert_cache import DEFAULT_VRAM_POLICY
+from hybridmoe.experts.gpu.expert_cache import DEFAULT_VRAM_POLICY, GpuExpertCache
 from hybridmoe.experts.gpu.hand_over import HandOver
 from hybridmoe.experts.gpu.host_adapter import HostAdapter
 from hybridmoe.experts.gpu.hybrid_experts import HybridExperts
 from hybridmoe.experts.gpu.pinned_policy import PinnedPolicy
 from hybridmoe.experts.gpu.prefill_experts import ResidentExperts, StreamedExperts
 from hybridmoe.experts.gpu.slot_pool import SlotPool, slot_layouts
+from hybridmoe.experts.gpu.staged_experts import StagedCache, StagedExperts, StageExperts
 from hybridmoe.experts.gpu.weight_stream import WeightStream
 from hybridmoe.experts.hot_profile import HotProfile
 from hybridmoe.experts.routed_experts import RoutedExperts
@@ -28,47 +32,97 @@ from hybridmoe.kernels.triton.expert_prefill import add_experts
 from hybridmoe.placement.gpu_runtime import GpuRuntime, GpuStreams
 from hybridmoe.placement.kernel_checks import KernelChecks
 from hybridmoe.placement.profile import HotExperts
+from hybridmoe.placement.self_check import SelfCheck
 from hybridmoe.planning.layer_cost import upload_hits
 from hybridmoe.planning.placement_rules import ExpertLayers
 from hybridmoe.planning.plan import Plan
 
-__all__ = ["GpuExperts", "place_on_gpu"]
+__all__ = ["GpuExperts", "place_on_gpus"]
 
 _LOCKED_SHARE = 0.9  # of the memory that is available when a model is loaded
 
 
 class GpuExperts(NamedTuple):
-    """Device of the dense weights, and the backend of the experts beside it."""
+    """Devices of the dense weights, and the backend of the experts beside them."""
 
     experts: ExpertBackend
-    device: Device
+    devices: tuple[Device, ...]  # of each layer
     cache: HotExperts | None  # whose hot experts the profile remembers
     checks: KernelChecks
 
 
-def place_on_gpu(
+def place_on_gpus(
     experts: RoutedExperts,
     plan: Plan,
-    gpu: CudaGpu,
+    gpus: Sequence[CudaGpu],
     disk_cache: CachedExperts | None,
     profile: HotProfile | None,
 ) -> GpuExperts:
-    """Make the device and the expert slots of the plan.
+    """Make the devices and the expert slots of the plan, of one GPU or several.
 
-    Dense weights go to the GPU as the decoder binds them. disk_cache: computes all experts where
+    Dense weights go to a GPU as the decoder binds them. disk_cache: computes all experts where
     the plan has it. profile: its hot experts are uploaded first.
-    Errors: ConfigError, DeviceError where the GPU has less memory than it said, or fails;
+    Errors: ConfigError, DeviceError where a GPU has less memory than it said, or fails;
     KernelError where its attention or routing is wrong.
     """
+    found = KernelChecks()
+    opened = [_open(gpu, stage, found) for gpu, stage in zip(gpus, plan.stages, strict=True)]
+    devices: list[Device] = []
+    for gpu in opened:
+        devices += [gpu.dense] * len(gpu.plan.problem.sizes.layers)
+    if disk_cache is not None:
+        return GpuExperts(HostAdapter(disk_cache, devices), tuple(devices), disk_cache, found)
+    if not experts.layers:
+        return GpuExperts(CpuExperts(experts), tuple(devices), None, found)
+    stages: list[StageExperts] = []
+    caches: list[tuple[GpuExpertCache | None, int]] = []
+    may_lock = int(_LOCKED_SHARE * (available_bytes() or 0))
+    with ExitStack() as placed:
+        for gpu in opened:
+            own = experts.of_layers(gpu.plan.problem.sizes.layers)
+            if not own.layers:
+                continue
+            first = experts.index_of[own.numbers[0]]
+            hot = None if profile is None else profile.of_layers(first, own.num_layers)
+            locked_bytes = may_lock * own.num_layers // experts.num_layers
+            backend, cache = _place_stage(own, gpu, hot, locked_bytes)
+            placed.callback(backend.close)
+            stages.append(StageExperts(backend, gpu.dense, own.numbers))
+            caches.append((cache, own.num_layers * own.num_experts))
+        placed.pop_all()
+    if len(stages) == 1:
+        return GpuExperts(stages[0].backend, tuple(devices), caches[0][0], found)
+    hot_experts = StagedCache(caches) if any(cache is not None for cache, _ in caches) else None
+    return GpuExperts(StagedExperts(stages), tuple(devices), hot_experts, found)
+
+
+class _Gpu(NamedTuple):
+    """A GPU that was checked, and the plan of its layers."""
+
+    plan: Plan
+    runtime: GpuRuntime
+    check: SelfCheck
+    dense: CudaDevice
+
+
+def _open(gpu: CudaGpu, plan: Plan, found: KernelChecks) -> _Gpu:
     runtime = GpuRuntime(gpu)
-    device, check = runtime.torch, runtime.self_check()
+    check = runtime.self_check(found)
     dense = runtime.device(plan.problem.rules.is_on_cpu, check.is_right)
     with dense.active(), loading_onto_gpu("the self-check", plan.problem.budgets.vram_bytes):
         check.check_network(plan.problem.sizes.config, plan.engine.kv_type)
-    if disk_cache is not None:
-        return GpuExperts(HostAdapter(disk_cache, dense), dense, disk_cache, check.found)
-    if not experts.layers:
-        return GpuExperts(CpuExperts(experts), dense, None, check.found)
+    return _Gpu(plan, runtime, check, dense)
+
+
+def _place_stage(
+    experts: RoutedExperts, gpu: _Gpu, profile: HotProfile | None, locked_bytes: int
+) -> tuple[HybridExperts, GpuExpertCache | None]:
+    """Make the expert slots of one GPU, for the layers of its plan.
+
+    locked_bytes: RAM that may be locked for its copies.
+    """
+    plan, runtime, check, dense = gpu
+    device = runtime.torch
     with dense.active(), loading_onto_gpu("expert slots", plan.problem.budgets.vram_bytes):
         streams = runtime.open_streams()
         slots = prefill = None
@@ -81,7 +135,7 @@ def place_on_gpu(
             slots.cache.fill_up()
             slots.cache.fill()
         if plan.streams_experts and is_any_right:
-            prefill = _prefill(experts, plan, wrong, slots, streams, runtime)
+            prefill = _prefill(experts, plan, wrong, slots, streams, runtime, locked_bytes)
         if slots is not None and prefill is not None:
             sizes, share = plan.problem.sizes, plan.num_vram_slots / plan.num_experts
             cost = upload_hits(sizes.experts[0], prefill.rates, sizes.config.top_k, share)
@@ -95,7 +149,7 @@ def place_on_gpu(
             prefill=prefill,
             hand_over=_hand_over(experts, streams, runtime, check.found),
         )
-    return GpuExperts(backend, dense, None if slots is None else slots.cache, check.found)
+    return backend, None if slots is None else slots.cache
 
 
 def _hand_over(
@@ -120,10 +174,10 @@ def _prefill(
     slots: SlotPool | None,
     streams: GpuStreams,
     runtime: GpuRuntime,
+    locked_bytes: int,
 ) -> StreamedExperts:
     layouts = slot_layouts(experts)
     measured = runtime.measure(experts.by_index[0], layouts[0], streams.prefill)
-    free_bytes = available_bytes() or 0
     weights = WeightStream(
         plan.num_stream_buffers,
         max(layout.slot_bytes for layout in layouts),
@@ -131,7 +185,7 @@ def _prefill(
         streams.main,
         streams.link,
         measured.threads,
-        runtime.register(experts, int(_LOCKED_SHARE * free_bytes)),
+        runtime.register(experts, locked_bytes),
     )
     return StreamedExperts(
         experts,

@@ -22,6 +22,7 @@ from hybridmoe.hardware.gpu import CudaGpu
 from hybridmoe.kernels.triton.expert_ffn import SlotLayout
 from hybridmoe.kernels.triton.expert_prefill import add_experts
 from hybridmoe.placement.kept_rates import kept_rates, machine_key
+from hybridmoe.placement.kernel_checks import KernelChecks
 from hybridmoe.placement.self_check import SelfCheck
 from hybridmoe.planning.rates import Rates
 
@@ -59,9 +60,9 @@ class GpuRuntime:
         """Make the device of the dense weights; arguments as of `CudaDevice`."""
         return CudaDevice(self.torch, is_on_cpu, is_right)
 
-    def self_check(self) -> SelfCheck:
-        """Make the check of this GPU's kernels."""
-        return SelfCheck(CudaDevice(self.torch))
+    def self_check(self, found: KernelChecks) -> SelfCheck:
+        """Make the check of this GPU's kernels, which notes in `found`."""
+        return SelfCheck(CudaDevice(self.torch), found)
 
     def open_streams(self) -> GpuStreams:
         """Create the streams; torch's error if the GPU fails."""

@@ -14,12 +14,13 @@ from hybridmoe.config import DEVICES, EngineConfig, EngineOptions, ModelConfig
 from hybridmoe.env import MAX_THREADS
 from hybridmoe.errors import ConfigError, short
 from hybridmoe.option import (
-    Choice,
     Count,
+    Devices,
     File,
     Number,
     Option,
     Size,
+    Sizes,
     Texts,
     check_options,
     options_of,
@@ -53,12 +54,17 @@ class LoadOptions(EngineOptions):
     ] = None
     device: Annotated[
         str,
-        Choice(
-            "Device of all weights but routed experts; auto: a GPU if one is usable",
-            choices=DEVICES,
+        Devices(
+            "Device of all weights but routed experts; auto: a GPU if one is usable; several GPUs"
+            " share the layers",
+            metavar="auto|cpu|cuda|cuda:N[,cuda:M...]",
+            words=DEVICES,
         ),
     ] = DEVICES[0]
-    vram: Annotated[int | None, Size("VRAM budget, e.g. 20GiB", unset="all that is free")] = None
+    vram: Annotated[
+        int | tuple[int, ...] | None,
+        Sizes("VRAM budget, e.g. 20GiB; one for each GPU: 20GiB,10GiB", unset="all that is free"),
+    ] = None
     place: Annotated[
         tuple[str, ...],
         Texts(
@@ -124,7 +130,7 @@ class LoadOptions(EngineOptions):
     @property
     def needs_gpu(self) -> bool:
         """True if an option was given that needs a GPU: doing without one is an error then."""
-        return self.device == "cuda" or self.vram is not None or bool(self.place)
+        return self.device.startswith("cuda") or self.vram is not None or bool(self.place)
 
 
 def _hint(name: str, known: Mapping[str, Option]) -> str:

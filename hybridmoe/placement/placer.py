@@ -2,13 +2,12 @@
 
 from contextlib import ExitStack
 
-from hybridmoe.device.cpu import CpuDevice
 from hybridmoe.device.interface import Device
 from hybridmoe.errors import ConfigError
 from hybridmoe.experts.backend import CpuExperts, ExpertBackend
 from hybridmoe.experts.hot_profile import HotProfile
 from hybridmoe.gguf.reader import GGUFFile
-from hybridmoe.hardware.gpu import CudaGpu, NoGpu
+from hybridmoe.hardware.gpu import Gpus, NoGpu
 from hybridmoe.model.weights import Weights, routed_experts
 from hybridmoe.placement.kernel_checks import KernelChecks
 from hybridmoe.placement.options import LoadOptions
@@ -23,13 +22,13 @@ __all__ = ["place"]
 def place(
     file: GGUFFile,
     plan: Plan,
-    gpu: CudaGpu | NoGpu,
+    gpus: Gpus,
     options: LoadOptions | None = None,
     progress: Progress = lambda done, total: None,
 ) -> Residency:
     """Put weights where the plan has them.
 
-    gpu: used where the plan has VRAM. options: those of `load`; deferred experts and the profile
+    gpus: used where the plan has VRAM. options: those of `load`; deferred experts and the profile
     of hot experts are taken from them. progress: called while weights are read here.
     Errors: ConfigError, DeviceError, DiskError, GGUFError; KernelError where the model cannot run
     on this GPU.
@@ -53,15 +52,15 @@ def place(
             resources.callback(ram.experts.close)
         disk_cache = None if ram is None else ram.experts
         experts: ExpertBackend = disk_cache or CpuExperts(routed)
-        device: Device = CpuDevice()
+        devices: tuple[Device, ...] = ()
         cache: HotExperts | None = disk_cache
         checks: KernelChecks | None = None
         if plan.vram is not None:
-            assert isinstance(gpu, CudaGpu), gpu
-            from hybridmoe.placement.gpu import place_on_gpu  # needs Triton, an extra
+            assert not isinstance(gpus, NoGpu), gpus
+            from hybridmoe.placement.gpu import place_on_gpus  # needs Triton, an extra
 
-            placed = place_on_gpu(routed, plan, gpu, disk_cache, profile)
-            experts, device, cache, checks = placed
+            placed = place_on_gpus(routed, plan, gpus, disk_cache, profile)
+            experts, devices, cache, checks = placed
         record = None
         if kept is not None and cache is not None:
             record = kept.record(cache)
@@ -69,7 +68,7 @@ def place(
     return Residency(
         plan=plan,
         experts=experts,
-        device=device,
+        devices=devices,
         private={} if ram is None else ram.private,
         disk_cache=disk_cache,
         profile=record,

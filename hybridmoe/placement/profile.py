@@ -31,7 +31,10 @@ _EVERY_S = 600.0
 class HotExperts(Protocol):
     """A cache of experts, whose hot ones are worth remembering."""
 
-    uses: NDArray[np.int64]  # accesses by key
+    @property
+    def uses(self) -> NDArray[np.int64]:
+        """Accesses by key."""
+        ...
 
     def resident(self) -> NDArray[np.int64]:
         """List the keys that are resident, ascending."""

@@ -6,7 +6,6 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from hybridmoe.device.cpu import CpuDevice
 from hybridmoe.device.interface import Device
 from hybridmoe.experts.backend import ExpertBackend
 from hybridmoe.experts.disk.cached_experts import CachedExperts
@@ -26,7 +25,7 @@ class Residency:
 
     plan: Plan
     experts: ExpertBackend
-    device: Device = field(default_factory=CpuDevice)
+    devices: tuple[Device, ...] = ()  # of each layer; empty = the CPU
     private: Mapping[str, NDArray[np.uint8]] = field(default_factory=dict)  # tensors, by name
     disk_cache: CachedExperts | None = None  # None: no experts are read from the file
     profile: ProfileRecord | None = None
@@ -40,7 +39,7 @@ class Residency:
 
     def weights(self, file: GGUFFile) -> Weights:
         """Tensors of the file, as they were placed."""
-        return Weights(file, self.private, self.device)
+        return Weights(file, self.private, self.devices[-1] if self.devices else None)
 
     def decoder(self, file: GGUFFile) -> Decoder:
         """Build the network on the placed weights. Errors: GGUFError, DeviceError."""
@@ -49,6 +48,7 @@ class Residency:
             self.weights(file),
             problem.sizes.config,
             self.experts,
+            devices=self.devices,
             num_deferred=self.num_deferred,
             vram_bytes=problem.budgets.vram_bytes or None,
         )

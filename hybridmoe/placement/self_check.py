@@ -54,10 +54,10 @@ _HALF_STEP = 0.5 / 127 / 3**0.5  # of int8, its standard deviation, as a share o
 class SelfCheck:
     """Comparisons of one GPU's kernels, and what they found."""
 
-    def __init__(self, device: CudaDevice) -> None:
-        """device: of the GPU, with nothing pinned to the CPU."""
+    def __init__(self, device: CudaDevice, found: KernelChecks | None = None) -> None:
+        """device: of the GPU, with nothing pinned to the CPU. found: takes what is found."""
         self.device = device
-        self.found = KernelChecks()
+        self.found = KernelChecks() if found is None else found
         self._wrong: dict[tuple[object, ...], KernelCheck | None] = {}  # by kind of matrix
 
     def check_network(self, config: ModelConfig, kv_type: str) -> None:

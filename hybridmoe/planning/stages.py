@@ -102,7 +102,7 @@ class _Split:
     percent: int
 
     def ends(self) -> list[int] | None:
-        """Find the ends of the ranges; None if there are none."""
+        """Find the end of each GPU's range; None if nothing fits."""
         gpus, num_layers = self.problem.budgets.gpus, len(self.problem.sizes.layers)
         least = self._least_ends()
         if least is None:

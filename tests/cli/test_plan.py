@@ -117,13 +117,39 @@ def test_a_gpu_by_name_takes_what_every_token_uses(k2: Path) -> None:
     assert "assumed from its data sheet" in text and "PCIe 27 GB/s" in text
 
 
+def test_several_gpus_by_name(k2: Path) -> None:
+    base = (*GIVEN, "--ram", "700G")
+    found = plan_json(k2, *base, "--gpu", "rtx-4090,RTX 3060")
+    first, second = found["plan"]["gpus"]
+    assert [first["budget_bytes"], second["budget_bytes"]] == [24 << 30, 12 << 30]
+    assert first["num_layers"] + second["num_layers"] == 61
+    assert found["plan"]["tiers"]["VRAM"]["budget_bytes"] == 36 << 30
+    assert len(found["gpu_rates"]) == 2 and found["decode"]["seconds"]["between GPUs"] > 0
+    for text in ("2x rtx-4090", "2xrtx-4090", "rtx-4090,rtx-4090"):
+        two = plan_json(k2, *base, "--gpu", text)
+        assert [gpu["name"] for gpu in two["plan"]["gpus"]] == ["rtx-4090", "rtx-4090"]
+    one = plan_json(k2, *base, "--gpu", "rtx-4090")
+    assert two["plan"]["num_vram_slots"] > one["plan"]["num_vram_slots"]
+    assert two["decode"]["tokens_per_s"] > one["decode"]["tokens_per_s"]
+    assert one["plan"]["gpus"] == [] and "between GPUs" not in one["decode"]["seconds"]
+    smaller = plan_json(k2, *base, "--gpu", "2x rtx-4090", "--vram", "20GiB,10GiB")
+    assert [gpu["budget_bytes"] for gpu in smaller["plan"]["gpus"]] == [20 << 30, 10 << 30]
+    text = plan(k2, *base, "--gpu", "rtx-4090,rtx-3060")
+    for words in (
+        f"rtx-4090, layers 0-{first['num_layers'] - 1}",
+        f"rtx-3060, layers {second['first_layer']}-60",
+        "between GPUs", "706 GB/s", "252 GB/s",
+    ):  # fmt: skip
+        assert words in text, words
+
+
 def test_this_machines_gpu_is_planned_for_where_none_is_named(
     k2: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     none = NoGpu("the CPU was asked for", is_silent=True)
     here = CudaGpu(0, "NVIDIA GeForce RTX 4090", (8, 9), 24 << 30, 23 << 30)
     monkeypatch.setattr(
-        "hybridmoe.cli.plan_rates.choose_gpu", lambda wanted: none if wanted == "cpu" else here
+        "hybridmoe.cli.plan_rates.choose_gpus", lambda wanted: none if wanted == "cpu" else (here,)
     )
     found = plan_json(k2, *GIVEN, "--ram", "700G")
     assert found["plan"]["tiers"]["VRAM"]["budget_bytes"] == 23 << 30
@@ -132,7 +158,7 @@ def test_this_machines_gpu_is_planned_for_where_none_is_named(
     assert other["plan"]["tiers"]["VRAM"]["budget_bytes"] == 32 << 30
     assert "VRAM" not in plan_json(k2, *GIVEN, "--ram", "700G", "--device", "cpu")["plan"]["tiers"]
     unknown = here._replace(name="NVIDIA GeForce RTX 4090 Laptop GPU")
-    monkeypatch.setattr("hybridmoe.cli.plan_rates.choose_gpu", lambda wanted: unknown)
+    monkeypatch.setattr("hybridmoe.cli.plan_rates.choose_gpus", lambda wanted: (unknown,))
     found = plan_json(k2, *GIVEN, "--ram", "700G")
     assert (
         "VRAM" not in found["plan"]["tiers"]
@@ -177,6 +203,11 @@ def test_the_cost_of_conversations_is_shown_as_it_is_summed(k2: Path) -> None:
         (("--place", "exps=gpu"), "expected REGEX=cpu or REGEX=cuda"),
         (("--gpu", "rtx-4090", "--place", "exps=cuda"), "place fewer layers' experts on cuda"),
         (("--device", "cuda", "--ram", "700G"), "device=cuda: "),
+        (("--gpu", "rtx-4090,voodoo"), "'voodoo': known are rtx-4060"),
+        (("--gpu", "2x rtx-4090", "--vram", "20G"), "--vram: expected 2 sizes, one for each"),
+        (("--gpu", "rtx-4090", "--vram", "9G,9G"), "--vram: expected 1 sizes, one for each"),
+        (("--vram", "9G,lots"), "'lots': expected a size such as 12GiB"),
+        (("--gpu", "62x rtx-4090", "--ram", "1T"), "62 GPUs for a model of 61 layers"),
         (("--gpu", "voodoo"), "'voodoo': known are rtx-4060"),
         (("--vram", "24G"), "--vram without a speed: give --gpu NAME, or --vram-gbs"),
         (("--gpu", "rtx-4060", "--ram", "700G"), "or use --device cpu"),

@@ -10,7 +10,7 @@ import pytest
 
 from hybridmoe.errors import ConfigError
 from hybridmoe.hardware import gpu as gpu_module
-from hybridmoe.hardware.gpu import CudaGpu, NoGpu, choose_gpu, driver_version, find_gpu
+from hybridmoe.hardware.gpu import CudaGpu, NoGpu, choose_gpus, driver_version, find_gpu
 
 GB = 10**9
 
@@ -93,6 +93,7 @@ def test_a_machine_without_a_gpu_says_nothing(find: Callable[..., CudaGpu | NoGp
         (fake_torch(warning="The driver\n is too old (found 11040)"), True, "driver is too old"),
         (fake_torch(), True, "no usable GPU"),
         (fake_torch(("GTX 1080", (6, 1), GB)), True, "GTX 1080 has compute capability 6.1; 8.0 is"),
+        (fake_torch(("T4", (7, 5), GB)), True, "T4 has compute capability 7.5; 8.0 is needed"),
         (fake_torch(("Thor", (11, 0), GB)), True, "torch 2.13.0 has no code for Thor"),
         (fake_torch(("B", (9, 0), -1)), True, "GPU 0: CUDA error: the device is busy"),
         (fake_torch(("A", (8, 0), GB)), False, r"pip install hybridmoe\[cuda\]"),
@@ -105,13 +106,47 @@ def test_what_cannot_be_used_is_said_in_one_line(
     assert isinstance(found, NoGpu) and not found.is_silent
     assert "\n" not in found.reason
     with pytest.raises(ConfigError, match=f"device=cuda: .*{reason}"):
-        choose_gpu("cuda")
-    assert choose_gpu("auto") == found
+        choose_gpus("cuda")
+    assert choose_gpus("auto") == found
+
+
+@pytest.mark.parametrize(
+    ("wanted", "reason"),
+    [
+        ("cuda:2", "device=cuda:2: there is no such GPU, only cuda:0, cuda:1"),
+        ("cuda:1,cuda:7", "device=cuda:7: there is no such GPU, only cuda:0, cuda:1"),
+        ("cuda:1,cuda:0", "device=cuda:0: RTX 2080 has compute capability 7.5; 8.0 is needed"),
+    ],
+)
+def test_a_named_gpu_that_is_not_there_is_one_line(
+    find: Callable[..., CudaGpu | NoGpu], wanted: str, reason: str
+) -> None:
+    find(fake_torch(("RTX 2080", (7, 5), 8 * GB), ("RTX 4090", (8, 9), 23 * GB)))
+    with pytest.raises(ConfigError) as caught:
+        choose_gpus(wanted)
+    assert str(caught.value).startswith(reason) and "\n" not in str(caught.value)
+
+
+def test_named_gpus_are_taken_in_the_order_given(find: Callable[..., CudaGpu | NoGpu]) -> None:
+    find(fake_torch(("A", (8, 9), 23 * GB), ("B", (9, 0), 70 * GB), ("C", (8, 0), 9 * GB)))
+    chosen = choose_gpus("cuda:2,cuda:0")
+    assert isinstance(chosen, tuple) and [gpu.name for gpu in chosen] == ["C", "A"]
+    assert [gpu.number for gpu in chosen] == [2, 0]
+    (alone,) = choose_gpus("cuda:0")
+    assert isinstance(alone, CudaGpu) and alone.name == "A"  # not the one with most memory
+
+
+def test_named_gpus_need_a_driver_and_triton(find: Callable[..., CudaGpu | NoGpu]) -> None:
+    torch = fake_torch(("A", (8, 9), 23 * GB))
+    for options, reason in (({"driver": False}, "no NVIDIA GPU"), ({"triton": False}, "Triton")):
+        find(torch, **options)
+        with pytest.raises(ConfigError, match=f"device=cuda:0: {reason}"):
+            choose_gpus("cuda:0")
 
 
 def test_device_cpu_does_not_look_for_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gpu_module, "find_gpu", None)
-    found = choose_gpu("cpu")
+    found = choose_gpus("cpu")
     assert isinstance(found, NoGpu) and found.is_silent
 
 

@@ -229,7 +229,7 @@ def test_what_cannot_be_is_one_line(path: Path, options: dict, message: str) -> 
 
 def test_without_a_gpu_one_line_says_why(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     found = NoGpu("GTX 1080 is too old")
-    monkeypatch.setattr(loading, "choose_gpu", lambda wanted: found)
+    monkeypatch.setattr(loading, "choose_gpus", lambda wanted: found)
     with hybridmoe.load(path) as llm:
         assert llm.notes == ("on the CPU alone: GTX 1080 is too old",)
     with hybridmoe.load(path, vram="2GiB") as llm:

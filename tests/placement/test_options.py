@@ -75,6 +75,11 @@ def test_a_flag_that_is_not_given_leaves_the_default() -> None:
         ("vram", 0, "vram=0: expected a size of 1 byte or more"),
         ("vram", "0GiB", "vram='0GiB': expected a size of 1 byte or more"),
         ("vram", "lots", "vram='lots': expected a size such as 12GiB"),
+        ("vram", "2GiB,", "vram='2GiB,': expected a size such as 12GiB"),
+        ("device", "cuda:0,gpu1", "device='cuda:0,gpu1': expected one of auto, cpu, cuda, or GPUs"),
+        ("device", "cuda:0,cuda:0", "device='cuda:0,cuda:0': expected each GPU once"),
+        ("device", "cuda:-1", "device='cuda:-1': expected one of"),
+        ("device", 3, "device=3: expected one of auto, cpu, cuda, or GPUs by number"),
         ("place", "blk=cpu", "place='blk=cpu': expected a list of strings"),
         ("place", ["blk"], "place='blk': expected REGEX=cpu or REGEX=cuda"),
         ("defer", -1, "defer=-1: expected a whole number from 0 on"),
@@ -94,6 +99,13 @@ def test_what_cannot_be_is_one_line_before_the_file_is_opened(
     with pytest.raises(ConfigError, match=f"^{message}") as caught:
         hybridmoe.load("no such file", **{name: value})
     assert "\n" not in str(caught.value)
+
+
+def test_several_gpus_and_their_budgets() -> None:
+    found = LoadOptions.of(None, {"device": "cuda:1,cuda:0", "vram": "20GiB,512MiB"})
+    assert (found.device, found.vram) == ("cuda:1,cuda:0", (20 << 30, 512 << 20))
+    assert LoadOptions(vram=(5, 6)).vram == (5, 6)
+    assert LoadOptions(device="cuda:1").needs_gpu and not LoadOptions(device="cpu").needs_gpu
 
 
 def test_keywords_replace_those_of_given_options() -> None:

@@ -59,7 +59,7 @@ def k2(tmp_path_factory: pytest.TempPathFactory) -> Outline:
 def test_kimi_k2_is_planned_as_load_plans_it(
     k2: Outline, ram: int, vram: int, options: Mapping[str, Any]
 ) -> None:
-    gpu = CudaGpu(0, "GPU", (9, 0), vram * GIB, vram * GIB) if vram else NO_GPU
+    gpu = (CudaGpu(0, "GPU", (9, 0), vram * GIB, vram * GIB),) if vram else NO_GPU
     flags = ["--ram", f"{ram}GiB", *(GPU_RATES if vram else ("--device", "cpu"))]
     asked = LoadOptions(**options, **({"vram": vram * GIB} if vram else {"device": "cpu"}))
     flags += ["--vram", f"{vram}GiB"] if vram else []
@@ -104,8 +104,9 @@ def in_gpu_types(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def set_memory(monkeypatch: pytest.MonkeyPatch, ram_bytes: int, gpu: CudaGpu | NoGpu) -> None:
     """Let this machine have so much free."""
     monkeypatch.setattr("hybridmoe.placement.budgets.available_bytes", lambda: ram_bytes)
-    monkeypatch.setattr("hybridmoe.cli.plan_rates.choose_gpu", lambda wanted: gpu)
-    monkeypatch.setattr(loading, "choose_gpu", lambda wanted: gpu)
+    gpus = gpu if isinstance(gpu, NoGpu) else (gpu,)
+    monkeypatch.setattr("hybridmoe.cli.plan_rates.choose_gpus", lambda wanted: gpus)
+    monkeypatch.setattr(loading, "choose_gpus", lambda wanted: gpus)
 
 
 def whole(path: Path, gpu_bytes: int = 0) -> Plan:

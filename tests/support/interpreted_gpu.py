@@ -25,6 +25,7 @@ from hybridmoe.kernels.triton.matrix import DeviceMatrix
 from hybridmoe.llm import load as loading
 from hybridmoe.placement import gpu as gpu_placement
 from hybridmoe.placement.gpu_runtime import GpuRuntime, GpuStreams, Measured
+from hybridmoe.placement.kernel_checks import KernelChecks
 from hybridmoe.placement.self_check import SelfCheck
 from hybridmoe.planning.rates import GpuRates, rates_of
 
@@ -142,8 +143,8 @@ class InterpretedRuntime(GpuRuntime):
     def device(self, is_on_cpu: Callable[[str], bool], is_right: IsRight) -> CudaDevice:
         return InterpretedDevice(is_on_cpu, is_right, self._main)
 
-    def self_check(self) -> SelfCheck:
-        return (SelfCheck if self.checks_itself else Trusting)(InterpretedDevice())
+    def self_check(self, found: KernelChecks) -> SelfCheck:
+        return (SelfCheck if self.checks_itself else Trusting)(InterpretedDevice(), found)
 
     def open_streams(self) -> GpuStreams:
         return GpuStreams(self._main, *(FakeStream(is_lazy=False) for _ in range(3)))
@@ -174,7 +175,9 @@ def gpu_device(
 def use_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let `hybridmoe.load` use this machine's GPU, or the interpreter in its place."""
     if not torch.cuda.is_available():
-        monkeypatch.setattr(loading, "choose_gpu", lambda name: NO_GPU if name == "cpu" else GPU)
+        monkeypatch.setattr(
+            loading, "choose_gpus", lambda name: NO_GPU if name == "cpu" else (GPU,)
+        )
         monkeypatch.setattr(gpu_placement, "GpuRuntime", InterpretedRuntime)
 
 

@@ -4,6 +4,8 @@ For backends that need Python in every layer, such as expert offload to disk: th
 layer's experts, and they for the GPU. `hybrid_experts` does without these waits.
 """
 
+from collections.abc import Sequence
+
 from torch import Tensor
 
 from hybridmoe.device.interface import Device
@@ -17,9 +19,10 @@ __all__ = ["HostAdapter"]
 class HostAdapter(ExpertBackend):
     """Copies states to a backend of the host, and its results back."""
 
-    def __init__(self, inner: ExpertBackend, device: Device) -> None:
+    def __init__(self, inner: ExpertBackend, device: Device | Sequence[Device]) -> None:
+        """device: of all layers of the model, or of each."""
         self._inner = inner
-        self._device = device
+        self._devices = device
 
     @property
     def wants_prefetch_hints(self) -> bool:
@@ -32,17 +35,21 @@ class HostAdapter(ExpertBackend):
         self._inner.end_step()
 
     def prefetch(self, layer: int, ids: Tensor) -> None:
-        self._inner.prefetch(layer, self._device.to_host(ids))
+        self._inner.prefetch(layer, self._device_of(layer).to_host(ids))
 
     def stats(self) -> ExpertStats | None:
         return self._inner.stats()
 
     def submit(self, layer: int, x: Tensor, ids: Tensor, weights: Tensor) -> Pending:
-        on_host = [self._device.to_host(t) for t in (x, ids, weights)]
-        return _Uploaded(self._inner.submit(layer, *on_host), self._device)
+        device = self._device_of(layer)
+        on_host = [device.to_host(t) for t in (x, ids, weights)]
+        return _Uploaded(self._inner.submit(layer, *on_host), device)
 
     def close(self) -> None:
         self._inner.close()
+
+    def _device_of(self, layer: int) -> Device:
+        return self._devices[layer] if isinstance(self._devices, Sequence) else self._devices
 
 
 class _Uploaded(Pending):
