@@ -1,7 +1,8 @@
 """Computations of the kernels that hold no weights, at a model's sizes, run on two devices.
 
 Tolerances are shares of a row's root mean square. Attention rounds queries, keys, values, softmax
-weights and results to bfloat16, each by 2^-8 at most, at random: 2^-4 is ten standard deviations.
+weights and results to bfloat16, each by 2^-8 at most, at random. Scores are about one, so that this
+moves results by a percent or two: a fifth of the tolerance at K2's sizes.
 """
 
 from collections.abc import Callable, Sequence
@@ -18,7 +19,7 @@ from hybridmoe.kernels.paged_mla import PAGE_TOKENS, Span, row_bytes
 
 __all__ = ["NetworkCase", "network_cases"]
 
-_EXACT, _ROUNDED = 2.0**-14, 2.0**-4
+_CLOSE, _ROUNDED = 2.0**-6, 2.0**-3
 _HEADS = 16  # at most: those of a program
 _FIRST, _SECOND = (2, 0), (1,)  # pages of two sequences
 _PROMPT = ((Span(70, 0, _FIRST),),)  # so long that keys and values are expanded
@@ -62,13 +63,13 @@ def network_cases(c: ModelConfig, kv_type: str) -> list[NetworkCase]:
 
     cache = f"{kv_type} KV cache of {c.kv_lora_rank} + {c.rope_dim}"
     cases = [
-        NetworkCase("norms, rotation, gates", f"{c.hidden}", _EXACT, lambda d, r: _rows(d, r, c)),
+        NetworkCase("norms, rotation, gates", f"{c.hidden}", _CLOSE, lambda d, r: _rows(d, r, c)),
         NetworkCase("attention of a prompt", cache, _ROUNDED, attention(_PROMPT)),
         NetworkCase("attention of decoding", cache, _ROUNDED, attention(_DECODING)),
     ]
     if c.num_experts:
         given = f"{c.top_k} of {c.num_experts} experts"
-        cases.append(NetworkCase("routing", given, _EXACT, lambda d, r: _route(d, r, c)))
+        cases.append(NetworkCase("routing", given, _CLOSE, lambda d, r: _route(d, r, c)))
     return cases
 
 
@@ -108,6 +109,7 @@ def _attend(
 ) -> Tensor:
     """Results of steps, (tokens of all, heads, V)."""
     heads = min(c.num_heads, _HEADS)
+    size = 1 / (c.softmax_scale * c.latent_dim**0.5)  # of queries: scores are about one
     k_b = device.matrix(_matrices(random, heads, c.kv_lora_rank, c.nope_dim), "self-check")
     v_b = device.matrix(_matrices(random, heads, c.v_dim, c.kv_lora_rank), "self-check")
     num_pages = len(_FIRST) + len(_SECOND)
@@ -117,7 +119,7 @@ def _attend(
     for spans in steps:
         tables = device.tables(spans)
         device.store_kv(device.upload(random(tables.num_tokens, c.latent_dim)), pages, tables)
-        queries = device.upload(random(tables.num_tokens, heads, c.qk_dim))
+        queries = device.upload(size * random(tables.num_tokens, heads, c.qk_dim))
         q_nope, q_rope = queries[..., : c.nope_dim], queries[..., c.nope_dim :]
         out = device.attend(q_nope, q_rope, k_b, v_b, pages, tables, c.softmax_scale)
         results.append(device.to_host(out))
