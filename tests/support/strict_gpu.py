@@ -10,18 +10,24 @@ from typing import Any
 
 import pytest
 import torch
-from interpreted_gpu import InterpretedDevice
+from interpreted_gpu import GPU, NO_GPU, GraphStream, InterpretedDevice, InterpretedRuntime
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_map
 from triton.runtime import interpreter
 
-from hybridmoe.device.cuda import IsRight
+from hybridmoe.device.cuda import CudaDevice, IsRight
+from hybridmoe.hardware.gpu import CudaGpu
+from hybridmoe.kernels.matrix import QuantMatrix
+from hybridmoe.kernels.triton.matrix import DeviceMatrix
+from hybridmoe.llm import load as loading
+from hybridmoe.placement import gpu as gpu_placement
+from hybridmoe.placement.self_check import SelfCheck
 
-__all__ = ["META", "StrictDevice", "StrictTensor", "use_strict_tensors"]
+__all__ = ["META", "StrictDevice", "StrictTensor", "use_strict_gpu"]
 
 META = torch.device("meta")
-_CROSSING = ("copy_", "_to_copy", "index", "index_put_")
+_CROSSING = ("copy_", "_to_copy", "to", "index", "index_put_")
 
 
 class StrictTensor(Tensor):
@@ -42,14 +48,21 @@ class StrictTensor(Tensor):
         made.numbers = numbers
         return made
 
+    def data_ptr(self) -> int:
+        return self.numbers.data_ptr()
+
     @classmethod
     def __torch_dispatch__(cls, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
-        return _run(func, args, kwargs or {})
+        with torch.inference_mode(False):
+            return _run(func, args, kwargs or {})
 
 
 class _Mode(TorchDispatchMode):
+    """Makes strict tensors of what is made on the GPU or copied there."""
+
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
-        return _run(func, args, kwargs or {})
+        with torch.inference_mode(False):
+            return _run(func, args, kwargs or {})
 
 
 def _run(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
@@ -66,6 +79,8 @@ def _run(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     )
     result = func(*on_cpu, **named)
     is_ours = bool(ours) if device is None else torch.device(device) == META
+    if name == "to" and device is not None and is_ours != bool(ours):
+        result = result.clone()  # a copy to the other device is another tensor
     by_numbers = {id(t.numbers): t for t in ours}
 
     def wrapped(t: Any) -> Any:
@@ -87,19 +102,53 @@ class StrictDevice(InterpretedDevice):
         self,
         is_on_cpu: Callable[[str], bool] = lambda name: False,
         is_right: IsRight = lambda on_gpu, w, name: True,
+        main: GraphStream | None = None,
     ) -> None:
-        super().__init__(is_on_cpu, is_right)
+        super().__init__(is_on_cpu, is_right, main)
         self.torch = META
 
     def active(self) -> TorchDispatchMode:
         return _Mode()
 
+    def matrix(self, w: QuantMatrix, name: str) -> DeviceMatrix | QuantMatrix:
+        with self.active():
+            return super().matrix(w, name)
 
-def use_strict_tensors(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let Triton's interpreter take strict tensors."""
-    unwrap = interpreter._unwrap_tensor
+    def upload(self, t: Tensor) -> Tensor:
+        with self.active():
+            return super().upload(t)
+
+    def empty_bytes(self, *shape: int) -> Tensor:
+        with self.active():
+            return super().empty_bytes(*shape)
+
+
+class StrictRuntime(InterpretedRuntime):
+    """`GpuRuntime` of a strict GPU, which checks itself."""
+
+    def __init__(self, gpu: CudaGpu) -> None:
+        super().__init__(gpu)
+        self.torch = META
+
+    def device(self, is_on_cpu: Callable[[str], bool], is_right: IsRight) -> CudaDevice:
+        return StrictDevice(is_on_cpu, is_right, self._main)
+
+    def self_check(self) -> SelfCheck:
+        return SelfCheck(StrictDevice())
+
+
+def use_strict_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let `hybridmoe.load` use a strict GPU, whether or not there is a real one."""
+    unwrap, run = interpreter._unwrap_tensor, GraphStream._run
 
     def unwrapped(t: Any) -> Any:
         return t.numbers if isinstance(t, StrictTensor) else unwrap(t)
 
+    def run_strictly(stream: GraphStream, function: Callable[[], None]) -> None:
+        with _Mode():  # of the thread that runs a graph
+            run(stream, function)
+
     monkeypatch.setattr(interpreter, "_unwrap_tensor", unwrapped)
+    monkeypatch.setattr(GraphStream, "_run", run_strictly)
+    monkeypatch.setattr(loading, "choose_gpu", lambda name: NO_GPU if name == "cpu" else GPU)
+    monkeypatch.setattr(gpu_placement, "GpuRuntime", StrictRuntime)
