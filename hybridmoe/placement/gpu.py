@@ -32,6 +32,7 @@ from hybridmoe.kernels.triton.expert_prefill import add_experts
 from hybridmoe.placement.gpu_runtime import GpuRuntime, GpuStreams
 from hybridmoe.placement.kernel_checks import KernelChecks
 from hybridmoe.placement.profile import HotExperts
+from hybridmoe.placement.ram import Progress
 from hybridmoe.placement.self_check import SelfCheck
 from hybridmoe.planning.layer_cost import upload_hits
 from hybridmoe.planning.placement_rules import ExpertLayers
@@ -57,11 +58,13 @@ def place_on_gpus(
     gpus: Sequence[CudaGpu],
     disk_cache: CachedExperts | None,
     profile: HotProfile | None,
+    progress: Progress = lambda done, total: None,
 ) -> GpuExperts:
     """Make the devices and the expert slots of the plan, of one GPU or several.
 
     Dense weights go to a GPU as the decoder binds them. disk_cache: computes all experts where
-    the plan has it. profile: its hot experts are uploaded first.
+    the plan has it. profile: its hot experts are uploaded first. progress: called with bytes while
+    slots are filled, GPU by GPU.
     Errors: ConfigError, DeviceError where a GPU has less memory than it said, or fails;
     KernelError where its attention or routing is wrong.
     """
@@ -85,7 +88,7 @@ def place_on_gpus(
             first = experts.index_of[own.numbers[0]]
             hot = None if profile is None else profile.of_layers(first, own.num_layers)
             locked_bytes = may_lock * own.num_layers // experts.num_layers
-            backend, cache = _place_stage(own, gpu, hot, locked_bytes)
+            backend, cache = _place_stage(own, gpu, hot, locked_bytes, progress)
             placed.callback(backend.close)
             stages.append(StageExperts(backend, gpu.dense, own.numbers))
             caches.append((cache, own.num_layers * own.num_experts))
@@ -115,7 +118,11 @@ def _open(gpu: CudaGpu, plan: Plan, found: KernelChecks) -> _Gpu:
 
 
 def _place_stage(
-    experts: RoutedExperts, gpu: _Gpu, profile: HotProfile | None, locked_bytes: int
+    experts: RoutedExperts,
+    gpu: _Gpu,
+    profile: HotProfile | None,
+    locked_bytes: int,
+    progress: Progress,
 ) -> tuple[HybridExperts, GpuExpertCache | None]:
     """Make the expert slots of one GPU, for the layers of its plan.
 
@@ -133,7 +140,7 @@ def _place_stage(
             if profile is not None:
                 slots.cache.warm(profile.most_used_keys())
             slots.cache.fill_up()
-            slots.cache.fill()
+            slots.cache.fill(progress)
         if plan.streams_experts and is_any_right:
             prefill = _prefill(experts, plan, wrong, slots, streams, runtime, locked_bytes)
         if slots is not None and prefill is not None:

@@ -29,7 +29,8 @@ def place(
     """Put weights where the plan has them.
 
     gpus: used where the plan has VRAM. options: those of `load`; deferred experts and the profile
-    of hot experts are taken from them. progress: called while weights are read here.
+    of hot experts are taken from them. progress: called while weights are read here, or uploaded to
+    VRAM slots.
     Errors: ConfigError, DeviceError, DiskError, GGUFError; KernelError where the model cannot run
     on this GPU.
     """
@@ -59,7 +60,7 @@ def place(
             assert not isinstance(gpus, NoGpu), gpus
             from hybridmoe.placement.gpu import place_on_gpus  # needs Triton, an extra
 
-            placed = place_on_gpus(routed, plan, gpus, disk_cache, profile)
+            placed = place_on_gpus(routed, plan, gpus, disk_cache, profile, progress)
             experts, devices, cache, checks = placed
         record = None
         if kept is not None and cache is not None:

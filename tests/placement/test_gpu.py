@@ -189,8 +189,11 @@ def test_the_last_runs_profile_fills_the_slots_before_the_first_token(path: Path
             hits.append(stats.counters.hits)
             uses = slots.cache.uses
     assert resident[0] == [0, 1, SMALL["experts"]]  # as many of each layer
-    with hybridmoe.load(path, expert_profile="off", **options) as llm:
+    loaded: list[hybridmoe.Progress] = []
+    with hybridmoe.load(path, expert_profile="off", progress=loaded.append, **options) as llm:
         assert llm.experts._slots.cache.resident().tolist() == resident[0]
+        size = llm.experts._slots.slots.nbytes
+    assert any(p.phase == "load" and p.done == p.total == size for p in loaded)
     left_out = np.delete(uses, resident[1])
     assert uses[resident[1]].min() >= left_out.max() and len(uses) == NUM_EXPERTS
     assert hits[1] > hits[0]

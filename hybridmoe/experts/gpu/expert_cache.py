@@ -129,17 +129,18 @@ class GpuExpertCache:
         """
         self._advance(self._uploads_per_step, self._uploads_per_step * self._uploader.slot_bytes)
 
-    def fill(self, progress: Callable[[int], None] = lambda num_bytes: None) -> None:
-        """Upload all that `warm` has queued, and wait. Only before the first step.
+    def fill(self, progress: Callable[[int, int], None] = lambda done, total: None) -> None:
+        """Upload all that is queued, and wait. Only before the first step.
 
-        Calls progress(bytes) as they arrive. Errors: of a failed upload.
+        Calls progress(bytes done, bytes in all). Errors: of a failed upload.
         """
-        num_left = self.num_pending
+        total = num_left = self.num_pending
         while num_left:
             self._advance(len(self._queued), num_left * self._uploader.slot_bytes)
             before, num_left = num_left, self.num_pending
             if before > num_left:
-                progress((before - num_left) * self._uploader.slot_bytes)
+                one = self._uploader.slot_bytes
+                progress((total - num_left) * one, total * one)
             elif num_left:
                 time.sleep(0.001)
 
