@@ -442,20 +442,23 @@ def steps(experts: StreamedExperts, tokens: Sequence[int]) -> list[torch.Tensor]
     return results
 
 
-@pytest.mark.parametrize("rates", [ALL_GPU, MIXED], ids=["gpu", "mixed"])
-def test_copies_begin_ahead_of_their_layer(make: Make, rates: Rates) -> None:
+def test_copies_begin_ahead_of_their_layer(make: Make) -> None:
     """From the second step on, as long as steps do not get much shorter."""
-    experts = make(rates, registration=registered())
+    experts = make(MIXED, registration=registered())
     steps(experts, [TOKENS])
     assert experts.tally.ahead == 0
-    steps(experts, [TOKENS, TOKENS // 2])
+    steps(experts, [TOKENS // 2])
     before = experts.tally.ahead
-    assert before > 3 * BUFFERS
+    assert before > 2 * BUFFERS
     steps(experts, [2])
     assert experts.tally.ahead == before
-    staged = make(rates)
-    steps(staged, [TOKENS, TOKENS])
-    assert staged.tally.ahead == 0
+
+
+def test_nothing_is_staged_ahead(make: Make) -> None:
+    """Copies that keep the program would delay what is queued after them."""
+    experts = make(MIXED)
+    steps(experts, [2, 2])
+    assert experts.tally.ahead == 0 and experts.tally.streamed > 0
 
 
 def test_what_began_ahead_may_be_left_unused(make: Make) -> None:
