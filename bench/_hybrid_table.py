@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from bench._harness import Row, bar
+from bench._layers_fit import fit_rows
 from bench._peer import PeerSpeed, best_of
 
 __all__ = ["PARTS", "table_of"]
@@ -25,6 +26,7 @@ PARTS: Mapping[str, str] = {
         f"prompts (>= {PROMPT_TIMES:g} x the peer; the first after loading >= {FIRST_PROMPT} of"
         " the later ones)"
     ),
+    "layers": "time of a decode step and of each of its MoE layers (--fit-layers)",
     "peer": "another program on the same file (--peer)",
 }
 
@@ -39,6 +41,8 @@ def table_of(parts: Mapping[str, Any]) -> list[Row]:
         rows += _decode_rows(parts["decode"], decode or None)
     if "prompts" in parts:
         rows += _prompt_rows(parts["prompts"], prompts)
+    if "layers" in parts:
+        rows += fit_rows(parts["layers"])
     if "peer" in parts:
         rows += [Row(f"peer, prompt of {n}", speed, "tok/s") for n, speed in prompts.items()]
         rows.append(Row("peer, decode", decode, "tok/s"))

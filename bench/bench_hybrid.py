@@ -29,6 +29,7 @@ from bench._harness import RESULTS, machine, print_report
 from bench._hybrid_parts import default_slots, measure_decode, measure_gemv, measure_prompts
 from bench._hybrid_run import fitting_layers
 from bench._hybrid_table import PARTS, table_of
+from bench._layers_fit import measure_layers, parse_counts
 from bench._peer import measure_peer, parse_command
 from bench.synthetic import K2_SLICE, Shape, write_synthetic
 from hybridmoe.experts.gpu.calibrate import with_cpu
@@ -85,6 +86,11 @@ _SAME = ("cpu", "commit", "gpu", "torch", "file")  # of runs whose parts make on
     help="Deferred experts, in the last rows of decode; 0 = no such rows.",
 )
 @click.option(
+    "--fit-layers",
+    metavar="COUNTS",
+    help="Also decode with these numbers of MoE layers, such as 2,4,8,16, and fit a line.",
+)
+@click.option(
     "--out", is_flag=False, flag_value="", help="Write the JSON, into results/ or to this path."
 )
 def main(
@@ -98,25 +104,31 @@ def main(
     slots: tuple[int, ...],
     prompts: tuple[int, ...],
     defer: int,
+    fit_layers: str | None,
     out: str | None,
 ) -> None:
     command = None if peer is None else parse_command(peer)
     if "peer" in only and command is None:
         raise click.ClickException("--only peer: expected --peer COMMAND")
-    names = only or tuple(name for name in PARTS if name != "peer" or command is not None)
+    counts = () if fit_layers is None else parse_counts(fit_layers)
+    if "layers" in only and not counts:
+        raise click.ClickException("--only layers: expected --fit-layers COUNTS")
+    left_out = {"peer": command is None, "layers": not counts}
+    names = only or tuple(name for name in PARTS if not left_out.get(name))
+    kind = GGMLQuantizationType[expert_type]
     if not torch.cuda.is_available():
         raise without_gpu(only or tuple(PARTS))
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         path = keep or folder / "k2.gguf"
         if not path.exists():
-            kind = GGMLQuantizationType[expert_type]
             shape = sized(layers, experts, kind, path.parent)
             write_synthetic(path, shape, expert_type=kind, embedding_gain=EMBEDDING_GAIN)
         measures: Mapping[str, Callable[[], Any]] = {
             "gemv": measure_gemv,
             "decode": lambda: decode_part(path, num_decode, slots, defer),
             "prompts": lambda: measure_prompts(path, prompts),
+            "layers": lambda: measure_layers(counts, kind, num_decode),
             "peer": lambda: measure_peer(
                 command or (), path, num_threads=ops.num_threads(), prompts=prompts,
                 num_decode=num_decode,
