@@ -7,10 +7,10 @@ PIP    := $(BIN)/python -m pip --disable-pip-version-check install -q -c constra
 MODEL  ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help build chat test test-gpu quick check lint lowest fmt bench peers asan tsan clean
+.PHONY: help build chat test test-gpu triton-versions quick check lint lowest fmt bench peers asan tsan clean
 
 help:  ## list the targets
-	@sed -n 's/^\([a-z-]*\):.*## /\1	/p' $(MAKEFILE_LIST) | expand -t 10
+	@sed -n 's/^\([a-z-]*\):.*## /\1	/p' $(MAKEFILE_LIST) | expand -t 17
 
 $(BIN)/python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -45,6 +45,10 @@ quick: build  ## the suite without its slow tests
 
 test-gpu: build  ## the tests that use a CUDA GPU, on it
 	$(BIN)/python .ci/gpu_tests.py
+
+triton-versions: build  ## every GPU kernel compiled with each Triton that is allowed
+	mkdir -p build
+	$(BIN)/python .ci/triton_versions.py
 
 # Broad and fast: no compiler, no model, no server. Under a minute on two idle cores.
 SLOWER_TEXT := $(addprefix tests/text/test_,chat_template.py template_sandbox.py tokenizer.py)

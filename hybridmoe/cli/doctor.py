@@ -2,6 +2,7 @@
 
 import json
 import time
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import NamedTuple
@@ -12,11 +13,13 @@ from hybridmoe import _C
 from hybridmoe.cli.options import debug_option
 from hybridmoe.cli.render import ProgressBar
 from hybridmoe.demo import demo_path
-from hybridmoe.errors import ConfigError
+from hybridmoe.errors import ConfigError, HybridMoeError
 from hybridmoe.experts.disk.read_backends import choose_read_backend
 from hybridmoe.hardware.gpu import CudaGpu, NoGpu, find_gpu
 from hybridmoe.hardware.machine import Limits, Machine, Rate, advice, inspect_machine, measure
 from hybridmoe.llm.llm import Progress
+from hybridmoe.llm.load import load
+from hybridmoe.placement.kernel_checks import KernelCheck
 from hybridmoe.units import format_bytes
 
 __all__ = ["doctor_command"]
@@ -38,7 +41,7 @@ def doctor_command(quick: bool, models: tuple[Path, ...], as_json: bool) -> None
     """Measure memory bandwidth and arithmetic throughput of this machine, and give advice.
 
     Other programs that run at the same time lower the figures. On a GPU, compile the kernels of the
-    embedded model, so that its first load need not.
+    embedded model, so that its first load need not, and compare them with the CPU's.
     """
     gpu = find_gpu()
     if models and isinstance(gpu, NoGpu):
@@ -49,6 +52,7 @@ def doctor_command(quick: bool, models: tuple[Path, ...], as_json: bool) -> None
     reads = choose_read_backend().describe()
     said = advice(machine, limits)
     kernels = None if isinstance(gpu, NoGpu) else _compile_kernels(gpu, models)
+    checks = _NO_CHECKS if isinstance(gpu, NoGpu) else _check_kernels()
     if as_json:
         click.echo(
             json.dumps(
@@ -58,6 +62,8 @@ def doctor_command(quick: bool, models: tuple[Path, ...], as_json: bool) -> None
                     "matmul_costs": costs,
                     "expert_reads": reads,
                     "gpu_kernels": None if kernels is None else kernels._asdict(),
+                    "gpu_self_check": [asdict(check) for check in checks.checks],
+                    "gpu_faults": checks.faults,
                     "advice": said,
                 }
             )
@@ -72,11 +78,15 @@ def doctor_command(quick: bool, models: tuple[Path, ...], as_json: bool) -> None
     if kernels is not None:
         text = f"{kernels.number} compiled or cached in {kernels.seconds:.1f} s: {kernels.folder}"
         rows.append(("GPU kernels", text))
+        rows += [
+            ("GPU self-check", f"{check}{'' if check.is_right else ': WRONG'}")
+            for check in checks.checks
+        ]
     width = max(len(name) for name, _ in rows)
     for name, value in rows:
         click.echo(f"{name:<{width}}  {value}")
     click.echo()
-    for sentence in said:
+    for sentence in (*said, *checks.faults):
         click.echo(f"- {sentence}")
 
 
@@ -102,6 +112,25 @@ def _compile_kernels(gpu: CudaGpu, models: tuple[Path, ...]) -> _GpuKernels:
         for path in (demo_path(), *models):
             number += compile_for_file(path, gpu, show)
     return _GpuKernels(number, time.perf_counter() - started, str(folder))
+
+
+class _Checks(NamedTuple):
+    """Self-check of the GPU's kernels on the embedded model."""
+
+    checks: Sequence[KernelCheck]
+    faults: Sequence[str]  # lines
+
+
+_NO_CHECKS = _Checks((), ())
+
+
+def _check_kernels() -> _Checks:
+    """Load the embedded model on the GPU."""
+    try:
+        with load(device="cuda", context_tokens=512) as llm:
+            return _Checks(llm.kernel_checks, [note for note in llm.notes if "self-check" in note])
+    except HybridMoeError as error:
+        return _Checks((), [f"the embedded model does not load on the GPU: {error}"])
 
 
 def _facts(m: Machine) -> list[tuple[str, str]]:

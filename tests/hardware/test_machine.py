@@ -2,7 +2,9 @@
 
 import dataclasses
 import json
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from click.testing import CliRunner
@@ -10,10 +12,11 @@ from click.testing import CliRunner
 from hybridmoe import _C
 from hybridmoe.cli import doctor
 from hybridmoe.cli.doctor import doctor_command
-from hybridmoe.errors import ConfigError, ShapeError
+from hybridmoe.errors import ConfigError, DeviceError, ShapeError
 from hybridmoe.hardware import isa, topology
 from hybridmoe.hardware.gpu import CudaGpu, NoGpu
 from hybridmoe.hardware.machine import Limits, Machine, Rate, advice, inspect_machine
+from hybridmoe.placement.kernel_checks import KernelCheck
 
 MACHINE = Machine(
     cpu="a CPU",
@@ -139,6 +142,13 @@ def test_doctor_compiles_for_the_gpu(monkeypatch: pytest.MonkeyPatch, tmp_path: 
         compiled.append(path)
         return 20
 
+    checks = [
+        KernelCheck("products of 1 token", "Q8_0, 8 x 32", 0.25),
+        KernelCheck("products of 5 tokens", "Q8_0, 8 x 32", float("nan")),
+    ]
+    notes = ("a plan", "self-check: the CPU computes that")
+    llm = SimpleNamespace(kernel_checks=checks, notes=notes)
+    monkeypatch.setattr(doctor, "load", lambda **options: nullcontext(llm))
     monkeypatch.setattr(doctor, "find_gpu", lambda: gpu)
     monkeypatch.setattr(gpu_compile, "compile_for_file", compile_for_file)
     monkeypatch.setattr(compiling, "choose_cache_folder", lambda: tmp_path)
@@ -146,6 +156,20 @@ def test_doctor_compiles_for_the_gpu(monkeypatch: pytest.MonkeyPatch, tmp_path: 
     result = CliRunner().invoke(doctor_command, arguments, catch_exceptions=False)
     assert "GPU kernels" in result.output and "40 compiled or cached in" in result.output
     assert [path.name for path in compiled][1:] == ["a.gguf"] and compiled[0].exists()
+    assert "GPU self-check" in result.output
+    assert "products of 1 token (Q8_0, 8 x 32): 0.25 times the error that" in result.output
+    assert "products of 5 tokens (Q8_0, 8 x 32): nan times" in result.output
+    assert result.output.count(": WRONG") == 1 and "- self-check: the CPU computes" in result.output
+
+
+def test_doctor_says_why_the_gpu_cannot_be_checked(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(**options: object) -> None:
+        raise DeviceError("the GPU failed")
+
+    monkeypatch.setattr(doctor, "load", fail)
+    assert doctor._check_kernels().faults == [
+        "the embedded model does not load on the GPU: the GPU failed"
+    ]
 
 
 def test_doctor_compiles_for_no_gpu_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:

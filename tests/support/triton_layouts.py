@@ -6,8 +6,10 @@ wrong for axes that a reshape had made, and nothing but numbers on a GPU showed 
 """
 
 import re
+from collections.abc import Mapping
+from typing import Any
 
-__all__ = ["lane_bits", "lane_distances", "shuffles"]
+__all__ = ["lane_bits", "lane_distances", "reduction_fault", "shuffles"]
 
 _REDUCE = re.compile(
     r'"tt\.reduce"\(.*?\) <\{axis = (\d+) : i32\}>.*?'
@@ -28,6 +30,17 @@ def lane_distances(ttgir: str) -> set[int]:
         shape = tuple(int(size) for size in sizes.rstrip("x").split("x"))
         bits |= lane_bits(layout, shape, int(axis), aliases)
     return {1 << bit for bit in bits}
+
+
+def reduction_fault(report: Mapping[str, Any]) -> str | None:
+    """Describe what is wrong with the reductions of a kernel (triton_compile.py's report)."""
+    if report["reduces_a_reshape"]:
+        return f"{report['kernel']} reduces a reshape"
+    wanted, shuffled = set(report["wanted"]), set(report["shuffled"])
+    of_warps = {1 << bit for bit in range(5) if 1 << bit < report["warps"]}
+    if wanted <= shuffled <= wanted | of_warps:
+        return None
+    return f"{report['kernel']} shuffles {sorted(shuffled)}, its layout wants {sorted(wanted)}"
 
 
 def lane_bits(layout: str, shape: tuple[int, ...], axis: int, aliases: dict[str, str]) -> set[int]:

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from triton_layouts import lane_bits
+from triton_layouts import lane_bits, reduction_fault
 
 pytest.importorskip("triton", reason="needs triton (pip install hybridmoe[cuda])")
 
@@ -91,11 +91,7 @@ def test_reductions_shuffle_the_lanes_of_their_axis(
     assert status == 0, errors
     reports = [json.loads(line) for line in output.splitlines()]
     assert sum(bool(report["wanted"]) for report in reports) >= 50
-    for report in reports:
-        assert not report["reduces_a_reshape"], report
-        wanted, shuffled = set(report["wanted"]), set(report["shuffled"])
-        of_warps = {1 << bit for bit in range(5) if 1 << bit < report["warps"]}
-        assert wanted <= shuffled <= wanted | of_warps, report
+    assert [report for report in reports if reduction_fault(report)] == []
 
 
 def test_lanes_of_every_kind_of_layout() -> None:
