@@ -67,7 +67,7 @@ _SAME = ("cpu", "commit", "gpu", "torch", "file")  # of runs whose parts make on
     "--slots",
     type=click.IntRange(min=0),
     multiple=True,
-    help="VRAM expert slots; may be repeated [default: none, and three shares of the experts].",
+    help="VRAM expert slots; may be repeated [default: none, and some shares of the experts].",
 )
 @click.option(
     "--prompt",

@@ -166,8 +166,7 @@ class Plan:
             if self.num_vram_slots < min(working_set, welcome):
                 said.append(
                     f"VRAM: {self.num_vram_slots} slots are less than the {working_set} experts"
-                    " that one token uses: only a policy that knows the layers hits there, and"
-                    " seldom."
+                    " that one token uses: the CPU computes most of them."
                 )
         if self.disk_cache is not None and self.disk_cache.warning is not None:
             said.append(f"RAM: {self.disk_cache.warning}.")
