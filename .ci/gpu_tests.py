@@ -12,6 +12,7 @@ ROOT = Path(__file__).parent.parent
 PATHS = (  # slow ones first: each process takes the next test
     "tests/placement/test_embedded_on_gpu.py",
     "tests/placement/test_gpu.py", "tests/placement/test_plan_is_obeyed.py",
+    "tests/placement/test_gpu_launches.py",
     "tests/model/test_gpu.py", "tests/bench/test_hybrid.py",
     "tests/kernels/triton", "tests/experts/gpu", "tests/device", "tests/hardware/test_gpu.py",
 )  # fmt: skip

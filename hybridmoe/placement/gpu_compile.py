@@ -1,6 +1,7 @@
 """Compilation of a model's GPU kernels before its first step, so that no step waits for it."""
 
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -26,10 +27,11 @@ def compile_kernels(
 ) -> None:
     """Compile every kernel that steps of this plan launch, or load it from Triton's cache.
 
-    A kernel that does not compile is left to its launch. Errors: ConfigError if none does.
+    What fails here fails again where it is launched, which the self-check reports.
     """
     if not IS_INTERPRETED:
-        _compile(file, plan.problem.sizes.config, GpuPart.of(plan), gpu, progress)
+        with suppress(Exception):
+            _compile(file, plan.problem.sizes.config, GpuPart.of(plan), gpu, progress)
 
 
 def capture_first_graph(decoder: Decoder) -> None:
@@ -47,19 +49,20 @@ def compile_for_file(
     """
     with GGUFFile.open(path) as file:
         config = read_config(file.metadata, file.tensors)
-        return _compile(file, config, GpuPart(kv_type=GPU_KV_TYPES[0]), gpu, progress)
+        number, failed = _compile(file, config, GpuPart(kv_type=GPU_KV_TYPES[0]), gpu, progress)
+    if failed and len(failed) == number:
+        line = " ".join(str(failed[0]).split())[:200]
+        raise ConfigError(
+            f"GPU kernels cannot be compiled: {line} (Triton needs a C compiler, gcc or clang)"
+        )
+    return number
 
 
 def _compile(
     file: GGUFFile, config: ModelConfig, part: GpuPart, gpu: CudaGpu, progress: Progress
-) -> int:
+) -> tuple[int, list[Exception]]:
+    """Compile a model's launches. Returns their number, and the errors of those that failed."""
     device = torch.device("cuda", gpu.number)
     launches = model_launches(file, config, part, num_multiprocessors(device))
     failed = compile_launches(launches, lambda: torch.cuda.device(device), progress)
-    if failed and len(failed) == len(launches):
-        line = " ".join(str(failed[0][1]).split())[:200]
-        raise ConfigError(
-            f"GPU kernels cannot be compiled: {line} (Triton needs a C compiler, gcc or clang;"
-            " --device cpu needs none)"
-        )
-    return len(launches)
+    return len(launches), [error for _, error in failed]

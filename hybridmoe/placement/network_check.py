@@ -22,7 +22,8 @@ __all__ = ["NetworkCase", "network_cases"]
 _CLOSE, _ROUNDED = 2.0**-6, 2.0**-3
 _HEADS = 16  # at most: those of a program
 _FIRST, _SECOND = (2, 0), (1,)  # pages of two sequences
-_PROMPT = ((Span(70, 0, _FIRST),),)  # so long that keys and values are expanded
+# So long that keys and values are expanded; torch's attention differs after earlier positions.
+_PROMPT = ((Span(64, 0, _FIRST),), (Span(64, 64, _FIRST),))
 _DECODING = (  # steps
     (Span(40, 0, _FIRST), Span(3, 0, _SECOND)),
     (Span(40, 40, _FIRST),),

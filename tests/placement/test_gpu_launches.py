@@ -6,6 +6,7 @@ import platform
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -19,10 +20,12 @@ from hybridmoe.gguf.tensor_table import read_config
 
 pytest.importorskip("triton", reason="needs triton (pip install hybridmoe[cuda])")
 
+import triton
 from interpreted_gpu import use_gpu
 from watched_launches import watch_launches
 
 from hybridmoe.kernels.triton.runtime import num_multiprocessors
+from hybridmoe.placement import gpu_compile
 from hybridmoe.placement.gpu_launches import GpuPart, model_launches
 
 ROOT = Path(__file__).parent.parent.parent
@@ -90,3 +93,32 @@ def test_what_is_compiled_ahead_is_all_that_launches_need(tmp_path: Path) -> Non
     assert launched["launched"] > 50 and not launched["missing"]
     assert compiled_again["compiled"] == 0 and compiled_again["cached"] == count
     assert launched_again["launched"] > launched["launched"] and not launched_again["missing"]
+
+
+def test_a_load_does_not_need_the_list(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise RuntimeError("a fault of the list")
+
+    monkeypatch.setattr(gpu_compile, "IS_INTERPRETED", False)
+    monkeypatch.setattr(gpu_compile, "_compile", fail)
+    use_gpu(monkeypatch)
+    path = tmp_path / "m.gguf"
+    write_tiny(path, **{**SMALL, "type": Type.Q8_0})  # type: ignore[arg-type]
+    with hybridmoe.load(path, vram="2GiB") as llm:
+        assert "expert slots" in llm.notes[0]
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_no_step_after_load_compiles(monkeypatch: pytest.MonkeyPatch) -> None:
+    late: list[str] = []
+
+    def hook(*, fn: Any, **_: object) -> None:
+        late.append(fn.name)
+
+    with hybridmoe.load(device="cuda") as llm:
+        monkeypatch.setattr(triton.knobs.runtime, "jit_cache_hook", hook)
+        for num_tokens in (1, 3, 16, 40, 700):
+            llm.logits(list(range(num_tokens)))
+        llm.generate("Hello! " * 200, temperature=0.0, max_tokens=40, ignore_eos=True)
+    assert not late

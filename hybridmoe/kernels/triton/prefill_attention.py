@@ -68,7 +68,8 @@ def _attend(queries: Tensor, keys: Tensor, values: Tensor, scale: float) -> Tens
     num_tokens, num_positions = queries.shape[2], keys.shape[2]
     if num_tokens == num_positions:
         return F.scaled_dot_product_attention(queries, keys, values, is_causal=True, scale=scale)
-    if queries.device.type != "cpu" and queries.shape[3] <= _FLASH_DIM:
+    has_flash = queries.is_cuda and torch.backends.cuda.is_flash_attention_available()
+    if has_flash and queries.shape[3] <= _FLASH_DIM:
         flash = torch.ops.aten._scaled_dot_product_flash_attention
         return cast(Tensor, flash(queries, keys, values, is_causal=True, scale=scale)[0])
     seen = torch.ones(num_tokens, num_positions, dtype=torch.bool, device=queries.device)
