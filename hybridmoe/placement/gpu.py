@@ -41,6 +41,7 @@ from hybridmoe.planning.plan import Plan
 __all__ = ["GpuExperts", "place_on_gpus"]
 
 _LOCKED_SHARE = 0.9  # of the memory that is available when a model is loaded
+_LEAST_SHARE = 0.7  # of the link's rate, for copies from registered memory
 
 
 class GpuExperts(NamedTuple):
@@ -185,6 +186,7 @@ def _prefill(
 ) -> StreamedExperts:
     layouts = slot_layouts(experts)
     measured = runtime.measure(experts.by_index[0], layouts[0], streams.prefill)
+    assert measured.rates.gpu is not None
     weights = WeightStream(
         plan.num_stream_buffers,
         max(layout.slot_bytes for layout in layouts),
@@ -192,7 +194,7 @@ def _prefill(
         streams.main,
         streams.link,
         measured.threads,
-        runtime.register(experts, locked_bytes),
+        runtime.register(experts, locked_bytes, _LEAST_SHARE * measured.rates.gpu.pcie),
     )
     return StreamedExperts(
         experts,

@@ -84,14 +84,18 @@ class GpuRuntime:
         rates, num_threads = kept_rates(key, measure)
         return Measured(rates, _C.CopyThreads(num_threads))
 
-    def register(self, experts: RoutedExperts, most_bytes: int) -> HostRegistration:
+    def register(
+        self, experts: RoutedExperts, most_bytes: int, least_rate: float
+    ) -> HostRegistration:
         """Make the registration of the experts' memory, layer by layer, to be begun later."""
         spans = [
             (w.data.ctypes.data, w.data.ctypes.data + w.num_bytes)
             for weights in experts.by_index
             for w in weights
         ]
-        return HostRegistration(spans, self.registrar(), most_bytes=most_bytes)
+        return HostRegistration(
+            spans, self.registrar(), most_bytes=most_bytes, least_rate=least_rate
+        )
 
     def registrar(self) -> Registrar:
         """Make the registrar of host memory."""

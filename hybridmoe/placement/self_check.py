@@ -120,13 +120,19 @@ class SelfCheck:
             return expert_ffn(x, self.device.upload(chosen), weights, slots, layout)
 
         def of_prompts(rows: int, x: Tensor) -> Tensor:
+            """Add half of the expert twice, as two experts of a group."""
             upload, count = self.device.upload, len(x)
-            pairs = torch.arange(count, dtype=torch.int32, device=x.device)
-            out, weights = torch.zeros_like(x), x.new_ones(count, 1)
-            states = LayerStates(x.bfloat16(), weights, pairs, pairs[:, None], out)
-            tiles = upload(torch.from_numpy(tiles_of(0, [count], rows)))
-            first = torch.zeros(1, dtype=torch.int32, device=x.device)
-            add_experts(states, ExpertGroup(first, tiles, 0, count), slots, layout, rows)
+            numbers = torch.arange(2 * count, dtype=torch.int32)
+            pairs, places = numbers.view(count, 2).T.reshape(-1), numbers.view(2, count).T
+            tiles = torch.from_numpy(tiles_of(0, [count, count], rows))
+            half, out = x.new_full((count, 2), 0.5), torch.zeros_like(x)
+            states = LayerStates(
+                x.bfloat16(), half, upload(pairs), upload(places.contiguous()), out
+            )
+            twice = upload(torch.zeros(2, dtype=torch.int32))
+            add_experts(
+                states, ExpertGroup(twice, upload(tiles), 0, 2 * count), slots, layout, rows
+            )
             return out
 
         first = ExpertWeights(*(w.slice(0, 1) for w in experts))

@@ -8,7 +8,9 @@ __all__ = ["FakeRegistrar"]
 class FakeRegistrar:
     """`Registrar` that notes what is registered; refuses pages twice, and all after some calls."""
 
-    def __init__(self, most_calls: int = 1 << 30) -> None:
+    def __init__(self, most_calls: int = 1 << 30, rate: float | None = 1e9) -> None:
+        """rate: of copies, None = wrong ones."""
+        self.rate = rate
         self.spans: dict[int, int] = {}  # first address -> end
         self.num_calls, self._most_calls = 0, most_calls
 
@@ -23,3 +25,7 @@ class FakeRegistrar:
 
     def unregister(self, address: int) -> None:
         del self.spans[address]
+
+    def copy_rate(self, address: int, num_bytes: int) -> float | None:
+        assert self.spans[address] == address + num_bytes
+        return self.rate

@@ -2,20 +2,26 @@
 
 Copies from registered memory take no time of the CPU, and no memory traffic but the read itself.
 Registering locks the pages in RAM, at some gigabytes a second: a thread does it, piece by piece,
-while the model is used already. Where it is refused, copies are staged as before.
+while the model is used already. Where that is refused, or copies from the first piece are wrong or
+slow, all are staged.
 """
 
+import ctypes
 import threading
+import time
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import torch
+from torch import Tensor
 
+from hybridmoe.device.streams import CudaStream
 from hybridmoe.errors import DeviceError
 
-__all__ = ["CudaRegistrar", "HostRegistration", "Piece", "Registrar"]
+__all__ = ["CudaRegistrar", "HostRegistration", "Piece", "Registrar", "host_view"]
 
+_CHECKED_BYTES, _ROUNDS = 32 << 20, 4  # of the first piece
 PIECE_BYTES = 64 << 20  # other calls of the driver wait for one registration at most
 _PAGE_BYTES = 4096
 
@@ -30,6 +36,10 @@ class Registrar(Protocol):
         ...
 
     def unregister(self, address: int) -> None: ...
+
+    def copy_rate(self, address: int, num_bytes: int) -> float | None:
+        """Measure copies from registered memory, bytes/s; None if the GPU gets other bytes."""
+        ...
 
 
 class CudaRegistrar:
@@ -51,6 +61,20 @@ class CudaRegistrar:
         with torch.cuda.device(self._device):
             self._runtime.cudaHostUnregister(address)
 
+    def copy_rate(self, address: int, num_bytes: int) -> float | None:
+        with torch.cuda.device(self._device):
+            stream = CudaStream(torch.cuda.Stream())  # type: ignore[no-untyped-call]
+            source = host_view(address, min(num_bytes, _CHECKED_BYTES))
+            target = torch.zeros(source.nbytes, dtype=torch.uint8, device=self._device)
+            torch.cuda.current_stream().synchronize()
+            seconds = []
+            for _ in range(_ROUNDS):
+                started = time.perf_counter()
+                stream.copy(target, source)
+                stream.synchronize()
+                seconds.append(time.perf_counter() - started)
+            return source.nbytes / min(seconds) if torch.equal(target.cpu(), source) else None
+
 
 class Piece(NamedTuple):
     """Part of a range that one copy may take."""
@@ -69,11 +93,15 @@ class HostRegistration:
         registrar: Registrar,
         *,
         most_bytes: int,
+        least_rate: float = 0.0,
         piece_bytes: int = PIECE_BYTES,
     ) -> None:
-        """spans: memory to register, the most wanted first. most_bytes: that may be locked."""
+        """spans: memory to register, the most wanted first. most_bytes: that may be locked.
+
+        least_rate: of copies from it, in bytes/s; else nothing is registered.
+        """
         self._pieces = list(_cut(spans, most_bytes, piece_bytes))
-        self._registrar = registrar
+        self._registrar, self._least_rate = registrar, least_rate
         self._done: list[Span] = []  # sorted; replaced, never changed
         self._is_closing = False
         self._finished = threading.Event()
@@ -125,11 +153,30 @@ class HostRegistration:
                 if self._is_closing:
                     break
                 self._registrar.register(start, end - start)
+                if not self._done:
+                    self._check(start, end)
                 self._done = sorted([*self._done, (start, end)])
         except DeviceError as error:
             self.error = str(error)
         finally:
             self._finished.set()
+
+    def _check(self, start: int, end: int) -> None:
+        """Check the first piece. Errors: DeviceError, and it is not registered."""
+        rate = self._registrar.copy_rate(start, end - start)
+        if rate is None or rate < self._least_rate:
+            self._registrar.unregister(start)
+            found = "wrong bytes" if rate is None else f"{rate / 1e9:.1f} GB/s"
+            raise DeviceError(
+                f"copies from registered memory give {found},"
+                f" expected at least {self._least_rate / 1e9:.1f} GB/s"
+            )
+
+
+def host_view(address: int, num_bytes: int) -> Tensor:
+    """View host memory that is only read as uint8: of read-only arrays, torch warns."""
+    memory = (ctypes.c_uint8 * num_bytes).from_address(address)
+    return torch.frombuffer(memory, dtype=torch.uint8)
 
 
 def _cut(spans: Sequence[Span], most_bytes: int, piece_bytes: int) -> Iterator[Span]:

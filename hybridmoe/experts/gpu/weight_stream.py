@@ -6,7 +6,6 @@ Others are staged: threads copy them into a small ring of pinned memory, which s
 cache. Streams wait for each other through events; the host waits only for a free pinned piece.
 """
 
-import ctypes
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -15,7 +14,7 @@ from torch import Tensor
 
 from hybridmoe import _C
 from hybridmoe.device.streams import Event, Stream, host_empty
-from hybridmoe.experts.gpu.host_registration import HostRegistration
+from hybridmoe.experts.gpu.host_registration import HostRegistration, host_view
 from hybridmoe.experts.routed_experts import ExpertWeights
 from hybridmoe.kernels.matrix import QuantMatrix
 
@@ -176,6 +175,5 @@ def fill(threads: _C.CopyThreads, target: Tensor, source: Tensor) -> None:
 
 
 def _view(w: QuantMatrix) -> Tensor:
-    """View a stack of matrices as (batch, bytes). The memory, perhaps a file's, is only read."""
-    memory = (ctypes.c_uint8 * w.num_bytes).from_address(w.data.ctypes.data)
-    return torch.frombuffer(memory, dtype=torch.uint8).view(w.batch, -1)
+    """View a stack of matrices as (batch, bytes)."""
+    return host_view(w.data.ctypes.data, w.num_bytes).view(w.batch, -1)

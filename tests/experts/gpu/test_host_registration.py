@@ -66,6 +66,22 @@ def test_everything_is_registered_where_nothing_limits(spans: list[tuple[int, in
     assert all(p.is_registered for start, end in spans for p in made.pieces(start, end - start))
 
 
+@pytest.mark.parametrize(
+    ("rate", "found"),
+    [(None, "give wrong bytes, expected"), (4e9, "4.0 GB/s, expected at least 5")],
+)
+def test_nothing_is_registered_where_copies_are_wrong_or_slow(
+    rate: float | None, found: str
+) -> None:
+    registrar = FakeRegistrar(rate=rate)
+    made = HostRegistration([(PAGE, 99 * PAGE)], registrar, most_bytes=1 << 40, least_rate=5e9)
+    made.begin(60.0)
+    assert found in (made.error or "") and "\n" not in (made.error or "")
+    assert made.num_bytes == 0 and not registrar.spans and registrar.num_calls == 1
+    assert [p.is_registered for p in made.pieces(PAGE, PAGE)] == [False]
+    made.close()
+
+
 def test_it_goes_on_behind_and_ends_when_closed() -> None:
     may_go, has_begun = threading.Event(), threading.Event()
 
@@ -98,7 +114,11 @@ def test_a_gpu_copies_from_a_mapped_file(tmp_path: Path) -> None:
     address = np.frombuffer(view, np.uint8).ctypes.data
     registrar = CudaRegistrar(torch.device("cuda"))
     made = HostRegistration(
-        [(address, address + len(view))], registrar, most_bytes=1 << 30, piece_bytes=1 << 18
+        [(address, address + len(view))],
+        registrar,
+        most_bytes=1 << 30,
+        least_rate=1e6,
+        piece_bytes=1 << 18,
     )
     made.begin(60.0)
     assert made.error is None and made.num_bytes == len(view)
