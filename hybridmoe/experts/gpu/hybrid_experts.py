@@ -256,19 +256,33 @@ class HybridExperts(ExpertBackend):
 
     def _accesses(self) -> list[tuple[int, NDArray[np.int32]]]:
         """List each layer's distinct experts, in order of first use."""
-        ids = self._memory.ids[:, :, : self._num_tokens].numpy()
-        submitted: dict[int, list[int]] = {}
+        submitted = dict[int, int]()  # layer index -> its last submission
         for index, number in self._calls:
-            submitted.setdefault(index, []).append(number)
+            submitted[index] = max(number, submitted.get(index, 0))
+        if not submitted:
+            return []
+        ids = self._memory.ids[:, :, : self._num_tokens].numpy()
+        indices, numbers = list(submitted), list(submitted.values())
+        chosen = np.maximum(ids[indices, 0], ids[indices, numbers])  # (L, T, K), -1 in either
+        if not -1 <= chosen.min() <= chosen.max() < self._experts.num_experts:
+            self._refuse(indices, chosen)
+        rows = chosen.reshape(len(indices), -1)
+        if self._num_tokens == 1 and chosen.min() >= 0:  # a token's are distinct
+            return list(zip(indices, rows, strict=True))
         accesses = []
-        for index, numbers in submitted.items():
-            chosen = dict.fromkeys(ids[index, numbers].max(0).reshape(-1).tolist())
-            chosen.pop(-1, None)
-            if chosen and not 0 <= min(chosen) <= max(chosen) < self._experts.num_experts:
-                layer = self._experts.numbers[index]
-                raise HybridMoeError(f"experts of blk.{layer}: chosen are {sorted(chosen)}")
-            accesses.append((index, np.fromiter(chosen, np.int32, len(chosen))))
+        for index, row in zip(indices, rows.tolist(), strict=True):
+            distinct = dict.fromkeys(row)
+            distinct.pop(-1, None)
+            accesses.append((index, np.fromiter(distinct, np.int32, len(distinct))))
         return accesses
+
+    def _refuse(self, indices: list[int], chosen: NDArray[np.int32]) -> None:
+        """Raise HybridMoeError for the first layer with an expert that does not exist."""
+        for index, row in zip(indices, chosen, strict=True):
+            distinct = set(row.reshape(-1).tolist()) - {-1}
+            if distinct and not 0 <= min(distinct) <= max(distinct) < self._experts.num_experts:
+                layer = self._experts.numbers[index]
+                raise HybridMoeError(f"experts of blk.{layer}: chosen are {sorted(distinct)}")
 
 
 class _HybridSum(Pending):
