@@ -13,7 +13,17 @@ LAYERS = {
     name: rank
     for rank, names in enumerate(
         [
-            ("errors", "env", "metadata_keys", "config", "option", "units", "replace_file", "_C"),
+            (
+                "errors",
+                "env",
+                "metadata_keys",
+                "config",
+                "option",
+                "units",
+                "replace_file",
+                "state_folder",
+                "_C",
+            ),
             ("gguf",),
             ("hardware", "text"),
             ("kernels",),

@@ -1,6 +1,5 @@
 """`hybridmoe chat`: a conversation on a terminal, or one message through a pipe."""
 
-import os
 import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -24,6 +23,7 @@ from hybridmoe.cli.render import ProgressBar, Screen
 from hybridmoe.cli.session import Session
 from hybridmoe.cli.talk import Talk
 from hybridmoe.errors import ConfigError
+from hybridmoe.state_folder import state_folder
 
 if TYPE_CHECKING:
     from prompt_toolkit.completion import Completer
@@ -167,11 +167,12 @@ def _history() -> "History":
     """History in $XDG_STATE_HOME/hybridmoe/history; in memory if that cannot be written."""
     from prompt_toolkit.history import FileHistory, InMemoryHistory
 
+    folder = state_folder()
+    if folder is None:
+        return InMemoryHistory()
+    path = folder / "history"
     try:
-        state = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
-        path = Path(state) / "hybridmoe" / "history"
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         path.open("a").close()
-    except (OSError, RuntimeError):  # RuntimeError: neither HOME nor an entry in passwd
+    except OSError:
         return InMemoryHistory()
     return FileHistory(str(path))

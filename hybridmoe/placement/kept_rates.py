@@ -24,6 +24,7 @@ from hybridmoe.hardware.gpu import driver_version
 from hybridmoe.hardware.topology import num_threads
 from hybridmoe.planning.rates import GpuRates, Rates
 from hybridmoe.replace_file import replace_file
+from hybridmoe.state_folder import state_folder
 
 __all__ = ["kept_rates", "machine_key"]
 
@@ -55,7 +56,8 @@ def kept_rates(
 
     measure: called if there are none.
     """
-    path = _path()
+    folder = state_folder()
+    path = None if folder is None else folder / "rates.json"
     entries = {} if path is None else _read(path)
     entries = {k: v for k, v in entries.items() if 0 <= now() - v["time"] < _KEPT_S}
     with suppress(KeyError, TypeError, ValueError):
@@ -70,17 +72,6 @@ def kept_rates(
         with suppress(OSError), replace_file(path) as file:
             file.write(json.dumps(entries, indent=1).encode())
     return rates, threads
-
-
-def _path() -> Path | None:
-    """Make the folder of the file; None where there is no place for it."""
-    try:
-        state = Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state")
-        folder = state / "hybridmoe"
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    except (OSError, RuntimeError):  # RuntimeError: no HOME and no entry in passwd
-        return None
-    return folder / "rates.json"
 
 
 def _read(path: Path) -> Mapping[str, Any]:

@@ -6,7 +6,6 @@ left out if it cannot be written. The file is named by the fingerprint of the mo
 replaced whole, so that of two processes the last one's remains.
 """
 
-import os
 import threading
 from collections.abc import Iterable
 from contextlib import suppress
@@ -20,6 +19,7 @@ from hybridmoe.errors import ConfigError
 from hybridmoe.experts.hot_profile import HotProfile
 from hybridmoe.gguf.fingerprint import fingerprint
 from hybridmoe.gguf.reader import GGUFFile
+from hybridmoe.state_folder import state_folder
 
 __all__ = ["OFF", "HotExperts", "KeptProfile", "ProfileRecord", "open_profile"]
 
@@ -111,7 +111,7 @@ def open_profile(
         return KeptProfile(
             choice, HotProfile.load(choice, num_layers, num_experts), is_automatic=False
         )
-    folder = _folder()
+    folder = state_folder("experts")
     if folder is None:
         return None
     path = folder / f"{fingerprint(file)[:32]}.json"
@@ -121,18 +121,6 @@ def open_profile(
         shape = (num_layers, num_experts)
         found = HotProfile(np.zeros(shape, np.int64), np.zeros(shape, np.bool_))
     return KeptProfile(path, found, is_automatic=True)
-
-
-def _folder() -> Path | None:
-    """Make the folder of automatic profiles; None where there is no place for it."""
-    try:
-        state = Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state")
-        folder = state / "hybridmoe" / "experts"
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        HotProfile.check_writable(folder / "profile")
-    except (OSError, RuntimeError, ConfigError):  # RuntimeError: no HOME and no entry in passwd
-        return None
-    return folder
 
 
 def _remove_oldest(paths: Iterable[Path]) -> None:

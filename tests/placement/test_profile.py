@@ -115,7 +115,7 @@ def test_a_folder_that_cannot_be_written_is_no_error(
     kept = opened(file)
     assert kept is not None
     record = kept.record(Cache())
-    kept.path.parent.rmdir()  # gone meanwhile
+    kept.path.parent.rmdir()  # gone, or read-only, meanwhile
     record.close()
     assert saved(state_folder) == []
 

@@ -48,7 +48,7 @@ class Uploader(Protocol):
         ...
 
     def advance(self, num_bytes: int) -> None:
-        """Copy up to so many bytes to where the GPU takes them from, without waiting for it."""
+        """Copy up to `num_bytes` to where the GPU takes them from, without waiting for it."""
         ...
 
     def close(self) -> None:
