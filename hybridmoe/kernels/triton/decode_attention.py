@@ -201,7 +201,7 @@ def _load_queries(
 
 @triton.jit
 def _blocks_per_split(num_blocks, num_splits):
-    """Divide a token's blocks. The last splits have none if there are few."""
+    """Count the blocks of one split, at least two; of few blocks the last splits have none."""
     return tl.maximum(tl.cdiv(num_blocks, num_splits), 2)
 
 
