@@ -109,7 +109,7 @@ def decode_rates(path: Path) -> GpuRates:
     return replace(
         rates,
         one_token={kind: num_bytes[kind] / s for kind, s in seconds.items()},
-        slots=slot_rate(SlotLayout(gate, up, down, c.hidden, c.expert_inter), c.top_k),
+        slots=slot_rate(SlotLayout(gate, up, down, c.hidden, c.expert_inter).packed, c.top_k),
     )
 
 

@@ -216,12 +216,14 @@ class _MetaExperts(ExpertBackend):
             _hand_over(x, ids, weights)
         if layout is None:  # a type without a GPU kernel
             return Ready(out)
-        slots = torch.empty(1, layout.slot_bytes, dtype=torch.uint8, device=_META)
         if len(x) <= PREFILL_TOKENS:
             if self._part.has_slots:
-                return Ready(expert_ffn(x, ids, weights, slots, layout))
+                slots = _slots(layout.packed)
+                return Ready(expert_ffn(x, ids, weights, slots, layout.packed))
         elif self._part.streams_experts:
             self._add(x, ids, weights, out, layout)
+            if self._part.has_slots:
+                self._add(x, ids, weights, out, layout.packed)
         return Ready(out)
 
     def _add(
@@ -233,9 +235,13 @@ class _MetaExperts(ExpertBackend):
             return torch.empty(shape, dtype=torch.int32, device=_META)
 
         states = LayerStates(x.bfloat16(), weights, table(ids.numel()), table(*ids.shape), out)
-        slots = torch.empty(1, layout.slot_bytes, dtype=torch.uint8, device=_META)
+        group, slots = ExpertGroup(table(1), table(1, 3), 0, len(x)), _slots(layout)
         for rows in (FEW_ROWS, MANY_ROWS):
-            add_experts(states, ExpertGroup(table(1), table(1, 3), 0, len(x)), slots, layout, rows)
+            add_experts(states, group, slots, layout, rows)
+
+
+def _slots(layout: SlotLayout) -> Tensor:
+    return torch.empty(1, layout.slot_bytes, dtype=torch.uint8, device=_META)
 
 
 def _hand_over(x: Tensor, ids: Tensor, weights: Tensor) -> None:

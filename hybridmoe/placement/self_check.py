@@ -35,7 +35,7 @@ from hybridmoe.kernels.expert_groups import (
     tiles_of,
 )
 from hybridmoe.kernels.matrix import QuantMatrix
-from hybridmoe.kernels.triton.expert_ffn import SlotLayout, expert_ffn
+from hybridmoe.kernels.triton.expert_ffn import SlotLayout, expert_ffn, pack_slot
 from hybridmoe.kernels.triton.expert_prefill import add_experts, layout_of
 from hybridmoe.kernels.triton.matmul import batched_linear
 from hybridmoe.kernels.triton.matrix import DeviceMatrix
@@ -111,15 +111,16 @@ class SelfCheck:
         slot = np.zeros((1, layout.slot_bytes), np.uint8)
         for offset, data in HostExperts(experts, layout).parts(0):
             slot[0, offset : offset + data.nbytes] = data.numpy()
-        slots = self.device.upload(torch.from_numpy(slot))
+        streamed = self.device.upload(torch.from_numpy(slot))
+        slots = pack_slot(streamed[0], layout)[None]
 
         def of_slots(x: Tensor) -> Tensor:
             chosen = torch.full((len(x), top_k), -1, dtype=torch.int32)
             chosen[:, -1] = 0
             weights = torch.ones((len(x), top_k), device=x.device)
-            return expert_ffn(x, self.device.upload(chosen), weights, slots, layout)
+            return expert_ffn(x, self.device.upload(chosen), weights, slots, layout.packed)
 
-        def of_prompts(rows: int, x: Tensor) -> Tensor:
+        def of_prompts(rows: int, data: Tensor, layout: SlotLayout, x: Tensor) -> Tensor:
             """Add half of the expert twice, as two experts of a group."""
             upload, count = self.device.upload, len(x)
             numbers = torch.arange(2 * count, dtype=torch.int32)
@@ -130,9 +131,7 @@ class SelfCheck:
                 x.bfloat16(), half, upload(pairs), upload(places.contiguous()), out
             )
             twice = upload(torch.zeros(2, dtype=torch.int32))
-            add_experts(
-                states, ExpertGroup(twice, upload(tiles), 0, 2 * count), slots, layout, rows
-            )
+            add_experts(states, ExpertGroup(twice, upload(tiles), 0, 2 * count), data, layout, rows)
             return out
 
         first = ExpertWeights(*(w.slice(0, 1) for w in experts))
@@ -140,8 +139,8 @@ class SelfCheck:
         cases = (
             (of_slots, 1),
             (of_slots, _FEW),
-            (partial(of_prompts, FEW_ROWS), _MANY),
-            (partial(of_prompts, MANY_ROWS), _MANY),
+            (partial(of_prompts, FEW_ROWS, streamed, layout), _MANY),
+            (partial(of_prompts, MANY_ROWS, slots, layout.packed), _MANY),
         )
         return self.found.add(
             [

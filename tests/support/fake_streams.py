@@ -4,6 +4,7 @@ from collections import deque
 from collections.abc import Callable
 from threading import RLock
 
+import torch
 from torch import Tensor
 
 from hybridmoe import _C
@@ -67,7 +68,7 @@ class FakeStream:
 
     def run_to(self, end: int) -> None:
         """Do everything up to the `end`-th piece of work since the beginning."""
-        with self._lock:
+        with self._lock, torch.inference_mode():  # as the program, whoever waits
             while self.num_done < end:
                 self._waiting.popleft()()
                 self.num_done += 1

@@ -67,7 +67,7 @@ def one_expert(
 
     def product(w: QuantMatrix, x: Array) -> tuple[Array, Array]:
         one = w.slice(expert, expert + 1)
-        decoded, offset = closeness.weights(one)[0], closeness.offsets(one)[0]
+        decoded, offset = closeness.weights(one)[0], offsets(one)[0]
         return decoded @ x, (np.abs(decoded - offset) + np.abs(offset)) @ np.abs(x)
 
     gate_w, up_w, down_w = matrices
@@ -93,7 +93,7 @@ def expert_of_rows(
 
     def product(w: QuantMatrix, x: Array, error: Array | float) -> tuple[Array, Array]:
         one = w.slice(expert, expert + 1)
-        decoded, offset = closeness.weights(one)[0], closeness.offsets(one)[0]
+        decoded, offset = closeness.weights(one)[0], offsets(one)[0]
         size = (np.abs(x) + error) @ (np.abs(decoded - offset) + np.abs(offset)).T
         decoded = bfloat16(decoded.astype(np.float32))
         bound = dot_bound(w.cols, size) + np.broadcast_to(error, x.shape) @ np.abs(decoded).T

@@ -25,7 +25,7 @@ from triton_layouts import lane_distances, shuffles
 
 from hybridmoe.kernels.expert_groups import FEW_ROWS, MANY_ROWS
 from hybridmoe.kernels.triton import decode_attention as attention
-from hybridmoe.kernels.triton import elementwise, hand_over, router
+from hybridmoe.kernels.triton import elementwise, expert_tiles, expert_vectors, hand_over, router
 from hybridmoe.kernels.triton import expert_ffn as experts
 from hybridmoe.kernels.triton import expert_prefill as prompts
 from hybridmoe.kernels.triton import matmul as product
@@ -106,11 +106,21 @@ def compiled(kernel: Any, constants: dict[str, Any], arch: int, **options: int) 
 
 
 def expert_kernels() -> Iterator[tuple[Any, dict[str, Any], dict[str, int]]]:
-    """Of every type as `expert_ffn` launches them, and a pair of types with unlike tiles."""
-    for gate, up in (*((kind, kind) for kind in KINDS), ("Q4_K", "Q6_K")):
-        yield experts._gate_up_kernel, {"GATE": gate, "UP": up, "ROWS": experts.GATE_ROWS}, {}
-    for kind in KINDS:
-        yield experts._down_kernel, {"DOWN": kind, "ROWS": experts.DOWN_ROWS}, {}
+    """Of every type as `expert_ffn` launches them, and pairs of types with unlike tiles."""
+    gate_plan, down_plan = experts.plan_lanes(7168), experts.plan_lanes(2048)
+    for gate, up in (*((kind, kind) for kind in VECTOR_KINDS), ("Q4_K", "Q6_K")):
+        constants = {"GATE": gate, "UP": up, "ROWS": experts.VECTOR_ROWS, "T": gate_plan.lanes}
+        yield expert_vectors.gate_up_vectors_kernel, constants, {"num_warps": gate_plan.warps}
+    for kind in VECTOR_KINDS:
+        constants = {"DOWN": kind, "ROWS": experts.VECTOR_ROWS, "T": down_plan.lanes}
+        yield expert_vectors.down_vectors_kernel, constants, {"num_warps": down_plan.warps}
+    tiled = [kind for kind in KINDS if kind not in VECTOR_KINDS]
+    for gate, up in (*((kind, kind) for kind in tiled), ("Q4_K", "Q5_1")):
+        constants = {"GATE": gate, "UP": up, "ROWS": experts.GATE_ROWS}
+        yield expert_tiles.gate_up_tiles_kernel, constants, {}
+    for kind in tiled:
+        constants = {"DOWN": kind, "ROWS": experts.DOWN_ROWS}
+        yield expert_tiles.down_tiles_kernel, constants, {}
 
 
 def product_kernels() -> Iterator[tuple[Any, dict[str, Any], dict[str, int]]]:

@@ -97,7 +97,7 @@ class StreamedExperts:
         max_tokens: int,
         resident: ResidentExperts | None = None,
     ) -> None:
-        """layouts: of slots by layer index; None = the CPU computes the layer.
+        """layouts: as in the file, by layer index; None = the CPU computes the layer.
 
         rates: with the GPU's. weights: with buffers for the largest of these experts; closed with
         this. max_tokens: of a step. resident: experts in VRAM slots.
@@ -269,8 +269,8 @@ class StreamedExperts:
             if is_in_buffers:
                 self._start(waiting, min(len(waiting), group.num_waiting))
                 stream.wait_for(group.slots[-1])
-            layout, rows = known.host.layout, tables.tile_rows
-            self._add_experts(states, on_gpu, group.data, layout, rows)
+            layout = known.host.layout if is_in_buffers else known.host.layout.packed
+            self._add_experts(states, on_gpu, group.data, layout, tables.tile_rows)
             if is_in_buffers:
                 stream.release(group.slots)
 

@@ -20,7 +20,7 @@ _CHOSEN_PER_UPLOAD = 32
 
 
 def slot_layouts(experts: RoutedExperts) -> list[SlotLayout]:
-    """Lay out each layer's experts in a slot.
+    """Lay out each layer's experts as in the file; `packed` are the layouts of slots.
 
     Errors: ConfigError for a type without a GPU kernel.
     """
@@ -55,7 +55,7 @@ class SlotPool:
 
         Errors: ConfigError, as `slot_layouts`; RuntimeError (torch's) if there is no memory.
         """
-        self._layouts = slot_layouts(experts)
+        self._layouts = [layout.packed for layout in slot_layouts(experts)]
         self._index_of = experts.index_of
         slot_bytes = max(layout.slot_bytes for layout in self._layouts)
         self.slots = torch.empty((num_slots, slot_bytes), dtype=torch.uint8, device=device)

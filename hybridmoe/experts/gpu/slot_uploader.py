@@ -2,21 +2,25 @@
 
 A GPU copies asynchronously, and at the link's full rate, only from pinned memory. So the kernels'
 threads copy an expert into the ring in pieces, while they have nothing to compute; from there it
-crosses the link beside the next step. A thread of its own beside the steps cost them as much time
-as it copied (docs/log.md): it took a core that a layer's kernels were waiting for.
+crosses the link beside the next step. Rows of a type with planes (`kernels.triton.packing`) are
+reordered on the GPU, by copies of their fields. A thread of its own beside the steps cost them as
+much time as it copied (docs/log.md): it took a core that a layer's kernels were waiting for.
 """
 
 from collections import deque
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
+from gguf import GGMLQuantizationType
 from numpy.typing import NDArray
 from torch import Tensor
 
 from hybridmoe import _C
 from hybridmoe.device.streams import Event, Stream, host_empty
 from hybridmoe.experts.routed_experts import RoutedExperts
+from hybridmoe.kernels.matrix import QuantMatrix
+from hybridmoe.kernels.triton.packing import has_planes, packed_row_bytes, planes
 
 if TYPE_CHECKING:
     import numpy as np
@@ -31,11 +35,18 @@ _PIECE_BYTES = 4 << 20
 _NUM_PIECES = 8
 
 
+class _Piece(NamedTuple):
+    """Bytes of a matrix in the file."""
+
+    data: "NDArray[np.uint8]"
+    target: Tensor  # in a slot: as many bytes, or packed rows (n, bytes)
+    packed: GGMLQuantizationType | None  # the type of packed rows
+
+
 class SlotUpload:
     """`expert_cache.Upload` of a `SlotUploader`."""
 
-    def __init__(self, pieces: "deque[tuple[Tensor, NDArray[np.uint8]]]") -> None:
-        """pieces: where they go on the GPU, and the bytes."""
+    def __init__(self, pieces: deque[_Piece]) -> None:
         self.error: Exception | None = None
         self._pieces = pieces
         self._end: Event | None = None
@@ -62,7 +73,7 @@ class SlotUpload:
         self.error = error
         self.cancel()
 
-    def next_piece(self) -> "tuple[Tensor, NDArray[np.uint8]]":
+    def next_piece(self) -> _Piece:
         """Return the first piece that is not in the stream yet."""
         return self._pieces[0]
 
@@ -85,7 +96,7 @@ class SlotUploader:
         *,
         piece_bytes: int = _PIECE_BYTES,
     ) -> None:
-        """layouts: by layer index. slots: (slots, bytes) uint8 on the GPU.
+        """layouts: of slots, by layer index. slots: (slots, bytes) uint8 on the GPU.
 
         main: the stream that reads slots. copy: a stream with no other work.
         """
@@ -94,14 +105,21 @@ class SlotUploader:
         self._offsets = [(0, s.up_offset, s.down_offset) for s in layouts]
         self._slots = slots
         self._main, self._copy = main, copy
-        self._ring = host_empty((_NUM_PIECES, piece_bytes), torch.uint8, slots.device)
+        packed_rows = [
+            w.row_bytes for weights in self._layers for w in weights if has_planes(w.type)
+        ]
+        self._piece_bytes = piece_bytes
+        size = max(piece_bytes, *packed_rows, 0)  # a piece has whole rows of these
+        self._ring = host_empty((_NUM_PIECES, size), torch.uint8, slots.device)
+        staged_bytes = size if packed_rows else 0
+        self._staged = torch.empty(staged_bytes, dtype=torch.uint8, device=slots.device)
         self._events: list[Event | None] = [None] * _NUM_PIECES  # the last copy from each piece
         self._next = 0  # piece of the ring
         self._queue: deque[SlotUpload] = deque()
 
     def begin(self, layer_index: int, expert: int, slot: int) -> SlotUpload:
-        pieces: deque[tuple[Tensor, NDArray[np.uint8]]] = deque()
-        upload, piece_bytes = SlotUpload(pieces), self._ring.shape[1]
+        pieces: deque[_Piece] = deque()
+        upload = SlotUpload(pieces)
         try:
             target = self._slots[slot]
         except IndexError as error:
@@ -109,12 +127,7 @@ class SlotUploader:
             return upload
         matrices = self._layers[layer_index]
         for w, offset in zip(matrices, self._offsets[layer_index], strict=True):
-            size = w.rows * w.row_bytes
-            for start in range(0, size, piece_bytes):
-                count = min(piece_bytes, size - start)
-                first = expert * size + start
-                place = target[offset + start : offset + start + count]
-                pieces.append((place, w.data[first : first + count]))
+            pieces += self._pieces(w, expert, target[offset:])
         self._copy.wait_for(self._main)  # steps that may read the slot
         self._queue.append(upload)
         return upload
@@ -128,11 +141,11 @@ class SlotUploader:
                     self._queue.popleft()
                     continue
                 try:
-                    target, source = upload.next_piece()
+                    piece = upload.next_piece()
                     if not self._is_free():
                         return
-                    upload.advance(self._copy_piece(target, source))
-                    num_bytes -= len(source)
+                    upload.advance(self._copy_piece(piece))
+                    num_bytes -= len(piece.data)
                 except Exception as error:
                     upload.fail(error)
 
@@ -144,10 +157,33 @@ class SlotUploader:
         last_copy = self._events[self._next]
         return last_copy is None or last_copy.is_done()
 
-    def _copy_piece(self, target: Tensor, source: "NDArray[np.uint8]") -> Event:
+    def _pieces(self, w: QuantMatrix, expert: int, target: Tensor) -> Iterator[_Piece]:
+        """List the pieces of one expert's matrix. target: of a slot, from its first byte on."""
+        size, row_bytes = w.rows * w.row_bytes, w.row_bytes
+        data = w.data[expert * size : (expert + 1) * size]
+        if not has_planes(w.type):
+            for start in range(0, size, self._piece_bytes):
+                end = min(start + self._piece_bytes, size)
+                yield _Piece(data[start:end], target[start:end], None)
+            return
+        packed_bytes = packed_row_bytes(w.type, w.cols)
+        rows = target[: w.rows * packed_bytes].view(w.rows, packed_bytes)
+        step = max(1, self._piece_bytes // row_bytes)
+        for row in range(0, w.rows, step):
+            end = min(row + step, w.rows)
+            yield _Piece(data[row * row_bytes : end * row_bytes], rows[row:end], w.type)
+
+    def _copy_piece(self, piece: _Piece) -> Event:
+        data, target, kind = piece
         number, self._next = self._next, (self._next + 1) % len(self._ring)
-        piece = self._ring[number, : len(source)]
-        _C.copy_memory(piece.data_ptr(), source.ctypes.data, len(source))
-        self._copy.copy(target, piece)
+        pinned = self._ring[number, : len(data)]
+        _C.copy_memory(pinned.data_ptr(), data.ctypes.data, len(data))
+        if kind is None:
+            self._copy.copy(target, pinned)
+        else:
+            staged = self._staged[: len(data)]
+            self._copy.copy(staged, pinned)
+            for plane, field in planes(staged.view(len(target), -1), kind, target):
+                self._copy.copy(plane, field)
         event = self._events[number] = self._copy.record()
         return event

@@ -1,42 +1,44 @@
 """Routed experts in VRAM, for decoding: straight from quantised expert slots.
 
-A VRAM expert slot holds the blocks of one expert's gate, up and down matrices contiguously, so that
-one copy uploads an expert. Pairs of a token and an expert outside VRAM have slot -1 and are
-skipped: the CPU computes them.
+A VRAM expert slot holds one expert's gate, up and down matrices, rows in the order of `packing`.
+Pairs of a token and an expert outside VRAM have slot -1 and are skipped: the CPU computes them.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import NamedTuple, Self
 
 import torch
 import triton
-import triton.language as tl
 from gguf import GGMLQuantizationType
 from torch import Tensor
 
 from hybridmoe.errors import ShapeError
 from hybridmoe.kernels.triton.codebooks import codebooks
-from hybridmoe.kernels.triton.dequant import (
-    CHUNK,
-    chunk_limit,
-    columns,
-    dequantize_tile,
-    sum_tile,
-    zeros,
-)
+from hybridmoe.kernels.triton.dequant import CHUNK, chunk_limit
+from hybridmoe.kernels.triton.expert_tiles import down_tiles_kernel, gate_up_tiles_kernel
+from hybridmoe.kernels.triton.expert_vectors import down_vectors_kernel, gate_up_vectors_kernel
 from hybridmoe.kernels.triton.matmul import MAX_GEMV_TOKENS
 from hybridmoe.kernels.triton.matrix import row_bytes
-from hybridmoe.kernels.triton.runtime import check_device_tensor, num_multiprocessors
+from hybridmoe.kernels.triton.packing import has_planes, pack, packed_row_bytes
+from hybridmoe.kernels.triton.runtime import (
+    IS_INTERPRETED,
+    check_device_tensor,
+    num_multiprocessors,
+)
+from hybridmoe.kernels.triton.vectors import VECTOR_KINDS
 
-__all__ = ["SlotLayout", "expert_ffn", "plan_down_splits"]
+__all__ = ["SlotLayout", "expert_ffn", "pack_slot", "plan_down_splits", "plan_lanes"]
 
-GATE_ROWS, DOWN_ROWS = 8, 16  # of a program
+GATE_ROWS, DOWN_ROWS = 8, 16  # of a program of tiles
+# Of a program of vectors. The interpreter runs one after the other, however many rows they have.
+VECTOR_ROWS = 32 if IS_INTERPRETED else 4
 
 _ALIGNMENT = 256  # of a slot and its parts, as of CUDA's allocations
 
 
 @dataclass(frozen=True, slots=True)
 class SlotLayout:
-    """Offsets of an expert's matrices in its slot.
+    """Offsets of an expert's matrices in its slot, or in a buffer that it is streamed to.
 
     Errors:  ShapeError: a type without a kernel, or rows that are not whole blocks.
     """
@@ -46,6 +48,7 @@ class SlotLayout:
     down: GGMLQuantizationType  # (H, I)
     hidden: int
     inter: int
+    is_packed: bool = False  # rows of `packing` where the type has planes; else all as in the file
 
     def __post_init__(self) -> None:
         for kind, cols in ((self.gate, self.hidden), (self.up, self.hidden)):
@@ -53,30 +56,83 @@ class SlotLayout:
         row_bytes(self.down, self.inter)
 
     @property
+    def packed(self) -> Self:
+        """Layout of slots."""
+        return replace(self, is_packed=True)
+
+    @property
+    def gate_row_bytes(self) -> int:
+        return self.row_bytes(self.gate, self.hidden)
+
+    @property
+    def up_row_bytes(self) -> int:
+        return self.row_bytes(self.up, self.hidden)
+
+    @property
+    def down_row_bytes(self) -> int:
+        return self.row_bytes(self.down, self.inter)
+
+    @property
     def up_offset(self) -> int:
-        return _aligned(self.inter * row_bytes(self.gate, self.hidden))
+        return _aligned(self.inter * self.gate_row_bytes)
 
     @property
     def down_offset(self) -> int:
-        return self.up_offset + _aligned(self.inter * row_bytes(self.up, self.hidden))
+        return self.up_offset + _aligned(self.inter * self.up_row_bytes)
 
     @property
     def slot_bytes(self) -> int:
-        return self.down_offset + _aligned(self.hidden * row_bytes(self.down, self.inter))
+        return self.down_offset + _aligned(self.hidden * self.down_row_bytes)
+
+    def row_bytes(self, kind: GGMLQuantizationType, cols: int) -> int:
+        is_packed = self.is_packed and has_planes(kind)
+        return packed_row_bytes(kind, cols) if is_packed else row_bytes(kind, cols)
 
 
 def _aligned(num_bytes: int) -> int:
     return -(-num_bytes // _ALIGNMENT) * _ALIGNMENT
 
 
-def plan_down_splits(num_tokens: int, top_k: int, hidden: int, num_sms: int) -> int:
-    """Count the programs that share the experts of DOWN_ROWS rows of a token's result.
+def pack_slot(expert: Tensor, layout: SlotLayout) -> Tensor:
+    """Copy an expert (layout.slot_bytes,) uint8, as in the file, to a slot of its own, packed."""
+    packed = layout.packed
+    slot = expert.new_zeros(packed.slot_bytes)
+    offsets = (0, 0), (layout.up_offset, packed.up_offset), (layout.down_offset, packed.down_offset)
+    inter, hidden = layout.inter, layout.hidden
+    strides = (
+        (layout.gate, inter, layout.gate_row_bytes, packed.gate_row_bytes),
+        (layout.up, inter, layout.up_row_bytes, packed.up_row_bytes),
+        (layout.down, hidden, layout.down_row_bytes, packed.down_row_bytes),
+    )
+    for (start, to), (kind, rows, file_bytes, slot_bytes) in zip(offsets, strides, strict=True):
+        source = expert[start : start + rows * file_bytes].view(rows, file_bytes)
+        target = slot[to : to + rows * slot_bytes].view(rows, slot_bytes)
+        if has_planes(kind):
+            pack(source, kind, target)
+        else:
+            target.copy_(source)
+    return slot
 
-    Five programs of four warps fit a multiprocessor by registers (Q4_K on sm_89: 96 a thread), each
-    with 2.3 KB of Q4_K in flight: enough to cover the latency of memory, see `plan_gemv`.
+
+class LanePlan(NamedTuple):
+    """Threads of a program, one a vector of 32 columns, and their warps."""
+
+    lanes: int
+    warps: int
+
+
+def plan_lanes(cols: int) -> LanePlan:
+    """Plan lanes that divide a row's vectors: 64, or 32 of a single warp."""
+    return LanePlan(64, 2) if cols // 32 % 64 == 0 else LanePlan(32, 1)
+
+
+def plan_down_splits(num_tokens: int, top_k: int, num_tiles: int, num_sms: int) -> int:
+    """Count the programs that share the experts of a tile of a token's result.
+
+    Five programs of four warps, or ten of two, fit a multiprocessor by their registers, each with
+    2 KB in flight: enough to cover the latency of memory, see `plan_gemv`.
     """
-    tiles = num_tokens * -(-hidden // DOWN_ROWS)
-    return max(1, min(-(-5 * num_sms // tiles), top_k))
+    return max(1, min(-(-5 * num_sms // (num_tokens * num_tiles)), top_k))
 
 
 def expert_ffn(
@@ -84,8 +140,9 @@ def expert_ffn(
 ) -> Tensor:
     """Compute the weighted SwiGLU output of each token's experts in VRAM.
 
-    Shapes:  x (T, H) f32 or bf16, T <= MAX_GEMV_TOKENS · slots (T, k) int32, -1 = skip ·
+    Shapes:  x (T, H) f32, T <= MAX_GEMV_TOKENS · slots (T, k) int32, -1 = skip ·
              weights (T, k) f32 · data (slots, layout.slot_bytes or more) uint8 -> (T, H) f32.
+             layout: of slots.
     Cost:    reads an expert once for each of its tokens, after the first from the L2 cache.
     Numeric: float32 throughout, nothing is rounded in between.
     Errors:  ShapeError. Slots lie in VRAM and are not checked: they must be below len(data).
@@ -94,6 +151,7 @@ def expert_ffn(
     _check_args(x, slots, weights, data, layout)
     if x.shape[0] == 0 or slots.shape[1] == 0:
         return x.new_zeros(x.shape, dtype=torch.float32)
+    assert layout.is_packed, "the layout of a stream's buffer"
     hidden = _gate_up(x, slots, data, layout)  # (T k, I)
     return _down(hidden, slots, weights, data, layout)
 
@@ -101,7 +159,7 @@ def expert_ffn(
 def _check_args(
     x: Tensor, slots: Tensor, weights: Tensor, data: Tensor, layout: SlotLayout
 ) -> None:
-    check_device_tensor(x, "expert_ffn: x", (torch.float32, torch.bfloat16), (None, layout.hidden))
+    check_device_tensor(x, "expert_ffn: x", (torch.float32,), (None, layout.hidden))
     tokens = x.shape[0]
     check_device_tensor(slots, "expert_ffn: slots", (torch.int32,), (tokens, None))
     top_k = slots.shape[1]
@@ -119,27 +177,22 @@ def _check_args(
 
 def _gate_up(x: Tensor, slots: Tensor, data: Tensor, layout: SlotLayout) -> Tensor:
     pairs, top_k = slots.numel(), slots.shape[1]
-    hidden = x.new_empty((pairs, layout.inter), dtype=torch.float32)
-    _gate_up_kernel[(triton.cdiv(layout.inter, GATE_ROWS), pairs)](
-        x,
-        slots,
-        data,
-        codebooks(x.device),
-        hidden,
-        top_k,
-        layout.inter,
-        layout.hidden,
-        data.shape[1],
-        layout.up_offset,
-        row_bytes(layout.gate, layout.hidden),
-        row_bytes(layout.up, layout.hidden),
-        chunk_limit(layout.gate.name, layout.hidden),
-        chunk_limit(layout.up.name, layout.hidden),
-        GATE=layout.gate.name,
-        UP=layout.up.name,
-        ROWS=GATE_ROWS,
-        num_warps=4,
-    )
+    hidden = x.new_empty((pairs, layout.inter))
+    sizes = top_k, layout.inter, layout.hidden, data.shape[1], layout.up_offset
+    types = {"GATE": layout.gate.name, "UP": layout.up.name}
+    strides = layout.gate_row_bytes, layout.up_row_bytes
+    if types["GATE"] in VECTOR_KINDS and types["UP"] in VECTOR_KINDS:
+        plan = plan_lanes(layout.hidden)
+        gate_up_vectors_kernel[(pairs, triton.cdiv(layout.inter, VECTOR_ROWS))](
+            x, slots, data, hidden, *sizes, *strides,
+            **types, ROWS=VECTOR_ROWS, T=plan.lanes, num_warps=plan.warps,
+        )  # fmt: skip
+    else:
+        limits = (chunk_limit(kind, layout.hidden) for kind in types.values())
+        gate_up_tiles_kernel[(triton.cdiv(layout.inter, GATE_ROWS), pairs)](
+            x, slots, data, codebooks(x.device), hidden, *sizes, *strides, *limits,
+            **types, ROWS=GATE_ROWS, num_warps=4,
+        )  # fmt: skip
     return hidden
 
 
@@ -147,115 +200,25 @@ def _down(
     hidden: Tensor, slots: Tensor, weights: Tensor, data: Tensor, layout: SlotLayout
 ) -> Tensor:
     tokens, top_k = slots.shape
-    splits = plan_down_splits(tokens, top_k, layout.hidden, num_multiprocessors(hidden.device))
-    experts_per_split = triton.cdiv(top_k, splits)
-    splits = triton.cdiv(top_k, experts_per_split)
+    kind = layout.down.name
+    rows = VECTOR_ROWS if kind in VECTOR_KINDS else DOWN_ROWS
+    tiles = triton.cdiv(layout.hidden, rows)
+    splits = plan_down_splits(tokens, top_k, tiles, num_multiprocessors(hidden.device))
+    per_split = triton.cdiv(top_k, splits)
+    splits = triton.cdiv(top_k, per_split)
     parts = hidden.new_empty((splits, tokens, layout.hidden))
-    _down_kernel[(triton.cdiv(layout.hidden, DOWN_ROWS), tokens, splits)](
-        hidden,
-        slots,
-        weights,
-        data,
-        codebooks(data.device),
-        parts,
-        top_k,
-        experts_per_split,
-        layout.hidden,
-        layout.inter,
-        data.shape[1],
-        layout.down_offset,
-        row_bytes(layout.down, layout.inter),
-        chunk_limit(layout.down.name, layout.inter),
-        triton.cdiv(layout.inter, CHUNK),
-        DOWN=layout.down.name,
-        ROWS=DOWN_ROWS,
-        num_warps=4,
-    )
+    sizes = top_k, per_split, layout.hidden, layout.inter, data.shape[1], layout.down_offset
+    if kind in VECTOR_KINDS:
+        plan = plan_lanes(layout.inter)
+        down_vectors_kernel[(tokens, tiles, splits)](
+            hidden, slots, weights, data, parts, *sizes, layout.down_row_bytes,
+            DOWN=kind, ROWS=rows, T=plan.lanes, num_warps=plan.warps,
+        )  # fmt: skip
+    else:
+        down_tiles_kernel[(tiles, tokens, splits)](
+            hidden, slots, weights, data, codebooks(data.device), parts, *sizes,
+            layout.down_row_bytes, chunk_limit(kind, layout.inter),
+            triton.cdiv(layout.inter, CHUNK),
+            DOWN=kind, ROWS=rows, num_warps=4,
+        )  # fmt: skip
     return parts[0] if splits == 1 else parts.sum(0)
-
-
-@triton.jit
-def _gate_up_kernel(
-    x_ptr,
-    slots_ptr,
-    data_ptr,
-    books_ptr,
-    hidden_ptr,
-    top_k,
-    inter,
-    num_cols,
-    slot_bytes,
-    up_offset,
-    gate_row_bytes,
-    up_row_bytes,
-    gate_limit,
-    up_limit,
-    GATE: tl.constexpr,
-    UP: tl.constexpr,
-    ROWS: tl.constexpr,
-):
-    """Compute ROWS of silu(gate x) * (up x) of one pair of a token and a slot."""
-    rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
-    pair = tl.program_id(1)
-    row_ok = rows < inter
-    slot = tl.load(slots_ptr + pair).to(tl.int64)
-    if slot >= 0:
-        expert = data_ptr + slot * slot_bytes
-        gate_row = expert + rows * gate_row_bytes
-        up_row = expert + up_offset + rows * up_row_bytes
-        token_ptr = x_ptr + (pair // top_k) * num_cols
-        gate = zeros(GATE, ROWS)
-        up = zeros(UP, ROWS)
-        for chunk in range(0, tl.cdiv(num_cols, 256)):
-            at = chunk * 256 + columns(GATE)
-            x = tl.load(token_ptr + at, mask=at < num_cols, other=0.0).to(tl.float32)
-            gate += dequantize_tile(gate_row, chunk, gate_limit, row_ok, books_ptr, GATE) * x
-            if GATE != UP:
-                at = chunk * 256 + columns(UP)
-                x = tl.load(token_ptr + at, mask=at < num_cols, other=0.0).to(tl.float32)
-            up += dequantize_tile(up_row, chunk, up_limit, row_ok, books_ptr, UP) * x
-        g = sum_tile(gate)
-        e = tl.exp(-tl.abs(g))  # cannot overflow
-        hidden = g * tl.where(g < 0, e, 1.0) / (1.0 + e) * sum_tile(up)
-        tl.store(hidden_ptr + pair * inter + rows, hidden, mask=row_ok)
-
-
-@triton.jit(do_not_specialize=["top_k", "experts_per_split"])
-def _down_kernel(
-    hidden_ptr,
-    slots_ptr,
-    weights_ptr,
-    data_ptr,
-    books_ptr,
-    parts_ptr,
-    top_k,
-    experts_per_split,
-    num_rows,
-    inter,
-    slot_bytes,
-    down_offset,
-    row_bytes,
-    limit,
-    num_chunks,
-    DOWN: tl.constexpr,
-    ROWS: tl.constexpr,
-):
-    """Compute ROWS of a token's result: the weighted sum over one split of its experts."""
-    rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
-    t = tl.program_id(1)
-    split = tl.program_id(2)
-    row_ok = rows < num_rows
-    acc = zeros(DOWN, ROWS)
-    first = split * experts_per_split
-    for j in range(first, tl.minimum(first + experts_per_split, top_k)):
-        pair = t * top_k + j
-        slot = tl.load(slots_ptr + pair).to(tl.int64)
-        if slot >= 0:
-            weight = tl.load(weights_ptr + pair)
-            row = data_ptr + slot * slot_bytes + down_offset + rows * row_bytes
-            for chunk in range(0, num_chunks):
-                at = chunk * 256 + columns(DOWN)
-                h = tl.load(hidden_ptr + pair * inter + at, mask=at < inter, other=0.0)
-                acc += dequantize_tile(row, chunk, limit, row_ok, books_ptr, DOWN) * (weight * h)
-    at = (split * tl.num_programs(1) + t) * num_rows + rows
-    tl.store(parts_ptr + at, sum_tile(acc), mask=row_ok)

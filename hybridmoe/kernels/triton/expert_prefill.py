@@ -19,7 +19,7 @@ from hybridmoe.kernels.matrix import QuantMatrix
 from hybridmoe.kernels.triton.codebooks import codebooks
 from hybridmoe.kernels.triton.dequant import CHUNK, chunk_limit, dequantize_rows
 from hybridmoe.kernels.triton.expert_ffn import SlotLayout
-from hybridmoe.kernels.triton.matrix import row_bytes
+from hybridmoe.kernels.triton.packing import has_planes
 from hybridmoe.kernels.triton.runtime import DOT_TYPE, check_device_tensor
 
 __all__ = ["add_experts", "layout_of"]
@@ -32,7 +32,7 @@ _SUM_TOKENS, _SUM_COLS = 8, 256
 
 
 def layout_of(gate: QuantMatrix, up: QuantMatrix, down: QuantMatrix) -> SlotLayout | None:
-    """Make the slot layout of experts gate, up (E, I, H), down (E, H, I).
+    """Make the layout of experts gate, up (E, I, H), down (E, H, I) as in the file.
 
     Returns None if a type has no GPU kernel.
     """
@@ -62,7 +62,7 @@ def add_experts(
     act = torch.empty(shape, dtype=torch.bfloat16, device=data.device)
     results = states.out.new_empty((group.num_pairs, hidden))
     gate, up, down = layout.gate, layout.up, layout.down
-    _dequantize(w, group, data, 0, (gate, up), inter, hidden, layout.up_offset)
+    _dequantize(w, group, data, layout, 0, (gate, up), inter, hidden)
     options = {
         "M": rows,
         "K": _STEP,
@@ -84,7 +84,7 @@ def add_experts(
         IS_EVEN=hidden % _STEP == 0,
         **options,
     )
-    _dequantize(w, group, data, layout.down_offset, (down,), hidden, inter, 0)
+    _dequantize(w, group, data, layout, layout.down_offset, (down,), hidden, inter)
     _down_kernel[(len(group.tiles), triton.cdiv(hidden, _DOWN_COLS))](
         act,
         group.tiles,
@@ -137,13 +137,14 @@ def _dequantize(
     w: Tensor,
     group: ExpertGroup,
     data: Tensor,
+    layout: SlotLayout,
     offset: int,
     kinds: Sequence[GGMLQuantizationType],
     rows: int,
     cols: int,
-    step: int,
 ) -> None:
-    """Dequantize matrices (rows, cols) at offset, offset + step, ... of each expert."""
+    """Dequantize matrices (rows, cols) of each expert: one at offset, or two from offset 0 on."""
+    step = layout.up_offset
     at_once = len(kinds) if len(set(kinds)) == 1 else 1
     for number in range(0, len(kinds), at_once):
         kind = kinds[number]
@@ -162,12 +163,13 @@ def _dequantize(
             data.shape[1],
             offset + number * step,
             step,
-            row_bytes(kind, cols),
+            layout.row_bytes(kind, cols),
             chunk_limit(kind.name, cols),
             number,
             len(kinds),
             AT_ONCE=at_once,
             KIND=kind.name,
+            IS_PACKED=layout.is_packed and has_planes(kind),
             ROWS=_DEQUANTIZED_ROWS,
         )
 
@@ -189,6 +191,7 @@ def _dequantize_kernel(
     num_matrices,
     AT_ONCE: tl.constexpr,
     KIND: tl.constexpr,
+    IS_PACKED: tl.constexpr,
     ROWS: tl.constexpr,
 ):
     """Dequantize ROWS rows of one chunk of a matrix."""
@@ -199,9 +202,8 @@ def _dequantize_kernel(
     row_ok = rows < num_rows
     rows = rows.to(tl.int64)
     source = data_ptr + slot * slot_bytes + offset + matrix * step
-    w = dequantize_rows(
-        source + rows * row_bytes, chunk, limit, row_ok, books_ptr, KIND, False, ROWS
-    )
+    row = source + rows * row_bytes
+    w = dequantize_rows(row, chunk, limit, row_ok, books_ptr, KIND, IS_PACKED, ROWS)
     k = chunk * 256 + tl.arange(0, 256)
     target = (expert * num_matrices + number + matrix).to(tl.int64) * num_rows
     out = w_ptr + (target + rows)[:, None] * num_cols + k[None, :]

@@ -6,10 +6,13 @@ then the next field of all. The bytes are the same, in another order, and up to 
 that each row begins at a multiple of 16.
 """
 
+from collections.abc import Iterator
+
+import torch
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 from torch import Tensor
 
-__all__ = ["has_planes", "pack", "packed_row_bytes"]
+__all__ = ["has_planes", "pack", "packed_row_bytes", "planes"]
 
 _ALIGNMENT = 16
 
@@ -35,13 +38,25 @@ def pack(blocks: Tensor, kind: GGMLQuantizationType, out: Tensor) -> None:
     """Copy rows of blocks to `out`, reordered.
 
     Shapes:  blocks (n, bytes of a row) uint8, contiguous · out (n, packed_row_bytes) uint8, on the
-             same device.
+             same device. What is behind the planes becomes zero.
     """
-    block_bytes = GGML_QUANT_SIZES[kind][1]
-    fields = blocks.view(len(blocks), -1, block_bytes)  # (n, blocks, bytes)
-    start = 0
+    used = blocks.shape[1]
+    for target, source in planes(blocks, kind, out):
+        target.copy_(source)
+    out[:, used:] = 0
+
+
+def planes(
+    blocks: Tensor, kind: GGMLQuantizationType, out: Tensor
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """View each field of rows of blocks, and its plane in `out`: target, source (n, blocks, words).
+
+    Words of two bytes: fewer for a GPU to copy. Shapes as of `pack`.
+    """
+    words = blocks.view(torch.int16).view(len(blocks), -1, GGML_QUANT_SIZES[kind][1] // 2)
+    target, start = out.view(torch.int16), 0
     for offset, size in _FIELDS[kind.name]:
-        end = start + fields.shape[1] * size
-        out[:, start:end].unflatten(1, (-1, size)).copy_(fields[:, :, offset : offset + size])
+        end = start + words.shape[1] * size // 2
+        plane = target[:, start:end].unflatten(1, (-1, size // 2))
+        yield plane, words[:, :, offset // 2 : (offset + size) // 2]
         start = end
-    out[:, start:] = 0

@@ -39,6 +39,7 @@ from hybridmoe.experts.gpu.prefill_experts import (
 )
 from hybridmoe.experts.gpu.slot_pool import SlotPool
 from hybridmoe.experts.gpu.weight_stream import HostExperts, WeightStream
+from hybridmoe.kernels.triton.expert_ffn import pack_slot
 from hybridmoe.kernels.triton.expert_prefill import add_experts, layout_of
 
 EXPERTS, HIDDEN, INTER, TOKENS, TOP_K = 6, 64, 32, 40, 3
@@ -81,15 +82,17 @@ RESIDENT = {(3, 0): 2, (3, 2): 0, (4, 5): 1}  # (layer, expert) -> slot
 
 def resident() -> ResidentExperts:
     layouts = {layer: layout_of(*experts) for layer, experts in ROUTED.layers.items()}
-    size = max(v.slot_bytes for v in layouts.values() if v)
+    size = max(v.packed.slot_bytes for v in layouts.values() if v)
     slots = torch.full((3, size), 0xFF, dtype=torch.uint8, device=DEVICE)
     table = np.full((ROUTED.num_layers, EXPERTS + 1), -1, np.int32)
     for (layer, expert), slot in RESIDENT.items():
         layout = layouts[layer]
         assert layout is not None
         table[ROUTED.index_of[layer], expert] = slot
+        streamed = torch.empty(layout.slot_bytes, dtype=torch.uint8, device=DEVICE)
         for offset, data in HostExperts(ROUTED.layers[layer], layout).parts(expert):
-            slots[slot, offset : offset + data.nbytes] = data
+            streamed[offset : offset + data.nbytes] = data
+        slots[slot, : layout.packed.slot_bytes] = pack_slot(streamed, layout)
     return ResidentExperts(slots, table)
 
 

@@ -7,7 +7,6 @@ import pytest
 import torch
 from fake_streams import FakeStream
 from gguf import GGMLQuantizationType as T
-from numpy.typing import NDArray
 from random_weights import random_matrix
 
 from hybridmoe import _C
@@ -19,6 +18,7 @@ pytest.importorskip("triton", reason="slots are laid out for Triton's kernels")
 from kernel_device import DEVICE
 
 from hybridmoe.kernels.triton.expert_ffn import SlotLayout
+from hybridmoe.kernels.triton.packing import has_planes, packed_row_bytes, planes
 
 EXPERTS, HIDDEN, INTER, SLOTS = 4, 256, 32, 3
 POISON = 0xA5
@@ -37,7 +37,7 @@ class Copies:
             )
             for number, (gate, up, down) in enumerate(kinds, 1)
         }
-        self.layouts = [SlotLayout(*kind, HIDDEN, INTER) for kind in kinds]
+        self.layouts = [SlotLayout(*kind, HIDDEN, INTER, is_packed=True) for kind in kinds]
         slot_bytes = max(layout.slot_bytes for layout in self.layouts)
         size = (SLOTS, slot_bytes)
         self.data = torch.full(size, POISON, dtype=torch.uint8, device=DEVICE)
@@ -59,12 +59,17 @@ class Copies:
 
     def check(self, layer: int, expert: int, slot: int) -> None:
         layout = self.layouts[layer]
-        want = np.full(self.data.shape[1], POISON, np.uint8)
+        want = torch.full((self.data.shape[1],), POISON, dtype=torch.uint8)
         parts = self.layers[layer + 1]
         for w, at in zip(parts, (0, layout.up_offset, layout.down_offset), strict=True):
-            part: NDArray[np.uint8] = w.slice(expert, expert + 1).data
-            want[at : at + len(part)] = part
-        assert np.array_equal(self.data[slot].cpu().numpy(), want)
+            rows = torch.from_numpy(w.slice(expert, expert + 1).data.reshape(w.rows, -1))
+            if has_planes(w.type):
+                packed = torch.full((w.rows, packed_row_bytes(w.type, w.cols)), POISON).byte()
+                for plane, field in planes(rows, w.type, packed):
+                    plane.copy_(field)
+                rows = packed
+            want[at : at + rows.numel()] = rows.reshape(-1)
+        assert torch.equal(self.data[slot].cpu(), want)
 
 
 @pytest.fixture(params=[False, True], ids=["eager", "lazy"])
@@ -74,7 +79,7 @@ def copies(request: pytest.FixtureRequest) -> Iterator[Copies]:
     copies.uploader.close()
 
 
-def test_experts_arrive_in_their_slots_byte_for_byte(copies: Copies) -> None:
+def test_experts_arrive_in_their_slots(copies: Copies) -> None:
     """More pieces than the ring has: each waits for the last copy from its memory."""
     places = [(0, 1, 2), (1, 3, 0), (0, 0, 1)]
     for upload in [copies.uploader.begin(*place) for place in places]:
@@ -86,7 +91,7 @@ def test_experts_arrive_in_their_slots_byte_for_byte(copies: Copies) -> None:
 
 def test_a_step_copies_no_more_than_its_bytes_and_never_waits_for_the_link() -> None:
     copies = Copies(is_lazy=True, piece_bytes=64)
-    copies.uploader.begin(0, 1, 0)
+    copies.uploader.begin(1, 1, 0)  # gate in the file's order: a copy of each piece
     for pieces in (1, 2, 8, 8):  # of a ring of 8, whose copies have not run
         copies.uploader.advance(64 if pieces < 8 else 1 << 20)
         assert copies.stream.record().end - 1 == pieces  # after the wait for the steps

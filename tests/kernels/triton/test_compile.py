@@ -48,7 +48,7 @@ def test_kernels_compile_and_hardly_spill(
     status, output, errors = compiled[arch]
     assert status == 0, errors
     reports = [json.loads(line) for line in output.splitlines()]
-    assert len(reports) == 143
+    assert len(reports) == 144
     for report in reports:
         assert report["cubin_bytes"] > 0, report
         assert report["spilled_bytes"] <= 32, report  # ptxas does so for one more block at a time
@@ -78,6 +78,25 @@ def test_threads_keep_their_vectors_to_themselves(
         assert report["shared_bytes"] <= 1024, report  # sums of warps, at the end
         assert report["barriers"] <= 3, report
         assert report["registers"] <= (128 if tokens == 1 else 192), report
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="ptxas is looked for as on x86-64")
+@pytest.mark.parametrize("arch", ARCHS)
+def test_threads_keep_the_vectors_of_experts_to_themselves(
+    arch: int, compiled: dict[int, tuple[int, str, str]]
+) -> None:
+    status, output, errors = compiled[arch]
+    assert status == 0, errors
+    reports = [json.loads(line) for line in output.splitlines()]
+    reports = [r for r in reports if r["kernel"].endswith("_vectors_kernel")]
+    assert len(reports) == 11
+    for report in reports:
+        types = {report["constants"].get(name) for name in ("GATE", "UP", "DOWN")} - {None}
+        assert report["loads_of_x"] == 8 * len(types), report  # for gate and up at once
+        assert report["spilled_bytes"] == 0 and report["shared_bytes"] <= 32, report
+        assert report["barriers"] <= 4, report
+        assert report["registers"] <= 168, report
 
 
 @pytest.mark.slow

@@ -14,23 +14,40 @@ pytest.importorskip("triton", reason="needs triton (pip install hybridmoe[cuda])
 from kernel_device import on_device
 from triton_bounds import one_expert
 
+from hybridmoe.kernels.matrix import QuantMatrix
 from hybridmoe.kernels.triton import expert_ffn as module
-from hybridmoe.kernels.triton.expert_ffn import SlotLayout, plan_down_splits
+from hybridmoe.kernels.triton.expert_ffn import SlotLayout, plan_down_splits, plan_lanes
+from hybridmoe.kernels.triton.packing import has_planes, pack, packed_row_bytes
 
 expert_ffn = on_device(module.expert_ffn)
 
 SLOTS = 4
-LAYOUTS = [  # gate, up, down; hidden, inter
-    SlotLayout(T.Q4_0, T.Q4_0, T.Q4_0, 288, 32),
-    SlotLayout(T.BF16, T.F16, T.BF16, 33, 19),
-    SlotLayout(T.Q5_K, T.Q8_0, T.Q4_0, 256, 32),
-    SlotLayout(T.Q8_0, T.Q4_0, T.Q6_K, 64, 256),
-    SlotLayout(T.Q4_K, T.Q4_K, T.Q5_K, 256, 256),
-    SlotLayout(T.Q2_K, T.Q3_K, T.MXFP4, 256, 32),
-    SlotLayout(T.IQ1_S, T.IQ1_M, T.TQ1_0, 256, 256),
-    SlotLayout(T.IQ2_XXS, T.IQ2_XS, T.IQ2_S, 256, 256),
-    SlotLayout(T.IQ3_XXS, T.TQ2_0, T.IQ3_S, 256, 256),
+LAYOUTS = [
+    SlotLayout(*kinds, hidden, inter, is_packed=True)
+    for *kinds, hidden, inter in (
+        (T.Q4_0, T.Q4_0, T.Q4_0, 288, 32),
+        (T.BF16, T.F16, T.BF16, 33, 19),
+        (T.Q5_K, T.Q8_0, T.Q4_0, 256, 32),
+        (T.Q8_0, T.Q4_0, T.Q6_K, 64, 256),
+        (T.Q4_K, T.Q4_K, T.Q5_K, 256, 256),
+        (T.Q6_K, T.Q6_K, T.Q8_0, 2048, 32),  # 64 lanes
+        (T.Q8_0, T.Q5_1, T.Q5_0, 288, 32),  # tiles of a packed type
+        (T.Q2_K, T.Q3_K, T.MXFP4, 256, 32),
+        (T.IQ1_S, T.IQ1_M, T.TQ1_0, 256, 256),
+        (T.IQ2_XXS, T.IQ2_XS, T.IQ2_S, 256, 256),
+        (T.IQ3_XXS, T.TQ2_0, T.IQ3_S, 256, 256),
+    )
 ]
+
+
+def slot_rows(w: QuantMatrix) -> torch.Tensor:
+    """Rows of a stack as they are in slots: (n, bytes of a row)."""
+    rows = torch.from_numpy(w.data.reshape(w.batch * w.rows, -1))
+    if not has_planes(w.type):
+        return rows
+    out = torch.empty((len(rows), packed_row_bytes(w.type, w.cols)), dtype=torch.uint8)
+    pack(rows, w.type, out)
+    return out
 
 
 class Experts:
@@ -48,7 +65,7 @@ class Experts:
         self.data = torch.full((SLOTS, layout.slot_bytes), 0xFF, dtype=torch.uint8)
         offsets = (0, layout.up_offset, layout.down_offset)
         for w, offset in zip(self.matrices, offsets, strict=True):
-            parts = torch.from_numpy(w.data.reshape(SLOTS, -1))
+            parts = slot_rows(w).view(SLOTS, -1)
             self.data[:, offset : offset + parts.shape[1]] = parts
 
     def __call__(self, x: torch.Tensor, slots: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
@@ -95,8 +112,14 @@ def test_result_is_within_the_bound(
 ) -> None:
     monkeypatch.setattr(module, "num_multiprocessors", lambda device: num_sms)
     x, slots, weights = inputs(experts, tokens, top_k)
-    if tokens > 1:
-        x = x.bfloat16()
+    check(experts, x, slots, weights, experts(x, slots, weights))
+
+
+def test_programs_of_a_gpu_are_within_the_bound(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of few rows; the last one has fewer."""
+    monkeypatch.setattr(module, "VECTOR_ROWS", 4)
+    experts = Experts(SlotLayout(T.Q8_0, T.Q4_K, T.Q5_0, 256, 32, is_packed=True))
+    x, slots, weights = inputs(experts, 1, 2)
     check(experts, x, slots, weights, experts(x, slots, weights))
 
 
@@ -146,15 +169,24 @@ def test_a_layout_has_room_for_its_parts() -> None:
     layout = SlotLayout(T.Q4_K, T.Q4_K, T.Q6_K, 7168, 2048)  # Kimi K2 in Q4_K_M
     assert layout.up_offset == 2048 * 7168 * 9 // 16
     assert layout.slot_bytes == 2 * layout.up_offset + 7168 * 2048 * 105 // 128
+    assert layout.packed.slot_bytes == layout.slot_bytes
     assert LAYOUTS[0].down_offset % 256 == 0
+    odd = SlotLayout(T.Q8_0, T.Q8_0, T.Q8_0, 64, 32)  # rows of 68 and 34 bytes, packed 80 and 48
+    assert odd.packed.up_offset == 32 * 80 and odd.packed.down_row_bytes == 48
     with pytest.raises(ShapeError, match="multiple of 256"):
         SlotLayout(T.Q4_K, T.Q4_K, T.Q4_K, 512, 300)
 
 
 @pytest.mark.parametrize(("tokens", "want"), [(1, 2), (16, 1)])
 def test_experts_are_shared_out_where_rows_are_few(tokens: int, want: int) -> None:
-    assert plan_down_splits(tokens, 8, 7168, 128) == want
-    assert plan_down_splits(tokens, 8, 64, 128) >= want
+    assert plan_down_splits(tokens, 8, 448, 128) == want
+    assert plan_down_splits(tokens, 8, 4, 128) >= want
+
+
+@pytest.mark.parametrize(("cols", "lanes"), [(7168, 32), (2048, 64), (1408, 32), (32, 32)])
+def test_lanes_divide_a_row_where_they_can(cols: int, lanes: int) -> None:
+    plan = plan_lanes(cols)
+    assert plan.lanes == lanes == 32 * plan.warps
 
 
 def test_wrong_arguments_are_refused() -> None:
