@@ -179,6 +179,11 @@ class HybridExperts(ExpertBackend):
             if call is not None
         ]
 
+    @property
+    def prefill(self) -> PrefillExecutor | None:
+        """Executor of prefill steps; None: the CPU has them."""
+        return self._prefill
+
     def ready(self, wait_s: float) -> None:
         if self._prefill is not None:
             self._prefill.ready(wait_s)

@@ -160,6 +160,16 @@ class StreamedExperts:
         reads = [memory.x, memory.ids, memory.weights, memory.left_out]
         return self._layers[layer].call, reads, [memory.out]
 
+    @property
+    def link_rate(self) -> float:
+        """Bytes/s of copies from pinned memory, measured at load."""
+        return self._gpu.pcie
+
+    @property
+    def registered_bytes(self) -> int:
+        """Bytes of experts that are copied without the CPU, so far."""
+        return self._weights.registered_bytes
+
     def ready(self, wait_s: float) -> None:
         """Begin to register the experts' memory, now that it is filled; wait up to `wait_s`."""
         self._weights.register(wait_s)

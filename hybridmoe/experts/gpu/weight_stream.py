@@ -99,6 +99,10 @@ class WeightStream:
         """List the buffers that the next `count` starts take."""
         return [(self._next + i) % self.num_buffers for i in range(count)]
 
+    @property
+    def registered_bytes(self) -> int:
+        return 0 if self._registration is None else self._registration.num_bytes
+
     def is_direct(self, parts: Sequence[SlotPart]) -> bool:
         """Return True if `start` only queues copies, all memory being registered."""
         registration = self._registration
