@@ -82,24 +82,24 @@ def split_layers(problem: Problem, reason: str | None) -> list[range]:
     """Split the layers. Where they fit in no way, by VRAM alone: one of the ranges is too large."""
     gpus = problem.budgets.gpus
     ends = [_by_share(gpus, k, len(problem.sizes.layers)) for k in range(len(gpus))]
-    low, high = 0, 100
+    low, high = 0, 1000
     while low <= high:  # what fits with a share of the experts, fits with a smaller one
-        percent = (low + high) // 2
-        found = _Split(problem, reason, percent).ends()
+        permille = (low + high) // 2
+        found = _Split(problem, reason, permille).ends()
         if found is None:
-            high = percent - 1
+            high = permille - 1
         else:
-            ends, low = found, percent + 1
+            ends, low = found, permille + 1
     return [range(*pair) for pair in zip([0, *ends[:-1]], ends, strict=True)]
 
 
 @dataclass(frozen=True)
 class _Split:
-    """Search of ranges in which every card's slots hold `percent` of its layers' experts."""
+    """Search of ranges in which every card's slots hold `permille` of its layers' experts."""
 
     problem: Problem
     reason: str | None
-    percent: int
+    permille: int
 
     def ends(self) -> list[int] | None:
         """Find the end of each GPU's range; None if nothing fits."""
@@ -161,7 +161,7 @@ class _Split:
         except ConfigError:
             return False
         welcome = 0 if self.reason else own.sizes.num_experts - own.num_cpu_pinned
-        return 100 * slots >= self.percent * welcome
+        return 1000 * slots >= self.permille * welcome
 
 
 def _by_share(gpus: Sequence[GpuBudget], k: int, num_layers: int) -> int:

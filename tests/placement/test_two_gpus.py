@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 from gguf import GGMLQuantizationType as Type
+from logit_distance import relative_error
 from small_model import SMALL
 from tiny_gguf import write_tiny
 
@@ -80,6 +81,16 @@ def test_each_gpu_has_the_experts_of_its_layers(path: Path, tmp_path: Path) -> N
         again = llm.expert_stats()
         assert len(generated(llm, 2)) == 2  # no result is deferred to the next GPU
     assert again is not None and again.num_resident >= stats.num_resident
+
+
+def test_a_prompts_experts_are_computed_on_the_gpu_of_their_layer(path: Path) -> None:
+    ids = np.random.default_rng(5).integers(0, 256, 20).tolist()
+    found = []
+    for options in (ONE, BOTH):
+        with hybridmoe.load(path, **options) as llm:
+            found.append(llm.logits(ids))
+            assert llm.plan.streams_experts
+    assert relative_error(*found) < 0.01
 
 
 def test_a_sequence_is_saved_from_both_and_restored(path: Path, tmp_path: Path) -> None:
