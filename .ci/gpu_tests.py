@@ -9,12 +9,10 @@ from collections import Counter
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
-PATHS = (  # slow ones first: each process takes the next test
-    "tests/placement/test_embedded_on_gpu.py",
-    "tests/placement/test_gpu.py", "tests/placement/test_plan_is_obeyed.py",
-    "tests/placement/test_gpu_launches.py",
-    "tests/model/test_gpu.py", "tests/bench/test_hybrid.py",
-    "tests/kernels/triton", "tests/experts/gpu", "tests/device", "tests/hardware/test_gpu.py",
+PATHS = (  # the slowest first: each process takes the next test
+    "tests/placement/test_embedded_on_gpu.py", "tests/placement", "tests/model/test_gpu.py",
+    "tests/model/test_stages.py", "tests/kernels/triton", "tests/experts/gpu", "tests/bench",
+    "tests/device", "tests/hardware/test_gpu.py",
 )  # fmt: skip
 NO_GPU_NEEDED = "tests/kernels/triton/test_compile.py"
 NUM_PROCESSES = 12  # each compiles kernels, on one core, and takes 0.5 GB of the GPU's memory
@@ -52,6 +50,7 @@ def main(arguments: list[str]) -> int:
     outcomes = Outcomes()
     processes = min(NUM_PROCESSES, os.cpu_count() or 1)
     options = ["-q", "-n", str(processes), "--dist", "load", f"--ignore={NO_GPU_NEEDED}"]
+    options += ["-m", "not interpreter"]
     options += ["-p", "no:benchmark"]  # where installed, it warns of xdist: an error here
     status = int(pytest.main([*options, *arguments, *PATHS], plugins=[outcomes]))
     counts = outcomes.counts

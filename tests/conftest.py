@@ -23,6 +23,14 @@ if TYPE_CHECKING:
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if torch.cuda.is_available():
+        for item in items:
+            if item.get_closest_marker("interpreter"):
+                item.add_marker(pytest.mark.skip(reason="there is a GPU"))
+
+
 # Examples are counted, not timed; fixtures that they share only set something.
 _UNCHECKED = [HealthCheck.too_slow, HealthCheck.function_scoped_fixture]
 settings.register_profile("untimed", deadline=None, suppress_health_check=_UNCHECKED)

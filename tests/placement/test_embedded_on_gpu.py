@@ -35,7 +35,7 @@ def responses(llm: LLM) -> list[str]:
 
 
 def vram_for(llm: LLM, num_slots: int) -> int:
-    """Return the bytes of VRAM with room for so many expert slots."""
+    """Return the VRAM, in bytes, with room for `num_slots` experts."""
     assert llm.plan.vram is not None
     used = sum(size for _, size in llm.plan.vram.parts)
     return used + num_slots * llm.plan.problem.sizes.slot_bytes

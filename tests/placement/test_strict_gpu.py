@@ -17,9 +17,8 @@ pytest.importorskip("triton", reason="needs triton (pip install hybridmoe[cuda])
 from strict_gpu import META, StrictDevice, StrictTensor, use_strict_gpu
 
 from hybridmoe.device.cuda import CudaDevice
-from hybridmoe.kernels.triton.runtime import IS_INTERPRETED
 
-pytestmark = pytest.mark.skipif(not IS_INTERPRETED, reason="a real GPU is as strict")
+pytestmark = pytest.mark.interpreter  # a real GPU is as strict
 
 IDS = np.random.default_rng(5).integers(0, 256, 70).tolist()
 TYPES = {

@@ -138,7 +138,7 @@ class StrictRuntime(InterpretedRuntime):
 
 
 def use_strict_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let `hybridmoe.load` use a strict GPU, whether or not there is a real one."""
+    """Let `hybridmoe.load` use a strict GPU, not a real one."""
     unwrap, run = interpreter._unwrap_tensor, GraphStream._run
 
     def unwrapped(t: Any) -> Any:

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from inspect import signature as signature_of
 from itertools import product as product_of
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ os.environ.pop("TRITON_INTERPRET", None)
 import triton
 import triton.language as tl
 from triton.backends.compiler import GPUTarget
+from triton.backends.nvidia.compiler import get_ptxas
 from triton.compiler import ASTSource
 from triton_layouts import lane_distances, shuffles
 
@@ -73,7 +75,8 @@ def compiled(kernel: Any, constants: dict[str, Any], arch: int, **options: int) 
     attributes = {(i,): [["tt.divisibility", 16]] for i in even}
     source = ASTSource(kernel, signature, constexprs=constants, attrs=attributes)
     binary = triton.compile(source, target=GPUTarget("cuda", arch, 32), options=options)
-    ptxas = Path(triton.__file__).parent / "backends/nvidia/bin/ptxas"
+    takes_arch = bool(signature_of(get_ptxas).parameters)  # from Triton 3.5 or 3.6 on
+    ptxas = get_ptxas(*([arch] if takes_arch else [])).path
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "kernel.ptx"
         path.write_text(binary.asm["ptx"])
