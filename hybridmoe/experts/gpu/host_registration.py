@@ -24,6 +24,7 @@ __all__ = ["CudaRegistrar", "HostRegistration", "Piece", "Registrar", "host_view
 _CHECKED_BYTES, _ROUNDS = 32 << 20, 4  # of the first piece
 PIECE_BYTES = 64 << 20  # other calls of the driver wait for one registration at most
 _PAGE_BYTES = 4096
+_MOST_REFUSED = 2  # pieces, before the rest is not tried
 
 Span = tuple[int, int]  # addresses: first, end
 
@@ -148,29 +149,35 @@ class HostRegistration:
             self._registrar.unregister(start)
 
     def _work(self) -> None:
+        num_refused = 0
         try:
             for start, end in self._pieces:
-                if self._is_closing:
+                if self._is_closing or num_refused > _MOST_REFUSED:
                     break
-                self._registrar.register(start, end - start)
-                if not self._done:
-                    self._check(start, end)
+                try:
+                    self._registrar.register(start, end - start)
+                except DeviceError as error:  # another GPU may have registered a page of it
+                    self.error, num_refused = str(error), num_refused + 1
+                    continue
+                if not self._done and (fault := self._fault(start, end)) is not None:
+                    self._registrar.unregister(start)
+                    self.error = fault
+                    break
                 self._done = sorted([*self._done, (start, end)])
-        except DeviceError as error:
-            self.error = str(error)
         finally:
             self._finished.set()
 
-    def _check(self, start: int, end: int) -> None:
-        """Check the first piece. Errors: DeviceError, and it is not registered."""
-        rate = self._registrar.copy_rate(start, end - start)
-        if rate is None or rate < self._least_rate:
-            self._registrar.unregister(start)
-            found = "wrong bytes" if rate is None else f"{rate / 1e9:.1f} GB/s"
-            raise DeviceError(
-                f"copies from registered memory give {found},"
-                f" expected at least {self._least_rate / 1e9:.1f} GB/s"
-            )
+    def _fault(self, start: int, end: int) -> str | None:
+        """Try copies from the first piece; describe what is wrong with them."""
+        try:
+            rate = self._registrar.copy_rate(start, end - start)
+        except RuntimeError as error:  # torch's
+            return str(error).splitlines()[0]
+        if rate is not None and rate >= self._least_rate:
+            return None
+        found = "wrong bytes" if rate is None else f"{rate / 1e9:.1f} GB/s"
+        least = f"expected at least {self._least_rate / 1e9:.1f} GB/s"
+        return f"copies from registered memory give {found}, {least}"
 
 
 def host_view(address: int, num_bytes: int) -> Tensor:

@@ -12,6 +12,7 @@ from fake_registrar import FakeRegistrar
 from hypothesis import given
 from hypothesis import strategies as st
 
+from hybridmoe.errors import DeviceError
 from hybridmoe.experts.gpu.host_registration import CudaRegistrar, HostRegistration
 
 PAGE = 4096
@@ -80,6 +81,39 @@ def test_nothing_is_registered_where_copies_are_wrong_or_slow(
     assert made.num_bytes == 0 and not registrar.spans and registrar.num_calls == 1
     assert [p.is_registered for p in made.pieces(PAGE, PAGE)] == [False]
     made.close()
+
+
+@pytest.mark.parametrize(("refused", "pages"), [({3}, {2, 4, 5, 6}), ({3, 5, 6}, {2, 4})])
+def test_a_piece_that_is_refused_is_left_out_and_three_end_it(
+    refused: set[int], pages: set[int]
+) -> None:
+    class Picky(FakeRegistrar):
+        def register(self, address: int, num_bytes: int) -> None:
+            if address // PAGE in refused:
+                raise DeviceError("a page is another's")
+            super().register(address, num_bytes)
+
+    registrar = Picky()
+    span = (2 * PAGE, 9 * PAGE if len(refused) > 1 else 7 * PAGE)
+    made = HostRegistration([span], registrar, most_bytes=1 << 40, piece_bytes=PAGE)
+    made.begin(60.0)
+    assert {start // PAGE for start in registrar.spans} == pages
+    assert made.error == "a page is another's"
+    found = [p.is_registered for p in made.pieces(2 * PAGE, 5 * PAGE)]
+    assert found.count(True) == len(pages)
+    made.close()
+    assert not registrar.spans
+
+
+def test_an_error_while_it_is_tried_ends_it() -> None:
+    class Failing(FakeRegistrar):
+        def copy_rate(self, address: int, num_bytes: int) -> float | None:
+            raise RuntimeError("CUDA out of memory\nmore lines")
+
+    registrar = Failing()
+    made = HostRegistration([(PAGE, 9 * PAGE)], registrar, most_bytes=1 << 40)
+    made.begin(60.0)
+    assert made.error == "CUDA out of memory" and not registrar.spans
 
 
 def test_it_goes_on_behind_and_ends_when_closed() -> None:
