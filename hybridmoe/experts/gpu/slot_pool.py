@@ -15,8 +15,8 @@ from hybridmoe.kernels.triton.expert_ffn import SlotLayout, expert_ffn
 
 __all__ = ["SlotPool", "slot_layouts"]
 
-# An upload costs about three hits: one for 32 experts that a token uses is a tenth of its time.
-_CHOSEN_PER_UPLOAD = 32
+# As the default policy swaps. An upload costs about three hits: a twentieth of a token's experts.
+_CHOSEN_PER_UPLOAD = 64
 
 
 def slot_layouts(experts: RoutedExperts) -> list[SlotLayout]:
@@ -62,7 +62,10 @@ class SlotPool:
         shape = experts.cache_shape(num_slots)
         if uploads_per_step is None:
             uploads_per_step = max(1, shape.num_layers * shape.top_k // _CHOSEN_PER_UPLOAD)
-        uploader = SlotUploader(experts, self._layouts, self.slots, main, copy)
+        step_bytes = uploads_per_step * slot_bytes
+        uploader = SlotUploader(
+            experts, self._layouts, self.slots, main, copy, ring_bytes=step_bytes
+        )
         self.cache = GpuExpertCache(
             shape, uploader, main, device, uploads_per_step=uploads_per_step, policy=policy
         )

@@ -32,7 +32,7 @@ __all__ = ["SlotUpload", "SlotUploader"]
 # Long enough for all threads and few calls of the driver; a result of the CPU that is copied, too,
 # waits for one of them at most: 80 us at 50 GB/s.
 _PIECE_BYTES = 4 << 20
-_NUM_PIECES = 8
+_LEAST_PIECES, _MOST_PIECES = 8, 24  # of pinned memory
 
 
 class _Piece(NamedTuple):
@@ -95,10 +95,12 @@ class SlotUploader:
         copy: Stream,
         *,
         piece_bytes: int = _PIECE_BYTES,
+        ring_bytes: int = 0,
     ) -> None:
         """layouts: of slots, by layer index. slots: (slots, bytes) uint8 on the GPU.
 
-        main: the stream that reads slots. copy: a stream with no other work.
+        main: the stream that reads slots. copy: a stream with no other work. ring_bytes: that a
+        step uploads; within limits, as much memory is pinned.
         """
         self.slot_bytes = slots.shape[1]
         self._layers = experts.by_index
@@ -110,10 +112,11 @@ class SlotUploader:
         ]
         self._piece_bytes = piece_bytes
         size = max(piece_bytes, *packed_rows, 0)  # a piece has whole rows of these
-        self._ring = host_empty((_NUM_PIECES, size), torch.uint8, slots.device)
+        num_pieces = min(max(_LEAST_PIECES, -(-ring_bytes // size)), _MOST_PIECES)
+        self._ring = host_empty((num_pieces, size), torch.uint8, slots.device)
         staged_bytes = size if packed_rows else 0
         self._staged = torch.empty(staged_bytes, dtype=torch.uint8, device=slots.device)
-        self._events: list[Event | None] = [None] * _NUM_PIECES  # the last copy from each piece
+        self._events: list[Event | None] = [None] * num_pieces  # the last copy from each piece
         self._next = 0  # piece of the ring
         self._queue: deque[SlotUpload] = deque()
 

@@ -44,7 +44,7 @@ WATCH = 128.0  # visits after a swap in which its uses are booked
 RISK = 0.005  # hits that a choice of an expert pays into the ledger
 FLOOR, CAP = -16.0, 64.0  # of the ledger, in uploads: older losses and gains are forgotten
 CAUTION = 2.0  # standard errors of the variance that are taken for noise
-PASS_SHARE = 32  # a pass through the layers swaps one expert for so many that a token uses
+PASS_SHARE = 64  # a pass through the layers swaps one expert for so many that a token uses
 
 # Rows of State.score. COST, BALANCE: entry 0. The next four: an entry for each layer.
 COST, BALANCE, COUNT, SQUARES, TOTAL, TOTAL_SQUARES, UNTIL = range(2, 9)
