@@ -104,7 +104,8 @@ class HostRegistration:
         self._pieces = list(_cut(spans, most_bytes, piece_bytes))
         self._registrar, self._least_rate = registrar, least_rate
         self._done: list[Span] = []  # sorted; replaced, never changed
-        self._is_closing = False
+        self._closing = threading.Event()
+        self._is_behind = False  # the program has gone on
         self._finished = threading.Event()
         self._thread: threading.Thread | None = None
         self.error: str | None = None  # why the rest is not registered
@@ -120,6 +121,7 @@ class HostRegistration:
             self._thread = threading.Thread(target=self._work, name="host memory", daemon=True)
             self._thread.start()
         self._finished.wait(wait_s)
+        self._is_behind = True
 
     def pieces(self, address: int, num_bytes: int) -> Iterator[Piece]:
         """Cut a range where registrations begin and end."""
@@ -141,7 +143,7 @@ class HostRegistration:
 
     def close(self) -> None:
         """Stop, and unlock all memory; no copy from it may be under way. Idempotent."""
-        self._is_closing = True
+        self._closing.set()
         if self._thread is not None:
             self._thread.join()
         done, self._done = self._done, []
@@ -152,8 +154,9 @@ class HostRegistration:
         num_refused = 0
         try:
             for start, end in self._pieces:
-                if self._is_closing or num_refused > _MOST_REFUSED:
+                if self._closing.is_set() or num_refused > _MOST_REFUSED:
                     break
+                started = time.perf_counter()
                 try:
                     self._registrar.register(start, end - start)
                 except DeviceError as error:  # another GPU may have registered a page of it
@@ -164,6 +167,8 @@ class HostRegistration:
                     self.error = fault
                     break
                 self._done = sorted([*self._done, (start, end)])
+                if self._is_behind:  # the GPU's work waits for it half of the time at most
+                    self._closing.wait(time.perf_counter() - started)
         finally:
             self._finished.set()
 
