@@ -63,13 +63,16 @@ def compile_launches(
             launch.compile()
 
     progress(0, len(launches))
-    with ThreadPoolExecutor(max(1, min(num_threads, len(launches))), "compile") as threads:
+    threads = ThreadPoolExecutor(max(1, min(num_threads, len(launches))), "compile")
+    try:
         running = {threads.submit(compile_one, launch): launch for launch in launches}
         for done, future in enumerate(as_completed(running), 1):
             error = future.exception()
             if isinstance(error, Exception):
                 failed.append((running[future], error))
             progress(done, len(launches))
+    finally:
+        threads.shutdown(cancel_futures=True)  # Ctrl-C waits for those under way only
     return failed
 
 

@@ -2,10 +2,12 @@
 
 import os
 import tempfile
+import threading
 from collections.abc import Iterator
 from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -61,11 +63,40 @@ def test_without_any_folder_the_cache_lasts_for_the_process(folders: Path) -> No
     assert chosen.name.startswith("hybridmoe-triton-") and chosen.is_dir()
 
 
-def test_one_kernel_that_does_not_compile_leaves_the_others(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+@pytest.fixture
+def unprepared(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(compiling, "_preparations", list)
     monkeypatch.setattr(compiling, "_prepare", lambda kernel: None)
+
+
+@pytest.mark.usefixtures("unprepared")
+def test_an_interrupt_leaves_the_kernels_that_wait() -> None:
+    compiled: list[int] = []
+
+    def run(number: int, *, grid: object, warmup: bool) -> SimpleNamespace:
+        return SimpleNamespace(_init_handles=lambda: compiled.append(number))
+
+    def interrupt(done: int, total: int) -> None:
+        if done == 1:
+            raise KeyboardInterrupt
+
+    def slowly(number: int, **options: Any) -> SimpleNamespace:
+        has_begun.wait()
+        return run(number, **options)
+
+    has_begun = threading.Event()
+    launches = [Launch(SimpleNamespace(run=run), (0,), {})]
+    launches += [Launch(SimpleNamespace(run=slowly), (i,), {}) for i in range(1, 20)]
+    timer = threading.Timer(0.2, has_begun.set)
+    timer.start()
+    with pytest.raises(KeyboardInterrupt):
+        compile_launches(launches, nullcontext, interrupt, num_threads=1)
+    timer.join()
+    assert compiled in ([0], [0, 1])
+
+
+@pytest.mark.usefixtures("unprepared")
+def test_one_kernel_that_does_not_compile_leaves_the_others() -> None:
     compiled: list[int] = []
 
     def run(number: int, *, grid: object, warmup: bool) -> SimpleNamespace:
