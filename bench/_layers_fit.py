@@ -1,6 +1,8 @@
 """Time of a decode step by itself and of each MoE layer: a line through several depths."""
 
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -18,6 +20,7 @@ __all__ = ["fit_rows", "line_through", "measure_layers", "parse_counts"]
 
 _EXPERTS = 8  # of a layer: as many as a token uses, so that files stay small
 _WARM_UP, _CONTEXT = 16, 1024
+_WAYS = {"counters": "0", "host functions": "1"}  # value of HYBRIDMOE_HOST_CALLS
 _NAMES = {"token_s": "decode", "neither_s": "GPU and CPU both idle in decode"}
 
 
@@ -31,21 +34,40 @@ def parse_counts(text: str) -> tuple[int, ...]:
 
 def measure_layers(
     counts: Sequence[int], kind: GGMLQuantizationType, num_decode: int
-) -> list[dict[str, float]]:
-    """Decode without VRAM slots, with each number of MoE layers of Kimi K2's sizes."""
-    return [_measure(count, kind, num_decode) for count in counts]
+) -> list[dict[str, Any]]:
+    """Decode without VRAM slots, with each number of MoE layers of Kimi K2's sizes.
+
+    Both ways to the CPU and back are measured.
+    """
+    found = []
+    for count in counts:
+        with TemporaryDirectory() as folder:
+            path = Path(folder) / "k2.gguf"
+            num_layers = K2_SLICE.num_dense_layers + count
+            shape = replace(K2_SLICE, num_layers=num_layers, num_experts=_EXPERTS)
+            write_synthetic(path, shape, expert_type=kind)
+            found += [_measure(path, count, way, num_decode) for way in _WAYS]
+    return found
 
 
-def _measure(count: int, kind: GGMLQuantizationType, num_decode: int) -> dict[str, float]:
-    with TemporaryDirectory() as folder:
-        path = Path(folder) / "k2.gguf"
-        num_layers = K2_SLICE.num_dense_layers + count
-        shape = replace(K2_SLICE, num_layers=num_layers, num_experts=_EXPERTS)
-        write_synthetic(path, shape, expert_type=kind)
-        with opened(path, _CONTEXT, device="cuda", place=[r"ffn_.*_exps=cpu"]) as llm:
-            token_s = 1 / decode(llm, _WARM_UP, num_decode).tokens_per_s
-            shares = profiled_decode(llm, _WARM_UP)
-    return {"layers": count, "token_s": token_s, "neither_s": shares.outside * token_s}
+def _measure(path: Path, count: int, way: str, num_decode: int) -> dict[str, Any]:
+    options = {"device": "cuda", "place": [r"ffn_.*_exps=cpu"]}
+    with environ(HYBRIDMOE_HOST_CALLS=_WAYS[way]), opened(path, _CONTEXT, **options) as llm:
+        token_s = 1 / decode(llm, _WARM_UP, num_decode).tokens_per_s
+        shares = profiled_decode(llm, _WARM_UP)
+    return {"way": way, "layers": count, "token_s": token_s, "neither_s": shares.outside * token_s}
+
+
+@contextmanager
+def environ(**values: str) -> Iterator[None]:
+    """Set environment variables, and restore them at the end of the block."""
+    before = dict(os.environ)
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
 
 
 def line_through(points: Sequence[tuple[float, float]]) -> tuple[float, float]:
@@ -58,9 +80,12 @@ def line_through(points: Sequence[tuple[float, float]]) -> tuple[float, float]:
 def fit_rows(found: Sequence[Mapping[str, Any]]) -> list[Row]:
     """Make rows of what a step takes by itself, and what each layer adds."""
     rows = []
-    depths = ", ".join(str(point["layers"]) for point in found)
-    for key, name in _NAMES.items():
-        step, layer = line_through([(point["layers"], point[key]) for point in found])
-        rows.append(Row(f"{name}, a step", 1e6 * step, "us", note=f"at 0 of {depths} MoE layers"))
-        rows.append(Row(f"{name}, a layer", 1e6 * layer, "us"))
+    for way in _WAYS:
+        points = [point for point in found if point["way"] == way]
+        depths = ", ".join(str(point["layers"]) for point in points)
+        for key, name in _NAMES.items():
+            step, layer = line_through([(point["layers"], point[key]) for point in points])
+            note = f"at 0 of {depths} MoE layers"
+            rows.append(Row(f"{way}: {name}, a step", 1e6 * step, "us", note=note))
+            rows.append(Row(f"{way}: {name}, a layer", 1e6 * layer, "us"))
     return rows

@@ -1,9 +1,12 @@
 """Line through decode steps of models with several numbers of layers."""
 
+import os
+
 import click
 import pytest
 
-from bench._layers_fit import fit_rows, line_through, parse_counts
+from bench._layers_fit import environ, fit_rows, line_through, parse_counts
+from hybridmoe.env import uses_host_functions
 
 
 def test_a_line_is_found_again() -> None:
@@ -13,18 +16,30 @@ def test_a_line_is_found_again() -> None:
 
 
 def test_rows_say_what_a_step_and_a_layer_take() -> None:
+    ways = {"counters": (300, 900, 250, 30), "host functions": (500, 950, 450, 80)}
     found = [
-        {"layers": n, "token_s": 300e-6 + n * 900e-6, "neither_s": 250e-6 + n * 30e-6}
-        for n in (2, 4, 8)
-    ]
-    assert {row.name: row.value for row in fit_rows(found)} == pytest.approx(
         {
-            "decode, a step": 300,
-            "decode, a layer": 900,
-            "GPU and CPU both idle in decode, a step": 250,
-            "GPU and CPU both idle in decode, a layer": 30,
+            "way": way,
+            "layers": n,
+            "token_s": 1e-6 * (step + n * layer),
+            "neither_s": 1e-6 * (idle_step + n * idle_layer),
         }
-    )
+        for n in (2, 4, 8)
+        for way, (step, layer, idle_step, idle_layer) in ways.items()
+    ]
+    names = ("decode, a step", "decode, a layer")
+    names += tuple(f"GPU and CPU both idle in {name}" for name in names)
+    want = {
+        f"{way}: {name}": n for way, of in ways.items() for name, n in zip(names, of, strict=True)
+    }
+    assert {row.name: row.value for row in fit_rows(found)} == pytest.approx(want)
+
+
+def test_the_environment_is_restored(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("HYBRIDMOE_HOST_CALLS", raising=False)
+    with environ(HYBRIDMOE_HOST_CALLS="1"):
+        assert uses_host_functions()
+    assert "HYBRIDMOE_HOST_CALLS" not in os.environ and not uses_host_functions()
 
 
 def test_counts_are_sorted_and_refused_in_one_line() -> None:
