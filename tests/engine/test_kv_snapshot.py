@@ -1,18 +1,25 @@
 """KV cache snapshots: round trip, conversion, and refusal of damaged files."""
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
 import torch
 from engine_run import MakeEngine, request, run
+from k2_config import K2
 
+from hybridmoe.config import EngineConfig, ModelConfig
+from hybridmoe.device.cpu import CpuDevice
 from hybridmoe.engine import Engine
+from hybridmoe.engine.kv_cache import BlockTable, KvCache
+from hybridmoe.engine.kv_snapshot import restore_snapshot, save_snapshot
 from hybridmoe.errors import ConfigError
 from hybridmoe.kernels.paged_mla import convert_rows
+from hybridmoe.planning.kv_plan import plan_kv
 
 LATENT_DIM = 512 + 64  # of the tiny model
+LAYERS_3 = ModelConfig.from_metadata(K2 | {"deepseek2.block_count": 3})
 IDS = [i * 7 % 250 for i in range(150)]
 
 
@@ -145,3 +152,30 @@ def test_a_damaged_file_is_one_line_and_leaves_no_trace(
     with pytest.raises(ConfigError, match=r"^sequence\.kv[^\n]*$"):
         engine.restore(path, "model")
     assert engine.stats().kv_pages_cached == 0
+
+
+@pytest.mark.parametrize(
+    ("saved_on", "restored_on"), [((0, 0, 1), (0, 1, 1)), ((0, 0, 0), (0, 1, 2))]
+)
+def test_the_layers_may_lie_on_other_devices_than_before(
+    tmp_path: Path, saved_on: Sequence[int], restored_on: Sequence[int]
+) -> None:
+    ids, found = list(range(100)), []
+    for split in (saved_on, restored_on):
+        devices = [CpuDevice() for _ in range(3)]
+        plan = plan_kv(LAYERS_3, EngineConfig(context_tokens=192, kv_tokens=192), 0)
+        cache = KvCache(LAYERS_3, plan, [devices[i] for i in split])
+        if not found:
+            table = BlockTable()
+            assert cache.grow(table, len(ids))
+            for part in cache.parts:
+                part.copy_(torch.randint(0, 256, part.shape, dtype=torch.uint8))
+            cache.free(table, ids, len(ids))
+            assert save_snapshot(tmp_path / "kv", ids, cache, "model") == len(ids)
+        else:
+            assert restore_snapshot(tmp_path / "kv", cache, "model", 256) == ids
+        pages, _ = cache.cached_pages([*ids, -1])
+        rows = [part[:, pages].flatten(1, 2)[:, : len(ids)] for part in cache.parts]
+        assert len(rows) == len(set(split))
+        found.append(torch.cat(rows))
+    assert torch.equal(*found)
