@@ -14,7 +14,7 @@ from hybridmoe.errors import ConfigError
 from hybridmoe.planning.model_sizes import Part
 from hybridmoe.planning.rates import COPY_TRAFFIC, GpuRates, Rates
 
-__all__ = ["Hits", "LayerCost", "LayerTimes", "layer_times", "upload_hits"]
+__all__ = ["Hits", "LayerCost", "LayerTimes", "cost", "layer_times", "upload_hits"]
 
 _MAX_SUMMED = 64  # chosen experts; with more of them, a layer is about as expected
 # Python and the driver for each piece of an upload: measured on a Xeon, docs/log.md.
