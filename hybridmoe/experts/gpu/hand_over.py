@@ -68,13 +68,13 @@ class HandOver:
         staged = StagedSubmission(0, 1, hidden, top_k, device)
         x, weights = torch.arange(1.0, 1 + hidden)[None], torch.arange(1.0, 1 + top_k)[None]
         host_ids = host_empty((1, top_k), torch.int32, device)
-        for t in (staged.x, host_ids, staged.weights):
+        for t in (staged.x, host_ids, staged.weights, staged.out):
             t.zero_()  # it may be what the last try wrote
-        staged.out.copy_(x)
         there = x.to(device)
         y = torch.zeros_like(there)
         self.send(there, weights.int().to(device), weights.to(device), staged, host_ids)
         receive(y, there, staged.out, self._counts, 0, self._done, max_polls=_TRY_POLLS)
+        staged.out.copy_(x)  # too late if launches block, as CUDA_LAUNCH_BLOCKING=1 makes them
         self.release()
         self._main.synchronize()
         pairs = ((staged.x, x), (host_ids, weights), (staged.weights, weights), (y.cpu(), 2 * x))

@@ -260,9 +260,16 @@ def test_a_hand_over_is_tried_before_it_is_used(monkeypatch: pytest.MonkeyPatch)
         assert isinstance(main, GraphStream)
         main.start(lambda: receive(*args, **kwargs))  # type: ignore[arg-type]
 
+    def blocking(*args: object, **kwargs: object) -> None:
+        receive(*args, **{**kwargs, "max_polls": 50})  # type: ignore[arg-type]
+        main.synchronize()
+
     if IS_INTERPRETED:
         monkeypatch.setattr(hand_overs, "receive", in_a_thread)
     assert HandOver(NUM_STAGED, main, DEVICE).works(HIDDEN, TOP_K)
+    with monkeypatch.context() as patched:
+        patched.setattr(hand_overs, "receive", blocking)
+        assert not HandOver(NUM_STAGED, main, DEVICE).works(HIDDEN, TOP_K)
     monkeypatch.setattr(hand_overs, "send", lambda *args: None)
     assert not HandOver(NUM_STAGED, main, DEVICE).works(HIDDEN, TOP_K)
 
