@@ -54,6 +54,7 @@ class ModelSizes:
     only: range | None = None  # layers that are summed; None = all
     shared: tuple[Part, ...] = ()  # of `dense`: the shared experts
     by_layer: tuple["ModelSizes", ...] = ()  # embedding with the first, head with the last
+    packed_piece_bytes: tuple[int, ...] = ()  # as `piece_bytes`, in VRAM; empty: the same
 
     @property
     def layers(self) -> range:
@@ -72,7 +73,7 @@ class ModelSizes:
     @property
     def slot_bytes(self) -> int:
         """Bytes of a VRAM expert slot, which takes an expert of any layer."""
-        return sum(self.piece_bytes)
+        return sum(self.packed_piece_bytes or self.piece_bytes)
 
     @property
     def buffer_bytes(self) -> int:
@@ -144,7 +145,7 @@ def sizes_of(
         elif layer is None or layer < config.num_layers:
             layer_sum = sums[-1 if layer is None else layer]
             if kind == "routed experts":
-                layer_sum.add_experts(f"{role}.{suffix}", part)
+                layer_sum.add_experts(f"{role}.{suffix}", part, num_rows)
             else:
                 layer_sum.add_dense(part, kind, num_rows, is_on_cpu=is_on_cpu(tensor.name))
     return _sum(config, [layer.sizes(is_tied) for layer in sums], None)
@@ -160,11 +161,13 @@ class _LayerSum:
         self._dense: list[Part] = []
         self._shared: list[Part] = []
         self._experts: dict[str, Part] = {}  # one expert's, by name
+        self._packed: dict[str, int] = {}  # their bytes in VRAM
         self._gpu_bytes = self._cpu_bytes = 0
 
-    def add_experts(self, name: str, part: Part) -> None:
+    def add_experts(self, name: str, part: Part, num_rows: int) -> None:
         count = self._config.num_experts
-        self._experts[name] = Part(part.type, part.num_params // count, part.num_bytes // count)
+        one = Part(part.type, part.num_params // count, part.num_bytes // count)
+        self._experts[name], self._packed[name] = one, _packed_bytes(one, num_rows // count)
 
     def add_dense(self, part: Part, kind: str, num_rows: int, *, is_on_cpu: bool) -> None:
         (self._head if kind == "output" else self._dense).append(part)
@@ -192,6 +195,9 @@ class _LayerSum:
             dense=_by_type(self._dense),
             experts=(_by_type(parts),) if has_experts else (),
             piece_bytes=tuple(part.num_bytes for part in parts),
+            packed_piece_bytes=tuple(self._packed[n] for n in sorted(self._packed))
+            if parts
+            else (),
             gpu_bytes=self._gpu_bytes,
             cpu_bytes=self._cpu_bytes,
             only=range(self._number, self._number + 1),
@@ -201,6 +207,7 @@ class _LayerSum:
 
 def _sum(config: ModelConfig, layers: Sequence[ModelSizes], only: range | None) -> ModelSizes:
     pieces = [layer.piece_bytes for layer in layers if layer.piece_bytes]
+    packed = [layer.packed_piece_bytes for layer in layers if layer.packed_piece_bytes]
     return ModelSizes(
         config=config,
         embedding_bytes=sum(layer.embedding_bytes for layer in layers),
@@ -209,6 +216,7 @@ def _sum(config: ModelConfig, layers: Sequence[ModelSizes], only: range | None) 
         dense=_by_type(part for layer in layers for part in layer.dense),
         experts=tuple(parts for layer in layers for parts in layer.experts),
         piece_bytes=tuple(map(max, zip(*pieces, strict=True))),
+        packed_piece_bytes=tuple(map(max, zip(*packed, strict=True))),
         gpu_bytes=sum(layer.gpu_bytes for layer in layers),
         cpu_bytes=sum(layer.cpu_bytes for layer in layers),
         only=only,
@@ -218,9 +226,13 @@ def _sum(config: ModelConfig, layers: Sequence[ModelSizes], only: range | None) 
 
 
 def _gpu_bytes(part: Part, num_rows: int) -> int:
-    if part.type in _PACKED_TYPES:
-        return part.num_bytes + num_rows * (-(part.num_bytes // num_rows) % _PACKED_ROW_BYTES)
-    return part.num_bytes if part.type in GPU_TYPES else 2 * part.num_params
+    return _packed_bytes(part, num_rows) if part.type in GPU_TYPES else 2 * part.num_params
+
+
+def _packed_bytes(part: Part, num_rows: int) -> int:
+    if part.type not in _PACKED_TYPES:
+        return part.num_bytes
+    return part.num_bytes + num_rows * (-(part.num_bytes // num_rows) % _PACKED_ROW_BYTES)
 
 
 def _by_type(parts: Iterable[Part]) -> tuple[Part, ...]:

@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from k2_header import k2_tensors, write_k2
 from memory_plans import plan_of as plan
+from tiny_gguf import write_tiny
 
 from hybridmoe.config import EngineConfig
 from hybridmoe.errors import ConfigError
@@ -207,6 +208,19 @@ def test_a_prompt_of_128k_has_room_for_what_is_decoded_and_expanded() -> None:
     attention = pytest.importorskip("hybridmoe.kernels.triton.prefill_attention")
     kv_bytes = 131072 * 576 * 2  # of one layer of K2
     assert product.SLAB_BYTES + attention.EXPANDED_BYTES + kv_bytes <= SCRATCH_BYTES
+
+
+@pytest.mark.parametrize("kind", [Type.Q8_0, Type.Q4_0, Type.Q4_1])
+def test_a_slot_has_room_for_packed_rows(tmp_path: Path, kind: Type) -> None:
+    experts = pytest.importorskip("hybridmoe.kernels.triton.expert_ffn")
+    sizes = {"hidden": 96, "expert_width": 32}  # rows of 102 and 34 bytes in Q8_0
+    write_tiny(tmp_path / "m.gguf", type=kind, **sizes)
+    outline = read_outline(tmp_path / "m.gguf")
+    found = sizes_of(outline.tensors, outline.config)
+    layout = experts.SlotLayout(kind, kind, kind, 96, 32).packed
+    bytes = 2 * 32 * layout.gate_row_bytes + 96 * layout.down_row_bytes
+    assert found.slot_bytes == bytes
+    assert (found.slot_bytes > sum(found.piece_bytes)) == (kind != Type.Q4_1)
 
 
 def test_the_planner_knows_the_cards_types() -> None:
