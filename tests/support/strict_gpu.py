@@ -22,6 +22,7 @@ from hybridmoe.kernels.matrix import QuantMatrix
 from hybridmoe.kernels.triton.matrix import DeviceMatrix
 from hybridmoe.llm import load as loading
 from hybridmoe.placement import gpu as gpu_placement
+from hybridmoe.placement.kernel_checks import KernelChecks
 from hybridmoe.placement.self_check import SelfCheck
 
 __all__ = ["META", "StrictDevice", "StrictTensor", "use_strict_gpu"]
@@ -133,8 +134,8 @@ class StrictRuntime(InterpretedRuntime):
     def device(self, is_on_cpu: Callable[[str], bool], is_right: IsRight) -> CudaDevice:
         return StrictDevice(is_on_cpu, is_right, self._main)
 
-    def self_check(self) -> SelfCheck:
-        return SelfCheck(StrictDevice())
+    def self_check(self, found: KernelChecks) -> SelfCheck:
+        return SelfCheck(StrictDevice(), found)
 
 
 def use_strict_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -150,5 +151,5 @@ def use_strict_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(interpreter, "_unwrap_tensor", unwrapped)
     monkeypatch.setattr(GraphStream, "_run", run_strictly)
-    monkeypatch.setattr(loading, "choose_gpu", lambda name: NO_GPU if name == "cpu" else GPU)
+    monkeypatch.setattr(loading, "choose_gpus", lambda name: NO_GPU if name == "cpu" else (GPU,))
     monkeypatch.setattr(gpu_placement, "GpuRuntime", StrictRuntime)
