@@ -91,7 +91,7 @@ def test_two_gpus_compute_the_bits_of_one(
         assert states == [(size, SMALL["hidden"]) for size in sizes]  # once a step
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="real GPUs refuse this by themselves")
+@pytest.mark.interpreter  # real GPUs refuse this by themselves
 def test_the_watch_sees_states_that_did_not_cross(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
