@@ -67,7 +67,8 @@ def compiled(kernel: Any, constants: dict[str, Any], arch: int, **options: int) 
     signature = {}
     for name in names:
         is_number = name in ("scale", "eps")
-        default = "*fp32" if name.endswith("_ptr") else "fp32" if is_number else "i32"
+        pointer = "*bf16" if name == "x_ptr" and constants.get("IS_ONE") is False else "*fp32"
+        default = pointer if name.endswith("_ptr") else "fp32" if is_number else "i32"
         signature[name] = "constexpr" if name in constants else POINTERS.get(name, default)
     even = [i for i, n in enumerate(names) if EVEN.search(n) and n not in UNEVEN]
     if constants.get("KIND") in ("BF16", "F16"):
@@ -131,9 +132,11 @@ def product_kernels() -> Iterator[tuple[Any, dict[str, Any], dict[str, int]]]:
         for is_one in (True, False):
             if is_one and kind in VECTOR_KINDS:
                 continue
-            constants = {"IS_ONE": is_one, "DOT": tl.bfloat16, "KIND": kind, "ROWS": 16}
+            constants = {"IS_ONE": is_one, "DOT": tl.bfloat16, "KIND": kind}
+            constants["ROWS"] = 16 if is_one else 64
             constants["IS_PACKED"] = kind in VECTOR_KINDS
-            yield product._gemv_kernel, constants, {"num_warps": 4 if is_one else 8}
+            options = {"num_warps": 4 if is_one else 8, "num_stages": 2}
+            yield product._gemv_kernel, constants, options
     yield product._dequantize_kernel, {"KIND": "Q4_K", "IS_PACKED": False, "ROWS": 16}, {}
     plans = {vectors.plan_vectors(*sizes) for sizes in ((18432, 7168), (1536, 7168), (512, 128))}
     for kind, plan, tokens in product_of(VECTOR_KINDS, sorted(plans), (1, 4)):

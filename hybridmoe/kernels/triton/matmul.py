@@ -57,7 +57,7 @@ class GemvPlan(NamedTuple):
     chunks_per_split: int
 
 
-def plan_gemv(num_rows: int, num_chunks: int, num_sms: int) -> GemvPlan:
+def plan_gemv(num_rows: int, num_chunks: int, num_sms: int, *, is_one: bool = True) -> GemvPlan:
     """Plan enough bytes in flight to cover the latency of memory, by Little's law.
 
     A GPU of 1 to 3.4 TB/s with 600 ns of latency needs 0.6 to 2 MB in flight, 5 to 16 KB for each
@@ -66,11 +66,15 @@ def plan_gemv(num_rows: int, num_chunks: int, num_sms: int) -> GemvPlan:
     split where rows alone give fewer than eight programs (three waiting, so that none idles at the
     end). A split has at least two chunks, since it writes 4 bytes per row and token that are read
     again.
+
+    Several tokens (not is_one): every program reads all of x, as much as 28 rows of Q4_K for 16
+    tokens. So it has 64 rows and eight warps, two of which fit a multiprocessor.
     """
-    tiles = triton.cdiv(num_rows, BLOCK_ROWS)
-    splits = max(1, min(triton.cdiv(8 * num_sms, tiles), num_chunks // 2))
+    block_rows, programs = (BLOCK_ROWS, 8) if is_one else (64, 3)
+    tiles = triton.cdiv(num_rows, block_rows)
+    splits = max(1, min(triton.cdiv(programs * num_sms, tiles), num_chunks // 2))
     chunks_per_split = triton.cdiv(num_chunks, splits)
-    return GemvPlan(BLOCK_ROWS, triton.cdiv(num_chunks, chunks_per_split), chunks_per_split)
+    return GemvPlan(block_rows, triton.cdiv(num_chunks, chunks_per_split), chunks_per_split)
 
 
 def linear(x: Tensor, w: DeviceMatrix, out: Tensor | None = None) -> Tensor:
@@ -152,10 +156,15 @@ def _gemv(x: Tensor, w: DeviceMatrix, out: Tensor) -> Tensor:
     batch, tokens, cols = x.shape
     if w.has_vectors and tokens <= MAX_VECTOR_TOKENS:
         return vector_gemv(x, w, out)
-    plan = plan_gemv(w.rows * batch, triton.cdiv(cols, CHUNK), num_multiprocessors(x.device))
+    is_one = tokens == 1
+    if not is_one:
+        x = x.bfloat16().contiguous()  # each program reads all of it
+    plan = plan_gemv(
+        w.rows * batch, triton.cdiv(cols, CHUNK), num_multiprocessors(x.device), is_one=is_one
+    )
     parts = out[None]
     if plan.num_splits > 1:
-        parts = x.new_empty(plan.num_splits, batch, tokens, w.rows)
+        parts = out.new_empty(plan.num_splits, batch, tokens, w.rows)
     grid = (triton.cdiv(w.rows, plan.block_rows), plan.num_splits, batch)
     _gemv_kernel[grid](
         x,
@@ -165,17 +174,18 @@ def _gemv(x: Tensor, w: DeviceMatrix, out: Tensor) -> Tensor:
         tokens,
         w.rows,
         cols,
-        *x.stride()[:2],
+        x.stride(0),
         *parts.stride()[:3],
         w.row_bytes,
         chunk_limit(w.type.name, cols),
         plan.chunks_per_split,
-        IS_ONE=tokens == 1,
+        IS_ONE=is_one,
         DOT=DOT_TYPE,
         KIND=w.type.name,
         IS_PACKED=w.is_packed,
         ROWS=plan.block_rows,
-        num_warps=4 if tokens == 1 else 8,  # four spill registers there (Q6_K on sm_89)
+        num_warps=4 if is_one else 8,  # four spill registers there (Q6_K on sm_89)
+        num_stages=2,  # with three, 64 rows do not fit a consumer GPU's shared memory
     )
     return out if plan.num_splits == 1 else torch.sum(parts, 0, out=out)
 
@@ -219,7 +229,6 @@ def _gemv_kernel(
     num_rows,
     num_cols,
     x_batch_stride,
-    x_token_stride,
     part_stride,
     out_batch_stride,
     out_token_stride,
@@ -238,11 +247,11 @@ def _gemv_kernel(
     rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     row_ok = rows < num_rows
     row = w_ptr + (b * num_rows + rows) * row_bytes
-    x_ptr += b * x_batch_stride
     parts_ptr += split.to(tl.int64) * part_stride + b * out_batch_stride
     first = split * chunks_per_split
     last = tl.minimum(first + chunks_per_split, tl.cdiv(num_cols, 256))
     if IS_ONE:
+        x_ptr += b * x_batch_stride
         acc = zeros(KIND, ROWS)
         for chunk in range(first, last):
             at = chunk * 256 + columns(KIND)
@@ -250,6 +259,7 @@ def _gemv_kernel(
             acc += dequantize_tile(row, chunk, limit, row_ok, books_ptr, KIND, IS_PACKED) * x
         tl.store(parts_ptr + rows, sum_tile(acc), mask=row_ok)
     else:
+        x_ptr += b * num_tokens * num_cols
         k = tl.arange(0, 256)
         token = tl.arange(0, _TOKENS)
         token_ok = token < num_tokens
@@ -257,10 +267,10 @@ def _gemv_kernel(
         for chunk in range(first, last):
             at = chunk * 256 + k
             mask = token_ok[:, None] & (at < num_cols)[None, :]
-            x = tl.load(x_ptr + token[:, None] * x_token_stride + at[None, :], mask=mask, other=0.0)
+            x = tl.load(x_ptr + token[:, None] * num_cols + at[None, :], mask=mask, other=0.0)
             w = dequantize_rows(row, chunk, limit, row_ok, books_ptr, KIND, IS_PACKED, ROWS)
             w = w.to(tl.bfloat16).to(DOT)
-            sums = tl.dot(x.to(tl.bfloat16).to(DOT), tl.trans(w), sums)
+            sums = tl.dot(x.to(DOT), tl.trans(w), sums)
         out = parts_ptr + token[:, None] * out_token_stride + rows[None, :]
         tl.store(out, sums, mask=token_ok[:, None] & row_ok[None, :])
 

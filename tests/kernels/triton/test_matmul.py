@@ -50,8 +50,6 @@ def check_linear(x: torch.Tensor, w: QuantMatrix, got: torch.Tensor, exact_token
     bound = (dot_bound if tokens > exact_tokens else sum_bound)(w.cols, magnitude)
     if tokens > exact_tokens:
         weights = bfloat16(weights.astype(np.float32))
-        exact_x = bfloat16(exact_x)
-    if tokens > MAX_GEMV_TOKENS:
         exact_x = x.bfloat16().double().numpy()
     want = exact_x.astype(np.float64) @ weights.T
     if tokens > MAX_GEMV_TOKENS:
@@ -234,12 +232,15 @@ def test_a_poisoned_token_spoils_only_itself() -> None:
 
 @pytest.mark.parametrize(("rows", "chunks"), [(1, 1), (2048, 28), (18432, 28), (163840, 28)])
 @pytest.mark.parametrize("num_sms", [1, 24, 132])
-def test_plans_cover_all_columns_and_fill_the_gpu(rows: int, chunks: int, num_sms: int) -> None:
-    plan = plan_gemv(rows, chunks, num_sms)
+@pytest.mark.parametrize("is_one", [True, False])
+def test_plans_cover_all_columns_and_fill_the_gpu(
+    rows: int, chunks: int, num_sms: int, is_one: bool
+) -> None:
+    plan = plan_gemv(rows, chunks, num_sms, is_one=is_one)
     assert (plan.num_splits - 1) * plan.chunks_per_split < chunks
     assert plan.num_splits * plan.chunks_per_split >= chunks
     programs = -(-rows // plan.block_rows) * plan.num_splits
-    assert plan.chunks_per_split <= 3 or programs >= 4 * num_sms
+    assert plan.chunks_per_split <= 3 or programs >= (4 if is_one else 2) * num_sms
 
 
 def test_wrong_arguments_are_refused() -> None:
