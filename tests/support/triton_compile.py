@@ -133,7 +133,7 @@ def product_kernels() -> Iterator[tuple[Any, dict[str, Any], dict[str, int]]]:
             if is_one and kind in VECTOR_KINDS:
                 continue
             constants = {"IS_ONE": is_one, "DOT": tl.bfloat16, "KIND": kind}
-            constants["ROWS"] = 16 if is_one else 64
+            constants["ROWS"] = product.gemv_rows(kind, is_one=is_one)
             constants["IS_PACKED"] = kind in VECTOR_KINDS
             options = {"num_warps": 4 if is_one else 8, "num_stages": 2}
             yield product._gemv_kernel, constants, options

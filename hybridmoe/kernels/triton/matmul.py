@@ -35,6 +35,7 @@ from hybridmoe.kernels.triton.runtime import (
     num_multiprocessors,
 )
 from hybridmoe.kernels.triton.vector_gemv import MAX_VECTOR_TOKENS, vector_gemv
+from hybridmoe.kernels.triton.vectors import VECTOR_KINDS
 
 __all__ = ["MAX_GEMV_TOKENS", "GemvPlan", "batched_linear", "dequantize", "linear", "plan_gemv"]
 
@@ -57,7 +58,20 @@ class GemvPlan(NamedTuple):
     chunks_per_split: int
 
 
-def plan_gemv(num_rows: int, num_chunks: int, num_sms: int, *, is_one: bool = True) -> GemvPlan:
+def gemv_rows(kind: str, *, is_one: bool) -> int:
+    """Count the rows of a program, for one token or several.
+
+    Every program of several tokens reads all of x, 16 tokens as much as 28 rows of Q4_K. So it has
+    64 rows, or 32 of the types whose unpacking takes more registers.
+    """
+    if is_one:
+        return BLOCK_ROWS
+    return 64 if kind in (*VECTOR_KINDS, "BF16", "F16") else 32
+
+
+def plan_gemv(
+    num_rows: int, num_chunks: int, num_sms: int, block_rows: int = BLOCK_ROWS
+) -> GemvPlan:
     """Plan enough bytes in flight to cover the latency of memory, by Little's law.
 
     A GPU of 1 to 3.4 TB/s with 600 ns of latency needs 0.6 to 2 MB in flight, 5 to 16 KB for each
@@ -67,10 +81,9 @@ def plan_gemv(num_rows: int, num_chunks: int, num_sms: int, *, is_one: bool = Tr
     end). A split has at least two chunks, since it writes 4 bytes per row and token that are read
     again.
 
-    Several tokens (not is_one): every program reads all of x, as much as 28 rows of Q4_K for 16
-    tokens. So it has 64 rows and eight warps, two of which fit a multiprocessor.
+    Programs of more rows have eight warps: two of 64 rows fit a multiprocessor.
     """
-    block_rows, programs = (BLOCK_ROWS, 8) if is_one else (64, 3)
+    programs = 8 if block_rows == BLOCK_ROWS else 192 // block_rows
     tiles = triton.cdiv(num_rows, block_rows)
     splits = max(1, min(triton.cdiv(programs * num_sms, tiles), num_chunks // 2))
     chunks_per_split = triton.cdiv(num_chunks, splits)
@@ -159,9 +172,8 @@ def _gemv(x: Tensor, w: DeviceMatrix, out: Tensor) -> Tensor:
     is_one = tokens == 1
     if not is_one:
         x = x.bfloat16().contiguous()  # each program reads all of it
-    plan = plan_gemv(
-        w.rows * batch, triton.cdiv(cols, CHUNK), num_multiprocessors(x.device), is_one=is_one
-    )
+    num_sms, block_rows = num_multiprocessors(x.device), gemv_rows(w.type.name, is_one=is_one)
+    plan = plan_gemv(w.rows * batch, triton.cdiv(cols, CHUNK), num_sms, block_rows)
     parts = out[None]
     if plan.num_splits > 1:
         parts = out.new_empty(plan.num_splits, batch, tokens, w.rows)

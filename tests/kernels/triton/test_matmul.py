@@ -232,15 +232,15 @@ def test_a_poisoned_token_spoils_only_itself() -> None:
 
 @pytest.mark.parametrize(("rows", "chunks"), [(1, 1), (2048, 28), (18432, 28), (163840, 28)])
 @pytest.mark.parametrize("num_sms", [1, 24, 132])
-@pytest.mark.parametrize("is_one", [True, False])
+@pytest.mark.parametrize("block_rows", [16, 32, 64])
 def test_plans_cover_all_columns_and_fill_the_gpu(
-    rows: int, chunks: int, num_sms: int, is_one: bool
+    rows: int, chunks: int, num_sms: int, block_rows: int
 ) -> None:
-    plan = plan_gemv(rows, chunks, num_sms, is_one=is_one)
+    plan = plan_gemv(rows, chunks, num_sms, block_rows)
     assert (plan.num_splits - 1) * plan.chunks_per_split < chunks
     assert plan.num_splits * plan.chunks_per_split >= chunks
     programs = -(-rows // plan.block_rows) * plan.num_splits
-    assert plan.chunks_per_split <= 3 or programs >= (4 if is_one else 2) * num_sms
+    assert plan.chunks_per_split <= 3 or programs >= (4 if block_rows == 16 else 2) * num_sms
 
 
 def test_wrong_arguments_are_refused() -> None:
