@@ -43,7 +43,8 @@ def faults(version: str, arch: str) -> list[str]:
     reports = [json.loads(line) for line in done.stdout.splitlines()]
     found = [f"{fault}: {r['constants']}" for r in reports if (fault := reduction_fault(r))]
     if done.returncode:
-        found.append(f"after {len(reports)} kernels: {done.stderr.strip().splitlines()[-1]}")
+        said = [line for line in done.stderr.splitlines() if "rror" in line] or [done.stderr]
+        found.append(f"after {len(reports)} kernels: {said[-1].strip()}")
     print(f"Triton {version}, sm_{arch}: {len(reports)} kernels, {len(found)} faults", flush=True)
     return found
 
