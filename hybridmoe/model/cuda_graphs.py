@@ -25,7 +25,7 @@ _ALIGNED = 32  # numbers of 4 bytes between which a part of the inputs begins
 
 
 class Outputs(NamedTuple):
-    """What a step returns, valid until the next; still being computed."""
+    """Results of a step, still being computed; valid until the next step."""
 
     states: Tensor  # (T, H), on the device
     logits: Tensor | None  # (T, V), on the host

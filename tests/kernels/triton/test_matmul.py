@@ -42,7 +42,10 @@ def column_counts(kind: GGMLQuantizationType) -> list[int]:
 
 
 def check_linear(x: torch.Tensor, w: QuantMatrix, got: torch.Tensor, exact_tokens: int = 0) -> None:
-    """exact_tokens: so many are multiplied in float32; 0: as many as for this type in VRAM."""
+    """Check a product.
+
+    exact_tokens: largest step that is multiplied in float32; 0: that of this type in VRAM.
+    """
     exact_x, tokens = x.numpy(), len(x)
     weights, offset = closeness.weights(w)[0], offsets(w)[0]
     magnitude = np.abs(exact_x) @ (np.abs(weights - offset) + np.abs(offset)).T
