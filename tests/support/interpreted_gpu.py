@@ -43,7 +43,7 @@ class GraphStream(FakeStream):
         self._error: Exception | None = None
 
     def record_graph(self, function: Callable[[], None]) -> None:
-        """Call a function as at capture, with no CPU side: what it hands over is released at once."""
+        """Call a function as at capture: what it hands over is released, not computed."""
         assert self.hand_over is not None
         has_ended = threading.Event()
         release = self.hand_over._native.release
