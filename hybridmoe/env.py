@@ -21,6 +21,7 @@ __all__ = [
     "ISA_NAMES",
     "MAX_NODES",
     "MAX_THREADS",
+    "check_environment",
     "forced_isa",
     "io_engine",
     "num_nodes",
@@ -33,6 +34,12 @@ ISA_NAMES = ("scalar", "avx2", "avx512", "amx")
 IO_NAMES = ("auto", "threads", "uring")
 MAX_NODES = 64
 MAX_THREADS = 1024
+
+
+def check_environment() -> None:
+    """Check every variable, also those that a machine does not need. Errors: ConfigError."""
+    for read in (forced_isa, io_engine, num_threads, num_nodes, pins_threads, uses_host_functions):
+        read()
 
 
 def forced_isa() -> str | None:

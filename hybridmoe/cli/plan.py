@@ -4,6 +4,7 @@ Reads headers only. `planning.memory_plan` decides, `planning.cost_model` predic
 """
 
 import json
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -48,8 +49,18 @@ def _sizes(
     return tuple(size for size in found if size is not None)
 
 
-_ABOVE_0 = click.FloatRange(min=0, min_open=True)
-_SHARE = click.FloatRange(min=0, max=1)
+class _Finite(click.FloatRange):
+    """A range without infinity, and without NaN, which lies in every range of click's."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        number = super().convert(value, param, ctx)
+        if not math.isfinite(number):
+            self.fail(f"{value!r} is not a finite number", param, ctx)
+        return number
+
+
+_ABOVE_0 = _Finite(min=0, min_open=True)
+_SHARE = _Finite(min=0, max=1)
 _TOKENS = click.IntRange(min=1, max=1 << 26)
 
 

@@ -12,6 +12,7 @@ from hybridmoe.hardware import isa
 from hybridmoe.hardware.disk import measure_disk
 from hybridmoe.hardware.gpu import CudaGpu, Gpus, NoGpu, choose_gpus
 from hybridmoe.hardware.machine import measure
+from hybridmoe.option import gpu_numbers
 from hybridmoe.planning.gpu_specs import GpuSpec, spec_like, spec_named
 from hybridmoe.planning.plan import Plan
 from hybridmoe.planning.rates import GpuRates, Rates, rates_of
@@ -33,6 +34,8 @@ def gpus_of(device: str, given: Mapping[str, Any]) -> PlannedGpus:
     device: as `load` takes it. given: options of the command.
     Errors: ConfigError where the speed is unknown.
     """
+    if given["gpu"] is not None and device == "cpu":
+        raise ConfigError("--gpu: --device cpu uses none, leave one of both out")
     is_described = given["gpu"] is not None or given["vram"] is not None
     if device == "cpu" or not is_described:
         return _gpus_here(device, given)
@@ -45,7 +48,13 @@ def gpus_of(device: str, given: Mapping[str, Any]) -> PlannedGpus:
     if vram is None:
         sizes = tuple(spec.vram_gib << 30 for _, spec in named)
     if len(sizes) != len(named):
-        raise ConfigError(f"--vram: expected {len(named)} sizes, one for each of --gpu")
+        count = "1 size" if len(named) == 1 else f"{len(named)} sizes"
+        raise ConfigError(f"--vram: expected {count}, one for each of --gpu")
+    numbers = gpu_numbers(device)
+    if numbers and len(numbers) != len(named):
+        raise ConfigError(
+            f"device={device}: expected {len(named)}, as many GPUs as --gpu and --vram describe"
+        )
     gpus = tuple(
         CudaGpu(number, name, (0, 0), size, size)
         for number, ((name, _), size) in enumerate(zip(named, sizes, strict=True))

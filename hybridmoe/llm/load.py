@@ -8,6 +8,7 @@ from typing import Any
 from hybridmoe.config import ModelConfig
 from hybridmoe.demo import demo_path
 from hybridmoe.engine.engine import Engine
+from hybridmoe.env import check_environment
 from hybridmoe.errors import GGUFError, KernelError
 from hybridmoe.gguf.reader import GGUFFile
 from hybridmoe.gguf.tensor_table import read_config
@@ -41,6 +42,7 @@ def load(
     Errors: GGUFError, UnsupportedModelError, ConfigError, DeviceError, DiskError; one line.
     """
     options = LoadOptions.of(options, keywords)
+    check_environment()  # before the minutes that some variables are first used after
     gpus = choose_gpus(options.device)
     if not isinstance(gpus, NoGpu):
         from hybridmoe.kernels.triton.compiling import begin_compiling  # needs Triton, an extra

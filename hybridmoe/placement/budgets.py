@@ -31,6 +31,8 @@ def plan_for(
 
     ram_bytes: None = what is free now. Errors: ConfigError, GGUFError.
     """
+    if options.defer > config.top_k:
+        raise ConfigError(f"defer={options.defer}: a token has {config.top_k} experts")
     budgets = budgets_of(options, gpus, ram_bytes)
     rules = PlacementRules(options.place)
     return plan_memory(config, tensors, options.engine_config(config), budgets, rules)

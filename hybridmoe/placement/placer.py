@@ -3,7 +3,6 @@
 from contextlib import ExitStack
 
 from hybridmoe.device.interface import Device
-from hybridmoe.errors import ConfigError
 from hybridmoe.experts.backend import CpuExperts, ExpertBackend
 from hybridmoe.experts.hot_profile import HotProfile
 from hybridmoe.gguf.reader import GGUFFile
@@ -38,8 +37,6 @@ def place(
     num_deferred, profile_path = options.defer, options.expert_profile
     if profile_path is not None and profile_path != OFF:
         HotProfile.check_writable(profile_path)  # not after hours of work
-    if num_deferred > config.top_k:
-        raise ConfigError(f"defer={num_deferred}: a token has {config.top_k} experts")
     routed = routed_experts(Weights(file), config)
     kept = None
     if plan.disk_cache is not None or plan.num_vram_slots:

@@ -8,6 +8,7 @@ import pytest
 
 import hybridmoe
 from hybridmoe.engine.engine import Engine
+from hybridmoe.errors import ConfigError
 from hybridmoe.experts.routing_trace import TraceWriter
 from hybridmoe.gguf.reader import GGUFFile
 from hybridmoe.llm import load as loading
@@ -74,3 +75,12 @@ def test_closing_closes_all_even_where_the_profile_cannot_be_saved(
     assert closed == OPENED[::-1]
     llm.close()
     assert len(closed) == len(OPENED)
+
+
+@pytest.mark.parametrize("name", ["IO", "HOST_CALLS", "PIN", "THREADS", "NUMA_NODES"])
+def test_a_bad_variable_is_an_error_before_the_file_is_opened(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(f"HYBRIDMOE_{name}", "x")
+    with pytest.raises(ConfigError, match=f"HYBRIDMOE_{name}='x': expected"):
+        hybridmoe.load("no file", device="cpu")
