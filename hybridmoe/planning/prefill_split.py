@@ -9,7 +9,7 @@ and products. Resident experts skip the copies.
 All experts of a layer have the same size, so the link is best spent on the expert that spares the
 CPU most: the one with the most tokens. In that order the GPU takes a prefix and the CPU the rest,
 and one pass over the prefixes finds the best. It is slower than the best of all splits by the time
-of one expert at most (docs/cuda.md).
+of one expert at most (docs/cuda.md). What the GPU took, it computes longest first.
 """
 
 from collections.abc import Sequence
@@ -128,14 +128,28 @@ def split(costs: ExpertCosts, is_resident: Sequence[bool] | NDArray[np.bool_]) -
     busy = np.where(resident, costs.gpu, np.maximum(costs.gpu, max(costs.copy, costs.link)))
     order = np.lexsort((-spared / busy, ~resident))  # stable: ties by number
     num_resident = int(resident.sum())
-    by_gpu = gpu_finish(costs, order, num_resident)
-    both = np.maximum(by_gpu, _cpu_finish(costs, order, num_resident))
-    best = int(both.argmin())
+    by_cpu = _cpu_finish(costs, order, num_resident)
+    best = int(np.maximum(gpu_finish(costs, order, num_resident), by_cpu).argmin())
+    # In an order of its own, all on the GPU may still be faster.
+    of_both = (_first(n, costs, order, num_resident, by_cpu) for n in (best, len(order)))
+    return min(of_both, key=lambda found: found.seconds)
+
+
+def _first(
+    n: int, costs: ExpertCosts, order: NDArray[np.intp], num_resident: int, by_cpu: Seconds
+) -> Split:
+    """Give the first n experts of `order` to the GPU.
+
+    Of those streamed the longest comes first: behind the last copy as little as possible is left.
+    """
+    resident, streamed = order[: min(n, num_resident)], order[num_resident:n]
+    streamed = streamed[np.argsort(-costs.gpu[streamed], kind="stable")]
+    gpu = np.append(resident, streamed)
     return Split(
-        gpu=tuple(order[:best].tolist()),
-        cpu=tuple(sorted(order[best:].tolist())),
-        num_resident=min(best, num_resident),
-        seconds=float(both[best]),
+        gpu=tuple(gpu.tolist()),
+        cpu=tuple(sorted(order[n:].tolist())),
+        num_resident=len(resident),
+        seconds=float(max(gpu_finish(costs, gpu, len(resident))[-1], by_cpu[n])),
     )
 
 

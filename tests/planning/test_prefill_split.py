@@ -32,7 +32,7 @@ def seconds_of(costs: ExpertCosts, is_resident: Sequence[bool], is_on_gpu: Seque
     on_gpu = [e for e in experts if is_on_gpu[e]]
     resident = [e for e in on_gpu if is_resident[e]]
     rest = sorted(
-        (e for e in on_gpu if not is_resident[e]), key=lambda e: costs.cpu[e], reverse=True
+        (e for e in on_gpu if not is_resident[e]), key=lambda e: costs.gpu[e], reverse=True
     )
     on_cpu = [e for e in experts if not is_on_gpu[e]]
     products = sum(costs.cpu[e] for e in on_cpu) + len(rest) * costs.copy_cpu
@@ -119,6 +119,14 @@ def test_the_heaviest_experts_go_to_the_gpu() -> None:
     """Two a second over the link, from half a second on."""
     found = split(flat([1, 9, 1, 2, 8, 1], gpu=0.125, link=0.5), [False] * 6)
     assert found == Split(gpu=(1, 4, 3, 0), cpu=(2, 5), num_resident=0, seconds=2.625)
+
+
+def test_the_longest_on_the_gpu_is_computed_first() -> None:
+    """Each is worth a copy; the last to arrive is the one that leaves least to do behind it."""
+    costs = flat([9, 9, 9], link=1.0)._replace(gpu=np.array([0.5, 1.0, 3.0]))
+    found = split(costs, [False] * 3)
+    assert (found.streamed, found.cpu) == ((2, 1, 0), ())
+    assert found.seconds == 0.5 + 1 + 3 + 1 + 0.5  # by number: half a second more
 
 
 def test_resident_experts_are_not_streamed() -> None:
