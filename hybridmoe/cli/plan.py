@@ -18,10 +18,15 @@ from hybridmoe.cli.plan_report import Report, sections
 from hybridmoe.cli.tables import print_sections
 from hybridmoe.errors import ConfigError
 from hybridmoe.gguf.outline import Outline, read_outline, with_expert_type
-from hybridmoe.placement.budgets import plan_for
+from hybridmoe.hardware.gpu import NoGpu
+from hybridmoe.placement.budgets import plan_for, plan_within
+from hybridmoe.placement.options import LoadOptions
+from hybridmoe.planning.cost_model import HitCurve
+from hybridmoe.planning.fewer_gpus import Conversation, fewer_gpus
 from hybridmoe.planning.hit_curve import read_hit_curve
 from hybridmoe.planning.plan import Plan
 from hybridmoe.planning.price import Price, price_of
+from hybridmoe.planning.problem import Budgets
 from hybridmoe.planning.stage_cost import StagedCost
 from hybridmoe.units import parse_bytes
 
@@ -150,6 +155,8 @@ def plan_command(model: Path, as_json: bool, **options: Any) -> None:
     plan = plan_for(outline.config, outline.tensors, asked, planned.gpus, options["ram"])
     _check(plan, options)
     report = _predict(outline, plan, planned, options)
+    if (line := _fewer_gpus(outline, asked, planned, report, options)) is not None:
+        report = replace(report, notes=(*report.notes, line))
     if as_json:
         click.echo(json.dumps(report.as_json()))
     else:
@@ -174,12 +181,11 @@ def _predict(
     """Predict speed and cost."""
     gpu_rates = planned.rates if plan.vram else ()
     rates, origins = rates_for(plan, outline, options, gpu_rates[0] if gpu_rates else None)
-    curve = read_hit_curve(options["hit_curve"]) if options["hit_curve"] is not None else None
     cost = StagedCost(
         plan,
         rates,
         gpu_rates,
-        curve,
+        _curve(options),
         vram_rate=options["vram_hit_rate"],
         hit_rate=options["hit_rate"],
     )
@@ -204,6 +210,33 @@ def _predict(
         price=_price(reading.total_s + num_answer * answering.total_s, options),
         price_options={name: options[name] for name in _PRICES},
     )
+
+
+def _curve(options: Mapping[str, Any]) -> HitCurve | None:
+    return read_hit_curve(options["hit_curve"]) if options["hit_curve"] is not None else None
+
+
+def _fewer_gpus(
+    outline: Outline,
+    asked: LoadOptions,
+    planned: PlannedGpus,
+    report: Report,
+    options: Mapping[str, Any],
+) -> str | None:
+    """Say which of several GPUs are predicted to be faster without the others, if any."""
+    plan = report.plan
+    if not plan.split or isinstance(planned.gpus, NoGpu):
+        return None
+    if options["vram_hit_rate"] is not None or options["hit_rate"] is not None:
+        return None  # of the slots of all GPUs: those of fewer are not known
+
+    def within(budgets: Budgets) -> Plan:
+        return plan_within(outline.config, outline.tensors, asked, budgets)
+
+    tokens = Conversation(options["prompt_tokens"], options["answer_tokens"], options["defer"] or 0)
+    rates = report.rates, report.gpu_rates
+    found = fewer_gpus(plan, within, *rates, tokens, _curve(options))
+    return None if found is None else found.line([gpu.number for gpu in planned.gpus])
 
 
 def _price(conversation_s: float, options: Mapping[str, Any]) -> Price | None:

@@ -17,7 +17,7 @@ from hybridmoe.planning.plan import Plan
 from hybridmoe.planning.problem import Budgets, GpuBudget
 from hybridmoe.units import format_bytes
 
-__all__ = ["budgets_of", "plan_for"]
+__all__ = ["budgets_of", "plan_for", "plan_within"]
 
 
 def plan_for(
@@ -33,7 +33,13 @@ def plan_for(
     """
     if options.defer > config.top_k:
         raise ConfigError(f"defer={options.defer}: a token has {config.top_k} experts")
-    budgets = budgets_of(options, gpus, ram_bytes)
+    return plan_within(config, tensors, options, budgets_of(options, gpus, ram_bytes))
+
+
+def plan_within(
+    config: ModelConfig, tensors: Iterable[TensorLike], options: LoadOptions, budgets: Budgets
+) -> Plan:
+    """Plan memory within these budgets, whatever is free. Errors: ConfigError, GGUFError."""
     rules = PlacementRules(options.place)
     return plan_memory(config, tensors, options.engine_config(config), budgets, rules)
 

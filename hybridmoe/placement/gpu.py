@@ -37,6 +37,7 @@ from hybridmoe.placement.self_check import SelfCheck
 from hybridmoe.planning.layer_cost import upload_hits
 from hybridmoe.planning.placement_rules import ExpertLayers
 from hybridmoe.planning.plan import Plan
+from hybridmoe.planning.rates import Rates
 
 __all__ = ["GpuExperts", "place_on_gpus"]
 
@@ -51,6 +52,7 @@ class GpuExperts(NamedTuple):
     devices: tuple[Device, ...]  # of each layer
     cache: HotExperts | None  # whose hot experts the profile remembers
     checks: KernelChecks
+    rates: tuple[Rates, ...] = ()  # measured with each GPU; none if one of them has no experts
 
 
 def place_on_gpus(
@@ -80,6 +82,7 @@ def place_on_gpus(
         return GpuExperts(CpuExperts(experts), tuple(devices), None, found)
     stages: list[StageExperts] = []
     caches: list[tuple[GpuExpertCache | None, int]] = []
+    rates: list[Rates] = []
     may_lock = int(_LOCKED_SHARE * (available_bytes() or 0))
     with ExitStack() as placed:
         for gpu in opened:
@@ -89,15 +92,17 @@ def place_on_gpus(
             first = experts.index_of[own.numbers[0]]
             hot = None if profile is None else profile.of_layers(first, own.num_layers)
             locked_bytes = may_lock * own.num_layers // experts.num_layers
-            backend, cache = _place_stage(own, gpu, hot, locked_bytes, progress)
+            backend, cache, measured = _place_stage(own, gpu, hot, locked_bytes, progress)
             placed.callback(backend.close)
+            rates += () if measured is None else (measured,)
             stages.append(StageExperts(backend, gpu.dense, own.numbers))
             caches.append((cache, own.num_layers * own.num_experts))
         placed.pop_all()
     if len(stages) == 1:
         return GpuExperts(stages[0].backend, tuple(devices), caches[0][0], found)
     hot_experts = StagedCache(caches) if any(cache is not None for cache, _ in caches) else None
-    return GpuExperts(StagedExperts(stages), tuple(devices), hot_experts, found)
+    known = tuple(rates) if len(rates) == len(gpus) else ()
+    return GpuExperts(StagedExperts(stages), tuple(devices), hot_experts, found, known)
 
 
 class _Gpu(NamedTuple):
@@ -124,8 +129,8 @@ def _place_stage(
     profile: HotProfile | None,
     locked_bytes: int,
     progress: Progress,
-) -> tuple[HybridExperts, GpuExpertCache | None]:
-    """Make the expert slots of one GPU, for the layers of its plan.
+) -> tuple[HybridExperts, GpuExpertCache | None, Rates | None]:
+    """Make the expert slots of one GPU, for the layers of its plan; and its rates, if measured.
 
     locked_bytes: RAM that may be locked for its copies.
     """
@@ -157,7 +162,8 @@ def _place_stage(
             prefill=prefill,
             hand_over=_hand_over(experts, streams, runtime, check.found),
         )
-    return backend, None if slots is None else slots.cache
+    rates = None if prefill is None else prefill.rates
+    return backend, None if slots is None else slots.cache, rates
 
 
 def _hand_over(

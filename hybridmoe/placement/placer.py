@@ -1,19 +1,24 @@
 """Carry a memory plan out: weights are read or mapped, experts get their backend."""
 
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 
 from hybridmoe.device.interface import Device
 from hybridmoe.experts.backend import CpuExperts, ExpertBackend
 from hybridmoe.experts.hot_profile import HotProfile
 from hybridmoe.gguf.reader import GGUFFile
-from hybridmoe.hardware.gpu import Gpus, NoGpu
+from hybridmoe.hardware.gpu import CudaGpu, Gpus, NoGpu
 from hybridmoe.model.weights import Weights, routed_experts
+from hybridmoe.placement.budgets import plan_within
 from hybridmoe.placement.kernel_checks import KernelChecks
 from hybridmoe.placement.options import LoadOptions
 from hybridmoe.placement.profile import OFF, HotExperts, open_profile
 from hybridmoe.placement.ram import Progress, read_weights
 from hybridmoe.placement.residency import Residency
+from hybridmoe.planning.fewer_gpus import Conversation, fewer_gpus
 from hybridmoe.planning.plan import Plan
+from hybridmoe.planning.problem import Budgets
+from hybridmoe.planning.rates import Rates
 
 __all__ = ["place"]
 
@@ -53,12 +58,14 @@ def place(
         devices: tuple[Device, ...] = ()
         cache: HotExperts | None = disk_cache
         checks: KernelChecks | None = None
+        remarks: tuple[str, ...] = ()
         if plan.vram is not None:
             assert not isinstance(gpus, NoGpu), gpus
             from hybridmoe.placement.gpu import place_on_gpus  # needs Triton, an extra
 
             placed = place_on_gpus(routed, plan, gpus, disk_cache, profile, progress)
-            experts, devices, cache, checks = placed
+            experts, devices, cache, checks, rates = placed
+            remarks = tuple(_remarks(file, plan, gpus, options, rates))
         record = None
         if kept is not None and cache is not None:
             record = kept.record(cache)
@@ -72,4 +79,27 @@ def place(
         profile=record,
         num_deferred=num_deferred,
         checks=checks,
+        remarks=remarks,
     )
+
+
+def _remarks(
+    file: GGUFFile,
+    plan: Plan,
+    gpus: Sequence[CudaGpu],
+    options: LoadOptions,
+    rates: Sequence[Rates],
+) -> Iterator[str]:
+    """Yield a line if fewer GPUs are predicted to be faster, by their measured rates."""
+    by_gpu = [known.gpu for known in rates if known.gpu is not None]
+    if not plan.split or len(by_gpu) < len(gpus):
+        return
+    config, tensors = plan.problem.sizes.config, file.tensors.values()
+
+    def within(budgets: Budgets) -> Plan:
+        return plan_within(config, tensors, options, budgets)
+
+    conversation = Conversation(num_deferred=options.defer)
+    found = fewer_gpus(plan, within, rates[0], by_gpu, conversation)
+    if found is not None:
+        yield found.line([gpu.number for gpu in gpus])

@@ -31,11 +31,13 @@ class Residency:
     profile: ProfileRecord | None = None
     num_deferred: int = 0  # of a token's experts, those added one layer later
     checks: KernelChecks | None = None  # of the GPU's kernels; grows until the decoder is built
+    remarks: tuple[str, ...] = ()  # lines on what would be faster
 
     @property
     def notes(self) -> tuple[str, ...]:
         """Lines on the plan, and on kernels of the GPU that are wrong."""
-        return self.plan.lines + (() if self.checks is None else self.checks.lines)
+        checks = () if self.checks is None else self.checks.lines
+        return (*self.plan.lines, *self.remarks, *checks)
 
     def weights(self, file: GGUFFile) -> Weights:
         """Tensors of the file, as they were placed."""

@@ -16,6 +16,8 @@ from hybridmoe.hardware.disk import PIECE_BYTES, measure_disk
 from hybridmoe.hardware.gpu import CudaGpu, NoGpu
 
 GIVEN = ("--dram-gbs", 200, "--tops", 10, "--disk-gbs", 7)
+STEPS = ("prompt", "decode")
+STEPS = ("prompt", "decode")
 
 
 @pytest.fixture(scope="module")
@@ -141,6 +143,21 @@ def test_several_gpus_by_name(k2: Path) -> None:
         "between GPUs", "706 GB/s", "252 GB/s",
     ):  # fmt: skip
         assert words in text, words
+
+
+def test_fewer_gpus_are_named_where_they_are_predicted_faster(k2: Path) -> None:
+    base = (*GIVEN, "--ram", "700G")
+    one, both = (plan_json(k2, *base, "--gpu", g) for g in ("rtx-4090", "rtx-4090,rtx-3060"))
+    (line,) = (note for note in both["notes"] if "Fewer GPUs" in note)
+    prompt, decode = ([f[what]["tokens_per_s"] for f in (one, both)] for what in STEPS)
+    assert line == (
+        f"Fewer GPUs are predicted to be faster: cuda:0 (rtx-4090) alone, prompts {prompt[0]:.0f}"
+        f" tokens/s instead of {prompt[1]:.0f}, decoding {decode[0]:.1f}"
+        f" instead of {decode[1]:.1f}."
+    )
+    assert line in plan(k2, *base, "--gpu", "rtx-4090,rtx-3060")
+    for silent in (("2x rtx-4090",), ("rtx-4090,rtx-3060", "--vram-hit-rate", "0.5")):
+        assert "Fewer GPUs" not in plan(k2, *base, "--gpu", *silent)
 
 
 def test_this_machines_gpu_is_planned_for_where_none_is_named(

@@ -1,5 +1,7 @@
 """`load` with two GPUs: the whole program; interpreted ones check that no tensor strays."""
 
+from dataclasses import replace
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,9 @@ from hybridmoe.experts.gpu.staged_experts import StagedExperts
 pytest.importorskip("triton", reason="needs triton (pip install hybridmoe[cuda])")
 
 from two_gpus import Ledger, use_two_gpus
+
+from hybridmoe.placement import gpu as gpu_placement
+from hybridmoe.placement.gpu_runtime import Measured
 
 IDS = np.random.default_rng(3).integers(0, 256, 6).tolist()
 NUM_EXPERTS = 2 * SMALL["experts"]
@@ -91,6 +96,27 @@ def test_a_prompts_experts_are_computed_on_the_gpu_of_their_layer(path: Path) ->
             found.append(llm.logits(ids))
             assert llm.plan.streams_experts
     assert relative_error(*found) < 0.01
+
+
+@pytest.mark.parametrize(("slow", "fast"), [(0, "RTX 3060"), (1, "RTX 4090")])
+def test_load_says_which_gpu_is_faster_alone(
+    path: Path, monkeypatch: pytest.MonkeyPatch, slow: int, fast: str
+) -> None:
+    """By rates as they are measured, not by names."""
+    measure, numbers = gpu_placement.GpuRuntime.measure, count()
+
+    def measured(*args: Any) -> Measured:
+        found, rate = measure(*args), 1e9 if next(numbers) == slow else 1e12
+        assert found.rates.gpu is not None
+        gpu = replace(found.rates.gpu, read=rate, ops=10 * rate, pcie=rate, slots=rate)
+        return found._replace(rates=replace(found.rates, gpu=gpu))
+
+    monkeypatch.setattr(gpu_placement.GpuRuntime, "measure", measured)
+    with hybridmoe.load(path, **BOTH) as llm:
+        (said,) = (note for note in llm.notes if "Fewer GPUs" in note)
+    assert f"({fast}) alone, prompts " in said and said.startswith("Fewer GPUs are predicted")
+    with hybridmoe.load(path, place=["exps=cpu"], **BOTH) as llm:  # nothing is measured
+        assert not any("Fewer GPUs" in note for note in llm.notes)
 
 
 def test_a_sequence_is_saved_from_both_and_restored(path: Path, tmp_path: Path) -> None:
