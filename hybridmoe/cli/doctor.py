@@ -1,25 +1,18 @@
 """`hybridmoe doctor`: facts about this machine, its measured limits, and advice."""
 
 import json
-import time
-from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import NamedTuple
 
 import click
 
 from hybridmoe import _C
+from hybridmoe.cli.doctor_gpus import gpu_rows, report_kernels
 from hybridmoe.cli.options import debug_option
-from hybridmoe.cli.render import ProgressBar
-from hybridmoe.demo import demo_path
-from hybridmoe.errors import ConfigError, HybridMoeError
+from hybridmoe.errors import ConfigError
 from hybridmoe.experts.disk.read_backends import choose_read_backend
-from hybridmoe.hardware.gpu import CudaGpu, NoGpu, find_gpu
+from hybridmoe.hardware.gpu import NoGpu, find_gpu, find_gpus
 from hybridmoe.hardware.machine import Limits, Machine, Rate, advice, inspect_machine, measure
-from hybridmoe.llm.llm import Progress
-from hybridmoe.llm.load import load
-from hybridmoe.placement.kernel_checks import KernelCheck
 from hybridmoe.units import format_bytes
 
 __all__ = ["doctor_command"]
@@ -40,8 +33,8 @@ __all__ = ["doctor_command"]
 def doctor_command(quick: bool, models: tuple[Path, ...], as_json: bool) -> None:
     """Measure memory bandwidth and arithmetic throughput of this machine, and give advice.
 
-    Other programs that run at the same time lower the figures. On a GPU, compile the kernels of the
-    embedded model, so that its first load need not, and compare them with the CPU's.
+    Other programs that run at the same time lower the figures. On each kind of GPU, compile the
+    kernels of the embedded model, so that its first load need not, and compare them with the CPU's.
     """
     gpu = find_gpu()
     if models and isinstance(gpu, NoGpu):
@@ -51,8 +44,9 @@ def doctor_command(quick: bool, models: tuple[Path, ...], as_json: bool) -> None
     costs = _C.matmul_costs()
     reads = choose_read_backend().describe()
     said = advice(machine, limits)
-    kernels = None if isinstance(gpu, NoGpu) else _compile_kernels(gpu, models)
-    checks = _NO_CHECKS if isinstance(gpu, NoGpu) else _check_kernels()
+    found = find_gpus()
+    gpus = () if isinstance(found, NoGpu) else found
+    kernels = [] if isinstance(gpu, NoGpu) else list(report_kernels(gpus, models))
     if as_json:
         click.echo(
             json.dumps(
@@ -61,9 +55,8 @@ def doctor_command(quick: bool, models: tuple[Path, ...], as_json: bool) -> None
                     "limits": asdict(limits),
                     "matmul_costs": costs,
                     "expert_reads": reads,
-                    "gpu_kernels": None if kernels is None else kernels._asdict(),
-                    "gpu_self_check": [asdict(check) for check in checks.checks],
-                    "gpu_faults": checks.faults,
+                    "gpus": [gpu._asdict() for gpu in gpus],
+                    "gpu_kernels": [report.as_json() for report in kernels],
                     "advice": said,
                 }
             )
@@ -71,66 +64,18 @@ def doctor_command(quick: bool, models: tuple[Path, ...], as_json: bool) -> None
         return
     rows = [
         *_facts(machine),
+        *gpu_rows(gpus),
         ("expert reads", reads),
         *_limits(limits),
         ("prompt kernels", _crossover(costs)),
     ]
-    if kernels is not None:
-        text = f"{kernels.number} compiled or cached in {kernels.seconds:.1f} s: {kernels.folder}"
-        rows.append(("GPU kernels", text))
-        rows += [
-            ("GPU self-check", f"{check}{'' if check.is_right else ': WRONG'}")
-            for check in checks.checks
-        ]
+    rows += [row for report in kernels for row in report.rows]
     width = max(len(name) for name, _ in rows)
     for name, value in rows:
         click.echo(f"{name:<{width}}  {value}")
     click.echo()
-    for sentence in (*said, *checks.faults):
+    for sentence in (*said, *(fault for report in kernels for fault in report.faults)):
         click.echo(f"- {sentence}")
-
-
-class _GpuKernels(NamedTuple):
-    """Kernels that are compiled now."""
-
-    number: int
-    seconds: float
-    folder: str  # of Triton's cache
-
-
-def _compile_kernels(gpu: CudaGpu, models: tuple[Path, ...]) -> _GpuKernels:
-    """Compile for the embedded model and others. Errors: those of opening them; ConfigError."""
-    from hybridmoe.kernels.triton.compiling import choose_cache_folder
-    from hybridmoe.placement.gpu_compile import compile_for_file
-
-    folder, started, number = choose_cache_folder(), time.perf_counter(), 0
-    with ProgressBar() as bar:
-
-        def show(done: int, total: int) -> None:
-            bar(Progress("compile", done, total, "kernels"))
-
-        for path in (demo_path(), *models):
-            number += compile_for_file(path, gpu, show)
-    return _GpuKernels(number, time.perf_counter() - started, str(folder))
-
-
-class _Checks(NamedTuple):
-    """Self-check of the GPU's kernels on the embedded model."""
-
-    checks: Sequence[KernelCheck]
-    faults: Sequence[str]  # lines
-
-
-_NO_CHECKS = _Checks((), ())
-
-
-def _check_kernels() -> _Checks:
-    """Load the embedded model on the GPU."""
-    try:
-        with load(device="cuda", context_tokens=512) as llm:
-            return _Checks(llm.kernel_checks, [note for note in llm.notes if "self-check" in note])
-    except HybridMoeError as error:
-        return _Checks((), [f"the embedded model does not load on the GPU: {error}"])
 
 
 def _facts(m: Machine) -> list[tuple[str, str]]:

@@ -16,6 +16,7 @@ import torch
 from hybridmoe.config import DEVICES
 from hybridmoe.errors import ConfigError
 from hybridmoe.option import gpu_numbers
+from hybridmoe.units import format_bytes
 
 __all__ = [
     "CudaGpu",
@@ -24,6 +25,7 @@ __all__ = [
     "choose_gpus",
     "driver_version",
     "find_gpu",
+    "find_gpus",
 ]
 
 MIN_CAPABILITY = (8, 0)  # tensor cores for bfloat16: Ampere
@@ -38,6 +40,15 @@ class CudaGpu(NamedTuple):
     total_bytes: int
     free_bytes: int
     num_multiprocessors: int = 0  # 0: not asked
+
+    @property
+    def facts(self) -> str:
+        """Line for people."""
+        return (
+            f"{self.name}, {format_bytes(self.free_bytes)} of {format_bytes(self.total_bytes)}"
+            f" free, {self.num_multiprocessors} multiprocessors,"
+            f" compute capability {_dotted(self.capability)}"
+        )
 
 
 class NoGpu(NamedTuple):
@@ -78,7 +89,7 @@ def driver_version(root: Path = Path("/")) -> str | None:
 
 def find_gpu() -> CudaGpu | NoGpu:
     """Find the usable GPU with most free memory."""
-    found = _inspect_all()
+    found = find_gpus()
     if isinstance(found, NoGpu):
         return found
     usable = [gpu for gpu in found if isinstance(gpu, CudaGpu)]
@@ -104,7 +115,7 @@ def choose_gpus(wanted: str) -> Gpus:
         if wanted == "cuda":
             raise ConfigError(f"device=cuda: {found.reason}")
         return found
-    all_gpus = _inspect_all()
+    all_gpus = find_gpus()
     if isinstance(all_gpus, NoGpu):
         raise ConfigError(f"device={wanted}: {all_gpus.reason}")
     chosen = tuple(_named(number, all_gpus) for number in gpu_numbers(wanted))
@@ -123,8 +134,8 @@ def _named(number: int, found: Sequence[CudaGpu | NoGpu]) -> CudaGpu:
     return gpu
 
 
-def _inspect_all() -> list[CudaGpu | NoGpu] | NoGpu:
-    """Inspect every GPU that torch counts."""
+def find_gpus() -> list[CudaGpu | NoGpu] | NoGpu:
+    """Inspect every GPU that torch counts; or the reason why it counts none."""
     if not has_driver():
         return NoGpu("no NVIDIA GPU was found", is_silent=True)
     if torch.version.cuda is None:

@@ -196,12 +196,7 @@ def _huge_pages(root: Path) -> str:
 
 
 def _describe(gpu: CudaGpu, driver: str | None) -> str:
-    capability = ".".join(map(str, gpu.capability))
-    return (
-        f"{gpu.name}, {format_bytes(gpu.free_bytes)} of {format_bytes(gpu.total_bytes)} free,"
-        f" {gpu.num_multiprocessors} multiprocessors, compute capability {capability},"
-        f" driver {driver or 'of an unknown version'}"
-    )
+    return f"{gpu.facts}, driver {driver or 'of an unknown version'}"
 
 
 def _text(path: Path) -> str:
