@@ -83,6 +83,7 @@ def load(
         if options.trace is not None:
             trace = resources.enter_context(closing(open_trace(options.trace, file, config)))
         decoder = residency.decoder(file)
+        residency.calibrate()
         engine = Engine(decoder, tokenizer.eos_ids, plan.engine, trace)
         resources.callback(engine.close)
         if plan.vram is not None:

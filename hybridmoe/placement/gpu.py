@@ -15,6 +15,7 @@ from hybridmoe.device.interface import Device
 from hybridmoe.env import uses_host_functions
 from hybridmoe.experts.backend import CpuExperts, ExpertBackend
 from hybridmoe.experts.disk.cached_experts import CachedExperts
+from hybridmoe.experts.gpu.calibrate_decode import DenseMatrices
 from hybridmoe.experts.gpu.expert_cache import DEFAULT_VRAM_POLICY, GpuExpertCache
 from hybridmoe.experts.gpu.hand_over import HandOver
 from hybridmoe.experts.gpu.host_adapter import HostAdapter
@@ -28,16 +29,17 @@ from hybridmoe.experts.hot_profile import HotProfile
 from hybridmoe.experts.routed_experts import RoutedExperts
 from hybridmoe.hardware.gpu import CudaGpu
 from hybridmoe.hardware.topology import available_bytes
+from hybridmoe.kernels.matrix import QuantMatrix
 from hybridmoe.kernels.triton.expert_prefill import add_experts
+from hybridmoe.kernels.triton.matrix import DeviceMatrix
+from hybridmoe.placement.calibration import Calibration, GpuCalibration
 from hybridmoe.placement.gpu_runtime import GpuRuntime, GpuStreams
 from hybridmoe.placement.kernel_checks import KernelChecks
 from hybridmoe.placement.profile import HotExperts
 from hybridmoe.placement.ram import Progress
 from hybridmoe.placement.self_check import SelfCheck
-from hybridmoe.planning.layer_cost import upload_hits
 from hybridmoe.planning.placement_rules import ExpertLayers
 from hybridmoe.planning.plan import Plan
-from hybridmoe.planning.rates import Rates
 
 __all__ = ["GpuExperts", "place_on_gpus"]
 
@@ -52,7 +54,7 @@ class GpuExperts(NamedTuple):
     devices: tuple[Device, ...]  # of each layer
     cache: HotExperts | None  # whose hot experts the profile remembers
     checks: KernelChecks
-    rates: tuple[Rates, ...] = ()  # measured with each GPU; none if one of them has no experts
+    calibration: Calibration | None = None
 
 
 def place_on_gpus(
@@ -81,8 +83,8 @@ def place_on_gpus(
     if not experts.layers:
         return GpuExperts(CpuExperts(experts), tuple(devices), None, found)
     stages: list[StageExperts] = []
+    calibrations: list[GpuCalibration] = []
     caches: list[tuple[GpuExpertCache | None, int]] = []
-    rates: list[Rates] = []
     may_lock = int(_LOCKED_SHARE * (available_bytes() or 0))
     with ExitStack() as placed:
         for gpu in opened:
@@ -92,17 +94,18 @@ def place_on_gpus(
             first = experts.index_of[own.numbers[0]]
             hot = None if profile is None else profile.of_layers(first, own.num_layers)
             locked_bytes = may_lock * own.num_layers // experts.num_layers
-            backend, cache, measured = _place_stage(own, gpu, hot, locked_bytes, progress)
+            backend, cache, calibration = _place_stage(own, gpu, hot, locked_bytes, progress)
             placed.callback(backend.close)
-            rates += () if measured is None else (measured,)
             stages.append(StageExperts(backend, gpu.dense, own.numbers))
             caches.append((cache, own.num_layers * own.num_experts))
+            if calibration is not None:
+                calibrations.append(calibration)
         placed.pop_all()
+    calibrated = Calibration(plan, calibrations)
     if len(stages) == 1:
-        return GpuExperts(stages[0].backend, tuple(devices), caches[0][0], found)
+        return GpuExperts(stages[0].backend, tuple(devices), caches[0][0], found, calibrated)
     hot_experts = StagedCache(caches) if any(cache is not None for cache, _ in caches) else None
-    known = tuple(rates) if len(rates) == len(gpus) else ()
-    return GpuExperts(StagedExperts(stages), tuple(devices), hot_experts, found, known)
+    return GpuExperts(StagedExperts(stages), tuple(devices), hot_experts, found, calibrated)
 
 
 class _Gpu(NamedTuple):
@@ -112,15 +115,24 @@ class _Gpu(NamedTuple):
     runtime: GpuRuntime
     check: SelfCheck
     dense: CudaDevice
+    matrices: DenseMatrices
 
 
 def _open(gpu: CudaGpu, plan: Plan, found: KernelChecks) -> _Gpu:
     runtime = GpuRuntime(gpu)
     check = runtime.self_check(found)
-    dense = runtime.device(plan.problem.rules.is_on_cpu, check.is_right)
+    matrices = DenseMatrices()
+
+    def is_right(on_gpu: DeviceMatrix, w: QuantMatrix, name: str) -> bool:
+        if not check.is_right(on_gpu, w, name):
+            return False
+        matrices.note(on_gpu, w)
+        return True
+
+    dense = runtime.device(plan.problem.rules.is_on_cpu, is_right)
     with dense.active(), loading_onto_gpu("the self-check", plan.problem.budgets.vram_bytes):
         check.check_network(plan.problem.sizes.config, plan.engine.kv_type)
-    return _Gpu(plan, runtime, check, dense)
+    return _Gpu(plan, runtime, check, dense, matrices)
 
 
 def _place_stage(
@@ -129,12 +141,12 @@ def _place_stage(
     profile: HotProfile | None,
     locked_bytes: int,
     progress: Progress,
-) -> tuple[HybridExperts, GpuExpertCache | None, Rates | None]:
-    """Make the expert slots of one GPU, for the layers of its plan; and its rates, if measured.
+) -> tuple[HybridExperts, GpuExpertCache | None, GpuCalibration | None]:
+    """Make the expert slots of one GPU, for the layers of its plan.
 
     locked_bytes: RAM that may be locked for its copies.
     """
-    plan, runtime, check, dense = gpu
+    plan, runtime, check, dense, matrices = gpu
     device = runtime.torch
     with dense.active(), loading_onto_gpu("expert slots", plan.problem.budgets.vram_bytes):
         streams = runtime.open_streams()
@@ -149,10 +161,7 @@ def _place_stage(
             slots.cache.fill(progress)
         if plan.streams_experts and is_any_right:
             prefill = _prefill(experts, plan, wrong, slots, streams, runtime, locked_bytes)
-        if slots is not None and prefill is not None:
-            sizes, share = plan.problem.sizes, plan.num_vram_slots / plan.num_experts
-            cost = upload_hits(sizes.experts[0], prefill.rates, sizes.config.top_k, share)
-            slots.cache.price_uploads(cost)
+        hand_over = _hand_over(experts, streams, runtime, check.found)
         backend = HybridExperts(
             experts,
             streams.main,
@@ -160,10 +169,15 @@ def _place_stage(
             device,
             slots=slots,
             prefill=prefill,
-            hand_over=_hand_over(experts, streams, runtime, check.found),
+            hand_over=hand_over,
         )
-    rates = None if prefill is None else prefill.rates
-    return backend, None if slots is None else slots.cache, rates
+    calibration = None
+    if prefill is not None:
+        calibration = GpuCalibration(
+            plan=plan, runtime=runtime, device=dense, dense=matrices, experts=experts,
+            streams=streams, slots=slots, hand_over=hand_over, rates=prefill.rates,
+        )  # fmt: skip
+    return backend, None if slots is None else slots.cache, calibration
 
 
 def _hand_over(

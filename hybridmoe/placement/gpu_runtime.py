@@ -13,15 +13,22 @@ from hybridmoe import _C
 from hybridmoe.device.cuda import CudaDevice, IsRight
 from hybridmoe.device.streams import CudaStream, Stream
 from hybridmoe.experts.gpu.calibrate import measure_gpu, with_cpu
+from hybridmoe.experts.gpu.calibrate_decode import (
+    DecodeMeter,
+    DecodeRates,
+    DenseMatrices,
+    measure_decode,
+)
 from hybridmoe.experts.gpu.hand_over import HandOver
 from hybridmoe.experts.gpu.host_registration import CudaRegistrar, HostRegistration, Registrar
 from hybridmoe.experts.gpu.prefill_experts import Streams
+from hybridmoe.experts.gpu.slot_pool import SlotPool
 from hybridmoe.experts.gpu.staging import NUM_STAGED
 from hybridmoe.experts.routed_experts import ExpertWeights, RoutedExperts
 from hybridmoe.hardware.gpu import CudaGpu
 from hybridmoe.kernels.triton.expert_ffn import SlotLayout
 from hybridmoe.kernels.triton.expert_prefill import add_experts
-from hybridmoe.placement.kept_rates import kept_rates, machine_key
+from hybridmoe.placement.kept_rates import kept_decode_rates, kept_rates, machine_key
 from hybridmoe.placement.kernel_checks import KernelChecks
 from hybridmoe.placement.self_check import SelfCheck
 from hybridmoe.planning.rates import Rates
@@ -83,6 +90,26 @@ class GpuRuntime:
         key = machine_key(torch.cuda.get_device_name(self.torch), experts)
         rates, num_threads = kept_rates(key, measure)
         return Measured(rates, _C.CopyThreads(num_threads))
+
+    def measure_decode(
+        self,
+        experts: RoutedExperts,
+        dense: DenseMatrices,
+        slots: SlotPool | None,
+        hand_over: HandOver | None,
+        main: Stream,
+    ) -> DecodeRates:
+        """Measure the rates of decoding on the weights in VRAM, once a day: milliseconds."""
+
+        def measure() -> DecodeRates:
+            # A device of its own: its graphs and their memory are gone after this.
+            meter = DecodeMeter(main, CudaDevice(self.torch).capture)
+            return measure_decode(meter, experts, dense, slots, hand_over, self.torch)
+
+        name = machine_key(torch.cuda.get_device_name(self.torch), experts.by_index[0])
+        num_slots = 0 if slots is None else len(slots.slots)
+        key = f"{name} {dense.kinds()} {num_slots} {hand_over is not None}"
+        return kept_decode_rates(key, measure)
 
     def register(
         self, experts: RoutedExperts, most_bytes: int, least_rate: float

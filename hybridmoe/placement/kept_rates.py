@@ -12,12 +12,14 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import triton
+from gguf import GGMLQuantizationType
 
 from hybridmoe import _C
+from hybridmoe.experts.gpu.calibrate_decode import DecodeRates
 from hybridmoe.experts.routed_experts import ExpertWeights
 from hybridmoe.hardware import isa
 from hybridmoe.hardware.gpu import driver_version
@@ -26,7 +28,9 @@ from hybridmoe.planning.rates import GpuRates, Rates
 from hybridmoe.replace_file import replace_file
 from hybridmoe.state_folder import state_folder
 
-__all__ = ["kept_rates", "machine_key"]
+__all__ = ["kept_decode_rates", "kept_rates", "machine_key"]
+
+_T = TypeVar("_T")
 
 _KEPT_S = 86400.0
 _KERNELS = Path(__file__).parent.parent / "kernels"
@@ -56,22 +60,62 @@ def kept_rates(
 
     measure: called if there are none.
     """
+
+    def facts(measured: tuple[Rates, int]) -> dict[str, Any]:
+        rates, threads = measured
+        assert rates.gpu is not None
+        gpu = {k: v for k, v in asdict(rates.gpu).items() if k != "one_token"}
+        cpu = {k: v for k, v in asdict(replace(rates, gpu=None)).items() if k != "gpu"}
+        return {"rates": cpu, "gpu": gpu, "threads": threads}
+
+    def measured(facts: dict[str, Any]) -> tuple[Rates, int]:
+        rates = Rates(**facts["rates"], gpu=GpuRates(**facts["gpu"]))
+        return rates, int(facts["threads"])
+
+    return _kept(key, measure, facts, measured, now)
+
+
+def kept_decode_rates(
+    key: str, measure: Callable[[], DecodeRates], *, now: Callable[[], float] = time.time
+) -> DecodeRates:
+    """Return the rates of decoding, as `kept_rates`."""
+
+    def facts(rates: DecodeRates) -> dict[str, Any]:
+        one_token = {kind.name: rate for kind, rate in rates.one_token.items()}
+        return {**rates._asdict(), "one_token": one_token}
+
+    def measured(facts: dict[str, Any]) -> DecodeRates:
+        one_token = {
+            GGMLQuantizationType[name]: float(rate) for name, rate in facts["one_token"].items()
+        }
+        slots, hand_over_s = (
+            None if facts[name] is None else float(facts[name]) for name in ("slots", "hand_over_s")
+        )
+        return DecodeRates(one_token, slots, hand_over_s)
+
+    return _kept(f"{key} decode", measure, facts, measured, now)
+
+
+def _kept(
+    key: str,
+    measure: Callable[[], _T],
+    facts_of: Callable[[_T], dict[str, Any]],
+    measured_of: Callable[[dict[str, Any]], _T],
+    now: Callable[[], float],
+) -> _T:
+    """Read what was measured within a day, else measure it and write it."""
     folder = state_folder()
     path = None if folder is None else folder / "rates.json"
     entries = {} if path is None else _read(path)
     entries = {k: v for k, v in entries.items() if 0 <= now() - v["time"] < _KEPT_S}
-    with suppress(KeyError, TypeError, ValueError):
-        entry = entries[key]
-        gpu = GpuRates(**entry["gpu"])
-        return Rates(**entry["rates"], gpu=gpu), int(entry["threads"])
-    rates, threads = measure()
-    if path is not None and rates.gpu is not None and not rates.gpu.one_token:
-        gpu_facts = {k: v for k, v in asdict(rates.gpu).items() if k != "one_token"}
-        facts = {k: v for k, v in asdict(replace(rates, gpu=None)).items() if k != "gpu"}
-        entries[key] = {"time": now(), "rates": facts, "gpu": gpu_facts, "threads": threads}
+    with suppress(AttributeError, KeyError, TypeError, ValueError):
+        return measured_of(entries[key])
+    measured = measure()
+    if path is not None:
+        entries[key] = {"time": now(), **facts_of(measured)}
         with suppress(OSError), replace_file(path) as file:
             file.write(json.dumps(entries, indent=1).encode())
-    return rates, threads
+    return measured
 
 
 def _read(path: Path) -> Mapping[str, Any]:

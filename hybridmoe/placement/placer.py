@@ -2,6 +2,8 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
+from functools import partial
+from typing import TYPE_CHECKING
 
 from hybridmoe.device.interface import Device
 from hybridmoe.experts.backend import CpuExperts, ExpertBackend
@@ -19,6 +21,9 @@ from hybridmoe.planning.fewer_gpus import Conversation, fewer_gpus
 from hybridmoe.planning.plan import Plan
 from hybridmoe.planning.problem import Budgets
 from hybridmoe.planning.rates import Rates
+
+if TYPE_CHECKING:
+    from hybridmoe.placement.calibration import Calibration  # needs Triton
 
 __all__ = ["place"]
 
@@ -58,14 +63,15 @@ def place(
         devices: tuple[Device, ...] = ()
         cache: HotExperts | None = disk_cache
         checks: KernelChecks | None = None
-        remarks: tuple[str, ...] = ()
+        calibration: Calibration | None = None
         if plan.vram is not None:
             assert not isinstance(gpus, NoGpu), gpus
             from hybridmoe.placement.gpu import place_on_gpus  # needs Triton, an extra
 
             placed = place_on_gpus(routed, plan, gpus, disk_cache, profile, progress)
-            experts, devices, cache, checks, rates = placed
-            remarks = tuple(_remarks(file, plan, gpus, options, rates))
+            experts, devices, cache, checks, calibration = placed
+            if calibration is not None:
+                calibration.remarks = partial(_remarks, file, plan, gpus, options)
         record = None
         if kept is not None and cache is not None:
             record = kept.record(cache)
@@ -79,7 +85,7 @@ def place(
         profile=record,
         num_deferred=num_deferred,
         checks=checks,
-        remarks=remarks,
+        calibration=calibration,
     )
 
 

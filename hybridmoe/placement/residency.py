@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +16,9 @@ from hybridmoe.model.weights import Weights
 from hybridmoe.placement.kernel_checks import KernelChecks
 from hybridmoe.placement.profile import ProfileRecord
 from hybridmoe.planning.plan import Plan
+
+if TYPE_CHECKING:
+    from hybridmoe.placement.calibration import Calibration  # needs Triton
 
 __all__ = ["Residency"]
 
@@ -31,13 +35,14 @@ class Residency:
     profile: ProfileRecord | None = None
     num_deferred: int = 0  # of a token's experts, those added one layer later
     checks: KernelChecks | None = None  # of the GPU's kernels; grows until the decoder is built
-    remarks: tuple[str, ...] = ()  # lines on what would be faster
+    calibration: "Calibration | None" = None  # of the GPUs, measured once the decoder is built
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """Lines on the plan, and on kernels of the GPU that are wrong."""
+        """Lines on the plan, its expected speed, and kernels of the GPU that are wrong."""
+        speed = () if self.calibration is None else self.calibration.lines
         checks = () if self.checks is None else self.checks.lines
-        return (*self.plan.lines, *self.remarks, *checks)
+        return (*self.plan.lines, *speed, *checks)
 
     def weights(self, file: GGUFFile) -> Weights:
         """Tensors of the file, as they were placed."""
@@ -54,6 +59,11 @@ class Residency:
             num_deferred=self.num_deferred,
             vram_bytes=problem.budgets.vram_bytes or None,
         )
+
+    def calibrate(self) -> None:
+        """Measure the GPUs' rates of decoding, after the decoder. Errors: DeviceError."""
+        if self.calibration is not None:
+            self.calibration.measure(self.num_deferred)
 
     def close(self) -> None:
         """End the reads and save the profile. Errors: ConfigError if it cannot be written."""

@@ -72,7 +72,7 @@ COPY_TRAFFIC = 3
 
 @dataclass(frozen=True, slots=True)
 class GpuRates:
-    """Rates of a GPU: measured (experts.gpu.calibrate), or assumed from its data sheet."""
+    """Rates of a GPU: measured (experts.gpu: calibrate, calibrate_decode), or assumed."""
 
     read: float  # bytes/s of its memory
     ops: float  # operations/s of matrix products

@@ -33,6 +33,7 @@ pytest.importorskip("triton", reason="needs triton (pip install hybridmoe[cuda])
 
 from interpreted_gpu import InterpretedRuntime, use_gpu
 
+from hybridmoe.experts.gpu.calibrate_decode import DecodeRates
 from hybridmoe.placement import gpu_compile
 from hybridmoe.placement.gpu_runtime import GpuRuntime
 
@@ -85,8 +86,9 @@ def test_a_prompt_has_the_cpus_logits(path: Path, on_cpu: hybridmoe.LLM) -> None
     with hybridmoe.load(path, vram="2GiB", context_tokens=200) as llm:
         got = llm.logits(IDS)
         assert llm.engine.config.chunk_tokens == 512  # longer steps are of no use here
-        (said,) = llm.notes
+        said, speed = llm.notes
         assert f"{NUM_EXPERTS} expert slots" in said
+        assert speed.startswith("decoding: ") and " expected with 100% of the chosen" in speed
     assert np.median(kl_divergence(want, got)) < 1e-3
     assert relative_error(want, got) < 0.1
 
@@ -148,6 +150,25 @@ def test_a_graph_captured_at_load_changes_neither_answer_nor_counters(
         assert stats is not None
         runs.append((ids, stats.counters.hits, stats.counters.misses))
     assert runs[0] == runs[1]
+
+
+def test_measured_rates_price_uploads_and_predict(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    vram = vram_for(path, 5)
+    kind = GpuRuntime if torch.cuda.is_available() else InterpretedRuntime
+    costs, speeds = [], []
+    for slots, hand_over_s in ((1e15, 1e-6), (1e3, 1e-6), (1e15, 1.0)):
+        found = DecodeRates({Type.F32: 1.25e9}, slots, hand_over_s)
+        monkeypatch.setattr(kind, "measure_decode", lambda *args, found=found: found)
+        with hybridmoe.load(path, vram=vram) as llm:
+            costs.append(llm.experts._slots.cache._policy.upload_hits)
+            (line,) = [note for note in llm.notes if note.startswith("decoding")]
+            speeds.append(float(line.split()[1]))
+            assert f"F32 1.25 GB/s, experts in slots {slots / 1e9:.3g} GB/s" in line
+            assert f"{hand_over_s * 1e6:.3g} us a layer" in line
+    assert costs[1] > costs[0] == costs[2]  # slower slots save less
+    assert speeds[0] > 2 * max(speeds[1:])
 
 
 def test_deferral_and_pinned_layers(path: Path) -> None:

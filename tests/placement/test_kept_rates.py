@@ -10,10 +10,11 @@ from random_weights import random_matrix
 
 pytest.importorskip("triton", reason="needs triton (pip install hybridmoe[cuda])")
 
+from hybridmoe.experts.gpu.calibrate_decode import DecodeRates
 from hybridmoe.experts.routed_experts import ExpertWeights
 from hybridmoe.hardware import topology
 from hybridmoe.placement import kept_rates as module
-from hybridmoe.placement.kept_rates import kept_rates, machine_key
+from hybridmoe.placement.kept_rates import kept_decode_rates, kept_rates, machine_key
 from hybridmoe.planning.rates import GpuRates, Rates, rates_of
 
 GPU = GpuRates(read=1e12, ops=2e13, pcie=5e10, copy=3e10, copy_cpu=0.25, expert_s=0.0)
@@ -60,6 +61,24 @@ def test_a_damaged_file_is_measured_over(damage: str, state: Path) -> None:
     assert kept_rates("a", measure, now=lambda: 2.0) == (RATES, 1)
     assert kept_rates("a", measure, now=lambda: 3.0)[1] == measure.count == 1
     assert list(json.loads(state.read_text())) == ["a"]
+
+
+def test_rates_of_decoding_are_kept_beside_the_others(state: Path) -> None:
+    first = DecodeRates({T.Q8_0: 1.5e12, T.F32: 2e12}, None, 25e-6)
+    measured = [first, DecodeRates({}, 1e12, None)]
+
+    def measure() -> DecodeRates:
+        return measured.pop(0)
+
+    kept_rates("a", Measuring(), now=lambda: 1.0)
+    assert kept_decode_rates("a", measure, now=lambda: 2.0) == first
+    assert kept_decode_rates("a", measure, now=lambda: 3.0) == first
+    assert kept_rates("a", Measuring(), now=lambda: 3.0) == (RATES, 1)
+    entries = json.loads(state.read_text())
+    entries["a decode"]["one_token"] = {"Q9": 1.0}
+    state.write_text(json.dumps(entries))
+    assert kept_decode_rates("a", measure, now=lambda: 4.0).slots == 1e12
+    assert kept_decode_rates("a", measure, now=lambda: 5.0) == DecodeRates({}, 1e12, None)
 
 
 def test_without_a_place_every_load_measures(state: Path) -> None:

@@ -21,6 +21,7 @@ pytest.importorskip("triton", reason="needs triton (pip install hybridmoe[cuda])
 
 from two_gpus import Ledger, use_two_gpus
 
+from hybridmoe.experts.gpu.calibrate_decode import DecodeRates
 from hybridmoe.placement import gpu as gpu_placement
 from hybridmoe.placement.gpu_runtime import Measured
 
@@ -111,7 +112,9 @@ def test_load_says_which_gpu_is_faster_alone(
         gpu = replace(found.rates.gpu, read=rate, ops=10 * rate, pcie=rate, slots=rate)
         return found._replace(rates=replace(found.rates, gpu=gpu))
 
+    unknown = DecodeRates({}, None, None)  # all as `measured` says
     monkeypatch.setattr(gpu_placement.GpuRuntime, "measure", measured)
+    monkeypatch.setattr(gpu_placement.GpuRuntime, "measure_decode", lambda *args: unknown)
     with hybridmoe.load(path, **BOTH) as llm:
         (said,) = (note for note in llm.notes if "Fewer GPUs" in note)
     assert f"({fast}) alone, prompts " in said and said.startswith("Fewer GPUs are predicted")

@@ -13,8 +13,10 @@ from hybridmoe import _C
 from hybridmoe.config import ModelConfig
 from hybridmoe.device.cuda import CudaDevice, IsRight
 from hybridmoe.device.streams import Stream
+from hybridmoe.experts.gpu.calibrate_decode import DecodeRates, DenseMatrices
 from hybridmoe.experts.gpu.hand_over import HandOver
 from hybridmoe.experts.gpu.prefill_experts import Streams
+from hybridmoe.experts.gpu.slot_pool import SlotPool
 from hybridmoe.experts.gpu.staging import NUM_STAGED
 from hybridmoe.experts.routed_experts import ExpertWeights, RoutedExperts
 from hybridmoe.hardware import isa
@@ -154,9 +156,20 @@ class InterpretedRuntime(GpuRuntime):
         return self._main.hand_over
 
     def measure(self, experts: ExpertWeights, layout: SlotLayout, streams: Streams) -> Measured:
-        gpu = GpuRates(read=1e9, ops=1e12, pcie=1e9, slots=1e12)
+        gpu = GpuRates(read=1e9, ops=1e12, pcie=1e9)
         rates = rates_of(isa.active(), dram=1e10, peak_ops=1e12, gpu=gpu)
         return Measured(rates, _C.CopyThreads(1))
+
+    def measure_decode(
+        self,
+        experts: RoutedExperts,
+        dense: DenseMatrices,
+        slots: SlotPool | None,
+        hand_over: HandOver | None,
+        main: Stream,
+    ) -> DecodeRates:
+        one_token = {kind: 2e9 for kind in dense.sample()}
+        return DecodeRates(one_token, None if slots is None else 5e11, 20e-6)
 
     def registrar(self) -> FakeRegistrar:
         return FakeRegistrar()
