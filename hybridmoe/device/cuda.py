@@ -178,7 +178,7 @@ class CudaDevice:
             graph,
             self._pool,
             stream,
-            capture_error_mode="thread_local",  # a thread of uploads goes on with its own stream
+            capture_error_mode="thread_local",  # the thread that registers memory goes on
         ):
             function()
         self._pool = graph.pool()

@@ -37,12 +37,8 @@ class CudaBlockTables:
     rounded up to a power of two, so that few shapes occur.
     """
 
-    def __init__(
-        self, buffer: Tensor, num_tokens: int, num_short: int, num_pages: int, num_prompts: int
-    ) -> None:
+    def __init__(self, buffer: Tensor, num_tokens: int, num_short: int, num_pages: int) -> None:
         """buffer: int32, packed by `of`."""
-        self._buffer = buffer
-        self._sizes = (num_tokens, num_short, num_pages, num_prompts)
         self.num_tokens, self.num_pages = num_tokens, num_pages
         longs = buffer[: 2 * (num_tokens + num_short)].view(torch.int64)
         self.slots, self.rows = longs[:num_tokens], longs[num_tokens:]
@@ -80,7 +76,7 @@ class CudaBlockTables:
         longs = torch.cat([*slots, torch.tensor(rows, dtype=torch.int64)])
         ints = torch.cat([torch.tensor(seen, dtype=torch.int32), *tables])
         buffer = torch.cat([longs.view(torch.int32), ints]).to(device)
-        table = cls(buffer, num_tokens, len(rows), num_pages, len(prompts))
+        table = cls(buffer, num_tokens, len(rows), num_pages)
         table.prompts = tuple(prompts)
         return table
 

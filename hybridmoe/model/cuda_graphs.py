@@ -101,7 +101,7 @@ class _Inputs:
         tables, self._host_cos_sin, self._host_x = self._parts(self._host, counts, sizes, x)
         self._host_tables = tables.numpy()
         tables, self.cos_sin, self.x = self._parts(self._there, counts, sizes, x)
-        self.tables = CudaBlockTables(tables, len(x), len(x), num_pages, 0)
+        self.tables = CudaBlockTables(tables, len(x), len(x), num_pages)
 
     @staticmethod
     def _parts(

@@ -140,9 +140,8 @@ class Plan:
         slots, sizes = self.num_vram_slots, self.problem.sizes
         layers = f" layers {span_of(sizes.layers)};" if sizes.only is not None else ""
         return (
-            f"{self.problem.budgets.gpu_name}:{layers} {used} of {budget} VRAM; {slots} expert"
-            f" slots,"
-            f" {self.slots_per_layer(slots):.1f} a layer,"
+            f"{self.problem.budgets.gpu_name}:{layers} {used} of {budget} VRAM;"
+            f" {slots} expert slots, {self.slots_per_layer(slots):.1f} a layer,"
             f" {self.working_set_ratio(slots):.2f} x the experts that one token uses"
         )
 

@@ -64,7 +64,7 @@ _GPU_DECODE_SHARE, _GPU_PROMPT_SHARE, _GPU_LAYER_S = 0.7, 0.4, 60e-6
 _PCIE_SHARE = 0.85
 # To the CPU and back with a state of K2's size: docs/log.md, 2026-11-27, a prototype on an H100.
 _HAND_OVER_S = 25e-6
-_GPU_EXPERT_S = 150e-6  # a dozen launches from Python
+_GPU_EXPERT_S = 150e-6  # launches from Python; fewer for experts in groups, and behind the link
 _COPY_CPU = 0.2  # three threads of a workstation's cores
 # Bytes that memory moves for each byte that is copied: read, fetched to be written, written.
 COPY_TRAFFIC = 3

@@ -84,7 +84,7 @@ def test_packed_tables_are_those_of_any_step(num_pages: int) -> None:
     buffer = torch.full((CudaBlockTables.num_ints(4, 4, num_pages),), -1, dtype=torch.int32)
     CudaBlockTables.pack_decode(spans, num_pages, buffer.numpy())
     want = CudaBlockTables.of(spans, torch.device("cpu"))
-    got = CudaBlockTables(buffer, 4, 4, num_pages, 0)
+    got = CudaBlockTables(buffer, 4, 4, num_pages)
     assert got.num_pages == want.num_pages
     for name in ("slots", "rows", "positions", "tables"):
         assert torch.equal(getattr(got, name), getattr(want, name)), name

@@ -54,7 +54,9 @@ def logits(
 ) -> np.ndarray:
     """Compute a sequence's logits, chunk by chunk."""
     config = ModelConfig.from_metadata(file.metadata)
-    experts = HostAdapter(CpuExperts(routed_experts(Weights(file), config)), device)
+    experts = HostAdapter(
+        CpuExperts(routed_experts(Weights(file), config)), [device] * config.num_layers
+    )
     model = Decoder(Weights(file, device=device), config, experts)
     cache = KvCache(config, plan_kv(config, EngineConfig(context_tokens=200), 0), device)
     rows, start = [], 0
@@ -91,7 +93,9 @@ def test_sequences_share_steps(tmp_path: Path) -> None:
         found = []
         for device in (CpuDevice(), gpu_device()):
             config = ModelConfig.from_metadata(file.metadata)
-            experts = HostAdapter(CpuExperts(routed_experts(Weights(file), config)), device)
+            experts = HostAdapter(
+                CpuExperts(routed_experts(Weights(file), config)), [device] * config.num_layers
+            )
             model = Decoder(Weights(file, device=device), config, experts)
             cache = KvCache(config, plan_kv(config, EngineConfig(context_tokens=384), 0), device)
             rows = []

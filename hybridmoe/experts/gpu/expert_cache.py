@@ -162,7 +162,7 @@ class GpuExpertCache:
     def warm(self, keys: NDArray[np.int64]) -> int:
         """Queue the upload of keys, hottest first, as far as slots are free. Returns how many."""
         self._policy.warm(keys)
-        kept = set(self._policy.resident().tolist())
+        kept = set(self.kept().tolist())
         chosen = [key for key in keys.tolist() if key in kept]
         self._queued.update(dict.fromkeys(chosen))
         return len(chosen)

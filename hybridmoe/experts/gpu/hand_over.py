@@ -100,10 +100,10 @@ class _HandedOver(Pending):
         self._tokens, self._part = tokens, part
 
     def result(self) -> Tensor:
-        if self._part is None:
+        y = self._part
+        if y is None:
             y = torch.zeros_like(self._staged.result[: self._tokens])
-            return self._add(y, None)
-        return self._add(self._part, None)
+        return self._add(y, None)
 
     def add_to(self, y: Tensor) -> Tensor:
         return self._add(y, self._part)

@@ -19,10 +19,9 @@ __all__ = ["HostAdapter"]
 class HostAdapter(ExpertBackend):
     """Copies states to a backend of the host, and its results back."""
 
-    def __init__(self, inner: ExpertBackend, device: Device | Sequence[Device]) -> None:
-        """device: of all layers of the model, or of each."""
-        self._inner = inner
-        self._devices = device
+    def __init__(self, inner: ExpertBackend, devices: Sequence[Device]) -> None:
+        """devices: of each layer of the model."""
+        self._inner, self._devices = inner, devices
 
     @property
     def wants_prefetch_hints(self) -> bool:
@@ -35,21 +34,18 @@ class HostAdapter(ExpertBackend):
         self._inner.end_step()
 
     def prefetch(self, layer: int, ids: Tensor) -> None:
-        self._inner.prefetch(layer, self._device_of(layer).to_host(ids))
+        self._inner.prefetch(layer, self._devices[layer].to_host(ids))
 
     def stats(self) -> ExpertStats | None:
         return self._inner.stats()
 
     def submit(self, layer: int, x: Tensor, ids: Tensor, weights: Tensor) -> Pending:
-        device = self._device_of(layer)
+        device = self._devices[layer]
         on_host = [device.to_host(t) for t in (x, ids, weights)]
         return _Uploaded(self._inner.submit(layer, *on_host), device)
 
     def close(self) -> None:
         self._inner.close()
-
-    def _device_of(self, layer: int) -> Device:
-        return self._devices[layer] if isinstance(self._devices, Sequence) else self._devices
 
 
 class _Uploaded(Pending):

@@ -21,6 +21,7 @@ from hybridmoe.device.streams import Event, Stream, host_empty
 from hybridmoe.experts.routed_experts import RoutedExperts
 from hybridmoe.kernels.matrix import QuantMatrix
 from hybridmoe.kernels.triton.packing import has_planes, packed_row_bytes, planes
+from hybridmoe.planning.layer_cost import UPLOAD_PIECE_BYTES
 
 if TYPE_CHECKING:
     import numpy as np
@@ -29,9 +30,6 @@ if TYPE_CHECKING:
 
 __all__ = ["SlotUpload", "SlotUploader"]
 
-# Long enough for all threads and few calls of the driver; a result of the CPU that is copied, too,
-# waits for one of them at most: 80 us at 50 GB/s.
-_PIECE_BYTES = 4 << 20
 _LEAST_PIECES, _MOST_PIECES = 8, 24  # of pinned memory
 
 
@@ -94,7 +92,7 @@ class SlotUploader:
         main: Stream,
         copy: Stream,
         *,
-        piece_bytes: int = _PIECE_BYTES,
+        piece_bytes: int = UPLOAD_PIECE_BYTES,
         ring_bytes: int = 0,
     ) -> None:
         """layouts: of slots, by layer index. slots: (slots, bytes) uint8 on the GPU.
