@@ -91,7 +91,7 @@ class Command:
 
     def end(self) -> int:
         """Let the model close; the exit code. What was said on the way is in `said`."""
-        _, rest = self.process.communicate("\n")
+        _, rest = self.process.communicate("\n" if self.process.stdin else None)
         self.said += rest
         assert "Traceback" not in self.said, self.said
         assert "ERROR" not in self.said, self.said
@@ -190,6 +190,53 @@ def test_profile_and_trace_of_a_server_that_is_stopped(tmp_path: Path) -> None:
     assert json.loads(profile.read_text())["format"] == "hybridmoe expert profile 1"
     written = read_trace(trace)
     assert written.is_complete and written.num_tokens > 4
+
+
+# The real command, which gets a signal while its fifth step is recorded.
+INTERRUPTED = """
+import os, sys, threading
+from hybridmoe.engine.engine import Engine
+from hybridmoe.experts.routing_trace import TraceWriter
+
+NUMBER, close, add_step = int(sys.argv.pop()), Engine.close, TraceWriter.add_step
+closing, steps = threading.Event(), []
+
+def tell_and_close(self):
+    closing.set()
+    close(self)
+
+def add_step_and_interrupt(self, *step):
+    add_step(self, *step)
+    steps.append(step)
+    if len(steps) == 5:
+        os.kill(os.getpid(), NUMBER)
+        closing.wait()
+
+Engine.close, TraceWriter.add_step = tell_and_close, add_step_and_interrupt
+from hybridmoe.cli.app import main
+sys.exit(main())
+"""
+
+
+@pytest.mark.parametrize(
+    ("command", "number"),
+    [("generate", signal.SIGINT), ("generate", signal.SIGTERM), ("chat", signal.SIGHUP)],
+)
+def test_profile_and_trace_of_a_response_that_is_ended(
+    command: str, number: int, tmp_path: Path
+) -> None:
+    profile, trace = tmp_path / "hot.json", tmp_path / "t.trace"
+    options = ["--expert-ram", "8MiB", "--expert-profile", str(profile), "--trace", str(trace)]
+    options += ["-p", "What is"] if command == "generate" else []
+    with running(command, *options, str(number), code=INTERRUPTED) as ended:
+        assert ended.process.stdin is not None
+        ended.process.stdin.write("What is 47 + 38?")
+        ended.process.stdin.close()
+        ended.process.stdin = None
+        code = ended.end()
+        assert code == (130 if number == signal.SIGINT else -number), ended.said
+    assert json.loads(profile.read_text())["format"] == "hybridmoe expert profile 1"
+    assert read_trace(trace).is_complete
 
 
 def test_a_signal_is_raised_once() -> None:
