@@ -39,6 +39,7 @@ void register_io_ring(py::module_& m) {
            })
       // With the GIL, which so keeps one from the other.
       .def("wake", &IoRing::wake)
+      .def("drain", &IoRing::drain, py::arg("seconds"), py::call_guard<py::gil_scoped_release>())
       .def("close", &IoRing::close);
 }
 

@@ -60,8 +60,11 @@ class IoRing:
         """Wait for a read or `wake`; returns (tag, errno or 0, end of the file or -1)."""
 
     def wake(self) -> None: ...
+    def drain(self, seconds: float) -> bool:
+        """Begin no more and wait for the reads in flight; False if one has not ended by then."""
+
     def close(self) -> None:
-        """Wait for the reads in flight. Any number of times."""
+        """Wait for the reads in flight, 5 s at most, and free the ring. Any number of times."""
 
 def linear(
     x: int,

@@ -8,6 +8,7 @@
       DeviceError               the GPU has no memory left, or failed
         KernelError             a GPU kernel gives wrong results here
       DiskError                 reading weights from their file failed during a run
+        StalledReadError        the disk hangs, and the step that waits for it is wanted no more
       NonFiniteError            the model's results are not finite numbers: damaged weights
       QueueFullError            the request queue is full; try again later
       ShapeError                an array handed to a kernel has the wrong shape, type or layout
@@ -27,6 +28,7 @@ __all__ = [
     "NonFiniteError",
     "QueueFullError",
     "ShapeError",
+    "StalledReadError",
     "TemplateError",
     "UnsupportedModelError",
     "short",
@@ -70,6 +72,10 @@ class KernelError(DeviceError):
 
 class DiskError(HybridMoeError):
     """Failed read of weights from their file: truncated, removed, or a disk error."""
+
+
+class StalledReadError(DiskError):
+    """Disk that returns no read for seconds, while a request of the step is to end."""
 
 
 class NonFiniteError(HybridMoeError):

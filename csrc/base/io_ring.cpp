@@ -3,8 +3,10 @@
 #include <algorithm>
 #include <atomic>
 #include <cerrno>
+#include <chrono>
 #include <cstring>
 #include <string>
+#include <thread>
 #include <utility>
 
 #include "base/check.h"
@@ -25,6 +27,8 @@ namespace {
 
 constexpr int kMaxDepth = 1024;
 constexpr int64_t kMaxChunkBytes = int64_t{1} << 30;
+constexpr double kCloseSeconds = 5;
+constexpr std::chrono::milliseconds kPoll{1};
 constexpr uint64_t kWake = ~uint64_t{0};  // the kernel's name for the read of the eventfd
 
 }  // namespace
@@ -85,6 +89,14 @@ class IoRing::Kernel {
     const int error = errno;
     if ((error == EAGAIN || error == EBUSY) && (call(0, 1) >= 0 || errno == EINTR)) return;
     check(false, "io_uring_enter: ", std::strerror(error));
+  }
+
+  // Takes back what was queued and not handed over yet, which `enter` alone does; how many.
+  int drop_queued() {
+    const unsigned head = index(sq_head_).load(std::memory_order_acquire);
+    const unsigned tail = index(sq_tail_).load(std::memory_order_relaxed);
+    index(sq_tail_).store(head, std::memory_order_release);
+    return static_cast<int>(tail - head);
   }
 
   // The next result, if there is one.
@@ -197,6 +209,7 @@ class IoRing::Kernel {
   void queue_read(int, void*, int64_t, int64_t, uint64_t, bool) {}
   void queue_wake() {}
   void enter(unsigned) {}
+  int drop_queued() { return 0; }
   bool take(uint64_t&, int&) { return false; }
   void wake() {}
 };
@@ -229,7 +242,7 @@ bool IoRing::has_room() const {
 }
 
 void IoRing::begin(const RingRead& read) {
-  check(kernel_ != nullptr, "IoRing: closed");
+  check(kernel_ != nullptr && !is_drained_, "IoRing: closed");
   check(read.fd >= 0 && read.memory != nullptr && read.num_bytes > 0 && read.offset >= 0,
         "IoRing: read of ", read.num_bytes, " bytes at ", read.offset, " of file ", read.fd);
   const auto [place, is_new] = reads_.emplace(read.tag, OpenRead{.read = read});
@@ -238,7 +251,7 @@ void IoRing::begin(const RingRead& read) {
 }
 
 std::vector<RingEnd> IoRing::wait() {
-  check(kernel_ != nullptr, "IoRing: closed");
+  check(kernel_ != nullptr && !is_drained_, "IoRing: closed");
   do {
     start();
     kernel_->enter(ended_.empty() && !is_awake_ ? 1 : 0);
@@ -254,18 +267,28 @@ void IoRing::wake() {
   if (kernel_ != nullptr) kernel_->wake();
 }
 
-void IoRing::close() {
-  if (kernel_ == nullptr) return;
-  waiting_.clear();
-  retries_.clear();
-  try {
+bool IoRing::drain(double seconds) {
+  if (kernel_ == nullptr || !kernel_->is_ours()) return true;
+  const auto until = std::chrono::steady_clock::now() + std::chrono::duration<double>(seconds);
+  if (!std::exchange(is_drained_, true)) {
+    num_under_way_ -= kernel_->drop_queued();
+    waiting_.clear();
     kernel_->wake();  // the read of the eventfd ends too
-    while (num_under_way_ > 0 && kernel_->is_ours()) {
-      kernel_->enter(1);
-      reap();
-    }
-  } catch (const Error&) {  // nothing more can be waited for
   }
+  // By looking, not by `enter`: it may have failed, and its time limits came with Linux 5.11.
+  for (;;) {
+    reap();
+    retries_.clear();
+    if (num_under_way_ == 0) return true;
+    if (std::chrono::steady_clock::now() >= until) break;
+    std::this_thread::sleep_for(kPoll);
+  }
+  has_given_up_ = true;
+  return false;
+}
+
+void IoRing::close() {
+  if (!drain(has_given_up_ ? 0 : kCloseSeconds)) static_cast<void>(kernel_.release());
   kernel_.reset();
 }
 

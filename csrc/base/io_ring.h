@@ -59,7 +59,12 @@ class IoRing {
   // `close`.
   void wake();
 
-  // Waits for the chunks under way and gives everything back. Any number of times.
+  // Begins no more and waits up to `seconds` for the chunks under way, even where the system has
+  // refused to go on: memory of reads must stay until this has returned true. No `wait` after it.
+  bool drain(double seconds);
+
+  // Drains for some seconds and gives everything back; a disk that hangs keeps its ring, or the
+  // end of the process would wait for it. Any number of times.
   void close();
 
  private:
@@ -94,6 +99,7 @@ class IoRing {
   std::vector<RingEnd> ended_;                    // and not told yet
   int num_under_way_ = 0;                         // chunks and the read of the eventfd
   bool is_awake_ = false, hears_wake_ = false;
+  bool is_drained_ = false, has_given_up_ = false;
 };
 
 }  // namespace hm

@@ -47,6 +47,7 @@ class EngineThread:
         self._new: list[Sequence] = []
         self._calls: list[tuple[Callable[[], Any], Future[Any]]] = []
         self._is_woken = self._is_stopping = False
+        model.abandon_steps_when(self._is_step_unwanted)
         self._process = os.getpid()
         self._num_empty_steps = 0  # in a row
         self._thread = threading.Thread(target=self._run, name="hybridmoe-engine", daemon=True)
@@ -145,6 +146,14 @@ class EngineThread:
             out[start : start + len(chunk)] = logits.numpy()
         return out
 
+    def _is_step_unwanted(self) -> bool:
+        """True if a step under way holds up the end of a request, or of the thread."""
+        with self._condition:
+            queued = [*self._scheduler.waiting, *self._new]
+        return self._is_stopping or any(
+            sequence.is_cancelled for sequence in [*self._scheduler.running, *queued]
+        )
+
     def _check_open(self) -> None:
         if self._is_stopping:
             raise HybridMoeError("the engine is closed")
@@ -170,6 +179,7 @@ class EngineThread:
         for sequence in [*self._scheduler.running, *self._scheduler.waiting, *self._new]:
             sequence.finish("error" if failure else "cancelled", failure)
         self._runner.close()
+        self._model.abandon_steps_when(lambda: False)  # refers to this no longer
 
     def _schedule(self) -> list[ScheduledChunk]:
         """Schedule the next step. Finishes all requests with an error if the GPU has failed."""

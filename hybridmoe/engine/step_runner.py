@@ -14,7 +14,13 @@ from hybridmoe.engine.request import TokenEvent
 from hybridmoe.engine.sampler import log_probabilities
 from hybridmoe.engine.scheduler import ScheduledChunk, Scheduler
 from hybridmoe.engine.sequence import FinishReason, Sequence, UnsampledPosition
-from hybridmoe.errors import ConfigError, DeviceError, DiskError, NonFiniteError
+from hybridmoe.errors import (
+    ConfigError,
+    DeviceError,
+    DiskError,
+    NonFiniteError,
+    StalledReadError,
+)
 from hybridmoe.experts.routing_trace import TraceWriter
 from hybridmoe.kernels.paged_mla import Span
 from hybridmoe.model.decoder import Decoder
@@ -62,6 +68,8 @@ class StepRunner:
                 chunk.sequence.report_progress()
         try:
             logits, experts, finite = self._forward(chunks)
+        except StalledReadError:
+            return  # cancelled requests are finished now, and the others' step is run again
         except Exception as error:
             for chunk in chunks:
                 self.finish(chunk.sequence, "error", _error_line(error))

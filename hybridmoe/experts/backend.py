@@ -1,6 +1,7 @@
 """Expert backends: the seam between the network and the memory that its routed experts are in."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from typing import NamedTuple
 
 from torch import Tensor
@@ -38,6 +39,10 @@ class ExpertBackend(ABC):
 
     def ready(self, wait_s: float) -> None:
         """Learn that all weights are in memory; get ready for prompts, for up to `wait_s`."""
+        return
+
+    def abandon_when(self, is_unwanted: Callable[[], bool]) -> None:
+        """Ask this while a step waits for a disk that hangs; if True, raise StalledReadError."""
         return
 
     def begin_step(self, num_tokens: int) -> None:

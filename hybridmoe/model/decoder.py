@@ -102,6 +102,10 @@ class Decoder:
             for layer, previous in zip(self._layers, before, strict=True):
                 layer.observer = previous
 
+    def abandon_steps_when(self, is_unwanted: Callable[[], bool]) -> None:
+        """Give up steps that wait for a disk that hangs; see `ExpertBackend.abandon_when`."""
+        self._experts.abandon_when(is_unwanted)
+
     def expert_stats(self) -> ExpertStats | None:
         """Counters of the expert cache; None without one. Thread-safe."""
         return self._experts.stats()

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from hybridmoe.experts.disk.arena import Arena
 from hybridmoe.experts.disk.cached_experts import CachedExperts
 from hybridmoe.experts.disk.expert_layout import ExpertLayout, is_expert_tensor
+from hybridmoe.experts.disk.expert_store import STALL_S
 from hybridmoe.experts.disk.file_reader import FileReader
 from hybridmoe.experts.disk.read_queue import FileRange, ReadRequest
 from hybridmoe.experts.hot_profile import HotProfile
@@ -110,10 +111,13 @@ def _read_tensors(
             reader.submit(ReadRequest(num_requests, [part], [memory]))
             num_requests += 1
         start += direct_buffer_bytes(tensor.num_bytes)
-    for _ in range(num_requests):
-        request = reader.take_completed(wait=True)
-        assert request is not None
+    while num_requests:
+        request = reader.take_completed(wait=True, timeout_s=STALL_S)
+        if request is None:  # a disk that hangs
+            progress(0)  # may raise, to end this
+            continue
         if request.error is not None:
             raise request.error
+        num_requests -= 1
         progress(request.ranges[0].num_bytes)
     return found

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from waiting import HANG_S
+from waiting import HANG_S, eventually
 
 from hybridmoe import _C
 from hybridmoe.errors import ConfigError, ShapeError
@@ -172,6 +172,38 @@ def test_nothing_is_left_behind(fd: int, content: bytes) -> None:
     for call in (ring.wait, lambda: ring.begin(1, fd, memory, 1, 0)):
         with pytest.raises(ShapeError, match="closed"):
             call()
+
+
+@needs_ring
+def test_a_read_that_never_ends_holds_nothing_up(fd: int, content: bytes) -> None:
+    ours, theirs = os.pipe()
+    ring = _C.IoRing(2, BLOCK, BLOCK)
+    memory = [Arena(4 * BLOCK).view for _ in range(2)]
+    ring.begin(0, ours, memory[0], 4 * BLOCK, 0)
+    ring.begin(1, fd, memory[1], BLOCK, 0)
+    ring.wake()
+    ring.wait()
+    assert not ring.drain(0.01)
+    assert not ring.drain(0.0)
+    for call in (ring.wait, lambda: ring.begin(2, fd, memory[1], 1, 0)):
+        with pytest.raises(ShapeError, match="closed"):
+            call()
+    os.close(theirs)  # the read ends, with no byte
+    assert ring.drain(HANG_S)
+    ring.close()
+    os.close(ours)
+    ours, theirs = os.pipe()
+    ring = _C.IoRing(2, BLOCK, BLOCK)
+    ring.begin(0, ours, memory[0], BLOCK, 0)
+    ring.wake()
+    ring.wait()
+    assert not ring.drain(0.01)
+    ring.close()  # returns
+    ring.close()
+    os.write(theirs, content[:BLOCK])  # the kernel has kept its end
+    eventually(lambda: bytes(memory[0][:BLOCK]) == content[:BLOCK])
+    os.close(theirs)
+    os.close(ours)
 
 
 @needs_ring

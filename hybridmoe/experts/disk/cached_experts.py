@@ -14,6 +14,7 @@ from torch import Tensor
 
 from hybridmoe.config import PREFILL_TOKENS
 from hybridmoe.device.pending import Pending, Ready
+from hybridmoe.errors import StalledReadError
 from hybridmoe.experts.backend import ExpertBackend
 from hybridmoe.experts.disk.expert_layout import ExpertLayout
 from hybridmoe.experts.disk.expert_store import ExpertStore
@@ -75,6 +76,10 @@ class CachedExperts(ExpertBackend):
     def buffers_free(self) -> int:
         return self._store.num_free
 
+    def abandon_when(self, is_unwanted: Callable[[], bool]) -> None:
+        """Ask this while computation waits for reads; see `ExpertBackend.abandon_when`."""
+        self._store.is_unwanted = is_unwanted
+
     def prefetch(self, layer: int, ids: Tensor) -> None:
         """Take a hint, on which the next `submit` reads; see `ExpertBackend.prefetch`.
 
@@ -89,7 +94,7 @@ class CachedExperts(ExpertBackend):
     def submit(self, layer: int, x: Tensor, ids: Tensor, weights: Tensor) -> Pending:
         """Compute at once; see `ExpertBackend.submit`.
 
-        Errors: DiskError if an expert cannot be read; the next call tries again.
+        Errors: DiskError if an expert cannot be read; StalledReadError. The next call tries again.
         """
         index = self._index_of[layer]
         first_key = index * self._num_experts
@@ -98,11 +103,12 @@ class CachedExperts(ExpertBackend):
         self._note_access(index, ids)
         try:
             self._compute([first_key + e for e in order], num_free, first_key)
-        except BaseException:
+        except BaseException as error:
             self._hints = {}
             for expert in order:
                 self._release_uncached(first_key + expert)
-            self._store.drain()
+            if not isinstance(error, StalledReadError):  # its reads keep their buffers until then
+                self._store.drain()
             raise
         return Ready(self._ffn.finish())
 

@@ -22,8 +22,9 @@ class DirectFile:
 
     def __init__(self, path: Path) -> None:
         """Errors: DiskError if it cannot be opened."""
-        self._name = printable(path.name, 255)
+        self.name = printable(path.name, 255)
         self._fds = [self._open(path, 0)]
+        self._content = self._stamp()
         with suppress(OSError):  # no read-ahead
             os.posix_fadvise(self._fds[0], 0, 0, os.POSIX_FADV_RANDOM)
         self.is_direct = False
@@ -55,6 +56,17 @@ class DirectFile:
             if done + count < wanted and whole_blocks == done:
                 raise self.read_error(part, f"the file ends at {start + done + count}")
             done = done + count if done + count >= wanted else whole_blocks
+        if (change := self.find_change(part)) is not None:
+            raise change
+
+    def find_change(self, part: FileRange) -> DiskError | None:
+        """Return the error of a range that was read after the file was written to, or None."""
+        try:
+            if self._stamp() == self._content:
+                return None
+        except OSError as error:  # a file system that is gone
+            return self.read_error(part, error.strerror or str(error))
+        return self.read_error(part, "the file was changed after it was opened; load it again")
 
     def fall_back_to_buffered(self, was_direct: bool, error: int | None) -> bool:
         """Stop reading directly if `error` says so. Returns True if the read is to be retried."""
@@ -71,7 +83,7 @@ class DirectFile:
     def read_error(self, part: FileRange, reason: str) -> DiskError:
         """Make the error of a range that could not be read."""
         return DiskError(
-            f"{self._name}: tensor {printable(part.name)}: cannot read {part.num_bytes} bytes"
+            f"{self.name}: tensor {printable(part.name)}: cannot read {part.num_bytes} bytes"
             f" at offset {part.offset}: {reason}"
         )
 
@@ -80,8 +92,13 @@ class DirectFile:
         for fd in self._fds:
             os.close(fd)
 
+    def _stamp(self) -> tuple[int, int]:
+        """Size, and time of the last write: of this file, even if its name is another's now."""
+        status = os.fstat(self._fds[0])
+        return status.st_size, status.st_mtime_ns
+
     def _open(self, path: Path, flags: int) -> int:
         try:
             return os.open(path, os.O_RDONLY | os.O_CLOEXEC | flags)
         except OSError as error:
-            raise DiskError(f"{self._name}: cannot be opened: {error.strerror}") from None
+            raise DiskError(f"{self.name}: cannot be opened: {error.strerror}") from None

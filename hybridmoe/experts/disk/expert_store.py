@@ -10,13 +10,15 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from hybridmoe.errors import DiskError
+from hybridmoe.errors import DiskError, StalledReadError
 from hybridmoe.experts.disk.arena import ExpertBuffers
 from hybridmoe.experts.disk.expert_layout import ExpertLayout
 from hybridmoe.experts.disk.file_reader import FileReader
 from hybridmoe.experts.disk.read_queue import ReadRequest
 
-__all__ = ["ExpertStore"]
+__all__ = ["STALL_S", "ExpertStore"]
+
+STALL_S = 2.0  # without any read: the disk hangs, or a network
 
 
 class ExpertStore:
@@ -34,6 +36,7 @@ class ExpertStore:
         self._loaded: dict[int, int] = {}  # key -> buffer
         self._in_flight: dict[int, tuple[ReadRequest, int]] = {}  # key -> request, buffer
         self._released: set[int] = set()  # keys in flight: buffers are freed on arrival
+        self.is_unwanted: Callable[[], bool] = lambda: False  # nobody needs what is waited for
         self.bytes_read = 0
         self.wait_s = 0.0
 
@@ -92,23 +95,39 @@ class ExpertStore:
     def collect(self, *, wait: bool) -> dict[int, DiskError | None]:
         """Take in the reads that have ended. Returns each key's error, or None.
 
-        wait: for at least one, which must be in flight.
+        wait: for at least one, which must be in flight. Errors: StalledReadError if none ends for
+        `STALL_S` and `is_unwanted()`; the reads go on.
         """
         ended: dict[int, DiskError | None] = {}
         assert self._in_flight or not wait, "no read is in flight"
         started = time.perf_counter()
-        while (request := self._reader.take_completed(wait=wait and not ended)) is not None:
-            ended[request.key] = request.error
-            self._arrive(request)
-        if wait:
-            self.wait_s += time.perf_counter() - started
+        try:
+            while True:
+                request = self._reader.take_completed(wait=wait and not ended, timeout_s=STALL_S)
+                if request is not None:
+                    ended[request.key] = request.error
+                    self._arrive(request)
+                elif ended or not wait:
+                    break
+                elif self.is_unwanted():
+                    raise StalledReadError(f"no read has returned for {STALL_S:g} s")
+        finally:
+            if wait:
+                self.wait_s += time.perf_counter() - started
         return ended
 
     def load(self, keys: Sequence[int], progress: Callable[[int], None]) -> None:
         """Load experts, no more than buffers are free, and wait for them.
 
-        Calls progress(bytes) as they arrive. Errors: DiskError.
+        Calls progress(bytes) as they arrive, and now and then while none do: it may raise to end
+        this. Errors: DiskError.
         """
+
+        def is_unwanted() -> bool:
+            progress(0)
+            return False
+
+        self.is_unwanted = is_unwanted
         before = self.bytes_read
         for key in keys:
             is_requested = self.request(key)
@@ -118,6 +137,7 @@ class ExpertStore:
             errors += filter(None, self.collect(wait=True).values())
             progress(self.bytes_read - before)
             before = self.bytes_read
+        self.is_unwanted = lambda: False
         if errors:
             raise errors[0]
 

@@ -1,19 +1,14 @@
 """Background reads of file ranges into memory, past the page cache."""
 
-import threading
 import weakref
 from collections.abc import Sequence
 from pathlib import Path
+from queue import Empty
 
-from hybridmoe import _C
 from hybridmoe.experts.disk.direct_file import DirectFile
-from hybridmoe.experts.disk.read_backends import (
-    NUM_THREADS,
-    choose_read_backend,
-    read_by_ring,
-    read_by_thread,
-)
+from hybridmoe.experts.disk.read_backends import NUM_THREADS, choose_read_backend
 from hybridmoe.experts.disk.read_queue import ReadQueue, ReadRequest
+from hybridmoe.experts.disk.reader_threads import ReaderThreads
 
 __all__ = ["FileReader"]
 
@@ -34,22 +29,14 @@ class FileReader:
         except BaseException:
             _close_files(self._files)
             raise
-        ring = backend.ring
-        self.backend = backend.describe(num_threads)  # for users
-        self._queue = ReadQueue(ring.wake if ring is not None else None)
-        threads: list[threading.Thread] = []
-        self._finalizer = weakref.finalize(self, _close, self._queue, self._files, threads, ring)
-        for i in range(num_threads if ring is None else 1):
-            run, args = read_by_thread, (self._queue, self._files)
-            threads.append(
-                threading.Thread(
-                    target=run if ring is None else read_by_ring,
-                    args=args if ring is None else (*args, ring),
-                    name=f"hybridmoe-read-{i}",
-                    daemon=True,
-                )
-            )
-            threads[-1].start()
+        self._queue = ReadQueue(backend.ring.wake if backend.ring is not None else None)
+        self._threads = ReaderThreads(self._queue, self._files, backend, num_threads)
+        self._finalizer = weakref.finalize(self, self._threads.close)
+
+    @property
+    def backend(self) -> str:
+        """Description of the backend, for users."""
+        return self._threads.description
 
     @property
     def is_direct(self) -> bool:
@@ -72,29 +59,19 @@ class FileReader:
         """Withdraw a prefetch. Returns False if a read of it has started."""
         return self._queue.cancel(request)
 
-    def take_completed(self, *, wait: bool) -> ReadRequest | None:
-        """Return a completed or failed request; without `wait`, None if none is ready."""
-        if not wait and self._queue.completed.empty():
+    def take_completed(self, *, wait: bool, timeout_s: float | None = None) -> ReadRequest | None:
+        """Return a completed or failed request; None if none is ready, or comes in time.
+
+        timeout_s: None = wait without end.
+        """
+        try:
+            return self._queue.completed.get(wait, timeout_s)
+        except Empty:
             return None
-        return self._queue.completed.get()
 
     def close(self) -> None:
-        """End the threads and close the files. Idempotent."""
+        """End the threads and close the files. Reads that hang are abandoned. Idempotent."""
         self._finalizer()
-
-
-def _close(
-    queue: ReadQueue,
-    files: Sequence[DirectFile],
-    threads: Sequence[threading.Thread],
-    ring: _C.IoRing | None,
-) -> None:
-    queue.close()
-    for thread in threads:
-        thread.join()
-    if ring is not None:
-        ring.close()
-    _close_files(files)
 
 
 def _close_files(files: Sequence[DirectFile]) -> None:

@@ -4,6 +4,7 @@ io_uring reads no faster here, but takes less CPU time (docs/log.md), so it is t
 systems that have it.
 """
 
+import errno
 import os
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -15,10 +16,22 @@ from hybridmoe.experts.disk.read_queue import ReadQueue, RequestedRange
 from hybridmoe.gguf.cursor import printable
 from hybridmoe.hardware.disk import BLOCK_BYTES
 
-__all__ = ["NUM_THREADS", "ReadBackend", "choose_read_backend", "read_by_ring", "read_by_thread"]
+__all__ = [
+    "NUM_THREADS",
+    "ReadBackend",
+    "RequestedRange",
+    "choose_read_backend",
+    "read_by_ring",
+    "read_by_thread",
+]
 
 NUM_THREADS = 4  # large reads: each alone keeps a disk's queue full
 RING_DEPTH = 32  # chunks in flight
+# Errors that io_uring itself may give a read. Threads then try it, and tell what the disk says.
+_RING_ERRORS = {
+    errno.EACCES, errno.EAGAIN, errno.EBUSY, errno.ECANCELED, errno.EINVAL, errno.ENOMEM,
+    errno.ENOSYS, errno.EOPNOTSUPP, errno.EPERM,
+}  # fmt: skip
 CHUNK_BYTES = 512 << 10  # smaller ones cost more CPU time; some disk drivers split larger ones
 
 
@@ -66,57 +79,61 @@ def read_by_thread(queue: ReadQueue, files: Sequence[DirectFile]) -> None:
         queue.finish(work.request, error)
 
 
-class _InFlightRead(NamedTuple):
-    """A read given to the ring. Keeps the memory alive that the kernel writes to."""
-
-    work: RequestedRange
-    is_direct: bool
+class _RingRefusal(Exception):
+    """Error of a read that is io_uring's own, not the disk's."""
 
 
-def read_by_ring(queue: ReadQueue, files: Sequence[DirectFile], ring: _C.IoRing) -> None:
-    """Read many ranges at a time until the queue is closed, which must wake the ring."""
-    in_flight: dict[int, _InFlightRead] = {}
+def read_by_ring(
+    queue: ReadQueue,
+    files: Sequence[DirectFile],
+    ring: _C.IoRing,
+    in_flight: dict[int, RequestedRange],
+) -> str | None:
+    """Read many ranges at a time until the queue is closed, which must wake the ring.
+
+    in_flight: filled with what is not finished at the end; the kernel writes to its buffers until
+    the ring is drained. Returns why io_uring failed, in one line, or None.
+    """
     try:
         _run_ring(queue, files, ring, in_flight)
     except Exception as failure:  # all requests must complete, or their submitters wait forever
-        reason = f"cannot be read: {failure}"
-        for work, _ in in_flight.values():
-            queue.finish(work.request, DiskError(f"tensor {printable(work.range.name)}: {reason}"))
-        while (work_left := queue.get()) is not None:
-            name = printable(work_left.range.name)
-            queue.finish(work_left.request, DiskError(f"tensor {name}: {reason}"))
+        return " ".join(str(failure).split())
+    return None
 
 
 def _run_ring(
     queue: ReadQueue,
     files: Sequence[DirectFile],
     ring: _C.IoRing,
-    in_flight: dict[int, _InFlightRead],
+    in_flight: dict[int, RequestedRange],
 ) -> None:
     num_started = 0
+    is_direct: dict[int, bool] = {}  # by tag, as `in_flight`
 
     def start(tag: int, work: RequestedRange) -> None:
         part = work.range
         file = files[part.file_index]
-        in_flight[tag] = read = _InFlightRead(work, file.is_direct)
+        in_flight[tag], is_direct[tag] = work, file.is_direct
         num_bytes, first = part.skew + part.num_bytes, part.offset - part.skew
-        ring.begin(tag, file.fd(read.is_direct), work.buffer, num_bytes, first)
+        ring.begin(tag, file.fd(is_direct[tag]), work.buffer, num_bytes, first)
 
     while True:
         while ring.has_room and (queued := queue.poll()) is not None:
             num_started += 1
             start(num_started, queued)
-        if queue.is_closed and not in_flight:
+        if queue.is_closed:
             return
         for tag, error, file_end in ring.wait():
-            work, was_direct = in_flight[tag]
+            work, was_direct = in_flight[tag], is_direct[tag]
             part = work.range
             file = files[part.file_index]
             if error and file.fall_back_to_buffered(was_direct, error):
                 start(tag, work)
                 continue
-            del in_flight[tag]
-            failure = None
+            if error in _RING_ERRORS:
+                raise _RingRefusal(os.strerror(error))
+            del in_flight[tag], is_direct[tag]
+            failure = file.find_change(part)
             if error:
                 failure = file.read_error(part, os.strerror(error))
             elif file_end >= 0:

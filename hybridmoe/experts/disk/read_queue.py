@@ -83,6 +83,12 @@ class ReadQueue:
             self._condition.notify(len(work))
         self._wake()
 
+    def put_back(self, work: Sequence[RequestedRange]) -> None:
+        """Queue ranges again that were handed out and not finished, before all others."""
+        with self._condition:
+            self._urgent.extendleft(reversed(work))
+            self._condition.notify(len(work))
+
     def get(self) -> RequestedRange | None:
         """Wait for the next range. Returns None once the queue is closed."""
         with self._condition:

@@ -4,7 +4,7 @@ For backends that need Python in every layer, such as expert offload to disk: th
 layer's experts, and they for the GPU. `hybrid_experts` does without these waits.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from torch import Tensor
 
@@ -26,6 +26,9 @@ class HostAdapter(ExpertBackend):
     @property
     def wants_prefetch_hints(self) -> bool:
         return self._inner.wants_prefetch_hints
+
+    def abandon_when(self, is_unwanted: Callable[[], bool]) -> None:
+        self._inner.abandon_when(is_unwanted)
 
     def begin_step(self, num_tokens: int) -> None:
         self._inner.begin_step(num_tokens)

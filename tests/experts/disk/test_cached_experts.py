@@ -230,12 +230,16 @@ def test_a_file_truncated_during_a_run(
     copy.write_bytes(content)
     with hybridmoe.load(path, context_tokens=512) as llm:
         whole = outputs(llm)
+    written = copy.stat()
     with open_cached(copy, expert_ram=4 * one) as llm:
         os.truncate(copy, len(content) // 20)  # the dense weights too
         with pytest.raises(hybridmoe.HybridMoeError, match=r"copy\.gguf: tensor .* the file ends"):
             llm.generate(LONG, **GREEDY)
         with open(copy, "r+b") as file:
             file.write(content)
+        with pytest.raises(hybridmoe.HybridMoeError, match="the file was changed"):
+            llm.generate(LONG, **GREEDY)
+        os.utime(copy, ns=(written.st_atime_ns, written.st_mtime_ns))  # it never was
         assert outputs(llm) == whole
         copy.unlink()
         assert outputs(llm) == whole
