@@ -33,7 +33,7 @@ from hybridmoe.placement.kernel_checks import KernelChecks
 from hybridmoe.placement.self_check import SelfCheck
 from hybridmoe.planning.rates import Rates
 
-__all__ = ["GpuRuntime", "GpuStreams", "Measured"]
+__all__ = ["GpuRuntime", "GpuStreams", "Measured", "gpu_identity"]
 
 
 class GpuStreams(NamedTuple):
@@ -55,6 +55,12 @@ class Measured(NamedTuple):
 
     rates: Rates
     threads: _C.CopyThreads
+
+
+def gpu_identity(device: torch.device) -> str:
+    """Name one GPU of a machine: of two of the same name, one may have the slower link."""
+    facts = torch.cuda.get_device_properties(device)
+    return f"{facts.name} {getattr(facts, 'uuid', device.index)}"
 
 
 class GpuRuntime:
@@ -87,7 +93,7 @@ class GpuRuntime:
             gpu = measure_gpu(experts, layout, add_experts, streams, self.torch)
             return with_cpu(gpu.rates, experts), gpu.threads.num_threads
 
-        key = machine_key(torch.cuda.get_device_name(self.torch), experts)
+        key = machine_key(gpu_identity(self.torch), experts)
         rates, num_threads = kept_rates(key, measure)
         return Measured(rates, _C.CopyThreads(num_threads))
 
@@ -106,7 +112,7 @@ class GpuRuntime:
             meter = DecodeMeter(main, CudaDevice(self.torch).capture)
             return measure_decode(meter, experts, dense, slots, hand_over, self.torch)
 
-        name = machine_key(torch.cuda.get_device_name(self.torch), experts.by_index[0])
+        name = machine_key(gpu_identity(self.torch), experts.by_index[0])
         num_slots = 0 if slots is None else len(slots.slots)
         key = f"{name} {dense.kinds()} {num_slots} {hand_over is not None}"
         return kept_decode_rates(key, measure)

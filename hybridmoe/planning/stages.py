@@ -1,8 +1,8 @@
 """Layers over several GPUs: contiguous ranges in the order of the GPUs, the head with the last.
 
-Each range is planned as a model of one GPU. Cards get ranges so that the share of its layers'
-experts that a card's slots hold is the same on all, as far as layers are whole. Where that leaves a
-choice, a faster card takes as many layers as it can; equally fast ones share by VRAM.
+Each range is planned as a model of one GPU. GPUs get ranges so that the share of its layers'
+experts that a GPU's slots hold is the same on all, as far as layers are whole. Where that leaves a
+choice, a faster GPU takes as many layers as it can; equally fast ones share by VRAM.
 """
 
 from collections.abc import Sequence
@@ -95,7 +95,7 @@ def split_layers(problem: Problem, reason: str | None) -> list[range]:
 
 @dataclass(frozen=True)
 class _Split:
-    """Search of ranges in which every card's slots hold `permille` of its layers' experts."""
+    """Search of ranges in which every GPU's slots hold `permille` of its layers' experts."""
 
     problem: Problem
     reason: str | None
@@ -118,18 +118,18 @@ class _Split:
         return [*ends, num_layers]
 
     def _least_ends(self) -> list[int] | None:
-        """Find the least end of each card's range: the cards behind it take all they can."""
+        """Find the least end of each GPU's range: the GPUs behind it take all they can."""
         num_gpus = len(self.problem.budgets.gpus)
         ends = [len(self.problem.sizes.layers)]
         for k in range(num_gpus - 1, 0, -1):
             start = self._earliest(k, ends[0])
             if start == ends[0]:
                 return None
-            ends.insert(0, max(start, k))  # every card has a layer
+            ends.insert(0, max(start, k))  # every GPU has a layer
         return ends if self._fits(0, range(ends[0])) else None
 
     def _wanted(self, k: int, num_layers: int) -> int:
-        """End of a card's range that its speed or its VRAM would choose."""
+        """End of a GPU's range that its speed or its VRAM would choose."""
         gpus = self.problem.budgets.gpus
         own, others = _speed(gpus[k]), max(map(_speed, gpus[k + 1 :]))
         if own != others:
@@ -137,7 +137,7 @@ class _Split:
         return _by_share(gpus, k, num_layers)
 
     def _longest(self, k: int, start: int) -> int:
-        """Greatest end of a range of this card."""
+        """Greatest end of a range of this GPU."""
         low, high = start, len(self.problem.sizes.layers)
         while low < high:
             middle = (low + high + 1) // 2
@@ -145,7 +145,7 @@ class _Split:
         return low
 
     def _earliest(self, k: int, end: int) -> int:
-        """Least start of a range of this card."""
+        """Least start of a range of this GPU."""
         low, high = 0, end
         while low < high:
             middle = (low + high) // 2
@@ -165,13 +165,13 @@ class _Split:
 
 
 def _by_share(gpus: Sequence[GpuBudget], k: int, num_layers: int) -> int:
-    """End of a card's range if VRAM alone decided; every card has a layer."""
+    """End of a GPU's range if VRAM alone decided; every GPU has a layer."""
     sums = list(accumulate(gpu.vram_bytes for gpu in gpus))
     end = round(num_layers * sums[k] / max(1, sums[-1]))
     return min(max(end, k + 1), num_layers - (len(gpus) - 1 - k))
 
 
 def _speed(gpu: GpuBudget) -> float:
-    """Read rate of a data sheet; cards that are not known are taken to be equal."""
+    """Read rate of a data sheet; GPUs that are not known are taken to be equal."""
     spec = spec_like(gpu.name)
     return spec.vram_gbs if spec else 0.0

@@ -3,8 +3,10 @@
 import json
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
 from gguf import GGMLQuantizationType as T
 from random_weights import random_matrix
 
@@ -14,6 +16,7 @@ from hybridmoe.experts.gpu.calibrate_decode import DecodeRates
 from hybridmoe.experts.routed_experts import ExpertWeights
 from hybridmoe.hardware import topology
 from hybridmoe.placement import kept_rates as module
+from hybridmoe.placement.gpu_runtime import gpu_identity
 from hybridmoe.placement.kept_rates import kept_decode_rates, kept_rates, machine_key
 from hybridmoe.planning.rates import GpuRates, Rates, rates_of
 
@@ -87,6 +90,16 @@ def test_without_a_place_every_load_measures(state: Path) -> None:
     kept_rates("a", measure)
     kept_rates("a", measure)
     assert measure.count == 2
+
+
+def test_equal_gpus_are_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The link of one of them may be slower."""
+
+    for facts in ([{"uuid": "a"}, {"uuid": "b"}], [{}, {}]):  # older torch has no uuid
+        gpus = [SimpleNamespace(name="RTX 4090", **fact) for fact in facts]
+        monkeypatch.setattr(torch.cuda, "get_device_properties", lambda d, g=gpus: g[d.index])
+        names = {gpu_identity(torch.device("cuda", i)) for i in (0, 1)}
+        assert len(names) == 2 and all(name.startswith("RTX 4090 ") for name in names)
 
 
 def test_a_key_names_what_rates_depend_on(monkeypatch: pytest.MonkeyPatch) -> None:

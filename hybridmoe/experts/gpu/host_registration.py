@@ -2,8 +2,8 @@
 
 Copies from registered memory take no time of the CPU, and no memory traffic but the read itself.
 Registering locks the pages in RAM, at some gigabytes a second: a thread does it, piece by piece,
-while the model is used already. Where that is refused, or copies from the first piece are wrong or
-slow, all are staged.
+while the model is used already. Pieces that the driver refuses are staged; all are, where copies
+from the first one are wrong or slow.
 """
 
 import ctypes
