@@ -168,7 +168,7 @@ def _products(meter: DecodeMeter, found: list[tuple[DeviceMatrix, int]]) -> floa
 def _slots(
     meter: DecodeMeter, experts: RoutedExperts, slots: SlotPool, device: torch.device
 ) -> float | None:
-    """Measure the rate of experts in slots, those of a layer at once; None if there are none."""
+    """Measure the rate of experts in slots, a layer's together; None if no slot is filled."""
     calls: list[tuple[int, Tensor]] = []
     num_bytes = 0
     for number, weights in experts.layers.items():

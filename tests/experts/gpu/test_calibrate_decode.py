@@ -95,7 +95,7 @@ class Slots:
 
 
 class HandOver:
-    """25 us a layer; fails where nobody would answer."""
+    """Hand-over of 25 us a layer that refuses to run outside of a graph."""
 
     def __init__(self, machine: Machine) -> None:
         self._machine, self.num_sent = machine, 0
