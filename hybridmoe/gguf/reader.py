@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 from types import MappingProxyType, TracebackType
-from typing import Self
+from typing import NamedTuple, Self
 
 import numpy as np
 from gguf import GGMLQuantizationType
@@ -26,7 +26,7 @@ from hybridmoe.gguf.cursor import printable
 from hybridmoe.gguf.header import Header, MetadataValue, parse_header
 from hybridmoe.gguf.split import check_part, count_parts, part_path
 
-__all__ = ["GGUFFile", "Tensor", "map_file"]
+__all__ = ["FileState", "GGUFFile", "Tensor", "map_file"]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -46,6 +46,21 @@ class Tensor:
         return prod(self.shape)
 
 
+class FileState(NamedTuple):
+    """What tells a file from another one, and from itself after it was written to."""
+
+    device: int
+    inode: int
+    num_bytes: int
+    mtime_ns: int
+
+    @classmethod
+    def of(cls, fd: int) -> Self:
+        """Return the state of an open file. Errors: OSError."""
+        status = os.fstat(fd)
+        return cls(status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
+
+
 class GGUFFile:
     """Open, validated GGUF file; a context manager.
 
@@ -61,10 +76,13 @@ class GGUFFile:
         tensors: Mapping[str, Tensor],
         maps: tuple[mmap.mmap, ...],
         version: int,
+        states: tuple[FileState, ...],
     ) -> None:
+        """states: of the parts, when they were mapped."""
         self.path = path
         self.version = version
         self.parts = parts
+        self.states = states
         self.metadata = metadata
         self.tensors = tensors
         self.num_bytes = sum(map(len, maps))
@@ -78,20 +96,20 @@ class GGUFFile:
         Errors: GGUFError, one line: file name, field, found and expected value.
         """
         path = Path(path)
-        view, identity = map_file(path)
+        view, state = map_file(path)
         header = parse_header(view, _name(path))
         count = count_parts(path, header.metadata)
         parts, maps = [path], [view]
-        seen = {identity: path}
+        seen = {state: path}
         tensors: dict[str, Tensor] = {}
         _add_tensors(tensors, header, view, parts)
         for number in range(2, count + 1):
             part = part_path(path, number, count)
-            view, identity = map_file(part, f" (part {number} of {count})")
-            if identity in seen:
-                other = _name(seen[identity])
+            view, state = map_file(part, f" (part {number} of {count})")
+            if state in seen:
+                other = _name(seen[state])
                 raise GGUFError(f"{_name(part)}: split.no: this is the same file as {other}")
-            seen[identity] = part
+            seen[state] = part
             part_header = parse_header(view, _name(part))
             check_part(part, part_header.metadata, header.metadata, number)
             parts.append(part)
@@ -110,6 +128,7 @@ class GGUFFile:
             MappingProxyType(tensors),
             tuple(maps),
             header.version,
+            tuple(seen),
         )
 
     def close(self) -> None:
@@ -155,19 +174,19 @@ def _add_tensors(
         )
 
 
-def map_file(path: Path, about: str = "") -> tuple[mmap.mmap, tuple[int, int]]:
-    """Map a regular file read-only. Returns the map and the file's device and inode."""
+def map_file(path: Path, about: str = "") -> tuple[mmap.mmap, FileState]:
+    """Map a regular file read-only. Returns the map and the file's state."""
     try:
         if not stat.S_ISREG(os.stat(path).st_mode):
             kind = "a directory" if path.is_dir() else "not a regular file"
             raise GGUFError(f"{_name(path)}: is {kind}, expected a GGUF file{about}")
         with open(path, "rb") as file:
-            status = os.fstat(file.fileno())
-            if status.st_size == 0:
+            state = FileState.of(file.fileno())
+            if state.num_bytes == 0:
                 raise GGUFError(f"{_name(path)}: the file is empty, expected a GGUF file{about}")
-            view = mmap.mmap(file.fileno(), status.st_size, prot=mmap.PROT_READ)
+            view = mmap.mmap(file.fileno(), state.num_bytes, prot=mmap.PROT_READ)
             _ask_for_huge_pages(view)
-            return view, (status.st_dev, status.st_ino)
+            return view, state
     except FileNotFoundError:
         where = printable(str(path.parent), 200)
         raise GGUFError(f"{_name(path)}: no such file in {where}{about}") from None

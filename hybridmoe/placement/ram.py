@@ -58,7 +58,7 @@ def read_weights(
         for t in file.tensors.values()
         if not is_expert_tensor(t.name) and (parse_name(t.name).layer or 0) < end
     ]
-    reader = FileReader(file.parts)
+    reader = FileReader(file.parts, file.states)
     try:
         cache = CachedExperts(experts, layout, reader, plan)
         hot = np.empty(0, np.int64) if profile is None else profile.hot_keys()[: plan.num_slots]

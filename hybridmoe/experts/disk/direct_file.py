@@ -12,6 +12,7 @@ from pathlib import Path
 from hybridmoe.errors import DiskError
 from hybridmoe.experts.disk.read_queue import FileRange
 from hybridmoe.gguf.cursor import printable
+from hybridmoe.gguf.reader import FileState
 from hybridmoe.hardware.disk import BLOCK_BYTES
 
 __all__ = ["DirectFile"]
@@ -20,11 +21,15 @@ __all__ = ["DirectFile"]
 class DirectFile:
     """One open file. Thread-safe."""
 
-    def __init__(self, path: Path) -> None:
-        """Errors: DiskError if it cannot be opened."""
+    def __init__(self, path: Path, state: FileState | None = None) -> None:
+        """state: when its header was read; None = now.
+
+        Errors: DiskError if it cannot be opened, or is in another state.
+        """
         self.name = printable(path.name, 255)
+        self._state = state
         self._fds = [self._open(path, 0)]
-        self._content = self._stamp()
+        self._state = state or FileState.of(self._fds[0])
         with suppress(OSError):  # no read-ahead
             os.posix_fadvise(self._fds[0], 0, 0, os.POSIX_FADV_RANDOM)
         self.is_direct = False
@@ -62,7 +67,7 @@ class DirectFile:
     def find_change(self, part: FileRange) -> DiskError | None:
         """Return the error of a range that was read after the file was written to, or None."""
         try:
-            if self._stamp() == self._content:
+            if FileState.of(self._fds[0]) == self._state:
                 return None
         except OSError as error:  # a file system that is gone
             return self.read_error(part, error.strerror or str(error))
@@ -92,13 +97,12 @@ class DirectFile:
         for fd in self._fds:
             os.close(fd)
 
-    def _stamp(self) -> tuple[int, int]:
-        """Size, and time of the last write: of this file, even if its name is another's now."""
-        status = os.fstat(self._fds[0])
-        return status.st_size, status.st_mtime_ns
-
     def _open(self, path: Path, flags: int) -> int:
         try:
-            return os.open(path, os.O_RDONLY | os.O_CLOEXEC | flags)
+            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | flags)
         except OSError as error:
             raise DiskError(f"{self.name}: cannot be opened: {error.strerror}") from None
+        if self._state not in (None, FileState.of(fd)):
+            os.close(fd)
+            raise DiskError(f"{self.name}: the file was changed while it was loaded; load it again")
+        return fd

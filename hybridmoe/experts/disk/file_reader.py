@@ -9,6 +9,7 @@ from hybridmoe.experts.disk.direct_file import DirectFile
 from hybridmoe.experts.disk.read_backends import NUM_THREADS, choose_read_backend
 from hybridmoe.experts.disk.read_queue import ReadQueue, ReadRequest
 from hybridmoe.experts.disk.reader_threads import ReaderThreads
+from hybridmoe.gguf.reader import FileState
 
 __all__ = ["FileReader"]
 
@@ -16,15 +17,21 @@ __all__ = ["FileReader"]
 class FileReader:
     """Reads requests in order of submission, urgent ones first. Must be closed."""
 
-    def __init__(self, paths: Sequence[Path], *, num_threads: int = NUM_THREADS) -> None:
-        """Open the files. num_threads: without io_uring.
+    def __init__(
+        self,
+        paths: Sequence[Path],
+        states: Sequence[FileState] | None = None,
+        *,
+        num_threads: int = NUM_THREADS,
+    ) -> None:
+        """Open the files. states: when their headers were read. num_threads: without io_uring.
 
         Errors: DiskError; ConfigError if `HYBRIDMOE_IO` asks for a backend that is missing.
         """
         self._files: list[DirectFile] = []
         try:
-            for path in paths:
-                self._files.append(DirectFile(path))
+            for i, path in enumerate(paths):
+                self._files.append(DirectFile(path, states[i] if states else None))
             backend = choose_read_backend(is_direct=self.is_direct)
         except BaseException:
             _close_files(self._files)

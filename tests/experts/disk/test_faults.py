@@ -19,8 +19,9 @@ from waiting import eventually
 import hybridmoe
 from hybridmoe import _C
 from hybridmoe.engine.request import Finished, TokenEvent
-from hybridmoe.errors import ShapeError, StalledReadError
+from hybridmoe.errors import DiskError, ShapeError, StalledReadError
 from hybridmoe.experts.disk.cached_experts import CachedExperts
+from hybridmoe.placement import placer, ram
 
 pytestmark = pytest.mark.usefixtures("each_io", "exact_kernels")
 
@@ -234,3 +235,25 @@ def test_a_file_that_is_written_to_is_noticed_and_one_that_is_replaced_is_not_re
             assert str(end.error).endswith(
                 "the file was changed after it was opened; load it again"
             )
+
+
+@pytest.mark.parametrize("is_replaced", [False, True])
+def test_a_file_that_changes_after_its_header_was_read_is_not_loaded(
+    path: Path, is_replaced: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copy, other = tmp_path / "copy.gguf", tmp_path / "other.gguf"
+    for file in (copy, other):
+        file.write_bytes(path.read_bytes())
+        os.utime(file, ns=(1, 1))
+    really_read = ram.read_weights
+
+    def read_weights(*arguments: Any) -> Any:
+        if is_replaced:
+            other.rename(copy)
+        else:
+            os.utime(copy, ns=(2, 2))
+        return really_read(*arguments)
+
+    monkeypatch.setattr(placer, "read_weights", read_weights)
+    with pytest.raises(DiskError, match=r"^copy\.gguf: the file was changed while it was loaded"):
+        open_cached(copy)
