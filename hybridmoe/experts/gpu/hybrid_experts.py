@@ -3,7 +3,8 @@
 Both work on a layer at once. The main stream computes on the GPU, while a second one copies states
 and routing to the host, calls the CPU's kernels, and copies their sum back; in a graph, `HandOver`
 takes the second one's place. A decode step only queues work, the same whatever is resident, so that
-a CUDA graph can repeat it. The step's routing is read after it has ended, and passed to the cache.
+a CUDA graph can repeat it. The step's routing is read once all of it is on the host, and passed to
+the cache: after the step, or with hand-overs while the GPU computes the output head.
 """
 
 from contextlib import suppress
@@ -96,7 +97,8 @@ class HybridExperts(ExpertBackend):
         self._prefill_memory: StepMemory | None = None  # allocated by the first prefill
         self._memory = self._decode_memory
         self._num_tokens = 0
-        self._is_in_step = False
+        self._is_in_step = self._is_counted = False  # counted: the cache has seen the step
+        self._error: str | None = None  # of this step's calls
         self._calls: _Calls = {}  # of this step
         # of graphs, by their number of tokens
         self._captured: dict[int, dict[_Key, _C.HostExpertCall]] = {}
@@ -117,19 +119,18 @@ class HybridExperts(ExpertBackend):
             self._slots.cache.begin_step()
         if self._prefill is not None and num_tokens > PREFILL_TOKENS:
             self._prefill.begin_step(num_tokens)
-        self._is_in_step = True
+        self._is_in_step, self._is_counted, self._error = True, False, None
 
     def end_step(self) -> None:
         """Wait for the CPU's part; see `ExpertBackend`. Errors: HybridMoeError."""
         self._synchronize()
         self._is_in_step = False
-        if (error := self._take_errors()) is not None:
+        if (error := self._error or self._take_errors()) is not None:
             raise HybridMoeError(error)
-        is_prefill = self._num_tokens > PREFILL_TOKENS
-        if is_prefill and self._prefill is not None:
+        if self._prefill is not None and self._num_tokens > PREFILL_TOKENS:
             self._prefill.check()
-        if self._slots is not None:
-            self._slots.cache.end_step(self._accesses(), is_prefill=is_prefill)
+        if not self._is_counted:
+            self._count()
 
     def replayed(self, layers: range) -> None:
         """Compute the CPU's part; see `ExpertBackend.replayed`. Errors: torch's, HybridMoeError."""
@@ -138,6 +139,9 @@ class HybridExperts(ExpertBackend):
         self._calls |= calls
         if self._hand_over is not None:
             self._hand_over.serve(list(calls.values()))
+            self._error = self._error or self._take_errors()
+            if len(self._calls) == len(captured) and self._error is None:
+                self._count()  # while the GPU computes the output head
 
     def stats(self) -> ExpertStats | None:
         return None if self._slots is None else self._slots.cache.stats()
@@ -248,6 +252,13 @@ class HybridExperts(ExpertBackend):
             call = memory.calls[key] = memory.make_call(index, number, slot_of)
         call.num_tokens = tokens
         return call
+
+    def _count(self) -> None:
+        """Tell the cache what the step used, once all of its ids are on the host."""
+        if self._slots is not None:
+            is_prefill = self._num_tokens > PREFILL_TOKENS
+            self._slots.cache.end_step(self._accesses(), is_prefill=is_prefill)
+        self._is_counted = True
 
     def _take_errors(self) -> str | None:
         """Clear the errors of the step's calls; return the first."""

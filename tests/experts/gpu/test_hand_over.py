@@ -4,6 +4,7 @@ import threading
 import time
 from collections.abc import Callable
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -179,6 +180,44 @@ def test_an_error_of_the_cpu_ends_its_step_and_not_the_next() -> None:
     inputs = inputs_of(1)
     for got, want in zip(graphs.step(inputs), wanted(inputs), strict=True):
         assert torch.equal(got, want)
+
+
+class SeenSteps:
+    """Stands in for slots, none of which is used; its cache notes what it is told."""
+
+    def __init__(self) -> None:
+        self.cache, self.told = self, list[list[tuple[int, list[int]]]]()
+
+    def begin_step(self) -> None:
+        pass
+
+    def end_step(self, accesses: list[tuple[int, np.ndarray]], *, is_prefill: bool) -> None:
+        assert not is_prefill
+        self.told.append([(index, ids.tolist()) for index, ids in accesses])
+
+    def compute(self, *inputs: object) -> None:
+        return None
+
+
+def test_the_cache_is_told_once_and_before_the_gpu_has_ended_the_step() -> None:
+    """The policy then runs beside the output head."""
+    graphs, slots = Graphs(tokens=1), SeenSteps()
+    graphs.experts._slots = slots
+    for step in range(2):
+        inputs = inputs_of(step, 1)
+        graphs.begin(inputs)
+        graphs.start()
+        graphs.experts.replayed(LAYERS)
+        chosen = [[n for n in ids[0].tolist() if n >= 0] for _, ids, _ in inputs]
+        assert slots.told[step:] == [list(enumerate(chosen))]
+        graphs.experts.end_step()
+        assert len(slots.told) == step + 1
+    bad = inputs_of(2, 1)
+    bad[1][1][0, 1] = EXPERTS
+    with pytest.raises(HybridMoeError, match=r"blk\.2 on the CPU"):
+        graphs.step(bad)
+    graphs.step(inputs_of(3, 1))
+    assert len(slots.told) == 3, "a step that fails is not counted"
 
 
 def test_the_gpu_waits_for_the_cpu() -> None:
