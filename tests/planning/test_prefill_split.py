@@ -123,10 +123,11 @@ def test_the_heaviest_experts_go_to_the_gpu() -> None:
 
 def test_the_longest_on_the_gpu_is_computed_first() -> None:
     """Each is worth a copy; the last to arrive is the one that leaves least to do behind it."""
-    costs = flat([9, 9, 9], link=1.0)._replace(gpu=np.array([0.5, 1.0, 3.0]))
-    found = split(costs, [False] * 3)
-    assert (found.streamed, found.cpu) == ((2, 1, 0), ())
-    assert found.seconds == 0.5 + 1 + 3 + 1 + 0.5  # by number: half a second more
+    for by_cpu in (9.0, 6.25):  # 6.25: less than all on the GPU takes by number, 6.5
+        costs = flat([by_cpu] * 3, link=1.0)._replace(gpu=np.array([0.5, 1.0, 3.0]))
+        found = split(costs, [False] * 3)
+        assert (found.streamed, found.cpu) == ((2, 1, 0), ())
+        assert found.seconds == 0.5 + 1 + 3 + 1 + 0.5
 
 
 def test_resident_experts_are_not_streamed() -> None:
