@@ -239,6 +239,55 @@ def test_profile_and_trace_of_a_response_that_is_ended(
     assert read_trace(trace).is_complete
 
 
+# The real command, on a disk of which no read returns once the model is loaded.
+HANGING = """
+import os, sys, threading
+from hybridmoe.experts.disk import expert_store, reader_threads
+from hybridmoe.llm.llm import LLM
+
+os.environ["HYBRIDMOE_IO"] = "threads"
+expert_store.STALL_S = reader_threads.CLOSE_S = 0.1
+init, read, loaded = LLM.__init__, os.preadv, threading.Event()
+
+def note_loaded(self, *parts):
+    init(self, *parts)
+    loaded.set()
+
+def read_or_hang(*arguments):
+    if loaded.is_set():
+        print("the disk hangs", file=sys.stderr, flush=True)
+        threading.Event().wait()
+    return read(*arguments)
+
+LLM.__init__, os.preadv = note_loaded, read_or_hang
+from hybridmoe.cli.app import main
+sys.exit(main())
+"""
+
+
+def test_a_server_ends_while_the_disk_hangs(tmp_path: Path) -> None:
+    profile, status = tmp_path / "hot.json", []
+    options = ("--expert-ram", "2MiB", "--expert-profile", str(profile))
+    with running("serve", "--port", "0", *options, code=HANGING) as command:
+        url = command.wait_for("listening at").split()[3]
+        command.wait_for("ready:")
+        body = {"prompt": "What is", "max_tokens": 4}
+
+        def ask() -> None:
+            path = f"{url}/v1/completions"
+            status.append(httpx2.post(path, json=body, timeout=HANG_S).status_code)
+
+        asking = threading.Thread(target=ask)
+        asking.start()
+        command.wait_for("the disk hangs")
+        command.send(signal.SIGTERM)
+        assert command.end() == -signal.SIGTERM
+        asking.join()
+    assert status == [503]
+    assert "the disk has not returned reads for 0.1 s; closed without them" in command.said
+    assert json.loads(profile.read_text())["format"] == "hybridmoe expert profile 1"
+
+
 def test_a_signal_is_raised_once() -> None:
     with terminations() as come:
         with pytest.raises(Terminated) as raised:
