@@ -47,7 +47,7 @@ class Tensor:
 
 
 class FileState(NamedTuple):
-    """What tells a file from another one, and from itself after it was written to."""
+    """Identity, size and last write of a file: equal as long as it has the same content."""
 
     device: int
     inode: int
