@@ -84,7 +84,7 @@ def _matrices(random: Random, batch: int, rows: int, cols: int) -> QuantMatrix:
 
 
 def _rows(device: Device, random: Random, c: ModelConfig) -> Tensor:
-    """Norm with a residual, rotation, and a feed-forward of float32 weights."""
+    """Norms, one with a residual, rotation, and a feed-forward of float32 weights."""
     tokens, inter = 3, 64
     x, residual = (device.upload(random(tokens, c.hidden)) for _ in range(2))
     weight = device.upload(random(c.hidden))
@@ -97,7 +97,13 @@ def _rows(device: Device, random: Random, c: ModelConfig) -> Tensor:
         for size in ((inter, c.hidden), (inter, c.hidden), (c.hidden, inter))
     )
     mixed = device.dense_ffn(normed, gate, up, down)
-    parts = [device.to_host(t).reshape(tokens, -1) for t in (x, normed, turned, mixed)]
+    latents = [
+        device.rms_norm(device.upload(random(tokens, n)), device.upload(random(n)), c.rms_eps)
+        for n in (c.q_lora_rank, c.kv_lora_rank)
+        if n
+    ]
+    results = (x, normed, turned, mixed, *latents)
+    parts = [device.to_host(t).reshape(tokens, -1) for t in results]
     return torch.cat([part / part.square().mean(1, keepdim=True).sqrt() for part in parts], 1)
 
 

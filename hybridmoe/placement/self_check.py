@@ -39,6 +39,7 @@ from hybridmoe.kernels.triton.expert_ffn import SlotLayout, expert_ffn, pack_slo
 from hybridmoe.kernels.triton.expert_prefill import add_experts, layout_of
 from hybridmoe.kernels.triton.matmul import batched_linear
 from hybridmoe.kernels.triton.matrix import DeviceMatrix
+from hybridmoe.kernels.triton.vector_gemv import MAX_VECTOR_TOKENS
 from hybridmoe.placement.kernel_checks import KernelCheck, KernelChecks
 from hybridmoe.placement.network_check import network_cases
 
@@ -78,7 +79,8 @@ class SelfCheck:
         """
         kind = (w.type, w.batch, w.rows, w.cols)
         if kind not in self._wrong:
-            checks = [self._product(on_gpu, w, tokens) for tokens in (1, _FEW, _MANY)]
+            counts = (1, *((MAX_VECTOR_TOKENS,) if on_gpu.has_vectors else ()), _FEW, _MANY)
+            checks = [self._product(on_gpu, w, tokens) for tokens in counts]
             self._wrong[kind] = self.found.add(checks)
         wrong = self._wrong[kind]
         if wrong is not None:

@@ -1,8 +1,12 @@
-"""GPU kernels as machine code, compiled for two architectures without a GPU."""
+"""GPU kernels as machine code, compiled for three architectures without a GPU.
+
+What is compiled is what models of every type launch (tests/support/model_launches.py).
+"""
 
 import json
 import os
 import platform
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -12,31 +16,34 @@ from triton_layouts import lane_bits, reduction_fault
 
 pytest.importorskip("triton", reason="needs triton (pip install hybridmoe[cuda])")
 
+from hybridmoe.kernels.triton.dequant import KINDS
+
 ROOT = Path(__file__).parent.parent.parent.parent
 
 
 ARCHS = (89, 90)
+OTHER_ARCHS = (80,)  # of which `make triton-versions` compiles all, this file one of each kernel
 
 
 @pytest.fixture(scope="module")
 def compiled(tmp_path_factory: pytest.TempPathFactory) -> dict[int, tuple[int, str, str]]:
-    """Exit status and output of the compilation for each architecture, both at once."""
+    """Exit status and output of the compilation for each architecture, all at once."""
     cache = str(tmp_path_factory.mktemp("triton"))
     environment = {**os.environ, "TRITON_CACHE_DIR": cache, "PYTHONPATH": str(ROOT)}
     environment.pop("TRITON_INTERPRET", None)
     script, pipe = str(ROOT / "tests/support/triton_compile.py"), subprocess.PIPE
     running = {
         arch: subprocess.Popen(
-            [sys.executable, script, str(arch)],
+            [sys.executable, script, str(arch), *(["few"] if arch in OTHER_ARCHS else [])],
             stdout=pipe,
             stderr=pipe,
             text=True,
             env=environment,
         )
-        for arch in ARCHS
+        for arch in (*ARCHS, *OTHER_ARCHS)
     }
     said = {arch: process.communicate() for arch, process in running.items()}
-    return {arch: (running[arch].returncode, *said[arch]) for arch in ARCHS}
+    return {arch: (process.returncode, *said[arch]) for arch, process in running.items()}
 
 
 @pytest.mark.slow
@@ -48,7 +55,7 @@ def test_kernels_compile_and_hardly_spill(
     status, output, errors = compiled[arch]
     assert status == 0, errors
     reports = [json.loads(line) for line in output.splitlines()]
-    assert len(reports) == 144
+    assert {r["constants"]["KIND"] for r in reports if r["kernel"] == "_gemv_kernel"} == set(KINDS)
     for report in reports:
         assert report["cubin_bytes"] > 0, report
         assert report["spilled_bytes"] <= 32, report  # ptxas does so for one more block at a time
@@ -62,6 +69,21 @@ def test_kernels_compile_and_hardly_spill(
 
 @pytest.mark.slow
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="ptxas is looked for as on x86-64")
+@pytest.mark.parametrize("arch", (*ARCHS, *OTHER_ARCHS))
+def test_no_kernel_is_launched_that_is_not_compiled(
+    arch: int, compiled: dict[int, tuple[int, str, str]]
+) -> None:
+    """A kernel that no model launches here would not be in the list: models have to be added."""
+    status, output, errors = compiled[arch]
+    assert status == 0, errors
+    sources = "".join(p.read_text() for p in (ROOT / "hybridmoe").rglob("*.py"))
+    launched = set(re.findall(r"\b(\w+_kernel)\[", sources))
+    assert len(launched) > 15
+    assert {json.loads(line)["kernel"] for line in output.splitlines()} == launched
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="ptxas is looked for as on x86-64")
 @pytest.mark.parametrize("arch", ARCHS)
 def test_threads_keep_their_vectors_to_themselves(
     arch: int, compiled: dict[int, tuple[int, str, str]]
@@ -71,7 +93,7 @@ def test_threads_keep_their_vectors_to_themselves(
     assert status == 0, errors
     reports = [json.loads(line) for line in output.splitlines()]
     reports = [report for report in reports if report["kernel"] == "_vector_kernel"]
-    assert len(reports) == 30
+    assert len(reports) == 34  # five types, three tiles of each, a fourth of two; 1 and 4 tokens
     for report in reports:
         tokens = int(report["constants"]["TOKENS"])
         assert report["loads_of_x"] == 8 * tokens, report
@@ -90,18 +112,18 @@ def test_threads_keep_the_vectors_of_experts_to_themselves(
     assert status == 0, errors
     reports = [json.loads(line) for line in output.splitlines()]
     reports = [r for r in reports if r["kernel"].endswith("_vectors_kernel")]
-    assert len(reports) == 11
+    assert len(reports) == 22  # (five types, and one pair of types; five types) x lanes
     for report in reports:
         types = {report["constants"].get(name) for name in ("GATE", "UP", "DOWN")} - {None}
         assert report["loads_of_x"] == 8 * len(types), report  # for gate and up at once
         assert report["spilled_bytes"] == 0 and report["shared_bytes"] <= 32, report
-        assert report["barriers"] <= 4, report
+        assert report["barriers"] <= (4 if report["warps"] == 1 else 9), report  # at the end
         assert report["registers"] <= 168, report
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="ptxas is looked for as on x86-64")
-@pytest.mark.parametrize("arch", ARCHS)
+@pytest.mark.parametrize("arch", (*ARCHS, *OTHER_ARCHS))
 def test_reductions_shuffle_the_lanes_of_their_axis(
     arch: int, compiled: dict[int, tuple[int, str, str]]
 ) -> None:
@@ -109,7 +131,7 @@ def test_reductions_shuffle_the_lanes_of_their_axis(
     status, output, errors = compiled[arch]
     assert status == 0, errors
     reports = [json.loads(line) for line in output.splitlines()]
-    assert sum(bool(report["wanted"]) for report in reports) >= 50
+    assert sum(bool(report["wanted"]) for report in reports) >= (8 if arch in OTHER_ARCHS else 50)
     assert [report for report in reports if reduction_fault(report)] == []
 
 
