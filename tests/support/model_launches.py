@@ -139,7 +139,7 @@ def _opened(
         }
         path = Path(holes.name)
         read_only = MappingProxyType(metadata), MappingProxyType(tensors)
-        file = GGUFFile(path, (path,), *read_only, (), 3)  # type: ignore[arg-type]
+        file = GGUFFile(path, (path,), *read_only, (), 3, ())  # type: ignore[arg-type]
         yield Model(file, read_config(metadata, tensors))
 
 
