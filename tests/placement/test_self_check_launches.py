@@ -34,7 +34,7 @@ MAX_ROWS = 8192  # of a random matrix; more rows do not change a launch
 
 
 class Launched(Exception):
-    """In place of a comparison: there are no results."""
+    """A comparison, which has no results."""
 
 
 class LaunchedOnly:

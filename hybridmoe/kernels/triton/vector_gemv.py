@@ -14,11 +14,14 @@ import triton.language as tl
 from torch import Tensor
 
 from hybridmoe.kernels.triton.matrix import DeviceMatrix
+from hybridmoe.kernels.triton.runtime import IS_INTERPRETED
 from hybridmoe.kernels.triton.vectors import dot_vectors, load_x
 
 __all__ = ["MAX_VECTOR_TOKENS", "VectorPlan", "plan_vectors", "vector_gemv"]
 
 MAX_VECTOR_TOKENS = 4  # of 8, a thread's x and sums do not fit its registers
+# Rows of a thread. The interpreter runs one program after the other, however many rows they have.
+REPEATS = 128 if IS_INTERPRETED else 4
 
 _ALIGNED_FLOATS = 4  # x is loaded 16 bytes at a time
 
@@ -39,8 +42,8 @@ def plan_vectors(num_rows: int, num_cols: int) -> VectorPlan:
     """
     num_vectors = num_cols // 32
     if num_vectors < 64:
-        return VectorPlan(4, 1, 8 if num_vectors <= 4 else 1)
-    return VectorPlan(4, 4, 4 if num_rows >= 4096 else 1)
+        return VectorPlan(REPEATS, 1, 8 if num_vectors <= 4 else 1)
+    return VectorPlan(REPEATS, 4, 4 if num_rows >= 4096 else 1)
 
 
 def vector_gemv(x: Tensor, w: DeviceMatrix, out: Tensor) -> Tensor:
