@@ -1,7 +1,7 @@
 """Rates of a CUDA GPU by itself: copies, the link, products of one token, experts in slots."""
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from math import prod
@@ -16,12 +16,16 @@ from gguf import GGMLQuantizationType as Type
 from bench.synthetic import fill_random
 from hybridmoe.gguf.names import parse_name, part_of
 from hybridmoe.gguf.outline import read_outline
+from hybridmoe.kernels.matrix import QuantMatrix
 from hybridmoe.kernels.triton.expert_ffn import SlotLayout, expert_ffn
 from hybridmoe.kernels.triton.matmul import linear
 from hybridmoe.kernels.triton.matrix import MATRIX_TYPES, DeviceMatrix
 from hybridmoe.planning.rates import GpuRates
 
-__all__ = ["copy_rate", "decode_rates", "describe_gpu", "gemv_rate", "gpu_seconds", "link_rate"]
+__all__ = [
+    "copy_rate", "decode_rates", "describe_gpu", "gemv_rate", "gemv_rates", "gpu_seconds",
+    "link_rate", "slot_rate",
+]  # fmt: skip
 
 _TURNS, _COPY_BYTES, _LINK_BYTES = 9, 1 << 30, 256 << 20
 _MOST_SHAPES = 8  # of dense matrices, those of most weights
@@ -53,19 +57,27 @@ def link_rate() -> float:
 
 def gemv_rate(kind: Type, rows: int, cols: int) -> float:
     """Bytes/s of weights that a product with one token reads, launched from a graph."""
+    return gemv_rates(kind, rows, cols, (1,))[1]
+
+
+def gemv_rates(kind: Type, rows: int, cols: int, tokens: Iterable[int]) -> dict[int, float]:
+    """Bytes/s of weights, as `gemv_rate`, for each number of tokens."""
     block, block_bytes = GGML_QUANT_SIZES[kind]
     data = np.empty(rows * cols // block * block_bytes, np.uint8)
     fill_random(data, np.random.default_rng(0), (rows, cols), kind)
-    count = max(2, _READ_BYTES // data.nbytes)
+    w = QuantMatrix(data, kind, 1, rows, cols)
     matrices = [
-        DeviceMatrix(torch.from_numpy(data).to("cuda"), kind, 1, rows, cols) for _ in range(count)
+        DeviceMatrix.from_host(w, "cuda") for _ in range(max(2, _READ_BYTES // data.nbytes))
     ]
-    x = torch.randn((1, cols), device="cuda")
-    linear(x, matrices[0])  # compiled before it is captured
-    with _graph() as graph:
-        for matrix in matrices:
-            linear(x, matrix)
-    return count * data.nbytes / gpu_seconds(graph.replay)
+    found = {}
+    for count in tokens:
+        x = torch.randn((count, cols), device="cuda")
+        linear(x, matrices[0])  # compiled before it is captured
+        with _graph() as graph:
+            for matrix in matrices:
+                linear(x, matrix)
+        found[count] = len(matrices) * data.nbytes / gpu_seconds(graph.replay)
+    return found
 
 
 def slot_rate(layout: SlotLayout, top_k: int) -> float:

@@ -11,6 +11,7 @@ import torch
 from gguf import GGMLQuantizationType
 
 from bench._hybrid_run import decode, opened, plan_for, prefill, profiled_decode
+from bench.synthetic import K2_SLICE
 from hybridmoe.planning.cost_model import Hits
 from hybridmoe.planning.cost_model import decode as predict
 from hybridmoe.planning.plan import Plan
@@ -27,19 +28,34 @@ GEMVS = (  # type, rows, columns: feed-forward, attention and shared expert of K
     ("Q8_0", 18432, 7168), ("Q8_0", 7168, 8192), ("Q8_0", 2048, 7168), ("Q4_0", 18432, 7168),
     ("Q4_K", 18432, 7168), ("Q5_K", 18432, 7168), ("Q6_K", 7168, 18432), ("BF16", 7168, 8192),
 )  # fmt: skip
+FEW_TOKENS = (2, 4, 16)
+SLOTS = (  # types of gate and up, and of down
+    ("Q4_K", "Q4_K"), ("Q4_K", "Q6_K"), ("Q8_0", "Q8_0"), ("Q5_K", "Q5_K"), ("Q4_0", "Q4_0"),
+    ("IQ2_XXS", "IQ3_XXS"),
+)  # fmt: skip
 
 
 def measure_gemv() -> dict[str, Any]:
     """Rates of the GPU by itself, GB/s."""
-    from bench._gpu import copy_rate, gemv_rate, link_rate  # needs triton
+    from bench._gpu import copy_rate, gemv_rates, link_rate, slot_rate  # needs triton
+    from hybridmoe.kernels.triton.expert_ffn import SlotLayout
 
+    products, few_tokens, slots = {}, {}, {}
+    for name, rows, cols in GEMVS:
+        rates = gemv_rates(GGMLQuantizationType[name], rows, cols, (1, *FEW_TOKENS))
+        products[f"{name} {rows}x{cols}"] = rates.pop(1) / 1e9
+        for tokens, rate in rates.items():
+            few_tokens[f"{tokens} tokens {name} {rows}x{cols}"] = rate / 1e9
+    for gate, down in SLOTS:
+        kinds = (GGMLQuantizationType[name] for name in (gate, gate, down))
+        layout = SlotLayout(*kinds, K2_SLICE.hidden, K2_SLICE.expert_inter).packed
+        slots[f"{gate}, {down}"] = slot_rate(layout, K2_SLICE.top_k) / 1e9
     return {
         "copy": copy_rate() / 1e9,
         "link": link_rate() / 1e9,
-        "products": {
-            f"{name} {rows}x{cols}": gemv_rate(GGMLQuantizationType[name], rows, cols) / 1e9
-            for name, rows, cols in GEMVS
-        },
+        "products": products,
+        "few_tokens": few_tokens,
+        "slots": slots,
     }
 
 

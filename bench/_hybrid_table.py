@@ -10,14 +10,17 @@ from bench._peer import PeerSpeed, best_of
 __all__ = ["PARTS", "table_of"]
 
 # The bars.
-GEMV_SHARE = 0.75  # of the rate of copies
+GEMV_SHARE, FEW_SHARE = 0.75, 0.6  # of the rate of copies: one token and slots; 2 to 16 tokens
 DECODE_TIMES, PROMPT_TIMES = 2.5, 2.0  # the peer's best
 OVERLAP, INSIDE, PREDICTION = 0.95, 0.95, 0.85  # a prediction is off by 15 % at most
 FIRST_PROMPT = 0.8  # of the later ones
 
 # Parts, and what each measures.
 PARTS: Mapping[str, str] = {
-    "gemv": f"copies in VRAM, the link, one token's products (>= {GEMV_SHARE} of the copies)",
+    "gemv": (
+        f"copies in VRAM, the link, one token's products and experts in slots (>= {GEMV_SHARE} of"
+        f" the copies), products of 2 to 16 tokens (>= {FEW_SHARE})"
+    ),
     "decode": (
         f"decode with and without VRAM slots (without: >= {DECODE_TIMES} x the peer; overlap >="
         f" {OVERLAP}, inside kernels >= {INSIDE}, predictions within 15 %)"
@@ -55,6 +58,11 @@ def _gemv_rows(found: Mapping[str, Any]) -> list[Row]:
     least = bar(limit=copied, share=GEMV_SHARE)
     for name, rate in found["products"].items():
         rows.append(Row(f"one token {name}", rate, "GB/s", copied, None, least))
+    for name, rate in found["slots"].items():
+        rows.append(Row(f"one token, experts {name}", rate, "GB/s", copied, None, least))
+    least = bar(limit=copied, share=FEW_SHARE)
+    for name, rate in found["few_tokens"].items():
+        rows.append(Row(name, rate, "GB/s", copied, None, least))
     return rows
 
 

@@ -22,7 +22,13 @@ from bench._peer import PeerSpeed
 from bench._timeline import Shares
 from hybridmoe.planning.rates import GpuRates, rates_of
 
-GEMV = {"copy": 3000.0, "link": 55.0, "products": {"Q8_0 2048x7168": 2300.0, "BF16 9x9": 2000.0}}
+GEMV = {
+    "copy": 3000.0,
+    "link": 55.0,
+    "products": {"Q8_0 2048x7168": 2300.0, "BF16 9x9": 2000.0},
+    "few_tokens": {"4 tokens Q8_0 2048x7168": 1900.0, "16 tokens Q8_0 2048x7168": 1700.0},
+    "slots": {"Q4_K, Q6_K": 2200.0},
+}
 PEER = [
     asdict(PeerSpeed(16, 2048, 512, prompt=1268.0, decode=47.9)),
     asdict(PeerSpeed(15, 512, 512, prompt=1491.0, decode=55.8)),
@@ -57,6 +63,9 @@ def test_each_row_has_the_bar_of_what_was_measured() -> None:
     bars = {
         "one token Q8_0 2048x7168": (2250.0, True),
         "one token BF16 9x9": (2250.0, False),
+        "one token, experts Q4_K, Q6_K": (2250.0, False),
+        "4 tokens Q8_0 2048x7168": (1800.0, True),
+        "16 tokens Q8_0 2048x7168": (1800.0, False),
         "decode, CPU only": (None, None),
         "decode, 0 slots": (2.5 * 55.8, False),  # 139.5
         "overlap": (0.95, True),
