@@ -41,6 +41,9 @@ def test_a_shortened_file_ends_requests_but_not_the_server(tmp_path: Path, strea
         def ask(**more: Any) -> httpx2.Response:
             return client.post("/v1/chat/completions", json=QUESTION | more)
 
+        answer = ask()
+        assert answer.status_code == 200
+        assert answer.json()["choices"][0]["message"]["content"].endswith("85")
         os.truncate(path, len(content) // 50)
         failed = ask(stream=stream)
         assert failed.status_code == (200 if stream else 500)
@@ -48,9 +51,10 @@ def test_a_shortened_file_ends_requests_but_not_the_server(tmp_path: Path, strea
         assert client.get("/health").status_code == 200
         with open(path, "r+b") as file:
             file.write(content)
-        answer = ask()
-        assert answer.status_code == 200
-        assert answer.json()["choices"][0]["message"]["content"].endswith("85")
+        changed = ask()  # whatever it holds now
+        assert changed.status_code == 500
+        assert "the file was changed after it was opened; load it again" in changed.text
+        assert client.get("/health").status_code == 200
         stats = llm.expert_stats()
         found = counts(server.url)
         assert found["expert_hits_total"] == stats.counters.hits > 0

@@ -85,7 +85,7 @@ def measure_gpu(
     piece = buffer[: min(PIECE_BYTES, num_bytes)]
     copy, threads = 0.0, _C.CopyThreads(1)
     for count in COPY_THREADS:
-        if copy >= pcie or count > num_threads():
+        if copy and (copy >= pcie or count > num_threads()):
             break
         more = _C.CopyThreads(count)
         rate = piece.nbytes / fastest(_copies(more, piece, source))

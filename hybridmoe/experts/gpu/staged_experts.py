@@ -1,6 +1,6 @@
 """Experts over several GPUs: each layer's beside its dense weights, in a cache of that GPU."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import reduce
 from operator import add
 from typing import NamedTuple
@@ -42,6 +42,10 @@ class StagedExperts(ExpertBackend):
         for stage in self._stages:
             with stage.device.active():
                 stage.backend.ready(wait_s / len(self._stages))
+
+    def abandon_when(self, is_unwanted: Callable[[], bool]) -> None:
+        for stage in self._stages:
+            stage.backend.abandon_when(is_unwanted)
 
     def begin_step(self, num_tokens: int) -> None:
         for stage in self._stages:
