@@ -1,5 +1,6 @@
 """A model on a GPU whose tensors cannot be mixed with the CPU's: nothing forgets to copy."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ pytest.importorskip("triton", reason="needs triton (pip install hybridmoe[cuda])
 from strict_gpu import META, StrictDevice, StrictTensor, use_strict_gpu
 
 from hybridmoe.device.cuda import CudaDevice
+from hybridmoe.kernels.triton.codebooks import codebooks
 
 pytestmark = pytest.mark.interpreter  # a real GPU is as strict
 
@@ -25,6 +27,14 @@ TYPES = {
     "default": Type.F32, "attn_output": Type.Q8_0, "ffn_gate_exps": Type.Q8_0,
     "ffn_up_exps": Type.Q8_0, "ffn_down_exps": Type.Q4_0,
 }  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def fresh_codebooks() -> Iterator[None]:
+    """Keep the codebooks of this GPU apart from those of launches recorded on torch's meta."""
+    codebooks.cache_clear()
+    yield
+    codebooks.cache_clear()
 
 
 @pytest.fixture(scope="module")
