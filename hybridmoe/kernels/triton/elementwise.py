@@ -12,7 +12,7 @@ from hybridmoe.errors import ShapeError
 from hybridmoe.kernels.paged_mla import PAGE_TOKENS
 from hybridmoe.kernels.triton.runtime import check_device_rows, check_device_tensor
 
-__all__ = ["rms_norm", "rotate_", "silu_mul", "store_kv"]
+__all__ = ["rms_norm", "rotate_", "silu_mul", "store_kv", "swiglu"]
 
 _F32 = (torch.float32,)
 _SHORT = (torch.float16, torch.bfloat16)
@@ -178,13 +178,19 @@ def _rotate_kernel(
 
 
 @triton.jit
+def swiglu(gate, up):
+    """silu(gate) * up of tiles in registers."""
+    e = tl.exp(-tl.abs(gate))  # cannot overflow
+    return gate * tl.where(gate < 0, e, 1.0) / (1.0 + e) * up
+
+
+@triton.jit
 def _silu_mul_kernel(gate_ptr, up_ptr, out_ptr, count, BLOCK: tl.constexpr):
     i = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     mask = i < count
     g = tl.load(gate_ptr + i, mask=mask, other=0.0)
     u = tl.load(up_ptr + i, mask=mask, other=0.0)
-    e = tl.exp(-tl.abs(g))  # cannot overflow
-    tl.store(out_ptr + i, g * tl.where(g < 0, e, 1.0) / (1.0 + e) * u, mask=mask)
+    tl.store(out_ptr + i, swiglu(g, u), mask=mask)
 
 
 @triton.jit

@@ -18,6 +18,7 @@ from hybridmoe.kernels.expert_groups import MANY_ROWS, ExpertGroup, LayerStates
 from hybridmoe.kernels.matrix import QuantMatrix
 from hybridmoe.kernels.triton.codebooks import codebooks
 from hybridmoe.kernels.triton.dequant import CHUNK, chunk_limit, dequantize_rows
+from hybridmoe.kernels.triton.elementwise import swiglu
 from hybridmoe.kernels.triton.expert_ffn import SlotLayout
 from hybridmoe.kernels.triton.packing import has_planes
 from hybridmoe.kernels.triton.runtime import DOT_TYPE, check_device_tensor
@@ -260,8 +261,7 @@ def _gate_up_kernel(
         x += K
         gate_w += K
         up_w += K
-    e = tl.exp(-tl.abs(gate))  # cannot overflow
-    act = gate * tl.where(gate < 0, e, 1.0) / (1.0 + e) * up
+    act = swiglu(gate, up)
     row = (pair - first_pair).to(tl.int64)
     out = act_ptr + row[:, None] * inter + n[None, :]
     tl.store(out, act.to(tl.bfloat16), mask=pair_ok[:, None] & n_ok[None, :])

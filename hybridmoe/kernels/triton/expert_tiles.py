@@ -4,6 +4,7 @@ import triton
 import triton.language as tl
 
 from hybridmoe.kernels.triton.dequant import columns, dequantize_tile, sum_tile, zeros
+from hybridmoe.kernels.triton.elementwise import swiglu
 
 __all__ = ["down_tiles_kernel", "gate_up_tiles_kernel"]
 
@@ -48,9 +49,7 @@ def gate_up_tiles_kernel(
                 at = chunk * 256 + columns(UP)
                 x = tl.load(token_ptr + at, mask=at < num_cols, other=0.0)
             up += dequantize_tile(up_row, chunk, up_limit, row_ok, books_ptr, UP, True) * x
-        g = sum_tile(gate)
-        e = tl.exp(-tl.abs(g))  # cannot overflow
-        hidden = g * tl.where(g < 0, e, 1.0) / (1.0 + e) * sum_tile(up)
+        hidden = swiglu(sum_tile(gate), sum_tile(up))
         tl.store(hidden_ptr + pair * inter + rows, hidden, mask=row_ok)
 
 

@@ -7,6 +7,7 @@ threads before the last sum.
 import triton
 import triton.language as tl
 
+from hybridmoe.kernels.triton.elementwise import swiglu
 from hybridmoe.kernels.triton.vectors import dot_vectors, load_x
 
 __all__ = ["down_vectors_kernel", "gate_up_vectors_kernel"]
@@ -50,9 +51,7 @@ def gate_up_vectors_kernel(
             if GATE != UP:
                 x = load_x(token, v, UP)
             up += tl.where(ok, dot_vectors(up_row, num_cols, v, x, UP), 0.0)
-        g = tl.sum(gate, 1)
-        e = tl.exp(-tl.abs(g))  # cannot overflow
-        hidden = g * tl.where(g < 0, e, 1.0) / (1.0 + e) * tl.sum(up, 1)
+        hidden = swiglu(tl.sum(gate, 1), tl.sum(up, 1))
         tl.store(hidden_ptr + pair * inter + rows, hidden, mask=rows < inter)
 
 
