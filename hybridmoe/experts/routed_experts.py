@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from hybridmoe.experts.policy import CacheShape
 from hybridmoe.kernels.matrix import QuantMatrix
+from hybridmoe.planning.model_sizes import Part
 
 __all__ = ["ExpertWeights", "RoutedExperts"]
 
@@ -28,6 +29,11 @@ class ExpertWeights(NamedTuple):
     def expert_bytes(self) -> int:
         """Bytes of one expert."""
         return sum(self.matrix_bytes)
+
+    @property
+    def parts(self) -> tuple[Part, ...]:
+        """One expert's gate, up and down for the cost model."""
+        return tuple(Part(w.type, w.rows * w.cols, w.num_bytes // w.batch) for w in self)
 
 
 @dataclass(frozen=True, eq=False)

@@ -22,7 +22,6 @@ from hybridmoe.hardware.machine import measure
 from hybridmoe.hardware.topology import num_threads
 from hybridmoe.kernels.expert_groups import ExpertGroup, LayerStates, tile_rows, tiles_of
 from hybridmoe.kernels.ops import expert_ffn
-from hybridmoe.planning.model_sizes import Part
 from hybridmoe.planning.prefill_split import cpu_products_s, group_size
 from hybridmoe.planning.rates import GpuRates, Rates, rates_of
 
@@ -128,8 +127,7 @@ def with_cpu(
         gpu=gpu,
     )
     # Kernels reach a share of the peak that depends on the number of cores, too.
-    parts = [Part(w.type, w.rows * w.cols, w.num_bytes // w.batch) for w in experts]
-    predicted_s = cpu_products_s(parts, rates, CPU_TOKENS)
+    predicted_s = cpu_products_s(experts.parts, rates, CPU_TOKENS)
     return replace(rates, ops=rates.ops * predicted_s / _cpu_expert_s(experts, clock))
 
 

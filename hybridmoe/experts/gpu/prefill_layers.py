@@ -72,8 +72,7 @@ def bind_layers(
     for index, (number, layout) in enumerate(zip(experts.numbers, layouts, strict=True)):
         weights = experts.by_index[index]
         host = None if layout is None else HostExperts(weights, layout)
-        parts = tuple(Part(w.type, w.rows * w.cols, w.num_bytes // w.batch) for w in weights)
-        layers[number] = LayerExperts(number, index, host, parts, _call(memory, weights))
+        layers[number] = LayerExperts(number, index, host, weights.parts, _call(memory, weights))
     return layers
 
 
