@@ -225,12 +225,20 @@ def test_sixty_four_greedy_clients_get_what_each_gets_alone(
         together[i] = "".join(chunk.choices[0].delta.content or "" for chunk in chunks)
 
     threads = [threading.Thread(target=one, args=(i,)) for i in range(64)]
-    all_wait = threading.Event()
-    llm.engine.submit(request([1], 1), lambda _: all_wait.wait(HANG_S))  # holds the engine up
-    for thread in threads:
-        thread.start()
-    eventually(lambda: llm.engine.stats().waiting == 64)
-    all_wait.set()
+    held_up, all_wait = threading.Event(), threading.Event()
+
+    def hold_up(_: object) -> None:
+        held_up.set()
+        all_wait.wait(HANG_S)
+
+    llm.engine.submit(request([1], 1), hold_up)
+    eventually(held_up.is_set)  # else its step could admit a client, too
+    try:
+        for thread in threads:
+            thread.start()
+        eventually(lambda: llm.engine.stats().waiting == 64)
+    finally:
+        all_wait.set()
     for thread in threads:
         thread.join()
     assert [together[i] for i in range(64)] == alone
