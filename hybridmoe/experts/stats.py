@@ -1,4 +1,4 @@
-"""Statistics of an expert cache."""
+"""Statistics of expert caches, by tier: VRAM, and RAM below it."""
 
 from dataclasses import dataclass, fields, replace
 from typing import Self
@@ -6,6 +6,8 @@ from typing import Self
 from hybridmoe.experts.policy.interface import Decision
 
 __all__ = ["ExpertCounters", "ExpertStats"]
+
+_BELOW = {"VRAM": "RAM", "RAM": "disk"}  # place of what the last tier misses
 
 
 @dataclass(slots=True)
@@ -39,6 +41,10 @@ class ExpertCounters:
         both = ((f.name, getattr(self, f.name) + getattr(other, f.name)) for f in fields(self))
         return replace(self, **dict(both))
 
+    def __sub__(self, other: Self) -> Self:
+        both = ((f.name, getattr(self, f.name) - getattr(other, f.name)) for f in fields(self))
+        return replace(self, **dict(both))
+
     def copy(self) -> Self:
         """Return a snapshot."""
         return replace(self)
@@ -51,7 +57,7 @@ class ExpertCounters:
 
 @dataclass(frozen=True, slots=True)
 class ExpertStats:
-    """Gauges and counters of an expert cache."""
+    """Gauges and counters of an expert cache, and of the tier below that takes its misses."""
 
     num_slots: int
     num_resident: int
@@ -59,9 +65,47 @@ class ExpertStats:
     buffer_bytes: int  # of one slot
     counters: ExpertCounters
     place: str = "RAM"  # of the slots
+    # Next tier's, which counts what is not resident here. None: VRAM's misses are in the memory
+    # map, RAM's on disk.
+    below: "ExpertStats | None" = None
 
-    def __add__(self, other: Self) -> Self:
-        """Sum up the caches of different layers."""
+    @property
+    def tiers(self) -> tuple["ExpertStats", ...]:
+        """Each tier's, from this one down."""
+        return (self, *(self.below.tiers if self.below else ()))
+
+    @property
+    def found(self) -> dict[str, int]:
+        """Accesses by the place that held the expert: VRAM, RAM, disk."""
+        last = self.tiers[-1]
+        by_tier = {tier.place: tier.counters.hits for tier in self.tiers}
+        return by_tier | {_BELOW[last.place]: last.counters.misses}
+
+    @property
+    def bytes_read(self) -> int:
+        """Bytes read from the files, for all tiers."""
+        return sum(tier.counters.bytes_read for tier in self.tiers)
+
+    @property
+    def read_wait_s(self) -> float:
+        """Time that computation stalled on reads, seconds."""
+        return sum(tier.counters.read_wait_s for tier in self.tiers)
+
+    def since(self, before: "ExpertStats | None") -> "ExpertStats":
+        """Count from `before`, earlier statistics of the same cache, on."""
+        if before is None:
+            return self
+        below = self.below.since(before.below) if self.below else None
+        return replace(self, counters=self.counters - before.counters, below=below)
+
+    def __add__(self, other: "ExpertStats") -> "ExpertStats":
+        """Sum up the caches of different layers, each tier by itself."""
+        if self.place != other.place:
+            upper, lower = (self, other) if _BELOW[self.place] == other.place else (other, self)
+            return replace(upper, below=upper.below + lower if upper.below else lower)
+        below = self.below or other.below
+        if self.below and other.below:
+            below = self.below + other.below
         return replace(
             self,
             num_slots=self.num_slots + other.num_slots,
@@ -69,15 +113,28 @@ class ExpertStats:
             num_experts=self.num_experts + other.num_experts,
             buffer_bytes=max(self.buffer_bytes, other.buffer_bytes),
             counters=self.counters + other.counters,
+            below=below,
         )
 
     def __str__(self) -> str:
+        """Lines for people: one, or one for all tiers and one for each."""
+        if self.below is None:
+            return f"experts: {self._line}"
+        total = max(1, sum(self.found.values()))
+        shares = ", ".join(f"{100 * n / total:.1f} % {place}" for place, n in self.found.items())
+        return "\n".join(
+            [f"experts: {shares}", *(f"  {tier.place}: {tier._line}" for tier in self.tiers)]
+        )
+
+    @property
+    def _line(self) -> str:
+        """Line on this tier alone."""
         c = self.counters
         costs = f"{c.bytes_read / 1e9:.2f} GB read, {c.read_wait_s:.2f} s waited"
         if self.place == "VRAM":
             costs = f"{c.late} hits were late, {c.cancelled} uploads cancelled"
         text = (
-            f"experts: {c.hits} hits, {c.misses} misses ({100 * c.hit_rate:.1f} % hit),"
+            f"{c.hits} hits, {c.misses} misses ({100 * c.hit_rate:.1f} % hit),"
             f" {c.uploads} uploads, {c.evictions} evictions; {costs};"
             f" {self.num_resident} of {self.num_slots} slots in use"
         )
