@@ -1,11 +1,7 @@
 """Rates of a CUDA GPU by itself: copies, the link, products of one token, experts in slots."""
 
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
-from dataclasses import replace
-from math import prod
-from pathlib import Path
+from collections.abc import Callable, Iterable
+from functools import partial
 from statistics import median
 
 import numpy as np
@@ -14,21 +10,14 @@ from gguf import GGML_QUANT_SIZES
 from gguf import GGMLQuantizationType as Type
 
 from bench.synthetic import fill_random
-from hybridmoe.gguf.names import parse_name, part_of
-from hybridmoe.gguf.outline import read_outline
 from hybridmoe.kernels.matrix import QuantMatrix
 from hybridmoe.kernels.triton.expert_ffn import SlotLayout, expert_ffn
 from hybridmoe.kernels.triton.matmul import linear
-from hybridmoe.kernels.triton.matrix import MATRIX_TYPES, DeviceMatrix
-from hybridmoe.planning.rates import GpuRates
+from hybridmoe.kernels.triton.matrix import DeviceMatrix
 
-__all__ = [
-    "copy_rate", "decode_rates", "describe_gpu", "gemv_rate", "gemv_rates", "gpu_seconds",
-    "link_rate", "slot_rate",
-]  # fmt: skip
+__all__ = ["copy_rate", "describe_gpu", "gemv_rates", "gpu_seconds", "link_rate", "slot_rate"]
 
 _TURNS, _COPY_BYTES, _LINK_BYTES = 9, 1 << 30, 256 << 20
-_MOST_SHAPES = 8  # of dense matrices, those of most weights
 _READ_BYTES = 1 << 30  # of matrices that take turns, so that the GPU's cache holds none
 
 
@@ -55,13 +44,8 @@ def link_rate() -> float:
     return _LINK_BYTES / gpu_seconds(lambda: target.copy_(source, non_blocking=True))
 
 
-def gemv_rate(kind: Type, rows: int, cols: int) -> float:
-    """Bytes/s of weights that a product with one token reads, launched from a graph."""
-    return gemv_rates(kind, rows, cols, (1,))[1]
-
-
 def gemv_rates(kind: Type, rows: int, cols: int, tokens: Iterable[int]) -> dict[int, float]:
-    """Bytes/s of weights, as `gemv_rate`, for each number of tokens."""
+    """Bytes/s of weights that products read, launched from a graph, by their number of tokens."""
     block, block_bytes = GGML_QUANT_SIZES[kind]
     data = np.empty(rows * cols // block * block_bytes, np.uint8)
     fill_random(data, np.random.default_rng(0), (rows, cols), kind)
@@ -73,10 +57,8 @@ def gemv_rates(kind: Type, rows: int, cols: int, tokens: Iterable[int]) -> dict[
     for count in tokens:
         x = torch.randn((count, cols), device="cuda")
         linear(x, matrices[0])  # compiled before it is captured
-        with _graph() as graph:
-            for matrix in matrices:
-                linear(x, matrix)
-        found[count] = len(matrices) * data.nbytes / gpu_seconds(graph.replay)
+        calls = (partial(linear, x, matrix) for matrix in matrices)
+        found[count] = len(matrices) * data.nbytes / _graph_seconds(calls)
     return found
 
 
@@ -89,40 +71,8 @@ def slot_rate(layout: SlotLayout, top_k: int) -> float:
     x = torch.randn((1, layout.hidden), device="cuda")
     weights = torch.ones((1, top_k), device="cuda")
     expert_ffn(x, slots[0], weights, data, layout)  # compiled before it is captured
-    with _graph() as graph:
-        for chosen in slots:
-            expert_ffn(x, chosen, weights, data, layout)
-    return data.nbytes / gpu_seconds(graph.replay)
-
-
-def decode_rates(path: Path) -> GpuRates:
-    """Rates of decoding this model: one token's products by type, experts in slots."""
-    outline = read_outline(path)
-    c, dense = outline.config, Counter[tuple[Type, int, int]]()
-    experts: dict[str, Type] = {}
-    for tensor in outline.tensors:
-        role = parse_name(tensor.name).role
-        if part_of(role) == "routed experts":
-            experts.setdefault(role, tensor.type)
-        elif (
-            part_of(role) != "embedding" and tensor.type in MATRIX_TYPES and len(tensor.shape) == 2
-        ):
-            dense[tensor.type, *tensor.shape] += prod(tensor.shape)
-    seconds: Counter[Type] = Counter()
-    num_bytes: Counter[Type] = Counter()
-    for (kind, rows, cols), _ in dense.most_common(_MOST_SHAPES):
-        count = dense[kind, rows, cols] // (rows * cols)
-        block, block_bytes = GGML_QUANT_SIZES[kind]
-        size = count * rows * cols // block * block_bytes
-        num_bytes[kind] += size
-        seconds[kind] += size / gemv_rate(kind, rows, cols)  # type: ignore[assignment]
-    rates = GpuRates.assumed(copy_rate() / 1e9, 100.0, link_rate() / 1e9)
-    gate, up, down = (experts[f"ffn_{name}_exps"] for name in ("gate", "up", "down"))
-    return replace(
-        rates,
-        one_token={kind: num_bytes[kind] / s for kind, s in seconds.items()},
-        slots=slot_rate(SlotLayout(gate, up, down, c.hidden, c.expert_inter).packed, c.top_k),
-    )
+    calls = (partial(expert_ffn, x, chosen, weights, data, layout) for chosen in slots)
+    return data.nbytes / _graph_seconds(calls)
 
 
 def gpu_seconds(call: Callable[[], object]) -> float:
@@ -139,9 +89,11 @@ def gpu_seconds(call: Callable[[], object]) -> float:
     return median(seconds)
 
 
-@contextmanager
-def _graph() -> Iterator[torch.cuda.CUDAGraph]:
+def _graph_seconds(calls: Iterable[Callable[[], object]]) -> float:
+    """Median time of calls in one CUDA graph, which is gone before the next one is captured."""
     torch.cuda.synchronize()
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        yield graph
+        for call in calls:
+            call()
+    return gpu_seconds(graph.replay)

@@ -16,7 +16,6 @@ from hybridmoe.planning.cost_model import Hits
 from hybridmoe.planning.cost_model import decode as predict
 from hybridmoe.planning.plan import Plan
 from hybridmoe.planning.prefill_split import MIN_BUFFERS, stream_buffers
-from hybridmoe.planning.rates import Rates
 
 __all__ = ["default_slots", "measure_decode", "measure_gemv", "measure_prompts"]
 
@@ -67,21 +66,23 @@ def default_slots(path: Path, num_decode: int) -> list[int]:
 
 
 def measure_decode(
-    path: Path, num_decode: int, slots: Sequence[int], num_deferred: int, rates: Rates
+    path: Path, num_decode: int, slots: Sequence[int], num_deferred: int
 ) -> list[dict[str, Any]]:
     """Decode on the CPU alone, with each number of VRAM slots, from a profile, and with deferral.
+
+    Predictions are those of the rates that were measured when the model was loaded.
 
     num_deferred: experts deferred in the last two ways; 0 = leave these out.
     """
     ways: list[tuple[int | None, int]] = [(None, 0), *((n, 0) for n in slots)]
     if num_deferred:
         ways += [(n, num_deferred) for n in dict.fromkeys((slots[0], slots[-1]))]
-    found = [_decode_way(path, num_decode, *way, rates) for way in ways]
+    found = [_decode_way(path, num_decode, *way) for way in ways]
     with TemporaryDirectory() as folder:
         profile = Path(folder) / "profile.json"
         for num_slots in [n for n in slots if n][:-1][-1:]:  # the most that are not all
             for length in (_PROFILED * num_decode, num_decode):
-                way = _decode_way(path, length, num_slots, 0, rates, profile)
+                way = _decode_way(path, length, num_slots, 0, profile)
             found.append(way)
     return found
 
@@ -91,7 +92,6 @@ def _decode_way(
     num_decode: int,
     num_slots: int | None,
     num_deferred: int,
-    rates: Rates,
     profile: Path | None = None,
 ) -> dict[str, Any]:
     context = 2 * (_WARM_UP + num_decode + 64)
@@ -110,16 +110,14 @@ def _decode_way(
             shares = profiled_decode(llm, 4)
             way["overlap"], way["inside"] = shares.overlap, shares.inside
             way["gpu_idle"], way["cpu_idle"] = shares.gpu_idle, shares.cpu_idle
-    hit_rate = found.hit_rate or 0.0
-    predicted = predict(
-        plan, rates, Hits(hit_rate, 1 - hit_rate), context // 2, num_deferred=num_deferred
-    )
+            hits = Hits(found.hit_rate or 0.0, 1 - (found.hit_rate or 0.0))
+            step = predict(plan, llm.gpu_rates[0], hits, context // 2, num_deferred=num_deferred)
+            way["predicted"] = step.tokens_per_s
     return way | {
         "tokens_per_s": found.tokens_per_s,
         "p90_s": float(np.quantile(found.seconds, 0.9)),
         "hit_rate": found.hit_rate,
         "uploads": found.uploads,
-        "predicted": predicted.tokens_per_s,
     }
 
 

@@ -127,7 +127,7 @@ def profiled_decode(llm: LLM, num_warm_up: int) -> Shares:
             ends.append(time.monotonic())
             calls.append([Call(*times) for times in llm.experts.host_call_times()])
 
-    with profile(activities=[ProfilerActivity.CUDA]) as profiled:
+    with profile(activities=[ProfilerActivity.CUDA], acc_events=True) as profiled:
         _run(llm, [1, 2, 3], _sampled(num_warm_up + _PROFILED_TOKENS + 1), listen)
     tokens = [Token(ends[n - 1], ends[n], calls[n]) for n in range(num_warm_up + 1, len(ends))]
     kernels, copies = [], []

@@ -87,11 +87,11 @@ def _decode_rows(ways: list[Mapping[str, Any]], peer: float | None) -> list[Row]
         if num_slots == 0 and not way["num_deferred"]:
             rows.append(Row("overlap", way["overlap"], "of 1", 1.0, bar=OVERLAP))
             rows.append(Row("inside kernels", way["inside"], "of 1", 1.0, bar=INSIDE))
-        if not way["num_deferred"]:
+        if num_slots is not None and not way["num_deferred"]:
             error = abs(way["predicted"] / speed - 1)
             note = f"predicted {way['predicted']:.1f} tok/s"
-            least = None if num_slots is None else PREDICTION
-            rows.append(Row(f"prediction, {name}", 1 - error, "of 1", 1.0, bar=least, note=note))
+            good = 1 - error
+            rows.append(Row(f"prediction, {name}", good, "of 1", 1.0, bar=PREDICTION, note=note))
     return rows
 
 

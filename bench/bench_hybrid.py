@@ -32,7 +32,6 @@ from bench._hybrid_table import PARTS, table_of
 from bench._layers_fit import measure_layers, parse_counts
 from bench._peer import measure_peer, parse_command
 from bench.synthetic import K2_SLICE, Shape, write_synthetic
-from hybridmoe.experts.gpu.calibrate import with_cpu
 from hybridmoe.gguf.outline import read_outline
 from hybridmoe.kernels import ops
 
@@ -126,7 +125,9 @@ def main(
             write_synthetic(path, shape, expert_type=kind, embedding_gain=EMBEDDING_GAIN)
         measures: Mapping[str, Callable[[], Any]] = {
             "gemv": measure_gemv,
-            "decode": lambda: decode_part(path, num_decode, slots, defer),
+            "decode": lambda: measure_decode(
+                path, num_decode, slots or default_slots(path, num_decode), defer
+            ),
             "prompts": lambda: measure_prompts(path, prompts),
             "layers": lambda: measure_layers(counts, kind, num_decode),
             "peer": lambda: measure_peer(
@@ -195,14 +196,6 @@ def described(path: Path) -> dict[str, Any]:
     size = sum(t.num_bytes for t in outline.tensors)
     model = f"{c.num_moe_layers} MoE layers of {c.num_experts} experts"
     return describe_gpu() | {"file": f"{model}, {'/'.join(sorted(types))}, {size / 1e9:.2f} GB"}
-
-
-def decode_part(path: Path, num_decode: int, slots: tuple[int, ...], defer: int) -> Any:
-    """Decode with the number of slots asked for, or the default ones."""
-    from bench._gpu import decode_rates  # needs triton
-
-    rates = with_cpu(decode_rates(path))
-    return measure_decode(path, num_decode, slots or default_slots(path, num_decode), defer, rates)
 
 
 def sized(layers: int | None, experts: int, kind: GGMLQuantizationType, folder: Path) -> Shape:

@@ -94,7 +94,7 @@ def measure(
 
 def busy_shares(llm: Any, num_tokens: int) -> tuple[float, float]:
     """Profile one prompt: shares of its time in which copies to the GPU, and kernels, run."""
-    with profile(activities=[ProfilerActivity.CUDA]) as profiled:
+    with profile(activities=[ProfilerActivity.CUDA], acc_events=True) as profiled:
         prefill(llm, num_tokens)
     found = intervals_of(profiled, DeviceType.CUDA)
     if not found:

@@ -30,6 +30,7 @@ from hybridmoe.placement.kernel_checks import KernelCheck
 from hybridmoe.placement.residency import Residency
 from hybridmoe.planning.disk_cache_plan import DiskCachePlan
 from hybridmoe.planning.plan import Plan
+from hybridmoe.planning.rates import Rates
 from hybridmoe.text.chat_encoding import encode_chat as encode_messages
 from hybridmoe.text.chat_template import ChatTemplate
 from hybridmoe.text.grammar_compiler import GrammarCompiler
@@ -127,6 +128,12 @@ class LLM:
         """Comparisons of the GPU's kernels with the CPU's at load; none without a GPU."""
         checks = self._residency.checks
         return () if checks is None else checks.checks
+
+    @property
+    def gpu_rates(self) -> Sequence[Rates]:
+        """Rates with each GPU, measured at load; none without a GPU that streams experts."""
+        calibration = self._residency.calibration
+        return () if calibration is None else calibration.rates
 
     @property
     def expert_reads(self) -> str | None:

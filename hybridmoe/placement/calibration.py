@@ -60,6 +60,7 @@ class Calibration:
 
     def __init__(self, plan: Plan, gpus: Sequence[GpuCalibration]) -> None:
         self._plan, self._gpus = plan, gpus
+        self.rates: tuple[Rates, ...] = ()  # with each GPU; none until they have been measured
         self.lines: tuple[str, ...] = ()  # on the speed; none until it has been measured
         # Makes more lines, from the rates with each GPU of the plan.
         self.remarks: Callable[[Sequence[Rates]], Iterable[str]] = lambda rates: ()
@@ -71,7 +72,7 @@ class Calibration:
         """
         for gpu in self._gpus:
             gpu.measure()
-        rates = [gpu.rates for gpu in self._gpus]
+        rates = self.rates = tuple(gpu.rates for gpu in self._gpus)
         if rates and len(rates) == len(self._plan.stages):
             self.lines = (*self._speed(rates, num_deferred), *self.remarks(rates))
 

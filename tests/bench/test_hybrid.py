@@ -85,7 +85,7 @@ def test_merged_time_is_the_same_time(intervals: list[Interval], a: float, b: fl
 
 
 def test_profiled_times_are_those_of_the_monotonic_clock() -> None:
-    with profile(activities=[ProfilerActivity.CPU]) as profiled:
+    with profile(activities=[ProfilerActivity.CPU], acc_events=True) as profiled:
         before = time.monotonic()
         torch.ones(1000).sum()
         after = time.monotonic()
@@ -111,8 +111,8 @@ def test_a_timeline_of_a_real_run_has_every_token(
     from interpreted_gpu import use_gpu  # needs Triton
 
     use_gpu(monkeypatch)
-    of_cpu = partial(profile, activities=[ProfilerActivity.CPU])
-    monkeypatch.setattr(_hybrid_run, "profile", lambda activities: of_cpu())
+    of_cpu = partial(profile, activities=[ProfilerActivity.CPU], acc_events=True)
+    monkeypatch.setattr(_hybrid_run, "profile", lambda **options: of_cpu())
     path = tmp_path / "m.gguf"
     types = {"default": Type.F32, "ffn_up_exps": Type.Q8_0}
     write_tiny(path, type=types, **{**SMALL, "layers": 3, "q_lora": 64, "context": 256})

@@ -73,7 +73,6 @@ def test_each_row_has_the_bar_of_what_was_measured() -> None:
         "decode, 19 slots": (139.0, False),  # slower than without slots
         "decode, 96 slots": (139.0, True),
         "decode, 96 slots, 2 deferred": (400.0, True),
-        "prediction, CPU only": (None, None),
         "prediction, 96 slots": (0.85, False),  # off by 20 %
         "prompt of 512": (2982.0, True),
         "first prompt of 512": (2400.0, False),
@@ -154,16 +153,18 @@ def test_every_way_gets_the_slots_that_it_is_named_after(
     path = write_k2(tmp_path / "k2.gguf")
     card = SimpleNamespace(total_memory=48 << 30)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: card)
+    gpu = GpuRates.assumed(768, 155, 31.5)
+    rates = rates_of("amx", dram=250e9, peak_ops=60e12, gpu=gpu)
     opened_as: list[dict[str, Any]] = []
 
     @contextmanager
-    def fake_opened(path: Path, context_tokens: int, **options: Any) -> Iterator[None]:
+    def fake_opened(path: Path, context_tokens: int, **options: Any) -> Iterator[Any]:
         if options["device"] == "cuda":
             options["slots"] = plan_for(path, context_tokens, options["vram"]).num_vram_slots
         opened_as.append(options)
-        yield None
+        yield SimpleNamespace(gpu_rates=[rates])
 
-    def fake_decode(llm: None, num_warm_up: int, num_timed: int) -> Decoded:
+    def fake_decode(llm: Any, num_warm_up: int, num_timed: int) -> Decoded:
         num_slots = opened_as[-1].get("slots", 0)
         return Decoded([0.1] * num_timed, 0.25 if num_slots else None, num_slots)
 
@@ -171,10 +172,8 @@ def test_every_way_gets_the_slots_that_it_is_named_after(
     monkeypatch.setattr(_hybrid_parts, "opened", fake_opened)
     monkeypatch.setattr(_hybrid_parts, "decode", fake_decode)
     monkeypatch.setattr(_hybrid_parts, "profiled_decode", lambda llm, warm_up: shares)
-    gpu = GpuRates.assumed(768, 155, 31.5)
-    rates = rates_of("amx", dram=250e9, peak_ops=60e12, gpu=gpu)
     slots = default_slots(path, 64)
-    ways = measure_decode(path, 64, slots, 2, rates)
+    ways = measure_decode(path, 64, slots, 2)
     assert opened_as[0] == {"device": "cpu"} and ways[0]["name"] == "CPU only"
     profiled = opened_as[-2:]  # the second run begins with what the first one used
     assert [options["slots"] for options in profiled] == [slots[-2], slots[-2]]

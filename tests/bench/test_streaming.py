@@ -24,7 +24,7 @@ def test_prompts_are_timed_from_registered_memory(
     use_gpu(monkeypatch)
     monkeypatch.setattr(bench_streaming, "_TIMES", 1)
     of_cpu = partial(profile, activities=[ProfilerActivity.CPU])
-    monkeypatch.setattr(bench_streaming, "profile", lambda activities: of_cpu())
+    monkeypatch.setattr(bench_streaming, "profile", lambda **_: of_cpu())
     path = tmp_path / "m.gguf"
     write_tiny(path, type=Type.Q8_0, **{**SMALL, "q_lora": 64, "context": 256})
     options = {"device": "cuda", "vram": "2GiB"}

@@ -74,7 +74,13 @@ def vector_gemv(x: Tensor, w: DeviceMatrix, out: Tensor) -> Tensor:
 
 
 @triton.jit(
-    do_not_specialize=["num_tokens", "num_rows", "x_batch_stride", "x_token_stride"],
+    do_not_specialize=[
+        "num_tokens",
+        "num_rows",
+        "x_batch_stride",
+        "x_token_stride",
+        "out_batch_stride",
+    ],
     do_not_specialize_on_alignment=["out_ptr"],
 )
 def _vector_kernel(

@@ -116,7 +116,7 @@ def noted(kinds: list[T], rows: int = 64) -> DenseMatrices:
     dense = DenseMatrices()
     for kind in kinds:
         w = random_matrix(kind, 1, rows, 64, seed=0)
-        dense.note(DeviceMatrix.from_host(w, CPU), w)
+        dense.note(DeviceMatrix.from_host(w, DEVICE), w)
     return dense
 
 
