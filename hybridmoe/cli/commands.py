@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from hybridmoe.cli.options import SAMPLING_NAMES
-from hybridmoe.cli.render import timing_line
 from hybridmoe.cli.session import Session
 from hybridmoe.cli.talk import Talk
 from hybridmoe.errors import ConfigError
@@ -111,7 +110,7 @@ class Commands:
         if totals.last is None:
             self._say("no response yet")
             return
-        self._say(f"last:  {timing_line(totals.last.timing)}")
+        self._say(f"last:  {totals.last_line}")
         self._say(
             f"total: {totals.turns} responses, {totals.prompt_tokens} prompt tokens"
             f" ({totals.cached_tokens} cached), {totals.generated_tokens} generated,"

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self, TextIO
 
 if TYPE_CHECKING:
     from hybridmoe import Progress, Timing
+    from hybridmoe.experts.stats import ExpertStats
 
 __all__ = ["ProgressBar", "Screen", "printable", "timing_line"]
 
@@ -21,13 +22,21 @@ def printable(text: str) -> str:
     return text.translate(_CONTROLS)
 
 
-def timing_line(timing: "Timing") -> str:
-    """Format the statistics line below a response."""
+def timing_line(timing: "Timing", experts: "ExpertStats | None" = None) -> str:
+    """Format the statistics line below a response.
+
+    experts: counts of the response alone; None without an expert cache.
+    """
+    found = ""
+    if experts is not None and any(experts.found.values()):
+        found = f" | experts {experts.shares}"
+        if "disk" in experts.found:
+            found += f", {experts.bytes_read / 1e9:.2f} GB read, {experts.read_wait_s:.2f} s waited"
     cached = f" ({timing.cached_tokens} cached)" if timing.cached_tokens else ""
     return (
         f"prompt {timing.prompt_tokens} tok{cached} {timing.prompt_tokens_per_s:.0f} t/s"
         f" | gen {timing.generated_tokens} tok {timing.decode_tokens_per_s:.1f} t/s"
-        f" | ttft {timing.prompt_s:.{1 if timing.prompt_s >= 1 else 2}f} s"
+        f" | ttft {timing.prompt_s:.{1 if timing.prompt_s >= 1 else 2}f} s{found}"
     )
 
 

@@ -30,15 +30,21 @@ class Totals:
         self.turns = self.prompt_tokens = self.cached_tokens = self.generated_tokens = 0
         self.seconds = 0.0
         self.last: Result | None = None
+        self.last_experts: ExpertStats | None = None
 
-    def add(self, result: "Result", seconds: float) -> None:
-        """Add one response."""
+    @property
+    def last_line(self) -> str | None:
+        """Statistics line of the last response; None before the first."""
+        return None if self.last is None else timing_line(self.last.timing, self.last_experts)
+
+    def add(self, result: "Result", seconds: float, experts: "ExpertStats | None") -> None:
+        """Add one response. experts: counts of this response; None without an expert cache."""
         self.turns += 1
         self.prompt_tokens += result.timing.prompt_tokens
         self.cached_tokens += result.timing.cached_tokens
         self.generated_tokens += result.timing.generated_tokens
         self.seconds += seconds
-        self.last = result
+        self.last, self.last_experts = result, experts
 
 
 class Talk:
@@ -91,7 +97,7 @@ class Talk:
         return self._model.expert_stats()
 
     def _stream(self) -> tuple["Result | None", bool]:
-        started = time.monotonic()
+        started, before = time.monotonic(), self.expert_stats()
         stream: ResultStream | None = None
         with ProgressBar() as bar, _interrupts() as interrupts:
 
@@ -118,7 +124,8 @@ class Talk:
         if stream is None:
             return None, True
         result = stream.result
-        self.totals.add(result, time.monotonic() - started)
+        experts = self.expert_stats()
+        self.totals.add(result, time.monotonic() - started, experts and experts.since(before))
         return result, interrupts.is_set()
 
     def _comment(self, result: "Result | None", is_stopped: bool) -> None:
@@ -132,7 +139,7 @@ class Talk:
         elif result and result.finish_reason == "length":
             screen.note("(cut off: --max-tokens, or the end of the context)")
         if result and result.timing.prompt_tokens:
-            screen.note(timing_line(result.timing))
+            screen.note(str(self.totals.last_line))
 
 
 @contextmanager

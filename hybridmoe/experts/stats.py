@@ -82,6 +82,12 @@ class ExpertStats:
         return by_tier | {_BELOW[last.place]: last.counters.misses}
 
     @property
+    def shares(self) -> str:
+        """Shares of the accesses by place, for people: `60.0 % VRAM, 30.0 % RAM, 10.0 % disk`."""
+        total = max(1, sum(self.found.values()))
+        return ", ".join(f"{100 * n / total:.1f} % {place}" for place, n in self.found.items())
+
+    @property
     def bytes_read(self) -> int:
         """Bytes read from the files, for all tiers."""
         return sum(tier.counters.bytes_read for tier in self.tiers)
@@ -120,11 +126,8 @@ class ExpertStats:
         """Lines for people: one, or one for all tiers and one for each."""
         if self.below is None:
             return f"experts: {self._line}"
-        total = max(1, sum(self.found.values()))
-        shares = ", ".join(f"{100 * n / total:.1f} % {place}" for place, n in self.found.items())
-        return "\n".join(
-            [f"experts: {shares}", *(f"  {tier.place}: {tier._line}" for tier in self.tiers)]
-        )
+        lines = (f"  {tier.place}: {tier._line}" for tier in self.tiers)
+        return "\n".join([f"experts: {self.shares}", *lines])
 
     @property
     def _line(self) -> str:

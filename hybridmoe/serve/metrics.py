@@ -4,7 +4,7 @@ Requests, tokens and times are counted as they happen. Queue, caches and experts
 engine at each scrape. Each application has its own registry.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
@@ -12,7 +12,7 @@ from prometheus_client.registry import Collector
 
 from hybridmoe.engine.request import Usage
 from hybridmoe.engine.stats import EngineStats
-from hybridmoe.experts.stats import ExpertStats
+from hybridmoe.experts.stats import ExpertCounters, ExpertStats
 
 __all__ = ["Metrics"]
 
@@ -118,23 +118,49 @@ def _engine_metrics(stats: EngineStats) -> Iterator[_Metric]:
 
 
 def _expert_metrics(experts: ExpertStats) -> Iterator[_Metric]:
-    counts = experts.counters
-    yield from _gauges(
-        expert_slots=(f"Expert slots in {experts.place}.", experts.num_slots),
-        expert_slots_used=("Expert slots in use.", experts.num_resident),
+    """Metrics of expert caches; with `tier`: VRAM, RAM, and disk for accesses found in neither."""
+    tiers = {tier.place: tier for tier in experts.tiers}
+    counters = {place: tier.counters for place, tier in tiers.items()}
+    slots = {place: tier.num_slots for place, tier in tiers.items()}
+    used = {place: tier.num_resident for place, tier in tiers.items()}
+    yield _by_tier(GaugeMetricFamily, "slots", "Expert slots.", slots)
+    yield _by_tier(GaugeMetricFamily, "slots_used", "Expert slots in use.", used)
+    yield _by_tier(
+        CounterMetricFamily,
+        "accesses",
+        "Experts of a layer and step, by the tier that they were found in.",
+        experts.found,
     )
+    for name, text in (
+        ("hits", "Experts of a layer and step that were resident."),
+        ("misses", "Experts of a layer and step that were not resident."),
+        ("uploads", "Misses admitted to the expert cache."),
+        ("evictions", "Experts evicted from the expert cache."),
+    ):
+        values = {place: getattr(counts, name) for place, counts in counters.items()}
+        yield _by_tier(CounterMetricFamily, name, text, values)
+    counts = sum(counters.values(), ExpertCounters())
     yield from _counters(
-        expert_hits=("Experts of a layer and step that were resident.", counts.hits),
-        expert_misses=("Experts of a layer and step that were not resident.", counts.misses),
-        expert_uploads=("Misses admitted to the expert cache.", counts.uploads),
-        expert_evictions=("Experts evicted from the expert cache.", counts.evictions),
-        expert_read_bytes=("Bytes of experts read from disk.", counts.bytes_read),
-        expert_read_wait_seconds=("Time spent waiting for expert reads.", counts.read_wait_s),
+        expert_read_bytes=("Bytes of experts read from disk.", experts.bytes_read),
+        expert_read_wait_seconds=("Time spent waiting for expert reads.", experts.read_wait_s),
         expert_ahead_reads=("Experts prefetched from disk.", counts.prefetched),
         expert_ahead_used=("Prefetched experts that were then used.", counts.prefetched_used),
         expert_late_hits=("Hits on experts still in flight.", counts.late),
         expert_cancelled_uploads=("Uploads evicted before they arrived.", counts.cancelled),
     )
+
+
+def _by_tier(
+    kind: type[GaugeMetricFamily] | type[CounterMetricFamily],
+    name: str,
+    text: str,
+    values: Mapping[str, int],
+) -> _Metric:
+    """Make a metric with a value for each tier."""
+    metric = kind(f"hybridmoe_expert_{name}", text, labels=["tier"])
+    for place, value in values.items():
+        metric.add_metric([place], value)
+    return metric
 
 
 def _gauges(**values: tuple[str, float]) -> Iterator[_Metric]:

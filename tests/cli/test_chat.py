@@ -3,7 +3,7 @@
 import inspect
 import io
 import signal
-from dataclasses import fields
+from dataclasses import fields, replace
 
 import fake_llm
 import pytest
@@ -13,6 +13,7 @@ from terminal_chat import Chat, Terminal
 import hybridmoe
 from hybridmoe.cli.chat import is_unfinished, joined
 from hybridmoe.cli.render import ProgressBar, Screen, printable, timing_line
+from hybridmoe.experts.stats import ExpertCounters, ExpertStats
 
 
 @pytest.fixture
@@ -215,6 +216,37 @@ def test_stats(chat: Chat) -> None:
     shown = chat.run("/stats")
     assert TIMING in shown
     assert "2 responses, 246 prompt tokens (200 cached), 22 generated" in shown
+
+
+def test_the_last_line_has_the_experts_of_its_response(
+    chat: Chat, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ram = ExpertStats(2, 2, 8, 1, ExpertCounters(3, 1, bytes_read=2_500_000_000, read_wait_s=0.5))
+    one = ExpertStats(4, 3, 8, 1, ExpertCounters(6, 4), place="VRAM", below=ram)
+    other = replace(
+        one, counters=ExpertCounters(8, 2), below=replace(ram, counters=ExpertCounters(2))
+    )
+    counts = [one, one + one, one + one + other]
+
+    def counted() -> ExpertStats:
+        return counts[len(chat.llm.prompts)]
+
+    monkeypatch.setattr(chat.llm, "expert_stats", counted)
+    first = "experts 60.0 % VRAM, 30.0 % RAM, 10.0 % disk, 2.50 GB read, 0.50 s waited"
+    assert chat.ask("hi") == f"you said hi\n{TIMING} | {first}\n"
+    second = "experts 80.0 % VRAM, 20.0 % RAM, 0.0 % disk, 0.00 GB read, 0.00 s waited"
+    assert chat.ask("on") == f"you said on\n{TIMING} | {second}\n"
+    shown = chat.run("/stats")
+    assert f"last:  {TIMING} | {second}\n" in shown
+    assert "experts: 66.7 % VRAM, 26.7 % RAM, 6.7 % disk\n" in shown
+
+
+def test_experts_that_were_not_used_are_not_mentioned() -> None:
+    none = ExpertStats(4, 3, 8, 1, ExpertCounters(), place="VRAM")
+    timing = hybridmoe.Timing(10, 0, 0.1, 1, 0.0)
+    assert timing_line(timing, none) == timing_line(timing)
+    in_ram = timing_line(timing, replace(none, counters=ExpertCounters(1, 3)))
+    assert in_ram.endswith(" | experts 25.0 % VRAM, 75.0 % RAM"), "there is no disk below a map"
 
 
 @pytest.mark.parametrize("line", ["/exit", "/quit", "/EXIT"])

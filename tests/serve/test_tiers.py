@@ -7,11 +7,14 @@ from typing import Any
 
 import httpx2
 import pytest
+from fake_engine import FakeEngine
 from live_server import live_server
 from waiting import HANG_S
 
 import hybridmoe
 from hybridmoe.demo import demo_path
+from hybridmoe.experts.stats import ExpertCounters, ExpertStats
+from hybridmoe.serve.metrics import Metrics
 
 QUESTION: dict[str, Any] = {
     "model": "test",
@@ -22,9 +25,35 @@ QUESTION: dict[str, Any] = {
 
 
 def counts(url: str) -> dict[str, float]:
-    text = httpx2.get(f"{url}/metrics", timeout=HANG_S).text
-    found = re.findall(r"^hybridmoe_(expert_\w+) (\S+)$", text, re.MULTILINE)
-    return {name: float(value) for name, value in found}
+    """Metrics of experts; `expert_hits_total RAM` is that of a tier."""
+    return parsed(httpx2.get(f"{url}/metrics", timeout=HANG_S).text)
+
+
+def parsed(text: str) -> dict[str, float]:
+    line = r'^hybridmoe_(expert_\w+)(?:\{tier="(\w+)"\})? (\S+)$'
+    found = re.findall(line, text, re.MULTILINE)
+    return {f"{name} {tier}".rstrip(): float(value) for name, tier, value in found}
+
+
+def test_each_tier_has_its_counts() -> None:
+    ram = ExpertStats(2, 1, 8, 90, ExpertCounters(3, 1, 5, 4, bytes_read=500, read_wait_s=0.5))
+    both = ExpertStats(4, 3, 8, 100, ExpertCounters(6, 4, 2, 7, late=9), place="VRAM", below=ram)
+    engine = FakeEngine(None, 16)
+    engine.experts = both
+    found = parsed(Metrics(engine.stats).render().decode())
+    assert {name: found[name] for name in found if " " in name} == {
+        "expert_slots VRAM": 4, "expert_slots RAM": 2,
+        "expert_slots_used VRAM": 3, "expert_slots_used RAM": 1,
+        "expert_accesses_total VRAM": 6, "expert_accesses_total RAM": 3,
+        "expert_accesses_total disk": 1,
+        "expert_hits_total VRAM": 6, "expert_hits_total RAM": 3,
+        "expert_misses_total VRAM": 4, "expert_misses_total RAM": 1,
+        "expert_uploads_total VRAM": 2, "expert_uploads_total RAM": 5,
+        "expert_evictions_total VRAM": 7, "expert_evictions_total RAM": 4,
+    }  # fmt: skip
+    assert found["expert_read_bytes_total"] == 500
+    assert found["expert_read_wait_seconds_total"] == 0.5
+    assert found["expert_late_hits_total"] == 9
 
 
 @pytest.mark.parametrize("stream", [False, True])
@@ -57,12 +86,13 @@ def test_a_shortened_file_ends_requests_but_not_the_server(tmp_path: Path, strea
         assert client.get("/health").status_code == 200
         stats = llm.expert_stats()
         found = counts(server.url)
-        assert found["expert_hits_total"] == stats.counters.hits > 0
-        assert found["expert_misses_total"] == stats.counters.misses > 0
-        assert found["expert_uploads_total"] == stats.counters.uploads > 0
-        assert found["expert_evictions_total"] == stats.counters.evictions > 0
+        assert found["expert_hits_total RAM"] == stats.counters.hits > 0
+        assert found["expert_accesses_total disk"] == stats.counters.misses > 0
+        assert found["expert_uploads_total RAM"] == stats.counters.uploads > 0
+        assert found["expert_evictions_total RAM"] == stats.counters.evictions > 0
         assert found["expert_read_bytes_total"] == stats.counters.bytes_read > 0
-        assert found["expert_slots"] == found["expert_slots_used"] == stats.num_slots
+        slots = found["expert_slots RAM"], found["expert_slots_used RAM"]
+        assert slots == (stats.num_slots, stats.num_slots)
 
 
 def test_without_a_cache_no_counts_are_shown() -> None:

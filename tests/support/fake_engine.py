@@ -10,6 +10,8 @@ import re
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import reduce
+from operator import add
 from typing import Any
 
 import numpy as np
@@ -20,6 +22,7 @@ from hybridmoe.engine.request import Event, Finished, PromptProgress, Request, T
 from hybridmoe.engine.sampler import SamplingParams
 from hybridmoe.engine.stats import EngineStats
 from hybridmoe.errors import ConfigError, ContextLengthError, DeviceError, QueueFullError
+from hybridmoe.experts.stats import ExpertStats
 from hybridmoe.gguf.reader import GGUFFile
 from hybridmoe.planning.memory_plan import plan_memory
 from hybridmoe.planning.problem import Budgets
@@ -54,6 +57,7 @@ class FakeEngine:
         self.device_failure: str | None = None
         self.requests: list[Request] = []
         self.tickets: list[FakeTicket] = []
+        self.experts: ExpertStats | None = None  # of one request
 
     def submit(self, request: Request, listener: Callable[[Event], None]) -> FakeTicket:
         if self.device_failure is not None:
@@ -79,6 +83,7 @@ class FakeEngine:
             running=self.num_running, waiting=0, kv_pages_total=4, kv_pages_used=1,
             kv_pages_cached=2, kv_page_tokens=16, steps=0, prompt_tokens=0, cached_tokens=0,
             generated_tokens=0, preempted=0,
+            experts=self.experts and reduce(add, len(self.requests) * [self.experts], self.experts),
         )  # fmt: skip
 
     def close(self) -> None:

@@ -3,6 +3,7 @@
 import { Conversation } from "./conversation.js";
 import { ExpertMap } from "./experts.js";
 import { events } from "./stream.js";
+import { tierCounts, tierRows } from "./tiers.js";
 
 const $ = (id) => document.getElementById(id);
 const STOPPED = "stopped", CUT_OFF = "cut off at the token limit"; // not errors
@@ -97,9 +98,10 @@ async function respond(reply) {
 }
 
 async function read(body, signal, reply, shown) {
+  const key = $("key").value, before = await tierCounts(key);
   const began = performance.now();
   let first = 0, tokens = 0;
-  for await (const event of events("/v1/chat/completions", body, { key: $("key").value, signal })) {
+  for await (const event of events("/v1/chat/completions", body, { key, signal })) {
     const progress = event.prompt_progress;
     if (progress) $("status").textContent = `prefill: ${progress.processed} of ${progress.total} tokens`;
     for (const token of event.experts ?? []) {
@@ -117,6 +119,7 @@ async function read(body, signal, reply, shown) {
     if (tokens > 1) $("status").textContent = `${rate(tokens - 1, performance.now() - first)} tokens/s`;
     if (event.timings) figures(event.timings, first - began);
   }
+  rows(tierRows(before, await tierCounts(key)));
 }
 
 function request() {
@@ -138,14 +141,19 @@ function rate(count, milliseconds) {
 
 function figures(timings, firstMs) {
   $("status").textContent = `${timings.predicted_per_second.toFixed(1)} tokens/s`;
-  const rows = {
+  $("figures").replaceChildren();
+  rows({
     prompt: `${timings.prompt_n} tokens, ${timings.cache_n} cached, ${timings.prompt_per_second.toFixed(0)} tokens/s`,
     response: `${timings.predicted_n} tokens, ${timings.predicted_per_second.toFixed(1)} tokens/s`,
     "first token": `${(firstMs / 1000).toFixed(2)} s`,
     experts: `${map.used} of ${map.layers * map.experts} chosen`,
-  };
-  $("figures").replaceChildren(
-    ...Object.entries(rows).flatMap(([name, value]) => [element("dt", name), element("dd", value)]),
+  });
+}
+
+/** Append figures: values by name. */
+function rows(values) {
+  $("figures").append(
+    ...Object.entries(values).flatMap(([name, value]) => [element("dt", name), element("dd", value)]),
   );
 }
 
