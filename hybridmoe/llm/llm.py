@@ -271,9 +271,8 @@ class LLM:
         Errors: ConfigError, also for an unknown name.
         """
         known = SamplingParams.names()
-        unknown = next((name for name in given if name not in known), None)
-        if unknown is not None:
-            raise ConfigError(f"unknown parameter {unknown!r}; known: {', '.join(known)}")
+        if unknown := [name for name in given if name not in known]:
+            raise ConfigError(f"unknown parameter {unknown[0]!r}; known: {', '.join(known)}")
         given = {name: value for name, value in given.items() if value is not None}
         return SamplingParams(**{**self._defaults, **given})
 
