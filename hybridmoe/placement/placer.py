@@ -1,6 +1,6 @@
 """Carry a memory plan out: weights are read or mapped, experts get their backend."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from functools import partial
 from typing import TYPE_CHECKING
@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from hybridmoe.device.interface import Device
 from hybridmoe.experts.backend import CpuExperts, ExpertBackend
 from hybridmoe.experts.hot_profile import HotProfile
+from hybridmoe.gguf.names import parse_name, part_of
 from hybridmoe.gguf.reader import GGUFFile
 from hybridmoe.hardware.gpu import CudaGpu, Gpus, NoGpu
 from hybridmoe.model.weights import Weights, routed_experts
@@ -56,7 +57,9 @@ def place(
     with ExitStack() as resources:
         ram = None
         if plan.disk_cache is not None:
-            ram = read_weights(file, routed, plan.disk_cache, profile, progress)
+            ram = read_weights(
+                file, routed, plan.disk_cache, profile, progress, is_kept=_stays_in_ram(plan)
+            )
             resources.callback(ram.experts.close)
         disk_cache = None if ram is None else ram.experts
         experts: ExpertBackend = disk_cache or CpuExperts(routed)
@@ -87,6 +90,14 @@ def place(
         checks=checks,
         calibration=calibration,
     )
+
+
+def _stays_in_ram(plan: Plan) -> Callable[[str], bool]:
+    """Tell the tensors that the CPU uses, by name; a GPU's are uploaded from the memory map."""
+    if plan.vram is None:
+        return lambda name: True
+    is_on_cpu = plan.problem.rules.is_on_cpu
+    return lambda name: part_of(parse_name(name).role) == "embedding" or is_on_cpu(name)
 
 
 def _remarks(

@@ -1,8 +1,8 @@
 """Weights in RAM over the file, where not all experts fit: an expert cache, and private tensors.
 
-Routed experts go to a cache of the planned size. Every other tensor is read once into memory of its
-own: mapped pages would be dropped under pressure again and again, and a file that is shortened
-later would end the process.
+Routed experts go to a cache of the planned size. Every other tensor that stays in RAM is read once
+into memory of its own: mapped pages would be dropped under pressure again and again, and a file
+that is shortened later would end the process.
 """
 
 from collections.abc import Callable
@@ -35,7 +35,7 @@ class RamWeights(NamedTuple):
     """Weights that are read from the file instead of mapped."""
 
     experts: CachedExperts
-    private: dict[str, NDArray[np.uint8]]  # all other tensors, by name
+    private: dict[str, NDArray[np.uint8]]  # other tensors, by name
 
 
 def read_weights(
@@ -44,11 +44,13 @@ def read_weights(
     plan: DiskCachePlan,
     profile: HotProfile | None,
     progress: Progress,
+    *,
+    is_kept: Callable[[str], bool] = lambda name: True,
 ) -> RamWeights:
     """Make the cache, and read what has to be in memory before the first token.
 
-    profile: its hot experts are read first. Errors: ConfigError where there is no memory;
-    DiskError.
+    profile: its hot experts are read first. is_kept: false for tensors that do not stay in RAM, by
+    name. Errors: ConfigError where there is no memory; DiskError.
     """
     layout = ExpertLayout(file, experts)
     assert layout.buffer_bytes == plan.buffer_bytes, (layout.buffer_bytes, plan)
@@ -56,7 +58,9 @@ def read_weights(
     dense = [
         t
         for t in file.tensors.values()
-        if not is_expert_tensor(t.name) and (parse_name(t.name).layer or 0) < end
+        if not is_expert_tensor(t.name)
+        and (parse_name(t.name).layer or 0) < end
+        and is_kept(t.name)
     ]
     reader = FileReader(file.parts, file.states)
     try:

@@ -18,11 +18,12 @@ class DiskCachePlan(NamedTuple):
     num_layers: int
     num_experts: int  # of a layer
     top_k: int
+    num_leaving: int = 0  # for experts on their way between RAM and VRAM
 
     @property
     def num_buffers(self) -> int:
         """Buffers of all kinds."""
-        return self.num_slots + self.num_staging + self.num_ahead
+        return self.num_slots + self.num_staging + self.num_ahead + self.num_leaving
 
     @property
     def num_bytes(self) -> int:
@@ -39,7 +40,7 @@ class DiskCachePlan(NamedTuple):
         """Sentence on what is wrong with so few slots, or None."""
         if self.num_slots >= self.working_set:
             return None
-        needed = (self.working_set + self.num_staging + self.num_ahead) * self.buffer_bytes
+        needed = (self.working_set + self.num_buffers - self.num_slots) * self.buffer_bytes
         return (
             f"{self.num_slots} expert slots are less than the {self.working_set} experts that one"
             f" token uses ({self.num_layers} layers x {self.top_k}): most are read from disk"
@@ -63,18 +64,29 @@ def plan_disk_cache(
     top_k: int,
     *,
     num_ahead: int = 0,
+    num_leaving: int = 0,
 ) -> DiskCachePlan:
     """Divide a budget. Errors: ConfigError, which names the least that works."""
     num_staging = top_k  # so that all of one token's experts of a layer can be read at once
     num_buffers = budget_bytes // buffer_bytes
-    least = num_staging + num_ahead
+    least = num_staging + num_ahead + num_leaving
     if num_buffers < least:
+        others = (
+            f" and {num_ahead} read ahead" if num_ahead else "",
+            f" and {num_leaving} on their way to VRAM" if num_leaving else "",
+        )
         raise ConfigError(
             f"expert_ram={budget_bytes} bytes: expected at least {least * buffer_bytes}"
             f" ({format_bytes(least * buffer_bytes)}), which one layer's {top_k} experts"
-            f"{f' and {num_ahead} read ahead' if num_ahead else ''} take"
+            f"{''.join(others)} take"
         )
-    num_slots = min(num_buffers - least, num_layers * num_experts)
     return DiskCachePlan(
-        num_slots, num_staging, num_ahead, buffer_bytes, num_layers, num_experts, top_k
+        num_slots=min(num_buffers - least, num_layers * num_experts),
+        num_staging=num_staging,
+        num_ahead=num_ahead,
+        buffer_bytes=buffer_bytes,
+        num_layers=num_layers,
+        num_experts=num_experts,
+        top_k=top_k,
+        num_leaving=num_leaving,
     )

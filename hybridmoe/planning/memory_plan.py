@@ -132,8 +132,8 @@ def _solve_with_gpu(problem: Problem) -> Plan:
     reason = _DISK_REASON
     stages = plan_stages(problem, reason)
     core = (
-        ("copies of the weights in VRAM", sizes.dense_bytes),
-        ("embedding", 0 if sizes.is_tied else sizes.embedding_bytes),
+        ("weights pinned to the CPU", sizes.cpu_bytes),
+        ("embedding", sizes.embedding_bytes),
     )
     return _plan(problem, stages, _plan_ram(problem, core), reason)
 

@@ -52,9 +52,10 @@ def plan_stages(problem: Problem, reason: str | None) -> list[Stage]:
 
 def stage_plan(plan: Plan, stage: Stage) -> Plan:
     """Plan of one GPU's layers, with their share of RAM and of the experts on disk."""
-    num_experts, vram = stage.problem.sizes.num_experts, stage.vram
-    on_disk = plan.num_disk_experts * num_experts // max(1, plan.num_experts)
-    in_ram = num_experts - vram.num_experts - on_disk
+    vram = stage.vram
+    rest = stage.problem.sizes.num_experts - vram.num_experts
+    on_disk = plan.num_disk_experts * rest // max(1, plan.num_experts - plan.num_vram_slots)
+    in_ram = rest - on_disk
     expert_bytes = plan.ram.expert_bytes * in_ram // max(1, plan.num_ram_experts)
     ram = replace(plan.ram, num_experts=in_ram, expert_bytes=expert_bytes)
     return replace(plan, problem=stage.problem, vram=vram, ram=ram, num_disk_experts=on_disk)

@@ -8,7 +8,7 @@ from hybridmoe.planning.refusal import refusal, too_few_slots
 from hybridmoe.planning.step_plan import activation_bytes
 from hybridmoe.units import GIB
 
-__all__ = ["SCRATCH_BYTES", "fill_tier", "kv_part", "plan_vram"]
+__all__ = ["SCRATCH_BYTES", "fill_tier", "kv_part", "plan_vram", "uploads_per_step"]
 
 VRAM_RESERVE_BYTES = 1 * GIB  # CUDA context, libraries' workspaces, fragmentation
 GRAPH_BYTES = 256 << 20  # activations of captured steps
@@ -16,6 +16,8 @@ GRAPH_BYTES = 256 << 20  # activations of captured steps
 # of some heads, and one layer's KV cache of a long sequence in a row (kernels.triton.matmul,
 # expert_prefill, prefill_attention).
 SCRATCH_BYTES = 512 << 20
+# As the default policy swaps. An upload costs about three hits: a twentieth of a token's experts.
+_CHOSEN_PER_UPLOAD = 64
 
 
 def plan_vram(problem: Problem, reason: str | None) -> Tier:
@@ -61,3 +63,11 @@ def fill_tier(name: str, problem: Problem, parts: Parts, max_slots: int, slot_by
         raise ConfigError(refusal(name, problem, parts))
     slots = min(max_slots, (budget - need) // slot_bytes) if slot_bytes else 0
     return Tier(name, budget, parts, slots, slots * slot_bytes)
+
+
+def uploads_per_step(num_layers: int, top_k: int) -> int:
+    """Count the experts that one GPU's cache starts to upload before a step, at most.
+
+    num_layers: with experts, of this GPU.
+    """
+    return max(1, num_layers * top_k // _CHOSEN_PER_UPLOAD)

@@ -229,6 +229,7 @@ def test_experts_on_disk_under_a_gpu(tmp_path: Path) -> None:
         total = sum(t.num_bytes for t in llm.file.tensors.values() if "_exps" in t.name)
     with hybridmoe.load(path, vram="2GiB", expert_ram=total * 3 // 4) as llm:
         assert llm.expert_plan is not None
+        assert list(llm._residency.private) == ["token_embd.weight"]  # the rest is in VRAM
         assert "; 0 expert slots" in llm.notes[0]
         assert any("the CPU computes the experts of prompts too" in note for note in llm.notes)
         got = llm.logits(IDS)

@@ -12,11 +12,9 @@ from hybridmoe.experts.gpu.slot_uploader import SlotUploader
 from hybridmoe.experts.policy import Policy
 from hybridmoe.experts.routed_experts import RoutedExperts
 from hybridmoe.kernels.triton.expert_ffn import SlotLayout, expert_ffn
+from hybridmoe.planning.vram_plan import uploads_per_step as default_uploads
 
 __all__ = ["SlotPool", "slot_layouts"]
-
-# As the default policy swaps. An upload costs about three hits: a twentieth of a token's experts.
-_CHOSEN_PER_UPLOAD = 64
 
 
 def slot_layouts(experts: RoutedExperts) -> list[SlotLayout]:
@@ -61,7 +59,7 @@ class SlotPool:
         self.slots = torch.empty((num_slots, slot_bytes), dtype=torch.uint8, device=device)
         shape = experts.cache_shape(num_slots)
         if uploads_per_step is None:
-            uploads_per_step = max(1, shape.num_layers * shape.top_k // _CHOSEN_PER_UPLOAD)
+            uploads_per_step = default_uploads(shape.num_layers, shape.top_k)
         step_bytes = uploads_per_step * slot_bytes
         uploader = SlotUploader(
             experts, self._layouts, self.slots, main, copy, ring_bytes=step_bytes
