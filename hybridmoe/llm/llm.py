@@ -20,12 +20,13 @@ from hybridmoe.config import ModelConfig
 from hybridmoe.engine.engine import Engine
 from hybridmoe.engine.request import Event, Finished, PromptProgress, Request, TokenEvent, Usage
 from hybridmoe.engine.sampler import SamplingParams
-from hybridmoe.errors import ConfigError, GGUFError, HybridMoeError
+from hybridmoe.errors import ConfigError, HybridMoeError
 from hybridmoe.experts.backend import ExpertBackend
 from hybridmoe.experts.stats import ExpertStats
 from hybridmoe.gguf.fingerprint import fingerprint
 from hybridmoe.gguf.reader import GGUFFile
 from hybridmoe.llm.result import Piece, PieceStream, Result, ResultStream, pieces_of
+from hybridmoe.llm.sampling_defaults import sampling_defaults
 from hybridmoe.placement.kernel_checks import KernelCheck
 from hybridmoe.placement.residency import Residency
 from hybridmoe.planning.disk_cache_plan import DiskCachePlan
@@ -42,7 +43,7 @@ from hybridmoe.text.response_parser import ResponseParser, numbered_call_id
 from hybridmoe.text.thinking import thinking_after
 from hybridmoe.text.tokenizer import Tokenizer
 
-__all__ = ["LLM", "Progress", "ProgressCallback", "sampling_defaults"]
+__all__ = ["LLM", "Progress", "ProgressCallback"]
 
 Messages = Sequence[Mapping[str, Any]]
 Tools = Sequence[Mapping[str, Any]]
@@ -377,24 +378,3 @@ class _Run:
                     kind = ConfigError if event.is_refusal else HybridMoeError
                     raise kind(event.error)
                 return pieces_of(self._response.finish(event.reason))
-
-
-# GGUF keys that carry a model's recommended sampling (llama.cpp, since late 2025).
-_SAMPLING_KEYS = {
-    "temperature": "general.sampling.temp",
-    "top_k": "general.sampling.top_k",
-    "top_p": "general.sampling.top_p",
-    "min_p": "general.sampling.min_p",
-    "repetition_penalty": "general.sampling.penalty_repeat",
-}
-
-
-def sampling_defaults(metadata: Mapping[str, Any]) -> dict[str, Any]:
-    """A model's recommended sampling. Errors: GGUFError for a value outside its range."""
-    found = {name: metadata[key] for name, key in _SAMPLING_KEYS.items() if key in metadata}
-    for name, value in found.items():
-        try:
-            SamplingParams(**{name: value})
-        except ConfigError as error:
-            raise GGUFError(f"{_SAMPLING_KEYS[name]}: {error}") from None
-    return found
