@@ -22,6 +22,7 @@ PYBIND11_MODULE(_C, m) {
   });
   hm::register_attention(m);
   hm::register_experts(m);
+  hm::register_file_reader(m);
   hm::register_host_calls(m);
   hm::register_io_ring(m);
   hm::register_isa(m);

@@ -19,6 +19,7 @@ T* pointer(Address address) {
 
 void register_attention(pybind11::module_& m);
 void register_experts(pybind11::module_& m);
+void register_file_reader(pybind11::module_& m);
 void register_host_calls(pybind11::module_& m);
 void register_io_ring(pybind11::module_& m);
 void register_isa(pybind11::module_& m);

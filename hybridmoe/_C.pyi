@@ -40,6 +40,58 @@ def takes_tiles(type: int, rows: int, tokens: int) -> bool:
 def matmul_costs() -> dict[str, float]:
     """Return the active cost model, in cycles of 256 weights, and where gemm beats gemv."""
 
+BLOCK_BYTES: int
+"""Direct reads need offsets, lengths and addresses that are multiples of it."""
+
+class FileReader:
+    """Background reads of files, past the page cache. Thread-safe. Must be closed."""
+
+    def __init__(
+        self,
+        files: Sequence[tuple[int, int, tuple[int, int, int, int]]],
+        num_threads: int,
+    ) -> None:
+        """Take over open files, unless this raises ShapeError.
+
+        files: descriptor, one with O_DIRECT or -1, and (device, inode, bytes, mtime_ns) when it was
+        opened. num_threads: of each device.
+        """
+
+    @property
+    def is_direct(self) -> bool: ...
+    @property
+    def backend(self) -> str:
+        """Description of what reads, for users."""
+
+    @property
+    def is_idle(self) -> bool:
+        """Return True once a closed reader writes to no memory any more."""
+
+    def submit(
+        self, key: int, ranges: Sequence[tuple[int, int, int, memoryview]], is_urgent: bool
+    ) -> None:
+        """Queue a request. ranges: file, offset, bytes, and memory at a whole block.
+
+        The first byte arrives at `offset % BLOCK_BYTES`. Memory must stay until the request has
+        ended, or `cancel` or `close` have returned True. Raises ShapeError.
+        """
+
+    def make_urgent(self, key: int) -> None: ...
+    def cancel(self, key: int) -> bool:
+        """Withdraw a request. Returns False if a read of it has begun."""
+
+    def take(self, timeout_s: float) -> tuple[int, int, str] | None:
+        """Wait for a request that has ended: key, range that failed or -1, why or "".
+
+        timeout_s: < 0 = without end. Raises ShapeError for waiting on a closed reader.
+        """
+
+    def num_queued(self, is_urgent: bool) -> int:
+        """Count the ranges of one priority that are not being read yet."""
+
+    def close(self, seconds: float) -> bool:
+        """Begin no more, and wait for what is under way; False if some has not returned then."""
+
 class IoRing:
     """File reads by io_uring. Not thread-safe, except `wake`. Raises ShapeError if unavailable.
 
