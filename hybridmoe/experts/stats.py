@@ -12,12 +12,15 @@ _BELOW = {"VRAM": "RAM", "RAM": "disk"}  # place of what the last tier misses
 
 @dataclass(slots=True)
 class ExpertCounters:
-    """Counters of an expert cache. The first four equal the simulator's on the run's trace."""
+    """Counters of an expert cache. The first six equal the simulator's on the run's trace."""
 
     hits: int = 0  # distinct experts of a layer and step that were resident
     misses: int = 0
     uploads: int = 0  # misses that were admitted
     evictions: int = 0
+    # Below another tier:
+    promoted: int = 0  # residents that left for the tier above
+    returned: int = 0  # experts taken that the tier above gave up
     bytes_read: int = 0  # from the files
     read_wait_s: float = 0.0  # computation stalled on reads
     # Decode steps with prefetch hints:

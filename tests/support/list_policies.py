@@ -1,6 +1,6 @@
 """Reference cache policies in lists: the load-on-miss loop, and policies of one or two queues."""
 
-from collections import Counter
+from collections import Counter, defaultdict
 
 from hybridmoe.experts.policy import CacheShape
 
@@ -107,7 +107,8 @@ class Lru(ReferencePolicy):
     def __init__(self, shape: CacheShape) -> None:
         super().__init__(shape)
         self.visits = [0] * shape.num_layers
-        self.last: dict[int, tuple[int, int]] = {}  # visit of the layer, order
+        # Visit of the layer, order; never used = visit 0.
+        self.last: defaultdict[int, tuple[int, int]] = defaultdict(lambda: (0, 0))
         self.order = 0
 
     def note(self, layer: int, keys: list[int]) -> None:
@@ -139,6 +140,32 @@ class Lru(ReferencePolicy):
         if rich and counts[here] < shares[here]:
             return max(rich, key=rank)
         return None
+
+    def note_above(self, layer: int, keys: list[int]) -> None:
+        for key in keys:
+            self.last[key] = (self.visits[layer], 0)
+
+    def discard(self, key: int) -> bool:
+        is_resident = key in self.resident
+        self.resident.discard(key)
+        return is_resident
+
+    def offer(self, key: int) -> tuple[bool, int]:
+        def age(other: int) -> tuple[int, int, int]:
+            layer = other // self.shape.num_experts
+            return self.visits[layer] - self.last[other][0], layer, -self.last[other][1]
+
+        leaving = -1
+        if len(self.resident) == self.shape.num_slots:
+            leaving = max(self.resident, key=age, default=-1)
+            if leaving < 0 or age(leaving)[0] <= age(key)[0]:
+                return False, -1
+            self.resident.remove(leaving)
+        # Older than all of its layer that were used in its last visit.
+        self.order += 1
+        self.last[key] = (self.last[key][0], -self.order)
+        self.resident.add(key)
+        return True, leaving
 
 
 class QuotaLru(ReferencePolicy):

@@ -11,7 +11,7 @@ from typing import NamedTuple, Protocol, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["CacheShape", "Decision", "Policy", "PricedPolicy"]
+__all__ = ["CacheShape", "Decision", "LowerPolicy", "Policy", "PricedPolicy"]
 
 
 class CacheShape(NamedTuple):
@@ -60,3 +60,26 @@ class PricedPolicy(Policy, Protocol):
     """Policy that weighs what an upload costs."""
 
     upload_hits: float  # cost of an upload, in hits; infinite: swap nothing
+
+
+class LowerPolicy(Policy, Protocol):
+    """Policy of a tier below another one; each key is resident in one of them at most.
+
+    Its accesses are those that the tier above does not hold, empty ones too. The tier above decides
+    between steps: what it admits is discarded here, then what it evicts is offered here.
+    """
+
+    def note_above(self, layer: int, experts: NDArray[np.int32]) -> None:
+        """Record uses, in the visit of the last access, of experts that the tier above holds."""
+        ...
+
+    def discard(self, key: int) -> bool:
+        """Forget a key that the tier above has admitted. Returns False if it was not resident."""
+        ...
+
+    def offer(self, key: int) -> tuple[bool, int]:
+        """Decide about a key that the tier above has evicted.
+
+        Returns whether it is resident now, and the key that left for it, or -1.
+        """
+        ...
