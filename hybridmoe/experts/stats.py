@@ -23,9 +23,9 @@ class ExpertCounters:
     returned: int = 0  # experts taken that the tier above gave up
     bytes_read: int = 0  # from the files
     read_wait_s: float = 0.0  # computation stalled on reads
-    # Decode steps with prefetch hints:
-    prefetched: int = 0  # experts read ahead
+    prefetched: int = 0  # experts read ahead, on a hint or for the next layer of a prompt
     prefetched_used: int = 0
+    # Decode steps with prefetch hints:
     hinted: int = 0  # experts used by layers that had a hint
     hinted_right: int = 0  # those that the hint named
     # Caches with asynchronous uploads:
@@ -144,10 +144,9 @@ class ExpertStats:
             f" {c.uploads} uploads, {c.evictions} evictions; {costs};"
             f" {self.num_resident} of {self.num_slots} slots in use"
         )
-        if c.prefetched or c.hinted:
-            recall = 100 * c.hinted_right / max(1, c.hinted)
-            text += (
-                f"; {c.prefetched} prefetched, {c.prefetched - c.prefetched_used} unused"
-                f" (hints name {recall:.1f} % of the experts used)"
-            )
+        if c.prefetched:
+            text += f"; {c.prefetched} prefetched, {c.prefetched - c.prefetched_used} unused"
+        if c.hinted:
+            recall = 100 * c.hinted_right / c.hinted
+            text += f"; hints name {recall:.1f} % of the experts used"
         return text

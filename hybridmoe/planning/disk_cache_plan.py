@@ -7,6 +7,10 @@ from hybridmoe.units import at_least, format_bytes
 
 __all__ = ["DiskCachePlan", "plan_disk_cache"]
 
+# Buffers for each streamed expert: a prompt's reads go on while attention is computed, as long as
+# buffers are free, and each of them is a slot less.
+_BUFFERS_PER_STREAMED = 16
+
 
 class DiskCachePlan(NamedTuple):
     """Buffers for experts; each takes an expert of any layer."""
@@ -40,7 +44,13 @@ class DiskCachePlan(NamedTuple):
         """Sentence on what is wrong with so few slots, or None."""
         if self.num_slots >= self.working_set:
             return None
-        needed = (self.working_set + self.num_buffers - self.num_slots) * self.buffer_bytes
+        others = self.num_ahead + self.num_leaving
+        needed = self.working_set + others + self.num_staging
+        while needed - others - _num_streamed(needed, self.num_experts, self.top_k) < (
+            self.working_set
+        ):
+            needed += 1
+        needed *= self.buffer_bytes
         return (
             f"{self.num_slots} expert slots are less than the {self.working_set} experts that one"
             f" token uses ({self.num_layers} layers x {self.top_k}): most are read from disk"
@@ -67,9 +77,8 @@ def plan_disk_cache(
     num_leaving: int = 0,
 ) -> DiskCachePlan:
     """Divide a budget. Errors: ConfigError, which names the least that works."""
-    num_staging = top_k  # so that all of one token's experts of a layer can be read at once
     num_buffers = budget_bytes // buffer_bytes
-    least = num_staging + num_ahead + num_leaving
+    least = top_k + num_ahead + num_leaving
     if num_buffers < least:
         others = (
             f" and {num_ahead} read ahead" if num_ahead else "",
@@ -80,6 +89,8 @@ def plan_disk_cache(
             f" ({format_bytes(least * buffer_bytes)}), which one layer's {top_k} experts"
             f"{''.join(others)} take"
         )
+    num_staging = _num_streamed(num_buffers - num_ahead - num_leaving, num_experts, top_k)
+    least += num_staging - top_k
     return DiskCachePlan(
         num_slots=min(num_buffers - least, num_layers * num_experts),
         num_staging=num_staging,
@@ -90,3 +101,11 @@ def plan_disk_cache(
         top_k=top_k,
         num_leaving=num_leaving,
     )
+
+
+def _num_streamed(num_buffers: int, num_experts: int, top_k: int) -> int:
+    """Buffers for streamed experts, of those for streamed and resident ones.
+
+    At least one token's experts of a layer, so that they can be read at once; at most a layer.
+    """
+    return max(top_k, min(num_experts, num_buffers // _BUFFERS_PER_STREAMED))

@@ -95,8 +95,9 @@ def test_no_budget_is_exceeded_and_every_expert_is_somewhere_once(
     assert (cache is not None) == found.needs_disk
     if cache is not None:  # not one more slot would have fitted
         assert found.ram.free_bytes < cache.buffer_bytes == k2.buffer_bytes > k2.slot_bytes
-        assert ("streamed experts", 8 * cache.buffer_bytes) in found.ram.parts
-        assert cache.num_buffers == found.num_ram_experts + 8
+        streamed = max(8, min(384, cache.num_buffers // 16))
+        assert ("streamed experts", streamed * cache.buffer_bytes) in found.ram.parts
+        assert cache.num_buffers == found.num_ram_experts + streamed
         assert found.num_vram_slots == 0 and not found.streams_experts
         if vram:
             assert ("weights pinned to the CPU", 0) in found.ram.parts
@@ -299,7 +300,7 @@ def test_ram_for_experts_is_what_was_given(k2: ModelSizes) -> None:
     given = 64 * GIB
     found = plan(k2, 200, expert_ram_bytes=given, num_ahead=3)
     cache = found.disk_cache
-    assert cache is not None and (cache.num_staging, cache.num_ahead) == (8, 3)
+    assert cache is not None and (cache.num_staging, cache.num_ahead) == (150, 3)
     assert given - cache.buffer_bytes < cache.num_bytes <= given
     assert found.num_ram_experts == cache.num_slots == found.num_experts - found.num_disk_experts
     assert dict(found.ram.parts)["reserve"] == RAM_RESERVE_BYTES
@@ -312,9 +313,8 @@ def test_ram_for_experts_is_what_was_given(k2: ModelSizes) -> None:
     assert tight.num_ram_experts == plan(k2, 200, expert_ram_bytes=given).num_ram_experts
     assert 0 <= dict(tight.ram.parts)["reserve"] < RAM_RESERVE_BYTES
     core = sum(size for part, size in tight.ram.parts[:4])
-    full = plan(
-        k2, (tight.ram.expert_bytes + 8 * k2.buffer_bytes + core) / GIB, expert_ram_bytes=given
-    )
+    assert tight.disk_cache is not None
+    full = plan(k2, (tight.disk_cache.num_bytes + core) / GIB, expert_ram_bytes=given)
     assert full.ram.free_bytes == 0 == dict(full.ram.parts)["reserve"]
     with pytest.raises(ConfigError, match=r"of other weights, KV cache and activations .* are fr"):
         plan(k2, (full.ram.budget_bytes - 1) / GIB, expert_ram_bytes=given)

@@ -143,8 +143,9 @@ def check_buffers(experts: CachedExperts) -> None:
     used = [*loaded.values(), *(buffer for _, buffer in in_flight.values())]
     assert sorted([*store._buffers._free, *used]) == list(range(experts.plan.num_buffers))
     assert not loaded.keys() & in_flight.keys()
-    assert loaded.keys() <= experts._resident | experts._prefetched.keys(), "a buffer has leaked"
-    assert in_flight.keys() <= experts._resident | experts._prefetched.keys() | store._released
+    ahead = experts._prefetched.keys() | set(experts._prompt.ahead)
+    assert loaded.keys() <= experts._resident | ahead, "a buffer has leaked"
+    assert in_flight.keys() <= experts._resident | ahead | store._released
     addresses = store.addresses
     assert all((addresses[:, i] != 0).sum() == len(loaded) for i in range(3))
     assert len(experts._resident) <= experts.plan.num_slots

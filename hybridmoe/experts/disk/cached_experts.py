@@ -6,7 +6,7 @@ takes no more memory than planned. Sums are in the order of `CpuExperts`, and so
 """
 
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,11 +14,12 @@ from torch import Tensor
 
 from hybridmoe.config import PREFILL_TOKENS
 from hybridmoe.device.pending import Pending, Ready
-from hybridmoe.errors import StalledReadError
+from hybridmoe.errors import DiskError, StalledReadError
 from hybridmoe.experts.backend import ExpertBackend
 from hybridmoe.experts.disk.expert_layout import ExpertLayout
 from hybridmoe.experts.disk.expert_store import ExpertStore
 from hybridmoe.experts.disk.file_reader import FileReader
+from hybridmoe.experts.disk.prompt_pass import PromptPass
 from hybridmoe.experts.policy import Policy, make_policy
 from hybridmoe.experts.routed_experts import RoutedExperts
 from hybridmoe.experts.stats import ExpertCounters, ExpertStats
@@ -52,6 +53,14 @@ class CachedExperts(ExpertBackend):
         self._reader = reader
         self._store = ExpertStore(layout, reader, plan.num_buffers)
         self._ffn = IncrementalExpertFfn()
+        self._prompt = PromptPass(
+            self,
+            self._ffn,
+            shape.num_layers,
+            shape.num_experts,
+            shape.top_k,
+            plan.num_staging,
+        )
         self._resident: set[int] = set()  # keys that the policy keeps, loaded or in flight
         self._hints: dict[int, list[int]] = {}  # layer index -> keys of the last prefetch hint
         self._prefetched: dict[int, None] = {}  # keys requested on a hint, in order
@@ -91,6 +100,10 @@ class CachedExperts(ExpertBackend):
             hint = dict.fromkeys(ids.t().flatten().tolist())
             self._hints = {**self._hints, index: [first_key + e for e in hint if e >= 0]}
 
+    def begin_step(self, num_tokens: int) -> None:
+        """Begin the reads of a long step."""
+        self._prompt.begin_step(num_tokens)
+
     def submit(self, layer: int, x: Tensor, ids: Tensor, weights: Tensor) -> Pending:
         """Compute at once; see `ExpertBackend.submit`.
 
@@ -102,15 +115,36 @@ class CachedExperts(ExpertBackend):
         order, num_free = self._ffn.begin(x, ids, weights, self._layers[index], addresses)
         self._note_access(index, ids)
         try:
-            self._compute([first_key + e for e in order], num_free, first_key)
+            if len(ids) > PREFILL_TOKENS:
+                self._prompt.compute(index, order, num_free)
+            else:
+                self._compute([first_key + e for e in order], num_free, first_key)
         except BaseException as error:
             self._hints = {}
+            self._prompt.discard()
             for expert in order:
-                self._release_uncached(first_key + expert)
+                self.release(first_key + expert)
             if not isinstance(error, StalledReadError):  # its reads keep their buffers until then
                 self._store.drain()
             raise
         return Ready(self._ffn.finish())
+
+    # What a long step needs of the cache: see `prompt_pass.ExpertSource`.
+
+    def is_loaded(self, key: int) -> bool:
+        return self._store.is_loaded(key)
+
+    def is_in_flight(self, key: int) -> bool:
+        return self._store.is_in_flight(key)
+
+    def request(self, key: int, *, is_urgent: bool = True) -> bool:
+        return self._store.request(key, is_urgent=is_urgent)
+
+    def release(self, key: int) -> bool:
+        return key not in self._resident and self._store.release(key)
+
+    def collect(self, *, wait: bool) -> Mapping[int, DiskError | None]:
+        return self._store.collect(wait=wait)
 
     def load_hot(self, keys: NDArray[np.int64], progress: Callable[[int], None]) -> int:
         """Make keys resident, hottest first, and load them. Returns how many fit.
@@ -130,6 +164,8 @@ class CachedExperts(ExpertBackend):
         counters = self._counters.copy()
         counters.bytes_read = self._store.bytes_read
         counters.read_wait_s = self._store.wait_s
+        counters.prefetched += self._prompt.read_ahead.num_read
+        counters.prefetched_used += self._prompt.read_ahead.num_used
         return ExpertStats(
             num_slots=self.plan.num_slots,
             num_resident=len(self._resident),
@@ -186,7 +222,7 @@ class CachedExperts(ExpertBackend):
                         del free[key]
                     else:
                         rest.popleft()
-                    self._release_uncached(key)
+                    self.release(key)
             for key, error in store.collect(wait=not ready).items():
                 if error is not None and (key in free or key in rest):
                     raise error
@@ -226,7 +262,3 @@ class CachedExperts(ExpertBackend):
                 return
             self._prefetched[key] = None
             self._counters.prefetched += 1
-
-    def _release_uncached(self, key: int) -> None:
-        if key not in self._resident:
-            self._store.release(key)

@@ -25,6 +25,7 @@ from hybridmoe.planning.disk_cache_plan import DiskCachePlan, plan_disk_cache
 from hybridmoe.planning.memory_plan import RAM_RESERVE_BYTES
 from hybridmoe.planning.model_sizes import sizes_of
 from hybridmoe.planning.step_plan import activation_bytes
+from hybridmoe.units import parse_bytes
 
 pytestmark = pytest.mark.usefixtures("each_io")
 
@@ -303,6 +304,12 @@ def test_plans_never_exceed_their_budget() -> None:
         assert plan.num_buffers * size <= budget
         assert 0 <= plan.num_slots <= layers * experts
         assert plan.num_slots == layers * experts or budget - plan.num_buffers * size < size
+        if plan.warning is not None:  # what it names is enough
+            named = plan.warning.split("--expert-ram ")[1].split(" would")[0]
+            more = plan_disk_cache(
+                parse_bytes(named), size, layers, experts, top_k, num_ahead=ahead
+            )
+            assert more.warning is None
 
 
 @pytest.fixture
