@@ -1,5 +1,7 @@
 """Bootstrap confidence intervals over conversations, whose tokens are not independent."""
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
@@ -21,7 +23,7 @@ class Bootstrap:
             random.multinomial(count, chances, _ROUNDS) if count else np.zeros((0, 0), np.int64)
         )  # (rounds, conversations): times that each was drawn
 
-    def interval(self, parts: NDArray[np.int64], wholes: NDArray[np.int64]) -> tuple[float, float]:
+    def interval(self, parts: NDArray[Any], wholes: NDArray[Any]) -> tuple[float, float]:
         """Estimate the 95 % interval of sum(parts) / sum(wholes), both (N,); (0, 0) if N = 0."""
         if not len(self._drawn):
             return 0.0, 0.0

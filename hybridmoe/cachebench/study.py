@@ -2,7 +2,7 @@
 
 Figures are of decode steps unless they say otherwise. *Net* is hits minus uploads per token: an
 upload reads an expert once, as a miss does, so a policy with a negative net costs more than it
-saves. The predicted time of a token's experts follows from bytes alone (`Speeds`).
+saves. Of several tiers only time can be compared: it follows from bytes alone (`Speeds`).
 """
 
 from collections.abc import Sequence
@@ -26,6 +26,8 @@ from hybridmoe.cachebench.simulator import (
     requests_of,
     simulate,
 )
+from hybridmoe.cachebench.tier_study import TierRow, splits_of, tier_rows
+from hybridmoe.cachebench.tiers import Rates
 from hybridmoe.cachebench.upload_optimum import upload_optimum
 from hybridmoe.experts.policy import DEFAULT_POLICY
 from hybridmoe.experts.routing_trace import PHASES, Trace
@@ -41,11 +43,17 @@ _BOUNDS = {"belady": False, "belady-bypass": True}  # may a miss be streamed?
 
 @dataclass(frozen=True, slots=True)
 class Speeds:
-    """Bytes per second of experts. Defaults: workstation DDR5, VRAM, PCIe 5 x16."""
+    """Bytes per second of experts. Defaults: workstation DDR5, VRAM, PCIe 5 x16, an NVMe disk."""
 
     far: float = 250e9  # uncached
     near: float = 1000e9  # cached
     upload: float = 50e9
+    disk: float = 7e9
+
+    @property
+    def rates(self) -> Rates:
+        """These, of three tiers: VRAM, RAM and the disk."""
+        return Rates(vram=self.near, ram=self.far, disk=self.disk, link=self.upload)
 
     def token_s(self, row_hits: float, misses: float, uploads: float, expert_bytes: float) -> float:
         """Time of the slowest of three in parallel: hits, misses and uploads' reads, the link."""
@@ -70,6 +78,7 @@ class Row:
     uploads: float
     net: float
     token_s: float
+    saved_s: float  # of it, against all experts uncached; negative: the cache costs time
     net_low: float  # 95 % of the bootstrap over conversations
     net_high: float
 
@@ -85,11 +94,13 @@ class Study:
     reuse: NDArray[np.int64]  # [d]: choices whose expert was last used d tokens before, d >= 1
     recalls: list[Recall]
     hit_curve: CurvePoints  # of the default policy, "shift" protocol
+    tiers: list[TierRow]  # of splits of VRAM and RAM
 
     def as_json(self) -> dict[str, Any]:
         return {
             "trace": self.header,
             "rows": [asdict(row) for row in self.rows],
+            "tiers": [asdict(row) for row in self.tiers],
             "upload_optimum": [
                 {"slots": slots, "net": net, "is_exact": exact}
                 for slots, (net, exact) in self.upload_optimum.items()
@@ -106,12 +117,15 @@ def study(
     speeds: Speeds,
     policies: Sequence[str] = tuple(POLICIES),
     seed: int = 0,
+    *,
+    vram_slots: Sequence[int] | None = None,
+    ram_slots: Sequence[int] | None = None,
 ) -> Study:
     """Replay the held-out half of the conversations.
 
     Protocols: cold, an empty cache; warm, a cache with the most used experts of the training half;
     shift, a cache that has just run the training half, by category. predictions: of the recording,
-    if there is one.
+    if there is one. vram_slots, ram_slots: of the splits; None = some shares of all experts.
     """
     train, held = split(trace)
     requests = requests_of(held)
@@ -145,6 +159,7 @@ def study(
         simulate(run_in, shift)
         row = judge.row(DEFAULT_POLICY, "shift", slots, simulate(run_in, requests))
         curve.append((slots, 1 - row.miss_ratio))
+    splits = splits_of(trace.num_layers * trace.num_experts, vram_slots, ram_slots)
     is_held = np.isin(trace.conversations, held.conversations)
     return Study(
         trace.header,
@@ -154,6 +169,7 @@ def study(
         _reuse(held),
         recalls(trace, is_held, predictions, _uses(train), seed),
         _ascending(curve),
+        tier_rows(shift, held, requests, speeds.rates, splits, seed),
     )
 
 
@@ -227,6 +243,8 @@ class _Judge:
         )
         low, high = self._bootstrap.interval(counts[:, HITS] - counts[:, UPLOADS], self._tokens)
         layers = self._requests.num_layers
+        token_s = self._speeds.token_s(hits, misses, uploads, self._expert_bytes)
+        uncached_s = self._speeds.token_s(0.0, hits + misses, 0.0, self._expert_bytes)
         return Row(
             policy,
             protocol,
@@ -237,7 +255,8 @@ class _Judge:
             hits,
             uploads,
             hits - uploads,
-            self._speeds.token_s(hits, misses, uploads, self._expert_bytes),
+            token_s,
+            uncached_s - token_s,
             low,
             high,
         )

@@ -67,6 +67,7 @@ class TierOutcome(NamedTuple):
     ram: Outcome  # of accesses that VRAM missed; its misses are read from disk
     moves: NDArray[np.int64]  # (steps, 2): PROMOTED from RAM to VRAM, RETURNED from VRAM to RAM
     seconds: NDArray[np.float64]  # (steps,)
+    read_s: NDArray[np.float64]  # (steps,): of the disk, for RAM's misses and VRAM's uploads
 
     def counters(self) -> tuple[ExpertCounters, ExpertCounters]:
         """Counters of VRAM and of RAM, as live caches have them after the same run."""
@@ -95,7 +96,8 @@ def simulate_tiers(
     sizes = np.broadcast_to(np.asarray(expert_bytes, np.float64), num_layers)
     by_layer = np.zeros((2, num_layers, 2, 4), np.int64)
     by_step = np.zeros((2, num_steps, 4), np.int64)
-    moves, seconds = np.zeros((num_steps, 2), np.int64), np.zeros(num_steps)
+    moves = np.zeros((num_steps, 2), np.int64)
+    seconds, read_s = np.zeros((2, num_steps))
     _replay(
         vram.decide,
         vram.state,
@@ -111,9 +113,10 @@ def simulate_tiers(
         by_step,
         moves,
         seconds,
+        read_s,
     )
     above, below = (Outcome(*of) for of in zip(by_layer, by_step, strict=True))
-    return TierOutcome(above, below, moves, seconds)
+    return TierOutcome(above, below, moves, seconds, read_s)
 
 
 _REPLAY = types.void(
@@ -130,6 +133,7 @@ _REPLAY = types.void(
     types.int64[:, :, :, ::1],
     types.int64[:, :, ::1],
     types.int64[:, ::1],
+    types.float64[::1],
     types.float64[::1],
 )
 
@@ -154,6 +158,7 @@ def _replay_loop(
     by_step: Any,
     moves: Any,
     seconds: Any,
+    disk_s: Any,
 ) -> None:
     most, num_experts = vram.sizes[EXPERTS], vram.sizes[EXPERTS]
     hits, admitted = np.empty(most, np.bool_), np.empty(most, np.int32)
@@ -218,6 +223,7 @@ def _replay_loop(
                     by_layer[1, victim // num_experts, phase, EVICTIONS] += 1
                     by_step[1, step, EVICTIONS] += 1
         seconds[step] = max(seconds[step], read_s, link_s)
+        disk_s[step] = read_s
         first = end
 
 

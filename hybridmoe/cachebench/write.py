@@ -7,10 +7,11 @@ from pathlib import Path
 
 from hybridmoe.cachebench.predictors import Recall
 from hybridmoe.cachebench.study import Row, Study
+from hybridmoe.cachebench.tier_study import TierRow
 from hybridmoe.experts.policy import DEFAULT_POLICY
 from hybridmoe.planning.hit_curve import write_hit_curve
 
-__all__ = ["label", "recall_table", "table", "write_study"]
+__all__ = ["label", "recall_table", "table", "tier_table", "write_study"]
 
 
 def table(study: Study, working_sets: float = 1.0) -> str:
@@ -24,8 +25,8 @@ def table(study: Study, working_sets: float = 1.0) -> str:
         " cache; in brackets: 95 % bootstrap interval over conversations",
         "",
         "| policy | hits | uploads | net = hits - uploads | net, warm | net, after a shift"
-        " | expert time, us |",
-        "|---|---|---|---|---|---|---|",
+        " | expert time, us | saved, us |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     others = {(row.policy, row.protocol): row.net for row in rows}
     for row in sorted(rows, key=lambda row: -row.net):
@@ -38,12 +39,36 @@ def table(study: Study, working_sets: float = 1.0) -> str:
         lines.append(
             f"| {row.policy} | {row.hits:.2f} | {row.uploads:.2f} | {row.net:.2f}"
             f" [{row.net_low:.2f}, {row.net_high:.2f}] | {warm} | {shift}"
-            f" | {row.token_s * 1e6:.1f} |"
+            f" | {row.token_s * 1e6:.1f} | {row.saved_s * 1e6:.1f} |"
         )
     best = study.upload_optimum.get(slots)
     if best is not None:
         word = "optimum" if best[1] else "bound"
-        lines.append(f"| *offline {word}* | | | {best[0]:.2f} | | | |")
+        lines.append(f"| *offline {word}* | | | {best[0]:.2f} | | | | |")
+    return "\n".join(lines)
+
+
+def tier_table(study: Study) -> str:
+    """Format the splits of VRAM and RAM over the disk, in seconds (Markdown)."""
+    lines = [
+        "VRAM and RAM over the disk; per decoded token, after other conversations; saved: by the"
+        " VRAM slots, beside the same RAM; in brackets: 95 % bootstrap interval over conversations",
+        "",
+        "| slots in VRAM | in RAM | found in VRAM, RAM, on disk, % | uploads, of them from RAM"
+        " | back to RAM, dropped | read, MB | expert time, us | saved, us |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for row in study.tiers:
+        found = (f"{100 * share:.1f}" for share in (row.in_vram, row.in_ram, row.on_disk))
+        saved = "-"
+        if row.vram_slots:
+            low, high = row.saved_low_s * 1e6, row.saved_high_s * 1e6
+            saved = f"{row.saved_s * 1e6:.1f} [{low:.1f}, {high:.1f}]"
+        lines.append(
+            f"| {row.vram_slots} | {row.ram_slots} | {', '.join(found)}"
+            f" | {row.uploads:.2f}, {row.promoted:.2f} | {row.returned:.2f}, {row.dropped:.2f}"
+            f" | {row.read_bytes / 1e6:.3g} | {row.token_s * 1e6:.1f} | {saved} |"
+        )
     return "\n".join(lines)
 
 
@@ -79,15 +104,16 @@ def label(predictor: str, horizon: int | None) -> str:
 def write_study(study: Study, folder: Path) -> list[Path]:
     """Write all files into a folder. Returns their paths. Errors: OSError."""
     folder.mkdir(parents=True, exist_ok=True)
-    names = ("table.md", "study.json", "rows.csv", "recall.csv", "hit_curve.json")
+    names = ("table.md", "study.json", "rows.csv", "recall.csv", "hit_curve.json", "tiers.csv")
     written = [folder / name for name in names]
     parts = [_title(study) + table(study, working_sets) for working_sets in (0.5, 1.0, 2.0)]
-    parts += [recall_table(study)] if study.recalls else []
+    parts += [tier_table(study), *([recall_table(study)] if study.recalls else [])]
     written[0].write_text("\n\n".join(parts) + "\n")
     written[1].write_text(json.dumps(study.as_json()))
     for path, kind, rows in (
         (written[2], Row, study.rows),
         (written[3], Recall, study.recalls),
+        (written[5], TierRow, study.tiers),
     ):
         with path.open("w", newline="") as file:
             writer = csv.DictWriter(file, [field.name for field in fields(kind)])

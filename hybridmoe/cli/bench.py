@@ -11,16 +11,24 @@ from numpy.typing import NDArray
 from hybridmoe.cachebench.record import record
 from hybridmoe.cachebench.study import Speeds, study
 from hybridmoe.cachebench.workloads import workloads
-from hybridmoe.cachebench.write import recall_table, table, write_study
+from hybridmoe.cachebench.write import recall_table, table, tier_table, write_study
 from hybridmoe.cli.options import debug_option, help_without_command
 from hybridmoe.errors import ConfigError
 from hybridmoe.experts.routing_trace import Trace, read_trace, write_trace
 from hybridmoe.llm.load import load
+from hybridmoe.units import parse_bytes
 
 __all__ = ["bench_command"]
 
 _ABOVE_0 = click.FloatRange(min=0, min_open=True)
 _CONTEXT = 2048
+
+
+def _size(ctx: click.Context, parameter: click.Parameter, text: str | None) -> int | None:
+    try:
+        return None if text is None else parse_bytes(text, needs_unit=True)
+    except ConfigError as error:
+        raise click.BadParameter(str(error)) from None
 
 
 @click.group("bench", invoke_without_command=True)
@@ -81,6 +89,23 @@ def bench_command(ctx: click.Context) -> None:
     help="GB/s of uploads into the cache",
 )
 @click.option(
+    "--disk-gbs",
+    type=_ABOVE_0,
+    metavar="X",
+    default=7.0,
+    show_default=True,
+    help="GB/s of the disk below RAM",
+)
+@click.option(
+    "--vram",
+    metavar="SIZE",
+    callback=_size,
+    help="Experts in VRAM, of three tiers [default: several]",
+)
+@click.option(
+    "--ram", metavar="SIZE", callback=_size, help="Experts in RAM below [default: several]"
+)
+@click.option(
     "--seed",
     type=click.IntRange(0, 1 << 31),
     metavar="N",
@@ -97,15 +122,27 @@ def cache_command(
     far_gbs: float,
     near_gbs: float,
     upload_gbs: float,
+    disk_gbs: float,
+    vram: int | None,
+    ram: int | None,
     seed: int,
 ) -> None:
-    """Replay a routing trace with every cache policy.
+    """Replay a routing trace with every cache policy, and with VRAM and RAM over a disk.
 
     SOURCE: a trace, or a GGUF model to record one from [default: the embedded model].
     """
     trace, predictions = _trace(source, out, conversations, tokens, seed)
-    speeds = Speeds(far=far_gbs * 1e9, near=near_gbs * 1e9, upload=upload_gbs * 1e9)
-    found = study(trace, predictions, speeds, seed=seed)
+    gbs = (far_gbs, near_gbs, upload_gbs, disk_gbs)
+    largest = max(trace.header["expert_bytes"])
+    vram_slots, ram_slots = (None if size is None else [size // largest] for size in (vram, ram))
+    found = study(
+        trace,
+        predictions,
+        Speeds(*(rate * 1e9 for rate in gbs)),
+        seed=seed,
+        vram_slots=vram_slots,
+        ram_slots=ram_slots,
+    )
     try:
         written = write_study(found, out)
         if find_spec("matplotlib") is None:
@@ -118,6 +155,7 @@ def cache_command(
         raise ConfigError(f"{error.filename}: {error.strerror}") from None
     click.echo(f"Source: {trace.header.get('source', 'unknown')}\n")
     click.echo(table(found))
+    click.echo("\n" + tier_table(found))
     if found.recalls:
         click.echo("\n" + recall_table(found))
     click.echo(f"{len(written)} files in {out}", err=True)

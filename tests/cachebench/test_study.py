@@ -13,12 +13,15 @@ from hybridmoe.cachebench.gates import HORIZONS
 from hybridmoe.cachebench.policies.registry import make_policy
 from hybridmoe.cachebench.predictors import Recall, recalls
 from hybridmoe.cachebench.record import Recording, record
-from hybridmoe.cachebench.simulator import HITS, UPLOADS, requests_of, simulate
+from hybridmoe.cachebench.simulator import HITS, MISSES, UPLOADS, requests_of, simulate
 from hybridmoe.cachebench.study import Speeds, Study, by_category, split, study
 from hybridmoe.cachebench.synthetic_trace import Locality, synthetic_trace
+from hybridmoe.cachebench.tier_study import splits_of
+from hybridmoe.cachebench.tiers import simulate_tiers
 from hybridmoe.cachebench.workloads import CATEGORIES, workloads
-from hybridmoe.cachebench.write import table, write_study
+from hybridmoe.cachebench.write import table, tier_table, write_study
 from hybridmoe.cli import app
+from hybridmoe.experts.policy.lru import LayerLru
 from hybridmoe.experts.routing_trace import PHASES, Trace, read_trace
 from hybridmoe.planning.hit_curve import read_hit_curve
 
@@ -89,6 +92,37 @@ def test_no_policy_hits_more_than_min_with_bypass_and_a_small_global_lru_hits_no
             assert row.hits <= best[row.slots] + 0.3  # the bound includes prompts
         if row.policy == "global-lru" and row.working_sets <= 0.5:
             assert row.hits < 0.1  # only in a response's first tokens, on the prompt's last experts
+
+
+def test_splits_of_vram_and_ram_are_replayed_with_the_live_policies(
+    recording: Recording, found: Study
+) -> None:
+    train, held = split(recording.trace)
+    requests, run_in = requests_of(held), requests_of(by_category(train))
+    is_decode = held.phases[np.cumsum(held.steps) - 1] == DECODE
+    tokens, sizes = is_decode.sum(), held.header["expert_bytes"]
+    seconds = {}
+    for row in found.tiers:
+        vram = make_policy("cost-aware", requests.shape(row.vram_slots))
+        ram = LayerLru(requests.shape(row.ram_slots))
+        for of in (run_in, requests):
+            outcome = simulate_tiers(vram, ram, of, Speeds().rates, sizes)
+        above, below = outcome.vram.by_step[is_decode], outcome.ram.by_step[is_decode]
+        assert row.in_vram * 16 * tokens == pytest.approx(above[:, HITS].sum())
+        assert row.on_disk * 16 * tokens == pytest.approx(below[:, MISSES].sum())
+        assert row.in_vram + row.in_ram + row.on_disk == pytest.approx(1)
+        from_disk = below[:, MISSES].sum() / tokens + row.uploads - row.promoted
+        assert row.read_bytes == pytest.approx(from_disk * sizes[0])  # all of one size
+        seconds[row.vram_slots, row.ram_slots] = row.token_s
+        assert row.token_s == pytest.approx(outcome.seconds[is_decode].sum() / tokens)
+        assert row.saved_s == pytest.approx(seconds[0, row.ram_slots] - row.token_s)
+        assert row.saved_low_s <= row.saved_s <= row.saved_high_s
+    assert len(seconds) == len(found.tiers) == 8
+
+
+def test_splits_have_no_more_slots_than_experts() -> None:
+    assert splits_of(100, [60], [50, 1000]) == [(0, 50), (60, 40), (0, 100)]
+    assert splits_of(100, None, [30])[-1] == (20, 30)
 
 
 def recall_of(found: Study, predictor: str, horizon: int | None, budget: int) -> list[Recall]:
@@ -171,7 +205,8 @@ def test_everything_is_written(found: Study, tmp_path: Path) -> None:
     files = write_study(found, tmp_path)
     read = json.loads((tmp_path / "study.json").read_text())
     assert len(read["rows"]) == len(found.rows) == len(files[2].read_text().splitlines()) - 1
-    assert "| lru |" in table(found)
+    assert "| lru |" in table(found) and "| 26 | 64 |" in tier_table(found)
+    assert len(read["tiers"]) == len(found.tiers) == len(files[5].read_text().splitlines()) - 1
     assert len(read["recalls"]) == len(found.recalls) == len(files[3].read_text().splitlines()) - 1
     text = (tmp_path / "table.md").read_text()
     assert "| fresh gate (control) | 1.000 [1.000, 1.000] | 1.000 [1.000, 1.000] | 1.00, 1" in text
@@ -226,7 +261,15 @@ def test_the_command_reads_its_own_trace(
     assert app.main(["bench", "cache", str(damaged), "--out", out]) == 1
     assert "damaged.trace is truncated" in capsys.readouterr().err
     damaged.write_bytes(raw[:-40])  # without its end
-    assert app.main(["bench", "cache", str(damaged), "--out", out]) == 0
+    sizes = ["--vram", "200KiB", "--ram", "1MiB"]
+    assert app.main(["bench", "cache", str(damaged), "--out", out, *sizes]) == 0
     cut = f"cut off after {read_trace(trace).num_tokens} tokens"
     assert f"damaged.trace: {cut}" in capsys.readouterr().err
     assert cut in (tmp_path / "out" / "table.md").read_text()
+    one = read_trace(trace).header["expert_bytes"][0]
+    rows = json.loads((tmp_path / "out" / "study.json").read_text())["tiers"]
+    slots = [(row["vram_slots"], row["ram_slots"]) for row in rows]
+    assert slots == [(0, (1 << 20) // one), ((200 << 10) // one, (1 << 20) // one)]
+    assert slots[1][0] > 0
+    assert app.main(["bench", "cache", str(damaged), "--ram", "12"]) == 2
+    assert "--ram" in capsys.readouterr().err
