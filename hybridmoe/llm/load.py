@@ -91,7 +91,7 @@ def load(
             capture_first_graph(decoder)
         if progress is not None and plan.disk_cache is None:
             read_ahead(file, on_bytes, has_experts=plan.fits_in_ram)
-        residency.experts.ready(_READY_S)
+        residency.ready(_READY_S)
         return LLM(file, config, tokenizer, engine, residency, resources)
 
 

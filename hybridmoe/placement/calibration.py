@@ -10,6 +10,7 @@ from hybridmoe.device.cuda import CudaDevice
 from hybridmoe.device.cuda_errors import loading_onto_gpu
 from hybridmoe.experts.gpu.calibrate_decode import DenseMatrices
 from hybridmoe.experts.gpu.hand_over import HandOver
+from hybridmoe.experts.gpu.host_registration import HostRegistration
 from hybridmoe.experts.gpu.slot_pool import SlotPool
 from hybridmoe.experts.routed_experts import RoutedExperts
 from hybridmoe.placement.gpu_runtime import GpuRuntime, GpuStreams
@@ -20,6 +21,7 @@ from hybridmoe.planning.stage_cost import StagedCost
 
 __all__ = ["Calibration", "GpuCalibration"]
 
+_DIRECT_SHARE = 0.5  # of the experts' bytes that are registered: most uploads are direct
 _POSITION = 1024  # tokens into a conversation, for which the speed is said
 
 
@@ -36,9 +38,10 @@ class GpuCalibration:
     slots: SlotPool | None
     hand_over: HandOver | None
     rates: Rates  # of prompts, and the CPU's
+    registration: HostRegistration  # of the experts' memory
 
     def measure(self) -> None:
-        """Add the rates of decoding, and price uploads. Errors: DeviceError if the GPU fails."""
+        """Add the rates of decoding. Errors: DeviceError if the GPU fails."""
         with (
             self.device.active(),
             loading_onto_gpu("calibration", self.plan.problem.budgets.vram_bytes),
@@ -49,10 +52,17 @@ class GpuCalibration:
         self.dense.forget()
         assert self.rates.gpu is not None
         self.rates = replace(self.rates, gpu=found.added_to(self.rates.gpu))
-        if self.slots is not None:
-            sizes, share = self.plan.problem.sizes, self.plan.num_vram_slots / self.plan.num_experts
-            hits = upload_hits(sizes.experts[0], self.rates, sizes.config.top_k, share)
-            self.slots.cache.price_uploads(hits)
+
+    def price_uploads(self) -> None:
+        """Tell the cache what an upload costs, now that it is known from which memory they come."""
+        if self.slots is None:
+            return
+        sizes, share = self.plan.problem.sizes, self.plan.num_vram_slots / self.plan.num_experts
+        is_direct = self.registration.expected_bytes > _DIRECT_SHARE * sizes.all_expert_bytes
+        hits = upload_hits(
+            sizes.experts[0], self.rates, sizes.config.top_k, share, is_direct=is_direct
+        )
+        self.slots.cache.price_uploads(hits)
 
 
 class Calibration:
@@ -75,6 +85,11 @@ class Calibration:
         rates = self.rates = tuple(gpu.rates for gpu in self._gpus)
         if rates and len(rates) == len(self._plan.stages):
             self.lines = (*self._speed(rates, num_deferred), *self.remarks(rates))
+
+    def price_uploads(self) -> None:
+        """Tell each GPU's cache what an upload costs, after `measure`."""
+        for gpu in self._gpus:
+            gpu.price_uploads()
 
     def _speed(self, rates: Sequence[Rates], num_deferred: int) -> Iterator[str]:
         """Yield the speed to expect, unless something is read from disk."""

@@ -19,6 +19,7 @@ from hybridmoe.experts.gpu.calibrate_decode import DenseMatrices
 from hybridmoe.experts.gpu.expert_cache import DEFAULT_VRAM_POLICY, GpuExpertCache
 from hybridmoe.experts.gpu.hand_over import HandOver
 from hybridmoe.experts.gpu.host_adapter import HostAdapter
+from hybridmoe.experts.gpu.host_registration import HostRegistration
 from hybridmoe.experts.gpu.hybrid_experts import HybridExperts
 from hybridmoe.experts.gpu.pinned_policy import PinnedPolicy
 from hybridmoe.experts.gpu.prefill_experts import ResidentExperts, StreamedExperts
@@ -33,7 +34,7 @@ from hybridmoe.kernels.matrix import QuantMatrix
 from hybridmoe.kernels.triton.expert_prefill import add_experts
 from hybridmoe.kernels.triton.matrix import DeviceMatrix
 from hybridmoe.placement.calibration import Calibration, GpuCalibration
-from hybridmoe.placement.gpu_runtime import GpuRuntime, GpuStreams
+from hybridmoe.placement.gpu_runtime import GpuRuntime, GpuStreams, Measured
 from hybridmoe.placement.kernel_checks import KernelChecks
 from hybridmoe.placement.profile import HotExperts
 from hybridmoe.placement.ram import Progress
@@ -150,7 +151,7 @@ def _place_stage(
     device = runtime.torch
     with dense.active(), loading_onto_gpu("expert slots", plan.problem.budgets.vram_bytes):
         streams = runtime.open_streams()
-        slots = prefill = None
+        slots = prefill = registration = None
         wrong = check.wrong_layers(experts, plan.problem.layers.cpu)
         is_any_right = len(wrong) < experts.num_layers
         if plan.num_vram_slots and is_any_right:
@@ -160,7 +161,15 @@ def _place_stage(
             slots.cache.fill_up()
             slots.cache.fill(progress)
         if plan.streams_experts and is_any_right:
-            prefill = _prefill(experts, plan, wrong, slots, streams, runtime, locked_bytes)
+            measured = runtime.measure(
+                experts.by_index[0], slot_layouts(experts)[0], streams.prefill
+            )
+            assert measured.rates.gpu is not None
+            least_rate = _LEAST_SHARE * measured.rates.gpu.pcie
+            registration = runtime.register(experts, locked_bytes, least_rate)
+            prefill = _prefill(experts, plan, wrong, slots, streams, measured, registration, device)
+            if slots is not None:
+                slots.uploader.registration = registration
         hand_over = _hand_over(experts, streams, runtime, check.found)
         backend = HybridExperts(
             experts,
@@ -172,10 +181,11 @@ def _place_stage(
             hand_over=hand_over,
         )
     calibration = None
-    if prefill is not None:
+    if prefill is not None and registration is not None:
         calibration = GpuCalibration(
             plan=plan, runtime=runtime, device=dense, dense=matrices, experts=experts,
             streams=streams, slots=slots, hand_over=hand_over, rates=prefill.rates,
+            registration=registration,
         )  # fmt: skip
     return backend, None if slots is None else slots.cache, calibration
 
@@ -201,20 +211,19 @@ def _prefill(
     wrong: frozenset[int],
     slots: SlotPool | None,
     streams: GpuStreams,
-    runtime: GpuRuntime,
-    locked_bytes: int,
+    measured: Measured,
+    registration: HostRegistration,
+    device: torch.device,
 ) -> StreamedExperts:
     layouts = slot_layouts(experts)
-    measured = runtime.measure(experts.by_index[0], layouts[0], streams.prefill)
-    assert measured.rates.gpu is not None
     weights = WeightStream(
         plan.num_stream_buffers,
         max(layout.slot_bytes for layout in layouts),
-        runtime.torch,
+        device,
         streams.main,
         streams.link,
         measured.threads,
-        runtime.register(experts, locked_bytes, _LEAST_SHARE * measured.rates.gpu.pcie),
+        registration,
     )
     return StreamedExperts(
         experts,
@@ -226,7 +235,7 @@ def _prefill(
         measured.rates,
         streams.prefill,
         weights,
-        runtime.torch,
+        device,
         max_tokens=plan.max_step_tokens,
         resident=None if slots is None else ResidentExperts(slots.slots, slots.cache.table.numpy()),
     )

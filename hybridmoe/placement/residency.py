@@ -65,6 +65,12 @@ class Residency:
         if self.calibration is not None:
             self.calibration.measure(self.num_deferred)
 
+    def ready(self, wait_s: float) -> None:
+        """Learn that the experts are in memory; wait up to `wait_s` for what that allows."""
+        self.experts.ready(wait_s)
+        if self.calibration is not None:
+            self.calibration.price_uploads()
+
     def close(self) -> None:
         """End the reads and save the profile. Errors: ConfigError if it cannot be written."""
         self.experts.close()

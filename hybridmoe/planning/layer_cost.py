@@ -22,6 +22,7 @@ __all__ = [
     "cost",
     "layer_times",
     "upload_hits",
+    "upload_s",
 ]
 
 _MAX_SUMMED = 64  # chosen experts; with more of them, a layer is about as expected
@@ -29,6 +30,7 @@ _MAX_SUMMED = 64  # chosen experts; with more of them, a layer is about as expec
 # CPU that is copied, too, waits for one of them at most: 80 us at 50 GB/s.
 UPLOAD_PIECE_BYTES = 4 << 20
 _PIECE_S = 60e-6  # of Python and the driver for each: measured on a Xeon, docs/log.md
+_DIRECT_PIECE_S = 15e-6  # the same without a copy by the CPU
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,16 +100,30 @@ def cost(times: LayerTimes, top_k: int, hits: Hits, num_deferred: int = 0) -> La
     return LayerCost(computing, total)
 
 
-def upload_hits(parts: tuple[Part, ...], rates: Rates, top_k: int, vram: float) -> float:
-    """Cost of an upload to VRAM, in hits that pay for it; infinite where hits save no time.
+def upload_s(parts: tuple[Part, ...], rates: Rates, *, is_direct: bool = False) -> float:
+    """Cost of an upload to VRAM, in seconds of decoding.
 
-    vram: share of the chosen experts found there. An upload reads the expert and writes it to
-    pinned memory by all threads, between steps; the GPU's own copy runs beside the next one.
+    All threads read the expert and write it to pinned memory, between steps; the GPU's own copy
+    runs beside the next one. is_direct: the GPU reads it from registered memory, which the CPU's
+    experts cannot read at the time.
     """
     assert rates.gpu is not None
     num_bytes = sum(part.num_bytes for part in parts)
-    copying = num_bytes / (rates.gpu.copy or rates.dram / COPY_TRAFFIC)
-    seconds = copying + _PIECE_S * -(-num_bytes // UPLOAD_PIECE_BYTES)
+    num_pieces = -(-num_bytes // UPLOAD_PIECE_BYTES)
+    if is_direct:
+        return num_bytes / rates.dram + _DIRECT_PIECE_S * num_pieces
+    return num_bytes / (rates.gpu.copy or rates.dram / COPY_TRAFFIC) + _PIECE_S * num_pieces
+
+
+def upload_hits(
+    parts: tuple[Part, ...], rates: Rates, top_k: int, vram: float, *, is_direct: bool = False
+) -> float:
+    """Cost of an upload to VRAM, in hits that pay for it; infinite where hits save no time.
+
+    vram: share of the chosen experts found there. is_direct: as of `upload_s`.
+    """
+    assert rates.gpu is not None
+    seconds = upload_s(parts, rates, is_direct=is_direct)
     times = layer_times(parts, rates, rates.gpu, float("inf"))
     saved = 0.0
     for chance, hits, misses, _ in _outcomes(top_k - 1, Hits(vram, 1 - vram)):

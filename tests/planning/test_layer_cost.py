@@ -7,7 +7,7 @@ from gguf import GGMLQuantizationType as Q
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hybridmoe.planning.layer_cost import Hits, LayerTimes, cost, upload_hits
+from hybridmoe.planning.layer_cost import Hits, LayerTimes, cost, upload_hits, upload_s
 from hybridmoe.planning.model_sizes import Part
 from hybridmoe.planning.rates import GpuRates, Rates
 
@@ -47,6 +47,12 @@ def test_an_upload_costs_about_three_hits_of_a_kimi_k2_expert() -> None:
     saved = EXPERT[0].num_bytes / RATES.decode_bytes(Q.Q4_K)
     assert found == pytest.approx((EXPERT[0].num_bytes / 90e9 + 6 * 60e-6) / saved, rel=0.05)
     assert 2 < found < 4
+
+
+def test_an_upload_from_registered_memory_costs_less_than_half() -> None:
+    direct = upload_hits(EXPERT, RATES, 8, 0.25, is_direct=True)
+    assert direct < upload_hits(EXPERT, RATES, 8, 0.25) / 2
+    assert upload_s(EXPERT, RATES, is_direct=True) > EXPERT[0].num_bytes / RATES.dram
 
 
 def test_hits_that_save_no_time_pay_for_no_upload() -> None:

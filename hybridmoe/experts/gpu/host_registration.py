@@ -102,6 +102,7 @@ class HostRegistration:
         least_rate: of copies from it, in bytes/s; else nothing is registered.
         """
         self._pieces = list(_cut(spans, most_bytes, piece_bytes))
+        self._planned_bytes = sum(end - start for start, end in self._pieces)
         self._registrar, self._least_rate = registrar, least_rate
         self._done: list[Span] = []  # sorted; replaced, never changed
         self._closing = threading.Event()
@@ -115,6 +116,11 @@ class HostRegistration:
         """Registered so far."""
         return sum(end - start for start, end in self._done)
 
+    @property
+    def expected_bytes(self) -> int:
+        """Registered in the end, by what is known."""
+        return self.num_bytes if self._finished.is_set() else self._planned_bytes
+
     def begin(self, wait_s: float = 0.0) -> None:
         """Start the thread, unless it is; wait up to `wait_s` for it to finish."""
         if self._thread is None:
@@ -122,6 +128,12 @@ class HostRegistration:
             self._thread.start()
         self._finished.wait(wait_s)
         self._is_behind = True
+
+    def covers(self, address: int, num_bytes: int) -> bool:
+        """Return True if one copy may take all of a range."""
+        done = self._done
+        number = bisect_right(done, (address, float("inf"))) - 1
+        return number >= 0 and address + num_bytes <= done[number][1]
 
     def pieces(self, address: int, num_bytes: int) -> Iterator[Piece]:
         """Cut a range where registrations begin and end."""

@@ -61,11 +61,11 @@ class SlotPool:
         if uploads_per_step is None:
             uploads_per_step = default_uploads(shape.num_layers, shape.top_k)
         step_bytes = uploads_per_step * slot_bytes
-        uploader = SlotUploader(
+        self.uploader = SlotUploader(
             experts, self._layouts, self.slots, main, copy, ring_bytes=step_bytes
         )
         self.cache = GpuExpertCache(
-            shape, uploader, main, device, uploads_per_step=uploads_per_step, policy=policy
+            shape, self.uploader, main, device, uploads_per_step=uploads_per_step, policy=policy
         )
 
     def slot_of(self, layer: int) -> NDArray[np.int32]:

@@ -1,10 +1,11 @@
 """Uploads of experts to VRAM slots, between steps: a ring of pinned memory, a copy stream.
 
-A GPU copies asynchronously, and at the link's full rate, only from pinned memory. So the kernels'
-threads copy an expert into the ring in pieces, while they have nothing to compute; from there it
-crosses the link beside the next step. Rows of a type with planes (`kernels.triton.packing`) are
-reordered on the GPU, by copies of their fields. A thread of its own beside the steps cost them as
-much time as it copied (docs/log.md): it took a core that a layer's kernels were waiting for.
+A GPU copies asynchronously, and at the link's full rate, only from pinned memory. From memory that
+is registered with it, its copy engine reads an expert beside the next step. Elsewhere the kernels'
+threads copy the expert into the ring first, in pieces, while they have nothing to compute. Rows of
+a type with planes (`kernels.triton.packing`) are reordered on the GPU, by copies of their fields. A
+thread of its own beside the steps cost them as much time as it copied (docs/log.md): it took a core
+that a layer's kernels were waiting for.
 """
 
 from collections import deque
@@ -18,6 +19,7 @@ from torch import Tensor
 
 from hybridmoe import _C
 from hybridmoe.device.streams import Event, Stream, host_empty
+from hybridmoe.experts.gpu.host_registration import HostRegistration, host_view
 from hybridmoe.experts.routed_experts import RoutedExperts
 from hybridmoe.kernels.matrix import QuantMatrix
 from hybridmoe.kernels.triton.packing import has_planes, packed_row_bytes, planes
@@ -116,6 +118,7 @@ class SlotUploader:
         self._staged = torch.empty(staged_bytes, dtype=torch.uint8, device=slots.device)
         self._events: list[Event | None] = [None] * num_pieces  # the last copy from each piece
         self._next = 0  # piece of the ring
+        self.registration: HostRegistration | None = None  # of the experts' memory; not closed
         self._queue: deque[SlotUpload] = deque()
 
     def begin(self, layer_index: int, expert: int, slot: int) -> SlotUpload:
@@ -143,9 +146,13 @@ class SlotUploader:
                     continue
                 try:
                     piece = upload.next_piece()
-                    if not self._is_free():
+                    if self._is_registered(piece):
+                        self._copy_piece(piece, _host_view(piece.data))
+                        upload.advance(self._copy.record())
+                    elif self._is_free():
+                        upload.advance(self._stage_piece(piece))
+                    else:
                         return
-                    upload.advance(self._copy_piece(piece))
                     num_bytes -= len(piece.data)
                 except Exception as error:
                     upload.fail(error)
@@ -174,17 +181,32 @@ class SlotUploader:
             end = min(row + step, w.rows)
             yield _Piece(data[row * row_bytes : end * row_bytes], rows[row:end], w.type)
 
-    def _copy_piece(self, piece: _Piece) -> Event:
-        data, target, kind = piece
+    def _is_registered(self, piece: _Piece) -> bool:
+        return self.registration is not None and self.registration.covers(
+            piece.data.ctypes.data, len(piece.data)
+        )
+
+    def _stage_piece(self, piece: _Piece) -> Event:
+        """Copy a piece through the ring."""
+        data = piece.data
         number, self._next = self._next, (self._next + 1) % len(self._ring)
         pinned = self._ring[number, : len(data)]
         _C.copy_memory(pinned.data_ptr(), data.ctypes.data, len(data))
-        if kind is None:
-            self._copy.copy(target, pinned)
-        else:
-            staged = self._staged[: len(data)]
-            self._copy.copy(staged, pinned)
-            for plane, field in planes(staged.view(len(target), -1), kind, target):
-                self._copy.copy(plane, field)
+        self._copy_piece(piece, pinned)
         event = self._events[number] = self._copy.record()
         return event
+
+    def _copy_piece(self, piece: _Piece, source: Tensor) -> None:
+        """Queue a piece's copy from memory that the GPU may read."""
+        _, target, kind = piece
+        if kind is None:
+            self._copy.copy(target, source)
+            return
+        staged = self._staged[: len(source)]
+        self._copy.copy(staged, source)
+        for plane, field in planes(staged.view(len(target), -1), kind, target):
+            self._copy.copy(plane, field)
+
+
+def _host_view(data: "NDArray[np.uint8]") -> Tensor:
+    return host_view(data.ctypes.data, len(data))

@@ -56,7 +56,11 @@ def test_ranges_are_cut_where_registrations_end(
             owners = {owner.get(page) for page in range(first, last + 1)}
             assert owners == {None} or (piece.is_registered and len(owners) == 1)
             assert piece.is_registered == (owners != {None})
+            span = start + piece.start, piece.end - piece.start
+            assert made.covers(*span) == piece.is_registered
+            assert not made.covers(span[0], end - span[0] + 9 * PAGE)
         assert at == end - start
+    assert made.expected_bytes == made.num_bytes
     made.close()
     assert not registrar.spans
 
@@ -129,7 +133,7 @@ def test_it_goes_on_behind_and_ends_when_closed() -> None:
     made = HostRegistration([(PAGE, 99 * PAGE)], registrar, most_bytes=1 << 40, piece_bytes=PAGE)
     made.begin()
     assert has_begun.wait(60)
-    assert made.num_bytes == 0
+    assert made.num_bytes == 0 and made.expected_bytes == 98 * PAGE
     assert [p.is_registered for p in made.pieces(PAGE, PAGE)] == [False]
     closing = threading.Timer(0.01, may_go.set)
     closing.start()

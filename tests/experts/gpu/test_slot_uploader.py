@@ -5,11 +5,14 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 import torch
+from fake_registrar import FakeRegistrar
 from fake_streams import FakeStream
 from gguf import GGMLQuantizationType as T
 from random_weights import random_matrix
+from waiting import HANG_S
 
 from hybridmoe import _C
+from hybridmoe.experts.gpu.host_registration import HostRegistration
 from hybridmoe.experts.gpu.slot_uploader import SlotUpload, SlotUploader
 from hybridmoe.experts.routed_experts import ExpertWeights, RoutedExperts
 
@@ -87,6 +90,24 @@ def test_experts_arrive_in_their_slots(copies: Copies) -> None:
         assert upload.error is None
     for place in places:
         copies.check(*place)
+
+
+def test_registered_experts_need_no_ring(copies: Copies) -> None:
+    memory = [w.data for layer in copies.layers.values() for w in layer]
+    first = min(data.ctypes.data for data in memory)
+    last = max(data.ctypes.data + data.nbytes for data in memory)
+    registration = HostRegistration(
+        [(first, last)], FakeRegistrar(), most_bytes=1 << 48, piece_bytes=1 << 48
+    )
+    registration.begin(HANG_S)
+    copies.uploader.registration = registration
+    ring = copies.uploader._ring.fill_(POISON)
+    for place in [(0, 1, 2), (1, 3, 0)]:
+        upload = copies.uploader.begin(*place)
+        copies.wait(upload)
+        assert upload.error is None
+        copies.check(*place)
+    assert (ring == POISON).all()
 
 
 def test_a_step_copies_no_more_than_its_bytes_and_never_waits_for_the_link() -> None:
