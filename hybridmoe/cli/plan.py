@@ -20,9 +20,10 @@ from hybridmoe.errors import ConfigError
 from hybridmoe.gguf.outline import Outline, read_outline, with_expert_type
 from hybridmoe.hardware.gpu import NoGpu
 from hybridmoe.placement.budgets import plan_for, plan_within
-from hybridmoe.placement.options import LoadOptions
+from hybridmoe.planning.conversation import Conversation
 from hybridmoe.planning.cost_model import HitCurve
-from hybridmoe.planning.fewer_gpus import Conversation, fewer_gpus
+from hybridmoe.planning.fewer_gpus import fewer_gpus
+from hybridmoe.planning.gains import gains
 from hybridmoe.planning.hit_curve import read_hit_curve
 from hybridmoe.planning.plan import Plan
 from hybridmoe.planning.price import Price, price_of
@@ -154,8 +155,12 @@ def plan_command(model: Path, as_json: bool, **options: Any) -> None:
     planned = gpus_of(asked.device, options)
     plan = plan_for(outline.config, outline.tensors, asked, planned.gpus, options["ram"])
     _check(plan, options)
-    report = _predict(outline, plan, planned, options)
-    if (line := _fewer_gpus(outline, asked, planned, report, options)) is not None:
+
+    def within(budgets: Budgets) -> Plan:
+        return plan_within(outline.config, outline.tensors, asked, budgets)
+
+    report = _predict(outline, plan, planned, within, options)
+    if (line := _fewer_gpus(within, planned, report, options)) is not None:
         report = replace(report, notes=(*report.notes, line))
     if as_json:
         click.echo(json.dumps(report.as_json()))
@@ -176,19 +181,18 @@ def _check(plan: Plan, options: Mapping[str, Any]) -> None:
 
 
 def _predict(
-    outline: Outline, plan: Plan, planned: PlannedGpus, options: Mapping[str, Any]
+    outline: Outline,
+    plan: Plan,
+    planned: PlannedGpus,
+    within: Callable[[Budgets], Plan],
+    options: Mapping[str, Any],
 ) -> Report:
-    """Predict speed and cost."""
+    """Predict speed, what would raise it, and cost."""
     gpu_rates = planned.rates if plan.vram else ()
     rates, origins = rates_for(plan, outline, options, gpu_rates[0] if gpu_rates else None)
-    cost = StagedCost(
-        plan,
-        rates,
-        gpu_rates,
-        _curve(options),
-        vram_rate=options["vram_hit_rate"],
-        hit_rate=options["hit_rate"],
-    )
+    curve = _curve(options)
+    found = {"vram_rate": options["vram_hit_rate"], "hit_rate": options["hit_rate"]}
+    cost = StagedCost(plan, rates, gpu_rates, curve, **found)
     num_prompt, num_answer = options["prompt_tokens"], options["answer_tokens"]
     reading = cost.prompt(num_prompt)
     middle = num_prompt + num_answer // 2
@@ -206,6 +210,7 @@ def _predict(
         are_hits_given=any(options[name] is not None for name in given),
         prompt=reading,
         decode=answering,
+        gains=gains(plan, within, rates, gpu_rates, _conversation(options), curve, **found),
         answer_tokens=num_answer,
         price=_price(reading.total_s + num_answer * answering.total_s, options),
         price_options={name: options[name] for name in _PRICES},
@@ -216,9 +221,13 @@ def _curve(options: Mapping[str, Any]) -> HitCurve | None:
     return read_hit_curve(options["hit_curve"]) if options["hit_curve"] is not None else None
 
 
+def _conversation(options: Mapping[str, Any]) -> Conversation:
+    tokens = options["prompt_tokens"], options["answer_tokens"]
+    return Conversation(*tokens, num_deferred=options["defer"] or 0)
+
+
 def _fewer_gpus(
-    outline: Outline,
-    asked: LoadOptions,
+    within: Callable[[Budgets], Plan],
     planned: PlannedGpus,
     report: Report,
     options: Mapping[str, Any],
@@ -229,13 +238,8 @@ def _fewer_gpus(
         return None
     if options["vram_hit_rate"] is not None or options["hit_rate"] is not None:
         return None  # of the slots of all GPUs: those of fewer are not known
-
-    def within(budgets: Budgets) -> Plan:
-        return plan_within(outline.config, outline.tensors, asked, budgets)
-
-    tokens = Conversation(options["prompt_tokens"], options["answer_tokens"], options["defer"] or 0)
     rates = report.rates, report.gpu_rates
-    found = fewer_gpus(plan, within, *rates, tokens, _curve(options))
+    found = fewer_gpus(plan, within, *rates, _conversation(options), _curve(options))
     return None if found is None else found.line([gpu.number for gpu in planned.gpus])
 
 

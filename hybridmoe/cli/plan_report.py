@@ -8,6 +8,7 @@ from hybridmoe.cli.tables import Section
 from hybridmoe.gguf.cursor import printable
 from hybridmoe.gguf.outline import Outline
 from hybridmoe.planning.cost_model import Hits, Step
+from hybridmoe.planning.gains import Gain
 from hybridmoe.planning.plan import Plan, Tier
 from hybridmoe.planning.price import Price
 from hybridmoe.planning.problem import span_of
@@ -32,6 +33,7 @@ class Report:
     are_hits_given: bool
     prompt: Step
     decode: Step
+    gains: Sequence[Gain]
     answer_tokens: int
     price: Price | None
     price_options: dict[str, float]
@@ -61,6 +63,14 @@ class Report:
             "gpu_rates": [asdict(rates) for rates in self.gpu_rates],
             "prompt": _step_json(self.prompt),
             "decode": _step_json(self.decode),
+            "gains": [
+                {
+                    "more": gain.more,
+                    "prompt_tokens_per_s": gain.speed.prompt,
+                    "decode_tokens_per_s": gain.speed.decode,
+                }
+                for gain in self.gains
+            ],
             "price": None
             if price is None
             else {**asdict(price), "total": price.total, **self.price_options},
@@ -83,6 +93,9 @@ def sections(report: Report) -> list[Section]:
             _times(report),
         ),
     ]
+    if report.gains:
+        heads = ("one more", f"prompt of {report.prompt.num_tokens}, tokens/s", "answer, tokens/s")
+        found.append(Section("With one more", heads, _gain_rows(report)))
     if report.price is not None:
         found.append(Section("A thousand conversations", (), _price_rows(report, report.price)))
     if said := _remarks(report):
@@ -186,6 +199,19 @@ def _times(report: Report) -> list[tuple[str, str, str]]:
         )
     )
     return rows
+
+
+def _gain_rows(report: Report) -> list[tuple[str, str, str]]:
+    prompt, decode = report.prompt.tokens_per_s, report.decode.tokens_per_s
+    return [
+        (gain.more.removeprefix("1 "), _gain(prompt, speed.prompt), _gain(decode, speed.decode))
+        for gain in report.gains
+        for speed in [gain.speed]
+    ]
+
+
+def _gain(before: float, after: float) -> str:
+    return f"{after - before:+.2g} ({100 * (after / before - 1):+.1f} %)"
 
 
 def _price_rows(report: Report, price: Price) -> list[tuple[str, str]]:

@@ -18,7 +18,8 @@ from hybridmoe.placement.options import LoadOptions
 from hybridmoe.placement.profile import OFF, HotExperts, open_profile
 from hybridmoe.placement.ram import Progress, read_weights
 from hybridmoe.placement.residency import Residency
-from hybridmoe.planning.fewer_gpus import Conversation, fewer_gpus
+from hybridmoe.planning.conversation import Conversation
+from hybridmoe.planning.fewer_gpus import fewer_gpus
 from hybridmoe.planning.plan import Plan
 from hybridmoe.planning.problem import Budgets
 from hybridmoe.planning.rates import Rates

@@ -10,30 +10,17 @@ from itertools import combinations
 from typing import NamedTuple
 
 from hybridmoe.errors import ConfigError
+from hybridmoe.planning.conversation import Conversation, Speed, speed_of
 from hybridmoe.planning.cost_model import HitCurve
 from hybridmoe.planning.plan import Plan
 from hybridmoe.planning.problem import Budgets, GpuBudget
 from hybridmoe.planning.rates import GpuRates, Rates
 from hybridmoe.planning.stage_cost import StagedCost
 
-__all__ = ["Conversation", "FewerGpus", "fewer_gpus"]
+__all__ = ["FewerGpus", "fewer_gpus"]
 
 _MOST_GPUS = 6  # of more, only one alone and all but one are compared
 _LEAST_GAIN = 1.02  # within that, predictions do not tell
-
-
-class Conversation(NamedTuple):
-    """Tokens whose time is compared."""
-
-    prompt_tokens: int = 1024
-    answer_tokens: int = 256
-    num_deferred: int = 0  # experts of a decoded token
-
-
-class _Speed(NamedTuple):
-    prompt: float  # tokens/s
-    decode: float  # tokens/s
-    seconds: float  # of the conversation
 
 
 class FewerGpus(NamedTuple):
@@ -41,8 +28,8 @@ class FewerGpus(NamedTuple):
 
     numbers: tuple[int, ...]  # positions among all
     names: tuple[str, ...]  # of these
-    speed: _Speed
-    of_all: _Speed
+    speed: Speed
+    of_all: Speed
 
     def line(self, numbers: Sequence[int]) -> str:
         """Line for people. numbers: of all GPUs, as `--device` names them."""
@@ -70,7 +57,7 @@ def fewer_gpus(
     `StagedCost` takes them. What does not fit is left out.
     """
     budgets = plan.problem.budgets
-    of_all = best = _speed(StagedCost(plan, rates, gpus, curve), conversation)
+    of_all = best = speed_of(StagedCost(plan, rates, gpus, curve), conversation)
     found: tuple[int, ...] = ()
     for numbers in _choices(budgets.gpus):
         try:
@@ -78,20 +65,12 @@ def fewer_gpus(
         except ConfigError:
             continue
         own = [gpus[i] for i in numbers]
-        speed = _speed(StagedCost(other, replace(rates, gpu=own[0]), own, curve), conversation)
+        speed = speed_of(StagedCost(other, replace(rates, gpu=own[0]), own, curve), conversation)
         if speed.seconds < best.seconds:
             found, best = numbers, speed
     if of_all.seconds < best.seconds * _LEAST_GAIN:
         return None
     return FewerGpus(found, tuple(budgets.gpus[i].name for i in found), best, of_all)
-
-
-def _speed(cost: StagedCost, conversation: Conversation) -> _Speed:
-    num_prompt, num_answer, num_deferred = conversation
-    prompt = cost.prompt(num_prompt)
-    decode = cost.decode(num_prompt + num_answer // 2, num_deferred=num_deferred)
-    seconds = prompt.total_s + num_answer * decode.total_s
-    return _Speed(prompt.tokens_per_s, decode.tokens_per_s, seconds)
 
 
 def _choices(gpus: Sequence[GpuBudget]) -> Iterator[tuple[int, ...]]:

@@ -99,6 +99,29 @@ def test_options_change_what_they_name(k2: Path) -> None:
     assert slower["rates"]["dram"] == 50e9 and slower["plan"]["num_disk_experts"] == 0
 
 
+def test_what_a_larger_machine_would_gain_is_what_its_plan_predicts(k2: Path) -> None:
+    given = (*GIVEN, "--device", "cpu", "--ctx", "32768")
+    found = plan_json(k2, *given, "--ram", "128GiB")
+    faster_disk = [8 if option == 7 else option for option in given]
+    larger = (
+        plan_json(k2, *given, "--ram", "129GiB"),
+        plan_json(k2, *faster_disk, "--ram", "128GiB"),
+    )
+    assert found["gains"] == [
+        {
+            "more": more,
+            "prompt_tokens_per_s": other["prompt"]["tokens_per_s"],
+            "decode_tokens_per_s": other["decode"]["tokens_per_s"],
+        }
+        for more, other in zip(("1 GiB of RAM", "1 GB/s of disk"), larger, strict=True)
+    ]
+    text = plan(k2, *given, "--ram", "128GiB")
+    before, after = (run["decode"]["tokens_per_s"] for run in (found, larger[1]))
+    assert f"{after - before:+.2g} ({100 * (after / before - 1):+.1f} %)" in text
+    assert "gains" not in text and "one more" in text
+    assert "one more" not in plan(k2, *given, "--ram", "700GiB")
+
+
 def test_a_traces_curve_says_what_is_found(k2: Path, tmp_path: Path) -> None:
     path = tmp_path / "curve.json"
     path.write_text(json.dumps({"slots": [480, 23040], "hit_rate": [0.5, 1.0]}))

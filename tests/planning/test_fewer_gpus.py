@@ -10,7 +10,8 @@ from k2_header import write_k2
 from hybridmoe.config import EngineConfig
 from hybridmoe.errors import ConfigError
 from hybridmoe.gguf.outline import Outline, read_outline
-from hybridmoe.planning.fewer_gpus import Conversation, FewerGpus, fewer_gpus
+from hybridmoe.planning.conversation import Conversation
+from hybridmoe.planning.fewer_gpus import FewerGpus, fewer_gpus
 from hybridmoe.planning.gpu_specs import spec_named
 from hybridmoe.planning.memory_plan import plan_memory
 from hybridmoe.planning.plan import Plan
