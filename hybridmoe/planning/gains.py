@@ -64,7 +64,7 @@ def gains(
 
 
 def _larger(plan: Plan, has_vram: bool) -> Iterator[tuple[str, Budgets]]:
-    """Budgets that hold more experts than the plan's, with what there is more of."""
+    """List larger budgets, each with what it has more of."""
     budgets = plan.problem.budgets
     if plan.needs_disk:
         given = budgets.expert_ram_bytes
