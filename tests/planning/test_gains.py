@@ -32,7 +32,7 @@ def k2(tmp_path_factory: pytest.TempPathFactory) -> Outline:
 
 
 class Case:
-    """K2 within budgets, on so many GPUs."""
+    """Budgets for K2 on a number of GPUs, and what is predicted within them."""
 
     def __init__(self, k2: Outline, ram_gib: int, num_gpus: int = 0, **more: Any) -> None:
         gpus = (GpuBudget("rtx-4090", 24 * GIB),) * num_gpus
