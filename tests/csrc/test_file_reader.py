@@ -26,7 +26,7 @@ def contents() -> list[bytes]:
 
 @pytest.fixture
 def paths(tmp_path: Path, contents: list[bytes]) -> Iterator[list[Path]]:
-    """Write files, the last of them on another device where there is one."""
+    """Write files, the last of them on another device if possible."""
     with tempfile.TemporaryDirectory(dir="/dev/shm" if Path("/dev/shm").is_dir() else None) as more:
         paths = [tmp_path / "0", tmp_path / "1", Path(more) / "2"]
         for path, content in zip(paths, contents, strict=True):
