@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 
 from hybridmoe.cachebench.bootstrap import Bootstrap
 from hybridmoe.cachebench.policies.registry import make_policy
+from hybridmoe.cachebench.ram_policy import RamPolicy
 from hybridmoe.cachebench.simulator import EVICTIONS, HITS, MISSES, UPLOADS, Requests
 from hybridmoe.cachebench.tiers import PROMOTED, RETURNED, Rates, TierOutcome, simulate_tiers
-from hybridmoe.experts.policy.lru import LayerLru
 from hybridmoe.experts.routing_trace import PHASES, Trace
 
 __all__ = ["RAM_SHARES", "VRAM_SHARES", "TierRow", "splits_of", "tier_rows"]
@@ -74,9 +74,17 @@ def tier_rows(
     bootstrap = Bootstrap(held.conversations[last][is_decode], seed)
     alone: dict[int, NDArray[np.float64]] = {}  # RAM slots -> seconds of each decode step
 
+    group_of = np.unique(sizes, return_inverse=True)[1]
+    layers_of = np.bincount(group_of)
+
+    def ram_policy(num_slots: int) -> RamPolicy:
+        """Each layer has as many slots, whatever their size."""
+        ends = np.round(np.cumsum(layers_of) * num_slots / requests.num_layers).astype(int)
+        return RamPolicy(requests.shape(0), np.diff(ends, prepend=0).tolist(), group_of.tolist())
+
     def replay(vram_slots: int, ram_slots: int) -> TierOutcome:
         vram = make_policy(VRAM_POLICY, requests.shape(vram_slots), seed)
-        ram = LayerLru(requests.shape(ram_slots), seed)
+        ram = ram_policy(ram_slots)
         simulate_tiers(vram, ram, run_in, rates, sizes)
         return simulate_tiers(vram, ram, requests, rates, sizes)
 

@@ -10,6 +10,8 @@ Where an expert is changes by the policies' decisions alone, in this order:
 3.  An offered expert takes a free slot of RAM, or the slot of the resident that was passed over in
     most visits of its layer, if those are more than its own. Otherwise only the disk has it.
 
+Where experts differ in size, a layer's compete with those of equally large ones (`RamPolicy`).
+
 Bytes follow later, and their way changes no decision. Time is that of the slowest of VRAM, CPU and
 disk in each layer, as in `planning.cost_model`; uploads and the way back are hidden until the link
 or the disk has more to do than the step takes.
@@ -21,6 +23,7 @@ import numpy as np
 from numba import types
 from numpy.typing import ArrayLike, NDArray
 
+from hybridmoe.cachebench.ram_policy import RamPolicy
 from hybridmoe.cachebench.simulator import (
     EVICTIONS,
     HITS,
@@ -42,7 +45,7 @@ from hybridmoe.experts.policy.jit import (
     inline,
 )
 from hybridmoe.experts.policy.kernel_policy import KernelPolicy
-from hybridmoe.experts.policy.lru import LayerLru, discard, note_above, offer
+from hybridmoe.experts.policy.lru import discard, note_above, offer
 from hybridmoe.experts.stats import ExpertCounters
 
 __all__ = ["PROMOTED", "RETURNED", "Rates", "TierOutcome", "simulate_tiers"]
@@ -85,7 +88,7 @@ class TierOutcome(NamedTuple):
 
 
 def simulate_tiers(
-    vram: KernelPolicy, ram: LayerLru, requests: Requests, rates: Rates, expert_bytes: ArrayLike
+    vram: KernelPolicy, ram: RamPolicy, requests: Requests, rates: Rates, expert_bytes: ArrayLike
 ) -> TierOutcome:
     """Replay the requests; the policies go on in their state.
 
@@ -102,7 +105,9 @@ def simulate_tiers(
         vram.decide,
         vram.state,
         ram.decide,
-        ram.state,
+        *ram.state,
+        ram.group_of,
+        ram.index_of,
         requests.experts,
         requests.starts,
         requests.layers,
@@ -123,7 +128,12 @@ _REPLAY = types.void(
     ACCESS_POINTER,
     STATE,
     ACCESS_POINTER,
-    STATE,
+    types.int64[:, ::1],
+    types.int32[:, :, ::1],
+    types.float64[:, :, ::1],
+    types.int64[:, :, ::1],
+    types.int64[::1],
+    types.int64[::1],
     types.int32[::1],
     types.int64[::1],
     types.int32[::1],
@@ -147,7 +157,12 @@ def _replay_loop(
     vram_kernel: Any,
     vram: Any,
     ram_kernel: Any,
-    ram: Any,
+    ram_sizes: Any,
+    ram_node: Any,
+    ram_score: Any,
+    ram_layer: Any,
+    group_of: Any,
+    index_of: Any,
     experts: Any,
     starts: Any,
     layers: Any,
@@ -171,6 +186,8 @@ def _replay_loop(
         read_s = link_s = 0.0
         while end < len(layers) and steps[end] == step:
             layer, phase = layers[end], 1 if is_prefill[end] else 0
+            group, index = group_of[layer], index_of[layer]
+            ram = State(ram_sizes[group], ram_node[group], ram_score[group], ram_layer[group])
             num_below = num_above = 0
             for i in range(starts[end], starts[end + 1]):
                 if is_kept(vram, layer, experts[i]):
@@ -180,9 +197,9 @@ def _replay_loop(
                     below[num_below] = experts[i]
                     num_below += 1
             uploads, evictions = ram_kernel(
-                ram, layer, below[:num_below], is_prefill[end], hits, admitted, evicted
+                ram, index, below[:num_below], is_prefill[end], hits, admitted, evicted
             )
-            note_above(ram, layer, above[:num_above])
+            note_above(ram, index, above[:num_above])
             num_hits = 0
             for i in range(num_below):
                 num_hits += hits[i]
@@ -208,19 +225,26 @@ def _replay_loop(
             misses = len(chosen) - num_hits
             add_counts(by_layer[0, layer, phase], num_hits, misses, uploads, evictions)
             add_counts(by_step[0, step], num_hits, misses, uploads, evictions)
+            group, index = group_of[layer], index_of[layer]
+            ram = State(ram_sizes[group], ram_node[group], ram_score[group], ram_layer[group])
             for i in range(uploads):
                 link_s += expert_s[layer, _LINK]
-                if discard(ram, layer * num_experts + admitted[i]):
+                if discard(ram, index * num_experts + admitted[i]):
                     moves[step, PROMOTED] += 1
                 else:  # its bytes are read once more
                     read_s += expert_s[layer, _DISK]
             for i in range(evictions):
-                is_taken, victim = offer(ram, evicted[i])
+                owner = evicted[i] // num_experts
+                group = group_of[owner]
+                ram = State(ram_sizes[group], ram_node[group], ram_score[group], ram_layer[group])
+                is_taken, victim = offer(
+                    ram, index_of[owner] * num_experts + evicted[i] % num_experts
+                )
                 if is_taken:
                     moves[step, RETURNED] += 1
-                    link_s += expert_s[evicted[i] // num_experts, _LINK]
-                if victim >= 0:
-                    by_layer[1, victim // num_experts, phase, EVICTIONS] += 1
+                    link_s += expert_s[owner, _LINK]
+                if victim >= 0:  # counted where the newcomer belongs
+                    by_layer[1, owner, phase, EVICTIONS] += 1
                     by_step[1, step, EVICTIONS] += 1
         seconds[step] = max(seconds[step], read_s, link_s)
         disk_s[step] = read_s

@@ -12,6 +12,7 @@ from hybridmoe import load
 from hybridmoe.cachebench.gates import HORIZONS
 from hybridmoe.cachebench.policies.registry import make_policy
 from hybridmoe.cachebench.predictors import Recall, recalls
+from hybridmoe.cachebench.ram_policy import RamPolicy
 from hybridmoe.cachebench.record import Recording, record
 from hybridmoe.cachebench.simulator import HITS, MISSES, UPLOADS, requests_of, simulate
 from hybridmoe.cachebench.study import Speeds, Study, by_category, split, study
@@ -21,7 +22,6 @@ from hybridmoe.cachebench.tiers import simulate_tiers
 from hybridmoe.cachebench.workloads import CATEGORIES, workloads
 from hybridmoe.cachebench.write import table, tier_table, write_study
 from hybridmoe.cli import app
-from hybridmoe.experts.policy.lru import LayerLru
 from hybridmoe.experts.routing_trace import PHASES, Trace, read_trace
 from hybridmoe.planning.hit_curve import read_hit_curve
 
@@ -104,7 +104,7 @@ def test_splits_of_vram_and_ram_are_replayed_with_the_live_policies(
     seconds = {}
     for row in found.tiers:
         vram = make_policy("cost-aware", requests.shape(row.vram_slots))
-        ram = LayerLru(requests.shape(row.ram_slots))
+        ram = RamPolicy(requests.shape(0), [row.ram_slots])
         for of in (run_in, requests):
             outcome = simulate_tiers(vram, ram, of, Speeds().rates, sizes)
         above, below = outcome.vram.by_step[is_decode], outcome.ram.by_step[is_decode]

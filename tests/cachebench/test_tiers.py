@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from list_policies import Lru
 
 from hybridmoe.cachebench.policies.registry import make_policy
+from hybridmoe.cachebench.ram_policy import RamPolicy
 from hybridmoe.cachebench.simulator import (
     EVICTIONS,
     HITS,
@@ -21,7 +22,6 @@ from hybridmoe.cachebench.simulator import (
 from hybridmoe.cachebench.synthetic_trace import Locality, synthetic_trace
 from hybridmoe.cachebench.tiers import Rates, TierOutcome, simulate_tiers
 from hybridmoe.experts.policy import CacheShape
-from hybridmoe.experts.policy.lru import LayerLru
 from hybridmoe.experts.stats import ExpertCounters
 
 RATES = Rates(vram=8.0, ram=4.0, disk=1.0, link=2.0)
@@ -39,10 +39,15 @@ def made(tokens: int, seed: int = 0) -> Requests:
 
 
 def replay(
-    policy: str, slots: tuple[int, int], requests: Requests, warm: list[int] | None = None
+    policy: str,
+    num_vram: int,
+    num_ram: list[int],
+    requests: Requests,
+    group_of: list[int],
+    warm: list[int],
 ) -> TierOutcome:
-    vram = make_policy(policy, requests.shape(slots[0]))
-    ram = LayerLru(requests.shape(slots[1]))
+    vram = make_policy(policy, requests.shape(num_vram))
+    ram = RamPolicy(requests.shape(0), num_ram, group_of)
     if warm:
         keys = np.array(warm)
         vram.warm(keys)
@@ -50,13 +55,54 @@ def replay(
     return simulate_tiers(vram, ram, requests, RATES, SIZES)
 
 
+class GroupedLru:
+    """A cache for each group of layers. A layer keeps its number: others have nothing there."""
+
+    def __init__(self, shape: CacheShape, slots: list[int], group_of: list[int]) -> None:
+        self.layers = [[i for i, g in enumerate(group_of) if g == k] for k in range(len(slots))]
+        self.group_of, self.experts = group_of, shape.num_experts
+        self.parts = [
+            Lru(shape._replace(num_layers=len(own), num_slots=n))
+            for own, n in zip(self.layers, slots, strict=True)
+        ]
+
+    def of(self, layer: int) -> tuple[Lru, int]:
+        group = self.group_of[layer]
+        return self.parts[group], self.layers[group].index(layer)
+
+    def local(self, keys: list[int]) -> list[int]:
+        return [self.of(k // self.experts)[1] * self.experts + k % self.experts for k in keys]
+
+    def on_access(
+        self, layer: int, keys: list[int], is_prefill: bool
+    ) -> tuple[list[bool], list[int], list[int]]:
+        part, index = self.of(layer)
+        return part.on_access(index, self.local(keys), is_prefill)
+
+    def note_above(self, layer: int, keys: list[int]) -> None:
+        part, index = self.of(layer)
+        part.note_above(index, self.local(keys))
+
+    def discard(self, key: int) -> bool:
+        return self.of(key // self.experts)[0].discard(*self.local([key]))
+
+    def offer(self, key: int) -> tuple[bool, int]:
+        return self.of(key // self.experts)[0].offer(*self.local([key]))
+
+    def warm(self, keys: list[int]) -> None:
+        for group, part in enumerate(self.parts):
+            own = [key for key in keys if self.group_of[key // self.experts] == group]
+            for key in own[: part.shape.num_slots][::-1]:
+                self.on_access(key // self.experts, [key], True)
+
+
 class Reference:
     """The rules in Python: VRAM's policy is the real one, RAM's is in lists."""
 
-    def __init__(self, policy: str, shape: CacheShape, slots: tuple[int, int]) -> None:
+    def __init__(self, policy: str, shape: CacheShape, num_vram: int, ram: GroupedLru) -> None:
         self.experts = shape.num_experts
-        self.vram = make_policy(policy, shape._replace(num_slots=slots[0]))
-        self.ram = Lru(shape._replace(num_slots=slots[1]))
+        self.vram = make_policy(policy, shape._replace(num_slots=num_vram))
+        self.ram = ram
         self.in_vram: set[int] = set()
         self.counters = ExpertCounters(), ExpertCounters()
         self.seconds: list[float] = []
@@ -64,9 +110,7 @@ class Reference:
     def warm(self, keys: list[int]) -> None:
         self.vram.warm(np.array(keys))
         self.in_vram = set(self.vram.resident().tolist())
-        rest = [key for key in keys if key not in self.in_vram]
-        for key in rest[: self.ram.shape.num_slots][::-1]:
-            self.ram.on_access(key // self.experts, [key], True)
+        self.ram.warm([key for key in keys if key not in self.in_vram])
 
     def step(self, accesses: list[list[int]], is_prefill: bool) -> None:
         """accesses: the experts of each layer."""
@@ -108,15 +152,18 @@ class Reference:
     vram=st.integers(0, 20),
     ram=st.integers(0, 20),
     num_warm=st.integers(0, 24),
+    is_of_one_size=st.booleans(),
 )
 @pytest.mark.parametrize("policy", ["cost-aware", "global-lru"])
 def test_it_counts_as_the_rules_in_lists(
-    policy: str, seed: int, vram: int, ram: int, num_warm: int
+    policy: str, seed: int, vram: int, ram: int, num_warm: int, is_of_one_size: bool
 ) -> None:
     requests = made(130, seed)
     warm = np.random.default_rng(seed).permutation(24)[:num_warm].tolist()
-    got = replay(policy, (vram, ram), requests, warm)
-    expected = Reference(policy, requests.shape(0), (vram, ram))
+    num_ram, group_of = ([ram], [0, 0, 0]) if is_of_one_size else ([ram // 2, ram], [1, 0, 1])
+    got = replay(policy, vram, num_ram, requests, group_of, warm)
+    below = GroupedLru(requests.shape(0), num_ram, group_of)
+    expected = Reference(policy, requests.shape(0), vram, below)
     if warm:
         expected.warm(warm)
     for step in range(requests.num_steps):
@@ -129,7 +176,7 @@ def test_it_counts_as_the_rules_in_lists(
 
 def test_without_vram_it_is_the_plain_replay() -> None:
     requests = made(200)
-    got = replay("cost-aware", (0, 9), requests)
+    got = replay("cost-aware", 0, [9], requests, [0, 0, 0], [])
     plain = simulate("lru", requests, 9)
     assert (got.ram.by_layer == plain.by_layer).all() and (got.ram.by_step == plain.by_step).all()
     assert got.vram.total(HITS) == 0 and not got.moves.any()
@@ -137,14 +184,14 @@ def test_without_vram_it_is_the_plain_replay() -> None:
 
 def test_vram_counts_as_without_a_tier_below() -> None:
     requests = made(200)
-    got = replay("cost-aware", (5, 9), requests)
+    got = replay("cost-aware", 5, [9], requests, [0, 0, 0], [])
     assert (got.vram.by_layer == simulate("cost-aware", requests, 5).by_layer).all()
 
 
 def test_slots_of_both_tiers_add_up() -> None:
     requests = made(2000)
     vram = make_policy("cost-aware", requests.shape(10))
-    ram = LayerLru(requests.shape(14))
+    ram = RamPolicy(requests.shape(0), [14])
     got = simulate_tiers(vram, ram, requests, RATES, SIZES)
     assert sorted([*vram.resident(), *ram.resident()]) == list(range(24))
     assert got.vram.total(EVICTIONS) > 2  # each one's slot in RAM is that of its newcomer
