@@ -18,29 +18,34 @@ namespace py = pybind11;
 namespace hm {
 
 void register_host_calls(py::module_& m) {
-  py::class_<HostExpertCall>(m, "HostExpertCall")
+  py::class_<HostCall>(m, "HostCall")
+      .def_property("num_tokens", &HostCall::num_tokens, &HostCall::set_num_tokens)
+      .def("run", &HostCall::run, NoGil())
+      .def("take_error", &HostCall::take_error)
+      .def("times", &HostCall::times);
+
+  py::class_<HostExpertCall, HostCall>(m, "HostExpertCall")
       .def(py::init([](Address x, Address ids, Address weights, Address out, int64_t max_tokens,
                        int64_t top_k, const Matrix& gate, const Matrix& up, const Matrix& down,
                        Address slot_of) {
              return std::make_unique<HostExpertCall>(HostExpertArgs{
-                 .x = pointer<const float>(x),
-                 .ids = pointer<const int32_t>(ids),
-                 .weights = pointer<const float>(weights),
-                 .out = pointer<float>(out),
-                 .max_tokens = max_tokens,
-                 .top_k = top_k,
+                 .memory =
+                     {
+                         .x = pointer<const float>(x),
+                         .ids = pointer<const int32_t>(ids),
+                         .weights = pointer<const float>(weights),
+                         .out = pointer<float>(out),
+                         .max_tokens = max_tokens,
+                         .top_k = top_k,
+                         .slot_of = pointer<const int32_t>(slot_of),
+                     },
                  .gate = gate,
                  .up = up,
                  .down = down,
-                 .slot_of = pointer<const int32_t>(slot_of),
              });
            }),
            py::arg("x"), py::arg("ids"), py::arg("weights"), py::arg("out"), py::arg("max_tokens"),
-           py::arg("top_k"), py::arg("gate"), py::arg("up"), py::arg("down"), py::arg("slot_of"))
-      .def_property("num_tokens", &HostExpertCall::num_tokens, &HostExpertCall::set_num_tokens)
-      .def("run", &HostExpertCall::run, NoGil())
-      .def("take_error", &HostExpertCall::take_error)
-      .def("times", &HostExpertCall::times);
+           py::arg("top_k"), py::arg("gate"), py::arg("up"), py::arg("down"), py::arg("slot_of"));
 
   py::class_<CopyThreads>(m, "CopyThreads")
       .def(py::init<int>(), py::arg("num_threads"))
@@ -56,10 +61,10 @@ void register_host_calls(py::module_& m) {
       .def(py::init<const std::string&>(), py::arg("library"))
       .def(
           "launch",
-          [](const CudaDriver& driver, Address stream, HostExpertCall& call) {
+          [](const CudaDriver& driver, Address stream, HostCall& call) {
             driver.launch(
-                pointer<void>(stream),
-                [](void* data) { static_cast<HostExpertCall*>(data)->run(); }, &call);
+                pointer<void>(stream), [](void* data) { static_cast<HostCall*>(data)->run(); },
+                &call);
           },
           py::arg("stream"), py::arg("call"), NoGil())
       .def(
@@ -75,7 +80,7 @@ void register_host_calls(py::module_& m) {
            py::arg("sent"), py::arg("done"))
       .def(
           "serve",
-          [](HandOver& hand_over, const std::vector<HostExpertCall*>& calls,
+          [](HandOver& hand_over, const std::vector<HostCall*>& calls,
              const HandOver::HasEnded& has_ended) { hand_over.serve(calls, has_ended); },
           py::arg("calls"), py::arg("has_ended"), NoGil())
       .def("release", &HandOver::release, py::arg("has_ended"), NoGil());

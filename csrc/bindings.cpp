@@ -1,9 +1,10 @@
-// hybridmoe._C: the module, and the translation of hm::Error to ShapeError.
+// hybridmoe._C: the module, and the translation of hm::Error to its Python twins.
 #include "bindings.h"
 
 #include <exception>
 
 #include "base/check.h"
+#include "ops/read_errors.h"
 
 namespace py = pybind11;
 
@@ -11,13 +12,16 @@ PYBIND11_MODULE(_C, m) {
   m.doc() = "CPU kernels of hybridmoe. Use hybridmoe.kernels.ops, which checks what it passes.";
   // Leaked on purpose: the translator may run while the interpreter shuts down. Local, since
   // another extension's global one (libcachesim's) may take every std::exception.
-  static const auto* shape_error =
-      new py::object(py::module_::import("hybridmoe.errors").attr("ShapeError"));
+  static const auto* errors = new py::module_(py::module_::import("hybridmoe.errors"));
   py::register_local_exception_translator([](std::exception_ptr pending) {
     try {
       if (pending) std::rethrow_exception(pending);
+    } catch (const hm::ReadFailure& error) {
+      py::set_error(errors->attr("DiskError"), error.what());
+    } catch (const hm::StalledRead& error) {
+      py::set_error(errors->attr("StalledReadError"), error.what());
     } catch (const hm::Error& error) {
-      py::set_error(*shape_error, error.what());
+      py::set_error(errors->attr("ShapeError"), error.what());
     }
   });
   hm::register_attention(m);
@@ -28,5 +32,6 @@ PYBIND11_MODULE(_C, m) {
   hm::register_isa(m);
   hm::register_limits(m);
   hm::register_linear(m);
+  hm::register_ram_experts(m);
   hm::register_tokens(m);
 }

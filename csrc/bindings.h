@@ -25,6 +25,7 @@ void register_io_ring(pybind11::module_& m);
 void register_isa(pybind11::module_& m);
 void register_limits(pybind11::module_& m);
 void register_linear(pybind11::module_& m);
+void register_ram_experts(pybind11::module_& m);
 void register_tokens(pybind11::module_& m);
 
 }  // namespace hm

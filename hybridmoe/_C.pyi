@@ -141,14 +141,29 @@ def expert_ffn(
     out: int,
 ) -> None: ...
 
-class HostExpertCall:
-    """`expert_ffn` without a base as a host function of a CUDA stream; keeps nothing alive.
+class HostCall:
+    """A layer's experts as a host function of a CUDA stream; keeps nothing alive.
 
-    Addresses are of memory for `max_tokens` tokens; slot_of: int32 (E), or 0; experts with a slot
-    (>= 0) are the GPU's. num_tokens: of the next run, `max_tokens` at first.
+    num_tokens: of the next run, the most at first.
     """
 
     num_tokens: int
+
+    def run(self) -> None:
+        """Run the call. Never raises: on an error `out` is zeros, and the first error is kept."""
+
+    def take_error(self) -> str | None:
+        """Return the kept error, once."""
+
+    def times(self) -> tuple[float, float]:
+        """Return start and end of the last run, by the clock of `time.monotonic`."""
+
+class HostExpertCall(HostCall):
+    """`expert_ffn` without a base, of experts that are all in memory.
+
+    Addresses are of memory for `max_tokens` tokens; slot_of: int32 (E), or 0; experts with a slot
+    (>= 0) are the GPU's.
+    """
 
     def __init__(
         self,
@@ -163,14 +178,6 @@ class HostExpertCall:
         down: Matrix,
         slot_of: int,
     ) -> None: ...
-    def run(self) -> None:
-        """Run the call. Never raises: on an error `out` is zeros, and the first error is kept."""
-
-    def take_error(self) -> str | None:
-        """Return the kept error, once."""
-
-    def times(self) -> tuple[float, float]:
-        """Return start and end of the last run, by the clock of `time.monotonic`."""
 
 class CopyThreads:
     """Threads that copy memory together, the caller included. Not thread-safe."""
@@ -184,7 +191,7 @@ class CudaDriver:
     """CUDA driver library, never unloaded. Raises ShapeError if it is missing or too old."""
 
     def __init__(self, library: str) -> None: ...
-    def launch(self, stream: int, call: HostExpertCall) -> None:
+    def launch(self, stream: int, call: HostCall) -> None:
         """Queue a call, which must outlive its run, in a stream. Raises ShapeError."""
 
     def copy(self, stream: int, dst: int, src: int, num_bytes: int) -> None:
@@ -197,7 +204,7 @@ class HandOver:
     """
 
     def __init__(self, sent: int, done: int) -> None: ...
-    def serve(self, calls: Sequence[HostExpertCall], has_ended: Callable[[], bool]) -> None:
+    def serve(self, calls: Sequence[HostCall], has_ended: Callable[[], bool]) -> None:
         """Run each call once the GPU has sent it.
 
         has_ended: asked every millisecond, True once the GPU has ended the step; may raise.
@@ -227,6 +234,159 @@ class ExpertPass:
 
     def compute(self, experts: Sequence[int]) -> None: ...
     def finish(self) -> None: ...
+
+class LayerLru:
+    """Policy of the experts in RAM: `policy.lru`, decision for decision. Raises ShapeError.
+
+    A key is layer * num_experts + expert.
+    """
+
+    def __init__(self, group_of: Sequence[int], num_experts: int, slots: Sequence[int]) -> None:
+        """group_of: by layer, layers whose experts share slots. slots: by group."""
+
+    def on_access(
+        self, layer: int, experts: Sequence[int], above: Sequence[int], is_prefill: bool
+    ) -> tuple[list[bool], list[int], list[int]]:
+        """Decide an access: hits, admitted experts, evicted keys. above: used in VRAM."""
+
+    def discard(self, key: int) -> bool:
+        """Forget a key; False if it was not resident."""
+
+    def offer(self, key: int) -> tuple[bool, int]:
+        """Take a key back, or not; the key that leaves for it, or -1."""
+
+    def warm(self, keys: Sequence[int]) -> None: ...
+    def resident(self) -> list[int]: ...
+
+class RamExperts:
+    """Experts in RAM over their file, below those in VRAM. Not thread-safe, except `counters`.
+
+    One call at a time. Raises ShapeError, also for keys and layers that do not exist.
+    """
+
+    num_resident: int
+    num_free_buffers: int
+
+    def __init__(
+        self,
+        reader: FileReader,
+        pools: Sequence[tuple[int, int, Sequence[int]]],
+        layers: Sequence[tuple[Sequence[Matrix], int, Sequence[tuple[int, int, int, str]]],],
+        num_staging: int,
+        num_ahead: int,
+        num_leaving: int,
+        decode_tokens: int,
+        uses: int,
+    ) -> None:
+        """pools: address, slots, and bytes for a gate, an up and a down; as many buffers more.
+
+        layers: gate, up, down; their pool; of each matrix, file, offset of expert 0, bytes of one,
+        name for messages. decode_tokens: most tokens of a step that is no prefill. uses: address of
+        int64 (keys), where accesses are counted. The memory must stay until the reader is idle.
+        """
+
+    def compute(
+        self, layer: int, x: int, ids: int, weights: int, num_tokens: int, top_k: int, out: int
+    ) -> None:
+        """Do a layer of a step: `expert_ffn`. Raises DiskError, StalledReadError too."""
+
+    def begin_step(self) -> None:
+        """Begin a step of calls in a stream: after one has failed, the others write zeros."""
+
+    def take_failure(self) -> str | None:
+        """Return what the first failed call in a stream met, once: "stall", "read" or "other"."""
+
+    def access(self, layer: int, ids: int, num_ids: int, is_prefill: bool) -> None:
+        """Let the policy decide about a layer's experts; `request` reads them."""
+
+    def hint(self, layer: int, keys: Sequence[int]) -> None:
+        """Take the likeliest keys of a layer to come; the next `compute` reads ahead."""
+
+    def forget_hints(self) -> None: ...
+    def request(self, key: int, is_urgent: bool) -> bool:
+        """Start a read and keep the expert until `release`; False if no buffer is free."""
+
+    def release(self, key: int) -> bool:
+        """Give up an expert that nobody else keeps. Returns True if it was never read."""
+
+    def poll(self) -> list[tuple[int, str | None]]:
+        """Take in reads that have ended: keys, and errors of one line."""
+
+    def wait(self) -> list[tuple[int, str | None]]:
+        """Wait for one; as `poll`. Raises StalledReadError."""
+
+    def drain(self) -> None:
+        """Wait until no read is in flight. Raises StalledReadError."""
+
+    def is_loaded(self, key: int) -> bool: ...
+    def is_in_flight(self, key: int) -> bool: ...
+    def num_free(self, layer: int) -> int:
+        """Count the free buffers that a layer's experts fit into."""
+
+    def addresses_of_layer(self, layer: int) -> int:
+        """Return the address of int64 (3, E): each expert's gate, up and down; 0 = not loaded."""
+
+    def abandon_when(self, is_unwanted: Callable[[], bool], stall_s: float) -> None:
+        """Ask this when no read has ended for `stall_s`; if True, raise StalledReadError."""
+
+    def warm(self, keys: Sequence[int], progress: Callable[[int], None]) -> int:
+        """Make keys resident, hottest first, and read them; returns how many are resident.
+
+        Calls progress(bytes), also where none come. Raises DiskError.
+        """
+
+    def discard(self, key: int) -> bool:
+        """Hand a key to VRAM; its bytes stay as leaving if they may. True if it was resident."""
+
+    def offer(self, key: int) -> tuple[bool, int]:
+        """Take a key back from VRAM, or not; the key that leaves RAM for it, or -1."""
+
+    def fetch(self, key: int) -> bool:
+        """Read a key that VRAM or RAM keeps, at low priority. False if no buffer is free now."""
+
+    def uploaded(self, key: int) -> None:
+        """Free the buffer of an expert that was leaving."""
+
+    def addresses(self, key: int) -> tuple[int, int, int] | None:
+        """Return where an expert's gate, up and down are, if they are loaded."""
+
+    def receive(self, key: int) -> tuple[int, tuple[int, int, int]] | None:
+        """Return a buffer, and its addresses, to copy a resident without bytes to; or None."""
+
+    def received(self, buffer: int, is_good: bool) -> None:
+        """End the copy to a buffer of `receive`."""
+
+    def num_leaving_free(self, layer: int) -> int: ...
+    def resident(self) -> list[int]:
+        """Return the resident keys, ascending."""
+
+    def pools(self) -> list[tuple[int, int]]:
+        """Return address and bytes of each pool's memory."""
+
+    def check(self) -> None:
+        """Raise ShapeError if the table contradicts itself or has lost a buffer. Between layers."""
+
+    def counters(self) -> dict[str, float]:
+        """Return counts by field of `ExpertCounters`. Thread-safe."""
+
+class RamExpertCall(HostCall):
+    """A layer of `RamExperts` as a host function; keeps `experts` alive, and nothing else.
+
+    slot_of: int32 (E), or 0; experts with a slot (>= 0) are the GPU's.
+    """
+
+    def __init__(
+        self,
+        experts: RamExperts,
+        layer: int,
+        x: int,
+        ids: int,
+        weights: int,
+        out: int,
+        max_tokens: int,
+        top_k: int,
+        slot_of: int,
+    ) -> None: ...
 
 PAGE_TOKENS: int
 """Rows of a KV cache page."""

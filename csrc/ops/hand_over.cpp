@@ -35,12 +35,12 @@ void HandOver::finish(uint32_t number) {
   std::atomic_ref<uint32_t>(*done_).store(number, std::memory_order_release);
 }
 
-void HandOver::serve(std::span<HostExpertCall* const> calls, const HasEnded& has_ended) {
+void HandOver::serve(std::span<HostCall* const> calls, const HasEnded& has_ended) {
   const AwakeWorkers awake;
   uint32_t number = std::atomic_ref<uint32_t>(*done_).load(std::memory_order_relaxed);
   std::size_t served = 0;
   const auto is_sent = [&] { return static_cast<int32_t>(sent() - number) >= 0; };
-  for (HostExpertCall* call : calls) {
+  for (HostCall* call : calls) {
     ++number;
     const auto begin = Clock::now();
     auto ask_at = begin + kAsk;

@@ -8,7 +8,7 @@
 #include <functional>
 #include <span>
 
-#include "ops/host_experts.h"
+#include "ops/host_call.h"
 
 namespace hm {
 
@@ -23,7 +23,7 @@ class HandOver {
   // Runs the calls in order, each once the GPU has sent it. Spins, and keeps the pool's workers
   // awake: layers follow each other within microseconds. Throws Error where the step ends before
   // all are sent, and what has_ended throws: a GPU that failed sends nothing any more.
-  void serve(std::span<HostExpertCall* const> calls, const HasEnded& has_ended);
+  void serve(std::span<HostCall* const> calls, const HasEnded& has_ended);
 
   // Says that all is done that the GPU has sent, computed or not, until the step has ended.
   void release(const HasEnded& has_ended);

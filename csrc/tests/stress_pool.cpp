@@ -163,7 +163,7 @@ class Layer {
         std::fill(ids, ids + 6, -1);
       }
     });
-    hm::HostExpertCall* const calls[] = {&call, &call, &call};
+    hm::HostCall* const calls[] = {&call, &call, &call};
     hm::HandOver(&sent, &done).serve(calls, [] { return false; });
     gpu.join();
     return result;
@@ -175,16 +175,16 @@ class Layer {
   hm::HostExpertArgs host_args(const int32_t* ids, float* out) const {
     static const float shares[] = {0.5f, 0.5f, 0.25f, 0.75f, 1.0f, 0.0f};
     static const int32_t slots[] = {-1, 0, -1, -1};
-    return {.x = x_.data(),
-            .ids = ids,
-            .weights = shares,
-            .out = out,
-            .max_tokens = kTokens,
-            .top_k = kTopK,
+    return {.memory = {.x = x_.data(),
+                       .ids = ids,
+                       .weights = shares,
+                       .out = out,
+                       .max_tokens = kTokens,
+                       .top_k = kTopK,
+                       .slot_of = slots},
             .gate = matrix(gate_, kInter, kHidden),
             .up = matrix(up_, kInter, kHidden),
-            .down = matrix(down_, kHidden, kInter),
-            .slot_of = slots};
+            .down = matrix(down_, kHidden, kInter)};
   }
 
   static std::vector<uint8_t> weights() {

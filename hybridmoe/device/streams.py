@@ -45,7 +45,7 @@ class Stream(Protocol):
         """Queue dst = src, of one shape and type; both stay in place until it is done."""
         ...
 
-    def launch(self, call: _C.HostExpertCall) -> None:
+    def launch(self, call: _C.HostCall) -> None:
         """Queue a call on the CPU; it and its memory stay alive until it is done."""
         ...
 
@@ -134,7 +134,7 @@ class CudaStream:
             return False
         return True
 
-    def launch(self, call: _C.HostExpertCall) -> None:
+    def launch(self, call: _C.HostCall) -> None:
         """Queue a call.
 
         Errors: ConfigError if the driver lacks host functions, HybridMoeError if it fails.

@@ -14,7 +14,7 @@ from torch import Tensor
 from hybridmoe import _C
 from hybridmoe.errors import ShapeError
 from hybridmoe.kernels.matrix import QuantMatrix
-from hybridmoe.kernels.ops import check_tensor
+from hybridmoe.kernels.ops import check_routing
 
 __all__ = ["IncrementalExpertFfn"]
 
@@ -45,14 +45,7 @@ class IncrementalExpertFfn:
         Errors:  ShapeError, also for an id outside -1..E-1.
         """
         gate, up, down = matrices
-        check_tensor(x, "expert_ffn: x", torch.float32, 2, gate.cols)
-        tokens, top_k = ids.shape if ids.ndim == 2 else (-1, -1)
-        check_tensor(ids, "expert_ffn: ids", torch.int32, 2, top_k)
-        check_tensor(weights, "expert_ffn: weights", torch.float32, 2, top_k)
-        if not tokens == x.shape[0] == weights.shape[0]:
-            raise ShapeError(
-                f"expert_ffn: x has {x.shape[0]} tokens, ids {tokens}, weights {weights.shape[0]}"
-            )
+        tokens, top_k = check_routing(x, ids, weights, gate.cols)
         is_table = addresses.dtype == np.int64 and addresses.flags.c_contiguous
         if not is_table or addresses.shape != (3, gate.batch):
             raise ShapeError(

@@ -24,6 +24,7 @@ from hybridmoe.kernels.matrix import QuantMatrix
 __all__ = [
     "QuantMatrix",
     "batched_linear",
+    "check_routing",
     "check_rows",
     "check_tensor",
     "dense_ffn",
@@ -95,14 +96,7 @@ def expert_ffn(
     Errors:  ShapeError, also for an id outside -1..E-1.
     Source:  SwiGLU, Shazeer 2020.
     """
-    check_tensor(x, "expert_ffn: x", torch.float32, 2, gate.cols)
-    tokens, top_k = ids.shape if ids.ndim == 2 else (-1, -1)
-    check_tensor(ids, "expert_ffn: ids", torch.int32, 2, top_k)
-    check_tensor(weights, "expert_ffn: weights", torch.float32, 2, top_k)
-    if not tokens == x.shape[0] == weights.shape[0]:
-        raise ShapeError(
-            f"expert_ffn: x has {x.shape[0]} tokens, ids {tokens}, weights {weights.shape[0]}"
-        )
+    tokens, top_k = check_routing(x, ids, weights, gate.cols)
     out = torch.empty_like(x)  # (T, H)
     _C.expert_ffn(
         x.data_ptr(),
@@ -117,6 +111,23 @@ def expert_ffn(
         out.data_ptr(),
     )
     return out
+
+
+def check_routing(x: Tensor, ids: Tensor, weights: Tensor, hidden: int) -> tuple[int, int]:
+    """Check the inputs of `expert_ffn`; returns tokens and experts of each.
+
+    Shapes:  x (T, H) f32 · ids (T, k) int32 · weights (T, k) f32.
+    Errors:  ShapeError.
+    """
+    check_tensor(x, "expert_ffn: x", torch.float32, 2, hidden)
+    tokens, top_k = ids.shape if ids.ndim == 2 else (-1, -1)
+    check_tensor(ids, "expert_ffn: ids", torch.int32, 2, top_k)
+    check_tensor(weights, "expert_ffn: weights", torch.float32, 2, top_k)
+    if not tokens == x.shape[0] == weights.shape[0]:
+        raise ShapeError(
+            f"expert_ffn: x has {x.shape[0]} tokens, ids {tokens}, weights {weights.shape[0]}"
+        )
+    return tokens, top_k
 
 
 def dense_ffn(

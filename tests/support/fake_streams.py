@@ -49,7 +49,7 @@ class FakeStream:
         source = src.clone() if self.is_lazy and self.is_current else src
         self._add(lambda: dst.copy_(source))
 
-    def launch(self, call: _C.HostExpertCall) -> None:
+    def launch(self, call: _C.HostCall) -> None:
         self._add(call.run)
 
     def wait_for(self, other: Stream | Event) -> None:

@@ -96,7 +96,7 @@ class WatchedStream:
         self._inner.copy(dst, src)
         self.last_copied = dst
 
-    def launch(self, call: _C.HostExpertCall) -> None:
+    def launch(self, call: _C.HostCall) -> None:
         reads, writes = self.watch.calls[id(call)]
         self.watch.note(self.name, "call", tuple(reads), tuple(writes))
         self._inner.launch(call)

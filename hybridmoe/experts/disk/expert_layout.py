@@ -3,10 +3,11 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from hybridmoe.experts.disk.arena import buffer_bytes
 from hybridmoe.experts.disk.read_queue import FileRange
 from hybridmoe.experts.routed_experts import RoutedExperts
+from hybridmoe.gguf.cursor import printable
 from hybridmoe.gguf.reader import GGUFFile, Tensor
+from hybridmoe.hardware.disk import direct_buffer_bytes
 
 __all__ = ["ROLES", "ExpertLayout", "is_expert_tensor"]
 
@@ -33,8 +34,21 @@ class ExpertLayout:
         # A buffer takes an expert of any layer: layers may differ in type.
         sizes = [[t.num_bytes // self.num_experts for t in tensors] for tensors in self._tensors]
         self.matrix_bytes = tuple(map(max, zip(*sizes, strict=True)))
-        self.buffer_bytes = buffer_bytes(self.matrix_bytes)
+        self.part_buffer_bytes = tuple(map(direct_buffer_bytes, self.matrix_bytes))
+        self.buffer_bytes = sum(self.part_buffer_bytes)
         self.num_bytes = sum(t.num_bytes for tensors in self._tensors for t in tensors)
+
+    def parts(self, layer_index: int) -> list[tuple[int, int, int, str]]:
+        """Of a layer's gate, up and down: file, offset of expert 0, bytes of one, name."""
+        return [
+            (
+                t.part,
+                t.offset,
+                t.num_bytes // self.num_experts,
+                f"{printable(self.paths[t.part].name, 255)}: tensor {printable(t.name)}",
+            )
+            for t in self._tensors[layer_index]
+        ]
 
     def ranges(self, layer_index: int, expert: int) -> list[FileRange]:
         """File ranges of one expert's gate, up and down."""

@@ -52,7 +52,7 @@ class HandOver:
         """Return the sum of a submission's two parts; part: the GPU's."""
         return _HandedOver(self, staged, tokens, part)
 
-    def serve(self, calls: Sequence[_C.HostExpertCall]) -> None:
+    def serve(self, calls: Sequence[_C.HostCall]) -> None:
         """Compute the calls of a step that has been queued, as the GPU gets to them.
 
         Errors: torch's if the GPU fails, HybridMoeError if it hands over fewer.

@@ -33,7 +33,7 @@ __all__ = ["HybridExperts", "PrefillExecutor"]
 
 _Key = tuple[int, int]  # layer index, number of the submission
 # None: a `PrefillExecutor` computes it
-_Calls = dict[_Key, _C.HostExpertCall | None]
+_Calls = dict[_Key, _C.HostCall | None]
 
 
 class PrefillExecutor(Protocol):
@@ -101,7 +101,7 @@ class HybridExperts(ExpertBackend):
         self._error: str | None = None  # of this step's calls
         self._calls: _Calls = {}  # of this step
         # of graphs, by their number of tokens
-        self._captured: dict[int, dict[_Key, _C.HostExpertCall]] = {}
+        self._captured: dict[int, dict[_Key, _C.HostCall]] = {}
 
     def begin_step(self, num_tokens: int) -> None:
         """Start a step; see `ExpertBackend`. Errors: of an upload to the VRAM slots."""
@@ -239,7 +239,7 @@ class HybridExperts(ExpertBackend):
             )
         return self._prefill_memory
 
-    def _call(self, layer: int, number: int, tokens: int) -> _C.HostExpertCall:
+    def _call(self, layer: int, number: int, tokens: int) -> _C.HostCall:
         """Return the CPU's call; each size of decode step has its own, which a graph may replay."""
         memory, index = self._memory, self._index_of[layer]
         is_decode = memory is self._decode_memory
