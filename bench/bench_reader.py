@@ -25,7 +25,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from bench._harness import RESULTS, Row, machine, print_report
 from hybridmoe.experts.disk.arena import Arena
 from hybridmoe.experts.disk.file_reader import FileReader
-from hybridmoe.experts.disk.read_queue import FileRange, ReadRequest
+from hybridmoe.experts.disk.read_request import FileRange, ReadRequest
 from hybridmoe.hardware.disk import direct_buffer_bytes
 
 READ_BYTES = (

@@ -1,10 +1,12 @@
 // Background reads of files.
 #include <pybind11/stl.h>
 
+#include <algorithm>
 #include <chrono>
 #include <memory>
 #include <string>
 #include <tuple>
+#include <utility>
 #include <vector>
 
 #include "base/check.h"
@@ -22,13 +24,16 @@ using Range = std::tuple<int32_t, int64_t, int64_t, py::buffer>;
 constexpr double kSignalSeconds = 0.1;  // a wait looks for Ctrl-C as often
 
 std::unique_ptr<FileReader> open_reader(const std::vector<std::tuple<int, int, State>>& files,
-                                        int num_threads) {
+                                        const std::string& why_threads, int num_threads,
+                                        int ring_depth, int64_t chunk_bytes,
+                                        std::shared_ptr<ReadFaults> faults) {
   std::vector<OpenFile> open;
   for (const auto& [fd, direct_fd, state] : files) {
     const auto [device, inode, num_bytes, mtime_ns] = state;
     open.push_back({fd, direct_fd, {device, inode, num_bytes, mtime_ns}});
   }
-  return std::make_unique<FileReader>(open, ReaderOptions{.num_threads = num_threads});
+  return std::make_unique<FileReader>(
+      open, ReaderOptions{why_threads, num_threads, ring_depth, chunk_bytes, std::move(faults)});
 }
 
 void submit(FileReader& reader, int64_t key, const std::vector<Range>& parts, bool is_urgent) {
@@ -67,16 +72,28 @@ py::object take(FileReader& reader, double timeout_s) {
 
 void register_file_reader(py::module_& m) {
   m.attr("BLOCK_BYTES") = kBlockBytes;
+  py::class_<ReadFaults, std::shared_ptr<ReadFaults>>(m, "ReadFaults")
+      .def(py::init<uint32_t>(), py::arg("seed") = 0)
+      .def("fail", &ReadFaults::fail, py::arg("error"), py::arg("rate") = 1.0,
+           py::arg("direct_only") = false)
+      .def("shorten", &ReadFaults::shorten, py::arg("max_blocks"))
+      .def("hang", &ReadFaults::hang, py::arg("most") = INT64_MAX)
+      .def("resume", &ReadFaults::resume, NoGil())
+      .def("release", &ReadFaults::release)
+      .def_property_readonly("num_hung", &ReadFaults::num_hung)
+      .def("fail_rings", &ReadFaults::fail_rings, py::arg("num_good"), py::arg("error"));
+
   py::class_<FileReader, std::shared_ptr<FileReader>>(m, "FileReader")
-      .def(py::init(&open_reader), py::arg("files"), py::arg("num_threads"))
+      .def(py::init(&open_reader), py::arg("files"), py::arg("why_threads"), py::arg("num_threads"),
+           py::arg("ring_depth"), py::arg("chunk_bytes"), py::arg("faults") = nullptr)
       .def("submit", &submit, py::arg("key"), py::arg("ranges"), py::arg("is_urgent"))
       .def("make_urgent", &FileReader::make_urgent, py::arg("key"))
       .def("cancel", &FileReader::cancel, py::arg("key"))
       .def("take", &take, py::arg("timeout_s"))
       .def("num_queued", &FileReader::num_queued, py::arg("is_urgent"))
       .def_property_readonly("is_direct", &FileReader::is_direct)
-      .def_property_readonly("backend", &FileReader::backend)
-      .def_property_readonly("is_idle", &FileReader::is_idle)
+      .def_property_readonly("num_devices", &FileReader::num_devices)
+      .def_property_readonly("why_threads", &FileReader::why_threads)
       .def("close", &FileReader::close, py::arg("seconds"), NoGil());
 }
 

@@ -43,29 +43,58 @@ def matmul_costs() -> dict[str, float]:
 BLOCK_BYTES: int
 """Direct reads need offsets, lengths and addresses that are multiples of it."""
 
+class ReadFaults:
+    """Faults of a disk, for tests and soaks: none at first. Thread-safe."""
+
+    def __init__(self, seed: int = 0) -> None: ...
+    @property
+    def num_hung(self) -> int:
+        """Return the number of reads that hang, or did."""
+
+    def fail(self, error: int, rate: float = 1.0, direct_only: bool = False) -> None:
+        """Let a share of reads end with an errno. direct_only: of those with O_DIRECT."""
+
+    def shorten(self, max_blocks: int) -> None:
+        """Let reads of threads bring up to some blocks only, or parts of one; 0: no more."""
+
+    def hang(self, most: int = ...) -> None:
+        """Let the next reads begin and not end; io_uring's, up to 512 KiB, hang in the kernel."""
+
+    def resume(self) -> None:
+        """End the reads that hang, with the bytes of their files."""
+
+    def release(self) -> None:
+        """End the reads that hang; those of io_uring fail."""
+
+    def fail_rings(self, num_good: int, error: int) -> None:
+        """Let io_uring fail after good reads: with an errno for each read, or as a whole if 0."""
+
 class FileReader:
     """Background reads of files, past the page cache. Thread-safe. Must be closed."""
 
     def __init__(
         self,
         files: Sequence[tuple[int, int, tuple[int, int, int, int]]],
+        why_threads: str,
         num_threads: int,
+        ring_depth: int,
+        chunk_bytes: int,
+        faults: ReadFaults | None = None,
     ) -> None:
         """Take over open files, unless this raises ShapeError.
 
         files: descriptor, one with O_DIRECT or -1, and (device, inode, bytes, mtime_ns) when it was
-        opened. num_threads: of each device.
+        opened. why_threads: instead of io_uring, "" = io_uring where it works. num_threads,
+        ring_depth (chunks that io_uring has in flight): of each device.
         """
 
     @property
     def is_direct(self) -> bool: ...
     @property
-    def backend(self) -> str:
-        """Description of what reads, for users."""
-
+    def num_devices(self) -> int: ...
     @property
-    def is_idle(self) -> bool:
-        """Return True once a closed reader writes to no memory any more."""
+    def why_threads(self) -> str:
+        """Return why threads read instead of io_uring; "" if they do not."""
 
     def submit(
         self, key: int, ranges: Sequence[tuple[int, int, int, memoryview]], is_urgent: bool
@@ -90,7 +119,10 @@ class FileReader:
         """Count the ranges of one priority that are not being read yet."""
 
     def close(self, seconds: float) -> bool:
-        """Begin no more, and wait for what is under way; False if some has not returned then."""
+        """Begin no more, wait for what is under way, and close the files.
+
+        Returns False if some has not returned then: memory must stay until this returns True.
+        """
 
 class IoRing:
     """File reads by io_uring. Not thread-safe, except `wake`. Raises ShapeError if unavailable.

@@ -8,6 +8,8 @@
 #include <cstring>
 #include <utility>
 
+#include "base/read_faults.h"
+
 namespace hm {
 
 DirectFile::DirectFile(const OpenFile& file) : file_(file), is_direct_(file.direct_fd >= 0) {
@@ -22,13 +24,16 @@ void DirectFile::close() {
   }
 }
 
-std::string DirectFile::read(const ReadRange& range) {
+std::string DirectFile::read(const ReadRange& range, ReadFaults* faults) {
   const int64_t wanted = range.wanted(), padded = whole_blocks(wanted);
   int64_t done = 0;
   while (done < wanted) {
     const bool direct = is_direct();
     const int64_t position = range.start() + done;
-    const int64_t count = pread(fd(direct), range.memory + done, padded - done, position);
+    std::byte* memory = range.memory + done;
+    const int64_t count = faults != nullptr
+                              ? faults->read(fd(direct), direct, memory, padded - done, position)
+                              : pread(fd(direct), memory, padded - done, position);
     if (count < 0) {
       const int error = errno;
       if (error == EINTR || fall_back_to_buffered(direct, error)) continue;

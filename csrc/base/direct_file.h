@@ -42,6 +42,8 @@ struct OpenFile {
   FileState state;  // when it was opened
 };
 
+class ReadFaults;
+
 // Thread-safe. Reasons are one line, empty for none.
 class DirectFile {
  public:
@@ -58,8 +60,8 @@ class DirectFile {
   // Closes the descriptors; nothing may be read any more. Any number of times.
   void close();
 
-  // Reads a range, whatever it takes; returns why it could not.
-  std::string read(const ReadRange& range);
+  // Reads a range, whatever it takes; returns why it could not. faults: or null.
+  std::string read(const ReadRange& range, ReadFaults* faults);
 
   // Why a range that has been read does not count: the file was written to meanwhile.
   std::string find_change() const;

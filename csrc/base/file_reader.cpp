@@ -5,18 +5,20 @@
 
 #include <algorithm>
 #include <chrono>
-#include <exception>
+#include <functional>
 #include <map>
 #include <system_error>
 #include <thread>
 #include <utility>
 
 #include "base/check.h"
+#include "base/read_loops.h"
 
 namespace hm {
 namespace {
 
 constexpr double kCloseSeconds = 3;
+constexpr std::chrono::milliseconds kShortPause{1}, kLongPause{64};
 
 // Numbers of the files' devices, from 0.
 std::vector<int> number_devices(std::span<const OpenFile> files) {
@@ -31,37 +33,35 @@ std::vector<int> number_devices(std::span<const OpenFile> files) {
 
 }  // namespace
 
-struct FileReader::Core {
+struct FileReader::Core : ReadSource {
   Core(std::vector<int> device_of, const ReaderOptions& with)
-      : options(with),
+      : ReadSource{.queue = ReadQueue(device_of), .files = {}, .faults = with.faults},
+        options(with),
         num_devices(device_of.empty() ? 0 : *std::ranges::max_element(device_of) + 1),
-        queue(std::move(device_of)) {}
+        why_threads(with.why_threads) {}
 
-  void read_by_thread(int device);
-
-  // Runs f(core) in a thread, unless the reader is closed. Throws Error.
-  template <class Function>
-  static void start(const std::shared_ptr<Core>& core, Function f);
+  // Runs f in a thread, unless the reader is closed. Throws Error.
+  static void start(const std::shared_ptr<Core>& core, std::function<void()> f);
+  static void start_threads(const std::shared_ptr<Core>& core, int device);
+  static void read_by_ring(const std::shared_ptr<Core>& core, int device, RingReads& ring);
 
   const pid_t pid = getpid();
   const ReaderOptions options;
   const int num_devices;
-  ReadQueue queue;
-  std::deque<DirectFile> files;
 
   mutable std::mutex mutex;  // of all that follows
+  std::string why_threads;
   std::vector<std::thread> threads;
   int num_running = 0;
   std::condition_variable has_ended;
 };
 
-template <class Function>
-void FileReader::Core::start(const std::shared_ptr<Core>& core, Function f) {
+void FileReader::Core::start(const std::shared_ptr<Core>& core, std::function<void()> f) {
   const std::scoped_lock lock(core->mutex);
   if (core->queue.is_closed()) return;
   try {
     core->threads.emplace_back([core, f = std::move(f)] {
-      f(*core);
+      f();
       const std::scoped_lock lock(core->mutex);
       --core->num_running;
       core->has_ended.notify_all();
@@ -72,32 +72,62 @@ void FileReader::Core::start(const std::shared_ptr<Core>& core, Function f) {
   ++core->num_running;
 }
 
-void FileReader::Core::read_by_thread(int device) {
-  while (const auto work = queue.get(device)) {
-    std::string reason;
-    try {
-      reason = files[work->range().file].read(work->range());
-    } catch (const std::exception& error) {  // must not end the thread: requests would never end
-      reason = error.what();
-    }
-    queue.finish(*work, std::move(reason));
+void FileReader::Core::start_threads(const std::shared_ptr<Core>& core, int device) {
+  for (int i = 0; i < core->options.num_threads; ++i) {
+    start(core, [core, device] { read_by_thread(*core, device); });
   }
+}
+
+// If io_uring fails, threads go on at once with what it has not finished; what the kernel may still
+// write follows when that has come.
+void FileReader::Core::read_by_ring(const std::shared_ptr<Core>& core, int device,
+                                    RingReads& ring) {
+  const std::string reason = ring.run();
+  bool has_threads = true;
+  if (!reason.empty()) {
+    const std::string why = "io_uring failed: " + reason;
+    std::unique_lock lock(core->mutex);
+    core->why_threads = why;
+    lock.unlock();
+    try {
+      start_threads(core, device);
+    } catch (const Error&) {
+      has_threads = false;
+    }
+  }
+  auto pause = kShortPause;
+  while (!ring.give_back()) {
+    std::this_thread::sleep_for(pause);
+    pause = std::min(2 * pause, kLongPause);
+  }
+  if (!has_threads) read_by_thread(*core, device);
 }
 
 FileReader::FileReader(std::span<const OpenFile> files, const ReaderOptions& options)
     : core_(std::make_shared<Core>(number_devices(files), options)) {
   check(options.num_threads >= 1, "FileReader: ", options.num_threads, " threads");
   try {
-    for (int device = 0; device < core_->num_devices; ++device) {
-      for (int i = 0; i < options.num_threads; ++i) {
-        Core::start(core_, [device](Core& core) { core.read_by_thread(device); });
-      }
-    }
+    for (int device = 0; device < core_->num_devices; ++device) start(device);
   } catch (...) {
     close(kCloseSeconds);
     throw;
   }
   for (const OpenFile& file : files) core_->files.emplace_back(file);  // no request before
+}
+
+void FileReader::start(int device) {
+  std::shared_ptr<RingReads> ring;
+  if (core_->why_threads.empty()) {
+    const ReaderOptions& options = core_->options;
+    try {
+      ring = std::make_shared<RingReads>(*core_, device, options.ring_depth, options.chunk_bytes);
+    } catch (const Error& error) {
+      const std::scoped_lock lock(core_->mutex);
+      core_->why_threads = error.what();
+    }
+  }
+  if (ring == nullptr) return Core::start_threads(core_, device);
+  Core::start(core_, [core = core_, device, ring] { Core::read_by_ring(core, device, *ring); });
 }
 
 FileReader::~FileReader() { close(kCloseSeconds); }
@@ -118,8 +148,11 @@ bool FileReader::is_direct() const {
   return std::ranges::all_of(core_->files, &DirectFile::is_direct);
 }
 
-std::string FileReader::backend() const {
-  return std::to_string(core_->options.num_threads) + " threads";
+int FileReader::num_devices() const { return core_->num_devices; }
+
+std::string FileReader::why_threads() const {
+  const std::scoped_lock lock(core_->mutex);
+  return core_->why_threads;
 }
 
 bool FileReader::close(double seconds) {
@@ -138,11 +171,6 @@ bool FileReader::close(double seconds) {
   for (std::thread& thread : threads) is_over ? thread.join() : thread.detach();
   if (is_over) std::ranges::for_each(core_->files, &DirectFile::close);
   return is_over;
-}
-
-bool FileReader::is_idle() const {
-  const std::scoped_lock lock(core_->mutex);
-  return core_->num_running == 0;
 }
 
 }  // namespace hm

@@ -1,8 +1,9 @@
 // Background reads of file ranges into memory, past the page cache. Needs no GIL.
 //
-// The files of each device have reads of their own, so that several disks work at once. A read may
-// never return: a disk that hangs, a network that is gone. So nothing here waits for one without
-// end; files that are being read stay open until it returns.
+// The files of each device have reads of their own, so that several disks work at once: by
+// io_uring, or by threads where the system has none, or it fails in a run. A read may never return:
+// a disk that hangs, a network that is gone. So nothing here waits for one without end; files that
+// are being read stay open until it returns.
 #pragma once
 
 #include <cstdint>
@@ -13,12 +14,18 @@
 #include <vector>
 
 #include "base/direct_file.h"
+#include "base/read_faults.h"
 #include "base/read_queue.h"
 
 namespace hm {
 
+// Of each device.
 struct ReaderOptions {
-  int num_threads = 4;  // of each device
+  std::string why_threads;  // instead of io_uring, for users; empty = io_uring where it works
+  int num_threads = 4;
+  int ring_depth = 32;  // chunks that io_uring has under way
+  int64_t chunk_bytes = 512 << 10;
+  std::shared_ptr<ReadFaults> faults;  // null = none
 };
 
 // Thread-safe.
@@ -51,18 +58,21 @@ class FileReader {
   // Whether all files are read past the page cache.
   bool is_direct() const;
 
-  // What reads, for users.
-  std::string backend() const;
+  int num_devices() const;
 
-  // Begins no more reads and waits up to `seconds` for those under way. False if some have not
-  // returned: their memory must stay until `is_idle`. Idempotent.
+  // Why threads read instead of io_uring; empty if they do not.
+  std::string why_threads() const;
+
+  // Begins no more reads, waits up to `seconds` for those under way, and closes the files. False if
+  // some have not returned: the files stay open, and their memory must stay, until it has returned
+  // true. Any number of times.
   bool close(double seconds);
-
-  // Whether a closed reader writes to no memory any more.
-  bool is_idle() const;
 
  private:
   struct Core;
+
+  void start(int device);
+
   std::shared_ptr<Core> core_;  // shared with the threads, which may outlive this
 };
 

@@ -91,12 +91,14 @@ class IoRing::Kernel {
     check(false, "io_uring_enter: ", std::strerror(error));
   }
 
-  // Takes back what was queued and not handed over yet, which `enter` alone does; how many.
-  int drop_queued() {
+  // Takes back what was queued and not handed over yet, which `enter` alone does: the names.
+  std::vector<uint64_t> drop_queued() {
     const unsigned head = index(sq_head_).load(std::memory_order_acquire);
     const unsigned tail = index(sq_tail_).load(std::memory_order_relaxed);
+    std::vector<uint64_t> names;
+    for (unsigned i = head; i != tail; ++i) names.push_back(sqes_[i & sq_mask_].user_data);
     index(sq_tail_).store(head, std::memory_order_release);
-    return static_cast<int>(tail - head);
+    return names;
   }
 
   // The next result, if there is one.
@@ -209,7 +211,7 @@ class IoRing::Kernel {
   void queue_read(int, void*, int64_t, int64_t, uint64_t, bool) {}
   void queue_wake() {}
   void enter(unsigned) {}
-  int drop_queued() { return 0; }
+  std::vector<uint64_t> drop_queued() { return {}; }
   bool take(uint64_t&, int&) { return false; }
   void wake() {}
 };
@@ -242,7 +244,7 @@ bool IoRing::has_room() const {
 }
 
 void IoRing::begin(const RingRead& read) {
-  check(kernel_ != nullptr && !is_drained_, "IoRing: closed");
+  check(kernel_ != nullptr && !is_stopped_, "IoRing: closed");
   check(read.fd >= 0 && read.memory != nullptr && read.num_bytes > 0 && read.offset >= 0,
         "IoRing: read of ", read.num_bytes, " bytes at ", read.offset, " of file ", read.fd);
   const auto [place, is_new] = reads_.emplace(read.tag, OpenRead{.read = read});
@@ -251,7 +253,7 @@ void IoRing::begin(const RingRead& read) {
 }
 
 std::vector<RingEnd> IoRing::wait() {
-  check(kernel_ != nullptr && !is_drained_, "IoRing: closed");
+  check(kernel_ != nullptr && !is_stopped_, "IoRing: closed");
   do {
     start();
     kernel_->enter(ended_.empty() && !is_awake_ ? 1 : 0);
@@ -267,24 +269,39 @@ void IoRing::wake() {
   if (kernel_ != nullptr) kernel_->wake();
 }
 
+void IoRing::stop() {
+  if (kernel_ == nullptr || std::exchange(is_stopped_, true)) return;
+  for (const OpenRead* read : std::exchange(waiting_, {})) {
+    if (read->num_chunks == 0) reads_.erase(read->read.tag);
+  }
+  for (const uint64_t name : kernel_->drop_queued()) let_go(name);
+  for (const uint32_t slot : std::exchange(retries_, {})) {
+    ++num_under_way_;  // it was not queued again
+    let_go(slot);
+  }
+  kernel_->wake();  // the read of the eventfd ends too
+}
+
+bool IoRing::is_idle() {
+  uint64_t name = 0;
+  int result = 0;
+  while (num_under_way_ > 0 && kernel_ != nullptr && kernel_->take(name, result)) let_go(name);
+  return num_under_way_ == 0;
+}
+
+// By looking, not by `enter`: it may have failed, and its time limits came with Linux 5.11.
 bool IoRing::drain(double seconds) {
   if (kernel_ == nullptr || !kernel_->is_ours()) return true;
   const auto until = std::chrono::steady_clock::now() + std::chrono::duration<double>(seconds);
-  if (!std::exchange(is_drained_, true)) {
-    num_under_way_ -= kernel_->drop_queued();
-    waiting_.clear();
-    kernel_->wake();  // the read of the eventfd ends too
-  }
-  // By looking, not by `enter`: it may have failed, and its time limits came with Linux 5.11.
-  for (;;) {
-    reap();
-    retries_.clear();
-    if (num_under_way_ == 0) return true;
-    if (std::chrono::steady_clock::now() >= until) break;
+  stop();
+  while (!is_idle()) {
+    if (std::chrono::steady_clock::now() >= until) {
+      has_given_up_ = true;
+      return false;
+    }
     std::this_thread::sleep_for(kPoll);
   }
-  has_given_up_ = true;
-  return false;
+  return true;
 }
 
 void IoRing::close() {
@@ -358,6 +375,14 @@ void IoRing::settle(uint32_t slot, int result) {
     std::erase(waiting_, &read);
   }
   finish(slot);
+}
+
+// A chunk, or the read of the eventfd, that is not under way any more once the ring is stopped.
+void IoRing::let_go(uint64_t name) {
+  --num_under_way_;
+  if (name == kWake) return;
+  OpenRead& read = *chunks_[name].owner;
+  if (--read.num_chunks == 0) reads_.erase(read.read.tag);
 }
 
 void IoRing::finish(uint32_t slot) {

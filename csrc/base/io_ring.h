@@ -59,8 +59,16 @@ class IoRing {
   // `close`.
   void wake();
 
-  // Begins no more and waits up to `seconds` for the chunks under way, even where the system has
-  // refused to go on: memory of reads must stay until this has returned true. No `wait` after it.
+  // Begins no more, even where the system has refused to go on. No `begin` or `wait` after it,
+  // which would tell how reads end; what was not begun yet never begins.
+  void stop();
+
+  // After `stop`, without waiting: whether the kernel has let go of all reads, or else of one:
+  // until then it may write to their memory.
+  bool is_idle();
+  bool holds(uint64_t tag) const { return reads_.contains(tag); }
+
+  // Stops, and waits up to `seconds` until it is idle.
   bool drain(double seconds);
 
   // Drains for some seconds and gives everything back; a disk that hangs keeps its ring, or the
@@ -88,6 +96,7 @@ class IoRing {
   void reap();
   void settle(uint32_t slot, int result);
   void finish(uint32_t slot);
+  void let_go(uint64_t name);
 
   std::unique_ptr<Kernel> kernel_;  // null when closed
   int64_t chunk_bytes_, block_bytes_;
@@ -99,7 +108,7 @@ class IoRing {
   std::vector<RingEnd> ended_;                    // and not told yet
   int num_under_way_ = 0;                         // chunks and the read of the eventfd
   bool is_awake_ = false, hears_wake_ = false;
-  bool is_drained_ = false, has_given_up_ = false;
+  bool is_stopped_ = false, has_given_up_ = false;
 };
 
 }  // namespace hm

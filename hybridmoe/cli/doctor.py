@@ -10,7 +10,7 @@ from hybridmoe import _C
 from hybridmoe.cli.doctor_gpus import gpu_rows, report_kernels
 from hybridmoe.cli.options import debug_option
 from hybridmoe.errors import ConfigError
-from hybridmoe.experts.disk.read_backends import choose_read_backend
+from hybridmoe.experts.disk.read_backend import describe_backend, find_reason_for_threads
 from hybridmoe.hardware.gpu import NoGpu, find_gpu, find_gpus
 from hybridmoe.hardware.machine import Limits, Machine, Rate, advice, inspect_machine, measure
 from hybridmoe.units import format_bytes
@@ -42,7 +42,7 @@ def doctor_command(quick: bool, models: tuple[Path, ...], as_json: bool) -> None
     machine = inspect_machine()
     limits = measure(quick=quick)
     costs = _C.matmul_costs()
-    reads = choose_read_backend().describe()
+    reads = describe_backend(find_reason_for_threads())
     said = advice(machine, limits)
     found = find_gpus()
     gpus = () if isinstance(found, NoGpu) else found

@@ -12,9 +12,12 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from hybridmoe import _C
+
 __all__ = ["BLOCK_BYTES", "direct_buffer_bytes", "measure_disk"]
 
-BLOCK_BYTES = 4096  # direct reads need offsets, lengths and addresses that are multiples of it
+# Direct reads need offsets, lengths and addresses that are multiples of it.
+BLOCK_BYTES = _C.BLOCK_BYTES
 PIECE_BYTES = 8 << 20  # K2's expert matrices in Q4_K
 _DEPTH = 4  # reads at a time
 

@@ -16,7 +16,7 @@ from hybridmoe.experts.disk.cached_experts import CachedExperts
 from hybridmoe.experts.disk.expert_layout import ExpertLayout, is_expert_tensor
 from hybridmoe.experts.disk.expert_store import STALL_S
 from hybridmoe.experts.disk.file_reader import FileReader
-from hybridmoe.experts.disk.read_queue import FileRange, ReadRequest
+from hybridmoe.experts.disk.read_request import FileRange, ReadRequest
 from hybridmoe.experts.hot_profile import HotProfile
 from hybridmoe.experts.routed_experts import RoutedExperts
 from hybridmoe.gguf.names import parse_name

@@ -241,25 +241,28 @@ def test_profile_and_trace_of_a_response_that_is_ended(
 
 # The real command, on a disk of which no read returns once the model is loaded.
 HANGING = """
-import os, sys, threading
-from hybridmoe.experts.disk import expert_store, reader_threads
+import functools, os, sys, threading, time
+from hybridmoe import _C
+from hybridmoe.experts.disk import expert_store, file_reader
 from hybridmoe.llm.llm import LLM
 
 os.environ["HYBRIDMOE_IO"] = "threads"
-expert_store.STALL_S = reader_threads.CLOSE_S = 0.1
-init, read, loaded = LLM.__init__, os.preadv, threading.Event()
+expert_store.STALL_S = file_reader.CLOSE_S = 0.1
+faults = _C.ReadFaults()
+_C.FileReader = functools.partial(_C.FileReader, faults=faults)
+init = LLM.__init__
 
-def note_loaded(self, *parts):
+def tell():
+    while not faults.num_hung:
+        time.sleep(0.01)
+    print("the disk hangs", file=sys.stderr, flush=True)
+
+def hang_when_loaded(self, *parts):
     init(self, *parts)
-    loaded.set()
+    faults.hang()
+    threading.Thread(target=tell, daemon=True).start()
 
-def read_or_hang(*arguments):
-    if loaded.is_set():
-        print("the disk hangs", file=sys.stderr, flush=True)
-        threading.Event().wait()
-    return read(*arguments)
-
-LLM.__init__, os.preadv = note_loaded, read_or_hang
+LLM.__init__ = hang_when_loaded
 from hybridmoe.cli.app import main
 sys.exit(main())
 """

@@ -1,14 +1,16 @@
 """Native reader: bytes of any range, several devices, one-line reasons, refusal of bad requests."""
 
+import errno
 import os
 import tempfile
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from waiting import HANG_S
+from waiting import HANG_S, eventually
 
 from hybridmoe import _C
 from hybridmoe.errors import ShapeError
@@ -35,15 +37,18 @@ def paths(tmp_path: Path, contents: list[bytes]) -> Iterator[list[Path]]:
 
 
 @pytest.fixture
-def reader(paths: list[Path]) -> Iterator[_C.FileReader]:
+def reader(paths: list[Path], each_io: str) -> Iterator[_C.FileReader]:
     reader = open_reader(paths)
     yield reader
-    assert reader.close(HANG_S) and reader.is_idle
+    assert reader.close(HANG_S)
 
 
-def open_reader(paths: list[Path]) -> _C.FileReader:
+def open_reader(paths: list[Path], faults: _C.ReadFaults | None = None) -> _C.FileReader:
+    """Open a reader of small chunks with the backend of `each_io`."""
     fds = [os.open(path, os.O_RDONLY) for path in paths]
-    return _C.FileReader([(fd, -1, FileState.of(fd)) for fd in fds], 2)
+    files = [(fd, -1, FileState.of(fd)) for fd in fds]
+    why = "" if os.environ["HYBRIDMOE_IO"] == "uring" else "asked for"
+    return _C.FileReader(files, why, 2, 8, 64 << 10, faults)
 
 
 Range = tuple[int, int, int, memoryview]
@@ -112,7 +117,7 @@ def test_what_cannot_be_read_is_refused(reader: _C.FileReader, part: Any) -> Non
     assert reader.num_queued(True) == 0 and not reader.cancel(1)
 
 
-def test_a_closed_reader_reads_no_more(paths: list[Path]) -> None:
+def test_a_closed_reader_reads_no_more(paths: list[Path], each_io: str) -> None:
     before = len(os.listdir("/proc/self/fd"))
     reader = open_reader(paths)
     assert reader.close(HANG_S) and reader.close(0.0)
@@ -122,3 +127,90 @@ def test_a_closed_reader_reads_no_more(paths: list[Path]) -> None:
     with pytest.raises(ShapeError, match="closed"):
         reader.take(-1.0)
     assert reader.take(0.0) is None
+
+
+def test_each_device_has_reads_of_its_own(paths: list[Path], each_io: str) -> None:
+    faults = _C.ReadFaults()
+    reader = open_reader(paths, faults)
+    devices = {path.stat().st_dev for path in paths}
+    assert reader.num_devices == len(devices)
+    if len(devices) == 1:
+        pytest.skip("one device here")
+    faults.hang()
+    hanging = [[range_of(0, 0, 10)] for _ in range(8)]  # all that may be in flight
+    for key, parts in enumerate(hanging):
+        reader.submit(key, parts, True)
+    eventually(lambda: faults.num_hung == (2 if reader.why_threads else 8))
+    faults.hang(0)
+    other = [range_of(2, 7, 10)]
+    reader.submit(8, other, False)
+    assert reader.take(HANG_S) == (8, -1, "")
+    faults.resume()
+    assert sorted(reader.take(HANG_S) for _ in hanging) == [(key, -1, "") for key in range(8)]
+    assert reader.close(HANG_S)
+
+
+def test_a_read_that_hangs_keeps_its_reader_until_it_returns(
+    paths: list[Path], each_io: str, contents: list[bytes]
+) -> None:
+    before = len(os.listdir("/proc/self/fd"))
+    faults = _C.ReadFaults()
+    reader = open_reader(paths, faults)
+    faults.hang()
+    parts = [range_of(0, 100, 20)]
+    reader.submit(1, parts, True)
+    eventually(lambda: faults.num_hung == 1)
+    assert not reader.close(0.01)
+    assert len(os.listdir("/proc/self/fd")) > before
+    assert not any(bytes_of(parts[0]))
+    faults.resume()
+    assert reader.close(HANG_S)
+    assert bytes_of(parts[0]) == contents[0][100:120]
+    faults.release()
+    del reader
+    eventually(lambda: len(os.listdir("/proc/self/fd")) == before)
+
+
+@pytest.mark.parametrize("error", [0, errno.EPERM])
+def test_a_read_that_hangs_does_not_keep_others_from_going_on_by_threads(
+    paths: list[Path], each_io: str, contents: list[bytes], error: int
+) -> None:
+    if each_io != "uring":
+        pytest.skip("io_uring's")
+    faults = _C.ReadFaults()
+    reader = open_reader(paths, faults)
+    faults.hang(1)
+    sent = [[range_of(0, 100 * key, SIZE // 4)] for key in range(20)]
+    reader.submit(0, sent[0], True)
+    eventually(lambda: faults.num_hung == 1)
+    faults.fail_rings(3, error)
+    for key, parts in enumerate(sent[1:], 1):
+        reader.submit(key, parts, True)
+    ends = [reader.take(HANG_S) for _ in sent[1:]]
+    assert sorted(ends) == [(key, -1, "") for key in range(1, 20)]
+    why = os.strerror(error) if error else "io_uring_enter: Bad address"
+    assert reader.why_threads == f"io_uring failed: {why}"
+    assert reader.take(0.01) is None
+    assert not reader.cancel(0)
+    faults.resume()
+    assert reader.take(HANG_S) == (0, -1, "")
+    for key, parts in enumerate(sent):
+        assert bytes_of(parts[0]) == contents[0][100 * key :][: SIZE // 4]
+    assert reader.close(HANG_S)
+
+
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+def test_a_forked_child_leaves_the_reader_to_its_parent(paths: list[Path], each_io: str) -> None:
+    reader = open_reader(paths)
+    child = os.fork()
+    if child == 0:
+        with suppress(BaseException):
+            reader.close(HANG_S)
+            del reader
+            os._exit(0)
+        os._exit(1)
+    assert os.waitpid(child, 0)[1] == 0
+    parts = [range_of(1, 0, SIZE)]
+    reader.submit(1, parts, True)
+    assert reader.take(HANG_S) == (1, -1, "")
+    assert reader.close(HANG_S)

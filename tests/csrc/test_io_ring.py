@@ -16,7 +16,7 @@ from waiting import HANG_S, eventually
 from hybridmoe import _C
 from hybridmoe.errors import ConfigError, ShapeError
 from hybridmoe.experts.disk.arena import Arena
-from hybridmoe.experts.disk.read_backends import choose_read_backend
+from hybridmoe.experts.disk.read_backend import find_reason_for_threads
 
 BLOCK = 4096
 SIZE = 60 * BLOCK + 777
@@ -266,12 +266,12 @@ prctl = ctypes.CDLL(None, use_errno=True).prctl
 if prctl(38, 1, 0, 0, 0) or prctl(22, 2, ctypes.byref(filter), 0, 0):
     sys.exit(77)
 from hybridmoe.errors import ConfigError
-from hybridmoe.experts.disk.read_backends import choose_read_backend
-print(choose_read_backend().describe())
+from hybridmoe.experts.disk.read_backend import describe_backend, find_reason_for_threads as find
+print(describe_backend(find()))
 import os
 os.environ["HYBRIDMOE_IO"] = "uring"
 try:
-    choose_read_backend()
+    find()
 except ConfigError as error:
     print(error)
 """
@@ -307,4 +307,4 @@ def test_where_it_is_refused_threads_read_and_the_reason_is_given(error: int, wh
 def test_an_unknown_engine_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HYBRIDMOE_IO", "magic")
     with pytest.raises(ConfigError, match="HYBRIDMOE_IO='magic': expected one of auto, threads"):
-        choose_read_backend()
+        find_reason_for_threads()

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from hybridmoe.experts.disk.read_queue import FileRange
+from hybridmoe.experts.disk.read_request import FileRange
 from hybridmoe.experts.routed_experts import RoutedExperts
 from hybridmoe.gguf.cursor import printable
 from hybridmoe.gguf.reader import GGUFFile, Tensor

@@ -14,7 +14,7 @@ from hybridmoe.errors import DiskError, StalledReadError
 from hybridmoe.experts.disk.arena import ExpertBuffers
 from hybridmoe.experts.disk.expert_layout import ExpertLayout
 from hybridmoe.experts.disk.file_reader import FileReader
-from hybridmoe.experts.disk.read_queue import ReadRequest
+from hybridmoe.experts.disk.read_request import ReadRequest
 
 __all__ = ["STALL_S", "ExpertStore"]
 

@@ -2,7 +2,7 @@
 
 import errno
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ import pytest
 import torch
 from engine_run import request, run
 from gguf import GGMLQuantizationType as Type
-from read_faults import alter_reads
+from read_faults import add_faults
 from tiny_gguf import split_file, write_tiny
 
 import hybridmoe
@@ -190,33 +190,21 @@ def test_buffers_are_freed_and_never_more_than_planned(path: Path, one: int) -> 
         assert experts.buffers_free + experts.buffers_in_use == 6
 
 
-def failing_reads(monkeypatch: pytest.MonkeyPatch) -> Callable[[bool], None]:
-    """Return a switch that makes reads fail."""
-    is_broken = False
-
-    def switch(broken: bool) -> None:
-        nonlocal is_broken
-        is_broken = broken
-
-    alter_reads(monkeypatch, lambda fd: errno.EIO if is_broken else 0)
-    return switch
-
-
 def test_a_failing_disk_fails_the_request_alone(
     exact_kernels: None, path: Path, one: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with hybridmoe.load(path, context_tokens=512) as llm:
         whole = outputs(llm)
-    fail = failing_reads(monkeypatch)
+    faults = add_faults(monkeypatch)
     with open_cached(path, expert_ram=7 * one, expert_prefetch=1) as llm:
         for text in ("Once", LONG):
-            fail(True)
+            faults.fail(errno.EIO)
             with pytest.raises(hybridmoe.HybridMoeError) as caught:
                 llm.generate(text, **GREEDY)
             line = str(caught.value)
             assert line.startswith("tiny.gguf: tensor blk.") and "\n" not in line
             assert line.endswith("Input/output error")
-            fail(False)
+            faults.fail(0)
         assert outputs(llm) == whole
         experts = llm.experts
         assert isinstance(experts, CachedExperts)
@@ -249,7 +237,7 @@ def test_a_file_truncated_during_a_run(
 def test_an_unreadable_file_is_not_loaded(
     path: Path, one: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    failing_reads(monkeypatch)(True)
+    add_faults(monkeypatch).fail(errno.EIO)
     with pytest.raises(DiskError, match="Input/output error"):
         hybridmoe.load(path, context_tokens=64, expert_ram=4 * one)
 

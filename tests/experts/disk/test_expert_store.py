@@ -10,10 +10,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from read_faults import hold_reads
+from waiting import eventually
 
 from hybridmoe.experts.disk.expert_store import ExpertStore
 from hybridmoe.experts.disk.file_reader import FileReader
-from hybridmoe.experts.disk.read_queue import FileRange
+from hybridmoe.experts.disk.read_request import FileRange
 
 pytestmark = pytest.mark.usefixtures("each_io")
 
@@ -101,15 +102,16 @@ def divmod_at(key: int) -> tuple[int, int, int]:
 def test_an_expert_released_and_requested_again_while_it_is_read(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    let_go = hold_reads(monkeypatch)
+    faults = hold_reads(monkeypatch)
     reader = FileReader([path], num_threads=1)
     store = ExpertStore(layout(), reader, 1)
     assert store.request(3)
-    assert not store.release(3)  # its read may have started
+    eventually(lambda: faults.num_hung > 0)
+    assert not store.release(3)  # its read has begun
     assert not store.is_in_flight(3)
     assert not store.request(4)  # its buffer is not free yet
     assert store.request(3)
-    let_go()
+    faults.resume()
     store.drain()
     check_bytes(store, path.read_bytes(), 3)
     assert store.bytes_read == sum(SIZES)

@@ -8,18 +8,17 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
 
-import numpy as np
 import pytest
 from engine_run import request, run
 from gguf import GGMLQuantizationType as Type
-from read_faults import HangingDisk, alter_reads, check_buffers, check_every_step
+from read_faults import add_faults, add_hangs, check_buffers, check_every_step
 from tiny_gguf import write_tiny
 from waiting import eventually
 
 import hybridmoe
 from hybridmoe import _C
 from hybridmoe.engine.request import Finished, TokenEvent
-from hybridmoe.errors import DiskError, ShapeError, StalledReadError
+from hybridmoe.errors import DiskError, StalledReadError
 from hybridmoe.experts.disk.cached_experts import CachedExperts
 from hybridmoe.placement import placer, ram
 
@@ -36,10 +35,10 @@ def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def disk(monkeypatch: pytest.MonkeyPatch, each_io: str) -> Iterator[HangingDisk]:
-    disk = HangingDisk(monkeypatch)
+def disk(monkeypatch: pytest.MonkeyPatch, each_io: str) -> Iterator[_C.ReadFaults]:
+    disk = add_hangs(monkeypatch)
     yield disk
-    disk.close()
+    disk.release()
 
 
 @pytest.fixture(autouse=True)
@@ -81,12 +80,12 @@ class Asked:
 
 
 def test_a_request_can_be_cancelled_while_the_disk_hangs_and_others_lose_nothing(
-    path: Path, whole: list[Any], disk: HangingDisk
+    path: Path, whole: list[Any], disk: _C.ReadFaults
 ) -> None:
     with open_cached(path, expert_prefetch=1) as llm:
-        disk.is_hanging = True
+        disk.hang()
         first, second, third = (Asked(llm, prompt) for prompt in PROMPTS)
-        eventually(lambda: disk.num_begun > 0)
+        eventually(lambda: disk.num_hung > 0)
         second.handle.cancel()
         assert second.finish().reason == "cancelled"
         disk.resume()
@@ -96,12 +95,12 @@ def test_a_request_can_be_cancelled_while_the_disk_hangs_and_others_lose_nothing
 
 
 def test_nothing_waits_for_a_disk_that_hangs_when_the_model_is_closed(
-    path: Path, disk: HangingDisk, caplog: pytest.LogCaptureFixture
+    path: Path, disk: _C.ReadFaults, caplog: pytest.LogCaptureFixture
 ) -> None:
     llm = open_cached(path)
-    disk.is_hanging = True
+    disk.hang()
     asked = Asked(llm, PROMPTS[0])
-    eventually(lambda: disk.num_begun > 0)
+    eventually(lambda: disk.num_hung > 0)
     llm.close()
     assert asked.finish().reason == "cancelled"
     (line,) = [record.getMessage() for record in caplog.records]
@@ -109,9 +108,9 @@ def test_nothing_waits_for_a_disk_that_hangs_when_the_model_is_closed(
     assert "\n" not in line
 
 
-def test_logits_end_with_one_line(path: Path, disk: HangingDisk) -> None:
+def test_logits_end_with_one_line(path: Path, disk: _C.ReadFaults) -> None:
     llm = open_cached(path)
-    disk.is_hanging = True
+    disk.hang()
     caught: SimpleQueue[BaseException] = SimpleQueue()
 
     def ask() -> None:
@@ -122,7 +121,7 @@ def test_logits_end_with_one_line(path: Path, disk: HangingDisk) -> None:
 
     thread = threading.Thread(target=ask)
     thread.start()
-    eventually(lambda: disk.num_begun > 0)
+    eventually(lambda: disk.num_hung > 0)
     llm.close()
     thread.join()
     error = caught.get()
@@ -130,34 +129,18 @@ def test_logits_end_with_one_line(path: Path, disk: HangingDisk) -> None:
     assert str(error).startswith("no read has returned for ")
 
 
-def test_loading_can_be_given_up_while_the_disk_hangs(path: Path, disk: HangingDisk) -> None:
+def test_loading_can_be_given_up_while_the_disk_hangs(path: Path, disk: _C.ReadFaults) -> None:
     class GivenUp(Exception):
         pass
 
     def progress(step: hybridmoe.Progress) -> None:
-        if disk.num_begun:
+        if disk.num_hung:
             raise GivenUp
-        disk.is_hanging = step.phase == "load"
+        if step.phase == "load":
+            disk.hang()
 
     with pytest.raises(GivenUp):
         hybridmoe.load(path, context_tokens=256, expert_ram="2MiB", progress=progress)
-
-
-class FailingRing(_C.IoRing):
-    """A ring that fails after some reads: `wait` itself, or each read with an errno."""
-
-    error = 0
-    num_good = 0
-
-    def wait(self) -> list[tuple[int, int, int]]:
-        ends = super().wait()
-        cls = type(self)
-        cls.num_good -= len(ends)
-        if cls.num_good >= 0:
-            return ends
-        if cls.error == 0:
-            raise ShapeError("io_uring_enter: Bad address")
-        return [(tag, cls.error, end) for tag, _, end in ends]
 
 
 @pytest.mark.parametrize("error", [0, errno.ENOMEM, errno.EPERM, errno.EOPNOTSUPP])
@@ -173,17 +156,14 @@ def test_threads_go_on_where_io_uring_fails(
 ) -> None:
     if each_io != "uring":
         pytest.skip("io_uring's")
-    with monkeypatch.context() as patch:
-        patch.setattr(FailingRing, "error", error)
-        patch.setattr(FailingRing, "num_good", 1 << 60)
-        patch.setattr(_C, "IoRing", FailingRing)
-        with open_cached(path, expert_prefetch=1) as llm:
-            assert llm.expert_reads == "io_uring"
-            FailingRing.num_good = num_good
-            assert answers(llm) == whole
-            why = os.strerror(error) if error else "io_uring_enter: Bad address"
-            assert llm.expert_reads == f"4 threads (io_uring failed: {why})"
-            assert answers(llm) == whole
+    faults = add_faults(monkeypatch)
+    with open_cached(path, expert_prefetch=1) as llm:
+        assert llm.expert_reads == "io_uring"
+        faults.fail_rings(num_good, error)
+        assert answers(llm) == whole
+        why = os.strerror(error) if error else "io_uring_enter: Bad address"
+        assert llm.expert_reads == f"4 threads (io_uring failed: {why})"
+        assert answers(llm) == whole
     (line,) = [record.getMessage() for record in caplog.records]
     assert line == f"hybridmoe: io_uring failed ({why}): experts are read by threads"
 
@@ -191,12 +171,11 @@ def test_threads_go_on_where_io_uring_fails(
 def test_random_errors_fail_requests_alone_and_leak_nothing(
     path: Path, whole: list[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    rng, rate = np.random.default_rng(3), 0.0
-    alter_reads(monkeypatch, lambda fd: errno.EIO if rng.random() < rate else 0)
+    faults = add_faults(monkeypatch)
     num_failed = 0
     with open_cached(path, expert_prefetch=2) as llm:
         for i in range(40):
-            rate = (0.0, 0.01, 0.1, 0.5)[i % 4]
+            faults.fail(errno.EIO, (0.0, 0.01, 0.1, 0.5)[i % 4])
             asked = Asked(llm, PROMPTS[i % 3])
             end = asked.finish()
             if end.reason == "error":
@@ -206,7 +185,7 @@ def test_random_errors_fail_requests_alone_and_leak_nothing(
                 assert end.error.endswith("Input/output error"), end.error
             else:
                 assert asked.ids == whole[i % 3]
-        rate = 0.0
+        faults.fail(0)
         assert answers(llm) == whole
         assert isinstance(llm.experts, CachedExperts)
         check_buffers(llm.experts)
@@ -247,12 +226,12 @@ def test_a_file_that_changes_after_its_header_was_read_is_not_loaded(
         os.utime(file, ns=(1, 1))
     really_read = ram.read_weights
 
-    def read_weights(*arguments: Any) -> Any:
+    def read_weights(*arguments: Any, **options: Any) -> Any:
         if is_replaced:
             other.rename(copy)
         else:
             os.utime(copy, ns=(2, 2))
-        return really_read(*arguments)
+        return really_read(*arguments, **options)
 
     monkeypatch.setattr(placer, "read_weights", read_weights)
     with pytest.raises(DiskError, match=r"^copy\.gguf: the file was changed while it was loaded"):

@@ -1,21 +1,23 @@
 """Direct and buffered reads: equal bytes, and errors of one line."""
 
 import errno
-import fcntl
 import os
+import threading
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 import pytest
 from page_cache import resident_pages
-from read_faults import alter_reads, hold_reads
+from read_faults import add_faults, hold_reads
+from waiting import eventually
 
-from hybridmoe.errors import DiskError
-from hybridmoe.experts.disk import read_backends
+from hybridmoe.errors import DiskError, ShapeError
+from hybridmoe.experts.disk import read_backend
 from hybridmoe.experts.disk.arena import Arena
 from hybridmoe.experts.disk.file_reader import FileReader
-from hybridmoe.experts.disk.read_queue import FileRange, ReadRequest
+from hybridmoe.experts.disk.read_request import FileRange, ReadRequest
 from hybridmoe.hardware.disk import BLOCK_BYTES, direct_buffer_bytes
 
 pytestmark = pytest.mark.usefixtures("each_io")
@@ -47,25 +49,15 @@ def refuse_direct_at_open(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def refuse_direct_at_read(monkeypatch: pytest.MonkeyPatch) -> None:
-    def errno_of(fd: int) -> int:
-        return errno.EINVAL if fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_DIRECT else 0
-
-    alter_reads(monkeypatch, errno_of)
+    add_faults(monkeypatch).fail(errno.EINVAL, direct_only=True)
 
 
 def read_little_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
     """Shorten reads, as after a signal, down to parts of blocks."""
-    really_read, rng = os.preadv, np.random.default_rng(1)
-
-    def fake(fd: int, buffers: list[memoryview], offset: int) -> int:
-        limit = int(rng.integers(1, 3)) * BLOCK_BYTES + int(rng.integers(0, 2)) * 100
-        got = really_read(fd, buffers, offset)
-        return min(got, limit)
-
-    monkeypatch.setattr(os, "preadv", fake)
+    add_faults(monkeypatch).shorten(2)
     # io_uring's own short reads are test_io_ring's; here a range is many reads, few at a time.
-    monkeypatch.setattr(read_backends, "CHUNK_BYTES", BLOCK_BYTES)
-    monkeypatch.setattr(read_backends, "RING_DEPTH", 2)
+    monkeypatch.setattr(read_backend, "CHUNK_BYTES", BLOCK_BYTES)
+    monkeypatch.setattr(read_backend, "RING_DEPTH", 2)
 
 
 MODES = [lambda _: None, refuse_direct_at_open, refuse_direct_at_read, read_little_at_a_time]
@@ -137,14 +129,14 @@ def test_a_truncated_file_is_one_line(path: Path, reader: FileReader, left: int)
 def test_the_disks_error_is_reported(
     path: Path, content: np.ndarray, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    error = errno.EIO
-    alter_reads(monkeypatch, lambda fd: error)
+    faults = add_faults(monkeypatch)
+    faults.fail(errno.EIO)
     reader = FileReader([path], num_threads=3)
     reader.submit(make_request(1, (100, 50), (100, 50)))  # either range may fail first
     assert str(reader.take_completed(wait=True).error) == (
         "weights.gguf: tensor blk.1.x: cannot read 50 bytes at offset 100: Input/output error"
     )
-    error = 0
+    faults.fail(0)
     reader.submit(make_request(2, (100, 50)))  # the threads are still alive
     assert bytes_of(reader.take_completed(wait=True), 0) == content[100:150].tobytes()
     reader.close()
@@ -185,10 +177,10 @@ def paused(
     path: Path, each_io: str, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[tuple[FileReader, Callable]]:
     """Open a reader of one range at a time; reads wait for the returned call."""
-    resume = hold_reads(monkeypatch)
+    faults = hold_reads(monkeypatch)
     reader = FileReader([path], num_threads=1)
-    yield reader, resume
-    resume()
+    yield reader, faults.resume
+    faults.resume()
     reader.close()
 
 
@@ -220,16 +212,27 @@ def test_close_finishes_started_reads_only(
     paused: tuple[FileReader, Callable[[], None]], content: np.ndarray
 ) -> None:
     reader, resume = paused
-    begun, queued = make_request(1, (0, 10), (50, 10)), make_request(2, (0, 10))
+    begun = make_request(0, (0, 10), (50, 10))
     reader.submit(begun)
     while not has_started(reader):
         pass
-    reader.submit(queued)
+    closing = threading.Thread(target=reader.close)
+    closing.start()
+    queued: list[ReadRequest] = []
+
+    def is_closed() -> bool:
+        queued.append(make_request(len(queued) + 1, (0, 10)))
+        with suppress(ShapeError):
+            reader.submit(queued[-1])
+            return False
+        return True
+
+    eventually(is_closed)
     resume()
-    reader.close()
+    closing.join()
     reader.close()
     assert bytes_of(begun, 0) == content[:10].tobytes()
-    assert queued.num_left == 1 or reader.take_completed(wait=False) is not None
+    assert not any(any(request.buffers[0]) for request in queued)
 
 
 @pytest.mark.parametrize("name", ["threads", "uring", "auto"])
