@@ -218,6 +218,8 @@ class CachedExperts(ExpertBackend):
             if ready:
                 self._ffn.compute([key - first_key for key in ready])
                 for key in ready:
+                    if key in to_request:  # prefetched, and in flight while others had no buffer
+                        to_request.remove(key)
                     if free:
                         del free[key]
                     else:
