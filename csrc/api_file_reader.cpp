@@ -84,8 +84,10 @@ void register_file_reader(py::module_& m) {
       .def("fail_rings", &ReadFaults::fail_rings, py::arg("num_good"), py::arg("error"));
 
   py::class_<FileReader, std::shared_ptr<FileReader>>(m, "FileReader")
-      .def(py::init(&open_reader), py::arg("files"), py::arg("why_threads"), py::arg("num_threads"),
-           py::arg("ring_depth"), py::arg("chunk_bytes"), py::arg("faults") = nullptr)
+      .def(py::init(&open_reader), py::arg("files"), py::arg("why_threads") = "",
+           py::arg("num_threads") = ReaderOptions{}.num_threads,
+           py::arg("ring_depth") = ReaderOptions{}.ring_depth,
+           py::arg("chunk_bytes") = ReaderOptions{}.chunk_bytes, py::arg("faults") = nullptr)
       .def("submit", &submit, py::arg("key"), py::arg("ranges"), py::arg("is_urgent"))
       .def("make_urgent", &FileReader::make_urgent, py::arg("key"))
       .def("cancel", &FileReader::cancel, py::arg("key"))

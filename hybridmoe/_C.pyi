@@ -75,10 +75,10 @@ class FileReader:
     def __init__(
         self,
         files: Sequence[tuple[int, int, tuple[int, int, int, int]]],
-        why_threads: str,
-        num_threads: int,
-        ring_depth: int,
-        chunk_bytes: int,
+        why_threads: str = "",
+        num_threads: int = 4,
+        ring_depth: int = 32,
+        chunk_bytes: int = 512 << 10,
         faults: ReadFaults | None = None,
     ) -> None:
         """Take over open files, unless this raises ShapeError.

@@ -56,7 +56,7 @@ class RamTier:
                     offsets[-1].append(file.tell())
                     file.write(w.data.tobytes())
         fds = [os.open(path, os.O_RDONLY), -1]
-        self.reader = _C.FileReader([(*fds, tuple(FileState.of(fds[0])))], 2)
+        self.reader = _C.FileReader([(*fds, tuple(FileState.of(fds[0])))], num_threads=2)
         kinds = list(dict.fromkeys(types))
         extra = num_staging + num_ahead + num_leaving
         pools, arenas = [], []
