@@ -122,9 +122,13 @@ def _decode_way(
 
 
 def measure_prompts(path: Path, prompts: Sequence[int]) -> list[dict[str, Any]]:
-    """Prompts with the GPU by its default options, the first after loading apart; on the CPU."""
+    """Prompts whose experts cross the link, the first after loading apart; and on the CPU.
+
+    With one VRAM slot: on a large GPU, all of a small model's experts would be there already.
+    """
     context = max(prompts) + 64
-    with opened(path, context, device="cuda") as llm:
+    vram = vram_bytes(plan_for(path, context, _gpu_bytes()), 1)
+    with opened(path, context, device="cuda", vram=vram) as llm:
         first = prefill(llm, prompts[0])
         with_gpu = [_median_prefill(llm, n) for n in prompts]
     with opened(path, context, device="cpu") as llm:

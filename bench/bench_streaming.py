@@ -9,7 +9,7 @@ cross the link in every step. Needs a CUDA GPU, and exits with 1 without one.
 
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -43,7 +43,19 @@ _TIMES = 3  # timed prompts of each length
     show_default=True,
     help="Tokens of a prompt; may be repeated. The first is timed right after loading, too.",
 )
-def main(path: Path, slots: int, prompts: tuple[int, ...]) -> None:
+@click.option(
+    "--way",
+    "ways",
+    type=click.Choice(["registered", "staged"]),
+    multiple=True,
+    default=("registered", "staged"),
+    show_default=True,
+    help="How experts cross the link; may be repeated.",
+)
+@click.option("--out", type=click.Path(path_type=Path), help="File for the JSON.")
+def main(
+    path: Path, slots: int, prompts: tuple[int, ...], ways: tuple[str, ...], out: Path | None
+) -> None:
     if not torch.cuda.is_available():
         raise click.ClickException(
             "torch sees no CUDA GPU here. With one, tokens/s and the link's share of prompts of"
@@ -52,10 +64,11 @@ def main(path: Path, slots: int, prompts: tuple[int, ...]) -> None:
     context = max(prompts) + 64
     gpu_bytes = torch.cuda.get_device_properties(0).total_memory
     options = {"device": "cuda", "vram": vram_bytes(plan_for(path, context, gpu_bytes), slots)}
-    rows = measure("registered", path, context, options, prompts)
-    with refused_registration():
-        rows += measure("staged", path, context, options, prompts)
-    print_report(rows)
+    rows: list[Row] = []
+    for way in ways:
+        with nullcontext() if way == "registered" else refused_registration():
+            rows += measure(way, path, context, options, prompts)
+    print_report(rows, out=out)
 
 
 def measure(

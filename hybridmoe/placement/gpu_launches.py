@@ -41,10 +41,12 @@ __all__ = ["GpuPart", "model_launches", "run_steps"]
 
 _META = torch.device("meta")
 
-# One token, a few, several, a short prompt, a long one. Others differ in numbers no binary knows.
+# One token, two, a few, several, a short prompt, a long one. Others differ in numbers no binary
+# knows.
 _KINDS_OF_STEPS = (
     [Span(1, 0, (0,))],
-    [Span(1, 0, (0,)), Span(1, 0, (1,))],
+    [Span(1, 0, (page,)) for page in range(2)],
+    [Span(1, 0, (page,)) for page in range(MAX_VECTOR_TOKENS)],
     [Span(MAX_VECTOR_TOKENS + 1, 0, (0,))],
     [Span(PREFILL_TOKENS + 1, 0, (0,))],
     [Span(PROMPT_TOKENS, 0, tuple(range(-(-PROMPT_TOKENS // PAGE_TOKENS))))],

@@ -79,7 +79,7 @@ class SelfCheck:
         """
         kind = (w.type, w.batch, w.rows, w.cols)
         if kind not in self._wrong:
-            counts = (1, *((MAX_VECTOR_TOKENS,) if on_gpu.has_vectors else ()), _FEW, _MANY)
+            counts = (1, *((2, MAX_VECTOR_TOKENS) if on_gpu.has_vectors else ()), _FEW, _MANY)
             checks = [self._product(on_gpu, w, tokens) for tokens in counts]
             self._wrong[kind] = self.found.add(checks)
         wrong = self._wrong[kind]

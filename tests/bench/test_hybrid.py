@@ -128,6 +128,7 @@ def test_prompts_are_timed_on_both_devices(tmp_path: Path, monkeypatch: pytest.M
 
     use_gpu(monkeypatch)
     monkeypatch.setattr(_hybrid_parts, "_PROMPT_S", 0.01)
+    monkeypatch.setattr(_hybrid_parts, "_gpu_bytes", lambda: 8 << 30)
     path = tmp_path / "m.gguf"
     write_tiny(path, **{**SMALL, "q_lora": 64, "context": 256})
     found = measure_prompts(path, (20, 17))

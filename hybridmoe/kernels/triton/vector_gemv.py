@@ -22,6 +22,7 @@ __all__ = ["MAX_VECTOR_TOKENS", "VectorPlan", "plan_vectors", "vector_gemv"]
 MAX_VECTOR_TOKENS = 4  # of 8, a thread's x and sums do not fit its registers
 # Rows of a thread. The interpreter runs one program after the other, however many rows they have.
 REPEATS = 128 if IS_INTERPRETED else 4
+_MOST_REPEATS = 128 if IS_INTERPRETED else 8  # where a vector's codes need few registers
 
 _ALIGNED_FLOATS = 4  # x is loaded 16 bytes at a time
 
@@ -34,16 +35,17 @@ class VectorPlan(NamedTuple):
     row_lanes: int
 
 
-def plan_vectors(num_rows: int, num_cols: int) -> VectorPlan:
-    """Plan a tile by the matrix's size alone.
+def plan_vectors(kind: str, num_tokens: int, num_cols: int) -> VectorPlan:
+    """Plan a tile by the matrix's type and columns, from measurements on an H100 (docs/log.md).
 
-    A lane's numbers of x serve `repeats` rows, a warp's `row_lanes` times as many: fewer loads. Few
-    rows need programs of few rows, so that every multiprocessor has some; few columns few warps.
+    A lane's numbers of x serve `repeats` rows. Few columns need few warps.
     """
     num_vectors = num_cols // 32
     if num_vectors < 64:
         return VectorPlan(REPEATS, 1, 8 if num_vectors <= 4 else 1)
-    return VectorPlan(REPEATS, 4, 4 if num_rows >= 4096 else 1)
+    if num_tokens > 1 or kind == "Q6_K":
+        return VectorPlan(REPEATS, 4, 1)
+    return VectorPlan(_MOST_REPEATS, 4, 1)
 
 
 def vector_gemv(x: Tensor, w: DeviceMatrix, out: Tensor) -> Tensor:
@@ -51,7 +53,7 @@ def vector_gemv(x: Tensor, w: DeviceMatrix, out: Tensor) -> Tensor:
     batch, tokens, cols = x.shape
     if any(n % _ALIGNED_FLOATS for n in (x.storage_offset(), *x.stride()[:2])):
         x = x.clone(memory_format=torch.contiguous_format)
-    plan = plan_vectors(w.rows * batch, cols)
+    plan = plan_vectors(w.type.name, tokens, cols)
     grid = (triton.cdiv(w.rows, plan.repeats * plan.row_lanes), batch)
     _vector_kernel[grid](
         x,
@@ -63,7 +65,7 @@ def vector_gemv(x: Tensor, w: DeviceMatrix, out: Tensor) -> Tensor:
         w.row_bytes,
         *x.stride()[:2],
         *out.stride()[:2],
-        TOKENS=1 if tokens == 1 else MAX_VECTOR_TOKENS,  # two binaries, not three
+        TOKENS=triton.next_power_of_2(tokens),
         KIND=w.type.name,
         REPEATS=plan.repeats,
         WARPS=plan.num_warps,
