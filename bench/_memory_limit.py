@@ -1,4 +1,4 @@
-"""A limit on the memory of child processes, page cache included, through control groups."""
+"""Limits on child processes through control groups: memory, page cache included, and disk reads."""
 
 import os
 import subprocess
@@ -17,12 +17,30 @@ class MemoryLimit:
     def __init__(self, folder: Path, num_bytes: int) -> None:
         self.num_bytes = num_bytes
         self._folder = folder
+        self._folders = [folder]
         limit = folder / "memory.max"
         if not limit.exists():
             limit = folder / "memory.limit_in_bytes"
         limit.write_text(str(num_bytes))
         with suppress(OSError):
             (folder / "memory.swap.max").write_text("0")
+
+    def limit_reads(self, path: Path, bytes_per_s: int) -> None:
+        """Limit the reads of a file's disk. Errors: OSError where the system cannot."""
+        device = os.stat(path).st_dev
+        number = f"{os.major(device)}:{os.minor(device)}"
+        if (self._folder / "io.max").exists():
+            (self._folder / "io.max").write_text(f"{number} rbps={bytes_per_s}")
+            return
+        folder = _ROOT / "blkio" / self._folder.name
+        folder.mkdir()
+        self._folders.append(folder)
+        (folder / "blkio.throttle.read_bps_device").write_text(f"{number} {bytes_per_s}")
+
+    def close(self) -> None:
+        """Remove the groups."""
+        for folder in self._folders:
+            folder.rmdir()
 
     @property
     def peak_bytes(self) -> int | None:
@@ -36,7 +54,8 @@ class MemoryLimit:
         """Run a command inside, and capture what it prints."""
 
         def enter() -> None:
-            (self._folder / "cgroup.procs").write_text(str(os.getpid()))
+            for folder in self._folders:
+                (folder / "cgroup.procs").write_text(str(os.getpid()))
 
         return subprocess.run(command, capture_output=True, text=True, preexec_fn=enter)
 
@@ -49,8 +68,13 @@ def memory_limit(num_bytes: int) -> Iterator[MemoryLimit | None]:
         with suppress(OSError):
             folder.mkdir()
             try:
-                yield MemoryLimit(folder, num_bytes)
+                limit = MemoryLimit(folder, num_bytes)
+            except OSError:
+                folder.rmdir()
+                raise
+            try:
+                yield limit
                 return
             finally:
-                folder.rmdir()
+                limit.close()
     yield None

@@ -7,6 +7,7 @@ Runs alone in a control group whose limit is the budget for experts, the other w
 activations, and 384 MiB for Python; the page cache counts, and is emptied before. The disk is
 measured before each prompt and after the last one: O_DIRECT, 8 MiB pieces in file order, four at a
 time. A prompt's rate is all that it read over all of its time, attention and routing included.
+--disk-rate makes the disk slower, so that it is the limit on a machine with few cores.
 """
 
 import json
@@ -53,7 +54,14 @@ EMBEDDING_GAIN = 3000.0  # of 1, all tokens would go to the same experts
 @click.command(help=__doc__.split("\n\n")[0])
 @click.option("--experts", default=384, show_default=True, help="Experts per layer.")
 @click.option("--layers", default=3, show_default=True, help="Layers; the first is dense.")
-@click.option("--expert-ram", default="2.8GiB", show_default=True, help="RAM for experts.")
+@click.option("--expert-ram", default="5.5GiB", show_default=True, help="RAM for experts.")
+@click.option(
+    "--streamed",
+    default=144,
+    show_default=True,
+    help="Buffers for streamed experts; so many has all of K2 in 60 GiB.",
+)
+@click.option("--disk-rate", help="Limit the disk to this many bytes/s, e.g. 1GB.")
 @click.option("--tokens", default=2048, show_default=True, help="Tokens of a prompt.")
 @click.option("--step", default=2048, show_default=True, help="Tokens of a step.")
 @click.option("--prompts", default=3, show_default=True, help="Prompts; the median counts.")
@@ -64,6 +72,8 @@ def main(
     experts: int,
     layers: int,
     expert_ram: str,
+    streamed: int,
+    disk_rate: str | None,
     tokens: int,
     step: int,
     prompts: int,
@@ -77,7 +87,7 @@ def main(
     )
     if worker:
         assert keep is not None
-        print(json.dumps(_run(keep, budget, engine, tokens, prompts)))
+        print(json.dumps(_run(keep, budget, streamed, engine, tokens, prompts)))
         return
     with ExitStack() as stack:
         path = keep or Path(stack.enter_context(tempfile.TemporaryDirectory())) / "prompt.gguf"
@@ -88,10 +98,14 @@ def main(
         sizes = plan.problem.sizes
         allowed = plan.ram.used_bytes - dict(plan.ram.parts)["reserve"] + OVERHEAD_BYTES
         limit = stack.enter_context(memory_limit(allowed))
+        if disk_rate is not None:
+            if limit is None:
+                raise click.ClickException("no control group could be made to limit the disk")
+            limit.limit_reads(path, parse_bytes(disk_rate))
         _drop_from_cache(path)
         command = [sys.executable, __file__, "--worker", f"--keep={path}"]
         command += [f"--expert-ram={expert_ram}", f"--tokens={tokens}", f"--step={step}"]
-        command += [f"--prompts={prompts}"]
+        command += [f"--prompts={prompts}", f"--streamed={streamed}"]
         done = (
             limit.run(command) if limit else subprocess.run(command, capture_output=True, text=True)
         )
@@ -103,7 +117,11 @@ def main(
     rows.append(Row("experts over their RAM", sizes.all_expert_bytes / budget, "times"))
     if peak is not None:
         rows.append(Row("memory left", (allowed - peak) / 2**30, "GiB", bar=0.0))
-    about = {"limit_gib": round(allowed / 2**30, 2) if limit else None, **found}
+    about = {
+        "disk_limit": disk_rate,
+        "limit_gib": round(allowed / 2**30, 2) if limit else None,
+        **found,
+    }
     target = Path(out) if out else RESULTS / f"{machine()['date']}_disk_prompt.json"
     print_report(rows, about=about, out=None if out is None else target)
 
@@ -122,16 +140,26 @@ def _drop_from_cache(path: Path) -> None:
 
 
 def _run(
-    path: Path, budget: int, engine_config: EngineConfig, num_tokens: int, num_prompts: int
+    path: Path,
+    budget: int,
+    num_streamed: int,
+    engine_config: EngineConfig,
+    num_tokens: int,
+    num_prompts: int,
 ) -> dict[str, Any]:
     """Run prompts one after the other, the disk measured between them."""
     rng = np.random.default_rng(0)
     with GGUFFile.open(path) as file:
         config = ModelConfig.from_metadata(file.metadata)
         plan = _plan(path, budget, engine_config)
+        buffers = plan.disk_cache
+        assert buffers is not None, "all experts fit"
+        num_slots = buffers.num_slots + buffers.num_staging - num_streamed
+        buffers = buffers._replace(num_slots=num_slots, num_staging=num_streamed)
+        plan = replace(plan, disk_cache=buffers)
         placed = place(file, plan, NoGpu("the CPU alone"))
         cache = placed.disk_cache
-        assert cache is not None, "all experts fit"
+        assert cache is not None
         engine = Engine(
             Decoder(placed.weights(file), config, placed.experts), frozenset(), plan.engine
         )

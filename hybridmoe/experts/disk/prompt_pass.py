@@ -96,7 +96,7 @@ class PromptPass:
         self._take(keys)
         waiting = _Waiting(keys, num_free, source)
         to_request = waiting.missing()
-        self._request(to_request, index)
+        self._request(to_request, waiting, index)
         while waiting:
             ready = waiting.take(self._batch)
             if ready:
@@ -108,13 +108,13 @@ class PromptPass:
                 # others that are computed first.
                 waiting.give_up(self._top_k)
                 to_request = waiting.missing()
-                self._request(to_request, index)
+                self._request(to_request, waiting, index)
             for key, error in source.collect(wait=not ready).items():
                 if key in waiting:
                     if error is not None:
                         raise error
                     waiting.arrive(key)
-            self._request(to_request, index)
+            self._request(to_request, waiting, index)
 
     def _take(self, keys: Iterable[int]) -> None:
         """End the reading ahead: of its experts, keep those with `keys`, and count."""
@@ -125,9 +125,12 @@ class PromptPass:
                 self.read_ahead.num_read -= 1  # it was never read
         self.read_ahead.num_used += len(kept)
 
-    def _request(self, keys: deque[int], index: int) -> None:
-        """Request keys from the left while buffers are free; then the next layer's."""
-        while keys and self._source.request(keys[0]):
+    def _request(self, keys: deque[int], waiting: "_Waiting", index: int) -> None:
+        """Request keys from the left while buffers are free; then the next layer's.
+
+        A key that was in flight already may have been computed since.
+        """
+        while keys and (keys[0] not in waiting or self._source.request(keys[0])):
             keys.popleft()
         if not keys:
             self._read_ahead(index + 1)

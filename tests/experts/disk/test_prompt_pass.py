@@ -180,6 +180,19 @@ def test_a_failed_read_ahead_is_read_again_and_an_urgent_one_raises() -> None:
         prompt.compute(1, list(range(EXPERTS)), EXPERTS)
 
 
+def test_no_expert_is_read_twice_while_one_before_it_waits_for_a_buffer() -> None:
+    disk = Disk(4, set())
+    prompt, ffn = pass_over(disk, 4)
+    prompt.begin_step(LONG)
+    disk.prefetches.remove(0)  # its read has failed, and its buffer is another's
+    disk.resident.add(EXPERTS)
+    disk.loaded.add(EXPERTS)
+    ffn.begin(0)
+    prompt.compute(0, list(range(EXPERTS)), EXPERTS)
+    assert sorted(key for key in disk.reads if key < EXPERTS) == list(range(EXPERTS))
+    assert disk.loaded == {EXPERTS} | (disk.loaded & set(prompt.ahead))
+
+
 def test_experts_that_must_wait_give_their_buffers_to_those_that_are_first() -> None:
     disk = Disk(4, set())
     prompt, ffn = pass_over(disk, 4)
