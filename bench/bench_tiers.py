@@ -7,8 +7,8 @@
 Both programs run alone in a control group whose limit is the budget for experts, the other weights,
 and 384 MiB for Python and what is computed; the page cache counts, and is emptied before. If
 no group can be made, ours runs without a limit, past the page cache as always, without a peer.
-Hit rate, and the rates of disk and memory before and after, are measured in the same run; the cost
-model of `hybridmoe plan` says what they allow.
+Rates of disk and memory are sampled between the tokens, and each token's hits are counted; from
+these the cost model of `hybridmoe plan` predicts the time of each token.
 """
 
 import json
@@ -17,8 +17,10 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, replace
+from itertools import pairwise
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
@@ -32,6 +34,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from bench._harness import RESULTS, Row, bar, machine, print_report
 from bench._llama_cpp import LlamaCpp
 from bench._memory_limit import MemoryLimit, memory_limit
+from bench._rates import RateSampler, Sample
 from bench.synthetic import K2_SLICE, write_synthetic
 from hybridmoe.config import EngineConfig, ModelConfig
 from hybridmoe.engine import Engine, Finished, PromptProgress, Request, SamplingParams
@@ -39,7 +42,6 @@ from hybridmoe.experts.stats import ExpertCounters
 from hybridmoe.gguf.outline import read_outline
 from hybridmoe.gguf.reader import GGUFFile
 from hybridmoe.hardware import isa
-from hybridmoe.hardware.disk import measure_disk
 from hybridmoe.hardware.gpu import NoGpu
 from hybridmoe.hardware.machine import measure
 from hybridmoe.kernels import ops
@@ -47,16 +49,15 @@ from hybridmoe.model.decoder import Decoder
 from hybridmoe.placement.placer import place
 from hybridmoe.planning.cost_model import Hits, Step, decode
 from hybridmoe.planning.memory_plan import plan_memory
-from hybridmoe.planning.model_sizes import ModelSizes
 from hybridmoe.planning.plan import Plan
 from hybridmoe.planning.problem import Budgets
 from hybridmoe.planning.rates import rates_of
 from hybridmoe.units import parse_bytes
 
 PREDICTED_SHARE, PEER_TIMES, LEAST_RATIO = 0.85, 2.0, 3.0  # the bars
+ACCURACY = 0.8  # of the prediction, either way
 OVERHEAD_BYTES = 3 << 27
 WARM_UP_TOKENS = 12  # the cache is full after these
-DISK_S = 1.5
 SAME_TOKENS = 12  # of one word at the end, whose experts have all come by its second half
 EMBEDDING_GAIN = 3000.0  # about half of a token's experts are those of the token before
 
@@ -116,20 +117,23 @@ def main(
         ours = _run("ours", path, limit, arguments)
         peak = limit.peak_bytes if limit else None
         peer = _run("llama.cpp", path, limit, arguments) if limit else None
-    step = _predicted(plan, ours, ours["hit_rate"])
-    resident = _predicted(plan, ours, 1.0)
-    rows = _rows(sizes, budget, ours, peer, step, resident, peak)
+    steps = _predicted(plan, ours["rates"], ours["hit_rates"])
+    rows = _rows(plan, budget, ours, peer, steps, peak)
     about = {
         "expert_gib": round(sizes.all_expert_bytes / 2**30, 2),
         "limit_gib": round(limit.num_bytes / 2**30, 2) if limit else "none could be set",
         "peak_of_limit_gib": round(peak / 2**30, 2) if peak else None,
-        "disk_gb_s": [round(rate / 1e9, 2) for rate in ours["disk"]],
-        "dram_gb_s": [round(rate / 1e9, 1) for rate in ours["dram"]],
+        "disk_gb_s": [round(disk / 1e9, 2) for _, disk in ours["rates"]],
+        "dram_gb_s": [round(dram / 1e9, 1) for dram, _ in ours["rates"]],
         "hit_rate": round(ours["hit_rate"], 3),
         "wait_ms": round(1e3 * ours["read_wait_s"] / len(ours["seconds"]), 1),
         "prefetch": prefetch,
         "counters": ours["counters"],
-        "predicted_ms": {name: round(1e3 * s, 1) for name, s in step.seconds.items()},
+        "predicted_ms": {
+            name: round(1e3 * float(np.mean([step.seconds[name] for step in steps])), 1)
+            for name in steps[0].seconds
+        },
+        "predicted_token_ms": [round(1e3 * step.total_s) for step in steps],
         "token_ms": [round(1e3 * s) for s in ours["seconds"]],
         "peer_token_ms": [round(1e3 * s) for s in peer["seconds"]] if peer else None,
     }
@@ -164,7 +168,6 @@ def _token_ids(num_tokens: int) -> list[int]:
 
 def _ours(path: Path, budget: int, prefetch: int, num_tokens: int) -> dict[str, Any]:
     """Decode given tokens, one a step, with the RAM cache over the file."""
-    disk, dram = [measure_disk([path], seconds=DISK_S, seed=1)], [measure(quick=True).read.all]
     with GGUFFile.open(path) as file:
         config = ModelConfig.from_metadata(file.metadata)
         ids = _token_ids(WARM_UP_TOKENS + num_tokens + 1)
@@ -178,13 +181,18 @@ def _ours(path: Path, budget: int, prefetch: int, num_tokens: int) -> dict[str, 
         decoder = Decoder(placed.weights(file), config, placed.experts)
         engine = Engine(decoder, frozenset(), engine_config)
         events: SimpleQueue[Any] = SimpleQueue()
-        times: list[float] = []
+        sampler = RateSampler(path)
+        began: list[float] = []  # a step each
+        ended: list[float] = []
         counters: list[ExpertCounters] = []
+        rates: list[Sample] = []
 
         def listen(event: Any) -> None:  # in the engine's thread, before each step
             if isinstance(event, PromptProgress):
-                times.append(time.perf_counter())
+                ended.append(time.perf_counter())
                 counters.append(cache.stats().counters)
+                rates.append(sampler.sample())
+                began.append(time.perf_counter())
             events.put(event)
 
         params = SamplingParams(temperature=0.0, max_tokens=1)
@@ -194,22 +202,21 @@ def _ours(path: Path, budget: int, prefetch: int, num_tokens: int) -> dict[str, 
         assert event.reason in ("length", "stop"), event
         engine.close()
         placed.close()
-        disk.append(measure_disk([path], seconds=DISK_S, seed=2))
-        dram.append(measure(quick=True).read.all)
+        seconds = np.subtract(ended[1:], began[:-1])  # of a step
         first, last = WARM_UP_TOKENS, WARM_UP_TOKENS + num_tokens
         before, after = counters[first], counters[last]
-        hits, misses = after.hits - before.hits, after.misses - before.misses
         return {
-            "seconds": np.diff(times[first : last + 1]).tolist(),
-            "resident_s": float(np.median(np.diff(times[-SAME_TOKENS // 2 - 1 : -1]))),
-            "hit_rate": hits / (hits + misses),
+            "seconds": seconds[first:last].tolist(),
+            "rates": [a.mean(b) for a, b in pairwise(rates[first : last + 1])],
+            "hit_rates": [(b - a).hit_rate for a, b in pairwise(counters[first : last + 1])],
+            "resident_s": seconds[-SAME_TOKENS // 2 :].tolist(),
+            "resident_rates": [a.mean(b) for a, b in pairwise(rates[-SAME_TOKENS // 2 - 1 :])],
+            "hit_rate": (after - before).hit_rate,
             "read_wait_s": after.read_wait_s - before.read_wait_s,
             "read_bytes": after.bytes_read - before.bytes_read,
             "num_slots": cache.plan.num_slots,
             "counters": asdict(counters[-1]),
             "rss": _peak_rss(),
-            "disk": disk,
-            "dram": dram,
         }
 
 
@@ -233,58 +240,70 @@ def _peak_rss() -> int:
     return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:"))
 
 
-def _predicted(plan: Plan, ours: dict[str, Any], hit_rate: float) -> Step:
-    """A token's predicted time, by the cost model with the rates and hits of this run."""
+def _predicted(
+    plan: Plan, rates: Sequence[Sequence[float]], hit_rates: Sequence[float]
+) -> list[Step]:
+    """Predict the time of each token, by the cost model, with its hits and the rates around it."""
     limits = measure()
     tiles = limits.amx_bf16 if isa.active() == "amx" else None
-    rates = rates_of(
-        isa.active(),
-        dram=float(np.mean(ours["dram"])),
-        peak_ops=(tiles or limits.int8).all,
-        float_ops=limits.float32.all,
-        disk=float(np.mean(ours["disk"])),
-    )
-    return decode(plan, rates, Hits(vram=0.0, ram=hit_rate), WARM_UP_TOKENS)
+    peak = {"peak_ops": (tiles or limits.int8).all, "float_ops": limits.float32.all}
+    steps = []
+    for (dram, disk), hit_rate in zip(rates, hit_rates, strict=True):
+        now = rates_of(isa.active(), dram=dram, disk=disk, **peak)
+        steps.append(decode(plan, now, Hits(vram=0.0, ram=hit_rate), WARM_UP_TOKENS))
+    return steps
+
+
+def _speed(seconds: Iterable[float]) -> float:
+    """Tokens/s of all tokens together."""
+    return 1 / float(np.mean(list(seconds)))
 
 
 def _rows(
-    sizes: ModelSizes,
+    plan: Plan,
     budget: int,
     ours: dict[str, Any],
     peer: dict[str, Any] | None,
-    step: Step,
-    resident: Step,
+    steps: Sequence[Step],
     peak: int | None,
 ) -> list[Row]:
-    speed = 1 / float(np.mean(ours["seconds"]))
-    peer_speed = 1 / float(np.mean(peer["seconds"])) if peer else None
+    sizes = plan.problem.sizes
+    speed, predicted = _speed(ours["seconds"]), _speed(step.total_s for step in steps)
+    peer_speed = _speed(peer["seconds"]) if peer else None
+    resident = _predicted(plan, ours["resident_rates"], [1.0] * len(ours["resident_rates"]))
     others = sizes.total_bytes - sizes.all_expert_bytes
     allowed = budget + others + OVERHEAD_BYTES
-    waited = ours["read_bytes"] / sum(ours["seconds"])
+    disk = float(np.mean([disk for _, disk in ours["rates"]]))
     return [
         Row("experts over their RAM", sizes.all_expert_bytes / budget, "times", bar=LEAST_RATIO),
         Row(
             "decode",
             speed,
             "tok/s",
-            step.tokens_per_s,
+            predicted,
             peer_speed,
-            bar(
-                limit=step.tokens_per_s,
-                share=PREDICTED_SHARE,
-                peer=peer_speed,
-                times=PEER_TIMES,
-            ),
+            bar(limit=predicted, share=PREDICTED_SHARE, peer=peer_speed, times=PEER_TIMES),
             note=f"limit: the cost model at {100 * ours['hit_rate']:.0f} % hits",
         ),
         Row(
+            "accuracy of the cost model",
+            min(speed, predicted) / max(speed, predicted),
+            "",
+            bar=ACCURACY,
+        ),
+        Row(
             "decode, all experts found",
-            1 / ours["resident_s"],
+            _speed(ours["resident_s"]),
             "tok/s",
-            resident.tokens_per_s,
+            _speed(step.total_s for step in resident),
             note="one token again and again: what is lost without any disk",
         ),
-        Row("read while decoding", waited / 1e9, "GB/s", float(np.mean(ours["disk"])) / 1e9),
+        Row(
+            "read while decoding",
+            ours["read_bytes"] / sum(ours["seconds"]) / 1e9,
+            "GB/s",
+            disk / 1e9,
+        ),
         Row("memory left", (allowed - (peak or ours["rss"])) / 2**30, "GiB", bar=0.0),
     ]
 
