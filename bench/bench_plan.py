@@ -37,11 +37,12 @@ from hybridmoe.kernels.paged_mla import Span
 from hybridmoe.model.decoder import Decoder
 from hybridmoe.model.router import Routing
 from hybridmoe.model.weights import Weights
-from hybridmoe.planning.cost_model import decode, hits_of, prompt
+from hybridmoe.planning.cost_model import decode, hits_of
 from hybridmoe.planning.kv_plan import plan_kv
 from hybridmoe.planning.memory_plan import plan_memory
 from hybridmoe.planning.plan import Plan
 from hybridmoe.planning.problem import Budgets
+from hybridmoe.planning.prompt_cost import prompt
 from hybridmoe.planning.rates import Rates, rates_of
 
 ACCURACY = 0.8  # an error of at most a fifth

@@ -1,4 +1,4 @@
-"""Cost model: seconds of a token and of a prompt, for a plan on a machine.
+"""Cost model: seconds of a decoded token, for a plan on a machine. Prompts: prompt_cost.py.
 
 A token's time is a sum over layers, since each needs the one before; inside a layer the GPU,
 the CPU and the disk work at once, so that the slowest counts:
@@ -14,17 +14,23 @@ of routing is `Hits`.
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-import numpy as np
-
-from hybridmoe.config import ModelConfig
 from hybridmoe.errors import ConfigError
 from hybridmoe.planning.layer_cost import Hits, cost, layer_times
 from hybridmoe.planning.model_sizes import Part
 from hybridmoe.planning.plan import Plan
-from hybridmoe.planning.prefill_split import costs_of, cpu_products_s, split
-from hybridmoe.planning.rates import DENSE_OVERHEAD, LAYER_S, PROMPT_OVERHEAD, GpuRates, Rates
+from hybridmoe.planning.rates import LAYER_S, GpuRates, Rates
 
-__all__ = ["Hits", "Step", "decode", "hits_of", "prompt"]
+__all__ = [
+    "HitCurve",
+    "Hits",
+    "Step",
+    "attention_cost",
+    "between_s",
+    "decode",
+    "disk_rate",
+    "hits_of",
+    "read_s",
+]
 
 HitCurve = Callable[[int], float]  # slots -> share of the chosen experts that are found
 
@@ -90,9 +96,9 @@ def decode(plan: Plan, rates: Rates, hits: Hits, position: int, *, num_deferred:
     """
     sizes, gpu = plan.problem.sizes, rates.gpu if plan.vram else None
     c = sizes.config
-    disk = _disk(rates, hits)
+    disk = disk_rate(rates, hits)
     head, dense = (sum(_one_token_s(parts, rates, gpu)) for parts in (sizes.head, sizes.dense))
-    attention, kv_bytes = _attention(plan, rates, gpu, 1, position)
+    attention, kv_bytes = attention_cost(plan, rates, gpu, 1, position)
     shared = sum(_one_token_s(sizes.shared, rates, gpu)) if gpu else 0.0  # beside the experts
     dense -= shared
     num_layers, num_moe = len(sizes.layers), max(1, len(sizes.experts))
@@ -118,7 +124,7 @@ def decode(plan: Plan, rates: Rates, hits: Hits, position: int, *, num_deferred:
             "attention": attention,
             "experts": experts,
             "waiting for disk": waits,
-            "between kernels": _between_s(plan, rates) + handing_over,
+            "between kernels": between_s(plan, rates) + handing_over,
         },
         {
             "VRAM": (core if gpu else 0.0) + chosen * hits.vram,
@@ -128,78 +134,7 @@ def decode(plan: Plan, rates: Rates, hits: Hits, position: int, *, num_deferred:
     )
 
 
-def prompt(
-    plan: Plan,
-    rates: Rates,
-    hits: Hits,
-    num_tokens: int,
-    distinct: Callable[[int], float] | None = None,
-) -> Step:
-    """Cost of a prompt of `num_tokens`, in steps as long as the plan has them.
-
-    distinct: number of a layer's experts that a number of tokens choose; None: by uniform routing.
-    """
-    if num_tokens < 1:
-        raise ConfigError(f"a prompt of {num_tokens} tokens: expected at least 1")
-    sizes, gpu = plan.problem.sizes, rates.gpu if plan.vram else None
-    c = sizes.config
-    seconds = dict.fromkeys(
-        ("dense weights", "attention", "experts", "waiting for disk", "between kernels"), 0.0
-    )
-    read = dict.fromkeys(("VRAM", "RAM", "disk"), 0.0)
-    disk = _disk(rates, hits)
-    known: dict[tuple[tuple[Part, ...], bool, int], float] = {}
-    for start in range(0, num_tokens, plan.step_tokens):
-        tokens = min(plan.step_tokens, num_tokens - start)
-        core = sizes.dense
-        seconds["dense weights"] += _dense_products_s(core, rates, gpu, tokens)
-        attention, kv_bytes = _attention(plan, rates, gpu, tokens, start)
-        seconds["attention"] += attention
-        seconds["between kernels"] += _between_s(plan, rates)
-        read["VRAM" if gpu else "RAM"] += kv_bytes + sum(part.num_bytes for part in core)
-        touched = distinct(tokens) if distinct else _distinct(c.num_experts, c.top_k, tokens)
-        for layer, parts in zip(sizes.moe_layers, sizes.experts, strict=True):
-            size = touched * sum(part.num_bytes for part in parts)
-            key = (parts, plan.streams_layer(layer), tokens)
-            if key not in known:
-                by = gpu if plan.streams_layer(layer) else None
-                known[key] = _experts_of_step(parts, rates, by, hits, touched, tokens, c)
-            busy = known[key]
-            reading = size * hits.disk / disk if hits.disk else 0.0
-            seconds["experts"] += busy
-            seconds["waiting for disk"] += max(0.0, reading - busy)
-            read["VRAM"] += size * hits.vram
-            read["RAM"] += size * hits.ram
-            read["disk"] += size * hits.disk
-    seconds["dense weights"] += sum(_read_s(sizes.head, rates, gpu))
-    for what in ("dense weights", "attention", "experts"):
-        seconds[what] *= PROMPT_OVERHEAD
-    return Step(num_tokens, seconds, read)
-
-
-def _experts_of_step(
-    parts: tuple[Part, ...],
-    rates: Rates,
-    gpu: GpuRates | None,
-    hits: Hits,
-    touched: float,
-    num_tokens: int,
-    c: ModelConfig,
-) -> float:
-    """Seconds of one layer's experts for many tokens, as many of each expert.
-
-    gpu: None where the CPU computes all. Else split as experts.gpu does: prefill_split.py.
-    """
-    num_pairs = num_tokens * c.top_k
-    if gpu is None:
-        return touched * cpu_products_s(parts, rates, num_pairs / touched)
-    num_experts = max(1, round(touched))
-    counts = [num_pairs / num_experts] * num_experts
-    costs = costs_of(parts, rates, gpu, counts, 4 * c.hidden * num_tokens)
-    return split(costs, np.arange(num_experts) < round(hits.vram * num_experts)).seconds
-
-
-def _attention(
+def attention_cost(
     plan: Plan, rates: Rates, gpu: GpuRates | None, num_tokens: int, start: int
 ) -> tuple[float, float]:
     """Seconds, and bytes of KV cache read, of all layers: tokens from `start` on."""
@@ -217,19 +152,15 @@ def _attention(
     ), read
 
 
-def _between_s(plan: Plan, rates: Rates) -> float:
+def between_s(plan: Plan, rates: Rates) -> float:
     """Seconds between the kernels of a step. Beside a RAM cache, a GPU runs layer by layer."""
     is_by_layer = plan.vram is not None and plan.disk_cache is not None
     layer_s = max(LAYER_S, rates.layer_s) if is_by_layer else rates.layer_s
     return rates.step_s + len(plan.problem.sizes.layers) * layer_s
 
 
-def _distinct(num_experts: int, top_k: int, num_tokens: int) -> float:
-    """Expected number of a layer's experts that the tokens choose, by uniform routing."""
-    return num_experts * (1 - (1 - top_k / max(1, num_experts)) ** num_tokens)
-
-
-def _read_s(parts: tuple[Part, ...], rates: Rates, gpu: GpuRates | None) -> Iterator[float]:
+def read_s(parts: tuple[Part, ...], rates: Rates, gpu: GpuRates | None) -> Iterator[float]:
+    """Seconds to read each matrix once, for many tokens."""
     for part in parts:
         yield part.num_bytes / (gpu.read if gpu else rates.decode_bytes(part.type))
 
@@ -239,19 +170,8 @@ def _one_token_s(parts: tuple[Part, ...], rates: Rates, gpu: GpuRates | None) ->
         yield part.num_bytes / (gpu if gpu else rates).decode_bytes(part.type)
 
 
-def _dense_products_s(
-    parts: tuple[Part, ...], rates: Rates, gpu: GpuRates | None, num_tokens: float
-) -> float:
-    """Seconds of products with many tokens; reading and computing overlap."""
-    if gpu is None:
-        return DENSE_OVERHEAD * cpu_products_s(parts, rates, num_tokens)
-    return sum(
-        max(reading, 2 * part.num_params * num_tokens / gpu.ops)
-        for part, reading in zip(parts, _read_s(parts, rates, gpu), strict=True)
-    )
-
-
-def _disk(rates: Rates, hits: Hits) -> float:
+def disk_rate(rates: Rates, hits: Hits) -> float:
+    """Bytes/s of the disk; infinite where nothing is read. Errors: ConfigError if it is unknown."""
     if rates.disk is None:
         if hits.disk > 1e-12:
             raise ConfigError(

@@ -8,8 +8,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import pairwise
 
-from hybridmoe.planning.cost_model import HitCurve, Hits, Step, decode, hits_of, prompt
+from hybridmoe.planning.cost_model import HitCurve, Hits, Step, decode, hits_of
 from hybridmoe.planning.plan import Plan
+from hybridmoe.planning.prompt_cost import prompt
 from hybridmoe.planning.rates import GpuRates, Rates
 
 __all__ = ["StagedCost"]

@@ -13,12 +13,13 @@ from memory_plans import plan_of
 from hybridmoe.config import ModelConfig
 from hybridmoe.errors import ConfigError
 from hybridmoe.gguf.outline import read_outline
-from hybridmoe.planning.cost_model import Hits, decode, hits_of, prompt
+from hybridmoe.planning.cost_model import Hits, decode, hits_of
 from hybridmoe.planning.gpu_specs import GPUS, spec_named
 from hybridmoe.planning.model_sizes import ModelSizes, Part, sizes_of
 from hybridmoe.planning.placement_rules import ExpertLayers
 from hybridmoe.planning.plan import Plan
 from hybridmoe.planning.price import price_of
+from hybridmoe.planning.prompt_cost import prompt
 from hybridmoe.planning.rates import (
     DECODE_SHARE,
     DENSE_OVERHEAD,

@@ -8,11 +8,12 @@ from k2_header import write_k2
 from hybridmoe.config import EngineConfig
 from hybridmoe.errors import ConfigError
 from hybridmoe.gguf.outline import Outline, read_outline
-from hybridmoe.planning.cost_model import Hits, decode, hits_of, prompt
+from hybridmoe.planning.cost_model import Hits, decode, hits_of
 from hybridmoe.planning.memory_plan import plan_memory
 from hybridmoe.planning.placement_rules import PlacementRules
 from hybridmoe.planning.plan import Plan
 from hybridmoe.planning.problem import Budgets, GpuBudget
+from hybridmoe.planning.prompt_cost import prompt
 from hybridmoe.planning.rates import GpuRates, rates_of
 from hybridmoe.planning.stage_cost import CROSSING, StagedCost
 
