@@ -85,7 +85,7 @@ std::unique_ptr<RamExperts> make_ram_experts(std::shared_ptr<FileReader> reader,
     auto& layer = files.emplace_back(ExpertFiles{.pool = pool, .parts = {}});
     for (int i = 0; i < kNumParts; ++i) {
       const auto& [file, offset, num_bytes, name] = parts[i];
-      layer.parts[i] = {file, offset, num_bytes, name};
+      layer.parts[i] = {file, offset, num_bytes, weights[i]->rows, name};
     }
   }
   const int64_t num_experts = matrices[0].gate.batch;

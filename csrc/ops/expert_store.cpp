@@ -4,6 +4,8 @@
 #include <utility>
 
 #include "base/check.h"
+#include "base/runtime.h"
+#include "ops/touch_rows.h"
 
 namespace hm {
 
@@ -21,8 +23,10 @@ ExpertStore::ExpertStore(std::shared_ptr<FileReader> reader, std::vector<BufferP
       const ExpertFiles::Part& part = layer.parts[i];
       const int64_t room = pools_[layer.pool].part_bytes[i];
       // Any expert begins anywhere in a block.
-      check(part.num_bytes > 0 && whole_blocks(part.num_bytes + kBlockBytes - 1) <= room, part.name,
-            ": matrices of ", part.num_bytes, " bytes do not fit into buffers of ", room);
+      check(part.num_bytes > 0 && part.num_rows > 0 &&
+                whole_blocks(part.num_bytes + kBlockBytes - 1) <= room,
+            part.name, ": matrices of ", part.num_bytes, " bytes do not fit into buffers of ",
+            room);
     }
   }
   int64_t num_buffers = 0;
@@ -35,6 +39,7 @@ ExpertStore::ExpertStore(std::shared_ptr<FileReader> reader, std::vector<BufferP
     num_buffers += pool.num_buffers;
   }
   first_buffer_.push_back(num_buffers);
+  is_claimed_.assign(num_buffers, threads().size() == 1);
   experts_.resize(layers_.size() * num_experts);
   addresses_.resize(kNumParts * experts_.size());
 }
@@ -122,7 +127,22 @@ int64_t ExpertStore::take_buffer(int64_t key) {
   if (free.empty()) return -1;
   const int64_t buffer = free.back();
   free.pop_back();
+  if (!is_claimed_[buffer]) claim(key, buffer);
   return buffer;
+}
+
+// Lets the threads of each NUMA node touch their rows before the first read does, which would have
+// all of them on its own node. Layers of other types divide a buffer nearly alike.
+void ExpertStore::claim(int64_t key, int64_t buffer) {
+  is_claimed_[buffer] = true;
+  const ExpertFiles& layer = layers_[key / num_experts_];
+  const auto addresses = buffer_addresses(buffer, key);
+  for (int i = 0; i < kNumParts; ++i) {
+    const ExpertFiles::Part& part = layer.parts[i];
+    // Not const: it is a part of the pool's memory.
+    claim_rows(reinterpret_cast<std::byte*>(const_cast<uint8_t*>(addresses[i])), part.num_rows,
+               part.num_bytes / part.num_rows);
+  }
 }
 
 ExpertAddresses ExpertStore::buffer_addresses(int64_t buffer, int64_t key) const {

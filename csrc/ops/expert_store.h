@@ -33,6 +33,7 @@ struct ExpertFiles {
     int32_t file;
     int64_t offset;     // of expert 0
     int64_t num_bytes;  // of each
+    int64_t num_rows;   // of each
     std::string name;   // for messages
   };
   int32_t pool;
@@ -106,6 +107,7 @@ class ExpertStore {
   void set_addresses(int64_t key, const ExpertAddresses& addresses);
   std::byte* memory_of(int64_t buffer) const;
   int64_t skew(int64_t key, int part) const;
+  void claim(int64_t key, int64_t buffer);
   std::string describe(const ReadEnd& end) const;
 
   const std::shared_ptr<FileReader> reader_;
@@ -114,6 +116,7 @@ class ExpertStore {
   const int64_t num_experts_;
   std::vector<int64_t> first_buffer_;       // by pool, and the number of all
   std::vector<std::vector<int32_t>> free_;  // by pool; the lowest is last, and is used first
+  std::vector<bool> is_claimed_;            // by buffer: its pages are on their nodes
   std::vector<Expert> experts_;             // by key
   std::vector<const uint8_t*> addresses_;   // (L, 3, E), null = not loaded
   std::vector<ExpertRead> ended_;

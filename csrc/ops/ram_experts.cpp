@@ -94,10 +94,10 @@ void RamExperts::compute(const ExpertPass::Order& order, int64_t first_key) {
   table.poll();  // prefetches; one that has failed is requested again
   for (const int32_t expert : order.experts) {
     const int64_t key = first_key + expert;
-    if (!table.is_loaded(key)) {
-      wanted_.push_back(expert);
-    } else {
+    if (table.has_bytes(key)) {
       table.request(key, true);  // holds it
+    } else {
+      wanted_.push_back(expert);
     }
   }
   request(first_key);

@@ -73,6 +73,7 @@ class RamTable {
 
   bool is_loaded(int64_t key) const { return store_.is_loaded(key); }
   bool is_in_flight(int64_t key) const { return store_.is_in_flight(key); }
+  bool has_bytes(int64_t key) const { return store_.has_bytes(key); }
   // Whether the expert stays once it is released.
   bool stays(int64_t key) const { return lru_.is_resident(key) || (flags_[key] & ~kHeld) != 0; }
   int64_t num_free(int64_t layer) const { return store_.num_free(pool_of(layer)); }

@@ -12,9 +12,10 @@ namespace {
 constexpr int64_t kPageBytes = 4096;
 constexpr int64_t kTaskBytes = 1 << 20;
 
-}  // namespace
-
-void touch_rows(const uint8_t* data, int64_t num_matrices, int64_t rows, int64_t row_bytes) {
+// touch(byte) for a byte of every page, in a thread of the node that works on its row.
+template <class Byte, class Touch>
+void for_each_page(Byte* data, int64_t num_matrices, int64_t rows, int64_t row_bytes,
+                   const Touch& touch) {
   check(num_matrices >= 0 && rows >= 0 && row_bytes >= 1, "touch_rows: ", num_matrices,
         " matrices of ", rows, " rows of ", row_bytes, " bytes");
   const RuntimeLock runtime;
@@ -23,10 +24,21 @@ void touch_rows(const uint8_t* data, int64_t num_matrices, int64_t rows, int64_t
   runtime->pool.run_on_nodes(tasks.ends(), [&](int64_t i, int) {
     const auto [matrix, first] = tasks[i];
     const int64_t count = std::min(step, rows - first) * row_bytes;
-    const volatile uint8_t* bytes = data + (matrix * rows + first) * row_bytes;
-    for (int64_t at = 0; at < count; at += kPageBytes) static_cast<void>(bytes[at]);
-    static_cast<void>(bytes[count - 1]);
+    volatile Byte* bytes = data + (matrix * rows + first) * row_bytes;
+    for (int64_t at = 0; at < count; at += kPageBytes) touch(bytes[at]);
+    touch(bytes[count - 1]);
   });
+}
+
+}  // namespace
+
+void touch_rows(const uint8_t* data, int64_t num_matrices, int64_t rows, int64_t row_bytes) {
+  for_each_page(data, num_matrices, rows, row_bytes,
+                [](const volatile uint8_t& byte) { [[maybe_unused]] const uint8_t read = byte; });
+}
+
+void claim_rows(std::byte* data, int64_t rows, int64_t row_bytes) {
+  for_each_page(data, 1, rows, row_bytes, [](volatile std::byte& byte) { byte = std::byte{0}; });
 }
 
 }  // namespace hm

@@ -12,9 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hybridmoe.experts.disk.arena import Arena
-from hybridmoe.experts.disk.cached_experts import CachedExperts
+from hybridmoe.experts.disk.cached_experts import STALL_S, CachedExperts
 from hybridmoe.experts.disk.expert_layout import ExpertLayout, is_expert_tensor
-from hybridmoe.experts.disk.expert_store import STALL_S
 from hybridmoe.experts.disk.file_reader import FileReader
 from hybridmoe.experts.disk.read_request import FileRange, ReadRequest
 from hybridmoe.experts.hot_profile import HotProfile

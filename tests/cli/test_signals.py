@@ -243,11 +243,11 @@ def test_profile_and_trace_of_a_response_that_is_ended(
 HANGING = """
 import functools, os, sys, threading, time
 from hybridmoe import _C
-from hybridmoe.experts.disk import expert_store, file_reader
+from hybridmoe.experts.disk import cached_experts, file_reader
 from hybridmoe.llm.llm import LLM
 
 os.environ["HYBRIDMOE_IO"] = "threads"
-expert_store.STALL_S = file_reader.CLOSE_S = 0.1
+cached_experts.STALL_S = file_reader.CLOSE_S = 0.1
 faults = _C.ReadFaults()
 _C.FileReader = functools.partial(_C.FileReader, faults=faults)
 init = LLM.__init__

@@ -35,6 +35,7 @@ class RamTier:
         num_staging: int = TOP_K,
         num_ahead: int = 0,
         num_leaving: int = 0,
+        faults: _C.ReadFaults | None = None,
     ) -> None:
         """types: of layers. slots: of each type, in order of first use."""
         self.path = path
@@ -56,7 +57,7 @@ class RamTier:
                     offsets[-1].append(file.tell())
                     file.write(w.data.tobytes())
         fds = [os.open(path, os.O_RDONLY), -1]
-        self.reader = _C.FileReader([(*fds, tuple(FileState.of(fds[0])))], num_threads=2)
+        self.reader = _C.FileReader([(*fds, FileState.of(fds[0]))], num_threads=2, faults=faults)
         kinds = list(dict.fromkeys(types))
         extra = num_staging + num_ahead + num_leaving
         pools, arenas = [], []

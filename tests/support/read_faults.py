@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from hybridmoe import _C
-from hybridmoe.experts.disk import expert_store, file_reader, read_backend
+from hybridmoe.experts.disk import cached_experts, file_reader, read_backend
 from hybridmoe.experts.disk.cached_experts import CachedExperts
 
 
@@ -27,34 +27,19 @@ def hold_reads(monkeypatch: pytest.MonkeyPatch) -> _C.ReadFaults:
 
 def add_hangs(monkeypatch: pytest.MonkeyPatch) -> _C.ReadFaults:
     """Return faults as `add_faults`, for reads that hang: these are given up soon."""
-    monkeypatch.setattr(expert_store, "STALL_S", 0.02)
+    monkeypatch.setattr(cached_experts, "STALL_S", 0.02)
     monkeypatch.setattr(file_reader, "CLOSE_S", 0.1)
     return add_faults(monkeypatch)
 
 
 def check_every_step(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Check the table of expert buffers after every layer of every step, failed ones too."""
+    """Check the table of experts after every layer of every step, failed ones too."""
     really_submit = CachedExperts.submit
 
     def submit(self: CachedExperts, *layer: Any) -> Any:
         try:
             return really_submit(self, *layer)
         finally:
-            check_buffers(self)
+            self.native.check()
 
     monkeypatch.setattr(CachedExperts, "submit", submit)
-
-
-def check_buffers(experts: CachedExperts) -> None:
-    """Each buffer is free, loaded or in flight, exactly once; none is kept for nothing."""
-    store = experts._store
-    loaded, in_flight = store._loaded, store._in_flight
-    used = [*loaded.values(), *(buffer for _, buffer in in_flight.values())]
-    assert sorted([*store._buffers._free, *used]) == list(range(experts.plan.num_buffers))
-    assert not loaded.keys() & in_flight.keys()
-    ahead = experts._prefetched.keys() | set(experts._prompt.ahead)
-    assert loaded.keys() <= experts._resident | ahead, "a buffer has leaked"
-    assert in_flight.keys() <= experts._resident | ahead | store._released
-    addresses = store.addresses
-    assert all((addresses[:, i] != 0).sum() == len(loaded) for i in range(3))
-    assert len(experts._resident) <= experts.plan.num_slots

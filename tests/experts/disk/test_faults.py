@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from engine_run import request, run
 from gguf import GGMLQuantizationType as Type
-from read_faults import add_faults, add_hangs, check_buffers, check_every_step
+from read_faults import add_faults, add_hangs, check_every_step
 from tiny_gguf import write_tiny
 from waiting import eventually
 
@@ -188,7 +188,7 @@ def test_random_errors_fail_requests_alone_and_leak_nothing(
         faults.fail(0)
         assert answers(llm) == whole
         assert isinstance(llm.experts, CachedExperts)
-        check_buffers(llm.experts)
+        llm.experts.native.check()
     assert 10 <= num_failed < 40
 
 

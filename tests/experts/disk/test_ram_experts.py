@@ -3,15 +3,19 @@
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from gguf import GGMLQuantizationType as Type
 from ram_tier import DECODE_TOKENS, EXPERTS, HIDDEN, TOP_K, RamTier, inputs
+from waiting import eventually
 
 from hybridmoe import _C
 from hybridmoe.errors import DiskError, ShapeError, StalledReadError
+from hybridmoe.hardware import topology
+from hybridmoe.kernels import ops
 
 LAYERS = 4
 SAME = [Type.Q8_0] * LAYERS
@@ -24,8 +28,8 @@ Make = Callable[..., RamTier]
 def make(tmp_path: Path) -> Iterator[Make]:
     tiers: list[RamTier] = []
 
-    def make(types: list[Type], slots: list[int], **sizes: int) -> RamTier:
-        tiers.append(RamTier(tmp_path / f"{len(tiers)}", types, slots, **sizes))
+    def make(types: list[Type], slots: list[int], **options: Any) -> RamTier:
+        tiers.append(RamTier(tmp_path / f"{len(tiers)}", types, slots, **options))
         return tiers[-1]
 
     yield make
@@ -105,7 +109,9 @@ def test_any_split_over_the_tiers_has_the_bits_of_memory(make: Make, seed: int) 
         tier.native.begin_step()
         for layer in range(LAYERS):
             x, ids, weights = inputs(rng, tokens)
-            tier.native.hint((layer + 1) % LAYERS, hinted(rng, (layer + 1) % LAYERS))
+            next_key = (layer + 1) % LAYERS * EXPERTS
+            ahead = set((next_key + rng.permutation(EXPERTS)[:3]).tolist())
+            tier.native.hint((layer + 1) % LAYERS, list(ahead))
             slot_of = np.ascontiguousarray(vram.slot_of[layer])
             call = _C.RamExpertCall(
                 tier.native, layer, x.data_ptr(), ids.data_ptr(), weights.data_ptr(),
@@ -117,15 +123,13 @@ def test_any_split_over_the_tiers_has_the_bits_of_memory(make: Make, seed: int) 
             mine = torch.where(ids < 0, ids, mine)
             assert torch.equal(out[:tokens], tier.want(layer, x, mine, weights))
             tier.native.check()
+            kept = set(tier.native.resident()) | vram.kept | ahead
+            assert {key for key in range(LAYERS * EXPERTS) if tier.native.is_loaded(key)} <= kept
         vram.step()
     counters = tier.native.counters()
     assert counters["misses"] > 0
     moved = counters["uploads"] + counters["returned"] - counters["promoted"]
     assert tier.native.num_resident == moved - counters["evictions"]
-
-
-def hinted(rng: np.random.Generator, layer: int) -> list[int]:
-    return (layer * EXPERTS + rng.permutation(EXPERTS)[:3]).tolist()
 
 
 @pytest.mark.parametrize("num_staging", [1, 2, 7])
@@ -139,6 +143,21 @@ def test_prompts_go_through_few_buffers(make: Make, each_isa: str, num_staging: 
     assert tier.native.num_free_buffers == num_staging
     counters = tier.native.counters()
     assert (counters["uploads"], counters["evictions"]) == (2, 0)
+
+
+@pytest.mark.parametrize("nodes", [2, 3])
+def test_buffers_near_the_nodes_that_use_them_lose_no_byte(
+    make: Make, nodes: int, restore_threads: None
+) -> None:
+    rng = np.random.default_rng(nodes)
+    with topology.simulated(nodes):
+        ops.set_num_threads(nodes)
+        tier = make(MIXED, [3, 3, 3])
+        for step in range(8):
+            for layer in range(LAYERS):
+                x, ids, weights = inputs(rng, 1 + step % 3)
+                got = tier.compute(layer, x, ids, weights)
+                assert torch.equal(got, tier.want(layer, x, ids, weights))
 
 
 def test_what_goes_to_vram_stays_in_memory_until_it_has_arrived(make: Make) -> None:
@@ -226,9 +245,10 @@ def test_a_call_that_fails_keeps_one_line_and_ends_the_step(make: Make) -> None:
         assert torch.equal(out, tier.want(layer, x, ids, weights))
 
 
-def test_a_step_that_nobody_wants_ends_while_the_disk_hangs(make: Make, tmp_path: Path) -> None:
+def test_a_step_that_nobody_wants_ends_while_the_disk_hangs(make: Make) -> None:
     rng = np.random.default_rng(3)
-    tier = make(SAME, [4])
+    faults = _C.ReadFaults()
+    tier = make(SAME, [4], faults=faults)
     asked = 0
 
     def is_unwanted() -> bool:
@@ -236,15 +256,40 @@ def test_a_step_that_nobody_wants_ends_while_the_disk_hangs(make: Make, tmp_path
         asked += 1
         return asked > 2
 
-    tier.native.abandon_when(is_unwanted, 0.0)
-    x, ids, weights = inputs(rng, DECODE_TOKENS)
-    with pytest.raises(StalledReadError, match=r"^no read has returned for 0 s$"):
-        while True:  # a read may return before it is asked about
-            for layer in range(LAYERS):
-                tier.compute(layer, x, ids, weights)
+    tier.native.abandon_when(is_unwanted, 0.01)
+    x, ids, weights = inputs(rng, 2)
+    faults.hang()
+    with pytest.raises(StalledReadError, match=r"^no read has returned for 0\.01 s$"):
+        tier.compute(0, x, ids, weights)
+    assert asked == 3
     tier.native.check()
-    tier.native.abandon_when(lambda: False, 2.0)
-    assert torch.equal(tier.compute(0, x, ids, weights), tier.want(0, x, ids, weights))
+    assert tier.native.num_free_buffers < 4 + TOP_K  # the kernel may write to them
+    faults.resume()
+    for layer in (0, 1):
+        got = tier.compute(layer, x, ids, weights)
+        assert torch.equal(got, tier.want(layer, x, ids, weights))
+    tier.native.drain()
+    assert tier.native.num_free_buffers == TOP_K
+
+
+def test_an_expert_given_up_and_wanted_again_while_it_is_read(make: Make) -> None:
+    faults = _C.ReadFaults()
+    tier = make(SAME, [0], num_staging=1, faults=faults)
+    native = tier.native
+    faults.hang()
+    assert native.request(3, True)
+    eventually(lambda: faults.num_hung > 0)
+    assert not native.release(3)  # its read has begun
+    assert not native.is_in_flight(3)
+    assert not native.request(4, True)  # its buffer is not free yet
+    assert native.request(3, True)
+    faults.resume()
+    tier.wait_for(3)
+    native.check()
+    assert native.addresses(3) is not None
+    assert native.counters()["bytes_read"] == tier.layers[0].expert_bytes
+    assert not native.release(3)
+    assert native.addresses(3) is None and native.num_free_buffers == 1
 
 
 def test_a_step_of_no_experts_counts_the_visit_and_writes_zeros(make: Make) -> None:
