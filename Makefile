@@ -97,7 +97,7 @@ asan: $(VENV)/.dependencies  ## the kernels' tests under AddressSanitizer and UB
 	$(ASAN_ENV) $(BIN)/pytest -q -m "not slow" -p no:cacheprovider -o pythonpath="build/asan/lib tests/support ." \
 	  $(ASAN_TESTS)
 
-tsan:  ## the thread pool and the operations on it under ThreadSanitizer
+tsan:  ## the thread pool, the operations on it and file reads under ThreadSanitizer
 	mkdir -p build/tsan
 	$(CXX) -std=c++20 -O1 -g1 -fsanitize=thread -ffp-contract=off -Icsrc -pthread -o build/tsan/stress_pool \
 	  csrc/tests/stress_pool.cpp csrc/base/*.cpp csrc/ops/*.cpp csrc/formats/codebooks.cpp \
@@ -106,6 +106,10 @@ tsan:  ## the thread pool and the operations on it under ThreadSanitizer
 	$(CXX) -std=c++20 -O1 -g1 -fsanitize=thread -Icsrc -pthread -o build/tsan/pool_exceptions \
 	  csrc/tests/pool_exceptions.cpp csrc/base/thread_pool.cpp
 	build/tsan/pool_exceptions
+	$(CXX) -std=c++20 -O1 -g1 -fsanitize=thread -Icsrc -pthread -o build/tsan/stress_reader \
+	  csrc/tests/stress_reader.cpp csrc/base/direct_file.cpp csrc/base/file_reader.cpp csrc/base/io_ring.cpp \
+	  csrc/base/read_*.cpp
+	build/tsan/stress_reader
 
 clean:  ## remove what was built; .venv stays
 	rm -rf build dist *.egg-info hybridmoe/_C*.so $(VENV)/.built

@@ -97,6 +97,16 @@ int ReadFaults::ring_fd(int fd, int64_t num_bytes, int64_t offset) {
   return ends[0];
 }
 
+void ReadFaults::let_go(int fd) {
+  const std::scoped_lock lock(mutex_);
+  std::erase_if(hanging_, [&](const Hanging& read) {
+    if (read.ours != fd) return false;
+    if (read.theirs >= 0) ::close(read.theirs);
+    ::close(read.ours);
+    return true;
+  });
+}
+
 void ReadFaults::alter(RingEnd& end, bool is_direct) {
   const std::scoped_lock lock(mutex_);
   if (const int error = pick_error(is_direct); error != 0) end.error = error;

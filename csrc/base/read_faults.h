@@ -28,7 +28,7 @@ class ReadFaults {
   void shorten(int max_blocks);
 
   // Lets the next reads, at most as many, begin and not end until `resume`: those of threads wait,
-  // those of io_uring, up to kMaxHangingBytes, hang in the kernel.
+  // those of io_uring, of one chunk up to kMaxHangingBytes, hang in the kernel.
   void hang(int64_t most);
   // Ends the reads that hang, with the bytes of their files.
   void resume();
@@ -42,8 +42,9 @@ class ReadFaults {
 
   // pread with these faults.
   int64_t read(int fd, bool is_direct, std::byte* memory, int64_t num_bytes, int64_t offset);
-  // The descriptor that a ring is to read from instead.
+  // The descriptor that a ring is to read from instead, until `let_go`.
   int ring_fd(int fd, int64_t num_bytes, int64_t offset);
+  void let_go(int fd);
   // Changes the end of a ring's read. Throws Error where the ring is to fail.
   void alter(RingEnd& end, bool is_direct);
 

@@ -35,7 +35,10 @@ void read_by_thread(ReadSource& source, int device) {
 }
 
 RingReads::RingReads(ReadSource& source, int device, int depth, int64_t chunk_bytes)
-    : source_(source), device_(device), ring_(depth, chunk_bytes, kBlockBytes) {
+    : source_(source),
+      device_(device),
+      chunk_bytes_(chunk_bytes),
+      ring_(depth, chunk_bytes, kBlockBytes) {
   source_.queue.set_wake(device, [this] { ring_.wake(); });
 }
 
@@ -61,13 +64,21 @@ std::string RingReads::run() {
 bool RingReads::give_back() {
   const bool is_all = ring_.is_idle();
   std::vector<ReadQueue::Work> released;
-  std::erase_if(under_way_, [&](const auto& begun) {
-    if (ring_.holds(begun.first)) return false;
-    released.push_back(begun.second.work);
-    return true;
-  });
+  for (auto begun = under_way_.begin(); begun != under_way_.end();) {
+    if (ring_.holds(begun->first)) {
+      ++begun;
+      continue;
+    }
+    let_go(begun->second);
+    released.push_back(begun->second.work);
+    begun = under_way_.erase(begun);
+  }
   source_.queue.put_back(device_, released);
   return is_all;
+}
+
+void RingReads::let_go(Begun& begun) {
+  if (source_.faults) source_.faults->let_go(std::exchange(begun.fd, -1));
 }
 
 void RingReads::begin(uint64_t tag, const ReadQueue::Work& work) {
@@ -75,12 +86,15 @@ void RingReads::begin(uint64_t tag, const ReadQueue::Work& work) {
   const DirectFile& file = source_.files[range.file];
   const bool is_direct = file.is_direct();
   int fd = file.fd(is_direct);
-  under_way_[tag] = {work, is_direct};
-  if (source_.faults) fd = source_.faults->ring_fd(fd, range.wanted(), range.start());
+  // Chunks of one read would share the pipe that a hanging one reads from.
+  const bool may_hang = source_.faults && range.wanted() <= chunk_bytes_;
+  if (may_hang) fd = source_.faults->ring_fd(fd, range.wanted(), range.start());
+  under_way_[tag] = {work, is_direct, fd};
   ring_.begin({tag, fd, range.memory, range.wanted(), range.start()});
 }
 
 void RingReads::settle(RingEnd end) {
+  let_go(under_way_.at(end.tag));
   const Begun begun = under_way_.at(end.tag);
   const ReadRange& range = begun.work.range();
   DirectFile& file = source_.files[range.file];

@@ -46,13 +46,16 @@ class RingReads {
   struct Begun {
     ReadQueue::Work work;
     bool is_direct;
+    int fd;
   };
 
+  void let_go(Begun& begun);
   void begin(uint64_t tag, const ReadQueue::Work& work);
   void settle(RingEnd end);
 
   ReadSource& source_;
   const int device_;
+  const int64_t chunk_bytes_;
   std::unordered_map<uint64_t, Begun> under_way_;  // by tag
   uint64_t num_begun_ = 0;
   IoRing ring_;
