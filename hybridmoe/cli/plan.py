@@ -26,6 +26,7 @@ from hybridmoe.planning.fewer_gpus import fewer_gpus
 from hybridmoe.planning.gains import gains
 from hybridmoe.planning.hit_curve import read_hit_curve
 from hybridmoe.planning.plan import Plan
+from hybridmoe.planning.prefetch_gain import can_read_ahead, read_ahead_of
 from hybridmoe.planning.price import Price, price_of
 from hybridmoe.planning.problem import Budgets
 from hybridmoe.planning.stage_cost import StagedCost
@@ -197,12 +198,15 @@ def _predict(
     reading = cost.prompt(num_prompt)
     middle = num_prompt + num_answer // 2
     answering = cost.decode(middle, num_deferred=options["defer"] or 0)
+    notes = [planned.note] if planned.note is not None and plan.vram else []
+    if options["expert_prefetch"] is None and can_read_ahead(plan) and rates.disk is not None:
+        notes.append(read_ahead_of(plan, rates, cost.hits).line(rates))
     given = ("hit_rate", "vram_hit_rate", "hit_curve")
     return Report(
         outline=outline,
         quant=options["quant"],
         plan=plan,
-        notes=(planned.note,) if planned.note is not None and plan.vram else (),
+        notes=tuple(notes),
         rates=rates,
         gpu_rates=gpu_rates,
         origins=origins,

@@ -57,7 +57,7 @@ def budgets_of(options: LoadOptions, gpus: Gpus, ram_bytes: int | None = None) -
     budgets = Budgets(
         ram_bytes=ram_bytes,
         expert_ram_bytes=options.expert_ram,
-        num_ahead=options.expert_prefetch,
+        num_ahead=options.expert_prefetch or 0,
         is_gpu_optional=not options.needs_gpu,
     )
     if isinstance(gpus, NoGpu):

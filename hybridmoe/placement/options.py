@@ -84,8 +84,13 @@ class LoadOptions(EngineOptions):
         ),
     ] = None
     expert_prefetch: Annotated[
-        int, Count("Prefetch N predicted experts of the next layer from disk", most=64)
-    ] = 0
+        int | None,
+        Count(
+            "Prefetch N predicted experts of the next layer from disk",
+            unset="as many as are predicted to save time, or none",
+            most=64,
+        ),
+    ] = None
     expert_profile: Annotated[
         Path | None,
         File(

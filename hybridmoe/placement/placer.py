@@ -15,6 +15,7 @@ from hybridmoe.model.weights import Weights, routed_experts
 from hybridmoe.placement.budgets import plan_within
 from hybridmoe.placement.kernel_checks import KernelChecks
 from hybridmoe.placement.options import LoadOptions
+from hybridmoe.placement.prefetch import Prefetch, decide_prefetch
 from hybridmoe.placement.profile import OFF, HotExperts, open_profile
 from hybridmoe.placement.ram import Progress, read_weights
 from hybridmoe.placement.residency import Residency
@@ -56,10 +57,18 @@ def place(
         kept = open_profile(profile_path, file, *shape, has_slots=plan.num_vram_slots > 0)
     profile = None if kept is None else kept.found
     with ExitStack() as resources:
-        ram = None
+        ram, prefetch = None, Prefetch()
         if plan.disk_cache is not None:
+            if options.expert_prefetch is None:
+                prefetch = decide_prefetch(file, plan)
             ram = read_weights(
-                file, routed, plan.disk_cache, profile, progress, is_kept=_stays_in_ram(plan)
+                file,
+                routed,
+                plan.disk_cache,
+                profile,
+                progress,
+                is_kept=_stays_in_ram(plan),
+                num_ahead=prefetch.num_ahead,
             )
             resources.callback(ram.experts.close)
         disk_cache = None if ram is None else ram.experts
@@ -86,6 +95,7 @@ def place(
         devices=devices,
         private={} if ram is None else ram.private,
         disk_cache=disk_cache,
+        prefetch_note=prefetch.note,
         profile=record,
         num_deferred=num_deferred,
         checks=checks,

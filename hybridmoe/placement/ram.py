@@ -45,11 +45,13 @@ def read_weights(
     progress: Progress,
     *,
     is_kept: Callable[[str], bool] = lambda name: True,
+    num_ahead: int = 0,
 ) -> RamWeights:
     """Make the cache, and read what has to be in memory before the first token.
 
     profile: its hot experts are read first. is_kept: false for tensors that do not stay in RAM, by
-    name. Errors: ConfigError where there is no memory; DiskError.
+    name. num_ahead: as `CachedExperts` takes it.
+    Errors: ConfigError where there is no memory; DiskError.
     """
     layout = ExpertLayout(file, experts)
     assert layout.buffer_bytes == plan.buffer_bytes, (layout.buffer_bytes, plan)
@@ -63,7 +65,7 @@ def read_weights(
     ]
     reader = FileReader(file.parts, file.states)
     try:
-        cache = CachedExperts(experts, layout, reader, plan)
+        cache = CachedExperts(experts, layout, reader, plan, num_ahead)
         hot = np.empty(0, np.int64) if profile is None else profile.hot_keys()[: plan.num_slots]
         expert_bytes = layout.num_bytes // (layout.num_layers * layout.num_experts)
         bar = _Bar(progress, sum(t.num_bytes for t in dense) + len(hot) * expert_bytes)

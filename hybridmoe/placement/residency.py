@@ -32,6 +32,7 @@ class Residency:
     devices: tuple[Device, ...] = ()  # of each layer; empty = the CPU
     private: Mapping[str, NDArray[np.uint8]] = field(default_factory=dict)  # tensors, by name
     disk_cache: CachedExperts | None = None  # None: no experts are read from the file
+    prefetch_note: str | None = None  # on whether experts are read ahead, if load decided that
     profile: ProfileRecord | None = None
     num_deferred: int = 0  # of a token's experts, those added one layer later
     checks: KernelChecks | None = None  # of the GPU's kernels; grows until the decoder is built
@@ -39,10 +40,11 @@ class Residency:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """Lines on the plan, its expected speed, and kernels of the GPU that are wrong."""
+        """Lines on the plan, prefetch, expected speed, and kernels of the GPU that are wrong."""
         speed = () if self.calibration is None else self.calibration.lines
         checks = () if self.checks is None else self.checks.lines
-        return (*self.plan.lines, *speed, *checks)
+        prefetch = () if self.prefetch_note is None else (self.prefetch_note,)
+        return (*self.plan.lines, *prefetch, *speed, *checks)
 
     def weights(self, file: GGUFFile) -> Weights:
         """Tensors of the file, as they were placed."""

@@ -21,6 +21,7 @@ __all__ = [
     "LayerTimes",
     "cost",
     "layer_times",
+    "outcomes",
     "upload_hits",
     "upload_s",
 ]
@@ -87,7 +88,7 @@ def cost(times: LayerTimes, top_k: int, hits: Hits, num_deferred: int = 0) -> La
     num_deferred: experts of a token that the CPU may compute beside the GPU's next layer.
     """
     computing = total = 0.0
-    for chance, in_vram, in_ram, on_disk in _outcomes(top_k, hits):
+    for chance, in_vram, in_ram, on_disk in outcomes(top_k, hits):
         on_host = in_ram + on_disk
         now = on_host * max(0.0, 1 - num_deferred / top_k)  # any of the chosen may be deferred
         busy = max(in_vram * times.on_gpu + times.shared, now * times.on_cpu)
@@ -126,14 +127,14 @@ def upload_hits(
     seconds = upload_s(parts, rates, is_direct=is_direct)
     times = layer_times(parts, rates, rates.gpu, float("inf"))
     saved = 0.0
-    for chance, hits, misses, _ in _outcomes(top_k - 1, Hits(vram, 1 - vram)):
+    for chance, hits, misses, _ in outcomes(top_k - 1, Hits(vram, 1 - vram)):
         missed = max(hits * times.on_gpu, (misses + 1) * times.on_cpu)
         hit = max((hits + 1) * times.on_gpu, misses * times.on_cpu)
         saved += chance * (missed - hit)
     return seconds / saved if saved > 0 else float("inf")
 
 
-def _outcomes(top_k: int, hits: Hits) -> Iterator[tuple[float, float, float, float]]:
+def outcomes(top_k: int, hits: Hits) -> Iterator[tuple[float, float, float, float]]:
     """Chance, and numbers of the top_k experts found in VRAM, in RAM and on disk."""
     if top_k > _MAX_SUMMED:
         yield 1.0, top_k * hits.vram, top_k * hits.ram, top_k * hits.disk

@@ -44,12 +44,17 @@ class CachedExperts(ExpertBackend):
         layout: ExpertLayout,
         reader: FileReader,
         plan: DiskCachePlan,
+        num_ahead: int = 0,
     ) -> None:
         """experts: types and shapes; their data is not read. reader: closed with this.
 
+        num_ahead: experts read ahead on hints, where the plan has no buffers of their own: in those
+        for streamed experts.
         Errors: ConfigError without memory for the buffers.
         """
+        assert 0 <= num_ahead <= plan.num_staging - plan.top_k, (num_ahead, plan)
         self.plan = plan
+        self._num_ahead = plan.num_ahead + num_ahead
         self._layers, self._index_of = experts.by_index, experts.index_of
         self._num_experts = experts.num_experts
         self._num_keys = experts.num_layers * experts.num_experts
@@ -64,8 +69,8 @@ class CachedExperts(ExpertBackend):
                 ([w.handle for w in weights], 0, layout.parts(index))
                 for index, weights in enumerate(self._layers)
             ],
-            num_staging=plan.num_staging,
-            num_ahead=plan.num_ahead,
+            num_staging=plan.num_staging - num_ahead,
+            num_ahead=self._num_ahead,
             num_leaving=plan.num_leaving,
             decode_tokens=PREFILL_TOKENS,
             uses=self.uses.ctypes.data,
@@ -89,7 +94,7 @@ class CachedExperts(ExpertBackend):
 
     @property
     def wants_prefetch_hints(self) -> bool:
-        return self.plan.num_ahead > 0
+        return self._num_ahead > 0
 
     @property
     def buffers_in_use(self) -> int:
