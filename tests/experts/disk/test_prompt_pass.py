@@ -157,11 +157,12 @@ def test_what_a_layer_does_not_choose_is_dropped_and_counted() -> None:
     assert not disk.loaded and not disk.prefetches  # a layer of two experts: none is read ahead
 
 
-def test_short_steps_read_nothing_ahead() -> None:
-    disk = Disk(4, set())
-    prompt, _ = pass_over(disk, 4)
-    prompt.begin_step(16)
-    assert not disk.prefetches
+@pytest.mark.parametrize(("num_tokens", "num_read"), [(16, 0), (17, 0), (32, 0), (64, 4)])
+def test_steps_of_few_tokens_read_nothing_ahead(num_tokens: int, num_read: int) -> None:
+    disk, ffn = Disk(4, set()), Ffn(Disk(4, set()))
+    prompt = PromptPass(disk, ffn, LAYERS, 384, 8, 4)  # type: ignore[arg-type]
+    prompt.begin_step(num_tokens)
+    assert len(disk.prefetches) == num_read
 
 
 def test_a_failed_read_ahead_is_read_again_and_an_urgent_one_raises() -> None:
@@ -180,17 +181,17 @@ def test_a_failed_read_ahead_is_read_again_and_an_urgent_one_raises() -> None:
         prompt.compute(1, list(range(EXPERTS)), EXPERTS)
 
 
-def test_no_expert_is_read_twice_while_one_before_it_waits_for_a_buffer() -> None:
-    disk = Disk(4, set())
-    prompt, ffn = pass_over(disk, 4)
+def test_no_expert_is_read_twice_while_some_before_it_wait_for_buffers() -> None:
+    disk, others = Disk(5, set()), {EXPERTS, EXPERTS + 1, EXPERTS + 2}
+    prompt, ffn = pass_over(disk, 5)
     prompt.begin_step(LONG)
-    disk.prefetches.remove(0)  # its read has failed, and its buffer is another's
-    disk.resident.add(EXPERTS)
-    disk.loaded.add(EXPERTS)
+    disk.prefetches = [3, 4]  # the reads before them have failed, and their buffers are others'
+    disk.resident |= others
+    disk.loaded |= others
     ffn.begin(0)
     prompt.compute(0, list(range(EXPERTS)), EXPERTS)
     assert sorted(key for key in disk.reads if key < EXPERTS) == list(range(EXPERTS))
-    assert disk.loaded == {EXPERTS} | (disk.loaded & set(prompt.ahead))
+    assert disk.loaded <= others | set(prompt.ahead)
 
 
 def test_experts_that_must_wait_give_their_buffers_to_those_that_are_first() -> None:
