@@ -8,6 +8,7 @@ one row of it. Experts that fit nowhere are read from the file. Speed: cost_mode
 """
 
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -22,7 +23,7 @@ from hybridmoe.planning.plan import Parts, Plan, Tier
 from hybridmoe.planning.problem import NO_RULES, Budgets, Problem
 from hybridmoe.planning.refusal import refusal
 from hybridmoe.planning.stages import Stage, plan_stages, stage_plan, total_vram
-from hybridmoe.planning.step_plan import activation_bytes, gpu_step_tokens
+from hybridmoe.planning.step_plan import activation_bytes, disk_step_tokens, gpu_step_tokens
 from hybridmoe.planning.vram_plan import fill_tier, kv_part
 from hybridmoe.units import GIB, format_bytes
 
@@ -104,11 +105,28 @@ def solve(problem: Problem) -> Plan:
     """Place everything. Errors: as `plan_memory`, without a GPU that is optional."""
     if problem.budgets.vram_bytes:
         return _solve_with_gpu(problem)
-    sizes = problem.sizes
+    plan = _solve_without_gpu(problem)
+    return plan if plan.disk_cache is None else _with_long_steps(plan)
+
+
+def _with_long_steps(plan: Plan) -> Plan:
+    """Make the steps of a plan with experts on disk as long as they pay and fit."""
+    problem, engine = plan.problem, plan.engine
+    ram_bytes = problem.budgets.expert_ram_bytes or problem.budgets.ram_bytes
+    tokens = disk_step_tokens(problem.sizes.config, ram_bytes, engine.context_tokens)
+    longer = replace(problem, engine=replace(engine, chunk_tokens=max(tokens, engine.chunk_tokens)))
+    with suppress(ConfigError):  # an explicit budget that leaves too little beside it
+        found = _solve_without_gpu(longer)
+        return plan if found.disk_cache is None else found
+    return plan
+
+
+def _solve_without_gpu(problem: Problem) -> Plan:
+    sizes, step_tokens = problem.sizes, problem.engine.chunk_tokens
     core = (
         ("weights that every token uses", sizes.dense_bytes),
         kv_part(problem),
-        ("activations", activation_bytes(sizes.config, problem.engine.chunk_tokens)),
+        ("activations", activation_bytes(sizes.config, step_tokens, on_cpu=True)),
         ("embedding", 0 if sizes.is_tied else sizes.embedding_bytes),
     )
     return _plan(problem, (), _plan_ram(problem, core))

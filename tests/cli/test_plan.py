@@ -66,7 +66,7 @@ def test_json_holds_the_same_plan(k2: Path) -> None:
     assert ram["working_set_ratio"] == ram["num_experts"] / 480
     assert facts["kv_tokens"] == 64 * facts["kv_pages"] >= facts["context_tokens"] == 131072
     assert facts["kv_bytes"] == facts["kv_tokens"] * 61 * 576 * 2
-    assert facts["step_tokens"] == 512 and facts["prompt_experts_on"] == "cpu"
+    assert facts["step_tokens"] == 8192 and facts["prompt_experts_on"] == "cpu"
     assert found["hits"]["ram"] == ram["num_experts"] / (60 * 384)
     assert found["decode"]["tokens_per_s"] == pytest.approx(
         1 / sum(found["decode"]["seconds"].values())

@@ -1,4 +1,4 @@
-"""Steps of a prompt on a GPU: as long as their activations allow."""
+"""Steps of a prompt: as long as their activations allow."""
 
 from pathlib import Path
 
@@ -6,7 +6,7 @@ import pytest
 from k2_header import write_k2
 
 from hybridmoe.gguf.outline import read_outline
-from hybridmoe.planning.step_plan import gpu_step_tokens
+from hybridmoe.planning.step_plan import activation_bytes, disk_step_tokens, gpu_step_tokens
 
 
 @pytest.mark.parametrize(("gib", "want"), [(8, 1024), (16, 2048), (24, 4096), (80, 4096)])
@@ -15,3 +15,20 @@ def test_steps_are_as_long_as_a_tenth_of_vram_allows(tmp_path: Path, gib: int, w
     assert gpu_step_tokens(c, gib << 30, 1 << 17) == want
     assert gpu_step_tokens(c, gib << 30, 1000) == 1024
     assert gpu_step_tokens(c, gib << 30, 8) == gpu_step_tokens(c, 1 << 20, 1 << 17) == 512
+
+
+@pytest.mark.parametrize(
+    ("gib", "want"), [(8, 512), (16, 1024), (32, 2304), (64, 4864), (128, 8192)]
+)
+def test_steps_over_the_disk_take_a_sixteenth_of_ram(tmp_path: Path, gib: int, want: int) -> None:
+    c = read_outline(write_k2(tmp_path / "k2.gguf")).config
+    assert disk_step_tokens(c, gib << 30, 1 << 17) == want
+    assert disk_step_tokens(c, gib << 30, 8) == 512
+    if want > 512:
+        assert 16 * activation_bytes(c, want, on_cpu=True) <= gib << 30
+
+
+def test_the_cpu_keeps_the_outputs_of_all_experts_of_a_token(tmp_path: Path) -> None:
+    c = read_outline(write_k2(tmp_path / "k2.gguf")).config
+    more = activation_bytes(c, 2048, on_cpu=True) - activation_bytes(c, 2048)
+    assert more == pytest.approx(4 * 2048 * 8 * 7168, rel=0.2)

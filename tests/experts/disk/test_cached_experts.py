@@ -268,7 +268,7 @@ def test_the_default_budget_is_free_ram_less_a_margin(
     with hybridmoe.load(path, context_tokens=64, kv_tokens=64) as llm:
         latents, config = llm.engine.kv_plan, llm.config
         sizes = sizes_of(llm.file.tensors.values(), config)
-    base = RAM_RESERVE_BYTES + activation_bytes(config, 512) + latents.num_bytes
+    base = RAM_RESERVE_BYTES + activation_bytes(config, 512, on_cpu=True) + latents.num_bytes
     base += sizes.dense_bytes + sizes.embedding_bytes
     # Too little for any cache: the memory map is used, and the system pages.
     for free, num_slots in ((0, None), (base + one, None), (base + 5 * one, 3), (1 << 40, None)):
