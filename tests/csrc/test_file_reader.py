@@ -43,12 +43,18 @@ def reader(paths: list[Path], each_io: str) -> Iterator[_C.FileReader]:
     assert reader.close(HANG_S)
 
 
-def open_reader(paths: list[Path], faults: _C.ReadFaults | None = None) -> _C.FileReader:
+def open_reader(
+    paths: list[Path],
+    faults: _C.ReadFaults | None = None,
+    *,
+    num_threads: int = 2,
+    ring_depth: int = 8,
+) -> _C.FileReader:
     """Open a reader of small chunks with the backend of `each_io`."""
     fds = [os.open(path, os.O_RDONLY) for path in paths]
     files = [(fd, -1, FileState.of(fd)) for fd in fds]
     why = "" if os.environ["HYBRIDMOE_IO"] == "uring" else "asked for"
-    return _C.FileReader(files, why, 2, 8, 64 << 10, faults)
+    return _C.FileReader(files, why, num_threads, ring_depth, 64 << 10, faults)
 
 
 Range = tuple[int, int, int, memoryview]
@@ -129,6 +135,37 @@ def test_a_closed_reader_reads_no_more(paths: list[Path], each_io: str) -> None:
     assert reader.take(0.0) is None
 
 
+def test_urgent_reads_overtake_and_queued_ones_can_be_cancelled(
+    paths: list[Path], each_io: str
+) -> None:
+    faults = _C.ReadFaults()
+    reader = open_reader(paths[:1], faults, num_threads=1, ring_depth=1)
+    faults.hang(1)
+    requests = {key: [range_of(0, 0, 10), range_of(0, 50, 10)] for key in range(6)}
+    first, later, raised, urgent, cancelled, dropped = requests
+    reader.submit(first, requests[first], True)
+    eventually(lambda: faults.num_hung == 1)
+    for key in (later, raised, cancelled):
+        reader.submit(key, requests[key], False)
+    for key in (urgent, dropped):
+        reader.submit(key, requests[key], True)
+    assert (reader.num_queued(True), reader.num_queued(False)) == (5, 6)
+    with pytest.raises(ShapeError, match=f"key {first} is under way"):
+        reader.submit(first, requests[first], True)
+    reader.make_urgent(raised)
+    assert (reader.num_queued(True), reader.num_queued(False)) == (7, 4)
+    for key, is_withdrawn in ((cancelled, True), (cancelled, False), (dropped, True)):
+        assert reader.cancel(key) == is_withdrawn
+    assert not reader.cancel(first)
+    faults.resume()
+    assert [reader.take(HANG_S) for _ in range(4)] == [
+        (key, -1, "") for key in (first, urgent, raised, later)
+    ]
+    assert reader.take(0.01) is None
+    assert not any(any(memory) for key in (cancelled, dropped) for *_, memory in requests[key])
+    assert reader.close(HANG_S)
+
+
 def test_each_device_has_reads_of_its_own(paths: list[Path], each_io: str) -> None:
     faults = _C.ReadFaults()
     reader = open_reader(paths, faults)
@@ -205,10 +242,10 @@ def test_a_forked_child_leaves_the_reader_to_its_parent(paths: list[Path], each_
     child = os.fork()
     if child == 0:
         with suppress(BaseException):
-            reader.close(HANG_S)
+            is_closed = reader.close(HANG_S)
             del reader
-            os._exit(0)
-        os._exit(1)
+            os._exit(0 if is_closed else 1)
+        os._exit(2)
     assert os.waitpid(child, 0)[1] == 0
     parts = [range_of(1, 0, SIZE)]
     reader.submit(1, parts, True)

@@ -26,9 +26,9 @@ _abandoned: list[tuple[_C.FileReader, object]] = []  # readers that hang, and wh
 
 
 class FileReader:
-    """Reads requests in order of submission, urgent ones first. Must be closed.
+    """Reads requests in order of submission. Must be closed.
 
-    Use either `submit` and what goes with it, or `native`.
+    Use either `submit` and `take_completed`, or `native`, which has more.
     """
 
     def __init__(
@@ -75,34 +75,14 @@ class FileReader:
             num_devices=self.native.num_devices,
         )
 
-    @property
-    def is_direct(self) -> bool:
-        """True if all files are read past the page cache."""
-        return self.native.is_direct
-
-    def num_queued(self, *, is_urgent: bool) -> int:
-        """Count the ranges of one priority that are not being read yet."""
-        return self.native.num_queued(is_urgent)
-
-    def submit(self, request: ReadRequest, *, is_urgent: bool = True) -> None:
+    def submit(self, request: ReadRequest) -> None:
         """Queue a request; `take_completed` returns it."""
         ranges = [
             (part.file_index, part.offset, part.num_bytes, buffer)
             for part, buffer in zip(request.ranges, request.buffers, strict=True)
         ]
-        self.native.submit(request.key, ranges, is_urgent)
+        self.native.submit(request.key, ranges, is_urgent=True)
         self._requests[request.key] = request
-
-    def make_urgent(self, request: ReadRequest) -> None:
-        """Raise the priority of what is still queued of a request."""
-        self.native.make_urgent(request.key)
-
-    def cancel(self, request: ReadRequest) -> bool:
-        """Withdraw a request. Returns False if a read of it has started."""
-        if not self.native.cancel(request.key):
-            return False
-        del self._requests[request.key]
-        return True
 
     def take_completed(self, *, wait: bool, timeout_s: float | None = None) -> ReadRequest | None:
         """Return a completed or failed request; None if none is ready, or comes in time.
@@ -117,15 +97,8 @@ class FileReader:
         key, number, reason = end
         request = self._requests.pop(key)
         if reason:
-            request.error = self.error(request.ranges[number], reason)
+            request.error = self._error(request.ranges[number], reason)
         return request
-
-    def error(self, part: FileRange, reason: str) -> DiskError:
-        """Make the error of a range that could not be read."""
-        return DiskError(
-            f"{self._names[part.file_index]}: tensor {printable(part.name)}: cannot read"
-            f" {part.num_bytes} bytes at offset {part.offset}: {reason}"
-        )
 
     def report(self) -> None:
         """Log one line if io_uring has failed since the last call."""
@@ -142,6 +115,12 @@ class FileReader:
     def close(self) -> None:
         """End the reads and close the files. Reads that hang are abandoned. Idempotent."""
         self._finalizer()
+
+    def _error(self, part: FileRange, reason: str) -> DiskError:
+        return DiskError(
+            f"{self._names[part.file_index]}: tensor {printable(part.name)}: cannot read"
+            f" {part.num_bytes} bytes at offset {part.offset}: {reason}"
+        )
 
 
 def _close(native: _C.FileReader, names: Sequence[str], memory: object) -> None:

@@ -184,28 +184,8 @@ def paused(
     reader.close()
 
 
-def test_urgent_reads_overtake_and_queued_ones_can_be_cancelled(
-    paused: tuple[FileReader, Callable[[], None]],
-) -> None:
-    reader, resume = paused
-    first, later, raised, urgent, cancelled = (make_request(i, (0, 10), (50, 10)) for i in range(5))
-    reader.submit(first)
-    while not has_started(reader):
-        pass
-    for one in (later, raised, cancelled):
-        reader.submit(one, is_urgent=False)
-    reader.submit(urgent)
-    reader.make_urgent(raised)
-    assert reader.cancel(cancelled)
-    assert not reader.cancel(cancelled)
-    assert not reader.cancel(first)
-    resume()
-    order = [reader.take_completed(wait=True).key for _ in range(4)]
-    assert order == [first.key, urgent.key, raised.key, later.key]
-
-
 def has_started(reader: FileReader) -> bool:
-    return reader.num_queued(is_urgent=True) == 1
+    return reader.native.num_queued(True) == 1
 
 
 def test_close_finishes_started_reads_only(
@@ -245,7 +225,7 @@ def test_the_read_backend_is_named(
     reader = FileReader([path], num_threads=3)
     if name == "threads":
         assert reader.backend == "3 threads (HYBRIDMOE_IO=threads)"
-    elif name == "uring" or reader.is_direct:
+    elif name == "uring" or reader.native.is_direct:
         assert reader.backend == "io_uring"
     reader.close()
     refuse_direct_at_open(monkeypatch)
