@@ -1,4 +1,4 @@
-"""Read backends, four threads beside io_uring: rate, and CPU time, on one file.
+"""Read backends, four native threads beside io_uring: rate, and CPU time, on one file.
 
     python bench/bench_reader.py                    # writes a file of 4 GiB, and removes it
     python bench/bench_reader.py --file model.gguf --out

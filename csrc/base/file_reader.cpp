@@ -156,8 +156,8 @@ std::string FileReader::why_threads() const {
 }
 
 bool FileReader::close(double seconds) {
-  if (getpid() !=
-      core_->pid) {  // a forked child: the threads, and locks that they hold, are not its
+  if (getpid() != core_->pid) {
+    // A forked child has none of the threads, and locks may be held in it for ever: left alone.
     static_cast<void>(new std::shared_ptr<Core>(core_));
     return true;
   }
