@@ -6,6 +6,7 @@ from statistics import median
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import click
 import numpy as np
 import torch
 from gguf import GGMLQuantizationType
@@ -22,6 +23,7 @@ __all__ = ["default_slots", "measure_decode", "measure_gemv", "measure_prompts"]
 SLOT_SHARES = (0.05, 0.1, 0.25, 0.5, 1.0)  # of all experts: caches of several hit rates
 _WARM_UP, _PROFILED = 16, 8  # tokens; of a run whose profile is the next one's: times as many
 _PROMPT_S, _MOST_PROMPTS = 2.0, 5  # timed prompts of one length: seconds in all, and number
+_MOST_PLANS = 4  # until a budget fits
 _MOST_CPU_TOKENS = 2048  # of a prompt by the CPU alone: longer ones take too long
 GEMVS = (  # type, rows, columns: feed-forward, attention and shared expert of Kimi K2
     ("Q8_0", 18432, 7168), ("Q8_0", 7168, 8192), ("Q8_0", 2048, 7168), ("Q4_0", 18432, 7168),
@@ -99,7 +101,11 @@ def _decode_way(
     options: dict[str, Any] = {"device": "cpu"}
     name = "CPU only"
     if num_slots is not None:
-        options = {"device": "cuda", "vram": vram_bytes(plan, num_slots), "defer": num_deferred}
+        options = {
+            "device": "cuda",
+            "vram": vram_bytes(path, context, num_slots),
+            "defer": num_deferred,
+        }
         name = f"{num_slots} slots" + (f", {num_deferred} deferred" if num_deferred else "")
         if profile is not None:
             name, options["expert_profile"] = f"{name}, from a profile", profile
@@ -124,10 +130,11 @@ def _decode_way(
 def measure_prompts(path: Path, prompts: Sequence[int]) -> list[dict[str, Any]]:
     """Prompts whose experts cross the link, the first after loading apart; and on the CPU.
 
-    With one VRAM slot: on a large GPU, all of a small model's experts would be there already.
+    With one VRAM slot: on a large GPU, all of a small model's experts would be there already. That
+    leaves steps of 512 tokens, as a GPU of a few GB has them.
     """
     context = max(prompts) + 64
-    vram = vram_bytes(plan_for(path, context, _gpu_bytes()), 1)
+    vram = vram_bytes(path, context, 1)
     with opened(path, context, device="cuda", vram=vram) as llm:
         first = prefill(llm, prompts[0])
         with_gpu = [_median_prefill(llm, n) for n in prompts]
@@ -152,8 +159,22 @@ def _median_prefill(llm: Any, num_tokens: int) -> float:
     return median(speeds)
 
 
-def vram_bytes(plan: Plan, num_slots: int) -> int:
-    """VRAM budget that the planner turns into `num_slots` slots."""
+def vram_bytes(path: Path, context_tokens: int, num_slots: int) -> int:
+    """VRAM budget that the planner turns into `num_slots` slots.
+
+    A smaller budget makes the planner shorten a prompt's steps, which leaves room for more slots:
+    so the budget is planned again until it fits.
+    """
+    budget = _gpu_bytes()
+    for _ in range(_MOST_PLANS):
+        budget = _budget(plan_for(path, context_tokens, budget), num_slots)
+        if plan_for(path, context_tokens, budget).num_vram_slots == num_slots:
+            return budget
+    raise click.ClickException(f"no VRAM budget leaves {num_slots} expert slots")
+
+
+def _budget(plan: Plan, num_slots: int) -> int:
+    """VRAM of the parts of this plan, and of `num_slots` slots."""
     assert plan.vram is not None
     c, one = plan.problem.sizes.config, plan.problem.sizes.slot_bytes
     room = num_slots  # for these, and for what the plan gives up for streamed experts

@@ -22,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from bench._harness import Row, print_report
 from bench._hybrid_parts import vram_bytes
-from bench._hybrid_run import intervals_of, opened, plan_for, prefill
+from bench._hybrid_run import intervals_of, opened, prefill
 from bench._timeline import Interval
 from hybridmoe.errors import DeviceError
 from hybridmoe.experts.gpu.host_registration import CudaRegistrar
@@ -62,8 +62,7 @@ def main(
             f" {', '.join(map(str, prompts))} tokens would be measured"
         )
     context = max(prompts) + 64
-    gpu_bytes = torch.cuda.get_device_properties(0).total_memory
-    options = {"device": "cuda", "vram": vram_bytes(plan_for(path, context, gpu_bytes), slots)}
+    options = {"device": "cuda", "vram": vram_bytes(path, context, slots)}
     rows: list[Row] = []
     for way in ways:
         with nullcontext() if way == "registered" else refused_registration():

@@ -15,7 +15,7 @@ from k2_header import write_k2
 
 from bench import _hybrid_parts, bench_hybrid
 from bench._harness import Row
-from bench._hybrid_parts import default_slots, measure_decode
+from bench._hybrid_parts import default_slots, measure_decode, vram_bytes
 from bench._hybrid_run import Decoded, plan_for
 from bench._hybrid_table import PARTS, table_of
 from bench._peer import PeerSpeed
@@ -145,6 +145,18 @@ def test_a_part_that_fails_leaves_the_parts_before_it(tmp_path: Path) -> None:
 def test_results_are_named_after_the_card() -> None:
     known = {"date": "2026-11-27", "gpu": "NVIDIA H100 80GB HBM3, 79.2 GiB"}
     assert bench_hybrid.result_name(known) == "2026-11-27_hybrid_h100-80gb-hbm3.json"
+
+
+@pytest.mark.parametrize("num_slots", [1, 96])
+def test_a_budget_of_long_prompts_leaves_the_slots_asked_for(
+    num_slots: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With less VRAM a prompt's steps are shorter, too, and leave room for other slots."""
+    path = write_k2(tmp_path / "k2.gguf")
+    monkeypatch.setattr(_hybrid_parts, "_gpu_bytes", lambda: 80 << 30)
+    plan = plan_for(path, 8256, vram_bytes(path, 8256, num_slots))
+    assert plan.num_vram_slots == num_slots
+    assert plan.max_step_tokens < plan_for(path, 8256, 80 << 30).max_step_tokens
 
 
 def test_every_way_gets_the_slots_that_it_is_named_after(
