@@ -15,6 +15,7 @@ from bench._hybrid_run import decode, opened, plan_for, prefill, profiled_decode
 from bench.synthetic import K2_SLICE
 from hybridmoe.planning.cost_model import Hits
 from hybridmoe.planning.cost_model import decode as predict
+from hybridmoe.planning.layer_cost import upload_s
 from hybridmoe.planning.plan import Plan
 from hybridmoe.planning.prefill_split import MIN_BUFFERS, stream_buffers
 
@@ -118,13 +119,19 @@ def _decode_way(
             way["gpu_idle"], way["cpu_idle"] = shares.gpu_idle, shares.cpu_idle
             hits = Hits(found.hit_rate or 0.0, 1 - (found.hit_rate or 0.0))
             step = predict(plan, llm.gpu_rates[0], hits, context // 2, num_deferred=num_deferred)
-            way["predicted"] = step.tokens_per_s
+            way["predicted"] = 1 / (step.total_s + found.uploads * _upload_s(plan, llm))
     return way | {
         "tokens_per_s": found.tokens_per_s,
         "p90_s": float(np.quantile(found.seconds, 0.9)),
         "hit_rate": found.hit_rate,
         "uploads": found.uploads,
     }
+
+
+def _upload_s(plan: Plan, llm: Any) -> float:
+    """Predicted time that decoding loses to an upload."""
+    is_direct = llm.experts.prefill.registered_bytes > plan.problem.sizes.all_expert_bytes / 2
+    return upload_s(plan.problem.sizes.experts[0], llm.gpu_rates[0], is_direct=is_direct)
 
 
 def measure_prompts(path: Path, prompts: Sequence[int]) -> list[dict[str, Any]]:

@@ -59,8 +59,12 @@ ATTENTION_SHARE = 0.5  # of float32 multiply-adds, counting the pairs that are n
 # Python and torch between the kernels, of a layer and of a step, on a 2.6 GHz Xeon.
 LAYER_S, STEP_S = 250e-6, 500e-6
 
-# Assumptions, as docs/plan.md says; the one GPU that was tried is not in them yet.
-_GPU_DECODE_SHARE, _GPU_PROMPT_SHARE, _GPU_LAYER_S = 0.7, 0.4, 60e-6
+# Of a step that is one CUDA graph: gaps between a layer's kernels, and Python between two steps.
+# Measured on an H100 beside a Xeon: docs/log.md, 2026-11-28.
+_GPU_LAYER_S, _GPU_STEP_S = 20e-6, 1.3e-3
+
+# Assumptions, as docs/plan.md says.
+_GPU_DECODE_SHARE, _GPU_PROMPT_SHARE = 0.7, 0.4
 _PCIE_SHARE = 0.85
 # To the CPU and back with a state of K2's size: docs/log.md, 2026-11-27, a prototype on an H100.
 _HAND_OVER_S = 25e-6
@@ -158,4 +162,5 @@ def rates_of(
         disk=disk,
         gpu=gpu,
         layer_s=LAYER_S if gpu is None else _GPU_LAYER_S,
+        step_s=STEP_S if gpu is None else _GPU_STEP_S,
     )

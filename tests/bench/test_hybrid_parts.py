@@ -174,7 +174,8 @@ def test_every_way_gets_the_slots_that_it_is_named_after(
         if options["device"] == "cuda":
             options["slots"] = plan_for(path, context_tokens, options["vram"]).num_vram_slots
         opened_as.append(options)
-        yield SimpleNamespace(gpu_rates=[rates])
+        prefill = SimpleNamespace(registered_bytes=0)
+        yield SimpleNamespace(gpu_rates=[rates], experts=SimpleNamespace(prefill=prefill))
 
     def fake_decode(llm: Any, num_warm_up: int, num_timed: int) -> Decoded:
         num_slots = opened_as[-1].get("slots", 0)
