@@ -13,8 +13,8 @@ Where an expert is changes by the policies' decisions alone, in this order:
 Where experts differ in size, a layer's compete with those of equally large ones (`RamPolicy`).
 
 Bytes follow later, and their way changes no decision. Time is that of the slowest of VRAM, CPU and
-disk in each layer, as in `planning.cost_model`; uploads and the way back are hidden until the link
-or the disk has more to do than the step takes.
+disk in each layer, where what is read last is computed after it, as in `planning.layer_cost`;
+uploads and the way back are hidden until the link or the disk has more to do than the step takes.
 """
 
 from typing import Any, NamedTuple
@@ -207,10 +207,11 @@ def _replay_loop(
             add_counts(by_layer[1, layer, phase], num_hits, misses, uploads, evictions)
             add_counts(by_step[1, step], num_hits, misses, uploads, evictions)
             read_s += misses * expert_s[layer, _DISK]
+            arriving_s = misses * expert_s[layer, _DISK]
+            if misses > 0:
+                arriving_s += expert_s[layer, _RAM]
             seconds[step] += max(
-                num_above * expert_s[layer, _VRAM],
-                num_below * expert_s[layer, _RAM],
-                misses * expert_s[layer, _DISK],
+                num_above * expert_s[layer, _VRAM], num_below * expert_s[layer, _RAM], arriving_s
             )
             end += 1
         for access in range(first, end):

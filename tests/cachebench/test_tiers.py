@@ -127,7 +127,9 @@ class Reference:
             below.uploads += len(admitted)
             below.evictions += len(evicted)
             read += hits.count(False) * SIZES[layer]
-            layer_s += SIZES[layer] * max(len(held) / 8, len(rest) / 4, hits.count(False))
+            misses = hits.count(False)
+            arriving = misses + 1 / 4 if misses else 0.0
+            layer_s += SIZES[layer] * max(len(held) / 8, len(rest) / 4, arriving)
         for layer, experts in enumerate(accesses):
             decision = self.vram.on_access(layer, np.array(experts, np.int32), is_prefill)
             above.note(decision)
