@@ -46,6 +46,7 @@ from hybridmoe.hardware.gpu import NoGpu
 from hybridmoe.hardware.machine import measure
 from hybridmoe.kernels import ops
 from hybridmoe.model.decoder import Decoder
+from hybridmoe.placement.options import LoadOptions
 from hybridmoe.placement.placer import place
 from hybridmoe.planning.cost_model import Hits, Step, decode
 from hybridmoe.planning.memory_plan import plan_memory
@@ -175,7 +176,8 @@ def _ours(path: Path, budget: int, prefetch: int, num_tokens: int) -> dict[str, 
         engine_config = EngineConfig(context_tokens=len(ids) + 1, max_running=1, chunk_tokens=1)
         budgets = Budgets(ram_bytes=1 << 50, expert_ram_bytes=budget, num_ahead=prefetch)
         plan = plan_memory(config, file.tensors.values(), engine_config, budgets)
-        placed = place(file, plan, NoGpu("the CPU alone"))
+        options = LoadOptions(expert_prefetch=prefetch)
+        placed = place(file, plan, NoGpu("the CPU alone"), options)
         cache = placed.disk_cache
         assert cache is not None, "all experts fit"
         decoder = Decoder(placed.weights(file), config, placed.experts)
@@ -202,6 +204,7 @@ def _ours(path: Path, budget: int, prefetch: int, num_tokens: int) -> dict[str, 
         assert event.reason in ("length", "stop"), event
         engine.close()
         placed.close()
+        sampler.close()
         seconds = np.subtract(ended[1:], began[:-1])  # of a step
         first, last = WARM_UP_TOKENS, WARM_UP_TOKENS + num_tokens
         before, after = counters[first], counters[last]

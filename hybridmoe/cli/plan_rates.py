@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from hybridmoe.errors import ConfigError
+from hybridmoe.experts.disk.disk_rate import measure_disk
 from hybridmoe.gguf.outline import Outline
 from hybridmoe.gguf.split import part_path
 from hybridmoe.hardware import isa
-from hybridmoe.hardware.disk import measure_disk
 from hybridmoe.hardware.gpu import CudaGpu, Gpus, NoGpu, choose_gpus
 from hybridmoe.hardware.machine import measure
 from hybridmoe.option import gpu_numbers

@@ -2,9 +2,9 @@
 
 from typing import NamedTuple
 
+from hybridmoe.experts.disk.disk_rate import measure_disk
 from hybridmoe.gguf.reader import GGUFFile
 from hybridmoe.hardware import isa
-from hybridmoe.hardware.disk import measure_disk
 from hybridmoe.hardware.machine import measure
 from hybridmoe.planning.cost_model import hits_of
 from hybridmoe.planning.plan import Plan

@@ -12,7 +12,7 @@ from tiny_gguf import write_tiny
 
 from hybridmoe.cli.app import main
 from hybridmoe.cli.plan import plan_command
-from hybridmoe.hardware.disk import PIECE_BYTES, measure_disk
+from hybridmoe.experts.disk.disk_rate import PIECE_BYTES, measure_disk
 from hybridmoe.hardware.gpu import CudaGpu, NoGpu
 
 GIVEN = ("--dram-gbs", 200, "--tops", 10, "--disk-gbs", 7)
