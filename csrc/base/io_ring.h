@@ -30,6 +30,8 @@ struct RingEnd {
   int64_t file_end;  // where the file ended before all bytes had come
 };
 
+class RingKernel;
+
 // Not thread-safe, except `wake`. Memory of a read must stay until the read has ended.
 //
 // Large reads are cut into chunks. A read that the block layer must split cannot be submitted
@@ -76,7 +78,6 @@ class IoRing {
   void close();
 
  private:
-  class Kernel;
   struct OpenRead {
     RingRead read;
     int64_t next = 0;  // bytes that chunks were cut from
@@ -98,7 +99,7 @@ class IoRing {
   void finish(uint32_t slot);
   void let_go(uint64_t name);
 
-  std::unique_ptr<Kernel> kernel_;  // null when closed
+  std::unique_ptr<RingKernel> kernel_;  // null when closed
   int64_t chunk_bytes_, block_bytes_;
   std::vector<Chunk> chunks_;         // by slot, which is the kernel's name for a chunk
   std::vector<uint32_t> free_slots_;  // the rest is under way, or in `retries_`
