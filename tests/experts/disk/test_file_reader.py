@@ -1,8 +1,11 @@
 """Direct and buffered reads: equal bytes, and errors of one line."""
 
 import errno
+import gc
 import os
+import tempfile
 import threading
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -14,7 +17,7 @@ from read_faults import add_faults, hold_reads
 from waiting import eventually
 
 from hybridmoe.errors import DiskError, ShapeError
-from hybridmoe.experts.disk import read_backend
+from hybridmoe.experts.disk import file_reader, read_backend
 from hybridmoe.experts.disk.arena import Arena
 from hybridmoe.experts.disk.file_reader import FileReader
 from hybridmoe.experts.disk.read_request import FileRange, ReadRequest
@@ -213,6 +216,63 @@ def test_close_finishes_started_reads_only(
     reader.close()
     assert bytes_of(begun, 0) == content[:10].tobytes()
     assert not any(any(request.buffers[0]) for request in queued)
+
+
+def test_memory_of_a_read_that_hangs_is_kept_until_it_returns(
+    path: Path, each_io: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(file_reader, "CLOSE_S", 0.01)
+    faults = add_faults(monkeypatch)
+    faults.hang(1)
+    reader, memory = FileReader([path]), Arena(BLOCK_BYTES)
+    kept = weakref.ref(memory)
+    reader.keep_alive(memory)
+    reader.submit(make_request(1, (0, 10)))
+    eventually(lambda: faults.num_hung == 1)
+    del memory
+    reader.close()
+    del reader
+    gc.collect()
+    assert kept() is not None
+    (line,) = [record.getMessage() for record in caplog.records]
+    assert line.startswith("hybridmoe: weights.gguf: the disk has not returned reads for 0.01 s")
+    faults.resume()
+
+    def is_freed() -> bool:
+        FileReader([path]).close()
+        return kept() is None
+
+    eventually(is_freed)
+
+
+def test_a_dropped_reader_frees_its_memory_and_files(path: Path) -> None:
+    before = len(os.listdir("/proc/self/fd"))
+    reader, memory = FileReader([path]), Arena(BLOCK_BYTES)
+    kept = weakref.ref(memory)
+    reader.keep_alive(memory)
+    reader.submit(make_request(1, (0, 10)))
+    del memory, reader
+    gc.collect()
+    assert kept() is None
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_files_on_several_disks_are_read_from_each(path: Path, content: np.ndarray) -> None:
+    memory_disk = Path("/dev/shm")
+    if not memory_disk.is_dir() or memory_disk.stat().st_dev == path.stat().st_dev:
+        pytest.skip("one disk here")
+    with tempfile.TemporaryDirectory(dir=memory_disk) as folder:
+        copy = Path(folder) / "other.gguf"
+        copy.write_bytes(content.tobytes())
+        reader = FileReader([path, copy], num_threads=3)
+        assert " for each of 2 disks" in reader.backend
+        request = make_request(1, (5, 100), (5, 100))
+        request.ranges = [part._replace(file_index=i) for i, part in enumerate(request.ranges)]
+        reader.submit(request)
+        taken = reader.take_completed(wait=True)
+        assert taken is request and taken.error is None
+        assert bytes_of(taken, 0) == bytes_of(taken, 1) == content[5:105].tobytes()
+        reader.close()
 
 
 @pytest.mark.parametrize("name", ["threads", "uring", "auto"])
