@@ -12,7 +12,6 @@ from tiny_gguf import write_tiny
 
 from hybridmoe.cli.app import main
 from hybridmoe.cli.plan import plan_command
-from hybridmoe.experts.disk.disk_rate import PIECE_BYTES, measure_disk
 from hybridmoe.hardware.gpu import CudaGpu, NoGpu
 
 GIVEN = ("--dram-gbs", 200, "--tops", 10, "--disk-gbs", 7)
@@ -306,12 +305,3 @@ def test_rates_are_measured_where_none_are_given(tmp_path: Path) -> None:
     assert found["rates"]["origins"]["DRAM"] == "measured"
     assert found["rates"]["dram"] > 1e8 and found["rates"]["ops"] > 1e8
     assert "(measured)" in plan(path, "--ctx", 2048, "--ram", "4G", "--tops", 1)
-
-
-def test_a_disk_is_measured_by_reading_it(tmp_path: Path) -> None:
-    path = tmp_path / "data"
-    path.write_bytes(b"x" * (3 * PIECE_BYTES))
-    rate = measure_disk([path], seconds=0.2)
-    assert rate is None or rate > 1e6  # None: a file system without direct reads
-    path.write_bytes(b"x" * 100)
-    assert measure_disk([path]) is None
