@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import NamedTuple
 
 from torch import Tensor
@@ -63,6 +64,13 @@ class ExpertBackend(ABC):
     def replayed(self, layers: range) -> None:
         """Do the host's part of a graph that has started to repeat these layers' submissions."""
         return
+
+    def trial(self) -> AbstractContextManager[None]:
+        """Context in which a graph is captured: of what is submitted, only what it repeats counts.
+
+        Steps that are run to prepare the capture have no result.
+        """
+        return nullcontext()
 
     def end_step(self) -> None:
         """Finish a step. Errors: the first one that `submit` could not raise."""

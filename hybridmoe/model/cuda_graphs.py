@@ -7,6 +7,7 @@ tables are padded to powers of two, at least 16 pages.
 """
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import NamedTuple
 
 import torch
@@ -40,14 +41,16 @@ class DecodeGraphs:
         run: Run,
         started: Callable[[], None] = lambda: None,
         head: Callable[[Tensor], Tensor] | None = None,
+        trial: Callable[[], AbstractContextManager[None]] = nullcontext,
     ) -> None:
         """run: queues the work of a step, and does not wait for it.
 
-        started: does the host's part of a graph that has been started. head: maps states to logits
+        started: does the host's part of a graph that has been started. trial: context of a capture,
+        before which the work may be run without need. head: maps states to logits
         in the same way; None = leave them out.
         """
         self._device = device
-        self._run, self._started, self._head = run, started, head
+        self._run, self._started, self._head, self._trial = run, started, head, trial
         self._graphs: dict[tuple[int, int], _Graph] = {}
         self._logits: dict[int, Tensor] = {}  # on the host, by the number of tokens
 
@@ -77,7 +80,8 @@ class DecodeGraphs:
         if graph is None:
             graph = _Graph(self._device, x, cos_sin, num_pages)
             graph.inputs.fill(x, cos_sin, spans)
-            graph.capture(self._run, self._head, self._logits)
+            with self._trial():
+                graph.capture(self._run, self._head, self._logits)
             self._graphs[key] = graph
         return graph
 

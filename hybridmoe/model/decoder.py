@@ -83,7 +83,8 @@ class Decoder:
         if is_capturable and self._experts.is_capturable:
             for stage in self._stages:
                 is_last = stage is self._stages[-1]
-                stage.use_graphs(pages, self._experts.replayed, self._logits if is_last else None)
+                head = self._logits if is_last else None
+                stage.use_graphs(pages, self._experts.replayed, head, self._experts.trial)
             self._graph_pages = pages
 
     @contextmanager

@@ -4,6 +4,7 @@ A model on one device is one stage; on several GPUs it is a pipeline of as many,
 """
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from functools import partial
 from itertools import groupby
 from typing import Protocol
@@ -48,15 +49,17 @@ class Stage:
         pages: Sequence[Pages],
         replayed: Callable[[range], None],
         head: Callable[[Tensor], Tensor] | None,
+        trial: Callable[[], AbstractContextManager[None]],
     ) -> None:
         """Prepare graphs over these pages, of all layers of the model.
 
         replayed: told the layers of a graph that has started, as `ExpertBackend.replayed` is.
-        head: of the last stage, maps states to logits.
+        trial: context of a capture, as `ExpertBackend.trial`. head: of the last stage, maps states
+        to logits.
         """
         started = partial(replayed, range(self._range.start, self._range.stop))
         run = partial(self._run, pages[self._range])
-        self._graphs = DecodeGraphs(self.device, run, started, head)
+        self._graphs = DecodeGraphs(self.device, run, started, head, trial)
 
     def capture(self, x: Tensor, cos_sin: Tensor, spans: Sequence[Span]) -> Outputs:
         """Capture the graph of a step like this, before it is wanted; see `forward`."""

@@ -58,7 +58,7 @@ class GpuCalibration:
         if self.slots is None:
             return
         sizes, share = self.plan.problem.sizes, self.plan.num_vram_slots / self.plan.num_experts
-        is_direct = self.registration.expected_bytes > _DIRECT_SHARE * sizes.all_expert_bytes
+        is_direct = self.registration.expected_share > _DIRECT_SHARE
         hits = upload_hits(
             sizes.experts[0], self.rates, sizes.config.top_k, share, is_direct=is_direct
         )

@@ -1,5 +1,7 @@
 """Experts over a GPU and the CPU: VRAM expert slots, and streamed experts of prompts.
 
+What is not in slots is in the memory map, or in the cache of experts that the file is read into.
+
 Needs Triton, so that it is imported only where there is a GPU.
 """
 
@@ -18,11 +20,11 @@ from hybridmoe.experts.disk.cached_experts import CachedExperts
 from hybridmoe.experts.gpu.calibrate_decode import DenseMatrices
 from hybridmoe.experts.gpu.expert_cache import DEFAULT_VRAM_POLICY, GpuExpertCache
 from hybridmoe.experts.gpu.hand_over import HandOver
-from hybridmoe.experts.gpu.host_adapter import HostAdapter
-from hybridmoe.experts.gpu.host_registration import HostRegistration
-from hybridmoe.experts.gpu.hybrid_experts import HybridExperts
+from hybridmoe.experts.gpu.host_registration import HostRegistration, Span
+from hybridmoe.experts.gpu.hybrid_experts import HybridExperts, PrefillExecutor
 from hybridmoe.experts.gpu.pinned_policy import PinnedPolicy
 from hybridmoe.experts.gpu.prefill_experts import ResidentExperts, StreamedExperts
+from hybridmoe.experts.gpu.ram_tier import HostPrefill, RamTier
 from hybridmoe.experts.gpu.slot_pool import SlotPool, slot_layouts
 from hybridmoe.experts.gpu.staged_experts import StagedCache, StagedExperts, StageExperts
 from hybridmoe.experts.gpu.weight_stream import WeightStream
@@ -68,9 +70,9 @@ def place_on_gpus(
 ) -> GpuExperts:
     """Make the devices and the expert slots of the plan, of one GPU or several.
 
-    Dense weights go to a GPU as the decoder binds them. disk_cache: computes all experts where
-    the plan has it. profile: its hot experts are uploaded first. progress: called with bytes while
-    slots are filled, GPU by GPU.
+    Dense weights go to a GPU as the decoder binds them. disk_cache: where the plan has it, for the
+    experts that are not in slots; closed with the backend. profile: its hot experts are uploaded
+    first. progress: called with bytes while slots are filled, GPU by GPU.
     Errors: ConfigError, DeviceError where a GPU has less memory than it said, or fails;
     KernelError where its attention or routing is wrong.
     """
@@ -79,8 +81,6 @@ def place_on_gpus(
     devices: list[Device] = []
     for gpu in opened:
         devices += [gpu.dense] * len(gpu.plan.problem.sizes.layers)
-    if disk_cache is not None:
-        return GpuExperts(HostAdapter(disk_cache, devices), tuple(devices), disk_cache, found)
     if not experts.layers:
         return GpuExperts(CpuExperts(experts), tuple(devices), None, found)
     stages: list[StageExperts] = []
@@ -95,7 +95,8 @@ def place_on_gpus(
             first = experts.index_of[own.numbers[0]]
             hot = None if profile is None else profile.of_layers(first, own.num_layers)
             locked_bytes = may_lock * own.num_layers // experts.num_layers
-            backend, cache, calibration = _place_stage(own, gpu, hot, locked_bytes, progress)
+            ram = None if disk_cache is None else RamTier(disk_cache, own, first)
+            backend, cache, calibration = _place_stage(own, gpu, hot, locked_bytes, progress, ram)
             placed.callback(backend.close)
             stages.append(StageExperts(backend, gpu.dense, own.numbers))
             caches.append((cache, own.num_layers * own.num_experts))
@@ -103,10 +104,14 @@ def place_on_gpus(
                 calibrations.append(calibration)
         placed.pop_all()
     calibrated = Calibration(plan, calibrations)
-    if len(stages) == 1:
-        return GpuExperts(stages[0].backend, tuple(devices), caches[0][0], found, calibrated)
-    hot_experts = StagedCache(caches) if any(cache is not None for cache, _ in caches) else None
-    return GpuExperts(StagedExperts(stages), tuple(devices), hot_experts, found, calibrated)
+    has_slots = any(cache is not None for cache, _ in caches)
+    return GpuExperts(
+        stages[0].backend if len(stages) == 1 else StagedExperts(stages),
+        tuple(devices),
+        StagedCache(caches) if has_slots else None,
+        found,
+        calibrated,
+    )
 
 
 class _Gpu(NamedTuple):
@@ -142,6 +147,7 @@ def _place_stage(
     profile: HotProfile | None,
     locked_bytes: int,
     progress: Progress,
+    ram: RamTier | None,
 ) -> tuple[HybridExperts, GpuExpertCache | None, GpuCalibration | None]:
     """Make the expert slots of one GPU, for the layers of its plan.
 
@@ -151,25 +157,31 @@ def _place_stage(
     device = runtime.torch
     with dense.active(), loading_onto_gpu("expert slots", plan.problem.budgets.vram_bytes):
         streams = runtime.open_streams()
-        slots = prefill = registration = None
+        slots = measured = registration = None
+        prefill: PrefillExecutor | None = None if ram is None else HostPrefill(ram)
         wrong = check.wrong_layers(experts, plan.problem.layers.cpu)
         is_any_right = len(wrong) < experts.num_layers
         if plan.num_vram_slots and is_any_right:
-            slots = _slots(experts, plan, wrong, streams, device)
+            slots = _slots(experts, plan, wrong, streams, device, ram)
             if profile is not None:
                 slots.cache.warm(profile.most_used_keys())
             slots.cache.fill_up()
             slots.cache.fill(progress)
-        if plan.streams_experts and is_any_right:
-            measured = runtime.measure(
-                experts.by_index[0], slot_layouts(experts)[0], streams.prefill
-            )
+        if is_any_right and (slots is not None or plan.streams_experts):
+            layout = slot_layouts(experts)[0]
+            measured = runtime.measure(experts.by_index[0], layout, streams.prefill)
             assert measured.rates.gpu is not None
+            spans = _mapped(experts) if ram is None else ram.spans()
             least_rate = _LEAST_SHARE * measured.rates.gpu.pcie
-            registration = runtime.register(experts, locked_bytes, least_rate)
-            prefill = _prefill(experts, plan, wrong, slots, streams, measured, registration, device)
+            registration = runtime.register(spans, locked_bytes, least_rate)
             if slots is not None:
                 slots.uploader.registration = registration
+            if plan.streams_experts:
+                prefill = _prefill(
+                    experts, plan, wrong, slots, streams, measured, registration, device
+                )
+            if ram is not None:
+                ram.registration = registration
         hand_over = _hand_over(experts, streams, runtime, check.found)
         backend = HybridExperts(
             experts,
@@ -179,15 +191,22 @@ def _place_stage(
             slots=slots,
             prefill=prefill,
             hand_over=hand_over,
+            ram=ram,
         )
     calibration = None
-    if prefill is not None and registration is not None:
+    if measured is not None and registration is not None:
         calibration = GpuCalibration(
             plan=plan, runtime=runtime, device=dense, dense=matrices, experts=experts,
-            streams=streams, slots=slots, hand_over=hand_over, rates=prefill.rates,
+            streams=streams, slots=slots, hand_over=hand_over, rates=measured.rates,
             registration=registration,
         )  # fmt: skip
     return backend, None if slots is None else slots.cache, calibration
+
+
+def _mapped(experts: RoutedExperts) -> list[Span]:
+    """List the experts' memory in the file's map, layer by layer."""
+    addresses = [(w.data.ctypes.data, w.num_bytes) for layer in experts.by_index for w in layer]
+    return [(start, start + size) for start, size in addresses]
 
 
 def _hand_over(
@@ -247,6 +266,7 @@ def _slots(
     wrong: frozenset[int],
     streams: GpuStreams,
     device: torch.device,
+    ram: RamTier | None,
 ) -> SlotPool:
     num_slots, pinned = plan.num_vram_slots, plan.problem.layers
     on_gpu, on_cpu = (
@@ -258,7 +278,7 @@ def _slots(
     )
     slots = SlotPool(
         experts, num_slots, streams.main, streams.uploads, device,
-        policy=policy if on_gpu or on_cpu else None,
+        policy=policy if on_gpu or on_cpu else None, ram=ram,
     )  # fmt: skip
     slots.cache.warm(policy.pinned)
     return slots

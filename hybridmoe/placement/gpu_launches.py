@@ -71,7 +71,7 @@ class GpuPart:
             is_on_cpu=plan.problem.rules.is_on_cpu,
             has_slots=plan.num_vram_slots > 0,
             streams_experts=plan.streams_experts,
-            hands_over=plan.disk_cache is None and not uses_host_functions(),
+            hands_over=not uses_host_functions(),
         )
 
 

@@ -4,7 +4,7 @@ All that placement takes from CUDA besides kernels. Tests without a GPU replace 
 `placement.gpu` (tests/support/interpreted_gpu.py).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -20,7 +20,7 @@ from hybridmoe.experts.gpu.calibrate_decode import (
     measure_decode,
 )
 from hybridmoe.experts.gpu.hand_over import HandOver
-from hybridmoe.experts.gpu.host_registration import CudaRegistrar, HostRegistration, Registrar
+from hybridmoe.experts.gpu.host_registration import CudaRegistrar, HostRegistration, Registrar, Span
 from hybridmoe.experts.gpu.prefill_experts import Streams
 from hybridmoe.experts.gpu.slot_pool import SlotPool
 from hybridmoe.experts.gpu.staging import NUM_STAGED
@@ -118,14 +118,9 @@ class GpuRuntime:
         return kept_decode_rates(key, measure)
 
     def register(
-        self, experts: RoutedExperts, most_bytes: int, least_rate: float
+        self, spans: Sequence[Span], most_bytes: int, least_rate: float
     ) -> HostRegistration:
-        """Make the registration of the experts' memory, layer by layer, to be begun later."""
-        spans = [
-            (w.data.ctypes.data, w.data.ctypes.data + w.num_bytes)
-            for weights in experts.by_index
-            for w in weights
-        ]
+        """Make the registration of experts' memory, in this order, to be begun later."""
         return HostRegistration(
             spans, self.registrar(), most_bytes=most_bytes, least_rate=least_rate
         )

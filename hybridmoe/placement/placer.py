@@ -16,8 +16,8 @@ from hybridmoe.placement.budgets import plan_within
 from hybridmoe.placement.kernel_checks import KernelChecks
 from hybridmoe.placement.options import LoadOptions
 from hybridmoe.placement.prefetch import Prefetch, decide_prefetch
-from hybridmoe.placement.profile import OFF, HotExperts, open_profile
-from hybridmoe.placement.ram import Progress, read_weights
+from hybridmoe.placement.profile import OFF, HotExperts, HotTiers, open_profile
+from hybridmoe.placement.ram import Progress, load_hot, read_weights
 from hybridmoe.placement.residency import Residency
 from hybridmoe.planning.conversation import Conversation
 from hybridmoe.planning.fewer_gpus import fewer_gpus
@@ -65,7 +65,7 @@ def place(
                 file,
                 routed,
                 plan.disk_cache,
-                profile,
+                None if plan.vram is not None else profile,
                 progress,
                 is_kept=_stays_in_ram(plan),
                 num_ahead=prefetch.num_ahead,
@@ -85,6 +85,10 @@ def place(
             experts, devices, cache, checks, calibration = placed
             if calibration is not None:
                 calibration.remarks = partial(_remarks, file, plan, gpus, options)
+            if disk_cache is not None:
+                cache = HotTiers(placed.cache, disk_cache)
+                if profile is not None:
+                    load_hot(disk_cache, cache.absent(profile.hot_keys()), progress)
         record = None
         if kept is not None and cache is not None:
             record = kept.record(cache)
@@ -120,7 +124,7 @@ def _remarks(
 ) -> Iterator[str]:
     """Yield a line if fewer GPUs are predicted to be faster, by their measured rates."""
     by_gpu = [known.gpu for known in rates if known.gpu is not None]
-    if not plan.split or len(by_gpu) < len(gpus):
+    if not plan.split or len(by_gpu) < len(gpus) or plan.needs_disk:  # whose rate is unknown
         return
     config, tensors = plan.problem.sizes.config, file.tensors.values()
 

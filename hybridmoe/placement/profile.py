@@ -21,7 +21,7 @@ from hybridmoe.gguf.fingerprint import fingerprint
 from hybridmoe.gguf.reader import GGUFFile
 from hybridmoe.state_folder import state_folder
 
-__all__ = ["OFF", "HotExperts", "KeptProfile", "ProfileRecord", "open_profile"]
+__all__ = ["OFF", "HotExperts", "HotTiers", "KeptProfile", "ProfileRecord", "open_profile"]
 
 OFF = Path("off")
 _MOST_FILES = 64  # of models, the last used; some 200 kB each for Kimi K2
@@ -39,6 +39,28 @@ class HotExperts(Protocol):
     def resident(self) -> NDArray[np.int64]:
         """List the keys that are resident, ascending."""
         ...
+
+
+class HotTiers:
+    """Caches of VRAM and of RAM below it as one."""
+
+    def __init__(self, vram: HotExperts | None, ram: HotExperts) -> None:
+        """vram: None = no expert slots. ram: counts all accesses."""
+        self._vram, self._ram = vram, ram
+
+    @property
+    def uses(self) -> NDArray[np.int64]:
+        """Accesses by key."""
+        return self._ram.uses
+
+    def resident(self) -> NDArray[np.int64]:
+        """List the keys that are resident in either, ascending."""
+        in_ram = self._ram.resident()
+        return in_ram if self._vram is None else np.union1d(in_ram, self._vram.resident())
+
+    def absent(self, keys: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Return the keys that neither has, in their order."""
+        return keys[~np.isin(keys, self.resident())]
 
 
 class KeptProfile:

@@ -23,7 +23,7 @@ from hybridmoe.gguf.reader import GGUFFile, Tensor
 from hybridmoe.hardware.disk import BLOCK_BYTES, direct_buffer_bytes
 from hybridmoe.planning.disk_cache_plan import DiskCachePlan
 
-__all__ = ["Progress", "RamWeights", "read_weights"]
+__all__ = ["Progress", "RamWeights", "load_hot", "read_weights"]
 
 _READ_BYTES = 32 << 20  # one progress step
 
@@ -76,6 +76,14 @@ def read_weights(
         reader.close()
         raise
     return RamWeights(cache, private)
+
+
+def load_hot(cache: CachedExperts, keys: NDArray[np.int64], progress: Progress) -> None:
+    """Fill the slots with the first of these experts, hottest first. Errors: DiskError."""
+    keys = keys[: cache.plan.num_slots]
+    bar = _Bar(progress, len(keys) * cache.plan.buffer_bytes)
+    cache.load_hot(keys, bar.add)
+    bar.end()
 
 
 class _Bar:

@@ -18,7 +18,7 @@ from hybridmoe.errors import ConfigError
 from hybridmoe.planning.layer_cost import Hits, cost, layer_times
 from hybridmoe.planning.model_sizes import Part
 from hybridmoe.planning.plan import Plan
-from hybridmoe.planning.rates import LAYER_S, GpuRates, Rates
+from hybridmoe.planning.rates import GpuRates, Rates
 
 __all__ = [
     "HitCurve",
@@ -153,10 +153,8 @@ def attention_cost(
 
 
 def between_s(plan: Plan, rates: Rates) -> float:
-    """Seconds between the kernels of a step. Beside a RAM cache, a GPU runs layer by layer."""
-    is_by_layer = plan.vram is not None and plan.disk_cache is not None
-    layer_s = max(LAYER_S, rates.layer_s) if is_by_layer else rates.layer_s
-    return rates.step_s + len(plan.problem.sizes.layers) * layer_s
+    """Seconds between the kernels of a step."""
+    return rates.step_s + len(plan.problem.sizes.layers) * rates.layer_s
 
 
 def read_s(parts: tuple[Part, ...], rates: Rates, gpu: GpuRates | None) -> Iterator[float]:

@@ -107,8 +107,9 @@ class Plan:
 
         layer: as the model counts.
         """
-        is_pinned = layer in self.problem.layers.cpu
-        return self.vram is not None and self.cpu_reason is None and not is_pinned
+        if self.vram is None or self.cpu_reason is not None or self.disk_cache is not None:
+            return False
+        return layer not in self.problem.layers.cpu
 
     @property
     def streams_experts(self) -> bool:
@@ -227,6 +228,7 @@ def _cache_facts(cache: DiskCachePlan) -> dict[str, int]:
         "num_slots": cache.num_slots,
         "num_staging": cache.num_staging,
         "num_ahead": cache.num_ahead,
+        "num_leaving": cache.num_leaving,
         "buffer_bytes": cache.buffer_bytes,
         "num_bytes": cache.num_bytes,
     }

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from gguf import GGMLQuantizationType as Type
+from host_adapter import HostAdapter
 from logit_distance import kl_divergence, relative_error
 from small_model import SMALL
 from tiny_gguf import write_tiny
@@ -17,7 +18,6 @@ from hybridmoe.device.interface import Device
 from hybridmoe.engine.kv_cache import KvCache
 from hybridmoe.errors import ConfigError
 from hybridmoe.experts.backend import CpuExperts
-from hybridmoe.experts.gpu.host_adapter import HostAdapter
 from hybridmoe.gguf.reader import GGUFFile
 from hybridmoe.kernels.paged_mla import Span
 from hybridmoe.model.decoder import Decoder

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from gguf import GGMLQuantizationType as Type
+from host_adapter import HostAdapter
 from small_model import SMALL
 from tiny_gguf import write_tiny
 
@@ -14,7 +15,6 @@ from hybridmoe.config import EngineConfig, ModelConfig
 from hybridmoe.device.interface import Device
 from hybridmoe.engine.kv_cache import KvCache
 from hybridmoe.experts.backend import CpuExperts
-from hybridmoe.experts.gpu.host_adapter import HostAdapter
 from hybridmoe.gguf.reader import GGUFFile
 from hybridmoe.kernels.paged_mla import Span
 from hybridmoe.model.decoder import Decoder

@@ -220,22 +220,6 @@ def test_the_last_runs_profile_fills_the_slots_before_the_first_token(path: Path
     assert hits[1] > hits[0]
 
 
-def test_experts_on_disk_under_a_gpu(tmp_path: Path) -> None:
-    path = tmp_path / "m.gguf"
-    sizes = {**SMALL, "experts": 8, "expert_width": 256, "q_lora": 64, "context": 256}
-    write_tiny(path, type={"default": Type.F32, "ffn_up_exps": Type.Q8_0}, **sizes)
-    with hybridmoe.load(path, device="cpu") as llm:
-        want = llm.logits(IDS)
-        total = sum(t.num_bytes for t in llm.file.tensors.values() if "_exps" in t.name)
-    with hybridmoe.load(path, vram="2GiB", expert_ram=total * 3 // 4) as llm:
-        assert llm.expert_plan is not None
-        assert list(llm._residency.private) == ["token_embd.weight"]  # the rest is in VRAM
-        assert "; 0 expert slots" in llm.notes[0]
-        assert any("the CPU computes the experts of prompts too" in note for note in llm.notes)
-        got = llm.logits(IDS)
-    assert relative_error(want, got) < 0.1
-
-
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -174,3 +174,30 @@ def test_what_cannot_be_is_one_line(path: Path, options: dict[str, Any], message
     with pytest.raises(ConfigError, match=message) as caught:
         hybridmoe.load(path, **{**BOTH, **options})
     assert "\n" not in str(caught.value)
+
+
+def test_both_gpus_have_slots_over_one_cache_of_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "m.gguf"
+    types = {"default": Type.F32} | {f"ffn_{p}_exps": Type.Q8_0 for p in ("gate", "up", "down")}
+    sizes = {**SMALL, "experts": 8, "expert_width": 256, "layers": 3, "q_lora": 64, "context": 256}
+    write_tiny(path, type=types, **sizes)
+    with hybridmoe.load(path, **BOTH) as llm:
+        plans, sizes_of = llm.plan.stages, llm.plan.problem.sizes
+        want = generated(llm, 4)
+    parts = [sum(size for _, size in plan.vram.parts) for plan in plans if plan.vram]
+    budgets = {
+        "vram": tuple(size + 2 * sizes_of.slot_bytes for size in parts),
+        "expert_ram": (2 + 4 + 1) * sizes_of.buffer_bytes,
+    }
+    with hybridmoe.load(path, **{**BOTH, **budgets}) as llm:
+        assert [plan.num_vram_slots for plan in llm.plan.stages] == [2, 2]
+        assert llm.plan.num_ram_experts == 1 and llm.plan.num_disk_experts == 16 - 4 - 1
+        got = generated(llm, 4)
+        stats = llm.expert_stats()
+        assert llm._residency.disk_cache is not None
+        llm._residency.disk_cache.native.check()
+    assert stats is not None and [tier.place for tier in stats.tiers] == ["VRAM", "RAM"]
+    assert [tier.num_slots for tier in stats.tiers] == [4, 1]
+    ram = stats.tiers[1].counters
+    assert ram.hits + ram.misses == stats.counters.misses
+    assert got == want

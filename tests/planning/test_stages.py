@@ -110,12 +110,18 @@ def test_pinned_experts_are_on_the_card_of_their_layer(k2: Outline) -> None:
         plan(k2, ("RTX 4090", 32), ("RTX 4090", 9), place=(r"blk\.(59|60)\..*_exps=cuda",))
 
 
-def test_experts_on_disk_leave_no_slots_on_any_card(k2: Outline) -> None:
+def test_every_card_has_slots_over_its_layers_share_of_ram_and_disk(k2: Outline) -> None:
     found = plan(k2, ("RTX 4090", 24), ("RTX 3060", 12), ram_gib=128)
-    assert found.num_vram_slots == 0 and found.disk_cache is not None
+    assert found.disk_cache is not None and found.num_disk_experts > 0
     assert sum(stage.num_disk_experts for stage in found.stages) == pytest.approx(
         found.num_disk_experts, abs=2
     )
+    for stage in found.stages:
+        assert min(stage.num_vram_slots, stage.num_ram_experts, stage.num_disk_experts) > 0
+        rest = stage.num_experts - stage.num_vram_slots
+        assert stage.num_ram_experts + stage.num_disk_experts == rest
+        share = found.num_disk_experts / (found.num_experts - found.num_vram_slots)
+        assert stage.num_disk_experts == pytest.approx(share * rest, abs=1)
 
 
 @pytest.mark.parametrize(

@@ -1,8 +1,10 @@
 """Expert cache in VRAM: a slot table, a cache policy, and uploads between steps.
 
 After each step the policy sees what was used. What it admits is uploaded, a few experts before each
-step; what has arrived then enters the table. Until then the CPU computes them. The default policy
-is `cost-aware`, since an upload costs as much time as several hits save (docs/cuda.md).
+step; what has arrived then enters the table. Until then the CPU computes them. Over a RAM tier, an
+expert is in one of the two: what the policy admits leaves RAM, what it evicts is offered back. The
+default policy is `cost-aware`, since an upload costs as much time as several hits save
+(docs/cuda.md).
 """
 
 import time
@@ -17,9 +19,10 @@ from hybridmoe.device.streams import Stream, host_empty
 from hybridmoe.experts.policy import CacheShape, Policy, PricedPolicy, make_policy
 from hybridmoe.experts.stats import ExpertCounters, ExpertStats
 
-__all__ = ["DEFAULT_VRAM_POLICY", "GpuExpertCache", "Upload", "Uploader"]
+__all__ = ["DEFAULT_VRAM_POLICY", "GpuExpertCache", "LowerTier", "Upload", "Uploader"]
 
 DEFAULT_VRAM_POLICY = "cost-aware"
+_ASK_S = 0.5  # between calls of `progress` while a disk hangs
 
 
 class Upload(Protocol):
@@ -56,6 +59,37 @@ class Uploader(Protocol):
         ...
 
 
+class LowerTier(Protocol):
+    """RAM that shares experts with the slots: each is kept by one of the two, or is on disk only.
+
+    Keys are the cache's. No layer of a step is computed during a call.
+    """
+
+    def discard(self, key: int) -> None:
+        """Hand an expert over to VRAM. Its bytes stay for the upload if a buffer is free."""
+        ...
+
+    def offer(self, key: int) -> None:
+        """Take an expert back from VRAM, if the tier's policy wants it."""
+        ...
+
+    def returned(self, key: int, slot: int) -> None:
+        """Copy an expert that was offered from its slot, which later uploads may fill again."""
+        ...
+
+    def advance(self) -> Exception | None:
+        """Take in reads that have ended. Returns why one has failed, if so."""
+        ...
+
+    def is_ready(self, key: int) -> bool:
+        """Return True if an expert of VRAM can be uploaded; else read it once a buffer is free."""
+        ...
+
+    def uploaded(self, key: int) -> None:
+        """Free what an expert of VRAM has in RAM: its upload has arrived."""
+        ...
+
+
 class GpuExpertCache:
     """VRAM expert slots. Not thread-safe, except `stats`.
 
@@ -73,11 +107,14 @@ class GpuExpertCache:
         *,
         uploads_per_step: int,
         policy: Policy | None = None,
+        below: LowerTier | None = None,
     ) -> None:
         """main: stream of the steps. policy: None = the default.
 
+        below: None = all experts are in the memory map.
         Errors: ConfigError for a shape that is not usable.
         """
+        self._below = below
         self._policy = policy or make_policy(DEFAULT_VRAM_POLICY, shape)
         self._shape = shape
         self._uploader = uploader
@@ -94,6 +131,7 @@ class GpuExpertCache:
         self._evicted: dict[int, None] = {}  # stay in the table until the next step
         self._cancelled: list[tuple[int, Upload]] = []  # slot, upload
         self._free = list(range(shape.num_slots - 1, -1, -1))
+        self._read_error: Exception | None = None  # of the tier below, in the last `_advance`
         self._counters = ExpertCounters()
         self.uses = np.zeros(shape.num_keys, np.int64)  # accesses by key
 
@@ -125,22 +163,27 @@ class GpuExpertCache:
     def begin_step(self) -> None:
         """Update the tables and start uploads. No step may be in flight on the CPU.
 
-        Errors: of a failed upload, which will be tried again.
+        Errors: of a failed upload, which will be tried again. A failed read is tried again, too;
+        until then the expert is late.
         """
         self._advance(self._uploads_per_step, self._uploads_per_step * self._uploader.slot_bytes)
 
     def fill(self, progress: Callable[[int, int], None] = lambda done, total: None) -> None:
         """Upload all that is queued, and wait. Only before the first step.
 
-        Calls progress(bytes done, bytes in all). Errors: of a failed upload.
+        Calls progress(bytes done, bytes in all), now and then also while nothing arrives: it may
+        raise to end this. Errors: of a failed upload or read.
         """
         total = num_left = self.num_pending
+        one, asked = self._uploader.slot_bytes, time.monotonic()
         while num_left:
-            self._advance(len(self._queued), num_left * self._uploader.slot_bytes)
+            self._advance(len(self._queued), num_left * one)
+            if self._read_error is not None:
+                raise self._read_error
             before, num_left = num_left, self.num_pending
-            if before > num_left:
-                one = self._uploader.slot_bytes
+            if before > num_left or time.monotonic() - asked > _ASK_S:
                 progress((total - num_left) * one, total * one)
+                asked = time.monotonic()
             elif num_left:
                 time.sleep(0.001)
 
@@ -154,17 +197,21 @@ class GpuExpertCache:
             decision = self._policy.on_access(layer_index, experts, is_prefill)
             counters.note(decision)
             counters.late += int((self._slots[layer_index, experts[decision.hits]] < 0).sum())
-            for key in decision.evicted.tolist():
-                self._evict(key)
+            # A newcomer from RAM gives its slot there to the one that leaves VRAM.
             for key in (layer_index * num_experts + decision.admitted).tolist():
                 self._admit(key)
+            for key in decision.evicted.tolist():
+                self._evict(key)
 
     def warm(self, keys: NDArray[np.int64]) -> int:
         """Queue the upload of keys, hottest first, as far as slots are free. Returns how many."""
         self._policy.warm(keys)
         kept = set(self.kept().tolist())
         chosen = [key for key in keys.tolist() if key in kept]
-        self._queued.update(dict.fromkeys(chosen))
+        for key in chosen:
+            if self._below is not None and key not in self._queued:
+                self._below.discard(key)
+            self._queued[key] = None
         return len(chosen)
 
     def resident(self) -> NDArray[np.int64]:
@@ -189,7 +236,9 @@ class GpuExpertCache:
     def _advance(self, num_uploads: int, num_bytes: int) -> None:
         """Collect finished uploads, start up to `num_uploads`, and copy up to `num_bytes`."""
         failures = self._collect()
-        for key in list(self._queued)[: min(num_uploads, len(self._free))]:
+        if self._below is not None:
+            self._read_error = self._below.advance()
+        for key in self._next_uploads(min(num_uploads, len(self._free))):
             del self._queued[key]
             slot = self._free.pop()
             layer_index, expert = divmod(key, self._shape.num_experts)
@@ -198,6 +247,18 @@ class GpuExpertCache:
             self._uploader.advance(num_bytes)
         if failures:
             raise failures[0]
+
+    def _next_uploads(self, most: int) -> list[int]:
+        """List the first queued keys whose bytes are in memory."""
+        if self._below is None:
+            return list(self._queued)[:most]
+        ready: list[int] = []
+        for key in self._queued:
+            if len(ready) == most:
+                break
+            if self._below.is_ready(key):
+                ready.append(key)
+        return ready
 
     def _collect(self) -> list[Exception]:
         """Update the tables; return the errors of failed uploads."""
@@ -209,11 +270,17 @@ class GpuExpertCache:
         failures = []
         if done or self._evicted:
             self._copied.wait()
-            self._free += [self._set_slot(key, -1) for key in self._evicted]
+            for key in self._evicted:
+                slot = self._set_slot(key, -1)
+                self._free.append(slot)
+                if self._below is not None:
+                    self._below.returned(key, slot)
             self._evicted.clear()
             for key, (slot, upload) in ended.items():
                 if upload.error is None:
                     self._set_slot(key, slot)
+                    if self._below is not None:
+                        self._below.uploaded(key)
                 else:
                     failures.append(upload.error)
                     self._free.append(slot)
@@ -229,10 +296,14 @@ class GpuExpertCache:
         return before
 
     def _admit(self, key: int) -> None:
-        if key in self._evicted:  # still in the table
-            del self._evicted[key]
-        else:
+        if self._below is not None:
+            self._below.discard(key)
+        if key not in self._evicted:
             self._queued[key] = None
+            return
+        del self._evicted[key]  # still in the table
+        if self._below is not None:
+            self._below.uploaded(key)
 
     def _evict(self, key: int) -> None:
         counters = self._counters
@@ -246,3 +317,5 @@ class GpuExpertCache:
             counters.cancelled += 1
         else:
             self._evicted[key] = None
+        if self._below is not None:
+            self._below.offer(key)

@@ -19,7 +19,7 @@ from torch import Tensor
 from hybridmoe.device.streams import CudaStream
 from hybridmoe.errors import DeviceError
 
-__all__ = ["CudaRegistrar", "HostRegistration", "Piece", "Registrar", "host_view"]
+__all__ = ["CudaRegistrar", "HostRegistration", "Piece", "Registrar", "Span", "host_view"]
 
 _CHECKED_BYTES, _ROUNDS = 32 << 20, 4  # of the first piece
 PIECE_BYTES = 64 << 20  # other calls of the driver wait for one registration at most
@@ -101,6 +101,7 @@ class HostRegistration:
 
         least_rate: of copies from it, in bytes/s; else nothing is registered.
         """
+        self._wanted_bytes = sum(end - start for start, end in spans)
         self._pieces = list(_cut(spans, most_bytes, piece_bytes))
         self._planned_bytes = sum(end - start for start, end in self._pieces)
         self._registrar, self._least_rate = registrar, least_rate
@@ -115,6 +116,11 @@ class HostRegistration:
     def num_bytes(self) -> int:
         """Registered so far."""
         return sum(end - start for start, end in self._done)
+
+    @property
+    def expected_share(self) -> float:
+        """Share of the memory that is registered in the end, by what is known."""
+        return self.expected_bytes / max(1, self._wanted_bytes)
 
     @property
     def expected_bytes(self) -> int:

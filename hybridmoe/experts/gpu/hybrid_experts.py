@@ -1,13 +1,17 @@
 """Hybrid expert backend: the GPU computes the experts in its VRAM slots, the CPU all others.
 
-Both work on a layer at once. The main stream computes on the GPU, while a second one copies states
-and routing to the host, calls the CPU's kernels, and copies their sum back; in a graph, `HandOver`
-takes the second one's place. A decode step only queues work, the same whatever is resident, so that
-a CUDA graph can repeat it. The step's routing is read once all of it is on the host, and passed to
-the cache: after the step, or with hand-overs while the GPU computes the output head.
+The CPU finds its experts in the memory map, or in the RAM tier, which reads what is missing from
+the file. Both sides work on a layer at once. The main stream computes on the GPU, while a second
+one copies states and routing to the host, calls the CPU's kernels, and copies their sum back; in a
+graph, `HandOver` takes the second one's place. A decode step only queues work, the same whatever is
+resident, so that a CUDA graph can repeat it. The step's routing is read once all of it is on the
+host, and passed to the cache: after the step, or with hand-overs while the GPU computes the output
+head.
 """
 
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import replace
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
@@ -27,6 +31,7 @@ from hybridmoe.experts.stats import ExpertStats
 
 if TYPE_CHECKING:
     from hybridmoe.experts.gpu.hand_over import HandOver
+    from hybridmoe.experts.gpu.ram_tier import RamTier
     from hybridmoe.experts.gpu.slot_pool import SlotPool
 
 __all__ = ["HybridExperts", "PrefillExecutor"]
@@ -79,25 +84,33 @@ class HybridExperts(ExpertBackend):
         slots: "SlotPool | None" = None,
         prefill: PrefillExecutor | None = None,
         hand_over: "HandOver | None" = None,
+        ram: "RamTier | None" = None,
     ) -> None:
         """main: stream of the steps. host: stream of the CPU's part. slots: experts in VRAM.
 
         hand_over: way to the CPU and back in captured steps; None = host functions, as elsewhere.
-        prefill: for steps of more than 16 tokens; None = the CPU computes them. slots and prefill
-        are closed with this.
+        prefill: for steps of more than 16 tokens; None = the CPU computes them. ram: tier of the
+        experts that are not in slots; None = the memory map. slots, prefill and ram are closed with
+        this.
         """
         self._experts, self._device = experts, device
         self._index_of = experts.index_of
         self._main, self._host = main, host
         self._slots, self._prefill = slots, prefill
-        self._hand_over = hand_over
+        self._hand_over, self._ram = hand_over, ram
         self._decode_memory = StepMemory(
-            PREFILL_TOKENS, experts, device, submissions_per_layer=2, max_outstanding=NUM_STAGED
+            PREFILL_TOKENS,
+            experts,
+            device,
+            submissions_per_layer=2,
+            max_outstanding=NUM_STAGED,
+            make_call=None if ram is None else ram.make_call,
         )
         self._prefill_memory: StepMemory | None = None  # allocated by the first prefill
         self._memory = self._decode_memory
         self._num_tokens = 0
         self._is_in_step = self._is_counted = False  # counted: the cache has seen the step
+        self._is_trial = False
         self._error: str | None = None  # of this step's calls
         self._calls: _Calls = {}  # of this step
         # of graphs, by their number of tokens
@@ -115,6 +128,8 @@ class HybridExperts(ExpertBackend):
         self._num_tokens, self._calls = num_tokens, {}
         self._memory = self._memory_for(num_tokens)
         self._memory.release_all()
+        if self._ram is not None:
+            self._ram.begin_step()
         if self._slots is not None:
             self._slots.cache.begin_step()
         if self._prefill is not None and num_tokens > PREFILL_TOKENS:
@@ -126,7 +141,7 @@ class HybridExperts(ExpertBackend):
         self._synchronize()
         self._is_in_step = False
         if (error := self._error or self._take_errors()) is not None:
-            raise HybridMoeError(error)
+            raise self._as_error(error)
         if self._prefill is not None and self._num_tokens > PREFILL_TOKENS:
             self._prefill.check()
         if not self._is_counted:
@@ -143,8 +158,24 @@ class HybridExperts(ExpertBackend):
             if len(self._calls) == len(captured) and self._error is None:
                 self._count()  # while the GPU computes the output head
 
+    @contextmanager
+    def trial(self) -> Iterator[None]:
+        """Queue no call to the CPU but those of a graph; see `ExpertBackend.trial`."""
+        self._is_trial = True
+        try:
+            yield
+        finally:
+            self._is_trial = False
+
+    def abandon_when(self, is_unwanted: Callable[[], bool]) -> None:
+        if self._ram is not None:
+            self._ram.abandon_when(is_unwanted)
+
     def stats(self) -> ExpertStats | None:
-        return None if self._slots is None else self._slots.cache.stats()
+        below = None if self._ram is None else self._ram.stats()
+        if self._slots is None:
+            return below
+        return replace(self._slots.cache.stats(), below=below)
 
     def submit(self, layer: int, x: Tensor, ids: Tensor, weights: Tensor) -> Pending:
         """Queue a layer on the GPU; see `ExpertBackend.submit`. The inputs must not change.
@@ -168,7 +199,8 @@ class HybridExperts(ExpertBackend):
         staged = self._staged(layer, number, tokens)
         host.copy(staged.x[:tokens], x)
         host.copy(staged.weights[:tokens], weights)
-        host.launch(self._call(layer, number, tokens))
+        if self._main.is_captured or not self._is_trial:
+            host.launch(self._call(layer, number, tokens))
         by_cpu = staged.result[:tokens]
         host.copy(by_cpu, staged.out[:tokens])
         returned = host.record()
@@ -191,6 +223,8 @@ class HybridExperts(ExpertBackend):
     def ready(self, wait_s: float) -> None:
         if self._prefill is not None:
             self._prefill.ready(wait_s)
+        if self._ram is not None:
+            self._ram.ready(wait_s)
 
     def outstanding(self) -> list[StagedSubmission]:
         """List the current step's submissions with outstanding results."""
@@ -201,6 +235,8 @@ class HybridExperts(ExpertBackend):
             self._slots.close()
         if self._prefill is not None:
             self._prefill.close()
+        if self._ram is not None:
+            self._ram.close()
 
     def _staged(self, layer: int, number: int, tokens: int) -> StagedSubmission:
         """Take the memory of a submission, and note the CPU's call."""
@@ -269,6 +305,10 @@ class HybridExperts(ExpertBackend):
             if call is not None and (error := call.take_error()) is not None
         ]
         return found[0] if found else None
+
+    def _as_error(self, text: str) -> HybridMoeError:
+        """Return the error of a step whose calls failed."""
+        return HybridMoeError(text) if self._ram is None else self._ram.as_error(text)
 
     def _accesses(self) -> list[tuple[int, NDArray[np.int32]]]:
         """List each layer's distinct experts, in order of first use."""

@@ -8,6 +8,8 @@ from torch import Tensor
 from hybridmoe.device.streams import Stream
 from hybridmoe.errors import ConfigError, ShapeError
 from hybridmoe.experts.gpu.expert_cache import GpuExpertCache
+from hybridmoe.experts.gpu.ram_tier import RamTier
+from hybridmoe.experts.gpu.slot_downloader import SlotDownloader
 from hybridmoe.experts.gpu.slot_uploader import SlotUploader
 from hybridmoe.experts.policy import Policy
 from hybridmoe.experts.routed_experts import RoutedExperts
@@ -46,10 +48,12 @@ class SlotPool:
         *,
         uploads_per_step: int | None = None,
         policy: Policy | None = None,
+        ram: RamTier | None = None,
     ) -> None:
         """main: stream of the steps. copy: stream of the uploads alone.
 
-        uploads_per_step: None = as many as the default policy swaps.
+        uploads_per_step: None = as many as the default policy swaps. ram: tier that experts come
+        from; None = the memory map.
 
         Errors: ConfigError, as `slot_layouts`; RuntimeError (torch's) if there is no memory.
         """
@@ -62,10 +66,26 @@ class SlotPool:
             uploads_per_step = default_uploads(shape.num_layers, shape.top_k)
         step_bytes = uploads_per_step * slot_bytes
         self.uploader = SlotUploader(
-            experts, self._layouts, self.slots, main, copy, ring_bytes=step_bytes
+            experts,
+            self._layouts,
+            self.slots,
+            main,
+            copy,
+            ring_bytes=step_bytes,
+            bytes_of=None if ram is None else ram.bytes_of,
         )
+        if ram is not None:
+            ram.downloader = SlotDownloader(
+                experts, self._layouts, self.slots, copy, num_buffers=uploads_per_step
+            )
         self.cache = GpuExpertCache(
-            shape, self.uploader, main, device, uploads_per_step=uploads_per_step, policy=policy
+            shape,
+            self.uploader,
+            main,
+            device,
+            uploads_per_step=uploads_per_step,
+            policy=policy,
+            below=ram,
         )
 
     def slot_of(self, layer: int) -> NDArray[np.int32]:

@@ -9,7 +9,7 @@ that a layer's kernels were waiting for.
 """
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
@@ -30,7 +30,10 @@ if TYPE_CHECKING:
 
     from hybridmoe.kernels.triton.expert_ffn import SlotLayout
 
-__all__ = ["SlotUpload", "SlotUploader"]
+__all__ = ["BytesOf", "SlotUpload", "SlotUploader"]
+
+# Layer index, expert -> its gate, up and down in the file's blocks.
+BytesOf = Callable[[int, int], "Sequence[NDArray[np.uint8]]"]
 
 _LEAST_PIECES, _MOST_PIECES = 8, 24  # of pinned memory
 
@@ -96,14 +99,17 @@ class SlotUploader:
         *,
         piece_bytes: int = UPLOAD_PIECE_BYTES,
         ring_bytes: int = 0,
+        bytes_of: BytesOf | None = None,
     ) -> None:
         """layouts: of slots, by layer index. slots: (slots, bytes) uint8 on the GPU.
 
-        main: the stream that reads slots. copy: a stream with no other work. ring_bytes: that a
-        step uploads; within limits, as much memory is pinned.
+        bytes_of: finds experts in memory; None = in the memory map. main: the stream that reads
+        slots. copy: a stream with no other work. ring_bytes: that a step uploads; within limits, as
+        much memory is pinned.
         """
         self.slot_bytes = slots.shape[1]
         self._layers = experts.by_index
+        self._bytes_of = bytes_of or self._mapped
         self._offsets = [(0, s.up_offset, s.down_offset) for s in layouts]
         self._slots = slots
         self._main, self._copy = main, copy
@@ -129,9 +135,14 @@ class SlotUploader:
         except IndexError as error:
             upload.fail(error)
             return upload
-        matrices = self._layers[layer_index]
-        for w, offset in zip(matrices, self._offsets[layer_index], strict=True):
-            pieces += self._pieces(w, expert, target[offset:])
+        matrices = zip(
+            self._layers[layer_index],
+            self._bytes_of(layer_index, expert),
+            self._offsets[layer_index],
+            strict=True,
+        )
+        for w, data, offset in matrices:
+            pieces += self._pieces(w, data, target[offset:])
         self._copy.wait_for(self._main)  # steps that may read the slot
         self._queue.append(upload)
         return upload
@@ -165,13 +176,17 @@ class SlotUploader:
         last_copy = self._events[self._next]
         return last_copy is None or last_copy.is_done()
 
-    def _pieces(self, w: QuantMatrix, expert: int, target: Tensor) -> Iterator[_Piece]:
+    def _mapped(self, layer_index: int, expert: int) -> "list[NDArray[np.uint8]]":
+        return [w.slice(expert, expert + 1).data for w in self._layers[layer_index]]
+
+    def _pieces(
+        self, w: QuantMatrix, data: "NDArray[np.uint8]", target: Tensor
+    ) -> Iterator[_Piece]:
         """List the pieces of one expert's matrix. target: of a slot, from its first byte on."""
-        size, row_bytes = w.rows * w.row_bytes, w.row_bytes
-        data = w.data[expert * size : (expert + 1) * size]
+        row_bytes = w.row_bytes
         if not has_planes(w.type):
-            for start in range(0, size, self._piece_bytes):
-                end = min(start + self._piece_bytes, size)
+            for start in range(0, len(data), self._piece_bytes):
+                end = min(start + self._piece_bytes, len(data))
                 yield _Piece(data[start:end], target[start:end], None)
             return
         packed_bytes = packed_row_bytes(w.type, w.cols)

@@ -1,6 +1,7 @@
 """Experts over several GPUs: each layer's beside its dense weights, in a cache of that GPU."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from functools import reduce
 from operator import add
 from typing import NamedTuple
@@ -62,6 +63,13 @@ class StagedExperts(ExpertBackend):
         for stage in self._stages:
             if any(number in layers for number in stage.layers):
                 stage.backend.replayed(layers)
+
+    @contextmanager
+    def trial(self) -> Iterator[None]:
+        with ExitStack() as stack:
+            for stage in self._stages:
+                stack.enter_context(stage.backend.trial())
+            yield
 
     def end_step(self) -> None:
         """See `ExpertBackend`. After an error, the next step discards what the others began."""

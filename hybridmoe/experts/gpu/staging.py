@@ -1,5 +1,8 @@
 """Host and GPU memory through which the CPU computes its part of a hybrid step."""
 
+from collections.abc import Callable
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
@@ -7,9 +10,24 @@ from hybridmoe import _C
 from hybridmoe.device.streams import host_empty
 from hybridmoe.experts.routed_experts import RoutedExperts
 
-__all__ = ["NUM_STAGED", "StagedSubmission", "StepMemory"]
+__all__ = ["NUM_STAGED", "CallMemory", "MakeCall", "StagedSubmission", "StepMemory", "mapped_calls"]
 
 NUM_STAGED = 4  # two submissions of a layer and two of the next: no more are outstanding at once
+
+
+class CallMemory(NamedTuple):
+    """Memory of a call on the CPU: addresses, and what they have place for."""
+
+    x: int  # (max_tokens, H) f32
+    ids: int  # (max_tokens, k) int32
+    weights: int  # (max_tokens, k) f32
+    out: int  # (max_tokens, H) f32
+    max_tokens: int
+    top_k: int
+
+
+# Layer index, memory, address of the layer's slots (E,) int32 in VRAM or 0 -> the CPU's call.
+MakeCall = Callable[[int, CallMemory, int], _C.HostCall]
 
 
 class StagedSubmission:
@@ -48,10 +66,14 @@ class StepMemory:
         *,
         submissions_per_layer: int,
         max_outstanding: int,
+        make_call: MakeCall | None = None,
     ) -> None:
-        """max_outstanding: submissions of all layers with outstanding results, at once."""
-        self.max_tokens = max_tokens
-        self._experts = experts
+        """max_outstanding: submissions of all layers with outstanding results, at once.
+
+        make_call: None = `mapped_calls`.
+        """
+        self.max_tokens, self._top_k = max_tokens, experts.top_k
+        self._make_call = make_call or mapped_calls(experts)
         self._per_layer = submissions_per_layer
         top_k, hidden = experts.top_k, experts.hidden
         shape = (experts.num_layers, submissions_per_layer, max_tokens, top_k)
@@ -60,7 +82,7 @@ class StepMemory:
             StagedSubmission(buffer, max_tokens, hidden, top_k, device)
             for buffer in range(max_outstanding)
         ]
-        self.calls: dict[tuple[int, int, int], _C.HostExpertCall] = {}
+        self.calls: dict[tuple[int, int, int], _C.HostCall] = {}
 
     def release_all(self) -> None:
         """Free all submissions."""
@@ -87,18 +109,25 @@ class StepMemory:
         """Return a submission's memory."""
         return self._staged[(index * self._per_layer + number) % len(self._staged)]
 
-    def make_call(self, index: int, number: int, slot_of: int) -> _C.HostExpertCall:
+    def make_call(self, index: int, number: int, slot_of: int) -> _C.HostCall:
         """Make the CPU's call of a submission. slot_of: address of a table (E,), or 0."""
-        staged, weights = self.staged(index, number), self._experts.by_index[index]
-        return _C.HostExpertCall(
+        staged = self.staged(index, number)
+        memory = CallMemory(
             staged.x.data_ptr(),
             self.ids[index, number].data_ptr(),
             staged.weights.data_ptr(),
             staged.out.data_ptr(),
             self.max_tokens,
-            self._experts.top_k,
-            weights.gate.handle,
-            weights.up.handle,
-            weights.down.handle,
-            slot_of,
+            self._top_k,
         )
+        return self._make_call(index, memory, slot_of)
+
+
+def mapped_calls(experts: RoutedExperts) -> MakeCall:
+    """Make calls that find all experts in the memory map."""
+
+    def make_call(index: int, memory: CallMemory, slot_of: int) -> _C.HostCall:
+        gate, up, down = (w.handle for w in experts.by_index[index])
+        return _C.HostExpertCall(*memory, gate, up, down, slot_of)
+
+    return make_call

@@ -38,7 +38,7 @@ def make(tmp_path: Path) -> Iterator[Make]:
 
 
 class Vram:
-    """Which experts VRAM has, decided at random, and which of them have arrived."""
+    """Experts that VRAM has, decided at random; some of them have arrived."""
 
     def __init__(self, tier: RamTier, rng: np.random.Generator) -> None:
         self._tier, self._rng = tier, rng

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from hybridmoe.cachebench.policies.registry import make_policy
 from hybridmoe.cachebench.simulator import EVICTIONS, HITS, MISSES, UPLOADS, Requests, simulate
+from hybridmoe.errors import DiskError
 from hybridmoe.experts.gpu.expert_cache import GpuExpertCache
 from hybridmoe.experts.gpu.pinned_policy import PinnedPolicy
 from hybridmoe.experts.policy import CacheShape
@@ -57,11 +58,58 @@ class FakeUploader:
         pass
 
 
+class FakeRam:
+    """Tier below, whose reads end when the test says so."""
+
+    def __init__(self, shape: CacheShape, num_buffers: int) -> None:
+        self.shape, self.num_buffers = shape, num_buffers
+        self.above: set[int] = set()  # keys that are VRAM's
+        self.buffers: dict[int, bool] = {}  # of those: the bytes have arrived
+        self.resident: set[int] = set()
+        self.error: Exception | None = None
+
+    def discard(self, key: int) -> None:
+        assert key not in self.above, "twice in VRAM"
+        self.above.add(key)
+        if key in self.resident and len(self.buffers) < self.num_buffers:
+            self.buffers[key] = True
+        self.resident.discard(key)
+
+    def offer(self, key: int) -> None:
+        self.above.remove(key)
+        self.buffers.pop(key, None)
+        if key % 2:
+            self.resident.add(key)
+
+    def returned(self, key: int, slot: int) -> None:
+        assert key not in self.above
+
+    def advance(self) -> Exception | None:
+        error, self.error = self.error, None
+        return error
+
+    def is_ready(self, key: int) -> bool:
+        assert key in self.above
+        if key not in self.buffers and len(self.buffers) < self.num_buffers:
+            self.buffers[key] = False
+        return self.buffers.get(key, False)
+
+    def uploaded(self, key: int) -> None:
+        assert key in self.above
+        self.buffers.pop(key, None)
+
+
 class Run:
     """Steps of a small model, and the checks of its cache."""
 
-    def __init__(self, shape: CacheShape, budget: int = 2, policy: str = "lru") -> None:
-        self.shape, self.budget = shape, budget
+    def __init__(
+        self,
+        shape: CacheShape,
+        budget: int = 2,
+        policy: str = "lru",
+        below: FakeRam | None = None,
+    ) -> None:
+        self.shape, self.budget, self.below = shape, budget, below
         self.uploader = FakeUploader()
         self.main = FakeStream(is_lazy=False, is_current=True)
         self.cache = GpuExpertCache(
@@ -71,6 +119,7 @@ class Run:
             CPU,
             uploads_per_step=budget,
             policy=make_policy(policy, shape),
+            below=below,
         )
         self.steps: list[tuple[list[list[int]], bool]] = []
 
@@ -126,14 +175,20 @@ class Run:
 
 
 @settings(max_examples=60)
-@given(data=st.data(), policy=st.sampled_from(["lru", "cost-aware", "lfu"]))
+@given(
+    data=st.data(),
+    policy=st.sampled_from(["lru", "cost-aware", "lfu"]),
+    num_buffers=st.none() | st.integers(1, 3),
+)
 def test_each_slot_holds_one_expert_and_the_table_names_arrived_ones(
-    data: st.DataObject, policy: str
+    data: st.DataObject, policy: str, num_buffers: int | None
 ) -> None:
+    """With buffers between the tiers, experts come from RAM or are read into it first."""
     num_layers, num_experts = data.draw(st.integers(1, 3)), data.draw(st.integers(2, 8))
     num_slots = data.draw(st.integers(0, num_layers * num_experts))
     shape = CacheShape(num_layers, num_experts, num_slots, 2)
-    run = Run(shape, data.draw(st.integers(0, 4)), policy)
+    ram = None if num_buffers is None else FakeRam(shape, num_buffers)
+    run = Run(shape, data.draw(st.integers(0, 4)), policy, ram)
     random = np.random.default_rng(data.draw(st.integers(0, 2**31)))
     for _ in range(data.draw(st.integers(1, 40))):
         is_prefill = bool(random.random() < 0.1)
@@ -143,15 +198,24 @@ def test_each_slot_holds_one_expert_and_the_table_names_arrived_ones(
         run.step(chosen, is_prefill=is_prefill)
         for upload in run.uploader.writing:
             upload.is_over = bool(random.random() < 0.4)
+        if ram is not None:
+            assert ram.above == set(run.cache.kept().tolist())
+            ram.buffers = {
+                key: at or bool(random.random() < 0.4) for key, at in ram.buffers.items()
+            }
     run.check_counters(policy)
     for upload in run.uploader.uploads:
         upload.is_over = True
     # In the end all that the policy keeps is resident, and all other slots are free.
-    for _ in range(num_slots + 1 if run.budget else 0):
+    for _ in range(2 * num_slots + 1 if run.budget else 0):
         run.cache.begin_step()
         run.check_table()
         for upload in run.uploader.uploads:
             upload.is_over = True
+        if ram is not None:
+            ram.buffers = dict.fromkeys(ram.buffers, True)
+    if ram is not None and run.budget:
+        assert not ram.buffers, "a buffer of an expert that has arrived"
     if run.budget:
         kept = run.cache.kept()
         assert run.cache.resident().tolist() == kept.tolist()
@@ -262,3 +326,19 @@ def test_uploads_that_never_pay_are_not_made(pinned: frozenset[int]) -> None:
             cache.end_step([(i, e.astype(np.int32)) for i, e in accesses], is_prefill=False)
         uploads.append(cache.stats().counters.uploads)
     assert uploads[0] > 0 and uploads[1] == 0
+
+
+def test_what_cannot_be_read_is_late_in_steps_and_an_error_of_the_first_filling() -> None:
+    shape = CacheShape(1, 4, 2, 1)
+    ram = FakeRam(shape, 1)
+    run = Run(shape, below=ram)
+    run.cache.warm(np.array([1, 2], np.int64))
+    ram.error = DiskError("blk.1: bad sector")
+    with pytest.raises(DiskError, match="bad sector"):
+        run.cache.fill()
+    ram.error = DiskError("blk.1: bad sector")
+    run.step([[1]])
+    assert run.cache.stats().counters.late == 1 and not run.uploader.uploads
+    ram.buffers[1] = True
+    run.step([[1]])
+    assert [u.key for u in run.uploader.uploads] == [(0, 1)]

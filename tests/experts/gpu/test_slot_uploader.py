@@ -12,7 +12,9 @@ from random_weights import random_matrix
 from waiting import HANG_S
 
 from hybridmoe import _C
+from hybridmoe.experts.gpu import slot_downloader
 from hybridmoe.experts.gpu.host_registration import HostRegistration
+from hybridmoe.experts.gpu.slot_downloader import SlotDownloader
 from hybridmoe.experts.gpu.slot_uploader import SlotUpload, SlotUploader
 from hybridmoe.experts.routed_experts import ExpertWeights, RoutedExperts
 
@@ -161,4 +163,27 @@ def test_a_failed_copy_is_an_error_of_its_upload() -> None:
     copies.wait(good)
     copies.check(1, 1, 0)
     copies.uploader.close()
+    copies.uploader.close()
+
+
+@pytest.mark.parametrize("is_lazy", [False, True], ids=["eager", "lazy"])
+def test_what_was_uploaded_comes_back_as_it_was_and_slots_may_be_filled_again(
+    is_lazy: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(slot_downloader, "_STAGED_BYTES", 700)  # some rows at a time
+    copies = Copies(is_lazy=is_lazy)
+    routed = RoutedExperts(copies.layers, 1)
+    downloader = SlotDownloader(routed, copies.layouts, copies.data, copies.stream, num_buffers=2)
+    places = [(0, 1, 2), (1, 3, 0)]
+    for place in places:
+        copies.wait(copies.uploader.begin(*place))
+    found = [downloader.begin(layer, slot) for layer, _, slot in places]
+    assert downloader.begin(0, 2) is None  # no pinned memory is left
+    copies.wait(copies.uploader.begin(1, 0, 2))
+    for download, (layer, expert, _) in zip(found, places, strict=True):
+        assert download is not None and download.is_done()
+        for part, w in zip(download.parts, copies.layers[layer + 1], strict=True):
+            assert np.array_equal(part.numpy(), w.slice(expert, expert + 1).data)
+        downloader.end(download)
+    assert downloader.begin(0, 2) is not None
     copies.uploader.close()

@@ -1,8 +1,4 @@
-"""CPU experts beside a dense part on the GPU, one layer at a time.
-
-For backends that need Python in every layer, such as expert offload to disk: the GPU waits for each
-layer's experts, and they for the GPU. `hybrid_experts` does without these waits.
-"""
+"""CPU experts beside a dense part on the GPU, one layer at a time, each waiting for the other."""
 
 from collections.abc import Callable, Sequence
 
