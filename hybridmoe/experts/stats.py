@@ -144,8 +144,15 @@ class ExpertStats:
             f" {c.uploads} uploads, {c.evictions} evictions; {costs};"
             f" {self.num_resident} of {self.num_slots} slots in use"
         )
+        if c.promoted or c.returned:
+            text += f"; {c.promoted} given to the tier above, {c.returned} taken back"
         if c.prefetched:
-            text += f"; {c.prefetched} prefetched, {c.prefetched - c.prefetched_used} unused"
+            unused = c.prefetched - c.prefetched_used
+            gb, unused_gb = (number * self.buffer_bytes / 1e9 for number in (c.prefetched, unused))
+            text += (
+                f"; {c.prefetched} prefetched, about {gb:.2f} GB,"
+                f" {unused} of them unused, {unused_gb:.2f} GB"
+            )
         if c.hinted:
             recall = 100 * c.hinted_right / c.hinted
             text += f"; hints name {recall:.1f} % of the experts used"

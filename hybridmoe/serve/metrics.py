@@ -136,6 +136,8 @@ def _expert_metrics(experts: ExpertStats) -> Iterator[_Metric]:
         ("misses", "Experts of a layer and step that were not resident."),
         ("uploads", "Misses admitted to the expert cache."),
         ("evictions", "Experts evicted from the expert cache."),
+        ("promoted", "Experts given to the tier above."),
+        ("returned", "Experts taken back from the tier above."),
     ):
         values = {place: getattr(counts, name) for place, counts in counters.items()}
         yield _by_tier(CounterMetricFamily, name, text, values)

@@ -46,3 +46,14 @@ def test_each_tier_has_a_line() -> None:
     ]
     assert str(RAM).startswith("experts: 3 hits, 1 misses (75.0 % hit)")
     assert asdict(BOTH)["below"]["place"] == "RAM"
+
+
+def test_exchange_and_prefetches_are_named_where_there_are_any() -> None:
+    counters = ExpertCounters(promoted=5, returned=4, prefetched=10, prefetched_used=7)
+    line = str(ExpertStats(2, 2, 8, 1_000_000_000, counters))
+    assert line.endswith(
+        "2 of 2 slots in use; 5 given to the tier above, 4 taken back;"
+        " 10 prefetched, about 10.00 GB, 3 of them unused, 3.00 GB"
+    )
+    hinted = str(ExpertStats(2, 2, 8, 1, ExpertCounters(hinted=8, hinted_right=6)))
+    assert hinted.endswith("in use; hints name 75.0 % of the experts used")

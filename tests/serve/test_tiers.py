@@ -36,7 +36,9 @@ def parsed(text: str) -> dict[str, float]:
 
 
 def test_each_tier_has_its_counts() -> None:
-    ram = ExpertStats(2, 1, 8, 90, ExpertCounters(3, 1, 5, 4, bytes_read=500, read_wait_s=0.5))
+    ram = ExpertStats(
+        2, 1, 8, 90, ExpertCounters(3, 1, 5, 4, 8, 3, bytes_read=500, read_wait_s=0.5)
+    )
     both = ExpertStats(4, 3, 8, 100, ExpertCounters(6, 4, 2, 7, late=9), place="VRAM", below=ram)
     engine = FakeEngine(None, 16)
     engine.experts = both
@@ -50,6 +52,8 @@ def test_each_tier_has_its_counts() -> None:
         "expert_misses_total VRAM": 4, "expert_misses_total RAM": 1,
         "expert_uploads_total VRAM": 2, "expert_uploads_total RAM": 5,
         "expert_evictions_total VRAM": 7, "expert_evictions_total RAM": 4,
+        "expert_promoted_total VRAM": 0, "expert_promoted_total RAM": 8,
+        "expert_returned_total VRAM": 0, "expert_returned_total RAM": 3,
     }  # fmt: skip
     assert found["expert_read_bytes_total"] == 500
     assert found["expert_read_wait_seconds_total"] == 0.5
