@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from hybridmoe.experts.disk.arena import Arena
 from hybridmoe.experts.disk.cached_experts import STALL_S, CachedExperts
-from hybridmoe.experts.disk.expert_layout import ExpertLayout, is_expert_tensor
+from hybridmoe.experts.disk.expert_layout import ROLES, ExpertLayout, is_expert_tensor
 from hybridmoe.experts.disk.file_reader import FileReader
 from hybridmoe.experts.disk.read_request import FileRange, ReadRequest
 from hybridmoe.experts.hot_profile import HotProfile
@@ -63,11 +63,11 @@ def read_weights(
         and (parse_name(t.name).layer or 0) < end
         and is_kept(t.name)
     ]
-    reader = FileReader(file.parts, file.states)
+    expert_bytes = layout.num_bytes // (layout.num_layers * layout.num_experts)
+    reader = FileReader(file.parts, file.states, piece_bytes=expert_bytes // len(ROLES))
     try:
         cache = CachedExperts(experts, layout, reader, plan, num_ahead)
         hot = np.empty(0, np.int64) if profile is None else profile.hot_keys()[: plan.num_slots]
-        expert_bytes = layout.num_bytes // (layout.num_layers * layout.num_experts)
         bar = _Bar(progress, sum(t.num_bytes for t in dense) + len(hot) * expert_bytes)
         private = _read_tensors(reader, dense, bar.add)
         cache.load_hot(hot, bar.add)

@@ -25,7 +25,7 @@ class DiskMeter:
 
     def __init__(self, paths: Sequence[Path], *, seed: int = 0) -> None:
         """Open the files. Errors: DiskError, ConfigError."""
-        self._reader = FileReader(paths)
+        self._reader = FileReader(paths, piece_bytes=PIECE_BYTES)
         room = direct_buffer_bytes(PIECE_BYTES)
         arena = Arena(_NUM_IN_FLIGHT * room)
         arena.bytes[:] = 0  # pages are there before the clock starts

@@ -36,10 +36,12 @@ class FileReader:
         paths: Sequence[Path],
         states: Sequence[FileState] | None = None,
         *,
+        piece_bytes: int = 0,
         num_threads: int = read_backend.NUM_THREADS,
     ) -> None:
         """Open the files. states: when their headers were read.
 
+        piece_bytes: typical of the reads, 0 = small; decides what reads.
         num_threads: of each disk, without io_uring.
         Errors: DiskError; ConfigError if `HYBRIDMOE_IO` asks for a backend that is missing.
         """
@@ -50,7 +52,7 @@ class FileReader:
             is_direct = all(file.direct_fd >= 0 for file in files)
             self.native = _C.FileReader(
                 [(file.fd, file.direct_fd, file.state) for file in files],
-                find_reason_for_threads(is_direct=is_direct),
+                find_reason_for_threads(is_direct=is_direct, piece_bytes=piece_bytes),
                 num_threads,
                 read_backend.RING_DEPTH,
                 read_backend.CHUNK_BYTES,

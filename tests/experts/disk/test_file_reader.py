@@ -288,6 +288,13 @@ def test_the_read_backend_is_named(
     elif name == "uring" or reader.native.is_direct:
         assert reader.backend == "io_uring"
     reader.close()
+    reader = FileReader([path], piece_bytes=3 << 20)
+    if name == "uring":
+        assert reader.backend == "io_uring"
+    elif name == "auto" and reader.native.is_direct:
+        why = "matrices of 3.00 MiB cost them less than io_uring"
+        assert reader.backend == f"4 threads ({why})"
+    reader.close()
     refuse_direct_at_open(monkeypatch)
     reader = FileReader([path], num_threads=3)
     if name == "auto":
