@@ -1,6 +1,6 @@
 // Requests of several threads, on two devices where there are, while reads fail, hang and return,
-// and rings break: each request ends once or is cancelled, good ones with the bytes of their file.
-// Run under ThreadSanitizer by `make tsan`.
+// and rings break: each request ends once or is cancelled, good ones with the bytes of their file,
+// and no memory is written to afterwards. Run under ThreadSanitizer by `make tsan`.
 #include <fcntl.h>
 #include <sys/stat.h>
 #include <unistd.h>
@@ -76,6 +76,24 @@ bool has_its_bytes(const Request& request) {
   return true;
 }
 
+constexpr std::byte kUnused{0xEE};
+
+// Gives a request's memory another content.
+void overwrite(const Request& request) {
+  for (const hm::ReadRange& range : request.ranges) {
+    std::memset(range.memory, static_cast<int>(kUnused), hm::whole_blocks(range.wanted()));
+  }
+}
+
+bool is_overwritten(const Request& request) {
+  for (const hm::ReadRange& range : request.ranges) {
+    for (int64_t i = 0; i < hm::whole_blocks(range.wanted()); ++i) {
+      if (range.memory[i] != kUnused) return false;
+    }
+  }
+  return true;
+}
+
 // Returns what went wrong, or null.
 const char* failure(bool by_ring, uint32_t seed) {
   const hm::OpenFile files[] = {make_file(0, "."),
@@ -97,6 +115,7 @@ const char* failure(bool by_ring, uint32_t seed) {
         reader.submit(key, requests[key].ranges, random() % 2 == 0);
         if (random() % 4 == 0) reader.make_urgent(key - kClients * (random() % 3));
         if (random() % 4 == 0 && reader.cancel(key)) {
+          overwrite(requests[key]);
           ++requests[key].num_ended;
           ++num_cancelled;
         }
@@ -109,7 +128,7 @@ const char* failure(bool by_ring, uint32_t seed) {
     for (int i = 0; !is_over; ++i) {
       faults->fail(EIO, random() % 2 == 0 ? 0.1 : 0, false);
       faults->hang(random() % 3);
-      if (i == 20) faults->fail_rings(random() % 50, random() % 2 == 0 ? 0 : ENOMEM);
+      if (i == 3) faults->fail_rings(random() % 50, random() % 2 == 0 ? 0 : ENOMEM);
       std::this_thread::sleep_for(std::chrono::milliseconds(1));
       faults->resume();
     }
@@ -128,11 +147,15 @@ const char* failure(bool by_ring, uint32_t seed) {
       wrong = "a request fails";
     }
     if (end->reason.empty() && !has_its_bytes(request)) wrong = "a read brings other bytes";
+    overwrite(request);
   }
   for (std::thread& client : clients) client.join();
   is_over = true;
   trouble.join();
   if (!reader.close(10)) wrong = "a read does not return";
+  for (const Request& request : requests) {
+    if (wrong == nullptr && !is_overwritten(request)) wrong = "a read writes after its end";
+  }
   return wrong;
 }
 
