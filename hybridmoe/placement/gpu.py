@@ -27,6 +27,7 @@ from hybridmoe.experts.gpu.prefill_experts import ResidentExperts, StreamedExper
 from hybridmoe.experts.gpu.ram_tier import HostPrefill, RamTier
 from hybridmoe.experts.gpu.slot_pool import SlotPool, slot_layouts
 from hybridmoe.experts.gpu.staged_experts import StagedCache, StagedExperts, StageExperts
+from hybridmoe.experts.gpu.tier_prefill import TierPrefill
 from hybridmoe.experts.gpu.weight_stream import WeightStream
 from hybridmoe.experts.hot_profile import HotProfile
 from hybridmoe.experts.routed_experts import RoutedExperts
@@ -178,7 +179,7 @@ def _place_stage(
                 slots.uploader.registration = registration
             if plan.streams_experts:
                 prefill = _prefill(
-                    experts, plan, wrong, slots, streams, measured, registration, device
+                    experts, plan, wrong, slots, streams, measured, registration, device, ram
                 )
             if ram is not None:
                 ram.registration = registration
@@ -233,7 +234,8 @@ def _prefill(
     measured: Measured,
     registration: HostRegistration,
     device: torch.device,
-) -> StreamedExperts:
+    ram: RamTier | None,
+) -> PrefillExecutor:
     layouts = slot_layouts(experts)
     weights = WeightStream(
         plan.num_stream_buffers,
@@ -244,19 +246,36 @@ def _prefill(
         measured.threads,
         registration,
     )
+    on_gpu = [
+        layout if plan.streams_layer(number) and number not in wrong else None
+        for number, layout in zip(experts.numbers, layouts, strict=True)
+    ]
+    resident = None
+    if slots is not None:
+        resident = ResidentExperts(slots.slots, slots.cache.table.numpy())
+    if ram is not None:
+        return TierPrefill(
+            ram.cache,
+            experts,
+            on_gpu,
+            add_experts,
+            streams.main,
+            weights,
+            device,
+            first=ram.first,
+            max_tokens=plan.max_step_tokens,
+            resident=resident,
+        )
     return StreamedExperts(
         experts,
-        [
-            layout if plan.streams_layer(number) and number not in wrong else None
-            for number, layout in zip(experts.numbers, layouts, strict=True)
-        ],
+        on_gpu,
         add_experts,
         measured.rates,
         streams.prefill,
         weights,
         device,
         max_tokens=plan.max_step_tokens,
-        resident=None if slots is None else ResidentExperts(slots.slots, slots.cache.table.numpy()),
+        resident=resident,
     )
 
 

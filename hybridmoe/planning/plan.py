@@ -107,7 +107,7 @@ class Plan:
 
         layer: as the model counts.
         """
-        if self.vram is None or self.cpu_reason is not None or self.disk_cache is not None:
+        if self.vram is None or self.cpu_reason is not None:
             return False
         return layer not in self.problem.layers.cpu
 

@@ -34,6 +34,7 @@ from interpreted_gpu import InterpretedRuntime, use_gpu
 
 from hybridmoe.experts.gpu import expert_cache
 from hybridmoe.experts.gpu.hybrid_experts import HybridExperts
+from hybridmoe.experts.gpu.tier_prefill import TierPrefill
 from hybridmoe.placement.gpu_runtime import GpuRuntime
 
 EXPERTS, LAYERS = 8, 2
@@ -147,6 +148,10 @@ def test_a_prompt_has_the_cpus_logits(path: Path, on_cpu: hybridmoe.LLM) -> None
     with hybridmoe.load(path, expert_profile="off", **split(path, 3, 4)) as llm:
         got = llm.logits(IDS)
         check(llm)
+        assert isinstance(llm.experts, HybridExperts)
+        assert isinstance(llm.experts.prefill, TierPrefill)
+        tally = llm.experts.prefill.tally
+        assert tally.resident > 0 and tally.streamed > 0
     assert relative_error(on_cpu.logits(IDS), got) < 0.1
 
 

@@ -80,7 +80,7 @@ def test_kimi_k2_is_planned_as_load_plans_it(
     has_all = ram == 1024 and not options
     assert (want["num_disk_experts"] == 0) == has_all
     assert (want["num_vram_slots"] > 0) == (vram > 0)
-    assert want["prompt_experts_on"] == ("gpu" if has_all and vram > 0 else "cpu")
+    assert want["prompt_experts_on"] == ("gpu" if vram > 0 else "cpu")
     if want["disk_cache"] is not None:
         assert want["disk_cache"]["num_leaving"] == (14 if vram else 0)
 
@@ -221,7 +221,7 @@ def test_a_small_model_on_a_gpu_is_where_the_plan_has_it(
     found = printed(in_gpu_types, *flags, *(GPU_RATES if "vram" in options else ()))
     is_cached = is_ram_short or "expert_ram" in options
     assert found["num_vram_slots"] == (2 if "vram" in options else 5)
-    assert found["prompt_experts_on"] == ("cpu" if is_cached else "gpu")
+    assert found["prompt_experts_on"] == "gpu"
     assert (found["num_disk_experts"] > 0) == is_cached == (found["disk_cache"] is not None)
     # Two buffers are for a token's experts, two for those between RAM and VRAM.
     assert not is_cached or found["num_ram_experts"] == 3

@@ -8,7 +8,7 @@ memory than planned. Sums are in the order of `CpuExperts`, and so equal bit for
 
 import ctypes
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -23,7 +23,7 @@ from hybridmoe.experts.backend import ExpertBackend
 from hybridmoe.experts.disk.arena import Arena
 from hybridmoe.experts.disk.expert_layout import ExpertLayout
 from hybridmoe.experts.disk.file_reader import FileReader
-from hybridmoe.experts.disk.prompt_pass import PromptPass
+from hybridmoe.experts.disk.prompt_pass import ExpertProducts, PromptPass
 from hybridmoe.experts.routed_experts import RoutedExperts
 from hybridmoe.experts.stats import ExpertCounters, ExpertStats
 from hybridmoe.kernels.incremental_expert_ffn import IncrementalExpertFfn
@@ -78,9 +78,8 @@ class CachedExperts(ExpertBackend):
         self.abandon_when(lambda: False)
         self._addresses = self._view_addresses()
         self._ffn = IncrementalExpertFfn()
-        self._prompt = PromptPass(
+        self.prompt = PromptPass(
             self,
-            self._ffn,
             experts.num_layers,
             experts.num_experts,
             experts.top_k,
@@ -128,7 +127,7 @@ class CachedExperts(ExpertBackend):
 
     def begin_step(self, num_tokens: int) -> None:
         """Begin the reads of a long step."""
-        self._prompt.begin_step(num_tokens)
+        self.prompt.begin_step(num_tokens)
 
     def submit(self, layer: int, x: Tensor, ids: Tensor, weights: Tensor) -> Pending:
         """Compute at once; see `ExpertBackend.submit`.
@@ -154,18 +153,36 @@ class CachedExperts(ExpertBackend):
     def _compute_prompt(self, index: int, x: Tensor, ids: Tensor, weights: Tensor) -> Tensor:
         matrices, addresses = self._layers[index], self._addresses[index]
         order, num_free = self._ffn.begin(x, ids, weights, matrices, addresses)
+        products = _CpuProducts(self._ffn, index * self._num_experts)
+        self.stream(index, ids, order, num_free, products)
+        return self._ffn.finish()
+
+    def stream(
+        self,
+        index: int,
+        ids: Tensor,
+        experts: Sequence[int],
+        num_free: int,
+        products: ExpertProducts,
+    ) -> None:
+        """Note a long step's access of a layer, and pass experts to their products as they come.
+
+        ids: (T, K) int32, on the CPU. experts, num_free: as for `PromptPass.compute`.
+        Errors: DiskError, StalledReadError; the next call tries again.
+        """
         self.native.access(index, ids.data_ptr(), ids.numel(), is_prefill=True)
         try:
-            self._prompt.compute(index, order, num_free)
+            self.prompt.compute(index, experts, num_free, products)
         except BaseException as error:
             self.native.forget_hints()
-            self._prompt.discard()
-            for expert in order:
+            self.prompt.discard()
+            for expert in experts:
                 self.release(index * self._num_experts + expert)
             if not isinstance(error, StalledReadError):  # its reads keep their buffers until then
                 self.native.drain()
             raise
-        return self._ffn.finish()
+        finally:
+            self._reader.report()
 
     # What a long step needs of the cache: see `prompt_pass.ExpertSource`.
 
@@ -198,8 +215,8 @@ class CachedExperts(ExpertBackend):
 
     def stats(self) -> ExpertStats:
         counters = ExpertCounters(**self.native.counters())  # type: ignore[arg-type]
-        counters.prefetched += self._prompt.read_ahead.num_read
-        counters.prefetched_used += self._prompt.read_ahead.num_used
+        counters.prefetched += self.prompt.read_ahead.num_read
+        counters.prefetched_used += self.prompt.read_ahead.num_used
         return ExpertStats(
             num_slots=self.plan.num_slots,
             num_resident=self.native.num_resident,
@@ -220,3 +237,20 @@ class CachedExperts(ExpertBackend):
         return np.frombuffer(memoryview(table), np.int64).reshape(
             len(self._layers), 3, self._num_experts
         )
+
+
+class _CpuProducts:
+    """`ExpertProducts` of one layer on the CPU, which end before `compute` returns."""
+
+    def __init__(self, ffn: IncrementalExpertFfn, first_key: int) -> None:
+        """ffn: has begun."""
+        self._ffn, self._first_key = ffn, first_key
+        self._done: Sequence[int] = ()
+
+    def compute(self, keys: Sequence[int]) -> None:
+        self._ffn.compute([key - self._first_key for key in keys])
+        self._done = keys
+
+    def take_done(self, *, wait: bool) -> Sequence[int]:
+        done, self._done = self._done, ()
+        return done

@@ -10,11 +10,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+import numpy as np
+
 from hybridmoe.config import PREFILL_TOKENS
 from hybridmoe.errors import DiskError
-from hybridmoe.kernels.incremental_expert_ffn import IncrementalExpertFfn
 
-__all__ = ["ExpertSource", "PromptPass", "ReadAhead"]
+__all__ = ["ExpertProducts", "ExpertSource", "PromptPass", "ReadAhead"]
 
 _LEAST_SHARE = 0.5  # of a layer's experts: so many are chosen where reading ahead is worth it
 _BATCH_SHARE = 8  # of the buffers, those whose experts are computed in one call
@@ -37,6 +38,19 @@ class ExpertSource(Protocol):
         """Take in the reads that have ended: each key's error, or None."""
 
 
+class ExpertProducts(Protocol):
+    """Consumer of a layer's experts."""
+
+    def compute(self, keys: Sequence[int]) -> None:
+        """Begin the products of experts that are loaded."""
+
+    def take_done(self, *, wait: bool) -> Sequence[int]:
+        """Return experts whose memory is not read any more, each once.
+
+        wait: for at least one, if the memory of any still is.
+        """
+
+
 @dataclass(slots=True)
 class ReadAhead:
     """Numbers of experts read before their layer was routed."""
@@ -51,14 +65,15 @@ class PromptPass:
     def __init__(
         self,
         source: ExpertSource,
-        ffn: IncrementalExpertFfn,
         num_layers: int,
         num_experts: int,
         top_k: int,
         num_streamed: int,
     ) -> None:
         """num_streamed: buffers for experts that are not resident."""
-        self._source, self._ffn = source, ffn
+        self._source = source
+        # By key: experts that long steps find elsewhere, so that they are not read ahead.
+        self.is_elsewhere = np.zeros(num_layers * num_experts, np.bool_)
         self._num_layers, self._num_experts, self._top_k = num_layers, num_experts, top_k
         self._batch = max(1, num_streamed // _BATCH_SHARE)
         self._ahead_layer = -1  # index of the layer whose experts are read ahead
@@ -83,13 +98,14 @@ class PromptPass:
         """Drop all that is read ahead."""
         self._take(range(0))
 
-    def compute(self, index: int, experts: Sequence[int], num_free: int) -> None:
+    def compute(
+        self, index: int, experts: Sequence[int], num_free: int, products: ExpertProducts
+    ) -> None:
         """Compute a layer's experts: the first `num_free` in any order, the rest in theirs.
 
-        `ffn` has begun; experts and num_free are what it said. Errors: DiskError, StalledReadError.
+        At the end the memory of some may still be read. Errors: DiskError, StalledReadError.
         """
-        first_key = index * self._num_experts
-        keys = [first_key + expert for expert in experts]
+        keys = [index * self._num_experts + expert for expert in experts]
         source = self._source
         source.collect(wait=False)  # a read ahead that failed is requested again
         self._is_worth_it = len(keys) >= _LEAST_SHARE * self._num_experts
@@ -100,21 +116,29 @@ class PromptPass:
         while waiting:
             ready = waiting.take(self._batch)
             if ready:
-                self._ffn.compute([key - first_key for key in ready])
-                for key in ready:
-                    source.release(key)
-            elif to_request and not waiting.is_any_in_flight():
+                products.compute(ready)
+            elif not waiting.is_any_in_flight():
+                if self._release(products.take_done(wait=True)):  # all buffers were its
+                    self._request(to_request, waiting, index)
+                    continue
                 # All buffers hold experts that were read in file order, and have to wait for
                 # others that are computed first.
                 waiting.give_up(self._top_k)
                 to_request = waiting.missing()
                 self._request(to_request, waiting, index)
+            self._release(products.take_done(wait=False))
             for key, error in source.collect(wait=not ready).items():
                 if key in waiting:
                     if error is not None:
                         raise error
                     waiting.arrive(key)
             self._request(to_request, waiting, index)
+
+    def _release(self, keys: Sequence[int]) -> bool:
+        """Free the buffers of experts that were computed. Returns False without any."""
+        for key in keys:
+            self._source.release(key)
+        return bool(keys)
 
     def _take(self, keys: Iterable[int]) -> None:
         """End the reading ahead: of its experts, keep those with `keys`, and count."""
@@ -145,7 +169,7 @@ class PromptPass:
         source, end = self._source, first_key + self._num_experts
         while self._next < end:
             key = self._next
-            if not source.is_loaded(key) and not source.is_in_flight(key):
+            if not (self.is_elsewhere[key] or source.is_loaded(key) or source.is_in_flight(key)):
                 if not source.request(key, is_urgent=False):
                     return
                 self._ahead[key] = None

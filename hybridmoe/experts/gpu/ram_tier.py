@@ -34,7 +34,7 @@ class RamTier:
         self.cache, self._native = ram, ram.native
         self._sizes = [weights.matrix_bytes for weights in experts.by_index]
         self._num_experts, self._top_k = experts.num_experts, experts.top_k
-        self._first, self._first_key = first, first * experts.num_experts
+        self.first, self._first_key = first, first * experts.num_experts
         self.registration: HostRegistration | None = None  # of `spans`, with the GPU
         self.downloader: SlotDownloader | None = None  # of the GPU's slots
         self._taken: dict[int, None] = {}  # keys that RAM has just taken back
@@ -46,7 +46,7 @@ class RamTier:
 
     def spans(self) -> list[Span]:
         """List the memory of all layers' experts; none for the GPUs behind the first."""
-        pools = self._native.pools() if self._first == 0 else []
+        pools = self._native.pools() if self.first == 0 else []
         return [(start, start + size) for start, size in pools]
 
     def ready(self, wait_s: float) -> None:
@@ -61,7 +61,7 @@ class RamTier:
 
     def make_call(self, index: int, memory: CallMemory, slot_of: int) -> _C.HostCall:
         """Make the CPU's call of a layer. slot_of: address of its slots (E,) in VRAM, or 0."""
-        return _C.RamExpertCall(self._native, self._first + index, *memory, slot_of)
+        return _C.RamExpertCall(self._native, self.first + index, *memory, slot_of)
 
     def bytes_of(self, layer_index: int, expert: int) -> list[NDArray[np.uint8]]:
         """View an expert that `is_ready`: its gate, up and down, until `uploaded`."""
@@ -87,7 +87,7 @@ class RamTier:
         if receipt is None:  # it has no place yet, or the bytes
             return
         buffer, addresses = receipt
-        layer_index = key // self._num_experts - self._first
+        layer_index = key // self._num_experts - self.first
         download = self.downloader.begin(layer_index, slot)
         if download is None:
             self._native.received(buffer, False)
@@ -126,7 +126,7 @@ class RamTier:
 
     def stats(self) -> ExpertStats | None:
         """Return the statistics of all layers; None for the GPUs behind the first. Thread-safe."""
-        return self.cache.stats() if self._first == 0 else None
+        return self.cache.stats() if self.first == 0 else None
 
     def abandon_when(self, is_unwanted: Callable[[], bool]) -> None:
         """Ask this while a step waits for a disk that hangs."""

@@ -127,6 +127,10 @@ class WeightStream:
         """Let `main` wait for a buffer, and for all that were started before it."""
         self._main.wait_for(self._arrived[number])
 
+    def arrival(self, number: int) -> Event:
+        """Return the event of a buffer's last copy, after which its source is not read any more."""
+        return self._arrived[number]
+
     def release(self, numbers: Sequence[int]) -> None:
         """Free buffers, once the work that `main` has so far is done."""
         used = self._main.record()
