@@ -155,9 +155,14 @@ def _run(
         plan = _plan(path, budget, engine_config)
         buffers = plan.disk_cache
         assert buffers is not None, "all experts fit"
-        num_slots = buffers.num_slots + buffers.num_staging - num_streamed
-        buffers = buffers._replace(num_slots=num_slots, num_staging=num_streamed)
-        plan = replace(plan, disk_cache=buffers)
+        pools = tuple(
+            pool._replace(
+                num_slots=pool.num_slots + pool.num_staging - num_streamed,
+                num_staging=num_streamed,
+            )
+            for pool in buffers.pools
+        )
+        plan = replace(plan, disk_cache=buffers._replace(pools=pools))
         placed = place(file, plan, NoGpu("the CPU alone"))
         cache = placed.disk_cache
         assert cache is not None

@@ -55,7 +55,8 @@ void register_layer_lru(py::module_& m) {
       .def("resident", &LayerLru::resident);
 }
 
-using PoolTuple = std::tuple<Address, int64_t, std::array<int64_t, kNumParts>>;
+// Memory, slots, staging buffers, room for a gate, an up and a down.
+using PoolTuple = std::tuple<Address, int64_t, int64_t, std::array<int64_t, kNumParts>>;
 using PartTuple = std::tuple<int32_t, int64_t, int64_t, std::string>;
 using LayerTuple =
     std::tuple<std::array<const Matrix*, kNumParts>, int32_t, std::array<PartTuple, kNumParts>>;
@@ -63,13 +64,12 @@ using LayerTuple =
 std::unique_ptr<RamExperts> make_ram_experts(std::shared_ptr<FileReader> reader,
                                              const std::vector<PoolTuple>& pools,
                                              const std::vector<LayerTuple>& layers,
-                                             int64_t num_staging, int64_t num_ahead,
-                                             int64_t num_leaving, int64_t decode_tokens,
-                                             Address uses) {
+                                             int64_t num_ahead, int64_t num_leaving,
+                                             int64_t decode_tokens, Address uses) {
   check(!layers.empty(), "RamExperts: no layers");
   std::vector<BufferPool> buffers;
   Keys slots;
-  for (const auto& [memory, num_slots, part_bytes] : pools) {
+  for (const auto& [memory, num_slots, num_staging, part_bytes] : pools) {
     check(memory != 0 && memory % kBlockBytes == 0, "RamExperts: memory at ", memory);
     buffers.push_back({.memory = pointer<std::byte>(memory),
                        .num_buffers = num_slots + num_staging + num_ahead + num_leaving,
@@ -80,7 +80,9 @@ std::unique_ptr<RamExperts> make_ram_experts(std::shared_ptr<FileReader> reader,
   std::vector<ExpertFiles> files;
   Ids pool_of_layer;
   for (const auto& [weights, pool, parts] : layers) {
-    matrices.push_back({*weights[0], *weights[1], *weights[2]});
+    check(pool >= 0 && pool < static_cast<int32_t>(pools.size()), "RamExperts: pool ", pool, " of ",
+          pools.size());
+    matrices.push_back({*weights[0], *weights[1], *weights[2], std::get<2>(pools[pool])});
     pool_of_layer.push_back(pool);
     auto& layer = files.emplace_back(ExpertFiles{.pool = pool, .parts = {}});
     for (int i = 0; i < kNumParts; ++i) {
@@ -93,8 +95,7 @@ std::unique_ptr<RamExperts> make_ram_experts(std::shared_ptr<FileReader> reader,
       ExpertStore(std::move(reader), std::move(buffers), std::move(files), num_experts),
       pool_of_layer, num_experts, slots,
       RamLimits{.num_ahead = num_ahead, .num_leaving = num_leaving}, pointer<int64_t>(uses));
-  return std::make_unique<RamExperts>(std::move(table), std::move(matrices), decode_tokens,
-                                      num_staging);
+  return std::make_unique<RamExperts>(std::move(table), std::move(matrices), decode_tokens);
 }
 
 py::dict counters_of(const RamExperts& experts) {
@@ -292,8 +293,8 @@ void register_ram_experts(py::module_& m) {
   register_layer_lru(m);
   py::class_<RamExperts> experts(m, "RamExperts");
   experts.def(py::init(&make_ram_experts), py::arg("reader"), py::arg("pools"), py::arg("layers"),
-              py::arg("num_staging"), py::arg("num_ahead"), py::arg("num_leaving"),
-              py::arg("decode_tokens"), py::arg("uses"));
+              py::arg("num_ahead"), py::arg("num_leaving"), py::arg("decode_tokens"),
+              py::arg("uses"));
   register_steps(experts);
   register_residency(experts);
   py::class_<RamExpertCall, HostCall>(m, "RamExpertCall")

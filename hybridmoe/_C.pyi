@@ -302,19 +302,19 @@ class RamExperts:
     def __init__(
         self,
         reader: FileReader,
-        pools: Sequence[tuple[int, int, Sequence[int]]],
+        pools: Sequence[tuple[int, int, int, Sequence[int]]],
         layers: Sequence[tuple[Sequence[Matrix], int, Sequence[tuple[int, int, int, str]]],],
-        num_staging: int,
         num_ahead: int,
         num_leaving: int,
         decode_tokens: int,
         uses: int,
     ) -> None:
-        """pools: address, slots, and bytes for a gate, an up and a down; as many buffers more.
+        """pools: address, slots, staging buffers, and bytes of a buffer for a gate, an up, a down.
 
         layers: gate, up, down; their pool; of each matrix, file, offset of expert 0, bytes of one,
-        name for messages. decode_tokens: most tokens of a step that is no prefill. uses: address of
-        int64 (keys), where accesses are counted. The memory must stay until the reader is idle.
+        name for messages. num_ahead and num_leaving: of each pool. decode_tokens: most tokens of a
+        step that is no prefill. uses: address of int64 (keys), where accesses are counted. The
+        memory must stay until the reader is idle.
         """
 
     def compute(
@@ -377,7 +377,7 @@ class RamExperts:
         """Read a key that VRAM or RAM keeps, at low priority. False if no buffer is free now."""
 
     def uploaded(self, key: int) -> None:
-        """Free the buffer of an expert that was leaving."""
+        """Learn that an expert of VRAM has arrived: its bytes are not kept here any more."""
 
     def addresses(self, key: int) -> tuple[int, int, int] | None:
         """Return where an expert's gate, up and down are, if they are loaded."""

@@ -9,13 +9,11 @@
 namespace hm {
 
 RamExperts::RamExperts(std::unique_ptr<RamTable> table, std::vector<RamLayer> layers,
-                       int64_t decode_tokens, int64_t num_staging)
-    : table_(std::move(table)),
-      layers_(std::move(layers)),
-      decode_tokens_(decode_tokens),
-      num_staging_(num_staging) {
-  check(num_staging >= 1, "RamExperts: ", num_staging, " buffers for experts that do not stay");
+                       int64_t decode_tokens)
+    : table_(std::move(table)), layers_(std::move(layers)), decode_tokens_(decode_tokens) {
   for (const RamLayer& layer : layers_) {
+    check(layer.num_staging >= 1, "RamExperts: ", layer.num_staging,
+          " buffers for experts that do not stay");
     check(layer.gate.batch == table_->num_experts(), "RamExperts: ", layer.gate.batch,
           " experts in a layer, ", table_->num_experts(), " in the table");
   }
@@ -33,7 +31,7 @@ void RamExperts::compute(const RamStep& step) {
   const bool is_needed = take_ids(step);
   ExpertPass::Order order{};
   if (is_needed) {
-    const auto& [gate, up, down] = layers_[step.layer];
+    const auto& [gate, up, down, _] = layers_[step.layer];
     const uint8_t* const* at = table_->addresses_of_layer(step.layer);
     order = pass_.begin({
         .x = step.x,
@@ -51,7 +49,7 @@ void RamExperts::compute(const RamStep& step) {
   const auto num_ids = static_cast<std::size_t>(step.num_tokens * step.top_k);
   table_->access(step.layer, {step.ids, num_ids}, is_prefill);
   try {
-    compute(order, first_key);
+    compute(order, first_key, layers_[step.layer].num_staging);
   } catch (const StalledRead&) {  // its reads keep their buffers until they return
     table_->forget_hints();
     for (const int32_t expert : order.experts) table_->release(first_key + expert);
@@ -85,7 +83,7 @@ bool RamExperts::take_ids(const RamStep& step) {
   return is_needed;
 }
 
-void RamExperts::compute(const ExpertPass::Order& order, int64_t first_key) {
+void RamExperts::compute(const ExpertPass::Order& order, int64_t first_key, int64_t num_staging) {
   RamTable& table = *table_;
   const auto first_tiled = order.experts.begin() + order.num_free;
   free_.assign(order.experts.begin(), first_tiled);
@@ -103,7 +101,7 @@ void RamExperts::compute(const ExpertPass::Order& order, int64_t first_key) {
   request(first_key);
   table.read_ahead();
   while (!free_.empty() || !tiled_.empty()) {
-    take_ready(first_key);
+    take_ready(first_key, num_staging);
     compute_ready(first_key);
     for (const ExpertRead& read : ready_.empty() ? table.wait() : table.poll()) {
       if (read.error.empty()) continue;
@@ -126,10 +124,10 @@ void RamExperts::request(int64_t first_key) {
 
 // The loaded experts that may be computed next. While reads wait for a free buffer, at most half
 // of the staging buffers' experts: the other half is read meanwhile.
-void RamExperts::take_ready(int64_t first_key) {
+void RamExperts::take_ready(int64_t first_key, int64_t num_staging) {
   const bool is_free = !free_.empty();
   int64_t passing_left =
-      wanted_.empty() ? table_->num_experts() : std::max<int64_t>(1, num_staging_ / 2);
+      wanted_.empty() ? table_->num_experts() : std::max<int64_t>(1, num_staging / 2);
   ready_.clear();
   for (const int32_t expert : is_free ? free_ : tiled_) {
     const int64_t key = first_key + expert;

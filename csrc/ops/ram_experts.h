@@ -17,9 +17,10 @@ namespace hm {
 
 // Type and shape of a layer's experts; the data is not looked at.
 struct RamLayer {
-  Matrix gate;  // (E, I, H)
-  Matrix up;    // (E, I, H)
-  Matrix down;  // (E, H, I)
+  Matrix gate;          // (E, I, H)
+  Matrix up;            // (E, I, H)
+  Matrix down;          // (E, H, I)
+  int64_t num_staging;  // buffers of its pool for experts that do not stay
 };
 
 // One layer of a step.
@@ -36,10 +37,9 @@ struct RamStep {
 // Not thread-safe: one call at a time, the table's included.
 class RamExperts {
  public:
-  // decode_tokens: most tokens of a step that is no prefill. num_staging: buffers of each pool for
-  // experts that do not stay. Throws Error where layers and table disagree.
-  RamExperts(std::unique_ptr<RamTable> table, std::vector<RamLayer> layers, int64_t decode_tokens,
-             int64_t num_staging);
+  // decode_tokens: most tokens of a step that is no prefill. Throws Error where layers and table
+  // disagree.
+  RamExperts(std::unique_ptr<RamTable> table, std::vector<RamLayer> layers, int64_t decode_tokens);
 
   RamTable& table() { return *table_; }
   const RamTable& table() const { return *table_; }
@@ -60,14 +60,14 @@ class RamExperts {
 
  private:
   bool take_ids(const RamStep& step);
-  void compute(const ExpertPass::Order& order, int64_t first_key);
+  void compute(const ExpertPass::Order& order, int64_t first_key, int64_t num_staging);
   void request(int64_t first_key);
-  void take_ready(int64_t first_key);
+  void take_ready(int64_t first_key, int64_t num_staging);
   void compute_ready(int64_t first_key);
 
   const std::unique_ptr<RamTable> table_;
   const std::vector<RamLayer> layers_;
-  const int64_t decode_tokens_, num_staging_;
+  const int64_t decode_tokens_;
   bool has_failed_ = false;
   Failure failure_ = Failure::kNone;
   ExpertPass pass_;

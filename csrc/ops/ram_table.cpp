@@ -18,6 +18,7 @@ RamTable::RamTable(ExpertStore store, const std::vector<int32_t>& pool_of_layer,
       uses_(uses),
       lru_(pool_of_layer, num_experts, slots),
       flags_(store_.num_keys()),
+      has_arrived_(store_.num_keys()),
       is_above_(store_.num_keys()),
       num_leaving_(slots.size()),
       stamps_(num_experts) {
@@ -203,6 +204,7 @@ bool RamTable::discard(int64_t key) {
   if (was_resident) ++counters_.promoted;
   note_resident();
   is_above_[key] = true;
+  has_arrived_[key] = false;
   if ((flags_[key] & kAhead) != 0) {
     flags_[key] &= ~kAhead;
     std::erase(ahead_, key);
@@ -216,7 +218,7 @@ LayerLru::Offer RamTable::offer(int64_t key) {
   check_key(key);
   check(is_above_[key], "RamTable: key ", key, " is not VRAM's");
   const LayerLru::Offer offer = lru_.offer(key);
-  is_above_[key] = false;
+  is_above_[key] = has_arrived_[key] = false;
   if (offer.is_taken) ++counters_.returned;
   if (offer.evicted >= 0) {
     ++counters_.evictions;
@@ -230,6 +232,7 @@ LayerLru::Offer RamTable::offer(int64_t key) {
 bool RamTable::fetch(int64_t key) {
   check_key(key);
   if (!is_above_[key]) return lru_.is_resident(key) && store_.request(key, false);
+  if (has_arrived_[key]) return false;
   if (store_.has_bytes(key)) return keep_as_leaving(key);
   if (num_leaving_[pool_of_key(key)] == limits_.num_leaving) return false;
   return store_.request(key, false) && keep_as_leaving(key);
@@ -237,6 +240,7 @@ bool RamTable::fetch(int64_t key) {
 
 void RamTable::uploaded(int64_t key) {
   check_key(key);
+  has_arrived_[key] = is_above_[key];
   if (is_leaving(key)) end_leaving(key);
 }
 
@@ -292,7 +296,8 @@ bool RamTable::free_unless_kept(int64_t key) {
 bool RamTable::keep_as_leaving(int64_t key) {
   if (is_leaving(key)) return true;
   int64_t& num_leaving = num_leaving_[pool_of_key(key)];
-  if (!store_.has_bytes(key) || num_leaving == limits_.num_leaving) return false;
+  const bool is_of_use = store_.has_bytes(key) && !has_arrived_[key];
+  if (!is_of_use || num_leaving == limits_.num_leaving) return false;
   ++num_leaving;
   flags_[key] |= kLeaving;
   return true;

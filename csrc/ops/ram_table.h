@@ -95,7 +95,7 @@ class RamTable {
   // Reads an expert that VRAM or RAM keeps, behind all that is urgent. Returns true if it is in
   // flight or loaded; false if no buffer is free for it, or nobody keeps it.
   bool fetch(int64_t key);
-  // An expert that is leaving has arrived in VRAM, or is not wanted there.
+  // An expert of VRAM has arrived there: its bytes need not be kept here any more.
   void uploaded(int64_t key);
   // Where an expert is that is loaded.
   std::optional<ExpertAddresses> addresses(int64_t key) const;
@@ -143,6 +143,7 @@ class RamTable {
   int64_t* const uses_;
   LayerLru lru_;
   std::vector<uint8_t> flags_;                                   // by key
+  std::vector<bool> has_arrived_;                                // by key: VRAM has the bytes
   std::vector<bool> is_above_;                                   // by key: VRAM's
   std::vector<int64_t> num_leaving_;                             // by pool, receipts included
   std::vector<std::pair<int64_t, std::vector<int64_t>>> hints_;  // layer -> keys

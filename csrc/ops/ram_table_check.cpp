@@ -16,8 +16,8 @@ void RamTable::check_invariants() const {
     num_ahead += is_ahead;
     num_leaving[pool_of_key(key)] += is_leaving(key);
     check(!is_resident || !is_above_[key], "key ", key, " is in VRAM and in RAM");
-    check(!is_leaving(key) || (is_above_[key] && store_.has_bytes(key)), "key ", key,
-          " leaves, but is not VRAM's or has no bytes");
+    check(!is_leaving(key) || (is_above_[key] && !has_arrived_[key] && store_.has_bytes(key)),
+          "key ", key, " leaves, but is not VRAM's, has arrived, or has no bytes");
     check(!is_ahead || !is_above_[key], "key ", key, " of VRAM was read ahead");
     check(!store_.has_bytes(key) || is_resident || flags_[key] != 0, "key ", key,
           " has a buffer that nobody keeps");

@@ -1,11 +1,12 @@
-"""Direct reads (O_DIRECT): their block size, and the room that they take in memory."""
+"""Direct reads (O_DIRECT): their block size, and the room that they take in memory.
 
-from hybridmoe import _C
+Plain numbers: a plan of memory needs them, and no extension.
+"""
 
 __all__ = ["BLOCK_BYTES", "direct_buffer_bytes"]
 
-# Direct reads need offsets, lengths and addresses that are multiples of it.
-BLOCK_BYTES = _C.BLOCK_BYTES
+# Direct reads need offsets, lengths and addresses that are multiples of it. csrc has the same.
+BLOCK_BYTES = 4096
 
 
 def direct_buffer_bytes(num_bytes: int) -> int:

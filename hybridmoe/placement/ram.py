@@ -54,7 +54,6 @@ def read_weights(
     Errors: ConfigError where there is no memory; DiskError.
     """
     layout = ExpertLayout(file, experts)
-    assert layout.buffer_bytes == plan.buffer_bytes, (layout.buffer_bytes, plan)
     end = experts.numbers[-1] + 1  # layers behind it (multi-token prediction) are not run
     dense = [
         t
@@ -67,8 +66,9 @@ def read_weights(
     reader = FileReader(file.parts, file.states, piece_bytes=expert_bytes // len(ROLES))
     try:
         cache = CachedExperts(experts, layout, reader, plan, num_ahead)
-        hot = np.empty(0, np.int64) if profile is None else profile.hot_keys()[: plan.num_slots]
-        bar = _Bar(progress, sum(t.num_bytes for t in dense) + len(hot) * expert_bytes)
+        hot = np.empty(0, np.int64) if profile is None else profile.hot_keys()
+        num_hot = min(len(hot), plan.num_slots)
+        bar = _Bar(progress, sum(t.num_bytes for t in dense) + num_hot * expert_bytes)
         private = _read_tensors(reader, dense, bar.add)
         cache.load_hot(hot, bar.add)
         bar.end()
@@ -80,8 +80,7 @@ def read_weights(
 
 def load_hot(cache: CachedExperts, keys: NDArray[np.int64], progress: Progress) -> None:
     """Fill the slots with the first of these experts, hottest first. Errors: DiskError."""
-    keys = keys[: cache.plan.num_slots]
-    bar = _Bar(progress, len(keys) * cache.plan.buffer_bytes)
+    bar = _Bar(progress, min(len(keys), cache.plan.num_slots) * cache.plan.buffer_bytes)
     cache.load_hot(keys, bar.add)
     bar.end()
 

@@ -48,7 +48,7 @@ class ModelSizes:
     is_tied: bool  # the head is the embedding
     dense: tuple[Part, ...]  # all else that every token uses, without routed experts
     experts: tuple[tuple[Part, ...], ...]  # of each MoE layer: one expert
-    piece_bytes: tuple[int, ...]  # largest gate, up and down of any layer's expert
+    piece_bytes: tuple[int, ...]  # largest down, gate and up of any layer's expert
     gpu_bytes: int  # of head and dense on a GPU, where types without a kernel are bfloat16
     cpu_bytes: int = 0  # of head and dense: pinned to the CPU by placement rules
     only: range | None = None  # layers that are summed; None = all
@@ -76,11 +76,21 @@ class ModelSizes:
         return sum(self.packed_piece_bytes or self.piece_bytes)
 
     @property
-    def buffer_bytes(self) -> int:
-        """Bytes of a RAM expert slot that direct reads fill: `experts.disk.arena` has the same.
+    def buffer_parts(self) -> tuple[tuple[int, int, int], ...]:
+        """Bytes that direct reads of an expert need for gate, up and down, by MoE layer.
 
         Depends on sizes only, since a buffer takes a piece from any offset in the file.
         """
+        found = []
+        for layer in self.by_layer:
+            if layer.piece_bytes:
+                down, gate, up = map(direct_buffer_bytes, layer.piece_bytes)
+                found.append((gate, up, down))
+        return tuple(found)
+
+    @property
+    def buffer_bytes(self) -> int:
+        """Bytes of a RAM expert slot that takes an expert of any layer."""
         return sum(map(direct_buffer_bytes, self.piece_bytes))
 
     @property

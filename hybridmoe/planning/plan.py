@@ -223,7 +223,7 @@ class Plan:
         }
 
 
-def _cache_facts(cache: DiskCachePlan) -> dict[str, int]:
+def _cache_facts(cache: DiskCachePlan) -> dict[str, Any]:
     return {
         "num_slots": cache.num_slots,
         "num_staging": cache.num_staging,
@@ -231,4 +231,13 @@ def _cache_facts(cache: DiskCachePlan) -> dict[str, int]:
         "num_leaving": cache.num_leaving,
         "buffer_bytes": cache.buffer_bytes,
         "num_bytes": cache.num_bytes,
+        "pools": [
+            {
+                "num_layers": pool.num_layers,
+                "num_slots": pool.num_slots,
+                "num_staging": pool.num_staging,
+                "buffer_bytes": pool.buffer_bytes,
+            }
+            for pool in cache.pools
+        ],
     }

@@ -84,7 +84,7 @@ def read_ahead_of(plan: Plan, rates: Rates, hits: Hits) -> ReadAhead:
 
 
 def _most(cache: DiskCachePlan) -> int:
-    return min(_MOST_AHEAD, cache.num_staging - cache.top_k)
+    return min(_MOST_AHEAD, cache.least_staging - cache.top_k)
 
 
 def read_ahead_gain(

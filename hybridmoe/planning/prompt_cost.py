@@ -127,7 +127,7 @@ def _waiting_s(
     """
     if num_tokens <= PREFILL_TOKENS or plan.disk_cache is None:
         return sum(max(0.0, layer.reading - layer.experts) for layer in layers)
-    buffers = plan.disk_cache.num_staging * plan.disk_cache.buffer_bytes / disk
+    buffers = plan.disk_cache.streaming_bytes / disk
     pauses = sum(max(0.0, before - min(layer.reading, buffers)) for layer in layers)
     computing = sum(before + layer.experts for layer in layers)
     return max(0.0, sum(layer.reading for layer in layers) + pauses - computing)

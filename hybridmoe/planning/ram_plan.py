@@ -103,8 +103,7 @@ def _cache_of(problem: Problem, budget_bytes: int, rest: _Rest) -> DiskCachePlan
     c = problem.sizes.config
     return plan_disk_cache(
         budget_bytes,
-        problem.sizes.buffer_bytes,
-        len(problem.sizes.experts),
+        problem.sizes.buffer_parts,
         c.num_experts,
         c.top_k,
         num_ahead=problem.budgets.num_ahead,
@@ -113,14 +112,14 @@ def _cache_of(problem: Problem, budget_bytes: int, rest: _Rest) -> DiskCachePlan
 
 
 def _cached(problem: Problem, parts: Parts, cache: DiskCachePlan, rest: _Rest) -> RamPlan:
-    size = cache.buffer_bytes  # of buffers for experts that are not resident, too
+    one_of_each = cache.one_of_each_bytes
     aside = (
-        ("streamed experts", cache.num_staging * size),
-        ("experts read ahead", cache.num_ahead * size),
-        ("experts between RAM and VRAM", cache.num_leaving * size),
+        ("streamed experts", cache.staging_bytes),
+        ("experts read ahead", cache.num_ahead * one_of_each),
+        ("experts between RAM and VRAM", cache.num_leaving * one_of_each),
     )
     num_slots, budget = cache.num_slots, problem.budgets.ram_bytes
-    ram = Tier("RAM", budget, (*parts, *aside), num_slots, num_slots * size)
+    ram = Tier("RAM", budget, (*parts, *aside), num_slots, cache.resident_bytes)
     return RamPlan(ram, cache, rest.num_experts - num_slots)
 
 

@@ -18,6 +18,8 @@ from hybridmoe.experts.disk.arena import Arena
 from hybridmoe.gguf.reader import FileState
 from hybridmoe.hardware.disk import BLOCK_BYTES, direct_buffer_bytes
 
+assert BLOCK_BYTES == _C.BLOCK_BYTES
+
 SIZE = 40 * BLOCK_BYTES + 777  # not a multiple of the block
 
 

@@ -207,7 +207,7 @@ def test_more_ram_never_predicts_slower(
     k2: ModelSizes, ram: float, more: float, vram: float
 ) -> None:
     before, after = plan_of(k2, ram, vram), plan_of(k2, ram + more, vram)
-    slack = 1e-9
+    slack = 0.002  # smaller buffers, of two sizes, let a prompt's reads run ahead less far
     if after.step_tokens > before.step_tokens and more < 1:
         slack = 0.02  # of their activations: some slots less
     slower = decode(before, RATES, hits_of(before), 2000).total_s

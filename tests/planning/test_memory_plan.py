@@ -95,11 +95,15 @@ def test_no_budget_is_exceeded_and_every_expert_is_somewhere_once(
     assert (cache is not None) == found.needs_disk
     if cache is not None:  # not one more slot would have fitted
         assert found.ram.free_bytes < cache.buffer_bytes == k2.buffer_bytes > k2.slot_bytes
-        streamed = max(8, min(384, (cache.num_buffers - cache.num_leaving) // 16))
-        assert ("streamed experts", streamed * cache.buffer_bytes) in found.ram.parts
-        assert cache.num_buffers == found.num_ram_experts + streamed + cache.num_leaving
+        streamed = [
+            max(8, min(384, (pool.num_buffers - pool.num_aside) // 16)) for pool in cache.pools
+        ]
+        assert [pool.num_staging for pool in cache.pools] == streamed
+        assert ("streamed experts", cache.staging_bytes) in found.ram.parts
+        leaving = len(cache.pools) * cache.num_leaving
+        assert cache.num_buffers == found.num_ram_experts + sum(streamed) + leaving
         assert cache.num_leaving == (14 if found.num_vram_slots else 0)
-        between = cache.num_leaving * cache.buffer_bytes
+        between = cache.num_leaving * cache.one_of_each_bytes
         assert ("experts between RAM and VRAM", between) in found.ram.parts
         assert found.streams_experts == (vram > 0)
 
@@ -303,15 +307,16 @@ def test_ram_for_experts_is_what_was_given(k2: ModelSizes) -> None:
     given = 64 * GIB
     found = plan(k2, 200, expert_ram_bytes=given, num_ahead=3)
     cache = found.disk_cache
-    assert cache is not None and (cache.num_staging, cache.num_ahead) == (150, 3)
+    assert cache is not None and cache.num_ahead == 3
+    assert [pool.num_staging for pool in cache.pools] == [77, 83]
     assert given - cache.buffer_bytes < cache.num_bytes <= given
     assert found.num_ram_experts == cache.num_slots == found.num_experts - found.num_disk_experts
     assert dict(found.ram.parts)["reserve"] == RAM_RESERVE_BYTES
     # Beside VRAM, it is for the others: both add up.
     tiers = plan(k2, 700, 80, expert_ram_bytes=given)
     assert tiers.disk_cache is not None and tiers.disk_cache.num_leaving == 14
-    assert tiers.disk_cache.num_buffers == cache.num_buffers  # none is for hints
-    assert tiers.num_ram_experts == cache.num_buffers - tiers.disk_cache.num_staging - 14
+    aside = tiers.disk_cache.num_staging + 2 * 14  # of each of two sizes, and none for hints
+    assert tiers.num_ram_experts == tiers.disk_cache.num_buffers - aside
     in_memory = tiers.num_vram_slots + tiers.num_ram_experts
     assert tiers.num_vram_slots > 2000 and in_memory + tiers.num_disk_experts == TOTAL
     rest = k2.all_expert_bytes * (TOTAL - tiers.num_vram_slots) // TOTAL

@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from k2_header import write_k2
-from memory_plans import plan_of
+from memory_plans import plan_of, with_staging
 
 from hybridmoe.gguf.outline import read_outline
 from hybridmoe.planning.cost_model import hits_of
@@ -112,9 +112,8 @@ def test_buffers_of_streamed_experts_are_read_ahead_into(k2: ModelSizes) -> None
     assert plan.disk_cache is not None and can_read_ahead(plan)
     assert not can_read_ahead(plan_of(k2, 700)), "all are in the memory map"
     assert not can_read_ahead(plan_of(k2, 128, num_ahead=3)), "a number was given"
-    one_token = plan.disk_cache._replace(num_staging=8)
-    assert not can_read_ahead(replace(plan, disk_cache=one_token))
-    one_more = replace(plan, disk_cache=plan.disk_cache._replace(num_staging=9))
+    one_token, one_more = (with_staging(plan, count) for count in (8, 9))
+    assert not can_read_ahead(one_token)
     fast = replace(RATES, disk=14e9)
     assert read_ahead_of(one_more, fast, hits_of(plan)).num_ahead == 1
 

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 from k2_header import write_k2
-from memory_plans import plan_of
+from memory_plans import plan_of, with_staging
 
 from hybridmoe.gguf.outline import read_outline
 from hybridmoe.planning.cost_model import Hits, Step, hits_of
@@ -55,13 +55,13 @@ def test_computing_hides_all_reading_where_the_disk_is_fast(plan: Plan) -> None:
 
 def test_reading_pauses_where_the_streaming_buffers_are_full(plan: Plan) -> None:
     assert plan.disk_cache is not None
-    few = replace(plan, disk_cache=plan.disk_cache._replace(num_staging=0))
+    few = with_staging(plan, 0)
     long, short = (prompt(p, RATES, hits_of(p), 512) for p in (few, plan))
     outside = without_reading(short) - short.seconds["experts"] - head_s(plan, RATES)
     pauses = NUM_MOE * outside / NUM_LAYERS
     assert long.total_s == pytest.approx(short.total_s + pauses)
-    one = replace(plan, disk_cache=plan.disk_cache._replace(num_staging=1))
-    filled = NUM_MOE * plan.disk_cache.buffer_bytes / 1e9
+    one = with_staging(plan, 1)
+    filled = sum(p.num_layers * p.buffer_bytes for p in plan.disk_cache.pools) / 1e9
     between = prompt(one, RATES, hits_of(one), 512)
     assert between.total_s == pytest.approx(short.total_s + max(0.0, pauses - filled))
     assert short.total_s < between.total_s < long.total_s

@@ -1,5 +1,6 @@
 """Memory plans of sums of tensors, which need no file."""
 
+from dataclasses import replace
 from typing import Any
 
 from hybridmoe.config import EngineConfig
@@ -35,3 +36,10 @@ def plan_of(
             layers=layers or ExpertLayers(),
         )
     )
+
+
+def with_staging(plan: Plan, count: int) -> Plan:
+    """Return the plan with `count` buffers for a layer's streamed experts."""
+    assert plan.disk_cache is not None
+    pools = tuple(pool._replace(num_staging=count) for pool in plan.disk_cache.pools)
+    return replace(plan, disk_cache=plan.disk_cache._replace(pools=pools))

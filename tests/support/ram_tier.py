@@ -65,7 +65,7 @@ class RamTier:
             first = self.layers[list(types).index(kind)]
             room = [direct_buffer_bytes(size) for size in first.matrix_bytes]
             arenas.append(Arena((num_slots + extra) * sum(room)))
-            pools.append((arenas[-1].address, num_slots, room))
+            pools.append((arenas[-1].address, num_slots, num_staging, room))
         self._arenas = arenas
         self.uses = np.zeros(len(types) * EXPERTS, np.int64)
         self.native = _C.RamExperts(
@@ -84,7 +84,6 @@ class RamTier:
                 )
                 for index, (kind, weights) in enumerate(zip(types, self.layers, strict=True))
             ],
-            num_staging=num_staging,
             num_ahead=num_ahead,
             num_leaving=num_leaving,
             decode_tokens=DECODE_TOKENS,

@@ -195,7 +195,8 @@ def _choose_type(choice: TypeChoice, name: str, values: np.ndarray) -> GGMLQuant
     if values.ndim == 1 or role == "ffn_gate_inp":
         return F32
     if isinstance(choice, Mapping):
-        choice = choice.get(role, choice.get("default", F32))
+        default = choice.get(role, choice.get("default", F32))
+        choice = choice.get(name.removesuffix(".weight"), default)
     for candidate in (choice, GGMLQuantizationType.Q8_0):
         if values.shape[-1] % GGML_QUANT_SIZES[candidate][0] == 0:
             return candidate

@@ -9,6 +9,7 @@ memory than planned. Sums are in the order of `CpuExperts`, and so equal bit for
 import ctypes
 import weakref
 from collections.abc import Callable, Mapping, Sequence
+from itertools import accumulate
 
 import numpy as np
 import torch
@@ -52,7 +53,7 @@ class CachedExperts(ExpertBackend):
         for streamed experts.
         Errors: ConfigError without memory for the buffers.
         """
-        assert 0 <= num_ahead <= plan.num_staging - plan.top_k, (num_ahead, plan)
+        assert 0 <= num_ahead <= plan.least_staging - plan.top_k, (num_ahead, plan)
         self.plan = plan
         self._num_ahead = plan.num_ahead + num_ahead
         self._layers, self._index_of = experts.by_index, experts.index_of
@@ -62,14 +63,17 @@ class CachedExperts(ExpertBackend):
         self.uses = np.zeros(self._num_keys, np.int64)  # accesses by key
         arena = Arena(plan.num_bytes)
         reader.keep_alive(arena)
+        starts = accumulate((pool.num_bytes for pool in plan.pools), initial=arena.address)
         self.native = _C.RamExperts(
             reader.native,
-            [(arena.address, plan.num_slots, layout.part_buffer_bytes)],
             [
-                ([w.handle for w in weights], 0, layout.parts(index))
+                (start, pool.num_slots, pool.num_staging - num_ahead, pool.part_bytes)
+                for start, pool in zip(starts, plan.pools, strict=False)
+            ],
+            [
+                ([w.handle for w in weights], plan.pool_of_layer[index], layout.parts(index))
                 for index, weights in enumerate(self._layers)
             ],
-            num_staging=plan.num_staging - num_ahead,
             num_ahead=self._num_ahead,
             num_leaving=plan.num_leaving,
             decode_tokens=PREFILL_TOKENS,
@@ -83,7 +87,7 @@ class CachedExperts(ExpertBackend):
             experts.num_layers,
             experts.num_experts,
             experts.top_k,
-            plan.num_staging,
+            plan.least_staging,
         )
 
     @property

@@ -7,7 +7,6 @@ from hybridmoe.experts.disk.read_request import FileRange
 from hybridmoe.experts.routed_experts import RoutedExperts
 from hybridmoe.gguf.cursor import printable
 from hybridmoe.gguf.reader import GGUFFile, Tensor
-from hybridmoe.hardware.disk import direct_buffer_bytes
 
 __all__ = ["ROLES", "ExpertLayout", "is_expert_tensor"]
 
@@ -31,11 +30,6 @@ class ExpertLayout:
             [file.tensors[f"blk.{number}.{role}.weight"] for role in ROLES]
             for number in experts.numbers
         ]
-        # A buffer takes an expert of any layer: layers may differ in type.
-        sizes = [[t.num_bytes // self.num_experts for t in tensors] for tensors in self._tensors]
-        self.matrix_bytes = tuple(map(max, zip(*sizes, strict=True)))
-        self.part_buffer_bytes = tuple(map(direct_buffer_bytes, self.matrix_bytes))
-        self.buffer_bytes = sum(self.part_buffer_bytes)
         self.num_bytes = sum(t.num_bytes for tensors in self._tensors for t in tensors)
 
     def parts(self, layer_index: int) -> list[tuple[int, int, int, str]]:

@@ -186,6 +186,24 @@ def test_what_goes_to_vram_stays_in_memory_until_it_has_arrived(make: Make) -> N
         native.warm([0], lambda num_bytes: None)
 
 
+def test_what_has_arrived_in_vram_is_not_kept_after_a_prompt_has_read_it(make: Make) -> None:
+    tier = make(SAME, [2], num_leaving=1)
+    native = tier.native
+    native.discard(0)
+    assert native.fetch(0)
+    tier.wait_for(0)
+    native.uploaded(0)
+    assert native.request(0, True)
+    tier.wait_for(0)
+    assert not native.release(0)
+    assert native.addresses(0) is None and native.num_leaving_free(0) == 1
+    assert not native.fetch(0)  # it is there
+    native.check()
+    assert native.offer(0) == (True, -1)
+    native.discard(0)
+    assert native.fetch(0)  # on its way once more
+
+
 def test_late_experts_are_computed_but_are_no_access(make: Make) -> None:
     rng = np.random.default_rng(1)
     tier = make(SAME, [4], num_leaving=1)
@@ -265,6 +283,7 @@ def test_a_step_that_nobody_wants_ends_while_the_disk_hangs(make: Make) -> None:
     tier.native.check()
     assert tier.native.num_free_buffers < 4 + TOP_K  # the kernel may write to them
     faults.resume()
+    tier.native.abandon_when(lambda: False, 0.01)
     for layer in (0, 1):
         got = tier.compute(layer, x, ids, weights)
         assert torch.equal(got, tier.want(layer, x, ids, weights))
