@@ -86,6 +86,17 @@ def test_vram_grows_on_each_gpu_where_all_fits_into_ram(k2: Outline) -> None:
     ]
 
 
+def test_all_three_tiers_gain_where_a_gpu_stands_over_the_disk(k2: Outline) -> None:
+    case = Case(k2, 100, 1)
+    ram, vram, disk = case.gains()
+    now = case.speed(case.budgets)
+    larger = case.budgets.with_gpus(GpuBudget("rtx-4090", 25 * GIB))
+    assert vram == Gain("1 GiB of VRAM", case.speed(larger))
+    assert [ram.more, disk.more] == ["1 GiB of RAM", "1 GB/s of disk"]
+    assert min(ram.speed.decode, disk.speed.decode) > now.decode
+    assert vram.speed.decode > ram.speed.decode, "it is found by the GPU, and not by the CPU"
+
+
 def test_what_cannot_help_is_left_out(k2: Outline) -> None:
     assert names(Case(k2, 1000).gains()) == []
     assert names(Case(k2, 100).gains()) == ["1 GiB of RAM", "1 GB/s of disk"]

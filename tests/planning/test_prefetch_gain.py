@@ -83,7 +83,7 @@ def test_the_best_number_is_chosen_and_none_where_it_would_lose() -> None:
     none = best_read_ahead(TIMES, TOP_K, Hits(0, 0.5), 4, between_s=0.0)
     assert none.num_ahead == 0 and none.saved < 0
     little = best_read_ahead(TIMES, TOP_K, Hits(0, 0.5), 4, between_s=0.0, precision=0.92)
-    assert little.num_ahead == 0 and 0 < little.saved < 0.02
+    assert little.num_ahead == 0 and 0 < little.saved < 0.08
 
 
 @pytest.fixture(scope="module")
@@ -92,19 +92,17 @@ def k2(tmp_path_factory: pytest.TempPathFactory) -> ModelSizes:
     return sizes_of(outline.tensors, outline.config)
 
 
-def test_kimi_k2_reads_ahead_beside_a_fast_disk_alone(k2: ModelSizes) -> None:
+def test_kimi_k2_reads_ahead_where_a_read_fits_between_two_layers(k2: ModelSizes) -> None:
     plan = plan_of(k2, 128)
-    by_disk = {
-        gbs: read_ahead_of(plan, replace(RATES, disk=gbs * 1e9), hits_of(plan))
-        for gbs in (1, 3, 7, 14)
-    }
-    assert [found.num_ahead > 0 for found in by_disk.values()] == [False, False, False, True]
-    saved = [found.saved for found in by_disk.values()]
-    assert saved == sorted(saved)
-    server = replace(RATES, dram=200e9, disk=14e9)  # the time between layers is short
-    assert read_ahead_of(plan, server, hits_of(plan)).num_ahead == 0
-    rare = read_ahead_of(plan, server, Hits(0, 0.9))  # the disk idles most of the time
-    assert rare.num_ahead == 1
+
+    def decided(dram: float, disk: float, hits: Hits) -> ReadAhead:
+        return read_ahead_of(plan, replace(RATES, dram=dram, disk=disk), hits)
+
+    by_disk = [decided(80e9, gbs * 1e9, hits_of(plan)) for gbs in (1, 3, 7, 14)]
+    assert [found.num_ahead for found in by_disk] == [0, 0, 0, 0]
+    assert by_disk[0].saved < by_disk[1].saved < by_disk[2].saved < 0 < by_disk[3].saved
+    assert decided(30e9, 9e9, Hits(0, 0.35)).num_ahead == 2, "slow memory leaves time"
+    assert decided(30e9, 9e9, Hits(0, 0.95)).num_ahead == 0, "what is there need not be read"
 
 
 def test_buffers_of_streamed_experts_are_read_ahead_into(k2: ModelSizes) -> None:
@@ -114,8 +112,9 @@ def test_buffers_of_streamed_experts_are_read_ahead_into(k2: ModelSizes) -> None
     assert not can_read_ahead(plan_of(k2, 128, num_ahead=3)), "a number was given"
     one_token, one_more = (with_staging(plan, count) for count in (8, 9))
     assert not can_read_ahead(one_token)
-    fast = replace(RATES, disk=14e9)
-    assert read_ahead_of(one_more, fast, hits_of(plan)).num_ahead == 1
+    slow = replace(RATES, dram=30e9, disk=9e9)
+    found = [read_ahead_of(p, slow, hits_of(plan)) for p in (one_more, plan)]
+    assert found[0].saved < found[1].saved, "the second one has a buffer there"
 
 
 def test_the_decision_is_a_line() -> None:
