@@ -68,49 +68,34 @@ def default_slots(path: Path, num_decode: int) -> list[int]:
     return [0, *sorted(shares - {0})]
 
 
-def measure_decode(
-    path: Path, num_decode: int, slots: Sequence[int], num_deferred: int
-) -> list[dict[str, Any]]:
-    """Decode on the CPU alone, with each number of VRAM slots, from a profile, and with deferral.
+def measure_decode(path: Path, num_decode: int, slots: Sequence[int]) -> list[dict[str, Any]]:
+    """Decode on the CPU alone, with each number of VRAM slots, and from a profile.
 
     Predictions are those of the rates that were measured when the model was loaded.
-
-    num_deferred: experts deferred in the last two ways; 0 = leave these out.
     """
-    ways: list[tuple[int | None, int]] = [(None, 0), *((n, 0) for n in slots)]
-    if num_deferred:
-        ways += [(n, num_deferred) for n in dict.fromkeys((slots[0], slots[-1]))]
-    found = [_decode_way(path, num_decode, *way) for way in ways]
+    found = [_decode_way(path, num_decode, num_slots) for num_slots in (None, *slots)]
     with TemporaryDirectory() as folder:
         profile = Path(folder) / "profile.json"
         for num_slots in [n for n in slots if n][:-1][-1:]:  # the most that are not all
             for length in (_PROFILED * num_decode, num_decode):
-                way = _decode_way(path, length, num_slots, 0, profile)
+                way = _decode_way(path, length, num_slots, profile)
             found.append(way)
     return found
 
 
 def _decode_way(
-    path: Path,
-    num_decode: int,
-    num_slots: int | None,
-    num_deferred: int,
-    profile: Path | None = None,
+    path: Path, num_decode: int, num_slots: int | None, profile: Path | None = None
 ) -> dict[str, Any]:
     context = 2 * (_WARM_UP + num_decode + 64)
     plan = plan_for(path, context, 0 if num_slots is None else _gpu_bytes())
     options: dict[str, Any] = {"device": "cpu"}
     name = "CPU only"
     if num_slots is not None:
-        options = {
-            "device": "cuda",
-            "vram": vram_bytes(path, context, num_slots),
-            "defer": num_deferred,
-        }
-        name = f"{num_slots} slots" + (f", {num_deferred} deferred" if num_deferred else "")
+        options = {"device": "cuda", "vram": vram_bytes(path, context, num_slots)}
+        name = f"{num_slots} slots"
         if profile is not None:
             name, options["expert_profile"] = f"{name}, from a profile", profile
-    way: dict[str, Any] = {"name": name, "num_slots": num_slots, "num_deferred": num_deferred}
+    way: dict[str, Any] = {"name": name, "num_slots": num_slots}
     with opened(path, context, **options) as llm:
         found = decode(llm, _WARM_UP, num_decode)
         if num_slots is not None:
@@ -118,7 +103,7 @@ def _decode_way(
             way["overlap"], way["inside"] = shares.overlap, shares.inside
             way["gpu_idle"], way["cpu_idle"] = shares.gpu_idle, shares.cpu_idle
             hits = Hits(found.hit_rate or 0.0, 1 - (found.hit_rate or 0.0))
-            step = predict(plan, llm.gpu_rates[0], hits, context // 2, num_deferred=num_deferred)
+            step = predict(plan, llm.gpu_rates[0], hits, context // 2)
             way["predicted"] = 1 / (step.total_s + found.uploads * _upload_s(plan, llm))
     return way | {
         "tokens_per_s": found.tokens_per_s,

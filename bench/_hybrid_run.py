@@ -16,7 +16,7 @@ import torch
 from torch.profiler import DeviceType, ProfilerActivity, profile
 
 import hybridmoe
-from bench._timeline import Call, Interval, Shares, Token, shares_of
+from bench._timeline import Interval, Shares, Token, shares_of
 from bench.synthetic import Shape
 from hybridmoe import LLM
 from hybridmoe.config import EngineConfig
@@ -66,7 +66,7 @@ def plan_for(path: Path, context_tokens: int, vram_bytes: int) -> Plan:
 
 @contextmanager
 def opened(path: Path, context_tokens: int, **options: Any) -> Iterator[LLM]:
-    """Load a model and close it at the end; options: device, vram, defer."""
+    """Load a model and close it at the end; options: device, vram."""
     options = {"expert_profile": "off"} | options  # a run owes nothing to the one before
     llm = hybridmoe.load(
         path,
@@ -120,12 +120,12 @@ def decode(llm: LLM, num_warm_up: int, num_timed: int) -> Decoded:
 def profiled_decode(llm: LLM, num_warm_up: int) -> Shares:
     """Measure when the CPU, GPU and copies were busy, over a few decoded tokens."""
     ends: list[float] = []
-    calls: list[list[Call]] = []
+    calls: list[list[Interval]] = []
 
     def listen(event: Event) -> None:
         if isinstance(event, TokenEvent):
             ends.append(time.monotonic())
-            calls.append([Call(*times) for times in llm.experts.host_call_times()])
+            calls.append([Interval(t.begin_s, t.end_s) for t in llm.experts.host_call_times()])
 
     with profile(activities=[ProfilerActivity.CUDA], acc_events=True) as profiled:
         _run(llm, [1, 2, 3], _sampled(num_warm_up + _PROFILED_TOKENS + 1), listen)

@@ -67,8 +67,8 @@ def _gemv_rows(found: Mapping[str, Any]) -> list[Row]:
 
 
 def _decode_rows(ways: list[Mapping[str, Any]], peer: float | None) -> list[Row]:
-    """Rows of each way to decode; slots and deferral must not make it slower."""
-    plain = {way["num_slots"]: way["tokens_per_s"] for way in ways if not way["num_deferred"]}
+    """Rows of each way to decode; slots must not make it slower."""
+    plain = next((way["tokens_per_s"] for way in ways if way["num_slots"] == 0), None)
     rows = []
     for way in ways:
         name, speed, num_slots = way["name"], way["tokens_per_s"], way["num_slots"]
@@ -76,18 +76,16 @@ def _decode_rows(ways: list[Mapping[str, Any]], peer: float | None) -> list[Row]
         if way["hit_rate"] is not None:
             note += f", hit rate {way['hit_rate']:.2f}, {way['uploads']:.2f} uploads a token"
         least = None
-        if way["num_deferred"]:
-            least = plain.get(num_slots)
-        elif num_slots:
-            least = plain.get(0)
+        if num_slots:
+            least = plain
         elif num_slots == 0:
             least = bar(peer=peer, times=DECODE_TIMES)
         against = None if num_slots is None else peer
         rows.append(Row(f"decode, {name}", speed, "tok/s", None, against, least, note))
-        if num_slots == 0 and not way["num_deferred"]:
+        if num_slots == 0:
             rows.append(Row("overlap", way["overlap"], "of 1", 1.0, bar=OVERLAP))
             rows.append(Row("inside kernels", way["inside"], "of 1", 1.0, bar=INSIDE))
-        if num_slots is not None and not way["num_deferred"]:
+        if num_slots is not None:
             error = abs(way["predicted"] / speed - 1)
             note = f"predicted {way['predicted']:.1f} tok/s"
             good = 1 - error

@@ -9,18 +9,10 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import NamedTuple
 
-__all__ = ["Call", "Interval", "Shares", "Token", "busy_s", "merged", "shares_of"]
+__all__ = ["Interval", "Shares", "Token", "busy_s", "merged", "shares_of"]
 
 
 class Interval(NamedTuple):
-    begin: float
-    end: float
-
-
-class Call(NamedTuple):
-    """Experts of a layer on the CPU; a layer may have several."""
-
-    layer: int
     begin: float
     end: float
 
@@ -30,7 +22,7 @@ class Token(NamedTuple):
 
     begin: float
     end: float
-    calls: Sequence[Call]
+    calls: Sequence[Interval]  # experts of each layer on the CPU, in any order
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,24 +51,17 @@ def shares_of(
     total = sum(token.end - token.begin for token in tokens)
     best = lasted = gpu = cpu = any_s = 0.0
     for token in tokens:
-        on_cpu = merged(Interval(call.begin, call.end) for call in token.calls)
+        on_cpu = merged(token.calls)
         window = Interval(token.begin, token.end)
         gpu += busy_s(on_gpu, window)
         cpu += busy_s(on_cpu, window)
         any_s += busy_s(merged([*on_gpu, *on_cpu, *all_copies]), window)
-        for layer in _layers(token):
+        for layer in map(Interval._make, pairwise(sorted(call.begin for call in token.calls))):
             lasted += layer.end - layer.begin
             best += max(busy_s(on_gpu, layer), busy_s(on_cpu, layer))
     if total <= 0 or lasted <= 0:
         raise ValueError(f"{len(tokens)} tokens of {total:g} s, layers of {lasted:g} s")
     return Shares(best / lasted, 1 - gpu / total, 1 - cpu / total, 1 - any_s / total)
-
-
-def _layers(token: Token) -> Iterable[Interval]:
-    begins: dict[int, float] = {}
-    for call in token.calls:
-        begins[call.layer] = min(call.begin, begins.get(call.layer, call.begin))
-    return (Interval(*pair) for pair in pairwise(sorted(begins.values())))
 
 
 def merged(intervals: Iterable[Interval]) -> list[Interval]:

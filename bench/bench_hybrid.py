@@ -78,13 +78,6 @@ _SAME = ("cpu", "commit", "gpu", "torch", "file")  # of runs whose parts make on
     help="Tokens of a prompt; may be repeated.",
 )
 @click.option(
-    "--defer",
-    type=click.IntRange(min=0),
-    default=2,
-    show_default=True,
-    help="Deferred experts, in the last rows of decode; 0 = no such rows.",
-)
-@click.option(
     "--fit-layers",
     metavar="COUNTS",
     help="Also decode with these numbers of MoE layers, such as 2,4,8,16, and fit a line.",
@@ -102,7 +95,6 @@ def main(
     num_decode: int,
     slots: tuple[int, ...],
     prompts: tuple[int, ...],
-    defer: int,
     fit_layers: str | None,
     out: str | None,
 ) -> None:
@@ -126,7 +118,7 @@ def main(
         measures: Mapping[str, Callable[[], Any]] = {
             "gemv": measure_gemv,
             "decode": lambda: measure_decode(
-                path, num_decode, slots or default_slots(path, num_decode), defer
+                path, num_decode, slots or default_slots(path, num_decode)
             ),
             "prompts": lambda: measure_prompts(path, prompts),
             "layers": lambda: measure_layers(counts, kind, num_decode),

@@ -105,7 +105,7 @@ _MACHINE_OPTIONS = (
 )
 _MODEL_NAMES = (
     "context_tokens", "device", "place", "expert_ram", "expert_prefetch", "kv_type", "kv_tokens",
-    "max_running", "defer",
+    "max_running",
 )  # fmt: skip
 _MODEL_OPTIONS = tuple(map(load_option, _MODEL_NAMES))
 _SPEED_OPTIONS = (
@@ -196,8 +196,7 @@ def _predict(
     cost = StagedCost(plan, rates, gpu_rates, curve, **found)
     num_prompt, num_answer = options["prompt_tokens"], options["answer_tokens"]
     reading = cost.prompt(num_prompt)
-    middle = num_prompt + num_answer // 2
-    answering = cost.decode(middle, num_deferred=options["defer"] or 0)
+    answering = cost.decode(num_prompt + num_answer // 2)
     notes = [planned.note] if planned.note is not None and plan.vram else []
     if options["expert_prefetch"] is None and can_read_ahead(plan) and rates.disk is not None:
         notes.append(read_ahead_of(plan, rates, cost.hits).line(rates))
@@ -226,8 +225,7 @@ def _curve(options: Mapping[str, Any]) -> HitCurve | None:
 
 
 def _conversation(options: Mapping[str, Any]) -> Conversation:
-    tokens = options["prompt_tokens"], options["answer_tokens"]
-    return Conversation(*tokens, num_deferred=options["defer"] or 0)
+    return Conversation(options["prompt_tokens"], options["answer_tokens"])
 
 
 def _fewer_gpus(

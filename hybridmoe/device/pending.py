@@ -2,14 +2,13 @@
 
 from abc import ABC, abstractmethod
 
-import torch
 from torch import Tensor
 
 __all__ = ["Pending", "Ready"]
 
 
 class Pending(ABC):
-    """One tensor in flight. `first + second` is their sum, in flight until it is asked for."""
+    """One tensor in flight."""
 
     __slots__ = ()
 
@@ -24,9 +23,6 @@ class Pending(ABC):
         """Add the tensor to `y` in place; return `y`. Ordered as `result`."""
         return y.add_(self.result())
 
-    def __add__(self, other: "Pending") -> "Pending":
-        return _Sum(self, other)
-
 
 class Ready(Pending):
     """A tensor that is already computed."""
@@ -38,13 +34,3 @@ class Ready(Pending):
 
     def result(self) -> Tensor:
         return self._tensor
-
-
-class _Sum(Pending):
-    __slots__ = ("_first", "_second")
-
-    def __init__(self, first: Pending, second: Pending) -> None:
-        self._first, self._second = first, second
-
-    def result(self) -> Tensor:
-        return torch.add(self._first.result(), self._second.result())

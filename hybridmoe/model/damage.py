@@ -65,8 +65,7 @@ def _suspects(file: GGUFFile, layer: int | None, num_layers: int) -> Iterator[GG
         ends = []
     else:
         starts = [f"blk.{layer}.attn_"] if layer < num_layers else []
-        # States after attention include the previous layer's FFN and the experts deferred to it.
-        ends = [f"blk.{i}." for i in range(max(0, layer - 2), layer)]
+        ends = [f"blk.{layer - 1}."] if layer else []  # states include the previous layer's FFN
     for name, tensor in file.tensors.items():
         is_ffn = any(name.startswith(p) and not name.startswith(f"{p}attn_") for p in ends)
         if is_ffn or name.startswith(tuple(starts)):

@@ -11,7 +11,6 @@ from torch import Tensor
 from hybridmoe.config import PREFILL_TOKENS, ModelConfig
 from hybridmoe.device.cuda_errors import CudaErrorGuard, loading_onto_gpu
 from hybridmoe.device.interface import Device, Pages, Tables
-from hybridmoe.device.pending import Pending
 from hybridmoe.experts.backend import CpuExperts, ExpertBackend
 from hybridmoe.experts.stats import ExpertStats
 from hybridmoe.kernels.ops import gather_rows
@@ -42,14 +41,12 @@ class Decoder:
         experts: ExpertBackend | None = None,
         *,
         devices: Sequence[Device] = (),
-        num_deferred: int = 0,
         vram_bytes: int | None = None,
     ) -> None:
         """Bind the weights. Errors: GGUFError naming a missing or misshapen tensor.
 
         experts: None = `CpuExperts`. devices: of each layer, the last one's of the head, too; empty
-        = all on the device of `weights`. num_deferred: of a token's experts, the least weighted,
-        whose outputs are added one layer later. vram_bytes: planned VRAM, for error messages.
+        = all on the device of `weights`. vram_bytes: planned VRAM, for error messages.
         """
         self.config = c = config
         self._file = weights.file
@@ -66,8 +63,7 @@ class Decoder:
             self._head = top.matrix(head, c.vocab_size, c.hidden)
             self._rope = RotaryTable(c)
             self._layers = [
-                _Layer(weights.on(device), i, c, experts, num_deferred)
-                for i, device in enumerate(self.devices)
+                _Layer(weights.on(device), i, c, experts) for i, device in enumerate(self.devices)
             ]
         self._stages = stages_of(self.devices, self._layers)
         self.guard = CudaErrorGuard(vram_bytes)
@@ -204,14 +200,7 @@ class Decoder:
 class _Layer:
     """Attention and FFN of one layer, each behind its norm."""
 
-    def __init__(
-        self,
-        weights: Weights,
-        i: int,
-        c: ModelConfig,
-        experts: ExpertBackend,
-        num_deferred: int,
-    ) -> None:
+    def __init__(self, weights: Weights, i: int, c: ModelConfig, experts: ExpertBackend) -> None:
         block = weights.block(i)
         device = block.device
         self._attention_norm = RmsNorm(device, block.vector("attn_norm", c.hidden), c.rms_eps)
@@ -221,7 +210,7 @@ class _Layer:
         if i < c.num_dense_layers:
             self._ffn = DenseFfn(block, c.hidden, c.dense_inter)
         else:
-            self._ffn = MoeFfn(block, i, c, experts, num_deferred)
+            self._ffn = MoeFfn(block, i, c, experts)
         self.observer: Callable[[Tensor], None] | None = None  # of the states after attention
 
     def hint_to(self, following: "_Layer") -> None:
@@ -238,13 +227,8 @@ class _Layer:
         tables: Tables,
         cos_sin: Tensor,
         trace: list[Routing] | None,
-        deferred: Pending | None,
-    ) -> tuple[Tensor, Pending | None]:
-        """Add the previous layer's `residual` to x (T, H) in place; return this layer's.
-
-        deferred: expert outputs of the previous layer, included in the residual that is returned,
-        along with this layer's own.
-        """
+    ) -> Tensor:
+        """Add the previous layer's `residual` to x (T, H) in place; return this layer's."""
         residual = self._attention.forward(
             self._attention_norm(x, residual), pages, tables, cos_sin
         )
@@ -252,8 +236,8 @@ class _Layer:
         if self.observer is not None:
             self.observer(x)
         if isinstance(self._ffn, MoeFfn):
-            return self._ffn.forward(normed, trace, deferred)
-        return self._ffn.forward(normed, deferred), None
+            return self._ffn.forward(normed, trace)
+        return self._ffn.forward(normed)
 
 
 def _is_decoding(spans: Sequence[Span]) -> bool:

@@ -12,7 +12,6 @@ from typing import Protocol
 from torch import Tensor
 
 from hybridmoe.device.interface import Device, Pages, Tables
-from hybridmoe.device.pending import Pending
 from hybridmoe.kernels.paged_mla import Span
 from hybridmoe.model.cuda_graphs import DecodeGraphs, Outputs
 from hybridmoe.model.router import Routing
@@ -31,8 +30,7 @@ class Layer(Protocol):
         tables: Tables,
         cos_sin: Tensor,
         trace: list[Routing] | None,
-        deferred: Pending | None,
-    ) -> tuple[Tensor, Pending | None]: ...
+    ) -> Tensor: ...
 
 
 class Stage:
@@ -99,14 +97,9 @@ class Stage:
     ) -> Tensor:
         """Run all layers. Only queues work, so that a CUDA graph can capture it."""
         residual: Tensor | None = None
-        deferred: Pending | None = None
         for layer, layer_pages in zip(self._layers, pages, strict=True):
-            residual, deferred = layer.forward(
-                x, residual, layer_pages, tables, cos_sin, trace, deferred
-            )
-        if residual is not None:
-            x = x.add_(residual)
-        return x if deferred is None else x.add_(deferred.result())
+            residual = layer.forward(x, residual, layer_pages, tables, cos_sin, trace)
+        return x if residual is None else x.add_(residual)
 
 
 def stages_of(devices: Sequence[Device], layers: Sequence[Layer]) -> list[Stage]:

@@ -31,8 +31,6 @@ def plan_for(
 
     ram_bytes: None = what is free now. Errors: ConfigError, GGUFError.
     """
-    if options.defer > config.top_k:
-        raise ConfigError(f"defer={options.defer}: a token has {config.top_k} experts")
     return plan_within(config, tensors, options, budgets_of(options, gpus, ram_bytes))
 
 

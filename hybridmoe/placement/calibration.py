@@ -75,29 +75,25 @@ class Calibration:
         # Makes more lines, from the rates with each GPU of the plan.
         self.remarks: Callable[[Sequence[Rates]], Iterable[str]] = lambda rates: ()
 
-    def measure(self, num_deferred: int) -> None:
-        """Measure all, after the decoder was built. Errors: DeviceError.
-
-        num_deferred: of a token's experts, those added one layer later.
-        """
+    def measure(self) -> None:
+        """Measure all, after the decoder was built. Errors: DeviceError."""
         for gpu in self._gpus:
             gpu.measure()
         rates = self.rates = tuple(gpu.rates for gpu in self._gpus)
         if rates and len(rates) == len(self._plan.stages):
-            self.lines = (*self._speed(rates, num_deferred), *self.remarks(rates))
+            self.lines = (*self._speed(rates), *self.remarks(rates))
 
     def price_uploads(self) -> None:
         """Tell each GPU's cache what an upload costs, after `measure`."""
         for gpu in self._gpus:
             gpu.price_uploads()
 
-    def _speed(self, rates: Sequence[Rates], num_deferred: int) -> Iterator[str]:
+    def _speed(self, rates: Sequence[Rates]) -> Iterator[str]:
         """Yield the speed to expect, unless something is read from disk."""
         cost = StagedCost(self._plan, rates[0], [r.gpu for r in rates if r.gpu is not None])
         if cost.hits.disk > 0:
             return
-        position = min(_POSITION, self._plan.kv.context_tokens)
-        step = cost.decode(position, num_deferred=num_deferred)
+        step = cost.decode(min(_POSITION, self._plan.kv.context_tokens))
         yield (
             f"decoding: {step.tokens_per_s:.3g} tokens/s expected with {cost.hits.vram:.0%} of the"
             f" chosen experts in VRAM ({', '.join(map(_measured, rates))})"

@@ -73,9 +73,6 @@ class LoadOptions(EngineOptions):
             metavar="REGEX=cpu|cuda",
         ),
     ] = ()
-    defer: Annotated[
-        int, Count("Add a token's N least weighted experts one layer later; changes responses")
-    ] = 0
     expert_ram: Annotated[
         int | None,
         Size(

@@ -40,14 +40,13 @@ def place(
 ) -> Residency:
     """Put weights where the plan has them.
 
-    gpus: used where the plan has VRAM. options: those of `load`; deferred experts and the profile
-    of hot experts are taken from them. progress: called while weights are read here, or uploaded to
-    VRAM slots.
+    gpus: used where the plan has VRAM. options: those of `load`. progress: called while weights are
+    read here, or uploaded to VRAM slots.
     Errors: ConfigError, DeviceError, DiskError, GGUFError; KernelError where the model cannot run
     on this GPU.
     """
     options, config = options or LoadOptions(), plan.problem.sizes.config
-    num_deferred, profile_path = options.defer, options.expert_profile
+    profile_path = options.expert_profile
     if profile_path is not None and profile_path != OFF:
         HotProfile.check_writable(profile_path)  # not after hours of work
     routed = routed_experts(Weights(file), config)
@@ -101,7 +100,6 @@ def place(
         disk_cache=disk_cache,
         prefetch_note=prefetch.note,
         profile=record,
-        num_deferred=num_deferred,
         checks=checks,
         calibration=calibration,
     )
@@ -131,7 +129,6 @@ def _remarks(
     def within(budgets: Budgets) -> Plan:
         return plan_within(config, tensors, options, budgets)
 
-    conversation = Conversation(num_deferred=options.defer)
-    found = fewer_gpus(plan, within, rates[0], by_gpu, conversation)
+    found = fewer_gpus(plan, within, rates[0], by_gpu, Conversation())
     if found is not None:
         yield found.line([gpu.number for gpu in gpus])

@@ -34,7 +34,6 @@ class Residency:
     disk_cache: CachedExperts | None = None  # None: no experts are read from the file
     prefetch_note: str | None = None  # on whether experts are read ahead, if load decided that
     profile: ProfileRecord | None = None
-    num_deferred: int = 0  # of a token's experts, those added one layer later
     checks: KernelChecks | None = None  # of the GPU's kernels; grows until the decoder is built
     calibration: "Calibration | None" = None  # of the GPUs, measured once the decoder is built
 
@@ -58,14 +57,13 @@ class Residency:
             problem.sizes.config,
             self.experts,
             devices=self.devices,
-            num_deferred=self.num_deferred,
             vram_bytes=problem.budgets.vram_bytes or None,
         )
 
     def calibrate(self) -> None:
         """Measure the GPUs' rates of decoding, after the decoder. Errors: DeviceError."""
         if self.calibration is not None:
-            self.calibration.measure(self.num_deferred)
+            self.calibration.measure()
 
     def ready(self, wait_s: float) -> None:
         """Learn that the experts are in memory; wait up to `wait_s` for what that allows."""

@@ -12,7 +12,6 @@ class Conversation(NamedTuple):
 
     prompt_tokens: int = 1024
     answer_tokens: int = 256
-    num_deferred: int = 0  # experts of a decoded token
 
 
 class Speed(NamedTuple):
@@ -25,8 +24,8 @@ class Speed(NamedTuple):
 
 def speed_of(cost: StagedCost, conversation: Conversation) -> Speed:
     """Predict the speed of a conversation; a token of its answer is the one in the middle."""
-    num_prompt, num_answer, num_deferred = conversation
+    num_prompt, num_answer = conversation
     prompt = cost.prompt(num_prompt)
-    decode = cost.decode(num_prompt + num_answer // 2, num_deferred=num_deferred)
+    decode = cost.decode(num_prompt + num_answer // 2)
     seconds = prompt.total_s + num_answer * decode.total_s
     return Speed(prompt.tokens_per_s, decode.tokens_per_s, seconds)

@@ -89,11 +89,8 @@ def hits_of(
     return Hits(min(vram, found), max(0.0, found - vram))
 
 
-def decode(plan: Plan, rates: Rates, hits: Hits, position: int, *, num_deferred: int = 0) -> Step:
-    """Cost of one token of one conversation, `position` tokens into it.
-
-    num_deferred: of a token's experts, those added one layer later (`--defer`).
-    """
+def decode(plan: Plan, rates: Rates, hits: Hits, position: int) -> Step:
+    """Cost of one token of one conversation, `position` tokens into it."""
     sizes, gpu = plan.problem.sizes, rates.gpu if plan.vram else None
     c = sizes.config
     disk = disk_rate(rates, hits)
@@ -101,15 +98,13 @@ def decode(plan: Plan, rates: Rates, hits: Hits, position: int, *, num_deferred:
     attention, kv_bytes = attention_cost(plan, rates, gpu, 1, position)
     shared = sum(_one_token_s(sizes.shared, rates, gpu)) if gpu else 0.0  # beside the experts
     dense -= shared
-    num_layers, num_moe = len(sizes.layers), max(1, len(sizes.experts))
+    num_moe = max(1, len(sizes.experts))
     experts = waits = 0.0
     known: dict[tuple[Part, ...], tuple[float, float]] = {}
     for parts in sizes.experts:
         if parts not in known:
-            times = layer_times(parts, rates, gpu, disk)._replace(
-                shared=shared / num_moe, before=(dense + attention) / num_layers if gpu else 0.0
-            )
-            known[parts] = cost(times, c.top_k, hits, num_deferred if gpu else 0)
+            times = layer_times(parts, rates, gpu, disk)._replace(shared=shared / num_moe)
+            known[parts] = cost(times, c.top_k, hits)
         busy, total = known[parts]
         experts += busy
         waits += total - busy

@@ -61,7 +61,6 @@ class LayerTimes(NamedTuple):
     on_cpu: float  # an expert in RAM
     reading: float  # an expert, from disk
     shared: float = 0.0  # the GPU's shared expert, beside the routed ones
-    before: float = 0.0  # the GPU's work of the layer before its experts
 
 
 class LayerCost(NamedTuple):
@@ -82,18 +81,11 @@ def layer_times(
     )
 
 
-def cost(times: LayerTimes, top_k: int, hits: Hits, num_deferred: int = 0) -> LayerCost:
-    """Expect the time of a layer's experts after the GPU's part before them.
-
-    num_deferred: experts of a token that the CPU may compute beside the GPU's next layer.
-    """
+def cost(times: LayerTimes, top_k: int, hits: Hits) -> LayerCost:
+    """Expect the time of a layer's experts after the GPU's part before them."""
     computing = total = 0.0
     for chance, in_vram, in_ram, on_disk in outcomes(top_k, hits):
-        on_host = in_ram + on_disk
-        now = on_host * max(0.0, 1 - num_deferred / top_k)  # any of the chosen may be deferred
-        busy = max(in_vram * times.on_gpu + times.shared, now * times.on_cpu)
-        if num_deferred:
-            busy = max(times.before + busy, on_host * times.on_cpu) - times.before
+        busy = max(in_vram * times.on_gpu + times.shared, (in_ram + on_disk) * times.on_cpu)
         # What is read last is computed after it.
         arriving = on_disk * times.reading + times.on_cpu if on_disk else 0.0
         computing += chance * busy

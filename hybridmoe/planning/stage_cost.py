@@ -48,10 +48,9 @@ class StagedCost:
             self._stages.append((stage, own, hits))
         self.hits = hits_of(plan, curve, vram_rate=vram_rate, hit_rate=hit_rate)
 
-    def decode(self, position: int, *, num_deferred: int = 0) -> Step:
+    def decode(self, position: int) -> Step:
         """Cost of one token, as `cost_model.decode`."""
-        steps = [decode(*stage, position, num_deferred=num_deferred) for stage in self._stages]
-        return self._sum(steps, 1)
+        return self._sum([decode(*stage, position) for stage in self._stages], 1)
 
     def prompt(self, num_tokens: int) -> Step:
         """Cost of a prompt."""

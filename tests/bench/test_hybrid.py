@@ -23,7 +23,7 @@ from bench._hybrid_run import (
     prefill,
     profiled_decode,
 )
-from bench._timeline import Call, Interval, Token, busy_s, merged, shares_of
+from bench._timeline import Interval, Token, busy_s, merged, shares_of
 from hybridmoe.demo import demo_path
 
 
@@ -37,7 +37,7 @@ SPANS = st.lists(st.tuples(TIMES, TIMES).map(lambda pair: Interval(*sorted(pair)
 
 def test_shares_of_a_timeline_by_hand() -> None:
     """Two layers of 10 s: in the first the CPU works 8 s, in the second the GPU 6 and the CPU 5."""
-    token = Token(0, 22, [Call(1, 1, 9), Call(2, 11, 16), Call(3, 21, 22)])
+    token = Token(0, 22, spans((1, 9), (11, 16), (21, 22)))
     kernels = spans((9, 10), (12, 15), (13, 16), (17, 19))
     shares = shares_of([token], kernels, spans((10, 11), (5, 6)))
     assert shares.overlap == pytest.approx((8 + 6) / 20)
@@ -48,20 +48,14 @@ def test_shares_of_a_timeline_by_hand() -> None:
 
 
 def test_a_layer_that_nobody_waits_in_overlaps_wholly() -> None:
-    token = Token(0, 9, [Call(5, 0, 4), Call(6, 4, 8), Call(7, 8, 9)])
+    token = Token(0, 9, spans((0, 4), (4, 8), (8, 9)))
     shares = shares_of([token], spans((1, 2), (5, 7)), [])
     assert (shares.overlap, shares.cpu_idle, shares.outside) == (1.0, 0.0, 0.0)
 
 
-def test_a_layers_deferred_part_belongs_to_it() -> None:
-    """It runs beside the next layer's attention; the layer begins with its first part."""
-    token = Token(0, 10, [Call(1, 0, 3), Call(1, 3, 5), Call(2, 5, 9), Call(3, 10, 10)])
-    assert shares_of([token], spans((3, 5)), []).overlap == pytest.approx(9 / 10)
-
-
 def test_tokens_add_up() -> None:
-    one = Token(0, 4, [Call(1, 0, 2), Call(2, 4, 4)])
-    two = Token(10, 16, [Call(1, 10, 15), Call(2, 16, 16)])
+    one = Token(0, 4, spans((0, 2), (4, 4)))
+    two = Token(10, 16, spans((16, 16), (10, 15)))
     shares = shares_of([one, two], spans((0, 1), (4, 10), (15, 16)), [])
     assert shares.overlap == pytest.approx((2 + 5) / 10)
     assert shares.gpu_idle == pytest.approx(1 - 2 / 10)  # what is between tokens is nobody's
@@ -69,7 +63,7 @@ def test_tokens_add_up() -> None:
 
 
 def test_nothing_measured_is_an_error() -> None:
-    for tokens in ([], [Token(0, 1, [Call(1, 0, 1)])]):
+    for tokens in ([], [Token(0, 1, spans((0, 1)))]):
         with pytest.raises(ValueError, match="tokens of"):
             shares_of(tokens, [], [])
 
@@ -116,7 +110,7 @@ def test_a_timeline_of_a_real_run_has_every_token(
     path = tmp_path / "m.gguf"
     types = {"default": Type.F32, "ffn_up_exps": Type.Q8_0}
     write_tiny(path, type=types, **{**SMALL, "layers": 3, "q_lora": 64, "context": 256})
-    with opened(path, 128, device="cuda", vram=2 << 30, defer=1) as llm:
+    with opened(path, 128, device="cuda", vram=2 << 30) as llm:
         shares = profiled_decode(llm, 2)
     assert 0 < shares.overlap < 1 and 0 < shares.cpu_idle < 1
     assert shares.gpu_idle == 1 and 0 < shares.outside < 1

@@ -36,9 +36,9 @@ PEER = [
 PROMPTS = [{"num_tokens": 512, "tokens_per_s": 3000.0, "cpu_tokens_per_s": 526.0, "first": 2000.0}]
 
 
-def way(speed: float, num_slots: int | None, num_deferred: int = 0) -> dict[str, Any]:
+def way(speed: float, num_slots: int | None) -> dict[str, Any]:
     return {
-        "name": f"{num_slots} slots", "num_slots": num_slots, "num_deferred": num_deferred,
+        "name": f"{num_slots} slots", "num_slots": num_slots,
         "tokens_per_s": speed, "p90_s": 0.02, "hit_rate": 0.5 if num_slots else None,
         "uploads": 0.25,
         "predicted": 1.2 * speed, "overlap": 0.96, "inside": 0.94,
@@ -50,7 +50,6 @@ WAYS = [
     way(139.0, 0),
     way(130.0, 19),
     way(400.0, 96),
-    way(401.0, 96, 2) | {"name": "96 slots, 2 deferred"},
 ]
 
 
@@ -72,7 +71,6 @@ def test_each_row_has_the_bar_of_what_was_measured() -> None:
         "inside kernels": (0.95, False),
         "decode, 19 slots": (139.0, False),  # slower than without slots
         "decode, 96 slots": (139.0, True),
-        "decode, 96 slots, 2 deferred": (400.0, True),
         "prediction, 96 slots": (0.85, False),  # off by 20 %
         "prompt of 512": (2982.0, True),
         "first prompt of 512": (2400.0, False),
@@ -186,7 +184,7 @@ def test_every_way_gets_the_slots_that_it_is_named_after(
     monkeypatch.setattr(_hybrid_parts, "decode", fake_decode)
     monkeypatch.setattr(_hybrid_parts, "profiled_decode", lambda llm, warm_up: shares)
     slots = default_slots(path, 64)
-    ways = measure_decode(path, 64, slots, 2)
+    ways = measure_decode(path, 64, slots)
     assert opened_as[0] == {"device": "cpu"} and ways[0]["name"] == "CPU only"
     profiled = opened_as[-2:]  # the second run begins with what the first one used
     assert [options["slots"] for options in profiled] == [slots[-2], slots[-2]]
@@ -195,9 +193,7 @@ def test_every_way_gets_the_slots_that_it_is_named_after(
     for options, found in zip(opened_as[1:-2], ways[1:-1], strict=True):
         assert found["num_slots"] == options["slots"]
         assert found["name"].split()[0] == str(options["slots"])
-        assert found["num_deferred"] == options["defer"]
-        assert ("deferred" in found["name"]) == (options["defer"] == 2)
-    assert [found["num_slots"] for found in ways[1:-1]] == [*slots, slots[0], slots[-1]]
+    assert [found["num_slots"] for found in ways[1:-1]] == slots
     assert slots[0] == 0
     rows = rows_of({"decode": ways})
     assert rows["overlap"].value == 0.93 and rows["inside kernels"].holds

@@ -1,23 +1,20 @@
-"""Decoder: equal logits for any chunks, causality, deferral, observers."""
+"""Decoder: equal logits for any chunks, causality, observers."""
 
-import dataclasses
 from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from gguf import GGMLQuantizationType as Type
 from tiny_gguf import write_tiny
 
 import hybridmoe
 from hybridmoe.config import EngineConfig, ModelConfig
 from hybridmoe.engine.kv_cache import KvCache
-from hybridmoe.experts.backend import CpuExperts
 from hybridmoe.gguf.reader import GGUFFile
 from hybridmoe.kernels.paged_mla import Span
 from hybridmoe.model.decoder import Decoder
 from hybridmoe.model.router import Routing
-from hybridmoe.model.weights import Weights, routed_experts
+from hybridmoe.model.weights import Weights
 from hybridmoe.planning.kv_plan import plan_kv
 
 NUM_TOKENS = 60
@@ -66,23 +63,6 @@ def test_the_trace_has_every_layers_routing(f32_path: Path) -> None:
     shape = (3, config.top_k)
     assert [tuple(ids.shape) for ids, _ in trace] == [shape] * config.num_moe_layers
     assert [tuple(weights.shape) for _, weights in trace] == [shape] * config.num_moe_layers
-
-
-def test_deferred_experts_are_added_one_layer_later(f32_path: Path) -> None:
-    """The last layer's deferred outputs are added at the end: one MoE layer gives exact results."""
-    with GGUFFile.open(f32_path) as file:
-        config = ModelConfig.from_metadata(file.metadata)
-        plain, traced = _states(file, config, 0), _states(file, config, 2)
-        one = dataclasses.replace(config, num_layers=config.num_dense_layers + 1)
-        assert torch.allclose(_states(file, one, 0), _states(file, one, 2), atol=1e-5)
-    assert not torch.allclose(plain, traced, atol=1e-3)
-
-
-def _states(file: GGUFFile, config: ModelConfig, num_deferred: int) -> torch.Tensor:
-    experts = CpuExperts(routed_experts(Weights(file), config))
-    model = Decoder(Weights(file), config, experts, num_deferred=num_deferred)
-    cache = KvCache(config, plan_kv(config, EngineConfig(context_tokens=9), 0))
-    return model.forward([1, 2, 3], [Span(3, 0, [0])], cache.layers)
 
 
 def test_states_are_observed_within_the_block_only(f32_path: Path) -> None:

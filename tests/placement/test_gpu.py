@@ -109,12 +109,12 @@ def test_an_answer_is_what_its_logits_say_with_graphs_and_a_cache(path: Path) ->
 def test_without_a_hand_over_the_answer_is_the_same(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with hybridmoe.load(path, vram="2GiB", defer=1) as llm:
+    with hybridmoe.load(path, vram="2GiB") as llm:
         assert not any("its driver calls" in note for note in llm.notes)
         ids = generated(llm, 5)
     kind = GpuRuntime if torch.cuda.is_available() else InterpretedRuntime
     monkeypatch.setattr(kind, "open_hand_over", lambda *args: None)
-    with hybridmoe.load(path, vram="2GiB", defer=1) as llm:
+    with hybridmoe.load(path, vram="2GiB") as llm:
         assert "its driver calls the CPU instead" in llm.notes[-1]
         assert generated(llm, 5) == ids
 
@@ -171,9 +171,9 @@ def test_measured_rates_price_uploads_and_predict(
     assert speeds[0] > 2 * max(speeds[1:])
 
 
-def test_deferral_and_pinned_layers(path: Path) -> None:
+def test_a_layer_pinned_to_the_gpu_is_there_from_the_start(path: Path) -> None:
     place = [r"blk\.1\.ffn_.*_exps=cuda", "nothing=cpu"]
-    with hybridmoe.load(path, vram="2GiB", defer=1, place=place) as llm:
+    with hybridmoe.load(path, vram="2GiB", place=place) as llm:
         assert llm.notes[0] == "place: 'nothing=cpu' matches no tensor"
         generated(llm, 4)
         stats = llm.expert_stats()
@@ -226,7 +226,6 @@ def test_the_last_runs_profile_fills_the_slots_before_the_first_token(path: Path
         ({"vram": "1GiB"}, r"VRAM: 1.\d+ GiB are needed .* raise --vram to"),
         ({"vram": "9999GiB"}, r"vram=9.76 TiB: .* has [\d.]+ GiB free"),
         ({"kv_type": "int8"}, "kv_type=int8: expected f16 or bf16 on a GPU"),
-        ({"defer": 3}, "a token has 2 experts"),
         ({"place": ["ffn_up_exps=cuda"]}, "go together"),
     ],
 )

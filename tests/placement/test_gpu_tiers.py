@@ -155,10 +155,10 @@ def test_a_prompt_has_the_cpus_logits(path: Path, on_cpu: hybridmoe.LLM) -> None
     assert relative_error(on_cpu.logits(IDS), got) < 0.1
 
 
-def test_without_a_hand_over_and_with_deferred_experts_the_answer_is_the_same(
+def test_without_a_hand_over_the_answer_is_the_same(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    options = {**split(path, 3, 4), "expert_profile": "off", "defer": 1}
+    options = {**split(path, 3, 4), "expert_profile": "off"}
     found = []
     for hands_over in (True, False):
         if not hands_over:

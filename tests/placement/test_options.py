@@ -27,7 +27,6 @@ GOOD: dict[str, tuple[Any, Any]] = {  # as users write them, and as they are rea
     "device": ("cpu", "cpu"),
     "vram": ("20GiB", 20 << 30),
     "place": (["blk=cpu"], ("blk=cpu",)),
-    "defer": (1, 1),
     "expert_ram": ("1.5GB", 1_500_000_000),
     "expert_prefetch": (2, 2),
     "expert_profile": ("hot.json", Path("hot.json")),
@@ -82,14 +81,14 @@ def test_a_flag_that_is_not_given_leaves_the_default() -> None:
         ("device", 3, "device=3: expected one of auto, cpu, cuda, or GPUs by number"),
         ("place", "blk=cpu", "place='blk=cpu': expected a list of strings"),
         ("place", ["blk"], "place='blk': expected REGEX=cpu or REGEX=cuda"),
-        ("defer", -1, "defer=-1: expected a whole number from 0 on"),
+        ("speculate", -1, "speculate=-1: expected a whole number, 0 to 64"),
         ("trace", 3, "trace=3: expected the name of a file"),
         ("yarn_beta_fast", 0.0, r"yarn_beta_fast=0.0: expected a number above 0, at most 1e\+06"),
         ("yarn_beta_slow", float("nan"), "yarn_beta_slow=nan: expected a number above 0"),
         ("num_thread", 1, "unknown option 'num_thread': did you mean num_threads?"),
         ("ctx", 1, r"unknown option 'ctx': did you mean context_tokens\?"),
         ("slots", 1, r"unknown option 'slots': did you mean max_running\?"),
-        ("options", {"defer": 3}, "options={'defer': 3}: expected LoadOptions"),
+        ("options", {"speculate": 3}, "options={'speculate': 3}: expected LoadOptions"),
         ("quux", 1, "unknown option 'quux': known: .*num_threads, "),
     ],
 )
@@ -109,6 +108,6 @@ def test_several_gpus_and_their_budgets() -> None:
 
 
 def test_keywords_replace_those_of_given_options() -> None:
-    base = LoadOptions(defer=2, speculate=1)
-    assert LoadOptions.of(base, {"defer": 3}) == LoadOptions(defer=3, speculate=1)
+    base = LoadOptions(max_running=2, speculate=1)
+    assert LoadOptions.of(base, {"max_running": 3}) == LoadOptions(max_running=3, speculate=1)
     assert LoadOptions.of(base, {}) == base

@@ -55,7 +55,7 @@ def test_a_model_is_checked_read_and_continued_without_mixing(
     with hybridmoe.load(path, device="cpu") as llm:
         want = llm.logits(IDS[:20])
     use_strict_gpu(monkeypatch)
-    with hybridmoe.load(path, vram="2GiB", defer=int(host_calls)) as llm:
+    with hybridmoe.load(path, vram="2GiB") as llm:
         assert llm.kernel_checks and not [c for c in llm.kernel_checks if not c.is_right]
         got = llm.logits(IDS[:20])
         llm.logits(IDS)

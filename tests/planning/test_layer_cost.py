@@ -1,11 +1,9 @@
-"""Time of a layer's experts, what deferral gains, and what an upload is worth."""
+"""Time of a layer's experts, and what an upload is worth."""
 
 from dataclasses import replace
 
 import pytest
 from gguf import GGMLQuantizationType as Q
-from hypothesis import given
-from hypothesis import strategies as st
 
 from hybridmoe.planning.layer_cost import Hits, LayerTimes, cost, upload_hits, upload_s
 from hybridmoe.planning.model_sizes import Part
@@ -23,23 +21,6 @@ def test_the_shared_expert_runs_on_the_gpu_beside_the_cpus_experts() -> None:
     assert cost(times, 2, Hits(1, 0)).computing == 2.0 + 3.0
     half = cost(times, 2, Hits(0.5, 0.5)).computing
     assert half == pytest.approx(0.25 * 20 + 0.5 * 10 + 0.25 * 5)
-
-
-def test_deferral_hides_the_gpus_part_at_most() -> None:
-    times = TIMES._replace(before=4.0)
-    whole = cost(times, 2, Hits(0, 1)).total
-    assert cost(times, 2, Hits(0, 1), num_deferred=1).total == whole - 4.0
-    assert cost(times._replace(before=0.0), 2, Hits(0, 1), 1).total == whole
-    assert cost(times._replace(before=40.0), 2, Hits(0, 1), 1).total == whole / 2
-    assert cost(times, 2, Hits(1, 0), 1).total == cost(times, 2, Hits(1, 0)).total
-
-
-@given(st.floats(0, 1), st.integers(1, 8), st.integers(0, 8))
-def test_deferring_is_never_predicted_slower(vram: float, top_k: int, deferred: int) -> None:
-    times = TIMES._replace(before=3.0, shared=2.0)
-    hits = Hits(vram, 1 - vram)
-    some = cost(times, top_k, hits, min(deferred, top_k)).total
-    assert some <= cost(times, top_k, hits).total * (1 + 1e-9)
 
 
 def test_an_upload_costs_about_three_hits_of_a_kimi_k2_expert() -> None:
