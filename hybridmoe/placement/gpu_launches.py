@@ -252,10 +252,10 @@ def _hand_over(x: Tensor, ids: Tensor, weights: Tensor) -> None:
         torch.empty(t.shape, dtype=t.dtype) for t in (x, ids, weights)
     )
     counter = torch.empty(1, dtype=torch.int32)
-    counts = torch.empty(2, dtype=torch.int32, device=_META)
-    send(x, ids, weights, (host_x, host_ids, host_weights), counts, 0, counter)
+    count = torch.empty(1, dtype=torch.int32, device=_META)
+    send(x, ids, weights, (host_x, host_ids, host_weights), count, counter)
     for part in (x, None):
-        receive(x, part, host_x, counts, 0, counter)
+        receive(x, part, host_x, count, counter)
 
 
 def _pages(device: _MetaDevice, c: ModelConfig, kv_type: str, num_pages: int) -> Pages:

@@ -23,7 +23,6 @@ from hybridmoe.experts.gpu.hand_over import HandOver
 from hybridmoe.experts.gpu.host_registration import CudaRegistrar, HostRegistration, Registrar, Span
 from hybridmoe.experts.gpu.prefill_experts import Streams
 from hybridmoe.experts.gpu.slot_pool import SlotPool
-from hybridmoe.experts.gpu.staging import NUM_STAGED
 from hybridmoe.experts.routed_experts import ExpertWeights, RoutedExperts
 from hybridmoe.hardware.gpu import CudaGpu
 from hybridmoe.kernels.triton.expert_ffn import SlotLayout
@@ -83,7 +82,7 @@ class GpuRuntime:
 
     def open_hand_over(self, experts: RoutedExperts, main: Stream) -> HandOver | None:
         """Make the hand-over of captured steps; None if GPU and host do not see each other's."""
-        hand_over = HandOver(NUM_STAGED, main, self.torch)
+        hand_over = HandOver(main, self.torch)
         return hand_over if hand_over.works(experts.hidden, experts.top_k) else None
 
     def measure(self, experts: ExpertWeights, layout: SlotLayout, streams: Streams) -> Measured:

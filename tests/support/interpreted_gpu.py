@@ -17,7 +17,6 @@ from hybridmoe.experts.gpu.calibrate_decode import DecodeRates, DenseMatrices
 from hybridmoe.experts.gpu.hand_over import HandOver
 from hybridmoe.experts.gpu.prefill_experts import Streams
 from hybridmoe.experts.gpu.slot_pool import SlotPool
-from hybridmoe.experts.gpu.staging import NUM_STAGED
 from hybridmoe.experts.routed_experts import ExpertWeights, RoutedExperts
 from hybridmoe.hardware import isa
 from hybridmoe.hardware.gpu import CudaGpu, NoGpu
@@ -152,7 +151,7 @@ class InterpretedRuntime(GpuRuntime):
         return GpuStreams(self._main, *(FakeStream(is_lazy=False) for _ in range(3)))
 
     def open_hand_over(self, experts: RoutedExperts, main: Stream) -> HandOver | None:
-        self._main.hand_over = HandOver(NUM_STAGED, main, self.torch)
+        self._main.hand_over = HandOver(main, self.torch)
         return self._main.hand_over
 
     def measure(self, experts: ExpertWeights, layout: SlotLayout, streams: Streams) -> Measured:

@@ -195,8 +195,8 @@ def _hand_over(
     meter: DecodeMeter, experts: RoutedExperts, hand_over: HandOver, device: torch.device
 ) -> float:
     """Measure a layer's way to the host and back, where nothing is computed."""
-    memory = StepMemory(1, experts, device, submissions_per_layer=1, max_outstanding=1)
-    staged, host_ids, call = memory.staged(0, 0), memory.ids[0, 0], memory.make_call(0, 0, 0)
+    memory = StepMemory(1, experts, device)
+    staged, host_ids, call = memory.staged, memory.ids[0], memory.make_call(0, 0)
     x, y = (torch.zeros((1, experts.hidden), device=device) for _ in range(2))
     ids = torch.full((1, experts.top_k), -1, dtype=torch.int32, device=device)
     weights = torch.zeros((1, experts.top_k), device=device)

@@ -27,12 +27,12 @@ _LINE = 16  # int32 of a cache line: each counter is written by one side only
 class HandOver:
     """Counters of a GPU and the CPU. Not thread-safe."""
 
-    def __init__(self, num_buffers: int, main: Stream, device: torch.device) -> None:
-        """num_buffers: staged submissions, which take turns. main: stream of the steps."""
+    def __init__(self, main: Stream, device: torch.device) -> None:
+        """main: stream of the steps."""
         self._main = main
         self._counters = host_empty((2, _LINE), torch.int32, device).zero_()
         self._sent, self._done = self._counters[0, :1], self._counters[1, :1]
-        self._counts = torch.zeros(1 + num_buffers, dtype=torch.int32, device=device)
+        self._count = torch.zeros(1, dtype=torch.int32, device=device)  # of submissions
         self._native = _C.HandOver(self._sent.data_ptr(), self._done.data_ptr())
 
     def send(
@@ -46,7 +46,7 @@ class HandOver:
         """Queue a submission's way to the host: write its inputs there, then tell the CPU."""
         tokens = len(x)
         host = (staged.x[:tokens], host_ids, staged.weights[:tokens])
-        send(x, ids, weights, host, self._counts, staged.buffer, self._sent)
+        send(x, ids, weights, host, self._count, self._sent)
 
     def pending(self, staged: StagedSubmission, tokens: int, part: Tensor | None) -> Pending:
         """Return the sum of a submission's two parts; part: the GPU's."""
@@ -64,8 +64,8 @@ class HandOver:
 
     def works(self, hidden: int, top_k: int) -> bool:
         """Try one hand-over, while no step is in flight. Errors: torch's if the GPU fails."""
-        device = self._counts.device
-        staged = StagedSubmission(0, 1, hidden, top_k, device)
+        device = self._count.device
+        staged = StagedSubmission(1, hidden, top_k, device)
         x, weights = torch.arange(1.0, 1 + hidden)[None], torch.arange(1.0, 1 + top_k)[None]
         host_ids = host_empty((1, top_k), torch.int32, device)
         for t in (staged.x, host_ids, staged.weights, staged.out):
@@ -73,7 +73,7 @@ class HandOver:
         there = x.to(device)
         y = torch.zeros_like(there)
         self.send(there, weights.int().to(device), weights.to(device), staged, host_ids)
-        receive(y, there, staged.out, self._counts, 0, self._done, max_polls=_TRY_POLLS)
+        receive(y, there, staged.out, self._count, self._done, max_polls=_TRY_POLLS)
         staged.out.copy_(x)  # too late if launches block, as CUDA_LAUNCH_BLOCKING=1 makes them
         self.release()
         self._main.synchronize()
@@ -86,7 +86,7 @@ class HandOver:
 
     def add_to(self, y: Tensor, staged: StagedSubmission, part: Tensor | None) -> Tensor:
         """Queue y += part + the CPU's result, once it is there."""
-        receive(y, part, staged.out[: len(y)], self._counts, staged.buffer, self._done)
+        receive(y, part, staged.out[: len(y)], self._count, self._done)
         return y
 
 

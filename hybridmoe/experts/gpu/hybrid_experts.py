@@ -25,7 +25,7 @@ from hybridmoe.device.pending import Pending
 from hybridmoe.device.streams import Event, Stream
 from hybridmoe.errors import HybridMoeError
 from hybridmoe.experts.backend import ExpertBackend, HostCallTime
-from hybridmoe.experts.gpu.staging import NUM_STAGED, StagedSubmission, StepMemory
+from hybridmoe.experts.gpu.staging import StagedSubmission, StepMemory
 from hybridmoe.experts.routed_experts import RoutedExperts
 from hybridmoe.experts.stats import ExpertStats
 
@@ -36,9 +36,8 @@ if TYPE_CHECKING:
 
 __all__ = ["HybridExperts", "PrefillExecutor"]
 
-_Key = tuple[int, int]  # layer index, number of the submission
-# None: a `PrefillExecutor` computes it
-_Calls = dict[_Key, _C.HostCall | None]
+# By layer index; None: a `PrefillExecutor` computes it
+_Calls = dict[int, _C.HostCall | None]
 
 
 class PrefillExecutor(Protocol):
@@ -68,8 +67,7 @@ class PrefillExecutor(Protocol):
 class HybridExperts(ExpertBackend):
     """Expert backend over a GPU and the CPU. Not thread-safe, except `stats`.
 
-    A layer may be submitted twice before either result is taken, each time with the other's ids as
-    -1. A result must be taken before the layer after the next is submitted.
+    A result must be taken before the next layer is submitted.
     """
 
     is_capturable = True
@@ -102,8 +100,6 @@ class HybridExperts(ExpertBackend):
             PREFILL_TOKENS,
             experts,
             device,
-            submissions_per_layer=2,
-            max_outstanding=NUM_STAGED,
             make_call=None if ram is None else ram.make_call,
         )
         self._prefill_memory: StepMemory | None = None  # allocated by the first prefill
@@ -114,7 +110,7 @@ class HybridExperts(ExpertBackend):
         self._error: str | None = None  # of this step's calls
         self._calls: _Calls = {}  # of this step
         # of graphs, by their number of tokens
-        self._captured: dict[int, dict[_Key, _C.HostCall]] = {}
+        self._captured: dict[int, dict[int, _C.HostCall]] = {}
 
     def begin_step(self, num_tokens: int) -> None:
         """Start a step; see `ExpertBackend`. Errors: of an upload to the VRAM slots."""
@@ -127,7 +123,7 @@ class HybridExperts(ExpertBackend):
             self._is_in_step = False
         self._num_tokens, self._calls = num_tokens, {}
         self._memory = self._memory_for(num_tokens)
-        self._memory.release_all()
+        self._memory.reset()
         if self._ram is not None:
             self._ram.begin_step()
         if self._slots is not None:
@@ -150,7 +146,7 @@ class HybridExperts(ExpertBackend):
     def replayed(self, layers: range) -> None:
         """Compute the CPU's part; see `ExpertBackend.replayed`. Errors: torch's, HybridMoeError."""
         numbers, captured = self._experts.numbers, self._captured.get(self._num_tokens, {})
-        calls = {key: call for key, call in captured.items() if numbers[key[0]] in layers}
+        calls = {index: call for index, call in captured.items() if numbers[index] in layers}
         self._calls |= calls
         if self._hand_over is not None:
             self._hand_over.serve(list(calls.values()))
@@ -180,27 +176,26 @@ class HybridExperts(ExpertBackend):
     def submit(self, layer: int, x: Tensor, ids: Tensor, weights: Tensor) -> Pending:
         """Queue a layer on the GPU; see `ExpertBackend.submit`. The inputs must not change.
 
-        The result is the caller's until the layer after the next is submitted.
+        The result is the caller's until the next layer is submitted.
         Numeric: the CPU's part as `kernels.ops.expert_ffn`, the GPU's as that of kernels.triton,
         in float32; the two are added.
         """
         index, tokens, memory, host = self._index_of[layer], len(x), self._memory, self._host
-        number = memory.next_number(index)
-        host_ids = memory.ids[index, number, :tokens]
+        host_ids = memory.ids[index, :tokens]
         if self._main.is_captured and self._hand_over is not None:
-            staged = self._staged(layer, number, tokens)
+            staged = self._staged(layer, tokens)
             self._hand_over.send(x, ids, weights, staged, host_ids)
             return self._hand_over.pending(staged, tokens, self._by_gpu(layer, x, ids, weights))
         host.wait_for(self._main)
         host.copy(host_ids, ids)
         if tokens > PREFILL_TOKENS and self._prefill is not None:
-            self._calls[index, number] = None
+            self._calls[index] = None
             return self._prefill.submit(layer, x, ids, weights)
-        staged = self._staged(layer, number, tokens)
+        staged = self._staged(layer, tokens)
         host.copy(staged.x[:tokens], x)
         host.copy(staged.weights[:tokens], weights)
         if self._main.is_captured or not self._is_trial:
-            host.launch(self._call(layer, number, tokens))
+            host.launch(self._call(layer, tokens))
         by_cpu = staged.result[:tokens]
         host.copy(by_cpu, staged.out[:tokens])
         returned = host.record()
@@ -211,7 +206,7 @@ class HybridExperts(ExpertBackend):
         numbers = self._experts.numbers
         return [
             HostCallTime(numbers[index], *call.times())
-            for (index, _), call in self._calls.items()
+            for index, call in self._calls.items()
             if call is not None
         ]
 
@@ -226,10 +221,6 @@ class HybridExperts(ExpertBackend):
         if self._ram is not None:
             self._ram.ready(wait_s)
 
-    def outstanding(self) -> list[StagedSubmission]:
-        """List the current step's submissions with outstanding results."""
-        return self._memory.outstanding()
-
     def close(self) -> None:
         if self._slots is not None:
             self._slots.close()
@@ -238,15 +229,15 @@ class HybridExperts(ExpertBackend):
         if self._ram is not None:
             self._ram.close()
 
-    def _staged(self, layer: int, number: int, tokens: int) -> StagedSubmission:
+    def _staged(self, layer: int, tokens: int) -> StagedSubmission:
         """Take the memory of a submission, and note the CPU's call."""
-        key = (self._index_of[layer], number)
-        call = self._call(layer, number, tokens)
+        index, call, staged = self._index_of[layer], self._call(layer, tokens), self._memory.staged
         if self._main.is_captured:
-            self._captured.setdefault(tokens, {})[key] = call
+            self._captured.setdefault(tokens, {})[index] = call
         else:
-            self._calls[key] = call
-        return self._memory.acquire(*key)
+            self._calls[index] = call
+        staged.acquire(index)
+        return staged
 
     def _by_gpu(self, layer: int, x: Tensor, ids: Tensor, weights: Tensor) -> Tensor | None:
         """Queue the experts in slots; None if the step uses none."""
@@ -267,25 +258,21 @@ class HybridExperts(ExpertBackend):
             max_tokens = 1 << (num_tokens - 1).bit_length()
             self._prefill_memory = None  # free it before allocating more
             self._prefill_memory = StepMemory(
-                max_tokens,
-                self._experts,
-                self._device,
-                submissions_per_layer=1,
-                max_outstanding=1 if self._prefill is None else 0,
+                max_tokens, self._experts, self._device, has_calls=self._prefill is None
             )
         return self._prefill_memory
 
-    def _call(self, layer: int, number: int, tokens: int) -> _C.HostCall:
+    def _call(self, layer: int, tokens: int) -> _C.HostCall:
         """Return the CPU's call; each size of decode step has its own, which a graph may replay."""
         memory, index = self._memory, self._index_of[layer]
         is_decode = memory is self._decode_memory
-        key = (index, number, tokens if is_decode else 0)
+        key = (index, tokens if is_decode else 0)
         call = memory.calls.get(key)
         if call is None:
             slot_of = 0
             if is_decode and self._slots is not None:
                 slot_of = self._slots.slot_of(layer).ctypes.data
-            call = memory.calls[key] = memory.make_call(index, number, slot_of)
+            call = memory.calls[key] = memory.make_call(index, slot_of)
         call.num_tokens = tokens
         return call
 
@@ -301,7 +288,7 @@ class HybridExperts(ExpertBackend):
         numbers = self._experts.numbers
         found = [
             f"experts of blk.{numbers[index]} on the CPU: {error}"
-            for (index, _), call in self._calls.items()
+            for index, call in self._calls.items()
             if call is not None and (error := call.take_error()) is not None
         ]
         return found[0] if found else None
@@ -312,14 +299,10 @@ class HybridExperts(ExpertBackend):
 
     def _accesses(self) -> list[tuple[int, NDArray[np.int32]]]:
         """List each layer's distinct experts, in order of first use."""
-        submitted = dict[int, int]()  # layer index -> its last submission
-        for index, number in self._calls:
-            submitted[index] = max(number, submitted.get(index, 0))
-        if not submitted:
+        indices = list(self._calls)
+        if not indices:
             return []
-        ids = self._memory.ids[:, :, : self._num_tokens].numpy()
-        indices, numbers = list(submitted), list(submitted.values())
-        chosen = np.maximum(ids[indices, 0], ids[indices, numbers])  # (L, T, K), -1 in either
+        chosen = self._memory.ids[:, : self._num_tokens].numpy()[indices]  # (L, T, K)
         if not -1 <= chosen.min() <= chosen.max() < self._experts.num_experts:
             self._refuse(indices, chosen)
         rows = chosen.reshape(len(indices), -1)

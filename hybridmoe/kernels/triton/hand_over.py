@@ -26,15 +26,13 @@ def send(
     ids: Tensor,
     weights: Tensor,
     host: tuple[Tensor, Tensor, Tensor],
-    counts: Tensor,
-    buffer: int,
+    count: Tensor,
     sent: Tensor,
 ) -> None:
     """Write a submission of up to 16 tokens to the host, then count it.
 
-    Shapes:  x (T, H) f32 · ids (T, K) int32 · weights (T, K) f32 · host: as these, pinned · counts
-             (1 + buffers,) int32: submissions so far, then the number of each buffer's last one ·
-             sent (1,) int32, pinned: what the CPU is told.
+    Shapes:  x (T, H) f32 · ids (T, K) int32 · weights (T, K) f32 · host: as these, pinned · count
+             (1,) int32: submissions so far · sent (1,) int32, pinned: what the CPU is told.
     Errors:  ShapeError.
     """
     check_device_tensor(x, "send: x", _F32, (None, None))
@@ -42,22 +40,19 @@ def send(
     check_device_tensor(ids, "send: ids", _I32, (tokens, None))
     top_k = ids.shape[1]
     check_device_tensor(weights, "send: weights", _F32, (tokens, top_k))
-    check_device_tensor(counts, "send: counts", _I32, (None,))
+    check_device_tensor(count, "send: count", _I32, (1,))
     for t, name, of in zip(host, ("x", "ids", "weights"), (x, ids, weights), strict=True):
         _check_host(t, f"send: host {name}", of.dtype, tuple(of.shape))
     _check_host(sent, "send: sent", torch.int32, (1,))
-    if not 0 <= buffer < len(counts) - 1:
-        raise ShapeError(f"send: buffer {buffer} of {len(counts) - 1}")
     _send_kernel[(1,)](
         x,
         ids,
         weights,
         *host,
-        counts,
+        count,
         sent,
         tokens * hidden,
         tokens * top_k,
-        buffer,
         BLOCK=_block(hidden),
         K_BLOCK=triton.next_power_of_2(PREFILL_TOKENS * top_k),
         num_warps=8,
@@ -68,16 +63,15 @@ def receive(
     y: Tensor,
     part: Tensor | None,
     out: Tensor,
-    counts: Tensor,
-    buffer: int,
+    count: Tensor,
     done: Tensor,
     *,
     max_polls: int = -1,
 ) -> None:
-    """Wait until the CPU has computed a buffer's submission; y += part + out.
+    """Wait until the CPU has computed the last submission; y += part + out.
 
-    Shapes:  y, part (T, H) f32 · out (T, H) f32, pinned: the CPU's result · counts, buffer: as of
-             `send` · done (1,) int32, pinned: what the CPU has computed.
+    Shapes:  y, part (T, H) f32 · out (T, H) f32, pinned: the CPU's result · count: as of `send` ·
+             done (1,) int32, pinned: what the CPU has computed.
     max_polls: looks at `done`, of a microsecond or two, before it goes on with whatever is there;
              -1 = 2^32, more than an hour.
     Errors:  ShapeError.
@@ -87,19 +81,16 @@ def receive(
     if part is not None:
         check_device_tensor(part, "receive: part", _F32, shape)
     _check_host(out, "receive: out", torch.float32, shape)
-    check_device_tensor(counts, "receive: counts", _I32, (None,))
+    check_device_tensor(count, "receive: count", _I32, (1,))
     _check_host(done, "receive: done", torch.int32, (1,))
-    if not 0 <= buffer < len(counts) - 1:
-        raise ShapeError(f"receive: buffer {buffer} of {len(counts) - 1}")
-    count, block = y.numel(), _block(shape[1])
-    _receive_kernel[(triton.cdiv(count, block),)](
+    size, block = y.numel(), _block(shape[1])
+    _receive_kernel[(triton.cdiv(size, block),)](
         y,
         y if part is None else part,
         out,
-        counts,
-        done,
         count,
-        buffer,
+        done,
+        size,
         max_polls,
         HAS_PART=part is not None,
         BLOCK=block,
@@ -176,7 +167,7 @@ def _wait(done_ptr, number, max_polls):
         )
 
 
-@triton.jit(do_not_specialize=["top_k_count", "buffer"])
+@triton.jit(do_not_specialize=["top_k_count"])
 def _send_kernel(
     x_ptr,
     ids_ptr,
@@ -184,11 +175,10 @@ def _send_kernel(
     host_x_ptr,
     host_ids_ptr,
     host_weights_ptr,
-    counts_ptr,
+    count_ptr,
     sent_ptr,
     x_count,
     top_k_count,
-    buffer,
     BLOCK: tl.constexpr,
     K_BLOCK: tl.constexpr,
 ):
@@ -200,34 +190,32 @@ def _send_kernel(
     is_k = k < top_k_count
     tl.store(host_ids_ptr + k, tl.load(ids_ptr + k, mask=is_k), mask=is_k)
     tl.store(host_weights_ptr + k, tl.load(weights_ptr + k, mask=is_k), mask=is_k)
-    number = tl.load(counts_ptr) + 1
+    number = tl.load(count_ptr) + 1
     tl.debug_barrier()  # every thread has written, and read the count
     number = _fence(number)
-    tl.store(counts_ptr, number)
-    tl.store(counts_ptr + 1 + buffer, number)
+    tl.store(count_ptr, number)
     tl.store(sent_ptr, number)
 
 
-@triton.jit(do_not_specialize=["buffer", "max_polls"])
+@triton.jit(do_not_specialize=["max_polls"])
 def _receive_kernel(
     y_ptr,
     part_ptr,
     out_ptr,
-    counts_ptr,
+    count_ptr,
     done_ptr,
-    count,
-    buffer,
+    size,
     max_polls,
     HAS_PART: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     """Read past every cache: the CPU writes `out` and `done` while the kernel runs."""
     i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    mask = i < count
+    mask = i < size
     y = tl.load(y_ptr + i, mask=mask)
     if HAS_PART:
         part = tl.load(part_ptr + i, mask=mask)
-    _wait(done_ptr, tl.load(counts_ptr + 1 + buffer), max_polls)
+    _wait(done_ptr, tl.load(count_ptr), max_polls)
     tl.debug_barrier()
     out = tl.load(out_ptr + i, mask=mask, volatile=True)
     if HAS_PART:

@@ -11,7 +11,6 @@ from torch import Tensor
 from waiting import HANG_S, eventually
 
 from hybridmoe import _C
-from hybridmoe.device.pending import Pending
 from hybridmoe.device.streams import host_empty
 from hybridmoe.errors import HybridMoeError, ShapeError
 from hybridmoe.experts.backend import CpuExperts
@@ -25,7 +24,6 @@ from kernel_device import DEVICE, moved
 from hybridmoe.experts.gpu import hand_over as hand_overs
 from hybridmoe.experts.gpu.hand_over import HandOver
 from hybridmoe.experts.gpu.hybrid_experts import HybridExperts
-from hybridmoe.experts.gpu.staging import NUM_STAGED
 from hybridmoe.kernels import ops
 from hybridmoe.kernels.triton.hand_over import receive, send
 from hybridmoe.kernels.triton.runtime import IS_INTERPRETED
@@ -38,19 +36,17 @@ def pinned(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
 
 
 @pytest.mark.parametrize(("tokens", "hidden", "top_k"), [(1, 64, 3), (16, 5000, 8), (2, 8193, 1)])
-@pytest.mark.parametrize("count", [0, 2**31 - 1], ids=["first", "wraps"])
+@pytest.mark.parametrize("before", [0, 2**31 - 1], ids=["first", "wraps"])
 def test_a_submission_arrives_and_is_counted(
-    tokens: int, hidden: int, top_k: int, count: int
+    tokens: int, hidden: int, top_k: int, before: int
 ) -> None:
     x, weights = torch.randn(tokens, hidden), torch.rand(tokens, top_k)
     ids = torch.randint(-1, 9, (tokens, top_k), dtype=torch.int32)
     host = (pinned(tokens, hidden), pinned(tokens, top_k, dtype=torch.int32), pinned(tokens, top_k))
-    counts = torch.tensor([count, 5, 5, 5], dtype=torch.int32, device=DEVICE)
+    count = torch.tensor([before], dtype=torch.int32, device=DEVICE)
     sent = pinned(1, dtype=torch.int32)
-    send(*moved(x, ids, weights), host, counts, 1, sent)
-    number = count + 1 if count == 0 else -(2**31)
-    assert counts.tolist() == [number, 5, number, 5]
-    assert sent.item() == number
+    send(*moved(x, ids, weights), host, count, sent)
+    assert count.item() == sent.item() == (1 if before == 0 else -(2**31))
     for got, want in zip(host, (x, ids, weights), strict=True):
         assert torch.equal(got, want)
 
@@ -62,29 +58,27 @@ def test_a_result_is_added_once_it_is_counted(tokens: int, hidden: int, has_part
     want = y + (part + out) if has_part else y + out
     got, part_there = moved(y, part)
     host = pinned(tokens, hidden).copy_(out)
-    counts = torch.tensor([9, 0, -(2**31)], dtype=torch.int32, device=DEVICE)
+    count = torch.tensor([-(2**31)], dtype=torch.int32, device=DEVICE)
     done = pinned(1, dtype=torch.int32).fill_(-(2**31) + 1)  # one further, and both have wrapped
-    receive(got, part_there if has_part else None, host, counts, 1, done)
+    receive(got, part_there if has_part else None, host, count, done)
     assert torch.equal(got.cpu(), want)
     done.fill_(2**31 - 1)  # one short
     began = time.monotonic()
-    receive(got, None, host, counts, 1, done, max_polls=50)
+    receive(got, None, host, count, done, max_polls=50)
     assert torch.isfinite(got).all() and time.monotonic() < began + HANG_S
 
 
 def test_what_does_not_fit_is_refused() -> None:
     x, ids, weights = moved(*make_inputs(2))
     host = (pinned(2, HIDDEN), pinned(2, TOP_K, dtype=torch.int32), pinned(2, TOP_K))
-    counts = torch.zeros(3, dtype=torch.int32, device=DEVICE)
+    count = torch.zeros(1, dtype=torch.int32, device=DEVICE)
     counter = pinned(1, dtype=torch.int32)
-    with pytest.raises(ShapeError, match="send: buffer 2 of 2"):
-        send(x, ids, weights, host, counts, 2, counter)
+    with pytest.raises(ShapeError, match="send: count"):
+        send(x, ids, weights, host, torch.zeros(2, dtype=torch.int32, device=DEVICE), counter)
     with pytest.raises(ShapeError, match=r"send: host x is .*\(1, 64\) on cpu, expected a contig"):
-        send(x, ids, weights, (host[0][:1], *host[1:]), counts, 0, counter)
-    with pytest.raises(ShapeError, match="receive: buffer -1 of 2"):
-        receive(x, None, host[0], counts, -1, counter)
+        send(x, ids, weights, (host[0][:1], *host[1:]), count, counter)
     with pytest.raises(ShapeError, match="receive: out"):
-        receive(x, None, host[0][:1], counts, 0, counter)
+        receive(x, None, host[0][:1], count, counter)
     with pytest.raises(ShapeError, match="a counter is missing"):
         _C.HandOver(counter.data_ptr(), 0)
 
@@ -92,7 +86,7 @@ def test_what_does_not_fit_is_refused() -> None:
 class Graphs:
     """Three layers of experts as one graph, whose inputs and results stay in place."""
 
-    def __init__(self, tokens: int = 2, *, is_deferred: bool = False) -> None:
+    def __init__(self, tokens: int = 2) -> None:
         runtime = gpu_runtime()
         self.device = runtime.device(lambda name: False, lambda on_gpu, w, name: True)
         streams = runtime.open_streams()
@@ -102,7 +96,7 @@ class Graphs:
         self.experts = HybridExperts(
             ROUTED, streams.main, streams.host, DEVICE, hand_over=self.hand_over
         )
-        self.tokens, self.is_deferred = tokens, is_deferred
+        self.tokens = tokens
         self.given = [moved(*make_inputs(tokens, layer)) for layer in LAYERS]
         self.results = [torch.zeros(tokens, HIDDEN, device=DEVICE) for _ in LAYERS]
         self.pause: Callable[[int], None] = lambda layer: None  # before a layer, in the interpreter
@@ -125,22 +119,10 @@ class Graphs:
                 old.copy_(new)
 
     def _run(self) -> None:
-        outstanding: Pending | None = None
         for layer, (x, ids, weights), result in zip(LAYERS, self.given, self.results, strict=True):
             self.pause(layer)
             result.zero_()
-            if self.is_deferred:
-                is_last = torch.arange(TOP_K, device=DEVICE) == TOP_K - 1
-                now = self.experts.submit(layer, x, ids.masked_fill(is_last, -1), weights)
-                later = self.experts.submit(layer, x, ids.masked_fill(~is_last, -1), weights)
-                if outstanding is not None:
-                    outstanding.add_to(self.results[layer - FIRST - 1])
-                outstanding = later
-            else:
-                now = self.experts.submit(layer, x, ids, weights)
-            now.add_to(result)
-        if outstanding is not None:
-            self.results[-1] += outstanding.result()
+            self.experts.submit(layer, x, ids, weights).add_to(result)
 
 
 def inputs_of(step: int, tokens: int = 2) -> list[Inputs]:
@@ -160,14 +142,6 @@ def test_replays_are_the_cpus_results_bit_for_bit(tokens: int) -> None:
         for got, want in zip(graphs.step(inputs), wanted(inputs), strict=True):
             assert torch.equal(got, want) and got.any()
     assert [time.layer for time in graphs.experts.host_call_times()] == list(LAYERS)
-
-
-def test_two_submissions_of_a_layer_may_be_under_way() -> None:
-    graphs = Graphs(is_deferred=True)
-    for step in range(3):
-        inputs = inputs_of(step)
-        for got, want in zip(graphs.step(inputs), wanted(inputs), strict=True):
-            torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-6)
 
 
 def test_an_error_of_the_cpu_ends_its_step_and_not_the_next() -> None:
@@ -305,12 +279,12 @@ def test_a_hand_over_is_tried_before_it_is_used(monkeypatch: pytest.MonkeyPatch)
 
     if IS_INTERPRETED:
         monkeypatch.setattr(hand_overs, "receive", in_a_thread)
-    assert HandOver(NUM_STAGED, main, DEVICE).works(HIDDEN, TOP_K)
+    assert HandOver(main, DEVICE).works(HIDDEN, TOP_K)
     with monkeypatch.context() as patched:
         patched.setattr(hand_overs, "receive", blocking)
-        assert not HandOver(NUM_STAGED, main, DEVICE).works(HIDDEN, TOP_K)
+        assert not HandOver(main, DEVICE).works(HIDDEN, TOP_K)
     monkeypatch.setattr(hand_overs, "send", lambda *args: None)
-    assert not HandOver(NUM_STAGED, main, DEVICE).works(HIDDEN, TOP_K)
+    assert not HandOver(main, DEVICE).works(HIDDEN, TOP_K)
 
 
 def test_workers_stay_awake_in_a_step_of_one_thread_or_two(restore_threads: None) -> None:

@@ -1,6 +1,6 @@
-"""Hybrid experts on fake streams: order of work, outstanding results, replays, races."""
+"""Hybrid experts on fake streams: order of work, replays, races."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -9,21 +9,11 @@ from torch import Tensor
 from watched_streams import Watch, WatchedStream
 
 from hybridmoe import _C
-from hybridmoe.device.pending import Pending
 from hybridmoe.experts.backend import CpuExperts
 
 pytest.importorskip("triton", reason="needs triton (pip install hybridmoe[cuda])")
 
-from hybrid_bench import (
-    FIRST,
-    ROUTED,
-    HybridBench,
-    Inputs,
-    MakeBench,
-    make_inputs,
-    num_used,
-    open_benches,
-)  # fmt: skip
+from hybrid_bench import FIRST, ROUTED, MakeBench, make_inputs, num_used, open_benches
 from kernel_device import DEVICE, moved
 
 from hybridmoe.experts.gpu.hybrid_experts import HybridExperts
@@ -33,52 +23,6 @@ from hybridmoe.experts.gpu.staging import StepMemory
 pytestmark = pytest.mark.usefixtures("exact_kernels")  # the bounds of `closeness` are theirs
 
 bench = pytest.fixture(open_benches)
-
-
-def deferred_step(bench: HybridBench, inputs: Sequence[Inputs]) -> list[Tensor]:
-    """Run a step that adds each token's last expert one layer later, as a model does."""
-    bench.experts.begin_step(len(inputs[0][0]))
-    results: list[Tensor] = []
-    outstanding: Pending | None = None
-    for layer, (x, ids, weights) in zip(ROUTED.numbers, inputs, strict=True):
-        is_last = torch.zeros_like(ids, dtype=torch.bool)
-        is_last[:, -1] = True
-        parts = ids.masked_fill(is_last, -1), ids.masked_fill(~is_last, -1)
-        now, deferred = (bench.experts.submit(layer, *moved(x, part, weights)) for part in parts)
-        if outstanding is not None:
-            results[-1] += outstanding.result()
-        results.append(now.result().clone())
-        outstanding = deferred
-    assert outstanding is not None
-    results[-1] += outstanding.result()
-    return results
-
-
-@pytest.mark.parametrize("resident", [(), (0, 1, 4, 8, 9, 13, 17)], ids=["off", "on"])
-def test_two_results_may_be_outstanding(bench: MakeBench, resident: Sequence[int]) -> None:
-    made = bench(resident, is_lazy=True)
-    used = 0
-    for step in range(2):
-        inputs = [make_inputs(3, layer + 10 * step) for layer in ROUTED.numbers]
-        used += num_used(inputs)
-        made.check(inputs, deferred_step(made, inputs))
-        made.experts.end_step()
-    if resident:
-        stats = made.experts.stats()
-        assert stats is not None
-        assert stats.counters.hits + stats.counters.misses == used
-
-
-def test_one_layers_result_does_not_wait_for_the_next_ones(bench: MakeBench) -> None:
-    made = bench(is_lazy=True)
-    given, following = moved(*make_inputs(1, 0)), moved(*make_inputs(1, 1))
-    made.experts.begin_step(1)
-    first = made.experts.submit(FIRST, *given)
-    second = made.experts.submit(FIRST + 1, *following)
-    first.result()
-    num_done = made.host.num_done
-    second.result()
-    assert num_done < made.host.num_done, "one layer's result waited for the next layer"
 
 
 @pytest.mark.parametrize("is_lazy", [False, True], ids=["eager", "lazy"])
@@ -152,7 +96,7 @@ def test_replayed_steps_are_counted_like_submitted_ones(bench: MakeBench) -> Non
 
 
 def watched(monkeypatch: pytest.MonkeyPatch, deaf: str = "") -> None:
-    """Run two steps with deferral, and note every use of memory; `deaf` does not wait."""
+    """Run two steps, and note every use of memory; `deaf` does not wait."""
     watch = Watch()
     main, host, copy = (
         WatchedStream(watch, n, is_deaf=n == deaf) for n in ("main", "host", "copy")
@@ -166,9 +110,9 @@ def watched(monkeypatch: pytest.MonkeyPatch, deaf: str = "") -> None:
         kept.append(out)
         return out
 
-    def noted_call(memory: StepMemory, index: int, number: int, slot_of: int) -> _C.HostExpertCall:
-        call, staged = make_call(memory, index, number, slot_of), memory.staged(index, number)
-        reads = [staged.x, staged.weights, memory.ids[index, number]]
+    def noted_call(memory: StepMemory, index: int, slot_of: int) -> _C.HostCall:
+        call, staged = make_call(memory, index, slot_of), memory.staged
+        reads = [staged.x, staged.weights, memory.ids[index]]
         watch.calls[id(call)] = (reads, [staged.out])
         return call
 
@@ -176,37 +120,24 @@ def watched(monkeypatch: pytest.MonkeyPatch, deaf: str = "") -> None:
     monkeypatch.setattr(StepMemory, "make_call", noted_call)
     slots = SlotPool(ROUTED, 4, main, copy, DEVICE, uploads_per_step=4)
     experts = HybridExperts(ROUTED, main, host, DEVICE, slots=slots)
-    outstanding: Pending | None = None
-
-    def take(pending: Pending) -> None:
-        before = experts.outstanding()
-        pending.result()
-        taken = tuple(staged.result for staged in before if staged.layer_index is None)
-        assert len(taken) == 1
-        watch.note("main", "sum", taken)
-
     for step in range(2):
         experts.begin_step(2)
         for layer in ROUTED.numbers:
             given = moved(*make_inputs(2, layer + 10 * step))
             watch.note("main", "states", writes=given)
-            now, deferred = (experts.submit(layer, *given) for _ in range(2))
             kept.append(given)
-            for pending in (outstanding, now):
-                if pending is not None:
-                    take(pending)
-            outstanding = deferred
-        assert outstanding is not None
-        take(outstanding)
-        outstanding = None
+            experts.submit(layer, *given).result()
+            watch.note("main", "sum", (experts._memory.staged.result,))
         experts.end_step()
     slots.close()
 
 
-def test_a_result_is_taken_once(bench: MakeBench) -> None:
+def test_a_result_is_taken_once_and_before_the_next_layer(bench: MakeBench) -> None:
     made = bench()
     made.experts.begin_step(1)
     pending = made.experts.submit(FIRST, *moved(*make_inputs(1)))
+    with pytest.raises(AssertionError, match="0 is outstanding, 1 came"):
+        made.experts.submit(FIRST + 1, *moved(*make_inputs(1)))
     pending.result()
     with pytest.raises(AssertionError, match="taken once"):
         pending.result()
