@@ -18,10 +18,10 @@ class MemoryLimit:
         self.num_bytes = num_bytes
         self._folder = folder
         self._folders = [folder]
-        limit = folder / "memory.max"
-        if not limit.exists():
-            limit = folder / "memory.limit_in_bytes"
-        limit.write_text(str(num_bytes))
+        self.file = folder / "memory.max"  # of the limit, which may be written to
+        if not self.file.exists():
+            self.file = folder / "memory.limit_in_bytes"
+        self.file.write_text(str(num_bytes))
         with suppress(OSError):
             (folder / "memory.swap.max").write_text("0")
 
@@ -52,12 +52,12 @@ class MemoryLimit:
 
     def run(self, command: Sequence[str]) -> subprocess.CompletedProcess[str]:
         """Run a command inside, and capture what it prints."""
+        return subprocess.run(command, capture_output=True, text=True, preexec_fn=self.enter)
 
-        def enter() -> None:
-            for folder in self._folders:
-                (folder / "cgroup.procs").write_text(str(os.getpid()))
-
-        return subprocess.run(command, capture_output=True, text=True, preexec_fn=enter)
+    def enter(self) -> None:
+        """Put the calling process inside."""
+        for folder in self._folders:
+            (folder / "cgroup.procs").write_text(str(os.getpid()))
 
 
 @contextmanager

@@ -9,6 +9,9 @@ and 384 MiB for Python and what is computed; the page cache counts, and is empti
 no group can be made, ours runs without a limit, past the page cache as always, without a peer.
 Rates of disk and memory are sampled between the tokens, and each token's hits are counted; from
 these the cost model of `hybridmoe plan` predicts the time of each token.
+
+Then a simulated card decodes routing of its own, with and without slots for a tenth of the experts
+beside the same RAM: its VRAM and its link are as fast as they are said to be.
 """
 
 import json
@@ -31,6 +34,7 @@ from gguf import GGMLQuantizationType
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from bench._card_decode import card_rows, decode_splits
 from bench._harness import RESULTS, Row, bar, machine, print_report
 from bench._llama_cpp import LlamaCpp
 from bench._memory_limit import MemoryLimit, memory_limit
@@ -79,7 +83,9 @@ EMBEDDING_GAIN = 3000.0  # about half of a token's experts are those of the toke
 @click.option(
     "--out", is_flag=False, flag_value="", help="Write the JSON, into results/ or to this path."
 )
-@click.option("--worker", type=click.Choice(["ours", "llama.cpp"]), hidden=True)
+@click.option("--vram-gbs", default=700.0, show_default=True, help="GB/s of the simulated card.")
+@click.option("--link-gbs", default=25.0, show_default=True, help="GB/s of its link.")
+@click.option("--worker", type=click.Choice(["ours", "llama.cpp", "card"]), hidden=True)
 def main(
     experts: int,
     layers: int,
@@ -90,16 +96,19 @@ def main(
     peer_s: float,
     keep: Path | None,
     out: str | None,
+    vram_gbs: float,
+    link_gbs: float,
     worker: str | None,
 ) -> None:
     budget = parse_bytes(expert_ram)
     if worker is not None:
         assert keep is not None
-        result = (
-            _ours(keep, budget, prefetch, tokens)
-            if worker == "ours"
-            else _llama_cpp(keep, tokens, peer_s)
-        )
+        if worker == "ours":
+            result = _ours(keep, budget, prefetch, tokens)
+        elif worker == "llama.cpp":
+            result = _llama_cpp(keep, tokens, peer_s)
+        else:
+            result = decode_splits(keep, budget, tokens, vram_gbs * 1e9, link_gbs * 1e9)
         print(json.dumps(result))
         return
     with ExitStack() as stack:
@@ -115,11 +124,13 @@ def main(
         limit = stack.enter_context(memory_limit(budget + others + OVERHEAD_BYTES))
         arguments = [f"--expert-ram={expert_ram}", f"--prefetch={prefetch}", f"--tokens={tokens}"]
         arguments += [f"--keep={path}", f"--peer-s={peer_s}"]
+        arguments += [f"--vram-gbs={vram_gbs}", f"--link-gbs={link_gbs}"]
         ours = _run("ours", path, limit, arguments)
         peak = limit.peak_bytes if limit else None
         peer = _run("llama.cpp", path, limit, arguments) if limit else None
+        card = _run("card", path, limit, arguments)
     steps = _predicted(plan, ours["rates"], ours["hit_rates"])
-    rows = _rows(plan, budget, ours, peer, steps, peak)
+    rows = [*_rows(plan, budget, ours, peer, steps, peak), *card_rows(card, PREDICTED_SHARE)]
     about = {
         "expert_gib": round(sizes.all_expert_bytes / 2**30, 2),
         "limit_gib": round(limit.num_bytes / 2**30, 2) if limit else "none could be set",
@@ -137,6 +148,7 @@ def main(
         "predicted_token_ms": [round(1e3 * step.total_s) for step in steps],
         "token_ms": [round(1e3 * s) for s in ours["seconds"]],
         "peer_token_ms": [round(1e3 * s) for s in peer["seconds"]] if peer else None,
+        "card": card,
     }
     target = Path(out) if out else RESULTS / f"{machine()['date']}_tiers.json"
     print_report(rows, about=about, out=None if out is None else target)
