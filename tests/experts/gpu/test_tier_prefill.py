@@ -182,6 +182,7 @@ def test_steps_are_within_the_bound_and_lose_no_buffer(
     assert stats.prefetched >= stats.prefetched_used > 0
     # What was admitted is read once; all other experts once a step; VRAM's never.
     in_vain = stats.prefetched - stats.prefetched_used
+    assert in_vain <= 1  # one that no token chose
     assert stats.bytes_read == (tally.streamed - stats.hits + in_vain) * size
 
 
@@ -189,6 +190,17 @@ def test_bits_depend_neither_on_timing_nor_on_what_is_in_ram(make: Callable[...,
     first, again = make(), make(is_lazy=False, is_registered=False)
     again.ram.load_hot(np.array([3, 10]), lambda num_bytes: None)
     assert all(map(torch.equal, first.step(5), again.step(5)))
+
+
+def test_the_end_of_a_step_waits_for_what_is_still_copied(make: Callable[..., Bench]) -> None:
+    bench, link = make(), FakeStream(is_lazy=True)
+    bench.ram.request(5)
+    bench.ram.native.drain()
+    link.copy(torch.zeros(1), torch.ones(1))
+    bench.prefill._copies.append((5, link.record()))
+    assert bench.ram.buffers_in_use == 1
+    bench.prefill.check()
+    assert link.is_idle() and bench.ram.buffers_in_use == 0
 
 
 def test_a_failed_read_ends_the_step_and_the_next_goes_on(
