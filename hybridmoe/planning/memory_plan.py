@@ -7,7 +7,7 @@ go to RAM (ram_plan.py). An expert in VRAM is not kept in RAM too. The embedding
 a token reads one row of it. Experts that fit nowhere are read from the file. Speed: cost_model.py.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from typing import NamedTuple
@@ -102,20 +102,24 @@ def _problem(model: _Model, engine: EngineConfig, budgets: Budgets) -> Problem:
 
 def solve(problem: Problem) -> Plan:
     """Place everything. Errors: as `plan_memory`, without a GPU that is optional."""
-    if problem.budgets.vram_bytes:
-        return _solve_with_gpu(problem)
-    plan = _solve_without_gpu(problem)
-    return plan if plan.disk_cache is None else _with_long_steps(plan)
+    solver = _solve_with_gpu if problem.budgets.vram_bytes else _solve_without_gpu
+    plan = solver(problem)
+    return plan if plan.disk_cache is None else _with_long_steps(plan, solver)
 
 
-def _with_long_steps(plan: Plan) -> Plan:
+def _with_long_steps(plan: Plan, solver: Callable[[Problem], Plan]) -> Plan:
     """Make the steps of a plan with experts on disk as long as they pay and fit."""
-    problem, engine = plan.problem, plan.engine
-    ram_bytes = problem.budgets.expert_ram_bytes or problem.budgets.ram_bytes
-    tokens = disk_step_tokens(problem.sizes.config, ram_bytes, engine.context_tokens)
-    longer = replace(problem, engine=replace(engine, chunk_tokens=max(tokens, engine.chunk_tokens)))
+    problem, engine, budgets = plan.problem, plan.engine, plan.problem.budgets
+    config, context = problem.sizes.config, engine.context_tokens
+    if budgets.vram_bytes:
+        tokens = gpu_step_tokens(config, budgets.least_vram_bytes, context, over_disk=True)
+    else:
+        ram_bytes = budgets.expert_ram_bytes or budgets.ram_bytes
+        tokens = disk_step_tokens(config, ram_bytes, context)
+    if tokens <= engine.chunk_tokens:
+        return plan
     with suppress(ConfigError):  # an explicit budget that leaves too little beside it
-        found = _solve_without_gpu(longer)
+        found = solver(replace(problem, engine=replace(engine, chunk_tokens=tokens)))
         return plan if found.disk_cache is None else found
     return plan
 

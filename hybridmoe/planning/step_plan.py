@@ -11,7 +11,8 @@ _STEPS = (512, 1024, 2048, 4096)  # tokens; during longer ones others would wait
 _ACTIVATION_SHARE = 0.1  # of VRAM
 # Over the disk a step reads nearly all experts, however long it is. Small differences, so that a
 # little more RAM never takes much from the slots.
-_DISK_STEPS = range(512, 8192 + 1, 256)
+_MOST_TOKENS = 8192
+_DISK_STEPS = range(512, _MOST_TOKENS + 1, 256)
 _DISK_ACTIVATION_SHARE = 1 / 16  # of RAM
 
 
@@ -30,14 +31,18 @@ def activation_bytes(c: ModelConfig, step_tokens: int, *, on_cpu: bool = False) 
     return 4 * (step_tokens * (3 * c.hidden + attention + ffn) + _LOGIT_ROWS * c.vocab_size)
 
 
-def gpu_step_tokens(c: ModelConfig, vram_bytes: int, context_tokens: int) -> int:
+def gpu_step_tokens(
+    c: ModelConfig, vram_bytes: int, context_tokens: int, *, over_disk: bool = False
+) -> int:
     """Prompt tokens of a step on a GPU: the most whose activations take a tenth of its memory.
 
     A step streams the same bytes however long it is, so long steps are worth more than the expert
-    slots that they cost: docs/cuda.md has figures. No longer than the context needs.
+    slots that they cost: docs/cuda.md has figures. No longer than the context needs. over_disk:
+    what is streamed is read from the disk, too.
     """
+    steps = (*_STEPS, _MOST_TOKENS) if over_disk else _STEPS
     return _longest(
-        _STEPS, lambda n: activation_bytes(c, n) <= _ACTIVATION_SHARE * vram_bytes, context_tokens
+        steps, lambda n: activation_bytes(c, n) <= _ACTIVATION_SHARE * vram_bytes, context_tokens
     )
 
 

@@ -303,6 +303,17 @@ def test_ram_below_a_tokens_working_set_is_warned_of(k2: ModelSizes) -> None:
     assert not plan(k2, 700).warnings and not plan(k2, 700).needs_disk
 
 
+def test_steps_over_the_disk_are_long(k2: ModelSizes) -> None:
+    assert plan(k2, 700).step_tokens == plan(k2, 700, 80).step_tokens == 512
+    assert plan(k2, 128).step_tokens == plan(k2, 128, 80).step_tokens == 8192
+    # Not where a budget that was given leaves no memory for their activations.
+    given = {"expert_ram_bytes": 48 * GIB}
+    short = plan(k2, 200, **given)
+    needed = short.ram.used_bytes - dict(short.ram.parts)["activations"]
+    assert short.step_tokens > 512
+    assert plan(k2, (needed + (1 << 29)) / GIB, **given).step_tokens == 512
+
+
 def test_ram_for_experts_is_what_was_given(k2: ModelSizes) -> None:
     given = 64 * GIB
     found = plan(k2, 200, expert_ram_bytes=given, num_ahead=3)
@@ -319,7 +330,8 @@ def test_ram_for_experts_is_what_was_given(k2: ModelSizes) -> None:
     assert tiers.num_ram_experts == tiers.disk_cache.num_buffers - aside
     in_memory = tiers.num_vram_slots + tiers.num_ram_experts
     assert tiers.num_vram_slots > 2000 and in_memory + tiers.num_disk_experts == TOTAL
-    rest = k2.all_expert_bytes * (TOTAL - tiers.num_vram_slots) // TOTAL
+    whole = plan(k2, 700, 80)  # with more slots, since its steps are shorter
+    rest = k2.all_expert_bytes * (TOTAL - whole.num_vram_slots) // TOTAL
     assert plan(k2, 700, 80, expert_ram_bytes=rest).disk_cache is None
     assert plan(k2, 700, 80, expert_ram_bytes=rest - 1).disk_cache is not None
     mapped = plan(k2, 200, expert_ram_bytes=k2.all_expert_bytes)  # more than there is: paged

@@ -13,6 +13,7 @@ from hybridmoe.planning.step_plan import activation_bytes, disk_step_tokens, gpu
 def test_steps_are_as_long_as_a_tenth_of_vram_allows(tmp_path: Path, gib: int, want: int) -> None:
     c = read_outline(write_k2(tmp_path / "k2.gguf")).config
     assert gpu_step_tokens(c, gib << 30, 1 << 17) == want
+    assert gpu_step_tokens(c, gib << 30, 1 << 17, over_disk=True) == (8192 if gib == 80 else want)
     assert gpu_step_tokens(c, gib << 30, 1000) == 1024
     assert gpu_step_tokens(c, gib << 30, 8) == gpu_step_tokens(c, 1 << 20, 1 << 17) == 512
 
