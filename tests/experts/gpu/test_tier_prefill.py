@@ -34,9 +34,11 @@ from hybridmoe.experts.gpu.tier_prefill import TierPrefill
 from hybridmoe.experts.gpu.weight_stream import HostExperts, WeightStream
 from hybridmoe.experts.routed_experts import RoutedExperts
 from hybridmoe.gguf.reader import GGUFFile
+from hybridmoe.hardware.disk import direct_buffer_bytes
 from hybridmoe.kernels.triton.expert_ffn import pack_slot
 from hybridmoe.kernels.triton.expert_prefill import add_experts, layout_of
 from hybridmoe.model.weights import Weights, routed_experts
+from hybridmoe.planning.buffer_pools import BufferPool
 from hybridmoe.planning.disk_cache_plan import DiskCachePlan
 
 LAYERS, EXPERTS, TOP_K, TOKENS = 2, 8, 2, 20
@@ -62,7 +64,10 @@ class Bench:
         self.routed: RoutedExperts = routed_experts(Weights(self.file), config)
         assert (self.routed.num_layers, self.routed.num_experts) == (LAYERS, EXPERTS)
         layout = ExpertLayout(self.file, self.routed)
-        plan = DiskCachePlan(SLOTS, STREAMED, 0, layout.buffer_bytes, LAYERS, EXPERTS, TOP_K)
+        gate, up, down = map(direct_buffer_bytes, self.routed.by_index[0].matrix_bytes)
+        part_bytes = (gate, up, down)
+        pool = BufferPool(part_bytes, LAYERS, SLOTS, STREAMED, 0)
+        plan = DiskCachePlan((pool,), (0,) * LAYERS, (part_bytes,) * LAYERS, EXPERTS, TOP_K, 0)
         reader = FileReader(self.file.parts, self.file.states)
         self.ram = CachedExperts(self.routed, layout, reader, plan)
         registration = None
