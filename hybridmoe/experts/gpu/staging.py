@@ -35,7 +35,8 @@ class StagedSubmission:
         def pinned(size: int) -> Tensor:
             return host_empty((max_tokens, size), torch.float32, device)
 
-        self.x, self.weights, self.out = pinned(hidden), pinned(top_k), pinned(hidden)
+        self.x, self.weights = pinned(hidden), pinned(top_k)
+        self.out = pinned(hidden).zero_()  # a graph's capture adds it before anything is computed
         self.result = torch.empty((max_tokens, hidden), dtype=torch.float32, device=device)
         self.layer_index: int | None = None  # None = free, else its result is outstanding
 

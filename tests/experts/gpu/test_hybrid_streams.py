@@ -16,6 +16,7 @@ pytest.importorskip("triton", reason="needs triton (pip install hybridmoe[cuda])
 from hybrid_bench import FIRST, ROUTED, MakeBench, make_inputs, num_used, open_benches
 from kernel_device import DEVICE, moved
 
+from hybridmoe.experts.gpu import staging
 from hybridmoe.experts.gpu.hybrid_experts import HybridExperts
 from hybridmoe.experts.gpu.slot_pool import SlotPool
 from hybridmoe.experts.gpu.staging import StepMemory
@@ -49,6 +50,18 @@ def test_a_graph_in_the_main_stream_is_waited_for() -> None:
     main.copy(done, torch.ones(1))
     experts.end_step()
     assert done.item() == 1
+
+
+def test_a_trial_adds_zeros_where_the_cpu_would_compute(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What memory held could overflow in the layers behind it."""
+    monkeypatch.setattr(
+        staging, "host_empty", lambda shape, dtype, _: torch.full(shape, 7).to(dtype)
+    )
+    main, host = FakeStream(is_lazy=False, is_current=True), FakeStream(is_lazy=False)
+    experts = HybridExperts(ROUTED, main, host, DEVICE)
+    experts.begin_step(1)
+    with experts.trial():
+        assert not experts.submit(FIRST, *moved(*make_inputs(1))).result().any()
 
 
 class RecordedStream(FakeStream):
