@@ -152,16 +152,17 @@ def _median_prefill(llm: Any, num_tokens: int) -> float:
 
 
 def vram_bytes(path: Path, context_tokens: int, num_slots: int) -> int:
-    """VRAM budget that the planner turns into `num_slots` slots.
+    """VRAM budget that the planner turns into `num_slots` slots, or as many as there are.
 
     A smaller budget makes the planner shorten a prompt's steps, which leaves room for more slots:
     so the budget is planned again until it fits.
     """
     budget = _gpu_bytes()
     for _ in range(_MOST_PLANS):
-        budget = _budget(plan_for(path, context_tokens, budget), num_slots)
-        if plan_for(path, context_tokens, budget).num_vram_slots == num_slots:
+        plan = plan_for(path, context_tokens, budget)
+        if plan.num_vram_slots <= num_slots:
             return budget
+        budget = _budget(plan, num_slots)
     raise click.ClickException(f"no VRAM budget leaves {num_slots} expert slots")
 
 
