@@ -101,7 +101,7 @@ def counted(counters: ExpertCounters) -> list[int]:
     return [c.hits, c.misses, c.uploads, c.evictions, c.promoted, c.returned]
 
 
-@pytest.mark.parametrize(("num_vram", "num_ram"), [(3, 4), (6, 2), (9, 0), (0, 4)])
+@pytest.mark.parametrize(("num_vram", "num_ram"), [(3, 4), (9, 0), (0, 4)])
 def test_every_split_answers_as_the_cpu_does_and_counts_as_the_simulator(
     path: Path,
     on_cpu: hybridmoe.LLM,
@@ -123,7 +123,7 @@ def test_every_split_answers_as_the_cpu_does_and_counts_as_the_simulator(
         assert (plan.num_vram_slots, plan.num_ram_experts) == (num_vram, num_ram)
         assert plan.num_disk_experts == LAYERS * EXPERTS - num_vram - num_ram
         assert list(llm._residency.private) == ["token_embd.weight"]  # the rest is in VRAM
-        ids = generated(llm, 12)
+        ids = generated(llm, 7)
         stats = llm.expert_stats()
         check(llm)
     assert stats is not None
@@ -178,7 +178,7 @@ def test_the_last_runs_hottest_experts_fill_vram_and_the_next_ram(
 ) -> None:
     options = {**split(path, 3, 4), "expert_profile": tmp_path / "hot.json"}
     with hybridmoe.load(path, **options) as llm:
-        generated(llm, 8)
+        generated(llm, 4)
         cache = llm._residency.disk_cache
         assert cache is not None
         uses = cache.uses.copy()
@@ -204,10 +204,10 @@ def test_a_failed_read_ends_the_request_in_one_line_and_the_next_goes_on(
         with pytest.raises(
             HybridMoeError, match=r"blk\.\d.*m\.gguf: tensor .* Input/output"
         ) as caught:
-            generated(llm, 6)
+            generated(llm, 3)
         assert "\n" not in str(caught.value)
         faults.fail(errno.EIO, 0.0)
-        assert len(generated(llm, 3)) == 3
+        assert len(generated(llm, 2)) == 2
         check(llm)
 
 
