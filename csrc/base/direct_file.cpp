@@ -42,7 +42,7 @@ std::string DirectFile::read(const ReadRange& range, ReadFaults* faults) {
     if (!direct) drop_cached(position, count);
     const int64_t whole =
         (done + count) / kBlockBytes * kBlockBytes;  // a direct read goes on there
-    if (done + count < wanted && whole == done) return file_ends_at(position + count);
+    if (done + count < wanted && whole == done) return find_end(position + count);
     done = done + count >= wanted ? done + count : whole;
   }
   return find_change();
@@ -60,6 +60,12 @@ std::string DirectFile::find_change() const {
   return "the file was changed after it was opened; load it again";
 }
 
+std::string DirectFile::find_end(int64_t position) const {
+  struct stat status;
+  if (fstat(file_.fd, &status) == 0 && status.st_size < position) position = status.st_size;
+  return "the file ends at " + std::to_string(position);
+}
+
 bool DirectFile::fall_back_to_buffered(bool was_direct, int error) {
   if (!was_direct || error != EINVAL) return false;
   is_direct_.store(false, std::memory_order_relaxed);  // some accept O_DIRECT at open only
@@ -70,10 +76,6 @@ void DirectFile::drop_cached(int64_t offset, int64_t num_bytes) const {
 #if defined(POSIX_FADV_DONTNEED)
   posix_fadvise(file_.fd, offset, num_bytes, POSIX_FADV_DONTNEED);
 #endif
-}
-
-std::string file_ends_at(int64_t position) {
-  return "the file ends at " + std::to_string(position);
 }
 
 }  // namespace hm

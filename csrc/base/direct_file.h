@@ -66,6 +66,10 @@ class DirectFile {
   // Why a range that has been read does not count: the file was written to meanwhile.
   std::string find_change() const;
 
+  // Why a range has failed whose read found nothing at `position`: it names the file's end, which
+  // lies before that if the file was cut there.
+  std::string find_end(int64_t position) const;
+
   // Stops reading directly if `error` (errno) says so; returns whether the read is to be retried.
   bool fall_back_to_buffered(bool was_direct, int error);
 
@@ -77,8 +81,5 @@ class DirectFile {
   // Only chooses a descriptor, both of which stay open: no order with anything else.
   std::atomic<bool> is_direct_;
 };
-
-// Why a read that came to the end of its file, at `position`, has failed.
-std::string file_ends_at(int64_t position);
 
 }  // namespace hm

@@ -103,7 +103,7 @@ void RingReads::settle(RingEnd end) {
   check(!is_of_ring(end.error), std::strerror(end.error));
   under_way_.erase(end.tag);
   std::string reason = end.error != 0      ? std::strerror(end.error)
-                       : end.file_end >= 0 ? file_ends_at(end.file_end)
+                       : end.file_end >= 0 ? file.find_end(end.file_end)
                                            : file.find_change();
   if (!begun.is_direct) file.drop_cached(range.offset, range.num_bytes);
   source_.queue.finish(begun.work, std::move(reason));
