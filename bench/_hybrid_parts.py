@@ -152,7 +152,7 @@ def _median_prefill(llm: Any, num_tokens: int) -> float:
 
 
 def vram_bytes(path: Path, context_tokens: int, num_slots: int) -> int:
-    """VRAM budget that the planner turns into `num_slots` slots, or as many as there are.
+    """VRAM budget that the planner turns into `num_slots` slots, or into all that the model has.
 
     A smaller budget makes the planner shorten a prompt's steps, which leaves room for more slots:
     so the budget is planned again until it fits.

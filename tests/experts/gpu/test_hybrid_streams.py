@@ -53,7 +53,7 @@ def test_a_graph_in_the_main_stream_is_waited_for() -> None:
 
 
 def test_a_trial_adds_zeros_where_the_cpu_would_compute(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What memory held could overflow in the layers behind it."""
+    """Uninitialized memory could overflow in the layers behind it."""
     monkeypatch.setattr(
         staging, "host_empty", lambda shape, dtype, _: torch.full(shape, 7).to(dtype)
     )
