@@ -7,6 +7,7 @@
 #include <string>
 #include <vector>
 
+#include "api_host_calls.h"
 #include "base/copy_threads.h"
 #include "base/cuda_driver.h"
 #include "bindings.h"
@@ -29,16 +30,7 @@ void register_host_calls(py::module_& m) {
                        int64_t top_k, const Matrix& gate, const Matrix& up, const Matrix& down,
                        Address slot_of) {
              return std::make_unique<HostExpertCall>(HostExpertArgs{
-                 .memory =
-                     {
-                         .x = pointer<const float>(x),
-                         .ids = pointer<const int32_t>(ids),
-                         .weights = pointer<const float>(weights),
-                         .out = pointer<float>(out),
-                         .max_tokens = max_tokens,
-                         .top_k = top_k,
-                         .slot_of = pointer<const int32_t>(slot_of),
-                     },
+                 .memory = call_memory(x, ids, weights, out, max_tokens, top_k, slot_of),
                  .gate = gate,
                  .up = up,
                  .down = down,

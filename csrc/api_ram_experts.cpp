@@ -11,6 +11,7 @@
 #include <utility>
 #include <vector>
 
+#include "api_host_calls.h"
 #include "base/check.h"
 #include "bindings.h"
 #include "ops/layer_lru.h"
@@ -300,16 +301,8 @@ void register_ram_experts(py::module_& m) {
   py::class_<RamExpertCall, HostCall>(m, "RamExpertCall")
       .def(py::init([](RamExperts& experts, int64_t layer, Address x, Address ids, Address weights,
                        Address out, int64_t max_tokens, int64_t top_k, Address slot_of) {
-             return std::make_unique<RamExpertCall>(experts, layer,
-                                                    HostCallMemory{
-                                                        .x = pointer<const float>(x),
-                                                        .ids = pointer<const int32_t>(ids),
-                                                        .weights = pointer<const float>(weights),
-                                                        .out = pointer<float>(out),
-                                                        .max_tokens = max_tokens,
-                                                        .top_k = top_k,
-                                                        .slot_of = pointer<const int32_t>(slot_of),
-                                                    });
+             return std::make_unique<RamExpertCall>(
+                 experts, layer, call_memory(x, ids, weights, out, max_tokens, top_k, slot_of));
            }),
            py::arg("experts"), py::arg("layer"), py::arg("x"), py::arg("ids"), py::arg("weights"),
            py::arg("out"), py::arg("max_tokens"), py::arg("top_k"), py::arg("slot_of"),

@@ -19,8 +19,8 @@ from hybridmoe.experts.policy.kernel_policy import KernelPolicy
 from hybridmoe.experts.routing_trace import Trace
 
 __all__ = [
-    "EVICTIONS", "HITS", "MISSES", "UPLOADS", "Outcome", "Requests", "add_counts", "hottest_keys",
-    "requests_of", "simulate",
+    "EVICTIONS", "HITS", "MISSES", "UPLOADS", "Outcome", "Requests", "add_counts", "count_hits",
+    "hottest_keys", "requests_of", "simulate",
 ]  # fmt: skip
 
 HITS, MISSES, UPLOADS, EVICTIONS = range(4)
@@ -162,6 +162,15 @@ def add_counts(counts: Any, hits: int, misses: int, uploads: int, evictions: int
     counts[EVICTIONS] += evictions
 
 
+@inline
+def count_hits(hits: Any, num_experts: int) -> int:
+    """Count the hits among the first experts of an access."""
+    num_hits = 0
+    for i in range(num_experts):
+        num_hits += hits[i]
+    return num_hits
+
+
 def _replay_loop(
     kernel: Any,
     state: Any,
@@ -182,9 +191,7 @@ def _replay_loop(
         num_admitted, num_evicted = kernel(
             state, layer, chosen, is_prefill[access], hits, admitted, evicted
         )
-        num_hits = 0
-        for i in range(len(chosen)):
-            num_hits += hits[i]
+        num_hits = count_hits(hits, len(chosen))
         num_misses = len(chosen) - num_hits
         add_counts(by_layer[layer, phase], num_hits, num_misses, num_admitted, num_evicted)
         add_counts(by_step[steps[access]], num_hits, num_misses, num_admitted, num_evicted)

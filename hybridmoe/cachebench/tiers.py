@@ -32,6 +32,7 @@ from hybridmoe.cachebench.simulator import (
     Outcome,
     Requests,
     add_counts,
+    count_hits,
 )
 from hybridmoe.experts.policy.jit import (
     ABSENT,
@@ -200,9 +201,7 @@ def _replay_loop(
                 ram, index, below[:num_below], is_prefill[end], hits, admitted, evicted
             )
             note_above(ram, index, above[:num_above])
-            num_hits = 0
-            for i in range(num_below):
-                num_hits += hits[i]
+            num_hits = count_hits(hits, num_below)
             misses = num_below - num_hits
             add_counts(by_layer[1, layer, phase], num_hits, misses, uploads, evictions)
             add_counts(by_step[1, step], num_hits, misses, uploads, evictions)
@@ -220,9 +219,7 @@ def _replay_loop(
             uploads, evictions = vram_kernel(
                 vram, layer, chosen, is_prefill[access], hits, admitted, evicted
             )
-            num_hits = 0
-            for i in range(len(chosen)):
-                num_hits += hits[i]
+            num_hits = count_hits(hits, len(chosen))
             misses = len(chosen) - num_hits
             add_counts(by_layer[0, layer, phase], num_hits, misses, uploads, evictions)
             add_counts(by_step[0, step], num_hits, misses, uploads, evictions)

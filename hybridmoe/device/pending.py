@@ -1,10 +1,11 @@
 """Pending results: tensors that another stream, or another thread, may still be computing."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 
 from torch import Tensor
 
-__all__ = ["Pending", "Ready"]
+__all__ = ["OnDemand", "Pending", "Ready"]
 
 
 class Pending(ABC):
@@ -34,3 +35,15 @@ class Ready(Pending):
 
     def result(self) -> Tensor:
         return self._tensor
+
+
+class OnDemand(Pending):
+    """A tensor whose computation is queued when it is asked for."""
+
+    __slots__ = ("_compute",)
+
+    def __init__(self, compute: Callable[[], Tensor]) -> None:
+        self._compute = compute
+
+    def result(self) -> Tensor:
+        return self._compute()

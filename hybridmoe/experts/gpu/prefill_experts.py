@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from hybridmoe import _C
-from hybridmoe.device.pending import Pending
+from hybridmoe.device.pending import OnDemand, Pending
 from hybridmoe.device.streams import Stream
 from hybridmoe.errors import HybridMoeError
 from hybridmoe.experts.gpu.prefill_layers import HostMemory, LayerExperts, bind_layers
@@ -146,7 +146,7 @@ class StreamedExperts:
             routed.wait()
             return self._finish(self._layers[layer], x, weights)
 
-        return _LayerSum(finish)
+        return OnDemand(finish)
 
     def check(self) -> None:
         """Raise the CPU's errors of a finished step. Errors: HybridMoeError."""
@@ -334,15 +334,3 @@ class StreamedExperts:
             if slot_of[expert] < 0:
                 buffers[expert] = self._weights.start(parts)
         self._ahead = _Ahead(layer, buffers)
-
-
-class _LayerSum(Pending):
-    """Sum of the GPU's part and the CPU's, neither of which has been queued."""
-
-    __slots__ = ("_finish",)
-
-    def __init__(self, finish: Callable[[], Tensor]) -> None:
-        self._finish = finish
-
-    def result(self) -> Tensor:
-        return self._finish()

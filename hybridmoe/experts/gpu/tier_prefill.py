@@ -18,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from hybridmoe.device.pending import Pending
+from hybridmoe.device.pending import OnDemand, Pending
 from hybridmoe.device.streams import Event, Stream, host_empty
 from hybridmoe.experts.disk.cached_experts import CachedExperts
 from hybridmoe.experts.gpu.host_registration import host_view
@@ -117,7 +117,7 @@ class TierPrefill:
             routed.wait()
             return self._finish(self._layers[layer], x, host_ids, weights)
 
-        return _LayerSum(finish)
+        return OnDemand(finish)
 
     def check(self) -> None:
         """Free the buffers of RAM that the last layer was copied from."""
@@ -243,15 +243,3 @@ class _LayerProducts:
         while self._copies and self._copies[0][1].is_done():
             done.append(self._copies.popleft()[0])
         return done
-
-
-class _LayerSum(Pending):
-    """Sum of a layer that has not been queued."""
-
-    __slots__ = ("_finish",)
-
-    def __init__(self, finish: Callable[[], Tensor]) -> None:
-        self._finish = finish
-
-    def result(self) -> Tensor:
-        return self._finish()
