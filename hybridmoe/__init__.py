@@ -26,8 +26,9 @@ if TYPE_CHECKING:
         TemplateError,
         UnsupportedModelError,
     )
-    from hybridmoe.llm.llm import LLM, Progress
+    from hybridmoe.llm.llm import LLM
     from hybridmoe.llm.load import load
+    from hybridmoe.llm.progress import Progress
     from hybridmoe.llm.result import Piece, Result, ResultStream, Timing
     from hybridmoe.placement.options import LoadOptions
 
@@ -60,7 +61,8 @@ _HOMES = {
     "hybridmoe.engine.sampler": ("SamplingParams",),
     "hybridmoe.errors": tuple(name for name in __all__ if name.endswith("Error")),
     "hybridmoe.llm.result": ("Piece", "Result", "ResultStream", "Timing"),
-    "hybridmoe.llm.llm": ("LLM", "Progress"),
+    "hybridmoe.llm.llm": ("LLM",),
+    "hybridmoe.llm.progress": ("Progress",),
     "hybridmoe.llm.load": ("load",),
     "hybridmoe.placement.options": ("LoadOptions",),
 }

@@ -10,7 +10,7 @@ from hybridmoe.errors import GGUFError
 from hybridmoe.gguf.cursor import printable
 from hybridmoe.gguf.reader import GGUFFile
 from hybridmoe.kernels.finite import Damage, find_damage, is_checkable
-from hybridmoe.llm.llm import Progress
+from hybridmoe.llm.progress import Progress
 
 __all__ = ["check_weights"]
 

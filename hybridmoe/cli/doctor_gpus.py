@@ -11,8 +11,8 @@ from hybridmoe.cli.render import ProgressBar
 from hybridmoe.demo import demo_path
 from hybridmoe.errors import HybridMoeError
 from hybridmoe.hardware.gpu import CudaGpu, NoGpu
-from hybridmoe.llm.llm import Progress
 from hybridmoe.llm.load import load
+from hybridmoe.llm.progress import Progress
 from hybridmoe.placement.kernel_checks import KernelCheck
 
 __all__ = ["KernelReport", "gpu_rows", "report_kernels"]

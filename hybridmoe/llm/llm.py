@@ -6,26 +6,27 @@ many callers, use `engine`, which is thread-safe, as are the tokenizer and `enco
 """
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
-from queue import SimpleQueue
-from typing import Any, Literal, NamedTuple, Self, overload
+from typing import Any, Literal, Self, overload
 
 import numpy as np
 from numpy.typing import NDArray
 
 from hybridmoe.config import ModelConfig
 from hybridmoe.engine.engine import Engine
-from hybridmoe.engine.request import Event, Finished, PromptProgress, Request, TokenEvent, Usage
+from hybridmoe.engine.request import Request
 from hybridmoe.engine.sampler import SamplingParams
-from hybridmoe.errors import ConfigError, HybridMoeError
+from hybridmoe.errors import ConfigError
 from hybridmoe.experts.backend import ExpertBackend
 from hybridmoe.experts.stats import ExpertStats
 from hybridmoe.gguf.fingerprint import fingerprint
 from hybridmoe.gguf.reader import GGUFFile
-from hybridmoe.llm.result import Piece, PieceStream, Result, ResultStream, pieces_of
+from hybridmoe.llm.progress import ProgressCallback
+from hybridmoe.llm.result import Result, ResultStream
+from hybridmoe.llm.run import Run
 from hybridmoe.llm.sampling_defaults import sampling_defaults
 from hybridmoe.placement.kernel_checks import KernelCheck
 from hybridmoe.placement.residency import Residency
@@ -43,22 +44,10 @@ from hybridmoe.text.response_parser import ResponseParser, numbered_call_id
 from hybridmoe.text.thinking import thinking_after
 from hybridmoe.text.tokenizer import Tokenizer
 
-__all__ = ["LLM", "Progress", "ProgressCallback"]
+__all__ = ["LLM"]
 
 Messages = Sequence[Mapping[str, Any]]
 Tools = Sequence[Mapping[str, Any]]
-
-
-class Progress(NamedTuple):
-    """Progress of a load or of a prefill."""
-
-    phase: Literal["compile", "load", "prompt", "check"]
-    done: int
-    total: int
-    unit: Literal["bytes", "tokens", "kernels"]
-
-
-ProgressCallback = Callable[[Progress], None]
 
 
 class LLM:
@@ -83,7 +72,7 @@ class LLM:
         self._defaults = sampling_defaults(file.metadata)
         self._resources = resources.pop_all()
         self._active: ResultStream | None = None
-        self._last: _Run | None = None
+        self._last: Run | None = None
 
     def __enter__(self) -> Self:
         return self
@@ -322,59 +311,10 @@ class LLM:
     ) -> Result | ResultStream:
         if self._active is not None:
             self._active.close()
-        self._last = run = _Run(self.engine, request, response, progress)
+        self._last = run = Run(self.engine, request, response, progress)
         self._active = ResultStream(run.pieces(), run.result, run.cancel)
         if stream:
             return self._active
         for _ in self._active:
             pass
         return self._active.result
-
-
-class _Run:
-    """One request under way: its events, brought from the engine's thread to the caller's."""
-
-    def __init__(
-        self,
-        engine: Engine,
-        request: Request,
-        response: Response,
-        progress: ProgressCallback | None,
-    ) -> None:
-        self.token_ids = list(request.prompt_ids)  # of the prompt, and of the response so far
-        self._num_prompt_tokens = len(self.token_ids)
-        self._response = response
-        self._progress = progress
-        self._events: SimpleQueue[Event] = SimpleQueue()
-        self._usage = Usage(prompt_tokens=len(request.prompt_ids))
-        self.cancel = engine.submit(request, self._events.put).cancel
-
-    def pieces(self) -> PieceStream:
-        try:
-            while self._response.finish_reason is None:
-                yield from self._take(self._events.get())
-        finally:
-            self.cancel()
-
-    def result(self) -> Result:
-        token_ids = self.token_ids[self._num_prompt_tokens :]
-        return Result.of_response(self._response, token_ids, self._usage)
-
-    def _take(self, event: Event) -> list[Piece]:
-        """Handle an event. Returns the pieces that it completes."""
-        match event:
-            case PromptProgress():
-                if self._progress is not None:
-                    done, total = event.done_tokens, event.total_tokens
-                    self._progress(Progress("prompt", done, total, "tokens"))
-                return []
-            case TokenEvent():
-                self._usage = event.usage
-                self.token_ids.append(event.token_id)
-                return pieces_of(self._response.push(event.token_id))
-            case Finished():
-                self._usage = event.usage
-                if event.reason == "error":
-                    kind = ConfigError if event.is_refusal else HybridMoeError
-                    raise kind(event.error)
-                return pieces_of(self._response.finish(event.reason))

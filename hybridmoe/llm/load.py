@@ -14,7 +14,8 @@ from hybridmoe.gguf.reader import GGUFFile
 from hybridmoe.gguf.tensor_table import read_config
 from hybridmoe.hardware.gpu import NoGpu, choose_gpus
 from hybridmoe.hardware.topology import set_num_threads
-from hybridmoe.llm.llm import LLM, Progress, ProgressCallback
+from hybridmoe.llm.llm import LLM
+from hybridmoe.llm.progress import Progress, ProgressCallback
 from hybridmoe.llm.sampling_defaults import sampling_defaults
 from hybridmoe.model.trace import open_trace
 from hybridmoe.placement.budgets import plan_for
