@@ -79,14 +79,13 @@ def test_a_bias_that_forbids_what_the_form_wants_is_refused(
 
 def test_a_second_turn_finds_the_first_in_the_cache(client: openai.OpenAI) -> None:
     messages: list[Any] = [{"role": "user", "content": "My name is Bokira. " + "Hello. " * 30}]
-    first = client.chat.completions.create(model="test", messages=messages, max_tokens=20)
+    options: Any = {"model": "test", "max_tokens": 20, "temperature": 0.0}
+    first = client.chat.completions.create(messages=messages, **options)
     messages += [
         {"role": "assistant", "content": first.choices[0].message.content},
         {"role": "user", "content": "What is my name?"},
     ]
-    second = client.chat.completions.create(
-        model="test", messages=messages, max_tokens=20, temperature=0.0
-    )
+    second = client.chat.completions.create(messages=messages, **options)
     assert second.usage is not None
     assert second.usage.prompt_tokens_details is not None
     assert (second.usage.prompt_tokens_details.cached_tokens or 0) > 16
