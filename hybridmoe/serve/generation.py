@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from hybridmoe.engine.engine import Engine, RequestHandle
+from hybridmoe.engine.engine import RequestHandle
 from hybridmoe.engine.request import (
     Finished,
     PromptProgress,
@@ -23,6 +23,7 @@ from hybridmoe.serve.errors import ApiError
 from hybridmoe.serve.event_queue import EventQueue
 from hybridmoe.serve.metrics import Metrics
 from hybridmoe.serve.prepare import PreparedRequest
+from hybridmoe.serve.served_model import Lease
 from hybridmoe.text.response import Response
 from hybridmoe.text.response_parser import Part, ResponseParser, TextPart
 from hybridmoe.text.tokenizer import Tokenizer
@@ -90,24 +91,27 @@ class Choice:
 class Generation:
     """Sequences of one request in the engine, started on construction in a running event loop.
 
-    Read `updates` once, and call `cancel` afterwards.
+    Read `updates` once, and call `cancel` afterwards, which also releases the model.
     """
 
-    def __init__(
-        self, engine: Engine, tokenizer: Tokenizer, request: PreparedRequest, metrics: Metrics
-    ) -> None:
+    def __init__(self, lease: Lease, request: PreparedRequest, metrics: Metrics) -> None:
         """Submit all choices. Errors, with nothing left running: those of `Engine.submit`."""
         self.request = request
-        self._engine = engine
+        self.tokenizer = lease.llm.tokenizer
+        self.fingerprint = lease.model.fingerprint
+        self._lease = lease
+        self._engine = lease.llm.engine
         self.created = int(time.time())
         self._metrics = metrics
         self._queue = EventQueue()
         self._started_s = time.perf_counter()
         self._num_unfinished = len(request.constraints)
-        self.choices = [Choice(_new_response(tokenizer, request)) for _ in request.constraints]
+        self.choices = [Choice(_new_response(self.tokenizer, request)) for _ in request.constraints]
         try:
             for i, choice in enumerate(self.choices):
-                choice.handle = engine.submit(self._engine_request(i), self._queue.listener(i))
+                choice.handle = self._engine.submit(
+                    self._engine_request(i), self._queue.listener(i)
+                )
         except BaseException:
             self.cancel()
             raise
@@ -185,8 +189,9 @@ class Generation:
         self._queue.fail(error)
 
     def cancel(self) -> None:
-        """Cancel unfinished choices: the updates are no longer read. Idempotent."""
+        """Cancel unfinished choices and release the model: nothing is read any more. Idempotent."""
         self._stop()
+        self._lease.release()
         if self._num_unfinished:
             self._num_unfinished = 0
             self._metrics.count_end("cancelled")

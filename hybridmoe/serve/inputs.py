@@ -23,6 +23,7 @@ class ChatInput:
     is_parallel: bool = True  # allow several calls in one response
     format: ResponseFormat | None = None
     sampling: dict[str, Any] = field(default_factory=dict)
+    relative_temperature: float | None = None  # in units of the model's recommended temperature
     num_choices: int = 1
     top_logprobs: int | None = None
     expert_trace: bool = False

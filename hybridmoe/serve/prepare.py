@@ -79,7 +79,7 @@ def prepare_chat(
     chat = _with_allowed_tools(chat)
     _check_tool_choice(chat)
     may_call = bool(chat.tools) and chat.tool_choice != "none"
-    params = llm.sampling_params(chat.sampling)
+    params = _chat_params(llm, chat)
     prompt_ids = encode_prompt(llm, chat, config, token)
     num_past_calls = sum(len(message.get("tool_calls") or ()) for message in chat.messages)
     if not may_call:
@@ -144,6 +144,13 @@ def prepare_completion(
         top_logprobs=text.top_logprobs,
         expert_trace=text.expert_trace,
     )
+
+
+def _chat_params(llm: LLM, chat: ChatInput) -> SamplingParams:
+    if chat.relative_temperature is None:
+        return llm.sampling_params(chat.sampling)
+    temperature = chat.relative_temperature * llm.sampling_params({}).temperature
+    return llm.sampling_params({**chat.sampling, "temperature": temperature})
 
 
 def _check_choices(num_choices: int, config: ServeConfig) -> None:

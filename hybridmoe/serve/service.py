@@ -1,12 +1,12 @@
-"""Service: the model, its queues and stores, shared by every request of an endpoint.
+"""Service: the models, their queues and stores, shared by every request of an endpoint.
 
 It turns inputs into generations; the routes know each API's requests and responses.
 """
 
 import time
 import weakref
-import zlib
-from functools import cached_property
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from typing import Any
 
 from starlette.requests import Request
@@ -26,8 +26,8 @@ from hybridmoe.serve.prepare import (
 )
 from hybridmoe.serve.request_body import BodyBudget
 from hybridmoe.serve.response_store import ResponseStore
-from hybridmoe.serve.work_pool import WorkPool
-from hybridmoe.text.grammar_compiler import GrammarCompiler
+from hybridmoe.serve.served_model import Lease, ServedModel
+from hybridmoe.serve.work_pool import CancelToken, WorkPool
 
 __all__ = ["Service", "get_service"]
 
@@ -49,20 +49,36 @@ class Service:
         self.bodies = BodyBudget(config)
         self.pool = WorkPool(_NUM_THREADS, config.max_preparing, config.prepare_timeout_s)
         self.responses = ResponseStore(config.max_stored_responses, config.max_stored_bytes)
-        self._llm: LLM | None = None
+        self._model: ServedModel | None = None
         self._generations = weakref.WeakSet[Generation]()
         self.is_shutting_down = False
 
     @property
     def is_ready(self) -> bool:
-        return self._llm is not None
+        return self._model is not None
 
     @property
-    def llm(self) -> LLM:
-        """The model. Raises ApiError (503) while it loads, and during shutdown."""
+    def device_failure(self) -> str | None:
+        """Error that ended all computation, in one line; None if there was none."""
+        return None if self._model is None else self._model.llm.engine.device_failure
+
+    @asynccontextmanager
+    async def lease(self, model: str) -> AsyncIterator[LLM]:
+        """Use a model: it stays loaded meanwhile. model: a result of `check_model`.
+
+        Errors: ApiError (503) while it loads, and during shutdown.
+        """
+        lease = await self._lease(model)
+        try:
+            yield lease.llm
+        finally:
+            lease.release()
+
+    def served(self, model: str) -> ServedModel:
+        """Get a loaded model by name. Errors: as `lease`."""
         if self.is_shutting_down:
             raise _shutdown_error()
-        if self._llm is None:
+        if self._model is None:
             why = "loading" if self.failure is None else "not available: it could not be loaded"
             raise ApiError(
                 503,
@@ -71,24 +87,11 @@ class Service:
                 code="model_loading",
                 headers={"Retry-After": str(self.config.retry_after_s)},
             )
-        return self._llm
-
-    @cached_property
-    def grammar(self) -> GrammarCompiler:
-        """Compiler of response formats and tool calls for this model's vocabulary."""
-        return GrammarCompiler(self.llm.tokenizer)
-
-    @cached_property
-    def fingerprint(self) -> str:
-        """OpenAI's `system_fingerprint`: changes with the model's file and settings."""
-        llm = self.llm
-        about = f"{llm.file.path.name} {llm.config} {llm.context_tokens}"
-        digest = zlib.crc32(about.encode("utf-8", "surrogateescape"))
-        return f"fp_{digest:08x}"
+        return self._model
 
     def attach(self, llm: LLM) -> None:
         """Start to serve the loaded model."""
-        self._llm = llm
+        self._model = ServedModel(self.config.model_name, llm)
 
     def fail(self, message: str) -> None:
         """Report that the model cannot be loaded."""
@@ -106,34 +109,37 @@ class Service:
             code="model_not_found",
         )
 
-    async def start_chat(self, chat: ChatInput) -> Generation:
-        """Start to continue a conversation. Errors: ApiError, ConfigError, TemplateError."""
-        llm = self.llm
-        request = await self.pool.run(
-            lambda token: prepare_chat(llm, self.grammar, chat, self.config, token),
-            is_short=chat.is_short,
-        )
-        return self._start(request)
+    async def start_chat(self, chat: ChatInput, model: str) -> Generation:
+        """Start to continue a conversation with a model, a result of `check_model`.
 
-    async def start_completion(self, text: TextInput) -> Generation:
-        """Start to continue a text. Errors: ApiError, ConfigError."""
-        llm = self.llm
-        request = await self.pool.run(
-            lambda token: prepare_completion(llm, self.grammar, text, self.config, token),
-            is_short=text.is_short,
-        )
-        return self._start(request)
+        Errors: ApiError, ConfigError, TemplateError.
+        """
 
-    async def count_tokens(self, chat: ChatInput) -> int:
-        """Count the tokens of a conversation's prompt."""
-        llm = self.llm
-        return await self.pool.run(
-            lambda token: len(encode_prompt(llm, chat, self.config, token)), is_short=chat.is_short
-        )
+        def prepare(model: ServedModel, token: CancelToken) -> PreparedRequest:
+            return prepare_chat(model.llm, model.grammar, chat, self.config, token)
 
-    def model_card(self) -> dict[str, Any]:
-        """Describe the model for /v1/models."""
-        llm, config = self.llm, self.llm.config
+        return await self._start(model, prepare, is_short=chat.is_short)
+
+    async def start_completion(self, text: TextInput, model: str) -> Generation:
+        """Start to continue a text with a model. Errors: ApiError, ConfigError."""
+
+        def prepare(model: ServedModel, token: CancelToken) -> PreparedRequest:
+            return prepare_completion(model.llm, model.grammar, text, self.config, token)
+
+        return await self._start(model, prepare, is_short=text.is_short)
+
+    async def count_tokens(self, chat: ChatInput, model: str) -> int:
+        """Count the tokens of a conversation's prompt. Errors: those of `start_chat`."""
+        async with self.lease(model) as llm:
+            return await self.pool.run(
+                lambda token: len(encode_prompt(llm, chat, self.config, token)),
+                is_short=chat.is_short,
+            )
+
+    def model_card(self, model: str) -> dict[str, Any]:
+        """Describe a model for /v1/models."""
+        llm = self.served(model).llm
+        config = llm.config
         return {
             "id": self.config.model_name,
             "object": "model",
@@ -161,14 +167,33 @@ class Service:
         for generation in list(self._generations):
             generation.fail(_shutdown_error())
 
-    def _start(self, request: PreparedRequest) -> Generation:
-        llm = self.llm
-        generation = Generation(llm.engine, llm.tokenizer, request, self.metrics)
+    async def _start(
+        self,
+        name: str,
+        prepare: Callable[[ServedModel, CancelToken], PreparedRequest],
+        *,
+        is_short: bool,
+    ) -> Generation:
+        """Prepare a request and start it; its generation takes over the lease."""
+        lease = await self._lease(name)
+        try:
+            request = await self.pool.run(
+                lambda token: prepare(lease.model, token), is_short=is_short
+            )
+            if self.is_shutting_down:
+                raise _shutdown_error()
+            generation = Generation(lease, request, self.metrics)
+        except BaseException:
+            lease.release()
+            raise
         self._generations.add(generation)
         return generation
 
+    async def _lease(self, name: str) -> Lease:
+        return Lease(self.served(name), lambda: None)
+
     def _stats(self) -> EngineStats | None:
-        return None if self._llm is None else self._llm.engine.stats()
+        return None if self._model is None else self._model.llm.engine.stats()
 
 
 def get_service(request: Request) -> Service:

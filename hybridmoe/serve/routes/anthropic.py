@@ -39,8 +39,9 @@ async def create_message(body: MessagesRequest, request: Request) -> Response:
     check_unsupported(body)
     model = service.check_model(body.model)
     chat = chat_input(body)
-    chat.sampling = _sampling(service, body)
-    generation = await service.start_chat(chat)
+    chat.sampling = _sampling(body)
+    chat.relative_temperature = body.temperature
+    generation = await service.start_chat(chat, model)
     message = _empty_message(generation, model)
     if body.stream:
         events, keep_alive_s = _events(service, generation, message), service.config.keep_alive_s
@@ -58,15 +59,13 @@ async def count_tokens(body: CountTokensRequest, request: Request) -> Response:
     """Count the tokens of a conversation's prompt."""
     service = get_service(request)
     check_unsupported(body)
-    service.check_model(body.model)
-    return CompactJSONResponse({"input_tokens": await service.count_tokens(chat_input(body))})
+    model = service.check_model(body.model)
+    num_tokens = await service.count_tokens(chat_input(body), model)
+    return CompactJSONResponse({"input_tokens": num_tokens})
 
 
-def _sampling(service: Service, body: MessagesRequest) -> dict[str, Any]:
+def _sampling(body: MessagesRequest) -> dict[str, Any]:
     out: dict[str, Any] = {"max_tokens": body.max_tokens}
-    if body.temperature is not None:
-        recommended = service.llm.sampling_params({}).temperature
-        out["temperature"] = body.temperature * recommended
     if body.top_p is not None:
         out["top_p"] = body.top_p
     if body.top_k is not None:

@@ -49,7 +49,7 @@ async def create_chat_completion(body: ChatCompletionRequest, request: Request) 
     service = get_service(request)
     check_unsupported(body)
     model = service.check_model(body.model)
-    generation = await service.start_chat(_chat_input(body))
+    generation = await service.start_chat(_chat_input(body), model)
     completion = _ChatCompletion(service, generation, model, body)
     if body.stream:
         events, keep_alive_s = completion.events(), service.config.keep_alive_s
@@ -96,7 +96,7 @@ class _ChatCompletion:
         self._generation = generation
         self._body = body
         self._retry_after_s = service.config.retry_after_s
-        self._tokenizer = service.llm.tokenizer
+        self._tokenizer = generation.tokenizer
         options = body.stream_options
         self._has_usage = options is not None and options.include_usage
         self._base = {
@@ -104,7 +104,7 @@ class _ChatCompletion:
             "object": "chat.completion",
             "created": generation.created,
             "model": model,
-            "system_fingerprint": service.fingerprint,
+            "system_fingerprint": generation.fingerprint,
         }
 
     def whole(self, choices: list[Choice]) -> Response:

@@ -48,7 +48,7 @@ async def create_completion(body: CompletionRequest, request: Request) -> Respon
         top_logprobs=body.logprobs,
         expert_trace=body.return_experts,
     )
-    generation = await service.start_completion(text)
+    generation = await service.start_completion(text, model)
     completion = _Completion(service, generation, model, body)
     if body.stream:
         events, keep_alive_s = completion.events(), service.config.keep_alive_s
@@ -70,7 +70,7 @@ class _Completion:
     ) -> None:
         self._generation = generation
         self._retry_after_s = service.config.retry_after_s
-        self._tokenizer = service.llm.tokenizer
+        self._tokenizer = generation.tokenizer
         options = body.stream_options
         self._has_usage = options is not None and options.include_usage
         self._has_logprobs = body.logprobs is not None
@@ -81,7 +81,7 @@ class _Completion:
             "object": "text_completion",
             "created": generation.created,
             "model": model,
-            "system_fingerprint": service.fingerprint,
+            "system_fingerprint": generation.fingerprint,
         }
 
     def whole(self, choices: list[Choice]) -> Response:

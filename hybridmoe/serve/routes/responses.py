@@ -41,7 +41,7 @@ async def create_response(body: ResponsesRequest, request: Request) -> Response:
     check_unsupported(body)
     model = service.check_model(body.model)
     items = await service.pool.run(lambda _: conversation(body, service.responses), is_short=True)
-    generation = await service.start_chat(chat_input(body, items))
+    generation = await service.start_chat(chat_input(body, items), model)
     response = _ModelResponse(service, generation, model, body, items)
     if body.stream:
         events, keep_alive_s = response.events(), service.config.keep_alive_s
@@ -86,7 +86,7 @@ class _ModelResponse:
         self._store = service.responses if body.store is not False else None
         self._past_items = items
         self._retry_after_s = service.config.retry_after_s
-        tokenizer = service.llm.tokenizer
+        tokenizer = generation.tokenizer
         self._items = OutputItems(lambda entries: chat_logprobs(entries, tokenizer))
         choice = body.tool_choice or "auto"
         self._base: dict[str, Any] = {

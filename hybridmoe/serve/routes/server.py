@@ -7,6 +7,7 @@ from fastapi.responses import PlainTextResponse
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.responses import Response
 
+from hybridmoe.llm.llm import LLM
 from hybridmoe.serve.errors import ApiError
 from hybridmoe.serve.json_response import CompactJSONResponse
 from hybridmoe.serve.logprobs import token_text
@@ -37,7 +38,7 @@ async def health(request: Request) -> Response:
     """Check readiness: 503 while the model loads, or after its GPU has failed."""
     service = get_service(request)
     if service.is_ready:
-        failure = service.llm.engine.device_failure
+        failure = service.device_failure
         if failure is not None:
             return CompactJSONResponse({"status": "failed", "message": failure}, 503)
         return CompactJSONResponse({"status": "ok"})
@@ -55,7 +56,9 @@ async def metrics(request: Request) -> Response:
 @router.get("/v1/models", response_model=None, responses={200: {"model": ModelList}, **ERRORS})
 async def list_policies(request: Request) -> Response:
     """List the served model."""
-    return CompactJSONResponse({"object": "list", "data": [get_service(request).model_card()]})
+    service = get_service(request)
+    card = service.model_card(service.check_model(None))
+    return CompactJSONResponse({"object": "list", "data": [card]})
 
 
 @router.get(
@@ -65,7 +68,7 @@ async def get_model(model: str, request: Request) -> Response:
     """Get the model by its name or an alias."""
     service = get_service(request)
     name = service.check_model(model)
-    return CompactJSONResponse({**service.model_card(), "id": name})
+    return CompactJSONResponse({**service.model_card(name), "id": name})
 
 
 @router.post(
@@ -74,12 +77,12 @@ async def get_model(model: str, request: Request) -> Response:
 async def tokenize(body: TokenizeRequest, request: Request) -> Response:
     """Encode a text with the model's tokenizer."""
     service = get_service(request)
-    llm = service.llm
+    model = service.check_model(body.model)
     text = body.content if body.content is not None else body.prompt
     if text is None:
         raise ApiError(400, "content is missing; expected a text", param="content")
 
-    def work(token: CancelToken) -> Response:
+    def work(llm: LLM, token: CancelToken) -> Response:
         limit = llm.tokenizer.prompt_limit(llm.context_tokens, token.check)
         ids = llm.tokenizer.encode(
             text, add_special=body.add_special, parse_special=body.parse_special, limit=limit
@@ -89,7 +92,8 @@ async def tokenize(body: TokenizeRequest, request: Request) -> Response:
             {"tokens": tokens, "count": len(ids), "max_model_len": llm.context_tokens}
         )
 
-    return await service.pool.run(work)
+    async with service.lease(model) as llm:
+        return await service.pool.run(lambda token: work(llm, token))
 
 
 @router.post(
@@ -98,14 +102,12 @@ async def tokenize(body: TokenizeRequest, request: Request) -> Response:
 async def detokenize(body: DetokenizeRequest, request: Request) -> Response:
     """Decode token ids; special tokens become their names."""
     service = get_service(request)
-    llm = service.llm
-    llm.tokenizer.prompt_limit(llm.context_tokens).add_tokens(len(body.tokens))
-
-    def work(_: CancelToken) -> Response:
-        text = llm.tokenizer.decode(body.tokens, skip_special=False)
-        return CompactJSONResponse({"content": text, "prompt": text})
-
-    return await service.pool.run(work)
+    async with service.lease(service.check_model(body.model)) as llm:
+        llm.tokenizer.prompt_limit(llm.context_tokens).add_tokens(len(body.tokens))
+        text = await service.pool.run(
+            lambda _: llm.tokenizer.decode(body.tokens, skip_special=False)
+        )
+    return CompactJSONResponse({"content": text, "prompt": text})
 
 
 def _piece(tokenizer: Tokenizer, token_id: int) -> dict[str, Any]:

@@ -22,6 +22,7 @@ __all__ = [
 class TokenizeRequest(Request):
     """Text to encode."""
 
+    model: str | None = None
     content: str | None = None
     prompt: str | None = Field(default=None, description="Same as `content`.")
     add_special: bool = False
@@ -32,6 +33,7 @@ class TokenizeRequest(Request):
 
 
 class DetokenizeRequest(Request):
+    model: str | None = None
     tokens: TokenIds
 
 
