@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from hybridmoe.config import EngineConfig
-    from hybridmoe.engine.sampler import SamplingParams
+    from hybridmoe.engine.sampling_params import SamplingParams
     from hybridmoe.errors import (
         ConfigError,
         ContextLengthError,
@@ -58,7 +58,7 @@ __all__ = [
 
 _HOMES = {
     "hybridmoe.config": ("EngineConfig",),
-    "hybridmoe.engine.sampler": ("SamplingParams",),
+    "hybridmoe.engine.sampling_params": ("SamplingParams",),
     "hybridmoe.errors": tuple(name for name in __all__ if name.endswith("Error")),
     "hybridmoe.llm.result": ("Piece", "Result", "ResultStream", "Timing"),
     "hybridmoe.llm.llm": ("LLM",),

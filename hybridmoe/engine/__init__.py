@@ -2,7 +2,7 @@
 
 from hybridmoe.engine.engine import Engine, RequestHandle
 from hybridmoe.engine.request import Event, Finished, PromptProgress, Request, TokenEvent, Usage
-from hybridmoe.engine.sampler import SamplingParams
+from hybridmoe.engine.sampling_params import SamplingParams
 from hybridmoe.engine.stats import EngineStats
 
 __all__ = [

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hybridmoe.engine.constraint import Constraint
-from hybridmoe.engine.sampler import SamplingParams
+from hybridmoe.engine.sampling_params import SamplingParams
 from hybridmoe.errors import ConfigError
 
 __all__ = [

@@ -9,60 +9,19 @@ tokens only.
 
 import math
 from collections import Counter
-from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
 
 import numpy as np
 from numpy.typing import NDArray
 
 from hybridmoe.engine.constraint import EosRedirect
-from hybridmoe.errors import ConfigError, short
+from hybridmoe.engine.sampling_params import SamplingParams
+from hybridmoe.errors import ConfigError
 
-__all__ = ["Sampler", "SamplingParams", "log_probabilities"]
+__all__ = ["Sampler", "log_probabilities"]
 
 Floats = NDArray[np.float32]
 _LIKELY = 1e-4  # weight, of 1 for the best token: nearly always, the others are beyond top-p
 _GREEDY_BELOW = 1e-5  # temperature; scores divided by much less would overflow
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SamplingParams:
-    """Sampling parameters of a request. Raises ConfigError for a value out of range."""
-
-    temperature: float = 0.6  # Kimi K2's recommendation
-    top_k: int = 0  # 0 = all
-    top_p: float = 1.0
-    min_p: float = 0.0
-    repetition_penalty: float = 1.0  # over prompt and output
-    presence_penalty: float = 0.0  # over the output
-    frequency_penalty: float = 0.0  # over the output, per occurrence
-    logit_bias: Mapping[int, float] = field(default_factory=dict)
-    seed: int | None = None  # None = a new one each time
-    stop: tuple[str, ...] = ()
-    max_tokens: int | None = None  # None = up to the context's end
-    ignore_eos: bool = False
-
-    def __post_init__(self) -> None:
-        _check_number("temperature", self.temperature, 0.0, 100.0)
-        _check_number("top_p", self.top_p, 0.0, 1.0)
-        _check_number("min_p", self.min_p, 0.0, 1.0)
-        _check_number("repetition_penalty", self.repetition_penalty, 0.01, 100.0)
-        _check_number("presence_penalty", self.presence_penalty, -100.0, 100.0)
-        _check_number("frequency_penalty", self.frequency_penalty, -100.0, 100.0)
-        _check_count("top_k", self.top_k, 0)
-        if self.max_tokens is not None:
-            _check_count("max_tokens", self.max_tokens, 0)
-        if self.seed is not None:
-            _check_count("seed", self.seed, 0)
-        if not isinstance(self.ignore_eos, bool):
-            raise ConfigError(f"ignore_eos={short(self.ignore_eos)}: expected True or False")
-        object.__setattr__(self, "stop", _stop_strings(self.stop))
-        _check_bias(self.logit_bias)
-
-    @classmethod
-    def names(cls) -> tuple[str, ...]:
-        """Names of all parameters, for callers that set them by name."""
-        return tuple(f.name for f in fields(cls))
 
 
 class Sampler:
@@ -207,30 +166,3 @@ def _apply_mask(mask: NDArray[np.uint32], scores: Floats, eos_redirect: EosRedir
     if eos_redirect is not None:
         ids = eos_redirect[1][scores[eos_redirect[1]] > -np.inf]  # not those that a bias forbids
         scores[ids] = np.maximum(scores[ids], eos_score)
-
-
-def _check_number(name: str, value: object, low: float, high: float) -> None:
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not is_number or not low <= value <= high:  # type: ignore[operator]
-        raise ConfigError(f"{name}={short(value)}: expected a number from {low:g} to {high:g}")
-
-
-def _check_count(name: str, value: object, low: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < low:
-        raise ConfigError(f"{name}={short(value)}: expected a whole number, {low} or more")
-
-
-def _stop_strings(stop: object) -> tuple[str, ...]:
-    strings = (stop,) if isinstance(stop, str) else stop
-    if not isinstance(strings, list | tuple) or not all(isinstance(s, str) and s for s in strings):
-        raise ConfigError(f"stop={short(stop)}: expected a non-empty string or a list of them")
-    return tuple(strings)
-
-
-def _check_bias(bias: object) -> None:
-    if not isinstance(bias, Mapping):
-        raise ConfigError(f"logit_bias={short(bias)}: expected a mapping of token id to number")
-    for token_id, value in bias.items():
-        if isinstance(token_id, bool) or not isinstance(token_id, int):
-            raise ConfigError(f"logit_bias: key {short(token_id)} is not a token id")
-        _check_number(f"logit_bias[{token_id}]", value, -math.inf, 1e9)

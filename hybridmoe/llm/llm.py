@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from hybridmoe.config import ModelConfig
 from hybridmoe.engine.engine import Engine
 from hybridmoe.engine.request import Request
-from hybridmoe.engine.sampler import SamplingParams
+from hybridmoe.engine.sampling_params import SamplingParams
 from hybridmoe.errors import ConfigError
 from hybridmoe.experts.backend import ExpertBackend
 from hybridmoe.experts.stats import ExpertStats

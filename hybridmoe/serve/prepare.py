@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from hybridmoe.engine.constraint import Constraint
-from hybridmoe.engine.sampler import SamplingParams
+from hybridmoe.engine.sampling_params import SamplingParams
 from hybridmoe.llm.llm import LLM
 from hybridmoe.serve.config import ServeConfig
 from hybridmoe.serve.errors import ApiError

@@ -19,7 +19,7 @@ import numpy as np
 from hybridmoe.config import EngineConfig, ModelConfig
 from hybridmoe.demo import demo_path
 from hybridmoe.engine.request import Event, Finished, PromptProgress, Request, TokenEvent, Usage
-from hybridmoe.engine.sampler import SamplingParams
+from hybridmoe.engine.sampling_params import SamplingParams
 from hybridmoe.engine.stats import EngineStats
 from hybridmoe.errors import ConfigError, ContextLengthError, DeviceError, QueueFullError
 from hybridmoe.experts.stats import ExpertStats

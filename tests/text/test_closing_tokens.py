@@ -11,7 +11,8 @@ from parsed_response import parse_response
 
 import hybridmoe
 from hybridmoe.engine.constraint import EosRedirect
-from hybridmoe.engine.sampler import Sampler, SamplingParams
+from hybridmoe.engine.sampler import Sampler
+from hybridmoe.engine.sampling_params import SamplingParams
 from hybridmoe.text.grammar_compiler import GrammarCompiler
 from hybridmoe.text.matcher_constraint import MatcherConstraint
 from hybridmoe.text.output_format import OutputFormat, ToolCallFormat
