@@ -15,6 +15,7 @@ from hybridmoe.engine.stats import EngineStats
 from hybridmoe.llm.llm import LLM
 from hybridmoe.serve.config import ServeConfig
 from hybridmoe.serve.errors import ApiError
+from hybridmoe.serve.field_check import UnknownFields
 from hybridmoe.serve.generation import Generation
 from hybridmoe.serve.inputs import ChatInput, TextInput
 from hybridmoe.serve.metrics import Metrics
@@ -52,6 +53,7 @@ class Service:
         self._model: ServedModel | None = None
         self._generations = weakref.WeakSet[Generation]()
         self.is_shutting_down = False
+        self.unknown_fields = UnknownFields()
 
     @property
     def is_ready(self) -> bool:

@@ -16,6 +16,7 @@ from pydantic import BaseModel, ValidationError
 from starlette.responses import Response
 
 from hybridmoe.serve.event_stream import cancel_on_disconnect
+from hybridmoe.serve.field_check import IGNORED_HEADER, unknown_fields
 from hybridmoe.serve.request_body import LARGE_BYTES
 from hybridmoe.serve.service import get_service
 
@@ -40,10 +41,17 @@ class StrictRoute(APIRoute):
         async def parse_and_handle(request: Request) -> Response:
             parsed = _ParsedRequest(request.scope, request.receive)
             body = await parsed.body()
+            unknown: list[str] = []
             if model is not None and body and _is_json(request):
-                parsed.set_parsed(await _parse(request, model, body))
-                del body
-            return await handle(parsed)
+                value = await _parse(request, model, body)
+                parsed.set_parsed(value)
+                unknown = unknown_fields(value)
+                del body, value
+            response = await handle(parsed)
+            if unknown:
+                names = get_service(request).unknown_fields.report(unknown)
+                response.headers[IGNORED_HEADER] = names
+            return response
 
         async def handle_until_disconnect(request: Request) -> Response:
             return await cancel_on_disconnect(request, parse_and_handle(request))

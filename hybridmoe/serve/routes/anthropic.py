@@ -22,7 +22,7 @@ from hybridmoe.serve.schemas.anthropic import (
     MessagesRequest,
     MessagesResponse,
 )
-from hybridmoe.serve.schemas.common import check_unsupported, stop_list
+from hybridmoe.serve.schemas.common import stop_list
 from hybridmoe.serve.service import Service, get_service
 from hybridmoe.serve.strict_json import StrictRoute
 
@@ -36,7 +36,6 @@ _PATH = "/v1/messages"
 async def create_message(body: MessagesRequest, request: Request) -> Response:
     """Create a message, or a stream of Anthropic's events."""
     service = get_service(request)
-    check_unsupported(body)
     model = service.check_model(body.model)
     chat = chat_input(body)
     chat.sampling = _sampling(body)
@@ -58,7 +57,6 @@ async def create_message(body: MessagesRequest, request: Request) -> Response:
 async def count_tokens(body: CountTokensRequest, request: Request) -> Response:
     """Count the tokens of a conversation's prompt."""
     service = get_service(request)
-    check_unsupported(body)
     model = service.check_model(body.model)
     num_tokens = await service.count_tokens(chat_input(body), model)
     return CompactJSONResponse({"input_tokens": num_tokens})

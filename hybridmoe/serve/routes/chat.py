@@ -28,7 +28,7 @@ from hybridmoe.serve.schemas.chat import (
     NamedToolChoice,
     ToolChoiceMode,
 )
-from hybridmoe.serve.schemas.common import check_unsupported, token_limit
+from hybridmoe.serve.schemas.common import token_limit
 from hybridmoe.serve.service import Service, get_service
 from hybridmoe.serve.strict_json import StrictRoute
 from hybridmoe.text.response import ToolCall
@@ -47,7 +47,6 @@ router = APIRouter(route_class=StrictRoute, tags=["OpenAI"])
 async def create_chat_completion(body: ChatCompletionRequest, request: Request) -> Response:
     """Create a chat completion, or a stream of `chat.completion.chunk` objects."""
     service = get_service(request)
-    check_unsupported(body)
     model = service.check_model(body.model)
     generation = await service.start_chat(_chat_input(body), model)
     completion = _ChatCompletion(service, generation, model, body)

@@ -14,7 +14,7 @@ from hybridmoe.serve.inputs import TextInput
 from hybridmoe.serve.json_response import CompactJSONResponse
 from hybridmoe.serve.logprobs import finite, token_text
 from hybridmoe.serve.routes.openapi import ERRORS, json_or_stream
-from hybridmoe.serve.schemas.common import check_unsupported, token_limit
+from hybridmoe.serve.schemas.common import token_limit
 from hybridmoe.serve.schemas.completions import CompletionRequest, CompletionResponse
 from hybridmoe.serve.service import Service, get_service
 from hybridmoe.serve.strict_json import StrictRoute
@@ -34,7 +34,6 @@ _DEFAULT_MAX_TOKENS = 16  # OpenAI's
 async def create_completion(body: CompletionRequest, request: Request) -> Response:
     """Create a completion of a raw text, or a stream."""
     service = get_service(request)
-    check_unsupported(body)
     model = service.check_model(body.model)
     text = TextInput(
         prompts=_prompts(body.prompt),

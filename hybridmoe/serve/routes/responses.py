@@ -15,7 +15,6 @@ from hybridmoe.serve.logprobs import chat_logprobs
 from hybridmoe.serve.routes.openapi import ERRORS, json_or_stream
 from hybridmoe.serve.routes.responses_events import OutputItems
 from hybridmoe.serve.routes.responses_input import chat_input, conversation, function_tools
-from hybridmoe.serve.schemas.common import check_unsupported
 from hybridmoe.serve.schemas.responses import (
     DeletedResponse,
     ResponsesRequest,
@@ -38,7 +37,6 @@ _ONE = "/v1/responses/{response_id}"
 async def create_response(body: ResponsesRequest, request: Request) -> Response:
     """Create a response, or a stream of typed events."""
     service = get_service(request)
-    check_unsupported(body)
     model = service.check_model(body.model)
     items = await service.pool.run(lambda _: conversation(body, service.responses), is_short=True)
     generation = await service.start_chat(chat_input(body, items), model)

@@ -1,6 +1,6 @@
 """Schemas of Anthropic's /v1/messages and /v1/messages/count_tokens."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -59,15 +59,13 @@ class AnthropicToolChoice(Request):
 class CountTokensRequest(Request):
     """Conversation whose prompt tokens are counted."""
 
+    api = "messages"
+
     model: str = Field(max_length=512)
     messages: Listed[AnthropicMessage] = Field(min_length=1)
     system: str | Listed[ContentBlock] | None = None
     tools: Annotated[Listed[AnthropicTool], Field(max_length=512)] | None = None
     tool_choice: AnthropicToolChoice | None = None
-
-    @classmethod
-    def unsupported(cls) -> dict[str, tuple[Any, ...]]:
-        return {"mcp_servers": ([],), "container": ()}
 
 
 class MessagesRequest(CountTokensRequest):

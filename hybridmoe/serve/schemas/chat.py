@@ -116,6 +116,8 @@ class AllowedToolChoice(Request):
 class ChatCompletionRequest(SamplingFields):
     """Conversation to continue."""
 
+    api = "chat"
+
     model: str | None = Field(default=None, max_length=512)
     messages: Listed[Message] = Field(min_length=1)
     max_tokens: TokenLimit | None = Field(default=None, description="0 and -1: no limit.")
@@ -143,13 +145,6 @@ class ChatCompletionRequest(SamplingFields):
     return_experts: bool = Field(
         default=False, description="Report the experts of every token as `experts`."
     )
-
-    @classmethod
-    def unsupported(cls) -> dict[str, tuple[Any, ...]]:
-        return {
-            "functions": ([],), "function_call": ("none", "auto"), "audio": (), "prediction": (),
-            "modalities": (["text"],),
-        }  # fmt: skip
 
 
 class Usage(Model):

@@ -1,15 +1,16 @@
-"""Schemas shared by several APIs, and the refusal of unsupported fields.
+"""Schemas shared by several APIs.
 
-Types are strict (no "5" for 5). Fields without a meaning here are ignored. Fields that ask for an
-unsupported feature are refused by name (`unsupported`). Every list is bounded and fails at its
-first bad entry: pydantic makes an error for each, and 2 MB hold a million of them.
+Types are strict (no "5" for 5). What happens to fields that are not declared is in the field table.
+Every list is bounded and fails at its first bad entry: pydantic makes an error for each, and 2 MB
+hold a million of them.
 """
 
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from hybridmoe.serve.errors import ApiError
+from hybridmoe.serve.field_table import Api
 
 __all__ = [
     "Count",
@@ -29,7 +30,6 @@ __all__ = [
     "TokenLimit",
     "TopLogprobs",
     "Whole",
-    "check_unsupported",
     "stop_list",
     "token_limit",
 ]
@@ -84,10 +84,7 @@ class Request(BaseModel):
 
     model_config = ConfigDict(strict=True, extra="allow")
 
-    @classmethod
-    def unsupported(cls) -> dict[str, tuple[Any, ...]]:
-        """Map the fields refused by name to the neutral values that are accepted."""
-        return {}
+    api: ClassVar[Api | None] = None  # the column of the field table
 
 
 class Model(BaseModel):
@@ -177,15 +174,3 @@ def _bias_by_id(bias: dict[str, float]) -> dict[int, float]:
             raise ApiError(400, f"logit_bias: {key!r:.40} is not a token id", param="logit_bias")
     # OpenAI's -100 forbids a token, which adding it to the logit would not quite.
     return {int(key): float("-inf") if value == -100 else value for key, value in bias.items()}
-
-
-def check_unsupported(request: Request) -> None:
-    """Raise ApiError for a field that asks for an unsupported feature."""
-    extra = request.model_extra or {}
-    for name, neutral in request.unsupported().items():
-        value = extra.get(name)
-        if value is not None and value not in neutral:
-            allowed = "; leave it out" + (f" or give {neutral[0]!r}" if neutral else "")
-            raise ApiError(
-                400, f"{name} is not supported here{allowed}", param=name, code="unsupported_value"
-            )

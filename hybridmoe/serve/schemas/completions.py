@@ -1,6 +1,6 @@
 """Schemas of OpenAI's /v1/completions."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import Discriminator, Field, Tag
 
@@ -42,6 +42,8 @@ class CompletionRequest(SamplingFields):
     prompts, `n` of each.
     """
 
+    api = "completions"
+
     model: str | None = Field(default=None, max_length=512)
     prompt: Annotated[
         Annotated[str, Tag("text[]")]
@@ -60,10 +62,6 @@ class CompletionRequest(SamplingFields):
     response_format: ResponseFormat | None = None
     ignore_eos: bool = False
     return_experts: bool = False
-
-    @classmethod
-    def unsupported(cls) -> dict[str, tuple[Any, ...]]:
-        return {"best_of": (1,), "echo": (False,), "suffix": ("",)}
 
 
 class CompletionChoice(Model):

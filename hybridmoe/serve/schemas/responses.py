@@ -82,6 +82,8 @@ class TextOptions(Request):
 class ResponsesRequest(Request):
     """Conversation to continue: that of `previous_response_id`, if given, then `input`."""
 
+    api = "responses"
+
     model: str | None = Field(default=None, max_length=512)
     input: str | Listed[Item]
     instructions: str | None = None
@@ -103,12 +105,6 @@ class ResponsesRequest(Request):
         default=None,
         description="false: later requests cannot refer to the response or its items.",
     )
-
-    @classmethod
-    def unsupported(cls) -> dict[str, tuple[Any, ...]]:
-        return {
-            "conversation": (), "background": (False,), "prompt": (), "max_tool_calls": (),
-        }  # fmt: skip
 
 
 class ResponsesResponse(Model):
