@@ -10,7 +10,9 @@ from starlette.responses import FileResponse, Response
 from starlette.staticfiles import StaticFiles
 
 from hybridmoe.serve import errors
+from hybridmoe.serve.field_check import IGNORED_HEADER
 from hybridmoe.serve.middleware import AccessMiddleware, ResponseMiddleware
+from hybridmoe.serve.request_form import ID_HEADERS, RequestFormMiddleware
 from hybridmoe.serve.routes import anthropic, chat, completions, responses, server
 from hybridmoe.serve.service import Service
 
@@ -28,6 +30,7 @@ def create_app(service: Service) -> FastAPI:
         description="A local endpoint that OpenAI's and Anthropic's clients can use.",
         docs_url=None,
         redoc_url=None,
+        redirect_slashes=False,
     )
     app.state.service = service
     for module in (chat, completions, responses, anthropic, server):
@@ -44,10 +47,13 @@ def create_app(service: Service) -> FastAPI:
         app.add_middleware(
             CORSMiddleware,
             allow_origins=list(config.cors_origins),
-            allow_methods=["GET", "POST", "DELETE"],
+            allow_methods=["GET", "HEAD", "POST", "DELETE"],
             allow_headers=["*"],
+            allow_private_network=True,
+            expose_headers=[*ID_HEADERS, IGNORED_HEADER, "Retry-After"],
         )
     app.add_middleware(ResponseMiddleware, service=service)
+    app.add_middleware(RequestFormMiddleware)
     return app
 
 

@@ -34,22 +34,22 @@ def named_event(name: str, value: Any) -> bytes:
 
 
 class EventStreamResponse(Response):
-    """Streams events, and `keep_alive` after each `keep_alive_s` without one.
+    """Streams events, and what `keep_alive` returns after each `keep_alive_s` without one.
 
     Proxies cut a connection that is silent, even while a prompt is computed. `on_end` runs however
     the stream ends, also when the client disconnects.
     """
-
-    media_type = "text/event-stream"
 
     def __init__(
         self,
         events: AsyncIterator[bytes],
         on_end: Callable[[], None],
         keep_alive_s: float,
-        keep_alive: bytes = KEEP_ALIVE,
+        keep_alive: Callable[[], bytes] = lambda: KEEP_ALIVE,
+        media_type: str = "text/event-stream",
     ) -> None:
-        super().__init__(headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"})
+        headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
+        super().__init__(headers=headers, media_type=media_type)
         del self.headers["content-length"]
         self._events = events
         self._on_end = on_end
@@ -83,7 +83,7 @@ class EventStreamResponse(Response):
             if (left_s := self._last_sent_s + self._keep_alive_s - now_s()) > 0.0:
                 await asyncio.sleep(left_s)
             else:
-                await self._write(send, self._keep_alive)
+                await self._write(send, self._keep_alive())
 
     async def _write(self, send: Send, data: bytes) -> None:
         await send({"type": "http.response.body", "body": data, "more_body": True})

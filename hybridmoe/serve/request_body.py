@@ -1,7 +1,7 @@
 """Request bodies, read within limits on size, JSON shape, time, and memory of all together.
 
 The shape of a JSON text is counted while it arrives: a body that would be costly to parse is
-refused before it is complete.
+refused before it is complete. Limits hold for what a compressed body decodes to.
 """
 
 import asyncio
@@ -16,6 +16,7 @@ from starlette.datastructures import Headers
 from starlette.types import Receive
 
 from hybridmoe.serve.config import ServeConfig
+from hybridmoe.serve.content_encoding import body_decoder
 from hybridmoe.serve.errors import ApiError
 
 __all__ = ["LARGE_BYTES", "BodyBudget", "BodyReader", "JsonShape"]
@@ -136,10 +137,7 @@ class BodyReader:
         """Read the whole body; None if the client disconnects first. Raises ApiError."""
         limit = self._config.max_body_bytes
         deadline = time.monotonic() + self._config.body_timeout_s
-        declared = headers.get("content-length", "")
-        refusal = _too_large(limit) if declared.isdecimal() and int(declared[:20]) > limit else None
-        body = bytearray()
-        shape = JsonShape()
+        body = _Body(self, headers, limit)
         size, is_last = 0, False
         while not is_last and size <= _DRAIN_FACTOR * limit:
             received = await self._budget.receive(receive, deadline)
@@ -147,40 +145,70 @@ class BodyReader:
                 return None
             piece, is_last = received
             size += len(piece)
-            if refusal is None:
-                body += piece
-                refusal = self._check(len(body), piece, shape)
-            if refusal is not None:
-                body.clear()
-                self.release()
-        if refusal is not None:
-            raise refusal
-        return bytes(body)
+            await body.add(piece, is_last=is_last)
+        if body.refusal is not None:
+            raise body.refusal
+        return bytes(body.data)
 
     def release(self) -> None:
         """Return the body's memory to the budget. Idempotent."""
         self._budget.release(self._num_bytes)
         self._num_bytes = 0
 
-    def _check(self, size: int, piece: bytes, shape: JsonShape) -> ApiError | None:
-        """Check the limits after a piece. Returns the refusal, if any."""
+    def check(self, size: int, piece: bytes, shape: JsonShape) -> None:
+        """Check the limits after a piece. Raises ApiError."""
         config = self._config
         if size > config.max_body_bytes:
-            return _too_large(config.max_body_bytes)
+            raise _too_large(config.max_body_bytes)
         shape.feed(piece)
         if shape.depth > config.max_json_depth:
             most = config.max_json_depth
-            return ApiError(400, f"the body's JSON is nested more than {most} deep")
+            raise ApiError(400, f"the body's JSON is nested more than {most} deep")
         if shape.num_values > config.max_json_values:
             most = config.max_json_values
-            return ApiError(400, f"the body's JSON holds more than {most} values")
+            raise ApiError(400, f"the body's JSON holds more than {most} values")
         if size > LARGE_BYTES:
-            try:
-                self._budget.reserve(size - self._num_bytes)
-            except ApiError as error:
-                return error
+            self._budget.reserve(size - self._num_bytes)
             self._num_bytes = size
-        return None
+
+
+class _Body:
+    """Decoded body as far as it has come, or the reason why it is refused."""
+
+    def __init__(self, reader: BodyReader, headers: Headers, limit: int) -> None:
+        self.data = bytearray()
+        self.refusal: ApiError | None = None
+        self._reader = reader
+        self._shape = JsonShape()
+        declared = headers.get("content-length", "")
+        try:
+            if declared.isdecimal() and int(declared[:20]) > limit:
+                raise _too_large(limit)
+            self._decoder = body_decoder(headers.get("content-encoding", ""))
+        except ApiError as error:
+            self.refusal = error
+
+    async def add(self, piece: bytes, *, is_last: bool) -> None:
+        """Add a piece, unless the body is refused; then what it held is freed."""
+        if self.refusal is not None:
+            return
+        try:
+            if self._decoder is None:
+                self._append(piece)
+                return
+            for part in self._decoder.feed(piece):
+                self._append(part)
+                await asyncio.sleep(0)  # others' streams go on
+            if is_last:
+                self._decoder.finish()
+        except ApiError as error:
+            self.refusal = error
+            self.data.clear()
+            self._reader.release()
+
+    def _append(self, part: bytes) -> None:
+        self.data += part
+        self._reader.check(len(self.data), part, self._shape)
 
 
 def _too_large(limit: int) -> ApiError:

@@ -15,6 +15,7 @@ from fastapi.routing import APIRoute
 from pydantic import BaseModel, ValidationError
 from starlette.responses import Response
 
+from hybridmoe.serve.errors import ApiError
 from hybridmoe.serve.event_stream import cancel_on_disconnect
 from hybridmoe.serve.field_check import IGNORED_HEADER, unknown_fields
 from hybridmoe.serve.request_body import LARGE_BYTES
@@ -42,7 +43,8 @@ class StrictRoute(APIRoute):
             parsed = _ParsedRequest(request.scope, request.receive)
             body = await parsed.body()
             unknown: list[str] = []
-            if model is not None and body and _is_json(request):
+            if model is not None and body:
+                _check_type(request)
                 value = await _parse(request, model, body)
                 parsed.set_parsed(value)
                 unknown = unknown_fields(value)
@@ -87,11 +89,23 @@ def parse_body(model: type[BaseModel], body: bytes) -> BaseModel:
         ) from None
 
 
-def _is_json(request: Request) -> bool:
-    """Check the content type as FastAPI does: another type is not JSON, whatever the body."""
-    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    return kind == "application/json" or (
-        kind.startswith("application/") and kind.endswith("+json")
+def _check_type(request: Request) -> None:
+    """Refuse other content types, whatever the body: pages of other sites can send those.
+
+    Raises ApiError (415).
+    """
+    given = request.headers.get("content-type", "")
+    kind = given.partition(";")[0].strip().lower()
+    if kind == "application/json" or (kind.startswith("application/") and kind.endswith("+json")):
+        return
+    got = f"is {given!r:.80}" if given else "is missing"
+    if kind == "application/x-www-form-urlencoded":
+        got += ", as curl -d sends it"
+    raise ApiError(
+        415,
+        f"Content-Type {got}; expected application/json (curl -H 'Content-Type: application/json')",
+        code="unsupported_media_type",
+        headers={"Accept-Post": "application/json"},
     )
 
 

@@ -18,6 +18,7 @@ from waiting import HANG_S
 from hybridmoe.serve import ServeConfig, Server, Service
 from hybridmoe.serve.event_stream import EventStreamResponse
 from hybridmoe.serve.json_response import encode_json
+from hybridmoe.serve.routes.anthropic_events import AnthropicEvents
 from hybridmoe.serve.server import log_loop_error
 
 HEAD = "http.response.start"
@@ -51,7 +52,7 @@ class Client:
 def stream_to(
     client: Client, events: AsyncIterator[bytes], ended: list[str]
 ) -> EventStreamResponse:
-    return EventStreamResponse(events, lambda: ended.append("end"), 0.001, b"ping")
+    return EventStreamResponse(events, lambda: ended.append("end"), 0.001, lambda: b"ping")
 
 
 def test_silence_is_filled_until_the_end_and_not_after() -> None:
@@ -136,6 +137,13 @@ def test_idle_connections_outlive_those_of_clients_and_proxies() -> None:
     assert Server(Service(ServeConfig(model_name="m"))).config.timeout_keep_alive > 90
 
 
+def test_a_message_that_has_started_is_pinged_too() -> None:
+    events = AnthropicEvents()
+    assert events.keep_alive() == b": keep-alive\n\n"  # clients expect message_start first
+    events.start({})
+    assert b"event: ping\n" in events.keep_alive()
+
+
 # Steps of a prompt, and tokens that may yet be a stop string, come far oftener than what is sent.
 @pytest.mark.parametrize(
     ("path", "order", "more"),
@@ -163,10 +171,9 @@ def test_what_makes_no_text_is_kept_alive(
         assert answer.headers["content-type"].startswith("text/event-stream")
         lines = [line for line in answer.iter_lines() if line]
     assert lines.count(": keep-alive") >= 2
-    if path == "messages":
-        assert lines.count("event: ping") == lines.count(": keep-alive")
-    else:
-        assert not [line for line in lines if "ping" in line]
+    assert not [line for line in lines if "ping" in line]
+    if path != "responses":  # whose first events say only that it is in progress
+        assert lines[0] == ": keep-alive"  # nothing that a client takes for the first token
     if path.endswith("completions"):
         assert lines[-1] == "data: [DONE]"
         events = [json.loads(line[6:]) for line in lines if line.startswith("data: {")]

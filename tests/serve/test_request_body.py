@@ -1,16 +1,21 @@
 """Request bodies: shape counted while they arrive; limits on size, time and total memory."""
 
 import asyncio
+import gzip
 import json
+import zlib
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Any
 
 import pytest
+import zstandard
 from hypothesis import given
 from hypothesis import strategies as st
 from starlette.datastructures import Headers
 
 from hybridmoe.serve import ServeConfig
+from hybridmoe.serve.content_encoding import body_decoder
 from hybridmoe.serve.errors import ApiError
 from hybridmoe.serve.request_body import LARGE_BYTES, BodyBudget, JsonShape
 
@@ -71,9 +76,9 @@ class Client:
         await asyncio.Event().wait()
 
 
-async def read(bodies: BodyBudget, client: Client) -> bytes | None:
+async def read(bodies: BodyBudget, client: Client, coding: str = "") -> bytes | None:
     with bodies.reader() as reader:
-        return await reader.read(Headers(), client.receive)
+        return await reader.read(Headers({"Content-Encoding": coding}), client.receive)
 
 
 def refusal(test: Callable[[BodyBudget], Awaitable[Any]], **limits: Any) -> ApiError:
@@ -133,3 +138,66 @@ def test_half_sent_bodies_end_with_the_server() -> None:
                 await again
 
     asyncio.run(test(BodyBudget(ServeConfig(model_name="m"))))
+
+
+def raw_deflate(data: bytes) -> bytes:
+    stream = zlib.compressobj(wbits=-15)
+    return stream.compress(data) + stream.flush()
+
+
+CODINGS: dict[str, Callable[[bytes], bytes]] = {
+    "gzip": gzip.compress,
+    "x-gzip": gzip.compress,
+    "deflate": zlib.compress,
+    "Deflate": raw_deflate,
+    "zstd": zstandard.ZstdCompressor().compress,
+    "identity": bytes,
+}
+
+
+@pytest.mark.parametrize("coding", CODINGS)
+def test_compressed_bodies_are_decoded(coding: str) -> None:
+    data = json.dumps([f"text {i * 7919 % 10007}" for i in range(2000)]).encode()
+    sent = CODINGS[coding](data[:9000]) + CODINGS[coding](data[9000:])
+    if coding.lower() == "deflate":
+        sent = CODINGS[coding](data)  # one stream; the others may have several members
+
+    async def test() -> None:
+        for size in (1, 700, len(sent)):
+            pieces = [sent[i : i + size] for i in range(0, len(sent), size)]
+            assert (
+                await read(BodyBudget(ServeConfig(model_name="m")), Client(*pieces), coding) == data
+            )
+
+    asyncio.run(test())
+
+
+@pytest.mark.parametrize("coding", ["gzip", "deflate", "zstd"])
+def test_a_bomb_is_refused_before_it_is_unpacked(coding: str) -> None:
+    bomb = CODINGS[coding](bytes(64 << 20))
+    decoder = body_decoder(coding)
+    assert decoder is not None
+    assert max(len(part) for part in decoder.feed(bomb)) <= 8 << 20
+    limits = {"max_body_bytes": 1 << 20}
+    error = refusal(lambda bodies: read(bodies, Client(bomb), coding), **limits)
+    assert error.status == 413 and "larger than 1048576 bytes" in str(error)
+
+
+@pytest.mark.parametrize("coding", ["gzip", "deflate", "zstd"])
+def test_compressed_bodies_that_are_damaged_are_refused(coding: str) -> None:
+    whole = CODINGS[coding](b"[1, 2, 3]" * 99)
+    for sent, reason in (
+        (whole[:-3], "cut off"),
+        (b"[1, 2, 3]" * 9, ""),
+        (whole[:10] + bytes(30) + whole[40:], ""),
+    ):
+        error = refusal(partial(read, client=Client(sent), coding=coding))
+        assert error.status == 400
+        assert f"the body is not valid {coding}" in str(error) and reason in str(error)
+
+
+def test_unknown_codings_are_refused_with_those_that_are_known() -> None:
+    for coding in ("br", "gzip, zstd"):
+        error = refusal(partial(read, client=Client(b"x"), coding=coding))
+        assert error.status == 415 and "expected one of gzip, deflate, zstd" in str(error)
+        assert error.headers["Accept-Encoding"] == "gzip, deflate, zstd"

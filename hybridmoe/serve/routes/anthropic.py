@@ -10,10 +10,10 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from hybridmoe.serve.errors import as_api_error, error_body
-from hybridmoe.serve.event_stream import KEEP_ALIVE, EventStreamResponse
-from hybridmoe.serve.generation import Choice, ChoiceEnd, Delta, Generation
+from hybridmoe.serve.event_stream import EventStreamResponse
+from hybridmoe.serve.generation import Choice, Delta, Generation, Progress
 from hybridmoe.serve.json_response import CompactJSONResponse
-from hybridmoe.serve.routes.anthropic_events import PING, AnthropicEvents, stop_reason
+from hybridmoe.serve.routes.anthropic_events import AnthropicEvents, stop_reason
 from hybridmoe.serve.routes.anthropic_input import chat_input
 from hybridmoe.serve.routes.openapi import ERRORS, json_or_stream
 from hybridmoe.serve.schemas.anthropic import (
@@ -43,8 +43,9 @@ async def create_message(body: MessagesRequest, request: Request) -> Response:
     generation = await service.start_chat(chat, model)
     message = _empty_message(generation, model)
     if body.stream:
-        events, keep_alive_s = _events(service, generation, message), service.config.keep_alive_s
-        return EventStreamResponse(events, generation.cancel, keep_alive_s, KEEP_ALIVE + PING)
+        maker, keep_alive_s = AnthropicEvents(), service.config.keep_alive_s
+        events = _events(service, generation, message, maker)
+        return EventStreamResponse(events, generation.cancel, keep_alive_s, maker.keep_alive)
     (choice,) = await generation.finish()
     return _whole(generation, message, choice)
 
@@ -83,20 +84,15 @@ def _empty_message(generation: Generation, model: str) -> dict[str, Any]:
         "content": [],
         "stop_reason": None,
         "stop_sequence": None,
-        "usage": {
-            "input_tokens": generation.prompt_tokens,
-            "output_tokens": 0,
-            "cache_read_input_tokens": 0,
-            "cache_creation_input_tokens": 0,
-        },
+        "usage": _usage(generation, 0),
     }
 
 
-def _usage(generation: Generation) -> dict[str, Any]:
+def _usage(generation: Generation, cached_tokens: int) -> dict[str, Any]:
     return {
-        "input_tokens": generation.prompt_tokens - generation.cached_tokens,
+        "input_tokens": generation.prompt_tokens - cached_tokens,
         "output_tokens": generation.completion_tokens,
-        "cache_read_input_tokens": generation.cached_tokens,
+        "cache_read_input_tokens": cached_tokens,
         "cache_creation_input_tokens": 0,
     }
 
@@ -117,24 +113,30 @@ def _whole(generation: Generation, message: dict[str, Any], choice: Choice) -> R
         "content": content,
         "stop_reason": stop_reason(choice.end),
         "stop_sequence": choice.end.stop_string,
-        "usage": _usage(generation),
+        "usage": _usage(generation, generation.cached_tokens),
         "timings": generation.timings(),
     }
     return CompactJSONResponse(whole)
 
 
 async def _events(
-    service: Service, generation: Generation, message: dict[str, Any]
+    service: Service, generation: Generation, message: dict[str, Any], events: AnthropicEvents
 ) -> AsyncIterator[bytes]:
-    events = AnthropicEvents()
+    """Make the events. The message starts when its prompt has been read."""
+    cached_tokens = 0
     try:
-        yield events.start(message)
         async for update in generation.updates():
+            if isinstance(update, Progress):
+                cached_tokens = update.cached_tokens
+                continue
+            if not events.is_started:
+                yield events.start({**message, "usage": _usage(generation, cached_tokens)})
             if isinstance(update, Delta):
                 for event in events.delta(update):
                     yield event
-            elif isinstance(update, ChoiceEnd):
-                for event in events.end(update, _usage(generation)):
+            else:
+                usage = _usage(generation, generation.cached_tokens)
+                for event in events.end(update, usage):
                     yield event
     except Exception as error:
         refusal = as_api_error(error, service.config.retry_after_s)

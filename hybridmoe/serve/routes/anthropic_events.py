@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from typing import Any
 
-from hybridmoe.serve.event_stream import named_event
+from hybridmoe.serve.event_stream import KEEP_ALIVE, named_event
 from hybridmoe.serve.generation import ChoiceEnd, Delta
 from hybridmoe.text.response_parser import (
     ArgumentsPart,
@@ -13,9 +13,9 @@ from hybridmoe.text.response_parser import (
     TextPart,
 )
 
-__all__ = ["PING", "AnthropicEvents", "stop_reason"]
+__all__ = ["AnthropicEvents", "stop_reason"]
 
-PING = named_event("ping", {"type": "ping"})
+_PING = named_event("ping", {"type": "ping"})
 
 
 def stop_reason(end: ChoiceEnd) -> str:
@@ -31,8 +31,14 @@ class AnthropicEvents:
     def __init__(self) -> None:
         self._index = -1  # of the last block
         self._open: str | None = None  # type of the open block
+        self.is_started = False
+
+    def keep_alive(self) -> bytes:
+        """Make what fills silence: a ping too, once the message has started."""
+        return KEEP_ALIVE + _PING if self.is_started else KEEP_ALIVE
 
     def start(self, message: dict[str, Any]) -> bytes:
+        self.is_started = True
         return named_event("message_start", {"type": "message_start", "message": message})
 
     def error(self, body: dict[str, Any]) -> bytes:

@@ -120,16 +120,20 @@ class _ChatCompletion:
         self._base["object"] = "chat.completion.chunk"
         if self._has_usage:
             self._base["usage"] = None
-        for index in range(self._generation.num_choices):
-            yield self._chunk(index, {"role": "assistant", "content": ""})
+        begun: set[int] = set()  # choices whose prompt has been read
         try:
             async for update in self._generation.updates():
-                if isinstance(update, Delta):
-                    yield self._delta_chunk(update)
-                elif isinstance(update, ChoiceEnd):
+                if isinstance(update, Progress):
+                    if self._body.return_progress:
+                        yield self._progress_chunk(update)
+                    continue
+                if update.choice not in begun:
+                    begun.add(update.choice)
+                    yield self._chunk(update.choice, {"role": "assistant", "content": ""})
+                if isinstance(update, ChoiceEnd):
                     yield self._end_chunk(update)
-                elif self._body.return_progress:
-                    yield self._progress_chunk(update)
+                elif (chunk := self._delta_chunk(update)) is not None:
+                    yield chunk
             if self._has_usage:
                 yield data_event({**self._base, "choices": [], "usage": self._generation.usage()})
         except Exception as error:
@@ -159,12 +163,15 @@ class _ChatCompletion:
             return None
         return {"content": chat_logprobs(entries, self._tokenizer), "refusal": None}
 
-    def _delta_chunk(self, update: Delta) -> bytes:
+    def _delta_chunk(self, update: Delta) -> bytes | None:
+        """Make a chunk; None for a delta that holds only the end of a call."""
         delta: dict[str, Any] = {}
         for part in update.parts:
             _merge(delta, part)
         logprobs = self._logprobs(update.logprobs) if update.logprobs else None
         extra: dict[str, Any] = {"experts": update.experts} if update.experts else {}
+        if not (delta or logprobs or extra):
+            return None
         return self._chunk(update.choice, delta, logprobs=logprobs, **extra)
 
     def _chunk(

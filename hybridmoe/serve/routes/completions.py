@@ -105,6 +105,8 @@ class _Completion:
             async for update in self._generation.updates():
                 if isinstance(update, Delta):
                     text = "".join(p.text for p in update.parts if isinstance(p, TextPart))
+                    if not (text or update.logprobs or update.experts):
+                        continue
                     choice = self._choice(update.choice, text, update.logprobs, None)
                     experts = {"experts": update.experts} if update.experts else {}
                     yield data_event({**base, "choices": [choice], **experts})
