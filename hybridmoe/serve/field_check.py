@@ -23,6 +23,9 @@ _MAX_NAMES = 16  # in a header
 _MAX_CHARS = 64  # of a name
 _MAX_LOGGED = 256  # names, over the life of the server
 
+# Errors that a client understands: Anthropic's tool runner then sends the whole conversation.
+_DETAILS = {"thread": {"error_code": "thread_unsupported_request", "unsupported": ["thread"]}}
+
 _log = logging.getLogger(__name__)
 
 
@@ -81,7 +84,11 @@ def _undeclared(value: Any, place: str) -> Iterator[tuple[str, Any]]:
 def _refusal(name: str, why: str, neutral: tuple[Any, ...]) -> ApiError:
     hint = "; leave it out" + (f", or give {json.dumps(neutral[0])}" if neutral else "")
     return ApiError(
-        400, f"{name} is not supported here ({why}){hint}", param=name, code="unsupported_value"
+        400,
+        f"{name} is not supported here ({why}){hint}",
+        param=name,
+        code="unsupported_value",
+        extra={"details": _DETAILS[name]} if name in _DETAILS else None,
     )
 
 

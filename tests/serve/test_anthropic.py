@@ -214,6 +214,8 @@ def test_errors_have_anthropics_shape(client: anthropic.Anthropic) -> None:
     assert found["message"].endswith("got 'image'")
     found = failure(anthropic.BadRequestError, messages=user("x y z " * 1000))
     assert "prompt is too long" in found["message"]
+    found = failure(anthropic.BadRequestError, extra_body={"thread": {"type": "create"}})
+    assert found["details"]["error_code"] == "thread_unsupported_request"  # the client goes on then
     assert failure(anthropic.NotFoundError, model="absent")["type"] == "not_found_error"
     assert failure(anthropic.InternalServerError, messages=user("break"))["type"] == "api_error"
     with (
