@@ -4,7 +4,7 @@
     python bench/fuzz_serve.py --examples 500 --url http://127.0.0.1:8000
 
 Prints counts of requests by operation and status. Exits with 1 where one got a 5xx (but
-for embeddings' 501, which is what is promised), or none got a 200.
+for the 501 that some operations promise), or none got a 200.
 """
 
 import contextlib
@@ -26,7 +26,7 @@ from bench._served import served
 
 __all__ = ["fuzz"]
 
-_PROMISED = {"POST /v1/embeddings": {501}}
+_PROMISED = {"POST /v1/embeddings": {501}, "POST /infill": {501}}
 
 
 def fuzz(url: str, num_examples: int) -> tuple[Counter[tuple[str, int]], list[str]]:

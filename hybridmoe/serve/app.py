@@ -13,11 +13,20 @@ from hybridmoe.serve import errors
 from hybridmoe.serve.field_check import IGNORED_HEADER
 from hybridmoe.serve.middleware import AccessMiddleware, ResponseMiddleware
 from hybridmoe.serve.request_form import ID_HEADERS, RequestFormMiddleware
-from hybridmoe.serve.routes import anthropic, chat, completions, responses, server
+from hybridmoe.serve.routes import (
+    anthropic,
+    chat,
+    completions,
+    llama_completion,
+    llama_server,
+    responses,
+    server,
+)
 from hybridmoe.serve.service import Service
 
 __all__ = ["create_app"]
 
+_ROUTES = (chat, completions, responses, anthropic, server, llama_completion, llama_server)
 _STATIC = Path(__file__).parent / "static"
 
 
@@ -33,7 +42,7 @@ def create_app(service: Service) -> FastAPI:
         redirect_slashes=False,
     )
     app.state.service = service
-    for module in (chat, completions, responses, anthropic, server):
+    for module in _ROUTES:
         app.include_router(module.router)
     app.mount("/static", StaticFiles(directory=_STATIC), name="static")
     for path, file in (("/", "index.html"), ("/docs", "docs.html")):

@@ -98,6 +98,7 @@ class Generation:
         """Submit all choices. Errors, with nothing left running: those of `Engine.submit`."""
         self.request = request
         self.tokenizer = lease.llm.tokenizer
+        self.context_tokens = lease.llm.context_tokens
         self.fingerprint = lease.model.fingerprint
         self._lease = lease
         self._engine = lease.llm.engine
@@ -156,9 +157,9 @@ class Generation:
             "completion_tokens_details": {"reasoning_tokens": self.reasoning_tokens},
         }
 
-    def timings(self) -> dict[str, Any]:
-        """Timings of the first choice in llama.cpp's names; empty until it has ended."""
-        usage = self.choices[0].usage
+    def timings(self, index: int = 0) -> dict[str, Any]:
+        """Timings of a choice in llama.cpp's names; empty until it has ended."""
+        usage = self.choices[index].usage
         if usage is None:
             return {}
         num_computed = usage.prompt_tokens - usage.cached_tokens

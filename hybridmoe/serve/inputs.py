@@ -1,5 +1,6 @@
 """Generation inputs: what a request asks for, the same for every API."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -42,9 +43,9 @@ class ChatInput:
 
 @dataclass(slots=True, kw_only=True)
 class TextInput:
-    """Texts, or their token ids, to continue, with options."""
+    """Texts, or their token ids, to continue, with options; a prompt may mix both."""
 
-    prompts: list[str] | list[list[int]]
+    prompts: Sequence[str | Sequence[int | str]]
     format: ResponseFormat | None = None
     sampling: dict[str, Any] = field(default_factory=dict)
     num_choices: int = 1  # of each prompt

@@ -126,17 +126,7 @@ def prepare_completion(
     params = llm.sampling_params(text.sampling)
     form = _form(text.format)
     return PreparedRequest(
-        prompts=[
-            llm.tokenizer.encode(
-                prompt,
-                add_special=True,
-                parse_special=True,
-                limit=llm.tokenizer.prompt_limit(llm.context_tokens, token.check),
-            )
-            if isinstance(prompt, str)
-            else prompt
-            for prompt in text.prompts
-        ],
+        prompts=[_encode_text(llm, prompt, token) for prompt in text.prompts],
         params=params,
         constraints=_copies(
             grammar.compile_format(form, token.check) if form else None, num_sequences
@@ -144,6 +134,19 @@ def prepare_completion(
         top_logprobs=text.top_logprobs,
         expert_trace=text.expert_trace,
     )
+
+
+def _encode_text(llm: LLM, prompt: str | Sequence[int | str], token: CancelToken) -> list[int]:
+    """Encode a prompt of texts and token ids. Only a text that it starts with gets a BOS."""
+    limit = llm.tokenizer.prompt_limit(llm.context_tokens, token.check)
+    out: list[int] = []
+    for i, part in enumerate([prompt] if isinstance(prompt, str) else prompt):
+        if isinstance(part, str):
+            is_first = i == 0
+            out += llm.tokenizer.encode(part, add_special=is_first, parse_special=True, limit=limit)
+        else:
+            out.append(part)
+    return out
 
 
 def _chat_params(llm: LLM, chat: ChatInput) -> SamplingParams:

@@ -130,13 +130,16 @@ class Service:
 
         return await self._start(model, prepare, is_short=text.is_short)
 
-    async def count_tokens(self, chat: ChatInput, model: str) -> int:
-        """Count the tokens of a conversation's prompt. Errors: those of `start_chat`."""
+    async def encode_chat(self, chat: ChatInput, model: str) -> list[int]:
+        """Encode a conversation's prompt. Errors: those of `start_chat`."""
         async with self.lease(model) as llm:
             return await self.pool.run(
-                lambda token: len(encode_prompt(llm, chat, self.config, token)),
-                is_short=chat.is_short,
+                lambda token: encode_prompt(llm, chat, self.config, token), is_short=chat.is_short
             )
+
+    async def count_tokens(self, chat: ChatInput, model: str) -> int:
+        """Count the tokens of a conversation's prompt. Errors: those of `start_chat`."""
+        return len(await self.encode_chat(chat, model))
 
     def model_card(self, model: str) -> dict[str, Any]:
         """Describe a model for /v1/models."""

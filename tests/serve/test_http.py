@@ -276,6 +276,7 @@ def test_every_route_is_documented(http: httpx2.Client) -> None:
         "/health", "/metrics", "/v1/models", "/v1/models/{model}", "/v1/chat/completions",
         "/v1/completions", "/v1/responses", "/v1/responses/{response_id}", "/v1/messages",
         "/v1/messages/count_tokens", "/tokenize", "/detokenize", "/v1/embeddings",
+        "/completion", "/props", "/slots", "/apply-template", "/infill",
     }  # fmt: skip
 
 

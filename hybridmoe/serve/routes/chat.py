@@ -34,11 +34,12 @@ from hybridmoe.serve.strict_json import StrictRoute
 from hybridmoe.text.response import ToolCall
 from hybridmoe.text.response_parser import ArgumentsPart, CallStart, Part, ReasoningPart, TextPart
 
-__all__ = ["router"]
+__all__ = ["chat_input", "router"]
 
 router = APIRouter(route_class=StrictRoute, tags=["OpenAI"])
 
 
+@router.post("/chat/completions", response_model=None, include_in_schema=False)
 @router.post(
     "/v1/chat/completions",
     response_model=None,
@@ -48,7 +49,7 @@ async def create_chat_completion(body: ChatCompletionRequest, request: Request) 
     """Create a chat completion, or a stream of `chat.completion.chunk` objects."""
     service = get_service(request)
     model = service.check_model(body.model)
-    generation = await service.start_chat(_chat_input(body), model)
+    generation = await service.start_chat(chat_input(body), model)
     completion = _ChatCompletion(service, generation, model, body)
     if body.stream:
         events, keep_alive_s = completion.events(), service.config.keep_alive_s
@@ -56,7 +57,8 @@ async def create_chat_completion(body: ChatCompletionRequest, request: Request) 
     return completion.whole(await generation.finish())
 
 
-def _chat_input(body: ChatCompletionRequest) -> ChatInput:
+def chat_input(body: ChatCompletionRequest) -> ChatInput:
+    """Convert a request's conversation, tools and options. Raises ApiError."""
     if body.top_logprobs and not body.logprobs:
         raise unsupported_value("top_logprobs", "needs logprobs: true")
     sampling = body.sampling()

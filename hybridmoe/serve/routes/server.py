@@ -7,10 +7,9 @@ from fastapi.responses import PlainTextResponse
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.responses import Response
 
-from hybridmoe.llm.llm import LLM
 from hybridmoe.serve.errors import ApiError
+from hybridmoe.serve.inputs import ChatInput
 from hybridmoe.serve.json_response import CompactJSONResponse
-from hybridmoe.serve.logprobs import token_text
 from hybridmoe.serve.routes.openapi import ERRORS
 from hybridmoe.serve.schemas.server import (
     DetokenizeRequest,
@@ -23,7 +22,7 @@ from hybridmoe.serve.schemas.server import (
     TokenizeRequest,
     TokenizeResponse,
 )
-from hybridmoe.serve.service import get_service
+from hybridmoe.serve.service import Service, get_service
 from hybridmoe.serve.strict_json import StrictRoute
 from hybridmoe.serve.work_pool import CancelToken
 from hybridmoe.text.tokenizer import Tokenizer
@@ -33,6 +32,7 @@ __all__ = ["router"]
 router = APIRouter(route_class=StrictRoute, tags=["Server"])
 
 
+@router.get("/v1/health", response_model=None, include_in_schema=False)
 @router.get("/health", response_model=None, responses={200: {"model": HealthResponse}, **ERRORS})
 async def health(request: Request) -> Response:
     """Check readiness: 503 while the model loads, or after its GPU has failed."""
@@ -53,14 +53,16 @@ async def metrics(request: Request) -> Response:
     return Response(text, media_type=CONTENT_TYPE_LATEST)
 
 
+@router.get("/models", response_model=None, include_in_schema=False)
 @router.get("/v1/models", response_model=None, responses={200: {"model": ModelList}, **ERRORS})
-async def list_policies(request: Request) -> Response:
+async def list_models(request: Request) -> Response:
     """List the served model."""
     service = get_service(request)
     card = service.model_card(service.check_model(None))
     return CompactJSONResponse({"object": "list", "data": [card]})
 
 
+@router.get("/models/{model:path}", response_model=None, include_in_schema=False)
 @router.get(
     "/v1/models/{model:path}", response_model=None, responses={200: {"model": ModelCard}, **ERRORS}
 )
@@ -78,22 +80,38 @@ async def tokenize(body: TokenizeRequest, request: Request) -> Response:
     """Encode a text with the model's tokenizer."""
     service = get_service(request)
     model = service.check_model(body.model)
+    if body.messages is not None:
+        chat = ChatInput(
+            messages=[message.model_dump(exclude_none=True) for message in body.messages],
+            tools=[tool.model_dump(exclude_none=True) for tool in body.tools or ()],
+        )
+        ids = await service.encode_chat(chat, model)
+    else:
+        ids = await _encode_text(service, body, model)
+    async with service.lease(model) as llm:
+
+        def work(_: CancelToken) -> Response:
+            tokens = [_piece(llm.tokenizer, i) for i in ids] if body.with_pieces else ids
+            return CompactJSONResponse(
+                {"tokens": tokens, "count": len(ids), "max_model_len": llm.context_tokens}
+            )
+
+        return await service.pool.run(work)
+
+
+async def _encode_text(service: Service, body: TokenizeRequest, model: str) -> list[int]:
     text = body.content if body.content is not None else body.prompt
     if text is None:
-        raise ApiError(400, "content is missing; expected a text", param="content")
-
-    def work(llm: LLM, token: CancelToken) -> Response:
-        limit = llm.tokenizer.prompt_limit(llm.context_tokens, token.check)
-        ids = llm.tokenizer.encode(
-            text, add_special=body.add_special, parse_special=body.parse_special, limit=limit
-        )
-        tokens = [_piece(llm.tokenizer, i) for i in ids] if body.with_pieces else ids
-        return CompactJSONResponse(
-            {"tokens": tokens, "count": len(ids), "max_model_len": llm.context_tokens}
-        )
-
+        raise ApiError(400, "content is missing; expected a text, or messages", param="content")
     async with service.lease(model) as llm:
-        return await service.pool.run(lambda token: work(llm, token))
+
+        def work(token: CancelToken) -> list[int]:
+            limit = llm.tokenizer.prompt_limit(llm.context_tokens, token.check)
+            return llm.tokenizer.encode(
+                text, add_special=body.add_special, parse_special=body.parse_special, limit=limit
+            )
+
+        return await service.pool.run(work)
 
 
 @router.post(
@@ -111,9 +129,16 @@ async def detokenize(body: DetokenizeRequest, request: Request) -> Response:
 
 
 def _piece(tokenizer: Tokenizer, token_id: int) -> dict[str, Any]:
-    return {"id": token_id, "piece": token_text(token_id, tokenizer)}
+    """Make a token's id and text, or its bytes if they are part of a character."""
+    data = tokenizer.token_bytes(token_id)
+    try:
+        return {"id": token_id, "piece": data.decode()}
+    except UnicodeDecodeError:
+        return {"id": token_id, "piece": list(data)}
 
 
+@router.post("/embedding", response_model=None, include_in_schema=False)
+@router.post("/embeddings", response_model=None, include_in_schema=False)
 @router.post(
     "/v1/embeddings",
     response_model=None,

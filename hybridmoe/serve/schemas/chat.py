@@ -23,6 +23,7 @@ __all__ = [
     "AllowedToolChoice",
     "ChatCompletionRequest",
     "ChatCompletionResponse",
+    "Message",
     "NamedToolChoice",
     "Tool",
     "ToolChoiceMode",

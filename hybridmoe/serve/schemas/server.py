@@ -1,10 +1,11 @@
 """Schemas of /tokenize, /detokenize, /health, /v1/models, /v1/embeddings and errors."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
-from hybridmoe.serve.schemas.common import JsonObject, Model, Request, TokenIds
+from hybridmoe.serve.schemas.chat import Message, Tool
+from hybridmoe.serve.schemas.common import JsonObject, Listed, Model, Request, TokenIds
 
 __all__ = [
     "DetokenizeRequest",
@@ -20,11 +21,15 @@ __all__ = [
 
 
 class TokenizeRequest(Request):
-    """Text to encode."""
+    """Text or conversation to encode."""
 
     model: str | None = None
     content: str | None = None
     prompt: str | None = Field(default=None, description="Same as `content`.")
+    messages: Listed[Message] | None = Field(
+        default=None, description="A conversation, whose prompt is encoded in place of a text."
+    )
+    tools: Annotated[Listed[Tool], Field(max_length=512)] | None = None
     add_special: bool = False
     parse_special: bool = Field(
         default=True, description="Names of special tokens stand for those tokens."

@@ -1,0 +1,114 @@
+"""llama-server's routes about the server: /props, /slots, /apply-template; /infill gets 501."""
+
+from importlib.metadata import version
+from typing import Any
+
+from fastapi import APIRouter, Request
+from starlette.responses import Response
+
+from hybridmoe.llm.llm import LLM
+from hybridmoe.serve.errors import ApiError
+from hybridmoe.serve.json_response import CompactJSONResponse
+from hybridmoe.serve.routes.chat import chat_input
+from hybridmoe.serve.routes.llama_completion import llama_settings
+from hybridmoe.serve.routes.openapi import ERRORS
+from hybridmoe.serve.schemas.chat import ChatCompletionRequest
+from hybridmoe.serve.schemas.llama import InfillRequest, PropsResponse, RenderedPrompt, SlotState
+from hybridmoe.serve.schemas.server import ErrorResponse
+from hybridmoe.serve.service import get_service
+from hybridmoe.serve.strict_json import StrictRoute
+from hybridmoe.text.chat_template import KIMI_K2_TEMPLATE, ChatTemplate
+
+__all__ = ["chat_template", "router"]
+
+router = APIRouter(route_class=StrictRoute, tags=["llama-server"])
+
+
+@router.get("/props", response_model=None, responses={200: {"model": PropsResponse}, **ERRORS})
+async def get_props(request: Request, model: str | None = None) -> Response:
+    """Describe the server and a model, with the default sampling parameters."""
+    service = get_service(request)
+    name = service.check_model(model)
+    async with service.lease(name) as llm:
+        slot = _slot(llm, 0, is_processing=False)
+        params = llama_settings(llm.sampling_params({}), llm.context_tokens)
+        return CompactJSONResponse(
+            {
+                "default_generation_settings": {**slot, "params": params},
+                "total_slots": llm.engine.config.max_running,
+                "model_alias": name,
+                "model_path": str(llm.file.path),
+                "chat_template": chat_template(llm),
+                "bos_token": _token(llm, "bos"),
+                "eos_token": _token(llm, "eos"),
+                "modalities": {"vision": False, "audio": False},
+                "build_info": f"hybridmoe {version('hybridmoe')}",
+            }
+        )
+
+
+@router.get("/slots", response_model=None, responses={200: {"model": list[SlotState]}, **ERRORS})
+async def get_slots(
+    request: Request, model: str | None = None, fail_on_no_slot: int = 0
+) -> Response:
+    """List the sequences that can run at once, and how many do. 503 if asked, and none is free."""
+    service = get_service(request)
+    async with service.lease(service.check_model(model)) as llm:
+        running, total = llm.engine.stats().running, llm.engine.config.max_running
+        if fail_on_no_slot and running >= total:
+            raise ApiError(503, "no slot is free", type="server_error", code="no_slot_available")
+        slots = [_slot(llm, i, is_processing=i < running) for i in range(total)]
+    return CompactJSONResponse(slots)
+
+
+@router.post(
+    "/apply-template", response_model=None, responses={200: {"model": RenderedPrompt}, **ERRORS}
+)
+async def apply_template(body: ChatCompletionRequest, request: Request) -> Response:
+    """Render the prompt of a chat completion. It is not computed."""
+    service = get_service(request)
+    model = service.check_model(body.model)
+    ids = await service.encode_chat(chat_input(body), model)
+    async with service.lease(model) as llm:
+        prompt = llm.tokenizer.decode(ids, skip_special=False)
+    return CompactJSONResponse({"prompt": prompt})
+
+
+@router.post(
+    "/infill",
+    response_model=None,
+    responses={501: {"model": ErrorResponse, "description": "Always."}, **ERRORS},
+)
+async def infill(body: InfillRequest) -> Response:
+    """Return 501: models here are not trained to fill in the middle."""
+    raise ApiError(
+        501,
+        "/infill is not supported: the models served here are not trained to fill in the middle;"
+        " use /completion or /v1/chat/completions",
+        type="not_implemented_error",
+        code="not_implemented",
+    )
+
+
+def chat_template(llm: LLM) -> str:
+    """Get the source of a model's chat template; "" if it has none."""
+    metadata = llm.file.metadata
+    source = metadata.get("tokenizer.chat_template")
+    if isinstance(source, str):
+        return source
+    return KIMI_K2_TEMPLATE if ChatTemplate.is_known(metadata, llm.tokenizer) else ""
+
+
+def _slot(llm: LLM, index: int, *, is_processing: bool) -> dict[str, Any]:
+    return {
+        "id": index,
+        "id_task": -1,
+        "n_ctx": llm.context_tokens,
+        "speculative": False,
+        "is_processing": is_processing,
+    }
+
+
+def _token(llm: LLM, role: str) -> str:
+    token_id = llm.file.metadata.get(f"tokenizer.ggml.{role}_token_id")
+    return llm.tokenizer.decode([token_id], skip_special=False) if isinstance(token_id, int) else ""
