@@ -21,6 +21,7 @@ from hybridmoe.engine.request import (
 from hybridmoe.errors import DeviceError
 from hybridmoe.serve.errors import ApiError
 from hybridmoe.serve.event_queue import EventQueue
+from hybridmoe.serve.llama_timings import timings
 from hybridmoe.serve.metrics import Metrics
 from hybridmoe.serve.prepare import PreparedRequest
 from hybridmoe.serve.served_model import Lease
@@ -48,6 +49,16 @@ class Progress:
     done_tokens: int
     total_tokens: int
     cached_tokens: int
+    elapsed_s: float  # since the request was submitted
+
+    def to_llama_cpp(self) -> dict[str, int]:
+        """Convert to llama.cpp's `prompt_progress`."""
+        return {
+            "total": self.total_tokens,
+            "cache": self.cached_tokens,
+            "processed": self.done_tokens,
+            "time_ms": round(self.elapsed_s * 1e3),
+        }
 
 
 @dataclass(slots=True)
@@ -85,7 +96,8 @@ class Choice:
     num_reasoning_tokens: int = 0
     held_logprobs: list[TokenLogprob] = field(default_factory=list)  # of text that is held back
     last_token_s: float | None = None
-    usage: Usage | None = None
+    usage: Usage | None = None  # once it has ended
+    last_usage: Usage | None = None  # up to its last token
 
 
 class Generation:
@@ -145,10 +157,11 @@ class Generation:
     def cached_tokens(self) -> int:
         """Number of prompt tokens that each prompt's first choice found in the prefix cache."""
         firsts = self.choices[:: self.request.choices_per_prompt]
-        return sum(choice.usage.cached_tokens for choice in firsts if choice.usage)
+        usages = (choice.usage or choice.last_usage for choice in firsts)
+        return sum(usage.cached_tokens for usage in usages if usage)
 
     def usage(self) -> dict[str, Any]:
-        """Token counts in OpenAI's structure, once every choice has ended."""
+        """Token counts so far, in OpenAI's structure."""
         return {
             "prompt_tokens": self.prompt_tokens,
             "completion_tokens": self.completion_tokens,
@@ -158,22 +171,9 @@ class Generation:
         }
 
     def timings(self, index: int = 0) -> dict[str, Any]:
-        """Timings of a choice in llama.cpp's names; empty until it has ended."""
-        usage = self.choices[index].usage
-        if usage is None:
-            return {}
-        num_computed = usage.prompt_tokens - usage.cached_tokens
-        num_steps = usage.generated_tokens - 1
-        return {
-            "queue_ms": round(usage.queue_s * 1e3, 3),
-            "cache_n": usage.cached_tokens,
-            "prompt_n": num_computed,
-            "prompt_ms": round(usage.prompt_s * 1e3, 3),
-            "prompt_per_second": _rate(num_computed, usage.prompt_s),
-            "predicted_n": usage.generated_tokens,
-            "predicted_ms": round(usage.decode_s * 1e3, 3),
-            "predicted_per_second": _rate(num_steps, usage.decode_s),
-        }
+        """Timings of a choice so far, in llama.cpp's names; empty before a token."""
+        usage = self.choices[index].usage or self.choices[index].last_usage
+        return timings(usage) if usage is not None else {}
 
     async def finish(self) -> list[Choice]:
         """Await the end of every choice. Cancelling this cancels the choices."""
@@ -211,7 +211,13 @@ class Generation:
                     if delta is not None:
                         yield delta
             elif isinstance(event, PromptProgress):
-                yield Progress(index, event.done_tokens, event.total_tokens, event.cached_tokens)
+                yield Progress(
+                    index,
+                    event.done_tokens,
+                    event.total_tokens,
+                    event.cached_tokens,
+                    now_s - self._started_s,
+                )
             else:
                 for update in self._on_finished(index, choice, event, now_s):
                     yield update
@@ -239,6 +245,7 @@ class Generation:
         self._metrics.observe_token(now_s - before_s, is_first=is_first)
         choice.last_token_s = now_s
         choice.num_tokens += 1
+        choice.last_usage = event.usage
         response = choice.response
         if event.logprob is not None and response.parser.is_text(event.token_id):
             entry = TokenLogprob(event.token_id, event.logprob, event.top)
@@ -307,7 +314,3 @@ def _opaque_call_id(name: str, index: int) -> str:
     The model sees its own form, `functions.NAME:N`, which text/messages.py writes.
     """
     return f"call_{uuid.uuid4().hex[:24]}"
-
-
-def _rate(count: int, seconds: float) -> float:
-    return round(count / seconds, 3) if seconds > 0.0 and count > 0 else 0.0

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from hybridmoe.serve.schemas.common import ResponseFormat
+from hybridmoe.serve.schemas.output import ResponseFormat
 
 __all__ = ["ChatInput", "TextInput"]
 
@@ -46,6 +46,7 @@ class TextInput:
     """Texts, or their token ids, to continue, with options; a prompt may mix both."""
 
     prompts: Sequence[str | Sequence[int | str]]
+    add_special: bool = True  # to texts: the begin token
     format: ResponseFormat | None = None
     sampling: dict[str, Any] = field(default_factory=dict)
     num_choices: int = 1  # of each prompt

@@ -14,7 +14,7 @@ from hybridmoe.llm.llm import LLM
 from hybridmoe.serve.config import ServeConfig
 from hybridmoe.serve.errors import ApiError
 from hybridmoe.serve.inputs import ChatInput, TextInput
-from hybridmoe.serve.schemas.common import ResponseFormat
+from hybridmoe.serve.schemas.output import ResponseFormat
 from hybridmoe.serve.work_pool import CancelToken
 from hybridmoe.text.grammar_compiler import GrammarCompiler
 from hybridmoe.text.lazy_tool_calls import LazyToolCalls, forbid_tool_calls
@@ -126,7 +126,7 @@ def prepare_completion(
     params = llm.sampling_params(text.sampling)
     form = _form(text.format)
     return PreparedRequest(
-        prompts=[_encode_text(llm, prompt, token) for prompt in text.prompts],
+        prompts=[_encode_text(llm, text, prompt, token) for prompt in text.prompts],
         params=params,
         constraints=_copies(
             grammar.compile_format(form, token.check) if form else None, num_sequences
@@ -136,14 +136,18 @@ def prepare_completion(
     )
 
 
-def _encode_text(llm: LLM, prompt: str | Sequence[int | str], token: CancelToken) -> list[int]:
+def _encode_text(
+    llm: LLM, text: TextInput, prompt: str | Sequence[int | str], token: CancelToken
+) -> list[int]:
     """Encode a prompt of texts and token ids. Only a text that it starts with gets a BOS."""
     limit = llm.tokenizer.prompt_limit(llm.context_tokens, token.check)
     out: list[int] = []
     for i, part in enumerate([prompt] if isinstance(prompt, str) else prompt):
         if isinstance(part, str):
-            is_first = i == 0
-            out += llm.tokenizer.encode(part, add_special=is_first, parse_special=True, limit=limit)
+            add_special = i == 0 and text.add_special
+            out += llm.tokenizer.encode(
+                part, add_special=add_special, parse_special=True, limit=limit
+            )
         else:
             out.append(part)
     return out
@@ -219,6 +223,10 @@ def _form(wanted: ResponseFormat | None) -> OutputFormat | None:
         if not wanted.pattern:
             raise _lacks("pattern", "a regular expression")
         return OutputFormat.regex(wanted.pattern)
+    if wanted.type == "choice":
+        if not wanted.choices:
+            raise _lacks("choices", "a list of texts")
+        return OutputFormat.choice(wanted.choices)
     if not wanted.grammar:
         raise _lacks("grammar", "a Lark or GBNF grammar")
     return OutputFormat.lark_or_gbnf(wanted.grammar)

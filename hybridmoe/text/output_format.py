@@ -40,6 +40,13 @@ class OutputFormat:
         return cls("regex", {"lark_grammar": entry["lark_grammar"]})
 
     @classmethod
+    def choice(cls, texts: Sequence[str]) -> "OutputFormat":
+        """One of several texts."""
+        check_chars("choice", sum(map(len, texts)))
+        alternatives = " | ".join(json.dumps(text, ensure_ascii=False) for text in texts)
+        return cls("choice", {"lark_grammar": f"start: {alternatives}"})
+
+    @classmethod
     def lark_or_gbnf(cls, text: str) -> "OutputFormat":
         """A Lark or GBNF grammar, told apart by its `start` or `root` rule."""
         check_chars("grammar", len(text))

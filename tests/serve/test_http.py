@@ -8,6 +8,7 @@ from typing import Any
 
 import httpx2
 import pytest
+from endpoint_requests import WEATHER
 from fake_engine import FakeLLM
 from live_server import LiveServer, live_server
 from prometheus_client.parser import text_string_to_metric_families
@@ -59,7 +60,8 @@ def refused(answer: httpx2.Response, status: int = 400) -> dict[str, Any]:
         ({"n": 5}, "n", "at most 4"),
         ({"top_logprobs": 3}, "top_logprobs", "needs logprobs"),
         ({"logit_bias": {"x": 1}}, "logit_bias", "'x' is not a token id"),
-        ({"functions": [{"name": "f"}]}, "functions", "not supported"),
+        ({"functions": [{"name": "f"}], "tools": [WEATHER]}, "functions", "older name of tools"),
+        ({"functions": [{"title": "f"}]}, "functions[0].name", "required"),
         ({"audio": {}}, "audio", "not supported"),
         ({"modalities": ["text", "audio"]}, "modalities", "not supported"),
         ({"tools": [{"type": "web_search"}]}, "tools[0].type", "'function'"),

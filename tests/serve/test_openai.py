@@ -93,7 +93,7 @@ def test_sampling_parameters_reach_the_engine(client: openai.OpenAI, llm: FakeLL
         messages=user("say x"),
         temperature=0.25,
         top_p=0.5,
-        seed=-1,
+        seed=-2,
         presence_penalty=1.0,
         frequency_penalty=-1.0,
         logit_bias={"65": -100, "66": 5},
@@ -103,7 +103,7 @@ def test_sampling_parameters_reach_the_engine(client: openai.OpenAI, llm: FakeLL
     assert (params.temperature, params.top_p, params.top_k, params.min_p) == (0.25, 0.5, 7, 0.125)
     assert (params.presence_penalty, params.frequency_penalty) == (1.0, -1.0)
     assert params.repetition_penalty == 1.5
-    assert params.seed == 2**64 - 1
+    assert params.seed == 2**64 - 2
     assert (params.logit_bias[65], params.logit_bias[66]) == (float("-inf"), 5.0)
 
 

@@ -23,6 +23,7 @@ from hybridmoe.serve.schemas.anthropic import (
     MessagesResponse,
 )
 from hybridmoe.serve.schemas.common import stop_list
+from hybridmoe.serve.schemas.output import ResponseFormat
 from hybridmoe.serve.service import Service, get_service
 from hybridmoe.serve.strict_json import StrictRoute
 
@@ -39,6 +40,7 @@ async def create_message(body: MessagesRequest, request: Request) -> Response:
     model = service.check_model(body.model)
     chat = chat_input(body)
     chat.sampling = _sampling(body)
+    chat.format = _format(body)
     chat.relative_temperature = body.temperature
     generation = await service.start_chat(chat, model)
     message = _empty_message(generation, model)
@@ -64,14 +66,26 @@ async def count_tokens(body: CountTokensRequest, request: Request) -> Response:
 
 
 def _sampling(body: MessagesRequest) -> dict[str, Any]:
-    out: dict[str, Any] = {"max_tokens": body.max_tokens}
-    if body.top_p is not None:
-        out["top_p"] = body.top_p
-    if body.top_k is not None:
-        out["top_k"] = body.top_k
-    if body.stop_sequences:
-        out["stop"] = stop_list(body.stop_sequences)
-    return out
+    out = {**body.sampling(), "max_tokens": body.max_tokens}
+    out.pop("temperature", None)  # relative to the model's own
+    stop = [*out.get("stop", ()), *stop_list(body.stop_sequences or [])]
+    return {**out, "stop": stop} if stop else out
+
+
+def _format(body: MessagesRequest) -> ResponseFormat | None:
+    config = body.output_config
+    given = {
+        "output_config.format": config.format if config is not None else None,
+        "output_format": body.output_format,
+    }
+    return body.structured_format(
+        **{
+            name: ResponseFormat(type="json_schema", json_schema={"schema": one.schema_})
+            if one is not None
+            else None
+            for name, one in given.items()
+        }
+    )
 
 
 def _empty_message(generation: Generation, model: str) -> dict[str, Any]:

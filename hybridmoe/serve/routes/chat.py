@@ -7,7 +7,7 @@ from typing import Any
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
-from hybridmoe.serve.errors import as_api_error, error_body, unsupported_value
+from hybridmoe.serve.errors import as_api_error, error_body
 from hybridmoe.serve.event_stream import DONE, EventStreamResponse, data_event
 from hybridmoe.serve.generation import (
     Choice,
@@ -17,24 +17,18 @@ from hybridmoe.serve.generation import (
     Progress,
     TokenLogprob,
 )
-from hybridmoe.serve.inputs import ChatInput
 from hybridmoe.serve.json_response import CompactJSONResponse
 from hybridmoe.serve.logprobs import chat_logprobs
+from hybridmoe.serve.routes.chat_input import chat_input
 from hybridmoe.serve.routes.openapi import ERRORS, json_or_stream
-from hybridmoe.serve.schemas.chat import (
-    AllowedToolChoice,
-    ChatCompletionRequest,
-    ChatCompletionResponse,
-    NamedToolChoice,
-    ToolChoiceMode,
-)
-from hybridmoe.serve.schemas.common import token_limit
+from hybridmoe.serve.schemas.chat import ChatCompletionRequest, ChatCompletionResponse
+from hybridmoe.serve.schemas.common import StreamOptions
 from hybridmoe.serve.service import Service, get_service
 from hybridmoe.serve.strict_json import StrictRoute
 from hybridmoe.text.response import ToolCall
 from hybridmoe.text.response_parser import ArgumentsPart, CallStart, Part, ReasoningPart, TextPart
 
-__all__ = ["chat_input", "router"]
+__all__ = ["router"]
 
 router = APIRouter(route_class=StrictRoute, tags=["OpenAI"])
 
@@ -57,39 +51,6 @@ async def create_chat_completion(body: ChatCompletionRequest, request: Request) 
     return completion.whole(await generation.finish())
 
 
-def chat_input(body: ChatCompletionRequest) -> ChatInput:
-    """Convert a request's conversation, tools and options. Raises ApiError."""
-    if body.top_logprobs and not body.logprobs:
-        raise unsupported_value("top_logprobs", "needs logprobs: true")
-    sampling = body.sampling()
-    limit = token_limit(body.max_completion_tokens, body.max_tokens)
-    if limit is not None:
-        sampling["max_tokens"] = limit
-    return ChatInput(
-        messages=[message.model_dump(exclude_none=True) for message in body.messages],
-        tools=[tool.model_dump(exclude_none=True) for tool in body.tools or ()],
-        **_tool_choice(body),
-        is_parallel=body.parallel_tool_calls is not False,
-        format=body.response_format,
-        sampling=sampling,
-        num_choices=body.n or 1,
-        top_logprobs=(body.top_logprobs or 0) if body.logprobs else None,
-        expert_trace=body.return_experts,
-    )
-
-
-def _tool_choice(body: ChatCompletionRequest) -> dict[str, Any]:
-    """Convert any form of tool_choice to fields of `ChatInput`."""
-    choice = body.tool_choice or "auto"
-    if isinstance(choice, NamedToolChoice):
-        return {"tool_choice": "required", "forced_tool": choice.function.name}
-    if isinstance(choice, AllowedToolChoice):
-        names = [tool.function.name for tool in choice.allowed_tools.tools]
-        return {"tool_choice": choice.allowed_tools.mode, "allowed_tools": names}
-    mode = choice.type if isinstance(choice, ToolChoiceMode) else choice
-    return {"tool_choice": "required" if mode == "any" else mode}
-
-
 class _ChatCompletion:
     def __init__(
         self, service: Service, generation: Generation, model: str, body: ChatCompletionRequest
@@ -98,8 +59,11 @@ class _ChatCompletion:
         self._body = body
         self._retry_after_s = service.config.retry_after_s
         self._tokenizer = generation.tokenizer
-        options = body.stream_options
-        self._has_usage = options is not None and options.include_usage
+        options = body.stream_options or StreamOptions()
+        self._has_usage = options.include_usage or options.continuous_usage_stats
+        self._has_usages = options.continuous_usage_stats
+        self._has_logprobs = bool(body.logprobs or body.n_probs)
+        self._has_function_call = bool(body.functions)
         self._base = {
             "id": f"chatcmpl-{uuid.uuid4().hex}",
             "object": "chat.completion",
@@ -151,17 +115,27 @@ class _ChatCompletion:
             message["reasoning_content"] = response.reasoning
         if response.tool_calls:
             message["content"] = response.text or None
-            message["tool_calls"] = [call.to_openai() for call in response.tool_calls]
+            message |= self._calls([call.to_openai() for call in response.tool_calls])
         out = {
             "index": index,
             "message": message,
             "logprobs": self._logprobs(choice.logprobs),
-            "finish_reason": choice.end.finish_reason,
+            "finish_reason": self._reason(choice.end),
         }
         return {**out, "experts": choice.experts} if self._body.return_experts else out
 
+    def _reason(self, end: ChoiceEnd) -> str:
+        is_call = end.finish_reason == "tool_calls"
+        return "function_call" if is_call and self._has_function_call else end.finish_reason
+
+    def _calls(self, calls: list[dict[str, Any]]) -> dict[str, Any]:
+        """Make the field of a message or delta that has the calls; older requests allow one."""
+        if self._has_function_call:
+            return {"function_call": calls[0]["function"]}
+        return {"tool_calls": calls}
+
     def _logprobs(self, entries: Sequence[TokenLogprob]) -> dict[str, Any] | None:
-        if not self._body.logprobs:
+        if not self._has_logprobs:
             return None
         return {"content": chat_logprobs(entries, self._tokenizer), "refusal": None}
 
@@ -170,6 +144,8 @@ class _ChatCompletion:
         delta: dict[str, Any] = {}
         for part in update.parts:
             _merge(delta, part)
+        if "tool_calls" in delta:
+            delta |= self._calls(delta.pop("tool_calls"))
         logprobs = self._logprobs(update.logprobs) if update.logprobs else None
         extra: dict[str, Any] = {"experts": update.experts} if update.experts else {}
         if not (delta or logprobs or extra):
@@ -186,22 +162,21 @@ class _ChatCompletion:
         **extra: Any,
     ) -> bytes:
         choice = {"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": reason}
+        if self._has_usages:
+            extra["usage"] = self._generation.usage()
+        if self._body.timings_per_token:
+            extra["timings"] = self._generation.timings()
         return data_event({**self._base, "choices": [choice], **extra})
 
     def _progress_chunk(self, update: Progress) -> bytes:
-        progress = {
-            "total": update.total_tokens,
-            "cache": update.cached_tokens,
-            "processed": update.done_tokens,
-        }
-        return self._chunk(update.choice, {}, prompt_progress=progress)
+        return self._chunk(update.choice, {}, prompt_progress=update.to_llama_cpp())
 
     def _end_chunk(self, update: ChoiceEnd) -> bytes:
         """Make a choice's last chunk. The last choice's has `timings` too."""
         extra: dict[str, Any] = (
             {"timings": self._generation.timings()} if self._generation.is_done else {}
         )
-        return self._chunk(update.choice, {}, reason=update.finish_reason, **extra)
+        return self._chunk(update.choice, {}, reason=self._reason(update), **extra)
 
 
 def _merge(delta: dict[str, Any], part: Part) -> None:

@@ -14,7 +14,7 @@ from hybridmoe.serve.inputs import TextInput
 from hybridmoe.serve.json_response import CompactJSONResponse
 from hybridmoe.serve.logprobs import finite, token_text
 from hybridmoe.serve.routes.openapi import ERRORS, json_or_stream
-from hybridmoe.serve.schemas.common import token_limit
+from hybridmoe.serve.schemas.common import StreamOptions, token_limit
 from hybridmoe.serve.schemas.completions import CompletionRequest, CompletionResponse
 from hybridmoe.serve.service import Service, get_service
 from hybridmoe.serve.strict_json import StrictRoute
@@ -37,14 +37,14 @@ async def create_completion(body: CompletionRequest, request: Request) -> Respon
     model = service.check_model(body.model)
     text = TextInput(
         prompts=_prompts(body.prompt),
-        format=body.response_format,
+        add_special=body.add_special_tokens,
+        format=body.structured_format(),
         sampling={
             **body.sampling(),
-            "max_tokens": token_limit(body.max_tokens, _DEFAULT_MAX_TOKENS),
-            "ignore_eos": body.ignore_eos,
+            "max_tokens": token_limit(body.max_tokens, body.n_predict, _DEFAULT_MAX_TOKENS),
         },
-        num_choices=body.n or 1,
-        top_logprobs=body.logprobs,
+        num_choices=body.n or body.n_cmpl or 1,
+        top_logprobs=body.logprobs if body.logprobs is not None else body.n_probs or None,
         expert_trace=body.return_experts,
     )
     generation = await service.start_completion(text, model)
@@ -70,9 +70,12 @@ class _Completion:
         self._generation = generation
         self._retry_after_s = service.config.retry_after_s
         self._tokenizer = generation.tokenizer
-        options = body.stream_options
-        self._has_usage = options is not None and options.include_usage
-        self._has_logprobs = body.logprobs is not None
+        options = body.stream_options or StreamOptions()
+        self._has_usage = options.include_usage or options.continuous_usage_stats
+        self._has_usages = options.continuous_usage_stats
+        self._has_timings = body.timings_per_token
+        self._has_progress = body.return_progress
+        self._has_logprobs = generation.request.top_logprobs is not None
         self._has_experts = body.return_experts
         self._offsets = [0] * generation.num_choices  # of the next token in a choice's text
         self._base = {
@@ -108,19 +111,34 @@ class _Completion:
                     if not (text or update.logprobs or update.experts):
                         continue
                     choice = self._choice(update.choice, text, update.logprobs, None)
-                    experts = {"experts": update.experts} if update.experts else {}
-                    yield data_event({**base, "choices": [choice], **experts})
+                    extra: dict[str, Any] = self._extra()
+                    if update.experts:
+                        extra["experts"] = update.experts
+                    yield data_event({**base, "choices": [choice], **extra})
                 elif isinstance(update, ChoiceEnd):
                     choice = self._choice(update.choice, "", [], update.finish_reason)
-                    timings = (
-                        {"timings": self._generation.timings()} if self._generation.is_done else {}
-                    )
-                    yield data_event({**base, "choices": [choice], **timings})
+                    extra = self._extra()
+                    if self._generation.is_done:
+                        extra["timings"] = self._generation.timings()
+                    yield data_event({**base, "choices": [choice], **extra})
+                elif self._has_progress:
+                    choice = self._choice(update.choice, "", [], None)
+                    progress = update.to_llama_cpp()
+                    yield data_event({**base, "choices": [choice], "prompt_progress": progress})
             if self._has_usage:
                 yield data_event({**base, "choices": [], "usage": self._generation.usage()})
         except Exception as error:
             yield data_event(error_body(as_api_error(error, self._retry_after_s), ""))
         yield DONE
+
+    def _extra(self) -> dict[str, Any]:
+        """Make the fields of a chunk that the request asks for."""
+        extra: dict[str, Any] = {}
+        if self._has_usages:
+            extra["usage"] = self._generation.usage()
+        if self._has_timings:
+            extra["timings"] = self._generation.timings()
+        return extra
 
     def _choice(
         self, index: int, text: str, entries: Sequence[TokenLogprob], reason: str | None

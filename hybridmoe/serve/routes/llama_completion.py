@@ -17,7 +17,6 @@ from hybridmoe.serve.generation import (
     ChoiceEnd,
     Delta,
     Generation,
-    Progress,
     TokenLogprob,
 )
 from hybridmoe.serve.inputs import TextInput
@@ -48,12 +47,11 @@ async def create_llama_completion(body: LlamaCompletionRequest, request: Request
     wants_ids = body.return_tokens or bool(body.n_probs)
     text = TextInput(
         prompts=_prompts(body.prompt),
-        format=body.format,
+        format=body.structured_format(),
         sampling={
-            **body.sampling(),
             "temperature_last": True,
+            **body.sampling(),
             "max_tokens": limit if limit is not None and limit >= 0 else None,
-            "ignore_eos": body.ignore_eos,
         },
         num_choices=body.n_cmpl or 1,
         top_logprobs=(body.n_probs or 0) if wants_ids else None,
@@ -135,7 +133,10 @@ class _LlamaCompletion:
                 elif isinstance(update, ChoiceEnd):
                     yield data_event(self._shown(self._end(update.choice, "", [])))
                 elif self._body.return_progress:
-                    yield data_event(self._piece(update.choice, "", []) | _progress(update))
+                    yield data_event(
+                        self._piece(update.choice, "", [])
+                        | {"prompt_progress": update.to_llama_cpp()}
+                    )
         except Exception as error:
             yield data_event(error_body(as_api_error(error, self._retry_after_s), ""))
 
@@ -208,12 +209,3 @@ class _LlamaCompletion:
             if value is not None:
                 out[path] = value
         return out
-
-
-def _progress(update: Progress) -> dict[str, Any]:
-    progress = {
-        "total": update.total_tokens,
-        "cache": update.cached_tokens,
-        "processed": update.done_tokens,
-    }
-    return {"prompt_progress": progress}

@@ -9,7 +9,7 @@ from starlette.responses import Response
 from hybridmoe.llm.llm import LLM
 from hybridmoe.serve.errors import ApiError
 from hybridmoe.serve.json_response import CompactJSONResponse
-from hybridmoe.serve.routes.chat import chat_input
+from hybridmoe.serve.routes.chat_input import chat_input
 from hybridmoe.serve.routes.llama_completion import llama_settings
 from hybridmoe.serve.routes.openapi import ERRORS
 from hybridmoe.serve.schemas.chat import ChatCompletionRequest

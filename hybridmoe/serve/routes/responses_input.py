@@ -6,7 +6,8 @@ from typing import Any
 from hybridmoe.serve.errors import ApiError, unsupported_value
 from hybridmoe.serve.inputs import ChatInput
 from hybridmoe.serve.response_store import ResponseStore
-from hybridmoe.serve.schemas.common import ResponseFormat, token_limit
+from hybridmoe.serve.schemas.common import token_limit
+from hybridmoe.serve.schemas.output import ResponseFormat
 from hybridmoe.serve.schemas.responses import (
     Item,
     ResponsesAllowedTools,
@@ -52,11 +53,8 @@ def conversation(body: ResponsesRequest, store: ResponseStore) -> list[dict[str,
 
 def chat_input(body: ResponsesRequest, items: list[dict[str, Any]]) -> ChatInput:
     """Convert a conversation, its tools and options. Raises ApiError for unsupported ones."""
-    sampling: dict[str, Any] = {}
-    for name in ("temperature", "top_p"):
-        if getattr(body, name) is not None:
-            sampling[name] = getattr(body, name)
-    limit = token_limit(body.max_output_tokens)
+    sampling = body.sampling()
+    limit = token_limit(body.max_output_tokens, body.n_predict)
     if limit is not None:
         sampling["max_tokens"] = limit
     wants_logprobs = "message.output_text.logprobs" in (body.include or ())
@@ -65,7 +63,7 @@ def chat_input(body: ResponsesRequest, items: list[dict[str, Any]]) -> ChatInput
         tools=[_tool(tool, i) for i, tool in function_tools(body)],
         **_tool_choice(body),
         is_parallel=body.parallel_tool_calls is not False,
-        format=_format(body),
+        format=body.structured_format(**{"text.format": _text_format(body)}),
         sampling=sampling,
         top_logprobs=(body.top_logprobs or 0) if wants_logprobs else None,
     )
@@ -98,9 +96,9 @@ def _tool_choice(body: ResponsesRequest) -> dict[str, Any]:
     return {"tool_choice": choice}
 
 
-def _format(body: ResponsesRequest) -> ResponseFormat | None:
+def _text_format(body: ResponsesRequest) -> ResponseFormat | None:
     given = body.text.format if body.text is not None else None
-    if given is None:
+    if given is None or given.type == "text":
         return None
     if given.type != "json_schema":
         return ResponseFormat(type=given.type)

@@ -13,6 +13,8 @@ from hybridmoe.serve.schemas.common import (
     Request,
     StopStrings,
 )
+from hybridmoe.serve.schemas.output import OutputFields
+from hybridmoe.serve.schemas.sampling import SamplingFields
 
 __all__ = [
     "AnthropicMessage", "AnthropicTool", "AnthropicToolChoice", "ContentBlock",
@@ -68,16 +70,29 @@ class CountTokensRequest(Request):
     tool_choice: AnthropicToolChoice | None = None
 
 
-class MessagesRequest(CountTokensRequest):
+class JsonFormat(Request):
+    """Format of the text: JSON that is valid against a schema."""
+
+    type: Literal["json_schema"]
+    schema_: JsonObject = Field(alias="schema")
+
+
+class OutputConfig(Request):
+    format: JsonFormat | None = None
+
+
+class MessagesRequest(CountTokensRequest, SamplingFields, OutputFields):
     """Conversation to continue."""
 
     max_tokens: Count
     temperature: Annotated[float, Field(ge=0.0, le=1.0, allow_inf_nan=False)] | None = Field(
         default=None, description="0 to 1; 1 stands for the model's recommended temperature."
     )
-    top_p: Annotated[float, Field(ge=0.0, le=1.0, allow_inf_nan=False)] | None = None
-    top_k: Annotated[int, Field(ge=0, le=2**31 - 1)] | None = None
     stop_sequences: StopStrings | None = None
+    output_config: OutputConfig | None = None
+    output_format: JsonFormat | None = Field(
+        default=None, description="Older `output_config.format`."
+    )
     stream: bool | None = None
 
 

@@ -10,13 +10,13 @@ from hybridmoe.serve.schemas.common import (
     Listed,
     Model,
     Request,
-    ResponseFormat,
-    SamplingFields,
     StreamOptions,
     TokenLimit,
     TopLogprobs,
     Whole,
 )
+from hybridmoe.serve.schemas.output import OutputFields
+from hybridmoe.serve.schemas.sampling import SamplingFields
 from hybridmoe.text.messages import result_text
 
 __all__ = [
@@ -24,6 +24,7 @@ __all__ = [
     "ChatCompletionRequest",
     "ChatCompletionResponse",
     "Message",
+    "NamedFunction",
     "NamedToolChoice",
     "Tool",
     "ToolChoiceMode",
@@ -59,10 +60,12 @@ class Message(Request):
 
     role: Literal["system", "developer", "user", "assistant", "tool", "function"]
     content: str | Listed[ContentPart] | None = None
+    refusal: str | None = None
     name: str | None = Field(default=None, max_length=256)
     tool_calls: Annotated[Listed[ToolCall], Field(max_length=256)] | None = None
     tool_call_id: str | None = Field(default=None, max_length=512)
     reasoning_content: str | None = None
+    reasoning: str | None = Field(default=None, description="Same as `reasoning_content`.")
     function_call: FunctionCall | None = None
 
     @model_validator(mode="before")
@@ -71,6 +74,16 @@ class Message(Request):
         if isinstance(given, dict) and given.get("role") in ("tool", "function"):
             return {**given, "content": result_text(given.get("content"))}
         return given
+
+    def to_template(self) -> dict[str, Any]:
+        """Convert to the one form that templates get."""
+        out = self.model_dump(exclude_none=True)
+        refusal, reasoning = out.pop("refusal", None), out.pop("reasoning", None)
+        if refusal and not out.get("content"):
+            out["content"] = refusal
+        if reasoning:
+            out.setdefault("reasoning_content", reasoning)
+        return out
 
 
 class Function(Request):
@@ -114,7 +127,7 @@ class AllowedToolChoice(Request):
     allowed_tools: AllowedTools
 
 
-class ChatCompletionRequest(SamplingFields):
+class ChatCompletionRequest(SamplingFields, OutputFields):
     """Conversation to continue."""
 
     api = "chat"
@@ -126,11 +139,16 @@ class ChatCompletionRequest(SamplingFields):
         default=None, description="Same as `max_tokens`."
     )
     n: Annotated[Whole, Field(ge=1, le=128)] | None = None
+    n_cmpl: Annotated[Whole, Field(ge=1, le=128)] | None = Field(
+        default=None, description="Same as `n`."
+    )
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     logprobs: bool | None = None
     top_logprobs: TopLogprobs | None = None
-    response_format: ResponseFormat | None = None
+    n_probs: TopLogprobs | None = Field(
+        default=None, description="llama.cpp's `top_logprobs`; implies `logprobs`, but for 0."
+    )
     tools: Annotated[Listed[Tool], Field(max_length=512)] | None = None
     tool_choice: (
         Literal["none", "auto", "required", "any"]
@@ -140,9 +158,16 @@ class ChatCompletionRequest(SamplingFields):
         | None
     ) = None
     parallel_tool_calls: bool | None = None
+    functions: Annotated[Listed[Function], Field(max_length=512)] | None = Field(
+        default=None, description="Older `tools`; the response then has a `function_call`."
+    )
+    function_call: Literal["none", "auto"] | NamedFunction | None = Field(
+        default=None, description="Older `tool_choice`, for `functions`."
+    )
     return_progress: bool = Field(
         default=False, description="Report prefill progress as `prompt_progress` in stream chunks."
     )
+    timings_per_token: bool = Field(default=False, description="Every chunk has `timings`.")
     return_experts: bool = Field(
         default=False, description="Report the experts of every token as `experts`."
     )
@@ -159,7 +184,7 @@ class Choice(Model):
     index: int
     message: JsonObject
     logprobs: JsonObject | None
-    finish_reason: Literal["stop", "length", "tool_calls"]
+    finish_reason: Literal["stop", "length", "tool_calls", "function_call"]
 
 
 class ChatCompletionResponse(Model):

@@ -5,23 +5,24 @@ Every list is bounded and fails at its first bad entry: pydantic makes an error 
 hold a million of them.
 """
 
-from typing import Annotated, Any, ClassVar, Literal, TypeVar
+from typing import Annotated, Any, ClassVar, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
-from hybridmoe.serve.errors import ApiError
 from hybridmoe.serve.field_table import Api
 
 __all__ = [
+    "MAX_INT",
     "Count",
+    "Count0",
     "FunctionName",
     "JsonObject",
+    "LastTokens",
     "Listed",
-    "LogitBias",
     "Model",
+    "Penalty",
     "Request",
-    "ResponseFormat",
-    "SamplingFields",
+    "Share",
     "StopField",
     "StopStrings",
     "StreamOptions",
@@ -36,10 +37,9 @@ __all__ = [
 
 T = TypeVar("T")
 
-_MAX_INT = 2**31 - 1
+MAX_INT = 2**31 - 1
 _MAX_ENTRIES = 1 << 14
 _MAX_TOKEN_IDS = 1 << 20
-_MAX_BIASES = 1024
 
 
 def _whole(value: Any) -> Any:
@@ -48,33 +48,20 @@ def _whole(value: Any) -> Any:
 
 
 Whole = Annotated[int, BeforeValidator(_whole)]
-Count = Annotated[Whole, Field(ge=1, le=_MAX_INT)]
-TokenLimit = Annotated[Whole, Field(ge=-1, le=_MAX_INT)]  # 0 and -1: no limit
+Count = Annotated[Whole, Field(ge=1, le=MAX_INT)]
+TokenLimit = Annotated[Whole, Field(ge=-1, le=MAX_INT)]  # 0 and -1: no limit
+Count0 = Annotated[Whole, Field(ge=0, le=MAX_INT)]
+LastTokens = Annotated[Whole, Field(ge=-1, le=MAX_INT)]  # -1: all
 Temperature = Annotated[float, Field(ge=0.0, le=2.0, allow_inf_nan=False)]
 Share = Annotated[float, Field(ge=0.0, le=1.0, allow_inf_nan=False)]
 Penalty = Annotated[float, Field(ge=-2.0, le=2.0, allow_inf_nan=False)]
-
-
-def _limit_biases(bias: object) -> object:
-    """Refuse a long mapping first; pydantic checks its length after all its entries."""
-    if isinstance(bias, dict) and len(bias) > _MAX_BIASES:
-        raise ValueError(f"{len(bias)} entries; at most {_MAX_BIASES} are taken")
-    return bias
-
-
-Bias = Annotated[float, Field(ge=-100.0, le=100.0, allow_inf_nan=False)]
-LogitBias = Annotated[
-    dict[str, Bias],
-    BeforeValidator(_limit_biases),
-    Field(json_schema_extra={"maxProperties": _MAX_BIASES}),
-]
 TopLogprobs = Annotated[Whole, Field(ge=0, le=20)]
 StopString = Annotated[str, Field(max_length=1024)]
 StopStrings = Annotated[list[StopString], Field(max_length=16, fail_fast=True)]
 StopField = StopString | StopStrings
 FunctionName = Annotated[str, Field(min_length=1, max_length=128, pattern=r"^[A-Za-z0-9_.:/-]+$")]
 JsonObject = dict[str, Any]
-TokenId = Annotated[int, Field(ge=0, le=_MAX_INT)]
+TokenId = Annotated[int, Field(ge=0, le=MAX_INT)]
 TokenIds = Annotated[list[TokenId], Field(max_length=_MAX_TOKEN_IDS, fail_fast=True)]
 Listed = Annotated[list[T], Field(max_length=_MAX_ENTRIES, fail_fast=True)]
 
@@ -99,62 +86,9 @@ class StreamOptions(Request):
     include_usage: bool = Field(
         default=False, description="Add a last chunk with the token counts."
     )
-
-
-class ResponseFormat(Request):
-    """Format of the text, enforced by constrained decoding unless the text is cut off."""
-
-    type: Literal["text", "json_object", "json_schema", "regex", "grammar"] = "text"
-    json_schema: JsonObject | None = Field(
-        default=None, description='For type "json_schema": `{"name", "schema", "strict"}`.'
+    continuous_usage_stats: bool = Field(
+        default=False, description="Give the counts so far in every chunk."
     )
-    pattern: str | None = Field(
-        default=None, max_length=8192, description='For type "regex": a regular expression.'
-    )
-    grammar: str | None = Field(
-        default=None, max_length=1 << 18, description='For type "grammar": a Lark or GBNF grammar.'
-    )
-    schema_: JsonObject | None = Field(
-        default=None, alias="schema", description="JSON schema without a wrapper, as in llama.cpp."
-    )
-
-
-class SamplingFields(Request):
-    """Sampling parameters. Defaults come from the model's file."""
-
-    temperature: Temperature | None = Field(default=None, description="0: greedy decoding.")
-    top_p: Share | None = None
-    top_k: Annotated[Whole, Field(ge=-1, le=_MAX_INT)] | None = Field(
-        default=None, description="0 and -1: all tokens."
-    )
-    min_p: Share | None = None
-    presence_penalty: Penalty | None = None
-    frequency_penalty: Penalty | None = None
-    repetition_penalty: Annotated[float, Field(ge=0.01, le=100.0)] | None = None
-    logit_bias: LogitBias | None = Field(
-        default=None, description="Bias by token id; -100 forbids the token."
-    )
-    seed: Annotated[Whole, Field(ge=-(2**63), le=2**63 - 1)] | None = None
-    stop: StopField | None = Field(
-        default=None, description="Up to 16 stop strings; they are not part of the text."
-    )
-
-    def sampling(self) -> dict[str, Any]:
-        """Convert the given fields to those of `SamplingParams`."""
-        names = (
-            "temperature", "top_p", "min_p", "presence_penalty", "frequency_penalty",
-            "repetition_penalty",
-        )  # fmt: skip
-        out = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
-        if self.top_k is not None:
-            out["top_k"] = max(0, self.top_k)
-        if self.logit_bias:
-            out["logit_bias"] = _bias_by_id(self.logit_bias)
-        if self.seed is not None:
-            out["seed"] = self.seed % 2**64
-        if self.stop:
-            out["stop"] = stop_list(self.stop)
-        return out
 
 
 def stop_list(stop: str | list[str]) -> list[str]:
@@ -166,11 +100,3 @@ def token_limit(*given: int | None) -> int | None:
     """Take the first limit that is given; None for no limit."""
     first = next((limit for limit in given if limit is not None), None)
     return first if first is not None and first > 0 else None
-
-
-def _bias_by_id(bias: dict[str, float]) -> dict[int, float]:
-    for key in bias:
-        if not (key.isascii() and key.isdecimal() and len(key) < 10):
-            raise ApiError(400, f"logit_bias: {key!r:.40} is not a token id", param="logit_bias")
-    # OpenAI's -100 forbids a token, which adding it to the logit would not quite.
-    return {int(key): float("-inf") if value == -100 else value for key, value in bias.items()}

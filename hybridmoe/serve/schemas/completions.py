@@ -8,14 +8,14 @@ from hybridmoe.serve.schemas.chat import Usage
 from hybridmoe.serve.schemas.common import (
     JsonObject,
     Model,
-    ResponseFormat,
-    SamplingFields,
     StreamOptions,
     TokenIds,
     TokenLimit,
     TopLogprobs,
     Whole,
 )
+from hybridmoe.serve.schemas.output import OutputFields
+from hybridmoe.serve.schemas.sampling import SamplingFields
 
 __all__ = ["CompletionRequest", "CompletionResponse"]
 
@@ -35,7 +35,7 @@ def _kind(prompt: object) -> str:
     return "ids[][]" if isinstance(first, list) else "ids[]"
 
 
-class CompletionRequest(SamplingFields):
+class CompletionRequest(SamplingFields, OutputFields):
     """Text to continue, as a string or token ids, or a list of either.
 
     Names of special tokens in a text stand for those tokens. Choices are in the order of the
@@ -56,11 +56,20 @@ class CompletionRequest(SamplingFields):
         default=None, description="Default 16; 0 and -1: no limit."
     )
     n: Annotated[Whole, Field(ge=1, le=128)] | None = None
+    n_cmpl: Annotated[Whole, Field(ge=1, le=128)] | None = Field(
+        default=None, description="Same as `n`."
+    )
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     logprobs: TopLogprobs | None = None
-    response_format: ResponseFormat | None = None
-    ignore_eos: bool = False
+    n_probs: TopLogprobs | None = Field(default=None, description="Same as `logprobs`, but for 0.")
+    add_special_tokens: bool = Field(
+        default=True, description="Texts begin with the model's begin token, if it has one."
+    )
+    return_progress: bool = Field(
+        default=False, description="Report prefill progress as `prompt_progress` in stream chunks."
+    )
+    timings_per_token: bool = Field(default=False, description="Every chunk has `timings`.")
     return_experts: bool = False
 
 

@@ -1,20 +1,19 @@
 """Schemas of llama-server's own routes."""
 
-from typing import Annotated, Any
+from typing import Annotated
 
-from pydantic import BeforeValidator, Field
+from pydantic import Field
 
 from hybridmoe.serve.schemas.common import (
     JsonObject,
     Listed,
-    LogitBias,
     Model,
     Request,
-    ResponseFormat,
-    SamplingFields,
     TopLogprobs,
     Whole,
 )
+from hybridmoe.serve.schemas.output import OutputFields
+from hybridmoe.serve.schemas.sampling import SamplingFields
 
 __all__ = [
     "InfillRequest",
@@ -33,17 +32,7 @@ _Several = Annotated[
 ]
 
 
-def _by_id(bias: Any) -> Any:
-    """Convert `[[id, bias], ...]`, where false forbids a token, to a mapping."""
-    if not isinstance(bias, list):
-        return bias
-    pairs = [pair for pair in bias[:1025] if isinstance(pair, list) and len(pair) == 2]
-    if len(pairs) < len(bias):
-        raise ValueError("expected up to 1024 pairs of a token id and a bias, or an object")
-    return {str(token): -100.0 if value is False else value for token, value in pairs}
-
-
-class LlamaCompletionRequest(SamplingFields):
+class LlamaCompletionRequest(SamplingFields, OutputFields):
     """Text to continue, as llama-server's /completion takes it.
 
     A prompt is a string, or a list of token ids and strings; a list that holds another list, or
@@ -63,26 +52,13 @@ class LlamaCompletionRequest(SamplingFields):
     n_cmpl: Annotated[Whole, Field(ge=1, le=128)] | None = Field(
         default=None, description="Completions of each prompt."
     )
-    logit_bias: Annotated[LogitBias, BeforeValidator(_by_id)] | None = None
-    grammar: str | None = Field(default=None, max_length=1 << 18)
-    json_schema: JsonObject | None = None
     n_probs: TopLogprobs | None = None
-    ignore_eos: bool = False
     stream: bool | None = None
     return_tokens: bool = False
     return_progress: bool = False
     response_fields: Annotated[Listed[str], Field(max_length=256)] | None = Field(
         default=None, description="Fields of the response that are sent; `a/b` for an inner one."
     )
-
-    @property
-    def format(self) -> ResponseFormat | None:
-        """Format of the text, if one is given."""
-        if self.grammar:
-            return ResponseFormat(type="grammar", grammar=self.grammar)
-        if self.json_schema is not None:
-            return ResponseFormat(type="json_schema", json_schema={"schema": self.json_schema})
-        return None
 
 
 class LlamaCompletionResponse(Model):

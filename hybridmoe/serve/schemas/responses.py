@@ -10,11 +10,11 @@ from hybridmoe.serve.schemas.common import (
     Listed,
     Model,
     Request,
-    Share,
-    Temperature,
     TokenLimit,
     TopLogprobs,
 )
+from hybridmoe.serve.schemas.output import OutputFields
+from hybridmoe.serve.schemas.sampling import SamplingFields
 
 __all__ = [
     "DeletedResponse",
@@ -79,7 +79,7 @@ class TextOptions(Request):
     format: TextFormat | None = None
 
 
-class ResponsesRequest(Request):
+class ResponsesRequest(SamplingFields, OutputFields):
     """Conversation to continue: that of `previous_response_id`, if given, then `input`."""
 
     api = "responses"
@@ -88,8 +88,6 @@ class ResponsesRequest(Request):
     input: str | Listed[Item]
     instructions: str | None = None
     max_output_tokens: TokenLimit | None = Field(default=None, description="0 and -1: no limit.")
-    temperature: Temperature | None = None
-    top_p: Share | None = None
     stream: bool | None = None
     tools: Annotated[Listed[ResponsesTool], Field(max_length=512)] | None = None
     tool_choice: (

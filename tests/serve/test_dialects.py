@@ -1,0 +1,343 @@
+"""Parameters and output formats under the names of llama.cpp, vLLM, SGLang and ollama."""
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import httpx2
+import pytest
+from endpoint_requests import CALL, WEATHER, user
+from fake_engine import FakeLLM
+from live_server import LiveServer, live_server
+from pydantic import ValidationError
+from waiting import HANG_S
+
+from hybridmoe.engine.sampling_params import SamplingParams
+from hybridmoe.serve.errors import ApiError
+from hybridmoe.serve.schemas.output import OutputFields, ResponseFormat
+from hybridmoe.serve.schemas.sampling import SamplingFields
+
+CHAT = "/v1/chat/completions"
+PATHS = {
+    CHAT: {"messages": user("say Hi")},
+    "/v1/completions": {"prompt": "say Hi"},
+    "/v1/responses": {"input": "say Hi"},
+    "/v1/messages": {"model": "test", "max_tokens": 99, "messages": user("say Hi")},
+}
+FILTERS_OFF = {
+    "top_n_sigma": 0.0, "top_k": 0, "typical_p": 1.0, "top_p": 1.0, "min_p": 0.0,
+    "xtc_probability": 0.0,
+}  # fmt: skip
+OFF = {
+    "repetition_penalty": 1.0, "presence_penalty": 0.0, "frequency_penalty": 0.0,
+    "dry_multiplier": 0.0, **FILTERS_OFF,
+}  # fmt: skip
+SCHEMA = {"type": "object", "properties": {"n": {"const": 1}}, "required": ["n"]}
+
+
+@pytest.fixture(scope="module")
+def server(llm: FakeLLM) -> Iterator[LiveServer]:
+    with live_server(llm) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def http(server: LiveServer) -> Iterator[httpx2.Client]:
+    with httpx2.Client(base_url=server.url, timeout=HANG_S) as client:
+        yield client
+
+
+def ask(http: httpx2.Client, path: str, **fields: Any) -> dict[str, Any]:
+    answer = http.post(path, json={**PATHS[path], **fields})
+    assert answer.status_code == 200, answer.text
+    return answer.json()  # type: ignore[no-any-return]
+
+
+def sampling(**fields: Any) -> dict[str, Any]:
+    return SamplingFields.model_validate(fields).sampling()
+
+
+def asked(**fields: Any) -> ResponseFormat | None:
+    return OutputFields.model_validate(fields).structured_format()
+
+
+@pytest.mark.parametrize(
+    ("given", "params"),
+    [
+        ({"repeat_penalty": 1.5}, {"repetition_penalty": 1.5}),
+        ({"repeat_penalty": 1.5, "repetition_penalty": 1.5}, {"repetition_penalty": 1.5}),
+        ({"top_k": -1, "top_n_sigma": -1}, {"top_k": 0, "top_n_sigma": 0.0}),
+        ({"seed": -1}, {}),
+        ({"seed": 7.0, "min_tokens": 2.0}, {"seed": 7, "min_tokens": 2}),
+        ({"logit_bias": [[5, 1.5], [6, False]]}, {"logit_bias": {5: 1.5, 6: float("-inf")}}),
+        ({"stop": "", "stop_token_ids": [3]}, {"stop_token_ids": [3]}),
+        ({"typical_p": 0.5, "ignore_eos": True}, {"typical_p": 0.5, "ignore_eos": True}),
+        (
+            {"options": {"num_ctx": 9, "repeat_penalty": 2.0, "top_k": 3}, "top_k": 4},
+            {"repetition_penalty": 2.0, "top_k": 4},
+        ),
+        (
+            {"samplers": ["top_k", "temperature"], "top_k": 5, "top_p": 0.5},
+            {**OFF, "top_k": 5, "temperature_last": True},
+        ),
+        (
+            {"samplers": ["penalties", "dry", "temp", "typ_p"], "typical_p": 0.5},
+            {**FILTERS_OFF, "typical_p": 0.5, "temperature_last": False},
+        ),
+        (
+            {"samplers": ["min_p"], "min_p": 0.5, "temperature": 0.5},
+            {**OFF, "min_p": 0.5, "temperature": 1.0},
+        ),
+    ],
+)
+def test_names_of_sampling_parameters(given: dict[str, Any], params: dict[str, Any]) -> None:
+    assert sampling(**given) == params
+    SamplingParams(**params)
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"repeat_penalty": 1.5, "repetition_penalty": 2.0}, "repeat_penalty is 1.5"),
+        ({"samplers": ["min_p", "top_k"]}, "samplers: this order"),
+        ({"samplers": ["top_k", "top_k"]}, "samplers: this order"),
+        ({"samplers": ["top_k", "temperature", "min_p"]}, "temperature stands between"),
+        ({"samplers": ["mirostat"]}, "'mirostat' is not supported"),
+        ({"logit_bias": {"x": 1}}, "'x' is not a token id"),
+        ({"logit_bias": [["x", 1]]}, "'x' is not a token id"),
+    ],
+)
+def test_parameters_that_contradict_each_other(given: dict[str, Any], words: str) -> None:
+    with pytest.raises(ApiError, match=words) as caught:
+        sampling(**given)
+    assert caught.value.param in given
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"options": {"mirostat": 2}}, {"options": {"temperature": "hot"}}, {"options": 1},
+        {"logit_bias": [5]}, {"logit_bias": [[5]]}, {"logit_bias": [[1, 1]] * 2000},
+        {"stop_token_ids": [-1]}, {"min_tokens": -1}, {"xtc_probability": 2},
+    ],
+)  # fmt: skip
+def test_parameters_that_are_not_valid(given: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError):
+        sampling(**given)
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_every_api_takes_them(http: httpx2.Client, llm: FakeLLM, path: str) -> None:
+    ask(
+        http, path, top_k=3, min_p=0.25, typical_p=0.5, repeat_penalty=1.5, seed=7, stop=["x"],
+        presence_penalty=1.0, dry_multiplier=0.5, xtc_probability=0.5, stop_token_ids=[9],
+        ignore_eos=True, min_tokens=2, logit_bias={"5": 1.0},
+    )  # fmt: skip
+    params = llm.engine.requests[-1].params
+    assert (params.top_k, params.min_p, params.typical_p) == (3, 0.25, 0.5)
+    assert (params.repetition_penalty, params.presence_penalty) == (1.5, 1.0)
+    assert (params.seed, params.min_tokens, params.ignore_eos) == (7, 2, True)
+    assert (params.stop, params.stop_token_ids) == (("x",), (9,))
+    assert (params.dry_multiplier, params.xtc_probability) == (0.5, 0.5)
+    assert params.logit_bias[5] == 1.0
+
+
+@pytest.mark.parametrize(
+    ("path", "fields", "limit"),
+    [
+        (CHAT, {"n_predict": 3}, 3),
+        (CHAT, {"n_predict": 3, "max_tokens": 4}, 4),
+        (CHAT, {"max_tokens": -1}, None),
+        (CHAT, {"max_tokens": 2.0}, 2),
+        ("/v1/completions", {"n_predict": 3}, 3),
+        ("/v1/completions", {"n_predict": -1}, None),
+        ("/v1/completions", {}, 16),
+        ("/v1/responses", {"n_predict": 3}, 3),
+    ],
+)
+def test_the_limit_of_tokens(
+    http: httpx2.Client, llm: FakeLLM, path: str, fields: dict[str, Any], limit: int | None
+) -> None:
+    ask(http, path, **fields)
+    assert llm.engine.requests[-1].params.max_tokens == limit
+
+
+@pytest.mark.parametrize(
+    ("given", "kind", "value"),
+    [
+        ({"response_format": {"type": "json_object"}}, "json_object", None),
+        ({"json_schema": SCHEMA}, "json_schema", SCHEMA),
+        ({"json_schema": '{"const": 1}'}, "json_schema", {"const": 1}),
+        ({"json_schema": {}}, "json_schema", {}),
+        ({"guided_json": SCHEMA}, "json_schema", SCHEMA),
+        ({"guided_json": True}, "json_schema", {}),
+        ({"format": "json"}, "json_object", None),
+        ({"format": SCHEMA}, "json_schema", SCHEMA),
+        ({"structured_outputs": {"json": SCHEMA}}, "json_schema", SCHEMA),
+        ({"structured_outputs": {"json_object": True}}, "json_object", None),
+        ({"grammar": 'root ::= "a"'}, "grammar", 'root ::= "a"'),
+        ({"ebnf": 'root ::= "a"'}, "grammar", 'root ::= "a"'),
+        ({"guided_grammar": 'root ::= "a"'}, "grammar", 'root ::= "a"'),
+        ({"structured_outputs": {"grammar": 'root ::= "a"'}}, "grammar", 'root ::= "a"'),
+        ({"regex": "[ab]"}, "regex", "[ab]"),
+        ({"guided_regex": "[ab]"}, "regex", "[ab]"),
+        ({"structured_outputs": {"regex": "[ab]"}}, "regex", "[ab]"),
+        ({"guided_choice": ["a", "b"]}, "choice", ["a", "b"]),
+        ({"structured_outputs": {"choice": ["a", "b"]}}, "choice", ["a", "b"]),
+    ],
+)
+def test_names_of_output_formats(given: dict[str, Any], kind: str, value: Any) -> None:
+    form = asked(**given)
+    assert form is not None and form.type == kind
+    schema = form.json_schema["schema"] if form.json_schema else None
+    found = {"json_object": None, "json_schema": schema, "grammar": form.grammar,
+             "regex": form.pattern, "choice": form.choices}  # fmt: skip
+    assert found[kind] == value
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {}, {"grammar": ""}, {"format": ""}, {"json_schema": ""}, {"structured_outputs": True},
+        {"structured_outputs": {}}, {"response_format": {"type": "text"}}, {"regex": None},
+    ],
+)  # fmt: skip
+def test_fields_that_ask_for_no_format(given: dict[str, Any]) -> None:
+    assert asked(**given) is None
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"grammar": 'root ::= "a"', "json_schema": {}}, "json_schema, grammar: expected one"),
+        ({"response_format": {"type": "json_object"}, "regex": "a"}, "response_format, regex: "),
+        (
+            {"structured_outputs": {"json": {}, "regex": "a"}},
+            "structured_outputs.json, structured_outputs.regex: ",
+        ),
+        ({"json_schema": "{"}, "json_schema: the text is not JSON"),
+        ({"guided_json": "[1]"}, "guided_json: expected a JSON schema"),
+        ({"guided_json": False}, "guided_json: false allows no text"),
+    ],
+)
+def test_formats_that_contradict_each_other(given: dict[str, Any], words: str) -> None:
+    with pytest.raises(ApiError, match=f"^{words}"):
+        asked(**given)
+
+
+@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"json_schema": SCHEMA}, {"grammar": 'root ::= "a"'}, {"regex": "a"},
+        {"ebnf": 'root ::= "a"'}, {"structured_outputs": {"choice": ["a"]}},
+        {"guided_choice": ["a"]}, {"format": "json"},
+        {"response_format": {"type": "json_object"}},
+    ],
+)  # fmt: skip
+def test_every_api_enforces_them(
+    http: httpx2.Client, llm: FakeLLM, path: str, given: dict[str, Any]
+) -> None:
+    ask(http, path, **given)
+    assert llm.engine.requests[-1].constraint is not None
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"output_config": {"format": {"type": "json_schema", "schema": SCHEMA}}},
+        {"output_format": {"type": "json_schema", "schema": SCHEMA}},
+    ],
+)
+def test_anthropics_output_format(
+    http: httpx2.Client, llm: FakeLLM, fields: dict[str, Any]
+) -> None:
+    ask(http, "/v1/messages", **fields)
+    assert llm.engine.requests[-1].constraint is not None
+    both = {**PATHS["/v1/messages"], **fields, "regex": "a"}
+    answer = http.post("/v1/messages", json=both)
+    assert answer.status_code == 400
+    assert "expected one output format" in answer.json()["error"]["message"]
+
+
+def test_a_format_of_responses_and_another(http: httpx2.Client) -> None:
+    text = {"format": {"type": "json_object"}}
+    answer = http.post("/v1/responses", json={"input": "a", "text": text, "regex": "a"})
+    assert answer.status_code == 400
+    assert "regex, text.format: expected one" in answer.json()["error"]["message"]
+
+
+def test_llama_cpps_names_of_log_probabilities_and_choices(http: httpx2.Client) -> None:
+    chat = ask(http, CHAT, n_probs=2, n_cmpl=2)
+    assert len(chat["choices"]) == 2
+    assert len(chat["choices"][0]["logprobs"]["content"][0]["top_logprobs"]) == 2
+    text = ask(http, "/v1/completions", n_probs=2)
+    assert len(text["choices"][0]["logprobs"]["top_logprobs"][0]) == 2
+    assert ask(http, CHAT, n_probs=0)["choices"][0]["logprobs"] is None
+
+
+def test_older_functions_get_an_older_response(http: httpx2.Client, llm: FakeLLM) -> None:
+    older = {"functions": [WEATHER["function"]], "function_call": "auto"}
+    choice = ask(http, CHAT, messages=user(f"say {CALL}"), **older)["choices"][0]
+    assert choice["finish_reason"] == "function_call"
+    assert choice["message"]["function_call"] == {
+        "name": "get_weather", "arguments": '{"city":"Oslo"}',
+    }  # fmt: skip
+    assert "tool_calls" not in choice["message"]
+    forced = {**older, "function_call": {"name": "get_weather"}}
+    ask(http, CHAT, **forced)
+    assert llm.engine.requests[-1].constraint is not None
+    answer = http.post(CHAT, json={**PATHS[CHAT], **older, "function_call": {"name": "f"}})
+    assert "'f', which tools lacks" in answer.json()["error"]["message"]
+
+
+def chunks(http: httpx2.Client, path: str, **fields: Any) -> list[dict[str, Any]]:
+    answer = http.post(path, json={**PATHS[path], "stream": True, **fields})
+    assert answer.status_code == 200, answer.text
+    lines = [line[6:] for line in answer.text.split("\n") if line.startswith("data: ")]
+    assert lines.pop() == "[DONE]"
+    return [json.loads(line) for line in lines]
+
+
+def test_a_stream_of_an_older_function_call(http: httpx2.Client) -> None:
+    functions = [WEATHER["function"]]
+    stream = chunks(http, CHAT, messages=user(f"say {CALL}"), functions=functions)
+    choices = [chunk["choices"][0] for chunk in stream]
+    parts = [one["delta"]["function_call"] for one in choices if "function_call" in one["delta"]]
+    assert parts[0]["name"] == "get_weather"
+    assert "".join(part["arguments"] for part in parts) == '{"city":"Oslo"}'
+    assert not any("tool_calls" in one["delta"] for one in choices)
+    assert choices[-1]["finish_reason"] == "function_call"
+
+
+@pytest.mark.parametrize(
+    ("path", "fields"),
+    [(CHAT, {"messages": user("count 3")}), ("/v1/completions", {"prompt": "a b c"})],
+)
+def test_counts_timings_and_progress_in_every_chunk(
+    http: httpx2.Client, path: str, fields: dict[str, Any]
+) -> None:
+    counts = {"continuous_usage_stats": True}
+    stream = chunks(http, path, **fields, stream_options=counts, timings_per_token=True)
+    counted = [chunk["usage"]["completion_tokens"] for chunk in stream]
+    assert counted == sorted(counted) and counted[-1] > counted[0] >= 0
+    assert stream[-1]["choices"] == []
+    assert all("prompt_n" in chunk["timings"] for chunk in stream if chunk["choices"])
+    stream = chunks(http, path, **fields, return_progress=True)
+    progress = [chunk["prompt_progress"] for chunk in stream if "prompt_progress" in chunk]
+    assert progress[-1]["processed"] == progress[-1]["total"] > 0
+    assert progress[-1].keys() == {"processed", "total", "cache", "time_ms"}
+    assert not any("usage" in chunk for chunk in stream)
+
+
+def test_texts_without_their_begin_token(http: httpx2.Client, llm: FakeLLM) -> None:
+    ask(http, "/v1/completions", add_special_tokens=False)
+    plain = list(llm.engine.requests[-1].prompt_ids)
+    assert plain == llm.tokenizer.encode("say Hi", add_special=False, parse_special=True)
+
+
+def test_reasoning_and_refusal_of_earlier_messages(http: httpx2.Client, llm: FakeLLM) -> None:
+    earlier = {"role": "assistant", "content": None, "refusal": "I will not", "reasoning": "hm"}
+    ask(http, CHAT, messages=[*user("a"), earlier, *user("say Hi")])
+    prompt = llm.tokenizer.decode(llm.engine.requests[-1].prompt_ids, skip_special=False)
+    assert "I will not<|im_end|>" in prompt
