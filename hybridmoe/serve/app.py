@@ -17,16 +17,21 @@ from hybridmoe.serve.routes import (
     anthropic,
     chat,
     completions,
+    conversations,
     llama_completion,
     llama_server,
     responses,
     server,
+    stored_responses,
 )
 from hybridmoe.serve.service import Service
 
 __all__ = ["create_app"]
 
-_ROUTES = (chat, completions, responses, anthropic, server, llama_completion, llama_server)
+_ROUTES = (
+    chat, completions, responses, stored_responses, conversations, anthropic, server,
+    llama_completion, llama_server,
+)  # fmt: skip
 _STATIC = Path(__file__).parent / "static"
 
 

@@ -1,4 +1,4 @@
-"""Store of responses that later requests may continue: in memory, evicted by LRU.
+"""Responses that later requests may continue.
 
 Kept as JSON: its bytes are what the bound counts, and a tree of Python objects takes many times as
 much. Each entry holds its whole conversation, so that evicting one breaks no other.
@@ -6,18 +6,17 @@ much. Each entry holds its whole conversation, so that evicting one breaks no ot
 
 import json
 import re
-import threading
-from collections import OrderedDict
 from dataclasses import dataclass
 from typing import Any
 
+from hybridmoe.serve.bounded_store import BoundedStore
 from hybridmoe.serve.json_response import encode_json
 
 __all__ = ["ResponseStore"]
 
 Item = dict[str, Any]
 # Ids made by this server, which cannot be guessed; clients number theirs, each from 1.
-_OWN_ID = re.compile(r"(msg|rs|fc)_[0-9a-f]{32}")
+_OWN_ID = re.compile(r"[a-z]{2,4}_[0-9a-f]{32}")
 _ID_BYTES = 128  # size of one in a set
 
 
@@ -25,6 +24,7 @@ _ID_BYTES = 128  # size of one in a set
 class _Entry:
     response: bytes  # as it was sent
     items: bytes  # of the conversation before it, and of its output
+    num_input_items: int
     item_ids: frozenset[str]
 
     @property
@@ -35,61 +35,49 @@ class _Entry:
 class ResponseStore:
     """Stored responses by id, and their items. Thread-safe."""
 
-    def __init__(self, max_responses: int, max_bytes: int) -> None:
-        self._max_responses = max_responses
-        self._max_bytes = max_bytes
-        self._num_bytes = 0
-        self._entries: OrderedDict[str, _Entry] = OrderedDict()  # least recently used first
-        self._lock = threading.Lock()
+    def __init__(self, store: BoundedStore) -> None:
+        self._store = store
 
-    def put(self, response: dict[str, Any], items: list[Item]) -> None:
-        """Store a response and the items of its conversation, unless they are too large."""
+    def put(self, response: dict[str, Any], items: list[Item], num_input_items: int) -> None:
+        """Store a response and the items of its conversation, unless they are too large.
+
+        num_input_items: those before its output.
+        """
         ids = frozenset(
             item["id"]
             for item in items
             if isinstance(item.get("id"), str) and _OWN_ID.fullmatch(item["id"])
         )
-        entry = _Entry(encode_json(response), encode_json(items), ids)
-        if entry.num_bytes > self._max_bytes:
-            return
-        with self._lock:
-            self._entries[response["id"]] = entry
-            self._num_bytes += entry.num_bytes
-            while len(self._entries) > self._max_responses or self._num_bytes > self._max_bytes:
-                _, oldest = self._entries.popitem(last=False)
-                self._num_bytes -= oldest.num_bytes
+        entry = _Entry(encode_json(response), encode_json(items), num_input_items, ids)
+        self._store.put(response["id"], entry)
 
     def response(self, response_id: str) -> bytes | None:
         """Get a response's JSON; None if it is not stored."""
-        entry = self._use(response_id)
+        entry = self._entry(response_id)
         return None if entry is None else entry.response
 
     def items(self, response_id: str) -> list[Item] | None:
         """Get the conversation up to a response, with its output; None if it is not stored."""
-        entry = self._use(response_id)
+        entry = self._entry(response_id)
         return None if entry is None else list(json.loads(entry.items))
+
+    def input_items(self, response_id: str) -> list[Item] | None:
+        """Get the conversation before a response; None if it is not stored."""
+        entry = self._entry(response_id)
+        return None if entry is None else json.loads(entry.items)[: entry.num_input_items]
 
     def item(self, item_id: str) -> Item | None:
         """Find an item of any stored conversation by an id that this server made."""
-        with self._lock:
-            holders = (e for e in reversed(self._entries.values()) if item_id in e.item_ids)
-            holder = next(holders, None)
-        if holder is None:
-            return None
-        items: list[Item] = json.loads(holder.items)
-        return next(item for item in items if item.get("id") == item_id)
+        for entry in self._store.newest_first():
+            if isinstance(entry, _Entry) and item_id in entry.item_ids:
+                items: list[Item] = json.loads(entry.items)
+                return next(item for item in items if item.get("id") == item_id)
+        return None
 
     def delete(self, response_id: str) -> bool:
         """Delete a response. Returns False if it is not stored."""
-        with self._lock:
-            entry = self._entries.pop(response_id, None)
-            if entry is not None:
-                self._num_bytes -= entry.num_bytes
-        return entry is not None
+        return self._entry(response_id) is not None and self._store.delete(response_id)
 
-    def _use(self, response_id: str) -> _Entry | None:
-        with self._lock:
-            if response_id not in self._entries:
-                return None
-            self._entries.move_to_end(response_id)
-            return self._entries[response_id]
+    def _entry(self, response_id: str) -> _Entry | None:
+        entry = self._store.get(response_id)
+        return entry if isinstance(entry, _Entry) else None

@@ -13,7 +13,9 @@ from starlette.requests import Request
 
 from hybridmoe.engine.stats import EngineStats
 from hybridmoe.llm.llm import LLM
+from hybridmoe.serve.bounded_store import BoundedStore
 from hybridmoe.serve.config import ServeConfig
+from hybridmoe.serve.conversation_store import ConversationStore
 from hybridmoe.serve.errors import ApiError
 from hybridmoe.serve.field_check import UnknownFields
 from hybridmoe.serve.generation import Generation
@@ -49,7 +51,9 @@ class Service:
         self.metrics = Metrics(self._stats)
         self.bodies = BodyBudget(config)
         self.pool = WorkPool(_NUM_THREADS, config.max_preparing, config.prepare_timeout_s)
-        self.responses = ResponseStore(config.max_stored_responses, config.max_stored_bytes)
+        stored = BoundedStore(config.max_stored_responses, config.max_stored_bytes)
+        self.responses = ResponseStore(stored)
+        self.conversations = ConversationStore(stored)
         self._model: ServedModel | None = None
         self._generations = weakref.WeakSet[Generation]()
         self.is_shutting_down = False

@@ -278,6 +278,10 @@ def test_every_route_is_documented(http: httpx2.Client) -> None:
         "/health", "/metrics", "/v1/models", "/v1/models/{model}", "/v1/chat/completions",
         "/v1/completions", "/v1/responses", "/v1/responses/{response_id}", "/v1/messages",
         "/v1/messages/count_tokens", "/tokenize", "/detokenize", "/v1/embeddings",
+        "/v1/responses/input_tokens", "/v1/responses/{response_id}/input_items",
+        "/v1/conversations", "/v1/conversations/{conversation_id}",
+        "/v1/conversations/{conversation_id}/items",
+        "/v1/conversations/{conversation_id}/items/{item_id}",
         "/completion", "/props", "/slots", "/apply-template", "/infill",
     }  # fmt: skip
 

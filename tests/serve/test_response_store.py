@@ -3,6 +3,7 @@
 import uuid
 from typing import Any
 
+from hybridmoe.serve.bounded_store import BoundedStore
 from hybridmoe.serve.response_store import ResponseStore
 
 
@@ -11,11 +12,11 @@ def message(text: str) -> dict[str, Any]:
 
 
 def put(store: ResponseStore, id: str, *items: dict[str, Any]) -> None:
-    store.put({"id": id, "object": "response"}, list(items))
+    store.put({"id": id, "object": "response"}, list(items), len(items))
 
 
 def test_what_was_put_is_found() -> None:
-    store = ResponseStore(4, 10_000)
+    store = ResponseStore(BoundedStore(4, 10_000))
     first, second = message("°"), message("b")
     put(store, "resp_1", first, second)
     assert store.response("resp_1") == b'{"id":"resp_1","object":"response"}'
@@ -27,7 +28,7 @@ def test_what_was_put_is_found() -> None:
 
 
 def test_the_least_recently_used_one_is_forgotten() -> None:
-    store = ResponseStore(2, 10_000)
+    store = ResponseStore(BoundedStore(2, 10_000))
     items = [message(str(i)) for i in range(3)]
     put(store, "a", items[0])
     put(store, "b", items[1])
@@ -38,7 +39,7 @@ def test_the_least_recently_used_one_is_forgotten() -> None:
 
 
 def test_bytes_are_bounded_too() -> None:
-    store = ResponseStore(100, 10_000)
+    store = ResponseStore(BoundedStore(100, 10_000))
     for i in range(50):
         put(store, str(i), message("x" * 1000))
     kept = [i for i in range(50) if store.response(str(i))]
@@ -50,7 +51,7 @@ def test_bytes_are_bounded_too() -> None:
 
 
 def test_bytes_of_what_is_forgotten_are_free_again() -> None:
-    store = ResponseStore(100, 3000)
+    store = ResponseStore(BoundedStore(100, 3000))
     for i in range(20):
         put(store, str(i), message("x" * 1000))
         assert store.delete(str(i))
@@ -62,12 +63,12 @@ def test_bytes_of_what_is_forgotten_are_free_again() -> None:
 
 
 def test_ids_that_clients_chose_are_not_shared() -> None:
-    store = ResponseStore(4, 10_000)
+    store = ResponseStore(BoundedStore(4, 10_000))
     put(store, "a", {**message("secret"), "id": "msg_1"})
     assert store.item("msg_1") is None
 
 
 def test_a_store_of_none() -> None:
-    store = ResponseStore(0, 10_000)
+    store = ResponseStore(BoundedStore(0, 10_000))
     put(store, "a", message("x"))
     assert store.response("a") is None

@@ -7,16 +7,22 @@ from typing import Any
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
-from hybridmoe.serve.errors import ApiError, as_api_error
+from hybridmoe.serve.errors import as_api_error
 from hybridmoe.serve.event_stream import EventStreamResponse
 from hybridmoe.serve.generation import ChoiceEnd, Delta, Generation
 from hybridmoe.serve.json_response import CompactJSONResponse
 from hybridmoe.serve.logprobs import chat_logprobs
 from hybridmoe.serve.routes.openapi import ERRORS, json_or_stream
 from hybridmoe.serve.routes.responses_events import OutputItems
-from hybridmoe.serve.routes.responses_input import chat_input, conversation, function_tools
+from hybridmoe.serve.routes.responses_input import (
+    chat_input,
+    conversation,
+    conversation_id,
+    function_tools,
+)
 from hybridmoe.serve.schemas.responses import (
-    DeletedResponse,
+    InputTokensRequest,
+    InputTokensResponse,
     ResponsesRequest,
     ResponsesResponse,
 )
@@ -26,9 +32,10 @@ from hybridmoe.serve.strict_json import StrictRoute
 __all__ = ["router"]
 
 router = APIRouter(route_class=StrictRoute, tags=["OpenAI"])
-_ONE = "/v1/responses/{response_id}"
+Items = list[dict[str, Any]]
 
 
+@router.post("/responses", response_model=None, include_in_schema=False)
 @router.post(
     "/v1/responses",
     response_model=None,
@@ -38,9 +45,9 @@ async def create_response(body: ResponsesRequest, request: Request) -> Response:
     """Create a response, or a stream of typed events."""
     service = get_service(request)
     model = service.check_model(body.model)
-    items = await service.pool.run(lambda _: conversation(body, service.responses), is_short=True)
-    generation = await service.start_chat(chat_input(body, items), model)
-    response = _ModelResponse(service, generation, model, body, items)
+    before, new = await _conversation(service, body)
+    generation = await service.start_chat(chat_input(body, [*before, *new]), model)
+    response = _ModelResponse(service, generation, model, body, before, new)
     if body.stream:
         events, keep_alive_s = response.events(), service.config.keep_alive_s
         return EventStreamResponse(events, generation.cancel, keep_alive_s)
@@ -50,25 +57,24 @@ async def create_response(body: ResponsesRequest, request: Request) -> Response:
         generation.cancel()
 
 
-@router.get(_ONE, response_model=None, responses={200: {"model": ResponsesResponse}, **ERRORS})
-async def get_response(response_id: str, request: Request) -> Response:
-    """Get a stored response, as it was sent."""
-    response = get_service(request).responses.response(response_id)
-    if response is None:
-        raise _not_stored(response_id)
-    return Response(response, media_type="application/json")
+@router.post(
+    "/v1/responses/input_tokens",
+    response_model=None,
+    responses={200: {"model": InputTokensResponse}, **ERRORS},
+)
+async def count_input_tokens(body: InputTokensRequest, request: Request) -> Response:
+    """Count the tokens of a response's prompt. Nothing is computed or stored."""
+    service = get_service(request)
+    model = service.check_model(body.model)
+    before, new = await _conversation(service, body)
+    count = await service.count_tokens(chat_input(body, [*before, *new]), model)
+    return CompactJSONResponse({"object": "response.input_tokens", "input_tokens": count})
 
 
-@router.delete(_ONE, response_model=None, responses={200: {"model": DeletedResponse}, **ERRORS})
-async def delete_response(response_id: str, request: Request) -> Response:
-    """Delete a stored response."""
-    if not get_service(request).responses.delete(response_id):
-        raise _not_stored(response_id)
-    return CompactJSONResponse({"id": response_id, "object": "response", "deleted": True})
-
-
-def _not_stored(response_id: str) -> ApiError:
-    return ApiError(404, f"Response with id {response_id!r:.80} not found.", param="response_id")
+async def _conversation(service: Service, body: ResponsesRequest) -> tuple[Items, Items]:
+    return await service.pool.run(
+        lambda _: conversation(body, service.responses, service.conversations), is_short=True
+    )
 
 
 class _ModelResponse:
@@ -78,11 +84,14 @@ class _ModelResponse:
         generation: Generation,
         model: str,
         body: ResponsesRequest,
-        items: list[dict[str, Any]],
+        before: Items,
+        new: Items,
     ) -> None:
+        """before, new: items of the conversation that is continued, and of the request."""
         self._generation = generation
         self._store = service.responses if body.store is not False else None
-        self._past_items = items
+        self._conversations = service.conversations
+        self._before, self._new = before, new
         self._retry_after_s = service.config.retry_after_s
         tokenizer = generation.tokenizer
         self._items = OutputItems(lambda entries: chat_logprobs(entries, tokenizer))
@@ -100,6 +109,7 @@ class _ModelResponse:
             "model": model,
             "output": [],
             "parallel_tool_calls": body.parallel_tool_calls is not False,
+            "conversation": {"id": name} if (name := conversation_id(body)) else None,
             "previous_response_id": body.previous_response_id or None,
             "store": self._store is not None,
             "temperature": generation.request.params.temperature,
@@ -162,9 +172,16 @@ class _ModelResponse:
             },
             "timings": generation.timings(),
         }
-        if self._store is not None:
-            self._store.put(response, [*self._past_items, *self._items.output])
+        self._keep(response)
         return response
+
+    def _keep(self, response: dict[str, Any]) -> None:
+        """Store the response, and add its input and output to its conversation."""
+        past, output = [*self._before, *self._new], self._items.output
+        if self._store is not None:
+            self._store.put(response, [*past, *output], len(past))
+        if response["conversation"] is not None:
+            self._conversations.extend(response["conversation"]["id"], [*self._new, *output])
 
 
 def _status(end: ChoiceEnd) -> str:

@@ -3,21 +3,24 @@
 import json
 from typing import Any
 
+from hybridmoe.serve.conversation_store import ConversationStore
 from hybridmoe.serve.errors import ApiError, unsupported_value
 from hybridmoe.serve.inputs import ChatInput
 from hybridmoe.serve.response_store import ResponseStore
 from hybridmoe.serve.schemas.common import token_limit
 from hybridmoe.serve.schemas.output import ResponseFormat
 from hybridmoe.serve.schemas.responses import (
+    ConversationRef,
     Item,
     ResponsesAllowedTools,
     ResponsesNamedTool,
     ResponsesRequest,
     ResponsesTool,
 )
+from hybridmoe.serve.stored_items import with_id
 from hybridmoe.text.messages import result_text
 
-__all__ = ["chat_input", "conversation", "function_tools"]
+__all__ = ["chat_input", "conversation", "conversation_id", "function_tools", "new_items"]
 
 _TEXT_PARTS = ("input_text", "output_text", "text", "refusal")
 # Work of a hosted service, like calls without a call_id: not shown to the model.
@@ -25,15 +28,28 @@ _SKIPPED = ("mcp_list_tools", "mcp_approval_request", "mcp_approval_response")
 _CALL_FIELDS = ("input", "action", "operation")  # arguments of calls of other tools
 
 
-def conversation(body: ResponsesRequest, store: ResponseStore) -> list[dict[str, Any]]:
-    """Collect the items of the whole conversation, with stored ones in place of references.
+def conversation_id(body: ResponsesRequest) -> str | None:
+    """Get the id of the conversation that a request continues, if any."""
+    given = body.conversation
+    return given.id if isinstance(given, ConversationRef) else given or None
+
+
+def conversation(
+    body: ResponsesRequest, responses: ResponseStore, conversations: ConversationStore
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Collect the items before a request, and its own, which have ids.
 
     Errors: ApiError for a reference that is not stored.
     """
-    items: list[dict[str, Any]] = []
+    before: list[dict[str, Any]] = []
+    name = conversation_id(body)
+    if body.previous_response_id and name:
+        raise ApiError(
+            400, "expected conversation or previous_response_id, not both", param="conversation"
+        )
     if body.previous_response_id:
-        before = store.items(body.previous_response_id)
-        if before is None:
+        stored = responses.items(body.previous_response_id)
+        if stored is None:
             raise ApiError(
                 400,
                 f"Previous response with id {body.previous_response_id!r:.80} not found: the last"
@@ -41,14 +57,36 @@ def conversation(body: ResponsesRequest, store: ResponseStore) -> list[dict[str,
                 param="previous_response_id",
                 code="previous_response_not_found",
             )
-        items += before
+        before = stored
+    elif name:
+        found = conversations.get(name)
+        if found is None:
+            raise ApiError(
+                404,
+                f"Conversation with id {name!r:.80} not found: the last ones are kept.",
+                param="conversation",
+                code="conversation_not_found",
+            )
+        before = found.parsed_items()
     if isinstance(body.input, str):
-        return [*items, {"type": "message", "role": "user", "content": body.input}]
-    for item in body.input:
+        if not body.input and before:
+            return before, []
+        return before, [with_id({"type": "message", "role": "user", "content": body.input})]
+    return before, new_items(body.input, responses, "input")
+
+
+def new_items(items: list[Item], store: ResponseStore, where: str) -> list[dict[str, Any]]:
+    """Convert items of a request, with stored ones in place of references; each has an id.
+
+    Errors: ApiError for a reference that is not stored, or an item of an unsupported type.
+    """
+    out = []
+    for item in items:
         given = item.model_dump(exclude_none=True)
         is_reference = item.type == "item_reference" or given.keys() == {"id"}
-        items.append(_stored(item, store) if is_reference else given)
-    return items
+        out.append(_stored(item, store) if is_reference else with_id(given))
+    _messages(None, out, where)  # refuses what a later response could not use
+    return out
 
 
 def chat_input(body: ResponsesRequest, items: list[dict[str, Any]]) -> ChatInput:
@@ -118,12 +156,14 @@ def _tool(tool: ResponsesTool, index: int) -> dict[str, Any]:
     return {"type": "function", "function": function}
 
 
-def _messages(instructions: str | None, items: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def _messages(
+    instructions: str | None, items: list[dict[str, Any]], where: str = "input"
+) -> list[dict[str, Any]]:
     out: list[dict[str, Any]] = []
     if instructions:
         out.append({"role": "system", "content": instructions})
     for i, item in enumerate(items):
-        _append(out, Item.model_validate(item), f"input[{i}]")
+        _append(out, Item.model_validate(item), f"{where}[{i}]")
     return out or [{"role": "user", "content": ""}]  # some clients send an empty input
 
 

@@ -17,8 +17,16 @@ from hybridmoe.serve.schemas.output import OutputFields
 from hybridmoe.serve.schemas.sampling import SamplingFields
 
 __all__ = [
+    "ConversationItemsRequest",
+    "ConversationRef",
+    "ConversationRequest",
+    "ConversationResponse",
+    "DeletedConversation",
     "DeletedResponse",
+    "InputTokensRequest",
+    "InputTokensResponse",
     "Item",
+    "ItemList",
     "ResponsesAllowedTools",
     "ResponsesNamedTool",
     "ResponsesRequest",
@@ -79,8 +87,12 @@ class TextOptions(Request):
     format: TextFormat | None = None
 
 
+class ConversationRef(Request):
+    id: str = Field(max_length=512)
+
+
 class ResponsesRequest(SamplingFields, OutputFields):
-    """Conversation to continue: that of `previous_response_id`, if given, then `input`."""
+    """Conversation to continue: the stored one that is named, if any, then `input`."""
 
     api = "responses"
 
@@ -99,10 +111,58 @@ class ResponsesRequest(SamplingFields, OutputFields):
     include: Listed[str] | None = None
     metadata: JsonObject | None = None
     previous_response_id: str | None = Field(default=None, max_length=512)
+    conversation: Annotated[str, Field(max_length=512)] | ConversationRef | None = Field(
+        default=None, description="Stored conversation; it grows by the input and the output."
+    )
     store: bool | None = Field(
         default=None,
         description="false: later requests cannot refer to the response or its items.",
     )
+
+
+class InputTokensRequest(ResponsesRequest):
+    """Conversation whose prompt tokens are counted."""
+
+    input: str | Listed[Item] = ""
+
+
+class ConversationItemsRequest(Request):
+    """Items to add to a conversation."""
+
+    items: Listed[Item]
+
+
+class ConversationRequest(Request):
+    """Metadata of a conversation; for a new one also its first items."""
+
+    items: Listed[Item] | None = None
+    metadata: JsonObject | None = None
+
+
+class InputTokensResponse(Model):
+    object: Literal["response.input_tokens"]
+    input_tokens: int
+
+
+class ItemList(Model):
+    object: Literal["list"]
+    data: list[JsonObject]
+    first_id: str | None
+    last_id: str | None
+    has_more: bool
+
+
+class ConversationResponse(Model):
+    id: str
+    object: Literal["conversation"]
+    created_at: int
+    metadata: JsonObject
+
+
+class DeletedConversation(Model):
+    id: str
+    object: Literal["conversation.deleted"]
+    deleted: bool
 
 
 class ResponsesResponse(Model):

@@ -1,0 +1,112 @@
+"""Conversations of the Responses API: items that grow with each response."""
+
+import json
+import threading
+import time
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from hybridmoe.serve.bounded_store import BoundedStore
+from hybridmoe.serve.errors import ApiError
+from hybridmoe.serve.json_response import encode_json
+
+__all__ = ["Conversation", "ConversationStore"]
+
+Item = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Conversation:
+    """A conversation's state; its items are kept as JSON, with their ids."""
+
+    id: str
+    created_at: int
+    metadata: bytes
+    items: tuple[tuple[str, bytes], ...] = ()
+
+    @property
+    def num_bytes(self) -> int:
+        return len(self.metadata) + sum(len(item_id) + len(data) for item_id, data in self.items)
+
+    def to_json(self) -> dict[str, Any]:
+        """Describe it without its items."""
+        return {
+            "id": self.id,
+            "object": "conversation",
+            "created_at": self.created_at,
+            "metadata": json.loads(self.metadata),
+        }
+
+    def parsed_items(self) -> list[Item]:
+        """List its items, oldest first."""
+        return [json.loads(data) for _, data in self.items]
+
+
+class ConversationStore:
+    """Stored conversations by id. Thread-safe."""
+
+    def __init__(self, store: BoundedStore) -> None:
+        self._store = store
+        self._lock = threading.Lock()  # of changes, which read first
+
+    def create(self, items: Sequence[Item], metadata: dict[str, Any]) -> Conversation:
+        """Make a conversation. The items have ids. Raises ApiError (400) if it is too large."""
+        made = Conversation(
+            id=f"conv_{uuid.uuid4().hex}",
+            created_at=int(time.time()),
+            metadata=encode_json(metadata),
+        )
+        return self._put(_grown(made, items))
+
+    def get(self, conversation_id: str) -> Conversation | None:
+        """Get a conversation; None if it is not stored."""
+        entry = self._store.get(conversation_id)
+        return entry if isinstance(entry, Conversation) else None
+
+    def extend(self, conversation_id: str, items: Sequence[Item]) -> Conversation | None:
+        """Add items, which have ids. Returns None if the conversation is not stored.
+
+        Raises ApiError (400) if it becomes too large; it stays as it was.
+        """
+        with self._lock:
+            found = self.get(conversation_id)
+            return None if found is None else self._put(_grown(found, items))
+
+    def set_metadata(self, conversation_id: str, metadata: dict[str, Any]) -> Conversation | None:
+        """Replace the metadata. Returns and raises as `extend`."""
+        with self._lock:
+            found = self.get(conversation_id)
+            if found is None:
+                return None
+            return self._put(replace(found, metadata=encode_json(metadata)))
+
+    def remove_item(self, conversation_id: str, item_id: str) -> Conversation | None:
+        """Remove an item. Returns None if the conversation or the item is not stored."""
+        with self._lock:
+            found = self.get(conversation_id)
+            kept = tuple(one for one in found.items if one[0] != item_id) if found else ()
+            if found is None or len(kept) == len(found.items):
+                return None
+            return self._put(replace(found, items=kept))
+
+    def delete(self, conversation_id: str) -> bool:
+        """Delete a conversation. Returns False if it is not stored."""
+        with self._lock:
+            return self.get(conversation_id) is not None and self._store.delete(conversation_id)
+
+    def _put(self, conversation: Conversation) -> Conversation:
+        if not self._store.put(conversation.id, conversation):
+            raise ApiError(
+                400,
+                f"a conversation of {conversation.num_bytes} bytes is not stored: at most"
+                f" {self._store.max_bytes} bytes are, in {self._store.max_entries} entries",
+                param="items",
+            )
+        return conversation
+
+
+def _grown(conversation: Conversation, items: Sequence[Item]) -> Conversation:
+    more = tuple((item["id"], encode_json(item)) for item in items)
+    return replace(conversation, items=conversation.items + more)
