@@ -1,7 +1,16 @@
 """Inference engine: continuous batching, KV cache, sampling. Token ids only; no text."""
 
 from hybridmoe.engine.engine import Engine, RequestHandle
-from hybridmoe.engine.request import Event, Finished, PromptProgress, Request, TokenEvent, Usage
+from hybridmoe.engine.request import (
+    Event,
+    Finished,
+    PromptLogprobs,
+    PromptProgress,
+    Request,
+    StopToken,
+    TokenEvent,
+    Usage,
+)
 from hybridmoe.engine.sampling_params import SamplingParams
 from hybridmoe.engine.stats import EngineStats
 
@@ -10,10 +19,12 @@ __all__ = [
     "EngineStats",
     "Event",
     "Finished",
+    "PromptLogprobs",
     "PromptProgress",
     "Request",
     "RequestHandle",
     "SamplingParams",
+    "StopToken",
     "TokenEvent",
     "Usage",
 ]

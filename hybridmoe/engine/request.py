@@ -1,13 +1,14 @@
 """Requests and events: input and output of the engine, in token ids."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from hybridmoe.engine.constraint import Constraint
+from hybridmoe.engine.dry import SequenceBreakers
 from hybridmoe.engine.sampling_params import SamplingParams
 from hybridmoe.errors import ConfigError
 
@@ -16,8 +17,10 @@ __all__ = [
     "Event",
     "Finished",
     "Listener",
+    "PromptLogprobs",
     "PromptProgress",
     "Request",
+    "StopToken",
     "TokenEvent",
     "Usage",
 ]
@@ -33,14 +36,17 @@ class Request:
     params: SamplingParams
     constraint: Constraint | None = None  # has state: for this request alone
     top_logprobs: int | None = None  # None = no log probabilities, not even the token's own
+    prompt_logprobs: int | None = None  # alternatives to each of its tokens; None = do not score
     expert_trace: bool = False
+    dry_breakers: SequenceBreakers = field(default_factory=dict)  # of `dry_sequence_breakers`
 
     def __post_init__(self) -> None:
-        count = self.top_logprobs
-        if count is not None and not (type(count) is int and 0 <= count <= MAX_TOP_LOGPROBS):
-            raise ConfigError(
-                f"top_logprobs={count!r}: expected a whole number, 0 to {MAX_TOP_LOGPROBS}"
-            )
+        for name in ("top_logprobs", "prompt_logprobs"):
+            count = getattr(self, name)
+            if count is not None and not (type(count) is int and 0 <= count <= MAX_TOP_LOGPROBS):
+                raise ConfigError(
+                    f"{name}={count!r}: expected a whole number, 0 to {MAX_TOP_LOGPROBS}"
+                )
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +72,17 @@ class PromptProgress:
     cached_tokens: int
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class PromptLogprobs:
+    """Log probabilities of some of the prompt's tokens, in their order; the first one has none."""
+
+    start: int  # position of the first one here
+    logprobs: NDArray[np.float32]  # (T,), of the raw logits
+    ranks: NDArray[np.int32]  # (T,), 1 = the likeliest token of the vocabulary
+    top_ids: NDArray[np.int32]  # (T, prompt_logprobs), the likeliest first
+    top_logprobs: NDArray[np.float32]
+
+
 @dataclass(frozen=True, slots=True)
 class TokenEvent:
     """One generated token. End tokens are not reported."""
@@ -78,6 +95,15 @@ class TokenEvent:
 
 
 @dataclass(frozen=True, slots=True)
+class StopToken:
+    """Token that ended a response, and is no part of it."""
+
+    token_id: int
+    logprob: float | None = None  # as in TokenEvent
+    top: tuple[tuple[int, float], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Finished:
     """Last event of every request."""
 
@@ -85,7 +111,8 @@ class Finished:
     usage: Usage
     error: str | None = None  # one line
     is_refusal: bool = False  # the request is at fault, not the engine
+    stop_token: StopToken | None = None  # an end token, or one of `stop_token_ids`
 
 
-Event = PromptProgress | TokenEvent | Finished
+Event = PromptProgress | PromptLogprobs | TokenEvent | Finished
 Listener = Callable[[Event], None]

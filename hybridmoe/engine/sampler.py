@@ -1,42 +1,56 @@
 """Samples the next token from logits.
 
-Order: bias, repetition / presence / frequency penalties, the constraint's mask and EOS redirect,
-temperature, top-k, top-p, min-p, draw. A temperature below 1e-5 is greedy: argmax after the mask.
-Sources: repetition penalty, CTRL (Keskar et al. 2019); top-p, Holtzman et al. 2019; min-p, Nguyen
-et al. 2024 (arXiv 2407.01082); presence and frequency penalties as in OpenAI's API: over generated
-tokens only.
+Order: logit bias; repetition, presence and frequency penalties; DRY; no end tokens before
+`min_tokens`; the constraint's mask and EOS redirect; top-n-sigma; temperature; top-k; typical-p;
+top-p; min-p; XTC; draw. With `temperature_last` the temperature comes after XTC, which is
+llama.cpp's default order; vLLM and transformers have it first. A temperature below 1e-5 is greedy:
+argmax after the mask, without any filter.
 """
 
 import math
-from collections import Counter
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
 from hybridmoe.engine.constraint import EosRedirect
+from hybridmoe.engine.dry import DryPenalty, SequenceBreakers
+from hybridmoe.engine.penalties import Penalties
 from hybridmoe.engine.sampling_params import SamplingParams
+from hybridmoe.engine.token_filters import candidates
 from hybridmoe.errors import ConfigError
 
 __all__ = ["Sampler", "log_probabilities"]
 
 Floats = NDArray[np.float32]
-_LIKELY = 1e-4  # weight, of 1 for the best token: nearly always, the others are beyond top-p
 _GREEDY_BELOW = 1e-5  # temperature; scores divided by much less would overflow
 
 
 class Sampler:
     """Samples the tokens of one sequence. The same seed gives the same tokens."""
 
-    def __init__(self, params: SamplingParams, prompt_ids: list[int], vocab_size: int) -> None:
-        """Raises ConfigError for a logit_bias on an id outside the vocabulary."""
+    def __init__(
+        self,
+        params: SamplingParams,
+        prompt_ids: list[int],
+        vocab_size: int,
+        breakers: SequenceBreakers | None = None,
+    ) -> None:
+        """breakers: those of DRY; None = none.
+
+        Errors: ConfigError for a token id outside the vocabulary in logit_bias, stop_token_ids.
+        """
         self._params = params
         self._rng = np.random.default_rng(params.seed)
-        self._output = Counter[int]()
-        self._seen = set(prompt_ids) if params.repetition_penalty != 1.0 else set[int]()
-        for token_id in params.logit_bias:
-            if not 0 <= token_id < vocab_size:
+        self._penalties = Penalties(params, prompt_ids)
+        self._dry: DryPenalty | None = None
+        if params.dry_multiplier > 0.0 and params.dry_penalty_last_n != 0:
+            self._dry = DryPenalty(params, prompt_ids, breakers or {})
+        for name in ("logit_bias", "stop_token_ids"):
+            outside = next((i for i in getattr(params, name) if not 0 <= i < vocab_size), None)
+            if outside is not None:
                 raise ConfigError(
-                    f"logit_bias: token {token_id} is outside the vocabulary of {vocab_size}"
+                    f"{name}: token {outside} is outside the vocabulary of {vocab_size}"
                 )
 
     def sample(
@@ -44,84 +58,46 @@ class Sampler:
         logits: Floats,
         mask: NDArray[np.uint32] | None = None,
         eos_redirect: EosRedirect | None = None,
+        banned_ids: Sequence[int] = (),
     ) -> int:
         """Sample a token that `mask` allows from `logits` (V,), which are not changed.
 
         mask: bit i % 32 of word i // 32 is that of token i. Raises ConfigError if it allows none.
         eos_redirect: end tokens that the mask forbids, and the tokens that get their best score.
+        banned_ids: not sampled, unless the mask allows no others.
         """
         params = self._params
-        scores = self._penalized(logits)
+        scores = logits.copy()
+        self._penalties.apply(scores)
+        if self._dry is not None:
+            self._dry.apply(scores)
+        banned_scores = None
+        if banned_ids:
+            banned_scores = scores[banned_ids]
+            scores[banned_ids] = -np.inf
         chosen = int(scores.argmax())
         is_greedy = params.temperature < _GREEDY_BELOW
         if mask is not None and not (is_greedy and _allows(mask, chosen)):
             _apply_mask(mask, scores, eos_redirect)
+            if banned_scores is not None and scores.max() == -np.inf:
+                scores[banned_ids] = banned_scores
+                _apply_mask(mask, scores, None)
             chosen = int(scores.argmax())
         if scores[chosen] == -np.inf:
             raise ConfigError("no token is left: logit_bias or the constraint forbids every one")
         if not is_greedy:
             chosen = self._draw(scores, scores[chosen])
-        self._output[chosen] += 1
-        if params.repetition_penalty != 1.0:
-            self._seen.add(chosen)
+        self._penalties.accept(chosen)
+        if self._dry is not None:
+            self._dry.accept(chosen)
         return chosen
 
-    def _penalized(self, logits: Floats) -> Floats:
-        params = self._params
-        scores = logits.copy()
-        for token_id, bias in params.logit_bias.items():
-            scores[token_id] += bias
-        if self._seen:
-            ids = np.fromiter(self._seen, np.int64, len(self._seen))
-            seen = scores[ids]
-            penalty = np.float32(params.repetition_penalty)
-            scores[ids] = np.where(seen > 0, seen / penalty, seen * penalty)
-        if self._output and (params.presence_penalty or params.frequency_penalty):
-            ids = np.fromiter(self._output, np.int64, len(self._output))
-            counts = np.fromiter(self._output.values(), np.float32, len(self._output))
-            scores[ids] -= params.presence_penalty + params.frequency_penalty * counts
-        return scores
-
     def _draw(self, scores: Floats, best: np.float32) -> int:
-        """Draw a token; overwrites `scores`, since new memory costs more than the arithmetic."""
-        scores -= best
-        scores /= np.float32(self._params.temperature)
-        weights = np.exp(scores, out=scores)  # the best one's is 1
-        kept = self._filter(weights)
+        """Draw a token; overwrites `scores`."""
+        weights, kept = candidates(scores, best, self._params, self._rng.random)
         if kept is None:
             return _inverse_cdf(weights, self._rng.random())
         return int(kept[_inverse_cdf(weights[kept], self._rng.random())])
-
-    def _filter(self, weights: Floats) -> NDArray[np.int64] | None:
-        """Ids that pass top-k, top-p and min-p; None = all. Of equal ones the lower ids pass."""
-        params = self._params
-        has_top_k = 0 < params.top_k < weights.size
-        if not has_top_k and params.top_p >= 1.0:
-            return np.flatnonzero(weights >= params.min_p) if params.min_p > 0.0 else None
-        best = weights
-        if has_top_k:
-            best = np.partition(weights, weights.size - params.top_k)[-params.top_k :]
-        values = _nucleus(best, params.top_p) if params.top_p < 1.0 else np.sort(best)[::-1]
-        if params.min_p > 0.0:
-            values = values[: max(1, int(np.count_nonzero(values >= params.min_p)))]
-        better = np.flatnonzero(weights > values[-1])
-        equal = np.flatnonzero(weights == values[-1])[: values.size - better.size]
-        return np.concatenate((better, equal))
-
-
-def _nucleus(weights: Floats, top_p: float) -> Floats:
-    """Sort the best weights, descending, until they are the share `top_p` of all.
-
-    Sorts those that can matter first: all 163 840 of Kimi K2 take 3 ms.
-    """
-    wanted = top_p * weights.sum(dtype=np.float64)
-    for some in (weights[weights >= _LIKELY], weights):
-        values = np.sort(some)[::-1]
-        cumulative = np.cumsum(values, dtype=np.float64)
-        if cumulative[-1] >= wanted:
-            break
-    count = int(np.count_nonzero(cumulative - values < wanted))
-    return values[: max(1, count)]  # the best one always stays
 
 
 def log_probabilities(

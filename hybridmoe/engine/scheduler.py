@@ -10,7 +10,7 @@ from collections import deque
 from dataclasses import dataclass
 
 from hybridmoe.config import EngineConfig
-from hybridmoe.engine.kv_cache import KvCache
+from hybridmoe.engine.kv_cache import BlockTable, KvCache
 from hybridmoe.engine.prefill_budget import PrefillBudget
 from hybridmoe.engine.sequence import Sequence
 from hybridmoe.kernels.paged_mla import PAGE_TOKENS
@@ -94,9 +94,11 @@ class Scheduler:
             sequence = self.waiting[0]
             if self._cache.num_available_pages == self._blocked_at:
                 return
-            if self._is_prefix_in_flight(sequence):
+            if sequence.is_scored and self._is_prefix_in_flight(sequence):
                 return
-            table = self._cache.acquire_prefix(sequence.ids)
+            # A prompt to be scored needs the states of all its tokens, which no cache keeps.
+            is_cached = sequence.is_scored
+            table = self._cache.acquire_prefix(sequence.ids) if is_cached else BlockTable()
             num_tokens = min(len(sequence.ids) + 1, self._config.context_tokens)
             if not self._cache.grow(table, num_tokens):
                 self._cache.free(table, sequence.ids, table.cached_tokens)

@@ -11,7 +11,15 @@ from numpy.typing import NDArray
 from hybridmoe.engine.kv_cache import BlockTable
 from hybridmoe.engine.mask_thread import PendingMask
 from hybridmoe.engine.prompt_lookup import PromptLookup
-from hybridmoe.engine.request import Event, Finished, Listener, PromptProgress, Request, Usage
+from hybridmoe.engine.request import (
+    Event,
+    Finished,
+    Listener,
+    PromptProgress,
+    Request,
+    StopToken,
+    Usage,
+)
 from hybridmoe.engine.sampler import Sampler
 
 __all__ = ["FinishReason", "MaskSource", "Sequence", "UnsampledPosition"]
@@ -42,10 +50,12 @@ class Sequence:
         remaining = context_tokens - self.num_prompt
         max_tokens = request.params.max_tokens
         self.max_new_tokens = remaining if max_tokens is None else min(max_tokens, remaining)
-        self.sampler = Sampler(request.params, self.ids, vocab_size)
+        self.sampler = Sampler(request.params, self.ids, vocab_size, request.dry_breakers)
         self.prompt_lookup = PromptLookup()
         self.block_table = BlockTable()
         self.num_computed = 0  # tokens whose latents are in the KV cache
+        self.num_scored = 1  # prompt tokens with their log probability sent; the first has none
+        self.stop_ids = frozenset(request.params.stop_token_ids)
         self.next_mask: MaskSource | None = None
         self.mask_s = 0.0  # CPU time of the last mask
         self.pending_mask: PendingMask | None = None  # `next_mask`, if the mask thread computes it
@@ -66,6 +76,11 @@ class Sequence:
     def num_pending(self) -> int:
         """Number of known tokens that are not computed yet."""
         return len(self.ids) - self.num_computed
+
+    @property
+    def is_scored(self) -> bool:
+        """True once the prompt's log probabilities are sent, or without a wish for any."""
+        return self.request.prompt_logprobs is None or self.num_scored >= self.num_prompt
 
     def start(self, block_table: BlockTable) -> None:
         """Run on this block table: at first, or again after a preemption."""
@@ -120,9 +135,14 @@ class Sequence:
             self.is_cancelled = True
 
     def finish(
-        self, reason: FinishReason, error: str | None = None, *, is_refusal: bool = False
+        self,
+        reason: FinishReason,
+        error: str | None = None,
+        *,
+        is_refusal: bool = False,
+        stop_token: StopToken | None = None,
     ) -> None:
         """Send the last event, once. Does not free the pages."""
         if not self.is_finished:
             self.is_finished = True
-            self.send(Finished(reason, self.usage(), error, is_refusal))
+            self.send(Finished(reason, self.usage(), error, is_refusal, stop_token))

@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 
 from hybridmoe.engine.constraint_masks import ConstraintMasks
 from hybridmoe.engine.kv_cache import KvCache
-from hybridmoe.engine.request import TokenEvent
+from hybridmoe.engine.prompt_scorer import send_prompt_logprobs
+from hybridmoe.engine.request import StopToken, TokenEvent
 from hybridmoe.engine.sampler import log_probabilities
 from hybridmoe.engine.scheduler import ScheduledChunk, Scheduler
 from hybridmoe.engine.sequence import FinishReason, Sequence, UnsampledPosition
@@ -67,7 +68,7 @@ class StepRunner:
             if not chunk.is_decode:
                 chunk.sequence.report_progress()
         try:
-            logits, experts, finite = self._forward(chunks)
+            states, logits, experts, finite = self._forward(chunks)
         except StalledReadError:
             return  # cancelled requests are finished now, and the others' step is run again
         except Exception as error:
@@ -77,17 +78,19 @@ class StepRunner:
         self.num_steps += 1
         num_decodes = sum(chunk.is_decode for chunk in chunks)
         num_prefill = sum(chunk.num_tokens for chunk in chunks if not chunk.is_decode)
-        row = 0
+        token = row = 0
         for chunk, is_finite in zip(chunks, finite, strict=True):
             end = row + chunk.num_sampled_rows
+            next_token = token + chunk.num_tokens + len(chunk.draft_ids)
             try:
                 if not is_finite:  # its latents must not enter the prefix cache either
-                    ids, span = _inputs(chunk)
-                    raise NonFiniteError(self._model.find_damage(ids, span, self._cache.layers))
+                    raise self._damage(chunk)
+                if not send_prompt_logprobs(self._model, chunk.sequence, states[token:next_token]):
+                    raise self._damage(chunk)
                 self._advance(chunk, logits[row:end], experts[row:end])
             except Exception as error:
                 self._fail(chunk.sequence, error)
-            row = end
+            token, row = next_token, end
         seconds = time.perf_counter() - started_at
         self._scheduler.prefill_budget.update(num_decodes, num_prefill, seconds)
 
@@ -115,10 +118,11 @@ class StepRunner:
         error: str | None = None,
         *,
         is_refusal: bool = False,
+        stop_token: StopToken | None = None,
     ) -> None:
         """Finish a request. Frees its pages before the last event is sent."""
         self._scheduler.remove(sequence)
-        sequence.finish(reason, error, is_refusal=is_refusal)
+        sequence.finish(reason, error, is_refusal=is_refusal, stop_token=stop_token)
 
     def close(self) -> None:
         """End the mask thread."""
@@ -131,11 +135,11 @@ class StepRunner:
 
     def _forward(
         self, chunks: Items[ScheduledChunk]
-    ) -> tuple[NDArray[np.float32], list[NDArray[np.int16] | None], list[bool]]:
+    ) -> tuple[torch.Tensor, NDArray[np.float32], list[NDArray[np.int16] | None], list[bool]]:
         """Run the model.
 
-        Returns the logits of all sampled rows, the experts of those that trace them, and for each
-        chunk whether its outputs are finite.
+        Returns the states of all tokens, the logits of all sampled rows, the experts of those that
+        trace them, and for each chunk whether its outputs are finite.
         """
         ids: list[int] = []
         spans: list[Span] = []
@@ -160,7 +164,7 @@ class StepRunner:
         logits = torch.empty(0, 0)
         if rows:
             logits = self._model.logits(states if len(rows) == len(ids) else states[rows])
-        return logits.numpy(), experts, self._are_finite(chunks, spans, states, logits)
+        return states, logits.numpy(), experts, self._are_finite(chunks, spans, states, logits)
 
     def _are_finite(
         self,
@@ -193,6 +197,11 @@ class StepRunner:
         request_ids = [chunk.sequence.request_id for chunk in chunks]
         phases = [1 if chunk.sequence.num_generated else 0 for chunk in chunks]
         writer.add_step(ids, weights, np.repeat(request_ids, lengths), np.repeat(phases, lengths))
+
+    def _damage(self, chunk: ScheduledChunk) -> NonFiniteError:
+        """Make the error of a chunk whose outputs are not finite. Errors: as `find_damage`."""
+        ids, span = _inputs(chunk)
+        return NonFiniteError(self._model.find_damage(ids, span, self._cache.layers))
 
     def _advance(
         self,
@@ -241,16 +250,19 @@ class StepRunner:
                 return False
             if request.constraint is not None:
                 eos_redirect = request.constraint.eos_redirect()
-        token_id = sequence.sampler.sample(logits, mask, eos_redirect)
-        if token_id in self._eos_ids and not request.params.ignore_eos:
-            self.finish(sequence, "stop")
-            return False
-        sequence.append(token_id)
-        self.num_generated_tokens += 1
+        params = request.params
+        banned = self._end_ids(sequence) if sequence.num_generated < params.min_tokens else ()
+        token_id = sequence.sampler.sample(logits, mask, eos_redirect, banned)
         logprob: float | None = None
         top: tuple[tuple[int, float], ...] = ()
         if request.top_logprobs is not None:
             logprob, top = log_probabilities(logits, token_id, request.top_logprobs)
+        is_eos = token_id in self._eos_ids and not params.ignore_eos
+        if is_eos or token_id in sequence.stop_ids:
+            self.finish(sequence, "stop", stop_token=StopToken(token_id, logprob, top))
+            return False
+        sequence.append(token_id)
+        self.num_generated_tokens += 1
         sequence.send(TokenEvent(token_id, sequence.usage(), logprob, top, experts))
         if sequence.num_generated >= sequence.max_new_tokens:
             self.finish(sequence, "length")
@@ -258,6 +270,11 @@ class StepRunner:
         if request.constraint is not None:
             self._masks.advance(sequence, request.constraint, token_id)
         return True
+
+    def _end_ids(self, sequence: Sequence) -> list[int]:
+        """List the tokens that end a response."""
+        eos_ids: Set[int] = frozenset() if sequence.request.params.ignore_eos else self._eos_ids
+        return sorted(sequence.stop_ids | eos_ids)
 
 
 def _inputs(chunk: ScheduledChunk) -> tuple[list[int], Span]:

@@ -16,6 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hybridmoe.config import ModelConfig
+from hybridmoe.engine.constraint import Constraint
+from hybridmoe.engine.dry import SequenceBreakers
 from hybridmoe.engine.engine import Engine
 from hybridmoe.engine.request import Request
 from hybridmoe.engine.sampling_params import SamplingParams
@@ -41,6 +43,7 @@ from hybridmoe.text.output_format import ToolCallFormat
 from hybridmoe.text.prompt_limit import PromptLimit
 from hybridmoe.text.response import Response
 from hybridmoe.text.response_parser import ResponseParser, numbered_call_id
+from hybridmoe.text.sequence_breakers import BreakerFinder
 from hybridmoe.text.thinking import thinking_after
 from hybridmoe.text.tokenizer import Tokenizer
 
@@ -71,6 +74,7 @@ class LLM:
         self._templates: dict[bool, ChatTemplate] = {}  # by whether tools are declared
         self._defaults = sampling_defaults(file.metadata)
         self._resources = resources.pop_all()
+        self._breakers = BreakerFinder(tokenizer)
         self._active: ResultStream | None = None
         self._last: Run | None = None
 
@@ -199,7 +203,7 @@ class LLM:
             is_thinking=thinking == "open",
             make_call_id=lambda name, index: numbered_call_id(name, num_calls + index),
         )
-        request = Request(prompt_ids=ids, params=params, constraint=constraint)
+        request = self._request(ids, params, constraint)
         return self._generate(request, Response(parser), stream, progress)
 
     @overload
@@ -238,7 +242,7 @@ class LLM:
         ids = self.tokenizer.encode(prompt, add_special=True, parse_special=True, limit=limit)
         params = self.sampling_params(sampling)
         response = Response(ResponseParser(self.tokenizer, stop=params.stop))
-        return self._generate(Request(prompt_ids=ids, params=params), response, stream, progress)
+        return self._generate(self._request(ids, params), response, stream, progress)
 
     def logits(self, token_ids: Sequence[int]) -> NDArray[np.float32]:
         """Compute the logits after each token: (tokens, vocabulary). Raises ConfigError."""
@@ -265,6 +269,10 @@ class LLM:
             raise ConfigError(f"unknown parameter {unknown[0]!r}; known: {', '.join(known)}")
         given = {name: value for name, value in given.items() if value is not None}
         return SamplingParams(**{**self._defaults, **given})
+
+    def sequence_breakers(self, params: SamplingParams) -> SequenceBreakers:
+        """Find the tokens of `dry_sequence_breakers`; takes 0.3 s for a new list. Thread-safe."""
+        return self._breakers.find(params.dry_sequence_breakers) if params.dry_multiplier else {}
 
     def save_sequence(self, path: Path) -> int:
         """Write the KV cache of the last prompt and response to a file. Returns its tokens.
@@ -301,6 +309,12 @@ class LLM:
                 self.file.metadata, self.tokenizer, has_tools=has_tools
             )
         return self._templates[has_tools]
+
+    def _request(
+        self, ids: Sequence[int], params: SamplingParams, constraint: Constraint | None = None
+    ) -> Request:
+        breakers = self.sequence_breakers(params)
+        return Request(prompt_ids=ids, params=params, constraint=constraint, dry_breakers=breakers)
 
     @functools.cached_property
     def _grammar(self) -> GrammarCompiler:

@@ -3,7 +3,15 @@
 from queue import SimpleQueue
 
 from hybridmoe.engine.engine import Engine
-from hybridmoe.engine.request import Event, Finished, PromptProgress, Request, TokenEvent, Usage
+from hybridmoe.engine.request import (
+    Event,
+    Finished,
+    PromptLogprobs,
+    PromptProgress,
+    Request,
+    TokenEvent,
+    Usage,
+)
 from hybridmoe.errors import ConfigError, HybridMoeError
 from hybridmoe.llm.progress import Progress, ProgressCallback
 from hybridmoe.llm.result import Piece, PieceStream, Result, pieces_of
@@ -48,6 +56,8 @@ class Run:
                 if self._progress is not None:
                     done, total = event.done_tokens, event.total_tokens
                     self._progress(Progress("prompt", done, total, "tokens"))
+                return []
+            case PromptLogprobs():
                 return []
             case TokenEvent():
                 self._usage = event.usage

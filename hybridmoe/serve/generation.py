@@ -13,6 +13,7 @@ from typing import Any, Literal
 from hybridmoe.engine.engine import RequestHandle
 from hybridmoe.engine.request import (
     Finished,
+    PromptLogprobs,
     PromptProgress,
     Request,
     TokenEvent,
@@ -94,6 +95,7 @@ class Choice:
     handle: RequestHandle | None = None
     num_tokens: int = 0
     num_reasoning_tokens: int = 0
+    prompt_logprobs: list[PromptLogprobs] = field(default_factory=list)  # of parts of the prompt
     held_logprobs: list[TokenLogprob] = field(default_factory=list)  # of text that is held back
     last_token_s: float | None = None
     usage: Usage | None = None  # once it has ended
@@ -210,6 +212,8 @@ class Generation:
                     delta = self._on_token(index, choice, event, now_s)
                     if delta is not None:
                         yield delta
+            elif isinstance(event, PromptLogprobs):
+                choice.prompt_logprobs.append(event)
             elif isinstance(event, PromptProgress):
                 yield Progress(
                     index,
@@ -235,6 +239,7 @@ class Generation:
             constraint=request.constraints[index],
             top_logprobs=request.top_logprobs,
             expert_trace=request.expert_trace,
+            dry_breakers=request.dry_breakers,
         )
 
     def _on_token(

@@ -5,10 +5,11 @@ event loop.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from hybridmoe.engine.constraint import Constraint
+from hybridmoe.engine.dry import SequenceBreakers
 from hybridmoe.engine.sampling_params import SamplingParams
 from hybridmoe.llm.llm import LLM
 from hybridmoe.serve.config import ServeConfig
@@ -34,6 +35,7 @@ class PreparedRequest:
     constraints: list[Constraint | None]  # one per choice: they have state
     top_logprobs: int | None
     expert_trace: bool
+    dry_breakers: SequenceBreakers = field(default_factory=dict)
     may_call: bool = False
     tools: Sequence[Mapping[str, Any]] = ()  # the declared ones
     may_think: bool = False
@@ -97,6 +99,7 @@ def prepare_chat(
     return PreparedRequest(
         prompts=[prompt_ids],
         params=params,
+        dry_breakers=llm.sequence_breakers(params),
         constraints=_copies(constraint, chat.num_choices),
         top_logprobs=chat.top_logprobs,
         expert_trace=chat.expert_trace,
@@ -128,6 +131,7 @@ def prepare_completion(
     return PreparedRequest(
         prompts=[_encode_text(llm, text, prompt, token) for prompt in text.prompts],
         params=params,
+        dry_breakers=llm.sequence_breakers(params),
         constraints=_copies(
             grammar.compile_format(form, token.check) if form else None, num_sequences
         ),

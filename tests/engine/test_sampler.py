@@ -7,6 +7,7 @@ import pytest
 
 from hybridmoe.engine.sampler import Sampler
 from hybridmoe.engine.sampling_params import SamplingParams
+from hybridmoe.engine.token_filters import candidates
 from hybridmoe.errors import ConfigError
 
 LOGITS = np.log(np.array([0.5, 0.25, 0.15, 0.06, 0.04], np.float32))
@@ -83,8 +84,8 @@ def test_top_p_draws_from_the_least_tokens_with_that_share(spread: float, top_p:
     weights = np.exp(np.sort(logits)[::-1].astype(np.float64))
     share = np.cumsum(weights) / weights.sum()
     num_kept = 1 + int(np.count_nonzero(share < top_p))
-    sampler = Sampler(SamplingParams(temperature=1.0, top_p=top_p), [], logits.size)
-    kept = sampler._filter(np.exp(logits - logits.max()))
+    params = SamplingParams(temperature=1.0, top_p=top_p)
+    _, kept = candidates(logits.copy(), logits.max(), params, lambda: 0.0)
     assert kept is not None and abs(len(kept) - num_kept) <= 2  # roundings of the sums
     assert set(kept.tolist()) <= set(np.argsort(-logits)[: num_kept + 2].tolist())
 
@@ -128,6 +129,79 @@ def test_logits_are_not_changed() -> None:
     assert np.array_equal(before, LOGITS)
 
 
-def test_bias_outside_the_vocabulary_is_refused() -> None:
-    with pytest.raises(ConfigError, match="token 5 is outside the vocabulary of 5"):
-        Sampler(SamplingParams(logit_bias={5: 1.0}), [], 5)
+def test_ids_outside_the_vocabulary_are_refused() -> None:
+    for params in (SamplingParams(logit_bias={5: 1.0}), SamplingParams(stop_token_ids=(5,))):
+        with pytest.raises(ConfigError, match="token 5 is outside the vocabulary of 5"):
+            Sampler(params, [], 5)
+
+
+def test_xtc_removes_the_top_choices_as_often_as_asked() -> None:
+    got = _draws(temperature=1.0, xtc_probability=0.5, xtc_threshold=0.14)
+    kept = np.array([0, 0, 0.15, 0.06, 0.04])  # the least likely of the three choices above 0.14
+    assert np.allclose(got, 0.5 * np.exp(LOGITS) + 0.5 * kept / kept.sum(), atol=0.03)
+    assert not _draws(num=500, temperature=1.0, xtc_probability=1.0, xtc_threshold=0.14)[:2].any()
+
+
+def test_xtc_leaves_a_single_top_choice() -> None:
+    got = _draws(num=500, temperature=1.0, xtc_probability=1.0, xtc_threshold=0.4)
+    assert got[0] > 0.4
+
+
+def test_greedy_decoding_knows_no_filter() -> None:
+    filters = {"xtc_probability": 1.0, "xtc_threshold": 0.1, "typical_p": 0.1, "top_n_sigma": 0.1}
+    params = SamplingParams(temperature=0.0, temperature_last=True, **filters)
+    assert Sampler(params, [], 5).sample(LOGITS) == 0
+
+
+@pytest.mark.parametrize("temperature_last", [False, True])
+@pytest.mark.parametrize("filters", [{"typical_p": 0.5}, {"top_n_sigma": 1.0}, {"top_p": 0.9}])
+def test_filters_bear_probabilities_of_zero(filters: Any, temperature_last: bool) -> None:
+    logits = np.array([200.0, 199.0, 90.0, -500.0, -np.inf], np.float32)
+    params = SamplingParams(
+        temperature=0.7, temperature_last=temperature_last, xtc_probability=1.0, **filters
+    )
+    assert Sampler(params, [], 5).sample(logits) in (0, 1)
+
+
+def test_typical_p_bears_weights_with_a_probability_of_zero() -> None:
+    logits = np.array([0.0, -0.01, -0.02, -103.2], np.float32)
+    assert np.exp(logits)[3] > 0
+    assert Sampler(SamplingParams(temperature=1.0, typical_p=0.3), [], 4).sample(logits) < 3
+
+
+def test_the_temperature_comes_last_on_request() -> None:
+    early = _draws(num=1500, temperature=3.0, min_p=0.2)
+    late = _draws(num=1500, temperature=3.0, min_p=0.2, temperature_last=True)
+    assert early.all()
+    assert not late[3:].any() and late[:3].all()
+
+
+def test_a_window_forgets_tokens() -> None:
+    logits = np.array([2.0, 1.5, -1.0], np.float32)
+    params = SamplingParams(temperature=0.0, repetition_penalty=2.0, repeat_last_n=1)
+    sampler = Sampler(params, [0, 2], 3)
+    assert [sampler.sample(logits) for _ in range(4)] == [0, 1, 0, 1]
+
+
+def test_dry_stops_a_loop() -> None:
+    logits = np.zeros(5, np.float32)
+    logits[1:] = [0.5, 0.4, 0.3, 0.2]
+    prompt = [0, 1, 2, 3] * 3 + [0]
+    plain = Sampler(SamplingParams(temperature=0.0), prompt, 5)
+    loop = SamplingParams(temperature=0.0, dry_multiplier=0.8, dry_allowed_length=2)
+    assert plain.sample(logits) == 1
+    assert Sampler(loop, prompt, 5).sample(logits) == 2
+    assert Sampler(loop, prompt, 5, {0: ((),)}).sample(logits) == 1  # a breaker ends the prompt
+    assert Sampler(loop, prompt, 5, {1: ((),)}).sample(logits) == 1  # the next one is a breaker
+
+
+def test_dry_counts_what_it_sampled() -> None:
+    logits = np.array([1.0, 0.5, 0.0], np.float32)
+    sampler = Sampler(SamplingParams(temperature=0.0, dry_multiplier=0.8), [], 3)
+    assert [sampler.sample(logits) for _ in range(4)] == [0, 0, 0, 1]
+
+
+def test_a_long_loop_bans_without_overflow() -> None:
+    params = SamplingParams(temperature=0.0, dry_multiplier=100.0, dry_base=100.0)
+    sampler = Sampler(params, [0] * 3000, 2)
+    assert sampler.sample(np.array([100.0, 0.0], np.float32)) == 1

@@ -1,6 +1,6 @@
 """Run requests through an engine, and collect their events."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence, Set
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +16,7 @@ from hybridmoe.engine import (
     Engine,
     Event,
     Finished,
+    PromptLogprobs,
     PromptProgress,
     Request,
     SamplingParams,
@@ -39,12 +40,12 @@ def tiny_decoder(folder: Path) -> Iterator[Decoder]:
 
 @contextmanager
 def engine_maker(model: Decoder) -> Iterator[MakeEngine]:
-    """Factory of engines of the model, by options of `EngineConfig`; closes them at the end."""
+    """Factory of engines of the model, by `eos_ids` and options of `EngineConfig`; closes them."""
     engines = []
 
-    def make_engine(**options: Any) -> Engine:
+    def make_engine(*, eos_ids: Set[int] = frozenset(), **options: Any) -> Engine:
         config = EngineConfig(**{"context_tokens": 512, "kv_tokens": 8192, **options})
-        engines.append(Engine(model, frozenset(), config))
+        engines.append(Engine(model, eos_ids, config))
         return engines[-1]
 
     yield make_engine
@@ -69,6 +70,10 @@ class EngineResponse:
     @property
     def progress(self) -> list[PromptProgress]:
         return [e for e in self.events if isinstance(e, PromptProgress)]
+
+    @property
+    def prompt_logprobs(self) -> list[PromptLogprobs]:
+        return [e for e in self.events if isinstance(e, PromptLogprobs)]
 
     @property
     def end(self) -> Finished:
@@ -104,9 +109,8 @@ class Running:
 
 def request(prompt_ids: Sequence[int], num_tokens: int | None = 16, **options: Any) -> Request:
     """Make a greedy request for `num_tokens`; keywords of Request, or of SamplingParams."""
-    own = {
-        k: options.pop(k) for k in ("constraint", "top_logprobs", "expert_trace") if k in options
-    }
+    names = ("constraint", "top_logprobs", "prompt_logprobs", "expert_trace", "dry_breakers")
+    own = {name: options.pop(name) for name in names if name in options}
     defaults = {"temperature": 0.0, "ignore_eos": "constraint" not in own}
     params = SamplingParams(max_tokens=num_tokens, **{**defaults, **options})
     return Request(prompt_ids=prompt_ids, params=params, **own)

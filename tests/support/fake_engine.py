@@ -18,6 +18,7 @@ import numpy as np
 
 from hybridmoe.config import EngineConfig, ModelConfig
 from hybridmoe.demo import demo_path
+from hybridmoe.engine.dry import SequenceBreakers
 from hybridmoe.engine.request import Event, Finished, PromptProgress, Request, TokenEvent, Usage
 from hybridmoe.engine.sampling_params import SamplingParams
 from hybridmoe.engine.stats import EngineStats
@@ -179,6 +180,9 @@ class FakeLLM:
 
     def sampling_params(self, overrides: Mapping[str, Any]) -> SamplingParams:
         return SamplingParams(**overrides)
+
+    def sequence_breakers(self, params: SamplingParams) -> SequenceBreakers:
+        return {}
 
     def close(self) -> None:
         self.engine.close()
