@@ -5,6 +5,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip --disable-pip-version-check install -q -c constraints.txt
 MODEL  ?=
+ARGS   ?=
 
 .DEFAULT_GOAL := help
 .PHONY: help build chat test test-gpu triton-versions quick check lint lowest fmt bench peers asan tsan clean
@@ -12,27 +13,20 @@ MODEL  ?=
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1	/p' $(MAKEFILE_LIST) | expand -t 17
 
-$(BIN)/python:
-	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
-	  { echo "hybridmoe needs Python 3.11 or newer: make PYTHON=python3.11 ..." >&2; exit 1; }
-	$(PYTHON) -m venv $(VENV)
+SOURCES := pyproject.toml constraints.txt setup.py $(shell find csrc -name '*.cpp' -o -name '*.h')
 
-# Dependencies first and by themselves: a change in csrc/ then rebuilds the extension alone.
-$(VENV)/.dependencies: pyproject.toml constraints.txt | $(BIN)/python
-	@echo "installing dependencies (a few minutes the first time: llama-cpp-python compiles)"
-	$(PIP) setuptools wheel pybind11
-	$(BIN)/python .ci/dependencies.py test dev train bench > $(VENV)/requirements.txt
-	$(PIP) -r $(VENV)/requirements.txt
-	@touch $@
+# For running models: run-time packages, and kernels for this CPU alone.
+$(VENV)/.chat: $(SOURCES)
+	@$(PYTHON) .ci/install.py chat
 
-$(VENV)/.built: $(VENV)/.dependencies setup.py $(shell find csrc -name '*.cpp' -o -name '*.h')
-	PYTHONWARNINGS=ignore $(PIP) --no-build-isolation --no-deps -e .
-	@touch $@
+# For all else: tests, linters and benches too, and kernels for every CPU.
+$(VENV)/.built: $(SOURCES)
+	@$(PYTHON) .ci/install.py all
 
-build: $(VENV)/.built  ## create .venv, compile and install
+build: $(VENV)/.built  ## create .venv with all packages, compile every kernel
 
-chat: build  ## chat with the embedded model, or MODEL=file.gguf
-	@$(BIN)/hybridmoe chat $(MODEL)
+chat: $(if $(wildcard $(VENV)/.built),$(VENV)/.built,$(VENV)/.chat)  ## chat with the embedded model, or MODEL=file.gguf
+	@$(BIN)/hybridmoe chat $(if $(MODEL),"$(MODEL)") $(ARGS)
 
 # A file's tests stay in one process, for the fixtures that they share.
 PYTEST := $(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile
@@ -91,7 +85,7 @@ ASAN_TESTS := tests/csrc tests/hardware tests/kernels/test_*.py tests/device/tes
 ASAN_ENV   := ASAN_OPTIONS=detect_leaks=0 LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) \
               $$($(CXX) -print-file-name=libstdc++.so)"
 
-asan: $(VENV)/.dependencies  ## the kernels' tests under AddressSanitizer and UBSan
+asan: build  ## the kernels' tests under AddressSanitizer and UBSan
 	HYBRIDMOE_SANITIZE=address,undefined PYTHONWARNINGS=ignore $(BIN)/python setup.py -q build \
 	  --build-base build/asan --build-lib build/asan/lib
 	$(ASAN_ENV) $(BIN)/pytest -q -m "not slow" -p no:cacheprovider -o pythonpath="build/asan/lib tests/support ." \
@@ -112,4 +106,4 @@ tsan:  ## the thread pool, the operations on it and file reads under ThreadSanit
 	build/tsan/stress_reader
 
 clean:  ## remove what was built; .venv stays
-	rm -rf build dist *.egg-info hybridmoe/_C*.so $(VENV)/.built
+	rm -rf build dist *.egg-info hybridmoe/_C*.so $(VENV)/.built $(VENV)/.chat

@@ -1,8 +1,9 @@
 """Builds the extension module hybridmoe._C; everything else is in pyproject.toml.
 
-Each instruction set is a static library with flags of its own, linked into the one extension, which
-picks a kernel table at run time. HYBRIDMOE_DEV=1 turns warnings into errors; HYBRIDMOE_SANITIZE
-names sanitizers to build with (`make asan`).
+Each instruction set is an object with flags of its own, linked into the one extension, which picks
+a kernel table at run time. HYBRIDMOE_BUILD_ISA=native builds this machine's best one and the scalar
+one alone; HYBRIDMOE_DEV=1 turns warnings into errors; HYBRIDMOE_SANITIZE names sanitizers to build
+with (`make asan`).
 """
 
 import os
@@ -14,7 +15,7 @@ from typing import Any
 
 from pybind11.setup_helpers import Pybind11Extension
 from setuptools import setup
-from setuptools.command.build_clib import build_clib
+from setuptools.command.build_ext import build_ext
 
 CSRC = Path("csrc")
 SANITIZE = [f"-fsanitize={names}" for names in [os.environ.get("HYBRIDMOE_SANITIZE")] if names]
@@ -34,7 +35,8 @@ CFLAGS = [
     *([*SANITIZE, *SANITIZE_CFLAGS] if SANITIZE else []),
 ]
 
-ISA_CFLAGS = [*CFLAGS, "-fno-exceptions", "-fno-rtti"]
+NO_RUNTIME = ["-fno-exceptions", "-fno-rtti"]
+ISA_CFLAGS = [*CFLAGS, *NO_RUNTIME]
 AVX2 = ["-mavx2", "-mfma", "-mf16c"]
 AVX512 = [
     *AVX2,
@@ -42,9 +44,10 @@ AVX512 = [
     *("-Wno-unknown-warning-option", "-Wno-maybe-uninitialized"),  # false alarms in GCC 12's header
 ]
 AMX = [*AVX512, "-mavx512vbmi", "-mavx512bf16", "-mamx-tile", "-mamx-int8", "-mamx-bf16"]
-ISA_FLAGS = {"scalar": [], "avx2": AVX2, "avx512": AVX512, "amx": AMX}
+SCALAR = [] if SANITIZE else ["-O2"]  # a fallback: half of the time of -O3 to compile
+ISA_FLAGS = {"amx": AMX, "avx512": AVX512, "avx2": AVX2, "scalar": SCALAR}  # slowest first
 if platform.machine() not in ("x86_64", "AMD64"):
-    ISA_FLAGS = {"scalar": []}
+    ISA_FLAGS = {"scalar": SCALAR}
 
 
 def isa_source(name: str) -> str:
@@ -52,41 +55,67 @@ def isa_source(name: str) -> str:
     return str(CSRC / "kernels" / f"isa_{name}.cpp")
 
 
+def native_isa() -> list[str]:
+    """List this machine's best instruction set, and the scalar one."""
+    lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    cpu = set(next((line for line in lines if line.startswith("flags")), "").split())
+    for name, flags in ISA_FLAGS.items():
+        if {_cpu_flag(flag) for flag in flags if flag.startswith("-m")} <= cpu:
+            return list(dict.fromkeys([name, "scalar"]))
+    return ["scalar"]
+
+
+def _cpu_flag(option: str) -> str:
+    """Convert a compiler's option to Linux's name of the feature: -mavx512vnni to avx512_vnni."""
+    name = option.removeprefix("-m").replace("-", "_")
+    return {"avx512vnni": "avx512_vnni", "avx512bf16": "avx512_bf16"}.get(name, name)
+
+
+def built_isa() -> list[str]:
+    """List the instruction sets to build, by HYBRIDMOE_BUILD_ISA."""
+    wanted = os.environ.get("HYBRIDMOE_BUILD_ISA") or "all"
+    if wanted not in ("all", "native"):
+        sys.exit(f"HYBRIDMOE_BUILD_ISA={wanted}: expected all or native")
+    return native_isa() if wanted == "native" else list(ISA_FLAGS)
+
+
 FOLDERS = (".", "base", "formats", "kernels", "ops")
 HEADERS = sorted(str(path) for pattern in ("*.h", "*.inc") for path in CSRC.rglob(pattern))
-ISA_SOURCES = {str(path) for path in CSRC.glob("kernels/isa_*.cpp")}
-SOURCES = sorted({str(p) for folder in FOLDERS for p in CSRC.glob(f"{folder}/*.cpp")} - ISA_SOURCES)
+ISA_SOURCES = {isa_source(name): name for name in ISA_FLAGS}
+SOURCES = sorted({str(p) for folder in FOLDERS for p in CSRC.glob(f"{folder}/*.cpp")})
 
 
-class BuildLibraries(build_clib):
-    """All instruction sets at once: they take most of the time, and use one core each."""
+class BuildExtension(build_ext):
+    """Compiles all files at once, each with the flags of its instruction set."""
 
-    def build_libraries(self, libraries: list[tuple[str, dict[str, Any]]]) -> None:
-        build = super().build_libraries
-        with ThreadPoolExecutor(os.cpu_count()) as pool:
-            list(pool.map(lambda library: build([library]), libraries))
+    def build_extensions(self) -> None:
+        compile_files = self.compiler.compile
+
+        def compile_at_once(sources: list[str], **options: Any) -> list[str]:
+            def compile_one(source: str) -> list[str]:
+                isa = ISA_SOURCES.get(source)
+                flags = [] if isa is None else [*NO_RUNTIME, *ISA_FLAGS[isa]]
+                postargs = [*(options.get("extra_postargs") or ()), *flags]
+                return compile_files([source], **{**options, "extra_postargs": postargs})
+
+            with ThreadPoolExecutor(os.cpu_count()) as pool:
+                return [one for objects in pool.map(compile_one, sources) for one in objects]
+
+        self.compiler.compile = compile_at_once
+        super().build_extensions()
 
 
 if __name__ == "__main__":
+    built = built_isa()
+    slowest = [str(CSRC / "bindings.cpp"), *map(isa_source, built)]
     setup(
-        cmdclass={"build_clib": BuildLibraries},
-        libraries=[
-            (
-                f"hybridmoe_{name}",
-                {
-                    "sources": [isa_source(name)],
-                    "obj_deps": {"": HEADERS},
-                    "cflags": ISA_CFLAGS + flags,
-                },
-            )
-            for name, flags in ISA_FLAGS.items()
-        ],
+        cmdclass={"build_ext": BuildExtension},
         ext_modules=[
             Pybind11Extension(
                 "hybridmoe._C",
-                SOURCES,
+                [*slowest, *(s for s in SOURCES if s not in {*slowest, *ISA_SOURCES})],
                 depends=HEADERS,
-                define_macros=[(f"HM_HAVE_{name.upper()}", "1") for name in ISA_FLAGS],
+                define_macros=[(f"HM_HAVE_{name.upper()}", "1") for name in built],
                 extra_compile_args=CFLAGS,
                 extra_link_args=SANITIZE,
                 libraries=["dl"] if sys.platform == "linux" else [],  # its own before glibc 2.34

@@ -1,8 +1,19 @@
-// hybridmoe._C: the module, and the translation of hm::Error to its Python twins.
+// hybridmoe._C: the module, and the translation of hm::Error to its Python twins. One translation
+// unit: pybind11's headers take longer to compile than all that is bound here.
 #include "bindings.h"
 
 #include <exception>
 
+#include "api_attention-inl.h"
+#include "api_experts-inl.h"
+#include "api_file_reader-inl.h"
+#include "api_host_calls-inl.h"
+#include "api_io_ring-inl.h"
+#include "api_isa-inl.h"
+#include "api_limits-inl.h"
+#include "api_linear-inl.h"
+#include "api_ram_experts-inl.h"
+#include "api_tokens-inl.h"
 #include "base/check.h"
 #include "ops/read_errors.h"
 

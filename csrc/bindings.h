@@ -1,4 +1,4 @@
-// Each api_*.cpp registers its part of the extension module. Arrays cross as addresses: the Python
+// Each api_*-inl.h registers its part of the extension module. Arrays cross as addresses: the Python
 // wrappers have checked shape, element type and layout. What a wrong number could make a kernel
 // read or write out of bounds is checked again in ops/.
 #pragma once
@@ -16,16 +16,5 @@ template <class T>
 T* pointer(Address address) {
   return reinterpret_cast<T*>(address);
 }
-
-void register_attention(pybind11::module_& m);
-void register_experts(pybind11::module_& m);
-void register_file_reader(pybind11::module_& m);
-void register_host_calls(pybind11::module_& m);
-void register_io_ring(pybind11::module_& m);
-void register_isa(pybind11::module_& m);
-void register_limits(pybind11::module_& m);
-void register_linear(pybind11::module_& m);
-void register_ram_experts(pybind11::module_& m);
-void register_tokens(pybind11::module_& m);
 
 }  // namespace hm

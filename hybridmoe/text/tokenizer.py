@@ -188,8 +188,13 @@ class StreamDecoder:
 def _make_encoder(path: Path, vocabulary: Vocabulary) -> Encoder:
     if vocabulary.pre == kimi.PRE:
         return kimi.KimiBpe(vocabulary, path.name)
-    from hybridmoe.text.llama_bpe import LlamaBpe
-
+    try:
+        from hybridmoe.text.llama_bpe import LlamaBpe
+    except ModuleNotFoundError:
+        raise ConfigError(
+            f"{path.name}: its tokenizer ({vocabulary.pre!r:.40}) needs llama-cpp-python:"
+            " pip install llama-cpp-python"
+        ) from None
     return LlamaBpe(path, len(vocabulary.texts))
 
 

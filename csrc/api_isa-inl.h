@@ -1,4 +1,6 @@
 // Instruction sets, threads, and the layout constants of the formats.
+#pragma once
+
 #include <pybind11/stl.h>
 
 #include "base/runtime.h"

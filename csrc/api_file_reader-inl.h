@@ -1,4 +1,6 @@
 // Background reads of files.
+#pragma once
+
 #include <pybind11/stl.h>
 
 #include <algorithm>

@@ -1,4 +1,6 @@
 // Routed experts: one call, or a pass whose experts come one by one.
+#pragma once
+
 #include <pybind11/stl.h>
 
 #include <utility>

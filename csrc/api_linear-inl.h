@@ -1,4 +1,6 @@
 // Quantised matrices: products, dequantization, and bringing them into memory.
+#pragma once
+
 #include "bindings.h"
 #include "ops/linear.h"
 #include "ops/touch_rows.h"

@@ -1,4 +1,6 @@
 // Experts of a model larger than RAM: their policy, their residency, a layer of them.
+#pragma once
+
 #include <pybind11/functional.h>
 #include <pybind11/stl.h>
 

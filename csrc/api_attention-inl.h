@@ -1,4 +1,6 @@
 // Paged KV cache, and attention over it.
+#pragma once
+
 
 #include <string>
 

@@ -1,4 +1,6 @@
 // Per-token operations: norm, rotary embedding, routing.
+#pragma once
+
 #include "bindings.h"
 #include "ops/token_ops.h"
 

@@ -1,4 +1,6 @@
 // Reads by io_uring.
+#pragma once
+
 #include "base/check.h"
 #include "base/io_ring.h"
 #include "bindings.h"

@@ -1,4 +1,6 @@
 // The limits of the machine, the cost model of the active kernels, and copies by their threads.
+#pragma once
+
 #include <pybind11/stl.h>
 
 #include <algorithm>

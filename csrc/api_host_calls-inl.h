@@ -1,5 +1,7 @@
 // The CPU's experts between two pieces of a GPU's work: host functions of a CUDA stream, and the
 // driver's function that runs them; hand-overs by counters; threads that copy for a stream.
+#pragma once
+
 #include <pybind11/functional.h>
 #include <pybind11/stl.h>
 
