@@ -55,12 +55,10 @@ def isa_source(name: str) -> str:
     return str(CSRC / "kernels" / f"isa_{name}.cpp")
 
 
-def native_isa() -> list[str]:
-    """List this machine's best instruction set, and the scalar one."""
-    lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    cpu = set(next((line for line in lines if line.startswith("flags")), "").split())
+def isa_for(cpu_flags: list[str]) -> list[str]:
+    """List the best instruction set for a CPU with these flags (/proc/cpuinfo), and scalar."""
     for name, flags in ISA_FLAGS.items():
-        if {_cpu_flag(flag) for flag in flags if flag.startswith("-m")} <= cpu:
+        if {_cpu_flag(flag) for flag in flags if flag.startswith("-m")} <= {*cpu_flags}:
             return list(dict.fromkeys([name, "scalar"]))
     return ["scalar"]
 
@@ -76,7 +74,10 @@ def built_isa() -> list[str]:
     wanted = os.environ.get("HYBRIDMOE_BUILD_ISA") or "all"
     if wanted not in ("all", "native"):
         sys.exit(f"HYBRIDMOE_BUILD_ISA={wanted}: expected all or native")
-    return native_isa() if wanted == "native" else list(ISA_FLAGS)
+    if wanted == "all":
+        return list(ISA_FLAGS)
+    lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    return isa_for(next((line.split() for line in lines if line.startswith("flags")), []))
 
 
 FOLDERS = (".", "base", "formats", "kernels", "ops")

@@ -29,7 +29,7 @@ PIP = [str(PYTHON), "-m", "pip", "--disable-pip-version-check", "install", "-q",
 BUILD_PACKAGES = ["setuptools", "wheel", "pybind11"]
 ALL_EXTRAS = ("test", "dev", "train", "bench")
 MIN_PYTHON = (3, 11)
-MIN_COMPILER = {"gcc": 12, "clang": 15}  # C++20 with the AMX intrinsics
+MIN_COMPILER = {"gcc": 12, "clang": 14}  # C++20 with the AMX intrinsics
 NEEDED_GB = {"chat": 2.0, "all": 5.0}
 SIZES = {"chat": "0.4 GB to download, 1 GB on disk", "all": "1 GB to download, 3 GB on disk"}
 # PyPI's torch for Linux has CUDA, some 3 GB more. PyTorch's own index has the build without.
