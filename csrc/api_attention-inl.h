@@ -1,7 +1,6 @@
 // Paged KV cache, and attention over it.
 #pragma once
 
-
 #include <string>
 
 #include "base/check.h"

@@ -1,6 +1,6 @@
-// Each api_*-inl.h registers its part of the extension module. Arrays cross as addresses: the Python
-// wrappers have checked shape, element type and layout. What a wrong number could make a kernel
-// read or write out of bounds is checked again in ops/.
+// Each api_*-inl.h registers its part of the extension module. Arrays cross as addresses: the
+// Python wrappers have checked shape, element type and layout. What a wrong number could make a
+// kernel read or write out of bounds is checked again in ops/.
 #pragma once
 
 #include <pybind11/pybind11.h>
