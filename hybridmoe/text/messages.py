@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from hybridmoe.errors import ConfigError
+from hybridmoe.text.content_parts import part_text, result_text
 
 __all__ = [
     "copy_json",
@@ -19,11 +20,9 @@ __all__ = [
     "normalize_tools",
     "number_tool_calls",
     "parse_tool_arguments",
-    "result_text",
 ]
 
 _MAX_JSON_DEPTH = 64
-_TEXT_PARTS = ("text", "input_text", "output_text", "refusal")
 
 
 def normalize_messages(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -124,35 +123,6 @@ def copy_json(value: Any, where: str, depth: int = 0) -> Any:
     raise ConfigError(f"{where} is {value!r:.60}; expected JSON data")
 
 
-def result_text(content: Any, joiner: str = "") -> str:
-    """Convert a tool's result to text: a string, a list of content parts, or other JSON data.
-
-    A part that is not text becomes a note, so that a conversation with a picture can go on.
-    """
-    if content is None or isinstance(content, str):
-        return content or ""
-    is_parts = isinstance(content, list) and all(
-        isinstance(part, Mapping) and isinstance(part.get("type"), str) for part in content
-    )
-    if not is_parts:
-        return json.dumps(content, ensure_ascii=False, separators=(",", ":"))
-    texts = (_part_text(part) for part in content)
-    kinds = (part["type"] for part in content)
-    return joiner.join(
-        f"[{kind:.60}: this model reads text only]" if text is None else text
-        for kind, text in zip(kinds, texts, strict=True)
-    )
-
-
-def _part_text(part: Any) -> str | None:
-    """Text of a content part; None for other kinds."""
-    kind = part.get("type") if isinstance(part, Mapping) else None
-    text = None
-    if isinstance(kind, str) and kind in _TEXT_PARTS:
-        text = part.get("refusal" if kind == "refusal" else "text")
-    return text if isinstance(text, str) else None
-
-
 def _sorted(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _sorted(value[key]) for key in sorted(value)}
@@ -198,7 +168,7 @@ def _text_of(content: object, where: str) -> str | None:
         raise ConfigError(f"{where}.content is {content!r:.60}; expected a string or text parts")
     texts: list[str] = []
     for i, part in enumerate(content):
-        text = _part_text(part)
+        text = part_text(part)
         if text is None:
             kind = part.get("type") if isinstance(part, Mapping) else part
             raise ConfigError(

@@ -54,7 +54,7 @@ def refused(answer: httpx2.Response, status: int = 400) -> dict[str, Any]:
         ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, None, "image_url"),
         ({"messages": HELLO["messages"] * 21}, "messages", "at most 20"),
         ({"temperature": "hot"}, "temperature", "number"),
-        ({"temperature": 2.5}, "temperature", "2"),
+        ({"temperature": -0.5}, "temperature", "0"),
         ({"max_tokens": -2}, "max_tokens", "-1"),
         ({"max_tokens": 1.5}, "max_tokens", "integer"),
         ({"n": 5}, "n", "at most 4"),

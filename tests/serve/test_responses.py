@@ -85,6 +85,26 @@ def test_calls_of_other_tools_are_read_as_functions(client: openai.OpenAI, llm: 
     assert '## Return of functions.local_shell:1\n{"exit":0}<|im_end|>' in prompt(llm)
 
 
+def test_work_of_hosted_tools_is_text_of_the_message_that_follows(
+    client: openai.OpenAI, llm: FakeLLM
+) -> None:
+    action = {"type": "search", "query": "oslo", "sources": []}
+    items: Any = [
+        *user("a"),
+        {"type": "web_search_call", "id": "ws_1", "status": "completed", "action": action},
+        {"type": "image_generation_call", "id": "ig_1", "result": "iVBORw0KGgo="},
+        {"type": "message", "role": "assistant", "content": "It rains."},
+        {"role": "assistant", "content": "Bye."},
+        {"type": "mcp_list_tools", "id": "m", "server_label": "s", "tools": []},
+        *user("say Hi"),
+    ]
+    assert ask(client, items).output_text == "Hi"
+    searched = '[web_search_call {"action":{"query":"oslo"}}]\n[image_generation_call]\nIt rains.'
+    assert f"{searched}<|im_end|>" in prompt(llm)
+    assert "Bye.<|im_end|>" in prompt(llm)
+    assert "iVBOR" not in prompt(llm) and "mcp_list" not in prompt(llm)
+
+
 def test_a_picture_that_a_tool_returned_is_named_in_its_place(
     client: openai.OpenAI, llm: FakeLLM
 ) -> None:

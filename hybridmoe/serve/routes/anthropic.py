@@ -98,6 +98,8 @@ def _empty_message(generation: Generation, model: str) -> dict[str, Any]:
         "content": [],
         "stop_reason": None,
         "stop_sequence": None,
+        "stop_details": None,
+        "container": None,
         "usage": _usage(generation, 0),
     }
 
@@ -108,6 +110,9 @@ def _usage(generation: Generation, cached_tokens: int) -> dict[str, Any]:
         "output_tokens": generation.completion_tokens,
         "cache_read_input_tokens": cached_tokens,
         "cache_creation_input_tokens": 0,
+        "cache_creation": None,
+        "server_tool_use": None,
+        "service_tier": "standard",
     }
 
 
@@ -128,7 +133,6 @@ def _whole(generation: Generation, message: dict[str, Any], choice: Choice) -> R
         "stop_reason": stop_reason(choice.end),
         "stop_sequence": choice.end.stop_string,
         "usage": _usage(generation, generation.cached_tokens),
-        "timings": generation.timings(),
     }
     return CompactJSONResponse(whole)
 

@@ -5,6 +5,7 @@ from typing import Any
 
 from hybridmoe.serve.errors import unsupported_value
 from hybridmoe.serve.inputs import ChatInput
+from hybridmoe.serve.routes.hosted_tools import hosted_text
 from hybridmoe.serve.schemas.anthropic import (
     AnthropicMessage,
     AnthropicTool,
@@ -12,9 +13,11 @@ from hybridmoe.serve.schemas.anthropic import (
     ContentBlock,
     CountTokensRequest,
 )
-from hybridmoe.text.messages import result_text
+from hybridmoe.text.content_parts import part_text, result_text
 
 __all__ = ["chat_input"]
+
+_HOSTED_CALLS = ("server_tool_use", "mcp_tool_use")
 
 
 def chat_input(body: CountTokensRequest) -> ChatInput:
@@ -68,8 +71,8 @@ def _messages(message: AnthropicMessage, where: str) -> list[dict[str, Any]]:
     results, text, thinking, calls = [], [], [], []
     for i, block in enumerate(message.content):
         place = f"{where}.content[{i}]"
-        if block.type == "text":
-            text.append(block.text or "")
+        if (own := _own_text(block, message.role)) is not None:
+            text.append(own)
         elif block.type == "tool_result" and message.role == "user":
             result = {"role": "tool", "tool_call_id": block.tool_use_id or ""}
             result["content"] = result_text(block.content, "\n")
@@ -81,8 +84,8 @@ def _messages(message: AnthropicMessage, where: str) -> list[dict[str, Any]]:
         elif block.type != "redacted_thinking":
             raise unsupported_value(
                 f"{place}.type",
-                f"{block.type!r:.60} in a message of {message.role!r}; supported: text,"
-                " tool_result (user), tool_use and thinking (assistant)",
+                f"{block.type!r:.60} in a message of {message.role!r}; supported: text, documents"
+                " of text, tool_result (user), tool_use and thinking (assistant)",
             )
     out: dict[str, Any] = {"role": message.role, "content": "\n".join(text)}
     if thinking:
@@ -90,6 +93,18 @@ def _messages(message: AnthropicMessage, where: str) -> list[dict[str, Any]]:
     if calls:
         out["tool_calls"] = calls
     return results if results and not text else [*results, out]
+
+
+def _own_text(block: ContentBlock, role: str) -> str | None:
+    """Get the text that a block adds to its message; None for blocks that are no text."""
+    if block.type == "text":
+        return block.text or ""
+    if block.type == "compaction":  # a summary of what came before
+        return block.content if isinstance(block.content, str) else ""
+    is_hosted = block.type in _HOSTED_CALLS or block.type.endswith("_tool_result")
+    if is_hosted and role == "assistant":
+        return hosted_text(block.model_dump(exclude_none=True))
+    return part_text(block.model_dump(exclude_none=True)) if role == "user" else None
 
 
 def _call(block: ContentBlock, where: str) -> dict[str, Any]:

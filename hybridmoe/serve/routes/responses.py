@@ -1,5 +1,6 @@
 """OpenAI's /v1/responses: a request has its whole conversation, or continues a stored one."""
 
+import time
 import uuid
 from collections.abc import AsyncIterator
 from typing import Any
@@ -33,6 +34,7 @@ __all__ = ["router"]
 
 router = APIRouter(route_class=StrictRoute, tags=["OpenAI"])
 Items = list[dict[str, Any]]
+_LABELS = ("prompt_cache_key", "safety_identifier", "user")  # given back as they came
 
 
 @router.post("/responses", response_model=None, include_in_schema=False)
@@ -96,6 +98,7 @@ class _ModelResponse:
         tokenizer = generation.tokenizer
         self._items = OutputItems(lambda entries: chat_logprobs(entries, tokenizer))
         choice = body.tool_choice or "auto"
+        extra = body.model_extra or {}
         self._base: dict[str, Any] = {
             "id": f"resp_{uuid.uuid4().hex}",
             "object": "response",
@@ -120,6 +123,13 @@ class _ModelResponse:
             "top_p": generation.request.params.top_p,
             "truncation": "disabled",
             "usage": None,
+            "background": False,
+            "completed_at": None,
+            "max_tool_calls": None,
+            "prompt": None,
+            "service_tier": "default",
+            "top_logprobs": body.top_logprobs or 0,
+            **{name: extra.get(name) for name in _LABELS},
         }
 
     async def whole(self) -> Response:
@@ -163,9 +173,13 @@ class _ModelResponse:
             "status": _status(end),
             "incomplete_details": {"reason": "max_output_tokens"} if is_cut else None,
             "output": self._items.output,
+            "completed_at": int(time.time()),
             "usage": {
                 "input_tokens": generation.prompt_tokens,
-                "input_tokens_details": {"cached_tokens": generation.cached_tokens},
+                "input_tokens_details": {
+                    "cached_tokens": generation.cached_tokens,
+                    "cache_write_tokens": 0,
+                },
                 "output_tokens": generation.completion_tokens,
                 "output_tokens_details": {"reasoning_tokens": generation.reasoning_tokens},
                 "total_tokens": generation.prompt_tokens + generation.completion_tokens,

@@ -7,6 +7,7 @@ from hybridmoe.serve.conversation_store import ConversationStore
 from hybridmoe.serve.errors import ApiError, unsupported_value
 from hybridmoe.serve.inputs import ChatInput
 from hybridmoe.serve.response_store import ResponseStore
+from hybridmoe.serve.routes.hosted_tools import hosted_text
 from hybridmoe.serve.schemas.common import token_limit
 from hybridmoe.serve.schemas.output import ResponseFormat
 from hybridmoe.serve.schemas.responses import (
@@ -18,12 +19,12 @@ from hybridmoe.serve.schemas.responses import (
     ResponsesTool,
 )
 from hybridmoe.serve.stored_items import with_id
-from hybridmoe.text.messages import result_text
+from hybridmoe.text.content_parts import result_text
 
 __all__ = ["chat_input", "conversation", "conversation_id", "function_tools", "new_items"]
 
 _TEXT_PARTS = ("input_text", "output_text", "text", "refusal")
-# Work of a hosted service, like calls without a call_id: not shown to the model.
+# What hosted services are and may do: not shown to the model.
 _SKIPPED = ("mcp_list_tools", "mcp_approval_request", "mcp_approval_response")
 _CALL_FIELDS = ("input", "action", "operation")  # arguments of calls of other tools
 
@@ -162,38 +163,58 @@ def _messages(
     out: list[dict[str, Any]] = []
     if instructions:
         out.append({"role": "system", "content": instructions})
-    for i, item in enumerate(items):
-        _append(out, Item.model_validate(item), f"{where}[{i}]")
+    is_after_hosted = False  # work of a hosted tool belongs to the message that follows it
+    for i, given in enumerate(items):
+        item = Item.model_validate(given)
+        if _is_hosted(item):
+            message = _open_message(out, may_have_text=is_after_hosted)
+            message["content"] = _lines(message["content"], hosted_text(given))
+            is_after_hosted = True
+        elif item.type not in _SKIPPED:
+            _append(out, item, f"{where}[{i}]", is_after_hosted=is_after_hosted)
+            is_after_hosted = False
     return out or [{"role": "user", "content": ""}]  # some clients send an empty input
 
 
-def _append(messages: list[dict[str, Any]], item: Item, where: str) -> None:
+def _is_hosted(item: Item) -> bool:
+    return bool(item.type and item.type.endswith("_call") and not item.call_id) and (
+        item.type != "function_call"
+    )
+
+
+def _append(
+    messages: list[dict[str, Any]], item: Item, where: str, *, is_after_hosted: bool
+) -> None:
     """Add an item. The items of one response of the assistant become one message again."""
     kind = item.type or "message"
     if kind == "message":
         role = item.role or "user"
         content = _text(item.content or "", f"{where}.content")
         if role == "assistant":
-            message = _open_message(messages, may_have_text=False)
-            message["content"] = content
+            message = _open_message(messages, may_have_text=is_after_hosted)
+            message["content"] = _lines(message["content"], content)
         else:
             messages.append({"role": role, "content": content})
     elif kind == "reasoning":
         content = _text(item.content or "", f"{where}.content")
         if content:
             messages.append({"role": "assistant", "content": "", "reasoning_content": content})
-    elif kind == "function_call" or (kind.endswith("_call") and item.call_id):
+    elif kind.endswith("_call"):
         message = _open_message(messages, may_have_text=True)
         message.setdefault("tool_calls", []).append(_call(item, kind, where))
     elif kind.endswith("_output"):
         result = {"role": "tool", "tool_call_id": item.call_id or ""}
         messages.append({**result, "content": result_text(item.output)})
-    elif not kind.endswith("_call") and kind not in _SKIPPED:
+    else:
         raise unsupported_value(
             f"{where}.type",
             f"{kind!r:.60}; supported: message, reasoning, function_call, function_call_output,"
             " item_reference",
         )
+
+
+def _lines(*texts: str) -> str:
+    return "\n".join(filter(None, texts))
 
 
 def _call(item: Item, kind: str, where: str) -> dict[str, Any]:

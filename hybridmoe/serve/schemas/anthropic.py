@@ -23,18 +23,22 @@ __all__ = [
 
 
 class ContentBlock(Request):
-    """Content block. Images and other types are refused by name."""
+    """Content block: text, a document of text, thinking, a tool's call or result.
 
-    type: Literal["text", "thinking", "redacted_thinking", "tool_use", "tool_result"]
+    Work of hosted tools (`server_tool_use`, `web_search_tool_result`, ...) is read as text. Images
+    and other types are refused by name.
+    """
+
+    type: str = Field(max_length=64)
     text: str | None = None
     thinking: str | None = None
     id: str | None = Field(default=None, max_length=512)
     name: FunctionName | None = None
     input: JsonObject | None = None
     tool_use_id: str | None = Field(default=None, max_length=512)
-    content: str | Listed[JsonObject] | None = Field(
+    content: str | Listed[JsonObject] | JsonObject | None = Field(
         default=None,
-        description="Content of a tool_result. Blocks other than text become a line each.",
+        description="Content of a tool_result. Images and documents become a line each.",
     )
     is_error: bool | None = None
 

@@ -17,7 +17,7 @@ from hybridmoe.serve.schemas.common import (
 )
 from hybridmoe.serve.schemas.output import OutputFields
 from hybridmoe.serve.schemas.sampling import SamplingFields
-from hybridmoe.text.messages import result_text
+from hybridmoe.text.content_parts import result_text
 
 __all__ = [
     "AllowedToolChoice",

@@ -52,7 +52,7 @@ Count = Annotated[Whole, Field(ge=1, le=MAX_INT)]
 TokenLimit = Annotated[Whole, Field(ge=-1, le=MAX_INT)]  # 0 and -1: no limit
 Count0 = Annotated[Whole, Field(ge=0, le=MAX_INT)]
 LastTokens = Annotated[Whole, Field(ge=-1, le=MAX_INT)]  # -1: all
-Temperature = Annotated[float, Field(ge=0.0, le=2.0, allow_inf_nan=False)]
+Temperature = Annotated[float, Field(ge=0.0, le=100.0, allow_inf_nan=False)]
 Share = Annotated[float, Field(ge=0.0, le=1.0, allow_inf_nan=False)]
 Penalty = Annotated[float, Field(ge=-2.0, le=2.0, allow_inf_nan=False)]
 TopLogprobs = Annotated[Whole, Field(ge=0, le=20)]
