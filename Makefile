@@ -8,7 +8,7 @@ MODEL  ?=
 ARGS   ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help build chat test test-gpu triton-versions quick check lint lowest fmt bench peers asan tsan clean
+.PHONY: help build chat test clients test-gpu triton-versions quick check lint lowest fmt bench peers asan tsan clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1	/p' $(MAKEFILE_LIST) | expand -t 17
@@ -31,8 +31,11 @@ chat: $(if $(wildcard $(VENV)/.built),$(VENV)/.built,$(VENV)/.chat)  ## chat wit
 # A file's tests stay in one process, for the fixtures that they share.
 PYTEST := $(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile
 
-test: build  ## the whole test suite, on up to four cores
+test: build clients  ## the whole test suite, on up to four cores
 	$(PYTEST)
+
+clients: | $(BIN)/python  ## the clients that tests/clients runs against the endpoint, in build/clients
+	$(BIN)/python .ci/clients.py
 
 quick: build  ## the suite without its slow tests
 	$(PYTEST) -m "not slow"

@@ -1,0 +1,84 @@
+"""Clients that people use, each with its usual jobs, against the endpoint on the embedded model.
+
+They run in environments of their own, which `make clients` fills with the versions that
+requirements.txt and package-lock.json pin.
+"""
+
+import json
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from live_server import LiveServer, live_server
+from waiting import HANG_S
+
+import hybridmoe
+
+ROOT = Path(__file__).parents[2]
+JOBS = Path(__file__).parent / "jobs"
+CLIENTS = ROOT / "build" / "clients"
+
+# How many jobs each client has, and those that may fail, with the reason.
+PYTHON: dict[str, tuple[int, dict[str, str]]] = {
+    "openai": (34, {"scores_a_text": "no echo yet"}),
+    "anthropic": (
+        31,
+        {
+            "continues_a_prefilled_answer": "no prefill yet",
+            "lists_and_retrieves_models": "models have OpenAI's fields alone",
+            "reads_text_documents": "documents are refused",
+        },
+    ),
+    "litellm": (12, {}),
+    "langchain": (8, {}),
+    "instructor": (
+        6,
+        {"answers_in_json": "this mode asks for fields in words, which the model does not read"},
+    ),
+    "agents": (5, {}),
+    "pydantic_ai": (5, {}),
+    "llm": (5, {}),
+}
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[LiveServer]:
+    with (
+        hybridmoe.load(context_tokens=1024, max_running=4, max_waiting=8) as llm,
+        live_server(llm, model_name="hybridmoe-demo", api_keys=("key",), retry_after_s=1) as server,
+    ):
+        yield server
+
+
+def failures(command: list[str], server: LiveServer) -> tuple[int, dict[str, str]]:
+    """Run a script of jobs. Returns how many it has, and the reasons of those that failed."""
+    done = subprocess.run(
+        [*command, server.url, "key"], capture_output=True, text=True, timeout=HANG_S
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    reasons = json.loads(done.stdout.splitlines()[-1])
+    return len(reasons), {name: reason for name, reason in reasons.items() if reason}
+
+
+def is_installed(name: str) -> bool:
+    return (CLIENTS / name / "installed").is_file()
+
+
+@pytest.mark.skipif(not is_installed("python"), reason="no build/clients/python: make clients")
+@pytest.mark.parametrize("client", PYTHON)
+def test_a_client_of_python_does_its_jobs(client: str, server: LiveServer) -> None:
+    python = str(CLIENTS / "python" / "bin" / "python")
+    num_jobs, failed = failures([python, str(JOBS / f"{client}_jobs.py")], server)
+    assert num_jobs == PYTHON[client][0]
+    assert failed.keys() <= PYTHON[client][1].keys(), json.dumps(failed, indent=1)
+
+
+@pytest.mark.skipif(not is_installed("node"), reason="no build/clients/node: make clients")
+def test_vercels_ai_sdk_does_its_jobs(server: LiveServer, tmp_path: Path) -> None:
+    script = tmp_path / "ai_jobs.mjs"  # node looks for packages beside the script
+    script.write_bytes((JOBS / "ai_jobs.mjs").read_bytes())
+    (tmp_path / "node_modules").symlink_to(CLIENTS / "node" / "node_modules")
+    num_jobs, failed = failures(["node", str(script)], server)
+    assert num_jobs == 7
+    assert not failed, json.dumps(failed, indent=1)
