@@ -20,6 +20,7 @@ from hybridmoe.serve.routes import (
     conversations,
     llama_completion,
     llama_server,
+    ollama,
     responses,
     server,
     stored_responses,
@@ -30,7 +31,7 @@ __all__ = ["create_app"]
 
 _ROUTES = (
     chat, completions, responses, stored_responses, conversations, anthropic, server,
-    llama_completion, llama_server,
+    llama_completion, llama_server, ollama,
 )  # fmt: skip
 _STATIC = Path(__file__).parent / "static"
 

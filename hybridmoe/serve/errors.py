@@ -1,7 +1,8 @@
-"""Error responses in OpenAI's shape, or Anthropic's below /v1/messages.
+"""Error responses in OpenAI's shape, Anthropic's below /v1/messages, or ollama's below /api.
 
     {"error": {"message", "type", "param", "code"}}
     {"type": "error", "error": {"type", "message"}}
+    {"error": "message"}
 
 They never hold a traceback. An error that is not the client's fault is a 5xx with one line, and is
 logged.
@@ -118,6 +119,8 @@ def error_body(error: ApiError, path: str) -> dict[str, Any]:
         kind = _ANTHROPIC_TYPES.get(error.status)
         kind = kind or ("api_error" if error.status >= 500 else "invalid_request_error")
         return {"type": "error", "error": {"type": kind, "message": message, **error.extra}}
+    if path.startswith("/api/"):
+        return {"error": message}
     fields = {"message": message, "type": error.type, "param": error.param, "code": error.code}
     return {"error": {**fields, **error.extra}}
 

@@ -14,6 +14,7 @@ from pydantic import BaseModel
 
 from hybridmoe.serve.errors import ApiError
 from hybridmoe.serve.field_table import TABLE
+from hybridmoe.serve.ollama_fields import OLLAMA_TABLE
 from hybridmoe.serve.schemas.common import Request
 
 __all__ = ["IGNORED_HEADER", "UnknownFields", "unknown_fields"]
@@ -37,7 +38,7 @@ def unknown_fields(body: BaseModel) -> list[str]:
     api = type(body).api if isinstance(body, Request) else None
     if api is None:
         return []
-    table = TABLE[api]
+    table = OLLAMA_TABLE if api == "ollama" else TABLE[api]
     unknown: dict[str, None] = {}  # ordered
     for name, value in _undeclared(body, ""):
         row = table.get(name) or table.get(name.rpartition(".")[0] + ".*")

@@ -282,6 +282,7 @@ def test_every_route_is_documented(http: httpx2.Client) -> None:
         "/v1/conversations", "/v1/conversations/{conversation_id}",
         "/v1/conversations/{conversation_id}/items",
         "/v1/conversations/{conversation_id}/items/{item_id}",
+        "/api/chat", "/api/generate", "/api/version",
         "/completion", "/props", "/slots", "/apply-template", "/infill",
     }  # fmt: skip
 

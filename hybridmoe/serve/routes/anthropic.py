@@ -1,7 +1,5 @@
 """Anthropic's /v1/messages and /v1/messages/count_tokens."""
 
-import json
-import math
 import uuid
 from collections.abc import AsyncIterator
 from typing import Any
@@ -9,6 +7,7 @@ from typing import Any
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
+from hybridmoe.serve.call_arguments import as_object
 from hybridmoe.serve.errors import as_api_error, error_body
 from hybridmoe.serve.event_stream import EventStreamResponse
 from hybridmoe.serve.generation import Choice, Delta, Generation, Progress
@@ -125,7 +124,7 @@ def _whole(generation: Generation, message: dict[str, Any], choice: Choice) -> R
     if response.text or not response.tool_calls:
         content.append({"type": "text", "text": response.text})
     for call in response.tool_calls:
-        arguments = _as_object(call.arguments)
+        arguments = as_object(call.arguments)
         content.append({"type": "tool_use", "id": call.id, "name": call.name, "input": arguments})
     whole = {
         **message,
@@ -159,21 +158,3 @@ async def _events(
     except Exception as error:
         refusal = as_api_error(error, service.config.retry_after_s)
         yield events.error(error_body(refusal, _PATH))
-
-
-def _as_object(arguments: str) -> dict[str, Any]:
-    """Parse arguments, which Anthropic's API has as an object.
-
-    Arguments that are not one (cut off, or the model's mistake) stand under the key "_unparsed".
-    """
-    try:
-        value = json.loads(arguments, parse_constant=str, parse_float=_number)
-    except (ValueError, RecursionError):
-        value = None
-    return value if isinstance(value, dict) else {"_unparsed": arguments}
-
-
-def _number(digits: str) -> float | str:
-    """Parse a float; an infinite one, which JSON cannot hold, stays text."""
-    value = float(digits)
-    return digits if math.isinf(value) else value

@@ -6,7 +6,7 @@ from pydantic import BaseModel
 
 from hybridmoe.serve.schemas.server import ErrorResponse
 
-__all__ = ["ERRORS", "json_or_stream"]
+__all__ = ["ERRORS", "Responses", "json_or_stream"]
 
 Responses = dict[int | str, dict[str, Any]]
 

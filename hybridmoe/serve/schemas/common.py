@@ -5,7 +5,7 @@ Every list is bounded and fails at its first bad entry: pydantic makes an error 
 hold a million of them.
 """
 
-from typing import Annotated, Any, ClassVar, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
@@ -71,7 +71,8 @@ class Request(BaseModel):
 
     model_config = ConfigDict(strict=True, extra="allow")
 
-    api: ClassVar[Api | None] = None  # the column of the field table
+    # The column of the field table; ollama's fields have a table of their own.
+    api: ClassVar[Api | Literal["ollama"] | None] = None
 
 
 class Model(BaseModel):
