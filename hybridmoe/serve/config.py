@@ -27,6 +27,7 @@ class ServeConfig:
     prepare_timeout_s: float = 60.0  # for these three together
     max_choices: int = 8  # `n` of one request
     max_sequences: int = 64  # prompts x `n` of one completion
+    max_prompt_logprobs: int = 1 << 18  # prompt tokens x (1 + alternatives) of one request
     max_stored_responses: int = 256  # that later requests may continue; 0: none
     max_stored_bytes: int = 64 << 20
     keep_alive_s: float = 10.0  # between comments in a stream that has nothing else to send
@@ -36,6 +37,7 @@ class ServeConfig:
         for name in (
             "max_body_bytes", "max_messages", "max_json_depth", "max_json_values",
             "max_body_memory_bytes", "max_preparing", "max_choices", "max_sequences",
+            "max_prompt_logprobs",
         ):  # fmt: skip
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name}={getattr(self, name)}: expected 1 or more")

@@ -90,6 +90,8 @@ _DONE = (
     _done("ct", "stream_options", "`include_usage`, `continuous_usage_stats`"),
     _done("ct", "logprobs n_probs", "log-probabilities of the text"),
     _done("cr", "top_logprobs", "log-probabilities of the text"),
+    _done("t", "echo", "text and log-probabilities begin with the prompt's; `max_tokens` may be 0"),
+    _done("ct", "prompt_logprobs", "log-probabilities of the prompt by token id; not in streams"),
     _done("r", "include", "`message.output_text.logprobs`"),
     _done("r", "metadata", "given back in the response"),
     _done("ct", "return_progress", "`prompt_progress` in chunks"),
@@ -107,7 +109,6 @@ _REFUSED = (
     _refused("c", "audio", _MEDIA),
     _refused("c", "modalities", _MEDIA, ["text"]),
     _refused("t", "suffix", "models here are not trained to fill in the middle", ""),
-    _refused("t", "echo", _LISTED, False),
     _refused("c", "echo", "the conversation is not part of the response", False),
     _refused("ct", "best_of", "choices are not ranked; use n", 1),
     _refused("r", "background", "a response lives as long as its request", False),
@@ -145,7 +146,7 @@ _REFUSED = (
     # What the response holds.
     _refused("ct", "include_stop_str_in_output no_stop_trim", "text ends before it", False),
     _refused("ct", "skip_special_tokens", "text never holds special tokens", True),
-    _refused("ct", "prompt_logprobs logprob_token_ids", _LISTED),
+    _refused("ct", "logprob_token_ids", _LISTED),
     _refused("ct", "post_sampling_probs", "log-probabilities are the model's own", False),
     _refused("ct", "return_tokens_as_token_ids return_token_ids return_tokens", _LISTED, False),
     _refused(

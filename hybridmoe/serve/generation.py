@@ -226,6 +226,10 @@ class Generation:
                 for update in self._on_finished(index, choice, event, now_s):
                     yield update
 
+    def prompt_logprobs(self, index: int) -> list[PromptLogprobs]:
+        """Log-probabilities of a choice's prompt, once it has been read for its first choice."""
+        return self.choices[self.request.first_of(index)].prompt_logprobs
+
     def _stop(self) -> None:
         for choice in self.choices:
             if choice.handle is not None and choice.usage is None:
@@ -238,6 +242,7 @@ class Generation:
             params=request.params_of(index),
             constraint=request.constraints[index],
             top_logprobs=request.top_logprobs,
+            prompt_logprobs=request.prompt_logprobs if request.first_of(index) == index else None,
             expert_trace=request.expert_trace,
             dry_breakers=request.dry_breakers,
         )
@@ -288,7 +293,23 @@ class Generation:
         self._num_unfinished -= 1
         self._metrics.observe_end(reason, event.usage, choice.num_tokens, now_s - self._started_s)
         choice.end = ChoiceEnd(index, reason, response.parser.stop_string)
-        return [self._delta(index, choice, parts), choice.end] if parts else [choice.end]
+        delta = self._delta(index, choice, parts)
+        if self.request.echoes is not None and response.parser.stop_string is None:
+            delta.logprobs += self._last_logprobs(choice, event)
+        return [delta, choice.end] if delta.parts or delta.logprobs else [choice.end]
+
+    def _last_logprobs(self, choice: Choice, event: Finished) -> list[TokenLogprob]:
+        """Take those of tokens without text at a choice's end, the end token included.
+
+        Evaluation harnesses take every entry behind the prompt's for a generated token, and cut
+        off one of them for `max_tokens: 1`.
+        """
+        entries, choice.held_logprobs = choice.held_logprobs, []
+        stop = event.stop_token
+        if stop is not None and stop.logprob is not None:
+            entries.append(TokenLogprob(stop.token_id, stop.logprob, stop.top))
+        choice.logprobs += entries
+        return entries
 
     def _failure(self, event: Finished) -> Exception:
         """Make the error of an event that ends a choice early."""

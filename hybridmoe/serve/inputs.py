@@ -27,6 +27,7 @@ class ChatInput:
     relative_temperature: float | None = None  # in units of the model's recommended temperature
     num_choices: int = 1
     top_logprobs: int | None = None
+    prompt_logprobs: int | None = None  # alternatives to each token of the prompt
     expert_trace: bool = False
 
     @property
@@ -51,6 +52,8 @@ class TextInput:
     sampling: dict[str, Any] = field(default_factory=dict)
     num_choices: int = 1  # of each prompt
     top_logprobs: int | None = None
+    prompt_logprobs: int | None = None
+    echo: bool = False  # give the prompt back
     expert_trace: bool = False
 
     @property

@@ -6,6 +6,7 @@ event loop.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 from hybridmoe.engine.constraint import Constraint
@@ -23,7 +24,15 @@ from hybridmoe.text.matcher_constraint import MatcherConstraint
 from hybridmoe.text.output_format import OutputFormat, ToolCallFormat
 from hybridmoe.text.thinking import thinking_after
 
-__all__ = ["PreparedRequest", "encode_prompt", "prepare_chat", "prepare_completion"]
+__all__ = ["EchoedPrompt", "PreparedRequest", "encode_prompt", "prepare_chat", "prepare_completion"]
+
+
+@dataclass(frozen=True, slots=True)
+class EchoedPrompt:
+    """Text of a prompt that the response begins with."""
+
+    text: str
+    num_hidden: int  # characters of its tokens before the text: of an added begin token
 
 
 @dataclass(slots=True, kw_only=True)
@@ -35,6 +44,8 @@ class PreparedRequest:
     constraints: list[Constraint | None]  # one per choice: they have state
     top_logprobs: int | None
     expert_trace: bool
+    prompt_logprobs: int | None = None  # of each prompt, computed for its first choice
+    echoes: list[EchoedPrompt] | None = None  # one per prompt
     dry_breakers: SequenceBreakers = field(default_factory=dict)
     may_call: bool = False
     tools: Sequence[Mapping[str, Any]] = ()  # the declared ones
@@ -45,6 +56,10 @@ class PreparedRequest:
     @property
     def choices_per_prompt(self) -> int:
         return len(self.constraints) // len(self.prompts)
+
+    def first_of(self, choice: int) -> int:
+        """Index of the first choice of the same prompt."""
+        return choice - choice % self.choices_per_prompt
 
     def prompt_of(self, choice: int) -> list[int]:
         return self.prompts[choice // self.choices_per_prompt]
@@ -83,6 +98,7 @@ def prepare_chat(
     may_call = bool(chat.tools) and chat.tool_choice != "none"
     params = _chat_params(llm, chat)
     prompt_ids = encode_prompt(llm, chat, config, token)
+    _check_prompt_logprobs([prompt_ids], chat.prompt_logprobs, config)
     num_past_calls = sum(len(message.get("tool_calls") or ()) for message in chat.messages)
     if not may_call:
         params = replace(
@@ -102,6 +118,7 @@ def prepare_chat(
         dry_breakers=llm.sequence_breakers(params),
         constraints=_copies(constraint, chat.num_choices),
         top_logprobs=chat.top_logprobs,
+        prompt_logprobs=chat.prompt_logprobs,
         expert_trace=chat.expert_trace,
         may_call=may_call,
         tools=chat.tools,
@@ -128,14 +145,18 @@ def prepare_completion(
         )
     params = llm.sampling_params(text.sampling)
     form = _form(text.format)
+    prompts = [_encode_text(llm, text, prompt, token) for prompt in text.prompts]
+    _check_prompt_logprobs(prompts, text.prompt_logprobs, config)
     return PreparedRequest(
-        prompts=[_encode_text(llm, text, prompt, token) for prompt in text.prompts],
+        prompts=prompts,
         params=params,
         dry_breakers=llm.sequence_breakers(params),
         constraints=_copies(
             grammar.compile_format(form, token.check) if form else None, num_sequences
         ),
         top_logprobs=text.top_logprobs,
+        prompt_logprobs=text.prompt_logprobs,
+        echoes=list(map(partial(_echo, llm), text.prompts, prompts)) if text.echo else None,
         expert_trace=text.expert_trace,
     )
 
@@ -155,6 +176,30 @@ def _encode_text(
         else:
             out.append(part)
     return out
+
+
+def _echo(llm: LLM, given: str | Sequence[int | str], ids: list[int]) -> EchoedPrompt:
+    """Decode a prompt; a text is echoed as it was given, without a begin token."""
+    text = llm.tokenizer.decode(ids, skip_special=False)
+    if isinstance(given, str) and text.endswith(given):
+        return EchoedPrompt(given, len(text) - len(given))
+    return EchoedPrompt(text, 0)
+
+
+def _check_prompt_logprobs(
+    prompts: list[list[int]], count: int | None, config: ServeConfig
+) -> None:
+    """Raise ApiError if a response would hold too many log-probabilities of prompts."""
+    if count is None:
+        return
+    num_tokens = sum(map(len, prompts))
+    if num_tokens * (1 + count) > config.max_prompt_logprobs:
+        raise ApiError(
+            400,
+            f"log-probabilities of {num_tokens} prompt tokens with {count} alternatives each are"
+            f" {num_tokens * (1 + count)}; at most {config.max_prompt_logprobs} are taken at once",
+            param="prompt_logprobs",
+        )
 
 
 def _chat_params(llm: LLM, chat: ChatInput) -> SamplingParams:

@@ -272,7 +272,7 @@ def test_llama_cpps_names_of_log_probabilities_and_choices(http: httpx2.Client) 
     assert len(chat["choices"]) == 2
     assert len(chat["choices"][0]["logprobs"]["content"][0]["top_logprobs"]) == 2
     text = ask(http, "/v1/completions", n_probs=2)
-    assert len(text["choices"][0]["logprobs"]["top_logprobs"][0]) == 2
+    assert len(text["choices"][0]["logprobs"]["top_logprobs"][0]) == 3  # the token itself, too
     assert ask(http, CHAT, n_probs=0)["choices"][0]["logprobs"] is None
 
 

@@ -19,7 +19,15 @@ import numpy as np
 from hybridmoe.config import EngineConfig, ModelConfig
 from hybridmoe.demo import demo_path
 from hybridmoe.engine.dry import SequenceBreakers
-from hybridmoe.engine.request import Event, Finished, PromptProgress, Request, TokenEvent, Usage
+from hybridmoe.engine.request import (
+    Event,
+    Finished,
+    PromptLogprobs,
+    PromptProgress,
+    Request,
+    TokenEvent,
+    Usage,
+)
 from hybridmoe.engine.sampling_params import SamplingParams
 from hybridmoe.engine.stats import EngineStats
 from hybridmoe.errors import ConfigError, ContextLengthError, DeviceError, QueueFullError
@@ -106,7 +114,12 @@ class FakeEngine:
                 time.sleep(0.01)
             done = total * step // num_steps
             listener(PromptProgress(done, total, 1))
-        limit = request.params.max_tokens or self._context_tokens - total
+        if request.prompt_logprobs is not None and total > 1:
+            for start, end in ((1, total // 2 + 1), (total // 2 + 1, total)):
+                listener(_scored(start, end, request.prompt_logprobs))
+        limit = request.params.max_tokens
+        if limit is None:
+            limit = self._context_tokens - total
         reason, error, count = "stop", None, 0
         for token_id in self._answer(order, request.params):
             if ticket.cancelled.is_set():
@@ -150,6 +163,19 @@ class FakeEngine:
                 yield 65
         else:
             yield from self._tokenizer.encode("Hello! How can I help?")
+
+
+def _scored(start: int, end: int, num_top: int) -> PromptLogprobs:
+    """Log-probability -i / 4 of the prompt's i-th token, whose rank is i."""
+    places = np.arange(start, end)
+    top_ids = np.tile(np.arange(num_top, dtype=np.int32), (len(places), 1))
+    return PromptLogprobs(
+        start,
+        (-places / 4).astype(np.float32),
+        places.astype(np.int32),
+        top_ids,
+        (-1.0 - top_ids).astype(np.float32),
+    )
 
 
 class FakeLLM:

@@ -5,8 +5,10 @@ from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 from fastapi import APIRouter, Request
+from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response
 
+from hybridmoe.serve.completion_logprobs import prompt_logprobs_by_id
 from hybridmoe.serve.errors import as_api_error, error_body
 from hybridmoe.serve.event_stream import DONE, EventStreamResponse, data_event
 from hybridmoe.serve.generation import (
@@ -48,7 +50,7 @@ async def create_chat_completion(body: ChatCompletionRequest, request: Request) 
     if body.stream:
         events, keep_alive_s = completion.events(), service.config.keep_alive_s
         return EventStreamResponse(events, generation.cancel, keep_alive_s)
-    return completion.whole(await generation.finish())
+    return await completion.whole(await generation.finish())
 
 
 class _ChatCompletion:
@@ -72,15 +74,26 @@ class _ChatCompletion:
             "system_fingerprint": generation.fingerprint,
         }
 
-    def whole(self, choices: list[Choice]) -> Response:
-        return CompactJSONResponse(
-            {
-                **self._base,
-                "choices": [self._choice(i, choice) for i, choice in enumerate(choices)],
-                "usage": self._generation.usage(),
-                "timings": self._generation.timings(),
-            }
-        )
+    async def whole(self, choices: list[Choice]) -> Response:
+        if self._body.prompt_logprobs is None:
+            return self._whole(choices)
+        return await run_in_threadpool(self._whole, choices)  # every token of the prompt
+
+    def _whole(self, choices: list[Choice]) -> Response:
+        body = {
+            **self._base,
+            "choices": [self._choice(i, choice) for i, choice in enumerate(choices)],
+            "usage": self._generation.usage(),
+            "timings": self._generation.timings(),
+        }
+        if self._body.prompt_logprobs is not None:
+            body["prompt_logprobs"] = prompt_logprobs_by_id(
+                self._generation.request.prompt_of(0),
+                self._generation.prompt_logprobs(0),
+                self._body.prompt_logprobs,
+                self._tokenizer,
+            )
+        return CompactJSONResponse(body)
 
     async def events(self) -> AsyncIterator[bytes]:
         self._base["object"] = "chat.completion.chunk"

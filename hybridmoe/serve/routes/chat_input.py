@@ -22,6 +22,8 @@ def chat_input(body: ChatCompletionRequest) -> ChatInput:
     has_logprobs = bool(body.logprobs or body.n_probs)
     if body.top_logprobs and not has_logprobs:
         raise unsupported_value("top_logprobs", "needs logprobs: true")
+    if body.stream and body.prompt_logprobs is not None:
+        raise unsupported_value("prompt_logprobs", "not available with stream: true")
     sampling = body.sampling()
     limit = token_limit(body.max_completion_tokens, body.max_tokens, body.n_predict)
     if limit is not None:
@@ -35,6 +37,7 @@ def chat_input(body: ChatCompletionRequest) -> ChatInput:
         sampling=sampling,
         num_choices=body.n or body.n_cmpl or 1,
         top_logprobs=(body.top_logprobs or body.n_probs or 0) if has_logprobs else None,
+        prompt_logprobs=body.prompt_logprobs,
         expert_trace=body.return_experts,
     )
 

@@ -146,6 +146,9 @@ class ChatCompletionRequest(SamplingFields, OutputFields):
     stream_options: StreamOptions | None = None
     logprobs: bool | None = None
     top_logprobs: TopLogprobs | None = None
+    prompt_logprobs: TopLogprobs | None = Field(
+        default=None, description="Log-probabilities of the prompt by token id, as vLLM's."
+    )
     n_probs: TopLogprobs | None = Field(
         default=None, description="llama.cpp's `top_logprobs`; implies `logprobs`, but for 0."
     )

@@ -53,7 +53,7 @@ class CompletionRequest(SamplingFields, OutputFields):
         Discriminator(_kind),
     ]
     max_tokens: TokenLimit | None = Field(
-        default=None, description="Default 16; 0 and -1: no limit."
+        default=None, description="Default 16; 0: read the prompt alone; -1: no limit."
     )
     n: Annotated[Whole, Field(ge=1, le=128)] | None = None
     n_cmpl: Annotated[Whole, Field(ge=1, le=128)] | None = Field(
@@ -63,6 +63,13 @@ class CompletionRequest(SamplingFields, OutputFields):
     stream_options: StreamOptions | None = None
     logprobs: TopLogprobs | None = None
     n_probs: TopLogprobs | None = Field(default=None, description="Same as `logprobs`, but for 0.")
+    echo: bool = Field(
+        default=False,
+        description="The text and the log-probabilities begin with the prompt's, for evaluation.",
+    )
+    prompt_logprobs: TopLogprobs | None = Field(
+        default=None, description="Log-probabilities of the prompt by token id, as vLLM's."
+    )
     add_special_tokens: bool = Field(
         default=True, description="Texts begin with the model's begin token, if it has one."
     )
