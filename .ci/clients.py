@@ -1,8 +1,8 @@
 """Install the clients of tests/clients in build/clients, unless their pins are there already.
 
-Python's in build/clients/python, npm's in build/clients/node; a file named `installed` in each
-holds the pins. What cannot be had, for want of a network, of npm or of a package in the registry,
-costs one line: its tests then skip.
+The pins of tests/clients/NAME fill build/clients/NAME: python's from PyPI, node's and the agents'
+from npm. A file `installed` holds the pins. What cannot be had, for want of a network, of npm or
+of a package in the registry, costs one line: its tests then skip.
 """
 
 import shutil
@@ -15,23 +15,23 @@ PINS = Path("tests/clients")
 CLIENTS = Path("build/clients")
 
 
-def install(name: str, pins: list[str], commands: list[list[str]]) -> None:
-    """Run the commands that fill a new folder, and then write what it holds."""
-    wanted = "".join((PINS / pin).read_text(encoding="utf-8") for pin in pins)
+def install(name: str, command: list[str]) -> None:
+    """Fill a new folder by a command, and then write down what it holds."""
+    pins = sorted((PINS / name).iterdir())
+    wanted = "".join(pin.read_text(encoding="utf-8") for pin in pins)
     folder = CLIENTS / name
     stamp = folder / "installed"
     if stamp.is_file() and stamp.read_text(encoding="utf-8") == wanted:
         return
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    print(f"installing the clients of tests/clients in {folder}", flush=True)
+    print(f"installing the clients of tests/clients/{name} in {folder}", flush=True)
     if name == "python":
         venv.create(folder)
     for pin in pins:
-        shutil.copy(PINS / pin, folder)
+        shutil.copy(pin, folder)
     try:
-        for command in commands:
-            subprocess.run(command, capture_output=True, text=True, check=True, timeout=300)
+        subprocess.run(command, capture_output=True, text=True, check=True, timeout=300)
     except (OSError, subprocess.SubprocessError) as error:
         said = str(getattr(error, "stderr", None) or error).strip().splitlines()
         print(f"no clients in {folder}, whose tests skip: {said[-1]}", flush=True)
@@ -40,23 +40,10 @@ def install(name: str, pins: list[str], commands: list[list[str]]) -> None:
 
 
 python = CLIENTS / "python"
-pip = [
-    sys.executable,
-    "-m",
-    "pip",
-    "--disable-pip-version-check",
-    "--python",
-    f"{python}/bin/python",
-]
-pip += ["install", "-q", "--no-compile", "--retries", "1"]  # modules are compiled when imported
-install("python", ["requirements.txt"], [[*pip, "-r", f"{python}/requirements.txt"]])
-npm = [
-    "npm",
-    "ci",
-    "--prefix",
-    str(CLIENTS / "node"),
-    "--no-audit",
-    "--no-fund",
-    "--ignore-scripts",
-]
-install("node", ["package.json", "package-lock.json"], [npm])
+pip = [sys.executable, "-m", "pip", "--disable-pip-version-check"]
+pip += ["--python", f"{python}/bin/python", "install", "-q", "--retries", "1"]
+pip += ["--no-compile"]  # modules are compiled when they are first imported
+install("python", [*pip, "-r", f"{python}/requirements.txt"])
+for name in ("node", "agents"):
+    npm = ["npm", "ci", "--prefix", str(CLIENTS / name), "--no-audit", "--no-fund"]
+    install(name, [*npm, "--ignore-scripts"])

@@ -1,7 +1,7 @@
 """Clients that people use, each with its usual jobs, against the endpoint on the embedded model.
 
 They run in environments of their own, which `make clients` fills with the versions that
-requirements.txt and package-lock.json pin.
+python/requirements.txt and node/package-lock.json pin.
 """
 
 import json

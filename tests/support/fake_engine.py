@@ -103,8 +103,7 @@ class FakeEngine:
         self, request: Request, listener: Callable[[Event], None], ticket: FakeTicket
     ) -> None:
         prompt = self._tokenizer.decode(request.prompt_ids, skip_special=False)
-        asked = _ASKED.findall(prompt)
-        order = asked[-1] if asked else prompt
+        order = self._order(prompt)
         total = len(request.prompt_ids)
         if order == "wait":
             time.sleep(0.5)
@@ -141,6 +140,10 @@ class FakeEngine:
             prompt_s=0.1, decode_s=0.2,
         )  # fmt: skip
         listener(Finished(reason, usage, error))
+
+    def _order(self, prompt: str) -> str:
+        asked = _ASKED.findall(prompt)
+        return asked[-1] if asked else prompt
 
     def _token(self, token_id: int, request: Request) -> TokenEvent:
         num_top = request.top_logprobs
