@@ -1,42 +1,58 @@
 """`hybridmoe serve`: the HTTP endpoint, which listens while the model still loads."""
 
 import signal
-import socket
-import sys
-import threading
-from ipaddress import ip_address
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-import hybridmoe
-from hybridmoe.cli.loading import placement_lines
+from hybridmoe.cli.duration import time_option
+from hybridmoe.cli.listener import LOOPBACK_NAMES, UNIX, is_local, listening, own_names, url_of
 from hybridmoe.cli.options import (
     SectionedCommand,
     load_options,
     load_options_of,
     model_argument,
 )
-from hybridmoe.cli.render import ProgressBar
+from hybridmoe.cli.served_files import ServedFiles, named_files
+from hybridmoe.cli.server_log import ServerLog, notify_supervisor
 from hybridmoe.cli.signals import ENDING, SignalCounter, Terminated, handled
 from hybridmoe.errors import ConfigError
-from hybridmoe.placement.options import LoadOptions
 
-__all__ = ["listen", "serve_command"]
+if TYPE_CHECKING:
+    from hybridmoe.serve import ModelPool, ServeConfig, Server
 
-_LOOPBACK_NAMES = ("localhost", "127.0.0.1", "[::1]")
+__all__ = ["serve_command"]
 
 
 @click.command("serve", cls=SectionedCommand)
 @model_argument
-@click.option("--host", default="127.0.0.1", help="Address to listen on [default: 127.0.0.1]")
+@click.option(
+    "--model",
+    "pairs",
+    multiple=True,
+    metavar="NAME=FILE",
+    help="Serve FILE too, as NAME; repeatable. Models that do not fit together take turns",
+)
+@click.option(
+    "--host",
+    default="127.0.0.1",
+    metavar="ADDRESS",
+    help="Address to listen on, or unix:/path of a socket [default: 127.0.0.1]",
+)
 @click.option(
     "--port",
     default=8000,
     type=click.IntRange(0, 65535),
     metavar="PORT",
     help="Port to listen on; 0 = any free one [default: 8000]",
+)
+@click.option(
+    "--socket-mode",
+    default="600",
+    metavar="OCTAL",
+    help="Permission bits of the socket of unix:/path [default: 600]",
 )
 @click.option(
     "--api-key",
@@ -73,6 +89,37 @@ _LOOPBACK_NAMES = ("localhost", "127.0.0.1", "[::1]")
     help="Accept this Host header without an API key, or '*'; repeatable"
     " [default: addresses and this machine's names]",
 )
+@click.option(
+    "--max-loaded",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Models loaded at the same time, at most [default: as many as fit]",
+)
+@click.option(
+    "--on-unloaded",
+    type=click.Choice(("hold", "refuse")),
+    default="hold",
+    help="Requests for a model that is not loaded: wait for it, or get 503 [default: hold]",
+)
+@time_option("--hold", "hold_s", default="10m", help="Longest wait for a model that is not loaded")
+@time_option(
+    "--idle-unload",
+    "idle_unload_s",
+    help="Unload a model that was not used for so long; the next request loads it",
+)
+@time_option(
+    "--drain",
+    "drain_s",
+    default="5s",
+    help="Time that running requests get to end after SIGTERM; 0: none",
+)
+@click.option(
+    "--log-format",
+    type=click.Choice(("text", "json")),
+    default="text",
+    help="Form of the log on standard error [default: text]",
+)
+@click.option("--quiet", is_flag=True, help="Log no line for each request")
 @load_options()
 def serve_command(model: Path | None, host: str, port: int, **options: Any) -> None:
     """Serve MODEL.gguf, or the embedded model, over HTTP.
@@ -80,50 +127,97 @@ def serve_command(model: Path | None, host: str, port: int, **options: Any) -> N
     Compatible with OpenAI's and Anthropic's clients; / is a chat page, /docs the API reference.
     """
     loading = load_options_of(options)
+    files = named_files(model, options["names"], options["pairs"])
+    mode = _mode(options["socket_mode"])
+    log = ServerLog(is_json=options["log_format"] == "json", is_quiet=options["quiet"])
     from hybridmoe.serve import ServeConfig, Server, Service  # takes seconds
 
     keys = (*options["api_keys"], *_read_keys(options["api_key_file"]))
-    is_local = _is_loopback(host)
-    names = options["names"] or (_model_name(model),)
-    hosts = (*_LOOPBACK_NAMES, host, *options["allowed_hosts"])
-    hosts += () if is_local else _own_names()
     config = ServeConfig(
-        model_name=names[0],
-        model_aliases=tuple(names[1:]),
+        model_name=next(iter(files)),
+        model_aliases=tuple(options["names"][1:]),
         api_keys=keys,
         cors_origins=options["cors_origins"],
-        allowed_hosts=() if keys else tuple(name.lower() for name in hosts),
+        allowed_hosts=_allowed_hosts(host, options["allowed_hosts"], has_keys=bool(keys)),
     )
-    listener = listen(host, port)
-    if not is_local and not keys:
-        _say(f"warning: {host} is reachable from other machines, and no --api-key is set")
-    service = Service(config)
-    server = Server(service)
-    loader = _Loader(service, server, model, loading)
-    ender = _Ender(server)
-    with handled(ENDING, ender):
-        loader.start()
-        url = f"http://{_shown(host)}:{listener.getsockname()[1]}"
-        _say(f"listening at {url} (the model is loading)")
-        try:
-            server.run(sockets=[listener])
-        finally:
-            loader.close()
-    if loader.error is not None:
-        raise loader.error
+    failures: list[Exception] = []
+
+    def on_first_failure(error: Exception) -> None:
+        failures.append(error)
+        server.stop()
+
+    served = ServedFiles(files, loading, options["max_loaded"], log.say)
+    models = _model_pool(served, config, options, log, on_first_failure)
+    server = Server(
+        Service(config, models),
+        None if log.is_quiet else log.request,
+        is_logging_ready=log.is_json,
+    )
+    ender = _Ender(server, options["drain_s"])
+    with listening(host, port, mode) as listener:
+        if not is_local(host) and not keys:
+            log.say(f"warning: {host} is reachable from other machines, and no --api-key is set")
+        with handled(ENDING, ender):
+            models.start()
+            log.say(f"listening at {url_of(host, listener)} (the model is loading)")
+            try:
+                server.run(sockets=[listener])
+            finally:
+                models.close()
+    if failures:
+        raise failures[0]
     ender.raise_again()
 
 
-class _Ender(SignalCounter):
-    """Ends the server in order at the first signal, at once at a second Ctrl-C."""
+def _model_pool(
+    served: ServedFiles,
+    config: "ServeConfig",
+    options: Mapping[str, Any],
+    log: ServerLog,
+    on_first_failure: Callable[[Exception], None],
+) -> "ModelPool":
+    from hybridmoe.serve import ModelPool, ModelSource, ScheduleRules
 
-    def __init__(self, server: Any) -> None:
+    def source(name: str) -> ModelSource:
+        aliases = config.model_aliases if name == config.model_name else ()
+        return ModelSource(
+            name=name,
+            aliases=aliases,
+            load=lambda progress: served.load(name, progress),
+            announce=lambda llm: served.announce(name, llm),
+        )
+
+    refuses = options["on_unloaded"] == "refuse"
+    patience = {"quiet_s": 2.0 * config.retry_after_s} if refuses else {}  # for clients to return
+    return ModelPool(
+        [source(name) for name in served.names],
+        ScheduleRules(fit=served.fit, idle_unload_s=options["idle_unload_s"], **patience),
+        hold_s=None if refuses else options["hold_s"],
+        max_held=config.max_preparing,
+        retry_after_s=config.retry_after_s,
+        report=log.say,
+        on_first_failure=on_first_failure,
+    )
+
+
+class _Ender(SignalCounter):
+    """Ends the server in order at the first signal; after SIGTERM running requests end first.
+
+    A second signal ends them, too; a second Ctrl-C does not wait for clients.
+    """
+
+    def __init__(self, server: "Server", drain_s: float) -> None:
         super().__init__()
         self._server = server
+        self._drain_s = drain_s
 
     def __call__(self, number: int) -> None:
         super().__call__(number)
-        self._server.stop(force=self.num_interrupts > 1)
+        notify_supervisor(STOPPING="1")
+        if self.arrived == [signal.SIGTERM] and self._drain_s:
+            self._server.drain(self._drain_s)
+        else:
+            self._server.stop(force=self.num_interrupts > 1)
 
     def raise_again(self) -> None:
         """End the command as the first signal does by default; call after all is closed."""
@@ -132,90 +226,23 @@ class _Ender(SignalCounter):
             raise KeyboardInterrupt if first == signal.SIGINT else Terminated(first)
 
 
-class _Ended(Exception):
-    """Loading was cancelled."""
-
-
-class _Loader(threading.Thread):
-    """Thread that opens the model beside the server; if that fails, the server ends."""
-
-    def __init__(self, service: Any, server: Any, model: Path | None, options: LoadOptions) -> None:
-        super().__init__(name="load", daemon=True)
-        self.error: Exception | None = None
-        self._service = service
-        self._server = server
-        self._model = model
-        self._options = options
-        self._llm: Any = None
-        self._is_ending = False
-
-    def run(self) -> None:
-        try:
-            with ProgressBar() as bar:
-
-                def progress(step: hybridmoe.Progress) -> None:
-                    if self._is_ending:
-                        raise _Ended
-                    self._service.load_progress = step.done / max(1, step.total)
-                    bar(step)
-
-                self._llm = hybridmoe.load(self._model, self._options, progress=progress)
-            if self._is_ending:
-                return
-            self._service.attach(self._llm)
-            for line in placement_lines(self._llm):
-                _say(line)
-            _say(f"ready: {self._service.config.model_name}; {self._llm.engine.kv_plan}")
-        except _Ended:
-            pass
-        except Exception as error:
-            self.error = error
-            self._service.fail(str(error))
-            self._server.stop()
-
-    def close(self) -> None:
-        """Close the model, or cancel its loading: no thread may outlive the interpreter."""
-        self._is_ending = True
-        self.join()
-        if self._llm is not None:
-            self._llm.close()
-
-
-def listen(host: str, port: int) -> socket.socket:
-    """Open a socket that listens on the address; port 0 = any free one. Raises ConfigError."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    # With the protocol named, asyncio sends each token at once; else Nagle delays some by 40 ms.
-    listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+def _mode(octal: str) -> int:
+    """Read permission bits. Errors: ConfigError."""
     try:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind((host, port))
-        listener.listen()  # before "listening at" is printed: clients may connect then
-    except OSError as error:
-        listener.close()
-        raise ConfigError(f"cannot listen on {host}:{port}: {error.strerror or error}") from None
-    return listener
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ip_address(host).is_loopback
+        mode = int(octal, 8)
     except ValueError:
-        return host == "localhost"
+        mode = -1
+    if not 0 <= mode <= 0o777:
+        raise ConfigError(f"--socket-mode {octal!r:.40}: expected permission bits such as 600")
+    return mode
 
 
-def _own_names() -> tuple[str, ...]:
-    """Host names of this machine in its network."""
-    name = socket.gethostname()
-    label = name.partition(".")[0]
-    return (name, label, f"{label}.local")
-
-
-def _shown(host: str) -> str:
-    return f"[{host}]" if ":" in host else host
-
-
-def _model_name(model: Path | None) -> str:
-    return "hybridmoe-demo" if model is None else model.stem
+def _allowed_hosts(host: str, more: Sequence[str], *, has_keys: bool) -> tuple[str, ...]:
+    """Names in the Host header; empty: any. Through a socket in the file system no page comes."""
+    if has_keys or host.startswith(UNIX):
+        return ()
+    names = (*LOOPBACK_NAMES, host, *more, *(() if is_local(host) else own_names()))
+    return tuple(name.lower() for name in names)
 
 
 def _read_keys(path: Path | None) -> tuple[str, ...]:
@@ -226,7 +253,3 @@ def _read_keys(path: Path | None) -> tuple[str, ...]:
     if not keys:
         raise ConfigError(f"{path} has no API key; expected one a line")
     return keys
-
-
-def _say(message: str) -> None:
-    print(f"hybridmoe: {message}", file=sys.stderr, flush=True)

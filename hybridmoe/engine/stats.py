@@ -1,6 +1,6 @@
 """Statistics of an engine, for metrics."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 
 from hybridmoe.experts.stats import ExpertStats
 
@@ -23,3 +23,18 @@ class EngineStats:
     generated_tokens: int
     preempted: int  # times a request lost its pages to an older one
     experts: ExpertStats | None = None  # None: all experts are in RAM
+
+    def without_gauges(self) -> "EngineStats":
+        """Keep the counters alone: of an engine that is closed."""
+        experts = None if self.experts is None else self.experts.without_gauges()
+        gauges = ("running", "waiting", "kv_pages_total", "kv_pages_used", "kv_pages_cached")
+        return replace(self, **dict.fromkeys(gauges, 0), experts=experts)
+
+    def __add__(self, other: "EngineStats") -> "EngineStats":
+        """Sum up two engines."""
+        names = [f.name for f in fields(self) if f.name not in ("kv_page_tokens", "experts")]
+        total = {name: getattr(self, name) + getattr(other, name) for name in names}
+        experts = self.experts or other.experts
+        if self.experts and other.experts:
+            experts = self.experts + other.experts
+        return replace(self, **total, experts=experts)

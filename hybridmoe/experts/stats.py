@@ -107,8 +107,13 @@ class ExpertStats:
         below = self.below.since(before.below) if self.below else None
         return replace(self, counters=self.counters - before.counters, below=below)
 
+    def without_gauges(self) -> "ExpertStats":
+        """Keep the counters alone: of a cache that is closed."""
+        below = self.below.without_gauges() if self.below else None
+        return replace(self, num_slots=0, num_resident=0, num_experts=0, below=below)
+
     def __add__(self, other: "ExpertStats") -> "ExpertStats":
-        """Sum up the caches of different layers, each tier by itself."""
+        """Sum up the caches of different layers or models, each tier by itself."""
         if self.place != other.place:
             upper, lower = (self, other) if _BELOW[self.place] == other.place else (other, self)
             return replace(upper, below=upper.below + lower if upper.below else lower)

@@ -1,8 +1,13 @@
-"""HTTP endpoint of one model: OpenAI's and Anthropic's APIs, and a chat page."""
+"""HTTP endpoint of one or several models: OpenAI's and Anthropic's APIs, and a chat page."""
 
 from hybridmoe.serve.app import create_app
 from hybridmoe.serve.config import ServeConfig
+from hybridmoe.serve.model_pool import ModelPool
+from hybridmoe.serve.model_schedule import ScheduleRules
+from hybridmoe.serve.model_slot import ModelSource
 from hybridmoe.serve.server import Server
 from hybridmoe.serve.service import Service
 
-__all__ = ["ServeConfig", "Server", "Service", "create_app"]
+__all__ = [
+    "ModelPool", "ModelSource", "ScheduleRules", "ServeConfig", "Server", "Service", "create_app",
+]  # fmt: skip

@@ -1,5 +1,6 @@
 """ASGI application: routes, middleware and static pages."""
 
+from collections.abc import Callable, Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -11,8 +12,10 @@ from starlette.staticfiles import StaticFiles
 
 from hybridmoe.serve import errors
 from hybridmoe.serve.field_check import IGNORED_HEADER
+from hybridmoe.serve.held_stream import HeldStreamMiddleware
 from hybridmoe.serve.middleware import AccessMiddleware, ResponseMiddleware
 from hybridmoe.serve.request_form import ID_HEADERS, RequestFormMiddleware
+from hybridmoe.serve.request_log import RequestLogMiddleware
 from hybridmoe.serve.routes import (
     anthropic,
     chat,
@@ -36,8 +39,13 @@ _ROUTES = (
 _STATIC = Path(__file__).parent / "static"
 
 
-def create_app(service: Service) -> FastAPI:
-    """Make the application over a service. Without a model yet, its routes return 503."""
+def create_app(
+    service: Service, log_request: Callable[[Mapping[str, Any]], None] | None = None
+) -> FastAPI:
+    """Make the application over a service. Without a model yet, its routes return 503.
+
+    log_request: gets the fields of each request's line in the log.
+    """
     config = service.config
     app = FastAPI(
         title="hybridmoe",
@@ -58,6 +66,7 @@ def create_app(service: Service) -> FastAPI:
         _declare_key(app)
     # The middleware added last sees a request first.
     app.add_middleware(AccessMiddleware, config=config, bodies=service.bodies)
+    app.add_middleware(HeldStreamMiddleware, keep_alive_s=config.keep_alive_s)
     if config.cors_origins:
         app.add_middleware(
             CORSMiddleware,
@@ -68,6 +77,7 @@ def create_app(service: Service) -> FastAPI:
             expose_headers=[*ID_HEADERS, IGNORED_HEADER, "Retry-After"],
         )
     app.add_middleware(ResponseMiddleware, service=service)
+    app.add_middleware(RequestLogMiddleware, report=log_request)
     app.add_middleware(RequestFormMiddleware)
     return app
 

@@ -16,7 +16,9 @@ from hybridmoe.serve.service import Service
 
 __all__ = ["AccessMiddleware", "ResponseMiddleware", "key_matches"]
 
-_PUBLIC_PATHS = frozenset({"/", "/health", "/v1/health", "/docs", "/openapi.json", "/favicon.ico"})
+_PUBLIC_PATHS = frozenset(
+    {"/", "/health", "/v1/health", "/ready", "/docs", "/openapi.json", "/favicon.ico"}
+)
 _PUBLIC_PREFIX = "/static/"
 # Of every response. Pages load nothing from other hosts, and run no inline script.
 _HEADERS = {

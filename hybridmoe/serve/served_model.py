@@ -3,6 +3,7 @@
 import zlib
 from collections.abc import Callable
 from functools import cached_property
+from typing import Any
 
 from hybridmoe.llm.llm import LLM
 from hybridmoe.text.grammar_compiler import GrammarCompiler
@@ -30,6 +31,33 @@ class ServedModel:
         about = f"{llm.file.path.name} {llm.config} {llm.context_tokens}"
         digest = zlib.crc32(about.encode("utf-8", "surrogateescape"))
         return f"fp_{digest:08x}"
+
+    def card(self) -> dict[str, Any]:
+        """Describe the model for /v1/models."""
+        llm, config = self.llm, self.llm.config
+        return {
+            "id": self.name,
+            "object": "model",
+            "owned_by": "hybridmoe",
+            "max_model_len": llm.context_tokens,
+            "meta": {
+                "name": config.name,
+                "n_ctx": llm.context_tokens,
+                "n_ctx_train": config.context_tokens,
+                "n_vocab": config.vocab_size,
+                "n_layer": config.num_layers,
+                "n_dense_layers": config.num_dense_layers,
+                "n_experts": config.num_experts,
+                "n_experts_used": config.top_k,
+                "plan": llm.plan.facts(),
+            },
+        }
+
+    def close(self) -> None:
+        """Close the model. Errors: ConfigError where its profile or trace cannot be written."""
+        if "grammar" in self.__dict__:
+            self.grammar.process.close()
+        self.llm.close()
 
 
 class Lease:

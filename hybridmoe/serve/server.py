@@ -5,7 +5,8 @@ import errno
 import logging
 import resource
 import socket
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -31,9 +32,20 @@ warning_limit = WarningRateLimit()  # shared: a logger adds the same filter once
 class Server(uvicorn.Server):
     """Server of one service; `run` returns after `stop`. The caller handles signals."""
 
-    def __init__(self, service: Service) -> None:
+    def __init__(
+        self,
+        service: Service,
+        log_request: Callable[[Mapping[str, Any]], None] | None = None,
+        *,
+        is_logging_ready: bool = False,
+    ) -> None:
+        """log_request: gets the fields of each request's line in the log; None: no lines.
+
+        is_logging_ready: loggers are left as they are.
+        """
         config = uvicorn.Config(
-            create_app(service),
+            create_app(service, log_request),
+            log_config=None if is_logging_ready else uvicorn.config.LOGGING_CONFIG,
             http=Connection,
             limit_concurrency=max_connections(),
             log_level="warning",
@@ -48,6 +60,22 @@ class Server(uvicorn.Server):
         for logger in (_log, logging.getLogger("asyncio")):  # both log disconnected clients
             logger.addFilter(warning_limit)
         self._service = service
+        self._drain_end_s: float | None = None  # by the clock of time.monotonic
+
+    def drain(self, seconds: float) -> None:
+        """Refuse further requests, and `stop` when none is under way, or after so long.
+
+        Safe from a signal handler.
+        """
+        self._service.is_draining = True
+        self._drain_end_s = time.monotonic() + seconds
+
+    async def on_tick(self, counter: int) -> bool:
+        """Look ten times a second whether it is time to end."""
+        if self._drain_end_s is not None:
+            is_late = time.monotonic() >= self._drain_end_s
+            self.should_exit |= is_late or not self._service.models.num_active
+        return await super().on_tick(counter)
 
     def stop(self, *, force: bool = False) -> None:
         """End the responses under way, then `run`. force: do not wait for clients.

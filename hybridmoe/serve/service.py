@@ -11,8 +11,8 @@ from typing import Any
 
 from starlette.requests import Request
 
-from hybridmoe.engine.stats import EngineStats
 from hybridmoe.llm.llm import LLM
+from hybridmoe.llm.progress import ProgressCallback
 from hybridmoe.serve.bounded_store import BoundedStore
 from hybridmoe.serve.config import ServeConfig
 from hybridmoe.serve.conversation_store import ConversationStore
@@ -21,6 +21,8 @@ from hybridmoe.serve.field_check import UnknownFields
 from hybridmoe.serve.generation import Generation
 from hybridmoe.serve.inputs import ChatInput, TextInput
 from hybridmoe.serve.metrics import Metrics
+from hybridmoe.serve.model_pool import ModelPool
+from hybridmoe.serve.model_slot import ModelSource
 from hybridmoe.serve.prepare import (
     PreparedRequest,
     encode_prompt,
@@ -28,6 +30,7 @@ from hybridmoe.serve.prepare import (
     prepare_completion,
 )
 from hybridmoe.serve.request_body import BodyBudget
+from hybridmoe.serve.request_record import RequestRecord
 from hybridmoe.serve.response_store import ResponseStore
 from hybridmoe.serve.served_model import Lease, ServedModel
 from hybridmoe.serve.work_pool import CancelToken, WorkPool
@@ -40,39 +43,34 @@ _NUM_THREADS = 4  # one runs Python at a time; others run native code or await a
 class Service:
     """State shared by all routes.
 
-    Used from the event loop, except `attach` and `fail`, which are thread-safe.
+    Used from the event loop, except `attach`, which is thread-safe.
     """
 
-    def __init__(self, config: ServeConfig) -> None:
+    def __init__(self, config: ServeConfig, models: ModelPool | None = None) -> None:
+        """models: started and closed by the caller; None = one, which is attached."""
         self.config = config
         self.started = int(time.time())
-        self.load_progress: float | None = None  # 0 to 1
-        self.failure: str | None = None
-        self.metrics = Metrics(self._stats)
+        self.models = models or ModelPool([_attached(config)])
+        self.metrics = Metrics(self.models.stats)
         self.bodies = BodyBudget(config)
         self.pool = WorkPool(_NUM_THREADS, config.max_preparing, config.prepare_timeout_s)
         stored = BoundedStore(config.max_stored_responses, config.max_stored_bytes)
         self.responses = ResponseStore(stored)
         self.conversations = ConversationStore(stored)
-        self._model: ServedModel | None = None
         self._generations = weakref.WeakSet[Generation]()
-        self.is_shutting_down = False
+        self.is_draining = self.is_shutting_down = False
         self.unknown_fields = UnknownFields()
 
     @property
-    def is_ready(self) -> bool:
-        return self._model is not None
-
-    @property
-    def device_failure(self) -> str | None:
-        """Error that ended all computation, in one line; None if there was none."""
-        return None if self._model is None else self._model.llm.engine.device_failure
+    def is_ending(self) -> bool:
+        """True once further requests are refused."""
+        return self.is_draining or self.is_shutting_down
 
     @asynccontextmanager
     async def lease(self, model: str) -> AsyncIterator[LLM]:
         """Use a model: it stays loaded meanwhile. model: a result of `check_model`.
 
-        Errors: ApiError (503) while it loads, and during shutdown.
+        Errors: ApiError (503) if it is not loaded in time, or at all, and during shutdown.
         """
         lease = await self._lease(model)
         try:
@@ -80,37 +78,19 @@ class Service:
         finally:
             lease.release()
 
-    def served(self, model: str) -> ServedModel:
-        """Get a loaded model by name. Errors: as `lease`."""
-        if self.is_shutting_down:
-            raise _shutdown_error()
-        if self._model is None:
-            why = "loading" if self.failure is None else "not available: it could not be loaded"
-            raise ApiError(
-                503,
-                f"the model is {why}",
-                type="server_error",
-                code="model_loading",
-                headers={"Retry-After": str(self.config.retry_after_s)},
-            )
-        return self._model
-
     def attach(self, llm: LLM) -> None:
         """Start to serve the loaded model."""
-        self._model = ServedModel(self.config.model_name, llm)
-
-    def fail(self, message: str) -> None:
-        """Report that the model cannot be loaded."""
-        self.failure = message
+        self.models.attach(llm)
 
     def check_model(self, name: str | None) -> str:
         """Resolve a request's model name. Raises ApiError (404) for one that is not served."""
-        names = (self.config.model_name, *self.config.model_aliases)
-        if not name or name in names:
-            return name or names[0]
+        if not name:
+            return self.config.model_name
+        if self.models.resolve(name) is not None:
+            return name
         raise ApiError(
             404,
-            f"the model {name!r:.200} does not exist here; served: {', '.join(names)}",
+            f"the model {name!r:.200} does not exist here; served: {', '.join(self.models.names)}",
             param="model",
             code="model_not_found",
         )
@@ -147,32 +127,14 @@ class Service:
 
     def model_card(self, model: str) -> dict[str, Any]:
         """Describe a model for /v1/models."""
-        llm = self.served(model).llm
-        config = llm.config
-        return {
-            "id": self.config.model_name,
-            "object": "model",
-            "created": self.started,
-            "owned_by": "hybridmoe",
-            "max_model_len": llm.context_tokens,
-            "meta": {
-                "name": config.name,
-                "n_ctx": llm.context_tokens,
-                "n_ctx_train": config.context_tokens,
-                "n_vocab": config.vocab_size,
-                "n_layer": config.num_layers,
-                "n_dense_layers": config.num_dense_layers,
-                "n_experts": config.num_experts,
-                "n_experts_used": config.top_k,
-                "plan": llm.plan.facts(),
-            },
-        }
+        return {**self.models.slot(model).card, "created": self.started}
 
     def shut_down(self) -> None:
         """End the generations under way with an error, and refuse further requests."""
         self.is_shutting_down = True
         self.bodies.close(_shutdown_error())
         self.pool.close(_shutdown_error)
+        self.models.refuse(_shutdown_error)
         for generation in list(self._generations):
             generation.fail(_shutdown_error())
 
@@ -196,13 +158,19 @@ class Service:
             lease.release()
             raise
         self._generations.add(generation)
+        RequestRecord.of_context().generations.append(generation)
         return generation
 
     async def _lease(self, name: str) -> Lease:
-        return Lease(self.served(name), lambda: None)
-
-    def _stats(self) -> EngineStats | None:
-        return None if self._model is None else self._model.llm.engine.stats()
+        if self.is_ending:
+            raise _shutdown_error()
+        record = RequestRecord.of_context()
+        record.model = name
+        lease = self.models.try_lease(name)
+        if lease is None:
+            with record.waiting():
+                lease = await self.models.lease(name)
+        return lease
 
 
 def get_service(request: Request) -> Service:
@@ -210,6 +178,15 @@ def get_service(request: Request) -> Service:
     service = request.app.state.service
     assert isinstance(service, Service)
     return service
+
+
+def _attached(config: ServeConfig) -> ModelSource:
+    """Make the source of a model that is attached, and so never loaded."""
+
+    def load(_: ProgressCallback) -> LLM:
+        raise NotImplementedError
+
+    return ModelSource(name=config.model_name, aliases=config.model_aliases, load=load)
 
 
 def _shutdown_error() -> ApiError:

@@ -19,6 +19,7 @@ from hybridmoe.serve.errors import ApiError
 from hybridmoe.serve.event_stream import cancel_on_disconnect
 from hybridmoe.serve.field_check import IGNORED_HEADER, unknown_fields
 from hybridmoe.serve.request_body import LARGE_BYTES
+from hybridmoe.serve.request_record import RequestRecord
 from hybridmoe.serve.service import get_service
 
 __all__ = ["StrictRoute", "parse_body"]
@@ -47,6 +48,8 @@ class StrictRoute(APIRoute):
                 _check_type(request)
                 value = await _parse(request, model, body)
                 parsed.set_parsed(value)
+                record = RequestRecord.of_context()
+                record.is_stream = bool(getattr(value, "stream", False))
                 unknown = unknown_fields(value)
                 del body, value
             response = await handle(parsed)

@@ -150,6 +150,7 @@ class WorkPool:
             work.run()
             with self._changed:
                 self._running.discard(work)
+            del work  # or the model that it used would live until the next one comes
 
     def _take(self, queues: tuple[deque[_Work], ...]) -> _Work | None:
         """Await the next work; None once the pool is closed."""

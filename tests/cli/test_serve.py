@@ -14,7 +14,7 @@ import pytest
 from waiting import HANG_S, eventually
 
 from hybridmoe.cli.app import main
-from hybridmoe.cli.serve import listen
+from hybridmoe.cli.listener import listen
 
 
 @contextmanager

@@ -72,7 +72,7 @@ def test_a_grammar_whose_client_has_left_is_not_compiled_any_further(server: Liv
     head = (
         f"POST /v1/chat/completions HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: {len(body)}\r\n"
     )
-    trial = server.service.served("test").grammar.process
+    trial = server.service.models.slot("test").model.grammar.process
     with socket.create_connection(("127.0.0.1", server.port)) as client:
         client.sendall(f"{head}Content-Type: application/json\r\n\r\n".encode() + body)
         eventually(lambda: trial.is_busy)

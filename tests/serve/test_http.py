@@ -190,7 +190,7 @@ def test_metrics_add_up(http: httpx2.Client) -> None:
 
 def test_while_the_model_loads(llm: FakeLLM) -> None:
     with live_server(None) as server, httpx2.Client(base_url=server.url, timeout=HANG_S) as http:
-        server.service.load_progress = 0.5
+        server.service.models.slots[0].progress = 0.5
         answer = http.get("/health")
         assert answer.status_code == 503
         assert answer.json() == {"status": "loading", "progress": 0.5}
@@ -275,7 +275,7 @@ def test_pages_ask_nothing_of_other_hosts(http: httpx2.Client) -> None:
 def test_every_route_is_documented(http: httpx2.Client) -> None:
     document = http.get("/openapi.json").json()
     assert document["paths"].keys() == {
-        "/health", "/metrics", "/v1/models", "/v1/models/{model}", "/v1/chat/completions",
+        "/health", "/ready", "/metrics", "/v1/models", "/v1/models/{model}", "/v1/chat/completions",
         "/v1/completions", "/v1/responses", "/v1/responses/{response_id}", "/v1/messages",
         "/v1/messages/count_tokens", "/tokenize", "/detokenize", "/v1/embeddings",
         "/v1/responses/input_tokens", "/v1/responses/{response_id}/input_items",

@@ -67,6 +67,7 @@ class FakeEngine:
         self.requests: list[Request] = []
         self.tickets: list[FakeTicket] = []
         self.experts: ExpertStats | None = None  # of one request
+        self.num_steps = 0
 
     def submit(self, request: Request, listener: Callable[[Event], None]) -> FakeTicket:
         if self.device_failure is not None:
@@ -90,8 +91,8 @@ class FakeEngine:
     def stats(self) -> EngineStats:
         return EngineStats(
             running=self.num_running, waiting=0, kv_pages_total=4, kv_pages_used=1,
-            kv_pages_cached=2, kv_page_tokens=16, steps=0, prompt_tokens=0, cached_tokens=0,
-            generated_tokens=0, preempted=0,
+            kv_pages_cached=2, kv_page_tokens=16, steps=self.num_steps, prompt_tokens=0,
+            cached_tokens=0, generated_tokens=0, preempted=0,
             experts=self.experts and reduce(add, len(self.requests) * [self.experts], self.experts),
         )  # fmt: skip
 

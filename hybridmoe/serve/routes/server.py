@@ -35,15 +35,28 @@ router = APIRouter(route_class=StrictRoute, tags=["Server"])
 @router.get("/v1/health", response_model=None, include_in_schema=False)
 @router.get("/health", response_model=None, responses={200: {"model": HealthResponse}, **ERRORS})
 async def health(request: Request) -> Response:
-    """Check readiness: 503 while the model loads, or after its GPU has failed."""
-    service = get_service(request)
-    if service.is_ready:
-        failure = service.device_failure
-        if failure is not None:
-            return CompactJSONResponse({"status": "failed", "message": failure}, 503)
+    """Check health: 503 while the first model loads, or after a GPU has failed.
+
+    `models` tells which of several are loaded, and the progress of one that loads again.
+    """
+    models = get_service(request).models
+    if (failure := models.device_failure) is not None:
+        return CompactJSONResponse({"status": "failed", "message": failure}, 503)
+    if not models.has_started:
+        first = models.slots[0]
+        status = "failed" if first.status == "failed" else "loading"
+        return CompactJSONResponse({"status": status, "progress": first.progress}, 503)
+    if [slot.status for slot in models.slots] == ["loaded"]:
         return CompactJSONResponse({"status": "ok"})
-    status = "loading" if service.failure is None else "failed"
-    return CompactJSONResponse({"status": status, "progress": service.load_progress}, 503)
+    return CompactJSONResponse({"status": "ok", "models": models.states()})
+
+
+@router.get("/ready", response_model=None, responses={200: {"model": HealthResponse}, **ERRORS})
+async def ready(request: Request) -> Response:
+    """Check readiness: 503 where /health has it, and while the server drains before its end."""
+    if get_service(request).is_ending:
+        return CompactJSONResponse({"status": "ending"}, 503)
+    return await health(request)
 
 
 @router.get("/metrics", response_class=PlainTextResponse, responses=ERRORS)
@@ -56,10 +69,11 @@ async def metrics(request: Request) -> Response:
 @router.get("/models", response_model=None, include_in_schema=False)
 @router.get("/v1/models", response_model=None, responses={200: {"model": ModelList}, **ERRORS})
 async def list_models(request: Request) -> Response:
-    """List the served model."""
+    """List the served models, the default one first."""
     service = get_service(request)
-    card = service.model_card(service.check_model(None))
-    return CompactJSONResponse({"object": "list", "data": [card]})
+    service.models.check_started()
+    cards = [service.model_card(slot.source.name) for slot in service.models.slots]
+    return CompactJSONResponse({"object": "list", "data": cards})
 
 
 @router.get("/models/{model:path}", response_model=None, include_in_schema=False)
@@ -67,9 +81,10 @@ async def list_models(request: Request) -> Response:
     "/v1/models/{model:path}", response_model=None, responses={200: {"model": ModelCard}, **ERRORS}
 )
 async def get_model(model: str, request: Request) -> Response:
-    """Get the model by its name or an alias."""
+    """Get a model by its name or an alias."""
     service = get_service(request)
     name = service.check_model(model)
+    service.models.check_started()
     return CompactJSONResponse({**service.model_card(name), "id": name})
 
 

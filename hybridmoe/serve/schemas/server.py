@@ -57,10 +57,16 @@ class DetokenizeResponse(Model):
     prompt: str
 
 
+class ModelState(Model):
+    status: Literal["unloaded", "loading", "loaded", "unloading", "failed"]
+    progress: float | None = None  # of a load
+
+
 class HealthResponse(Model):
-    status: Literal["ok", "loading", "failed"]
+    status: Literal["ok", "loading", "failed", "ending"]
     progress: float | None = None
     message: str | None = None  # what failed
+    models: dict[str, ModelState] | None = None  # unless the only one is loaded
 
 
 class ModelCard(Model):
@@ -68,7 +74,7 @@ class ModelCard(Model):
     object: Literal["model"]
     created: int
     owned_by: str
-    max_model_len: int
+    max_model_len: int | None  # None before it was ever loaded
     meta: JsonObject
 
 
