@@ -30,7 +30,8 @@ FOREIGN = {
     "--no-deps",
     "--strict",
     "--enable-return-routed-experts",
-}  # pip's, mypy's, vLLM's
+    "--tasks",
+}  # pip's, mypy's, vLLM's, lm_eval's
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))

@@ -27,6 +27,7 @@ from hybridmoe.serve.routes import (
     responses,
     server,
     stored_responses,
+    tokenizer_info,
 )
 from hybridmoe.serve.service import Service
 
@@ -34,7 +35,7 @@ __all__ = ["create_app"]
 
 _ROUTES = (
     chat, completions, responses, stored_responses, conversations, anthropic, server,
-    llama_completion, llama_server, ollama,
+    llama_completion, llama_server, ollama, tokenizer_info,
 )  # fmt: skip
 _STATIC = Path(__file__).parent / "static"
 

@@ -195,6 +195,15 @@ def test_what_costs_too_much_or_is_not_there_is_refused(
     assert what in response.json()["error"]["message"]
 
 
+def test_a_harness_finds_its_tokenizer_here(http: httpx2.Client, llm: FakeLLM) -> None:
+    info = http.get("/tokenizer_info").json()
+    assert info["eos_token"] == "<|im_end|>"
+    assert "im_middle" in info["chat_template"]
+    body = {"prompt": "Hi<|im_end|>", "add_special_tokens": False}
+    ids = llm.tokenizer.encode(body["prompt"], parse_special=True)
+    assert http.post("/tokenize", json=body).json()["tokens"] == ids
+
+
 def test_parts_of_characters_are_told_apart_and_take_no_place(llm: FakeLLM) -> None:
     """Texts of byte tokens are ambiguous; offsets are those of the joined text."""
     ids = [llm.tokenizer.encode("a")[0], *llm.tokenizer.encode("é日"), 65]
@@ -202,7 +211,9 @@ def test_parts_of_characters_are_told_apart_and_take_no_place(llm: FakeLLM) -> N
     zeros = np.zeros(len(ids) - 1, np.float32)
     none = np.zeros((len(ids) - 1, 0))
     event = PromptLogprobs(1, zeros, zeros.astype(np.int32), none.astype(np.int32), none)
+    hidden = CompletionLogprobs(llm.tokenizer, 0).of_prompt(ids, [event], 1)  # the letter
     got = CompletionLogprobs(llm.tokenizer, 0).of_prompt(ids, [event], 0)
+    assert hidden["text_offset"] == [max(0, offset - 1) for offset in got["text_offset"]]
     text = llm.tokenizer.decode(ids)
     assert got["tokens"][1] == "bytes:\\xc3"
     assert len(set(got["tokens"][1:-1])) == len(ids) - 2

@@ -19,7 +19,7 @@ from hybridmoe.serve.service import get_service
 from hybridmoe.serve.strict_json import StrictRoute
 from hybridmoe.text.chat_template import KIMI_K2_TEMPLATE, ChatTemplate
 
-__all__ = ["chat_template", "router"]
+__all__ = ["chat_template", "named_token", "router"]
 
 router = APIRouter(route_class=StrictRoute, tags=["llama-server"])
 
@@ -39,8 +39,8 @@ async def get_props(request: Request, model: str | None = None) -> Response:
                 "model_alias": name,
                 "model_path": str(llm.file.path),
                 "chat_template": chat_template(llm),
-                "bos_token": _token(llm, "bos"),
-                "eos_token": _token(llm, "eos"),
+                "bos_token": named_token(llm, "bos"),
+                "eos_token": named_token(llm, "eos"),
                 "modalities": {"vision": False, "audio": False},
                 "build_info": f"hybridmoe {version('hybridmoe')}",
             }
@@ -109,6 +109,7 @@ def _slot(llm: LLM, index: int, *, is_processing: bool) -> dict[str, Any]:
     }
 
 
-def _token(llm: LLM, role: str) -> str:
+def named_token(llm: LLM, role: str) -> str:
+    """Get the text of the file's "bos" or "eos" token; "" without one."""
     token_id = llm.file.metadata.get(f"tokenizer.ggml.{role}_token_id")
     return llm.tokenizer.decode([token_id], skip_special=False) if isinstance(token_id, int) else ""

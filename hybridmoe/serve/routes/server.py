@@ -123,7 +123,10 @@ async def _encode_text(service: Service, body: TokenizeRequest, model: str) -> l
         def work(token: CancelToken) -> list[int]:
             limit = llm.tokenizer.prompt_limit(llm.context_tokens, token.check)
             return llm.tokenizer.encode(
-                text, add_special=body.add_special, parse_special=body.parse_special, limit=limit
+                text,
+                add_special=body.add_special or body.add_special_tokens,
+                parse_special=body.parse_special,
+                limit=limit,
             )
 
         return await service.pool.run(work)

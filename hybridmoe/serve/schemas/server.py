@@ -17,6 +17,7 @@ __all__ = [
     "ModelList",
     "TokenizeRequest",
     "TokenizeResponse",
+    "TokenizerInfo",
 ]
 
 
@@ -31,6 +32,7 @@ class TokenizeRequest(Request):
     )
     tools: Annotated[Listed[Tool], Field(max_length=512)] | None = None
     add_special: bool = False
+    add_special_tokens: bool = Field(default=False, description="Same as `add_special`.")
     parse_special: bool = Field(
         default=True, description="Names of special tokens stand for those tokens."
     )
@@ -60,6 +62,15 @@ class DetokenizeResponse(Model):
 class ModelState(Model):
     status: Literal["unloaded", "loading", "loaded", "unloading", "failed"]
     progress: float | None = None  # of a load
+
+
+class TokenizerInfo(Model):
+    tokenizer_class: str
+    bos_token: str
+    eos_token: str
+    vocab_size: int
+    model_max_length: int
+    chat_template: str
 
 
 class HealthResponse(Model):
