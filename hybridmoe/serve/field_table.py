@@ -94,8 +94,8 @@ _DONE = (
     _done("ct", "prompt_logprobs", "log-probabilities of the prompt by token id; not in streams"),
     _done("r", "include", "`message.output_text.logprobs`"),
     _done("r", "metadata", "given back in the response"),
-    _done("ct", "return_progress", "`prompt_progress` in chunks"),
-    _done("ct", "timings_per_token", "`timings` in chunks"),
+    _done("ctr", "return_progress", "`prompt_progress` in chunks"),
+    _done("ctr", "timings_per_token", "`timings` in chunks"),
     _done("c", "functions function_call", "older tools and tool_choice, with an older response"),
     _done("t", "add_special_tokens", "false: texts without the begin token"),
     _done("ct", "return_experts", "the chosen experts of each token"),
@@ -196,6 +196,7 @@ _HARMLESS = (
               "a prompt is never cut: one too long gets 400"),
     _harmless("ctr", "prediction draft_model ngram_corpus_id speculative spec_type",
               "drafts change the speed alone"),
+    _harmless("m", "return_progress timings_per_token", "its events have no place for them"),
     _harmless("r", "background_options", "only with background"),
     _harmless("r", "personality", "only with hosted tools"),
     _harmless("ctrm", "image image_config images_config max_dynamic_patch min_dynamic_patch"

@@ -330,6 +330,39 @@ def test_counts_timings_and_progress_in_every_chunk(
     assert not any("usage" in chunk for chunk in stream)
 
 
+def test_timings_and_progress_in_events_of_responses(http: httpx2.Client) -> None:
+    body = {**PATHS["/v1/responses"], "stream": True}
+    more = {"timings_per_token": True, "return_progress": True}
+    answer = http.post("/v1/responses", json={**body, **more})
+    lines = [line[6:] for line in answer.text.split("\n") if line.startswith("data: ")]
+    events = [json.loads(line) for line in lines]
+    progress = [event for event in events if "prompt_progress" in event]
+    assert {event["type"] for event in progress} == {"response.in_progress"}
+    timed = {event["type"] for event in events if "timings" in event}
+    assert timed == {"response.output_text.delta", "response.completed"}
+    assert "timings" not in http.post("/v1/responses", json=body).text.split("completed")[0]
+
+
+def test_counts_of_a_prompt_that_is_not_computed(http: httpx2.Client, llm: FakeLLM) -> None:
+    before = len(llm.engine.requests)
+    counted = http.post("/v1/chat/completions/input_tokens", json=PATHS[CHAT]).json()
+    assert len(llm.engine.requests) == before
+    assert counted["input_tokens"] == ask(http, CHAT)["usage"]["prompt_tokens"]
+
+
+def test_llama_servers_prompt_objects(http: httpx2.Client, llm: FakeLLM) -> None:
+    def complete(prompt: Any) -> httpx2.Response:
+        return http.post("/completion", json={"prompt": prompt, "n_predict": 1})
+
+    assert complete({"prompt_string": "say Hi"}).status_code == 200
+    single = list(llm.engine.requests[-1].prompt_ids)
+    assert len(complete([[65, 66], {"prompt_string": "say Hi"}]).json()) == 2
+    assert single in [list(request.prompt_ids) for request in llm.engine.requests[-2:]]
+    picture = {"prompt_string": "a", "multimodal_data": ["AA=="]}
+    assert "text only" in complete(picture).json()["error"]["message"]
+    assert complete({"prompt": "a"}).status_code == 400
+
+
 def test_texts_without_their_begin_token(http: httpx2.Client, llm: FakeLLM) -> None:
     ask(http, "/v1/completions", add_special_tokens=False)
     plain = list(llm.engine.requests[-1].prompt_ids)

@@ -134,7 +134,7 @@ def test_prompts_of_text_and_ids(http: httpx2.Client, llm: FakeLLM) -> None:
     assert [(one["index"], one["content"]) for one in several] == [
         (0, "a"), (1, "a"), (2, "b"), (3, "b"),
     ]  # fmt: skip
-    for prompt in ([], [[]], [1.5], [{"prompt_string": "x"}], None):
+    for prompt in ([], [[]], [1.5], [{"prompt": "x"}], None):
         assert http.post("/completion", json={"prompt": prompt}).status_code == 400, prompt
 
 

@@ -25,6 +25,7 @@ from hybridmoe.serve.routes.chat_input import chat_input
 from hybridmoe.serve.routes.openapi import ERRORS, json_or_stream
 from hybridmoe.serve.schemas.chat import ChatCompletionRequest, ChatCompletionResponse
 from hybridmoe.serve.schemas.common import StreamOptions
+from hybridmoe.serve.schemas.responses import InputTokensResponse
 from hybridmoe.serve.service import Service, get_service
 from hybridmoe.serve.strict_json import StrictRoute
 from hybridmoe.text.response import ToolCall
@@ -51,6 +52,19 @@ async def create_chat_completion(body: ChatCompletionRequest, request: Request) 
         events, keep_alive_s = completion.events(), service.config.keep_alive_s
         return EventStreamResponse(events, generation.cancel, keep_alive_s)
     return await completion.whole(await generation.finish())
+
+
+@router.post("/chat/completions/input_tokens", response_model=None, include_in_schema=False)
+@router.post(
+    "/v1/chat/completions/input_tokens",
+    response_model=None,
+    responses={200: {"model": InputTokensResponse}, **ERRORS},
+)
+async def count_input_tokens(body: ChatCompletionRequest, request: Request) -> Response:
+    """Count the tokens of a chat completion's prompt. Nothing is computed."""
+    service = get_service(request)
+    count = await service.count_tokens(chat_input(body), service.check_model(body.model))
+    return CompactJSONResponse({"object": "response.input_tokens", "input_tokens": count})
 
 
 class _ChatCompletion:
@@ -114,7 +128,11 @@ class _ChatCompletion:
                 elif (chunk := self._delta_chunk(update)) is not None:
                     yield chunk
             if self._has_usage:
-                yield data_event({**self._base, "choices": [], "usage": self._generation.usage()})
+                counts = {
+                    "usage": self._generation.usage(),
+                    "timings": self._generation.timings(),
+                }
+                yield data_event({**self._base, "choices": [], **counts})
         except Exception as error:
             refusal = as_api_error(error, self._retry_after_s)
             yield data_event(error_body(refusal, ""))

@@ -96,7 +96,10 @@ class _ModelResponse:
         self._before, self._new = before, new
         self._retry_after_s = service.config.retry_after_s
         tokenizer = generation.tokenizer
-        self._items = OutputItems(lambda entries: chat_logprobs(entries, tokenizer))
+        self._has_progress = body.return_progress
+        self._has_timings = body.timings_per_token
+        timings = generation.timings if body.timings_per_token else None
+        self._items = OutputItems(lambda entries: chat_logprobs(entries, tokenizer), timings)
         choice = body.tool_choice or "auto"
         extra = body.model_extra or {}
         self._base: dict[str, Any] = {
@@ -158,7 +161,13 @@ class _ModelResponse:
                     for event in items.close(_status(update)):
                         yield event
                     kind = f"response.{_status(update)}"
-                    yield items.event(kind, response=self._ended(update))
+                    extra = {"timings": self._generation.timings()} if self._has_timings else {}
+                    yield items.event(kind, response=self._ended(update), **extra)
+                elif self._has_progress:
+                    progress = update.to_llama_cpp()
+                    yield items.event(
+                        "response.in_progress", response=self._base, prompt_progress=progress
+                    )
         except Exception as error:
             refusal = as_api_error(error, self._retry_after_s)
             what = {"code": refusal.code or refusal.type, "message": str(refusal)}

@@ -23,14 +23,20 @@ Logprobs = Callable[[Sequence[TokenLogprob]], list[dict[str, Any]]]
 class OutputItems:
     """Collects the output items of one response, and makes an event of each change."""
 
-    def __init__(self, logprobs: Logprobs) -> None:
+    def __init__(
+        self, logprobs: Logprobs, timings: Callable[[], dict[str, Any]] | None = None
+    ) -> None:
+        """timings: adds them to each delta."""
         self.output: list[dict[str, Any]] = []  # the last item may be in progress
         self._logprobs = logprobs
+        self._timings = timings
         self._sequence = 0
 
     def event(self, kind: str, **fields: Any) -> bytes:
         """Make an event with the next sequence number."""
         self._sequence += 1
+        if self._timings is not None and kind.endswith(".delta"):
+            fields["timings"] = self._timings()
         body = {"type": kind, "sequence_number": self._sequence - 1, **fields}
         return named_event(kind, body)
 

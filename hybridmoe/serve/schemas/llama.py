@@ -1,8 +1,8 @@
 """Schemas of llama-server's own routes."""
 
-from typing import Annotated
+from typing import Annotated, Any
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
 from hybridmoe.serve.schemas.common import (
     JsonObject,
@@ -32,6 +32,17 @@ _Several = Annotated[
 ]
 
 
+def _plain_prompt(prompt: Any) -> Any:
+    """Convert `{"prompt_string": TEXT}` to the text, in a list too."""
+    if isinstance(prompt, list):
+        return [_plain_prompt(one) if isinstance(one, dict) else one for one in prompt]
+    if not isinstance(prompt, dict):
+        return prompt
+    if prompt.get("multimodal_data"):
+        raise ValueError("multimodal_data is not supported: the model reads text only")
+    return prompt.get("prompt_string", prompt)
+
+
 class LlamaCompletionRequest(SamplingFields, OutputFields):
     """Text to continue, as llama-server's /completion takes it.
 
@@ -42,7 +53,7 @@ class LlamaCompletionRequest(SamplingFields, OutputFields):
     api = "completions"
 
     model: str | None = Field(default=None, max_length=512)
-    prompt: str | _Parts | _Several
+    prompt: Annotated[str | _Parts | _Several, BeforeValidator(_plain_prompt)]
     n_predict: Annotated[Whole, Field(ge=-2, le=2**31 - 1)] | None = Field(
         default=None, description="Negative: up to the end of the context."
     )

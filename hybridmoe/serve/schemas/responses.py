@@ -114,6 +114,10 @@ class ResponsesRequest(SamplingFields, OutputFields):
     conversation: Annotated[str, Field(max_length=512)] | ConversationRef | None = Field(
         default=None, description="Stored conversation; it grows by the input and the output."
     )
+    return_progress: bool = Field(
+        default=False, description="Report prefill progress as `prompt_progress` in events."
+    )
+    timings_per_token: bool = Field(default=False, description="Every delta has `timings`.")
     store: bool | None = Field(
         default=None,
         description="false: later requests cannot refer to the response or its items.",
