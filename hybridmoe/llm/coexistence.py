@@ -28,10 +28,10 @@ class Coexistence:
         gpus = choose_gpus(options.device)
         self._vram_bytes = () if isinstance(gpus, NoGpu) else tuple(gpu.free_bytes for gpu in gpus)
         self._ram_bytes = available_bytes() or psutil.virtual_memory().available
-        self._plans: dict[str, Plan] = {}
+        self.plans: dict[str, Plan] = {}
         for name, path in paths.items():
             outline = read_outline(demo_path() if path is None else path)
-            self._plans[name] = plan_for(
+            self.plans[name] = plan_for(
                 outline.config, outline.tensors, options, gpus, self._ram_bytes
             )
 
@@ -40,7 +40,7 @@ class Coexistence:
 
         A model that takes all there is, as a cache of experts does by default, fits beside none.
         """
-        plans = [self._plans[name] for name in names]
+        plans = [self.plans[name] for name in names]
         ram = sum(plan.ram.used_bytes for plan in plans) - (len(plans) - 1) * RAM_RESERVE_BYTES
         if any(plan.shortage for plan in plans) or ram > self._ram_bytes:
             return False

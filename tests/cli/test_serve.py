@@ -1,5 +1,6 @@
 """`hybridmoe serve` as a process: it listens, loads, responds and ends, or fails in one line."""
 
+import json
 import re
 import signal
 import socket
@@ -8,17 +9,40 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
 import httpx2
+import psutil
 import pytest
 from waiting import HANG_S, eventually
 
 from hybridmoe.cli.app import main
 from hybridmoe.cli.listener import listen
+from hybridmoe.demo import demo_path
+from hybridmoe.experts.routing_trace import read_trace
+
+PREPARING_THREADS = 4  # of the endpoint's pool, which starts with the first request
+
+
+class Held(NamedTuple):
+    """What a process holds."""
+
+    maps: int  # of GGUF files
+    files: int
+    threads: int
+
+
+def held_by(process: "subprocess.Popen[str]") -> Held:
+    one = psutil.Process(process.pid)
+    maps = Path(f"/proc/{process.pid}/maps").read_text().splitlines()
+    return Held(sum(line.endswith(".gguf") for line in maps), one.num_fds(), one.num_threads())
 
 
 @contextmanager
-def serving(*arguments: str) -> Iterator[tuple["subprocess.Popen[str]", httpx2.Client]]:
+def serving(
+    *arguments: str, uds: str | None = None
+) -> Iterator[tuple["subprocess.Popen[str]", httpx2.Client]]:
+    """Run a server; uds: the socket that it listens at, for the client."""
     command = [sys.executable, "-m", "hybridmoe", "serve", "--port", "0", *arguments]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     assert process.stderr is not None
@@ -28,7 +52,9 @@ def serving(*arguments: str) -> Iterator[tuple["subprocess.Popen[str]", httpx2.C
             line = process.stderr.readline()
             assert line, said
             said += line
-        with httpx2.Client(base_url=url[1], timeout=HANG_S) as http:
+        transport = httpx2.HTTPTransport(uds=uds) if uds else None
+        base_url = "http://localhost" if uds else url[1]
+        with httpx2.Client(base_url=base_url, transport=transport, timeout=HANG_S) as http:
             yield process, http
     finally:
         process.kill()
@@ -67,6 +93,52 @@ def test_keys_come_from_a_file(tmp_path: Path) -> None:
         for key in ("alpha", "beta", "gamma"):
             headers = {"Authorization": f"Bearer {key}"}
             assert http.get("/v1/models", headers=headers).status_code == 200
+
+
+def test_models_take_turns_behind_a_socket_and_leave_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    options = ("--model", f"one={demo_path()}", "--model", f"two={demo_path()}")
+    files = ("--expert-ram", "8MiB", "--expert-profile", "hot.json", "--trace", "run.trace")
+    life = ("--max-loaded", "1", "--idle-unload", "1s", "--drain", "100s", "--log-format", "json")
+    with serving(
+        *options, *files, *life, "--ctx", "256", "--host", "unix:socket", uds="socket"
+    ) as (process, http):
+        eventually(lambda: http.get("/health").status_code == 200)
+        at_start = held_by(process)
+        body = {"prompt": "a", "max_tokens": 4, "temperature": 0}
+        texts = [
+            http.post("/v1/completions", json={**body, "model": name}).json()["choices"][0]["text"]
+            for name in ("one", "two", "one")
+        ]
+        assert texts[0] == texts[1] == texts[2] != ""
+        states = http.get("/health").json()["models"]
+        assert [state["status"] for state in states.values()] == ["loaded", "unloaded"]
+
+        eventually(lambda: http.get("/health").json()["models"]["one"]["status"] == "unloaded")
+        at_rest = held_by(process)
+        assert (at_start.maps, at_rest.maps) == (1, 0)
+        assert at_rest.files < at_start.files
+        assert at_rest.threads <= at_start.threads + PREPARING_THREADS
+        for name in ("hot.one.json", "hot.two.json", "run.one.trace", "run.two.trace"):
+            assert (tmp_path / name).exists(), name
+        assert all(read_trace(tmp_path / f"run.{n}.trace").is_complete for n in ("one", "two"))
+
+        slow = {"prompt": "a", "max_tokens": 150, "ignore_eos": True, "stream": True}
+        with http.stream("POST", "/v1/completions", json=slow) as stream:
+            lines = stream.iter_lines()
+            next(lines)
+            process.send_signal(signal.SIGTERM)
+            rest = "".join(lines)
+        assert '"finish_reason":"length"' in rest and "server_ending" not in rest
+        assert process.wait(HANG_S) == -signal.SIGTERM
+        assert process.stderr is not None
+        lines = [json.loads(line) for line in process.stderr]
+        assert [line["status"] for line in lines if line.get("path") == "/v1/completions"] == [
+            200
+        ] * 4
+    assert not Path("socket").exists()
 
 
 def test_tokens_are_sent_as_they_come() -> None:
