@@ -17,7 +17,10 @@ class Constraint(Protocol):
     """State of one sequence's constraint. Used by one thread at a time."""
 
     def is_inactive(self) -> bool:
-        """True while any token may follow: no mask is computed, and draft tokens are allowed."""
+        """True while any token may follow: no mask is needed, and draft tokens are allowed.
+
+        May become False, and True again, with each token.
+        """
         ...
 
     def mask(self) -> NDArray[np.uint32]:

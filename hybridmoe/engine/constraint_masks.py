@@ -44,8 +44,9 @@ class ConstraintMasks:
 
     def advance(self, sequence: Sequence, constraint: Constraint, token_id: int) -> None:
         """Advance by a token; compute or submit the next mask. Errors: the constraint's."""
-        if sequence.next_mask is None:  # inactive until now
+        if constraint.is_inactive():
             constraint.accept(token_id)
+            sequence.next_mask = sequence.pending_mask = None
             self.start(sequence, constraint)
             return
         if sequence.mask_s > self._inline_left_s or constraint.is_slow():

@@ -35,7 +35,7 @@ from hybridmoe.placement.residency import Residency
 from hybridmoe.planning.disk_cache_plan import DiskCachePlan
 from hybridmoe.planning.plan import Plan
 from hybridmoe.planning.rates import Rates
-from hybridmoe.text.chat_encoding import encode_chat as encode_messages
+from hybridmoe.text.chat_encoding import ChatPrompt, encode_prompt
 from hybridmoe.text.chat_template import ChatTemplate
 from hybridmoe.text.grammar_compiler import GrammarCompiler
 from hybridmoe.text.lazy_tool_calls import forbid_tool_calls
@@ -44,7 +44,8 @@ from hybridmoe.text.prompt_limit import PromptLimit
 from hybridmoe.text.response import Response
 from hybridmoe.text.response_parser import ResponseParser, numbered_call_id
 from hybridmoe.text.sequence_breakers import BreakerFinder
-from hybridmoe.text.thinking import thinking_after
+from hybridmoe.text.thinking_budget import InnerConstraint, ThinkingBudget
+from hybridmoe.text.thinking_options import PromptOptions, ThinkingArgument, ThinkingOptions
 from hybridmoe.text.tokenizer import Tokenizer
 
 __all__ = ["LLM"]
@@ -98,11 +99,6 @@ class LLM:
         return ChatTemplate.is_known(self.file.metadata, self.tokenizer)
 
     @property
-    def may_think(self) -> bool:
-        """True if the file's chat template has reasoning (`<think>`) in responses."""
-        return "<think>" in str(self.file.metadata.get("tokenizer.chat_template", ""))
-
-    @property
     def plan(self) -> Plan:
         """Memory plan that this model was placed by; `plan.facts()` is its JSON."""
         return self._residency.plan
@@ -150,6 +146,9 @@ class LLM:
         messages: Messages,
         *,
         tools: Tools | None = None,
+        thinking: ThinkingArgument = None,
+        continue_final_message: bool | None = None,
+        template_kwargs: Mapping[str, Any] | None = None,
         stream: Literal[False] = False,
         progress: ProgressCallback | None = None,
         **sampling: Any,
@@ -161,6 +160,9 @@ class LLM:
         messages: Messages,
         *,
         tools: Tools | None = None,
+        thinking: ThinkingArgument = None,
+        continue_final_message: bool | None = None,
+        template_kwargs: Mapping[str, Any] | None = None,
         stream: Literal[True],
         progress: ProgressCallback | None = None,
         **sampling: Any,
@@ -171,6 +173,9 @@ class LLM:
         messages: Messages,
         *,
         tools: Tools | None = None,
+        thinking: ThinkingArgument = None,
+        continue_final_message: bool | None = None,
+        template_kwargs: Mapping[str, Any] | None = None,
         stream: bool = False,
         progress: ProgressCallback | None = None,
         **sampling: Any,
@@ -179,31 +184,47 @@ class LLM:
 
         messages: mappings with "role" and "content", as in OpenAI's API.
         tools: function declarations in OpenAI's format; the model can call no others.
+        thinking: True, False, a level ("low", "high", ...), or {"type", "budget_tokens"} as in
+        Anthropic's API; by default as the template does. template_kwargs: its further variables.
+        continue_final_message: continue an assistant's last message; by default if it has text and
+        no tool calls. The result holds the continuation alone.
         stream: return an iterator of text pieces; its `pieces` yields reasoning too.
         sampling: fields of `SamplingParams`; defaults come from the file, else from the class.
         Errors: ConfigError for unusable messages or parameters; TemplateError.
         """
         params = self.sampling_params(sampling)
-        ids = self.encode_chat(messages, tools)
+        options = PromptOptions(
+            thinking=ThinkingOptions.of_argument(thinking),
+            variables=template_kwargs or {},
+            continues_final=continue_final_message,
+        )
+        prompt = self.chat_prompt(messages, tools, options=options)
         num_calls = sum(len(message.get("tool_calls") or ()) for message in messages)
-        constraint = None
+        constraint: InnerConstraint | None = None
         if tools:
             constraint = self._grammar.compile_lazy_calls(ToolCallFormat(tools, "auto", num_calls))
         else:
             params = replace(
                 params, logit_bias={**params.logit_bias, **forbid_tool_calls(self.tokenizer)}
             )
-        thinking = thinking_after(ids, self.tokenizer, may_think=self.may_think)
+        is_thinking = prompt.thinking == "open"
         parser = ResponseParser(
             self.tokenizer,
             stop=params.stop,
             may_call=bool(tools),
             tools=tools or (),
             may_think=True,
-            is_thinking=thinking == "open",
+            is_thinking=is_thinking,
             make_call_id=lambda name, index: numbered_call_id(name, num_calls + index),
         )
-        request = self._request(ids, params, constraint)
+        constraint = ThinkingBudget.around(
+            constraint,
+            self.tokenizer,
+            options.thinking.budget_tokens,
+            is_thinking=is_thinking,
+            leaving_ids=forbid_tool_calls(self.tokenizer),
+        )
+        request = self._request(prompt.ids, params, constraint)
         return self._generate(request, Response(parser), stream, progress)
 
     @overload
@@ -256,8 +277,19 @@ class LLM:
         limit: by default four times the context, so that an error can tell the prompt's length.
         Errors: ConfigError, TemplateError; those of the limit.
         """
+        return self.chat_prompt(messages, tools, limit).ids
+
+    def chat_prompt(
+        self,
+        messages: Messages,
+        tools: Tools | None = None,
+        limit: PromptLimit | None = None,
+        options: PromptOptions | None = None,
+    ) -> ChatPrompt:
+        """Encode the prompt as `encode_chat`, with options. Errors: those of it, ConfigError."""
         limit = limit or self.tokenizer.prompt_limit(self.context_tokens)
-        return encode_messages(self._template(bool(tools)), self.tokenizer, messages, tools, limit)
+        template = self._template(bool(tools))
+        return encode_prompt(template, self.tokenizer, messages, tools, limit, options)
 
     def sampling_params(self, given: Mapping[str, Any]) -> SamplingParams:
         """Make parameters by name; defaults come from the file, else from the class.

@@ -62,7 +62,7 @@ class UnknownFields:
         for name in shown:
             if name not in self._logged and len(self._logged) < _MAX_LOGGED:
                 self._logged.add(name)
-                _log.warning("requests have the field %s, which is not known here: ignored", name)
+                _log.warning("requests have the field %s, which has no effect here", name)
         return ", ".join(shown)
 
 

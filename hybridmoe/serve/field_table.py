@@ -98,6 +98,18 @@ _DONE = (
     _done("ctr", "timings_per_token", "`timings` in chunks"),
     _done("c", "functions function_call", "older tools and tool_choice, with an older response"),
     _done("t", "add_special_tokens", "false: texts without the begin token"),
+    _done("crm", "chat_template_kwargs preserve_thinking", "variables that the template reads"),
+    _done("c", "reasoning_effort enable_thinking think", "thinking on, off, or a level"),
+    _done("cr", "reasoning", "its `effort`, `enabled`, and `max_tokens` as a budget"),
+    _done("cm", "thinking", "on or off; `budget_tokens` of reasoning, then it is closed"),
+    _done(
+        "c", "thinking_budget thinking_budget_tokens thinking_token_budget reasoning_budget",
+        "tokens of reasoning, then it is closed",
+    ),
+    _done(
+        "c", "continue_final_message add_generation_prompt",
+        "the assistant's last message is continued",
+    ),
     _done("ct", "return_experts", "the chosen experts of each token"),
 )  # fmt: skip
 
@@ -121,8 +133,6 @@ _REFUSED = (
     _refused("ctrm", "structural_tag guided_whitespace_pattern", "use a grammar"),
     # Templates.
     _refused("c", "chat_template", "conversations are written by the model file's template"),
-    _refused("c", "add_generation_prompt", "the response is the assistant's", True),
-    _refused("c", "continue_final_message", _LISTED, False),
     _refused("c", "documents", "write them into a message", []),
     _refused("c", "task input_ids", "conversations are written by the model file's template"),
     _refused("ct", "truncate_prompt_tokens", "prompts are not cut: one too long gets 400", -1),
@@ -209,11 +219,6 @@ _HARMLESS = (
               "the text is the same in other pieces"),
     _harmless("ct", "response_fields routed_experts_prompt_start routed_experts_start_len"
               " return_token_offsets", "the whole response is sent"),
-    _harmless("c", "reasoning_effort reasoning thinking chat_template_kwargs enable_thinking think"
-              " thinking_token_budget thinking_budget_tokens reasoning_budget",
-              "not supported yet"),
-    _harmless("r", "reasoning", "not supported yet"),
-    _harmless("m", "thinking", "not supported yet"),
     _harmless("t", "thinking_token_budget", "raw texts have no thoughts"),
     _harmless("r", "stream_options", "the text is the same in other pieces"),
 )  # fmt: skip
@@ -221,7 +226,6 @@ _HARMLESS = (
 _INNER = (
     _refused("c", "messages[].audio", _MEDIA),
     _refused("c", "messages[].tools", "use the request's tools", []),
-    _refused("c", "messages[].prefix messages[].partial", "not supported yet", False),
     _harmless("c", "messages[].annotations messages[].id messages[].weight messages[].index"
               " messages[].provider_specific_fields messages[].reasoning_details"
               " messages[].tool_calls[].index messages[].tool_calls[].provider_specific_fields"
@@ -237,7 +241,10 @@ _INNER = (
              "write additionalProperties in the schema", False),
     _harmless("ctrm", "structured_outputs.disable_any_whitespace structured_outputs.backend"
               " structured_outputs.disable_fallback", "JSON is compact, and there is one backend"),
-    _harmless("m", "output_config.effort output_config.task_budget", "not supported yet"),
+    _harmless("m", "output_config.task_budget", "a hint to models that were trained for it"),
+    _harmless("cr", "reasoning.summary reasoning.generate_summary reasoning.exclude",
+              "thoughts are returned whole"),
+    _harmless("cm", "thinking.display", "thoughts are returned whole"),
     _harmless("m", "output_config.format.name output_config.format.strict output_format.name"
               " output_format.strict", "formats are always enforced"),
     _harmless("r", "text.verbosity", "a hint to models that were trained for it"),

@@ -260,8 +260,9 @@ class Generation:
         if event.logprob is not None and response.parser.is_text(event.token_id):
             entry = TokenLogprob(event.token_id, event.logprob, event.top)
             choice.held_logprobs.append(entry)
+        was_thinking = response.parser.is_thinking
         parts = response.push(event.token_id)
-        choice.num_reasoning_tokens += response.parser.is_thinking
+        choice.num_reasoning_tokens += was_thinking and response.parser.is_thinking
         if response.finish_reason is not None and choice.handle is not None:
             choice.handle.cancel()
         delta = self._delta(index, choice, parts)

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from hybridmoe.serve.schemas.output import ResponseFormat
+from hybridmoe.text.thinking_options import ThinkingOptions
 
 __all__ = ["ChatInput", "TextInput"]
 
@@ -23,6 +24,10 @@ class ChatInput:
     allowed_tools: list[str] | None = None  # the only tools shown to the model; None: all
     is_parallel: bool = True  # allow several calls in one response
     format: ResponseFormat | None = None
+    thinking: ThinkingOptions = field(default_factory=ThinkingOptions)
+    template_kwargs: dict[str, Any] = field(default_factory=dict)
+    # Continue the assistant's last message; None: if it has text and no tool calls.
+    continue_final: bool | None = False
     sampling: dict[str, Any] = field(default_factory=dict)
     relative_temperature: float | None = None  # in units of the model's recommended temperature
     num_choices: int = 1

@@ -18,11 +18,13 @@ from hybridmoe.serve.errors import ApiError
 from hybridmoe.serve.inputs import ChatInput, TextInput
 from hybridmoe.serve.schemas.output import ResponseFormat
 from hybridmoe.serve.work_pool import CancelToken
+from hybridmoe.text.chat_encoding import ChatPrompt
 from hybridmoe.text.grammar_compiler import GrammarCompiler
 from hybridmoe.text.lazy_tool_calls import LazyToolCalls, forbid_tool_calls
 from hybridmoe.text.matcher_constraint import MatcherConstraint
 from hybridmoe.text.output_format import OutputFormat, ToolCallFormat
-from hybridmoe.text.thinking import thinking_after
+from hybridmoe.text.thinking_budget import InnerConstraint, ThinkingBudget
+from hybridmoe.text.thinking_options import PromptOptions
 
 __all__ = ["EchoedPrompt", "PreparedRequest", "encode_prompt", "prepare_chat", "prepare_completion"]
 
@@ -52,6 +54,7 @@ class PreparedRequest:
     may_think: bool = False
     is_thinking: bool = False  # the prompt ends inside `<think>`
     is_parallel: bool = True
+    ignored: tuple[str, ...] = ()  # fields without effect on this model
 
     @property
     def choices_per_prompt(self) -> int:
@@ -72,7 +75,7 @@ class PreparedRequest:
         return replace(self.params, seed=(self.params.seed + number) % 2**64)
 
 
-def encode_prompt(llm: LLM, chat: ChatInput, config: ServeConfig, token: CancelToken) -> list[int]:
+def encode_prompt(llm: LLM, chat: ChatInput, config: ServeConfig, token: CancelToken) -> ChatPrompt:
     """Encode a conversation. Errors: ApiError, ConfigError, TemplateError."""
     if len(chat.messages) > config.max_messages:
         raise ApiError(
@@ -85,7 +88,12 @@ def encode_prompt(llm: LLM, chat: ChatInput, config: ServeConfig, token: CancelT
         for message in chat.messages
     ]
     limit = llm.tokenizer.prompt_limit(llm.context_tokens, token.check)
-    return llm.encode_chat(messages, chat.tools or None, limit)
+    options = PromptOptions(
+        thinking=chat.thinking,
+        variables=chat.template_kwargs,
+        continues_final=chat.continue_final,
+    )
+    return llm.chat_prompt(messages, chat.tools or None, limit, options)
 
 
 def prepare_chat(
@@ -97,34 +105,44 @@ def prepare_chat(
     _check_tool_choice(chat)
     may_call = bool(chat.tools) and chat.tool_choice != "none"
     params = _chat_params(llm, chat)
-    prompt_ids = encode_prompt(llm, chat, config, token)
-    _check_prompt_logprobs([prompt_ids], chat.prompt_logprobs, config)
+    prompt = encode_prompt(llm, chat, config, token)
+    _check_prompt_logprobs([prompt.ids], chat.prompt_logprobs, config)
     num_past_calls = sum(len(message.get("tool_calls") or ()) for message in chat.messages)
     if not may_call:
         params = replace(
             params, logit_bias={**params.logit_bias, **forbid_tool_calls(llm.tokenizer)}
         )
-    thinking = thinking_after(prompt_ids, llm.tokenizer, may_think=llm.may_think)
     form = _form(chat.format)
     calls = _calls(chat, num_past_calls)
     constraint: MatcherConstraint | LazyToolCalls | None = None
     if calls is not None and calls.is_auto and form is None:
         constraint = grammar.compile_lazy_calls(calls, token.check)
     elif form or calls:
-        constraint = grammar.compile_response(form, calls, thinking, token.check)
+        constraint = grammar.compile_response(form, calls, prompt.thinking, token.check)
+        if form and prompt.prefill:
+            _begin(constraint, llm.tokenizer.encode_untrusted(prompt.prefill))
+    is_thinking = prompt.thinking == "open"
+    limited = ThinkingBudget.around(
+        constraint,
+        llm.tokenizer,
+        chat.thinking.budget_tokens,
+        is_thinking=is_thinking,
+        leaving_ids=forbid_tool_calls(llm.tokenizer),
+    )
     return PreparedRequest(
-        prompts=[prompt_ids],
+        prompts=[prompt.ids],
         params=params,
         dry_breakers=llm.sequence_breakers(params),
-        constraints=_copies(constraint, chat.num_choices),
+        constraints=_copies(limited, chat.num_choices),
         top_logprobs=chat.top_logprobs,
         prompt_logprobs=chat.prompt_logprobs,
         expert_trace=chat.expert_trace,
         may_call=may_call,
         tools=chat.tools,
         may_think=True,
-        is_thinking=thinking == "open",
+        is_thinking=is_thinking,
         is_parallel=chat.is_parallel,
+        ignored=prompt.ignored,
     )
 
 
@@ -242,9 +260,17 @@ def _check_tool_choice(chat: ChatInput) -> None:
         raise ApiError(400, "tool_choice is 'required' without tools", param="tool_choice")
 
 
-def _copies(
-    constraint: MatcherConstraint | LazyToolCalls | None, count: int
-) -> list[Constraint | None]:
+def _begin(constraint: MatcherConstraint, ids: list[int]) -> None:
+    """Advance by the text that is continued. Raises ApiError unless the format allows it."""
+    if not constraint.begin_with(ids):
+        raise ApiError(
+            400,
+            "the assistant's last message is not the beginning of a text of response_format",
+            param="messages",
+        )
+
+
+def _copies(constraint: InnerConstraint | None, count: int) -> list[Constraint | None]:
     """Copy a constraint for each choice; it is compiled once."""
     if constraint is None:
         return [None] * count

@@ -118,7 +118,8 @@ class Service:
         """Encode a conversation's prompt. Errors: those of `start_chat`."""
         async with self.lease(model) as llm:
             return await self.pool.run(
-                lambda token: encode_prompt(llm, chat, self.config, token), is_short=chat.is_short
+                lambda token: encode_prompt(llm, chat, self.config, token).ids,
+                is_short=chat.is_short,
             )
 
     async def count_tokens(self, chat: ChatInput, model: str) -> int:

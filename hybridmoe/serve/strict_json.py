@@ -53,6 +53,7 @@ class StrictRoute(APIRoute):
                 unknown = unknown_fields(value)
                 del body, value
             response = await handle(parsed)
+            unknown += getattr(request.state, "ignored_fields", ())
             if unknown:
                 names = get_service(request).unknown_fields.report(unknown)
                 response.headers[IGNORED_HEADER] = names

@@ -9,6 +9,7 @@ texts gets exactly the ids of its rendered prompt.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from hybridmoe.errors import ConfigError
@@ -19,14 +20,73 @@ from hybridmoe.text.messages import (
     number_tool_calls,
     parse_tool_arguments,
 )
+from hybridmoe.text.prefill import split_prefill
 from hybridmoe.text.prompt_limit import PromptLimit
+from hybridmoe.text.thinking import Thinking, thinking_after
+from hybridmoe.text.thinking_options import PromptOptions
 from hybridmoe.text.tokenizer import Tokenizer
 
-__all__ = ["encode_chat"]
+__all__ = ["ChatPrompt", "encode_chat", "encode_prompt"]
 
 _PRIVATE_USE = range(0xE000, 0xF900)
 # Templates of reasoning models look for these in earlier responses.
 _THINKING_MARKS = ("<think>", "</think>")
+
+
+@dataclass(frozen=True, slots=True)
+class ChatPrompt:
+    """Prompt for the assistant's next message, or for the rest of its last one."""
+
+    ids: list[int]
+    thinking: Thinking  # at the start of the response
+    prefill: str = ""  # text of the message that is continued, without its thoughts
+    ignored: tuple[str, ...] = ()  # fields that have no effect on this model
+
+
+def encode_prompt(
+    template: ChatTemplate,
+    tokenizer: Tokenizer,
+    messages: Sequence[Mapping[str, Any]],
+    tools: Sequence[Mapping[str, Any]] | None = None,
+    limit: PromptLimit | None = None,
+    options: PromptOptions | None = None,
+) -> ChatPrompt:
+    """Encode the prompt for a conversation.
+
+    Errors: ConfigError for unusable messages, tools or options; TemplateError; those of the limit.
+    """
+    limit = limit or PromptLimit.unlimited()
+    options = options or PromptOptions()
+    normalized = normalize_messages(messages)
+    is_kimi = tokenizer.special_id("<|tool_call_begin|>") is not None
+    declared = normalize_tools(tools, sort_keys=is_kimi)
+    if is_kimi:
+        number_tool_calls(normalized)
+    if any("tool_calls" in message for message in normalized) and template.wants_parsed_arguments:
+        normalized = parse_tool_arguments(normalized)
+    choice = template.switches.choose(options)
+    mask = _Mask(tokenizer, [normalized, declared, choice.variables], limit.check)
+    past, prefill = split_prefill(mask.apply(normalized), options.continues_final)
+    text = template.render(
+        past,
+        tools=mask.apply(declared),
+        variables=mask.apply(choice.variables),
+        limit=limit,
+    )
+    if prefill is not None:
+        text += prefill.after(text, template.thought_marks)
+    ids: list[int] = []
+    start = 0
+    for begin, end in tokenizer.special_spans(text, limit.check):
+        ids += tokenizer.encode_untrusted(mask.restore(text[start:begin]), limit)
+        ids += tokenizer.encode(text[begin:end], parse_special=True, limit=limit)
+        start = end
+    ids += tokenizer.encode_untrusted(mask.restore(text[start:]), limit)
+    if prefill is None:
+        thinking = thinking_after(ids, tokenizer, may_think="<think>" in template.source)
+        return ChatPrompt(ids, thinking, ignored=choice.ignored)
+    thinking = "open" if prefill.is_thinking else "none"
+    return ChatPrompt(ids, thinking, mask.restore(prefill.content), choice.ignored)
 
 
 def encode_chat(
@@ -36,27 +96,8 @@ def encode_chat(
     tools: Sequence[Mapping[str, Any]] | None = None,
     limit: PromptLimit | None = None,
 ) -> list[int]:
-    """Encode the prompt for the assistant's next message.
-
-    Errors: ConfigError for unusable messages or tools; TemplateError; those of the limit.
-    """
-    limit = limit or PromptLimit.unlimited()
-    normalized = normalize_messages(messages)
-    is_kimi = tokenizer.special_id("<|tool_call_begin|>") is not None
-    declared = normalize_tools(tools, sort_keys=is_kimi)
-    if is_kimi:
-        number_tool_calls(normalized)
-    if any("tool_calls" in message for message in normalized) and template.wants_parsed_arguments:
-        normalized = parse_tool_arguments(normalized)
-    mask = _Mask(tokenizer, [normalized, declared], limit.check)
-    text = template.render(mask.apply(normalized), tools=mask.apply(declared), limit=limit)
-    out: list[int] = []
-    start = 0
-    for begin, end in tokenizer.special_spans(text, limit.check):
-        out += tokenizer.encode_untrusted(mask.restore(text[start:begin]), limit)
-        out += tokenizer.encode(text[begin:end], parse_special=True, limit=limit)
-        start = end
-    return out + tokenizer.encode_untrusted(mask.restore(text[start:]), limit)
+    """Encode the prompt for the assistant's next message. Errors: those of `encode_prompt`."""
+    return encode_prompt(template, tokenizer, messages, tools, limit).ids
 
 
 class _Mask:

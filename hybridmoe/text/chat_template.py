@@ -14,8 +14,10 @@ import jinja2
 
 from hybridmoe.errors import HybridMoeError, TemplateError
 from hybridmoe.text.messages import copy_json
+from hybridmoe.text.prefill import ThoughtMarks
 from hybridmoe.text.prompt_limit import PromptLimit
 from hybridmoe.text.template_sandbox import BoundedEnvironment
+from hybridmoe.text.template_switches import TemplateSwitches
 
 __all__ = ["KIMI_K2_TEMPLATE", "ChatTemplate"]
 
@@ -73,6 +75,7 @@ class ChatTemplate:
 
     def __init__(self, source: str, *, bos_token: str = "", eos_token: str = "") -> None:
         """Compile a template. Raises TemplateError with its line."""
+        self.source = source
         self._environment = BoundedEnvironment()
         self._tokens = {"bos_token": bos_token, "eos_token": eos_token}
         self._lock = threading.Lock()
@@ -116,14 +119,17 @@ class ChatTemplate:
         *,
         tools: Sequence[Mapping[str, Any]] | None = None,
         add_generation_prompt: bool = True,
+        variables: Mapping[str, Any] | None = None,
         limit: PromptLimit | None = None,
     ) -> str:
         """Render normalized messages (text/messages.py) to the prompt text.
 
-        Takes seconds at most. Errors: TemplateError, one line; those of the limit.
+        variables: further ones that the template may read. Takes seconds at most. Errors:
+        TemplateError, one line; those of the limit.
         """
         limit = limit or PromptLimit.unlimited()
         context = {
+            **(variables or {}),
             "messages": copy_json(messages, "messages"),
             "tools": copy_json(tools, "tools"),
             "add_generation_prompt": add_generation_prompt,
@@ -144,6 +150,26 @@ class ChatTemplate:
                 raise
             except Exception as error:
                 raise _as_template_error(error) from None
+
+    @functools.cached_property
+    def read_names(self) -> frozenset[str]:
+        """Names of all variables that the source reads, its own among them."""
+        with self._lock:
+            return self._environment.read_names(self.source)
+
+    @functools.cached_property
+    def switches(self) -> TemplateSwitches:
+        """What the template lets a caller choose about thinking."""
+        return TemplateSwitches(self)
+
+    @functools.cached_property
+    def thought_marks(self) -> ThoughtMarks:
+        """How the template writes thoughts before a response's text; a sample is rendered."""
+        question, response = {"role": "user", "content": "x"}, ThoughtMarks.sample()
+        try:
+            return ThoughtMarks.of(self.render([question, response], add_generation_prompt=False))
+        except TemplateError:
+            return ThoughtMarks()
 
     @functools.cached_property
     def wants_parsed_arguments(self) -> bool:

@@ -61,6 +61,13 @@ class MatcherConstraint:
         if not self._matcher.consume_token(token_id):
             self._check()
 
+    def begin_with(self, ids: list[int]) -> bool:
+        """Advance by the tokens of a text that is already there; False if it is not allowed."""
+        self._is_mask_current = False
+        num_taken = self._matcher.try_consume_tokens(ids)
+        self._check()
+        return num_taken == len(ids)
+
     def is_done(self) -> bool:
         """True if only an end token may follow."""
         return bool(self._matcher.is_stopped())

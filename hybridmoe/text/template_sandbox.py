@@ -95,6 +95,11 @@ class BoundedEnvironment(ImmutableSandboxedEnvironment):
             "strftime_now": _strftime_now,
         }
 
+    def read_names(self, source: str) -> frozenset[str]:
+        """Names of all variables that a template reads, its own among them."""
+        names = self.parse(source).find_all(nodes.Name)
+        return frozenset(name.name for name in names if name.ctx == "load")
+
     def _parse(self, source: str, name: str | None, filename: str | None) -> nodes.Template:
         if len(source) > _MAX_SOURCE_CHARS:
             raise SecurityError(f"{len(source)} characters; expected at most {_MAX_SOURCE_CHARS}")

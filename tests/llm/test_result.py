@@ -8,6 +8,7 @@ from fake_engine import FakeEngine
 
 import hybridmoe
 from hybridmoe.engine.request import Usage
+from hybridmoe.text.chat_encoding import ChatPrompt
 from hybridmoe.text.lazy_tool_calls import LazyToolCalls
 
 TOOLS = [{"type": "function", "function": {"name": "look_up", "parameters": {"type": "object"}}}]
@@ -42,9 +43,11 @@ def test_thoughts_are_no_text(llm: hybridmoe.LLM) -> None:
 def test_a_prompt_may_have_begun_the_thoughts(
     llm: hybridmoe.LLM, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    ids = llm.encode_chat(say("why</think>yes"))
+    prompt = llm.chat_prompt(say("why</think>yes"))
     think = llm.tokenizer.special_id("<think>")
-    monkeypatch.setattr(llm, "encode_chat", lambda *_: [*ids, think])
+    assert think is not None
+    begun = ChatPrompt([*prompt.ids, think], "open")
+    monkeypatch.setattr(llm, "chat_prompt", lambda *_, **__: begun)
     result = llm.chat(say("why</think>yes"))
     assert (result.text, result.reasoning) == ("yes", "why")
     stream = llm.chat(say("why</think>yes"), stream=True)

@@ -11,6 +11,8 @@ from endpoint_requests import CALL, WEATHER, City, user
 from fake_engine import FakeLLM
 from live_server import LiveServer, live_server
 
+from hybridmoe.text.chat_template import ChatTemplate
+
 
 @pytest.fixture(scope="module")
 def server(llm: FakeLLM) -> Iterator[LiveServer]:
@@ -143,7 +145,9 @@ def test_typed_answers(client: openai.OpenAI, llm: FakeLLM) -> None:
 def test_thoughts_may_come_before_a_form_where_the_template_knows_of_them(
     client: openai.OpenAI, llm: FakeLLM, monkeypatch: pytest.MonkeyPatch, may_think: bool
 ) -> None:
-    monkeypatch.setattr(llm, "may_think", may_think)
+    if may_think:
+        source = f"{llm.template.source}{{# <think> #}}"
+        monkeypatch.setattr(llm, "template", ChatTemplate(source))
     client.chat.completions.create(
         model="test", messages=user("say {}"), response_format={"type": "json_object"}
     )

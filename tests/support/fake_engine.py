@@ -35,9 +35,10 @@ from hybridmoe.experts.stats import ExpertStats
 from hybridmoe.gguf.reader import GGUFFile
 from hybridmoe.planning.memory_plan import plan_memory
 from hybridmoe.planning.problem import Budgets
-from hybridmoe.text.chat_encoding import encode_chat
+from hybridmoe.text.chat_encoding import ChatPrompt, encode_prompt
 from hybridmoe.text.chat_template import ChatTemplate
 from hybridmoe.text.prompt_limit import PromptLimit
+from hybridmoe.text.thinking_options import PromptOptions
 from hybridmoe.text.tokenizer import Tokenizer
 
 __all__ = ["FakeEngine", "FakeLLM"]
@@ -190,7 +191,6 @@ class FakeLLM:
         self.config = ModelConfig.from_metadata(self.file.metadata)
         self.tokenizer = Tokenizer(self.file.path, self.file.metadata)
         self.context_tokens = context_tokens
-        self.may_think = False
         self.plan = plan_memory(
             self.config,
             self.file.tensors.values(),
@@ -198,15 +198,16 @@ class FakeLLM:
             Budgets(ram_bytes=1 << 40),
         )
         self.engine = FakeEngine(self.tokenizer, context_tokens)
-        self._template = ChatTemplate.from_metadata(self.file.metadata, self.tokenizer)
+        self.template = ChatTemplate.from_metadata(self.file.metadata, self.tokenizer)
 
-    def encode_chat(
+    def chat_prompt(
         self,
         messages: Sequence[Mapping[str, Any]],
         tools: Sequence[Mapping[str, Any]] | None,
         limit: PromptLimit,
-    ) -> list[int]:
-        return encode_chat(self._template, self.tokenizer, messages, tools, limit)
+        options: PromptOptions,
+    ) -> ChatPrompt:
+        return encode_prompt(self.template, self.tokenizer, messages, tools, limit, options)
 
     def sampling_params(self, overrides: Mapping[str, Any]) -> SamplingParams:
         return SamplingParams(**overrides)

@@ -42,6 +42,7 @@ async def create_message(body: MessagesRequest, request: Request) -> Response:
     chat.format = _format(body)
     chat.relative_temperature = body.temperature
     generation = await service.start_chat(chat, model)
+    request.state.ignored_fields = generation.request.ignored
     message = _empty_message(generation, model)
     if body.stream:
         maker, keep_alive_s = AnthropicEvents(), service.config.keep_alive_s

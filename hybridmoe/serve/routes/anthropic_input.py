@@ -38,6 +38,9 @@ def chat_input(body: CountTokensRequest) -> ChatInput:
         tool_choice="required" if must_call else "none" if choice.type == "none" else "auto",
         forced_tool=choice.name if choice.type == "tool" else None,
         is_parallel=not choice.disable_parallel_tool_use,
+        thinking=body.thinking_options(),
+        template_kwargs=body.template_variables(),
+        continue_final=None,
     )
 
 

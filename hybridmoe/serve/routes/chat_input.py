@@ -34,12 +34,33 @@ def chat_input(body: ChatCompletionRequest) -> ChatInput:
         **_tool_choice(body),
         is_parallel=body.parallel_tool_calls is not False and not body.functions,
         format=body.structured_format(),
+        thinking=body.thinking_options(),
+        template_kwargs=body.template_variables(),
+        continue_final=_continue_final(body),
         sampling=sampling,
         num_choices=body.n or body.n_cmpl or 1,
         top_logprobs=(body.top_logprobs or body.n_probs or 0) if has_logprobs else None,
         prompt_logprobs=body.prompt_logprobs,
         expert_trace=body.return_experts,
     )
+
+
+def _continue_final(body: ChatCompletionRequest) -> bool | None:
+    """Read whether the last message is continued; None: if it is the assistant's, with text."""
+    last = body.messages[-1]
+    continues, adds = body.continue_final_message, body.add_generation_prompt
+    if continues and adds:
+        raise unsupported_value(
+            "continue_final_message", "excludes add_generation_prompt: give one of them"
+        )
+    if adds is False and continues is not True and last.role != "assistant":
+        raise unsupported_value(
+            "add_generation_prompt",
+            "false is supported only with an assistant's last message, to continue it",
+        )
+    if continues is None and (adds is False or last.prefix or last.partial):
+        return True
+    return False if continues is None and adds else continues
 
 
 def _tools(body: ChatCompletionRequest) -> list[dict[str, Any]]:

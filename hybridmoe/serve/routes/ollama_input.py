@@ -1,6 +1,7 @@
 """Conversion of ollama's requests to inputs."""
 
 import json
+from dataclasses import replace
 from typing import Any
 
 from hybridmoe.serve.errors import unsupported_value
@@ -12,6 +13,7 @@ from hybridmoe.serve.schemas.ollama import (
     OllamaRequest,
     OllamaToolCall,
 )
+from hybridmoe.text.thinking_options import ThinkingOptions
 
 __all__ = ["chat_input", "generate_input"]
 
@@ -40,6 +42,8 @@ def _input(
         messages=messages,
         tools=tools,
         format=body.response_format(),
+        thinking=replace(ThinkingOptions.of_argument(body.think), name="think"),
+        continue_final=None,
         sampling=body.sampling(),
         top_logprobs=body.num_top_logprobs,
     )

@@ -49,6 +49,7 @@ async def create_response(body: ResponsesRequest, request: Request) -> Response:
     model = service.check_model(body.model)
     before, new = await _conversation(service, body)
     generation = await service.start_chat(chat_input(body, [*before, *new]), model)
+    request.state.ignored_fields = generation.request.ignored
     response = _ModelResponse(service, generation, model, body, before, new)
     if body.stream:
         events, keep_alive_s = response.events(), service.config.keep_alive_s

@@ -103,6 +103,8 @@ def chat_input(body: ResponsesRequest, items: list[dict[str, Any]]) -> ChatInput
         **_tool_choice(body),
         is_parallel=body.parallel_tool_calls is not False,
         format=body.structured_format(**{"text.format": _text_format(body)}),
+        thinking=body.thinking_options(),
+        template_kwargs=body.template_variables(),
         sampling=sampling,
         top_logprobs=(body.top_logprobs or 0) if wants_logprobs else None,
     )

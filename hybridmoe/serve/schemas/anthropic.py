@@ -15,6 +15,8 @@ from hybridmoe.serve.schemas.common import (
 )
 from hybridmoe.serve.schemas.output import OutputFields
 from hybridmoe.serve.schemas.sampling import SamplingFields
+from hybridmoe.serve.schemas.thinking import Effort, MessagesThinkingFields
+from hybridmoe.text.thinking_options import ThinkingOptions
 
 __all__ = [
     "AnthropicMessage", "AnthropicTool", "AnthropicToolChoice", "ContentBlock",
@@ -62,18 +64,6 @@ class AnthropicToolChoice(Request):
     disable_parallel_tool_use: bool | None = None
 
 
-class CountTokensRequest(Request):
-    """Conversation whose prompt tokens are counted."""
-
-    api = "messages"
-
-    model: str = Field(max_length=512)
-    messages: Listed[AnthropicMessage] = Field(min_length=1)
-    system: str | Listed[ContentBlock] | None = None
-    tools: Annotated[Listed[AnthropicTool], Field(max_length=512)] | None = None
-    tool_choice: AnthropicToolChoice | None = None
-
-
 class JsonFormat(Request):
     """Format of the text: JSON that is valid against a schema."""
 
@@ -83,6 +73,24 @@ class JsonFormat(Request):
 
 class OutputConfig(Request):
     format: JsonFormat | None = None
+    effort: Effort | None = Field(default=None, description="Counts where `thinking` is on.")
+
+
+class CountTokensRequest(MessagesThinkingFields):
+    """Conversation whose prompt tokens are counted."""
+
+    api = "messages"
+
+    model: str = Field(max_length=512)
+    messages: Listed[AnthropicMessage] = Field(min_length=1)
+    system: str | Listed[ContentBlock] | None = None
+    tools: Annotated[Listed[AnthropicTool], Field(max_length=512)] | None = None
+    tool_choice: AnthropicToolChoice | None = None
+    output_config: OutputConfig | None = None
+
+    def thinking_options(self) -> ThinkingOptions:
+        """Join the fields on thinking."""
+        return self.thinking_with(self.output_config.effort if self.output_config else None)
 
 
 class MessagesRequest(CountTokensRequest, SamplingFields, OutputFields):
@@ -93,7 +101,6 @@ class MessagesRequest(CountTokensRequest, SamplingFields, OutputFields):
         default=None, description="0 to 1; 1 stands for the model's recommended temperature."
     )
     stop_sequences: StopStrings | None = None
-    output_config: OutputConfig | None = None
     output_format: JsonFormat | None = Field(
         default=None, description="Older `output_config.format`."
     )

@@ -17,6 +17,7 @@ from hybridmoe.serve.schemas.common import (
 )
 from hybridmoe.serve.schemas.output import OutputFields
 from hybridmoe.serve.schemas.sampling import SamplingFields
+from hybridmoe.serve.schemas.thinking import ChatThinkingFields
 from hybridmoe.text.content_parts import result_text
 
 __all__ = [
@@ -66,6 +67,8 @@ class Message(Request):
     tool_call_id: str | None = Field(default=None, max_length=512)
     reasoning_content: str | None = None
     reasoning: str | None = Field(default=None, description="Same as `reasoning_content`.")
+    prefix: bool | None = Field(default=None, description="true: continue it, if it is the last.")
+    partial: bool | None = Field(default=None, description="Same as `prefix`.")
     function_call: FunctionCall | None = None
 
     @model_validator(mode="before")
@@ -79,6 +82,8 @@ class Message(Request):
         """Convert to the one form that templates get."""
         out = self.model_dump(exclude_none=True)
         refusal, reasoning = out.pop("refusal", None), out.pop("reasoning", None)
+        out.pop("prefix", None)
+        out.pop("partial", None)
         if refusal and not out.get("content"):
             out["content"] = refusal
         if reasoning:
@@ -127,7 +132,7 @@ class AllowedToolChoice(Request):
     allowed_tools: AllowedTools
 
 
-class ChatCompletionRequest(SamplingFields, OutputFields):
+class ChatCompletionRequest(SamplingFields, OutputFields, ChatThinkingFields):
     """Conversation to continue."""
 
     api = "chat"

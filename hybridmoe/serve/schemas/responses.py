@@ -15,6 +15,7 @@ from hybridmoe.serve.schemas.common import (
 )
 from hybridmoe.serve.schemas.output import OutputFields
 from hybridmoe.serve.schemas.sampling import SamplingFields
+from hybridmoe.serve.schemas.thinking import ResponsesThinkingFields
 
 __all__ = [
     "ConversationItemsRequest",
@@ -91,7 +92,7 @@ class ConversationRef(Request):
     id: str = Field(max_length=512)
 
 
-class ResponsesRequest(SamplingFields, OutputFields):
+class ResponsesRequest(SamplingFields, OutputFields, ResponsesThinkingFields):
     """Conversation to continue: the stored one that is named, if any, then `input`."""
 
     api = "responses"
