@@ -21,13 +21,12 @@ CLIENTS = ROOT / "build" / "clients"
 
 # How many jobs each client has, and those that may fail, with the reason.
 PYTHON: dict[str, tuple[int, dict[str, str]]] = {
-    "openai": (34, {"scores_a_text": "no echo yet"}),
+    "openai": (34, {}),
     "anthropic": (
         31,
         {
             "continues_a_prefilled_answer": "no prefill yet",
             "lists_and_retrieves_models": "models have OpenAI's fields alone",
-            "reads_text_documents": "documents are refused",
         },
     ),
     "litellm": (12, {}),
@@ -39,6 +38,13 @@ PYTHON: dict[str, tuple[int, dict[str, str]]] = {
     "agents": (5, {}),
     "pydantic_ai": (5, {}),
     "llm": (5, {}),
+    "ollama": (
+        9,
+        {
+            "lists_and_shows_models": "no /api/tags and /api/show yet",
+            "tells_errors": "no /api/embed yet",
+        },
+    ),
 }
 
 

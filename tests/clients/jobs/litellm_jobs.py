@@ -145,7 +145,7 @@ def tells_errors_apart() -> None:
     fails(litellm.AuthenticationError, lambda: ask(SUM, api_key="wrong"))
     fails(litellm.NotFoundError, lambda: ask(SUM, model="hosted_vllm/gpt-9"))
     fails(litellm.ContextWindowExceededError, lambda: ask("word " * 1500))
-    fails(litellm.BadRequestError, lambda: ask(SUM, temperature=9.0))
+    fails(litellm.BadRequestError, lambda: ask(SUM, top_p=3.0))
 
 
 @job
