@@ -8,7 +8,7 @@ MODEL  ?=
 ARGS   ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help build chat test clients test-gpu triton-versions quick check lint lowest fmt bench peers asan tsan clean
+.PHONY: help build chat test clients test-gpu triton-versions quick check lint lowest fmt bench peers asan tsan wheel clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1	/p' $(MAKEFILE_LIST) | expand -t 17
@@ -107,6 +107,10 @@ tsan:  ## the thread pool, the operations on it and file reads under ThreadSanit
 	  csrc/tests/stress_reader.cpp csrc/base/direct_file.cpp csrc/base/file_reader.cpp csrc/base/io_ring.cpp \
 	  csrc/base/read_*.cpp
 	build/tsan/stress_reader
+
+# Daily is enough: `make test` tries the same sources; this tries the packaging.
+wheel: build  ## a manylinux wheel in dist/, tried in a fresh environment without a compiler
+	$(BIN)/python .ci/wheel.py
 
 clean:  ## remove what was built; .venv stays
 	rm -rf build dist *.egg-info hybridmoe/_C*.so $(VENV)/.built $(VENV)/.chat
