@@ -1,6 +1,6 @@
 """llama.cpp's tokenizer for one GGUF file, through llama-cpp-python's C interface.
 
-For every pre-tokenizer except Kimi K2's (text/kimi_bpe.py). Loads the vocabulary alone, no weights.
+For pre-tokenizers that text/pre_tokenizers.py lacks. Loads the vocabulary alone, no weights.
 Import this module only when it is needed: llama_cpp takes 0.2 s.
 """
 

@@ -1,8 +1,8 @@
 """Tokenizer of one GGUF file: text to token ids and back, also incrementally.
 
-Finds special tokens itself; the text between them goes to an encoder: text/kimi_bpe.py for
-`tokenizer.ggml.pre` = `kimi-k2`, llama.cpp for all others. Decoding uses the token table of the
-file alone.
+Finds special tokens itself; the text between them goes to an encoder: text/byte_bpe.py where
+`tokenizer.ggml.pre` names a known pre-tokenizer, llama.cpp for all others. Decoding uses the token
+table of the file alone.
 """
 
 import codecs
@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from hybridmoe.errors import ConfigError
-from hybridmoe.text import kimi_bpe as kimi
+from hybridmoe.text.byte_bpe import ByteBpe
 from hybridmoe.text.literal_matcher import LiteralMatcher
+from hybridmoe.text.pre_tokenizers import find_pre_tokenizer
 from hybridmoe.text.prompt_limit import PromptLimit
 from hybridmoe.text.vocabulary import TokenType, Vocabulary
 
@@ -186,13 +187,14 @@ class StreamDecoder:
 
 
 def _make_encoder(path: Path, vocabulary: Vocabulary) -> Encoder:
-    if vocabulary.pre == kimi.PRE:
-        return kimi.KimiBpe(vocabulary, path.name)
+    pre_tokenizer = find_pre_tokenizer(vocabulary.pre)
+    if pre_tokenizer is not None:
+        return ByteBpe(vocabulary, pre_tokenizer, path.name)
     try:
         from hybridmoe.text.llama_bpe import LlamaBpe
     except ModuleNotFoundError:
         raise ConfigError(
-            f"{path.name}: its tokenizer ({vocabulary.pre!r:.40}) needs llama-cpp-python:"
+            f"{path.name}: its pre-tokenizer ({vocabulary.pre!r:.40}) needs llama-cpp-python:"
             " pip install llama-cpp-python"
         ) from None
     return LlamaBpe(path, len(vocabulary.texts))

@@ -56,13 +56,13 @@ def metadata() -> dict[str, object]:
     }
 
 
-def write_file(path: Path) -> None:
-    """The metadata as a GGUF of which llama.cpp can load the vocabulary."""
+def write_file(path: Path, pre: str = "kimi-k2") -> None:
+    """The metadata as a GGUF of which llama.cpp can load the vocabulary. pre: its splits."""
     writer = gguf.GGUFWriter(path, "deepseek2")
     for key in ("block_count", "context_length", "embedding_length", "feed_forward_length"):
         writer.add_uint32(f"deepseek2.{key}", 64)
     writer.add_uint32("deepseek2.attention.head_count", 1)
-    for key, value in metadata().items():
+    for key, value in {**metadata(), "tokenizer.ggml.pre": pre}.items():
         if isinstance(value, list):
             writer.add_array(key, value)
         elif isinstance(value, int):

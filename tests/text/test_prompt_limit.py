@@ -7,8 +7,8 @@ import pytest
 from hybridmoe.demo import demo_path
 from hybridmoe.errors import ContextLengthError, HybridMoeError, TemplateError
 from hybridmoe.gguf.reader import GGUFFile
+from hybridmoe.text.byte_bpe import ByteBpe
 from hybridmoe.text.chat_template import ChatTemplate
-from hybridmoe.text.kimi_bpe import KimiBpe
 from hybridmoe.text.prompt_limit import PromptLimit
 from hybridmoe.text.template_sandbox import MAX_SOURCE_TOKENS
 from hybridmoe.text.tokenizer import Tokenizer
@@ -30,7 +30,7 @@ class EndlessEncoder:
     def __init__(self) -> None:
         self.num_tokens = 0
 
-    def encode(self, _encoder: KimiBpe, text: str) -> Iterator[list[int]]:
+    def encode(self, _encoder: ByteBpe, text: str) -> Iterator[list[int]]:
         while True:
             self.num_tokens += 10
             yield [65] * 10
@@ -39,7 +39,7 @@ class EndlessEncoder:
 @pytest.fixture
 def endless(monkeypatch: pytest.MonkeyPatch) -> EndlessEncoder:
     endless = EndlessEncoder()
-    monkeypatch.setattr(KimiBpe, "encode", lambda encoder, text: endless.encode(encoder, text))
+    monkeypatch.setattr(ByteBpe, "encode", lambda encoder, text: endless.encode(encoder, text))
     return endless
 
 

@@ -18,7 +18,7 @@ from tiny_gguf import write_tiny
 
 from hybridmoe.errors import ConfigError, GGUFError
 from hybridmoe.gguf.reader import GGUFFile
-from hybridmoe.text import kimi_bpe as kimi
+from hybridmoe.text.pre_tokenizers import find_pre_tokenizer
 from hybridmoe.text.tokenizer import Tokenizer
 
 PLAIN = {
@@ -34,6 +34,7 @@ PLAIN = {
     "emoji": "Hi 👋🏽👨‍👩‍👧‍👦 🇩🇪🇨🇳 🙂🙂 ✅ done",
     "mixed": "用Python写hello_world()函数, then 运行 it: ∑x² ≤ ½·π ∈ ℝ",
 }
+SPLITS_AS_LLAMA = ("deepseek-llm", "deepseek-coder", "deepseek-v3", "glm4")
 # Words with combining marks, which llama.cpp splits unlike the model's tokenizer.
 MARKED = {
     "hindi": "सभी मनुष्यों को गौरव और अधिकारों के मामले में स्वतन्त्रता और समानता प्राप्त है।",
@@ -157,16 +158,58 @@ def test_llama_cpp_agrees_without_combining_marks(
 def test_llama_cpp_still_splits_words_at_combining_marks(
     kimi_tokenizer: Tokenizer, kimi_by_llama: Reference, name: str
 ) -> None:
-    # If this fails, llama.cpp was fixed: update text/kimi_bpe.py.
+    # If this fails, llama.cpp was fixed: update text/pre_tokenizers.py.
     text = MARKED[name]
     assert len(kimi_tokenizer.encode(text)) < len(kimi_by_llama.encode(text))
 
 
-def test_the_pattern_loses_nothing_and_splits_words() -> None:
-    assert kimi.split("iPhone getURLNow'S") == ["i", "Phone", " get", "URLNow'S"]
-    assert kimi.split("人々 नमस्ते x") == ["人々", " नमस्ते", " x"]
+def test_kimis_pattern_splits_words() -> None:
+    assert split("kimi-k2", "iPhone getURLNow'S") == ["i", "Phone", " get", "URLNow'S"]
+    assert split("kimi-k2", "人々 नमस्ते x") == ["人々", " नमस्ते", " x"]
+
+
+@pytest.mark.parametrize("pre", [*SPLITS_AS_LLAMA, "kimi-k2"])
+def test_splitting_loses_nothing(pre: str) -> None:
     for text in (PLAIN | MARKED).values():
-        assert "".join(kimi.split(text)) == text
+        assert "".join(split(pre, text)) == text
+
+
+def split(pre: str, text: str) -> list[str]:
+    pre_tokenizer = find_pre_tokenizer(pre)
+    assert pre_tokenizer is not None
+    return [*pre_tokenizer.split(text)]
+
+
+@pytest.fixture(scope="module", params=SPLITS_AS_LLAMA)
+def under_another_pre(
+    request: pytest.FixtureRequest,
+    by_llama: Callable[[Path], Reference],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> tuple[Tokenizer, Reference]:
+    """Kimi K2's vocabulary, whose merges show where a text was split."""
+    path = tmp_path_factory.mktemp("pre") / "kimi.gguf"
+    kimi_vocabulary.write_file(path, request.param)
+    metadata = {**kimi_vocabulary.metadata(), "tokenizer.ggml.pre": request.param}
+    return Tokenizer(path, metadata), by_llama(path)
+
+
+def test_other_families_split_as_llama_cpp_does(
+    under_another_pre: tuple[Tokenizer, Reference],
+) -> None:
+    tokenizer, reference = under_another_pre
+    source = Path(str(sys.modules["argparse"].__file__)).read_text(encoding="utf-8")
+    scripts = {"armenian": "Բոլոր մարդիկ ծնվում են ազատ", "georgian": "ყველა ადამიანი იბადება"}
+    for text in [*(PLAIN | MARKED | scripts).values(), source]:
+        assert tokenizer.encode(text) == reference.encode(text)
+    characters = [
+        *map(chr, (*range(0x20, 0x3100), *range(0x4E00, 0x4E40), *range(0xFF00, 0xFFEF))),
+        *(" \n\r\t.,'aA1" * 400),
+    ]  # fmt: skip
+    known = [c for c in characters if unicodedata.category(c) not in ("Cn", "Cs")]
+    rng = random.Random(0)
+    for _ in range(500):
+        text = "".join(rng.choices(known, k=rng.randint(1, 20)))
+        assert tokenizer.encode(text) == reference.encode(text), ascii(text)
 
 
 def test_tiny_vocabularies_agree_with_llama_cpp(tiny: tuple[Tokenizer, Reference]) -> None:
@@ -188,14 +231,20 @@ def test_tiny_vocabularies_agree_with_llama_cpp(tiny: tuple[Tokenizer, Reference
         assert tokenizer.is_special(token_id) == (is_control or is_thinking)
 
 
-@pytest.mark.parametrize("variant", ["k2", "v3", "v2"])
+@pytest.mark.parametrize("variant", ["k2", "v3", "v2", "by llama.cpp"])
 @pytest.mark.parametrize("character", ["a", " ", "."])
 def test_very_long_runs_neither_crash_nor_hang(
     variant: str, character: str, tmp_path: Path
 ) -> None:
     # llama.cpp overflows its stack at some 25 000 characters with DeepSeek's patterns.
     path = tmp_path / "tiny.gguf"
-    write_tiny(path, variant=variant, layers=1, dense_layers=1)
+    write_tiny(
+        path,
+        variant="v3" if variant == "by llama.cpp" else variant,
+        layers=1,
+        dense_layers=1,
+        **({"pre": "gpt-2"} if variant == "by llama.cpp" else {}),
+    )
     with GGUFFile.open(path) as file:
         tokenizer = Tokenizer(path, file.metadata)
         text = character * 60_000
@@ -232,7 +281,7 @@ def test_ids_outside_the_vocabulary_are_refused(kimi_tokenizer: Tokenizer) -> No
 
 def test_llama_cpp_opens_a_path_that_is_not_utf8(tmp_path: Path) -> None:
     path = tmp_path / os.fsdecode(b"v3\xff.gguf")
-    write_tiny(path, variant="v3", layers=1, dense_layers=1)
+    write_tiny(path, variant="v3", layers=1, dense_layers=1, pre="gpt-2")
     with GGUFFile.open(path) as file:
         tokenizer = Tokenizer(path, file.metadata)
         assert tokenizer.decode(tokenizer.encode("a b")) == "a b"
@@ -262,9 +311,23 @@ def test_a_refusal_by_llama_cpp_is_one_line(
     assert capfd.readouterr() == ("", "")
 
 
+def test_without_llama_cpp_an_unknown_pre_tokenizer_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "llama_cpp", None)
+    monkeypatch.delitem(sys.modules, "hybridmoe.text.llama_bpe", raising=False)
+    path = tmp_path / "tiny.gguf"
+    write_tiny(path, variant="v3", layers=1, dense_layers=1, pre="gpt-2")
+    with (
+        GGUFFile.open(path) as file,
+        pytest.raises(ConfigError, match=r"tiny.gguf: .* \('gpt-2'\) needs llama-cpp-python"),
+    ):
+        Tokenizer(path, file.metadata)
+
+
 def test_a_closed_tokenizer_raises(tmp_path: Path) -> None:
     path = tmp_path / "tiny.gguf"
-    write_tiny(path, variant="v3", layers=1, dense_layers=1)
+    write_tiny(path, variant="v3", layers=1, dense_layers=1, pre="gpt-2")
     with GGUFFile.open(path) as file:
         tokenizer = Tokenizer(path, file.metadata)
         tokenizer.close()

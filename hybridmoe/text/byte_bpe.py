@@ -1,70 +1,32 @@
-"""Kimi K2's encoder: its pre-tokenizer pattern, then byte-pair merges.
+"""Encoder of byte-level BPE vocabularies: a pre-tokenizer's pieces, merged by rank.
 
-llama.cpp has a pre-tokenizer for `kimi-k2`, but it takes combining marks for punctuation. So it
-splits words of Hindi, Thai, Bengali, Tamil and others, and emoji with a variation selector, where
-the model's tokenizer does not: 54 tokens instead of 43 for one sentence of Hindi. Text without such
-marks gets the same ids from both. The pattern is that of Moonshot's `tokenization_kimi.py`; the ids
-agree with an independent implementation (tests/text/test_tokenizer.py). This encoder is also
-faster, since it caches words.
-
-Byte-pair encoding: Sennrich et al. 2016. The pair with the lowest merge rank first, the leftmost
-of equals.
+Sennrich et al. 2016: the pair with the lowest merge rank first, the leftmost of equals.
 """
 
 import functools
 import heapq
 from collections.abc import Iterator
 
-import regex
-
 from hybridmoe.errors import GGUFError
-from hybridmoe.text.text_splitting import split_long_runs
+from hybridmoe.text.pre_tokenizers import PreTokenizer
 from hybridmoe.text.vocabulary import Vocabulary, byte_symbols
 
-__all__ = ["PRE", "KimiBpe", "split"]
+__all__ = ["ByteBpe"]
 
-PRE = "kimi-k2"  # value of tokenizer.ggml.pre
-
-# Han letters are separate words; a lower case letter before an upper case one ends a word.
-_UPPER = r"[[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]&&[^\p{Han}]]"
-_LOWER = r"[[\p{Ll}\p{Lm}\p{Lo}\p{M}]&&[^\p{Han}]]"
-_LEAD = r"[^\r\n\p{L}\p{N}]?"
-_CONTRACTION = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
-_PATTERN = regex.compile(
-    "|".join(
-        (
-            r"\p{Han}+",
-            f"{_LEAD}{_UPPER}*{_LOWER}+{_CONTRACTION}",
-            f"{_LEAD}{_UPPER}+{_LOWER}*{_CONTRACTION}",
-            r"\p{N}{1,3}",
-            r" ?[^\s\p{L}\p{N}]+[\r\n]*",
-            r"\s*[\r\n]+",
-            r"\s+(?!\S)",
-            r"\s+",
-        )
-    ),
-    regex.V1,
-)
-# Moonshot's code splits a text at these lengths, and runs of blanks or of non-blanks.
-_CHUNK_CHARS = 400_000
-_RUN_CHARS = 25_000
 _BATCH_TOKENS = 256
 _CACHE_WORDS = 1 << 16
 _MAX_CACHED_CHARS = 64
 _ID_BITS = 22  # Vocabulary admits at most 1 << 22 tokens
 
 
-def split(text: str) -> list[str]:
-    """Split text into pre-tokens, which no merge crosses."""
-    return _PATTERN.findall(text)  # type: ignore[no-any-return]
-
-
-class KimiBpe:
+class ByteBpe:
     """Encodes ordinary text; does not know special tokens."""
 
     adds_bos = False
 
-    def __init__(self, vocabulary: Vocabulary, name: str) -> None:
+    def __init__(self, vocabulary: Vocabulary, pre_tokenizer: PreTokenizer, name: str) -> None:
+        """name: the file's, for errors. Raises GGUFError for a missing byte or a bad merge."""
+        self._pre_tokenizer = pre_tokenizer
         ids = vocabulary.ids
         self._byte_ids = [ids.get(symbol, -1) for symbol in byte_symbols()]
         if -1 in self._byte_ids:
@@ -86,14 +48,12 @@ class KimiBpe:
 
     def encode(self, text: str) -> Iterator[list[int]]:
         """Encode in batches. Cost: n log n in the length of a pre-token, cached ones aside."""
-        for start in range(0, len(text), _CHUNK_CHARS):
-            for part in split_long_runs(text[start : start + _CHUNK_CHARS], _RUN_CHARS):
-                yield from self._encode_batches(part)
+        for chunk in self._pre_tokenizer.chunks(text):
+            yield from self._encode_batches(chunk)
 
     def _encode_batches(self, text: str) -> Iterator[list[int]]:
         out: list[int] = []
-        for match in _PATTERN.finditer(text):
-            piece = match.group()
+        for piece in self._pre_tokenizer.split(text):
             is_short = len(piece) <= _MAX_CACHED_CHARS
             out += self._cached(piece) if is_short else self._merge(piece)
             if len(out) >= _BATCH_TOKENS:
