@@ -52,7 +52,7 @@ def listen(host: str, port: int) -> socket.socket:
 
 
 def _listen_at(path: Path, mode: int) -> socket.socket:
-    """Listen at a path, in place of a socket that nobody listens at. Raises ConfigError."""
+    """Listen at a path, in place of a stale socket. Raises ConfigError."""
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         _remove_stale(path)

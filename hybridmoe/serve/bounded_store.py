@@ -8,7 +8,7 @@ __all__ = ["BoundedStore", "Entry"]
 
 
 class Entry(Protocol):
-    """What is stored. Not changed once it is."""
+    """Stored entry. Immutable."""
 
     @property
     def num_bytes(self) -> int: ...

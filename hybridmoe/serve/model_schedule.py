@@ -42,7 +42,7 @@ Step = Load | Unload | Wait
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ScheduleRules:
-    """Which models may be loaded together, and for how long they are kept."""
+    """Rules: the models that may be loaded together, and how long each is kept."""
 
     fit: Callable[[Sequence[str]], bool] = lambda names: len(names) < 2  # by name
     idle_unload_s: float | None = None  # None: only to make room

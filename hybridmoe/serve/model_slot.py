@@ -1,4 +1,4 @@
-"""Place of one served model: how to load it, whether it is loaded, and who waits for it."""
+"""Place of one served model: its loader, its state, and the requests that wait for it."""
 
 import asyncio
 import contextlib
@@ -87,7 +87,7 @@ class ModelSlot:
 
     @property
     def wanted_since_s(self) -> float | None:
-        """When the oldest request came that this model has not served; None without one."""
+        """Arrival of the oldest request that is not served yet, in seconds; None without one."""
         times = [waiter.since_s for waiter in self.waiters[:1]]
         if self.refused_since_s is not None:
             times.append(self.refused_since_s)

@@ -19,7 +19,7 @@ __all__ = ["RequestRecord"]
 
 @dataclass(slots=True)
 class RequestRecord:
-    """What one request used."""
+    """Resources that one request used."""
 
     started_s: float = field(default_factory=time.perf_counter)
     model: str | None = None
