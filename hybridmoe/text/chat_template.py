@@ -159,12 +159,12 @@ class ChatTemplate:
 
     @functools.cached_property
     def switches(self) -> TemplateSwitches:
-        """What the template lets a caller choose about thinking."""
+        """Switches of thinking that the template knows."""
         return TemplateSwitches(self)
 
     @functools.cached_property
     def thought_marks(self) -> ThoughtMarks:
-        """How the template writes thoughts before a response's text; a sample is rendered."""
+        """Text around thoughts before a response's text, found by rendering a sample."""
         question, response = {"role": "user", "content": "x"}, ThoughtMarks.sample()
         try:
             return ThoughtMarks.of(self.render([question, response], add_generation_prompt=False))

@@ -21,7 +21,7 @@ _FIELD = "continue_final_message"
 
 @dataclass(frozen=True, slots=True)
 class ThoughtMarks:
-    """What a template writes before and after thoughts, with its white space."""
+    """Texts before and after thoughts, with their white space."""
 
     open: str = _OPEN
     close: str = _CLOSE

@@ -1,4 +1,4 @@
-"""Budget of thoughts: after so many tokens of reasoning, `</think>` is the only token allowed.
+"""Budget of thoughts: after a number of reasoning tokens, only `</think>` is allowed.
 
 A constraint around another one, or around none. Implements the engine's `Constraint` protocol
 (hybridmoe/engine/constraint.py).
@@ -67,7 +67,7 @@ class ThinkingBudget:
         is_thinking: bool,
         leaving_ids: Collection[int] = (),
     ) -> "InnerConstraint | None":
-        """Limit the thoughts, unless there is no budget, or no thoughts in this vocabulary."""
+        """Limit the thoughts, if a budget is set and the vocabulary has thoughts."""
         marks = map(tokenizer.special_id, ("<think>", "</think>"))
         if budget_tokens is None or None in marks:
             return inner

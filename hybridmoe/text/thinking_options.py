@@ -26,7 +26,7 @@ _RESERVED = frozenset((
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ThinkingOptions:
-    """Whether to think, how hard, and for how long."""
+    """Request for thinking: on or off, level, and budget."""
 
     mode: str | None = None  # "on", "off", one of LEVELS; None: as the template does by default
     budget_tokens: int | None = None  # tokens of reasoning, then it is closed; None: no limit
@@ -63,7 +63,7 @@ ThinkingArgument = bool | str | Mapping[str, Any] | ThinkingOptions | None
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PromptOptions:
-    """How a conversation becomes a prompt. Raises ConfigError for unusable variables."""
+    """Options of encoding a conversation to a prompt. Raises ConfigError for unusable variables."""
 
     thinking: ThinkingOptions = field(default_factory=ThinkingOptions)
     variables: Mapping[str, Any] = field(default_factory=dict)  # of the template, by name
