@@ -1,4 +1,4 @@
-"""Where a server listens: an address, or a socket in the file system."""
+"""Listeners of a server: an address, or a socket in the file system."""
 
 import os
 import socket

@@ -25,7 +25,7 @@ PREPARING_THREADS = 4  # of the endpoint's pool, which starts with the first req
 
 
 class Held(NamedTuple):
-    """What a process holds."""
+    """Resources that a process holds."""
 
     maps: int  # of GGUF files
     files: int

@@ -1,4 +1,4 @@
-"""Which models may be loaded together, by their plans."""
+"""Models that may be loaded together, by their plans."""
 
 from collections.abc import Sequence
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The order in which models take turns: nobody starves, and nothing is unloaded in use."""
+"""Turns of models: none starves, and none is unloaded in use."""
 
 import heapq
 from dataclasses import dataclass, field
@@ -134,7 +134,7 @@ class Server:
                 target.used_s = self.now_s
 
     def step(self, rules: ScheduleRules) -> float:
-        """Do what is next; until when there is nothing else to do."""
+        """Take the next step. Returns the time until which nothing is to do."""
         if self.loading is not None:
             self.loading.put(SimpleNamespace(card=dict), self.now_s)  # type: ignore[arg-type]
             self.loading.load_duration_s, self.loading = LOAD_S, None
