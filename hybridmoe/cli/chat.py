@@ -22,6 +22,7 @@ from hybridmoe.cli.options import (
 from hybridmoe.cli.render import ProgressBar, Screen
 from hybridmoe.cli.session import Session
 from hybridmoe.cli.talk import Talk
+from hybridmoe.cli.thinking import MODES, thinking_of, thinking_options
 from hybridmoe.errors import ConfigError
 from hybridmoe.state_folder import state_folder
 
@@ -40,6 +41,7 @@ _QUOTES = '"""'
 @click.command("chat", cls=SectionedCommand)
 @model_argument
 @click.option("--system", metavar="TEXT", help="System message")
+@thinking_options
 @sampling_options
 @click.option("--no-color", is_flag=True, help="No dim text, no colors; as NO_COLOR=1")
 @load_options(without=SERVER_NAMES)
@@ -51,7 +53,8 @@ def chat_command(model: Path | None, system: str | None, no_color: bool, **optio
     params = sampling_of(options)
     check_params(params)
     with open_model(model, load_options_of(options)) as llm:
-        session = Session(llm.config.name, system, params)
+        session = Session(llm.config.name, system, params, thinking=thinking_of(options))
+        llm.check_thinking(session.thinking)
         if sys.stdin.isatty():
             _converse(llm, session, Screen(use_color=not no_color))
         else:
@@ -65,7 +68,9 @@ def _respond_to_pipe(llm: "LLM", session: Session) -> None:
     session.messages.append({"role": "user", "content": message})
     screen = Screen()
     with ProgressBar() as bar:
-        stream = llm.chat(session.prompt(), stream=True, progress=bar, **session.params)
+        stream = llm.chat(
+            session.prompt(), thinking=session.thinking, stream=True, progress=bar, **session.params
+        )
         for text, is_reasoning in stream.pieces():
             bar.close()
             screen.write(text, is_reasoning=is_reasoning)
@@ -153,6 +158,8 @@ def _completer(commands: list[str]) -> "Completer":
                 yield from _beginning_with(name, commands if name.startswith("/") else ())
             elif name == "/params":
                 yield from _beginning_with(argument, SAMPLING_NAMES)
+            elif name == "/think":
+                yield from _beginning_with(argument, (*MODES, "default"))
             elif name in ("/save", "/load"):
                 files = PathCompleter(expanduser=True)
                 yield from files.get_completions(Document(argument), event)

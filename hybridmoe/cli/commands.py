@@ -10,7 +10,9 @@ from typing import Any
 from hybridmoe.cli.options import SAMPLING_NAMES
 from hybridmoe.cli.session import Session
 from hybridmoe.cli.talk import Talk
+from hybridmoe.cli.thinking import parse_thinking, shown_thinking
 from hybridmoe.errors import ConfigError
+from hybridmoe.text.thinking_options import ThinkingOptions
 from hybridmoe.units import format_bytes
 
 __all__ = ["Commands"]
@@ -88,6 +90,12 @@ class Commands:
         for key in (name,) if name else SAMPLING_NAMES:
             self._say(f"{key} = {params.get(key, 'default')}")
 
+    def _do_think(self, text: str) -> None:
+        """/think [MODE N]  think: on, off, LEVEL or default; at most N tokens; or show it"""
+        if text:
+            self._talk.set_thinking(parse_thinking(text, self._talk.session.thinking))
+        self._say(shown_thinking(self._talk.session.thinking))
+
     def _do_regen(self, _: str) -> None:
         """/regen            regenerate the last response"""
         backup = list(self._talk.session.messages)
@@ -137,6 +145,7 @@ class Commands:
         session = self._talk.session
         session.system, session.messages = loaded.system, loaded.messages
         session.params = loaded.params
+        self._load_thinking(loaded.thinking)
         self._say(f"loaded {len(loaded.messages)} messages from {path}")
         if loaded.model != session.model:
             self._say(f"(from another model: {loaded.model:.80})")
@@ -146,6 +155,13 @@ class Commands:
                 self._say(f"loaded the KV cache of {self._talk.load_kv_cache(kv_path)} tokens")
             except (ConfigError, OSError) as error:
                 self._say(f"(KV cache not loaded: {error})")
+
+    def _load_thinking(self, thinking: ThinkingOptions) -> None:
+        try:
+            self._talk.set_thinking(thinking)
+        except ConfigError as error:
+            self._talk.session.thinking = ThinkingOptions()
+            self._say(f"({error})")
 
     def _do_exit(self, _: str) -> None:
         """/exit             end the program; as /quit and Ctrl-D"""

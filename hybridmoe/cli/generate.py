@@ -19,6 +19,7 @@ from hybridmoe.cli.options import (
     sampling_options,
 )
 from hybridmoe.cli.render import ProgressBar, Screen
+from hybridmoe.cli.thinking import thinking_of, thinking_options
 
 if TYPE_CHECKING:
     from hybridmoe import LLM, Result, ResultStream
@@ -37,6 +38,7 @@ _MAX_RESPONSE, _MAX_TEXT = 4096, 256
 )
 @click.option("--chat", "must_chat", is_flag=True, help="Fail if the model has no chat template")
 @click.option("--system", metavar="TEXT", help="System message")
+@thinking_options
 @sampling_options
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object at the end")
 @load_options(without=SERVER_NAMES)
@@ -55,10 +57,12 @@ def generate_command(
     template, it is continued as plain text, in which names of special tokens stand for those
     tokens. Without --max-tokens, a response has at most 4096 tokens, a continued text 256.
     """
-    must_chat = must_chat or system is not None
+    thinking = thinking_of(options)
+    thinks = thinking.mode is not None or thinking.budget_tokens is not None
+    must_chat = must_chat or system is not None or thinks
     if raw and must_chat:
         raise click.UsageError(
-            "--raw uses no chat template, but --chat and --system need it",
+            "--raw uses no chat template, but --chat, --system and --think need it",
             click.get_current_context(),
         )
     if prompt == "-":
@@ -71,6 +75,8 @@ def generate_command(
             _say("no chat template: the prompt is continued as plain text")
         is_limited = "max_tokens" in params
         params.setdefault("max_tokens", _MAX_RESPONSE if is_chat else _MAX_TEXT)
+        if is_chat:
+            params["thinking"] = thinking
         stream = _start(llm, prompt, system, is_chat=is_chat, progress=bar, **params)
         screen = Screen()
         for text, is_reasoning in stream.pieces():

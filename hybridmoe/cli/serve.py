@@ -18,6 +18,7 @@ from hybridmoe.cli.options import (
 from hybridmoe.cli.served_files import ServedFiles, named_files
 from hybridmoe.cli.server_log import ServerLog, notify_supervisor
 from hybridmoe.cli.signals import ENDING, SignalCounter, Terminated, handled
+from hybridmoe.cli.thinking import thinking_of, thinking_options
 from hybridmoe.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -119,6 +120,7 @@ __all__ = ["serve_command"]
     default="text",
     help="Form of the log on standard error [default: text]",
 )
+@thinking_options
 @click.option("--quiet", is_flag=True, help="Log no line for each request")
 @load_options()
 def serve_command(model: Path | None, host: str, port: int, **options: Any) -> None:
@@ -138,6 +140,7 @@ def serve_command(model: Path | None, host: str, port: int, **options: Any) -> N
         model_aliases=tuple(options["names"][1:]),
         api_keys=keys,
         cors_origins=options["cors_origins"],
+        thinking=thinking_of(options),
         allowed_hosts=_allowed_hosts(host, options["allowed_hosts"], has_keys=bool(keys)),
     )
     failures: list[Exception] = []
@@ -146,7 +149,7 @@ def serve_command(model: Path | None, host: str, port: int, **options: Any) -> N
         failures.append(error)
         server.stop()
 
-    served = ServedFiles(files, loading, options["max_loaded"], log.say)
+    served = ServedFiles(files, loading, options["max_loaded"], log.say, config.thinking)
     models = _model_pool(served, config, options, log, on_first_failure)
     server = Server(
         Service(config, models),

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from hybridmoe import LLM, Progress
     from hybridmoe.llm.coexistence import Coexistence
     from hybridmoe.llm.progress import ProgressCallback
+    from hybridmoe.text.thinking_options import ThinkingOptions
 
 __all__ = ["ServedFiles", "named_files"]
 
@@ -53,11 +54,14 @@ class ServedFiles:
         options: LoadOptions,
         max_loaded: int | None,
         say: Callable[[str], None],
+        thinking: "ThinkingOptions | None" = None,
     ) -> None:
+        """thinking: of requests that ask for none; a model alone must know it."""
         self._files = dict(files)
         self._options = options
         self._max_loaded = len(files) if max_loaded is None else max_loaded
         self._say = say
+        self._thinking = thinking
         self._coexistence: Coexistence | None = None
         self._num_loads = dict.fromkeys(files, 0)
 
@@ -80,7 +84,10 @@ class ServedFiles:
                 progress(step)
                 bar(step)
 
-            return hybridmoe.load(self._files[name], self._options_of(name), progress=on_progress)
+            file, options = self._files[name], self._options_of(name)
+            llm = hybridmoe.load(file, options, progress=on_progress)
+        self._check_thinking(name, llm)
+        return llm
 
     def announce(self, name: str, llm: "LLM") -> None:
         """Tell how a model was placed, and that it is ready."""
@@ -96,6 +103,17 @@ class ServedFiles:
         if len(names) > self._max_loaded:
             return False
         return self._coexistence is not None and self._coexistence.fit(names)
+
+    def _check_thinking(self, name: str, llm: "LLM") -> None:
+        if self._thinking is None:
+            return
+        try:
+            llm.check_thinking(self._thinking)
+        except ConfigError as error:
+            if len(self._files) == 1:
+                llm.close()
+                raise
+            self._say(f"{name}: {error}: --think has no effect on it")
 
     def _options_of(self, name: str) -> LoadOptions:
         """Options with files of this model's own, and a new trace for each load."""

@@ -1,7 +1,8 @@
 """Conversation file of `/save` and `/load`: messages and settings.
 
 The file is JSON: {"format": "hybridmoe-conversation", "version": 1, "model", "system", "params",
-"messages"}; messages are OpenAI's. A file is read whole and checked before anything changes.
+"think", "think_budget", "messages"}; messages are OpenAI's. A file is read whole and checked before
+anything changes.
 """
 
 import json
@@ -13,6 +14,7 @@ from typing import Any
 from hybridmoe.cli.options import SAMPLING_NAMES
 from hybridmoe.errors import ConfigError
 from hybridmoe.replace_file import replace_file
+from hybridmoe.text.thinking_options import ThinkingOptions
 
 __all__ = ["Session"]
 
@@ -29,6 +31,7 @@ class Session:
     system: str | None = None
     params: dict[str, Any] = field(default_factory=dict)
     messages: list[dict[str, Any]] = field(default_factory=list)
+    thinking: ThinkingOptions = field(default_factory=ThinkingOptions)
 
     def prompt(self) -> list[dict[str, Any]]:
         """All messages for the model, the system message first."""
@@ -52,6 +55,8 @@ class Session:
             "model": self.model,
             "system": self.system,
             "params": self.params,
+            "think": self.thinking.mode,
+            "think_budget": self.thinking.budget_tokens,
             "messages": self.messages,
         }
         text = json.dumps(data, ensure_ascii=False, indent=1)
@@ -85,7 +90,15 @@ class Session:
             raise ConfigError(f"{path.name}: messages: expected a list")
         for i, message in enumerate(messages):
             _check_message(message, f"{path.name}: messages[{i}]")
-        return cls(model, system, params, messages)
+        return cls(model, system, params, messages, _thinking(data, path.name))
+
+
+def _thinking(data: Mapping[str, Any], name: str) -> ThinkingOptions:
+    """Read the options on thinking, which older files lack."""
+    try:
+        return ThinkingOptions(mode=data.get("think"), budget_tokens=data.get("think_budget"))
+    except (ConfigError, TypeError):
+        raise ConfigError(f"{name}: think and think_budget: expected a mode and tokens") from None
 
 
 def _check_message(message: object, where: str) -> None:

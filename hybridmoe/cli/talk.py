@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from hybridmoe.cli.render import ProgressBar, Screen, timing_line
 from hybridmoe.cli.session import Session
 from hybridmoe.errors import HybridMoeError
+from hybridmoe.text.thinking_options import ThinkingOptions
 
 if TYPE_CHECKING:
     from hybridmoe import LLM, Progress, Result, ResultStream
@@ -84,6 +85,11 @@ class Talk:
             messages.append(response)
         self._comment(result, is_stopped)
 
+    def set_thinking(self, thinking: ThinkingOptions) -> None:
+        """Set how the model thinks. Raises ConfigError for a switch that it does not know."""
+        self._model.check_thinking(thinking)
+        self.session.thinking = thinking
+
     def save_kv_cache(self, path: Path) -> int:
         """Write the KV cache of the conversation. Returns its tokens; 0 = no file."""
         return self._model.save_sequence(path)
@@ -108,7 +114,11 @@ class Talk:
 
             try:
                 stream = self._model.chat(
-                    self.session.prompt(), stream=True, progress=on_progress, **self.session.params
+                    self.session.prompt(),
+                    thinking=self.session.thinking,
+                    stream=True,
+                    progress=on_progress,
+                    **self.session.params,
                 )
                 for text, is_reasoning in stream.pieces():
                     bar.close()

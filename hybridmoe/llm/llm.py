@@ -291,6 +291,11 @@ class LLM:
         template = self._template(bool(tools))
         return encode_prompt(template, self.tokenizer, messages, tools, limit, options)
 
+    def check_thinking(self, thinking: ThinkingArgument) -> None:
+        """Raise ConfigError if the model's chat template does not know such a switch."""
+        options = PromptOptions(thinking=ThinkingOptions.of_argument(thinking))
+        self._template(False).switches.choose(options)
+
     def sampling_params(self, given: Mapping[str, Any]) -> SamplingParams:
         """Make parameters by name; defaults come from the file, else from the class.
 

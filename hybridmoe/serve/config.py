@@ -1,8 +1,9 @@
 """Configuration of an endpoint: names, access, and limits on what one request can cost."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from hybridmoe.errors import ConfigError
+from hybridmoe.text.thinking_options import ThinkingOptions
 
 __all__ = ["ServeConfig"]
 
@@ -16,6 +17,7 @@ class ServeConfig:
     api_keys: tuple[str, ...] = ()  # empty: no key needed
     cors_origins: tuple[str, ...] = ()  # empty: other sites' pages may not read responses
     allowed_hosts: tuple[str, ...] = ()  # names in the Host header; empty, or "*": any
+    thinking: ThinkingOptions = field(default_factory=ThinkingOptions)  # of requests without any
     max_body_bytes: int = 16 << 20
     max_messages: int = 4096
     max_json_depth: int = 64

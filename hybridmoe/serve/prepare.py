@@ -14,19 +14,18 @@ from hybridmoe.engine.dry import SequenceBreakers
 from hybridmoe.engine.sampling_params import SamplingParams
 from hybridmoe.llm.llm import LLM
 from hybridmoe.serve.config import ServeConfig
+from hybridmoe.serve.encode_prompt import chosen_thinking, encode_prompt
 from hybridmoe.serve.errors import ApiError
 from hybridmoe.serve.inputs import ChatInput, TextInput
 from hybridmoe.serve.schemas.output import ResponseFormat
 from hybridmoe.serve.work_pool import CancelToken
-from hybridmoe.text.chat_encoding import ChatPrompt
 from hybridmoe.text.grammar_compiler import GrammarCompiler
 from hybridmoe.text.lazy_tool_calls import LazyToolCalls, forbid_tool_calls
 from hybridmoe.text.matcher_constraint import MatcherConstraint
 from hybridmoe.text.output_format import OutputFormat, ToolCallFormat
 from hybridmoe.text.thinking_budget import InnerConstraint, ThinkingBudget
-from hybridmoe.text.thinking_options import PromptOptions
 
-__all__ = ["EchoedPrompt", "PreparedRequest", "encode_prompt", "prepare_chat", "prepare_completion"]
+__all__ = ["EchoedPrompt", "PreparedRequest", "prepare_chat", "prepare_completion"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,27 +74,6 @@ class PreparedRequest:
         return replace(self.params, seed=(self.params.seed + number) % 2**64)
 
 
-def encode_prompt(llm: LLM, chat: ChatInput, config: ServeConfig, token: CancelToken) -> ChatPrompt:
-    """Encode a conversation. Errors: ApiError, ConfigError, TemplateError."""
-    if len(chat.messages) > config.max_messages:
-        raise ApiError(
-            400,
-            f"messages has {len(chat.messages)} entries; at most {config.max_messages} are taken",
-            param="messages",
-        )
-    messages = [
-        {**message, "role": "system"} if message.get("role") == "developer" else message
-        for message in chat.messages
-    ]
-    limit = llm.tokenizer.prompt_limit(llm.context_tokens, token.check)
-    options = PromptOptions(
-        thinking=chat.thinking,
-        variables=chat.template_kwargs,
-        continues_final=chat.continue_final,
-    )
-    return llm.chat_prompt(messages, chat.tools or None, limit, options)
-
-
 def prepare_chat(
     llm: LLM, grammar: GrammarCompiler, chat: ChatInput, config: ServeConfig, token: CancelToken
 ) -> PreparedRequest:
@@ -125,7 +103,7 @@ def prepare_chat(
     limited = ThinkingBudget.around(
         constraint,
         llm.tokenizer,
-        chat.thinking.budget_tokens,
+        chosen_thinking(llm, chat, config).budget_tokens,
         is_thinking=is_thinking,
         leaving_ids=forbid_tool_calls(llm.tokenizer),
     )

@@ -16,6 +16,7 @@ from hybridmoe.llm.progress import ProgressCallback
 from hybridmoe.serve.bounded_store import BoundedStore
 from hybridmoe.serve.config import ServeConfig
 from hybridmoe.serve.conversation_store import ConversationStore
+from hybridmoe.serve.encode_prompt import encode_prompt
 from hybridmoe.serve.errors import ApiError
 from hybridmoe.serve.field_check import UnknownFields
 from hybridmoe.serve.generation import Generation
@@ -25,7 +26,6 @@ from hybridmoe.serve.model_pool import ModelPool
 from hybridmoe.serve.model_slot import ModelSource
 from hybridmoe.serve.prepare import (
     PreparedRequest,
-    encode_prompt,
     prepare_chat,
     prepare_completion,
 )

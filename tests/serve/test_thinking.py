@@ -13,6 +13,7 @@ from waiting import HANG_S
 
 from hybridmoe.text.chat_template import ChatTemplate
 from hybridmoe.text.thinking_budget import ThinkingBudget
+from hybridmoe.text.thinking_options import ThinkingOptions
 
 CHAT, RESPONSES, MESSAGES = "/v1/chat/completions", "/v1/responses", "/v1/messages"
 BODIES: dict[str, dict[str, Any]] = {
@@ -262,3 +263,20 @@ def test_what_cannot_be_continued_is_named(
     answer = post(http, CHAT, messages=messages, **fields)
     assert answer.status_code == 400
     assert answer.json()["error"]["message"].startswith(message)
+
+
+def test_the_server_has_a_default_for_requests_without_a_switch(llm: FakeLLM, use: Any) -> None:
+    default = ThinkingOptions(mode="off", budget_tokens=5)
+    with (
+        live_server(llm, thinking=default) as server,
+        httpx2.Client(base_url=server.url, timeout=HANG_S) as http,
+    ):
+        use(OPENS)
+        assert post(http, CHAT).status_code == 200
+        assert last_prompt(llm).endswith("<think></think>")
+        assert isinstance(llm.engine.requests[-1].constraint, ThinkingBudget)
+        for fields in ({"think": True}, {"chat_template_kwargs": {"thinking": True}}):
+            assert post(http, CHAT, **fields).status_code == 200
+            assert last_prompt(llm).endswith("<think>")
+        use(ALWAYS)
+        assert post(http, CHAT).status_code == 200

@@ -38,7 +38,7 @@ from hybridmoe.planning.problem import Budgets
 from hybridmoe.text.chat_encoding import ChatPrompt, encode_prompt
 from hybridmoe.text.chat_template import ChatTemplate
 from hybridmoe.text.prompt_limit import PromptLimit
-from hybridmoe.text.thinking_options import PromptOptions
+from hybridmoe.text.thinking_options import PromptOptions, ThinkingOptions
 from hybridmoe.text.tokenizer import Tokenizer
 
 __all__ = ["FakeEngine", "FakeLLM"]
@@ -208,6 +208,9 @@ class FakeLLM:
         options: PromptOptions,
     ) -> ChatPrompt:
         return encode_prompt(self.template, self.tokenizer, messages, tools, limit, options)
+
+    def check_thinking(self, thinking: ThinkingOptions) -> None:
+        self.template.switches.choose(PromptOptions(thinking=thinking))
 
     def sampling_params(self, overrides: Mapping[str, Any]) -> SamplingParams:
         return SamplingParams(**overrides)

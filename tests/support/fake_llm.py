@@ -18,6 +18,7 @@ from typing import Any, NamedTuple, Self
 import hybridmoe
 from hybridmoe.errors import ConfigError
 from hybridmoe.placement.options import LoadOptions
+from hybridmoe.text.thinking_options import ThinkingOptions
 
 
 class Progress(NamedTuple):
@@ -114,6 +115,7 @@ class FakeLLM:
         self.config = SimpleNamespace(name="fake")
         self.prompts: list[list[dict[str, Any]]] = []
         self.texts: list[str] = []
+        self.thinking: ThinkingOptions | None = None
         self.num_open_streams = 0
         self.interrupted_after: int | None = None  # words or pieces of the prompt: then Ctrl-C
         self.is_closed = False
@@ -131,11 +133,13 @@ class FakeLLM:
         self,
         messages: Sequence[dict[str, Any]],
         *,
+        thinking: ThinkingOptions | None = None,
         stream: bool,
         progress: Callable[[Progress], None] | None = None,
         **sampling: Any,
     ) -> ResultStream:
         assert stream
+        self.thinking = thinking
         self.prompts.append([dict(message) for message in messages])
         text = messages[-1]["content"]
         if text == "fail":
@@ -153,6 +157,10 @@ class FakeLLM:
         assert stream
         self.texts.append(prompt)
         return self._stream(prompt, progress, sampling)
+
+    def check_thinking(self, thinking: ThinkingOptions) -> None:
+        if thinking.mode in ("low", "high"):
+            raise ConfigError(f"{thinking.name}: the model has no levels")
 
     def expert_stats(self) -> None:
         return None
