@@ -26,7 +26,7 @@ from bench._served import served
 
 __all__ = ["fuzz"]
 
-_PROMISED = {"POST /v1/embeddings": {501}, "POST /infill": {501}}
+_PROMISED = {f"POST {path}": {501} for path in ("/v1/embeddings", "/infill", "/api/embed")}
 
 
 def fuzz(url: str, num_examples: int) -> tuple[Counter[tuple[str, int]], list[str]]:

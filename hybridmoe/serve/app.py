@@ -24,6 +24,7 @@ from hybridmoe.serve.routes import (
     llama_completion,
     llama_server,
     ollama,
+    ollama_models,
     responses,
     server,
     stored_responses,
@@ -35,7 +36,7 @@ __all__ = ["create_app"]
 
 _ROUTES = (
     chat, completions, responses, stored_responses, conversations, anthropic, server,
-    llama_completion, llama_server, ollama, tokenizer_info,
+    llama_completion, llama_server, ollama, ollama_models, tokenizer_info,
 )  # fmt: skip
 _STATIC = Path(__file__).parent / "static"
 

@@ -6,6 +6,7 @@ from functools import cached_property
 from typing import Any
 
 from hybridmoe.llm.llm import LLM
+from hybridmoe.serve.model_facts import file_facts
 from hybridmoe.text.grammar_compiler import GrammarCompiler
 
 __all__ = ["Lease", "ServedModel"]
@@ -49,6 +50,7 @@ class ServedModel:
                 "n_dense_layers": config.num_dense_layers,
                 "n_experts": config.num_experts,
                 "n_experts_used": config.top_k,
+                **file_facts(llm),
                 "plan": llm.plan.facts(),
             },
         }

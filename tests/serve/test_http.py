@@ -278,11 +278,14 @@ def test_every_route_is_documented(http: httpx2.Client) -> None:
         "/health", "/ready", "/metrics", "/v1/models", "/v1/models/{model}", "/v1/chat/completions",
         "/v1/completions", "/v1/responses", "/v1/responses/{response_id}", "/v1/messages",
         "/v1/messages/count_tokens", "/tokenize", "/detokenize", "/v1/embeddings",
-        "/v1/responses/input_tokens", "/v1/responses/{response_id}/input_items",
+        "/tokenizer_info",
+        "/v1/chat/completions/input_tokens", "/v1/responses/input_tokens",
+        "/v1/responses/{response_id}/input_items",
         "/v1/conversations", "/v1/conversations/{conversation_id}",
         "/v1/conversations/{conversation_id}/items",
         "/v1/conversations/{conversation_id}/items/{item_id}",
-        "/api/chat", "/api/generate", "/api/version",
+        "/api/chat", "/api/generate", "/api/version", "/api/tags", "/api/ps", "/api/show",
+        "/api/embed",
         "/completion", "/props", "/slots", "/apply-template", "/infill",
     }  # fmt: skip
 

@@ -9,56 +9,66 @@ from starlette.responses import Response
 from hybridmoe.llm.llm import LLM
 from hybridmoe.serve.errors import ApiError
 from hybridmoe.serve.json_response import CompactJSONResponse
+from hybridmoe.serve.model_facts import chat_template
 from hybridmoe.serve.routes.chat_input import chat_input
 from hybridmoe.serve.routes.llama_completion import llama_settings
 from hybridmoe.serve.routes.openapi import ERRORS
 from hybridmoe.serve.schemas.chat import ChatCompletionRequest
 from hybridmoe.serve.schemas.llama import InfillRequest, PropsResponse, RenderedPrompt, SlotState
 from hybridmoe.serve.schemas.server import ErrorResponse
-from hybridmoe.serve.service import get_service
+from hybridmoe.serve.service import Service, get_service
 from hybridmoe.serve.strict_json import StrictRoute
-from hybridmoe.text.chat_template import KIMI_K2_TEMPLATE, ChatTemplate
 
-__all__ = ["chat_template", "named_token", "router"]
+__all__ = ["named_token", "router"]
 
 router = APIRouter(route_class=StrictRoute, tags=["llama-server"])
 
 
 @router.get("/props", response_model=None, responses={200: {"model": PropsResponse}, **ERRORS})
 async def get_props(request: Request, model: str | None = None) -> Response:
-    """Describe the server and a model, with the default sampling parameters."""
+    """Describe the server and a model, with the default sampling parameters.
+
+    A model that is not loaded is sleeping, and is left so.
+    """
     service = get_service(request)
     name = service.check_model(model)
-    async with service.lease(name) as llm:
-        slot = _slot(llm, 0, is_processing=False)
-        params = llama_settings(llm.sampling_params({}), llm.context_tokens)
-        return CompactJSONResponse(
-            {
-                "default_generation_settings": {**slot, "params": params},
-                "total_slots": llm.engine.config.max_running,
-                "model_alias": name,
-                "model_path": str(llm.file.path),
-                "chat_template": chat_template(llm),
-                "bos_token": named_token(llm, "bos"),
-                "eos_token": named_token(llm, "eos"),
-                "modalities": {"vision": False, "audio": False},
-                "build_info": f"hybridmoe {version('hybridmoe')}",
-            }
-        )
+    llm = _loaded(service, name)
+    if llm is None:
+        return CompactJSONResponse({"model_alias": name, "is_sleeping": True})
+    slot = _slot(llm, 0, is_processing=False)
+    params = llama_settings(llm.sampling_params({}), llm.context_tokens)
+    return CompactJSONResponse(
+        {
+            "default_generation_settings": {**slot, "params": params},
+            "total_slots": llm.engine.config.max_running,
+            "model_alias": name,
+            "model_path": str(llm.file.path),
+            "chat_template": chat_template(llm),
+            "bos_token": named_token(llm, "bos"),
+            "eos_token": named_token(llm, "eos"),
+            "modalities": {"vision": False, "audio": False},
+            "build_info": f"hybridmoe {version('hybridmoe')}",
+            "is_sleeping": False,
+        }
+    )
 
 
 @router.get("/slots", response_model=None, responses={200: {"model": list[SlotState]}, **ERRORS})
 async def get_slots(
     request: Request, model: str | None = None, fail_on_no_slot: int = 0
 ) -> Response:
-    """List the sequences that can run at once, and how many do. 503 if asked, and none is free."""
+    """List the sequences that can run at once, and how many do: none of a model not loaded.
+
+    503 if asked, and none is free.
+    """
     service = get_service(request)
-    async with service.lease(service.check_model(model)) as llm:
-        running, total = llm.engine.stats().running, llm.engine.config.max_running
-        if fail_on_no_slot and running >= total:
-            raise ApiError(503, "no slot is free", type="server_error", code="no_slot_available")
-        slots = [_slot(llm, i, is_processing=i < running) for i in range(total)]
-    return CompactJSONResponse(slots)
+    llm = _loaded(service, service.check_model(model))
+    if llm is None:
+        return CompactJSONResponse([])
+    running, total = llm.engine.stats().running, llm.engine.config.max_running
+    if fail_on_no_slot and running >= total:
+        raise ApiError(503, "no slot is free", type="server_error", code="no_slot_available")
+    return CompactJSONResponse([_slot(llm, i, is_processing=i < running) for i in range(total)])
 
 
 @router.post(
@@ -90,13 +100,11 @@ async def infill(body: InfillRequest) -> Response:
     )
 
 
-def chat_template(llm: LLM) -> str:
-    """Get the source of a model's chat template; "" if it has none."""
-    metadata = llm.file.metadata
-    source = metadata.get("tokenizer.chat_template")
-    if isinstance(source, str):
-        return source
-    return KIMI_K2_TEMPLATE if ChatTemplate.is_known(metadata, llm.tokenizer) else ""
+def _loaded(service: Service, name: str) -> LLM | None:
+    """Get a model, if it is loaded. Raises ApiError (503) before one has been."""
+    service.models.check_started()
+    model = service.models.slot(name).model
+    return None if model is None else model.llm
 
 
 def _slot(llm: LLM, index: int, *, is_processing: bool) -> dict[str, Any]:

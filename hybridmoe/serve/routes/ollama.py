@@ -27,7 +27,6 @@ from hybridmoe.serve.schemas.ollama import (
     OllamaGenerateRequest,
     OllamaGenerateResponse,
     OllamaRequest,
-    OllamaVersion,
 )
 from hybridmoe.serve.service import Service, get_service
 from hybridmoe.serve.strict_json import StrictRoute
@@ -37,7 +36,6 @@ from hybridmoe.text.response_parser import CallEnd, ReasoningPart, TextPart
 __all__ = ["ollama_model", "router", "timestamp"]
 
 router = APIRouter(route_class=StrictRoute, tags=["ollama"])
-_VERSION = "0.12.11"  # the first with log-probabilities, which these routes have
 _PATH = "/api/chat"
 _LINES = "application/x-ndjson"
 _KEEP_ALIVE = b" "  # JSON may have it before an object
@@ -82,14 +80,6 @@ async def generate(body: OllamaGenerateRequest, request: Request) -> Response:
     else:
         generation = await service.start_chat(generate_input(body), model)
     return await _respond(_OllamaResponse(service, generation, body, started_s, is_chat=False))
-
-
-@router.get(
-    "/api/version", response_model=None, responses={200: {"model": OllamaVersion}, **ERRORS}
-)
-async def get_version() -> Response:
-    """Get the version of ollama's API that these routes follow; clients ask for a lowest one."""
-    return CompactJSONResponse({"version": _VERSION})
 
 
 def ollama_model(service: Service, name: str) -> str:

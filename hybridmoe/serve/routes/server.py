@@ -10,6 +10,7 @@ from starlette.responses import Response
 from hybridmoe.serve.errors import ApiError
 from hybridmoe.serve.inputs import ChatInput
 from hybridmoe.serve.json_response import CompactJSONResponse
+from hybridmoe.serve.model_list import model_list, named_card
 from hybridmoe.serve.routes.openapi import ERRORS
 from hybridmoe.serve.schemas.server import (
     DetokenizeRequest,
@@ -69,11 +70,12 @@ async def metrics(request: Request) -> Response:
 @router.get("/models", response_model=None, include_in_schema=False)
 @router.get("/v1/models", response_model=None, responses={200: {"model": ModelList}, **ERRORS})
 async def list_models(request: Request) -> Response:
-    """List the served models, the default one first."""
+    """List the served models, the default one first, each with its aliases."""
     service = get_service(request)
     service.models.check_started()
-    cards = [service.model_card(slot.source.name) for slot in service.models.slots]
-    return CompactJSONResponse({"object": "list", "data": cards})
+    sources = [slot.source for slot in service.models.slots]
+    cards = [(service.model_card(source.name), source.aliases) for source in sources]
+    return CompactJSONResponse(model_list(cards))
 
 
 @router.get("/models/{model:path}", response_model=None, include_in_schema=False)
@@ -85,7 +87,7 @@ async def get_model(model: str, request: Request) -> Response:
     service = get_service(request)
     name = service.check_model(model)
     service.models.check_started()
-    return CompactJSONResponse({**service.model_card(name), "id": name})
+    return CompactJSONResponse(named_card(service.model_card(name), name))
 
 
 @router.post(

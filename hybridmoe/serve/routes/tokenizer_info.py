@@ -4,7 +4,8 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from hybridmoe.serve.json_response import CompactJSONResponse
-from hybridmoe.serve.routes.llama_server import chat_template, named_token
+from hybridmoe.serve.model_facts import chat_template
+from hybridmoe.serve.routes.llama_server import named_token
 from hybridmoe.serve.routes.openapi import ERRORS
 from hybridmoe.serve.schemas.server import TokenizerInfo
 from hybridmoe.serve.service import get_service

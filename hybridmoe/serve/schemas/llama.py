@@ -96,11 +96,14 @@ class RenderedPrompt(Model):
 
 
 class PropsResponse(Model):
-    default_generation_settings: JsonObject
-    total_slots: int
+    """Facts of a model; one that is sleeping has only the first two."""
+
     model_alias: str
-    model_path: str
-    chat_template: str
+    is_sleeping: bool
+    default_generation_settings: JsonObject | None = None
+    total_slots: int | None = None
+    model_path: str | None = None
+    chat_template: str | None = None
 
 
 class SlotState(Model):

@@ -24,7 +24,10 @@ __all__ = [
     "OllamaGenerateRequest",
     "OllamaGenerateResponse",
     "OllamaMessage",
+    "OllamaModelList",
     "OllamaRequest",
+    "OllamaShowRequest",
+    "OllamaShowResponse",
     "OllamaVersion",
 ]
 
@@ -144,3 +147,25 @@ class OllamaGenerateResponse(_OllamaResponse):
 
 class OllamaVersion(Model):
     version: str
+
+
+class OllamaShowRequest(Request):
+    """Model to describe, by either field."""
+
+    model: str | None = Field(default=None, max_length=512)
+    name: str | None = Field(default=None, max_length=512)
+    verbose: bool | None = None
+
+
+class OllamaShowResponse(Model):
+    modelfile: str
+    parameters: str
+    template: str
+    details: JsonObject
+    model_info: JsonObject
+    modified_at: str
+    capabilities: list[str]
+
+
+class OllamaModelList(Model):
+    models: list[JsonObject]

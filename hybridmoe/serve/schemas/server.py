@@ -81,17 +81,26 @@ class HealthResponse(Model):
 
 
 class ModelCard(Model):
+    """A model under one of its names, in OpenAI's form and Anthropic's."""
+
     id: str
+    root: str
     object: Literal["model"]
     created: int
     owned_by: str
     max_model_len: int | None  # None before it was ever loaded
     meta: JsonObject
+    type: Literal["model"]
+    display_name: str
+    created_at: str
 
 
 class ModelList(Model):
     object: Literal["list"]
     data: list[ModelCard]
+    has_more: bool
+    first_id: str | None
+    last_id: str | None
 
 
 class ErrorResponse(Model):
