@@ -10,16 +10,14 @@ import click
 from hybridmoe.cli.commands import Commands
 from hybridmoe.cli.loading import check_params, open_model
 from hybridmoe.cli.options import (
-    SAMPLING_NAMES,
     SERVER_NAMES,
     SectionedCommand,
     load_options,
     load_options_of,
     model_argument,
-    sampling_of,
-    sampling_options,
 )
 from hybridmoe.cli.render import ProgressBar, Screen
+from hybridmoe.cli.sampling_options import SAMPLING_NAMES, sampling_of, sampling_options
 from hybridmoe.cli.session import Session
 from hybridmoe.cli.talk import Talk
 from hybridmoe.cli.thinking import MODES, thinking_of, thinking_options

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from hybridmoe.cli.options import SAMPLING_NAMES
+from hybridmoe.cli.sampling_options import SAMPLING_NAMES, parse_sampling_value
 from hybridmoe.cli.session import Session
 from hybridmoe.cli.talk import Talk
 from hybridmoe.cli.thinking import parse_thinking, shown_thinking
@@ -16,8 +16,6 @@ from hybridmoe.text.thinking_options import ThinkingOptions
 from hybridmoe.units import format_bytes
 
 __all__ = ["Commands"]
-
-_WHOLE = ("top_k", "seed", "max_tokens")
 
 
 class Commands:
@@ -83,7 +81,7 @@ class Commands:
         if value:
             changed = {key: old for key, old in params.items() if key != name}
             if value.strip() != "default":
-                changed[name] = _parse(name, value.strip())
+                changed[name] = parse_sampling_value(name, value.strip())
             self._check_params(changed)
             params.clear()
             params.update(changed)
@@ -179,13 +177,3 @@ def _file(text: str, command: str) -> Path:
 
 def _kv_path(path: Path) -> Path:
     return path.with_name(f"{path.name}.kv")
-
-
-def _parse(name: str, text: str) -> int | float | list[str]:
-    if name == "stop":
-        return [text]
-    try:
-        return int(text) if name in _WHOLE else float(text)
-    except ValueError:
-        kind = "a whole number" if name in _WHOLE else "a number"
-        raise ConfigError(f"{name}={text!r:.40}: expected {kind}") from None

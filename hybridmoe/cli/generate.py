@@ -15,10 +15,9 @@ from hybridmoe.cli.options import (
     load_options,
     load_options_of,
     model_argument,
-    sampling_of,
-    sampling_options,
 )
 from hybridmoe.cli.render import ProgressBar, Screen
+from hybridmoe.cli.sampling_options import sampling_of, sampling_options
 from hybridmoe.cli.thinking import thinking_of, thinking_options
 
 if TYPE_CHECKING:

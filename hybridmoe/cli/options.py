@@ -1,4 +1,4 @@
-"""Options that several commands share: those of `LoadOptions`, of sampling, and --debug.
+"""Options that several commands share: those of `LoadOptions`, and --debug.
 
 An option that is not given is None, or empty if repeatable: the defaults are the file's and the
 library's.
@@ -15,17 +15,16 @@ from hybridmoe.option import Choice, Count, Devices, File, Number, Option, Size,
 from hybridmoe.placement.options import LoadOptions
 
 __all__ = [
-    "SAMPLING_NAMES",
     "SERVER_NAMES",
+    "SectionOption",
     "SectionedCommand",
+    "apply_decorators",
     "debug_option",
     "help_without_command",
     "load_option",
     "load_options",
     "load_options_of",
     "model_argument",
-    "sampling_of",
-    "sampling_options",
 ]
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -48,7 +47,7 @@ class SectionedCommand(click.Command):
                 formatter.write_dl(rows)
 
 
-class _SectionOption(click.Option):
+class SectionOption(click.Option):
     """An option listed under a title of its own."""
 
     def __init__(self, *args: Any, section: str, **kwargs: Any) -> None:
@@ -93,7 +92,7 @@ def load_option(name: str, *, help: str | None = None, default: str | None = Non
     return click.option(
         *flags,
         name,
-        cls=_SectionOption,
+        cls=SectionOption,
         section="Model options",
         help=(help or option.help) + (f" [default: {shown}]" if shown else ""),
         **_parsing(option),
@@ -104,7 +103,7 @@ def load_options(*, without: Collection[str] = ()) -> Callable[[F], F]:
     """Add the options of `hybridmoe.load`, except some, and --debug to a command."""
     names = [name for name in options_of(LoadOptions) if name not in without]
     names.sort(key=options_of(EngineOptions).__contains__)  # the inherited ones last
-    return lambda function: _apply(function, *map(load_option, names), debug_option)
+    return lambda function: apply_decorators(function, *map(load_option, names), debug_option)
 
 
 def load_options_of(options: Mapping[str, Any]) -> LoadOptions:
@@ -135,47 +134,8 @@ def _parsing(option: Option) -> dict[str, Any]:
     return parsing if option.metavar is None else {**parsing, "metavar": option.metavar}
 
 
-_SAMPLING: Mapping[str, tuple[type, str]] = {
-    "temperature": (float, "Sampling temperature; 0 is greedy"),
-    "top_k": (int, "Sample from the N most likely tokens; 0 = all"),
-    "top_p": (float, "Sample from the most likely tokens of total probability X"),
-    "min_p": (float, "Drop tokens below X times the highest probability"),
-    "repetition_penalty": (float, "Penalty on tokens of prompt and response; 1 = off"),
-    "presence_penalty": (float, "Penalty on tokens that the response contains; 0 = off"),
-    "frequency_penalty": (float, "Penalty for each occurrence in the response; 0 = off"),
-    "seed": (int, "Random seed; the same seed gives the same response"),
-    "max_tokens": (int, "Maximum tokens of a response"),
-    "stop": (str, "End before this text; repeatable"),
-}
-SAMPLING_NAMES = tuple(_SAMPLING)  # as in `SamplingParams`
-_METAVARS = {float: "X", int: "N", str: "TEXT"}
-
-
-def sampling_options(function: F) -> F:
-    """Add the options of sampling to a command."""
-    options = [
-        click.option(
-            f"--{name.replace('_', '-')}",
-            cls=_SectionOption,
-            section="Sampling options [default: the model's]",
-            type=kind,
-            metavar=_METAVARS[kind],
-            multiple=kind is str,
-            help=help,
-        )
-        for name, (kind, help) in _SAMPLING.items()
-    ]
-    return _apply(function, *options)
-
-
-def sampling_of(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Select the sampling parameters that a command was given."""
-    given = {name: options[name] for name in SAMPLING_NAMES if options.get(name) is not None}
-    stop = given.pop("stop", ())
-    return {**given, "stop": list(stop)} if stop else given
-
-
-def _apply(function: F, *decorators: Callable[[F], F]) -> F:
+def apply_decorators(function: F, *decorators: Callable[[F], F]) -> F:
+    """Decorate a function; the first decorator is the outermost."""
     for decorator in reversed(decorators):
         function = decorator(function)
     return function

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from hybridmoe.cli.options import SAMPLING_NAMES
+from hybridmoe.cli.sampling_options import SAMPLING_NAMES
 from hybridmoe.errors import ConfigError
 from hybridmoe.replace_file import replace_file
 from hybridmoe.text.thinking_options import ThinkingOptions

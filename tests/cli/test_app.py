@@ -11,6 +11,7 @@ from waiting import HANG_S
 
 import hybridmoe
 from hybridmoe.cli import app
+from hybridmoe.engine.sampling_params import SamplingParams
 from hybridmoe.errors import GGUFError
 
 HEAVY = ("torch", "numpy", "llama_cpp", "jinja2", "rich", "prompt_toolkit", "gguf")
@@ -177,23 +178,37 @@ def test_generate_as_json(capsys: pytest.CaptureFixture[str]) -> None:
 def test_only_given_options_reach_the_model(capsys: pytest.CaptureFixture[str]) -> None:
     assert app.main(["generate", "-p", "params"]) == 0
     assert capsys.readouterr().out == "{'max_tokens': 4096}\n"
-    options = "--temperature 0 --top-k 5 --top-p 0.5 --min-p 0.1 --repetition-penalty 1.1"
-    options += (
-        " --presence-penalty 1 --frequency-penalty 2 --seed 3 --max-tokens 4 --stop a --stop b"
-    )
-    assert app.main(["generate", "-p", "params", *options.split()]) == 0
-    expected = {
-        "temperature": 0.0,
-        "top_k": 5,
-        "top_p": 0.5,
-        "min_p": 0.1,
-        "repetition_penalty": 1.1,
-        "presence_penalty": 1.0,
-        "frequency_penalty": 2.0,
-        "seed": 3,
-        "max_tokens": 4,
-        "stop": ["a", "b"],
-    }
+    options = {
+        "--temperature 0": ("temperature", 0.0),
+        "--temperature-last": ("temperature_last", True),
+        "--top-k 5": ("top_k", 5),
+        "--top-p 0.5": ("top_p", 0.5),
+        "--min-p 0.1": ("min_p", 0.1),
+        "--typical-p 0.9": ("typical_p", 0.9),
+        "--top-n-sigma 1.5": ("top_n_sigma", 1.5),
+        "--xtc-probability 0.5": ("xtc_probability", 0.5),
+        "--xtc-threshold 0.2": ("xtc_threshold", 0.2),
+        "--repetition-penalty 1.1": ("repetition_penalty", 1.1),
+        "--repeat-last-n 64": ("repeat_last_n", 64),
+        "--presence-penalty 1": ("presence_penalty", 1.0),
+        "--frequency-penalty 2": ("frequency_penalty", 2.0),
+        "--dry-multiplier 0.8": ("dry_multiplier", 0.8),
+        "--dry-base 1.5": ("dry_base", 1.5),
+        "--dry-allowed-length 3": ("dry_allowed_length", 3),
+        "--dry-penalty-last-n 99": ("dry_penalty_last_n", 99),
+        "--dry-sequence-breaker : --dry-sequence-breaker ;": (
+            "dry_sequence_breakers", [":", ";"],
+        ),
+        "--seed 3": ("seed", 3),
+        "--min-tokens 2": ("min_tokens", 2),
+        "--max-tokens 4": ("max_tokens", 4),
+        "--stop a --stop b": ("stop", ["a", "b"]),
+        "--stop-token-id 7": ("stop_token_ids", [7]),
+        "--ignore-eos": ("ignore_eos", True),
+    }  # fmt: skip
+    expected = dict(options.values())
+    assert {*expected, "logit_bias"} == set(SamplingParams.names())
+    assert app.main(["generate", "-p", "params", *" ".join(options).split()]) == 0
     assert capsys.readouterr().out.strip() == str(expected)
 
 

@@ -180,8 +180,16 @@ def test_params(chat: Chat) -> None:
     assert chat.run("/params stop a b") == "stop = ['a b']\n"
     assert chat.ask("params").startswith("{'temperature': 0.3, 'top_k': 5, 'stop': ['a b']}")
     assert chat.run("/params temperature default") == "temperature = default\n"
+    assert chat.run("/params ignore-eos on") == "ignore_eos = True\n"
+    assert chat.run("/params dry_sequence_breakers *") == "dry_sequence_breakers = ['*']\n"
+    assert chat.run(r'/params dry_sequence_breakers ["\n", ":"]').endswith(r"['\n', ':']" "\n")
+    assert chat.run("/params dry_sequence_breakers none") == "dry_sequence_breakers = []\n"
+    assert chat.run("/params stop_token_ids 7") == "stop_token_ids = [7]\n"
     before = dict(chat.session.params)
-    for bad in ("temperature x", "temperature -1", "top_k 1.5", "nope 1", "top_p 2"):
+    for bad in (
+        "temperature x", "temperature -1", "top_k 1.5", "nope 1", "top_p 2", "ignore_eos maybe",
+        "stop_token_ids [1", "stop_token_ids x", 'stop_token_ids ["a"]', "min_tokens 0.5",
+    ):  # fmt: skip
         shown = chat.run(f"/params {bad}")
         assert shown.startswith("error: ") and shown.count("\n") == 1
     assert chat.session.params == before
