@@ -10,7 +10,7 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import FileResponse, Response
 from starlette.staticfiles import StaticFiles
 
-from hybridmoe.serve import errors
+from hybridmoe.serve.error_handlers import add_handlers
 from hybridmoe.serve.field_check import IGNORED_HEADER
 from hybridmoe.serve.held_stream import HeldStreamMiddleware
 from hybridmoe.serve.middleware import AccessMiddleware, ResponseMiddleware
@@ -63,7 +63,7 @@ def create_app(
     app.mount("/static", StaticFiles(directory=_STATIC), name="static")
     for path, file in (("/", "index.html"), ("/docs", "docs.html")):
         app.add_api_route(path, _page(file), include_in_schema=False, response_model=None)
-    errors.add_handlers(app, config.retry_after_s)
+    add_handlers(app, config.retry_after_s)
     if config.api_keys:
         _declare_key(app)
     # The middleware added last sees a request first.

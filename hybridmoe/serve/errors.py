@@ -12,10 +12,6 @@ import logging
 from collections.abc import Mapping
 from typing import Any
 
-from fastapi import FastAPI, Request
-from fastapi.exceptions import RequestValidationError
-from starlette.exceptions import HTTPException
-
 from hybridmoe.errors import (
     ConfigError,
     ContextLengthError,
@@ -28,7 +24,7 @@ from hybridmoe.serve.json_response import CompactJSONResponse
 from hybridmoe.serve.work_pool import CancelledWorkError
 
 __all__ = [
-    "ApiError", "add_handlers", "as_api_error", "error_body", "error_response", "unsupported_value",
+    "ApiError", "as_api_error", "error_body", "error_response", "unsupported_value",
 ]  # fmt: skip
 
 _log = logging.getLogger(__name__)
@@ -128,56 +124,3 @@ def error_body(error: ApiError, path: str) -> dict[str, Any]:
 def error_response(error: ApiError, path: str) -> CompactJSONResponse:
     """Make the HTTP response of an error."""
     return CompactJSONResponse(error_body(error, path), error.status, error.headers)
-
-
-def add_handlers(app: FastAPI, retry_after_s: int) -> None:
-    """Give every failure of the app's routes a response in this form."""
-
-    async def on_validation(request: Request, error: Exception) -> CompactJSONResponse:
-        assert isinstance(error, RequestValidationError)
-        return error_response(_validation_error(error), request.url.path)
-
-    async def on_http(request: Request, error: Exception) -> CompactJSONResponse:
-        assert isinstance(error, HTTPException)
-        path = request.url.path
-        shown = path[:200]
-        message = {404: f"no such path: {shown}", 405: f"{request.method} is not for {shown}"}
-        refusal = ApiError(
-            error.status_code,
-            message.get(error.status_code, str(error.detail)),
-            headers=error.headers,
-        )
-        return error_response(refusal, path)
-
-    async def on_error(request: Request, error: Exception) -> CompactJSONResponse:
-        return error_response(as_api_error(error, retry_after_s), request.url.path)
-
-    app.add_exception_handler(RequestValidationError, on_validation)
-    app.add_exception_handler(HTTPException, on_http)
-    app.add_exception_handler(HybridMoeError, on_error)
-    app.add_exception_handler(Exception, on_error)
-
-
-def _validation_error(error: RequestValidationError) -> ApiError:
-    """Report the deepest of several validation errors, with its place in the body.
-
-    For a field of several types, the errors of the types not meant end at the field itself.
-    """
-    first = max(error.errors(), key=lambda one: len(one.get("loc", ())))
-    place = [part for part in first.get("loc", ())[1:] if isinstance(part, int) or _is_field(part)]
-    where = ""
-    for part in place:
-        where += f"[{part}]" if isinstance(part, int) else f".{part}" if where else str(part)
-    message = str(first.get("msg", "not valid")).removeprefix("Value error, ")
-    if first.get("type") == "json_invalid":
-        reason = (first.get("ctx") or {}).get("error", "")
-        return ApiError(400, f"the body is not JSON: {reason}"[:200])
-    param = where[:100] or None
-    given = first.get("input")
-    got = f"; got {given!r:.60}" if isinstance(given, str | int | float) else ""
-    return ApiError(400, f"{param or 'body'}: {message[:400]}{got}", param=param)
-
-
-def _is_field(part: str) -> bool:
-    """Tell fields from types that were tried, which places name too (`list[int]`, `NamedTool`)."""
-    return part.isidentifier() and part.islower() and part not in ("str", "int", "float", "dict")

@@ -79,6 +79,7 @@ _DONE = (
     _done("ctrm", "ignore_eos min_tokens", "go on after the end token"),
     _done("ctrm", "n_predict", "as max_tokens"),
     _done("ct", "n n_cmpl", "choices of each prompt"),
+    _done("t", "best_of", "at most n: choices are not ranked"),
     _done("ctrm", "response_format", "JSON, schema, regular expression or grammar, enforced"),
     _done(
         "ctrm", "json_schema grammar regex ebnf structured_outputs guided_json guided_regex"
@@ -122,7 +123,7 @@ _REFUSED = (
     _refused("c", "modalities", _MEDIA, ["text"]),
     _refused("t", "suffix", "models here are not trained to fill in the middle", ""),
     _refused("c", "echo", "the conversation is not part of the response", False),
-    _refused("ct", "best_of", "choices are not ranked; use n", 1),
+    _refused("c", "best_of", "choices are not ranked; use n", 1),
     _refused("r", "background", "a response lives as long as its request", False),
     _refused("r", "prompt", "templates are not stored here"),
     _refused("c", "preset", "settings are not stored here"),

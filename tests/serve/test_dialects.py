@@ -276,6 +276,13 @@ def test_llama_cpps_names_of_log_probabilities_and_choices(http: httpx2.Client) 
     assert ask(http, CHAT, n_probs=0)["choices"][0]["logprobs"] is None
 
 
+def test_best_of_may_not_exceed_n(http: httpx2.Client) -> None:
+    assert len(ask(http, "/v1/completions", n=2, best_of=2)["choices"]) == 2
+    answer = http.post("/v1/completions", json={"prompt": "a", "best_of": 2})
+    assert answer.status_code == 400
+    assert "best_of: is more than n, 1" in answer.json()["error"]["message"]
+
+
 def test_older_functions_get_an_older_response(http: httpx2.Client, llm: FakeLLM) -> None:
     older = {"functions": [WEATHER["function"]], "function_call": "auto"}
     choice = ask(http, CHAT, messages=user(f"say {CALL}"), **older)["choices"][0]

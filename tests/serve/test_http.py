@@ -48,6 +48,12 @@ def refused(answer: httpx2.Response, status: int = 400) -> dict[str, Any]:
     ("changes", "param", "words"),
     [
         ({"messages": []}, "messages", "at least 1"),
+        ({"messages": [5]}, "messages[0]", "should be an object; got 5"),
+        ({"stop": 5}, "stop", "Input should be a valid string or a valid list; got 5"),
+        ({"stop": ["a"] * 20}, "stop", "at most 16 items"),
+        ({"tool_choice": "x"}, "tool_choice", "'none', 'auto', 'required' or 'any'; got 'x'"),
+        ({"json_schema": 5}, "json_schema", "an object or a valid boolean or a valid string"),
+        ({"structured_outputs": {"regex": 5}}, "structured_outputs.regex", "valid string; got 5"),
         ({"messages": "x"}, "messages", "list"),
         ({"messages": [{"role": "owl", "content": "x"}]}, "messages[0].role", "'user'"),
         ({"messages": [{"role": "user"}]}, None, "messages[0].content is missing"),

@@ -43,6 +43,9 @@ async def create_completion(body: CompletionRequest, request: Request) -> Respon
     """Create a completion of a raw text, or a stream."""
     service = get_service(request)
     model = service.check_model(body.model)
+    num_choices = body.n or body.n_cmpl or 1
+    if (body.best_of or 1) > num_choices:
+        raise unsupported_value("best_of", f"is more than n, {num_choices}: choices are not ranked")
     top_logprobs = body.logprobs if body.logprobs is not None else body.n_probs or None
     text = TextInput(
         prompts=_prompts(body.prompt),
@@ -54,7 +57,7 @@ async def create_completion(body: CompletionRequest, request: Request) -> Respon
             **body.sampling(),
             "max_tokens": _limit(body),
         },
-        num_choices=body.n or body.n_cmpl or 1,
+        num_choices=num_choices,
         top_logprobs=top_logprobs,
         expert_trace=body.return_experts,
     )

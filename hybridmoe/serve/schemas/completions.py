@@ -56,6 +56,9 @@ class CompletionRequest(SamplingFields, OutputFields):
         default=None, description="Default 16; 0: read the prompt alone; -1: no limit."
     )
     n: Annotated[Whole, Field(ge=1, le=128)] | None = None
+    best_of: Annotated[Whole, Field(ge=1, le=128)] | None = Field(
+        default=None, description="At most `n`: choices are not ranked."
+    )
     n_cmpl: Annotated[Whole, Field(ge=1, le=128)] | None = Field(
         default=None, description="Same as `n`."
     )
