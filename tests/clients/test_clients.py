@@ -5,6 +5,7 @@ python/requirements.txt and node/package-lock.json pin.
 """
 
 import json
+import os
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -60,7 +61,11 @@ def server() -> Iterator[LiveServer]:
 def failures(command: list[str], server: LiveServer) -> tuple[int, dict[str, str]]:
     """Run a script of jobs. Returns how many it has, and the reasons of those that failed."""
     done = subprocess.run(
-        [*command, server.url, "key"], capture_output=True, text=True, timeout=HANG_S
+        [*command, server.url, "key"],
+        env={**os.environ, "PYTHONDONTWRITEBYTECODE": ""},  # the next script reads what is compiled
+        capture_output=True,
+        text=True,
+        timeout=HANG_S,
     )
     assert done.returncode == 0, done.stderr[-2000:]
     reasons = json.loads(done.stdout.splitlines()[-1])
