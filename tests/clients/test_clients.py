@@ -9,12 +9,17 @@ import os
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from live_server import LiveServer, live_server
-from waiting import HANG_S
+from thinking_templates import OPENS
+from waiting import HANG_S, eventually
 
 import hybridmoe
+from hybridmoe.llm.progress import ProgressCallback
+from hybridmoe.serve import ModelPool, ModelSource, ScheduleRules
+from hybridmoe.text.chat_template import ChatTemplate
 
 ROOT = Path(__file__).parents[2]
 JOBS = Path(__file__).parent / "jobs"
@@ -23,13 +28,7 @@ CLIENTS = ROOT / "build" / "clients"
 # How many jobs each client has, and those that may fail, with the reason.
 PYTHON: dict[str, tuple[int, dict[str, str]]] = {
     "openai": (34, {}),
-    "anthropic": (
-        31,
-        {
-            "continues_a_prefilled_answer": "no prefill yet",
-            "lists_and_retrieves_models": "models have OpenAI's fields alone",
-        },
-    ),
+    "anthropic": (31, {}),
     "litellm": (12, {}),
     "langchain": (8, {}),
     "instructor": (
@@ -39,23 +38,37 @@ PYTHON: dict[str, tuple[int, dict[str, str]]] = {
     "agents": (5, {}),
     "pydantic_ai": (5, {}),
     "llm": (5, {}),
-    "ollama": (
-        9,
-        {
-            "lists_and_shows_models": "no /api/tags and /api/show yet",
-            "tells_errors": "no /api/embed yet",
-        },
-    ),
+    "ollama": (9, {}),
+    "thinking": (9, {}),
 }
+
+
+def load(progress: ProgressCallback) -> hybridmoe.LLM:
+    return hybridmoe.load(context_tokens=1024, max_running=4, max_waiting=8, progress=progress)
+
+
+def load_thinker(progress: ProgressCallback) -> hybridmoe.LLM:
+    """Load the embedded model with a chat template that opens thoughts."""
+    llm = load(progress)
+    llm._template = lambda has_tools: ChatTemplate(OPENS)  # type: ignore[method-assign]
+    return llm
 
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[LiveServer]:
-    with (
-        hybridmoe.load(context_tokens=1024, max_running=4, max_waiting=8) as llm,
-        live_server(llm, model_name="hybridmoe-demo", api_keys=("key",), retry_after_s=1) as server,
-    ):
-        yield server
+    sources = [
+        ModelSource(name="hybridmoe-demo", load=load),
+        ModelSource(name="thinker", load=load_thinker),
+    ]
+    pool = ModelPool(sources, ScheduleRules(fit=lambda names: True))
+    settings: Any = {"model_name": "hybridmoe-demo", "api_keys": ("key",), "retry_after_s": 1}
+    pool.start()
+    try:
+        eventually(lambda: pool.has_started)
+        with live_server(None, models=pool, **settings) as server:
+            yield server
+    finally:
+        pool.close()
 
 
 def failures(command: list[str], server: LiveServer) -> tuple[int, dict[str, str]]:
