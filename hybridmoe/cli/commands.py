@@ -110,6 +110,10 @@ class Commands:
         message = self._talk.session.drop_last_turn()
         self._say("no message yet" if message is None else f"removed: {message:.60}")
 
+    def _do_compact(self, _: str) -> None:
+        """/compact          let the model summarize all but the last turn, to free context"""
+        self._talk.compact()
+
     def _do_stats(self, _: str) -> None:
         """/stats            show statistics of the last response and of the conversation"""
         totals = self._talk.totals

@@ -6,12 +6,13 @@ Knows neither prompts nor commands (cli/chat.py, cli/commands.py).
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
+from hybridmoe.cli.compactor import Compactor
 from hybridmoe.cli.render import ProgressBar, Screen, timing_line
 from hybridmoe.cli.session import Session
 from hybridmoe.errors import HybridMoeError
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
     from hybridmoe.experts.stats import ExpertStats
 
 __all__ = ["Talk", "Totals"]
+
+_MAX_SUMMARIES = 3  # before one message
 
 
 class Totals:
@@ -56,16 +59,21 @@ class Talk:
         self.screen = screen
         self.totals = Totals()
         self._model = model
+        self._compactor = Compactor(model, session, self._respond_unseen, screen.note)
 
     def ask(self, text: str) -> None:
         """Stream the response to the screen, and append both messages to the session.
 
-        Ctrl-C ends the response, and its text so far is kept. An error, or an interrupt before
-        the first word, leaves the session as it was. Errors are shown, not raised.
+        If the context nears its end, the oldest turns become a summary first. Ctrl-C ends the
+        response, and its text so far is kept. An error, or an interrupt before the first word,
+        leaves the session as it was, but for that summary. Errors are shown, not raised.
         """
         messages = self.session.messages
         messages.append({"role": "user", "content": text})
         try:
+            if self._compactor.is_needed() and not self._compact():
+                messages.pop()
+                return
             result, is_stopped = self._stream()
         except HybridMoeError as error:
             messages.pop()
@@ -85,6 +93,14 @@ class Talk:
             messages.append(response)
         self._comment(result, is_stopped)
 
+    def compact(self) -> None:
+        """Put a summary in place of all but the last turn. Errors are shown."""
+        try:
+            if not self._compactor.compact(keeps_last=True):
+                self.screen.note("(stopped)")
+        except HybridMoeError as error:
+            self.screen.note(f"error: {error}")
+
     def set_thinking(self, thinking: ThinkingOptions) -> None:
         """Set how the model thinks. Raises ConfigError for a switch that it does not know."""
         self._model.check_thinking(thinking)
@@ -102,7 +118,41 @@ class Talk:
         """Counters of the expert cache; None without one."""
         return self._model.expert_stats()
 
+    def _compact(self) -> bool:
+        """Summarize before a message. Returns False if interrupted; an error is shown."""
+        try:
+            for _ in range(_MAX_SUMMARIES):  # several where not all old turns can be read at once
+                if not self._compactor.compact(num_pending=1):
+                    self.screen.note("(stopped)")
+                    return False
+                if not self._compactor.is_needed():
+                    break
+        except HybridMoeError as error:
+            self.screen.note(f"(not summarized: {error})")
+        return True
+
+    def _respond_unseen(
+        self, messages: list[dict[str, Any]], thinking: ThinkingOptions, params: dict[str, Any]
+    ) -> "Result | None":
+        """Get a response that is not shown; None if interrupted."""
+        result, is_stopped = self._run(messages, thinking, params, lambda *_: None)
+        return None if is_stopped else result
+
     def _stream(self) -> tuple["Result | None", bool]:
+        """Show the response to the session's messages."""
+        session = self.session
+        return self._run(session.prompt(), session.thinking, session.params, self._show)
+
+    def _show(self, text: str, is_reasoning: bool) -> None:
+        self.screen.write(text, is_reasoning=is_reasoning)
+
+    def _run(
+        self,
+        messages: list[dict[str, Any]],
+        thinking: ThinkingOptions,
+        params: dict[str, Any],
+        show: Callable[[str, bool], None],
+    ) -> tuple["Result | None", bool]:
         started, before = time.monotonic(), self.expert_stats()
         stream: ResultStream | None = None
         with ProgressBar() as bar, _interrupts() as interrupts:
@@ -114,15 +164,11 @@ class Talk:
 
             try:
                 stream = self._model.chat(
-                    self.session.prompt(),
-                    thinking=self.session.thinking,
-                    stream=True,
-                    progress=on_progress,
-                    **self.session.params,
+                    messages, thinking=thinking, stream=True, progress=on_progress, **params
                 )
                 for text, is_reasoning in stream.pieces():
                     bar.close()
-                    self.screen.write(text, is_reasoning=is_reasoning)
+                    show(text, is_reasoning)
                     if interrupts.is_set():
                         stream.close()
                         break

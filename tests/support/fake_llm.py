@@ -16,7 +16,7 @@ from types import SimpleNamespace
 from typing import Any, NamedTuple, Self
 
 import hybridmoe
-from hybridmoe.errors import ConfigError
+from hybridmoe.errors import ConfigError, ContextLengthError
 from hybridmoe.placement.options import LoadOptions
 from hybridmoe.text.thinking_options import ThinkingOptions
 
@@ -116,6 +116,8 @@ class FakeLLM:
         self.prompts: list[list[dict[str, Any]]] = []
         self.texts: list[str] = []
         self.thinking: ThinkingOptions | None = None
+        self.summary = ["what was", " said"]
+        self.params: dict[str, Any] = {}
         self.num_open_streams = 0
         self.interrupted_after: int | None = None  # words or pieces of the prompt: then Ctrl-C
         self.is_closed = False
@@ -139,7 +141,7 @@ class FakeLLM:
         **sampling: Any,
     ) -> ResultStream:
         assert stream
-        self.thinking = thinking
+        self.thinking, self.params = thinking, sampling
         self.prompts.append([dict(message) for message in messages])
         text = messages[-1]["content"]
         if text == "fail":
@@ -157,6 +159,12 @@ class FakeLLM:
         assert stream
         self.texts.append(prompt)
         return self._stream(prompt, progress, sampling)
+
+    def encode_chat(self, messages: Sequence[dict[str, Any]]) -> list[int]:
+        ids = [0] * sum(len(message["content"] or "") for message in messages)
+        if len(ids) > 4 * self.context_tokens:
+            raise ContextLengthError(len(ids), self.context_tokens)
+        return ids
 
     def check_thinking(self, thinking: ThinkingOptions) -> None:
         if thinking.mode in ("low", "high"):
@@ -226,6 +234,8 @@ class FakeLLM:
             yield "a\x1b[31mred\x1b]0;title\x07\r\x9b2J\tb\n"
         elif text == "params":
             yield str(sampling)
+        elif text.startswith("Summarize our conversation"):
+            yield from self.summary
         elif text != "call":
             yield "you said "
             yield text
