@@ -10,7 +10,7 @@ from typing import Any
 
 from hybridmoe.engine.request import PromptLogprobs
 from hybridmoe.serve.generation import TokenLogprob
-from hybridmoe.serve.logprobs import finite, token_text
+from hybridmoe.serve.logprobs import finite, id_name, token_text
 from hybridmoe.text.tokenizer import Tokenizer
 
 __all__ = ["CompletionLogprobs", "prompt_logprobs_by_id"]
@@ -23,10 +23,12 @@ class CompletionLogprobs:
 
     `top_logprobs` has the likeliest tokens and the token itself; it and the log-probability are
     null for a prompt's first token. `text_offset` counts characters of the choice's whole text.
+    by_id: tokens are shown as `token_id:N`.
     """
 
-    def __init__(self, tokenizer: Tokenizer, num_top: int) -> None:
+    def __init__(self, tokenizer: Tokenizer, num_top: int, *, by_id: bool = False) -> None:
         self._tokenizer = tokenizer
+        self._by_id = by_id
         self._num_top = num_top
         self._names: dict[int, str] = {}
         self._offset = 0
@@ -80,7 +82,8 @@ class CompletionLogprobs:
 
     def _name(self, token_id: int) -> str:
         if token_id not in self._names:
-            self._names[token_id] = _token_name(token_id, self._tokenizer)
+            name = id_name(token_id) if self._by_id else _token_name(token_id, self._tokenizer)
+            self._names[token_id] = name
         return self._names[token_id]
 
 

@@ -95,6 +95,8 @@ _DONE = (
     _done("ct", "prompt_logprobs", "log-probabilities of the prompt by token id; not in streams"),
     _done("r", "include", "`message.output_text.logprobs`"),
     _done("r", "metadata", "given back in the response"),
+    _done("ct", "return_token_ids", "`token_ids` and `prompt_token_ids`"),
+    _done("ct", "return_tokens_as_token_ids", "log-probabilities name tokens `token_id:N`"),
     _done("ctr", "return_progress", "`prompt_progress` in chunks"),
     _done("ctr", "timings_per_token", "`timings` in chunks"),
     _done("c", "functions function_call", "older tools and tool_choice, with an older response"),
@@ -159,9 +161,9 @@ _REFUSED = (
     _refused("ct", "skip_special_tokens", "text never holds special tokens", True),
     _refused("ct", "logprob_token_ids", _LISTED),
     _refused("ct", "post_sampling_probs", "log-probabilities are the model's own", False),
-    _refused("ct", "return_tokens_as_token_ids return_token_ids return_tokens", _LISTED, False),
+    _refused("ct", "return_tokens return_prompt_token_ids", "use return_token_ids", False),
     _refused(
-        "ct", "return_prompt_text return_prompt_token_ids return_hidden_states"
+        "ct", "return_prompt_text return_hidden_states"
         " return_routed_experts", "not part of a response", False,
     ),
     _refused("c", "separate_reasoning parse_tool_calls", "text never holds these", True),

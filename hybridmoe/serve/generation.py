@@ -93,7 +93,7 @@ class Choice:
     experts: list[list[list[int]]] = field(default_factory=list)
     end: ChoiceEnd | None = None
     handle: RequestHandle | None = None
-    num_tokens: int = 0
+    token_ids: list[int] = field(default_factory=list)  # without the end token
     num_reasoning_tokens: int = 0
     prompt_logprobs: list[PromptLogprobs] = field(default_factory=list)  # of parts of the prompt
     held_logprobs: list[TokenLogprob] = field(default_factory=list)  # of text that is held back
@@ -148,7 +148,7 @@ class Generation:
     @property
     def completion_tokens(self) -> int:
         """Number of tokens generated so far, of all choices."""
-        return sum(choice.num_tokens for choice in self.choices)
+        return sum(len(choice.token_ids) for choice in self.choices)
 
     @property
     def reasoning_tokens(self) -> int:
@@ -254,7 +254,7 @@ class Generation:
         before_s = self._started_s if choice.last_token_s is None else choice.last_token_s
         self._metrics.observe_token(now_s - before_s, is_first=is_first)
         choice.last_token_s = now_s
-        choice.num_tokens += 1
+        choice.token_ids.append(event.token_id)
         choice.last_usage = event.usage
         response = choice.response
         if event.logprob is not None and response.parser.is_text(event.token_id):
@@ -292,7 +292,9 @@ class Generation:
         reason = response.finish_reason
         assert reason is not None and reason != "cancelled", reason
         self._num_unfinished -= 1
-        self._metrics.observe_end(reason, event.usage, choice.num_tokens, now_s - self._started_s)
+        self._metrics.observe_end(
+            reason, event.usage, len(choice.token_ids), now_s - self._started_s
+        )
         choice.end = ChoiceEnd(index, reason, response.parser.stop_string)
         delta = self._delta(index, choice, parts)
         if self.request.echoes is not None and response.parser.stop_string is None:

@@ -276,6 +276,31 @@ def test_llama_cpps_names_of_log_probabilities_and_choices(http: httpx2.Client) 
     assert ask(http, CHAT, n_probs=0)["choices"][0]["logprobs"] is None
 
 
+@pytest.mark.parametrize("path", [CHAT, "/v1/completions"])
+def test_token_ids_of_prompt_and_response(http: httpx2.Client, llm: FakeLLM, path: str) -> None:
+    whole = ask(http, path, return_token_ids=True)
+    choice = whole["choices"][0]
+    text = choice["message"]["content"] if path == CHAT else choice["text"]
+    assert llm.tokenizer.decode(choice["token_ids"]) == text
+    prompt_ids = list(llm.engine.requests[-1].prompt_ids)
+    assert (whole if path == CHAT else choice)["prompt_token_ids"] == prompt_ids
+    stream = chunks(http, path, return_token_ids=True)
+    parts = [chunk["choices"][0].get("token_ids", []) for chunk in stream]
+    assert [i for part in parts for i in part] == choice["token_ids"]
+    holders = [chunk if path == CHAT else chunk["choices"][0] for chunk in stream]
+    assert [one["prompt_token_ids"] for one in holders if "prompt_token_ids" in one] == [prompt_ids]
+
+
+def test_log_probabilities_that_name_tokens_by_id(http: httpx2.Client) -> None:
+    more = {"return_tokens_as_token_ids": True, "return_token_ids": True}
+    choice = ask(http, CHAT, logprobs=True, top_logprobs=1, **more)["choices"][0]
+    entries = choice["logprobs"]["content"]
+    assert [one["token"] for one in entries] == [f"token_id:{i}" for i in choice["token_ids"]]
+    assert entries[0]["top_logprobs"][0]["token"] == "token_id:0"
+    choice = ask(http, "/v1/completions", logprobs=1, **more)["choices"][0]
+    assert choice["logprobs"]["tokens"] == [f"token_id:{i}" for i in choice["token_ids"]]
+
+
 def test_best_of_may_not_exceed_n(http: httpx2.Client) -> None:
     assert len(ask(http, "/v1/completions", n=2, best_of=2)["choices"]) == 2
     answer = http.post("/v1/completions", json={"prompt": "a", "best_of": 2})

@@ -28,6 +28,7 @@ from hybridmoe.serve.schemas.common import StreamOptions
 from hybridmoe.serve.schemas.responses import InputTokensResponse
 from hybridmoe.serve.service import Service, get_service
 from hybridmoe.serve.strict_json import StrictRoute
+from hybridmoe.serve.token_ids import TokenIds
 from hybridmoe.text.response import ToolCall
 from hybridmoe.text.response_parser import ArgumentsPart, CallStart, Part, ReasoningPart, TextPart
 
@@ -81,6 +82,7 @@ class _ChatCompletion:
         self._has_usages = options.continuous_usage_stats
         self._has_logprobs = bool(body.logprobs or body.n_probs)
         self._has_function_call = bool(body.functions)
+        self._token_ids = TokenIds(generation) if body.return_token_ids else None
         self._base = {
             "id": f"chatcmpl-{uuid.uuid4().hex}",
             "object": "chat.completion",
@@ -108,6 +110,8 @@ class _ChatCompletion:
                 self._body.prompt_logprobs,
                 self._tokenizer,
             )
+        if self._token_ids is not None:
+            body |= self._token_ids.of_prompt(0)
         return CompactJSONResponse(body)
 
     async def events(self) -> AsyncIterator[bytes]:
@@ -122,8 +126,10 @@ class _ChatCompletion:
                         yield self._progress_chunk(update)
                     continue
                 if update.choice not in begun:
+                    ids = self._token_ids.of_prompt(0) if self._token_ids and not begun else {}
                     begun.add(update.choice)
-                    yield self._chunk(update.choice, {"role": "assistant", "content": ""})
+                    first = {"role": "assistant", "content": ""}
+                    yield self._chunk(update.choice, first, **ids)
                 if isinstance(update, ChoiceEnd):
                     yield self._end_chunk(update)
                 elif (chunk := self._delta_chunk(update)) is not None:
@@ -153,8 +159,12 @@ class _ChatCompletion:
             "message": message,
             "logprobs": self._logprobs(choice.logprobs),
             "finish_reason": self._reason(choice.end),
+            **self._ids(index),
         }
         return {**out, "experts": choice.experts} if self._body.return_experts else out
+
+    def _ids(self, index: int) -> dict[str, Any]:
+        return {} if self._token_ids is None else self._token_ids.take(index)
 
     def _reason(self, end: ChoiceEnd) -> str:
         is_call = end.finish_reason == "tool_calls"
@@ -169,7 +179,12 @@ class _ChatCompletion:
     def _logprobs(self, entries: Sequence[TokenLogprob]) -> dict[str, Any] | None:
         if not self._has_logprobs:
             return None
-        return {"content": chat_logprobs(entries, self._tokenizer), "refusal": None}
+        return {
+            "content": chat_logprobs(
+                entries, self._tokenizer, by_id=self._body.return_tokens_as_token_ids
+            ),
+            "refusal": None,
+        }
 
     def _delta_chunk(self, update: Delta) -> bytes | None:
         """Make a chunk; None for a delta that holds only the end of a call."""
@@ -194,6 +209,8 @@ class _ChatCompletion:
         **extra: Any,
     ) -> bytes:
         choice = {"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": reason}
+        if "role" not in delta:
+            choice |= self._ids(index)
         if self._has_usages:
             extra["usage"] = self._generation.usage()
         if self._body.timings_per_token:

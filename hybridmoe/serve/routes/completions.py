@@ -26,6 +26,7 @@ from hybridmoe.serve.schemas.common import StreamOptions
 from hybridmoe.serve.schemas.completions import CompletionRequest, CompletionResponse
 from hybridmoe.serve.service import Service, get_service
 from hybridmoe.serve.strict_json import StrictRoute
+from hybridmoe.serve.token_ids import TokenIds
 from hybridmoe.text.response_parser import TextPart
 
 __all__ = ["router"]
@@ -109,10 +110,16 @@ class _Completion:
         self._logprobs = (
             None
             if num_top is None
-            else [CompletionLogprobs(generation.tokenizer, num_top) for _ in generation.choices]
+            else [
+                CompletionLogprobs(
+                    generation.tokenizer, num_top, by_id=body.return_tokens_as_token_ids
+                )
+                for _ in generation.choices
+            ]
         )
         self._prompt_logprobs: int | None = body.prompt_logprobs
         self._has_experts = body.return_experts
+        self._token_ids = TokenIds(generation) if body.return_token_ids else None
         self._has_echo = body.echo
         self._base = {
             "id": f"cmpl-{uuid.uuid4().hex}",
@@ -150,6 +157,8 @@ class _Completion:
                     name: echo["logprobs"][name] + values
                     for name, values in out["logprobs"].items()
                 }
+        if self._token_ids is not None:
+            out |= self._token_ids.of_prompt(index)
         if self._prompt_logprobs is not None:
             events = self._generation.prompt_logprobs(index)
             out["prompt_logprobs"] = prompt_logprobs_by_id(
@@ -160,6 +169,7 @@ class _Completion:
     async def events(self) -> AsyncIterator[bytes]:
         base: dict[str, Any] = {**self._base, **({"usage": None} if self._has_usage else {})}
         echoed: set[int] = set()  # choices; without `echo`, none is
+        begun: set[int] = set()  # choices whose prompt has been given by its ids
         try:
             async for update in self._generation.updates():
                 is_read = not isinstance(update, Progress)
@@ -172,6 +182,9 @@ class _Completion:
                     if not (text or update.logprobs or update.experts):
                         continue
                     choice = self._choice(update.choice, text, update.logprobs, None)
+                    if self._token_ids is not None and update.choice not in begun:
+                        begun.add(update.choice)
+                        choice |= self._token_ids.of_prompt(update.choice)
                     extra: dict[str, Any] = self._extra()
                     if update.experts:
                         extra["experts"] = update.experts
@@ -205,7 +218,8 @@ class _Completion:
         self, index: int, text: str, entries: Sequence[TokenLogprob], reason: str | None
     ) -> dict[str, Any]:
         logprobs = None if self._logprobs is None else self._logprobs[index].of_text(entries)
-        return {"index": index, "text": text, "logprobs": logprobs, "finish_reason": reason}
+        choice = {"index": index, "text": text, "logprobs": logprobs, "finish_reason": reason}
+        return choice if self._token_ids is None else choice | self._token_ids.take(index)
 
     def _echo(self, index: int) -> dict[str, Any]:
         """Make a choice of the prompt alone."""

@@ -148,7 +148,7 @@ class _LlamaCompletion:
             "tokens": [entry.token_id for entry in entries] if self._body.return_tokens else [],
             "id_slot": -1,
             "stop": False,
-            "tokens_predicted": self._generation.choices[index].num_tokens,
+            "tokens_predicted": len(self._generation.choices[index].token_ids),
             "tokens_evaluated": len(self._generation.request.prompt_of(index)),
         }
 
@@ -167,7 +167,7 @@ class _LlamaCompletion:
             "generation_settings": llama_settings(params, self._generation.context_tokens),
             "prompt": prompt,
             "has_new_line": "\n" in choice.response.text,
-            "truncated": is_cut and choice.num_tokens != params.max_tokens,
+            "truncated": is_cut and len(choice.token_ids) != params.max_tokens,
             "stop_type": "word" if word is not None else "limit" if is_cut else "eos",
             "stopping_word": word or "",
             "tokens_cached": choice.usage.cached_tokens,

@@ -79,6 +79,12 @@ class CompletionRequest(SamplingFields, OutputFields):
     return_progress: bool = Field(
         default=False, description="Report prefill progress as `prompt_progress` in stream chunks."
     )
+    return_token_ids: bool = Field(
+        default=False, description="Give `token_ids` and `prompt_token_ids`, as vLLM does."
+    )
+    return_tokens_as_token_ids: bool = Field(
+        default=False, description="Log-probabilities name tokens `token_id:N`."
+    )
     timings_per_token: bool = Field(default=False, description="Every chunk has `timings`.")
     return_experts: bool = False
 
