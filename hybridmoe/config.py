@@ -12,7 +12,7 @@ from typing import Annotated, Any
 
 from hybridmoe.errors import ConfigError, UnsupportedModelError, short
 from hybridmoe.metadata_keys import MetadataKeys
-from hybridmoe.option import Choice, Count, Number, check_options
+from hybridmoe.option import Choice, Count, FolderLimit, FolderSize, Number, check_options
 
 __all__ = [
     "DEVICES",
@@ -239,6 +239,15 @@ class EngineOptions:
         ),
     ] = 64
     speculate: Annotated[int, Count("Draft up to N tokens by prompt lookup", most=64)] = 0
+    kv_disk: Annotated[
+        FolderLimit | None,
+        FolderSize(
+            "Keep the KV cache in a folder too, up to a size, e.g. DIR=20GiB: prompts computed"
+            " before are read from it, after a restart too",
+            metavar="DIR=SIZE",
+            unset="in memory only",
+        ),
+    ] = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

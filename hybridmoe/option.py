@@ -11,13 +11,13 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Annotated, Any, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, NamedTuple, get_args, get_origin, get_type_hints
 
 from hybridmoe.errors import ConfigError, short
 from hybridmoe.units import parse_bytes
 
-__all__ = ["Choice", "Count", "Devices", "File", "Number", "Option", "Size", "Sizes", "Texts"]
-__all__ += ["check_options", "gpu_numbers", "options_of"]
+__all__ = ["Choice", "Count", "Devices", "File", "FolderLimit", "FolderSize", "Number", "Option"]
+__all__ += ["Size", "Sizes", "Texts", "check_options", "gpu_numbers", "options_of"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,6 +136,29 @@ class File(Option):
         if not isinstance(value, str | Path):
             raise ValueError("the name of a file")
         return Path(value)
+
+
+class FolderLimit(NamedTuple):
+    """Folder, and the bytes that its files may take."""
+
+    path: Path
+    num_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class FolderSize(Option):
+    """Folder and a size, as text such as "DIR=20GiB" or as a pair."""
+
+    def read(self, value: Any) -> FolderLimit:
+        parts = value.rpartition("=")[::2] if isinstance(value, str) else value
+        if not isinstance(parts, tuple) or len(parts) != 2 or not str(parts[0]):
+            raise ValueError("a folder and its size, such as DIR=20GiB")
+        path = File.read(File(""), parts[0])
+        try:
+            path = path.expanduser()
+        except RuntimeError:  # no such user
+            raise ValueError("a folder that exists, or can be made") from None
+        return FolderLimit(path, Size.read(Size(""), parts[1]))
 
 
 @dataclass(frozen=True, slots=True)

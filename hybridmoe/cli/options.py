@@ -11,7 +11,18 @@ from typing import Any, TypeVar
 import click
 
 from hybridmoe.config import EngineOptions
-from hybridmoe.option import Choice, Count, Devices, File, Number, Option, Size, Texts, options_of
+from hybridmoe.option import (
+    Choice,
+    Count,
+    Devices,
+    File,
+    FolderSize,
+    Number,
+    Option,
+    Size,
+    Texts,
+    options_of,
+)
 from hybridmoe.placement.options import LoadOptions
 
 __all__ = [
@@ -125,7 +136,7 @@ def _parsing(option: Option) -> dict[str, Any]:
             parsing = {"type": click.Path(path_type=Path, dir_okay=False), "metavar": "FILE"}
         case Choice():
             parsing = {"type": click.Choice(option.choices)}
-        case Devices():
+        case Devices() | FolderSize():
             parsing = {}
         case Texts():
             parsing = {"multiple": True}

@@ -52,18 +52,20 @@ class Engine:
         eos_ids: Set[int],
         config: EngineConfig,
         writer: TraceWriter | None = None,
+        fingerprint: str = "",
     ) -> None:
         """Plan the KV cache and start the thread.
 
         writer: gets the routing of every step; closed by the caller, after the engine.
-        Errors: ConfigError if the KV cache does not fit in memory.
+        fingerprint: of what computes the KV cache; with `kv_disk`, engines share pages by it.
+        Errors: ConfigError if the KV cache does not fit in memory, or `kv_disk` holds too little.
         """
         self.config = config
         self.kv_plan = plan_kv(model.config, config, psutil.virtual_memory().available)
         self._vocab_size = model.config.vocab_size
         cache = KvCache(model.config, self.kv_plan, model.devices)
         model.use_graphs(cache.layers)
-        self._thread = EngineThread(model, eos_ids, config, cache, writer)
+        self._thread = EngineThread(model, eos_ids, config, cache, writer, fingerprint)
         self._finalizer = weakref.finalize(self, self._thread.stop)
 
     def submit(self, request: Request, listener: Listener) -> RequestHandle:

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from hybridmoe.config import EngineConfig
 from hybridmoe.engine.kv_cache import KvCache
+from hybridmoe.engine.kv_disk import KvDisk
 from hybridmoe.engine.scheduler import ScheduledChunk, Scheduler
 from hybridmoe.engine.sequence import Sequence
 from hybridmoe.engine.stats import EngineStats
@@ -24,7 +25,7 @@ from hybridmoe.planning.kv_plan import plan_kv
 __all__ = ["POLL_S", "EngineThread"]
 
 T = TypeVar("T")
-POLL_S = 0.5  # interval of deadline checks while all sequences wait for masks
+POLL_S = 0.5  # interval of deadline checks while all sequences wait for masks or the disk
 
 
 class EngineThread:
@@ -37,13 +38,19 @@ class EngineThread:
         config: EngineConfig,
         cache: KvCache,
         writer: TraceWriter | None,
+        fingerprint: str,
     ) -> None:
+        """Start the thread. Errors: ConfigError for a KV cache on disk that is too small."""
         self.cache = cache
         self._model = model
         self._config = config
-        self._scheduler = Scheduler(cache, config)
-        self._runner = StepRunner(model, eos_ids, cache, self._scheduler, writer, self.wake)
         self._condition = threading.Condition()
+        disk = None
+        if config.kv_disk is not None:
+            disk = KvDisk(config.kv_disk, cache, fingerprint, self.wake)
+        self._disk = disk
+        self._scheduler = Scheduler(cache, config, disk)
+        self._runner = StepRunner(model, eos_ids, cache, self._scheduler, writer, self.wake, disk)
         self._new: list[Sequence] = []
         self._calls: list[tuple[Callable[[], Any], Future[Any]]] = []
         self._is_woken = self._is_stopping = False
@@ -125,6 +132,7 @@ class EngineThread:
             cached_tokens=scheduler.num_cached_tokens,
             generated_tokens=runner.num_generated_tokens,
             preempted=scheduler.num_preempted,
+            kv_disk=None if self._disk is None else self._disk.stats(),
             experts=self._model.expert_stats(),
         )
 
@@ -179,6 +187,8 @@ class EngineThread:
         for sequence in [*self._scheduler.running, *self._scheduler.waiting, *self._new]:
             sequence.finish("error" if failure else "cancelled", failure)
         self._runner.close()
+        if self._disk is not None:
+            self._disk.close()
         self._model.abandon_steps_when(lambda: False)  # refers to this no longer
 
     def _schedule(self) -> list[ScheduledChunk]:
@@ -193,8 +203,10 @@ class EngineThread:
 
     def _receive(self) -> bool:
         """Wait for work; queue new requests and run calls. Returns False to stop."""
-        # While all sequences wait for masks, ready masks wake the thread; deadlines are polled.
-        is_blocked = self._num_empty_steps > 1 and self._runner.is_waiting_for_masks
+        # While all sequences wait, for masks or the disk, what is ready wakes the thread; deadlines
+        # are polled.
+        is_waiting = self._runner.is_waiting_for_masks or self._scheduler.is_loading
+        is_blocked = self._num_empty_steps > 1 and is_waiting
         with self._condition:
             self._condition.wait_for(
                 lambda: (

@@ -10,6 +10,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
 
+import numpy as np
+import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from hybridmoe.config import ModelConfig
@@ -137,6 +140,23 @@ class KvCache:
         nodes, partial, num_partial = self._tree.match_prefix(ids)
         pages = [node.page for node in [*nodes, *([partial] if partial else [])]]
         return pages, len(nodes) * PAGE_TOKENS + num_partial
+
+    def read_rows(self, pages: Sequence[int], num_tokens: int) -> NDArray[np.uint8]:
+        """Copy the first `num_tokens` of these pages to the CPU: (layers, T, row bytes)."""
+        parts = [
+            part[:, list(pages)].flatten(1, 2)[:, :num_tokens].contiguous().cpu().numpy()
+            for part in self.parts
+        ]
+        return np.concatenate(parts) if len(parts) > 1 else parts[0]
+
+    def write_rows(self, pages: Sequence[int], rows: NDArray[np.uint8]) -> None:
+        """Copy rows (layers, T, row bytes) to the first T tokens of these pages."""
+        for i, page in enumerate(pages):
+            page_rows = torch.from_numpy(rows[:, i * PAGE_TOKENS : (i + 1) * PAGE_TOKENS])
+            first = 0
+            for part in self.parts:
+                part[:, page, : page_rows.shape[1]] = page_rows[first : first + len(part)]
+                first += len(part)
 
     def _insert(self, table: BlockTable, tokens: tuple[int, ...], i: int) -> Node:
         """Insert page `i` of a table into the tree, or free it if the tree has it already."""

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from hybridmoe.config import KV_TYPES
 from hybridmoe.engine.kv_cache import BlockTable, KvCache
 from hybridmoe.errors import ConfigError
-from hybridmoe.kernels.paged_mla import PAGE_TOKENS, convert_rows, row_bytes
+from hybridmoe.kernels.paged_mla import convert_rows, row_bytes
 from hybridmoe.replace_file import replace_file
 
 __all__ = ["restore_snapshot", "save_snapshot"]
@@ -35,12 +35,8 @@ _MAX_HEADER_BYTES = 4096
 def save_snapshot(path: Path, ids: list[int], cache: KvCache, fingerprint: str) -> int:
     """Save the longest cached prefix of `ids`. Returns its number of tokens. Raises OSError."""
     pages, num_tokens = cache.cached_pages([*ids, -1])  # -1: the last of `ids` counts, too
-    parts = [
-        part[:, pages].flatten(1, 2)[:, :num_tokens].contiguous().cpu().numpy()
-        for part in cache.parts
-    ]
-    rows = np.concatenate(parts) if len(parts) > 1 else parts[0]  # (layers, T, row bytes)
-    body = [np.array(ids[:num_tokens], np.int32), rows]
+    rows = cache.read_rows(pages, num_tokens)
+    body: list[NDArray[Any]] = [np.array(ids[:num_tokens], np.int32), rows]
     header = json.dumps(
         {
             "fingerprint": fingerprint,
@@ -93,12 +89,7 @@ def _insert(ids: list[int], rows: NDArray[np.uint8], cache: KvCache, path: Path)
     table = BlockTable()
     if not cache.grow(table, len(ids)):
         raise ConfigError(f"{path.name}: too few free KV cache pages for {len(ids)} tokens")
-    for i, page in enumerate(table.pages):
-        page_rows = torch.from_numpy(rows[:, i * PAGE_TOKENS : (i + 1) * PAGE_TOKENS])
-        first = 0
-        for part in cache.parts:
-            part[:, page, : page_rows.shape[1]] = page_rows[first : first + len(part)]
-            first += len(part)
+    cache.write_rows(table.pages, rows)
     cache.free(table, ids, len(ids))
 
 

@@ -55,6 +55,7 @@ class Usage:
 
     prompt_tokens: int = 0
     cached_tokens: int = 0  # of the prompt, found in the prefix cache
+    disk_tokens: int = 0  # of the cached ones, read from disk
     generated_tokens: int = 0  # without the end token
     queue_s: float = 0.0  # submission to first step
     prompt_s: float = 0.0  # first step to first logits

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from hybridmoe.config import EngineConfig
 from hybridmoe.engine.kv_cache import BlockTable, KvCache
+from hybridmoe.engine.kv_disk import KvDisk
 from hybridmoe.engine.prefill_budget import PrefillBudget
 from hybridmoe.engine.sequence import Sequence
 from hybridmoe.kernels.paged_mla import PAGE_TOKENS
@@ -45,8 +46,9 @@ class ScheduledChunk:
 class Scheduler:
     """The queue of waiting requests and the running batch. Belongs to the engine's thread."""
 
-    def __init__(self, cache: KvCache, config: EngineConfig) -> None:
+    def __init__(self, cache: KvCache, config: EngineConfig, disk: KvDisk | None = None) -> None:
         self._cache = cache
+        self._disk = disk
         self._config = config
         self.prefill_budget = PrefillBudget(config.chunk_tokens, config.decode_slowdown)
         self.waiting: deque[Sequence] = deque()
@@ -58,6 +60,11 @@ class Scheduler:
     @property
     def has_work(self) -> bool:
         return bool(self.waiting or self.running)
+
+    @property
+    def is_loading(self) -> bool:
+        """True while pages of a running sequence are read from disk."""
+        return any(sequence.is_loading for sequence in self.running)
 
     def add(self, sequence: Sequence) -> None:
         """Queue a new request."""
@@ -74,9 +81,10 @@ class Scheduler:
 
     def schedule(self) -> list[ScheduledChunk]:
         """Schedule the next step; empty if nothing can run."""
+        self._receive_loaded()
         self._admit()
         decodes = self._schedule_decodes()
-        prefills = [s for s in self.running if s.num_pending > 1]
+        prefills = [s for s in self.running if s.num_pending > 1 and not s.is_loading]
         chunks = [ScheduledChunk(s, 1, self._draft(s)) for s in decodes]
         budget = self.prefill_budget.num_tokens(len(decodes))
         by_length = sorted(prefills, key=lambda s: s.num_pending)
@@ -88,6 +96,16 @@ class Scheduler:
                 chunks.append(ScheduledChunk(sequence, num_tokens, []))
                 budget -= num_tokens
         return chunks
+
+    def _receive_loaded(self) -> None:
+        """Take what has been read from disk."""
+        if self._disk is None:
+            return
+        for sequence in self.running:
+            num_tokens = self._disk.receive(sequence)
+            if num_tokens and sequence.num_generated == 0:
+                self.num_cached_tokens += num_tokens
+                sequence.report_progress()
 
     def _admit(self) -> None:
         while self.waiting and len(self.running) < self._config.max_running:
@@ -109,6 +127,8 @@ class Scheduler:
             if sequence.num_generated == 0:
                 self.num_cached_tokens += table.cached_tokens
             sequence.start(table)
+            if self._disk is not None:
+                self._disk.start(sequence, may_read=is_cached)
             self.running.append(sequence)
             self.running.sort(key=lambda s: s.request_id)
 
@@ -136,7 +156,7 @@ class Scheduler:
         """Collect decoding sequences, each with a page for its token; preempts the youngest."""
         decodes: list[Sequence] = []
         for sequence in list(self.running):
-            if sequence.num_pending != 1 or sequence not in self.running:
+            if sequence.num_pending != 1 or sequence.is_loading or sequence not in self.running:
                 continue
             while not self._cache.grow(sequence.block_table, len(sequence.ids)):
                 youngest = self.running[-1]
@@ -154,6 +174,8 @@ class Scheduler:
         self.num_preempted += 1
 
     def _free(self, sequence: Sequence) -> None:
+        if self._disk is not None:
+            self._disk.finish(sequence)
         self._cache.free(sequence.block_table, sequence.ids, sequence.num_computed)
         sequence.num_computed = 0
         sequence.unsampled = None

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hybridmoe.engine.kv_cache import BlockTable
+from hybridmoe.engine.kv_disk_reader import SequenceOnDisk
 from hybridmoe.engine.mask_thread import PendingMask
 from hybridmoe.engine.prompt_lookup import PromptLookup
 from hybridmoe.engine.request import (
@@ -53,6 +54,7 @@ class Sequence:
         self.sampler = Sampler(request.params, self.ids, vocab_size, request.dry_breakers)
         self.prompt_lookup = PromptLookup()
         self.block_table = BlockTable()
+        self.on_disk: SequenceOnDisk | None = None
         self.num_computed = 0  # tokens whose latents are in the KV cache
         self.num_scored = 1  # prompt tokens with their log probability sent; the first has none
         self.stop_ids = frozenset(request.params.stop_token_ids)
@@ -63,7 +65,8 @@ class Sequence:
         self.is_cancelled = False
         self.is_finished = False
         self._listener = listener
-        self._cached_tokens: int | None = None
+        self._num_starts = 0
+        self._cached_tokens = self._disk_tokens = 0
         self._num_drafted = self._num_accepted = 0
         self._submitted_at = time.perf_counter()
         self._started_at = self._prefilled_at = self._last_token_at = 0.0
@@ -86,15 +89,28 @@ class Sequence:
         """Run on this block table: at first, or again after a preemption."""
         self.block_table = block_table
         self.num_computed = block_table.cached_tokens
-        if self._cached_tokens is None:
+        self._num_starts += 1
+        if self._num_starts == 1:
             self._cached_tokens = block_table.cached_tokens
             self._started_at = time.perf_counter()
+
+    @property
+    def is_loading(self) -> bool:
+        """True while pages of this sequence are read from disk."""
+        return self.on_disk is not None and self.on_disk.load is not None
+
+    def mark_loaded(self, num_computed: int) -> None:
+        """Count tokens read from disk: now `num_computed` are in the KV cache."""
+        if self._num_starts == 1:
+            self._cached_tokens += num_computed - self.num_computed
+            self._disk_tokens += num_computed - self.num_computed
+        self.num_computed = num_computed
 
     def report_progress(self) -> None:
         """Send prefill progress, until the first token is generated."""
         if self.num_generated == 0:
-            done, cached = min(self.num_computed, self.num_prompt), self._cached_tokens or 0
-            self.send(PromptProgress(done, self.num_prompt, cached))
+            done = min(self.num_computed, self.num_prompt)
+            self.send(PromptProgress(done, self.num_prompt, self._cached_tokens))
 
     def mark_prefilled(self) -> None:
         """Take the time of the first logits."""
@@ -118,7 +134,8 @@ class Sequence:
         last_token_at = self._last_token_at
         return Usage(
             prompt_tokens=self.num_prompt,
-            cached_tokens=self._cached_tokens or 0,
+            cached_tokens=self._cached_tokens,
+            disk_tokens=self._disk_tokens,
             generated_tokens=self.num_generated,
             queue_s=started_at - self._submitted_at,
             prompt_s=(self._prefilled_at or now) - started_at,

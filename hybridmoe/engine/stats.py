@@ -4,7 +4,22 @@ from dataclasses import dataclass, fields, replace
 
 from hybridmoe.experts.stats import ExpertStats
 
-__all__ = ["EngineStats"]
+__all__ = ["EngineStats", "KvDiskStats"]
+
+
+@dataclass(frozen=True, slots=True)
+class KvDiskStats:
+    """Gauges of the KV cache on disk, and counters since the engine started."""
+
+    limit_bytes: int
+    num_bytes: int  # of all files in the folder, when they were last counted
+    loaded_tokens: int  # read instead of computed
+    read_bytes: int
+    written_pages: int
+    written_bytes: int
+    evicted_pages: int
+    dropped_pages: int  # not written, since the queue was full
+    errors: int  # reads and writes that failed, damaged files
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,6 +37,7 @@ class EngineStats:
     cached_tokens: int  # found in the prefix cache
     generated_tokens: int
     preempted: int  # times a request lost its pages to an older one
+    kv_disk: KvDiskStats | None = None  # None: in memory only
     experts: ExpertStats | None = None  # None: all experts are in RAM
 
     def without_gauges(self) -> "EngineStats":

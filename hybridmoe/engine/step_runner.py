@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from hybridmoe.engine.constraint_masks import ConstraintMasks
 from hybridmoe.engine.kv_cache import KvCache
+from hybridmoe.engine.kv_disk import KvDisk
 from hybridmoe.engine.prompt_scorer import send_prompt_logprobs
 from hybridmoe.engine.request import StopToken, TokenEvent
 from hybridmoe.engine.sampler import log_probabilities
@@ -41,8 +42,10 @@ class StepRunner:
         scheduler: Scheduler,
         writer: TraceWriter | None = None,
         wake: Callable[[], None] = lambda: None,
+        disk: KvDisk | None = None,
     ) -> None:
         """wake: called from another thread when `sample_late` can go on."""
+        self._disk = disk
         self._model = model
         self._eos_ids = eos_ids
         self._cache = cache
@@ -230,6 +233,8 @@ class StepRunner:
                 sequence.num_computed += 1
             sequence.count_draft(len(chunk.draft_ids), i)
         self._cache.share_full_pages(sequence.block_table, sequence.ids, sequence.num_computed)
+        if self._disk is not None:
+            self._disk.offer(sequence)
 
     def _sample(
         self,

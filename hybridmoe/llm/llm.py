@@ -24,8 +24,8 @@ from hybridmoe.engine.sampling_params import SamplingParams
 from hybridmoe.errors import ConfigError
 from hybridmoe.experts.backend import ExpertBackend
 from hybridmoe.experts.stats import ExpertStats
-from hybridmoe.gguf.fingerprint import fingerprint
 from hybridmoe.gguf.reader import GGUFFile
+from hybridmoe.llm.fingerprints import model_fingerprint
 from hybridmoe.llm.progress import ProgressCallback
 from hybridmoe.llm.result import Result, ResultStream
 from hybridmoe.llm.run import Run
@@ -329,7 +329,7 @@ class LLM:
 
     @functools.cached_property
     def _fingerprint(self) -> str:
-        return f"{fingerprint(self.file)} {self.config.rope_base} {self.config.yarn}"
+        return model_fingerprint(self.file, self.config)
 
     def close(self) -> None:
         """End the engine; release the file's mapping and the vocabulary.

@@ -14,6 +14,7 @@ from hybridmoe.gguf.reader import GGUFFile
 from hybridmoe.gguf.tensor_table import read_config
 from hybridmoe.hardware.gpu import NoGpu, choose_gpus
 from hybridmoe.hardware.topology import set_num_threads
+from hybridmoe.llm.fingerprints import bits_fingerprint
 from hybridmoe.llm.llm import LLM
 from hybridmoe.llm.progress import Progress, ProgressCallback
 from hybridmoe.llm.sampling_defaults import sampling_defaults
@@ -86,7 +87,10 @@ def load(
             trace = resources.enter_context(closing(open_trace(options.trace, file, config)))
         decoder = residency.decoder(file)
         residency.calibrate()
-        engine = Engine(decoder, tokenizer.eos_ids, plan.engine, trace)
+        about = ""
+        if plan.engine.kv_disk is not None:
+            about = bits_fingerprint(file, config, decoder)
+        engine = Engine(decoder, tokenizer.eos_ids, plan.engine, trace, about)
         resources.callback(engine.close)
         if plan.vram is not None:
             capture_first_graph(decoder)

@@ -1,73 +1,34 @@
 """Scheduler and KV cache under random load: no request starves, no limit is exceeded.
 
-Steps are run by the engine's StepRunner. The next token of the model below depends on all tokens
-before it, as stored in the pages. So a response is right only if no page was lost or mixed up.
+Steps are run by the engine's StepRunner. The model's next token depends on all tokens before it, as
+stored in the pages. So a response is right only if no page was lost or mixed up.
 """
 
+import os
 import random
+import tempfile
+from contextlib import suppress
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import hypothesis.strategies as st
-import torch
+from hash_model import EOS, MODEL, VOCAB, HashModel, expected
+from hash_run import patient
 from hypothesis import settings
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
-from k2_config import K2
 
-from hybridmoe.config import EngineConfig, ModelConfig
+from hybridmoe.config import EngineConfig
 from hybridmoe.engine import Event, Finished, Request, SamplingParams, TokenEvent
 from hybridmoe.engine.kv_cache import KvCache
+from hybridmoe.engine.kv_disk import KvDisk
+from hybridmoe.engine.kv_disk_files import page_files
 from hybridmoe.engine.scheduler import ScheduledChunk, Scheduler
 from hybridmoe.engine.sequence import Sequence
 from hybridmoe.engine.step_runner import StepRunner
-from hybridmoe.kernels.paged_mla import PAGE_TOKENS, Span
+from hybridmoe.kernels.paged_mla import PAGE_TOKENS
+from hybridmoe.option import FolderLimit
 from hybridmoe.planning.kv_plan import pages_for, plan_kv
-
-MODEL = ModelConfig.from_metadata(K2 | {"deepseek2.block_count": 2})
-VOCAB = 3  # so few that prompts share prefixes
-EOS = VOCAB  # never sampled
-
-
-def hash_of(before: int, token_id: int) -> int:
-    return (before * 31 + token_id + 7) % 9973
-
-
-def expected(prompt: list[int], num_tokens: int) -> list[int]:
-    """Compute the right response of the model below."""
-    digest, out = 0, list[int]()
-    for token_id in prompt:
-        digest = hash_of(digest, token_id)
-    while len(out) < num_tokens:
-        out.append(digest % VOCAB)
-        digest = hash_of(digest, out[-1])
-    return out
-
-
-class HashModel:
-    """Stores a hash of a position's prefix in its row, and derives the next token from it."""
-
-    def __init__(self, cache: KvCache) -> None:
-        self._hashes = cache.parts[0][0].view(torch.float32)[..., 0].numpy()  # (pages, PAGE_TOKENS)
-
-    def forward(self, ids: list[int], spans: list[Span], *_: Any) -> torch.Tensor:
-        states, left = [], iter(ids)
-        for span in spans:
-            for position in range(span.start, span.start + span.num_tokens):
-                before = self._hashes[self._at(span, position - 1)] if position else 0
-                digest = hash_of(int(before), next(left))
-                self._hashes[self._at(span, position)] = digest
-                states.append(digest)
-        return torch.tensor(states)
-
-    def logits(self, states: torch.Tensor) -> torch.Tensor:
-        return torch.nn.functional.one_hot(states % VOCAB, VOCAB + 1).to(torch.float32)
-
-    def is_finite(self, numbers: torch.Tensor) -> bool:
-        return bool(numbers.isfinite().all())
-
-    @staticmethod
-    def _at(span: Span, position: int) -> tuple[int, int]:
-        return span.pages[position // PAGE_TOKENS], position % PAGE_TOKENS
 
 
 class RandomBudget:
@@ -111,6 +72,8 @@ class Client:
 class EngineMachine(RuleBasedStateMachine):
     """Requests are submitted, cancelled, and run step by step."""
 
+    disk: KvDisk | None = None
+
     @initialize(
         num_pages=st.integers(2, 6),
         max_running=st.integers(1, 5),
@@ -137,13 +100,16 @@ class EngineMachine(RuleBasedStateMachine):
             speculate=speculate,
         )
         self.cache = KvCache(MODEL, plan_kv(MODEL, self.config, 0))
-        self.scheduler = Scheduler(self.cache, self.config)
+        self.make_scheduler()
         self.scheduler.prefill_budget = RandomBudget(chunk_tokens, seed)  # type: ignore[assignment]
         model: Any = HashModel(self.cache)
-        self.runner = StepRunner(model, {EOS}, self.cache, self.scheduler)
+        self.runner = StepRunner(model, {EOS}, self.cache, self.scheduler, disk=self.disk)
         self.clients: list[Client] = []
         self.open: list[Client] = []
         self.since_progress = 0
+
+    def make_scheduler(self) -> None:
+        self.scheduler = Scheduler(self.cache, self.config)
 
     @rule(
         ids=st.lists(st.integers(0, VOCAB - 1), min_size=1, max_size=4),
@@ -249,3 +215,34 @@ class EngineMachine(RuleBasedStateMachine):
 
 EngineMachine.TestCase.settings = settings(max_examples=300, stateful_step_count=25)
 TestEngine = EngineMachine.TestCase
+
+
+class DiskMachine(EngineMachine):
+    """With a KV cache on disk, whose files vanish and are damaged between the steps."""
+
+    def make_scheduler(self) -> None:
+        self.folder = tempfile.TemporaryDirectory()
+        root = Path(self.folder.name)
+        limit = FolderLimit(root, 6 << 20)
+        self.disk = patient(KvDisk(limit, self.cache, "hash", lambda: None))
+        self.scheduler = Scheduler(self.cache, self.config, self.disk)
+
+    @rule(seed=st.integers(0, 99), must_remove=st.booleans())
+    def damage(self, seed: int, must_remove: bool) -> None:
+        found = sorted(page_files(Path(self.folder.name)))
+        path = Path(random.Random(seed).choice(found).path) if found else None
+        with suppress(FileNotFoundError):
+            if path is not None and must_remove:
+                path.unlink()
+            elif path is not None:
+                os.truncate(path, path.stat().st_size // 2)
+
+    def teardown(self) -> None:
+        super().teardown()
+        if hasattr(self, "disk"):
+            self.disk.close()
+            self.folder.cleanup()
+
+
+DiskMachine.TestCase.settings = settings(max_examples=40, stateful_step_count=25, deadline=None)
+TestEngineWithDisk = DiskMachine.TestCase

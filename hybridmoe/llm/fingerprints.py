@@ -1,0 +1,23 @@
+"""Fingerprints of what computes a KV cache, by which saved ones are told apart."""
+
+from importlib.metadata import version
+
+from hybridmoe.config import ModelConfig
+from hybridmoe.gguf.fingerprint import fingerprint
+from hybridmoe.gguf.reader import GGUFFile
+from hybridmoe.hardware import isa
+from hybridmoe.model.decoder import Decoder
+
+__all__ = ["bits_fingerprint", "model_fingerprint"]
+
+
+def model_fingerprint(file: GGUFFile, config: ModelConfig) -> str:
+    """Identify weights and positions: what computes the same, but for rounding."""
+    return f"{fingerprint(file)} {config.rope_base} {config.yarn}"
+
+
+def bits_fingerprint(file: GGUFFile, config: ModelConfig, decoder: Decoder) -> str:
+    """Identify what computes the same bits on the CPU: version and instruction set count too."""
+    devices = sorted({device.type for device in decoder.devices})
+    about = f"{version('hybridmoe')} {isa.active()} {','.join(devices)}"
+    return f"{about} {model_fingerprint(file, config)}"
