@@ -32,7 +32,8 @@ def timing_line(timing: "Timing", experts: "ExpertStats | None" = None) -> str:
         found = f" | experts {experts.shares}"
         if "disk" in experts.found:
             found += f", {experts.bytes_read / 1e9:.2f} GB read, {experts.read_wait_s:.2f} s waited"
-    cached = f" ({timing.cached_tokens} cached)" if timing.cached_tokens else ""
+    from_disk = f", {timing.disk_tokens} from disk" if timing.disk_tokens else ""
+    cached = f" ({timing.cached_tokens} cached{from_disk})" if timing.cached_tokens else ""
     return (
         f"prompt {timing.prompt_tokens} tok{cached} {timing.prompt_tokens_per_s:.0f} t/s"
         f" | gen {timing.generated_tokens} tok {timing.decode_tokens_per_s:.1f} t/s"

@@ -18,8 +18,19 @@ class KvDiskStats:
     written_pages: int
     written_bytes: int
     evicted_pages: int
-    dropped_pages: int  # not written, since the queue was full
+    dropped_pages: int  # not written, since the queue or the folder was full
     errors: int  # reads and writes that failed, damaged files
+
+    def without_gauges(self) -> "KvDiskStats":
+        """Keep the counters alone."""
+        return replace(self, limit_bytes=0, num_bytes=0)
+
+    def __add__(self, other: "KvDiskStats") -> "KvDiskStats":
+        """Sum up the counters of two engines, which share a folder."""
+        total = {f.name: getattr(self, f.name) + getattr(other, f.name) for f in fields(self)}
+        total["limit_bytes"] = max(self.limit_bytes, other.limit_bytes)
+        total["num_bytes"] = max(self.num_bytes, other.num_bytes)
+        return KvDiskStats(**total)
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,14 +54,19 @@ class EngineStats:
     def without_gauges(self) -> "EngineStats":
         """Keep the counters alone: of an engine that is closed."""
         experts = None if self.experts is None else self.experts.without_gauges()
+        kv_disk = None if self.kv_disk is None else self.kv_disk.without_gauges()
         gauges = ("running", "waiting", "kv_pages_total", "kv_pages_used", "kv_pages_cached")
-        return replace(self, **dict.fromkeys(gauges, 0), experts=experts)
+        return replace(self, **dict.fromkeys(gauges, 0), experts=experts, kv_disk=kv_disk)
 
     def __add__(self, other: "EngineStats") -> "EngineStats":
         """Sum up two engines."""
-        names = [f.name for f in fields(self) if f.name not in ("kv_page_tokens", "experts")]
+        parts = ("kv_page_tokens", "experts", "kv_disk")
+        names = [f.name for f in fields(self) if f.name not in parts]
         total = {name: getattr(self, name) + getattr(other, name) for name in names}
         experts = self.experts or other.experts
         if self.experts and other.experts:
             experts = self.experts + other.experts
-        return replace(self, **total, experts=experts)
+        kv_disk = self.kv_disk or other.kv_disk
+        if self.kv_disk and other.kv_disk:
+            kv_disk = self.kv_disk + other.kv_disk
+        return replace(self, **total, experts=experts, kv_disk=kv_disk)

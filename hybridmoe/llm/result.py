@@ -31,6 +31,7 @@ class Timing:
     prompt_s: float
     generated_tokens: int
     decode_s: float  # first generated token to the last
+    disk_tokens: int = 0  # of the cached ones, read from disk
 
     @property
     def prompt_tokens_per_s(self) -> float:
@@ -46,6 +47,7 @@ class Timing:
         return cls(
             prompt_tokens=usage.prompt_tokens,
             cached_tokens=usage.cached_tokens,
+            disk_tokens=usage.disk_tokens,
             prompt_s=usage.prompt_s,
             generated_tokens=usage.generated_tokens,
             decode_s=usage.decode_s,

@@ -11,7 +11,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
 
 from hybridmoe.engine.request import Usage
-from hybridmoe.engine.stats import EngineStats
+from hybridmoe.engine.stats import EngineStats, KvDiskStats
 from hybridmoe.experts.stats import ExpertCounters, ExpertStats
 
 __all__ = ["Metrics"]
@@ -92,6 +92,8 @@ class _EngineCollector(Collector):
         if stats is None:
             return
         yield from _engine_metrics(stats)
+        if stats.kv_disk is not None:
+            yield from _kv_disk_metrics(stats.kv_disk)
         if stats.experts is not None:
             yield from _expert_metrics(stats.experts)
 
@@ -115,6 +117,24 @@ def _engine_metrics(stats: EngineStats) -> Iterator[_Metric]:
         num_preemptions=("Preemptions of running sequences.", stats.preempted),
         engine_steps=("Engine steps.", stats.steps),
     )
+
+
+def _kv_disk_metrics(disk: KvDiskStats) -> Iterator[_Metric]:
+    yield from _gauges(
+        kv_disk_bytes=("Bytes of all files in the folder of the KV cache.", disk.num_bytes),
+        kv_disk_limit_bytes=("Limit of the folder's size.", disk.limit_bytes),
+    )
+    yield from _counters(
+        kv_disk_hits=("Prompt tokens read from disk.", disk.loaded_tokens),
+        kv_disk_read_bytes=("Bytes of KV cache read from disk.", disk.read_bytes),
+        kv_disk_written_bytes=("Bytes of KV cache written to disk.", disk.written_bytes),
+        kv_disk_written_pages=("KV cache pages written to disk.", disk.written_pages),
+        kv_disk_evicted_pages=("KV cache pages removed from disk.", disk.evicted_pages),
+        kv_disk_dropped_pages=(
+            "KV cache pages not written: the queue or the folder was full.", disk.dropped_pages
+        ),
+        kv_disk_errors=("Reads and writes that failed, and damaged files.", disk.errors),
+    )  # fmt: skip
 
 
 def _expert_metrics(experts: ExpertStats) -> Iterator[_Metric]:

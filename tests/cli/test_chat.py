@@ -53,6 +53,11 @@ def test_timing_without_cached_tokens_does_not_mention_them() -> None:
     assert line == "prompt 10 tok 100 t/s | gen 1 tok 0.0 t/s | ttft 0.10 s"
 
 
+def test_timing_tells_what_came_from_disk() -> None:
+    line = timing_line(hybridmoe.Timing(10, 9, 0.1, 1, 0.0, 5))
+    assert line.startswith("prompt 10 tok (9 cached, 5 from disk) 10 t/s")
+
+
 def test_an_error_is_one_line_and_the_session_goes_on(chat: Chat) -> None:
     chat.ask("hi")
     assert chat.ask("fail") == "error: the prompt has 9999 tokens, the context 4096\n"

@@ -5,12 +5,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tiny_gguf import write_tiny
 
 import hybridmoe
 from hybridmoe.engine.engine import Engine
 from hybridmoe.errors import ConfigError
 from hybridmoe.experts.routing_trace import TraceWriter
 from hybridmoe.gguf.reader import GGUFFile
+from hybridmoe.hardware import isa
 from hybridmoe.llm import load as loading
 from hybridmoe.placement.residency import Residency
 from hybridmoe.text.tokenizer import Tokenizer
@@ -84,3 +86,44 @@ def test_a_bad_variable_is_an_error_before_the_file_is_opened(
     monkeypatch.setenv(f"HYBRIDMOE_{name}", "x")
     with pytest.raises(ConfigError, match=f"HYBRIDMOE_{name}='x': expected"):
         hybridmoe.load("no file", device="cpu")
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """Two models that differ in their weights alone."""
+    folder = tmp_path_factory.mktemp("models")
+    first, second = folder / "first.gguf", folder / "second.gguf"
+    for seed, path in enumerate((first, second)):
+        write_tiny(path, variant="k2", seed=seed)
+    return first, second
+
+
+@pytest.mark.parametrize(
+    ("change", "is_found"),
+    [
+        ({}, True),
+        ({"device": "cpu", "max_running": 2}, True),
+        ({"kv_type": "int8"}, False),
+        ({"isa": "scalar"}, False),
+        ({"other": True}, False),
+    ],
+)
+def test_a_kv_cache_on_disk_is_of_a_model_and_what_computes_it(
+    models: tuple[Path, Path], tmp_path: Path, change: dict[str, Any], is_found: bool
+) -> None:
+    if change.get("isa") == isa.active():
+        pytest.skip("this machine has no other instruction set")
+    options: dict[str, Any] = {"device": "cpu", "context_tokens": 256, "num_threads": 1}
+    options["kv_disk"] = f"{tmp_path / 'kv'}=64MiB"
+    prompt = "A prompt that is long enough for more than a page. " * 3
+    with hybridmoe.load(models[0], **options) as llm:
+        wanted = llm.generate(prompt, max_tokens=3, temperature=0)
+    assert wanted.timing.disk_tokens == 0
+    path = models["other" in change]
+    options |= {name: value for name, value in change.items() if name not in ("isa", "other")}
+    with isa.forced(change.get("isa", isa.active())), hybridmoe.load(path, **options) as llm:
+        result = llm.generate(prompt, max_tokens=3, temperature=0)
+    tokens = wanted.timing.prompt_tokens - 1 if is_found else 0
+    assert result.timing.disk_tokens == result.timing.cached_tokens == tokens
+    if is_found:
+        assert result.token_ids == wanted.token_ids
