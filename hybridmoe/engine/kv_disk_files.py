@@ -93,7 +93,7 @@ class PageFolder:
             raise ConfigError(f"other users may write to {self._folder}")
 
     def read(self, parent: bytes, ids: Sequence[int]) -> Rows | None:
-        """Read the page with these tokens; None if there is none. Errors: DamagedPageError."""
+        """Read the page with these tokens; None if it is missing. Errors: DamagedPageError."""
         name = _name(parent, chain_hash(parent, ids))
         page = self._read(parent, name, len(ids))
         if page is None:
