@@ -130,8 +130,13 @@ def test_progress_is_reported_for_load_and_prompt(path: Path) -> None:
 
 def test_sampling_defaults_come_from_the_file(tmp_path: Path) -> None:
     path = tmp_path / "defaults.gguf"
-    write_tiny(path, metadata={"general.sampling.temp": 0.0, "general.sampling.top_k": 3})
+    values = {"temp": 0.0, "top_k": 3, "penalty_last_n": 64, "xtc_probability": 0.5,
+              "xtc_threshold": 0.25}  # fmt: skip
+    write_tiny(path, metadata={f"general.sampling.{key}": v for key, v in values.items()})
     with hybridmoe.load(path) as llm:
+        params = llm.sampling_params({"top_k": 5})
+        assert (params.temperature, params.top_k, params.repeat_last_n) == (0.0, 5, 64)
+        assert (params.xtc_probability, params.xtc_threshold) == (0.5, 0.25)
         assert (
             llm.generate("A", max_tokens=9).token_ids == llm.generate("A", max_tokens=9).token_ids
         )
