@@ -267,3 +267,20 @@ def test_experts_are_named_layer_by_layer(client: openai.OpenAI, llm: hybridmoe.
         for ids in token:
             assert len(set(ids)) == config.top_k
             assert set(ids) <= set(range(config.num_experts))
+
+
+def test_copies_are_separate_requests_with_the_seeds_that_follow(client: openai.OpenAI) -> None:
+    options: dict[str, Any] = {
+        "model": "test", "messages": [{"role": "user", "content": "Tell me about foxes."}],
+        "temperature": 1.2, "max_tokens": 30,
+        "extra_body": {
+            "dry_multiplier": 0.8, "xtc_probability": 0.5, "top_n_sigma": 2.0, "min_tokens": 20,
+            "temperature_last": True,
+        },
+    }  # fmt: skip
+    copies = client.chat.completions.create(n=3, seed=7, **options)
+    texts = [choice.message.content for choice in copies.choices]
+    alone = [client.chat.completions.create(seed=7 + i, **options) for i in range(3)]
+    assert texts == [answer.choices[0].message.content for answer in alone]
+    assert len(set(texts)) == 3
+    assert min(answer.usage.completion_tokens for answer in alone if answer.usage) >= 20
