@@ -64,7 +64,8 @@ _DONE = (
     _done("c", "max_completion_tokens", "as max_tokens"),
     _done("r", "max_output_tokens", "as max_tokens"),
     _done(
-        "ctrm", "temperature top_p top_k min_p typical_p top_n_sigma xtc_probability xtc_threshold"
+        "ctrm", "temperature temperature_last top_p top_k min_p typical_p top_n_sigma"
+        " xtc_probability xtc_threshold"
         " dry_multiplier dry_base dry_allowed_length dry_penalty_last_n dry_sequence_breakers"
         " presence_penalty frequency_penalty repetition_penalty repeat_last_n logit_bias seed",
         "sampling",

@@ -73,6 +73,10 @@ def asked(**fields: Any) -> ResponseFormat | None:
         ({"stop": "", "stop_token_ids": [3]}, {"stop_token_ids": [3]}),
         ({"typical_p": 0.5, "ignore_eos": True}, {"typical_p": 0.5, "ignore_eos": True}),
         (
+            {"temperature": 1.5, "temperature_last": True},
+            {"temperature": 1.5, "temperature_last": True},
+        ),
+        (
             {"options": {"num_ctx": 9, "repeat_penalty": 2.0, "top_k": 3}, "top_k": 4},
             {"repetition_penalty": 2.0, "top_k": 4},
         ),

@@ -79,6 +79,9 @@ class SamplingFields(Request):
     """Sampling parameters. Defaults come from the model's file."""
 
     temperature: Temperature | None = Field(default=None, description="0: greedy decoding.")
+    temperature_last: bool | None = Field(
+        default=None, description="Apply the temperature after the filters, as llama.cpp does."
+    )
     top_p: Share | None = None
     top_k: Annotated[Whole, Field(ge=-1, le=MAX_INT)] | None = Field(
         default=None, description="0 and -1: all tokens."
@@ -157,10 +160,11 @@ class SamplingFields(Request):
     def sampling(self) -> dict[str, Any]:
         """Convert the given fields to those of `SamplingParams`."""
         names = (
-            "temperature", "top_p", "min_p", "typical_p", "xtc_probability", "xtc_threshold",
-            "dry_multiplier", "dry_base", "dry_allowed_length", "dry_penalty_last_n",
-            "dry_sequence_breakers", "presence_penalty", "frequency_penalty", "repeat_last_n",
-            "stop_token_ids", "min_tokens", "ignore_eos",
+            "temperature", "temperature_last", "top_p", "min_p", "typical_p",
+            "xtc_probability", "xtc_threshold", "dry_multiplier", "dry_base",
+            "dry_allowed_length", "dry_penalty_last_n", "dry_sequence_breakers",
+            "presence_penalty", "frequency_penalty", "repeat_last_n", "stop_token_ids",
+            "min_tokens", "ignore_eos",
         )  # fmt: skip
         out = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
         if self.top_k is not None:
