@@ -121,8 +121,8 @@ def test_a_picture_that_a_tool_returned_is_named_in_its_place(
     assert "See: [input_image: this model reads text only]<|im_end|>" in prompt(llm)
     with pytest.raises(openai.BadRequestError, match="input_image"):
         ask(client, [{"role": "user", "content": output}])
-    with pytest.raises(openai.BadRequestError, match="'compaction'; supported"):
-        ask(client, [{"type": "compaction", "encrypted_content": "x"}])
+    with pytest.raises(openai.BadRequestError, match="'additional_tools'; supported"):
+        ask(client, [{"type": "additional_tools", "tools": []}])
 
 
 @pytest.mark.parametrize("streams", [False, True])

@@ -2,15 +2,17 @@
 
 import time
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
+from hybridmoe.serve.compaction import compact, compact_above, compaction_item
 from hybridmoe.serve.errors import as_api_error
 from hybridmoe.serve.event_stream import EventStreamResponse
 from hybridmoe.serve.generation import ChoiceEnd, Delta, Generation
+from hybridmoe.serve.inputs import ChatInput
 from hybridmoe.serve.json_response import CompactJSONResponse
 from hybridmoe.serve.logprobs import chat_logprobs
 from hybridmoe.serve.routes.openapi import ERRORS, json_or_stream
@@ -22,6 +24,8 @@ from hybridmoe.serve.routes.responses_input import (
     function_tools,
 )
 from hybridmoe.serve.schemas.responses import (
+    CompactedResponse,
+    CompactRequest,
     InputTokensRequest,
     InputTokensResponse,
     ResponsesRequest,
@@ -48,9 +52,11 @@ async def create_response(body: ResponsesRequest, request: Request) -> Response:
     service = get_service(request)
     model = service.check_model(body.model)
     before, new = await _conversation(service, body)
-    generation = await service.start_chat(chat_input(body, [*before, *new]), model)
+    chat = chat_input(body, [*before, *new])
+    item = await _compaction(service, body, chat, model)
+    generation = await service.start_chat(chat, model)
     request.state.ignored_fields = generation.request.ignored
-    response = _ModelResponse(service, generation, model, body, before, new)
+    response = _ModelResponse(service, generation, model, body, before, new, item)
     if body.stream:
         events, keep_alive_s = response.events(), service.config.keep_alive_s
         return EventStreamResponse(events, generation.cancel, keep_alive_s)
@@ -58,6 +64,34 @@ async def create_response(body: ResponsesRequest, request: Request) -> Response:
         return await response.whole()
     finally:
         generation.cancel()
+
+
+@router.post(
+    "/v1/responses/compact",
+    response_model=None,
+    responses={200: {"model": CompactedResponse}, **ERRORS},
+)
+async def compact_conversation(body: CompactRequest, request: Request) -> Response:
+    """Summarize a conversation but for its last turn. Nothing is stored."""
+    service = get_service(request)
+    model = service.check_model(body.model)
+    before, new = await _conversation(service, body)
+    chat = chat_input(body, [*before, *new])
+    compacted = await compact(service, chat, model, keep_share=0.0)
+    messages = chat.messages if compacted is None else compacted.messages
+    if compacted is None:  # nothing to summarize: the item stands for it all
+        usage = _usage(await service.count_tokens(chat, model), 0, 0, 0)
+    else:
+        usage = _usage_of(compacted.generation)
+    return CompactJSONResponse(
+        {
+            "id": f"resp_{uuid.uuid4().hex}",
+            "object": "response.compaction",
+            "created_at": int(time.time()),
+            "output": [compaction_item(_without_instructions(body, messages))],
+            "usage": usage,
+        }
+    )
 
 
 @router.post(
@@ -72,6 +106,25 @@ async def count_input_tokens(body: InputTokensRequest, request: Request) -> Resp
     before, new = await _conversation(service, body)
     count = await service.count_tokens(chat_input(body, [*before, *new]), model)
     return CompactJSONResponse({"object": "response.input_tokens", "input_tokens": count})
+
+
+async def _compaction(
+    service: Service, body: ResponsesRequest, chat: ChatInput, model: str
+) -> dict[str, Any] | None:
+    """Compact the conversation where the request asks for it. Returns the item for the output."""
+    if not body.context_management:
+        return None
+    threshold = body.context_management[0].compact_threshold
+    compacted = await compact_above(service, chat, model, threshold)
+    if compacted is None:
+        return None
+    chat.messages = compacted.messages
+    return compaction_item(_without_instructions(body, chat.messages))
+
+
+def _without_instructions(body: ResponsesRequest, messages: Items) -> Items:
+    """Leave out the message of `instructions`, which each request has anew."""
+    return messages[1:] if body.instructions else messages
 
 
 async def _conversation(service: Service, body: ResponsesRequest) -> tuple[Items, Items]:
@@ -89,12 +142,17 @@ class _ModelResponse:
         body: ResponsesRequest,
         before: Items,
         new: Items,
+        compaction: dict[str, Any] | None,
     ) -> None:
-        """before, new: items of the conversation that is continued, and of the request."""
+        """before, new: items of the conversation that is continued, and of the request.
+
+        compaction: the first item of the output, if any.
+        """
         self._generation = generation
         self._store = service.responses if body.store is not False else None
         self._conversations = service.conversations
         self._before, self._new = before, new
+        self._compaction = compaction
         self._retry_after_s = service.config.retry_after_s
         tokenizer = generation.tokenizer
         self._has_progress = body.return_progress
@@ -138,6 +196,8 @@ class _ModelResponse:
 
     async def whole(self) -> Response:
         end = None
+        for _ in self._first_items():
+            pass
         async for update in self._generation.updates():
             if isinstance(update, Delta):
                 for _ in self._items.delta(update):
@@ -153,6 +213,8 @@ class _ModelResponse:
         items = self._items
         yield items.event("response.created", response=self._base)
         yield items.event("response.in_progress", response=self._base)
+        for event in self._first_items():
+            yield event
         try:
             async for update in self._generation.updates():
                 if isinstance(update, Delta):
@@ -175,6 +237,9 @@ class _ModelResponse:
             failed = {**self._base, "status": "failed", "error": what, "output": items.output}
             yield items.event("response.failed", response=failed)
 
+    def _first_items(self) -> Iterator[bytes]:
+        return self._items.add(self._compaction) if self._compaction else iter(())
+
     def _ended(self, end: ChoiceEnd) -> dict[str, Any]:
         generation = self._generation
         is_cut = end.finish_reason == "length"
@@ -184,16 +249,7 @@ class _ModelResponse:
             "incomplete_details": {"reason": "max_output_tokens"} if is_cut else None,
             "output": self._items.output,
             "completed_at": int(time.time()),
-            "usage": {
-                "input_tokens": generation.prompt_tokens,
-                "input_tokens_details": {
-                    "cached_tokens": generation.cached_tokens,
-                    "cache_write_tokens": 0,
-                },
-                "output_tokens": generation.completion_tokens,
-                "output_tokens_details": {"reasoning_tokens": generation.reasoning_tokens},
-                "total_tokens": generation.prompt_tokens + generation.completion_tokens,
-            },
+            "usage": _usage_of(generation),
             "timings": generation.timings(),
         }
         self._keep(response)
@@ -206,6 +262,25 @@ class _ModelResponse:
             self._store.put(response, [*past, *output], len(past))
         if response["conversation"] is not None:
             self._conversations.extend(response["conversation"]["id"], [*self._new, *output])
+
+
+def _usage_of(generation: Generation) -> dict[str, Any]:
+    return _usage(
+        generation.prompt_tokens,
+        generation.cached_tokens,
+        generation.completion_tokens,
+        generation.reasoning_tokens,
+    )
+
+
+def _usage(prompt: int, cached: int, completion: int, reasoning: int) -> dict[str, Any]:
+    return {
+        "input_tokens": prompt,
+        "input_tokens_details": {"cached_tokens": cached, "cache_write_tokens": 0},
+        "output_tokens": completion,
+        "output_tokens_details": {"reasoning_tokens": reasoning},
+        "total_tokens": prompt + completion,
+    }
 
 
 def _status(end: ChoiceEnd) -> str:

@@ -47,9 +47,14 @@ class OutputItems:
             yield from self._part(part, logprobs)
             logprobs = logprobs if not isinstance(part, TextPart) else []
 
+    def add(self, item: dict[str, Any]) -> Iterator[bytes]:
+        """Add a whole item. Yields its events."""
+        yield from self._open(item)
+        yield self.event("response.output_item.done", output_index=len(self.output) - 1, item=item)
+
     def close(self, status: str = "completed") -> Iterator[bytes]:
         """End the item in progress, if any. Yields its events."""
-        if not self.output or self.output[-1]["status"] != "in_progress":
+        if not self.output or self.output[-1].get("status") != "in_progress":
             return
         item = self.output[-1]
         item["status"] = status

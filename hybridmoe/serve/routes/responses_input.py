@@ -3,6 +3,7 @@
 import json
 from typing import Any
 
+from hybridmoe.serve.compaction import messages_of
 from hybridmoe.serve.conversation_store import ConversationStore
 from hybridmoe.serve.errors import ApiError, unsupported_value
 from hybridmoe.serve.inputs import ChatInput
@@ -165,8 +166,9 @@ def _messages(
     out: list[dict[str, Any]] = []
     if instructions:
         out.append({"role": "system", "content": instructions})
+    first = _after_compaction(out, items, where)
     is_after_hosted = False  # work of a hosted tool belongs to the message that follows it
-    for i, given in enumerate(items):
+    for i, given in enumerate(items[first:], first):
         item = Item.model_validate(given)
         if _is_hosted(item):
             message = _open_message(out, may_have_text=is_after_hosted)
@@ -176,6 +178,18 @@ def _messages(
             _append(out, item, f"{where}[{i}]", is_after_hosted=is_after_hosted)
             is_after_hosted = False
     return out or [{"role": "user", "content": ""}]  # some clients send an empty input
+
+
+def _after_compaction(
+    messages: list[dict[str, Any]], items: list[dict[str, Any]], where: str
+) -> int:
+    """Add the messages of the last compaction. Returns the place behind it."""
+    kinds = [item.get("type") for item in items]
+    if "compaction" not in kinds:
+        return 0
+    last = len(kinds) - 1 - kinds[::-1].index("compaction")
+    messages += messages_of(items[last], f"{where}[{last}]")
+    return last + 1
 
 
 def _is_hosted(item: Item) -> bool:
@@ -211,7 +225,7 @@ def _append(
         raise unsupported_value(
             f"{where}.type",
             f"{kind!r:.60}; supported: message, reasoning, function_call, function_call_output,"
-            " item_reference",
+            " compaction, item_reference",
         )
 
 

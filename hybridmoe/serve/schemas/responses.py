@@ -5,6 +5,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from hybridmoe.serve.schemas.common import (
+    Count,
     FunctionName,
     JsonObject,
     Listed,
@@ -18,6 +19,8 @@ from hybridmoe.serve.schemas.sampling import SamplingFields
 from hybridmoe.serve.schemas.thinking import ResponsesThinkingFields
 
 __all__ = [
+    "CompactRequest",
+    "CompactedResponse",
     "ConversationItemsRequest",
     "ConversationRef",
     "ConversationRequest",
@@ -52,6 +55,9 @@ class Item(Request):
     arguments: str | JsonObject | None = None
     input: str | None = Field(default=None, description="Input of a custom tool's call.")
     output: str | Listed[Any] | JsonObject | None = None
+    encrypted_content: str | None = Field(
+        default=None, description="Of a `compaction`: it stands for all items before it."
+    )
 
 
 class ResponsesTool(Request):
@@ -92,6 +98,14 @@ class ConversationRef(Request):
     id: str = Field(max_length=512)
 
 
+class ContextManagement(Request):
+    type: Literal["compaction"]
+    compact_threshold: Count | None = Field(
+        default=None,
+        description="Tokens of the prompt; default, and at most: 7/8 of the context.",
+    )
+
+
 class ResponsesRequest(SamplingFields, OutputFields, ResponsesThinkingFields):
     """Conversation to continue: the stored one that is named, if any, then `input`."""
 
@@ -115,6 +129,11 @@ class ResponsesRequest(SamplingFields, OutputFields, ResponsesThinkingFields):
     conversation: Annotated[str, Field(max_length=512)] | ConversationRef | None = Field(
         default=None, description="Stored conversation; it grows by the input and the output."
     )
+    context_management: Annotated[Listed[ContextManagement], Field(max_length=1)] | None = Field(
+        default=None,
+        description="Above a threshold, the model summarizes the oldest turns first. The output"
+        " then begins with a `compaction` item, which stands for all items before it.",
+    )
     return_progress: bool = Field(
         default=False, description="Report prefill progress as `prompt_progress` in events."
     )
@@ -129,6 +148,10 @@ class InputTokensRequest(ResponsesRequest):
     """Conversation whose prompt tokens are counted."""
 
     input: str | Listed[Item] = ""
+
+
+class CompactRequest(InputTokensRequest):
+    """Conversation to summarize."""
 
 
 class ConversationItemsRequest(Request):
@@ -147,6 +170,14 @@ class ConversationRequest(Request):
 class InputTokensResponse(Model):
     object: Literal["response.input_tokens"]
     input_tokens: int
+
+
+class CompactedResponse(Model):
+    id: str
+    object: Literal["response.compaction"]
+    created_at: int
+    output: list[JsonObject]
+    usage: JsonObject
 
 
 class ItemList(Model):
