@@ -251,6 +251,7 @@ _INNER = (
     _harmless("cr", "reasoning.summary reasoning.generate_summary reasoning.exclude",
               "thoughts are returned whole"),
     _harmless("cm", "thinking.display", "thoughts are returned whole"),
+    _harmless("r", "text.format.description", "models here do not read it"),
     _harmless("m", "output_config.format.name output_config.format.strict output_format.name"
               " output_format.strict", "formats are always enforced"),
     _harmless("r", "text.verbosity", "a hint to models that were trained for it"),
