@@ -110,9 +110,12 @@ def test_what_has_no_effect_is_told(http: httpx2.Client) -> None:
     for options, ignored in (
         ({"num_ctx": 4096, "penalize_newline": True}, "options.num_ctx"),
         ({"speed": 1}, "options.speed"),
+        ({"speed": 1, "num_ctx": 4096}, "options.speed, options.num_ctx"),
     ):
         answer = http.post("/api/chat", json={**body, "options": options})
         assert answer.headers["x-ignored-fields"] == ignored
+    raw = {"model": "test", "prompt": "say Hi", "raw": True, "think": True, "stream": False}
+    assert http.post("/api/generate", json=raw).headers["x-ignored-fields"] == "think"
 
 
 @pytest.mark.parametrize(
@@ -125,6 +128,7 @@ def test_what_has_no_effect_is_told(http: httpx2.Client) -> None:
         ("chat", {"messages": [{"role": "owl", "content": "x"}]}, "messages[0].role"),
         ("generate", {"prompt": "x", "images": ["aGk="]}, "images"),
         ("generate", {"prompt": "x", "suffix": "y"}, "suffix"),
+        ("generate", {"prompt": "x", "raw": True, "system": "y"}, "system"),
         ("generate", {"prompt": "x", "template": "{{ .Prompt }}"}, "template"),
         ("generate", {"prompt": "x", "context": [1, 2]}, "context"),
     ],

@@ -14,7 +14,6 @@ from starlette.responses import Response
 from hybridmoe.serve.call_arguments import as_object
 from hybridmoe.serve.errors import ApiError, as_api_error, error_body, unsupported_value
 from hybridmoe.serve.event_stream import EventStreamResponse
-from hybridmoe.serve.field_check import IGNORED_HEADER
 from hybridmoe.serve.generation import Choice, ChoiceEnd, Delta, Generation, TokenLogprob
 from hybridmoe.serve.inputs import TextInput
 from hybridmoe.serve.json_response import CompactJSONResponse, encode_json
@@ -56,6 +55,7 @@ async def chat(body: OllamaChatRequest, request: Request) -> Response:
     if not body.messages:
         return await _loaded(service, model, {"message": _message("")})
     generation = await service.start_chat(chat_input(body), model)
+    request.state.ignored_fields = _without_effect(generation, body)
     return await _respond(_OllamaResponse(service, generation, body, started_s, is_chat=True))
 
 
@@ -70,6 +70,8 @@ async def generate(body: OllamaGenerateRequest, request: Request) -> Response:
     if not body.prompt:
         return await _loaded(service, model, {"response": ""})
     if body.raw:
+        if body.system:
+            raise unsupported_value("system", "a raw text has no system message")
         text = TextInput(
             prompts=[body.prompt],
             format=body.response_format(),
@@ -79,6 +81,7 @@ async def generate(body: OllamaGenerateRequest, request: Request) -> Response:
         generation = await service.start_completion(text, model)
     else:
         generation = await service.start_chat(generate_input(body), model)
+    request.state.ignored_fields = _without_effect(generation, body)
     return await _respond(_OllamaResponse(service, generation, body, started_s, is_chat=False))
 
 
@@ -114,10 +117,16 @@ async def _respond(response: "_OllamaResponse") -> Response:
         out = EventStreamResponse(
             response.lines(), generation.cancel, response.keep_alive_s, lambda: _KEEP_ALIVE, _LINES
         )
-    asked = body.options.num_ctx if body.options else None
-    if asked is not None and asked > generation.context_tokens:
-        out.headers[IGNORED_HEADER] = "options.num_ctx"
     return out
+
+
+def _without_effect(generation: Generation, body: OllamaRequest) -> list[str]:
+    """Name the fields that a response's header reports as ignored."""
+    asked = body.options.num_ctx if body.options else None
+    is_too_large = asked is not None and asked > generation.context_tokens
+    is_raw = isinstance(body, OllamaGenerateRequest) and bool(body.raw)
+    without_effect = {"options.num_ctx": is_too_large, "think": is_raw and body.think is not None}
+    return [*generation.request.ignored, *(name for name, is_so in without_effect.items() if is_so)]
 
 
 class _OllamaResponse:
