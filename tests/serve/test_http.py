@@ -3,6 +3,7 @@
 import json
 import threading
 from collections.abc import Iterator
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -122,6 +123,10 @@ def test_unknown_paths_and_methods(http: httpx2.Client) -> None:
     assert "/v1/nothing" in refused(http.get("/v1/nothing"), 404)["message"]
     refused(http.get(CHAT), 405)
     assert refused(http.post(CHAT, json={**HELLO, "model": "m"}), 404)["code"] == "model_not_found"
+
+
+def test_the_version_is_the_packages(http: httpx2.Client) -> None:
+    assert http.get("/version").json() == {"version": version("hybridmoe")}
 
 
 def test_embeddings_are_not_pretended(http: httpx2.Client) -> None:
@@ -284,7 +289,7 @@ def test_every_route_is_documented(http: httpx2.Client) -> None:
         "/health", "/ready", "/metrics", "/v1/models", "/v1/models/{model}", "/v1/chat/completions",
         "/v1/completions", "/v1/responses", "/v1/responses/{response_id}", "/v1/messages",
         "/v1/messages/count_tokens", "/tokenize", "/detokenize", "/v1/embeddings",
-        "/tokenizer_info",
+        "/tokenizer_info", "/version", "/v1/responses/compact",
         "/v1/chat/completions/input_tokens", "/v1/responses/input_tokens",
         "/v1/responses/{response_id}/input_items",
         "/v1/conversations", "/v1/conversations/{conversation_id}",

@@ -94,11 +94,12 @@ def test_the_end_of_the_context_truncates(http: httpx2.Client) -> None:
 
 
 def test_a_stream_has_pieces_then_the_whole(http: httpx2.Client) -> None:
-    *pieces, last = events(http, prompt="say some text", return_tokens=True)
+    *pieces, last = events(http, prompt="say some text")
     whole = complete(http, "say some text", return_tokens=True)
     assert "".join(piece["content"] for piece in pieces) == whole["content"] == "some text"
     assert [i for piece in pieces for i in piece["tokens"]] == whole["tokens"] != []
     assert all(piece["stop"] is False and piece["content"] for piece in pieces)
+    assert all(piece["tokens"] for piece in pieces) and last["tokens"] == []
     assert last["stop"] is True and last["content"] == "" and "timings" in last
     assert last.keys() == whole.keys()
 

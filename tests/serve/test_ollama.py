@@ -158,6 +158,8 @@ def test_a_call_has_its_arguments_as_an_object(http: httpx2.Client) -> None:
     *pieces, last = lines(http, "chat", **asked)
     (streamed,) = [call for piece in pieces for call in piece["message"].get("tool_calls", ())]
     assert streamed["function"] == call["function"]
+    messages = [piece["message"] for piece in pieces]
+    assert all(message["content"] or "tool_calls" in message for message in messages)
     assert last["done_reason"] == "stop"
     untyped = {"messages": asked["messages"], "tools": [{"function": WEATHER["function"]}]}
     assert post(http, "chat", **untyped)["message"]["tool_calls"]

@@ -278,8 +278,7 @@ def test_prompts_that_are_none(client: openai.OpenAI, prompt: Any, param: str, w
 
 
 def test_models(client: openai.OpenAI) -> None:
-    (model,) = client.models.list().data
-    assert model.id == "test"
+    assert [model.id for model in client.models.list()] == ["test", "other"]
     assert client.models.retrieve("other").id == "other"
     with pytest.raises(openai.NotFoundError):
         client.models.retrieve("absent")

@@ -44,7 +44,6 @@ async def create_llama_completion(body: LlamaCompletionRequest, request: Request
     service = get_service(request)
     model = service.check_model(body.model)
     limit = body.n_predict if body.n_predict is not None else body.max_tokens
-    wants_ids = body.return_tokens or bool(body.n_probs)
     text = TextInput(
         prompts=_prompts(body.prompt),
         format=body.structured_format(),
@@ -54,7 +53,7 @@ async def create_llama_completion(body: LlamaCompletionRequest, request: Request
             "max_tokens": limit if limit is not None and limit >= 0 else None,
         },
         num_choices=body.n_cmpl or 1,
-        top_logprobs=(body.n_probs or 0) if wants_ids else None,
+        top_logprobs=body.n_probs or None,
     )
     generation = await service.start_completion(text, model)
     completion = _LlamaCompletion(service, generation, model, body)
@@ -110,12 +109,11 @@ class _LlamaCompletion:
         self._retry_after_s = service.config.retry_after_s
         self._model = model
         self._body = body
+        self._num_sent = [0] * generation.num_choices  # token ids of each choice
 
     def whole(self, choices: list[Choice]) -> Response:
         out = [
-            self._shown(
-                self._end(i, choice.response.text, choice.logprobs) | self._probs(choice.logprobs)
-            )
+            self._shown(self._end(i, choice.response.text) | self._probs(choice.logprobs))
             for i, choice in enumerate(choices)
         ]
         return CompactJSONResponse(out[0] if len(out) == 1 else out)
@@ -127,32 +125,33 @@ class _LlamaCompletion:
                     text = "".join(p.text for p in update.parts if isinstance(p, TextPart))
                     if text or update.logprobs:
                         yield data_event(
-                            self._piece(update.choice, text, update.logprobs)
-                            | self._probs(update.logprobs)
+                            self._piece(update.choice, text) | self._probs(update.logprobs)
                         )
                 elif isinstance(update, ChoiceEnd):
-                    yield data_event(self._shown(self._end(update.choice, "", [])))
+                    yield data_event(self._shown(self._end(update.choice, "")))
                 elif self._body.return_progress:
                     yield data_event(
-                        self._piece(update.choice, "", [])
-                        | {"prompt_progress": update.to_llama_cpp()}
+                        self._piece(update.choice, "") | {"prompt_progress": update.to_llama_cpp()}
                     )
         except Exception as error:
             yield data_event(error_body(as_api_error(error, self._retry_after_s), ""))
 
-    def _piece(self, index: int, text: str, entries: Sequence[TokenLogprob]) -> dict[str, Any]:
-        """Make what every event has. Token ids are those of the text."""
+    def _piece(self, index: int, text: str) -> dict[str, Any]:
+        """Make the fields of every event, with the token ids since the last one."""
+        token_ids = self._generation.choices[index].token_ids
+        new = token_ids[self._num_sent[index] :]
+        self._num_sent[index] = len(token_ids)
         return {
             "index": index,
             "content": text,
-            "tokens": [entry.token_id for entry in entries] if self._body.return_tokens else [],
+            "tokens": new if self._body.return_tokens or self._body.stream else [],
             "id_slot": -1,
             "stop": False,
             "tokens_predicted": len(self._generation.choices[index].token_ids),
             "tokens_evaluated": len(self._generation.request.prompt_of(index)),
         }
 
-    def _end(self, index: int, text: str, entries: Sequence[TokenLogprob]) -> dict[str, Any]:
+    def _end(self, index: int, text: str) -> dict[str, Any]:
         """Make a completion's last, or only, object."""
         request, choice = self._generation.request, self._generation.choices[index]
         assert choice.end is not None and choice.usage is not None
@@ -161,7 +160,7 @@ class _LlamaCompletion:
         is_cut = choice.end.finish_reason == "length"
         word = choice.end.stop_string
         return {
-            **self._piece(index, text, entries),
+            **self._piece(index, text),
             "stop": True,
             "model": self._model,
             "generation_settings": llama_settings(params, self._generation.context_tokens),

@@ -1,5 +1,6 @@
 """Routes of the server itself: health, metrics, models, tokenization; embeddings get 501."""
 
+from importlib.metadata import version
 from typing import Any
 
 from fastapi import APIRouter, Request
@@ -20,6 +21,7 @@ from hybridmoe.serve.schemas.server import (
     HealthResponse,
     ModelCard,
     ModelList,
+    ServerVersion,
     TokenizeRequest,
     TokenizeResponse,
 )
@@ -58,6 +60,12 @@ async def ready(request: Request) -> Response:
     if get_service(request).is_ending:
         return CompactJSONResponse({"status": "ending"}, 503)
     return await health(request)
+
+
+@router.get("/version", response_model=None, responses={200: {"model": ServerVersion}, **ERRORS})
+async def get_version() -> Response:
+    """Get the version of this server."""
+    return CompactJSONResponse({"version": version("hybridmoe")})
 
 
 @router.get("/metrics", response_class=PlainTextResponse, responses=ERRORS)

@@ -15,6 +15,7 @@ __all__ = [
     "HealthResponse",
     "ModelCard",
     "ModelList",
+    "ServerVersion",
     "TokenizeRequest",
     "TokenizeResponse",
     "TokenizerInfo",
@@ -78,6 +79,10 @@ class HealthResponse(Model):
     progress: float | None = None
     message: str | None = None  # what failed
     models: dict[str, ModelState] | None = None  # unless the only one is loaded
+
+
+class ServerVersion(Model):
+    version: str
 
 
 class ModelCard(Model):
