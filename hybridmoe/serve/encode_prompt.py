@@ -4,6 +4,7 @@ from dataclasses import replace
 
 from hybridmoe.errors import ConfigError
 from hybridmoe.llm.llm import LLM
+from hybridmoe.serve.billing_header import without_billing_header
 from hybridmoe.serve.config import ServeConfig
 from hybridmoe.serve.errors import ApiError
 from hybridmoe.serve.inputs import ChatInput
@@ -24,7 +25,7 @@ def encode_prompt(llm: LLM, chat: ChatInput, config: ServeConfig, token: CancelT
         )
     messages = [
         {**message, "role": "system"} if message.get("role") == "developer" else message
-        for message in chat.messages
+        for message in without_billing_header(chat.messages)
     ]
     limit = llm.tokenizer.prompt_limit(llm.context_tokens, token.check)
     options = PromptOptions(

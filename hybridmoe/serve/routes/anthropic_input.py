@@ -3,6 +3,7 @@
 import json
 from typing import Any
 
+from hybridmoe.serve.billing_header import is_billing_header
 from hybridmoe.serve.errors import unsupported_value
 from hybridmoe.serve.inputs import ChatInput
 from hybridmoe.serve.routes.hosted_tools import hosted_text
@@ -23,7 +24,9 @@ _HOSTED_CALLS = ("server_tool_use", "mcp_tool_use")
 def chat_input(body: CountTokensRequest) -> ChatInput:
     """Convert a conversation and its tools. Raises ApiError for unsupported content."""
     messages: list[dict[str, Any]] = []
-    system = _without_billing_header(body.system)
+    system = body.system
+    if isinstance(system, list):
+        system = [block for block in system if not is_billing_header(block.text)]
     if system:
         messages.append({"role": "system", "content": _text(system, "system")})
     for i, message in enumerate(body.messages):
@@ -42,18 +45,6 @@ def chat_input(body: CountTokensRequest) -> ChatInput:
         template_kwargs=body.template_variables(),
         continue_final=None,
     )
-
-
-def _without_billing_header(
-    system: str | list[ContentBlock] | None,
-) -> str | list[ContentBlock] | None:
-    """Remove Claude Code's header for Anthropic's billing from the system text.
-
-    It changes with every request, so that a prompt with it never hits the prefix cache.
-    """
-    if not isinstance(system, list):
-        return system
-    return [b for b in system if not (b.text or "").lstrip().startswith("x-anthropic-")]
 
 
 def _tool(tool: AnthropicTool, index: int) -> dict[str, Any]:
