@@ -120,6 +120,12 @@ __all__ = ["serve_command"]
     default="text",
     help="Form of the log on standard error [default: text]",
 )
+@click.option(
+    "--log-prefix",
+    is_flag=True,
+    help="Log how much of each prompt was cached, and a few tokens of text where it differs from"
+    " earlier ones",
+)
 @thinking_options
 @click.option("--quiet", is_flag=True, help="Log no line for each request")
 @load_options()
@@ -132,7 +138,7 @@ def serve_command(model: Path | None, host: str, port: int, **options: Any) -> N
     files = named_files(model, options["names"], options["pairs"])
     mode = _mode(options["socket_mode"])
     log = ServerLog(is_json=options["log_format"] == "json", is_quiet=options["quiet"])
-    from hybridmoe.serve import ServeConfig, Server, Service  # takes seconds
+    from hybridmoe.serve import PrefixLog, ServeConfig, Server, Service  # takes seconds
 
     keys = (*options["api_keys"], *_read_keys(options["api_key_file"]))
     config = ServeConfig(
@@ -152,7 +158,7 @@ def serve_command(model: Path | None, host: str, port: int, **options: Any) -> N
     served = ServedFiles(files, loading, options["max_loaded"], log.say, config.thinking)
     models = _model_pool(served, config, options, log, on_first_failure)
     server = Server(
-        Service(config, models),
+        Service(config, models, PrefixLog(log.say) if options["log_prefix"] else None),
         None if log.is_quiet else log.request,
         is_logging_ready=log.is_json,
     )

@@ -5,9 +5,11 @@ from hybridmoe.serve.config import ServeConfig
 from hybridmoe.serve.model_pool import ModelPool
 from hybridmoe.serve.model_schedule import ScheduleRules
 from hybridmoe.serve.model_slot import ModelSource
+from hybridmoe.serve.prefix_log import PrefixLog
 from hybridmoe.serve.server import Server
 from hybridmoe.serve.service import Service
 
 __all__ = [
-    "ModelPool", "ModelSource", "ScheduleRules", "ServeConfig", "Server", "Service", "create_app",
+    "ModelPool", "ModelSource", "PrefixLog", "ScheduleRules", "ServeConfig", "Server", "Service",
+    "create_app",
 ]  # fmt: skip

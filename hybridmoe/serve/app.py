@@ -79,7 +79,7 @@ def create_app(
             expose_headers=[*ID_HEADERS, IGNORED_HEADER, "Retry-After"],
         )
     app.add_middleware(ResponseMiddleware, service=service)
-    app.add_middleware(RequestLogMiddleware, report=log_request)
+    app.add_middleware(RequestLogMiddleware, report=log_request, prefixes=service.prefix_log)
     app.add_middleware(RequestFormMiddleware)
     return app
 

@@ -112,6 +112,7 @@ class Generation:
         """Submit all choices. Errors, with nothing left running: those of `Engine.submit`."""
         self.request = request
         self.tokenizer = lease.llm.tokenizer
+        self.model_name = lease.model.name
         self.context_tokens = lease.llm.context_tokens
         self.fingerprint = lease.model.fingerprint
         self._lease = lease

@@ -9,6 +9,7 @@ from typing import Any
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from hybridmoe.serve.prefix_log import PrefixLog
 from hybridmoe.serve.request_record import RequestRecord
 
 __all__ = ["RequestLogMiddleware", "json_line", "text_line"]
@@ -24,10 +25,19 @@ class RequestLogMiddleware:
     Around the checks of access, so that it sees refusals too.
     """
 
-    def __init__(self, app: ASGIApp, report: Callable[[Mapping[str, Any]], None] | None) -> None:
-        """report: gets the fields of the line, in the event loop; None: none are logged."""
+    def __init__(
+        self,
+        app: ASGIApp,
+        report: Callable[[Mapping[str, Any]], None] | None,
+        prefixes: PrefixLog | None = None,
+    ) -> None:
+        """report: gets the fields of the line, in the event loop; None: none are logged.
+
+        prefixes: reports the request's prompts.
+        """
         self._app = app
         self._report = report
+        self._prefixes = prefixes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -47,9 +57,12 @@ class RequestLogMiddleware:
             finally:
                 path = _shown(scope)
                 is_polled = path in _POLLED and status in (200, 503)
+                request_id = scope.get("state", {}).get("request_id")
+                if self._prefixes is not None:
+                    for generation in record.generations:
+                        self._prefixes.report(_printable(str(request_id or path)), generation)
                 if self._report is not None and not is_polled:
                     fields = {"method": scope["method"], "path": path, "status": status}
-                    request_id = scope.get("state", {}).get("request_id")
                     own = {} if request_id is None else {"request_id": request_id}
                     self._report({**fields, **record.fields(), **own})
 

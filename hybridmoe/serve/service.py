@@ -24,6 +24,7 @@ from hybridmoe.serve.inputs import ChatInput, TextInput
 from hybridmoe.serve.metrics import Metrics
 from hybridmoe.serve.model_pool import ModelPool
 from hybridmoe.serve.model_slot import ModelSource
+from hybridmoe.serve.prefix_log import PrefixLog
 from hybridmoe.serve.prepare import (
     PreparedRequest,
     prepare_chat,
@@ -46,9 +47,18 @@ class Service:
     Used from the event loop, except `attach`, which is thread-safe.
     """
 
-    def __init__(self, config: ServeConfig, models: ModelPool | None = None) -> None:
-        """models: started and closed by the caller; None = one, which is attached."""
+    def __init__(
+        self,
+        config: ServeConfig,
+        models: ModelPool | None = None,
+        prefix_log: PrefixLog | None = None,
+    ) -> None:
+        """models: started and closed by the caller; None = one, which is attached.
+
+        prefix_log: reports the prompts of each request.
+        """
         self.config = config
+        self.prefix_log = prefix_log
         self.started = int(time.time())
         self.models = models or ModelPool([_attached(config)])
         self.metrics = Metrics(self.models.stats)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-from hybridmoe.serve import ModelPool, ServeConfig, Server, Service
+from hybridmoe.serve import ModelPool, PrefixLog, ServeConfig, Server, Service
 
 __all__ = ["LiveServer", "live_server"]
 
@@ -36,11 +36,12 @@ def live_server(
     *,
     models: ModelPool | None = None,
     log_request: Callable[[Mapping[str, Any]], None] | None = None,
+    prefix_log: PrefixLog | None = None,
     **settings: Any,
 ) -> Iterator[LiveServer]:
     """Serve `llm` (None: as while it loads) under the name "test"; or `models`."""
     config = ServeConfig(**{"model_name": "test", "keep_alive_s": 0.1} | settings)
-    service = Service(config, models)
+    service = Service(config, models, prefix_log)
     if llm is not None:
         service.attach(llm)
     listener = socket.create_server(("127.0.0.1", 0))
