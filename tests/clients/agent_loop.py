@@ -1,7 +1,7 @@
 """Let an agent work on an endpoint whose engine calls the agent's own tool, without a network.
 
-Run as `unshare -rn python agent_loop.py AGENT PROGRAM...` in an empty folder: loopback alone is up.
-The engine asks for fruit.txt, then for what it says to be written to answer.txt, and ends with a
+Run in an empty folder as `unshare -rn python agent_loop.py AGENT CONTEXT_TOKENS PROGRAM...`. The
+engine asks for fruit.txt, then for what it says to be written to answer.txt, and ends with a
 sentence. Prints as JSON what the agent printed last, the number of its requests, and what the
 endpoint logged: the fields of requests that it does not know.
 """
@@ -21,7 +21,6 @@ from typing import Any
 from fake_engine import FakeEngine, FakeLLM
 from live_server import live_server
 
-CONTEXT_TOKENS = 200_000
 SIOCSIFFLAGS, IFF_UP = 0x8914, 1
 TOOLS = {"codex": ("exec_command", "cmd"), "claude": ("Bash", "command")}
 CALL = (
@@ -82,15 +81,16 @@ def command(agent: str, program: list[str], url: str) -> tuple[list[str], dict[s
 
 
 def main() -> None:
-    agent, *program = sys.argv[1:]
+    agent, context, *program = sys.argv[1:]
+    context_tokens = int(context)
     raise_loopback()
     unknown: list[str] = []
     handler = logging.Handler()
     handler.emit = lambda record: unknown.append(record.getMessage())  # type: ignore[method-assign]
     logging.getLogger("hybridmoe").addHandler(handler)
     Path("fruit.txt").write_text("PEAR42\n")
-    llm = FakeLLM(CONTEXT_TOKENS)
-    engine: Any = AgentEngine(llm.tokenizer, CONTEXT_TOKENS)
+    llm = FakeLLM(context_tokens)
+    engine: Any = AgentEngine(llm.tokenizer, context_tokens)
     engine.agent = agent
     llm.engine = engine
     with live_server(llm, model_name="demo") as server:

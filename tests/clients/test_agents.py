@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from waiting import HANG_S
@@ -32,22 +33,36 @@ pytestmark = [
 ]
 
 
-@pytest.mark.parametrize("agent", PROGRAMS)
-def test_an_agent_loops_over_its_tool(agent: str, tmp_path: Path) -> None:
+def run_agent(agent: str, context_tokens: int, folder: Path) -> Any:
     script = Path(__file__).parent / "agent_loop.py"
     paths = os.pathsep.join([str(ROOT), str(ROOT / "tests" / "support")])
     done = subprocess.run(
-        [*UNSHARE, sys.executable, str(script), agent, *PROGRAMS[agent]],
-        cwd=tmp_path,
+        [*UNSHARE, sys.executable, str(script), agent, str(context_tokens), *PROGRAMS[agent]],
+        cwd=folder,
         env={**os.environ, "PYTHONPATH": paths},
         capture_output=True,
         text=True,
         timeout=HANG_S,
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    found = json.loads(done.stdout.splitlines()[-1])
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+@pytest.mark.parametrize("agent", PROGRAMS)
+def test_an_agent_loops_over_its_tool(agent: str, tmp_path: Path) -> None:
+    found = run_agent(agent, 200_000, tmp_path)
     assert found["returncode"] == 0, found
     assert found["said"] == ["The file says PEAR42."], found
     assert (tmp_path / "answer.txt").read_text() == "PEAR42\n"
     assert found["requests"] >= 3
-    assert found["warnings"] == []  # a field in no table is logged
+    # A field in no table is logged; an effort, too, as the fake model does not think.
+    assert [line for line in found["warnings"] if "output_config.effort" not in line] == []
+
+
+@pytest.mark.parametrize(
+    ("agent", "words"), [("codex", "ran out of room"), ("claude", "Prompt is too long")]
+)
+def test_an_agent_knows_that_its_context_is_full(agent: str, words: str, tmp_path: Path) -> None:
+    found = run_agent(agent, 4000, tmp_path)
+    assert words in found["stderr"] + str(found["said"]), found
+    assert found["requests"] == 0
