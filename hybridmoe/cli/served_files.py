@@ -10,14 +10,14 @@ import hybridmoe
 from hybridmoe.cli.loading import placement_lines
 from hybridmoe.cli.render import ProgressBar
 from hybridmoe.cli.server_log import notify_supervisor
-from hybridmoe.errors import ConfigError
+from hybridmoe.errors import ConfigError, TemplateError
 from hybridmoe.placement.options import LoadOptions
+from hybridmoe.text.thinking_options import ThinkingOptions
 
 if TYPE_CHECKING:
     from hybridmoe import LLM, Progress
     from hybridmoe.llm.coexistence import Coexistence
     from hybridmoe.llm.progress import ProgressCallback
-    from hybridmoe.text.thinking_options import ThinkingOptions
 
 __all__ = ["ServedFiles", "named_files"]
 
@@ -54,7 +54,7 @@ class ServedFiles:
         options: LoadOptions,
         max_loaded: int | None,
         say: Callable[[str], None],
-        thinking: "ThinkingOptions | None" = None,
+        thinking: ThinkingOptions | None = None,
     ) -> None:
         """thinking: of requests that ask for none; a model alone must know it."""
         self._files = dict(files)
@@ -105,11 +105,11 @@ class ServedFiles:
         return self._coexistence is not None and self._coexistence.fit(names)
 
     def _check_thinking(self, name: str, llm: "LLM") -> None:
-        if self._thinking is None:
-            return
+        if self._thinking is None or self._thinking == ThinkingOptions(name=self._thinking.name):
+            return  # a model that only continues text has no template to ask
         try:
             llm.check_thinking(self._thinking)
-        except ConfigError as error:
+        except (ConfigError, TemplateError) as error:
             if len(self._files) == 1:
                 llm.close()
                 raise

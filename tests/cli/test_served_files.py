@@ -8,8 +8,9 @@ import pytest
 
 import hybridmoe
 from hybridmoe.cli.served_files import ServedFiles, named_files
-from hybridmoe.errors import ConfigError
+from hybridmoe.errors import ConfigError, TemplateError
 from hybridmoe.placement.options import LoadOptions
+from hybridmoe.text.thinking_options import ThinkingOptions
 
 A, B = Path("a.gguf"), Path("b.gguf")
 
@@ -29,6 +30,19 @@ def loads(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Path | None, LoadOption
 
 def served(files: dict[str, Path | None], max_loaded: int = 1, **options: Any) -> ServedFiles:
     return ServedFiles(files, LoadOptions(**options), max_loaded, lambda line: None)
+
+
+class Textual:
+    """A model that only continues text."""
+
+    def __init__(self) -> None:
+        self.is_closed = False
+
+    def check_thinking(self, _: Any) -> None:
+        raise TemplateError("the file has no chat template")
+
+    def close(self) -> None:
+        self.is_closed = True
 
 
 def load(files: ServedFiles, *names: str) -> None:
@@ -85,6 +99,19 @@ def test_each_of_several_models_has_its_own_trace_and_profile(
 def test_a_limit_on_loaded_models_counts_before_memory() -> None:
     assert served({"a": A}).fit(["a"])
     assert not served({"a": A, "b": B}).fit(["a", "b"])
+
+
+def test_a_model_without_a_chat_template_is_served_unless_it_should_think(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    llm = Textual()
+    monkeypatch.setattr(hybridmoe, "load", lambda *_, **__: llm)
+    unasked = ThinkingOptions(name="--think")
+    load(ServedFiles({"a": A}, LoadOptions(), 1, print, unasked), "a")
+    assert not llm.is_closed
+    with pytest.raises(TemplateError):
+        load(ServedFiles({"a": A}, LoadOptions(), 1, print, ThinkingOptions(mode="on")), "a")
+    assert llm.is_closed
 
 
 @pytest.mark.usefixtures("loads")

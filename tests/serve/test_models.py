@@ -1,5 +1,6 @@
 """Several models in one server: loaded when asked for, unloaded when idle or to make room."""
 
+import asyncio
 import json
 import threading
 from collections.abc import Iterator
@@ -15,6 +16,8 @@ from waiting import HANG_S, eventually
 
 from hybridmoe.errors import ConfigError, GGUFError
 from hybridmoe.serve import ModelPool, ScheduleRules
+from hybridmoe.serve.model_slot import Waiter
+from hybridmoe.serve.served_model import Lease
 
 CHAT, MESSAGES, RESPONSES = "/v1/chat/completions", "/v1/messages", "/v1/responses"
 BOTH = ScheduleRules(fit=lambda names: True)
@@ -169,14 +172,16 @@ def test_a_request_may_be_refused_while_its_model_loads() -> None:
 
 def test_a_wait_for_a_model_has_an_end() -> None:
     models = GatedModels("a", "b")
-    with serving(models, hold_s=0.05) as (_, http, pool):
-        models.shut("b")
-        answer = http.post(CHAT, json=hello("b"))
-        assert answer.status_code == 503 and "retry-after" in answer.headers
-        assert not pool.slot("b").waiters
-        models.open("b")
-        eventually(lambda: statuses(http)["b"] == "loaded")
-        eventually(lambda: http.post(CHAT, json=hello("b")).status_code == 200)
+    with serving(models, hold_s=0.05) as (server, http, pool):
+        with http.stream("POST", CHAT, json=hello("a", "slow", stream=True)) as stream:
+            lines = stream.iter_lines()  # whose end would end the stream
+            next(lines)
+            asked = Asked(server, hello("b"))
+            assert asked.status == 503 and "retry-after" in asked.answer.headers
+            assert "another one is in use" in asked.answer.text
+            assert not pool.slot("b").waiters
+        eventually(lambda: statuses(http)["b"] == "loaded")  # for the client to come again
+        assert http.post(CHAT, json=hello("b")).status_code == 200
 
 
 def test_so_many_may_wait() -> None:
@@ -213,7 +218,33 @@ def test_an_idle_model_is_unloaded_and_loaded_again() -> None:
             assert http.get("/ready").status_code == 200
         with http.stream("POST", CHAT, json=hello("a", "slow 30", stream=True)) as stream:
             assert '"finish_reason":"stop"' in "".join(stream.iter_lines())  # longer than idle
-    assert models.events.count("unloaded: a (idle)") >= 2
+
+
+def test_time_without_use_begins_at_the_end_of_the_last_use() -> None:
+    models = GatedModels("a")
+    with serving(models) as (_, http, pool):
+        before_s = pool.slot("a").used_s
+        assert http.post(CHAT, json=hello("a")).status_code == 200
+        eventually(lambda: pool.num_active == 0)
+        assert pool.slot("a").used_s > before_s
+
+
+def test_who_leaves_at_the_moment_of_the_grant_holds_no_model() -> None:
+    released: list[str] = []
+
+    async def test(*, is_granted_first: bool) -> None:
+        waiter = Waiter(0.0)
+        model: Any = None
+        waiter.grant(Lease(model, lambda: released.append("lease")))
+        if is_granted_first:
+            await asyncio.sleep(0)
+        waiter.give_up()
+        waiter.give_up()
+        await asyncio.sleep(0.01)
+
+    for is_granted_first in (True, False):
+        asyncio.run(test(is_granted_first=is_granted_first))
+        assert released.pop() == "lease" and not released
 
 
 def test_a_model_that_cannot_be_loaded_is_told_and_tried_again() -> None:

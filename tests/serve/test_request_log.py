@@ -1,5 +1,6 @@
 """The line of each request in the log: figures, and never a text."""
 
+import asyncio
 import json
 import socket
 from collections.abc import Iterator, Mapping
@@ -11,7 +12,7 @@ from fake_engine import FakeLLM
 from live_server import LiveServer, live_server
 from waiting import HANG_S, eventually
 
-from hybridmoe.serve.request_log import json_line, text_line
+from hybridmoe.serve.request_log import RequestLogMiddleware, json_line, text_line
 
 CHAT, TEXT = "/v1/chat/completions", "/v1/completions"
 SECRET = "xyzzy"
@@ -112,15 +113,21 @@ def test_no_text_gets_into_a_line(http: httpx2.Client, lines: Lines) -> None:
         assert SECRET not in text_line(line) and SECRET not in json_line(line)
 
 
-def test_a_path_cannot_forge_a_line(server: LiveServer, lines: Lines) -> None:
-    request = b"GET /a%0Ahybridmoe:%20forged\x1b[31m" + b"x" * 999 + b" HTTP/1.1\r\nHost: x\r\n\r\n"
-    with socket.create_connection(("127.0.0.1", server.port)) as link:
-        link.sendall(request)
-        link.recv(1 << 16)
-    if not lines:  # a parser may refuse such a target altogether
-        with socket.create_connection(("127.0.0.1", server.port)) as link:
-            link.sendall(request.replace(b"\x1b", b"%1b"))
-            link.recv(1 << 16)
+def test_nothing_from_outside_can_forge_a_line() -> None:
+    lines: Lines = []
+
+    async def respond(scope: Any, receive: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 404, "headers": []})
+
+    async def drop(_: Any) -> None:
+        pass
+
+    path = b"/a\nhybridmoe: forged\x1b[31m" + b"x" * 999
+    scope = {
+        "type": "http", "method": "GET", "path": "", "raw_path": path,
+        "state": {"request_id": "a\nb"},
+    }  # fmt: skip
+    asyncio.run(RequestLogMiddleware(respond, lines.append)(scope, drop, drop))  # type: ignore[arg-type]
     line = text_line(only(lines))
     assert line.isprintable() and len(line) < 300
 
