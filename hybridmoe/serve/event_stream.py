@@ -13,6 +13,7 @@ from hybridmoe.serve.json_response import encode_json
 __all__ = [
     "DONE",
     "KEEP_ALIVE",
+    "LINE_KEEP_ALIVE",
     "EventStreamResponse",
     "cancel_on_disconnect",
     "data_event",
@@ -20,6 +21,7 @@ __all__ = [
 ]
 
 KEEP_ALIVE = b": keep-alive\n\n"
+LINE_KEEP_ALIVE = b" "  # in a stream of JSON lines, which have no comments
 DONE = b"data: [DONE]\n\n"
 
 

@@ -10,22 +10,26 @@ import json
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from hybridmoe.serve.event_stream import DONE, KEEP_ALIVE, data_event, named_event
+from hybridmoe.serve.event_stream import (
+    DONE,
+    KEEP_ALIVE,
+    LINE_KEEP_ALIVE,
+    data_event,
+    named_event,
+)
 from hybridmoe.serve.request_record import RequestRecord
 
 __all__ = ["HeldStreamMiddleware"]
 
-_OTHER_STREAMS = "/api/"  # ollama's, of JSON lines, which have no comments
+_OLLAMA = "/api/"  # streams of JSON lines, which may begin with spaces
+_LLAMA_SERVER = ("/completion", "/completions")  # its own stream, which has no [DONE]
 _ERROR_EVENT = {"type": "error", "sequence_number": 0}  # of Responses
-_HEADERS = (
-    (b"content-type", b"text/event-stream; charset=utf-8"),
-    (b"cache-control", b"no-cache"),
-    (b"x-accel-buffering", b"no"),
-)
+_EVENTS, _LINES = b"text/event-stream; charset=utf-8", b"application/x-ndjson"
+_HEADERS = ((b"cache-control", b"no-cache"), (b"x-accel-buffering", b"no"))
 
 
 class HeldStreamMiddleware:
-    """Begins the responses of requests that wait for a model and want a stream of events."""
+    """Begins the responses of requests that wait for a model and want a stream."""
 
     def __init__(self, app: ASGIApp, keep_alive_s: float) -> None:
         self._app = app
@@ -40,7 +44,7 @@ class HeldStreamMiddleware:
         record = RequestRecord.of_context()
 
         def on_wait() -> None:
-            if record.is_stream and not scope["path"].startswith(_OTHER_STREAMS) and not fillers:
+            if record.is_stream and not fillers:
                 fillers.append(asyncio.create_task(response.fill(self._keep_alive_s)))
 
         record.on_wait = on_wait
@@ -57,6 +61,7 @@ class _Response:
 
     def __init__(self, path: str, send: Send) -> None:
         self._path = path
+        self._is_lines = path.startswith(_OLLAMA)
         self._send = send
         self._has_begun = False  # by the route
         self._is_early = False  # begun before it
@@ -70,11 +75,14 @@ class _Response:
                 return
             if not self._is_early:
                 self._is_early = True
+                kind = (b"content-type", _LINES if self._is_lines else _EVENTS)
                 await self._send(
-                    {"type": "http.response.start", "status": 200, "headers": [*_HEADERS]}
+                    {"type": "http.response.start", "status": 200, "headers": [kind, *_HEADERS]}
                 )
             with contextlib.suppress(OSError):  # the client has left, which the route learns
-                await self._send(_body(KEEP_ALIVE, more=True))
+                await self._send(
+                    _body(LINE_KEEP_ALIVE if self._is_lines else KEEP_ALIVE, more=True)
+                )
 
     async def send(self, message: Message) -> None:
         """Pass on what the route sends; in a stream that has begun, without a second start."""
@@ -94,7 +102,11 @@ class _Response:
 
 def _error_event(path: str, body: bytes) -> bytes:
     """Make the event of an error response, in the form of the path's API."""
+    if path.startswith(_OLLAMA):
+        return body + b"\n"
     error = json.loads(body)
+    if path in _LLAMA_SERVER:
+        return data_event(error)
     if path.startswith("/v1/messages"):
         return named_event("error", error)
     if path.startswith("/v1/responses"):

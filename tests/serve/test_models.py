@@ -315,6 +315,29 @@ def test_a_stream_is_kept_alive_while_its_model_loads(path: str, last: str, erro
                 assert error in text and "could not be loaded: b.gguf: damaged" in text
 
 
+@pytest.mark.parametrize("path", ["/api/chat", "/api/generate"])
+def test_lines_are_kept_alive_by_spaces_while_their_model_loads(path: str) -> None:
+    body = {"model": "b", "prompt": "say Hi", "messages": hello("b")["messages"]}
+    models = GatedModels("a", "b")
+    with serving(models, keep_alive_s=0.02) as (_, http, _):
+        for fails in (False, True):
+            assert http.post(CHAT, json=hello("a")).status_code == 200
+            models.shut("b")
+            if fails:
+                models.failures["b"] = GGUFError("b.gguf: damaged")
+            with http.stream("POST", path, json=body) as stream:
+                assert stream.headers["content-type"] == "application/x-ndjson"
+                raw = b""
+                for piece in stream.iter_raw():
+                    raw += piece
+                    if raw.startswith(b"  "):
+                        models.open("b")
+            assert raw.startswith(b"  ")
+            last = json.loads(raw.splitlines()[-1])
+            assert ("error" in last) == fails
+            assert "b.gguf: damaged" in last["error"] if fails else last["done"]
+
+
 def test_a_response_in_one_piece_is_not_begun_early() -> None:
     models = GatedModels("a", "b")
     with serving(models, keep_alive_s=0.01) as (server, _, pool):

@@ -13,7 +13,7 @@ from starlette.responses import Response
 
 from hybridmoe.serve.call_arguments import as_object
 from hybridmoe.serve.errors import ApiError, as_api_error, error_body, unsupported_value
-from hybridmoe.serve.event_stream import EventStreamResponse
+from hybridmoe.serve.event_stream import LINE_KEEP_ALIVE, EventStreamResponse
 from hybridmoe.serve.generation import Choice, ChoiceEnd, Delta, Generation, TokenLogprob
 from hybridmoe.serve.inputs import TextInput
 from hybridmoe.serve.json_response import CompactJSONResponse, encode_json
@@ -37,7 +37,6 @@ __all__ = ["ollama_model", "router", "timestamp"]
 router = APIRouter(route_class=StrictRoute, tags=["ollama"])
 _PATH = "/api/chat"
 _LINES = "application/x-ndjson"
-_KEEP_ALIVE = b" "  # JSON may have it before an object
 _STREAMED: dict[str, Any] = {
     "content": {_LINES: {"schema": {"type": "string"}}},
     "description": "The response, or an object a line unless `stream` is false.",
@@ -111,11 +110,15 @@ async def _loaded(service: Service, model: str, content: dict[str, Any]) -> Resp
 async def _respond(response: "_OllamaResponse") -> Response:
     generation, body = response.generation, response.body
     out: Response
-    if body.stream is False:
+    if not body.stream:
         out = response.whole(*await generation.finish())
     else:
         out = EventStreamResponse(
-            response.lines(), generation.cancel, response.keep_alive_s, lambda: _KEEP_ALIVE, _LINES
+            response.lines(),
+            generation.cancel,
+            response.keep_alive_s,
+            lambda: LINE_KEEP_ALIVE,
+            _LINES,
         )
     return out
 

@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from hybridmoe.serve.schemas.chat import Function
 from hybridmoe.serve.schemas.common import (
@@ -76,7 +76,9 @@ class OllamaRequest(Request):
     api = "ollama"
 
     model: str = Field(max_length=512)
-    stream: bool | None = Field(default=None, description="Default true: a JSON object a line.")
+    stream: Annotated[bool | None, AfterValidator(lambda given: given is not False)] = Field(
+        default=True, description="A JSON object a line."
+    )
     format: Literal["json", ""] | JsonObject | None = Field(
         default=None, description='"json" or a JSON schema.'
     )
