@@ -159,12 +159,9 @@ class _ChatCompletion:
             "message": message,
             "logprobs": self._logprobs(choice.logprobs),
             "finish_reason": self._reason(choice.end),
-            **self._ids(index),
+            **({} if self._token_ids is None else self._token_ids.take(index)),
         }
         return {**out, "experts": choice.experts} if self._body.return_experts else out
-
-    def _ids(self, index: int) -> dict[str, Any]:
-        return {} if self._token_ids is None else self._token_ids.take(index)
 
     def _reason(self, end: ChoiceEnd) -> str:
         is_call = end.finish_reason == "tool_calls"
@@ -209,8 +206,8 @@ class _ChatCompletion:
         **extra: Any,
     ) -> bytes:
         choice = {"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": reason}
-        if "role" not in delta:
-            choice |= self._ids(index)
+        if self._token_ids is not None:
+            choice |= {"token_ids": []} if "role" in delta else self._token_ids.take(index)
         if self._has_usages:
             extra["usage"] = self._generation.usage()
         if self._body.timings_per_token:
