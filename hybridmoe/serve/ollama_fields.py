@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any, Final
 
-from hybridmoe.serve.field_table import Fate, Row
+from hybridmoe.serve.field_row import Fate, Row
 
 __all__ = ["OLLAMA_TABLE"]
 

@@ -305,6 +305,26 @@ def test_log_probabilities_that_name_tokens_by_id(http: httpx2.Client) -> None:
     assert choice["logprobs"]["tokens"] == [f"token_id:{i}" for i in choice["token_ids"]]
 
 
+def test_a_response_without_its_reasoning(http: httpx2.Client) -> None:
+    thought = {"messages": user("say <think>hm</think>Hi")}
+    assert ask(http, CHAT, **thought)["choices"][0]["message"]["reasoning_content"] == "hm"
+    message = ask(http, CHAT, **thought, include_reasoning=False)["choices"][0]["message"]
+    assert message["content"] == "Hi" and "reasoning_content" not in message
+    stream = chunks(http, CHAT, **thought, include_reasoning=False)
+    deltas = [chunk["choices"][0]["delta"] for chunk in stream]
+    assert not any("reasoning_content" in delta for delta in deltas)
+    assert "".join(delta.get("content", "") for delta in deltas) == "Hi"
+
+
+def test_null_is_the_default(http: httpx2.Client) -> None:
+    options = {"include_usage": None, "continuous_usage_stats": None}
+    nulls = dict.fromkeys(("return_progress", "ignore_eos", "include_reasoning", "stop", "seed"))
+    body = {**PATHS[CHAT], **nulls, "stream_options": options}
+    assert http.post(CHAT, json=body).status_code == 200
+    answer = http.post(CHAT, json={**PATHS[CHAT], "messages": None, "return_progress": None})
+    assert answer.json()["error"]["param"] == "messages"
+
+
 def test_best_of_may_not_exceed_n(http: httpx2.Client) -> None:
     assert len(ask(http, "/v1/completions", n=2, best_of=2)["choices"]) == 2
     answer = http.post("/v1/completions", json={"prompt": "a", "best_of": 2})

@@ -19,7 +19,8 @@ from waiting import HANG_S
 
 from hybridmoe.serve.errors import ApiError
 from hybridmoe.serve.field_check import UnknownFields, unknown_fields
-from hybridmoe.serve.field_table import ROWS, TABLE, Api
+from hybridmoe.serve.field_row import Api
+from hybridmoe.serve.field_table import ROWS, TABLE
 from hybridmoe.serve.schemas.anthropic import MessagesRequest
 from hybridmoe.serve.schemas.chat import ChatCompletionRequest
 from hybridmoe.serve.schemas.common import Request

@@ -2,7 +2,8 @@
 
 from pathlib import Path
 
-from hybridmoe.serve.field_table import ROWS, TABLE, Row
+from hybridmoe.serve.field_row import Row
+from hybridmoe.serve.field_table import ROWS, TABLE
 
 __all__ = ["PAGE", "field_tables", "section"]
 

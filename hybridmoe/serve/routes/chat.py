@@ -149,7 +149,7 @@ class _ChatCompletion:
         assert choice.end is not None
         response = choice.response
         message: dict[str, Any] = {"role": "assistant", "content": response.text, "refusal": None}
-        if response.reasoning:
+        if response.reasoning and self._body.include_reasoning:
             message["reasoning_content"] = response.reasoning
         if response.tool_calls:
             message["content"] = response.text or None
@@ -187,7 +187,8 @@ class _ChatCompletion:
         """Make a chunk; None for a delta that holds only the end of a call."""
         delta: dict[str, Any] = {}
         for part in update.parts:
-            _merge(delta, part)
+            if self._body.include_reasoning or not isinstance(part, ReasoningPart):
+                _merge(delta, part)
         if "tool_calls" in delta:
             delta |= self._calls(delta.pop("tool_calls"))
         logprobs = self._logprobs(update.logprobs) if update.logprobs else None

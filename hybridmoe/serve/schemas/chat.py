@@ -175,6 +175,9 @@ class ChatCompletionRequest(SamplingFields, OutputFields, ChatThinkingFields):
     return_progress: bool = Field(
         default=False, description="Report prefill progress as `prompt_progress` in stream chunks."
     )
+    include_reasoning: bool = Field(
+        default=True, description="false: the response is without its reasoning."
+    )
     return_token_ids: bool = Field(
         default=False, description="Give `token_ids` and `prompt_token_ids`, as vLLM does."
     )

@@ -5,11 +5,12 @@ Every list is bounded and fails at its first bad entry: pydantic makes an error 
 hold a million of them.
 """
 
+import functools
 from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
-from hybridmoe.serve.field_table import Api
+from hybridmoe.serve.field_row import Api
 
 __all__ = [
     "MAX_INT",
@@ -73,6 +74,25 @@ class Request(BaseModel):
 
     # The column of the field table; ollama's fields have a table of their own.
     api: ClassVar[Api | Literal["ollama"] | None] = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _null_is_absent(cls, given: Any) -> Any:
+        """Take null for the default, as OpenAI's API does, where the default is not null itself."""
+        names = _not_null(cls)
+        if not isinstance(given, dict) or not any(given.get(name, 0) is None for name in names):
+            return given
+        return {key: value for key, value in given.items() if value is not None}
+
+
+@functools.cache
+def _not_null(model: type[BaseModel]) -> tuple[str, ...]:
+    fields = model.model_fields.items()
+    return tuple(
+        field.alias or name
+        for name, field in fields
+        if not field.is_required() and field.default is not None
+    )
 
 
 class Model(BaseModel):
