@@ -41,8 +41,7 @@ def send_prompt_logprobs(model: Decoder, sequence: Sequence, states: Tensor) -> 
         if not model.is_finite(logits):
             return False
         blocks.append(_score(logits, token_ids, num_top))
-    sequence.num_scored = end
-    sequence.send(PromptLogprobs(first, *map(np.concatenate, zip(*blocks, strict=True))))
+    sequence.send_scores(PromptLogprobs(first, *map(np.concatenate, zip(*blocks, strict=True))))
     return True
 
 

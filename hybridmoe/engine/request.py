@@ -83,6 +83,33 @@ class PromptLogprobs:
     top_ids: NDArray[np.int32]  # (T, prompt_logprobs), the likeliest first
     top_logprobs: NDArray[np.float32]
 
+    @property
+    def end(self) -> int:
+        """Position after the last token here."""
+        return self.start + len(self.logprobs)
+
+    def part(self, start: int, end: int, num_top: int) -> "PromptLogprobs":
+        """Those of positions `start` to `end`, with `num_top` alternatives each."""
+        rows = slice(start - self.start, end - self.start)
+        return PromptLogprobs(
+            start,
+            self.logprobs[rows],
+            self.ranks[rows],
+            self.top_ids[rows, :num_top],
+            self.top_logprobs[rows, :num_top],
+        )
+
+    @classmethod
+    def join(cls, parts: Sequence["PromptLogprobs"]) -> "PromptLogprobs":
+        """Join those of consecutive positions."""
+        return cls(
+            parts[0].start,
+            np.concatenate([part.logprobs for part in parts]),
+            np.concatenate([part.ranks for part in parts]),
+            np.concatenate([part.top_ids for part in parts]),
+            np.concatenate([part.top_logprobs for part in parts]),
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class TokenEvent:

@@ -10,9 +10,11 @@ from collections import deque
 from dataclasses import dataclass
 
 from hybridmoe.config import EngineConfig
-from hybridmoe.engine.kv_cache import BlockTable, KvCache
+from hybridmoe.engine.kv_cache import KvCache
 from hybridmoe.engine.kv_disk import KvDisk
 from hybridmoe.engine.prefill_budget import PrefillBudget
+from hybridmoe.engine.request import PromptLogprobs
+from hybridmoe.engine.score_cache import ScoreCache
 from hybridmoe.engine.sequence import Sequence
 from hybridmoe.kernels.paged_mla import PAGE_TOKENS
 
@@ -51,6 +53,7 @@ class Scheduler:
         self._disk = disk
         self._config = config
         self.prefill_budget = PrefillBudget(config.chunk_tokens, config.decode_slowdown)
+        self._scores = ScoreCache()
         self.waiting: deque[Sequence] = deque()
         self.running: list[Sequence] = []  # in order of arrival
         self.num_preempted = 0
@@ -112,11 +115,13 @@ class Scheduler:
             sequence = self.waiting[0]
             if self._cache.num_available_pages == self._blocked_at:
                 return
-            if sequence.is_scored and self._is_prefix_in_flight(sequence):
+            scores = self._known_scores(sequence)
+            if self._is_prefix_in_flight(sequence, scores):
                 return
-            # A prompt to be scored needs the states of all its tokens, which no cache keeps.
-            is_cached = sequence.is_scored
-            table = self._cache.acquire_prefix(sequence.ids) if is_cached else BlockTable()
+            # Only a token that is scored already can come from the cache: others need their states.
+            is_scored = sequence.is_scored
+            num_cacheable = len(sequence.ids) if is_scored else scores.end if scores else 1
+            table = self._cache.acquire_prefix(sequence.ids[:num_cacheable])
             num_tokens = min(len(sequence.ids) + 1, self._config.context_tokens)
             if not self._cache.grow(table, num_tokens):
                 self._cache.free(table, sequence.ids, table.cached_tokens)
@@ -128,15 +133,43 @@ class Scheduler:
                 self.num_cached_tokens += table.cached_tokens
             sequence.start(table)
             if self._disk is not None:
-                self._disk.start(sequence, may_read=is_cached)
+                self._disk.start(sequence, may_read=is_scored)
+            self._reuse_scores(sequence, scores)
             self.running.append(sequence)
             self.running.sort(key=lambda s: s.request_id)
 
-    def _is_prefix_in_flight(self, sequence: Sequence) -> bool:
-        """Test whether a running prefill will compute pages that this request can share."""
+    def keep_scores(self, sequence: Sequence) -> None:
+        """Keep the log probabilities of a prompt for others that begin as it does."""
+        prompt_ids = sequence.ids[: sequence.num_prompt]
+        self._scores.add(prompt_ids, PromptLogprobs.join(sequence.scores))
+
+    def _known_scores(self, sequence: Sequence) -> PromptLogprobs | None:
+        """Log probabilities of a prefix of a prompt to be scored, from its second token on."""
+        num_top = sequence.request.prompt_logprobs
+        if num_top is None or sequence.is_scored:
+            return None
+        own = PromptLogprobs.join(sequence.scores) if sequence.scores else None  # if preempted
+        found = self._scores.find(sequence.ids, num_top)
+        return max(filter(None, (own, found)), key=lambda scores: scores.end, default=None)
+
+    def _reuse_scores(self, sequence: Sequence, scores: PromptLogprobs | None) -> None:
+        """Send the known log probabilities of the tokens that are not computed again."""
+        if scores is not None:
+            num_top = scores.top_ids.shape[1]
+            first, end = sequence.num_scored, min(scores.end, sequence.num_computed + 1)
+            if first < end:
+                sequence.send_scores(scores.part(first, end, num_top))
+
+    def _is_prefix_in_flight(self, sequence: Sequence, scores: PromptLogprobs | None) -> bool:
+        """Test whether a running prefill will compute pages that this request can share.
+
+        scores: those known of a prompt to be scored, which another prompt to be scored may extend.
+        """
         num_cached: int | None = None
         for other in self.running:
             if other.num_pending <= 1 or other.ids[:PAGE_TOKENS] != sequence.ids[:PAGE_TOKENS]:
+                continue
+            if not sequence.is_scored and not _will_score(other, sequence):
                 continue
             end = min(len(other.ids), len(sequence.ids) - 1)
             common = 0
@@ -146,6 +179,10 @@ class Scheduler:
                 == sequence.ids[common : common + PAGE_TOKENS]
             ):
                 common += PAGE_TOKENS
+            if not sequence.is_scored:
+                if common > (scores.end if scores else 1):
+                    return True
+                continue
             if num_cached is None:
                 num_cached = self._cache.num_cached_tokens(sequence.ids)
             if common > max(num_cached, other.num_computed // PAGE_TOKENS * PAGE_TOKENS):
@@ -190,3 +227,9 @@ class Scheduler:
         draft_ids = sequence.prompt_lookup.draft(sequence.ids, max_draft)
         fits = self._cache.grow(sequence.block_table, len(sequence.ids) + len(draft_ids))
         return draft_ids if fits else []
+
+
+def _will_score(other: Sequence, sequence: Sequence) -> bool:
+    """Test whether a running prompt is being scored with as many alternatives as another wants."""
+    has, wants = other.request.prompt_logprobs, sequence.request.prompt_logprobs
+    return not other.is_scored and has is not None and wants is not None and has >= wants

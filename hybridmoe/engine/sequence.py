@@ -16,6 +16,7 @@ from hybridmoe.engine.request import (
     Event,
     Finished,
     Listener,
+    PromptLogprobs,
     PromptProgress,
     Request,
     StopToken,
@@ -56,7 +57,7 @@ class Sequence:
         self.block_table = BlockTable()
         self.on_disk: SequenceOnDisk | None = None
         self.num_computed = 0  # tokens whose latents are in the KV cache
-        self.num_scored = 1  # prompt tokens with their log probability sent; the first has none
+        self.scores: list[PromptLogprobs] = []  # sent so far
         self.stop_ids = frozenset(request.params.stop_token_ids)
         self.next_mask: MaskSource | None = None
         self.mask_s = 0.0  # CPU time of the last mask
@@ -81,9 +82,20 @@ class Sequence:
         return len(self.ids) - self.num_computed
 
     @property
+    def num_scored(self) -> int:
+        """Number of prompt tokens with their log probability sent; the first one has none."""
+        return self.scores[-1].end if self.scores else 1
+
+    @property
     def is_scored(self) -> bool:
         """True once the prompt's log probabilities are sent, or without a wish for any."""
         return self.request.prompt_logprobs is None or self.num_scored >= self.num_prompt
+
+    def send_scores(self, scores: PromptLogprobs) -> None:
+        """Send the log probabilities of the next prompt tokens."""
+        assert scores.start == self.num_scored, (scores.start, self.num_scored)
+        self.scores.append(scores)
+        self.send(scores)
 
     def start(self, block_table: BlockTable) -> None:
         """Run on this block table: at first, or again after a preemption."""

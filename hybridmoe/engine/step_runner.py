@@ -88,8 +88,8 @@ class StepRunner:
             try:
                 if not is_finite:  # its latents must not enter the prefix cache either
                     raise self._damage(chunk)
-                if not send_prompt_logprobs(self._model, chunk.sequence, states[token:next_token]):
-                    raise self._damage(chunk)
+                if not chunk.sequence.is_scored:
+                    self._score_prompt(chunk, states[token:next_token])
                 self._advance(chunk, logits[row:end], experts[row:end])
             except Exception as error:
                 self._fail(chunk.sequence, error)
@@ -200,6 +200,12 @@ class StepRunner:
         request_ids = [chunk.sequence.request_id for chunk in chunks]
         phases = [1 if chunk.sequence.num_generated else 0 for chunk in chunks]
         writer.add_step(ids, weights, np.repeat(request_ids, lengths), np.repeat(phases, lengths))
+
+    def _score_prompt(self, chunk: ScheduledChunk, states: torch.Tensor) -> None:
+        if not send_prompt_logprobs(self._model, chunk.sequence, states):
+            raise self._damage(chunk)
+        if chunk.sequence.is_scored:
+            self._scheduler.keep_scores(chunk.sequence)
 
     def _damage(self, chunk: ScheduledChunk) -> NonFiniteError:
         """Make the error of a chunk whose outputs are not finite. Errors: as `find_damage`."""

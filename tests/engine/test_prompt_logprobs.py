@@ -6,6 +6,7 @@ from engine_run import EngineResponse, MakeEngine, request, run
 from torch import Tensor
 
 from hybridmoe.engine import Engine, Finished, PromptLogprobs, Request, prompt_scorer
+from hybridmoe.engine.score_cache import MAX_ENTRIES, ScoreCache
 from hybridmoe.errors import ConfigError
 from hybridmoe.model.decoder import Decoder
 
@@ -41,13 +42,57 @@ def test_they_are_those_of_the_logits(make: MakeEngine, num_top: int) -> None:
     engine = make(chunk_tokens=48, max_running=4)
     requests = [request(prompt, 4, prompt_logprobs=num_top) for prompt in PROMPTS]
     plain = run(engine, *(request(prompt, 4) for prompt in PROMPTS))  # they are cached now
-    for _ in range(2):
+    for is_scored in (False, True):
         responses = run(engine, *requests)
         for prompt, response, unscored in zip(PROMPTS, responses, plain, strict=True):
             check(engine, prompt, response, num_top)
-            assert response.end.usage.cached_tokens == 0
+            assert response.end.usage.cached_tokens == (len(prompt) - 1 if is_scored else 0)
             assert response.ids == unscored.ids
     assert not any(response.prompt_logprobs for response in plain)
+
+
+def test_a_shared_prefix_is_scored_once(make: MakeEngine) -> None:
+    """At once or later; also of a longer or shorter prompt, and for fewer alternatives."""
+    shared = RNG.integers(0, 256, 150).tolist()
+    prompts = [[*shared, *RNG.integers(0, 256, n).tolist()] for n in (20, 3, 70)] + [shared[:99]]
+    engine = make(chunk_tokens=64, max_running=4)
+    responses = run(engine, *(request(prompt, 2, prompt_logprobs=2) for prompt in prompts))
+    responses += run(engine, *(request(prompt, 2, prompt_logprobs=1) for prompt in prompts))
+    for i, (prompt, response) in enumerate(zip(prompts * 2, responses, strict=True)):
+        check(engine, prompt, response, 2 if i < 4 else 1)
+    cached = [response.end.usage.cached_tokens for response in responses]
+    full_pages = [0, 128, 128, 98]  # of the first one, while it runs
+    assert cached == [*full_pages, *(len(prompt) - 1 for prompt in prompts)]
+    (more,) = run(engine, request(prompts[0], 2, prompt_logprobs=3))  # are not known
+    check(engine, prompts[0], more, 3)
+    assert more.end.usage.cached_tokens == 0
+
+
+def test_known_scores_are_of_no_use_without_the_kv_cache(make: MakeEngine) -> None:
+    engine = make(kv_tokens=512)
+    wanted = request(PROMPTS[0], 2, prompt_logprobs=1)
+    run(engine, wanted)
+    run(engine, request(RNG.integers(0, 256, 480).tolist(), 8))  # evicts it
+    (again,) = run(engine, wanted)
+    assert again.end.usage.cached_tokens < 149
+    check(engine, PROMPTS[0], again, 1)
+
+
+def test_kept_scores_are_bounded() -> None:
+    cache = ScoreCache()
+    size = MAX_ENTRIES // 8
+    scores = PromptLogprobs(
+        1, np.zeros(size - 1, np.float32), np.zeros(size - 1, np.int32),
+        np.zeros((size - 1, 1), np.int32), np.zeros((size - 1, 1), np.float32),
+    )  # fmt: skip
+    for i in range(6):
+        cache.add([i] * size, scores)
+    found = [cache.find([i] * 9, 0) for i in range(6)]
+    assert [part.end if part else None for part in found] == [None, None, 9, 9, 9, 9]
+    assert cache.find([5] * 9, 2) is None
+    cache.find([2] * 9, 0)  # used last
+    cache.add([7] * size, scores)
+    assert [cache.find([i] * 9, 0) is not None for i in (2, 3, 4)] == [True, False, True]
 
 
 def test_a_prompt_alone_generates_nothing(make: MakeEngine) -> None:
