@@ -94,4 +94,4 @@ def _refusal(name: str, why: str, neutral: tuple[Any, ...]) -> ApiError:
 
 
 def _printable(name: str) -> str:
-    return re.sub(r"[^A-Za-z0-9_.\[\]-]", "?", name[:_MAX_CHARS])
+    return re.sub(r"[^A-Za-z0-9_.\[\]-]", "?", name[:_MAX_CHARS]) or "?"
