@@ -6,7 +6,13 @@ from typing import TYPE_CHECKING, Any
 
 from hybridmoe.cli.session import Session
 from hybridmoe.errors import ConfigError, ContextLengthError
-from hybridmoe.text.compaction import Compaction, plan_compaction, summary_tokens
+from hybridmoe.text.compaction import (
+    KEPT_SHARES,
+    Compaction,
+    most_prompt_tokens,
+    plan_compaction,
+    summary_tokens,
+)
 from hybridmoe.text.thinking_options import ThinkingOptions
 
 if TYPE_CHECKING:
@@ -17,8 +23,6 @@ __all__ = ["Compactor", "Respond"]
 # Messages, thinking and sampling parameters to a response; None: interrupted.
 Respond = Callable[[list[dict[str, Any]], ThinkingOptions, dict[str, Any]], "Result | None"]
 
-_KEPT_SHARES = (0.25, 0.5, 0.75)  # of the conversation, in its last turns; the first that fits
-_ROOM_SHARE = 0.125  # of the context, that a response should have
 _MESSAGE_BYTES = 64  # of the template, around each message
 
 
@@ -36,7 +40,7 @@ class Compactor:
     def is_needed(self) -> bool:
         """True if little room is left for a response to the last message, and a summary helps."""
         context = self._model.context_tokens
-        most = context - int(context * _ROOM_SHARE)
+        most = most_prompt_tokens(context)
         prompt = self._session.prompt()
         if sum(len(str(m).encode()) + _MESSAGE_BYTES for m in prompt) <= most:
             return False  # no token is shorter than a byte
@@ -53,7 +57,7 @@ class Compactor:
         messages = self._session.messages
         done = messages[: len(messages) - num_pending]
         num_tokens = summary_tokens(self._model.context_tokens)
-        plan = self._plan(done, 0.0 if keeps_last else _KEPT_SHARES[0], num_tokens)
+        plan = self._plan(done, 0.0 if keeps_last else KEPT_SHARES[0], num_tokens)
         self._say(f"summarizing the first {len(plan.old)} of {len(done)} messages ...")
         params = {**self._session.params, "max_tokens": num_tokens}
         params.pop("stop", None)
@@ -75,7 +79,7 @@ class Compactor:
         self, messages: Sequence[dict[str, Any]], keep_share: float, num_tokens: int
     ) -> Compaction:
         """Plan to keep as little as the context allows: the rest must be read once more."""
-        for share in (keep_share, *_KEPT_SHARES):
+        for share in (keep_share, *KEPT_SHARES):
             plan = plan_compaction(messages, share)
             if plan is None:
                 raise ConfigError("nothing to summarize before the last turn")

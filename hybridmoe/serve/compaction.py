@@ -15,7 +15,13 @@ from hybridmoe.serve.errors import ApiError
 from hybridmoe.serve.generation import Generation
 from hybridmoe.serve.inputs import ChatInput
 from hybridmoe.serve.service import Service
-from hybridmoe.text.compaction import Compaction, plan_compaction, summary_tokens
+from hybridmoe.text.compaction import (
+    KEPT_SHARES,
+    Compaction,
+    most_prompt_tokens,
+    plan_compaction,
+    summary_tokens,
+)
 from hybridmoe.text.messages import normalize_messages
 from hybridmoe.text.thinking_options import ThinkingOptions
 
@@ -23,8 +29,6 @@ __all__ = ["Compacted", "compact", "compact_above", "compaction_item", "messages
 
 Messages = list[dict[str, Any]]
 
-_KEPT_SHARES = (0.25, 0.5, 0.75)  # of the conversation, in its last turns; the first that fits
-_ROOM_SHARE = 0.125  # of the context, left for a response without a threshold
 _SAMPLING = ("temperature", "top_p", "top_k", "min_p", "seed")  # that a summary shares
 
 
@@ -45,10 +49,10 @@ async def compact_above(
     nothing to summarize. Errors: those of `Service.start_chat`.
     """
     async with service.lease(model) as llm:
-        most = llm.context_tokens - int(llm.context_tokens * _ROOM_SHARE)
+        most = most_prompt_tokens(llm.context_tokens)
     if await service.count_tokens(chat, model) <= min(threshold or most, most):
         return None
-    return await compact(service, chat, model, _KEPT_SHARES[0])
+    return await compact(service, chat, model, KEPT_SHARES[0])
 
 
 async def compact(
@@ -66,7 +70,7 @@ async def compact(
             llm.check_thinking(off)
         except ConfigError:
             off = replace(off, mode=None)
-    for share in (keep_share, *_KEPT_SHARES):
+    for share in (keep_share, *KEPT_SHARES):
         plan = plan_compaction(chat.messages, share)
         if plan is None:
             return None

@@ -9,9 +9,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["Compaction", "plan_compaction", "summary_tokens"]
+__all__ = ["KEPT_SHARES", "Compaction", "most_prompt_tokens", "plan_compaction", "summary_tokens"]
 
 Message = dict[str, Any]
+
+# Of the conversation, in its last turns. The first whose summary the context has room for is taken.
+KEPT_SHARES = (0.25, 0.5, 0.75)
 
 _REQUEST = (
     "Summarize our conversation so far, for yourself to go on with it: what I asked for, what was"
@@ -73,6 +76,11 @@ def plan_compaction(messages: Sequence[Message], keep_share: float) -> Compactio
     fitting = (i for i in (*turns, *rounds) if sum(sizes[i:]) <= room)
     at = next(fitting, cuts[-1])
     return Compaction(list(messages[:first]), list(messages[first:at]), list(messages[at:]))
+
+
+def most_prompt_tokens(context_tokens: int) -> int:
+    """Tokens of a prompt that leaves enough room for a response: seven eighths of the context."""
+    return context_tokens - context_tokens // 8
 
 
 def summary_tokens(context_tokens: int) -> int:
