@@ -51,6 +51,31 @@ class Slow:
         return None
 
 
+class Once(Slow):
+    """Forces token 7 after `count` tokens, and is inactive before and behind."""
+
+    def __init__(self, vocab_size: int, count: int) -> None:
+        super().__init__(vocab_size)
+        self._left = count
+
+    def mask(self) -> NDArray[np.uint32]:
+        self.num_masks += 1
+        if self._left:
+            return self._words
+        mask = np.zeros_like(self._words)
+        mask[0] = 1 << 7
+        return mask
+
+    def accept(self, token_id: int) -> None:
+        self._left -= 1
+
+    def is_inactive(self) -> bool:
+        return self._left != 0
+
+    def is_slow(self) -> bool:
+        return False
+
+
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Decoder]:
     with tiny_decoder(tmp_path_factory.mktemp("masks")) as model:
@@ -92,6 +117,18 @@ def test_a_late_mask_delays_no_other_sequence(
     late.go.set()
     assert held.wait().ids == alone.ids
     assert held.response.end.reason == "length"
+
+
+@pytest.mark.parametrize("count", [0, 1, 6])
+def test_a_constraint_may_be_active_for_one_token(
+    make: MakeEngine, model: Decoder, count: int
+) -> None:
+    engine, once = make(speculate=4), Once(model.config.vocab_size, count)
+    bias = {9: 1e6}  # so that drafts reach past the forced token
+    (response,) = run(engine, request([1, 2], 60, constraint=once, logit_bias=bias))
+    assert response.ids == [9] * count + [7] + [9] * (59 - count)
+    assert once.num_masks <= 2  # the forced one, and one that allows all
+    assert response.end.usage.accepted_tokens > 30
 
 
 def test_a_blocked_engine_does_not_poll_in_a_loop(

@@ -20,6 +20,11 @@ from hybridmoe.text.template_switches import TemplateChoice
 from hybridmoe.text.thinking_options import LEVELS, PromptOptions, ThinkingOptions
 
 ALWAYS_THINKS = "mode: the model always thinks"
+HARDER = ALWAYS + "{% if reasoning_effort == 'max' %}Hard.{% endif %}"
+LOW_OR_HIGH = (
+    "{% if reasoning_effort and reasoning_effort not in ('low', 'high') %}"
+    "{{ raise_exception('bad effort') }}{% endif %}[{{ reasoning_effort or 'none' }}]"
+)
 NEVER_THINKS = "mode: the model does not think: leave it out"
 
 
@@ -52,6 +57,7 @@ def choose(
         (EFFORT_CHECKED, "off", {"reasoning_effort": "none"}),
         (EFFORT_CHECKED, "low", {"reasoning_effort": "high"}),
         (ALWAYS, "on", {}),
+        (LOW_OR_HIGH, "medium", {"reasoning_effort": "high"}),
         (NEVER, "off", {}),
     ],
 )
@@ -67,6 +73,7 @@ def test_a_mode_becomes_the_variables_that_the_template_knows(
     [
         (ALWAYS, "off", ALWAYS_THINKS),
         (EFFORT, "off", ALWAYS_THINKS),
+        (HARDER, "off", ALWAYS_THINKS),
         (ALWAYS, "high", "mode: the model always thinks: its chat template has no levels"),
         (NEVER, "on", NEVER_THINKS),
         (NEVER, "high", NEVER_THINKS),
@@ -101,6 +108,7 @@ def test_without_a_mode_nothing_is_set_or_rendered(monkeypatch: pytest.MonkeyPat
         (OPTS_OUT, {"reasoning_effort": "none"}, {"enable_thinking": False}),
         (OPTS_OUT, {"preserve_thinking": True}, {"preserve_thinking": True}),
         (OPTS_OUT, {"clear_thinking": False}, {"preserve_thinking": True}),
+        ("{{ clear_thinking }}", {"preserve_thinking": True}, {"clear_thinking": False}),
         (NEVER, {"preserve_thinking": False}, {}),
         (NEVER, {"enable_thinking": False}, {}),
         (EFFORT, {"reasoning_effort": "any"}, {"reasoning_effort": "any"}),

@@ -96,10 +96,10 @@ def test_none_at_all_with_a_budget_of_zero() -> None:
 
 
 def test_a_call_inside_the_thoughts_is_not_cut() -> None:
-    constraint = budget(Inner(A), 2)
+    constraint = budget(Inner(A, CLOSE), 2)
     for token_id in (A, CALL, A, A):
         constraint.accept(token_id)
-    assert allowed(constraint) == [A]
+    assert allowed(constraint) == sorted([A, CLOSE])
 
 
 def test_the_constraint_inside_sees_every_token_and_decides_otherwise() -> None:
@@ -140,10 +140,12 @@ def test_it_does_not_close_within_a_character() -> None:
 
 
 def test_copies_have_states_of_their_own() -> None:
-    constraint = budget(Inner(A, CLOSE), 2)
+    inner = Inner(A, CLOSE)
+    constraint = budget(inner, 2)
     constraint.accept(A)
     copies = [constraint.copy() for _ in range(2)]
     copies[0].accept(A)
+    assert inner.accepted == [A]
     assert [allowed(c) for c in copies] == [[CLOSE], sorted([A, CLOSE])]
     assert allowed(constraint) == sorted([A, CLOSE])
 
