@@ -46,6 +46,7 @@ class Timing:
     prompt_s: float
     generated_tokens: int
     decode_s: float
+    disk_tokens: int = 0
 
     @property
     def prompt_tokens_per_s(self) -> float:
