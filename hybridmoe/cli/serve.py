@@ -185,7 +185,7 @@ def _model_pool(
     log: ServerLog,
     on_first_failure: Callable[[Exception], None],
 ) -> "ModelPool":
-    from hybridmoe.serve import ModelPool, ModelSource, ScheduleRules
+    from hybridmoe.serve import ModelPool, ModelSource, ScheduleRules, patient
 
     def source(name: str) -> ModelSource:
         aliases = config.model_aliases if name == config.model_name else ()
@@ -197,10 +197,10 @@ def _model_pool(
         )
 
     refuses = options["on_unloaded"] == "refuse"
-    patience = {"quiet_s": 2.0 * config.retry_after_s} if refuses else {}  # for clients to return
+    rules = ScheduleRules(fit=served.fit, idle_unload_s=options["idle_unload_s"])
     return ModelPool(
         [source(name) for name in served.names],
-        ScheduleRules(fit=served.fit, idle_unload_s=options["idle_unload_s"], **patience),
+        patient(rules, config.retry_after_s) if refuses else rules,
         hold_s=None if refuses else options["hold_s"],
         max_held=config.max_preparing,
         retry_after_s=config.retry_after_s,

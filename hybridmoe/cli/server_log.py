@@ -73,4 +73,5 @@ def _stamped(level: str, **fields: Any) -> dict[str, Any]:
 
 
 def _print(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
+    with suppress(OSError, ValueError):  # who reads the log may have gone
+        print(line, file=sys.stderr, flush=True)

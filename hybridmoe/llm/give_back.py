@@ -16,6 +16,7 @@ def give_back_memory() -> None:
     """
     gc.collect()
     if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
-        torch.cuda.empty_cache()
+        with suppress(RuntimeError):  # of a GPU that has failed
+            torch.cuda.empty_cache()
     with suppress(OSError, AttributeError):  # other C libraries have no such function
         ctypes.CDLL(None).malloc_trim(0)

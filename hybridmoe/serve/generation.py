@@ -116,6 +116,7 @@ class Generation:
         self.context_tokens = lease.llm.context_tokens
         self.fingerprint = lease.model.fingerprint
         self._lease = lease
+        self.has_failed = False
         self._engine = lease.llm.engine
         self.created = int(time.time())
         self._metrics = metrics
@@ -189,6 +190,7 @@ class Generation:
 
     def fail(self, error: Exception) -> None:
         """Cancel unfinished choices, and raise `error` at the reader of the updates at once."""
+        self.has_failed = True
         self._stop()
         self._queue.fail(error)
 
@@ -317,6 +319,7 @@ class Generation:
 
     def _failure(self, event: Finished) -> Exception:
         """Make the error of an event that ends a choice early."""
+        self.has_failed = True
         what = event.error or "the response was cancelled"
         if (failure := self._engine.device_failure) is not None:
             return DeviceError(failure)

@@ -102,6 +102,8 @@ class _Response:
 
 def _error_event(path: str, body: bytes) -> bytes:
     """Make the event of an error response, in the form of the path's API."""
+    if not body:  # the client has left
+        return b""
     if path.startswith(_OLLAMA):
         return body + b"\n"
     error = json.loads(body)

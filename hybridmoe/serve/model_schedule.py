@@ -8,12 +8,12 @@ caller holds the lock and does the work.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from hybridmoe.serve.model_slot import ModelSlot
 
-__all__ = ["Load", "ScheduleRules", "Step", "Unload", "Wait", "next_step"]
+__all__ = ["Load", "ScheduleRules", "Step", "Unload", "Wait", "next_step", "patient"]
 
 _QUIET_S = 1.0  # a client that sends its next request within it keeps its turn
 
@@ -48,6 +48,11 @@ class ScheduleRules:
     idle_unload_s: float | None = None  # None: only to make room
     min_turn_s: float = 0.0
     quiet_s: float = _QUIET_S  # without a request, after which a turn ends early
+
+
+def patient(rules: ScheduleRules, retry_after_s: float) -> ScheduleRules:
+    """Change rules for clients that are refused: a turn waits until they can have come again."""
+    return replace(rules, min_turn_s=2.0 * retry_after_s, quiet_s=2.0 * retry_after_s)
 
 
 def next_step(slots: Sequence[ModelSlot], now_s: float, rules: ScheduleRules) -> Step:

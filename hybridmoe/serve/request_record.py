@@ -64,7 +64,8 @@ class RequestRecord:
             }
             last = self.generations[-1]
             fields["tokens_per_s"] = last.timings().get("predicted_per_second", 0.0)
-            ends = {c.end.finish_reason if c.end else "cancelled" for c in last.choices}
+            cut = "error" if last.has_failed else "cancelled"
+            ends = {c.end.finish_reason if c.end else cut for c in last.choices}
             fields["finish_reason"] = ",".join(sorted(ends))
             queued = (c.usage.queue_s for one in self.generations for c in one.choices if c.usage)
             fields["queue_s"] = round(self.held_s + max(queued, default=0.0), 3)

@@ -38,7 +38,7 @@ def test_each_line_is_json(capsys: pytest.CaptureFixture[str], root_logger: logg
     try:
         raise ValueError("two\nlines")
     except ValueError:
-        logging.getLogger("uvicorn.error").exception("it %s", "failed")
+        logging.getLogger("a.library").exception("it %s", "failed")
     lines = [json.loads(line) for line in capsys.readouterr().err.splitlines()]
     assert [line["level"] for line in lines] == ["info", "warning", "info", "error"]
     assert [line.get("message", "")[:9] for line in lines] == ["ready: m", "look", "", "it failed"]

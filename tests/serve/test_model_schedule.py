@@ -9,7 +9,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hybridmoe.serve.model_schedule import Load, ScheduleRules, Unload, Wait, next_step
+from hybridmoe.serve.model_schedule import (
+    Load,
+    ScheduleRules,
+    Unload,
+    Wait,
+    next_step,
+    patient,
+)
 from hybridmoe.serve.model_slot import ModelSlot, ModelSource, Status
 
 NUM_MODELS = 3
@@ -188,3 +195,21 @@ def test_a_crowd_on_one_model_does_not_keep_another_waiting() -> None:
             server.ask(1, 1.0)
     assert server.slots[1].loaded_s > 0.0
     assert max(server.waits_s) <= 3 * (LOAD_S + LOAD_S + LONGEST_S + UNLOAD_S)
+
+
+@pytest.mark.parametrize("is_patient", [False, True])
+def test_clients_that_are_refused_find_their_model_when_they_come_again(is_patient: bool) -> None:
+    """Two clients, each of another model, which a rule without patience would unload between."""
+    retry_after_s = 30.0
+    rules = patient(ScheduleRules(), retry_after_s) if is_patient else ScheduleRules()
+    server = Server([slot("a"), slot("b")])
+    num_served = [0, 0]
+    for i in range(200):
+        target = server.slots[i % 2]
+        if target.can_grant:
+            num_served[i % 2] += 1
+            target.used_s = server.now_s
+        elif target.refused_since_s is None:
+            target.refused_since_s = server.now_s
+        server.advance(server.now_s + retry_after_s / 2, rules)
+    assert (min(num_served) > 30) == is_patient

@@ -338,6 +338,20 @@ def test_lines_are_kept_alive_by_spaces_while_their_model_loads(path: str) -> No
             assert "b.gguf: damaged" in last["error"] if fails else last["done"]
 
 
+def test_who_leaves_a_stream_that_waits_ends_nothing_else(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    models = GatedModels("a", "b")
+    with serving(models, keep_alive_s=0.01) as (_, http, pool):
+        models.shut("b")
+        with http.stream("POST", CHAT, json=hello("b", stream=True)) as stream:
+            assert next(stream.iter_raw()).startswith(b": keep-alive")
+        eventually(lambda: not pool.slot("b").waiters)
+        models.open("b")
+        assert http.post(CHAT, json=hello("b")).status_code == 200
+    assert not [record for record in caplog.records if record.levelname == "ERROR"]
+
+
 def test_a_response_in_one_piece_is_not_begun_early() -> None:
     models = GatedModels("a", "b")
     with serving(models, keep_alive_s=0.01) as (server, _, pool):

@@ -88,6 +88,12 @@ def test_a_client_that_leaves_is_told(server: LiveServer, lines: Lines) -> None:
     assert (line["status"], line["finish_reason"]) == (200, "cancelled")
 
 
+def test_a_failure_is_told(http: httpx2.Client, lines: Lines) -> None:
+    http.post(CHAT, json=chat("break", stream=True))
+    line = only(lines)
+    assert (line["status"], line["finish_reason"]) == (200, "error")
+
+
 def test_refusals_are_logged_and_probes_are_not(http: httpx2.Client, lines: Lines) -> None:
     for path in ("/health", "/ready", "/metrics"):
         assert http.get(path).status_code == 200
