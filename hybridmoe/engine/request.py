@@ -88,16 +88,24 @@ class PromptLogprobs:
         """Position after the last token here."""
         return self.start + len(self.logprobs)
 
-    def part(self, start: int, end: int, num_top: int) -> "PromptLogprobs":
-        """Those of positions `start` to `end`, with `num_top` alternatives each."""
-        rows = slice(start - self.start, end - self.start)
+    def until(self, end: int, num_top: int) -> "PromptLogprobs":
+        """Those of positions before `end`, with `num_top` alternatives each."""
+        rows = slice(end - self.start)
         return PromptLogprobs(
-            start,
+            self.start,
             self.logprobs[rows],
             self.ranks[rows],
             self.top_ids[rows, :num_top],
             self.top_logprobs[rows, :num_top],
         )
+
+    def since(self, start: int) -> "PromptLogprobs":
+        """Those of positions from `start` on."""
+        rows = slice(start - self.start, None)
+        return PromptLogprobs(
+            start, self.logprobs[rows], self.ranks[rows], self.top_ids[rows],
+            self.top_logprobs[rows],
+        )  # fmt: skip
 
     @classmethod
     def join(cls, parts: Sequence["PromptLogprobs"]) -> "PromptLogprobs":

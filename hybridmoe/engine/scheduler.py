@@ -120,7 +120,8 @@ class Scheduler:
                 return
             # Only a token that is scored already can come from the cache: others need their states.
             is_scored = sequence.is_scored
-            num_cacheable = len(sequence.ids) if is_scored else scores.end if scores else 1
+            num_known = max(sequence.num_scored, scores.end if scores else 0)
+            num_cacheable = len(sequence.ids) if is_scored else num_known
             table = self._cache.acquire_prefix(sequence.ids[:num_cacheable])
             num_tokens = min(len(sequence.ids) + 1, self._config.context_tokens)
             if not self._cache.grow(table, num_tokens):
@@ -134,7 +135,8 @@ class Scheduler:
             sequence.start(table)
             if self._disk is not None:
                 self._disk.start(sequence, may_read=is_scored)
-            self._reuse_scores(sequence, scores)
+            if scores is not None and scores.end > sequence.num_scored:
+                sequence.send_scores(scores.since(sequence.num_scored))
             self.running.append(sequence)
             self.running.sort(key=lambda s: s.request_id)
 
@@ -148,17 +150,7 @@ class Scheduler:
         num_top = sequence.request.prompt_logprobs
         if num_top is None or sequence.is_scored:
             return None
-        own = PromptLogprobs.join(sequence.scores) if sequence.scores else None  # if preempted
-        found = self._scores.find(sequence.ids, num_top)
-        return max(filter(None, (own, found)), key=lambda scores: scores.end, default=None)
-
-    def _reuse_scores(self, sequence: Sequence, scores: PromptLogprobs | None) -> None:
-        """Send the known log probabilities of the tokens that are not computed again."""
-        if scores is not None:
-            num_top = scores.top_ids.shape[1]
-            first, end = sequence.num_scored, min(scores.end, sequence.num_computed + 1)
-            if first < end:
-                sequence.send_scores(scores.part(first, end, num_top))
+        return self._scores.find(sequence.ids, num_top)
 
     def _is_prefix_in_flight(self, sequence: Sequence, scores: PromptLogprobs | None) -> bool:
         """Test whether a running prefill will compute pages that this request can share.

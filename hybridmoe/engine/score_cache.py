@@ -53,7 +53,7 @@ class ScoreCache:
             return None
         self._prompts.remove(best)
         self._prompts.append(best)
-        return best.scores.part(1, num_common, num_top)
+        return best.scores.until(num_common, num_top)
 
     def add(self, ids: Sequence[int], scores: PromptLogprobs) -> None:
         """Add a prompt, with the log probabilities of all its tokens but the first."""

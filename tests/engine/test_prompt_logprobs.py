@@ -68,6 +68,15 @@ def test_a_shared_prefix_is_scored_once(make: MakeEngine) -> None:
     assert more.end.usage.cached_tokens == 0
 
 
+def test_a_prefix_cached_further_than_it_is_scored(make: MakeEngine) -> None:
+    engine = make()
+    run(engine, request(PROMPTS[0][:99], 1, prompt_logprobs=1))
+    run(engine, request(PROMPTS[0], 1))
+    (response,) = run(engine, request(PROMPTS[0], 1, prompt_logprobs=1))
+    check(engine, PROMPTS[0], response, 1)
+    assert response.end.usage.cached_tokens == 98
+
+
 def test_known_scores_are_of_no_use_without_the_kv_cache(make: MakeEngine) -> None:
     engine = make(kv_tokens=512)
     wanted = request(PROMPTS[0], 2, prompt_logprobs=1)

@@ -13,6 +13,7 @@ from live_server import live_server
 import hybridmoe
 from hybridmoe.engine.request import PromptLogprobs
 from hybridmoe.serve.completion_logprobs import CompletionLogprobs
+from hybridmoe.serve.generation import TokenLogprob
 
 
 @pytest.fixture(scope="module")
@@ -202,6 +203,24 @@ def test_a_harness_finds_its_tokenizer_here(http: httpx2.Client, llm: FakeLLM) -
     body = {"prompt": "Hi<|im_end|>", "add_special_tokens": False}
     ids = llm.tokenizer.encode(body["prompt"], parse_special=True)
     assert http.post("/tokenize", json=body).json()["tokens"] == ids
+
+
+class TwinTokenizer:
+    """Three tokens: two of the same text, and a special one."""
+
+    def token_bytes(self, token_id: int) -> bytes:
+        return (b"ab", b"ab", b"<end>")[token_id]
+
+    def is_special(self, token_id: int) -> bool:
+        return token_id == 2
+
+
+def test_a_likelier_twin_is_not_hidden_and_special_tokens_take_no_place() -> None:
+    logprobs = CompletionLogprobs(TwinTokenizer(), 1)  # type: ignore[arg-type]
+    top = ((1, -0.5),)
+    got = logprobs.of_text([TokenLogprob(i, -2.0, top) for i in (0, 2, 0)])
+    assert got["top_logprobs"] == [{"ab": -0.5}, {"ab": -0.5, "<end>": -2.0}, {"ab": -0.5}]
+    assert got["text_offset"] == [0, 2, 2]
 
 
 def test_parts_of_characters_are_told_apart_and_take_no_place(llm: FakeLLM) -> None:
