@@ -46,11 +46,10 @@ class StrictRoute(APIRoute):
             unknown: list[str] = []
             if model is not None and body:
                 _check_type(request)
-                value = await _parse(request, model, body)
+                value, unknown = await _parse(request, model, body)
                 parsed.set_parsed(value)
                 record = RequestRecord.of_context()
                 record.is_stream = bool(getattr(value, "stream", False))
-                unknown = unknown_fields(value)
                 del body, value
             response = await handle(parsed)
             unknown += getattr(request.state, "ignored_fields", ())
@@ -65,10 +64,16 @@ class StrictRoute(APIRoute):
         return handle_until_disconnect
 
 
-async def _parse(request: Request, model: type[BaseModel], body: bytes) -> BaseModel:
-    if len(body) <= LARGE_BYTES:
-        return parse_body(model, body)
-    return await get_service(request).pool.run(lambda _: parse_body(model, body))
+async def _parse(
+    request: Request, model: type[BaseModel], body: bytes
+) -> tuple[BaseModel, list[str]]:
+    """Parse a body, and name its unknown fields. Raises RequestValidationError, ApiError."""
+
+    def work(_: object = None) -> tuple[BaseModel, list[str]]:
+        value = parse_body(model, body)
+        return value, unknown_fields(value)
+
+    return work() if len(body) <= LARGE_BYTES else await get_service(request).pool.run(work)
 
 
 def parse_body(model: type[BaseModel], body: bytes) -> BaseModel:
