@@ -85,7 +85,7 @@ class Response:
         """
         if self.finish_reason is not None:
             return []
-        parts = self._collect(self.parser.finish())
+        parts = self._collect(self.parser.finish(is_cut=reason != "stop"))
         self.finish_reason = "tool_calls" if reason == "stop" and self.tool_calls else reason
         return parts
 

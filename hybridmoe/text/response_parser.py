@@ -1,19 +1,26 @@
 """Streaming parser from token ids to text, reasoning and tool calls.
 
 Reasoning stands between `<think>` and `</think>`. The parts hold whole characters only and end at
-stop strings. Marks are found by token id and never shown. The parser is lenient, as
-text/tool_names.py describes: a call may begin without its section or inside an unclosed `<think>`,
-and it ends with the response at the latest. A call of no declared tool is text.
+stop strings. Special tokens are found by id and never shown. Calls are read as the model's family
+writes them (text/tool_syntax.py); a call may begin inside an unclosed `<think>`, and it ends with
+the response at the latest. A call of no declared tool is text.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal
 
+from hybridmoe.text.mark_scanner import MarkScanner, Piece
+from hybridmoe.text.response_parts import (
+    ArgumentsPart,
+    CallEnd,
+    CallStart,
+    Part,
+    ReasoningPart,
+    TextPart,
+)
 from hybridmoe.text.stop_strings import StopFilter
 from hybridmoe.text.tokenizer import Tokenizer
-from hybridmoe.text.tool_call_tokens import MARKS
-from hybridmoe.text.tool_names import ToolNames, strip_code_fence
+from hybridmoe.text.tool_syntax import ToolSyntax, choose_syntax
 
 __all__ = [
     "ArgumentsPart",
@@ -25,48 +32,6 @@ __all__ = [
     "TextPart",
     "numbered_call_id",
 ]
-
-
-@dataclass(frozen=True, slots=True)
-class TextPart:
-    """Characters of the response's text."""
-
-    text: str
-
-
-@dataclass(frozen=True, slots=True)
-class ReasoningPart:
-    """Characters of the model's reasoning."""
-
-    text: str
-
-
-@dataclass(frozen=True, slots=True)
-class CallStart:
-    """Start of a tool call."""
-
-    index: int  # among the response's calls
-    name: str
-    id: str  # made by the parser's `make_call_id`
-
-
-@dataclass(frozen=True, slots=True)
-class ArgumentsPart:
-    """Characters of a call's JSON arguments."""
-
-    index: int
-    text: str
-
-
-@dataclass(frozen=True, slots=True)
-class CallEnd:
-    """End of a tool call: its arguments are complete, or the response ended."""
-
-    index: int
-
-
-Part = TextPart | ReasoningPart | CallStart | ArgumentsPart | CallEnd
-Mode = Literal["text", "reasoning", "section", "name", "arguments", "held"]
 
 
 def numbered_call_id(name: str, index: int) -> str:
@@ -81,6 +46,7 @@ class ResponseParser:
         self,
         tokenizer: Tokenizer,
         *,
+        syntax: ToolSyntax | None = None,
         stop: Sequence[str] = (),
         may_call: bool = False,
         tools: Sequence[Mapping[str, Any]] = (),
@@ -90,28 +56,21 @@ class ResponseParser:
     ) -> None:
         """Set up the parser.
 
-        may_call: parse tool calls; otherwise their marks are hidden. may_think: parse reasoning;
-        otherwise its marks are text. tools: the declared tools; without any, every name is
-        accepted. is_thinking: the prompt ended inside `<think>`. make_call_id: makes a call's id
-        from the tool's name and the call's index.
+        syntax: of the model's calls; None chooses it by the vocabulary. may_call: parse tool calls;
+        otherwise their tokens are hidden. may_think: parse reasoning; otherwise its marks are text.
+        tools: the declared tools; without any, every name is accepted. is_thinking: the prompt
+        ended inside `<think>`. make_call_id: makes a call's id from the tool's name and the call's
+        index.
         """
-        names = (*(MARKS if may_call else ()), *(("<think>", "</think>") if may_think else ()))
-        self._marks = {
-            token_id: MARKS.get(name, name)
-            for name in names
-            if (token_id := tokenizer.special_id(name)) is not None
-        }
-        self._names = ToolNames(tools)
+        thinking = ("<think>", "</think>") if may_think else ()
+        self._thinking = {tokenizer.special_id(mark): mark for mark in thinking}
+        syntax = (syntax or choose_syntax(tokenizer)) if may_call else None
+        self._stand_ins = {} if syntax is None else syntax.stand_ins
+        self._scanner = MarkScanner({}, {}) if syntax is None else syntax.scanner()
+        self._calls = None if syntax is None else syntax.reader(tools, make_call_id)
         self._decoder = tokenizer.stream()
         self._stops = StopFilter(stop)
-        self._make_call_id = make_call_id
-        self._mode: Mode = "reasoning" if is_thinking else "text"
-        self._is_section = False  # inside a section: a call's end is not followed by text
-        self._call_header = ""  # the id that the model wrote
-        self._held = ""  # arguments of a call whose tool or form is unknown until its end
-        self._spaces = ""  # held back at the end of arguments
-        self._has_arguments = False
-        self._num_calls = 0
+        self._mode: Literal["text", "reasoning"] = "reasoning" if is_thinking else "text"
 
     @property
     def has_stopped(self) -> bool:
@@ -125,115 +84,76 @@ class ResponseParser:
 
     def is_text(self, token_id: int) -> bool:
         """True if this token, pushed next, would belong to the response's text."""
-        return self._mode == "text" and token_id not in self._marks and not self.has_stopped
+        is_mark = token_id in self._stand_ins or token_id in self._thinking
+        return self._mode == "text" and not (is_mark or self._is_call or self.has_stopped)
 
     @property
     def is_thinking(self) -> bool:
         """True if the last token pushed was reasoning."""
-        return self._mode == "reasoning"
+        return self._mode == "reasoning" and not self._is_call
 
     def push(self, token_id: int) -> list[Part]:
         """Parse the next token. Returns the parts that it completes, often none."""
         if self.has_stopped:
             return []
-        mark = self._marks.get(token_id)
-        if mark is not None:
+        mark = self._thinking.get(token_id)
+        if mark is not None and not (self._calls is not None and self._calls.is_in_arguments):
             return self._switch(mark)
-        return self._emit(self._decoder.push(token_id))
+        character = self._stand_ins.get(token_id)
+        if character is None:
+            return self._read(self._scanner.push(self._decoder.push(token_id)))
+        return self._read(self._scanner.push(self._decoder.flush() + character))
 
-    def finish(self) -> list[Part]:
-        """End the response. Returns the parts that were held back."""
+    def finish(self, *, is_cut: bool = False) -> list[Part]:
+        """End the response. Returns the parts that were held back.
+
+        is_cut: it has not come to its own end, so that a call under way is not complete.
+        """
         if self.has_stopped:
             return []
-        if self._mode == "name" and "{" not in self._call_header:
-            self._mode = "text"  # cut off before its name was complete
-        out = self._end_mode()
+        out = self._end_mode(is_cut=is_cut)
         rest = self._stops.flush()
         return [*out, TextPart(rest)] if rest else out
 
+    @property
+    def _is_call(self) -> bool:
+        return self._calls is not None and self._calls.is_call
+
     def _switch(self, mark: str) -> list[Part]:
-        if mark == "arguments begin" and self._mode == "name":
-            return self._begin_arguments()
-        out = self._end_mode()
-        if mark == "call begin":
-            self._mode, self._call_header, self._held = "name", "", ""
-        elif mark in ("call end", "arguments begin"):
-            if self._mode in ("name", "arguments", "held"):
-                self._mode = "section" if self._is_section else "text"
-        else:
-            self._is_section = mark == "section begin"
-            after: Mode = "section" if self._is_section else "text"
-            self._mode = "reasoning" if mark == "<think>" else after
+        """Begin or end reasoning."""
+        out = self._end_mode(is_cut=False)
+        self._mode = "reasoning" if mark == "<think>" else "text"
         return out
 
-    def _begin_arguments(self) -> list[Part]:
-        self._call_header += self._decoder.flush()
-        name = self._names.resolve(self._call_header)
-        if name is None:
-            self._mode = "held"
-            return []
-        self._mode, self._spaces, self._has_arguments = "arguments", "", False
-        return [self._start(name)]
-
-    def _start(self, name: str) -> CallStart:
-        self._num_calls += 1
-        index = self._num_calls - 1
-        return CallStart(index, name, self._make_call_id(name, index))
-
-    def _end_mode(self) -> list[Part]:
-        """End what the current mode has begun. The caller changes the mode."""
-        out = self._emit(self._decoder.flush())
-        if self._mode == "name":  # arguments without their mark, or none
-            self._call_header, brace, rest = self._call_header.partition("{")
-            self._held = brace + rest
-        if self._mode in ("name", "held"):
-            return self._end_held()
-        if self._mode == "arguments":
-            index = self._num_calls - 1
-            if self._held:
-                out.append(ArgumentsPart(index, strip_code_fence(self._held)))
-                self._held = ""
-            elif not self._has_arguments:
-                out.append(ArgumentsPart(index, "{}"))
-            out.append(CallEnd(index))
+    def _end_mode(self, *, is_cut: bool) -> list[Part]:
+        out = self._read(self._scanner.push(self._decoder.flush()))
+        out += self._read(self._scanner.flush())
+        if self._calls is not None:
+            out += self._take(self._calls.finish(is_cut=is_cut))
         return out
 
-    def _end_held(self) -> list[Part]:
-        """Resolve a call from its id and arguments together, or give it as text."""
-        call = self._names.resolve_call(self._call_header, self._held)
-        if call is None:
-            text = self._stops.push(self._call_header + self._held)
-            return [TextPart(text)] if text else []
-        start = self._start(call.name)
-        return [start, ArgumentsPart(start.index, call.arguments), CallEnd(start.index)]
+    def _read(self, pieces: Iterable[Piece]) -> list[Part]:
+        out: list[Part] = []
+        for piece in pieces:
+            if self._calls is not None and (piece.mark is not None or self._calls.is_open):
+                out += self._take(self._calls.push(piece))
+            else:
+                out += self._show(piece.text)
+        return out
 
-    def _emit(self, text: str) -> list[Part]:
+    def _take(self, parts: Iterable[Part]) -> list[Part]:
+        """Take the parts of calls, and the text that turns out to be none."""
+        out: list[Part] = []
+        for part in parts:
+            if isinstance(part, CallStart):
+                self._mode = "text"  # a call ends the reasoning
+            out += self._show(part.text) if isinstance(part, TextPart) else [part]
+        return out
+
+    def _show(self, text: str) -> list[Part]:
         if not text:
             return []
-        if self._mode == "text":
-            shown = self._stops.push(text)
-            return [TextPart(shown)] if shown else []
         if self._mode == "reasoning":
             return [ReasoningPart(text)]
-        if self._mode == "name":
-            self._call_header += text
-        elif self._mode == "held":
-            self._held += text
-        elif self._mode == "arguments":
-            return self._emit_arguments(text)
-        return []  # between the calls of a section
-
-    def _emit_arguments(self, text: str) -> list[Part]:
-        text = self._spaces + text
-        kept = text.rstrip()
-        self._spaces = text[len(kept) :]
-        if not self._has_arguments:
-            kept = kept.lstrip()
-            if self._held or kept.startswith("`"):  # a code fence around them
-                self._held += kept + self._spaces
-                self._spaces = ""
-                return []
-        if not kept:
-            return []
-        self._has_arguments = True
-        return [ArgumentsPart(self._num_calls - 1, kept)]
+        shown = self._stops.push(text)
+        return [TextPart(shown)] if shown else []

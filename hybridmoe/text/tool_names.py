@@ -7,18 +7,20 @@ reports of other parsers' authors.
 
 import json
 import re
-import string
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-__all__ = ["ResolvedCall", "ToolNames", "strip_code_fence"]
+from hybridmoe.text.argument_types import properties_of
+from hybridmoe.text.call_arguments import strip_code_fence
+
+__all__ = ["MAX_ID_CHARS", "ResolvedCall", "ToolNames"]
 
 _PREFIX = re.compile(r"(?:functions?|tools?)[._:]", re.IGNORECASE)
 _JOINED_PREFIX = re.compile(r"(?:functions?|tools?)[._:]|functions", re.IGNORECASE)
 _NUMBER = re.compile(r"[:#]\d+$")
 _JOINED_NUMBER = re.compile(r"[:#._-]?\d+$")
 _NAMELESS = re.compile(r"\d*|function|(?:call|toolu)[_-]?(?=\w*\d)\w*")
-_MAX_ID_CHARS = 1024  # the patterns are quadratic
+MAX_ID_CHARS = 1024  # the patterns are quadratic
 
 
 class ResolvedCall(NamedTuple):
@@ -40,7 +42,7 @@ class ToolNames:
     def resolve(self, call_id: str) -> str | None:
         """Resolve `functions.NAME:N`, or a variant of it, to a name, or None."""
         call_id = call_id.strip()
-        if len(call_id) > _MAX_ID_CHARS:
+        if len(call_id) > MAX_ID_CHARS:
             return None
         if not self._functions:
             return _guess_name(call_id)
@@ -70,19 +72,34 @@ class ToolNames:
             name = self.resolve(first)
             return None if name is None else ResolvedCall(name, strip_code_fence(rest) or "{}")
         try:
-            given = json.loads(arguments)
+            given = json.loads(arguments or "{}")
         except (ValueError, RecursionError):
             return None
-        fitting = [name for name, f in self._functions.items() if _fits(f, given)]
-        return ResolvedCall(fitting[0], arguments) if len(fitting) == 1 else None
+        found = self.resolve_arguments(call_id, given)
+        return None if found is None else ResolvedCall(found, arguments or "{}")
 
+    def resolve_arguments(self, call_id: str, arguments: Any) -> str | None:
+        """Resolve a call by its arguments: to the one tool whose schema they fit.
 
-def strip_code_fence(arguments: str) -> str:
-    """Remove the code fence that some models write around arguments."""
-    arguments = arguments.strip()
-    if not arguments.startswith("```"):
-        return arguments
-    return arguments[3:].removesuffix("```").lstrip(string.ascii_letters).strip()
+        Without a name in its id, also to the tool that they fit best, or that is the only one.
+        """
+        if not isinstance(arguments, dict):
+            return None
+        is_nameless = _NAMELESS.fullmatch(call_id.strip()[:MAX_ID_CHARS]) is not None
+        fitting = [name for name, f in self._functions.items() if _misfit(f, arguments) == 0]
+        if len(fitting) == 1 and (arguments or is_nameless):
+            return fitting[0]
+        if not is_nameless:
+            return None
+        if len(self._functions) == 1:
+            return next(iter(self._functions))
+        ranks = {name: _rank(f, arguments) for name, f in self._functions.items()}
+        best = [name for name, rank in ranks.items() if rank == max(ranks.values())]
+        return best[0] if len(best) == 1 and ranks[best[0]][0] > 0 else None
+
+    def schema(self, name: str) -> Any:
+        """The schema of a tool's arguments; an empty one if it has none."""
+        return self._functions.get(name, {}).get("parameters") or {}
 
 
 def _readings(call_id: str) -> list[str]:
@@ -112,14 +129,18 @@ def _key(name: str) -> str:
     return re.sub(r"[^0-9a-z]", "", name.lower()) or name
 
 
-def _fits(function: Mapping[str, Any], arguments: Any) -> bool:
-    """Test for all required arguments and none but declared ones."""
+def _misfit(function: Mapping[str, Any], arguments: Mapping[str, Any]) -> int:
+    """Count required arguments that lack, and arguments that are not declared."""
     schema = function.get("parameters")
-    if not isinstance(schema, Mapping) or not isinstance(arguments, dict):
-        return False
-    properties, required = schema.get("properties"), schema.get("required")
-    declared = properties if isinstance(properties, Mapping) else {}
-    needed = required if isinstance(required, list) else []
-    return all(name in declared for name in arguments) and all(
-        name in arguments for name in needed if isinstance(name, str)
-    )
+    required = schema.get("required") if isinstance(schema, Mapping) else None
+    declared = properties_of(schema)
+    needed = [name for name in required or () if isinstance(name, str)] if required else []
+    lacking = [name for name in needed if name not in arguments]
+    return len(lacking) + sum(name not in declared for name in arguments)
+
+
+def _rank(function: Mapping[str, Any], arguments: Mapping[str, Any]) -> tuple[int, int]:
+    """Rank how well arguments fit: declared ones less all that does not fit; then few others."""
+    declared = properties_of(function.get("parameters"))
+    num_declared = sum(name in declared for name in arguments)
+    return num_declared - _misfit(function, arguments), num_declared - len(declared)

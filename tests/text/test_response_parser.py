@@ -168,7 +168,11 @@ def test_a_call_is_of_a_declared_tool_or_text(
     "parameters", [None, 3, {}, {"properties": 3}, {"properties": {"a": {}}, "required": [{}, 3]}]
 )
 def test_schemas_that_are_none_do_no_harm(parameters: object) -> None:
-    tools = [{"type": "function", "function": {"name": "f", "parameters": parameters}}]
+    given = (parameters, {"properties": {"b": {}}, "required": ["b"]})
+    tools = [
+        {"type": "function", "function": {"name": name, "parameters": schema}}
+        for name, schema in zip("fg", given, strict=True)
+    ]
     calls = parsed('<|tool_call_begin|>3<|tool_call_argument_begin|>{"a":1}', tools=tools)[2]
     assert len(calls) == (isinstance(parameters, dict) and "required" in parameters)
 

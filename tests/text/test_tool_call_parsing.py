@@ -38,7 +38,7 @@ def test_calls_are_split_from_the_text() -> None:
         (SECTION.replace('{"a": 1}', ""), "", [("get_time", "{}")]),
         (SECTION.replace("<|tool_call_end|>", ""), "", [("get_time", '{"a": 1}')]),
         ("a" + SECTION[: SECTION.index("1}")], "a", [("get_time", '{"a":')]),
-        ("<|tool_calls_section_begin|>junk<|tool_calls_section_end|>b", "b", []),
+        ("<|tool_calls_section_begin|>junk<|tool_calls_section_end|>b", "junkb", []),
         ("<|tool_call_end|>x<|tool_call_argument_begin|>y", "xy", []),
     ],
 )

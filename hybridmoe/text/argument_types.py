@@ -1,0 +1,123 @@
+"""Types of a tool's arguments by its schema, for calls that write values as text (XML).
+
+A string is its own text, and any other value is JSON. Where the schema allows both, JSON of an
+allowed type counts as such, and all else as a string. A value that is neither becomes a string.
+"""
+
+import json
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+__all__ = ["ANY_TYPE", "argument_types", "local_reference", "properties_of", "value_json"]
+
+ANY_TYPE = frozenset({"string", "number", "boolean", "object", "array", "null"})
+_NAMES = {"integer": "number"} | {name: name for name in ANY_TYPE}
+_MAX_DEPTH = 32
+_PYTHON = {"True": "true", "False": "false", "None": "null"}
+
+
+def properties_of(schema: Any) -> dict[str, Any]:
+    """Collect the properties of an object's schema, also of its references and alternatives."""
+    out: dict[str, Any] = {}
+    for part in _parts(schema, schema, 0):
+        properties = part.get("properties")
+        if isinstance(properties, Mapping):
+            out = {**properties, **out}
+    return out
+
+
+def argument_types(root: Any, schema: Any) -> frozenset[str]:
+    """Find the JSON types that a schema allows. root: what its references are relative to."""
+    return _types(root, schema, 0)
+
+
+def value_json(text: str, types: frozenset[str], *, is_json: bool = False) -> str:
+    """Convert a value to JSON of one of these types, if it can be read so.
+
+    is_json: the model has marked the value as JSON, also if it is a string.
+    """
+    stripped = text.strip()
+    stripped = _PYTHON.get(stripped, stripped)
+    try:
+        value = json.loads(stripped, parse_constant=_refuse)
+    except (ValueError, RecursionError):
+        return json.dumps(text, ensure_ascii=False)
+    may_be_text = "string" in types and types != ANY_TYPE and not is_json
+    if isinstance(value, str) and "string" not in types:  # "5" for 5
+        inner = value_json(value, types)
+        return stripped if inner.startswith('"') else inner
+    is_allowed = _json_type(value) in types and not (may_be_text and isinstance(value, str))
+    if is_allowed or "string" not in types:
+        return stripped
+    return json.dumps(text, ensure_ascii=False)
+
+
+def local_reference(root: Any, reference: Any) -> Any:
+    """Look up `#/...`; None if it has no target."""
+    if not isinstance(reference, str) or not reference.startswith("#"):
+        return None
+    node = root
+    for step in reference[1:].split("/")[1:]:
+        name = step.replace("~1", "/").replace("~0", "~")
+        node = node.get(name) if isinstance(node, Mapping) else None
+    return node
+
+
+def _parts(root: Any, schema: Any, depth: int) -> Iterator[Mapping[str, Any]]:
+    """Iterate over a schema and all that it is made of."""
+    if not isinstance(schema, Mapping) or depth > _MAX_DEPTH:
+        return
+    yield schema
+    if "$ref" in schema:
+        yield from _parts(root, local_reference(root, schema["$ref"]), depth + 1)
+    for key in ("allOf", "anyOf", "oneOf"):
+        parts = schema.get(key)
+        for part in parts if isinstance(parts, list) else ():
+            yield from _parts(root, part, depth + 1)
+
+
+def _types(root: Any, schema: Any, depth: int) -> frozenset[str]:
+    if not isinstance(schema, Mapping) or depth > _MAX_DEPTH:
+        return ANY_TYPE
+    types = _declared(schema)
+    if "$ref" in schema:
+        types &= _types(root, local_reference(root, schema["$ref"]), depth + 1)
+    for key in ("anyOf", "oneOf"):
+        parts = schema.get(key)
+        if isinstance(parts, list) and parts:
+            types &= frozenset().union(*(_types(root, part, depth + 1) for part in parts))
+    for part in schema["allOf"] if isinstance(schema.get("allOf"), list) else ():
+        types &= _types(root, part, depth + 1)
+    return types
+
+
+def _declared(schema: Mapping[str, Any]) -> frozenset[str]:
+    if "const" in schema:
+        return frozenset({_json_type(schema["const"])})
+    values = schema.get("enum")
+    if isinstance(values, list) and values:
+        return frozenset(map(_json_type, values))
+    given = schema.get("type")
+    names = [given] if isinstance(given, str) else given if isinstance(given, list) else []
+    types = {_NAMES[name] for name in names if isinstance(name, str) and name in _NAMES}
+    if schema.get("nullable") is True and types:
+        types.add("null")
+    if not types and "properties" in schema:
+        return frozenset({"object"})
+    return frozenset(types) or ANY_TYPE
+
+
+def _json_type(value: Any) -> str:
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return "boolean"
+    if isinstance(value, int | float):
+        return "number"
+    if isinstance(value, str):
+        return "string"
+    return "object" if isinstance(value, Mapping) else "array"
+
+
+def _refuse(constant: str) -> None:
+    raise ValueError(constant)
