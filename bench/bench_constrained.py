@@ -37,7 +37,7 @@ class Generator:
 
     def __init__(self, llm: hybridmoe.LLM, num_tokens: int) -> None:
         self._llm = llm
-        self._grammar = GrammarCompiler(llm.tokenizer)
+        self._grammar = GrammarCompiler(llm.tokenizer, llm.tool_syntax)
         ids = {i for i in range(llm.tokenizer.num_tokens) if llm.tokenizer.is_special(i)}
         self._params = SamplingParams(
             temperature=0.0,

@@ -47,6 +47,7 @@ from hybridmoe.text.sequence_breakers import BreakerFinder
 from hybridmoe.text.thinking_budget import InnerConstraint, ThinkingBudget
 from hybridmoe.text.thinking_options import PromptOptions, ThinkingArgument, ThinkingOptions
 from hybridmoe.text.tokenizer import Tokenizer
+from hybridmoe.text.tool_syntax import ToolSyntax, choose_syntax
 
 __all__ = ["LLM"]
 
@@ -97,6 +98,12 @@ class LLM:
         Errors: TemplateError if the file's is not text.
         """
         return ChatTemplate.is_known(self.file.metadata, self.tokenizer)
+
+    @functools.cached_property
+    def tool_syntax(self) -> ToolSyntax | None:
+        """How this model writes tool calls; None if its vocabulary has no tokens for them."""
+        template = self.file.metadata.get("tokenizer.chat_template", "")
+        return choose_syntax(self.tokenizer, str(template))
 
     @property
     def plan(self) -> Plan:
@@ -205,11 +212,12 @@ class LLM:
             constraint = self._grammar.compile_lazy_calls(ToolCallFormat(tools, "auto", num_calls))
         else:
             params = replace(
-                params, logit_bias={**params.logit_bias, **forbid_tool_calls(self.tokenizer)}
+                params, logit_bias={**params.logit_bias, **forbid_tool_calls(self.tool_syntax)}
             )
         is_thinking = prompt.thinking == "open"
         parser = ResponseParser(
             self.tokenizer,
+            syntax=self.tool_syntax,
             stop=params.stop,
             may_call=bool(tools),
             tools=tools or (),
@@ -222,7 +230,7 @@ class LLM:
             self.tokenizer,
             options.thinking.budget_tokens,
             is_thinking=is_thinking,
-            leaving_ids=forbid_tool_calls(self.tokenizer),
+            leaving_ids=forbid_tool_calls(self.tool_syntax),
         )
         request = self._request(prompt.ids, params, constraint)
         return self._generate(request, Response(parser), stream, progress)
@@ -355,7 +363,7 @@ class LLM:
 
     @functools.cached_property
     def _grammar(self) -> GrammarCompiler:
-        return GrammarCompiler(self.tokenizer)
+        return GrammarCompiler(self.tokenizer, self.tool_syntax)
 
     def _generate(
         self, request: Request, response: Response, stream: bool, progress: ProgressCallback | None

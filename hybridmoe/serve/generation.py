@@ -331,19 +331,20 @@ class Generation:
 def _new_response(tokenizer: Tokenizer, request: PreparedRequest) -> Response:
     parser = ResponseParser(
         tokenizer,
+        syntax=request.tool_syntax,
         stop=request.params.stop,
         may_call=request.may_call,
         tools=request.tools,
         may_think=request.may_think,
         is_thinking=request.is_thinking,
-        make_call_id=_opaque_call_id,
+        make_call_id=lambda name, index: _opaque_id(request.call_id_prefix),
     )
     return Response(parser, is_parallel=request.is_parallel)
 
 
-def _opaque_call_id(name: str, index: int) -> str:
+def _opaque_id(prefix: str) -> str:
     """Make a unique id of letters, digits, "_" and "-" alone, since clients check both.
 
     The model sees its own form, `functions.NAME:N`, which text/messages.py writes.
     """
-    return f"call_{uuid.uuid4().hex[:24]}"
+    return f"{prefix}{uuid.uuid4().hex[:24]}"

@@ -22,6 +22,7 @@ class ChatInput:
     tool_choice: Literal["auto", "none", "required"] = "auto"
     forced_tool: str | None = None  # the only tool that may, and must, be called
     allowed_tools: list[str] | None = None  # the only tools shown to the model; None: all
+    call_id_prefix: str = "call_"  # of ids of tool calls in the response
     is_parallel: bool = True  # allow several calls in one response
     format: ResponseFormat | None = None
     thinking: ThinkingOptions = field(default_factory=ThinkingOptions)

@@ -24,6 +24,7 @@ from hybridmoe.text.lazy_tool_calls import LazyToolCalls, forbid_tool_calls
 from hybridmoe.text.matcher_constraint import MatcherConstraint
 from hybridmoe.text.output_format import OutputFormat, ToolCallFormat
 from hybridmoe.text.thinking_budget import InnerConstraint, ThinkingBudget
+from hybridmoe.text.tool_syntax import ToolSyntax
 
 __all__ = ["EchoedPrompt", "PreparedRequest", "prepare_chat", "prepare_completion"]
 
@@ -50,6 +51,8 @@ class PreparedRequest:
     dry_breakers: SequenceBreakers = field(default_factory=dict)
     may_call: bool = False
     tools: Sequence[Mapping[str, Any]] = ()  # the declared ones
+    tool_syntax: ToolSyntax | None = None
+    call_id_prefix: str = "call_"
     may_think: bool = False
     is_thinking: bool = False  # the prompt ends inside `<think>`
     is_parallel: bool = True
@@ -88,7 +91,7 @@ def prepare_chat(
     num_past_calls = sum(len(message.get("tool_calls") or ()) for message in chat.messages)
     if not may_call:
         params = replace(
-            params, logit_bias={**params.logit_bias, **forbid_tool_calls(llm.tokenizer)}
+            params, logit_bias={**params.logit_bias, **forbid_tool_calls(llm.tool_syntax)}
         )
     form = _form(chat.format)
     calls = _calls(chat, num_past_calls)
@@ -105,7 +108,7 @@ def prepare_chat(
         llm.tokenizer,
         chosen_thinking(llm, chat, config).budget_tokens,
         is_thinking=is_thinking,
-        leaving_ids=forbid_tool_calls(llm.tokenizer),
+        leaving_ids=forbid_tool_calls(llm.tool_syntax),
     )
     return PreparedRequest(
         prompts=[prompt.ids],
@@ -117,6 +120,8 @@ def prepare_chat(
         expert_trace=chat.expert_trace,
         may_call=may_call,
         tools=chat.tools,
+        tool_syntax=llm.tool_syntax,
+        call_id_prefix=chat.call_id_prefix,
         may_think=True,
         is_thinking=is_thinking,
         is_parallel=chat.is_parallel,

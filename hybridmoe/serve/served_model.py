@@ -23,7 +23,7 @@ class ServedModel:
     @cached_property
     def grammar(self) -> GrammarCompiler:
         """Compiler of response formats and tool calls for this model's vocabulary."""
-        return GrammarCompiler(self.llm.tokenizer)
+        return GrammarCompiler(self.llm.tokenizer, self.llm.tool_syntax)
 
     @cached_property
     def fingerprint(self) -> str:

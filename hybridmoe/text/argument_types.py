@@ -12,14 +12,14 @@ __all__ = ["ANY_TYPE", "argument_types", "local_reference", "properties_of", "va
 
 ANY_TYPE = frozenset({"string", "number", "boolean", "object", "array", "null"})
 _NAMES = {"integer": "number"} | {name: name for name in ANY_TYPE}
-_MAX_DEPTH = 32
+_MAX_STEPS = 256  # within the limit of recursion
 _PYTHON = {"True": "true", "False": "false", "None": "null"}
 
 
 def properties_of(schema: Any) -> dict[str, Any]:
     """Collect the properties of an object's schema, also of its references and alternatives."""
     out: dict[str, Any] = {}
-    for part in _parts(schema, schema, 0):
+    for part in _Walk(schema).parts(schema):
         properties = part.get("properties")
         if isinstance(properties, Mapping):
             out = {**properties, **out}
@@ -28,7 +28,7 @@ def properties_of(schema: Any) -> dict[str, Any]:
 
 def argument_types(root: Any, schema: Any) -> frozenset[str]:
     """Find the JSON types that a schema allows. root: what its references are relative to."""
-    return _types(root, schema, 0)
+    return _Walk(root).types(schema)
 
 
 def value_json(text: str, types: frozenset[str], *, is_json: bool = False) -> str:
@@ -63,32 +63,46 @@ def local_reference(root: Any, reference: Any) -> Any:
     return node
 
 
-def _parts(root: Any, schema: Any, depth: int) -> Iterator[Mapping[str, Any]]:
-    """Iterate over a schema and all that it is made of."""
-    if not isinstance(schema, Mapping) or depth > _MAX_DEPTH:
-        return
-    yield schema
-    if "$ref" in schema:
-        yield from _parts(root, local_reference(root, schema["$ref"]), depth + 1)
-    for key in ("allOf", "anyOf", "oneOf"):
-        parts = schema.get(key)
-        for part in parts if isinstance(parts, list) else ():
-            yield from _parts(root, part, depth + 1)
+class _Walk:
+    """Bounded walk through a schema's references and alternatives, which may be cyclic."""
 
+    def __init__(self, root: Any) -> None:
+        self._root = root
+        self._steps = _MAX_STEPS
 
-def _types(root: Any, schema: Any, depth: int) -> frozenset[str]:
-    if not isinstance(schema, Mapping) or depth > _MAX_DEPTH:
-        return ANY_TYPE
-    types = _declared(schema)
-    if "$ref" in schema:
-        types &= _types(root, local_reference(root, schema["$ref"]), depth + 1)
-    for key in ("anyOf", "oneOf"):
-        parts = schema.get(key)
-        if isinstance(parts, list) and parts:
-            types &= frozenset().union(*(_types(root, part, depth + 1) for part in parts))
-    for part in schema["allOf"] if isinstance(schema.get("allOf"), list) else ():
-        types &= _types(root, part, depth + 1)
-    return types
+    def parts(self, schema: Any) -> Iterator[Mapping[str, Any]]:
+        """Iterate over a schema and all that it is made of."""
+        waiting = [schema]
+        while waiting and self._steps:
+            part = waiting.pop()
+            if isinstance(part, Mapping):
+                self._steps -= 1
+                yield part
+                waiting += [*self._lists(part, "oneOf", "anyOf", "allOf"), self._target(part)]
+
+    def types(self, schema: Any) -> frozenset[str]:
+        """Find the types that a schema allows."""
+        self._steps -= 1
+        if not isinstance(schema, Mapping) or self._steps < 0:
+            return ANY_TYPE
+        types = _declared(schema)
+        target = self._target(schema)
+        if target is not None:
+            types &= self.types(target)
+        for key in ("anyOf", "oneOf"):
+            parts = self._lists(schema, key)
+            if parts:
+                types &= frozenset().union(*map(self.types, parts))
+        for part in self._lists(schema, "allOf"):
+            types &= self.types(part)
+        return types
+
+    def _target(self, schema: Mapping[str, Any]) -> Any:
+        return local_reference(self._root, schema["$ref"]) if "$ref" in schema else None
+
+    def _lists(self, schema: Mapping[str, Any], *keys: str) -> list[Any]:
+        lists = (schema.get(key) for key in keys)
+        return [part for parts in lists if isinstance(parts, list) for part in parts]
 
 
 def _declared(schema: Mapping[str, Any]) -> frozenset[str]:

@@ -84,8 +84,8 @@ class XmlArguments:
         """Begin a value. is_string: as the model has marked it; None: it has not."""
         self._types = argument_types(self._schema, self._properties.get(name))
         self._is_json = is_string is False
-        self._is_text = self._types == _STRING if is_string is None else (
-            is_string and "string" in self._types
+        self._is_text = (
+            self._types == _STRING if is_string is None else (is_string and "string" in self._types)
         )
         self._value = []
         head = f"{',' if self._count else '{'}{json.dumps(name, ensure_ascii=False)}:"

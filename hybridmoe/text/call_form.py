@@ -7,7 +7,16 @@ GLM-4.5 to 5, DeepSeek-V3.2's encoding.
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-__all__ = ["DEEPSEEK_V3", "DEEPSEEK_V31", "DSML", "DSML_TOKEN", "GLM", "KIMI", "CallForm", "XmlForm"]
+__all__ = [
+    "DEEPSEEK_V3",
+    "DEEPSEEK_V31",
+    "DSML",
+    "DSML_TOKEN",
+    "GLM",
+    "KIMI",
+    "CallForm",
+    "XmlForm",
+]
 
 DSML_TOKEN = "｜DSML｜"
 

@@ -18,11 +18,13 @@ Ids = NDArray[np.int64]
 class ClosingTokens:
     """Closing tokens of one vocabulary, found by the mask of the current state."""
 
-    def __init__(self, tokens: Sequence[bytes], end_ids: Iterable[int], think_end: int | None):
-        """tokens: bytes of all ids. end_ids: of responses and of calls. think_end: `</think>`."""
+    def __init__(self, tokens: Sequence[bytes], end_ids: Iterable[int], closing_ids: Iterable[int]):
+        """tokens: bytes of all ids. end_ids: of responses and of calls. closing_ids: end
+        thoughts, or values in XML.
+        """
         ids = {raw: i for i, raw in enumerate(tokens) if len(raw) == 1}
         self._end_ids = np.array(sorted(end_ids), np.int64)
-        self._think_end = think_end
+        self._closing_ids = list(closing_ids)
         self._quote = ids.get(b'"')
         self._in_string = ids.get(b"Z")  # JSON allows it in strings only
         self._brackets = [ids[raw] for raw in (b"}", b"]") if raw in ids]
@@ -39,10 +41,9 @@ class ClosingTokens:
 
         if any(map(allows, self._end_ids.tolist())):
             return None
-        if allows(self._think_end):
-            closing = [self._think_end]
-        elif not is_json:
-            closing = []
+        closing: list[int | None] = list(filter(allows, self._closing_ids))
+        if closing or not is_json:
+            pass
         elif allows(self._in_string):
             closing = [self._quote] if allows(self._quote) else []
         else:

@@ -9,13 +9,13 @@ tool_call_guidance.md.
 """
 
 import functools
-import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from llguidance import LLTokenizer, TokenizerWrapper
 
 from hybridmoe.errors import ConfigError
+from hybridmoe.text.call_grammar import CallRules, make_call_rules
 from hybridmoe.text.closing_tokens import ClosingTokens
 from hybridmoe.text.grammar_build import build, prefixed_errors
 from hybridmoe.text.grammar_limits import CHEAP_CHARS, on_deep_stack
@@ -24,31 +24,27 @@ from hybridmoe.text.json_whitespace import set_json_whitespace
 from hybridmoe.text.lazy_tool_calls import LazyToolCalls
 from hybridmoe.text.matcher_constraint import MatcherConstraint
 from hybridmoe.text.output_format import OutputFormat, ToolCallFormat, check_chars, to_json
+from hybridmoe.text.schema_errors import locate_error
 from hybridmoe.text.thinking import Thinking
 from hybridmoe.text.tokenizer import Tokenizer
-from hybridmoe.text.tool_call_tokens import CALL_BEGIN, CALL_END, SECTION_BEGIN, SECTION_END
+from hybridmoe.text.tool_syntax import ToolSyntax
 
 __all__ = ["GrammarCompiler"]
 
 Check = Callable[[], None]  # raises to cancel the compilation
 
-_MAX_CALLS = 16  # of one response
-_TOOL_MARKS = (
-    "<|tool_calls_section_begin|>",
-    "<|tool_calls_section_end|>",
-    "<|tool_call_begin|>",
-    "<|tool_call_argument_begin|>",
-    "<|tool_call_end|>",
-)
 _THINKING_MARKS = ("<think>", "</think>")
 
 
 class GrammarCompiler:
     """Compiles constraints for one tokenizer. Prepares its vocabulary at the first use."""
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
+    def __init__(self, tokenizer: Tokenizer, syntax: ToolSyntax | None) -> None:
+        """syntax: of the model's tool calls; None if it has none."""
         self._tokenizer = tokenizer
-        self.process = GrammarProcess(functools.partial(_vocabulary_for_process, tokenizer))
+        self._syntax = syntax
+        vocabulary = functools.partial(_vocabulary_for_process, tokenizer, syntax)
+        self.process = GrammarProcess(vocabulary)
 
     def compile_format(self, format: OutputFormat, check: Check | None = None) -> MatcherConstraint:
         """Compile a format that is the whole output.
@@ -57,7 +53,8 @@ class GrammarCompiler:
         for what is not supported, cannot be fulfilled, or exceeds a limit.
         """
         part = {"name": format.name, **format.grammar}
-        return self._compile(format.name, [part], len(to_json(format.name, part)), check)
+        num_chars = len(to_json(format.name, part))
+        return self._compile(format.name, [part], num_chars, check, format.relaxed)
 
     def compile_response(
         self,
@@ -74,10 +71,12 @@ class GrammarCompiler:
         rules = [r"TEXT: /(.|\n)+/"]
         bodies: list[str] = []
         num_chars = len(to_json(format.name, format.grammar)) if format is not None else 0
+        relaxed = list(format.relaxed) if format is not None else []
         if calls is not None:
-            call_rules, num_call_chars = self._call_rules(calls)
-            rules += call_rules
-            num_chars += num_call_chars
+            made = self._call_rules(calls)
+            rules += made.rules
+            num_chars += made.num_chars
+            relaxed += made.relaxed
             bodies.append("section")
         if format is not None and (calls is None or calls.is_auto):
             bodies.append("@format")
@@ -91,7 +90,11 @@ class GrammarCompiler:
         if "@format" in bodies and format is not None:
             parts.append({"name": "format", **format.grammar})
         names = [format.name if format else "", "tools" if calls else ""]
-        return self._compile(" and ".join(filter(None, names)), parts, num_chars, check)
+        name = " and ".join(filter(None, names))
+        try:
+            return self._compile(name, parts, num_chars, check, relaxed)
+        except ConfigError as error:
+            raise self._located(error, calls, check) from None
 
     def compile_lazy_calls(
         self, calls: ToolCallFormat, check: Check | None = None
@@ -101,54 +104,45 @@ class GrammarCompiler:
         check, errors: `compile_format`; ConfigError also for strict tools without such tokens.
         """
         is_strict = any(tool["function"].get("strict") for tool in calls.tools)
-        if not is_strict and None in map(self._tokenizer.special_id, _TOOL_MARKS):
+        if not is_strict and (self._syntax is None or not self._syntax.triggers):
             return None
-        rules, num_chars = self._call_rules(calls)
-        lark = "\n".join(["start: section | calls_0", *rules])
+        made = self._call_rules(calls)
+        assert self._syntax is not None
+        lark = "\n".join([f"start: {made.lazy_start}", *made.rules])
         part = {"name": "response", "lark_grammar": lark}
-        grammar = self._compile("tools", [part], num_chars, check)
-        triggers = {
-            token_id: self._tokenizer.special_id(texts[0])
-            for texts in (SECTION_BEGIN, CALL_BEGIN)
-            for text in texts
-            if (token_id := self._tokenizer.special_id(text)) is not None
-        }
-        return LazyToolCalls(grammar, {i: own for i, own in triggers.items() if own is not None})
+        try:
+            grammar = self._compile("tools", [part], made.num_chars, check, made.relaxed)
+        except ConfigError as error:
+            raise self._located(error, calls, check) from None
+        return LazyToolCalls(grammar, self._syntax.triggers)
 
-    def _call_rules(self, calls: ToolCallFormat) -> tuple[list[str], int]:
-        """Make the Lark rules of `section` and `calls_0`, and count the client's characters."""
-        functions = [tool["function"] for tool in calls.tools]
-        is_single = calls.choice not in ("auto", "required")
-        if is_single:
-            functions = [f for f in functions if f["name"] == calls.choice]
-        if not functions:
-            raise ConfigError(f"tool_choice {calls.choice!r:.60}: no such tool is declared")
-        names: dict[str, list[str]] = {}  # by the schema of the arguments
-        num_chars = sum(len(function["name"]) for function in functions)
-        for function in functions:
-            is_strict = bool(function.get("strict"))
-            is_any_object = calls.is_auto and not is_strict
-            schema = {"type": "object"} if is_any_object else function.get("parameters")
-            schema = set_json_whitespace({"type": "object", **(schema or {})}, is_strict=is_strict)
-            schema_json = to_json("tools", schema)
-            names.setdefault(schema_json, []).append(function["name"])
-            num_chars += 0 if is_any_object else len(schema_json)
-        section_begin, section_end, begin, arguments, end = self._special_refs(
-            "tool calls", _TOOL_MARKS
-        )
-        rules = [f"section: {section_begin} calls_0 {section_end}"]
-        for i, (schema_json, same_schema) in enumerate(names.items()):
-            ids = " | ".join(json.dumps(f"functions.{name}") for name in same_schema)
-            rules += [f"id_{i}: {ids}", f"arguments_{i}: %json {schema_json}"]
-        num_calls = _MAX_CALLS if calls.is_parallel and not is_single else 1
-        for n in range(num_calls):
-            number = f'":{calls.first_index + n}"'
-            call = " | ".join(
-                f"id_{i} {number} {arguments} arguments_{i}" for i in range(len(names))
+    def _call_rules(self, calls: ToolCallFormat) -> CallRules:
+        if self._syntax is None or not self._syntax.triggers:
+            raise ConfigError(
+                "tool calls cannot be constrained: the vocabulary has no tokens for them"
             )
-            more = f" calls_{n + 1}?" if n + 1 < num_calls else ""
-            rules.append(f"calls_{n}: {begin} ({call}) {end}{more}")
-        return rules, num_chars
+        return make_call_rules(self._syntax, calls)
+
+    def _located(
+        self, error: ConfigError, calls: ToolCallFormat | None, check: Check | None
+    ) -> ConfigError:
+        """Add the tool and the path in its schema to an error."""
+        if calls is None:
+            return error
+        functions = [f for f in calls.functions if f.get("strict") or not calls.is_auto]
+        return locate_error(
+            functions,
+            error,
+            lambda schema: self._try("schema", {"json_schema": set_json_whitespace(schema)}, check),
+        )
+
+    def _try(self, name: str, part: Mapping[str, Any], check: Check | None) -> None:
+        """Compile a part alone. Raises ConfigError."""
+        parts = [{"name": name, **part}]
+        if len(to_json(name, parts)) > CHEAP_CHARS:
+            self.process.resolve(parts, check)
+        else:
+            on_deep_stack(lambda: build(self._vocabulary, parts))
 
     def _special_refs(self, what: str, texts: Sequence[str]) -> list[str]:
         """Refer to special tokens by id. Raises ConfigError if the vocabulary lacks one."""
@@ -161,11 +155,18 @@ class GrammarCompiler:
         return out
 
     def _compile(
-        self, name: str, parts: Sequence[Mapping[str, Any]], num_chars: int, check: Check | None
+        self,
+        name: str,
+        parts: Sequence[Mapping[str, Any]],
+        num_chars: int,
+        check: Check | None,
+        relaxed: Sequence[str],
     ) -> MatcherConstraint:
         """Compile a grammar's parts and compute its first mask. num_chars: from the client."""
         check_chars(name, len(to_json(name, parts)))
         is_json = all("json_schema" in part for part in parts if part["name"] != "response")
+        if "tools" in name and self._syntax is not None and self._syntax.form.xml is not None:
+            is_json = is_json and self._syntax.value_end is not None
         is_slow = num_chars > CHEAP_CHARS
         with prefixed_errors(name):
             if is_slow:
@@ -178,6 +179,7 @@ class GrammarCompiler:
             name=name,
             is_json=is_json,
             is_slow=is_slow,
+            relaxed=relaxed,
         )
         if not constraint.is_done():
             constraint.mask()
@@ -186,13 +188,14 @@ class GrammarCompiler:
     @functools.cached_property
     def _closing_tokens(self) -> ClosingTokens:
         tokens = [self._tokenizer.token_bytes(i) for i in range(self._tokenizer.num_tokens)]
-        marks = map(self._tokenizer.special_id, (*CALL_END, *SECTION_END))
-        end_ids = {*self._tokenizer.eos_ids, *(mark for mark in marks if mark is not None)}
-        return ClosingTokens(tokens, end_ids, self._tokenizer.special_id("</think>"))
+        end_ids = {*self._tokenizer.eos_ids, *(self._syntax.end_ids if self._syntax else ())}
+        closing = [self._tokenizer.special_id("</think>")]
+        closing += [self._syntax.value_end] if self._syntax else []
+        return ClosingTokens(tokens, end_ids, [i for i in closing if i is not None])
 
     @functools.cached_property
     def _vocabulary(self) -> LLTokenizer:
-        wrapped = TokenizerWrapper(_Vocabulary(self._tokenizer))
+        wrapped = TokenizerWrapper(_Vocabulary(self._tokenizer, self._syntax))
         eos_ids = sorted(self._tokenizer.eos_ids)
         return LLTokenizer(wrapped, n_vocab=self._tokenizer.num_tokens, eos_token=eos_ids)
 
@@ -200,20 +203,21 @@ class GrammarCompiler:
 class _Vocabulary:
     """Adapts a tokenizer to llguidance."""
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
+    def __init__(self, tokenizer: Tokenizer, syntax: ToolSyntax | None) -> None:
         self._tokenizer = tokenizer
         self.eos_token_id = min(tokenizer.eos_ids, default=0)
         self.bos_token_id = tokenizer.bos_id
         self.tokens = [tokenizer.token_bytes(i) for i in range(tokenizer.num_tokens)]
-        self.special_token_ids = list(filter(tokenizer.is_special, range(tokenizer.num_tokens)))
+        hidden = filter(tokenizer.is_special, range(tokenizer.num_tokens))
+        self.special_token_ids = sorted({*hidden, *(syntax.token_ids if syntax else ())})
 
     def __call__(self, text: str) -> list[int]:
         return self._tokenizer.encode_untrusted(text)
 
 
-def _vocabulary_for_process(tokenizer: Tokenizer) -> dict[str, Any]:
+def _vocabulary_for_process(tokenizer: Tokenizer, syntax: ToolSyntax | None) -> dict[str, Any]:
     """Vocabulary as text/grammar_process.py sends it."""
-    vocabulary = _Vocabulary(tokenizer)
+    vocabulary = _Vocabulary(tokenizer, syntax)
     return {
         "tokens": vocabulary.tokens,
         "special_ids": vocabulary.special_token_ids,

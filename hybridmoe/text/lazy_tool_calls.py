@@ -6,8 +6,7 @@ from typing import Protocol, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from hybridmoe.text.tokenizer import Tokenizer
-from hybridmoe.text.tool_call_tokens import CALL_BEGIN, SECTION_BEGIN
+from hybridmoe.text.tool_syntax import ToolSyntax
 
 __all__ = ["LazyToolCalls", "forbid_tool_calls"]
 
@@ -17,6 +16,8 @@ Ids = NDArray[np.int64]
 class CallGrammar(Protocol):
     """Compiled grammar of tool calls, such as a MatcherConstraint."""
 
+    @property
+    def relaxed(self) -> tuple[str, ...]: ...
     def mask(self) -> NDArray[np.uint32]: ...
     def accept(self, token_id: int) -> None: ...
     def is_done(self) -> bool: ...
@@ -35,6 +36,11 @@ class LazyToolCalls:
         self._grammar = grammar
         self._triggers = triggers
         self._active: CallGrammar | None = None
+
+    @property
+    def relaxed(self) -> tuple[str, ...]:
+        """Paths in schemas of what is not supported, and so left out."""
+        return self._grammar.relaxed
 
     def is_inactive(self) -> bool:
         """True before a trigger: any token may follow."""
@@ -72,7 +78,6 @@ class LazyToolCalls:
         return out
 
 
-def forbid_tool_calls(tokenizer: Tokenizer) -> dict[int, float]:
+def forbid_tool_calls(syntax: ToolSyntax | None) -> dict[int, float]:
     """Make a logit bias that forbids tool calls, for requests without tools."""
-    ids = map(tokenizer.special_id, (*SECTION_BEGIN, *CALL_BEGIN))
-    return {token_id: float("-inf") for token_id in ids if token_id is not None}
+    return {} if syntax is None else dict.fromkeys(syntax.triggers, float("-inf"))

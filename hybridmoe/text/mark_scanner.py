@@ -1,9 +1,9 @@
 """Marks of tool calls in streamed text: special tokens by id, and texts around them.
 
-A special token is a mark by its id only: the same characters in ordinary text are text. In the text
-that is searched, each stands as one character that no text can hold (a lone surrogate). A mark is a
-text of such characters and ordinary ones: `<` + the token `｜DSML｜` + `invoke`, or a line break and
-the token that begins a call.
+A special token is a mark by its id only: the same characters in ordinary text are text. In what is
+searched, each stands as one character that no text can hold (a lone surrogate). A mark is made of
+such characters and ordinary ones: `<` + the token DSML + `invoke`, or a line break and the token
+that begins a call.
 """
 
 from collections.abc import Iterable, Mapping

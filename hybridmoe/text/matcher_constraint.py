@@ -4,6 +4,7 @@ Implements the engine's `Constraint` protocol (hybridmoe/engine/constraint.py).
 """
 
 import copy
+from collections.abc import Sequence
 
 import numpy as np
 from llguidance import LLMatcher
@@ -27,15 +28,17 @@ class MatcherConstraint:
         name: str,
         is_json: bool,
         is_slow: bool,
+        relaxed: Sequence[str] = (),
     ) -> None:
         """name: of the constraint, for errors. is_json: all output but special tokens and thinking
-        is JSON.
+        is JSON. relaxed: paths in schemas of what is not supported, and so left out.
         """
         self._matcher = matcher
         self._closing_tokens = closing_tokens
         self._name = name
         self._is_json = is_json
         self._is_slow = is_slow
+        self.relaxed = tuple(relaxed)
         self._mask = np.zeros(-(-num_tokens // 32), np.uint32)
         self._mask_buffer = self._mask.ctypes.data, self._mask.nbytes
         self._is_mask_current = False

@@ -11,6 +11,7 @@ from hybridmoe.errors import ConfigError
 from hybridmoe.text.grammar_build import as_lark, one_line, prefixed_errors
 from hybridmoe.text.grammar_limits import CHEAP_CHARS, MAX_CHARS
 from hybridmoe.text.json_whitespace import set_json_whitespace
+from hybridmoe.text.schema_relaxing import relax_schema
 
 __all__ = ["OutputFormat", "ToolCallFormat", "check_chars", "to_json"]
 
@@ -21,11 +22,13 @@ class OutputFormat:
 
     name: str  # for errors
     grammar: Mapping[str, Any]  # llguidance's; or {"text": a large grammar, not converted yet}
+    relaxed: tuple[str, ...] = ()  # paths in the schema of what is not supported
 
     @classmethod
     def json_schema(cls, schema: Mapping[str, Any]) -> "OutputFormat":
-        """JSON that is valid against the schema."""
-        return cls("json_schema", {"json_schema": set_json_whitespace(schema)})
+        """JSON that is valid against the schema, but for keywords that are not supported."""
+        schema, relaxed = relax_schema(schema)
+        return cls("json_schema", {"json_schema": set_json_whitespace(schema)}, tuple(relaxed))
 
     @classmethod
     def json_object(cls) -> "OutputFormat":
@@ -58,12 +61,26 @@ class OutputFormat:
 
 @dataclass(frozen=True, slots=True)
 class ToolCallFormat:
-    """Kimi K2's calls of declared tools, with arguments that are valid against their schemas."""
+    """Calls of declared tools, with arguments that are valid against their schemas."""
 
     tools: Sequence[Mapping[str, Any]]  # OpenAI's function declarations
     choice: str  # "required", "auto", or the name of the one tool to call
     first_index: int = 0  # number of earlier calls in the conversation
     is_parallel: bool = True
+
+    @property
+    def is_single(self) -> bool:
+        """True if one tool is to be called, once."""
+        return self.choice not in ("auto", "required")
+
+    @property
+    def functions(self) -> list[Mapping[str, Any]]:
+        """Declarations of the tools that may be called. Raises ConfigError without any."""
+        declared = [tool["function"] for tool in self.tools]
+        out = [f for f in declared if not self.is_single or f["name"] == self.choice]
+        if not out:
+            raise ConfigError(f"tool_choice {self.choice!r:.60}: no such tool is declared")
+        return out
 
     @property
     def is_auto(self) -> bool:

@@ -90,7 +90,9 @@ class ToolSyntax:
     def end_ids(self) -> Sequence[int]:
         """Tokens that end a call, or all calls."""
         ends = ("call end", "section end", "stray end")
-        return [self._ids[t] for t, mark in self.form.marks.items() if mark in ends and t in self._ids]
+        return [
+            self._ids[t] for t, mark in self.form.marks.items() if mark in ends and t in self._ids
+        ]
 
     @property
     def value_end(self) -> int | None:
@@ -102,9 +104,9 @@ class ToolSyntax:
         marks = {}
         for text, mark in self.form.marks.items():
             is_token = text in self._ids
-            marks[self._replace(text)] = f"section {mark[6:]}" if is_token and (
-                mark.startswith("stray")
-            ) else mark
+            marks[self._replace(text)] = (
+                f"section {mark[6:]}" if is_token and (mark.startswith("stray")) else mark
+            )
         return MarkScanner(marks, {c: text for text, c in self._stand_ins.items()})
 
     def reader(
@@ -124,8 +126,16 @@ class ToolSyntax:
             start = match.end()
         out.append(text[start:])
         return " ".join(
-            json.dumps(part) if i % 2 == 0 else part for i, part in enumerate(out) if part
+            json.dumps(part, ensure_ascii=False) if i % 2 == 0 else part
+            for i, part in enumerate(out)
+            if part
         )
+
+    def split_at_token(self, text: str) -> tuple[str, str]:
+        """Split a text before its first special token."""
+        match = self._tokens.search(text)
+        at = match.start() if match else len(text)
+        return text[:at], text[at:]
 
     def _replace(self, text: str) -> str:
         return self._tokens.sub(lambda match: self._stand_ins[match.group()], text)

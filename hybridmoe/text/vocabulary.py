@@ -28,7 +28,9 @@ _END_TEXTS = (
 )  # fmt: skip
 
 # Marks of turns and tools, which have a shape that text does not, and of thinking.
-_MARK = re.compile(r"<\|[^<>|\s]+\|>|<｜[^<>｜\s]+｜>|\[(?:BOS|EOS|EOT|PAD|UNK)\]|</?think>")
+_MARK = re.compile(
+    r"<\|[^<>|\s]+\|>|<｜[^<>｜\s]+｜>|｜DSML｜|\[(?:BOS|EOS|EOT|PAD|UNK)\]|</?think>"
+)
 _BRACKETED = re.compile(r"<[^<>\s]+>|\[[^\[\]\s]+\]")
 _NAMED = ("bos", "eos", "eot", "eom", "padding", "unknown")  # by `tokenizer.ggml.X_token_id`
 
@@ -150,7 +152,7 @@ def _with_marks(
         i
         for i, text in enumerate(texts)
         if types[i] in (TokenType.NORMAL, TokenType.USER_DEFINED)
-        and (text[0] in "<[" or i in named)
+        and (text[0] in "<[｜" or i in named)
     ]
     for i in texty:
         if _MARK.fullmatch(texts[i]):

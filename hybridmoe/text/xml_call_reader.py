@@ -29,6 +29,8 @@ State = Literal["closed", "ended", "section", "header", "body", "json", "tag", "
 _NAME = re.compile(r"""name\s*=\s*(?:"([^"]*)"|'([^']*)')""")
 _IS_STRING = re.compile(r"""string\s*=\s*["'](true|false)["']""", re.IGNORECASE)
 
+_ENDS = ("value end", "call end", "section end")  # marks that count in a value
+
 
 class Names(Protocol):
     """The part of `ToolNames` that a reader needs."""
@@ -77,9 +79,7 @@ class XmlCallReader:
             self._record.append(piece)
             if piece.mark == "call end":
                 yield from self._end_call()
-        elif piece.mark is None:
-            yield from self._text(piece.text)
-        elif self._state == "value" and piece.mark in ("call begin", "key begin", "value begin"):
+        elif piece.mark is None or (self._state == "value" and piece.mark not in _ENDS):
             yield from self._text(piece.text)
         else:
             yield from self._mark(piece)
@@ -152,11 +152,12 @@ class XmlCallReader:
                     yield from self.push(Piece(rest))
         elif "\n" in text or "{" in text or len(self._written) > MAX_ID_CHARS:
             written = "".join(self._written).lstrip()
-            name = re.split(r"[\n{]", written, maxsplit=1)[0]
-            if written:
-                self._written = [name]
+            end = re.search(r"[\n{]", written)
+            if end is not None or len(written) > MAX_ID_CHARS:
+                at = end.start() if end else len(written)
+                self._written = [written[:at]]
                 yield from self._end_header()
-                yield from self.push(Piece(written[len(name) :]))
+                yield from self.push(Piece(written[at:]))
 
     def _end_tag(self, tag: str) -> Parts:
         """Take a tag's attributes: those of a call, or of a value."""

@@ -59,7 +59,7 @@ def llm() -> Iterator[hybridmoe.LLM]:
 
 @pytest.fixture(scope="module")
 def compiler(llm: hybridmoe.LLM) -> GrammarCompiler:
-    return GrammarCompiler(llm.tokenizer)
+    return GrammarCompiler(llm.tokenizer, llm.tool_syntax)
 
 
 def closing_tokens(llm: hybridmoe.LLM, constraint: MatcherConstraint, text: str) -> set[str]:

@@ -59,7 +59,7 @@ def llm() -> Iterator[hybridmoe.LLM]:
 
 @pytest.fixture(scope="module")
 def compiler(llm: hybridmoe.LLM) -> GrammarCompiler:
-    return GrammarCompiler(llm.tokenizer)
+    return GrammarCompiler(llm.tokenizer, llm.tool_syntax)
 
 
 def write(llm: hybridmoe.LLM, *constraints: MatcherConstraint, **options: Any) -> list[list[int]]:
@@ -257,11 +257,26 @@ def test_only_strict_tools_need_supported_schemas(
             "<|tool_call_end|><|tool_calls_section_end|>"
         )
         assert accepts(constraint.copy(), llm.tokenizer, call) == expected, value
-    with pytest.raises(ConfigError, match=r"tools: .*(oneOf|\bif\b)") as caught:
-        compiler.compile_response(
-            None, ToolCallFormat([{"function": {**tool, "strict": True}}], "required")
-        )
-    assert "section" not in str(caught.value)  # which the client has not written
+    assert constraint.relaxed == ("f: $.if",)
+    strict = ToolCallFormat([{"function": {**tool, "strict": True}}], "required")
+    assert compiler.compile_response(None, strict).relaxed == ("f: $.if",)
+
+
+@pytest.mark.parametrize("choice", ["required", "auto"])
+def test_an_error_names_the_tool_and_the_path(compiler: GrammarCompiler, choice: str) -> None:
+    none = {"type": "integer", "minimum": 5, "maximum": 1}
+    schema = {"type": "object", "properties": {"a": none}, "required": ["a"]}
+    inner = {"type": "object", "properties": {"b": {}, "c": schema}, "required": ["c"]}
+    for parameters, path in ((schema, "$.properties.a"), (inner, "$.properties.c.properties.a")):
+        tools = [*TOOLS, {"function": {"name": "f", "strict": True, "parameters": parameters}}]
+        calls = ToolCallFormat(tools, choice)
+        with pytest.raises(ConfigError) as caught:
+            if choice == "auto":
+                compiler.compile_lazy_calls(calls)
+            else:
+                compiler.compile_response(None, calls)
+        assert str(caught.value).startswith(f"tools: f: {path}: "), caught.value
+        assert "section" not in str(caught.value)  # which the client has not written
 
 
 def test_a_copy_has_its_own_state(llm: hybridmoe.LLM, compiler: GrammarCompiler) -> None:
@@ -285,10 +300,9 @@ def test_an_unusable_format_is_refused_in_one_line(compiler: GrammarCompiler) ->
 
     for refused, message in (
         (lambda: text(OutputFormat.regex("(")), "regex: .*unclosed group"),
-        (lambda: text(OutputFormat.json_schema({"type": "nope"})), "json_schema: .*nope"),
         (
-            lambda: text(OutputFormat.json_schema({"contains": {"type": "string"}})),
-            "json_schema: .*contains",
+            lambda: text(OutputFormat.json_schema({"type": "integer", "minimum": 2, "maximum": 1})),
+            "json_schema: .*minimum",
         ),
         (lambda: text(OutputFormat.json_schema({"enum": [{1, 2}]})), "json_schema: "),
         (lambda: text(OutputFormat.lark_or_gbnf("root ::= foo")), "grammar: .*foo"),

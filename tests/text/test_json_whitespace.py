@@ -12,6 +12,7 @@ from hybridmoe.text.grammar_compiler import GrammarCompiler
 from hybridmoe.text.json_whitespace import set_json_whitespace, set_lark_whitespace
 from hybridmoe.text.output_format import OutputFormat, ToolCallFormat
 from hybridmoe.text.tokenizer import Tokenizer
+from hybridmoe.text.tool_syntax import choose_syntax
 
 ALLOWED = ('{"a":1,"b":[1,2]}', '{"a": 1, "b": [1, 2]}', '{"a": 1,"b":[]}', '{"a":{"b": {}}}')
 REFUSED = (
@@ -40,7 +41,7 @@ def tokenizer() -> Iterator[Tokenizer]:
 
 @pytest.fixture(scope="module")
 def compiler(tokenizer: Tokenizer) -> GrammarCompiler:
-    return GrammarCompiler(tokenizer)
+    return GrammarCompiler(tokenizer, choose_syntax(tokenizer))
 
 
 @pytest.mark.parametrize(

@@ -45,7 +45,7 @@ def llm() -> Iterator[hybridmoe.LLM]:
 
 @pytest.fixture(scope="module")
 def compiler(llm: hybridmoe.LLM) -> GrammarCompiler:
-    return GrammarCompiler(llm.tokenizer)
+    return GrammarCompiler(llm.tokenizer, llm.tool_syntax)
 
 
 def lazy_calls(compiler: GrammarCompiler, calls: ToolCallFormat | None = None) -> LazyToolCalls:
@@ -181,7 +181,7 @@ class NoCalls:
 
 
 def test_a_vocabulary_without_call_tokens(llm: hybridmoe.LLM) -> None:
-    compiler = GrammarCompiler(NoCalls(llm.tokenizer))  # type: ignore[arg-type]
+    compiler = GrammarCompiler(NoCalls(llm.tokenizer), None)  # type: ignore[arg-type]
     assert compiler.compile_lazy_calls(ToolCallFormat(TOOLS, "auto")) is None
     with pytest.raises(ConfigError, match="tool calls cannot be constrained: the vocabulary has"):
         compiler.compile_lazy_calls(ToolCallFormat([tool("f", strict=True)], "auto"))

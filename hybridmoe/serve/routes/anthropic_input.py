@@ -40,6 +40,7 @@ def chat_input(body: CountTokensRequest) -> ChatInput:
         tools=[_tool(tool, i) for i, tool in enumerate(body.tools or ())],
         tool_choice="required" if must_call else "none" if choice.type == "none" else "auto",
         forced_tool=choice.name if choice.type == "tool" else None,
+        call_id_prefix="toolu_",
         is_parallel=not choice.disable_parallel_tool_use,
         thinking=body.thinking_options(),
         template_kwargs=body.template_variables(),
