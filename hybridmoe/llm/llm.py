@@ -101,7 +101,7 @@ class LLM:
 
     @functools.cached_property
     def tool_syntax(self) -> ToolSyntax | None:
-        """How this model writes tool calls; None if its vocabulary has no tokens for them."""
+        """Syntax of this model's tool calls; None if its vocabulary has no tokens for them."""
         template = self.file.metadata.get("tokenizer.chat_template", "")
         return choose_syntax(self.tokenizer, str(template))
 

@@ -1,4 +1,4 @@
-"""How the families of models write tool calls, as texts with special tokens.
+"""Written forms of tool calls, by family of models: texts with special tokens.
 
 Sources: Moonshot's tool_call_guidance.md, the chat templates of DeepSeek-V3, -R1, -V3.1 and
 GLM-4.5 to 5, DeepSeek-V3.2's encoding.
