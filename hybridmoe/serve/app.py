@@ -11,7 +11,7 @@ from starlette.responses import FileResponse, Response
 from starlette.staticfiles import StaticFiles
 
 from hybridmoe.serve.error_handlers import add_handlers
-from hybridmoe.serve.field_check import IGNORED_HEADER
+from hybridmoe.serve.field_check import IGNORED_HEADER, RELAXED_HEADER
 from hybridmoe.serve.held_stream import HeldStreamMiddleware
 from hybridmoe.serve.middleware import AccessMiddleware, ResponseMiddleware
 from hybridmoe.serve.request_form import ID_HEADERS, RequestFormMiddleware
@@ -76,7 +76,7 @@ def create_app(
             allow_methods=["GET", "HEAD", "POST", "DELETE"],
             allow_headers=["*"],
             allow_private_network=True,
-            expose_headers=[*ID_HEADERS, IGNORED_HEADER, "Retry-After"],
+            expose_headers=[*ID_HEADERS, IGNORED_HEADER, RELAXED_HEADER, "Retry-After"],
         )
     app.add_middleware(ResponseMiddleware, service=service)
     app.add_middleware(RequestLogMiddleware, report=log_request, prefixes=service.prefix_log)

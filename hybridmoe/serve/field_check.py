@@ -7,7 +7,7 @@ in a log line for each name.
 import json
 import logging
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from pydantic import BaseModel
@@ -17,9 +17,10 @@ from hybridmoe.serve.field_table import TABLE
 from hybridmoe.serve.ollama_fields import OLLAMA_TABLE
 from hybridmoe.serve.schemas.common import Request
 
-__all__ = ["IGNORED_HEADER", "UnknownFields", "unknown_fields"]
+__all__ = ["IGNORED_HEADER", "RELAXED_HEADER", "UnknownFields", "relaxed_paths", "unknown_fields"]
 
 IGNORED_HEADER = "x-ignored-fields"
+RELAXED_HEADER = "x-relaxed-schema"
 _MAX_NAMES = 16  # in a header
 _MAX_CHARS = 64  # of a name
 _MAX_LOGGED = 256  # names, over the life of the server
@@ -48,6 +49,12 @@ def unknown_fields(body: BaseModel) -> list[str]:
         elif row.fate == "refused" and value is not None and value not in row.neutral:
             raise _refusal(name, row.why, row.neutral)
     return list(unknown)
+
+
+def relaxed_paths(paths: Sequence[str]) -> str:
+    """Make the header that names what was left out of schemas: `tool: $.path.keyword`."""
+    shown = [re.sub(r"[^A-Za-z0-9_.:$ \[\]-]", "?", path[:256]) for path in paths[:_MAX_NAMES]]
+    return ", ".join(shown)
 
 
 class UnknownFields:

@@ -57,6 +57,7 @@ class PreparedRequest:
     is_thinking: bool = False  # the prompt ends inside `<think>`
     is_parallel: bool = True
     ignored: tuple[str, ...] = ()  # fields without effect on this model
+    relaxed: Sequence[str] = ()  # paths in schemas of keywords without a grammar
 
     @property
     def choices_per_prompt(self) -> int:
@@ -126,6 +127,7 @@ def prepare_chat(
         is_thinking=is_thinking,
         is_parallel=chat.is_parallel,
         ignored=prompt.ignored,
+        relaxed=() if constraint is None else constraint.relaxed,
     )
 
 
@@ -159,6 +161,7 @@ def prepare_completion(
         prompt_logprobs=text.prompt_logprobs,
         echoes=list(map(partial(_echo, llm), text.prompts, prompts)) if text.echo else None,
         expert_trace=text.expert_trace,
+        relaxed=form.relaxed if form else (),
     )
 
 

@@ -17,7 +17,12 @@ from starlette.responses import Response
 
 from hybridmoe.serve.errors import ApiError
 from hybridmoe.serve.event_stream import cancel_on_disconnect
-from hybridmoe.serve.field_check import IGNORED_HEADER, unknown_fields
+from hybridmoe.serve.field_check import (
+    IGNORED_HEADER,
+    RELAXED_HEADER,
+    relaxed_paths,
+    unknown_fields,
+)
 from hybridmoe.serve.request_body import LARGE_BYTES
 from hybridmoe.serve.request_record import RequestRecord
 from hybridmoe.serve.service import get_service
@@ -56,6 +61,8 @@ class StrictRoute(APIRoute):
             if unknown:
                 names = get_service(request).unknown_fields.report(unknown)
                 response.headers[IGNORED_HEADER] = names
+            if relaxed := getattr(request.state, "relaxed_schema", ()):
+                response.headers[RELAXED_HEADER] = relaxed_paths(relaxed)
             return response
 
         async def handle_until_disconnect(request: Request) -> Response:

@@ -40,6 +40,7 @@ from hybridmoe.text.chat_template import ChatTemplate
 from hybridmoe.text.prompt_limit import PromptLimit
 from hybridmoe.text.thinking_options import PromptOptions, ThinkingOptions
 from hybridmoe.text.tokenizer import Tokenizer
+from hybridmoe.text.tool_syntax import choose_syntax
 
 __all__ = ["FakeEngine", "FakeLLM"]
 
@@ -190,6 +191,7 @@ class FakeLLM:
         self.file = GGUFFile.open(demo_path())
         self.config = ModelConfig.from_metadata(self.file.metadata)
         self.tokenizer = Tokenizer(self.file.path, self.file.metadata)
+        self.tool_syntax = choose_syntax(self.tokenizer)
         self.context_tokens = context_tokens
         self.plan = plan_memory(
             self.config,

@@ -43,6 +43,7 @@ async def create_message(body: MessagesRequest, request: Request) -> Response:
     chat.relative_temperature = body.temperature
     generation = await service.start_chat(chat, model)
     request.state.ignored_fields = generation.request.ignored
+    request.state.relaxed_schema = generation.request.relaxed
     message = _empty_message(generation, model)
     if body.stream:
         maker, keep_alive_s = AnthropicEvents(), service.config.keep_alive_s

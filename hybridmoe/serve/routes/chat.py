@@ -49,6 +49,7 @@ async def create_chat_completion(body: ChatCompletionRequest, request: Request) 
     model = service.check_model(body.model)
     generation = await service.start_chat(chat_input(body), model)
     request.state.ignored_fields = generation.request.ignored
+    request.state.relaxed_schema = generation.request.relaxed
     completion = _ChatCompletion(service, generation, model, body)
     if body.stream:
         events, keep_alive_s = completion.events(), service.config.keep_alive_s

@@ -63,6 +63,7 @@ async def create_completion(body: CompletionRequest, request: Request) -> Respon
         expert_trace=body.return_experts,
     )
     generation = await service.start_completion(text, model)
+    request.state.relaxed_schema = generation.request.relaxed
     completion = _Completion(service, generation, model, body)
     if body.stream:
         events, keep_alive_s = completion.events(), service.config.keep_alive_s

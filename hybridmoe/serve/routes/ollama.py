@@ -55,6 +55,7 @@ async def chat(body: OllamaChatRequest, request: Request) -> Response:
         return await _loaded(service, model, {"message": _message("")})
     generation = await service.start_chat(chat_input(body), model)
     request.state.ignored_fields = _without_effect(generation, body)
+    request.state.relaxed_schema = generation.request.relaxed
     return await _respond(_OllamaResponse(service, generation, body, started_s, is_chat=True))
 
 
@@ -81,6 +82,7 @@ async def generate(body: OllamaGenerateRequest, request: Request) -> Response:
     else:
         generation = await service.start_chat(generate_input(body), model)
     request.state.ignored_fields = _without_effect(generation, body)
+    request.state.relaxed_schema = generation.request.relaxed
     return await _respond(_OllamaResponse(service, generation, body, started_s, is_chat=False))
 
 

@@ -56,6 +56,7 @@ async def create_response(body: ResponsesRequest, request: Request) -> Response:
     item = await _compaction(service, body, chat, model)
     generation = await service.start_chat(chat, model)
     request.state.ignored_fields = generation.request.ignored
+    request.state.relaxed_schema = generation.request.relaxed
     response = _ModelResponse(service, generation, model, body, before, new, item)
     if body.stream:
         events, keep_alive_s = response.events(), service.config.keep_alive_s
