@@ -1,5 +1,6 @@
 """Anthropic's own Python client against the endpoint, on the fake engine."""
 
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -116,6 +117,7 @@ def test_a_round_of_tools(client: anthropic.Anthropic, llm: FakeLLM) -> None:
     assert text.text == "Let me look."
     assert call.type == "tool_use"
     assert (call.name, call.input) == ("get_weather", {"city": "Oslo"})
+    assert re.fullmatch("toolu_[0-9a-f]{24}", call.id)
     result = {"type": "tool_result", "tool_use_id": call.id, "content": "sunny"}
     text_block = {"type": "text", "text": "say fine"}
     messages += [

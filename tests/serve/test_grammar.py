@@ -96,3 +96,53 @@ def test_what_no_text_can_keep_is_refused_before_the_queue(
     form = {"type": "grammar", "grammar": grammar}
     status, told = chat(server, response_format=form, stream=is_stream)
     assert status == 400 and message in told
+
+
+def test_a_header_names_what_was_left_out_of_schemas(server: LiveServer) -> None:
+    schema = {"type": "object", "properties": {"a": {"not": {}}, "b": {"type": "any"}}}
+    left_out = "f: $.properties.a.not, f: $.properties.b.type"
+    function = {"name": "f", "parameters": schema}
+    tool = {"type": "function", "function": {**function, "strict": True}}
+    bodies: list[tuple[str, dict[str, Any], str]] = [
+        ("chat/completions", {"messages": USER, "tools": [tool]}, left_out),
+        ("chat/completions", {"messages": USER, "tools": [tool], "stream": True}, left_out),
+        (
+            "messages",
+            {
+                "messages": USER,
+                "tools": [{"name": "f", "input_schema": schema}],
+                "tool_choice": {"type": "any"},
+            },
+            left_out,
+        ),
+        (
+            "responses",
+            {"input": "Hi", "tools": [{"type": "function", "strict": True, **function}]},
+            left_out,
+        ),
+        (
+            "completions",
+            {
+                "prompt": "Hi",
+                "response_format": {"type": "json_schema", "json_schema": {"schema": schema}},
+            },
+            left_out.replace("f: ", ""),
+        ),
+        ("chat/completions", {"messages": USER}, ""),
+    ]
+    for path, body, expected in bodies:
+        body = {"model": "test", "max_tokens": 4, **body}
+        if path == "responses":
+            body["max_output_tokens"] = 16
+        answer = httpx2.post(f"{server.url}/v1/{path}", json=body, timeout=HANG_S)
+        assert answer.status_code == 200, answer.text
+        assert answer.headers.get("x-relaxed-schema", "") == expected, path
+
+
+def test_an_error_of_a_schema_names_its_tool_and_path(server: LiveServer) -> None:
+    none = {"type": "integer", "minimum": 2, "maximum": 1}
+    schema = {"type": "object", "properties": {"a": none}, "required": ["a"]}
+    tool = {"type": "function", "function": {"name": "f", "parameters": schema, "strict": True}}
+    status, message = chat(server, tools=[tool])
+    assert status == 400
+    assert message.startswith("tools: f: $.properties.a: ")
