@@ -81,6 +81,8 @@ class ModelSoak:
             await asyncio.gather(*(self._ask_all(left) for _ in range(self.num_clients)))
             self.rests.append(await self._at_rest())
         log = self.server.log.read_text(encoding="utf-8", errors="replace")
+        if any(rest.maps for rest in self.rests):
+            self.faults.append("a model's file was mapped while none was loaded")
         if "Traceback" in log:
             self.faults.append(f"the server's log: {log[log.index('Traceback') :][:2000]}")
 

@@ -43,6 +43,7 @@ class RequestRecord:
             yield record
         finally:
             _CURRENT.reset(token)
+            record._forget()
 
     @contextmanager
     def waiting(self) -> Iterator[None]:
@@ -53,6 +54,11 @@ class RequestRecord:
             yield
         finally:
             self.held_s += time.perf_counter() - began_s
+
+    def _forget(self) -> None:
+        """Let go of all models: timers of the connection keep the context, and so the record."""
+        self.generations.clear()
+        self.on_wait = lambda: None
 
     def fields(self) -> dict[str, Any]:
         """List the figures, from the model on; without a generation only the time."""

@@ -1,8 +1,10 @@
 """Several models in one server: loaded when asked for, unloaded when idle or to make room."""
 
 import asyncio
+import gc
 import json
 import threading
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -218,6 +220,21 @@ def test_an_idle_model_is_unloaded_and_loaded_again() -> None:
             assert http.get("/ready").status_code == 200
         with http.stream("POST", CHAT, json=hello("a", "slow 30", stream=True)) as stream:
             assert '"finish_reason":"stop"' in "".join(stream.iter_lines())  # longer than idle
+
+
+def test_nothing_of_an_unloaded_model_stays_while_its_clients_are_connected() -> None:
+    models = GatedModels("a")
+    with serving(models, ScheduleRules(idle_unload_s=0.2)) as (_, http, pool):
+        model = weakref.ref(pool.slot("a").model)
+        assert http.post(CHAT, json=hello("a")).status_code == 200
+        assert http.post(CHAT, json=hello("a", stream=True)).status_code == 200
+        with http.stream("POST", CHAT, json=hello("a", "slow", stream=True)) as stream:
+            lines = stream.iter_lines()
+            next(lines)
+        assert http.post(CHAT, json=hello("a")).status_code == 200
+        eventually(lambda: pool.slot("a").status == "unloaded")
+        gc.collect()
+        assert model() is None
 
 
 def test_time_without_use_begins_at_the_end_of_the_last_use() -> None:
