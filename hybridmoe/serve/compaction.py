@@ -29,6 +29,7 @@ __all__ = ["Compacted", "compact", "compact_above", "compaction_item", "messages
 
 Messages = list[dict[str, Any]]
 
+_MAX_JSON_VALUES = 1 << 19  # in an item, as in a body
 _SAMPLING = ("temperature", "top_p", "top_k", "min_p", "seed")  # that a summary shares
 
 
@@ -93,8 +94,11 @@ def compaction_item(messages: Messages) -> dict[str, Any]:
 def messages_of(item: Mapping[str, Any], where: str) -> Messages:
     """Read the messages that an item stands for. Raises ApiError for another server's."""
     try:
-        return normalize_messages(json.loads(item["encrypted_content"])["messages"])
-    except (ConfigError, ValueError, TypeError, KeyError, RecursionError):
+        content = item["encrypted_content"]
+        if sum(map(content.count, ",[{")) > _MAX_JSON_VALUES:
+            raise ValueError
+        return normalize_messages(json.loads(content)["messages"])
+    except (ConfigError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
         param = f"{where}.encrypted_content"
         message = f"{param}: expected the content of this server's compaction"
         raise ApiError(400, message, param=param) from None

@@ -160,8 +160,13 @@ def test_a_summary_calls_no_tools_and_has_no_thoughts_or_format(
 
 @pytest.mark.parametrize(
     "content",
-    ["", "gAAAA", "[]", '{"messages": 1}', '{"messages": []}', '{"messages": [{"x": 1}]}'],
-)
+    [
+        "", "gAAAA", "[]", '{"messages": 1}', '{"messages": []}', '{"messages": [{"x": 1}]}',
+        f'{{"messages": [{{"role": "user", "content": "x", "y": [{"[]," * 600_000}0]}}]}}',
+        f'{{"messages": {"[" * 100_000}',
+    ],
+    ids=range(8),
+)  # fmt: skip
 def test_another_servers_item_is_named(server: LiveServer, content: str) -> None:
     items = [{"type": "compaction", "encrypted_content": content}]
     with httpx2.Client(base_url=server.url, timeout=HANG_S) as http:
