@@ -39,7 +39,7 @@ def build() -> Path:
     out = FRESH / "repaired"
     run(
         *(sys.executable, "-m", "auditwheel", "repair", "--plat", PLATFORM, "-w", out, wheel),
-        env={**os.environ, **path}, stderr=subprocess.DEVNULL,
+        env={**os.environ, **path},
     )  # fmt: skip
     (repaired,) = out.glob("*.whl")
     (ROOT / "dist").mkdir(exist_ok=True)
@@ -70,7 +70,8 @@ def _cpu_s() -> float:
 
 def main() -> None:
     os.chdir(ROOT)
-    shutil.rmtree(FRESH, ignore_errors=True)
+    for old in (FRESH, *(ROOT / "build").glob("lib.*")):  # setuptools would not link again
+        shutil.rmtree(old, ignore_errors=True)
     wheel = build()
     cpu_s = try_out(wheel)
     size_mb = wheel.stat().st_size / 1e6

@@ -9,6 +9,7 @@
 #include <memory>
 #include <utility>
 
+#include "base/await.h"
 #include "base/check.h"
 #include "base/direct_file.h"
 
@@ -72,7 +73,7 @@ int64_t ReadFaults::read(int fd, bool is_direct, std::byte* memory, int64_t num_
   {
     std::unique_lock lock(mutex_);
     if (begins_to_hang()) {
-      resumed_.wait(lock, [this, before = num_resumes_] { return num_resumes_ > before; });
+      await(resumed_, lock, [this, before = num_resumes_] { return num_resumes_ > before; });
     }
     if (const int error = pick_error(is_direct); error != 0) {
       errno = error;

@@ -4,6 +4,7 @@
 #include <chrono>
 #include <utility>
 
+#include "base/await.h"
 #include "base/check.h"
 
 namespace hm {
@@ -94,7 +95,7 @@ std::optional<ReadEnd> ReadQueue::take(double timeout_s) {
     check(!is_closed_, "FileReader: closed");
     const auto is_over = [&] { return is_closed_ || !ended_.empty(); };
     if (timeout_s < 0) {
-      has_ended_.wait(lock, is_over);
+      await(has_ended_, lock, is_over);
     } else {
       has_ended_.wait_for(lock, std::chrono::duration<double>(timeout_s), is_over);
     }
@@ -123,8 +124,8 @@ bool ReadQueue::is_closed() const {
 std::optional<ReadQueue::Work> ReadQueue::get(int device) {
   std::unique_lock lock(mutex_);
   Lane& lane = lanes_[device];
-  lane.changed.wait(lock,
-                    [&] { return is_closed_ || !lane.urgent.empty() || !lane.prefetches.empty(); });
+  await(lane.changed, lock,
+        [&] { return is_closed_ || !lane.urgent.empty() || !lane.prefetches.empty(); });
   return pop(lane);
 }
 
