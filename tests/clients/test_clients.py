@@ -25,6 +25,11 @@ ROOT = Path(__file__).parents[2]
 JOBS = Path(__file__).parent / "jobs"
 CLIENTS = ROOT / "build" / "clients"
 
+ENVIRONMENT = {
+    "PYTHONDONTWRITEBYTECODE": "",  # the next script reads what is compiled
+    "LITELLM_LOCAL_MODEL_COST_MAP": "True",  # else it asks for it, again and again
+}
+
 # How many jobs each client has, and those that fail, with the reason.
 PYTHON: dict[str, tuple[int, dict[str, str]]] = {
     "openai": (34, {}),
@@ -75,7 +80,7 @@ def failures(command: list[str], server: LiveServer) -> tuple[int, dict[str, str
     """Run a script of jobs. Returns how many it has, and the reasons of those that failed."""
     done = subprocess.run(
         [*command, server.url, "key"],
-        env={**os.environ, "PYTHONDONTWRITEBYTECODE": ""},  # the next script reads what is compiled
+        env={**os.environ, **ENVIRONMENT},
         capture_output=True,
         text=True,
         timeout=HANG_S,
@@ -95,7 +100,8 @@ def test_a_client_of_python_does_its_jobs(
     client: str, server: LiveServer, caplog: pytest.LogCaptureFixture
 ) -> None:
     python = str(CLIENTS / "python" / "bin" / "python")
-    num_jobs, failed = failures([python, str(JOBS / f"{client}_jobs.py")], server)
+    script = str(JOBS / f"{client}_jobs.py")
+    num_jobs, failed = failures([python, str(JOBS / "loopback.py"), script], server)
     assert num_jobs == PYTHON[client][0]
     assert failed.keys() == PYTHON[client][1].keys(), json.dumps(failed, indent=1)
     unknown = [record.message for record in caplog.records if record.name.endswith("field_check")]
