@@ -69,6 +69,24 @@ class LlamaCpp:
         api.llama_memory_clear(api.llama_get_memory(self._context), True)
         self._num_past = 0
 
+    def save(self, path: Path, token_ids: Sequence[int]) -> None:
+        """Write the state of the sequence, whose tokens these are, to a file."""
+        tokens = (api.llama_token * len(token_ids))(*token_ids)
+        if not api.llama_state_seq_save_file(
+            self._context, str(path).encode(), 0, tokens, len(token_ids)
+        ):
+            raise RuntimeError(f"llama.cpp cannot save to {path}")
+
+    def restore(self, path: Path, num_tokens: int) -> None:
+        """Read the state of a sequence from a file that `save` wrote."""
+        tokens = (api.llama_token * num_tokens)()
+        count = ctypes.c_size_t(0)
+        if not api.llama_state_seq_load_file(
+            self._context, str(path).encode(), 0, tokens, num_tokens, ctypes.byref(count)
+        ):
+            raise RuntimeError(f"llama.cpp cannot restore {path}")
+        self._num_past = count.value
+
     def logits(self, token_ids: Sequence[int]) -> NDArray[np.float32]:
         """Append tokens; the logits (T, V) after each."""
         rows = []

@@ -141,6 +141,7 @@ def soak(folder: Path, num_kills: int, seed: int) -> tuple[Counter[str], list[st
         if code != wanted:
             faults.append(f"after {counts['kills']} kills: a process ended with {code}")
 
+    halves = set[str]()
     number = 0
     while counts["kills"] < num_kills:
         number += 1
@@ -151,6 +152,7 @@ def soak(folder: Path, num_kills: int, seed: int) -> tuple[Counter[str], list[st
             time.sleep(rng.random() ** 2 * _MOST_S)
             note(child.end(must_kill=True), -signal.SIGKILL)
             counts["kills"] += 1
+        halves.update(f.path for f in page_files(folder) if f.path.endswith(".tmp"))
         if number % _EVERY == 0 or counts["kills"] >= num_kills:
             before = counts["tokens from disk"]
             note(_Child(folder, number, 2 * _NUM_PROMPTS).end(must_kill=False), 0)
@@ -159,7 +161,7 @@ def soak(folder: Path, num_kills: int, seed: int) -> tuple[Counter[str], list[st
                 faults.append(f"after {counts['kills']} kills: {size} bytes in the folder")
             if counts["tokens from disk"] == before:
                 faults.append(f"after {counts['kills']} kills: nothing was read from disk")
-    counts["half-written files"] = sum(f.path.endswith(".tmp") for f in page_files(folder))
+    counts["half-written files"] = len(halves)
     return counts, faults
 
 

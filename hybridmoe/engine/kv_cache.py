@@ -6,7 +6,7 @@ reused. Sources: paged attention, Kwon et al. 2023 (arXiv 2309.06180); the tree 
 et al. 2023 (arXiv 2312.07104).
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
 
@@ -143,19 +143,29 @@ class KvCache:
 
     def read_rows(self, pages: Sequence[int], num_tokens: int) -> NDArray[np.uint8]:
         """Copy the first `num_tokens` of these pages to the CPU: (layers, T, row bytes)."""
-        parts = [
-            part[:, list(pages)].flatten(1, 2)[:, :num_tokens].contiguous().cpu().numpy()
-            for part in self.parts
-        ]
-        return np.concatenate(parts) if len(parts) > 1 else parts[0]
+        width = self.parts[0].shape[-1]
+        rows = np.empty((self.num_layers, num_tokens, width), np.uint8)
+        for page, part, own in self._by_page(pages, rows):
+            own[:] = part[:, page, : own.shape[1]].cpu().numpy()
+        return rows
 
     def write_rows(self, pages: Sequence[int], rows: NDArray[np.uint8]) -> None:
         """Copy rows (layers, T, row bytes) to the first T tokens of these pages."""
+        for page, part, own in self._by_page(pages, rows):
+            if part.is_cpu:  # by numpy: torch would start threads for each page
+                part.numpy()[:, page, : own.shape[1]] = own
+            else:
+                part[:, page, : own.shape[1]] = torch.from_numpy(own)
+
+    def _by_page(
+        self, pages: Sequence[int], rows: NDArray[np.uint8]
+    ) -> Iterator[tuple[int, Tensor, NDArray[np.uint8]]]:
+        """Yield the views of `rows` that belong to each page and device: page, part, view."""
         for i, page in enumerate(pages):
-            page_rows = torch.from_numpy(rows[:, i * PAGE_TOKENS : (i + 1) * PAGE_TOKENS])
             first = 0
             for part in self.parts:
-                part[:, page, : page_rows.shape[1]] = page_rows[first : first + len(part)]
+                layers, tokens = slice(first, first + len(part)), slice(i * PAGE_TOKENS, None)
+                yield page, part, rows[layers, tokens][:, :PAGE_TOKENS]
                 first += len(part)
 
     def _insert(self, table: BlockTable, tokens: tuple[int, ...], i: int) -> Node:
