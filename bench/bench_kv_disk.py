@@ -11,8 +11,8 @@ first token, without the load; the system's page cache is emptied of the pages b
 
 *pages*: Kimi K2's pages, 70 KB a token in 61 layers, without a model: written behind as a prompt
 would fill them, then read by a fresh cache. That is the whole cost of a second start with Kimi K2
-but for its last tokens; computing a prompt of 30 000 tokens takes it minutes. Limits: plain files of
-the same size, one after the other.
+but for its last tokens; computing a prompt of 30 000 tokens takes it minutes. Limits: the rates of
+plain files of the same size, one after the other.
 
 *peer*: llama.cpp saves and restores the state of a sequence of the same model
 (`llama_state_seq_save_file`, as llama-server's slot save does), in megabytes a second.

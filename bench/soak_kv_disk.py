@@ -5,10 +5,11 @@
 
 Each round forks one or two processes on the same folder. They respond to prompts with shared
 prefixes from a model whose next token depends on all rows of the KV cache, check every row that
-they get from it, and are killed (SIGKILL) a random time after their first response. The folder
-holds less than the prompts need, so that pages are evicted all the time. Every tenth round, and at
-the end, a process runs to its end: its responses must be right, no page damaged, some tokens
-read from disk, and the folder within its limit. Exits with 1 if anything is wrong.
+they get from it, and are killed (SIGKILL) a random time after their first response. Files are
+written in pieces with pauses, so that many kills hit a half-written one. The folder holds less than
+the prompts need, so that pages are evicted all the time. No process may find a damaged page. Every
+tenth round, and at the end, one runs to its end: some tokens must have been read from disk, and the
+folder be within its limit. Exits with 1 if anything is wrong.
 """
 
 import json
@@ -21,7 +22,7 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, Self
 
 import click
 import torch
@@ -42,6 +43,7 @@ _LIMIT_BYTES = 40 * _PAGE_BYTES
 _NUM_PROMPTS = 12  # of up to 9 pages each: more than the limit
 _MOST_TOKENS = 600
 _MOST_S = 0.3  # from the first response to the kill
+_PIECE_BYTES, _PIECE_S = 32 << 10, 0.0003  # of a file; pause behind each
 _EVERY = 10  # rounds between two that run to their end
 
 
@@ -74,6 +76,40 @@ class CheckedModel(HashModel):
         return pages, [position % PAGE_TOKENS for position in positions]
 
 
+class _SlowFile:
+    """File that is written piece by piece, so that kills hit it half-written."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self._file.close()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._file, name)
+
+    def write(self, data: Any) -> None:
+        data = memoryview(data).cast("B")
+        for start in range(0, len(data), _PIECE_BYTES):
+            self._file.write(data[start : start + _PIECE_BYTES])
+            self._file.flush()
+            time.sleep(_PIECE_S)
+
+
+def _write_slowly() -> None:
+    """Let all files of this process be written slowly."""
+    open_file: Any = os.fdopen
+
+    def fdopen(fd: int, mode: str = "r", *args: Any, **options: Any) -> Any:
+        file = open_file(fd, mode, *args, **options)
+        return _SlowFile(file) if mode == "wb" else file
+
+    os.fdopen = fdopen
+
+
 def _prompts() -> list[list[int]]:
     """Prompts in pairs that share their first 200 tokens."""
     rng = random.Random(1)
@@ -92,8 +128,8 @@ def _respond(folder: Path, seed: int, pipe: int, num_responses: int | None) -> N
         usage = run.respond(prompt, rng.randrange(1, 40))
         os.write(pipe, f"{usage.disk_tokens}\n".encode())
         count += 1
+        assert run.disk.stats().errors == 0, run.disk.stats()
     stats = run.close()
-    assert stats.errors == 0, stats
     assert stats.num_bytes <= _LIMIT_BYTES, stats
 
 
@@ -106,6 +142,7 @@ class _Child:
         if self.process == 0:
             try:
                 torch.set_num_threads(1)
+                _write_slowly()
                 _respond(folder, seed, theirs, num_responses)
                 os._exit(0)
             except BaseException as error:

@@ -164,7 +164,7 @@ def held(folder: Path, ids: Sequence[int]) -> int:
 
 def test_the_least_recently_used_pages_go_and_of_a_sequence_the_last(tmp_path: Path) -> None:
     limit = 12 * PAGE_BYTES
-    run = HashRun(tmp_path, limit, num_tokens=640)  # ten pages in memory
+    run = HashRun(tmp_path, limit, num_tokens=2048)  # all pages stay in memory
     prompts = [[i % 3, *IDS[:255]] for i in range(3)]
     for prompt in [*prompts, prompts[0]]:  # four pages each
         run.respond(prompt, 1)
