@@ -1,7 +1,7 @@
 """Second start of an agent: time to the first token with the KV cache on disk (--kv-disk).
 
     python bench/bench_kv_disk.py                         # some minutes; 30 000 tokens
-    python bench/bench_kv_disk.py --tokens 8000 --peer    # with llama.cpp's save and restore
+    python bench/bench_kv_disk.py --tokens 8000 --only agent --only peer  # beside llama.cpp
     python bench/bench_kv_disk.py --only pages            # Kimi K2's pages alone
 
 *agent*: the embedded model (its file with a longer context; speed does not depend on the text)
@@ -15,7 +15,7 @@ but for its last tokens; computing a prompt of 30 000 tokens takes it minutes. L
 plain files of the same size, one after the other.
 
 *peer*: llama.cpp saves and restores the state of a sequence of the same model
-(`llama_state_seq_save_file`, as llama-server's slot save does), in megabytes a second.
+(`llama_state_seq_save_file`, as llama-server's slot save does), in gigabytes a second.
 """
 
 import json
@@ -219,7 +219,7 @@ def _peer(folder: Path, num_tokens: int) -> list[Row]:
     path, file = _long_model(folder, num_tokens + _QUESTION_TOKENS), folder / "slot.bin"
     ids = _prompt(num_tokens, 0)[:num_tokens]
     with LlamaCpp(path, context_tokens=num_tokens + _QUESTION_TOKENS) as llama:
-        llama.logits(ids)
+        llama.step(ids)
         save_s = _seconds(lambda: llama.save(file, ids))
         with file.open("rb") as saved:
             os.fsync(saved.fileno())
@@ -242,22 +242,24 @@ def _seconds(call: Callable[[], object]) -> float:
 
 @click.command()
 @click.option("--tokens", default=30_000, show_default=True)
-@click.option("--only", multiple=True, type=click.Choice(("agent", "pages")), help="Repeatable")
-@click.option("--peer", is_flag=True, help="Measure llama.cpp's save and restore, too")
+@click.option(
+    "--only",
+    multiple=True,
+    type=click.Choice(("agent", "pages", "peer")),
+    default=("agent", "pages"),
+    show_default=True,
+    help="Repeatable",
+)
 @click.option("--folder", type=click.Path(path_type=Path), help="On the disk to measure")
 @click.option("--out", type=click.Path(path_type=Path), help="File for the JSON")
-def main(
-    tokens: int, only: tuple[str, ...], peer: bool, folder: Path | None, out: Path | None
-) -> None:
+def main(tokens: int, only: tuple[str, ...], folder: Path | None, out: Path | None) -> None:
     """Print the table; the last line is JSON."""
     torch.set_num_threads(1)
     rows: list[Row] = []
     with tempfile.TemporaryDirectory(dir=folder) as temporary:
-        for name, measure in (("agent", _agent), ("pages", _pages)):
-            if not only or name in only:
+        for name, measure in {"agent": _agent, "pages": _pages, "peer": _peer}.items():
+            if name in only:
                 rows += measure(Path(temporary), tokens)
-        if peer:
-            rows += _peer(Path(temporary), tokens)
     print_report(rows, out=out)
 
 
