@@ -81,16 +81,20 @@ class ToolNames:
     def resolve_arguments(self, call_id: str, arguments: Any) -> str | None:
         """Resolve a call by its arguments: to the one tool whose schema they fit.
 
-        Without a name in its id, also to the tool that they fit best, or that is the only one.
+        With a name in its id, only to a tool with a similar name: another one was not meant.
+        Without, also to the tool that they fit best, or that is the only one.
         """
         if not isinstance(arguments, dict):
             return None
-        is_nameless = _NAMELESS.fullmatch(call_id.strip()[:MAX_ID_CHARS]) is not None
-        fitting = [name for name, f in self._functions.items() if _misfit(f, arguments) == 0]
-        if len(fitting) == 1 and (arguments or is_nameless):
-            return fitting[0]
-        if not is_nameless:
-            return None
+        written = call_id.strip()[:MAX_ID_CHARS]
+        is_nameless = _NAMELESS.fullmatch(written) is not None
+        fitting = [
+            name
+            for name, function in self._functions.items()
+            if (is_nameless or _is_similar(written, name)) and _misfit(function, arguments) == 0
+        ]
+        if len(fitting) == 1 or not is_nameless:
+            return fitting[0] if len(fitting) == 1 else None
         if len(self._functions) == 1:
             return next(iter(self._functions))
         ranks = {name: _rank(f, arguments) for name, f in self._functions.items()}
@@ -127,6 +131,13 @@ def _guess_name(call_id: str) -> str | None:
 def _key(name: str) -> str:
     """Normalize a name: lower case, letters and digits only."""
     return re.sub(r"[^0-9a-z]", "", name.lower()) or name
+
+
+def _is_similar(call_id: str, name: str) -> bool:
+    """Test whether one name contains the other."""
+    own = _key(name)
+    readings = (_key(_unnumbered(text)) for text in _readings(call_id) if text)
+    return any(own in text or text in own for text in readings)
 
 
 def _misfit(function: Mapping[str, Any], arguments: Mapping[str, Any]) -> int:
