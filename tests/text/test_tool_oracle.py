@@ -85,7 +85,7 @@ def test_outputs_are_read_as_they_are_meant(name: str) -> None:
 
 
 def why_not(output: Output, text: str, calls: list[list[str]]) -> str | None:
-    """Reason for a difference between an output and what the oracle reads; "" if there is none."""
+    """Explain where the oracle reads something else; "" if it does not, None without a reason."""
     found = [(name, json.loads(arguments)) for name, arguments in calls]
     if found == output.calls and text.strip() == output.visible.strip():
         return ""
@@ -118,7 +118,7 @@ def _reread(calls: Calls) -> Calls:
 
 
 def parser_of(output: Output) -> str:
-    """SGLang's parser for an output; GLM-4.7 and later write calls without line breaks."""
+    """Choose SGLang's parser for an output: GLM-4.7 and later write calls without line breaks."""
     return "glm47" if "no lines" in output.strays else PARSERS[output.family]
 
 
