@@ -62,6 +62,8 @@ def _difference(
     prompt: Sequence[int], num_cached: int, past: Sequence[_Past], tokenizer: Tokenizer
 ) -> str:
     """Describe the first difference from the earlier request with the longest common prefix."""
+    if num_cached >= len(prompt) - 1:  # the last token is always computed
+        return "nothing is missing"
     if not past:
         return "no earlier request to compare with"
     ids = np.array(prompt, np.int32)
@@ -69,7 +71,7 @@ def _difference(
     common, last = max((length, i) for i, length in enumerate(lengths))
     other = past[last]
     lost = min(common, len(ids) - 1) - num_cached
-    kept = f"; {lost} tokens before were not kept" if lost > 0 else ""
+    kept = f"; {lost} of these tokens were not kept" if lost > 0 else ""
     if common == len(ids):
         return f"the prompt of {other.request} begins with it{kept}"
     if common == len(other.ids):

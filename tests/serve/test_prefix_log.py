@@ -68,9 +68,13 @@ def test_the_first_difference_is_shown_in_its_context(log: Log) -> None:
 def test_a_prompt_may_continue_or_repeat_another_or_have_been_evicted(log: Log) -> None:
     count = len(log.encode(TEXT))
     log.add("r1", TEXT, 0)
-    assert log.add("r2", TEXT, count - 1).endswith("; the prompt of r1 begins with it")
+    assert log.add("r2", TEXT, count - 1).endswith(
+        f"{count - 1} of {count} prompt tokens found; nothing is missing"
+    )
     lost = log.add("r3", TEXT, 10)
-    assert lost.endswith(f"begins with it; {count - 1 - 10} tokens before were not kept")
+    assert lost.endswith(
+        f"; the prompt of r2 begins with it; {count - 1 - 10} of these tokens were not kept"
+    )
     whole = len(log.encode(TEXT)) + len(log.encode(" So it is."))
     assert f"it continues r3 after {whole} tokens" in log.add("r4", f"{TEXT} So it is. And?", whole)
     assert "no earlier request" in log.add("r5", TEXT, 0, model="other")
