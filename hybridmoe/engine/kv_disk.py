@@ -13,7 +13,7 @@ from functools import partial
 
 from hybridmoe.engine.kv_cache import KvCache
 from hybridmoe.engine.kv_disk_files import DamagedPageError, PageFolder, chain_hash
-from hybridmoe.engine.kv_disk_reader import PageLoad, SequenceOnDisk
+from hybridmoe.engine.kv_disk_reader import PageLoad, ReadError, SequenceOnDisk
 from hybridmoe.engine.kv_disk_writer import DiskCounters, PageId, PageWriter, used_ns
 from hybridmoe.engine.sequence import Sequence
 from hybridmoe.engine.stats import KvDiskStats
@@ -103,7 +103,6 @@ class KvDisk:
             for index in range(before // PAGE_TOKENS, len(table.nodes)):
                 self._kept[table.pages[index]] = hashes[index + 1]
             self._num_loaded += num_tokens
-            self._writer.use(self._kept_pages(sequence, len(table.nodes)), on_disk.started_ns)
         elif time.monotonic() > load.progress_at + _STALL_S and not load.is_done:
             load.cancel()
             self._paused_until = time.monotonic() + _PAUSE_S
@@ -111,6 +110,8 @@ class KvDisk:
             self._warn("the disk does not respond: prompts are computed")
         if load.is_done:
             on_disk.load = None
+            kept = self._kept_pages(sequence, len(sequence.block_table.nodes))
+            self._writer.use(kept, on_disk.started_ns)
         return num_tokens
 
     def offer(self, sequence: Sequence) -> None:
@@ -212,13 +213,13 @@ class KvDisk:
             return False
         return True
 
-    def _on_read_error(self, error: OSError | DamagedPageError) -> None:
+    def _on_read_error(self, error: ReadError) -> None:
         """Count an error, and report the first one. From the readers' threads."""
         self._num_read_errors += 1
         if isinstance(error, DamagedPageError):
             self._warn(f"a page was damaged, and has been removed ({error})")
         else:
-            self._warn(f"{error.strerror or error}: not read")
+            self._warn(f"{getattr(error, 'strerror', None) or 'out of memory'}: not read")
 
     def _warn(self, what: str) -> None:
         if not self._has_warned:

@@ -74,7 +74,7 @@ class PageFolder:
         self.root_path = root
         self.root_hash = hashlib.sha256(model.encode()).digest()
         self._folder = root / f"kv-{self.root_hash.hex()[:32]}"
-        self._has_damage = False  # found in a file: then none is trusted without being read
+        self.has_damage = False  # found in a file: no other is trusted without being read
         self._num_layers, self._row_bytes = num_layers, row_bytes
 
     def file_bytes(self, num_tokens: int) -> int:
@@ -135,9 +135,7 @@ class PageFolder:
         return self._write(beside, path, checksum, head, rows, used_ns)
 
     def touch(self, parent: bytes, own: bytes, used_ns: int) -> bool:
-        """Mark a page as used at that time. Returns False if it is gone, or may be damaged."""
-        if self._has_damage:
-            return False
+        """Mark a page as used at that time. Returns False if it is gone."""
         try:
             os.utime(self._path(_name(parent, own)), ns=(used_ns, used_ns))
         except FileNotFoundError:
@@ -199,7 +197,7 @@ class PageFolder:
         return ids, data[end:].reshape(self._num_layers, count, self._row_bytes)
 
     def _remove_damaged(self, name: str) -> None:
-        self._has_damage = True
+        self.has_damage = True
         path = self._path(name)
         with suppress(OSError):
             path.unlink()

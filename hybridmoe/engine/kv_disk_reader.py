@@ -9,12 +9,12 @@ from typing import NamedTuple
 from hybridmoe.engine.kv_disk_files import DamagedPageError, PageFolder, Rows, chain_hash
 from hybridmoe.kernels.paged_mla import PAGE_TOKENS
 
-__all__ = ["LoadedPage", "PageLoad", "SequenceOnDisk"]
+__all__ = ["LoadedPage", "PageLoad", "ReadError", "SequenceOnDisk"]
 
 _AHEAD_BYTES = 64 << 20  # read but not yet taken
 _AHEAD_PAGES = (2, 64)  # at least, at most
 
-OnError = Callable[[OSError | DamagedPageError], None]
+ReadError = OSError | DamagedPageError | MemoryError
 
 
 class LoadedPage(NamedTuple):
@@ -43,7 +43,7 @@ class PageLoad:
         hashes: Sequence[bytes],
         num_known: int,
         wake: Callable[[], None],
-        on_error: OnError,
+        on_error: Callable[[ReadError], None],
     ) -> None:
         """Start to read.
 
@@ -126,7 +126,7 @@ class PageLoad:
     def _try(self, read: Callable[[], Rows | None]) -> Rows | None:
         try:
             return None if self._is_cancelled else read()
-        except (OSError, DamagedPageError) as error:
+        except (OSError, DamagedPageError, MemoryError) as error:
             self._on_error(error)
             return None
 

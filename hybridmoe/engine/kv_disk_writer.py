@@ -205,7 +205,8 @@ class PageWriter:
             if time.monotonic() < self._paused_until:
                 page.on_loss()
                 return
-            if self._folder.touch(page.parent, page.own, job.used_ns):
+            is_trusted = not self._folder.has_damage
+            if is_trusted and self._folder.touch(page.parent, page.own, job.used_ns):
                 return  # another process has written it
             if not self._space.make(self._folder.file_bytes(len(job.ids)), job.used_ns):
                 self._counters.dropped_pages += 1

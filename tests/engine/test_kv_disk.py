@@ -133,8 +133,12 @@ def test_a_damaged_page_is_a_warning_and_computed_again(
         path.write_bytes(damage(path.read_bytes()))
     again = HashRun(tmp_path)
     assert again.respond(IDS).disk_tokens == 0
+    assert again.disk.flush(60)
+    assert again.disk.stats().written_pages == 5
+    again.respond(IDS)
     stats = again.close()
     assert stats.errors > 0
+    assert stats.written_pages == 6  # of the last, shorter one the sequence has a copy
     (record,) = caplog.records
     assert "damaged" in record.message and "\n" not in record.message
     last = HashRun(tmp_path)
