@@ -71,6 +71,8 @@ class ToolNames:
             first, _, rest = arguments.partition("\n")
             name = self.resolve(first)
             return None if name is None else ResolvedCall(name, strip_code_fence(rest) or "{}")
+        if not (call_id.strip() or arguments):
+            return None
         try:
             given = json.loads(arguments or "{}")
         except (ValueError, RecursionError):

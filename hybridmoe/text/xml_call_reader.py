@@ -215,7 +215,7 @@ class XmlCallReader:
         except (ValueError, RecursionError):
             given = None
         call_id = _attribute(header) if self._has_tags else header.strip()
-        name = self._tools.resolve_arguments(call_id, given)
+        name = self._tools.resolve_arguments(call_id, given) if call_id or given else None
         if name is None:
             yield TextPart("".join(piece.text for piece in record))
             return

@@ -286,6 +286,12 @@ def test_marks_in_a_value_are_text() -> None:
 
 
 @pytest.mark.parametrize("name", FAMILIES)
+def test_marks_alone_are_no_calls(name: str) -> None:
+    begin = family(name).syntax.form.call[0].removesuffix("functions.").removesuffix("function")
+    assert read(name, begin * 3).tool_calls == []
+
+
+@pytest.mark.parametrize("name", FAMILIES)
 def test_no_order_of_marks_fails_or_loses_the_end(name: str) -> None:
     marks = [*FAMILIES[name][0][:-1], "now", "{}"]
     if name == "dsml":
