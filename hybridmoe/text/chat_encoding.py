@@ -25,6 +25,8 @@ from hybridmoe.text.prompt_limit import PromptLimit
 from hybridmoe.text.thinking import Thinking, thinking_after
 from hybridmoe.text.thinking_options import PromptOptions
 from hybridmoe.text.tokenizer import Tokenizer
+from hybridmoe.text.tool_support import complete_messages
+from hybridmoe.text.tool_syntax import choose_syntax
 
 __all__ = ["ChatPrompt", "encode_chat", "encode_prompt"]
 
@@ -58,18 +60,23 @@ def encode_prompt(
     limit = limit or PromptLimit.unlimited()
     options = options or PromptOptions()
     normalized = normalize_messages(messages)
-    is_kimi = tokenizer.special_id("<|tool_call_begin|>") is not None
-    declared = normalize_tools(tools, sort_keys=is_kimi)
-    if is_kimi:
+    syntax = choose_syntax(tokenizer, template.source)
+    has_numbers = syntax is not None and syntax.has_numbers
+    declared = normalize_tools(tools, sort_keys=has_numbers)
+    if has_numbers:
         number_tool_calls(normalized)
-    if any("tool_calls" in message for message in normalized) and template.wants_parsed_arguments:
-        normalized = parse_tool_arguments(normalized)
+    has_calls = any("tool_calls" in message for message in normalized)
     choice = template.switches.choose(options)
     mask = _Mask(tokenizer, [normalized, declared, choice.variables], limit.check)
     past, prefill = split_prefill(mask.apply(normalized), options.continues_final)
+    declared = mask.apply(declared)
+    if has_calls or declared or any(message["role"] == "tool" for message in past):
+        past = complete_messages(past, declared, template.tools, syntax)
+    if has_calls and template.tools.wants_parsed_arguments:
+        past = parse_tool_arguments(past)
     text = template.render(
         past,
-        tools=mask.apply(declared),
+        tools=declared,
         variables=mask.apply(choice.variables),
         limit=limit,
     )

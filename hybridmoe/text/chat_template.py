@@ -18,6 +18,7 @@ from hybridmoe.text.prefill import ThoughtMarks
 from hybridmoe.text.prompt_limit import PromptLimit
 from hybridmoe.text.template_sandbox import BoundedEnvironment
 from hybridmoe.text.template_switches import TemplateSwitches
+from hybridmoe.text.tool_support import ToolSupport, probe_tools
 
 __all__ = ["KIMI_K2_TEMPLATE", "ChatTemplate"]
 
@@ -172,20 +173,15 @@ class ChatTemplate:
             return ThoughtMarks()
 
     @functools.cached_property
-    def wants_parsed_arguments(self) -> bool:
-        """True if the template takes tool call arguments as mappings, False for JSON text.
+    def tools(self) -> ToolSupport:
+        """Parts of a conversation with tools that the template writes."""
 
-        Templates do not declare it, so that a sample call is rendered.
-        """
-        function = {"name": "f", "arguments": '{"a":1}'}
-        call = {"id": "call00000", "type": "function", "function": function}
-        question = {"role": "user", "content": "x"}
-        response = {"role": "assistant", "content": "", "tool_calls": [call]}
-        try:
-            text = self.render([question, response], add_generation_prompt=False)
-        except TemplateError:
-            return True
-        return '{"a":1}' not in text
+        def render(
+            messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]] | None
+        ) -> str:
+            return self.render(messages, tools=tools, add_generation_prompt=False)
+
+        return probe_tools(render)
 
 
 def _has_kimi_marks(tokenizer: SpecialTokens) -> bool:

@@ -131,6 +131,42 @@ class ToolSyntax:
             if part
         )
 
+    @property
+    def has_numbers(self) -> bool:
+        """True if a call's id holds its number in the conversation (Kimi)."""
+        return "{number}" in self.form.call[1]
+
+    def write(self, calls: Sequence[Mapping[str, Any]], first_number: int) -> str:
+        """Write calls as the model does. calls: name, and arguments as JSON text."""
+        before, behind, end = self.form.call
+        written = [
+            before
+            + call["name"]
+            + behind.replace("{number}", str(first_number + i))
+            + self._write_arguments(call["arguments"])
+            + end
+            for i, call in enumerate(calls)
+        ]
+        return self.form.section[0] + self.form.between.join(written) + self.form.section[1]
+
+    def _write_arguments(self, arguments: str) -> str:
+        xml = self.form.xml
+        if xml is None:
+            return arguments
+        try:
+            values = json.loads(arguments)
+        except (ValueError, RecursionError):
+            return arguments
+        if not isinstance(values, dict):
+            return arguments
+        out = []
+        for name, value in values.items():
+            is_text = isinstance(value, str)
+            text = value if is_text else json.dumps(value, ensure_ascii=False)
+            out += [*xml.key[:1], name, xml.key[1], xml.value_begin[0 if is_text else 1], text]
+            out.append(xml.value_end)
+        return "".join(out)
+
     def split_at_token(self, text: str) -> tuple[str, str]:
         """Split a text before its first special token."""
         match = self._tokens.search(text)

@@ -92,7 +92,8 @@ def test_arguments_are_text_or_mappings_as_the_template_takes_them() -> None:
             TOKENIZER,
             messages,
         )
-    assert mapping_template.wants_parsed_arguments and not KIMI.wants_parsed_arguments
+    assert mapping_template.tools.wants_parsed_arguments
+    assert not KIMI.tools.wants_parsed_arguments
 
 
 SPECIALS = ["<|im_end|>", "<|im_system|>", "<|im_middle|>", "[BOS]", "<|tool_calls_section_begin|>",
