@@ -16,7 +16,8 @@ V3 = (
     "{% for m in messages %}{% if m.role == 'assistant' and m.content is none %}"
     "{% for c in m.tool_calls %}<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>{{ c.type }}"
     "<｜tool▁sep｜>{{ c.function.name }}\n```json\n{{ c.function.arguments }}\n```"
-    "<｜tool▁call▁end｜><｜tool▁calls▁end｜>{% endfor %}{% else %}[{{ m.role }}]{{ m.content }}{% endif %}{% endfor %}"
+    "<｜tool▁call▁end｜><｜tool▁calls▁end｜>{% endfor %}"
+    "{% else %}[{{ m.role }}]{{ m.content }}{% endif %}{% endfor %}"
 )
 TOOLS = [{"type": "function", "function": {"name": "look_up", "parameters": {"type": "object"}}}]
 ARGUMENTS = '{"city": "Oslo", "days": 3}'
