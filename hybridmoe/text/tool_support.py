@@ -1,4 +1,4 @@
-"""What a chat template does with tools, and messages for those that leave a part of it out.
+"""Tool support of chat templates, and messages for those that leave a part of it out.
 
 Templates do not declare it, so that samples are rendered. DeepSeek-V3's writes no declarations, and
 calls only of messages without content; many write neither calls nor results. What is left out is
