@@ -174,6 +174,29 @@ def test_what_keeps_it_from_serving_is_one_line(
 
 
 @pytest.mark.parametrize(
+    ("option", "value", "status", "words"),
+    [
+        ("--idle-unload", "soon", 2, "'soon': expected a time such as 30s, 15m or 2h"),
+        ("--idle-unload", "", 2, "expected a time"),
+        ("--drain", "-1s", 2, "expected a time"),
+        ("--hold", "nan", 2, "expected a time"),
+        ("--hold", "1e9h", 2, "expected a time"),
+        ("--max-loaded", "0", 2, "0 is not in the range"),
+        ("--on-unloaded", "wait", 2, "'hold', 'refuse'"),
+        ("--socket-mode", "888", 1, "expected permission bits such as 600"),
+        ("--socket-mode", "1777", 1, "expected permission bits such as 600"),
+        ("--model", "b.gguf", 1, "expected NAME=FILE"),
+    ],
+)
+def test_options_of_a_service_are_checked(
+    option: str, value: str, status: int, words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["serve", option, value]) == status
+    (line,) = capsys.readouterr().err.splitlines()
+    assert words in line
+
+
+@pytest.mark.parametrize(
     ("arguments", "words"), [(["absent.gguf"], "absent.gguf"), (["--ctx", "0"], "context_tokens=0")]
 )
 def test_a_model_that_cannot_be_loaded_ends_the_server(arguments: list[str], words: str) -> None:
