@@ -51,10 +51,11 @@ def make_call_rules(syntax: ToolSyntax, calls: ToolCallFormat) -> CallRules:
     rules = ['BREAK: "\\n"'] if form.may_break else []
     may_break = "BREAK?" if form.may_break else ""
     relaxed = []
+    terminals: dict[str, str] = {}
     for i, (key, names) in enumerate(groups.items()):
         heads = (syntax.lark(form.call[0] + name) for name in names)
         rules.append(f"head_{i}: {' | '.join(heads)}")
-        rules += _argument_rules(syntax, f"arguments_{i}", arguments[key])
+        rules += _argument_rules(syntax, f"arguments_{i}", arguments[key], terminals)
         relaxed += [f"{names[0]}: {path}" for path in arguments[key].relaxed]
     begin, end = map(syntax.lark, form.section)
     rules.append(f"section: {begin} calls_0 {end}")
@@ -78,9 +79,11 @@ def _arguments(calls: ToolCallFormat, function: Mapping[str, Any]) -> _Arguments
     return _Arguments(schema, is_strict, relaxed)
 
 
-def _argument_rules(syntax: ToolSyntax, rule: str, own: _Arguments) -> list[str]:
+def _argument_rules(
+    syntax: ToolSyntax, rule: str, own: _Arguments, terminals: dict[str, str]
+) -> list[str]:
     if syntax.form.xml is not None:
-        return xml_arguments(syntax, rule, own.schema, is_strict=own.is_strict)
+        return xml_arguments(syntax, rule, own.schema, is_strict=own.is_strict, terminals=terminals)
     given = own.schema if own.schema is not None else {"type": "object"}
     schema = set_json_whitespace(given, is_strict=own.is_strict)
     return [f"{rule}: %json {to_json('tools', schema)}"]

@@ -27,10 +27,19 @@ Variant = tuple[dict[str, Any], set[str]]
 
 
 def xml_arguments(
-    syntax: ToolSyntax, rule: str, schema: Mapping[str, Any] | None, *, is_strict: bool
+    syntax: ToolSyntax,
+    rule: str,
+    schema: Mapping[str, Any] | None,
+    *,
+    is_strict: bool,
+    terminals: dict[str, str],
 ) -> list[str]:
-    """Make the rule of a call's arguments. schema: of an object; None for any values."""
-    maker = _RuleMaker(syntax, rule, is_strict=is_strict)
+    """Make the rule of a call's arguments, and those that it needs.
+
+    schema: of an object; None for any values. terminals: names by pattern, of all tools; each is
+    made once, since many of them make a slow grammar.
+    """
+    maker = _RuleMaker(syntax, rule, terminals, is_strict=is_strict)
     variants = [] if schema is None else _variants(schema)
     if schema is None or not variants:
         maker.add_any()
@@ -40,7 +49,9 @@ def xml_arguments(
 
 
 class _RuleMaker:
-    def __init__(self, syntax: ToolSyntax, rule: str, *, is_strict: bool) -> None:
+    def __init__(
+        self, syntax: ToolSyntax, rule: str, terminals: dict[str, str], *, is_strict: bool
+    ) -> None:
         xml = syntax.form.xml
         assert xml is not None
         self._lark = syntax.lark
@@ -51,6 +62,7 @@ class _RuleMaker:
         self._lead, rest = syntax.split_at_token(xml.value_end)
         self._end = f"{syntax.lark(rest)} {self._break}"
         self._rule = rule
+        self._terminals = terminals
         self._is_strict = is_strict
         self.rules: list[str] = []
 
@@ -123,15 +135,22 @@ class _RuleMaker:
         bodies = list(filter(None, (_terminal(f"(?:{pattern}){lead}") for pattern in patterns)))
         if self._lead:
             return self._add("TEXT", " & ".join(bodies))
+        if patterns == [r"(.|\n)*"]:
+            return self._add("TEXT", r"/(.|\n)+/") + "?"
         may_be_empty = least == 0 and "pattern" not in schema
         text = self._add("TEXT", " & ".join([*bodies, r"/(.|\n)+/"]))
         return f"{text}?" if may_be_empty else text
 
     def _add(self, kind: str, body: str) -> str:
         """Add a rule, or a terminal in capital letters. Returns its name."""
-        prefix = self._rule.upper() if kind.isupper() else self._rule
+        is_terminal = kind.isupper()
+        if is_terminal and body in self._terminals:
+            return self._terminals[body]
+        prefix = self._rule.upper() if is_terminal else self._rule
         name = f"{prefix}_{kind}_{len(self.rules)}"
         self.rules.append(f"{name}: {body}")
+        if is_terminal:
+            self._terminals[body] = name
         return name
 
 

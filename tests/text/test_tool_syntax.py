@@ -2,8 +2,11 @@
 
 import itertools
 import json
+import random
+import re
 from typing import Any
 
+import numpy as np
 import pytest
 from constrained import accepts
 from family_tokenizers import FAMILIES, family
@@ -175,6 +178,71 @@ def test_a_grammar_accepts_what_the_family_writes(name: str, choice: str) -> Non
     ):
         text = before + written(name, *calls_written)
         assert accepts(constraint.copy(), tokenizer, text) == expected, calls_written
+
+
+LIMITED = {
+    "type": "object",
+    "properties": {
+        "short": {"type": "string", "maxLength": 5},
+        "letters": {"type": "string", "pattern": "^[a-c]+$"},
+        "maybe": {"type": ["string", "null"]},
+        "days": {"type": "integer", "minimum": 3, "maximum": 40},
+        "unit": {"enum": ["x", "yy", 3, None]},
+        "flags": {
+            "type": "object",
+            "properties": {"on": {"type": "boolean"}},
+            "required": ["on"],
+            "additionalProperties": False,
+        },
+    },
+    "required": ["short", "letters", "days", "flags"],
+    "additionalProperties": False,
+}
+
+
+def fits_limits(arguments: dict[str, Any]) -> bool:
+    return (
+        arguments.keys() <= LIMITED["properties"].keys()
+        and len(arguments["short"]) <= 5
+        and re.fullmatch("[a-c]+", arguments["letters"]) is not None
+        and isinstance(arguments.get("maybe"), str | None)
+        and arguments["days"] in range(3, 41)
+        and arguments.get("unit") in ("x", "yy", 3, None)
+        and arguments["flags"] in ({"on": True}, {"on": False})
+    )
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_any_output_of_a_grammar_is_calls_that_fit_their_schema(name: str) -> None:
+    tokenizer, syntax = family(name)
+    tools = [
+        {"type": "function", "function": {"name": n, "strict": True, "parameters": LIMITED}}
+        for n in ("aa", "aab")
+    ]
+    compiler = GrammarCompiler(tokenizer, syntax)
+    grammar = compiler.compile_response(None, ToolCallFormat(tools, "required"))
+    closing = {b'"', b"}", b"<", b"</", *(tokenizer.token_bytes(i) for i in syntax.token_ids)}
+    num_whole = 0
+    for seed in range(12):
+        draw, constraint, ids = random.Random(seed), grammar.copy(), []
+        while not constraint.is_done() and len(ids) < 500:
+            bits = np.unpackbits(constraint.mask().view(np.uint8), bitorder="little")
+            allowed = [int(i) for i in bits.nonzero()[0]]
+            ends = [i for i in allowed if tokenizer.token_bytes(i) in closing]
+            if tokenizer.eos_ids.intersection(allowed) and draw.random() < 0.5:
+                break
+            others = [i for i in allowed if i not in tokenizer.eos_ids]
+            ids.append(draw.choice(ends if ends and draw.random() < 0.6 else others))
+            constraint.accept(ids[-1])
+        else:
+            if not constraint.is_done():
+                continue
+        num_whole += 1
+        response = read(name, tokenizer.decode(ids, skip_special=False), tools=tools)
+        assert response.tool_calls and not response.text
+        for call in response.tool_calls:
+            assert fits_limits(json.loads(call.arguments)), call
+    assert num_whole >= 1
 
 
 VALUES = [
