@@ -8,11 +8,13 @@
 | `HYBRIDMOE_NUMA_NODES` | int  | the machine's  | number of NUMA nodes to split the cores into    |
 | `HYBRIDMOE_IO`         | name | `auto`         | reader of experts: `threads` or `uring`         |
 | `HYBRIDMOE_HOST_CALLS` | 0, 1 | 0              | 1: host functions instead of counters in graphs |
+| `HYBRIDMOE_MODELS`     | path | user's data    | folder of models that are called by name        |
 
 An unusable value raises `ConfigError`; no value is silently replaced by its default.
 """
 
 import os
+from pathlib import Path
 
 from hybridmoe.errors import ConfigError
 
@@ -24,6 +26,7 @@ __all__ = [
     "check_environment",
     "forced_isa",
     "io_engine",
+    "models_folder",
     "num_nodes",
     "num_threads",
     "pins_threads",
@@ -56,6 +59,17 @@ def io_engine() -> str:
     if name not in IO_NAMES:
         raise ConfigError(f"HYBRIDMOE_IO={name!r}: expected one of {', '.join(IO_NAMES)}")
     return name
+
+
+def models_folder() -> Path | None:
+    """Read `HYBRIDMOE_MODELS`; unset, `$XDG_DATA_HOME/hybridmoe/models`. None without a home."""
+    try:
+        if chosen := os.environ.get("HYBRIDMOE_MODELS"):
+            return Path(chosen).expanduser()
+        data = Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share")
+    except RuntimeError:  # neither HOME nor an entry in passwd
+        return None
+    return data / "hybridmoe" / "models"
 
 
 def num_threads() -> int | None:

@@ -25,7 +25,7 @@ LAYERS = {
                 "_C",
             ),
             ("gguf",),
-            ("hardware", "text"),
+            ("hardware", "library", "text"),
             ("kernels",),
             ("device", "planning"),
             ("experts",),

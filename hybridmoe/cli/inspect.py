@@ -13,9 +13,10 @@ from typing import Any
 import click
 from gguf import LlamaFileType
 
-from hybridmoe.cli.options import debug_option
+from hybridmoe.cli.options import debug_option, model_argument
 from hybridmoe.cli.tables import Section, print_sections
 from hybridmoe.config import GATE_SIGMOID, KV_TYPES, ModelConfig
+from hybridmoe.demo import demo_path
 from hybridmoe.errors import GGUFError
 from hybridmoe.gguf import GGUFFile, MetadataValue
 from hybridmoe.gguf.accounting import Account, take_account
@@ -27,16 +28,19 @@ __all__ = ["inspect_command"]
 
 
 @click.command("inspect")
-@click.argument("model", type=click.Path(path_type=Path))
+@model_argument
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object")
 @click.option("--tensors", "with_tensors", is_flag=True, help="List every tensor")
 @click.option(
     "--check", "is_check", is_flag=True, help="Read all weights and report NaN and infinity"
 )
 @debug_option
-def inspect_command(model: Path, as_json: bool, with_tensors: bool, is_check: bool) -> None:
-    """Show the contents and sizes of MODEL, a GGUF file or the first part of a split one."""
-    with GGUFFile.open(model) as file:
+def inspect_command(model: Path | None, as_json: bool, with_tensors: bool, is_check: bool) -> None:
+    """Show the contents and sizes of MODEL, a GGUF file or the first part of a split one.
+
+    Without MODEL: of the embedded model.
+    """
+    with GGUFFile.open(model or demo_path()) as file:
         if is_check:
             from hybridmoe.cli.check import check_weights  # imports torch
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import hybridmoe
 from hybridmoe.cli.render import ProgressBar
 from hybridmoe.cli.signals import uninterrupted
+from hybridmoe.library.last_use import note_use
 from hybridmoe.placement.options import LoadOptions
 
 if TYPE_CHECKING:
@@ -27,6 +28,8 @@ def open_model(path: Path | None, options: LoadOptions) -> "Iterator[LLM]":
     """Open a model with a progress bar; close it at the end, whatever signals arrive."""
     with ProgressBar() as bar:
         llm = hybridmoe.load(path, options, progress=bar)
+    if path is not None:
+        note_use(path)
     try:
         for line in placement_lines(llm):
             print(f"hybridmoe: {line}", file=sys.stderr, flush=True)

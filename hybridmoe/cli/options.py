@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 import click
 
+from hybridmoe.cli.model_path import ModelPath
 from hybridmoe.config import EngineOptions
 from hybridmoe.option import (
     Choice,
@@ -80,9 +81,7 @@ debug_option = click.option(
     help="Print the traceback of an error",
 )
 
-model_argument = click.argument(
-    "model", required=False, type=click.Path(path_type=Path), metavar="[MODEL.gguf]"
-)
+model_argument = click.argument("model", required=False, type=ModelPath(), metavar="[MODEL]")
 
 
 def help_without_command(ctx: click.Context) -> None:

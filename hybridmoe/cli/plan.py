@@ -12,10 +12,11 @@ from typing import Any, TypeVar
 
 import click
 
-from hybridmoe.cli.options import debug_option, load_option, load_options_of
+from hybridmoe.cli.options import debug_option, load_option, load_options_of, model_argument
 from hybridmoe.cli.plan_rates import PlannedGpus, gpus_of, rates_for
 from hybridmoe.cli.plan_report import Report, sections
 from hybridmoe.cli.tables import print_sections
+from hybridmoe.demo import demo_path
 from hybridmoe.errors import ConfigError
 from hybridmoe.gguf.outline import Outline, read_outline, with_expert_type
 from hybridmoe.hardware.gpu import NoGpu
@@ -136,17 +137,17 @@ def _plan_options(function: F) -> F:
 
 
 @click.command("plan")
-@click.argument("model", type=click.Path(path_type=Path))
+@model_argument
 @_plan_options
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object")
 @debug_option
-def plan_command(model: Path, as_json: bool, **options: Any) -> None:
+def plan_command(model: Path | None, as_json: bool, **options: Any) -> None:
     """Plan the memory of MODEL, and predict its speed. No weights are read.
 
     Of a split file the first part is enough. Sizes are those of its header, or follow from it.
     With the same options and the same free memory, chat and serve do what this prints.
     """
-    outline = read_outline(model)
+    outline = read_outline(model or demo_path())
     if options["quant"] is not None:
         tensors = with_expert_type(outline.tensors, options["quant"])
         outline = replace(outline, tensors=tensors)

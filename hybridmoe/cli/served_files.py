@@ -11,6 +11,9 @@ from hybridmoe.cli.loading import placement_lines
 from hybridmoe.cli.render import ProgressBar
 from hybridmoe.cli.server_log import notify_supervisor
 from hybridmoe.errors import ConfigError, TemplateError
+from hybridmoe.library.find import find_model
+from hybridmoe.library.last_use import note_use
+from hybridmoe.library.stored_model import model_name
 from hybridmoe.placement.options import LoadOptions
 from hybridmoe.text.thinking_options import ThinkingOptions
 
@@ -41,7 +44,7 @@ def named_files(
             raise ConfigError(f"--model {pair!r:.200}: expected NAME=FILE")
         if name in files or name in taken:
             raise ConfigError(f"--model {pair!r:.200}: the name {name} is taken")
-        files[name] = Path(file)
+        files[name] = find_model(file)
     return files
 
 
@@ -87,6 +90,8 @@ class ServedFiles:
             file, options = self._files[name], self._options_of(name)
             llm = hybridmoe.load(file, options, progress=on_progress)
         self._check_thinking(name, llm)
+        if file is not None:
+            note_use(file)
         return llm
 
     def announce(self, name: str, llm: "LLM") -> None:
@@ -135,4 +140,4 @@ def _with_parts(path: Path, *parts: str) -> Path:
 
 
 def _model_name(model: Path | None) -> str:
-    return "hybridmoe-demo" if model is None else model.stem
+    return "hybridmoe-demo" if model is None else model_name(model)

@@ -65,4 +65,10 @@ def _print_rich(sections: Sequence[Section]) -> None:
 
 
 def _is_left(section: Section, column: int) -> bool:
-    return column == 0 or not section.header
+    """Return True for columns of text; numbers, with units or not, are flush right."""
+    cells = (row[column] for row in section.rows)
+    return column == 0 or not section.header or not all(map(_is_number, cells))
+
+
+def _is_number(cell: str) -> bool:
+    return not cell or cell.lstrip("+-")[:1].isdigit()

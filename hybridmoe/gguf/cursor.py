@@ -15,6 +15,7 @@ MetadataScalar = bool | int | float | str
 
 # Limits, far above any real file (K2: 8 MB of header, 0.5 M array elements).
 MAX_HEADER_BYTES = 1 << 28
+_CUT_OFF = "its header is cut off, or damaged; a header takes up to 20 MB"
 MAX_ELEMENTS = 1 << 23  # of all arrays together
 MAX_NAME_BYTES = (1 << 16) - 1
 
@@ -53,7 +54,8 @@ class Cursor:
             self.fail(field, f"the header is longer than the limit of {MAX_HEADER_BYTES} bytes")
         self.fail(
             field,
-            f"truncated: {num_bytes} bytes expected at byte {self.pos}, {left} left in the file",
+            f"truncated: {num_bytes} bytes expected at byte {self.pos}, {left} left in the file:"
+            f" {_CUT_OFF}",
         )
 
     def u32(self, field: str) -> int:
@@ -76,7 +78,11 @@ class Cursor:
             self.fail(
                 field,
                 f"found {count}, expected at most {min(limit, fitting)}"
-                + (" (more do not fit into the rest of the file)" if fitting < limit else ""),
+                + (
+                    f" (more do not fit into the rest of the file: {_CUT_OFF})"
+                    if fitting < limit
+                    else ""
+                ),
             )
         return count
 

@@ -22,6 +22,7 @@ import numpy as np
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, GGUFValueType
 
 from hybridmoe.gguf.cursor import Cursor, MetadataScalar, printable
+from hybridmoe.units import format_bytes
 
 __all__ = ["Header", "MetadataValue", "TensorInfo", "parse_header"]
 
@@ -221,6 +222,8 @@ def _place(
     if before and end > size and needs_data:
         cursor.fail(
             f"tensor {printable(before.name)}",
-            f"data ends at byte {end}, the file at {size}: {end - size} bytes are missing",
+            f"data ends at byte {end}, the file at {size}: the download is incomplete,"
+            f" {end - size} bytes are missing ({format_bytes(end - size)}); hybridmoe plan works"
+            " with it",
         )
     return placed

@@ -55,7 +55,7 @@ def test_the_first_file_is_the_default_one() -> None:
     assert named_files(A, (), ()) == {"a": A}
     assert named_files(A, ("x", "y"), ()) == {"x": A}
     assert [*named_files(A, ("x",), ("b=b.gguf",)).items()] == [("x", A), ("b", B)]
-    assert [*named_files(None, (), ("b=b.gguf", "c/d=x=y"))] == ["b", "c/d"]
+    assert [*named_files(None, (), ("b=b.gguf", "c/d=x=y.gguf"))] == ["b", "c/d"]
     assert named_files(None, ("demo",), ("b=b.gguf",)) == {"demo": None, "b": B}
 
 

@@ -78,7 +78,7 @@ def test_the_missing_bytes_of_a_cut_model_are_counted(tmp_path: Path) -> None:
     path.write_bytes(raw[:-7])
     assert refusal(path) == (
         f"x.gguf: tensor b.bias: data ends at byte {len(raw)}, the file at {len(raw) - 7}: "
-        "7 bytes are missing"
+        "the download is incomplete, 7 bytes are missing (7 bytes); hybridmoe plan works with it"
     )
 
 
