@@ -56,6 +56,7 @@ async def create_llama_completion(body: LlamaCompletionRequest, request: Request
         top_logprobs=body.n_probs or None,
     )
     generation = await service.start_completion(text, model)
+    request.state.relaxed_schema = generation.request.relaxed
     completion = _LlamaCompletion(service, generation, model, body)
     if body.stream:
         events, keep_alive_s = completion.events(), service.config.keep_alive_s
