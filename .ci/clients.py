@@ -34,7 +34,8 @@ def install(name: str, command: list[str]) -> None:
         subprocess.run(command, capture_output=True, text=True, check=True, timeout=300)
     except (OSError, subprocess.SubprocessError) as error:
         said = str(getattr(error, "stderr", None) or error).strip().splitlines()
-        print(f"no clients in {folder}, whose tests skip: {said[-1]}", flush=True)
+        first = next((line for line in said if line.startswith(("ERROR", "npm error"))), said[-1])
+        print(f"no clients in {folder}, whose tests skip: {first}", flush=True)
     else:
         stamp.write_text(wanted, encoding="utf-8")
 
@@ -46,4 +47,4 @@ pip += ["--no-compile"]  # modules are compiled when they are first imported
 install("python", [*pip, "-r", f"{python}/requirements.txt"])
 for name in ("node", "agents"):
     npm = ["npm", "ci", "--prefix", str(CLIENTS / name), "--no-audit", "--no-fund"]
-    install(name, [*npm, "--ignore-scripts"])
+    install(name, [*npm, "--ignore-scripts", "--fetch-retries=1", "--fetch-retry-mintimeout=1000"])
