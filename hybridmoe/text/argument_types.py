@@ -8,27 +8,31 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-__all__ = ["ANY_TYPE", "argument_types", "local_reference", "properties_of", "value_json"]
+__all__ = [
+    "ANY_TYPE", "TypeFinder", "argument_types", "local_reference", "properties_of", "value_json",
+]  # fmt: skip
 
 ANY_TYPE = frozenset({"string", "number", "boolean", "object", "array", "null"})
 _NAMES = {"integer": "number"} | {name: name for name in ANY_TYPE}
-_MAX_STEPS = 256  # within the limit of recursion
+_MAX_PARTS = 256  # of one object's schema
+_MAX_DEPTH = 64  # of references and alternatives, within the limit of recursion
 _PYTHON = {"True": "true", "False": "false", "None": "null"}
 
 
 def properties_of(schema: Any) -> dict[str, Any]:
     """Collect the properties of an object's schema, also of its references and alternatives."""
     out: dict[str, Any] = {}
-    for part in _Walk(schema).parts(schema):
+    for part in _parts(schema):
         properties = part.get("properties")
         if isinstance(properties, Mapping):
-            out = {**properties, **out}
+            for name, inner in properties.items():
+                out.setdefault(name, inner)
     return out
 
 
 def argument_types(root: Any, schema: Any) -> frozenset[str]:
     """Find the JSON types that a schema allows. root: what its references are relative to."""
-    return _Walk(root).types(schema)
+    return TypeFinder(root).types(schema)
 
 
 def value_json(text: str, types: frozenset[str], *, is_json: bool = False) -> str:
@@ -58,51 +62,65 @@ def local_reference(root: Any, reference: Any) -> Any:
         return None
     node = root
     for step in reference[1:].split("/")[1:]:
-        name = step.replace("~1", "/").replace("~0", "~")
-        node = node.get(name) if isinstance(node, Mapping) else None
+        if not isinstance(node, Mapping):
+            return None
+        node = node.get(step.replace("~1", "/").replace("~0", "~"))
     return node
 
 
-class _Walk:
-    """Bounded walk through a schema's references and alternatives, which may be cyclic."""
+class TypeFinder:
+    """Finds the JSON types of a root's schemas, which may be cyclic; reads each once."""
 
     def __init__(self, root: Any) -> None:
+        """root: what references are relative to."""
         self._root = root
-        self._steps = _MAX_STEPS
-
-    def parts(self, schema: Any) -> Iterator[Mapping[str, Any]]:
-        """Iterate over a schema and all that it is made of."""
-        waiting = [schema]
-        while waiting and self._steps:
-            part = waiting.pop()
-            if isinstance(part, Mapping):
-                self._steps -= 1
-                yield part
-                waiting += [*self._lists(part, "oneOf", "anyOf", "allOf"), self._target(part)]
+        self._depth = 0
+        # By identity, with the schema, which keeps it; those under way allow any type.
+        self._known: dict[int, tuple[Any, frozenset[str]]] = {}
 
     def types(self, schema: Any) -> frozenset[str]:
         """Find the types that a schema allows."""
-        self._steps -= 1
-        if not isinstance(schema, Mapping) or self._steps < 0:
+        if not isinstance(schema, Mapping) or self._depth == _MAX_DEPTH:
             return ANY_TYPE
+        if id(schema) not in self._known:
+            self._known[id(schema)] = (schema, ANY_TYPE)
+            self._depth += 1
+            self._known[id(schema)] = (schema, self._read(schema))
+            self._depth -= 1
+        return self._known[id(schema)][1]
+
+    def _read(self, schema: Mapping[str, Any]) -> frozenset[str]:
         types = _declared(schema)
-        target = self._target(schema)
+        target = _target(self._root, schema)
         if target is not None:
             types &= self.types(target)
         for key in ("anyOf", "oneOf"):
-            parts = self._lists(schema, key)
+            parts = _listed(schema, key)
             if parts:
                 types &= frozenset().union(*map(self.types, parts))
-        for part in self._lists(schema, "allOf"):
+        for part in _listed(schema, "allOf"):
             types &= self.types(part)
         return types
 
-    def _target(self, schema: Mapping[str, Any]) -> Any:
-        return local_reference(self._root, schema["$ref"]) if "$ref" in schema else None
 
-    def _lists(self, schema: Mapping[str, Any], *keys: str) -> list[Any]:
-        lists = (schema.get(key) for key in keys)
-        return [part for parts in lists if isinstance(parts, list) for part in parts]
+def _parts(root: Any) -> Iterator[Mapping[str, Any]]:
+    """Iterate over a schema and all that it is made of: references and alternatives."""
+    waiting, seen = [root], set[int]()
+    while waiting and len(seen) < _MAX_PARTS:
+        part = waiting.pop()
+        if isinstance(part, Mapping) and id(part) not in seen:
+            seen.add(id(part))
+            yield part
+            waiting += [*_listed(part, "oneOf", "anyOf", "allOf"), _target(root, part)]
+
+
+def _target(root: Any, schema: Mapping[str, Any]) -> Any:
+    return local_reference(root, schema["$ref"]) if "$ref" in schema else None
+
+
+def _listed(schema: Mapping[str, Any], *keys: str) -> list[Any]:
+    lists = (schema.get(key) for key in keys)
+    return [part for parts in lists if isinstance(parts, list) for part in parts]
 
 
 def _declared(schema: Mapping[str, Any]) -> frozenset[str]:

@@ -7,6 +7,7 @@ cache. A cut is never between a call and its result.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any
 
 __all__ = ["KEPT_SHARES", "Compaction", "most_prompt_tokens", "plan_compaction", "summary_tokens"]
@@ -62,8 +63,9 @@ def plan_compaction(messages: Sequence[Message], keep_share: float) -> Compactio
     None: there is nothing before the last turn.
     """
     first = next((i for i, m in enumerate(messages) if m["role"] not in _HEAD_ROLES), len(messages))
-    sizes = [_size(message) for message in messages]
-    room = keep_share * sum(sizes[first:])
+    # Of a message and all that follow; the last entry is 0.
+    sizes = [*accumulate(map(_size, reversed(messages)), initial=0)][::-1]
+    room = keep_share * sizes[first]
     roles = [message["role"] for message in messages]
     turns = [i for i in range(first + 1, len(messages)) if roles[i] == "user"]
     rounds = [
@@ -73,7 +75,7 @@ def plan_compaction(messages: Sequence[Message], keep_share: float) -> Compactio
     cuts = sorted(turns + rounds)
     if not cuts:
         return None
-    fitting = (i for i in (*turns, *rounds) if sum(sizes[i:]) <= room)
+    fitting = (i for i in (*turns, *rounds) if sizes[i] <= room)
     at = next(fitting, cuts[-1])
     return Compaction(list(messages[:first]), list(messages[first:at]), list(messages[at:]))
 

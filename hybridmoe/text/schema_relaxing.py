@@ -12,7 +12,7 @@ from typing import Any
 
 from llguidance import LLMatcher
 
-from hybridmoe.text.argument_types import argument_types, local_reference
+from hybridmoe.text.argument_types import TypeFinder, local_reference
 
 __all__ = ["relax_schema"]
 
@@ -25,11 +25,14 @@ _NEUTRAL: Mapping[str, Any] = {"uniqueItems": False, "propertyNames": {"type": "
 _TYPES = frozenset({"string", "number", "integer", "boolean", "object", "array", "null"})
 _COUNTS = ("minLength", "maxLength", "minItems", "maxItems", "minProperties", "maxProperties")
 _BOUNDS = ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum")
+_COMPILED = frozenset({"pattern", "format", "patternProperties"})
 _MAPS = ("properties", "patternProperties", "$defs", "definitions")
 _LISTS = ("allOf", "anyOf", "oneOf", "prefixItems")
 _SCHEMAS = ("items", "additionalProperties", "additionalItems")
 _MAX_PATTERN_CHARS = 4096
 _MAX_NOTES = 64
+_MAX_NAME_CHARS = 64  # in a path
+_MAX_TRIALS = 512  # compilations of a keyword alone, about 1 ms each
 
 
 def relax_schema(schema: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
@@ -39,7 +42,7 @@ def relax_schema(schema: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
     """
     notes: list[str] = []
     try:
-        return _Relaxer(schema, notes).relax(schema, "$"), notes[:_MAX_NOTES]
+        return _Relaxer(schema, notes).relax(schema, "$"), notes
     except RecursionError:
         return dict(schema), []
 
@@ -48,17 +51,20 @@ class _Relaxer:
     def __init__(self, root: Mapping[str, Any], notes: list[str]) -> None:
         self._root = root
         self._notes = notes
+        self._types = TypeFinder(root)
+        self._num_trials = 0
 
     def relax(self, schema: Mapping[str, Any], path: str) -> dict[str, Any]:
         out: dict[str, Any] = {}
         for key, value in _modern(schema).items():
-            place = f"{path}.{key}"
+            place = f"{path}.{key[:_MAX_NAME_CHARS]}"
             if key in _LACKING or not self._is_supported(schema, key, value):
                 if _NEUTRAL.get(key, self) != value and value is not None:
-                    self._notes.append(place)
+                    self._note(place)
             elif key in _MAPS:
                 out[key] = {
-                    name: self._part(part, f"{place}.{name}") for name, part in value.items()
+                    name: self._part(part, f"{place}.{name[:_MAX_NAME_CHARS]}")
+                    for name, part in value.items()
                 }
             elif key in _LISTS or (key == "items" and isinstance(value, list)):
                 parts = [self._part(part, f"{place}[{i}]") for i, part in enumerate(value)]
@@ -77,18 +83,26 @@ class _Relaxer:
             return self.relax(schema, path)
         if isinstance(schema, bool):
             return schema
-        self._notes.append(path)
+        self._note(path)
         return True
+
+    def _note(self, path: str) -> None:
+        if len(self._notes) < _MAX_NOTES:
+            self._notes.append(path)
 
     def _one_of(self, out: dict[str, Any], parts: list[Any], place: str) -> None:
         """Put `anyOf` in place of `oneOf`: the same if no value fits two of them."""
-        types = [argument_types(self._root, part) for part in parts]
+        types = [self._types.types(part) for part in parts]
         if sum(map(len, types)) != len(frozenset().union(*types)) and not _has_tags(parts):
-            self._notes.append(place)
+            self._note(place)
         out["allOf"] = [*out.get("allOf", []), {"anyOf": parts}]
 
     def _is_supported(self, schema: Mapping[str, Any], key: str, value: Any) -> bool:
         check = _CHECKS.get(key)
+        if key in _COMPILED and isinstance(value, str | Mapping):
+            self._num_trials += len(value) if isinstance(value, Mapping) else 1
+            if self._num_trials > _MAX_TRIALS:  # compiling the whole tells
+                return True
         if key == "$ref":
             return local_reference(self._root, value) is not None
         if key in ("minProperties", "maxProperties"):
@@ -163,11 +177,11 @@ def _compiles(keyword: str, value: str) -> bool:
 def _has_tags(parts: list[Any]) -> bool:
     """Test whether one property tells alternatives apart by its constant."""
     tags: dict[str, list[str]] = {}
-    for part in parts:
-        properties = part.get("properties") if isinstance(part, Mapping) else None
-        for name, property in (properties or {}).items():
+    for part in filter(_is_map, parts):
+        required = frozenset(part.get("required", ()))
+        for name, property in part.get("properties", {}).items():
             value = property.get("const") if isinstance(property, Mapping) else None
-            if isinstance(value, str) and name in (part.get("required") or ()):
+            if isinstance(value, str) and name in required:
                 tags.setdefault(name, []).append(value)
     return any(len(set(values)) == len(parts) for values in tags.values())
 

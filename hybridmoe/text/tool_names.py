@@ -100,7 +100,8 @@ class ToolNames:
         if len(self._functions) == 1:
             return next(iter(self._functions))
         ranks = {name: _rank(f, arguments) for name, f in self._functions.items()}
-        best = [name for name, rank in ranks.items() if rank == max(ranks.values())]
+        highest = max(ranks.values(), default=None)
+        best = [name for name, rank in ranks.items() if rank == highest]
         return best[0] if len(best) == 1 and ranks[best[0]][0] > 0 else None
 
     def schema(self, name: str) -> Any:
@@ -147,9 +148,9 @@ def _misfit(function: Mapping[str, Any], arguments: Mapping[str, Any]) -> int:
     schema = function.get("parameters")
     required = schema.get("required") if isinstance(schema, Mapping) else None
     declared = properties_of(schema)
-    needed = [name for name in required or () if isinstance(name, str)] if required else []
-    lacking = [name for name in needed if name not in arguments]
-    return len(lacking) + sum(name not in declared for name in arguments)
+    needed = required if isinstance(required, list) else ()
+    num_lacking = sum(isinstance(name, str) and name not in arguments for name in needed)
+    return num_lacking + sum(name not in declared for name in arguments)
 
 
 def _rank(function: Mapping[str, Any], arguments: Mapping[str, Any]) -> tuple[int, int]:

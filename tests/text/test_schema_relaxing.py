@@ -6,6 +6,7 @@ import pytest
 from constrained import accepts
 from family_tokenizers import family
 
+from hybridmoe.text.argument_types import ANY_TYPE, argument_types, properties_of
 from hybridmoe.text.grammar_compiler import GrammarCompiler
 from hybridmoe.text.output_format import OutputFormat
 from hybridmoe.text.schema_relaxing import relax_schema
@@ -84,3 +85,27 @@ def test_hostile_schemas_are_bounded() -> None:
     wide = {"allOf": [{"not": {}}] * 100_000}
     relaxed, notes = relax_schema(wide)
     assert len(notes) == 64 and len(relaxed["allOf"]) == 100_000
+    long_name = {"properties": {"x" * 100_000: {"not": {}}}}
+    assert relax_schema(long_name)[1] == ["$.properties." + 64 * "x" + ".not"]
+
+
+def test_each_part_of_a_cyclic_schema_is_read_once() -> None:
+    parts = [{"$ref": "#/$defs/a"} for _ in range(2000)]
+    cyclic = {"$defs": {"a": {"anyOf": parts}}, "oneOf": parts, "properties": {"b": {}}}
+    assert relax_schema(cyclic)[1] == ["$.oneOf"]
+    assert argument_types(cyclic, parts[0]) == ANY_TYPE
+    assert list(properties_of(cyclic)) == ["b"]
+
+
+def test_types_are_those_of_every_alternative() -> None:
+    chain = {str(i): {"$ref": f"#/$defs/{i + 1}"} for i in range(20)} | {"20": {"type": "null"}}
+    number = {"anyOf": [*[{"type": "string"}] * 300, {"type": "number"}]}
+    root = {"$defs": chain, "anyOf": [number, {"$ref": "#/$defs/0"}]}
+    assert argument_types(root, root) == {"string", "number", "null"}
+
+
+def test_only_the_first_patterns_are_tried_alone() -> None:
+    patterns = {str(i): {"pattern": f"(?=a){i}"} for i in range(600)}
+    relaxed, _ = relax_schema({"properties": patterns})
+    kept = [name for name, part in relaxed["properties"].items() if part]
+    assert kept == [str(i) for i in range(512, 600)]

@@ -4,6 +4,8 @@ import pytest
 from kimi_chat import TOKENIZER
 from parsed_response import parse_response
 
+from hybridmoe.text.tool_names import ToolNames
+
 
 def parsed(text: str) -> tuple[str, list[tuple[str, str]]]:
     response = parse_response(TOKENIZER.encode(text, parse_special=True), TOKENIZER)
@@ -52,3 +54,14 @@ def test_names_written_as_text_are_no_calls() -> None:
     ids = TOKENIZER.encode(SECTION)
     response = parse_response(ids, TOKENIZER)
     assert (response.text, response.tool_calls) == (SECTION, [])
+
+
+@pytest.mark.parametrize("required", [5, True, "city", {"city": 1}, [5, ["city"]]])
+def test_a_schema_that_is_none_does_not_keep_a_call_from_its_tool(required: object) -> None:
+    schema = {"type": "object", "properties": {"city": {}}, "required": required}
+    tools = [{"function": {"name": name, "parameters": schema}} for name in ("look_up", "find")]
+    tools.append({"function": {"name": "now"}})
+    names = ToolNames(tools)
+    assert names.resolve_call("0", '{"city":1}') is None  # two tools fit
+    tools.pop(0)
+    assert ToolNames(tools).resolve_call("0", '{"city":1}') == ("find", '{"city":1}')
