@@ -15,7 +15,7 @@ class ModelPath(click.ParamType):  # type: ignore[type-arg]  # generic since cli
 
     name = "model"
 
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         """Find the file. Errors: ConfigError."""
         if isinstance(value, Path):
             return value

@@ -7,17 +7,22 @@ from typing import Any, NamedTuple
 
 from hybridmoe.errors import ConfigError
 from hybridmoe.experts.disk.disk_rate import measure_disk
+from hybridmoe.gguf.cursor import printable
 from hybridmoe.gguf.outline import Outline
 from hybridmoe.gguf.split import part_path
 from hybridmoe.hardware import isa
 from hybridmoe.hardware.gpu import CudaGpu, Gpus, NoGpu, choose_gpus
 from hybridmoe.hardware.machine import measure
+from hybridmoe.library.find import known_models
 from hybridmoe.option import gpu_numbers
 from hybridmoe.planning.gpu_specs import GpuSpec, spec_like, spec_named
 from hybridmoe.planning.plan import Plan
 from hybridmoe.planning.rates import GpuRates, Rates, rates_of
 
 __all__ = ["PlannedGpus", "gpus_of", "rates_for"]
+
+
+_ASSUMED_DISK = 3e9  # bytes/s: an NVMe disk of PCIe 3.0, or a slow one of PCIe 4.0
 
 
 class PlannedGpus(NamedTuple):
@@ -125,10 +130,21 @@ def rates_for(
         peak = peak * 1e12 if peak else measured
     disk = given["disk_gbs"] * 1e9 if given["disk_gbs"] else None
     if disk is None and plan.needs_disk:
-        disk = measure_disk(_files(outline))
-        origins["disk"] = "measured"
+        disk, origins["disk"] = _disk_rate(outline)
     rates = rates_of(active, dram=dram, peak_ops=peak, float_ops=float_ops, disk=disk, gpu=gpu)
     return rates, origins
+
+
+def _disk_rate(outline: Outline) -> tuple[float, str]:
+    """Measure the disk's bytes/s, on the file or on the largest stored model; else assume it."""
+    candidates = [([] if not outline.path.exists() else _files(outline), "measured")]
+    stored = max(known_models(), key=lambda model: model.num_bytes, default=None)
+    if stored is not None:
+        candidates.append((list(stored.files), f"measured on {printable(stored.name, 120)}"))
+    for files, origin in candidates:
+        if files and (rate := measure_disk(files)) is not None:
+            return rate, origin
+    return _ASSUMED_DISK, "assumed; --disk-gbs gives another"
 
 
 def _files(outline: Outline) -> list[Path]:

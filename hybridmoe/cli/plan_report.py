@@ -245,7 +245,9 @@ def _remarks(report: Report) -> list[str]:
             f"The experts of layers {_ranges(sorted(pinned))} are in VRAM for good:"
             f" {plan.problem.num_gpu_pinned} of its {plan.num_vram_slots} slots."
         )
-    if outline.num_derived:
+    if outline.num_derived == len(outline.tensors):
+        said.append("Sizes are the release's; files of one quantization differ by a few percent.")
+    elif outline.num_derived:
         said.append(
             f"Estimate: parts {_ranges(outline.missing_parts)} are missing; the types of"
             f" {outline.num_derived} of {len(outline.tensors)} tensors follow from the others'."

@@ -26,13 +26,14 @@ from hybridmoe.gguf.reader import map_file
 from hybridmoe.gguf.split import check_part, count_parts, part_path
 from hybridmoe.gguf.tensor_table import read_config, tensor_shapes
 
-__all__ = ["Outline", "read_outline", "with_expert_type"]
+__all__ = ["Outline", "outline_of", "read_outline", "with_expert_type"]
 
 # In these mixtures, half of the down projections have the second type.
 _MIXTURES = {
     LlamaFileType.MOSTLY_Q4_K_M: (Q.Q4_K, Q.Q6_K),
     LlamaFileType.MOSTLY_Q5_K_M: (Q.Q5_K, Q.Q6_K),
 }
+_FALLBACKS = {Q.Q4_K: Q.Q5_0, Q.Q5_K: Q.Q5_1, Q.Q6_K: Q.Q8_0}
 _SUFFIX = ("_S", "_M", "_L", "_XL")  # of mixtures named by their main type
 
 
@@ -86,6 +87,35 @@ def read_outline(path: str | os.PathLike[str]) -> Outline:
         missing_parts=tuple(missing),
         num_derived=len(derived),
         has_weights=is_whole and not missing,
+    )
+
+
+def outline_of(metadata: Mapping[str, MetadataValue], quant: str) -> Outline:
+    """Outline a file that does not exist, from its metadata and quantization.
+
+    quant: as files are called: `Q4_K_M`, `UD-Q2_K_XL` (its main type), `Q4_0`. Errors: ConfigError.
+    """
+    name = quant.upper().removeprefix("UD-")
+    plain = name.removesuffix("_XL")
+    known = [kind for kind in LlamaFileType if _main_type(kind) is not None]
+    kinds = {kind.name.partition("_")[2]: kind for kind in known}
+    kind = next((kinds[n] for n in (name, plain, f"{plain}_M") if n in kinds), None)
+    if kind is None:
+        raise ConfigError(f"quant {quant!r:.40} is unknown; known: {', '.join(kinds)}")
+    config = read_config(metadata, ())
+    types = _Types({}, {"general.file_type": int(kind)}, config.num_layers)
+    tensors = tuple(
+        _tensor(name, shape, types.of(name, shape)) for name, shape in tensor_shapes(config, False)
+    )
+    return Outline(
+        path=Path(f"{config.name}.gguf"),
+        metadata=metadata,
+        config=config,
+        tensors=tensors,
+        num_parts=1,
+        missing_parts=(),
+        num_derived=len(tensors),
+        has_weights=False,
     )
 
 
@@ -175,14 +205,19 @@ class _Types:
 
     def _main(self, shape: tuple[int, ...]) -> Q:
         """Choose the type that the file states for its quantization; else the most common one."""
-        if self._kind is not None:
-            text = self._kind.name.removeprefix("MOSTLY_").removeprefix("ALL_")
-            for candidate in (text, *(text.removesuffix(end) for end in _SUFFIX)):
-                if candidate in Q.__members__ and _fits(Q[candidate], shape):
-                    return Q[candidate]
+        main = None if self._kind is None else _main_type(self._kind)
+        if main is not None and (_fits(main, shape) or not self._seen):
+            return main
         seen = Counter(type for entries in self._seen.values() for _, type in entries)
         fitting = [type for type, _ in seen.most_common() if type != Q.F32 and _fits(type, shape)]
         return fitting[0] if fitting else Q.Q8_0
+
+
+def _main_type(kind: LlamaFileType) -> Q | None:
+    """Return the type that a quantization is named after; None if it is named otherwise."""
+    text = kind.name.removeprefix("MOSTLY_").removeprefix("ALL_")
+    names = (text, *(text.removesuffix(end) for end in _SUFFIX))
+    return next((Q[name] for name in names if name in Q.__members__), None)
 
 
 def _fits(type: Q, shape: tuple[int, ...]) -> bool:
@@ -195,6 +230,8 @@ def _bits(type: Q) -> float:
 
 
 def _tensor(name: str, shape: tuple[int, ...], type: Q) -> TensorInfo:
+    if not _fits(type, shape):  # as llama.cpp falls back: rows of 1408 in V2-Lite and Moonlight
+        type = _FALLBACKS.get(type, Q.IQ4_NL)
     if not _fits(type, shape):
         type = Q.F16
     block, block_bytes = GGML_QUANT_SIZES[type]

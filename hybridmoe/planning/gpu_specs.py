@@ -39,8 +39,9 @@ _FILLERS = frozenset(
 
 
 def spec_named(name: str) -> GpuSpec:
-    """Find a GPU; any case, spaces for dashes. Errors: ConfigError."""
-    spec = GPUS.get("-".join(name.lower().split()))
+    """Find a GPU; any case, spaces for dashes, `4090` for `rtx-4090`. Errors: ConfigError."""
+    wanted = "-".join(name.lower().split())
+    spec = GPUS.get(wanted) or GPUS.get(f"rtx-{wanted}")
     if spec is None:
         raise ConfigError(f"--gpu {name!r:.40}: known are {', '.join(GPUS)}; or give --vram")
     return spec

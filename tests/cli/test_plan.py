@@ -305,3 +305,58 @@ def test_rates_are_measured_where_none_are_given(tmp_path: Path) -> None:
     assert found["rates"]["origins"]["DRAM"] == "measured"
     assert found["rates"]["dram"] > 1e8 and found["rates"]["ops"] > 1e8
     assert "(measured)" in plan(path, "--ctx", 2048, "--ram", "4G", "--tops", 1)
+
+
+def test_the_verdict_comes_first_and_says_what_the_tables_do(k2: Path) -> None:
+    given = (*GIVEN, "--ram", "128GiB", "--ctx", 32768)
+    found = plan_json(k2, *given)
+    card = plan_json(k2, *given, "--gpu", "4090")
+    first = plan(k2, *given).splitlines()[0]
+    speeds = [
+        f"{run['decode']['tokens_per_s']:.2f} tokens/s, first word of a 1024-token prompt after"
+        for run in (found, card)
+    ]
+    assert first == f"verdict  {found['verdict']}"
+    assert first.startswith(f"verdict  runs: {speeds[0]} ")
+    assert f"; with one rtx-4090 of 24 GB: {speeds[1]} " in first and " stay on disk" in first
+    assert card["verdict"].startswith(f"runs: {speeds[1]}") and "with one" not in card["verdict"]
+    assert "with one" not in plan_json(k2, *given, "--device", "cpu")["verdict"]
+
+
+def test_a_published_model_is_planned_without_a_file() -> None:
+    given = (*GIVEN[:4], "--ram", "128GiB", "--ctx", 32768)
+    text = plan("kimi-k2", "--quant", "Q4_0", *given)
+    for words in (
+        "Kimi-K2-Instruct Q4_0, 538.", "3.00 GB/s (assumed", "quant, *: this plan", "Q4_0*  ",
+        "128.00 GiB here", "1024 GiB", "Sizes are the release's",
+    ):  # fmt: skip
+        assert words in text, words
+    rows = {cells[0]: cells for cells in map(str.split, text.splitlines()) if cells}
+    decode = plan_json("kimi-k2", "--quant", "IQ2_XXS", *given)["decode"]["tokens_per_s"]
+    assert float(rows["IQ2_XXS"][3]) == pytest.approx(decode, rel=0.01)
+    assert float(rows["IQ2_XXS"][-1]) > 2 * decode
+    assert "by a few percent" in plan("glm-4.7", *GIVEN, "--ram", "64G", "--ctx", 32768)
+
+
+def test_a_stored_model_comes_before_a_published_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HYBRIDMOE_MODELS", str(tmp_path))
+    write_k2(tmp_path / "kimi-k2.gguf")
+    found = plan_json("kimi-k2", *GIVEN, "--ram", "128GiB", "--ctx", 32768)
+    assert found["path"] == str(tmp_path / "kimi-k2.gguf")
+    other = plan_json("kimi-k2-instruct", *GIVEN, "--ram", "128GiB", "--ctx", 32768)
+    assert other["num_estimated_tensors"] > 1000
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("deepseek", "do you mean DeepSeek-V3 or DeepSeek-V3.1 or"),
+        ("llama-3", "published models that are known: Kimi-K2-Instruct, "),
+    ],
+)
+def test_an_unknown_name_is_answered_with_those_that_are_known(
+    capsys: pytest.CaptureFixture[str], name: str, words: str
+) -> None:
+    assert words in refusal(capsys, name)

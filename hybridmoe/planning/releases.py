@@ -1,0 +1,119 @@
+"""Published models of the deepseek2 family by name, with their sizes, so that none need be there.
+
+Sizes are those of each maker's config.json on huggingface.co, in the keys of GGUF metadata that
+llama.cpp's converter writes. `repo` has the release as GGUF files.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+__all__ = ["RELEASES", "Release", "release_named", "releases_beginning"]
+
+
+@dataclass(frozen=True, slots=True)
+class Release:
+    """One model, or several of the same sizes."""
+
+    name: str
+    aliases: tuple[str, ...]  # in lower case; `name` in lower case is one more
+    sizes: Mapping[str, Any]
+    repo: str | None = None
+    quant: str = "Q4_K_M"  # to plan for if none is named
+
+    @property
+    def metadata(self) -> dict[str, Any]:
+        """Metadata of a GGUF file of this release."""
+        keys = {f"deepseek2.{key}": value for key, value in self.sizes.items()}
+        return {"general.architecture": "deepseek2", "general.name": self.name, **keys}
+
+
+# moonshotai/Kimi-K2-Instruct
+_K2 = {
+    "block_count": 61, "leading_dense_block_count": 1, "context_length": 131072,
+    "embedding_length": 7168, "feed_forward_length": 18432, "vocab_size": 163840,
+    "attention.head_count": 64, "attention.head_count_kv": 1, "attention.q_lora_rank": 1536,
+    "attention.kv_lora_rank": 512, "attention.key_length": 576, "attention.value_length": 512,
+    "attention.key_length_mla": 192, "attention.value_length_mla": 128,
+    "attention.layer_norm_rms_epsilon": 1e-6, "rope.dimension_count": 64,
+    "rope.freq_base": 50000.0, "expert_count": 384, "expert_used_count": 8,
+    "expert_shared_count": 1, "expert_feed_forward_length": 2048, "expert_gating_func": 2,
+    "expert_weights_norm": True, "expert_weights_scale": 2.827,
+}  # fmt: skip
+_K2_LONG = {**_K2, "context_length": 262144}
+# deepseek-ai/DeepSeek-V3
+_V3 = {
+    **_K2, "leading_dense_block_count": 3, "context_length": 163840, "vocab_size": 129280,
+    "attention.head_count": 128, "rope.freq_base": 10000.0, "expert_count": 256,
+    "expert_group_count": 8, "expert_group_used_count": 4, "expert_weights_scale": 2.5,
+}  # fmt: skip
+# deepseek-ai/DeepSeek-V2
+_V2 = {
+    **_V3, "block_count": 60, "leading_dense_block_count": 1, "embedding_length": 5120,
+    "feed_forward_length": 12288, "vocab_size": 102400, "expert_count": 160,
+    "expert_used_count": 6, "expert_shared_count": 2, "expert_feed_forward_length": 1536,
+    "expert_group_used_count": 3, "expert_gating_func": 1, "expert_weights_norm": False,
+    "expert_weights_scale": 16.0,
+}  # fmt: skip
+_NO_GROUPS = {"expert_group_count": 1, "expert_group_used_count": 1}
+# deepseek-ai/DeepSeek-V2-Lite
+_V2_LITE = {
+    **{key: value for key, value in _V2.items() if key != "attention.q_lora_rank"}, **_NO_GROUPS,
+    "block_count": 27, "embedding_length": 2048, "feed_forward_length": 10944,
+    "attention.head_count": 16, "expert_count": 64, "expert_feed_forward_length": 1408,
+    "expert_weights_scale": 1.0,
+}  # fmt: skip
+# moonshotai/Moonlight-16B-A3B-Instruct
+_MOONLIGHT = {
+    **_V2_LITE, "context_length": 8192, "feed_forward_length": 11264, "vocab_size": 163840,
+    "rope.freq_base": 50000.0, "expert_gating_func": 2, "expert_weights_norm": True,
+    "expert_weights_scale": 2.446,
+}  # fmt: skip
+# zai-org/GLM-4.7-Flash
+_GLM_FLASH = {
+    **_V3, **_NO_GROUPS, "block_count": 47, "leading_dense_block_count": 1,
+    "context_length": 202752, "embedding_length": 2048, "feed_forward_length": 10240,
+    "vocab_size": 154880, "attention.head_count": 20, "attention.q_lora_rank": 768,
+    "attention.key_length_mla": 256, "attention.value_length_mla": 256,
+    "attention.layer_norm_rms_epsilon": 1e-5, "rope.freq_base": 1e6, "expert_count": 64,
+    "expert_used_count": 4, "expert_feed_forward_length": 1536, "expert_weights_scale": 1.8,
+}  # fmt: skip
+
+RELEASES = (
+    Release("Kimi-K2-Instruct", ("kimi-k2", "k2"), _K2, "unsloth/Kimi-K2-Instruct-GGUF"),
+    Release(
+        "Kimi-K2-Instruct-0905",
+        ("kimi-k2-0905", "k2-0905"),
+        _K2_LONG,
+        "unsloth/Kimi-K2-Instruct-0905-GGUF",
+    ),
+    Release(
+        "Kimi-K2-Thinking", ("k2-thinking",), _K2_LONG, "unsloth/Kimi-K2-Thinking-GGUF", "Q4_0"
+    ),
+    Release("Kimi-K2.5", ("k2.5",), _K2_LONG, "unsloth/Kimi-K2.5-GGUF", "Q4_0"),
+    Release("Kimi-K2.6", ("k2.6",), _K2_LONG, "unsloth/Kimi-K2.6-GGUF", "Q4_0"),
+    Release("DeepSeek-V3", ("v3", "deepseek-v3-0324"), _V3, "unsloth/DeepSeek-V3-0324-GGUF"),
+    Release("DeepSeek-V3.1", ("v3.1",), _V3, "unsloth/DeepSeek-V3.1-GGUF"),
+    Release("DeepSeek-R1", ("r1", "deepseek-r1-0528"), _V3, "unsloth/DeepSeek-R1-0528-GGUF"),
+    Release("DeepSeek-V2", ("v2", "deepseek-v2-chat", "deepseek-v2.5"), _V2),
+    Release(
+        "DeepSeek-V2-Lite",
+        ("v2-lite", "deepseek-coder-v2-lite"),
+        _V2_LITE,
+        "bartowski/DeepSeek-Coder-V2-Lite-Instruct-GGUF",
+    ),
+    Release("Moonlight-16B-A3B", ("moonlight",), _MOONLIGHT),
+    Release("GLM-4.7-Flash", ("glm-flash",), _GLM_FLASH, "unsloth/GLM-4.7-Flash-GGUF"),
+)
+
+
+def release_named(text: str) -> Release | None:
+    """Find the release with this name, in any case."""
+    wanted = text.lower().replace("_", "-").replace(" ", "-")
+    return next((r for r in RELEASES if wanted in (r.name.lower(), *r.aliases)), None)
+
+
+def releases_beginning(text: str) -> list[Release]:
+    """List the releases whose names begin so."""
+    wanted = text.lower()
+    return [r for r in RELEASES if any(n.startswith(wanted) for n in (r.name.lower(), *r.aliases))]
