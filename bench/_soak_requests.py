@@ -186,7 +186,7 @@ def _looking(rng: random.Random) -> Ask:
         Ask("/health"), Ask("/metrics"), Ask("/v1/models"), Ask("/"), Ask("/static/chat.js"),
         Ask("/openapi.json"), Ask("/nothing", status=404), Ask(CHAT, status=405),
         Ask("/v1/embeddings", {"input": "x"}, 501), Ask(CHAT, {"model": "m", "messages": []}, 400),
-        Ask("/tokenize", {"content": "Hello " * rng.randint(1, 2000), "with_pieces": True}),
+        Ask("/tokenize", {"content": "Hello " * rng.randint(1, 1000), "with_pieces": True}),
         Ask("/detokenize", {"tokens": [rng.randrange(300) for _ in range(50)]}),
         Ask("/detokenize", {"tokens": [10**9]}, 400),
     ])  # fmt: skip
@@ -198,8 +198,8 @@ def _mistyped(rng: random.Random) -> Ask:
         {"temperature": "hot"}, {"max_tokens": 1.5}, {"n": 99}, {"logit_bias": {"x": 1}},
         {"tools": [{"type": "web"}]},
         {"logit_bias": {"99999999": 1}}, {"response_format": {"type": "regex", "pattern": "("}},
-        {"response_format": {"type": "json_schema", "json_schema": {"schema": {"type": "no"}}}},
-        {"functions": [{}]}, {"tool_choice": "required"}, {"stream_options": {}},
+        {"response_format": {"type": "json_schema", "json_schema": {"schema": "no"}}},
+        {"functions": [{}]}, {"tool_choice": "required"}, {"stream_options": {"include_usage": 7}},
     ])  # fmt: skip
     return Ask(CHAT, {"messages": _messages(rng), **wrong}, 400)
 
