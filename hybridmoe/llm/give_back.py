@@ -2,19 +2,30 @@
 
 import ctypes
 import gc
+import time
+import weakref
 from contextlib import suppress
+from typing import Any
 
 import torch
 
 __all__ = ["give_back_memory"]
 
 
-def give_back_memory() -> None:
+_PATIENCE_S, _PAUSE_S = 2.0, 0.1
+
+
+def give_back_memory(closed: weakref.ref[Any]) -> None:
     """Collect what only cycles keep alive, and empty the caches of allocators.
 
-    The CUDA context stays, some hundreds of MB of VRAM: it lives as long as the process.
+    closed: the model, which requests that have just ended may refer to for a moment. The CUDA
+    context stays, some hundreds of MB of VRAM: it lives as long as the process.
     """
+    until = time.monotonic() + _PATIENCE_S
     gc.collect()
+    while closed() is not None and time.monotonic() < until:
+        time.sleep(_PAUSE_S)
+        gc.collect()
     if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
         with suppress(RuntimeError):  # of a GPU that has failed
             torch.cuda.empty_cache()

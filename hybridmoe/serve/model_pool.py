@@ -11,6 +11,7 @@ import logging
 import operator
 import threading
 import time
+import weakref
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -45,7 +46,7 @@ class ModelPool:
         max_held: int = 64,
         retry_after_s: int = 5,
         report: Callable[[str], None] = lambda line: None,
-        give_back: Callable[[], None] = give_back_memory,
+        give_back: Callable[[weakref.ref[LLM]], None] = give_back_memory,
         on_first_failure: Callable[[Exception], None] = lambda error: None,
     ) -> None:
         """hold_s: how long a request waits for a model that is not loaded; None: refused at once.
@@ -322,8 +323,9 @@ class ModelPool:
             model.close()
         except Exception as error:  # of a profile or trace; all is released even so
             self._report(f"warning: {slot.source.name}: {error}")
+        closed = weakref.ref(model.llm)
         del model
-        self._give_back()
+        self._give_back(closed)
         why = "idle" if step.is_idle else "another one is wanted"
         self._report(f"unloaded: {slot.source.name} ({why})")
         with self._changed:
