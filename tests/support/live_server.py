@@ -37,6 +37,7 @@ def live_server(
     models: ModelPool | None = None,
     log_request: Callable[[Mapping[str, Any]], None] | None = None,
     prefix_log: PrefixLog | None = None,
+    port: int = 0,
     **settings: Any,
 ) -> Iterator[LiveServer]:
     """Serve `llm` (None: as while it loads) under the name "test"; or `models`."""
@@ -44,7 +45,7 @@ def live_server(
     service = Service(config, models, prefix_log)
     if llm is not None:
         service.attach(llm)
-    listener = socket.create_server(("127.0.0.1", 0))
+    listener = socket.create_server(("127.0.0.1", port))
     server = Server(service, log_request)
     thread = threading.Thread(target=server.run, args=([listener],))
     thread.start()

@@ -1,240 +1,355 @@
-// Chat page with one conversation, kept in this tab only.
+// Chat page: joins the conversation, its responses, the list of conversations and the settings.
 
-import { Conversation } from "./conversation.js";
-import { ExpertMap } from "./experts.js";
-import { events } from "./stream.js";
-import { tierCounts, tierRows } from "./tiers.js";
+import { Answer } from "./answer.js";
+import { Composer } from "./composer.js";
+import { Connection } from "./connection.js";
+import { Conversation, isEmpty } from "./conversation.js";
+import { $, element, icon, iconButton, textButton, toast } from "./dom.js";
+import { ExpertTrace, Strip, isDark } from "./experts.js";
+import { MapView } from "./mapview.js";
+import { MessageView } from "./message.js";
+import { Settings } from "./settings.js";
+import { Sidebar } from "./sidebar.js";
+import { Store } from "./store.js";
 
-const $ = (id) => document.getElementById(id);
-const STOPPED = "stopped", CUT_OFF = "cut off at the token limit"; // not errors
-const KEPT = ["key", "system", "temperature", "max-tokens"]; // settings kept over a reload
-const map = new ExpertMap($("experts"), $("expert"));
-const talk = new Conversation();
-let running = null; // AbortController of the response under way
+const QUICK = 10; // messages that are rendered at once; the others follow
+const MAX_TRACES = 20, MAX_ANNOUNCED = 1000;
+const RESCUE = "hybridmoe.rescue";
 
-for (const id of KEPT) {
-  $(id).value = sessionStorage.getItem(id) ?? "";
-  $(id).addEventListener("change", () => sessionStorage.setItem(id, $(id).value));
-}
-$("key").addEventListener("change", connect);
-$("new").addEventListener("click", () => {
-  running?.abort();
-  running = null;
-  talk.clear();
-  map.reset();
-  $("status").textContent = "";
-  show();
+const store = new Store(), settings = new Settings(), map = new MapView(), strip = new Strip($("strip"));
+const answers = new Map(); // running, by conversation
+const traces = new Map(); // of experts, by message
+let talk = new Conversation(), views = new Map(), stuck = true, due = new Set();
+
+const connection = new Connection(settings, (model) => {
+  const isDemo = model?.meta?.name === "hybridmoe demo";
+  const examples = isDemo
+    ? ["What is 47 + 38?", "Tell me a joke.", "What is the capital of France?", "Why is the sky blue?"]
+    : ["Explain a mixture of experts in three sentences.", "Write a Python function that merges overlapping intervals.", "Compare TCP and UDP in a table.", "Draft a short, polite reminder of an unpaid invoice."];
+  $("examples").replaceChildren(...examples.map((text) => textButton(text, () => { composer.set(text); send(); })));
 });
-$("text").addEventListener("keydown", (event) => {
-  if (event.key === "Enter" && !event.shiftKey && !event.isComposing) {
-    event.preventDefault();
-    if (!running) send(); // else the next message stays in the box
-  }
+const actions = {
+  edit: (message, text) => ask(text, message.files ?? [], message),
+  again: (message) => respond(talk.messages.get(message.parent)),
+  resume: (message) => respond(null, message),
+  branch: (message) => { talk.show(message); save(talk); show(); },
+  siblings: (message) => talk.siblings(message),
+  isLast: (message) => talk.chat.leaf === message.id,
+  isLeftOut: (message) => talk.children(message.id).some((one) => one.role === "assistant" && isEmpty(one) && ["error", "stopped"].includes(one.state)),
+  waiting: (message) => answers.get(message.chat)?.waiting ?? "",
+  enterKey: () => settings.open("key"),
+  focus: () => $("text").focus(),
+};
+const composer = new Composer(() => send(), () => talk.path.filter(({ role }) => role === "user").map(({ content }) => content));
+const sidebar = new Sidebar(store, {
+  open: (id) => { location.hash = id; route(); },
+  created: startNew,
+  imported: () => talk.isNew || open(talk.chat.id),
+  removing: async (id) => { const answer = answers.get(id); answer?.stop(); await answer?.ended; },
+  renamed: async (id, title) => {
+    const chat = answers.get(id)?.conversation.chat ?? (talk.chat.id === id ? talk.chat : await store.chat(id));
+    chat.title = title;
+    await store.put(chat);
+    titled();
+  },
 });
-$("ask").addEventListener("submit", (event) => event.preventDefault());
-$("send").addEventListener("click", (event) => {
-  if (!running) send();
-  else if (event.detail < 2) running.abort(); // a double click on "Send" does not stop
-});
-addEventListener("pagehide", () => talk.save());
-talk.load();
-if (talk.isCut) $("status").textContent = "the first messages of this conversation were too long to keep";
-show();
-connect();
 
-/** Fetch the model's facts; retry while it loads. */
-async function connect() {
-  const key = $("key").value;
-  const headers = key ? { Authorization: `Bearer ${key}` } : {};
-  try {
-    const reply = await fetch("/v1/models", { headers });
-    if (reply.ok) {
-      const model = (await reply.json()).data[0];
-      $("model").textContent = `${model.id} · context ${model.max_model_len} tokens`;
-      const { n_layer, n_dense_layers, n_experts } = model.meta;
-      map.shape(n_layer - n_dense_layers, n_experts, n_dense_layers);
-      return;
-    }
-    const { error } = await reply.json();
-    $("model").textContent = error.message;
-    if (reply.status === 401) {
-      $("settings").open = true;
-      return;
-    }
-  } catch {
-    $("model").textContent = "no connection";
-  }
-  setTimeout(connect, 1000);
-}
-
-/** Send the text in the box. */
+/** Send what is in the box; during a response it waits. */
 function send() {
-  const text = $("text").value.trim();
-  if (!text) return;
-  $("text").value = "";
-  $("text").focus();
-  respond(talk.ask(text));
+  if (answers.has(talk.chat.id)) {
+    const next = composer.take();
+    if (next) (talk.chat.queue ??= []).push(next);
+    save(talk);
+    show();
+    return;
+  }
+  if (!isValid()) return;
+  const next = composer.take();
+  if (next) ask(next.content, next.files);
 }
 
-/** Generate a turn's response. */
-async function respond(reply) {
-  const mine = (running = new AbortController());
-  const body = request();
-  $("status").textContent = "";
-  map.reset();
-  show();
-  const shown = $("messages").lastElementChild;
-  let problem = null;
+function isValid() {
   try {
-    await read(body, mine.signal, reply, shown);
+    settings.request();
+    return true;
   } catch (error) {
-    problem = error.name === "AbortError" ? STOPPED : error.message;
+    toast(`Not sent. ${error.message}`, { name: "Settings", run: () => settings.open() });
+    return false;
   }
-  if (running !== mine) return; // another conversation was started
-  running = null;
-  if (problem !== null) $("status").textContent = problem === STOPPED ? problem : "";
-  talk.end(problem);
+}
+
+function ask(content, files = [], beside = null) {
+  if (answers.has(talk.chat.id)) return toast("A response is under way: stop it first.", null, 4);
+  if (!isValid()) return null;
+  const question = talk.ask(content, files, beside);
+  if (talk.isNew) {
+    talk.isNew = false;
+    history.replaceState(null, "", `#${talk.chat.id}`);
+  }
+  return respond(question);
+}
+
+/** Generate a response to a question, or continue one that was cut off. */
+async function respond(question, continued = null) {
+  if (answers.has(talk.chat.id)) return toast("A response is under way: stop it first.", null, 4);
+  if (!isValid()) return null;
+  const conversation = talk, message = continued ?? conversation.respond(question);
+  const messages = conversation.sent(message, continued !== null);
+  if (settings.system) messages.unshift({ role: "system", content: settings.system });
+  const body = { messages, stream: true, return_progress: true, return_experts: true, ...settings.request() };
+  if (connection.chosen) body.model = connection.chosen;
+  if (continued) body.continue_final_message = true;
+  traces.delete(message.id);
+  const answer = new Answer(conversation, message, body, settings.key, watch, () => save(conversation, [message], false));
+  answers.set(conversation.chat.id, answer);
+  message.state = "streaming";
+  save(conversation, question ? [question, message] : [message]);
+  stuck = true;
   show();
-}
-
-async function read(body, signal, reply, shown) {
-  const key = $("key").value, before = await tierCounts(key);
-  const began = performance.now();
-  let first = 0, tokens = 0;
-  for await (const event of events("/v1/chat/completions", body, { key, signal })) {
-    const progress = event.prompt_progress;
-    if (progress) $("status").textContent = `prefill: ${progress.processed} of ${progress.total} tokens`;
-    for (const token of event.experts ?? []) {
-      map.add(token);
-      tokens += 1;
-      first ||= performance.now();
-    }
-    const choice = event.choices[0] ?? {};
-    reply.content += choice.delta?.content ?? "";
-    if (choice.delta?.reasoning_content) {
-      reply.reasoning_content = (reply.reasoning_content ?? "") + choice.delta.reasoning_content;
-    }
-    if (choice.finish_reason === "length") reply.note = CUT_OFF;
-    fill(shown, reply);
-    if (tokens > 1) $("status").textContent = `${rate(tokens - 1, performance.now() - first)} tokens/s`;
-    if (event.timings) figures(event.timings, first - began);
+  answer.ended = answer.run();
+  await answer.ended;
+  answers.delete(conversation.chat.id);
+  await save(conversation, [message]);
+  if (message.state === "error") connection.check();
+  if (conversation === talk) {
+    show();
+    announce(message);
+    if (message.state === "done" || message.state === "length") sendNext();
   }
-  rows(tierRows(before, await tierCounts(key)));
+  return null;
 }
 
-function request() {
-  const system = $("system").value.trim();
-  const body = {
-    messages: system ? [{ role: "system", content: system }, ...talk.sent] : talk.sent,
-    stream: true,
-    return_progress: true,
-    return_experts: true,
-  };
-  if ($("temperature").value !== "") body.temperature = Number($("temperature").value);
-  if ($("max-tokens").value !== "") body.max_tokens = Number($("max-tokens").value);
-  return body;
+/** Send the first of the messages that wait. */
+function sendNext() {
+  const next = talk.chat.queue?.shift();
+  if (next) ask(next.content, next.files);
 }
 
-function rate(count, milliseconds) {
-  return milliseconds > 0 ? ((count * 1000) / milliseconds).toFixed(1) : "–";
+const watch = {
+  update(message) {
+    if (message.chat !== talk.chat.id) return;
+    if (!due.size) requestAnimationFrame(showDue);
+    due.add(message.id);
+  },
+  experts(message, tokens) {
+    if (!connection.shape) return;
+    if (!traces.has(message.id)) {
+      traces.set(message.id, new ExpertTrace(connection.shape));
+      if (traces.size > MAX_TRACES) traces.delete(traces.keys().next().value);
+    }
+    const trace = traces.get(message.id);
+    trace.add(tokens);
+    if (message.chat !== talk.chat.id) return;
+    strip.show(trace);
+    map.show(trace);
+  },
+  chosen: (message) => traces.get(message.id)?.summary,
+};
+
+function showDue() {
+  for (const id of due) views.get(id)?.update();
+  due.clear();
+  $("rate").textContent = answers.get(talk.chat.id)?.rate ?? "";
+  $("strip-row").hidden = !lastTrace();
+  follow();
 }
 
-function figures(timings, firstMs) {
-  $("status").textContent = `${timings.predicted_per_second.toFixed(1)} tokens/s`;
-  $("figures").replaceChildren();
-  rows({
-    prompt: `${timings.prompt_n} tokens, ${timings.cache_n} cached, ${timings.prompt_per_second.toFixed(0)} tokens/s`,
-    response: `${timings.predicted_n} tokens, ${timings.predicted_per_second.toFixed(1)} tokens/s`,
-    "first token": `${(firstMs / 1000).toFixed(2)} s`,
-    experts: `${map.used} of ${map.layers * map.experts} chosen`,
-  });
+setInterval(() => {
+  const answer = answers.get(talk.chat.id);
+  if (answer && isEmpty(answer.message)) views.get(answer.message.id)?.update();
+}, 500);
+
+/** Save a conversation and messages of it; say so if that fails. */
+async function save(conversation, messages = [], isListed = true) {
+  if (conversation.isNew) return;
+  try {
+    await store.put(conversation.chat, messages);
+  } catch (error) {
+    toast(`This conversation cannot be saved: ${error.message}. Export it.`);
+  }
+  if (isListed) await sidebar.refresh();
 }
 
-/** Append figures: values by name. */
-function rows(values) {
-  $("figures").append(
-    ...Object.entries(values).flatMap(([name, value]) => [element("dt", name), element("dd", value)]),
-  );
-}
-
-/** Render the whole conversation, and save it. */
+/** Show the whole conversation. Messages already shown keep their elements. */
 function show() {
-  const items = talk.turns.flatMap((turn, i) => {
-    const item = element("li", "", turn.role);
-    fill(item, turn);
-    if (!running) item.append(tools(item, turn, i));
-    return turn.note ? [item, problem(turn.note)] : [item];
+  const path = talk.path, isRunning = answers.has(talk.chat.id);
+  const kept = views;
+  views = new Map(path.map((message) => [message.id, kept.get(message.id) ?? new MessageView(message, actions)]));
+  const items = path.map(({ id }) => views.get(id).item), list = $("messages");
+  items.forEach((item, i) => { if (list.children[i] !== item) list.insertBefore(item, list.children[i] ?? null); });
+  while (list.children.length > items.length) list.lastElementChild.remove();
+  const late = [];
+  path.forEach((message, i) => {
+    const view = views.get(message.id);
+    if (i >= path.length - QUICK || kept.has(message.id)) view.update();
+    else { view.sketch(); late.unshift(view); }
   });
-  if (talk.failed) items.push(...failure(talk.failed));
-  $("messages").replaceChildren(...items);
-  $("send").textContent = running ? "Stop" : "Send";
-  $("messages").lastElementChild?.scrollIntoView({ block: "end" });
-  talk.save();
+  renderLate(late, talk);
+  $("empty").hidden = path.length > 0;
+  $("strip-row").hidden = !lastTrace();
+  $("rate").textContent = isRunning ? $("rate").textContent : "";
+  const button = $("send"), name = isRunning ? "Stop" : "Send";
+  button.replaceChildren(icon(isRunning ? "stop" : "send"));
+  button.ariaLabel = name;
+  button.title = isRunning ? "Stop (Esc)" : "Send (Enter)";
+  showQueue(isRunning);
+  titled();
+  follow();
 }
 
-function tools(item, turn, i) {
-  const row = element("div", "", "tools");
-  if (turn.role === "user") row.append(button("Edit", () => edit(item, turn.content, i)));
-  else if (i === talk.turns.length - 1) row.append(button("Regenerate", () => respond(talk.again(i))));
-  return row;
+function renderLate(late, of) {
+  if (!late.length || of !== talk) return;
+  setTimeout(() => {
+    for (const view of late.splice(0, 8)) view.update();
+    follow();
+    renderLate(late, of);
+  });
 }
 
-/** Render a failed message and its error; it is not part of the conversation. */
-function failure({ text, at, problem: words }) {
-  const again = () => respond(text === null ? talk.again(at) : talk.ask(text, at));
-  const said = problem(words);
-  const row = element("div", "", "tools");
-  row.append(button("Try again", again));
-  said.append(row);
-  if (text === null) return [said];
-  const item = element("li", "", "user failed");
-  fill(item, { content: text });
-  row.append(button("Edit", () => edit(item, text, at)));
-  return [item, said];
+function showQueue(isRunning) {
+  const queue = talk.chat.queue ?? [];
+  $("queue").replaceChildren(...queue.map((next, i) => element("li", {},
+    element("span", { class: "dim" }, isRunning ? "Next: " : "Not sent: "), element("span", { class: "grow" }, next.content || next.files[0]?.name),
+    isRunning ? null : textButton("Send", () => { queue.splice(i, 1); ask(next.content, next.files); }),
+    iconButton("close", "Take back", () => {
+      queue.splice(i, 1);
+      if (!$("text").value) composer.set(next.content, [...composer.files, ...next.files]);
+      save(talk);
+      show();
+    }))));
 }
 
-function problem(words) {
-  const isError = words !== STOPPED && words !== CUT_OFF;
-  const item = element("li", words, isError ? "error" : "note");
-  if (isError) item.setAttribute("role", "alert");
-  return item;
+function titled() {
+  document.title = [talk.chat.title, connection.name, "hybridmoe"].filter(Boolean).slice(0, 2).join(" · ");
+  sidebar.mark(talk.isNew ? null : talk.chat.id);
 }
 
-/** Update a message's text. Cheap enough for every token. */
-function fill(item, message) {
-  for (const [name, text] of [["reasoning", message.reasoning_content], ["content", message.content]]) {
-    let place = item.querySelector(`.${name}`);
-    if (!place && text) {
-      place = element("div", "", name);
-      item.append(place);
-    }
-    if (place) place.textContent = text;
+/** Keep the end in view, unless the reader has scrolled up. */
+function follow() {
+  const list = $("scroller");
+  if (stuck) list.scrollTop = list.scrollHeight;
+  $("to-end").hidden = stuck;
+}
+
+/** Say a response once to screen readers. */
+function announce(message) {
+  const text = message.state === "error" ? `Error: ${message.problem}` : message.content.slice(0, MAX_ANNOUNCED);
+  $("announce").textContent = text || "The response has ended.";
+}
+
+function lastTrace() {
+  const last = talk.path.findLast(({ id }) => traces.has(id));
+  return last && traces.get(last.id);
+}
+
+/** Show the conversation that the address names. */
+async function route() {
+  const id = location.hash.slice(1);
+  if (!id) {
+    if (!talk.isNew || talk.messages.size) startNew(false);
+  } else if (id !== talk.chat.id) await open(id);
+}
+
+async function open(id) {
+  const running = answers.get(id);
+  const chat = running ? null : await store.chat(id);
+  if (!running && !chat) return startNew();
+  const opened = running?.conversation ?? new Conversation(chat, await store.messages(id));
+  if (location.hash.slice(1) !== id) return null; // another one was opened meanwhile
+  switchTo(opened);
+  return null;
+}
+
+function startNew(isPushed = true) {
+  if (isPushed && location.hash) history.pushState(null, "", location.pathname);
+  switchTo(new Conversation());
+  $("text").focus();
+}
+
+function switchTo(conversation) {
+  talk = conversation;
+  views = new Map();
+  $("messages").replaceChildren();
+  stuck = true;
+  document.body.classList.remove("side-open");
+  $("shade").hidden = true;
+  show();
+  const trace = lastTrace();
+  if (trace) strip.show(trace);
+}
+
+/** Keep responses under way over a reload: the database may be too slow for the last tokens. */
+function rescue() {
+  const cut = [...answers.values()].map(({ conversation: { chat }, message }) => ({ chat, message }));
+  if (!cut.length) return;
+  try {
+    localStorage.setItem(RESCUE, JSON.stringify(cut));
+  } catch {
+    // no space: what was saved some tokens ago stays
   }
-  const list = $("messages");
-  if (list.scrollHeight - list.scrollTop - list.clientHeight < 80) list.scrollTop = list.scrollHeight;
 }
 
-function edit(item, text, at) {
-  const box = element("textarea");
-  box.value = text;
-  box.rows = 3;
-  const submit = button("Send", () => {
-    if (box.value.trim()) respond(talk.ask(box.value.trim(), at));
-  });
-  item.replaceChildren(box, submit, button("Cancel", show));
-  box.focus();
+async function restore() {
+  try {
+    for (const { chat, message } of JSON.parse(localStorage.getItem(RESCUE)) ?? []) await store.put(chat, [message]);
+  } catch {
+    // not this page's
+  }
+  localStorage.removeItem(RESCUE);
 }
 
-function button(text, action) {
-  const made = element("button", text, "small");
-  made.type = "button";
-  made.addEventListener("click", action);
-  return made;
+function toggleSide() {
+  const isWide = matchMedia("(min-width: 56rem)").matches;
+  document.body.classList.toggle(isWide ? "side-closed" : "side-open");
+  $("shade").hidden = !document.body.classList.contains("side-open");
 }
 
-function element(kind, text = "", name = "") {
-  const made = document.createElement(kind);
-  made.textContent = text;
-  if (name) made.className = name;
-  return made;
+function toggleTheme() {
+  const next = isDark() ? "light" : "dark", root = document.documentElement;
+  const system = matchMedia("(prefers-color-scheme: dark)").matches ? "dark" : "light";
+  if (next === system) { delete root.dataset.theme; localStorage.removeItem("hybridmoe.theme"); }
+  else { root.dataset.theme = next; localStorage.setItem("hybridmoe.theme", next); }
+  const trace = lastTrace();
+  if (trace) strip.show(trace);
 }
+
+function openMap() {
+  map.open(lastTrace(), talk.chat.title);
+}
+
+$("head-left").append(iconButton("menu", "Conversations", toggleSide), iconButton("plus", "New chat", () => startNew(), { id: "new-small" }));
+$("head-right").append(iconButton("map", "Expert map", openMap, { id: "open-map" }), iconButton("gear", "Settings", () => settings.open(), { id: "open-settings" }), iconButton("theme", "Dark or light", toggleTheme, { id: "toggle-theme" }));
+for (const dialog of document.querySelectorAll("dialog")) {
+  dialog.querySelector(".dialog-head").append(iconButton("close", "Close", () => dialog.close()));
+  dialog.addEventListener("click", (event) => event.target === dialog && dialog.close());
+}
+$("to-end").append(icon("down"));
+$("to-end").addEventListener("click", () => { stuck = true; follow(); });
+$("strip-button").addEventListener("click", openMap);
+$("new").addEventListener("click", () => startNew());
+$("shade").addEventListener("click", toggleSide);
+$("send").addEventListener("click", (event) => {
+  const answer = answers.get(talk.chat.id);
+  if (!answer) send();
+  else if (event.detail < 2) answer.stop(); // a double click on "Send" does not stop
+});
+$("scroller").addEventListener("scroll", () => {
+  const list = $("scroller");
+  stuck = list.scrollHeight - list.scrollTop - list.clientHeight < 60;
+  $("to-end").hidden = stuck;
+}, { passive: true });
+addEventListener("keydown", (event) => {
+  if (event.key === "Escape" && !document.querySelector("dialog[open]")) answers.get(talk.chat.id)?.stop();
+  if (event.key.toLowerCase() === "o" && event.ctrlKey && event.shiftKey) { event.preventDefault(); startNew(); }
+});
+addEventListener("hashchange", route);
+addEventListener("popstate", route);
+addEventListener("pagehide", rescue);
+settings.onKey = () => connection.check();
+
+show();
+connection.check();
+if (!(await store.open())) toast("This browser keeps no data: conversations are lost when the page is closed.");
+await restore();
+await sidebar.refresh();
+await route();

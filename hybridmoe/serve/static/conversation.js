@@ -1,95 +1,120 @@
-// Conversation state of this tab: turns, an attempt under way, a failed message.
+// A conversation as a tree of messages: another question or response is a branch beside the first.
 
-const KEY = "hybridmoe.conversation";
-const MAX_CHARS = 1_000_000; // kept over a reload
-
-/** Turns are {role, content, reasoning_content?, note?}; a note is the reason of an early end. */
+/** Messages are {id, chat, parent, role, content, created, reasoning?, calls?, files?, state?, problem?, stats?}.
+ * `state` of a response: "streaming", "done", "length", "stopped", "error" (with `problem`).
+ */
 export class Conversation {
-  turns = [];
-  failed = null; // {text, at, problem}: not part of the conversation; text null: only its response
-  isCut = false; // the first turns were too long to keep
-  attempt = null; // {text, at, replaced}: the response under way
-
-  /** Add a message in place of all turns from `at` on. Returns the turn for the response. */
-  ask(text, at = this.turns.length) {
-    return this.begin(text, at, [{ role: "user", content: text }]);
-  }
-
-  /** Start another response in place of turn `at`. */
-  again(at) {
-    return this.begin(null, at, []);
-  }
-
-  begin(text, at, asked) {
-    const reply = { role: "assistant", content: "" };
-    const replaced = this.turns.splice(at, this.turns.length, ...asked, reply);
-    this.attempt = { text, at, replaced };
-    this.failed = null;
-    return reply;
-  }
-
-  /** End the response under way, with a problem or without. */
-  end(problem = null) {
-    const { text, at, replaced } = this.attempt;
-    const reply = this.turns.at(-1);
-    this.attempt = null;
-    if (problem === null) return;
-    if (reply.content || reply.reasoning_content) {
-      reply.note = problem;
-      return;
+  constructor(chat = null, messages = []) {
+    this.isNew = chat === null;
+    this.chat = chat ?? { id: newId(), title: "", created: Date.now(), updated: Date.now(), leaf: null, queue: [] };
+    this.messages = new Map(messages.map((message) => [message.id, message]));
+    for (const message of messages) {
+      if (message.state === "streaming") Object.assign(message, { state: "error", problem: "cut off: the page was left before the response ended" });
     }
-    this.turns.splice(at, this.turns.length, ...replaced);
-    this.failed = { text, at, problem };
+    if (!this.messages.has(this.chat.leaf)) this.chat.leaf = messages.length ? this.latest(null)?.id ?? null : null;
   }
 
-  /** The turns as the endpoint takes them, without the response to come. */
-  get sent() {
-    return this.turns.slice(0, -1).map(({ note, ...turn }) => turn);
+  /** The messages from the first to the current last one. */
+  get path() {
+    const path = [];
+    for (let at = this.messages.get(this.chat.leaf); at; at = this.messages.get(at.parent)) path.unshift(at);
+    return path;
   }
 
-  clear() {
-    this.turns = [];
-    this.failed = this.attempt = null;
-    this.isCut = false;
+  children(parent) {
+    return [...this.messages.values()].filter((one) => one.parent === parent).sort((a, b) => a.created - b.created);
   }
 
-  /** Save for a reload; of a long conversation, its last turns. */
-  save() {
-    let { turns, failed, isCut, attempt } = this;
-    let state = JSON.stringify({ turns, failed, isCut, attempt });
-    while (state.length > MAX_CHARS && turns.length > 2) {
-      const dropped = 2 * Math.ceil(turns.length / 8);
-      turns = turns.slice(dropped);
-      failed = moved(failed, dropped);
-      attempt = moved(attempt, dropped);
-      isCut = true;
-      state = JSON.stringify({ turns, failed, isCut, attempt });
-    }
-    try {
-      sessionStorage.setItem(KEY, state.length > MAX_CHARS ? "" : state);
-    } catch {
-      sessionStorage.removeItem(KEY); // storage is full: none is better than an old one
-    }
+  /** The branches at a message, itself among them. */
+  siblings(message) {
+    return this.children(message.parent).filter(({ role }) => role === message.role);
   }
 
-  /** Load what was saved. A response that was under way has ended. */
-  load() {
-    try {
-      const { turns, failed, isCut, attempt } = JSON.parse(sessionStorage.getItem(KEY));
-      if (!turns.every(isTurn)) throw new TypeError("not this page's");
-      Object.assign(this, { turns, failed, isCut, attempt });
-      if (attempt) this.end("the page was left");
-    } catch {
-      this.clear(); // nothing saved, or another form
-    }
+  /** Follow the newest branch below a message (null: from the start) to its end. */
+  latest(id) {
+    let at = id === null ? null : this.messages.get(id);
+    for (let next; (next = this.children(at?.id ?? null).at(-1)); ) at = next;
+    return at;
+  }
+
+  /** Show another branch. */
+  show(message) {
+    this.chat.leaf = this.latest(message.id).id;
+  }
+
+  /** Add a question after the current end, or beside `beside`. Returns it. */
+  ask(content, files = [], beside = null) {
+    const parent = beside ? beside.parent : this.chat.leaf;
+    const message = this.#add({ parent, role: "user", content });
+    if (files.length) message.files = files;
+    if (!this.chat.title) this.chat.title = titleOf(content || files[0]?.name || "");
+    return message;
+  }
+
+  /** Add an empty response to a question; one that failed with nothing to show is used again. */
+  respond(question) {
+    const empty = this.children(question.id).find((one) => one.role === "assistant" && isEmpty(one));
+    if (!empty) return this.#add({ parent: question.id, role: "assistant", content: "", state: "streaming" });
+    Object.assign(empty, { state: "streaming", problem: undefined });
+    this.chat.leaf = empty.id;
+    return empty;
+  }
+
+  /** The messages up to a response as the endpoint takes them. What failed without a response is left out. */
+  sent(response, isContinued = false) {
+    const path = [];
+    for (let at = response; at; at = this.messages.get(at.parent)) path.unshift(at);
+    const last = isContinued ? path : path.slice(0, -1);
+    return last.flatMap((message, i) => {
+      if (message.role === "user") {
+        const next = last[i + 1];
+        return next && isEmpty(next) ? [] : [{ role: "user", content: withFiles(message) }];
+      }
+      return isEmpty(message) ? [] : [toSend(message)];
+    });
+  }
+
+  #add(fields) {
+    const message = { id: newId(), chat: this.chat.id, created: Date.now(), ...fields };
+    while ([...this.messages.values()].some(({ created }) => created === message.created)) message.created += 0.001;
+    this.messages.set(message.id, message);
+    this.chat.leaf = message.id;
+    this.chat.updated = Date.now();
+    return message;
   }
 }
 
-function isTurn({ role, content }) {
-  return ["user", "assistant"].includes(role) && typeof content === "string";
+function toSend({ content, reasoning, calls }) {
+  const message = { role: "assistant", content };
+  if (reasoning) message.reasoning_content = reasoning;
+  if (calls?.length) {
+    message.tool_calls = calls.map((call) => ({
+      id: call.id, type: "function", function: { name: call.name, arguments: call.arguments || "{}" },
+    }));
+  }
+  return message;
 }
 
-/** Shift a state by the dropped turns; null if its own turn was dropped. */
-function moved(state, dropped) {
-  return state && state.at >= dropped ? { ...state, at: state.at - dropped } : null;
+/** True for a response with nothing to show. */
+export function isEmpty(message) {
+  return message.role === "assistant" && !message.content && !message.reasoning && !message.calls?.length;
+}
+
+/** The text of a question with its files before it. */
+export function withFiles({ content, files = [] }) {
+  const parts = files.map(({ name, text }) => {
+    const longest = Math.max(2, ...(text.match(/`+/g) ?? []).map((ticks) => ticks.length));
+    const fence = "`".repeat(longest + 1);
+    return `File ${name}:\n${fence}\n${text.replace(/\n$/, "")}\n${fence}`;
+  });
+  return [...parts, content].filter(Boolean).join("\n\n");
+}
+
+function titleOf(text) {
+  const line = text.trim().split("\n")[0].replace(/\s+/g, " ");
+  return line.length > 60 ? `${line.slice(0, 57).trimEnd()}…` : line;
+}
+
+export function newId() {
+  return [...crypto.getRandomValues(new Uint8Array(12))].map((byte) => byte.toString(16).padStart(2, "0")).join("");
 }

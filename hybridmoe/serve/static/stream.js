@@ -10,7 +10,7 @@ export async function* events(path, body, { key, signal }) {
   if (key) headers.Authorization = `Bearer ${key}`;
   const request = { method: "POST", headers, body: JSON.stringify(body), signal };
   const response = await orLost(fetch(path, request), "no connection to the server");
-  if (!response.ok) throw new Error(await reason(response));
+  if (!response.ok) throw Object.assign(new Error(await reason(response)), { status: response.status });
   const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
   let text = "";
   for (;;) {
@@ -40,6 +40,7 @@ async function orLost(promise, words) {
 }
 
 async function reason(response) {
+  if (response.status === 401) return "The server wants an API key: enter it in the settings.";
   try {
     return (await response.json()).error.message;
   } catch {

@@ -1,0 +1,37 @@
+"""Fixtures of the chat page's tests: one Chromium, and a page that may make no fault."""
+
+import shutil
+from collections.abc import Iterator
+
+import pytest
+from chat_page import ChatPage
+from fake_engine import FakeLLM
+from live_server import LiveServer, live_server
+from playwright.sync_api import Browser, expect, sync_playwright
+from waiting import HANG_S
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+
+
+@pytest.fixture(scope="module")
+def page_server() -> Iterator[LiveServer]:
+    with live_server(FakeLLM()) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def chromium() -> Iterator[Browser]:
+    if CHROMIUM is None:
+        pytest.skip("no chromium is installed")
+    expect.set_options(timeout=1000 * HANG_S)
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def chat(page_server: LiveServer, chromium: Browser) -> Iterator[ChatPage]:
+    """Open the page. Fails at the end if it had an error, or requested anything of another host."""
+    with ChatPage.opened(chromium, page_server) as chat:
+        yield chat

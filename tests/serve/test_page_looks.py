@@ -1,0 +1,241 @@
+"""The page's list of conversations, settings, map, sizes, themes and accessibility."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from chat_page import ChatPage
+from live_server import LiveServer
+from playwright.sync_api import Browser, expect
+
+pytestmark = [pytest.mark.browser]
+AXE = Path(__file__).parent.parent / "vendor" / "axe.min.js"
+
+
+def test_conversations_are_listed_renamed_found_deleted_and_undone(chat: ChatPage) -> None:
+    for text in ("say apples", "say pears"):
+        chat.page.click("#new")
+        chat.ask(text)
+    titles = chat.page.locator("#chats a")
+    expect(titles).to_have_text(["say pears", "say apples"])
+    chat.page.get_by_role("button", name="Rename say pears").click()
+    chat.page.get_by_label("Title").fill("Fruit")
+    chat.page.get_by_label("Title").press("Enter")
+    expect(titles).to_have_text(["Fruit", "say apples"])
+    chat.page.fill("#search", "APPLES")
+    expect(titles).to_have_text(["say apples"])
+    chat.page.fill("#search", "pears")  # in the text only
+    expect(titles).to_have_text(["Fruit"])
+    chat.page.fill("#search", "")
+    chat.page.get_by_role("button", name="Delete Fruit").click()
+    expect(titles).to_have_text(["say apples"])
+    expect(chat.page.locator("#empty")).to_be_visible()
+    chat.button("Undo").click()
+    expect(titles).to_have_text(["Fruit", "say apples"])
+    expect(chat.answers).to_have_text(["pears"])
+
+
+def test_what_is_exported_can_be_imported(chat: ChatPage, tmp_path: Path) -> None:
+    chat.ask("say <think>hm</think>one")
+    with chat.page.expect_download() as download:
+        chat.button("Export all").click()
+    path = tmp_path / "chats.json"
+    download.value.save_as(path)
+    chat.page.get_by_role("button", name="Delete say").click()
+    expect(chat.page.locator("#chats a")).to_have_count(0)
+    chat.page.set_input_files("#import", path)
+    chat.page.locator("#chats a").click()
+    expect(chat.answers).to_have_text(["one"])
+    expect(chat.page.locator(".reasoning")).to_have_text("hm")
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda chat: chat["messages"][0].update(content=7),
+        lambda chat: chat["messages"][1].update(parent="x"),
+        lambda chat: chat["messages"][0].update(parent=chat["messages"][1]["id"]),
+        lambda chat: chat["messages"][0].update(role="system"),
+        lambda chat: chat.update(messages={}),
+        lambda chat: chat.update(id=None),
+    ],
+)
+def test_a_damaged_file_is_not_imported(chat: ChatPage, damage: Any) -> None:
+    shared = {"chat": "a", "created": 1}
+    one: dict[str, Any] = {
+        "id": "a", "title": "t", "updated": 1, "created": 1, "leaf": "2",
+        "messages": [
+            {**shared, "id": "1", "parent": None, "role": "user", "content": "hi"},
+            {**shared, "id": "2", "parent": "1", "role": "assistant", "content": "ho"},
+        ],
+    }  # fmt: skip
+    damage(one)
+    text = json.dumps({"format": "hybridmoe.conversations", "version": 1, "conversations": [one]})
+    file = {"name": "x.json", "mimeType": "application/json", "buffer": text.encode()}
+    chat.page.set_input_files("#import", [file])
+    expect(chat.page.locator("#toast")).to_contain_text("conversation 1 of the file is damaged")
+    expect(chat.page.locator("#chats a")).to_have_count(0)
+
+
+def test_settings_reach_the_request_and_stay(chat: ChatPage) -> None:
+    chat.set("temperature", "0.5")
+    chat.set("top_n_sigma", "2")
+    chat.page.reload()
+    chat.ask("say one")
+    params = chat.engine.requests[-1].params
+    assert (params.temperature, params.top_n_sigma) == (0.5, 2.0)
+    chat.page.click("#open-settings")
+    chat.page.select_option("#preset", "Exact")
+    chat.page.keyboard.press("Escape")
+    chat.ask("say two")
+    params = chat.engine.requests[-1].params
+    assert params.temperature == 0
+    assert params.top_n_sigma != 2.0
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "words"),
+    [("temperature", "5", "Temperature"), ("schema", "{", "JSON schema")],
+)
+def test_a_wrong_setting_is_named_and_nothing_is_lost(
+    chat: ChatPage, field: str, value: str, words: str
+) -> None:
+    chat.set(field, value)
+    chat.write("say one")
+    expect(chat.page.locator("#toast")).to_contain_text(f"Not sent. {words}:")
+    expect(chat.page.locator("#text")).to_have_value("say one")
+
+
+def test_text_files_are_sent_and_others_refused(chat: ChatPage) -> None:
+    files = [("a.txt", b"alpha ``` beta"), ("b.bin", b"\0\1"), ("c.txt", b"\xff\xfe\xfa")]
+    chat.page.set_input_files(
+        "#attach", [{"name": n, "mimeType": "text/plain", "buffer": b} for n, b in files]
+    )
+    expect(chat.page.locator(".chip")).to_have_count(1)
+    expect(chat.page.locator("#toast")).to_contain_text("is not a text file")
+    chat.ask("say one")
+    assert "File a.txt:\n````\nalpha ``` beta\n````\n\nsay one" in chat.prompt
+    expect(chat.page.locator("li.user .file")).to_contain_text("a.txt")
+
+
+def test_the_map_shows_what_fired_by_pointer_and_keys(chat: ChatPage) -> None:
+    chat.ask("say a b c d")
+    expect(chat.page.locator("#strip-row")).to_be_visible()
+    chat.page.click("#open-map")
+    canvas = chat.page.get_by_role("img", name="Heat map of chosen experts")
+    canvas.focus()
+    for key, words in (
+        ("Right", "layer 1, expert 0"),
+        ("Right", "layer 1, expert 1"),
+        ("Down", "layer 2, expert 1: 0 of"),
+    ):
+        canvas.press(f"Arrow{key}")
+        expect(chat.page.locator("#expert")).to_contain_text(words)
+    canvas.hover(position={"x": 46, "y": 30})
+    expect(chat.page.locator("#expert")).to_contain_text("expert 0")
+    expect(chat.page.locator("#expert")).to_contain_text("(100.0 %)")
+    chat.page.locator("#map-token").fill("2")
+    expect(chat.page.locator("#map-at")).to_contain_text("token 2 of")
+    with chat.page.expect_download() as download:
+        chat.button("Save as PNG").click()
+    assert Path(download.value.path()).read_bytes().startswith(b"\x89PNG")
+
+
+def test_kimi_k2s_experts_are_drawn_at_a_readable_size(chat: ChatPage) -> None:
+    size = chat.page.evaluate(
+        """async () => {
+          const { ExpertTrace } = await import("/static/experts.js");
+          const trace = new ExpertTrace({ layers: 60, experts: 384, first: 1 });
+          const token = Array.from({ length: 60 }, (_, i) => [i, 383 - i, 7, 8, 9, 10, 11, 12]);
+          trace.add([token, token]);
+          const counts = trace.counts(0, 2);
+          return [trace.summary, counts[383], counts[59 * 384 + 59], counts[1]];
+        }"""
+    )
+    assert size[1:] == [2, 2, 0]
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [320, 390, 1280])
+def test_the_page_fits_and_breaks_no_rule_of_accessibility(
+    page_server: LiveServer, chromium: Browser, width: int, scheme: Any
+) -> None:
+    view: Any = {"width": width, "height": 640}
+    with ChatPage.opened(
+        chromium, page_server, viewport=view, color_scheme=scheme, has_touch=width < 500
+    ) as chat:
+        page = chat.page
+        problems = axe(chat)
+        chat.ask("say <think>hm</think># Head\n\n```python\nx = 1  # a\n```\n\n| a |\n|---|\n| 1 |")
+        chat.ask("say " + "longword" * 40)
+        problems += axe(chat)
+        assert page.evaluate("document.documentElement.scrollWidth") == width
+        assert page.evaluate("document.getElementById('scroller').scrollWidth") <= width
+        assert page.locator("header").bounding_box()["height"] <= 60  # type: ignore[index]
+        box: Any = page.locator("#ask").bounding_box()
+        assert box["y"] + box["height"] <= 640
+        if width < 500:
+            for name in ("Send", "Settings", "Expert map", "Conversations"):
+                size: Any = chat.button(name).bounding_box()
+                assert min(size["width"], size["height"]) >= 44
+        for name in ("#open-settings", "#open-map"):
+            page.click(name)
+            problems += axe(chat)
+            page.keyboard.press("Escape")
+        assert problems == []
+
+
+def axe(chat: ChatPage) -> list[str]:
+    """Find violations of axe-core's rules."""
+    page = chat.page
+    page.evaluate(AXE.read_text())
+    found = page.evaluate("axe.run(document)")
+    return [
+        f"{one['id']}: {node['html'][:120]} {node['failureSummary'][:200]}"
+        for one in found["violations"]
+        for node in one["nodes"]
+    ]
+
+
+def test_an_answer_is_announced_once_and_speakers_are_named(chat: ChatPage) -> None:
+    chat.page.evaluate(
+        """() => {
+          window.said = [];
+          const place = document.getElementById("announce");
+          const watcher = new MutationObserver(() => said.push(place.textContent));
+          watcher.observe(place, { childList: true });
+        }"""
+    )
+    chat.ask("say one two three")
+    assert chat.page.evaluate("said") == ["one two three"]
+    expect(chat.page.locator("#messages h2")).to_have_text(["You", "hybridmoe"])
+    assert chat.page.locator("#messages [aria-live], #messages [role=status]").count() == 0
+
+
+def test_the_theme_is_toggled_and_kept(chat: ChatPage) -> None:
+    colour = "getComputedStyle(document.body).backgroundColor"
+    light = chat.page.evaluate(colour)
+    chat.button("Dark or light").click()
+    dark = chat.page.evaluate(colour)
+    assert light != dark
+    chat.page.reload()
+    assert chat.page.evaluate(colour) == dark
+
+
+def test_the_box_grows(chat: ChatPage) -> None:
+    box = chat.page.locator("#text")
+    before: Any = box.bounding_box()
+    box.fill("\n".join("abcdefgh"))
+    after: Any = box.bounding_box()
+    assert after["height"] > before["height"] + 60
+
+
+def test_the_api_page_lists_every_route(chat: ChatPage) -> None:
+    chat.page.goto(f"{chat.server.url}/docs")
+    routes = chat.page.locator("details.route")
+    expect(routes.first).to_be_visible()
+    assert routes.count() > 30
+    one = chat.page.locator("details.route", has_text="POST/v1/chat/completions").first
+    one.locator("summary").click()
+    expect(one.locator("table").first).to_contain_text("max_completion_tokens")
