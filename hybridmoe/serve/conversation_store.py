@@ -15,6 +15,7 @@ from hybridmoe.serve.json_response import encode_json
 __all__ = ["Conversation", "ConversationStore"]
 
 Item = dict[str, Any]
+_ITEM_BYTES = 256  # of memory for an item, beside its id and JSON
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +29,7 @@ class Conversation:
 
     @property
     def num_bytes(self) -> int:
-        return len(self.metadata) + sum(len(item_id) + len(data) for item_id, data in self.items)
+        return len(self.metadata) + sum(map(_num_bytes, self.items))
 
     def to_json(self) -> dict[str, Any]:
         """Describe it without its items."""
@@ -58,7 +59,7 @@ class ConversationStore:
             created_at=int(time.time()),
             metadata=encode_json(metadata),
         )
-        return self._put(_grown(made, items))
+        return self._put(self._grown(made, items))
 
     def get(self, conversation_id: str) -> Conversation | None:
         """Get a conversation; None if it is not stored."""
@@ -72,7 +73,7 @@ class ConversationStore:
         """
         with self._lock:
             found = self.get(conversation_id)
-            return None if found is None else self._put(_grown(found, items))
+            return None if found is None else self._put(self._grown(found, items))
 
     def set_metadata(self, conversation_id: str, metadata: dict[str, Any]) -> Conversation | None:
         """Replace the metadata. Returns and raises as `extend`."""
@@ -96,17 +97,30 @@ class ConversationStore:
         with self._lock:
             return self.get(conversation_id) is not None and self._store.delete(conversation_id)
 
+    def _grown(self, conversation: Conversation, items: Sequence[Item]) -> Conversation:
+        """Add items. Raises ApiError before they take more memory than the store has."""
+        more: list[tuple[str, bytes]] = []
+        size = conversation.num_bytes
+        for item in items:  # many may refer to one stored item
+            more.append((item["id"], encode_json(item)))
+            size += _num_bytes(more[-1])
+            if size > self._store.max_bytes:
+                raise self._too_large(size)
+        return replace(conversation, items=(*conversation.items, *more))
+
     def _put(self, conversation: Conversation) -> Conversation:
         if not self._store.put(conversation.id, conversation):
-            raise ApiError(
-                400,
-                f"a conversation of {conversation.num_bytes} bytes is not stored: at most"
-                f" {self._store.max_bytes} bytes are, in {self._store.max_entries} entries",
-                param="items",
-            )
+            raise self._too_large(conversation.num_bytes)
         return conversation
 
+    def _too_large(self, num_bytes: int) -> ApiError:
+        return ApiError(
+            400,
+            f"a conversation of {num_bytes} bytes or more is not stored: at most"
+            f" {self._store.max_bytes} bytes are, in {self._store.max_entries} entries",
+            param="items",
+        )
 
-def _grown(conversation: Conversation, items: Sequence[Item]) -> Conversation:
-    more = tuple((item["id"], encode_json(item)) for item in items)
-    return replace(conversation, items=conversation.items + more)
+
+def _num_bytes(item: tuple[str, bytes]) -> int:
+    return _ITEM_BYTES + len(item[0]) + len(item[1])

@@ -101,7 +101,7 @@ def prepare_chat(
         constraint = grammar.compile_lazy_calls(calls, token.check)
     elif form or calls:
         constraint = grammar.compile_response(form, calls, prompt.thinking, token.check)
-        if form and prompt.prefill:
+        if form and prompt.prefill and (calls is None or calls.is_auto):
             _begin(constraint, llm.tokenizer.encode_untrusted(prompt.prefill))
     is_thinking = prompt.thinking == "open"
     limited = ThinkingBudget.around(

@@ -6,6 +6,7 @@ much. Each entry holds its whole conversation, so that evicting one breaks no ot
 
 import json
 import re
+from collections.abc import Set
 from dataclasses import dataclass
 from typing import Any
 
@@ -66,13 +67,20 @@ class ResponseStore:
         entry = self._entry(response_id)
         return None if entry is None else json.loads(entry.items)[: entry.num_input_items]
 
-    def item(self, item_id: str) -> Item | None:
-        """Find an item of any stored conversation by an id that this server made."""
-        for entry in self._store.newest_first():
-            if isinstance(entry, _Entry) and item_id in entry.item_ids:
+    def find(self, item_ids: Set[str]) -> dict[str, Item]:
+        """Find items of any stored conversations by ids that this server made.
+
+        Each conversation is parsed at most once. Those that are not stored are left out.
+        """
+        out: dict[str, Item] = {}
+        for entry in self._store.newest_first() if item_ids else ():
+            if not isinstance(entry, _Entry):
+                continue
+            wanted = (entry.item_ids & item_ids) - out.keys()
+            if wanted:
                 items: list[Item] = json.loads(entry.items)
-                return next(item for item in items if item.get("id") == item_id)
-        return None
+                out |= {item["id"]: item for item in items if item.get("id") in wanted}
+        return out
 
     def delete(self, response_id: str) -> bool:
         """Delete a response. Returns False if it is not stored."""

@@ -195,3 +195,15 @@ def test_input_tokens_are_those_of_the_response(client: openai.OpenAI, llm: Fake
         num_requests += 1
     alone = client.responses.input_tokens.count(model="test", conversation=conversation.id)
     assert 0 < alone.input_tokens < counted.input_tokens + 30
+
+
+def test_many_references_to_one_item_do_not_outgrow_the_store(client: openai.OpenAI) -> None:
+    said = ask(client).output[0]
+    made = client.conversations.create(items=[{"type": "item_reference", "id": said.id}])
+    references: Any = [{"type": "item_reference", "id": said.id}] * 400
+    too_large = r"a conversation of 10\d\d\d bytes or more is not stored"
+    with pytest.raises(openai.BadRequestError, match=too_large):
+        client.conversations.create(items=references)
+    with pytest.raises(openai.BadRequestError, match=too_large):
+        client.conversations.items.create(made.id, items=references)
+    assert len(client.conversations.items.list(made.id).data) == 1

@@ -21,8 +21,7 @@ def test_what_was_put_is_found() -> None:
     put(store, "resp_1", first, second)
     assert store.response("resp_1") == b'{"id":"resp_1","object":"response"}'
     assert store.items("resp_1") == [first, second]
-    assert store.item(second["id"]) == second
-    assert store.item("msg_none") is None
+    assert store.find({second["id"], "msg_none"}) == {second["id"]: second}
     assert store.items("resp_2") is None
     assert store.response("resp_2") is None
 
@@ -35,7 +34,8 @@ def test_the_least_recently_used_one_is_forgotten() -> None:
     assert store.items("a")
     put(store, "c", items[2])
     assert [store.response(id) is not None for id in "abc"] == [True, False, True]
-    assert store.item(items[1]["id"]) is None
+    kept = {item["id"]: item for item in (items[0], items[2])}
+    assert store.find({item["id"] for item in items}) == kept
 
 
 def test_bytes_are_bounded_too() -> None:
@@ -64,8 +64,9 @@ def test_bytes_of_what_is_forgotten_are_free_again() -> None:
 
 def test_ids_that_clients_chose_are_not_shared() -> None:
     store = ResponseStore(BoundedStore(4, 10_000))
-    put(store, "a", {**message("secret"), "id": "msg_1"})
-    assert store.item("msg_1") is None
+    own = message("x")
+    put(store, "a", {**message("secret"), "id": "msg_1"}, own)
+    assert store.find({"msg_1", own["id"]}) == {own["id"]: own}
 
 
 def test_a_store_of_none() -> None:

@@ -244,6 +244,9 @@ def test_calls_may_follow_a_begun_message(http: httpx2.Client) -> None:
     answer = post(http, CHAT, messages=messages, tools=[WEATHER]).json()["choices"][0]["message"]
     assert answer["content"] == "ok."
     assert answer["tool_calls"][0]["function"]["name"] == "get_weather"
+    required = {"tools": [WEATHER], "tool_choice": "required"}
+    form = {"response_format": {"type": "json_object"}}  # of a text, which calls take the place of
+    assert post(http, CHAT, messages=messages, **required, **form).status_code == 200
 
 
 @pytest.mark.parametrize(

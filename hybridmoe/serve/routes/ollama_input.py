@@ -1,6 +1,7 @@
 """Conversion of ollama's requests to inputs."""
 
 import json
+from collections import deque
 from dataclasses import replace
 from typing import Any
 
@@ -73,19 +74,25 @@ def _call(call: OllamaToolCall) -> dict[str, Any]:
 
 def _match_results(messages: list[dict[str, Any]]) -> None:
     """Give calls without an id one, and results the id of their call: by name, else in order."""
-    waiting: list[dict[str, Any]] = []
+    waiting: deque[dict[str, Any]] = deque()  # those of `matched` are left in both
+    by_name: dict[str, deque[dict[str, Any]]] = {}
+    matched: set[int] = set()  # calls by identity
     count = 0
     for message in messages:
         for call in message.get("tool_calls", ()):
             count += 1
             call["id"] = call["id"] or f"call_{count}"
             waiting.append(call)
+            by_name.setdefault(call["function"]["name"], deque()).append(call)
         if message["role"] != "tool":
             continue
         name = message.pop("name", None)
-        if message["tool_call_id"] or not waiting:
+        if message["tool_call_id"]:
             continue
-        named = [call for call in waiting if call["function"]["name"] == name]
-        call = (named or waiting)[0]
-        waiting.remove(call)
-        message["tool_call_id"] = call["id"]
+        for queue in (by_name.get(name, deque()), waiting):
+            while queue and id(queue[0]) in matched:
+                queue.popleft()
+            if queue:
+                matched.add(id(queue[0]))
+                message["tool_call_id"] = queue.popleft()["id"]
+                break

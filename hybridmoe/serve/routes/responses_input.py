@@ -82,11 +82,17 @@ def new_items(items: list[Item], store: ResponseStore, where: str) -> list[dict[
 
     Errors: ApiError for a reference that is not stored, or an item of an unsupported type.
     """
+    given = [item.model_dump(exclude_none=True) for item in items]
+    wanted = {item.id or "" for item, one in zip(items, given, strict=True) if _refers(item, one)}
+    found = store.find(wanted)
     out = []
-    for item in items:
-        given = item.model_dump(exclude_none=True)
-        is_reference = item.type == "item_reference" or given.keys() == {"id"}
-        out.append(_stored(item, store) if is_reference else with_id(given))
+    for item, one in zip(items, given, strict=True):
+        if not _refers(item, one):
+            out.append(with_id(one))
+        elif item.id in found:
+            out.append(found[item.id])
+        else:
+            raise _not_found(item.id)
     _messages(None, out, where)  # refuses what a later response could not use
     return out
 
@@ -116,16 +122,18 @@ def function_tools(body: ResponsesRequest) -> list[tuple[int, ResponsesTool]]:
     return [(i, tool) for i, tool in enumerate(body.tools or ()) if tool.type == "function"]
 
 
-def _stored(item: Item, store: ResponseStore) -> dict[str, Any]:
-    found = store.item(item.id or "")
-    if found is None:
-        raise ApiError(
-            400,
-            f"Item with id {item.id!r:.80} not found. Items are not persisted when `store` is set"
-            " to false, and only the last responses' are kept.",
-            param="input",
-        )
-    return found
+def _refers(item: Item, given: dict[str, Any]) -> bool:
+    """Test whether an item stands for a stored one."""
+    return item.type == "item_reference" or given.keys() == {"id"}
+
+
+def _not_found(item_id: str | None) -> ApiError:
+    return ApiError(
+        400,
+        f"Item with id {item_id!r:.80} not found. Items are not persisted when `store` is set"
+        " to false, and only the last responses' are kept.",
+        param="input",
+    )
 
 
 def _tool_choice(body: ResponsesRequest) -> dict[str, Any]:
@@ -171,12 +179,15 @@ def _messages(
     for i, given in enumerate(items[first:], first):
         item = Item.model_validate(given)
         if _is_hosted(item):
-            message = _open_message(out, may_have_text=is_after_hosted)
-            message["content"] = _lines(message["content"], hosted_text(given))
+            lines = _open_lines(out, may_have_text=is_after_hosted)
+            lines.append(hosted_text(given))
             is_after_hosted = True
         elif item.type not in _SKIPPED:
             _append(out, item, f"{where}[{i}]", is_after_hosted=is_after_hosted)
             is_after_hosted = False
+    for message in out:
+        if isinstance(message["content"], list):
+            message["content"] = "\n".join(filter(None, message["content"]))
     return out or [{"role": "user", "content": ""}]  # some clients send an empty input
 
 
@@ -201,20 +212,22 @@ def _is_hosted(item: Item) -> bool:
 def _append(
     messages: list[dict[str, Any]], item: Item, where: str, *, is_after_hosted: bool
 ) -> None:
-    """Add an item. The items of one response of the assistant become one message again."""
+    """Add an item. The items of one response of the assistant become one message again.
+
+    The content of the assistant's messages is a list of texts meanwhile: many may join one.
+    """
     kind = item.type or "message"
     if kind == "message":
         role = item.role or "user"
         content = _text(item.content or "", f"{where}.content")
         if role == "assistant":
-            message = _open_message(messages, may_have_text=is_after_hosted)
-            message["content"] = _lines(message["content"], content)
+            _open_lines(messages, may_have_text=is_after_hosted).append(content)
         else:
             messages.append({"role": role, "content": content})
     elif kind == "reasoning":
         content = _text(item.content or "", f"{where}.content")
         if content:
-            messages.append({"role": "assistant", "content": "", "reasoning_content": content})
+            messages.append({"role": "assistant", "content": [], "reasoning_content": content})
     elif kind.endswith("_call"):
         message = _open_message(messages, may_have_text=True)
         message.setdefault("tool_calls", []).append(_call(item, kind, where))
@@ -227,10 +240,6 @@ def _append(
             f"{kind!r:.60}; supported: message, reasoning, function_call, function_call_output,"
             " compaction, item_reference",
         )
-
-
-def _lines(*texts: str) -> str:
-    return "\n".join(filter(None, texts))
 
 
 def _call(item: Item, kind: str, where: str) -> dict[str, Any]:
@@ -250,12 +259,21 @@ def _call(item: Item, kind: str, where: str) -> dict[str, Any]:
 def _open_message(messages: list[dict[str, Any]], *, may_have_text: bool) -> dict[str, Any]:
     """Get the assistant's message that further items may join, or add a new one."""
     last = messages[-1] if messages else {}
-    is_open = last.get("role") == "assistant" and "tool_calls" not in last and not last["content"]
-    if may_have_text:
-        is_open = last.get("role") == "assistant"
+    is_open = last.get("role") == "assistant" and (
+        may_have_text or ("tool_calls" not in last and not any(last["content"] or ()))
+    )
     if not is_open:
-        messages.append({"role": "assistant", "content": ""})
+        messages.append({"role": "assistant", "content": []})
     return messages[-1]
+
+
+def _open_lines(messages: list[dict[str, Any]], *, may_have_text: bool) -> list[str]:
+    """Get the texts of the assistant's message that a text may join, or of a new one."""
+    message = _open_message(messages, may_have_text=may_have_text)
+    if not isinstance(message["content"], list):  # of a compaction
+        message["content"] = [message["content"] or ""]
+    lines: list[str] = message["content"]
+    return lines
 
 
 def _text(content: str | list[dict[str, Any]], where: str) -> str:
