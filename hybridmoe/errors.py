@@ -7,6 +7,7 @@
         ContextLengthError      a prompt is longer than the context
       DeviceError               the GPU has no memory left, or failed
         KernelError             a GPU kernel gives wrong results here
+      DownloadError             the model hub refuses, cannot be reached, or sent something else
       DiskError                 reading weights from their file failed during a run
         StalledReadError        the disk hangs, and the step that waits for it is wanted no more
       NonFiniteError            the model's results are not finite numbers: damaged weights
@@ -22,6 +23,7 @@ __all__ = [
     "ContextLengthError",
     "DeviceError",
     "DiskError",
+    "DownloadError",
     "GGUFError",
     "HybridMoeError",
     "KernelError",
@@ -76,6 +78,10 @@ class DiskError(HybridMoeError):
 
 class StalledReadError(DiskError):
     """Disk that returns no read for seconds, while a request of the step is to end."""
+
+
+class DownloadError(HybridMoeError):
+    """Failed download: no network, no such repository, no permission, or a wrong checksum."""
 
 
 class NonFiniteError(HybridMoeError):

@@ -47,6 +47,7 @@ COMMANDS = {
     "plan": _Entry(
         "hybridmoe.cli.plan", "plan_command", "Plan memory and predict speed for a model."
     ),
+    "pull": _Entry("hybridmoe.cli.pull", "pull_command", "Download a model as GGUF files."),
     "list": _Entry("hybridmoe.cli.models", "list_command", "List the models in the models folder."),
     "rm": _Entry("hybridmoe.cli.models", "rm_command", "Remove models from the models folder."),
     "bench": _Entry("hybridmoe.cli.bench", "bench_command", "Compare expert-cache policies."),

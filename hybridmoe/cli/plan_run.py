@@ -12,6 +12,7 @@ from typing import Any
 import click
 
 from hybridmoe.cli.options import load_options_of
+from hybridmoe.cli.plan import plan_command
 from hybridmoe.cli.plan_rates import PlannedGpus, gpus_of, rates_for
 from hybridmoe.cli.plan_report import Report, sections
 from hybridmoe.cli.plan_verdict import quant_section, verdict
@@ -33,7 +34,7 @@ from hybridmoe.planning.problem import Budgets
 from hybridmoe.planning.releases import Release
 from hybridmoe.planning.stage_cost import StagedCost
 
-__all__ = ["run_plan"]
+__all__ = ["run_plan", "verdict_of"]
 
 _PRICES = ("watts", "price_kwh", "hardware_price", "lifetime_years", "utilisation")
 
@@ -64,6 +65,28 @@ def run_plan(model: Path | Release | None, as_json: bool, options: Mapping[str, 
     if isinstance(model, Release):
         found.insert(1, quant_section(model, report, asked, options["quant"]))
     print_sections(found)
+
+
+def verdict_of(path: Path) -> str:
+    """Judge a file on this machine as `hybridmoe plan` does without options.
+
+    Errors: ConfigError, GGUFError.
+    """
+    outline = read_outline(path)
+    options = plan_command.make_context("plan", []).params
+    context = outline.config.context_tokens
+    options["prompt_tokens"] = min(options["prompt_tokens"], context // 2)
+    options["answer_tokens"] = min(options["answer_tokens"], context // 4)
+    asked = load_options_of(options)
+    planned = gpus_of(asked.device, options)
+    plan = plan_for(outline.config, outline.tensors, asked, planned.gpus, options["ram"])
+    _check(plan, options)
+
+    def within(budgets: Budgets) -> Plan:
+        return plan_within(outline.config, outline.tensors, asked, budgets)
+
+    report = _predict(outline, plan, planned, within, options)
+    return verdict(report, within, may_add_gpu=True)
 
 
 def _outline(model: Path | Release | None, quant: str | None) -> Outline:

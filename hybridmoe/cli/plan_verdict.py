@@ -70,6 +70,7 @@ def quant_section(
     }
     largest = max(sizes.values())
     rams = [gib * GIB for gib in _RAM_GIB if gib * GIB <= 2 * largest][-_MAX_COLUMNS:]
+    rams = [ram for ram in rams if ram != here.ram_bytes]
     rows = []
     for name in sorted(quants, key=sizes.__getitem__, reverse=True):
         outline = outline_of(release.metadata, name)
@@ -108,7 +109,7 @@ def _number(value: float) -> str:
 
 def _time(seconds: float) -> str:
     if seconds < 10:
-        return f"{seconds:.1f} s"
+        return f"{seconds:.1f} s" if seconds >= 1 else f"{seconds:.2f} s"
     if seconds < 120:
         return f"{seconds:.0f} s"
     return f"{seconds // 60:.0f} min {seconds % 60:.0f} s"

@@ -98,6 +98,7 @@ class ProgressBar:
         "load": "loading the model",
         "prompt": "reading the prompt",
         "check": "reading all weights",
+        "download": "downloading",
     }
 
     def __init__(self, err: TextIO | None = None) -> None:

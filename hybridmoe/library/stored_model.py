@@ -7,7 +7,7 @@ import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
 
 from gguf import LlamaFileType
 
@@ -15,8 +15,18 @@ from hybridmoe.errors import GGUFError
 from hybridmoe.gguf.header import Header, parse_header
 from hybridmoe.gguf.reader import map_file
 
-__all__ = ["Condition", "StoredModel", "model_name", "quant_of", "stored_models"]
+__all__ = [
+    "PARTIAL",
+    "Condition",
+    "StoredModel",
+    "is_model_file",
+    "model_name",
+    "part_number",
+    "quant_of",
+    "stored_models",
+]
 
+PARTIAL = ".part"  # ends the name of a file that is being downloaded
 _PART = re.compile(r"(.*)-([0-9]{5})-of-([0-9]{5})\.gguf", re.DOTALL | re.IGNORECASE)
 _QUANT = re.compile(
     r"(?:^|[-._/ ])((?:UD-)?(?:I?Q[1-8]_[A-Z0-9_]+|TQ[12]_0|BF16|F16|F32|MXFP4(?:_MOE)?|NVFP4))$",
@@ -45,6 +55,7 @@ class StoredModel:
     num_parts: int
     files: tuple[Path, ...]  # that exist, in order
     missing_parts: tuple[int, ...]  # counted from 1
+    partial: tuple[Path, ...] = ()  # files that a download has begun
 
     @property
     def path(self) -> Path:
@@ -59,13 +70,8 @@ class StoredModel:
 
     @property
     def num_bytes(self) -> int:
-        """Bytes of the files that exist."""
-        return sum(file.stat().st_size for file in self.files)
-
-    @property
-    def last_write_s(self) -> float:
-        """Time of the last write, in seconds since 1970."""
-        return max(file.stat().st_mtime for file in self.files)
+        """Bytes of the files that exist, also of partial ones."""
+        return sum(file.stat().st_size for file in (*self.files, *self.partial))
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -99,7 +105,18 @@ class StoredModel:
         return f"{self.name}-{number:05d}-of-{self.num_parts:05d}.gguf"
 
 
-def model_name(path: Path) -> str:
+def is_model_file(name: str) -> bool:
+    """Return True for a GGUF file that is not one of those beside a model."""
+    return name.lower().endswith(".gguf") and not name.lower().startswith(_OTHERS)
+
+
+def part_number(name: str) -> tuple[int, int]:
+    """Return a file's number among its model's parts, and their count; 1 and 1 if it is whole."""
+    match = _PART.fullmatch(name)
+    return (int(match[2]), int(match[3])) if match else (1, 1)
+
+
+def model_name(path: PurePath) -> str:
     """Name a model by its file: without `.gguf` and without the number of a part."""
     match = _PART.fullmatch(path.name)
     return match[1] if match else path.name.removesuffix(".gguf")
@@ -113,31 +130,36 @@ def quant_of(name: str) -> str:
 
 def stored_models(root: Path) -> list[StoredModel]:
     """List the models in a folder and the folders in it, by name; none if it does not exist."""
-    found: dict[tuple[Path, str, int], dict[int, Path]] = {}
-    for file in _gguf_files(root):
-        match = _PART.fullmatch(file.name)
-        count, number = (int(match[3]), int(match[2])) if match else (1, 1)
+    found: dict[tuple[Path, str, int], tuple[dict[int, Path], list[Path]]] = {}
+    for file in _files_below(root):
+        is_partial = file.name.endswith(PARTIAL)
+        whole = file.with_name(file.name.removesuffix(PARTIAL))
+        if not is_model_file(whole.name) or not file.is_file():  # a link may lead nowhere
+            continue
+        number, count = part_number(whole.name)
         if 1 <= number <= count:
-            found.setdefault((file.parent, model_name(file), count), {})[number] = file
+            key = (file.parent, model_name(whole), count)
+            files, partial = found.setdefault(key, ({}, []))
+            if is_partial:
+                partial.append(file)
+            else:
+                files[number] = file
     models = [
         StoredModel(
             root, folder, name, count,
             tuple(files[number] for number in sorted(files)),
             tuple(number for number in range(1, count + 1) if number not in files),
+            tuple(sorted(partial)),
         )
-        for (folder, name, count), files in found.items()
+        for (folder, name, count), (files, partial) in found.items()
     ]  # fmt: skip
     return sorted(models, key=lambda model: (model.name.lower(), model.folder))
 
 
-def _gguf_files(root: Path) -> Iterator[Path]:
+def _files_below(root: Path) -> Iterator[Path]:
     for folder, folders, files in os.walk(root):
         folders[:] = [name for name in folders if not name.startswith(".")]
-        for name in files:
-            path = Path(folder, name)
-            is_model = name.lower().endswith(".gguf") and not name.lower().startswith(_OTHERS)
-            if is_model and path.is_file():  # a link may lead nowhere
-                yield path
+        yield from (Path(folder, name) for name in files)
 
 
 def _stated_quant(header: Header) -> str:

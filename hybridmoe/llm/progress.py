@@ -9,7 +9,7 @@ __all__ = ["Progress", "ProgressCallback"]
 class Progress(NamedTuple):
     """Progress of a load or of a prefill."""
 
-    phase: Literal["compile", "load", "prompt", "check"]
+    phase: Literal["compile", "load", "prompt", "check", "download"]
     done: int
     total: int
     unit: Literal["bytes", "tokens", "kernels"]

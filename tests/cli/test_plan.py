@@ -12,7 +12,10 @@ from tiny_gguf import write_tiny
 
 from hybridmoe.cli.app import main
 from hybridmoe.cli.plan import plan_command
+from hybridmoe.cli.plan_run import verdict_of
+from hybridmoe.demo import demo_path
 from hybridmoe.hardware.gpu import CudaGpu, NoGpu
+from hybridmoe.hardware.machine import Limits, Rate
 
 GIVEN = ("--dram-gbs", 200, "--tops", 10, "--disk-gbs", 7)
 STEPS = ("prompt", "decode")
@@ -347,6 +350,13 @@ def test_a_stored_model_comes_before_a_published_one(
     assert found["path"] == str(tmp_path / "kimi-k2.gguf")
     other = plan_json("kimi-k2-instruct", *GIVEN, "--ram", "128GiB", "--ctx", 32768)
     assert other["num_estimated_tensors"] > 1000
+
+
+def test_pull_judges_as_plan_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    rates = {name: Rate(1e9, 8e10) for name in ("read", "int8", "float32")}
+    monkeypatch.setattr("hybridmoe.cli.plan_rates.measure", lambda: Limits(**rates))
+    said = plan_json(demo_path())["verdict"]
+    assert verdict_of(demo_path()) == said and said.startswith("runs: ")
 
 
 @pytest.mark.parametrize(
