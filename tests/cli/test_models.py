@@ -6,11 +6,13 @@ import shutil
 from pathlib import Path
 from unittest.mock import MagicMock
 
+import click
 import pytest
 from tiny_gguf import split_file, write_tiny
 
 from hybridmoe.cli.app import main
 from hybridmoe.cli.loading import open_model
+from hybridmoe.cli.model_path import ModelPath
 from hybridmoe.cli.served_files import named_files
 from hybridmoe.placement.options import LoadOptions
 
@@ -86,6 +88,24 @@ def test_rm_asks_and_removes_all_parts_and_leftovers(
     assert "no such model" in refusal(capsys, "rm", "whole-Q8_0", "other", "--yes")
     assert "removed tiny-Q4_K" in run(capsys, "rm", "me/tiny-gguf", "--yes")
     assert sorted(path.name for path in folder.rglob("*")) == ["whole-Q8_0.gguf"]
+
+
+def test_rm_removes_a_download_that_has_only_begun(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    begun = folder / "you" / "Other-GGUF" / "other-Q4_0-00001-of-00002.gguf.part"
+    begun.parent.mkdir(parents=True)
+    begun.write_bytes(b"GGUF")
+    assert "incomplete: 0 of 2 parts" in run(capsys, "list")
+    assert "no such file" in refusal(capsys, "inspect", "other")
+    run(capsys, "rm", "other-q4_0", "--yes")
+    assert not (folder / "you").exists()
+
+
+def test_tab_completes_names_and_files() -> None:
+    context = click.Context(click.Command("chat"))
+    found = ModelPath().shell_complete(context, click.Argument(["model"]), "TINY")
+    assert [(item.value, item.type) for item in found] == [("tiny-Q4_K", "plain"), ("TINY", "file")]
 
 
 def test_commands_take_names_and_folders(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -16,6 +16,7 @@ FILES = (
     "unsloth/Kimi-K2-Instruct-GGUF/mmproj-F16.gguf",
     "someone/Moonlight-16B-GGUF/moonlight.q8_0.gguf",
     "plain.gguf",
+    "plain-too.gguf",
     ".cache/hidden.gguf",
 )
 
@@ -78,7 +79,7 @@ def test_a_file_comes_before_a_name_and_a_missing_path_is_left_to_the_reader() -
 
 def test_a_folder_stands_for_its_only_model_or_lists_them(folder: Path) -> None:
     assert find_model(str(folder / "someone")) == folder / FILES[4]
-    with pytest.raises(ConfigError, match=r"4 models: .*Q4_K_M-00001-of-00002.gguf, .*plain.gguf"):
+    with pytest.raises(ConfigError, match=r"5 models: .*Q4_K_M-00001-of-00002.gguf, .*plain.gguf"):
         find_model(str(folder))
     with pytest.raises(ConfigError, match="a folder without a GGUF file"):
         find_model(".")
