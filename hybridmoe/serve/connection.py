@@ -2,6 +2,7 @@
 
 A connection without a request under way (none yet, half a head, or between two) costs a file
 descriptor and a little memory. Without limits, a thousand of them would shut out other clients.
+A client that does not read its response would keep its model loaded, and another one waiting.
 """
 
 import asyncio
@@ -18,13 +19,18 @@ _PERIOD_S = 60.0
 
 
 class Connection(H11Protocol):
-    """Protocol that closes on a late request head, or to make room for a new connection."""
+    """Protocol that closes on a late request head, or to make room for a new connection.
+
+    It is cut if its client does not read.
+    """
 
     head_timeout_s = 20.0  # from the connection, or a head's first byte, to its last
+    read_timeout_s = 120.0  # of a client: to take what a full buffer holds
 
     def __init__(self, *arguments: Any, **named: Any) -> None:
         super().__init__(*arguments, **named)
         self._head_timer: asyncio.TimerHandle | None = None
+        self._read_timer: asyncio.TimerHandle | None = None
         self.idle_since_s = 0.0  # by the loop's clock
 
     @property
@@ -67,7 +73,19 @@ class Connection(H11Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._forget_head()
+        self._forget_read()
         super().connection_lost(exc)
+
+    def pause_writing(self) -> None:
+        """Start the client's timer: the buffer is full."""
+        super().pause_writing()
+        self._forget_read()
+        self._read_timer = self.loop.call_later(self.read_timeout_s, self.transport.abort)
+
+    def resume_writing(self) -> None:
+        """Stop the client's timer: it has read."""
+        self._forget_read()
+        super().resume_writing()
 
     def close_idle(self) -> None:
         """Close the connection, unless a request has arrived meanwhile."""
@@ -83,6 +101,11 @@ class Connection(H11Protocol):
         if self._head_timer is not None:
             self._head_timer.cancel()
             self._head_timer = None
+
+    def _forget_read(self) -> None:
+        if self._read_timer is not None:
+            self._read_timer.cancel()
+            self._read_timer = None
 
 
 class WarningRateLimit(logging.Filter):

@@ -1,6 +1,7 @@
 """Idle connections are closed; warnings that a client can repeat do not fill the log."""
 
 import asyncio
+import json
 import logging
 import socket
 import threading
@@ -11,7 +12,7 @@ import httpx2
 import pytest
 from fake_engine import FakeLLM
 from live_server import LiveServer, live_server
-from waiting import HANG_S
+from waiting import HANG_S, eventually
 
 from hybridmoe.serve import server as server_module
 from hybridmoe.serve.connection import Connection, WarningRateLimit
@@ -54,6 +55,29 @@ def test_a_head_that_does_not_come_ends_the_connection(
             with connect(server) as link:
                 link.sendall(sent)
                 assert rest_of(link) == b""
+
+
+def test_a_client_that_does_not_read_gives_its_model_back(
+    llm: FakeLLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def with_small_buffer(self: Connection, transport: asyncio.Transport) -> None:
+        transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+        connection_made(self, transport)
+
+    connection_made = Connection.connection_made
+    monkeypatch.setattr(Connection, "connection_made", with_small_buffer)
+    monkeypatch.setattr(Connection, "read_timeout_s", 0.01)
+    message = {"role": "user", "content": "count 1000"}
+    body = json.dumps({"messages": [message], "stream": True}).encode()
+    with live_server(llm) as server, socket.socket() as link:
+        link.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        link.connect(("127.0.0.1", server.port))
+        link.sendall(
+            b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+            b"Content-Length: %d\r\n\r\n" % len(body) + body
+        )
+        assert link.recv(15) == b"HTTP/1.1 200 OK"
+        eventually(lambda: server.service.models.num_active == 0)
 
 
 def test_half_of_a_second_head_ends_the_connection_too(server: LiveServer) -> None:
