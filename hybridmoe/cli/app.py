@@ -5,6 +5,7 @@ after all is saved. A command's module is imported when the command runs, since 
 longer than `--help` may; so this module holds names and summaries.
 """
 
+import difflib
 import os
 import signal
 import sys
@@ -57,6 +58,40 @@ COMMANDS = {
 }
 
 
+_EXAMPLES = (
+    ("hybridmoe chat", "talk with the embedded model"),
+    ('hybridmoe chat MODEL.gguf "What is a router?"', "one question, one answer"),
+    ("hybridmoe serve MODEL.gguf", "a page and the APIs on http://127.0.0.1:8000"),
+)
+
+# Commands of ollama and llama.cpp, to ours.
+_ELSEWHERE = {
+    "run": "chat MODEL",
+    "show": "inspect MODEL",
+    "ps": "serve, then GET /v1/models or its page",
+    "version": "--version",
+    "help": "--help",
+    "server": "serve",
+    "cli": "chat",
+    "complete": "generate",
+    "completion": "generate",
+    "ls": "list",
+    "delete": "rm",
+}
+
+
+def _meant(name: str) -> str:
+    """Say what a person may have meant by a command that does not exist."""
+    if name in _ELSEWHERE:
+        return f"here it is hybridmoe {_ELSEWHERE[name]}"
+    close = difflib.get_close_matches(name, COMMANDS, n=1)
+    if close:
+        return f"did you mean {close[0]}?"
+    if " " in name or name.lower().endswith((".gguf", "?")):
+        return f"did you mean hybridmoe chat {name!r:.40}?"
+    return f"known: {', '.join(COMMANDS)}"
+
+
 class _LazyGroup(click.Group):
     """A group that imports a command's module when the command runs."""
 
@@ -73,6 +108,18 @@ class _LazyGroup(click.Group):
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):
             formatter.write_dl([(name, entry.summary) for name, entry in COMMANDS.items()])
+
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Examples"):
+            formatter.write_dl(_EXAMPLES, col_max=60)
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        name = args[0]
+        if name not in COMMANDS and not name.startswith("-"):
+            raise click.UsageError(f"no command {name!r:.40}; {_meant(name)}", ctx)
+        return super().resolve_command(ctx, args)
 
 
 def _print_version(ctx: click.Context, _parameter: click.Parameter, is_given: bool) -> None:

@@ -1,13 +1,14 @@
 """`hybridmoe chat`: a conversation on a terminal, or one message through a pipe."""
 
 import sys
-from collections.abc import Callable, Iterable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from hybridmoe.cli.commands import Commands
+from hybridmoe.cli.keyboard import Keyboard
 from hybridmoe.cli.loading import check_params, open_model
 from hybridmoe.cli.options import (
     SERVER_NAMES,
@@ -16,24 +17,20 @@ from hybridmoe.cli.options import (
     load_options_of,
     model_argument,
 )
-from hybridmoe.cli.render import ProgressBar, Screen
-from hybridmoe.cli.sampling_options import SAMPLING_NAMES, sampling_of, sampling_options
+from hybridmoe.cli.progress_bar import ProgressBar
+from hybridmoe.cli.prompt import Prompt
+from hybridmoe.cli.render import Screen
+from hybridmoe.cli.sampling_options import sampling_of, sampling_options
 from hybridmoe.cli.session import Session
 from hybridmoe.cli.talk import Talk
-from hybridmoe.cli.thinking import MODES, thinking_of, thinking_options
+from hybridmoe.cli.thinking import thinking_of, thinking_options
 from hybridmoe.errors import ConfigError
-from hybridmoe.state_folder import state_folder
+from hybridmoe.placement.options import LoadOptions
 
 if TYPE_CHECKING:
-    from prompt_toolkit.completion import Completer
-    from prompt_toolkit.history import History
-    from prompt_toolkit.key_binding import KeyBindings
-
     from hybridmoe import LLM
 
-__all__ = ["chat_command", "is_unfinished", "joined"]
-
-_QUOTES = '"""'
+__all__ = ["chat_command"]
 
 
 @click.command("chat", cls=SectionedCommand)
@@ -50,13 +47,14 @@ def chat_command(model: Path | None, system: str | None, no_color: bool, **optio
     """
     params = sampling_of(options)
     check_params(params)
-    with open_model(model, load_options_of(options)) as llm:
-        session = Session(llm.config.name, system, params, thinking=thinking_of(options))
-        llm.check_thinking(session.thinking)
-        if sys.stdin.isatty():
-            _converse(llm, session, Screen(use_color=not no_color))
-        else:
-            _respond_to_pipe(llm, session)
+    loading = load_options_of(options)
+    session = Session("", system, params, thinking=thinking_of(options))
+    if sys.stdin.isatty():
+        _converse(model, loading, session, Screen(use_color=not no_color))
+        return
+    with open_model(model, loading) as llm:
+        _check_session(llm, session)
+        _respond_to_pipe(llm, session)
 
 
 def _respond_to_pipe(llm: "LLM", session: Session) -> None:
@@ -75,109 +73,27 @@ def _respond_to_pipe(llm: "LLM", session: Session) -> None:
     screen.end_line()
 
 
-def _converse(llm: "LLM", session: Session, screen: Screen) -> None:
-    talk = Talk(llm, session, screen)
-    commands = Commands(talk, check_params)
-    screen.note(f"{session.model} · context {llm.context_tokens} tokens · /help lists commands")
-    read = _reader(commands.names)
-    while not commands.is_done:
-        try:
-            text = joined(read())
-        except KeyboardInterrupt:
-            screen.note("(Ctrl-D or /exit ends the program)")
-            continue
-        except EOFError:
-            return
-        if text.startswith("/"):
-            commands.run(text)
-        elif text.strip():
-            talk.ask(text)
+def _converse(model: Path | None, loading: LoadOptions, session: Session, screen: Screen) -> None:
+    keyboard = Keyboard()
+    with ExitStack() as stack:
+        with keyboard.held():
+            llm = stack.enter_context(open_model(model, loading))
+        _check_session(llm, session)
+        talk = Talk(llm, session, screen, hold_keyboard=keyboard.held)
+        commands = Commands(talk, check_params)
+        screen.note(f"{talk.model_line} · /help lists commands")
+        prompt = Prompt(commands.names)
+        commands.confirm = prompt.confirm
+        while not commands.is_done:
+            try:
+                commands.read(prompt.read(keyboard.take()))
+            except KeyboardInterrupt:
+                screen.note("(Ctrl-D or /exit ends the program)")
+            except EOFError:
+                return
 
 
-def is_unfinished(text: str) -> bool:
-    """Return True if Enter continues the message rather than sending it."""
-    return text.endswith("\\") or text.count(_QUOTES) % 2 == 1
-
-
-def joined(text: str) -> str:
-    """Remove the marks that continued the message."""
-    text = text.strip()
-    if text.startswith(_QUOTES) and text.endswith(_QUOTES) and len(text) >= 2 * len(_QUOTES):
-        return text.removeprefix(_QUOTES).removesuffix(_QUOTES).strip("\n")
-    return text.replace("\\\n", "\n")
-
-
-def _reader(commands: list[str]) -> Callable[[], str]:
-    from prompt_toolkit import PromptSession
-    from prompt_toolkit.output import create_output
-
-    session: PromptSession[str] = PromptSession(
-        history=_history(),
-        completer=_completer(commands),
-        complete_while_typing=False,
-        key_bindings=_key_bindings(),
-        multiline=True,
-        prompt_continuation="  ",
-        output=create_output(always_prefer_tty=True),  # also if standard output is a file
-    )
-    return lambda: session.prompt("> ")
-
-
-def _key_bindings() -> "KeyBindings":
-    from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
-
-    bindings = KeyBindings()
-
-    @bindings.add("enter")
-    def _(event: KeyPressEvent) -> None:
-        buffer = event.current_buffer
-        if is_unfinished(buffer.document.text):
-            buffer.insert_text("\n")
-        else:
-            buffer.validate_and_handle()
-
-    @bindings.add("escape", "enter")
-    def _(event: KeyPressEvent) -> None:
-        event.current_buffer.insert_text("\n")
-
-    return bindings
-
-
-def _completer(commands: list[str]) -> "Completer":
-    from prompt_toolkit.completion import CompleteEvent, Completer, Completion, PathCompleter
-    from prompt_toolkit.document import Document
-
-    class SlashCompleter(Completer):
-        """Completes names of commands, parameters and files."""
-
-        def get_completions(self, document: Document, event: CompleteEvent) -> Iterable[Completion]:
-            name, space, argument = document.text_before_cursor.partition(" ")
-            if not space:
-                yield from _beginning_with(name, commands if name.startswith("/") else ())
-            elif name == "/params":
-                yield from _beginning_with(argument, SAMPLING_NAMES)
-            elif name == "/think":
-                yield from _beginning_with(argument, (*MODES, "default"))
-            elif name in ("/save", "/load"):
-                files = PathCompleter(expanduser=True)
-                yield from files.get_completions(Document(argument), event)
-
-    def _beginning_with(text: str, words: Iterable[str]) -> Iterable[Completion]:
-        return (Completion(word, -len(text)) for word in words if word.startswith(text))
-
-    return SlashCompleter()
-
-
-def _history() -> "History":
-    """History in $XDG_STATE_HOME/hybridmoe/history; in memory if that cannot be written."""
-    from prompt_toolkit.history import FileHistory, InMemoryHistory
-
-    folder = state_folder()
-    if folder is None:
-        return InMemoryHistory()
-    path = folder / "history"
-    try:
-        path.open("a").close()
-    except OSError:
-        return InMemoryHistory()
-    return FileHistory(str(path))
+def _check_session(llm: "LLM", session: Session) -> None:
+    """Name the model of a session, and check that it knows the options on thinking."""
+    session.model = llm.config.name
+    llm.check_thinking(session.thinking)

@@ -5,7 +5,7 @@ from dataclasses import asdict
 
 import click
 
-from hybridmoe.cli.render import ProgressBar
+from hybridmoe.cli.progress_bar import ProgressBar
 from hybridmoe.errors import GGUFError
 from hybridmoe.gguf.cursor import printable
 from hybridmoe.gguf.reader import GGUFFile

@@ -3,6 +3,8 @@
 A command changes the session only after all of its input is checked; an error is one line.
 """
 
+import difflib
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,19 @@ from hybridmoe.units import format_bytes
 
 __all__ = ["Commands"]
 
+_ALIASES = {
+    "help": ("?",),
+    "reset": ("clear", "new"),
+    "regen": ("retry",),
+    "exit": ("quit", "bye"),
+}
+_WORDS = ("exit", "quit", "bye", "help")  # alone, hardly a message
+_PARAMETERS = {
+    "temp": "temperature",
+    "num_predict": "max_tokens",
+    "repeat_penalty": "repetition_penalty",
+}
+
 
 class Commands:
     """Slash commands over one conversation."""
@@ -30,16 +45,36 @@ class Commands:
             for name in vars(Commands)
             if name.startswith("_do_")
         }
-        self._table["quit"] = self._do_exit
-        self.names = [f"/{name}" for name in self._table]
+        self._aliases = {alias: name for name, also in _ALIASES.items() for alias in also}
+        self.names = [f"/{name}" for name in (*self._table, *self._aliases) if name != "?"]
         self.is_done = False
+        self.confirm: Callable[[str], bool] = lambda _question: True
+        self._asked_about = ""
+
+    def read(self, text: str) -> None:
+        """Take a line of the user: a command, or a message; `//` begins one with a slash."""
+        is_same, self._asked_about = text == self._asked_about, ""
+        if text.startswith("//"):
+            self._talk.ask(text[1:])
+        elif text.startswith("/"):
+            self.run(text)
+        elif text.strip().lower() in _WORDS and not is_same:
+            self._asked_about = text
+            self._say(f"/{text.strip().lower()} is the command; once more sends it as a message")
+        elif text.strip():
+            self._talk.ask(text)
 
     def run(self, line: str) -> None:
         """Run `/name argument`."""
-        name, _, argument = line[1:].partition(" ")
-        command = self._table.get(name.strip().lower())
+        name, argument = (*re.split(r"\s+", line[1:], maxsplit=1), "")[:2]
+        known = self._aliases.get(name.lower(), name.lower())
+        command = self._table.get(known)
         if command is None:
-            self._say(f"unknown command /{name:.40}; /help lists them")
+            close = difflib.get_close_matches(f"/{name.lower()}", self.names, n=1)
+            meant = f"; did you mean {close[0]}?" if close else ";"
+            self._say(
+                f"unknown command /{name:.40}{meant} /help lists them, // begins a message with /"
+            )
             return
         try:
             command(argument.strip())
@@ -53,9 +88,11 @@ class Commands:
 
     def _do_help(self, _: str) -> None:
         """/help             list the commands"""
-        for name, command in self._table.items():
-            if name != "quit":
-                self._say(str(command.__doc__))
+        for command in self._table.values():
+            self._say(str(command.__doc__))
+        also = [f"/{alias} = /{name}" for alias, name in self._aliases.items()]
+        self._say(f"Also: {', '.join(also)}.")
+        self._say("// begins a message with a slash.")
         self._say('A \\ at the end of a line, Alt+Enter or """ continue a message.')
         self._say("Ctrl-C stops a response, Ctrl-D ends the program.")
 
@@ -68,16 +105,23 @@ class Commands:
         """/system [TEXT]    set or show the system message; "" removes it"""
         session = self._talk.session
         if text:
-            session.system = None if text == '""' else text
+            session.system = unquoted(text) or None
         self._say(f"system: {session.system}" if session.system else "no system message")
 
     def _do_params(self, text: str) -> None:
-        """/params [N [V]]   show or set sampling parameter N; V = default resets it"""
+        """/params [N [V]]   show or set parameter N; V = default resets it, /params reset all"""
         params = self._talk.session.params
-        name, _, value = text.partition(" ")
-        name = name.replace("-", "_")
+        name, _, value = text.replace("=", " ", 1).partition(" ")
+        name = _PARAMETERS.get(name, name).replace("-", "_")
+        if name == "reset":
+            params.clear()
+            name = ""
         if name and name not in SAMPLING_NAMES:
-            raise ConfigError(f"no parameter {name!r:.40}; known: {', '.join(SAMPLING_NAMES)}")
+            close = difflib.get_close_matches(name, SAMPLING_NAMES, n=1)
+            meant = f"did you mean {close[0]}? " if close else ""
+            raise ConfigError(
+                f"no parameter {name!r:.40}; {meant}known: {', '.join(SAMPLING_NAMES)}"
+            )
         if value:
             changed = {key: old for key, old in params.items() if key != name}
             if value.strip() != "default":
@@ -85,8 +129,56 @@ class Commands:
             self._check_params(changed)
             params.clear()
             params.update(changed)
+        effective = self._talk.effective_params()
         for key in (name,) if name else SAMPLING_NAMES:
-            self._say(f"{key} = {params.get(key, 'default')}")
+            value = shown_value(getattr(effective, key))
+            self._say(f"{key} = {value} ({self._talk.source_of(key)})")
+
+    def _do_set(self, text: str) -> None:
+        """/set N V          as /params N V; also /set system TEXT, think, nothink"""
+        name, _, value = text.partition(" ")
+        if name == "parameter":
+            name, _, value = value.strip().partition(" ")
+        match name:
+            case "":
+                self._do_params("")
+            case "system":
+                self._do_system(value.strip())
+            case "think" | "nothink":
+                self._do_think(value.strip() or ("on" if name == "think" else "off"))
+            case _:
+                self._do_params(f"{name} {value}".strip())
+
+    def _do_show(self, text: str) -> None:
+        """/show [WHAT]      show the conversation, or: info, system, parameters, thoughts"""
+        session = self._talk.session
+        match text:
+            case "":
+                for message in session.prompt():
+                    self._say(f"{message['role']}: {message['content'] or '(tool calls)'}")
+            case "info" | "model":
+                self._say(self._talk.model_line)
+            case "system":
+                self._do_system("")
+            case "parameters":
+                self._do_params("")
+            case "thoughts":
+                self._say(self._last("reasoning_content") or "no thoughts")
+            case _:
+                raise ConfigError(f"/show {text:.40}: expected info, system, parameters, thoughts")
+
+    def _do_copy(self, _: str) -> None:
+        """/copy             copy the last response to the clipboard, through the terminal"""
+        text = self._last("content")
+        if not text:
+            raise ConfigError("no response yet")
+        self._talk.screen.copy(text)
+        self._say(f"copied {len(text):,} characters, if the terminal allows it (OSC 52)")
+
+    def _last(self, key: str) -> str:
+        """Text of the last response, or its thoughts."""
+        responses = [m for m in self._talk.session.messages if m["role"] == "assistant"]
+        return str(responses[-1].get(key) or "") if responses else ""
 
     def _do_think(self, text: str) -> None:
         """/think [MODE N]  think: on, off, LEVEL or default; at most N tokens; or show it"""
@@ -132,7 +224,13 @@ class Commands:
     def _do_save(self, text: str) -> None:
         """/save FILE        save the conversation to FILE as JSON, and its KV cache to FILE.kv"""
         path = _file(text, "/save")
-        self._talk.session.save(path)
+        if path.exists() and not self.confirm(f"{text} exists: overwrite it?"):
+            self._say("not saved")
+            return
+        try:
+            self._talk.session.save(path)
+        except OSError as error:  # of a file beside it, or of none
+            raise ConfigError(f"{text}: {error.strerror or error}") from None
         self._say(f"saved {len(self._talk.session.messages)} messages to {path}")
         kv_path = _kv_path(path)
         if num_tokens := self._talk.save_kv_cache(kv_path):
@@ -166,8 +264,23 @@ class Commands:
             self._say(f"({error})")
 
     def _do_exit(self, _: str) -> None:
-        """/exit             end the program; as /quit and Ctrl-D"""
+        """/exit             end the program; as Ctrl-D"""
         self.is_done = True
+
+
+def unquoted(text: str) -> str:
+    """Remove quotes around a text."""
+    for quotes in ('"""', '"', "'"):
+        if len(text) >= 2 * len(quotes) and text.startswith(quotes) and text.endswith(quotes):
+            return text.removeprefix(quotes).removesuffix(quotes).strip("\n")
+    return text
+
+
+def shown_value(value: object) -> str:
+    """Write the value of a parameter for people."""
+    if value is None:
+        return "none"
+    return str(list(value) if isinstance(value, tuple) else value)
 
 
 def _file(text: str, command: str) -> Path:

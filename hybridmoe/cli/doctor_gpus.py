@@ -7,7 +7,7 @@ from math import isfinite
 from pathlib import Path
 from typing import Any
 
-from hybridmoe.cli.render import ProgressBar
+from hybridmoe.cli.progress_bar import ProgressBar
 from hybridmoe.demo import demo_path
 from hybridmoe.errors import HybridMoeError
 from hybridmoe.hardware.gpu import CudaGpu, NoGpu

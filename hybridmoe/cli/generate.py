@@ -16,7 +16,8 @@ from hybridmoe.cli.options import (
     load_options_of,
     model_argument,
 )
-from hybridmoe.cli.render import ProgressBar, Screen
+from hybridmoe.cli.progress_bar import ProgressBar
+from hybridmoe.cli.render import Screen
 from hybridmoe.cli.sampling_options import sampling_of, sampling_options
 from hybridmoe.cli.thinking import thinking_of, thinking_options
 
@@ -72,6 +73,8 @@ def generate_command(
         is_chat = must_chat or (not raw and llm.can_chat)
         if not is_chat and not raw:
             _say("no chat template: the prompt is continued as plain text")
+        if raw and model is None:
+            _say("the embedded model knows conversations only; without --raw it answers")
         is_limited = "max_tokens" in params
         params.setdefault("max_tokens", _MAX_RESPONSE if is_chat else _MAX_TEXT)
         if is_chat:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import hybridmoe
-from hybridmoe.cli.render import ProgressBar
+from hybridmoe.cli.progress_bar import ProgressBar
 from hybridmoe.cli.signals import uninterrupted
 from hybridmoe.library.last_use import note_use
 from hybridmoe.placement.options import LoadOptions

@@ -10,7 +10,7 @@ from pathlib import Path
 import click
 
 from hybridmoe.cli.plan_run import verdict_of
-from hybridmoe.cli.render import ProgressBar
+from hybridmoe.cli.progress_bar import ProgressBar
 from hybridmoe.cli.tables import Section, print_sections
 from hybridmoe.env import models_folder
 from hybridmoe.errors import ConfigError, GGUFError, UnsupportedModelError

@@ -1,18 +1,16 @@
-"""Terminal output: safe text, the statistics line, progress bars."""
+"""Terminal output: safe text, and the statistics line."""
 
 import os
 import sys
-import time
-from types import TracebackType
-from typing import TYPE_CHECKING, Any, ClassVar, Self, TextIO
+from base64 import b64encode
+from typing import TYPE_CHECKING, TextIO
 
 if TYPE_CHECKING:
-    from hybridmoe import Progress, Timing
+    from hybridmoe import Timing
     from hybridmoe.experts.stats import ExpertStats
 
-__all__ = ["ProgressBar", "Screen", "printable", "timing_line"]
+__all__ = ["Screen", "printable", "timing_line"]
 
-_BAR_AFTER_S = 0.3  # shorter work needs no bar
 # C0, DEL and C1 controls but newline and tab: escape sequences begin with one of them.
 _CONTROLS = dict.fromkeys({*range(0x20), *range(0x7F, 0xA0)} - {0x0A, 0x09})
 
@@ -79,92 +77,16 @@ class Screen:
         if self._is_line_open:
             self.write("\n")
 
+    def copy(self, text: str) -> None:
+        """Ask the terminal to put a text into the clipboard (OSC 52)."""
+        if self.is_terminal:
+            encoded = b64encode(text.encode("utf-8", "replace")).decode()
+            self._out.write(f"\x1b]52;c;{encoded}\x07")
+            self._out.flush()
+
     def note(self, text: str) -> None:
         """Print a line about the conversation, dim."""
         self.end_line()
         text = printable(text)
         self._out.write(f"\x1b[2m{text}\x1b[0m\n" if self._use_color else f"{text}\n")
         self._out.flush()
-
-
-class ProgressBar:
-    """Progress bar on a terminal's standard error: the callback of `load` and `chat`.
-
-    Shown once the work has lasted 0.3 s, removed when it is done.
-    """
-
-    _TITLES: ClassVar = {
-        "compile": "compiling GPU kernels",
-        "load": "loading the model",
-        "prompt": "reading the prompt",
-        "check": "reading all weights",
-        "download": "downloading",
-    }
-
-    def __init__(self, err: TextIO | None = None) -> None:
-        self._err = sys.stderr if err is None else err
-        self._phase = ""
-        self._started = 0.0
-        self._bar: Any = None
-        self._task: Any = None
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
-
-    def __call__(self, progress: "Progress") -> None:
-        if not self._err.isatty():
-            return
-        if progress.phase != self._phase:
-            self.close()
-            self._phase, self._started = progress.phase, time.monotonic()
-        if progress.done >= progress.total:
-            self.close()
-        elif self._bar is not None:
-            self._bar.update(self._task, completed=progress.done, total=progress.total)
-        elif time.monotonic() - self._started > _BAR_AFTER_S:
-            self._open(progress)
-
-    def close(self) -> None:
-        """Remove the bar, if one is shown."""
-        if self._bar is not None:
-            self._bar.stop()
-            self._bar = None
-        self._phase = ""
-
-    def _open(self, progress: "Progress") -> None:
-        from rich.console import Console
-        from rich.progress import (
-            BarColumn,
-            DownloadColumn,
-            MofNCompleteColumn,
-            Progress,
-            TextColumn,
-            TimeRemainingColumn,
-            TransferSpeedColumn,
-        )
-
-        amounts: list[Any] = [DownloadColumn(), TransferSpeedColumn()]
-        if progress.unit != "bytes":
-            amounts = [MofNCompleteColumn(), TextColumn(progress.unit)]
-        self._bar = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            *amounts,
-            TimeRemainingColumn(),
-            console=Console(file=self._err),
-            transient=True,
-        )
-        self._task = self._bar.add_task(
-            self._TITLES.get(progress.phase, progress.phase),
-            completed=progress.done,
-            total=progress.total,
-        )
-        self._bar.start()

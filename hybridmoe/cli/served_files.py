@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import hybridmoe
 from hybridmoe.cli.loading import placement_lines
-from hybridmoe.cli.render import ProgressBar
+from hybridmoe.cli.progress_bar import ProgressBar
 from hybridmoe.cli.server_log import notify_supervisor
 from hybridmoe.errors import ConfigError, TemplateError
 from hybridmoe.library.find import find_model

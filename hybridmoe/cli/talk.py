@@ -7,19 +7,20 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from hybridmoe.cli.compactor import Compactor
-from hybridmoe.cli.render import ProgressBar, Screen, timing_line
+from hybridmoe.cli.progress_bar import ProgressBar
+from hybridmoe.cli.render import Screen, timing_line
 from hybridmoe.cli.session import Session
 from hybridmoe.errors import HybridMoeError
 from hybridmoe.text.thinking_options import ThinkingOptions
 
 if TYPE_CHECKING:
-    from hybridmoe import LLM, Progress, Result, ResultStream
+    from hybridmoe import LLM, Progress, Result, ResultStream, SamplingParams
     from hybridmoe.experts.stats import ExpertStats
 
 __all__ = ["Talk", "Totals"]
@@ -54,7 +55,17 @@ class Totals:
 class Talk:
     """Sends messages to the model, and keeps the session up to date."""
 
-    def __init__(self, model: "LLM", session: Session, screen: Screen) -> None:
+    def __init__(
+        self,
+        model: "LLM",
+        session: Session,
+        screen: Screen,
+        *,
+        hold_keyboard: Callable[[], AbstractContextManager[None]] = nullcontext,
+        on_response: Callable[[], None] = lambda: None,
+    ) -> None:
+        """hold_keyboard: entered while the model works. on_response: the session has grown."""
+        self._hold_keyboard, self._on_response = hold_keyboard, on_response
         self.session = session
         self.screen = screen
         self.totals = Totals()
@@ -91,6 +102,7 @@ class Talk:
             if result.tool_calls:
                 response["tool_calls"] = result.tool_calls
             messages.append(response)
+            self._on_response()
         self._comment(result, is_stopped)
 
     def compact(self) -> None:
@@ -100,6 +112,21 @@ class Talk:
                 self.screen.note("(stopped)")
         except HybridMoeError as error:
             self.screen.note(f"error: {error}")
+
+    def effective_params(self) -> "SamplingParams":
+        """Sampling parameters of the next response."""
+        return self._model.sampling_params(self.session.params)
+
+    def source_of(self, name: str) -> str:
+        """Name where a sampling parameter is from: the user, the model's file, or neither."""
+        if name in self.session.params:
+            return "set here"
+        return "the model's" if name in self._model.sampling_defaults else "default"
+
+    @property
+    def model_line(self) -> str:
+        """Name of the model, and its context."""
+        return f"{self.session.model} · context {self._model.context_tokens} tokens"
 
     def set_thinking(self, thinking: ThinkingOptions) -> None:
         """Set how the model thinks. Raises ConfigError for a switch that it does not know."""
@@ -155,7 +182,7 @@ class Talk:
     ) -> tuple["Result | None", bool]:
         started, before = time.monotonic(), self.expert_stats()
         stream: ResultStream | None = None
-        with ProgressBar() as bar, _interrupts() as interrupts:
+        with self._hold_keyboard(), self._progress_bar() as bar, _interrupts() as interrupts:
 
             def on_progress(progress: "Progress") -> None:
                 if interrupts.is_set():
@@ -183,6 +210,16 @@ class Talk:
         experts = self.expert_stats()
         self.totals.add(result, time.monotonic() - started, experts and experts.since(before))
         return result, interrupts.is_set()
+
+    def _progress_bar(self) -> ProgressBar:
+        """A bar that estimates by the last response, which is in the KV cache perhaps."""
+        if self.totals.last is None:
+            return ProgressBar()
+        timing = self.totals.last.timing
+        return ProgressBar(
+            tokens_per_s=timing.prompt_tokens_per_s,
+            known_tokens=timing.prompt_tokens + timing.generated_tokens,
+        )
 
     def _comment(self, result: "Result | None", is_stopped: bool) -> None:
         screen = self.screen

@@ -304,6 +304,11 @@ class LLM:
         options = PromptOptions(thinking=ThinkingOptions.of_argument(thinking))
         self._template(False).switches.choose(options)
 
+    @property
+    def sampling_defaults(self) -> Mapping[str, Any]:
+        """Sampling parameters that the file sets."""
+        return self._defaults
+
     def sampling_params(self, given: Mapping[str, Any]) -> SamplingParams:
         """Make parameters by name; defaults come from the file, else from the class.
 

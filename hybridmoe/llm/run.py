@@ -40,6 +40,7 @@ class Run:
 
     def pieces(self) -> PieceStream:
         try:
+            self._tell(0, self._num_prompt_tokens)  # the first chunk may take long
             while self._response.finish_reason is None:
                 yield from self._take(self._events.get())
         finally:
@@ -49,13 +50,15 @@ class Run:
         token_ids = self.token_ids[self._num_prompt_tokens :]
         return Result.of_response(self._response, token_ids, self._usage)
 
+    def _tell(self, done: int, total: int) -> None:
+        if self._progress is not None:
+            self._progress(Progress("prompt", done, total, "tokens"))
+
     def _take(self, event: Event) -> list[Piece]:
         """Handle an event. Returns the pieces that it completes."""
         match event:
             case PromptProgress():
-                if self._progress is not None:
-                    done, total = event.done_tokens, event.total_tokens
-                    self._progress(Progress("prompt", done, total, "tokens"))
+                self._tell(event.done_tokens, event.total_tokens)
                 return []
             case PromptLogprobs():
                 return []

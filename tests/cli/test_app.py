@@ -55,6 +55,31 @@ def test_a_command_that_is_asked_for_nothing_shows_its_help(
     assert err == ""
 
 
+def test_the_help_has_examples(capsys: pytest.CaptureFixture[str]) -> None:
+    assert app.main([]) == 0
+    assert capsys.readouterr().out.partition("Examples:")[2].count("hybridmoe ") == 3
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [
+        ("run", "hybridmoe chat MODEL"),
+        ("show", "hybridmoe inspect"),
+        ("ps", "/v1/models"),
+        ("version", "hybridmoe --version"),
+        ("chta", "did you mean chat?"),
+        ("k2.gguf", "did you mean hybridmoe chat 'k2.gguf'?"),
+        ("zzzz", "known: chat, generate"),
+    ],
+)
+def test_a_command_that_is_not_known_is_pointed_to_one(
+    name: str, hint: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert app.main([name]) == 2
+    err = capsys.readouterr().err
+    assert hint in err and err.count("\n") == 1
+
+
 @pytest.mark.parametrize("name", app.COMMANDS)
 def test_every_command_has_help(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert app.main([name, "--help"]) == 0
@@ -150,6 +175,7 @@ def test_generate_asks_by_the_template_where_there_is_one(
     assert app.main(["generate", "-p", "params", *options]) == 0
     out, err = capsys.readouterr()
     assert out == str({"max_tokens": limit}) + "\n"
+    assert ("knows conversations only" in err) == ("--raw" in options)
     assert ("continued as plain text" in err) == (not is_asked and "--raw" not in options)
     asked = [{"role": "user", "content": "params"}]
     system = [{"role": "system", "content": "S"}] if "--system" in options else []

@@ -4,15 +4,20 @@ import inspect
 import io
 import signal
 from dataclasses import fields, replace
+from pathlib import Path
 
 import fake_llm
 import pytest
 from fake_llm import FakeLLM
 from terminal_chat import Chat, Terminal
+from waiting import eventually
 
 import hybridmoe
-from hybridmoe.cli.chat import is_unfinished, joined
-from hybridmoe.cli.render import ProgressBar, Screen, printable, timing_line
+from hybridmoe.cli.keyboard import edited
+from hybridmoe.cli.pastes import Pastes
+from hybridmoe.cli.progress_bar import ProgressBar
+from hybridmoe.cli.prompt import is_unfinished, joined
+from hybridmoe.cli.render import Screen, printable, timing_line
 from hybridmoe.experts.stats import ExpertCounters, ExpertStats
 
 
@@ -173,23 +178,25 @@ def test_system_message(chat: Chat) -> None:
     assert chat.run("/system Be brief.") == "system: Be brief.\n"
     chat.ask("hi")
     assert chat.llm.prompts[0][0] == {"role": "system", "content": "Be brief."}
+    assert chat.run('/system """You are\na pirate"""') == "system: You are\na pirate\n"
     assert chat.run('/system ""') == "no system message\n"
     chat.ask("hi")
     assert chat.llm.prompts[1][0]["role"] == "user"
 
 
 def test_params(chat: Chat) -> None:
-    assert "temperature = default\n" in chat.run("/params")
-    assert chat.run("/params temperature 0.3") == "temperature = 0.3\n"
-    assert chat.run("/params top-k 5") == "top_k = 5\n"
-    assert chat.run("/params stop a b") == "stop = ['a b']\n"
+    shown = chat.run("/params")
+    assert "temperature = 0.6 (the model's)\n" in shown and "top_k = none (default)\n" in shown
+    assert chat.run("/params temperature 0.3") == "temperature = 0.3 (set here)\n"
+    assert chat.run("/params top-k=5") == "top_k = 5 (set here)\n"
+    assert chat.run("/params stop a b") == "stop = ['a b'] (set here)\n"
     assert chat.ask("params").startswith("{'temperature': 0.3, 'top_k': 5, 'stop': ['a b']}")
-    assert chat.run("/params temperature default") == "temperature = default\n"
-    assert chat.run("/params ignore-eos on") == "ignore_eos = True\n"
-    assert chat.run("/params dry_sequence_breakers *") == "dry_sequence_breakers = ['*']\n"
-    assert chat.run(r'/params dry_sequence_breakers ["\n", ":"]').endswith(r"['\n', ':']" "\n")
-    assert chat.run("/params dry_sequence_breakers none") == "dry_sequence_breakers = []\n"
-    assert chat.run("/params stop_token_ids 7") == "stop_token_ids = [7]\n"
+    assert chat.run("/params temperature default") == "temperature = 0.6 (the model's)\n"
+    assert chat.run("/params ignore-eos on") == "ignore_eos = True (set here)\n"
+    assert "= ['*'] " in chat.run("/params dry_sequence_breakers *")
+    assert r"= ['\n', ':'] " in chat.run(r'/params dry_sequence_breakers ["\n", ":"]')
+    assert chat.run("/params dry_sequence_breakers none").endswith(" = [] (set here)\n")
+    assert "= [7] " in chat.run("/params stop_token_ids 7")
     before = dict(chat.session.params)
     for bad in (
         "temperature x", "temperature -1", "top_k 1.5", "nope 1", "top_p 2", "ignore_eos maybe",
@@ -198,6 +205,63 @@ def test_params(chat: Chat) -> None:
         shown = chat.run(f"/params {bad}")
         assert shown.startswith("error: ") and shown.count("\n") == 1
     assert chat.session.params == before
+    assert "did you mean top_k?" in chat.run("/params topk 1")
+    assert "(set here)" not in chat.run("/params reset")
+    assert chat.session.params == {}
+
+
+def test_the_words_of_other_programs(chat: Chat) -> None:
+    assert chat.run("/set parameter temp 0.5") == "temperature = 0.5 (set here)\n"
+    assert chat.run("/set num_predict 7") == "max_tokens = 7 (set here)\n"
+    assert chat.run("/set nothink") == "thinking: off\n"
+    assert chat.run('/set system "Be brief."') == "system: Be brief.\n"
+    chat.ask("think")
+    assert "user: think\nassistant: you said think\n" in chat.run("/show")
+    assert chat.run("/show system") == "system: Be brief.\n"
+    assert chat.run("/show thoughts") == "why\nnot\n"
+    assert "context 4096" in chat.run("/show info")
+    assert chat.run("/show nothing").startswith("error: ")
+    assert chat.run("/retry").startswith("(thinking)\nwhy")
+    chat.run("/clear")
+    assert chat.said == []
+    assert chat.run("/?") == chat.run("/help")
+    assert "did you mean /stats?" in chat.run("/stat")
+
+
+def test_copying_asks_the_terminal(chat: Chat) -> None:
+    assert chat.run("/copy") == "error: no response yet\n"
+    chat.ask("hi")
+    assert chat.run("/copy").startswith("\x1b]52;c;eW91IHNhaWQgaGk=\x07copied 11 characters")
+
+
+def test_two_slashes_begin_a_message(chat: Chat) -> None:
+    chat.commands.read("//etc/passwd is a file")
+    assert chat.said[0] == ("user", "/etc/passwd is a file")
+    chat.commands.read("/clear")
+    assert chat.said == []
+
+
+@pytest.mark.parametrize("word", ["exit", "quit", "Help", "bye"])
+def test_a_command_without_its_slash_is_asked_about_once(chat: Chat, word: str) -> None:
+    chat.commands.read(word)
+    assert chat.said == [] and f"/{word.lower()} is the command" in chat.out.getvalue()
+    chat.commands.read(word)
+    assert chat.said[0] == ("user", word)
+    chat.commands.read(word)
+    assert len(chat.said) == 2
+
+
+def test_saving_asks_before_it_overwrites(chat: Chat, tmp_path: Path) -> None:
+    path = tmp_path / "talk.json"
+    asked: list[str] = []
+    chat.commands.confirm = lambda question: bool(asked.append(question))
+    assert "saved 0 messages" in chat.run(f"/save {path}")
+    before = path.read_bytes()
+    chat.ask("hi")
+    assert chat.run(f"/save {path}") == "not saved\n"
+    assert len(asked) == 1 and str(path) in asked[0] and path.read_bytes() == before
+    missing = tmp_path / "absent" / "talk.json"
+    assert chat.run(f"/save {missing}") == f"error: {missing}: No such file or directory\n"
 
 
 def test_reset_undo_and_regen(chat: Chat) -> None:
@@ -262,7 +326,7 @@ def test_experts_that_were_not_used_are_not_mentioned() -> None:
     assert in_ram.endswith(" | experts 25.0 % VRAM, 75.0 % RAM"), "there is no disk below a map"
 
 
-@pytest.mark.parametrize("line", ["/exit", "/quit", "/EXIT"])
+@pytest.mark.parametrize("line", ["/exit", "/quit", "/EXIT", "/bye"])
 def test_exit(chat: Chat, line: str) -> None:
     chat.run(line)
     assert chat.commands.is_done
@@ -280,9 +344,37 @@ def test_messages_of_several_lines() -> None:
     assert joined("  /help ") == "/help"
 
 
+def test_the_bar_needs_no_second_sign_of_progress(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TERM", "xterm")
+    err = Terminal()
+    with ProgressBar(err) as bar:
+        bar(hybridmoe.Progress("prompt", 0, 318, "tokens"))
+        eventually(lambda: "/318" in err.getvalue())
+    assert "reading the prompt" in err.getvalue()
+
+
+def test_long_pastes_are_placeholders() -> None:
+    pastes = Pastes()
+    assert pastes.fold("short\r\ntext") == "short\ntext"
+    long, tall = "word " * 300, "x\n" * 11
+    shown = f"sum up {pastes.fold(long)} and {pastes.fold(tall)}"
+    assert (
+        shown == "sum up [paste 1: 1,500 characters, 1 line] and [paste 2: 22 characters, 12 lines]"
+    )
+    assert pastes.unfold(shown) == f"sum up {long} and {tall}"
+    assert pastes.has_placeholder(shown)
+    assert not pastes.has_placeholder("[paste 3: 1,500 characters, 1 line]")
+
+
+def test_what_is_typed_meanwhile_becomes_a_draft() -> None:
+    assert edited("one\rtwo\r") == "one\ntwo"
+    assert edited("abc\x7f\x7f\x1b[A\x1bOPd\x04\x1b[3~é") == "adé"
+    assert edited("\x7f") == ""
+
+
 def test_a_bar_shows_only_for_long_work_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [0.0]
-    monkeypatch.setattr("hybridmoe.cli.render.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("hybridmoe.cli.progress_bar.time.monotonic", lambda: now[0])
     monkeypatch.setenv("TERM", "xterm")
 
     def shown(err: io.StringIO, step_s: float) -> str:
@@ -295,7 +387,12 @@ def test_a_bar_shows_only_for_long_work_on_a_terminal(monkeypatch: pytest.Monkey
     assert shown(Terminal(), 0.02) == ""
     assert shown(io.StringIO(), 5.0) == ""
     text = shown(Terminal(), 5.0)
-    assert "reading the prompt" in text and "/1000" in text
+    assert "reading the prompt" in text and "/1000" in text and "about" not in text
+    with ProgressBar(err := Terminal(), tokens_per_s=10.0, known_tokens=400) as bar:
+        bar(hybridmoe.Progress("prompt", 0, 1000, "tokens"))
+        now[0] += 1.0
+        bar(hybridmoe.Progress("prompt", 0, 1000, "tokens"))
+    assert "reading the prompt, about 60 s" in err.getvalue()
     with ProgressBar(err := Terminal()) as bar:
         for done in range(3):
             bar(hybridmoe.Progress("load", done << 30, 10 << 30, "bytes"))

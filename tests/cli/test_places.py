@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 import hybridmoe
-from hybridmoe.cli.chat import _history
+from hybridmoe.cli.pastes import Pastes
+from hybridmoe.cli.prompt import _history
 from hybridmoe.demo import demo_path
 from hybridmoe.errors import ConfigError, HybridMoeError
 from hybridmoe.experts.hot_profile import HotProfile
@@ -50,7 +51,7 @@ def test_without_a_home_history_is_kept_in_memory(monkeypatch: pytest.MonkeyPatc
 
     monkeypatch.delenv("XDG_STATE_HOME", raising=False)
     monkeypatch.setattr(Path, "home", nowhere)
-    assert isinstance(_history(), InMemoryHistory)
+    assert isinstance(_history(Pastes()), InMemoryHistory)
 
 
 def test_a_path_that_is_not_utf8(tmp_path: Path) -> None:

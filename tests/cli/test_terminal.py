@@ -113,6 +113,42 @@ def test_messages_of_several_lines(terminal: Terminal) -> None:
     assert "you said four\r\nfive\r\n" in terminal.expect("ttft")
 
 
+def test_what_is_typed_during_a_response_is_no_part_of_it(terminal: Terminal) -> None:
+    terminal.type("slow" + ENTER)
+    terminal.expect("w2 ")
+    terminal.type("later\x7f" + ENTER)
+    terminal.expect("w9 ")
+    terminal.type(CONTROL_C)
+    assert "late" not in terminal.expect(r"\(stopped\)")
+    terminal.prompt()
+    terminal.expect("late")
+    terminal.type("!" + ENTER)
+    terminal.expect("you said late!")
+
+
+def test_a_long_paste_is_sent_whole_and_shown_as_a_placeholder(
+    terminal: Terminal, tmp_path: Path
+) -> None:
+    pasted = "begin " + "word " * 1500 + "end"
+    terminal.type(f"\x1b[200~{pasted}\x1b[201~")
+    terminal.expect(r"\[paste 1: 7,509 characters, 1 line\]")
+    terminal.type(" was pasted" + ENTER)
+    terminal.expect("you said begin word word")
+    terminal.expect("end was pasted")
+    terminal.prompt()
+    assert "paste" not in (tmp_path / "hybridmoe" / "history").read_text()
+
+
+def test_overwriting_is_asked_about(terminal: Terminal, tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    path.write_text("mine")
+    terminal.type(f"/save {path}" + ENTER)
+    terminal.expect(r"overwrite it\? \[y/N\]")
+    terminal.type("n" + ENTER)
+    terminal.expect("not saved")
+    assert path.read_text() == "mine"
+
+
 def test_commands_are_completed(terminal: Terminal) -> None:
     terminal.type("/sta\t")
     terminal.expect("/stats|ts")

@@ -16,6 +16,7 @@ from types import SimpleNamespace
 from typing import Any, NamedTuple, Self
 
 import hybridmoe
+from hybridmoe.cli.sampling_options import SAMPLING_NAMES
 from hybridmoe.errors import ConfigError, ContextLengthError
 from hybridmoe.placement.options import LoadOptions
 from hybridmoe.text.thinking_options import ThinkingOptions
@@ -170,6 +171,14 @@ class FakeLLM:
     def check_thinking(self, thinking: ThinkingOptions) -> None:
         if thinking.mode in ("low", "high"):
             raise ConfigError(f"{thinking.name}: the model has no levels")
+
+    @property
+    def sampling_defaults(self) -> dict[str, Any]:
+        return {"temperature": 0.6}
+
+    def sampling_params(self, given: dict[str, Any]) -> SimpleNamespace:
+        defaults = dict.fromkeys(SAMPLING_NAMES)
+        return SimpleNamespace(**{**defaults, "temperature": 0.6, "stop": (), **given})
 
     def expert_stats(self) -> None:
         return None

@@ -1,0 +1,139 @@
+"""Prompt of the chat: keys, completion, history and long pastes, by prompt_toolkit."""
+
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
+
+from hybridmoe.cli.pastes import Pastes
+from hybridmoe.cli.sampling_options import SAMPLING_NAMES
+from hybridmoe.cli.thinking import MODES
+from hybridmoe.state_folder import state_folder
+
+if TYPE_CHECKING:
+    from prompt_toolkit.completion import Completer
+    from prompt_toolkit.history import History
+    from prompt_toolkit.key_binding import KeyBindings
+
+__all__ = ["Prompt", "is_unfinished", "joined"]
+
+_QUOTES = '"""'
+
+
+def is_unfinished(text: str) -> bool:
+    """Return True if Enter continues the message rather than sending it."""
+    return text.endswith("\\") or text.count(_QUOTES) % 2 == 1
+
+
+def joined(text: str) -> str:
+    """Remove the marks that continued the message."""
+    text = text.strip()
+    if text.startswith(_QUOTES) and text.endswith(_QUOTES) and len(text) >= 2 * len(_QUOTES):
+        return text.removeprefix(_QUOTES).removesuffix(_QUOTES).strip("\n")
+    return text.replace("\\\n", "\n")
+
+
+class Prompt:
+    """Reads messages and commands from the terminal."""
+
+    def __init__(self, commands: Sequence[str]) -> None:
+        """commands: names with their slash, for completion."""
+        from prompt_toolkit import PromptSession
+        from prompt_toolkit.output import create_output
+
+        self._pastes = Pastes()
+        self._output = create_output(always_prefer_tty=True)  # also if standard output is a file
+        self._session: PromptSession[str] = PromptSession(
+            history=_history(self._pastes),
+            completer=_completer(commands),
+            complete_while_typing=False,
+            key_bindings=_key_bindings(self._pastes),
+            multiline=True,
+            prompt_continuation="  ",
+            output=self._output,
+        )
+
+    def read(self, draft: str = "") -> str:
+        """Read one message or command. draft: text to begin with. Errors: as of `input`."""
+        typed = self._session.prompt("> ", default=self._pastes.fold(draft))
+        return self._pastes.unfold(joined(typed))
+
+    def confirm(self, question: str) -> bool:
+        """Ask; anything but y and yes is a no."""
+        from prompt_toolkit import PromptSession
+
+        session: PromptSession[str] = PromptSession(output=self._output)
+        try:
+            return session.prompt(f"{question} [y/N] ").strip().lower() in ("y", "yes")
+        except (EOFError, KeyboardInterrupt):
+            return False
+
+
+def _key_bindings(pastes: Pastes) -> "KeyBindings":
+    from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
+    from prompt_toolkit.keys import Keys
+
+    bindings = KeyBindings()
+
+    @bindings.add("enter")
+    def _(event: KeyPressEvent) -> None:
+        buffer = event.current_buffer
+        if is_unfinished(buffer.document.text):
+            buffer.insert_text("\n")
+        else:
+            buffer.validate_and_handle()
+
+    @bindings.add("escape", "enter")
+    def _(event: KeyPressEvent) -> None:
+        event.current_buffer.insert_text("\n")
+
+    @bindings.add(Keys.BracketedPaste)
+    def _(event: KeyPressEvent) -> None:
+        event.current_buffer.insert_text(pastes.fold(event.data))
+
+    return bindings
+
+
+def _completer(commands: Sequence[str]) -> "Completer":
+    from prompt_toolkit.completion import CompleteEvent, Completer, Completion, PathCompleter
+    from prompt_toolkit.document import Document
+
+    class SlashCompleter(Completer):
+        """Completes names of commands, parameters and files."""
+
+        def get_completions(self, document: Document, event: CompleteEvent) -> Iterable[Completion]:
+            name, space, argument = document.text_before_cursor.partition(" ")
+            if not space:
+                yield from _beginning_with(name, commands if name.startswith("/") else ())
+            elif name in ("/params", "/set"):
+                yield from _beginning_with(argument, SAMPLING_NAMES)
+            elif name == "/think":
+                yield from _beginning_with(argument, (*MODES, "default"))
+            elif name in ("/save", "/load"):
+                files = PathCompleter(expanduser=True)
+                yield from files.get_completions(Document(argument), event)
+
+    def _beginning_with(text: str, words: Iterable[str]) -> Iterable[Completion]:
+        return (Completion(word, -len(text)) for word in words if word.startswith(text))
+
+    return SlashCompleter()
+
+
+def _history(pastes: Pastes) -> "History":
+    """History in $XDG_STATE_HOME/hybridmoe/history; in memory if that cannot be written."""
+    from prompt_toolkit.history import FileHistory, InMemoryHistory
+
+    class LastingHistory(FileHistory):
+        """History of what can be sent again in the next chat: a placeholder cannot."""
+
+        def store_string(self, string: str) -> None:
+            if not pastes.has_placeholder(string):
+                super().store_string(string)
+
+    folder = state_folder()
+    if folder is None:
+        return InMemoryHistory()
+    path = folder / "history"
+    try:
+        path.open("a").close()
+    except OSError:
+        return InMemoryHistory()
+    return LastingHistory(str(path))
