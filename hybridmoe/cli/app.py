@@ -60,7 +60,7 @@ COMMANDS = {
 
 _EXAMPLES = (
     ("hybridmoe chat", "talk with the embedded model"),
-    ('hybridmoe chat MODEL.gguf "What is a router?"', "one question, one answer"),
+    ('hybridmoe generate -p "What is a router?"', "one question, one answer"),
     ("hybridmoe serve MODEL.gguf", "a page and the APIs on http://127.0.0.1:8000"),
 )
 
