@@ -46,7 +46,9 @@ def _section(name: str, command: Command) -> str:
             row = f"| `{_cell(record[0])}` | {_cell(record[1])} |"
             tables.setdefault(getattr(option, "section", "Options"), []).append(row)
     parts = [f"## {name}\n", f"    {usage}\n", f"{help_text}\n"]
-    parts += [f"| {title} | |\n|---|---|\n" + "\n".join(rows) + "\n" for title, rows in tables.items()]
+    parts += [
+        f"| {title} | |\n|---|---|\n" + "\n".join(rows) + "\n" for title, rows in tables.items()
+    ]
     return "\n".join(parts)
 
 
