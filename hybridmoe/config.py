@@ -220,7 +220,12 @@ class EngineOptions:
     """Options of an engine that a user may choose before the model is known."""
 
     kv_type: Annotated[
-        str, Choice("KV cache type; int8 halves the memory of f16", choices=KV_TYPES)
+        str,
+        Choice(
+            "KV cache type; int8 halves the memory of f16",
+            flags=("-ctk", "--kv-type"),
+            choices=KV_TYPES,
+        ),
     ] = KV_TYPES[0]
     kv_tokens: Annotated[
         int | None,
@@ -228,7 +233,9 @@ class EngineOptions:
     ] = None
     max_running: Annotated[
         int,
-        Count("Requests in one batch", flags=("--max-running", "--slots"), least=1, most=4096),
+        Count(
+            "Requests in one batch", flags=("-np", "--max-running", "--slots"), least=1, most=4096
+        ),
     ] = 8
     max_waiting: Annotated[
         int,

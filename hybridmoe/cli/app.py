@@ -60,8 +60,8 @@ COMMANDS = {
 
 _EXAMPLES = (
     ("hybridmoe chat", "talk with the embedded model"),
-    ('hybridmoe generate -p "What is a router?"', "one question, one answer"),
-    ("hybridmoe serve MODEL.gguf", "a page and the APIs on http://127.0.0.1:8000"),
+    ('hybridmoe chat MODEL "What is a router?"', "one question, one answer"),
+    ("hybridmoe serve MODEL", "a page and the APIs on http://127.0.0.1:8000"),
 )
 
 # Commands of ollama and llama.cpp, to ours.

@@ -10,12 +10,14 @@ import click
 from hybridmoe.cli.commands import Commands
 from hybridmoe.cli.keyboard import Keyboard
 from hybridmoe.cli.loading import check_params, open_model
+from hybridmoe.cli.message import model_and_message, read_text, with_texts
+from hybridmoe.cli.model_path import ModelPath
 from hybridmoe.cli.options import (
     SERVER_NAMES,
     SectionedCommand,
     load_options,
     load_options_of,
-    model_argument,
+    model_flag,
 )
 from hybridmoe.cli.progress_bar import ProgressBar
 from hybridmoe.cli.prompt import Prompt
@@ -34,35 +36,76 @@ __all__ = ["chat_command"]
 
 
 @click.command("chat", cls=SectionedCommand)
-@model_argument
+@click.argument(
+    "words", nargs=-1, metavar="[MODEL] [MESSAGE]", shell_complete=ModelPath().shell_complete
+)
+@model_flag("flagged")
+@click.option("-p", "--prompt", metavar="TEXT", help="As MESSAGE")
+@click.option(
+    "-f",
+    "--file",
+    "files",
+    multiple=True,
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="FILE",
+    help="Text file that goes before MESSAGE; repeatable",
+)
 @click.option("--system", metavar="TEXT", help="System message")
 @thinking_options
 @sampling_options
 @click.option("--no-color", is_flag=True, help="No dim text, no colors; as NO_COLOR=1")
 @load_options(without=SERVER_NAMES)
-def chat_command(model: Path | None, system: str | None, no_color: bool, **options: Any) -> None:
-    """Chat with MODEL.gguf, or with the embedded model.
+@click.pass_context
+def chat_command(
+    ctx: click.Context,
+    words: tuple[str, ...],
+    flagged: Path | None,
+    prompt: str | None,
+    files: tuple[Path, ...],
+    system: str | None,
+    no_color: bool,
+    **options: Any,
+) -> None:
+    """Chat with MODEL, or with the embedded model.
 
-    In a pipe, standard input is one message, and only the response is printed.
+    With MESSAGE, or in a pipe, only the response is printed. What comes through a pipe goes
+    before MESSAGE: `hybridmoe chat "What failed?" < build.log`.
     """
+    model, message = model_and_message(words, flagged, ctx)
+    if prompt is not None:
+        if message:
+            raise click.UsageError("both MESSAGE and -p give a message", ctx)
+        message = prompt
     params = sampling_of(options)
     check_params(params)
     loading = load_options_of(options)
     session = Session("", system, params, thinking=thinking_of(options))
-    if sys.stdin.isatty():
+    texts = [_file_text(path) for path in files]
+    if not sys.stdin.isatty():
+        piped = read_text(sys.stdin.buffer, "standard input")
+        if piped.strip():
+            texts.append(("standard input", piped))
+        elif not message and not texts:
+            raise ConfigError("standard input is empty; expected a message")
+    elif not message and not texts:
         _converse(model, loading, session, Screen(use_color=not no_color))
         return
     with open_model(model, loading) as llm:
         _check_session(llm, session)
-        _respond_to_pipe(llm, session)
+        _respond(llm, session, with_texts(message, texts), Screen(use_color=not no_color))
 
 
-def _respond_to_pipe(llm: "LLM", session: Session) -> None:
-    message = sys.stdin.buffer.read().decode("utf-8-sig", "replace").rstrip("\r\n")
-    if not message.strip():
-        raise ConfigError("standard input is empty; expected a message")
+def _file_text(path: Path) -> tuple[str, str]:
+    try:
+        with path.open("rb") as file:
+            return path.name, read_text(file, str(path))
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror or error}") from None
+
+
+def _respond(llm: "LLM", session: Session, message: str, screen: Screen) -> None:
+    """Print the response to one message."""
     session.messages.append({"role": "user", "content": message})
-    screen = Screen()
     with ProgressBar() as bar:
         stream = llm.chat(
             session.prompt(), thinking=session.thinking, stream=True, progress=bar, **session.params

@@ -37,9 +37,12 @@ __all__ = [
     "load_options",
     "load_options_of",
     "model_argument",
+    "model_flag",
 ]
 
 F = TypeVar("F", bound=Callable[..., Any])
+
+_MODEL_FLAG = "hybridmoe.cli.options.model"
 
 # Options of `load` that make a difference only to many requests at a time.
 SERVER_NAMES = ("kv_tokens", "max_running", "max_waiting")
@@ -81,7 +84,30 @@ debug_option = click.option(
     help="Print the traceback of an error",
 )
 
-model_argument = click.argument("model", required=False, type=ModelPath(), metavar="[MODEL]")
+
+def _note_model(ctx: click.Context, _parameter: click.Parameter, value: Path | None) -> None:
+    ctx.meta[_MODEL_FLAG] = value
+
+
+def _with_flag(ctx: click.Context, _parameter: click.Parameter, value: Path | None) -> Path | None:
+    flagged: Path | None = ctx.meta.get(_MODEL_FLAG)
+    if value is not None and flagged is not None:
+        raise click.UsageError("both MODEL and -m name a model", ctx)
+    return flagged if value is None else value
+
+
+def model_argument(function: F) -> F:
+    """Add MODEL to a command, and `-m MODEL`, as llama.cpp has it."""
+    argument = click.argument(
+        "model", required=False, type=ModelPath(), metavar="[MODEL]", callback=_with_flag
+    )
+    flag = model_flag("model_flag", callback=_note_model, expose_value=False, is_eager=True)
+    return argument(flag(function))
+
+
+def model_flag(name: str, **settings: Any) -> Callable[[F], F]:
+    """Make the option `-m MODEL`."""
+    return click.option("-m", name, type=ModelPath(), metavar="MODEL", help="As MODEL", **settings)
 
 
 def help_without_command(ctx: click.Context) -> None:

@@ -81,6 +81,7 @@ _SAMPLING: Mapping[str, _Parameter] = {
     ),
     "ignore_eos": _Parameter(bool, "Continue after the end token"),
 }
+_SHORT = {"temperature": ("--temp",), "max_tokens": ("-n",)}  # as in llama.cpp
 SAMPLING_NAMES = tuple(_SAMPLING)  # as in `SamplingParams`
 
 
@@ -92,6 +93,7 @@ def sampling_options(function: F) -> F:
 def _option(name: str, parameter: _Parameter) -> Any:
     is_flag = parameter.kind is bool
     return click.option(
+        *_SHORT.get(name, ()),
         parameter.flag or f"--{name.replace('_', '-')}",
         name,
         cls=SectionOption,

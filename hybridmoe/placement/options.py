@@ -40,14 +40,18 @@ class LoadOptions(EngineOptions):
     num_threads: Annotated[
         int | None,
         Count(
-            "CPU threads", flags=("--threads",), unset="physical cores", least=1, most=MAX_THREADS
+            "CPU threads",
+            flags=("-t", "--threads"),
+            unset="physical cores",
+            least=1,
+            most=MAX_THREADS,
         ),
     ] = None
     context_tokens: Annotated[
         int | None,
         Count(
             "Context length: tokens of a prompt and its response",
-            flags=("--ctx",),
+            flags=("-c", "--ctx"),
             unset="the model's",
             least=1,
         ),

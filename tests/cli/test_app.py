@@ -246,6 +246,50 @@ def test_a_piped_message_gets_the_response_alone() -> None:
     assert done.stderr == "hybridmoe: error: standard input is empty; expected a message\n"
 
 
+def test_one_question_gets_the_response_alone(tmp_path: Path) -> None:
+    file = tmp_path / "build.log"
+    file.write_text("it failed\n")
+    for arguments, stdin, message in (
+        (["What is it?"], "", "What is it?"),
+        (["-m", "m.gguf", "what", "now"], "", "what now"),
+        (["m.gguf", "now"], "", "now"),
+        (["-p", "hello"], "", "hello"),
+        (["What failed?"], "a log", "standard input:\n```\na log\n```\n\nWhat failed?"),
+        (["Why?", "-f", str(file)], "", "build.log:\n```\nit failed\n```\n\nWhy?"),
+        (["-f", str(file)], "", "it failed"),
+    ):
+        done = run("chat", *arguments, stdin=stdin)
+        assert (done.returncode, done.stdout, done.stderr) == (0, f"you said {message}\n", "")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "line"),
+    [
+        (["hello"], 1, "hello: no such file"),
+        (["a.gguf", "b.gguf"], 2, "two models"),
+        (["What is it?", "-p", "x"], 2, "both MESSAGE and -p"),
+        (["-f", "absent.txt"], 1, "absent.txt: No such file"),
+    ],
+)
+def test_a_message_that_is_not_clear_is_one_line(
+    arguments: list[str], code: int, line: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert app.main(["chat", *arguments]) == code
+    err = capsys.readouterr().err
+    assert line in err and err.count("\n") == 1
+
+
+def test_options_as_llama_cpp_has_them(capsys: pytest.CaptureFixture[str]) -> None:
+    given = ["-m", "m.gguf", "-c", "64", "-t", "2", "-n", "5", "-p", "params", "-ctk", "f16"]
+    given += ["--temp", "0.5"]
+    assert app.main(["generate", *given]) == 0
+    assert capsys.readouterr().out == "{'temperature': 0.5, 'max_tokens': 5}\n"
+    assert app.main(["generate", "a.gguf", "-m", "b.gguf", "-p", "x"]) == 2
+    assert "-m" in capsys.readouterr().err
+    assert app.main(["serve", "--help"]) == 0
+    assert "-np" in capsys.readouterr().out
+
+
 def test_generate_keeps_reasoning_apart(capsys: pytest.CaptureFixture[str]) -> None:
     assert app.main(["generate", "--chat", "-p", "think", "--json"]) == 0
     answer = json.loads(capsys.readouterr().out)
