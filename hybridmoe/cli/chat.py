@@ -58,6 +58,7 @@ __all__ = ["chat_command"]
 @click.pass_context
 def chat_command(
     ctx: click.Context,
+    /,
     words: tuple[str, ...],
     flagged: Path | None,
     prompt: str | None,
