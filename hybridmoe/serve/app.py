@@ -60,7 +60,7 @@ def create_app(
     app.state.service = service
     for module in _ROUTES:
         app.include_router(module.router)
-    app.mount("/static", StaticFiles(directory=_STATIC), name="static")
+    app.mount("/static", _CheckedFiles(directory=_STATIC), name="static")
     for path, file in (("/", "index.html"), ("/docs", "docs.html")):
         app.add_api_route(path, _page(file), include_in_schema=False, response_model=None)
     add_handlers(app, config.retry_after_s)
@@ -82,6 +82,15 @@ def create_app(
     app.add_middleware(RequestLogMiddleware, report=log_request, prefixes=service.prefix_log)
     app.add_middleware(RequestFormMiddleware)
     return app
+
+
+class _CheckedFiles(StaticFiles):
+    """Files that browsers ask for again: a module of another version would not fit the page."""
+
+    def file_response(self, *args: Any, **kwargs: Any) -> Response:
+        response = super().file_response(*args, **kwargs)
+        response.headers["Cache-Control"] = "no-cache"
+        return response
 
 
 def _page(file: str) -> Any:

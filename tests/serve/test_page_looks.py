@@ -1,6 +1,7 @@
 """The page's list of conversations, settings, map, sizes, themes and accessibility."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -50,32 +51,34 @@ def test_what_is_exported_can_be_imported(chat: ChatPage, tmp_path: Path) -> Non
     expect(chat.page.locator(".reasoning")).to_have_text("hm")
 
 
-@pytest.mark.parametrize(
-    "damage",
-    [
-        lambda chat: chat["messages"][0].update(content=7),
-        lambda chat: chat["messages"][1].update(parent="x"),
-        lambda chat: chat["messages"][0].update(parent=chat["messages"][1]["id"]),
-        lambda chat: chat["messages"][0].update(role="system"),
-        lambda chat: chat.update(messages={}),
-        lambda chat: chat.update(id=None),
-    ],
+_DAMAGES: tuple[Callable[[Any], None], ...] = (
+    lambda chat: chat["messages"][0].update(content=7),
+    lambda chat: chat["messages"][1].update(parent="x"),
+    lambda chat: chat["messages"][0].update(parent="2"),
+    lambda chat: chat["messages"][0].update(role="system"),
+    lambda chat: chat.update(messages={}),
+    lambda chat: chat.update(id=None),
 )
-def test_a_damaged_file_is_not_imported(chat: ChatPage, damage: Any) -> None:
-    shared = {"chat": "a", "created": 1}
-    one: dict[str, Any] = {
-        "id": "a", "title": "t", "updated": 1, "created": 1, "leaf": "2",
-        "messages": [
-            {**shared, "id": "1", "parent": None, "role": "user", "content": "hi"},
-            {**shared, "id": "2", "parent": "1", "role": "assistant", "content": "ho"},
-        ],
-    }  # fmt: skip
-    damage(one)
-    text = json.dumps({"format": "hybridmoe.conversations", "version": 1, "conversations": [one]})
-    file = {"name": "x.json", "mimeType": "application/json", "buffer": text.encode()}
-    chat.page.set_input_files("#import", [file])
-    expect(chat.page.locator("#toast")).to_contain_text("conversation 1 of the file is damaged")
-    expect(chat.page.locator("#chats a")).to_have_count(0)
+
+
+def test_a_damaged_file_is_not_imported(chat: ChatPage) -> None:
+    for damage in _DAMAGES:
+        shared = {"chat": "a", "created": 1}
+        one: dict[str, Any] = {
+            "id": "a", "title": "t", "updated": 1, "created": 1, "leaf": "2",
+            "messages": [
+                {**shared, "id": "1", "parent": None, "role": "user", "content": "hi"},
+                {**shared, "id": "2", "parent": "1", "role": "assistant", "content": "ho"},
+            ],
+        }  # fmt: skip
+        damage(one)
+        given = {"format": "hybridmoe.conversations", "version": 1, "conversations": [one]}
+        file: Any = {"name": "x.json", "mimeType": "application/json"}
+        file["buffer"] = json.dumps(given).encode()
+        chat.page.evaluate("document.getElementById('toast').replaceChildren()")
+        chat.page.set_input_files("#import", [file])
+        expect(chat.page.locator("#toast")).to_contain_text("conversation 1 of the file is damaged")
+        expect(chat.page.locator("#chats a")).to_have_count(0)
 
 
 def test_settings_reach_the_request_and_stay(chat: ChatPage) -> None:
@@ -156,8 +159,9 @@ def test_kimi_k2s_experts_are_drawn_at_a_readable_size(chat: ChatPage) -> None:
     assert size[1:] == [2, 2, 0]
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("width", [320, 390, 1280])
+@pytest.mark.parametrize(
+    ("width", "scheme"), [(320, "light"), (390, "dark"), (1280, "light"), (1280, "dark")]
+)
 def test_the_page_fits_and_breaks_no_rule_of_accessibility(
     page_server: LiveServer, chromium: Browser, width: int, scheme: Any
 ) -> None:

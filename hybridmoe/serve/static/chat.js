@@ -5,16 +5,17 @@ import { Composer } from "./composer.js";
 import { Connection } from "./connection.js";
 import { Conversation, isEmpty } from "./conversation.js";
 import { $, element, icon, iconButton, textButton, toast } from "./dom.js";
-import { ExpertTrace, Strip, isDark } from "./experts.js";
+import { ExpertTrace, Strip } from "./experts.js";
+import { buildFrame, closeSide } from "./frame.js";
 import { MapView } from "./mapview.js";
 import { MessageView } from "./message.js";
+import { rescue, restore } from "./rescue.js";
 import { Settings } from "./settings.js";
 import { Sidebar } from "./sidebar.js";
 import { Store } from "./store.js";
 
-const QUICK = 10; // messages that are rendered at once; the others follow
+const QUICK = 6; // messages that are rendered at once; the others follow
 const MAX_TRACES = 20, MAX_ANNOUNCED = 1000;
-const RESCUE = "hybridmoe.rescue";
 
 const store = new Store(), settings = new Settings(), map = new MapView(), strip = new Strip($("strip"));
 const answers = new Map(); // running, by conversation
@@ -252,9 +253,9 @@ async function route() {
 
 async function open(id) {
   const running = answers.get(id);
-  const chat = running ? null : await store.chat(id);
+  const [chat, messages] = running ? [] : await Promise.all([store.chat(id), store.messages(id)]);
   if (!running && !chat) return startNew();
-  const opened = running?.conversation ?? new Conversation(chat, await store.messages(id));
+  const opened = running?.conversation ?? new Conversation(chat, messages);
   if (location.hash.slice(1) !== id) return null; // another one was opened meanwhile
   switchTo(opened);
   return null;
@@ -271,44 +272,8 @@ function switchTo(conversation) {
   views = new Map();
   $("messages").replaceChildren();
   stuck = true;
-  document.body.classList.remove("side-open");
-  $("shade").hidden = true;
+  closeSide();
   show();
-  const trace = lastTrace();
-  if (trace) strip.show(trace);
-}
-
-/** Keep responses under way over a reload: the database may be too slow for the last tokens. */
-function rescue() {
-  const cut = [...answers.values()].map(({ conversation: { chat }, message }) => ({ chat, message }));
-  if (!cut.length) return;
-  try {
-    localStorage.setItem(RESCUE, JSON.stringify(cut));
-  } catch {
-    // no space: what was saved some tokens ago stays
-  }
-}
-
-async function restore() {
-  try {
-    for (const { chat, message } of JSON.parse(localStorage.getItem(RESCUE)) ?? []) await store.put(chat, [message]);
-  } catch {
-    // not this page's
-  }
-  localStorage.removeItem(RESCUE);
-}
-
-function toggleSide() {
-  const isWide = matchMedia("(min-width: 56rem)").matches;
-  document.body.classList.toggle(isWide ? "side-closed" : "side-open");
-  $("shade").hidden = !document.body.classList.contains("side-open");
-}
-
-function toggleTheme() {
-  const next = isDark() ? "light" : "dark", root = document.documentElement;
-  const system = matchMedia("(prefers-color-scheme: dark)").matches ? "dark" : "light";
-  if (next === system) { delete root.dataset.theme; localStorage.removeItem("hybridmoe.theme"); }
-  else { root.dataset.theme = next; localStorage.setItem("hybridmoe.theme", next); }
   const trace = lastTrace();
   if (trace) strip.show(trace);
 }
@@ -317,17 +282,14 @@ function openMap() {
   map.open(lastTrace(), talk.chat.title);
 }
 
-$("head-left").append(iconButton("menu", "Conversations", toggleSide), iconButton("plus", "New chat", () => startNew(), { id: "new-small" }));
-$("head-right").append(iconButton("map", "Expert map", openMap, { id: "open-map" }), iconButton("gear", "Settings", () => settings.open(), { id: "open-settings" }), iconButton("theme", "Dark or light", toggleTheme, { id: "toggle-theme" }));
-for (const dialog of document.querySelectorAll("dialog")) {
-  dialog.querySelector(".dialog-head").append(iconButton("close", "Close", () => dialog.close()));
-  dialog.addEventListener("click", (event) => event.target === dialog && dialog.close());
-}
+buildFrame({
+  startNew, openMap, openSettings: () => settings.open(),
+  themed: () => { const trace = lastTrace(); if (trace) strip.show(trace); },
+});
 $("to-end").append(icon("down"));
 $("to-end").addEventListener("click", () => { stuck = true; follow(); });
 $("strip-button").addEventListener("click", openMap);
 $("new").addEventListener("click", () => startNew());
-$("shade").addEventListener("click", toggleSide);
 $("send").addEventListener("click", (event) => {
   const answer = answers.get(talk.chat.id);
   if (!answer) send();
@@ -344,12 +306,12 @@ addEventListener("keydown", (event) => {
 });
 addEventListener("hashchange", route);
 addEventListener("popstate", route);
-addEventListener("pagehide", rescue);
+addEventListener("pagehide", () => rescue([...answers.values()].map(({ conversation: { chat }, message }) => ({ chat, message }))));
 settings.onKey = () => connection.check();
 
 show();
 connection.check();
 if (!(await store.open())) toast("This browser keeps no data: conversations are lost when the page is closed.");
-await restore();
+await restore(store);
 await sidebar.refresh();
 await route();

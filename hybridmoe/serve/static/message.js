@@ -22,9 +22,7 @@ export class MessageView {
 
   /** Show the text unformatted: quick, for what is not in view yet. */
   sketch() {
-    if (this.message.role === "user") return this.update();
     this.#part("content", "content plain").textContent = this.message.content;
-    return null;
   }
 
   /** Show the message as it is now. */
