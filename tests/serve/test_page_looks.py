@@ -146,17 +146,24 @@ def test_the_map_shows_what_fired_by_pointer_and_keys(chat: ChatPage) -> None:
 
 
 def test_kimi_k2s_experts_are_drawn_at_a_readable_size(chat: ChatPage) -> None:
-    size = chat.page.evaluate(
+    drawn = chat.page.evaluate(
         """async () => {
-          const { ExpertTrace } = await import("/static/experts.js");
+          const { ExpertTrace, Strip } = await import("/static/experts.js");
+          const { MapView } = await import("/static/mapview.js");
           const trace = new ExpertTrace({ layers: 60, experts: 384, first: 1 });
           const token = Array.from({ length: 60 }, (_, i) => [i, 383 - i, 7, 8, 9, 10, 11, 12]);
           trace.add([token, token]);
-          const counts = trace.counts(0, 2);
-          return [trace.summary, counts[383], counts[59 * 384 + 59], counts[1]];
+          const counts = trace.counts(0, 2), view = new MapView();
+          view.open(trace);
+          view.draw();
+          const strip = document.createElement("canvas");
+          new Strip(strip).show(trace);
+          await new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)));
+          return [counts[383], counts[59 * 384 + 59], counts[1], view.cell >= 3, view.high >= 3,
+            view.canvas.clientWidth > 3 * 384, strip.width, strip.height];
         }"""
     )
-    assert size[1:] == [2, 2, 0]
+    assert drawn == [2, 2, 0, True, True, True, 96, 8]
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 // The chosen experts of a response: recorded per token, and drawn as a heat map of layers and experts.
 
-const GLOW = 12; // latest tokens that glow
+const GLOW = 12; // latest tokens, in the strip
+const MAX_ROWS = 8, MAX_COLUMNS = 96; // of the strip
 
 /** Colours from never chosen to chosen most often, dark and light. */
 const SCALES = {
@@ -52,20 +53,30 @@ export function colour(share, dark = isDark()) {
   return `rgb(${r} ${g} ${b})`;
 }
 
-/** Draw counts as cells of `cell` pixels at (x0, y0) of a 2D context. */
-export function drawCells(context, counts, experts, cell, x0, y0, dark) {
+/** Draw counts as cells of `cell` x `high` pixels at (x0, y0) of a 2D context. */
+export function drawCells(context, counts, experts, cell, high, x0, y0, dark) {
   const most = counts.reduce((a, b) => Math.max(a, b), 1);
-  const gap = cell >= 6 ? 1 : 0;
-  const size = Math.max(1, cell - gap);
+  const wide = cell >= 6 ? cell - 1 : cell, tall = high >= 6 ? high - 1 : high;
   const shades = new Map();
   counts.forEach((count, at) => {
     if (!shades.has(count)) shades.set(count, colour(count / most, dark));
     context.fillStyle = shades.get(count);
-    context.fillRect(x0 + (at % experts) * cell, y0 + Math.floor(at / experts) * cell, size, size);
+    context.fillRect(x0 + (at % experts) * cell, y0 + Math.floor(at / experts) * high, wide, tall);
   });
 }
 
-/** A narrow live map beside a response: a row for each layer, the latest tokens. */
+/** Sum counts over blocks, so that at most MAX_ROWS x MAX_COLUMNS are left. Returns [counts, columns, rows]. */
+function pooled(counts, layers, experts) {
+  const tall = Math.ceil(layers / MAX_ROWS), wide = Math.ceil(experts / MAX_COLUMNS);
+  const rows = Math.ceil(layers / tall), columns = Math.ceil(experts / wide);
+  const sums = new Uint32Array(rows * columns);
+  counts.forEach((count, at) => {
+    sums[Math.floor(Math.floor(at / experts) / tall) * columns + Math.floor((at % experts) / wide)] += count;
+  });
+  return [sums, columns, rows];
+}
+
+/** A narrow live map beside a response, of the latest tokens; of a large model, of blocks of experts. */
 export class Strip {
   constructor(canvas) {
     this.canvas = canvas;
@@ -76,15 +87,11 @@ export class Strip {
     this.isDue = true;
     requestAnimationFrame(() => {
       this.isDue = false;
-      const cell = Math.max(1, Math.min(5, Math.floor(768 / trace.experts)));
-      this.canvas.width = trace.experts * cell;
-      const high = trace.layers > 16 ? 1 : 8;
-      this.canvas.height = trace.layers * high;
-      this.canvas.style.imageRendering = high > 1 ? "pixelated" : "auto";
-      const context = this.canvas.getContext("2d");
       const end = trace.tokens.length;
-      context.scale(1, high / cell);
-      drawCells(context, trace.counts(end - GLOW, end), trace.experts, cell, 0, 0, isDark());
+      const [counts, columns, rows] = pooled(trace.counts(end - GLOW, end), trace.layers, trace.experts);
+      this.canvas.width = columns;
+      this.canvas.height = rows;
+      drawCells(this.canvas.getContext("2d"), counts, columns, 1, 1, 0, 0, isDark());
     });
   }
 }

@@ -56,42 +56,43 @@ export class MapView {
     const width = $("map-frame").clientWidth - LEFT - RIGHT;
     const cell = Math.max(3, Math.min(28, Math.floor(width / trace.experts)));
     const counts = (this.counts = trace.counts(...this.#range));
-    this.cell = cell;
-    const wide = LEFT + trace.experts * cell + RIGHT, high = TOP + trace.layers * cell + BOTTOM;
+    const high = Math.max(cell, Math.min(10, Math.floor((innerHeight - 290) / trace.layers)));
+    Object.assign(this, { cell, high });
+    const wide = LEFT + trace.experts * cell + RIGHT, tall = TOP + trace.layers * high + BOTTOM;
     const ratio = devicePixelRatio || 1;
     canvas.width = wide * ratio;
-    canvas.height = high * ratio;
+    canvas.height = tall * ratio;
     canvas.style.width = `${wide}px`;
-    canvas.style.height = `${high}px`;
+    canvas.style.height = `${tall}px`;
     const context = canvas.getContext("2d");
     context.scale(ratio, ratio);
-    this.#paint(context, counts, wide, high);
+    this.#paint(context, counts, wide, tall);
     if (this.cursor) {
       const { layer, expert } = this.cursor;
       context.strokeStyle = isDark() ? "#fff" : "#000";
       context.lineWidth = 1.5;
-      context.strokeRect(LEFT + expert * cell - 1, TOP + layer * cell - 1, cell + 1, cell + 1);
+      context.strokeRect(LEFT + expert * cell - 1, TOP + layer * high - 1, cell + 1, high + 1);
     }
     this.#describe();
   }
 
-  #paint(context, counts, wide, high) {
-    const { trace, cell } = this, dark = isDark();
+  #paint(context, counts, wide, tall) {
+    const { trace, cell, high } = this, dark = isDark();
     const text = dark ? "#aab4c0" : "#565d66";
     context.fillStyle = dark ? "#11151b" : "#ffffff";
-    context.fillRect(0, 0, wide, high);
+    context.fillRect(0, 0, wide, tall);
     context.font = "11px system-ui, sans-serif";
     context.fillStyle = text;
     context.textBaseline = "middle";
     context.textAlign = "right";
-    const rows = every(trace.layers, Math.max(1, Math.ceil(14 / cell)));
-    for (const layer of rows) context.fillText(`${trace.first + layer}`, LEFT - 6, TOP + (layer + 0.5) * cell);
+    const rows = every(trace.layers, Math.max(1, Math.ceil(14 / high)));
+    for (const layer of rows) context.fillText(`${trace.first + layer}`, LEFT - 6, TOP + (layer + 0.5) * high);
     context.textAlign = "center";
     const columns = every(trace.experts, Math.max(1, Math.ceil(34 / cell)));
     for (const expert of columns) context.fillText(`${expert}`, LEFT + (expert + 0.5) * cell, TOP - 10);
     context.textAlign = "left";
     context.fillText("layer", 2, TOP - 10);
-    const most = counts.reduce((a, b) => Math.max(a, b), 1), below = high - BOTTOM / 2 + 2;
+    const most = counts.reduce((a, b) => Math.max(a, b), 1), below = tall - BOTTOM / 2 + 2;
     context.fillText("never", LEFT, below);
     for (let i = 0; i < 60; i++) {
       context.fillStyle = colour((i / 59) ** 2, dark);
@@ -99,13 +100,13 @@ export class MapView {
     }
     context.fillStyle = text;
     context.fillText(`${most} ${most === 1 ? "token" : "tokens"}`, LEFT + 166, below);
-    drawCells(context, counts, trace.experts, cell, LEFT, TOP, dark);
+    drawCells(context, counts, trace.experts, cell, high, LEFT, TOP, dark);
   }
 
   #point(event) {
     const box = this.canvas.getBoundingClientRect();
     const expert = Math.floor((event.clientX - box.left - LEFT) / this.cell);
-    const layer = Math.floor((event.clientY - box.top - TOP) / this.cell);
+    const layer = Math.floor((event.clientY - box.top - TOP) / this.high);
     const isInside = expert >= 0 && layer >= 0 && expert < this.trace.experts && layer < this.trace.layers;
     this.cursor = isInside ? { layer, expert } : null;
     this.draw();
