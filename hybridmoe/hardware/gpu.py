@@ -59,7 +59,7 @@ class NoGpu(NamedTuple):
 
 
 Gpus = tuple[CudaGpu, ...] | NoGpu  # in the order of their layers
-_NO_TRITON = NoGpu("Triton is missing: pip install hybridmoe[cuda]")
+_NO_TRITON = NoGpu("Triton is missing: pip install 'triton>=3.4'")
 
 
 def has_driver() -> bool:
