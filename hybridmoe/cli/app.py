@@ -53,7 +53,9 @@ COMMANDS = {
     "rm": _Entry("hybridmoe.cli.models", "rm_command", "Remove models from the models folder."),
     "bench": _Entry("hybridmoe.cli.bench", "bench_command", "Compare expert-cache policies."),
     "doctor": _Entry(
-        "hybridmoe.cli.doctor", "doctor_command", "Measure this machine's limits, and give advice."
+        "hybridmoe.cli.doctor_command",
+        "doctor_command",
+        "Measure this machine's limits, and give advice.",
     ),
 }
 

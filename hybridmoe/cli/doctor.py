@@ -1,4 +1,4 @@
-"""`hybridmoe doctor`: facts about this machine, its measured limits, and advice."""
+"""Run of `hybridmoe doctor`: facts about this machine, its measured limits, and advice."""
 
 import json
 from dataclasses import asdict
@@ -8,34 +8,17 @@ import click
 
 from hybridmoe import _C
 from hybridmoe.cli.doctor_gpus import gpu_rows, report_kernels
-from hybridmoe.cli.options import debug_option
 from hybridmoe.errors import ConfigError
 from hybridmoe.experts.disk.read_backend import describe_backend, find_reason_for_threads
 from hybridmoe.hardware.gpu import NoGpu, find_gpu, find_gpus
 from hybridmoe.hardware.machine import Limits, Machine, Rate, advice, inspect_machine, measure
 from hybridmoe.units import format_bytes
 
-__all__ = ["doctor_command"]
+__all__ = ["run_doctor"]
 
 
-@click.command("doctor")
-@click.option("--quick", is_flag=True, help="Measure for one second instead of four")
-@click.option(
-    "--compile",
-    "models",
-    multiple=True,
-    metavar="MODEL",
-    type=click.Path(path_type=Path),
-    help="Compile the GPU kernels of MODEL.gguf, too; repeatable",
-)
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object")
-@debug_option
-def doctor_command(quick: bool, models: tuple[Path, ...], as_json: bool) -> None:
-    """Measure memory bandwidth and arithmetic throughput of this machine, and give advice.
-
-    Other programs that run at the same time lower the figures. On each kind of GPU, compile the
-    kernels of the embedded model, so that its first load need not, and compare them with the CPU's.
-    """
+def run_doctor(*, quick: bool, models: tuple[Path, ...], as_json: bool) -> None:
+    """Measure and print. models: whose GPU kernels are compiled too. Errors: ConfigError."""
     gpu = find_gpu()
     if models and isinstance(gpu, NoGpu):
         raise ConfigError(f"--compile: {gpu.reason}")

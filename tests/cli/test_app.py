@@ -44,6 +44,17 @@ def test_help_imports_nothing_heavy() -> None:
     assert all(name in done.stdout for name in app.COMMANDS)
 
 
+def test_no_help_imports_what_takes_seconds() -> None:
+    code = (
+        "import sys; from hybridmoe.cli.app import COMMANDS, main\n"
+        "for name in [*COMMANDS, 'bench cache']: main([*name.split(), '--help'])\n"
+        "heavy = ('torch', 'numba', 'fastapi', 'llama_cpp', 'prompt_toolkit', 'huggingface_hub')\n"
+        "print([m for m in heavy if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout.endswith("\n[]\n"), done.stderr
+
+
 @pytest.mark.parametrize("command", [[], ["--debug"], ["bench"]])
 def test_a_command_that_is_asked_for_nothing_shows_its_help(
     command: list[str], capsys: pytest.CaptureFixture[str]

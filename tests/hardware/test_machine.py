@@ -11,7 +11,7 @@ from click.testing import CliRunner
 
 from hybridmoe import _C
 from hybridmoe.cli import doctor, doctor_gpus
-from hybridmoe.cli.doctor import doctor_command
+from hybridmoe.cli.doctor_command import doctor_command
 from hybridmoe.demo import demo_path
 from hybridmoe.errors import ConfigError, DeviceError, ShapeError
 from hybridmoe.hardware import isa, topology

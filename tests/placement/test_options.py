@@ -12,7 +12,7 @@ from hybridmoe.cli.generate import generate_command
 from hybridmoe.cli.options import SERVER_NAMES, load_options_of
 from hybridmoe.cli.serve import serve_command
 from hybridmoe.errors import ConfigError
-from hybridmoe.option import options_of
+from hybridmoe.option import FolderLimit, options_of
 from hybridmoe.placement.options import LoadOptions
 
 NAMES = tuple(options_of(LoadOptions))
@@ -24,6 +24,7 @@ GOOD: dict[str, tuple[Any, Any]] = {  # as users write them, and as they are rea
     "max_running": (3, 3),
     "max_waiting": (0, 0),
     "speculate": (4, 4),
+    "kv_disk": ("kv=20GiB", FolderLimit(Path("kv"), 20 << 30)),
     "device": ("cpu", "cpu"),
     "vram": ("20GiB", 20 << 30),
     "place": (["blk=cpu"], ("blk=cpu",)),

@@ -1,0 +1,90 @@
+"""Run of `hybridmoe bench cache`: replay a trace, or record one first."""
+
+from dataclasses import replace
+from importlib.util import find_spec
+from pathlib import Path
+
+import click
+import numpy as np
+from numpy.typing import NDArray
+
+from hybridmoe.cachebench.record import record
+from hybridmoe.cachebench.study import Speeds, study
+from hybridmoe.cachebench.workloads import workloads
+from hybridmoe.cachebench.write import recall_table, table, tier_table, write_study
+from hybridmoe.errors import ConfigError
+from hybridmoe.experts.routing_trace import Trace, read_trace, write_trace
+from hybridmoe.llm.load import load
+
+__all__ = ["run_cache_bench"]
+
+_CONTEXT = 2048
+
+
+def run_cache_bench(
+    source: str | None,
+    out: Path,
+    *,
+    conversations: int,
+    tokens: int,
+    gbs: tuple[float, float, float, float],
+    vram: int | None,
+    ram: int | None,
+    seed: int,
+) -> None:
+    """Run the benchmark. gbs: GB/s of RAM, VRAM, uploads and disk. Errors: ConfigError."""
+    trace, predictions = _trace(source, out, conversations, tokens, seed)
+    largest = max(trace.header["expert_bytes"])
+    vram_slots, ram_slots = (None if size is None else [size // largest] for size in (vram, ram))
+    found = study(
+        trace,
+        predictions,
+        Speeds(*(rate * 1e9 for rate in gbs)),
+        seed=seed,
+        vram_slots=vram_slots,
+        ram_slots=ram_slots,
+    )
+    try:
+        written = write_study(found, out)
+        if find_spec("matplotlib") is None:
+            click.echo("no plots: pip install 'hybridmoe[bench]'", err=True)
+        else:
+            from hybridmoe.cachebench.plots import write_plots
+
+            written += write_plots(found, out)
+    except OSError as error:
+        raise ConfigError(f"{error.filename}: {error.strerror}") from None
+    click.echo(f"Source: {trace.header.get('source', 'unknown')}\n")
+    click.echo(table(found))
+    click.echo("\n" + tier_table(found))
+    if found.recalls:
+        click.echo("\n" + recall_table(found))
+    click.echo(f"{len(written)} files in {out}", err=True)
+
+
+def _read(path: Path) -> Trace:
+    trace = read_trace(path)
+    if trace.is_complete:
+        return trace
+    cut = f"cut off after {trace.num_tokens} tokens"
+    click.echo(f"hybridmoe: {path.name}: {cut}, {len(trace.steps)} steps: these are used", err=True)
+    named = f"{trace.header.get('source', 'unknown')}, {cut}"
+    return replace(trace, header={**trace.header, "source": named})
+
+
+def _trace(
+    source: str | None, out: Path, conversations: int, tokens: int, seed: int
+) -> tuple[Trace, NDArray[np.int16] | None]:
+    if source is not None:
+        with open(source, "rb") as file:
+            is_model = file.read(4) == b"GGUF"
+        if not is_model:
+            return _read(Path(source)), None
+    with load(source, context_tokens=None if source is None else _CONTEXT) as llm:
+        recording = record(llm, workloads(conversations, seed), tokens, seed)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        write_trace(out / "routing.trace", recording.trace)
+    except OSError as error:
+        raise ConfigError(f"{error.filename}: {error.strerror}") from None
+    return recording.trace, recording.predictions

@@ -1,0 +1,32 @@
+"""`hybridmoe doctor`: its options; what they start is imported when it runs."""
+
+from pathlib import Path
+
+import click
+
+from hybridmoe.cli.options import debug_option
+
+__all__ = ["doctor_command"]
+
+
+@click.command("doctor")
+@click.option("--quick", is_flag=True, help="Measure for one second instead of four")
+@click.option(
+    "--compile",
+    "models",
+    multiple=True,
+    metavar="MODEL",
+    type=click.Path(path_type=Path),
+    help="Compile the GPU kernels of MODEL.gguf, too; repeatable",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object")
+@debug_option
+def doctor_command(quick: bool, models: tuple[Path, ...], as_json: bool) -> None:
+    """Measure memory bandwidth and arithmetic throughput of this machine, and give advice.
+
+    Other programs that run at the same time lower the figures. On each kind of GPU, compile the
+    kernels of the embedded model, so that its first load need not, and compare them with the CPU's.
+    """
+    from hybridmoe.cli.doctor import run_doctor  # torch: seconds
+
+    run_doctor(quick=quick, models=models, as_json=as_json)
