@@ -23,10 +23,9 @@ class ServerLog:
         """is_quiet: without a line for each request."""
         self.is_json = is_json
         self.is_quiet = is_quiet
-        if is_json:  # warnings of libraries too
-            handler = logging.StreamHandler(sys.stderr)
-            handler.setFormatter(_JsonFormatter())
-            logging.basicConfig(handlers=[handler], level=logging.WARNING, force=True)
+        handler = logging.StreamHandler(sys.stderr)  # of warnings, those of libraries too
+        handler.setFormatter(_JsonFormatter() if is_json else _TextFormatter())
+        logging.basicConfig(handlers=[handler], level=logging.WARNING, force=True)
 
     def say(self, message: str) -> None:
         """Tell what has happened."""
@@ -57,6 +56,11 @@ def notify_supervisor(**states: str) -> None:
     message = "\n".join(f"{name}={' '.join(value.split())}" for name, value in states.items())
     with suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as channel:
         channel.sendto(message.encode("utf-8", "replace"), address)
+
+
+class _TextFormatter(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        return f"hybridmoe: {record.levelname.lower()}: {super().format(record)}"
 
 
 class _JsonFormatter(logging.Formatter):

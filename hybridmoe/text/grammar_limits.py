@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from hybridmoe.errors import ConfigError
+from hybridmoe.text.argument_types import local_reference
 
 __all__ = [
     "CHEAP_CHARS",
@@ -102,18 +103,9 @@ def _in_json(root: Any, node: Any, seen: set[str]) -> Levels:
         target = value
         if key == "$ref" and isinstance(value, str) and value not in seen:
             seen.add(value)
-            target = _resolve(root, value)
+            target = local_reference(root, value)
         if isinstance(target, dict | list) and key not in ("$defs", "definitions"):
             yield _in_json(root, target, seen)
-
-
-def _resolve(root: Any, reference: str) -> Any:
-    """Look up a local reference; None if it is not local or has no target."""
-    node = root if reference.startswith("#") else None
-    for step in reference[1:].split("/")[1:]:
-        name = step.replace("~1", "/").replace("~0", "~")
-        node = node.get(name) if isinstance(node, dict) else None
-    return node
 
 
 def _in_lark(text: str) -> Levels:

@@ -21,12 +21,14 @@ def root_logger() -> Iterator[logging.Logger]:
     root.handlers[:], root.level = handlers, level
 
 
-def test_lines_for_people(capsys: pytest.CaptureFixture[str]) -> None:
+def test_lines_for_people(capsys: pytest.CaptureFixture[str], root_logger: logging.Logger) -> None:
     log = ServerLog(is_json=False, is_quiet=False)
     log.say("warning: look")
     log.request(FIELDS)
+    logging.getLogger("a.library").warning("it %s", "failed")
     assert capsys.readouterr().err.splitlines() == [
         "hybridmoe: warning: look", "hybridmoe: GET /x 404, 0.00 s",
+        "hybridmoe: warning: it failed",
     ]  # fmt: skip
 
 
