@@ -15,13 +15,13 @@ from hybridmoe.cli.options import (
     load_options_of,
     model_argument,
 )
-from hybridmoe.cli.served_files import ServedFiles, named_files
 from hybridmoe.cli.server_log import ServerLog, notify_supervisor
 from hybridmoe.cli.signals import ENDING, SignalCounter, Terminated, handled
 from hybridmoe.cli.thinking import thinking_of, thinking_options
 from hybridmoe.errors import ConfigError
 
 if TYPE_CHECKING:
+    from hybridmoe.cli.served_files import ServedFiles
     from hybridmoe.serve import ModelPool, ServeConfig, Server
 
 __all__ = ["serve_command"]
@@ -134,6 +134,8 @@ def serve_command(model: Path | None, host: str, port: int, **options: Any) -> N
 
     Compatible with OpenAI's and Anthropic's clients; / is a chat page, /docs the API reference.
     """
+    from hybridmoe.cli.served_files import ServedFiles, named_files  # imports numpy
+
     loading = load_options_of(options)
     files = named_files(model, options["names"], options["pairs"])
     mode = _mode(options["socket_mode"])
@@ -179,7 +181,7 @@ def serve_command(model: Path | None, host: str, port: int, **options: Any) -> N
 
 
 def _model_pool(
-    served: ServedFiles,
+    served: "ServedFiles",
     config: "ServeConfig",
     options: Mapping[str, Any],
     log: ServerLog,
