@@ -18,6 +18,7 @@ import click
 
 import hybridmoe
 from hybridmoe.cli.options import debug_option, help_without_command
+from hybridmoe.cli.settings import add_settings
 from hybridmoe.cli.signals import Terminated, die_of, terminations
 from hybridmoe.errors import HybridMoeError
 
@@ -59,6 +60,7 @@ COMMANDS = {
     ),
 }
 
+_WITH_FILE = ("chat", "generate", "serve", "plan")  # commands that config.toml is for
 
 _EXAMPLES = (
     ("hybridmoe chat", "talk with the embedded model"),
@@ -94,6 +96,12 @@ def _meant(name: str) -> str:
     return f"known: {', '.join(COMMANDS)}"
 
 
+def _imported(name: str) -> click.Command:
+    entry = COMMANDS[name]
+    command: click.Command = getattr(import_module(entry.module), entry.attribute)
+    return command
+
+
 class _LazyGroup(click.Group):
     """A group that imports a command's module when the command runs."""
 
@@ -101,10 +109,11 @@ class _LazyGroup(click.Group):
         return list(COMMANDS)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        entry = COMMANDS.get(cmd_name)
-        if entry is None:
+        if cmd_name not in COMMANDS:
             return None
-        command: click.Command = getattr(import_module(entry.module), entry.attribute)
+        command = _imported(cmd_name)
+        others = {name: _imported(name) for name in _WITH_FILE} if cmd_name in _WITH_FILE else None
+        add_settings(command, others)
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from hybridmoe.cli.options import debug_option, help_without_command
+from hybridmoe.cli.options import SectionedCommand, debug_option, help_without_command
 from hybridmoe.errors import ConfigError
 from hybridmoe.units import parse_bytes
 
@@ -27,7 +27,7 @@ def bench_command(ctx: click.Context) -> None:
     help_without_command(ctx)
 
 
-@bench_command.command("cache")
+@bench_command.command("cache", cls=SectionedCommand)
 @click.argument("source", required=False, type=click.Path(exists=True, dir_okay=False))
 @click.option(
     "--out",

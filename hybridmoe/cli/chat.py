@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 
 from hybridmoe.cli.commands import Commands
 from hybridmoe.cli.keyboard import Keyboard
@@ -72,7 +73,9 @@ def chat_command(
     With MESSAGE, or in a pipe, only the response is printed. What comes through a pipe goes
     before MESSAGE: `hybridmoe chat "What failed?" < build.log`.
     """
-    model, message = model_and_message(words, flagged, ctx)
+    is_flagged = ctx.get_parameter_source("flagged") is ParameterSource.COMMANDLINE
+    model, message = model_and_message(words, flagged if is_flagged else None, ctx)
+    model = model or flagged
     if prompt is not None:
         if message:
             raise click.UsageError("both MESSAGE and -p give a message", ctx)

@@ -4,12 +4,12 @@ from pathlib import Path
 
 import click
 
-from hybridmoe.cli.options import debug_option
+from hybridmoe.cli.options import SectionedCommand, debug_option
 
 __all__ = ["doctor_command"]
 
 
-@click.command("doctor")
+@click.command("doctor", cls=SectionedCommand)
 @click.option("--quick", is_flag=True, help="Measure for one second instead of four")
 @click.option(
     "--compile",

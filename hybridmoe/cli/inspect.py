@@ -4,13 +4,13 @@ from pathlib import Path
 
 import click
 
-from hybridmoe.cli.options import debug_option, model_argument
+from hybridmoe.cli.options import SectionedCommand, debug_option, model_argument
 from hybridmoe.demo import demo_path
 
 __all__ = ["inspect_command"]
 
 
-@click.command("inspect")
+@click.command("inspect", cls=SectionedCommand)
 @model_argument
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object")
 @click.option("--tensors", "with_tensors", is_flag=True, help="List every tensor")

@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import click
+from click.core import ParameterSource
 
 from hybridmoe.cli.model_path import ModelPath
+from hybridmoe.cli.settings import naming_origin
 from hybridmoe.config import EngineOptions
 from hybridmoe.option import (
     Choice,
@@ -49,7 +51,18 @@ SERVER_NAMES = ("kv_tokens", "max_running", "max_waiting")
 
 
 class SectionedCommand(click.Command):
-    """A command whose help lists the options of sampling and of the model apart."""
+    """A command whose help lists the options of sampling and of the model apart.
+
+    Its errors name the variable or the key that a wrong value is from.
+    """
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        with naming_origin(ctx):
+            return super().parse_args(ctx, args)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        with naming_origin(ctx):
+            return super().invoke(ctx)
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         sections: dict[str, list[tuple[str, str]]] = {}
@@ -91,9 +104,10 @@ def _note_model(ctx: click.Context, _parameter: click.Parameter, value: Path | N
 
 def _with_flag(ctx: click.Context, _parameter: click.Parameter, value: Path | None) -> Path | None:
     flagged: Path | None = ctx.meta.get(_MODEL_FLAG)
-    if value is not None and flagged is not None:
+    is_given = ctx.get_parameter_source("model") is ParameterSource.COMMANDLINE
+    if is_given and flagged is not None:
         raise click.UsageError("both MODEL and -m name a model", ctx)
-    return flagged if value is None else value
+    return value if flagged is None else flagged
 
 
 def model_argument(function: F) -> F:
