@@ -55,6 +55,7 @@ __all__ = ["chat_command"]
 @thinking_options
 @sampling_options
 @click.option("--no-color", is_flag=True, help="No dim text, no colors; as NO_COLOR=1")
+@click.option("--plain", is_flag=True, help="Leave the breaking of long lines to the terminal")
 @load_options(without=SERVER_NAMES)
 @click.pass_context
 def chat_command(
@@ -66,6 +67,7 @@ def chat_command(
     files: tuple[Path, ...],
     system: str | None,
     no_color: bool,
+    plain: bool,
     **options: Any,
 ) -> None:
     """Chat with MODEL, or with the embedded model.
@@ -84,6 +86,7 @@ def chat_command(
     check_params(params)
     loading = load_options_of(options)
     session = Session("", system, params, thinking=thinking_of(options))
+    screen = Screen(use_color=not no_color, wraps=not plain)
     texts = [_file_text(path) for path in files]
     if not sys.stdin.isatty():
         piped = read_text(sys.stdin.buffer, "standard input")
@@ -92,11 +95,11 @@ def chat_command(
         elif not message and not texts:
             raise ConfigError("standard input is empty; expected a message")
     elif not message and not texts:
-        _converse(model, loading, session, Screen(use_color=not no_color))
+        _converse(model, loading, session, screen)
         return
     with open_model(model, loading) as llm:
         _check_session(llm, session)
-        _respond(llm, session, with_texts(message, texts), Screen(use_color=not no_color))
+        _respond(llm, session, with_texts(message, texts), screen)
 
 
 def _file_text(path: Path) -> tuple[str, str]:

@@ -1,9 +1,12 @@
 """Terminal output: safe text, and the statistics line."""
 
 import os
+import shutil
 import sys
 from base64 import b64encode
 from typing import TYPE_CHECKING, TextIO
+
+from hybridmoe.cli.word_wrap import WordWrap
 
 if TYPE_CHECKING:
     from hybridmoe import Timing
@@ -39,13 +42,24 @@ def timing_line(timing: "Timing", experts: "ExpertStats | None" = None) -> str:
     )
 
 
-class Screen:
-    """Standard output; for a terminal, without control characters."""
+def _num_columns() -> int:
+    return shutil.get_terminal_size().columns
 
-    def __init__(self, out: TextIO | None = None, *, use_color: bool = True) -> None:
+
+class Screen:
+    """Standard output; for a terminal, without control characters.
+
+    wraps: break lines between words, on a terminal that is neither dumb nor without colors.
+    """
+
+    def __init__(
+        self, out: TextIO | None = None, *, use_color: bool = True, wraps: bool = False
+    ) -> None:
         self._out = sys.stdout if out is None else out
         self.is_terminal = self._out.isatty()
         self._use_color = use_color and self.is_terminal and not os.environ.get("NO_COLOR")
+        self._wraps = wraps and self._use_color and os.environ.get("TERM") != "dumb"
+        self._wrap = WordWrap(_num_columns)
         self._is_line_open = False
         self._is_thinking = False
 
@@ -59,7 +73,8 @@ class Screen:
             self._turn(is_reasoning)
         if text:
             is_dim = is_reasoning and self._use_color
-            self._out.write(f"\x1b[2m{text}\x1b[0m" if is_dim else text)
+            shown = self._wrap.feed(text) if self._wraps else text
+            self._out.write(f"\x1b[2m{shown}\x1b[0m" if is_dim else shown)
             self._out.flush()
             self._is_line_open = not text.endswith("\n")
 
@@ -76,6 +91,7 @@ class Screen:
         self._is_thinking = False
         if self._is_line_open:
             self.write("\n")
+        self._wrap = WordWrap(_num_columns)
 
     def copy(self, text: str) -> None:
         """Ask the terminal to put a text into the clipboard (OSC 52)."""
