@@ -4,7 +4,7 @@ Besides the choices it records predictions: each layer's router applied to the s
 layers, as an expert prefetch would apply it.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +21,7 @@ from hybridmoe.experts.backend import CpuExperts
 from hybridmoe.experts.routing_trace import PHASES, Trace
 from hybridmoe.kernels.paged_mla import Span
 from hybridmoe.llm.llm import LLM
+from hybridmoe.llm.progress import Progress, ProgressCallback
 from hybridmoe.model.decoder import Decoder
 from hybridmoe.model.router import Routing
 from hybridmoe.model.trace import trace_header
@@ -40,7 +41,13 @@ class Recording:
     predictions: NDArray[np.int16]  # (D, HORIZONS, L, G) for the D decoded tokens; see `Gates`
 
 
-def record(llm: LLM, workloads: Iterable[Workload], response_tokens: int, seed: int) -> Recording:
+def record(
+    llm: LLM,
+    workloads: Sequence[Workload],
+    response_tokens: int,
+    seed: int,
+    progress: ProgressCallback = lambda _: None,
+) -> Recording:
     """Respond to each workload greedily, within `response_tokens`, with an empty KV cache each.
 
     Errors: UnsupportedModelError for a model without routed experts; ConfigError as `encode_chat`.
@@ -48,6 +55,7 @@ def record(llm: LLM, workloads: Iterable[Workload], response_tokens: int, seed: 
     recorder = _Recorder(llm)
     described = []
     for number, workload in enumerate(workloads):
+        progress(Progress("record", number, len(workloads), "responses"))
         described.append({"id": number, "category": workload.category})
         ids = llm.encode_chat(workload.messages, workload.tools or None)
         prompt = ids[: llm.context_tokens - response_tokens]

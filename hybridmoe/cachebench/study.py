@@ -31,6 +31,7 @@ from hybridmoe.cachebench.tiers import Rates
 from hybridmoe.cachebench.upload_optimum import upload_optimum
 from hybridmoe.experts.policy import DEFAULT_POLICY
 from hybridmoe.experts.routing_trace import PHASES, Trace
+from hybridmoe.llm.progress import Progress, ProgressCallback
 from hybridmoe.planning.hit_curve import CurvePoints
 
 __all__ = ["WORKING_SETS", "Row", "Speeds", "Study", "by_category", "split", "study"]
@@ -120,6 +121,7 @@ def study(
     *,
     vram_slots: Sequence[int] | None = None,
     ram_slots: Sequence[int] | None = None,
+    progress: ProgressCallback = lambda _: None,
 ) -> Study:
     """Replay the held-out half of the conversations.
 
@@ -133,9 +135,11 @@ def study(
     hot = hottest_keys(requests_of(train)) if train.num_tokens else np.empty(0, np.int64)
     shift = requests_of(by_category(train))
     judge = _Judge(held, requests, speeds, seed)
-    rows = []
+    rows: list[Row] = []
+    num_runs = len(sizes) * len(policies)
     for slots in sizes:
         for policy in policies:
+            progress(Progress("replay", len(rows) // 3, num_runs, "runs"))
             cold = simulate(policy, requests, slots, seed=seed)
             warm = simulate(policy, requests, slots, seed=seed, warm=hot[:slots])
             shifted = make_policy(policy, requests.shape(slots), seed)
@@ -145,10 +149,11 @@ def study(
                 judge.row(policy, "warm", slots, warm),
                 judge.row(policy, "shift", slots, simulate(shifted, requests)),
             ]
-        rows += [
-            judge.row(name, "cold", slots, min_outcome(requests, slots, bypass=bypass))
-            for name, bypass in _BOUNDS.items()
-        ]
+    bounds = [
+        judge.row(name, "cold", slots, min_outcome(requests, slots, bypass=bypass))
+        for slots in sizes
+        for name, bypass in _BOUNDS.items()
+    ]
     best = {}
     for slots in sizes:
         bound = upload_optimum(requests, slots, counts=judge.is_decode[requests.steps])
@@ -163,7 +168,7 @@ def study(
     is_held = np.isin(trace.conversations, held.conversations)
     return Study(
         trace.header,
-        rows,
+        [*rows, *bounds],
         best,
         _uses(held),
         _reuse(held),

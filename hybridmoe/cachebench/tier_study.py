@@ -16,7 +16,7 @@ from hybridmoe.cachebench.simulator import EVICTIONS, HITS, MISSES, UPLOADS, Req
 from hybridmoe.cachebench.tiers import PROMOTED, RETURNED, Rates, TierOutcome, simulate_tiers
 from hybridmoe.experts.routing_trace import PHASES, Trace
 
-__all__ = ["RAM_SHARES", "VRAM_SHARES", "TierRow", "splits_of", "tier_rows"]
+__all__ = ["RAM_SHARES", "VRAM_POLICY", "VRAM_SHARES", "TierRow", "splits_of", "tier_rows"]
 
 VRAM_POLICY = "cost-aware"
 # Of all experts.

@@ -7,17 +7,39 @@ from pathlib import Path
 
 from hybridmoe.cachebench.predictors import Recall
 from hybridmoe.cachebench.study import Row, Study
-from hybridmoe.cachebench.tier_study import TierRow
+from hybridmoe.cachebench.tier_study import VRAM_POLICY, TierRow
 from hybridmoe.experts.policy import DEFAULT_POLICY
 from hybridmoe.planning.hit_curve import write_hit_curve
 
-__all__ = ["label", "recall_table", "table", "tier_table", "write_study"]
+__all__ = ["advice", "label", "recall_table", "table", "tier_table", "write_study"]
+
+
+def advice(study: Study) -> str:
+    """Say in one sentence what a cache of one working set saves, after other conversations."""
+    at = _nearest(study, 1.0)
+    rows = {r.policy: r for r in study.rows if r.working_sets == at and r.protocol == "shift"}
+    if VRAM_POLICY not in rows:
+        return ""
+    used, best = rows[VRAM_POLICY], max(rows.values(), key=lambda row: row.saved_s)
+    who = f"With {used.slots} slots in VRAM {VRAM_POLICY}, the engine's policy,"
+    if best.saved_s <= 0:
+        return f"{who} saves no time at these rates, and no other does: leave the VRAM to contexts."
+    saved, other = 1e6 * used.saved_s, "no other saves more"
+    if best.saved_s > used.saved_s:
+        other = f"{best.policy} would save {1e6 * best.saved_s:.1f}"
+    whole = 1e6 * (used.token_s + used.saved_s)
+    return f"{who} saves {saved:.1f} of {whole:.1f} us a token for experts; {other}."
+
+
+def _nearest(study: Study, working_sets: float) -> float:
+    """Cache size of the study, in working sets, that is nearest."""
+    sizes = {row.working_sets for row in study.rows}
+    return min(sizes, key=lambda size: abs(size - working_sets), default=0.0)
 
 
 def table(study: Study, working_sets: float = 1.0) -> str:
     """Format the policies at the nearest cache size, best net first (Markdown)."""
-    sizes = {row.working_sets for row in study.rows}
-    at = min(sizes, key=lambda size: abs(size - working_sets), default=0.0)
+    at = _nearest(study, working_sets)
     rows = [row for row in study.rows if row.working_sets == at]
     slots = rows[0].slots if rows else 0
     lines = [

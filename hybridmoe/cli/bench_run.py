@@ -1,5 +1,6 @@
 """Run of `hybridmoe bench cache`: replay a trace, or record one first."""
 
+import sys
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -8,15 +9,18 @@ import click
 import numpy as np
 from numpy.typing import NDArray
 
+from hybridmoe.cachebench.policies.registry import POLICIES
 from hybridmoe.cachebench.record import record
 from hybridmoe.cachebench.study import Speeds, study
 from hybridmoe.cachebench.workloads import workloads
-from hybridmoe.cachebench.write import recall_table, table, tier_table, write_study
+from hybridmoe.cachebench.write import advice, recall_table, table, tier_table, write_study
+from hybridmoe.cli.progress_bar import ProgressBar
+from hybridmoe.cli.tables import Section, print_sections
 from hybridmoe.errors import ConfigError
 from hybridmoe.experts.routing_trace import Trace, read_trace, write_trace
 from hybridmoe.llm.load import load
 
-__all__ = ["run_cache_bench"]
+__all__ = ["run_cache_bench", "section_of"]
 
 _CONTEXT = 2048
 
@@ -36,14 +40,17 @@ def run_cache_bench(
     trace, predictions = _trace(source, out, conversations, tokens, seed)
     largest = max(trace.header["expert_bytes"])
     vram_slots, ram_slots = (None if size is None else [size // largest] for size in (vram, ram))
-    found = study(
-        trace,
-        predictions,
-        Speeds(*(rate * 1e9 for rate in gbs)),
-        seed=seed,
-        vram_slots=vram_slots,
-        ram_slots=ram_slots,
-    )
+    _say(f"replaying {trace.num_tokens} tokens with {len(POLICIES)} policies at several sizes")
+    with ProgressBar() as bar:
+        found = study(
+            trace,
+            predictions,
+            Speeds(*(rate * 1e9 for rate in gbs)),
+            seed=seed,
+            vram_slots=vram_slots,
+            ram_slots=ram_slots,
+            progress=bar,
+        )
     try:
         written = write_study(found, out)
         if find_spec("matplotlib") is None:
@@ -55,11 +62,29 @@ def run_cache_bench(
     except OSError as error:
         raise ConfigError(f"{error.filename}: {error.strerror}") from None
     click.echo(f"Source: {trace.header.get('source', 'unknown')}\n")
-    click.echo(table(found))
-    click.echo("\n" + tier_table(found))
-    if found.recalls:
-        click.echo("\n" + recall_table(found))
-    click.echo(f"{len(written)} files in {out}", err=True)
+    tables = [table(found), tier_table(found), *([recall_table(found)] if found.recalls else [])]
+    if sys.stdout.isatty():
+        print_sections([section_of(text) for text in tables])
+    else:
+        click.echo("\n\n".join(tables))
+    click.echo(f"\n{advice(found)}".rstrip())
+    _say(f"{len(written)} files in {out}; hybridmoe plan --hit-curve {out / 'hit_curve.json'}")
+
+
+def section_of(markdown: str) -> Section:
+    """Read a title and a Markdown table below it, for a terminal."""
+    title, _, *lines = markdown.splitlines()
+    rows = [[_cell(cell) for cell in line[1:-1].split("|")] for line in lines]
+    return Section(title, rows[0], rows[2:])
+
+
+def _cell(text: str) -> str:
+    text = text.strip().strip("*")
+    return "" if text == "-" else text
+
+
+def _say(message: str) -> None:
+    click.echo(f"hybridmoe: {message}", err=True)
 
 
 def _read(path: Path) -> Trace:
@@ -81,7 +106,10 @@ def _trace(
         if not is_model:
             return _read(Path(source)), None
     with load(source, context_tokens=None if source is None else _CONTEXT) as llm:
-        recording = record(llm, workloads(conversations, seed), tokens, seed)
+        asked = workloads(conversations, seed)
+        _say(f"recording {len(asked)} responses of {llm.config.name}, at most {tokens} tokens each")
+        with ProgressBar() as bar:
+            recording = record(llm, asked, tokens, seed, bar)
     try:
         out.mkdir(parents=True, exist_ok=True)
         write_trace(out / "routing.trace", recording.trace)

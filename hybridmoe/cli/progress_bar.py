@@ -28,6 +28,8 @@ class ProgressBar:
         "prompt": "reading the prompt",
         "check": "reading all weights",
         "download": "downloading",
+        "record": "recording responses",
+        "replay": "replaying the trace",
     }
 
     def __init__(

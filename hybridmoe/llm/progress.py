@@ -7,12 +7,12 @@ __all__ = ["Progress", "ProgressCallback"]
 
 
 class Progress(NamedTuple):
-    """Progress of a load or of a prefill."""
+    """Progress of a load, of a prefill, or of other long work."""
 
-    phase: Literal["compile", "load", "prompt", "check", "download"]
+    phase: Literal["compile", "load", "prompt", "check", "download", "record", "replay"]
     done: int
     total: int
-    unit: Literal["bytes", "tokens", "kernels"]
+    unit: Literal["bytes", "tokens", "kernels", "responses", "runs"]
 
 
 ProgressCallback = Callable[[Progress], None]

@@ -1,6 +1,7 @@
 """Cache study: recordings equal the engine's routing, and figures equal the replays' counts."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -20,8 +21,9 @@ from hybridmoe.cachebench.synthetic_trace import Locality, synthetic_trace
 from hybridmoe.cachebench.tier_study import splits_of
 from hybridmoe.cachebench.tiers import simulate_tiers
 from hybridmoe.cachebench.workloads import CATEGORIES, workloads
-from hybridmoe.cachebench.write import table, tier_table, write_study
+from hybridmoe.cachebench.write import advice, recall_table, table, tier_table, write_study
 from hybridmoe.cli import app
+from hybridmoe.cli.bench_run import section_of
 from hybridmoe.experts.routing_trace import PHASES, Trace, read_trace
 from hybridmoe.planning.hit_curve import read_hit_curve
 
@@ -244,6 +246,37 @@ def test_plots_are_drawn(found: Study, tmp_path: Path) -> None:
     assert all(path.stat().st_size > 1000 for path in plots.write_plots(found, tmp_path))
 
 
+@pytest.mark.parametrize(
+    ("saved_us", "words"),
+    [
+        ({"cost-aware": 3.0, "lru": 1.0}, "saves 3.0 of 10.0 us a token for experts; no other"),
+        ({"cost-aware": 1.0, "lru": 3.0}, "saves 1.0 of 10.0 us a token for experts; lru would"),
+        ({"cost-aware": -1.0, "lru": -3.0}, "saves no time at these rates"),
+        ({"lru": 3.0}, ""),
+    ],
+)
+def test_the_advice_says_what_the_engines_policy_saves(
+    found: Study, saved_us: dict[str, float], words: str
+) -> None:
+    row = next(row for row in found.rows if row.protocol == "shift" and row.working_sets == 1)
+    rows = [
+        replace(row, policy=name, saved_s=saved * 1e-6, token_s=(10 - saved) * 1e-6)
+        for name, saved in saved_us.items()
+    ]
+    said = advice(replace(found, rows=rows))
+    assert words in said if words else said == ""
+
+
+def test_tables_for_a_terminal_have_the_same_cells(found: Study) -> None:
+    for text in (table(found), tier_table(found), recall_table(found)):
+        section = section_of(text)
+        assert section.title == text.splitlines()[0]
+        assert len(section.rows) == len(text.splitlines()) - 4
+        assert {len(row) for row in section.rows} == {len(section.header)}
+        assert "|" not in "".join(section.rows[0])
+    assert "offline" in section_of(table(found)).rows[-1][0]
+
+
 @pytest.mark.slow  # compiles every policy
 def test_the_command_reads_its_own_trace(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -251,7 +284,9 @@ def test_the_command_reads_its_own_trace(
     out = str(tmp_path / "out")
     options = ["bench", "cache", "--conversations", "2", "--tokens", "2", "--out", out]
     assert app.main(options) == 0
-    said = capsys.readouterr().out
+    said, noted = capsys.readouterr()
+    assert "recording 14 responses" in noted and "replaying " in noted
+    assert "the engine's policy, saves" in said
     assert "per-token working set" in said and said.startswith("Source: greedy responses of ")
     trace = tmp_path / "out" / "routing.trace"
     assert read_trace(trace).header["sampler"] == "greedy"
