@@ -1,5 +1,7 @@
 """The page's Markdown: what it shows, what stays selected, and that hostile text does nothing."""
 
+from urllib.parse import urlsplit
+
 import pytest
 from chat_page import ChatPage
 from hostile_markdown import HOSTILE
@@ -7,48 +9,80 @@ from playwright.sync_api import Route, expect
 
 pytestmark = [pytest.mark.browser]
 
-# Renders a text in pieces, and names what is in it that no text may make.
+# Renders each text in pieces; returns what is in it that no text may make.
 _RENDER = """async (texts) => {
   const { MarkdownView } = await import("/static/markdown.js");
-  const wrong = [], policy = [];
+  const wrong = [], policy = [], views = [];
   const note = (event) => policy.push(event.violatedDirective);
   document.addEventListener("securitypolicyviolation", note);
-  const allowed = new Set(["href", "class", "start", "title", "target", "rel", "tabindex", "role",
-    "aria-label", "type", "aria-hidden", "viewBox", "d", "xmlns", "encoding", "display",
-    "mathvariant",
-    "stretchy", "fence", "form", "lspace", "rspace", "separator", "accent", "voffset",
-    "minsize", "maxsize",
-    "displaystyle", "scriptlevel", "width", "height", "mathbackground", "mathcolor", "mathsize"]);
-  const banned = "script,iframe,object,embed,link,style,meta,base,form,input,img,video,audio," +
-    "source,template";
+  const attributes = new Set(["href", "class", "start", "title", "target", "rel", "tabindex",
+    "role", "aria-label", "type", "aria-hidden", "viewBox", "d", "xmlns", "encoding", "display",
+    "mathvariant", "stretchy", "fence", "form", "lspace", "rspace", "separator", "accent",
+    "voffset", "minsize", "maxsize", "displaystyle", "scriptlevel", "width", "height",
+    "mathbackground", "mathcolor", "mathsize"]);
+  const classes = /^(language-.*|hljs-.*|math-.*|align-.*|code|code-head|table|katex)$/;
+  const own = "button[aria-label='Copy code']"; // of a block of code
+  const banned = ["script", "iframe", "frame", "object", "embed", "portal", "link", "style", "meta",
+    "base", "form", "input", "select", "textarea", "img", "video", "audio", "source", "template",
+    "annotation-xml", "maction", "foreignObject", "animate", "set", "use", "image",
+    `button:not(${own})`, `svg:not(${own} > svg)`].join();
   for (const text of texts) {
-    const root = document.createElement("div");
+    const root = document.createElement("div"), view = new MarkdownView(root);
     document.getElementById("messages").append(root);
-    const view = new MarkdownView(root);
-    for (let end = 7; end < Math.min(text.length, 200); end += 7) view.update(text.slice(0, end));
+    const step = Math.ceil(text.length / 12);
+    for (let end = step; end < text.length; end += step) view.update(text.slice(0, end));
     view.update(text, true);
-    await new Promise((done) => setTimeout(done, 5));
-    if (root.querySelector(banned)) wrong.push([text, "element"]);
+    views.push([text, root]);
+  }
+  const open = ":is(.math-inline, .math-display):not(:has(math), .math-source)";
+  while (document.querySelector(open)) await new Promise((done) => setTimeout(done, 10));
+  for (const [text, root] of views) {
+    if (root.querySelector(banned)) wrong.push([text, root.querySelector(banned).outerHTML]);
     for (const node of root.querySelectorAll("*")) {
       for (const { name, value } of node.attributes) {
-        if (!allowed.has(name)) wrong.push([text, name]);
+        if (!attributes.has(name)) wrong.push([text, `${name}=${value}`]);
         if (name === "href" && !/^(https?:|mailto:|#)/i.test(value)) wrong.push([text, value]);
       }
+      const isOurs = node.closest(own) || node.closest("math");
+      const odd = [...node.classList].filter((one) => !classes.test(one));
+      if (odd.length && !isOurs) wrong.push([text, odd.join()]);
     }
     root.remove();
   }
-  await new Promise((done) => setTimeout(done, 100));
-  return { wrong, policy, hacked: "hacked" in window };
+  return { wrong, policy };
 }"""
 
 
 def test_hostile_markdown_does_nothing(chat: ChatPage) -> None:
-    assert len(HOSTILE) >= 60
-    assert chat.page.evaluate(_RENDER, list(HOSTILE)) == {
-        "wrong": [],
-        "policy": [],
-        "hacked": False,
-    }
+    assert len(set(HOSTILE)) >= 200
+    requested: list[str] = []
+    chat.page.on("request", lambda request: requested.append(urlsplit(request.url).path))
+    found = chat.page.evaluate(_RENDER, list(HOSTILE))
+    chat.page.evaluate("new Promise((done) => requestAnimationFrame(() => setTimeout(done)))")
+    assert found == {"wrong": [], "policy": []}
+    assert chat.page.evaluate("'hacked' in window") is False
+    assert all(path.startswith("/static/") for path in requested)
+
+
+def test_what_the_parsers_return_is_sanitized(chat: ChatPage) -> None:
+    html = chat.page.evaluate(
+        """async () => {
+          const { default: MarkdownIt } = await import("/static/vendor/markdown-it.js");
+          const { default: hljs } = await import("/static/vendor/highlight.js");
+          const { MarkdownView } = await import("/static/markdown.js");
+          const evil = "<img src=x id=messages><b data-x=1>x</b>";
+          const root = document.createElement("div");
+          const value = '<span id="messages" class="hljs-x">x\\n</span>';
+          hljs.highlight = () => ({ value });
+          new MarkdownView(root).update("```python\\nx\\n```", true);
+          while (!root.querySelector(".hljs-x")) await new Promise((done) => setTimeout(done, 10));
+          const code = root.querySelector("code").innerHTML;
+          Object.getPrototypeOf(new MarkdownIt().renderer).render = () => evil;
+          new MarkdownView(root).update("x", true);
+          return [code, root.innerHTML];
+        }"""
+    )
+    assert html == ['<span class="hljs-x">x\n</span>', "x"]
 
 
 def test_markdown_is_rendered(chat: ChatPage) -> None:
