@@ -7,7 +7,7 @@ import pytest
 from chat_page import ChatPage
 from fake_engine import FakeLLM
 from live_server import LiveServer, live_server
-from playwright.sync_api import Browser, expect, sync_playwright
+from playwright.sync_api import Browser, BrowserContext, expect, sync_playwright
 from waiting import HANG_S
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
@@ -30,8 +30,13 @@ def chromium() -> Iterator[Browser]:
         browser.close()
 
 
+@pytest.fixture(scope="module")
+def context(chromium: Browser) -> BrowserContext:
+    return chromium.new_context()
+
+
 @pytest.fixture
-def chat(page_server: LiveServer, chromium: Browser) -> Iterator[ChatPage]:
+def chat(page_server: LiveServer, context: BrowserContext) -> Iterator[ChatPage]:
     """Open the page. Fails at the end if it had an error, or requested anything of another host."""
-    with ChatPage.opened(chromium, page_server) as chat:
+    with ChatPage.opened(context, page_server) as chat:
         yield chat

@@ -8,7 +8,7 @@ import pytest
 from chat_page import ChatPage
 from fake_engine import FakeLLM
 from live_server import live_server
-from playwright.sync_api import Browser, Route, expect
+from playwright.sync_api import BrowserContext, Route, expect
 from waiting import HANG_S
 
 pytestmark = [pytest.mark.browser]
@@ -158,10 +158,10 @@ def test_a_connection_lost_in_mid_answer_keeps_what_was_there(chat: ChatPage) ->
     assert "connection" not in chat.prompt
 
 
-def test_a_server_that_ends_and_comes_back(chromium: Browser) -> None:
+def test_a_server_that_ends_and_comes_back(context: BrowserContext) -> None:
     with ExitStack() as first, ExitStack() as browser:
         server = first.enter_context(live_server(FakeLLM()))
-        chat = browser.enter_context(ChatPage.opened(chromium, server))
+        chat = browser.enter_context(ChatPage.opened(context, server))
         chat.write("slow")
         expect(chat.answers).to_contain_text("b")
         first.close()
@@ -177,9 +177,9 @@ def test_a_server_that_ends_and_comes_back(chromium: Browser) -> None:
             browser.close()
 
 
-def test_a_wrong_key_asks_for_the_key(chromium: Browser) -> None:
+def test_a_wrong_key_asks_for_the_key(context: BrowserContext) -> None:
     with live_server(FakeLLM(), api_keys=("secret",)) as server:
-        page = chromium.new_page()
+        page = context.new_page()
         page.goto(server.url)
         expect(page.locator("#model")).to_contain_text("API key")
         page.fill("#text", "say one")

@@ -4,18 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 from fake_engine import FakeEngine
 from live_server import LiveServer
-from playwright.sync_api import Browser, ConsoleMessage, Locator, Page, Request, expect
+from playwright.sync_api import BrowserContext, ConsoleMessage, Locator, Page, Request, expect
 from waiting import HANG_S
 
 __all__ = ["ChatPage"]
 
+_CLEAR = """new Promise((done) => {
+  localStorage.clear();
+  sessionStorage.clear();
+  indexedDB.deleteDatabase("hybridmoe").onsuccess = done;
+})"""
+
 
 class ChatPage:
-    """A page in a context of its own (an empty database), and the server behind it."""
+    """A page with an empty database, and the server behind it."""
 
     def __init__(self, page: Page, server: LiveServer) -> None:
         self.page = page
@@ -23,9 +28,7 @@ class ChatPage:
 
     @classmethod
     @contextmanager
-    def opened(
-        cls, browser: Browser, server: LiveServer, path: str = "/", **options: Any
-    ) -> Iterator[ChatPage]:
+    def opened(cls, context: BrowserContext, server: LiveServer) -> Iterator[ChatPage]:
         """Open the page. Errors: AssertionError at the end, for faults and requests elsewhere."""
         wrong: list[str] = []
 
@@ -33,18 +36,19 @@ class ChatPage:
             if not request.url.startswith((server.url, "blob:", "data:")):
                 wrong.append(request.url)
 
-        context = browser.new_context(**options)
         page = context.new_page()
         page.set_default_timeout(1000 * HANG_S)
         page.on("request", check)
         page.on("pageerror", lambda error: wrong.append(str(error)))
         page.on("console", lambda m: wrong.append(m.text) if _is_fault(m) else None)
         page.on("dialog", lambda dialog: (wrong.append(dialog.message), dialog.dismiss()))
-        page.goto(server.url + path)
+        page.goto(f"{server.url}/static/icon.svg")  # of the same origin
+        page.evaluate(_CLEAR)
+        page.goto(server.url)
         expect(page.locator("#dot")).to_have_class("dot here")
         expect(page.locator("#empty, #messages > li").first).to_be_attached()
         yield cls(page, server)
-        context.close()
+        page.close()
         assert wrong == []
 
     @property
