@@ -173,8 +173,8 @@ def test_the_page_fits_and_breaks_no_rule_of_accessibility(chat: ChatPage) -> No
     views: tuple[tuple[int, Literal["light", "dark"]], ...]
     views = ((320, "light"), (390, "dark"), (1280, "light"), (1280, "dark"))
     for width, scheme in views:
+        page.emulate_media(color_scheme=scheme, reduced_motion="reduce")
         page.set_viewport_size({"width": width, "height": 640})
-        page.emulate_media(color_scheme=scheme)
         assert page.evaluate("document.documentElement.scrollWidth") == width
         assert page.evaluate("document.getElementById('scroller').scrollWidth") <= width
         assert page.locator("header").bounding_box()["height"] <= 60  # type: ignore[index]
