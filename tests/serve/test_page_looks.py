@@ -232,6 +232,23 @@ def test_the_theme_is_toggled_and_kept(chat: ChatPage) -> None:
     assert chat.page.evaluate(colour) == dark
 
 
+def test_the_strip_follows_the_systems_theme(chat: ChatPage) -> None:
+    chat.page.emulate_media(color_scheme="light")
+    chat.ask("say a b")
+    drawn = "document.getElementById('strip').toDataURL()"
+    chat.page.wait_for_function("document.getElementById('strip').width > 1")
+    light = chat.page.evaluate(drawn)
+    chat.page.emulate_media(color_scheme="dark")
+    chat.page.wait_for_function(f"light => {drawn} !== light", arg=light)
+
+
+def test_the_end_stays_in_view_when_the_window_shrinks(chat: ChatPage) -> None:
+    chat.ask("say " + "a\n\n" * 40 + "end")
+    expect(chat.answers.get_by_text("end")).to_be_in_viewport()
+    chat.page.set_viewport_size({"width": 390, "height": 400})
+    expect(chat.answers.get_by_text("end")).to_be_in_viewport()
+
+
 def test_the_box_grows(chat: ChatPage) -> None:
     box = chat.page.locator("#text")
     before: Any = box.bounding_box()

@@ -300,6 +300,7 @@ $("scroller").addEventListener("scroll", () => {
   stuck = list.scrollHeight - list.scrollTop - list.clientHeight < 60;
   $("to-end").hidden = stuck;
 }, { passive: true });
+new ResizeObserver(follow).observe($("scroller")); // the keyboard of a phone
 addEventListener("keydown", (event) => {
   if (event.key === "Escape" && !document.querySelector("dialog[open]")) answers.get(talk.chat.id)?.stop();
   if (event.key.toLowerCase() === "o" && event.ctrlKey && event.shiftKey) { event.preventDefault(); startNew(); }

@@ -13,6 +13,7 @@ export function buildFrame({ startNew, openMap, openSettings, themed }) {
     iconButton("gear", "Settings", openSettings, { id: "open-settings" }),
     iconButton("theme", "Dark or light", () => { toggleTheme(); themed(); }, { id: "toggle-theme" }));
   $("shade").addEventListener("click", closeSide);
+  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", themed);
   for (const dialog of document.querySelectorAll("dialog")) {
     dialog.querySelector(".dialog-head").append(iconButton("close", "Close", () => dialog.close()));
     dialog.addEventListener("click", (event) => event.target === dialog && dialog.close());
