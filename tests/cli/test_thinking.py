@@ -1,5 +1,6 @@
 """Thinking on the command line: `--think`, `--think-budget`, `/think`; saved with the chat."""
 
+import io
 import json
 from pathlib import Path
 
@@ -50,8 +51,11 @@ def test_generate_passes_the_options_on(
 
 
 def test_a_switch_that_the_model_lacks_ends_the_command_with_a_line(
-    loaded: list[fake_llm.FakeLLM], capsys: pytest.CaptureFixture[str]
+    loaded: list[fake_llm.FakeLLM],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"Hello")))
     assert app.main(["chat", "--think", "high"]) != 0
     assert capsys.readouterr().err == "hybridmoe: error: --think: the model has no levels\n"
     assert app.main(["generate", "-p", "hi", "--raw", "--think", "on"]) != 0

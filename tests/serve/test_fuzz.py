@@ -12,7 +12,7 @@ from bench.fuzz_serve import fuzz
 def test_no_random_request_makes_the_server_fail() -> None:
     llm = FakeLLM(context_tokens=512)
     with live_server(llm) as server:
-        counts, faults = fuzz(server.url, num_examples=12)
+        counts, faults = fuzz(server.url, num_examples=16)
         assert llm.engine.num_running == 0
     llm.close()
     assert faults == []

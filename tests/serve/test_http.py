@@ -276,11 +276,14 @@ def test_pages_ask_nothing_of_other_hosts(http: httpx2.Client) -> None:
         for words in ("default-src 'self'", "base-uri 'none'"):
             assert words in headers["content-security-policy"], path
         assert headers["x-content-type-options"] == "nosniff", path
-    for file in static.iterdir():
+    for file in (path for path in static.rglob("*") if path.is_file()):
+        name = file.relative_to(static).as_posix()
+        assert http.get(f"/static/{name}").status_code == 200
+        if name.startswith("vendor/"):  # names namespaces; the page's tests watch its requests
+            continue
         text = file.read_text(encoding="utf-8")
-        assert "http://" not in text.replace("http://www.w3.org/2000/svg", ""), file.name
-        assert "https://" not in text, file.name
-        assert http.get(f"/static/{file.name}").status_code == 200
+        assert "http://" not in text.replace("http://www.w3.org/2000/svg", ""), name
+        assert "https://" not in text, name
 
 
 def test_every_route_is_documented(http: httpx2.Client) -> None:
