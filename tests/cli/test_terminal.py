@@ -1,6 +1,7 @@
 """The chat in a real pseudo-terminal: keys in, screen out, signals as a terminal sends them."""
 
 import re
+import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -43,9 +44,15 @@ class Terminal:
 
     def end(self) -> int:
         self.child.expect(pexpect.EOF)
-        self.child.close()
+        self.child.wait()
         assert self.child.exitstatus is not None, self.child.signalstatus
         return int(self.child.exitstatus)
+
+    def kill(self) -> None:
+        """End the process. pexpect's own way gives up on a machine that is busy."""
+        self.child.kill(signal.SIGKILL)
+        self.child.expect(pexpect.EOF)
+        self.child.wait()
 
 
 def _plain(text: str) -> str:
@@ -57,7 +64,7 @@ def terminal(tmp_path: Path) -> Iterator[Terminal]:
     opened = Terminal(tmp_path)
     opened.prompt()
     yield opened
-    opened.child.close(force=True)
+    opened.kill()
 
 
 def test_a_conversation(terminal: Terminal, tmp_path: Path) -> None:
@@ -165,7 +172,7 @@ def test_a_bar_while_the_model_loads_and_none_of_it_left(tmp_path: Path) -> None
     terminal.type("hi" + ENTER)
     assert "\x1b[2m" not in terminal.child.before
     terminal.expect(r"you said hi\r\nprompt 123 tok")
-    terminal.child.close(force=True)
+    terminal.kill()
 
 
 def test_control_c_while_loading_is_code_130(tmp_path: Path) -> None:
@@ -181,4 +188,4 @@ def test_a_history_that_cannot_be_written_is_no_obstacle(tmp_path: Path) -> None
     terminal.prompt()
     terminal.type("hi" + ENTER)
     terminal.expect("you said hi")
-    terminal.child.close(force=True)
+    terminal.kill()
