@@ -206,6 +206,24 @@ def test_a_reload_in_mid_answer_keeps_what_was_there(chat: ChatPage) -> None:
     assert chat.engine.tickets[-1].finished.wait(HANG_S)
 
 
+def test_an_answer_is_saved_while_it_streams(chat: ChatPage) -> None:
+    """A tab that crashes says no goodbye: what it showed must be in the database already."""
+    chat.write("slow")
+    chat.page.evaluate(
+        """async () => {
+          const { Store } = await import("/static/store.js");
+          const store = new Store();
+          await store.open();
+          const isSaved = ({ content, state }) => state === "streaming" && content.includes("bbbb");
+          while (!(await store.messages()).some(isSaved)) {
+            await new Promise((done) => setTimeout(done, 20));
+          }
+        }"""
+    )
+    chat.page.click("#send")
+    chat.ended()
+
+
 def test_back_from_the_api_page_finds_the_conversation_and_the_draft(chat: ChatPage) -> None:
     chat.set("system", "Be brief.")
     chat.ask("say <think>hm</think>one")
