@@ -17,5 +17,6 @@ def test_no_random_request_makes_the_server_fail() -> None:
     llm.close()
     assert faults == []
     answered = {label for label, status in counts if status == 200}
-    assert {"POST /tokenize", "POST /v1/completions", "GET /v1/models"} <= answered
+    assert {"POST /v1/completions", "GET /v1/models"} <= answered
+    assert len(answered) >= 15  # requests get past the checks of their fields
     assert sum(counts.values()) > 120
