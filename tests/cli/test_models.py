@@ -8,9 +8,9 @@ from unittest.mock import MagicMock
 
 import click
 import pytest
+from commands import refusal, run
 from tiny_gguf import split_file, write_tiny
 
-from hybridmoe.cli.app import main
 from hybridmoe.cli.loading import open_model
 from hybridmoe.cli.model_path import ModelPath
 from hybridmoe.cli.served_files import named_files
@@ -43,18 +43,6 @@ def folder(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     shutil.copytree(made, root)
     monkeypatch.setenv("HYBRIDMOE_MODELS", str(root))
     return root
-
-
-def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
-    assert main(arguments) == 0, capsys.readouterr().err
-    return capsys.readouterr().out
-
-
-def refusal(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
-    assert main(arguments) != 0
-    said = capsys.readouterr().err
-    assert said.startswith("hybridmoe: error: ") and said.count("\n") == 1
-    return said
 
 
 def test_list_says_what_is_there_and_what_is_missing(

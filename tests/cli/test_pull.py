@@ -6,6 +6,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from commands import refusal, run
 from hub_server import REPO, HubServer, hub_server
 from tiny_gguf import split_file, write_tiny
 
@@ -46,18 +47,6 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     )
     monkeypatch.setattr(download.time, "sleep", lambda seconds: None)
     return tmp_path / "models" / REPO
-
-
-def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
-    assert main(arguments) == 0, capsys.readouterr().err
-    return capsys.readouterr().out
-
-
-def refusal(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
-    assert main(arguments) != 0
-    said = capsys.readouterr().err
-    assert said.startswith("hybridmoe: error: ") and said.count("\n") == 1
-    return said
 
 
 def test_all_parts_of_a_quantization_come_after_the_verdict(

@@ -1,8 +1,12 @@
-"""Fixtures of the chat page's tests: one Chromium, and a page that may make no fault."""
+"""Fixtures of the endpoint's tests: a server on the fake LLM, and a client of it.
+
+For the chat page's: one Chromium, and a page that may make no fault.
+"""
 
 import shutil
 from collections.abc import Iterator
 
+import httpx2
 import pytest
 from chat_page import ChatPage
 from fake_engine import FakeLLM
@@ -11,6 +15,18 @@ from playwright.sync_api import Browser, BrowserContext, expect, sync_playwright
 from waiting import HANG_S
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+
+
+@pytest.fixture(scope="module")
+def server(llm: FakeLLM) -> Iterator[LiveServer]:
+    with live_server(llm) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def http(server: LiveServer) -> Iterator[httpx2.Client]:
+    with httpx2.Client(base_url=server.url, timeout=HANG_S) as client:
+        yield client
 
 
 @pytest.fixture(scope="module")

@@ -1,23 +1,16 @@
 """Claude Code's billing header, whose number changes with each request, in every API."""
 
-from collections.abc import Iterator
 from typing import Any
 
 import httpx2
 import pytest
 from fake_engine import FakeLLM
-from live_server import LiveServer, live_server
+from live_server import LiveServer
 
 from hybridmoe.serve.billing_header import without_billing_header
 
 HEADER = "x-anthropic-billing-header: cc_version=2.1.1.a1b; cc_entrypoint=cli; cch=0a1b2;"
 TEXT = "You are brief: x-anthropic-billing-header: cch=1; is a header.\nBe kind."
-
-
-@pytest.fixture(scope="module")
-def server(llm: FakeLLM) -> Iterator[LiveServer]:
-    with live_server(llm) as server:
-        yield server
 
 
 def parts(*texts: str, kind: str = "text") -> list[dict[str, str]]:

@@ -8,7 +8,7 @@ import openai
 import pytest
 from endpoint_requests import WEATHER
 from fake_engine import FakeLLM
-from live_server import LiveServer, live_server
+from live_server import LiveServer
 from thinking_templates import OPENS
 from waiting import HANG_S
 
@@ -16,12 +16,6 @@ from hybridmoe.text.chat_template import ChatTemplate
 
 SUMMARY = "Hello! How can I help?"  # what the fake engine says to all it does not know
 MANAGE: list[Any] = [{"type": "compaction", "compact_threshold": 60}]
-
-
-@pytest.fixture(scope="module")
-def server(llm: FakeLLM) -> Iterator[LiveServer]:
-    with live_server(llm) as server:
-        yield server
 
 
 @pytest.fixture

@@ -1,16 +1,13 @@
 """Parameters and output formats under the names of llama.cpp, vLLM, SGLang and ollama."""
 
 import json
-from collections.abc import Iterator
 from typing import Any
 
 import httpx2
 import pytest
 from endpoint_requests import CALL, WEATHER, user
 from fake_engine import FakeLLM
-from live_server import LiveServer, live_server
 from pydantic import ValidationError
-from waiting import HANG_S
 
 from hybridmoe.engine.sampling_params import SamplingParams
 from hybridmoe.serve.errors import ApiError
@@ -33,18 +30,6 @@ OFF = {
     "dry_multiplier": 0.0, **FILTERS_OFF,
 }  # fmt: skip
 SCHEMA = {"type": "object", "properties": {"n": {"const": 1}}, "required": ["n"]}
-
-
-@pytest.fixture(scope="module")
-def server(llm: FakeLLM) -> Iterator[LiveServer]:
-    with live_server(llm) as server:
-        yield server
-
-
-@pytest.fixture(scope="module")
-def http(server: LiveServer) -> Iterator[httpx2.Client]:
-    with httpx2.Client(base_url=server.url, timeout=HANG_S) as client:
-        yield client
 
 
 def ask(http: httpx2.Client, path: str, **fields: Any) -> dict[str, Any]:

@@ -1,7 +1,6 @@
 """Table of request fields: equal to the schemas, complete for the clients, shown in the docs."""
 
 import logging
-from collections.abc import Iterator
 from typing import Any, get_args
 
 import anthropic.types as messages
@@ -12,10 +11,7 @@ import openai.types.chat as chat
 import openai.types.responses as responses
 import pytest
 from endpoint_requests import user
-from fake_engine import FakeLLM
 from field_docs import PAGE, field_tables, section
-from live_server import LiveServer, live_server
-from waiting import HANG_S
 
 from hybridmoe.serve.errors import ApiError
 from hybridmoe.serve.field_check import UnknownFields, unknown_fields
@@ -51,18 +47,6 @@ BODIES: dict[Api, tuple[str, dict[str, Any]]] = {
     "responses": ("/v1/responses", {"input": "say Hi"}),
     "messages": ("/v1/messages", {"model": "test", "max_tokens": 9, "messages": user("say Hi")}),
 }
-
-
-@pytest.fixture(scope="module")
-def server(llm: FakeLLM) -> Iterator[LiveServer]:
-    with live_server(llm) as server:
-        yield server
-
-
-@pytest.fixture(scope="module")
-def http(server: LiveServer) -> Iterator[httpx2.Client]:
-    with httpx2.Client(base_url=server.url, timeout=HANG_S) as client:
-        yield client
 
 
 def post(http: httpx2.Client, api: Api, **fields: Any) -> httpx2.Response:

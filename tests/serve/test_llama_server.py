@@ -9,16 +9,10 @@ import httpx2
 import pytest
 from endpoint_requests import WEATHER, user
 from fake_engine import FakeLLM
-from live_server import LiveServer, live_server
+from live_server import LiveServer
 from waiting import HANG_S
 
 RENDERED = "<|im_user|>user<|im_middle|>say Hi<|im_end|><|im_assistant|>assistant<|im_middle|>"
-
-
-@pytest.fixture(scope="module")
-def server(llm: FakeLLM) -> Iterator[LiveServer]:
-    with live_server(llm) as server:
-        yield server
 
 
 @pytest.fixture

@@ -1,7 +1,6 @@
 """Responses and events are valid for the types of the official clients, which their users check."""
 
 import json
-from collections.abc import Iterator
 from typing import Any
 
 import anthropic.types as messages
@@ -11,26 +10,11 @@ import openai.types.chat as chat
 import openai.types.responses as responses
 import pytest
 from endpoint_requests import CALL, WEATHER, user
-from fake_engine import FakeLLM
-from live_server import LiveServer, live_server
 from pydantic import TypeAdapter
-from waiting import HANG_S
 
 ORDERS = ["say <think>hm</think>Hi", f"say ok {CALL}", "say "]
 FUNCTION = WEATHER["function"]
 SCHEMA = FUNCTION["parameters"]
-
-
-@pytest.fixture(scope="module")
-def server(llm: FakeLLM) -> Iterator[LiveServer]:
-    with live_server(llm) as server:
-        yield server
-
-
-@pytest.fixture(scope="module")
-def http(server: LiveServer) -> Iterator[httpx2.Client]:
-    with httpx2.Client(base_url=server.url, timeout=HANG_S) as client:
-        yield client
 
 
 def post(http: httpx2.Client, path: str, body: dict[str, Any]) -> tuple[Any, list[Any]]:

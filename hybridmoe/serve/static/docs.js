@@ -1,5 +1,7 @@
 // API reference, rendered from /openapi.json.
 
+import { element } from "./dom.js";
+
 const document_ = await (await fetch("/openapi.json")).json();
 document.getElementById("about").textContent = `${document_.info.description} Version ${document_.info.version}.`;
 const routes = Object.entries(document_.paths).flatMap(([path, verbs]) =>
@@ -59,10 +61,4 @@ function limits(schema) {
   if (field.minimum !== undefined) parts.push(`from ${field.minimum}`);
   if (field.maximum !== undefined) parts.push(`to ${field.maximum}`);
   return parts.join(" ");
-}
-
-function element(kind, fields = {}, ...children) {
-  const made = Object.assign(document.createElement(kind), fields);
-  made.append(...children);
-  return made;
 }
