@@ -56,6 +56,15 @@ class MetadataKeys:
             raise self.bad(key, value, "true or false")
         return value
 
+    def flags(self, key: str) -> list[bool] | None:
+        """Look up a list of truth values, as booleans or as 0 and 1; None if it is missing."""
+        value = self._metadata.get(self.prefix + key)
+        if value is None:
+            return None
+        if not isinstance(value, list) or not value or any(v not in (0, 1) for v in value):
+            raise self.bad(key, value, "a list of true or false")
+        return [bool(v) for v in value]
+
     def refuse(self, key: str, *, neutral: float) -> None:
         """Raise UnsupportedModelError if the file switches on an unsupported feature."""
         value = self._metadata.get(self.prefix + key, neutral)

@@ -6,7 +6,13 @@ from typing import Any
 import pytest
 from k2_config import K2
 
-from hybridmoe.config import GATE_SIGMOID, GATE_SOFTMAX, ModelConfig, RoutingSpec
+from hybridmoe.config import (
+    GATE_SIGMOID,
+    GATE_SOFTMAX,
+    IndexerConfig,
+    ModelConfig,
+    RoutingSpec,
+)
 from hybridmoe.errors import ConfigError, GGUFError, UnsupportedModelError
 
 
@@ -118,3 +124,61 @@ def test_another_architecture_is_refused_by_name() -> None:
 def test_bad_values_are_named(change: dict[str, Any], message: str) -> None:
     with pytest.raises(GGUFError, match=message):
         ModelConfig.from_metadata(_with(**change))
+
+
+GLM = {
+    "general.architecture": "glm-dsa",
+    **{k.replace("deepseek2", "glm-dsa"): v for k, v in K2.items() if k.startswith("deepseek2.")},
+    "glm-dsa.attention.indexer.head_count": 32,
+    "glm-dsa.attention.indexer.key_length": 128,
+    "glm-dsa.attention.indexer.top_k": 2048,
+}
+
+
+def _glm(**changes: Any) -> dict[str, Any]:
+    changed = {f"glm-dsa.{key.replace('__', '.')}": value for key, value in changes.items()}
+    return {k: v for k, v in (GLM | changed).items() if v is not None}
+
+
+def _indexer(metadata: dict[str, Any]) -> IndexerConfig:
+    indexer = ModelConfig.from_metadata(metadata).indexer
+    assert indexer is not None
+    return indexer
+
+
+def test_glm_without_a_gating_function_is_sigmoid() -> None:
+    assert ModelConfig.from_metadata(_glm(expert_gating_func=None)).gate == GATE_SIGMOID
+
+
+def test_glm_indexers_are_those_of_the_file_or_follow_from_its_context() -> None:
+    assert _indexer(GLM).is_full == (True,) * 61
+    by_context = _indexer(_glm(context_length=1 << 20, block_count=79, nextn_predict_layers=1))
+    full = [0, 1, *range(2, 78, 4)]
+    assert by_context.is_full == tuple(i in full for i in range(78))
+    named = _indexer(_glm(attention__indexer__types=[1, 0] * 31))  # one entry for block 61
+    assert named.is_full == tuple(i % 2 == 0 for i in range(61))
+
+
+def test_deepseek_indexers_are_in_every_layer_and_rotate_halves() -> None:
+    v32 = {k.replace("glm-dsa", "deepseek32"): v for k, v in GLM.items()}
+    indexer = _indexer({**v32, "general.architecture": "deepseek32"})
+    assert (indexer.num_heads, indexer.key_dim, indexer.top_k) == (32, 128, 2048)
+    assert indexer.num_full == 61 and not indexer.has_neighbour_pairs
+    assert _indexer(GLM).has_neighbour_pairs
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"attention__indexer__top_k": None}, "indexer.top_k is missing"),
+        ({"attention__indexer__top_k": 0}, "indexer.top_k is 0"),
+        ({"attention__indexer__key_length": 32}, "key_length is 32; expected at least rope"),
+        ({"attention__indexer__types": [True] * 60}, "types is .* expected one for each of 61"),
+        ({"attention__indexer__types": [False] * 61}, "types is .* the first true"),
+        ({"attention__indexer__types": [2] * 61}, "types is .* expected a list of true or false"),
+        ({"attention__q_lora_rank": None}, "q_lora_rank is missing: the indexer's queries"),
+    ],
+)
+def test_bad_indexers_are_named(change: dict[str, Any], message: str) -> None:
+    with pytest.raises(GGUFError, match=message):
+        ModelConfig.from_metadata(_glm(**change))

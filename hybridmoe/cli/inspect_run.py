@@ -168,13 +168,22 @@ def _config_facts(c: ModelConfig) -> list[tuple[str, str]]:
             f"beta {c.yarn.beta_fast:g} / {c.yarn.beta_slow:g}, "
             f"mscale_all_dim {c.yarn.mscale_all_dim:g}"
         )
+    unrun = f"; {c.num_mtp_layers} of multi-token prediction, not run" if c.num_mtp_layers else ""
+    sparse: list[tuple[str, str]] = []
+    if (indexer := c.indexer) is not None:
+        about = (
+            f"{indexer.top_k} positions, {indexer.num_heads} index heads of {indexer.key_dim} in"
+            f" {indexer.num_full} layers; computed as dense attention"
+        )
+        sparse.append(("sparse attention", about))
     return [
-        ("layers", f"{c.num_layers} ({c.num_dense_layers} dense), hidden {c.hidden}"),
+        ("layers", f"{c.num_layers} ({c.num_dense_layers} dense), hidden {c.hidden}{unrun}"),
         (
             "attention",
             f"{c.num_heads} heads, {query}, latent {c.kv_lora_rank} + {c.rope_dim} rotary, "
             f"per head {c.nope_dim} + {c.rope_dim} keys, {c.v_dim} values",
         ),
+        *sparse,
         (
             "experts",
             f"{c.top_k} of {c.num_experts} per token, {c.num_shared_experts} shared, "

@@ -15,6 +15,7 @@ from hybridmoe.config.engine import (
     check_gpu_kv_type,
     kv_row_bytes,
 )
+from hybridmoe.config.indexer import IndexerConfig
 from hybridmoe.config.model import SUPPORTED_ARCHITECTURES, ModelConfig
 from hybridmoe.config.routing import GATE_SIGMOID, GATE_SOFTMAX, RoutingSpec
 from hybridmoe.config.yarn import YarnConfig
@@ -30,6 +31,7 @@ __all__ = [
     "SUPPORTED_ARCHITECTURES",
     "EngineConfig",
     "EngineOptions",
+    "IndexerConfig",
     "ModelConfig",
     "RoutingSpec",
     "YarnConfig",

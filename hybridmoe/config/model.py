@@ -1,6 +1,7 @@
 """Sizes and switches of a model, read from GGUF metadata.
 
-Keys and defaults follow llama.cpp's `deepseek2` (its converter writes them).
+Keys and defaults follow llama.cpp's `deepseek2`, `deepseek32` and `glm-dsa` (its converter writes
+them).
 """
 
 import math
@@ -8,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from hybridmoe.config.indexer import IndexerConfig, read_indexer
 from hybridmoe.config.limits import MAX_CONTEXT_TOKENS, MAX_LAYERS, MAX_ROPE_DIM
 from hybridmoe.config.routing import GATE_SIGMOID, RoutingSpec, default_gate, read_experts
 from hybridmoe.config.yarn import YarnConfig, read_yarn
@@ -16,12 +18,13 @@ from hybridmoe.metadata_keys import MetadataKeys
 
 __all__ = ["SUPPORTED_ARCHITECTURES", "ModelConfig"]
 
-SUPPORTED_ARCHITECTURES = ("deepseek2",)
+SUPPORTED_ARCHITECTURES = ("deepseek2", "deepseek32", "glm-dsa")
+_SPARSE_ARCHITECTURES = ("deepseek32", "glm-dsa")
 
 
 @dataclass(frozen=True, slots=True)
 class ModelConfig:
-    """Sizes and switches of a deepseek2 model; counts are per layer unless they say otherwise."""
+    """Sizes and switches of a model; counts are per layer unless they say otherwise."""
 
     name: str
     num_layers: int
@@ -49,6 +52,7 @@ class ModelConfig:
     yarn: YarnConfig | None
     context_tokens: int
     vocab_size: int
+    indexer: IndexerConfig | None = None  # of sparse attention; None = all attention is dense
 
     @property
     def num_moe_layers(self) -> int:
@@ -100,7 +104,8 @@ class ModelConfig:
         if architecture not in SUPPORTED_ARCHITECTURES:
             raise UnsupportedModelError(
                 f"general.architecture is {short(architecture)}; supported: "
-                f"{', '.join(SUPPORTED_ARCHITECTURES)} (Kimi K2, DeepSeek-V2 to R1, Moonlight)"
+                f"{', '.join(SUPPORTED_ARCHITECTURES)} (Kimi K2, DeepSeek-V2 to V3.2,"
+                " GLM-5, Moonlight)"
             )
         keys = MetadataKeys(metadata, f"{architecture}.")
         keys.refuse("attention.temperature_scale", neutral=0.0)
@@ -120,12 +125,19 @@ class ModelConfig:
             hidden=keys.count("embedding_length"),
             dense_inter=keys.count("feed_forward_length") if num_dense else 0,
             **_read_attention(keys),
-            **read_experts(keys, num_dense < num_layers, default_gate(num_blocks, vocab_size)),
+            **read_experts(
+                keys, num_dense < num_layers, default_gate(architecture, num_blocks, vocab_size)
+            ),
             rms_eps=keys.number("attention.layer_norm_rms_epsilon", least=1e-30, most=1.0),
             rope_base=keys.number("rope.freq_base", default=10000.0, least=2.0, most=1e12),
             yarn=read_yarn(keys),
             context_tokens=keys.count("context_length", most=MAX_CONTEXT_TOKENS),
             vocab_size=vocab_size,
+            indexer=(
+                read_indexer(keys, num_layers, is_glm=architecture == "glm-dsa")
+                if architecture in _SPARSE_ARCHITECTURES
+                else None
+            ),
         )
 
     def with_yarn_betas(self, beta_fast: float | None, beta_slow: float | None) -> "ModelConfig":

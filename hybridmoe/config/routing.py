@@ -9,7 +9,8 @@ from hybridmoe.metadata_keys import MetadataKeys
 __all__ = ["GATE_SIGMOID", "GATE_SOFTMAX", "RoutingSpec", "default_gate", "read_experts"]
 
 # `expert_gating_func` in the GGUF specification. 0 and absent mean softmax (DeepSeek-V2), except in
-# GLM-4.7-Flash files of January 2026, known by their sizes (llama.cpp #18980; block 48 is for MTP).
+# GLM-5 files (llama.cpp's glm-dsa.cpp), and in GLM-4.7-Flash files of January 2026, known by their
+# sizes (llama.cpp #18980; block 48 is for MTP).
 GATE_SOFTMAX = 1
 GATE_SIGMOID = 2
 _GLM_FLASH_BLOCKS, _GLM_FLASH_VOCAB = (47, 48), 154_880
@@ -27,10 +28,10 @@ class RoutingSpec:
     num_groups_used: int = 1
 
 
-def default_gate(num_blocks: int, vocab_size: int) -> int:
+def default_gate(architecture: str, num_blocks: int, vocab_size: int) -> int:
     """Return the gate of files that do not name it."""
     is_glm_flash = num_blocks in _GLM_FLASH_BLOCKS and vocab_size == _GLM_FLASH_VOCAB
-    return GATE_SIGMOID if is_glm_flash else GATE_SOFTMAX
+    return GATE_SIGMOID if is_glm_flash or architecture == "glm-dsa" else GATE_SOFTMAX
 
 
 def read_experts(keys: MetadataKeys, has_experts: bool, absent_gate: int) -> dict[str, Any]:

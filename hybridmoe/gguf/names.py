@@ -59,4 +59,4 @@ def part_of(role: str) -> str:
         return "shared expert"
     if role.endswith("_exps"):
         return "routed experts"
-    return "attention" if role.startswith("attn_") else "other"
+    return "attention" if role.startswith(("attn_", "indexer.")) else "other"

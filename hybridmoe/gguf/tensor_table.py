@@ -47,7 +47,7 @@ def check_tensor_names(config: ModelConfig, names: Collection[str]) -> None:
 
 
 def tensor_shapes(c: ModelConfig, is_old: bool) -> Iterator[tuple[str, tuple[int, ...]]]:
-    """List the tensors of a deepseek2 model, as in docs/formats.md.
+    """List the tensors of a model, as in docs/formats.md.
 
     is_old: the key and value projections of the latent are one tensor.
     """
@@ -55,8 +55,11 @@ def tensor_shapes(c: ModelConfig, is_old: bool) -> Iterator[tuple[str, tuple[int
     yield "output_norm.weight", (c.hidden,)
     yield "output.weight", (c.vocab_size, c.hidden)
     for layer in range(c.num_layers):
-        for role, shape in (*_attention_shapes(c, is_old), *_ffn_shapes(c, layer)):
-            yield f"blk.{layer}.{role}", shape
+        for shapes in (
+            _attention_shapes(c, is_old), _indexer_shapes(c, layer), _ffn_shapes(c, layer)
+        ):  # fmt: skip
+            for role, shape in shapes:
+                yield f"blk.{layer}.{role}", shape
 
 
 def _attention_shapes(c: ModelConfig, is_old: bool) -> Iterator[tuple[str, tuple[int, ...]]]:
@@ -77,6 +80,17 @@ def _attention_shapes(c: ModelConfig, is_old: bool) -> Iterator[tuple[str, tuple
         yield "attn_v_b.weight", (c.num_heads, c.v_dim, c.kv_lora_rank)
     yield "attn_output.weight", (c.hidden, c.num_heads * c.v_dim)
     yield "ffn_norm.weight", (c.hidden,)
+
+
+def _indexer_shapes(c: ModelConfig, layer: int) -> Iterator[tuple[str, tuple[int, ...]]]:
+    indexer = c.indexer
+    if indexer is None or not indexer.is_full[layer]:
+        return
+    yield "indexer.attn_q_b.weight", (indexer.num_heads * indexer.key_dim, c.q_lora_rank)
+    yield "indexer.attn_k.weight", (indexer.key_dim, c.hidden)
+    yield "indexer.k_norm.weight", (indexer.key_dim,)
+    yield "indexer.k_norm.bias", (indexer.key_dim,)
+    yield "indexer.proj.weight", (indexer.num_heads, c.hidden)
 
 
 def _ffn_shapes(c: ModelConfig, layer: int) -> Iterator[tuple[str, tuple[int, ...]]]:

@@ -45,6 +45,12 @@ def plan_memory(
     model = _Model(config, list(tensors), rules)
     unused = rules.unused(tensor.name for tensor in model.tensors)
     notes = [f"place: {text!r} matches no tensor" for text in unused]
+    indexer = config.indexer
+    if indexer is not None and engine.context_tokens > indexer.top_k:
+        notes.append(
+            f"attention is dense: as the model's sparse attention up to {indexer.top_k} positions,"
+            " beyond them to more positions than it was trained with"
+        )
     if budgets.vram_bytes:
         check_gpu_kv_type(engine.kv_type)
         try:

@@ -1,4 +1,4 @@
-"""Published models of the deepseek2 family by name, with their sizes, so that none need be there.
+"""Published models by name, with their sizes, so that none need be there.
 
 Sizes are those of each maker's config.json on huggingface.co, in the keys of GGUF metadata that
 llama.cpp's converter writes. `repo` has the release as GGUF files.
@@ -20,12 +20,13 @@ class Release:
     sizes: Mapping[str, Any]
     repo: str | None = None
     quant: str = "Q4_K_M"  # to plan for if none is named
+    architecture: str = "deepseek2"
 
     @property
     def metadata(self) -> dict[str, Any]:
         """Metadata of a GGUF file of this release."""
-        keys = {f"deepseek2.{key}": value for key, value in self.sizes.items()}
-        return {"general.architecture": "deepseek2", "general.name": self.name, **keys}
+        keys = {f"{self.architecture}.{key}": value for key, value in self.sizes.items()}
+        return {"general.architecture": self.architecture, "general.name": self.name, **keys}
 
 
 # moonshotai/Kimi-K2-Instruct
@@ -46,6 +47,11 @@ _V3 = {
     **_K2, "leading_dense_block_count": 3, "context_length": 163840, "vocab_size": 129280,
     "attention.head_count": 128, "rope.freq_base": 10000.0, "expert_count": 256,
     "expert_group_count": 8, "expert_group_used_count": 4, "expert_weights_scale": 2.5,
+}  # fmt: skip
+# deepseek-ai/DeepSeek-V3.2
+_V32 = {
+    **_V3, "attention.indexer.head_count": 64, "attention.indexer.key_length": 128,
+    "attention.indexer.top_k": 2048,
 }  # fmt: skip
 # deepseek-ai/DeepSeek-V2
 _V2 = {
@@ -78,6 +84,16 @@ _GLM_FLASH = {
     "attention.layer_norm_rms_epsilon": 1e-5, "rope.freq_base": 1e6, "expert_count": 64,
     "expert_used_count": 4, "expert_feed_forward_length": 1536, "expert_weights_scale": 1.8,
 }  # fmt: skip
+# zai-org/GLM-5
+_GLM_5 = {
+    **_V32, **_NO_GROUPS, "block_count": 78, "context_length": 202752, "embedding_length": 6144,
+    "feed_forward_length": 12288, "vocab_size": 154880, "attention.head_count": 64,
+    "attention.q_lora_rank": 2048, "attention.key_length_mla": 256,
+    "attention.value_length_mla": 256, "attention.layer_norm_rms_epsilon": 1e-5,
+    "rope.freq_base": 1e6, "attention.indexer.head_count": 32,
+}  # fmt: skip
+# zai-org/GLM-5.2: by its context, an indexer in every fourth layer
+_GLM_5_2 = {**_GLM_5, "context_length": 1048576, "rope.freq_base": 8e6}
 
 RELEASES = (
     Release("Kimi-K2-Instruct", ("kimi-k2", "k2"), _K2, "unsloth/Kimi-K2-Instruct-GGUF"),
@@ -94,6 +110,7 @@ RELEASES = (
     Release("Kimi-K2.6", ("k2.6",), _K2_LONG, "unsloth/Kimi-K2.6-GGUF", "Q4_0"),
     Release("DeepSeek-V3", ("v3", "deepseek-v3-0324"), _V3, "unsloth/DeepSeek-V3-0324-GGUF"),
     Release("DeepSeek-V3.1", ("v3.1",), _V3, "unsloth/DeepSeek-V3.1-GGUF"),
+    Release("DeepSeek-V3.2", ("v3.2", "deepseek-v3.2-exp"), _V32, architecture="deepseek32"),
     Release("DeepSeek-R1", ("r1", "deepseek-r1-0528"), _V3, "unsloth/DeepSeek-R1-0528-GGUF"),
     Release("DeepSeek-V2", ("v2", "deepseek-v2-chat", "deepseek-v2.5"), _V2),
     Release(
@@ -104,6 +121,8 @@ RELEASES = (
     ),
     Release("Moonlight-16B-A3B", ("moonlight",), _MOONLIGHT),
     Release("GLM-4.7-Flash", ("glm-flash",), _GLM_FLASH, "unsloth/GLM-4.7-Flash-GGUF"),
+    Release("GLM-5", ("glm-5.1",), _GLM_5, "unsloth/GLM-5-GGUF", architecture="glm-dsa"),
+    Release("GLM-5.2", (), _GLM_5_2, "unsloth/GLM-5.2-GGUF", architecture="glm-dsa"),
 )
 
 

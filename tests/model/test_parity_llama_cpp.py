@@ -56,6 +56,16 @@ def test_f32_files_agree_for_every_routing_variant(
     assert np.median(kl_divergence(theirs, ours)) <= 1e-8
 
 
+@pytest.mark.parametrize("variant", ["v32", "glm5"])
+def test_f32_files_with_an_indexer_agree_up_to_top_k_positions(
+    variant: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "tiny.gguf"
+    write_tiny(path, variant=variant, type=Type.F32, index_top_k=NUM_TOKENS)
+    theirs, ours = _both(path)
+    assert np.median(kl_divergence(theirs, ours)) <= 1e-8
+
+
 @pytest.fixture(scope="module")
 def deviations() -> dict[Type, float]:
     """Ratios of our distance from exact arithmetic to llama.cpp's, filled by each type's test."""

@@ -1,4 +1,4 @@
-"""Float32 parity with transformers' DeepseekV3 and DeepseekV2 built from the same weights."""
+"""Float32 parity with transformers' models built from the same weights."""
 
 from pathlib import Path
 from typing import Any
@@ -9,7 +9,15 @@ import torch
 from gguf import GGMLQuantizationType
 from logit_distance import relative_error
 from tiny_gguf import write_tiny
-from transformers import DeepseekV3Config, DeepseekV3ForCausalLM
+from transformers import (
+    DeepseekV3Config,
+    DeepseekV3ForCausalLM,
+    DeepseekV32Config,
+    DeepseekV32ForCausalLM,
+    GlmMoeDsaConfig,
+    GlmMoeDsaForCausalLM,
+    PreTrainedModel,
+)
 
 import hybridmoe
 from hybridmoe.config import ModelConfig
@@ -17,7 +25,7 @@ from hybridmoe.config import ModelConfig
 NUM_TOKENS = 64
 
 
-def _reference(c: ModelConfig, weights: dict[str, np.ndarray]) -> DeepseekV3ForCausalLM:
+def _reference(c: ModelConfig, weights: dict[str, np.ndarray]) -> PreTrainedModel:
     rope: dict[str, Any] = {"rope_type": "default", "rope_theta": c.rope_base}
     if c.yarn is not None:
         rope |= {
@@ -29,7 +37,19 @@ def _reference(c: ModelConfig, weights: dict[str, np.ndarray]) -> DeepseekV3ForC
             "mscale": c.yarn.mscale_all_dim,
             "mscale_all_dim": c.yarn.mscale_all_dim,
         }
-    config = DeepseekV3Config(
+    kinds: tuple[Any, Any] = DeepseekV3Config, DeepseekV3ForCausalLM
+    sparse: dict[str, Any] = {"rope_interleave": True}
+    if (indexer := c.indexer) is not None:
+        kinds = DeepseekV32Config, DeepseekV32ForCausalLM
+        sparse = {
+            "index_n_heads": indexer.num_heads,
+            "index_head_dim": indexer.key_dim,
+            "index_topk": indexer.top_k,
+        }
+        if indexer.has_neighbour_pairs:
+            kinds = GlmMoeDsaConfig, GlmMoeDsaForCausalLM
+            sparse["indexer_types"] = ["full" if full else "shared" for full in indexer.is_full]
+    config = kinds[0](
         vocab_size=c.vocab_size,
         hidden_size=c.hidden,
         intermediate_size=c.dense_inter,
@@ -53,10 +73,10 @@ def _reference(c: ModelConfig, weights: dict[str, np.ndarray]) -> DeepseekV3ForC
         rms_norm_eps=c.rms_eps,
         max_position_embeddings=c.context_tokens,
         rope_parameters=rope,
-        rope_interleave=True,
         attn_implementation="eager",
+        **sparse,
     )
-    model = DeepseekV3ForCausalLM(config).eval()
+    model: PreTrainedModel = kinds[1](config).eval()
     state = {name: torch.from_numpy(array) for name, array in _rename(c, weights).items()}
     missing, unexpected = model.load_state_dict(state, strict=False)
     assert not unexpected
@@ -82,6 +102,10 @@ def _rename(c: ModelConfig, weights: dict[str, np.ndarray]) -> dict[str, np.ndar
         "attn_kv_a_norm": "self_attn.kv_a_layernorm",
         "attn_kv_b": "self_attn.kv_b_proj",
         "attn_output": "self_attn.o_proj",
+        "indexer.attn_q_b": "self_attn.indexer.wq_b",
+        "indexer.attn_k": "self_attn.indexer.wk",
+        "indexer.k_norm": "self_attn.indexer.k_norm",
+        "indexer.proj": "self_attn.indexer.weights_proj",
         "ffn_gate": "mlp.gate_proj",
         "ffn_up": "mlp.up_proj",
         "ffn_down": "mlp.down_proj",
@@ -95,6 +119,8 @@ def _rename(c: ModelConfig, weights: dict[str, np.ndarray]) -> dict[str, np.ndar
         for ours, theirs in plain.items():
             if (name := f"{block}{ours}.weight") in weights:
                 named[f"{target}{theirs}.weight"] = weights[name]
+        if (name := f"{block}indexer.k_norm.bias") in weights:
+            named[f"{target}self_attn.indexer.k_norm.bias"] = weights[name]
         if layer >= c.num_dense_layers:
             gate, up = (weights[f"{block}ffn_{part}_exps.weight"] for part in ("gate", "up"))
             named[f"{target}mlp.experts.gate_up_proj"] = np.concatenate((gate, up), axis=1)
@@ -109,13 +135,27 @@ def test_float32_logits_equal_transformers(variant: str, tmp_path: Path) -> None
     path = tmp_path / "tiny.gguf"
     # The whole kv_b is what transformers stores; the split form is checked against it below.
     weights = write_tiny(path, variant=variant, type=GGMLQuantizationType.F32, split_kv_b=False)
+    assert _error(path, weights) <= 1e-4
+
+
+@pytest.mark.parametrize("variant", ["glm5", "v32"])
+def test_sparse_attention_up_to_top_k_positions_equals_transformers(
+    variant: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "tiny.gguf"
+    weights = write_tiny(path, variant=variant, split_kv_b=False, index_top_k=NUM_TOKENS)
+    assert _error(path, weights) <= 1e-4
+
+
+def _error(path: Path, weights: dict[str, np.ndarray]) -> float:
+    """Compute the relative error of a sequence's logits."""
     with hybridmoe.load(path, kv_type="f32") as llm:
         ids = np.random.default_rng(3).integers(0, llm.config.vocab_size, NUM_TOKENS).tolist()
         ours = llm.logits(ids)
         reference = _reference(llm.config, weights)
     with torch.inference_mode():
         theirs = reference(torch.tensor([ids])).logits[0].numpy()
-    assert relative_error(theirs, ours) <= 1e-4
+    return relative_error(theirs, ours)
 
 
 def test_both_generations_of_files_hold_the_same_model(tmp_path: Path) -> None:

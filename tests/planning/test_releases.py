@@ -15,7 +15,7 @@ from hybridmoe.planning.releases import RELEASES, Release, release_named, releas
 BILLIONS = {
     "kimi-k2": 1026, "kimi-k2-0905": 1026, "kimi-k2-thinking": 1026, "deepseek-v3": 671,
     "r1": 671, "v3.1": 671, "deepseek-v2": 236, "v2-lite": 15.7, "moonlight": 16.0,
-    "glm-4.7-flash": 29.9,
+    "glm-4.7-flash": 29.9, "glm-5": 744, "glm-5.2": 743, "v3.2": 672,
 }  # fmt: skip
 
 
@@ -53,7 +53,7 @@ def test_names_are_unique_and_found_in_any_case() -> None:
     names = [name for r in RELEASES for name in (r.name.lower(), *r.aliases)]
     assert len(names) == len(set(names)) and all(name == name.lower() for name in names)
     assert release_named("KIMI_K2") is RELEASES[0] and release_named("kimi") is None
-    assert len(releases_beginning("glm")) == 1 and len(releases_beginning("deepseek")) > 3
+    assert len(releases_beginning("glm")) == 3 and len(releases_beginning("deepseek")) > 3
 
 
 def test_dynamic_quantizations_have_their_main_type() -> None:

@@ -1,9 +1,10 @@
-"""Write small random deepseek2 GGUFs that llama.cpp loads too, and return their weights.
+"""Write small random GGUFs that llama.cpp loads too, and return their weights.
 
-Five variants (`k2`, `v3`, `v2`, `v2lite`, `moonlight`) set what differs between those models; any
-field of `TinyConfig` can be given to `write_tiny`. A tensor's values depend on the seed and its
-name only, and both MLA generations are cut from one matrix: with `type=F32` the files with
-`split_kv_b` on and off hold the same model. (IQ1 and IQ2 blocks are random, not quantized.)
+Seven variants (`k2`, `v3`, `v32`, `glm5`, `v2`, `v2lite`, `moonlight`) set what differs between
+those models; any field of `TinyConfig` can be given to `write_tiny`. A tensor's values depend on
+the seed and its name only, and both MLA generations are cut from one matrix: with `type=F32` the
+files with `split_kv_b` on and off hold the same model. (IQ1 and IQ2 blocks are random, not
+quantized.)
 
 llama.cpp looks for `attn_q` (no q_lora) only in files of 26 or 27 layers, so `v2lite` and
 `moonlight` have 27; their widths are smaller to make up for it, and fall back to Q8_0 where a K
@@ -30,6 +31,7 @@ TypeChoice = GGMLQuantizationType | Mapping[str, GGMLQuantizationType]
 class TinyConfig:
     """Sizes and switches of the file; the defaults are the `k2` variant."""
 
+    arch: str = "deepseek2"
     layers: int = 3
     dense_layers: int = 1
     hidden: int = 256
@@ -61,6 +63,10 @@ class TinyConfig:
     gain: float = 1.5  # spread of a product's outputs over its inputs'; 1 is calm, 2 is chaos
     split_kv_b: bool = True
     tied: bool = False
+    index_heads: int | None = None  # None: no indexer
+    index_dim: int = 128
+    index_top_k: int = 24
+    index_types: tuple[bool, ...] | None = None  # None: the key is absent, all layers have one
     pre: str = "kimi-k2"
     chat_template: str | None = None
 
@@ -82,6 +88,18 @@ _V3 = {
 VARIANTS: dict[str, dict[str, object]] = {
     "k2": {},
     "v3": _V3,
+    "v32": {**_V3, "arch": "deepseek32", "index_heads": 4},
+    "glm5": {
+        "arch": "glm-dsa",
+        "layers": 4,
+        "index_heads": 4,
+        "index_types": (True, True, False, True),
+        "yarn_factor": None,
+        "gating": None,
+        "scale": 2.5,
+        "theta": 8e6,
+        "eps": 1e-5,
+    },
     "v2": {**_V2, "scale": 16.0, "shared": 2},
     "v2lite": {**_V2, **_LITE, "scale": 1.0},
     "moonlight": {**_LITE, "scale": 2.446, "context": 8192, "yarn_factor": None},
@@ -107,7 +125,7 @@ def write_tiny(
     """
     config = tiny_config(variant, **overrides)
     keys = {**_model_keys(config), **_tokenizer_keys(config), **(metadata or {})}
-    writer = gguf.GGUFWriter(path, "deepseek2")
+    writer = gguf.GGUFWriter(path, config.arch)
     for key, value in keys.items():
         if value is not None:
             _add(writer, key, value)
@@ -135,7 +153,7 @@ def requantize(path: Path | str, type: TypeChoice | None, out: Path | str) -> di
     type: None leaves all as it is.
     """
     reader = gguf.GGUFReader(path)
-    writer = gguf.GGUFWriter(out, "deepseek2")
+    writer = gguf.GGUFWriter(out, reader.fields["general.architecture"].contents())
     _copy_metadata(reader, writer)
     weights: dict[str, np.ndarray] = {}
     for tensor in reader.tensors:
@@ -158,7 +176,8 @@ def split_file(path: Path | str, parts: int) -> list[Path]:
     reader = gguf.GGUFReader(path)
     per_part = -(-len(reader.tensors) // parts)
     assert -(-len(reader.tensors) // per_part) == parts, f"cannot make {parts} parts"
-    writer = gguf.GGUFWriter(path, "deepseek2", split_max_tensors=per_part)
+    architecture = reader.fields["general.architecture"].contents()
+    writer = gguf.GGUFWriter(path, architecture, split_max_tensors=per_part)
     _copy_metadata(reader, writer)
     for tensor in reader.tensors:
         plain = tensor.tensor_type in (F32, GGMLQuantizationType.F16)
@@ -192,7 +211,7 @@ def _encode(values: np.ndarray, type: GGMLQuantizationType, seed: int) -> np.nda
 
 def _choose_type(choice: TypeChoice, name: str, values: np.ndarray) -> GGMLQuantizationType:
     role = name.split(".")[-2]
-    if values.ndim == 1 or role == "ffn_gate_inp":
+    if values.ndim == 1 or role in ("ffn_gate_inp", "proj"):  # proj: the indexer's
         return F32
     if isinstance(choice, Mapping):
         default = choice.get(role, choice.get("default", F32))
@@ -234,6 +253,13 @@ def _tensors(c: TinyConfig, seed: int) -> Iterator[tuple[str, np.ndarray]]:
         else:
             yield name, kv_b.reshape(-1, c.kv_lora)
         yield matrix(b + "attn_output.weight", c.hidden, c.heads * c.v, gain=back)
+        if c.index_heads and (c.index_types is None or c.index_types[layer]):
+            yield matrix(b + "indexer.attn_q_b.weight", c.index_heads * c.index_dim, c.q_lora or 0)
+            yield matrix(b + "indexer.attn_k.weight", c.index_dim, c.hidden)
+            yield norm(b + "indexer.k_norm.weight", c.index_dim)
+            bias = b + "indexer.k_norm.bias"
+            yield bias, np.float32(0.1) * _normal(seed, bias, c.index_dim)
+            yield matrix(b + "indexer.proj.weight", c.index_heads, c.hidden)
         yield norm(b + "ffn_norm.weight", c.hidden)
         if layer < c.dense_layers:
             yield matrix(b + "ffn_gate.weight", c.dense_width, c.hidden)
@@ -292,6 +318,13 @@ def _model_keys(c: TinyConfig) -> dict[str, object]:
         "rope.dimension_count": c.rope,
         "rope.freq_base": c.theta,
     }
+    if c.index_heads is not None:
+        keys |= {
+            "attention.indexer.head_count": c.index_heads,
+            "attention.indexer.key_length": c.index_dim,
+            "attention.indexer.top_k": c.index_top_k,
+            "attention.indexer.types": None if c.index_types is None else list(c.index_types),
+        }
     if c.yarn_factor is not None:
         keys |= {
             "rope.scaling.type": "yarn",
@@ -301,7 +334,7 @@ def _model_keys(c: TinyConfig) -> dict[str, object]:
             "rope.scaling.yarn_beta_fast": c.yarn_beta_fast,
             "rope.scaling.yarn_beta_slow": c.yarn_beta_slow,
         }
-    return {"general.name": "tiny", **{f"deepseek2.{key}": v for key, v in keys.items()}}
+    return {"general.name": "tiny", **{f"{c.arch}.{key}": v for key, v in keys.items()}}
 
 
 def _tokenizer_keys(c: TinyConfig) -> dict[str, object]:
