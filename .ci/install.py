@@ -31,7 +31,7 @@ ALL_EXTRAS = ("test", "dev", "train", "bench")
 MIN_PYTHON = (3, 11)
 MIN_COMPILER = {"gcc": 12, "clang": 14}  # C++20 with the AMX intrinsics
 NEEDED_GB = {"chat": 2.0, "all": 5.0}
-SIZES = {"chat": "0.4 GB to download, 1 GB on disk", "all": "1 GB to download, 3 GB on disk"}
+SIZES = {"chat": "0.3 GB to download, 0.9 GB on disk", "all": "1 GB to download, 3 GB on disk"}
 # PyPI's torch for Linux has CUDA, some 3 GB more. PyTorch's own index has the build without.
 CPU_TORCH_INDEX = "https://download.pytorch.org/whl/cpu"
 STAMP = VENV / ".packages"  # digest of the requirements that were installed
@@ -43,11 +43,13 @@ def main(kind: str) -> None:
     os.chdir(ROOT)
     if not PYTHON.exists():
         run([sys.executable, "-m", "venv", str(VENV)])
-    wanted = [*BUILD_PACKAGES, *requirements(ALL_EXTRAS if kind == "all" else ())]
+    extras = ALL_EXTRAS if kind == "all" else ("cuda",) if has_gpu() else ()
+    wanted = [*BUILD_PACKAGES, *requirements(extras)]
     text = "\n".join([*wanted, Path("constraints.txt").read_text(encoding="utf-8")])
     digest = hashlib.sha256(text.encode()).hexdigest()
     if not STAMP.exists() or STAMP.read_text() != digest:
-        with Step(1, f"Python packages: {SIZES[kind]}"):
+        more = "; CUDA, some GB more" if has_gpu() else ""
+        with Step(1, f"Python packages: {SIZES[kind]}{more}"):
             run([*PIP, *index_options(), "-c", "constraints.txt", *wanted])
         STAMP.write_text(digest)
     which, isa = ("this CPU", "native") if kind == "chat" else ("every CPU", "all")
@@ -95,11 +97,15 @@ def requirements(extras: tuple[str, ...]) -> list[str]:
     return [requirement for group in groups for requirement in group]
 
 
+def has_gpu() -> bool:
+    """Return True if this machine has NVIDIA's driver."""
+    return Path("/proc/driver/nvidia/version").exists() or shutil.which("nvidia-smi") is not None
+
+
 def index_options() -> list[str]:
     """Add PyTorch's index of builds without CUDA where no NVIDIA card is found."""
-    has_gpu = Path("/proc/driver/nvidia/version").exists() or shutil.which("nvidia-smi")
     has_torch = any(VENV.glob("lib/python3*/site-packages/torch"))
-    if has_gpu or has_torch or not is_reachable(f"{CPU_TORCH_INDEX}/torch/"):
+    if has_gpu() or has_torch or not is_reachable(f"{CPU_TORCH_INDEX}/torch/"):
         return []
     return ["--extra-index-url", CPU_TORCH_INDEX]
 

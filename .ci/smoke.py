@@ -43,7 +43,7 @@ def command(*arguments: str, text: str = "") -> str:
 
 def check_library() -> None:
     question = [{"role": "user", "content": "What is 47 + 38?"}]
-    for options in ({}, {"expert_ram": "8MiB"}):  # experts read from the file: numba's policies
+    for options in ({}, {"expert_ram": "8MiB"}):  # in the second, experts are read from the file
         with hybridmoe.load(context_tokens=512, **options) as llm:
             assert llm.chat(question, temperature=0).text.endswith("85")
             assert (llm.expert_plan is not None) == bool(options)

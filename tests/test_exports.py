@@ -28,7 +28,7 @@ def test_importing_the_package_imports_nothing_heavy() -> None:
 
 def test_the_gpu_half_loads_no_compiler_of_torch() -> None:
     """`torch.nn.attention.bias` did: seconds of every start on a GPU."""
-    pytest.importorskip("triton", reason="needs triton (pip install hybridmoe[cuda])")
+    pytest.importorskip("triton", reason="needs triton")
     code = "import sys, hybridmoe.placement.gpu; print('torch._dynamo' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"

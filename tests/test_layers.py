@@ -22,6 +22,7 @@ LAYERS = {
                 "units",
                 "replace_file",
                 "state_folder",
+                "packages",
                 "_C",
             ),
             ("gguf",),

@@ -1,11 +1,14 @@
 """Files beside the modules, and lower bounds of dependencies, are those of the build."""
 
 import runpy
+import sys
 import tomllib
 from pathlib import Path
 
 import pytest
 from packaging.version import Version
+
+from hybridmoe.packages import REQUIREMENTS, install_command, missing_packages
 
 ROOT = Path(__file__).parent.parent
 BUILT = (".py", ".so", ".pyc")
@@ -24,6 +27,18 @@ def test_every_file_of_the_package_is_installed() -> None:
     assert files - copied == set()
     for needed in ("demo/demo.gguf", "serve/static/index.html", "py.typed"):
         assert package / needed in copied
+
+
+def test_what_messages_install_is_what_the_extras_have() -> None:
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    extras = settings["optional-dependencies"].values()
+    wanted = {one.partition(";")[0] for extra in extras for one in extra}
+    assert set(REQUIREMENTS.values()) <= wanted
+    assert install_command("triton", "numba") == (
+        f"{sys.executable} -m pip install 'triton>=3.4' 'numba>=0.61'"
+    )
+    assert missing_packages("torch") == ""
+    assert not wanted & {*settings["dependencies"]}
 
 
 def test_every_folder_with_modules_is_a_package() -> None:

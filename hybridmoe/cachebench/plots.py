@@ -1,4 +1,4 @@
-"""Plots of a study as PNG and SVG, with matplotlib (extra: `pip install hybridmoe[bench]`)."""
+"""Plots of a study as PNG and SVG, with matplotlib (in the extra `bench`)."""
 
 from pathlib import Path
 from typing import Any

@@ -6,6 +6,7 @@ import click
 
 from hybridmoe.cli.options import SectionedCommand, debug_option, help_without_command
 from hybridmoe.errors import ConfigError
+from hybridmoe.packages import missing_packages
 from hybridmoe.units import parse_bytes
 
 __all__ = ["bench_command"]
@@ -120,6 +121,8 @@ def cache_command(
 
     SOURCE: a trace, or a GGUF model to record one from [default: the embedded model].
     """
+    if reason := missing_packages("numba"):
+        raise ConfigError(reason)
     from hybridmoe.cli.bench_run import run_cache_bench  # numpy, numba, torch: seconds
 
     run_cache_bench(

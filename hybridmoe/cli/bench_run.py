@@ -2,7 +2,6 @@
 
 import sys
 from dataclasses import replace
-from importlib.util import find_spec
 from pathlib import Path
 
 import click
@@ -19,6 +18,7 @@ from hybridmoe.cli.tables import Section, print_sections
 from hybridmoe.errors import ConfigError
 from hybridmoe.experts.routing_trace import Trace, read_trace, write_trace
 from hybridmoe.llm.load import load
+from hybridmoe.packages import missing_packages
 
 __all__ = ["run_cache_bench", "section_of"]
 
@@ -53,8 +53,8 @@ def run_cache_bench(
         )
     try:
         written = write_study(found, out)
-        if find_spec("matplotlib") is None:
-            click.echo("no plots: pip install 'hybridmoe[bench]'", err=True)
+        if reason := missing_packages("matplotlib"):
+            _say(f"no plots: {reason}")
         else:
             from hybridmoe.cachebench.plots import write_plots
 

@@ -3,7 +3,6 @@
 CUDA is initialised by the first call, and no error of torch passes through.
 """
 
-import importlib.util
 import re
 import warnings
 from collections.abc import Sequence
@@ -16,6 +15,7 @@ import torch
 from hybridmoe.config import DEVICES
 from hybridmoe.errors import ConfigError
 from hybridmoe.option import gpu_numbers
+from hybridmoe.packages import missing_packages
 from hybridmoe.units import format_bytes
 
 __all__ = [
@@ -59,7 +59,6 @@ class NoGpu(NamedTuple):
 
 
 Gpus = tuple[CudaGpu, ...] | NoGpu  # in the order of their layers
-_NO_TRITON = NoGpu("Triton is missing: pip install 'triton>=3.4'")
 
 
 def has_driver() -> bool:
@@ -73,8 +72,9 @@ def has_driver() -> bool:
     return True
 
 
-def has_triton() -> bool:
-    return importlib.util.find_spec("triton") is not None
+def missing_for_gpu() -> str:
+    """Name what is to be installed before a GPU can be used; "" = nothing."""
+    return missing_packages("triton", "numba")  # kernels; policies of the expert slots
 
 
 def driver_version(root: Path = Path("/")) -> str | None:
@@ -95,8 +95,8 @@ def find_gpu() -> CudaGpu | NoGpu:
     usable = [gpu for gpu in found if isinstance(gpu, CudaGpu)]
     if not usable:
         return next((gpu for gpu in found if isinstance(gpu, NoGpu)), NoGpu("no GPU"))
-    if not has_triton():
-        return _NO_TRITON
+    if reason := missing_for_gpu():
+        return NoGpu(reason)
     return max(usable, key=lambda gpu: gpu.free_bytes)
 
 
@@ -119,8 +119,8 @@ def choose_gpus(wanted: str) -> Gpus:
     if isinstance(all_gpus, NoGpu):
         raise ConfigError(f"device={wanted}: {all_gpus.reason}")
     chosen = tuple(_named(number, all_gpus) for number in gpu_numbers(wanted))
-    if not has_triton():
-        raise ConfigError(f"device={wanted}: {_NO_TRITON.reason}")
+    if reason := missing_for_gpu():
+        raise ConfigError(f"device={wanted}: {reason}")
     return chosen
 
 

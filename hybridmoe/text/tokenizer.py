@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from hybridmoe.errors import ConfigError
+from hybridmoe.packages import install_command
 from hybridmoe.text.byte_bpe import ByteBpe
 from hybridmoe.text.literal_matcher import LiteralMatcher
 from hybridmoe.text.pre_tokenizers import find_pre_tokenizer
@@ -195,7 +196,7 @@ def _make_encoder(path: Path, vocabulary: Vocabulary) -> Encoder:
     except ModuleNotFoundError:
         raise ConfigError(
             f"{path.name}: its pre-tokenizer ({vocabulary.pre!r:.40}) needs llama-cpp-python:"
-            " pip install llama-cpp-python"
+            f" {install_command('llama_cpp')}"
         ) from None
     return LlamaBpe(path, len(vocabulary.texts))
 

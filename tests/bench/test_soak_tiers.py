@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-pytest.importorskip("triton", reason="needs triton (pip install hybridmoe[cuda])")
+pytest.importorskip("triton", reason="needs triton")
 
 from bench._tier_spells import FAULTS, run_spell
 from bench.synthetic import Shape, write_synthetic

@@ -9,7 +9,7 @@ from small_model import SMALL
 from tiny_gguf import write_tiny
 from torch.profiler import ProfilerActivity, profile
 
-pytest.importorskip("triton", reason="needs triton (pip install hybridmoe[cuda])")
+pytest.importorskip("triton", reason="needs triton")
 
 from interpreted_gpu import use_gpu
 

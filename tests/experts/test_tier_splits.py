@@ -10,7 +10,7 @@ import torch
 from gguf import GGMLQuantizationType as Type
 from tiny_gguf import write_tiny
 
-pytest.importorskip("triton", reason="needs triton (pip install hybridmoe[cuda])")
+pytest.importorskip("triton", reason="needs triton")
 
 from bench._random_split import RandomSplit, different_counters
 from hybridmoe.config import EngineConfig, ModelConfig

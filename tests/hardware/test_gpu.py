@@ -58,7 +58,8 @@ def find(monkeypatch: pytest.MonkeyPatch) -> Callable[..., CudaGpu | NoGpu]:
     def run(torch: Any, *, driver: bool = True, triton: bool = True) -> CudaGpu | NoGpu:
         monkeypatch.setattr(gpu_module, "torch", torch)
         monkeypatch.setattr(gpu_module, "has_driver", lambda: driver)
-        monkeypatch.setattr(gpu_module, "has_triton", lambda: triton)
+        missing = "" if triton else "triton is missing: x"
+        monkeypatch.setattr(gpu_module, "missing_for_gpu", lambda: missing)
         return find_gpu()
 
     return run
@@ -96,7 +97,7 @@ def test_a_machine_without_a_gpu_says_nothing(find: Callable[..., CudaGpu | NoGp
         (fake_torch(("T4", (7, 5), GB)), True, "T4 has compute capability 7.5; 8.0 is needed"),
         (fake_torch(("Thor", (11, 0), GB)), True, "torch 2.13.0 has no code for Thor"),
         (fake_torch(("B", (9, 0), -1)), True, "GPU 0: CUDA error: the device is busy"),
-        (fake_torch(("A", (8, 0), GB)), False, "pip install 'triton>=3.4'"),
+        (fake_torch(("A", (8, 0), GB)), False, "triton is missing: x"),
     ],
 )
 def test_what_cannot_be_used_is_said_in_one_line(
@@ -138,7 +139,7 @@ def test_named_gpus_are_taken_in_the_order_given(find: Callable[..., CudaGpu | N
 
 def test_named_gpus_need_a_driver_and_triton(find: Callable[..., CudaGpu | NoGpu]) -> None:
     torch = fake_torch(("A", (8, 9), 23 * GB))
-    for options, reason in (({"driver": False}, "no NVIDIA GPU"), ({"triton": False}, "Triton")):
+    for options, reason in (({"driver": False}, "no NVIDIA GPU"), ({"triton": False}, "triton is")):
         find(torch, **options)
         with pytest.raises(ConfigError, match=f"device=cuda:0: {reason}"):
             choose_gpus("cuda:0")

@@ -22,7 +22,7 @@ from hybridmoe.model.router import Routing
 from hybridmoe.model.weights import Weights, routed_experts
 from hybridmoe.planning.kv_plan import plan_kv
 
-pytest.importorskip("triton", reason="needs triton (pip install hybridmoe[cuda])")
+pytest.importorskip("triton", reason="needs triton")
 
 from two_gpus import Ledger, WatchedGpu, two_devices
 

@@ -11,7 +11,7 @@ import torch
 from gguf import GGMLQuantizationType
 from random_weights import random_matrix
 
-pytest.importorskip("triton", reason="needs triton (pip install hybridmoe[cuda])")
+pytest.importorskip("triton", reason="needs triton")
 
 from interpreted_gpu import gpu_device
 from model_launches import KV_TYPES, MODELS, NUM_MULTIPROCESSORS, Model, shape_of

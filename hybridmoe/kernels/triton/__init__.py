@@ -1,1 +1,1 @@
-"""Triton kernels for NVIDIA GPUs; importing a module needs `pip install hybridmoe[cuda]`."""
+"""Triton kernels for NVIDIA GPUs; importing a module needs the extra `cuda`."""

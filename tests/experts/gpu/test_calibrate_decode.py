@@ -13,7 +13,7 @@ from random_weights import random_matrix
 from hybridmoe.experts.routed_experts import ExpertWeights, RoutedExperts
 from hybridmoe.planning.rates import GpuRates
 
-pytest.importorskip("triton", reason="needs triton (pip install hybridmoe[cuda])")
+pytest.importorskip("triton", reason="needs triton")
 
 from interpreted_gpu import gpu_runtime
 from kernel_device import DEVICE

@@ -1,4 +1,4 @@
-"""Live policies by name, and no import of numba without a cache."""
+"""Live policies by name; numba is not needed but for VRAM slots and the study."""
 
 import subprocess
 import sys
@@ -9,6 +9,7 @@ from hybridmoe.cachebench.policies import registry as study
 from hybridmoe.errors import ConfigError
 from hybridmoe.experts.policy import CacheShape, make_policy
 from hybridmoe.experts.policy.live import LIVE_POLICIES
+from hybridmoe.packages import install_command
 
 _SHAPE = CacheShape(1, 2, 1, 1)
 
@@ -44,10 +45,25 @@ def test_the_study_has_every_live_policy_under_the_same_name() -> None:
     assert len(study.POLICIES) == 21
 
 
-def test_a_model_without_a_cache_does_not_import_numba() -> None:
+def test_models_on_a_cpu_run_without_numba() -> None:
     code = """
-import sys, hybridmoe
-hybridmoe.load(context_tokens=64).close()
-assert "numba" not in sys.modules
+import sys
+sys.modules["numba"] = None
+import hybridmoe
+for options in ({}, {"expert_ram": "8MiB"}):
+    with hybridmoe.load(context_tokens=64, device="cpu", **options) as llm:
+        llm.generate("Hello", max_tokens=1)
 """
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_the_study_names_numba_where_it_is_missing() -> None:
+    code = """
+import sys
+sys.modules["numba"] = None
+from hybridmoe.cli.app import main
+sys.exit(main(["bench", "cache"]))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 1 and done.stdout == ""
+    assert done.stderr == f"hybridmoe: error: numba is missing: {install_command('numba')}\n"
