@@ -126,6 +126,9 @@ class SimulatedCard(ExpertBackend):
         is_prefill = self._num_tokens > PREFILL_TOKENS
         self.cache.end_step(self._accesses, is_prefill=is_prefill)
 
+    def tiers(self, ids: NDArray[np.int16]) -> NDArray[np.uint8]:
+        return self.cache.tiers(ids, self.tier.tiers(ids))
+
     def stats(self) -> ExpertStats:
         return self.cache.stats()
 

@@ -68,7 +68,8 @@ std::unique_ptr<RamExperts> make_ram_experts(std::shared_ptr<FileReader> reader,
                                              const std::vector<PoolTuple>& pools,
                                              const std::vector<LayerTuple>& layers,
                                              int64_t num_ahead, int64_t num_leaving,
-                                             int64_t decode_tokens, Address uses) {
+                                             int64_t decode_tokens, Address uses,
+                                             Address was_away) {
   check(!layers.empty(), "RamExperts: no layers");
   std::vector<BufferPool> buffers;
   Keys slots;
@@ -97,7 +98,8 @@ std::unique_ptr<RamExperts> make_ram_experts(std::shared_ptr<FileReader> reader,
   auto table = std::make_unique<RamTable>(
       ExpertStore(std::move(reader), std::move(buffers), std::move(files), num_experts),
       pool_of_layer, num_experts, slots,
-      RamLimits{.num_ahead = num_ahead, .num_leaving = num_leaving}, pointer<int64_t>(uses));
+      RamLimits{.num_ahead = num_ahead, .num_leaving = num_leaving},
+      RamNotes{.uses = pointer<int64_t>(uses), .was_away = pointer<uint8_t>(was_away)});
   return std::make_unique<RamExperts>(std::move(table), std::move(matrices), decode_tokens);
 }
 
@@ -297,7 +299,7 @@ void register_ram_experts(py::module_& m) {
   py::class_<RamExperts> experts(m, "RamExperts");
   experts.def(py::init(&make_ram_experts), py::arg("reader"), py::arg("pools"), py::arg("layers"),
               py::arg("num_ahead"), py::arg("num_leaving"), py::arg("decode_tokens"),
-              py::arg("uses"));
+              py::arg("uses"), py::arg("was_away"));
   register_steps(experts);
   register_residency(experts);
   py::class_<RamExpertCall, HostCall>(m, "RamExpertCall")

@@ -308,13 +308,15 @@ class RamExperts:
         num_leaving: int,
         decode_tokens: int,
         uses: int,
+        was_away: int,
     ) -> None:
         """pools: address, slots, staging buffers, and bytes of a buffer for a gate, an up, a down.
 
         layers: gate, up, down; their pool; of each matrix, file, offset of expert 0, bytes of one,
         name for messages. num_ahead and num_leaving: of each pool. decode_tokens: most tokens of a
-        step that is no prefill. uses: address of int64 (keys), where accesses are counted. The
-        memory must stay until the reader is idle.
+        step that is no prefill. uses: address of int64 (keys), where accesses are counted.
+        was_away: address of uint8 (keys): 1 if the last access found an expert on disk only, else
+        0. The memory must stay until the reader is idle.
         """
 
     def compute(

@@ -10,12 +10,12 @@ namespace hm {
 
 RamTable::RamTable(ExpertStore store, const std::vector<int32_t>& pool_of_layer,
                    int64_t num_experts, const std::vector<int64_t>& slots, const RamLimits& limits,
-                   int64_t* uses)
+                   const RamNotes& notes)
     : store_(std::move(store)),
       pool_of_layer_(pool_of_layer),
       num_experts_(num_experts),
       limits_(limits),
-      uses_(uses),
+      notes_(notes),
       lru_(pool_of_layer, num_experts, slots),
       flags_(store_.num_keys()),
       has_arrived_(store_.num_keys()),
@@ -36,11 +36,7 @@ void RamTable::access(int64_t layer, std::span<const int32_t> ids, bool is_prefi
   count(counters_.misses, seen_.size() - num_hits);
   count(counters_.uploads, decision.admitted.size());
   count(counters_.evictions, decision.evicted.size());
-  if (uses_ != nullptr) {
-    for (const auto* experts : {&seen_, &above_}) {
-      for (const int32_t expert : *experts) ++uses_[first_key + expert];
-    }
-  }
+  note(first_key, decision.hits);
   for (const int64_t key : decision.evicted) free_unless_kept(key);
   note_resident();
   count_hint(layer);
@@ -62,6 +58,22 @@ void RamTable::sort_out(int64_t layer, std::span<const int32_t> ids) {
     if (id < 0 || stamps_[id] == num_accesses_) continue;
     stamps_[id] = num_accesses_;
     (is_above_[layer * num_experts_ + id] ? above_ : seen_).push_back(id);
+  }
+}
+
+void RamTable::note(int64_t first_key, const std::vector<bool>& hits) {
+  if (notes_.uses != nullptr) {
+    for (const auto* experts : {&seen_, &above_}) {
+      for (const int32_t expert : *experts) ++notes_.uses[first_key + expert];
+    }
+  }
+  if (notes_.was_away != nullptr) {
+    for (std::size_t i = 0; i < seen_.size(); ++i) {
+      notes_.was_away[first_key + seen_[i]] = hits[i] ? 0 : 1;
+    }
+    for (const int32_t expert : above_) {
+      notes_.was_away[first_key + expert] = store_.has_bytes(first_key + expert) ? 0 : 1;
+    }
   }
 }
 

@@ -26,6 +26,12 @@ struct RamLimits {
   int64_t num_leaving;  // for experts that are VRAM's and have not arrived, or come back
 };
 
+// Arrays (keys) of the caller's that accesses write, VRAM's experts too; null for none.
+struct RamNotes {
+  int64_t* uses;      // counts them
+  uint8_t* was_away;  // of the last one: 1 if its bytes were on disk only, 0 if RAM had them
+};
+
 // Counted since the beginning. Any thread may look.
 struct RamCounters {
   std::atomic<int64_t> hits{0}, misses{0}, uploads{0}, evictions{0};  // of the policy, by accesses
@@ -39,10 +45,9 @@ struct RamCounters {
 // layers are checked: Error.
 class RamTable {
  public:
-  // slots: by pool. uses: int64 (keys), accesses by key, VRAM's too, which are counted there; or
-  // null.
+  // slots: by pool.
   RamTable(ExpertStore store, const std::vector<int32_t>& pool_of_layer, int64_t num_experts,
-           const std::vector<int64_t>& slots, const RamLimits& limits, int64_t* uses);
+           const std::vector<int64_t>& slots, const RamLimits& limits, const RamNotes& notes);
 
   // --- A layer of a step.
 
@@ -133,6 +138,7 @@ class RamTable {
   bool keep_as_leaving(int64_t key);
   void end_leaving(int64_t key);
   void note_resident();
+  void note(int64_t first_key, const std::vector<bool>& hits);
   void count_hint(int64_t layer);
   void end_prefetches(const std::vector<bool>& hits, int64_t first_key);
 
@@ -140,7 +146,7 @@ class RamTable {
   const std::vector<int32_t> pool_of_layer_;
   const int64_t num_experts_;
   const RamLimits limits_;
-  int64_t* const uses_;
+  const RamNotes notes_;
   LayerLru lru_;
   std::vector<uint8_t> flags_;                                   // by key
   std::vector<bool> has_arrived_;                                // by key: VRAM has the bytes

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +22,7 @@ __all__ = [
     "Request",
     "StopToken",
     "TokenEvent",
+    "TokenExperts",
     "Usage",
 ]
 
@@ -119,6 +120,13 @@ class PromptLogprobs:
         )
 
 
+class TokenExperts(NamedTuple):
+    """Experts that a token's logits were routed to, and what served them."""
+
+    ids: NDArray[np.int16]  # (MoE layers, top_k)
+    tiers: NDArray[np.uint8]  # (MoE layers, top_k), indices into `experts.stats.TIERS`
+
+
 @dataclass(frozen=True, slots=True)
 class TokenEvent:
     """One generated token. End tokens are not reported."""
@@ -127,7 +135,7 @@ class TokenEvent:
     usage: Usage  # up to this token
     logprob: float | None = None  # of the raw logits, before any sampling parameter
     top: tuple[tuple[int, float], ...] = ()  # (id, logprob), best first
-    experts: NDArray[np.int16] | None = None  # (MoE layers, top_k), routed to for its logits
+    experts: TokenExperts | None = None
 
 
 @dataclass(frozen=True, slots=True)

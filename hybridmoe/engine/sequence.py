@@ -20,6 +20,7 @@ from hybridmoe.engine.request import (
     PromptProgress,
     Request,
     StopToken,
+    TokenExperts,
     Usage,
 )
 from hybridmoe.engine.sampler import Sampler
@@ -35,7 +36,7 @@ class UnsampledPosition(NamedTuple):
     """Model outputs of a position that is not sampled before its mask is ready."""
 
     logits: NDArray[np.float32]  # (V,)
-    experts: NDArray[np.int16] | None
+    experts: TokenExperts | None
 
 
 class Sequence:

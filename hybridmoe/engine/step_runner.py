@@ -12,7 +12,7 @@ from hybridmoe.engine.constraint_masks import ConstraintMasks
 from hybridmoe.engine.kv_cache import KvCache
 from hybridmoe.engine.kv_disk import KvDisk
 from hybridmoe.engine.prompt_scorer import send_prompt_logprobs
-from hybridmoe.engine.request import StopToken, TokenEvent
+from hybridmoe.engine.request import StopToken, TokenEvent, TokenExperts
 from hybridmoe.engine.sampler import log_probabilities
 from hybridmoe.engine.scheduler import ScheduledChunk, Scheduler
 from hybridmoe.engine.sequence import FinishReason, Sequence, UnsampledPosition
@@ -138,7 +138,7 @@ class StepRunner:
 
     def _forward(
         self, chunks: Items[ScheduledChunk]
-    ) -> tuple[torch.Tensor, NDArray[np.float32], list[NDArray[np.int16] | None], list[bool]]:
+    ) -> tuple[torch.Tensor, NDArray[np.float32], list[TokenExperts | None], list[bool]]:
         """Run the model.
 
         Returns the states of all tokens, the logits of all sampled rows, the experts of those that
@@ -156,12 +156,14 @@ class StepRunner:
             is_traced += [chunk.sequence.request.expert_trace] * chunk.num_sampled_rows
         trace: list[Routing] | None = [] if any(is_traced) or self._writer is not None else None
         states = self._model.forward(ids, spans, self._cache.layers, trace)
-        experts: list[NDArray[np.int16] | None] = [None] * len(rows)
+        experts: list[TokenExperts | None] = [None] * len(rows)
         if trace:
             chosen, weights = (torch.stack(of, 1).cpu().numpy() for of in zip(*trace, strict=True))
             chosen = chosen.astype(np.int16)  # (T, layers, K)
-            experts = [chosen[row] if traced else None
-                       for row, traced in zip(rows, is_traced, strict=True)]  # fmt: skip
+            if any(is_traced):
+                tiers = self._model.expert_tiers(chosen[rows])
+                experts = [TokenExperts(chosen[row], tiers[i]) if is_traced[i] else None
+                           for i, row in enumerate(rows)]  # fmt: skip
             if self._writer is not None:
                 self._record(self._writer, chunks, spans, chosen, weights)
         logits = torch.empty(0, 0)
@@ -216,7 +218,7 @@ class StepRunner:
         self,
         chunk: ScheduledChunk,
         logits: NDArray[np.float32],
-        experts: Items[NDArray[np.int16] | None],
+        experts: Items[TokenExperts | None],
     ) -> None:
         """Count computed tokens, sample, and accept draft tokens until one differs."""
         sequence = chunk.sequence
@@ -246,7 +248,7 @@ class StepRunner:
         self,
         sequence: Sequence,
         logits: NDArray[np.float32],
-        experts: NDArray[np.int16] | None,
+        experts: TokenExperts | None,
     ) -> bool:
         """Sample and send a token. Returns False if the sequence has finished."""
         request = sequence.request

@@ -5,11 +5,13 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import NamedTuple
 
+import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor
 
 from hybridmoe.device.pending import Pending, Ready
 from hybridmoe.experts.routed_experts import RoutedExperts
-from hybridmoe.experts.stats import ExpertStats
+from hybridmoe.experts.stats import TIERS, ExpertStats
 from hybridmoe.kernels.ops import expert_ffn
 
 __all__ = ["CpuExperts", "ExpertBackend", "HostCallTime"]
@@ -75,6 +77,13 @@ class ExpertBackend(ABC):
     def end_step(self) -> None:
         """Finish a step. Errors: the first one that `submit` could not raise."""
         return
+
+    def tiers(self, ids: NDArray[np.int16]) -> NDArray[np.uint8]:
+        """Find what served experts (T, layers, K) of the last step: indices into TIERS.
+
+        An expert that no cache keeps track of is RAM's.
+        """
+        return np.full(ids.shape, TIERS.index("RAM"), np.uint8)
 
     def stats(self) -> ExpertStats | None:
         """Counters of the expert cache; None without one. Thread-safe."""

@@ -5,7 +5,9 @@ from typing import Self
 
 from hybridmoe.experts.policy.interface import Decision
 
-__all__ = ["ExpertCounters", "ExpertStats"]
+__all__ = ["TIERS", "ExpertCounters", "ExpertStats"]
+
+TIERS = ("VRAM", "RAM", "disk")  # fastest first
 
 _BELOW = {"VRAM": "RAM", "RAM": "disk"}  # place of what the last tier misses
 

@@ -5,7 +5,9 @@ from contextlib import contextmanager
 from functools import partial
 from itertools import pairwise
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from hybridmoe.config import PREFILL_TOKENS, ModelConfig
@@ -102,6 +104,10 @@ class Decoder:
     def abandon_steps_when(self, is_unwanted: Callable[[], bool]) -> None:
         """Give up steps that wait for a disk that hangs; see `ExpertBackend.abandon_when`."""
         self._experts.abandon_when(is_unwanted)
+
+    def expert_tiers(self, ids: NDArray[np.int16]) -> NDArray[np.uint8]:
+        """Find what served experts of the last step's trace; see `ExpertBackend.tiers`."""
+        return self._experts.tiers(ids)
 
     def expert_stats(self) -> ExpertStats | None:
         """Counters of the expert cache; None without one. Thread-safe."""

@@ -83,7 +83,7 @@ _DONE = (
         "c", "continue_final_message add_generation_prompt",
         "the assistant's last message is continued",
     ),
-    done("ct", "return_experts", "the chosen experts of each token"),
+    done("ct", "return_experts", "the chosen experts of each token, and what served each"),
 )  # fmt: skip
 
 ROWS = (*_DONE, *REFUSED, *HARMLESS, *INNER)

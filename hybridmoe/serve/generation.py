@@ -26,6 +26,7 @@ from hybridmoe.serve.llama_timings import timings
 from hybridmoe.serve.metrics import Metrics
 from hybridmoe.serve.prepare import PreparedRequest
 from hybridmoe.serve.served_model import Lease
+from hybridmoe.serve.token_experts import ExpertLists
 from hybridmoe.text.response import Response
 from hybridmoe.text.response_parser import Part, ResponseParser, TextPart
 from hybridmoe.text.tokenizer import Tokenizer
@@ -69,7 +70,7 @@ class Delta:
     choice: int
     parts: list[Part]
     logprobs: list[TokenLogprob] = field(default_factory=list)
-    experts: list[list[list[int]]] = field(default_factory=list)  # per token, per MoE layer
+    experts: ExpertLists = field(default_factory=ExpertLists)
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +91,7 @@ class Choice:
 
     response: Response
     logprobs: list[TokenLogprob] = field(default_factory=list)  # of the text
-    experts: list[list[list[int]]] = field(default_factory=list)
+    experts: ExpertLists = field(default_factory=ExpertLists)
     end: ChoiceEnd | None = None
     handle: RequestHandle | None = None
     token_ids: list[int] = field(default_factory=list)  # without the end token
@@ -270,8 +271,8 @@ class Generation:
             choice.handle.cancel()
         delta = self._delta(index, choice, parts)
         if event.experts is not None:
-            delta.experts.append(event.experts.tolist())
-            choice.experts += delta.experts
+            delta.experts.append(event.experts)
+            choice.experts.extend(delta.experts)
         return delta if delta.parts or delta.experts else None
 
     def _delta(self, index: int, choice: Choice, parts: list[Part]) -> Delta:

@@ -65,7 +65,7 @@ def run(
     file: GGUFFile,
     config: ModelConfig,
     experts: ExpertBackend,
-    check: Callable[[], None] = lambda: None,
+    check: Callable[[list[Routing]], None] = lambda routing: None,
 ) -> Run:
     """Run the same tokens in the same steps; check after each."""
     decoder = Decoder(Weights(file), config, experts)
@@ -79,7 +79,7 @@ def run(
         span = Span(count, position, range(cache.plan.num_pages))
         states.append(decoder.forward(ids, [span], cache.layers, routing[-1]).numpy().tobytes())
         position += count
-        check()
+        check(routing[-1])
     return Run(states, routing)
 
 
@@ -99,8 +99,38 @@ def test_a_split_changes_no_bit_and_counts_as_the_simulator(model: Model, seed: 
     assert len(split.plan.pools) == len(set(split.plan.by_layer))
     try:
         split.load()
-        got = run(model.file, model.config, split.card, split.card.check)
+        got = run(model.file, model.config, split.card, lambda routing: split.card.check())
     finally:
         split.card.close()
     assert got.states == model.whole.states
     assert not different_counters(split.counters(), split.simulated(trace_of(got.routing)))
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_tiers_are_those_that_the_caches_counted(model: Model, seed: int) -> None:
+    split = RandomSplit(model.file, model.experts, seed, most_vram=0.5, most_ram=0.9)
+    before, total = split.counters(), np.zeros(3, np.int64)
+
+    def check(routing: list[Routing]) -> None:
+        """Count the step's distinct experts by tier."""
+        nonlocal before
+        ids = torch.stack([ids for ids, _ in routing], 1).numpy().astype(np.int16)  # (T, L, K)
+        tiers = np.full((LAYERS, EXPERTS), 255, np.uint8)
+        tiers[np.arange(LAYERS)[:, None], ids] = split.card.tiers(ids)
+        found = np.bincount(tiers[tiers < 255], minlength=3)
+        after = split.counters()
+        vram, ram = (now - then for now, then in zip(after, before, strict=True))
+        # What VRAM's policy evicts for an earlier layer was still in its slot.
+        assert 0 <= found[0] - (vram.hits - vram.late) <= vram.evictions
+        assert ram.misses <= found[2] <= ram.misses + vram.late
+        assert found.sum() == vram.hits + vram.misses
+        before = after
+        total[:] += found
+
+    try:
+        split.load()
+        before = split.counters()
+        run(model.file, model.config, split.card, check)
+    finally:
+        split.card.close()
+    assert (total > 0).sum() > 1

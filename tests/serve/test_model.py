@@ -259,11 +259,15 @@ def test_clients_that_leave_free_their_pages(client: openai.OpenAI, llm: hybridm
 
 def test_experts_are_named_layer_by_layer(client: openai.OpenAI, llm: hybridmoe.LLM) -> None:
     stream = ask(client, "Hello!", stream=True, extra_body={"return_experts": True})
-    tokens = [token for chunk in stream for token in chunk.to_dict().get("experts", ())]
+    chunks = [chunk.to_dict() for chunk in stream]
+    tokens = [token for chunk in chunks for token in chunk.get("experts", ())]
     config = llm.config
+    layers = config.num_layers - config.num_dense_layers
+    tiers = [token for chunk in chunks for token in chunk.get("expert_tiers", ())]
+    assert tiers == [layers * ["R" * config.top_k]] * len(tokens)
     assert tokens
     for token in tokens:
-        assert len(token) == config.num_layers - config.num_dense_layers
+        assert len(token) == layers
         for ids in token:
             assert len(set(ids)) == config.top_k
             assert set(ids) <= set(range(config.num_experts))

@@ -157,6 +157,8 @@ def test_progress_and_experts_come_when_asked_for(client: openai.OpenAI) -> None
     assert [p["processed"] for p in progress] == [progress[-1]["total"] // 2, progress[-1]["total"]]
     experts = [token for chunk in chunks for token in chunk.get("experts", ())]
     assert experts == [[[0, 1], [2, 3], [4, 5]]] * 4
+    tiers = [token for chunk in chunks for token in chunk.get("expert_tiers", ())]
+    assert tiers == [["VR", "RD", "RD"]] * 4
 
 
 def test_a_client_that_leaves_frees_its_sequence(client: openai.OpenAI, llm: FakeLLM) -> None:

@@ -74,8 +74,10 @@ def test_a_shortened_file_ends_requests_but_not_the_server(tmp_path: Path, strea
         def ask(**more: Any) -> httpx2.Response:
             return client.post("/v1/chat/completions", json=QUESTION | more)
 
-        answer = ask()
+        answer = ask(return_experts=True)
         assert answer.status_code == 200
+        tiers = [layer for token in answer.json()["choices"][0]["expert_tiers"] for layer in token]
+        assert set("".join(tiers)) == {"R", "D"}
         assert answer.json()["choices"][0]["message"]["content"].endswith("85")
         os.truncate(path, len(content) // 50)
         failed = ask(stream=stream)

@@ -26,6 +26,7 @@ from hybridmoe.engine.request import (
     PromptProgress,
     Request,
     TokenEvent,
+    TokenExperts,
     Usage,
 )
 from hybridmoe.engine.sampling_params import SamplingParams
@@ -44,6 +45,10 @@ from hybridmoe.text.tool_syntax import choose_syntax
 
 __all__ = ["FakeEngine", "FakeLLM"]
 
+# Of three layers: the first from VRAM and RAM, the others from RAM and disk
+_EXPERTS = TokenExperts(
+    np.arange(6, dtype=np.int16).reshape(3, 2), np.array([[0, 1], [1, 2], [1, 2]], np.uint8)
+)
 _ASKED = re.compile(r"<\|im_user\|>user<\|im_middle\|>((?:(?!<\|im_user\|>).)*?)<\|im_end\|>", re.S)
 
 
@@ -150,7 +155,7 @@ class FakeEngine:
 
     def _token(self, token_id: int, request: Request) -> TokenEvent:
         num_top = request.top_logprobs
-        experts = np.arange(6, dtype=np.int16).reshape(3, 2) if request.expert_trace else None
+        experts = _EXPERTS if request.expert_trace else None
         if num_top is None:
             return TokenEvent(token_id, Usage(), None, (), experts)
         top = tuple((i, -1.0 - i) for i in range(num_top))

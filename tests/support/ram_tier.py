@@ -68,6 +68,7 @@ class RamTier:
             pools.append((arenas[-1].address, num_slots, num_staging, room))
         self._arenas = arenas
         self.uses = np.zeros(len(types) * EXPERTS, np.int64)
+        self.was_away = np.zeros(len(types) * EXPERTS, np.uint8)
         self.native = _C.RamExperts(
             self.reader,
             pools,
@@ -88,6 +89,7 @@ class RamTier:
             num_leaving=num_leaving,
             decode_tokens=DECODE_TOKENS,
             uses=self.uses.ctypes.data,
+            was_away=self.was_away.ctypes.data,
         )
 
     def close(self) -> None:

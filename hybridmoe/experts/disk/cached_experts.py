@@ -26,7 +26,7 @@ from hybridmoe.experts.disk.expert_layout import ExpertLayout
 from hybridmoe.experts.disk.file_reader import FileReader
 from hybridmoe.experts.disk.prompt_pass import ExpertProducts, PromptPass
 from hybridmoe.experts.routed_experts import RoutedExperts
-from hybridmoe.experts.stats import ExpertCounters, ExpertStats
+from hybridmoe.experts.stats import TIERS, ExpertCounters, ExpertStats
 from hybridmoe.kernels.incremental_expert_ffn import IncrementalExpertFfn
 from hybridmoe.kernels.ops import check_routing
 from hybridmoe.planning.disk_cache_plan import DiskCachePlan
@@ -61,6 +61,7 @@ class CachedExperts(ExpertBackend):
         self._num_keys = experts.num_layers * experts.num_experts
         self._reader = reader
         self.uses = np.zeros(self._num_keys, np.int64)  # accesses by key
+        self._was_away = np.zeros((experts.num_layers, experts.num_experts), np.uint8)
         arena = Arena(plan.num_bytes)
         reader.keep_alive(arena)
         starts = accumulate((pool.num_bytes for pool in plan.pools), initial=arena.address)
@@ -78,6 +79,7 @@ class CachedExperts(ExpertBackend):
             num_leaving=plan.num_leaving,
             decode_tokens=PREFILL_TOKENS,
             uses=self.uses.ctypes.data,
+            was_away=self._was_away.ctypes.data,
         )
         self.abandon_when(lambda: False)
         self._addresses = self._view_addresses()
@@ -216,6 +218,11 @@ class CachedExperts(ExpertBackend):
     def resident(self) -> NDArray[np.int64]:
         """Resident keys, ascending."""
         return np.array(self.native.resident(), np.int64)
+
+    def tiers(self, ids: NDArray[np.int16], first: int = 0) -> NDArray[np.uint8]:
+        """See `ExpertBackend.tiers`. first: index of the layer that `ids` begins with."""
+        layers = first + np.arange(ids.shape[1])[:, None]
+        return np.uint8(TIERS.index("RAM")) + self._was_away[layers, ids]
 
     def stats(self) -> ExpertStats:
         counters = ExpertCounters(**self.native.counters())  # type: ignore[arg-type]

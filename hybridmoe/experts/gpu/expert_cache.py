@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from hybridmoe.device.streams import Stream, host_empty
 from hybridmoe.experts.policy import CacheShape, Policy, PricedPolicy, make_policy
-from hybridmoe.experts.stats import ExpertCounters, ExpertStats
+from hybridmoe.experts.stats import TIERS, ExpertCounters, ExpertStats
 
 __all__ = ["DEFAULT_VRAM_POLICY", "GpuExpertCache", "LowerTier", "Upload", "Uploader"]
 
@@ -217,6 +217,11 @@ class GpuExpertCache:
     def resident(self) -> NDArray[np.int64]:
         """Return the keys in the table, ascending."""
         return np.flatnonzero(self._slots[:, :-1].reshape(-1) >= 0).astype(np.int64)
+
+    def tiers(self, ids: NDArray[np.int16], below: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """Find what served experts (T, L, K) of the last step, those without a slot by `below`."""
+        slots = self._slots[np.arange(ids.shape[1])[:, None], ids]
+        return np.where(slots >= 0, np.uint8(TIERS.index("VRAM")), below)
 
     def stats(self) -> ExpertStats:
         """Return gauges and counters. Thread-safe."""

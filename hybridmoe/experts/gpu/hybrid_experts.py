@@ -173,6 +173,10 @@ class HybridExperts(ExpertBackend):
             return below
         return replace(self._slots.cache.stats(), below=below)
 
+    def tiers(self, ids: NDArray[np.int16]) -> NDArray[np.uint8]:
+        below = super().tiers(ids) if self._ram is None else self._ram.tiers(ids)
+        return below if self._slots is None else self._slots.cache.tiers(ids, below)
+
     def submit(self, layer: int, x: Tensor, ids: Tensor, weights: Tensor) -> Pending:
         """Queue a layer on the GPU; see `ExpertBackend.submit`. The inputs must not change.
 

@@ -124,6 +124,10 @@ class RamTier:
         self.downloader.end(one.download)
         return True
 
+    def tiers(self, ids: NDArray[np.int16]) -> NDArray[np.uint8]:
+        """Find what served experts of this GPU's layers that were in no slot."""
+        return self.cache.tiers(ids, self.first)
+
     def stats(self) -> ExpertStats | None:
         """Return the statistics of all layers; None for the GPUs behind the first. Thread-safe."""
         return self.cache.stats() if self.first == 0 else None

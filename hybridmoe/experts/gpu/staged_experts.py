@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import reduce
+from itertools import accumulate
 from operator import add
 from typing import NamedTuple
 
@@ -76,6 +77,14 @@ class StagedExperts(ExpertBackend):
         for stage in self._stages:
             with stage.device.active():
                 stage.backend.end_step()
+
+    def tiers(self, ids: NDArray[np.int16]) -> NDArray[np.uint8]:
+        ends = accumulate(len(stage.layers) for stage in self._stages)
+        parts = [
+            stage.backend.tiers(ids[:, end - len(stage.layers) : end])
+            for stage, end in zip(self._stages, ends, strict=True)
+        ]
+        return np.concatenate(parts, axis=1)
 
     def stats(self) -> ExpertStats | None:
         """Sum up the caches of all GPUs."""

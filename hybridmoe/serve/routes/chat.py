@@ -162,7 +162,7 @@ class _ChatCompletion:
             "finish_reason": self._reason(choice.end),
             **({} if self._token_ids is None else self._token_ids.take(index)),
         }
-        return {**out, "experts": choice.experts} if self._body.return_experts else out
+        return {**out, **choice.experts.fields()} if self._body.return_experts else out
 
     def _reason(self, end: ChoiceEnd) -> str:
         is_call = end.finish_reason == "tool_calls"
@@ -193,7 +193,7 @@ class _ChatCompletion:
         if "tool_calls" in delta:
             delta |= self._calls(delta.pop("tool_calls"))
         logprobs = self._logprobs(update.logprobs) if update.logprobs else None
-        extra: dict[str, Any] = {"experts": update.experts} if update.experts else {}
+        extra = update.experts.fields() if update.experts else {}
         if not (delta or logprobs or extra):
             return None
         return self._chunk(update.choice, delta, logprobs=logprobs, **extra)

@@ -165,7 +165,7 @@ class _Completion:
             out["prompt_logprobs"] = prompt_logprobs_by_id(
                 request.prompt_of(index), events, self._prompt_logprobs, self._generation.tokenizer
             )
-        return {**out, "experts": choice.experts} if self._has_experts else out
+        return {**out, **choice.experts.fields()} if self._has_experts else out
 
     async def events(self) -> AsyncIterator[bytes]:
         base: dict[str, Any] = {**self._base, **({"usage": None} if self._has_usage else {})}
@@ -188,7 +188,7 @@ class _Completion:
                         choice |= self._token_ids.of_prompt(update.choice)
                     extra: dict[str, Any] = self._extra()
                     if update.experts:
-                        extra["experts"] = update.experts
+                        extra |= update.experts.fields()
                     yield data_event({**base, "choices": [choice], **extra})
                 elif isinstance(update, ChoiceEnd):
                     choice = self._choice(update.choice, "", [], update.finish_reason)

@@ -21,6 +21,7 @@ from hybridmoe.serve.schemas.thinking import ChatThinkingFields
 from hybridmoe.text.content_parts import result_text
 
 __all__ = [
+    "RETURN_EXPERTS",
     "AllowedToolChoice",
     "ChatCompletionRequest",
     "ChatCompletionResponse",
@@ -31,6 +32,11 @@ __all__ = [
     "ToolChoiceMode",
     "Usage",
 ]
+
+RETURN_EXPERTS = (
+    "Report each token's chosen experts as `experts`, and what served them as `expert_tiers`:"
+    " a text per MoE layer, with V (VRAM), R (RAM) or D (disk) for each expert."
+)
 
 
 class ContentPart(Request):
@@ -185,9 +191,7 @@ class ChatCompletionRequest(SamplingFields, OutputFields, ChatThinkingFields):
         default=False, description="Log-probabilities name tokens `token_id:N`."
     )
     timings_per_token: bool = Field(default=False, description="Every chunk has `timings`.")
-    return_experts: bool = Field(
-        default=False, description="Report the experts of every token as `experts`."
-    )
+    return_experts: bool = Field(default=False, description=RETURN_EXPERTS)
 
 
 class Usage(Model):

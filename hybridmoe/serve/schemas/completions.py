@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Discriminator, Field, Tag
 
-from hybridmoe.serve.schemas.chat import Usage
+from hybridmoe.serve.schemas.chat import RETURN_EXPERTS, Usage
 from hybridmoe.serve.schemas.common import (
     JsonObject,
     Model,
@@ -86,7 +86,7 @@ class CompletionRequest(SamplingFields, OutputFields):
         default=False, description="Log-probabilities name tokens `token_id:N`."
     )
     timings_per_token: bool = Field(default=False, description="Every chunk has `timings`.")
-    return_experts: bool = False
+    return_experts: bool = Field(default=False, description=RETURN_EXPERTS)
 
 
 class CompletionChoice(Model):

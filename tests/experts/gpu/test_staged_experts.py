@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from hybridmoe.device.pending import Pending, Ready
@@ -53,6 +54,9 @@ class Noted(ExpertBackend):
     def stats(self) -> ExpertStats:
         counters = ExpertCounters(hits=self.hits, late=1)
         return ExpertStats(4, 2, 8, 10 * self.hits, counters, place="VRAM")
+
+    def tiers(self, ids: NDArray[np.int16]) -> NDArray[np.uint8]:
+        return (ids + self.hits).astype(np.uint8)
 
     def host_call_times(self) -> list[HostCallTime]:
         return [HostCallTime(self.hits, 0.0, 1.0)]
@@ -107,6 +111,16 @@ def test_counters_and_times_are_those_of_all_gpus() -> None:
     assert (stats.num_slots, stats.num_resident, stats.num_experts) == (8, 4, 16)
     assert (stats.counters.hits, stats.counters.late, stats.buffer_bytes) == (8, 2, 50)
     assert [time.layer for time in experts.host_call_times()] == [3, 5]
+
+
+def test_tiers_are_those_of_the_gpu_of_their_layer() -> None:
+    stages = [
+        StageExperts(Noted(Gpu(), hits), Gpu(), layers)  # type: ignore[arg-type]
+        for hits, layers in ((10, [1, 2]), (20, [3]))
+    ]
+    ids = np.arange(12, dtype=np.int16).reshape(2, 3, 2)
+    found = StagedExperts(stages).tiers(ids)
+    assert found.tolist() == (ids + np.array([10, 10, 20])[:, None]).tolist()
 
 
 def test_without_a_cache_there_are_no_counters() -> None:
