@@ -20,7 +20,8 @@ from bench._timeline import Interval, Shares, Token, shares_of
 from bench.synthetic import Shape
 from hybridmoe import LLM
 from hybridmoe.config import EngineConfig
-from hybridmoe.engine import Event, Finished, Request, SamplingParams, TokenEvent
+from hybridmoe.engine.request import Event, Finished, Request, TokenEvent
+from hybridmoe.engine.sampling_params import SamplingParams
 from hybridmoe.gguf.outline import read_outline
 from hybridmoe.planning.memory_plan import plan_memory
 from hybridmoe.planning.plan import Plan

@@ -24,7 +24,8 @@ import hybridmoe
 from bench._harness import Row, print_report
 from bench.bench_generate import SHAPES, changed
 from bench.synthetic import write_synthetic
-from hybridmoe.engine import Event, Finished, Request, SamplingParams, TokenEvent
+from hybridmoe.engine.request import Event, Finished, Request, TokenEvent
+from hybridmoe.engine.sampling_params import SamplingParams
 from hybridmoe.text.grammar_compiler import GrammarCompiler
 from hybridmoe.text.output_format import OutputFormat
 

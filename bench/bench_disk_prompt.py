@@ -34,7 +34,9 @@ from bench._harness import RESULTS, Row, machine, print_report
 from bench._memory_limit import memory_limit
 from bench.synthetic import K2_SLICE, write_synthetic
 from hybridmoe.config import EngineConfig, ModelConfig
-from hybridmoe.engine import Engine, Finished, Request, SamplingParams
+from hybridmoe.engine.engine import Engine
+from hybridmoe.engine.request import Finished, Request
+from hybridmoe.engine.sampling_params import SamplingParams
 from hybridmoe.experts.disk.arena import Arena
 from hybridmoe.gguf.outline import read_outline
 from hybridmoe.gguf.reader import GGUFFile

@@ -32,8 +32,9 @@ from bench._llama_cpp import LlamaCpp
 from bench.synthetic import K2_SLICE, MOONLIGHT, Shape, write_synthetic
 from hybridmoe.config import EngineConfig, ModelConfig
 from hybridmoe.demo import demo_path
-from hybridmoe.engine import Engine as OurEngine
-from hybridmoe.engine import Event, Finished, Request, SamplingParams
+from hybridmoe.engine.engine import Engine as OurEngine
+from hybridmoe.engine.request import Event, Finished, Request
+from hybridmoe.engine.sampling_params import SamplingParams
 from hybridmoe.gguf.accounting import take_account
 from hybridmoe.gguf.reader import GGUFFile
 from hybridmoe.hardware import isa

@@ -42,10 +42,11 @@ import hybridmoe
 from bench._harness import Row, print_report
 from hybridmoe.config import EngineConfig, ModelConfig
 from hybridmoe.demo import demo_path
-from hybridmoe.engine import Event, Finished, Request, SamplingParams, TokenEvent
 from hybridmoe.engine.kv_cache import BlockTable, KvCache
 from hybridmoe.engine.kv_disk import KvDisk
 from hybridmoe.engine.kv_disk_files import page_files
+from hybridmoe.engine.request import Event, Finished, Request, TokenEvent
+from hybridmoe.engine.sampling_params import SamplingParams
 from hybridmoe.engine.sequence import Sequence
 from hybridmoe.kernels.paged_mla import PAGE_TOKENS
 from hybridmoe.option import FolderLimit

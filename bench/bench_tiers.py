@@ -41,7 +41,9 @@ from bench._memory_limit import MemoryLimit, memory_limit
 from bench._rates import RateSampler, Sample
 from bench.synthetic import K2_SLICE, write_synthetic
 from hybridmoe.config import EngineConfig, ModelConfig
-from hybridmoe.engine import Engine, Finished, PromptProgress, Request, SamplingParams
+from hybridmoe.engine.engine import Engine
+from hybridmoe.engine.request import Finished, PromptProgress, Request
+from hybridmoe.engine.sampling_params import SamplingParams
 from hybridmoe.experts.stats import ExpertCounters
 from hybridmoe.gguf.outline import read_outline
 from hybridmoe.gguf.reader import GGUFFile

@@ -11,7 +11,7 @@ from tiny_gguf import write_tiny
 
 from hybridmoe.config import EngineConfig, ModelConfig
 from hybridmoe.device.cuda_errors import CudaErrorGuard, loading_onto_gpu
-from hybridmoe.engine import Engine
+from hybridmoe.engine.engine import Engine
 from hybridmoe.errors import ConfigError, DeviceError
 from hybridmoe.gguf.reader import GGUFFile
 from hybridmoe.model.decoder import Decoder

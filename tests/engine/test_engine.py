@@ -10,7 +10,7 @@ from engine_run import MakeEngine, Running, request, run
 from waiting import HANG_S
 
 from hybridmoe.config import KV_TYPES
-from hybridmoe.engine import Finished, PromptProgress, Request, TokenEvent
+from hybridmoe.engine.request import Finished, PromptProgress, Request, TokenEvent
 from hybridmoe.engine.scheduler import Scheduler
 from hybridmoe.errors import ConfigError, ContextLengthError, HybridMoeError, QueueFullError
 from hybridmoe.model.decoder import Decoder

@@ -11,7 +11,7 @@ from k2_config import K2
 
 from hybridmoe.config import EngineConfig, ModelConfig
 from hybridmoe.device.cpu import CpuDevice
-from hybridmoe.engine import Engine
+from hybridmoe.engine.engine import Engine
 from hybridmoe.engine.kv_cache import BlockTable, KvCache
 from hybridmoe.engine.kv_snapshot import restore_snapshot, save_snapshot
 from hybridmoe.errors import ConfigError

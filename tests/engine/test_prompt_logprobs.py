@@ -5,7 +5,9 @@ import pytest
 from engine_run import EngineResponse, MakeEngine, request, run
 from torch import Tensor
 
-from hybridmoe.engine import Engine, Finished, PromptLogprobs, Request, prompt_scorer
+from hybridmoe.engine import prompt_scorer
+from hybridmoe.engine.engine import Engine
+from hybridmoe.engine.request import Finished, PromptLogprobs, Request
 from hybridmoe.engine.score_cache import MAX_ENTRIES, ScoreCache
 from hybridmoe.errors import ConfigError
 from hybridmoe.model.decoder import Decoder

@@ -7,7 +7,7 @@ import pytest
 from engine_run import MakeEngine, request, run
 from numpy.typing import NDArray
 
-from hybridmoe.engine import Request
+from hybridmoe.engine.request import Request
 
 pytestmark = pytest.mark.usefixtures("exact_kernels")
 

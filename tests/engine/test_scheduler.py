@@ -19,10 +19,11 @@ from hypothesis import settings
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from hybridmoe.config import EngineConfig
-from hybridmoe.engine import Event, Finished, Request, SamplingParams, TokenEvent
 from hybridmoe.engine.kv_cache import KvCache
 from hybridmoe.engine.kv_disk import KvDisk
 from hybridmoe.engine.kv_disk_files import page_files
+from hybridmoe.engine.request import Event, Finished, Request, TokenEvent
+from hybridmoe.engine.sampling_params import SamplingParams
 from hybridmoe.engine.scheduler import ScheduledChunk, Scheduler
 from hybridmoe.engine.sequence import Sequence
 from hybridmoe.engine.step_runner import StepRunner

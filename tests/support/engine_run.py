@@ -12,16 +12,16 @@ from tiny_gguf import write_tiny
 from waiting import HANG_S
 
 from hybridmoe.config import EngineConfig, ModelConfig
-from hybridmoe.engine import (
-    Engine,
+from hybridmoe.engine.engine import Engine
+from hybridmoe.engine.request import (
     Event,
     Finished,
     PromptLogprobs,
     PromptProgress,
     Request,
-    SamplingParams,
     TokenEvent,
 )
+from hybridmoe.engine.sampling_params import SamplingParams
 from hybridmoe.gguf.reader import GGUFFile
 from hybridmoe.model.decoder import Decoder
 from hybridmoe.model.weights import Weights

@@ -9,9 +9,10 @@ from hash_model import EOS, MODEL, VOCAB, HashModel, expected
 
 from hybridmoe.config import EngineConfig
 from hybridmoe.device.interface import Device
-from hybridmoe.engine import Event, Finished, Request, SamplingParams, TokenEvent, Usage
 from hybridmoe.engine.kv_cache import KvCache
 from hybridmoe.engine.kv_disk import KvDisk
+from hybridmoe.engine.request import Event, Finished, Request, TokenEvent, Usage
+from hybridmoe.engine.sampling_params import SamplingParams
 from hybridmoe.engine.scheduler import Scheduler
 from hybridmoe.engine.sequence import Sequence
 from hybridmoe.engine.stats import KvDiskStats

@@ -24,7 +24,9 @@ PROGRAM = """
 import json, sys
 from queue import SimpleQueue
 from hybridmoe.config import EngineConfig, ModelConfig
-from hybridmoe.engine import Engine, Finished, Request, SamplingParams
+from hybridmoe.engine.engine import Engine
+from hybridmoe.engine.request import Finished, Request
+from hybridmoe.engine.sampling_params import SamplingParams
 from hybridmoe.experts.policy import CacheShape, make_policy
 from hybridmoe.gguf.reader import GGUFFile
 from hybridmoe.model.decoder import Decoder
