@@ -12,11 +12,12 @@ namespace hm {
 void register_linear(py::module_& m) {
   py::class_<Matrix>(m, "Matrix")
       .def(py::init([](Address data, int64_t num_bytes, int32_t type, int64_t batch, int64_t rows,
-                       int64_t cols) {
-             return Matrix(pointer<void>(data), num_bytes, type, batch, rows, cols);
+                       int64_t cols, int64_t stride, Address scales) {
+             return Matrix(pointer<void>(data), num_bytes, type, batch, rows, cols, stride,
+                           pointer<const float>(scales));
            }),
            py::arg("data"), py::arg("num_bytes"), py::arg("type"), py::arg("batch"),
-           py::arg("rows"), py::arg("cols"));
+           py::arg("rows"), py::arg("cols"), py::arg("stride") = 0, py::arg("scales") = 0);
 
   m.def(
       "linear",

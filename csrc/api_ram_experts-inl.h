@@ -60,7 +60,7 @@ void register_layer_lru(py::module_& m) {
 
 // Memory, slots, staging buffers, room for a gate, an up and a down.
 using PoolTuple = std::tuple<Address, int64_t, int64_t, std::array<int64_t, kNumParts>>;
-using PartTuple = std::tuple<int32_t, int64_t, int64_t, std::string>;
+using PartTuple = std::tuple<int32_t, int64_t, int64_t, int64_t, std::string>;
 using LayerTuple =
     std::tuple<std::array<const Matrix*, kNumParts>, int32_t, std::array<PartTuple, kNumParts>>;
 
@@ -90,8 +90,8 @@ std::unique_ptr<RamExperts> make_ram_experts(std::shared_ptr<FileReader> reader,
     pool_of_layer.push_back(pool);
     auto& layer = files.emplace_back(ExpertFiles{.pool = pool, .parts = {}});
     for (int i = 0; i < kNumParts; ++i) {
-      const auto& [file, offset, num_bytes, name] = parts[i];
-      layer.parts[i] = {file, offset, num_bytes, weights[i]->rows, name};
+      const auto& [file, offset, stride, num_bytes, name] = parts[i];
+      layer.parts[i] = {file, offset, stride, num_bytes, weights[i]->rows, name};
     }
   }
   const int64_t num_experts = matrices[0].gate.batch;

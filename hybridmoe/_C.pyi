@@ -12,8 +12,17 @@ class Matrix:
     """Checked (batch, rows, cols) stack of matrices at an address; keeps nothing alive."""
 
     def __init__(
-        self, data: int, num_bytes: int, type: int, batch: int, rows: int, cols: int
-    ) -> None: ...
+        self,
+        data: int,
+        num_bytes: int,
+        type: int,
+        batch: int,
+        rows: int,
+        cols: int,
+        stride: int = 0,
+        scales: int = 0,
+    ) -> None:
+        """stride: bytes from a matrix to the next; 0 = none between them. scales: (batch) f32."""
 
 def isa_compiled() -> tuple[str, ...]: ...
 def isa_supported() -> tuple[str, ...]: ...
@@ -303,7 +312,7 @@ class RamExperts:
         self,
         reader: FileReader,
         pools: Sequence[tuple[int, int, int, Sequence[int]]],
-        layers: Sequence[tuple[Sequence[Matrix], int, Sequence[tuple[int, int, int, str]]],],
+        layers: Sequence[tuple[Sequence[Matrix], int, Sequence[tuple[int, int, int, int, str]]],],
         num_ahead: int,
         num_leaving: int,
         decode_tokens: int,

@@ -36,8 +36,6 @@ void check_args(const ExpertFfnArgs& a) {
   }
 }
 
-int64_t id(const ExpertFfnArgs& a, int64_t pair) { return a.ids == nullptr ? 0 : a.ids[pair]; }
-
 // True if an expert with this many tokens goes through matrix tiles.
 bool takes_tiles(const ExpertFfnArgs& a, int64_t tokens) {
   if (a.num_tokens < kLeastTileTokens) return false;
@@ -52,7 +50,7 @@ void route(const ExpertFfnArgs& a, Routing& r) {
   const int64_t pairs = a.num_tokens * a.top_k, experts = a.gate.batch;
   r.next.assign(experts, 0);
   for (int64_t i = 0; i < pairs; ++i) {
-    if (id(a, i) >= 0) ++r.next[id(a, i)];
+    if (expert_of(a, i) >= 0) ++r.next[expert_of(a, i)];
   }
   r.untiled.clear();
   r.tiled.clear();
@@ -71,8 +69,8 @@ void route(const ExpertFfnArgs& a, Routing& r) {
   r.slot_of.assign(pairs, -1);
   r.pair_of.resize(slots);
   for (int64_t i = 0; i < pairs; ++i) {
-    if (id(a, i) < 0) continue;
-    const int64_t slot = r.next[id(a, i)]++;
+    if (expert_of(a, i) < 0) continue;
+    const int64_t slot = r.next[expert_of(a, i)]++;
     r.slot_of[i] = slot;
     r.pair_of[slot] = i;
   }
@@ -180,6 +178,7 @@ class Forward {
           .next_bytes = rows * a_.up.row_bytes,
       };
       gate_.matmul(args);
+      scale_products(a_.gate.scale(batch.expert), gate_out, args.num_tokens * inter_rows_);
       args.weights = a_.up.row(batch.expert, first);
       args.row_bytes = a_.up.row_bytes;
       args.x = (up_.quantized ? rounded_x_ : float_x_) + slot;
@@ -188,6 +187,7 @@ class Forward {
       args.next = a_.gate.row(batch.expert, after);
       args.next_bytes = std::min(inter_rows_, inter_ - after) * a_.gate.row_bytes;
       up_.matmul(args);
+      scale_products(a_.up.scale(batch.expert), up_out, args.num_tokens * inter_rows_);
       for (int64_t t = 0; t < args.num_tokens; ++t) {
         uint8_t* row = inter_memory_ + (slot + t) * inter_bytes_;
         const int64_t at = t * inter_rows_;
@@ -227,7 +227,7 @@ class Forward {
       const int64_t slot = routing_.slot_of[j];
       if (slot < 0 || slot >= num_slots_) continue;
       rows[terms] = products_ + slot * hidden_ + first;
-      weights[terms++] = a_.ids == nullptr ? 1.0f : a_.weights[j];
+      weights[terms++] = pair_weight(a_, j);
     }
     const int64_t columns = std::min(kSumColumns, hidden_ - first);
     float* out = a_.out + token * hidden_ + first;

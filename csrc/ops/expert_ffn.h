@@ -31,6 +31,16 @@ struct ExpertFfnArgs {
   float* out;         // (T, H)
 };
 
+// Expert of a token's j-th choice, pair t * k + j.
+inline int64_t expert_of(const ExpertFfnArgs& a, int64_t pair) {
+  return a.ids == nullptr ? 0 : a.ids[pair];
+}
+
+// Weight of its product with `down`, whose factor it takes in.
+inline float pair_weight(const ExpertFfnArgs& a, int64_t pair) {
+  return (a.ids == nullptr ? 1.0f : a.weights[pair]) * a.down.scale(expert_of(a, pair));
+}
+
 // out[t] = base[t] + sum over j of weights[t, j] * down_e (silu(gate_e x[t]) * up_e x[t]), e =
 // ids[t, j], added in the order of j. Reads each distinct expert once. Throws Error, before
 // anything is written, where the shapes disagree or an id is outside -1..E-1.

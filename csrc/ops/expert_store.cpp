@@ -59,8 +59,7 @@ bool ExpertStore::request(int64_t key, bool is_urgent) {
   std::byte* memory = memory_of(buffer);
   for (int i = 0; i < kNumParts; ++i) {
     const ExpertFiles::Part& part = layer.parts[i];
-    ranges[i] = {part.file, part.offset + key % num_experts_ * part.num_bytes, part.num_bytes,
-                 memory};
+    ranges[i] = {part.file, part.offset_of(key % num_experts_), part.num_bytes, memory};
     memory += pools_[layer.pool].part_bytes[i];
   }
   try {
@@ -215,14 +214,13 @@ std::byte* ExpertStore::memory_of(int64_t buffer) const {
 }
 
 int64_t ExpertStore::skew(int64_t key, int part) const {
-  const ExpertFiles::Part& p = layers_[key / num_experts_].parts[part];
-  return (p.offset + key % num_experts_ * p.num_bytes) % kBlockBytes;
+  return layers_[key / num_experts_].parts[part].offset_of(key % num_experts_) % kBlockBytes;
 }
 
 std::string ExpertStore::describe(const ReadEnd& end) const {
   if (end.reason.empty()) return {};
   const ExpertFiles::Part& part = layers_[end.key / num_experts_].parts[std::max(end.range, 0)];
-  const int64_t offset = part.offset + end.key % num_experts_ * part.num_bytes;
+  const int64_t offset = part.offset_of(end.key % num_experts_);
   return part.name + ": cannot read " + std::to_string(part.num_bytes) + " bytes at offset " +
          std::to_string(offset) + ": " + end.reason;
 }

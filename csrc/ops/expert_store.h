@@ -27,14 +27,17 @@ struct BufferPool {
   int64_t buffer_bytes() const { return part_bytes[0] + part_bytes[1] + part_bytes[2]; }
 };
 
-// A layer's experts in the file: three stacks of equal matrices.
+// A layer's experts in the file: three stacks of equal matrices, two of which may be in one tensor.
 struct ExpertFiles {
   struct Part {
     int32_t file;
     int64_t offset;     // of expert 0
+    int64_t stride;     // from one expert to the next
     int64_t num_bytes;  // of each
     int64_t num_rows;   // of each
     std::string name;   // for messages
+
+    int64_t offset_of(int64_t expert) const { return offset + expert * stride; }
   };
   int32_t pool;
   std::array<Part, kNumParts> parts;

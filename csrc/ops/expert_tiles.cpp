@@ -117,11 +117,13 @@ class TileForward {
           .next = a_.up.row(chunk.expert, r),
       };
       kernels_.formats[a_.gate.type->id].matmul_tiles(args);
+      scale_products(a_.gate.scale(chunk.expert), gate, rows * stride);
       args.weights = a_.up.row(chunk.expert, r);
       args.row_bytes = a_.up.row_bytes;
       args.out = up;
       args.next = a_.gate.row(chunk.expert, r + rows);
       kernels_.formats[a_.up.type->id].matmul_tiles(args);
+      scale_products(a_.up.scale(chunk.expert), up, rows * stride);
       pack_hidden(chunk, gate, up, r, rows);
     }
   }
@@ -174,7 +176,7 @@ class TileForward {
     for (int64_t i = 0; i < chunk.count; ++i) {
       const int64_t pair = routing_.pair_of[chunk.slot + i];
       out[i] = a_.out + pair / a_.top_k * hidden_ + first;
-      weights[i] = a_.ids == nullptr ? 1.0f : a_.weights[pair];
+      weights[i] = pair_weight(a_, pair);
     }
     for (int64_t r = first; r < last; r += kTileBlockRows) {
       const int64_t rows = std::min(kTileBlockRows, last - r), after = r + rows;

@@ -75,6 +75,7 @@ void linear_by_tiles(const Rows<const float>& x, int64_t num_tokens, const Matri
             .next = w.row(b, first),
         });
       }
+      scale_products(w.scale(b), sums, num_rows * num_tiles * kTokenTile);
       for (int64_t i = 0; i < count; ++i) {
         to[i] = out.data + b * out.batch_stride + (t * kTokenTile + i) * out.token_stride + first;
       }
@@ -107,19 +108,24 @@ void linear(const Rows<const float>& x, int64_t num_tokens, const Matrix& w,
   std::vector<Buffer>& scratch = runtime->scratch;
   runtime->pool.run_on_nodes(tasks.ends(), [&](int64_t task, int worker) {
     const auto [b, first] = tasks[task];
+    const int64_t num_rows = std::min(block, w.rows - first);
+    float* to = out.data + b * out.batch_stride + first;
     format.matmul({
         .weights = w.row(b, first),
         .row_bytes = w.row_bytes,
-        .num_rows = std::min(block, w.rows - first),
+        .num_rows = num_rows,
         .cols = w.cols,
         .x = rows + b * num_tokens,
         .num_tokens = num_tokens,
-        .out = out.data + b * out.batch_stride + first,
+        .out = to,
         .out_stride = out.token_stride,
         .scratch = scratch[worker].get<uint8_t>(matmul_scratch_bytes(w.cols)),
         .next = nullptr,
         .next_bytes = 0,
     });
+    for (int64_t t = 0; t < num_tokens; ++t) {
+      scale_products(w.scale(b), to + t * out.token_stride, num_rows);
+    }
   });
 }
 
@@ -127,7 +133,9 @@ void dequantize(const Matrix& w, float* out) {
   const auto dequantize_row = active_table().formats[w.type->id].dequantize;
   const RuntimeLock runtime;
   runtime->pool.run(w.batch * w.rows, [&](int64_t r, int) {
-    dequantize_row(w.data + r * w.row_bytes, w.cols, out + r * w.cols);
+    const int64_t b = r / w.rows;
+    dequantize_row(w.row(b, r % w.rows), w.cols, out + r * w.cols);
+    scale_products(w.scale(b), out + r * w.cols, w.cols);
   });
 }
 
@@ -139,8 +147,10 @@ void gather_rows(const Matrix& w, const int64_t* ids, int64_t num_ids, float* ou
   }
   const auto dequantize_row = active_table().formats[w.type->id].dequantize;
   const RuntimeLock runtime;
-  runtime->pool.run(
-      num_ids, [&](int64_t i, int) { dequantize_row(w.row(0, ids[i]), w.cols, out + i * w.cols); });
+  runtime->pool.run(num_ids, [&](int64_t i, int) {
+    dequantize_row(w.row(0, ids[i]), w.cols, out + i * w.cols);
+    scale_products(w.scale(0), out + i * w.cols, w.cols);
+  });
 }
 
 }  // namespace hm

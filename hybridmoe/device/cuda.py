@@ -210,12 +210,18 @@ class CudaDevice:
         num_rows = w.batch * w.rows
         out = self.empty_bytes(num_rows * w.cols * 2)
         rounded = out.view(torch.bfloat16).view(num_rows, w.cols)
+        factors = None
+        if w.scales is not None:
+            factors = torch.from_numpy(w.scales).repeat_interleave(w.rows)[:, None]
         step = max(1, _CONVERTED_BYTES // (4 * w.cols))
         for first in range(0, num_rows, step):
             last = min(first + step, num_rows)
             data = w.data[first * w.row_bytes : last * w.row_bytes]
             part = QuantMatrix(data, w.type, 1, last - first, w.cols)
-            rounded[first:last] = ops.dequantize(part).bfloat16()
+            values = ops.dequantize(part)
+            if factors is not None:
+                values *= factors[first:last]
+            rounded[first:last] = values.bfloat16()
         return DeviceMatrix(out, GGMLQuantizationType.BF16, w.batch, w.rows, w.cols)
 
     def _batched(self, x: Tensor, w: Matrix, out: Tensor | None = None) -> Tensor:

@@ -22,7 +22,7 @@ class ExpertWeights(NamedTuple):
     @property
     def matrix_bytes(self) -> tuple[int, int, int]:
         """Bytes of one expert's gate, up and down."""
-        gate, up, down = (w.rows * w.row_bytes for w in self)
+        gate, up, down = (w.matrix_bytes for w in self)
         return gate, up, down
 
     @property
@@ -31,9 +31,25 @@ class ExpertWeights(NamedTuple):
         return sum(self.matrix_bytes)
 
     @property
+    def num_bytes(self) -> int:
+        """Bytes of all experts."""
+        return sum(w.num_bytes for w in self)
+
+    @property
+    def spans(self) -> list[tuple[int, int]]:
+        """Addresses of their memory, first and end; gate and up may share one."""
+        found: list[tuple[int, int]] = []
+        for w in self:
+            start, end = w.data.ctypes.data, w.data.ctypes.data + w.data.nbytes
+            if found and start < found[-1][1]:
+                start, _ = found.pop()
+            found.append((start, end))
+        return found
+
+    @property
     def parts(self) -> tuple[Part, ...]:
         """One expert's gate, up and down for the cost model."""
-        return tuple(Part(w.type, w.rows * w.cols, w.num_bytes // w.batch) for w in self)
+        return tuple(Part(w.type, w.rows * w.cols, w.matrix_bytes) for w in self)
 
 
 @dataclass(frozen=True, eq=False)

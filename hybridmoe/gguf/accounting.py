@@ -7,7 +7,7 @@ architectures, too. Reads of one token that is decoded alone:
     embedding        one row
     everything else  all of it, once
     output           all of it; if it is missing, the whole embedding instead
-    layers past the decoder's (multi-token prediction)   nothing
+    layers past the decoder's (multi-token prediction), `names.unused_names`   nothing
 
 Bytes are the file's, before a loader converts any (an old file's `attn_kv_b`).
 """
@@ -21,7 +21,7 @@ from gguf import GGMLQuantizationType
 
 from hybridmoe.config import KV_TYPES, kv_row_bytes
 from hybridmoe.gguf.header import MetadataValue
-from hybridmoe.gguf.names import PARTS, parse_name, part_of
+from hybridmoe.gguf.names import PARTS, parse_name, part_of, unused_names
 
 __all__ = ["Account", "Sizes", "TensorLike", "TypeSizes", "take_account"]
 
@@ -99,12 +99,15 @@ def take_account(tensors: Iterable[TensorLike], metadata: Mapping[str, MetadataV
     parts = dict.fromkeys(PARTS, Sizes())
     types: dict[GGMLQuantizationType, TypeSizes] = {}
     embedding: TensorLike | None = None
+    tensors = list(tensors)
+    unused = unused_names([tensor.name for tensor in tensors])
     for tensor in tensors:
         layer, role, _ = parse_name(tensor.name)
         part = part_of(role)
         num_params = prod(tensor.shape)
         fraction = (1, 1)
-        if layer is not None and decoder_layers is not None and layer >= decoder_layers:
+        is_unrun = layer is not None and decoder_layers is not None and layer >= decoder_layers
+        if is_unrun or tensor.name in unused:
             fraction = (0, 1)
         elif part == "embedding":
             embedding = tensor

@@ -4,9 +4,18 @@ Knows llama.cpp's naming for deepseek2 and its relatives, but not the tensors th
 """
 
 import re
+from collections.abc import Collection
 from typing import NamedTuple
 
-__all__ = ["PARTS", "TensorName", "parse_name", "part_of"]
+__all__ = [
+    "FUSED_ROLE",
+    "PARTS",
+    "TensorName",
+    "is_expert_tensor",
+    "parse_name",
+    "part_of",
+    "unused_names",
+]
 
 PARTS = (
     "embedding",
@@ -20,6 +29,10 @@ PARTS = (
     "other",  # tensors of other architectures, rope_freqs, multi-token prediction
 )
 
+# An expert's gate rows, then its up rows: llama.cpp's `--fuse-gate-up-exps`.
+FUSED_ROLE = "ffn_gate_up_exps"
+
+_EXPERT_ROLES = ("ffn_gate_exps", "ffn_up_exps", "ffn_down_exps", FUSED_ROLE)
 _BLOCK = re.compile(r"blk\.(0|[1-9][0-9]{0,5})\.(.+)", re.DOTALL)
 _PART_OF_ROLE = {
     "token_embd": "embedding",
@@ -47,6 +60,28 @@ def parse_name(name: str) -> TensorName:
     rest = match[2] if match else name
     role, dot, suffix = rest.rpartition(".")
     return TensorName(layer, role, suffix) if dot else TensorName(layer, rest, "")
+
+
+def is_expert_tensor(name: str) -> bool:
+    """Return True for a stack of routed experts' matrices."""
+    _, role, suffix = parse_name(name)
+    return role in _EXPERT_ROLES and suffix == "weight"
+
+
+def unused_names(names: Collection[str]) -> set[str]:
+    """List the tensors that the network leaves out without harm.
+
+    `attn_kv_b` beside the split `attn_k_b` and `attn_v_b` is the same once more (ik_llama.cpp's
+    converter). `input_scale` is for products of FP4 activations, which are not rounded here.
+    """
+    known = set(names)
+    found = {name for name in known if parse_name(name).suffix == "input_scale"}
+    for name in known:
+        block, old, suffix = name.partition("attn_kv_b.")
+        split = (f"{block}attn_k_b.weight", f"{block}attn_v_b.weight")
+        if old and suffix and known.issuperset(split):
+            found.add(name)
+    return found
 
 
 def part_of(role: str) -> str:

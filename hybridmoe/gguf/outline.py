@@ -21,7 +21,7 @@ from hybridmoe.config import ModelConfig
 from hybridmoe.errors import ConfigError, GGUFError
 from hybridmoe.gguf.cursor import printable
 from hybridmoe.gguf.header import MetadataValue, TensorInfo, parse_header
-from hybridmoe.gguf.names import parse_name, part_of
+from hybridmoe.gguf.names import FUSED_ROLE, is_expert_tensor, parse_name
 from hybridmoe.gguf.reader import map_file
 from hybridmoe.gguf.split import check_part, count_parts, part_path
 from hybridmoe.gguf.tensor_table import read_config, tensor_shapes
@@ -105,7 +105,7 @@ def outline_of(metadata: Mapping[str, MetadataValue], quant: str) -> Outline:
     config = read_config(metadata, ())
     types = _Types({}, {"general.file_type": int(kind)}, config.num_layers)
     tensors = tuple(
-        _tensor(name, shape, types.of(name, shape)) for name, shape in tensor_shapes(config, False)
+        _tensor(name, shape, types.of(name, shape)) for name, shape in tensor_shapes(config)
     )
     return Outline(
         path=Path(f"{config.name}.gguf"),
@@ -128,7 +128,7 @@ def with_expert_type(tensors: tuple[TensorInfo, ...], type_name: str) -> tuple[T
         raise ConfigError(f"type {type_name!r:.40} is unknown; known: {known}") from None
     changed = []
     for tensor in tensors:
-        if part_of(parse_name(tensor.name).role) == "routed experts":
+        if is_expert_tensor(tensor.name):
             if tensor.shape[-1] % GGML_QUANT_SIZES[type][0]:
                 raise ConfigError(
                     f"{type.name}: rows of {tensor.shape[-1]} in {printable(tensor.name)} are not"
@@ -151,9 +151,10 @@ def _derive(
 ) -> list[TensorInfo]:
     """Derive the tensors of missing parts."""
     types = _Types(found, metadata, config.num_layers)
-    is_old = any(parse_name(name).role == "attn_kv_b" for name in found)
+    roles = {parse_name(name).role for name in found}
+    is_old = "attn_kv_b" in roles and "attn_k_b" not in roles
     derived = []
-    for name, shape in tensor_shapes(config, is_old):
+    for name, shape in tensor_shapes(config, is_old=is_old, is_fused=FUSED_ROLE in roles):
         if name in found:
             continue
         derived.append(_tensor(name, shape, types.of(name, shape)))
@@ -176,8 +177,9 @@ class _Types:
         self._layers = layers
         self._seen: dict[str, list[tuple[int, Q]]] = {}
         for tensor in found.values():
-            layer, role, _ = parse_name(tensor.name)
-            self._seen.setdefault(role, []).append((layer or 0, tensor.type))
+            layer, role, suffix = parse_name(tensor.name)
+            if suffix == "weight":
+                self._seen.setdefault(role, []).append((layer or 0, tensor.type))
         number = metadata.get("general.file_type")
         known = {int(kind) for kind in LlamaFileType}
         self._kind = LlamaFileType(number) if number in known else None

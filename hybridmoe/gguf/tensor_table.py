@@ -10,7 +10,7 @@ from typing import Any
 from hybridmoe.config import GATE_SIGMOID, GATE_SOFTMAX, ModelConfig
 from hybridmoe.errors import UnsupportedModelError
 from hybridmoe.gguf.cursor import printable
-from hybridmoe.gguf.names import parse_name
+from hybridmoe.gguf.names import FUSED_ROLE, parse_name
 
 __all__ = ["check_tensor_names", "read_config", "tensor_shapes"]
 
@@ -30,7 +30,7 @@ def check_tensor_names(config: ModelConfig, names: Collection[str]) -> None:
 
     Layers of multi-token prediction do not run; their tensors may have any name.
     """
-    known = {name for is_old in (False, True) for name, _ in tensor_shapes(config, is_old)}
+    known = _known_names(config)
     unrun = range(config.num_layers, config.num_layers + config.num_mtp_layers)
     unknown = [n for n in names if n not in known and parse_name(n).layer not in unrun]
     if unknown:
@@ -44,19 +44,46 @@ def check_tensor_names(config: ModelConfig, names: Collection[str]) -> None:
             f"tensor {printable(unknown[0])}{more}: unknown in this architecture; the network"
             " would run without it"
         )
+    _refuse_both(names)
 
 
-def tensor_shapes(c: ModelConfig, is_old: bool) -> Iterator[tuple[str, tuple[int, ...]]]:
+def _known_names(config: ModelConfig) -> set[str]:
+    known = set[str]()
+    for is_new in (False, True):
+        for name, shape in tensor_shapes(config, is_old=not is_new, is_fused=is_new):
+            known.add(name)
+            if len(shape) > 1:
+                stem = name.removesuffix("weight")
+                known |= {f"{stem}scale", f"{stem}input_scale"}
+    return known
+
+
+def _refuse_both(names: Collection[str]) -> None:
+    """Refuse layers that have gate and up in one tensor, and apart as well."""
+    for name in names:
+        block, fused, _ = name.partition(f"{FUSED_ROLE}.")
+        for role in ("ffn_gate_exps", "ffn_up_exps") if fused else ():
+            if (other := f"{block}{role}.weight") in names:
+                raise UnsupportedModelError(
+                    f"tensor {printable(other)}: beside {printable(name)}, which holds the same;"
+                    " one of them would not be used"
+                )
+
+
+def tensor_shapes(
+    c: ModelConfig, *, is_old: bool = False, is_fused: bool = False
+) -> Iterator[tuple[str, tuple[int, ...]]]:
     """List the tensors of a model, as in docs/formats.md.
 
-    is_old: the key and value projections of the latent are one tensor.
+    is_old: the key and value projections of the latent are one tensor. is_fused: an expert's gate
+    and up are.
     """
     yield "token_embd.weight", (c.vocab_size, c.hidden)
     yield "output_norm.weight", (c.hidden,)
     yield "output.weight", (c.vocab_size, c.hidden)
     for layer in range(c.num_layers):
         for shapes in (
-            _attention_shapes(c, is_old), _indexer_shapes(c, layer), _ffn_shapes(c, layer)
+            _attention_shapes(c, is_old), _indexer_shapes(c, layer), _ffn_shapes(c, layer, is_fused)
         ):  # fmt: skip
             for role, shape in shapes:
                 yield f"blk.{layer}.{role}", shape
@@ -93,7 +120,9 @@ def _indexer_shapes(c: ModelConfig, layer: int) -> Iterator[tuple[str, tuple[int
     yield "indexer.proj.weight", (indexer.num_heads, c.hidden)
 
 
-def _ffn_shapes(c: ModelConfig, layer: int) -> Iterator[tuple[str, tuple[int, ...]]]:
+def _ffn_shapes(
+    c: ModelConfig, layer: int, is_fused: bool
+) -> Iterator[tuple[str, tuple[int, ...]]]:
     if layer < c.num_dense_layers:
         yield "ffn_gate.weight", (c.dense_inter, c.hidden)
         yield "ffn_up.weight", (c.dense_inter, c.hidden)
@@ -102,8 +131,11 @@ def _ffn_shapes(c: ModelConfig, layer: int) -> Iterator[tuple[str, tuple[int, ..
     yield "ffn_gate_inp.weight", (c.num_experts, c.hidden)
     if c.gate == GATE_SIGMOID:
         yield "exp_probs_b.bias", (c.num_experts,)
-    for role in ("ffn_gate_exps", "ffn_up_exps"):
-        yield f"{role}.weight", (c.num_experts, c.expert_inter, c.hidden)
+    if is_fused:
+        yield f"{FUSED_ROLE}.weight", (c.num_experts, 2 * c.expert_inter, c.hidden)
+    else:
+        yield "ffn_gate_exps.weight", (c.num_experts, c.expert_inter, c.hidden)
+        yield "ffn_up_exps.weight", (c.num_experts, c.expert_inter, c.hidden)
     yield "ffn_down_exps.weight", (c.num_experts, c.hidden, c.expert_inter)
     if c.num_shared_experts:
         yield "ffn_gate_shexp.weight", (c.shared_inter, c.hidden)

@@ -6,6 +6,7 @@ Weights are those of `gguf.quants.dequantize`; activations are not rounded.
 import numpy as np
 import torch
 from gguf import quants
+from numpy.lib.stride_tricks import as_strided
 from torch import Tensor
 
 from hybridmoe.kernels.matrix import QuantMatrix
@@ -22,8 +23,13 @@ __all__ = [
 
 def dequantize(w: QuantMatrix) -> Tensor:
     """Dequantize to f32 (N, K), or (B, N, K) for a stack."""
-    rows = w.data.reshape(w.batch * w.rows, w.row_bytes)
+    blocks = (w.batch, w.rows, w.row_bytes)
+    rows = as_strided(w.data, blocks, (w.stride, w.row_bytes, 1), writeable=False).reshape(
+        -1, w.row_bytes
+    )
     weights = np.array(quants.dequantize(rows, w.type), np.float32)
+    if w.scales is not None:
+        weights *= np.repeat(w.scales, w.rows)[:, None]
     shape = (w.rows, w.cols) if w.batch == 1 else (w.batch, w.rows, w.cols)
     return torch.from_numpy(weights.reshape(shape))
 

@@ -7,6 +7,7 @@ cannot be told: attention masks with zeros, and 0 x NaN is NaN.
 from collections.abc import Collection, Iterator, Mapping
 
 from hybridmoe.gguf.cursor import printable
+from hybridmoe.gguf.names import is_expert_tensor
 from hybridmoe.gguf.reader import GGUFFile
 from hybridmoe.gguf.reader import Tensor as GGUFTensor
 from hybridmoe.kernels.finite import Damage, find_damage
@@ -51,10 +52,10 @@ def _damages(
         for token_id in sorted(set(token_ids)):
             yield from find_damage(file, embedding, rows=range(token_id, token_id + 1))
     suspects = list(_suspects(file, layer, num_layers))
-    suspects.sort(key=lambda tensor: "_exps." in tensor.name)  # the largest last
+    suspects.sort(key=lambda tensor: is_expert_tensor(tensor.name))  # the largest last
     for tensor in suspects:
         block = tensor.name.split(".")[1]
-        experts = chosen.get(int(block), ()) if "_exps." in tensor.name else None
+        experts = chosen.get(int(block), ()) if is_expert_tensor(tensor.name) else None
         yield from find_damage(file, tensor, experts)
 
 

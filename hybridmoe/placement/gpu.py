@@ -206,8 +206,7 @@ def _place_stage(
 
 def _mapped(experts: RoutedExperts) -> list[Span]:
     """List the experts' memory in the file's map, layer by layer."""
-    addresses = [(w.data.ctypes.data, w.num_bytes) for layer in experts.by_index for w in layer]
-    return [(start, start + size) for start, size in addresses]
+    return [span for layer in experts.by_index for span in layer.spans]
 
 
 def _hand_over(

@@ -13,12 +13,12 @@ from numpy.typing import NDArray
 
 from hybridmoe.experts.disk.arena import Arena
 from hybridmoe.experts.disk.cached_experts import STALL_S, CachedExperts
-from hybridmoe.experts.disk.expert_layout import ROLES, ExpertLayout, is_expert_tensor
+from hybridmoe.experts.disk.expert_layout import ExpertLayout
 from hybridmoe.experts.disk.file_reader import FileReader
 from hybridmoe.experts.disk.read_request import FileRange, ReadRequest
 from hybridmoe.experts.hot_profile import HotProfile
 from hybridmoe.experts.routed_experts import RoutedExperts
-from hybridmoe.gguf.names import parse_name
+from hybridmoe.gguf.names import is_expert_tensor, parse_name, unused_names
 from hybridmoe.gguf.reader import GGUFFile, Tensor
 from hybridmoe.hardware.disk import BLOCK_BYTES, direct_buffer_bytes
 from hybridmoe.planning.disk_cache_plan import DiskCachePlan
@@ -55,15 +55,17 @@ def read_weights(
     """
     layout = ExpertLayout(file, experts)
     end = experts.numbers[-1] + 1  # layers behind it (multi-token prediction) are not run
+    unused = unused_names(file.tensors)
     dense = [
         t
         for t in file.tensors.values()
-        if not is_expert_tensor(t.name)
+        if t.name not in unused
+        and not is_expert_tensor(t.name)
         and (parse_name(t.name).layer or 0) < end
         and is_kept(t.name)
     ]
-    expert_bytes = layout.num_bytes // (layout.num_layers * layout.num_experts)
-    reader = FileReader(file.parts, file.states, piece_bytes=expert_bytes // len(ROLES))
+    expert_bytes = layout.num_bytes // (experts.num_layers * experts.num_experts)
+    reader = FileReader(file.parts, file.states, piece_bytes=expert_bytes // 3)
     try:
         cache = CachedExperts(experts, layout, reader, plan, num_ahead)
         hot = np.empty(0, np.int64) if profile is None else profile.hot_keys()

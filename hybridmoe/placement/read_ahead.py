@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from hybridmoe.experts.disk.expert_layout import is_expert_tensor
+from hybridmoe.gguf.names import is_expert_tensor, unused_names
 from hybridmoe.gguf.reader import GGUFFile
 from hybridmoe.kernels.ops import touch_rows
 
@@ -19,7 +19,12 @@ def read_ahead(
     Calls progress(bytes done, bytes in all). has_experts: False = without routed experts, which
     are then read when they are used.
     """
-    tensors = [t for t in file.tensors.values() if has_experts or not is_expert_tensor(t.name)]
+    unused = unused_names(file.tensors)
+    tensors = [
+        t
+        for t in file.tensors.values()
+        if t.name not in unused and (has_experts or not is_expert_tensor(t.name))
+    ]
     total = sum(t.num_bytes for t in tensors)
     done = 0
     progress(0, total)

@@ -241,9 +241,8 @@ def _states(tokens: int, cols: int) -> Tensor:
 
 def _rows(w: QuantMatrix, matrix: int, first: int, count: int) -> Tensor:
     """Dequantize rows of one matrix on the CPU: (count, K) f64."""
-    start = (matrix * w.rows + first) * w.row_bytes
-    data = w.data[start : start + count * w.row_bytes]
-    return ops.dequantize(QuantMatrix(data, w.type, 1, count, w.cols)).view(count, -1).double()
+    rows = w.slice(matrix, matrix + 1).slice_rows(first, first + count)
+    return ops.dequantize(rows).view(count, -1).double()
 
 
 def _rms(x: Tensor) -> Tensor:

@@ -13,7 +13,13 @@ from gguf import GGMLQuantizationType
 from hybridmoe.config import ModelConfig
 from hybridmoe.errors import GGUFError
 from hybridmoe.gguf.accounting import TensorLike
-from hybridmoe.gguf.names import parse_name, part_of
+from hybridmoe.gguf.names import (
+    FUSED_ROLE,
+    is_expert_tensor,
+    parse_name,
+    part_of,
+    unused_names,
+)
 from hybridmoe.hardware.disk import direct_buffer_bytes
 
 __all__ = ["GPU_EXPERT_TYPES", "GPU_TYPES", "ModelSizes", "Part", "sizes_of"]
@@ -141,10 +147,12 @@ def sizes_of(
     is_on_cpu: True for the name of a tensor that placement rules pin to the CPU.
     Errors: GGUFError where routed experts are missing.
     """
-    named = [(parse_name(tensor.name), tensor) for tensor in tensors]
+    tensors = list(tensors)
+    unused = unused_names([tensor.name for tensor in tensors])
+    named = [(parse_name(tensor.name), tensor) for tensor in tensors if tensor.name not in unused]
     is_tied = not any(part_of(name.role) == "output" for name, _ in named)
     sums = [_LayerSum(config, number) for number in range(config.num_layers)]
-    for (layer, role, suffix), tensor in named:
+    for (layer, role, _), tensor in named:
         part = Part(tensor.type, prod(tensor.shape), tensor.num_bytes)
         num_rows = prod(tensor.shape[:-1])
         kind = part_of(role)
@@ -154,8 +162,8 @@ def sizes_of(
                 sums[-1].add_dense(part, "output", num_rows, is_on_cpu=False)
         elif layer is None or layer < config.num_layers:
             layer_sum = sums[-1 if layer is None else layer]
-            if kind == "routed experts":
-                layer_sum.add_experts(f"{role}.{suffix}", part, num_rows)
+            if is_expert_tensor(tensor.name):
+                layer_sum.add_experts(role, part, num_rows)
             else:
                 layer_sum.add_dense(part, kind, num_rows, is_on_cpu=is_on_cpu(tensor.name))
     return _sum(config, [layer.sizes(is_tied) for layer in sums], None)
@@ -175,9 +183,11 @@ class _LayerSum:
         self._gpu_bytes = self._cpu_bytes = 0
 
     def add_experts(self, name: str, part: Part, num_rows: int) -> None:
-        count = self._config.num_experts
+        names = ("ffn_gate_exps", "ffn_up_exps") if name == FUSED_ROLE else (name,)
+        count = self._config.num_experts * len(names)
         one = Part(part.type, part.num_params // count, part.num_bytes // count)
-        self._experts[name], self._packed[name] = one, _packed_bytes(one, num_rows // count)
+        for name in names:
+            self._experts[name], self._packed[name] = one, _packed_bytes(one, num_rows // count)
 
     def add_dense(self, part: Part, kind: str, num_rows: int, *, is_on_cpu: bool) -> None:
         (self._head if kind == "output" else self._dense).append(part)

@@ -13,7 +13,7 @@ from hybridmoe.errors import ConfigError
 __all__ = ["ExpertLayers", "PlacementRules"]
 
 _TARGETS = ("cpu", "cuda")
-_EXPERTS = re.compile(r"^blk\.(\d+)\.ffn_(gate|up|down)_exps\.weight$")
+_EXPERTS = re.compile(r"^blk\.(\d+)\.ffn_(gate|up|down|gate_up)_exps\.weight$")
 
 
 class PlacementRules:

@@ -96,7 +96,7 @@ def _every_type(metadata: dict[str, object], types: Sequence[T] = TYPES) -> Iter
         return layers[layer][which]
 
     config = ModelConfig.from_metadata(metadata)
-    shapes = tensor_shapes(config, is_old=False)
+    shapes = tensor_shapes(config)
     tensors = ((name, shape, _fitting(kind_of(name), name, shape)) for name, shape in shapes)
     with _opened(metadata, tensors) as model:
         yield model

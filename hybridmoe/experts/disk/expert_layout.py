@@ -1,21 +1,23 @@
-"""File ranges of each expert: its gate, up and down matrices, each within its layer's stack."""
+"""File ranges of experts: each layer's gate, up and down, of which two may be in one tensor."""
 
-from collections.abc import Sequence
-from pathlib import Path
+from typing import NamedTuple
 
-from hybridmoe.experts.disk.read_request import FileRange
 from hybridmoe.experts.routed_experts import RoutedExperts
 from hybridmoe.gguf.cursor import printable
-from hybridmoe.gguf.reader import GGUFFile, Tensor
+from hybridmoe.gguf.names import FUSED_ROLE
+from hybridmoe.gguf.reader import GGUFFile
 
-__all__ = ["ROLES", "ExpertLayout", "is_expert_tensor"]
-
-ROLES = ("ffn_gate_exps", "ffn_up_exps", "ffn_down_exps")
+__all__ = ["ExpertLayout", "FilePart"]
 
 
-def is_expert_tensor(name: str) -> bool:
-    """Return True for a stack of routed experts."""
-    return name.endswith(tuple(f".{role}.weight" for role in ROLES))
+class FilePart(NamedTuple):
+    """One of an expert's three matrices, of all experts of a layer."""
+
+    file: int  # index into GGUFFile.parts
+    offset: int  # of expert 0
+    stride: int  # bytes from an expert to the next
+    num_bytes: int  # of each
+    name: str  # for messages
 
 
 class ExpertLayout:
@@ -23,31 +25,24 @@ class ExpertLayout:
 
     def __init__(self, file: GGUFFile, experts: RoutedExperts) -> None:
         """experts: of the same file."""
-        self.paths: Sequence[Path] = file.parts
-        self.num_layers = experts.num_layers
-        self.num_experts = experts.num_experts
-        self._tensors: list[list[Tensor]] = [
-            [file.tensors[f"blk.{number}.{role}.weight"] for role in ROLES]
-            for number in experts.numbers
-        ]
-        self.num_bytes = sum(t.num_bytes for tensors in self._tensors for t in tensors)
+        self._file, self._experts = file, experts
+        self.num_bytes = sum(weights.num_bytes for weights in experts.by_index)
 
-    def parts(self, layer_index: int) -> list[tuple[int, int, int, str]]:
-        """Of a layer's gate, up and down: file, offset of expert 0, bytes of one, name."""
-        return [
-            (
-                t.part,
-                t.offset,
-                t.num_bytes // self.num_experts,
-                f"{printable(self.paths[t.part].name, 255)}: tensor {printable(t.name)}",
-            )
-            for t in self._tensors[layer_index]
-        ]
+    def parts(self, layer_index: int) -> tuple[FilePart, FilePart, FilePart]:
+        """Of a layer's gate, up and down."""
+        block = f"blk.{self._experts.numbers[layer_index]}."
+        gate, up, down = self._experts.by_index[layer_index]
+        skip = gate.matrix_bytes if f"{block}{FUSED_ROLE}.weight" in self._file.tensors else None
+        roles = ("ffn_gate_exps", "ffn_up_exps") if skip is None else (FUSED_ROLE, FUSED_ROLE)
 
-    def ranges(self, layer_index: int, expert: int) -> list[FileRange]:
-        """File ranges of one expert's gate, up and down."""
-        found = []
-        for tensor in self._tensors[layer_index]:
-            size = tensor.num_bytes // self.num_experts
-            found.append(FileRange(tensor.part, tensor.offset + expert * size, size, tensor.name))
-        return found
+        def part(role: str, stride: int, num_bytes: int, skip: int = 0) -> FilePart:
+            tensor = self._file.tensors[f"{block}{role}.weight"]
+            file = printable(self._file.parts[tensor.part].name, 255)
+            name = f"{file}: tensor {printable(tensor.name)}"
+            return FilePart(tensor.part, tensor.offset + skip, stride, num_bytes, name)
+
+        return (
+            part(roles[0], gate.stride, gate.matrix_bytes),
+            part(roles[1], up.stride, up.matrix_bytes, skip or 0),
+            part("ffn_down_exps", down.stride, down.matrix_bytes),
+        )

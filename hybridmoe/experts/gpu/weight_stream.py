@@ -184,4 +184,5 @@ def fill(threads: _C.CopyThreads, target: Tensor, source: Tensor) -> None:
 
 def _view(w: QuantMatrix) -> Tensor:
     """View a stack of matrices as (batch, bytes)."""
-    return host_view(w.data.ctypes.data, w.num_bytes).view(w.batch, -1)
+    data = host_view(w.data.ctypes.data, w.data.nbytes)
+    return data.as_strided((w.batch, w.matrix_bytes), (w.stride, 1))
