@@ -41,7 +41,7 @@ class ExpertWeights(NamedTuple):
         found: list[tuple[int, int]] = []
         for w in self:
             start, end = w.data.ctypes.data, w.data.ctypes.data + w.data.nbytes
-            if found and start < found[-1][1]:
+            if found and found[-1][0] <= start < found[-1][1]:
                 start, _ = found.pop()
             found.append((start, end))
         return found

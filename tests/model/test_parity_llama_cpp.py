@@ -66,6 +66,13 @@ def test_f32_files_with_an_indexer_agree_up_to_top_k_positions(
     assert np.median(kl_divergence(theirs, ours)) <= 1e-8
 
 
+def test_files_with_gate_and_up_in_one_tensor_agree(tmp_path: Path) -> None:
+    path = tmp_path / "tiny.gguf"
+    write_tiny(path, variant="v3", type=Type.F32, fused_gate_up=True)
+    theirs, ours = _both(path)
+    assert np.median(kl_divergence(theirs, ours)) <= 1e-8
+
+
 @pytest.fixture(scope="module")
 def deviations() -> dict[Type, float]:
     """Ratios of our distance from exact arithmetic to llama.cpp's, filled by each type's test."""

@@ -68,7 +68,14 @@ def make_layer(seed: int, down: T = T.Q4_0) -> ExpertWeights:
     )
 
 
-LAYERS = {3: make_layer(0), 4: make_layer(10, T.F16), 7: make_layer(20, T.BF16)}
+def make_fused_layer(seed: int, down: T) -> ExpertWeights:
+    """Gate and up are views of one tensor."""
+    both = random_matrix(T.Q8_0, EXPERTS, 2 * INTER, HIDDEN, seed=seed)
+    gate, up = both.slice_rows(0, INTER), both.slice_rows(INTER, 2 * INTER)
+    return ExpertWeights(gate, up, random_matrix(down, EXPERTS, HIDDEN, INTER, seed=seed + 1))
+
+
+LAYERS = {3: make_layer(0), 4: make_layer(10, T.F16), 7: make_fused_layer(20, T.BF16)}
 ROUTED = RoutedExperts(LAYERS, TOP_K)
 
 
@@ -155,8 +162,7 @@ def makers() -> Iterator[Make]:
 
 def registered(num_pages: int = 1 << 20) -> HostRegistration:
     """Register the experts' memory page by page, so that every expert's is cut."""
-    arrays = [w.data for weights in ROUTED.by_index for w in weights]
-    spans = [(a.ctypes.data, a.ctypes.data + a.nbytes) for a in arrays]
+    spans = [span for weights in ROUTED.by_index for span in weights.spans]
     registration = HostRegistration(
         spans, FakeRegistrar(num_pages), most_bytes=1 << 30, piece_bytes=4096
     )

@@ -44,11 +44,11 @@ class RamTier:
         rng = np.random.default_rng(len(types))
         with open(path, "wb") as file:
             for index, kind in enumerate(types):
-                gate, up = (
-                    random_matrix(kind, EXPERTS, INTER, HIDDEN, 3 * index + i) for i in (0, 1)
-                )
-                weights = ExpertWeights(
-                    gate, up, random_matrix(kind, EXPERTS, HIDDEN, INTER, index)
+                both = random_matrix(kind, EXPERTS, 2 * INTER, HIDDEN, 3 * index)
+                weights = ExpertWeights(  # with gaps between the matrices
+                    both.slice_rows(0, INTER),
+                    both.slice_rows(INTER, 2 * INTER),
+                    random_matrix(kind, EXPERTS, HIDDEN, INTER, index),
                 )
                 self.layers.append(weights)
                 offsets.append([])
@@ -77,10 +77,8 @@ class RamTier:
                     [w.handle for w in weights],
                     kinds.index(kind),
                     [
-                        (0, offset, size, f"file: tensor {index}.{i}")
-                        for i, (offset, size) in enumerate(
-                            zip(offsets[index], weights.matrix_bytes, strict=True)
-                        )
+                        (0, offset, w.stride, w.matrix_bytes, f"file: tensor {index}.{i}")
+                        for i, (offset, w) in enumerate(zip(offsets[index], weights, strict=True))
                     ],
                 )
                 for index, (kind, weights) in enumerate(zip(types, self.layers, strict=True))

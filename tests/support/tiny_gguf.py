@@ -62,6 +62,10 @@ class TinyConfig:
     yarn_log_multiplier: float | None = 0.1  # the file holds 0.1 x the model's mscale_all_dim
     gain: float = 1.5  # spread of a product's outputs over its inputs'; 1 is calm, 2 is chaos
     split_kv_b: bool = True
+    flat_kv_b: bool = False  # attn_k_b and attn_v_b in two dimensions, as ik_llama.cpp writes them
+    both_kv_b: bool = False  # attn_kv_b, of zeros, beside the split ones
+    fused_gate_up: bool = False  # routed experts: gate rows, then up rows, in one tensor
+    scaled: bool = False  # NVFP4 matrices have factors
     tied: bool = False
     index_heads: int | None = None  # None: no indexer
     index_dim: int = 128
@@ -132,12 +136,27 @@ def write_tiny(
     weights: dict[str, np.ndarray] = {}
     for name, values in _tensors(config, seed):
         chosen = _choose_type(type, name, values)
-        data = _encode(values, chosen, zlib.crc32(name.encode(), seed))
+        factors = np.ones(1, np.float32)
+        if config.scaled and chosen == GGMLQuantizationType.NVFP4:
+            factors = _add_factors(writer, name, values, seed)
+        over = factors.reshape(-1, *[1] * (values.ndim - 1))
+        data = _encode(values / over, chosen, zlib.crc32(name.encode(), seed))
         raw = None if chosen in (F32, GGMLQuantizationType.F16) else chosen
         writer.add_tensor(name, data, raw_dtype=raw)
-        weights[name] = gguf.dequantize(data, chosen).astype(np.float32).reshape(values.shape)
+        held = gguf.dequantize(data, chosen).astype(np.float32).reshape(values.shape)
+        weights[name] = held * over
     _finish(writer)
     return weights
+
+
+def _add_factors(writer: gguf.GGUFWriter, name: str, values: np.ndarray, seed: int) -> np.ndarray:
+    """Write the factors of a matrix, or of each expert, and those of its activations."""
+    size = len(values) if "_exps." in name else 1
+    stem = name.removesuffix("weight")
+    factors = np.exp(_normal(seed, f"{stem}scale", size))
+    writer.add_tensor(f"{stem}scale", factors)
+    writer.add_tensor(f"{stem}input_scale", np.full(size, 0.02, np.float32))
+    return factors
 
 
 def tiny_config(variant: str = "k2", **overrides: object) -> TinyConfig:
@@ -248,8 +267,12 @@ def _tensors(c: TinyConfig, seed: int) -> Iterator[tuple[str, np.ndarray]]:
         yield norm(b + "attn_kv_a_norm.weight", c.kv_lora)
         name, kv_b = matrix(b + "attn_kv_b.weight", c.heads, c.nope + c.v, c.kv_lora)
         if c.split_kv_b:
-            yield b + "attn_k_b.weight", kv_b[:, : c.nope].transpose(0, 2, 1)
-            yield b + "attn_v_b.weight", kv_b[:, c.nope :]
+            k_b, v_b = kv_b[:, : c.nope].transpose(0, 2, 1), kv_b[:, c.nope :]
+            flat = (-1,) if c.flat_kv_b else (c.heads, -1)
+            yield b + "attn_k_b.weight", k_b.reshape(*flat, c.nope)
+            yield b + "attn_v_b.weight", v_b.reshape(*flat, c.kv_lora)
+            if c.both_kv_b:
+                yield name, np.zeros_like(kv_b).reshape(-1, c.kv_lora)
         else:
             yield name, kv_b.reshape(-1, c.kv_lora)
         yield matrix(b + "attn_output.weight", c.hidden, c.heads * c.v, gain=back)
@@ -270,8 +293,14 @@ def _tensors(c: TinyConfig, seed: int) -> Iterator[tuple[str, np.ndarray]]:
         if c.selection_bias:
             bias = b + "exp_probs_b.bias"
             yield bias, np.float32(0.1) * _normal(seed, bias, c.experts)
-        yield matrix(b + "ffn_gate_exps.weight", c.experts, c.expert_width, c.hidden)
-        yield matrix(b + "ffn_up_exps.weight", c.experts, c.expert_width, c.hidden)
+        gate_up = [
+            matrix(b + f"ffn_{part}_exps.weight", c.experts, c.expert_width, c.hidden)
+            for part in ("gate", "up")
+        ]
+        if c.fused_gate_up:
+            yield b + "ffn_gate_up_exps.weight", np.concatenate([m for _, m in gate_up], axis=1)
+        else:
+            yield from gate_up
         yield matrix(b + "ffn_down_exps.weight", c.experts, c.hidden, c.expert_width, gain=back)
         if c.shared:
             shared_width = c.shared * c.expert_width

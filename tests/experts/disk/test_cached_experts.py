@@ -18,8 +18,8 @@ import hybridmoe
 from hybridmoe.config import PREFILL_TOKENS
 from hybridmoe.errors import ConfigError, DiskError
 from hybridmoe.experts.disk.cached_experts import CachedExperts
-from hybridmoe.gguf.names import is_expert_tensor
 from hybridmoe.experts.policy import CacheShape, make_policy
+from hybridmoe.gguf.names import is_expert_tensor
 from hybridmoe.gguf.reader import GGUFFile
 from hybridmoe.planning.memory_plan import RAM_RESERVE_BYTES
 from hybridmoe.planning.model_sizes import sizes_of

@@ -83,9 +83,8 @@ class Vram:
         if is_good:
             layer, expert = divmod(key, EXPERTS)
             for w, address in zip(self._tier.layers[layer], addresses, strict=True):
-                size = w.rows * w.row_bytes
-                data = np.ascontiguousarray(w.data[expert * size : (expert + 1) * size])
-                _C.copy_memory(address, data.ctypes.data, size)
+                data = w.slice(expert, expert + 1).data
+                _C.copy_memory(address, data.ctypes.data, data.nbytes)
         self._tier.native.received(buffer, is_good)
         assert (self._tier.native.addresses(key) is not None) == is_good
 
