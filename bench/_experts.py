@@ -5,12 +5,12 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from gguf import GGMLQuantizationType as Type
 from numpy.typing import NDArray
 
 from bench.synthetic import fill_random
-from hybridmoe import _C
 from hybridmoe.experts.routed_experts import ExpertWeights
+from hybridmoe.gguf.quant_types import QuantType as Type
+from hybridmoe.gguf.quant_types import tensor_bytes
 from hybridmoe.kernels.ops import QuantMatrix
 
 __all__ = [
@@ -26,8 +26,7 @@ _CALLS = 64  # prepared inputs, used in turn
 
 def expert_bytes(type: Type) -> int:
     """Bytes of one expert: gate, up and down."""
-    _, weights, num_bytes, _ = _C.TYPES[type]
-    return _WEIGHTS // weights * num_bytes
+    return 2 * tensor_bytes(type, (INTER, HIDDEN)) + tensor_bytes(type, (HIDDEN, INTER))
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +44,7 @@ class Stack:
         rng = np.random.default_rng(int(type))
 
         def matrices(rows: int, cols: int) -> QuantMatrix:
-            data = _aligned(num_experts * expert_bytes(type) // 3)
+            data = _aligned(num_experts * tensor_bytes(type, (rows, cols)))
             fill_random(data, rng, (num_experts, rows, cols), type)
             return QuantMatrix(data, type, num_experts, rows, cols)
 

@@ -6,10 +6,10 @@ from statistics import median
 
 import numpy as np
 import torch
-from gguf import GGML_QUANT_SIZES
-from gguf import GGMLQuantizationType as Type
 
 from bench.synthetic import fill_random
+from hybridmoe.gguf.quant_types import QuantType as Type
+from hybridmoe.gguf.quant_types import tensor_bytes
 from hybridmoe.kernels.matrix import QuantMatrix
 from hybridmoe.kernels.triton.expert_ffn import SlotLayout, expert_ffn
 from hybridmoe.kernels.triton.matmul import linear
@@ -46,8 +46,7 @@ def link_rate() -> float:
 
 def gemv_rates(kind: Type, rows: int, cols: int, tokens: Iterable[int]) -> dict[int, float]:
     """Bytes/s of weights that products read, launched from a graph, by their number of tokens."""
-    block, block_bytes = GGML_QUANT_SIZES[kind]
-    data = np.empty(rows * cols // block * block_bytes, np.uint8)
+    data = np.empty(tensor_bytes(kind, (rows, cols)), np.uint8)
     fill_random(data, np.random.default_rng(0), (rows, cols), kind)
     w = QuantMatrix(data, kind, 1, rows, cols)
     matrices = [

@@ -9,10 +9,10 @@ from typing import Any
 import click
 import numpy as np
 import torch
-from gguf import GGMLQuantizationType
 
 from bench._hybrid_run import decode, opened, plan_for, prefill, profiled_decode
 from bench.synthetic import K2_SLICE
+from hybridmoe.gguf.quant_types import QuantType
 from hybridmoe.planning.cost_model import Hits
 from hybridmoe.planning.cost_model import decode as predict
 from hybridmoe.planning.layer_cost import upload_s
@@ -44,12 +44,12 @@ def measure_gemv() -> dict[str, Any]:
 
     products, few_tokens, slots = {}, {}, {}
     for name, rows, cols in GEMVS:
-        rates = gemv_rates(GGMLQuantizationType[name], rows, cols, (1, *FEW_TOKENS))
+        rates = gemv_rates(QuantType[name], rows, cols, (1, *FEW_TOKENS))
         products[f"{name} {rows}x{cols}"] = rates.pop(1) / 1e9
         for tokens, rate in rates.items():
             few_tokens[f"{tokens} tokens {name} {rows}x{cols}"] = rate / 1e9
     for gate, down in SLOTS:
-        kinds = (GGMLQuantizationType[name] for name in (gate, gate, down))
+        kinds = (QuantType[name] for name in (gate, gate, down))
         layout = SlotLayout(*kinds, K2_SLICE.hidden, K2_SLICE.expert_inter).packed
         slots[f"{gate}, {down}"] = slot_rate(layout, K2_SLICE.top_k) / 1e9
     return {

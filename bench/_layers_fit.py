@@ -10,11 +10,11 @@ from typing import Any
 
 import click
 import numpy as np
-from gguf import GGMLQuantizationType
 
 from bench._harness import Row
 from bench._hybrid_run import decode, opened, profiled_decode
 from bench.synthetic import K2_SLICE, write_synthetic
+from hybridmoe.gguf.quant_types import QuantType
 
 __all__ = ["fit_rows", "line_through", "measure_layers", "parse_counts"]
 
@@ -32,9 +32,7 @@ def parse_counts(text: str) -> tuple[int, ...]:
     return tuple(sorted(set(counts)))
 
 
-def measure_layers(
-    counts: Sequence[int], kind: GGMLQuantizationType, num_decode: int
-) -> list[dict[str, Any]]:
+def measure_layers(counts: Sequence[int], kind: QuantType, num_decode: int) -> list[dict[str, Any]]:
     """Decode without VRAM slots, with each number of MoE layers of Kimi K2's sizes.
 
     Both ways to the CPU and back are measured.

@@ -16,7 +16,6 @@ from queue import SimpleQueue
 from statistics import median
 
 import click
-from gguf import GGMLQuantizationType
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
@@ -26,6 +25,7 @@ from bench.bench_generate import SHAPES, changed
 from bench.synthetic import write_synthetic
 from hybridmoe.engine.request import Event, Finished, Request, TokenEvent
 from hybridmoe.engine.sampling_params import SamplingParams
+from hybridmoe.gguf.quant_types import QuantType
 from hybridmoe.text.grammar_compiler import GrammarCompiler
 from hybridmoe.text.output_format import OutputFormat
 
@@ -108,7 +108,7 @@ def main(
             model = keep or Path(folder) / f"{synthetic}.gguf"
             if not model.exists():
                 shape = changed(SHAPES[synthetic], layers, experts)
-                write_synthetic(model, shape, expert_type=GGMLQuantizationType.Q4_K)
+                write_synthetic(model, shape, expert_type=QuantType.Q4_K)
         llm = stack.enter_context(hybridmoe.load(model, context_tokens=num_tokens + 64))
         generator = Generator(llm, num_tokens)
         rows = [_row(generator, count, turns) for count in responses]

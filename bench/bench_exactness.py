@@ -20,7 +20,6 @@ from typing import NamedTuple
 
 import click
 import numpy as np
-from gguf import GGMLQuantizationType as Type
 from numpy.typing import NDArray
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests" / "support"))
@@ -35,6 +34,7 @@ from bench._llama_cpp import LlamaCpp
 from hybridmoe.config import KV_TYPES
 from hybridmoe.demo import demo_path
 from hybridmoe.demo.corpus import dialogue, messages
+from hybridmoe.gguf.quant_types import QuantType as Type
 from hybridmoe.hardware import isa
 
 FLOATS = (Type.F32, Type.F16, Type.BF16)

@@ -18,7 +18,6 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 import click
-from gguf import GGMLQuantizationType as Type
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
@@ -26,6 +25,7 @@ from bench._expert_cases import TYPES, Case, all_cases, promised_cases
 from bench._expert_peers import Best, best_of_peers, installed_peers
 from bench._experts import TOP_K, Stack, expert_bytes
 from bench._harness import RESULTS, Row, Times, machine, print_report
+from hybridmoe.gguf.quant_types import QuantType as Type
 from hybridmoe.hardware import isa
 from hybridmoe.hardware.machine import Limits, Rate, measure
 from hybridmoe.kernels.ops import expert_ffn

@@ -23,7 +23,6 @@ from statistics import median
 
 import click
 import numpy as np
-from gguf import GGMLQuantizationType
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
@@ -36,6 +35,7 @@ from hybridmoe.engine.engine import Engine as OurEngine
 from hybridmoe.engine.request import Event, Finished, Request
 from hybridmoe.engine.sampling_params import SamplingParams
 from hybridmoe.gguf.accounting import take_account
+from hybridmoe.gguf.quant_types import QuantType
 from hybridmoe.gguf.reader import GGUFFile
 from hybridmoe.hardware import isa
 from hybridmoe.hardware.machine import measure
@@ -173,7 +173,7 @@ def main(
             path = keep or Path(folder) / f"{synthetic}.gguf"
             if not path.exists():
                 shape = changed(SHAPES[synthetic], layers, experts)
-                write_synthetic(path, shape, expert_type=GGMLQuantizationType[expert_type])
+                write_synthetic(path, shape, expert_type=QuantType[expert_type])
         name = synthetic or path.stem
         prompts = tuple(sorted(prompts)) or PROMPTS.get(name, OTHER_PROMPTS)
         context_tokens = max(prompts) + num_decode

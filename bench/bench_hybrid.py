@@ -21,7 +21,6 @@ from typing import Any
 
 import click
 import torch
-from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
@@ -33,6 +32,7 @@ from bench._layers_fit import measure_layers, parse_counts
 from bench._peer import measure_peer, parse_command
 from bench.synthetic import K2_SLICE, Shape, write_synthetic
 from hybridmoe.gguf.outline import read_outline
+from hybridmoe.gguf.quant_types import QuantType, tensor_bytes
 from hybridmoe.kernels import ops
 
 EMBEDDING_GAIN = 3000.0  # about half of a token's experts are those of the token before
@@ -106,7 +106,7 @@ def main(
         raise click.ClickException("--only layers: expected --fit-layers COUNTS")
     left_out = {"peer": command is None, "layers": not counts}
     names = only or tuple(name for name in PARTS if not left_out.get(name))
-    kind = GGMLQuantizationType[expert_type]
+    kind = QuantType[expert_type]
     if not torch.cuda.is_available():
         raise without_gpu(only or tuple(PARTS))
     with ExitStack() as stack:
@@ -190,11 +190,11 @@ def described(path: Path) -> dict[str, Any]:
     return describe_gpu() | {"file": f"{model}, {'/'.join(sorted(types))}, {size / 1e9:.2f} GB"}
 
 
-def sized(layers: int | None, experts: int, kind: GGMLQuantizationType, folder: Path) -> Shape:
+def sized(layers: int | None, experts: int, kind: QuantType, folder: Path) -> Shape:
     """Kimi K2's layers, the first of them dense, with room for the longest prompt."""
     shape = replace(K2_SLICE, num_experts=experts, context_tokens=1 << 17)
-    block, block_bytes = GGML_QUANT_SIZES[kind]
-    expert_bytes = 3 * shape.hidden * shape.expert_inter // block * block_bytes
+    inner, outer = (shape.expert_inter, shape.hidden), (shape.hidden, shape.expert_inter)
+    expert_bytes = 2 * tensor_bytes(kind, inner) + tensor_bytes(kind, outer)
     if layers is None:
         layers = min(60, fitting_layers(shape, expert_bytes, folder))
     if layers < 2:

@@ -19,7 +19,6 @@ from statistics import median
 
 import click
 import numpy as np
-from gguf import GGMLQuantizationType
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
@@ -31,6 +30,7 @@ from hybridmoe.demo import demo_path
 from hybridmoe.engine.kv_cache import KvCache
 from hybridmoe.gguf import GGUFFile
 from hybridmoe.gguf.outline import read_outline
+from hybridmoe.gguf.quant_types import QuantType
 from hybridmoe.hardware import isa, topology
 from hybridmoe.hardware.machine import Limits, measure
 from hybridmoe.kernels.paged_mla import Span
@@ -95,7 +95,7 @@ def main(
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
             path = keep or folder / "model.gguf"
             if not path.exists():
-                write_synthetic(path, sizes, expert_type=GGMLQuantizationType[expert_type])
+                write_synthetic(path, sizes, expert_type=QuantType[expert_type])
         plan = plan_of(path, max(prompts) + num_decode)
         chosen = distinct_experts(path, prompts)
         engine = stack.enter_context(hybridmoe_engine(path))

@@ -25,7 +25,6 @@ from pathlib import Path
 import click
 import httpx2
 import numpy as np
-from gguf import GGMLQuantizationType
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
@@ -34,6 +33,7 @@ from bench._served import peer_served, served
 from bench.bench_generate import SHAPES, changed
 from bench.synthetic import write_synthetic
 from hybridmoe.demo import demo_path
+from hybridmoe.gguf.quant_types import QuantType
 from hybridmoe.gguf.reader import GGUFFile
 from hybridmoe.kernels import ops
 from hybridmoe.text.tokenizer import Tokenizer
@@ -199,7 +199,7 @@ def main(
             path = keep or Path(folder) / f"{synthetic}.gguf"
             if not path.exists():
                 shape = changed(SHAPES[synthetic], layers, experts)
-                write_synthetic(path, shape, expert_type=GGMLQuantizationType.Q4_K)
+                write_synthetic(path, shape, expert_type=QuantType.Q4_K)
         bias = _no_end(path)
         slots = ["--slots", str(max(clients)), "--ctx", str(context_tokens)]
         servers = {"ours": stack.enter_context(served([str(path), *slots])).url}

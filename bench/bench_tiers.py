@@ -30,7 +30,6 @@ from typing import Any
 
 import click
 import numpy as np
-from gguf import GGMLQuantizationType
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
@@ -46,6 +45,7 @@ from hybridmoe.engine.request import Finished, PromptProgress, Request
 from hybridmoe.engine.sampling_params import SamplingParams
 from hybridmoe.experts.stats import ExpertCounters
 from hybridmoe.gguf.outline import read_outline
+from hybridmoe.gguf.quant_types import QuantType
 from hybridmoe.gguf.reader import GGUFFile
 from hybridmoe.hardware import isa
 from hybridmoe.hardware.gpu import NoGpu
@@ -118,7 +118,7 @@ def main(
         path = keep or Path(folder) / "tiers.gguf"
         if not path.exists():
             shape = replace(K2_SLICE, num_experts=experts, num_layers=layers)
-            kind = GGMLQuantizationType[expert_type]
+            kind = QuantType[expert_type]
             write_synthetic(path, shape, expert_type=kind, embedding_gain=EMBEDDING_GAIN)
         plan = _whole(path)
         sizes = plan.problem.sizes

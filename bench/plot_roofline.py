@@ -17,11 +17,11 @@ from typing import Any
 
 import click
 import matplotlib
-from gguf import GGMLQuantizationType as Type
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from bench._experts import TOP_K, expected_distinct, expert_bytes
+from hybridmoe.gguf.quant_types import QuantType as Type
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt

@@ -12,9 +12,10 @@ from pathlib import Path
 
 import gguf
 import numpy as np
-from gguf import GGML_QUANT_SIZES
-from gguf import GGMLQuantizationType as Type
 from numpy.typing import NDArray
+
+from hybridmoe.gguf.quant_types import QuantType as Type
+from hybridmoe.gguf.quant_types import block_layout, tensor_bytes
 
 Described = tuple[str, tuple[int, ...], Type]  # a tensor's name, shape and type
 
@@ -79,15 +80,13 @@ def write_synthetic(
     rng = np.random.default_rng(1)
     tensors = list(_tensors(shape, expert_type, dense_type))
     for name, dims, type in tensors:
-        block, block_bytes = GGML_QUANT_SIZES[type]
-        byte_dims = (*dims[:-1], dims[-1] // block * block_bytes)
-        writer.add_tensor_info(name, byte_dims, np.dtype(np.uint8), int(np.prod(byte_dims)), type)
+        num_bytes = tensor_bytes(type, dims)
+        writer.add_tensor_info(name, dims, np.dtype(np.float32), num_bytes, raw_dtype=type)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_ti_data_to_file()
     for name, dims, type in tensors:
-        block, block_bytes = GGML_QUANT_SIZES[type]
-        data = np.empty(int(np.prod(dims)) // block * block_bytes, np.uint8)
+        data = np.empty(tensor_bytes(type, dims), np.uint8)
         gain = embedding_gain if name == "token_embd.weight" else 1.0
         fill_random(data, rng, dims, type, gain)
         writer.write_tensor_data(data)
@@ -99,7 +98,7 @@ def _tensors(
 ) -> list[tuple[str, tuple[int, ...], Type]]:
     def fitting(type: Type, cols: int) -> Type:
         """llama.cpp's fallback where rows are no multiple of the block: 32-blocks, else F16."""
-        if cols % GGML_QUANT_SIZES[type][0] == 0:
+        if cols % block_layout(type).weights == 0:
             return type
         return Type.Q5_0 if cols % 32 == 0 else Type.F16
 
@@ -183,8 +182,8 @@ def _random_rows(
         if type == Type.BF16:
             return (values.view(np.uint32) >> 16).astype(np.uint16).view(np.uint8)
         return values.astype(np.float32 if type == Type.F32 else np.float16).view(np.uint8)
-    block, block_bytes = GGML_QUANT_SIZES[type]
-    one = rng.integers(0, 256, (rows, cols // block, block_bytes), np.uint8)
+    layout = block_layout(type)
+    one = rng.integers(0, 256, (rows, cols // layout.weights, layout.num_bytes), np.uint8)
     scale = np.float16(gain * cols**-0.5 / 200)  # keeps activations near 1 for 4- to 8-bit quants
     for offset in _SCALES[type]:
         one[..., offset : offset + 2] = np.frombuffer(scale.tobytes(), np.uint8)

@@ -17,11 +17,11 @@ from typing import Any
 import gguf
 import numpy as np
 import torch
-from gguf import GGMLQuantizationType as Type
 
 from hybridmoe.demo.corpus import CHAT_TEMPLATE
 from hybridmoe.demo.network import DemoConfig
 from hybridmoe.demo.vocabulary import SPECIAL_TOKENS, Vocabulary
+from hybridmoe.gguf.quant_types import QuantType as Type
 
 __all__ = ["export", "quantize_q4_k"]
 

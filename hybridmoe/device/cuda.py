@@ -7,7 +7,6 @@ from functools import partial
 from typing import Any
 
 import torch
-from gguf import GGMLQuantizationType
 from torch import Tensor
 
 from hybridmoe.config import check_gpu_kv_type
@@ -15,6 +14,7 @@ from hybridmoe.device.cuda_block_tables import CudaBlockTables
 from hybridmoe.device.interface import Matrix, Pages, Tables
 from hybridmoe.device.pending import Pending
 from hybridmoe.device.streams import host_empty
+from hybridmoe.gguf.quant_types import QuantType
 from hybridmoe.kernels import ops
 from hybridmoe.kernels.matrix import QuantMatrix
 from hybridmoe.kernels.paged_mla import Span
@@ -222,7 +222,7 @@ class CudaDevice:
             if factors is not None:
                 values *= factors[first:last]
             rounded[first:last] = values.bfloat16()
-        return DeviceMatrix(out, GGMLQuantizationType.BF16, w.batch, w.rows, w.cols)
+        return DeviceMatrix(out, QuantType.BF16, w.batch, w.rows, w.cols)
 
     def _batched(self, x: Tensor, w: Matrix, out: Tensor | None = None) -> Tensor:
         if isinstance(w, QuantMatrix):

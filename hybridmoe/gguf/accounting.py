@@ -17,11 +17,10 @@ from dataclasses import dataclass
 from math import prod
 from typing import Protocol
 
-from gguf import GGMLQuantizationType
-
 from hybridmoe.config import KV_TYPES, kv_row_bytes
 from hybridmoe.gguf.header import MetadataValue
 from hybridmoe.gguf.names import PARTS, parse_name, part_of, unused_names
+from hybridmoe.gguf.quant_types import QuantType
 
 __all__ = ["Account", "Sizes", "TensorLike", "TypeSizes", "take_account"]
 
@@ -32,7 +31,7 @@ class TensorLike(Protocol):
     @property
     def name(self) -> str: ...
     @property
-    def type(self) -> GGMLQuantizationType: ...
+    def type(self) -> QuantType: ...
     @property
     def shape(self) -> tuple[int, ...]: ...
     @property
@@ -71,7 +70,7 @@ class Account:
     """Sums over the tensors of a model."""
 
     parts: dict[str, Sizes]  # by names.PARTS, in that order; empty parts are left out
-    types: dict[GGMLQuantizationType, TypeSizes]  # largest first
+    types: dict[QuantType, TypeSizes]  # largest first
     total: Sizes
     kv_layers: int  # layers of the decoder, each with a KV cache
     latent_dim: int | None  # numbers in one row of the KV cache; None if not MLA
@@ -97,7 +96,7 @@ def take_account(tensors: Iterable[TensorLike], metadata: Mapping[str, MetadataV
     decoder_layers = None if num_layers is None else num_layers - nextn
 
     parts = dict.fromkeys(PARTS, Sizes())
-    types: dict[GGMLQuantizationType, TypeSizes] = {}
+    types: dict[QuantType, TypeSizes] = {}
     embedding: TensorLike | None = None
     tensors = list(tensors)
     unused = unused_names([tensor.name for tensor in tensors])

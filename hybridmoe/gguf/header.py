@@ -15,13 +15,13 @@ for a vocabulary as large as Kimi K2's (docs/formats.md).
 
 import mmap
 from dataclasses import dataclass
-from math import prod
 from typing import Any
 
 import numpy as np
-from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, GGUFValueType
+from gguf import GGUFValueType
 
 from hybridmoe.gguf.cursor import Cursor, MetadataScalar, printable
+from hybridmoe.gguf.quant_types import QuantType, block_layout, refusal, tensor_bytes
 from hybridmoe.units import format_bytes
 
 __all__ = ["Header", "MetadataValue", "TensorInfo", "parse_header"]
@@ -55,11 +55,7 @@ _DTYPES: dict[GGUFValueType, np.dtype[Any]] = {
     GGUFValueType.FLOAT64: np.dtype("<f8"),
 }
 _VALUE_TYPES = {int(value_type): value_type for value_type in GGUFValueType}
-_TENSOR_TYPES = {int(tensor_type): tensor_type for tensor_type in GGML_QUANT_SIZES}
-_REMOVED_TYPES = {
-    4: "Q4_2", 5: "Q4_3", 31: "Q4_0_4_4", 32: "Q4_0_4_8", 33: "Q4_0_8_8",
-    36: "IQ4_NL_4_4", 37: "IQ4_NL_4_8", 38: "IQ4_NL_8_8",
-}  # fmt: skip
+_TENSOR_TYPES = {int(tensor_type): tensor_type for tensor_type in QuantType}
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +63,7 @@ class TensorInfo:
     """Entry of the tensor list; `offset` counts from the start of the file."""
 
     name: str
-    type: GGMLQuantizationType
+    type: QuantType
     shape: tuple[int, ...]  # C order: outermost first, row length last
     num_bytes: int
     offset: int
@@ -185,21 +181,19 @@ def _read_tensor(cursor: Cursor, which: str, alignment: int) -> TensorInfo:
     type_number = cursor.u32(field)
     tensor_type = _TENSOR_TYPES.get(type_number)
     if tensor_type is None:
-        removed = _REMOVED_TYPES.get(type_number)
-        about = f"({removed}) was removed from GGUF: re-quantise" if removed else "is unknown"
-        cursor.fail(field, f"type {type_number} {about}")
-    block, block_bytes = GGML_QUANT_SIZES[tensor_type]
+        cursor.fail(field, f"type {type_number} {refusal(type_number)}")
+    shape, block = tuple(reversed(dims)), block_layout(tensor_type).weights
     if dims[0] % block:
         cursor.fail(
             field, f"row length {dims[0]}, expected a multiple of {tensor_type.name}'s {block}"
         )
-    num_bytes = prod(dims) // block * block_bytes
+    num_bytes = tensor_bytes(tensor_type, shape)
     if num_bytes >= 1 << 63:
         cursor.fail(field, f"dimensions {dims} make 2^63 bytes or more")
     offset = cursor.u64(field)
     if offset % alignment:
         cursor.fail(field, f"offset {offset}, expected a multiple of the alignment {alignment}")
-    return TensorInfo(name, tensor_type, tuple(reversed(dims)), num_bytes, offset)
+    return TensorInfo(name, tensor_type, shape, num_bytes, offset)
 
 
 def _place(

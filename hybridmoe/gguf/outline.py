@@ -11,17 +11,17 @@ import os
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
-from math import prod
 from pathlib import Path
 
-from gguf import GGML_QUANT_SIZES, LlamaFileType
-from gguf import GGMLQuantizationType as Q
+from gguf import LlamaFileType
 
 from hybridmoe.config import ModelConfig
 from hybridmoe.errors import ConfigError, GGUFError
 from hybridmoe.gguf.cursor import printable
 from hybridmoe.gguf.header import MetadataValue, TensorInfo, parse_header
 from hybridmoe.gguf.names import FUSED_ROLE, is_expert_tensor, parse_name
+from hybridmoe.gguf.quant_types import QuantType as Q
+from hybridmoe.gguf.quant_types import block_layout, tensor_bytes
 from hybridmoe.gguf.reader import map_file
 from hybridmoe.gguf.split import check_part, count_parts, part_path
 from hybridmoe.gguf.tensor_table import read_config, tensor_shapes
@@ -124,15 +124,15 @@ def with_expert_type(tensors: tuple[TensorInfo, ...], type_name: str) -> tuple[T
     try:
         type = Q[type_name.upper()]
     except KeyError:
-        known = ", ".join(sorted(type.name for type in GGML_QUANT_SIZES))
+        known = ", ".join(sorted(type.name for type in Q))
         raise ConfigError(f"type {type_name!r:.40} is unknown; known: {known}") from None
     changed = []
     for tensor in tensors:
         if is_expert_tensor(tensor.name):
-            if tensor.shape[-1] % GGML_QUANT_SIZES[type][0]:
+            if not _fits(type, tensor.shape):
                 raise ConfigError(
                     f"{type.name}: rows of {tensor.shape[-1]} in {printable(tensor.name)} are not"
-                    f" a multiple of its {GGML_QUANT_SIZES[type][0]}"
+                    f" a multiple of its {block_layout(type).weights}"
                 )
             tensor = _tensor(tensor.name, tensor.shape, type)
         changed.append(tensor)
@@ -223,12 +223,12 @@ def _main_type(kind: LlamaFileType) -> Q | None:
 
 
 def _fits(type: Q, shape: tuple[int, ...]) -> bool:
-    return bool(shape[-1] % GGML_QUANT_SIZES[type][0] == 0)
+    return shape[-1] % block_layout(type).weights == 0
 
 
 def _bits(type: Q) -> float:
-    block, block_bytes = GGML_QUANT_SIZES[type]
-    return float(8 * block_bytes / block)
+    layout = block_layout(type)
+    return 8 * layout.num_bytes / layout.weights
 
 
 def _tensor(name: str, shape: tuple[int, ...], type: Q) -> TensorInfo:
@@ -236,5 +236,4 @@ def _tensor(name: str, shape: tuple[int, ...], type: Q) -> TensorInfo:
         type = _FALLBACKS.get(type, Q.IQ4_NL)
     if not _fits(type, shape):
         type = Q.F16
-    block, block_bytes = GGML_QUANT_SIZES[type]
-    return TensorInfo(name, type, shape, prod(shape) // block * block_bytes, 0)
+    return TensorInfo(name, type, shape, tensor_bytes(type, shape), 0)

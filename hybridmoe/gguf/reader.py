@@ -19,11 +19,11 @@ from types import MappingProxyType, TracebackType
 from typing import NamedTuple, Self
 
 import numpy as np
-from gguf import GGMLQuantizationType
 
 from hybridmoe.errors import GGUFError
 from hybridmoe.gguf.cursor import printable
 from hybridmoe.gguf.header import Header, MetadataValue, parse_header
+from hybridmoe.gguf.quant_types import QuantType
 from hybridmoe.gguf.split import check_part, count_parts, part_path
 
 __all__ = ["FileState", "GGUFFile", "Tensor", "map_file"]
@@ -34,7 +34,7 @@ class Tensor:
     """Tensor of an open file; its bytes stay in the memory map."""
 
     name: str
-    type: GGMLQuantizationType
+    type: QuantType
     shape: tuple[int, ...]  # C order (reverse of GGUF's ne): outermost first, row length last
     data: np.ndarray  # (num_bytes,) uint8, contiguous, read-only
     num_bytes: int

@@ -11,7 +11,6 @@ from typing import Self
 
 import numpy as np
 import torch
-from gguf import GGMLQuantizationType
 from torch import Tensor
 
 from hybridmoe.config import PREFILL_TOKENS, ModelConfig
@@ -23,6 +22,7 @@ from hybridmoe.env import uses_host_functions
 from hybridmoe.experts.backend import ExpertBackend
 from hybridmoe.experts.routed_experts import RoutedExperts
 from hybridmoe.gguf.names import parse_name
+from hybridmoe.gguf.quant_types import QuantType
 from hybridmoe.gguf.reader import GGUFFile
 from hybridmoe.kernels.expert_groups import FEW_ROWS, MANY_ROWS, ExpertGroup, LayerStates
 from hybridmoe.kernels.matrix import QuantMatrix
@@ -116,7 +116,7 @@ def _layers_of_each_kind(
     file: GGUFFile, config: ModelConfig, is_on_cpu: Callable[[str], bool]
 ) -> list[int]:
     """Find the first layer of each set of tensors, types and places."""
-    kinds: dict[int, list[tuple[str, GGMLQuantizationType, bool]]] = {}
+    kinds: dict[int, list[tuple[str, QuantType, bool]]] = {}
     for tensor in file.tensors.values():
         layer, role, _ = parse_name(tensor.name)
         if layer is not None and layer < config.num_layers:
@@ -142,7 +142,7 @@ class _MetaDevice(CudaDevice):
     def matrix(self, w: QuantMatrix, name: str) -> DeviceMatrix | QuantMatrix:
         if self._is_on_cpu(name):
             return w
-        kind = w.type if w.type in MATRIX_TYPES else GGMLQuantizationType.BF16
+        kind = w.type if w.type in MATRIX_TYPES else QuantType.BF16
         return DeviceMatrix.empty(kind, (w.batch, w.rows, w.cols), self.torch)
 
     def linear(self, x: Tensor, w: Matrix, out: Tensor | None = None) -> Tensor:

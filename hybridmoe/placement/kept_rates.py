@@ -16,11 +16,11 @@ from typing import Any, TypeVar
 
 import torch
 import triton
-from gguf import GGMLQuantizationType
 
 from hybridmoe import _C
 from hybridmoe.experts.gpu.calibrate_decode import DecodeRates
 from hybridmoe.experts.routed_experts import ExpertWeights
+from hybridmoe.gguf.quant_types import QuantType
 from hybridmoe.hardware import isa
 from hybridmoe.hardware.gpu import driver_version
 from hybridmoe.hardware.topology import num_threads
@@ -85,9 +85,7 @@ def kept_decode_rates(
         return {**rates._asdict(), "one_token": one_token}
 
     def measured(facts: dict[str, Any]) -> DecodeRates:
-        one_token = {
-            GGMLQuantizationType[name]: float(rate) for name, rate in facts["one_token"].items()
-        }
+        one_token = {QuantType[name]: float(rate) for name, rate in facts["one_token"].items()}
         slots, hand_over_s = (
             None if facts[name] is None else float(facts[name]) for name in ("slots", "hand_over_s")
         )

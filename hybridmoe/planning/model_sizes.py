@@ -8,8 +8,6 @@ from dataclasses import dataclass
 from math import prod
 from typing import NamedTuple
 
-from gguf import GGMLQuantizationType
-
 from hybridmoe.config import ModelConfig
 from hybridmoe.errors import GGUFError
 from hybridmoe.gguf.accounting import TensorLike
@@ -20,6 +18,7 @@ from hybridmoe.gguf.names import (
     part_of,
     unused_names,
 )
+from hybridmoe.gguf.quant_types import QuantType
 from hybridmoe.hardware.disk import direct_buffer_bytes
 
 __all__ = ["GPU_EXPERT_TYPES", "GPU_TYPES", "ModelSizes", "Part", "sizes_of"]
@@ -29,17 +28,17 @@ _GPU_TYPES = (
     "BF16 F16 Q8_0 Q4_0 Q4_1 Q5_0 Q5_1 Q2_K Q3_K Q4_K Q5_K Q6_K"
     " IQ1_S IQ1_M IQ2_XXS IQ2_XS IQ2_S IQ3_XXS IQ3_S IQ4_NL IQ4_XS TQ1_0 TQ2_0 MXFP4"
 )
-GPU_EXPERT_TYPES = frozenset(GGMLQuantizationType[name] for name in _GPU_TYPES.split())
-GPU_TYPES = GPU_EXPERT_TYPES | {GGMLQuantizationType.F32}
+GPU_EXPERT_TYPES = frozenset(QuantType[name] for name in _GPU_TYPES.split())
+GPU_TYPES = GPU_EXPERT_TYPES | {QuantType.F32}
 
-_PACKED_TYPES = frozenset(GGMLQuantizationType[name] for name in ("Q8_0", "Q4_0", "Q6_K"))
+_PACKED_TYPES = frozenset(QuantType[name] for name in ("Q8_0", "Q4_0", "Q6_K"))
 _PACKED_ROW_BYTES = 16  # rows of these begin at multiples (kernels.triton.packing)
 
 
 class Part(NamedTuple):
     """Matrices of one type, summed."""
 
-    type: GGMLQuantizationType
+    type: QuantType
     num_params: int
     num_bytes: int
 
@@ -256,7 +255,7 @@ def _packed_bytes(part: Part, num_rows: int) -> int:
 
 
 def _by_type(parts: Iterable[Part]) -> tuple[Part, ...]:
-    sums: dict[GGMLQuantizationType, Part] = {}
+    sums: dict[QuantType, Part] = {}
     for type, num_params, num_bytes in parts:
         old = sums.get(type, Part(type, 0, 0))
         sums[type] = Part(type, old.num_params + num_params, old.num_bytes + num_bytes)

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import NamedTuple
 
-from gguf import GGMLQuantizationType as Q
+from hybridmoe.gguf.quant_types import QuantType as Q
 
 __all__ = ["COPY_TRAFFIC", "DECODE_SHARE", "GpuRates", "Products", "Rates", "rates_of"]
 

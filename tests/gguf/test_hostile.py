@@ -11,13 +11,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from gguf import GGMLQuantizationType as Q
 from raw_gguf import RawFile, RawTensor, V, array, key, string, text_key, u32, u32_key, u64
 from refusal import refusal
 from waiting import HANG_S
 
 from hybridmoe.errors import GGUFError
 from hybridmoe.gguf import GGUFFile
+from hybridmoe.gguf.quant_types import QuantType as Q
 
 HUGE = (2**31, 2**32, 2**60, 2**63, 2**64 - 1)
 A = RawTensor("a", [32])
@@ -101,13 +101,18 @@ HOSTILE: dict[str, tuple[RawFile, str]] = {
             RawFile(tensors=[RawTensor("a", [n, 4], kind)], data=bytes(4096)),
             f"a: row length {n}, expected a multiple of {kind.name}'s",
         )
-        for n, kind in ((31, Q.Q8_0), (33, Q.Q4_0), (128, Q.Q4_K), (300, Q.IQ1_S), (32, Q.NVFP4))
+        for n, kind in (
+            (31, Q.Q8_0), (33, Q.Q4_0), (128, Q.Q4_K), (300, Q.IQ1_S), (32, Q.NVFP4),
+            (128, Q.IQ4_KS),
+        )
     },
     **{
         f"tensor type {n}": (RawFile(tensors=[RawTensor("a", [32], n)], data=bytes(999)), problem)
         for n, problem in (
             (4, "a: type 4 (Q4_2) was removed"), (31, "type 31 (Q4_0_4_4) was removed"),
             (38, "type 38 (IQ4_NL_8_8) was removed"), (99, "type 99 is unknown"),
+            (155, "type 155 (IQ4_KT of ik_llama.cpp) is not supported"),
+            (212, "type 212 (Q4_K_R4 of ik_llama.cpp) is not supported: quantise to Q4_K instead"),
             (2**31, "type 2147483648 is unknown"), (2**32 - 1, "is unknown"),
         )
     },

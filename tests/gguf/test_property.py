@@ -14,7 +14,7 @@ from raw_gguf import RawFile, RawTensor, V, array, key, packed, scalar, u32_key
 
 from hybridmoe.errors import GGUFError
 from hybridmoe.gguf import GGUFFile
-from hybridmoe.gguf.header import _REMOVED_TYPES
+from hybridmoe.gguf.quant_types import _REMOVED, _UNREAD_IK, QuantType
 
 RANGES = {
     V.UINT8: (0, 2**8 - 1), V.INT8: (-(2**7), 2**7 - 1), V.UINT16: (0, 2**16 - 1),
@@ -108,6 +108,7 @@ def test_changed_bytes_give_a_sound_file_or_one_line(
         assert str(error).startswith("x.gguf: ") and str(error).isprintable()
 
 
-def test_the_removed_types_are_not_types_of_the_gguf_package() -> None:
-    assert not _REMOVED_TYPES.keys() & {int(kind) for kind in GGMLQuantizationType}
+def test_the_types_refused_by_name_are_not_read() -> None:
+    assert not (_REMOVED | _UNREAD_IK).keys() & {*GGMLQuantizationType, *QuantType}
+    assert not _REMOVED.keys() & _UNREAD_IK.keys()
     assert set(gguf.GGML_QUANT_SIZES) == set(GGMLQuantizationType)

@@ -5,7 +5,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, GGUFValueType
+from gguf import GGUFValueType
+
+from hybridmoe.gguf.quant_types import QuantType, tensor_bytes
 
 V = GGUFValueType
 PACKING = {
@@ -57,7 +59,7 @@ class RawTensor:
 
     name: str | bytes
     dims: Sequence[int]
-    type: int = GGMLQuantizationType.F32
+    type: int = QuantType.F32
     offset: int = 0
     num_dims: int | None = None  # what the file says, if not len(dims)
 
@@ -68,11 +70,7 @@ class RawTensor:
 
     @property
     def num_bytes(self) -> int:
-        block, block_bytes = GGML_QUANT_SIZES[GGMLQuantizationType(self.type)]
-        elements = 1
-        for dim in self.dims:
-            elements *= dim
-        return elements // block * block_bytes
+        return tensor_bytes(QuantType(self.type), tuple(reversed(self.dims)))
 
 
 @dataclass(frozen=True)

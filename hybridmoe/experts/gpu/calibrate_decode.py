@@ -13,7 +13,6 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from gguf import GGMLQuantizationType
 from torch import Tensor
 
 from hybridmoe.device.streams import Stream
@@ -21,6 +20,7 @@ from hybridmoe.experts.gpu.hand_over import HandOver
 from hybridmoe.experts.gpu.slot_pool import SlotPool
 from hybridmoe.experts.gpu.staging import StepMemory
 from hybridmoe.experts.routed_experts import RoutedExperts
+from hybridmoe.gguf.quant_types import QuantType
 from hybridmoe.kernels.matrix import QuantMatrix
 from hybridmoe.kernels.triton.matmul import batched_linear
 from hybridmoe.kernels.triton.matrix import DeviceMatrix
@@ -39,7 +39,7 @@ _HAND_OVERS = 16  # of a graph
 class DecodeRates(NamedTuple):
     """Rates of one-token steps; what could not be measured is missing."""
 
-    one_token: Mapping[GGMLQuantizationType, float]  # bytes/s of the file, by type
+    one_token: Mapping[QuantType, float]  # bytes/s of the file, by type
     slots: float | None  # bytes/s of the file, of experts in slots
     hand_over_s: float | None  # of a layer
 
@@ -55,7 +55,7 @@ class DenseMatrices:
     """Dense matrices of one GPU, noted as they are uploaded."""
 
     def __init__(self) -> None:
-        self._by_type: dict[GGMLQuantizationType, list[tuple[DeviceMatrix, int]]] = {}
+        self._by_type: dict[QuantType, list[tuple[DeviceMatrix, int]]] = {}
 
     def note(self, on_gpu: DeviceMatrix, w: QuantMatrix) -> None:
         """Add a matrix."""
@@ -68,7 +68,7 @@ class DenseMatrices:
             for kind, found in self._by_type.items()
         )
 
-    def sample(self) -> dict[GGMLQuantizationType, list[tuple[DeviceMatrix, int]]]:
+    def sample(self) -> dict[QuantType, list[tuple[DeviceMatrix, int]]]:
         """Choose neighbours of each type, with their bytes in the file.
 
         From the middle of the model: its first layer is unlike the others, and the output head too.

@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
-from gguf import GGMLQuantizationType
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -21,6 +20,7 @@ from hybridmoe import _C
 from hybridmoe.device.streams import Event, Stream, host_empty
 from hybridmoe.experts.gpu.host_registration import HostRegistration, host_view
 from hybridmoe.experts.routed_experts import RoutedExperts
+from hybridmoe.gguf.quant_types import QuantType
 from hybridmoe.kernels.matrix import QuantMatrix
 from hybridmoe.kernels.triton.packing import has_planes, packed_row_bytes, planes
 from hybridmoe.planning.layer_cost import UPLOAD_PIECE_BYTES
@@ -43,7 +43,7 @@ class _Piece(NamedTuple):
 
     data: "NDArray[np.uint8]"
     target: Tensor  # in a slot: as many bytes, or packed rows (n, bytes)
-    packed: GGMLQuantizationType | None  # the type of packed rows
+    packed: QuantType | None  # the type of packed rows
 
 
 class SlotUpload:
