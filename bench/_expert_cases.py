@@ -4,11 +4,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from statistics import mean
 
-from gguf import GGMLQuantizationType as Type
-
 from bench._experts import Call, decode_calls, expert_bytes, prefill_calls
 from bench._harness import Times, bar, repeat
 from hybridmoe import _C
+from hybridmoe.gguf.quant_types import QuantType as Type
 from hybridmoe.hardware import isa
 from hybridmoe.hardware.machine import Limits
 
@@ -81,7 +80,7 @@ class Case:
         """The machine's limit in the same unit; for prefill, arithmetic alone."""
         if not self.is_prefill:
             return limits.read.all / 1e9
-        is_quantized = _C.TYPES[self.type][3]
+        is_quantized = _C.TYPES[self.type][2]
         rate = limits.int8 if is_quantized else limits.float32
         if self.isa == "amx" and is_quantized:
             rate = getattr(limits, "amx_int8", None) or rate

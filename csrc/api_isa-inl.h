@@ -18,12 +18,14 @@ std::vector<std::string> names(const std::vector<const KernelTable*>& tables) {
   return result;
 }
 
-// {type id: (name, weights of a block, bytes of a block, whether activations are rounded to int8)}
+// {type id: (name, (weights of a block, its bytes, bytes of a row's scale), whether activations are
+// rounded to int8)}
 py::dict types() {
   py::dict result;
   for (const TypeInfo& type : kTypes) {
     result[py::int_(static_cast<int>(type.id))] = py::make_tuple(
-        type.name, type.block_weights, type.block_bytes, kScalar.formats[type.id].quantized);
+        type.name, py::make_tuple(type.block_weights, type.block_bytes, type.row_scale_bytes),
+        kScalar.formats[type.id].quantized);
   }
   return result;
 }

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 
-TYPES: dict[int, tuple[str, int, int, bool]]
+TYPES: dict[int, tuple[str, tuple[int, int, int], bool]]
 """GGUF type id -> (name, weights of a block, bytes of a block, activations rounded to int8)."""
 
 ACTIVATION_BLOCK: int

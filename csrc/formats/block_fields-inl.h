@@ -75,11 +75,34 @@ inline KScales unpack_k_scales(const uint8_t* packed) {
           join_words(b & 0x3f3f3f3f, ((c >> 4) & 0x0f0f0f0f) | ((b >> 2) & 0x30303030))};
 }
 
-// Bytes v of 0..63, eight in a word, as the signed bytes v - 32.
-inline uint64_t minus_32(uint64_t bytes) {
-  constexpr uint64_t sixth = 0x2020202020202020;
-  const uint64_t flipped = bytes ^ sixth, negative = flipped & sixth;
-  return flipped | negative << 1 | negative << 2;
+constexpr uint64_t kEachByte = 0x0101010101010101;
+
+// Bytes v of 0..127, eight in a word, as the signed bytes v - N.
+template <int N>
+inline uint64_t minus(uint64_t bytes) {
+  return (bytes + (128 - N) * kEachByte) ^ 128 * kEachByte;
+}
+
+// Four bytes -> the eight bytes of their nibbles, low first.
+inline uint64_t spread_nibbles(uint32_t nibbles) {
+  uint64_t v = nibbles;
+  v = (v | v << 16) & 0x0000ffff0000ffff;
+  v = (v | v << 8) & 0x00ff00ff00ff00ff;
+  return (v | v << 4) & 0x0f0f0f0f0f0f0f0f;
+}
+
+// Eight pairs of bits -> a byte each.
+inline uint64_t spread_pairs(uint32_t pairs) {
+  uint64_t v = pairs;
+  v = (v | v << 24) & 0x000000ff000000ff;
+  v = (v | v << 12) & 0x000f000f000f000f;
+  return (v | v << 6) & 0x0303030303030303;
+}
+
+// Eight bits -> a byte each, 0 or 1.
+inline uint64_t spread_bits(uint32_t bits) {
+  const uint64_t placed = (bits & 255) * kEachByte & 0x8040201008040201;
+  return (placed + 127 * kEachByte) >> 7 & kEachByte;
 }
 
 // The sixteen 6-bit scales of Q3_K less 32, as signed bytes; see BlockQ3_K.
@@ -89,22 +112,15 @@ struct Q3Scales {
 
 inline Q3Scales unpack_q3_scales(const uint8_t* packed) {
   const uint32_t a = load_u32(packed), b = load_u32(packed + 4), c = load_u32(packed + 8);
-  return {minus_32(join_words((a & 0x0f0f0f0f) | ((c << 4) & 0x30303030),
-                              (b & 0x0f0f0f0f) | ((c << 2) & 0x30303030))),
-          minus_32(join_words(((a >> 4) & 0x0f0f0f0f) | (c & 0x30303030),
-                              ((b >> 4) & 0x0f0f0f0f) | ((c >> 2) & 0x30303030)))};
+  return {minus<32>(join_words((a & 0x0f0f0f0f) | ((c << 4) & 0x30303030),
+                               (b & 0x0f0f0f0f) | ((c << 2) & 0x30303030))),
+          minus<32>(join_words(((a >> 4) & 0x0f0f0f0f) | (c & 0x30303030),
+                               ((b >> 4) & 0x0f0f0f0f) | ((c >> 2) & 0x30303030)))};
 }
 
 // The eight 6-bit scales of IQ4_XS less 32, as signed bytes; see BlockIQ4_XS.
 inline uint64_t unpack_iq4_scales(const uint8_t* nibbles, uint32_t pairs) {
-  uint64_t low = load_u32(nibbles), high = pairs;
-  low = (low | low << 16) & 0x0000ffff0000ffff;
-  low = (low | low << 8) & 0x00ff00ff00ff00ff;
-  low = (low | low << 4) & 0x0f0f0f0f0f0f0f0f;
-  high = (high | high << 24) & 0x000000ff000000ff;
-  high = (high | high << 12) & 0x000f000f000f000f;
-  high = (high | high << 6) & 0x0303030303030303;
-  return minus_32(low | high << 4);
+  return minus<32>(spread_nibbles(load_u32(nibbles)) | spread_pairs(pairs) << 4);
 }
 
 }  // namespace

@@ -1,9 +1,10 @@
 // Block layouts of the GGUF tensor types: plain structs over the bytes of the file (little-endian).
 //
-// A row of a matrix is a sequence of blocks. In the drawings `w` is a weight, `q` its integer code,
-// [i] an array index, and "b7..b4 | b3..b0" the bits of one byte. `d`, `m`, `dmin` are binary16
-// bits. Where a byte holds codes of several sub-blocks, all low bits come before all high bits:
-// that is what lets a vector load, one shift and one mask unpack 32 weights.
+// A row of a matrix is a sequence of blocks, behind a scale in some types. In the drawings `w` is a
+// weight, `q` its integer code, [i] an array index, and "b7..b4 | b3..b0" the bits of one byte.
+// `d`, `m`, `dmin` are binary16 bits. Where a byte holds codes of several sub-blocks, all low bits
+// come before all high bits: that is what lets a vector load, one shift and one mask unpack 32
+// weights.
 #pragma once
 
 #include <stdint.h>
@@ -234,6 +235,32 @@ struct BlockNVFP4 {
   uint8_t qs[32];
 };
 
+// w = d * (2q - 1)            q[8i + j]: bit j of qs[i]
+struct BlockQ1_0 {
+  static constexpr int kWeights = 128;
+  uint16_t d;
+  uint8_t qs[16];
+};
+
+// w = d * (q - 1)             q[4i + j]: bits 2j of qs[i]
+struct BlockQ2_0 {
+  static constexpr int kWeights = 64;
+  uint16_t d;
+  uint8_t qs[16];
+};
+
+// Bytes that a row begins with, before its blocks: a scale of all its weights, in the types whose
+// blocks name its type (ik_blocks.h).
+template <class Block>
+consteval int row_scale_bytes() {
+  if constexpr (requires { typename Block::RowScale; }) {
+    return sizeof(typename Block::RowScale);
+  } else {
+    return 0;
+  }
+}
+
+static_assert(sizeof(BlockQ1_0) == 18 && sizeof(BlockQ2_0) == 18);
 static_assert(sizeof(BlockF32) == 4 && sizeof(BlockF16) == 2 && sizeof(BlockBF16) == 2);
 static_assert(sizeof(BlockQ4_0) == 18 && sizeof(BlockQ4_1) == 20);
 static_assert(sizeof(BlockQ5_0) == 22 && sizeof(BlockQ5_1) == 24 && sizeof(BlockQ8_0) == 34);

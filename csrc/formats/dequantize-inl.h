@@ -1,6 +1,7 @@
 // Scalar dequantization, one function per format, bit for bit the float32 arithmetic of gguf.quants
 // (gguf-py, MIT licence): the same products in the same order, never contracted to an FMA.
 // Compiled once per instruction set; the includer has defined `half_to_float` in hm::(anonymous).
+// Rows, and the types of ik_llama.cpp: ik_dequantize-inl.h.
 #pragma once
 
 #include <string.h>
@@ -304,12 +305,16 @@ inline void dequantize(const BlockNVFP4& b, float* y) {
   }
 }
 
-// One row, or any run of whole blocks.
-template <class Block>
-void dequantize_row(const void* blocks, int64_t weights, float* out) {
-  const Block* block = static_cast<const Block*>(blocks);
-  for (int64_t i = 0; i < weights / Block::kWeights; ++i)
-    dequantize(block[i], out + i * Block::kWeights);
+inline void dequantize(const BlockQ1_0& b, float* y) {
+  const float d = half_to_float(b.d);
+  for (int i = 0; i < 128; ++i) y[i] = (b.qs[i / 8] >> (i % 8)) & 1 ? d : -d;
+}
+
+inline void dequantize(const BlockQ2_0& b, float* y) {
+  const float d = half_to_float(b.d);
+  for (int i = 0; i < 64; ++i) {
+    y[i] = d * static_cast<float>(((b.qs[i / 4] >> (2 * (i % 4))) & 3) - 1);
+  }
 }
 
 }  // namespace

@@ -3,7 +3,7 @@
 
 #include <stdint.h>
 
-#include "formats/blocks.h"
+#include "formats/ik_blocks.h"
 
 namespace hm {
 
@@ -34,20 +34,35 @@ enum TypeId : int32_t {
   kTQ2_0 = 35,
   kMXFP4 = 39,
   kNVFP4 = 40,
+  kQ1_0 = 41,
+  kQ2_0 = 42,
+  // of ik_llama.cpp
+  kQ6_0 = 133,
+  kIQ2_K = 137,
+  kIQ3_K = 138,
+  kIQ4_K = 139,
+  kIQ5_K = 140,
+  kIQ4_KS = 144,
+  kIQ2_KS = 145,
+  kIQ4_KSS = 146,
+  kIQ5_KS = 152,
+  kIQ3_KS = 156,
+  kIQ2_KL = 157,
 };
-constexpr int kNumTypeIds = 41;  // table size: one more than the largest id
+constexpr int kNumTypeIds = 158;  // table size: one more than the largest id
 
 struct TypeInfo {
   TypeId id;
   const char* name;
   int32_t block_weights;
   int32_t block_bytes;
-  int32_t alignment;  // of the first byte, in bytes
+  int32_t row_scale_bytes;  // before the blocks of a row
+  int32_t alignment;        // of the first byte, in bytes
 };
 
 template <class Block>
 consteval TypeInfo type_info(TypeId id, const char* name) {
-  return {id, name, Block::kWeights, sizeof(Block), alignof(Block)};
+  return {id, name, Block::kWeights, sizeof(Block), row_scale_bytes<Block>(), alignof(Block)};
 }
 
 constexpr TypeInfo kTypes[] = {
@@ -77,7 +92,25 @@ constexpr TypeInfo kTypes[] = {
     type_info<BlockTQ2_0>(kTQ2_0, "TQ2_0"),
     type_info<BlockMXFP4>(kMXFP4, "MXFP4"),
     type_info<BlockNVFP4>(kNVFP4, "NVFP4"),
+    type_info<BlockQ1_0>(kQ1_0, "Q1_0"),
+    type_info<BlockQ2_0>(kQ2_0, "Q2_0"),
+    type_info<BlockQ6_0>(kQ6_0, "Q6_0"),
+    type_info<BlockIQ2_K>(kIQ2_K, "IQ2_K"),
+    type_info<BlockIQ2_KS>(kIQ2_KS, "IQ2_KS"),
+    type_info<BlockIQ2_KL>(kIQ2_KL, "IQ2_KL"),
+    type_info<BlockIQ3_K>(kIQ3_K, "IQ3_K"),
+    type_info<BlockIQ3_KS>(kIQ3_KS, "IQ3_KS"),
+    type_info<BlockIQ4_K>(kIQ4_K, "IQ4_K"),
+    type_info<BlockIQ4_KS>(kIQ4_KS, "IQ4_KS"),
+    type_info<BlockIQ4_KSS>(kIQ4_KSS, "IQ4_KSS"),
+    type_info<BlockIQ5_K>(kIQ5_K, "IQ5_K"),
+    type_info<BlockIQ5_KS>(kIQ5_KS, "IQ5_KS"),
 };
+
+// Bytes of a row of whole blocks.
+constexpr int64_t row_bytes(const TypeInfo& type, int64_t cols) {
+  return type.row_scale_bytes + cols / type.block_weights * type.block_bytes;
+}
 
 // Null for an id without a CPU kernel.
 constexpr const TypeInfo* find_type(int32_t id) {

@@ -7,6 +7,7 @@
 #include <stddef.h>
 
 #include "kernels/gemm-inl.h"
+#include "kernels/ik_groups-inl.h"
 
 namespace hm {
 namespace {
@@ -33,9 +34,9 @@ template <class Group>
 struct Factors {
   alignas(64) float d[16], offset[16];
 
-  HM_INLINE explicit Factors(const typename Group::Block* blocks, Group& group) {
+  HM_INLINE Factors(const typename Group::Block* blocks, float row_scale, Group& group) {
     using Lanes = typename Group::Lanes;
-    group.load(blocks);
+    load_group(group, blocks, row_scale);
     Lanes::store(d, group.d);
     if constexpr (Group::kOffset) {
       Lanes::store(offset, group.offset);
@@ -62,7 +63,7 @@ template <>
 struct Factors<GroupQ4_K> {
   alignas(64) float both[16];
 
-  HM_INLINE explicit Factors(const BlockQ4_K* block, GroupQ4_K&) {
+  HM_INLINE Factors(const BlockQ4_K* block, float, GroupQ4_K&) {
     static_assert(offsetof(BlockQ4_K, dmin) == offsetof(BlockQ4_K, d) + 2);
     const auto [scales, mins] = unpack_k_scales(block->scales);
     const __m512 d = _mm512_castps128_ps512(
@@ -113,9 +114,9 @@ struct Widen {
                                                   half<4 * P + 3>(codes + 48, factors)));
   }
 
-  static HM_INLINE void row(const typename Group::Block* blocks, uint16_t* row) {
+  static HM_INLINE void row(const typename Group::Block* blocks, float row_scale, uint16_t* row) {
     Group group;
-    const Factors<Group> factors(blocks, group);
+    const Factors<Group> factors(blocks, row_scale, group);
     pair<0>(group, blocks, factors, row);
     pair<1>(group, blocks, factors, row);
     pair<2>(group, blocks, factors, row);
@@ -141,9 +142,9 @@ struct LookUp {
     _mm512_store_si512(row + 64 * P + 32, _mm512_permutexvar_epi16(upper, table));
   }
 
-  static HM_INLINE void row(const typename Group::Block* blocks, uint16_t* row) {
+  static HM_INLINE void row(const typename Group::Block* blocks, float row_scale, uint16_t* row) {
     Group group;
-    const Factors<Group> factors(blocks, group);
+    const Factors<Group> factors(blocks, row_scale, group);
     const __m512 values = Nibbles::values();
     pair<0>(blocks, values, factors, row);
     pair<1>(blocks, values, factors, row);
@@ -190,10 +191,11 @@ struct NibblesMXFP4 : LinearNibbles<BlockMXFP4> {
   static HM_INLINE __m512 values() { return listed_values(kValuesE2M1); }
 };
 
-struct NibblesIQ4_XS {
+template <class Block>
+struct NibblesIQ4 {
   static HM_INLINE __m512 values() { return listed_values(kValuesIQ4); }
   template <int P>
-  static HM_INLINE NibblePair pair(const BlockIQ4_XS* block) {
+  static HM_INLINE NibblePair pair(const Block* block) {
     return {sixteen_bytes(block->qs + 32 * P), sixteen_bytes(block->qs + 32 * P + 16)};
   }
 };
@@ -216,7 +218,7 @@ struct GroupBF16 {
 };
 
 struct CopyBF16 {
-  static HM_INLINE void row(const BlockBF16* blocks, uint16_t* row) {
+  static HM_INLINE void row(const BlockBF16* blocks, float, uint16_t* row) {
     memcpy(row, blocks, kSuperWeights * sizeof *row);
   }
 };
@@ -232,7 +234,9 @@ struct Unpack<GroupQ4_K> : LookUp<GroupQ4_K, NibblesQ4_K> {};
 template <>
 struct Unpack<GroupIQ4_NL> : LookUp<GroupIQ4_NL, NibblesIQ4_NL> {};
 template <>
-struct Unpack<GroupIQ4_XS> : LookUp<GroupIQ4_XS, NibblesIQ4_XS> {};
+struct Unpack<GroupIQ4_XS> : LookUp<GroupIQ4_XS, NibblesIQ4<BlockIQ4_XS>> {};
+template <>
+struct Unpack<GroupIQ4_KS> : LookUp<GroupIQ4_KS, NibblesIQ4<BlockIQ4_KS>> {};
 template <>
 struct Unpack<GroupMXFP4> : LookUp<GroupMXFP4, NibblesMXFP4> {};
 template <>
@@ -244,7 +248,7 @@ template <class Group>
 HM_INLINE void unpack_block(const TileArgs& args, int64_t first, int64_t group, uint16_t* out) {
   using Block = typename Group::Block;
   constexpr int64_t group_bytes = Group::kBlocks * static_cast<int64_t>(sizeof(Block));
-  const int64_t at = group * group_bytes, left = args.row_bytes - at;
+  const int64_t at = row_scale_bytes<Block>() + group * group_bytes, left = args.row_bytes - at;
   const int64_t end = padded_weights(args.end_col) / kSuperWeights * group_bytes;
   int64_t ahead = at + kFetchGroups * group_bytes;  // of these rows, or else of the next ones
   const uint8_t* fetched = args.weights + first * args.row_bytes;
@@ -255,14 +259,15 @@ HM_INLINE void unpack_block(const TileArgs& args, int64_t first, int64_t group, 
   }
   for (int64_t r = 0; r < kPanelRows; ++r, out += kRowWords) {
     const bool is_row = first + r < args.num_rows;
-    const uint8_t* data = args.weights + (first + r) * args.row_bytes + at;
+    const uint8_t* start = args.weights + (first + r) * args.row_bytes;
+    const float row_scale = is_row ? Row<Block>(start).scale : 0.0f;
     if (is_row && left >= group_bytes) {
-      Unpack<Group>::row((const Block*)data, out);
+      Unpack<Group>::row((const Block*)(start + at), row_scale, out);
     } else {
       Block rest[Group::kBlocks];
       memset(rest, 0, sizeof rest);
-      if (is_row) memcpy(rest, data, left);
-      Unpack<Group>::row(rest, out);
+      if (is_row) memcpy(rest, start + at, left);
+      Unpack<Group>::row(rest, row_scale, out);
     }
     for (int64_t i = 0; i < group_bytes; i += 64) Simd::Panel::fetch(fetched + ahead + i);
     fetched += args.row_bytes;

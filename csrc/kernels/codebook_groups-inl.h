@@ -133,8 +133,6 @@ struct GroupIQ3_S : SignedGroupOf<BlockIQ3_S> {
 };
 
 // The shift of 1/8 makes the codes 8 c + 1 and 8 c - 1.
-constexpr uint64_t kEachByte = 0x0101010101010101;
-
 HM_INLINE uint64_t eight_times_plus_one(uint64_t entry) {
   return ((entry << 3) & (0xf8 * kEachByte)) | kEachByte;
 }

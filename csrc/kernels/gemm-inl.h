@@ -84,16 +84,18 @@ struct PanelOf {
     constexpr int64_t group_bytes = Group::kBlocks * static_cast<int64_t>(sizeof(Block));
     Block rest[Group::kBlocks];
     const Block* blocks = rest;
-    const uint8_t* at = args.weights + r * args.row_bytes + g * group_bytes;
-    const int64_t left = r < args.num_rows ? args.row_bytes - g * group_bytes : 0;
+    const uint8_t* start = args.weights + r * args.row_bytes;
+    const int64_t at = row_scale_bytes<Block>() + g * group_bytes;
+    const bool is_row = r < args.num_rows;
+    const int64_t left = is_row ? args.row_bytes - at : 0;
     if (left >= group_bytes) {
-      blocks = (const Block*)at;
+      blocks = (const Block*)(start + at);
     } else {  // blocks of zeros complete the group; nothing is read beyond the row
       memset(rest, 0, sizeof rest);
-      memcpy(rest, at, left);
+      memcpy(rest, start + at, left);
     }
     Group group;
-    group.load(blocks);
+    load_group(group, blocks, is_row ? Row<Block>(start).scale : 0.0f);
     store_pair<0>(group, blocks, row_codes);
     store_pair<1>(group, blocks, row_codes);
     store_pair<2>(group, blocks, row_codes);

@@ -14,6 +14,7 @@
 #include <string.h>
 
 #include "base/inline.h"
+#include "kernels/groups-inl.h"
 #include "kernels/kernel_table.h"
 
 namespace hm {
@@ -60,9 +61,10 @@ struct GroupSums {
   }
 
   // Adds the 256 weights at `blocks` times the activations from index `at`.
-  HM_INLINE void add(const typename Group::Block* blocks, const ActivationRow (&x)[N], int64_t at) {
+  HM_INLINE void add(const typename Group::Block* blocks, float row_scale,
+                     const ActivationRow (&x)[N], int64_t at) {
     Group group;
-    group.load(blocks);
+    load_group(group, blocks, row_scale);
     Simd::Dot dots[N][4];
     dot_pair<0>(group, blocks, x, at, dots);
     dot_pair<1>(group, blocks, x, at, dots);
@@ -105,17 +107,18 @@ void gemv_groups(const MatmulArgs& args, int64_t first_token) {
   const int64_t rest_bytes =
       args.cols % kSuperWeights / Block::kWeights * static_cast<int64_t>(sizeof(Block));
   for (int64_t r = 0; r < args.num_rows; ++r) {
-    const Block* blocks = (const Block*)(args.weights + r * args.row_bytes);
+    const Row<Block> row(args.weights + r * args.row_bytes);
+    const Block* blocks = row.blocks;
     GroupSums<Group, N> sums;
     for (int t = 0; t < N; ++t) sums.lanes[t] = Group::Lanes::set(0.0f);
     for (int64_t g = 0; g < num_groups; ++g) {
       fetch_ahead<Group::kBlocks * sizeof(Block)>(args, blocks + g * Group::kBlocks);
-      sums.add(blocks + g * Group::kBlocks, x, g * kSuperWeights);
+      sums.add(blocks + g * Group::kBlocks, row.scale, x, g * kSuperWeights);
     }
     if (rest_bytes) {  // blocks of zeros complete the group; nothing is read beyond the row
       Block rest[Group::kBlocks] = {};
       memcpy(rest, blocks + num_groups * Group::kBlocks, rest_bytes);
-      sums.add(rest, x, num_groups * kSuperWeights);
+      sums.add(rest, row.scale, x, num_groups * kSuperWeights);
     }
     for (int t = 0; t < N; ++t) {
       args.out[(first_token + t) * args.out_stride + r] = Group::Lanes::reduce(sums.lanes[t]);

@@ -11,7 +11,7 @@
 
 #include "formats/blocks.h"
 #include "formats/codebooks.h"
-#include "formats/dequantize-inl.h"
+#include "formats/ik_dequantize-inl.h"
 
 namespace hm {
 namespace {
@@ -27,6 +27,16 @@ struct GroupOf {
   typename Lanes::Float d;
   typename Lanes::Float offset;
 };
+
+// Loads what a group has beside its codes: from its blocks, and its row's scale if there is one.
+template <class Group>
+HM_INLINE void load_group(Group& group, const typename Group::Block* blocks, float row_scale) {
+  if constexpr (row_scale_bytes<typename Group::Block>() != 0) {
+    group.load(blocks, row_scale);
+  } else {
+    group.load(blocks);
+  }
+}
 
 template <class Block, class Lanes = Simd::PerBlock>
 struct SignedGroupOf : GroupOf<Block, Lanes> {
@@ -200,6 +210,25 @@ struct GroupIQ4_XS : SignedGroupOf<BlockIQ4_XS> {
   template <int P>
   HM_INLINE Simd::B64 codes(const Block* b) const {
     return Simd::lookup(kValuesIQ4, Simd::nibbles16(b->qs + 32 * P, b->qs + 32 * P + 16));
+  }
+};
+
+struct GroupQ1_0 : GroupOf<BlockQ1_0> {
+  static constexpr int kBias = 1;
+  HM_INLINE void load(const Block* b) { d = Lanes::template gather_half<4>(&b->d, sizeof(Block)); }
+  template <int P>
+  HM_INLINE Simd::B64 codes(const Block* b) const {
+    const uint8_t* qs = b[P / 2].qs + 8 * (P % 2);
+    return Simd::spread_bits<2>(qs, qs + 4);
+  }
+};
+
+struct GroupQ2_0 : GroupOf<BlockQ2_0> {
+  static constexpr int kBias = 1;
+  HM_INLINE void load(const Block* b) { d = Lanes::template gather_half<2>(&b->d, sizeof(Block)); }
+  template <int P>
+  HM_INLINE Simd::B64 codes(const Block* b) const {
+    return Simd::pairs_in_order(b[P].qs);
   }
 };
 

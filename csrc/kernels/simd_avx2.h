@@ -101,6 +101,36 @@ struct Simd : SimdYmm {
   static HM_INLINE B64 negate_where(B64 mask, B64 v) {
     return sub({_mm256_xor_si256(v.lo, mask.lo), _mm256_xor_si256(v.hi, mask.hi)}, mask);
   }
+  // Of eight bytes at a, and at b: bits 0, 1 of each, bits 4, 5, bits 2, 3, bits 6, 7.
+  static HM_INLINE B64 four_pairs(const void* a, const void* b) { return {pairs(a), pairs(b)}; }
+  // Bits 0, 1 of the first of 16 bytes, then its bits 2, 3, and so on.
+  static HM_INLINE B64 pairs_in_order(const void* p) {
+    const uint8_t* bytes = static_cast<const uint8_t*>(p);
+    return {pairs_of_eight(bytes), pairs_of_eight(bytes + 8)};
+  }
+  // Of 16-bit words v without bit 0: v ^ v >> 1.
+  static HM_INLINE B64 xor_shifted(B64 v) { return {xor_shifted(v.lo), xor_shifted(v.hi)}; }
+  // Bit 0 of each of 32 words.
+  static HM_INLINE uint32_t low_bits(B64 v) {
+    const __m256i one = _mm256_set1_epi16(1);
+    const __m256i bytes =  // of words 0..7, 16..23, 8..15, 24..31
+        _mm256_packs_epi16(_mm256_and_si256(v.lo, one), _mm256_and_si256(v.hi, one));
+    const __m256i in_order = _mm256_permute4x64_epi64(bytes, 0xd8);
+    return static_cast<uint32_t>(_mm256_movemask_epi8(_mm256_slli_epi16(in_order, 7)));
+  }
+  // table[v] for bytes v of 0..31.
+  static HM_INLINE B64 lookup32(const int8_t* table, B64 v) {
+    return {lookup32(table, v.lo), lookup32(table, v.hi)};
+  }
+  // The pairs of 32 indices: low bits of 16 as the low nibbles of `nibbles`, then of 16 as the high
+  // ones; bit 4 as bits Bit, then Bit + 1, of the 16 bytes at `bits`.
+  template <int Bit>
+  static HM_INLINE B64 lookup_pairs(const PairTable& table, const void* nibbles, const void* bits) {
+    const __m256i index = pair_index<Bit>(nibbles, bits);
+    const __m256i a = lookup32(table.values[0], index), b = lookup32(table.values[1], index);
+    const __m256i low = _mm256_unpacklo_epi8(a, b), high = _mm256_unpackhi_epi8(a, b);
+    return {_mm256_permute2x128_si256(low, high, 0x20), _mm256_permute2x128_si256(low, high, 0x31)};
+  }
   // table[v] for bytes v of 0..15.
   static HM_INLINE B64 lookup(const int8_t* table, B64 v) {
     const __m256i t = _mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i*)table));
@@ -242,6 +272,28 @@ struct Simd : SimdYmm {
   };
 
  private:
+  static HM_INLINE __m256i pairs(const void* p) {
+    int64_t eight;
+    __builtin_memcpy(&eight, p, sizeof eight);
+    const __m256i counts = _mm256_set_epi64x(6, 2, 4, 0);
+    return _mm256_and_si256(_mm256_srlv_epi64(_mm256_set1_epi64x(eight), counts),
+                            _mm256_set1_epi8(3));
+  }
+  static HM_INLINE __m256i pairs_of_eight(const uint8_t* p) {
+    __m256i v = _mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i*)p));
+    v = _mm256_or_si256(v, _mm256_slli_epi32(v, 12));
+    return _mm256_and_si256(_mm256_or_si256(v, _mm256_slli_epi32(v, 6)), _mm256_set1_epi8(3));
+  }
+  static HM_INLINE __m256i xor_shifted(__m256i v) {
+    v = _mm256_and_si256(v, _mm256_set1_epi16(-2));
+    return _mm256_xor_si256(v, _mm256_srli_epi16(v, 1));
+  }
+  static HM_INLINE __m256i lookup32(const int8_t* table, __m256i v) {
+    const __m256i low = _mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i*)table));
+    const __m256i high = _mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i*)table + 1));
+    return _mm256_blendv_epi8(_mm256_shuffle_epi8(low, v), _mm256_shuffle_epi8(high, v),
+                              _mm256_slli_epi16(v, 3));  // bit 4 becomes the sign
+  }
   static HM_INLINE __m256i dot32(__m256i w, __m256i x) {
     return _mm256_madd_epi16(_mm256_maddubs_epi16(w, x), _mm256_set1_epi16(1));
   }

@@ -79,6 +79,36 @@ struct Simd : SimdYmm {
   static HM_INLINE B64 negate_where(B64 mask, B64 v) {
     return sub(_mm512_xor_si512(v, mask), mask);
   }
+  static HM_INLINE B64 four_pairs(const void* a, const void* b) {
+    int64_t low, high;
+    __builtin_memcpy(&low, a, sizeof low);
+    __builtin_memcpy(&high, b, sizeof high);
+    const __m512i bytes = join(_mm256_set1_epi64x(low), _mm256_set1_epi64x(high));
+    const __m512i counts = _mm512_set_epi64(6, 2, 4, 0, 6, 2, 4, 0);
+    return _mm512_and_si512(_mm512_srlv_epi64(bytes, counts), _mm512_set1_epi8(3));
+  }
+  static HM_INLINE B64 pairs_in_order(const void* p) {
+    __m512i v = _mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i*)p));
+    v = _mm512_or_si512(v, _mm512_slli_epi32(v, 12));
+    return _mm512_and_si512(_mm512_or_si512(v, _mm512_slli_epi32(v, 6)), _mm512_set1_epi8(3));
+  }
+  static HM_INLINE B64 xor_shifted(B64 v) {
+    v = _mm512_and_si512(v, _mm512_set1_epi16(-2));
+    return _mm512_xor_si512(v, _mm512_srli_epi16(v, 1));
+  }
+  static HM_INLINE uint32_t low_bits(B64 v) {
+    return static_cast<uint32_t>(_mm512_test_epi16_mask(v, _mm512_set1_epi16(1)));
+  }
+  static HM_INLINE B64 lookup32(const int8_t* table, B64 v) {
+    const __m512i high = _mm512_broadcast_i32x4(_mm_loadu_si128((const __m128i*)table + 1));
+    const __mmask64 is_high = _mm512_test_epi8_mask(v, _mm512_set1_epi8(16));
+    return _mm512_mask_shuffle_epi8(lookup(table, v), is_high, high, v);
+  }
+  template <int Bit>
+  static HM_INLINE B64 lookup_pairs(const PairTable& table, const void* nibbles, const void* bits) {
+    const __m512i index = _mm512_cvtepu8_epi16(pair_index<Bit>(nibbles, bits));
+    return _mm512_permutexvar_epi16(index, _mm512_load_si512(table.words));
+  }
   static HM_INLINE B64 lookup(const int8_t* table, B64 v) {
     const __m512i t = _mm512_broadcast_i32x4(_mm_loadu_si128((const __m128i*)table));
     return _mm512_shuffle_epi8(t, v);

@@ -168,6 +168,47 @@ struct Simd {
     for (int i = 0; i < 64; ++i) r.v[i] = (v.v[i] ^ mask.v[i]) - mask.v[i];
     return r;
   }
+  static HM_INLINE B64 four_pairs(const void* a, const void* b) {
+    constexpr int places[4] = {0, 4, 2, 6};
+    B64 r;
+    for (int i = 0; i < 64; ++i) {
+      const uint8_t* p = static_cast<const uint8_t*>(i < 32 ? a : b);
+      r.v[i] = p[i % 8] >> places[i / 8 % 4] & 3;
+    }
+    return r;
+  }
+  static HM_INLINE B64 pairs_in_order(const void* p) {
+    B64 r;
+    for (int i = 0; i < 64; ++i) r.v[i] = static_cast<const uint8_t*>(p)[i / 4] >> i % 4 * 2 & 3;
+    return r;
+  }
+  static HM_INLINE B64 xor_shifted(const B64& v) {
+    B64 r;
+    for (int i = 0; i < 64; i += 2) {
+      const int word = (v.v[i] | v.v[i + 1] << 8) & 0xfffe, codes = word ^ word >> 1;
+      r.v[i] = static_cast<uint8_t>(codes);
+      r.v[i + 1] = static_cast<uint8_t>(codes >> 8);
+    }
+    return r;
+  }
+  static HM_INLINE uint32_t low_bits(const B64& v) {
+    uint32_t bits = 0;
+    for (int i = 0; i < 32; ++i) bits |= static_cast<uint32_t>(v.v[2 * i] & 1) << i;
+    return bits;
+  }
+  static HM_INLINE B64 lookup32(const int8_t* table, const B64& v) { return lookup(table, v); }
+  template <int Bit>
+  static HM_INLINE B64 lookup_pairs(const PairTable& table, const void* nibbles, const void* bits) {
+    B64 r;
+    for (int i = 0; i < 32; ++i) {
+      const int low = static_cast<const uint8_t*>(nibbles)[i % 16] >> i / 16 * 4 & 15;
+      const int high = static_cast<const uint8_t*>(bits)[i % 16] >> (Bit + i / 16) & 1;
+      for (int k = 0; k < 2; ++k) {
+        r.v[2 * i + k] = static_cast<uint8_t>(table.values[k][low | high << 4]);
+      }
+    }
+    return r;
+  }
   static HM_INLINE B64 lookup(const int8_t* table, const B64& v) {
     B64 r;
     for (int i = 0; i < 64; ++i) r.v[i] = static_cast<uint8_t>(table[v.v[i]]);
@@ -236,11 +277,12 @@ struct Simd {
       for (int i = 0; i < Lanes; ++i) r.v[i] = static_cast<float>(p[i] >> 4);
       return r;
     }
+    template <int Each = 1>
     static HM_INLINE Float gather_half(const void* p, int stride) {
       Float r;
       for (int i = 0; i < Lanes; ++i) {
         uint16_t half;
-        memcpy(&half, static_cast<const uint8_t*>(p) + i * stride, sizeof half);
+        memcpy(&half, static_cast<const uint8_t*>(p) + i / Each * stride, sizeof half);
         r.v[i] = half_to_float(half);
       }
       return r;

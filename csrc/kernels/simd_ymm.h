@@ -33,6 +33,18 @@ struct SimdYmm {
     _mm_storeu_si128((__m128i*)out, _mm256_cvtps_ph(w, _MM_FROUND_TO_NEAREST_INT));
   }
 
+  // Index bytes of lookup_pairs: see simd_avx2.h.
+  template <int Bit>
+  static HM_INLINE __m256i pair_index(const void* nibbles, const void* bits) {
+    const __m128i low = _mm_loadu_si128((const __m128i*)nibbles);
+    const __m256i twice = _mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i*)bits));
+    const __m256i low_bits =
+        _mm256_and_si256(_mm256_set_m128i(_mm_srli_epi16(low, 4), low), _mm256_set1_epi8(15));
+    const __m256i fifth = _mm256_srlv_epi64(twice, _mm256_set_epi64x(Bit + 1, Bit + 1, Bit, Bit));
+    const __m256i bit = _mm256_and_si256(fifth, _mm256_set1_epi8(1));
+    return _mm256_or_si256(low_bits, _mm256_slli_epi16(bit, 4));
+  }
+
   // A lane per block of 32.
   struct PerBlockYmm {
     static constexpr int kLanes = 8;
@@ -55,9 +67,12 @@ struct SimdYmm {
     static HM_INLINE Float from_s8(const int8_t* p) {
       return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i*)p)));
     }
-    // Binary16 numbers, `stride` bytes apart.
+    // Binary16 numbers, `stride` bytes apart, each for as many lanes.
+    template <int Each = 1>
     static HM_INLINE Float gather_half(const void* p, int stride) {
-      const auto at = [=](int i) { return *(const int16_t*)((const uint8_t*)p + i * stride); };
+      const auto at = [=](int i) {
+        return *(const int16_t*)((const uint8_t*)p + i / Each * stride);
+      };
       return _mm256_cvtph_ps(_mm_set_epi16(at(7), at(6), at(5), at(4), at(3), at(2), at(1), at(0)));
     }
     // Halves of E8M0 powers of two, `stride` bytes apart: e8m0_half of each.

@@ -2,11 +2,12 @@
 // were included before this.
 #pragma once
 
-#include "formats/dequantize-inl.h"
+#include "formats/ik_dequantize-inl.h"
 #include "kernels/attention-inl.h"
 #include "kernels/elementwise-inl.h"
 #include "kernels/gemm-inl.h"
 #include "kernels/gemv-inl.h"
+#include "kernels/ik_groups-inl.h"
 #include "kernels/kernel_table.h"
 #include "kernels/limits-inl.h"
 
@@ -70,6 +71,19 @@ constexpr KernelTable make_table(const char* name) {
   formats[kTQ2_0] = quantized<GroupTQ2_0>();
   formats[kTQ1_0] = quantized<GroupTQ1_0>();
   formats[kNVFP4] = quantized<GroupNVFP4>();
+  formats[kQ1_0] = quantized<GroupQ1_0>();
+  formats[kQ2_0] = quantized<GroupQ2_0>();
+  formats[kQ6_0] = quantized<GroupQ6_0>();
+  formats[kIQ2_K] = quantized<GroupIQ2_K>();
+  formats[kIQ2_KS] = quantized<GroupIQ2_KS>();
+  formats[kIQ2_KL] = quantized<GroupIQ2_KL>();
+  formats[kIQ3_K] = quantized<GroupIQ3_K>();
+  formats[kIQ3_KS] = quantized<GroupIQ3_KS>();
+  formats[kIQ4_K] = quantized<GroupIQ4_K>();
+  formats[kIQ4_KS] = quantized<GroupIQ4_KS>();
+  formats[kIQ4_KSS] = quantized<GroupIQ4_KSS>();
+  formats[kIQ5_K] = quantized<GroupIQ5_K>();
+  formats[kIQ5_KS] = quantized<GroupIQ5_KS>();
   formats[kIQ1_S] = quantized<GroupIQ1_S>();
   formats[kIQ1_M] = quantized<GroupIQ1_M>();
   formats[kIQ2_XXS] = quantized<GroupIQ2_XXS>();

@@ -33,7 +33,7 @@ struct Matrix {
           type->name, " matrix: shape (", batch, ", ", rows, ", ", cols, ") is not usable");
     check(cols % type->block_weights == 0, type->name, " matrix: ", cols,
           " columns, expected a multiple of ", type->block_weights);
-    row_bytes = cols / type->block_weights * type->block_bytes;
+    row_bytes = hm::row_bytes(*type, cols);
     int64_t matrix_bytes = 0, expected = 0;
     const bool overflow = __builtin_mul_overflow(rows, row_bytes, &matrix_bytes) ||
                           __builtin_mul_overflow(std::max<int64_t>(batch - 1, 0),

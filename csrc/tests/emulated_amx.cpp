@@ -103,6 +103,10 @@ const KernelTable& active_table() {
                               kTileParts<GroupBF16>};
     kernels.formats[kQ8_0] = {nullptr, nullptr, true, matmul_tiles<GroupQ8_0>,
                               kTileParts<GroupQ8_0>};
+    kernels.formats[kIQ4_KS] = {nullptr, nullptr, true, matmul_tiles<GroupIQ4_KS>,
+                                kTileParts<GroupIQ4_KS>};
+    kernels.formats[kIQ2_KL] = {nullptr, nullptr, true, matmul_tiles<GroupIQ2_KL>,
+                                kTileParts<GroupIQ2_KL>};
     return kernels;
   }();
   return table;
@@ -134,10 +138,10 @@ extern "C" __attribute__((visibility("default"))) void emulated_attention(
 
 static hm::ExpertMatrix matrix(int32_t type, const uint8_t* data, int64_t rows, int64_t cols) {
   const hm::TypeInfo& info = *hm::find_type(type);
-  return {{data, rows * cols / info.block_weights * info.block_bytes, type, 1, rows, cols}};
+  return {{data, rows * hm::row_bytes(info, cols), type, 1, rows, cols}};
 }
 
-// As ops::linear and ops::dense_ffn: types BF16 and Q8_0, at least 16 tokens.
+// As ops::linear and ops::dense_ffn: types BF16, Q8_0, IQ4_KS and IQ2_KL, at least 16 tokens.
 extern "C" __attribute__((visibility("default"))) void emulated_linear(
     const float* x, int64_t num_tokens, int32_t type, const uint8_t* w, int64_t num_rows,
     int64_t cols, float* out) {

@@ -11,11 +11,11 @@ from math import prod
 
 import numpy as np
 import torch
-from gguf import GGMLQuantizationType
 
 from hybridmoe import _C
 from hybridmoe.errors import DiskError
 from hybridmoe.gguf.cursor import printable
+from hybridmoe.gguf.quant_types import QuantType
 from hybridmoe.gguf.reader import GGUFFile, Tensor
 from hybridmoe.kernels.matrix import QuantMatrix
 from hybridmoe.kernels.ops import dequantize
@@ -23,7 +23,7 @@ from hybridmoe.kernels.ops import dequantize
 __all__ = ["Damage", "find_damage", "is_checkable"]
 
 _PIECE_BYTES = 256 << 10  # dequantized, it stays in a core's cache
-_INTEGERS = frozenset(GGMLQuantizationType[name] for name in ("I8", "I16", "I32", "I64"))
+_INTEGERS = frozenset(QuantType[name] for name in ("I8", "I16", "I32", "I64"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +79,7 @@ def find_damage(
 
 
 def _first_bad_row(
-    fd: int, start: int, row_bytes: int, kind: GGMLQuantizationType, cols: int, rows: range
+    fd: int, start: int, row_bytes: int, kind: QuantType, cols: int, rows: range
 ) -> int | None:
     step = max(1, _PIECE_BYTES // row_bytes)
     for first in range(rows.start, rows.stop, step):

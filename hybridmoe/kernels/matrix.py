@@ -8,11 +8,11 @@ from dataclasses import dataclass, field
 from typing import Self
 
 import numpy as np
-from gguf import GGMLQuantizationType
 from numpy.typing import NDArray
 
 from hybridmoe import _C
 from hybridmoe.errors import ShapeError
+from hybridmoe.gguf.quant_types import QuantType, row_bytes
 
 __all__ = ["QuantMatrix"]
 
@@ -27,7 +27,7 @@ class QuantMatrix:
     """
 
     data: np.ndarray
-    type: GGMLQuantizationType
+    type: QuantType
     batch: int
     rows: int
     cols: int
@@ -63,8 +63,7 @@ class QuantMatrix:
 
     @property
     def row_bytes(self) -> int:
-        _, weights, num_bytes, _ = _C.TYPES[self.type]
-        return self.cols // weights * num_bytes
+        return row_bytes(self.type, self.cols)
 
     @property
     def matrix_bytes(self) -> int:
@@ -113,4 +112,4 @@ class QuantMatrix:
             raise ShapeError(f"QuantMatrix: array is {a.dtype} {a.shape}, expected float32 (N, K)")
         batch, rows, cols = (1, *a.shape)[-3:]
         data = np.ascontiguousarray(a).reshape(-1).view(np.uint8)
-        return cls(data, GGMLQuantizationType.F32, batch, rows, cols)
+        return cls(data, QuantType.F32, batch, rows, cols)

@@ -11,7 +11,6 @@ from collections.abc import Mapping
 
 import numpy as np
 import torch
-from gguf import GGMLQuantizationType
 from numpy.typing import NDArray
 
 from hybridmoe.config import ModelConfig
@@ -20,6 +19,7 @@ from hybridmoe.device.interface import Device, Matrix
 from hybridmoe.errors import GGUFError, ShapeError, UnsupportedModelError
 from hybridmoe.experts.routed_experts import ExpertWeights, RoutedExperts
 from hybridmoe.gguf.names import FUSED_ROLE, is_expert_tensor
+from hybridmoe.gguf.quant_types import QuantType
 from hybridmoe.gguf.reader import GGUFFile
 from hybridmoe.gguf.reader import Tensor as GGUFTensor
 from hybridmoe.kernels.ops import QuantMatrix, dequantize
@@ -86,7 +86,7 @@ class Weights:
         """Read the factors of a matrix's products: one, or one for each expert."""
         if not self.has(name, "scale"):
             return None
-        if tensor.type != GGMLQuantizationType.NVFP4:
+        if tensor.type != QuantType.NVFP4:
             raise UnsupportedModelError(
                 f"{self.file.path.name}: tensor {name}.scale: supported beside NVFP4 only, but"
                 f" {tensor.name} is {tensor.type.name}"

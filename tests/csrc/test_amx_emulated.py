@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 import torch
 from attention_cases import BLOCK, SCALE, TILE_SHAPES, Inputs, inputs, paged, stored
-from gguf import GGMLQuantizationType
 from native_build import ROOT, SETUP
 from random_weights import random_matrix
 from waiting import HANG_S
 
+from hybridmoe.gguf.quant_types import QuantType
 from hybridmoe.hardware import isa
 from hybridmoe.kernels import reference
 from hybridmoe.kernels.matrix import QuantMatrix
@@ -110,13 +110,13 @@ def test_what_is_no_number_reaches_the_tokens_that_see_it(
     assert out[:, 7:].isnan().any(-1).all()
 
 
-BF16, Q8_0 = GGMLQuantizationType.BF16, GGMLQuantizationType.Q8_0
+BF16, Q8_0 = QuantType.BF16, QuantType.Q8_0
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind, most", [(BF16, 2.0**-15), (Q8_0, 2.0**-8)], ids=str)
 def test_products_keep_two_bfloat16_of_each_number_where_weights_are_bfloat16(
-    library: ctypes.CDLL, kind: GGMLQuantizationType, most: float
+    library: ctypes.CDLL, kind: QuantType, most: float
 ) -> None:
     for rows, cols in ((27, 32), (45, 544), (160, 96)):
         w = random_matrix(kind, 1, rows, cols)
@@ -127,6 +127,18 @@ def test_products_keep_two_bfloat16_of_each_number_where_weights_are_bfloat16(
             library.emulated_linear(*_args(x, x.shape[0], *_matrix(w), w.rows, w.cols, out))
             want = x.double().numpy() @ closeness.weights(w)[0].T
             assert np.linalg.norm(out.numpy() - want) < most * np.linalg.norm(want)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", [QuantType.IQ4_KS, QuantType.IQ2_KL], ids=str)
+def test_rows_that_begin_with_a_scale_are_multiplied(library: ctypes.CDLL, kind: QuantType) -> None:
+    for rows, cols in ((27, 256), (45, 1024)):
+        w = random_matrix(kind, 1, rows, cols)
+        x = torch.randn((40, cols), generator=torch.Generator().manual_seed(rows))
+        out = torch.full((40, rows), float("nan"))
+        library.emulated_linear(*_args(x, 40, *_matrix(w), rows, cols, out))
+        want = x.double().numpy() @ closeness.weights(w)[0].T
+        assert np.linalg.norm(out.numpy() - want) < 2.0**-8 * np.linalg.norm(want)
 
 
 @pytest.mark.slow
@@ -141,7 +153,7 @@ def test_products_keep_two_bfloat16_of_each_number_where_weights_are_bfloat16(
     ids=str,
 )
 def test_experts_of_mixed_types_take_as_many_parts_as_each_wants(
-    library: ctypes.CDLL, kinds: tuple[GGMLQuantizationType, ...], most: float
+    library: ctypes.CDLL, kinds: tuple[QuantType, ...], most: float
 ) -> None:
     hidden, inter, tokens = 320, 160, 40
     gate, up = (random_matrix(kind, 1, inter, hidden, seed=i) for i, kind in enumerate(kinds[:2]))

@@ -6,8 +6,8 @@ Rounded activations are modelled exactly: x' = n d with d = fl(absmax / 127) in 
 n = rint(fl(x fl(127 / absmax))), all in float32, so numpy finds the very integers that the kernels
 use. What is left of y = w . x' is float32 addition. A product, or an exact integer sum of products
 times a scale, enters one of 16 (or 8) lanes; the longest chain has K/16 of them, and a tree of 5
-ends it. Scales, and gguf's own weights, are products of a few rounded factors. In all, fewer than
-n = K/16 + 16 roundings touch any one term, so |error| <= 1.01 n u s, with s the sum of the
+ends it. Scales, and the reference's weights, are products of a few rounded factors. In all, fewer
+than n = K/16 + 16 roundings touch any one term, so |error| <= 1.01 n u s, with s the sum of the
 magnitudes that are added: |w| . |x'|, or for a format with an offset (w = d q - m, the two parts
 added apart) (|w + m| + |m|) . |x'|. `offsets` finds -m: what a block decodes to when its codes are
 all zero.
@@ -21,11 +21,12 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from gguf import GGMLQuantizationType, quants
 from numpy.typing import NDArray
 from random_weights import rounds_activations
 
+from hybridmoe.gguf.quant_types import block_layout
 from hybridmoe.kernels.matrix import QuantMatrix
+from hybridmoe.kernels.reference_dequantize import dequantize_rows
 
 Array = NDArray[np.float64]
 
@@ -35,29 +36,29 @@ _BLOCK = 32
 _CODE_BYTES = {  # of the formats whose codes carry an offset
     "Q4_0": (2, 18), "Q4_1": (4, 20), "Q5_0": (2, 22), "Q5_1": (4, 24),
     "Q2_K": (16, 80), "Q3_K": (0, 96), "Q4_K": (16, 144), "Q5_K": (16, 176), "Q6_K": (0, 192),
-    "TQ2_0": (0, 64),
+    "TQ2_0": (0, 64), "Q1_0": (2, 18), "Q2_0": (2, 18), "Q6_0": (2, 26),
 }  # fmt: skip
 
 
 def weights(w: QuantMatrix) -> Array:
-    """(B, N, K), as `gguf.quants` decodes them."""
-    return _decode(w.data, w.type).reshape(w.batch, w.rows, w.cols)
+    """(B, N, K), as the reference decodes them."""
+    return _decode(w, w.data)
 
 
 def offsets(w: QuantMatrix) -> Array:
     """(B, N, K): the part of each weight that does not depend on its code."""
     span = _CODE_BYTES.get(w.type.name)
     if span is None:
-        return np.zeros((w.batch, w.rows, w.cols))
-    _, block_bytes = quants.GGML_QUANT_SIZES[w.type]
-    blocks = w.data.reshape(-1, block_bytes).copy()
+        return weights(w) - _decode(w, w.data, without_shifts=True)
+    blocks = w.data.reshape(-1, block_layout(w.type).num_bytes).copy()
     blocks[:, slice(*span)] = 0
-    return _decode(blocks.reshape(-1), w.type).reshape(w.batch, w.rows, w.cols)
+    return _decode(w, blocks)
 
 
-def _decode(data: NDArray[np.uint8], kind: GGMLQuantizationType) -> Array:
-    _, block_bytes = quants.GGML_QUANT_SIZES[kind]
-    return np.asarray(quants.dequantize(data.reshape(-1, block_bytes), kind)).astype(np.float64)
+def _decode(w: QuantMatrix, data: NDArray[np.uint8], *, without_shifts: bool = False) -> Array:
+    rows = data.reshape(w.batch * w.rows, w.row_bytes)
+    decoded = dequantize_rows(rows, w.type, without_shifts=without_shifts)
+    return decoded.astype(np.float64).reshape(w.batch, w.rows, w.cols)
 
 
 def rounded(x: Array, error: Array | float = 0.0) -> tuple[Array, Array]:

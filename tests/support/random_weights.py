@@ -2,36 +2,41 @@
 
 import numpy as np
 import torch
-from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 
 from hybridmoe import _C
+from hybridmoe.gguf.quant_types import QuantType, block_layout, row_bytes
 from hybridmoe.kernels.matrix import QuantMatrix
 
-TYPES = tuple(GGMLQuantizationType(type_id) for type_id in _C.TYPES)
+TYPES = tuple(QuantType(type_id) for type_id in _C.TYPES)
 
 _HALF_OFFSETS = {  # byte offsets of the binary16 scales in a block
     "Q4_0": (0,), "Q4_1": (0, 2), "Q5_0": (0,), "Q5_1": (0, 2), "Q8_0": (0,),
     "Q2_K": (80, 82), "Q3_K": (108,), "Q4_K": (0, 2), "Q5_K": (0, 2), "Q6_K": (208,),
     "IQ1_S": (0,), "IQ2_XXS": (0,), "IQ2_XS": (0,), "IQ2_S": (0,), "IQ3_XXS": (0,), "IQ3_S": (0,),
     "IQ4_NL": (0,), "IQ4_XS": (0,), "TQ1_0": (52,), "TQ2_0": (64,),
+    "Q1_0": (0,), "Q2_0": (0,), "Q6_0": (0,), "IQ2_K": (0,), "IQ3_K": (0,), "IQ4_K": (0,),
+    "IQ5_K": (0,),
 }  # fmt: skip
 
 
-def rounds_activations(kind: GGMLQuantizationType) -> bool:
+def rounds_activations(kind: QuantType) -> bool:
     """True if products with this type round their activations to int8."""
-    return _C.TYPES[kind][3]
+    return _C.TYPES[kind][2]
 
 
-def block_weights(kind: GGMLQuantizationType) -> int:
-    return GGML_QUANT_SIZES[kind][0]
+def block_weights(kind: QuantType) -> int:
+    return block_layout(kind).weights
 
 
-def random_matrix(
-    kind: GGMLQuantizationType, batch: int, rows: int, cols: int, seed: int = 0
-) -> QuantMatrix:
+def random_matrix(kind: QuantType, batch: int, rows: int, cols: int, seed: int = 0) -> QuantMatrix:
     """A stack of matrices whose scales are normal around zero, so that both signs of all occur."""
     rng = np.random.default_rng([seed, int(kind), batch, rows, cols])
-    weights, num_bytes = GGML_QUANT_SIZES[kind]
+    weights, num_bytes, row_scale_bytes = block_layout(kind)
+    if row_scale_bytes:
+        data = rng.integers(0, 256, (batch * rows, row_bytes(kind, cols)), dtype=np.uint8)
+        scales = (0.1 * rng.standard_normal((len(data), 1))).astype(f"<f{row_scale_bytes}")
+        data[:, :row_scale_bytes] = scales.view(np.uint8)
+        return QuantMatrix(data.reshape(-1), kind, batch, rows, cols)
     count = batch * rows * cols // weights
     blocks = rng.integers(0, 256, (count, num_bytes), dtype=np.uint8)
     values = rng.standard_normal((count, 1)).astype(np.float32)

@@ -15,8 +15,8 @@ the lanes along it are not neighbours (Q4_K with 8 rows on an H100: sums of othe
 
 import triton
 import triton.language as tl
-from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 
+from hybridmoe.gguf.quant_types import QuantType, block_layout
 from hybridmoe.kernels.triton.dequant_32 import iq4_nl, mxfp4, q4_0, q4_1, q5_0, q5_1, q8_0
 from hybridmoe.kernels.triton.dequant_256 import (
     iq4_xs,
@@ -54,7 +54,7 @@ KINDS = (
 
 def chunk_limit(kind: str, cols: int) -> int:
     """Count the blocks of a row of `cols` weights: `limit` of the kernels."""
-    return int(cols // GGML_QUANT_SIZES[GGMLQuantizationType[kind]][0])
+    return cols // block_layout(QuantType[kind]).weights
 
 
 @triton.jit

@@ -9,10 +9,10 @@ from typing import NamedTuple, Self
 
 import torch
 import triton
-from gguf import GGMLQuantizationType
 from torch import Tensor
 
 from hybridmoe.errors import ShapeError
+from hybridmoe.gguf.quant_types import QuantType
 from hybridmoe.kernels.triton.codebooks import codebooks
 from hybridmoe.kernels.triton.dequant import CHUNK, chunk_limit
 from hybridmoe.kernels.triton.expert_tiles import down_tiles_kernel, gate_up_tiles_kernel
@@ -43,9 +43,9 @@ class SlotLayout:
     Errors:  ShapeError: a type without a kernel, or rows that are not whole blocks.
     """
 
-    gate: GGMLQuantizationType  # (I, H)
-    up: GGMLQuantizationType  # (I, H)
-    down: GGMLQuantizationType  # (H, I)
+    gate: QuantType  # (I, H)
+    up: QuantType  # (I, H)
+    down: QuantType  # (H, I)
     hidden: int
     inter: int
     is_packed: bool = False  # rows of `packing` where the type has planes; else all as in the file
@@ -84,7 +84,7 @@ class SlotLayout:
     def slot_bytes(self) -> int:
         return self.down_offset + _aligned(self.hidden * self.down_row_bytes)
 
-    def row_bytes(self, kind: GGMLQuantizationType, cols: int) -> int:
+    def row_bytes(self, kind: QuantType, cols: int) -> int:
         is_packed = self.is_packed and has_planes(kind)
         return packed_row_bytes(kind, cols) if is_packed else row_bytes(kind, cols)
 

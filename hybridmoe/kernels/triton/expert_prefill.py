@@ -10,10 +10,10 @@ from collections.abc import Sequence
 import torch
 import triton
 import triton.language as tl
-from gguf import GGMLQuantizationType
 from torch import Tensor
 
 from hybridmoe.errors import ShapeError
+from hybridmoe.gguf.quant_types import QuantType
 from hybridmoe.kernels.expert_groups import MANY_ROWS, ExpertGroup, LayerStates
 from hybridmoe.kernels.matrix import QuantMatrix
 from hybridmoe.kernels.triton.codebooks import codebooks
@@ -140,7 +140,7 @@ def _dequantize(
     data: Tensor,
     layout: SlotLayout,
     offset: int,
-    kinds: Sequence[GGMLQuantizationType],
+    kinds: Sequence[QuantType],
     rows: int,
     cols: int,
 ) -> None:

@@ -13,11 +13,11 @@ from typing import NamedTuple
 import torch
 import triton
 import triton.language as tl
-from gguf import GGMLQuantizationType
 from torch import Tensor
 
 from hybridmoe.config import PREFILL_TOKENS
 from hybridmoe.errors import ShapeError
+from hybridmoe.gguf.quant_types import QuantType
 from hybridmoe.kernels.triton.codebooks import codebooks
 from hybridmoe.kernels.triton.dequant import (
     CHUNK,
@@ -122,7 +122,7 @@ def batched_linear(x: Tensor, w: DeviceMatrix, out: Tensor | None = None) -> Ten
         check_device_rows(out, "batched_linear: out", (w.batch, tokens, w.rows))
     if tokens == 0 or w.rows == 0 or w.batch == 0:
         return out
-    if w.type == GGMLQuantizationType.F32:
+    if w.type == QuantType.F32:
         weights = w.data.view(torch.float32).view(w.batch, w.rows, w.cols)
         with _full_precision():
             return out.copy_(x @ weights.transpose(1, 2))
@@ -147,7 +147,7 @@ def _by_slabs(x: Tensor, w: DeviceMatrix, out: Tensor) -> Tensor:
 
 def dequantize(w: DeviceMatrix) -> Tensor:
     """Dequantize every weight to bf16: (B, N, K)."""
-    if w.type == GGMLQuantizationType.F32:
+    if w.type == QuantType.F32:
         return w.data.view(torch.float32).view(w.batch, w.rows, w.cols).bfloat16()
     return _dequantize(w, 0, w.batch * w.rows).view(w.batch, w.rows, w.cols)
 

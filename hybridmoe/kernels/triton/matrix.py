@@ -4,10 +4,11 @@ from dataclasses import dataclass
 from typing import Self
 
 import torch
-from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 from torch import Tensor
 
 from hybridmoe.errors import ShapeError
+from hybridmoe.gguf import quant_types
+from hybridmoe.gguf.quant_types import QuantType
 from hybridmoe.kernels.matrix import QuantMatrix
 from hybridmoe.kernels.triton.dequant import KINDS
 from hybridmoe.kernels.triton.packing import has_planes, pack, packed_row_bytes
@@ -16,21 +17,21 @@ from hybridmoe.kernels.triton.vectors import VECTOR_KINDS
 
 __all__ = ["MATRIX_TYPES", "TYPES", "DeviceMatrix", "row_bytes"]
 
-TYPES = tuple(GGMLQuantizationType[kind] for kind in KINDS)
-MATRIX_TYPES = (*TYPES, GGMLQuantizationType.F32)  # products in float32 are torch's
+TYPES = tuple(QuantType[kind] for kind in KINDS)
+MATRIX_TYPES = (*TYPES, QuantType.F32)  # products in float32 are torch's
 
 _PACKED_BYTES = 64 << 20  # at a time, copied before they are reordered
 
 
-def row_bytes(kind: GGMLQuantizationType, cols: int) -> int:
+def row_bytes(kind: QuantType, cols: int) -> int:
     """Count the bytes of a row. Raises ShapeError: no Triton kernel, or no whole blocks."""
     if kind not in TYPES:
         names = ", ".join(t.name for t in TYPES)
         raise ShapeError(f"type {kind.name} has no Triton kernel (supported: {names})")
-    weights, num_bytes = GGML_QUANT_SIZES[kind]
+    weights = quant_types.block_layout(kind).weights
     if cols < 1 or cols % weights:
         raise ShapeError(f"{cols} columns, expected a multiple of {weights} for {kind.name}")
-    return int(cols // weights * num_bytes)
+    return quant_types.row_bytes(kind, cols)
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +44,7 @@ class DeviceMatrix:
     """
 
     data: Tensor
-    type: GGMLQuantizationType
+    type: QuantType
     batch: int
     rows: int
     cols: int
@@ -55,7 +56,7 @@ class DeviceMatrix:
 
     @property
     def row_bytes(self) -> int:
-        if self.type == GGMLQuantizationType.F32:
+        if self.type == QuantType.F32:
             return 4 * self.cols
         file_bytes = row_bytes(self.type, self.cols)
         return packed_row_bytes(self.type, self.cols) if self.is_packed else file_bytes
@@ -67,7 +68,7 @@ class DeviceMatrix:
 
     @classmethod
     def empty(
-        cls, kind: GGMLQuantizationType, sizes: tuple[int, int, int], device: torch.device | str
+        cls, kind: QuantType, sizes: tuple[int, int, int], device: torch.device | str
     ) -> Self:
         """Allocate a stack of (batch, rows, cols) as `from_host` does."""
         batch, rows, cols = sizes

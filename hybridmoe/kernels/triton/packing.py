@@ -9,8 +9,9 @@ that each row begins at a multiple of 16.
 from collections.abc import Iterator
 
 import torch
-from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 from torch import Tensor
+
+from hybridmoe.gguf.quant_types import QuantType, block_layout, row_bytes
 
 __all__ = ["has_planes", "pack", "packed_row_bytes", "planes"]
 
@@ -23,18 +24,17 @@ _FIELDS = {  # offset and size in a block, in the order of the planes: codes fir
 }
 
 
-def has_planes(kind: GGMLQuantizationType) -> bool:
+def has_planes(kind: QuantType) -> bool:
     """True for the types that `pack` is for."""
     return kind.name in _FIELDS
 
 
-def packed_row_bytes(kind: GGMLQuantizationType, cols: int) -> int:
+def packed_row_bytes(kind: QuantType, cols: int) -> int:
     """Count the bytes of a packed row; `cols` are whole blocks."""
-    weights, block_bytes = GGML_QUANT_SIZES[kind]
-    return int(-(-(cols // weights * block_bytes) // _ALIGNMENT) * _ALIGNMENT)
+    return -(-row_bytes(kind, cols) // _ALIGNMENT) * _ALIGNMENT
 
 
-def pack(blocks: Tensor, kind: GGMLQuantizationType, out: Tensor) -> None:
+def pack(blocks: Tensor, kind: QuantType, out: Tensor) -> None:
     """Copy rows of blocks to `out`, reordered.
 
     Shapes:  blocks (n, bytes of a row) uint8, contiguous · out (n, packed_row_bytes) uint8, on the
@@ -46,14 +46,12 @@ def pack(blocks: Tensor, kind: GGMLQuantizationType, out: Tensor) -> None:
     out[:, used:] = 0
 
 
-def planes(
-    blocks: Tensor, kind: GGMLQuantizationType, out: Tensor
-) -> Iterator[tuple[Tensor, Tensor]]:
+def planes(blocks: Tensor, kind: QuantType, out: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
     """View each field of rows of blocks, and its plane in `out`: target, source (n, blocks, words).
 
     Words of two bytes: fewer for a GPU to copy. Shapes as of `pack`.
     """
-    words = blocks.view(torch.int16).view(len(blocks), -1, GGML_QUANT_SIZES[kind][1] // 2)
+    words = blocks.view(torch.int16).view(len(blocks), -1, block_layout(kind).num_bytes // 2)
     target, start = out.view(torch.int16), 0
     for offset, size in _FIELDS[kind.name]:
         end = start + words.shape[1] * size // 2
