@@ -9,30 +9,34 @@ from collections.abc import Iterator
 
 from hybridmoe.errors import GGUFError
 from hybridmoe.text.pre_tokenizers import PreTokenizer
-from hybridmoe.text.vocabulary import Vocabulary, byte_symbols
+from hybridmoe.text.vocabulary import TokenType, Vocabulary, byte_symbols
 
 __all__ = ["ByteBpe"]
 
 _BATCH_TOKENS = 256
 _CACHE_WORDS = 1 << 16
 _MAX_CACHED_CHARS = 64
+# DeepSeek-V2's vocabulary lacks those that no UTF-8 has.
+_UTF8_BYTES = (*range(0xC0), *range(0xC2, 0xF5))
 _ID_BITS = 22  # Vocabulary admits at most 1 << 22 tokens
 
 
 class ByteBpe:
     """Encodes ordinary text; does not know special tokens."""
 
-    adds_bos = False
-
     def __init__(self, vocabulary: Vocabulary, pre_tokenizer: PreTokenizer, name: str) -> None:
         """name: the file's, for errors. Raises GGUFError for a missing byte or a bad merge."""
         self._pre_tokenizer = pre_tokenizer
+        self.adds_bos = pre_tokenizer.adds_bos
         ids = vocabulary.ids
         self._byte_ids = [ids.get(symbol, -1) for symbol in byte_symbols()]
-        if -1 in self._byte_ids:
-            raise GGUFError(
-                f"{name}: tokenizer.ggml.tokens lacks byte 0x{self._byte_ids.index(-1):02X}"
-            )
+        for byte in _UTF8_BYTES:
+            if self._byte_ids[byte] == -1:
+                raise GGUFError(f"{name}: tokenizer.ggml.tokens lacks byte 0x{byte:02X}")
+        self._whole_ids: dict[bytes, int] = {}
+        if pre_tokenizer.has_whole_tokens:
+            ordinary = (i for i, kind in enumerate(vocabulary.types) if kind == TokenType.NORMAL)
+            self._whole_ids = {vocabulary.token_bytes(i): i for i in ordinary}
         # (left id, right id) -> (rank, merged id), each packed in one integer
         self._merges: dict[int, int] = {}
         for rank, merge in enumerate(vocabulary.merges):
@@ -66,7 +70,10 @@ class ByteBpe:
 
     def _merge(self, piece: str) -> list[int]:
         """Encode a pre-token: its bytes, merged by rank."""
-        ids = [self._byte_ids[byte] for byte in piece.encode()]
+        raw = piece.encode()
+        if raw in self._whole_ids:
+            return [self._whole_ids[raw]]
+        ids = [self._byte_ids[byte] for byte in raw]
         size = len(ids)
         after = list(range(1, size + 1))  # index of the next symbol; `size` = none
         before = list(range(-1, size - 1))

@@ -3,11 +3,13 @@
 A pre-tokenizer splits text into pieces that no merge crosses. It has one pattern, or several: the
 matches of each and what is between them are pieces, which the next one splits again. Sources:
 Moonshot's `tokenization_kimi.py`; the `tokenizer.json` of DeepSeek-LLM (also V2's), DeepSeek-Coder,
-DeepSeek-V3 (also R1's) and GLM-4.
+DeepSeek-V3 (also R1's, V3.2's and V4's) and GLM-4 (also 4.7-Flash's and 5.2's); Mistral's
+`tekken.json`.
 
 Kimi K2: llama.cpp takes combining marks for punctuation. So it splits words of Hindi, Thai,
 Bengali, Tamil and others, and emoji with a variation selector, where the model's tokenizer does
 not: 54 tokens instead of 43 for one sentence of Hindi. Text without such marks gets the same ids.
+Mistral's: the same, and llama.cpp knows the case of ASCII letters alone.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -90,21 +92,52 @@ _GLM4 = (
         )
     ),
 )
+_TEKKEN_UPPER = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]"
+_TEKKEN_LOWER = r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
+_TEKKEN = (
+    "|".join(
+        (
+            f"{_LEAD}{_TEKKEN_UPPER}*{_TEKKEN_LOWER}+",
+            f"{_LEAD}{_TEKKEN_UPPER}+{_TEKKEN_LOWER}*",
+            r"\p{N}",
+            r" ?[^\s\p{L}\p{N}]+[\r\n/]*",
+            *_BLANKS,
+        )
+    ),
+)
 _PATTERNS = {
     "kimi-k2": _KIMI_K2,
     "deepseek-v3": _DEEPSEEK_V3,
+    "joyai-llm": _DEEPSEEK_V3,
     "deepseek-llm": _DEEPSEEK_LLM,
     "deepseek-coder": _DEEPSEEK_CODER,
     "glm4": _GLM4,
+    "glm5": _GLM4,
     "chatglm-bpe": _GLM4,
+    "tekken": _TEKKEN,
 }
+_WITH_WHOLE_TOKENS = frozenset({"glm4", "glm5", "tekken"})
+_WITH_BOS = frozenset({"tekken"})
 
 
 class PreTokenizer:
     """Splits text by the patterns of one vocabulary family."""
 
-    def __init__(self, patterns: Sequence[str], chunks: Callable[[str], Iterator[str]]) -> None:
-        """chunks: cuts a long text first, to bound the work between two checks of its limit."""
+    def __init__(
+        self,
+        patterns: Sequence[str],
+        chunks: Callable[[str], Iterator[str]],
+        *,
+        has_whole_tokens: bool = False,
+        adds_bos: bool = False,
+    ) -> None:
+        """chunks: cuts a long text first, to bound the work between two checks of its limit.
+
+        has_whole_tokens: a piece that is a token stays whole, also if no merges lead to it.
+        adds_bos: a prompt begins with the BOS token unless the file says otherwise.
+        """
+        self.adds_bos = adds_bos
+        self.has_whole_tokens = has_whole_tokens
         self._patterns = [regex.compile(pattern, regex.V1) for pattern in patterns]
         self._chunks = chunks
 
@@ -126,7 +159,12 @@ def find_pre_tokenizer(name: str) -> PreTokenizer | None:
     patterns = _PATTERNS.get(name)
     if patterns is None:
         return None
-    return PreTokenizer(patterns, _moonshot_chunks if name == "kimi-k2" else _chunks)
+    return PreTokenizer(
+        patterns,
+        _moonshot_chunks if name == "kimi-k2" else _chunks,
+        has_whole_tokens=name in _WITH_WHOLE_TOKENS,
+        adds_bos=name in _WITH_BOS,
+    )
 
 
 def _split_each(pattern: regex.Pattern[str], pieces: Iterator[str]) -> Iterator[str]:

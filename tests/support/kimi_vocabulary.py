@@ -1,4 +1,4 @@
-"""Kimi K2's real vocabulary as GGUF metadata, and as a file without tensors for llama.cpp.
+"""Kimi K2's real vocabulary as GGUF metadata.
 
 The token bytes come from splintr-rs, which carries them; the merges are rebuilt from the ranks
 as GGUF converters do: the last merge of a token is the one that byte-pair encoding with only the
@@ -6,9 +6,7 @@ tokens of lower rank ends with.
 """
 
 import functools
-from pathlib import Path
 
-import gguf
 import splintr
 
 from hybridmoe.text.vocabulary import byte_symbols
@@ -54,25 +52,6 @@ def metadata() -> dict[str, object]:
         "tokenizer.ggml.eos_token_id": 163_585,
         "tokenizer.ggml.padding_token_id": 163_839,
     }
-
-
-def write_file(path: Path, pre: str = "kimi-k2") -> None:
-    """The metadata as a GGUF of which llama.cpp can load the vocabulary. pre: its splits."""
-    writer = gguf.GGUFWriter(path, "deepseek2")
-    for key in ("block_count", "context_length", "embedding_length", "feed_forward_length"):
-        writer.add_uint32(f"deepseek2.{key}", 64)
-    writer.add_uint32("deepseek2.attention.head_count", 1)
-    for key, value in {**metadata(), "tokenizer.ggml.pre": pre}.items():
-        if isinstance(value, list):
-            writer.add_array(key, value)
-        elif isinstance(value, int):
-            writer.add_uint32(key, value)
-        else:
-            writer.add_string(key, str(value))
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
 
 
 def _last_merge(token: bytes, ranks: dict[bytes, int]) -> list[bytes]:
