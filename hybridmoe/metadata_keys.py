@@ -28,13 +28,21 @@ class MetadataKeys:
         return GGUFError(f"{self.prefix}{key} is {short(found)}; expected {expected}")
 
     def count(
-        self, key: str, *, default: int | None = None, least: int = 1, most: int = _MAX_DIM
+        self,
+        key: str,
+        *,
+        default: int | None = None,
+        least: int = 1,
+        most: int = _MAX_DIM,
+        layers: range | None = None,
     ) -> int:
-        """Look up a whole number."""
+        """Look up a whole number, or a list of one for each layer that has the same for all.
+
+        layers: that have what is counted, None = all; the others' values mean nothing.
+        """
         value = self._value(key, default)
-        # Some writers store one value per layer; deepseek2 layers do not differ.
-        if isinstance(value, list) and value and all(v == value[0] for v in value):
-            value = value[0]
+        if isinstance(value, list):
+            value = self._of_layers(key, value, layers)
         if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
             raise self.bad(key, value, f"a whole number from {least} to {most}")
         return value
@@ -77,6 +85,18 @@ class MetadataKeys:
         if not isinstance(value, str):
             raise self.bad(key, value, "a string")
         return value
+
+    def _of_layers(self, key: str, values: list[Any], layers: range | None) -> Any:
+        num_blocks = self._metadata.get(self.prefix + "block_count")
+        if len(values) != num_blocks or not values:
+            raise self.bad(key, values, f"a whole number, or one for each of {num_blocks} layers")
+        chosen = values if layers is None else values[layers.start : layers.stop]
+        if any(value != chosen[0] for value in chosen):
+            raise UnsupportedModelError(
+                f"{self.prefix}{key} is {short(values)}; layers of different sizes are not"
+                " supported"
+            )
+        return chosen[0]
 
     def _value(self, key: str, default: Any) -> Any:
         value = self._metadata.get(self.prefix + key, default)

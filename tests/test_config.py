@@ -9,6 +9,7 @@ from k2_config import K2
 from hybridmoe.config import (
     GATE_SIGMOID,
     GATE_SOFTMAX,
+    AttentionTemperature,
     IndexerConfig,
     ModelConfig,
     RoutingSpec,
@@ -94,6 +95,34 @@ def test_prediction_layers_are_not_counted() -> None:
     assert ModelConfig.from_metadata(_with(nextn_predict_layers=1)).num_layers == 60
 
 
+def test_lists_are_read_for_the_layers_that_they_concern() -> None:
+    lists = _with(
+        feed_forward_length=[18432] + [2048] * 60,
+        expert_feed_forward_length=[0] + [2048] * 60,
+        expert_count=[0] + [384] * 60,
+        expert_used_count=[0] + [8] * 60,
+        attention__head_count=[64] * 61,
+    )
+    assert ModelConfig.from_metadata(lists) == ModelConfig.from_metadata(K2)
+
+
+def test_zero_groups_are_none() -> None:
+    zero = _with(expert_group_count=0, expert_group_used_count=0)
+    assert ModelConfig.from_metadata(zero) == ModelConfig.from_metadata(K2)
+
+
+def test_queries_grow_with_their_positions() -> None:
+    large3 = _with(attention__temperature_scale=0.1, attention__temperature_length=8192)
+    assert ModelConfig.from_metadata(large3).temperature == AttentionTemperature(0.1, 8192)
+    off = _with(attention__temperature_scale=0.0, attention__temperature_length=8192)
+    assert ModelConfig.from_metadata(off) == ModelConfig.from_metadata(K2)
+
+
+def test_a_vision_file_is_said_to_be_one() -> None:
+    with pytest.raises(UnsupportedModelError, match="'clip': this is an mmproj file"):
+        ModelConfig.from_metadata({"general.architecture": "clip"})
+
+
 def test_another_architecture_is_refused_by_name() -> None:
     with pytest.raises(UnsupportedModelError, match=r"'llama'; supported: deepseek2"):
         ModelConfig.from_metadata({"general.architecture": "llama"})
@@ -117,7 +146,22 @@ def test_another_architecture_is_refused_by_name() -> None:
         ({"attention__layer_norm_rms_epsilon": 0.0}, "rms_epsilon is 0.0; expected a number from"),
         ({"rope__scaling__type": "longrope"}, "rope.scaling.type is 'longrope'"),
         ({"rope__scaling__factor": None}, "rope.scaling.factor is missing"),
-        ({"attention__temperature_scale": 0.5}, "temperature_scale is 0.5; not supported"),
+        ({"attention__temperature_scale": 0.5}, "temperature_length is missing"),
+        ({"attention__temperature_scale": -0.5}, "temperature_scale is -0.5; expected a number"),
+        (
+            {"attention__temperature_scale": 0.5, "attention__temperature_length": 0},
+            "temperature_length is 0; expected a whole number",
+        ),
+        ({"rope__scaling__attn_factor": 0.5}, "attn_factor is 0.5; not supported"),
+        ({"rope__scaling__yarn_attn_factor": 2.0}, "yarn_attn_factor is 2.0; not supported"),
+        ({"rope__scaling__yarn_ext_factor": 0.0}, "yarn_ext_factor is 0.0; not supported"),
+        ({"expert_count": [384] * 60}, "expert_count is .* or one for each of 61 layers"),
+        ({"expert_count": [0, 300, *[384] * 59]}, "expert_count is .* of different sizes are not"),
+        ({"attention__head_count": [64] * 60 + [32]}, "head_count is .* of different sizes"),
+        ({"expert_used_count": [*[8] * 60, 4]}, "expert_used_count is .* of different sizes"),
+        ({"expert_used_count": []}, "expert_used_count is .* one for each of 61 layers"),
+        ({"expert_used_count": [[8]] * 61}, "expert_used_count is .*; expected a whole number"),
+        ({"expert_count": 205, "expert_group_count": 8}, "a divisor of 205 experts: .* pruning"),
         ({"expert_weights_norm": 1}, "expert_weights_norm is 1; expected true or false"),
     ],
 )
@@ -170,6 +214,7 @@ def test_deepseek_indexers_are_in_every_layer_and_rotate_halves() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
+        ({"attention__temperature_scale": 0.1}, "temperature_scale is 0.1; not supported"),
         ({"attention__indexer__top_k": None}, "indexer.top_k is missing"),
         ({"attention__indexer__top_k": 0}, "indexer.top_k is 0"),
         ({"attention__indexer__key_length": 32}, "key_length is 32; expected at least rope"),

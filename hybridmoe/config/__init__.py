@@ -16,7 +16,7 @@ from hybridmoe.config.engine import (
     kv_row_bytes,
 )
 from hybridmoe.config.indexer import IndexerConfig
-from hybridmoe.config.model import SUPPORTED_ARCHITECTURES, ModelConfig
+from hybridmoe.config.model import SUPPORTED_ARCHITECTURES, AttentionTemperature, ModelConfig
 from hybridmoe.config.routing import GATE_SIGMOID, GATE_SOFTMAX, RoutingSpec
 from hybridmoe.config.yarn import YarnConfig
 
@@ -29,6 +29,7 @@ __all__ = [
     "PAGE_TOKENS",
     "PREFILL_TOKENS",
     "SUPPORTED_ARCHITECTURES",
+    "AttentionTemperature",
     "EngineConfig",
     "EngineOptions",
     "IndexerConfig",

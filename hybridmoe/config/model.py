@@ -18,8 +18,19 @@ from hybridmoe.metadata_keys import MetadataKeys
 
 __all__ = ["SUPPORTED_ARCHITECTURES", "ModelConfig"]
 
-SUPPORTED_ARCHITECTURES = ("deepseek2", "deepseek32", "glm-dsa")
+SUPPORTED_ARCHITECTURES = ("deepseek2", "deepseek32", "glm-dsa", "mistral4")
 _SPARSE_ARCHITECTURES = ("deepseek32", "glm-dsa")
+
+
+@dataclass(frozen=True, slots=True)
+class AttentionTemperature:
+    """Growth of queries with their positions: times 1 + scale * log(floor(p / num_tokens) + 1).
+
+    In Mistral Large 3 and Mistral 4, after Llama 4.
+    """
+
+    scale: float
+    num_tokens: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +63,7 @@ class ModelConfig:
     yarn: YarnConfig | None
     context_tokens: int
     vocab_size: int
+    temperature: AttentionTemperature | None = None
     indexer: IndexerConfig | None = None  # of sparse attention; None = all attention is dense
 
     @property
@@ -102,14 +114,8 @@ class ModelConfig:
         """
         architecture = metadata.get("general.architecture")
         if architecture not in SUPPORTED_ARCHITECTURES:
-            raise UnsupportedModelError(
-                f"general.architecture is {short(architecture)}; supported: "
-                f"{', '.join(SUPPORTED_ARCHITECTURES)} (Kimi K2, DeepSeek-V2 to V3.2,"
-                " GLM-5, Moonlight)"
-            )
+            raise _unsupported(architecture)
         keys = MetadataKeys(metadata, f"{architecture}.")
-        keys.refuse("attention.temperature_scale", neutral=0.0)
-        keys.refuse("rope.scaling.attn_factor", neutral=1.0)
         num_blocks = keys.count("block_count", most=MAX_LAYERS)
         num_mtp = keys.count("nextn_predict_layers", default=0, least=0, most=num_blocks - 1)
         num_layers = num_blocks - num_mtp
@@ -123,16 +129,21 @@ class ModelConfig:
             num_mtp_layers=num_mtp,
             num_dense_layers=num_dense,
             hidden=keys.count("embedding_length"),
-            dense_inter=keys.count("feed_forward_length") if num_dense else 0,
-            **_read_attention(keys),
+            dense_inter=(
+                keys.count("feed_forward_length", layers=range(num_dense)) if num_dense else 0
+            ),
+            **_read_attention(keys, range(num_layers)),
             **read_experts(
-                keys, num_dense < num_layers, default_gate(architecture, num_blocks, vocab_size)
+                keys,
+                range(num_dense, num_layers),
+                default_gate(architecture, num_blocks, vocab_size),
             ),
             rms_eps=keys.number("attention.layer_norm_rms_epsilon", least=1e-30, most=1.0),
             rope_base=keys.number("rope.freq_base", default=10000.0, least=2.0, most=1e12),
             yarn=read_yarn(keys),
             context_tokens=keys.count("context_length", most=MAX_CONTEXT_TOKENS),
             vocab_size=vocab_size,
+            temperature=_read_temperature(keys, architecture),
             indexer=(
                 read_indexer(keys, num_layers, is_glm=architecture == "glm-dsa")
                 if architecture in _SPARSE_ARCHITECTURES
@@ -151,7 +162,20 @@ class ModelConfig:
         return replace(self, yarn=replace(self.yarn, beta_fast=fast, beta_slow=slow))
 
 
-def _read_attention(keys: MetadataKeys) -> dict[str, Any]:
+def _unsupported(architecture: object) -> UnsupportedModelError:
+    said = f"general.architecture is {short(architecture)}"
+    if architecture == "clip":
+        return UnsupportedModelError(
+            f"{said}: this is an mmproj file, the vision encoder of a multimodal model; images are"
+            " not supported, and text needs the model's own file"
+        )
+    return UnsupportedModelError(
+        f"{said}; supported: {', '.join(SUPPORTED_ARCHITECTURES)} (Kimi K2, DeepSeek-V2 to V3.2,"
+        " GLM-5, Moonlight, Mistral Large 3)"
+    )
+
+
+def _read_attention(keys: MetadataKeys, layers: range) -> dict[str, Any]:
     kv_lora_rank = keys.count("attention.kv_lora_rank")
     rope_dim = keys.count("rope.dimension_count", most=MAX_ROPE_DIM)
     # Files from before the split of `attn_kv_b` give the per-head sizes without the suffix.
@@ -161,10 +185,21 @@ def _read_attention(keys: MetadataKeys) -> dict[str, Any]:
         expected = f"more than rope.dimension_count={rope_dim}, even"
         raise keys.bad(f"attention.key_length{suffix}", qk_dim, expected)
     return {
-        "num_heads": keys.count("attention.head_count", most=1 << 16),
+        "num_heads": keys.count("attention.head_count", most=1 << 16, layers=layers),
         "q_lora_rank": keys.count("attention.q_lora_rank", default=0, least=0),
         "kv_lora_rank": kv_lora_rank,
         "nope_dim": qk_dim - rope_dim,
         "rope_dim": rope_dim,
         "v_dim": keys.count(f"attention.value_length{suffix}"),
     }
+
+
+def _read_temperature(keys: MetadataKeys, architecture: str) -> AttentionTemperature | None:
+    if architecture in _SPARSE_ARCHITECTURES:
+        keys.refuse("attention.temperature_scale", neutral=0.0)
+    scale = keys.number("attention.temperature_scale", default=0.0, least=0.0, most=1e3)
+    if not scale:
+        return None
+    return AttentionTemperature(
+        scale, keys.count("attention.temperature_length", most=MAX_CONTEXT_TOKENS)
+    )

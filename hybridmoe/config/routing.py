@@ -34,13 +34,24 @@ def default_gate(architecture: str, num_blocks: int, vocab_size: int) -> int:
     return GATE_SIGMOID if is_glm_flash or architecture == "glm-dsa" else GATE_SOFTMAX
 
 
-def read_experts(keys: MetadataKeys, has_experts: bool, absent_gate: int) -> dict[str, Any]:
-    """Read the fields of `ModelConfig` about experts. Errors: GGUFError, UnsupportedModelError."""
-    num_experts = keys.count("expert_count") if has_experts else 0
-    num_groups = keys.count("expert_group_count", default=1, most=max(1, num_experts))
+def read_experts(keys: MetadataKeys, layers: range, absent_gate: int) -> dict[str, Any]:
+    """Read the fields of `ModelConfig` about experts, which `layers` have.
+
+    Errors: GGUFError, UnsupportedModelError.
+    """
+    has_experts = len(layers) > 0
+    num_experts = keys.count("expert_count", layers=layers) if has_experts else 0
+    num_groups = keys.count("expert_group_count", default=1, least=0, most=max(1, num_experts))
+    num_groups = num_groups or 1  # 0 means none
     if num_experts % num_groups:
-        raise keys.bad("expert_group_count", num_groups, f"a divisor of {num_experts} experts")
-    num_groups_used = keys.count("expert_group_used_count", default=num_groups, most=num_groups)
+        raise keys.bad(
+            "expert_group_count",
+            num_groups,
+            f"a divisor of {num_experts} experts: groups that lost some to pruning are undefined",
+        )
+    num_groups_used = 1
+    if num_groups > 1:
+        num_groups_used = keys.count("expert_group_used_count", default=num_groups, most=num_groups)
     reachable = num_experts // num_groups * num_groups_used
     gate = keys.count("expert_gating_func", default=0, least=0, most=1 << 16)
     gate = gate or absent_gate
@@ -50,8 +61,12 @@ def read_experts(keys: MetadataKeys, has_experts: bool, absent_gate: int) -> dic
         )
     return {
         "num_experts": num_experts,
-        "top_k": keys.count("expert_used_count", most=reachable) if has_experts else 0,
-        "expert_inter": keys.count("expert_feed_forward_length") if has_experts else 0,
+        "top_k": (
+            keys.count("expert_used_count", most=reachable, layers=layers) if has_experts else 0
+        ),
+        "expert_inter": (
+            keys.count("expert_feed_forward_length", layers=layers) if has_experts else 0
+        ),
         "num_shared_experts": keys.count("expert_shared_count", default=0, least=0, most=1 << 16),
         "gate": gate,
         "normalize_weights": keys.flag("expert_weights_norm", default=False),

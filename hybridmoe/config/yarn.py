@@ -45,6 +45,11 @@ def read_yarn(keys: MetadataKeys) -> YarnConfig | None:
         return None
     if kind != "yarn":
         raise UnsupportedModelError(f"rope.scaling.type is {short(kind)}; supported: yarn, none")
+    # Neutral in every release. llama.cpp's deepseek2 ignores the last two; with the first it scales
+    # the rotated part twice.
+    keys.refuse("rope.scaling.attn_factor", neutral=1.0)
+    keys.refuse("rope.scaling.yarn_attn_factor", neutral=1.0)
+    keys.refuse("rope.scaling.yarn_ext_factor", neutral=1.0)
     return YarnConfig(
         factor=keys.number("rope.scaling.factor", least=1.0, most=1e5),
         original_context_tokens=keys.count(

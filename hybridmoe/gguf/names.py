@@ -29,7 +29,7 @@ PARTS = (
     "other",  # tensors of other architectures, rope_freqs, multi-token prediction
 )
 
-# An expert's gate rows, then its up rows: llama.cpp's `--fuse-gate-up-exps`.
+# An expert's gate rows, then its up rows (llama.cpp #19139).
 FUSED_ROLE = "ffn_gate_up_exps"
 
 _EXPERT_ROLES = ("ffn_gate_exps", "ffn_up_exps", "ffn_down_exps", FUSED_ROLE)

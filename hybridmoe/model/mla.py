@@ -40,10 +40,14 @@ class LatentAttention:
     def forward(self, x: Tensor, pages: Pages, tables: Tables, cos_sin: Tensor) -> Tensor:
         """Compute causal attention of T tokens over their sequences.
 
-        Shapes: x (T, H) f32 · cos_sin (T, rope) f32 of the tokens' positions -> (T, H) f32.
+        Shapes: x (T, H) f32 · cos_sin (T, rope) f32 of the tokens' positions, or as `RotaryTable`
+                has it with an attention temperature (T, rope + 1) -> (T, H) f32.
         """
+        factors = None
+        if self._config.temperature is not None:
+            cos_sin, factors = cos_sin[:, :-1].contiguous(), cos_sin[:, -1:]
         self._append(x, pages, tables, cos_sin)
-        q_nope, q_rope = self._queries(x, cos_sin)
+        q_nope, q_rope = self._queries(x, cos_sin, factors)
         heads = self._device.attend(
             q_nope, q_rope, self._k_b, self._v_b, pages, tables, self._config.softmax_scale
         )  # (T, N, V)
@@ -56,11 +60,17 @@ class LatentAttention:
         self._device.rotate_(keys.unsqueeze(1), cos_sin)
         self._device.store_kv(rows, pages, tables)
 
-    def _queries(self, x: Tensor, cos_sin: Tensor) -> tuple[Tensor, Tensor]:
-        """Project x (T, H) to q_nope (T, N, nope) and rotated q_rope (T, N, rope)."""
+    def _queries(self, x: Tensor, cos_sin: Tensor, factors: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Project x (T, H) to q_nope (T, N, nope) and rotated q_rope (T, N, rope).
+
+        factors: (T, 1) of the queries, or None.
+        """
         c = self._config
         if self._q_a is not None:
             x = self._device.linear(x, self._q_a)
             self._q_a_norm(x, out=x)
-        q = self._device.linear(x, self._q_b).view(-1, c.num_heads, c.qk_dim)
+        q = self._device.linear(x, self._q_b)
+        if factors is not None:
+            q.mul_(factors)
+        q = q.view(-1, c.num_heads, c.qk_dim)
         return q[..., : c.nope_dim], self._device.rotate_(q[..., c.nope_dim :], cos_sin)

@@ -17,13 +17,17 @@ __all__ = ["RotaryTable", "inverse_frequencies"]
 
 
 class RotaryTable:
-    """Table of cos and sin by position; grows to the largest position asked for."""
+    """Table of cos and sin by position; grows to the largest position asked for.
+
+    With an attention temperature, rows end with the factor of the position's query.
+    """
 
     def __init__(self, config: ModelConfig) -> None:
         self._frequencies = inverse_frequencies(config.rope_dim, config.rope_base, config.yarn)
         self._mscale = config.yarn.rotary_mscale if config.yarn else 1.0
+        self._temperature = config.temperature
         self._context_tokens = config.context_tokens
-        self._table = torch.empty(0, config.rope_dim)  # cos and sin interleaved
+        self._table = self._rows(0)
 
     @property
     def num_positions(self) -> int:
@@ -31,15 +35,25 @@ class RotaryTable:
         return len(self._table)
 
     def cos_sin(self, positions: Tensor) -> Tensor:
-        """Look up positions (T,) int64: (T, rope_dim), cos and sin interleaved, scaled by YaRN."""
+        """Look up positions (T,) int64: (T, rope_dim), cos and sin interleaved, scaled by YaRN.
+
+        With an attention temperature: (T, rope_dim + 1).
+        """
         stop = int(positions.max()) + 1 if len(positions) else 0
         if stop > self._table.shape[0]:
             rows = max(stop, min(max(1024, 2 * stop), self._context_tokens))
-            known = torch.arange(rows, dtype=torch.float64)
-            angles = known[:, None] * self._frequencies
-            rotations = torch.polar(torch.full_like(angles, self._mscale), angles)
-            self._table = torch.view_as_real(rotations).flatten(1).float()
+            self._table = self._rows(rows)
         return self._table[positions]
+
+    def _rows(self, count: int) -> Tensor:
+        positions = torch.arange(count, dtype=torch.float64)[:, None]
+        angles = positions * self._frequencies
+        rotations = torch.polar(torch.full_like(angles, self._mscale), angles)
+        rows = torch.view_as_real(rotations).flatten(1)
+        if (t := self._temperature) is not None:
+            factors = 1.0 + t.scale * torch.log(torch.floor(positions / t.num_tokens) + 1.0)
+            rows = torch.cat((rows, factors), 1)
+        return rows.float()
 
 
 def inverse_frequencies(rope_dim: int, base: float, yarn: YarnConfig | None) -> Tensor:

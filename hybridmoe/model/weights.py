@@ -93,7 +93,7 @@ class Weights:
             )
         size = batch if is_expert_tensor(tensor.name) else 1
         scales = self._host_vector(name, size, "scale").numpy()
-        return np.ascontiguousarray(np.broadcast_to(scales, batch))
+        return np.array(np.broadcast_to(scales, batch))
 
     def _quantized(
         self,

@@ -33,7 +33,8 @@ def test_a_models_own_tensors_are_known(tmp_path: Path, variant: str, split_kv_b
 @pytest.mark.parametrize(
     "name",
     ["blk.1.exp_probs_b.weight", "blk.1.ffn_gate_inp.e_score_correction_bias",
-     "blk.1.ffn_up_exps.scale", "blk.1.attn_output.bias", "blk.0.ffn_gate_inp.weight",
+     "blk.1.ffn_norm.scale", "blk.0.ffn_up_exps.scale", "blk.1.attn_output.bias",
+     "blk.0.ffn_gate_inp.weight",
      "blk.2.attn_norm.weight", "rope_freqs.weight", "output_norm.bias", "x\x1b[2J"],
 )  # fmt: skip
 def test_a_tensor_that_would_not_be_used_is_refused_by_name(tmp_path: Path, name: str) -> None:
@@ -42,6 +43,22 @@ def test_a_tensor_that_would_not_be_used_is_refused_by_name(tmp_path: Path, name
     with pytest.raises(UnsupportedModelError, match="the network would run without it") as caught:
         check_tensor_names(config, [*names, name])
     assert name.encode("unicode_escape").decode() in str(caught.value)
+
+
+def test_gate_and_up_in_one_tensor_and_apart_are_refused(tmp_path: Path) -> None:
+    write_tiny(tmp_path / "x.gguf", **SMALL)
+    config, names = names_of(tmp_path / "x.gguf")
+    message = r"tensor blk\.1\.ffn_gate_exps\.weight: beside blk\.1\.ffn_gate_up_exps\.weight"
+    with pytest.raises(UnsupportedModelError, match=message):
+        check_tensor_names(config, [*names, "blk.1.ffn_gate_up_exps.weight"])
+
+
+def test_factors_of_matrices_are_known(tmp_path: Path) -> None:
+    write_tiny(tmp_path / "x.gguf", **SMALL)
+    config, names = names_of(tmp_path / "x.gguf")
+    stems = ("output", "blk.0.attn_k_b", "blk.0.ffn_down", "blk.1.ffn_up_exps")
+    factors = [f"{stem}.{suffix}" for stem in stems for suffix in ("scale", "input_scale")]
+    check_tensor_names(config, [*names, *factors])
 
 
 def test_a_bias_without_a_gating_function_is_refused_by_both(tmp_path: Path) -> None:

@@ -20,10 +20,10 @@ from hybridmoe.planning.kv_plan import plan_kv
 NUM_TOKENS = 60
 
 
-@pytest.fixture(scope="module")
-def f32_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+@pytest.fixture(scope="module", params=["k2", "mistral4"])
+def f32_path(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("decoder") / "tiny.gguf"
-    write_tiny(path, variant="k2", type=Type.F32)
+    write_tiny(path, variant=request.param, type=Type.F32)
     return path
 
 

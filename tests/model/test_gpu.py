@@ -32,7 +32,7 @@ from interpreted_gpu import gpu_device
 VARIANTS = {
     "k2": {"q_lora": 64},
     "v3": {"q_lora": 64, "n_group": 2, "topk_group": 1},
-    "v2": {"q_lora": 64},
+    "mistral4": {"q_lora": 64},
     "v2lite": {"q_lora": None},
     "k2, one tensor for keys and values": {"q_lora": 64, "split_kv_b": False},
 }
@@ -122,7 +122,8 @@ def test_quantized_logits_equal_the_cpus_within_its_rounding(tmp_path: Path) -> 
 
 def test_types_without_a_kernel_are_converted_and_listed(tmp_path: Path) -> None:
     path = tmp_path / "m.gguf"
-    write_tiny(path, type={"default": Type.F32, "attn_output": Type.NVFP4}, **SMALL, q_lora=64)
+    types = {"default": Type.F32, "attn_output": Type.NVFP4}
+    write_tiny(path, type=types, scaled=True, **SMALL, q_lora=64)
     with GGUFFile.open(path) as file:
         device = gpu_device()
         got, want = logits(file, device), logits(file, CpuDevice())

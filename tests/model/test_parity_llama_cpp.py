@@ -21,7 +21,7 @@ from bench._llama_cpp import LlamaCpp
 NUM_TOKENS = 96
 # Errors of rounded activations grow some tenfold in the default random model, on both sides.
 CALM = 0.7
-VARIANTS = ["k2", "v3", "v2", "v2lite", "moonlight"]
+VARIANTS = ["k2", "v3", "v2", "v2lite", "moonlight", "mistral4"]
 QUANTIZED = [
     Type.Q8_0, Type.Q4_0, Type.Q4_1, Type.Q5_0, Type.Q5_1,
     Type.Q2_K, Type.Q3_K, Type.Q4_K, Type.Q5_K, Type.Q6_K,

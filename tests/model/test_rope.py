@@ -7,7 +7,7 @@ import pytest
 import torch
 from k2_config import K2
 
-from hybridmoe.config import ModelConfig, YarnConfig
+from hybridmoe.config import AttentionTemperature, ModelConfig, YarnConfig
 from hybridmoe.kernels.ops import rotate_
 from hybridmoe.model.rope import RotaryTable, inverse_frequencies
 
@@ -51,6 +51,15 @@ def test_betas_change_the_middle_pairs() -> None:
     k2 = inverse_frequencies(64, 50000.0, YarnConfig(32.0, 4096, 1.0, 1.0, 1.0))
     default = inverse_frequencies(64, 50000.0, YarnConfig(32.0, 4096, 32.0, 1.0, 1.0))
     assert (k2 / default).max() > 1.5
+
+
+def test_rows_end_with_the_factor_of_the_query() -> None:
+    k2 = ModelConfig.from_metadata(K2)
+    table = RotaryTable(replace(k2, temperature=AttentionTemperature(0.5, 10)))
+    rows = table.cos_sin(torch.tensor([0, 9, 10, 29, 30]))
+    assert torch.equal(rows[:, :-1], RotaryTable(k2).cos_sin(torch.tensor([0, 9, 10, 29, 30])))
+    want = [1.0, 1.0, *(1 + 0.5 * math.log(n) for n in (2, 3, 4))]
+    assert torch.equal(rows[:, -1], torch.tensor(want))
 
 
 def test_the_table_is_no_longer_than_the_context() -> None:

@@ -43,6 +43,9 @@ def _attention(c: ModelConfig, block: dict[str, Tensor], h: Tensor) -> Tensor:
         q = _norm(c, h @ block["attn_q_a"].T, block["attn_q_a_norm"]) @ block["attn_q_b"].T
     else:
         q = h @ block["attn_q"].T
+    if (t := c.temperature) is not None:
+        positions = torch.arange(len(q), dtype=torch.float64)
+        q = q * (1.0 + t.scale * (positions // t.num_tokens + 1.0).log())[:, None]
     q = q.view(-1, c.num_heads, c.qk_dim)
     absorbed = torch.einsum("tnd,nrd->ntr", q[..., : c.nope_dim], block["attn_k_b"])
     kv = h @ block["attn_kv_a_mqa"].T

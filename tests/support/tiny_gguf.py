@@ -60,6 +60,8 @@ class TinyConfig:
     yarn_beta_fast: float | None = 1.0  # None: the key is absent
     yarn_beta_slow: float | None = 1.0
     yarn_log_multiplier: float | None = 0.1  # the file holds 0.1 x the model's mscale_all_dim
+    temperature_scale: float | None = None  # None: queries do not grow with their positions
+    temperature_length: int = 16
     gain: float = 1.5  # spread of a product's outputs over its inputs'; 1 is calm, 2 is chaos
     split_kv_b: bool = True
     flat_kv_b: bool = False  # attn_k_b and attn_v_b in two dimensions, as ik_llama.cpp writes them
@@ -105,6 +107,15 @@ VARIANTS: dict[str, dict[str, object]] = {
         "eps": 1e-5,
     },
     "v2": {**_V2, "scale": 16.0, "shared": 2},
+    "mistral4": {
+        **_V2,
+        "arch": "mistral4",
+        "norm_weights": True,
+        "scale": 1.0,
+        "yarn_log_multiplier": 0.1,
+        "temperature_scale": 0.5,
+        "pre": "deepseek-v3",
+    },
     "v2lite": {**_V2, **_LITE, "scale": 1.0},
     "moonlight": {**_LITE, "scale": 2.446, "context": 8192, "yarn_factor": None},
 }
@@ -344,6 +355,8 @@ def _model_keys(c: TinyConfig) -> dict[str, object]:
         "expert_gating_func": c.gating,
         "expert_weights_norm": True if c.norm_weights else None,
         "expert_weights_scale": c.scale,
+        "attention.temperature_scale": c.temperature_scale,
+        "attention.temperature_length": c.temperature_length if c.temperature_scale else None,
         "rope.dimension_count": c.rope,
         "rope.freq_base": c.theta,
     }
