@@ -218,6 +218,11 @@ class Commands:
             f" ({totals.cached_tokens} cached), {totals.generated_tokens} generated,"
             f" {totals.seconds:.1f} s"
         )
+        if totals.draft_tokens:
+            share = totals.accepted_tokens / totals.draft_tokens
+            self._say(
+                f"drafts: {totals.accepted_tokens} of {totals.draft_tokens} accepted ({share:.0%})"
+            )
         if (experts := self._talk.expert_stats()) is not None:
             self._say(str(experts))
 

@@ -124,6 +124,8 @@ def _as_json(model: str, result: "Result") -> dict[str, Any]:
             "generated_tokens": timing.generated_tokens,
             "decode_s": timing.decode_s,
             "decode_tokens_per_s": timing.decode_tokens_per_s,
+            "draft_tokens": timing.draft_tokens,
+            "accepted_tokens": timing.accepted_tokens,
         },
     }
     if result.reasoning:

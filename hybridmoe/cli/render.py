@@ -35,9 +35,12 @@ def timing_line(timing: "Timing", experts: "ExpertStats | None" = None) -> str:
             found += f", {experts.bytes_read / 1e9:.2f} GB read, {experts.read_wait_s:.2f} s waited"
     from_disk = f", {timing.disk_tokens} from disk" if timing.disk_tokens else ""
     cached = f" ({timing.cached_tokens} cached{from_disk})" if timing.cached_tokens else ""
+    drafts = ""
+    if timing.draft_tokens:
+        drafts = f" ({timing.accepted_tokens} of {timing.draft_tokens} drafts accepted)"
     return (
         f"prompt {timing.prompt_tokens} tok{cached} {timing.prompt_tokens_per_s:.0f} t/s"
-        f" | gen {timing.generated_tokens} tok {timing.decode_tokens_per_s:.1f} t/s"
+        f" | gen {timing.generated_tokens} tok {timing.decode_tokens_per_s:.1f} t/s{drafts}"
         f" | ttft {timing.prompt_s:.{1 if timing.prompt_s >= 1 else 2}f} s{found}"
     )
 

@@ -33,6 +33,7 @@ class Totals:
 
     def __init__(self) -> None:
         self.turns = self.prompt_tokens = self.cached_tokens = self.generated_tokens = 0
+        self.draft_tokens = self.accepted_tokens = 0
         self.seconds = 0.0
         self.last: Result | None = None
         self.last_experts: ExpertStats | None = None
@@ -48,6 +49,8 @@ class Totals:
         self.prompt_tokens += result.timing.prompt_tokens
         self.cached_tokens += result.timing.cached_tokens
         self.generated_tokens += result.timing.generated_tokens
+        self.draft_tokens += result.timing.draft_tokens
+        self.accepted_tokens += result.timing.accepted_tokens
         self.seconds += seconds
         self.last, self.last_experts = result, experts
 

@@ -10,8 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hybridmoe.config import EngineConfig
+from hybridmoe.engine.drafter import Speculator
 from hybridmoe.engine.kv_cache import KvCache
 from hybridmoe.engine.kv_disk import KvDisk
+from hybridmoe.engine.prompt_lookup import PromptLookup
 from hybridmoe.engine.scheduler import ScheduledChunk, Scheduler
 from hybridmoe.engine.sequence import Sequence
 from hybridmoe.engine.stats import EngineStats
@@ -50,7 +52,12 @@ class EngineThread:
             disk = KvDisk(config.kv_disk, cache, fingerprint, self.wake)
         self._disk = disk
         self._scheduler = Scheduler(cache, config, disk)
-        self._runner = StepRunner(model, eos_ids, cache, self._scheduler, writer, self.wake, disk)
+        self._speculator = None
+        if config.speculate:
+            self._speculator = Speculator(PromptLookup(), config.speculate, cache)
+        self._runner = StepRunner(
+            model, eos_ids, cache, self._scheduler, writer, self.wake, disk, self._speculator
+        )
         self._new: list[Sequence] = []
         self._calls: list[tuple[Callable[[], Any], Future[Any]]] = []
         self._is_woken = self._is_stopping = False
@@ -120,6 +127,7 @@ class EngineThread:
 
     def stats(self) -> EngineStats:
         cache, scheduler, runner = self.cache, self._scheduler, self._runner
+        speculator = self._speculator
         return EngineStats(
             running=len(scheduler.running),
             waiting=len(scheduler.waiting) + len(self._new),
@@ -132,6 +140,8 @@ class EngineThread:
             cached_tokens=scheduler.num_cached_tokens,
             generated_tokens=runner.num_generated_tokens,
             preempted=scheduler.num_preempted,
+            draft_tokens=0 if speculator is None else speculator.num_drafted,
+            accepted_tokens=0 if speculator is None else speculator.num_accepted,
             kv_disk=None if self._disk is None else self._disk.stats(),
             experts=self._model.expert_stats(),
         )

@@ -61,8 +61,8 @@ class Usage:
     queue_s: float = 0.0  # submission to first step
     prompt_s: float = 0.0  # first step to first logits
     decode_s: float = 0.0  # first logits to last token
-    draft_tokens: int = 0  # proposed by prompt lookup
-    accepted_tokens: int = 0  # draft tokens that the model confirmed
+    draft_tokens: int = 0  # proposed by the engine's drafter
+    accepted_tokens: int = 0  # of these, drawn by the model itself
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,7 @@ preempted and recomputed later, so that the oldest always finishes.
 """
 
 from collections import deque
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from hybridmoe.config import EngineConfig
 from hybridmoe.engine.kv_cache import KvCache
@@ -27,7 +27,7 @@ class ScheduledChunk:
 
     sequence: Sequence
     num_tokens: int  # without draft tokens
-    draft_ids: list[int]
+    draft_ids: list[int] = field(default_factory=list)  # added when the step is run
 
     @property
     def is_sampled(self) -> bool:
@@ -88,7 +88,7 @@ class Scheduler:
         self._admit()
         decodes = self._schedule_decodes()
         prefills = [s for s in self.running if s.num_pending > 1 and not s.is_loading]
-        chunks = [ScheduledChunk(s, 1, self._draft(s)) for s in decodes]
+        chunks = [ScheduledChunk(s, 1) for s in decodes]
         budget = self.prefill_budget.num_tokens(len(decodes))
         by_length = sorted(prefills, key=lambda s: s.num_pending)
         if budget < len(prefills):  # the oldest first, lest shorter ones starve it
@@ -96,7 +96,7 @@ class Scheduler:
         for i, sequence in enumerate(by_length):
             num_tokens = min(-(-budget // (len(prefills) - i)), sequence.num_pending)
             if num_tokens > 0:
-                chunks.append(ScheduledChunk(sequence, num_tokens, []))
+                chunks.append(ScheduledChunk(sequence, num_tokens))
                 budget -= num_tokens
         return chunks
 
@@ -208,17 +208,6 @@ class Scheduler:
         self._cache.free(sequence.block_table, sequence.ids, sequence.num_computed)
         sequence.num_computed = 0
         sequence.unsampled = None
-
-    def _draft(self, sequence: Sequence) -> list[int]:
-        """Draft tokens by prompt lookup; none for a constrained sequence."""
-        num_left = sequence.max_new_tokens - sequence.num_generated
-        max_draft = min(self._config.speculate, num_left - 1)
-        constraint = sequence.request.constraint
-        if max_draft <= 0 or not (constraint is None or constraint.is_inactive()):
-            return []
-        draft_ids = sequence.prompt_lookup.draft(sequence.ids, max_draft)
-        fits = self._cache.grow(sequence.block_table, len(sequence.ids) + len(draft_ids))
-        return draft_ids if fits else []
 
 
 def _will_score(other: Sequence, sequence: Sequence) -> bool:

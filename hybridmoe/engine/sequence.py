@@ -11,7 +11,6 @@ from numpy.typing import NDArray
 from hybridmoe.engine.kv_cache import BlockTable
 from hybridmoe.engine.kv_disk_reader import SequenceOnDisk
 from hybridmoe.engine.mask_thread import PendingMask
-from hybridmoe.engine.prompt_lookup import PromptLookup
 from hybridmoe.engine.request import (
     Event,
     Finished,
@@ -54,7 +53,7 @@ class Sequence:
         max_tokens = request.params.max_tokens
         self.max_new_tokens = remaining if max_tokens is None else min(max_tokens, remaining)
         self.sampler = Sampler(request.params, self.ids, vocab_size, request.dry_breakers)
-        self.prompt_lookup = PromptLookup()
+        self.draft_state: object = None  # of the engine's drafter
         self.block_table = BlockTable()
         self.on_disk: SequenceOnDisk | None = None
         self.num_computed = 0  # tokens whose latents are in the KV cache

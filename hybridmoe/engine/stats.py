@@ -48,6 +48,8 @@ class EngineStats:
     cached_tokens: int  # found in the prefix cache
     generated_tokens: int
     preempted: int  # times a request lost its pages to an older one
+    draft_tokens: int = 0  # verified
+    accepted_tokens: int = 0  # of these, drawn by the model itself
     kv_disk: KvDiskStats | None = None  # None: in memory only
     experts: ExpertStats | None = None  # None: all experts are in RAM
 

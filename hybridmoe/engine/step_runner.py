@@ -9,6 +9,7 @@ import torch
 from numpy.typing import NDArray
 
 from hybridmoe.engine.constraint_masks import ConstraintMasks
+from hybridmoe.engine.drafter import Speculator
 from hybridmoe.engine.kv_cache import KvCache
 from hybridmoe.engine.kv_disk import KvDisk
 from hybridmoe.engine.prompt_scorer import send_prompt_logprobs
@@ -43,6 +44,7 @@ class StepRunner:
         writer: TraceWriter | None = None,
         wake: Callable[[], None] = lambda: None,
         disk: KvDisk | None = None,
+        speculator: Speculator | None = None,
     ) -> None:
         """wake: called from another thread when `sample_late` can go on."""
         self._disk = disk
@@ -51,6 +53,7 @@ class StepRunner:
         self._cache = cache
         self._scheduler = scheduler
         self._writer = writer
+        self._speculator = speculator
         self._masks = ConstraintMasks()
         self._wake = wake
         self.num_steps = 0
@@ -71,6 +74,8 @@ class StepRunner:
             if not chunk.is_decode:
                 chunk.sequence.report_progress()
         try:
+            if self._speculator is not None:
+                self._speculator.draft(chunks)
             states, logits, experts, finite = self._forward(chunks)
         except StalledReadError:
             return  # cancelled requests are finished now, and the others' step is run again
@@ -230,6 +235,8 @@ class StepRunner:
             if chunk.num_tokens > 1 or sequence.num_generated == 0:
                 sequence.report_progress()
             sequence.mark_prefilled()
+            if chunk.draft_ids and self._speculator is not None:
+                self._speculator.count(sequence, num_drafted=len(chunk.draft_ids))
             for i, draft_id in enumerate([*chunk.draft_ids, None]):
                 if not self._masks.is_ready(sequence, self._wake):
                     sequence.unsampled = UnsampledPosition(logits[i].copy(), experts[i])
@@ -239,7 +246,8 @@ class StepRunner:
                 if draft_id is None or sequence.ids[-1] != draft_id:
                     break
                 sequence.num_computed += 1
-            sequence.count_draft(len(chunk.draft_ids), i)
+                if self._speculator is not None:
+                    self._speculator.count(sequence, num_accepted=1)
         self._cache.share_full_pages(sequence.block_table, sequence.ids, sequence.num_computed)
         if self._disk is not None:
             self._disk.offer(sequence)

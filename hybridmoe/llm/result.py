@@ -32,6 +32,8 @@ class Timing:
     generated_tokens: int
     decode_s: float  # first generated token to the last
     disk_tokens: int = 0  # of the cached ones, read from disk
+    draft_tokens: int = 0  # proposed by speculative decoding
+    accepted_tokens: int = 0  # of these, drawn by the model itself
 
     @property
     def prompt_tokens_per_s(self) -> float:
@@ -51,6 +53,8 @@ class Timing:
             prompt_s=usage.prompt_s,
             generated_tokens=usage.generated_tokens,
             decode_s=usage.decode_s,
+            draft_tokens=usage.draft_tokens,
+            accepted_tokens=usage.accepted_tokens,
         )
 
 

@@ -6,9 +6,12 @@ __all__ = ["timings"]
 
 
 def timings(usage: Usage) -> dict[str, float]:
-    """Convert what a request has used so far."""
+    """Convert what a request has used so far; `draft_n` where there were draft tokens."""
     num_computed = usage.prompt_tokens - usage.cached_tokens
     num_steps = usage.generated_tokens - 1
+    drafts: dict[str, float] = {}
+    if usage.draft_tokens:
+        drafts = {"draft_n": usage.draft_tokens, "draft_n_accepted": usage.accepted_tokens}
     return {
         "queue_ms": round(usage.queue_s * 1e3, 3),
         "cache_n": usage.cached_tokens,
@@ -20,6 +23,7 @@ def timings(usage: Usage) -> dict[str, float]:
         "predicted_ms": round(usage.decode_s * 1e3, 3),
         "predicted_per_token_ms": _per_token_ms(usage.decode_s, num_steps),
         "predicted_per_second": _rate(num_steps, usage.decode_s),
+        **drafts,
     }
 
 

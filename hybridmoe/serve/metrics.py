@@ -116,6 +116,11 @@ def _engine_metrics(stats: EngineStats) -> Iterator[_Metric]:
         prefix_cache_hits=("Prompt tokens found in the prefix cache.", stats.cached_tokens),
         num_preemptions=("Preemptions of running sequences.", stats.preempted),
         engine_steps=("Engine steps.", stats.steps),
+        spec_decode_num_draft_tokens=("Draft tokens verified.", stats.draft_tokens),
+        spec_decode_num_accepted_tokens=(
+            "Draft tokens that the model has drawn itself.",
+            stats.accepted_tokens,
+        ),
     )
 
 

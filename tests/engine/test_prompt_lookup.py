@@ -2,7 +2,7 @@
 
 import pytest
 
-from hybridmoe.engine.prompt_lookup import PromptLookup
+from hybridmoe.engine.prompt_lookup import NgramIndex
 
 
 @pytest.mark.parametrize(
@@ -17,8 +17,8 @@ from hybridmoe.engine.prompt_lookup import PromptLookup
     ],
 )
 def test_drafts(ids: list[int], expected: list[int]) -> None:
-    assert PromptLookup().draft(ids, 3) == expected
-    grown = PromptLookup()
+    assert NgramIndex().draft(ids, 3) == expected
+    grown = NgramIndex()
     for end in range(1, len(ids)):
         grown.draft(ids[:end], 3)
     assert grown.draft(ids, 3) == expected

@@ -19,9 +19,11 @@ from hypothesis import settings
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from hybridmoe.config import EngineConfig
+from hybridmoe.engine.drafter import Speculator
 from hybridmoe.engine.kv_cache import KvCache
 from hybridmoe.engine.kv_disk import KvDisk
 from hybridmoe.engine.kv_disk_files import page_files
+from hybridmoe.engine.prompt_lookup import PromptLookup
 from hybridmoe.engine.request import Event, Finished, Request, TokenEvent
 from hybridmoe.engine.sampling_params import SamplingParams
 from hybridmoe.engine.scheduler import ScheduledChunk, Scheduler
@@ -98,13 +100,15 @@ class EngineMachine(RuleBasedStateMachine):
             kv_type="f32",
             max_running=max_running,
             chunk_tokens=chunk_tokens,
-            speculate=speculate,
         )
         self.cache = KvCache(MODEL, plan_kv(MODEL, self.config, 0))
         self.make_scheduler()
         self.scheduler.prefill_budget = RandomBudget(chunk_tokens, seed)  # type: ignore[assignment]
         model: Any = HashModel(self.cache)
-        self.runner = StepRunner(model, {EOS}, self.cache, self.scheduler, disk=self.disk)
+        speculator = Speculator(PromptLookup(), speculate, self.cache) if speculate else None
+        self.runner = StepRunner(
+            model, {EOS}, self.cache, self.scheduler, disk=self.disk, speculator=speculator
+        )
         self.clients: list[Client] = []
         self.open: list[Client] = []
         self.since_progress = 0
@@ -181,7 +185,8 @@ class EngineMachine(RuleBasedStateMachine):
         assert all(s in scheduled for s in running if s.num_pending == 1), "a decode waits"
         for chunk in chunks:
             assert chunk.num_tokens <= chunk.sequence.num_pending
-            end = chunk.sequence.num_computed + chunk.num_tokens + len(chunk.draft_ids)
+            assert not chunk.draft_ids
+            end = chunk.sequence.num_computed + chunk.num_tokens
             assert pages_for(end) <= len(chunk.sequence.block_table.pages)
         if waiting and len(running) < self.config.max_running:
             num_tokens = min(len(waiting[0].ids) + 1, self.config.context_tokens)

@@ -1,6 +1,6 @@
 """Metrics of parts that few engines have."""
 
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -11,10 +11,10 @@ NUMBERS = KvDiskStats(*range(1, 1 + len(fields(KvDiskStats))))
 STATS = EngineStats(*[0] * 11, kv_disk=NUMBERS)
 
 
-def rendered(stats: EngineStats) -> dict[str, float]:
+def rendered(stats: EngineStats, prefix: str = "hybridmoe_kv_disk") -> dict[str, float]:
     text = Metrics(lambda: stats).render().decode()
     samples = [s for family in text_string_to_metric_families(text) for s in family.samples]
-    return {s.name: s.value for s in samples if s.name.startswith("hybridmoe_kv_disk")}
+    return {s.name: s.value for s in samples if s.name.startswith(prefix)}
 
 
 def test_a_kv_cache_on_disk_has_gauges_and_counters() -> None:
@@ -31,6 +31,13 @@ def test_a_kv_cache_on_disk_has_gauges_and_counters() -> None:
         "errors_total": NUMBERS.errors,
     }
     assert rendered(EngineStats(*[0] * 11)) == {}
+
+
+def test_draft_tokens_are_counted() -> None:
+    assert rendered(replace(STATS, draft_tokens=9, accepted_tokens=5), "hybridmoe_spec_") == {
+        "hybridmoe_spec_decode_num_draft_tokens_total": 9,
+        "hybridmoe_spec_decode_num_accepted_tokens_total": 5,
+    }
 
 
 def test_engines_on_one_folder_add_up_their_counters_but_not_its_size() -> None:
