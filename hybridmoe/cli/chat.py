@@ -55,7 +55,13 @@ __all__ = ["chat_command"]
 @thinking_options
 @sampling_options
 @click.option("--no-color", is_flag=True, help="No dim text, no colors; as NO_COLOR=1")
-@click.option("--plain", is_flag=True, help="Leave the breaking of long lines to the terminal")
+@click.option("--plain", is_flag=True, help="Show responses as they are written, not as Markdown")
+@click.option(
+    "--thoughts",
+    type=click.Choice(("fold", "open")),
+    default="fold",
+    help="Put one line in the place of thoughts when they end, or leave them [default: fold]",
+)
 @load_options(without=SERVER_NAMES)
 @click.pass_context
 def chat_command(
@@ -68,6 +74,7 @@ def chat_command(
     system: str | None,
     no_color: bool,
     plain: bool,
+    thoughts: str,
     **options: Any,
 ) -> None:
     """Chat with MODEL, or with the embedded model.
@@ -86,7 +93,7 @@ def chat_command(
     check_params(params)
     loading = load_options_of(options)
     session = Session("", system, params, thinking=thinking_of(options))
-    screen = Screen(use_color=not no_color, wraps=not plain)
+    screen = Screen(use_color=not no_color, is_plain=plain, folds_thoughts=thoughts == "fold")
     texts = [_file_text(path) for path in files]
     if not sys.stdin.isatty():
         piped = read_text(sys.stdin.buffer, "standard input")
@@ -130,6 +137,7 @@ def _converse(model: Path | None, loading: LoadOptions, session: Session, screen
             llm = stack.enter_context(open_model(model, loading))
         _check_session(llm, session)
         talk = Talk(llm, session, screen, hold_keyboard=keyboard.held)
+        screen.fold_hint = "; /thoughts shows them"
         commands = Commands(talk, check_params)
         screen.note(f"{talk.model_line} · /help lists commands")
         prompt = Prompt(commands.names)

@@ -163,7 +163,7 @@ class Commands:
             case "parameters":
                 self._do_params("")
             case "thoughts":
-                self._say(self._last("reasoning_content") or "no thoughts")
+                self._do_thoughts("")
             case _:
                 raise ConfigError(f"/show {text:.40}: expected info, system, parameters, thoughts")
 
@@ -185,6 +185,16 @@ class Commands:
         if text:
             self._talk.set_thinking(parse_thinking(text, self._talk.session.thinking))
         self._say(shown_thinking(self._talk.session.thinking))
+
+    def _do_thoughts(self, text: str) -> None:
+        """/thoughts [HOW]   show the last thoughts; HOW: fold later ones, or leave them open"""
+        if text not in ("", "fold", "open"):
+            raise ConfigError(f"/thoughts {text:.40}: expected fold or open")
+        if text:
+            self._talk.screen.folds_thoughts = text == "fold"
+            self._say(f"thoughts: {text}")
+        else:
+            self._say(self._last("reasoning_content") or "no thoughts")
 
     def _do_regen(self, _: str) -> None:
         """/regen            regenerate the last response"""

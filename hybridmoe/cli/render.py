@@ -1,15 +1,19 @@
-"""Terminal output: safe text, and the statistics line."""
+"""Terminal output: safe text, Markdown and thoughts as they stream, and the statistics line."""
 
 import os
 import shutil
 import sys
 from base64 import b64encode
+from collections.abc import Callable
 from typing import TYPE_CHECKING, TextIO
 
-from hybridmoe.cli.word_wrap import WordWrap
+from hybridmoe.cli.live_rows import LEAST_COLUMNS, LiveRows
+from hybridmoe.cli.thought_view import ThoughtView
+from hybridmoe.cli.word_wrap import wrapped
 
 if TYPE_CHECKING:
     from hybridmoe import Timing
+    from hybridmoe.cli.markdown_view import MarkdownView
     from hybridmoe.experts.stats import ExpertStats
 
 __all__ = ["Screen", "printable", "timing_line"]
@@ -45,24 +49,29 @@ def timing_line(timing: "Timing", experts: "ExpertStats | None" = None) -> str:
     )
 
 
-def _num_columns() -> int:
-    return shutil.get_terminal_size().columns
-
-
 class Screen:
-    """Standard output; for a terminal, without control characters.
-
-    wraps: break lines between words, on a terminal that is neither dumb nor without colors.
-    """
+    """Standard output; for a terminal, without control characters."""
 
     def __init__(
-        self, out: TextIO | None = None, *, use_color: bool = True, wraps: bool = False
+        self,
+        out: TextIO | None = None,
+        *,
+        use_color: bool = True,
+        is_plain: bool = True,
+        folds_thoughts: bool = True,
+        size: Callable[[], os.terminal_size] = shutil.get_terminal_size,
     ) -> None:
+        """is_plain: show responses as they are written; else, on a terminal that is not dumb, as
+        Markdown. folds_thoughts: then put one line, which ends with `fold_hint`, in their place.
+        """
         self._out = sys.stdout if out is None else out
         self.is_terminal = self._out.isatty()
         self._use_color = use_color and self.is_terminal and not os.environ.get("NO_COLOR")
-        self._wraps = wraps and self._use_color and os.environ.get("TERM") != "dumb"
-        self._wrap = WordWrap(_num_columns)
+        is_dumb = not self.is_terminal or os.environ.get("TERM") in ("dumb", "unknown")
+        self._is_plain = is_plain or is_dumb
+        self.folds_thoughts, self.fold_hint = folds_thoughts, ""
+        self._live = LiveRows(self._out, size)
+        self._view: MarkdownView | ThoughtView | None = None
         self._is_line_open = False
         self._is_thinking = False
 
@@ -74,27 +83,30 @@ class Screen:
             return
         if is_reasoning != self._is_thinking:
             self._turn(is_reasoning)
-        if text:
+        if text and (view := self._open_view()) is not None:
+            view.feed(text)
+        elif text:
             is_dim = is_reasoning and self._use_color
-            shown = self._wrap.feed(text) if self._wraps else text
-            self._out.write(f"\x1b[2m{shown}\x1b[0m" if is_dim else shown)
+            self._out.write(f"\x1b[2m{text}\x1b[0m" if is_dim else text)
             self._out.flush()
             self._is_line_open = not text.endswith("\n")
 
-    def _turn(self, is_thinking: bool) -> None:
-        """Begin a line where reasoning ends; without colors, mark where it begins."""
-        if not is_thinking:
-            self.end_line()
-        elif not self._use_color:
-            self.note("(thinking)")
-        self._is_thinking = is_thinking
-
     def end_line(self) -> None:
-        """Begin a new line unless one has just begun."""
+        """Begin a new line unless one has just begun; a response ends here."""
         self._is_thinking = False
-        if self._is_line_open:
-            self.write("\n")
-        self._wrap = WordWrap(_num_columns)
+        view, self._view = self._view, None
+        if view is not None:
+            folded = view.end()
+            if folded is not None:
+                self.note(folded + self.fold_hint)
+        elif self._is_line_open:
+            self._out.write("\n")
+            self._out.flush()
+        self._is_line_open = False
+
+    def forget_position(self) -> None:
+        """Write below what others have written: a shell, while the program was stopped."""
+        self._live.forget()
 
     def copy(self, text: str) -> None:
         """Ask the terminal to put a text into the clipboard (OSC 52)."""
@@ -104,8 +116,37 @@ class Screen:
             self._out.flush()
 
     def note(self, text: str) -> None:
-        """Print a line about the conversation, dim."""
+        """Print lines about the conversation, dim."""
         self.end_line()
         text = printable(text)
+        columns = self._live.size().columns
+        if not self._is_plain and columns >= LEAST_COLUMNS:
+            lines = text.split("\n")
+            text = "\n".join(row for line in lines for row in wrapped(line, columns - 1))
         self._out.write(f"\x1b[2m{text}\x1b[0m\n" if self._use_color else f"{text}\n")
         self._out.flush()
+
+    def _turn(self, is_thinking: bool) -> None:
+        """Begin a line where reasoning ends; without colors, mark where it begins."""
+        if not is_thinking or not self._is_plain:
+            self.end_line()
+        elif not self._use_color:
+            self.note("(thinking)")
+        self._is_thinking = is_thinking
+
+    def _open_view(self) -> "MarkdownView | ThoughtView | None":
+        """Return the view of this text; None if it is shown as it is written."""
+        if self._view is not None or self._is_plain or self._is_line_open:
+            return self._view
+        if self._live.size().columns < LEAST_COLUMNS:
+            return None
+        if self._is_thinking:
+            self._view = ThoughtView(
+                self._live, folds=self.folds_thoughts, use_color=self._use_color
+            )
+        else:
+            from hybridmoe.cli.markdown_rows import MarkdownRows  # takes 0.1 s
+            from hybridmoe.cli.markdown_view import MarkdownView
+
+            self._view = MarkdownView(self._live, MarkdownRows(use_color=self._use_color))
+        return self._view

@@ -16,6 +16,7 @@ from hybridmoe.cli.compactor import Compactor
 from hybridmoe.cli.progress_bar import ProgressBar
 from hybridmoe.cli.render import Screen, timing_line
 from hybridmoe.cli.session import Session
+from hybridmoe.cli.signals import handled
 from hybridmoe.errors import HybridMoeError
 from hybridmoe.text.thinking_options import ThinkingOptions
 
@@ -185,7 +186,12 @@ class Talk:
     ) -> tuple["Result | None", bool]:
         started, before = time.monotonic(), self.expert_stats()
         stream: ResultStream | None = None
-        with self._hold_keyboard(), self._progress_bar() as bar, _interrupts() as interrupts:
+        with (
+            self._hold_keyboard(),
+            self._progress_bar() as bar,
+            _interrupts() as interrupts,
+            handled((signal.SIGCONT,), lambda _: self.screen.forget_position()),
+        ):
 
             def on_progress(progress: "Progress") -> None:
                 if interrupts.is_set():
