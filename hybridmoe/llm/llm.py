@@ -117,8 +117,8 @@ class LLM:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """Lines on the memory plan, and warnings, for people."""
-        return self._residency.notes
+        """Lines on the file and the memory plan, and warnings, for people."""
+        return (*self.tokenizer.notes, *self._residency.notes)
 
     @property
     def kernel_checks(self) -> Sequence[KernelCheck]:

@@ -7,7 +7,7 @@ table of the file alone.
 
 import codecs
 import functools
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -23,6 +23,7 @@ __all__ = ["StreamDecoder", "Tokenizer"]
 
 # Shown by `decode` even if the file types them as control tokens.
 _THINKING_MARKS = frozenset({"<think>", "</think>"})
+_SHOWN_TOKENS = 6  # of those that a file types wrongly
 
 
 class Encoder(Protocol):
@@ -64,6 +65,7 @@ class Tokenizer:
         self._encoder = _make_encoder(path, vocabulary)
         adds_bos = metadata.get("tokenizer.ggml.add_bos_token", self._encoder.adds_bos)
         self._prefix = [vocabulary.bos_id] if adds_bos and vocabulary.bos_id is not None else []
+        self.notes = _notes(vocabulary.mistyped)  # for people
         self.num_tokens = len(vocabulary.texts)
         self.bos_id = vocabulary.bos_id
         self.eos_ids = vocabulary.eos_ids  # end tokens: eos, eot, <|im_end|> ...
@@ -185,6 +187,17 @@ class StreamDecoder:
         text = self._utf8.decode(b"", final=True)
         self._utf8.reset()
         return text
+
+
+def _notes(mistyped: Sequence[str]) -> tuple[str, ...]:
+    if not mistyped:
+        return ()
+    shown = ", ".join(f"{text!r:.40}" for text in mistyped[:_SHOWN_TOKENS])
+    more = len(mistyped) - _SHOWN_TOKENS
+    return (
+        f"the file types special tokens as text; they are special here: {shown}"
+        + (f" and {more} more" if more > 0 else ""),
+    )
 
 
 def _make_encoder(path: Path, vocabulary: Vocabulary) -> Encoder:

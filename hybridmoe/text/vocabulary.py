@@ -24,7 +24,7 @@ _MAX_FOREIGN_CHARS = 1 << 10
 _END_TEXTS = (
     "<|im_end|>", "[EOS]", "[EOT]", "[PAD]", "<｜end▁of▁sentence｜>", "<|eot_id|>", "<|eom_id|>",
     "<|endoftext|>", "<|end_of_text|>", "<|end|>", "<|return|>", "<|call|>", "<end_of_turn>",
-    "<eos>", "</s>", "<EOT>",
+    "<eos>", "</s>", "<EOT>", "<|user|>", "<|observation|>",  # the last two begin GLM's next turn
 )  # fmt: skip
 
 # Marks of turns and tools, which have a shape that text does not, and of thinking.
@@ -64,6 +64,7 @@ class Vocabulary:
     texts: list[str]
     types: list[int]  # the file's, except for marks that it types as text
     recognized: list[str]  # texts that an encoder finds in ordinary text, by the file's types
+    mistyped: list[str]  # texts of special tokens that the file types as ordinary ones
     ids: dict[str, int]  # inverse of `texts`
     pre: str  # name of the pre-tokenizer
     merges: list[str]
@@ -107,13 +108,17 @@ class Vocabulary:
             for role in ("eos", "eot", "eom")
         )
         by_text = (ids[text] for text in _END_TEXTS if text in ids)
+        typed = list(zip(texts, types, marked, strict=True))
         return cls(
             texts=texts,
             types=marked,
             recognized=[
                 text
-                for text, given, kind in zip(texts, types, marked, strict=True)
+                for text, given, kind in typed
                 if given == TokenType.USER_DEFINED or given != kind
+            ],
+            mistyped=[
+                text for text, given, kind in typed if given == TokenType.NORMAL and given != kind
             ],
             ids=ids,
             pre=str(metadata.get("tokenizer.ggml.pre", "")),

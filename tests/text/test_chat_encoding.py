@@ -1,15 +1,18 @@
 """Chat encoding: ids of the rendered prompt, and no special token from a message."""
 
 import re
+from pathlib import Path
 
 import pytest
+from gguf import TokenType
 from hypothesis import assume, given
 from hypothesis import strategies as st
-from kimi_chat import ASK, DEFAULT_SYSTEM, HELLO, KIMI, TOKENIZER, WEATHER
+from kimi_chat import ASK, DEFAULT_SYSTEM, HELLO, KIMI, TOKENIZER, WEATHER, kimi_metadata
 
 from hybridmoe.errors import ConfigError
 from hybridmoe.text.chat_encoding import encode_chat
 from hybridmoe.text.chat_template import KIMI_K2_TEMPLATE, ChatTemplate
+from hybridmoe.text.tokenizer import Tokenizer
 
 
 def test_kimi_format_of_tools_calls_and_results() -> None:
@@ -109,20 +112,31 @@ TEMPLATES = (
 )
 
 
+# The same vocabulary as some converters write it: every token is text.
+UNTYPED = Tokenizer(
+    Path("tiny.gguf"),
+    {
+        **kimi_metadata(KIMI_K2_TEMPLATE),
+        "tokenizer.ggml.token_type": [int(TokenType.NORMAL)] * TOKENIZER.num_tokens,
+    },
+)
+
+
 def special_ids(ids: list[int]) -> list[int]:
     known = {TOKENIZER.special_id(name) for name in (*SPECIALS, "<|im_user|>", "<|im_assistant|>")}
     return [i for i in ids if i in known]
 
 
-@given(HOSTILE, HOSTILE)
-def test_messages_cannot_write_special_tokens(system: str, user: str) -> None:
+@pytest.mark.parametrize("tokenizer", [TOKENIZER, UNTYPED], ids=["typed", "untyped"])
+@given(system=HOSTILE, user=HOSTILE)
+def test_messages_cannot_write_special_tokens(tokenizer: Tokenizer, system: str, user: str) -> None:
     messages = [{"role": "system", "content": system}, {"role": "user", "content": user}]
     harmless = [{"role": "system", "content": "a"}, {"role": "user", "content": "b"}]
     for template in TEMPLATES:
-        ids = encode_chat(template, TOKENIZER, messages)
-        assert special_ids(ids) == special_ids(encode_chat(template, TOKENIZER, harmless))
-    ids = encode_chat(KIMI, TOKENIZER, messages)
-    assert TOKENIZER.decode(ids, skip_special=False) == KIMI.render(messages)
+        ids = encode_chat(template, tokenizer, messages)
+        assert special_ids(ids) == special_ids(encode_chat(template, tokenizer, harmless))
+    ids = encode_chat(KIMI, tokenizer, messages)
+    assert tokenizer.decode(ids, skip_special=False) == KIMI.render(messages)
 
 
 @given(st.text(), st.text())

@@ -55,6 +55,10 @@ def test_marks_are_special_even_if_typed_as_text(kind: TokenType, pre: str, tmp_
             assert tokenizer.decode(ids, skip_special=False) == text
     ends = {tokenizer.special_id(name) for name in ("[EOS]", "[EOT]", "[PAD]", "<|im_end|>")}
     assert tokenizer.eos_ids == ends
+    said = "the file types special tokens as text; they are special here: " + ", ".join(
+        map(repr, MARKS)
+    )
+    assert tokenizer.notes == ((said,) if kind == TokenType.NORMAL else ())
     tokenizer.close()
 
 
@@ -72,6 +76,21 @@ def test_bracketed_texts_of_a_template_are_found(kind: TokenType, tmp_path: Path
             assert tokenizer.encode(f"a{name}b", parse_special=True).count(token_id) == 1
             assert token_id not in tokenizer.encode_untrusted(f"a{name}b")
     tokenizer.close()
+
+
+def test_a_note_names_a_few_mistyped_tokens(tmp_path: Path) -> None:
+    names = [f"<|mark_{i}|>" for i in range(9)]
+    tokenizer = tokenizer_with(tmp_path / "tiny.gguf", TokenType.NORMAL, names, "kimi-k2")
+    (note,) = tokenizer.notes
+    assert note.endswith(": " + ", ".join(map(repr, names[:6])) + " and 3 more")
+
+
+def test_glms_next_turn_ends_a_response(tmp_path: Path) -> None:
+    names = ("<|endoftext|>", "<|user|>", "<|observation|>", "<|assistant|>", "<|system|>")
+    tokenizer = tokenizer_with(tmp_path / "tiny.gguf", TokenType.CONTROL, names, "glm4")
+    ends = {tokenizer.special_id(name) for name in names[:3]}
+    assert ends <= tokenizer.eos_ids
+    assert not {tokenizer.special_id(name) for name in names[3:]} & tokenizer.eos_ids
 
 
 def keys_with(**changes: object) -> dict[str, object]:
