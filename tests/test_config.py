@@ -114,6 +114,9 @@ def test_zero_groups_are_none() -> None:
 def test_queries_grow_with_their_positions() -> None:
     large3 = _with(attention__temperature_scale=0.1, attention__temperature_length=8192)
     assert ModelConfig.from_metadata(large3).temperature == AttentionTemperature(0.1, 8192)
+    mistral4 = {k.replace("deepseek2", "mistral4"): v for k, v in K2.items()}
+    mistral4["general.architecture"] = "mistral4"  # whose converter leaves the keys out
+    assert ModelConfig.from_metadata(mistral4).temperature == AttentionTemperature(0.1, 4096)
     off = _with(attention__temperature_scale=0.0, attention__temperature_length=8192)
     assert ModelConfig.from_metadata(off) == ModelConfig.from_metadata(K2)
 

@@ -123,6 +123,7 @@ class ModelConfig:
         tokens = metadata.get("tokenizer.ggml.tokens")
         vocab_default = len(tokens) if isinstance(tokens, list) and tokens else None
         vocab_size = keys.count("vocab_size", default=vocab_default)
+        yarn = read_yarn(keys)
         return cls(
             name=str(metadata.get("general.name") or architecture),
             num_layers=num_layers,
@@ -140,10 +141,10 @@ class ModelConfig:
             ),
             rms_eps=keys.number("attention.layer_norm_rms_epsilon", least=1e-30, most=1.0),
             rope_base=keys.number("rope.freq_base", default=10000.0, least=2.0, most=1e12),
-            yarn=read_yarn(keys),
+            yarn=yarn,
             context_tokens=keys.count("context_length", most=MAX_CONTEXT_TOKENS),
             vocab_size=vocab_size,
-            temperature=_read_temperature(keys, architecture),
+            temperature=_read_temperature(keys, architecture, yarn),
             indexer=(
                 read_indexer(keys, num_layers, is_glm=architecture == "glm-dsa")
                 if architecture in _SPARSE_ARCHITECTURES
@@ -194,12 +195,23 @@ def _read_attention(keys: MetadataKeys, layers: range) -> dict[str, Any]:
     }
 
 
-def _read_temperature(keys: MetadataKeys, architecture: str) -> AttentionTemperature | None:
+def _read_temperature(
+    keys: MetadataKeys, architecture: str, yarn: YarnConfig | None
+) -> AttentionTemperature | None:
     if architecture in _SPARSE_ARCHITECTURES:
         keys.refuse("attention.temperature_scale", neutral=0.0)
-    scale = keys.number("attention.temperature_scale", default=0.0, least=0.0, most=1e3)
+    # llama.cpp's converter leaves both keys of Mistral 4 out; transformers has these values.
+    is_mistral4 = architecture == "mistral4" and yarn is not None
+    scale = keys.number(
+        "attention.temperature_scale", default=0.1 if is_mistral4 else 0.0, least=0.0, most=1e3
+    )
     if not scale:
         return None
     return AttentionTemperature(
-        scale, keys.count("attention.temperature_length", most=MAX_CONTEXT_TOKENS)
+        scale,
+        keys.count(
+            "attention.temperature_length",
+            default=yarn.original_context_tokens if is_mistral4 and yarn else None,
+            most=MAX_CONTEXT_TOKENS,
+        ),
     )

@@ -16,6 +16,8 @@ from transformers import (
     DeepseekV32ForCausalLM,
     GlmMoeDsaConfig,
     GlmMoeDsaForCausalLM,
+    Mistral4Config,
+    Mistral4ForCausalLM,
     PreTrainedModel,
 )
 
@@ -39,6 +41,9 @@ def _reference(c: ModelConfig, weights: dict[str, np.ndarray]) -> PreTrainedMode
         }
     kinds: tuple[Any, Any] = DeepseekV3Config, DeepseekV3ForCausalLM
     sparse: dict[str, Any] = {"rope_interleave": True}
+    if c.temperature is not None:
+        kinds = Mistral4Config, Mistral4ForCausalLM
+        rope["llama_4_scaling_beta"] = c.temperature.scale
     if (indexer := c.indexer) is not None:
         kinds = DeepseekV32Config, DeepseekV32ForCausalLM
         sparse = {
@@ -125,8 +130,8 @@ def _rename(c: ModelConfig, weights: dict[str, np.ndarray]) -> dict[str, np.ndar
             gate, up = (weights[f"{block}ffn_{part}_exps.weight"] for part in ("gate", "up"))
             named[f"{target}mlp.experts.gate_up_proj"] = np.concatenate((gate, up), axis=1)
             named[f"{target}mlp.experts.down_proj"] = weights[f"{block}ffn_down_exps.weight"]
-            bias = f"{block}exp_probs_b.bias"
-            named[f"{target}mlp.gate.e_score_correction_bias"] = weights[bias]
+            if (bias := f"{block}exp_probs_b.bias") in weights:
+                named[f"{target}mlp.gate.e_score_correction_bias"] = weights[bias]
     return named
 
 
@@ -135,6 +140,13 @@ def test_float32_logits_equal_transformers(variant: str, tmp_path: Path) -> None
     path = tmp_path / "tiny.gguf"
     # The whole kv_b is what transformers stores; the split form is checked against it below.
     weights = write_tiny(path, variant=variant, type=GGMLQuantizationType.F32, split_kv_b=False)
+    assert _error(path, weights) <= 1e-4
+
+
+def test_queries_that_grow_with_their_positions_equal_transformers(tmp_path: Path) -> None:
+    path = tmp_path / "tiny.gguf"
+    sizes = {"yarn_original_context": 16, "temperature_scale": None}  # 0.1 by default
+    weights = write_tiny(path, variant="mistral4", split_kv_b=False, **sizes)
     assert _error(path, weights) <= 1e-4
 
 
