@@ -8,6 +8,8 @@ import pytest
 from cli_docs import PAGE as CLI_PAGE
 from cli_docs import command_line_page
 from click import Command, Context, Group
+from release_docs import PAGES as RELEASE_PAGES
+from release_docs import with_table
 
 from hybridmoe.cli.app import cli
 
@@ -69,6 +71,14 @@ def test_options_exist(page: Path) -> None:
 def test_the_command_line_page_is_what_the_commands_say() -> None:
     assert CLI_PAGE.read_text(encoding="utf-8") == command_line_page(), (
         "run: python tests/support/cli_docs.py"
+    )
+
+
+@pytest.mark.parametrize("page", RELEASE_PAGES, ids=lambda page: page.name)
+def test_the_tables_of_models_are_what_the_planner_says(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    assert text == with_table(text, RELEASE_PAGES[page]()), (
+        "run: PYTHONPATH=.:tests/support python tests/support/release_docs.py"
     )
 
 

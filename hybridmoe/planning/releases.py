@@ -75,6 +75,23 @@ _MOONLIGHT = {
     "rope.freq_base": 50000.0, "expert_gating_func": 2, "expert_weights_norm": True,
     "expert_weights_scale": 2.446,
 }  # fmt: skip
+# moonshotai/Kimi-VL-A3B-Instruct, its language model
+_KIMI_VL = {**_MOONLIGHT, "context_length": 131072, "rope.freq_base": 800000.0}
+# mistralai/Mistral-Large-3-675B-Instruct-2512, in params.json
+_LARGE_3 = {
+    **_V3, **_NO_GROUPS, "context_length": 294912, "feed_forward_length": 16384,
+    "vocab_size": 131072, "expert_count": 128, "expert_used_count": 4,
+    "expert_feed_forward_length": 4096, "expert_gating_func": 1, "expert_weights_scale": 1.0,
+    "attention.temperature_scale": 0.1, "attention.temperature_length": 8192,
+}  # fmt: skip
+# mistralai/Mistral-Small-4-119B-2603
+_SMALL_4 = {
+    **_LARGE_3, "block_count": 36, "leading_dense_block_count": 0, "context_length": 1048576,
+    "embedding_length": 4096, "feed_forward_length": 12288, "attention.head_count": 32,
+    "attention.q_lora_rank": 1024, "attention.kv_lora_rank": 256, "attention.key_length": 320,
+    "attention.value_length": 256, "attention.key_length_mla": 128,
+    "expert_feed_forward_length": 2048,
+}  # fmt: skip
 # zai-org/GLM-4.7-Flash
 _GLM_FLASH = {
     **_V3, **_NO_GROUPS, "block_count": 47, "leading_dense_block_count": 1,
@@ -108,11 +125,19 @@ RELEASES = (
     ),
     Release("Kimi-K2.5", ("k2.5",), _K2_LONG, "unsloth/Kimi-K2.5-GGUF", "Q4_0"),
     Release("Kimi-K2.6", ("k2.6",), _K2_LONG, "unsloth/Kimi-K2.6-GGUF", "Q4_0"),
+    Release(
+        "Kimi-K2.7-Code", ("k2.7", "kimi-k2.7"), _K2_LONG, "unsloth/Kimi-K2.7-Code-GGUF", "Q4_0"
+    ),
     Release("DeepSeek-V3", ("v3", "deepseek-v3-0324"), _V3, "unsloth/DeepSeek-V3-0324-GGUF"),
-    Release("DeepSeek-V3.1", ("v3.1",), _V3, "unsloth/DeepSeek-V3.1-GGUF"),
-    Release("DeepSeek-V3.2", ("v3.2", "deepseek-v3.2-exp"), _V32, architecture="deepseek32"),
+    Release("DeepSeek-V3.1", ("v3.1", "deepseek-v3.1-terminus"), _V3, "unsloth/DeepSeek-V3.1-GGUF"),
+    Release(
+        "DeepSeek-V3.2",
+        ("v3.2", "deepseek-v3.2-exp", "deepseek-v3.2-speciale", "deepseek-math-v2"),
+        _V32,
+        architecture="deepseek32",
+    ),
     Release("DeepSeek-R1", ("r1", "deepseek-r1-0528"), _V3, "unsloth/DeepSeek-R1-0528-GGUF"),
-    Release("DeepSeek-V2", ("v2", "deepseek-v2-chat", "deepseek-v2.5"), _V2),
+    Release("DeepSeek-V2", ("v2", "deepseek-v2-chat", "deepseek-v2.5", "deepseek-coder-v2"), _V2),
     Release(
         "DeepSeek-V2-Lite",
         ("v2-lite", "deepseek-coder-v2-lite"),
@@ -120,9 +145,17 @@ RELEASES = (
         "bartowski/DeepSeek-Coder-V2-Lite-Instruct-GGUF",
     ),
     Release("Moonlight-16B-A3B", ("moonlight",), _MOONLIGHT),
+    Release("Kimi-VL-A3B", ("kimi-vl",), _KIMI_VL),
     Release("GLM-4.7-Flash", ("glm-flash",), _GLM_FLASH, "unsloth/GLM-4.7-Flash-GGUF"),
     Release("GLM-5", ("glm-5.1",), _GLM_5, "unsloth/GLM-5-GGUF", architecture="glm-dsa"),
     Release("GLM-5.2", (), _GLM_5_2, "unsloth/GLM-5.2-GGUF", architecture="glm-dsa"),
+    Release("Mistral-Large-3", ("mistral-large-3-675b",), _LARGE_3),
+    Release(
+        "Mistral-Small-4",
+        ("mistral-4-small", "mistral-small-4-119b"),
+        _SMALL_4,
+        architecture="mistral4",
+    ),
 )
 
 

@@ -15,7 +15,8 @@ from hybridmoe.planning.releases import RELEASES, Release, release_named, releas
 BILLIONS = {
     "kimi-k2": 1026, "kimi-k2-0905": 1026, "kimi-k2-thinking": 1026, "deepseek-v3": 671,
     "r1": 671, "v3.1": 671, "deepseek-v2": 236, "v2-lite": 15.7, "moonlight": 16.0,
-    "glm-4.7-flash": 29.9, "glm-5": 744, "glm-5.2": 743, "v3.2": 672,
+    "glm-4.7-flash": 29.9, "glm-5": 744, "glm-5.2": 743, "v3.2": 672, "kimi-k2.7": 1026,
+    "kimi-vl": 16.0, "mistral-large-3": 673, "mistral-small-4": 119,
 }  # fmt: skip
 
 
