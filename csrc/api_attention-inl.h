@@ -6,6 +6,8 @@
 #include "base/check.h"
 #include "bindings.h"
 #include "ops/attention.h"
+#include "ops/indexer.h"
+#include "ops/kv_pages.h"
 
 namespace py = pybind11;
 
@@ -51,8 +53,8 @@ void register_latent_attention(py::module_& m) {
       "latent_attention",
       [](Address q_latent, Address q_rope, int64_t token_stride, int64_t head_stride,
          int64_t num_tokens, int64_t num_heads, int64_t latent_dim, int64_t rope_dim, float scale,
-         const KvPages& pages, Address spans, int64_t num_spans, Address tables,
-         int64_t num_entries, Address out) {
+         Address selected, int64_t top_k, const KvPages& pages, Address spans, int64_t num_spans,
+         Address tables, int64_t num_entries, Address out) {
         latent_attention(
             {
                 .q_latent = pointer<float>(q_latent),
@@ -64,6 +66,8 @@ void register_latent_attention(py::module_& m) {
                 .latent_dim = latent_dim,
                 .rope_dim = rope_dim,
                 .scale = scale,
+                .selected = pointer<int32_t>(selected),
+                .top_k = top_k,
                 .out = pointer<float>(out),
             },
             pages,
@@ -71,8 +75,30 @@ void register_latent_attention(py::module_& m) {
       },
       py::arg("q_latent"), py::arg("q_rope"), py::arg("token_stride"), py::arg("head_stride"),
       py::arg("num_tokens"), py::arg("num_heads"), py::arg("latent_dim"), py::arg("rope_dim"),
-      py::arg("scale"), py::arg("pages"), py::arg("spans"), py::arg("num_spans"), py::arg("tables"),
-      py::arg("num_entries"), py::arg("out"), NoGil());
+      py::arg("scale"), py::arg("selected"), py::arg("top_k"), py::arg("pages"), py::arg("spans"),
+      py::arg("num_spans"), py::arg("tables"), py::arg("num_entries"), py::arg("out"), NoGil());
+
+  m.def(
+      "select_positions",
+      [](Address queries, Address weights, int64_t num_tokens, int64_t num_heads, int64_t dim,
+         int64_t top_k, const KvPages& pages, Address spans, int64_t num_spans, Address tables,
+         int64_t num_entries, Address selected) {
+        select_positions(
+            {
+                .queries = pointer<float>(queries),
+                .weights = pointer<float>(weights),
+                .num_tokens = num_tokens,
+                .num_heads = num_heads,
+                .dim = dim,
+                .top_k = top_k,
+                .selected = pointer<int32_t>(selected),
+            },
+            pages,
+            {pointer<SequenceSpan>(spans), num_spans, pointer<int32_t>(tables), num_entries});
+      },
+      py::arg("queries"), py::arg("weights"), py::arg("num_tokens"), py::arg("num_heads"),
+      py::arg("dim"), py::arg("top_k"), py::arg("pages"), py::arg("spans"), py::arg("num_spans"),
+      py::arg("tables"), py::arg("num_entries"), py::arg("selected"), NoGil());
 
   m.def(
       "store_kv",

@@ -450,6 +450,8 @@ def latent_attention(
     latent_dim: int,
     rope_dim: int,
     scale: float,
+    selected: int,
+    top_k: int,
     pages: KvPages,
     spans: int,
     num_spans: int,
@@ -459,6 +461,20 @@ def latent_attention(
 ) -> None:
     """spans: rows of 3 int64 (tokens, start, place in tables); tables: int32 page numbers."""
 
+def select_positions(
+    queries: int,
+    weights: int,
+    num_tokens: int,
+    num_heads: int,
+    dim: int,
+    top_k: int,
+    pages: KvPages,
+    spans: int,
+    num_spans: int,
+    tables: int,
+    num_entries: int,
+    selected: int,
+) -> None: ...
 def store_kv(
     rows: int,
     num_tokens: int,

@@ -121,7 +121,7 @@ HM_INLINE void score_tiles(const AttentionBlock& a) {
   const auto* values = (const uint16_t*)a.queries;
   const auto* rest = (const uint16_t*)(a.queries + a.value_dim * a.lanes);
   for (int64_t k = 0; k < a.num_keys; k += kTileRows) {
-    const uint8_t* rows = a.pages[k / kPageTokens] + k % kPageTokens * row_bytes;
+    const uint8_t* rows = a.rows[k];
     if constexpr (Type == kKvF16) {
       split_keys(rows, a.dim, (uint16_t*)a.keys);
       rows = (const uint8_t*)a.keys;
@@ -147,11 +147,7 @@ HM_INLINE void score_tiles(const AttentionBlock& a) {
 // keys from num_keys on.
 template <KvType Type>
 HM_INLINE void interleave_values(const AttentionBlock& a, int64_t first_key, uint16_t* packed) {
-  const int64_t row_bytes = kv_row_bytes(Type, a.dim);
-  const auto row = [&](int64_t k) -> const uint16_t* {
-    if (k >= a.num_keys) return nullptr;
-    return (const uint16_t*)(a.pages[k / kPageTokens] + k % kPageTokens * row_bytes);
-  };
+  const auto row = [&](int64_t k) { return k < a.num_keys ? (const uint16_t*)a.rows[k] : nullptr; };
   const auto load = [](const uint16_t* from, int64_t r) -> KeyParts {
     if (from == nullptr) return {_mm256_setzero_si256(), _mm256_setzero_si256()};
     return load_key_parts<Type>(from + r);

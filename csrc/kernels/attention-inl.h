@@ -7,8 +7,9 @@
 // order of k.
 //
 // A lane's numbers depend on neither the other lanes nor how many there are. A block starts at a
-// multiple of kAttentionBlock; its keys are widened to floats once; keys that a lane must not see
-// get a weight of exactly zero. So a token's result has the same bits alone and in a prompt.
+// multiple of kAttentionBlock, of positions or of a list of them; its keys are widened to floats
+// once; keys that a lane must not see get a weight of exactly zero. So a token's result has the
+// same bits alone and in a prompt.
 #pragma once
 
 #include "kernels/elementwise-inl.h"
@@ -138,10 +139,8 @@ HM_INLINE void weigh_scores(const AttentionBlock& a, const AttentionSums& out) {
 }
 
 void attend(const AttentionBlock& a, const AttentionSums& out) {
-  const int64_t row_bytes = kv_row_bytes(a.type, a.dim);
   for (int64_t k = 0; k < a.num_keys; ++k) {
-    const uint8_t* row = a.pages[k / kPageTokens] + k % kPageTokens * row_bytes;
-    widen_kv_row(row, a.type, a.dim, a.keys + k * a.dim);
+    widen_kv_row(a.rows[k], a.type, a.dim, a.keys + k * a.dim);
   }
   broadcast_product(a.keys, a.dim, 1, a.queries, a.num_keys, a.dim, a.lanes, a.scores);
   weigh_scores(a, out);

@@ -147,21 +147,33 @@ static constexpr int64_t kv_row_bytes(KvType type, int64_t dim) {
   return 4 * kv_groups(dim) + (dim + 3) / 4 * 4;
 }
 
-// Attention over one block of positions, for `lanes` queries at once: 16, 32, 64 or 128.
+// Attention over one block of keys, for `lanes` queries at once: 16, 32, 64 or 128.
 constexpr int64_t kAttentionBlock = 256, kMaxAttentionLanes = 128;
-constexpr int64_t kBlockPages = kAttentionBlock / kPageTokens;
 constexpr float kNoAttentionKey = -1e30f;  // greatest score of none; finite, so that no inf - inf
 
 struct AttentionBlock {
-  const float* queries;         // (dim, lanes) as packed: the first value_dim, then the rest
-  const uint8_t* const* pages;  // (kBlockPages): the keys, as far as there are num_keys;
-  KvType type;                  // the first value_dim of each are its values, too
+  const float* queries;        // (dim, lanes) as packed: the first value_dim, then the rest
+  const uint8_t* const* rows;  // (num_keys): the keys; the first value_dim of each are its values,
+  KvType type;                 // too. For matrix tiles, 16 from a multiple of 16 on lie together
   int64_t num_keys;
   const int32_t* visible;  // (lanes): number of leading keys that each query sees
   int64_t dim, value_dim, lanes;
   float scale;
   float* keys;    // (kAttentionBlock, dim + lanes / 2), scratch
   float* scores;  // (kAttentionBlock, lanes), scratch
+};
+
+// Scores of one block of index keys for `lanes` queries: of each token those of its heads, in
+// token_lanes lanes, a multiple of 16. A key's score is sum over heads of weight max(q . k, 0).
+struct IndexBlock {
+  const float* queries;        // (dim, lanes), as AttentionKernels::pack has them
+  const uint8_t* const* rows;  // (num_keys)
+  KvType type;
+  int64_t num_keys, dim, lanes, token_lanes;
+  const float* weights;  // (lanes), zero where there is no head
+  float* keys;           // (kAttentionBlock, dim), scratch
+  float* products;       // (kAttentionBlock, lanes), scratch
+  float* const* scores;  // (lanes / token_lanes) of num_keys
 };
 
 // A softmax's parts, so that blocks can be put together: the greatest score, the sum of
@@ -203,6 +215,7 @@ struct KernelTable {
                        float* out);
   MatmulCosts costs;
   AttentionKernels attention;
+  void (*score_index)(const IndexBlock& block);
   // Of kKvF16 and kKvBF16, multiples of 32; null without matrix tiles.
   AttentionKernels tile_attention;
   // Floats -> binary16, to nearest even; a finite number beyond its end becomes the greatest of its

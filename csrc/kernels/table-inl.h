@@ -8,6 +8,7 @@
 #include "kernels/gemm-inl.h"
 #include "kernels/gemv-inl.h"
 #include "kernels/ik_groups-inl.h"
+#include "kernels/indexer-inl.h"
 #include "kernels/kernel_table.h"
 #include "kernels/limits-inl.h"
 
@@ -47,6 +48,7 @@ constexpr KernelTable make_table(const char* name) {
   table.weighted_sum = weighted_sum;
   table.costs = Simd::kCosts;
   table.attention = {pack_queries, attend, merge_attention, finish_attention};
+  table.score_index = score_index;
   table.round_to_half = round_to_half;
   table.int8_limit = {int8_limit, kInt8Operations};
   table.float_limit = {float_limit, kFloatOperations};

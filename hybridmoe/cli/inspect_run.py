@@ -74,7 +74,7 @@ def _as_json(
         "total": asdict(account.total),
         "bits_per_weight": account.bits_per_weight,
         "kv_type": KV_TYPES[0],
-        "kv_bytes_per_token": account.kv_bytes_per_token(),
+        "kv_bytes_per_token": _kv_bytes(account, config),
         "parts": {part: asdict(sizes) for part, sizes in account.parts.items()},
         "types": {kind.name: asdict(sizes) for kind, sizes in account.types.items()},
         "tokenizer": {
@@ -112,7 +112,7 @@ def _sections(
         ("bits per weight", f"{account.bits_per_weight:.3f}"),
         ("read per token", format_bytes(total.token_bytes)),
     ]
-    kv_bytes = account.kv_bytes_per_token()
+    kv_bytes = _kv_bytes(account, config)
     if kv_bytes is not None:
         facts.append(("KV cache per token", f"{format_bytes(kv_bytes)} ({KV_TYPES[0]})"))
     facts += _tokenizer_facts(file.metadata)
@@ -146,6 +146,11 @@ def _sections(
     ]
 
 
+def _kv_bytes(account: Account, config: ModelConfig | None) -> int | None:
+    """KV cache of one token; of a model that is not supported, its latents alone."""
+    return account.kv_bytes_per_token() if config is None else config.kv_token_bytes(KV_TYPES[0])
+
+
 def _model_line(metadata: Mapping[str, MetadataValue]) -> str:
     architecture = _text(metadata.get("general.architecture")) or "unknown architecture"
     name = _text(metadata.get("general.name"))
@@ -173,7 +178,7 @@ def _config_facts(c: ModelConfig) -> list[tuple[str, str]]:
     if (indexer := c.indexer) is not None:
         about = (
             f"{indexer.top_k} positions, {indexer.num_heads} index heads of {indexer.key_dim} in"
-            f" {indexer.num_full} layers; computed as dense attention"
+            f" {indexer.num_full} layers"
         )
         sparse.append(("sparse attention", about))
     return [

@@ -5,10 +5,11 @@ them).
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from hybridmoe.config.engine import kv_row_bytes
 from hybridmoe.config.indexer import IndexerConfig, read_indexer
 from hybridmoe.config.limits import MAX_CONTEXT_TOKENS, MAX_LAYERS, MAX_ROPE_DIM
 from hybridmoe.config.routing import GATE_SIGMOID, RoutingSpec, default_gate, read_experts
@@ -85,6 +86,15 @@ class ModelConfig:
         """Elements of one token in one layer's KV cache: the latent and the rotary key."""
         return self.kv_lora_rank + self.rope_dim
 
+    def kv_token_bytes(self, kv_type: str, layers: range | None = None) -> int:
+        """Bytes of one token in the KV cache of some layers (None = all), index keys included."""
+        layers = range(self.num_layers) if layers is None else layers
+        latents = len(layers) * kv_row_bytes(kv_type, self.latent_dim)
+        if self.indexer is None:
+            return latents
+        num_full = sum(self.indexer.is_full[layer] for layer in layers)
+        return latents + num_full * kv_row_bytes(kv_type, self.indexer.key_dim)
+
     @property
     def shared_inter(self) -> int:
         return self.num_shared_experts * self.expert_inter
@@ -150,6 +160,19 @@ class ModelConfig:
                 if architecture in _SPARSE_ARCHITECTURES
                 else None
             ),
+        )
+
+    def of_layers(self, layers: Sequence[int]) -> "ModelConfig":
+        """Return a copy with some of the layers."""
+        indexer = self.indexer
+        if indexer is not None:
+            is_full = tuple(indexer.is_full[layer] for layer in layers)
+            indexer = replace(indexer, is_full=is_full)
+        return replace(
+            self,
+            num_layers=len(layers),
+            num_dense_layers=sum(layer < self.num_dense_layers for layer in layers),
+            indexer=indexer,
         )
 
     def with_yarn_betas(self, beta_fast: float | None, beta_slow: float | None) -> "ModelConfig":

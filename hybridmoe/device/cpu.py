@@ -8,7 +8,7 @@ from torch import Tensor
 
 from hybridmoe.device.interface import Matrix, Pages, Tables
 from hybridmoe.device.pending import Pending
-from hybridmoe.kernels import ops, paged_mla
+from hybridmoe.kernels import indexer, ops, paged_mla
 from hybridmoe.kernels.matrix import QuantMatrix
 from hybridmoe.kernels.paged_mla import BlockTables, KvPages, Span
 
@@ -48,8 +48,9 @@ class CpuDevice:
     def synchronize(self) -> None:
         return
 
-    def pages(self, data: Tensor, type: str, dim: int) -> KvPages:
-        return KvPages(data, type, dim)
+    def pages(self, data: Tensor, type: str, dim: int, index_keys: Pages | None = None) -> KvPages:
+        assert index_keys is None or isinstance(index_keys, KvPages)
+        return KvPages(data, type, dim, index_keys)
 
     def tables(self, spans: Sequence[Span]) -> BlockTables:
         return BlockTables(spans)
@@ -67,6 +68,12 @@ class CpuDevice:
         assert isinstance(pages, KvPages) and isinstance(tables, BlockTables)
         paged_mla.store_kv(rows, pages, tables)
 
+    def select_positions(
+        self, queries: Tensor, weights: Tensor, index_keys: Pages, tables: Tables, top_k: int
+    ) -> Tensor:
+        assert isinstance(index_keys, KvPages) and isinstance(tables, BlockTables)
+        return indexer.select_positions(queries, weights, index_keys, tables, top_k)
+
     def attend(
         self,
         q_nope: Tensor,
@@ -76,11 +83,14 @@ class CpuDevice:
         pages: Pages,
         tables: Tables,
         scale: float,
+        selected: Tensor | None = None,
     ) -> Tensor:
         """Attend in latent space: k_b brings queries there, v_b brings results back."""
         assert isinstance(pages, KvPages) and isinstance(tables, BlockTables)
         q_latent = ops.batched_linear(q_nope.transpose(0, 1), _quantized(k_b))  # (N, T, R)
-        mixed = paged_mla.latent_attention(q_latent, q_rope, pages, tables, scale)  # (N, T, R)
+        mixed = paged_mla.latent_attention(
+            q_latent, q_rope, pages, tables, scale, selected
+        )  # (N, T, R)
         heads = q_nope.new_empty(q_nope.shape[0], v_b.batch, v_b.rows)  # (T, N, V)
         ops.batched_linear(mixed, _quantized(v_b), out=heads.transpose(0, 1))
         return heads

@@ -37,6 +37,7 @@ class CudaPages:
     """KV cache pages of one layer: data (pages, 64, dim) f16 or bf16."""
 
     data: Tensor
+    index_keys: "CudaPages | None" = None
 
     @property
     def dim(self) -> int:
@@ -110,10 +111,13 @@ class CudaDevice:
     def synchronize(self) -> None:
         torch.cuda.current_stream(self.torch).synchronize()
 
-    def pages(self, data: Tensor, type: str, dim: int) -> CudaPages:
+    def pages(
+        self, data: Tensor, type: str, dim: int, index_keys: Pages | None = None
+    ) -> CudaPages:
         """View `data` as pages of f16 or bf16. Errors: ConfigError for another type."""
         check_gpu_kv_type(type)
-        return CudaPages(data.view(torch.float16 if type == "f16" else torch.bfloat16))
+        assert index_keys is None or isinstance(index_keys, CudaPages)
+        return CudaPages(data.view(torch.float16 if type == "f16" else torch.bfloat16), index_keys)
 
     def tables(self, spans: Sequence[Span]) -> CudaBlockTables:
         return CudaBlockTables.of(spans, self.torch)
@@ -134,6 +138,11 @@ class CudaDevice:
         assert isinstance(pages, CudaPages) and isinstance(tables, CudaBlockTables)
         elementwise.store_kv(rows, pages.data, tables.slots)
 
+    def select_positions(
+        self, queries: Tensor, weights: Tensor, index_keys: Pages, tables: Tables, top_k: int
+    ) -> Tensor:
+        raise AssertionError("the memory plan leaves sparse attention to the CPU")
+
     def attend(
         self,
         q_nope: Tensor,
@@ -143,9 +152,11 @@ class CudaDevice:
         pages: Pages,
         tables: Tables,
         scale: float,
+        selected: Tensor | None = None,
     ) -> Tensor:
         """Attend in latent space for short spans, with expanded keys and values for long ones."""
         assert isinstance(pages, CudaPages) and isinstance(tables, CudaBlockTables)
+        assert selected is None, "as in select_positions"
         absorbed = partial(self._attend_absorbed, k_b=k_b, v_b=v_b, pages=pages.data, scale=scale)
         if not tables.prompts and tables.num_tokens <= _ABSORBED_TOKENS:
             return absorbed(q_nope, q_rope, tables.tables, tables.positions)

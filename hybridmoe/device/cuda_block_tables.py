@@ -47,6 +47,11 @@ class CudaBlockTables:
         self.tables = rest[num_short : num_short * (1 + num_pages)].view(num_short, num_pages)
         self.prompts: tuple[Prompt, ...] = ()
 
+    @property
+    def most_positions(self) -> int:
+        """Upper bound on the positions that a token sees, the same for all steps of a graph."""
+        return max(self.num_pages * PAGE_TOKENS, *(p.num_positions for p in self.prompts), 0)
+
     @classmethod
     def of(cls, spans: Sequence[Span], device: torch.device) -> Self:
         """Pack the spans of a step's sequences."""

@@ -36,12 +36,21 @@ class Pages(Protocol):
 
     @property
     def dim(self) -> int: ...
+    @property
+    def index_keys(self) -> "Pages | None":
+        """Pages of the layer's index keys; None without an indexer."""
+        ...
 
 
 class Tables(Protocol):
     """Block tables of one step's sequences, made by `Device.tables`."""
 
     num_tokens: int
+
+    @property
+    def most_positions(self) -> int:
+        """Upper bound on the positions that a token sees."""
+        ...
 
 
 class Device(Protocol):
@@ -86,7 +95,7 @@ class Device(Protocol):
         """Wait for all queued work."""
         ...
 
-    def pages(self, data: Tensor, type: str, dim: int) -> Pages:
+    def pages(self, data: Tensor, type: str, dim: int, index_keys: Pages | None = None) -> Pages:
         """Make one layer's pages over `data`, as `KvPages`.
 
         Errors: ConfigError for a type that the device has no kernels for.
@@ -123,6 +132,10 @@ class Device(Protocol):
 
     def store_kv(self, rows: Tensor, pages: Pages, tables: Tables) -> None: ...
 
+    def select_positions(
+        self, queries: Tensor, weights: Tensor, index_keys: Pages, tables: Tables, top_k: int
+    ) -> Tensor: ...
+
     def attend(
         self,
         q_nope: Tensor,
@@ -132,11 +145,13 @@ class Device(Protocol):
         pages: Pages,
         tables: Tables,
         scale: float,
+        selected: Tensor | None = None,
     ) -> Tensor:
         """Compute MLA of a step's tokens, from queries of heads to values of heads.
 
         Shapes:  q_nope (T, N, nope) f32 · q_rope (T, N, rope) f32, rows of both anywhere · k_b N
-                 matrices (R, nope) · v_b N matrices (V, R) -> (T, N, V) f32, contiguous.
+                 matrices (R, nope) · v_b N matrices (V, R) · selected (T, k) int32 of
+                 `select_positions`; None = all that a token sees -> (T, N, V) f32, contiguous.
         Source:  DeepSeek-V2 (arXiv 2405.04434), section 2.1 and appendix C.
         """
         ...

@@ -1,4 +1,4 @@
-"""Paged KV cache (MLA latents) with automatic prefix sharing.
+"""Paged KV cache (MLA latents, index keys) with automatic prefix sharing.
 
 The memory is planned once (`plan_kv`) and never grows. Full pages of a prompt or a response are
 shared by reference. A page that matches only in part is copied, so that every cached token is
@@ -19,9 +19,10 @@ from hybridmoe.config import ModelConfig
 from hybridmoe.device.cpu import CpuDevice
 from hybridmoe.device.cuda_errors import loading_onto_gpu
 from hybridmoe.device.interface import Device, Pages
+from hybridmoe.engine.kv_rows import RowLayout, Rows
 from hybridmoe.engine.prefix_tree import Node, PrefixTree
 from hybridmoe.errors import ConfigError
-from hybridmoe.kernels.paged_mla import PAGE_TOKENS, row_bytes
+from hybridmoe.kernels.paged_mla import PAGE_TOKENS
 from hybridmoe.planning.kv_plan import KvPlan, pages_for
 
 __all__ = ["BlockTable", "KvCache"]
@@ -47,24 +48,47 @@ class KvCache:
         device: of all layers, or of each; None = the CPU. Errors: ConfigError if it does not fit,
         or if a device does not support the kv_type.
         """
-        self.plan, self.latent_dim = plan, model.latent_dim
-        self.num_layers = model.num_layers
+        self.plan, self.rows = plan, RowLayout.of(model, plan.kv_type)
         if not isinstance(device, Sequence):
             device = [CpuDevice() if device is None else device] * model.num_layers
-        width = row_bytes(plan.kv_type, model.latent_dim)
-        self.parts: list[Tensor] = []  # of each device: (its layers, pages, PAGE_TOKENS, row bytes)
+        # By kind of rows, and of each device: (its layers, pages, PAGE_TOKENS, row bytes)
+        self._parts: list[list[Tensor]] = [[] for _ in self.rows.kinds]
         self.layers: list[Pages] = []
-        for _, group in groupby(device, key=id):
-            same = list(group)
-            try:
-                with loading_onto_gpu(f"the KV cache of {plan.num_tokens} tokens"):
-                    part = same[0].empty_bytes(len(same), plan.num_pages, PAGE_TOKENS, width)
-            except RuntimeError:  # on the CPU
-                raise ConfigError(f"no memory for {plan}: lower the context or kv_tokens") from None
-            self.parts.append(part)
-            self.layers += [same[0].pages(data, plan.kv_type, model.latent_dim) for data in part]
+        for _, group in groupby(range(model.num_layers), key=lambda layer: id(device[layer])):
+            self._add_device(device, list(group), model)
         self._free = list(range(plan.num_pages - 1, -1, -1))  # a stack; page 0 on top
         self._tree = PrefixTree()
+
+    def _add_device(self, devices: Sequence[Device], layers: list[int], model: ModelConfig) -> None:
+        """Reserve the memory of the layers of one device."""
+        device, indexer = devices[layers[0]], model.indexer
+        full = [layer for layer in layers if indexer is not None and indexer.is_full[layer]]
+        numbers = (layers, full)
+        memory = []
+        for parts, width, own in zip(self._parts, self.rows.row_bytes, numbers, strict=False):
+            memory.append(self._reserve(device, len(own), width))
+            parts.append(memory[-1])
+        kv_type, index_keys = self.plan.kv_type, dict[int, Pages]()
+        if indexer is not None:
+            pages = (device.pages(data, kv_type, indexer.key_dim) for data in memory[1])
+            index_keys = dict(zip(full, pages, strict=True))
+        self.layers += [
+            device.pages(data, kv_type, model.latent_dim, index_keys.get(layer))
+            for layer, data in zip(layers, memory[0], strict=True)
+        ]
+
+    def _reserve(self, device: Device, num_layers: int, row_bytes: int) -> Tensor:
+        plan = self.plan
+        try:
+            with loading_onto_gpu(f"the KV cache of {plan.num_tokens} tokens"):
+                return device.empty_bytes(num_layers, plan.num_pages, PAGE_TOKENS, row_bytes)
+        except RuntimeError:  # on the CPU
+            raise ConfigError(f"no memory for {plan}: lower the context or kv_tokens") from None
+
+    @property
+    def parts(self) -> list[Tensor]:
+        """Pages of each device and kind of rows: (layers, pages, PAGE_TOKENS, row bytes)."""
+        return [part for parts in self._parts for part in parts]
 
     @property
     def num_available_pages(self) -> int:
@@ -141,16 +165,15 @@ class KvCache:
         pages = [node.page for node in [*nodes, *([partial] if partial else [])]]
         return pages, len(nodes) * PAGE_TOKENS + num_partial
 
-    def read_rows(self, pages: Sequence[int], num_tokens: int) -> NDArray[np.uint8]:
-        """Copy the first `num_tokens` of these pages to the CPU: (layers, T, row bytes)."""
-        width = self.parts[0].shape[-1]
-        rows = np.empty((self.num_layers, num_tokens, width), np.uint8)
+    def read_rows(self, pages: Sequence[int], num_tokens: int) -> Rows:
+        """Copy the first `num_tokens` of these pages to the CPU."""
+        rows = self.rows.empty(num_tokens)
         for page, part, own in self._by_page(pages, rows):
             own[:] = part[:, page, : own.shape[1]].cpu().numpy()
         return rows
 
-    def write_rows(self, pages: Sequence[int], rows: NDArray[np.uint8]) -> None:
-        """Copy rows (layers, T, row bytes) to the first T tokens of these pages."""
+    def write_rows(self, pages: Sequence[int], rows: Rows) -> None:
+        """Copy rows of T tokens to the first T tokens of these pages."""
         for page, part, own in self._by_page(pages, rows):
             if part.is_cpu:  # by numpy: torch would start threads for each page
                 part.numpy()[:, page, : own.shape[1]] = own
@@ -158,15 +181,17 @@ class KvCache:
                 part[:, page, : own.shape[1]] = torch.from_numpy(own)
 
     def _by_page(
-        self, pages: Sequence[int], rows: NDArray[np.uint8]
+        self, pages: Sequence[int], rows: Rows
     ) -> Iterator[tuple[int, Tensor, NDArray[np.uint8]]]:
-        """Yield the views of `rows` that belong to each page and device: page, part, view."""
+        """Yield the views of `rows` that belong to each page and part: page, part, view."""
+        views = self.rows.views(rows)
         for i, page in enumerate(pages):
-            first = 0
-            for part in self.parts:
-                layers, tokens = slice(first, first + len(part)), slice(i * PAGE_TOKENS, None)
-                yield page, part, rows[layers, tokens][:, :PAGE_TOKENS]
-                first += len(part)
+            tokens = slice(i * PAGE_TOKENS, (i + 1) * PAGE_TOKENS)
+            for parts, view in zip(self._parts, views, strict=True):
+                first = 0
+                for part in parts:
+                    yield page, part, view[first : first + len(part), tokens]
+                    first += len(part)
 
     def _insert(self, table: BlockTable, tokens: tuple[int, ...], i: int) -> Node:
         """Insert page `i` of a table into the tree, or free it if the tree has it already."""

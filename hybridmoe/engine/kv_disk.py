@@ -18,7 +18,7 @@ from hybridmoe.engine.kv_disk_writer import DiskCounters, PageId, PageWriter, us
 from hybridmoe.engine.sequence import Sequence
 from hybridmoe.engine.stats import KvDiskStats
 from hybridmoe.errors import ConfigError
-from hybridmoe.kernels.paged_mla import PAGE_TOKENS, row_bytes
+from hybridmoe.kernels.paged_mla import PAGE_TOKENS
 from hybridmoe.option import FolderLimit
 from hybridmoe.units import at_least, format_bytes
 
@@ -42,9 +42,7 @@ class KvDisk:
         model: identifies what computes the pages. wake: called from another thread when pages
         arrive. Errors: ConfigError for a limit below two pages.
         """
-        kv_type, width = cache.plan.kv_type, row_bytes(cache.plan.kv_type, cache.latent_dim)
-        model = f"{model} {kv_type} {cache.num_layers} {width}"
-        self._folder = PageFolder(limit.path, model, cache.num_layers, width)
+        self._folder = PageFolder(limit.path, f"{model} {cache.rows}", cache.rows)
         self._page_bytes = self._folder.file_bytes(PAGE_TOKENS)
         if limit.num_bytes < 2 * self._page_bytes:
             raise ConfigError(
@@ -93,7 +91,8 @@ class KvDisk:
         load, before = on_disk.load, sequence.num_computed
         for page in load.take():
             self._cache.write_rows([sequence.block_table.pages[page.number]], page.rows)
-            sequence.mark_loaded(page.number * PAGE_TOKENS + page.num_tokens)
+            num_loaded = self._cache.rows.num_tokens(page.rows)
+            sequence.mark_loaded(page.number * PAGE_TOKENS + num_loaded)
             self._loaded_bytes += page.rows.nbytes
         num_tokens = sequence.num_computed - before
         if num_tokens:

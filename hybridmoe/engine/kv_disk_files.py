@@ -7,7 +7,7 @@
     4 bytes   number of tokens n, at most PAGE_TOKENS; little-endian, as all numbers
     32 bytes  chain hash of the tokens before
     ids       int32 (n)
-    rows      uint8 (layers, n, row bytes), as in the pages
+    rows      uint8, as `RowLayout` has them: latents (layers, n, row bytes), then index keys
 
 A chain hash covers the model and all tokens up to a page's last, so that equal names mean equal
 contents, and processes share a folder without locks: a file appears by being renamed, and vanishes
@@ -28,14 +28,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
+from hybridmoe.engine.kv_rows import RowLayout, Rows
 from hybridmoe.errors import ConfigError
 from hybridmoe.kernels.paged_mla import PAGE_TOKENS
 
-__all__ = ["DamagedPageError", "PageFile", "PageFolder", "Rows", "chain_hash", "page_files"]
-
-Rows = NDArray[np.uint8]  # (layers, tokens, row bytes)
+__all__ = ["DamagedPageError", "PageFile", "PageFolder", "chain_hash", "page_files"]
 
 _MAGIC = b"hmKVPG01"
 _CHECKED_AT = 12  # behind magic and CRC
@@ -69,17 +67,17 @@ def chain_hash(parent: bytes, ids: Sequence[int]) -> bytes:
 class PageFolder:
     """Pages of one model in a folder. Thread-safe. All methods raise OSError."""
 
-    def __init__(self, root: Path, model: str, num_layers: int, row_bytes: int) -> None:
+    def __init__(self, root: Path, model: str, layout: RowLayout) -> None:
         """model: identifies what computes the pages, and their layout."""
         self.root_path = root
         self.root_hash = hashlib.sha256(model.encode()).digest()
         self._folder = root / f"kv-{self.root_hash.hex()[:32]}"
         self.has_damage = False  # found in a file: no other is trusted without being read
-        self._num_layers, self._row_bytes = num_layers, row_bytes
+        self._layout = layout
 
     def file_bytes(self, num_tokens: int) -> int:
         """Size of the file of a page with `num_tokens`."""
-        return _IDS_AT + num_tokens * (4 + self._num_layers * self._row_bytes)
+        return _IDS_AT + num_tokens * (4 + self._layout.token_bytes)
 
     def prepare(self) -> None:
         """Make the folders, for this user alone. Errors: ConfigError if others may write there."""
@@ -117,13 +115,12 @@ class PageFolder:
         page = self._read(parent, best, None) if best else None
         if page is None or _common_length(page[0], ids) < longest:
             return None
-        return page[1][:, :longest]
+        return self._layout.head(page[1], longest)
 
     def write(self, parent: bytes, ids: Sequence[int], rows: Rows, used_ns: int) -> int:
         """Write a page, as used at that time. Returns its bytes."""
         path = self._path(_name(parent, chain_hash(parent, ids)))
         head = len(ids).to_bytes(4, "little") + parent + np.array(ids, "<i4").tobytes()
-        rows = np.ascontiguousarray(rows)
         checksum = zlib.crc32(rows.data, zlib.crc32(head))
         beside = path.with_name(f"{path.name}.{secrets.token_hex(4)}.tmp")
         with suppress(FileNotFoundError):
@@ -194,7 +191,7 @@ class PageFolder:
             self._remove_damaged(name)
         end = _IDS_AT + 4 * count
         ids = data[_IDS_AT:end].view("<i4").tolist()
-        return ids, data[end:].reshape(self._num_layers, count, self._row_bytes)
+        return ids, data[end:]
 
     def _remove_damaged(self, name: str) -> None:
         self.has_damage = True

@@ -6,7 +6,8 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
-from hybridmoe.engine.kv_disk_files import DamagedPageError, PageFolder, Rows, chain_hash
+from hybridmoe.engine.kv_disk_files import DamagedPageError, PageFolder, chain_hash
+from hybridmoe.engine.kv_rows import Rows
 from hybridmoe.kernels.paged_mla import PAGE_TOKENS
 
 __all__ = ["LoadedPage", "PageLoad", "ReadError", "SequenceOnDisk"]
@@ -22,10 +23,6 @@ class LoadedPage(NamedTuple):
 
     number: int  # of the page in the sequence
     rows: Rows
-
-    @property
-    def num_tokens(self) -> int:
-        return int(self.rows.shape[1])
 
 
 class PageLoad:

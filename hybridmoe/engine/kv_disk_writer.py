@@ -18,7 +18,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from hybridmoe.engine.kv_disk_files import PageFolder, Rows, page_files
+from hybridmoe.engine.kv_disk_files import PageFolder, page_files
+from hybridmoe.engine.kv_rows import Rows
 
 __all__ = ["DiskCounters", "FolderSpace", "PageId", "PageWriter", "used_ns"]
 

@@ -2,11 +2,13 @@
 
     8 bytes   magic, with the version
     4 bytes   length of the header, little-endian
-    header    JSON: fingerprint, kv_type, num_layers, row_bytes, num_tokens, sha256 of what follows
+    header    JSON: fingerprint, kv_type, num_layers, row_bytes, num_tokens, sha256 of what follows;
+              with an indexer num_index_layers, index_row_bytes
     ids       int32 (T)
     latents   uint8 (layers, T, row bytes), as in the pages
+    keys      uint8 (layers with an indexer, T, row bytes), as in the pages
 
-Latents of another kv_type are converted. Files are untrusted: sizes and checksum are verified
+Rows of another kv_type are converted. Files are untrusted: sizes and checksum are verified
 before the cache changes.
 """
 
@@ -22,8 +24,9 @@ from numpy.typing import NDArray
 
 from hybridmoe.config import KV_TYPES
 from hybridmoe.engine.kv_cache import BlockTable, KvCache
+from hybridmoe.engine.kv_rows import RowLayout, Rows
 from hybridmoe.errors import ConfigError
-from hybridmoe.kernels.paged_mla import convert_rows, row_bytes
+from hybridmoe.kernels.paged_mla import convert_rows
 from hybridmoe.replace_file import replace_file
 
 __all__ = ["restore_snapshot", "save_snapshot"]
@@ -41,8 +44,7 @@ def save_snapshot(path: Path, ids: list[int], cache: KvCache, fingerprint: str) 
         {
             "fingerprint": fingerprint,
             "kv_type": cache.plan.kv_type,
-            "num_layers": rows.shape[0],
-            "row_bytes": rows.shape[2],
+            **_shape(cache.rows),
             "num_tokens": num_tokens,
             "sha256": _digest(*body),
         }
@@ -59,33 +61,45 @@ def restore_snapshot(path: Path, cache: KvCache, fingerprint: str, vocab_size: i
     with path.open("rb") as file:
         header = _read_header(path, file.read(12), file)
         _check_header(path, header, cache, fingerprint)
-        num_tokens = header["num_tokens"]
-        shape = (cache.num_layers, num_tokens, header["row_bytes"])
-        num_bytes = 4 * num_tokens + int(np.prod(shape))
+        num_tokens, layout = header["num_tokens"], cache.rows.with_type(header["kv_type"])
+        num_bytes = num_tokens * (4 + layout.token_bytes)
         if os.fstat(file.fileno()).st_size - file.tell() != num_bytes:
             raise ConfigError(f"{path.name}: expected {num_bytes} bytes behind the header")
         ids = np.fromfile(file, np.int32, num_tokens)
-        rows = np.fromfile(file, np.uint8, int(np.prod(shape))).reshape(shape)
+        rows = np.fromfile(file, np.uint8, num_tokens * layout.token_bytes)
     if _digest(ids, rows) != header["sha256"]:
         raise ConfigError(f"{path.name}: damaged: the checksum does not match the header")
     if num_tokens and not 0 <= ids.min() <= ids.max() < vocab_size:
         raise ConfigError(f"{path.name}: token ids outside the vocabulary of {vocab_size}")
-    if header["kv_type"] != cache.plan.kv_type:
-        rows = _convert(rows, header["kv_type"], cache)
+    if layout.kv_type != cache.rows.kv_type:
+        rows = _convert(rows, layout, cache.rows)
     _insert(ids.tolist(), rows, cache, path)
     return ids.tolist()  # type: ignore[no-any-return]
 
 
-def _convert(rows: NDArray[np.uint8], kv_type: str, cache: KvCache) -> NDArray[np.uint8]:
-    """Convert to the cache's type, layer by layer to bound the float32 copy in between."""
-    to = cache.plan.kv_type
-    out = np.empty((*rows.shape[:2], row_bytes(to, cache.latent_dim)), np.uint8)
-    for layer, converted in zip(rows, out, strict=True):
-        converted[:] = convert_rows(torch.from_numpy(layer), kv_type, to, cache.latent_dim).numpy()
+def _shape(layout: RowLayout) -> dict[str, int]:
+    """Fields of the header about the rows."""
+    names = ("num_layers", "row_bytes"), ("num_index_layers", "index_row_bytes")
+    shape = dict[str, int]()
+    for (layers, width), kind, row_bytes in zip(
+        names, layout.kinds, layout.row_bytes, strict=False
+    ):
+        shape |= {layers: kind.num_layers, width: row_bytes}
+    return shape
+
+
+def _convert(rows: Rows, layout: RowLayout, to: RowLayout) -> Rows:
+    """Convert rows to another type, layer by layer to bound the float32 copy in between."""
+    out = to.empty(layout.num_tokens(rows))
+    kinds = zip(layout.kinds, layout.views(rows), to.views(out), strict=True)
+    for kind, view, converted in kinds:
+        for i, layer in enumerate(view):
+            tensor = torch.from_numpy(layer)
+            converted[i] = convert_rows(tensor, layout.kv_type, to.kv_type, kind.dim).numpy()
     return out
 
 
-def _insert(ids: list[int], rows: NDArray[np.uint8], cache: KvCache, path: Path) -> None:
+def _insert(ids: list[int], rows: Rows, cache: KvCache, path: Path) -> None:
     table = BlockTable()
     if not cache.grow(table, len(ids)):
         raise ConfigError(f"{path.name}: too few free KV cache pages for {len(ids)} tokens")
@@ -112,11 +126,7 @@ def _check_header(path: Path, header: dict[str, Any], cache: KvCache, fingerprin
         raise ConfigError(
             f"{path.name}: kv_type is {kv_type!r:.40}, expected one of {', '.join(KV_TYPES)}"
         )
-    expected = {
-        "fingerprint": fingerprint,
-        "num_layers": cache.num_layers,
-        "row_bytes": row_bytes(kv_type, cache.latent_dim),
-    }
+    expected = {"fingerprint": fingerprint, **_shape(cache.rows.with_type(kv_type))}
     for name, value in expected.items():
         if header.get(name) != value:
             what = "of another model" if name == "fingerprint" else "of another shape"

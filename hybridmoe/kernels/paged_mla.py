@@ -42,11 +42,13 @@ class KvPages:
     """Pages of one layer: PAGE_TOKENS rows of `dim` numbers, "f32", "f16", "bf16" or "int8".
 
     Shapes: data (pages, PAGE_TOKENS, row_bytes(type, dim)) uint8, contiguous. Raises ShapeError.
+    index_keys: pages with as many rows, in layers with an indexer.
     """
 
     data: Tensor
     type: str
     dim: int
+    index_keys: "KvPages | None" = None
     handle: _C.KvPages = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -77,6 +79,7 @@ class BlockTables:
         self._spans = torch.tensor(rows, dtype=torch.int64).reshape(-1, 3)
         self._entries = torch.tensor(entries, dtype=torch.int32)
         self.num_tokens = sum(span.num_tokens for span in spans)
+        self.most_positions = max((span.start + span.num_tokens for span in spans), default=0)
 
     @property
     def arguments(self) -> tuple[int, int, int, int]:
@@ -129,12 +132,14 @@ def latent_attention(
     pages: KvPages,
     tables: BlockTables,
     scale: float,
+    selected: Tensor | None = None,
 ) -> Tensor:
     """Attend causally from a step's tokens to their sequences' KV cache: absorbed MLA.
 
     Shapes:  q_latent (N, T, R) f32 · q_rope (T, N, P) f32, its rows anywhere ·
-             pages of dim R + P, the first R numbers of each row also its value -> (N, T, R) f32.
-    Cost:    2 N T S (2 R + P) operations in float32, half of them where T = S.
+             pages of dim R + P, the first R numbers of each row also its value ·
+             selected (T, k) int32 of `indexer.select_positions` -> (N, T, R) f32.
+    Cost:    2 N T S (2 R + P) operations in float32, half of them where T = S; S at most k.
     Numeric: softmax over blocks of 256 positions, merged in order; no score is rounded.
     Errors:  ShapeError.
     Source:  DeepSeek-V2 (arXiv 2405.04434), section 2.1; online softmax, Milakov & Gimelshein 2018;
@@ -143,6 +148,10 @@ def latent_attention(
     check_tensor(q_latent, "latent_attention: q_latent", torch.float32, 3, None)
     num_heads, tokens, latent_dim = q_latent.shape
     check_rows(q_rope, "latent_attention: q_rope", 3, None, tokens, num_heads)
+    if selected is not None:
+        check_tensor(selected, "latent_attention: selected", torch.int32, 2, None)
+        if len(selected) != tokens:
+            raise ShapeError(f"latent_attention: selections of {len(selected)} tokens of {tokens}")
     token_stride, head_stride, rope_dim = *q_rope.stride()[:2], q_rope.shape[2]
     out = torch.empty_like(q_latent)  # (N, T, R)
     _C.latent_attention(
@@ -155,6 +164,8 @@ def latent_attention(
         latent_dim,
         rope_dim,
         scale,
+        0 if selected is None else selected.data_ptr(),
+        0 if selected is None else selected.shape[1],
         pages.handle,
         *tables.arguments,
         out.data_ptr(),

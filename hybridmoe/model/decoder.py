@@ -19,6 +19,7 @@ from hybridmoe.kernels.ops import gather_rows
 from hybridmoe.kernels.paged_mla import Span
 from hybridmoe.model.cuda_graphs import Outputs
 from hybridmoe.model.damage import describe_damage
+from hybridmoe.model.indexer import Selector, selectors
 from hybridmoe.model.mla import LatentAttention
 from hybridmoe.model.moe import DenseFfn, MoeFfn
 from hybridmoe.model.norm import RmsNorm
@@ -26,7 +27,7 @@ from hybridmoe.model.rope import RotaryTable
 from hybridmoe.model.router import Routing
 from hybridmoe.model.stage import stages_of
 from hybridmoe.model.threads import torch_threads
-from hybridmoe.model.weights import Weights, routed_experts
+from hybridmoe.model.weights import BlockWeights, Weights, routed_experts
 
 __all__ = ["Decoder", "StateObserver"]
 
@@ -64,8 +65,12 @@ class Decoder:
             head = "output" if weights.has("output") else "token_embd"  # tied if the file has none
             self._head = top.matrix(head, c.vocab_size, c.hidden)
             self._rope = RotaryTable(c)
+            blocks = [weights.on(device).block(i) for i, device in enumerate(self.devices)]
             self._layers = [
-                _Layer(weights.on(device), i, c, experts) for i, device in enumerate(self.devices)
+                _Layer(block, i, c, experts, selector)
+                for i, (block, selector) in enumerate(
+                    zip(blocks, selectors(blocks, c), strict=True)
+                )
             ]
         self._stages = stages_of(self.devices, self._layers)
         self.guard = CudaErrorGuard(vram_bytes)
@@ -206,11 +211,17 @@ class Decoder:
 class _Layer:
     """Attention and FFN of one layer, each behind its norm."""
 
-    def __init__(self, weights: Weights, i: int, c: ModelConfig, experts: ExpertBackend) -> None:
-        block = weights.block(i)
+    def __init__(
+        self,
+        block: BlockWeights,
+        i: int,
+        c: ModelConfig,
+        experts: ExpertBackend,
+        selector: Selector | None,
+    ) -> None:
         device = block.device
         self._attention_norm = RmsNorm(device, block.vector("attn_norm", c.hidden), c.rms_eps)
-        self._attention = LatentAttention(block, c)
+        self._attention = LatentAttention(block, c, selector)
         self._ffn_norm = RmsNorm(device, block.vector("ffn_norm", c.hidden), c.rms_eps)
         self._ffn: DenseFfn | MoeFfn
         if i < c.num_dense_layers:

@@ -3,6 +3,7 @@
 Per token and layer, the KV cache holds the normalised latent (kv_lora_rank) and the rotated key
 that all heads share (rope_dim). `k_b` projects queries into latent space, where attention is
 multi-query attention; `v_b` projects the result back to heads.
+Sparse attention differs in its positions only: a selector chooses them.
 Source: DeepSeek-V2 (arXiv 2405.04434), section 2.1 and appendix C.
 """
 
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from hybridmoe.config import ModelConfig
 from hybridmoe.device.interface import Pages, Tables
+from hybridmoe.model.indexer import Selector
 from hybridmoe.model.norm import RmsNorm
 from hybridmoe.model.weights import BlockWeights
 
@@ -19,8 +21,12 @@ __all__ = ["LatentAttention"]
 class LatentAttention:
     """Attention of one layer. `forward` also appends the step's tokens to the KV cache."""
 
-    def __init__(self, block: BlockWeights, config: ModelConfig) -> None:
+    def __init__(
+        self, block: BlockWeights, config: ModelConfig, selector: Selector | None = None
+    ) -> None:
+        """selector: None = dense attention."""
         self._config = c = config
+        self._selector = selector
         self._device = device = block.device
         num_query = c.num_heads * c.qk_dim
         self._q_a = None
@@ -47,9 +53,14 @@ class LatentAttention:
         if self._config.temperature is not None:
             cos_sin, factors = cos_sin[:, :-1].contiguous(), cos_sin[:, -1:]
         self._append(x, pages, tables, cos_sin)
-        q_nope, q_rope = self._queries(x, cos_sin, factors)
+        q_latent = self._query_latents(x)
+        selected = None
+        if self._selector is not None:
+            selected = self._selector.select(x, q_latent, pages, tables, cos_sin)
+        q_nope, q_rope = self._queries(q_latent, cos_sin, factors)
+        scale = self._config.softmax_scale
         heads = self._device.attend(
-            q_nope, q_rope, self._k_b, self._v_b, pages, tables, self._config.softmax_scale
+            q_nope, q_rope, self._k_b, self._v_b, pages, tables, scale, selected
         )  # (T, N, V)
         return self._device.linear(heads.view(x.shape[0], -1), self._out)
 
@@ -60,16 +71,22 @@ class LatentAttention:
         self._device.rotate_(keys.unsqueeze(1), cos_sin)
         self._device.store_kv(rows, pages, tables)
 
-    def _queries(self, x: Tensor, cos_sin: Tensor, factors: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Project x (T, H) to q_nope (T, N, nope) and rotated q_rope (T, N, rope).
+    def _query_latents(self, x: Tensor) -> Tensor:
+        """Project x (T, H) to what queries are projected from, (T, Q): x itself without a rank."""
+        if self._q_a is None:
+            return x
+        latents = self._device.linear(x, self._q_a)
+        return self._q_a_norm(latents, out=latents)
+
+    def _queries(
+        self, latents: Tensor, cos_sin: Tensor, factors: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """Project latents (T, Q) to q_nope (T, N, nope) and rotated q_rope (T, N, rope).
 
         factors: (T, 1) of the queries, or None.
         """
         c = self._config
-        if self._q_a is not None:
-            x = self._device.linear(x, self._q_a)
-            self._q_a_norm(x, out=x)
-        q = self._device.linear(x, self._q_b)
+        q = self._device.linear(latents, self._q_b)
         if factors is not None:
             q.mul_(factors)
         q = q.view(-1, c.num_heads, c.qk_dim)

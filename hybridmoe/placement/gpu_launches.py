@@ -6,14 +6,14 @@ each kind, one step of each kind. Of the weights, one row of the embedding is re
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Self
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from hybridmoe.config import PREFILL_TOKENS, ModelConfig
+from hybridmoe.config import PREFILL_TOKENS, ModelConfig, kv_row_bytes
 from hybridmoe.device.cuda import CudaDevice
 from hybridmoe.device.cuda_block_tables import PROMPT_TOKENS, CudaBlockTables
 from hybridmoe.device.interface import Matrix, Pages, Tables
@@ -97,18 +97,14 @@ def run_steps(
     Errors: GGUFError; ConfigError for a KV type without GPU kernels.
     """
     layers = _layers_of_each_kind(file, config, part.is_on_cpu)
-    config = replace(
-        config,
-        num_layers=len(layers),
-        num_dense_layers=sum(layer < config.num_dense_layers for layer in layers),
-    )
+    config = config.of_layers(layers)
     device = _MetaDevice(part.is_on_cpu)
     weights = _MetaWeights(file, device, layers)
     decoder = Decoder(weights, config, _MetaExperts(routed_experts(weights, config), part))
     for spans in _KINDS_OF_STEPS if steps is None else steps:
         num_tokens = sum(span.num_tokens for span in spans)
         num_pages = max(page for span in spans for page in span.pages) + 1
-        pages = [_pages(device, config, part.kv_type, num_pages) for _ in layers]
+        pages = [_pages(device, config, part.kv_type, num_pages)] * len(layers)
         decoder.logits(decoder.forward([0] * num_tokens, spans, pages))
 
 
@@ -159,10 +155,11 @@ class _MetaDevice(CudaDevice):
         pages: Pages,
         tables: Tables,
         scale: float,
+        selected: Tensor | None = None,
     ) -> Tensor:
         assert isinstance(tables, CudaBlockTables)
         if not tables.prompts:
-            return super().attend(q_nope, q_rope, k_b, v_b, pages, tables, scale)
+            return super().attend(q_nope, q_rope, k_b, v_b, pages, tables, scale, selected)
         self._expanded(k_b)  # the rest is torch's, which would load its compiler here: a second
         self._expanded(v_b)
         return q_nope.new_empty(*q_nope.shape[:2], v_b.rows)
@@ -259,5 +256,10 @@ def _hand_over(x: Tensor, ids: Tensor, weights: Tensor) -> None:
 
 
 def _pages(device: _MetaDevice, c: ModelConfig, kv_type: str, num_pages: int) -> Pages:
-    data = device.empty_bytes(num_pages, PAGE_TOKENS, 2 * c.latent_dim)
-    return device.pages(data, kv_type, c.latent_dim)
+    def memory(dim: int) -> Tensor:
+        return device.empty_bytes(num_pages, PAGE_TOKENS, kv_row_bytes(kv_type, dim))
+
+    index_keys = None
+    if (indexer := c.indexer) is not None:
+        index_keys = device.pages(memory(indexer.key_dim), kv_type, indexer.key_dim)
+    return device.pages(memory(c.latent_dim), kv_type, c.latent_dim, index_keys)

@@ -14,6 +14,7 @@ of routing is `Hits`.
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
+from hybridmoe.config import IndexerConfig, kv_row_bytes
 from hybridmoe.errors import ConfigError
 from hybridmoe.planning.layer_cost import Hits, cost, layer_times
 from hybridmoe.planning.model_sizes import Part
@@ -133,18 +134,34 @@ def attention_cost(
     plan: Plan, rates: Rates, gpu: GpuRates | None, num_tokens: int, start: int
 ) -> tuple[float, float]:
     """Seconds, and bytes of KV cache read, of all layers: tokens from `start` on."""
-    c, num_layers = plan.problem.sizes.config, len(plan.problem.sizes.layers)
-    pairs = num_tokens * (start + (num_tokens + 1) / 2)
-    if gpu and num_tokens >= _EXPANDED_TOKENS:
-        expanding = 2 * c.kv_lora_rank * (c.nope_dim + c.v_dim) * (start + num_tokens)
+    c, layers = plan.problem.sizes.config, plan.problem.sizes.layers
+    end = start + num_tokens
+    pairs = _attended(c.indexer, num_tokens, start)
+    scoring, read = 0.0, float(end * plan.kv.token_bytes)
+    is_sparse = c.indexer is not None and end > c.indexer.top_k
+    if c.indexer is not None and is_sparse:
+        num_full = sum(c.indexer.is_full[layer] for layer in layers)
+        seen = num_tokens * (start + (num_tokens + 1) / 2)
+        scoring = num_full * seen * 2 * c.indexer.num_heads * c.indexer.key_dim
+        unread = max(0, end - num_tokens * c.indexer.top_k)  # positions, of latents
+        read -= unread * len(layers) * kv_row_bytes(plan.kv.kv_type, c.latent_dim)
+    if gpu and num_tokens >= _EXPANDED_TOKENS and not is_sparse:
+        expanding = 2 * c.kv_lora_rank * (c.nope_dim + c.v_dim) * end
         ops = c.num_heads * (pairs * 2 * (c.qk_dim + c.v_dim) + expanding)
     else:
         ops = c.num_heads * pairs * 2 * (_LATENT_SCORES * c.kv_lora_rank + c.rope_dim)
-    read = (start + num_tokens) * plan.kv.token_bytes
     return max(
-        num_layers * ops / (gpu.ops if gpu else rates.attention_ops),
+        (len(layers) * ops + scoring) / (gpu.ops if gpu else rates.attention_ops),
         read / (gpu.read if gpu else rates.dram),
     ), read
+
+
+def _attended(indexer: IndexerConfig | None, num_tokens: int, start: int) -> float:
+    """Pairs of a token and a position that it attends to, in one layer."""
+    if indexer is None:
+        return num_tokens * (start + (num_tokens + 1) / 2)
+    num_dense = max(0, min(num_tokens, indexer.top_k - start))  # tokens that see top_k at most
+    return num_dense * (start + (num_dense + 1) / 2) + (num_tokens - num_dense) * indexer.top_k
 
 
 def between_s(plan: Plan, rates: Rates) -> float:

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from hybridmoe.config import PAGE_TOKENS, EngineConfig, ModelConfig, kv_row_bytes
+from hybridmoe.config import PAGE_TOKENS, EngineConfig, ModelConfig
 from hybridmoe.units import format_bytes
 
 __all__ = ["KvPlan", "pages_for", "plan_kv"]
@@ -47,7 +47,7 @@ def plan_kv(model: ModelConfig, config: EngineConfig, available_bytes: int) -> K
 
     The default is at least one context and at most one for each running request.
     """
-    page_bytes = model.num_layers * PAGE_TOKENS * kv_row_bytes(config.kv_type, model.latent_dim)
+    page_bytes = PAGE_TOKENS * model.kv_token_bytes(config.kv_type)
     one = pages_for(config.context_tokens)
     if config.kv_tokens is not None:
         num_pages = pages_for(config.kv_tokens)

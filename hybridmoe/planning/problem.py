@@ -3,7 +3,7 @@
 from dataclasses import dataclass, fields, replace
 from typing import NamedTuple
 
-from hybridmoe.config import EngineConfig
+from hybridmoe.config import PAGE_TOKENS, EngineConfig
 from hybridmoe.errors import ConfigError
 from hybridmoe.planning.kv_plan import KvPlan
 from hybridmoe.planning.model_sizes import ModelSizes
@@ -72,7 +72,7 @@ class Problem:
 
     def of_stage(self, gpu: GpuBudget, layers: range) -> "Problem":
         """Reduce the problem to the layers of one of several GPUs."""
-        page_bytes = self.kv.page_bytes * len(layers) // len(self.sizes.layers)
+        page_bytes = PAGE_TOKENS * self.sizes.config.kv_token_bytes(self.kv.kv_type, layers)
         return replace(
             self,
             budgets=self.budgets.with_gpus(gpu),

@@ -20,10 +20,13 @@ def activation_bytes(c: ModelConfig, step_tokens: int, *, on_cpu: bool = False) 
     """Upper bound on the activations of a step, all float32.
 
     Per token: the state, its residual and its norm; queries, q_nope and absorbed, and the output
-    of attention; the widest feed-forward. And the logits of the running requests. on_cpu: a token's
-    outputs of all its experts, too, which are added at the end.
+    of attention; the widest feed-forward; the indexer's queries and its selection. And the logits
+    of the running requests. on_cpu: a token's outputs of all its experts, too, which are added at
+    the end.
     """
     attention = c.q_lora_rank + c.num_heads * (c.qk_dim + 2 * c.kv_lora_rank + c.v_dim)
+    if (indexer := c.indexer) is not None:
+        attention += indexer.num_heads * (indexer.key_dim + 1) + indexer.top_k
     experts = 2 * c.top_k * c.expert_inter + 2 * c.shared_inter + c.hidden
     if on_cpu:
         experts += c.top_k * c.hidden

@@ -20,6 +20,7 @@ from hybridmoe.config import EngineConfig
 from hybridmoe.device.cpu import CpuDevice
 from hybridmoe.engine import kv_disk
 from hybridmoe.engine.kv_disk_files import PageFolder, chain_hash, page_files
+from hybridmoe.engine.kv_rows import RowLayout
 from hybridmoe.errors import ConfigError
 from hybridmoe.option import FolderLimit
 
@@ -159,7 +160,7 @@ def test_a_page_under_anothers_name_is_not_used(tmp_path: Path) -> None:
 
 def held(folder: Path, ids: Sequence[int]) -> int:
     """Number of pages on disk from the first on."""
-    pages = PageFolder(folder, "hash f32 2 2304", MODEL.num_layers, 4 * MODEL.latent_dim)
+    pages = PageFolder(folder, "hash f32 2 2304", RowLayout.of(MODEL, "f32"))
     parent, num_pages = pages.root_hash, 0
     while pages.read(parent, page := ids[num_pages * 64 : num_pages * 64 + 64]) is not None:
         parent, num_pages = chain_hash(parent, page), num_pages + 1

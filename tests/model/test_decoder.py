@@ -41,6 +41,18 @@ def _logits_in_chunks(path: Path, ids: list[int], chunk_tokens: int) -> np.ndarr
         return np.concatenate(rows)
 
 
+@pytest.mark.parametrize("variant", ["glm5", "v32"])
+def test_chunks_of_sparse_attention_give_the_logits_of_the_whole_prompt(
+    variant: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "x.gguf"
+    write_tiny(path, variant=variant, index_top_k=24)
+    ids = np.random.default_rng(1).integers(0, 256, 150).tolist()
+    whole = _logits_in_chunks(path, ids, len(ids))
+    for chunk_tokens in (1, 7, 64):
+        assert np.array_equal(whole, _logits_in_chunks(path, ids, chunk_tokens))
+
+
 @pytest.mark.parametrize("chunk_tokens", [1, 7, 32])
 def test_chunks_give_the_logits_of_the_whole_prompt(f32_path: Path, chunk_tokens: int) -> None:
     ids = np.random.default_rng(1).integers(0, 256, NUM_TOKENS).tolist()

@@ -12,8 +12,8 @@ from memory_plans import plan_of
 
 from hybridmoe.config import ModelConfig
 from hybridmoe.errors import ConfigError
-from hybridmoe.gguf.outline import read_outline
-from hybridmoe.planning.cost_model import Hits, decode, hits_of
+from hybridmoe.gguf.outline import outline_of, read_outline
+from hybridmoe.planning.cost_model import Hits, attention_cost, decode, hits_of
 from hybridmoe.planning.gpu_specs import GPUS, spec_named
 from hybridmoe.planning.model_sizes import ModelSizes, Part, sizes_of
 from hybridmoe.planning.placement_rules import ExpertLayers
@@ -31,6 +31,7 @@ from hybridmoe.planning.rates import (
     Rates,
     rates_of,
 )
+from hybridmoe.planning.releases import release_named
 
 GIB = 1 << 30
 GPU = GpuRates(read=700e9, ops=60e12, pcie=25e9)
@@ -327,3 +328,25 @@ def test_prices_that_cannot_be_are_refused(name: str, value: float) -> None:
     given_numbers = {"watts": 1.0, "price_kwh": 1.0, "hardware_price": 1.0, "lifetime_years": 1.0}
     with pytest.raises(ConfigError, match=f"--{name.replace('_', '-')} "):
         price_of(1.0, **{**given_numbers, name: value})
+
+
+def test_sparse_attention_costs_top_k_positions_and_their_choice() -> None:
+    plans = {}
+    for name in ("glm-5", "glm-5.2"):
+        release = release_named(name)
+        assert release is not None
+        outline = outline_of(release.metadata, "Q4_0")
+        plans[name] = plan_of(sizes_of(outline.tensors, outline.config), 10**12)
+    c = plans["glm-5.2"].problem.sizes.config
+    assert c.indexer is not None
+    attended = 2 * 78 * 2048 * c.num_heads * (2 * c.kv_lora_rank + c.rope_dim)
+    scored = {"glm-5": 78, "glm-5.2": 21}
+    for name, plan in plans.items():
+        seconds, read = attention_cost(plan, RATES, None, 1, 32_767)
+        scoring = 2 * scored[name] * 32_768 * 32 * 128
+        assert seconds == pytest.approx((attended + scoring) / RATES.attention_ops)
+        keys = 2 * scored[name] * 32_768 * 128
+        assert read == 2 * 78 * 2048 * 576 + keys
+        short, read = attention_cost(plan, RATES, None, 4, 2_044)
+        assert short == pytest.approx(attended * 4 * (2_046.5 / 2048) / RATES.attention_ops)
+        assert read == 2_048 * plan.kv.token_bytes

@@ -30,10 +30,10 @@ MakeEngine = Callable[..., Engine]
 
 
 @contextmanager
-def tiny_decoder(folder: Path) -> Iterator[Decoder]:
-    """Load a small random K2 in Q8_0."""
+def tiny_decoder(folder: Path, variant: str = "k2") -> Iterator[Decoder]:
+    """Load a small random model in Q8_0."""
     path = folder / "tiny.gguf"
-    write_tiny(path, variant="k2", type=GGMLQuantizationType.Q8_0)
+    write_tiny(path, variant=variant, type=GGMLQuantizationType.Q8_0)
     with GGUFFile.open(path) as file:
         yield Decoder(Weights(file), ModelConfig.from_metadata(file.metadata))
 

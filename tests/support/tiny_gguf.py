@@ -94,11 +94,11 @@ _V3 = {
 VARIANTS: dict[str, dict[str, object]] = {
     "k2": {},
     "v3": _V3,
-    "v32": {**_V3, "arch": "deepseek32", "index_heads": 4},
+    "v32": {**_V3, "arch": "deepseek32", "index_heads": 32},
     "glm5": {
         "arch": "glm-dsa",
         "layers": 4,
-        "index_heads": 4,
+        "index_heads": 32,
         "index_types": (True, True, False, True),
         "yarn_factor": None,
         "gating": None,
