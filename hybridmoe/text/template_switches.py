@@ -5,6 +5,7 @@ Templates declare none. A variable that the source never reads is not tried. Nam
 """
 
 import functools
+import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple, Protocol
 
@@ -72,8 +73,8 @@ class TemplateSwitches:
             taken = [level for level, text in texts.items() if text is not None]
             if other is not None and _NO_LEVEL in other:  # written into the prompt as it is
                 taken = list(_WRITTEN_LEVELS)
-            elif other is not None and texts["none"] == other:  # not told from other words
-                taken.remove("none")
+            elif other is not None:
+                taken = _told_levels({level: texts[level] or "" for level in taken}, other)
             if len({self._default, other, *texts.values()}) > 1 and set(taken) - {"none"}:
                 known[name] = tuple(taken)
         return known
@@ -187,6 +188,23 @@ class TemplateSwitches:
             return self._template.render(self._question, variables=variables)
         except TemplateError:
             return None
+
+
+def _told_levels(texts: Mapping[str, str], other: str) -> list[str]:
+    """Levels that a template takes. other: its text for an unknown word.
+
+    Where that text names a level (GLM-5.2: max), the words that it stands for are no levels.
+    """
+    told = [level for level, text in texts.items() if text != other]
+    elsewhere = set[str]().union(*(_words(texts[level]) for level in told))
+    meant = [level for level in LEVELS if level in _words(other) - elsewhere] if told else []
+    if meant:
+        return [level for level in texts if level in told or level in meant]
+    return [level for level in texts if level in told or level != "none"]
+
+
+def _words(text: str) -> set[str]:
+    return set(re.findall(r"\w+", text.lower()))
 
 
 def _mode_of(name: str, value: Any) -> str | None:

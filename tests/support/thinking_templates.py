@@ -1,6 +1,16 @@
 """Small chat templates that switch thinking as those of known families do."""
 
-__all__ = ["ALWAYS", "BOTH", "EFFORT", "EFFORT_CHECKED", "NEVER", "OPENS", "OPTS_IN", "OPTS_OUT"]
+__all__ = [
+    "ALWAYS",
+    "BOTH",
+    "EFFORT",
+    "EFFORT_CHECKED",
+    "NEVER",
+    "OPENS",
+    "OPTS_IN",
+    "OPTS_OUT",
+    "TWO_LEVELS",
+]
 
 _TURNS = (
     "{% for m in messages %}<|im_{{ m.role }}|>{{ m.role }}<|im_middle|>"
@@ -35,6 +45,8 @@ OPTS_OUT = (
 )
 # GLM: a switch and levels.
 BOTH = OPTS_OUT + "{% if reasoning_effort == 'max' %}Think hard.{% endif %}"
+# GLM-5.2: two levels; every other word is the higher one.
+TWO_LEVELS = "Effort: {{ 'High' if reasoning_effort == 'high' else 'Max' }}\n" + OPTS_OUT
 # gpt-oss: the level stands in the prompt as it is.
 EFFORT = "Reasoning: {{ reasoning_effort or 'medium' }}\n" + _TURNS + _ASK
 # Mistral: two levels, one of which is off; others are an error.

@@ -12,6 +12,7 @@ from thinking_templates import (
     OPENS,
     OPTS_IN,
     OPTS_OUT,
+    TWO_LEVELS,
 )
 
 from hybridmoe.errors import ConfigError
@@ -49,6 +50,11 @@ def choose(
         (BOTH, "off", {"enable_thinking": False}),
         (BOTH, "max", {"enable_thinking": True, "reasoning_effort": "max"}),
         (BOTH, "low", {"enable_thinking": True, "reasoning_effort": "low"}),
+        (TWO_LEVELS, "low", {"enable_thinking": True, "reasoning_effort": "high"}),
+        (TWO_LEVELS, "high", {"enable_thinking": True, "reasoning_effort": "high"}),
+        (TWO_LEVELS, "xhigh", {"enable_thinking": True, "reasoning_effort": "max"}),
+        (TWO_LEVELS, "max", {"enable_thinking": True, "reasoning_effort": "max"}),
+        (TWO_LEVELS, "off", {"enable_thinking": False}),
         (EFFORT, "on", {}),
         (EFFORT, "high", {"reasoning_effort": "high"}),
         (EFFORT, "max", {"reasoning_effort": "high"}),
