@@ -1,16 +1,15 @@
 """`hybridmoe chat`: a conversation on a terminal, or one message through a pipe."""
 
 import sys
-from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 from click.core import ParameterSource
 
-from hybridmoe.cli.commands import Commands
-from hybridmoe.cli.keyboard import Keyboard
-from hybridmoe.cli.loading import check_params, open_model
+from hybridmoe.cli.conversation import Conversation
+from hybridmoe.cli.last_conversation import load_last
+from hybridmoe.cli.loading import check_params
 from hybridmoe.cli.message import model_and_message, read_text, with_texts
 from hybridmoe.cli.model_path import ModelPath
 from hybridmoe.cli.options import (
@@ -20,18 +19,15 @@ from hybridmoe.cli.options import (
     load_options_of,
     model_flag,
 )
-from hybridmoe.cli.progress_bar import ProgressBar
-from hybridmoe.cli.prompt import Prompt
 from hybridmoe.cli.render import Screen
 from hybridmoe.cli.sampling_options import sampling_of, sampling_options
 from hybridmoe.cli.session import Session
-from hybridmoe.cli.talk import Talk
 from hybridmoe.cli.thinking import thinking_of, thinking_options
 from hybridmoe.errors import ConfigError
-from hybridmoe.placement.options import LoadOptions
+from hybridmoe.text.thinking_options import ThinkingOptions
 
 if TYPE_CHECKING:
-    from hybridmoe import LLM
+    from hybridmoe.cli.tool_file import ToolFile
 
 __all__ = ["chat_command"]
 
@@ -52,6 +48,19 @@ __all__ = ["chat_command"]
     help="Text file that goes before MESSAGE; repeatable",
 )
 @click.option("--system", metavar="TEXT", help="System message")
+@click.option("--continue", "continues", is_flag=True, help="Go on with the last conversation")
+@click.option(
+    "--tools",
+    "tool_path",
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="FILE.py",
+    help="Let the model call the functions of a Python file, which is run; asks before each call",
+)
+@click.option(
+    "--remember/--no-remember",
+    default=True,
+    help="Keep the conversation, for --continue, and the history of the prompt [default: remember]",
+)
 @thinking_options
 @sampling_options
 @click.option("--no-color", is_flag=True, help="No dim text, no colors; as NO_COLOR=1")
@@ -72,6 +81,9 @@ def chat_command(
     prompt: str | None,
     files: tuple[Path, ...],
     system: str | None,
+    continues: bool,
+    tool_path: Path | None,
+    remember: bool,
     no_color: bool,
     plain: bool,
     thoughts: str,
@@ -84,29 +96,47 @@ def chat_command(
     """
     is_flagged = ctx.get_parameter_source("flagged") is ParameterSource.COMMANDLINE
     model, message = model_and_message(words, flagged if is_flagged else None, ctx)
-    model = model or flagged
     if prompt is not None:
         if message:
             raise click.UsageError("both MESSAGE and -p give a message", ctx)
         message = prompt
     params = sampling_of(options)
     check_params(params)
-    loading = load_options_of(options)
     session = Session("", system, params, thinking=thinking_of(options))
-    screen = Screen(use_color=not no_color, is_plain=plain, folds_thoughts=thoughts == "fold")
+    if continues:
+        session = _continued(load_last(), session)
+        model = model or (Path(session.file) if session.file else None)
+    else:
+        model = model or flagged
+    session.file = None if model is None else str(model.absolute())
+    is_terminal = sys.stdin.isatty()
+    texts = _texts(files, is_terminal=is_terminal, is_expected=not message)
+    conversation = Conversation(
+        session,
+        Screen(use_color=not no_color, is_plain=plain, folds_thoughts=thoughts == "fold"),
+        tools=None if tool_path is None else _load_tools(tool_path),
+        is_continued=continues,
+        is_kept=remember and (is_terminal or continues),  # else it is the work of a script
+    )
+    loading = load_options_of(options)
+    if message or texts:
+        conversation.respond(model, loading, with_texts(message, texts))
+    else:
+        conversation.run(model, loading)
+
+
+def _texts(
+    files: tuple[Path, ...], *, is_terminal: bool, is_expected: bool
+) -> list[tuple[str, str]]:
+    """Read files and what comes through a pipe. Errors: ConfigError, also without any text."""
     texts = [_file_text(path) for path in files]
-    if not sys.stdin.isatty():
+    if not is_terminal:
         piped = read_text(sys.stdin.buffer, "standard input")
         if piped.strip():
             texts.append(("standard input", piped))
-        elif not message and not texts:
+        elif is_expected and not texts:
             raise ConfigError("standard input is empty; expected a message")
-    elif not message and not texts:
-        _converse(model, loading, session, screen)
-        return
-    with open_model(model, loading) as llm:
-        _check_session(llm, session)
-        _respond(llm, session, with_texts(message, texts), screen)
+    return texts
 
 
 def _file_text(path: Path) -> tuple[str, str]:
@@ -117,41 +147,18 @@ def _file_text(path: Path) -> tuple[str, str]:
         raise ConfigError(f"{path}: {error.strerror or error}") from None
 
 
-def _respond(llm: "LLM", session: Session, message: str, screen: Screen) -> None:
-    """Print the response to one message."""
-    session.messages.append({"role": "user", "content": message})
-    with ProgressBar() as bar:
-        stream = llm.chat(
-            session.prompt(), thinking=session.thinking, stream=True, progress=bar, **session.params
-        )
-        for text, is_reasoning in stream.pieces():
-            bar.close()
-            screen.write(text, is_reasoning=is_reasoning)
-    screen.end_line()
+def _continued(last: Session, now: Session) -> Session:
+    """Add what the command line says to the last conversation."""
+    last.system = last.system if now.system is None else now.system
+    last.params |= now.params
+    if now.thinking != ThinkingOptions(name=now.thinking.name):
+        last.thinking = now.thinking
+    return last
 
 
-def _converse(model: Path | None, loading: LoadOptions, session: Session, screen: Screen) -> None:
-    keyboard = Keyboard()
-    with ExitStack() as stack:
-        with keyboard.held():
-            llm = stack.enter_context(open_model(model, loading))
-        _check_session(llm, session)
-        talk = Talk(llm, session, screen, hold_keyboard=keyboard.held)
-        screen.fold_hint = "; /thoughts shows them"
-        commands = Commands(talk, check_params)
-        screen.note(f"{talk.model_line} · /help lists commands")
-        prompt = Prompt(commands.names)
-        commands.confirm = prompt.confirm
-        while not commands.is_done:
-            try:
-                commands.read(prompt.read(keyboard.take()))
-            except KeyboardInterrupt:
-                screen.note("(Ctrl-D or /exit ends the program)")
-            except EOFError:
-                return
+def _load_tools(path: Path) -> "ToolFile":
+    if not sys.stdin.isatty():
+        raise ConfigError("--tools asks before each call: expected a terminal as standard input")
+    from hybridmoe.cli.tool_file import ToolFile  # takes 0.2 s
 
-
-def _check_session(llm: "LLM", session: Session) -> None:
-    """Name the model of a session, and check that it knows the options on thinking."""
-    session.model = llm.config.name
-    llm.check_thinking(session.thinking)
+    return ToolFile(path)

@@ -259,9 +259,11 @@ class Commands:
         self._check_params(loaded.params)
         session = self._talk.session
         session.system, session.messages = loaded.system, loaded.messages
-        session.params = loaded.params
+        before, session.params = session.params, loaded.params
         self._load_thinking(loaded.thinking)
         self._say(f"loaded {len(loaded.messages)} messages from {path}")
+        if session.params != before:
+            self._say(f"sampling: {shown_params(session.params)}")
         if loaded.model != session.model:
             self._say(f"(from another model: {loaded.model:.80})")
         kv_path = _kv_path(path)
@@ -270,6 +272,7 @@ class Commands:
                 self._say(f"loaded the KV cache of {self._talk.load_kv_cache(kv_path)} tokens")
             except (ConfigError, OSError) as error:
                 self._say(f"(KV cache not loaded: {error})")
+        self._talk.recall()
 
     def _load_thinking(self, thinking: ThinkingOptions) -> None:
         try:
@@ -296,6 +299,12 @@ def shown_value(value: object) -> str:
     if value is None:
         return "none"
     return str(list(value) if isinstance(value, tuple) else value)
+
+
+def shown_params(params: dict[str, Any]) -> str:
+    """Write the parameters that a conversation sets."""
+    shown = [f"{name} = {shown_value(value)}" for name, value in params.items()]
+    return ", ".join(shown) or "the model's"
 
 
 def _file(text: str, command: str) -> Path:

@@ -1,6 +1,7 @@
 """Prompt of the chat: keys, completion, history and long pastes, by prompt_toolkit."""
 
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hybridmoe.cli.pastes import Pastes
@@ -13,7 +14,7 @@ if TYPE_CHECKING:
     from prompt_toolkit.history import History
     from prompt_toolkit.key_binding import KeyBindings
 
-__all__ = ["Prompt", "is_unfinished", "joined"]
+__all__ = ["Prompt", "choose", "is_unfinished", "joined"]
 
 _QUOTES = '"""'
 
@@ -34,21 +35,20 @@ def joined(text: str) -> str:
 class Prompt:
     """Reads messages and commands from the terminal."""
 
-    def __init__(self, commands: Sequence[str]) -> None:
-        """commands: names with their slash, for completion."""
+    def __init__(self, commands: Sequence[str], *, keeps_history: bool) -> None:
+        """commands: names with their slash, for completion. keeps_history: in a file."""
         from prompt_toolkit import PromptSession
         from prompt_toolkit.output import create_output
 
         self._pastes = Pastes()
-        self._output = create_output(always_prefer_tty=True)  # also if standard output is a file
         self._session: PromptSession[str] = PromptSession(
-            history=_history(self._pastes),
+            history=_history(self._pastes, state_folder() if keeps_history else None),
             completer=_completer(commands),
             complete_while_typing=False,
             key_bindings=_key_bindings(self._pastes),
             multiline=True,
             prompt_continuation="  ",
-            output=self._output,
+            output=create_output(always_prefer_tty=True),  # also if standard output is a file
         )
 
     def read(self, draft: str = "") -> str:
@@ -58,13 +58,22 @@ class Prompt:
 
     def confirm(self, question: str) -> bool:
         """Ask; anything but y and yes is a no."""
-        from prompt_toolkit import PromptSession
-
-        session: PromptSession[str] = PromptSession(output=self._output)
         try:
-            return session.prompt(f"{question} [y/N] ").strip().lower() in ("y", "yes")
-        except (EOFError, KeyboardInterrupt):
+            return choose(f"{question} [y/N]") == "y"
+        except KeyboardInterrupt:
             return False
+
+
+def choose(question: str) -> str:
+    """Ask. Returns the first letter of the answer, small; n for none. Errors: KeyboardInterrupt."""
+    from prompt_toolkit import PromptSession
+    from prompt_toolkit.output import create_output
+
+    session: PromptSession[str] = PromptSession(output=create_output(always_prefer_tty=True))
+    try:
+        return (session.prompt(f"{question} ").strip().lower() or "n")[0]
+    except EOFError:
+        return "n"
 
 
 def _key_bindings(pastes: Pastes) -> "KeyBindings":
@@ -117,8 +126,8 @@ def _completer(commands: Sequence[str]) -> "Completer":
     return SlashCompleter()
 
 
-def _history(pastes: Pastes) -> "History":
-    """History in $XDG_STATE_HOME/hybridmoe/history; in memory if that cannot be written."""
+def _history(pastes: Pastes, folder: Path | None) -> "History":
+    """History in a file of the folder; in memory if that cannot be written."""
     from prompt_toolkit.history import FileHistory, InMemoryHistory
 
     class LastingHistory(FileHistory):
@@ -128,7 +137,6 @@ def _history(pastes: Pastes) -> "History":
             if not pastes.has_placeholder(string):
                 super().store_string(string)
 
-    folder = state_folder()
     if folder is None:
         return InMemoryHistory()
     path = folder / "history"

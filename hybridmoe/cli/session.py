@@ -1,8 +1,8 @@
 """Conversation file of `/save` and `/load`: messages and settings.
 
-The file is JSON: {"format": "hybridmoe-conversation", "version": 1, "model", "system", "params",
-"think", "think_budget", "messages"}; messages are OpenAI's. A file is read whole and checked before
-anything changes.
+The file is JSON: {"format": "hybridmoe-conversation", "version": 1, "model", "file", "system",
+"params", "think", "think_budget", "messages"}; messages are OpenAI's. A file is read whole and
+checked before anything changes.
 """
 
 import json
@@ -32,6 +32,7 @@ class Session:
     params: dict[str, Any] = field(default_factory=dict)
     messages: list[dict[str, Any]] = field(default_factory=list)
     thinking: ThinkingOptions = field(default_factory=ThinkingOptions)
+    file: str | None = None  # of the model; None = the embedded one
 
     def prompt(self) -> list[dict[str, Any]]:
         """All messages for the model, the system message first."""
@@ -53,6 +54,7 @@ class Session:
             "format": _FORMAT,
             "version": _VERSION,
             "model": self.model,
+            "file": self.file,
             "system": self.system,
             "params": self.params,
             "think": self.thinking.mode,
@@ -82,15 +84,18 @@ class Session:
             )
         model, system, params = data.get("model", ""), data.get("system"), data.get("params")
         messages = data.get("messages")
+        file_name = data.get("file")
         if not isinstance(model, str) or not isinstance(system, str | None):
             raise ConfigError(f"{path.name}: model and system: expected strings")
+        if not isinstance(file_name, str | None):
+            raise ConfigError(f"{path.name}: file: expected a string")
         if not isinstance(params, dict) or not params.keys() <= set(SAMPLING_NAMES):
             raise ConfigError(f"{path.name}: params: expected only {', '.join(SAMPLING_NAMES)}")
         if not isinstance(messages, list):
             raise ConfigError(f"{path.name}: messages: expected a list")
         for i, message in enumerate(messages):
             _check_message(message, f"{path.name}: messages[{i}]")
-        return cls(model, system, params, messages, _thinking(data, path.name))
+        return cls(model, system, params, messages, _thinking(data, path.name), file_name)
 
 
 def _thinking(data: Mapping[str, Any], name: str) -> ThinkingOptions:

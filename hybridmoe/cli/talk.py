@@ -17,6 +17,7 @@ from hybridmoe.cli.progress_bar import ProgressBar
 from hybridmoe.cli.render import Screen, timing_line
 from hybridmoe.cli.session import Session
 from hybridmoe.cli.signals import handled
+from hybridmoe.cli.tool_runner import ToolRunner, shown_call
 from hybridmoe.errors import HybridMoeError
 from hybridmoe.text.thinking_options import ThinkingOptions
 
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
 __all__ = ["Talk", "Totals"]
 
 _MAX_SUMMARIES = 3  # before one message
+_MAX_ROUNDS = 20  # of tool calls after one message
+_RECALLED = 400  # characters of a message that are shown again
 
 
 class Totals:
@@ -67,9 +70,15 @@ class Talk:
         *,
         hold_keyboard: Callable[[], AbstractContextManager[None]] = nullcontext,
         on_response: Callable[[], None] = lambda: None,
+        tools: ToolRunner | None = None,
+        is_quiet: bool = False,
     ) -> None:
-        """hold_keyboard: entered while the model works. on_response: the session has grown."""
+        """hold_keyboard: entered while the model works. on_response: the session has grown.
+
+        tools: functions that the model may call. is_quiet: only responses are shown.
+        """
         self._hold_keyboard, self._on_response = hold_keyboard, on_response
+        self._tools, self._is_quiet = tools, is_quiet
         self.session = session
         self.screen = screen
         self.totals = Totals()
@@ -77,37 +86,72 @@ class Talk:
         self._compactor = Compactor(model, session, self._respond_unseen, screen.note)
 
     def ask(self, text: str) -> None:
+        """As `respond`, but errors are shown."""
+        try:
+            self.respond(text)
+        except HybridMoeError as error:
+            self.screen.note(f"error: {error}")
+
+    def respond(self, text: str) -> bool:
         """Stream the response to the screen, and append both messages to the session.
 
         If the context nears its end, the oldest turns become a summary first. Ctrl-C ends the
         response, and its text so far is kept. An error, or an interrupt before the first word,
-        leaves the session as it was, but for that summary. Errors are shown, not raised.
+        leaves the session as it was, but for that summary. Returns False if interrupted.
         """
         messages = self.session.messages
         messages.append({"role": "user", "content": text})
+        is_done = False
         try:
             if self._compactor.is_needed() and not self._compact():
-                messages.pop()
-                return
+                return False
+            is_done, is_stopped = self._respond_with_tools()
+            return not is_stopped
+        finally:
+            if not is_done:
+                self.session.drop_last_turn()
+
+    def _respond_with_tools(self) -> tuple[bool, bool]:
+        """Stream responses, as long as they call tools.
+
+        Returns whether the session has a response now, and whether Ctrl-C came.
+        """
+        for num_rounds in range(_MAX_ROUNDS):
             result, is_stopped = self._stream()
-        except HybridMoeError as error:
-            messages.pop()
-            self.screen.note(f"error: {error}")
-            return
-        except BaseException:
-            messages.pop()
-            raise
-        if result is None or not (result.text or result.tool_calls):
-            messages.pop()
-        else:
-            response: dict[str, Any] = {"role": "assistant", "content": result.text}
-            if result.reasoning:
-                response["reasoning_content"] = result.reasoning
-            if result.tool_calls:
-                response["tool_calls"] = result.tool_calls
-            messages.append(response)
-            self._on_response()
-        self._comment(result, is_stopped)
+            calls = result.tool_calls if result and not is_stopped else []
+            has_response = bool(result and (result.text or calls))
+            if result and has_response:
+                self._append(result, calls)
+            self._comment(result, calls, is_stopped=is_stopped)
+            if not calls or self._tools is None:
+                return has_response or num_rounds > 0, is_stopped
+            answers, is_complete = self._tools.run(calls, self._model.context_tokens)
+            self.session.messages += answers
+            if not is_complete:
+                self.screen.note("(stopped)")
+                return True, True
+        self.screen.note(f"(stopped: tools were called in {_MAX_ROUNDS} responses)")
+        return True, False
+
+    def _append(self, result: "Result", calls: list[dict[str, Any]]) -> None:
+        response: dict[str, Any] = {"role": "assistant", "content": result.text}
+        if result.reasoning:
+            response["reasoning_content"] = result.reasoning
+        if calls:
+            response["tool_calls"] = calls
+        self.session.messages.append(response)
+        self._on_response()
+
+    def recall(self) -> None:
+        """Show the last message and its response again."""
+        messages = self.session.messages
+        for role in ("user", "assistant"):
+            text = next((m["content"] for m in reversed(messages) if m["role"] == role), None)
+            if text and role == "user":
+                self.screen.note(f"> {text:.{_RECALLED}}{' ...' * (len(text) > _RECALLED)}")
+            elif text:
+                self.screen.write(text)
+                self.screen.end_line()
 
     def compact(self) -> None:
         """Put a summary in place of all but the last turn. Errors are shown."""
@@ -171,8 +215,10 @@ class Talk:
 
     def _stream(self) -> tuple["Result | None", bool]:
         """Show the response to the session's messages."""
-        session = self.session
-        return self._run(session.prompt(), session.thinking, session.params, self._show)
+        session, params = self.session, self.session.params
+        if self._tools is not None:
+            params = {**params, "tools": self._tools.declarations}
+        return self._run(session.prompt(), session.thinking, params, self._show)
 
     def _show(self, text: str, is_reasoning: bool) -> None:
         self.screen.write(text, is_reasoning=is_reasoning)
@@ -230,12 +276,15 @@ class Talk:
             known_tokens=timing.prompt_tokens + timing.generated_tokens,
         )
 
-    def _comment(self, result: "Result | None", is_stopped: bool) -> None:
+    def _comment(
+        self, result: "Result | None", calls: list[dict[str, Any]], *, is_stopped: bool
+    ) -> None:
         screen = self.screen
         screen.end_line()
-        for call in result.tool_calls if result else ():
-            function = call["function"]
-            screen.note(f"tool call: {function['name']}({function['arguments']})")
+        if self._is_quiet:
+            return
+        for call in calls if self._tools is None else ():
+            screen.note(f"tool call: {shown_call(call['function'])}")
         if is_stopped:
             screen.note("(stopped)")
         elif result and result.finish_reason == "length":

@@ -103,7 +103,7 @@ def test_dim_text_only_on_a_terminal_that_wants_it(monkeypatch: pytest.MonkeyPat
 def test_cut_off_responses_and_tool_calls_are_noted(chat: Chat) -> None:
     chat.run("/params max_tokens 1")
     assert "(cut off:" in chat.ask("hi")
-    assert chat.ask("call").startswith("tool call: f({})\n")
+    assert chat.ask("call").startswith("tool call: f()\n")
     assert chat.session.messages[-1]["tool_calls"][0]["function"]["name"] == "f"
 
 

@@ -29,8 +29,8 @@ def test_a_saved_conversation_is_loaded_as_it_was(chat: Chat, tmp_path: Path) ->
     other.session.model = "another"
     shown = other.run(f"/load {path}")
     assert shown == (
-        f"loaded 2 messages from {path}\n(from another model: fake)\n"
-        "loaded the KV cache of 10 tokens\n"
+        f"loaded 2 messages from {path}\nsampling: seed = 7\n(from another model: fake)\n"
+        "loaded the KV cache of 10 tokens\n> hi ? 你好\nyou said hi ? 你好\n"
     )
     assert other.said == [("user", "hi ? 你好"), ("assistant", "you said hi ? 你好")]
     assert (other.session.system, other.session.params) == ("Be ü.", {"seed": 7})
@@ -49,7 +49,9 @@ def test_a_conversation_is_loaded_without_its_kv_cache(
     if kv_cache is not None:
         beside.write_text(kv_cache)
         note = "(KV cache not loaded: x.json.kv: damaged)\n"
-    assert Chat().run(f"/load {path}") == f"loaded 2 messages from {path}\n{note}"
+    assert Chat().run(f"/load {path}") == (
+        f"loaded 2 messages from {path}\n{note}> hi\nyou said hi\n"
+    )
 
 
 GOOD: dict[str, Any] = {

@@ -172,6 +172,24 @@ def test_a_long_paste_is_sent_whole_and_shown_as_a_placeholder(
     assert "paste" not in (tmp_path / "hybridmoe" / "history").read_text()
 
 
+def test_tools_are_asked_about_and_a_conversation_is_continued(tmp_path: Path) -> None:
+    tools = tmp_path / "tools.py"
+    tools.write_text("def double(n: int) -> int:\n    'Double a number'\n    return 2 * n\n")
+    terminal = Terminal(tmp_path, "--tools", str(tools))
+    terminal.prompt()
+    terminal.type('call double {"n": 4}' + ENTER)
+    terminal.expect(r"call double\(n=4\)\? \[y\]es, \[n\]o, \[a\]lways")
+    terminal.type("y" + ENTER)
+    assert "= 8" in terminal.expect("you said 8")
+    terminal.prompt()
+    terminal.type(CONTROL_D)
+    assert terminal.end() == 0
+    again = Terminal(tmp_path, "--continue")
+    assert "continued: 4 messages" in again.expect('> call double {"n": 4}')
+    again.expect("you said 8")
+    again.kill()
+
+
 def test_overwriting_is_asked_about(terminal: Terminal, tmp_path: Path) -> None:
     path = tmp_path / "a.json"
     path.write_text("mine")

@@ -48,6 +48,8 @@ class Timing:
     generated_tokens: int
     decode_s: float
     disk_tokens: int = 0
+    draft_tokens: int = 0
+    accepted_tokens: int = 0
 
     @property
     def prompt_tokens_per_s(self) -> float:
@@ -104,8 +106,8 @@ class FakeLLM:
     """Answers "you said X"; other answers by what the last message is.
 
     slow: words without end, ten a second · long: a prompt that is read without end ·
-    fail: a ConfigError · escape: control characters · think: thoughts first · call: a tool call ·
-    params: its parameters
+    fail: a ConfigError · escape: control characters · think: thoughts first ·
+    params: its parameters · call [NAME ARGUMENTS]: a tool call
     """
 
     context_tokens = 4096
@@ -120,6 +122,7 @@ class FakeLLM:
         self.thinking: ThinkingOptions | None = None
         self.summary = ["what was", " said"]
         self.params: dict[str, Any] = {}
+        self.tools: Sequence[dict[str, Any]] | None = None
         self.num_open_streams = 0
         self.interrupted_after: int | None = None  # words or pieces of the prompt: then Ctrl-C
         self.is_closed = False
@@ -137,13 +140,14 @@ class FakeLLM:
         self,
         messages: Sequence[dict[str, Any]],
         *,
+        tools: Sequence[dict[str, Any]] | None = None,
         thinking: ThinkingOptions | None = None,
         stream: bool,
         progress: Callable[[Progress], None] | None = None,
         **sampling: Any,
     ) -> ResultStream:
         assert stream
-        self.thinking, self.params = thinking, sampling
+        self.thinking, self.params, self.tools = thinking, sampling, tools
         self.prompts.append([dict(message) for message in messages])
         text = messages[-1]["content"]
         if text == "fail":
@@ -217,14 +221,16 @@ class FakeLLM:
                 self.num_open_streams -= 1
 
         def finish() -> Result:
-            calls = [{"id": "functions.f:0", "function": {"name": "f", "arguments": "{}"}}]
+            name, _, arguments = text.removeprefix("call").strip().partition(" ")
+            function = {"name": name or "f", "arguments": arguments or "{}"}
+            calls = [{"id": f"functions.{function['name']}:0", "function": function}]
             is_cut = sampling.get("max_tokens") == 1
             return Result(
                 text="".join(piece.text for piece in shown if not piece.is_reasoning),
                 token_ids=list(range(len(shown))),
                 finish_reason="length" if is_cut else "stop",
                 timing=Timing(123, 100, 0.125, 11, 0.25),
-                tool_calls=calls if text == "call" else [],
+                tool_calls=calls if text.startswith("call") else [],
                 reasoning="".join(piece.text for piece in shown if piece.is_reasoning),
             )
 
@@ -246,7 +252,7 @@ class FakeLLM:
             yield str(sampling)
         elif text.startswith("Summarize our conversation"):
             yield from self.summary
-        elif text != "call":
+        elif not text.startswith("call"):
             yield "you said "
             yield text
 

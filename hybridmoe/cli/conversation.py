@@ -1,0 +1,110 @@
+"""Conversation of `hybridmoe chat`: on a terminal, or of one message; kept for `--continue`."""
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, ExitStack, nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from hybridmoe.cli.commands import Commands
+from hybridmoe.cli.keyboard import Keyboard
+from hybridmoe.cli.last_conversation import LastConversation
+from hybridmoe.cli.loading import check_params, open_model
+from hybridmoe.cli.prompt import Prompt, choose
+from hybridmoe.cli.render import Screen
+from hybridmoe.cli.session import Session
+from hybridmoe.cli.talk import Talk
+from hybridmoe.cli.tool_runner import ToolRunner
+from hybridmoe.placement.options import LoadOptions
+
+if TYPE_CHECKING:
+    from hybridmoe import LLM
+    from hybridmoe.cli.tool_file import ToolFile
+
+__all__ = ["Conversation"]
+
+
+class Conversation:
+    """One run of the command."""
+
+    def __init__(
+        self,
+        session: Session,
+        screen: Screen,
+        *,
+        tools: "ToolFile | None",
+        is_continued: bool,
+        is_kept: bool,
+    ) -> None:
+        """is_continued: the session is that of the last conversation. is_kept: for `--continue`."""
+        self._session = session
+        self._screen = screen
+        self._tools = tools
+        self._is_continued = is_continued
+        self._is_kept = is_kept
+        self._last = LastConversation(is_continued=is_continued)
+
+    def respond(self, model: Path | None, loading: LoadOptions, message: str) -> None:
+        """Print the response to one message. Errors: HybridMoeError; KeyboardInterrupt."""
+        with open_model(model, loading) as llm:
+            talk = self._begin(llm, nullcontext, is_quiet=True)
+            if not talk.respond(message):
+                raise KeyboardInterrupt
+            self._keep_kv(talk, loading)
+
+    def run(self, model: Path | None, loading: LoadOptions) -> None:
+        """Read messages and commands from the terminal until the user ends."""
+        keyboard = Keyboard()
+        with ExitStack() as stack:
+            with keyboard.held():
+                llm = stack.enter_context(open_model(model, loading))
+            talk = self._begin(llm, keyboard.held, is_quiet=False)
+            self._screen.fold_hint = "; /thoughts shows them"
+            commands = Commands(talk, check_params)
+            self._screen.note(f"{talk.model_line} · /help lists commands")
+            if self._is_continued:
+                self._screen.note(f"(continued: {len(self._session.messages)} messages)")
+                talk.recall()
+            prompt = Prompt(commands.names, keeps_history=self._is_kept)
+            commands.confirm = prompt.confirm
+            while not commands.is_done:
+                try:
+                    commands.read(prompt.read(keyboard.take()))
+                except KeyboardInterrupt:
+                    self._screen.note("(Ctrl-D or /exit ends the program)")
+                except EOFError:
+                    break
+            self._keep_kv(talk, loading)
+
+    def _begin(
+        self, llm: "LLM", hold: Callable[[], AbstractContextManager[None]], *, is_quiet: bool
+    ) -> Talk:
+        """Join the session and the model. Errors: ConfigError."""
+        session = self._session
+        if self._is_continued and session.model != llm.config.name:
+            self._screen.note(f"(from another model: {session.model:.80})")
+        session.model = llm.config.name
+        llm.check_thinking(session.thinking)
+        tools = None
+        if self._tools is not None:
+            tools = ToolRunner(self._tools, choose, self._screen.note)
+        talk = Talk(
+            llm,
+            session,
+            self._screen,
+            hold_keyboard=hold,
+            on_response=self._keep,
+            tools=tools,
+            is_quiet=is_quiet,
+        )
+        if self._is_continued:
+            self._last.load_kv(talk.load_kv_cache)
+        return talk
+
+    def _keep(self) -> None:
+        if self._is_kept:
+            self._last.save(self._session)
+
+    def _keep_kv(self, talk: Talk, loading: LoadOptions) -> None:
+        """Write the KV cache, unless it is on disk anyway."""
+        if self._is_kept and loading.kv_disk is None:
+            self._last.save_kv(talk.save_kv_cache)
