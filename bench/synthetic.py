@@ -1,4 +1,4 @@
-"""Write a deepseek2 GGUF of a given shape with random weights, for speed only.
+"""Write a GGUF of a given shape with random weights, for speed only.
 
 Quantizing gigabytes of random numbers would take hours on a small machine, and speed does not
 depend on the values: a block's quants are random bits, its scales are small valid numbers. One
@@ -19,7 +19,7 @@ from hybridmoe.gguf.quant_types import block_layout, tensor_bytes
 
 Described = tuple[str, tuple[int, ...], Type]  # a tensor's name, shape and type
 
-__all__ = ["K2_SLICE", "MOONLIGHT", "Shape", "fill_random", "write_synthetic"]
+__all__ = ["GLM_5_2_SLICE", "K2_SLICE", "MOONLIGHT", "Shape", "fill_random", "write_synthetic"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +43,9 @@ class Shape:
     nope_dim: int = 128
     v_dim: int = 128
     context_tokens: int = 8192
+    index_heads: int = 0  # of 128; 0 = no indexer
+    index_top_k: int = 2048
+    index_every: int = 4  # layers, of which the first has an indexer
 
 
 # Kimi K2's real layer shapes, with few layers and experts: 5.97 GB, 1.97 GB read per token.
@@ -51,6 +54,15 @@ K2_SLICE = Shape(
     q_lora_rank=1536, num_experts=48, top_k=8, expert_inter=2048, num_shared_experts=1,
     routed_scale=2.827,
 )  # fmt: skip
+
+# GLM-5.2's real layer shapes: one layer with an indexer and three that use its selection, with few
+# experts: 2.3 GB, 1.8 GB read per token.
+GLM_5_2_SLICE = Shape(
+    num_layers=4, num_dense_layers=0, hidden=6144, dense_inter=12288, num_heads=64,
+    q_lora_rank=2048, num_experts=16, top_k=8, expert_inter=2048, num_shared_experts=1,
+    routed_scale=2.5, nope_dim=192, v_dim=256, context_tokens=202_752, index_heads=32,
+)  # fmt: skip
+_INDEX_DIM = 128
 
 # Moonlight-16B-A3B: 27 layers, no q_lora; the down projections fall back to a 32-block type.
 MOONLIGHT = Shape(
@@ -73,9 +85,10 @@ def write_synthetic(
     embedding_gain: of 1, what layers add drowns the token, and all tokens go to much the same
     experts; of some hundreds, experts depend on the token as if drawn by lot.
     """
-    writer = gguf.GGUFWriter(path, "deepseek2", use_temp_file=False)
+    architecture = "glm-dsa" if shape.index_heads else "deepseek2"
+    writer = gguf.GGUFWriter(path, architecture, use_temp_file=False)
     for key, value in _metadata(shape).items():
-        _add(writer, f"deepseek2.{key}", value)
+        _add(writer, f"{architecture}.{key}", value)
     _add_vocabulary(writer, shape.vocab_size)
     rng = np.random.default_rng(1)
     tensors = list(_tensors(shape, expert_type, dense_type))
@@ -128,6 +141,12 @@ def _tensors(
         matrix(f"{b}attn_k_b", s.num_heads, s.kv_lora_rank, s.nope_dim)
         matrix(f"{b}attn_v_b", s.num_heads, s.v_dim, s.kv_lora_rank)
         matrix(f"{b}attn_output", s.hidden, s.num_heads * s.v_dim)
+        if s.index_heads and layer % s.index_every == 0:
+            matrix(f"{b}indexer.attn_q_b", s.index_heads * _INDEX_DIM, s.q_lora_rank)
+            matrix(f"{b}indexer.attn_k", _INDEX_DIM, s.hidden)
+            vector(f"{b}indexer.k_norm.weight", _INDEX_DIM)
+            vector(f"{b}indexer.k_norm.bias", _INDEX_DIM)
+            matrix(f"{b}indexer.proj", s.index_heads, s.hidden, type=Type.F32)
         vector(f"{b}ffn_norm.weight", s.hidden)
         if layer < s.num_dense_layers:
             matrix(f"{b}ffn_gate", s.dense_inter, s.hidden)
@@ -198,7 +217,14 @@ def _random_rows(
 
 
 def _metadata(s: Shape) -> dict[str, object]:
+    indexer = {
+        "attention.indexer.head_count": s.index_heads,
+        "attention.indexer.key_length": _INDEX_DIM,
+        "attention.indexer.top_k": s.index_top_k,
+        "attention.indexer.types": [i % s.index_every == 0 for i in range(s.num_layers)],
+    }
     return {
+        **(indexer if s.index_heads else {}),
         "block_count": s.num_layers,
         "leading_dense_block_count": s.num_dense_layers,
         "context_length": s.context_tokens,
@@ -231,6 +257,8 @@ def _add(writer: gguf.GGUFWriter, key: str, value: object) -> None:
         writer.add_bool(key, value)
     elif isinstance(value, int):
         writer.add_uint32(key, value)
+    elif isinstance(value, list):
+        writer.add_array(key, value)
     else:
         assert isinstance(value, float), key
         writer.add_float32(key, value)
