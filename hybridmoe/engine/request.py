@@ -67,9 +67,9 @@ class Usage:
 
 @dataclass(frozen=True, slots=True)
 class PromptProgress:
-    """Prefill progress: sent before each chunk of the prompt, and at its end."""
+    """Prefill progress: sent before each chunk of the prompt, at its end, and within long ones."""
 
-    done_tokens: int  # cached ones included
+    done_tokens: int  # cached ones included; within a chunk, its share of layers counts
     total_tokens: int
     cached_tokens: int
 

@@ -118,10 +118,13 @@ class Sequence:
             self._disk_tokens += num_computed - self.num_computed
         self.num_computed = num_computed
 
-    def report_progress(self) -> None:
-        """Send prefill progress, until the first token is generated."""
+    def report_progress(self, num_tokens: int = 0) -> None:
+        """Send prefill progress, until the first token is generated.
+
+        num_tokens: of the step under way, by its layers.
+        """
         if self.num_generated == 0:
-            done = min(self.num_computed, self.num_prompt)
+            done = min(self.num_computed + num_tokens, self.num_prompt)
             self.send(PromptProgress(done, self.num_prompt, self._cached_tokens))
 
     def mark_prefilled(self) -> None:

@@ -28,8 +28,11 @@ from hybridmoe.experts.routing_trace import TraceWriter
 from hybridmoe.kernels.paged_mla import Span
 from hybridmoe.model.decoder import Decoder
 from hybridmoe.model.router import Routing
+from hybridmoe.model.stage import OnLayer
 
 __all__ = ["StepRunner"]
+
+_PROGRESS_S = 1.0  # between reports within a step
 
 
 class StepRunner:
@@ -160,7 +163,8 @@ class StepRunner:
             rows += range(len(ids) - chunk.num_sampled_rows, len(ids))
             is_traced += [chunk.sequence.request.expert_trace] * chunk.num_sampled_rows
         trace: list[Routing] | None = [] if any(is_traced) or self._writer is not None else None
-        states = self._model.forward(ids, spans, self._cache.layers, trace)
+        on_layer = self._layer_progress(chunks)
+        states = self._model.forward(ids, spans, self._cache.layers, trace, on_layer)
         experts: list[TokenExperts | None] = [None] * len(rows)
         if trace:
             chosen, weights = (torch.stack(of, 1).cpu().numpy() for of in zip(*trace, strict=True))
@@ -175,6 +179,21 @@ class StepRunner:
         if rows:
             logits = self._model.logits(states if len(rows) == len(ids) else states[rows])
         return states, logits.numpy(), experts, self._are_finite(chunks, spans, states, logits)
+
+    def _layer_progress(self, chunks: Items[ScheduledChunk]) -> OnLayer | None:
+        """Report the prefill within a long step, which may take a minute, by its layers."""
+        prefills = [chunk for chunk in chunks if not chunk.is_decode]
+        told_at = time.perf_counter()
+
+        def on_layer(num_layers: int) -> None:
+            nonlocal told_at
+            if time.perf_counter() - told_at >= _PROGRESS_S:
+                told_at = time.perf_counter()
+                for chunk in prefills:
+                    num_tokens = chunk.num_tokens * num_layers // self._model.config.num_layers
+                    chunk.sequence.report_progress(num_tokens)
+
+        return on_layer if prefills else None
 
     def _are_finite(
         self,

@@ -25,7 +25,7 @@ from hybridmoe.model.moe import DenseFfn, MoeFfn
 from hybridmoe.model.norm import RmsNorm
 from hybridmoe.model.rope import RotaryTable
 from hybridmoe.model.router import Routing
-from hybridmoe.model.stage import stages_of
+from hybridmoe.model.stage import OnLayer, stages_of
 from hybridmoe.model.threads import torch_threads
 from hybridmoe.model.weights import BlockWeights, Weights, routed_experts
 
@@ -125,12 +125,14 @@ class Decoder:
         spans: Sequence[Span],
         pages: Sequence[Pages],
         trace: list[Routing] | None = None,
+        on_layer: OnLayer | None = None,
     ) -> Tensor:
         """Run a step of one or more sequences. Returns the tokens' final states (T, H).
 
         token_ids: of all sequences, in the vocabulary. spans: their sequences and positions; the KV
         cache of all earlier positions must be filled. pages: of each layer. trace: receives the
-        routing of each MoE layer. States are on the head's device, routing on its layer's.
+        routing of each MoE layer. on_layer: called after each layer, except of a CUDA graph. States
+        are on the head's device, routing on its layer's.
         Errors: DiskError, DeviceError.
         """
         first = self._stages[0].device
@@ -142,7 +144,13 @@ class Decoder:
             with_graphs = pages is self._graph_pages and _is_decoding(spans)
             for stage in self._stages:
                 outputs = stage.forward(
-                    outputs.states, pages, cos_sin, spans, trace, with_graphs=with_graphs
+                    outputs.states,
+                    pages,
+                    cos_sin,
+                    spans,
+                    trace,
+                    with_graphs=with_graphs,
+                    on_layer=on_layer,
                 )
             self._experts.end_step()
             self._outputs = None if outputs.logits is None else outputs

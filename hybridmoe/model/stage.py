@@ -16,7 +16,9 @@ from hybridmoe.kernels.paged_mla import Span
 from hybridmoe.model.cuda_graphs import DecodeGraphs, Outputs
 from hybridmoe.model.router import Routing
 
-__all__ = ["Layer", "Stage", "stages_of"]
+__all__ = ["Layer", "OnLayer", "Stage", "stages_of"]
+
+OnLayer = Callable[[int], None]  # gets the number of layers that a step has run
 
 
 class Layer(Protocol):
@@ -74,18 +76,20 @@ class Stage:
         trace: list[Routing] | None,
         *,
         with_graphs: bool,
+        on_layer: OnLayer | None = None,
     ) -> Outputs:
         """Map the states (T, H) of a step, on any device, to those behind the last layer, here.
 
         pages: of all layers of the model. cos_sin: (T, R), on the host. with_graphs: by the graphs
-        over the pages.
+        over the pages. on_layer: called after each layer, except of a graph.
         """
         with self.device.active():
             if with_graphs and self._graphs is not None:
                 return self._graphs.forward(x, cos_sin, spans, trace)
             tables = self.device.tables(spans)
             x, cos_sin = self.device.upload(x), self.device.upload(cos_sin)
-            return Outputs(self._run(pages[self._range], x, cos_sin, tables, trace), None)
+            states = self._run(pages[self._range], x, cos_sin, tables, trace, on_layer)
+            return Outputs(states, None)
 
     def _run(
         self,
@@ -94,11 +98,14 @@ class Stage:
         cos_sin: Tensor,
         tables: Tables,
         trace: list[Routing] | None,
+        on_layer: OnLayer | None = None,
     ) -> Tensor:
         """Run all layers. Only queues work, so that a CUDA graph can capture it."""
         residual: Tensor | None = None
-        for layer, layer_pages in zip(self._layers, pages, strict=True):
+        for i, (layer, layer_pages) in enumerate(zip(self._layers, pages, strict=True), 1):
             residual = layer.forward(x, residual, layer_pages, tables, cos_sin, trace)
+            if on_layer is not None:
+                on_layer(self._range.start + i)
         return x if residual is None else x.add_(residual)
 
 

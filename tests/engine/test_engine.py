@@ -229,6 +229,19 @@ def test_progress_starts_at_the_cached_tokens_and_ends_at_all(make: MakeEngine) 
     assert second.progress[-1] == PromptProgress(153, 153, 150)
 
 
+def test_progress_within_a_long_step_goes_by_its_layers(
+    make: MakeEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (before,) = run(make(), request(PROMPTS[3], 5))
+    monkeypatch.setattr("hybridmoe.engine.step_runner._PROGRESS_S", 0.0)
+    (response,) = run(make(), request(PROMPTS[3], 5))
+    done = [p.done_tokens for p in response.progress]
+    num_layers = len(done) - 2
+    assert num_layers > 1
+    assert done == [*(200 * i // num_layers for i in range(num_layers + 1)), 200]
+    assert response.ids == before.ids
+
+
 def test_log_probabilities_are_those_of_the_logits(make: MakeEngine) -> None:
     engine = make()
     (response,) = run(engine, request(PROMPTS[1], 8, top_logprobs=5, temperature=1.0, seed=3))
