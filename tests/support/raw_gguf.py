@@ -108,9 +108,18 @@ class RawFile:
 
 def packed(tensors: Sequence[RawTensor], alignment: int = 32) -> tuple[list[RawTensor], bytes]:
     """The tensors one after another, aligned, and data for them that differs byte by byte."""
-    placed, data = [], bytearray()
-    for tensor in tensors:
-        data += bytes(-len(data) % alignment)
-        placed.append(replace(tensor, offset=len(data)))
-        data += bytes((len(data) + i) * 7 % 251 for i in range(tensor.num_bytes))
+    placed, num_bytes = laid_out(tensors, alignment)
+    data = bytearray(num_bytes)
+    for tensor in placed:
+        places = range(tensor.offset, tensor.offset + tensor.num_bytes)
+        data[tensor.offset : places.stop] = bytes(place * 7 % 251 for place in places)
     return placed, bytes(data)
+
+
+def laid_out(tensors: Sequence[RawTensor], alignment: int = 32) -> tuple[list[RawTensor], int]:
+    """The tensors one after another, aligned, and the bytes of their data."""
+    placed, end = [], 0
+    for tensor in tensors:
+        placed.append(replace(tensor, offset=-(-end // alignment) * alignment))
+        end = placed[-1].offset + tensor.num_bytes
+    return placed, end
