@@ -37,7 +37,7 @@ def load(
     progress: ProgressCallback | None = None,
     **keywords: Any,
 ) -> LLM:
-    """Open a GGUF file of a deepseek2 model (of a split one, its first part).
+    """Open a GGUF file of a model (of a split one, its first part).
 
     path: None = the embedded model. keywords: fields of `LoadOptions` by name, such as
     `vram="20GiB"`; they replace those of `options`. progress: called while GPU kernels are compiled
