@@ -89,7 +89,11 @@ def _tracked() -> list[Path]:
 
 def _options(command: Command) -> set[str]:
     """Options of a command and of its subcommands."""
-    found = {option for parameter in command.params for option in parameter.opts}
+    found = {
+        option
+        for parameter in command.params
+        for option in (*parameter.opts, *parameter.secondary_opts)
+    }
     if isinstance(command, Group):
         context = Context(command)
         for name in command.list_commands(context):

@@ -64,7 +64,8 @@ class Conversation:
             if self._is_continued:
                 self._screen.note(f"(continued: {len(self._session.messages)} messages)")
                 talk.recall()
-            prompt = Prompt(commands.names, keeps_history=self._is_kept)
+            use_color = self._screen.use_color
+            prompt = Prompt(commands.names, keeps_history=self._is_kept, use_color=use_color)
             commands.confirm = prompt.confirm
             while not commands.is_done:
                 try:

@@ -1,6 +1,8 @@
 """Run of `hybridmoe doctor`: facts about this machine, its measured limits, and advice."""
 
 import json
+import os
+import sys
 from dataclasses import asdict
 from pathlib import Path
 
@@ -16,6 +18,12 @@ from hybridmoe.units import format_bytes
 
 __all__ = ["run_doctor"]
 
+_BUSY_SHARE = 0.3
+_BUSY = (
+    "other programs were running (load average {load:.1f} on {cores} cores): the rates are too low;"
+    " measure again when they have ended"
+)
+
 
 def run_doctor(*, quick: bool, models: tuple[Path, ...], as_json: bool) -> None:
     """Measure and print. models: whose GPU kernels are compiled too. Errors: ConfigError."""
@@ -23,10 +31,15 @@ def run_doctor(*, quick: bool, models: tuple[Path, ...], as_json: bool) -> None:
     if models and isinstance(gpu, NoGpu):
         raise ConfigError(f"--compile: {gpu.reason}")
     machine = inspect_machine()
+    load = os.getloadavg()[0]
+    if sys.stderr.isatty():
+        click.echo(f"measuring memory and arithmetic for {1 if quick else 4} seconds ...", err=True)
     limits = measure(quick=quick)
     costs = _C.matmul_costs()
     reads = describe_backend(find_reason_for_threads())
     said = advice(machine, limits)
+    if load > machine.cores * _BUSY_SHARE:
+        said = [_BUSY.format(load=load, cores=machine.cores), *said]
     found = find_gpus()
     gpus = () if isinstance(found, NoGpu) else found
     kernels = [] if isinstance(gpu, NoGpu) else list(report_kernels(gpus, models))

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import hybridmoe
 from hybridmoe.cli.progress_bar import ProgressBar
+from hybridmoe.cli.sampling_options import check_sensible
 from hybridmoe.cli.signals import uninterrupted
 from hybridmoe.library.last_use import note_use
 from hybridmoe.placement.options import LoadOptions
@@ -20,6 +21,7 @@ __all__ = ["check_params", "open_model", "placement_lines"]
 
 def check_params(params: dict[str, Any]) -> None:
     """Raise ConfigError for a sampling parameter outside its range."""
+    check_sensible(params)
     hybridmoe.SamplingParams(**params)
 
 

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 import click
 from click.core import ParameterSource
 
+from hybridmoe.cli.foreign_options import hint_on
 from hybridmoe.cli.model_path import ModelPath
 from hybridmoe.cli.settings import naming_origin
 from hybridmoe.config import EngineOptions
@@ -57,6 +58,9 @@ class SectionedCommand(click.Command):
     """
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        own = {flag for parameter in self.params for flag in parameter.opts}
+        if hint := hint_on(args, own):
+            raise click.UsageError(hint, ctx)
         with naming_origin(ctx):
             return super().parse_args(ctx, args)
 

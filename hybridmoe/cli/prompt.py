@@ -35,10 +35,12 @@ def joined(text: str) -> str:
 class Prompt:
     """Reads messages and commands from the terminal."""
 
-    def __init__(self, commands: Sequence[str], *, keeps_history: bool) -> None:
+    def __init__(
+        self, commands: Sequence[str], *, keeps_history: bool, use_color: bool = True
+    ) -> None:
         """commands: names with their slash, for completion. keeps_history: in a file."""
         from prompt_toolkit import PromptSession
-        from prompt_toolkit.output import create_output
+        from prompt_toolkit.output import ColorDepth, create_output
 
         self._pastes = Pastes()
         self._session: PromptSession[str] = PromptSession(
@@ -49,6 +51,7 @@ class Prompt:
             multiline=True,
             prompt_continuation="  ",
             output=create_output(always_prefer_tty=True),  # also if standard output is a file
+            color_depth=None if use_color else ColorDepth.DEPTH_1_BIT,
         )
 
     def read(self, draft: str = "") -> str:

@@ -66,7 +66,7 @@ class Screen:
         """
         self._out = sys.stdout if out is None else out
         self.is_terminal = self._out.isatty()
-        self._use_color = use_color and self.is_terminal and not os.environ.get("NO_COLOR")
+        self.use_color = use_color and self.is_terminal and not os.environ.get("NO_COLOR")
         is_dumb = not self.is_terminal or os.environ.get("TERM") in ("dumb", "unknown")
         self._is_plain = is_plain or is_dumb
         self.folds_thoughts, self.fold_hint = folds_thoughts, ""
@@ -86,7 +86,7 @@ class Screen:
         if text and (view := self._open_view()) is not None:
             view.feed(text)
         elif text:
-            is_dim = is_reasoning and self._use_color
+            is_dim = is_reasoning and self.use_color
             self._out.write(f"\x1b[2m{text}\x1b[0m" if is_dim else text)
             self._out.flush()
             self._is_line_open = not text.endswith("\n")
@@ -123,14 +123,14 @@ class Screen:
         if not self._is_plain and columns >= LEAST_COLUMNS:
             lines = text.split("\n")
             text = "\n".join(row for line in lines for row in wrapped(line, columns - 1))
-        self._out.write(f"\x1b[2m{text}\x1b[0m\n" if self._use_color else f"{text}\n")
+        self._out.write(f"\x1b[2m{text}\x1b[0m\n" if self.use_color else f"{text}\n")
         self._out.flush()
 
     def _turn(self, is_thinking: bool) -> None:
         """Begin a line where reasoning ends; without colors, mark where it begins."""
         if not is_thinking or not self._is_plain:
             self.end_line()
-        elif not self._use_color:
+        elif not self.use_color:
             self.note("(thinking)")
         self._is_thinking = is_thinking
 
@@ -142,11 +142,11 @@ class Screen:
             return None
         if self._is_thinking:
             self._view = ThoughtView(
-                self._live, folds=self.folds_thoughts, use_color=self._use_color
+                self._live, folds=self.folds_thoughts, use_color=self.use_color
             )
         else:
             from hybridmoe.cli.markdown_rows import MarkdownRows  # takes 0.1 s
             from hybridmoe.cli.markdown_view import MarkdownView
 
-            self._view = MarkdownView(self._live, MarkdownRows(use_color=self._use_color))
+            self._view = MarkdownView(self._live, MarkdownRows(use_color=self.use_color))
         return self._view

@@ -14,7 +14,13 @@ import click
 from hybridmoe.cli.options import SectionOption, apply_decorators
 from hybridmoe.errors import ConfigError
 
-__all__ = ["SAMPLING_NAMES", "parse_sampling_value", "sampling_of", "sampling_options"]
+__all__ = [
+    "SAMPLING_NAMES",
+    "check_sensible",
+    "parse_sampling_value",
+    "sampling_of",
+    "sampling_options",
+]
 
 F = TypeVar("F", bound=Callable[..., Any])
 _METAVARS: Mapping[type, str | None] = {float: "X", int: "N", str: "TEXT", bool: None}
@@ -81,6 +87,16 @@ _SAMPLING: Mapping[str, _Parameter] = {
     ),
     "ignore_eos": _Parameter(bool, "Continue after the end token"),
 }
+# Ranges that make sense, and what is beyond them; `SamplingParams` allows what it can compute.
+_SENSIBLE: Mapping[str, tuple[float, float, str]] = {
+    "temperature": (0.0, 5.0, "higher, every token is about as likely as any other"),
+    "repetition_penalty": (0.5, 2.0, "1 = off, 1.05 to 1.3 are usual"),
+    "presence_penalty": (-2.0, 2.0, "0 = off, as in OpenAI's API"),
+    "frequency_penalty": (-2.0, 2.0, "0 = off, as in OpenAI's API"),
+    "top_n_sigma": (0.0, 10.0, "0 = off, 1 is usual"),
+    "dry_multiplier": (0.0, 5.0, "0 = off, 0.8 is usual"),
+    "dry_base": (1.0, 4.0, "1.75 is usual"),
+}
 _SHORT = {"temperature": ("--temp",), "max_tokens": ("-n",)}  # as in llama.cpp
 SAMPLING_NAMES = tuple(_SAMPLING)  # as in `SamplingParams`
 
@@ -134,6 +150,14 @@ def parse_sampling_value(name: str, text: str) -> Any:
     except (ValueError, KeyError):
         raise ConfigError(f"{name}={text!r:.40}: expected {parameter.words}") from None
     return value if parameter.flag is None else _list(name, [value])
+
+
+def check_sensible(params: Mapping[str, Any]) -> None:
+    """Refuse values far outside the useful range. Errors: ConfigError with the reason."""
+    for name, (low, high, reason) in _SENSIBLE.items():
+        value = params.get(name)
+        if isinstance(value, int | float) and not low <= value <= high:
+            raise ConfigError(f"{name}={value:g}: expected {low:g} to {high:g} ({reason})")
 
 
 def _list(name: str, values: list[Any]) -> list[Any]:

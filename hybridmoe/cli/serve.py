@@ -259,7 +259,12 @@ def _allowed_hosts(host: str, more: Sequence[str], *, has_keys: bool) -> tuple[s
 def _read_keys(path: Path | None) -> tuple[str, ...]:
     if path is None:
         return ()
-    lines = (line.strip() for line in path.read_text(encoding="utf-8").splitlines())
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeError) as error:
+        reason = (isinstance(error, OSError) and error.strerror) or "not a text file"
+        raise ConfigError(f"--api-key-file {path}: {reason}") from None
+    lines = (line.strip() for line in text.splitlines())
     keys = tuple(line for line in lines if line and not line.startswith("#"))
     if not keys:
         raise ConfigError(f"{path} has no API key; expected one a line")

@@ -93,7 +93,10 @@ def origin_of(ctx: click.Context, parameter: click.Parameter) -> str | None:
 
 @contextmanager
 def naming_origin(ctx: click.Context) -> Iterator[None]:
-    """Put the variable, or file and key, before an error that is about a value from there."""
+    """Put the variable, or file and key, before an error that is about a value from there.
+
+    One that is about a value of the command line names the option.
+    """
     try:
         yield
     except click.BadParameter as error:
@@ -104,6 +107,9 @@ def naming_origin(ctx: click.Context) -> Iterator[None]:
         for parameter in ctx.command.params:
             if (origin := origin_of(ctx, parameter)) and _is_about(str(error), parameter, ctx):
                 raise ConfigError(f"{origin}: {error}") from None
+            name, is_value, rest = str(error).partition("=")
+            if is_value and name == parameter.name and (keys := _keys(parameter)):
+                raise ConfigError(f"--{keys[-1]} {rest}") from None
         raise
 
 

@@ -1,6 +1,7 @@
 """Command line: help without heavy imports, errors as one line and an exit code."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -10,7 +11,7 @@ import pytest
 from waiting import HANG_S
 
 import hybridmoe
-from hybridmoe.cli import app
+from hybridmoe.cli import app, foreign_options
 from hybridmoe.engine.sampling_params import SamplingParams
 from hybridmoe.errors import GGUFError
 
@@ -91,6 +92,52 @@ def test_a_command_that_is_not_known_is_pointed_to_one(
     assert hint in err and err.count("\n") == 1
 
 
+@pytest.mark.parametrize(
+    ("arguments", "hint"),
+    [
+        (["chat", "-ngl", "99"], "no option -ngl; here: leave it out: GPUs hold the dense part"),
+        (["chat", "--n-cpu-moe=10"], "no option --n-cpu-moe; here: leave it out"),
+        (["serve", "-ot", "exps=CPU"], "no option -ot; here: --place REGEX=cpu"),
+        (["chat", "m", "--keep-alive", "5m"], "here: hybridmoe serve --idle-unload 15m"),
+        (["generate", "-hf", "a/b"], "here: hybridmoe pull OWNER/REPO:QUANT"),
+    ],
+)
+def test_options_of_other_programs_are_pointed_to_ours(
+    arguments: list[str], hint: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert app.main(arguments) == 2
+    err = capsys.readouterr().err
+    assert hint in err and err.count("\n") == 1
+
+
+def test_hints_name_options_that_exist() -> None:
+    commands = [app._imported(name) for name in ("chat", "generate", "serve", "pull")]
+    own = {flag for one in commands for parameter in one.params for flag in parameter.opts}
+    for flag, hint in foreign_options._HINT_OF.items():
+        assert set(re.findall(r"(?<![\w-])--?[a-z][a-z-]*", hint)) <= own, hint
+        assert foreign_options.hint_on([flag], ()) and not foreign_options.hint_on([flag], {flag})
+    assert foreign_options.hint_on(["--", "-ngl"], own) is None
+    assert foreign_options.hint_on(["-p", "x", "-n", "5"], own) is None
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (["plan", "--ctx", "999999"], "--ctx 999999: expected 1 to 2048"),
+        (["chat", "--temp", "99", "hi!"], "--temperature 99: expected 0 to 5 (higher, every token"),
+        (["generate", "-p", "x", "--repetition-penalty", "9"], "--repetition-penalty 9: expected"),
+        (["generate", "-p", "x", "--top-p", "2"], "--top-p 2.0: expected a number from 0 to 1"),
+        (["serve", "--api-key-file", "/none"], "--api-key-file /none: No such file or directory"),
+    ],
+)
+def test_wrong_values_name_the_option(
+    arguments: list[str], line: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert app.main(arguments) == 1
+    err = capsys.readouterr().err
+    assert line in err and err.count("\n") == 1
+
+
 @pytest.mark.parametrize("name", app.COMMANDS)
 def test_every_command_has_help(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert app.main([name, "--help"]) == 0
@@ -143,7 +190,7 @@ def test_parameters_are_checked_before_the_model_is_opened(
 ) -> None:
     monkeypatch.setattr(hybridmoe, "load", None, raising=False)
     assert app.main(["generate", "-p", "x", "--top-p", "7"]) == 1
-    assert "top_p=7.0" in capsys.readouterr().err
+    assert "--top-p 7.0" in capsys.readouterr().err
 
 
 def test_interrupt_is_code_130(monkeypatch: pytest.MonkeyPatch) -> None:

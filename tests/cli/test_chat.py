@@ -198,6 +198,7 @@ def test_params(chat: Chat) -> None:
     assert chat.run("/params dry_sequence_breakers none").endswith(" = [] (set here)\n")
     assert "= [7] " in chat.run("/params stop_token_ids 7")
     before = dict(chat.session.params)
+    assert "expected 0 to 5 (higher, every token" in chat.run("/set temperature 99")
     for bad in (
         "temperature x", "temperature -1", "top_k 1.5", "nope 1", "top_p 2", "ignore_eos maybe",
         "stop_token_ids [1", "stop_token_ids x", 'stop_token_ids ["a"]', "min_tokens 0.5",

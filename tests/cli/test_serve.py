@@ -197,7 +197,8 @@ def test_options_of_a_service_are_checked(
 
 
 @pytest.mark.parametrize(
-    ("arguments", "words"), [(["absent.gguf"], "absent.gguf"), (["--ctx", "0"], "context_tokens=0")]
+    ("arguments", "words"),
+    [(["absent.gguf"], "absent.gguf"), (["--ctx", "0"], "--ctx 0: ")],
 )
 def test_a_model_that_cannot_be_loaded_ends_the_server(arguments: list[str], words: str) -> None:
     command = [sys.executable, "-m", "hybridmoe", "serve", "--port", "0", *arguments]
