@@ -4,6 +4,11 @@
     python bench/bench_generate.py model.gguf --prompt 512 --decode 64
     python bench/bench_generate.py --synthetic k2-slice     # Kimi K2's layer shapes, 6 GB
     python bench/bench_generate.py --synthetic moonlight --experts 16 --layers 4
+    python bench/bench_generate.py demo-mtp.gguf --text prompt.txt  # of hybridmoe.demo.train_mtp
+
+A file with a layer for multi-token prediction (--mtp adds one to a synthetic model) is also run
+with `--speculate mtp`; the table shows its speed beside that without drafts, and how many of them
+were accepted: hardly any of a random model's, where what counts is that nothing is lost.
 
 All run greedily from the same random token ids and take turns, so that a noisy machine hurts them
 alike; figures are medians over the turns. llama.cpp runs with its default attention and with
@@ -15,7 +20,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from queue import SimpleQueue
@@ -43,6 +48,7 @@ from hybridmoe.kernels import ops
 from hybridmoe.model.decoder import Decoder
 from hybridmoe.model.weights import Weights
 from hybridmoe.placement.read_ahead import read_ahead
+from hybridmoe.text.tokenizer import Tokenizer
 
 SHAPES = {"k2-slice": K2_SLICE, "moonlight": MOONLIGHT}
 PROMPTS = {"k2-slice": (32, 512, 2048), "moonlight": (32, 512)}
@@ -52,6 +58,7 @@ OTHER_PROMPTS = (32, 256)
 DECODE_TIMES, PROMPT_TIMES, PROMPT_FROM = 1.6, 5.0, 512
 DECODE_SHARE = {"k2-slice": 0.8}  # of what memory allows
 WARM_UP_TOKENS = 64
+DRAFTING, DRAFTING_SHARE = "drafts by mtp", 0.98  # of the speed without, at least
 DEEP_SHARE, DEEP_FROM = 0.95, 2048  # of our own speed after the shortest prompt
 
 
@@ -61,22 +68,25 @@ class Speed:
 
     prompt: float
     decode: float
+    accepted: float | None = None  # share of the drafts; None: there were none
 
 
 Engine = Callable[[list[int], int], Speed]
 
 
 @contextmanager
-def hybridmoe_engine(path: Path) -> Iterator[Engine]:
+def hybridmoe_engine(path: Path, speculate: str = "off") -> Iterator[Engine]:
     """hybridmoe, through the engine that chat uses; a fresh one each turn, with nothing cached."""
     with GGUFFile.open(path) as file:
         config = ModelConfig.from_metadata(file.metadata)
-        model = Decoder(Weights(file), config)
+        model = Decoder(Weights(file), config if speculate == "off" else config.with_mtp())
         read_ahead(file, lambda done, total: None)
 
         def run(ids: list[int], num_decode: int) -> Speed:
             params = SamplingParams(temperature=0.0, max_tokens=num_decode, ignore_eos=True)
-            config = EngineConfig(context_tokens=len(ids) + num_decode, max_running=1)
+            config = EngineConfig(
+                context_tokens=len(ids) + num_decode, max_running=1, speculate=speculate
+            )
             engine = OurEngine(model, frozenset(), config)
             events: SimpleQueue[Event] = SimpleQueue()
             engine.submit(Request(prompt_ids=ids, params=params), events.put)
@@ -84,7 +94,9 @@ def hybridmoe_engine(path: Path) -> Iterator[Engine]:
                 pass
             engine.close()
             usage = event.usage
-            return Speed(len(ids) / usage.prompt_s, (num_decode - 1) / usage.decode_s)
+            drafted, decoded = usage.draft_tokens, (num_decode - 1) / usage.decode_s
+            accepted = usage.accepted_tokens / drafted if drafted else None
+            return Speed(len(ids) / usage.prompt_s, decoded, accepted)
 
         yield run
 
@@ -133,6 +145,12 @@ def llama_cpp_engine(
     show_default=True,
     help="Tensor type of the synthetic model's experts.",
 )
+@click.option("--mtp", is_flag=True, help="Add a layer for multi-token prediction to it.")
+@click.option(
+    "--text",
+    type=click.Path(path_type=Path, exists=True),
+    help="Take the prompts' tokens from this text [default: random tokens].",
+)
 @click.option(
     "--keep", type=click.Path(path_type=Path), help="Keep the synthetic file at this path."
 )
@@ -156,6 +174,8 @@ def main(
     layers: int | None,
     experts: int | None,
     expert_type: str,
+    mtp: bool,
+    text: Path | None,
     keep: Path | None,
     prompts: tuple[int, ...],
     num_decode: int,
@@ -173,27 +193,34 @@ def main(
             path = keep or Path(folder) / f"{synthetic}.gguf"
             if not path.exists():
                 shape = changed(SHAPES[synthetic], layers, experts)
+                shape = replace(shape, num_mtp_layers=int(mtp))
                 write_synthetic(path, shape, expert_type=QuantType[expert_type])
         name = synthetic or path.stem
         prompts = tuple(sorted(prompts)) or PROMPTS.get(name, OTHER_PROMPTS)
         context_tokens = max(prompts) + num_decode
         engines = {"ours": stack.enter_context(hybridmoe_engine(path))}
+        with GGUFFile.open(path) as file:
+            config = ModelConfig.from_metadata(file.metadata)
+            source = None if text is None else _tokens_of(text, file)
+        if config.has_mtp:
+            engines[DRAFTING] = stack.enter_context(hybridmoe_engine(path, "mtp"))
         if peer:
             for use_extra_bufts in (False,) if "amx" in isa.supported() else (False, True):
                 engines[f"llama.cpp, use_extra_bufts={use_extra_bufts}"] = stack.enter_context(
                     llama_cpp_engine(path, context_tokens, ops.num_threads(), use_extra_bufts)
                 )
         with GGUFFile.open(path) as file:
-            vocab_size = ModelConfig.from_metadata(file.metadata).vocab_size
             total = take_account(file.tensors.values(), file.metadata).total
         limits = Limits.of(total.token_bytes, total.active_params)
         speeds = {
-            num_prompt: _measure(engines, num_prompt, num_decode, vocab_size, turns)
+            num_prompt: _measure(
+                engines, _ids(num_prompt, config.vocab_size, source), num_decode, turns
+            )
             for num_prompt in prompts
         }
         about = {
             "token_gb": round(total.token_bytes / 1e9, 3),
-            "peers": [engine for engine in engines if engine != "ours"],
+            "peers": [engine for engine in engines if engine not in ("ours", DRAFTING)],
             "num_decode": num_decode,
         }
         target = Path(out) if out else RESULTS / f"{machine()['date']}_generate_{name}.json"
@@ -215,11 +242,24 @@ class Limits:
         return cls(measured.read.all / token_bytes, int8.all / (2 * active_params))
 
 
+def _tokens_of(text: Path, file: GGUFFile) -> list[int]:
+    with closing(Tokenizer(file.path, file.metadata)) as tokenizer:
+        return tokenizer.encode(text.read_text(), parse_special=True)
+
+
+def _ids(num_prompt: int, vocab_size: int, source: list[int] | None) -> list[int]:
+    """The last tokens of the source, which its text goes on from; or random ones."""
+    if source is not None:
+        return (source * (1 + num_prompt // len(source)))[-num_prompt:]
+    rng = np.random.default_rng(num_prompt)
+    found: list[int] = rng.integers(0, min(256, vocab_size), num_prompt).tolist()
+    return found
+
+
 def _measure(
-    engines: dict[str, Engine], num_prompt: int, num_decode: int, vocab_size: int, turns: int
+    engines: dict[str, Engine], ids: list[int], num_decode: int, turns: int
 ) -> dict[str, Speed]:
     """The median speed of each engine."""
-    ids = np.random.default_rng(num_prompt).integers(0, min(256, vocab_size), num_prompt).tolist()
     speeds: dict[str, list[Speed]] = {name: [] for name in engines}
     for engine in engines.values():  # page faults, threads, allocators
         engine(ids[:WARM_UP_TOKENS], 2)
@@ -227,7 +267,9 @@ def _measure(
         for name, engine in engines.items():
             speeds[name].append(engine(ids, num_decode))
     return {
-        name: Speed(median(s.prompt for s in found), median(s.decode for s in found))
+        name: Speed(
+            median(s.prompt for s in found), median(s.decode for s in found), found[-1].accepted
+        )
         for name, found in speeds.items()
     }
 
@@ -239,7 +281,7 @@ def _rows(name: str, speeds: dict[int, dict[str, Speed]], limits: Limits) -> lis
     rows = []
     for num_prompt, found in speeds.items():
         ours = found["ours"]
-        peers = [speed for engine, speed in found.items() if engine != "ours"]
+        peers = [speed for engine, speed in found.items() if engine not in ("ours", DRAFTING)]
         peer = max((speed.prompt for speed in peers), default=None)
         least = bar(peer=peer, times=PROMPT_TIMES)
         has_bar = is_promised and num_prompt >= PROMPT_FROM
@@ -269,6 +311,21 @@ def _rows(name: str, speeds: dict[int, dict[str, Speed]], limits: Limits) -> lis
                 least if has_bar else None,
             )
         )
+        if (drafting := found.get(DRAFTING)) is not None:
+            share = "no drafts"
+            if drafting.accepted is not None:
+                share = f"{100 * drafting.accepted:.0f} % accepted"
+            rows.append(
+                Row(
+                    f"{name} decode after {num_prompt}, {DRAFTING}",
+                    drafting.decode,
+                    "tok/s",
+                    limits.decode,
+                    ours.decode,
+                    DRAFTING_SHARE * ours.decode,
+                    f"{drafting.decode / ours.decode:.2f} x without; {share}",
+                )
+            )
     return rows
 
 

@@ -46,6 +46,7 @@ class Shape:
     index_heads: int = 0  # of 128; 0 = no indexer
     index_top_k: int = 2048
     index_every: int = 4  # layers, of which the first has an indexer
+    num_mtp_layers: int = 0  # for multi-token prediction, behind the others
 
 
 # Kimi K2's real layer shapes, with few layers and experts: 5.97 GB, 1.97 GB read per token.
@@ -127,8 +128,12 @@ def _tensors(
     matrix("token_embd", s.vocab_size, s.hidden)
     vector("output_norm.weight", s.hidden)
     matrix("output", s.vocab_size, s.hidden)
-    for layer in range(s.num_layers):
+    for layer in range(s.num_layers + s.num_mtp_layers):
         b = f"blk.{layer}."
+        if layer >= s.num_layers:
+            matrix(f"{b}nextn.eh_proj", s.hidden, 2 * s.hidden)
+            vector(f"{b}nextn.enorm.weight", s.hidden)
+            vector(f"{b}nextn.hnorm.weight", s.hidden)
         vector(f"{b}attn_norm.weight", s.hidden)
         if s.q_lora_rank:
             matrix(f"{b}attn_q_a", s.q_lora_rank, s.hidden)
@@ -225,7 +230,8 @@ def _metadata(s: Shape) -> dict[str, object]:
     }
     return {
         **(indexer if s.index_heads else {}),
-        "block_count": s.num_layers,
+        "block_count": s.num_layers + s.num_mtp_layers,
+        **({"nextn_predict_layers": s.num_mtp_layers} if s.num_mtp_layers else {}),
         "leading_dense_block_count": s.num_dense_layers,
         "context_length": s.context_tokens,
         "embedding_length": s.hidden,

@@ -17,7 +17,17 @@ from hybridmoe.errors import ConfigError, short
 from hybridmoe.units import parse_bytes
 
 __all__ = ["Choice", "Count", "Devices", "File", "FolderLimit", "FolderSize", "Number", "Option"]
-__all__ += ["Size", "Sizes", "Texts", "check_options", "gpu_numbers", "options_of"]
+__all__ += [
+    "AUTO",
+    "Size",
+    "Sizes",
+    "Speculate",
+    "Speculation",
+    "Texts",
+    "check_options",
+    "gpu_numbers",
+]
+__all__ += ["options_of"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,6 +169,50 @@ class FolderSize(Option):
         except RuntimeError:  # no such user
             raise ValueError("a folder that exists, or can be made") from None
         return FolderLimit(path, Size.read(Size(""), parts[1]))
+
+
+class Speculation(NamedTuple):
+    """Source of draft tokens, and how many of them a sequence may have in a step."""
+
+    source: str  # "lookup" in its own text, "mtp", "off"; "auto": MTP where it is predicted to pay
+    most: int
+    is_fixed: bool = True  # as many in every step; else as many as measured to pay, or none
+
+    def __str__(self) -> str:
+        if self.source == "lookup":
+            return str(self.most)
+        return f"mtp:{self.most}" if self.source == "mtp" and self.is_fixed else self.source
+
+
+_MOST_DRAFTS = 64
+_MTP_DRAFTS = 3  # beyond them, a layer that was trained to predict one token is rarely right
+AUTO = Speculation("auto", _MTP_DRAFTS, is_fixed=False)
+_SPECULATIONS = {
+    "auto": AUTO,
+    "off": Speculation("off", 0),
+    "mtp": Speculation("mtp", _MTP_DRAFTS, is_fixed=False),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Speculate(Option):
+    """Number of draft tokens by prompt lookup, or `mtp`, `mtp:N`, `auto`, `off`."""
+
+    def read(self, value: Any) -> Speculation:
+        if isinstance(value, Speculation):
+            return value
+        if value in _SPECULATIONS:
+            return _SPECULATIONS[value]
+        is_mtp = isinstance(value, str) and value.startswith("mtp:")
+        if isinstance(value, str):
+            digits = value.removeprefix("mtp:")
+            value = int(digits) if digits.isascii() and digits.isdigit() else -1
+        is_count = isinstance(value, int) and not isinstance(value, bool)
+        if not is_count or not is_mtp <= value <= _MOST_DRAFTS:
+            raise ValueError(f"0 to {_MOST_DRAFTS} tokens, mtp, mtp:N, auto or off")
+        if is_mtp:
+            return Speculation("mtp", value)
+        return Speculation("lookup", value) if value else _SPECULATIONS["off"]
 
 
 @dataclass(frozen=True, slots=True)

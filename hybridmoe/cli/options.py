@@ -24,6 +24,7 @@ from hybridmoe.option import (
     Number,
     Option,
     Size,
+    Speculate,
     Texts,
     options_of,
 )
@@ -179,7 +180,7 @@ def _parsing(option: Option) -> dict[str, Any]:
             parsing = {"type": click.Path(path_type=Path, dir_okay=False), "metavar": "FILE"}
         case Choice():
             parsing = {"type": click.Choice(option.choices)}
-        case Devices() | FolderSize():
+        case Devices() | FolderSize() | Speculate():
             parsing = {}
         case Texts():
             parsing = {"multiple": True}

@@ -94,7 +94,7 @@ _MACHINE_OPTIONS = (
 )
 _MODEL_NAMES = (
     "context_tokens", "device", "place", "expert_ram", "expert_prefetch", "kv_type", "kv_tokens",
-    "max_running",
+    "max_running", "speculate",
 )  # fmt: skip
 _MODEL_OPTIONS = tuple(map(load_option, _MODEL_NAMES))
 _SPEED_OPTIONS = (

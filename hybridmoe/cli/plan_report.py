@@ -8,6 +8,7 @@ from hybridmoe.cli.tables import Section
 from hybridmoe.gguf.cursor import printable
 from hybridmoe.gguf.outline import Outline
 from hybridmoe.planning.cost_model import Hits, Step
+from hybridmoe.planning.draft_gain import DraftGain
 from hybridmoe.planning.gains import Gain
 from hybridmoe.planning.plan import Plan, Tier
 from hybridmoe.planning.price import Price
@@ -34,6 +35,7 @@ class Report:
     prompt: Step
     decode: Step
     gains: Sequence[Gain]
+    drafts: DraftGain | None  # None: no layer for multi-token prediction is loaded
     answer_tokens: int
     price: Price | None
     price_options: dict[str, float]
@@ -63,6 +65,7 @@ class Report:
             "gpu_rates": [asdict(rates) for rates in self.gpu_rates],
             "prompt": _step_json(self.prompt),
             "decode": _step_json(self.decode),
+            "drafts": None if self.drafts is None else self.drafts._asdict(),
             "gains": [
                 {
                     "more": gain.more,
@@ -257,6 +260,9 @@ def _remarks(report: Report) -> list[str]:
             "Routing is taken to be uniform, the floor for a cache; --hit-curve or --hit-rate give"
             " what a trace showed."
         )
+    if report.drafts is not None:
+        rate = _number(report.drafts.gain * report.decode.tokens_per_s)
+        said.append(f"Multi-token prediction: {report.drafts.line}: {rate} tokens/s.")
     if plan.vram:
         said.append("The GPU's speed is assumed from its data sheet, not measured.")
     return said

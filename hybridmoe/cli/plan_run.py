@@ -24,6 +24,7 @@ from hybridmoe.hardware.gpu import NoGpu
 from hybridmoe.placement.budgets import plan_for, plan_within
 from hybridmoe.planning.conversation import Conversation
 from hybridmoe.planning.cost_model import HitCurve
+from hybridmoe.planning.draft_gain import draft_gain
 from hybridmoe.planning.fewer_gpus import fewer_gpus
 from hybridmoe.planning.gains import gains
 from hybridmoe.planning.hit_curve import read_hit_curve
@@ -127,7 +128,9 @@ def _predict(
     cost = StagedCost(plan, rates, gpu_rates, curve, **found)
     num_prompt, num_answer = options["prompt_tokens"], options["answer_tokens"]
     reading = cost.prompt(num_prompt)
-    answering = cost.decode(num_prompt + num_answer // 2)
+    position = num_prompt + num_answer // 2
+    answering = cost.decode(position)
+    has_drafts = plan.problem.sizes.config.runs_mtp
     notes = [planned.note] if planned.note is not None and plan.vram else []
     if options["expert_prefetch"] is None and can_read_ahead(plan) and rates.disk is not None:
         notes.append(read_ahead_of(plan, rates, cost.hits).line(rates))
@@ -144,6 +147,7 @@ def _predict(
         are_hits_given=any(options[name] is not None for name in given),
         prompt=reading,
         decode=answering,
+        drafts=draft_gain(plan, cost, rates, position) if has_drafts else None,
         gains=gains(plan, within, rates, gpu_rates, _conversation(options), curve, **found),
         answer_tokens=num_answer,
         price=_price(reading.total_s + num_answer * answering.total_s, options),

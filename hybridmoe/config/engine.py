@@ -5,7 +5,17 @@ from typing import Annotated
 
 from hybridmoe.config.limits import MAX_CONTEXT_TOKENS
 from hybridmoe.errors import ConfigError
-from hybridmoe.option import Choice, Count, FolderLimit, FolderSize, Number, check_options
+from hybridmoe.option import (
+    AUTO,
+    Choice,
+    Count,
+    FolderLimit,
+    FolderSize,
+    Number,
+    Speculate,
+    Speculation,
+    check_options,
+)
 
 __all__ = [
     "DEVICES",
@@ -61,7 +71,15 @@ class EngineOptions:
             most=1 << 20,
         ),
     ] = 64
-    speculate: Annotated[int, Count("Draft up to N tokens by prompt lookup", most=64)] = 0
+    speculate: Annotated[
+        Speculation,
+        Speculate(
+            "Draft tokens, which changes the speed alone: N by prompt lookup; mtp, mtp:N by the"
+            " model's layer for multi-token prediction; auto: mtp where it is predicted to be"
+            " faster",
+            metavar="N|mtp|mtp:N|auto|off",
+        ),
+    ] = AUTO
     kv_disk: Annotated[
         FolderLimit | None,
         FolderSize(

@@ -40,7 +40,7 @@ class ModelConfig:
 
     name: str
     num_layers: int
-    num_mtp_layers: int  # multi-token prediction, after the others; not run
+    num_mtp_layers: int  # multi-token prediction, after the others
     num_dense_layers: int  # leading layers with a dense FFN instead of experts
     hidden: int
     dense_inter: int  # FFN width of the dense layers
@@ -66,6 +66,17 @@ class ModelConfig:
     vocab_size: int
     temperature: AttentionTemperature | None = None
     indexer: IndexerConfig | None = None  # of sparse attention; None = all attention is dense
+    runs_mtp: bool = False  # the first MTP layer drafts tokens; else none of them is loaded
+
+    @property
+    def has_mtp(self) -> bool:
+        """True if an MTP layer could run; its tensors may be left out of the file."""
+        return self.num_mtp_layers > 0 and self.num_experts > 0
+
+    @property
+    def num_loaded_layers(self) -> int:
+        """Layers with weights and a KV cache: the network's, and behind them one that drafts."""
+        return self.num_layers + self.runs_mtp
 
     @property
     def num_moe_layers(self) -> int:
@@ -88,7 +99,7 @@ class ModelConfig:
 
     def kv_token_bytes(self, kv_type: str, layers: range | None = None) -> int:
         """Bytes of one token in the KV cache of some layers (None = all), index keys included."""
-        layers = range(self.num_layers) if layers is None else layers
+        layers = range(self.num_loaded_layers) if layers is None else layers
         latents = len(layers) * kv_row_bytes(kv_type, self.latent_dim)
         if self.indexer is None:
             return latents
@@ -163,7 +174,7 @@ class ModelConfig:
         )
 
     def of_layers(self, layers: Sequence[int]) -> "ModelConfig":
-        """Return a copy with some of the layers."""
+        """Return a copy with some of the network's layers."""
         indexer = self.indexer
         if indexer is not None:
             is_full = tuple(indexer.is_full[layer] for layer in layers)
@@ -173,7 +184,16 @@ class ModelConfig:
             num_layers=len(layers),
             num_dense_layers=sum(layer < self.num_dense_layers for layer in layers),
             indexer=indexer,
+            runs_mtp=False,
         )
+
+    def with_mtp(self) -> "ModelConfig":
+        """Return a copy whose first MTP layer runs."""
+        assert self.has_mtp, "no MTP layer"
+        indexer = self.indexer
+        if indexer is not None:  # its attention is dense
+            indexer = replace(indexer, is_full=(*indexer.is_full, False))
+        return replace(self, runs_mtp=True, indexer=indexer)
 
     def with_yarn_betas(self, beta_fast: float | None, beta_slow: float | None) -> "ModelConfig":
         """Return a copy with these YaRN betas. Errors: ConfigError if the model has no YaRN."""

@@ -23,7 +23,7 @@ from hybridmoe.demo.network import DemoConfig
 from hybridmoe.demo.vocabulary import SPECIAL_TOKENS, Vocabulary
 from hybridmoe.gguf.quant_types import QuantType as Type
 
-__all__ = ["export", "quantize_q4_k"]
+__all__ = ["add_tensors", "export", "quantize_q4_k", "tensors"]
 
 # K2 does not mark these as special: parsers read them as text.
 _VISIBLE = {token for token in SPECIAL_TOKENS if "tool_call" in token or "think" in token}
@@ -147,6 +147,19 @@ def tensors(
     return out
 
 
+def add_tensors(
+    writer: gguf.GGUFWriter, named: list[tuple[str, np.ndarray[Any, Any], Type]]
+) -> None:
+    """Add tensors in the types listed for them."""
+    for name, array, kind in named:
+        if kind == Type.Q4_K:
+            writer.add_tensor(name, quantize_q4_k(array), raw_dtype=kind)
+        elif kind == Type.F32:
+            writer.add_tensor(name, array)
+        else:
+            writer.add_tensor(name, gguf.quants.quantize(array, kind), raw_dtype=kind)
+
+
 def export(checkpoint: Path, out: Path) -> None:
     """Write the checkpoint (with vocabulary.json beside it) to `out`, atomically."""
     vocabulary = Vocabulary.load(checkpoint.with_name("vocabulary.json"))
@@ -156,13 +169,7 @@ def export(checkpoint: Path, out: Path) -> None:
     writer = gguf.GGUFWriter(part, "deepseek2")
     _add_metadata(writer, c)
     _add_vocabulary(writer, vocabulary)
-    for name, array, kind in tensors(state, c):
-        if kind == Type.Q4_K:
-            writer.add_tensor(name, quantize_q4_k(array), raw_dtype=kind)
-        elif kind == Type.F32:
-            writer.add_tensor(name, array)
-        else:
-            writer.add_tensor(name, gguf.quants.quantize(array, kind), raw_dtype=kind)
+    add_tensors(writer, tensors(state, c))
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()

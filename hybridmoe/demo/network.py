@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-__all__ = ["DemoConfig", "DemoNetwork", "Moe", "round_to_4_bits"]
+__all__ = ["Block", "DemoConfig", "DemoNetwork", "Moe", "Norm", "round_to_4_bits"]
 
 
 @dataclass(frozen=True, slots=True)

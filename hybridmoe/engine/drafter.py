@@ -9,6 +9,7 @@ probabilities, with its own random numbers.
 from collections.abc import Sequence as Items
 from typing import Protocol
 
+from hybridmoe.engine.draft_control import DraftControl, StepKind
 from hybridmoe.engine.kv_cache import KvCache
 from hybridmoe.engine.scheduler import ScheduledChunk
 from hybridmoe.engine.sequence import Sequence
@@ -30,34 +31,66 @@ class Drafter(Protocol):
 class Speculator:
     """Gives a step's decoding sequences their drafts, and counts what becomes of them."""
 
-    def __init__(self, drafter: Drafter, most: int, cache: KvCache) -> None:
-        """most: draft tokens of one sequence in a step."""
-        self._drafter, self._most, self._cache = drafter, most, cache
+    def __init__(
+        self, drafter: Drafter, most: int, cache: KvCache, control: DraftControl | None = None
+    ) -> None:
+        """most: draft tokens of one sequence in a step. control: may choose fewer."""
+        self._drafter, self._most, self._cache, self._control = drafter, most, cache, control
         self.num_drafted = 0
         self.num_accepted = 0
+        self._kind: StepKind | None = None  # of a step that only decodes
+        self._num_chosen = 0  # drafts of each sequence that may have some
 
     def draft(self, chunks: Items[ScheduledChunk]) -> None:
         """Add draft tokens to the chunks that decode, as far as pages are available.
 
         A sequence under an active constraint gets none: its masks are made token by token.
         """
-        found = [(c, n) for c in chunks if c.is_decode and (n := self._limit(c.sequence)) > 0]
-        if not found:
+        decodes = [chunk for chunk in chunks if chunk.is_decode]
+        limits = [(chunk, n) for chunk in decodes if (n := _num_allowed(chunk.sequence)) > 0]
+        most, self._kind = self._most, None
+        if len(decodes) == len(chunks):
+            self._kind = StepKind(len(decodes), len(limits))
+        if self._control is not None:  # a step with a prompt is long as it is
+            most = 0 if self._kind is None else self._control.count(self._kind)
+        self._num_chosen = most
+        wanted = []
+        for chunk, limit in limits:
+            count = min(most, limit)
+            end = len(chunk.sequence.ids) + count
+            if count and self._cache.grow(chunk.sequence.block_table, end):
+                wanted.append((chunk, count))
+        if not wanted:
             return
-        drafts = self._drafter.draft([c.sequence for c, _ in found], [n for _, n in found])
-        for (chunk, _), draft_ids in zip(found, drafts, strict=True):
-            sequence = chunk.sequence
-            if self._cache.grow(sequence.block_table, len(sequence.ids) + len(draft_ids)):
-                chunk.draft_ids = draft_ids
+        drafts = self._drafter.draft([c.sequence for c, _ in wanted], [n for _, n in wanted])
+        for (chunk, _), draft_ids in zip(wanted, drafts, strict=True):
+            chunk.draft_ids = draft_ids
 
-    def count(self, sequence: Sequence, *, num_drafted: int = 0, num_accepted: int = 0) -> None:
-        """Count a sequence's draft tokens that are verified, and those that the model has drawn."""
-        self.num_drafted += num_drafted
-        self.num_accepted += num_accepted
-        sequence.count_draft(num_drafted, num_accepted)
+    def count_drafted(self, chunk: ScheduledChunk) -> None:
+        """Count the draft tokens of a chunk that is verified."""
+        self.num_drafted += len(chunk.draft_ids)
+        chunk.sequence.count_draft(len(chunk.draft_ids), 0)
 
-    def _limit(self, sequence: Sequence) -> int:
-        constraint = sequence.request.constraint
-        if not (constraint is None or constraint.is_inactive()):
-            return 0
-        return min(self._most, sequence.max_new_tokens - sequence.num_generated - 1)
+    def count_accepted(self, chunk: ScheduledChunk) -> None:
+        """Count one more draft token that the model has drawn itself."""
+        chunk.num_accepted += 1
+        self.num_accepted += 1
+        chunk.sequence.count_draft(0, 1)
+
+    def end_step(self, chunks: Items[ScheduledChunk], seconds: float) -> None:
+        """Learn from a step that was verified."""
+        if self._control is None:
+            return
+        for chunk in chunks:
+            self._control.learn(len(chunk.draft_ids), chunk.num_accepted)
+        numbers = [len(chunk.draft_ids) for chunk in chunks]
+        if self._kind is not None and numbers.count(self._num_chosen) >= self._kind.num_drafting:
+            self._control.update(self._kind, self._num_chosen, seconds)
+
+
+def _num_allowed(sequence: Sequence) -> int:
+    """Draft tokens that a sequence can take."""
+    constraint = sequence.request.constraint
+    if not (constraint is None or constraint.is_inactive()):
+        return 0
+    return sequence.max_new_tokens - sequence.num_generated - 1

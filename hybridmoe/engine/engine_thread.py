@@ -10,9 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hybridmoe.config import EngineConfig
+from hybridmoe.engine.draft_control import DraftControl
 from hybridmoe.engine.drafter import Speculator
 from hybridmoe.engine.kv_cache import KvCache
 from hybridmoe.engine.kv_disk import KvDisk
+from hybridmoe.engine.mtp_drafter import MtpDrafter
 from hybridmoe.engine.prompt_lookup import PromptLookup
 from hybridmoe.engine.scheduler import ScheduledChunk, Scheduler
 from hybridmoe.engine.sequence import Sequence
@@ -52,9 +54,7 @@ class EngineThread:
             disk = KvDisk(config.kv_disk, cache, fingerprint, self.wake)
         self._disk = disk
         self._scheduler = Scheduler(cache, config, disk)
-        self._speculator = None
-        if config.speculate:
-            self._speculator = Speculator(PromptLookup(), config.speculate, cache)
+        self._speculator = _speculator(model, config, cache)
         self._runner = StepRunner(
             model, eos_ids, cache, self._scheduler, writer, self.wake, disk, self._speculator
         )
@@ -244,3 +244,14 @@ class EngineThread:
             except BaseException as error:
                 future.set_exception(error)
         return not is_stopping
+
+
+def _speculator(model: Decoder, config: EngineConfig, cache: KvCache) -> Speculator | None:
+    """Make what drafts tokens; None if nothing does. A model with an MTP layer has it to draft."""
+    source, most, is_fixed = config.speculate
+    if source == "lookup":
+        return Speculator(PromptLookup(), most, cache)
+    if source == "off" or not model.config.runs_mtp:
+        return None
+    control = None if is_fixed else DraftControl(most)
+    return Speculator(MtpDrafter(model, cache.layers), most, cache, control)

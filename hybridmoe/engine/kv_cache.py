@@ -50,11 +50,13 @@ class KvCache:
         """
         self.plan, self.rows = plan, RowLayout.of(model, plan.kv_type)
         if not isinstance(device, Sequence):
-            device = [CpuDevice() if device is None else device] * model.num_layers
+            device = [CpuDevice() if device is None else device] * model.num_loaded_layers
         # By kind of rows, and of each device: (its layers, pages, PAGE_TOKENS, row bytes)
         self._parts: list[list[Tensor]] = [[] for _ in self.rows.kinds]
         self.layers: list[Pages] = []
-        for _, group in groupby(range(model.num_layers), key=lambda layer: id(device[layer])):
+        for _, group in groupby(
+            range(model.num_loaded_layers), key=lambda layer: id(device[layer])
+        ):
             self._add_device(device, list(group), model)
         self._free = list(range(plan.num_pages - 1, -1, -1))  # a stack; page 0 on top
         self._tree = PrefixTree()

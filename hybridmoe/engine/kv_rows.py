@@ -37,7 +37,7 @@ class RowLayout:
     @classmethod
     def of(cls, model: ModelConfig, kv_type: str) -> "RowLayout":
         """Lay out the rows of a model."""
-        kinds = [RowKind(model.num_layers, model.latent_dim)]
+        kinds = [RowKind(model.num_loaded_layers, model.latent_dim)]
         if model.indexer is not None:
             kinds.append(RowKind(model.indexer.num_full, model.indexer.key_dim))
         return cls(tuple(kinds), kv_type)

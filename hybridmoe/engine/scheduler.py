@@ -28,6 +28,7 @@ class ScheduledChunk:
     sequence: Sequence
     num_tokens: int  # without draft tokens
     draft_ids: list[int] = field(default_factory=list)  # added when the step is run
+    num_accepted: int = 0  # of these
 
     @property
     def is_sampled(self) -> bool:

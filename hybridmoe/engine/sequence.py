@@ -7,6 +7,7 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor
 
 from hybridmoe.engine.kv_cache import BlockTable
 from hybridmoe.engine.kv_disk_reader import SequenceOnDisk
@@ -54,6 +55,7 @@ class Sequence:
         self.max_new_tokens = remaining if max_tokens is None else min(max_tokens, remaining)
         self.sampler = Sampler(request.params, self.ids, vocab_size, request.dry_breakers)
         self.draft_state: object = None  # of the engine's drafter
+        self.last_state: Tensor | None = None  # (H,), final, of the last computed token; for MTP
         self.block_table = BlockTable()
         self.on_disk: SequenceOnDisk | None = None
         self.num_computed = 0  # tokens whose latents are in the KV cache
@@ -101,6 +103,7 @@ class Sequence:
         """Run on this block table: at first, or again after a preemption."""
         self.block_table = block_table
         self.num_computed = block_table.cached_tokens
+        self.last_state = None
         self._num_starts += 1
         if self._num_starts == 1:
             self._cached_tokens = block_table.cached_tokens

@@ -57,6 +57,7 @@ class StepRunner:
         self._scheduler = scheduler
         self._writer = writer
         self._speculator = speculator
+        self._keeps_states = model.config.runs_mtp
         self._masks = ConstraintMasks()
         self._wake = wake
         self.num_steps = 0
@@ -99,11 +100,16 @@ class StepRunner:
                 if not chunk.sequence.is_scored:
                     self._score_prompt(chunk, states[token:next_token])
                 self._advance(chunk, logits[row:end], experts[row:end])
+                if self._keeps_states:
+                    last = token + chunk.num_tokens + chunk.num_accepted - 1
+                    chunk.sequence.last_state = states[last].clone()
             except Exception as error:
                 self._fail(chunk.sequence, error)
             token, row = next_token, end
         seconds = time.perf_counter() - started_at
         self._scheduler.prefill_budget.update(num_decodes, num_prefill, seconds)
+        if self._speculator is not None:
+            self._speculator.end_step(chunks, seconds)
 
     @property
     def is_waiting_for_masks(self) -> bool:
@@ -164,7 +170,9 @@ class StepRunner:
             is_traced += [chunk.sequence.request.expert_trace] * chunk.num_sampled_rows
         trace: list[Routing] | None = [] if any(is_traced) or self._writer is not None else None
         on_layer = self._layer_progress(chunks)
-        states = self._model.forward(ids, spans, self._cache.layers, trace, on_layer)
+        states = self._model.forward(
+            ids, spans, self._cache.layers, trace, on_layer, _states_before(chunks)
+        )
         experts: list[TokenExperts | None] = [None] * len(rows)
         if trace:
             chosen, weights = (torch.stack(of, 1).cpu().numpy() for of in zip(*trace, strict=True))
@@ -255,7 +263,7 @@ class StepRunner:
                 sequence.report_progress()
             sequence.mark_prefilled()
             if chunk.draft_ids and self._speculator is not None:
-                self._speculator.count(sequence, num_drafted=len(chunk.draft_ids))
+                self._speculator.count_drafted(chunk)
             for i, draft_id in enumerate([*chunk.draft_ids, None]):
                 if not self._masks.is_ready(sequence, self._wake):
                     sequence.unsampled = UnsampledPosition(logits[i].copy(), experts[i])
@@ -266,7 +274,7 @@ class StepRunner:
                     break
                 sequence.num_computed += 1
                 if self._speculator is not None:
-                    self._speculator.count(sequence, num_accepted=1)
+                    self._speculator.count_accepted(chunk)
         self._cache.share_full_pages(sequence.block_table, sequence.ids, sequence.num_computed)
         if self._disk is not None:
             self._disk.offer(sequence)
@@ -322,6 +330,16 @@ def _inputs(chunk: ScheduledChunk) -> tuple[list[int], Span]:
     sequence, start = chunk.sequence, chunk.sequence.num_computed
     ids = [*sequence.ids[start : start + chunk.num_tokens], *chunk.draft_ids]
     return ids, Span(len(ids), start, sequence.block_table.pages)
+
+
+def _states_before(chunks: Items[ScheduledChunk]) -> torch.Tensor | None:
+    """Final states (S, H) before each chunk; zeros behind cached tokens; None if all are."""
+    states = [chunk.sequence.last_state for chunk in chunks]
+    known = [state for state in states if state is not None]
+    if not known:
+        return None
+    empty = torch.zeros_like(known[0])
+    return torch.stack([empty if state is None else state for state in states])
 
 
 def _error_line(error: Exception) -> str:

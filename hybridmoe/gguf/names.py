@@ -9,6 +9,8 @@ from typing import NamedTuple
 
 __all__ = [
     "FUSED_ROLE",
+    "MTP_EMBEDDING",
+    "MTP_HEAD",
     "PARTS",
     "TensorName",
     "is_expert_tensor",
@@ -33,6 +35,9 @@ PARTS = (
 FUSED_ROLE = "ffn_gate_up_exps"
 
 _EXPERT_ROLES = ("ffn_gate_exps", "ffn_up_exps", "ffn_down_exps", FUSED_ROLE)
+MTP_EMBEDDING = "nextn.embed_tokens"  # of a layer for multi-token prediction, if its own
+MTP_HEAD = "nextn.shared_head_head"
+
 _BLOCK = re.compile(r"blk\.(0|[1-9][0-9]{0,5})\.(.+)", re.DOTALL)
 _PART_OF_ROLE = {
     "token_embd": "embedding",

@@ -28,7 +28,7 @@ def read_config(metadata: Mapping[str, Any], names: Collection[str]) -> ModelCon
 def check_tensor_names(config: ModelConfig, names: Collection[str]) -> None:
     """Refuse tensors that the network would not use. Errors: UnsupportedModelError.
 
-    Layers of multi-token prediction do not run; their tensors may have any name.
+    Layers of multi-token prediction change no response; their tensors may have any name.
     """
     known = _known_names(config)
     unrun = range(config.num_layers, config.num_layers + config.num_mtp_layers)
@@ -87,6 +87,19 @@ def tensor_shapes(
         ):  # fmt: skip
             for role, shape in shapes:
                 yield f"blk.{layer}.{role}", shape
+    for layer in range(c.num_layers, c.num_layers + c.num_mtp_layers if c.has_mtp else 0):
+        for shapes in (
+            _attention_shapes(c, is_old), _ffn_shapes(c, layer, is_fused), _mtp_shapes(c)
+        ):  # fmt: skip
+            for role, shape in shapes:
+                yield f"blk.{layer}.{role}", shape
+
+
+def _mtp_shapes(c: ModelConfig) -> Iterator[tuple[str, tuple[int, ...]]]:
+    """List what a layer for multi-token prediction has besides; some have a head of their own."""
+    yield "nextn.eh_proj.weight", (c.hidden, 2 * c.hidden)
+    for role in ("enorm", "hnorm", "shared_head_norm"):
+        yield f"nextn.{role}.weight", (c.hidden,)
 
 
 def _attention_shapes(c: ModelConfig, is_old: bool) -> Iterator[tuple[str, tuple[int, ...]]]:

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
-from itertools import pairwise
+from itertools import accumulate, pairwise, zip_longest
 
 import numpy as np
 import torch
@@ -22,6 +22,7 @@ from hybridmoe.model.damage import describe_damage
 from hybridmoe.model.indexer import Selector, selectors
 from hybridmoe.model.mla import LatentAttention
 from hybridmoe.model.moe import DenseFfn, MoeFfn
+from hybridmoe.model.mtp import MtpLayer
 from hybridmoe.model.norm import RmsNorm
 from hybridmoe.model.rope import RotaryTable
 from hybridmoe.model.router import Routing
@@ -48,15 +49,17 @@ class Decoder:
     ) -> None:
         """Bind the weights. Errors: GGUFError naming a missing or misshapen tensor.
 
-        experts: None = `CpuExperts`. devices: of each layer, the last one's of the head, too; empty
-        = all on the device of `weights`. vram_bytes: planned VRAM, for error messages.
+        experts: None = `CpuExperts`. devices: of each loaded layer, the network's last one's of the
+        head, too; empty = all on the device of `weights`. vram_bytes: planned VRAM, for error
+        messages.
         """
         self.config = c = config
         self._file = weights.file
         if experts is None:
             experts = CpuExperts(routed_experts(Weights(weights.file), c))
-        self.devices = tuple(devices) or (weights.device,) * c.num_layers  # of each layer
-        self.device = self.devices[-1]  # of the head
+        self.devices = tuple(devices) or (weights.device,) * c.num_loaded_layers  # of each layer
+        network = self.devices[: c.num_layers]
+        self.device = network[-1]  # of the head
         self._experts = experts
         with loading_onto_gpu("weights that every token uses", vram_bytes):
             self._embedding = weights.host_matrix("token_embd", c.vocab_size, c.hidden)
@@ -66,13 +69,17 @@ class Decoder:
             self._head = top.matrix(head, c.vocab_size, c.hidden)
             self._rope = RotaryTable(c)
             blocks = [weights.on(device).block(i) for i, device in enumerate(self.devices)]
-            self._layers = [
+            chosen = selectors(blocks[: c.num_layers], c)
+            layers = [
                 _Layer(block, i, c, experts, selector)
-                for i, (block, selector) in enumerate(
-                    zip(blocks, selectors(blocks, c), strict=True)
-                )
+                for i, (block, selector) in enumerate(zip_longest(blocks, chosen))
             ]
-        self._stages = stages_of(self.devices, self._layers)
+            self._layers = layers[: c.num_layers]
+            self._mtp = None
+            if c.runs_mtp:
+                own, shared = weights.on(self.devices[-1]), (self.device, self._head)
+                self._mtp = MtpLayer(own, c, layers[-1], self._embedding, shared)
+        self._stages = stages_of(network, self._layers)
         self.guard = CudaErrorGuard(vram_bytes)
         self._graph_pages: Sequence[Pages] | None = None
         self._outputs: Outputs | None = None  # of the last step, if it has computed its logits
@@ -126,13 +133,15 @@ class Decoder:
         pages: Sequence[Pages],
         trace: list[Routing] | None = None,
         on_layer: OnLayer | None = None,
+        before: Tensor | None = None,
     ) -> Tensor:
         """Run a step of one or more sequences. Returns the tokens' final states (T, H).
 
         token_ids: of all sequences, in the vocabulary. spans: their sequences and positions; the KV
         cache of all earlier positions must be filled. pages: of each layer. trace: receives the
-        routing of each MoE layer. on_layer: called after each layer, except of a CUDA graph. States
-        are on the head's device, routing on its layer's.
+        routing of each MoE layer. on_layer: called after each layer, except of a CUDA graph.
+        before: (S, H), final states before each sequence's tokens, for the MTP layer; None =
+        unknown, zeros. States are on the head's device, routing on its layer's.
         Errors: DiskError, DeviceError.
         """
         first = self._stages[0].device
@@ -152,9 +161,61 @@ class Decoder:
                     with_graphs=with_graphs,
                     on_layer=on_layer,
                 )
+            if self._mtp is not None:
+                self._append_mtp(self._mtp, ids, outputs.states, before, spans, pages[-1], cos_sin)
             self._experts.end_step()
             self._outputs = None if outputs.logits is None else outputs
             return outputs.states
+
+    @torch.inference_mode()
+    def draft(
+        self, token_ids: Sequence[int], states: Tensor, spans: Sequence[Span], pages: Pages
+    ) -> tuple[Tensor, Tensor]:
+        """Run the MTP layer on one token of each sequence, to draft the one behind it.
+
+        states: (S, H), of the tokens before them: `head_states`, or those of the last call for its
+        own drafts. spans: their positions; earlier ones are filled by `forward`, or this. pages: of
+        the MTP layer. Returns states for a next call, and logits (S, V) on the CPU.
+        Errors: as `forward`.
+        """
+        assert self._mtp is not None, "the model has no MTP layer"
+        device = self._mtp.device
+        with torch_threads(1), device.active(), self.guard.watch(len(token_ids)):
+            self._outputs = None
+            cos_sin = device.upload(self._rope.cos_sin(_positions(spans)))
+            self._experts.begin_step(len(token_ids))
+            states = self._mtp.forward(
+                torch.tensor(token_ids), states, pages, device.tables(spans), cos_sin
+            )
+            self._experts.end_step()
+            return states, self._mtp.logits(states)
+
+    @torch.inference_mode()
+    def head_states(self, states: Tensor) -> Tensor:
+        """Norm final states (T, H), as the head and the MTP layer take them."""
+        with torch_threads(1), self.device.active(), self.guard.watch(len(states)):
+            return self._norm(states)
+
+    def _append_mtp(
+        self,
+        mtp: MtpLayer,
+        token_ids: Tensor,
+        states: Tensor,
+        before: Tensor | None,
+        spans: Sequence[Span],
+        pages: Pages,
+        cos_sin: Tensor,
+    ) -> None:
+        """Fill the MTP layer's KV cache for a step, from the states of the tokens before."""
+        previous = states.roll(1, 0)
+        firsts = [0, *accumulate(span.num_tokens for span in spans)][:-1]
+        previous[firsts] = 0.0 if before is None else before
+        with self.device.active():
+            previous = self._norm(previous)
+        device = mtp.device
+        with device.active():
+            tables = device.tables(spans)
+            mtp.append(token_ids, previous, pages, tables, device.upload(cos_sin))
 
     @torch.inference_mode()
     def capture(self) -> None:
@@ -243,6 +304,10 @@ class _Layer:
         ffn, norm = following._ffn, following._ffn_norm
         if isinstance(ffn, MoeFfn):
             self.observer = lambda x: ffn.hint_prefetch(norm(x))
+
+    def append(self, x: Tensor, pages: Pages, tables: Tables, cos_sin: Tensor) -> None:
+        """Append tokens to the KV cache alone."""
+        self._attention.append(self._attention_norm(x), pages, tables, cos_sin)
 
     def forward(
         self,

@@ -37,12 +37,12 @@ class Selector(Protocol):
 
 
 def selectors(blocks: Sequence[BlockWeights], c: ModelConfig) -> list[Selector | None]:
-    """Make the selectors of all layers; None where attention is dense."""
+    """Make the selectors of the network's layers; None where attention is dense."""
     if c.indexer is None:
         return [None] * len(blocks)
     made: list[Selector | None] = []
     last: _Indexer | None = None
-    for block, is_full in zip(blocks, c.indexer.is_full, strict=True):
+    for block, is_full in zip(blocks, c.indexer.is_full, strict=False):
         if is_full:
             last = _Indexer(block, c, c.indexer)
             made.append(last)

@@ -49,9 +49,7 @@ class LatentAttention:
         Shapes: x (T, H) f32 · cos_sin (T, rope) f32 of the tokens' positions, or as `RotaryTable`
                 has it with an attention temperature (T, rope + 1) -> (T, H) f32.
         """
-        factors = None
-        if self._config.temperature is not None:
-            cos_sin, factors = cos_sin[:, :-1].contiguous(), cos_sin[:, -1:]
+        cos_sin, factors = self._split(cos_sin)
         self._append(x, pages, tables, cos_sin)
         q_latent = self._query_latents(x)
         selected = None
@@ -63,6 +61,16 @@ class LatentAttention:
             q_nope, q_rope, self._k_b, self._v_b, pages, tables, scale, selected
         )  # (T, N, V)
         return self._device.linear(heads.view(x.shape[0], -1), self._out)
+
+    def append(self, x: Tensor, pages: Pages, tables: Tables, cos_sin: Tensor) -> None:
+        """Append tokens to the KV cache alone; shapes as for `forward`."""
+        self._append(x, pages, tables, self._split(cos_sin)[0])
+
+    def _split(self, cos_sin: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Split off the queries' factors of an attention temperature."""
+        if self._config.temperature is None:
+            return cos_sin, None
+        return cos_sin[:, :-1].contiguous(), cos_sin[:, -1:]
 
     def _append(self, x: Tensor, pages: Pages, tables: Tables, cos_sin: Tensor) -> None:
         rows = self._device.linear(x, self._kv_a)  # (T, R + rope)

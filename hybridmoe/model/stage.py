@@ -34,6 +34,8 @@ class Layer(Protocol):
         trace: list[Routing] | None,
     ) -> Tensor: ...
 
+    def append(self, x: Tensor, pages: Pages, tables: Tables, cos_sin: Tensor) -> None: ...
+
 
 class Stage:
     """Layers of a model from `first` on, on one device, with their decode steps as CUDA graphs."""

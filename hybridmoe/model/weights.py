@@ -167,7 +167,7 @@ class BlockWeights:
 
 def routed_experts(weights: Weights, c: ModelConfig) -> RoutedExperts:
     """Bind the routed experts of all layers, in the memory map. Errors: GGUFError."""
-    layers = range(c.num_dense_layers, c.num_layers)
+    layers = range(c.num_dense_layers, c.num_loaded_layers)
     return RoutedExperts({i: _expert_weights(weights.block(i), c) for i in layers}, c.top_k)
 
 

@@ -11,6 +11,7 @@ from hybridmoe.gguf.accounting import TensorLike
 from hybridmoe.hardware.gpu import CudaGpu, Gpus, NoGpu
 from hybridmoe.hardware.topology import available_bytes
 from hybridmoe.placement.options import LoadOptions
+from hybridmoe.planning.draft_gain import plan_with_drafts
 from hybridmoe.planning.memory_plan import plan_memory
 from hybridmoe.planning.placement_rules import PlacementRules
 from hybridmoe.planning.plan import Plan
@@ -38,8 +39,13 @@ def plan_within(
     config: ModelConfig, tensors: Iterable[TensorLike], options: LoadOptions, budgets: Budgets
 ) -> Plan:
     """Plan memory within these budgets, whatever is free. Errors: ConfigError, GGUFError."""
-    rules = PlacementRules(options.place)
-    return plan_memory(config, tensors, options.engine_config(config), budgets, rules)
+    rules, tensors = PlacementRules(options.place), list(tensors)
+
+    def plan(config: ModelConfig) -> Plan:
+        return plan_memory(config, tensors, options.engine_config(config), budgets, rules)
+
+    names = {tensor.name for tensor in tensors}
+    return plan_with_drafts(config, names, options.speculate, plan)
 
 
 def budgets_of(options: LoadOptions, gpus: Gpus, ram_bytes: int | None = None) -> Budgets:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from hybridmoe.device.interface import Device
 from hybridmoe.experts.backend import CpuExperts, ExpertBackend
 from hybridmoe.experts.hot_profile import HotProfile
-from hybridmoe.gguf.names import parse_name, part_of
+from hybridmoe.gguf.names import MTP_EMBEDDING, parse_name, part_of
 from hybridmoe.gguf.reader import GGUFFile
 from hybridmoe.hardware.gpu import CudaGpu, Gpus, NoGpu
 from hybridmoe.model.weights import Weights, routed_experts
@@ -110,7 +110,12 @@ def _stays_in_ram(plan: Plan) -> Callable[[str], bool]:
     if plan.vram is None:
         return lambda name: True
     is_on_cpu = plan.problem.rules.is_on_cpu
-    return lambda name: part_of(parse_name(name).role) == "embedding" or is_on_cpu(name)
+
+    def stays(name: str) -> bool:
+        role = parse_name(name).role
+        return part_of(role) == "embedding" or role == MTP_EMBEDDING or is_on_cpu(name)
+
+    return stays
 
 
 def _remarks(

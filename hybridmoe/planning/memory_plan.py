@@ -100,7 +100,7 @@ def _problem(model: _Model, engine: EngineConfig, budgets: Budgets) -> Problem:
     if budgets.vram_bytes:
         chunk_tokens = gpu_step_tokens(config, budgets.least_vram_bytes, engine.context_tokens)
         names = (tensor.name for tensor in tensors)
-        layers = rules.expert_layers(names, config.num_layers)
+        layers = rules.expert_layers(names, config.num_loaded_layers)
     return Problem(
         budgets=budgets,
         sizes=sizes_of(tensors, config, rules.is_on_cpu),

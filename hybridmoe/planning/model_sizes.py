@@ -13,6 +13,8 @@ from hybridmoe.errors import GGUFError
 from hybridmoe.gguf.accounting import TensorLike
 from hybridmoe.gguf.names import (
     FUSED_ROLE,
+    MTP_EMBEDDING,
+    MTP_HEAD,
     is_expert_tensor,
     parse_name,
     part_of,
@@ -58,13 +60,15 @@ class ModelSizes:
     cpu_bytes: int = 0  # of head and dense: pinned to the CPU by placement rules
     only: range | None = None  # layers that are summed; None = all
     shared: tuple[Part, ...] = ()  # of `dense`: the shared experts
-    by_layer: tuple["ModelSizes", ...] = ()  # embedding with the first, head with the last
+    by_layer: tuple[
+        "ModelSizes", ...
+    ] = ()  # embedding with the network's first, head with its last
     packed_piece_bytes: tuple[int, ...] = ()  # as `piece_bytes`, in VRAM; empty: the same
 
     @property
     def layers(self) -> range:
         """Numbers of the layers that are summed."""
-        return range(self.config.num_layers) if self.only is None else self.only
+        return range(self.config.num_loaded_layers) if self.only is None else self.only
 
     @property
     def moe_layers(self) -> range:
@@ -73,7 +77,15 @@ class ModelSizes:
 
     def of_layers(self, layers: range) -> "ModelSizes":
         """Sum some layers alone, which are one GPU's."""
-        return _sum(self.config, self.by_layer[layers.start : layers.stop], layers)
+        first = self.layers.start
+        return _sum(self.config, self.by_layer[layers.start - first : layers.stop - first], layers)
+
+    @property
+    def network(self) -> "ModelSizes":
+        """Sizes without the layer that drafts: what a token of a response needs."""
+        end = min(self.layers.stop, self.config.num_layers)
+        is_whole = end == self.layers.stop
+        return self if is_whole else self.of_layers(range(self.layers.start, end))
 
     @property
     def slot_bytes(self) -> int:
@@ -150,17 +162,22 @@ def sizes_of(
     unused = unused_names([tensor.name for tensor in tensors])
     named = [(parse_name(tensor.name), tensor) for tensor in tensors if tensor.name not in unused]
     is_tied = not any(part_of(name.role) == "output" for name, _ in named)
-    sums = [_LayerSum(config, number) for number in range(config.num_layers)]
+    sums = [_LayerSum(config, number) for number in range(config.num_loaded_layers)]
+    last = sums[config.num_layers - 1]
     for (layer, role, _), tensor in named:
         part = Part(tensor.type, prod(tensor.shape), tensor.num_bytes)
         num_rows = prod(tensor.shape[:-1])
         kind = part_of(role)
-        if kind == "embedding":
+        if role == MTP_EMBEDDING and layer == config.num_layers < len(sums):
+            sums[layer].embedding_bytes += part.num_bytes
+        elif role == MTP_HEAD and layer == config.num_layers < len(sums):
+            sums[layer].add_dense(part, "output", num_rows, is_on_cpu=is_on_cpu(tensor.name))
+        elif kind == "embedding":
             sums[0].embedding_bytes += part.num_bytes
             if is_tied:
-                sums[-1].add_dense(part, "output", num_rows, is_on_cpu=False)
-        elif layer is None or layer < config.num_layers:
-            layer_sum = sums[-1 if layer is None else layer]
+                last.add_dense(part, "output", num_rows, is_on_cpu=False)
+        elif layer is None or layer < config.num_loaded_layers:
+            layer_sum = last if layer is None else sums[layer]
             if is_expert_tensor(tensor.name):
                 layer_sum.add_experts(role, part, num_rows)
             else:
@@ -231,7 +248,7 @@ def _sum(config: ModelConfig, layers: Sequence[ModelSizes], only: range | None) 
         config=config,
         embedding_bytes=sum(layer.embedding_bytes for layer in layers),
         head=_by_type(part for layer in layers for part in layer.head),
-        is_tied=layers[0].is_tied,
+        is_tied=any(layer.is_tied for layer in layers),
         dense=_by_type(part for layer in layers for part in layer.dense),
         experts=tuple(parts for layer in layers for parts in layer.experts),
         piece_bytes=tuple(map(max, zip(*pieces, strict=True))),
@@ -240,7 +257,7 @@ def _sum(config: ModelConfig, layers: Sequence[ModelSizes], only: range | None) 
         cpu_bytes=sum(layer.cpu_bytes for layer in layers),
         only=only,
         shared=_by_type(part for layer in layers for part in layer.shared),
-        by_layer=() if only is not None else tuple(layers),
+        by_layer=tuple(layers),
     )
 
 

@@ -75,7 +75,9 @@ class Plan:
     @property
     def max_step_tokens(self) -> int:
         """Tokens of one step, at most: the prompt's, and those of running requests."""
-        return self.step_tokens + self.engine.max_running * (1 + self.engine.speculate)
+        source, most, _ = self.engine.speculate
+        has_drafts = source == "lookup" or self.problem.sizes.config.runs_mtp
+        return self.step_tokens + self.engine.max_running * (1 + most * has_drafts)
 
     @property
     def num_vram_slots(self) -> int:

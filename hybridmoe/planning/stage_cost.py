@@ -45,7 +45,7 @@ class StagedCost:
                 own = replace(rates, gpu=gpus[k], step_s=rates.step_s if k == 0 else 0.0)
             part = None if curve is None else _scaled(curve, share)
             hits = hits_of(stage, part, vram_rate=vram_rate, hit_rate=hit_rate)
-            self._stages.append((stage, own, hits))
+            self._stages.append((_network_of(stage), own, hits))
         self.hits = hits_of(plan, curve, vram_rate=vram_rate, hit_rate=hit_rate)
 
     def decode(self, position: int) -> Step:
@@ -69,6 +69,12 @@ class StagedCost:
         seconds = {key: sum(s.seconds[key] for s in steps) for key in steps[0].seconds}
         read = {key: sum(s.read_bytes[key] for s in steps) for key in steps[0].read_bytes}
         return Step(num_tokens, seconds | {CROSSING: crossing}, read)
+
+
+def _network_of(plan: Plan) -> Plan:
+    """Leave out the layer that drafts: it is loaded, but computes no token of a response."""
+    problem = plan.problem
+    return replace(plan, problem=replace(problem, sizes=problem.sizes.network))
 
 
 def _scaled(curve: HitCurve, share: float) -> Callable[[int], float]:

@@ -12,7 +12,7 @@ from hybridmoe.cli.generate import generate_command
 from hybridmoe.cli.options import SERVER_NAMES, load_options_of
 from hybridmoe.cli.serve import serve_command
 from hybridmoe.errors import ConfigError
-from hybridmoe.option import FolderLimit, options_of
+from hybridmoe.option import AUTO, FolderLimit, Speculation, options_of
 from hybridmoe.placement.options import LoadOptions
 
 NAMES = tuple(options_of(LoadOptions))
@@ -23,7 +23,7 @@ GOOD: dict[str, tuple[Any, Any]] = {  # as users write them, and as they are rea
     "kv_tokens": (128, 128),
     "max_running": (3, 3),
     "max_waiting": (0, 0),
-    "speculate": (4, 4),
+    "speculate": ("mtp:2", Speculation("mtp", 2)),
     "kv_disk": ("kv=20GiB", FolderLimit(Path("kv"), 20 << 30)),
     "device": ("cpu", "cpu"),
     "vram": ("20GiB", 20 << 30),
@@ -82,7 +82,12 @@ def test_a_flag_that_is_not_given_leaves_the_default() -> None:
         ("device", 3, "device=3: expected one of auto, cpu, cuda, or GPUs by number"),
         ("place", "blk=cpu", "place='blk=cpu': expected a list of strings"),
         ("place", ["blk"], "place='blk': expected REGEX=cpu or REGEX=cuda"),
-        ("speculate", -1, "speculate=-1: expected a whole number, 0 to 64"),
+        ("speculate", -1, "speculate=-1: expected 0 to 64 tokens, mtp, mtp:N, auto or off"),
+        ("speculate", "mtp:0", "speculate='mtp:0': expected 0 to 64 tokens, mtp, mtp:N"),
+        ("speculate", "65", "speculate='65': expected 0 to 64 tokens, mtp, mtp:N"),
+        ("speculate", "٣", "speculate='٣': expected 0 to 64 tokens, mtp, mtp:N"),
+        ("speculate", 2.0, "speculate=2.0: expected 0 to 64 tokens, mtp, mtp:N"),
+        ("speculate", True, "speculate=True: expected 0 to 64 tokens, mtp, mtp:N"),
         ("trace", 3, "trace=3: expected the name of a file"),
         ("yarn_beta_fast", 0.0, r"yarn_beta_fast=0.0: expected a number above 0, at most 1e\+06"),
         ("yarn_beta_slow", float("nan"), "yarn_beta_slow=nan: expected a number above 0"),
@@ -106,6 +111,24 @@ def test_several_gpus_and_their_budgets() -> None:
     assert (found.device, found.vram) == ("cuda:1,cuda:0", (20 << 30, 512 << 20))
     assert LoadOptions(vram=(5, 6)).vram == (5, 6)
     assert LoadOptions(device="cuda:1").needs_gpu and not LoadOptions(device="cpu").needs_gpu
+
+
+@pytest.mark.parametrize(
+    ("given", "read", "text"),
+    [
+        (4, Speculation("lookup", 4), "4"),
+        ("4", Speculation("lookup", 4), "4"),
+        (0, Speculation("off", 0), "off"),
+        ("off", Speculation("off", 0), "off"),
+        ("auto", AUTO, "auto"),
+        ("mtp", AUTO._replace(source="mtp"), "mtp"),
+        ("mtp:64", Speculation("mtp", 64), "mtp:64"),
+    ],
+)
+def test_sources_of_draft_tokens(given: Any, read: Speculation, text: str) -> None:
+    found = LoadOptions(speculate=given).speculate
+    assert (found, str(found)) == (read, text)
+    assert LoadOptions(speculate=found) == LoadOptions(speculate=given)
 
 
 def test_keywords_replace_those_of_given_options() -> None:

@@ -30,12 +30,16 @@ MakeEngine = Callable[..., Engine]
 
 
 @contextmanager
-def tiny_decoder(folder: Path, variant: str = "k2") -> Iterator[Decoder]:
-    """Load a small random model in Q8_0."""
+def tiny_decoder(folder: Path, variant: str = "k2", **options: Any) -> Iterator[Decoder]:
+    """Load a small random model in Q8_0.
+
+    options: of `write_tiny`; with `mtp=True` that layer is loaded, to draft.
+    """
     path = folder / "tiny.gguf"
-    write_tiny(path, variant=variant, type=GGMLQuantizationType.Q8_0)
+    write_tiny(path, variant=variant, type=GGMLQuantizationType.Q8_0, **options)
     with GGUFFile.open(path) as file:
-        yield Decoder(Weights(file), ModelConfig.from_metadata(file.metadata))
+        config = ModelConfig.from_metadata(file.metadata)
+        yield Decoder(Weights(file), config.with_mtp() if options.get("mtp") else config)
 
 
 @contextmanager

@@ -14,24 +14,51 @@ from hybridmoe.config import GATE_SIGMOID, ModelConfig
 from hybridmoe.kernels import reference
 from hybridmoe.model.rope import inverse_frequencies
 
-__all__ = ["exact_logits"]
+__all__ = ["exact_drafts", "exact_logits", "exact_states"]
 
 
 def exact_logits(c: ModelConfig, weights: Mapping[str, np.ndarray], ids: list[int]) -> np.ndarray:
     """(T, V) f64 of a file with split kv_b, as `tiny_gguf.write_tiny` returns its weights."""
-    w = {name: torch.from_numpy(array).double() for name, array in weights.items()}
+    w = _doubles(weights)
+    head = w.get("output.weight", w["token_embd.weight"])
+    return (exact_states(c, weights, ids) @ head.T).numpy()
+
+
+def exact_states(c: ModelConfig, weights: Mapping[str, np.ndarray], ids: list[int]) -> Tensor:
+    """(T, H) f64, normed, as the output head takes them."""
+    w = _doubles(weights)
     x = w["token_embd.weight"][ids]
     for layer in range(c.num_layers):
-        block = {
-            name.split(".", 2)[2].removesuffix(".weight"): tensor
-            for name, tensor in w.items()
-            if name.startswith(f"blk.{layer}.")
-        }
-        x = x + _attention(c, block, _norm(c, x, block["attn_norm"]))
-        h = _norm(c, x, block["ffn_norm"])
-        x = x + (_ffn(block, h) if layer < c.num_dense_layers else _experts(c, block, h))
+        x = _layer(c, w, layer, x)
+    return _norm(c, x, w["output_norm.weight"])
+
+
+def exact_drafts(
+    c: ModelConfig, weights: Mapping[str, np.ndarray], ids: list[int], before: Tensor
+) -> tuple[Tensor, np.ndarray]:
+    """States (T, H) and logits (T, V) of the MTP layer. before: (T, H), of the tokens before."""
+    w, b = _doubles(weights), f"blk.{c.num_layers}.nextn."
+    tokens = w.get(f"{b}embed_tokens.weight", w["token_embd.weight"])[ids]
+    joined = (_norm(c, tokens, w[f"{b}enorm.weight"]), _norm(c, before, w[f"{b}hnorm.weight"]))
+    x = _layer(c, w, c.num_layers, torch.cat(joined, 1) @ w[f"{b}eh_proj.weight"].T)
+    states = _norm(c, x, w.get(f"{b}shared_head_norm.weight", w["output_norm.weight"]))
     head = w.get("output.weight", w["token_embd.weight"])
-    return (_norm(c, x, w["output_norm.weight"]) @ head.T).numpy()
+    return states, (states @ w.get(f"{b}shared_head_head.weight", head).T).numpy()
+
+
+def _doubles(weights: Mapping[str, np.ndarray]) -> dict[str, Tensor]:
+    return {name: torch.from_numpy(array).double() for name, array in weights.items()}
+
+
+def _layer(c: ModelConfig, w: Mapping[str, Tensor], layer: int, x: Tensor) -> Tensor:
+    block = {
+        name.split(".", 2)[2].removesuffix(".weight"): tensor
+        for name, tensor in w.items()
+        if name.startswith(f"blk.{layer}.")
+    }
+    x = x + _attention(c, block, _norm(c, x, block["attn_norm"]))
+    h = _norm(c, x, block["ffn_norm"])
+    return x + (_ffn(block, h) if layer < c.num_dense_layers else _experts(c, block, h))
 
 
 def _norm(c: ModelConfig, x: Tensor, weight: Tensor) -> Tensor:

@@ -34,6 +34,8 @@ def expected(prompt: list[int], num_tokens: int) -> list[int]:
 class HashModel:
     """Stores a hash of a position's prefix in its row, and derives the next token from it."""
 
+    config = MODEL
+
     def __init__(self, cache: KvCache) -> None:
         self._hashes = cache.parts[0][0].view(torch.float32)[..., 0].numpy()  # (pages, PAGE_TOKENS)
 

@@ -33,6 +33,8 @@ class TinyConfig:
 
     arch: str = "deepseek2"
     layers: int = 3
+    mtp: bool = False  # one more layer, for multi-token prediction
+    mtp_own: bool = False  # with an embedding, a head and a norm of its own
     dense_layers: int = 1
     hidden: int = 256
     heads: int = 4
@@ -264,7 +266,7 @@ def _tensors(c: TinyConfig, seed: int) -> Iterator[tuple[str, np.ndarray]]:
     num_tokens = len(make_vocabulary(c.pre).tokens)
     token_embd = "token_embd.weight"
     yield matrix(token_embd, num_tokens, c.hidden, gain=0.7 * c.hidden**0.5)
-    for layer in range(c.layers):
+    for layer in range(c.layers + c.mtp):
         b = f"blk.{layer}."
         yield norm(b + "attn_norm.weight", c.hidden)
         q_rows = c.heads * (c.nope + c.rope)
@@ -287,7 +289,7 @@ def _tensors(c: TinyConfig, seed: int) -> Iterator[tuple[str, np.ndarray]]:
         else:
             yield name, kv_b.reshape(-1, c.kv_lora)
         yield matrix(b + "attn_output.weight", c.hidden, c.heads * c.v, gain=back)
-        if c.index_heads and (c.index_types is None or c.index_types[layer]):
+        if c.index_heads and (c.index_types is None or [*c.index_types, True][layer]):
             yield matrix(b + "indexer.attn_q_b.weight", c.index_heads * c.index_dim, c.q_lora or 0)
             yield matrix(b + "indexer.attn_k.weight", c.index_dim, c.hidden)
             yield norm(b + "indexer.k_norm.weight", c.index_dim)
@@ -318,6 +320,17 @@ def _tensors(c: TinyConfig, seed: int) -> Iterator[tuple[str, np.ndarray]]:
             yield matrix(b + "ffn_gate_shexp.weight", shared_width, c.hidden)
             yield matrix(b + "ffn_up_shexp.weight", shared_width, c.hidden)
             yield matrix(b + "ffn_down_shexp.weight", c.hidden, shared_width, gain=back)
+    if c.mtp:
+        b = f"blk.{c.layers}.nextn."
+        name, noise = matrix(b + "eh_proj.weight", c.hidden, 2 * c.hidden, gain=0.2)
+        noise[:, : c.hidden] += np.eye(c.hidden, dtype=np.float32)  # as if the token tells most
+        yield name, noise
+        yield norm(b + "enorm.weight", c.hidden)
+        yield norm(b + "hnorm.weight", c.hidden)
+        if c.mtp_own:
+            yield matrix(b + "embed_tokens.weight", num_tokens, c.hidden, gain=0.7 * c.hidden**0.5)
+            yield norm(b + "shared_head_norm.weight", c.hidden)
+            yield matrix(b + "shared_head_head.weight", num_tokens, c.hidden, gain=2.0)
     yield norm("output_norm.weight", c.hidden)
     if not c.tied:
         yield matrix("output.weight", num_tokens, c.hidden, gain=2.0)
@@ -331,7 +344,8 @@ def _normal(seed: int, name: str, *shape: int) -> np.ndarray:
 def _model_keys(c: TinyConfig) -> dict[str, object]:
     head = c.nope + c.rope
     keys: dict[str, object] = {
-        "block_count": c.layers,
+        "block_count": c.layers + c.mtp,
+        "nextn_predict_layers": 1 if c.mtp else None,
         "context_length": c.context,
         "embedding_length": c.hidden,
         "feed_forward_length": c.dense_width,
