@@ -177,7 +177,16 @@ _SCALES: Mapping[Type, tuple[int, ...]] = {
     Type.Q2_K: (80, 82), Type.Q3_K: (108,), Type.Q4_K: (0, 2), Type.Q5_K: (0, 2),
     Type.Q6_K: (208,), Type.IQ2_XXS: (0,), Type.IQ2_XS: (0,), Type.IQ2_S: (0,), Type.IQ3_XXS: (0,),
     Type.IQ3_S: (0,), Type.IQ1_S: (0,), Type.IQ4_NL: (0,), Type.IQ4_XS: (0,), Type.TQ1_0: (52,),
-    Type.TQ2_0: (64,), Type.IQ1_M: (), Type.MXFP4: (), Type.NVFP4: (),
+    Type.TQ2_0: (64,), Type.IQ1_M: (), Type.MXFP4: (), Type.NVFP4: (), Type.Q1_0: (0,),
+    Type.Q2_0: (0,), Type.Q6_0: (0,), Type.IQ2_K: (0,), Type.IQ3_K: (0,), Type.IQ4_K: (0,),
+    Type.IQ5_K: (0,), Type.IQ2_KS: (), Type.IQ2_KL: (), Type.IQ3_KS: (), Type.IQ4_KS: (),
+    Type.IQ4_KSS: (), Type.IQ5_KS: (),  # a scale of the row
+}  # fmt: skip
+
+# Of codes times their scales, where these are integers of many sizes; of the other types about 200.
+_MAGNITUDES: Mapping[Type, int] = {
+    Type.IQ3_K: 600, Type.IQ4_K: 1300, Type.IQ5_K: 1300, Type.IQ4_KS: 4500, Type.IQ4_KSS: 4500,
+    Type.IQ5_KS: 4500,
 }  # fmt: skip
 
 
@@ -208,7 +217,11 @@ def _random_rows(
         return values.astype(np.float32 if type == Type.F32 else np.float16).view(np.uint8)
     layout = block_layout(type)
     one = rng.integers(0, 256, (rows, cols // layout.weights, layout.num_bytes), np.uint8)
-    scale = np.float16(gain * cols**-0.5 / 200)  # keeps activations near 1 for 4- to 8-bit quants
+    exact_scale = gain * cols**-0.5 / _MAGNITUDES.get(type, 200)  # keeps activations near 1
+    if layout.row_scale_bytes:
+        row_scale = np.full((rows, 1), exact_scale, f"<f{layout.row_scale_bytes}").view(np.uint8)
+        return np.concatenate((row_scale, one.reshape(rows, -1)), 1)
+    scale = np.float16(exact_scale)
     for offset in _SCALES[type]:
         one[..., offset : offset + 2] = np.frombuffer(scale.tobytes(), np.uint8)
     if type == Type.MXFP4:

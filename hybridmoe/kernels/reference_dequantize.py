@@ -5,7 +5,7 @@ at once. One float32 product gives a group's scale, a second its weights, as in 
 write these types.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -13,28 +13,19 @@ from gguf import quants
 from numpy.typing import NDArray
 
 from hybridmoe.gguf.quant_types import QuantType, block_layout, row_bytes
+from hybridmoe.kernels.value_tables import (
+    EIGHT_VALUES,
+    FOUR_VALUES,
+    PAIRS,
+    SIXTEEN_VALUES,
+    THIRTY_TWO_VALUES,
+)
 
 __all__ = ["dequantize_rows"]
 
 Bytes = NDArray[np.uint8]
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float32]
-
-_FOUR_VALUES = np.array([-31, -13, 1, 17])
-_EIGHT_VALUES = np.array([-63, -40, -23, -10, 1, 13, 28, 47])
-_SIXTEEN_VALUES = np.array(
-    [-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113]
-)
-_THIRTY_TWO_VALUES = np.array([
-    -126, -114, -103, -92, -83, -74, -65, -57, -50, -43, -36, -30, -24, -18, -12, -6,
-    -1, 5, 11, 17, 23, 29, 36, 43, 51, 59, 68, 77, 87, 97, 109, 121,
-])  # fmt: skip
-_PAIRS = np.array([
-    (-63, -23), (-63, 13), (-40, -63), (-40, -10), (-40, 13), (-40, 47), (-23, -40), (-23, -23),
-    (-23, 1), (-23, 13), (-23, 28), (-10, -63), (-10, 1), (-10, 13), (-10, 47), (1, -23),
-    (1, -10), (1, 1), (1, 13), (1, 28), (13, -40), (13, -23), (13, -10), (13, 1),
-    (13, 13), (28, -63), (28, -23), (28, 1), (28, 28), (28, 47), (47, -23), (47, 13),
-])  # fmt: skip
 
 
 class _Codes(NamedTuple):
@@ -89,8 +80,8 @@ def _by_runs(data: Bytes, bits: int, run: int) -> Ints:
     return split.swapaxes(2, 3).reshape(len(data), -1)
 
 
-def _choose(values: Ints, codes: Ints) -> Ints:
-    chosen: Ints = values[codes]
+def _choose(values: Sequence[int], codes: Ints) -> Ints:
+    chosen: Ints = np.array(values)[codes]
     return chosen
 
 
@@ -109,12 +100,12 @@ def _q6_0(b: Bytes) -> _Codes:
 
 
 def _iq2_k(b: Bytes) -> _Codes:
-    values = _FOUR_VALUES[_by_runs(b[:, 12:], 2, 32)]
+    values = _choose(FOUR_VALUES, _by_runs(b[:, 12:], 2, 32))
     return _Codes(values, _in_order(b[:, 4:12], 4) - 8, 5 * _in_order(b[:, 2:4], 1))
 
 
 def _iq2_ks(b: Bytes) -> _Codes:
-    values = _FOUR_VALUES[_by_runs(b[:, 6:], 2, 32)]
+    values = _choose(FOUR_VALUES, _by_runs(b[:, 6:], 2, 32))
     bits = _in_order(b[:, :2], 1)
     return _Codes(values, (_in_order(b[:, 2:6], 4) | bits[:, 8:] << 4) - 16, 5 * bits[:, :8])
 
@@ -122,12 +113,12 @@ def _iq2_ks(b: Bytes) -> _Codes:
 def _iq2_kl(b: Bytes) -> _Codes:
     index = _by_runs(b[:, 6:70], 4, 16) | _by_runs(b[:, 70:], 1, 16) << 4
     scales = (_by_runs(b[:, 2:6], 4, 4) | _in_order(b[:, :2], 2) << 4) - 32
-    return _Codes(_PAIRS[index].reshape(len(b), -1), scales)
+    return _Codes(np.array(PAIRS)[index].reshape(len(b), -1), scales)
 
 
 def _iq3_values(two_bits: Bytes, third_bits: Bytes) -> Ints:
     codes = _by_runs(two_bits, 2, 32) | _by_runs(third_bits, 1, 32) << 2
-    return _choose(_EIGHT_VALUES, codes)
+    return _choose(EIGHT_VALUES, codes)
 
 
 def _iq3_k(b: Bytes) -> _Codes:
@@ -146,7 +137,7 @@ def _six_bit_scales(high: Bytes, low: Bytes) -> Ints:
 
 
 def _iq4_k(b: Bytes) -> _Codes:
-    values = _SIXTEEN_VALUES[_by_runs(b[:, 16:], 4, 16)]
+    values = _choose(SIXTEEN_VALUES, _by_runs(b[:, 16:], 4, 16))
     return _Codes(values, _six_bit_scales(b[:, 4:8], b[:, 8:16]), 4 * _in_order(b[:, 2:4], 1))
 
 
@@ -156,7 +147,7 @@ def _seven_bit_scales(data: Ints) -> tuple[Ints, Ints]:
 
 def _iq4_ks(b: Bytes) -> _Codes:
     scales, shifts = _seven_bit_scales(b[:, :8].astype(np.int64))
-    return _Codes(_SIXTEEN_VALUES[_by_runs(b[:, 8:], 4, 16)], scales, 4 * shifts)
+    return _Codes(_choose(SIXTEEN_VALUES, _by_runs(b[:, 8:], 4, 16)), scales, 4 * shifts)
 
 
 def _iq4_kss(b: Bytes) -> _Codes:
@@ -166,12 +157,12 @@ def _iq4_kss(b: Bytes) -> _Codes:
     )
     even = words & 0xFFFE
     qs = (even ^ even >> 1).view(np.uint8)
-    return _Codes(_SIXTEEN_VALUES[_by_runs(qs, 4, 16)], scales, 4 * shifts)
+    return _Codes(_choose(SIXTEEN_VALUES, _by_runs(qs, 4, 16)), scales, 4 * shifts)
 
 
 def _iq5_values(four_bits: Bytes, fifth_bits: Bytes) -> Ints:
     codes = _by_runs(four_bits, 4, 32) | _by_runs(fifth_bits, 1, 32) << 4
-    return _choose(_THIRTY_TWO_VALUES, codes)
+    return _choose(THIRTY_TWO_VALUES, codes)
 
 
 def _iq5_k(b: Bytes) -> _Codes:

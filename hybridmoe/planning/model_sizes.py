@@ -28,7 +28,8 @@ __all__ = ["GPU_EXPERT_TYPES", "GPU_TYPES", "ModelSizes", "Part", "sizes_of"]
 # Types of the GPU's kernels (kernels.triton.matrix), which this cannot import.
 _GPU_TYPES = (
     "BF16 F16 Q8_0 Q4_0 Q4_1 Q5_0 Q5_1 Q2_K Q3_K Q4_K Q5_K Q6_K"
-    " IQ1_S IQ1_M IQ2_XXS IQ2_XS IQ2_S IQ3_XXS IQ3_S IQ4_NL IQ4_XS TQ1_0 TQ2_0 MXFP4"
+    " IQ1_S IQ1_M IQ2_XXS IQ2_XS IQ2_S IQ3_XXS IQ3_S IQ4_NL IQ4_XS TQ1_0 TQ2_0 MXFP4 Q1_0 Q2_0"
+    " Q6_0 IQ2_K IQ2_KS IQ2_KL IQ3_K IQ3_KS IQ4_K IQ4_KS IQ4_KSS IQ5_K IQ5_KS"
 )
 GPU_EXPERT_TYPES = frozenset(QuantType[name] for name in _GPU_TYPES.split())
 GPU_TYPES = GPU_EXPERT_TYPES | {QuantType.F32}

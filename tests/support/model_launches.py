@@ -8,19 +8,18 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
-from math import prod
 from pathlib import Path
 from types import MappingProxyType
 
 import numpy as np
-from gguf import GGML_QUANT_SIZES
-from gguf import GGMLQuantizationType as T
 from k2_config import K2
 from k2_header import k2_tensors
 
 from hybridmoe.config import ModelConfig
 from hybridmoe.demo import demo_path
 from hybridmoe.gguf.names import parse_name
+from hybridmoe.gguf.quant_types import QuantType as T
+from hybridmoe.gguf.quant_types import block_layout, tensor_bytes
 from hybridmoe.gguf.reader import GGUFFile, Tensor
 from hybridmoe.gguf.tensor_table import read_config, tensor_shapes
 from hybridmoe.kernels.triton.launches import Launch
@@ -106,7 +105,7 @@ def _fitting(kind: T, name: str, shape: tuple[int, ...]) -> T:
     """The type that a quantizer gives a tensor: another where rows are no whole blocks of it."""
     if len(shape) == 1 or ".ffn_gate_inp." in name:
         return T.F32
-    fits = (k for k in (kind, T.Q8_0) if shape[-1] % GGML_QUANT_SIZES[k][0] == 0)
+    fits = (k for k in (kind, T.Q8_0) if shape[-1] % block_layout(k).weights == 0)
     return next(fits, T.F16)
 
 
@@ -128,8 +127,7 @@ def _opened(
 ) -> Iterator[Model]:
     sized = []
     for name, shape, kind in shapes:
-        weights, num_bytes = GGML_QUANT_SIZES[kind]
-        sized.append((name, shape, kind, prod(shape) // weights * num_bytes))
+        sized.append((name, shape, kind, tensor_bytes(kind, shape)))
     with tempfile.NamedTemporaryFile() as holes:
         holes.truncate(max(size for *_, size in sized))
         zeros = np.memmap(holes.name, np.uint8, "r")

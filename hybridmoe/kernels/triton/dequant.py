@@ -3,7 +3,7 @@
 A function dequantizes a chunk of 256 neighbouring weights of each of ROWS rows: one block of a K
 type, eight of the smaller ones. `row`: addresses of the rows' first bytes; `chunk`: number of the
 chunk in a row; `limit`: blocks in a row. Beyond it, and where `row_ok` is false, nothing is read
-and weights are zero. `books`: of `codebooks.codebooks`; other types than IQ1 to IQ3 do not use it.
+and weights are zero. `books`: of `codebooks.codebooks`; most types do not use it.
 Codes are loaded as a tile (ROWS, groups, weights of a group) and scales as (ROWS, groups), so that
 a thread with several codes of a group loads and unpacks its scale once.
 Every row begins at an even address, except MXFP4's, which is read by bytes.
@@ -17,7 +17,18 @@ import triton
 import triton.language as tl
 
 from hybridmoe.gguf.quant_types import QuantType, block_layout
-from hybridmoe.kernels.triton.dequant_32 import iq4_nl, mxfp4, q4_0, q4_1, q5_0, q5_1, q8_0
+from hybridmoe.kernels.triton.dequant_32 import (
+    iq4_nl,
+    mxfp4,
+    q1_0,
+    q2_0,
+    q4_0,
+    q4_1,
+    q5_0,
+    q5_1,
+    q6_0,
+    q8_0,
+)
 from hybridmoe.kernels.triton.dequant_256 import (
     iq4_xs,
     q2_k,
@@ -27,6 +38,18 @@ from hybridmoe.kernels.triton.dequant_256 import (
     q6_k,
     tq1_0,
     tq2_0,
+)
+from hybridmoe.kernels.triton.dequant_ik import (
+    iq2_k,
+    iq2_kl,
+    iq2_ks,
+    iq3_k,
+    iq3_ks,
+    iq4_k,
+    iq4_ks,
+    iq4_kss,
+    iq5_k,
+    iq5_ks,
 )
 from hybridmoe.kernels.triton.dequant_iq import (
     iq1_m,
@@ -48,7 +71,8 @@ CHUNK = 256
 KINDS = (
     "BF16", "F16", "Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K",
     "IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ3_XXS", "IQ3_S", "IQ4_NL", "IQ4_XS",
-    "TQ1_0", "TQ2_0", "MXFP4",
+    "TQ1_0", "TQ2_0", "MXFP4", "Q1_0", "Q2_0", "Q6_0", "IQ2_K", "IQ2_KS", "IQ2_KL", "IQ3_K",
+    "IQ3_KS", "IQ4_K", "IQ4_KS", "IQ4_KSS", "IQ5_K", "IQ5_KS",
 )  # fmt: skip
 
 
@@ -92,10 +116,21 @@ def columns(KIND: tl.constexpr):
         | (KIND == "Q6_K")
         | (KIND == "TQ1_0")
         | (KIND == "TQ2_0")
+        | (KIND == "IQ2_K")
+        | (KIND == "IQ2_KS")
+        | (KIND == "IQ3_K")
+        | (KIND == "IQ3_KS")
+        | (KIND == "IQ5_K")
+        | (KIND == "IQ5_KS")
     ):
         k = (16 * tl.arange(0, 16)[:, None] + tl.arange(0, 16)[None, :])[None, :, :]
-    elif (KIND == "Q8_0") | (KIND == "Q4_K") | (KIND == "Q5_K"):
+    elif (
+        (KIND == "Q8_0") | (KIND == "Q4_K") | (KIND == "Q5_K") | (KIND == "Q1_0") | (KIND == "Q2_0")
+    ):
         k = (32 * tl.arange(0, 8)[:, None] + tl.arange(0, 32)[None, :])[None, :, :]
+    elif KIND == "IQ2_KL":
+        pair = 2 * tl.arange(0, 16)[None, None, :, None] + tl.arange(0, 2)[None, None, None, :]
+        k = 32 * tl.arange(0, 8)[None, :, None, None] + pair
     else:
         half = 16 * tl.arange(0, 2)[None, None, :, None] + tl.arange(0, 16)[None, None, None, :]
         k = 32 * tl.arange(0, 8)[None, :, None, None] + half
@@ -191,6 +226,32 @@ def dequantize_tile(
         w = tq1_0(row, chunk, limit, row_ok)
     elif KIND == "TQ2_0":
         w = tq2_0(row, chunk, limit, row_ok)
+    elif KIND == "Q1_0":
+        w = q1_0(row, chunk, limit, row_ok)
+    elif KIND == "Q2_0":
+        w = q2_0(row, chunk, limit, row_ok)
+    elif KIND == "Q6_0":
+        w = q6_0(row, chunk, limit, row_ok)
+    elif KIND == "IQ2_K":
+        w = iq2_k(row, chunk, limit, row_ok)
+    elif KIND == "IQ2_KS":
+        w = iq2_ks(row, chunk, limit, row_ok)
+    elif KIND == "IQ2_KL":
+        w = iq2_kl(row, chunk, limit, row_ok, books)
+    elif KIND == "IQ3_K":
+        w = iq3_k(row, chunk, limit, row_ok)
+    elif KIND == "IQ3_KS":
+        w = iq3_ks(row, chunk, limit, row_ok)
+    elif KIND == "IQ4_K":
+        w = iq4_k(row, chunk, limit, row_ok)
+    elif KIND == "IQ4_KS":
+        w = iq4_ks(row, chunk, limit, row_ok)
+    elif KIND == "IQ4_KSS":
+        w = iq4_kss(row, chunk, limit, row_ok)
+    elif KIND == "IQ5_K":
+        w = iq5_k(row, chunk, limit, row_ok, books)
+    elif KIND == "IQ5_KS":
+        w = iq5_ks(row, chunk, limit, row_ok, books)
     else:
         tl.static_assert(KIND == "MXFP4")
         w = mxfp4(row, chunk, limit, row_ok)

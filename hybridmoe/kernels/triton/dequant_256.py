@@ -6,7 +6,10 @@ import triton.language as tl
 from hybridmoe.kernels.triton.block_loads import blocks_of_256, load_byte, load_half, load_word
 from hybridmoe.kernels.triton.dequant_32 import nonlinear
 
-__all__ = ["iq4_xs", "q2_k", "q3_k", "q4_k", "q5_k", "q6_k", "tq1_0", "tq2_0"]
+__all__ = [
+    "iq4_xs", "nibble_codes", "q2_k", "q3_k", "q4_k", "q5_k", "q6_k", "tq1_0", "tq2_0",
+    "two_bit_codes",
+]  # fmt: skip
 
 
 @triton.jit
@@ -15,7 +18,7 @@ def q2_k(row, chunk, limit, row_ok):
     packed = load_byte(base + tl.arange(0, 16)[None, :], mask)
     scale = load_half(base + 80, mask) * (packed & 15).to(tl.float32)
     minimum = load_half(base + 82, mask) * (packed >> 4).to(tl.float32)
-    q = _two_bits(base + 16, mask)
+    q = two_bit_codes(base + 16, mask)
     return scale[:, :, None] * q.to(tl.float32) - minimum[:, :, None]
 
 
@@ -30,7 +33,7 @@ def q3_k(row, chunk, limit, row_ok):
     third_at = (16 * (g & 1))[:, None] + i[None, :]  # of 32 bytes; a bit for each 32 weights
     third = load_byte(base[:, :, None] + third_at[None, :, :], mask[:, :, None])
     third = (third >> (g >> 1)[None, :, None]) & 1
-    q = _two_bits(base + 32, mask) + 4 * third - 4
+    q = two_bit_codes(base + 32, mask) + 4 * third - 4
     return scale[:, :, None] * q.to(tl.float32)
 
 
@@ -82,12 +85,18 @@ def iq4_xs(row, chunk, limit, row_ok):
     low = (load_byte(base + 4 + (g >> 1)[None, :], mask) >> (4 * (g & 1))[None, :]) & 15
     high = (load_word(base + 2, mask) >> (2 * g)[None, :]) & 3
     scale = load_half(base, mask) * ((low | (high << 4)) - 32).to(tl.float32)
+    q = nonlinear(nibble_codes(base + 8, mask))
+    return scale[:, :, None, None] * q.to(tl.float32)
+
+
+@triton.jit
+def nibble_codes(base, mask):
+    """Load codes (ROWS, 8, 2, 16): of each group 16 bytes, first the low nibbles of all."""
     half = tl.arange(0, 2)[None, None, :, None]
     i = tl.arange(0, 16)[None, None, None, :]
-    at = 8 + 16 * g[None, :, None, None] + 0 * half + i  # (1, 8, 2, 16)
+    at = 16 * tl.arange(0, 8)[None, :, None, None] + 0 * half + i  # (1, 8, 2, 16)
     codes = load_byte(base[:, :, None, None] + at, mask[:, :, None, None])
-    q = nonlinear((codes >> (4 * half)) & 15)
-    return scale[:, :, None, None] * q.to(tl.float32)
+    return (codes >> (4 * half)) & 15
 
 
 @triton.jit
@@ -108,12 +117,12 @@ def tq1_0(row, chunk, limit, row_ok):
 @triton.jit
 def tq2_0(row, chunk, limit, row_ok):
     base, mask = blocks_of_256(row, chunk, limit, row_ok, 66, 16)
-    q = _two_bits(base, mask) - 1
+    q = two_bit_codes(base, mask) - 1
     return load_half(base + 64, mask)[:, :, None] * q.to(tl.float32)
 
 
 @triton.jit
-def _two_bits(base, mask):
+def two_bit_codes(base, mask):
     """Load codes (ROWS, 16, 16) of Q2_K, Q3_K, TQ2_0: 32 bytes hold four times 32 weights."""
     g = tl.arange(0, 16)
     at = (32 * (g >> 3) + 16 * (g & 1))[:, None] + tl.arange(0, 16)[None, :]  # (16, 16)

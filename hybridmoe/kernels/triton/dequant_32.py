@@ -1,4 +1,4 @@
-"""Blocks of 32 weights to float32: eight of them make a chunk. Layouts: csrc/formats/blocks.h.
+"""Blocks of 32 to 128 weights to float32: a chunk has several. Layouts: csrc/formats/blocks.h.
 
 In the types of 4 and 5 bits byte i of the codes holds weight i in its low half, 16 + i in its high
 half; they are dequantized as a tile (ROWS, 8 blocks, 2 halves, 16).
@@ -9,7 +9,9 @@ import triton.language as tl
 
 from hybridmoe.kernels.triton.block_loads import load_byte, load_half, load_word
 
-__all__ = ["iq4_nl", "mxfp4", "nonlinear", "q4_0", "q4_1", "q5_0", "q5_1", "q8_0"]
+__all__ = [
+    "iq4_nl", "mxfp4", "nonlinear", "q1_0", "q2_0", "q4_0", "q4_1", "q5_0", "q5_1", "q6_0", "q8_0",
+]  # fmt: skip
 
 # IQ4's sixteen values, plus 128: a byte each.
 _VALUES_0 = tl.constexpr(0x3F2D1801)
@@ -80,6 +82,40 @@ def mxfp4(row, chunk, limit, row_ok):
     q = (word >> (8 * (code & 3))) & 15
     q = tl.where((code & 8) == 0, q, -q)
     return half_scale[:, :, None, None] * q.to(tl.float32)
+
+
+@triton.jit
+def q6_0(row, chunk, limit, row_ok):
+    base, mask = _blocks(row, chunk, limit, row_ok, 26)
+    half = tl.arange(0, 2)[None, None, :, None]
+    i = tl.arange(0, 16)[None, None, None, :]
+    high = load_byte(base[:, :, None, None] + (2 + (i & 7) + 0 * half), mask[:, :, None, None])
+    high = (high >> (4 * (i >> 3) + 2 * half)) & 3
+    q = (_nibbles(base + 10, mask) | (high << 4)) - 32
+    return load_half(base, mask)[:, :, None, None] * q.to(tl.float32)
+
+
+@triton.jit
+def q1_0(row, chunk, limit, row_ok):
+    g = tl.arange(0, 8)
+    block = chunk * 2 + (g >> 2)
+    base, mask = row[:, None] + 18 * block[None, :], row_ok[:, None] & (block < limit)[None, :]
+    i = tl.arange(0, 32)[None, None, :]
+    at = 2 + 4 * (g & 3)[None, :, None] + (i >> 3)
+    bits = load_byte(base[:, :, None] + at, mask[:, :, None]) >> (i & 7)
+    d = load_half(base, mask)[:, :, None]
+    return tl.where((bits & 1) == 0, -d, d)
+
+
+@triton.jit
+def q2_0(row, chunk, limit, row_ok):
+    g = tl.arange(0, 8)
+    block = chunk * 4 + (g >> 1)
+    base, mask = row[:, None] + 18 * block[None, :], row_ok[:, None] & (block < limit)[None, :]
+    i = tl.arange(0, 32)[None, None, :]
+    at = 2 + 8 * (g & 1)[None, :, None] + (i >> 2)
+    q = ((load_byte(base[:, :, None] + at, mask[:, :, None]) >> (2 * (i & 3))) & 3) - 1
+    return load_half(base, mask)[:, :, None] * q.to(tl.float32)
 
 
 @triton.jit
