@@ -57,7 +57,7 @@ CpuFeatures detect_cpu() {
   cpu.avx2 = saved(kYmmStates) && fma && avx && f16c && bit(extended.ebx, 5);
   const bool f = bit(extended.ebx, 16), dq = bit(extended.ebx, 17), bw = bit(extended.ebx, 30);
   const bool vl = bit(extended.ebx, 31), vnni = bit(extended.ecx, 11);
-  cpu.avx512 = cpu.avx2 && saved(kZmmStates) && f && dq && bw && vl && vnni;
+  cpu.avx512 = cpu.avx2 && saved(kZmmStates) && f && dq && bw && vl && vnni && bit(extended.ebx, 8);
   const bool tile = bit(extended.edx, 24), int8 = bit(extended.edx, 25),
              bf16 = bit(extended.edx, 22);
   const bool vbmi = bit(extended.ecx, 1), vector_bf16 = bit(cpuid(7, 1).eax, 5);

@@ -122,33 +122,20 @@ struct BlockIQ5_KS {
   uint8_t qh[32];
 };
 
-// Values of codes, padded to the 16 that a lookup has, and what a shift adds.
-constexpr int8_t kValuesIQ2K[16] = {-31, -13, 1, 17};
-constexpr int8_t kValuesIQ3K[16] = {-63, -40, -23, -10, 1, 13, 28, 47};
+// Values of codes, and what a shift adds. Those of IQ4_K and its like are kValuesIQ4.
+constexpr int8_t kValuesIQ2K[4] = {-31, -13, 1, 17};
+constexpr int8_t kValuesIQ3K[8] = {-63, -40, -23, -10, 1, 13, 28, 47};
 constexpr int8_t kValuesIQ5K[32] = {-126, -114, -103, -92, -83, -74, -65, -57, -50, -43, -36,
                                     -30,  -24,  -18,  -12, -6,  -1,  5,   11,  17,  23,  29,
                                     36,   43,   51,   59,  68,  77,  87,  97,  109, 121};
-constexpr int kShiftIQ2K = 5, kShiftIQ3K = 4, kShiftIQ4K = 4, kShiftIQ5K = 2;  // IQ4K: kValuesIQ4
+constexpr int kShiftIQ2K = 5, kShiftIQ3K = 4, kShiftIQ4K = 4, kShiftIQ5K = 2;
 
-// Pairs of weights, also as words, the first of each lowest.
-struct PairTable {
-  int8_t values[2][32];
-  alignas(64) uint16_t words[32];
-
-  constexpr explicit PairTable(const int8_t (&pairs)[2][32]) : values(), words() {
-    for (int i = 0; i < 32; ++i) {
-      for (int k = 0; k < 2; ++k) {
-        values[k][i] = pairs[k][i];
-        words[i] = static_cast<uint16_t>(words[i] | static_cast<uint8_t>(pairs[k][i]) << (8 * k));
-      }
-    }
-  }
-};
-constexpr PairTable kPairsIQ2KL(
-    {{-63, -63, -40, -40, -40, -40, -23, -23, -23, -23, -23, -10, -10, -10, -10, 1,
-      1,   1,   1,   1,   13,  13,  13,  13,  13,  28,  28,  28,  28,  28,  47,  47},
-     {-23, 13, -63, -10, 13,  47,  -40, -23, 1,  13,  28,  -63, 1,  13, 47,  -23,
-      -10, 1,  13,  28,  -40, -23, -10, 1,   13, -63, -23, 1,   28, 47, -23, 13}});
+// Pairs of IQ2_KL: the first weights of the 32, then the second.
+constexpr int8_t kPairsIQ2KL[2][32] = {
+    {-63, -63, -40, -40, -40, -40, -23, -23, -23, -23, -23, -10, -10, -10, -10, 1,
+     1,   1,   1,   1,   13,  13,  13,  13,  13,  28,  28,  28,  28,  28,  47,  47},
+    {-23, 13, -63, -10, 13,  47,  -40, -23, 1,  13,  28,  -63, 1,  13, 47,  -23,
+     -10, 1,  13,  28,  -40, -23, -10, 1,   13, -63, -23, 1,   28, 47, -23, 13}};
 
 static_assert(sizeof(BlockQ6_0) == 26 && sizeof(BlockIQ2_K) == 76 && sizeof(BlockIQ2_KS) == 70);
 static_assert(sizeof(BlockIQ2_KL) == 86 && sizeof(BlockIQ3_K) == 110 && sizeof(BlockIQ3_KS) == 102);

@@ -7,30 +7,30 @@
 namespace hm {
 namespace {
 
-// Of each group a signed byte, its scale, and a byte of 0 or 1, its shift; the first lowest.
+// Of each group a signed byte, its scale, the first lowest, and a bit, its shift.
 template <int Groups>
 struct GroupScales {
-  uint64_t scales[Groups / 8], shifts[Groups / 8];
+  uint64_t scales[Groups / 8];
+  uint32_t shifts;
 
   static constexpr int kGroupWeights = kSuperWeights / Groups;
   int scale(int g) const { return static_cast<int8_t>(byte_of(scales[g / 8], g % 8)); }
-  int shift(int g) const { return byte_of(shifts[g / 8], g % 8); }
+  int shift(int g) const { return static_cast<int>(shifts >> g & 1); }
 };
 
 inline uint64_t eight_nibbles(const uint8_t* p) { return spread_nibbles(load_u32(p)); }
 
 inline GroupScales<16> group_scales(const BlockIQ2_K& b) {
-  return {{minus<8>(eight_nibbles(b.scales)), minus<8>(eight_nibbles(b.scales + 4))},
-          {spread_bits(b.shifts), spread_bits(b.shifts >> 8)}};
+  return {{minus<8>(eight_nibbles(b.scales)), minus<8>(eight_nibbles(b.scales + 4))}, b.shifts};
 }
 
 inline GroupScales<16> group_scales(const BlockIQ3_K& b) {
   // -v is v ^ 255, plus 1: of an odd v = 2s + 1 that carries nothing.
   const auto odd = [&](int half) {
-    const uint64_t sign = spread_bits(b.signs >> (8 * half));
+    const uint64_t sign = spread_bits(static_cast<uint8_t>(b.signs >> (8 * half)));
     return ((2 * eight_nibbles(b.scales + 4 * half) | kEachByte) ^ 255 * sign) + sign;
   };
-  return {{odd(0), odd(1)}, {spread_bits(b.shifts), spread_bits(b.shifts >> 8)}};
+  return {{odd(0), odd(1)}, b.shifts};
 }
 
 // Of IQ4_K and IQ5_K.
@@ -39,14 +39,13 @@ inline GroupScales<16> six_bit_scales(const Block& b) {
   const uint32_t high = load_u32(b.scales_h);
   return {
       {unpack_iq4_scales(b.scales_l, high & 0xffff), unpack_iq4_scales(b.scales_l + 4, high >> 16)},
-      {spread_bits(b.shifts), spread_bits(b.shifts >> 8)}};
+      b.shifts};
 }
 inline GroupScales<16> group_scales(const BlockIQ4_K& b) { return six_bit_scales(b); }
 inline GroupScales<16> group_scales(const BlockIQ5_K& b) { return six_bit_scales(b); }
 
 inline GroupScales<8> group_scales(const BlockIQ2_KS& b) {
-  const uint64_t fifth = spread_bits(b.bits[1]);
-  return {{minus<16>(eight_nibbles(b.scales) | fifth << 4)}, {spread_bits(b.bits[0])}};
+  return {{minus<16>(eight_nibbles(b.scales) | spread_bits(b.bits[1]) << 4)}, b.bits[0]};
 }
 
 // Four bytes -> their low nibbles, then their high ones.
@@ -57,17 +56,16 @@ inline uint64_t halves_of_nibbles(const uint8_t* p) {
 
 inline GroupScales<8> group_scales(const BlockIQ2_KL& b) {
   const uint64_t high = spread_pairs(load_u16(b.scales_h));
-  return {{minus<32>(halves_of_nibbles(b.scales_l) | high << 4)}, {0}};
+  return {{minus<32>(halves_of_nibbles(b.scales_l) | high << 4)}, 0};
 }
 
 inline GroupScales<8> group_scales(const BlockIQ3_KS& b) {
-  const uint64_t fifth = spread_bits(b.bits[0]);
-  return {{minus<16>(halves_of_nibbles(b.scales) | fifth << 4)}, {spread_bits(b.bits[1])}};
+  return {{minus<16>(halves_of_nibbles(b.scales) | spread_bits(b.bits[0]) << 4)}, b.bits[1]};
 }
 
 // Bytes s, bit 0 the shift: the others less 127. Since that bit is 0 there, | 1 adds one.
 inline GroupScales<8> byte_scales(uint64_t bytes) {
-  return {{((bytes & ~kEachByte) ^ 128 * kEachByte) | kEachByte}, {bytes & kEachByte}};
+  return {{((bytes & ~kEachByte) ^ 128 * kEachByte) | kEachByte}, gather_bits(bytes)};
 }
 inline GroupScales<8> group_scales(const BlockIQ4_KS& b) { return byte_scales(load_u64(b.scales)); }
 inline GroupScales<8> group_scales(const BlockIQ5_KS& b) { return byte_scales(load_u64(b.scales)); }
@@ -123,7 +121,7 @@ inline void dequantize(const BlockIQ2_KL& b, float row, float* y) {
       const int low = (b.qs[16 * (g / 2) + i] >> (4 * (g % 2))) & 15;
       const int index = low | ((b.qh[i] >> g) & 1) << 4;
       for (int k = 0; k < 2; ++k) {
-        y[32 * g + 2 * i + k] = scale * static_cast<float>(kPairsIQ2KL.values[k][index]);
+        y[32 * g + 2 * i + k] = scale * static_cast<float>(kPairsIQ2KL[k][index]);
       }
     }
   }

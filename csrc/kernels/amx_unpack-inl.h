@@ -40,6 +40,11 @@ struct Factors {
     Lanes::store(d, group.d);
     if constexpr (Group::kOffset) {
       Lanes::store(offset, group.offset);
+    } else if constexpr (Group::kShift != 0) {
+      for (int lane = 0; lane < Lanes::kLanes; ++lane) {
+        const int shift = Group::kShift * static_cast<int>(group.shifts >> lane & 1);
+        offset[lane] = d[lane] * static_cast<float>(shift - Group::kBias);
+      }
     } else if constexpr (Group::kBias != 0) {
       Lanes::store(offset, Lanes::mul(group.d, Lanes::set(-Group::kBias)));
     } else {
@@ -157,8 +162,8 @@ HM_INLINE __m512 code_values() {
   return _mm512_setr_ps(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
 }
 
-HM_INLINE __m512 listed_values(const int8_t* values) {
-  return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i*)values)));
+HM_INLINE __m512 listed_codes(const CodeTable<16>& table) {
+  return _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i*)table.codes)));
 }
 
 // A word for each weight of two blocks; its lowest four bits are the code.
@@ -184,16 +189,16 @@ struct LinearNibbles {
 };
 
 struct NibblesIQ4_NL : LinearNibbles<BlockIQ4_NL> {
-  static HM_INLINE __m512 values() { return listed_values(kValuesIQ4); }
+  static HM_INLINE __m512 values() { return listed_codes(kCodesIQ4); }
 };
 
 struct NibblesMXFP4 : LinearNibbles<BlockMXFP4> {
-  static HM_INLINE __m512 values() { return listed_values(kValuesE2M1); }
+  static HM_INLINE __m512 values() { return listed_codes(kCodesE2M1); }
 };
 
 template <class Block>
 struct NibblesIQ4 {
-  static HM_INLINE __m512 values() { return listed_values(kValuesIQ4); }
+  static HM_INLINE __m512 values() { return listed_codes(kCodesIQ4); }
   template <int P>
   static HM_INLINE NibblePair pair(const Block* block) {
     return {sixteen_bytes(block->qs + 32 * P), sixteen_bytes(block->qs + 32 * P + 16)};

@@ -107,7 +107,12 @@ struct PanelOf {
   template <int P>
   static HM_INLINE void store_pair(const Group& group, const typename Group::Block* blocks,
                                    uint8_t* row_codes) {
-    const Simd::B64 codes = group.template codes<P>(blocks);
+    Simd::B64 codes = group.template codes<P>(blocks);
+    if constexpr (Group::kShift != 0) {  // the same exact sums as those of gemv-inl.h
+      constexpr int lanes = kLanes / 4;
+      codes = Simd::add_to_lanes<lanes>(
+          codes, Group::kShift * spread_bits(group.shifts >> lanes * P & ((1 << lanes) - 1)));
+    }
     Simd::store64(row_codes + 64 * P, Group::kSigned ? Simd::plus_bias(codes) : codes);
   }
 };

@@ -77,6 +77,9 @@ struct GroupSums {
       if constexpr (kTotalBias<Group> != 0) {
         sums = Lanes::template sub_shifted<__builtin_ctz(kTotalBias<Group>)>(sums, x_sums);
       }
+      if constexpr (Group::kShift != 0) {
+        sums = Lanes::add_where(group.shifts, sums, Lanes::template times<Group::kShift>(x_sums));
+      }
       const typename Lanes::Float d = Lanes::activation_scales(x[t].d + at / 32);
       lanes[t] = Lanes::fma(Lanes::to_float(sums), Lanes::mul(group.d, d), lanes[t]);
       if constexpr (Group::kOffset) {

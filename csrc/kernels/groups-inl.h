@@ -3,15 +3,17 @@
 // Every format is brought to one form. A lane is 32 weights, or 16 in a format with a scale for
 // each 16; for a lane with int8 activations x of scale s:
 //
-//   sum of w x  =  d * sum of ((code - kBias) * x) * s  +  offset * s * sum of x
+//   sum of w x  =  d * sum of ((code - kBias + shift) * x) * s  +  offset * s * sum of x
 //
-// kBias is 0 or a power of two; `offset` is there only where the format has it. Each sum is exact.
+// kBias is 0 or a power of two; `offset` is there only where the format has it, and shift, which is
+// 0 or kShift by a bit for each lane. Each sum is exact.
 // A type whose blocks hold 32 or 64 weights takes as many as its group needs.
 #pragma once
 
 #include "formats/blocks.h"
 #include "formats/codebooks.h"
 #include "formats/ik_dequantize-inl.h"
+#include "kernels/code_tables.h"
 
 namespace hm {
 namespace {
@@ -23,6 +25,7 @@ struct GroupOf {
   static constexpr int kBlocks = kSuperWeights / Block::kWeights;
   static constexpr bool kSigned = false;  // codes are int8; otherwise 0..127
   static constexpr int kBias = 0;
+  static constexpr int kShift = 0;
   static constexpr bool kOffset = false;
   typename Lanes::Float d;
   typename Lanes::Float offset;
@@ -42,6 +45,16 @@ template <class Block, class Lanes = Simd::PerBlock>
 struct SignedGroupOf : GroupOf<Block, Lanes> {
   static constexpr bool kSigned = true;
 };
+
+// Codes are looked up: what dot_signed would add to each is in the table.
+template <class Block, class Lanes = Simd::PerBlock>
+struct LookedUpGroupOf : GroupOf<Block, Lanes> {
+  static constexpr bool kSigned = Simd::kSignedBias == 0;
+  static constexpr int kBias = Simd::kSignedBias;
+};
+
+constexpr CodeTable<16> kCodesIQ4(kValuesIQ4, Simd::kSignedBias);
+constexpr CodeTable<16> kCodesE2M1(kValuesE2M1, Simd::kSignedBias);
 
 struct GroupQ4_0 : GroupOf<BlockQ4_0> {
   static constexpr int kBias = 8;
@@ -95,23 +108,23 @@ struct GroupQ8_0 : SignedGroupOf<BlockQ8_0> {
   }
 };
 
-struct GroupIQ4_NL : SignedGroupOf<BlockIQ4_NL> {
+struct GroupIQ4_NL : LookedUpGroupOf<BlockIQ4_NL> {
   HM_INLINE void load(const Block* b) { d = Lanes::gather_half(&b->d, sizeof(Block)); }
   template <int P>
   HM_INLINE Simd::B64 codes(const Block* b) const {
-    return Simd::lookup(kValuesIQ4, Simd::nibbles16(b[2 * P].qs, b[2 * P + 1].qs));
+    return Simd::lookup(kCodesIQ4.codes, Simd::nibbles16(b[2 * P].qs, b[2 * P + 1].qs));
   }
 };
 
-struct GroupMXFP4 : SignedGroupOf<BlockMXFP4> {
+struct GroupMXFP4 : LookedUpGroupOf<BlockMXFP4> {
   HM_INLINE void load(const Block* b) { d = Lanes::gather_e8m0_half(&b->e, sizeof(Block)); }
   template <int P>
   HM_INLINE Simd::B64 codes(const Block* b) const {
-    return Simd::lookup(kValuesE2M1, Simd::nibbles16(b[2 * P].qs, b[2 * P + 1].qs));
+    return Simd::lookup(kCodesE2M1.codes, Simd::nibbles16(b[2 * P].qs, b[2 * P + 1].qs));
   }
 };
 
-struct GroupNVFP4 : SignedGroupOf<BlockNVFP4, Simd::PerHalf> {
+struct GroupNVFP4 : LookedUpGroupOf<BlockNVFP4, Simd::PerHalf> {
   HM_INLINE void load(const Block* b) {
     float scales[16];
     for (int g = 0; g < 16; ++g) scales[g] = ue4m3_half(b[g / 4].d[g % 4]);
@@ -119,7 +132,7 @@ struct GroupNVFP4 : SignedGroupOf<BlockNVFP4, Simd::PerHalf> {
   }
   template <int P>
   HM_INLINE Simd::B64 codes(const Block* b) const {
-    return Simd::lookup(kValuesE2M1, Simd::nibbles8(b[P].qs));
+    return Simd::lookup(kCodesE2M1.codes, Simd::nibbles8(b[P].qs));
   }
 };
 
@@ -202,14 +215,14 @@ struct GroupQ6_K : GroupOf<BlockQ6_K, Simd::PerHalf> {
   }
 };
 
-struct GroupIQ4_XS : SignedGroupOf<BlockIQ4_XS> {
+struct GroupIQ4_XS : LookedUpGroupOf<BlockIQ4_XS> {
   HM_INLINE void load(const Block* b) {
     const uint64_t scales = unpack_iq4_scales(b->scales_l, b->scales_h);
     d = Lanes::mul(Lanes::set(half_to_float(b->d)), Lanes::from_s8(scales));
   }
   template <int P>
   HM_INLINE Simd::B64 codes(const Block* b) const {
-    return Simd::lookup(kValuesIQ4, Simd::nibbles16(b->qs + 32 * P, b->qs + 32 * P + 16));
+    return Simd::lookup(kCodesIQ4.codes, Simd::nibbles16(b->qs + 32 * P, b->qs + 32 * P + 16));
   }
 };
 

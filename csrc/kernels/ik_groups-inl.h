@@ -1,7 +1,6 @@
 // Groups of the types of ik_llama.cpp: see groups-inl.h for the form that they are brought to.
 //
-// Codes choose values from a table; a shift, a bit of each scale, adds a constant to them: that is
-// an offset.
+// Codes of two and three bits, and pairs, have values that are below 128 with a bias.
 #pragma once
 
 #include "formats/ik_dequantize-inl.h"
@@ -10,37 +9,45 @@
 namespace hm {
 namespace {
 
-// A group with a scale and a shift for each lane.
-template <class Block, class Lanes, int Shift>
-struct ShiftedGroupOf : SignedGroupOf<Block, Lanes> {
-  static constexpr bool kOffset = Shift != 0;
+// A group with a scale and, unless Shift is 0, a shift for each lane.
+template <class Base, int Shift>
+struct ShiftedGroupOf : Base {
+  using Lanes = typename Base::Lanes;
+  static constexpr int kShift = Shift;
+  uint32_t shifts;  // a bit for each lane
 
-  HM_INLINE void set_scales(float scale, const Block& b) {
-    auto scales = group_scales(b);
-    this->d = Lanes::mul(Lanes::set(scale), lanes(scales.scales));
-    if constexpr (kOffset) {
-      for (uint64_t& bytes : scales.shifts) bytes *= Shift;
-      this->offset = Lanes::mul(this->d, lanes(scales.shifts));
-    }
-  }
-
- private:
-  static HM_INLINE typename Lanes::Float lanes(const uint64_t (&bytes)[1]) {
-    return Lanes::from_s8(bytes[0]);
-  }
-  static HM_INLINE typename Lanes::Float lanes(const uint64_t (&bytes)[2]) {
-    return Lanes::from_s8(bytes[0], bytes[1]);
+  template <class Scales>
+  HM_INLINE void set_scales(float scale, const Scales& scales) {
+    this->d = Lanes::mul(Lanes::set(scale), Lanes::from_s8(scales.scales));
+    shifts = scales.shifts;
   }
 };
 
-template <class Block, int Shift>
-struct ShiftedHalves : ShiftedGroupOf<Block, Simd::PerHalf, Shift> {
-  HM_INLINE void load(const Block* b) { this->set_scales(half_to_float(b->d), *b); }
+template <class Block, class Lanes, int Bias>
+struct BiasedGroupOf : GroupOf<Block, Lanes> {
+  static constexpr int kBias = Bias;
 };
 
-template <class Block, int Shift>
-struct ShiftedBlocks : ShiftedGroupOf<Block, Simd::PerBlock, Shift> {
-  HM_INLINE void load(const Block* b, float row_scale) { this->set_scales(row_scale, *b); }
+constexpr int kBiasIQ2K = 32, kBiasIQ3K = 64, kBiasIQ2KL = 64;
+constexpr CodeTable<16> kCodesIQ2K(kValuesIQ2K, kBiasIQ2K);
+constexpr CodeTable<32> kCodesIQ3K(kValuesIQ3K, kBiasIQ3K, 4);
+constexpr CodeTable<32> kCodesIQ5K(kValuesIQ5K, Simd::kSignedBias);
+constexpr PairTable kPairCodesIQ2KL(kPairsIQ2KL, kBiasIQ2KL);
+
+// Of types with a scale of each block and 16 weights.
+template <class Base, int Shift>
+struct ShiftedHalves : ShiftedGroupOf<Base, Shift> {
+  HM_INLINE void load(const typename Base::Block* b) {
+    this->set_scales(half_to_float(b->d), group_scales(*b));
+  }
+};
+
+// Of types with a scale of each row and 32 weights.
+template <class Base, int Shift>
+struct ShiftedBlocks : ShiftedGroupOf<Base, Shift> {
+  HM_INLINE void load(const typename Base::Block* b, float row_scale) {
+    this->set_scales(row_scale, group_scales(*b));
+  }
 };
 
 struct GroupQ6_0 : GroupOf<BlockQ6_0> {
@@ -53,64 +60,64 @@ struct GroupQ6_0 : GroupOf<BlockQ6_0> {
   }
 };
 
-struct GroupIQ2_K : ShiftedHalves<BlockIQ2_K, kShiftIQ2K> {
+struct GroupIQ2_K : ShiftedHalves<BiasedGroupOf<BlockIQ2_K, Simd::PerHalf, kBiasIQ2K>, kShiftIQ2K> {
   template <int P>
   HM_INLINE Simd::B64 codes(const Block* b) const {
-    return Simd::lookup(kValuesIQ2K, two_bit_codes<P>(b->qs));
+    return Simd::lookup(kCodesIQ2K.codes, two_bit_codes<P>(b->qs));
   }
 };
 
-struct GroupIQ2_KS : ShiftedBlocks<BlockIQ2_KS, kShiftIQ2K> {
+struct GroupIQ2_KS
+    : ShiftedBlocks<BiasedGroupOf<BlockIQ2_KS, Simd::PerBlock, kBiasIQ2K>, kShiftIQ2K> {
   template <int P>
   HM_INLINE Simd::B64 codes(const Block* b) const {
-    return Simd::lookup(kValuesIQ2K, two_bit_codes<P>(b->qs));
+    return Simd::lookup(kCodesIQ2K.codes, two_bit_codes<P>(b->qs));
   }
 };
 
-struct GroupIQ2_KL : ShiftedBlocks<BlockIQ2_KL, 0> {
+struct GroupIQ2_KL : ShiftedBlocks<BiasedGroupOf<BlockIQ2_KL, Simd::PerBlock, kBiasIQ2KL>, 0> {
   template <int P>
   HM_INLINE Simd::B64 codes(const Block* b) const {
-    return Simd::lookup_pairs<2 * P>(kPairsIQ2KL, b->qs + 16 * P, b->qh);
+    return Simd::lookup_pairs<2 * P>(kPairCodesIQ2KL, b->qs + 16 * P, b->qh);
   }
 };
 
-// The values of three-bit codes: pair P.
+// Three-bit codes: pair P.
 template <int P>
 HM_INLINE Simd::B64 iq3_values(const uint8_t* qs, const uint8_t* qh) {
-  const Simd::B64 third = Simd::shift_left<2>(bit_plane<P>(qh));
-  return Simd::lookup(kValuesIQ3K, Simd::or_(two_bit_codes<P>(qs), third));
+  return Simd::lookup_plane<2 * P>(kCodesIQ3K.codes, two_bit_codes<P>(qs), qh);
 }
 
-struct GroupIQ3_K : ShiftedHalves<BlockIQ3_K, kShiftIQ3K> {
+struct GroupIQ3_K : ShiftedHalves<BiasedGroupOf<BlockIQ3_K, Simd::PerHalf, kBiasIQ3K>, kShiftIQ3K> {
   template <int P>
   HM_INLINE Simd::B64 codes(const Block* b) const {
     return iq3_values<P>(b->qs, b->qh);
   }
 };
 
-struct GroupIQ3_KS : ShiftedBlocks<BlockIQ3_KS, kShiftIQ3K> {
+struct GroupIQ3_KS
+    : ShiftedBlocks<BiasedGroupOf<BlockIQ3_KS, Simd::PerBlock, kBiasIQ3K>, kShiftIQ3K> {
   template <int P>
   HM_INLINE Simd::B64 codes(const Block* b) const {
     return iq3_values<P>(b->qs, b->qh);
   }
 };
 
-struct GroupIQ4_K : ShiftedHalves<BlockIQ4_K, kShiftIQ4K> {
+struct GroupIQ4_K : ShiftedHalves<LookedUpGroupOf<BlockIQ4_K, Simd::PerHalf>, kShiftIQ4K> {
   template <int P>
   HM_INLINE Simd::B64 codes(const Block* b) const {
-    return Simd::lookup(kValuesIQ4, Simd::nibbles16(b->qs + 32 * P, b->qs + 32 * P + 16));
+    return Simd::lookup(kCodesIQ4.codes, Simd::nibbles16(b->qs + 32 * P, b->qs + 32 * P + 16));
   }
 };
 
-struct GroupIQ4_KS : ShiftedBlocks<BlockIQ4_KS, kShiftIQ4K> {
+struct GroupIQ4_KS : ShiftedBlocks<LookedUpGroupOf<BlockIQ4_KS, Simd::PerBlock>, kShiftIQ4K> {
   template <int P>
   HM_INLINE Simd::B64 codes(const Block* b) const {
-    return Simd::lookup(kValuesIQ4, Simd::nibbles16(b->qs + 32 * P, b->qs + 32 * P + 16));
+    return Simd::lookup(kCodesIQ4.codes, Simd::nibbles16(b->qs + 32 * P, b->qs + 32 * P + 16));
   }
 };
 
-struct GroupIQ4_KSS : SignedGroupOf<BlockIQ4_KSS> {
-  static constexpr bool kOffset = true;
+struct GroupIQ4_KSS : ShiftedGroupOf<LookedUpGroupOf<BlockIQ4_KSS>, kShiftIQ4K> {
   alignas(64) uint8_t qs[128];
 
   HM_INLINE void load(const Block* b, float row_scale) {
@@ -120,31 +127,29 @@ struct GroupIQ4_KSS : SignedGroupOf<BlockIQ4_KSS> {
       bits[h] = Simd::low_bits(words);
       Simd::store64(qs + 64 * h, Simd::xor_shifted(words));
     }
-    const GroupScales<8> scales = byte_scales(join_words(bits[0], bits[1]));
-    d = Lanes::mul(Lanes::set(row_scale), Lanes::from_s8(scales.scales[0]));
-    offset = Lanes::mul(d, Lanes::from_s8(kShiftIQ4K * scales.shifts[0]));
+    set_scales(row_scale, byte_scales(join_words(bits[0], bits[1])));
   }
   template <int P>
   HM_INLINE Simd::B64 codes(const Block*) const {
-    return Simd::lookup(kValuesIQ4, Simd::nibbles16(qs + 32 * P, qs + 32 * P + 16));
+    return Simd::lookup(kCodesIQ4.codes, Simd::nibbles16(qs + 32 * P, qs + 32 * P + 16));
   }
 };
 
-// The values of five-bit codes: pair P.
+// Five-bit codes: pair P.
 template <int P>
 HM_INLINE Simd::B64 iq5_values(const uint8_t* qs, const uint8_t* qh) {
   const Simd::B64 low = Simd::bits<0, 4, 15>(Simd::load32_twice(qs + 32 * P));
-  return Simd::lookup32(kValuesIQ5K, Simd::or_(low, Simd::shift_left<4>(bit_plane<P>(qh))));
+  return Simd::lookup_plane<2 * P>(kCodesIQ5K.codes, low, qh);
 }
 
-struct GroupIQ5_K : ShiftedHalves<BlockIQ5_K, kShiftIQ5K> {
+struct GroupIQ5_K : ShiftedHalves<LookedUpGroupOf<BlockIQ5_K, Simd::PerHalf>, kShiftIQ5K> {
   template <int P>
   HM_INLINE Simd::B64 codes(const Block* b) const {
     return iq5_values<P>(b->qs, b->qh);
   }
 };
 
-struct GroupIQ5_KS : ShiftedBlocks<BlockIQ5_KS, kShiftIQ5K> {
+struct GroupIQ5_KS : ShiftedBlocks<LookedUpGroupOf<BlockIQ5_KS, Simd::PerBlock>, kShiftIQ5K> {
   template <int P>
   HM_INLINE Simd::B64 codes(const Block* b) const {
     return iq5_values<P>(b->qs, b->qh);

@@ -118,16 +118,30 @@ struct Simd : SimdYmm {
     const __m256i in_order = _mm256_permute4x64_epi64(bytes, 0xd8);
     return static_cast<uint32_t>(_mm256_movemask_epi8(_mm256_slli_epi16(in_order, 7)));
   }
-  // table[v] for bytes v of 0..31.
-  static HM_INLINE B64 lookup32(const int8_t* table, B64 v) {
-    return {lookup32(table, v.lo), lookup32(table, v.hi)};
+  // table[v] for bytes v of 0..15, or table[16 + v] where bit Bit (block 1: Bit + 1) of `plane`,
+  // 32 bytes, is set.
+  template <int Bit>
+  static HM_INLINE B64 lookup_plane(const int8_t* table, B64 v, const void* plane) {
+    const __m256i bits = _mm256_loadu_si256((const __m256i*)plane);  // to the signs of bytes
+    return {lookup_either(table, v.lo, _mm256_slli_epi16(bits, 7 - Bit)),
+            lookup_either(table, v.hi, _mm256_slli_epi16(bits, 6 - Bit))};
+  }
+  // Adds byte i to the weights of lane i: 32 or 16 of them, as there are 2 or 4 lanes.
+  template <int Lanes>
+  static HM_INLINE B64 add_to_lanes(B64 v, uint64_t bytes) {
+    const __m256i four = _mm256_set1_epi32(static_cast<int32_t>(bytes));
+    const __m256i first =
+        Lanes == 2 ? _mm256_setzero_si256() : _mm256_set_epi64x(kOnes, kOnes, 0, 0);
+    const __m256i step = _mm256_set1_epi8(Lanes / 2);
+    return {_mm256_add_epi8(v.lo, _mm256_shuffle_epi8(four, first)),
+            _mm256_add_epi8(v.hi, _mm256_shuffle_epi8(four, _mm256_add_epi8(first, step)))};
   }
   // The pairs of 32 indices: low bits of 16 as the low nibbles of `nibbles`, then of 16 as the high
   // ones; bit 4 as bits Bit, then Bit + 1, of the 16 bytes at `bits`.
   template <int Bit>
   static HM_INLINE B64 lookup_pairs(const PairTable& table, const void* nibbles, const void* bits) {
     const __m256i index = pair_index<Bit>(nibbles, bits);
-    const __m256i a = lookup32(table.values[0], index), b = lookup32(table.values[1], index);
+    const __m256i a = lookup32(table.codes[0], index), b = lookup32(table.codes[1], index);
     const __m256i low = _mm256_unpacklo_epi8(a, b), high = _mm256_unpackhi_epi8(a, b);
     return {_mm256_permute2x128_si256(low, high, 0x20), _mm256_permute2x128_si256(low, high, 0x31)};
   }
@@ -184,6 +198,9 @@ struct Simd : SimdYmm {
     static HM_INLINE Float from_s8(uint64_t low, uint64_t high) {
       return {PerBlock::from_s8(low), PerBlock::from_s8(high)};
     }
+    static HM_INLINE Float from_s8(const uint64_t (&bytes)[2]) {
+      return from_s8(bytes[0], bytes[1]);
+    }
     static HM_INLINE Float low_nibbles(const uint8_t* p) {
       return from_bytes(_mm_and_si128(_mm_loadu_si128((const __m128i*)p), _mm_set1_epi8(15)));
     }
@@ -206,6 +223,13 @@ struct Simd : SimdYmm {
     template <int Shift>
     static HM_INLINE Int sub_shifted(Int v, Int w) {
       return {PerBlock::sub_shifted<Shift>(v.lo, w.lo), PerBlock::sub_shifted<Shift>(v.hi, w.hi)};
+    }
+    template <int N>
+    static HM_INLINE Int times(Int v) {
+      return {PerBlock::times<N>(v.lo), PerBlock::times<N>(v.hi)};
+    }
+    static HM_INLINE Int add_where(uint32_t bits, Int v, Int w) {
+      return {PerBlock::add_where(bits, v.lo, w.lo), PerBlock::add_where(bits >> 8, v.hi, w.hi)};
     }
     static HM_INLINE Int sums(Dot a, Dot b, Dot c, Dot d) { return {halves(a, b), halves(c, d)}; }
     static HM_INLINE float reduce(Float v) { return Simd::reduce(v); }
@@ -288,11 +312,16 @@ struct Simd : SimdYmm {
     v = _mm256_and_si256(v, _mm256_set1_epi16(-2));
     return _mm256_xor_si256(v, _mm256_srli_epi16(v, 1));
   }
-  static HM_INLINE __m256i lookup32(const int8_t* table, __m256i v) {
+  static constexpr int64_t kOnes = 0x0101010101010101;
+  // table[v], or table[16 + v] where the sign of `is_upper` is set.
+  static HM_INLINE __m256i lookup_either(const int8_t* table, __m256i v, __m256i is_upper) {
     const __m256i low = _mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i*)table));
     const __m256i high = _mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i*)table + 1));
-    return _mm256_blendv_epi8(_mm256_shuffle_epi8(low, v), _mm256_shuffle_epi8(high, v),
-                              _mm256_slli_epi16(v, 3));  // bit 4 becomes the sign
+    return _mm256_blendv_epi8(_mm256_shuffle_epi8(low, v), _mm256_shuffle_epi8(high, v), is_upper);
+  }
+  // table[v] for bytes v of 0..31.
+  static HM_INLINE __m256i lookup32(const int8_t* table, __m256i v) {
+    return lookup_either(table, v, _mm256_slli_epi16(v, 3));
   }
   static HM_INLINE __m256i dot32(__m256i w, __m256i x) {
     return _mm256_madd_epi16(_mm256_maddubs_epi16(w, x), _mm256_set1_epi16(1));

@@ -99,10 +99,22 @@ struct Simd : SimdYmm {
   static HM_INLINE uint32_t low_bits(B64 v) {
     return static_cast<uint32_t>(_mm512_test_epi16_mask(v, _mm512_set1_epi16(1)));
   }
-  static HM_INLINE B64 lookup32(const int8_t* table, B64 v) {
+  template <int Bit>
+  static HM_INLINE B64 lookup_plane(const int8_t* table, B64 v, const void* plane) {
     const __m512i high = _mm512_broadcast_i32x4(_mm_loadu_si128((const __m128i*)table + 1));
-    const __mmask64 is_high = _mm512_test_epi8_mask(v, _mm512_set1_epi8(16));
+    const __m512i bit_of = join(_mm256_set1_epi8(static_cast<char>(1 << Bit)),
+                                _mm256_set1_epi8(static_cast<char>(2 << Bit)));
+    const __mmask64 is_high = _mm512_test_epi8_mask(load32_twice(plane), bit_of);
     return _mm512_mask_shuffle_epi8(lookup(table, v), is_high, high, v);
+  }
+  template <int Lanes>
+  static HM_INLINE B64 add_to_lanes(B64 v, uint64_t bytes) {
+    const __m512i four = _mm512_set1_epi32(static_cast<int32_t>(bytes));
+    constexpr int64_t ones = 0x0101010101010101;
+    const __m512i order =
+        Lanes == 2 ? _mm512_set_epi64(ones, ones, ones, ones, 0, 0, 0, 0)
+                   : _mm512_set_epi64(3 * ones, 3 * ones, 2 * ones, 2 * ones, ones, ones, 0, 0);
+    return _mm512_add_epi8(v, _mm512_shuffle_epi8(four, order));
   }
   template <int Bit>
   static HM_INLINE B64 lookup_pairs(const PairTable& table, const void* nibbles, const void* bits) {
@@ -122,6 +134,9 @@ struct Simd : SimdYmm {
   static HM_INLINE Dot dot_signed(B64 w, B64 x) { return dot_unsigned(plus_bias(w), x); }
 
   struct PerBlock : PerBlockYmm {
+    static HM_INLINE Int add_where(uint32_t bits, Int v, Int w) {
+      return _mm256_mask_add_epi32(v, static_cast<__mmask8>(bits), v, w);
+    }
     static HM_INLINE Int sums(Dot a, Dot b, Dot c, Dot d) {
       const __m512i quarters =
           sum_quarters(a, b, c, d);  // of blocks 0 2 4 6 | same | 1 3 5 7 | same
@@ -148,6 +163,9 @@ struct Simd : SimdYmm {
       const __m128i v = _mm_set_epi64x(static_cast<int64_t>(high), static_cast<int64_t>(low));
       return to_float(_mm512_cvtepi8_epi32(v));
     }
+    static HM_INLINE Float from_s8(const uint64_t (&bytes)[2]) {
+      return from_s8(bytes[0], bytes[1]);
+    }
     static HM_INLINE Float low_nibbles(const uint8_t* p) {
       const __m128i v = _mm_and_si128(_mm_loadu_si128((const __m128i*)p), _mm_set1_epi8(15));
       return to_float(_mm512_cvtepi8_epi32(v));
@@ -165,6 +183,15 @@ struct Simd : SimdYmm {
     template <int Shift>
     static HM_INLINE Int sub_shifted(Int v, Int w) {
       return _mm512_sub_epi32(v, _mm512_slli_epi32(w, Shift));
+    }
+    template <int N>
+    static HM_INLINE Int times(Int v) {
+      const Int even = _mm512_slli_epi32(v, N / 2);
+      if constexpr (N % 2 == 0) return even;
+      return _mm512_add_epi32(even, v);
+    }
+    static HM_INLINE Int add_where(uint32_t bits, Int v, Int w) {
+      return _mm512_mask_add_epi32(v, static_cast<__mmask16>(bits), v, w);
     }
     static HM_INLINE Int sums(Dot a, Dot b, Dot c, Dot d) {
       const __m512i order = _mm512_set_epi32(15, 11, 7, 3, 14, 10, 6, 2, 13, 9, 5, 1, 12, 8, 4, 0);

@@ -6,6 +6,7 @@
 #include <string.h>
 
 #include "base/inline.h"
+#include "kernels/code_tables.h"
 #include "kernels/kernel_table.h"
 
 namespace hm {
@@ -196,7 +197,23 @@ struct Simd {
     for (int i = 0; i < 32; ++i) bits |= static_cast<uint32_t>(v.v[2 * i] & 1) << i;
     return bits;
   }
-  static HM_INLINE B64 lookup32(const int8_t* table, const B64& v) { return lookup(table, v); }
+  template <int Bit>
+  static HM_INLINE B64 lookup_plane(const int8_t* table, const B64& v, const void* plane) {
+    B64 r;
+    for (int i = 0; i < 64; ++i) {
+      const int is_upper = static_cast<const uint8_t*>(plane)[i % 32] >> (Bit + i / 32) & 1;
+      r.v[i] = static_cast<uint8_t>(table[16 * is_upper + v.v[i]]);
+    }
+    return r;
+  }
+  template <int Lanes>
+  static HM_INLINE B64 add_to_lanes(const B64& v, uint64_t bytes) {
+    B64 r;
+    for (int i = 0; i < 64; ++i) {
+      r.v[i] = static_cast<uint8_t>(v.v[i] + (bytes >> (8 * (i / (64 / Lanes)))));
+    }
+    return r;
+  }
   template <int Bit>
   static HM_INLINE B64 lookup_pairs(const PairTable& table, const void* nibbles, const void* bits) {
     B64 r;
@@ -204,7 +221,7 @@ struct Simd {
       const int low = static_cast<const uint8_t*>(nibbles)[i % 16] >> i / 16 * 4 & 15;
       const int high = static_cast<const uint8_t*>(bits)[i % 16] >> (Bit + i / 16) & 1;
       for (int k = 0; k < 2; ++k) {
-        r.v[2 * i + k] = static_cast<uint8_t>(table.values[k][low | high << 4]);
+        r.v[2 * i + k] = static_cast<uint8_t>(table.codes[k][low | high << 4]);
       }
     }
     return r;
@@ -267,6 +284,9 @@ struct Simd {
       return from_integers((const int8_t*)bytes);
     }
     static HM_INLINE Float from_s8(const int8_t* p) { return from_integers(p); }
+    static HM_INLINE Float from_s8(const uint64_t (&bytes)[Lanes / 8]) {
+      return from_integers((const int8_t*)bytes);
+    }
     static HM_INLINE Float low_nibbles(const uint8_t* p) {
       Float r;
       for (int i = 0; i < Lanes; ++i) r.v[i] = static_cast<float>(p[i] & 15);
@@ -304,6 +324,17 @@ struct Simd {
     static HM_INLINE Int load_int(const int32_t* p) {
       Int r;
       memcpy(r.v, p, sizeof r.v);
+      return r;
+    }
+    template <int N>
+    static HM_INLINE Int times(const Int& v) {
+      Int r;
+      for (int i = 0; i < Lanes; ++i) r.v[i] = N * v.v[i];
+      return r;
+    }
+    static HM_INLINE Int add_where(uint32_t bits, const Int& v, const Int& w) {
+      Int r;
+      for (int i = 0; i < Lanes; ++i) r.v[i] = v.v[i] + (bits >> i & 1 ? w.v[i] : 0);
       return r;
     }
     template <int Shift>

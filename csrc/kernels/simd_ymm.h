@@ -5,6 +5,7 @@
 #include <stdint.h>
 
 #include "base/inline.h"
+#include "kernels/code_tables.h"
 #include "kernels/kernel_table.h"
 
 namespace hm {
@@ -67,6 +68,7 @@ struct SimdYmm {
     static HM_INLINE Float from_s8(const int8_t* p) {
       return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i*)p)));
     }
+    static HM_INLINE Float from_s8(const uint64_t (&bytes)[1]) { return from_s8(bytes[0]); }
     // Binary16 numbers, `stride` bytes apart, each for as many lanes.
     template <int Each = 1>
     static HM_INLINE Float gather_half(const void* p, int stride) {
@@ -93,6 +95,19 @@ struct SimdYmm {
     template <int Shift>
     static HM_INLINE Int sub_shifted(Int v, Int w) {
       return _mm256_sub_epi32(v, _mm256_slli_epi32(w, Shift));
+    }
+    // N v for N = 2, 4, 5.
+    template <int N>
+    static HM_INLINE Int times(Int v) {
+      const Int even = _mm256_slli_epi32(v, N / 2);
+      if constexpr (N % 2 == 0) return even;
+      return _mm256_add_epi32(even, v);
+    }
+    // v + w in the lanes whose bit is set.
+    static HM_INLINE Int add_where(uint32_t bits, Int v, Int w) {
+      const __m256i bit_of = _mm256_setr_epi32(1, 2, 4, 8, 16, 32, 64, 128);
+      const __m256i found = _mm256_and_si256(_mm256_set1_epi32(static_cast<int>(bits)), bit_of);
+      return _mm256_add_epi32(v, _mm256_and_si256(_mm256_cmpeq_epi32(found, bit_of), w));
     }
     static HM_INLINE float reduce(Float v) { return reduce8(v); }
   };

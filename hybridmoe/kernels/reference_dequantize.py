@@ -36,11 +36,8 @@ class _Codes(NamedTuple):
     shifts: Ints | None = None  # added to the values
 
 
-def dequantize_rows(rows: Bytes, type: QuantType, *, without_shifts: bool = False) -> Floats:
-    """Dequantize rows (n, row bytes) of any type to (n, cols).
-
-    without_shifts: the part of the weights that comes from codes alone.
-    """
+def dequantize_rows(rows: Bytes, type: QuantType) -> Floats:
+    """Dequantize rows (n, row bytes) of any type to (n, cols)."""
     unpack = _UNPACK.get(type)
     if unpack is None:
         return np.asarray(quants.dequantize(rows, type), np.float32)
@@ -56,7 +53,7 @@ def dequantize_rows(rows: Bytes, type: QuantType, *, without_shifts: bool = Fals
     codes = unpack(blocks)
     num_groups = codes.scales.shape[1]
     values = codes.values.reshape(len(blocks), num_groups, -1)
-    if codes.shifts is not None and not without_shifts:
+    if codes.shifts is not None:
         values = values + codes.shifts[:, :, None]
     scales = d.astype(np.float32) * codes.scales.astype(np.float32)
     weights_of_blocks = scales[:, :, None] * values.astype(np.float32)

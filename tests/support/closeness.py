@@ -49,15 +49,15 @@ def offsets(w: QuantMatrix) -> Array:
     """(B, N, K): the part of each weight that does not depend on its code."""
     span = _CODE_BYTES.get(w.type.name)
     if span is None:
-        return weights(w) - _decode(w, w.data, without_shifts=True)
+        return np.zeros((w.batch, w.rows, w.cols))
     blocks = w.data.reshape(-1, block_layout(w.type).num_bytes).copy()
     blocks[:, slice(*span)] = 0
     return _decode(w, blocks)
 
 
-def _decode(w: QuantMatrix, data: NDArray[np.uint8], *, without_shifts: bool = False) -> Array:
+def _decode(w: QuantMatrix, data: NDArray[np.uint8]) -> Array:
     rows = data.reshape(w.batch * w.rows, w.row_bytes)
-    decoded = dequantize_rows(rows, w.type, without_shifts=without_shifts)
+    decoded = dequantize_rows(rows, w.type)
     return decoded.astype(np.float64).reshape(w.batch, w.rows, w.cols)
 
 
