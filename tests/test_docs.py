@@ -10,6 +10,7 @@ from cli_docs import command_line_page
 from click import Command, Context, Group
 from release_docs import PAGES as RELEASE_PAGES
 from release_docs import with_table
+from terminal_chat import Chat
 
 from hybridmoe.cli.app import cli
 
@@ -66,6 +67,11 @@ def test_options_exist(page: Path) -> None:
     if page == OTHER_PROGRAMS:
         text = FIRST_CELL.sub("|", text)
     assert set(OPTION.findall(text)) - known == set()
+
+
+def test_the_page_of_the_chat_has_every_command() -> None:
+    text = (ROOT / "docs" / "chat.md").read_text(encoding="utf-8")
+    assert [name for name in Chat().commands.names if f"`{name}" not in text] == []
 
 
 def test_the_command_line_page_is_what_the_commands_say() -> None:
