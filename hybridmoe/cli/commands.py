@@ -181,7 +181,7 @@ class Commands:
         return str(responses[-1].get(key) or "") if responses else ""
 
     def _do_think(self, text: str) -> None:
-        """/think [MODE N]  think: on, off, LEVEL or default; at most N tokens; or show it"""
+        """/think [MODE N]   think: on, off, LEVEL or default; at most N tokens; or show it"""
         if text:
             self._talk.set_thinking(parse_thinking(text, self._talk.session.thinking))
         self._say(shown_thinking(self._talk.session.thinking))

@@ -1,5 +1,6 @@
 """Conversation of `hybridmoe chat`: on a terminal, or of one message; kept for `--continue`."""
 
+import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from pathlib import Path
@@ -82,7 +83,8 @@ class Conversation:
         """Join the session and the model. Errors: ConfigError."""
         session = self._session
         if self._is_continued and session.model != llm.config.name:
-            self._screen.note(f"(from another model: {session.model:.80})")
+            note = f"(continued from another model: {session.model:.80})"
+            print(note, file=sys.stderr, flush=True)
         session.model = llm.config.name
         llm.check_thinking(session.thinking)
         tools = None

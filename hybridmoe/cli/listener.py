@@ -1,5 +1,6 @@
 """Listening sockets: on an address and port, or at a path of the file system."""
 
+import errno
 import os
 import socket
 import stat
@@ -10,8 +11,10 @@ from pathlib import Path
 
 from hybridmoe.errors import ConfigError
 
-__all__ = ["LOOPBACK_NAMES", "UNIX", "is_local", "listen", "listening", "own_names", "url_of"]
+__all__ = ["LOOPBACK_NAMES", "UNIX", "is_local", "listen", "listening"]
+__all__ += ["network_url", "own_names", "url_of"]
 
+_ANY = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # all addresses, and the own one
 UNIX = "unix:"  # begins a host that is a path
 LOOPBACK_NAMES = ("localhost", "127.0.0.1", "[::1]")
 
@@ -47,7 +50,10 @@ def listen(host: str, port: int) -> socket.socket:
         listener.listen()  # before "listening at" is printed: clients may connect then
     except OSError as error:
         listener.close()
-        raise ConfigError(f"cannot listen on {host}:{port}: {error.strerror or error}") from None
+        other = "; --port takes another one" if error.errno == errno.EADDRINUSE else ""
+        raise ConfigError(
+            f"cannot listen on {host}:{port}: {error.strerror or error}{other}"
+        ) from None
     return listener
 
 
@@ -108,9 +114,17 @@ def own_names() -> tuple[str, ...]:
     return (name, label, f"{label}.local")
 
 
+def network_url(host: str, listener: socket.socket) -> str | None:
+    """Address for other machines, where the listener is open to all of them."""
+    if host not in _ANY:
+        return None
+    return f"http://{socket.gethostname()}:{listener.getsockname()[1]}"
+
+
 def url_of(host: str, listener: socket.socket) -> str:
-    """Address at which clients reach the listener."""
+    """Address at which clients on this machine reach the listener."""
     if host.startswith(UNIX):
         return host
+    host = _ANY.get(host, host)
     shown = f"[{host}]" if ":" in host else host
     return f"http://{shown}:{listener.getsockname()[1]}"

@@ -8,7 +8,15 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from hybridmoe.cli.duration import time_option
-from hybridmoe.cli.listener import LOOPBACK_NAMES, UNIX, is_local, listening, own_names, url_of
+from hybridmoe.cli.listener import (
+    LOOPBACK_NAMES,
+    UNIX,
+    is_local,
+    listening,
+    network_url,
+    own_names,
+    url_of,
+)
 from hybridmoe.cli.options import (
     SectionedCommand,
     load_options,
@@ -169,8 +177,11 @@ def serve_command(model: Path | None, host: str, port: int, **options: Any) -> N
         if not is_local(host) and not keys:
             log.say(f"warning: {host} is reachable from other machines, and no --api-key is set")
         with handled(ENDING, ender):
+            served.url = url_of(host, listener)
             models.start()
-            log.say(f"listening at {url_of(host, listener)} (the model is loading)")
+            also = network_url(host, listener)
+            where = f"in the network at {also}; " if also else ""
+            log.say(f"listening at {served.url} ({where}the model is loading)")
             try:
                 server.run(sockets=[listener])
             finally:

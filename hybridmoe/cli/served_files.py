@@ -63,6 +63,7 @@ class ServedFiles:
         self._files = dict(files)
         self._options = options
         self._max_loaded = len(files) if max_loaded is None else max_loaded
+        self.url = ""  # of the server, once it listens
         self._say = say
         self._thinking = thinking
         self._coexistence: Coexistence | None = None
@@ -98,7 +99,8 @@ class ServedFiles:
         """Tell how a model was placed, and that it is ready."""
         for line in placement_lines(llm):
             self._say(line)
-        self._say(f"ready: {name}; {llm.engine.kv_plan}")
+        where = f" at {self.url}" if self.url else ""
+        self._say(f"ready: {name}{where}; {llm.engine.kv_plan}")
         notify_supervisor(READY="1", STATUS=f"serving {', '.join(self._files)}")
 
     def fit(self, names: Sequence[str]) -> bool:

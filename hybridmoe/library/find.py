@@ -94,7 +94,7 @@ def _unknown(text: str, known: list[StoredModel]) -> str:
     near += [m.name for m in known if text.lower() in m.name.lower() and m.name not in near]
     if near:
         return f"{said}; did you mean {' or '.join(printable(name, 120) for name in near[:3])}?"
-    return f"{said}; it has {_list(known)}" if known else said
+    return f"{said}; it has {_list(known)}" if known else f"{said}; hybridmoe pull downloads one"
 
 
 def _list(models: list[StoredModel]) -> str:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from hybridmoe.cli.listener import is_local, listening, url_of
+from hybridmoe.cli.listener import is_local, listening, network_url, url_of
 from hybridmoe.errors import ConfigError
 
 
@@ -26,6 +26,11 @@ def test_a_socket_has_its_permissions_and_goes_at_the_end(path: Path, mode: int)
             client.connect(str(path))
             listener.accept()[0].close()
         assert url_of(f"unix:{path}", listener) == f"unix:{path}"
+        assert network_url(f"unix:{path}", listener) is None
+    with listening("0.0.0.0", 0, 0o600) as listener:
+        port = listener.getsockname()[1]
+        assert url_of("0.0.0.0", listener) == f"http://127.0.0.1:{port}"
+        assert network_url("0.0.0.0", listener) == f"http://{socket.gethostname()}:{port}"
     assert not path.exists()
 
 

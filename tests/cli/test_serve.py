@@ -166,7 +166,8 @@ def test_what_keeps_it_from_serving_is_one_line(
 ) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
-        assert f"cannot listen on 127.0.0.1:{port}" in failure(["--port", port], capsys)
+        said = failure(["--port", port], capsys)
+        assert f"cannot listen on 127.0.0.1:{port}: Address already in use; --port" in said
     keys = tmp_path / "keys"
     keys.write_text("# none\n")
     assert "has no API key" in failure(["--api-key-file", str(keys)], capsys)

@@ -135,6 +135,16 @@ OTHER = CudaGpu(3, "B", (8, 9), 2 << 30, 1 << 30, 128)
 OLD = NoGpu("C has compute capability 7.0; 8.0 is needed (Ampere or later)")
 
 
+@pytest.mark.parametrize(("load", "is_busy"), [(50_000.0, True), (0.0, False)])
+def test_doctor_says_when_other_programs_lower_the_rates(
+    load: float, is_busy: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("os.getloadavg", lambda: (load, 0.0, 0.0))
+    monkeypatch.setattr(doctor, "measure", lambda quick: LIMITS)
+    result = CliRunner().invoke(doctor_command, ["--quick"], catch_exceptions=False)
+    assert ("other programs were running (load average 50000.0 on" in result.output) == is_busy
+
+
 def doctor_of(
     monkeypatch: pytest.MonkeyPatch, *gpus: CudaGpu | NoGpu
 ) -> tuple[list[tuple[str, int]], list[str]]:
