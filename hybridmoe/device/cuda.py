@@ -17,8 +17,8 @@ from hybridmoe.device.streams import host_empty
 from hybridmoe.gguf.quant_types import QuantType
 from hybridmoe.kernels import ops
 from hybridmoe.kernels.matrix import QuantMatrix
-from hybridmoe.kernels.paged_mla import Span
-from hybridmoe.kernels.triton import elementwise, matmul
+from hybridmoe.kernels.paged_mla import PAGE_TOKENS, Span
+from hybridmoe.kernels.triton import elementwise, indexer, matmul
 from hybridmoe.kernels.triton.decode_attention import latent_attention
 from hybridmoe.kernels.triton.matrix import MATRIX_TYPES, DeviceMatrix
 from hybridmoe.kernels.triton.prefill_attention import expanded_attention
@@ -141,7 +141,16 @@ class CudaDevice:
     def select_positions(
         self, queries: Tensor, weights: Tensor, index_keys: Pages, tables: Tables, top_k: int
     ) -> Tensor:
-        raise AssertionError("the memory plan leaves sparse attention to the CPU")
+        """Select for some tokens at a time, so that scores take little memory."""
+        assert isinstance(index_keys, CudaPages) and isinstance(tables, CudaBlockTables)
+        most_tokens = max(1, indexer.MOST_SCORES // tables.most_positions)
+        selected = torch.empty(len(queries), top_k, dtype=torch.int32, device=self.torch)
+        for rows, pages, positions in tables.groups(most_tokens, with_prompts=True):
+            if pages.shape[1] * PAGE_TOKENS > top_k:  # else they attend to all that they see
+                selected[rows] = indexer.select_positions(
+                    queries[rows], weights[rows], index_keys.data, pages, positions, top_k
+                )
+        return selected
 
     def attend(
         self,
@@ -154,21 +163,22 @@ class CudaDevice:
         scale: float,
         selected: Tensor | None = None,
     ) -> Tensor:
-        """Attend in latent space for short spans, with expanded keys and values for long ones."""
+        """Attend in latent space, except from long spans to all positions: with expanded keys and
+        values.
+        """
         assert isinstance(pages, CudaPages) and isinstance(tables, CudaBlockTables)
-        assert selected is None, "as in select_positions"
         absorbed = partial(self._attend_absorbed, k_b=k_b, v_b=v_b, pages=pages.data, scale=scale)
-        if not tables.prompts and tables.num_tokens <= _ABSORBED_TOKENS:
-            return absorbed(q_nope, q_rope, tables.tables, tables.positions)
+        is_sparse = selected is not None
         out = q_nope.new_empty(q_nope.shape[0], q_nope.shape[1], v_b.rows)  # (T, N, V)
-        for first in range(0, len(tables.rows), _ABSORBED_TOKENS):
-            part = slice(first, first + _ABSORBED_TOKENS)
-            rows = tables.rows[part]
-            out[rows] = absorbed(
-                q_nope[rows], q_rope[rows], tables.tables[part], tables.positions[part]
-            )
-        if tables.prompts:
-            keys, values = self._expanded(k_b), self._expanded(v_b)
+        for rows, *group in tables.groups(_ABSORBED_TOKENS, with_prompts=is_sparse):
+            own = None if selected is None else selected[rows]
+            heads = absorbed(q_nope[rows], q_rope[rows], *group, selected=own)
+            if isinstance(rows, slice) and len(heads) == len(out):
+                return heads
+            out[rows] = heads
+        if is_sparse or not tables.prompts:
+            return out
+        keys, values = self._expanded(k_b), self._expanded(v_b)
         for prompt in tables.prompts:
             span = slice(prompt.first_row, prompt.first_row + prompt.num_tokens)
             out[span] = expanded_attention(
@@ -206,11 +216,19 @@ class CudaDevice:
         v_b: Matrix,
         pages: Tensor,
         scale: float,
+        selected: Tensor | None,
     ) -> Tensor:
         q_latent = self._batched(q_nope.transpose(0, 1), k_b)  # (N, D, R)
         most = tables.shape[1] * pages.shape[1]
         mixed = latent_attention(
-            q_latent, q_rope.contiguous(), pages, tables, positions, scale, max_positions=most
+            q_latent,
+            q_rope.contiguous(),
+            pages,
+            tables,
+            positions,
+            scale,
+            max_positions=most,
+            selected=selected,
         )
         heads = q_nope.new_empty(q_nope.shape[0], v_b.batch, v_b.rows)  # (D, N, V)
         self._batched(mixed, v_b, out=heads.transpose(0, 1))

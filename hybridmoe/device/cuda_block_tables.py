@@ -1,6 +1,6 @@
 """Block tables of a step's sequences in the layout of the GPU kernels."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple, Self
 
 import numpy as np
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from hybridmoe.kernels.paged_mla import PAGE_TOKENS, Span
 
-__all__ = ["CudaBlockTables", "Prompt"]
+__all__ = ["CudaBlockTables", "Prompt", "TokenGroup"]
 
 # Spans of at least this many tokens have their keys and values expanded. By operations it pays from
 # 170 with K2's sizes, but that kernel does more of them a second. Not measured.
@@ -26,6 +26,23 @@ class Prompt(NamedTuple):
     num_tokens: int
     num_positions: int  # up to its last token's
     pages: Tensor  # (pages,) int64
+
+    def group(self, first: int, end: int) -> "TokenGroup":
+        """Make a group of some of its tokens."""
+        seen = self.num_positions - self.num_tokens + 1  # by its first token
+        return TokenGroup(
+            slice(self.first_row + first, self.first_row + end),
+            self.pages.int().expand(end - first, -1).contiguous(),
+            torch.arange(seen + first, seen + end, dtype=torch.int32, device=self.pages.device),
+        )
+
+
+class TokenGroup(NamedTuple):
+    """Some tokens of a step: their numbers there, tables and positions as in `CudaBlockTables`."""
+
+    rows: slice | Tensor
+    tables: Tensor
+    positions: Tensor
 
 
 class CudaBlockTables:
@@ -51,6 +68,18 @@ class CudaBlockTables:
     def most_positions(self) -> int:
         """Upper bound on the positions that a token sees, the same for all steps of a graph."""
         return max(self.num_pages * PAGE_TOKENS, *(p.num_positions for p in self.prompts), 0)
+
+    def groups(self, most_tokens: int, *, with_prompts: bool) -> Iterator[TokenGroup]:
+        """Divide the tokens of short spans, and of prompts, into groups; few tokens are one."""
+        if not self.prompts and self.num_tokens <= most_tokens:
+            yield TokenGroup(slice(None), self.tables, self.positions)
+            return
+        for first in range(0, len(self.rows), most_tokens):
+            part = slice(first, first + most_tokens)
+            yield TokenGroup(self.rows[part], self.tables[part], self.positions[part])
+        for prompt in self.prompts if with_prompts else ():
+            for first in range(0, prompt.num_tokens, most_tokens):
+                yield prompt.group(first, min(first + most_tokens, prompt.num_tokens))
 
     @classmethod
     def of(cls, spans: Sequence[Span], device: torch.device) -> Self:

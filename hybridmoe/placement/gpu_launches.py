@@ -101,11 +101,19 @@ def run_steps(
     device = _MetaDevice(part.is_on_cpu)
     weights = _MetaWeights(file, device, layers)
     decoder = Decoder(weights, config, _MetaExperts(routed_experts(weights, config), part))
-    for spans in _KINDS_OF_STEPS if steps is None else steps:
+    for spans in _kinds_of_steps(config) if steps is None else steps:
         num_tokens = sum(span.num_tokens for span in spans)
         num_pages = max(page for span in spans for page in span.pages) + 1
         pages = [_pages(device, config, part.kv_type, num_pages)] * len(layers)
         decoder.logits(decoder.forward([0] * num_tokens, spans, pages))
+
+
+def _kinds_of_steps(config: ModelConfig) -> list[Sequence[Span]]:
+    """One of each kind; with an indexer, a token that selects its positions, too."""
+    steps: list[Sequence[Span]] = list(_KINDS_OF_STEPS)
+    if (indexer := config.indexer) is not None:
+        steps.append([Span(1, indexer.top_k, tuple(range(indexer.top_k // PAGE_TOKENS + 1)))])
+    return steps
 
 
 def _layers_of_each_kind(
@@ -158,7 +166,7 @@ class _MetaDevice(CudaDevice):
         selected: Tensor | None = None,
     ) -> Tensor:
         assert isinstance(tables, CudaBlockTables)
-        if not tables.prompts:
+        if not tables.prompts or selected is not None:
             return super().attend(q_nope, q_rope, k_b, v_b, pages, tables, scale, selected)
         self._expanded(k_b)  # the rest is torch's, which would load its compiler here: a second
         self._expanded(v_b)

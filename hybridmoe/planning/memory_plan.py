@@ -48,7 +48,6 @@ def plan_memory(
     if budgets.vram_bytes:
         check_gpu_kv_type(engine.kv_type)
         try:
-            _check_gpu_attention(config, engine)
             plan = _solve_with_kv(model, engine, replace(budgets, num_ahead=0))
             if budgets.num_ahead and plan.disk_cache is not None:
                 notes.append("expert_prefetch has no effect beside a GPU")
@@ -60,16 +59,6 @@ def plan_memory(
     if budgets.no_gpu_note:
         notes.append(budgets.no_gpu_note)
     return replace(_solve_with_kv(model, engine, budgets), notes=tuple(notes))
-
-
-def _check_gpu_attention(config: ModelConfig, engine: EngineConfig) -> None:
-    """Errors: ConfigError for attention that GPU kernels do not compute."""
-    indexer = config.indexer
-    if indexer is not None and engine.context_tokens > indexer.top_k:
-        raise ConfigError(
-            f"sparse attention runs on the CPU: a GPU needs a context of at most {indexer.top_k}"
-            f" tokens, not {engine.context_tokens}"
-        )
 
 
 class _Model(NamedTuple):

@@ -7,6 +7,7 @@ from hybridmoe.config import ModelConfig
 __all__ = ["activation_bytes", "disk_step_tokens", "gpu_step_tokens"]
 
 _LOGIT_ROWS = 8  # running requests of a step
+_SCORES = 16 << 20  # of an indexer, of some tokens at a time: twice MOST_SCORES, for torch's top-k
 _STEPS = (512, 1024, 2048, 4096)  # tokens; during longer ones others would wait tens of seconds
 _ACTIVATION_SHARE = 0.1  # of VRAM
 # Over the disk a step reads nearly all experts, however long it is. Small differences, so that a
@@ -21,17 +22,19 @@ def activation_bytes(c: ModelConfig, step_tokens: int, *, on_cpu: bool = False) 
 
     Per token: the state, its residual and its norm; queries, q_nope and absorbed, and the output
     of attention; the widest feed-forward; the indexer's queries and its selection. And the logits
-    of the running requests. on_cpu: a token's outputs of all its experts, too, which are added at
-    the end.
+    of the running requests, and scores of positions. on_cpu: a token's outputs of all its experts,
+    too, which are added at the end.
     """
+    fixed = _LOGIT_ROWS * c.vocab_size
     attention = c.q_lora_rank + c.num_heads * (c.qk_dim + 2 * c.kv_lora_rank + c.v_dim)
     if (indexer := c.indexer) is not None:
         attention += indexer.num_heads * (indexer.key_dim + 1) + indexer.top_k
+        fixed += _SCORES
     experts = 2 * c.top_k * c.expert_inter + 2 * c.shared_inter + c.hidden
     if on_cpu:
         experts += c.top_k * c.hidden
     ffn = max(2 * c.dense_inter, experts)
-    return 4 * (step_tokens * (3 * c.hidden + attention + ffn) + _LOGIT_ROWS * c.vocab_size)
+    return 4 * (step_tokens * (3 * c.hidden + attention + ffn) + fixed)
 
 
 def gpu_step_tokens(

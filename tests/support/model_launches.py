@@ -1,4 +1,4 @@
-"""Kernel launches of models: Kimi K2, DeepSeek V3, V2, V2-Lite at their sizes; the embedded one.
+"""Kernel launches of models: Kimi K2, GLM-5.2, DeepSeek V3, V2, V2-Lite at their sizes; the demo.
 
 Together they have every matrix type in every place that a file can have it in, both types of the KV
 cache, and steps of all kinds (`model_launches`).
@@ -26,6 +26,7 @@ from hybridmoe.kernels.triton.launches import Launch
 from hybridmoe.kernels.triton.matrix import TYPES
 from hybridmoe.kernels.triton.vectors import VECTOR_KINDS
 from hybridmoe.placement.gpu_launches import GpuPart, model_launches
+from hybridmoe.planning.releases import release_named
 
 __all__ = ["KV_TYPES", "MODELS", "NUM_MULTIPROCESSORS", "Model", "launches_of_all", "shape_of"]
 
@@ -51,6 +52,10 @@ V2_LITE = {
     "deepseek2.expert_feed_forward_length": 1408,
 }  # fmt: skip
 del V2_LITE["deepseek2.attention.q_lora_rank"]
+
+_GLM_5_2 = release_named("glm-5.2")
+assert _GLM_5_2 is not None
+GLM_5_2 = _GLM_5_2.metadata
 
 _SIZED = [T[kind] for kind in VECTOR_KINDS]  # of which launches depend on a matrix's size
 
@@ -80,10 +85,11 @@ def _every_type(metadata: dict[str, object], types: Sequence[T] = TYPES) -> Iter
     """A dense layer and one of experts of each type, and mixed experts."""
     same = [(kind,) * 3 for kind in types]
     layers = (*same, *same, *_MIXED)
+    architecture = metadata["general.architecture"]
     metadata = {
         **metadata,
-        "deepseek2.block_count": len(layers),
-        "deepseek2.leading_dense_block_count": len(types),
+        f"{architecture}.block_count": len(layers),
+        f"{architecture}.leading_dense_block_count": len(types),
     }
     roles = ("ffn_gate", "ffn_up", "ffn_down")
 
@@ -145,6 +151,7 @@ MODELS: dict[str, Callable[[], AbstractContextManager[Model]]] = {
     "K2 in Q4_K_M": _k2,
     "embedded": _embedded,
     "V3": lambda: _every_type(V3),
+    "GLM-5.2": lambda: _every_type(GLM_5_2, [T.Q4_K]),
     "V2": lambda: _every_type(V2, _SIZED),
     "V2-Lite": lambda: _every_type(V2_LITE, _SIZED),
 }

@@ -64,13 +64,16 @@ def latent_attention(
     scale: float,
     *,
     max_positions: int,
+    selected: Tensor | None = None,
 ) -> Tensor:
     """Attend from each token to the positions of its sequence that it sees.
 
     Shapes:  q_latent (N, T, R) f32 · q_rope (T, N, P) f32 · pages (pages, 64, R + P)
              f16 or bf16, the first R numbers of each row also its value · tables (T, M) int32:
              position p of a token's sequence lies in page tables[t, p // 64] · positions (T,)
-             int32: how many a token sees, itself included; 0 gives zeros -> (N, T, R) f32.
+             int32: how many a token sees, itself included; 0 gives zeros · selected (T, k)
+             int32 of `indexer.select_positions`, which tokens that see more than k positions attend
+             to instead -> (N, T, R) f32.
     Numeric: queries and softmax weights are rounded to the pages' type for the tensor cores, for
              f16 a head's queries over the largest of them; sums are f32.
     Errors:  ShapeError. `max_positions` bounds `positions`, which lies in VRAM and is not read
@@ -78,13 +81,19 @@ def latent_attention(
     Source:  DeepSeek-V2 (arXiv 2405.04434), section 2.1; flash decoding, Dao et al. 2023.
     """
     _check_args(q_latent, q_rope, pages, tables, positions)
+    if selected is not None:
+        check_device_tensor(
+            selected, "latent_attention: selected", (torch.int32,), (len(positions), None)
+        )
     num_heads, tokens, latent_dim = q_latent.shape
     max_positions = min(max_positions, tables.shape[1] * PAGE_TOKENS)
+    if selected is not None:
+        max_positions = min(max_positions, selected.shape[1])
     if tokens == 0 or num_heads == 0 or max_positions < 1:
         return torch.zeros_like(q_latent)
     plan = plan_attention(tokens, num_heads, max_positions, num_multiprocessors(pages.device))
     parts, peaks, totals = _attend_splits(
-        q_latent, q_rope, pages, tables, positions, scale, max_positions, plan
+        q_latent, q_rope, pages, tables, positions, selected, scale, max_positions, plan
     )
     out = torch.empty_like(q_latent)  # (N, T, R)
     _combine_kernel[(num_heads, tokens)](
@@ -129,6 +138,7 @@ def _attend_splits(
     pages: Tensor,
     tables: Tensor,
     positions: Tensor,
+    selected: Tensor | None,
     scale: float,
     max_positions: int,
     plan: AttentionPlan,
@@ -146,6 +156,7 @@ def _attend_splits(
         pages,
         tables,
         positions,
+        positions if selected is None else selected,
         parts,
         peaks,
         totals,
@@ -153,6 +164,8 @@ def _attend_splits(
         num_heads,
         tables.shape[1],
         max_positions,
+        0 if selected is None else selected.shape[1],
+        IS_SELECTED=selected is not None,
         R=latent_dim,
         P=rope_dim,
         R_BLOCK=_block(latent_dim),
@@ -207,8 +220,8 @@ def _blocks_per_split(num_blocks, num_splits):
 
 # Tables grow with a sequence, and lie anywhere in a step's buffer: one binary for all.
 @triton.jit(
-    do_not_specialize=["num_heads", "table_pages", "max_positions"],
-    do_not_specialize_on_alignment=["tables_ptr", "positions_ptr"],
+    do_not_specialize=["num_heads", "table_pages", "max_positions", "num_selected"],
+    do_not_specialize_on_alignment=["tables_ptr", "positions_ptr", "selected_ptr"],
 )
 def _attention_kernel(
     q_latent_ptr,
@@ -216,6 +229,7 @@ def _attention_kernel(
     pages_ptr,
     tables_ptr,
     positions_ptr,
+    selected_ptr,
     parts_ptr,
     peaks_ptr,
     totals_ptr,
@@ -223,6 +237,8 @@ def _attention_kernel(
     num_heads,
     table_pages,
     max_positions,
+    num_selected,
+    IS_SELECTED: tl.constexpr,
     R: tl.constexpr,
     P: tl.constexpr,
     R_BLOCK: tl.constexpr,
@@ -242,7 +258,8 @@ def _attention_kernel(
     q_latent, q_rope, scales = _load_queries(
         q_latent_ptr, q_rope_ptr, t, heads, head_ok, num_heads, scale, r, p, R, P, KEY, DOT
     )
-    seen = tl.minimum(tl.load(positions_ptr + t), max_positions)
+    num_seen = tl.load(positions_ptr + t)
+    seen = tl.minimum(num_seen, max_positions)
     num_blocks = tl.cdiv(seen, BLOCK)
     per_split = _blocks_per_split(num_blocks, tl.num_programs(1))
     first = split * per_split
@@ -253,8 +270,14 @@ def _attention_kernel(
     for block in range(first, last):
         position = block * BLOCK + tl.arange(0, BLOCK)
         here = position < seen
-        page = tl.load(tables_ptr + t * table_pages + block * BLOCK // PAGE).to(tl.int64)
-        row = (page * PAGE + position % PAGE) * (R + P)  # a block lies in one page
+        if IS_SELECTED:
+            chosen = tl.load(selected_ptr + t * num_selected + position, mask=here, other=0)
+            position = tl.where(num_seen > max_positions, chosen, position)
+            entries = tables_ptr + t * table_pages + position // PAGE
+            page = tl.load(entries, mask=here, other=0).to(tl.int64)
+        else:  # a block lies in one page
+            page = tl.load(tables_ptr + t * table_pages + block * BLOCK // PAGE).to(tl.int64)
+        row = (page * PAGE + position % PAGE) * (R + P)
         keys = pages_ptr + row[:, None]
         latents = tl.load(keys + r[None, :], mask=here[:, None] & (r < R)[None, :], other=0.0)
         ropes = tl.load(keys + R + p[None, :], mask=here[:, None] & (p < P)[None, :], other=0.0)
