@@ -75,7 +75,8 @@ class Conversation:
                     self._screen.note("(Ctrl-D or /exit ends the program)")
                 except EOFError:
                     break
-            self._keep_kv(talk, loading)
+            if num_tokens := self._keep_kv(talk, loading):
+                self._screen.note(f"(kept for --continue, with a KV cache of {num_tokens} tokens)")
 
     def _begin(
         self, llm: "LLM", hold: Callable[[], AbstractContextManager[None]], *, is_quiet: bool
@@ -107,7 +108,8 @@ class Conversation:
         if self._is_kept:
             self._last.save(self._session)
 
-    def _keep_kv(self, talk: Talk, loading: LoadOptions) -> None:
-        """Write the KV cache, unless it is on disk anyway."""
+    def _keep_kv(self, talk: Talk, loading: LoadOptions) -> int:
+        """Write the KV cache, unless it is on disk anyway. Returns its tokens, 0 = none."""
         if self._is_kept and loading.kv_disk is None:
-            self._last.save_kv(talk.save_kv_cache)
+            return self._last.save_kv(talk.save_kv_cache)
+        return 0

@@ -60,8 +60,9 @@ class LastConversation:
                     self._is_kv_stale = False
                 session.save(self._path)
 
-    def save_kv(self, save: Callable[[Path], int]) -> None:
-        """Write the KV cache if the conversation has grown."""
+    def save_kv(self, save: Callable[[Path], int]) -> int:
+        """Write the KV cache if the conversation has grown. Returns its tokens, 0 = none."""
         if self._kv_path is not None and self._has_grown:
             with suppress(OSError):
-                save(self._kv_path)
+                return save(self._kv_path)
+        return 0

@@ -28,6 +28,7 @@ from hybridmoe.cli.live_rows import Row
 __all__ = ["Block", "MarkdownRows"]
 
 _MAX_LEVEL = 12  # of nesting; deeper blocks have no room for text
+_TAB = 4
 _FORMULA = re.compile(r"\\\((?:.+?)\\\)|\\\[(?:.+?)\\\]|\$\$(?:.+?)\$\$", re.DOTALL)
 _THEME = Theme(
     {
@@ -92,17 +93,18 @@ class MarkdownRows:
         if block.is_code:
             return self._code_rows(block)
         if max(token.level for token in block.tokens) > _MAX_LEVEL:
-            return [Row(line, cell_len(line)) for line in block.source.split("\n")]
+            lines = block.source.expandtabs(_TAB).split("\n")
+            return [Row(line, cell_len(line)) for line in lines]
         options = self._console.options.update(width=width)
-        lines = self._console.render_lines(_Markdown(block.tokens), options, pad=False)
-        rows = [self._row(line) for line in lines]
+        rendered = self._console.render_lines(_Markdown(block.tokens), options, pad=False)
+        rows = [self._row(segments) for segments in rendered]
         texts = [i for i, row in enumerate(rows) if row.text]
         return rows[texts[0] : texts[-1] + 1] if texts else []
 
     def _code_rows(self, block: Block) -> list[Row]:
         """Render a block of code between its fences; its lines are not broken."""
         token = block.tokens[0]
-        code = token.content.removesuffix("\n")
+        code = token.content.removesuffix("\n").expandtabs(_TAB)
         text = _syntax(token).highlight(code)
         text.rstrip()
         texts = [Text(f"{token.markup}{token.info}", "dim" if self._use_color else "")]
@@ -158,7 +160,7 @@ class _Code(CodeBlock):
         self._token = token
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        text = _syntax(self._token).highlight(self._token.content)
+        text = _syntax(self._token).highlight(self._token.content.expandtabs(_TAB))
         text.rstrip()
         text.overflow = "fold"
         yield text

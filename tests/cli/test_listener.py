@@ -27,11 +27,15 @@ def test_a_socket_has_its_permissions_and_goes_at_the_end(path: Path, mode: int)
             listener.accept()[0].close()
         assert url_of(f"unix:{path}", listener) == f"unix:{path}"
         assert network_url(f"unix:{path}", listener) is None
+    assert not path.exists()
+
+
+def test_all_addresses_are_named_by_one_for_this_machine_and_one_for_others() -> None:
     with listening("0.0.0.0", 0, 0o600) as listener:
         port = listener.getsockname()[1]
         assert url_of("0.0.0.0", listener) == f"http://127.0.0.1:{port}"
         assert network_url("0.0.0.0", listener) == f"http://{socket.gethostname()}:{port}"
-    assert not path.exists()
+        assert network_url("127.0.0.1", listener) is None
 
 
 def test_what_a_killed_server_left_is_replaced(path: Path) -> None:

@@ -82,7 +82,7 @@ def played(
 
 
 def test_markdown_is_rendered() -> None:
-    shown = "\n".join(played(ANSWER, 62, 24).text)
+    shown = "\n".join(played(ANSWER.replace("    # a", "\t# a"), 62, 24).text)
     assert shown.startswith(SHOWN)
     for part in (
         "\n2. second, which is a good deal longer than sixty columns, so\n   that it is broken\n"

@@ -183,6 +183,7 @@ def test_tools_are_asked_about_and_a_conversation_is_continued(tmp_path: Path) -
     assert "= 8" in terminal.expect("you said 8")
     terminal.prompt()
     terminal.type(CONTROL_D)
+    terminal.expect(r"kept for --continue, with a KV cache of 20 tokens")
     assert terminal.end() == 0
     again = Terminal(tmp_path, "--continue")
     assert "continued: 4 messages" in again.expect('> call double {"n": 4}')
