@@ -18,9 +18,12 @@ from pathlib import Path
 
 import gguf
 import numpy as np
-from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, GGUFValueType
-from tiny_quantize import SLOW_TYPES, quantize, random_blocks
+from gguf import GGMLQuantizationType, GGUFValueType
+from tiny_quantize import IK_TYPES, RANDOM_TYPES, quantize, random_blocks
 from tiny_vocab import make_vocabulary
+
+from hybridmoe.gguf.quant_types import block_layout
+from hybridmoe.kernels.reference_dequantize import dequantize_rows
 
 F32 = GGMLQuantizationType.F32
 SOFTMAX, SIGMOID = 1, 2
@@ -155,8 +158,12 @@ def write_tiny(
         over = factors.reshape(-1, *[1] * (values.ndim - 1))
         data = _encode(values / over, chosen, zlib.crc32(name.encode(), seed))
         raw = None if chosen in (F32, GGMLQuantizationType.F16) else chosen
-        writer.add_tensor(name, data, raw_dtype=raw)
-        held = gguf.dequantize(data, chosen).astype(np.float32).reshape(values.shape)
+        if chosen in IK_TYPES:  # gguf-py counts the weights of bytes of its own types only
+            writer.add_tensor(name, data.view(np.int8), values.shape, raw_dtype=raw)
+            held = dequantize_rows(data.reshape(-1, data.shape[-1]), chosen).reshape(values.shape)
+        else:
+            writer.add_tensor(name, data, raw_dtype=raw)
+            held = gguf.dequantize(data, chosen).astype(np.float32).reshape(values.shape)
         weights[name] = held * over
     _finish(writer)
     return weights
@@ -236,7 +243,7 @@ def _finish(writer: gguf.GGUFWriter) -> None:
 
 
 def _encode(values: np.ndarray, type: GGMLQuantizationType, seed: int) -> np.ndarray:
-    if type in SLOW_TYPES:
+    if type in RANDOM_TYPES:
         return random_blocks(values.shape, type, float(values.std()), seed)
     return quantize(values, type)
 
@@ -249,7 +256,7 @@ def _choose_type(choice: TypeChoice, name: str, values: np.ndarray) -> GGMLQuant
         default = choice.get(role, choice.get("default", F32))
         choice = choice.get(name.removesuffix(".weight"), default)
     for candidate in (choice, GGMLQuantizationType.Q8_0):
-        if values.shape[-1] % GGML_QUANT_SIZES[candidate][0] == 0:
+        if values.shape[-1] % block_layout(candidate).weights == 0:
             return candidate
     return GGMLQuantizationType.F16
 

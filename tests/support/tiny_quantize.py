@@ -7,11 +7,15 @@ that the blocks are valid and their values random, `random_blocks` makes them at
 import ctypes
 import functools
 import importlib.util
+import math
 from pathlib import Path
 
 import gguf
 import numpy as np
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
+
+from hybridmoe.gguf.quant_types import QuantType, block_layout, row_bytes
+from hybridmoe.kernels.reference_dequantize import dequantize_rows
 
 F32 = GGMLQuantizationType.F32
 
@@ -24,6 +28,8 @@ QUANTIZED_TYPES = tuple(GGMLQuantizationType[name] for name in _NAMES.split(" ")
 ALL_TYPES = (F32, GGMLQuantizationType.F16, GGMLQuantizationType.BF16, *QUANTIZED_TYPES)
 
 SLOW_TYPES = tuple(kind for kind in QUANTIZED_TYPES if kind.name.startswith(("IQ1", "IQ2")))
+IK_TYPES = tuple(kind for kind in QuantType if kind >= QuantType.Q6_0)  # which it has not
+RANDOM_TYPES = (*SLOW_TYPES, *IK_TYPES)
 
 
 def quantize(values: np.ndarray, type: GGMLQuantizationType) -> np.ndarray:
@@ -51,23 +57,26 @@ def quantize(values: np.ndarray, type: GGMLQuantizationType) -> np.ndarray:
 
 
 def random_blocks(
-    shape: tuple[int, ...], type: GGMLQuantizationType, deviation: float, seed: int
+    shape: tuple[int, ...], type: QuantType, deviation: float, seed: int
 ) -> np.ndarray:
-    """Blocks of one of `SLOW_TYPES` with random codes, and one scale that gives `deviation`."""
-    assert type in SLOW_TYPES, type
-    block, block_bytes = GGML_QUANT_SIZES[type]
-    rng = np.random.default_rng(seed)
-    row_bytes = shape[-1] // block * block_bytes
-    blocks = rng.integers(0, 256, (*shape[:-1], row_bytes), np.uint8)
-    flat = blocks.reshape(-1, block_bytes)
-    _set_scale(flat, type, 1.0)
-    _set_scale(flat, type, deviation / float(gguf.dequantize(flat, type).std()))
-    return blocks
+    """Rows of one of `RANDOM_TYPES` with random codes, and one scale that gives `deviation`."""
+    assert type in RANDOM_TYPES, type
+    size = (math.prod(shape[:-1]), row_bytes(type, shape[-1]))
+    rows = np.random.default_rng(seed).integers(0, 256, size, np.uint8)
+    _set_scale(rows, type, 1.0)
+    _set_scale(rows, type, deviation / float(dequantize_rows(rows, type).std()))
+    return rows.reshape(*shape[:-1], -1)
 
 
-def _set_scale(blocks: np.ndarray, type: GGMLQuantizationType, scale: float) -> None:
-    """Set the float16 scale of each block: the first two bytes, or four nibbles in IQ1_M."""
-    if type == GGMLQuantizationType.IQ1_M:
+def _set_scale(rows: np.ndarray, type: QuantType, scale: float) -> None:
+    """Set the scale of each row or block: its first bytes, or four nibbles in IQ1_M."""
+    layout = block_layout(type)
+    if layout.row_scale_bytes:
+        scales = np.full((len(rows), 1), scale, f"<f{layout.row_scale_bytes}")
+        rows[:, : layout.row_scale_bytes] = scales.view(np.uint8)
+        return
+    blocks = rows.reshape(-1, layout.num_bytes)
+    if type == QuantType.IQ1_M:
         bits = int(np.float16(scale).view(np.uint16))
         for i in range(4):
             high = blocks[:, 49 + 2 * i]
