@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import click
-from gguf import LlamaFileType
 
 from hybridmoe.cli.tables import Section, print_sections
 from hybridmoe.config import GATE_SIGMOID, KV_TYPES, ModelConfig
@@ -19,6 +18,7 @@ from hybridmoe.errors import GGUFError
 from hybridmoe.gguf import GGUFFile, MetadataValue
 from hybridmoe.gguf.accounting import Account, take_account
 from hybridmoe.gguf.cursor import printable
+from hybridmoe.gguf.file_types import file_type_name
 from hybridmoe.gguf.tensor_table import read_config
 from hybridmoe.units import format_bytes
 
@@ -155,11 +155,7 @@ def _model_line(metadata: Mapping[str, MetadataValue]) -> str:
     architecture = _text(metadata.get("general.architecture")) or "unknown architecture"
     name = _text(metadata.get("general.name"))
     number = metadata.get("general.file_type")
-    try:
-        file_type = LlamaFileType(number).name.removeprefix("MOSTLY_")
-    except ValueError:
-        file_type = ""
-    return ", ".join(filter(None, (architecture, name, file_type)))
+    return ", ".join(filter(None, (architecture, name, file_type_name(number))))
 
 
 def _config_facts(c: ModelConfig) -> list[tuple[str, str]]:

@@ -9,10 +9,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 
-from gguf import LlamaFileType
-
 from hybridmoe.errors import GGUFError
-from hybridmoe.gguf.header import Header, parse_header
+from hybridmoe.gguf.file_types import file_type_name
+from hybridmoe.gguf.header import parse_header
 from hybridmoe.gguf.reader import map_file
 
 __all__ = [
@@ -92,7 +91,7 @@ class StoredModel:
             for file in self.files:
                 view, state = map_file(file)
                 header = parse_header(view, file.name, needs_data=False)
-                quant = quant or _stated_quant(header)
+                quant = quant or file_type_name(header.metadata.get("general.file_type"))
                 end = max((t.offset + t.num_bytes for t in header.tensors), default=0)
                 missing += max(0, end - state.num_bytes)
         except GGUFError as error:
@@ -160,11 +159,3 @@ def _files_below(root: Path) -> Iterator[Path]:
     for folder, folders, files in os.walk(root):
         folders[:] = [name for name in folders if not name.startswith(".")]
         yield from (Path(folder, name) for name in files)
-
-
-def _stated_quant(header: Header) -> str:
-    try:
-        kind = LlamaFileType(header.metadata.get("general.file_type"))
-    except ValueError:
-        return ""
-    return str(kind.name).removeprefix("MOSTLY_").removeprefix("ALL_")

@@ -4,9 +4,8 @@ import hashlib
 import math
 from typing import Any
 
-from gguf import LlamaFileType
-
 from hybridmoe.errors import TemplateError
+from hybridmoe.gguf.file_types import file_type_name
 from hybridmoe.llm.llm import LLM
 from hybridmoe.text.chat_template import KIMI_K2_TEMPLATE, ChatTemplate
 
@@ -27,7 +26,7 @@ def file_facts(llm: LLM) -> dict[str, Any]:
     can = {"tools": "tools" in template, "thinking": has_marks and "think" in template}
     return {
         "architecture": str(file.metadata.get("general.architecture", "")),
-        "ftype": _file_type(file.metadata.get("general.file_type")),
+        "ftype": file_type_name(file.metadata.get("general.file_type")) or "unknown",
         "n_embd": llm.config.hidden,
         "n_params": sum(math.prod(tensor.shape) for tensor in file.tensors.values()),
         "size": num_bytes,
@@ -48,12 +47,3 @@ def chat_template(llm: LLM) -> str:
         return KIMI_K2_TEMPLATE if ChatTemplate.is_known(metadata, llm.tokenizer) else ""
     except TemplateError:
         return ""
-
-
-def _file_type(number: object) -> str:
-    """Name llama.cpp's number of the most frequent tensor type: `Q4_K_M`."""
-    try:
-        name = str(LlamaFileType(number).name)
-    except ValueError:
-        return "unknown"
-    return name.removeprefix("MOSTLY_").removeprefix("ALL_")
