@@ -14,6 +14,7 @@ from hybridmoe.serve.error_handlers import add_handlers
 from hybridmoe.serve.field_check import IGNORED_HEADER, RELAXED_HEADER
 from hybridmoe.serve.held_stream import HeldStreamMiddleware
 from hybridmoe.serve.middleware import AccessMiddleware, ResponseMiddleware
+from hybridmoe.serve.openapi_document import set_document
 from hybridmoe.serve.request_form import ID_HEADERS, RequestFormMiddleware
 from hybridmoe.serve.request_log import RequestLogMiddleware
 from hybridmoe.serve.routes import (
@@ -30,6 +31,7 @@ from hybridmoe.serve.routes import (
     stored_responses,
     tokenizer_info,
 )
+from hybridmoe.serve.routes.examples import add_examples
 from hybridmoe.serve.service import Service
 
 __all__ = ["create_app"]
@@ -59,13 +61,13 @@ def create_app(
     )
     app.state.service = service
     for module in _ROUTES:
+        add_examples(module.router.routes)
         app.include_router(module.router)
     app.mount("/static", _CheckedFiles(directory=_STATIC), name="static")
-    for path, file in (("/", "index.html"), ("/docs", "docs.html")):
+    for path, file in (("/", "index.html"), ("/docs", "docs.html"), ("/favicon.ico", "icon.svg")):
         app.add_api_route(path, _page(file), include_in_schema=False, response_model=None)
     add_handlers(app, config.retry_after_s)
-    if config.api_keys:
-        _declare_key(app)
+    set_document(app, has_keys=bool(config.api_keys))
     # The middleware added last sees a request first.
     app.add_middleware(AccessMiddleware, config=config, bodies=service.bodies)
     app.add_middleware(HeldStreamMiddleware, keep_alive_s=config.keep_alive_s)
@@ -98,11 +100,3 @@ def _page(file: str) -> Any:
         return FileResponse(_STATIC / file, headers={"Cache-Control": "no-cache"})
 
     return page
-
-
-def _declare_key(app: FastAPI) -> None:
-    """Declare in the OpenAPI document that requests need a key."""
-    document = app.openapi()
-    schemes = {"key": {"type": "http", "scheme": "bearer"}}
-    document.setdefault("components", {})["securitySchemes"] = schemes
-    document["security"] = [{"key": []}]

@@ -1,11 +1,12 @@
 // One response under way: reads the stream into its message, and saves the message as it grows.
 
+import { counted } from "./dom.js";
 import { events } from "./stream.js";
 import { tierCounts, tierRows } from "./tiers.js";
 
 const SAVE_MS = 400;
 
-/** `watch`: update(), progress(text), experts(tokens), saved by `save()`. */
+/** `watch`: update(message), experts(message, ids, tiers), chosen(message). `save(message)`: keeps it. */
 export class Answer {
   constructor(conversation, message, body, key, watch, save) {
     Object.assign(this, { conversation, message, body, key, watch, save });
@@ -49,11 +50,11 @@ export class Answer {
     const { message, key } = this, before = await tierCounts(key);
     let reason = null, timings = null;
     for await (const event of events("/v1/chat/completions", this.body, { key, signal: this.abort.signal })) {
-      if (event.prompt_progress) this.reading = `Reading the prompt: ${event.prompt_progress.processed} of ${event.prompt_progress.total} tokens`;
+      if (event.prompt_progress) this.reading = `Reading the prompt: ${event.prompt_progress.processed} of ${counted(event.prompt_progress.total, "token")}`;
       if (event.experts) {
         this.first ||= performance.now();
         this.tokens += event.experts.length;
-        this.watch.experts(message, event.experts);
+        this.watch.experts(message, event.experts, event.expert_tiers);
       }
       const { delta = {}, finish_reason } = event.choices?.[0] ?? {};
       message.content += delta.content ?? "";
@@ -74,18 +75,14 @@ export class Answer {
   #stats(timings, tiers) {
     const { predicted_n, predicted_per_second, prompt_n, cache_n, prompt_per_second } = timings;
     const rows = {
-      prompt: `${tokens(prompt_n)}, ${cache_n} cached, ${prompt_per_second.toFixed(0)} tokens/s`,
-      response: `${tokens(predicted_n)}, ${predicted_per_second.toFixed(1)} tokens/s`,
+      prompt: `${counted(prompt_n, "token")}, ${cache_n} cached, ${prompt_per_second.toFixed(0)} tokens/s`,
+      response: `${counted(predicted_n, "token")}, ${predicted_per_second.toFixed(1)} tokens/s`,
     };
     if (this.first) rows["first token"] = `${((this.first - this.began) / 1000).toFixed(2)} s`;
     const chosen = this.watch.chosen(this.message);
     if (chosen) rows.experts = chosen;
-    return { line: `${predicted_per_second.toFixed(1)} tokens/s · ${tokens(predicted_n)}`, rows: { ...rows, ...tiers } };
+    return { line: `${predicted_per_second.toFixed(1)} tokens/s · ${counted(predicted_n, "token")}`, rows: { ...rows, ...tiers } };
   }
-}
-
-function tokens(count) {
-  return `${count} token${count === 1 ? "" : "s"}`;
 }
 
 function addCall(message, { index = 0, id, function: given = {} }) {

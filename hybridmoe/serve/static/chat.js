@@ -5,22 +5,22 @@ import { Composer } from "./composer.js";
 import { Connection } from "./connection.js";
 import { Conversation, isEmpty } from "./conversation.js";
 import { $, element, icon, iconButton, textButton, toast } from "./dom.js";
-import { ExpertTrace, Strip } from "./experts.js";
 import { buildFrame, closeSide } from "./frame.js";
+import { Strip } from "./heat.js";
 import { MapView } from "./mapview.js";
-import { MessageView } from "./message.js";
 import { rescue, restore } from "./rescue.js";
 import { Settings } from "./settings.js";
 import { Sidebar } from "./sidebar.js";
 import { Store } from "./store.js";
+import { Traces } from "./traces.js";
+import { Transcript } from "./transcript.js";
 
-const QUICK = 6; // messages that are rendered at once; the others follow
-const MAX_TRACES = 20, MAX_ANNOUNCED = 1000;
+const MAX_ANNOUNCED = 1000;
 
-const store = new Store(), settings = new Settings(), map = new MapView(), strip = new Strip($("strip"));
+const store = new Store(), settings = new Settings(), traces = new Traces(store);
+const strip = new Strip($("strip")), map = new MapView(() => showStrip());
 const answers = new Map(); // running, by conversation
-const traces = new Map(); // of experts, by message
-let talk = new Conversation(), views = new Map(), stuck = true, due = new Set();
+let talk = new Conversation();
 
 const connection = new Connection(settings, (model) => {
   const isDemo = model?.meta?.name === "hybridmoe demo";
@@ -28,8 +28,9 @@ const connection = new Connection(settings, (model) => {
     ? ["What is 47 + 38?", "Tell me a joke.", "What is the capital of France?", "Why is the sky blue?"]
     : ["Explain a mixture of experts in three sentences.", "Write a Python function that merges overlapping intervals.", "Compare TCP and UDP in a table.", "Draft a short, polite reminder of an unpaid invoice."];
   $("examples").replaceChildren(...examples.map((text) => textButton(text, () => { composer.set(text); send(); })));
+  titled();
 });
-const actions = {
+const transcript = new Transcript({
   edit: (message, text) => ask(text, message.files ?? [], message),
   again: (message) => respond(talk.messages.get(message.parent)),
   resume: (message) => respond(null, message),
@@ -38,9 +39,11 @@ const actions = {
   isLast: (message) => talk.chat.leaf === message.id,
   isLeftOut: (message) => talk.children(message.id).some((one) => one.role === "assistant" && isEmpty(one) && ["error", "stopped"].includes(one.state)),
   waiting: (message) => answers.get(message.chat)?.waiting ?? "",
+  isTraced: (message) => traces.has(message),
+  openMap,
   enterKey: () => settings.open("key"),
   focus: () => $("text").focus(),
-};
+}, () => { $("rate").textContent = answers.get(talk.chat.id)?.rate ?? ""; });
 const composer = new Composer(() => send(), () => talk.path.filter(({ role }) => role === "user").map(({ content }) => content));
 const sidebar = new Sidebar(store, {
   open: (id) => { location.hash = id; route(); },
@@ -100,17 +103,17 @@ async function respond(question, continued = null) {
   const body = { messages, stream: true, return_progress: true, return_experts: true, ...settings.request() };
   if (connection.chosen) body.model = connection.chosen;
   if (continued) body.continue_final_message = true;
-  traces.delete(message.id);
+  traces.drop(message);
   const answer = new Answer(conversation, message, body, settings.key, watch, () => save(conversation, [message], false));
   answers.set(conversation.chat.id, answer);
   message.state = "streaming";
   save(conversation, question ? [question, message] : [message]);
-  stuck = true;
+  transcript.toEnd();
   show();
   answer.ended = answer.run();
   await answer.ended;
   answers.delete(conversation.chat.id);
-  await save(conversation, [message]);
+  await Promise.all([save(conversation, [message]), traces.save(message)]);
   if (message.state === "error") connection.check();
   if (conversation === talk) {
     show();
@@ -128,36 +131,22 @@ function sendNext() {
 
 const watch = {
   update(message) {
-    if (message.chat !== talk.chat.id) return;
-    if (!due.size) requestAnimationFrame(showDue);
-    due.add(message.id);
+    if (message.chat === talk.chat.id) transcript.update(message);
   },
-  experts(message, tokens) {
+  experts(message, experts, tiers) {
     if (!connection.shape) return;
-    if (!traces.has(message.id)) {
-      traces.set(message.id, new ExpertTrace(connection.shape));
-      if (traces.size > MAX_TRACES) traces.delete(traces.keys().next().value);
-    }
-    const trace = traces.get(message.id);
-    trace.add(tokens);
+    const trace = traces.add(message, connection.shape, experts, tiers);
     if (message.chat !== talk.chat.id) return;
+    $("strip-row").hidden = false;
     strip.show(trace);
     map.show(trace);
   },
-  chosen: (message) => traces.get(message.id)?.summary,
+  chosen: (message) => traces.live(message)?.summary,
 };
-
-function showDue() {
-  for (const id of due) views.get(id)?.update();
-  due.clear();
-  $("rate").textContent = answers.get(talk.chat.id)?.rate ?? "";
-  $("strip-row").hidden = !lastTrace();
-  follow();
-}
 
 setInterval(() => {
   const answer = answers.get(talk.chat.id);
-  if (answer && isEmpty(answer.message)) views.get(answer.message.id)?.update();
+  if (answer && isEmpty(answer.message)) transcript.update(answer.message);
 }, 500);
 
 /** Save a conversation and messages of it; say so if that fails. */
@@ -171,40 +160,19 @@ async function save(conversation, messages = [], isListed = true) {
   if (isListed) await sidebar.refresh();
 }
 
-/** Show the whole conversation. Messages already shown keep their elements. */
+/** Show the whole conversation. */
 function show() {
   const path = talk.path, isRunning = answers.has(talk.chat.id);
-  const kept = views;
-  views = new Map(path.map((message) => [message.id, kept.get(message.id) ?? new MessageView(message, actions)]));
-  const items = path.map(({ id }) => views.get(id).item), list = $("messages");
-  items.forEach((item, i) => { if (list.children[i] !== item) list.insertBefore(item, list.children[i] ?? null); });
-  while (list.children.length > items.length) list.lastElementChild.remove();
-  const late = [];
-  path.forEach((message, i) => {
-    const view = views.get(message.id);
-    if (i >= path.length - QUICK || kept.has(message.id)) view.update();
-    else { view.sketch(); late.unshift(view); }
-  });
-  renderLate(late, talk);
+  transcript.show(path);
   $("empty").hidden = path.length > 0;
-  $("strip-row").hidden = !lastTrace();
   $("rate").textContent = isRunning ? $("rate").textContent : "";
   const button = $("send"), name = isRunning ? "Stop" : "Send";
   button.replaceChildren(icon(isRunning ? "stop" : "send"));
   button.ariaLabel = name;
   button.title = isRunning ? "Stop (Esc)" : "Send (Enter)";
   showQueue(isRunning);
+  showStrip();
   titled();
-  follow();
-}
-
-function renderLate(late, of) {
-  if (!late.length || of !== talk) return;
-  setTimeout(() => {
-    for (const view of late.splice(0, 8)) view.update();
-    follow();
-    renderLate(late, of);
-  });
 }
 
 function showQueue(isRunning) {
@@ -220,16 +188,10 @@ function showQueue(isRunning) {
     }))));
 }
 
+/** Name the page after the conversation and the model. */
 function titled() {
   document.title = [talk.chat.title, connection.name, "hybridmoe"].filter(Boolean).slice(0, 2).join(" · ");
   sidebar.mark(talk.isNew ? null : talk.chat.id);
-}
-
-/** Keep the end in view, unless the reader has scrolled up. */
-function follow() {
-  const list = $("scroller");
-  if (stuck) list.scrollTop = list.scrollHeight;
-  $("to-end").hidden = stuck;
 }
 
 /** Say a response once to screen readers. */
@@ -238,9 +200,18 @@ function announce(message) {
   $("announce").textContent = text || "The response has ended.";
 }
 
-function lastTrace() {
-  const last = talk.path.findLast(({ id }) => traces.has(id));
-  return last && traces.get(last.id);
+const lastTraced = () => talk.path.findLast((message) => traces.has(message));
+
+async function showStrip() {
+  const last = lastTraced();
+  $("strip-row").hidden = !last;
+  const trace = last && await traces.get(last);
+  if (trace && last === lastTraced()) strip.show(trace);
+}
+
+/** Open the map of a response, or of the latest one that has a trace. */
+async function openMap(message = lastTraced()) {
+  map.open(message ? await traces.get(message) : null, [talk.chat.title, connection.name].filter(Boolean).join(" · "));
 }
 
 /** Show the conversation that the address names. */
@@ -269,50 +240,35 @@ function startNew(isPushed = true) {
 
 function switchTo(conversation) {
   talk = conversation;
-  views = new Map();
-  $("messages").replaceChildren();
-  stuck = true;
+  transcript.clear();
   closeSide();
   show();
-  const trace = lastTrace();
-  if (trace) strip.show(trace);
 }
 
-function openMap() {
-  map.open(lastTrace(), talk.chat.title);
-}
-
-buildFrame({
-  startNew, openMap, openSettings: () => settings.open(),
-  themed: () => { const trace = lastTrace(); if (trace) strip.show(trace); },
-});
-$("to-end").append(icon("down"));
-$("to-end").addEventListener("click", () => { stuck = true; follow(); });
-$("strip-button").addEventListener("click", openMap);
+buildFrame({ startNew, openMap: () => openMap(), openSettings: () => settings.open(), themed: () => { showStrip(); map.show(map.trace); } });
+$("strip-button").addEventListener("click", () => openMap());
 $("new").addEventListener("click", () => startNew());
 $("send").addEventListener("click", (event) => {
   const answer = answers.get(talk.chat.id);
   if (!answer) send();
   else if (event.detail < 2) answer.stop(); // a double click on "Send" does not stop
 });
-$("scroller").addEventListener("scroll", () => {
-  const list = $("scroller");
-  stuck = list.scrollHeight - list.scrollTop - list.clientHeight < 60;
-  $("to-end").hidden = stuck;
-}, { passive: true });
-new ResizeObserver(follow).observe($("scroller")); // the keyboard of a phone
 addEventListener("keydown", (event) => {
   if (event.key === "Escape" && !document.querySelector("dialog[open]")) answers.get(talk.chat.id)?.stop();
   if (event.key.toLowerCase() === "o" && event.ctrlKey && event.shiftKey) { event.preventDefault(); startNew(); }
 });
 addEventListener("hashchange", route);
 addEventListener("popstate", route);
-addEventListener("pagehide", () => rescue([...answers.values()].map(({ conversation: { chat }, message }) => ({ chat, message }))));
+addEventListener("pagehide", () => {
+  rescue([...answers.values()].map(({ conversation: { chat }, message }) => ({ chat, message })));
+  for (const { message } of answers.values()) traces.save(message);
+});
 settings.onKey = () => connection.check();
 
 show();
 connection.check();
 if (!(await store.open())) toast("This browser keeps no data: conversations are lost when the page is closed.");
 await restore(store);
+await traces.open();
 await sidebar.refresh();
 await route();

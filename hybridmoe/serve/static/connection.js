@@ -1,6 +1,6 @@
 // What the header says of the server: its models, whether it loads, and whether it can be reached.
 
-import { $, element } from "./dom.js";
+import { $, counted, element } from "./dom.js";
 
 const RETRY_MS = 1000, CHECK_MS = 20_000;
 
@@ -51,11 +51,11 @@ export class Connection {
   #use(model) {
     const { n_layer, n_dense_layers, n_experts } = model.meta ?? {};
     this.shape = n_experts ? { layers: n_layer - n_dense_layers, experts: n_experts, first: n_dense_layers } : null;
-    const context = model.max_model_len ? `${model.max_model_len} tokens` : "";
+    const context = model.max_model_len ? counted(model.max_model_len, "token") : "";
     this.#say(this.models.length > 1 ? context : [model.id, context].filter(Boolean).join(" · "), "here");
     const isNew = this.name !== model.id;
     this.name = model.id;
-    $("about").textContent = this.shape ? `${model.id}: ${this.shape.layers} layers of ${this.shape.experts} experts, on this machine. Nothing leaves it.` : `${model.id}, on this machine. Nothing leaves it.`;
+    $("about").textContent = this.shape ? `${model.id}: ${counted(this.shape.layers, "layer")} of ${this.shape.experts} experts, on this machine. Nothing leaves it.` : `${model.id}, on this machine. Nothing leaves it.`;
     if (isNew) this.onModel(model);
   }
 

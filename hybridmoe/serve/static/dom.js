@@ -61,6 +61,11 @@ export function textButton(text, click, fields = {}) {
   return element("button", { type: "button", on: { click }, ...fields }, text);
 }
 
+/** A count and its unit: "1 token", "2 tokens". */
+export function counted(count, unit) {
+  return `${count} ${unit}${Number(count) === 1 ? "" : "s"}`;
+}
+
 /** Copy a text; the button shows a check mark for a moment. */
 export async function copy(text, button) {
   try {

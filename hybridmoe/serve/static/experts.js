@@ -1,97 +1,104 @@
-// The chosen experts of a response: recorded per token, and drawn as a heat map of layers and experts.
+// The chosen experts of a response: recorded token by token, with the tier that served each.
 
-const GLOW = 12; // latest tokens, in the strip
-const MAX_ROWS = 8, MAX_COLUMNS = 96; // of the strip
+export const TIERS = ["VRAM", "RAM", "disk"];
+const LETTERS = "VRD"; // of the server's `expert_tiers`
 
-/** Colours from never chosen to chosen most often, dark and light. */
-const SCALES = {
-  dark: [[28, 35, 48], [46, 66, 110], [98, 84, 160], [196, 92, 130], [246, 158, 84], [255, 236, 170]],
-  light: [[232, 230, 226], [190, 205, 226], [140, 150, 205], [150, 90, 165], [165, 45, 95], [90, 10, 40]],
-};
+/** How often each cell of a grid was chosen, by tier. */
+export class Counts {
+  constructor(rows, columns) {
+    Object.assign(this, { rows, columns });
+    this.byTier = TIERS.map(() => new Uint32Array(rows * columns));
+  }
 
-/** The experts of each token of a response: (token, layer) -> ids. */
+  total(at) {
+    return this.byTier.reduce((sum, counts) => sum + counts[at], 0);
+  }
+
+  /** The tier that served most of a cell's choices. */
+  tier(at) {
+    return this.byTier.reduce((best, counts, tier) => (counts[at] > this.byTier[best][at] ? tier : best), 0);
+  }
+
+  /** The largest total of a cell, 1 at least. */
+  get most() {
+    return this.byTier[0].reduce((most, _, at) => Math.max(most, this.total(at)), 1);
+  }
+
+  /** All choices by tier. */
+  get sums() {
+    return this.byTier.map((counts) => counts.reduce((a, b) => a + b, 0));
+  }
+
+  /** Sum up blocks of cells, so that at most `rows` x `columns` are left. */
+  pooled(rows, columns) {
+    const tall = Math.ceil(this.rows / rows), wide = Math.ceil(this.columns / columns);
+    const pooled = new Counts(Math.ceil(this.rows / tall), Math.ceil(this.columns / wide));
+    this.byTier.forEach((counts, tier) => counts.forEach((count, at) => {
+      const row = Math.floor(Math.floor(at / this.columns) / tall), column = Math.floor((at % this.columns) / wide);
+      pooled.byTier[tier][row * pooled.columns + column] += count;
+    }));
+    return pooled;
+  }
+}
+
+/** The experts of each token of a response, in flat arrays: (token, layer, rank) -> id, tier. */
 export class ExpertTrace {
-  constructor(shape) {
-    Object.assign(this, shape); // layers, experts, first (number of the first MoE layer)
-    this.tokens = [];
+  /** A new trace of a model's `shape`, or one that was `packed`. `first`: number of the first MoE layer. */
+  constructor({ layers, experts, first, width = 0, length = 0, ids = new Int16Array(), tiers = new Uint8Array() }) {
+    Object.assign(this, { layers, experts, first, width, length, ids, tiers });
+    this.sums = TIERS.map((_, tier) => tiers.reduce((sum, one, at) => sum + (one === tier && ids[at] >= 0), 0)); // choices by tier
   }
 
-  add(tokens) {
-    for (const token of tokens) this.tokens.push(token.slice(0, this.layers).map((ids) => Int16Array.from(ids)));
+  /** Add tokens: ids by layer, and a text of letters for each layer. */
+  add(tokens, tiers) {
+    this.width ||= tokens[0]?.[0]?.length ?? 0;
+    const row = this.layers * this.width, end = (this.length + tokens.length) * row;
+    if (end > this.ids.length) {
+      this.ids = grown(this.ids, Math.max(end, 2 * this.ids.length));
+      this.tiers = grown(this.tiers, this.ids.length);
+    }
+    tokens.forEach((token, i) => {
+      for (let layer = 0; layer < this.layers; layer++) {
+        for (let rank = 0; rank < this.width; rank++) {
+          const at = (this.length + i) * row + layer * this.width + rank;
+          this.ids[at] = token[layer]?.[rank] ?? -1;
+          if (this.ids[at] < 0) continue;
+          this.tiers[at] = LETTERS.indexOf(tiers[i][layer][rank]);
+          this.sums[this.tiers[at]] += 1;
+        }
+      }
+    });
+    this.length += tokens.length;
   }
 
-  /** Count choices of each (layer, expert) in tokens [from, to). */
-  counts(from, to) {
-    const counts = new Uint32Array(this.layers * this.experts);
-    for (let i = Math.max(0, from); i < Math.min(to, this.tokens.length); i++) {
-      this.tokens[i].forEach((ids, layer) => {
-        for (const id of ids) if (id >= 0 && id < this.experts) counts[layer * this.experts + id] += 1;
-      });
+  /** Count the choices of each (layer, expert) in tokens [from, to). */
+  counts(from = 0, to = this.length) {
+    const counts = new Counts(this.layers, this.experts), row = this.layers * this.width;
+    const end = Math.min(to, this.length) * row;
+    for (let at = Math.max(0, from) * row; at < end; at++) {
+      const id = this.ids[at], layer = Math.floor((at % row) / this.width);
+      if (id >= 0 && id < this.experts) counts.byTier[this.tiers[at]][layer * this.experts + id] += 1;
     }
     return counts;
   }
 
   /** Describe how many experts were chosen. */
   get summary() {
-    if (!this.tokens.length) return "";
-    const counts = this.counts(0, this.tokens.length);
-    return `${counts.reduce((sum, count) => sum + (count > 0), 0)} of ${counts.length} chosen`;
+    const counts = this.counts(), all = this.layers * this.experts;
+    let chosen = 0;
+    for (let at = 0; at < all; at++) chosen += counts.total(at) > 0;
+    return this.length ? `${chosen} of ${all} chosen` : "";
+  }
+
+  /** The trace as plain data, without room to grow. */
+  packed() {
+    const { layers, experts, first, width, length } = this, end = length * layers * width;
+    return { layers, experts, first, width, length, ids: this.ids.slice(0, end), tiers: this.tiers.slice(0, end) };
   }
 }
 
-export function isDark() {
-  const chosen = document.documentElement.dataset.theme;
-  return chosen ? chosen === "dark" : matchMedia("(prefers-color-scheme: dark)").matches;
-}
-
-/** Colour of a share in [0, 1] of the most frequent. */
-export function colour(share, dark = isDark()) {
-  const scale = SCALES[dark ? "dark" : "light"];
-  const at = Math.sqrt(Math.max(0, Math.min(1, share))) * (scale.length - 1);
-  const low = Math.min(scale.length - 2, Math.floor(at)), part = at - low;
-  const [r, g, b] = scale[low].map((value, i) => Math.round(value + part * (scale[low + 1][i] - value)));
-  return `rgb(${r} ${g} ${b})`;
-}
-
-/** Draw counts as cells of `cell` x `high` pixels at (x0, y0) of a 2D context. */
-export function drawCells(context, counts, experts, cell, high, x0, y0, dark) {
-  const most = counts.reduce((a, b) => Math.max(a, b), 1);
-  const wide = cell >= 6 ? cell - 1 : cell, tall = high >= 6 ? high - 1 : high;
-  const shades = new Map();
-  counts.forEach((count, at) => {
-    if (!shades.has(count)) shades.set(count, colour(count / most, dark));
-    context.fillStyle = shades.get(count);
-    context.fillRect(x0 + (at % experts) * cell, y0 + Math.floor(at / experts) * high, wide, tall);
-  });
-}
-
-/** Sum counts over blocks, so that at most MAX_ROWS x MAX_COLUMNS are left. Returns [counts, columns, rows]. */
-function pooled(counts, layers, experts) {
-  const tall = Math.ceil(layers / MAX_ROWS), wide = Math.ceil(experts / MAX_COLUMNS);
-  const rows = Math.ceil(layers / tall), columns = Math.ceil(experts / wide);
-  const sums = new Uint32Array(rows * columns);
-  counts.forEach((count, at) => {
-    sums[Math.floor(Math.floor(at / experts) / tall) * columns + Math.floor((at % experts) / wide)] += count;
-  });
-  return [sums, columns, rows];
-}
-
-/** A narrow live map beside a response, of the latest tokens; of a large model, of blocks of experts. */
-export class Strip {
-  constructor(canvas) {
-    this.canvas = canvas;
-  }
-
-  show(trace) {
-    if (this.isDue || !trace.tokens.length) return;
-    this.isDue = true;
-    requestAnimationFrame(() => {
-      this.isDue = false;
-      const end = trace.tokens.length;
-      const [counts, columns, rows] = pooled(trace.counts(end - GLOW, end), trace.layers, trace.experts);
-      this.canvas.width = columns;
-      this.canvas.height = rows;
-      drawCells(this.canvas.getContext("2d"), counts, columns, 1, 1, 0, 0, isDark());
-    });
-  }
+function grown(array, length) {
+  const made = new array.constructor(length);
+  made.set(array);
+  return made;
 }

@@ -1,7 +1,7 @@
 // What stands around a conversation: the header's buttons, the side list on and off, the theme, dialogs.
 
 import { $, iconButton } from "./dom.js";
-import { isDark } from "./experts.js";
+import { isDark } from "./heat.js";
 
 /** `actions`: startNew(), openMap(), openSettings(), themed(). */
 export function buildFrame({ startNew, openMap, openSettings, themed }) {

@@ -1,24 +1,30 @@
-// The expert map in its own view: axes, a slider over the response's tokens, keys, export as PNG.
+// The expert map in its own view: a slider over the response's tokens, a cursor, export as PNG.
 
-import { $, download, iconButton } from "./dom.js";
-import { colour, drawCells, isDark } from "./experts.js";
+import { $, counted, download, icon, iconButton } from "./dom.js";
+import { TIERS } from "./experts.js";
+import { chooseMode, isDark, modeOf } from "./heat.js";
+import { MapLayout, paintMap, percent } from "./mappicture.js";
 
-const LEFT = 44, TOP = 26, RIGHT = 8, BOTTOM = 30; // of the axes, in CSS pixels
+const STEPS = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] };
 
 export class MapView {
-  constructor() {
+  /** `recoloured()`: called when colours mean something else. */
+  constructor(recoloured = () => {}) {
     this.dialog = $("map");
     this.canvas = $("experts");
     this.slider = $("map-token");
     this.trace = null;
     this.cursor = null; // {layer, expert}
     this.isAtEnd = true;
-    this.slider.addEventListener("input", () => { this.isAtEnd = this.slider.value === this.slider.max; this.draw(); });
+    this.slider.addEventListener("input", () => { this.#pause(); this.isAtEnd = this.slider.value === this.slider.max; this.draw(); });
     $("map-span").addEventListener("change", () => this.draw());
-    this.canvas.addEventListener("pointermove", (event) => this.#point(event));
-    this.canvas.addEventListener("pointerleave", () => { this.cursor = null; this.draw(); });
+    $("map-colour").addEventListener("change", () => { chooseMode($("map-colour").value); this.draw(); recoloured(); });
+    for (const kind of ["pointerdown", "pointermove"]) this.canvas.addEventListener(kind, (event) => this.#point(event));
+    this.canvas.addEventListener("pointerleave", (event) => event.pointerType === "mouse" && this.#set(null));
     this.canvas.addEventListener("keydown", (event) => this.#key(event));
-    $("map-tools").append(iconButton("play", "Play", () => this.#play()), iconButton("down", "Save as PNG", () => this.#save()));
+    this.dialog.addEventListener("close", () => this.#pause());
+    this.play = iconButton("play", "Play", () => this.#play());
+    $("map-tools").append(this.play, iconButton("down", "Save as PNG", () => this.#save()));
     addEventListener("resize", () => this.dialog.open && this.draw());
   }
 
@@ -26,8 +32,8 @@ export class MapView {
   open(trace, title) {
     this.title = title;
     this.isAtEnd = true;
-    this.cursor = null;
     this.dialog.showModal();
+    this.#set(null);
     this.show(trace);
   }
 
@@ -39,126 +45,95 @@ export class MapView {
     requestAnimationFrame(() => { this.isDue = false; this.draw(); });
   }
 
-  get #range() {
-    const end = Number(this.slider.value), span = $("map-span").value;
-    return [span === "all" ? 0 : end - Number(span), end];
-  }
-
   draw() {
-    const { trace, slider, canvas } = this;
-    $("map-empty").hidden = Boolean(trace?.tokens.length);
-    $("map-body").hidden = !trace?.tokens.length;
-    if (!trace?.tokens.length) return;
-    slider.max = trace.tokens.length;
-    slider.min = 1;
+    const { trace, slider } = this, isEmpty = !trace?.length;
+    $("map-empty").hidden = !isEmpty;
+    $("map-body").hidden = isEmpty;
+    if (isEmpty) return;
+    slider.max = trace.length;
     if (this.isAtEnd) slider.value = slider.max;
     $("map-at").textContent = `token ${slider.value} of ${slider.max}`;
-    const width = $("map-frame").clientWidth - LEFT - RIGHT;
-    const cell = Math.max(3, Math.min(28, Math.floor(width / trace.experts)));
-    const counts = (this.counts = trace.counts(...this.#range));
-    const high = Math.max(cell, Math.min(10, Math.floor((innerHeight - 290) / trace.layers)));
-    Object.assign(this, { cell, high });
-    const wide = LEFT + trace.experts * cell + RIGHT, tall = TOP + trace.layers * high + BOTTOM;
-    const ratio = devicePixelRatio || 1;
-    canvas.width = wide * ratio;
-    canvas.height = tall * ratio;
-    canvas.style.width = `${wide}px`;
-    canvas.style.height = `${tall}px`;
-    const context = canvas.getContext("2d");
-    context.scale(ratio, ratio);
-    this.#paint(context, counts, wide, tall);
-    if (this.cursor) {
-      const { layer, expert } = this.cursor;
-      context.strokeStyle = isDark() ? "#fff" : "#000";
-      context.lineWidth = 1.5;
-      context.strokeRect(LEFT + expert * cell - 1, TOP + layer * high - 1, cell + 1, high + 1);
-    }
-    this.#describe();
+    const end = Number(slider.value), span = $("map-span").value;
+    this.from = span === "all" ? 0 : Math.max(0, end - Number(span));
+    this.tokens = end - this.from;
+    this.counts = trace.counts(this.from, end);
+    this.mode = $("map-colour").value = modeOf(trace);
+    this.layout = new MapLayout(trace, $("map-frame").clientWidth, innerHeight);
+    paintMap(this.canvas, this.layout, this.counts, { mode: this.mode, dark: isDark(), ratio: devicePixelRatio || 1 });
+    this.canvas.style.width = `${this.layout.wide}px`;
+    this.canvas.style.height = `${this.layout.tall}px`;
+    this.#set(this.cursor);
   }
 
-  #paint(context, counts, wide, tall) {
-    const { trace, cell, high } = this, dark = isDark();
-    const text = dark ? "#aab4c0" : "#565d66";
-    context.fillStyle = dark ? "#11151b" : "#ffffff";
-    context.fillRect(0, 0, wide, tall);
-    context.font = "11px system-ui, sans-serif";
-    context.fillStyle = text;
-    context.textBaseline = "middle";
-    context.textAlign = "right";
-    const rows = every(trace.layers, Math.max(1, Math.ceil(14 / high)));
-    for (const layer of rows) context.fillText(`${trace.first + layer}`, LEFT - 6, TOP + (layer + 0.5) * high);
-    context.textAlign = "center";
-    const columns = every(trace.experts, Math.max(1, Math.ceil(34 / cell)));
-    for (const expert of columns) context.fillText(`${expert}`, LEFT + (expert + 0.5) * cell, TOP - 10);
-    context.textAlign = "left";
-    context.fillText("layer", 2, TOP - 10);
-    const most = counts.reduce((a, b) => Math.max(a, b), 1), below = tall - BOTTOM / 2 + 2;
-    context.fillText("never", LEFT, below);
-    for (let i = 0; i < 60; i++) {
-      context.fillStyle = colour((i / 59) ** 2, dark);
-      context.fillRect(LEFT + 38 + 2 * i, below - 5, 2, 10);
+  /** Move the cursor, and say what is under it. */
+  #set(cursor) {
+    this.cursor = cursor;
+    const mark = $("map-mark"), { layout } = this;
+    mark.hidden = !cursor;
+    if (cursor) {
+      const [x, y] = layout.place(cursor.layer, cursor.expert);
+      Object.assign(mark.style, { left: `${x - 2}px`, top: `${y - 2}px`, width: `${layout.cell + 3}px`, height: `${layout.high + 3}px` });
     }
-    context.fillStyle = text;
-    context.fillText(`${most} ${most === 1 ? "token" : "tokens"}`, LEFT + 166, below);
-    drawCells(context, counts, trace.experts, cell, high, LEFT, TOP, dark);
+    $("expert").textContent = this.trace?.length && this.counts ? this.#words() : "";
+  }
+
+  #words() {
+    const { cursor, counts, tokens, trace } = this;
+    const by = (numbers) => TIERS.map((name, tier) => numbers[tier] && `${name} ${numbers[tier]}`).filter(Boolean).join(", ");
+    if (!cursor) {
+      const all = counts.sums.reduce((a, b) => a + b, 0) || 1;
+      const shares = counts.sums.map((sum) => (sum ? percent(sum / all) : ""));
+      return `Served by ${by(shares)}. Point at a square, or use the arrow keys.`;
+    }
+    const at = cursor.layer * trace.experts + cursor.expert, count = counts.total(at);
+    const where = count ? ` · ${by(counts.byTier.map((one) => one[at]))}` : "";
+    return `layer ${trace.first + cursor.layer}, expert ${cursor.expert}: ${count} of ${counted(tokens, "token")} (${((100 * count) / tokens).toFixed(1)} %)${where}`;
   }
 
   #point(event) {
+    if (!this.layout) return;
     const box = this.canvas.getBoundingClientRect();
-    const expert = Math.floor((event.clientX - box.left - LEFT) / this.cell);
-    const layer = Math.floor((event.clientY - box.top - TOP) / this.high);
-    const isInside = expert >= 0 && layer >= 0 && expert < this.trace.experts && layer < this.trace.layers;
-    this.cursor = isInside ? { layer, expert } : null;
-    this.draw();
+    this.#set(this.layout.at(event.clientX - box.left, event.clientY - box.top));
   }
 
   #key(event) {
-    const step = { ArrowLeft: [0, -1], ArrowRight: [0, 1], ArrowUp: [-1, 0], ArrowDown: [1, 0] }[event.key];
-    if (!step || !this.trace) return;
+    if (!STEPS[event.key] || !this.trace) return;
     event.preventDefault();
-    const { layer, expert } = this.cursor ?? { layer: 0, expert: 0 };
+    const [x, y] = STEPS[event.key].map((step) => step * (event.shiftKey ? 10 : 1));
+    const [layers, experts] = this.layout.isUpright ? [x, y] : [y, x];
     const keep = (value, end) => Math.max(0, Math.min(end - 1, value));
-    this.cursor = this.cursor ? { layer: keep(layer + step[0], this.trace.layers), expert: keep(expert + step[1], this.trace.experts) } : { layer, expert };
-    this.draw();
+    const { cursor, trace } = this;
+    this.#set(cursor ? { layer: keep(cursor.layer + layers, trace.layers), expert: keep(cursor.expert + experts, trace.experts) } : { layer: 0, expert: 0 });
+    $("map-mark").scrollIntoView({ block: "nearest", inline: "nearest" });
   }
 
-  #describe() {
-    const [from, to] = this.#range, tokens = to - Math.max(0, from);
-    if (!this.cursor) {
-      $("expert").textContent = "Point at a square, or use the arrow keys.";
-      return;
-    }
-    const { layer, expert } = this.cursor;
-    const count = this.counts[layer * this.trace.experts + expert];
-    $("expert").textContent = `layer ${this.trace.first + layer}, expert ${expert}: ${count} of ${tokens} tokens (${((100 * count) / tokens).toFixed(1)} %)`;
-  }
-
-  /** Move the slider from the start to the end. */
+  /** Move the slider from the start to the end, or halt it. */
   #play() {
-    clearInterval(this.timer);
+    if (this.timer) return this.#pause();
     const { slider } = this, step = Math.max(1, Math.round(slider.max / 200));
     this.isAtEnd = false;
     slider.value = 1;
+    this.play.replaceChildren(icon("stop"));
     this.timer = setInterval(() => {
       slider.value = Number(slider.value) + step;
+      this.isAtEnd = slider.value === slider.max;
       this.draw();
-      if (slider.value === slider.max || !this.dialog.open) {
-        clearInterval(this.timer);
-        this.isAtEnd = true;
-      }
+      if (this.isAtEnd) this.#pause();
     }, 40);
+    return null;
+  }
+
+  #pause() {
+    clearInterval(this.timer);
+    this.timer = null;
+    this.play.replaceChildren(icon("play"));
   }
 
   #save() {
-    this.cursor = null;
-    this.draw();
-    this.canvas.toBlob((blob) => download("experts.png", blob));
+    const canvas = document.createElement("canvas");
+    const title = [this.title, counted(this.tokens, "token")].filter(Boolean).join(" · ");
+    const layout = new MapLayout(this.trace, 1280, 800);
+    paintMap(canvas, layout, this.counts, { mode: this.mode, dark: isDark(), ratio: 2, title });
+    canvas.toBlob((blob) => download("experts.png", blob));
   }
-}
-
-/** Every `step`-th of n, in steps of 1, 2, 5, 10, ... */
-function every(n, step) {
-  const ten = 10 ** Math.floor(Math.log10(step));
-  const round = [1, 2, 5, 10].map((one) => one * ten).find((one) => one >= step);
-  return Array.from({ length: Math.ceil(n / round) }, (_, i) => i * round);
 }

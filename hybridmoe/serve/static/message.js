@@ -4,9 +4,10 @@ import { isEmpty } from "./conversation.js";
 import { copy, element, iconButton, textButton } from "./dom.js";
 import { MarkdownView } from "./markdown.js";
 
+const LONG_CHARS = 2000, LONG_LINES = 16; // of a question that is folded
 const NOTES = { length: "Cut off at the token limit.", stopped: "Stopped." };
 
-/** `actions`: what the buttons do: edit, again, resume, branch (see chat.js). */
+/** `actions`: what the buttons do and need to know: see chat.js. */
 export class MessageView {
   constructor(message, actions) {
     this.message = message;
@@ -38,7 +39,7 @@ export class MessageView {
   #part(name, className, kind = "div") {
     if (this.parts[name]) return this.parts[name];
     const made = (this.parts[name] = element(kind, { class: className }));
-    const order = ["files", "thoughts", "content", "calls", "strip", "problem", "stats"];
+    const order = ["files", "thoughts", "content", "fold", "calls", "problem", "stats"];
     const later = order.slice(order.indexOf(name) + 1).map((one) => this.parts[one]).find(Boolean);
     this.body.insertBefore(made, later ?? null);
     return made;
@@ -51,10 +52,20 @@ export class MessageView {
 
   #question() {
     const { content, files = [] } = this.message;
-    this.#part("content", "content plain").textContent = content;
+    const text = this.#part("content", "content plain");
+    text.textContent = content;
+    const isLong = content.length > LONG_CHARS || content.split("\n").length > LONG_LINES;
+    text.classList.toggle("folded", isLong && !this.isUnfolded);
+    if (isLong) this.#fold();
     if (!files.length) return;
     this.#part("files", "files").replaceChildren(...files.map((file) => element("details", { class: "file" },
       element("summary", {}, `${file.name} · ${size(file.text)}`), element("pre", { tabIndex: 0 }, file.text))));
+  }
+
+  /** Make the button that shows all of a long question, or its beginning. */
+  #fold() {
+    const name = this.isUnfolded ? "Show less" : "Show all";
+    this.#part("fold", "fold").replaceChildren(textButton(name, () => { this.isUnfolded = !this.isUnfolded; this.update(); }));
   }
 
   #response() {
@@ -139,7 +150,8 @@ export class MessageView {
     const isUser = message.role === "user";
     const copying = iconButton("copy", isUser ? "Copy message" : "Copy response", () => copy(message.content, copying));
     const other = isUser ? iconButton("edit", "Edit", () => this.edit()) : iconButton("again", "Regenerate", () => actions.again(message));
-    this.foot.replaceChildren(...(message.content ? [copying] : []), other, ...arrows);
+    const traced = !isUser && actions.isTraced(message) ? [iconButton("map", "Experts of this response", () => actions.openMap(message))] : [];
+    this.foot.replaceChildren(...(message.content ? [copying] : []), other, ...traced, ...arrows);
     return null;
   }
 

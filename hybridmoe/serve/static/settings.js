@@ -47,8 +47,8 @@ export class Settings {
   request() {
     const body = {};
     for (const [name, label] of [...SAMPLERS, ["max_tokens", "Max tokens"], ["thinking_budget", "Budget of thoughts"]]) {
-      if (!(this.values[name] ?? "")) continue;
       if (!this.inputs.get(name).checkValidity()) throw new Error(`${label}: ${this.inputs.get(name).validationMessage}`);
+      if (!(this.values[name] ?? "")) continue;
       body[name] = Number(this.values[name]);
     }
     const stop = (this.values.stop ?? "").split("\n").filter(Boolean);

@@ -1,6 +1,6 @@
 // The list of conversations: search, open, rename, delete with undo, export and import.
 
-import { $, download, element, iconButton, textButton, toast } from "./dom.js";
+import { $, counted, download, element, iconButton, textButton, toast } from "./dom.js";
 import { exported, imported } from "./store.js";
 
 const SHOWN = 60; // at first
@@ -108,7 +108,7 @@ export class Sidebar {
     if (!file) return;
     try {
       const count = await imported(this.store, await file.text());
-      toast(`Imported ${count} conversation${count === 1 ? "" : "s"}.`, null, 4);
+      toast(`Imported ${counted(count, "conversation")}.`, null, 4);
     } catch (error) {
       toast(`Not imported: ${error.message}.`);
     }

@@ -1,20 +1,26 @@
 // Conversations in IndexedDB: a record for each conversation and one for each message, so that two
 // tabs add to a conversation without overwriting each other. In memory if the browser has none.
+// Expert traces are records of their own, read when they are shown; the oldest make room for others.
 
-const CHATS = "chats", MESSAGES = "messages";
+const CHATS = "chats", MESSAGES = "messages", TRACES = "traces";
+const MAX_TRACE_BYTES = 64e6; // of all traces together
+const ALL_OF = (chat) => IDBKeyRange.bound([chat], [chat, []]);
 
 export class Store {
   #db = null;
-  #memory = { [CHATS]: new Map(), [MESSAGES]: new Map() };
+  #memory = { [CHATS]: new Map(), [MESSAGES]: new Map(), [TRACES]: new Map() };
 
   /** Open the database. Returns false if nothing can be kept. */
   async open() {
     try {
       this.#db = await new Promise((done, fail) => {
-        const opening = indexedDB.open("hybridmoe", 1);
-        opening.onupgradeneeded = () => {
-          opening.result.createObjectStore(CHATS, { keyPath: "id" });
-          opening.result.createObjectStore(MESSAGES, { keyPath: ["chat", "id"] });
+        const opening = indexedDB.open("hybridmoe", 2);
+        opening.onupgradeneeded = ({ oldVersion }) => {
+          if (oldVersion < 1) {
+            opening.result.createObjectStore(CHATS, { keyPath: "id" });
+            opening.result.createObjectStore(MESSAGES, { keyPath: ["chat", "id"] });
+          }
+          opening.result.createObjectStore(TRACES, { keyPath: ["chat", "id"] }).createIndex("sizes", ["at", "bytes"]);
         };
         opening.onsuccess = () => done(opening.result);
         opening.onerror = () => fail(opening.error);
@@ -39,23 +45,62 @@ export class Store {
 
   /** List the messages of a conversation, or of all. */
   messages(chat) {
-    return this.#read(MESSAGES, chat && IDBKeyRange.bound([chat], [chat, []]));
+    return this.#read(MESSAGES, chat && ALL_OF(chat));
   }
 
   /** Write a conversation and messages of it. Throws if the disk is full. */
-  put(chat, messages = []) {
+  put(chat, messages = [], traces = []) {
     return this.#write((store) => {
       if (chat) store(CHATS).put(structuredClone(chat));
       for (const message of messages) store(MESSAGES).put(structuredClone(message));
+      for (const trace of traces) store(TRACES).put(trace);
+    });
+  }
+
+  /** List the messages that have a trace. */
+  async traced() {
+    return (await this.#sizes()).map(({ key }) => key[1]);
+  }
+
+  /** Get a message's trace; undefined without. */
+  trace(chat, id) {
+    return this.#read(TRACES, [chat, id], true);
+  }
+
+  /** Write a trace {chat, id, at, ids, tiers, ...}. Returns the messages whose traces made room. */
+  async putTrace(trace) {
+    await this.put(null, [], [{ ...trace, bytes: trace.ids.byteLength + trace.tiers.byteLength }]);
+    let room = MAX_TRACE_BYTES;
+    const removed = (await this.#sizes()).filter(({ bytes }) => (room -= bytes) < 0).map(({ key }) => key);
+    if (removed.length) await this.#write((store) => removed.forEach((key) => store(TRACES).delete(key)));
+    return removed.map(([, id]) => id);
+  }
+
+  /** List keys and bytes of all traces, the latest first, without reading them. */
+  #sizes() {
+    if (!this.#db) {
+      const all = [...this.#memory[TRACES].values()].sort((a, b) => b.at - a.at);
+      return Promise.resolve(all.map(({ chat, id, bytes }) => ({ key: [chat, id], bytes })));
+    }
+    return new Promise((done, fail) => {
+      const found = [], cursors = this.#db.transaction(TRACES).objectStore(TRACES).index("sizes").openKeyCursor(null, "prev");
+      cursors.onerror = () => fail(cursors.error);
+      cursors.onsuccess = () => {
+        const { result } = cursors;
+        if (!result) return done(found);
+        found.push({ key: result.primaryKey, bytes: result.key[1] });
+        return result.continue();
+      };
     });
   }
 
   /** Remove a conversation. Returns what `put` takes to undo it. */
   async remove(id) {
-    const removed = [await this.chat(id), await this.messages(id)];
+    const removed = [await this.chat(id), await this.messages(id), await this.#read(TRACES, ALL_OF(id))];
     await this.#write((store) => {
       store(CHATS).delete(id);
       for (const message of removed[1]) store(MESSAGES).delete([id, message.id]);
+      for (const trace of removed[2]) store(TRACES).delete([id, trace.id]);
     });
     return removed;
   }
@@ -83,7 +128,7 @@ export class Store {
       return Promise.resolve();
     }
     return new Promise((done, fail) => {
-      const transaction = this.#db.transaction([CHATS, MESSAGES], "readwrite");
+      const transaction = this.#db.transaction([CHATS, MESSAGES, TRACES], "readwrite");
       change((name) => transaction.objectStore(name));
       transaction.oncomplete = () => done();
       transaction.onerror = transaction.onabort = () => fail(transaction.error ?? new Error("not saved"));
