@@ -18,18 +18,21 @@ class ThoughtView:
         self._live = live
         self._folds = folds
         self._use_color = use_color
-        self._line = ""
-        self._rows: list[Row] = []  # of earlier lines
+        self._line = ""  # the last row
+        self._rows: list[Row] = []  # those above it, of folded thoughts
         self._num_tokens, self._started_s = 0, time.monotonic()
 
     def feed(self, text: str) -> None:
         """Add a token's text."""
         self._num_tokens += 1
-        for i, line in enumerate(text.split("\n")):
+        columns = max(self._live.size().columns, LEAST_COLUMNS)
+        for i, part in enumerate(text.split("\n")):
             if i:
-                self._end_line()
-            self._line += line
-        self._show()
+                self._keep([self._line])
+                self._line = ""
+            *full, self._line = wrapped(self._line + part, columns - 1)
+            self._keep(full)
+        self._live.show([*self._rows, self._row(self._line)])
 
     def end(self) -> str | None:
         """End the thoughts. Returns what stands in their place if they are folded."""
@@ -40,24 +43,17 @@ class ThoughtView:
         seconds = about(time.monotonic() - self._started_s)
         return f"thought for {seconds}, {self._num_tokens} tokens"
 
-    def _end_line(self) -> None:
-        self._show()
+    def _keep(self, lines: list[str]) -> None:
+        """Take rows that do not change any more."""
+        rows = [self._row(line) for line in lines]
         if self._folds:
-            self._rows = self._latest()
-        else:
+            most = max(2, min(_MAX_ROWS, self._live.size().lines // 2))
+            self._rows = [*self._rows, *rows][1 - most :]
+        elif rows:
+            self._live.show(rows)
             self._live.finish()
-        self._line = ""
 
-    def _show(self) -> None:
-        self._live.show(self._latest())
-
-    def _latest(self) -> list[Row]:
+    def _row(self, line: str) -> Row:
         from rich.cells import cell_len
 
-        size = self._live.size()
-        texts = wrapped(self._line, max(size.columns, LEAST_COLUMNS) - 1)
-        rows = [*self._rows, *(Row(self._dim(text), cell_len(text)) for text in texts)]
-        return rows[-max(1, min(_MAX_ROWS, size.lines // 2)) :] if self._folds else rows
-
-    def _dim(self, text: str) -> str:
-        return f"\x1b[2m{text}\x1b[0m" if self._use_color else text
+        return Row(f"\x1b[2m{line}\x1b[0m" if self._use_color else line, cell_len(line))

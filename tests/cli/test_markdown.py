@@ -211,6 +211,19 @@ def test_open_thoughts_stay_and_stopped_ones_are_folded() -> None:
     assert [line[:11] for line in terminal.text] == ["thought for", "(stopped)", ""]
 
 
+@pytest.mark.parametrize("folds", [True, False])
+def test_one_long_line_of_thoughts_is_wrapped_as_it_comes(folds: bool) -> None:
+    terminal = TerminalScreen(40, 12)
+    screen = Screen(terminal, is_plain=False, folds_thoughts=folds, size=lambda: terminal.size)
+    words = ["-", *(f"word{i}" for i in range(400))]
+    for word in words:
+        screen.write(f"{word} ", is_reasoning=True)
+    shown = terminal.text
+    assert " ".join(shown).split() == (words[-len(" ".join(shown).split()) :])
+    assert len(shown) == 6 if folds else len(shown) > 60
+    assert all(line.startswith("  word") for line in shown[1:])
+
+
 # Words
 
 
