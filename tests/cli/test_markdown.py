@@ -101,6 +101,12 @@ def test_what_is_left_is_the_same_for_all_pieces(size: tuple[int, int], most: in
     assert played(ANSWER, *size, most=most).text == played(ANSWER, *size).text
 
 
+def test_a_table_taller_than_the_screen_has_the_widths_of_its_last_row() -> None:
+    rows = [f"| {i} | {'x' * i} |" for i in range(20)]
+    table = "\n".join(["| a | b |", "|---|---|", *rows, "", "end"])
+    assert played(table, 60, 10, most=9).text == played(table, 60, 10).text
+
+
 def test_text_is_shown_as_it_comes() -> None:
     terminal = TerminalScreen()
     screen = Screen(terminal, is_plain=False, size=lambda: terminal.size)
