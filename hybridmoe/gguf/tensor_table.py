@@ -5,6 +5,7 @@ the table: a scale beside a weight, a router's bias under another name.
 """
 
 from collections.abc import Collection, Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 from hybridmoe.config import GATE_SIGMOID, GATE_SOFTMAX, ModelConfig
@@ -49,6 +50,9 @@ def check_tensor_names(config: ModelConfig, names: Collection[str]) -> None:
 
 def _known_names(config: ModelConfig) -> set[str]:
     known = set[str]()
+    if (indexer := config.indexer) is not None:  # one that is declared unused may be there
+        every = (True,) * config.num_layers
+        config = replace(config, indexer=replace(indexer, is_full=every))
     for is_new in (False, True):
         for name, shape in tensor_shapes(config, is_old=not is_new, is_fused=is_new):
             known.add(name)

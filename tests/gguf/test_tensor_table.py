@@ -61,6 +61,19 @@ def test_factors_of_matrices_are_known(tmp_path: Path) -> None:
     check_tensor_names(config, [*names, *factors])
 
 
+def test_only_an_indexer_that_the_file_declares_unused_is_left_out(tmp_path: Path) -> None:
+    path = tmp_path / "x.gguf"
+    write_tiny(path, variant="glm5", **SMALL | {"layers": 4})
+    config, names = names_of(path)
+    assert "blk.2.indexer.proj.weight" not in names
+    check_tensor_names(config, [*names, "blk.2.indexer.proj.weight"])
+    with pytest.raises(UnsupportedModelError, match=r"blk\.2\.indexer\.proj\.bias"):
+        check_tensor_names(config, [*names, "blk.2.indexer.proj.bias"])
+    path.write_bytes(path.read_bytes().replace(b"blk.1.indexer.proj", b"blk.2.indexer.proj"))
+    with pytest.raises(GGUFError, match=r"tensor blk\.1\.indexer\.proj\.weight is missing"):
+        hybridmoe.load(path)
+
+
 def test_a_bias_without_a_gating_function_is_refused_by_both(tmp_path: Path) -> None:
     path = tmp_path / "x.gguf"
     write_tiny(path, gating=None, **SMALL)
