@@ -17,7 +17,7 @@ from hybridmoe.errors import ConfigError
 from hybridmoe.text.thinking_options import ThinkingOptions
 from hybridmoe.units import format_bytes
 
-__all__ = ["Commands"]
+__all__ = ["COMMAND_NAMES", "Commands"]
 
 _ALIASES = {
     "help": ("?",),
@@ -36,19 +36,25 @@ _PARAMETERS = {
 class Commands:
     """Slash commands over one conversation."""
 
-    def __init__(self, talk: Talk, check_params: Callable[[dict[str, Any]], object]) -> None:
-        """check_params: raises ConfigError for parameters that the model would refuse."""
+    def __init__(
+        self,
+        talk: Talk,
+        check_params: Callable[[dict[str, Any]], object],
+        confirm: Callable[[str], bool] = lambda _question: True,
+    ) -> None:
+        """check_params: raises ConfigError for parameters that the model would refuse.
+
+        confirm: asks before a file is overwritten.
+        """
         self._talk = talk
-        self._check_params = check_params
+        self._check_params, self.confirm = check_params, confirm
         self._table: dict[str, Callable[[str], None]] = {
             name.removeprefix("_do_"): getattr(self, name)
             for name in vars(Commands)
             if name.startswith("_do_")
         }
         self._aliases = {alias: name for name, also in _ALIASES.items() for alias in also}
-        self.names = [f"/{name}" for name in (*self._table, *self._aliases) if name != "?"]
         self.is_done = False
-        self.confirm: Callable[[str], bool] = lambda _question: True
         self._asked_about = ""
 
     def read(self, text: str) -> None:
@@ -70,7 +76,7 @@ class Commands:
         known = self._aliases.get(name.lower(), name.lower())
         command = self._table.get(known)
         if command is None:
-            close = difflib.get_close_matches(f"/{name.lower()}", self.names, n=1)
+            close = difflib.get_close_matches(f"/{name.lower()}", COMMAND_NAMES, n=1)
             meant = f"; did you mean {close[0]}?" if close else ";"
             self._say(
                 f"unknown command /{name:.40}{meant} /help lists them, // begins a message with /"
@@ -284,6 +290,11 @@ class Commands:
     def _do_exit(self, _: str) -> None:
         """/exit             end the program; as Ctrl-D"""
         self.is_done = True
+
+
+_OWN = [name.removeprefix("_do_") for name in vars(Commands) if name.startswith("_do_")]
+_ALSO = [alias for aliases in _ALIASES.values() for alias in aliases if alias != "?"]
+COMMAND_NAMES = [f"/{name}" for name in (*_OWN, *_ALSO)]  # with their slash, for completion
 
 
 def unquoted(text: str) -> str:

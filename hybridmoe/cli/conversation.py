@@ -2,14 +2,15 @@
 
 import sys
 from collections.abc import Callable
-from contextlib import AbstractContextManager, ExitStack, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hybridmoe.cli.commands import Commands
+from hybridmoe.cli.commands import COMMAND_NAMES, Commands
 from hybridmoe.cli.keyboard import Keyboard
 from hybridmoe.cli.last_conversation import LastConversation
 from hybridmoe.cli.loading import check_params, open_model
+from hybridmoe.cli.opening import Opening
 from hybridmoe.cli.prompt import Prompt, choose
 from hybridmoe.cli.render import Screen
 from hybridmoe.cli.session import Session
@@ -54,29 +55,38 @@ class Conversation:
 
     def run(self, model: Path | None, loading: LoadOptions) -> None:
         """Read messages and commands from the terminal until the user ends."""
-        keyboard = Keyboard()
-        with ExitStack() as stack:
-            with keyboard.held():
-                llm = stack.enter_context(open_model(model, loading))
-            talk = self._begin(llm, keyboard.held, is_quiet=False)
-            self._screen.fold_hint = "; /thoughts shows them"
-            commands = Commands(talk, check_params)
-            self._screen.note(f"{talk.model_line} · /help lists commands")
-            if self._is_continued:
-                self._screen.note(f"(continued: {len(self._session.messages)} messages)")
+        keyboard, screen = Keyboard(), self._screen
+        screen.fold_hint = "; /thoughts shows them"
+        with keyboard.held():
+            opening = Opening(
+                model, loading, lambda llm: llm.check_thinking(self._session.thinking)
+            )
+        with opening:
+            screen.note(f"{opening.model_line} · /help lists commands")
+            prompt = Prompt(COMMAND_NAMES, keeps_history=self._is_kept, use_color=screen.use_color)
+            talk: Talk | None = None
+            if self._is_continued:  # its KV cache is read
+                talk = self._wait(opening, keyboard)
+                screen.note(f"(continued: {len(self._session.messages)} messages)")
                 talk.recall()
-            use_color = self._screen.use_color
-            prompt = Prompt(commands.names, keeps_history=self._is_kept, use_color=use_color)
-            commands.confirm = prompt.confirm
-            while not commands.is_done:
+            commands: Commands | None = None
+            while commands is None or not commands.is_done:
                 try:
-                    commands.read(prompt.read(keyboard.take()))
+                    text = prompt.read(keyboard.take(), opening)
+                    talk = talk or self._wait(opening, keyboard)
+                    commands = commands or Commands(talk, check_params, prompt.confirm)
+                    commands.read(text)
                 except KeyboardInterrupt:
-                    self._screen.note("(Ctrl-D or /exit ends the program)")
+                    screen.note("(Ctrl-D or /exit ends the program)")
                 except EOFError:
                     break
-            if num_tokens := self._keep_kv(talk, loading):
-                self._screen.note(f"(kept for --continue, with a KV cache of {num_tokens} tokens)")
+            if talk is not None and (num_tokens := self._keep_kv(talk, loading)):
+                screen.note(f"(kept for --continue, with a KV cache of {num_tokens} tokens)")
+
+    def _wait(self, opening: Opening, keyboard: Keyboard) -> Talk:
+        with keyboard.held():
+            llm = opening.wait()
+        return self._begin(llm, keyboard.held, is_quiet=False)
 
     def _begin(
         self, llm: "LLM", hold: Callable[[], AbstractContextManager[None]], *, is_quiet: bool

@@ -4,16 +4,30 @@ import sys
 import threading
 import time
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, ClassVar, Self, TextIO
+from typing import TYPE_CHECKING, Any, Self, TextIO
 
 from hybridmoe.cli.duration import about
 
 if TYPE_CHECKING:
     from hybridmoe import Progress
 
-__all__ = ["ProgressBar"]
+__all__ = ["ProgressBar", "title_of"]
 
 _BAR_AFTER_S = 0.3  # shorter work needs no bar
+_TITLES = {
+    "compile": "compiling GPU kernels",
+    "load": "loading the model",
+    "prompt": "reading the prompt",
+    "check": "reading all weights",
+    "download": "downloading",
+    "record": "recording responses",
+    "replay": "replaying the trace",
+}
+
+
+def title_of(progress: "Progress") -> str:
+    """Title of a phase, for people."""
+    return _TITLES.get(progress.phase, progress.phase)
 
 
 class ProgressBar:
@@ -21,16 +35,6 @@ class ProgressBar:
 
     Its own thread shows it and counts the seconds: the first tokens of a prompt may take a minute.
     """
-
-    _TITLES: ClassVar = {
-        "compile": "compiling GPU kernels",
-        "load": "loading the model",
-        "prompt": "reading the prompt",
-        "check": "reading all weights",
-        "download": "downloading",
-        "record": "recording responses",
-        "replay": "replaying the trace",
-    }
 
     def __init__(
         self,
@@ -128,7 +132,7 @@ class ProgressBar:
             self._bar.start()
 
     def _title(self, progress: "Progress") -> str:
-        title = str(self._TITLES.get(progress.phase, progress.phase))
+        title = title_of(progress)
         if progress.phase != "prompt" or not self._tokens_per_s:
             return title
         new = progress.total - max(progress.done, min(self._known_tokens, progress.total - 1))

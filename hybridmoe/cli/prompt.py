@@ -14,9 +14,12 @@ if TYPE_CHECKING:
     from prompt_toolkit.history import History
     from prompt_toolkit.key_binding import KeyBindings
 
+    from hybridmoe.cli.opening import Opening
+
 __all__ = ["Prompt", "choose", "is_unfinished", "joined"]
 
 _QUOTES = '"""'
+_REFRESH_S = 0.5
 
 
 def is_unfinished(text: str) -> bool:
@@ -54,10 +57,41 @@ class Prompt:
             color_depth=None if use_color else ColorDepth.DEPTH_1_BIT,
         )
 
-    def read(self, draft: str = "") -> str:
-        """Read one message or command. draft: text to begin with. Errors: as of `input`."""
-        typed = self._session.prompt("> ", default=self._pastes.fold(draft))
+    def read(self, draft: str = "", opening: "Opening | None" = None) -> str:
+        """Read one message or command.
+
+        draft: text to begin with. opening: a model that is opened meanwhile, once the prompt is
+        shown; its status is at the right, its notes go above, and its errors end the prompt.
+        Errors: as of `input`, and of `opening`.
+        """
+        if opening is not None:
+            self._session.rprompt = lambda: opening.status
+        typed = self._session.prompt(
+            "> ",
+            default=self._pastes.fold(draft),
+            pre_run=None if opening is None else lambda: self._watch(opening),
+            refresh_interval=0 if opening is None else _REFRESH_S,
+        )
         return self._pastes.unfold(joined(typed))
+
+    def _watch(self, opening: "Opening") -> None:
+        import asyncio
+
+        from prompt_toolkit.application import run_in_terminal
+
+        app = self._session.app
+
+        async def watch() -> None:
+            try:
+                await asyncio.shield(asyncio.wrap_future(opening.begin()))
+            except Exception as error:
+                if not app.is_done:
+                    app.exit(exception=error)
+            else:
+                if opening.has_notes:
+                    await run_in_terminal(opening.print_notes)
+
+        app.create_background_task(watch())
 
     def confirm(self, question: str) -> bool:
         """Ask; anything but y and yes is a no."""

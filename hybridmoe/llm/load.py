@@ -1,7 +1,6 @@
 """Open a model: options, file, memory plan, placement, engine."""
 
-from collections.abc import Iterator
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +10,12 @@ from hybridmoe.engine.engine import Engine
 from hybridmoe.env import check_environment
 from hybridmoe.errors import GGUFError, KernelError
 from hybridmoe.gguf.reader import GGUFFile
-from hybridmoe.gguf.tensor_table import read_config
 from hybridmoe.hardware.gpu import NoGpu, choose_gpus
 from hybridmoe.hardware.topology import set_num_threads
 from hybridmoe.llm.fingerprints import bits_fingerprint
 from hybridmoe.llm.llm import LLM
+from hybridmoe.llm.model_config import naming, read_model_config
 from hybridmoe.llm.progress import Progress, ProgressCallback
-from hybridmoe.llm.sampling_defaults import sampling_defaults
 from hybridmoe.model.trace import open_trace
 from hybridmoe.placement.budgets import plan_for
 from hybridmoe.placement.options import LoadOptions
@@ -64,8 +62,8 @@ def load(
 
     with ExitStack() as resources:
         file = resources.enter_context(GGUFFile.open(demo_path() if path is None else path))
-        with _naming(file):
-            config = _read_config(file, options)
+        config = read_model_config(file, options)
+        with naming(file):
             plan = plan_for(config, file.tensors.values(), options, gpus)
         tokenizer = resources.enter_context(closing(Tokenizer(file.path, file.metadata)))
         _check_vocabulary(file, config, tokenizer)
@@ -98,22 +96,6 @@ def load(
             read_ahead(file, on_bytes, has_experts=plan.fits_in_ram)
         residency.ready(_READY_S)
         return LLM(file, config, tokenizer, engine, residency, resources)
-
-
-@contextmanager
-def _naming(file: GGUFFile) -> Iterator[None]:
-    """Name the file in errors about its contents."""
-    try:
-        yield
-    except GGUFError as error:
-        raise type(error)(f"{file.path.name}: {error}") from None
-
-
-def _read_config(file: GGUFFile, options: LoadOptions) -> ModelConfig:
-    """Read and check metadata and tensor names. Errors: GGUFError, ConfigError."""
-    sampling_defaults(file.metadata)  # before weights are read, which takes minutes
-    config = read_config(file.metadata, file.tensors)
-    return config.with_yarn_betas(options.yarn_beta_fast, options.yarn_beta_slow)
 
 
 def _check_vocabulary(file: GGUFFile, config: ModelConfig, tokenizer: Tokenizer) -> None:

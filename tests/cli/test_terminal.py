@@ -2,6 +2,7 @@
 
 import re
 import signal
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,6 +11,10 @@ import fake_llm
 import pexpect
 import pytest
 from waiting import HANG_S
+
+from hybridmoe.cli.opening import Opening
+from hybridmoe.errors import GGUFError
+from hybridmoe.placement.options import LoadOptions
 
 CONTROL_D, CONTROL_C, ENTER, ALT_ENTER = "\x04", "\x03", "\r", "\x1b\r"
 
@@ -210,21 +215,55 @@ def test_commands_are_completed(terminal: Terminal) -> None:
 
 def test_a_bar_while_the_model_loads_and_none_of_it_left(tmp_path: Path) -> None:
     terminal = Terminal(tmp_path, "slow.gguf", "--no-color")
-    terminal.expect("loading the model")
-    before = terminal.expect("context 4096 tokens")
-    assert "GB" in before
+    terminal.expect("context 4096 tokens")
     terminal.prompt()
     terminal.type("hi" + ENTER)
     assert "\x1b[2m" not in terminal.child.before
-    terminal.expect(r"you said hi\r\nprompt 123 tok")
+    assert "GB" in terminal.expect("loading the model.*you said hi")
+    terminal.expect(r"\r\nprompt 123 tok")
     terminal.kill()
 
 
-def test_control_c_while_loading_is_code_130(tmp_path: Path) -> None:
+def test_the_prompt_does_not_wait_for_the_model(tmp_path: Path) -> None:
     terminal = Terminal(tmp_path, "endless.gguf")
-    terminal.expect("loading the model")
-    terminal.type(CONTROL_C)
-    assert terminal.end() == 130
+    terminal.prompt()
+    terminal.expect("loading the model: ")  # after a second
+    terminal.type("hi" + ENTER)
+    terminal.expect("GB")
+    terminal.type(CONTROL_C)  # takes the message back
+    terminal.prompt()
+    terminal.type(CONTROL_D)
+    assert terminal.end() == 0
+
+
+def test_a_model_that_cannot_be_opened_ends_the_prompt(tmp_path: Path) -> None:
+    terminal = Terminal(tmp_path, "broken.gguf")
+    terminal.prompt()
+    terminal.type("half a mess")
+    terminal.expect("hybridmoe: error: broken.gguf: no memory for it\r\n")
+    assert terminal.end() == 1
+
+
+def test_a_file_that_is_none_is_an_error_before_the_prompt(tmp_path: Path) -> None:
+    (tmp_path / "x.gguf").write_bytes(b"GGML")
+    with pytest.raises(GGUFError, match="not a GGUF file"):
+        Opening(tmp_path / "x.gguf", LoadOptions(), lambda _: None)
+
+
+def test_the_header_is_read_without_torch() -> None:
+    code = """
+import sys
+from hybridmoe.cli.opening import read_header
+from hybridmoe.cli.chat import check_params
+from hybridmoe.cli.prompt import Prompt
+from hybridmoe.placement.options import LoadOptions
+check_params({"temperature": 0.0})
+Prompt([])
+assert read_header(None, LoadOptions())[1] == 2048
+print([m for m in ("torch", "jinja2", "rich", "hybridmoe._C") if m in sys.modules])
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout == "[]\n", done.stderr
 
 
 def test_a_history_that_cannot_be_written_is_no_obstacle(tmp_path: Path) -> None:

@@ -265,6 +265,9 @@ def load(
 ) -> FakeLLM:
     """Stand in for `hybridmoe.load`."""
     assert isinstance(options, LoadOptions)
+    if path is not None and path.name == "broken.gguf":
+        time.sleep(0.3)
+        raise ConfigError("broken.gguf: no memory for it")
     if path is not None and path.name in ("slow.gguf", "endless.gguf"):
         for done in range(10) if path.name == "slow.gguf" else itertools.cycle(range(10)):
             time.sleep(0.1)
@@ -274,8 +277,10 @@ def load(
 
 
 if __name__ == "__main__":
+    from hybridmoe.cli import opening
     from hybridmoe.cli.app import main
 
     hybridmoe.load = load
+    opening.read_header = lambda _path, _options: ("fake", FakeLLM.context_tokens)
     hybridmoe.SamplingParams = dict
     sys.exit(main())
