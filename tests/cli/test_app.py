@@ -56,6 +56,24 @@ def test_no_help_imports_what_takes_time() -> None:
     assert done.stdout.endswith("\n[]\n"), done.stderr
 
 
+def test_no_completion_imports_what_takes_time() -> None:
+    code = (
+        "import os, sys; from hybridmoe.cli.app import COMMANDS, main\n"
+        "os.environ['_HYBRIDMOE_COMPLETE'] = 'bash_complete'\n"
+        "for name in [*COMMANDS, 'bench cache']:\n"
+        "    for begun in ('--', ''):\n"
+        "        words = ['hybridmoe', *name.split(), begun]\n"
+        "        os.environ |= {'COMP_WORDS': ' '.join(words), 'COMP_CWORD': str(len(words) - 1)}\n"
+        "        try: main([])\n"
+        "        except SystemExit: pass\n"
+        "heavy = ('torch', 'jinja2', 'rich', 'prompt_toolkit', 'numba', 'fastapi', 'hybridmoe._C')\n"
+        "print([m for m in heavy if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout.count("plain,--help") >= len(app.COMMANDS), done.stderr
+    assert done.stdout.endswith("\n[]\n"), done.stdout
+
+
 @pytest.mark.parametrize("command", [[], ["--debug"], ["bench"]])
 def test_a_command_that_is_asked_for_nothing_shows_its_help(
     command: list[str], capsys: pytest.CaptureFixture[str]

@@ -258,7 +258,7 @@ from hybridmoe.cli.chat import check_params
 from hybridmoe.cli.prompt import Prompt
 from hybridmoe.placement.options import LoadOptions
 check_params({"temperature": 0.0})
-Prompt([])
+Prompt([], keeps_history=False)
 assert read_header(None, LoadOptions())[1] == 2048
 print([m for m in ("torch", "jinja2", "rich", "hybridmoe._C") if m in sys.modules])
 """
