@@ -169,7 +169,7 @@ def _config_facts(c: ModelConfig) -> list[tuple[str, str]]:
             f"beta {c.yarn.beta_fast:g} / {c.yarn.beta_slow:g}, "
             f"mscale_all_dim {c.yarn.mscale_all_dim:g}"
         )
-    unrun = f"; {c.num_mtp_layers} of multi-token prediction, not run" if c.num_mtp_layers else ""
+    mtp = f"; {c.num_mtp_layers} more to draft by (--speculate mtp)" if c.num_mtp_layers else ""
     sparse: list[tuple[str, str]] = []
     if (indexer := c.indexer) is not None:
         about = (
@@ -178,7 +178,7 @@ def _config_facts(c: ModelConfig) -> list[tuple[str, str]]:
         )
         sparse.append(("sparse attention", about))
     return [
-        ("layers", f"{c.num_layers} ({c.num_dense_layers} dense), hidden {c.hidden}{unrun}"),
+        ("layers", f"{c.num_layers} ({c.num_dense_layers} dense), hidden {c.hidden}{mtp}"),
         (
             "attention",
             f"{c.num_heads} heads, {query}, latent {c.kv_lora_rank} + {c.rope_dim} rotary, "

@@ -6,6 +6,7 @@ the table: a scale beside a weight, a router's bias under another name.
 
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import replace
+from itertools import product
 from typing import Any
 
 from hybridmoe.config import GATE_SIGMOID, GATE_SOFTMAX, ModelConfig
@@ -13,7 +14,7 @@ from hybridmoe.errors import UnsupportedModelError
 from hybridmoe.gguf.cursor import printable
 from hybridmoe.gguf.names import FUSED_ROLE, parse_name
 
-__all__ = ["check_tensor_names", "read_config", "tensor_shapes"]
+__all__ = ["check_tensor_names", "has_mtp_layer", "read_config", "tensor_shapes"]
 
 
 def read_config(metadata: Mapping[str, Any], names: Collection[str]) -> ModelConfig:
@@ -72,6 +73,23 @@ def _refuse_both(names: Collection[str]) -> None:
                     f"tensor {printable(other)}: beside {printable(name)}, which holds the same;"
                     " one of them would not be used"
                 )
+
+
+def has_mtp_layer(config: ModelConfig, names: Collection[str]) -> bool:
+    """Test whether the first MTP layer is in a file; some announce it, and leave it out."""
+    block, optional = f"blk.{config.num_layers}.", ".nextn.shared_head_norm.weight"
+    tables = (
+        tensor_shapes(config, is_old=is_old, is_fused=is_fused)
+        for is_old, is_fused in product((False, True), repeat=2)
+    )
+    return config.has_mtp and any(
+        all(
+            name in names
+            for name, _ in table
+            if name.startswith(block) and not name.endswith(optional)
+        )
+        for table in tables
+    )
 
 
 def tensor_shapes(

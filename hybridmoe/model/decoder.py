@@ -179,14 +179,14 @@ class Decoder:
         Errors: as `forward`.
         """
         assert self._mtp is not None, "the model has no MTP layer"
-        device = self._mtp.device
-        with torch_threads(1), device.active(), self.guard.watch(len(token_ids)):
+        first, device = self._stages[0].device, self._mtp.device
+        with torch_threads(1), first.active(), self.guard.watch(len(token_ids)):
             self._outputs = None
-            cos_sin = device.upload(self._rope.cos_sin(_positions(spans)))
+            ids, cos_sin = torch.tensor(token_ids), self._rope.cos_sin(_positions(spans))
             self._experts.begin_step(len(token_ids))
-            states = self._mtp.forward(
-                torch.tensor(token_ids), states, pages, device.tables(spans), cos_sin
-            )
+            with device.active():
+                tables = device.tables(spans)
+                states = self._mtp.forward(ids, states, pages, tables, device.upload(cos_sin))
             self._experts.end_step()
             return states, self._mtp.logits(states)
 
@@ -207,10 +207,10 @@ class Decoder:
         cos_sin: Tensor,
     ) -> None:
         """Fill the MTP layer's KV cache for a step, from the states of the tokens before."""
-        previous = states.roll(1, 0)
         firsts = [0, *accumulate(span.num_tokens for span in spans)][:-1]
-        previous[firsts] = 0.0 if before is None else before
         with self.device.active():
+            previous = states.roll(1, 0)
+            previous[firsts] = 0.0 if before is None else before
             previous = self._norm(previous)
         device = mtp.device
         with device.active():

@@ -76,8 +76,9 @@ class MtpLayer:
 
     def logits(self, states: Tensor) -> Tensor:
         """Compute logits (T, V), on the CPU, from what `forward` returns."""
-        x = self._head_device.upload(states)
-        return self._head_device.to_host(self._head_device.linear(x, self._head))
+        device = self._head_device
+        with device.active():
+            return device.to_host(device.linear(device.upload(states), self._head))
 
     def _joined(self, token_ids: Tensor, states: Tensor) -> Tensor:
         tokens = self.device.upload(gather_rows(self._embedding, token_ids))

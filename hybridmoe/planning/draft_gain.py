@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 from hybridmoe.config import ModelConfig
 from hybridmoe.errors import ConfigError
+from hybridmoe.gguf.tensor_table import has_mtp_layer
 from hybridmoe.option import Speculation
 from hybridmoe.planning.gpu_specs import GPUS, spec_like
 from hybridmoe.planning.model_sizes import ModelSizes, Part
@@ -83,11 +84,11 @@ def plan_with_drafts(
     if config.runs_mtp:
         return plan_for(config)
     block = f"blk.{config.num_layers}"
-    has_layer = config.has_mtp and f"{block}.nextn.eh_proj.weight" in names
+    has_layer = has_mtp_layer(config, names)
     if speculation.source == "mtp":
         if not has_layer:
             raise ConfigError(
-                f"speculate={speculation}: the file has no layer for multi-token prediction"
+                f"speculate={speculation}: the file has no whole layer for multi-token prediction"
                 f" ({block}.nextn.*)"
             )
         return plan_for(config.with_mtp())

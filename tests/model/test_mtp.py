@@ -11,16 +11,18 @@ import pytest
 import torch
 from exact_network import exact_drafts, exact_states
 from gguf import GGMLQuantizationType as Type
+from host_adapter import HostAdapter
 from small_model import SMALL
 from tiny_gguf import write_tiny
 
 from hybridmoe.config import EngineConfig, ModelConfig
 from hybridmoe.engine.kv_cache import KvCache
 from hybridmoe.errors import GGUFError
+from hybridmoe.experts.backend import CpuExperts
 from hybridmoe.gguf.reader import GGUFFile
 from hybridmoe.kernels.paged_mla import Span
 from hybridmoe.model.decoder import Decoder
-from hybridmoe.model.weights import Weights
+from hybridmoe.model.weights import Weights, routed_experts
 from hybridmoe.planning.kv_plan import plan_kv
 
 IDS = np.random.default_rng(1).integers(0, 256, 70).tolist()  # more than a page
@@ -102,3 +104,22 @@ def test_a_layer_without_a_tensor_is_refused_by_name(tmp_path: Path) -> None:
         opened(path),
     ):
         pass
+
+
+def test_the_layer_may_be_on_another_gpu_than_the_head(small: Path) -> None:
+    pytest.importorskip("triton", reason="needs triton")
+    from two_gpus import two_devices
+
+    def drafted(numbers: list[int]) -> np.ndarray:
+        gpus = two_devices()
+        with GGUFFile.open(small) as file:
+            config = ModelConfig.from_metadata(file.metadata).with_mtp()
+            devices = [gpus[i] for i in numbers]
+            experts = HostAdapter(CpuExperts(routed_experts(Weights(file), config)), devices)
+            model = Decoder(Weights(file, device=devices[0]), config, experts, devices=devices)
+            cache = KvCache(config, plan_kv(config, EngineConfig(context_tokens=9), 0), devices)
+            states = model.head_states(model.forward([5], [Span(1, 0, [0])], cache.layers))
+            _, logits = model.draft([8], states, [Span(1, 1, [0])], cache.layers[-1])
+            return logits.numpy().copy()
+
+    assert np.array_equal(drafted([0, 0, 0]), drafted([0, 0, 1]))

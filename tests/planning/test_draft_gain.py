@@ -69,14 +69,17 @@ def test_what_is_not_used_is_said() -> None:
 
 def test_a_file_without_the_layer_is_refused_where_it_is_asked_for() -> None:
     with pytest.raises(
-        ConfigError, match=r"^speculate=mtp:1: the file has no layer .*blk\.61\.nextn"
+        ConfigError, match=r"^speculate=mtp:1: the file has no whole layer .*blk\.61\.nextn"
     ):
         planned("mtp:1", K2)
     options = LoadOptions(speculate="mtp")
     config = ModelConfig.from_metadata(WITH_MTP)
-    tensors = [t for t in outline_of(WITH_MTP, "Q4_K_M").tensors if ".nextn." not in t.name]
-    with pytest.raises(ConfigError, match=r"^speculate=mtp: the file has no layer"):
-        plan_within(config, tensors, options, ENOUGH)
+    for missing in ("blk.61.", "blk.61.nextn.enorm", "blk.61.ffn_up_exps"):
+        whole = outline_of(WITH_MTP, "Q4_K_M").tensors
+        tensors = [t for t in whole if not t.name.startswith(missing)]
+        with pytest.raises(ConfigError, match=r"^speculate=mtp: the file has no whole layer"):
+            plan_within(config, tensors, options, ENOUGH)
+        assert plan_within(config, tensors, LoadOptions(), ENOUGH).notes == ()
 
 
 def test_predictions_leave_the_layer_out_of_a_token() -> None:
