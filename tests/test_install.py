@@ -52,14 +52,14 @@ def test_an_old_compiler_is_refused(tmp_path: Path, version: str, expected: str)
     [
         ("fpu sse2", ["scalar"]),
         ("fma f16c avx2", ["avx2", "scalar"]),
-        ("fma f16c avx2 avx512f avx512bw avx512vl avx512dq", ["avx2", "scalar"]),
+        ("fma f16c avx2 bmi2 avx512f avx512bw avx512vl avx512dq", ["avx2", "scalar"]),
         (
-            "fma f16c avx2 avx512f avx512bw avx512vl avx512dq avx512_vnni",
+            "fma f16c avx2 bmi2 avx512f avx512bw avx512vl avx512dq avx512_vnni",
             ["avx512", "scalar"],
         ),
         (
-            "fma f16c avx2 avx512f avx512bw avx512vl avx512dq avx512_vnni avx512vbmi avx512_bf16"
-            " amx_tile amx_int8 amx_bf16",
+            "fma f16c avx2 bmi2 avx512f avx512bw avx512vl avx512dq avx512_vnni avx512vbmi"
+            " avx512_bf16 amx_tile amx_int8 amx_bf16",
             ["amx", "scalar"],
         ),
     ],
