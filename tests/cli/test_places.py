@@ -15,6 +15,7 @@ from hybridmoe.cli.prompt import _history
 from hybridmoe.demo import demo_path
 from hybridmoe.errors import ConfigError, HybridMoeError
 from hybridmoe.experts.hot_profile import HotProfile
+from hybridmoe.state_folder import state_folder
 
 FAKE = f"'{sys.executable}' '{fake_llm.__file__}'"
 
@@ -51,7 +52,7 @@ def test_without_a_home_history_is_kept_in_memory(monkeypatch: pytest.MonkeyPatc
 
     monkeypatch.delenv("XDG_STATE_HOME", raising=False)
     monkeypatch.setattr(Path, "home", nowhere)
-    assert isinstance(_history(Pastes()), InMemoryHistory)
+    assert isinstance(_history(Pastes(), state_folder()), InMemoryHistory)
 
 
 def test_a_path_that_is_not_utf8(tmp_path: Path) -> None:

@@ -244,7 +244,7 @@ def test_the_cost_of_conversations_is_shown_as_it_is_summed(k2: Path) -> None:
         (("--ram", "12G"), "lower --ctx to "),
         (("--place", "exps=gpu"), "expected REGEX=cpu or REGEX=cuda"),
         (("--gpu", "rtx-4090", "--place", "exps=cuda"), "place fewer layers' experts on cuda"),
-        (("--device", "cuda", "--ram", "700G"), "device=cuda: "),
+        (("--device", "cuda", "--ram", "700G"), "--device cuda: "),
         (("--gpu", "rtx-4090,voodoo"), "'voodoo': known are rtx-4060"),
         (("--gpu", "2x rtx-4090", "--vram", "20G"), "--vram: expected 2 sizes, one for each"),
         (("--gpu", "rtx-4090", "--vram", "9G,9G"), "--vram: expected 1 size, one for each"),
@@ -252,7 +252,7 @@ def test_the_cost_of_conversations_is_shown_as_it_is_summed(k2: Path) -> None:
         (("--gpu", "rtx-4090", "--device", "cpu"), "--gpu: --device cpu uses none"),
         (
             ("--gpu", "2x rtx-4090", "--device", "cuda:1"),
-            "device=cuda:1: expected 2, as many GPUs as --gpu and --vram describe",
+            "--device cuda:1: expected 2, as many GPUs as --gpu and --vram describe",
         ),
         (("--gpu", "62x rtx-4090", "--ram", "1T"), "62 GPUs for a model of 61 layers"),
         (("--gpu", "voodoo"), "'voodoo': known are rtx-4060"),
@@ -263,7 +263,7 @@ def test_the_cost_of_conversations_is_shown_as_it_is_summed(k2: Path) -> None:
         (("--ctx", 1000), "are more than the context of 1000"),
         (
             ("--gpu", "rtx-4090", "--kv-type", "int8"),
-            "kv_type=int8: expected f16 or bf16 on a GPU",
+            "--kv-type int8: expected f16 or bf16 on a GPU",
         ),
         (("--defer", 1), "No such option"),
         (("--dram-gbs", "nan"), "'nan' is not a finite number"),

@@ -46,8 +46,8 @@ def test_the_response_is_the_same_and_the_cache_is_shown(tmp_path: Path) -> None
     ("options", "problem"),
     [
         (("--expert-ram", "lots"), "'lots': expected a size such as 12GiB"),
-        (("--expert-ram", "1KiB"), "expert_ram=1024 bytes: expected at least "),
-        (("--expert-prefetch", "99"), "expert_prefetch=99: expected a whole number, 0 to 64"),
+        (("--expert-ram", "1KiB"), "--expert-ram 1024 bytes: expected at least "),
+        (("--expert-prefetch", "99"), "--expert-prefetch 99: expected a whole number, 0 to 64"),
     ],
 )
 def test_what_cannot_be_is_one_line(
