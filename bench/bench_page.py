@@ -5,9 +5,11 @@
 Fills the browser's database with conversations of Markdown, then opens some of them from the list:
 until the last message is in view, and until all messages are rendered. Bound: 100 ms to open.
 Measures the first paint of the empty page too, with nothing in the browser's cache. Bound: 300 ms.
+And its bytes: of all files, vendored ones and those loaded on demand included. Bound: 400 kB.
 """
 
 import argparse
+import gzip
 import json
 import shutil
 import statistics
@@ -50,6 +52,8 @@ _OPEN = """async ([id, messages]) => {
   return [opened, performance.now() - began];
 }"""
 
+_STATIC = Path(__file__).parent.parent / "hybridmoe" / "serve" / "static"
+_FILES = [path for path in _STATIC.rglob("*") if path.suffix in (".js", ".css", ".html", ".svg")]
 _PAINT = 'performance.getEntriesByName("first-contentful-paint")'
 
 
@@ -77,7 +81,9 @@ def main() -> None:
     print(f"opened after {opened:.0f} ms, all rendered after {rendered:.0f} ms")
     paint = statistics.median(paints)
     print(f"first paint after {paint:.0f} ms, median of {len(paints)}")
-    figures = {"opened_ms": opened, "rendered_ms": rendered, "first_paint_ms": paint}
+    size = sum(len(gzip.compress(path.read_bytes())) for path in _FILES)
+    print(f"{size / 1000:.0f} kB compressed, {len(_FILES)} files")
+    figures = {"opened_ms": opened, "rendered_ms": rendered, "first_paint_ms": paint, "bytes": size}
     print(json.dumps({name: round(value) for name, value in figures.items()}))
 
 

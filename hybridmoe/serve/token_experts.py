@@ -10,7 +10,7 @@ from hybridmoe.experts.stats import TIERS
 
 __all__ = ["ExpertLists"]
 
-_LETTERS = np.array([tier[0].upper() for tier in TIERS])
+_LETTERS = np.array([ord(tier[0].upper()) for tier in TIERS], np.uint8)
 
 
 @dataclass(slots=True)
@@ -23,7 +23,8 @@ class ExpertLists:
     def append(self, token: TokenExperts) -> None:
         """Add a token's."""
         self.ids.append(token.ids.tolist())
-        self.tiers.append(["".join(layer) for layer in _LETTERS[token.tiers]])
+        text, top_k = _LETTERS[token.tiers].tobytes().decode(), token.tiers.shape[1]
+        self.tiers.append([text[at : at + top_k] for at in range(0, len(text), top_k)])
 
     def extend(self, later: "ExpertLists") -> None:
         """Add those of later tokens."""

@@ -1,5 +1,6 @@
 """The endpoint as HTTP: limits, keys, errors in OpenAI's shape, health, metrics, pages."""
 
+import gzip
 import json
 import threading
 from collections.abc import Iterator
@@ -264,6 +265,12 @@ def test_other_sites_may_read_answers_only_if_told_so(llm: FakeLLM, http: httpx2
         refusal = other.post(CHAT, json=HELLO, headers={"Origin": "https://a.example"})
         assert refusal.status_code == 401
         assert refusal.headers["access-control-allow-origin"] == "https://a.example"
+
+
+def test_the_page_is_small_when_compressed() -> None:
+    static = Path(__file__).parent.parent.parent / "hybridmoe" / "serve" / "static"
+    files = (path for path in static.rglob("*") if path.suffix in (".js", ".css", ".html", ".svg"))
+    assert sum(len(gzip.compress(path.read_bytes())) for path in files) < 400_000
 
 
 def test_pages_ask_nothing_of_other_hosts(http: httpx2.Client) -> None:

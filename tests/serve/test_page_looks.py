@@ -37,6 +37,16 @@ def test_conversations_are_listed_renamed_found_deleted_and_undone(chat: ChatPag
     expect(chat.answers).to_have_text(["pears"])
 
 
+@pytest.mark.parametrize("width", [1280, 390])
+def test_keys_reach_the_search_at_any_width(chat: ChatPage, width: int) -> None:
+    chat.page.set_viewport_size({"width": width, "height": 800})
+    if width == 1280:
+        chat.button("Conversations").click()  # hides the list
+        expect(chat.page.locator("#search")).to_be_hidden()
+    chat.page.keyboard.press("Control+K")
+    expect(chat.page.locator("#search")).to_be_focused()
+
+
 def test_what_is_exported_can_be_imported(chat: ChatPage, tmp_path: Path) -> None:
     chat.ask("say <think>hm</think>one")
     with chat.page.expect_download() as download:
@@ -132,6 +142,19 @@ def test_text_files_are_sent_and_others_refused(chat: ChatPage) -> None:
     chat.ask("say one")
     assert "File a.txt:\n````\nalpha ``` beta\n````\n\nsay one" in chat.prompt
     expect(chat.page.locator("li.user .file")).to_contain_text("a.txt")
+
+
+def test_a_long_paste_is_a_file(chat: ChatPage) -> None:
+    chat.page.evaluate(
+        """() => {
+          const clipboardData = new DataTransfer(), fields = { bubbles: true, cancelable: true };
+          clipboardData.setData("text/plain", "line of a log\\n".repeat(400));
+          document.getElementById("text").dispatchEvent(
+            new ClipboardEvent("paste", { clipboardData, ...fields }));
+        }"""
+    )
+    expect(chat.page.locator(".chip")).to_contain_text("pasted.txt · 5.6 kB")
+    expect(chat.page.locator("#text")).to_have_value("")
 
 
 def test_the_page_fits_and_breaks_no_rule_of_accessibility(chat: ChatPage) -> None:

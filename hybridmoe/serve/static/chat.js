@@ -5,7 +5,7 @@ import { Composer } from "./composer.js";
 import { Connection } from "./connection.js";
 import { Conversation, isEmpty } from "./conversation.js";
 import { $, element, icon, iconButton, textButton, toast } from "./dom.js";
-import { buildFrame, closeSide } from "./frame.js";
+import { buildFrame, closeSide, openSearch } from "./frame.js";
 import { Strip } from "./heat.js";
 import { MapView } from "./mapview.js";
 import { rescue, restore } from "./rescue.js";
@@ -256,6 +256,7 @@ $("send").addEventListener("click", (event) => {
 addEventListener("keydown", (event) => {
   if (event.key === "Escape" && !document.querySelector("dialog[open]")) answers.get(talk.chat.id)?.stop();
   if (event.key.toLowerCase() === "o" && event.ctrlKey && event.shiftKey) { event.preventDefault(); startNew(); }
+  if (event.key.toLowerCase() === "k" && (event.ctrlKey || event.metaKey) && !document.querySelector("dialog[open]")) { event.preventDefault(); openSearch(); }
 });
 addEventListener("hashchange", route);
 addEventListener("popstate", route);

@@ -4,6 +4,7 @@ import { $, element, iconButton, toast } from "./dom.js";
 import { size } from "./message.js";
 
 const MAX_BYTES = 2_000_000; // of a file
+const LONG_PASTE = 5000; // characters that become a file
 const DRAFT = "hybridmoe.draft";
 
 export class Composer {
@@ -24,6 +25,8 @@ export class Composer {
     addEventListener("drop", (event) => { event.preventDefault(); this.attach([...event.dataTransfer.files]); });
     box.addEventListener("paste", (event) => {
       const files = [...event.clipboardData.files];
+      const text = event.clipboardData.getData("text/plain");
+      if (!files.length && text.length > LONG_PASTE) files.push(new File([text], "pasted.txt"));
       if (files.length) { event.preventDefault(); this.attach(files); }
     });
     this.#changed();

@@ -20,6 +20,12 @@ export function buildFrame({ startNew, openMap, openSettings, themed }) {
   }
 }
 
+/** Show the list of conversations, and search in it. */
+export function openSearch() {
+  if (getComputedStyle($("sidebar")).display === "none" || getComputedStyle($("sidebar")).visibility === "hidden") toggleSide();
+  $("search").focus();
+}
+
 /** Close the list where it covers the conversation. */
 export function closeSide() {
   document.body.classList.remove("side-open");
