@@ -72,6 +72,15 @@ def test_files_with_gate_and_up_in_one_tensor_agree(tmp_path: Path) -> None:
     assert np.median(kl_divergence(theirs, ours)) <= 1e-8
 
 
+def test_factors_of_nvfp4_agree(tmp_path: Path) -> None:
+    """Of experts, which llama.cpp's deepseek2 leaves out and its deepseek32 applies."""
+    path, experts = tmp_path / "tiny.gguf", ("ffn_gate_exps", "ffn_up_exps", "ffn_down_exps")
+    types = {"default": Type.F32, **dict.fromkeys(experts, Type.NVFP4)}
+    write_tiny(path, variant="v32", type=types, scaled=True, gain=CALM, index_top_k=NUM_TOKENS)
+    theirs, ours = _both(path)
+    assert np.median(kl_divergence(theirs, ours)) <= 2e-4
+
+
 @pytest.fixture(scope="module")
 def deviations() -> dict[Type, float]:
     """Ratios of our distance from exact arithmetic to llama.cpp's, filled by each type's test."""
