@@ -6,6 +6,7 @@ from hybridmoe.experts.routed_experts import RoutedExperts
 from hybridmoe.gguf.cursor import printable
 from hybridmoe.gguf.names import FUSED_ROLE
 from hybridmoe.gguf.reader import GGUFFile
+from hybridmoe.kernels.matrix import QuantMatrix
 
 __all__ = ["ExpertLayout", "FilePart"]
 
@@ -32,17 +33,16 @@ class ExpertLayout:
         """Of a layer's gate, up and down."""
         block = f"blk.{self._experts.numbers[layer_index]}."
         gate, up, down = self._experts.by_index[layer_index]
-        skip = gate.matrix_bytes if f"{block}{FUSED_ROLE}.weight" in self._file.tensors else None
-        roles = ("ffn_gate_exps", "ffn_up_exps") if skip is None else (FUSED_ROLE, FUSED_ROLE)
+        is_fused = f"{block}{FUSED_ROLE}.weight" in self._file.tensors
 
-        def part(role: str, stride: int, num_bytes: int, skip: int = 0) -> FilePart:
+        def part(role: str, w: QuantMatrix, skip: int = 0) -> FilePart:
             tensor = self._file.tensors[f"{block}{role}.weight"]
             file = printable(self._file.parts[tensor.part].name, 255)
             name = f"{file}: tensor {printable(tensor.name)}"
-            return FilePart(tensor.part, tensor.offset + skip, stride, num_bytes, name)
+            return FilePart(tensor.part, tensor.offset + skip, w.stride, w.matrix_bytes, name)
 
         return (
-            part(roles[0], gate.stride, gate.matrix_bytes),
-            part(roles[1], up.stride, up.matrix_bytes, skip or 0),
-            part("ffn_down_exps", down.stride, down.matrix_bytes),
+            part(FUSED_ROLE if is_fused else "ffn_gate_exps", gate),
+            part(FUSED_ROLE if is_fused else "ffn_up_exps", up, gate.matrix_bytes * is_fused),
+            part("ffn_down_exps", down),
         )
