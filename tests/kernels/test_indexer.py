@@ -14,7 +14,6 @@ from hybridmoe.kernels.paged_mla import BlockTables, Span, latent_attention
 
 TYPES = ["f32", "f16", "bf16", "int8"]
 SHAPES = [  # heads, dim, tokens, positions, top_k
-    (4, 16, 1, 70, 64),
     (20, 24, 5, BLOCK + 3, 17),
     (32, 128, 9, 2 * BLOCK, 300),
     (64, 128, 3, 700, 1),
@@ -109,7 +108,7 @@ def test_a_selection_depends_on_neither_batch_nor_threads(restore_threads: None)
 
 
 @pytest.mark.parametrize("type", TYPES)
-@pytest.mark.parametrize("heads", [4, 24, 64, 128])
+@pytest.mark.parametrize("heads", [24, 128])
 def test_attention_to_a_selection_has_the_bits_of_attention_to_its_rows(
     each_isa: str, heads: int, type: str, restore_threads: None
 ) -> None:

@@ -33,7 +33,7 @@ VARIANTS = {
     "k2": {"q_lora": 64},
     "v3": {"q_lora": 64, "n_group": 2, "topk_group": 1},
     "mistral4": {"q_lora": 64},
-    "glm5": {"q_lora": 64, "index_top_k": 12},
+    "glm5": {"q_lora": 64, "index_top_k": 12, "index_dim": 16},
     "v2lite": {"q_lora": None},
     "k2, one tensor for keys and values": {"q_lora": 64, "split_kv_b": False},
 }

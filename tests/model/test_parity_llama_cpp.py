@@ -56,11 +56,10 @@ def test_f32_files_agree_for_every_routing_variant(
     assert np.median(kl_divergence(theirs, ours)) <= 1e-8
 
 
-@pytest.mark.parametrize("top_k", [NUM_TOKENS, 20])
 @pytest.mark.parametrize("variant", ["v32", "glm5"])
-def test_f32_files_with_an_indexer_agree(variant: str, top_k: int, tmp_path: Path) -> None:
+def test_f32_files_with_an_indexer_agree(variant: str, tmp_path: Path) -> None:
     path = tmp_path / "tiny.gguf"
-    write_tiny(path, variant=variant, type=Type.F32, index_top_k=top_k)
+    write_tiny(path, variant=variant, type=Type.F32, index_top_k=20)
     theirs, ours = _both(path)
     assert np.median(kl_divergence(theirs, ours)) <= 1e-8
 

@@ -150,11 +150,10 @@ def test_queries_that_grow_with_their_positions_equal_transformers(tmp_path: Pat
     assert _error(path, weights) <= 1e-4
 
 
-@pytest.mark.parametrize("top_k", [NUM_TOKENS, 12])
 @pytest.mark.parametrize("variant", ["glm5", "v32"])
-def test_sparse_attention_equals_transformers(variant: str, top_k: int, tmp_path: Path) -> None:
+def test_sparse_attention_equals_transformers(variant: str, tmp_path: Path) -> None:
     path = tmp_path / "tiny.gguf"
-    weights = write_tiny(path, variant=variant, split_kv_b=False, index_top_k=top_k)
+    weights = write_tiny(path, variant=variant, split_kv_b=False, index_top_k=12)
     assert _error(path, weights) <= 1e-4
 
 
