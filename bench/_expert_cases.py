@@ -20,6 +20,7 @@ PREFILL = (16, 64, 256, 512)  # tokens of each expert
 DECODE_BARS = {
     **dict.fromkeys(("Q4_K", "Q5_K", "Q6_K", "Q8_0", "Q4_0"), 0.8),
     **dict.fromkeys(("Q2_K", "Q3_K", "IQ4_XS", "IQ4_NL", "MXFP4"), 0.6),
+    **dict.fromkeys(("IQ4_K", "IQ4_KS", "IQ5_K", "IQ5_KS", "IQ6_K", "Q6_0"), 0.6),
     **dict.fromkeys(
         ("IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ3_XXS", "IQ3_S"), 0.3
     ),

@@ -10,6 +10,7 @@ import torch
 from bench._expert_cases import Case
 from bench._experts import Call, Stack, expert_bytes
 from bench._ggml_experts import GgmlExperts
+from hybridmoe.gguf.quant_types import QuantType as Type
 from hybridmoe.kernels.ops import expert_ffn, num_threads
 
 __all__ = ["Best", "best_of_peers", "installed_peers"]
@@ -38,7 +39,7 @@ def best_of_peers(names: tuple[str, ...], stack: Stack, case: Case, budget_s: fl
     if case.is_prefill and case.tokens > _MAX_PREFILL:
         return None
     results = []
-    if "llama.cpp" in names:
+    if "llama.cpp" in names and stack.type <= Type.Q2_0:  # further numbers are ik_llama.cpp's
         results.append(_llama_cpp(stack, case, budget_s))
     if "kt-kernel" in names:
         results += _kt_kernel(stack, case, budget_s)

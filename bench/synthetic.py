@@ -179,14 +179,15 @@ _SCALES: Mapping[Type, tuple[int, ...]] = {
     Type.IQ3_S: (0,), Type.IQ1_S: (0,), Type.IQ4_NL: (0,), Type.IQ4_XS: (0,), Type.TQ1_0: (52,),
     Type.TQ2_0: (64,), Type.IQ1_M: (), Type.MXFP4: (), Type.NVFP4: (), Type.Q1_0: (0,),
     Type.Q2_0: (0,), Type.Q6_0: (0,), Type.IQ2_K: (0,), Type.IQ3_K: (0,), Type.IQ4_K: (0,),
-    Type.IQ5_K: (0,), Type.IQ2_KS: (), Type.IQ2_KL: (), Type.IQ3_KS: (), Type.IQ4_KS: (),
-    Type.IQ4_KSS: (), Type.IQ5_KS: (),  # a scale of the row
+    Type.IQ5_K: (0,), Type.IQ6_K: (0,),
+    **dict.fromkeys((Type.IQ2_KS, Type.IQ2_KL, Type.IQ3_KS), ()),  # these have one of each row
+    **dict.fromkeys((Type.IQ4_KS, Type.IQ4_KSS, Type.IQ5_KS), ()),
 }  # fmt: skip
 
 # Of codes times their scales, where these are integers of many sizes; of the other types about 200.
 _MAGNITUDES: Mapping[Type, int] = {
     Type.IQ3_K: 600, Type.IQ4_K: 1300, Type.IQ5_K: 1300, Type.IQ4_KS: 4500, Type.IQ4_KSS: 4500,
-    Type.IQ5_KS: 4500,
+    Type.IQ5_KS: 4500, Type.IQ6_K: 5000,
 }  # fmt: skip
 
 

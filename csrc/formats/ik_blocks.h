@@ -1,6 +1,6 @@
 // Block layouts of the tensor types that ik_llama.cpp added; drawn as in blocks.h.
 //
-// Codes choose one of 4 to 32 unevenly spaced values (`kValuesIQ2K` and others). A bit of each
+// Codes choose one of 4 to 64 unevenly spaced values (`kValuesIQ2K` and others). A bit of each
 // scale, `shift`, adds a constant to these; in the drawings that is values(q). A row of some types
 // begins with a scale of all its weights, `row`, before the blocks: a `RowScale`.
 //
@@ -122,13 +122,30 @@ struct BlockIQ5_KS {
   uint8_t qh[32];
 };
 
+// w = d * s * values(q)            16 groups of 16 weights, s signed
+// low four bits of q as Q5_K; the high two as Q2_K
+struct BlockIQ6_K {
+  static constexpr int kWeights = kSuperWeights;
+  uint16_t d;
+  uint16_t shifts;
+  uint8_t scales[16];
+  uint8_t qs[128];
+  uint8_t qh[64];
+};
+
 // Values of codes, and what a shift adds. Those of IQ4_K and its like are kValuesIQ4.
 constexpr int8_t kValuesIQ2K[4] = {-31, -13, 1, 17};
 constexpr int8_t kValuesIQ3K[8] = {-63, -40, -23, -10, 1, 13, 28, 47};
 constexpr int8_t kValuesIQ5K[32] = {-126, -114, -103, -92, -83, -74, -65, -57, -50, -43, -36,
                                     -30,  -24,  -18,  -12, -6,  -1,  5,   11,  17,  23,  29,
                                     36,   43,   51,   59,  68,  77,  87,  97,  109, 121};
-constexpr int kShiftIQ2K = 5, kShiftIQ3K = 4, kShiftIQ4K = 4, kShiftIQ5K = 2;
+// ik_llama.cpp's products use these; its dequantization the cubic that they round.
+constexpr int8_t kValuesIQ6K[64] = {
+    -127, -121, -115, -109, -104, -98, -93, -88, -84, -79, -74, -70, -66, -62, -58, -54,
+    -51,  -47,  -44,  -40,  -37,  -34, -31, -28, -25, -22, -19, -16, -13, -11, -8,  -5,
+    -2,   0,    3,    6,    9,    12,  14,  17,  20,  23,  27,  30,  33,  36,  40,  44,
+    47,   51,   55,   59,   63,   68,  72,  77,  82,  87,  92,  98,  103, 109, 115, 121};
+constexpr int kShiftIQ2K = 5, kShiftIQ3K = 4, kShiftIQ4K = 4, kShiftIQ5K = 2, kShiftIQ6K = 1;
 
 // Pairs of IQ2_KL: the first weights of the 32, then the second.
 constexpr int8_t kPairsIQ2KL[2][32] = {
@@ -141,6 +158,6 @@ static_assert(sizeof(BlockQ6_0) == 26 && sizeof(BlockIQ2_K) == 76 && sizeof(Bloc
 static_assert(sizeof(BlockIQ2_KL) == 86 && sizeof(BlockIQ3_K) == 110 && sizeof(BlockIQ3_KS) == 102);
 static_assert(sizeof(BlockIQ4_K) == 144 && sizeof(BlockIQ4_KS) == 136);
 static_assert(sizeof(BlockIQ4_KSS) == 128 && sizeof(BlockIQ5_K) == 176);
-static_assert(sizeof(BlockIQ5_KS) == 168);
+static_assert(sizeof(BlockIQ5_KS) == 168 && sizeof(BlockIQ6_K) == 212);
 
 }  // namespace hm

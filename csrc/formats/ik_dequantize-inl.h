@@ -44,6 +44,10 @@ inline GroupScales<16> six_bit_scales(const Block& b) {
 inline GroupScales<16> group_scales(const BlockIQ4_K& b) { return six_bit_scales(b); }
 inline GroupScales<16> group_scales(const BlockIQ5_K& b) { return six_bit_scales(b); }
 
+inline GroupScales<16> group_scales(const BlockIQ6_K& b) {
+  return {{load_u64(b.scales), load_u64(b.scales + 8)}, b.shifts};
+}
+
 inline GroupScales<8> group_scales(const BlockIQ2_KS& b) {
   return {{minus<16>(eight_nibbles(b.scales) | spread_bits(b.bits[1]) << 4)}, b.bits[0]};
 }
@@ -173,6 +177,11 @@ inline void dequantize(const BlockIQ5_K& b, float* y) {
 inline void dequantize(const BlockIQ5_KS& b, float row, float* y) {
   const auto code = [&](int i) { return nibble_of_32(b.qs, i) | plane_bit(b.qh, i) << 4; };
   dequantize_shifted(row, group_scales(b), kValuesIQ5K, kShiftIQ5K, code, y);
+}
+
+inline void dequantize(const BlockIQ6_K& b, float* y) {
+  const auto code = [&](int i) { return nibble_of_32(b.qs, i) | two_bits(b.qh, i) << 4; };
+  dequantize_shifted(half_to_float(b.d), group_scales(b), kValuesIQ6K, kShiftIQ6K, code, y);
 }
 
 // A row: its scale (1 if the type has none), then its blocks.

@@ -42,6 +42,7 @@ enum TypeId : int32_t {
   kIQ3_K = 138,
   kIQ4_K = 139,
   kIQ5_K = 140,
+  kIQ6_K = 141,
   kIQ4_KS = 144,
   kIQ2_KS = 145,
   kIQ4_KSS = 146,
@@ -105,6 +106,7 @@ constexpr TypeInfo kTypes[] = {
     type_info<BlockIQ4_KSS>(kIQ4_KSS, "IQ4_KSS"),
     type_info<BlockIQ5_K>(kIQ5_K, "IQ5_K"),
     type_info<BlockIQ5_KS>(kIQ5_KS, "IQ5_KS"),
+    type_info<BlockIQ6_K>(kIQ6_K, "IQ6_K"),
 };
 
 // Bytes of a row of whole blocks.

@@ -52,6 +52,7 @@ constexpr KernelTable make_tile_table(const char* name) {
   add_tiles<GroupIQ4_KSS>(formats[kIQ4_KSS]);
   add_tiles<GroupIQ5_K>(formats[kIQ5_K]);
   add_tiles<GroupIQ5_KS>(formats[kIQ5_KS]);
+  add_tiles<GroupIQ6_K>(formats[kIQ6_K]);
   add_tiles<GroupIQ1_S>(formats[kIQ1_S]);
   add_tiles<GroupIQ1_M>(formats[kIQ1_M]);
   add_tiles<GroupIQ2_XXS>(formats[kIQ2_XXS]);

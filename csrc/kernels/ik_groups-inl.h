@@ -32,6 +32,7 @@ constexpr int kBiasIQ2K = 32, kBiasIQ3K = 64, kBiasIQ2KL = 64;
 constexpr CodeTable<16> kCodesIQ2K(kValuesIQ2K, kBiasIQ2K);
 constexpr CodeTable<32> kCodesIQ3K(kValuesIQ3K, kBiasIQ3K, 4);
 constexpr CodeTable<32> kCodesIQ5K(kValuesIQ5K, Simd::kSignedBias);
+constexpr CodeTable<64> kCodesIQ6K(kValuesIQ6K, Simd::kSignedBias);
 constexpr PairTable kPairCodesIQ2KL(kPairsIQ2KL, kBiasIQ2KL);
 
 // Of types with a scale of each block and 16 weights.
@@ -153,6 +154,14 @@ struct GroupIQ5_KS : ShiftedBlocks<LookedUpGroupOf<BlockIQ5_KS, Simd::PerBlock>,
   template <int P>
   HM_INLINE Simd::B64 codes(const Block* b) const {
     return iq5_values<P>(b->qs, b->qh);
+  }
+};
+
+struct GroupIQ6_K : ShiftedHalves<LookedUpGroupOf<BlockIQ6_K, Simd::PerHalf>, kShiftIQ6K> {
+  template <int P>
+  HM_INLINE Simd::B64 codes(const Block* b) const {
+    const Simd::B64 low = Simd::bits<0, 4, 15>(Simd::load32_twice(b->qs + 32 * P));
+    return Simd::lookup64(kCodesIQ6K.codes, low, two_bit_codes<P>(b->qh));
   }
 };
 

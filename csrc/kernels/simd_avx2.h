@@ -126,6 +126,10 @@ struct Simd : SimdYmm {
     return {lookup_either(table, v.lo, _mm256_slli_epi16(bits, 7 - Bit)),
             lookup_either(table, v.hi, _mm256_slli_epi16(bits, 6 - Bit))};
   }
+  // table[low + 16 high] for bytes `low` of 0..15, `high` of 0..3.
+  static HM_INLINE B64 lookup64(const int8_t* table, B64 low, B64 high) {
+    return {lookup64(table, low.lo, high.lo), lookup64(table, low.hi, high.hi)};
+  }
   // Adds byte i to the weights of lane i: 32 or 16 of them, as there are 2 or 4 lanes.
   template <int Lanes>
   static HM_INLINE B64 add_to_lanes(B64 v, uint64_t bytes) {
@@ -308,6 +312,17 @@ struct Simd : SimdYmm {
     v = _mm256_or_si256(v, _mm256_slli_epi32(v, 12));
     return _mm256_and_si256(_mm256_or_si256(v, _mm256_slli_epi32(v, 6)), _mm256_set1_epi8(3));
   }
+  // Index bytes of lookup_pairs.
+  template <int Bit>
+  static HM_INLINE __m256i pair_index(const void* nibbles, const void* bits) {
+    const __m128i low = _mm_loadu_si128((const __m128i*)nibbles);
+    const __m256i twice = _mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i*)bits));
+    const __m256i low_bits =
+        _mm256_and_si256(_mm256_set_m128i(_mm_srli_epi16(low, 4), low), _mm256_set1_epi8(15));
+    const __m256i fifth = _mm256_srlv_epi64(twice, _mm256_set_epi64x(Bit + 1, Bit + 1, Bit, Bit));
+    const __m256i bit = _mm256_and_si256(fifth, _mm256_set1_epi8(1));
+    return _mm256_or_si256(low_bits, _mm256_slli_epi16(bit, 4));
+  }
   static HM_INLINE __m256i xor_shifted(__m256i v) {
     v = _mm256_and_si256(v, _mm256_set1_epi16(-2));
     return _mm256_xor_si256(v, _mm256_srli_epi16(v, 1));
@@ -318,6 +333,11 @@ struct Simd : SimdYmm {
     const __m256i low = _mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i*)table));
     const __m256i high = _mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i*)table + 1));
     return _mm256_blendv_epi8(_mm256_shuffle_epi8(low, v), _mm256_shuffle_epi8(high, v), is_upper);
+  }
+  static HM_INLINE __m256i lookup64(const int8_t* table, __m256i low, __m256i high) {
+    const __m256i is_odd = _mm256_slli_epi16(high, 7);
+    return _mm256_blendv_epi8(lookup_either(table, low, is_odd),
+                              lookup_either(table + 32, low, is_odd), _mm256_slli_epi16(high, 6));
   }
   // table[v] for bytes v of 0..31.
   static HM_INLINE __m256i lookup32(const int8_t* table, __m256i v) {

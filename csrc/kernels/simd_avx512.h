@@ -101,11 +101,15 @@ struct Simd : SimdYmm {
   }
   template <int Bit>
   static HM_INLINE B64 lookup_plane(const int8_t* table, B64 v, const void* plane) {
-    const __m512i high = _mm512_broadcast_i32x4(_mm_loadu_si128((const __m128i*)table + 1));
     const __m512i bit_of = join(_mm256_set1_epi8(static_cast<char>(1 << Bit)),
                                 _mm256_set1_epi8(static_cast<char>(2 << Bit)));
-    const __mmask64 is_high = _mm512_test_epi8_mask(load32_twice(plane), bit_of);
-    return _mm512_mask_shuffle_epi8(lookup(table, v), is_high, high, v);
+    return lookup_either(table, v, _mm512_test_epi8_mask(load32_twice(plane), bit_of));
+  }
+  static HM_INLINE B64 lookup64(const int8_t* table, B64 low, B64 high) {
+    const __mmask64 is_odd = _mm512_test_epi8_mask(high, _mm512_set1_epi8(1));
+    const __mmask64 is_upper = _mm512_test_epi8_mask(high, _mm512_set1_epi8(2));
+    return _mm512_mask_mov_epi8(lookup_either(table, low, is_odd), is_upper,
+                                lookup_either(table + 32, low, is_odd));
   }
   template <int Lanes>
   static HM_INLINE B64 add_to_lanes(B64 v, uint64_t bytes) {
@@ -118,7 +122,12 @@ struct Simd : SimdYmm {
   }
   template <int Bit>
   static HM_INLINE B64 lookup_pairs(const PairTable& table, const void* nibbles, const void* bits) {
-    const __m512i index = _mm512_cvtepu8_epi16(pair_index<Bit>(nibbles, bits));
+    const __m512i low = words_twice(nibbles);  // of a word, bits 0 to 4 choose the pair
+    const __m512i high = _mm512_slli_epi16(words_twice(bits), 4);
+    const __m512i mask = _mm512_set1_epi16(15);
+    const __m512i index =
+        _mm512_or_si512(_mm512_and_si512(mask, _mm512_srlv_epi16(low, counts<0, 4>())),
+                        _mm512_andnot_si512(mask, _mm512_srlv_epi16(high, counts<Bit, Bit + 1>())));
     return _mm512_permutexvar_epi16(index, _mm512_load_si512(table.words));
   }
   static HM_INLINE B64 lookup(const int8_t* table, B64 v) {
@@ -186,6 +195,7 @@ struct Simd : SimdYmm {
     }
     template <int N>
     static HM_INLINE Int times(Int v) {
+      if constexpr (N == 1) return v;
       const Int even = _mm512_slli_epi32(v, N / 2);
       if constexpr (N % 2 == 0) return even;
       return _mm512_add_epi32(even, v);
@@ -254,6 +264,19 @@ struct Simd : SimdYmm {
     const __m512i ab = _mm512_add_epi32(_mm512_unpacklo_epi32(a, b), _mm512_unpackhi_epi32(a, b));
     const __m512i cd = _mm512_add_epi32(_mm512_unpacklo_epi32(c, d), _mm512_unpackhi_epi32(c, d));
     return _mm512_add_epi32(_mm512_unpacklo_epi64(ab, cd), _mm512_unpackhi_epi64(ab, cd));
+  }
+  // table[v], or table[16 + v] where the mask is set.
+  static HM_INLINE __m512i lookup_either(const int8_t* table, __m512i v, __mmask64 is_upper) {
+    const __m512i upper = _mm512_broadcast_i32x4(_mm_loadu_si128((const __m128i*)table + 1));
+    return _mm512_mask_shuffle_epi8(lookup(table, v), is_upper, upper, v);
+  }
+  // 16 bytes as words, twice.
+  static HM_INLINE __m512i words_twice(const void* p) {
+    return _mm512_broadcast_i64x4(_mm256_cvtepu8_epi16(_mm_loadu_si128((const __m128i*)p)));
+  }
+  template <int First, int Second>
+  static HM_INLINE __m512i counts() {
+    return join(_mm256_set1_epi16(First), _mm256_set1_epi16(Second));
   }
   static HM_INLINE __m512i join(__m256i lo, __m256i hi) {
     return _mm512_inserti64x4(_mm512_castsi256_si512(lo), hi, 1);

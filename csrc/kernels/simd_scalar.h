@@ -206,6 +206,11 @@ struct Simd {
     }
     return r;
   }
+  static HM_INLINE B64 lookup64(const int8_t* table, const B64& low, const B64& high) {
+    B64 r;
+    for (int i = 0; i < 64; ++i) r.v[i] = static_cast<uint8_t>(table[low.v[i] | high.v[i] << 4]);
+    return r;
+  }
   template <int Lanes>
   static HM_INLINE B64 add_to_lanes(const B64& v, uint64_t bytes) {
     B64 r;

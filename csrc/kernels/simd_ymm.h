@@ -34,18 +34,6 @@ struct SimdYmm {
     _mm_storeu_si128((__m128i*)out, _mm256_cvtps_ph(w, _MM_FROUND_TO_NEAREST_INT));
   }
 
-  // Index bytes of lookup_pairs: see simd_avx2.h.
-  template <int Bit>
-  static HM_INLINE __m256i pair_index(const void* nibbles, const void* bits) {
-    const __m128i low = _mm_loadu_si128((const __m128i*)nibbles);
-    const __m256i twice = _mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i*)bits));
-    const __m256i low_bits =
-        _mm256_and_si256(_mm256_set_m128i(_mm_srli_epi16(low, 4), low), _mm256_set1_epi8(15));
-    const __m256i fifth = _mm256_srlv_epi64(twice, _mm256_set_epi64x(Bit + 1, Bit + 1, Bit, Bit));
-    const __m256i bit = _mm256_and_si256(fifth, _mm256_set1_epi8(1));
-    return _mm256_or_si256(low_bits, _mm256_slli_epi16(bit, 4));
-  }
-
   // A lane per block of 32.
   struct PerBlockYmm {
     static constexpr int kLanes = 8;
@@ -96,9 +84,10 @@ struct SimdYmm {
     static HM_INLINE Int sub_shifted(Int v, Int w) {
       return _mm256_sub_epi32(v, _mm256_slli_epi32(w, Shift));
     }
-    // N v for N = 2, 4, 5.
+    // N v for N = 1, 2, 4, 5.
     template <int N>
     static HM_INLINE Int times(Int v) {
+      if constexpr (N == 1) return v;
       const Int even = _mm256_slli_epi32(v, N / 2);
       if constexpr (N % 2 == 0) return even;
       return _mm256_add_epi32(even, v);

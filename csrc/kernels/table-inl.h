@@ -86,6 +86,7 @@ constexpr KernelTable make_table(const char* name) {
   formats[kIQ4_KSS] = quantized<GroupIQ4_KSS>();
   formats[kIQ5_K] = quantized<GroupIQ5_K>();
   formats[kIQ5_KS] = quantized<GroupIQ5_KS>();
+  formats[kIQ6_K] = quantized<GroupIQ6_K>();
   formats[kIQ1_S] = quantized<GroupIQ1_S>();
   formats[kIQ1_M] = quantized<GroupIQ1_M>();
   formats[kIQ2_XXS] = quantized<GroupIQ2_XXS>();

@@ -18,6 +18,7 @@ from hybridmoe.kernels.value_tables import (
     FOUR_VALUES,
     PAIRS,
     SIXTEEN_VALUES,
+    SIXTY_FOUR_VALUES,
     THIRTY_TWO_VALUES,
 )
 
@@ -172,10 +173,16 @@ def _iq5_ks(b: Bytes) -> _Codes:
     return _Codes(_iq5_values(b[:, 8:136], b[:, 136:]), scales, 2 * shifts)
 
 
+def _iq6_k(b: Bytes) -> _Codes:
+    codes = _by_runs(b[:, 20:148], 4, 32) | _by_runs(b[:, 148:], 2, 32) << 4
+    scales = b[:, 4:20].copy().view(np.int8).astype(np.int64)
+    return _Codes(_choose(SIXTY_FOUR_VALUES, codes), scales, _in_order(b[:, 2:4], 1))
+
+
 _UNPACK: dict[QuantType, Callable[[Bytes], _Codes]] = {
     QuantType.Q1_0: _q1_0, QuantType.Q2_0: _q2_0, QuantType.Q6_0: _q6_0,
     QuantType.IQ2_K: _iq2_k, QuantType.IQ2_KS: _iq2_ks, QuantType.IQ2_KL: _iq2_kl,
     QuantType.IQ3_K: _iq3_k, QuantType.IQ3_KS: _iq3_ks,
     QuantType.IQ4_K: _iq4_k, QuantType.IQ4_KS: _iq4_ks, QuantType.IQ4_KSS: _iq4_kss,
-    QuantType.IQ5_K: _iq5_k, QuantType.IQ5_KS: _iq5_ks,
+    QuantType.IQ5_K: _iq5_k, QuantType.IQ5_KS: _iq5_ks, QuantType.IQ6_K: _iq6_k,
 }  # fmt: skip

@@ -4,7 +4,14 @@ Source: ik_llama.cpp (MIT licence), ggml-common.h. IQ4_NL and IQ4_XS of llama.cp
 too.
 """
 
-__all__ = ["EIGHT_VALUES", "FOUR_VALUES", "PAIRS", "SIXTEEN_VALUES", "THIRTY_TWO_VALUES"]
+__all__ = [
+    "EIGHT_VALUES",
+    "FOUR_VALUES",
+    "PAIRS",
+    "SIXTEEN_VALUES",
+    "SIXTY_FOUR_VALUES",
+    "THIRTY_TWO_VALUES",
+]
 
 FOUR_VALUES = (-31, -13, 1, 17)
 EIGHT_VALUES = (-63, -40, -23, -10, 1, 13, 28, 47)
@@ -12,6 +19,12 @@ SIXTEEN_VALUES = (-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 6
 THIRTY_TWO_VALUES = (
     -126, -114, -103, -92, -83, -74, -65, -57, -50, -43, -36, -30, -24, -18, -12, -6,
     -1, 5, 11, 17, 23, 29, 36, 43, 51, 59, 68, 77, 87, 97, 109, 121,
+)  # fmt: skip
+SIXTY_FOUR_VALUES = (
+    -127, -121, -115, -109, -104, -98, -93, -88, -84, -79, -74, -70, -66, -62, -58, -54,
+    -51, -47, -44, -40, -37, -34, -31, -28, -25, -22, -19, -16, -13, -11, -8, -5,
+    -2, 0, 3, 6, 9, 12, 14, 17, 20, 23, 27, 30, 33, 36, 40, 44,
+    47, 51, 55, 59, 63, 68, 72, 77, 82, 87, 92, 98, 103, 109, 115, 121,
 )  # fmt: skip
 PAIRS = (  # IQ2_KL: a code of five bits stands for two weights
     (-63, -23), (-63, 13), (-40, -63), (-40, -10), (-40, 13), (-40, 47), (-23, -40), (-23, -23),

@@ -23,7 +23,7 @@ DECODE_SHARE: Mapping[Q, float] = MappingProxyType({
     # Measured on a Zen 5 beside neighbours above, and scaled by them: docs/log.md, 2026-11-28.
     Q.Q1_0: 0.35, Q.Q2_0: 0.48, Q.Q6_0: 0.86, Q.IQ2_K: 0.59, Q.IQ2_KS: 0.58, Q.IQ2_KL: 0.54,
     Q.IQ3_K: 0.68, Q.IQ3_KS: 0.63, Q.IQ4_K: 0.83, Q.IQ4_KS: 0.85, Q.IQ4_KSS: 0.60,
-    Q.IQ5_K: 0.85, Q.IQ5_KS: 0.86,
+    Q.IQ5_K: 0.85, Q.IQ5_KS: 0.86, Q.IQ6_K: 0.86,
 })  # fmt: skip
 _OTHER_SHARE = 0.5  # of a type without a kernel of its own
 

@@ -17,6 +17,7 @@ from hybridmoe.gguf.quant_types import QuantType, block_layout, row_bytes
 from hybridmoe.hardware import isa
 from hybridmoe.kernels import ops, reference
 from hybridmoe.kernels.matrix import QuantMatrix
+from hybridmoe.kernels.value_tables import SIXTY_FOUR_VALUES
 
 
 def assert_same_bits(got: torch.Tensor, want: torch.Tensor) -> None:
@@ -56,6 +57,13 @@ GOLDEN = {
     QuantType.IQ5_K: "d82b4e06ca265d535d0418b58a39673b3b67f2a630e3088a02b1733a866f26fa",
     QuantType.IQ5_KS: "ec4fec9903dce8d36e389d8f42fca011209d63ff97ea5cd207233b9b66296205",
 }
+
+
+def test_the_values_of_six_bits_round_ik_llama_cpps_cubic() -> None:
+    """Its products use the table, its dequantization alone the cubic (iqk_quantize.cpp)."""
+    q = np.arange(64)
+    cubic = -127 + q * (6.2568 + q * (-0.11218 + q * 0.0011972))
+    assert np.array_equal(np.rint(cubic), SIXTY_FOUR_VALUES)
 
 
 def golden_row(kind: QuantType) -> np.ndarray:

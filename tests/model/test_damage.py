@@ -22,6 +22,7 @@ from hybridmoe.cli.app import main
 from hybridmoe.cli.inspect import inspect_command
 from hybridmoe.errors import DiskError, GGUFError, HybridMoeError, NonFiniteError
 from hybridmoe.gguf import GGUFFile
+from hybridmoe.gguf.quant_types import QuantType
 from hybridmoe.kernels.finite import find_damage
 
 NAN, INFINITY = float("nan"), float("inf")
@@ -192,7 +193,9 @@ def test_check_names_every_damaged_matrix(tmp_path: Path) -> None:
     }
 
 
-@pytest.mark.parametrize("kind", [Q.F16, Q.BF16, Q.Q4_K, Q.IQ2_XS, Q.TQ1_0], ids=lambda q: q.name)
+@pytest.mark.parametrize(
+    "kind", [Q.F16, Q.BF16, Q.Q4_K, Q.IQ2_XS, Q.TQ1_0, QuantType.IQ4_KS], ids=lambda q: q.name
+)
 def test_check_reads_scales_wherever_they_lie(tmp_path: Path, kind: Q) -> None:
     path = write(tmp_path / "bad.gguf", kind, hidden=256, expert_width=256, dense_width=256)
     name = "blk.1.ffn_down_exps.weight"

@@ -15,7 +15,7 @@ _HALF_OFFSETS = {  # byte offsets of the binary16 scales in a block
     "IQ1_S": (0,), "IQ2_XXS": (0,), "IQ2_XS": (0,), "IQ2_S": (0,), "IQ3_XXS": (0,), "IQ3_S": (0,),
     "IQ4_NL": (0,), "IQ4_XS": (0,), "TQ1_0": (52,), "TQ2_0": (64,),
     "Q1_0": (0,), "Q2_0": (0,), "Q6_0": (0,), "IQ2_K": (0,), "IQ3_K": (0,), "IQ4_K": (0,),
-    "IQ5_K": (0,),
+    "IQ5_K": (0,), "IQ6_K": (0,),
 }  # fmt: skip
 
 

@@ -50,6 +50,7 @@ from hybridmoe.kernels.triton.dequant_ik import (
     iq4_kss,
     iq5_k,
     iq5_ks,
+    iq6_k,
 )
 from hybridmoe.kernels.triton.dequant_iq import (
     iq1_m,
@@ -72,7 +73,7 @@ KINDS = (
     "BF16", "F16", "Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K",
     "IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ3_XXS", "IQ3_S", "IQ4_NL", "IQ4_XS",
     "TQ1_0", "TQ2_0", "MXFP4", "Q1_0", "Q2_0", "Q6_0", "IQ2_K", "IQ2_KS", "IQ2_KL", "IQ3_K",
-    "IQ3_KS", "IQ4_K", "IQ4_KS", "IQ4_KSS", "IQ5_K", "IQ5_KS",
+    "IQ3_KS", "IQ4_K", "IQ4_KS", "IQ4_KSS", "IQ5_K", "IQ5_KS", "IQ6_K",
 )  # fmt: skip
 
 
@@ -122,6 +123,7 @@ def columns(KIND: tl.constexpr):
         | (KIND == "IQ3_KS")
         | (KIND == "IQ5_K")
         | (KIND == "IQ5_KS")
+        | (KIND == "IQ6_K")
     ):
         k = (16 * tl.arange(0, 16)[:, None] + tl.arange(0, 16)[None, :])[None, :, :]
     elif (
@@ -252,6 +254,8 @@ def dequantize_tile(
         w = iq5_k(row, chunk, limit, row_ok, books)
     elif KIND == "IQ5_KS":
         w = iq5_ks(row, chunk, limit, row_ok, books)
+    elif KIND == "IQ6_K":
+        w = iq6_k(row, chunk, limit, row_ok, books)
     else:
         tl.static_assert(KIND == "MXFP4")
         w = mxfp4(row, chunk, limit, row_ok)

@@ -11,14 +11,14 @@ import triton
 import triton.language as tl
 
 from hybridmoe.kernels.triton.block_loads import blocks_of_256, load_byte, load_half, load_word
-from hybridmoe.kernels.triton.codebooks import FIVE_BITS, PAIRS
+from hybridmoe.kernels.triton.codebooks import FIVE_BITS, PAIRS, SIX_BITS
 from hybridmoe.kernels.triton.dequant_32 import nonlinear
 from hybridmoe.kernels.triton.dequant_256 import nibble_codes, two_bit_codes
 from hybridmoe.kernels.value_tables import EIGHT_VALUES, FOUR_VALUES
 
 __all__ = [
     "iq2_k", "iq2_kl", "iq2_ks", "iq3_k", "iq3_ks", "iq4_k", "iq4_ks", "iq4_kss", "iq5_k",
-    "iq5_ks",
+    "iq5_ks", "iq6_k",
 ]  # fmt: skip
 
 
@@ -141,6 +141,15 @@ def iq5_ks(row, chunk, limit, row_ok, books):
 
 
 @triton.jit
+def iq6_k(row, chunk, limit, row_ok, books):
+    base, mask = blocks_of_256(row, chunk, limit, row_ok, 212, 16)
+    s = tl.load(base + 4 + tl.arange(0, 16)[None, :], mask=mask, other=0).to(tl.int8, bitcast=True)
+    code = _low_nibbles(base + 20, mask) | (two_bit_codes(base + 148, mask) << 4)
+    q = tl.load(books + SIX_BITS + code).to(tl.int32) + _bit(base + 2, 0, 16, mask)[:, :, None]
+    return (load_half(base, mask) * s.to(tl.float32))[:, :, None] * q.to(tl.float32)
+
+
+@triton.jit
 def _row_half(row, row_ok):
     """Load the binary16 that rows begin with: (ROWS, 1)."""
     return load_half(row, row_ok)[:, None]
@@ -187,9 +196,15 @@ def _eight_values(two_bits, third_bits, mask):
 
 
 @triton.jit
-def _five_bit_values(low_bits, fifth_bits, mask, books):
+def _low_nibbles(base, mask):
+    """Load codes (ROWS, 16, 16) in the order of Q4_K: 32 bytes hold twice 32 weights."""
     g, i = tl.arange(0, 16)[:, None], tl.arange(0, 16)[None, :]
     at = 32 * (g >> 2) + 16 * (g & 1) + i
-    low = load_byte(low_bits[:, :, None] + at[None, :, :], mask[:, :, None])
-    code = ((low >> (4 * ((g >> 1) & 1))[None, :, :]) & 15) | (_bit_plane(fifth_bits, mask) << 4)
+    low = load_byte(base[:, :, None] + at[None, :, :], mask[:, :, None])
+    return (low >> (4 * ((g >> 1) & 1))[None, :, :]) & 15
+
+
+@triton.jit
+def _five_bit_values(low_bits, fifth_bits, mask, books):
+    code = _low_nibbles(low_bits, mask) | (_bit_plane(fifth_bits, mask) << 4)
     return tl.load(books + FIVE_BITS + code).to(tl.int32)
