@@ -108,7 +108,7 @@ tsan:  ## the thread pool, the operations on it and file reads under ThreadSanit
 	  csrc/base/read_*.cpp
 	build/tsan/stress_reader
 
-# Daily is enough: `make test` tries the same sources; this tries the packaging.
+# .ci/run does it once a day.
 wheel: build  ## a manylinux wheel in dist/, tried in a fresh environment without a compiler
 	$(BIN)/python .ci/wheel.py
 

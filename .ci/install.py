@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -50,7 +51,8 @@ def main(kind: str) -> None:
     if not STAMP.exists() or STAMP.read_text() != digest:
         more = "; CUDA, some GB more" if has_gpu() else ""
         with Step(1, f"Python packages: {SIZES[kind]}{more}"):
-            run([*PIP, *index_options(), "-c", "constraints.txt", *wanted])
+            options = [*index_options(), "-c", "constraints.txt"]
+            run([*PIP, *options, *wanted], CMAKE_ARGS=llama_cpp_options())
         STAMP.write_text(digest)
     which, isa = ("this CPU", "native") if kind == "chat" else ("every CPU", "all")
     with Step(2, f"kernels for {which}: some minutes of one core, on {os.cpu_count()}"):
@@ -100,6 +102,13 @@ def requirements(extras: tuple[str, ...]) -> list[str]:
 def has_gpu() -> bool:
     """Return True if this machine has NVIDIA's driver."""
     return Path("/proc/driver/nvidia/version").exists() or shutil.which("nvidia-smi") is not None
+
+
+def llama_cpp_options() -> str:
+    """CMake's options for llama-cpp-python: all kernels, but neither images nor its own tools."""
+    include = shlex.quote(str(ROOT / ".ci" / "llama_cpp.cmake"))
+    slim = f"-DLLAVA_BUILD=OFF -DCMAKE_PROJECT_llama.cpp_INCLUDE={include}"
+    return f"{slim} {os.environ.get('CMAKE_ARGS', '')}".strip()
 
 
 def index_options() -> list[str]:

@@ -1,6 +1,7 @@
 """The installer's checks come before the long part, each as one line."""
 
 import os
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +10,7 @@ import pytest
 from native_build import SETUP
 
 ROOT = Path(__file__).parent.parent
+INSTALL = runpy.run_path(str(ROOT / ".ci" / "install.py"))
 
 
 def install(folder: Path, **env: str) -> str:
@@ -45,6 +47,15 @@ def test_a_missing_compiler_is_named(tmp_path: Path) -> None:
 )
 def test_an_old_compiler_is_refused(tmp_path: Path, version: str, expected: str) -> None:
     assert expected in install(tmp_path, CXX=fake_compiler(tmp_path, version))
+
+
+def test_llama_cpp_is_built_without_what_no_test_uses(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CMAKE_ARGS", "-DGGML_CUDA=ON")
+    options = INSTALL["llama_cpp_options"]().split()
+    assert "-DLLAVA_BUILD=OFF" in options and options[-1] == "-DGGML_CUDA=ON"
+    include = next(o for o in options if o.startswith("-DCMAKE_PROJECT_llama.cpp_INCLUDE="))
+    text = Path(include.partition("=")[2]).read_text(encoding="utf-8")
+    assert "set(LLAMA_BUILD_COMMON OFF)" in text
 
 
 @pytest.mark.parametrize(
