@@ -38,7 +38,10 @@ FOREIGN = {
     "--tasks",
     "--add-host",
     "--key",
-}  # pip's, mypy's, vLLM's, lm_eval's, docker's, llm's
+    "--auto-approve",
+    "--config",
+    "--exclude",
+}  # pip's, mypy's, vLLM's, lm_eval's, docker's, llm's, Cline's, Continue's
 OTHER_PROGRAMS = ROOT / "docs" / "coming-from.md"  # its tables begin with their options
 FIRST_CELL = re.compile(r"^\|[^|]*\|", re.MULTILINE)
 
@@ -107,3 +110,13 @@ def _options(command: Command) -> set[str]:
             assert child is not None
             found |= _options(child)
     return found
+
+
+def test_the_tests_of_the_first_hour_exist() -> None:
+    text = (ROOT / "tests" / "first_hour.md").read_text(encoding="utf-8")
+    named = re.findall(r"`((?:\w+/)*test_\w+\.py)?(?:::(\w+))?`", text)
+    source = ""
+    for file, test in named:
+        source = (ROOT / "tests" / file).read_text(encoding="utf-8") if file else source
+        assert not test or f"def {test}(" in source, test
+    assert len(named) > 80
