@@ -15,6 +15,7 @@ from hybridmoe import _C
 from hybridmoe.device.pending import Pending, Ready
 from hybridmoe.errors import ConfigError, HybridMoeError
 from hybridmoe.experts.backend import CpuExperts
+from hybridmoe.experts.stats import TIERS
 from hybridmoe.planning.rates import GpuRates, Rates
 
 pytest.importorskip("triton", reason="needs triton")
@@ -93,6 +94,9 @@ def test_a_cache_fills_during_steps(bench: MakeBench, is_lazy: bool) -> None:
         made.copy.synchronize()
         if i == 3:
             made.finish_uploads()
+    ids = np.stack([ids.numpy() for _, ids, _ in inputs], 1).astype(np.int16)  # (T, L, K)
+    found = [{TIERS[tier] for tier in one.experts.tiers(ids)[ids >= 0]} for one in (made, off)]
+    assert found == [{"VRAM"}, {"RAM"}]
     chosen = [int((ids >= 0).sum()) for _, ids, _ in inputs]
     assert len(made.slots.cache.resident()) == sum(chosen)
     stats = made.experts.stats()
