@@ -72,7 +72,7 @@ class Conversation:
             commands: Commands | None = None
             while commands is None or not commands.is_done:
                 try:
-                    text = prompt.read(keyboard.take(), opening)
+                    text = prompt.read(keyboard.take(), opening if talk is None else None)
                     talk = talk or self._wait(opening, keyboard)
                     commands = commands or Commands(talk, check_params, prompt.confirm)
                     commands.read(text)
