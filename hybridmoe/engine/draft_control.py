@@ -17,8 +17,8 @@ _NUM_FIRST = 3  # steps of each kind before a decision
 _TRY_STEPS = 5
 _TRY_EVERY, _MOST_EVERY = 64, 512  # steps; twice as many after each try while drafts do not pay
 _LEAST_GAIN = 1.03
-_PRIOR = (0.8, 0.6)  # acceptance of the first draft, and of each further one
-_PRIOR_WEIGHT = 8.0  # drafts
+_PRIOR = (0.75, 0.6)  # acceptance of the first draft, and of each further one
+_PRIOR_WEIGHT = 4.0  # drafts
 _MEMORY = 0.98  # of the drafts counted, at each further one
 
 

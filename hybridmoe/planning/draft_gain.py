@@ -2,8 +2,8 @@
 
     step of 1 + n tokens = dense weights, read once + attention of each + u(1 + n) x experts
     u(m)  = E (1 - (1 - K / E)^m) / K, the distinct experts of m tokens over those of one
-    draft = the MTP layer for one token, and the output head
-    gain  = (1 + a1 + a1 a2 + ...) x step of 1 / (step of 1 + n + n drafts)
+    draft = the MTP layer for one token, the output head, and Python's time for a small step
+    gain  = (1 + a1 + a1 a2 + ...) x step of 1 / (step of 1 + n + n drafts + KV cache of the layer)
 
 Adjacent tokens share more experts than u says, so that the gain is rather more. On a GPU a step of
 several tokens is not a graph.
@@ -29,7 +29,9 @@ __all__ = ["DraftGain", "draft_gain", "plan_with_drafts"]
 # Of the first draft, and of each further one by the same layer: assumed. DeepSeek-V3 reports 0.85
 # to 0.9 for the first (arXiv 2412.19437, section 5.4.3).
 _ACCEPTED = (0.8, 0.6, 0.5)
-_LEAST_GAIN = 1.1  # to load the layer without being asked
+# To load the layer without being asked.
+_LEAST_GAIN, _MOST_LOSS = 1.1, 0.01
+_APPEND_S, _DRAFT_S = 0.1e-3, 0.3e-3  # of Python and small kernels; measured on the embedded model
 # A usual workstation, by which that is decided: gains depend on bytes, and hardly on the machine.
 _USUAL_DRAM, _USUAL_OPS, _USUAL_POSITION = 80e9, 2e12, 1024
 _USUAL_GPU = GPUS["rtx-4090"]
@@ -40,6 +42,7 @@ class DraftGain(NamedTuple):
 
     num_drafts: int
     gain: float
+    loss: float  # share of a token's time for the layer's KV cache, whether drafts pay or not
 
     @property
     def line(self) -> str:
@@ -54,7 +57,9 @@ def draft_gain(plan: Plan, cost: StagedCost, rates: Rates, position: int) -> Dra
     sizes = plan.problem.sizes
     one, config = cost.decode(position), sizes.config
     gpu = rates.gpu if plan.vram else None
-    chance, tokens, best = 1.0, 1.0, DraftGain(1, 0.0)
+    append_s = _append_s(sizes, rates, gpu)
+    loss = append_s / one.total_s
+    chance, tokens, best = 1.0, 1.0, DraftGain(1, 0.0, loss)
     draft_s = _draft_s(sizes, one.seconds, rates, gpu)
     eager_s = max(0.0, LAYER_S - rates.layer_s) * config.num_layers if gpu else 0.0
     for i, accepted in enumerate(_ACCEPTED):
@@ -62,11 +67,11 @@ def draft_gain(plan: Plan, cost: StagedCost, rates: Rates, position: int) -> Dra
         chance *= accepted
         tokens += chance
         more = _distinct_experts(config, 1 + num_drafts) - 1.0
-        verifying = one.total_s + eager_s + num_drafts * one.seconds["attention"]
+        verifying = one.total_s + append_s + eager_s + num_drafts * one.seconds["attention"]
         verifying += more * (one.seconds["experts"] + one.seconds["waiting for disk"])
         gain = tokens * one.total_s / (verifying + num_drafts * draft_s)
         if gain > best.gain:
-            best = DraftGain(num_drafts, gain)
+            best = DraftGain(num_drafts, gain, loss)
     return best
 
 
@@ -97,14 +102,15 @@ def plan_with_drafts(
         with suppress(ConfigError):  # no memory for the layer
             plan = plan_for(config.with_mtp())
             gain = None if plan.needs_disk else _usual_gain(plan)
-            if gain is not None and gain.gain >= _LEAST_GAIN:
+            if gain is not None and gain.gain >= _LEAST_GAIN and gain.loss <= _MOST_LOSS:
                 note = f"multi-token prediction: drafts tokens, predicted {gain.line}"
                 return replace(plan, notes=(*plan.notes, note))
-            why = (
-                ", since its drafts would be read from disk"
-                if gain is None
-                else f": predicted {gain.line}"
-            )
+            if gain is None:
+                why = ", since its drafts would be read from disk"
+            elif gain.gain < _LEAST_GAIN:
+                why = f": predicted {gain.line}"
+            else:
+                why = f", since it would take {100 * gain.loss:.0f} % of a token's time"
     plan = plan_for(config)
     if has_layer:
         note = f"multi-token prediction: {block} is not loaded{why} (--speculate mtp loads it)"
@@ -131,12 +137,22 @@ def _distinct_experts(config: ModelConfig, num_tokens: int) -> float:
     return config.num_experts * (1 - unused) / config.top_k
 
 
+def _append_s(sizes: ModelSizes, rates: Rates, gpu: GpuRates | None) -> float:
+    """Seconds to append a step's tokens to the layer's KV cache: mostly reading `eh_proj`."""
+    dense = sizes.by_layer[-1].dense
+    share = 2 * sizes.config.hidden**2 / sum(part.num_params for part in dense)
+    return _APPEND_S + share * _read_s(dense, rates, gpu)
+
+
+def _read_s(parts: Sequence[Part], rates: Rates, gpu: GpuRates | None) -> float:
+    return sum(part.num_bytes / (gpu or rates).decode_bytes(part.type) for part in parts)
+
+
 def _draft_s(
     sizes: ModelSizes, step: dict[str, float], rates: Rates, gpu: GpuRates | None
 ) -> float:
     """Seconds of one draft token. step: those of a token of the network, by cause."""
     config, layer = sizes.config, sizes.by_layer[-1]
-    parts: Sequence[Part] = (*layer.dense, *(layer.head or sizes.head))
-    seconds = sum(part.num_bytes / (gpu or rates).decode_bytes(part.type) for part in parts)
+    seconds = _read_s((*layer.dense, *(layer.head or sizes.head)), rates, gpu)
     of_experts = step["experts"] / max(1, config.num_moe_layers)
-    return seconds + of_experts + step["attention"] / config.num_layers + LAYER_S
+    return seconds + of_experts + step["attention"] / config.num_layers + _DRAFT_S

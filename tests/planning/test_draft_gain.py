@@ -1,5 +1,6 @@
 """Multi-token prediction in plans: loaded where it is asked for, or predicted to be faster."""
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -54,6 +55,15 @@ def test_it_is_loaded_by_itself_where_that_is_predicted_to_pay() -> None:
         (note,) = plan.notes
         assert note.startswith("multi-token prediction: ")
         assert ("is not loaded: predicted" in note) != is_loaded
+    small = {
+        **DENSE,
+        "deepseek2.block_count": 16,
+        "deepseek2.embedding_length": 256,
+        "deepseek2.attention.head_count": 4,
+        "deepseek2.vocab_size": 2048,
+    }
+    (note,) = planned("auto", small).notes
+    assert re.search(r"not loaded, since it would take \d+ % of a token's time", note)
     plan = planned("auto", DENSE, Budgets(ram_bytes=100 << 30))
     assert plan.needs_disk and not plan.problem.sizes.config.runs_mtp
     assert "its drafts would be read from disk" in plan.notes[0]
