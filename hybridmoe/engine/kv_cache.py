@@ -54,38 +54,35 @@ class KvCache:
         # By kind of rows, and of each device: (its layers, pages, PAGE_TOKENS, row bytes)
         self._parts: list[list[Tensor]] = [[] for _ in self.rows.kinds]
         self.layers: list[Pages] = []
-        for _, group in groupby(
-            range(model.num_loaded_layers), key=lambda layer: id(device[layer])
-        ):
-            self._add_device(device, list(group), model)
+        for _, group in groupby(range(len(device)), key=lambda layer: id(device[layer])):
+            layers = list(group)
+            self.layers += self._pages_on(device[layers[0]], layers, model)
         self._free = list(range(plan.num_pages - 1, -1, -1))  # a stack; page 0 on top
         self._tree = PrefixTree()
 
-    def _add_device(self, devices: Sequence[Device], layers: list[int], model: ModelConfig) -> None:
-        """Reserve the memory of the layers of one device."""
-        device, indexer = devices[layers[0]], model.indexer
-        full = [layer for layer in layers if indexer is not None and indexer.is_full[layer]]
-        numbers = (layers, full)
-        memory = []
-        for parts, width, own in zip(self._parts, self.rows.row_bytes, numbers, strict=False):
-            memory.append(self._reserve(device, len(own), width))
-            parts.append(memory[-1])
+    def _pages_on(self, device: Device, layers: list[int], model: ModelConfig) -> list[Pages]:
+        """Reserve the memory of these layers on their device."""
         kv_type, index_keys = self.plan.kv_type, dict[int, Pages]()
-        if indexer is not None:
-            pages = (device.pages(data, kv_type, indexer.key_dim) for data in memory[1])
-            index_keys = dict(zip(full, pages, strict=True))
-        self.layers += [
+        if (indexer := model.indexer) is not None:
+            full = [layer for layer in layers if indexer.is_full[layer]]
+            for layer, data in zip(full, self._reserve(1, device, len(full)), strict=True):
+                index_keys[layer] = device.pages(data, kv_type, indexer.key_dim)
+        memory = self._reserve(0, device, len(layers))
+        return [
             device.pages(data, kv_type, model.latent_dim, index_keys.get(layer))
-            for layer, data in zip(layers, memory[0], strict=True)
+            for layer, data in zip(layers, memory, strict=True)
         ]
 
-    def _reserve(self, device: Device, num_layers: int, row_bytes: int) -> Tensor:
-        plan = self.plan
+    def _reserve(self, kind: int, device: Device, num_layers: int) -> Tensor:
+        """Reserve the pages of one kind of rows."""
+        plan, row_bytes = self.plan, self.rows.row_bytes[kind]
         try:
             with loading_onto_gpu(f"the KV cache of {plan.num_tokens} tokens"):
-                return device.empty_bytes(num_layers, plan.num_pages, PAGE_TOKENS, row_bytes)
+                part = device.empty_bytes(num_layers, plan.num_pages, PAGE_TOKENS, row_bytes)
         except RuntimeError:  # on the CPU
             raise ConfigError(f"no memory for {plan}: lower the context or kv_tokens") from None
+        self._parts[kind].append(part)
+        return part
 
     @property
     def parts(self) -> list[Tensor]:
