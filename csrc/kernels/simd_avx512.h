@@ -124,10 +124,11 @@ struct Simd : SimdYmm {
   static HM_INLINE B64 lookup_pairs(const PairTable& table, const void* nibbles, const void* bits) {
     const __m512i low = words_twice(nibbles);  // of a word, bits 0 to 4 choose the pair
     const __m512i high = _mm512_slli_epi16(words_twice(bits), 4);
+    const __m512i low_counts = counts<0, 4>(), high_counts = counts<Bit, Bit + 1>();
     const __m512i mask = _mm512_set1_epi16(15);
     const __m512i index =
-        _mm512_or_si512(_mm512_and_si512(mask, _mm512_srlv_epi16(low, counts<0, 4>())),
-                        _mm512_andnot_si512(mask, _mm512_srlv_epi16(high, counts<Bit, Bit + 1>())));
+        _mm512_or_si512(_mm512_and_si512(mask, _mm512_srlv_epi16(low, low_counts)),
+                        _mm512_andnot_si512(mask, _mm512_srlv_epi16(high, high_counts)));
     return _mm512_permutexvar_epi16(index, _mm512_load_si512(table.words));
   }
   static HM_INLINE B64 lookup(const int8_t* table, B64 v) {
