@@ -71,9 +71,11 @@ def test_kimi_k2_is_planned_as_load_plans_it(
         return plan.facts()
 
     found, want = refused_or(lambda: printed(k2.path, *flags)), refused_or(as_load_does)
+    if isinstance(want, str):  # the command line names its own option
+        want = want.replace("expert_ram=", "--expert-ram ")
     assert found == want
     if isinstance(want, str):
-        assert want.startswith(("RAM: ", "VRAM: ", "expert_ram="))
+        assert want.startswith(("RAM: ", "VRAM: ", "--expert-ram "))
         assert ram <= 64 or vram == 12
         return
     assert want["num_vram_slots"] + want["num_ram_experts"] + want["num_disk_experts"] == 60 * 384
