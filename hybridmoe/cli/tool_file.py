@@ -15,7 +15,6 @@ from types import ModuleType
 from typing import Any, cast
 
 from pydantic import TypeAdapter, ValidationError
-from pydantic.errors import PydanticUserError
 
 from hybridmoe.cli.signals import Terminated
 from hybridmoe.errors import ConfigError
@@ -49,11 +48,13 @@ class ToolFile:
         try:
             return _text(adapter.validate_json(arguments))
         except ValidationError as error:
-            reasons = [f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()]
+            reasons = [
+                f"{'.'.join(map(str, e['loc'])) or 'arguments'}: {e['msg']}" for e in error.errors()
+            ]
             return f"error: {'; '.join(reasons)}"
-        except Terminated:
+        except (Terminated, KeyboardInterrupt):
             raise
-        except (Exception, SystemExit) as error:
+        except BaseException as error:  # a CancelledError is no Exception
             return f"error: {_line(error)}"
 
 
@@ -81,6 +82,8 @@ def _functions(module: ModuleType, name: str) -> dict[str, Callable[..., Any]]:
     """Find the public functions that the file defines, or those of its `__all__`."""
     functions = {key: value for key, value in vars(module).items() if inspect.isfunction(value)}
     listed = getattr(module, "__all__", None)
+    if listed is not None and not isinstance(listed, list | tuple):
+        raise ConfigError(f"{name}: __all__: expected a list of names")
     if listed is None:
         own = (key for key, value in functions.items() if value.__module__ == _MODULE)
         listed = [key for key in own if not key.startswith("_")]
@@ -105,7 +108,7 @@ def _adapter(function: Callable[..., Any], file: str) -> TypeAdapter[Any]:
     try:
         adapter: TypeAdapter[Any] = TypeAdapter(cast(Any, function))
         adapter.json_schema()
-    except (PydanticUserError, NameError, TypeError) as error:
+    except Exception as error:  # of pydantic, or of a hint in quotes, which is evaluated here
         raise ConfigError(f"{where}: {_line(error)}") from None
     return adapter
 
@@ -132,5 +135,8 @@ def _text(value: object) -> str:
 
 
 def _line(error: BaseException) -> str:
-    text = " ".join(str(error).split())
+    try:
+        text = " ".join(str(error).split())
+    except Exception:  # the function's own kind of error
+        text = ""
     return f"{type(error).__name__}: {text:.500}" if text else type(error).__name__

@@ -19,6 +19,7 @@ from hybridmoe.cli.tool_runner import ToolRunner
 from hybridmoe.errors import ConfigError
 
 SOURCE = '''
+import asyncio
 from pathlib import Path
 from typing import Literal
 
@@ -34,10 +35,18 @@ def get_weather(city: str, days: int = 1, unit: Literal["C", "F"] = "C") -> dict
     """
     return {"city": city, "days": days, "unit": unit}
 
+class MuteError(Exception):
+    def __str__(self):
+        raise ValueError
+
 def fails(how: str) -> str:
     """Fail"""
     if how == "exit":
         raise SystemExit(3)
+    if how == "cancel":
+        raise asyncio.CancelledError
+    if how == "mute":
+        raise MuteError
     if how == "stop":
         raise KeyboardInterrupt
     return {}[how]
@@ -107,9 +116,11 @@ def test_signatures_become_declarations(path: Path) -> None:
         ("get_weather", '{"city": "x", "days": "many"}', "error: days: Input should be a valid"),
         ("get_weather", "{}", "error: city: Missing"),
         ("get_weather", '{"city": "x", "town": 1}', "error: town: Unexpected"),
-        ("get_weather", "{", "error: : Invalid JSON"),
+        ("get_weather", "{", "error: arguments: Invalid JSON"),
         ("fails", '{"how": "x"}', "error: KeyError: 'x'"),
         ("fails", '{"how": "exit"}', "error: SystemExit: 3"),
+        ("fails", '{"how": "cancel"}', "error: CancelledError"),
+        ("fails", '{"how": "mute"}', "error: MuteError"),
         ("nope", "{}", "error: no function 'nope'; there are: calculator"),
     ],
 )
@@ -126,6 +137,10 @@ def test_results_and_errors_are_text(path: Path, name: str, arguments: str, resu
         ("async def f(x: int): 'F'", "f: async functions"),
         ("class C: pass\ndef f(x: C): 'F'", "f: PydanticSchemaGenerationError"),
         ("def f(x: 'Nope'): 'F'", "f: "),
+        ("def f(x: 'no hint'): 'F'", "f: SyntaxError"),
+        ("import typing\ndef f(x: 'typing.Nope'): 'F'", "f: AttributeError"),
+        ("def f(x: 'list[f]'): 'F'", "f: RecursionError"),
+        ("__all__ = 5\ndef f(x: int): 'F'", "__all__: expected a list"),
         ("x = 1", "defines no public function"),
         ("x = 1\n1 / 0", ":2: ZeroDivisionError: division by zero"),
         ("def f(:", "SyntaxError: invalid syntax"),
