@@ -6,6 +6,7 @@
 #include "base/check.h"
 #include "bindings.h"
 #include "ops/attention.h"
+#include "ops/expanded_attention.h"
 #include "ops/indexer.h"
 #include "ops/kv_pages.h"
 
@@ -77,6 +78,34 @@ void register_latent_attention(py::module_& m) {
       py::arg("num_tokens"), py::arg("num_heads"), py::arg("latent_dim"), py::arg("rope_dim"),
       py::arg("scale"), py::arg("selected"), py::arg("top_k"), py::arg("pages"), py::arg("spans"),
       py::arg("num_spans"), py::arg("tables"), py::arg("num_entries"), py::arg("out"), NoGil());
+
+  m.def(
+      "expanded_attention",
+      [](Address q_nope, int64_t nope_head_stride, int64_t nope_token_stride, Address q_rope,
+         int64_t rope_head_stride, int64_t rope_token_stride, int64_t num_tokens, int64_t rope_dim,
+         const Matrix& k_b, const Matrix& v_b, float scale, const KvPages& pages, Address spans,
+         int64_t num_spans, Address tables, int64_t num_entries, Address out,
+         int64_t out_head_stride, int64_t out_token_stride) {
+        expanded_attention(
+            {
+                .q_nope = {pointer<float>(q_nope), nope_head_stride, nope_token_stride},
+                .q_rope = {pointer<float>(q_rope), rope_head_stride, rope_token_stride},
+                .k_b = k_b,
+                .v_b = v_b,
+                .num_tokens = num_tokens,
+                .rope_dim = rope_dim,
+                .scale = scale,
+                .out = {pointer<float>(out), out_head_stride, out_token_stride},
+            },
+            pages,
+            {pointer<SequenceSpan>(spans), num_spans, pointer<int32_t>(tables), num_entries});
+      },
+      py::arg("q_nope"), py::arg("nope_head_stride"), py::arg("nope_token_stride"),
+      py::arg("q_rope"), py::arg("rope_head_stride"), py::arg("rope_token_stride"),
+      py::arg("num_tokens"), py::arg("rope_dim"), py::arg("k_b"), py::arg("v_b"), py::arg("scale"),
+      py::arg("pages"), py::arg("spans"), py::arg("num_spans"), py::arg("tables"),
+      py::arg("num_entries"), py::arg("out"), py::arg("out_head_stride"),
+      py::arg("out_token_stride"), NoGil());
 
   m.def(
       "select_positions",

@@ -461,6 +461,29 @@ def latent_attention(
 ) -> None:
     """spans: rows of 3 int64 (tokens, start, place in tables); tables: int32 page numbers."""
 
+def expanded_attention(
+    q_nope: int,
+    nope_head_stride: int,
+    nope_token_stride: int,
+    q_rope: int,
+    rope_head_stride: int,
+    rope_token_stride: int,
+    num_tokens: int,
+    rope_dim: int,
+    k_b: Matrix,
+    v_b: Matrix,
+    scale: float,
+    pages: KvPages,
+    spans: int,
+    num_spans: int,
+    tables: int,
+    num_entries: int,
+    out: int,
+    out_head_stride: int,
+    out_token_stride: int,
+) -> None:
+    """Strides in floats; spans and tables as in `latent_attention`."""
+
 def select_positions(
     queries: int,
     weights: int,

@@ -8,6 +8,7 @@
 | `HYBRIDMOE_NUMA_NODES` | int  | the machine's  | number of NUMA nodes to split the cores into    |
 | `HYBRIDMOE_IO`         | name | `auto`         | reader of experts: `threads` or `uring`         |
 | `HYBRIDMOE_HOST_CALLS` | 0, 1 | 0              | 1: host functions instead of counters in graphs |
+| `HYBRIDMOE_EXPAND`     | 0, 1 | 0              | 1: faster long prompts, bits depend on steps    |
 | `HYBRIDMOE_MODELS`     | path | user's data    | folder of models that are called by name        |
 
 An unusable value raises `ConfigError`; no value is silently replaced by its default.
@@ -24,6 +25,7 @@ __all__ = [
     "MAX_NODES",
     "MAX_THREADS",
     "check_environment",
+    "expands_prompts",
     "forced_isa",
     "io_engine",
     "models_folder",
@@ -41,7 +43,15 @@ MAX_THREADS = 1024
 
 def check_environment() -> None:
     """Check every variable, also those that a machine does not need. Errors: ConfigError."""
-    for read in (forced_isa, io_engine, num_threads, num_nodes, pins_threads, uses_host_functions):
+    for read in (
+        expands_prompts,
+        forced_isa,
+        io_engine,
+        num_threads,
+        num_nodes,
+        pins_threads,
+        uses_host_functions,
+    ):
         read()
 
 
@@ -85,6 +95,11 @@ def num_nodes() -> int | None:
 def pins_threads() -> bool:
     """Read `HYBRIDMOE_PIN`: may threads be bound to cores? Errors: ConfigError."""
     return _number("HYBRIDMOE_PIN", 0, 1) != 0
+
+
+def expands_prompts() -> bool:
+    """Read `HYBRIDMOE_EXPAND`: do CPUs expand keys and values of long prompts?"""
+    return _number("HYBRIDMOE_EXPAND", 0, 1) == 1
 
 
 def uses_host_functions() -> bool:

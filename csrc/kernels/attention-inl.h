@@ -10,6 +10,9 @@
 // multiple of kAttentionBlock, of positions or of a list of them; its keys are widened to floats
 // once; keys that a lane must not see get a weight of exactly zero. So a token's result has the
 // same bits alone and in a prompt.
+//
+// Long prompts attend to the keys and values of each head, expanded from the rows a block at a
+// time: the same products with fewer numbers, for queries that are one head of many tokens.
 #pragma once
 
 #include "kernels/elementwise-inl.h"
@@ -23,7 +26,7 @@ HM_INLINE float exp_or_zero(float z) { return z < -87.0f ? 0.0f : exp_bounded(z)
 
 template <int V, int M>
 void broadcast_rows(const float* a, int64_t a_row, int64_t a_step, const float* b, int64_t depth,
-                    int64_t lanes, float* c) {
+                    int64_t lanes, float* c, int64_t c_row) {
   using Rows = Simd::Panel;
   typename Rows::Float sums[M][V];
   for (auto& row : sums) {
@@ -38,19 +41,20 @@ void broadcast_rows(const float* a, int64_t a_row, int64_t a_step, const float* 
     }
   }
   for (int m = 0; m < M; ++m) {
-    for (int v = 0; v < V; ++v) Rows::store(c + m * lanes + v * Rows::kLanes, sums[m][v]);
+    for (int v = 0; v < V; ++v) Rows::store(c + m * c_row + v * Rows::kLanes, sums[m][v]);
   }
 }
 
 template <int V, int M>
 HM_INLINE void broadcast_tiles(const float* a, int64_t a_row, int64_t a_step, const float* b,
-                               int64_t rows, int64_t depth, int64_t lanes, float* c) {
+                               int64_t rows, int64_t depth, int64_t lanes, float* c,
+                               int64_t c_row) {
   int64_t m = 0;
   for (; m + M <= rows; m += M) {
-    broadcast_rows<V, M>(a + m * a_row, a_row, a_step, b, depth, lanes, c + m * lanes);
+    broadcast_rows<V, M>(a + m * a_row, a_row, a_step, b, depth, lanes, c + m * c_row, c_row);
   }
   for (; m < rows; ++m) {
-    broadcast_rows<V, 1>(a + m * a_row, a_row, a_step, b, depth, lanes, c + m * lanes);
+    broadcast_rows<V, 1>(a + m * a_row, a_row, a_step, b, depth, lanes, c + m * c_row, c_row);
   }
 }
 
@@ -58,18 +62,19 @@ HM_INLINE void broadcast_tiles(const float* a, int64_t a_row, int64_t a_step, co
 constexpr int kMaxVectors = Simd::Panel::kLanes == 16 ? 4 : 2;
 
 void broadcast_product(const float* a, int64_t a_row, int64_t a_step, const float* b, int64_t rows,
-                       int64_t depth, int64_t lanes, float* c) {
+                       int64_t depth, int64_t lanes, float* c, int64_t c_row) {
   constexpr int width = Simd::Panel::kLanes;
   const int64_t vectors = lanes / width;
   if (vectors % kMaxVectors != 0) {
     for (int64_t v = 0; v < vectors; ++v) {
-      broadcast_tiles<1, 12>(a, a_row, a_step, b + v * width, rows, depth, lanes, c + v * width);
+      broadcast_tiles<1, 12>(a, a_row, a_step, b + v * width, rows, depth, lanes, c + v * width,
+                             c_row);
     }
     return;
   }
   for (int64_t v = 0; v < vectors; v += kMaxVectors) {
     broadcast_tiles<kMaxVectors, 6>(a, a_row, a_step, b + v * width, rows, depth, lanes,
-                                    c + v * width);
+                                    c + v * width, c_row);
   }
 }
 
@@ -115,7 +120,8 @@ HM_INLINE void widen_kv_row(const uint8_t* row, KvType type, int64_t dim, float*
 
 // Scores [key][lane] become weights e^(scale score - max), those of keys that a lane must not see
 // zero; `out` gets each lane's greatest score and the sum of its weights.
-HM_INLINE void weigh_scores(const AttentionBlock& a, const AttentionSums& out) {
+template <class Block>
+HM_INLINE void weigh_scores(const Block& a, const AttentionSums& out) {
   const int64_t lanes = a.lanes;
   for (int64_t i = 0; i < lanes; ++i) {
     out.max[i] = kNoAttentionKey;
@@ -138,13 +144,43 @@ HM_INLINE void weigh_scores(const AttentionBlock& a, const AttentionSums& out) {
   }
 }
 
+void attend_expanded(const ExpandedBlock& a, const AttentionSums& out) {
+  broadcast_product(a.keys, a.stride, 1, a.queries, a.num_keys, a.dim, a.lanes, a.scores, a.lanes);
+  weigh_scores(a, out);
+  broadcast_product(a.values, 1, a.stride, a.scores, a.value_dim, a.num_keys, a.lanes, out.values,
+                    a.lanes);
+}
+
 void attend(const AttentionBlock& a, const AttentionSums& out) {
   for (int64_t k = 0; k < a.num_keys; ++k) {
     widen_kv_row(a.rows[k], a.type, a.dim, a.keys + k * a.dim);
   }
-  broadcast_product(a.keys, a.dim, 1, a.queries, a.num_keys, a.dim, a.lanes, a.scores);
-  weigh_scores(a, out);
-  broadcast_product(a.keys, 1, a.dim, a.scores, a.value_dim, a.num_keys, a.lanes, out.values);
+  attend_expanded({.queries = a.queries,
+                   .keys = a.keys,
+                   .values = a.keys,
+                   .stride = a.dim,
+                   .num_keys = a.num_keys,
+                   .visible = a.visible,
+                   .dim = a.dim,
+                   .value_dim = a.value_dim,
+                   .lanes = a.lanes,
+                   .scale = a.scale,
+                   .scores = a.scores},
+                  out);
+}
+
+void expand_head(const HeadExpansion& h, const uint8_t* const* rows, KvType type, int64_t num_keys,
+                 float* latents, float* out) {
+  const int64_t dim = h.latent_dim + h.rope_dim;
+  for (int64_t k = 0; k < num_keys; ++k) {
+    widen_kv_row(rows[k], type, dim, latents + k * dim);
+    memcpy(out + k * h.stride + h.nope_dim, latents + k * dim + h.latent_dim,
+           h.rope_dim * sizeof(float));
+  }
+  broadcast_product(latents, dim, 1, h.key_weights, num_keys, h.latent_dim, h.nope_dim, out,
+                    h.stride);
+  broadcast_product(latents, dim, 1, h.value_weights, num_keys, h.latent_dim, h.value_dim,
+                    out + h.nope_dim + h.rope_dim, h.stride);
 }
 
 // What the values of a total and of a block count in their union.

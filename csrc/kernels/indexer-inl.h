@@ -31,7 +31,7 @@ void score_index(const IndexBlock& a) {
   for (int64_t k = 0; k < a.num_keys; ++k) {
     widen_kv_row(a.rows[k], a.type, a.dim, a.keys + k * a.dim);
   }
-  broadcast_product(a.keys, a.dim, 1, a.queries, a.num_keys, a.dim, a.lanes, a.products);
+  broadcast_product(a.keys, a.dim, 1, a.queries, a.num_keys, a.dim, a.lanes, a.products, a.lanes);
   for (int64_t k = 0; k < a.num_keys; ++k) {
     const float* products = a.products + k * a.lanes;
     for (int64_t first = 0; first < a.lanes; first += a.token_lanes) {

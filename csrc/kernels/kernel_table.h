@@ -163,6 +163,33 @@ struct AttentionBlock {
   float* scores;  // (kAttentionBlock, lanes), scratch
 };
 
+// Attention over keys and values that are floats.
+struct ExpandedBlock {
+  const float* queries;  // (dim, lanes) as packed
+  const float* keys;     // (num_keys) rows of dim numbers, `stride` apart
+  const float* values;   // (num_keys) rows of value_dim numbers, as far apart
+  int64_t stride;
+  int64_t num_keys;
+  const int32_t* visible;  // (lanes)
+  int64_t dim, value_dim, lanes;
+  float scale;
+  float* scores;  // (kAttentionBlock, lanes), scratch
+};
+
+// Keys and values of one head, from rows of the KV cache: of each row a key, then its values. Sizes
+// but latent_dim are multiples of 16.
+struct HeadExpansion {
+  const float* key_weights;    // (latent_dim, nope_dim)
+  const float* value_weights;  // (latent_dim, value_dim)
+  int64_t latent_dim, nope_dim, rope_dim, value_dim;
+  int64_t stride;  // of expanded rows
+};
+
+// An odd number of cache lines, so that a column of expanded rows spreads over all sets of a cache.
+static constexpr int64_t expanded_stride(int64_t key_dim, int64_t value_dim) {
+  return (key_dim + value_dim) / 32 * 32 + 16;
+}
+
 // Scores of one block of index keys for `lanes` queries: of each token those of its heads, in
 // token_lanes lanes, a multiple of 16. A key's score is sum over heads of weight max(q . k, 0).
 struct IndexBlock {
@@ -215,6 +242,10 @@ struct KernelTable {
                        float* out);
   MatmulCosts costs;
   AttentionKernels attention;
+  // out: (num_keys, stride); latents: (num_keys, latent_dim + rope_dim), scratch.
+  void (*expand_head)(const HeadExpansion& head, const uint8_t* const* rows, KvType type,
+                      int64_t num_keys, float* latents, float* out);
+  void (*attend_expanded)(const ExpandedBlock& block, const AttentionSums& out);
   void (*score_index)(const IndexBlock& block);
   // Of kKvF16 and kKvBF16, multiples of 32; null without matrix tiles.
   AttentionKernels tile_attention;

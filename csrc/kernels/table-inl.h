@@ -48,6 +48,8 @@ constexpr KernelTable make_table(const char* name) {
   table.weighted_sum = weighted_sum;
   table.costs = Simd::kCosts;
   table.attention = {pack_queries, attend, merge_attention, finish_attention};
+  table.expand_head = expand_head;
+  table.attend_expanded = attend_expanded;
   table.score_index = score_index;
   table.round_to_half = round_to_half;
   table.int8_limit = {int8_limit, kInt8Operations};

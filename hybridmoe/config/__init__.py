@@ -15,6 +15,7 @@ from hybridmoe.config.engine import (
     check_gpu_kv_type,
     kv_row_bytes,
 )
+from hybridmoe.config.expansion import expansion_group
 from hybridmoe.config.indexer import IndexerConfig
 from hybridmoe.config.model import SUPPORTED_ARCHITECTURES, AttentionTemperature, ModelConfig
 from hybridmoe.config.routing import GATE_SIGMOID, GATE_SOFTMAX, RoutingSpec
@@ -37,5 +38,6 @@ __all__ = [
     "RoutingSpec",
     "YarnConfig",
     "check_gpu_kv_type",
+    "expansion_group",
     "kv_row_bytes",
 ]

@@ -9,6 +9,7 @@ from torch import Tensor
 from hybridmoe.device.interface import Matrix, Pages, Tables
 from hybridmoe.device.pending import Pending
 from hybridmoe.kernels import indexer, ops, paged_mla
+from hybridmoe.kernels.expanded_attention import expanded_attention, group_of
 from hybridmoe.kernels.matrix import QuantMatrix
 from hybridmoe.kernels.paged_mla import BlockTables, KvPages, Span
 
@@ -85,15 +86,39 @@ class CpuDevice:
         scale: float,
         selected: Tensor | None = None,
     ) -> Tensor:
-        """Attend in latent space: k_b brings queries there, v_b brings results back."""
+        """Attend, long runs of a prompt with expanded keys and values, others in latent space."""
         assert isinstance(pages, KvPages) and isinstance(tables, BlockTables)
-        q_latent = ops.batched_linear(q_nope.transpose(0, 1), _quantized(k_b))  # (N, T, R)
-        mixed = paged_mla.latent_attention(
-            q_latent, q_rope, pages, tables, scale, selected
-        )  # (N, T, R)
+        k_b, v_b = _quantized(k_b), _quantized(v_b)
         heads = q_nope.new_empty(q_nope.shape[0], v_b.batch, v_b.rows)  # (T, N, V)
-        ops.batched_linear(mixed, _quantized(v_b), out=heads.transpose(0, 1))
+        if selected is not None:
+            _attend_latent(q_nope, q_rope, k_b, v_b, pages, tables, scale, heads, selected)
+            return heads
+        for part in tables.parts(group_of(k_b, v_b, pages)):
+            tokens = slice(part.first, part.first + part.tables.num_tokens)
+            attend = expanded_attention if part.is_whole else _attend_latent
+            attend(
+                q_nope[tokens], q_rope[tokens], k_b, v_b, pages, part.tables, scale, heads[tokens]
+            )
         return heads
+
+
+def _attend_latent(
+    q_nope: Tensor,
+    q_rope: Tensor,
+    k_b: QuantMatrix,
+    v_b: QuantMatrix,
+    pages: KvPages,
+    tables: BlockTables,
+    scale: float,
+    out: Tensor,
+    selected: Tensor | None = None,
+) -> None:
+    """Attend in latent space: k_b brings queries there, v_b brings results back."""
+    q_latent = ops.batched_linear(q_nope.transpose(0, 1), k_b)  # (N, T, R)
+    mixed = paged_mla.latent_attention(
+        q_latent, q_rope, pages, tables, scale, selected
+    )  # (N, T, R)
+    ops.batched_linear(mixed, v_b, out=out.transpose(0, 1))
 
 
 def _quantized(w: Matrix) -> QuantMatrix:

@@ -4,8 +4,9 @@ As in ops.py: shapes are checked here, csrc computes, and a token's bits depend 
 sequences nor on how its own are divided into calls.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate
 from typing import NamedTuple
 
 import torch
@@ -20,6 +21,7 @@ __all__ = [
     "PAGE_TOKENS",
     "BlockTables",
     "KvPages",
+    "Part",
     "Span",
     "convert_rows",
     "latent_attention",
@@ -68,11 +70,21 @@ class Span(NamedTuple):
     pages: Sequence[int]  # position p lies in pages[p // PAGE_TOKENS]
 
 
+class Part(NamedTuple):
+    """Consecutive tokens of a step, all or none of them in whole groups of positions."""
+
+    first: int
+    tables: "BlockTables"
+    is_whole: bool
+
+
 class BlockTables:
     """Block tables of a step's sequences, one after the other."""
 
     def __init__(self, spans: Sequence[Span]) -> None:
         rows, entries = [], list[int]()
+        self._cut = dict[int, list[Part]]()
+        self._pieces = list(spans)
         for span in spans:
             rows.append((span.num_tokens, span.start, len(entries)))
             entries.extend(span.pages[: -(-(span.start + span.num_tokens) // PAGE_TOKENS)])
@@ -80,6 +92,27 @@ class BlockTables:
         self._entries = torch.tensor(entries, dtype=torch.int32)
         self.num_tokens = sum(span.num_tokens for span in spans)
         self.most_positions = max((span.start + span.num_tokens for span in spans), default=0)
+
+    def parts(self, group: int) -> list[Part]:
+        """Part the tokens into those of whole groups of `group` positions and others.
+
+        Position p is in group p // group. group: 0 = no groups.
+        """
+        if group not in self._cut:
+            runs = list[tuple[bool, list[Span]]]()
+            for span in self._pieces:
+                for piece, is_whole in _cut(span, group):
+                    if runs and runs[-1][0] == is_whole:
+                        runs[-1][1].append(piece)
+                    else:
+                        runs.append((is_whole, [piece]))
+            tables = [self] if len(runs) <= 1 else [BlockTables(spans) for _, spans in runs]
+            firsts = accumulate((t.num_tokens for t in tables), initial=0)
+            self._cut[group] = [
+                Part(first, t, is_whole)
+                for first, t, (is_whole, _) in zip(firsts, tables, runs, strict=False)
+            ]
+        return self._cut[group]
 
     @property
     def arguments(self) -> tuple[int, int, int, int]:
@@ -90,6 +123,17 @@ class BlockTables:
             self._entries.data_ptr(),
             self._entries.shape[0],
         )
+
+
+def _cut(span: Span, group: int) -> Iterator[tuple[Span, bool]]:
+    """Cut a span before and after its whole groups."""
+    end = span.start + span.num_tokens
+    first, last = (-(-span.start // group) * group, end // group * group) if group else (end, end)
+    if first >= last:
+        first = last = end
+    for start, stop in ((span.start, first), (first, last), (last, end)):
+        if start < stop:
+            yield Span(stop - start, start, span.pages), start == first
 
 
 def store_kv(rows: Tensor, pages: KvPages, tables: BlockTables) -> None:

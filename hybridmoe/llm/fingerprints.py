@@ -3,6 +3,7 @@
 from importlib.metadata import version
 
 from hybridmoe.config import ModelConfig
+from hybridmoe.env import expands_prompts
 from hybridmoe.gguf.fingerprint import fingerprint
 from hybridmoe.gguf.reader import GGUFFile
 from hybridmoe.hardware import isa
@@ -19,5 +20,6 @@ def model_fingerprint(file: GGUFFile, config: ModelConfig) -> str:
 def bits_fingerprint(file: GGUFFile, config: ModelConfig, decoder: Decoder) -> str:
     """Identify what computes the same bits on the CPU: version and instruction set count too."""
     devices = sorted({device.type for device in decoder.devices})
-    about = f"{version('hybridmoe')} {isa.active()} {','.join(devices)}"
+    kernels = f"{isa.active()}{' expanded' if expands_prompts() else ''}"
+    about = f"{version('hybridmoe')} {kernels} {','.join(devices)}"
     return f"{about} {model_fingerprint(file, config)}"

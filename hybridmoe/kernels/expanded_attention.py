@@ -1,0 +1,69 @@
+"""MLA of long prompts over the keys and values of each head, expanded from the KV cache.
+
+A query then multiplies fewer numbers a position than in latent space, but expanding must serve
+enough of them. So positions are grouped by multiples of `config.expansion_group`, and the tokens of
+a group that a step has whole take this path: a prompt in chunks of whole groups has the same bits
+however it is divided.
+"""
+
+from torch import Tensor
+
+from hybridmoe import _C
+from hybridmoe.config import expansion_group
+from hybridmoe.hardware import isa
+from hybridmoe.kernels.matrix import QuantMatrix
+from hybridmoe.kernels.ops import check_rows
+from hybridmoe.kernels.paged_mla import BlockTables, KvPages
+
+__all__ = ["expanded_attention", "group_of"]
+
+
+def group_of(k_b: QuantMatrix, v_b: QuantMatrix, pages: KvPages) -> int:
+    """Tell the `expansion_group` of a layer, for the active instruction set."""
+    sizes = {"nope": k_b.cols, "rope": pages.dim - k_b.rows, "value": v_b.rows}
+    return expansion_group(isa.active(), pages.type, latent=k_b.rows, **sizes)
+
+
+def expanded_attention(
+    q_nope: Tensor,
+    q_rope: Tensor,
+    k_b: QuantMatrix,
+    v_b: QuantMatrix,
+    pages: KvPages,
+    tables: BlockTables,
+    scale: float,
+    out: Tensor,
+) -> None:
+    """Attend causally from a step's tokens to their sequences' KV cache.
+
+    Shapes:  q_nope (T, N, nope), q_rope (T, N, P) f32, rows of both anywhere · k_b N matrices
+             (R, nope) · v_b N matrices (V, R) · pages of dim R + P -> out (T, N, V) f32.
+    Cost:    2 N (T S (nope + P + V) + S (nope + V) R) operations in float32; half of the first
+             term where T = S.
+    Numeric: float32 throughout, also the products with k_b and v_b. Softmax over blocks of 256
+             positions, merged in order.
+    Errors:  ShapeError.
+    Source:  DeepSeek-V2 (arXiv 2405.04434), section 2.1; online softmax, Milakov & Gimelshein 2018.
+    """
+    tokens = tables.num_tokens
+    check_rows(q_nope, "expanded_attention: q_nope", 3, k_b.cols, tokens, k_b.batch)
+    check_rows(q_rope, "expanded_attention: q_rope", 3, None, tokens, k_b.batch)
+    check_rows(out, "expanded_attention: out", 3, v_b.rows, tokens, k_b.batch)
+    _C.expanded_attention(
+        q_nope.data_ptr(),
+        q_nope.stride(1),
+        q_nope.stride(0),
+        q_rope.data_ptr(),
+        q_rope.stride(1),
+        q_rope.stride(0),
+        tokens,
+        q_rope.shape[2],
+        k_b.handle,
+        v_b.handle,
+        scale,
+        pages.handle,
+        *tables.arguments,
+        out.data_ptr(),
+        out.stride(1),
+        out.stride(0),
+    )
