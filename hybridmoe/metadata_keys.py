@@ -89,7 +89,8 @@ class MetadataKeys:
     def _of_layers(self, key: str, values: list[Any], layers: range | None) -> Any:
         num_blocks = self._metadata.get(self.prefix + "block_count")
         if len(values) != num_blocks or not values:
-            raise self.bad(key, values, f"a whole number, or one for each of {num_blocks} layers")
+            expected = f"a whole number, or one for each of {short(num_blocks)} layers"
+            raise self.bad(key, values, expected)
         chosen = values if layers is None else values[layers.start : layers.stop]
         if any(value != chosen[0] for value in chosen):
             raise UnsupportedModelError(

@@ -160,6 +160,7 @@ WRONG_VALUES: dict[str, dict[str, tuple[object, ...]]] = {
         "expert_group_count": (3, 8, *NO_COUNTS),
         "expert_group_used_count": (0, 5, *NO_COUNTS),
         "attention.head_count": (0, 1, 3, *NO_COUNTS),
+        "block_count": ([1] * 500, "x" * 500),
         "feed_forward_length": (0, 65, *NO_COUNTS),
         "nextn_predict_layers": (3, 4, *NO_COUNTS),
         "expert_gating_func": (1, 3, 4, *NO_COUNTS[:5]),
