@@ -20,8 +20,10 @@ def model_and_message(
     """Split the words of `chat [MODEL] [MESSAGE]`; flagged: the MODEL of `-m`.
 
     A first word that is no model's name is the message if it holds a space or ends as a question.
-    Errors: ConfigError for a name that no model has; UsageError for two models.
+    Errors: ConfigError for a name that no model has; UsageError for two models, or only blanks.
     """
+    if words and not "".join(words).strip():
+        raise click.UsageError("MESSAGE is empty", ctx)
     if flagged is not None or not words:
         return flagged, " ".join(words)
     from hybridmoe.library.find import stored_model
@@ -33,7 +35,12 @@ def model_and_message(
         return None, " ".join(words)
     if rest and rest[0].lower().endswith(".gguf"):
         raise click.UsageError(f"two models: {first:.40} and {rest[0]:.40}", ctx)
-    return ModelPath().convert(first, None, ctx), " ".join(rest)
+    try:
+        return ModelPath().convert(first, None, ctx), " ".join(rest)
+    except ConfigError as error:
+        if rest or is_file or stored_model(first) is not None:
+            raise
+        raise ConfigError(f"{error}; as a message: hybridmoe chat -p {first:.40}") from None
 
 
 def read_text(file: BinaryIO, name: str) -> str:

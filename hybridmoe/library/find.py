@@ -29,6 +29,8 @@ def find_model(text: str) -> Path:
     Errors: ConfigError with what was meant perhaps; a path that does not exist is returned as it
     is, for the reader of the file to refuse.
     """
+    if not text:
+        raise ConfigError("the model's name is empty: expected a path, or a name of hybridmoe list")
     path = _expanded(text)
     if path.is_dir():
         return _only_model_in(path)
@@ -53,7 +55,7 @@ def find_model(text: str) -> Path:
 
 def stored_model(text: str) -> Path | None:
     """Return the file that `find_model` finds; None if no file, folder or model is called so."""
-    if _expanded(text).exists() or text == LAST or models_named(text, known_models()):
+    if (text and _expanded(text).exists()) or text == LAST or models_named(text, known_models()):
         return find_model(text)
     return None
 

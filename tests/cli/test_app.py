@@ -341,8 +341,10 @@ def test_one_question_gets_the_response_alone(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "code", "line"),
     [
-        (["hello"], 1, "hello: no such file"),
+        (["hello"], 1, "as a message: hybridmoe chat -p hello"),
         (["a.gguf", "b.gguf"], 2, "two models"),
+        ([""], 2, "MESSAGE is empty"),
+        (["-m", "", "x"], 1, "the model's name is empty"),
         (["What is it?", "-p", "x"], 2, "both MESSAGE and -p"),
         (["-f", "absent.txt"], 1, "absent.txt: No such file"),
     ],

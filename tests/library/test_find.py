@@ -62,6 +62,7 @@ def test_names_are_found(folder: Path, text: str, index: int) -> None:
         ("zzz", "and no model of that name in "),
         ("What is 2+2?", "What is 2+2?: no such file in "),
         ("last", "no model was used yet"),
+        ("", "the model's name is empty"),
     ],
 )
 def test_what_is_not_found_is_explained(text: str, words: str) -> None:
