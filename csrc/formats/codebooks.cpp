@@ -21,6 +21,19 @@ constexpr Codebook<Entry, N> expand(const uint16_t (&packed)[N], const int8_t (&
   return book;
 }
 
+// The same weights as words from which byte i % 2 of the word shifted by bits (i / 2) has weight i.
+template <int Bits, int N>
+constexpr CodeWords<N> spread(const uint16_t (&packed)[N]) {
+  CodeWords<N> words{};
+  for (int n = 0; n < N; ++n) {
+    for (int i = 0; i < 16 / Bits; ++i) {
+      const int code = packed[n] >> (Bits * i) & ((1 << Bits) - 1);
+      words.word[n] = static_cast<uint16_t>(words.word[n] | code << (8 * (i % 2) + Bits * (i / 2)));
+    }
+  }
+  return words;
+}
+
 constexpr Codebook<uint8_t, 128> signs_with_parity() {
   Codebook<uint8_t, 128> book{};
   for (int index = 0; index < 128; ++index) {
@@ -32,7 +45,7 @@ constexpr Codebook<uint8_t, 128> signs_with_parity() {
 }
 
 constexpr int8_t kTernary[4] = {-1, 0, 1, 0};
-constexpr int8_t kBiasedTernary[4] = {8, 16, 24, 0};
+constexpr int8_t kBiasedTernary[4] = {7, 15, 23, 0};
 constexpr int8_t kIQ2[4] = {8, 25, 43, 0};
 constexpr int8_t kIQ3_XXS[8] = {4, 12, 20, 28, 36, 44, 52, 62};
 constexpr int8_t kIQ3_S[8] = {1, 3, 5, 7, 9, 11, 13, 15};
@@ -47,6 +60,10 @@ constinit const Codebook<uint64_t, 512> kCodebookIQ2_XS = expand<uint64_t>(kPack
 constinit const Codebook<uint64_t, 1024> kCodebookIQ2_S = expand<uint64_t>(kPackedIQ2_S, kIQ2);
 constinit const Codebook<uint32_t, 256> kCodebookIQ3_XXS =
     expand<uint32_t>(kPackedIQ3_XXS, kIQ3_XXS);
+constinit const CodeWords<256> kWordsIQ2_XXS = spread<2>(kPackedIQ2_XXS);
+constinit const CodeWords<512> kWordsIQ2_XS = spread<2>(kPackedIQ2_XS);
+constinit const CodeWords<256> kWordsIQ3_XXS = spread<4>(kPackedIQ3_XXS);
+constinit const CodeWords<512> kWordsIQ3_S = spread<4>(kPackedIQ3_S);
 constinit const Codebook<uint8_t, 128> kCodebookSigns = signs_with_parity();
 constinit const Codebook<uint32_t, 512> kCodebookIQ3_S = expand<uint32_t>(kPackedIQ3_S, kIQ3_S);
 

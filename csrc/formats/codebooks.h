@@ -12,7 +12,7 @@ struct Codebook {
 };
 
 extern const Codebook<uint64_t, 2048> kCodebookIQ1;        // signed bytes -1, 0, 1
-extern const Codebook<uint64_t, 2048> kCodebookBiasedIQ1;  // the same c as 8 c + 16
+extern const Codebook<uint64_t, 2048> kCodebookBiasedIQ1;  // the same c as 8 c + 15
 extern const Codebook<uint64_t, 256> kCodebookIQ2_XXS;
 extern const Codebook<uint64_t, 512> kCodebookIQ2_XS;
 extern const Codebook<uint64_t, 1024> kCodebookIQ2_S;
@@ -22,6 +22,18 @@ extern const Codebook<uint32_t, 512> kCodebookIQ3_S;
 // Four weights in 16 bits, the index of each value in the order of size; aligned to 64.
 extern const uint16_t kPackedIQ3_XXS[256];
 extern const uint16_t kPackedIQ3_S[512];
+
+// Eight weights of 2 bits, or four of 4, in a word: byte i % 2 of the word shifted by 2 (4) times
+// i / 2 has that of weight i in its lowest bits, as its value's index in the order of size.
+template <int N>
+struct CodeWords {
+  alignas(64) uint16_t word[N];
+};
+
+extern const CodeWords<256> kWordsIQ2_XXS;
+extern const CodeWords<512> kWordsIQ2_XS;
+extern const CodeWords<256> kWordsIQ3_XXS;
+extern const CodeWords<512> kWordsIQ3_S;
 
 // A 7-bit sign index as eight sign bits: the eighth is the parity of the seven.
 extern const Codebook<uint8_t, 128> kCodebookSigns;

@@ -162,7 +162,7 @@ struct GroupIQ3_S : GroupOf<BlockIQ3_S> {
   }
 };
 
-// 8 c + 16 plus the shift of the entry, 1 or -1.
+// 8 c + 15, and 2 where the shift of the entry is positive.
 template <int P>
 HM_INLINE __m512i iq1_codes(const uint16_t* index, const uint16_t* shifts) {
   const __m512i word_of = _mm512_set_epi64(
@@ -172,9 +172,9 @@ HM_INLINE __m512i iq1_codes(const uint16_t* index, const uint16_t* shifts) {
                          _mm512_shuffle_epi8(eight_words(shifts, P), word_of));
 }
 
-// +1, or -1 for negative words.
+// 2, or 0 for negative words, in both bytes.
 HM_INLINE __m512i iq1_shifts(__m512i words) {
-  return _mm512_or_si512(_mm512_srai_epi16(words, 15), _mm512_set1_epi16(1));
+  return _mm512_andnot_si512(_mm512_srai_epi16(words, 15), _mm512_set1_epi8(2));
 }
 
 struct GroupIQ1_S : GroupOf<BlockIQ1_S> {

@@ -44,11 +44,41 @@ HM_INLINE const int32_t* lane_sums(const ActivationRow& x) {
   return Group::Lanes::kLanes == 8 ? x.sums : x.half_sums;
 }
 
-// Sums of N tokens over the groups of one row.
-template <class Group, int N>
+// The group that gemv takes.
+template <class Group>
+struct GemvGroup {
+  using Type = Group;
+};
+
+// Strided codes, of types with a codebook whose entries are 8 weights (or pairs of 4): vector V has
+// entry V of each of the 8 blocks. All products of a group then add up in one register, or two,
+// where those in order need a tree. Signs that are apart are applied to the activations.
+template <class Group>
+constexpr bool is_strided = requires { Group::kSignsApart; };
+
+// A group that is loaded while the one before is multiplied: its look-ups take longer than a core
+// looks ahead.
+template <class Group>
+constexpr bool loads_ahead = requires { requires Group::kLoadsAhead; };
+
+// Activations in the order of strided codes.
+inline void stride_entries(const int8_t* x, int64_t count, int8_t* out) {
+  for (int64_t at = 0; at < count; at += kSuperWeights) {
+#pragma GCC unroll 32
+    for (int i = 0; i < kSuperWeights / 8; ++i) {
+      memcpy(out + at + 8 * i, x + at + 32 * (i % 8) + i / 8 * 8, 8);
+    }
+  }
+}
+
+// Sums of N tokens over the groups of one row. Vectors is Simd, looked up when a group is: scalar
+// code has nothing for strided ones.
+template <class Group, int N, class Vectors = Simd>
 struct GroupSums {
   using Lanes = typename Group::Lanes;
   typename Lanes::Float lanes[N];
+
+  using Int = typename Lanes::Int;
 
   template <int P>
   static HM_INLINE void dot_pair(const Group& group, const typename Group::Block* blocks,
@@ -60,20 +90,58 @@ struct GroupSums {
     }
   }
 
+  // Vectors V and V + 1 of strided codes.
+  template <int V>
+  static HM_INLINE void dot_strided(const Group& group, const typename Group::Block* blocks,
+                                    const ActivationRow (&x)[N], int64_t at, Simd::Dot (&dots)[N]) {
+    const Simd::B64 first = group.template codes<V>(blocks);
+    const Simd::B64 second = group.template codes<V + 1>(blocks);
+    for (int t = 0; t < N; ++t) {
+      Simd::B64 q0 = Simd::load64(x[t].q + at + 64 * V);
+      Simd::B64 q1 = Simd::load64(x[t].q + at + 64 * (V + 1));
+      if constexpr (Group::kSignsApart) {
+        q0 = Vectors::with_signs(q0, group.template signs<V>());
+        q1 = Vectors::with_signs(q1, group.template signs<V + 1>());
+      }
+      dots[t] = Vectors::dot_two(first, q0, second, q1);
+    }
+  }
+
+  static HM_INLINE void dot(const Group& group, const typename Group::Block* blocks,
+                            const ActivationRow (&x)[N], int64_t at, Int (&sums)[N]) {
+    if constexpr (is_strided<Group>) {
+      Simd::Dot low[N], high[N];
+      dot_strided<0>(group, blocks, x, at, low);
+      dot_strided<2>(group, blocks, x, at, high);
+      for (int t = 0; t < N; ++t) sums[t] = Lanes::strided_sums(low[t], high[t]);
+    } else {
+      Simd::Dot dots[N][4];
+      dot_pair<0>(group, blocks, x, at, dots);
+      dot_pair<1>(group, blocks, x, at, dots);
+      dot_pair<2>(group, blocks, x, at, dots);
+      dot_pair<3>(group, blocks, x, at, dots);
+      for (int t = 0; t < N; ++t) {
+        sums[t] = Lanes::sums(dots[t][0], dots[t][1], dots[t][2], dots[t][3]);
+      }
+    }
+  }
+
   // Adds the 256 weights at `blocks` times the activations from index `at`.
   HM_INLINE void add(const typename Group::Block* blocks, float row_scale,
                      const ActivationRow (&x)[N], int64_t at) {
     Group group;
     load_group(group, blocks, row_scale);
-    Simd::Dot dots[N][4];
-    dot_pair<0>(group, blocks, x, at, dots);
-    dot_pair<1>(group, blocks, x, at, dots);
-    dot_pair<2>(group, blocks, x, at, dots);
-    dot_pair<3>(group, blocks, x, at, dots);
+    add_group(group, blocks, x, at);
+  }
+
+  HM_INLINE void add_group(const Group& group, const typename Group::Block* blocks,
+                           const ActivationRow (&x)[N], int64_t at) {
+    Int dots[N];
+    dot(group, blocks, x, at, dots);
     const int64_t first_lane = at / kSuperWeights * Lanes::kLanes;
     for (int t = 0; t < N; ++t) {
-      typename Lanes::Int sums = Lanes::sums(dots[t][0], dots[t][1], dots[t][2], dots[t][3]);
-      const typename Lanes::Int x_sums = Lanes::load_int(lane_sums<Group>(x[t]) + first_lane);
+      Int sums = dots[t];
+      const Int x_sums = Lanes::load_int(lane_sums<Group>(x[t]) + first_lane);
       if constexpr (kTotalBias<Group> != 0) {
         sums = Lanes::template sub_shifted<__builtin_ctz(kTotalBias<Group>)>(sums, x_sums);
       }
@@ -105,7 +173,15 @@ template <class Group, int N>
 void gemv_groups(const MatmulArgs& args, int64_t first_token) {
   using Block = typename Group::Block;
   ActivationRow x[N];
-  for (int t = 0; t < N; ++t) x[t] = activation_row(args.x[first_token + t], args.cols);
+  for (int t = 0; t < N; ++t) {
+    x[t] = activation_row(args.x[first_token + t], args.cols);
+    if constexpr (is_strided<Group>) {
+      const int64_t padded = padded_weights(args.cols);
+      int8_t* strided = static_cast<int8_t*>(args.scratch) + t * padded;
+      stride_entries(x[t].q, padded, strided);
+      x[t].q = strided;
+    }
+  }
   const int64_t num_groups = args.cols / kSuperWeights;
   const int64_t rest_bytes =
       args.cols % kSuperWeights / Block::kWeights * static_cast<int64_t>(sizeof(Block));
@@ -114,9 +190,21 @@ void gemv_groups(const MatmulArgs& args, int64_t first_token) {
     const Block* blocks = row.blocks;
     GroupSums<Group, N> sums;
     for (int t = 0; t < N; ++t) sums.lanes[t] = Group::Lanes::set(0.0f);
-    for (int64_t g = 0; g < num_groups; ++g) {
-      fetch_ahead<Group::kBlocks * sizeof(Block)>(args, blocks + g * Group::kBlocks);
-      sums.add(blocks + g * Group::kBlocks, row.scale, x, g * kSuperWeights);
+    if constexpr (loads_ahead<Group>) {
+      Group group;
+      if (num_groups > 0) load_group(group, blocks, row.scale);
+      for (int64_t g = 0; g < num_groups; ++g) {
+        fetch_ahead<Group::kBlocks * sizeof(Block)>(args, blocks + g * Group::kBlocks);
+        Group next;
+        load_group(next, blocks + (g + 1 < num_groups ? g + 1 : g), row.scale);
+        sums.add_group(group, blocks + g * Group::kBlocks, x, g * kSuperWeights);
+        group = next;
+      }
+    } else {
+      for (int64_t g = 0; g < num_groups; ++g) {
+        fetch_ahead<Group::kBlocks * sizeof(Block)>(args, blocks + g * Group::kBlocks);
+        sums.add(blocks + g * Group::kBlocks, row.scale, x, g * kSuperWeights);
+      }
     }
     if (rest_bytes) {  // blocks of zeros complete the group; nothing is read beyond the row
       Block rest[Group::kBlocks] = {};

@@ -8,6 +8,9 @@
 // kBias is 0 or a power of two; `offset` is there only where the format has it, and shift, which is
 // 0 or kShift by a bit for each lane. Each sum is exact.
 // A type whose blocks hold 32 or 64 weights takes as many as its group needs.
+//
+// Codes come in four vectors of 64, in order. Types with a codebook have groups of their own for
+// gemv (codebook_gemv_*-inl.h).
 #pragma once
 
 #include "formats/blocks.h"

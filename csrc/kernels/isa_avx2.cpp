@@ -2,6 +2,10 @@
 
 #include "kernels/codebook_groups-inl.h"
 
+#include "kernels/codebook_gemv_avx2-inl.h"
+
+#include "kernels/codebook_gemv-inl.h"
+
 #include "kernels/table-inl.h"
 
 namespace hm {

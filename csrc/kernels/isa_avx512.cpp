@@ -4,6 +4,10 @@
 
 #include "kernels/codebook_groups_avx512-inl.h"
 
+#include "kernels/codebook_gemv_avx512-inl.h"
+
+#include "kernels/codebook_gemv-inl.h"
+
 #include "kernels/table-inl.h"
 
 namespace hm {

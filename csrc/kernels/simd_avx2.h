@@ -167,7 +167,23 @@ struct Simd : SimdYmm {
             dot32(_mm256_abs_epi8(w.hi), _mm256_sign_epi8(x.hi, w.hi))};
   }
 
+  // w0 x0 + w1 x1 for w in 0..62: four products fit int16.
+  static HM_INLINE Dot dot_two(B64 w0, B64 x0, B64 w1, B64 x1) {
+    return {dot64(w0.lo, x0.lo, w1.lo, x1.lo), dot64(w0.hi, x0.hi, w1.hi, x1.hi)};
+  }
+
+  using Signs = B64;  // of bytes: -1 or 1
+  static HM_INLINE B64 with_signs(B64 v, Signs signs) {
+    return {_mm256_sign_epi8(v.lo, signs.lo), _mm256_sign_epi8(v.hi, signs.hi)};
+  }
+
   struct PerBlock : PerBlockYmm {
+    // The sum of each block, from the dot products of strided vectors 0, 1 and 2, 3.
+    static HM_INLINE Int strided_sums(Dot a, Dot b) {
+      const __m256i blocks =  // 0 1 4 5 2 3 6 7
+          _mm256_hadd_epi32(_mm256_add_epi32(a.lo, b.lo), _mm256_add_epi32(a.hi, b.hi));
+      return _mm256_permute4x64_epi64(blocks, 0xd8);
+    }
     // The sum of each block, from the dot products of four pairs.
     static HM_INLINE Int sums(Dot a, Dot b, Dot c, Dot d) {
       const __m256i low =
@@ -235,6 +251,9 @@ struct Simd : SimdYmm {
     static HM_INLINE Int add_where(uint32_t bits, Int v, Int w) {
       return {PerBlock::add_where(bits, v.lo, w.lo), PerBlock::add_where(bits >> 8, v.hi, w.hi)};
     }
+    static HM_INLINE Int strided_sums(Dot a, Dot b) {
+      return {strided_halves(a.lo, b.lo), strided_halves(a.hi, b.hi)};
+    }
     static HM_INLINE Int sums(Dot a, Dot b, Dot c, Dot d) { return {halves(a, b), halves(c, d)}; }
     static HM_INLINE float reduce(Float v) { return Simd::reduce(v); }
 
@@ -242,6 +261,10 @@ struct Simd : SimdYmm {
     static HM_INLINE Float from_bytes(__m128i v) {
       return {_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(v)),
               _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_srli_si128(v, 8)))};
+    }
+    static HM_INLINE __m256i strided_halves(__m256i a, __m256i b) {
+      return _mm256_blend_epi32(_mm256_add_epi32(a, _mm256_srli_epi64(a, 32)),
+                                _mm256_add_epi32(b, _mm256_slli_epi64(b, 32)), 0xaa);
     }
     static HM_INLINE __m256i halves(Dot a, Dot b) {
       const __m256i even_odd =
@@ -345,6 +368,11 @@ struct Simd : SimdYmm {
   }
   static HM_INLINE __m256i dot32(__m256i w, __m256i x) {
     return _mm256_madd_epi16(_mm256_maddubs_epi16(w, x), _mm256_set1_epi16(1));
+  }
+  static HM_INLINE __m256i dot64(__m256i w0, __m256i x0, __m256i w1, __m256i x1) {
+    const __m256i sums =
+        _mm256_add_epi16(_mm256_maddubs_epi16(w0, x0), _mm256_maddubs_epi16(w1, x1));
+    return _mm256_madd_epi16(sums, _mm256_set1_epi16(1));
   }
   template <int N>
   static HM_INLINE __m256i shift_right(__m256i v) {

@@ -142,10 +142,22 @@ struct Simd : SimdYmm {
     return _mm512_dpbusd_epi32(_mm512_setzero_si512(), w, x);
   }
   static HM_INLINE Dot dot_signed(B64 w, B64 x) { return dot_unsigned(plus_bias(w), x); }
+  static HM_INLINE Dot dot_two(B64 w0, B64 x0, B64 w1, B64 x1) {
+    return _mm512_dpbusd_epi32(dot_unsigned(w0, x0), w1, x1);
+  }
+
+  using Signs = __mmask64;
+  static HM_INLINE B64 with_signs(B64 v, Signs signs) {
+    return _mm512_mask_sub_epi8(v, signs, _mm512_setzero_si512(), v);
+  }
 
   struct PerBlock : PerBlockYmm {
     static HM_INLINE Int add_where(uint32_t bits, Int v, Int w) {
       return _mm256_mask_add_epi32(v, static_cast<__mmask8>(bits), v, w);
+    }
+    static HM_INLINE Int strided_sums(Dot a, Dot b) {
+      const __m512i pairs = _mm512_add_epi32(a, b);
+      return _mm512_cvtepi64_epi32(_mm512_add_epi32(pairs, _mm512_srli_epi64(pairs, 32)));
     }
     static HM_INLINE Int sums(Dot a, Dot b, Dot c, Dot d) {
       const __m512i quarters =
@@ -203,6 +215,10 @@ struct Simd : SimdYmm {
     }
     static HM_INLINE Int add_where(uint32_t bits, Int v, Int w) {
       return _mm512_mask_add_epi32(v, static_cast<__mmask16>(bits), v, w);
+    }
+    static HM_INLINE Int strided_sums(Dot a, Dot b) {
+      return _mm512_mask_blend_epi32(0xaaaa, _mm512_add_epi32(a, _mm512_srli_epi64(a, 32)),
+                                     _mm512_add_epi32(b, _mm512_slli_epi64(b, 32)));
     }
     static HM_INLINE Int sums(Dot a, Dot b, Dot c, Dot d) {
       const __m512i order = _mm512_set_epi32(15, 11, 7, 3, 14, 10, 6, 2, 13, 9, 5, 1, 12, 8, 4, 0);

@@ -21,7 +21,7 @@ void matmul_quantized(const MatmulArgs& args) {
       gemv_cost(Simd::kCosts, args.num_rows, args.num_tokens)) {
     return gemm_panels<Group>(args);
   }
-  gemv_tiles<Group, Simd::kTileTokens>(args, 0);
+  gemv_tiles<typename GemvGroup<Group>::Type, Simd::kTileTokens>(args, 0);
 }
 
 template <class Floats>

@@ -59,6 +59,10 @@ static inline __m512 emulated_cvtepi32_ps(__m512i v) {
 
 #include "kernels/codebook_groups_avx512-inl.h"
 
+#include "kernels/codebook_gemv_avx512-inl.h"
+
+#include "kernels/codebook_gemv-inl.h"
+
 #include "kernels/table-inl.h"
 
 // x (num_tokens, cols) f32, w (num_rows, cols) of `type` -> out (num_tokens,
