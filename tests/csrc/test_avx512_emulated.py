@@ -41,7 +41,7 @@ def emulated(tmp_path_factory: pytest.TempPathFactory) -> Linear:
     sources = [
         str(SETUP.CSRC / name) for name in ("tests/emulated_avx512.cpp", "formats/codebooks.cpp")
     ]
-    flags = [*SETUP.ISA_CFLAGS, *SETUP.ISA_FLAGS["avx2"], "-O1", "-w", "-shared", "-fPIC"]
+    flags = [*SETUP.ISA_CFLAGS, *SETUP.ISA_FLAGS["avx2"], "-mbmi2", "-O1", "-w", "-shared", "-fPIC"]
     subprocess.run(
         [compiler, *flags, *sources, "-o", str(library)], cwd=ROOT, check=True, timeout=HANG_S
     )
