@@ -38,6 +38,7 @@ CFLAGS = [
 NO_RUNTIME = ["-fno-exceptions", "-fno-rtti"]
 ISA_CFLAGS = [*CFLAGS, *NO_RUNTIME]
 AVX2 = ["-mavx2", "-mfma", "-mf16c"]
+AVX_VNNI = [*AVX2, "-mavxvnni"]
 AVX512 = [
     *AVX2,
     *("-mbmi2", "-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mavx512vnni"),
@@ -45,7 +46,13 @@ AVX512 = [
 ]
 AMX = [*AVX512, "-mavx512vbmi", "-mavx512bf16", "-mamx-tile", "-mamx-int8", "-mamx-bf16"]
 SCALAR = [] if SANITIZE else ["-O2"]  # a fallback: half of the time of -O3 to compile
-ISA_FLAGS = {"amx": AMX, "avx512": AVX512, "avx2": AVX2, "scalar": SCALAR}  # slowest first
+ISA_FLAGS = {  # best first, and slowest to compile
+    "amx": AMX,
+    "avx512": AVX512,
+    "avx_vnni": AVX_VNNI,
+    "avx2": AVX2,
+    "scalar": SCALAR,
+}
 if platform.machine() not in ("x86_64", "AMD64"):
     ISA_FLAGS = {"scalar": SCALAR}
 
@@ -66,7 +73,8 @@ def isa_for(cpu_flags: list[str]) -> list[str]:
 def _cpu_flag(option: str) -> str:
     """Convert a compiler's option to Linux's name of the feature: -mavx512vnni to avx512_vnni."""
     name = option.removeprefix("-m").replace("-", "_")
-    return {"avx512vnni": "avx512_vnni", "avx512bf16": "avx512_bf16"}.get(name, name)
+    names = {"avxvnni": "avx_vnni", "avx512vnni": "avx512_vnni", "avx512bf16": "avx512_bf16"}
+    return names.get(name, name)
 
 
 def built_isa() -> list[str]:

@@ -27,7 +27,13 @@ matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 
-COLOURS = {"amx": "#0b6e4f", "avx512": "#2667b0", "avx2": "#b5651d", "scalar": "#7a7a7a"}
+COLOURS = {
+    "amx": "#0b6e4f",
+    "avx512": "#2667b0",
+    "avx_vnni": "#7a4fa3",
+    "avx2": "#b5651d",
+    "scalar": "#7a7a7a",
+}
 MARKERS = {(False, 1): "o", (False, 4): "s", (True, 16): "v", (True, 64): "^", (True, 256): "D"}
 LAST_MARKER = "P"  # more tokens than that
 LABELLED = ("Q4_K", "Q8_0")

@@ -2,7 +2,7 @@
 
 | variable               | type | default        | meaning                                         |
 |------------------------|------|----------------|-------------------------------------------------|
-| `HYBRIDMOE_ISA`        | name | best supported | force `scalar`, `avx2`, `avx512`, `amx` kernels |
+| `HYBRIDMOE_ISA`        | name | best supported | instruction set of the kernels: `ISA_NAMES`     |
 | `HYBRIDMOE_THREADS`    | int  | physical cores | threads of the CPU kernels, unless `--threads`  |
 | `HYBRIDMOE_PIN`        | 0, 1 | 1              | bind these threads to their cores               |
 | `HYBRIDMOE_NUMA_NODES` | int  | the machine's  | number of NUMA nodes to split the cores into    |
@@ -35,7 +35,7 @@ __all__ = [
     "uses_host_functions",
 ]
 
-ISA_NAMES = ("scalar", "avx2", "avx512", "amx")
+ISA_NAMES = ("scalar", "avx2", "avx_vnni", "avx512", "amx")
 IO_NAMES = ("auto", "threads", "uring")
 MAX_NODES = 64
 MAX_THREADS = 1024

@@ -63,6 +63,7 @@ def test_llama_cpp_is_built_without_what_no_test_uses(monkeypatch: pytest.Monkey
     [
         ("fpu sse2", ["scalar"]),
         ("fma f16c avx2", ["avx2", "scalar"]),
+        ("fma f16c avx2 avx_vnni", ["avx_vnni", "scalar"]),
         ("fma f16c avx2 bmi2 avx512f avx512bw avx512vl avx512dq", ["avx2", "scalar"]),
         (
             "fma f16c avx2 bmi2 avx512f avx512bw avx512vl avx512dq avx512_vnni",

@@ -55,12 +55,14 @@ CpuFeatures detect_cpu() {
   const Leaf extended = cpuid(7, 0);
   const bool fma = bit(basic.ecx, 12), avx = bit(basic.ecx, 28), f16c = bit(basic.ecx, 29);
   cpu.avx2 = saved(kYmmStates) && fma && avx && f16c && bit(extended.ebx, 5);
+  const Leaf more = cpuid(7, 1);
+  cpu.avx_vnni = cpu.avx2 && bit(more.eax, 4);
   const bool f = bit(extended.ebx, 16), dq = bit(extended.ebx, 17), bw = bit(extended.ebx, 30);
   const bool vl = bit(extended.ebx, 31), vnni = bit(extended.ecx, 11);
   cpu.avx512 = cpu.avx2 && saved(kZmmStates) && f && dq && bw && vl && vnni && bit(extended.ebx, 8);
   const bool tile = bit(extended.edx, 24), int8 = bit(extended.edx, 25),
              bf16 = bit(extended.edx, 22);
-  const bool vbmi = bit(extended.ecx, 1), vector_bf16 = bit(cpuid(7, 1).eax, 5);
+  const bool vbmi = bit(extended.ecx, 1), vector_bf16 = bit(more.eax, 5);
   cpu.amx = cpu.avx512 && vbmi && vector_bf16 && saved(kTileStates) && tile && int8 && bf16 &&
             request_tiles();
   return cpu;

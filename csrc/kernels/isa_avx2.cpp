@@ -1,5 +1,13 @@
 #include "kernels/simd_avx2.h"
 
+namespace hm {
+namespace {
+
+using Simd = SimdAvx2;
+
+}  // namespace
+}  // namespace hm
+
 #include "kernels/codebook_groups-inl.h"
 
 #include "kernels/codebook_gemv_avx2-inl.h"

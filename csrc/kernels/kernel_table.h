@@ -261,6 +261,7 @@ struct KernelTable {
 
 extern const KernelTable kScalar;
 extern const KernelTable kAvx2;
+extern const KernelTable kAvxVnni;
 extern const KernelTable kAvx512;
 extern const KernelTable kAmx;
 

@@ -22,6 +22,9 @@ constexpr Choice kChoices[] = {
 #ifdef HM_HAVE_AVX512
     {&kAvx512, [](const CpuFeatures& cpu) { return cpu.avx512; }},
 #endif
+#ifdef HM_HAVE_AVX_VNNI
+    {&kAvxVnni, [](const CpuFeatures& cpu) { return cpu.avx_vnni; }},
+#endif
 #ifdef HM_HAVE_AVX2
     {&kAvx2, [](const CpuFeatures& cpu) { return cpu.avx2; }},
 #endif

@@ -1,4 +1,5 @@
-// The SIMD vocabulary of gemv-inl.h and groups-inl.h in AVX2 + FMA + F16C.
+// The SIMD vocabulary of gemv-inl.h and groups-inl.h in AVX2 + FMA + F16C. An ISA file names it
+// Simd, or what is derived from it.
 //
 //   F16       16 floats
 //   B64       64 bytes, the codes of a pair of blocks (a block: 32 weights)
@@ -13,7 +14,7 @@
 namespace hm {
 namespace {
 
-struct Simd : SimdYmm {
+struct SimdAvx2 : SimdYmm {
   static constexpr int kTileTokens = 4;
   static constexpr int kFloatRows = 2, kFloatTokens = 3, kFloatRowsOfOneToken = 4;
   static constexpr MatmulCosts kCosts = {14, 22, 66, 12, kTileTokens};
@@ -207,11 +208,11 @@ struct Simd : SimdYmm {
       _mm256_storeu_ps(p, v.lo);
       _mm256_storeu_ps(p + 8, v.hi);
     }
-    static HM_INLINE Float load(const float* p) { return Simd::load(p); }
+    static HM_INLINE Float load(const float* p) { return SimdAvx2::load(p); }
     static HM_INLINE Float mul(Float a, Float b) {
       return {_mm256_mul_ps(a.lo, b.lo), _mm256_mul_ps(a.hi, b.hi)};
     }
-    static HM_INLINE Float fma(Float a, Float b, Float c) { return Simd::fma(a, b, c); }
+    static HM_INLINE Float fma(Float a, Float b, Float c) { return SimdAvx2::fma(a, b, c); }
     static HM_INLINE Float from_s8(const int8_t* p) {
       return {PerBlock::from_s8(p), PerBlock::from_s8(p + 8)};
     }
@@ -255,7 +256,7 @@ struct Simd : SimdYmm {
       return {strided_halves(a.lo, b.lo), strided_halves(a.hi, b.hi)};
     }
     static HM_INLINE Int sums(Dot a, Dot b, Dot c, Dot d) { return {halves(a, b), halves(c, d)}; }
-    static HM_INLINE float reduce(Float v) { return Simd::reduce(v); }
+    static HM_INLINE float reduce(Float v) { return SimdAvx2::reduce(v); }
 
    private:
     static HM_INLINE Float from_bytes(__m128i v) {

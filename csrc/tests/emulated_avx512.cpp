@@ -1,5 +1,5 @@
 // The AVX-512 kernels on a CPU without AVX-512: every 512-bit intrinsic becomes
-// SIMDe's portable C. Built and loaded by test_avx512_emulated.py with AVX2
+// SIMDe's portable C. Built and loaded by test_vectors_emulated.py with AVX2
 // flags.
 #define SIMDE_ENABLE_NATIVE_ALIASES
 #include <simde/x86/avx512.h>
@@ -63,22 +63,4 @@ static inline __m512 emulated_cvtepi32_ps(__m512i v) {
 
 #include "kernels/codebook_gemv-inl.h"
 
-#include "kernels/table-inl.h"
-
-// x (num_tokens, cols) f32, w (num_rows, cols) of `type` -> out (num_tokens,
-// num_rows).
-extern "C" __attribute__((visibility("default"))) void emulated_linear(
-    int type, const uint8_t* w, int64_t num_rows, int64_t row_bytes, int64_t cols, const float* x,
-    int64_t num_tokens, float* out) {
-  static constexpr hm::KernelTable table = hm::make_table("emulated");
-  constexpr int64_t max_tokens = 64, max_cols = 4096;
-  static uint8_t rounded[max_tokens][hm::activation_bytes(max_cols)];
-  static float scratch[max_cols];
-  const void* rows[max_tokens];
-  const hm::FormatKernels& format = table.formats[type];
-  for (int64_t t = 0; t < num_tokens; ++t) {
-    table.quantize(x + t * cols, 0, format.quantized ? cols : 0, cols, rounded[t]);
-    rows[t] = format.quantized ? static_cast<const void*>(rounded[t]) : x + t * cols;
-  }
-  format.matmul({w, row_bytes, num_rows, cols, rows, num_tokens, out, num_rows, scratch});
-}
+#include "tests/emulated_linear-inl.h"

@@ -1,11 +1,11 @@
 """Instruction sets of the kernels: compiled, supported on this machine, and active.
 
 The best supported one is chosen at import; `HYBRIDMOE_ISA` forces another, so that every path can
-be tested on one machine. Results are the same bits for avx2 and avx512, whatever else is in a
-batch; scalar has no fused multiply-add and differs within the rounding of float32. amx has avx512's
-kernels for steps of fewer than 16 tokens, and tiles of bfloat16 for longer ones: closer to exact
-arithmetic, but a prompt's bits then depend on its chunks. Where that matters, force avx512, and
-leave `HYBRIDMOE_EXPAND` unset.
+be tested on one machine. Results are the same bits for avx2, avx_vnni and avx512, whatever else is
+in a batch; scalar has no fused multiply-add and differs within the rounding of float32. amx has
+avx512's kernels for steps of fewer than 16 tokens, and tiles of bfloat16 for longer ones: closer to
+exact arithmetic, but a prompt's bits then depend on its chunks. Where that matters, force avx512,
+and leave `HYBRIDMOE_EXPAND` unset.
 """
 
 from collections.abc import Iterator

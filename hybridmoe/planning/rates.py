@@ -29,7 +29,7 @@ _OTHER_SHARE = 0.5  # of a type without a kernel of its own
 
 # Shares of these that kernels of narrower registers reach.
 _DECODE_ISA: Mapping[str, float] = MappingProxyType(
-    {"amx": 1.0, "avx512": 1.0, "avx2": 0.8, "scalar": 0.05}
+    {"amx": 1.0, "avx512": 1.0, "avx_vnni": 0.8, "avx2": 0.8, "scalar": 0.05}
 )
 # A whole model's decode rate over its kernels': smaller matrices, waits between them.
 WHOLE_MODEL_SHARE = 0.87
@@ -48,6 +48,7 @@ class Products(NamedTuple):
 PRODUCTS: Mapping[str, Products] = MappingProxyType({
     "amx": Products(0.36, 96, 75, 0.065),
     "avx512": Products(0.42, 1e9, 10, 0.29),
+    "avx_vnni": Products(0.7, 1e9, 8, 0.29),
     "avx2": Products(0.9, 1e9, 10, 1.0),
     "scalar": Products(0.9, 1e9, 5, 9.0),
 })  # fmt: skip

@@ -26,6 +26,7 @@ def test_supported_follows_the_cpu_flags() -> None:
         pytest.skip("no x86 flags in /proc/cpuinfo")
     needs = {
         "avx2": {"avx2", "fma", "f16c"},
+        "avx_vnni": {"avx2", "fma", "f16c", "avx_vnni"},
         "avx512": {"bmi2", "avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512_vnni"},
     }
     for name, wanted in needs.items():

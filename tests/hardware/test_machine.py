@@ -88,7 +88,7 @@ def test_a_gpu_is_described(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("name", isa.supported())
 def test_operations_are_counted_by_the_width_of_the_registers(name: str) -> None:
-    lanes = {"amx": 16, "avx512": 16, "avx2": 8}
+    lanes = {"amx": 16, "avx512": 16, "avx_vnni": 8, "avx2": 8}
     with isa.forced(name):
         floats, bytes_ = _C.run_limit("float", 3, 5), _C.run_limit("int8", 3, 5)
     assert bytes_ == 4 * floats

@@ -1,6 +1,6 @@
-"""AVX-512 kernels on any machine with AVX2: each 512-bit intrinsic emulated by SIMDe, the results
-compared bit for bit with the AVX2 kernels. Finds a wrong lane, shuffle or mask where no CPU can run
-the real thing.
+"""AVX-512 and AVX-VNNI kernels on any machine with AVX2: 512-bit intrinsics are emulated by SIMDe,
+VNNI's one instruction by C, and the results compared bit for bit with the AVX2 kernels. Finds a
+wrong lane, shuffle or mask where no CPU can run the real thing.
 """
 
 import ctypes
@@ -12,11 +12,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from gguf import GGMLQuantizationType
 from native_build import ROOT, SETUP
 from random_weights import TYPES, activations, block_weights, random_matrix
 from waiting import HANG_S
 
+from hybridmoe.gguf.quant_types import QuantType
 from hybridmoe.hardware import isa
 from hybridmoe.kernels import ops
 from hybridmoe.kernels.matrix import QuantMatrix
@@ -25,22 +25,34 @@ Linear = Callable[[torch.Tensor, QuantMatrix], torch.Tensor]
 
 
 @pytest.fixture(scope="module")
-def emulated(tmp_path_factory: pytest.TempPathFactory) -> Linear:
+def compiler() -> str:
     if "avx2" not in isa.supported():
         pytest.skip("the emulation itself needs AVX2")
     compiler = sysconfig.get_config_var("CXX").split()[0]
     if not shutil.which(compiler):
         pytest.skip(f"needs {compiler}")
+    return compiler
+
+
+@pytest.fixture(scope="module")
+def emulated_avx512(compiler: str, tmp_path_factory: pytest.TempPathFactory) -> Linear:
     include = subprocess.run(
         [compiler, "-E", "-x", "c++", "-", "-o", "/dev/null"],
         input="#include <simde/x86/avx512.h>", capture_output=True, text=True,
     )  # fmt: skip
     if include.returncode != 0:
         pytest.skip("SIMDe is not installed (Debian: libsimde-dev)")
-    library = tmp_path_factory.mktemp("emulated") / "emulated.so"
-    sources = [
-        str(SETUP.CSRC / name) for name in ("tests/emulated_avx512.cpp", "formats/codebooks.cpp")
-    ]
+    return _compile(compiler, "emulated_avx512", tmp_path_factory.mktemp("avx512"))
+
+
+@pytest.fixture(scope="module")
+def emulated_avx_vnni(compiler: str, tmp_path_factory: pytest.TempPathFactory) -> Linear:
+    return _compile(compiler, "emulated_avx_vnni", tmp_path_factory.mktemp("avx_vnni"))
+
+
+def _compile(compiler: str, name: str, folder: Path) -> Linear:
+    library = folder / f"{name}.so"
+    sources = [str(SETUP.CSRC / part) for part in (f"tests/{name}.cpp", "formats/codebooks.cpp")]
     flags = [*SETUP.ISA_CFLAGS, *SETUP.ISA_FLAGS["avx2"], "-mbmi2", "-O1", "-w", "-shared", "-fPIC"]
     subprocess.run(
         [compiler, *flags, *sources, "-o", str(library)], cwd=ROOT, check=True, timeout=HANG_S
@@ -65,11 +77,22 @@ def _bind(library: Path) -> Linear:
     return linear
 
 
-@pytest.mark.slow  # half a minute of compiling
-@pytest.mark.parametrize("kind", TYPES, ids=lambda kind: kind.name)
-def test_avx512_equals_avx2(emulated: Linear, kind: GGMLQuantizationType) -> None:
-    for cols in (block_weights(kind), 512 + block_weights(kind), 2048):
-        w = random_matrix(kind, 1, 13, cols)
+def check_equals_avx2(emulated: Linear, kind: QuantType) -> None:
+    shapes = [(13, block_weights(kind)), (32, 512 + block_weights(kind)), (13, 2048)]
+    for rows, cols in shapes:  # 32 rows go into a panel
+        w = random_matrix(kind, 1, rows, cols)
         x = activations(7, cols)
         with isa.forced("avx2"):
             assert torch.equal(emulated(x, w), ops.linear(x, w))
+
+
+@pytest.mark.slow  # half a minute of compiling
+@pytest.mark.parametrize("kind", TYPES, ids=lambda kind: kind.name)
+def test_avx512_equals_avx2(emulated_avx512: Linear, kind: QuantType) -> None:
+    check_equals_avx2(emulated_avx512, kind)
+
+
+@pytest.mark.slow  # half a minute of compiling
+@pytest.mark.parametrize("kind", TYPES, ids=lambda kind: kind.name)
+def test_avx_vnni_equals_avx2(emulated_avx_vnni: Linear, kind: QuantType) -> None:
+    check_equals_avx2(emulated_avx_vnni, kind)
