@@ -117,6 +117,8 @@ struct PanelOf {
   }
 };
 
+constexpr int least(int a, int b) { return a < b ? a : b; }
+
 constexpr int reverse_bits(int i, int count) {
   int reversed = 0;
   for (int n = 1; n < count; n *= 2, i /= 2) reversed = 2 * reversed + i % 2;
@@ -177,14 +179,24 @@ struct PanelTile {
         dot = Rows::set_int(kTotalBias<Group> != 0 ? x[t].start[number] : 0);
       }
     }
-    for (int k = 0; k < Panel::kLaneWeights; k += 4) {
-      for (int v = 0; v < kVectors; ++v) {
-        const auto w = Rows::load_codes(codes + k * kPanelRows + v * Rows::kLanes * 4);
-        for (int t = 0; t < N; ++t) {
-          int32_t four;
-          memcpy(&four, x[t].q + at + k, sizeof four);
-          dots[t][v] = Rows::template dot<Group::kSigned>(dots[t][v], w, Rows::set_int(four));
+    constexpr int run_weights = least(4 * Rows::run_length(Group::kMost), Panel::kLaneWeights);
+    for (int first = 0; first < Panel::kLaneWeights; first += run_weights) {
+      typename Rows::Int runs[N][kVectors];
+      for (int t = 0; t < N; ++t) {
+        for (int v = 0; v < kVectors; ++v) runs[t][v] = Rows::begin_run(dots[t][v]);
+      }
+      for (int k = first; k < first + run_weights && k < Panel::kLaneWeights; k += 4) {
+        for (int v = 0; v < kVectors; ++v) {
+          const auto w = Rows::load_codes(codes + k * kPanelRows + v * Rows::kLanes * 4);
+          for (int t = 0; t < N; ++t) {
+            int32_t four;
+            memcpy(&four, x[t].q + at + k, sizeof four);
+            runs[t][v] = Rows::template dot<Group::kSigned>(runs[t][v], w, Rows::set_int(four));
+          }
         }
+      }
+      for (int t = 0; t < N; ++t) {
+        for (int v = 0; v < kVectors; ++v) dots[t][v] = Rows::end_run(dots[t][v], runs[t][v]);
       }
     }
     for (int v = 0; v < kVectors; ++v) {

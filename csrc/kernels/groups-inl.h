@@ -26,7 +26,8 @@ struct GroupOf {
   using Block = Block_;
   using Lanes = Lanes_;
   static constexpr int kBlocks = kSuperWeights / Block::kWeights;
-  static constexpr bool kSigned = false;  // codes are int8; otherwise 0..127
+  static constexpr bool kSigned = false;  // codes are int8; otherwise 0..kMost
+  static constexpr int kMost = 127;
   static constexpr int kBias = 0;
   static constexpr int kShift = 0;
   static constexpr bool kOffset = false;
@@ -60,6 +61,7 @@ constexpr CodeTable<16> kCodesIQ4(kValuesIQ4, Simd::kSignedBias);
 constexpr CodeTable<16> kCodesE2M1(kValuesE2M1, Simd::kSignedBias);
 
 struct GroupQ4_0 : GroupOf<BlockQ4_0> {
+  static constexpr int kMost = 15;
   static constexpr int kBias = 8;
   HM_INLINE void load(const Block* b) { d = Lanes::gather_half(&b->d, sizeof(Block)); }
   template <int P>
@@ -69,6 +71,7 @@ struct GroupQ4_0 : GroupOf<BlockQ4_0> {
 };
 
 struct GroupQ4_1 : GroupOf<BlockQ4_1> {
+  static constexpr int kMost = 15;
   static constexpr bool kOffset = true;
   HM_INLINE void load(const Block* b) {
     d = Lanes::gather_half(&b->d, sizeof(Block));
@@ -81,6 +84,7 @@ struct GroupQ4_1 : GroupOf<BlockQ4_1> {
 };
 
 struct GroupQ5_0 : GroupOf<BlockQ5_0> {
+  static constexpr int kMost = 31;
   static constexpr int kBias = 16;
   HM_INLINE void load(const Block* b) { d = Lanes::gather_half(&b->d, sizeof(Block)); }
   template <int P>
@@ -91,6 +95,7 @@ struct GroupQ5_0 : GroupOf<BlockQ5_0> {
 };
 
 struct GroupQ5_1 : GroupOf<BlockQ5_1> {
+  static constexpr int kMost = 31;
   static constexpr bool kOffset = true;
   HM_INLINE void load(const Block* b) {
     d = Lanes::gather_half(&b->d, sizeof(Block));
@@ -153,6 +158,7 @@ HM_INLINE Simd::B64 bit_plane(const uint8_t* bytes) {
 }
 
 struct GroupQ2_K : GroupOf<BlockQ2_K, Simd::PerHalf> {
+  static constexpr int kMost = 3;
   static constexpr bool kOffset = true;
   HM_INLINE void load(const Block* b) {
     d = Lanes::mul(Lanes::set(half_to_float(b->d)), Lanes::low_nibbles(b->scales));
@@ -165,6 +171,7 @@ struct GroupQ2_K : GroupOf<BlockQ2_K, Simd::PerHalf> {
 };
 
 struct GroupQ3_K : GroupOf<BlockQ3_K, Simd::PerHalf> {
+  static constexpr int kMost = 7;
   static constexpr int kBias = 4;
   HM_INLINE void load(const Block* b) {
     const auto [low, high] = unpack_q3_scales(b->scales);
@@ -177,6 +184,7 @@ struct GroupQ3_K : GroupOf<BlockQ3_K, Simd::PerHalf> {
 };
 
 struct GroupQ4_K : GroupOf<BlockQ4_K> {
+  static constexpr int kMost = 15;
   static constexpr bool kOffset = true;
   HM_INLINE void load(const Block* b) {
     const auto [scales, mins] = unpack_k_scales(b->scales);
@@ -190,6 +198,7 @@ struct GroupQ4_K : GroupOf<BlockQ4_K> {
 };
 
 struct GroupQ5_K : GroupOf<BlockQ5_K> {
+  static constexpr int kMost = 31;
   static constexpr bool kOffset = true;
   HM_INLINE void load(const Block* b) {
     const auto [scales, mins] = unpack_k_scales(b->scales);
@@ -204,6 +213,7 @@ struct GroupQ5_K : GroupOf<BlockQ5_K> {
 };
 
 struct GroupQ6_K : GroupOf<BlockQ6_K, Simd::PerHalf> {
+  static constexpr int kMost = 63;
   static constexpr int kBias = 32;
   HM_INLINE void load(const Block* b) {
     d = Lanes::mul(Lanes::set(half_to_float(b->d)), Lanes::from_s8(b->scales));
@@ -230,6 +240,7 @@ struct GroupIQ4_XS : LookedUpGroupOf<BlockIQ4_XS> {
 };
 
 struct GroupQ1_0 : GroupOf<BlockQ1_0> {
+  static constexpr int kMost = 2;
   static constexpr int kBias = 1;
   HM_INLINE void load(const Block* b) { d = Lanes::template gather_half<4>(&b->d, sizeof(Block)); }
   template <int P>
@@ -240,6 +251,7 @@ struct GroupQ1_0 : GroupOf<BlockQ1_0> {
 };
 
 struct GroupQ2_0 : GroupOf<BlockQ2_0> {
+  static constexpr int kMost = 3;
   static constexpr int kBias = 1;
   HM_INLINE void load(const Block* b) { d = Lanes::template gather_half<2>(&b->d, sizeof(Block)); }
   template <int P>
@@ -249,6 +261,7 @@ struct GroupQ2_0 : GroupOf<BlockQ2_0> {
 };
 
 struct GroupTQ2_0 : GroupOf<BlockTQ2_0> {
+  static constexpr int kMost = 3;
   static constexpr int kBias = 1;
   HM_INLINE void load(const Block* b) { d = Lanes::set(half_to_float(b->d)); }
   template <int P>
@@ -258,6 +271,7 @@ struct GroupTQ2_0 : GroupOf<BlockTQ2_0> {
 };
 
 struct GroupTQ1_0 : GroupOf<BlockTQ1_0> {
+  static constexpr int kMost = 3;
   static constexpr int kBias = 1;
   uint8_t digits[kSuperWeights];
 

@@ -1,5 +1,5 @@
 // What a core can reach at most: loops in registers, and a read of memory. Products are held
-// against these, with the instructions that the products use.
+// against these, with the fewest instructions that any product of that set needs.
 #pragma once
 
 #include "kernels/kernel_table.h"
@@ -34,7 +34,7 @@ void int8_limit(int64_t rounds) {
 #pragma GCC unroll 10
     for (int c = 0; c < kChains; ++c) {
       forget(w);
-      sums[c] = P::template dot<true>(sums[c], w, x);
+      sums[c] = P::template dot<false>(sums[c], w, x);
     }
   }
   for (auto& sum : sums) forget(sum);

@@ -277,7 +277,7 @@ struct SimdAvx2 : SimdYmm {
   // Rows in lanes, for gemm.
   struct Panel {
     static constexpr int kLanes = 8;
-    static constexpr int kTokens = 2;
+    static constexpr int kTokens = 3;
     using Float = __m256;
     using Int = __m256i;
     static HM_INLINE Int set_int(int32_t v) { return _mm256_set1_epi32(v); }
@@ -287,14 +287,21 @@ struct SimdAvx2 : SimdYmm {
     }
     static HM_INLINE Float load(const float* p) { return _mm256_load_ps(p); }
     static HM_INLINE void store(float* p, Float v) { _mm256_store_ps(p, v); }
-    // sum + four products a lane.
+    // A run of dots, four products a lane each, which are added to a sum at its end: as many as
+    // have sums of pairs that fit int16 together.
+    static constexpr int run_length(int most_code) { return 32767 / (2 * 127 * most_code); }
+    static HM_INLINE Int begin_run(Int) { return _mm256_setzero_si256(); }
     template <bool IsSigned>
-    static HM_INLINE Int dot(Int sum, Int w, Int x) {
+    static HM_INLINE Int dot(Int run, Int w, Int x) {
       if constexpr (IsSigned) {
-        return _mm256_add_epi32(sum, dot32(_mm256_abs_epi8(w), _mm256_sign_epi8(x, w)));
+        return _mm256_add_epi16(run,
+                                _mm256_maddubs_epi16(_mm256_abs_epi8(w), _mm256_sign_epi8(x, w)));
       } else {
-        return _mm256_add_epi32(sum, dot32(w, x));
+        return _mm256_add_epi16(run, _mm256_maddubs_epi16(w, x));
       }
+    }
+    static HM_INLINE Int end_run(Int sum, Int run) {
+      return _mm256_add_epi32(sum, _mm256_madd_epi16(run, _mm256_set1_epi16(1)));
     }
     static HM_INLINE Float to_float(Int v) { return _mm256_cvtepi32_ps(v); }
     static HM_INLINE Float add(Float a, Float b) { return _mm256_add_ps(a, b); }

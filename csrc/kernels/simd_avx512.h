@@ -238,10 +238,14 @@ struct Simd : SimdYmm {
     static HM_INLINE Int load_codes(const uint8_t* p) { return _mm512_load_si512(p); }
     static HM_INLINE Float load(const float* p) { return _mm512_load_ps(p); }
     static HM_INLINE void store(float* p, Float v) { _mm512_store_ps(p, v); }
+    // A run of dots needs no end: sums have 32 bits from the start.
+    static constexpr int run_length(int) { return kSuperWeights; }
+    static HM_INLINE Int begin_run(Int sum) { return sum; }
     template <bool IsSigned>
-    static HM_INLINE Int dot(Int sum, Int w, Int x) {
-      return _mm512_dpbusd_epi32(sum, w, x);
+    static HM_INLINE Int dot(Int run, Int w, Int x) {
+      return _mm512_dpbusd_epi32(run, w, x);
     }
+    static HM_INLINE Int end_run(Int, Int run) { return run; }
     static HM_INLINE Float to_float(Int v) { return _mm512_cvtepi32_ps(v); }
     static HM_INLINE Float add(Float a, Float b) { return _mm512_add_ps(a, b); }
     static HM_INLINE Float mul(Float a, Float b) { return _mm512_mul_ps(a, b); }

@@ -8,7 +8,7 @@ namespace hm {
 namespace {
 
 struct Simd : SimdAvx2 {
-  static constexpr MatmulCosts kCosts = {14, 16, 66, 6, kTileTokens};
+  static constexpr MatmulCosts kCosts = {14, 21, 48, 8, kTileTokens};
   static constexpr int kSignedBias = 128;
 
   static HM_INLINE B64 plus_bias(B64 v) {
@@ -22,13 +22,22 @@ struct Simd : SimdAvx2 {
     return {_mm256_dpbusd_avx_epi32(zero, w.lo, x.lo), _mm256_dpbusd_avx_epi32(zero, w.hi, x.hi)};
   }
   static HM_INLINE Dot dot_signed(B64 w, B64 x) { return dot_unsigned(plus_bias(w), x); }
+  static HM_INLINE Dot dot_two(B64 w0, B64 x0, B64 w1, B64 x1) {
+    const Dot first = dot_unsigned(w0, x0);
+    return {_mm256_dpbusd_avx_epi32(first.lo, w1.lo, x1.lo),
+            _mm256_dpbusd_avx_epi32(first.hi, w1.hi, x1.hi)};
+  }
 
   struct Panel : SimdAvx2::Panel {
     static constexpr int kTokens = 3;
+    // A run of dots needs no end: sums have 32 bits from the start.
+    static constexpr int run_length(int) { return kSuperWeights; }
+    static HM_INLINE Int begin_run(Int sum) { return sum; }
     template <bool IsSigned>
-    static HM_INLINE Int dot(Int sum, Int w, Int x) {
-      return _mm256_dpbusd_avx_epi32(sum, w, x);
+    static HM_INLINE Int dot(Int run, Int w, Int x) {
+      return _mm256_dpbusd_avx_epi32(run, w, x);
     }
+    static HM_INLINE Int end_run(Int, Int run) { return run; }
   };
 };
 

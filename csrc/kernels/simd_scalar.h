@@ -398,6 +398,9 @@ struct Simd {
       for (int i = 0; i < kLanes; ++i) r.v[i] = a.v[i] + b.v[i];
       return r;
     }
+    static constexpr int run_length(int) { return kSuperWeights; }
+    static HM_INLINE Int begin_run(const Int& sum) { return sum; }
+    static HM_INLINE Int end_run(const Int&, const Int& run) { return run; }
     template <bool IsSigned>
     static HM_INLINE Int dot(const Int& sum, const Int& w, const Int& x) {
       uint8_t codes[4 * kLanes];

@@ -5,9 +5,17 @@ import numpy as np
 import pytest
 import torch
 from gguf import GGMLQuantizationType
-from random_weights import TYPES, activations, block_weights, random_matrix, rounds_activations
+from random_weights import (
+    TYPES,
+    activations,
+    block_weights,
+    greatest_codes,
+    random_matrix,
+    rounds_activations,
+)
 
 from hybridmoe.errors import ShapeError
+from hybridmoe.gguf.quant_types import QuantType
 from hybridmoe.hardware import isa
 from hybridmoe.kernels import ops
 from hybridmoe.kernels.matrix import QuantMatrix
@@ -143,6 +151,22 @@ def test_extreme_activations_do_not_overflow(each_isa: str) -> None:
     for scale in (1e-45, 1e-37, 2.0**-120, 1e30):
         x = activations(2, 64) * scale
         check_linear(x, w, ops.linear(x, w))
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        *(QuantType.Q4_0, QuantType.Q4_1, QuantType.Q5_0, QuantType.Q5_1, QuantType.Q8_0),
+        *(QuantType.Q2_K, QuantType.Q3_K, QuantType.Q4_K, QuantType.Q5_K, QuantType.Q6_K),
+    ],
+    ids=lambda kind: kind.name,
+)
+@pytest.mark.parametrize("x", [torch.ones(8, 512), -torch.ones(8, 512)], ids=["+", "-"])
+def test_sums_of_the_greatest_codes_do_not_saturate(
+    each_isa: str, kind: QuantType, x: torch.Tensor
+) -> None:
+    w = greatest_codes(kind, 32, 512)
+    check_linear(x, w, ops.linear(x, w))
 
 
 def test_gather_rows_is_dequantize(each_isa: str) -> None:

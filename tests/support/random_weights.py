@@ -64,6 +64,17 @@ def random_matrix(kind: QuantType, batch: int, rows: int, cols: int, seed: int =
     return QuantMatrix(np.ascontiguousarray(blocks).reshape(-1), kind, batch, rows, cols)
 
 
+def greatest_codes(kind: QuantType, rows: int, cols: int) -> QuantMatrix:
+    """A random matrix of the codes that are farthest from zero, as they are multiplied."""
+    w = random_matrix(kind, 1, rows, cols)
+    blocks = w.data.reshape(-1, block_layout(kind).num_bytes)
+    is_scale = np.zeros(blocks.shape[1], bool)
+    for offset in _HALF_OFFSETS[kind.name]:
+        is_scale[offset : offset + 2] = True
+    blocks[:, ~is_scale] = 0x80 if kind == QuantType.Q8_0 else 0xFF
+    return w
+
+
 def activations(*shape: int, seed: int = 1) -> torch.Tensor:
     """Normal numbers with outliers and a block of zeros, like a model's residual."""
     x = torch.randn(shape, generator=torch.Generator().manual_seed(seed))
