@@ -49,7 +49,7 @@ PRODUCTS: Mapping[str, Products] = MappingProxyType({
     "amx": Products(0.36, 96, 75, 0.065),
     "avx512": Products(0.42, 1e9, 10, 0.29),
     "avx_vnni": Products(0.7, 1e9, 8, 0.29),
-    "avx2": Products(0.9, 1e9, 10, 1.0),
+    "avx2": Products(0.7, 1e9, 10, 0.8),
     "scalar": Products(0.9, 1e9, 5, 9.0),
 })  # fmt: skip
 _AMX_UNPACK: Mapping[Q, float] = MappingProxyType({
