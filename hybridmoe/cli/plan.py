@@ -148,8 +148,8 @@ def plan_command(model: "Path | Release | None", as_json: bool, **options: Any) 
 
     Of a split file the first part is enough; an incomplete download will do. Sizes are those of its
     header, or follow from it. MODEL may also be a published model that is not there: kimi-k2,
-    kimi-k2-thinking, deepseek-r1, glm-4.7-flash, ...; then its quantizations are compared. Without
-    MODEL: the embedded model.
+    kimi-k2-thinking, deepseek-r1, glm-4.7-flash, ...; then its quantizations are compared, and
+    without --ctx the context is at most 32768. Without MODEL: the embedded model.
 
     With the same options and the same free memory, chat and serve do what this prints.
     """

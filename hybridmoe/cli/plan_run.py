@@ -37,6 +37,7 @@ from hybridmoe.planning.stage_cost import StagedCost
 
 __all__ = ["run_plan", "verdict_of"]
 
+_RELEASE_CONTEXT_TOKENS = 32768  # the whole context of a release may not fit where it runs well
 _PRICES = ("watts", "price_kwh", "hardware_price", "lifetime_years", "utilisation")
 
 
@@ -46,6 +47,9 @@ def run_plan(model: Path | Release | None, as_json: bool, options: Mapping[str, 
     asked = load_options_of(options)
     if options["gpu"] is not None and asked.device == "auto":
         asked = replace(asked, device="cuda")
+    if isinstance(model, Release) and asked.context_tokens is None:
+        context = min(_RELEASE_CONTEXT_TOKENS, outline.config.context_tokens)
+        asked = replace(asked, context_tokens=context)
     planned = gpus_of(asked.device, options)
     plan = plan_for(outline.config, outline.tensors, asked, planned.gpus, options["ram"])
     _check(plan, options)
