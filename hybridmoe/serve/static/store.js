@@ -130,6 +130,7 @@ export class Store {
     return new Promise((done, fail) => {
       const transaction = this.#db.transaction([CHATS, MESSAGES, TRACES], "readwrite");
       change((name) => transaction.objectStore(name));
+      transaction.commit(); // at once: a reload would abort it
       transaction.oncomplete = () => done();
       transaction.onerror = transaction.onabort = () => fail(transaction.error ?? new Error("not saved"));
     });
