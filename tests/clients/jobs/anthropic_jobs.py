@@ -327,7 +327,7 @@ def is_told_to_come_back() -> None:
         with suppress(anthropic.RateLimitError):  # the last one may come too late
             ask("Hello!", max_tokens=1)
 
-    endless = {"max_tokens": 900, "extra_body": {"ignore_eos": True}, "stream": True}
+    endless = {"max_tokens": 1900, "extra_body": {"ignore_eos": True}, "stream": True}
     streams = [ask("Hello!", **endless) for _ in range(4)]
     assert all([next(iter(stream)) for stream in streams])
     queue = [threading.Thread(target=wait) for _ in range(8)]
