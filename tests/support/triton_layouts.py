@@ -68,7 +68,7 @@ def lane_bits(layout: str, shape: tuple[int, ...], axis: int, aliases: dict[str,
 
 
 def shuffles(ptx: str) -> set[int]:
-    """The distances of all butterfly shuffles; all there are, of a sum of integers over a warp."""
+    """Distances of all butterfly shuffles; every one, for a sum of integers over a warp."""
     of_warps = {1, 2, 4, 8, 16} if "redux.sync" in ptx else set()
     return of_warps | {int(distance) for distance in _BUTTERFLY.findall(ptx)}
 
