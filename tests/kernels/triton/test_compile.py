@@ -64,7 +64,7 @@ def test_kernels_compile_and_hardly_spill(
     wide = {r["constants"]["KIND"] for r in one_token if r["has_16_byte_loads"]}
     assert wide >= {"BF16", "F16"}
     registers = {r["constants"]["KIND"]: r["registers"] for r in one_token}
-    for kind in ("Q3_K", "IQ3_K", "IQ4_KSS", "IQ5_KS"):
+    for kind in ("Q3_K", "IQ3_K", "IQ3_KS", "IQ4_KSS", "IQ5_KS"):
         assert registers.pop(kind) <= 224  # two programs of a multiprocessor
     assert max(registers.values()) <= 168, registers  # three programs of its 65 536
 
