@@ -112,7 +112,9 @@ def iq4_kss(row, chunk, limit, row_ok):
     i = tl.arange(0, 16)[None, None, None, :]
     word_at = base[:, :, None, None] + (16 * g + (i & 14) + 0 * half)
     word = load_word(word_at, mask[:, :, None, None])
-    s = tl.sum(tl.sum((word & 1) << (i >> 1), 3), 2) >> 2  # each word four times: two halves, i
+    s = load_word(base + 16 * tl.arange(0, 8)[None, :], mask) & 1
+    for bit in tl.static_range(1, 8):  # no sum: a reduction beside a reshape is not trusted
+        s |= (load_word(base + 16 * tl.arange(0, 8)[None, :] + 2 * bit, mask) & 1) << bit
     even = word & 0xFFFE
     code = ((even ^ (even >> 1)) >> (8 * (i & 1) + 4 * half)) & 15
     scale = _row_float(row, row_ok) * ((s & 254) - 127).to(tl.float32)

@@ -62,10 +62,10 @@ def gemv_rows(kind: str, *, is_one: bool) -> int:
     """Count the rows of a program, for one token or several.
 
     Every program of several tokens reads all of x, 16 tokens as much as 28 rows of Q4_K. So it has
-    64 rows, or 32 of the types whose unpacking takes more registers; of IQ4_KS and IQ5_KS 32
-    do not fit.
+    64 rows, or 32 of the types whose unpacking takes more registers; of IQ4_KS,
+    IQ4_KSS and IQ5_KS 32 do not fit.
     """
-    if is_one or kind in ("IQ4_KS", "IQ5_KS"):
+    if is_one or kind in ("IQ4_KS", "IQ4_KSS", "IQ5_KS"):
         return BLOCK_ROWS
     return 64 if kind in (*VECTOR_KINDS, "BF16", "F16") else 32
 

@@ -64,7 +64,7 @@ def test_kernels_compile_and_hardly_spill(
     wide = {r["constants"]["KIND"] for r in one_token if r["has_16_byte_loads"]}
     assert wide >= {"BF16", "F16"}
     registers = {r["constants"]["KIND"]: r["registers"] for r in one_token}
-    for kind in ("Q3_K", "IQ3_K", "IQ3_KS", "IQ4_KSS", "IQ5_KS"):
+    for kind in ("Q3_K", "IQ3_K", "IQ3_KS", "IQ5_KS"):
         assert registers.pop(kind) <= 224  # two programs of a multiprocessor
     assert max(registers.values()) <= 168, registers  # three programs of its 65 536
 
@@ -134,8 +134,6 @@ def test_reductions_shuffle_the_lanes_of_their_axis(
     assert status == 0, errors
     reports = [json.loads(line) for line in output.splitlines()]
     assert sum(bool(report["wanted"]) for report in reports) >= (8 if arch in OTHER_ARCHS else 50)
-    # IQ4_KSS sums bits of its scales beside a reshape: the self-check at load judges it on a GPU.
-    reports = [report for report in reports if "IQ4_KSS" not in report["constants"].values()]
     assert [report for report in reports if reduction_fault(report)] == []
 
 
