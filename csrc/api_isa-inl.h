@@ -3,6 +3,7 @@
 
 #include <pybind11/stl.h>
 
+#include "base/check.h"
 #include "base/runtime.h"
 #include "bindings.h"
 #include "kernels/select.h"
@@ -30,6 +31,26 @@ py::dict types() {
   return result;
 }
 
+void begin_job_trace() {
+  const RuntimeLock runtime;
+  runtime->pool.set_trace(&runtime->trace.emplace());
+}
+
+// (jobs, seconds after the last one), a job being (seconds before it, whether its chunks stay with
+// their nodes, chunks of nodes 0..n, seconds of each chunk).
+py::tuple end_job_trace() {
+  const RuntimeLock runtime;
+  check(runtime->trace.has_value(), "no jobs are being traced");
+  const double after_s = runtime->trace->after_s();
+  py::list jobs;
+  for (const JobTrace::Job& job : runtime->trace->jobs()) {
+    jobs.append(py::make_tuple(job.before_s, job.is_local, job.ends, job.seconds));
+  }
+  runtime->pool.set_trace(nullptr);
+  runtime->trace.reset();
+  return py::make_tuple(std::move(jobs), after_s);
+}
+
 }  // namespace
 
 void register_isa(py::module_& m) {
@@ -39,6 +60,8 @@ void register_isa(py::module_& m) {
   m.def("set_isa", &select_table, py::arg("name"));
   m.def("threads", &threads, NoGil());
   m.def("set_threads", &set_threads, py::arg("plan"), NoGil());
+  m.def("begin_job_trace", &begin_job_trace, NoGil());
+  m.def("end_job_trace", &end_job_trace);
   m.attr("TYPES") = types();
   m.attr("ACTIVATION_BLOCK") = kActivationBlock;
 }

@@ -34,6 +34,16 @@ def threads() -> list[list[list[int]]]:
 def set_threads(plan: Sequence[Sequence[Sequence[int]]]) -> None:
     """Set the CPUs of 1 to 1024 threads on 1 to 64 nodes. Raises ShapeError."""
 
+def begin_job_trace() -> None:
+    """Run the chunks of jobs on their caller alone from now on, and keep their CPU times."""
+
+def end_job_trace() -> tuple[list[tuple[float, bool, list[int], list[float]]], float]:
+    """Return the jobs since, and the caller's seconds after the last. Raises ShapeError.
+
+    Of each job: the caller's seconds before it, whether its chunks stay with their nodes, chunks of
+    nodes 0..n, and seconds of each chunk.
+    """
+
 def run_limit(kind: str, rounds: int, chunks: int) -> int:
     """Run `chunks` loops of "int8" or "float", one in the caller; returns the operations done."""
 

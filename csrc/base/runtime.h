@@ -7,6 +7,7 @@
 #include <memory>
 #include <mutex>
 #include <new>
+#include <optional>
 #include <vector>
 
 #include "base/thread_pool.h"
@@ -45,6 +46,7 @@ struct Runtime : Buffers {
   explicit Runtime(const ThreadPlan& plan) : pool(plan), scratch(pool.num_workers()) {}
   ThreadPool pool;
   std::vector<Buffer> scratch;  // one a worker
+  std::optional<JobTrace> trace;
 };
 
 // Exclusive use of the runtime for the length of one operation. Calls from several Python threads

@@ -134,6 +134,9 @@ void ThreadPool::run_job(std::span<const int64_t> ends, bool is_local, const voi
                          Call call) {
   const int64_t num_chunks = ends.back();
   const int caller = num_threads_;
+  if (trace_ != nullptr) [[unlikely]] {
+    return trace_->run(ends, is_local, [&](int64_t chunk) { call(context, chunk, caller); });
+  }
   if (num_threads_ == 1 || num_chunks <= 1) {
     for (int64_t chunk = 0; chunk < num_chunks; ++chunk) call(context, chunk, caller);
     return;

@@ -26,6 +26,7 @@
 #include <thread>
 #include <vector>
 
+#include "base/job_trace.h"
 #include "base/row_tasks.h"
 
 namespace hm {
@@ -67,6 +68,9 @@ class ThreadPool {
     if (ends.size() != nodes_.size()) return run(ends.back(), f);
     run_job(ends, true, &f, &call<Function>);
   }
+
+  // Until this is null again, jobs run on the caller alone and are recorded there.
+  void set_trace(JobTrace* trace) { trace_ = trace; }
 
   // Wakes all workers, and lets them spin for longer until as many calls of may_sleep. Any thread.
   void stay_awake();
@@ -114,6 +118,7 @@ class ThreadPool {
   std::atomic<bool> has_failed_{false};
   std::exception_ptr error_;
 
+  JobTrace* trace_ = nullptr;
   int num_threads_ = 0;
   std::vector<Node> nodes_;
   std::vector<Worker> workers_;

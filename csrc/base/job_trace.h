@@ -1,0 +1,47 @@
+// The jobs of a thread pool and how long each chunk took on one thread: what a simulation of more
+// threads needs (bench/bench_scaling.py). While a pool has one, its caller runs all chunks alone.
+#pragma once
+
+#include <cstdint>
+#include <span>
+#include <vector>
+
+namespace hm {
+
+// CPU time of the calling thread, in seconds: what else runs on the machine does not count.
+double thread_seconds();
+
+class JobTrace {
+ public:
+  struct Job {
+    double before_s;              // of the caller, since the job before
+    bool is_local;                // chunks stay with their nodes
+    std::vector<int64_t> ends;    // chunks of nodes 0..n
+    std::vector<double> seconds;  // of chunks
+  };
+
+  JobTrace() : last_s_(thread_seconds()) {}
+
+  template <class Run>
+  void run(std::span<const int64_t> ends, bool is_local, const Run& run) {
+    double start = thread_seconds();
+    Job job{start - last_s_, is_local, {ends.begin(), ends.end()}, {}};
+    for (int64_t chunk = 0; chunk < ends.back(); ++chunk) {
+      run(chunk);
+      last_s_ = thread_seconds();
+      job.seconds.push_back(last_s_ - start);
+      start = last_s_;
+    }
+    jobs_.push_back(std::move(job));
+  }
+
+  const std::vector<Job>& jobs() const { return jobs_; }
+  // Of the caller, since the last job.
+  double after_s() const { return thread_seconds() - last_s_; }
+
+ private:
+  double last_s_;
+  std::vector<Job> jobs_;
+};
+
+}  // namespace hm
