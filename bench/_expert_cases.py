@@ -9,7 +9,7 @@ from bench._harness import Times, bar, repeat
 from hybridmoe import _C
 from hybridmoe.gguf.quant_types import QuantType as Type
 from hybridmoe.hardware import isa
-from hybridmoe.hardware.machine import Limits
+from hybridmoe.hardware.limits import Limits
 
 __all__ = ["TYPES", "Case", "all_cases", "promised_cases"]
 

@@ -27,7 +27,7 @@ from bench._experts import TOP_K, Stack, expert_bytes
 from bench._harness import RESULTS, Row, Times, machine, print_report
 from hybridmoe.gguf.quant_types import QuantType as Type
 from hybridmoe.hardware import isa
-from hybridmoe.hardware.machine import Limits, Rate, measure
+from hybridmoe.hardware.limits import Limits, Rate, measure
 from hybridmoe.kernels.ops import expert_ffn
 
 AGAIN_AFTER_S = 60

@@ -43,7 +43,7 @@ from hybridmoe.gguf.accounting import take_account
 from hybridmoe.gguf.quant_types import QuantType
 from hybridmoe.gguf.reader import GGUFFile
 from hybridmoe.hardware import isa
-from hybridmoe.hardware.machine import measure
+from hybridmoe.hardware.limits import measure
 from hybridmoe.kernels import ops
 from hybridmoe.model.decoder import Decoder
 from hybridmoe.model.weights import Weights

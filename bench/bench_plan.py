@@ -32,7 +32,7 @@ from hybridmoe.gguf import GGUFFile
 from hybridmoe.gguf.outline import read_outline
 from hybridmoe.gguf.quant_types import QuantType
 from hybridmoe.hardware import isa, topology
-from hybridmoe.hardware.machine import Limits, measure
+from hybridmoe.hardware.limits import Limits, measure
 from hybridmoe.kernels.paged_mla import Span
 from hybridmoe.model.decoder import Decoder
 from hybridmoe.model.router import Routing

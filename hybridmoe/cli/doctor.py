@@ -1,28 +1,33 @@
-"""Run of `hybridmoe doctor`: facts about this machine, its measured limits, and advice."""
+"""Run of `hybridmoe doctor`: facts about this machine, its measured limits, and what to change."""
 
 import json
 import os
 import sys
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 from pathlib import Path
+from textwrap import fill
 
 import click
 
 from hybridmoe import _C
+from hybridmoe.cli.doctor_bounds import bounds, measured_units
+from hybridmoe.cli.doctor_checks import Check, check_machine
 from hybridmoe.cli.doctor_gpus import gpu_rows, report_kernels
 from hybridmoe.errors import ConfigError
 from hybridmoe.experts.disk.read_backend import describe_backend, find_reason_for_threads
 from hybridmoe.hardware.gpu import NoGpu, find_gpu, find_gpus
-from hybridmoe.hardware.machine import Limits, Machine, Rate, advice, inspect_machine, measure
-from hybridmoe.units import format_bytes
+from hybridmoe.hardware.limits import measure, measure_units
+from hybridmoe.hardware.machine import Machine, inspect_machine
+from hybridmoe.hardware.settings import read_settings
+from hybridmoe.kernels.product_rate import measure_products
 
 __all__ = ["run_doctor"]
 
 _BUSY_SHARE = 0.3
-_BUSY = (
-    "other programs were running (load average {load:.1f} on {cores} cores): the rates are too low;"
-    " measure again when they have ended"
-)
+_BUSY = "other programs lower the rates: measure again when they have ended"
+_ASSUMED_L2_BYTES = 512 << 10
+_COLUMNS = 110
 
 
 def run_doctor(*, quick: bool, models: tuple[Path, ...], as_json: bool) -> None:
@@ -30,82 +35,77 @@ def run_doctor(*, quick: bool, models: tuple[Path, ...], as_json: bool) -> None:
     gpu = find_gpu()
     if models and isinstance(gpu, NoGpu):
         raise ConfigError(f"--compile: {gpu.reason}")
-    machine = inspect_machine()
+    machine, settings = inspect_machine(), read_settings()
     load = os.getloadavg()[0]
     if sys.stderr.isatty():
-        click.echo(f"measuring memory and arithmetic for {1 if quick else 4} seconds ...", err=True)
+        click.echo(f"measuring memory and arithmetic for {2 if quick else 6} seconds ...", err=True)
     limits = measure(quick=quick)
+    units = measure_units(l2_bytes=settings.l2_bytes, l3_bytes=settings.l3_bytes, quick=quick)
+    product_bytes = measure_products((settings.l2_bytes or _ASSUMED_L2_BYTES) // 2)
     costs = _C.matmul_costs()
-    reads = describe_backend(find_reason_for_threads())
-    said = advice(machine, limits)
-    if load > machine.cores * _BUSY_SHARE:
-        said = [_BUSY.format(load=load, cores=machine.cores), *said]
+    reads = _expert_reads()
     found = find_gpus()
     gpus = () if isinstance(found, NoGpu) else found
     kernels = [] if isinstance(gpu, NoGpu) else list(report_kernels(gpus, models))
-    if as_json:
-        click.echo(
-            json.dumps(
-                {
-                    "machine": asdict(machine),
-                    "limits": asdict(limits),
-                    "matmul_costs": costs,
-                    "expert_reads": reads,
-                    "gpus": [gpu._asdict() for gpu in gpus],
-                    "gpu_kernels": [report.as_json() for report in kernels],
-                    "advice": said,
-                }
+    checks = [
+        *check_machine(machine, settings, limits),
+        *_busy(load, machine),
+        _gpu(machine),
+        *(Check(name, text) for name, text in gpu_rows(gpus)),
+        reads,
+        *measured_units(machine, limits, units),
+        Check("prompt kernels", _crossover(costs)),
+        *bounds(machine, limits, units, product_bytes),
+        *(Check(name, text) for report in kernels for name, text in report.rows),
+        *(Check("GPU self-check", fault, "bad") for report in kernels for fault in report.faults),
+    ]
+    if not as_json:
+        return _print(checks)
+    facts = {
+        "machine": asdict(machine),
+        "settings": asdict(settings),
+        "limits": asdict(limits),
+        "units": {**asdict(units), "q4_k_products": product_bytes},
+        "matmul_costs": costs,
+        "expert_reads": reads.value,
+        "gpus": [gpu._asdict() for gpu in gpus],
+        "gpu_kernels": [report.as_json() for report in kernels],
+        "checks": [asdict(check) for check in checks],
+    }
+    click.echo(json.dumps(facts))
+
+
+def _print(checks: Iterable[Check]) -> None:
+    """Print a line for each check, and below it why it is slow and what changes that."""
+    checks = list(checks)
+    width = max(len(check.name) for check in checks)
+    for check in checks:
+        click.echo(f"{check.mark:4}  {check.name:<{width}}  {check.value}")
+        indent = " " * (width + 8)
+        if check.advice:
+            click.echo(
+                fill(check.advice, _COLUMNS, initial_indent=indent, subsequent_indent=indent)
             )
-        )
-        return
-    rows = [
-        *_facts(machine),
-        *gpu_rows(gpus),
-        ("expert reads", reads),
-        *_limits(limits),
-        ("prompt kernels", _crossover(costs)),
-    ]
-    rows += [row for report in kernels for row in report.rows]
-    width = max(len(name) for name, _ in rows)
-    for name, value in rows:
-        click.echo(f"{name:<{width}}  {value}")
-    click.echo()
-    for sentence in (*said, *(fault for report in kernels for fault in report.faults)):
-        click.echo(f"- {sentence}")
+        if check.command:  # in one line, to be copied
+            click.echo(f"{indent}$ {check.command}")
 
 
-def _facts(m: Machine) -> list[tuple[str, str]]:
-    memory = "unknown" if m.available_bytes is None else format_bytes(m.available_bytes)
-    quota = "" if m.cpu_quota is None else f", quota of {m.cpu_quota:g} CPUs"
-    return [
-        ("CPU", m.cpu),
-        (
-            "cores",
-            f"{m.cores} ({m.hardware_threads} hardware threads, NUMA nodes: {m.nodes}{quota})",
-        ),
-        ("kernel threads", str(m.kernel_threads)),
-        ("instruction sets", f"{', '.join(m.isa_supported)}; in use: {m.isa_active}"),
-        ("free memory", memory),
-        ("transparent huge pages", m.huge_pages),
-        ("GPU", m.gpu or f"none: {m.no_gpu}"),
-    ]
+def _busy(load: float, machine: Machine) -> Iterator[Check]:
+    if load > machine.cores * _BUSY_SHARE:
+        value = f"load average {load:.1f} on {machine.cores} cores"
+        yield Check("other programs", value, "warn", _BUSY, "top")
 
 
-def _limits(limits: Limits) -> list[tuple[str, str]]:
-    def text(rate: Rate, unit: float, name: str) -> str:
-        return f"{rate.one / unit:.2f} {name} one core, {rate.all / unit:.2f} all threads"
+def _gpu(machine: Machine) -> Check:
+    if machine.gpu is not None:
+        return Check("GPU", machine.gpu, "ok")
+    reason = machine.no_gpu or "no NVIDIA GPU was found"
+    return Check("GPU", f"none ({reason}): attention and the output head run on the CPU, too")
 
-    rows = [
-        ("memory read", text(limits.read, 1e9, "GB/s")),
-        ("int8", text(limits.int8, 1e12, "TOPS")),
-        ("float32", text(limits.float32, 1e12, "TFLOPS")),
-    ]
-    if limits.amx_int8 is not None and limits.amx_bf16 is not None:
-        rows += [
-            ("AMX int8", text(limits.amx_int8, 1e12, "TOPS")),
-            ("AMX bf16", text(limits.amx_bf16, 1e12, "TFLOPS")),
-        ]
-    return rows
+
+def _expert_reads() -> Check:
+    reason = find_reason_for_threads()
+    return Check("expert reads", describe_backend(reason), "warn" if reason else "ok")
 
 
 def _crossover(costs: dict[str, float]) -> str:

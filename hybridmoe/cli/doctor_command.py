@@ -10,7 +10,7 @@ __all__ = ["doctor_command"]
 
 
 @click.command("doctor", cls=SectionedCommand)
-@click.option("--quick", is_flag=True, help="Measure for one second instead of four")
+@click.option("--quick", is_flag=True, help="Measure for two seconds instead of six")
 @click.option(
     "--compile",
     "models",
@@ -22,8 +22,10 @@ __all__ = ["doctor_command"]
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object")
 @debug_option
 def doctor_command(quick: bool, models: tuple[Path, ...], as_json: bool) -> None:
-    """Measure memory bandwidth and arithmetic throughput of this machine, and give advice.
+    """Measure this machine, say what bounds decode and prompts, and what to change.
 
+    Memory, caches and the products of each instruction set; pages, NUMA nodes, threads, clock,
+    quota and swap: each line is ok, warn or bad, with the reason and a command that changes it.
     Other programs that run at the same time lower the figures. On each kind of GPU, compile the
     kernels of the embedded model, so that its first load need not, and compare them with the CPU's.
     """

@@ -12,7 +12,7 @@ from hybridmoe.gguf.outline import Outline
 from hybridmoe.gguf.split import part_path
 from hybridmoe.hardware import isa
 from hybridmoe.hardware.gpu import CudaGpu, Gpus, NoGpu, choose_gpus
-from hybridmoe.hardware.machine import measure
+from hybridmoe.hardware.limits import measure
 from hybridmoe.library.find import known_models
 from hybridmoe.option import gpu_numbers
 from hybridmoe.planning.gpu_specs import GpuSpec, spec_like, spec_named

@@ -9,13 +9,21 @@ A machine can be treated as one of several nodes: HYBRIDMOE_NUMA_NODES, or `simu
 
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 
 from hybridmoe import _C, env
 from hybridmoe.errors import ShapeError
+from hybridmoe.hardware.system_files import (
+    ROOT,
+    parse_int,
+    parse_numbers,
+    read_int,
+    read_sizes,
+    read_text,
+)
 
 __all__ = [
     "Node",
@@ -32,8 +40,6 @@ __all__ = [
 
 ThreadPlan = list[list[list[int]]]
 """CPUs that each thread may run on, by node; an empty list is any CPU."""
-
-_ROOT = Path("/")
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,18 +76,18 @@ class Topology:
         return Topology(nodes, self.cpu_quota)
 
 
-def detect(root: Path = _ROOT, cpus: Sequence[int] | None = None) -> Topology:
+def detect(root: Path = ROOT, cpus: Sequence[int] | None = None) -> Topology:
     """Read the topology within the given CPUs (None: those of the affinity mask)."""
     if cpus is None:
         cpus = sorted(os.sched_getaffinity(0))
     devices = root / "sys/devices/system"
     node_of = {}
-    for number in _numbers(_read(devices / "node/online")):
-        for cpu in _numbers(_read(devices / f"node/node{number}/cpulist")):
+    for number in parse_numbers(read_text(devices / "node/online")):
+        for cpu in parse_numbers(read_text(devices / f"node/node{number}/cpulist")):
             node_of[cpu] = number
     nodes: dict[int, dict[str, list[int]]] = {}  # node -> its cores, by the names of their threads
     for cpu in cpus:
-        siblings = _read(devices / f"cpu/cpu{cpu}/topology/thread_siblings_list") or str(cpu)
+        siblings = read_text(devices / f"cpu/cpu{cpu}/topology/thread_siblings_list") or str(cpu)
         nodes.setdefault(node_of.get(cpu, 0), {}).setdefault(siblings, []).append(cpu)
     found = (Node(i, tuple(map(tuple, cores.values()))) for i, cores in sorted(nodes.items()))
     return Topology(tuple(found), cpu_quota(root))
@@ -106,33 +112,37 @@ def plan_threads(topology: Topology, num_threads: int, *, pin: bool = True) -> T
     return plan
 
 
-def cpu_quota(root: Path = _ROOT) -> float | None:
+def cpu_quota(root: Path = ROOT) -> float | None:
     """CPU quota of the control groups, in CPUs; None without a limit."""
     quotas = []
     for folder in _groups(root, "cpu"):
-        quota, _, period = _read(folder / "cpu.max").partition(" ")
-        if not quota:
-            quota, period = (_read(folder / f"cpu.cfs_{name}_us") for name in ("quota", "period"))
-        if quota.isdigit() and period.isdigit():
-            quotas.append(int(quota) / int(period))
+        words = read_text(folder / "cpu.max").split() or [
+            read_text(folder / f"cpu.cfs_{name}_us") for name in ("quota", "period")
+        ]
+        quota, period = (parse_int(word) for word in (*words, "")[:2])
+        if quota is not None and period:
+            quotas.append(quota / period)
     return min(quotas, default=None)
 
 
-def available_bytes(root: Path = _ROOT) -> int | None:
+def available_bytes(root: Path = ROOT) -> int | None:
     """Memory that can be filled without swapping or an OOM kill, page cache included."""
     available = []
-    for line in _read(root / "proc/meminfo").splitlines():
-        if line.startswith("MemAvailable:"):
-            available.append(int(line.split()[1]) * 1024)
+    if (size := read_sizes(root / "proc/meminfo").get("MemAvailable")) is not None:
+        available.append(size)
     for folder in _groups(root, "memory"):
-        limit = _read(folder / "memory.max") or _read(folder / "memory.limit_in_bytes")
-        used = _read(folder / "memory.current") or _read(folder / "memory.usage_in_bytes")
-        if not limit.isdigit() or not used.isdigit():
+        limit, used = (
+            _first_int(folder, *names)
+            for names in (
+                ("memory.max", "memory.limit_in_bytes"),
+                ("memory.current", "memory.usage_in_bytes"),
+            )
+        )
+        if limit is None or used is None:
             continue
-        words = _read(folder / "memory.stat").split()
-        stat = dict(zip(words[::2], map(int, words[1::2]), strict=False))
+        stat = read_sizes(folder / "memory.stat", " ")
         cache = stat.get("total_cache", stat.get("cache", stat.get("file", 0)))
-        available.append(max(0, int(limit) - int(used) + cache))
+        available.append(max(0, limit - used + cache))
     return min(available, default=None)
 
 
@@ -167,30 +177,24 @@ def simulated(num_nodes: int) -> Iterator[None]:
         set_num_threads(threads)
 
 
+def _first_int(folder: Path, *names: str) -> int | None:
+    """Read the number of the first file that has one."""
+    numbers = (read_int(folder / name) for name in names)
+    return next((number for number in numbers if number is not None), None)
+
+
 def _groups(root: Path, controller: str) -> Iterator[Path]:
     """Yield the folders of control groups that may limit `controller`, ancestors included."""
     mount = root / "sys/fs/cgroup"
-    for line in _read(root / "proc/self/cgroup").splitlines():
-        _, controllers, path = line.split(":", 2)
+    for line in read_text(root / "proc/self/cgroup").splitlines():
+        _, _, rest = line.partition(":")
+        controllers, _, path = rest.partition(":")
         if controllers and controller not in controllers.split(","):
             continue
         base = mount / controller if controllers else mount
         # In a container the path may be the host's: a folder that does not exist limits nothing.
         group = base / path.lstrip("/")
         yield from (folder for folder in (group, *group.parents) if folder.is_relative_to(base))
-
-
-def _read(path: Path) -> str:
-    with suppress(OSError, UnicodeDecodeError):
-        return path.read_text().strip()
-    return ""
-
-
-def _numbers(text: str) -> Iterator[int]:
-    """Parse a list such as 0-3,8."""
-    for part in filter(None, text.split(",")):
-        first, _, last = part.partition("-")
-        yield from range(int(first), int(last or first) + 1)
 
 
 _nodes = env.num_nodes()

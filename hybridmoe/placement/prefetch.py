@@ -5,7 +5,7 @@ from typing import NamedTuple
 from hybridmoe.experts.disk.disk_rate import measure_disk
 from hybridmoe.gguf.reader import GGUFFile
 from hybridmoe.hardware import isa
-from hybridmoe.hardware.machine import measure
+from hybridmoe.hardware.limits import measure
 from hybridmoe.planning.cost_model import hits_of
 from hybridmoe.planning.plan import Plan
 from hybridmoe.planning.prefetch_gain import can_read_ahead, read_ahead_of

@@ -15,7 +15,7 @@ from hybridmoe.cli.plan import plan_command
 from hybridmoe.cli.plan_run import verdict_of
 from hybridmoe.demo import demo_path
 from hybridmoe.hardware.gpu import CudaGpu, NoGpu
-from hybridmoe.hardware.machine import Limits, Rate
+from hybridmoe.hardware.limits import Limits, Rate
 
 GIVEN = ("--dram-gbs", 200, "--tops", 10, "--disk-gbs", 7)
 STEPS = ("prompt", "decode")

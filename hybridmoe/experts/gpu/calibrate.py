@@ -18,7 +18,7 @@ from hybridmoe.experts.gpu.prefill_experts import AddExperts, Streams
 from hybridmoe.experts.gpu.weight_stream import PIECE_BYTES, fill
 from hybridmoe.experts.routed_experts import ExpertWeights
 from hybridmoe.hardware import isa
-from hybridmoe.hardware.machine import measure
+from hybridmoe.hardware.limits import measure
 from hybridmoe.hardware.topology import num_threads
 from hybridmoe.kernels.expert_groups import ExpertGroup, LayerStates, tile_rows, tiles_of
 from hybridmoe.kernels.ops import expert_ffn

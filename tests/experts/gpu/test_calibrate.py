@@ -12,7 +12,7 @@ from hybridmoe import _C
 from hybridmoe.experts.gpu.prefill_experts import Streams
 from hybridmoe.experts.routed_experts import ExpertWeights
 from hybridmoe.hardware import isa
-from hybridmoe.hardware.machine import Limits, Rate
+from hybridmoe.hardware.limits import Limits, Rate
 from hybridmoe.kernels import ops
 from hybridmoe.kernels.expert_groups import ExpertGroup, LayerStates
 from hybridmoe.planning.model_sizes import Part
