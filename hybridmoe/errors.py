@@ -1,6 +1,7 @@
 """Errors that hybridmoe raises on purpose.
 
     HybridMoeError
+      ClusterError              another host of a pooled model is away, or does not fit this one
       GGUFError                 the file is malformed, truncated or inconsistent
         UnsupportedModelError   the file is sound, but this program cannot run it
       ConfigError               an option, environment variable or sampling parameter is unusable
@@ -19,6 +20,7 @@ Messages are one line: what got which value, what was expected, what to do about
 """
 
 __all__ = [
+    "ClusterError",
     "ConfigError",
     "ContextLengthError",
     "DeviceError",
@@ -39,6 +41,10 @@ __all__ = [
 
 class HybridMoeError(Exception):
     """Root of the tree; the command line and the server print its message as one line."""
+
+
+class ClusterError(HybridMoeError):
+    """Host of a pooled model that is away, or whose file, key or version is another."""
 
 
 class GGUFError(HybridMoeError):

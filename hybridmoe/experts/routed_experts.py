@@ -62,6 +62,7 @@ class RoutedExperts:
 
     layers: Mapping[int, ExpertWeights]  # by layer number, ascending; empty = a dense model
     top_k: int
+    first: int = 0  # expert of the file that is number 0 here
 
     @cached_property
     def by_index(self) -> tuple[ExpertWeights, ...]:
@@ -97,7 +98,16 @@ class RoutedExperts:
     def of_layers(self, numbers: range) -> "RoutedExperts":
         """Return the experts of some layers, which keep their numbers."""
         chosen = {number: w for number, w in self.layers.items() if number in numbers}
-        return RoutedExperts(chosen, self.top_k)
+        return RoutedExperts(chosen, self.top_k, self.first)
+
+    def of_experts(self, experts: range) -> "RoutedExperts":
+        """Return some of each layer's experts, numbered from 0."""
+        start, end = experts.start, experts.stop
+        layers = {
+            number: ExpertWeights(*(matrix.slice(start, end) for matrix in weights))
+            for number, weights in self.layers.items()
+        }
+        return RoutedExperts(layers, min(self.top_k, len(experts)), self.first + start)
 
     def cache_shape(self, num_slots: int) -> CacheShape:
         """Sizes of a cache that holds `num_slots` of these experts."""

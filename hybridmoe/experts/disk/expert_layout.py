@@ -39,7 +39,8 @@ class ExpertLayout:
             tensor = self._file.tensors[f"{block}{role}.weight"]
             file = printable(self._file.parts[tensor.part].name, 255)
             name = f"{file}: tensor {printable(tensor.name)}"
-            return FilePart(tensor.part, tensor.offset + skip, w.stride, w.matrix_bytes, name)
+            offset = tensor.offset + self._experts.first * w.stride + skip
+            return FilePart(tensor.part, offset, w.stride, w.matrix_bytes, name)
 
         return (
             part(FUSED_ROLE if is_fused else "ffn_gate_exps", gate),
