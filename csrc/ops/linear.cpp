@@ -2,26 +2,43 @@
 
 #include <algorithm>
 
-#include "base/row_tasks.h"
 #include "base/runtime.h"
 #include "kernels/select.h"
 #include "ops/activations.h"
+#include "ops/task_split.h"
 #include "ops/tiles.h"
 
 namespace hm {
 namespace {
 
-// Rows of a task. Large, since a task begins with data that nothing has prefetched, but all threads
-// share. By gemm: whole panels.
-int64_t rows_per_task(const Matrix& w, const MatmulCosts& costs, int64_t num_tokens,
-                      int num_threads) {
-  constexpr int64_t task_bytes = 1024 * 1024, tasks_per_thread = 6;
-  const bool panels = gemm_cost(costs, w.rows, num_tokens) < gemv_cost(costs, w.rows, num_tokens);
-  const int64_t tile = panels ? 2 * kPanelRows : 4;
-  const int64_t by_size = std::max<int64_t>(1, task_bytes / w.row_bytes);
-  const int64_t by_share = w.batch * w.rows / (num_threads * tasks_per_thread);
-  const int64_t rows = std::clamp<int64_t>(by_share, 1, by_size);
-  return std::clamp<int64_t>((rows + tile - 1) / tile * tile, 1, std::max<int64_t>(w.rows, 1));
+// Rounded activations are read again for each panel, and rows of floats for each few tokens.
+TaskSize task_size(const Matrix& w, const KernelTable& kernels, bool quantized, int64_t num_tokens,
+                   int num_threads) {
+  const MatmulCosts& costs = kernels.costs;
+  const auto groups = static_cast<double>(padded_weights(w.cols) / 256);
+  const int64_t token_bytes = quantized ? activation_bytes(w.cols) : 4 * w.cols;
+  const bool panels =
+      quantized && gemm_cost(costs, w.rows, num_tokens) < gemv_cost(costs, w.rows, num_tokens);
+  const auto cycles = [&](int64_t rows, int64_t tokens) {
+    const bool is_large = (panels ? tokens * token_bytes : rows * w.row_bytes) > kOwnCacheBytes;
+    const int64_t again = !is_large ? 1 : panels ? ceil_div(rows, kPanelRows) : ceil_div(tokens, 6);
+    const int64_t bytes =
+        rows * w.row_bytes * (panels ? 1 : again) + tokens * token_bytes * (panels ? again : 1);
+    const double work =
+        quantized ? std::min(gemv_cost(costs, rows, tokens), gemm_cost(costs, rows, tokens))
+                  : static_cast<double>(rows * tokens) * costs.dot;
+    return groups * work + kCyclesPerByte * static_cast<double>(bytes);
+  };
+  constexpr int64_t least_tokens = 24;  // a multiple of those that any kernel takes at once
+  const int64_t step = panels ? kPanelRows : 4;
+  return best_task({.batch = w.batch,
+                    .rows = w.rows,
+                    .tokens = num_tokens,
+                    .row_step = step,
+                    .token_step = least_tokens,
+                    .most_rows = round_up(w.rows, step),
+                    .most_tokens = round_up(num_tokens, least_tokens)},
+                   num_threads, cycles);
 }
 
 // By matrix tiles: tokens are packed once, then each task multiplies some rows with them.
@@ -42,45 +59,52 @@ void linear_by_tiles(const Rows<const float>& x, int64_t num_tokens, const Matri
     uint16_t* tile = packed + task * words;
     kernels.tiles.pack(rows, count, w.cols, tile, parts == 2 ? tile + part : nullptr);
   });
-  constexpr int64_t tasks_per_thread = 6;
-  const int64_t share = w.batch * w.rows / (tasks_per_thread * runtime.pool.num_threads());
-  const int64_t block = ceil_div(std::clamp<int64_t>(share, 64, 512), kPanelRows) * kPanelRows;
-  const int64_t together = std::min(tiles, kMostTilesTogether);
-  const int64_t cols_together = columns_together(together, parts, w.cols);
-  const RowTasks tasks(runtime.pool.thread_ends(), w.batch, w.rows, block);
-  runtime.pool.run_on_nodes(tasks.ends(), [&](int64_t task, int worker) {
-    const auto [b, first] = tasks[task];
-    const int64_t num_rows = std::min(block, w.rows - first), most = together * kTokenTile;
+  const auto groups = static_cast<double>(padded_weights(w.cols) / 256);
+  const auto cycles = [&](int64_t rows, int64_t some) {
+    const int64_t tokens_bytes = ceil_div(some, kTokenTile) * words * int64_t{sizeof(uint16_t)};
+    return groups * tile_cost(kernels.costs, rows + kPanelRows, some) +
+           kCyclesPerByte * static_cast<double>(rows * w.row_bytes + tokens_bytes);
+  };
+  const TaskSize size = best_task({.batch = w.batch,
+                                   .rows = w.rows,
+                                   .tokens = num_tokens,
+                                   .row_step = kPanelRows,
+                                   .token_step = 2 * kTokenTile,
+                                   .most_rows = 512,
+                                   .most_tokens = kMostTilesTogether * kTokenTile},
+                                  runtime.pool.num_threads(), cycles);
+  const MatrixTasks tasks(runtime.pool.thread_ends(), w.batch, w.rows, num_tokens, size);
+  const int64_t most = round_up(size.tokens, kTokenTile);
+  const int64_t cols_together = columns_together(most / kTokenTile, parts, w.cols);
+  runtime.pool.run_on_nodes(tasks.ends(), [&](int64_t number, int worker) {
+    const auto [b, first, num_rows, first_token, count] = tasks[number];
     uint8_t* scratch = runtime.scratch[worker].get<uint8_t>(
-        kTileScratchBytes + block * most * int64_t{sizeof(float)} + most * int64_t{sizeof(float*)});
+        kTileScratchBytes + size.rows * most * int64_t{sizeof(float)} +
+        most * int64_t{sizeof(float*)});
     auto* sums = reinterpret_cast<float*>(scratch + kTileScratchBytes);
-    auto* to = reinterpret_cast<float**>(sums + block * most);
-    for (int64_t t = 0; t < tiles; t += together) {
-      const int64_t count = std::min(together * kTokenTile, num_tokens - t * kTokenTile);
-      const int64_t num_tiles = ceil_div(count, kTokenTile);
-      for (int64_t col = 0; col < w.cols; col += cols_together) {
-        const bool is_last = col + cols_together >= w.cols;
-        kernels.formats[w.type->id].matmul_tiles({
-            .weights = w.row(b, first),
-            .row_bytes = w.row_bytes,
-            .num_rows = num_rows,
-            .cols = w.cols,
-            .first_col = col,
-            .end_col = is_last ? w.cols : col + cols_together,
-            .x = packed + (b * tiles + t) * words,
-            .parts = parts,
-            .num_tiles = num_tiles,
-            .out = sums,
-            .scratch = scratch,
-            .next = w.row(b, first),
-        });
-      }
-      scale_products(w.scale(b), sums, num_rows * num_tiles * kTokenTile);
-      for (int64_t i = 0; i < count; ++i) {
-        to[i] = out.data + b * out.batch_stride + (t * kTokenTile + i) * out.token_stride + first;
-      }
-      kernels.tiles.finish(sums, num_tiles * kTokenTile, num_rows, count, nullptr, to);
+    auto* to = reinterpret_cast<float**>(sums + size.rows * most);
+    const int64_t num_tiles = ceil_div(count, kTokenTile);
+    for (int64_t col = 0; col < w.cols; col += cols_together) {
+      kernels.formats[w.type->id].matmul_tiles({
+          .weights = w.row(b, first),
+          .row_bytes = w.row_bytes,
+          .num_rows = num_rows,
+          .cols = w.cols,
+          .first_col = col,
+          .end_col = std::min(w.cols, col + cols_together),
+          .x = packed + (b * tiles + first_token / kTokenTile) * words,
+          .parts = parts,
+          .num_tiles = num_tiles,
+          .out = sums,
+          .scratch = scratch,
+          .next = w.row(b, first),
+      });
     }
+    scale_products(w.scale(b), sums, num_rows * num_tiles * kTokenTile);
+    for (int64_t i = 0; i < count; ++i) {
+      to[i] = out.data + b * out.batch_stride + (first_token + i) * out.token_stride + first;
+    }
+    kernels.tiles.finish(sums, num_tiles * kTokenTile, num_rows, count, nullptr, to);
   });
 }
 
@@ -97,33 +121,34 @@ void linear(const Rows<const float>& x, int64_t num_tokens, const Matrix& w,
   }
   const int64_t num_inputs = w.batch * num_tokens;
   const auto rows = runtime->rows.get<const void*>(num_inputs);
-  for (int64_t i = 0; i < num_inputs; ++i) {
-    rows[i] = x.data + i / num_tokens * x.batch_stride + i % num_tokens * x.token_stride;
+  for (int64_t b = 0, i = 0; b < w.batch; ++b) {
+    const float* row = x.data + b * x.batch_stride;
+    for (int64_t t = 0; t < num_tokens; ++t, row += x.token_stride) rows[i++] = row;
   }
   if (format.quantized) {
     quantize_rows(kernels, runtime->pool, rows, num_inputs, w.cols, runtime->activations);
   }
-  const int64_t block = rows_per_task(w, kernels.costs, num_tokens, runtime->pool.num_threads());
-  const RowTasks tasks(runtime->pool.thread_ends(), w.batch, w.rows, block);
+  const TaskSize size =
+      task_size(w, kernels, format.quantized, num_tokens, runtime->pool.num_threads());
+  const MatrixTasks tasks(runtime->pool.thread_ends(), w.batch, w.rows, num_tokens, size);
   std::vector<Buffer>& scratch = runtime->scratch;
-  runtime->pool.run_on_nodes(tasks.ends(), [&](int64_t task, int worker) {
-    const auto [b, first] = tasks[task];
-    const int64_t num_rows = std::min(block, w.rows - first);
-    float* to = out.data + b * out.batch_stride + first;
+  runtime->pool.run_on_nodes(tasks.ends(), [&](int64_t number, int worker) {
+    const auto [b, first, num_rows, first_token, count] = tasks[number];
+    float* to = out.data + b * out.batch_stride + first_token * out.token_stride + first;
     format.matmul({
         .weights = w.row(b, first),
         .row_bytes = w.row_bytes,
         .num_rows = num_rows,
         .cols = w.cols,
-        .x = rows + b * num_tokens,
-        .num_tokens = num_tokens,
+        .x = rows + b * num_tokens + first_token,
+        .num_tokens = count,
         .out = to,
         .out_stride = out.token_stride,
         .scratch = scratch[worker].get<uint8_t>(matmul_scratch_bytes(w.cols)),
         .next = nullptr,
         .next_bytes = 0,
     });
-    for (int64_t t = 0; t < num_tokens; ++t) {
+    for (int64_t t = 0; t < count; ++t) {
       scale_products(w.scale(b), to + t * out.token_stride, num_rows);
     }
   });

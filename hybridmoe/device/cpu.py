@@ -1,5 +1,7 @@
 """The CPU as a `Device`: the native kernels."""
 
+import math
+import threading
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 
@@ -14,6 +16,8 @@ from hybridmoe.kernels.matrix import QuantMatrix
 from hybridmoe.kernels.paged_mla import BlockTables, KvPages, Span
 
 __all__ = ["CpuDevice"]
+
+_kept = threading.local()
 
 
 class CpuDevice:
@@ -114,11 +118,25 @@ def _attend_latent(
     selected: Tensor | None = None,
 ) -> None:
     """Attend in latent space: k_b brings queries there, v_b brings results back."""
-    q_latent = ops.batched_linear(q_nope.transpose(0, 1), k_b)  # (N, T, R)
+    latents = _latents(k_b.batch, q_nope.shape[0], k_b.rows)
+    q_latent = ops.batched_linear(q_nope.transpose(0, 1), k_b, out=latents[0])  # (N, T, R)
     mixed = paged_mla.latent_attention(
-        q_latent, q_rope, pages, tables, scale, selected
+        q_latent, q_rope, pages, tables, scale, selected, out=latents[1]
     )  # (N, T, R)
     ops.batched_linear(mixed, v_b, out=out.transpose(0, 1))
+
+
+def _latents(*shape: int) -> Tensor:
+    """Return two tensors in memory that this thread keeps.
+
+    Of prompts they are so large that the C library would map and unmap them in every layer, on one
+    thread.
+    """
+    count = 2 * math.prod(shape)
+    kept = getattr(_kept, "latents", None)
+    if kept is None or kept.numel() < count:
+        kept = _kept.latents = torch.empty(count, dtype=torch.float32, device="cpu")
+    return kept[:count].view(2, *shape)
 
 
 def _quantized(w: Matrix) -> QuantMatrix:

@@ -177,12 +177,14 @@ def latent_attention(
     tables: BlockTables,
     scale: float,
     selected: Tensor | None = None,
+    out: Tensor | None = None,
 ) -> Tensor:
     """Attend causally from a step's tokens to their sequences' KV cache: absorbed MLA.
 
     Shapes:  q_latent (N, T, R) f32 · q_rope (T, N, P) f32, its rows anywhere ·
              pages of dim R + P, the first R numbers of each row also its value ·
-             selected (T, k) int32 of `indexer.select_positions` -> (N, T, R) f32.
+             selected (T, k) int32 of `indexer.select_positions` -> (N, T, R) f32, in `out` where
+             that is given.
     Cost:    2 N T S (2 R + P) operations in float32, half of them where T = S; S at most k.
     Numeric: softmax over blocks of 256 positions, merged in order; no score is rounded.
     Errors:  ShapeError.
@@ -197,7 +199,10 @@ def latent_attention(
         if len(selected) != tokens:
             raise ShapeError(f"latent_attention: selections of {len(selected)} tokens of {tokens}")
     token_stride, head_stride, rope_dim = *q_rope.stride()[:2], q_rope.shape[2]
-    out = torch.empty_like(q_latent)  # (N, T, R)
+    if out is None:
+        out = torch.empty_like(q_latent)  # (N, T, R)
+    elif not out.is_contiguous() or out.shape != q_latent.shape or out.dtype != q_latent.dtype:
+        raise ShapeError(f"latent_attention: out is {out.dtype} {tuple(out.shape)}")
     _C.latent_attention(
         q_latent.data_ptr(),
         q_rope.data_ptr(),

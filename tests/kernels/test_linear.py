@@ -213,3 +213,17 @@ def test_wrong_matrices_are_refused() -> None:
         QuantMatrix(np.zeros(9, np.uint8)[1:], F32, 1, 1, 2)
     with pytest.raises(ShapeError, match="slice"):
         QuantMatrix(data, Q8_0, 1, 4, 64).slice(0, 2)
+
+
+@pytest.mark.parametrize("kind", [Q8_0, F32], ids=lambda kind: kind.name)
+def test_tasks_of_rows_and_of_tokens_do_not_change_a_bit(
+    restore_threads: None, kind: GGMLQuantizationType
+) -> None:
+    """Few rows and many tokens are divided by tokens, too."""
+    w, x = random_matrix(kind, 3, 70, 288), activations(3 * 101, 288).view(3, 101, 288)
+    ops.set_num_threads(1)
+    want = ops.batched_linear(x, w)
+    for threads in (2, 3, 7, 40):
+        ops.set_num_threads(threads)
+        out = torch.full_like(want, float("nan"))
+        assert torch.equal(ops.batched_linear(x, w, out), want), threads
