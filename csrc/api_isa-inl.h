@@ -7,6 +7,7 @@
 #include "base/runtime.h"
 #include "bindings.h"
 #include "kernels/select.h"
+#include "ops/read_log.h"
 
 namespace py = pybind11;
 
@@ -51,6 +52,15 @@ py::tuple end_job_trace() {
   return py::make_tuple(std::move(jobs), after_s);
 }
 
+// (address, bytes, node or -1, kind) of each access.
+py::list end_reads() {
+  py::list found;
+  for (const WeightAccess& a : end_read_log()) {
+    found.append(py::make_tuple(a.address, a.num_bytes, a.node, static_cast<int>(a.kind)));
+  }
+  return found;
+}
+
 }  // namespace
 
 void register_isa(py::module_& m) {
@@ -62,6 +72,8 @@ void register_isa(py::module_& m) {
   m.def("set_threads", &set_threads, py::arg("plan"), NoGil());
   m.def("begin_job_trace", &begin_job_trace, NoGil());
   m.def("end_job_trace", &end_job_trace);
+  m.def("begin_read_log", &begin_read_log, py::arg("with_tiles"), NoGil());
+  m.def("end_read_log", &end_reads);
   m.attr("TYPES") = types();
   m.attr("ACTIVATION_BLOCK") = kActivationBlock;
 }

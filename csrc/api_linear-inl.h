@@ -38,6 +38,13 @@ void register_linear(py::module_& m) {
       py::arg("data"), py::arg("num_matrices"), py::arg("rows"), py::arg("row_bytes"), NoGil());
 
   m.def(
+      "claim_rows",
+      [](Address data, int64_t num_matrices, int64_t rows, int64_t row_bytes) {
+        claim_rows(pointer<std::byte>(data), num_matrices, rows, row_bytes);
+      },
+      py::arg("data"), py::arg("num_matrices"), py::arg("rows"), py::arg("row_bytes"), NoGil());
+
+  m.def(
       "dequantize", [](const Matrix& w, Address out) { dequantize(w, pointer<float>(out)); },
       py::arg("w"), py::arg("out"), NoGil());
 

@@ -34,6 +34,19 @@ def threads() -> list[list[list[int]]]:
 def set_threads(plan: Sequence[Sequence[Sequence[int]]]) -> None:
     """Set the CPUs of 1 to 1024 threads on 1 to 64 nodes. Raises ShapeError."""
 
+def begin_read_log(with_tiles: bool) -> None:
+    """Run jobs on their caller alone from now on, and keep each access to weights.
+
+    with_tiles: note products through matrix tiles as a CPU with them would make, and compute none.
+    Raises ShapeError if there is a log.
+    """
+
+def end_read_log() -> list[tuple[int, int, int, int]]:
+    """Return address, bytes, node (-1: any) and kind of each access since. Raises ShapeError.
+
+    Kinds: 0 the first touch, 1 a read, 2 a fetch into the cache.
+    """
+
 def begin_job_trace() -> None:
     """Run the chunks of jobs on their caller alone from now on, and keep their CPU times."""
 
@@ -553,6 +566,9 @@ def route(
 ) -> None: ...
 def touch_rows(data: int, num_matrices: int, rows: int, row_bytes: int) -> None:
     """Read a byte of every page in a thread of the node that works on its row."""
+
+def claim_rows(data: int, num_matrices: int, rows: int, row_bytes: int) -> None:
+    """Write a zero to every page, as `touch_rows` reads; nothing with one node."""
 
 def dequantize(w: Matrix, out: int) -> None: ...
 def gather_rows(w: Matrix, ids: int, num_ids: int, out: int) -> None: ...

@@ -1,5 +1,6 @@
 // The jobs of a thread pool and how long each chunk took on one thread: what a simulation of more
-// threads needs (bench/bench_scaling.py). While a pool has one, its caller runs all chunks alone.
+// threads or nodes needs (bench/bench_scaling.py, ops/read_log.h). While a pool has one, its caller
+// runs all chunks alone.
 #pragma once
 
 #include <cstdint>
@@ -10,6 +11,9 @@ namespace hm {
 
 // CPU time of the calling thread, in seconds: what else runs on the machine does not count.
 double thread_seconds();
+
+// The node that the chunk under way belongs to; -1 where any node's threads may take it.
+inline thread_local int traced_node = -1;
 
 class JobTrace {
  public:
@@ -26,12 +30,16 @@ class JobTrace {
   void run(std::span<const int64_t> ends, bool is_local, const Run& run) {
     double start = thread_seconds();
     Job job{start - last_s_, is_local, {ends.begin(), ends.end()}, {}};
+    int node = 0;
     for (int64_t chunk = 0; chunk < ends.back(); ++chunk) {
+      while (chunk >= ends[node]) ++node;
+      traced_node = is_local ? node : -1;
       run(chunk);
       last_s_ = thread_seconds();
       job.seconds.push_back(last_s_ - start);
       start = last_s_;
     }
+    traced_node = -1;
     jobs_.push_back(std::move(job));
   }
 

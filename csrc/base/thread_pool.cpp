@@ -160,19 +160,22 @@ void ThreadPool::run_job(std::span<const int64_t> ends, bool is_local, const voi
   const int home = node_of_worker_[replaced];
   take_chunks(home, caller);
   for (int n = 0; is_local && n < num_nodes(); ++n) {
-    // Another node's own threads are given the time to wake up; then its memory is read from here.
-    Node& node = nodes_[n];
-    if (n == home) continue;
-    if (node.first < node.last) {
-      spin_until([&] { return node.next.load(std::memory_order_relaxed) >= node.end; });
-    }
-    drain(node, caller);
+    if (n != home && !is_taken(nodes_[n])) drain(nodes_[n], caller);
   }
   for (Node& node : nodes_) finish(node);
   if (has_failed_.load(std::memory_order_relaxed)) [[unlikely]] {
     has_failed_.store(false, std::memory_order_relaxed);
     std::rethrow_exception(std::exchange(error_, nullptr));
   }
+}
+
+// True if a node's own threads work on its chunks, or have done so. They are given the time to wake
+// up; else its memory must be read from another node.
+bool ThreadPool::is_taken(const Node& node) const {
+  return node.first < node.last && spin_until([&] {
+           return (node.state.load(std::memory_order_relaxed) & kJoined) != 0 ||
+                  node.next.load(std::memory_order_relaxed) >= node.end;
+         });
 }
 
 void ThreadPool::stay_awake() {

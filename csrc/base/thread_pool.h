@@ -5,8 +5,9 @@
 // contiguous range of the chunks and one counter, from which its threads draw the next chunk: there
 // is no queue per thread that would have to be balanced by stealing. A node that is done takes
 // chunks of the others; run_on_nodes, for data that lies in the nodes' own memory, leaves them
-// alone. A thread that the OS holds back delays at most the chunk it has: the caller waits only for
-// workers that joined the job, never for those still asleep.
+// alone, and the caller takes those of a node whose threads are all asleep. A thread that the OS
+// holds back delays at most the chunk it has: the caller waits only for workers that joined the
+// job.
 //
 // The caller takes part and is never bound to a CPU: its affinity is its program's business. It
 // stands in for the worker of the core that it happens to run on, which sleeps meanwhile.
@@ -100,6 +101,7 @@ class ThreadPool {
 
   void run_job(std::span<const int64_t> ends, bool is_local, const void* context, Call call);
   void take_chunks(int node, int worker);
+  bool is_taken(const Node& node) const;
   void drain(Node& node, int worker);
   void fail() noexcept;
   void finish(Node& node);

@@ -55,6 +55,8 @@ std::vector<const KernelTable*> supported_tables() {
 
 const KernelTable& active_table() { return *selected().load(std::memory_order_relaxed); }
 
+void use_table(const KernelTable& table) { selected().store(&table, std::memory_order_relaxed); }
+
 void select_table(const std::string& name) {
   std::string names;
   for (const KernelTable* table : supported_tables()) {

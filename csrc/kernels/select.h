@@ -18,4 +18,7 @@ const KernelTable& active_table();
 // Throws Error if `name` is not supported here.
 void select_table(const std::string& name);
 
+// Makes a table active that is in no list: one that wraps another's kernels.
+void use_table(const KernelTable& table);
+
 }  // namespace hm

@@ -120,14 +120,14 @@ class Forward {
     inter_rows_ = rows_per_task(batches, runtime, inter_, 32, 256);  // whole blocks of activations
     const RowTasks inter_tasks(runtime.pool.thread_ends(), count, inter_, inter_rows_);
     runtime.pool.run_on_nodes(inter_tasks.ends(), [&](int64_t task, int worker) {
-      const auto [batch, first] = inter_tasks[task];
-      gate_up(batches[batch], first, runtime.scratch[worker]);
+      const RowTasks::Task rows = inter_tasks[task];
+      gate_up(batches[rows.matrix], rows, runtime.scratch[worker]);
     });
-    hidden_rows_ = rows_per_task(batches, runtime, hidden_, 64, 1024);
-    const RowTasks hidden_tasks(runtime.pool.thread_ends(), count, hidden_, hidden_rows_);
+    const int64_t hidden_rows = rows_per_task(batches, runtime, hidden_, 64, 1024);
+    const RowTasks hidden_tasks(runtime.pool.thread_ends(), count, hidden_, hidden_rows);
     runtime.pool.run_on_nodes(hidden_tasks.ends(), [&](int64_t task, int worker) {
-      const auto [batch, first] = hidden_tasks[task];
-      project_down(batches[batch], first, runtime.scratch[worker]);
+      const RowTasks::Task rows = hidden_tasks[task];
+      project_down(batches[rows.matrix], rows, runtime.scratch[worker]);
     });
   }
 
@@ -154,8 +154,8 @@ class Forward {
   }
 
   // silu(gate x) * up x for some rows of one expert, rounded for the next stage.
-  void gate_up(const Batch& batch, int64_t first, Buffer& memory) const {
-    const int64_t rows = std::min(inter_rows_, inter_ - first);
+  void gate_up(const Batch& batch, const RowTasks::Task& task, Buffer& memory) const {
+    const int64_t first = task.first_row, rows = task.num_rows();
     const int64_t values = std::min(kTaskTokens, batch.count) * inter_rows_;
     const int64_t scratch_floats = matmul_scratch_bytes(hidden_) / int64_t{sizeof(float)};
     float* gate_out = memory.get<float>(3 * values + scratch_floats);
@@ -183,9 +183,9 @@ class Forward {
       args.row_bytes = a_.up.row_bytes;
       args.x = (up_.quantized ? rounded_x_ : float_x_) + slot;
       args.out = up_out;
-      const int64_t after = std::min(first + inter_rows_, inter_ - 1);
-      args.next = a_.gate.row(batch.expert, after);
-      args.next_bytes = std::min(inter_rows_, inter_ - after) * a_.gate.row_bytes;
+      const int64_t rows_after = std::min(inter_rows_, task.node_end - task.end_row);
+      args.next = rows_after > 0 ? a_.gate.row(batch.expert, task.end_row) : nullptr;
+      args.next_bytes = rows_after * a_.gate.row_bytes;
       up_.matmul(args);
       scale_products(a_.up.scale(batch.expert), up_out, args.num_tokens * inter_rows_);
       for (int64_t t = 0; t < args.num_tokens; ++t) {
@@ -202,15 +202,15 @@ class Forward {
     }
   }
 
-  void project_down(const Batch& batch, int64_t first, Buffer& memory) const {
+  void project_down(const Batch& batch, const RowTasks::Task& task, Buffer& memory) const {
     down_.matmul({
-        .weights = a_.down.row(batch.expert, first),
+        .weights = a_.down.row(batch.expert, task.first_row),
         .row_bytes = a_.down.row_bytes,
-        .num_rows = std::min(hidden_rows_, hidden_ - first),
+        .num_rows = task.num_rows(),
         .cols = inter_,
         .x = inter_x_ + batch.first,
         .num_tokens = batch.count,
-        .out = products_ + batch.first * hidden_ + first,
+        .out = products_ + batch.first * hidden_ + task.first_row,
         .out_stride = hidden_,
         .scratch = memory.get<uint8_t>(matmul_scratch_bytes(inter_)),
         .next = nullptr,
@@ -244,12 +244,12 @@ class Forward {
   const FormatKernels &gate_, &up_, &down_;
   const int64_t hidden_, inter_, num_slots_;
   int64_t inter_bytes_ = 0;
-  int64_t inter_rows_ = 0, hidden_rows_ = 0;  // of a task
-  uint8_t* inter_memory_ = nullptr;           // (slots, inter_bytes)
-  const void** rounded_x_ = nullptr;          // (slots)
-  const void** float_x_ = nullptr;            // (slots)
-  const void** inter_x_ = nullptr;            // (slots)
-  float* products_ = nullptr;                 // (slots, H), before weighting
+  int64_t inter_rows_ = 0;            // of a task, at most
+  uint8_t* inter_memory_ = nullptr;   // (slots, inter_bytes)
+  const void** rounded_x_ = nullptr;  // (slots)
+  const void** float_x_ = nullptr;    // (slots)
+  const void** inter_x_ = nullptr;    // (slots)
+  float* products_ = nullptr;         // (slots, H), before weighting
 };
 
 void check_all(const ExpertFfnArgs& args) {

@@ -139,7 +139,7 @@ void ExpertStore::claim(int64_t key, int64_t buffer) {
   for (int i = 0; i < kNumParts; ++i) {
     const ExpertFiles::Part& part = layer.parts[i];
     // Not const: it is a part of the pool's memory.
-    claim_rows(reinterpret_cast<std::byte*>(const_cast<uint8_t*>(addresses[i])), part.num_rows,
+    claim_rows(reinterpret_cast<std::byte*>(const_cast<uint8_t*>(addresses[i])), 1, part.num_rows,
                part.num_bytes / part.num_rows);
   }
 }

@@ -66,16 +66,15 @@ class TileForward {
     const int64_t rows = ceil_div(ceil_div(inter_, row_blocks), kPanelRows) * kPanelRows;
     const RowTasks inter_tasks(runtime_.pool.thread_ends(), num_chunks, inter_, rows);
     runtime_.pool.run_on_nodes(inter_tasks.ends(), [&](int64_t task, int worker) {
-      const auto [chunk, first] = inter_tasks[task];
-      gate_up(chunks[chunk], first, std::min(inter_, first + rows), worker);
+      const RowTasks::Task part = inter_tasks[task];
+      gate_up(chunks[part.matrix], part.first_row, part.end_row, worker);
     });
     split(batches_, inter_words_, chunks);
     const int64_t columns =
         ceil_div(std::clamp<int64_t>(2 * hidden_ / wanted, 64, 512), kPanelRows) * kPanelRows;
     const RowTasks hidden_tasks(runtime_.pool.thread_ends(), 1, hidden_, columns);
     runtime_.pool.run_on_nodes(hidden_tasks.ends(), [&](int64_t task, int worker) {
-      const int64_t first = hidden_tasks[task].first_row;
-      const int64_t last = std::min(hidden_, first + columns);
+      const int64_t first = hidden_tasks[task].first_row, last = hidden_tasks[task].end_row;
       for (std::size_t c = 0; c < chunks.size(); ++c) {
         const Chunk& next = chunks[std::min(c + 1, chunks.size() - 1)];
         down(chunks[c], first, last, a_.down.row(next.expert, first), worker);
@@ -121,7 +120,7 @@ class TileForward {
       args.weights = a_.up.row(chunk.expert, r);
       args.row_bytes = a_.up.row_bytes;
       args.out = up;
-      args.next = a_.gate.row(chunk.expert, r + rows);
+      args.next = a_.gate.row(chunk.expert, r + rows < last ? r + rows : first);
       kernels_.formats[a_.up.type->id].matmul_tiles(args);
       scale_products(a_.up.scale(chunk.expert), up, rows * stride);
       pack_hidden(chunk, gate, up, r, rows);

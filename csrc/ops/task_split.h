@@ -70,7 +70,6 @@ class MatrixTasks {
   MatrixTasks(std::span<const int> thread_ends, int64_t batch, int64_t rows, int64_t tokens,
               TaskSize size)
       : size_(size),
-        rows_(rows),
         tokens_(tokens),
         parts_((tokens + size.tokens - 1) / size.tokens),
         row_tasks_(thread_ends, batch, rows, size.rows) {
@@ -85,15 +84,15 @@ class MatrixTasks {
     int64_t matrix, first_row, num_rows, first_token, num_tokens;
   };
   Task operator[](int64_t task) const {
-    const auto [matrix, row] = row_tasks_[task / parts_];
+    const RowTasks::Task rows = row_tasks_[task / parts_];
     const int64_t token = task % parts_ * size_.tokens;
-    return {matrix, row, std::min(size_.rows, rows_ - row), token,
+    return {rows.matrix, rows.first_row, rows.num_rows(), token,
             std::min(size_.tokens, tokens_ - token)};
   }
 
  private:
   const TaskSize size_;
-  const int64_t rows_, tokens_, parts_;
+  const int64_t tokens_, parts_;
   const RowTasks row_tasks_;
   int64_t ends_[kMaxNodes] = {};
 };

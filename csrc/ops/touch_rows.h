@@ -11,7 +11,8 @@ namespace hm {
 // system reads what is not in memory yet.
 void touch_rows(const uint8_t* data, int64_t num_matrices, int64_t rows, int64_t row_bytes);
 
-// Writes a zero to every page of a matrix in new, anonymous memory.
-void claim_rows(std::byte* data, int64_t rows, int64_t row_bytes);
+// Writes a zero to every page of new, anonymous memory for the same; nothing with one node, where
+// whatever writes first will do.
+void claim_rows(std::byte* data, int64_t num_matrices, int64_t rows, int64_t row_bytes);
 
 }  // namespace hm

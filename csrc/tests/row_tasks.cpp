@@ -1,30 +1,40 @@
 // Every row of every matrix in exactly one task, and every row with the node that its place in the
-// matrix says. Compiled and run by tests/csrc/test_numa.py.
+// matrix says, whatever the rows of a task. Compiled and run by tests/csrc/test_numa.py.
 #include "base/row_tasks.h"
 
 #include <cstdio>
+#include <cstdlib>
 #include <vector>
 
 namespace {
 
+// Node of each row of a matrix in tasks of one row.
+std::vector<int> node_of_rows(const std::vector<int>& thread_ends, int64_t rows) {
+  const hm::RowTasks tasks(thread_ends, 1, rows, 1);
+  std::vector<int> nodes;
+  for (std::size_t n = 0; n < thread_ends.size(); ++n) nodes.resize(tasks.ends()[n], int(n));
+  return nodes;
+}
+
 bool covers_each_row_once(const std::vector<int>& thread_ends, int64_t matrices, int64_t rows,
                           int64_t rows_per_task) {
   const hm::RowTasks tasks(thread_ends, matrices, rows, rows_per_task);
-  std::vector<int> seen(matrices * rows), node_of_row(rows, -1);
+  const std::vector<int> node_of_row = node_of_rows(thread_ends, rows);
+  std::vector<int> seen(matrices * rows);
   int64_t task = 0;
   for (std::size_t n = 0; n < thread_ends.size(); ++n) {
+    const bool is_last = n + 1 == thread_ends.size();
+    // Within half a border's step of the node's share.
+    const int64_t end = is_last ? rows : rows * thread_ends[n] / thread_ends.back();
     for (; task < tasks.ends()[n]; ++task) {
-      const auto [matrix, first] = tasks[task];
-      // The share of the node begins at this row, within what one task holds.
-      const int64_t before = n == 0 ? 0 : thread_ends[n - 1];
-      if (first < rows * before / thread_ends.back()) return false;
-      if (first > 0 && first >= rows * thread_ends[n] / thread_ends.back()) return false;
-      for (int64_t r = first; r < first + rows_per_task && r < rows; ++r) {
+      const auto [matrix, first, last, node_end] = tasks[task];
+      if (first >= last || last > std::min(first + rows_per_task, node_end)) return false;
+      if (node_end != rows && std::abs(node_end - end) > hm::kBorderRows / 2) return false;
+      for (int64_t r = first; r < last; ++r) {
         ++seen[matrix * rows + r];
-        const int node = static_cast<int>(n);
-        if (node_of_row[r] >= 0 && node_of_row[r] != node) return false;
-        node_of_row[r] = node;
+        if (node_of_row[r] != static_cast<int>(n)) return false;
       }
+      if (last < node_end && node_of_row[last] != static_cast<int>(n)) return false;
     }
   }
   for (const int count : seen) {

@@ -11,7 +11,6 @@ import mmap
 import os
 import stat
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -23,6 +22,7 @@ import numpy as np
 from hybridmoe.errors import GGUFError
 from hybridmoe.gguf.cursor import printable
 from hybridmoe.gguf.header import Header, MetadataValue, parse_header
+from hybridmoe.gguf.huge_pages import advise_huge_pages
 from hybridmoe.gguf.quant_types import QuantType
 from hybridmoe.gguf.split import check_part, count_parts, part_path
 
@@ -44,6 +44,16 @@ class Tensor:
     @property
     def num_elements(self) -> int:
         return prod(self.shape)
+
+    @property
+    def num_matrices(self) -> int:
+        """Matrices of a stack, such as a layer's experts; they lie one after the other."""
+        return self.shape[0] if len(self.shape) == 3 else 1
+
+    @property
+    def num_rows(self) -> int:
+        """Rows of each matrix; a vector is one row."""
+        return self.shape[-2] if len(self.shape) > 1 else 1
 
 
 class FileState(NamedTuple):
@@ -131,6 +141,14 @@ class GGUFFile:
             tuple(seen),
         )
 
+    def avoid_huge_pages(self) -> None:
+        """Read what is not cached yet in small pages: for machines with several NUMA nodes.
+
+        A huge page lies on one node, and would hold rows that threads of several nodes read.
+        """
+        for part_map in self._maps:
+            advise_huge_pages(part_map, wanted=False)
+
     def close(self) -> None:
         """Unmap the file, now or with the last array that views it."""
         self.tensors = MappingProxyType({})
@@ -185,7 +203,8 @@ def map_file(path: Path, about: str = "") -> tuple[mmap.mmap, FileState]:
             if state.num_bytes == 0:
                 raise GGUFError(f"{_name(path)}: the file is empty, expected a GGUF file{about}")
             view = mmap.mmap(file.fileno(), state.num_bytes, prot=mmap.PROT_READ)
-            _ask_for_huge_pages(view)
+            # Reading from memory is then 10 % faster (docs/log.md), where the file system has them.
+            advise_huge_pages(view)
             return view, state
     except FileNotFoundError:
         where = printable(str(path.parent), 200)
@@ -193,16 +212,6 @@ def map_file(path: Path, about: str = "") -> tuple[mmap.mmap, FileState]:
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else str(error)
         raise GGUFError(f"{_name(path)}: cannot be opened: {reason}{about}") from None
-
-
-def _ask_for_huge_pages(view: mmap.mmap) -> None:
-    """Ask for 2 MiB pages for data read from now on, if the file system supports them.
-
-    Reading from memory is then 10 % faster (docs/log.md). Data cached in small pages stays so.
-    """
-    if hasattr(mmap, "MADV_HUGEPAGE"):
-        with suppress(OSError):  # a kernel without them
-            view.madvise(mmap.MADV_HUGEPAGE)
 
 
 def _name(path: Path) -> str:

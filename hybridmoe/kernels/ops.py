@@ -27,6 +27,7 @@ __all__ = [
     "check_routing",
     "check_rows",
     "check_tensor",
+    "claim_rows",
     "dense_ffn",
     "dequantize",
     "expert_ffn",
@@ -279,12 +280,28 @@ def touch_rows(data: NDArray[np.uint8], num_matrices: int, rows: int) -> None:
     Shapes:  data (num_matrices * rows * bytes of a row,) uint8, contiguous.
     Errors:  ShapeError.
     """
+    _C.touch_rows(*_stack(data, num_matrices, rows, "touch_rows"))
+
+
+def claim_rows(data: NDArray[np.uint8], num_matrices: int, rows: int) -> None:
+    """Provide the pages of a stack of matrices in new, anonymous memory, filled with zeros.
+
+    On several NUMA nodes, as `touch_rows`; with one, whoever writes first provides them.
+    Shapes, errors:  those of `touch_rows`.
+    """
+    _C.claim_rows(*_stack(data, num_matrices, rows, "claim_rows"))
+
+
+def _stack(
+    data: NDArray[np.uint8], num_matrices: int, rows: int, what: str
+) -> tuple[int, int, int, int]:
+    """Check the bytes of a stack. Returns address, matrices, rows and bytes of a row."""
     count = num_matrices * rows
     if data.dtype != np.uint8 or data.ndim != 1 or not data.flags.c_contiguous:
-        raise ShapeError(f"touch_rows: data is {data.dtype} {data.shape}, expected uint8 (n,)")
+        raise ShapeError(f"{what}: data is {data.dtype} {data.shape}, expected uint8 (n,)")
     if count < 1 or data.size == 0 or data.size % count:
-        raise ShapeError(f"touch_rows: {data.size} bytes are not {num_matrices} x {rows} rows")
-    _C.touch_rows(data.ctypes.data, num_matrices, rows, data.size // count)
+        raise ShapeError(f"{what}: {data.size} bytes are not {num_matrices} x {rows} rows")
+    return data.ctypes.data, num_matrices, rows, data.size // count
 
 
 def _empty(*shape: int) -> Tensor:

@@ -11,7 +11,7 @@ from hybridmoe.env import check_environment
 from hybridmoe.errors import GGUFError, KernelError
 from hybridmoe.gguf.reader import GGUFFile
 from hybridmoe.hardware.gpu import NoGpu, choose_gpus
-from hybridmoe.hardware.topology import set_num_threads
+from hybridmoe.hardware.topology import current, set_num_threads
 from hybridmoe.llm.fingerprints import bits_fingerprint
 from hybridmoe.llm.llm import LLM
 from hybridmoe.llm.model_config import naming, read_model_config
@@ -62,6 +62,8 @@ def load(
 
     with ExitStack() as resources:
         file = resources.enter_context(GGUFFile.open(demo_path() if path is None else path))
+        if len(current().nodes) > 1:
+            file.avoid_huge_pages()
         config = read_model_config(file, options)
         with naming(file):
             plan = plan_for(config, file.tensors.values(), options, gpus)

@@ -21,6 +21,7 @@ from hybridmoe.experts.routed_experts import RoutedExperts
 from hybridmoe.gguf.names import is_expert_tensor, parse_name, unused_names
 from hybridmoe.gguf.reader import GGUFFile, Tensor
 from hybridmoe.hardware.disk import BLOCK_BYTES, direct_buffer_bytes
+from hybridmoe.kernels.ops import claim_rows
 from hybridmoe.planning.disk_cache_plan import DiskCachePlan
 
 __all__ = ["Progress", "RamWeights", "load_hot", "read_weights"]
@@ -116,7 +117,9 @@ def _read_tensors(
     for tensor in tensors:
         skew = tensor.offset % BLOCK_BYTES
         first = start + skew
-        found[tensor.name] = arena.bytes[first : first + tensor.num_bytes]
+        data = found[tensor.name] = arena.bytes[first : first + tensor.num_bytes]
+        if tensor.num_bytes:
+            claim_rows(data, tensor.num_matrices, tensor.num_rows)
         for done in range(0, skew + tensor.num_bytes, _READ_BYTES):
             begin = max(skew, done)
             size = min(_READ_BYTES + done, skew + tensor.num_bytes) - begin

@@ -29,14 +29,12 @@ def read_ahead(
     done = 0
     progress(0, total)
     for tensor in tensors:
-        # Matrices lie row by row, experts one after the other; a vector is one row.
-        batch = tensor.shape[0] if len(tensor.shape) == 3 else 1
-        rows = tensor.shape[-2] if len(tensor.shape) > 1 else 1
+        batch = tensor.num_matrices
         matrix_bytes = tensor.num_bytes // max(1, batch)
         step = max(1, _READ_BYTES // max(1, matrix_bytes))
         for first in range(0, batch if tensor.num_bytes else 0, step):
             count = min(step, batch - first)
             chunk = tensor.data[first * matrix_bytes : (first + count) * matrix_bytes]
-            touch_rows(chunk, count, rows)
+            touch_rows(chunk, count, tensor.num_rows)
             done += chunk.size
             progress(done, total)

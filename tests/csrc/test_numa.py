@@ -4,6 +4,7 @@ import mmap
 import shutil
 import subprocess
 import sysconfig
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -21,18 +22,30 @@ CSRC = Path(__file__).parent.parent.parent / "csrc"
 T = GGMLQuantizationType
 
 
-@pytest.mark.parametrize(("name", "least_cases"), [("row_tasks", 1000), ("task_split", 480)])
-def test_each_row_is_in_one_task_of_its_node(name: str, least_cases: int, tmp_path: Path) -> None:
+def run_program(folder: Path, name: str, *others: str) -> str:
+    """Compile csrc/tests/NAME.cpp, and other sources of csrc/, and return what it prints."""
     compiler = sysconfig.get_config_var("CXX").split()[0]
     if not shutil.which(compiler):
         pytest.skip(f"needs {compiler}")
-    program = tmp_path / name
-    source = CSRC / "tests" / f"{name}.cpp"
-    command = [compiler, "-std=c++20", "-Wall", "-Wextra", f"-I{CSRC}", str(source)]
+    program = folder / name
+    sources = [str(CSRC / source) for source in (f"tests/{name}.cpp", *others)]
+    command = [compiler, "-std=c++20", "-Wall", "-Wextra", "-pthread", f"-I{CSRC}", *sources]
     subprocess.run([*command, "-o", str(program)], check=True, timeout=HANG_S)
-    result = subprocess.run([str(program)], capture_output=True, text=True, check=False)
+    result = subprocess.run(
+        [str(program)], capture_output=True, text=True, check=False, timeout=HANG_S
+    )
     assert result.returncode == 0, result.stdout
-    assert int(result.stdout.split()[0]) >= least_cases
+    return result.stdout
+
+
+@pytest.mark.parametrize(("name", "least_cases"), [("row_tasks", 1000), ("task_split", 480)])
+def test_each_row_is_in_one_task_of_its_node(name: str, least_cases: int, tmp_path: Path) -> None:
+    assert int(run_program(tmp_path, name).split()[0]) >= least_cases
+
+
+def test_slow_nodes_keep_their_chunks(tmp_path: Path) -> None:
+    sources = ("base/thread_pool.cpp", "base/job_trace.cpp")
+    assert run_program(tmp_path, "pool_nodes", *sources) == "ok\n"
 
 
 @pytest.mark.parametrize("name", isa.supported())
@@ -99,8 +112,20 @@ def mapped_kib(address: int) -> int:
     raise AssertionError(f"no mapping at {address:x}")
 
 
-def test_bytes_that_are_not_whole_rows_are_refused() -> None:
+def test_every_page_of_claimed_memory_is_written_with_several_nodes() -> None:
+    data = np.ones(3 * 250 * 200, np.uint8)
+    ops.claim_rows(data, 3, 250)
+    assert data.all()
+    with topology.simulated(2):
+        ops.claim_rows(data, 3, 250)
+    start = -data.ctypes.data % mmap.PAGESIZE
+    pages = data[start:][: data[start:].size // mmap.PAGESIZE * mmap.PAGESIZE]
+    assert not pages.reshape(-1, mmap.PAGESIZE).all(1).any()
+
+
+@pytest.mark.parametrize("operation", [ops.touch_rows, ops.claim_rows])
+def test_bytes_that_are_not_whole_rows_are_refused(operation: Callable[..., None]) -> None:
     data = np.zeros(100, np.uint8)
     for array, matrices, rows in ((data, 3, 7), (data[::2], 1, 1), (data, 0, 5), (data[:0], 1, 1)):
-        with pytest.raises(ShapeError, match="touch_rows"):
-            ops.touch_rows(array, matrices, rows)
+        with pytest.raises(ShapeError, match=operation.__name__):
+            operation(array, matrices, rows)

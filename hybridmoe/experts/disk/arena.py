@@ -1,14 +1,16 @@
 """Memory for weights that are read from a file.
 
-The system provides the pages on first write, as huge pages where it supports them.
+The system provides the pages on first write, as huge pages where it supports them and the machine
+has one NUMA node.
 """
 
 import mmap
-from contextlib import suppress
 
 import numpy as np
 
 from hybridmoe.errors import ConfigError
+from hybridmoe.gguf.huge_pages import advise_huge_pages
+from hybridmoe.hardware import topology
 from hybridmoe.hardware.disk import BLOCK_BYTES
 
 __all__ = ["Arena"]
@@ -28,9 +30,8 @@ class Arena:
             memory = mmap.mmap(-1, size + spare, flags=flags)
         except (OSError, ValueError, OverflowError):
             raise ConfigError(f"no memory for {num_bytes} bytes of weights") from None
-        if hasattr(mmap, "MADV_HUGEPAGE"):
-            with suppress(OSError):  # a kernel without huge pages
-                memory.madvise(mmap.MADV_HUGEPAGE)
+        # A huge page lies on one NUMA node, whose threads read a part of each matrix alone.
+        advise_huge_pages(memory, wanted=len(topology.current().nodes) == 1)
         self.num_bytes = num_bytes
         address = np.frombuffer(memory, np.uint8).ctypes.data
         start = -address % _HUGE_BYTES if spare else 0
