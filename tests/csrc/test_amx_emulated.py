@@ -32,7 +32,8 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
         pytest.skip(f"needs {compiler}")
     library = tmp_path_factory.mktemp("emulated") / "emulated.so"
     names = ["tests/emulated_amx", "ops/attention", "ops/kv_pages", "ops/linear"]
-    names += ["ops/expert_ffn", "ops/expert_tiles", "base/runtime", "base/thread_pool"]
+    names += ["ops/expert_ffn", "ops/expert_tiles"]
+    names += ["base/job_trace", "base/runtime", "base/thread_pool"]
     flags = [*SETUP.CFLAGS, *SETUP.ISA_FLAGS["amx"], "-O1", "-w", "-shared", "-fPIC", "-pthread"]
     sources = [str(SETUP.CSRC / f"{name}.cpp") for name in names]
     subprocess.run(
