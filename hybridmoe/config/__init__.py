@@ -15,7 +15,7 @@ from hybridmoe.config.engine import (
     check_gpu_kv_type,
     kv_row_bytes,
 )
-from hybridmoe.config.expansion import expansion_group
+from hybridmoe.config.expansion import Chunk, Expansion
 from hybridmoe.config.indexer import IndexerConfig
 from hybridmoe.config.model import SUPPORTED_ARCHITECTURES, AttentionTemperature, ModelConfig
 from hybridmoe.config.routing import GATE_SIGMOID, GATE_SOFTMAX, RoutingSpec
@@ -31,13 +31,14 @@ __all__ = [
     "PREFILL_TOKENS",
     "SUPPORTED_ARCHITECTURES",
     "AttentionTemperature",
+    "Chunk",
     "EngineConfig",
     "EngineOptions",
+    "Expansion",
     "IndexerConfig",
     "ModelConfig",
     "RoutingSpec",
     "YarnConfig",
     "check_gpu_kv_type",
-    "expansion_group",
     "kv_row_bytes",
 ]

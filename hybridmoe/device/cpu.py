@@ -11,7 +11,7 @@ from torch import Tensor
 from hybridmoe.device.interface import Matrix, Pages, Tables
 from hybridmoe.device.pending import Pending
 from hybridmoe.kernels import indexer, ops, paged_mla
-from hybridmoe.kernels.expanded_attention import expanded_attention, group_of
+from hybridmoe.kernels.expanded_attention import expanded_attention
 from hybridmoe.kernels.matrix import QuantMatrix
 from hybridmoe.kernels.paged_mla import BlockTables, KvPages, Span
 
@@ -90,19 +90,17 @@ class CpuDevice:
         scale: float,
         selected: Tensor | None = None,
     ) -> Tensor:
-        """Attend, long runs of a prompt with expanded keys and values, others in latent space."""
+        """Attend with expanded keys and values where spans say so, else in latent space."""
         assert isinstance(pages, KvPages) and isinstance(tables, BlockTables)
         k_b, v_b = _quantized(k_b), _quantized(v_b)
         heads = q_nope.new_empty(q_nope.shape[0], v_b.batch, v_b.rows)  # (T, N, V)
-        if selected is not None:
-            _attend_latent(q_nope, q_rope, k_b, v_b, pages, tables, scale, heads, selected)
-            return heads
-        for part in tables.parts(group_of(k_b, v_b, pages)):
-            tokens = slice(part.first, part.first + part.tables.num_tokens)
-            attend = expanded_attention if part.is_whole else _attend_latent
-            attend(
-                q_nope[tokens], q_rope[tokens], k_b, v_b, pages, part.tables, scale, heads[tokens]
-            )
+        for first, part, is_expanded in tables.parts():
+            rows = slice(first, first + part.num_tokens)
+            args = q_nope[rows], q_rope[rows], k_b, v_b, pages, part, scale, heads[rows]
+            if is_expanded:  # these see all positions, also with a selection
+                expanded_attention(*args)
+            else:
+                _attend_latent(*args, None if selected is None else selected[rows])
         return heads
 
 

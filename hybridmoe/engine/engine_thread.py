@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from hybridmoe.config import EngineConfig
+from hybridmoe.config import EngineConfig, Expansion
 from hybridmoe.engine.draft_control import DraftControl
 from hybridmoe.engine.drafter import Speculator
 from hybridmoe.engine.kv_cache import KvCache
@@ -22,6 +22,7 @@ from hybridmoe.engine.stats import EngineStats
 from hybridmoe.engine.step_runner import StepRunner
 from hybridmoe.errors import DeviceError, HybridMoeError, NonFiniteError, QueueFullError
 from hybridmoe.experts.routing_trace import TraceWriter
+from hybridmoe.hardware import isa
 from hybridmoe.kernels.paged_mla import PAGE_TOKENS, Span
 from hybridmoe.model.decoder import Decoder
 from hybridmoe.planning.kv_plan import plan_kv
@@ -53,7 +54,8 @@ class EngineThread:
         if config.kv_disk is not None:
             disk = KvDisk(config.kv_disk, cache, fingerprint, self.wake)
         self._disk = disk
-        self._scheduler = Scheduler(cache, config, disk)
+        self._expansion = _expansion(model, config)
+        self._scheduler = Scheduler(cache, config, disk, self._expansion)
         self._speculator = _speculator(model, config, cache)
         self._runner = StepRunner(
             model, eos_ids, cache, self._scheduler, writer, self.wake, disk, self._speculator
@@ -155,9 +157,11 @@ class EngineThread:
         cache = KvCache(self._model.config, plan, self._model.devices)
         pages = range(plan.num_pages)
         out = np.empty((len(ids), self._model.config.vocab_size), np.float32)
-        for start in range(0, len(ids), self._config.chunk_tokens):
-            chunk = ids[start : start + self._config.chunk_tokens]
-            span = Span(len(chunk), start, pages)
+        for start, num_tokens, num_expanded in self._expansion.chunks(
+            len(ids), self._config.chunk_tokens
+        ):
+            chunk = ids[start : start + num_tokens]
+            span = Span(num_tokens, start, pages, num_expanded)
             logits = self._model.logits(self._model.forward(chunk, [span], cache.layers))
             if not self._model.is_finite(logits):
                 raise NonFiniteError(self._model.find_damage(chunk, span, cache.layers))
@@ -244,6 +248,13 @@ class EngineThread:
             except BaseException as error:
                 future.set_exception(error)
         return not is_stopping
+
+
+def _expansion(model: Decoder, config: EngineConfig) -> Expansion:
+    """Rule by which prompts are expanded where the CPU computes attention."""
+    if all(device.type != "cpu" for device in model.devices):
+        return Expansion()
+    return Expansion.of(model.config, isa.active(), config.kv_type)
 
 
 def _speculator(model: Decoder, config: EngineConfig, cache: KvCache) -> Speculator | None:

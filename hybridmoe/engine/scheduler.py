@@ -2,14 +2,16 @@
 
 Requests are admitted in order of arrival, once their prompt fits the KV cache. Every step decodes
 one token of each running response. The prefill budget is shared evenly among the prompts, so that
-a short one does not wait for a long one. If decoding runs out of pages, the youngest request is
-preempted and recomputed later, so that the oldest always finishes.
+a short one does not wait for a long one. If it is large enough for keys and values to be expanded,
+so are the shares of prompts that need it, for their bits to depend on neither budget nor others. If
+decoding runs out of pages, the youngest request is preempted and recomputed later, so that the
+oldest always finishes.
 """
 
 from collections import deque
 from dataclasses import dataclass, field
 
-from hybridmoe.config import EngineConfig
+from hybridmoe.config import EngineConfig, Expansion
 from hybridmoe.engine.kv_cache import KvCache
 from hybridmoe.engine.kv_disk import KvDisk
 from hybridmoe.engine.prefill_budget import PrefillBudget
@@ -20,6 +22,8 @@ from hybridmoe.kernels.paged_mla import PAGE_TOKENS
 
 __all__ = ["ScheduledChunk", "Scheduler"]
 
+_NEVER = Expansion()
+
 
 @dataclass(slots=True)
 class ScheduledChunk:
@@ -27,6 +31,7 @@ class ScheduledChunk:
 
     sequence: Sequence
     num_tokens: int  # without draft tokens
+    num_expanded: int = 0  # of these, the first, with expanded keys and values
     draft_ids: list[int] = field(default_factory=list)  # added when the step is run
     num_accepted: int = 0  # of these
 
@@ -49,8 +54,15 @@ class ScheduledChunk:
 class Scheduler:
     """The queue of waiting requests and the running batch. Belongs to the engine's thread."""
 
-    def __init__(self, cache: KvCache, config: EngineConfig, disk: KvDisk | None = None) -> None:
+    def __init__(
+        self,
+        cache: KvCache,
+        config: EngineConfig,
+        disk: KvDisk | None = None,
+        expansion: Expansion = _NEVER,
+    ) -> None:
         self._cache = cache
+        self._expansion = expansion
         self._disk = disk
         self._config = config
         self.prefill_budget = PrefillBudget(config.chunk_tokens, config.decode_slowdown)
@@ -88,18 +100,36 @@ class Scheduler:
         self._receive_loaded()
         self._admit()
         decodes = self._schedule_decodes()
+        prefills = self._schedule_prefills(self.prefill_budget.num_tokens(len(decodes)))
+        return [*(ScheduledChunk(s, 1) for s in decodes), *prefills]
+
+    def _schedule_prefills(self, budget: int) -> list[ScheduledChunk]:
+        """Share the budget among the prompts, the shortest first."""
         prefills = [s for s in self.running if s.num_pending > 1 and not s.is_loading]
-        chunks = [ScheduledChunk(s, 1) for s in decodes]
-        budget = self.prefill_budget.num_tokens(len(decodes))
+        is_ample = budget >= self._expansion.least_tokens
+        least = max(1, self._expansion.least_tokens) if is_ample else 1
         by_length = sorted(prefills, key=lambda s: s.num_pending)
-        if budget < len(prefills):  # the oldest first, lest shorter ones starve it
+        if budget < least * len(prefills):  # the oldest first, lest others starve it
             by_length.sort(key=lambda s: s is not prefills[0])
+        chunks = []
         for i, sequence in enumerate(by_length):
-            num_tokens = min(-(-budget // (len(prefills) - i)), sequence.num_pending)
+            start, end = sequence.num_computed, self._expanded_end(sequence)
+            most = min(budget, sequence.num_pending)
+            num_tokens = min(-(-budget // (len(prefills) - i)), most)
+            if is_ample:
+                num_tokens = self._expansion.cut(start, end, num_tokens, most)
             if num_tokens > 0:
-                chunks.append(ScheduledChunk(sequence, num_tokens))
+                chunk = self._expansion.chunk(start, num_tokens, end)
+                chunks.append(ScheduledChunk(sequence, num_tokens, chunk.num_expanded))
                 budget -= num_tokens
         return chunks
+
+    def _expanded_end(self, sequence: Sequence) -> int:
+        """Position behind a prompt's last token to be expanded, by what was cached at its start."""
+        if sequence.expanded_end is None:
+            known = sequence.num_computed
+            sequence.expanded_end = self._expansion.end(sequence.num_prompt, known)
+        return sequence.expanded_end
 
     def _receive_loaded(self) -> None:
         """Take what has been read from disk."""

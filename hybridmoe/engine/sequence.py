@@ -59,6 +59,7 @@ class Sequence:
         self.block_table = BlockTable()
         self.on_disk: SequenceOnDisk | None = None
         self.num_computed = 0  # tokens whose latents are in the KV cache
+        self.expanded_end: int | None = None  # of `Expansion`, once the prompt's begin is known
         self.scores: list[PromptLogprobs] = []  # sent so far
         self.stop_ids = frozenset(request.params.stop_token_ids)
         self.next_mask: MaskSource | None = None
@@ -103,6 +104,7 @@ class Sequence:
         """Run on this block table: at first, or again after a preemption."""
         self.block_table = block_table
         self.num_computed = block_table.cached_tokens
+        self.expanded_end = None
         self.last_state = None
         self._num_starts += 1
         if self._num_starts == 1:

@@ -329,7 +329,7 @@ def _inputs(chunk: ScheduledChunk) -> tuple[list[int], Span]:
     """Token ids of a chunk, and their positions in the KV cache."""
     sequence, start = chunk.sequence, chunk.sequence.num_computed
     ids = [*sequence.ids[start : start + chunk.num_tokens], *chunk.draft_ids]
-    return ids, Span(len(ids), start, sequence.block_table.pages)
+    return ids, Span(len(ids), start, sequence.block_table.pages, chunk.num_expanded)
 
 
 def _states_before(chunks: Items[ScheduledChunk]) -> torch.Tensor | None:

@@ -1,27 +1,18 @@
 """MLA of long prompts over the keys and values of each head, expanded from the KV cache.
 
 A query then multiplies fewer numbers a position than in latent space, but expanding must serve
-enough of them. So positions are grouped by multiples of `config.expansion_group`, and the tokens of
-a group that a step has whole take this path: a prompt in chunks of whole groups has the same bits
-however it is divided.
+enough of them: `config.Expansion` decides. As in paged_mla.py, a token's bits depend neither on
+other sequences nor on how its own are divided into calls.
 """
 
 from torch import Tensor
 
 from hybridmoe import _C
-from hybridmoe.config import expansion_group
-from hybridmoe.hardware import isa
 from hybridmoe.kernels.matrix import QuantMatrix
 from hybridmoe.kernels.ops import check_rows
 from hybridmoe.kernels.paged_mla import BlockTables, KvPages
 
-__all__ = ["expanded_attention", "group_of"]
-
-
-def group_of(k_b: QuantMatrix, v_b: QuantMatrix, pages: KvPages) -> int:
-    """Tell the `expansion_group` of a layer, for the active instruction set."""
-    sizes = {"nope": k_b.cols, "rope": pages.dim - k_b.rows, "value": v_b.rows}
-    return expansion_group(isa.active(), pages.type, latent=k_b.rows, **sizes)
+__all__ = ["expanded_attention"]
 
 
 def expanded_attention(

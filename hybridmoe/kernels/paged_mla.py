@@ -68,14 +68,15 @@ class Span(NamedTuple):
     num_tokens: int
     start: int
     pages: Sequence[int]  # position p lies in pages[p // PAGE_TOKENS]
+    num_expanded: int = 0  # first tokens that attend to expanded keys and values, on a CPU
 
 
 class Part(NamedTuple):
-    """Consecutive tokens of a step, all or none of them in whole groups of positions."""
+    """Consecutive tokens of a step, all or none of them with expanded keys and values."""
 
     first: int
     tables: "BlockTables"
-    is_whole: bool
+    is_expanded: bool
 
 
 class BlockTables:
@@ -83,7 +84,7 @@ class BlockTables:
 
     def __init__(self, spans: Sequence[Span]) -> None:
         rows, entries = [], list[int]()
-        self._cut = dict[int, list[Part]]()
+        self._parts: list[Part] | None = None
         self._pieces = list(spans)
         for span in spans:
             rows.append((span.num_tokens, span.start, len(entries)))
@@ -93,26 +94,23 @@ class BlockTables:
         self.num_tokens = sum(span.num_tokens for span in spans)
         self.most_positions = max((span.start + span.num_tokens for span in spans), default=0)
 
-    def parts(self, group: int) -> list[Part]:
-        """Part the tokens into those of whole groups of `group` positions and others.
-
-        Position p is in group p // group. group: 0 = no groups.
-        """
-        if group not in self._cut:
+    def parts(self) -> list[Part]:
+        """Part the tokens into those with expanded keys and values, and others."""
+        if self._parts is None:
             runs = list[tuple[bool, list[Span]]]()
             for span in self._pieces:
-                for piece, is_whole in _cut(span, group):
-                    if runs and runs[-1][0] == is_whole:
+                for piece, is_expanded in _cut(span):
+                    if runs and runs[-1][0] == is_expanded:
                         runs[-1][1].append(piece)
                     else:
-                        runs.append((is_whole, [piece]))
+                        runs.append((is_expanded, [piece]))
             tables = [self] if len(runs) <= 1 else [BlockTables(spans) for _, spans in runs]
             firsts = accumulate((t.num_tokens for t in tables), initial=0)
-            self._cut[group] = [
-                Part(first, t, is_whole)
-                for first, t, (is_whole, _) in zip(firsts, tables, runs, strict=False)
+            self._parts = [
+                Part(first, t, is_expanded)
+                for first, t, (is_expanded, _) in zip(firsts, tables, runs, strict=False)
             ]
-        return self._cut[group]
+        return self._parts
 
     @property
     def arguments(self) -> tuple[int, int, int, int]:
@@ -125,15 +123,13 @@ class BlockTables:
         )
 
 
-def _cut(span: Span, group: int) -> Iterator[tuple[Span, bool]]:
-    """Cut a span before and after its whole groups."""
-    end = span.start + span.num_tokens
-    first, last = (-(-span.start // group) * group, end // group * group) if group else (end, end)
-    if first >= last:
-        first = last = end
-    for start, stop in ((span.start, first), (first, last), (last, end)):
-        if start < stop:
-            yield Span(stop - start, start, span.pages), start == first
+def _cut(span: Span) -> Iterator[tuple[Span, bool]]:
+    """Cut a span behind its expanded tokens."""
+    num_expanded, rest = span.num_expanded, span.num_tokens - span.num_expanded
+    if num_expanded:
+        yield span._replace(num_tokens=num_expanded), True
+    if rest:
+        yield Span(rest, span.start + num_expanded, span.pages), False
 
 
 def store_kv(rows: Tensor, pages: KvPages, tables: BlockTables) -> None:

@@ -14,7 +14,7 @@ of routing is `Hits`.
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from hybridmoe.config import IndexerConfig, expansion_group, kv_row_bytes
+from hybridmoe.config import Expansion, IndexerConfig, kv_row_bytes
 from hybridmoe.errors import ConfigError
 from hybridmoe.planning.layer_cost import Hits, cost, layer_times
 from hybridmoe.planning.model_sizes import Part
@@ -145,31 +145,21 @@ def attention_cost(
         scoring = num_full * seen * 2 * c.indexer.num_heads * c.indexer.key_dim
         unread = max(0, end - num_tokens * c.indexer.top_k)  # positions, of latents
         read -= unread * len(layers) * kv_row_bytes(plan.kv.kv_type, c.latent_dim)
-    first, last = (end, end) if is_sparse else _expanded(plan, rates, gpu, num_tokens, start)
-    long = _attended(None, last - first, first)
+    if gpu:
+        num_expanded = 0 if is_sparse or num_tokens < _EXPANDED_TOKENS else num_tokens
+    else:
+        rule = Expansion.of(c, rates.isa, plan.kv.kv_type)
+        num_expanded = rule.chunk(start, num_tokens, rule.most_positions).num_expanded
+    long = _attended(None, num_expanded, start)
     products = long * (c.qk_dim + c.v_dim)
     products += (pairs - long) * (_LATENT_SCORES * c.kv_lora_rank + c.rope_dim)
-    if last > first:
-        products += last * (c.nope_dim + c.v_dim) * c.kv_lora_rank
+    if num_expanded:
+        products += (start + num_expanded) * (c.nope_dim + c.v_dim) * c.kv_lora_rank
     ops = 2 * c.num_heads * products
     return max(
         (len(layers) * ops + scoring) / (gpu.ops if gpu else rates.attention_ops),
         read / (gpu.read if gpu else rates.dram),
     ), read
-
-
-def _expanded(
-    plan: Plan, rates: Rates, gpu: GpuRates | None, num_tokens: int, start: int
-) -> tuple[int, int]:
-    """First and last position + 1 of the tokens with keys and values expanded by head."""
-    end = start + num_tokens
-    if gpu:
-        return (start if num_tokens >= _EXPANDED_TOKENS else end), end
-    c = plan.problem.sizes.config
-    sizes = {"latent": c.kv_lora_rank, "nope": c.nope_dim, "rope": c.rope_dim, "value": c.v_dim}
-    group = expansion_group(rates.isa, plan.kv.kv_type, **sizes)
-    first, last = (-(-start // group) * group, end // group * group) if group else (end, end)
-    return (first, last) if first < last else (end, end)
 
 
 def _attended(indexer: IndexerConfig | None, num_tokens: int, start: int) -> float:

@@ -18,7 +18,7 @@ from hash_run import patient
 from hypothesis import settings
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from hybridmoe.config import EngineConfig
+from hybridmoe.config import EngineConfig, Expansion
 from hybridmoe.engine.drafter import Speculator
 from hybridmoe.engine.kv_cache import KvCache
 from hybridmoe.engine.kv_disk import KvDisk
@@ -82,6 +82,7 @@ class EngineMachine(RuleBasedStateMachine):
         max_running=st.integers(1, 5),
         chunk_tokens=st.sampled_from([1, 5, 40, 500]),
         speculate=st.integers(0, 3),
+        least_expanded=st.sampled_from([0, 8, 100]),
         seed=st.integers(0, 99),
         data=st.data(),
     )
@@ -91,6 +92,7 @@ class EngineMachine(RuleBasedStateMachine):
         max_running: int,
         chunk_tokens: int,
         speculate: int,
+        least_expanded: int,
         seed: int,
         data: Any,
     ) -> None:
@@ -102,6 +104,7 @@ class EngineMachine(RuleBasedStateMachine):
             chunk_tokens=chunk_tokens,
         )
         self.cache = KvCache(MODEL, plan_kv(MODEL, self.config, 0))
+        self.expansion = Expansion(least_expanded)
         self.make_scheduler()
         self.scheduler.prefill_budget = RandomBudget(chunk_tokens, seed)  # type: ignore[assignment]
         model: Any = HashModel(self.cache)
@@ -114,7 +117,7 @@ class EngineMachine(RuleBasedStateMachine):
         self.since_progress = 0
 
     def make_scheduler(self) -> None:
-        self.scheduler = Scheduler(self.cache, self.config)
+        self.scheduler = Scheduler(self.cache, self.config, expansion=self.expansion)
 
     @rule(
         ids=st.lists(st.integers(0, VOCAB - 1), min_size=1, max_size=4),
@@ -186,6 +189,10 @@ class EngineMachine(RuleBasedStateMachine):
         for chunk in chunks:
             assert chunk.num_tokens <= chunk.sequence.num_pending
             assert not chunk.draft_ids
+            if chunk.num_expanded:
+                last = chunk.sequence.num_computed + chunk.num_expanded
+                assert self.expansion.least_chunk <= chunk.num_expanded <= chunk.num_tokens
+                assert last < chunk.sequence.num_prompt
             end = chunk.sequence.num_computed + chunk.num_tokens
             assert pages_for(end) <= len(chunk.sequence.block_table.pages)
         if waiting and len(running) < self.config.max_running:
@@ -231,7 +238,7 @@ class DiskMachine(EngineMachine):
         root = Path(self.folder.name)
         limit = FolderLimit(root, 6 << 20)
         self.disk = patient(KvDisk(limit, self.cache, "hash", lambda: None))
-        self.scheduler = Scheduler(self.cache, self.config, self.disk)
+        self.scheduler = Scheduler(self.cache, self.config, self.disk, self.expansion)
 
     @rule(seed=st.integers(0, 99), must_remove=st.booleans())
     def damage(self, seed: int, must_remove: bool) -> None:

@@ -1,4 +1,4 @@
-"""MLA over expanded keys and values, against float64; which tokens of a step take it."""
+"""MLA over expanded keys and values, against float64; the tokens of a step that take it."""
 
 import itertools
 
@@ -7,22 +7,16 @@ import pytest
 import torch
 from attention_cases import BLOCK, SCALE, paged, stored
 
-from hybridmoe.config import expansion_group
 from hybridmoe.device.cpu import CpuDevice
 from hybridmoe.errors import ShapeError
 from hybridmoe.hardware import isa
 from hybridmoe.kernels import ops
-from hybridmoe.kernels.expanded_attention import expanded_attention, group_of
+from hybridmoe.kernels.expanded_attention import expanded_attention
 from hybridmoe.kernels.matrix import QuantMatrix
 from hybridmoe.kernels.paged_mla import BlockTables, Span
 
-R, NOPE, ROPE, V = 48, 32, 16, 16  # groups of 256 tokens
+R, NOPE, ROPE, V = 48, 32, 16, 16
 SHAPES = [(2, 300, 300), (3, 256, 3 * BLOCK + 5), (1, 5, 5), (2, 129, BLOCK + 130)]
-
-
-@pytest.fixture(autouse=True)
-def expanding(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HYBRIDMOE_EXPAND", "1")
 
 
 class Case:
@@ -96,26 +90,24 @@ def test_threads_and_instruction_sets_do_not_change_the_bits(restore_threads: No
     assert all(torch.equal(result, results[0]) for result in results)
 
 
-def test_chunks_of_whole_groups_have_the_bits_of_the_prompt() -> None:
-    """A rest that fills no group has those of single tokens."""
+def test_a_token_has_the_same_bits_in_any_chunk() -> None:
     case, device = Case(2, 3 * BLOCK + 40, 3 * BLOCK + 40), CpuDevice()
     pages, tables = paged([case.kv], "f32")
-    assert group_of(case.k_b, case.v_b, pages) == BLOCK
 
-    def attend(start: int, end: int) -> torch.Tensor:
-        table = BlockTables([Span(end - start, start, tables[0])])
+    def attend(start: int, end: int, expanded_end: int) -> torch.Tensor:
+        num_expanded = max(0, min(end, expanded_end) - start)
+        table = BlockTables([Span(end - start, start, tables[0], num_expanded)])
         queries = case.q_nope[start:end], case.q_rope[start:end]
         return device.attend(*queries, case.k_b, case.v_b, pages, table, SCALE)
 
-    whole = attend(0, case.tokens)
-    assert torch.equal(whole[: 3 * BLOCK], case.run()[: 3 * BLOCK])
-    cuts = [0, BLOCK, 3 * BLOCK, 3 * BLOCK + 1, case.tokens]
-    chunks = [attend(start, end) for start, end in itertools.pairwise(cuts)]
-    assert torch.equal(torch.cat(chunks), whole)
-    split = torch.cat([attend(0, BLOCK - 1), attend(BLOCK - 1, case.tokens)])
-    assert torch.equal(split[BLOCK:], whole[BLOCK:])
-    assert not torch.equal(split[:BLOCK], whole[:BLOCK])
-    torch.testing.assert_close(split, whole, rtol=1e-4, atol=1e-5)
+    for expanded_end in (0, 300, case.tokens):
+        whole = attend(0, case.tokens, expanded_end)
+        assert torch.equal(whole[:expanded_end], case.run()[:expanded_end])
+        cuts = [0, 1, BLOCK - 1, 299, 300, 301, 2 * BLOCK + 130, 3 * BLOCK + 1, case.tokens]
+        chunks = [attend(*cut, expanded_end) for cut in itertools.pairwise(cuts)]
+        assert torch.equal(torch.cat(chunks), whole)
+    assert not torch.equal(attend(0, 300, 0), whole[:300])
+    torch.testing.assert_close(attend(0, 300, 0), whole[:300], rtol=1e-4, atol=1e-5)
 
 
 def test_sequences_keep_their_bits_beside_others() -> None:
@@ -123,7 +115,7 @@ def test_sequences_keep_their_bits_beside_others() -> None:
     pages, tables = paged([long.kv, short.kv])
     short.k_b, short.v_b = long.k_b, long.v_b
     cases = [long, short, long]
-    spans = [Span(c.tokens, len(c.kv) - c.tokens, tables[c is short]) for c in cases]
+    spans = [Span(c.tokens, len(c.kv) - c.tokens, tables[c is short], c.tokens // 2) for c in cases]
 
     def attend(some: list[int]) -> torch.Tensor:
         nope = torch.cat([cases[i].q_nope for i in some])
@@ -136,47 +128,17 @@ def test_sequences_keep_their_bits_beside_others() -> None:
 
 
 def test_parts_are_the_tokens_in_order() -> None:
-    spans = [Span(1, 600, range(10)), Span(700, 200, range(16)), Span(256, 256, range(8))]
-    parts = BlockTables(spans).parts(256)
-    assert [(p.first, p.tables.num_tokens, p.is_whole) for p in parts] == [
-        (0, 57, False),
-        (57, 512, True),
-        (569, 132, False),
+    spans = [Span(1, 600, range(10)), Span(700, 200, range(16), 57), Span(256, 0, range(8), 256)]
+    parts = BlockTables(spans).parts()
+    assert [(p.first, p.tables.num_tokens, p.is_expanded) for p in parts] == [
+        (0, 1, False),
+        (1, 57, True),
+        (58, 643, False),
         (701, 256, True),
     ]
-    (all_tokens,) = BlockTables(spans).parts(0)
-    assert (all_tokens.first, all_tokens.tables.num_tokens, all_tokens.is_whole) == (0, 957, False)
-
-
-@pytest.mark.parametrize(
-    ("sizes", "tokens"),
-    [
-        ((512, 128, 64, 128), 256),  # Kimi K2
-        ((512, 64, 64, 64), 256),  # the embedded model
-        ((512, 192, 64, 256), 512),  # GLM-4.7-Flash
-        ((512, 128, 64, 136), 0),  # no whole vectors
-        ((64, 64, 64, 64), 0),  # nothing to save
-    ],
-)
-def test_a_group_is_as_long_as_it_must_be_to_pay(sizes: tuple[int, ...], tokens: int) -> None:
-    named = dict(zip(("latent", "nope", "rope", "value"), sizes, strict=True))
-    assert expansion_group("avx2", "f16", **named) == tokens
-    assert expansion_group("amx", "f16", **named) == 0
-    assert expansion_group("amx", "int8", **named) == tokens
-
-
-def test_a_prompt_is_not_expanded_unless_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    case = Case(2, BLOCK, BLOCK)
-    pages, tables = paged([case.kv], "f32")
-
-    def attend(start: int, end: int) -> torch.Tensor:
-        table = BlockTables([Span(end - start, start, tables[0])])
-        queries = case.q_nope[start:end], case.q_rope[start:end]
-        return CpuDevice().attend(*queries, case.k_b, case.v_b, pages, table, SCALE)
-
-    assert not torch.equal(attend(0, BLOCK)[-1:], attend(BLOCK - 1, BLOCK))
-    monkeypatch.delenv("HYBRIDMOE_EXPAND")
-    assert torch.equal(attend(0, BLOCK)[-1:], attend(BLOCK - 1, BLOCK))
+    for count in (0, 700):
+        tables = BlockTables([Span(700, 200, range(16), count)])
+        assert tables.parts() == [(0, tables, count > 0)]
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])

@@ -164,21 +164,22 @@ def test_a_card_expands_the_keys_of_a_prompt_by_hand(toy: ModelSizes) -> None:
     assert step.seconds["attention"] == pytest.approx(PROMPT_OVERHEAD * layers * latent / 1e6)
 
 
-def test_a_cpu_expands_the_keys_of_whole_groups_by_hand(
+def test_a_cpu_expands_the_keys_of_a_prompt_by_hand(
     k2: ModelSizes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A step of 300 tokens after 212: 256 of them, from position 256 on, and 44 in latent space."""
+    """A step of 300 tokens after 212."""
     plan = plan_of(k2, 700, 24)
     c, layers = k2.config, len(k2.layers)
-    monkeypatch.setenv("HYBRIDMOE_EXPAND", "1")
     rates = Rates("avx2", dram=1e30, ops=1e6, attention_ops=1e6)
     seconds, _ = attention_cost(plan, rates, None, 300, 212)
-    products = (512 * 513 - 256 * 257) / 2 * (c.qk_dim + c.v_dim)
-    products += 512 * (c.nope_dim + c.v_dim) * c.kv_lora_rank
-    products += (256 * 257 - 212 * 213) / 2 * (2 * c.kv_lora_rank + c.rope_dim)
+    pairs = (512 * 513 - 212 * 213) / 2
+    products = pairs * (c.qk_dim + c.v_dim) + 512 * (c.nope_dim + c.v_dim) * c.kv_lora_rank
     assert seconds == pytest.approx(layers * 2 * c.num_heads * products / 1e6)
+    latent = layers * 2 * c.num_heads * pairs * (2 * c.kv_lora_rank + c.rope_dim) / 1e6
     tiles = Rates("amx", dram=1e30, ops=1e6, attention_ops=1e6)
-    assert attention_cost(plan, tiles, None, 300, 212)[0] > seconds
+    assert attention_cost(plan, tiles, None, 300, 212)[0] == pytest.approx(latent)
+    monkeypatch.setenv("HYBRIDMOE_EXPAND", "0")
+    assert attention_cost(plan, rates, None, 300, 212)[0] == pytest.approx(latent)
 
 
 def test_a_prompt_shares_its_experts_out(k2: ModelSizes) -> None:
