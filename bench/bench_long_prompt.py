@@ -1,7 +1,7 @@
 """CPU time of a token of a prompt, by the prompt's length, beside llama.cpp on the same file.
 
     python bench/bench_long_prompt.py                    # the embedded model, the best kernels
-    HYBRIDMOE_EXPAND=1 python bench/bench_long_prompt.py --isa avx2
+    HYBRIDMOE_EXPAND=0 python bench/bench_long_prompt.py --isa avx2
     python bench/bench_long_prompt.py model.gguf --kv-type int8 --no-llama-cpp
 
 One thread and its CPU time. Engines and lengths take turns, so that other
@@ -23,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from bench._harness import Row, print_report
 from bench._llama_cpp import LlamaCpp
-from hybridmoe.config import KV_TYPES, EngineConfig, ModelConfig
+from hybridmoe.config import KV_TYPES, EngineConfig, Expansion, ModelConfig
 from hybridmoe.demo import demo_path
 from hybridmoe.engine.kv_cache import KvCache
 from hybridmoe.gguf.reader import GGUFFile
@@ -72,11 +72,12 @@ def _prefill(file: GGUFFile, config: ModelConfig, kv_type: str, step_tokens: int
     engine = EngineConfig(context_tokens=max(LENGTHS), kv_type=kv_type, kv_tokens=max(LENGTHS))
     cache = KvCache(config, plan_kv(config, engine, 0))
     model, pages = Decoder(Weights(file), config), range(cache.plan.num_pages)
+    expansion = Expansion.of(config, isa.active(), kv_type)
 
     def prefill(ids: list[int]) -> None:
-        for start in range(0, len(ids), step_tokens):
-            chunk = ids[start : start + step_tokens]
-            model.forward(chunk, [Span(len(chunk), start, pages)], cache.layers)
+        for start, num_tokens, num_expanded in expansion.chunks(len(ids), step_tokens):
+            span = Span(num_tokens, start, pages, num_expanded)
+            model.forward(ids[start : start + num_tokens], [span], cache.layers)
 
     return prefill
 

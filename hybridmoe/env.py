@@ -8,7 +8,7 @@
 | `HYBRIDMOE_NUMA_NODES` | int  | the machine's  | number of NUMA nodes to split the cores into    |
 | `HYBRIDMOE_IO`         | name | `auto`         | reader of experts: `threads` or `uring`         |
 | `HYBRIDMOE_HOST_CALLS` | 0, 1 | 0              | 1: host functions instead of counters in graphs |
-| `HYBRIDMOE_EXPAND`     | 0, 1 | 1              | 0: a prompt's bits never depend on its steps    |
+| `HYBRIDMOE_EXPAND`     | 0, 1 | 1              | 0: long prompts keep their bits, but are slower |
 | `HYBRIDMOE_MODELS`     | path | user's data    | folder of models that are called by name        |
 
 An unusable value raises `ConfigError`; no value is silently replaced by its default.

@@ -44,7 +44,10 @@ class RequestHandle:
 
 
 class Engine:
-    """Runs requests in one batch; results do not depend on it. Ends by `close` or when dropped."""
+    """Runs requests in one batch, on which results do not depend but by `Expansion`.
+
+    Ends by `close` or when dropped.
+    """
 
     def __init__(
         self,

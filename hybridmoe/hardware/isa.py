@@ -5,7 +5,7 @@ be tested on one machine. Results are the same bits for avx2, avx_vnni and avx51
 in a batch; scalar has no fused multiply-add and differs within the rounding of float32. amx has
 avx512's kernels for steps of fewer than 16 tokens, and tiles of bfloat16 for longer ones: closer to
 exact arithmetic, but a prompt's bits then depend on its chunks. Where that matters, force avx512,
-and leave `HYBRIDMOE_EXPAND` unset.
+and set `HYBRIDMOE_EXPAND=0`, without which a long prompt's bits depend on what is cached.
 """
 
 from collections.abc import Iterator
