@@ -14,20 +14,33 @@ from hybridmoe.hardware.limits import Limits
 __all__ = ["TYPES", "Case", "all_cases", "promised_cases"]
 
 TYPES = tuple(Type(number) for number in _C.TYPES)
-PREFILL = (16, 64, 256, 512)  # tokens of each expert
+PREFILL = (16, 64, 256)  # tokens of each expert
+LONGEST_PREFILL = 512
+SETS = ("amx", "avx512", "avx_vnni", "avx2")  # with bars of their own in prefill
 
-# Least shares of the limit.
+WIDE = ("Q4_K", "Q5_K", "Q6_K", "Q8_0", "Q4_0")
+CODEBOOKS = ("IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ3_XXS", "IQ3_S")
+IK = (
+    "IQ2_K", "IQ2_KS", "IQ2_KL", "IQ3_K", "IQ3_KS", "IQ4_K", "IQ4_KS", "IQ4_KSS", "IQ5_K",
+    "IQ5_KS", "IQ6_K", "Q6_0",
+)  # fmt: skip
+LOW_BITS = frozenset({*CODEBOOKS, *IK})  # their bar is lower where registers are narrow
+
+# Least shares of DRAM's rate, one token.
 DECODE_BARS = {
-    **dict.fromkeys(("Q4_K", "Q5_K", "Q6_K", "Q8_0", "Q4_0"), 0.8),
-    **dict.fromkeys(("Q2_K", "Q3_K", "IQ4_XS", "IQ4_NL", "MXFP4"), 0.6),
-    **dict.fromkeys(("IQ4_K", "IQ4_KS", "IQ5_K", "IQ5_KS", "IQ6_K", "Q6_0"), 0.6),
-    **dict.fromkeys(
-        ("IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ3_XXS", "IQ3_S"), 0.3
-    ),
-}  # fmt: skip
-DECODE_4_BARS = {"Q4_K": 0.7}
-PREFILL_TYPES = ("Q4_K", "Q8_0")
-PREFILL_BARS = {"amx": {64: 0.4, 256: 0.6, 512: 0.6}, "avx512": {64: 0.6, 256: 0.6, 512: 0.6}}
+    **dict.fromkeys(WIDE, 0.85),
+    **dict.fromkeys(("Q2_K", "Q3_K", "IQ4_XS", "IQ4_NL", "MXFP4", *LOW_BITS), 0.6),
+}
+NARROW, NARROW_LOW_BITS_BAR = ("avx_vnni", "avx2"), 0.4
+
+# The same for a few tokens, by one read of the weights for all.
+FEW_TOKENS, FEW_TOKENS_BAR = (2, 8), 0.8
+
+# Least shares of the arithmetic's limit.
+PREFILL_TYPES = ("Q4_K", "Q6_K", "Q8_0", "Q4_0")
+AMX_PREFILL_TYPES = (*PREFILL_TYPES, "Q2_K", "IQ1_S", "IQ2_XS", "IQ3_XXS", "IQ4_XS")
+PREFILL_BARS = {name: {64: 0.45 if name == "amx" else 0.6, 256: 0.6} for name in SETS}
+NARROW_PREFILL_TIMES = 1.3  # the peer, on machines whose best set it is
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +60,11 @@ class Case:
             else f"decode, {self.tokens} token{'s' if self.tokens > 1 else ''}"
         )
         return f"{self.isa} {self.type.name} {what}"
+
+    @property
+    def has_peer(self) -> bool:
+        """False where no bar asks for one, and a run would take minutes more."""
+        return self.is_prefill or self.tokens == 1
 
     @property
     def unit(self) -> str:
@@ -83,10 +101,8 @@ class Case:
             return limits.read.all / 1e9
         is_quantized = _C.TYPES[self.type][2]
         rate = limits.int8 if is_quantized else limits.float32
-        if self.isa == "amx" and is_quantized:
-            rate = getattr(limits, "amx_int8", None) or rate
-        elif self.isa == "amx" and self.type == Type.BF16:
-            rate = getattr(limits, "amx_bf16", None) or rate
+        if self.isa == "amx" and (is_quantized or self.type == Type.BF16):
+            rate = limits.amx_bf16 or rate
         return rate.all / 1e12
 
     def memory_limit(self, limits: Limits) -> float:
@@ -97,30 +113,39 @@ class Case:
     def bar(self, limit: float, peer: float | None) -> float | None:
         """The least value that passes, where the project promises one."""
         name = self.type.name
+        is_best = self.isa == isa.supported()[0]
         if self.is_prefill:
-            shares = PREFILL_BARS.get(self.isa, {}) if name in PREFILL_TYPES else {}
-            return bar(limit=limit, share=shares.get(self.tokens, 0.0))
-        if self.isa != isa.supported()[0]:
+            types = AMX_PREFILL_TYPES if self.isa == "amx" else PREFILL_TYPES
+            shares = PREFILL_BARS.get(self.isa, {}) if name in types else {}
+            times = NARROW_PREFILL_TIMES if is_best and self.isa in NARROW and shares else 0.0
+            return bar(limit=limit, share=shares.get(self.tokens, 0.0), peer=peer, times=times)
+        if self.tokens > 1:
+            is_promised = is_best and self.tokens in FEW_TOKENS
+            return bar(limit=limit, share=FEW_TOKENS_BAR if is_promised else 0.0)
+        is_narrow = self.isa in NARROW and name in LOW_BITS
+        if not is_best and not is_narrow:
             return None
-        share = (DECODE_BARS if self.tokens == 1 else DECODE_4_BARS).get(name, 0.0)
-        must_lead = name.startswith(("IQ1", "IQ2", "IQ3")) and self.tokens == 1
+        share = NARROW_LOW_BITS_BAR if is_narrow else DECODE_BARS.get(name, 0.0)
+        must_lead = is_best and name in CODEBOOKS
         return bar(limit=limit, share=share, peer=peer, times=1.0 if must_lead else 0.0)
 
 
 def promised_cases(active: str) -> list[Case]:
-    """One token of every type, and what has a bar."""
+    """One token of every type, and what has a bar; rows of sets that are not there, too."""
     cases = [Case(active, type, False, 1) for type in TYPES]
-    cases.append(Case(active, Type.Q4_K, False, 4))
-    names = dict.fromkeys((active, "amx", "avx512"))  # in this order, each once
-    for name in PREFILL_TYPES:
-        for isa_name in names:
-            tokens = PREFILL if isa_name == active else PREFILL_BARS[isa_name]
-            cases += [Case(isa_name, Type[name], True, n) for n in tokens]
+    narrowest = NARROW[-1]
+    if active != narrowest:
+        cases += [Case(narrowest, type, False, 1) for type in TYPES if type.name in LOW_BITS]
+    cases += [Case(active, type, False, n) for type in TYPES for n in FEW_TOKENS]
+    for name in SETS:
+        types = AMX_PREFILL_TYPES if name == "amx" else PREFILL_TYPES
+        tokens = PREFILL if name == active else PREFILL_BARS[name]
+        cases += [Case(name, Type[type], True, n) for type in types for n in tokens]
     return cases
 
 
 def all_cases(names: list[str], types: list[Type], with_longest: bool) -> list[Case]:
     """Types x regimes x instruction sets; the longest prefill tells little that is new."""
-    prefill = PREFILL if with_longest else PREFILL[:-1]
-    regimes = [(False, 1), (False, 4), *((True, n) for n in prefill)]
+    prefill = (*PREFILL, LONGEST_PREFILL) if with_longest else PREFILL
+    regimes = [*((False, n) for n in (1, *FEW_TOKENS)), *((True, n) for n in prefill)]
     return [Case(name, type, *regime) for type in types for name in names for regime in regimes]

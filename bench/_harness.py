@@ -20,7 +20,7 @@ __all__ = ["RESULTS", "Row", "Times", "bar", "machine", "print_report", "repeat"
 RESULTS = Path(__file__).resolve().parent / "results"
 
 _WARM_UP_CALLS, _LONG_S = 2, 0.5
-_COLUMNS = ("name", "value", "unit", "limit", "peer", "bar", "holds")
+_COLUMNS = ("name", "value", "unit", "limit", "peer", "bar", "holds", "note")
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +33,7 @@ class Row:
     limit: float | None = None  # of the machine, measured in the same run
     peer: float | None = None  # the best peer's figure, from the same run
     bar: float | None = None  # the least value that passes; all four are in `unit`
-    note: str = ""  # printed, not recorded
+    note: str = ""
 
     @property
     def holds(self) -> bool | None:

@@ -6,7 +6,8 @@
 
 Decode is memory: bytes of the distinct experts per second, beside a plain read of memory. Prefill
 is arithmetic: operations per second, beside a loop in registers. No call finds its experts cached.
-Bars are those of the best instruction set; prefill bars also those of AVX-512 where AMX is better.
+Bars of decode are those of the best instruction set, and for low bits AVX2's; those of prefill are
+of each set. Rows of a set that this machine lacks are listed as not run.
 """
 
 import gc
@@ -38,7 +39,7 @@ AGAIN_AFTER_S = 60
 @click.option("--types", multiple=True, type=click.Choice([t.name for t in TYPES]))
 @click.option("--all", "everything", is_flag=True, help="types x regimes x instruction sets")
 @click.option("--quick", is_flag=True, help="fewer calls, less memory; for a look")
-@click.option("--memory", type=float, help="GiB of experts; default 3, or 1 if quick")
+@click.option("--memory", type=float, help="GiB of experts; default 1.5, or 1 if quick")
 @click.option("--peers", type=click.Choice(["installed", "none"]), default="installed")
 @click.option("--out", is_flag=False, flag_value="", help="write the JSON [default: results/]")
 def main(
@@ -57,7 +58,7 @@ def main(
         cases = all_cases(chosen, [Type[name] for name in types] or list(TYPES), not everything)
     else:
         cases = promised_cases(isa.active())
-    memory_bytes = int((memory or (1 if quick else 3)) * 2**30)
+    memory_bytes = int((memory or (1 if quick else 1.5)) * 2**30)
     limits = MeasuredLimits([case.isa for case in cases], quick)
     peer_names = installed_peers() if peers == "installed" else ()
     found: dict[Case, Found] = {}
@@ -66,7 +67,7 @@ def main(
         stack = Stack.random(type, memory_bytes)
         num_experts[type.name] = stack.num_experts
         chosen_cases = [case for case in cases if case.type == type and case.isa in limits.known]
-        for case, result in _run_type(chosen_cases, stack, peer_names, 0.3 if quick else 1.5):
+        for case, result in _run_type(chosen_cases, stack, peer_names, 0.2 if quick else 1.0):
             found[case] = result
             print(f"{case.name}: {result.value:.2f} {case.unit}", file=sys.stderr)
         del stack
@@ -91,8 +92,8 @@ class MeasuredLimits:
     """
 
     def __init__(self, names: list[str], quick: bool) -> None:
-        self._quick = quick
-        self.known = {name: self._measure(name) for name in names if name in isa.supported()}
+        supported = [name for name in dict.fromkeys(names) if name in isa.supported()]
+        self.known = {name: self._measure(name, quick=quick) for name in supported}
         self._last = time.monotonic()
 
     def update(self, *, now: bool = False) -> None:
@@ -100,12 +101,13 @@ class MeasuredLimits:
         if not now and time.monotonic() - self._last < AGAIN_AFTER_S:
             return
         for name, before in self.known.items():
-            self.known[name] = _higher(before, self._measure(name))
+            self.known[name] = _higher(before, self._measure(name, quick=True))
         self._last = time.monotonic()
 
-    def _measure(self, name: str) -> Limits:
+    @staticmethod
+    def _measure(name: str, *, quick: bool) -> Limits:
         with isa.forced(name):
-            return measure(quick=self._quick)
+            return measure(quick=quick)
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,8 +125,8 @@ def _run_type(
     best: dict[tuple[bool, int], Best | None] = {}  # peers choose their instructions themselves
     for case in cases:
         regime = (case.is_prefill, case.tokens)
-        if regime not in best:
-            best[regime] = best_of_peers(peer_names, stack, case, budget_s)
+        if case.has_peer and regime not in best:
+            best[regime] = best_of_peers(peer_names, stack, case, budget_s / 2)
         with isa.forced(case.isa):
             value, times = case.measure(
                 lambda call: expert_ffn(call.x, call.ids, call.weights, *stack.weights),
@@ -133,7 +135,7 @@ def _run_type(
                 budget_s=budget_s,
                 at_least=5,
             )
-        yield case, Found(value, times, best[regime])
+        yield case, Found(value, times, best.get(regime))
 
 
 def _row(case: Case, found: Found | None, limits: Limits | None) -> Row:

@@ -54,9 +54,9 @@ SHAPES = {"k2-slice": K2_SLICE, "moonlight": MOONLIGHT}
 PROMPTS = {"k2-slice": (32, 512, 2048), "moonlight": (32, 512)}
 OTHER_PROMPTS = (32, 256)
 
-# Bars of the synthetic shapes: multiples of the peer, shares of a limit.
-DECODE_TIMES, PROMPT_TIMES, PROMPT_FROM = 1.6, 5.0, 512
-DECODE_SHARE = {"k2-slice": 0.8}  # of what memory allows
+# Bars of the synthetic shapes: multiples of the peer (with AMX; without), shares of a limit.
+DECODE_TIMES, PROMPT_TIMES, PROMPT_FROM = (1.6, 1.0), (5.0, 1.3), 512
+DECODE_SHARE = {"k2-slice": 0.85}  # of what memory allows
 WARM_UP_TOKENS = 64
 DRAFTING, DRAFTING_SHARE = "drafts by mtp", 0.98  # of the speed without, at least
 DEEP_SHARE, DEEP_FROM = 0.95, 2048  # of our own speed after the shortest prompt
@@ -238,8 +238,8 @@ class Limits:
     @classmethod
     def of(cls, token_bytes: int, active_params: int) -> "Limits":
         measured = measure()
-        int8 = getattr(measured, "amx_int8", None) or measured.int8
-        return cls(measured.read.all / token_bytes, int8.all / (2 * active_params))
+        products = measured.amx_bf16 or measured.int8
+        return cls(measured.read.all / token_bytes, products.all / (2 * active_params))
 
 
 def _tokens_of(text: Path, file: GGUFFile) -> list[int]:
@@ -277,13 +277,16 @@ def _measure(
 def _rows(name: str, speeds: dict[int, dict[str, Speed]], limits: Limits) -> list[Row]:
     """Two rows for each prompt; the shapes with promises get their bars."""
     is_promised = name in SHAPES
+    decode_times, prompt_times = (
+        times[isa.active() != "amx"] for times in (DECODE_TIMES, PROMPT_TIMES)
+    )
     first = speeds[min(speeds)]["ours"].decode
     rows = []
     for num_prompt, found in speeds.items():
         ours = found["ours"]
         peers = [speed for engine, speed in found.items() if engine not in ("ours", DRAFTING)]
         peer = max((speed.prompt for speed in peers), default=None)
-        least = bar(peer=peer, times=PROMPT_TIMES)
+        least = bar(peer=peer, times=prompt_times)
         has_bar = is_promised and num_prompt >= PROMPT_FROM
         rows.append(
             Row(
@@ -297,7 +300,7 @@ def _rows(name: str, speeds: dict[int, dict[str, Speed]], limits: Limits) -> lis
         )
         peer = max((speed.decode for speed in peers), default=None)
         share = DECODE_SHARE.get(name, 0.0)
-        least = bar(limit=limits.decode, share=share, peer=peer, times=DECODE_TIMES)
+        least = bar(limit=limits.decode, share=share, peer=peer, times=decode_times)
         if num_prompt >= DEEP_FROM:
             least = DEEP_SHARE * first
         has_bar = is_promised and (num_prompt == min(speeds) or num_prompt >= DEEP_FROM)

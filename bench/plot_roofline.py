@@ -34,7 +34,15 @@ COLOURS = {
     "avx2": "#b5651d",
     "scalar": "#7a7a7a",
 }
-MARKERS = {(False, 1): "o", (False, 4): "s", (True, 16): "v", (True, 64): "^", (True, 256): "D"}
+MARKERS = {
+    (False, 1): "o",
+    (False, 2): "<",
+    (False, 4): "s",
+    (False, 8): ">",
+    (True, 16): "v",
+    (True, 64): "^",
+    (True, 256): "D",
+}
 LAST_MARKER = "P"  # more tokens than that
 LABELLED = ("Q4_K", "Q8_0")
 INK, FAINT = "#222222", "#9a9a9a"
