@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from hybridmoe.config import EngineConfig
     from hybridmoe.engine.sampling_params import SamplingParams
     from hybridmoe.errors import (
+        ClusterError,
         ConfigError,
         ContextLengthError,
         DiskError,
@@ -30,12 +31,14 @@ if TYPE_CHECKING:
     from hybridmoe.llm.load import load
     from hybridmoe.llm.progress import Progress
     from hybridmoe.llm.result import Piece, Result, ResultStream, Timing
+    from hybridmoe.llm.serve_experts import serve_experts
     from hybridmoe.placement.options import LoadOptions
 
     __version__: str
 
 __all__ = [
     "LLM",
+    "ClusterError",
     "ConfigError",
     "ContextLengthError",
     "DiskError",
@@ -54,6 +57,7 @@ __all__ = [
     "Timing",
     "UnsupportedModelError",
     "load",
+    "serve_experts",
 ]
 
 _HOMES = {
@@ -64,6 +68,7 @@ _HOMES = {
     "hybridmoe.llm.llm": ("LLM",),
     "hybridmoe.llm.progress": ("Progress",),
     "hybridmoe.llm.load": ("load",),
+    "hybridmoe.llm.serve_experts": ("serve_experts",),
     "hybridmoe.placement.options": ("LoadOptions",),
 }
 

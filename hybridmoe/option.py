@@ -19,11 +19,14 @@ from hybridmoe.units import parse_bytes
 __all__ = ["Choice", "Count", "Devices", "File", "FolderLimit", "FolderSize", "Number", "Option"]
 __all__ += [
     "AUTO",
+    "Address",
+    "Flag",
     "Size",
     "Sizes",
     "Speculate",
     "Speculation",
     "Texts",
+    "Weights",
     "check_options",
     "gpu_numbers",
 ]
@@ -223,6 +226,42 @@ class Texts(Option):
         if not isinstance(value, list | tuple) or not all(isinstance(v, str) for v in value):
             raise ValueError("a list of strings")
         return tuple(value)
+
+
+@dataclass(frozen=True, slots=True)
+class Flag(Option):
+    """Switch, off by default."""
+
+    def read(self, value: Any) -> bool:
+        if not isinstance(value, bool):
+            raise ValueError("True or False")
+        return value
+
+
+@dataclass(frozen=True, slots=True)
+class Address(Option):
+    """Host and port of TCP: `10.0.0.1:29501`."""
+
+    def read(self, value: Any) -> str:
+        host, _, port = value.rpartition(":") if isinstance(value, str) else ("", "", "")
+        if not host or not port.isascii() or not port.isdigit() or not 0 < int(port[:6]) < 65536:
+            raise ValueError("HOST:PORT")
+        return str(value)
+
+
+@dataclass(frozen=True, slots=True)
+class Weights(Option):
+    """Two or more numbers above 0, as a list or as text such as "3,1": a tuple."""
+
+    def read(self, value: Any) -> tuple[float, ...]:
+        parts = value.split(",") if isinstance(value, str) else value
+        try:
+            found = tuple(map(float, parts))
+        except (TypeError, ValueError):
+            found = ()
+        if len(found) < 2 or not all(0 < weight < math.inf for weight in found):
+            raise ValueError("two or more numbers above 0, such as 3,1")
+        return found
 
 
 def options_of(owner: type) -> Mapping[str, Option]:

@@ -31,7 +31,7 @@ LAYERS = {
             ("device", "planning"),
             ("experts",),
             ("model",),
-            ("placement", "engine"),
+            ("placement", "engine", "cluster"),
             ("demo", "llm"),
             ("serve", "cachebench"),
             ("cli", "__main__"),

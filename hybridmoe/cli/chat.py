@@ -19,6 +19,7 @@ from hybridmoe.cli.options import (
     load_options_of,
     model_flag,
 )
+from hybridmoe.cli.ranks import has_served_experts
 from hybridmoe.cli.render import Screen
 from hybridmoe.cli.sampling_options import sampling_of, sampling_options
 from hybridmoe.cli.session import Session
@@ -108,6 +109,9 @@ def chat_command(
         model = model or (Path(session.file) if session.file else None)
     else:
         model = model or flagged
+    loading = load_options_of(options)
+    if has_served_experts(model, loading):
+        return
     session.file = None if model is None else str(model.absolute())
     is_terminal = sys.stdin.isatty()
     texts = _texts(files, is_terminal=is_terminal, is_expected=not message)
@@ -118,7 +122,6 @@ def chat_command(
         is_continued=continues,
         is_kept=remember and (is_terminal or continues),  # else it is the work of a script
     )
-    loading = load_options_of(options)
     if message or texts:
         conversation.respond(model, loading, with_texts(message, texts))
     else:

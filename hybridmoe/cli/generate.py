@@ -17,6 +17,7 @@ from hybridmoe.cli.options import (
     model_argument,
 )
 from hybridmoe.cli.progress_bar import ProgressBar
+from hybridmoe.cli.ranks import has_served_experts
 from hybridmoe.cli.render import Screen
 from hybridmoe.cli.sampling_options import sampling_of, sampling_options
 from hybridmoe.cli.thinking import thinking_of, thinking_options
@@ -57,6 +58,9 @@ def generate_command(
     template, it is continued as plain text, in which names of special tokens stand for those
     tokens. Without --max-tokens, a response has at most 4096 tokens, a continued text 256.
     """
+    loading = load_options_of(options)
+    if has_served_experts(model, loading):
+        return
     thinking = thinking_of(options)
     thinks = thinking.mode is not None or thinking.budget_tokens is not None
     must_chat = must_chat or system is not None or thinks
@@ -69,7 +73,7 @@ def generate_command(
         prompt = sys.stdin.buffer.read().decode("utf-8-sig", "replace")
     params = sampling_of(options)
     check_params(params)
-    with open_model(model, load_options_of(options)) as llm, ProgressBar() as bar:
+    with open_model(model, loading) as llm, ProgressBar() as bar:
         is_chat = must_chat or (not raw and llm.can_chat)
         if not is_chat and not raw:
             _say("no chat template: the prompt is continued as plain text")

@@ -16,16 +16,19 @@ from hybridmoe.cli.model_path import ModelPath
 from hybridmoe.cli.settings import naming_origin
 from hybridmoe.config import EngineOptions
 from hybridmoe.option import (
+    Address,
     Choice,
     Count,
     Devices,
     File,
+    Flag,
     FolderSize,
     Number,
     Option,
     Size,
     Speculate,
     Texts,
+    Weights,
     options_of,
 )
 from hybridmoe.placement.options import LoadOptions
@@ -142,7 +145,7 @@ def load_option(name: str, *, help: str | None = None, default: str | None = Non
     """
     option = options_of(LoadOptions)[name]
     value = getattr(LoadOptions(), name)
-    shown = default or option.unset or ("" if value in (None, ()) else str(value))
+    shown = default or option.unset or ("" if value in (None, (), False) else str(value))
     flags = option.flags or (f"--{name.replace('_', '-')}",)
     return click.option(
         *flags,
@@ -180,7 +183,9 @@ def _parsing(option: Option) -> dict[str, Any]:
             parsing = {"type": click.Path(path_type=Path, dir_okay=False), "metavar": "FILE"}
         case Choice():
             parsing = {"type": click.Choice(option.choices)}
-        case Devices() | FolderSize() | Speculate():
+        case Flag():
+            parsing = {"is_flag": True, "default": None}
+        case Address() | Devices() | FolderSize() | Speculate() | Weights():
             parsing = {}
         case Texts():
             parsing = {"multiple": True}

@@ -17,6 +17,7 @@ _BAR_AFTER_S = 0.3  # shorter work needs no bar
 _TITLES = {
     "compile": "compiling GPU kernels",
     "load": "loading the model",
+    "cluster": "waiting for other hosts",
     "prompt": "reading the prompt",
     "check": "reading all weights",
     "download": "downloading",

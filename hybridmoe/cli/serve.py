@@ -23,6 +23,7 @@ from hybridmoe.cli.options import (
     load_options_of,
     model_argument,
 )
+from hybridmoe.cli.ranks import has_served_experts
 from hybridmoe.cli.server_log import ServerLog, notify_supervisor
 from hybridmoe.cli.signals import ENDING, SignalCounter, Terminated, handled
 from hybridmoe.cli.thinking import thinking_of, thinking_options
@@ -146,6 +147,10 @@ def serve_command(model: Path | None, host: str, port: int, **options: Any) -> N
 
     loading = load_options_of(options)
     files = named_files(model, options["names"], options["pairs"])
+    if loading.expert_parallel:
+        _check_alone(files, options)
+    if has_served_experts(model, loading):
+        return
     mode = _mode(options["socket_mode"])
     log = ServerLog(is_json=options["log_format"] == "json", is_quiet=options["quiet"])
     from hybridmoe.serve import PrefixLog, ServeConfig, Server, Service  # takes seconds
@@ -246,6 +251,14 @@ class _Ender(SignalCounter):
         if self.arrived:
             first = self.arrived[0]
             raise KeyboardInterrupt if first == signal.SIGINT else Terminated(first)
+
+
+def _check_alone(files: Mapping[str, Path | None], options: Mapping[str, Any]) -> None:
+    """Refuse what workers do not follow: they end with their model. Errors: ConfigError."""
+    if len(files) > 1:
+        raise ConfigError("--expert-parallel: expected one model, without --model NAME=FILE")
+    if options["idle_unload_s"] is not None:
+        raise ConfigError("--expert-parallel: --idle-unload is not supported with it")
 
 
 def _mode(octal: str) -> int:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from hybridmoe.device.interface import Matrix, Pages, Tables
-from hybridmoe.device.pending import Pending
+from hybridmoe.device.pending import Pending, Ready
 from hybridmoe.kernels import indexer, ops, paged_mla
 from hybridmoe.kernels.expanded_attention import expanded_attention
 from hybridmoe.kernels.matrix import QuantMatrix
@@ -67,7 +67,9 @@ class CpuDevice:
         self, x: Tensor, gate: Matrix, up: Matrix, down: Matrix, base: Pending | None = None
     ) -> Tensor:
         matrices = _quantized(gate), _quantized(up), _quantized(down)
-        return ops.dense_ffn(x, *matrices, None if base is None else base.result())
+        if base is None or isinstance(base, Ready):
+            return ops.dense_ffn(x, *matrices, None if base is None else base.result())
+        return base.add_to(ops.dense_ffn(x, *matrices))  # waits as late as it can
 
     def store_kv(self, rows: Tensor, pages: Pages, tables: Tables) -> None:
         assert isinstance(pages, KvPages) and isinstance(tables, BlockTables)

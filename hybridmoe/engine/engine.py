@@ -78,7 +78,8 @@ class Engine:
         neither block nor raise.
         Errors, before anything is queued: ConfigError for an empty prompt or an id outside the
         vocabulary; ContextLengthError; QueueFullError; DeviceError after the GPU has failed;
-        HybridMoeError after `close`, or in a forked process.
+        ClusterError while a host with experts is away; HybridMoeError after `close`, or in a forked
+        process.
         """
         self._thread.check_device()
         self._check(request.prompt_ids)
@@ -93,6 +94,11 @@ class Engine:
     def device_failure(self) -> str | None:
         """Error that ended all computation, in one line; None if there was none."""
         return self._thread.device_failure
+
+    @property
+    def outage(self) -> str | None:
+        """Line on a host with some of the experts that is away for now; None if all are there."""
+        return self._thread.outage
 
     @property
     def is_forked(self) -> bool:

@@ -20,7 +20,13 @@ from hybridmoe.engine.scheduler import ScheduledChunk, Scheduler
 from hybridmoe.engine.sequence import Sequence
 from hybridmoe.engine.stats import EngineStats
 from hybridmoe.engine.step_runner import StepRunner
-from hybridmoe.errors import DeviceError, HybridMoeError, NonFiniteError, QueueFullError
+from hybridmoe.errors import (
+    ClusterError,
+    DeviceError,
+    HybridMoeError,
+    NonFiniteError,
+    QueueFullError,
+)
 from hybridmoe.experts.routing_trace import TraceWriter
 from hybridmoe.hardware import isa
 from hybridmoe.kernels.paged_mla import PAGE_TOKENS, Span
@@ -73,9 +79,15 @@ class EngineThread:
     def device_failure(self) -> str | None:
         return self._model.guard.loss
 
+    @property
+    def outage(self) -> str | None:
+        return self._model.outage
+
     def check_device(self) -> None:
-        """Raise DeviceError after the GPU has failed."""
+        """Raise DeviceError after the GPU has failed, ClusterError while a host is away."""
         self._model.guard.check()
+        if (outage := self.outage) is not None:
+            raise ClusterError(outage)
 
     @property
     def is_forked(self) -> bool:

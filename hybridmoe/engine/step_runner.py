@@ -18,6 +18,7 @@ from hybridmoe.engine.sampler import log_probabilities
 from hybridmoe.engine.scheduler import ScheduledChunk, Scheduler
 from hybridmoe.engine.sequence import FinishReason, Sequence, UnsampledPosition
 from hybridmoe.errors import (
+    ClusterError,
     ConfigError,
     DeviceError,
     DiskError,
@@ -348,6 +349,6 @@ def _error_line(error: Exception) -> str:
     text = " ".join(str(error).split())
     return (
         text
-        if isinstance(error, ConfigError | DeviceError | DiskError | NonFiniteError)
+        if isinstance(error, ClusterError | ConfigError | DeviceError | DiskError | NonFiniteError)
         else f"{type(error).__name__}: {text}"
     )

@@ -40,6 +40,11 @@ class ExpertBackend(ABC):
         """True if `prefetch` has an effect."""
         return False
 
+    @property
+    def outage(self) -> str | None:
+        """Line on what computes some experts and is away for now; None if nothing is."""
+        return None
+
     def ready(self, wait_s: float) -> None:
         """Learn that all weights are in memory; get ready for prompts, for up to `wait_s`."""
         return

@@ -13,7 +13,7 @@ import numpy as np
 from hybridmoe import _C
 from hybridmoe.hardware import isa, topology
 
-__all__ = ["Limits", "Products", "Rate", "Units", "measure", "measure_units"]
+__all__ = ["Limits", "Products", "Rate", "Units", "measure", "measure_read", "measure_units"]
 
 _CACHE_READ_BYTES = 64 << 20  # of a turn
 _LEAST_CHUNK = 512  # bytes that a read needs
@@ -81,6 +81,11 @@ def measure(*, quick: bool = False) -> Limits:
         amx_int8=rate("tile_int8") if has_tiles else None,
         amx_bf16=rate("tile_bf16") if has_tiles else None,
     )
+
+
+def measure_read() -> float:
+    """Measure bytes a second from memory with all kernel threads, in about 0.1 s."""
+    return _best(_read(_memory(quick=True), 16 * topology.num_threads()), 3)
 
 
 def measure_units(*, l2_bytes: int | None, l3_bytes: int | None, quick: bool = False) -> Units:

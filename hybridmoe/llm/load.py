@@ -1,6 +1,7 @@
 """Open a model: options, file, memory plan, placement, engine."""
 
 from contextlib import ExitStack, closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +13,12 @@ from hybridmoe.errors import GGUFError, KernelError
 from hybridmoe.gguf.reader import GGUFFile
 from hybridmoe.hardware.gpu import NoGpu, choose_gpus
 from hybridmoe.hardware.topology import current, set_num_threads
+from hybridmoe.llm.expert_pool import ExpertPool, plan_share
 from hybridmoe.llm.fingerprints import bits_fingerprint
 from hybridmoe.llm.llm import LLM
 from hybridmoe.llm.model_config import naming, read_model_config
 from hybridmoe.llm.progress import Progress, ProgressCallback
 from hybridmoe.model.trace import open_trace
-from hybridmoe.placement.budgets import plan_for
 from hybridmoe.placement.options import LoadOptions
 from hybridmoe.placement.placer import place
 from hybridmoe.placement.read_ahead import read_ahead
@@ -40,7 +41,8 @@ def load(
     path: None = the embedded model. keywords: fields of `LoadOptions` by name, such as
     `vram="20GiB"`; they replace those of `options`. progress: called while GPU kernels are compiled
     and weights are read into memory; without it, mapped weights are read when first used.
-    Errors: GGUFError, UnsupportedModelError, ConfigError, DeviceError, DiskError; one line.
+    Errors: GGUFError, UnsupportedModelError, ConfigError, ClusterError, DeviceError, DiskError; one
+    line.
     """
     options = LoadOptions.of(options, keywords)
     check_environment()  # before the minutes that some variables are first used after
@@ -65,8 +67,14 @@ def load(
         if len(current().nodes) > 1:
             file.avoid_huge_pages()
         config = read_model_config(file, options)
+        pool, share = None, None
+        if options.expert_parallel:
+            pool = ExpertPool(file, config, options, progress)
+            resources.callback(pool.close)
+            share = pool.share(gpus)
+        own = None if share is None else share.experts
         with naming(file):
-            plan = plan_for(config, file.tensors.values(), options, gpus)
+            plan = plan_share(file, config, options, gpus, own)
         tokenizer = resources.enter_context(closing(Tokenizer(file.path, file.metadata)))
         _check_vocabulary(file, config, tokenizer)
         if plan.vram is not None:
@@ -75,13 +83,18 @@ def load(
 
             for stage, gpu in zip(plan.stages, gpus, strict=True):
                 compile_kernels(file, stage, gpu, on_kernels)
+        if pool is not None:
+            pool.offer(plan)
         try:
-            residency = place(file, plan, gpus, options, on_bytes)
+            residency = place(file, plan, gpus, options, on_bytes, share)
         except KernelError as error:
             gpus = NoGpu(str(error))
-            plan = plan_for(config, file.tensors.values(), options, gpus)
-            residency = place(file, plan, gpus, options, on_bytes)
+            plan = plan_share(file, config, options, gpus, own)
+            residency = place(file, plan, gpus, options, on_bytes, share)
         resources.callback(residency.close)
+        if pool is not None:
+            experts = pool.join(residency.experts)
+            residency = replace(residency, experts=experts, share_note=pool.note)
         trace = None
         if options.trace is not None:
             trace = resources.enter_context(closing(open_trace(options.trace, file, config)))
@@ -89,7 +102,7 @@ def load(
         residency.calibrate()
         about = ""
         if plan.engine.kv_disk is not None:
-            about = bits_fingerprint(file, config, decoder)
+            about = bits_fingerprint(file, config, decoder, pool.shares if pool else ())
         engine = Engine(decoder, tokenizer.eos_ids, plan.engine, trace, about)
         resources.callback(engine.close)
         if plan.vram is not None:

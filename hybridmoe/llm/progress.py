@@ -9,10 +9,10 @@ __all__ = ["Progress", "ProgressCallback"]
 class Progress(NamedTuple):
     """Progress of a load, of a prefill, or of other long work."""
 
-    phase: Literal["compile", "load", "prompt", "check", "download", "record", "replay"]
+    phase: Literal["compile", "load", "cluster", "prompt", "check", "download", "record", "replay"]
     done: int
     total: int
-    unit: Literal["bytes", "tokens", "kernels", "responses", "runs"]
+    unit: Literal["bytes", "tokens", "kernels", "hosts", "responses", "runs"]
 
 
 ProgressCallback = Callable[[Progress], None]

@@ -113,6 +113,11 @@ class Decoder:
             for layer, previous in zip(self._layers, before, strict=True):
                 layer.observer = previous
 
+    @property
+    def outage(self) -> str | None:
+        """Line on experts that are away for now; see `ExpertBackend.outage`. Thread-safe."""
+        return self._experts.outage
+
     def abandon_steps_when(self, is_unwanted: Callable[[], bool]) -> None:
         """Give up steps that wait for a disk that hangs; see `ExpertBackend.abandon_when`."""
         self._experts.abandon_when(is_unwanted)

@@ -14,14 +14,17 @@ from hybridmoe.config import DEVICES, EngineConfig, EngineOptions, ModelConfig
 from hybridmoe.env import MAX_THREADS
 from hybridmoe.errors import ConfigError, short
 from hybridmoe.option import (
+    Address,
     Count,
     Devices,
     File,
+    Flag,
     Number,
     Option,
     Size,
     Sizes,
     Texts,
+    Weights,
     check_options,
     options_of,
 )
@@ -100,6 +103,29 @@ class LoadOptions(EngineOptions):
         ),
     ] = None
     trace: Annotated[Path | None, File("Record the experts of each token to FILE")] = None
+    expert_parallel: Annotated[
+        bool, Flag("Pool the experts of several hosts, each started by torchrun (docs/cluster.md)")
+    ] = False
+    cluster_address: Annotated[
+        str | None,
+        Address(
+            "Address of rank 0 where hosts meet; all their data go through its interface",
+            metavar="HOST:PORT",
+            unset="the port above torchrun's",
+        ),
+    ] = None
+    cluster_key_file: Annotated[
+        Path | None,
+        File("Secret that all hosts have in FILE", unset="none, within one machine"),
+    ] = None
+    expert_share: Annotated[
+        tuple[float, ...] | None,
+        Weights(
+            "Experts of each host, in proportion, e.g. 3,1",
+            metavar="N,N[,N...]",
+            unset="by measured speed, within RAM",
+        ),
+    ] = None
     yarn_beta_fast: Annotated[
         float | None, Number("YaRN beta_fast", unset="the file's", above=0.0, most=1e6)
     ] = None

@@ -5,6 +5,7 @@ from contextlib import ExitStack
 from functools import partial
 from typing import TYPE_CHECKING
 
+from hybridmoe.config import ModelConfig
 from hybridmoe.device.interface import Device
 from hybridmoe.experts.backend import CpuExperts, ExpertBackend
 from hybridmoe.experts.hot_profile import HotProfile
@@ -20,6 +21,7 @@ from hybridmoe.placement.profile import OFF, HotExperts, HotTiers, open_profile
 from hybridmoe.placement.ram import Progress, load_hot, read_weights
 from hybridmoe.placement.residency import Residency
 from hybridmoe.planning.conversation import Conversation
+from hybridmoe.planning.expert_shares import ExpertShare
 from hybridmoe.planning.fewer_gpus import fewer_gpus
 from hybridmoe.planning.plan import Plan
 from hybridmoe.planning.problem import Budgets
@@ -37,23 +39,28 @@ def place(
     gpus: Gpus,
     options: LoadOptions | None = None,
     progress: Progress = lambda done, total: None,
+    share: ExpertShare | None = None,
 ) -> Residency:
     """Put weights where the plan has them.
 
     gpus: used where the plan has VRAM. options: those of `load`. progress: called while weights are
-    read here, or uploaded to VRAM slots.
+    read here, or uploaded to VRAM slots. share: the plan's experts, where it is for a part of them.
     Errors: ConfigError, DeviceError, DiskError, GGUFError; KernelError where the model cannot run
     on this GPU.
     """
-    options, config = options or LoadOptions(), plan.problem.sizes.config
+    options = options or LoadOptions()
+    config = _whole_config(plan, share)
     profile_path = options.expert_profile
     if profile_path is not None and profile_path != OFF:
         HotProfile.check_writable(profile_path)  # not after hours of work
     routed = routed_experts(Weights(file), config)
+    if share is not None:
+        routed = routed.of_experts(share.experts)
     kept = None
     if plan.disk_cache is not None or plan.num_vram_slots:
         shape = (routed.num_layers, routed.num_experts)
-        kept = open_profile(profile_path, file, *shape, has_slots=plan.num_vram_slots > 0)
+        has_slots = plan.num_vram_slots > 0 and share is None  # the automatic one is a model's
+        kept = open_profile(profile_path, file, *shape, has_slots=has_slots)
     profile = None if kept is None else kept.found
     with ExitStack() as resources:
         ram, prefetch = None, Prefetch()
@@ -94,6 +101,7 @@ def place(
         resources.pop_all()
     return Residency(
         plan=plan,
+        config=config,
         experts=experts,
         devices=devices,
         private={} if ram is None else ram.private,
@@ -103,6 +111,14 @@ def place(
         checks=checks,
         calibration=calibration,
     )
+
+
+def _whole_config(plan: Plan, share: ExpertShare | None) -> ModelConfig:
+    """Configuration of the network, of which the plan may have a part of the experts."""
+    planned = plan.problem.sizes.config
+    if share is None:
+        return planned
+    return share.model.with_mtp() if planned.runs_mtp else share.model
 
 
 def _stays_in_ram(plan: Plan) -> Callable[[str], bool]:

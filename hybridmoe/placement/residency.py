@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from hybridmoe.config import ModelConfig
 from hybridmoe.device.interface import Device
 from hybridmoe.experts.backend import ExpertBackend
 from hybridmoe.experts.disk.cached_experts import CachedExperts
@@ -28,22 +29,25 @@ class Residency:
     """Weights in their places, as the plan has them; made by `placer.place`."""
 
     plan: Plan
+    config: ModelConfig  # of the network
     experts: ExpertBackend
     devices: tuple[Device, ...] = ()  # of each layer; empty = the CPU
     private: Mapping[str, NDArray[np.uint8]] = field(default_factory=dict)  # tensors, by name
     disk_cache: CachedExperts | None = None  # None: no experts are read from the file
     prefetch_note: str | None = None  # on whether experts are read ahead, if load decided that
+    share_note: str | None = None  # on the hosts that have experts, if several have
     profile: ProfileRecord | None = None
     checks: KernelChecks | None = None  # of the GPU's kernels; grows until the decoder is built
     calibration: "Calibration | None" = None  # of the GPUs, measured once the decoder is built
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """Lines on the plan, prefetch, expected speed, and kernels of the GPU that are wrong."""
+        """Lines on hosts, plan, prefetch, expected speed, and kernels of the GPU that are wrong."""
         speed = () if self.calibration is None else self.calibration.lines
         checks = () if self.checks is None else self.checks.lines
         prefetch = () if self.prefetch_note is None else (self.prefetch_note,)
-        return (*self.plan.lines, *prefetch, *speed, *checks)
+        shares = () if self.share_note is None else (self.share_note,)
+        return (*shares, *self.plan.lines, *prefetch, *speed, *checks)
 
     def weights(self, file: GGUFFile) -> Weights:
         """Tensors of the file, as they were placed."""
@@ -51,13 +55,12 @@ class Residency:
 
     def decoder(self, file: GGUFFile) -> Decoder:
         """Build the network on the placed weights. Errors: GGUFError, DeviceError."""
-        problem = self.plan.problem
         return Decoder(
             self.weights(file),
-            problem.sizes.config,
+            self.config,
             self.experts,
             devices=self.devices,
-            vram_bytes=problem.budgets.vram_bytes or None,
+            vram_bytes=self.plan.problem.budgets.vram_bytes or None,
         )
 
     def calibrate(self) -> None:

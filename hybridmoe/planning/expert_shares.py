@@ -16,7 +16,7 @@ from hybridmoe.gguf.accounting import TensorLike
 from hybridmoe.gguf.names import is_expert_tensor
 from hybridmoe.gguf.quant_types import QuantType
 
-__all__ = ["HostRate", "held_by", "split_by_weight", "split_experts"]
+__all__ = ["ExpertShare", "HostRate", "held_by", "split_by_weight", "split_experts"]
 
 
 class HostRate(NamedTuple):
@@ -25,6 +25,13 @@ class HostRate(NamedTuple):
     name: str
     ram_bytes: int
     read_gbs: float  # 10^9 bytes a second
+
+
+class ExpertShare(NamedTuple):
+    """Experts of each layer that this host has, of a larger model."""
+
+    model: ModelConfig
+    experts: range
 
 
 def split_experts(

@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from hybridmoe.errors import (
+    ClusterError,
     ConfigError,
     ContextLengthError,
     DeviceError,
@@ -72,6 +73,14 @@ def as_api_error(error: Exception, retry_after_s: int = 1) -> ApiError:
         return _too_long(error)
     if isinstance(error, DeviceError):
         return ApiError(503, str(error), type="server_error", code="device_failed")
+    if isinstance(error, ClusterError):
+        return ApiError(
+            503,
+            str(error),
+            type="server_error",
+            code="host_away",
+            headers={"Retry-After": str(retry_after_s)},
+        )
     if isinstance(error, QueueFullError):
         return ApiError(
             429,

@@ -19,7 +19,7 @@ from hybridmoe.engine.request import (
     TokenEvent,
     Usage,
 )
-from hybridmoe.errors import DeviceError
+from hybridmoe.errors import ClusterError, DeviceError
 from hybridmoe.serve.errors import ApiError
 from hybridmoe.serve.event_queue import EventQueue
 from hybridmoe.serve.llama_timings import timings
@@ -324,6 +324,8 @@ class Generation:
         what = event.error or "the response was cancelled"
         if (failure := self._engine.device_failure) is not None:
             return DeviceError(failure)
+        if self._engine.outage is not None:
+            return ClusterError(what)
         if event.is_refusal:
             return ApiError(400, what)
         return ApiError(500, f"the engine failed: {what}", type="server_error")

@@ -105,6 +105,13 @@ class ModelPool:
             return next((failure for failure in failures if failure is not None), None)
 
     @property
+    def outage(self) -> str | None:
+        """Line on a host of a model's experts that is away for now; None if all are there."""
+        with self._changed:
+            engines = [slot.model.llm.engine for slot in self.slots if slot.model is not None]
+        return next((outage for e in engines if (outage := e.outage) is not None), None)
+
+    @property
     def names(self) -> tuple[str, ...]:
         """All names and aliases."""
         return tuple(self._names)

@@ -32,6 +32,10 @@ GOOD: dict[str, tuple[Any, Any]] = {  # as users write them, and as they are rea
     "expert_prefetch": (2, 2),
     "expert_profile": ("hot.json", Path("hot.json")),
     "trace": ("t", Path("t")),
+    "expert_parallel": (True, True),
+    "cluster_address": ("10.0.0.1:29501", "10.0.0.1:29501"),
+    "cluster_key_file": ("key", Path("key")),
+    "expert_share": ("3,1", (3.0, 1.0)),
     "yarn_beta_fast": (32, 32.0),
     "yarn_beta_slow": (1.0, 1.0),
 }
@@ -52,7 +56,8 @@ def test_every_option_is_a_keyword_and_a_flag_that_help_shows(name: str) -> None
             continue
         text = command.get_help(click.Context(command))
         assert all(flag in text for flag in found[name].opts)
-        arguments = [found[name].opts[0], str(given[0] if name == "place" else given)]
+        values = [] if given is True else [str(given[0] if name == "place" else given)]
+        arguments = [found[name].opts[0], *values]
         with_prompt = ["-p", "x"] if command is generate_command else []
         parsed = command.make_context("x", [*with_prompt, *arguments]).params
         assert getattr(load_options_of(parsed), name) == read

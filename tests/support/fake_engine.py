@@ -31,7 +31,13 @@ from hybridmoe.engine.request import (
 )
 from hybridmoe.engine.sampling_params import SamplingParams
 from hybridmoe.engine.stats import EngineStats
-from hybridmoe.errors import ConfigError, ContextLengthError, DeviceError, QueueFullError
+from hybridmoe.errors import (
+    ClusterError,
+    ConfigError,
+    ContextLengthError,
+    DeviceError,
+    QueueFullError,
+)
 from hybridmoe.experts.stats import ExpertStats
 from hybridmoe.gguf.reader import GGUFFile
 from hybridmoe.planning.memory_plan import plan_memory
@@ -71,6 +77,7 @@ class FakeEngine:
         self._context_tokens = context_tokens
         self.config = EngineConfig(context_tokens=context_tokens, max_running=most, max_waiting=0)
         self.device_failure: str | None = None
+        self.outage: str | None = None
         self.requests: list[Request] = []
         self.tickets: list[FakeTicket] = []
         self.experts: ExpertStats | None = None  # of one request
@@ -79,6 +86,8 @@ class FakeEngine:
     def submit(self, request: Request, listener: Callable[[Event], None]) -> FakeTicket:
         if self.device_failure is not None:
             raise DeviceError(self.device_failure)
+        if self.outage is not None:
+            raise ClusterError(self.outage)
         if len(request.prompt_ids) >= self._context_tokens:
             raise ContextLengthError(len(request.prompt_ids), self._context_tokens)
         if not all(0 <= i < self._tokenizer.num_tokens for i in request.prompt_ids):

@@ -40,11 +40,15 @@ router = APIRouter(route_class=StrictRoute, tags=["Server"])
 async def health(request: Request) -> Response:
     """Check health: 503 while the first model loads, or after a GPU has failed.
 
+    `degraded` while a host of the model's experts is away, which no restart mends.
+
     `models` tells which of several are loaded, and the progress of one that loads again.
     """
     models = get_service(request).models
     if (failure := models.device_failure) is not None:
         return CompactJSONResponse({"status": "failed", "message": failure}, 503)
+    if (outage := models.outage) is not None:
+        return CompactJSONResponse({"status": "degraded", "message": outage})
     if not models.has_started:
         first = models.slots[0]
         status = "failed" if first.status == "failed" else "loading"
@@ -56,9 +60,12 @@ async def health(request: Request) -> Response:
 
 @router.get("/ready", response_model=None, responses={200: {"model": HealthResponse}, **ERRORS})
 async def ready(request: Request) -> Response:
-    """Check readiness: 503 where /health has it, and while the server drains before its end."""
-    if get_service(request).is_ending:
+    """Check readiness: 503 where /health has it or is degraded, and while the server drains."""
+    service = get_service(request)
+    if service.is_ending:
         return CompactJSONResponse({"status": "ending"}, 503)
+    if (outage := service.models.outage) is not None:
+        return CompactJSONResponse({"status": "degraded", "message": outage}, 503)
     return await health(request)
 
 

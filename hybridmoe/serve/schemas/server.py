@@ -75,9 +75,9 @@ class TokenizerInfo(Model):
 
 
 class HealthResponse(Model):
-    status: Literal["ok", "loading", "failed", "ending"]
+    status: Literal["ok", "loading", "failed", "degraded", "ending"]
     progress: float | None = None
-    message: str | None = None  # what failed
+    message: str | None = None  # what failed, or is away for now
     models: dict[str, ModelState] | None = None  # unless the only one is loaded
 
 

@@ -1,0 +1,1 @@
+"""Routed experts of one model, pooled from several hosts over torch.distributed."""

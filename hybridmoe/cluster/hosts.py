@@ -1,0 +1,99 @@
+"""Workers of a cluster as rank 0 knows them: gathered once, then watched, and taken back."""
+
+import threading
+import time
+from collections.abc import Callable, Sequence
+
+from hybridmoe.cluster.agreement import Identity, Terms
+from hybridmoe.cluster.message import FrameShape
+from hybridmoe.cluster.pooled_experts import Remote
+from hybridmoe.cluster.rendezvous import MeetingPlace
+from hybridmoe.cluster.seat import Seat
+from hybridmoe.errors import ClusterError
+from hybridmoe.planning.expert_shares import HostRate
+
+__all__ = ["Hosts"]
+
+_TICK_S = 0.5
+
+Progress = Callable[[int, int], None]  # workers that are there, of all
+
+
+class Hosts:
+    """All workers of rank 0. Implements `pooled_experts.Links`; thread-safe."""
+
+    def __init__(
+        self, place: MeetingPlace, identity: Identity, shape: Callable[[Terms], FrameShape]
+    ) -> None:
+        """Start to listen. shape: of messages, under some terms. Errors: ClusterError."""
+        self._place = place
+        self._store = place.open_store()
+        self._changed = threading.Condition()
+        self._terms: Terms | None = None
+        self.seats = [
+            Seat(rank, place, identity, shape, self._changed) for rank in range(1, place.num_ranks)
+        ]
+
+    def gather(self, wait_s: float, progress: Progress) -> tuple[HostRate, ...]:
+        """Wait until every worker has said hello. Returns what each has, by rank.
+
+        progress: called again and again; may raise. Errors: ClusterError if one does not come in
+        time, or has another file, version or configuration.
+        """
+        self._wait_for_all(lambda seat: seat.hello is not None, wait_s, progress)
+        return tuple(
+            HostRate(seat.name, seat.hello.ram_bytes, seat.hello.read_gbs)
+            for seat in self.seats
+            if seat.hello is not None
+        )
+
+    def offer(self, terms: Terms) -> None:
+        """Set the shares, by which workers place their experts now and whenever they come back."""
+        self._terms = terms
+        for seat in self.seats:
+            seat.offer(terms)
+
+    def connect(self, wait_s: float, progress: Progress) -> None:
+        """Wait until every worker is ready. Errors: as `gather`."""
+        self._wait_for_all(lambda seat: seat.link is not None, wait_s, progress)
+
+    @property
+    def outage(self) -> str | None:
+        """Line on a worker that is away; None if all are there."""
+        return next((seat.absence for seat in self.seats if seat.absence), None)
+
+    def current(self) -> Sequence[Remote]:
+        """Return the workers by rank. Errors: ClusterError if one is away."""
+        assert self._terms is not None, "offer comes first"
+        shares, remotes = self._terms.ranges, []
+        for seat in self.seats:
+            link = seat.link
+            if link is None or link.failure is not None:
+                raise ClusterError(seat.absence or f"{seat.name} is away")
+            remotes.append(Remote(link, shares[seat.rank]))
+        return remotes
+
+    def close(self) -> None:
+        """Say farewell to all workers. Takes seconds where one is hung."""
+        for seat in self.seats:
+            seat.close()
+        for seat in self.seats:
+            seat.join()
+
+    def _wait_for_all(
+        self, is_there: Callable[[Seat], bool], wait_s: float, progress: Progress
+    ) -> None:
+        end_s = time.monotonic() + wait_s
+        while True:
+            with self._changed:
+                found = sum(map(is_there, self.seats))
+                misfit = next((seat.misfit for seat in self.seats if seat.misfit), None)
+                if misfit is None and found < len(self.seats):
+                    self._changed.wait(_TICK_S)
+            if misfit is not None:
+                raise ClusterError(misfit)
+            progress(found, len(self.seats))
+            if found == len(self.seats):
+                return
+            if time.monotonic() > end_s:
+                raise ClusterError(f"{self.outage}, after {wait_s:g} s at {self._place}")

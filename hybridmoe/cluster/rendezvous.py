@@ -1,0 +1,178 @@
+"""Place where ranks meet: environment of the process, address, key, and a store at rank 0.
+
+The store listens at the given address only, unlike torchrun's own, from which nothing is taken but
+the environment: RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT. Anyone who reaches the store can
+write to it, so that nothing in it counts without the secret's code (agreement.py).
+"""
+
+import datetime
+import ipaddress
+import os
+import socket
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch.distributed.distributed_c10d import Store
+
+from hybridmoe.cluster.agreement import Secret
+from hybridmoe.errors import ClusterError, ConfigError
+
+__all__ = ["MeetingPlace", "find_meeting_place", "find_rank", "read_key", "write_key"]
+
+_STORE_S = 30.0  # for one operation of the store
+_LEAST_KEY_BYTES = 16
+_MOST_KEY_BYTES = 1 << 16
+_MOST_RANKS = 256
+_MOST_VALUE_BYTES = 1 << 16
+
+
+def find_rank() -> int:
+    """Read RANK; 0 where it is not set. Errors: ConfigError."""
+    return _number("RANK", 0, _MOST_RANKS - 1, default=0)
+
+
+@dataclass(frozen=True)
+class MeetingPlace:
+    """Address of rank 0's store, and what ranks need to meet there."""
+
+    rank: int
+    num_ranks: int
+    host: str  # a numeric address
+    port: int
+    secret: Secret
+
+    def __str__(self) -> str:
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"{host}:{self.port}"
+
+    def open_store(self) -> Store:
+        """Start the store, on rank 0. Errors: ClusterError if the address is taken or not here."""
+        family = socket.AF_INET6 if ":" in self.host else socket.AF_INET
+        listener = socket.socket(family, socket.SOCK_STREAM)
+        try:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.bind((self.host, self.port))
+            listener.listen(_MOST_RANKS)
+            return self._store(listener.detach())
+        except (OSError, RuntimeError) as error:
+            listener.close()
+            why = error.strerror if isinstance(error, OSError) else str(error).splitlines()[0]
+            raise ClusterError(f"rank 0 cannot listen at {self}: {why}") from None
+
+    def join_store(self, patience_s: float, tick: Callable[[], None] = lambda: None) -> Store:
+        """Connect to the store. Errors: ClusterError if it is not there in time."""
+        end_s = time.monotonic() + patience_s
+        while True:
+            with suppress(OSError, RuntimeError):
+                # A store's own attempts would fill the log.
+                socket.create_connection((self.host, self.port), timeout=2.0).close()
+                return self._store(None)
+            if time.monotonic() > end_s:
+                raise ClusterError(f"rank 0 does not listen at {self}")
+            tick()
+            time.sleep(0.2)
+
+    def own_address(self) -> str:
+        """Address of the interface through which this process reaches rank 0."""
+        family = socket.AF_INET6 if ":" in self.host else socket.AF_INET
+        try:
+            with socket.socket(family, socket.SOCK_DGRAM) as probe:  # sends nothing
+                probe.connect((self.host, self.port))
+                return str(probe.getsockname()[0])
+        except OSError as error:
+            raise ClusterError(f"rank 0 at {self} cannot be reached: {error.strerror}") from None
+
+    def _store(self, listener: int | None) -> Store:
+        return torch.distributed.TCPStore(  # type: ignore[attr-defined]
+            self.host,
+            self.port,
+            None,
+            listener is not None,
+            datetime.timedelta(seconds=_STORE_S),
+            wait_for_workers=False,
+            master_listen_fd=listener,
+        )
+
+
+def find_meeting_place(address: str | None, key_file: Path | None) -> MeetingPlace:
+    """Read options and environment. Errors: ConfigError.
+
+    address: HOST:PORT; None = the port above torchrun's.
+    """
+    if address is None:
+        host = os.environ.get("MASTER_ADDR", "")
+        port = _number("MASTER_PORT", 1, 65534) + 1 if host else 0
+    else:
+        host, _, digits = address.rpartition(":")
+        port = int(digits)
+    for name in ("RANK", "WORLD_SIZE", *(() if host else ("MASTER_ADDR",))):
+        if not os.environ.get(name):
+            raise ConfigError(
+                f"expert_parallel: {name} is not set: start every rank by torchrun, or set RANK"
+                " and WORLD_SIZE, and --cluster-address"
+            )
+    num_ranks = _number("WORLD_SIZE", 2, _MOST_RANKS)
+    rank = _number("RANK", 0, num_ranks - 1)
+    numeric = _resolve(host.strip("[]"), port)
+    secret = Secret(b"" if key_file is None else _read_key(key_file))
+    if key_file is None and not ipaddress.ip_address(numeric).is_loopback:
+        raise ConfigError(
+            f"cluster_address {numeric} is reachable from other machines: give every rank the same"
+            " --cluster-key-file"
+        )
+    return MeetingPlace(rank, num_ranks, numeric, port, secret)
+
+
+def write_key(store: Store, key: str, value: bytes) -> None:
+    """Set a key of the store. Errors: RuntimeError if it is lost."""
+    store.set(key, value.hex())
+
+
+def read_key(store: Store, key: str) -> bytes:
+    """Read a key that is there; empty where anyone has put there what `write_key` does not.
+
+    Errors: RuntimeError if the store is lost.
+    """
+    found = store.get(key)
+    try:
+        return bytes.fromhex(found.decode()) if len(found) <= 2 * _MOST_VALUE_BYTES else b""
+    except ValueError:
+        return b""
+
+
+def _resolve(host: str, port: int) -> str:
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    except OSError as error:
+        raise ConfigError(f"cluster_address {host!r:.200}: {error.strerror}") from None
+    numeric = str(found[0][4][0])
+    if ipaddress.ip_address(numeric).is_unspecified:
+        raise ConfigError(f"cluster_address {numeric}: expected the address of one interface")
+    return numeric
+
+
+def _read_key(path: Path) -> bytes:
+    try:
+        with path.open("rb") as file:
+            key = file.read(_MOST_KEY_BYTES + 1).strip()
+    except OSError as error:
+        raise ConfigError(f"cluster_key_file {path}: {error.strerror}") from None
+    if not _LEAST_KEY_BYTES <= len(key) <= _MOST_KEY_BYTES:
+        raise ConfigError(
+            f"cluster_key_file {path}: {len(key)} bytes, expected {_LEAST_KEY_BYTES} to"
+            f" {_MOST_KEY_BYTES}: head -c 32 /dev/urandom | base64 makes one"
+        )
+    return key
+
+
+def _number(name: str, low: int, high: int, default: int | None = None) -> int:
+    text = os.environ.get(name, "")
+    if not text and default is not None:
+        return default
+    if not text.isascii() or not text.isdigit() or not low <= int(text[:9]) <= high:
+        raise ConfigError(f"{name}={text!r:.40}: expected a number from {low} to {high}")
+    return int(text)

@@ -1,0 +1,175 @@
+"""Place of one worker at rank 0: a thread that admits it, watches it, and admits it again.
+
+Keys in the store, of worker R's attempt A (a random number that it chose):
+
+    join/R           A; a later attempt replaces it
+    challenge/R/A    rank 0's random number, and its proof that it knows the secret
+    hello/R/A        the worker's `Hello`; empty if that proof is wrong
+    terms/R/A        rank 0's `Terms`, once all workers are there
+    ready/R/A        the worker has placed its share: both ends connect
+"""
+
+import logging
+import secrets
+import threading
+import time
+from collections.abc import Callable
+
+from torch.distributed.distributed_c10d import Store
+
+from hybridmoe.cluster.agreement import Hello, Identity, Session, Terms
+from hybridmoe.cluster.link import Endpoint, Link, connect
+from hybridmoe.cluster.message import FrameShape, printable
+from hybridmoe.cluster.rendezvous import MeetingPlace, read_key, write_key
+from hybridmoe.errors import ClusterError
+
+__all__ = ["NUMBER_BYTES", "Seat", "shape_of"]
+
+_log = logging.getLogger(__name__)
+
+NUMBER_BYTES = 16
+_POLL_S = 0.05
+_ANSWER_S = 15.0  # for a worker's next word in the handshake
+
+
+class SupersededError(Exception):
+    """Newer attempt of the same worker, or the end of the cluster."""
+
+
+class Seat:
+    """State of one worker, and its thread. Properties may be read from any thread."""
+
+    def __init__(
+        self,
+        rank: int,
+        place: MeetingPlace,
+        identity: Identity,
+        shape: Callable[[Terms], FrameShape],
+        changed: threading.Condition,
+    ) -> None:
+        """shape: of the messages under some terms. changed: notified when the state has changed."""
+        self.rank = rank
+        self._place, self._identity, self._shape = place, identity, shape
+        self._changed = changed
+        self._terms: Terms | None = None
+        self._is_closing = False
+        self._attempt = b""
+        self.hello: Hello | None = None
+        self.link: Link | None = None  # while it lives
+        self.absence = f"rank {rank} has not joined"
+        self.misfit: str | None = None  # line on why its last attempt was refused
+        self._thread = threading.Thread(
+            target=self._run, name=f"hybridmoe-rank-{rank}", daemon=True
+        )
+        self._thread.start()
+
+    @property
+    def name(self) -> str:
+        host = "" if self.hello is None else f" ({self.hello.host})"
+        return f"rank {self.rank}{host}"
+
+    def offer(self, terms: Terms) -> None:
+        """Set the terms, of this attempt and all later ones."""
+        self._terms = terms
+
+    def close(self) -> None:
+        """Say farewell to the worker."""
+        self._is_closing = True
+        link = self.link
+        if link is not None:
+            link.close()
+
+    def join(self) -> None:
+        """Wait for the end of the thread, after `close`."""
+        self._thread.join()
+
+    def _run(self) -> None:
+        store: Store | None = None
+        while not self._is_closing:
+            try:
+                if store is None:
+                    store = self._place.join_store(5.0)
+                link = self._admit(store)
+                self._set(link, "")
+                link.beat(is_first=True)
+                self._set(None, link.failure or f"{self.name} is away")
+            except SupersededError:
+                continue
+            except ClusterError as error:
+                self._set(None, str(error))
+            except RuntimeError:  # the store
+                store = None
+            if self.absence and not self._is_closing:
+                _log.warning("%s", self.absence)
+
+    def _set(self, link: Link | None, absence: str) -> None:
+        with self._changed:
+            self.link, self.absence = link, absence
+            self._changed.notify_all()
+
+    def _admit(self, store: Store) -> Link:
+        """Wait for the worker and connect to it. Errors: ClusterError, SupersededError."""
+        key = f"join/{self.rank}"
+        while (attempt := self._newest(store)) in (b"", self._attempt):
+            if self._is_closing:
+                raise SupersededError
+            time.sleep(_POLL_S)
+        self._attempt = attempt
+        if len(attempt) != NUMBER_BYTES:
+            raise ClusterError(f"rank {self.rank}: malformed handshake: {key}")
+        session = Session(self._place.secret, self.rank, attempt, secrets.token_bytes(NUMBER_BYTES))
+        of = f"{self.rank}/{attempt.hex()}"
+        write_key(store, f"challenge/{of}", session.seal("challenge", session.ours))
+        sealed = self._wait(store, f"hello/{of}", _ANSWER_S)
+        body = session.open("hello", sealed)
+        if body is None:
+            raise ClusterError(f"rank {self.rank} has another --cluster-key-file: refused")
+        hello = Hello.decode(body)
+        misfit = self._identity.difference(hello.identity, f"rank {self.rank} ({hello.host})")
+        if misfit is not None:
+            self._send_terms(store, session, of, Terms(refusal=misfit))
+            self._refuse(misfit)
+        self.hello, self.misfit = hello, None
+        self._set(None, f"{self.name} is getting ready")
+        while (terms := self._terms) is None:
+            self._check(store)
+            time.sleep(_POLL_S)
+        self._send_terms(store, session, of, terms)
+        problem = session.open("ready", self._wait(store, f"ready/{of}", None))
+        if problem is None or problem:
+            line = "malformed handshake" if problem is None else printable(problem)
+            self._refuse(f"{self.name}: {line}")
+        end = Endpoint(0, self._place.host, self.name)
+        return connect(store, session.name, end, self._shape(terms))
+
+    def _refuse(self, line: str) -> None:
+        """Note that this attempt does not fit. Errors: ClusterError."""
+        self.misfit = line
+        raise ClusterError(line)
+
+    def _send_terms(self, store: Store, session: Session, of: str, terms: Terms) -> None:
+        write_key(store, f"terms/{of}", session.seal("terms", terms.encode()))
+
+    def _wait(self, store: Store, key: str, seconds: float | None) -> bytes:
+        """Wait for a key of this attempt; None = as long as it takes."""
+        end_s = None if seconds is None else time.monotonic() + seconds
+        while not store.check([key]):
+            self._check(store)
+            if end_s is not None and time.monotonic() > end_s:
+                raise ClusterError(f"rank {self.rank} has not said {key.partition('/')[0]}")
+            time.sleep(_POLL_S)
+        return read_key(store, key)
+
+    def _check(self, store: Store) -> None:
+        """Raise SupersededError if this attempt counts no more."""
+        if self._is_closing or self._newest(store) != self._attempt:
+            raise SupersededError
+
+    def _newest(self, store: Store) -> bytes:
+        key = f"join/{self.rank}"
+        return read_key(store, key) if store.check([key]) else b""
+
+
+def shape_of(top_k: int, hidden: int) -> Callable[[Terms], FrameShape]:
+    """Sizes of a model's messages under some terms."""
+    return lambda terms: FrameShape(terms.max_tokens, top_k, hidden)

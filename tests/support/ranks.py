@@ -1,0 +1,86 @@
+"""Ranks of a cluster for tests: workers as threads of this process, or as commands."""
+
+import os
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import hybridmoe
+from hybridmoe.cluster.rendezvous import MeetingPlace, find_meeting_place
+from hybridmoe.gguf.reader import GGUFFile
+from hybridmoe.llm.model_config import read_model_config
+from hybridmoe.llm.serve_experts import Worker
+from hybridmoe.placement.options import LoadOptions
+
+__all__ = ["WorkerThread", "meet", "pooled", "start_worker"]
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        return int(listener.getsockname()[1])
+
+
+def meet(patch: pytest.MonkeyPatch, num_ranks: int, key: Path | None = None) -> MeetingPlace:
+    """Make this process rank 0 of a new cluster."""
+    patch.setenv("RANK", "0")
+    patch.setenv("WORLD_SIZE", str(num_ranks))
+    return find_meeting_place(f"127.0.0.1:{free_port()}", key)
+
+
+class WorkerThread(threading.Thread):
+    """Worker in a thread of this process; `error` is what ended it."""
+
+    def __init__(self, path: Path, place: MeetingPlace, rank: int, **options: Any) -> None:
+        super().__init__(daemon=True)
+        self._path, self._place = path, replace(place, rank=rank)
+        self._options = LoadOptions(**options)
+        self.said: list[str] = []
+        self.error: Exception | None = None
+        self.start()
+
+    def run(self) -> None:
+        with GGUFFile.open(self._path) as file:
+            config = read_model_config(file, self._options)
+            try:
+                Worker(file, config, self._place, self._options, None, self.said.append).run()
+            except hybridmoe.HybridMoeError as error:
+                self.error = error
+
+
+@contextmanager
+def pooled(
+    path: Path, place: MeetingPlace, shares: tuple[float, ...], **options: Any
+) -> Iterator[hybridmoe.LLM]:
+    """Load the model on rank 0."""
+    with hybridmoe.load(
+        path, expert_parallel=True, cluster_address=str(place), expert_share=shares, **options
+    ) as llm:
+        yield llm
+
+
+def start_worker(
+    path: Path, place: MeetingPlace, rank: int, *arguments: str, num_threads: int = 1
+) -> "subprocess.Popen[str]":
+    """Start a worker as torchrun does."""
+    environment = {
+        **os.environ,
+        "RANK": str(rank),
+        "WORLD_SIZE": str(place.num_ranks),
+        "HYBRIDMOE_THREADS": str(num_threads),
+        "HYBRIDMOE_PIN": "0",
+    }
+    more = ("--cluster-address", str(place), "--expert-share", "1,1", *arguments)
+    return subprocess.Popen(
+        [sys.executable, "-m", "hybridmoe", "serve", str(path), "--expert-parallel", *more],
+        env=environment,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
