@@ -15,6 +15,7 @@ REQUIREMENTS = {
     "llama_cpp": "llama-cpp-python>=0.3.16",
     "matplotlib": "matplotlib>=3.8",
     "numba": "numba>=0.61",
+    "ray": "ray[serve]>=2.60",
     "triton": "triton>=3.4",
 }
 

@@ -154,8 +154,11 @@ def serve_command(model: Path | None, host: str, port: int, **options: Any) -> N
     mode = _mode(options["socket_mode"])
     log = ServerLog(is_json=options["log_format"] == "json", is_quiet=options["quiet"])
     from hybridmoe.serve import PrefixLog, ServeConfig, Server, Service  # takes seconds
+    from hybridmoe.serve.api_keys import read_api_keys
 
-    keys = (*options["api_keys"], *_read_keys(options["api_key_file"]))
+    key_file = options["api_key_file"]
+    file_keys = () if key_file is None else read_api_keys(key_file, "--api-key-file")
+    keys = (*options["api_keys"], *file_keys)
     config = ServeConfig(
         model_name=next(iter(files)),
         model_aliases=tuple(options["names"][1:]),
@@ -278,18 +281,3 @@ def _allowed_hosts(host: str, more: Sequence[str], *, has_keys: bool) -> tuple[s
         return ()
     names = (*LOOPBACK_NAMES, host, *more, *(() if is_local(host) else own_names()))
     return tuple(name.lower() for name in names)
-
-
-def _read_keys(path: Path | None) -> tuple[str, ...]:
-    if path is None:
-        return ()
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeError) as error:
-        reason = (isinstance(error, OSError) and error.strerror) or "not a text file"
-        raise ConfigError(f"--api-key-file {path}: {reason}") from None
-    lines = (line.strip() for line in text.splitlines())
-    keys = tuple(line for line in lines if line and not line.startswith("#"))
-    if not keys:
-        raise ConfigError(f"{path} has no API key; expected one a line")
-    return keys

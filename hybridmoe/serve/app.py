@@ -9,6 +9,7 @@ from fastapi import FastAPI
 from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import FileResponse, Response
 from starlette.staticfiles import StaticFiles
+from starlette.types import ASGIApp
 
 from hybridmoe.serve.error_handlers import add_handlers
 from hybridmoe.serve.field_check import IGNORED_HEADER, RELAXED_HEADER
@@ -44,11 +45,14 @@ _STATIC = Path(__file__).parent / "static"
 
 
 def create_app(
-    service: Service, log_request: Callable[[Mapping[str, Any]], None] | None = None
+    service: Service,
+    log_request: Callable[[Mapping[str, Any]], None] | None = None,
+    innermost: Callable[[ASGIApp], ASGIApp] | None = None,
 ) -> FastAPI:
     """Make the application over a service. Without a model yet, its routes return 503.
 
-    log_request: gets the fields of each request's line in the log.
+    log_request: gets the fields of each request's line in the log. innermost: middleware
+    for the requests that have passed all checks, with their whole bodies.
     """
     config = service.config
     app = FastAPI(
@@ -69,6 +73,8 @@ def create_app(
     add_handlers(app, config.retry_after_s)
     set_document(app, has_keys=bool(config.api_keys))
     # The middleware added last sees a request first.
+    if innermost is not None:
+        app.add_middleware(innermost)
     app.add_middleware(AccessMiddleware, config=config, bodies=service.bodies)
     app.add_middleware(HeldStreamMiddleware, keep_alive_s=config.keep_alive_s)
     if config.cors_origins:

@@ -3,7 +3,6 @@
 import json
 import threading
 import time
-import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 from hybridmoe.serve.bounded_store import BoundedStore
 from hybridmoe.serve.errors import ApiError
 from hybridmoe.serve.json_response import encode_json
+from hybridmoe.serve.stored_id import new_id
 
 __all__ = ["Conversation", "ConversationStore"]
 
@@ -55,7 +55,7 @@ class ConversationStore:
     def create(self, items: Sequence[Item], metadata: dict[str, Any]) -> Conversation:
         """Make a conversation. The items have ids. Raises ApiError (400) if it is too large."""
         made = Conversation(
-            id=f"conv_{uuid.uuid4().hex}",
+            id=new_id("conv"),
             created_at=int(time.time()),
             metadata=encode_json(metadata),
         )

@@ -18,6 +18,7 @@ __all__ = [
     "cancel_on_disconnect",
     "data_event",
     "named_event",
+    "until_disconnect",
 ]
 
 KEEP_ALIVE = b": keep-alive\n\n"
@@ -61,7 +62,7 @@ class EventStreamResponse(Response):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
-            await _first_of(self._send(send), _disconnected(receive))
+            await until_disconnect(self._send(send), receive)
         except OSError:
             pass  # the connection broke during a send
         finally:
@@ -94,8 +95,13 @@ class EventStreamResponse(Response):
 
 async def cancel_on_disconnect(request: Request, work: Awaitable[Response]) -> Response:
     """Await the response of `work`; cancel `work` if the client disconnects first."""
-    response = await _first_of(work, _disconnected(request.receive))
+    response = await until_disconnect(work, request.receive)
     return response if isinstance(response, Response) else Response(status_code=499)
+
+
+async def until_disconnect(work: Awaitable[Any], receive: Receive) -> Any:
+    """Await the result of `work`; cancel it, and return None, if the client disconnects first."""
+    return await _first_of(work, _disconnected(receive))
 
 
 async def _disconnected(receive: Receive) -> None:

@@ -19,7 +19,7 @@ from hybridmoe.serve.event_stream import (
 )
 from hybridmoe.serve.request_record import RequestRecord
 
-__all__ = ["HeldStreamMiddleware"]
+__all__ = ["HeldStreamMiddleware", "error_event"]
 
 _OLLAMA = "/api/"  # streams of JSON lines, which may begin with spaces
 _LLAMA_SERVER = ("/completion", "/completions")  # its own stream, which has no [DONE]
@@ -96,12 +96,12 @@ class _Response:
             self._error += message.get("body", b"")
             if message.get("more_body", False):
                 return
-            message = _body(_error_event(self._path, bytes(self._error)), more=False)
+            message = _body(error_event(self._path, bytes(self._error)), more=False)
         await self._send(message)
 
 
-def _error_event(path: str, body: bytes) -> bytes:
-    """Make the event of an error response, in the form of the path's API."""
+def error_event(path: str, body: bytes) -> bytes:
+    """Make the event of an error response, in the form of the path's API. body: of the response."""
     if not body:  # the client has left
         return b""
     if path.startswith(_OLLAMA):

@@ -5,19 +5,17 @@ much. Each entry holds its whole conversation, so that evicting one breaks no ot
 """
 
 import json
-import re
 from collections.abc import Set
 from dataclasses import dataclass
 from typing import Any
 
 from hybridmoe.serve.bounded_store import BoundedStore
 from hybridmoe.serve.json_response import encode_json
+from hybridmoe.serve.stored_id import OWN_ID
 
 __all__ = ["ResponseStore"]
 
 Item = dict[str, Any]
-# Ids made by this server, which cannot be guessed; clients number theirs, each from 1.
-_OWN_ID = re.compile(r"[a-z]{2,4}_[0-9a-f]{32}")
 _ID_BYTES = 128  # size of one in a set
 
 
@@ -47,7 +45,7 @@ class ResponseStore:
         ids = frozenset(
             item["id"]
             for item in items
-            if isinstance(item.get("id"), str) and _OWN_ID.fullmatch(item["id"])
+            if isinstance(item.get("id"), str) and OWN_ID.fullmatch(item["id"])
         )
         entry = _Entry(encode_json(response), encode_json(items), num_input_items, ids)
         self._store.put(response["id"], entry)

@@ -47,6 +47,7 @@ class Server(uvicorn.Server):
             create_app(service, log_request),
             log_config=None if is_logging_ready else uvicorn.config.LOGGING_CONFIG,
             http=Connection,
+            loop="asyncio",  # not uvloop where another package brought it: the limits are for this
             limit_concurrency=max_connections(),
             log_level="warning",
             server_header=False,

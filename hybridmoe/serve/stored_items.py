@@ -1,10 +1,10 @@
 """Items of the Responses API as stores and lists hold them: with an id, a status, and parts."""
 
-import uuid
 from collections.abc import Sequence
 from typing import Any, Literal
 
 from hybridmoe.serve.errors import ApiError
+from hybridmoe.serve.stored_id import new_id
 
 __all__ = ["item_page", "listed_item", "with_id"]
 
@@ -18,7 +18,7 @@ def with_id(item: Item) -> Item:
         return item
     kind = item.get("type") or "message"
     prefix = _PREFIXES.get(kind, "fco" if kind.endswith("_output") else "item")
-    return {"type": kind, **item, "id": f"{prefix}_{uuid.uuid4().hex}"}
+    return {"type": kind, **item, "id": new_id(prefix)}
 
 
 def listed_item(item: Item) -> Item:

@@ -1,7 +1,6 @@
 """OpenAI's /v1/responses: a request has its whole conversation, or continues a stored one."""
 
 import time
-import uuid
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
@@ -32,6 +31,7 @@ from hybridmoe.serve.schemas.responses import (
     ResponsesResponse,
 )
 from hybridmoe.serve.service import Service, get_service
+from hybridmoe.serve.stored_id import new_id
 from hybridmoe.serve.strict_json import StrictRoute
 
 __all__ = ["router"]
@@ -86,7 +86,7 @@ async def compact_conversation(body: CompactRequest, request: Request) -> Respon
         usage = _usage_of(compacted.generation)
     return CompactJSONResponse(
         {
-            "id": f"resp_{uuid.uuid4().hex}",
+            "id": new_id("resp"),
             "object": "response.compaction",
             "created_at": int(time.time()),
             "output": [compaction_item(_without_instructions(body, messages))],
@@ -163,7 +163,7 @@ class _ModelResponse:
         choice = body.tool_choice or "auto"
         extra = body.model_extra or {}
         self._base: dict[str, Any] = {
-            "id": f"resp_{uuid.uuid4().hex}",
+            "id": new_id("resp"),
             "object": "response",
             "created_at": generation.created,
             "status": "in_progress",

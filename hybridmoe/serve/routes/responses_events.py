@@ -1,11 +1,11 @@
 """Output items of the Responses API, and the events of their growth."""
 
-import uuid
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from hybridmoe.serve.event_stream import named_event
 from hybridmoe.serve.generation import Delta, TokenLogprob
+from hybridmoe.serve.stored_id import new_id
 from hybridmoe.text.response_parser import (
     ArgumentsPart,
     CallEnd,
@@ -101,7 +101,7 @@ class OutputItems:
             yield from self._open(
                 {
                     "type": "function_call",
-                    "id": f"fc_{uuid.uuid4().hex}",
+                    "id": new_id("fc"),
                     "call_id": part.id,
                     "name": part.name,
                     "arguments": "",
@@ -125,10 +125,10 @@ class OutputItems:
             part: dict[str, Any] = {
                 "type": "output_text", "text": "", "annotations": [], "logprobs": []
             }  # fmt: skip
-            item = {"type": "message", "id": f"msg_{uuid.uuid4().hex}", "role": "assistant"}
+            item = {"type": "message", "id": new_id("msg"), "role": "assistant"}
         else:
             part = {"type": "reasoning_text", "text": ""}
-            item = {"type": "reasoning", "id": f"rs_{uuid.uuid4().hex}", "summary": []}  # type: ignore[dict-item]
+            item = {"type": "reasoning", "id": new_id("rs"), "summary": []}  # type: ignore[dict-item]
         yield from self._open({**item, "content": [], "status": "in_progress"})
         event = self.event(
             "response.content_part.added", **self._place(), content_index=0, part=part
