@@ -53,8 +53,11 @@ ISA_FLAGS = {  # best first, and slowest to compile
     "avx2": AVX2,
     "scalar": SCALAR,
 }
+# Products that replace some of an instruction set's, where a CPU has more.
+EXTRAS = {"avx512_vbmi": ("avx512", [*AVX512, "-mavx512vbmi"])}
 if platform.machine() not in ("x86_64", "AMD64"):
-    ISA_FLAGS = {"scalar": SCALAR}
+    ISA_FLAGS, EXTRAS = {"scalar": SCALAR}, {}
+OBJECT_FLAGS = {**ISA_FLAGS, **{name: flags for name, (_, flags) in EXTRAS.items()}}
 
 
 def isa_source(name: str) -> str:
@@ -63,11 +66,15 @@ def isa_source(name: str) -> str:
 
 
 def isa_for(cpu_flags: list[str]) -> list[str]:
-    """List the best instruction set for a CPU with these flags (/proc/cpuinfo), and scalar."""
-    for name, flags in ISA_FLAGS.items():
-        if {_cpu_flag(flag) for flag in flags if flag.startswith("-m")} <= {*cpu_flags}:
-            return list(dict.fromkeys([name, "scalar"]))
-    return ["scalar"]
+    """List what to build for a CPU with these flags (/proc/cpuinfo): best set, extras, scalar."""
+    runs = [name for name, flags in OBJECT_FLAGS.items() if _needs(flags) <= {*cpu_flags}]
+    best = next(name for name in ISA_FLAGS if name in runs)
+    extras = [name for name, (base, _) in EXTRAS.items() if base == best and name in runs]
+    return list(dict.fromkeys([best, *extras, "scalar"]))
+
+
+def _needs(flags: list[str]) -> set[str]:
+    return {_cpu_flag(flag) for flag in flags if flag.startswith("-m")}
 
 
 def _cpu_flag(option: str) -> str:
@@ -78,19 +85,19 @@ def _cpu_flag(option: str) -> str:
 
 
 def built_isa() -> list[str]:
-    """List the instruction sets to build, by HYBRIDMOE_BUILD_ISA."""
+    """List the instruction sets, with extras, to build, by HYBRIDMOE_BUILD_ISA."""
     wanted = os.environ.get("HYBRIDMOE_BUILD_ISA") or "all"
     if wanted not in ("all", "native"):
         sys.exit(f"HYBRIDMOE_BUILD_ISA={wanted}: expected all or native")
     if wanted == "all":
-        return list(ISA_FLAGS)
+        return list(OBJECT_FLAGS)
     lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     return isa_for(next((line.split() for line in lines if line.startswith("flags")), []))
 
 
 FOLDERS = (".", "base", "formats", "kernels", "ops")
 HEADERS = sorted(str(path) for pattern in ("*.h", "*.inc") for path in CSRC.rglob(pattern))
-ISA_SOURCES = {isa_source(name): name for name in ISA_FLAGS}
+ISA_SOURCES = {isa_source(name): name for name in OBJECT_FLAGS}
 SOURCES = sorted({str(p) for folder in FOLDERS for p in CSRC.glob(f"{folder}/*.cpp")})
 
 
@@ -103,7 +110,7 @@ class BuildExtension(build_ext):
         def compile_at_once(sources: list[str], **options: Any) -> list[str]:
             def compile_one(source: str) -> list[str]:
                 isa = ISA_SOURCES.get(source)
-                flags = [] if isa is None else [*NO_RUNTIME, *ISA_FLAGS[isa]]
+                flags = [] if isa is None else [*NO_RUNTIME, *OBJECT_FLAGS[isa]]
                 postargs = [*(options.get("extra_postargs") or ()), *flags]
                 return compile_files([source], **{**options, "extra_postargs": postargs})
 

@@ -70,6 +70,10 @@ def test_llama_cpp_is_built_without_what_no_test_uses(monkeypatch: pytest.Monkey
             ["avx512", "scalar"],
         ),
         (
+            "fma f16c avx2 bmi2 avx512f avx512bw avx512vl avx512dq avx512_vnni avx512vbmi",
+            ["avx512", "avx512_vbmi", "scalar"],
+        ),
+        (
             "fma f16c avx2 bmi2 avx512f avx512bw avx512vl avx512dq avx512_vnni avx512vbmi"
             " avx512_bf16 amx_tile amx_int8 amx_bf16",
             ["amx", "scalar"],

@@ -60,9 +60,10 @@ CpuFeatures detect_cpu() {
   const bool f = bit(extended.ebx, 16), dq = bit(extended.ebx, 17), bw = bit(extended.ebx, 30);
   const bool vl = bit(extended.ebx, 31), vnni = bit(extended.ecx, 11);
   cpu.avx512 = cpu.avx2 && saved(kZmmStates) && f && dq && bw && vl && vnni && bit(extended.ebx, 8);
+  const bool vbmi = bit(extended.ecx, 1), vector_bf16 = bit(more.eax, 5);
+  cpu.avx512_vbmi = cpu.avx512 && vbmi;
   const bool tile = bit(extended.edx, 24), int8 = bit(extended.edx, 25),
              bf16 = bit(extended.edx, 22);
-  const bool vbmi = bit(extended.ecx, 1), vector_bf16 = bit(more.eax, 5);
   cpu.amx = cpu.avx512 && vbmi && vector_bf16 && saved(kTileStates) && tile && int8 && bf16 &&
             request_tiles();
   return cpu;

@@ -1,5 +1,7 @@
 #include "formats/codebooks.h"
 
+#include "formats/code_planes.h"
+
 namespace hm {
 
 #include "formats/codebooks_data.inc"
@@ -34,6 +36,36 @@ constexpr CodeWords<N> spread(const uint16_t (&packed)[N]) {
   return words;
 }
 
+template <int N>
+constexpr CodePlanes<N> planes(const uint16_t (&packed)[N]) {
+  CodePlanes<N> book{};
+  for (int n = 0; n < N; ++n) {
+    book.low[n] = static_cast<uint8_t>(packed[n]);
+    book.high[n] = static_cast<uint8_t>(packed[n] >> 8);
+  }
+  return book;
+}
+
+consteval SortedCodePlanes sorted_planes(const uint16_t (&packed)[2048]) {
+  SortedCodePlanes book{};
+  uint8_t rank = 0;
+  for (int n = 0, steps = 0; n < 2048; ++n) {
+    const int sixteen = n / 16, high = packed[n] >> 8;
+    book.low[n] = static_cast<uint8_t>(packed[n]);
+    const bool is_next = n > 0 && high != packed[n - 1] >> 8;
+    if (is_next) ++rank;
+    book.high[rank] = static_cast<uint8_t>(high);
+    if (n % 16 == 0) {
+      steps = 0;
+      book.first[sixteen] = rank;
+      book.above[0][sixteen] = book.above[1][sixteen] = static_cast<uint8_t>(n % 256 + 15);
+    } else if (is_next) {
+      book.above[steps++][sixteen] = static_cast<uint8_t>(n % 256 - 1);
+    }
+  }
+  return book;
+}
+
 constexpr Codebook<uint8_t, 128> signs_with_parity() {
   Codebook<uint8_t, 128> book{};
   for (int index = 0; index < 128; ++index) {
@@ -64,6 +96,10 @@ constinit const CodeWords<256> kWordsIQ2_XXS = spread<2>(kPackedIQ2_XXS);
 constinit const CodeWords<512> kWordsIQ2_XS = spread<2>(kPackedIQ2_XS);
 constinit const CodeWords<256> kWordsIQ3_XXS = spread<4>(kPackedIQ3_XXS);
 constinit const CodeWords<512> kWordsIQ3_S = spread<4>(kPackedIQ3_S);
+constinit const CodePlanes<256> kCodebookPlanesIQ2_XXS = planes(kPackedIQ2_XXS);
+constinit const CodePlanes<512> kCodebookPlanesIQ2_XS = planes(kPackedIQ2_XS);
+constinit const CodePlanes<1024> kCodebookPlanesIQ2_S = planes(kPackedIQ2_S);
+constinit const SortedCodePlanes kCodebookPlanesIQ1 = sorted_planes(kPackedIQ1);
 constinit const Codebook<uint8_t, 128> kCodebookSigns = signs_with_parity();
 constinit const Codebook<uint32_t, 512> kCodebookIQ3_S = expand<uint32_t>(kPackedIQ3_S, kIQ3_S);
 

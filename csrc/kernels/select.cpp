@@ -4,9 +4,29 @@
 
 #include "base/check.h"
 #include "base/cpuid.h"
+#include "kernels/extra_kernels.h"
 
 namespace hm {
 namespace {
+
+#ifdef HM_HAVE_AVX512_VBMI
+KernelTable with(const KernelTable& table, const ExtraKernels& extra) {
+  KernelTable result = table;
+  for (int type = 0; type < kNumTypeIds; ++type) {
+    if (extra.matmul[type]) result.formats[type].matmul = extra.matmul[type];
+  }
+  return result;
+}
+#endif
+
+// The table of a choice on this CPU.
+const KernelTable* completed(const KernelTable* table, [[maybe_unused]] const CpuFeatures& cpu) {
+#ifdef HM_HAVE_AVX512_VBMI
+  static const KernelTable avx512_vbmi = with(kAvx512, kAvx512Vbmi);
+  if (table == &kAvx512 && cpu.avx512_vbmi) return &avx512_vbmi;
+#endif
+  return table;
+}
 
 // An entry of the priority list: which table, and whether a machine can run it.
 struct Choice {
@@ -48,7 +68,7 @@ std::vector<const KernelTable*> supported_tables() {
   static const CpuFeatures cpu = detect_cpu();
   std::vector<const KernelTable*> tables;
   for (const Choice& choice : kChoices) {
-    if (choice.runs_on(cpu)) tables.push_back(choice.table);
+    if (choice.runs_on(cpu)) tables.push_back(completed(choice.table, cpu));
   }
   return tables;
 }

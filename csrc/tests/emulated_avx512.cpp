@@ -1,5 +1,5 @@
-// The AVX-512 kernels on a CPU without AVX-512: every 512-bit intrinsic becomes
-// SIMDe's portable C. Built and loaded by test_vectors_emulated.py with AVX2
+// The AVX-512 kernels, and for one token those of VBMI, on a CPU without AVX-512: every 512-bit
+// intrinsic becomes SIMDe's portable C. Built and loaded by test_vectors_emulated.py with AVX2
 // flags.
 #define SIMDE_ENABLE_NATIVE_ALIASES
 #include <simde/x86/avx512.h>
@@ -63,4 +63,24 @@ static inline __m512 emulated_cvtepi32_ps(__m512i v) {
 
 #include "kernels/codebook_gemv-inl.h"
 
+#include "kernels/table-inl.h"
+
+#include "kernels/two_rows_gemv-inl.h"
+
+namespace hm {
+
+constinit const KernelTable kAvx512 = make_table("emulated");
+
+static consteval KernelTable with_two_rows() {
+  KernelTable table = make_table("emulated");
+  const ExtraKernels extra = two_rows_kernels();
+  for (int type = 0; type < kNumTypeIds; ++type) {
+    if (extra.matmul[type]) table.formats[type].matmul = extra.matmul[type];
+  }
+  return table;
+}
+
+}  // namespace hm
+
+#define HM_EMULATED_TABLE hm::with_two_rows()
 #include "tests/emulated_linear-inl.h"

@@ -3,11 +3,15 @@
 
 #include "kernels/table-inl.h"
 
+#ifndef HM_EMULATED_TABLE
+#define HM_EMULATED_TABLE hm::make_table("emulated")
+#endif
+
 // x (num_tokens, cols) f32, w (num_rows, cols) of `type` -> out (num_tokens, num_rows).
 extern "C" __attribute__((visibility("default"))) void emulated_linear(
     int type, const uint8_t* w, int64_t num_rows, int64_t row_bytes, int64_t cols, const float* x,
     int64_t num_tokens, float* out) {
-  static constexpr hm::KernelTable table = hm::make_table("emulated");
+  static constexpr hm::KernelTable table = HM_EMULATED_TABLE;
   constexpr int64_t max_tokens = 64, max_cols = 4096;
   static uint8_t rounded[max_tokens][hm::activation_bytes(max_cols)];
   alignas(64) static uint8_t scratch[hm::matmul_scratch_bytes(max_cols)];

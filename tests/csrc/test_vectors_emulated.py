@@ -84,6 +84,7 @@ def check_equals_avx2(emulated: Linear, kind: QuantType) -> None:
         x = activations(7, cols)
         with isa.forced("avx2"):
             assert torch.equal(emulated(x, w), ops.linear(x, w))
+            assert torch.equal(emulated(x[:1], w), ops.linear(x[:1], w))
 
 
 @pytest.mark.slow  # half a minute of compiling
