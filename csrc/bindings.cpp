@@ -7,6 +7,7 @@
 #include "api_attention-inl.h"
 #include "api_experts-inl.h"
 #include "api_file_reader-inl.h"
+#include "api_fused_layer-inl.h"
 #include "api_host_calls-inl.h"
 #include "api_io_ring-inl.h"
 #include "api_isa-inl.h"
@@ -38,6 +39,7 @@ PYBIND11_MODULE(_C, m) {
   hm::register_attention(m);
   hm::register_experts(m);
   hm::register_file_reader(m);
+  hm::register_fused_layer(m);
   hm::register_host_calls(m);
   hm::register_io_ring(m);
   hm::register_isa(m);

@@ -457,6 +457,82 @@ class RamExpertCall(HostCall):
 PAGE_TOKENS: int
 """Rows of a KV cache page."""
 
+class FusedAttention:
+    """Norm and latent attention of a layer; keeps no weights alive."""
+
+    def __init__(
+        self,
+        norm: int,
+        eps: float,
+        q_a: Matrix | None,
+        q_a_norm: int,
+        q_b: Matrix,
+        kv_a: Matrix,
+        kv_a_norm: int,
+        k_b: Matrix,
+        v_b: Matrix,
+        out: Matrix,
+        scale: float,
+    ) -> None: ...
+    def forward(
+        self,
+        x: int,
+        residual: int,
+        num_tokens: int,
+        pages: KvPages,
+        spans: int,
+        num_spans: int,
+        tables: int,
+        num_entries: int,
+        cos_sin: int,
+        out: int,
+    ) -> None: ...
+
+class Swiglu:
+    def __init__(self, gate: Matrix, up: Matrix, down: Matrix) -> None: ...
+
+class RoutedSwiglu:
+    def __init__(
+        self,
+        router: Matrix,
+        bias: int,
+        top_k: int,
+        num_groups: int,
+        num_groups_used: int,
+        is_sigmoid: bool,
+        is_normalized: bool,
+        scale: float,
+        experts: Swiglu,
+    ) -> None: ...
+
+class FusedFfn:
+    """Norm and feed-forward network of a layer; keeps no weights alive."""
+
+    def __init__(
+        self, norm: int, eps: float, routed: RoutedSwiglu | None, dense: Swiglu | None
+    ) -> None: ...
+    def forward(
+        self, x: int, residual: int, num_tokens: int, ids: int, weights: int, out: int
+    ) -> None: ...
+
+def run_layers(
+    attention: Sequence[FusedAttention],
+    ffn: Sequence[FusedFfn],
+    pages: Sequence[KvPages],
+    x: int,
+    num_tokens: int,
+    hidden: int,
+    spans: int,
+    num_spans: int,
+    tables: int,
+    num_entries: int,
+    cos_sin: int,
+    added: int,
+    ids: int,
+    weights: int,
+) -> None:
+    """Run all layers on x, in place. added: (2, T, H) f32, scratch. ids, weights: by layer."""
+
 class KvPages:
     """Checked KV cache pages (f32, f16, bf16, int8) at an address; keeps nothing alive."""
 

@@ -15,7 +15,7 @@ from hybridmoe.kernels.expanded_attention import expanded_attention
 from hybridmoe.kernels.matrix import QuantMatrix
 from hybridmoe.kernels.paged_mla import BlockTables, KvPages, Span
 
-__all__ = ["CpuDevice"]
+__all__ = ["CpuDevice", "quantized"]
 
 _kept = threading.local()
 
@@ -61,12 +61,12 @@ class CpuDevice:
         return BlockTables(spans)
 
     def linear(self, x: Tensor, w: Matrix, out: Tensor | None = None) -> Tensor:
-        return ops.linear(x, _quantized(w), out)
+        return ops.linear(x, quantized(w), out)
 
     def dense_ffn(
         self, x: Tensor, gate: Matrix, up: Matrix, down: Matrix, base: Pending | None = None
     ) -> Tensor:
-        matrices = _quantized(gate), _quantized(up), _quantized(down)
+        matrices = quantized(gate), quantized(up), quantized(down)
         if base is None or isinstance(base, Ready):
             return ops.dense_ffn(x, *matrices, None if base is None else base.result())
         return base.add_to(ops.dense_ffn(x, *matrices))  # waits as late as it can
@@ -94,7 +94,7 @@ class CpuDevice:
     ) -> Tensor:
         """Attend with expanded keys and values where spans say so, else in latent space."""
         assert isinstance(pages, KvPages) and isinstance(tables, BlockTables)
-        k_b, v_b = _quantized(k_b), _quantized(v_b)
+        k_b, v_b = quantized(k_b), quantized(v_b)
         heads = q_nope.new_empty(q_nope.shape[0], v_b.batch, v_b.rows)  # (T, N, V)
         for first, part, is_expanded in tables.parts():
             rows = slice(first, first + part.num_tokens)
@@ -139,6 +139,7 @@ def _latents(*shape: int) -> Tensor:
     return kept[:count].view(2, *shape)
 
 
-def _quantized(w: Matrix) -> QuantMatrix:
+def quantized(w: Matrix) -> QuantMatrix:
+    """Return a matrix that `CpuDevice.matrix` made as what it is."""
     assert isinstance(w, QuantMatrix), type(w)
     return w

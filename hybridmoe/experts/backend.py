@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from hybridmoe.device.pending import Pending, Ready
-from hybridmoe.experts.routed_experts import RoutedExperts
+from hybridmoe.experts.routed_experts import ExpertWeights, RoutedExperts
 from hybridmoe.experts.stats import TIERS, ExpertStats
 from hybridmoe.kernels.ops import expert_ffn
 
@@ -56,6 +56,10 @@ class ExpertBackend(ABC):
     def begin_step(self, num_tokens: int) -> None:
         """Start a step of `num_tokens`. A step that failed before it ended is discarded."""
         return
+
+    def weights_in_memory(self, layer: int) -> ExpertWeights | None:
+        """Weights of a layer's experts, if all are in memory and may be used without `submit`."""
+        return None
 
     @abstractmethod
     def submit(self, layer: int, x: Tensor, ids: Tensor, weights: Tensor) -> Pending:
@@ -108,6 +112,10 @@ class CpuExperts(ExpertBackend):
 
     def __init__(self, experts: RoutedExperts) -> None:
         self._layers = experts.layers
+
+    def weights_in_memory(self, layer: int) -> ExpertWeights | None:
+        """All of them; see `ExpertBackend.weights_in_memory`."""
+        return self._layers[layer]
 
     def submit(self, layer: int, x: Tensor, ids: Tensor, weights: Tensor) -> Pending:
         """Compute at once; see `ExpertBackend.submit`."""

@@ -92,6 +92,7 @@ class BlockTables:
         self._spans = torch.tensor(rows, dtype=torch.int64).reshape(-1, 3)
         self._entries = torch.tensor(entries, dtype=torch.int32)
         self.num_tokens = sum(span.num_tokens for span in spans)
+        self.num_expanded = sum(span.num_expanded for span in spans)
         self.most_positions = max((span.start + span.num_tokens for span in spans), default=0)
 
     def parts(self) -> list[Part]:

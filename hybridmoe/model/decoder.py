@@ -15,8 +15,9 @@ from hybridmoe.device.cuda_errors import CudaErrorGuard, loading_onto_gpu
 from hybridmoe.device.interface import Device, Pages, Tables
 from hybridmoe.experts.backend import CpuExperts, ExpertBackend
 from hybridmoe.experts.stats import ExpertStats
+from hybridmoe.kernels.fused_layer import FusedAttention, FusedFfn, takes_few_tokens
 from hybridmoe.kernels.ops import gather_rows
-from hybridmoe.kernels.paged_mla import Span
+from hybridmoe.kernels.paged_mla import KvPages, Span
 from hybridmoe.model.cuda_graphs import Outputs
 from hybridmoe.model.damage import describe_damage
 from hybridmoe.model.indexer import Selector, selectors
@@ -302,7 +303,17 @@ class _Layer:
             self._ffn = DenseFfn(block, c.hidden, c.dense_inter)
         else:
             self._ffn = MoeFfn(block, i, c, experts)
+        self._fused_attention = self._attention.fused(self._attention_norm)
+        self._fused_ffn = self._ffn.fused(self._ffn_norm)
         self.observer: Callable[[Tensor], None] | None = None  # of the states after attention
+
+    @property
+    def fused(self) -> tuple[FusedAttention, FusedFfn] | None:
+        """Both halves as native calls, for steps of few tokens, unless it is observed."""
+        attention, ffn = self._fused_attention, self._fused_ffn
+        if attention is None or ffn is None or self.observer is not None:
+            return None
+        return attention, ffn
 
     def hint_to(self, following: "_Layer") -> None:
         """Send prefetch hints for `following`, made by its router from this layer's states."""
@@ -324,9 +335,15 @@ class _Layer:
         trace: list[Routing] | None,
     ) -> Tensor:
         """Add the previous layer's `residual` to x (T, H) in place; return this layer's."""
-        residual = self._attention.forward(
-            self._attention_norm(x, residual), pages, tables, cos_sin
-        )
+        if self._fused_attention is not None and takes_few_tokens(tables):
+            assert isinstance(pages, KvPages)
+            residual = self._fused_attention.forward(x, residual, pages, tables, cos_sin)
+        else:
+            residual = self._attention.forward(
+                self._attention_norm(x, residual), pages, tables, cos_sin
+            )
+        if self._fused_ffn is not None and self.observer is None:
+            return self._fused_ffn.forward(x, residual, trace)
         normed = self._ffn_norm(x, residual)
         if self.observer is not None:
             self.observer(x)

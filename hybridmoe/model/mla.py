@@ -10,7 +10,9 @@ Source: DeepSeek-V2 (arXiv 2405.04434), section 2.1 and appendix C.
 from torch import Tensor
 
 from hybridmoe.config import ModelConfig
+from hybridmoe.device.cpu import CpuDevice, quantized
 from hybridmoe.device.interface import Pages, Tables
+from hybridmoe.kernels.fused_layer import AttentionWeights, FusedAttention
 from hybridmoe.model.indexer import Selector
 from hybridmoe.model.norm import RmsNorm
 from hybridmoe.model.weights import BlockWeights
@@ -61,6 +63,27 @@ class LatentAttention:
             q_nope, q_rope, self._k_b, self._v_b, pages, tables, scale, selected
         )  # (T, N, V)
         return self._device.linear(heads.view(x.shape[0], -1), self._out)
+
+    def fused(self, norm: RmsNorm) -> FusedAttention | None:
+        """Return `norm` and this as one call, for steps in latent space.
+
+        None but on the CPU, and with a selector or an attention temperature.
+        """
+        is_plain = self._selector is None and self._config.temperature is None
+        if type(self._device) is not CpuDevice or not is_plain:
+            return None
+        weights = AttentionWeights(
+            q_a=None if self._q_a is None else quantized(self._q_a),
+            q_a_norm=None if self._q_a is None else self._q_a_norm.weight,
+            q_b=quantized(self._q_b),
+            kv_a=quantized(self._kv_a),
+            kv_a_norm=self._kv_a_norm.weight,
+            k_b=quantized(self._k_b),
+            v_b=quantized(self._v_b),
+            out=quantized(self._out),
+            scale=self._config.softmax_scale,
+        )
+        return FusedAttention(norm.weight, norm.eps, weights)
 
     def append(self, x: Tensor, pages: Pages, tables: Tables, cos_sin: Tensor) -> None:
         """Append tokens to the KV cache alone; shapes as for `forward`."""

@@ -10,15 +10,15 @@ __all__ = ["RmsNorm"]
 class RmsNorm:
     """RMS norm: x / rms(x) * weight, along the last dimension."""
 
-    __slots__ = ("_device", "_eps", "_weight")
+    __slots__ = ("_device", "eps", "weight")
 
     def __init__(self, device: Device, weight: Tensor, eps: float) -> None:
         self._device = device
-        self._weight = weight  # (dim,) f32
-        self._eps = eps
+        self.weight = weight  # (dim,) f32
+        self.eps = eps
 
     def __call__(
         self, x: Tensor, residual: Tensor | None = None, out: Tensor | None = None
     ) -> Tensor:
         """Normalise x (T, dim), into `out` if given; with `residual`, x += residual first."""
-        return self._device.rms_norm(x, self._weight, self._eps, residual=residual, out=out)
+        return self._device.rms_norm(x, self.weight, self.eps, residual=residual, out=out)

@@ -11,6 +11,8 @@ and 4.2; auxiliary-loss-free balancing (2408.15664).
 from torch import Tensor
 
 from hybridmoe.config import ModelConfig
+from hybridmoe.device.cpu import CpuDevice, quantized
+from hybridmoe.kernels.fused_layer import RoutedWeights, SwigluWeights
 from hybridmoe.model.weights import BlockWeights
 
 __all__ = ["Router", "Routing"]
@@ -33,3 +35,9 @@ class Router:
         """Choose the experts of states (T, H) after the layer's norm."""
         logits = self._device.linear(x, self._matrix)
         return self._device.route(logits, self._bias, self._spec)
+
+    def with_experts(self, experts: SwigluWeights) -> RoutedWeights | None:
+        """Return the router's weights with its experts', or None but on the CPU."""
+        if type(self._device) is not CpuDevice:
+            return None
+        return RoutedWeights(quantized(self._matrix), self._bias, self._spec, experts)

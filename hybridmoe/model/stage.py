@@ -7,12 +7,18 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from functools import partial
 from itertools import groupby
-from typing import Protocol
+from typing import Protocol, cast
 
 from torch import Tensor
 
 from hybridmoe.device.interface import Device, Pages, Tables
-from hybridmoe.kernels.paged_mla import Span
+from hybridmoe.kernels.fused_layer import (
+    FusedAttention,
+    FusedFfn,
+    FusedLayers,
+    takes_few_tokens,
+)
+from hybridmoe.kernels.paged_mla import KvPages, Span
 from hybridmoe.model.cuda_graphs import DecodeGraphs, Outputs
 from hybridmoe.model.router import Routing
 
@@ -23,6 +29,9 @@ OnLayer = Callable[[int], None]  # gets the number of layers that a step has run
 
 class Layer(Protocol):
     """One layer; `model.decoder` has it."""
+
+    @property
+    def fused(self) -> tuple[FusedAttention, FusedFfn] | None: ...
 
     def forward(
         self,
@@ -45,6 +54,7 @@ class Stage:
         self._layers = layers
         self._range = slice(first, first + len(layers))
         self._graphs: DecodeGraphs | None = None
+        self._layers_as_one: FusedLayers | None = None
 
     def use_graphs(
         self,
@@ -103,12 +113,24 @@ class Stage:
         on_layer: OnLayer | None = None,
     ) -> Tensor:
         """Run all layers. Only queues work, so that a CUDA graph can capture it."""
+        fused = self._fused() if on_layer is None else None
+        if fused is not None and takes_few_tokens(tables):
+            return fused.forward(x, cast(Sequence[KvPages], pages), tables, cos_sin, trace)
         residual: Tensor | None = None
         for i, (layer, layer_pages) in enumerate(zip(self._layers, pages, strict=True), 1):
             residual = layer.forward(x, residual, layer_pages, tables, cos_sin, trace)
             if on_layer is not None:
                 on_layer(self._range.start + i)
         return x if residual is None else x.add_(residual)
+
+    def _fused(self) -> FusedLayers | None:
+        """All layers as one native call, if none needs Python."""
+        halves = [halves for layer in self._layers if (halves := layer.fused) is not None]
+        if not halves or len(halves) < len(self._layers):
+            return None
+        if self._layers_as_one is None:
+            self._layers_as_one = FusedLayers(halves)
+        return self._layers_as_one
 
 
 def stages_of(devices: Sequence[Device], layers: Sequence[Layer]) -> list[Stage]:

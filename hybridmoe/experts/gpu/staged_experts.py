@@ -15,6 +15,7 @@ from hybridmoe.device.interface import Device
 from hybridmoe.device.pending import Pending
 from hybridmoe.experts.backend import ExpertBackend, HostCallTime
 from hybridmoe.experts.gpu.expert_cache import GpuExpertCache
+from hybridmoe.experts.routed_experts import ExpertWeights
 from hybridmoe.experts.stats import ExpertStats
 
 __all__ = ["StageExperts", "StagedCache", "StagedExperts"]
@@ -53,6 +54,9 @@ class StagedExperts(ExpertBackend):
         for stage in self._stages:
             with stage.device.active():
                 stage.backend.begin_step(num_tokens)
+
+    def weights_in_memory(self, layer: int) -> ExpertWeights | None:
+        return self._by_layer[layer].weights_in_memory(layer)
 
     def submit(self, layer: int, x: Tensor, ids: Tensor, weights: Tensor) -> Pending:
         return self._by_layer[layer].submit(layer, x, ids, weights)

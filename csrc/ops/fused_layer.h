@@ -1,0 +1,98 @@
+// The halves of a decoder layer, norm and attention, norm and feed-forward network, each as one
+// call: between its steps runs no Python, which all threads would wait for.
+#pragma once
+
+#include <optional>
+#include <span>
+
+#include "ops/expert_ffn.h"
+#include "ops/kv_pages.h"
+#include "ops/matrix.h"
+#include "ops/token_ops.h"
+
+namespace hm {
+
+struct RmsNorm {
+  const float* weight;
+  float eps;
+};
+
+// The states of a step's tokens. What the half before this added lies apart: `residual` is added to
+// x first, unless it is null.
+struct StepStates {
+  float* x;               // (T, H)
+  const float* residual;  // (T, H)
+  int64_t num_tokens;
+  float* out;  // (T, H): what this half adds
+};
+
+// Multi-head latent attention, dense, absorbed: hybridmoe/model/mla.py, step by step.
+class FusedAttention {
+ public:
+  struct Weights {
+    RmsNorm norm;
+    std::optional<Matrix> q_a;  // (Q, H); none: q_b takes the normed states
+    const float* q_a_norm;      // (Q)
+    Matrix q_b;                 // (N (nope + P), Q)
+    Matrix kv_a;                // (R + P, H)
+    const float* kv_a_norm;     // (R)
+    Matrix k_b;                 // (N, R, nope)
+    Matrix v_b;                 // (N, V, R)
+    Matrix out;                 // (H, N V)
+    float scale;
+  };
+
+  // Throws Error where sizes do not fit each other.
+  explicit FusedAttention(const Weights& weights);
+
+  // cos_sin: (T, P). Throws Error where the batch does not fit the pages.
+  void forward(const StepStates& states, const KvPages& pages, const SequenceBatch& batch,
+               const float* cos_sin) const;
+
+ private:
+  const Weights w_;
+  const int64_t hidden_, latent_dim_, rope_dim_, nope_dim_;
+};
+
+// Routed experts that are all in memory, a shared expert, or both: hybridmoe/model/moe.py.
+class FusedFfn {
+ public:
+  struct Swiglu {
+    Matrix gate, up, down;
+  };
+  struct Routed {
+    Matrix router;      // (E, H)
+    const float* bias;  // (E) or null
+    int64_t top_k, num_groups, num_groups_used;
+    bool is_sigmoid, is_normalized;
+    float scale;
+    Swiglu experts;
+  };
+
+  // One of both at least. Throws Error where sizes do not fit each other.
+  FusedFfn(const RmsNorm& norm, std::optional<Routed> routed, std::optional<Swiglu> dense);
+
+  // ids, weights: (T, k), where there are routed experts.
+  void forward(const StepStates& states, int32_t* ids, float* weights) const;
+
+  int64_t top_k() const { return routed_ ? routed_->top_k : 0; }
+
+ private:
+  const RmsNorm norm_;
+  const std::optional<Routed> routed_;
+  const std::optional<Swiglu> dense_;
+};
+
+struct FusedLayer {
+  const FusedAttention* attention;
+  const FusedFfn* ffn;
+  const KvPages* pages;
+};
+
+// All layers of a step: x (T, H) becomes the states behind the last. `added`: (2, T, H), scratch.
+// ids, weights: (layers with routed experts, T, k).
+void run_layers(std::span<const FusedLayer> layers, float* x, int64_t num_tokens, int64_t hidden,
+                const SequenceBatch& batch, const float* cos_sin, float* added, int32_t* ids,
+                float* weights);
+
+}  // namespace hm
