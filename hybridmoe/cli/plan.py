@@ -92,6 +92,23 @@ _MACHINE_OPTIONS = (
     _number("--gpu-tflops", "Rate of the tensor cores, TFLOPS [default: the data sheet]"),
     _number("--pcie-gbs", "Rate of the link to the GPU, GB/s [default: the data sheet]"),
 )
+_HOST_OPTIONS = (
+    click.option(
+        "--hosts",
+        metavar="NAME:RAM:RATE,...",
+        help="Plan experts pooled from hosts, rank 0 first: a:256GiB:200GB/s,b:128GiB:80GB/s",
+    ),
+    click.option(
+        "--link-us",
+        type=_ABOVE_0,
+        help="Delay between hosts, one way, microseconds [default: 30]",
+    ),
+    click.option(
+        "--link-gbs",
+        type=_ABOVE_0,
+        help="Rate between hosts, GB/s [default: 1.2, 10 Gbit Ethernet]",
+    ),
+)
 _MODEL_NAMES = (
     "context_tokens", "device", "place", "expert_ram", "expert_prefetch", "kv_type", "kv_tokens",
     "max_running", "speculate",
@@ -123,7 +140,8 @@ _PRICE_OPTIONS = (
 
 
 def _plan_options(function: F) -> F:
-    for option in reversed((*_MACHINE_OPTIONS, *_SPEED_OPTIONS, *_PRICE_OPTIONS, *_MODEL_OPTIONS)):
+    options = (*_MACHINE_OPTIONS, *_HOST_OPTIONS, *_SPEED_OPTIONS, *_PRICE_OPTIONS)
+    for option in reversed((*options, *_MODEL_OPTIONS)):
         function = option(function)
     return function
 

@@ -13,6 +13,7 @@ import click
 
 from hybridmoe.cli.options import load_options_of
 from hybridmoe.cli.plan import plan_command
+from hybridmoe.cli.plan_hosts import run_hosts_plan
 from hybridmoe.cli.plan_rates import PlannedGpus, gpus_of, rates_for
 from hybridmoe.cli.plan_report import Report, sections
 from hybridmoe.cli.plan_verdict import quant_section, verdict
@@ -50,6 +51,12 @@ def run_plan(model: Path | Release | None, as_json: bool, options: Mapping[str, 
     if isinstance(model, Release) and asked.context_tokens is None:
         context = min(_RELEASE_CONTEXT_TOKENS, outline.config.context_tokens)
         asked = replace(asked, context_tokens=context)
+    if options["hosts"] is not None:
+        run_hosts_plan(outline, asked, lambda plan: _check(plan, options), as_json, options)
+        return
+    for name in ("link_us", "link_gbs"):
+        if options[name] is not None:
+            raise ConfigError(f"--{name.replace('_', '-')} is of --hosts, which is missing")
     planned = gpus_of(asked.device, options)
     plan = plan_for(outline.config, outline.tensors, asked, planned.gpus, options["ram"])
     _check(plan, options)

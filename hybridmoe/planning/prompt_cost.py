@@ -30,7 +30,7 @@ from hybridmoe.planning.plan import Plan
 from hybridmoe.planning.prefill_split import costs_of, cpu_products_s, split
 from hybridmoe.planning.rates import DENSE_OVERHEAD, PROMPT_OVERHEAD, GpuRates, Rates
 
-__all__ = ["prompt"]
+__all__ = ["dense_products_s", "distinct_experts", "prompt"]
 
 _CAUSES = ("dense weights", "attention", "experts", "waiting for disk", "between kernels")
 Distinct = Callable[[int], float]  # tokens -> number of a layer's experts that they choose
@@ -73,11 +73,11 @@ def _step(
     """Cost of one step: `tokens` of them, after `start` others."""
     sizes, gpu = plan.problem.sizes, rates.gpu if plan.vram else None
     c = sizes.config
-    touched = distinct(tokens) if distinct else _distinct(c.num_experts, c.top_k, tokens)
+    touched = distinct(tokens) if distinct else distinct_experts(c.num_experts, c.top_k, tokens)
     hits = _found(plan, hits, touched / max(1, c.num_experts))
     disk = disk_rate(rates, hits)
     attention, kv_bytes = attention_cost(plan, rates, gpu, tokens, start)
-    dense = _dense_products_s(sizes.dense, rates, gpu, tokens)
+    dense = dense_products_s(sizes.dense, rates, gpu, tokens)
     layers = []
     known: dict[tuple[tuple[Part, ...], bool], _Layer] = {}
     for number, parts in zip(sizes.moe_layers, sizes.experts, strict=True):
@@ -155,12 +155,12 @@ def _experts_s(
     return split(costs, np.arange(num_experts) < round(hits.vram * num_experts)).seconds
 
 
-def _distinct(num_experts: int, top_k: int, num_tokens: int) -> float:
+def distinct_experts(num_experts: int, top_k: int, num_tokens: int) -> float:
     """Expected number of a layer's experts that the tokens choose, by uniform routing."""
     return num_experts * (1 - (1 - top_k / max(1, num_experts)) ** num_tokens)
 
 
-def _dense_products_s(
+def dense_products_s(
     parts: tuple[Part, ...], rates: Rates, gpu: GpuRates | None, num_tokens: float
 ) -> float:
     """Seconds of products with many tokens; reading and computing overlap."""
