@@ -31,7 +31,7 @@ from hybridmoe.hardware import isa
 from hybridmoe.hardware.limits import Limits, Rate, measure
 from hybridmoe.kernels.ops import expert_ffn
 
-AGAIN_AFTER_S = 60
+AGAIN_AFTER_S = 150
 
 
 @click.command(help=__doc__.split("\n\n")[0])
@@ -93,7 +93,8 @@ class MeasuredLimits:
 
     def __init__(self, names: list[str], quick: bool) -> None:
         supported = [name for name in dict.fromkeys(names) if name in isa.supported()]
-        self.known = {name: self._measure(name, quick=quick) for name in supported}
+        self._quick = quick
+        self.known = {name: self._measure(name) for name in supported}
         self._last = time.monotonic()
 
     def update(self, *, now: bool = False) -> None:
@@ -101,13 +102,12 @@ class MeasuredLimits:
         if not now and time.monotonic() - self._last < AGAIN_AFTER_S:
             return
         for name, before in self.known.items():
-            self.known[name] = _higher(before, self._measure(name, quick=True))
+            self.known[name] = _higher(before, self._measure(name))
         self._last = time.monotonic()
 
-    @staticmethod
-    def _measure(name: str, *, quick: bool) -> Limits:
+    def _measure(self, name: str) -> Limits:
         with isa.forced(name):
-            return measure(quick=quick)
+            return measure(quick=self._quick)
 
 
 @dataclass(frozen=True, slots=True)
