@@ -41,7 +41,12 @@ FOREIGN = {
     "--auto-approve",
     "--config",
     "--exclude",
-}  # pip's, mypy's, vLLM's, lm_eval's, docker's, llm's, Cline's, Continue's
+    "--nnodes",
+    "--node-rank",
+    "--master-addr",
+    "--master-port",
+    "--max-restarts",
+}  # pip's, mypy's, vLLM's, lm_eval's, docker's, llm's, Cline's, Continue's, torchrun's
 OTHER_PROGRAMS = ROOT / "docs" / "coming-from.md"  # its tables begin with their options
 FIRST_CELL = re.compile(r"^\|[^|]*\|", re.MULTILINE)
 
