@@ -5,16 +5,16 @@
 #include "base/row_tasks.h"
 #include "kernels/select.h"
 #include "ops/tiles.h"
+#include "ops/uneven_tasks.h"
 
 namespace hm {
 namespace {
-
-constexpr int64_t kTasksPerThread = 8;
 
 // Some tiles of one expert's tokens.
 struct Chunk {
   int64_t expert, slot, count;  // tokens slot..slot+count of the sorted order
   int64_t tile;                 // of all packed tiles of hidden activations
+  int64_t packed_tile = -1;     // of those packed for several tasks; none: its task packs them
   int64_t num_tiles() const { return ceil_div(count, kTokenTile); }
 };
 
@@ -58,32 +58,83 @@ class TileForward {
         inter_words_(inter_parts_ * packed_tile_words(inter_)) {}
 
   void run(std::vector<Chunk>& chunks) {
-    const int64_t wanted = kTasksPerThread * runtime_.pool.num_threads();
     inter_x_ = runtime_.hidden.get<uint16_t>(split(batches_, hidden_words_, chunks) * inter_words_);
-    const int64_t num_chunks = static_cast<int64_t>(chunks.size());
-    const int64_t row_blocks = std::clamp<int64_t>(ceil_div(wanted, num_chunks), 1,
-                                                   std::max<int64_t>(1, inter_ / kTileBlockRows));
-    const int64_t rows = ceil_div(ceil_div(inter_, row_blocks), kPanelRows) * kPanelRows;
-    const RowTasks inter_tasks(runtime_.pool.thread_ends(), num_chunks, inter_, rows);
-    runtime_.pool.run_on_nodes(inter_tasks.ends(), [&](int64_t task, int worker) {
-      const RowTasks::Task part = inter_tasks[task];
-      gate_up(chunks[part.matrix], part.first_row, part.end_row, worker);
-    });
+    run_gate_up(chunks);
     split(batches_, inter_words_, chunks);
-    const int64_t columns =
-        ceil_div(std::clamp<int64_t>(2 * hidden_ / wanted, 64, 512), kPanelRows) * kPanelRows;
-    const RowTasks hidden_tasks(runtime_.pool.thread_ends(), 1, hidden_, columns);
-    runtime_.pool.run_on_nodes(hidden_tasks.ends(), [&](int64_t task, int worker) {
-      const int64_t first = hidden_tasks[task].first_row, last = hidden_tasks[task].end_row;
-      for (std::size_t c = 0; c < chunks.size(); ++c) {
-        const Chunk& next = chunks[std::min(c + 1, chunks.size() - 1)];
-        down(chunks[c], first, last, a_.down.row(next.expert, first), worker);
-      }
-    });
+    run_down(chunks);
   }
 
  private:
   int64_t parts_of(const ExpertMatrix& w) const { return kernels_.formats[w.type->id].tile_parts; }
+
+  // Of a row of a matrix with `cols` columns times a chunk's tokens.
+  double row_cycles(const Chunk& chunk, int64_t cols) const {
+    const auto groups = static_cast<double>(padded_weights(cols) / 256);
+    return groups * tile_cost(kernels_.costs, kPanelRows, chunk.count) / kPanelRows;
+  }
+
+  void run_gate_up(std::vector<Chunk>& chunks) {
+    std::vector<double> cycles;
+    for (const Chunk& chunk : chunks) cycles.push_back(2 * row_cycles(chunk, hidden_));
+    const UnevenTasks tasks(runtime_.pool.thread_ends(), cycles, inter_, kPanelRows, kPanelRows);
+    pack_shared(chunks, tasks);
+    runtime_.pool.run_on_nodes(tasks.ends(), [&](int64_t task, int worker) {
+      const RowTasks::Task part = tasks[task];
+      gate_up(chunks[part.matrix], part.first_row, part.end_row, worker);
+    });
+  }
+
+  // Packs the tokens of chunks that several tasks multiply with; others' are packed by their task,
+  // into its core's own cache.
+  void pack_shared(std::vector<Chunk>& chunks, const UnevenTasks& tasks) {
+    struct Place {
+      int64_t chunk, tile;
+    };
+    std::vector<Place> places;
+    for (std::size_t c = 0; c < chunks.size(); ++c) {
+      if (!tasks.is_cut(static_cast<int64_t>(c))) continue;
+      chunks[c].packed_tile = static_cast<int64_t>(places.size());
+      for (int64_t t = 0; t < chunks[c].num_tiles(); ++t) {
+        places.push_back({static_cast<int64_t>(c), t});
+      }
+    }
+    const auto count = static_cast<int64_t>(places.size());
+    hidden_x_ = runtime_.activations.get<uint16_t>(count * hidden_words_);
+    runtime_.pool.run(count, [&](int64_t i, int) {
+      pack_tile(chunks[places[i].chunk], places[i].tile, hidden_x_ + i * hidden_words_);
+    });
+  }
+
+  void run_down(const std::vector<Chunk>& chunks) {
+    double cycles = 0;
+    int64_t bytes = 0, row_bytes = 0;
+    for (const Chunk& chunk : chunks) {
+      cycles += row_cycles(chunk, inter_);
+      bytes += chunk.num_tiles() * inter_words_ * int64_t{sizeof(uint16_t)};
+      row_bytes += a_.down.row_bytes;
+    }
+    const TaskSize size =
+        best_task({.batch = 1,
+                   .rows = hidden_,
+                   .tokens = 1,
+                   .row_step = kPanelRows,
+                   .token_step = 1,
+                   .most_rows = 512,
+                   .most_tokens = 1},
+                  runtime_.pool.num_threads(), [&](int64_t rows, int64_t) {
+                    return static_cast<double>(rows + kPanelRows) * cycles +
+                           kCyclesPerByte * static_cast<double>(bytes + rows * row_bytes);
+                  });
+    const RowTasks tasks(runtime_.pool.thread_ends(), 1, hidden_, size.rows);
+    runtime_.pool.run_on_nodes(tasks.ends(), [&](int64_t task, int worker) {
+      const RowTasks::Task part = tasks[task];
+      for (std::size_t c = 0; c < chunks.size(); ++c) {
+        const Chunk& next = chunks[std::min(c + 1, chunks.size() - 1)];
+        const uint8_t* after = a_.down.row(next.expert, part.first_row);
+        down(chunks[c], part.first_row, part.end_row, after, worker);
+      }
+    });
+  }
 
   const float* token(int64_t slot) const {
     return a_.x + routing_.pair_of[slot] / a_.top_k * hidden_;
@@ -95,10 +146,12 @@ class TileForward {
     uint8_t* scratch = runtime_.scratch[worker].get<uint8_t>(
         kTileScratchBytes + tiles * hidden_words_ * int64_t{sizeof(uint16_t)} +
         2 * kTileBlockRows * stride * int64_t{sizeof(float)});
-    auto* x = reinterpret_cast<uint16_t*>(scratch + kTileScratchBytes);
-    auto* gate = reinterpret_cast<float*>(x + tiles * hidden_words_);
+    auto* own = reinterpret_cast<uint16_t*>(scratch + kTileScratchBytes);
+    auto* gate = reinterpret_cast<float*>(own + tiles * hidden_words_);
     float* up = gate + kTileBlockRows * stride;
-    pack_tokens(chunk, x);
+    const bool is_packed = chunk.packed_tile >= 0;
+    const uint16_t* x = is_packed ? hidden_x_ + chunk.packed_tile * hidden_words_ : own;
+    for (int64_t t = 0; !is_packed && t < tiles; ++t) pack_tile(chunk, t, own + t * hidden_words_);
     for (int64_t r = first; r < last; r += kTileBlockRows) {
       const int64_t rows = std::min(kTileBlockRows, last - r);
       TileArgs args{
@@ -127,16 +180,12 @@ class TileForward {
     }
   }
 
-  void pack_tokens(const Chunk& chunk, uint16_t* x) const {
-    for (int64_t t = 0; t < chunk.num_tiles(); ++t) {
-      const int64_t done = t * kTokenTile,
-                    count = std::min<int64_t>(kTokenTile, chunk.count - done);
-      const float* rows[kTokenTile];
-      for (int64_t i = 0; i < count; ++i) rows[i] = token(chunk.slot + done + i);
-      uint16_t* tile = x + t * hidden_words_;
-      uint16_t* low = hidden_parts_ == 2 ? tile + packed_tile_words(hidden_) : nullptr;
-      kernels_.tiles.pack(rows, count, hidden_, tile, low);
-    }
+  void pack_tile(const Chunk& chunk, int64_t t, uint16_t* tile) const {
+    const int64_t done = t * kTokenTile, count = std::min<int64_t>(kTokenTile, chunk.count - done);
+    const float* rows[kTokenTile];
+    for (int64_t i = 0; i < count; ++i) rows[i] = token(chunk.slot + done + i);
+    uint16_t* low = hidden_parts_ == 2 ? tile + packed_tile_words(hidden_) : nullptr;
+    kernels_.tiles.pack(rows, count, hidden_, tile, low);
   }
 
   // Rows first..first+rows become the same columns of the next stage.
@@ -206,6 +255,7 @@ class TileForward {
   const int64_t hidden_, inter_;
   const int64_t hidden_parts_, inter_parts_;  // bfloat16 of an activation
   const int64_t hidden_words_, inter_words_;  // of a packed tile
+  uint16_t* hidden_x_ = nullptr;              // (tiles of cut chunks, hidden_words)
   uint16_t* inter_x_ = nullptr;               // (tiles, inter_words)
 };
 

@@ -83,6 +83,7 @@ __m512bh to_words(__m512 high, __m512 low) {
 
 #include "kernels/amx_attention-inl.h"
 
+#include "base/runtime.h"
 #include "kernels/select.h"
 #include "ops/attention.h"
 #include "ops/expert_ffn.h"
@@ -162,4 +163,27 @@ extern "C" __attribute__((visibility("default"))) void emulated_ffn(
                   .down = matrix(down_type, down, hidden, inter),
                   .base = nullptr,
                   .out = out});
+}
+
+// As ops::expert_ffn, by so many threads on each of some nodes; experts of Q8_0.
+extern "C" __attribute__((visibility("default"))) void emulated_experts(
+    int64_t num_nodes, int64_t num_threads, const float* x, const int32_t* ids,
+    const float* weights, int64_t num_tokens, int64_t top_k, int64_t num_experts, int64_t hidden,
+    int64_t inter, const uint8_t* gate, const uint8_t* up, const uint8_t* down, float* out) {
+  hm::set_threads(hm::ThreadPlan(num_nodes, hm::ThreadPlan::value_type(num_threads)));
+  const auto stack = [&](const uint8_t* data, int64_t rows, int64_t cols) -> hm::ExpertMatrix {
+    const int64_t bytes = num_experts * rows * hm::row_bytes(*hm::find_type(hm::kQ8_0), cols);
+    return {{data, bytes, hm::kQ8_0, num_experts, rows, cols}};
+  };
+  hm::expert_ffn({.x = x,
+                  .ids = ids,
+                  .weights = weights,
+                  .num_tokens = num_tokens,
+                  .top_k = top_k,
+                  .gate = stack(gate, inter, hidden),
+                  .up = stack(up, inter, hidden),
+                  .down = stack(down, hidden, inter),
+                  .base = nullptr,
+                  .out = out});
+  hm::set_threads({{{}}});
 }

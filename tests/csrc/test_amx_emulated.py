@@ -169,6 +169,27 @@ def test_experts_of_mixed_types_take_as_many_parts_as_each_wants(
     assert error(out, want) < most
 
 
+def test_threads_and_nodes_do_not_change_a_bit(library: ctypes.CDLL) -> None:
+    """Few experts with uneven tokens: tasks are parts of them, and some tokens are packed once."""
+    hidden, inter, experts, tokens, top_k = 288, 160, 4, 70, 2
+    gate, up = (random_matrix(Q8_0, experts, inter, hidden, seed=i) for i in range(2))
+    down = random_matrix(Q8_0, experts, hidden, inter, seed=3)
+    random = torch.Generator().manual_seed(5)
+    x = 0.02 * torch.randn((tokens, hidden), generator=random)
+    share = torch.tensor([0.6, 0.2, 0.15, 0.05]).expand(tokens, -1)
+    ids = torch.multinomial(share, top_k, generator=random).to(torch.int32)
+    weights = torch.rand((tokens, top_k), generator=random)
+    stacks = [ctypes.c_void_p(w.data.ctypes.data) for w in (gate, up, down)]
+    found = []
+    for nodes, threads in ((1, 1), (1, 2), (1, 3), (1, 7), (2, 2), (3, 1)):
+        out = torch.full((tokens, hidden), float("nan"))
+        sizes = (tokens, top_k, experts, hidden, inter)
+        library.emulated_experts(*_args(nodes, threads, x, ids, weights, *sizes, *stacks, out))
+        found.append(out)
+    assert error(found[0], reference.expert_ffn(x, ids, weights, gate, up, down)) < 2.0**-7
+    assert all(torch.equal(found[0], out) for out in found[1:])
+
+
 def _matrix(w: QuantMatrix) -> tuple[ctypes.c_int, ctypes.c_void_p]:
     return ctypes.c_int(w.type), ctypes.c_void_p(w.data.ctypes.data)
 

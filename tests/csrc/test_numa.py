@@ -38,7 +38,9 @@ def run_program(folder: Path, name: str, *others: str) -> str:
     return result.stdout
 
 
-@pytest.mark.parametrize(("name", "least_cases"), [("row_tasks", 1000), ("task_split", 480)])
+@pytest.mark.parametrize(
+    ("name", "least_cases"), [("row_tasks", 1000), ("task_split", 480), ("uneven_tasks", 420)]
+)
 def test_each_row_is_in_one_task_of_its_node(name: str, least_cases: int, tmp_path: Path) -> None:
     assert int(run_program(tmp_path, name).split()[0]) >= least_cases
 
