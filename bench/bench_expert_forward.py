@@ -40,6 +40,7 @@ AGAIN_AFTER_S = 150
 @click.option("--all", "everything", is_flag=True, help="types x regimes x instruction sets")
 @click.option("--quick", is_flag=True, help="fewer calls, less memory; for a look")
 @click.option("--memory", type=float, help="GiB of experts; default 1.5, or 1 if quick")
+@click.option("--minutes", type=float, default=float("inf"), help="rows after that are not run")
 @click.option("--peers", type=click.Choice(["installed", "none"]), default="installed")
 @click.option("--out", is_flag=False, flag_value="", help="write the JSON [default: results/]")
 def main(
@@ -48,10 +49,12 @@ def main(
     everything: bool,
     quick: bool,
     memory: float | None,
+    minutes: float,
     peers: str,
     out: str | None,
 ) -> None:
     _keep_stdout_for_the_report()
+    end = time.monotonic() + 60 * minutes
     if names or types or everything:
         known = [name for name in isa.supported() if name != "scalar" or len(isa.supported()) == 1]
         chosen = list(names) or (known if everything else [isa.active()])
@@ -64,6 +67,8 @@ def main(
     found: dict[Case, Found] = {}
     num_experts = {}
     for type in dict.fromkeys(case.type for case in cases):
+        if time.monotonic() > end:
+            break
         stack = Stack.random(type, memory_bytes)
         num_experts[type.name] = stack.num_experts
         chosen_cases = [case for case in cases if case.type == type and case.isa in limits.known]
@@ -140,7 +145,8 @@ def _run_type(
 
 def _row(case: Case, found: Found | None, limits: Limits | None) -> Row:
     if found is None or limits is None:
-        return Row(case.name, None, case.unit, note=f"{case.isa} is not supported here")
+        why = f"{case.isa} is not supported here" if limits is None else "no time was left"
+        return Row(case.name, None, case.unit, note=why)
     limit = case.limit(limits)
     peer = None if found.peer is None else found.peer.rate
     notes = [str(found.times)]
