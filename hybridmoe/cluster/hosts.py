@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from hybridmoe.cluster.agreement import Identity, Terms
 from hybridmoe.cluster.message import FrameShape
 from hybridmoe.cluster.pooled_experts import Remote
-from hybridmoe.cluster.rendezvous import MeetingPlace
+from hybridmoe.cluster.rendezvous import MeetingPlace, say_farewell
 from hybridmoe.cluster.seat import Seat
 from hybridmoe.errors import ClusterError
 from hybridmoe.planning.expert_shares import HostRate
@@ -60,7 +60,7 @@ class Hosts:
     @property
     def outage(self) -> str | None:
         """Line on a worker that is away; None if all are there."""
-        return next((seat.absence for seat in self.seats if seat.absence), None)
+        return next((line for seat in self.seats if (line := seat.absence) is not None), None)
 
     def current(self) -> Sequence[Remote]:
         """Return the workers by rank. Errors: ClusterError if one is away."""
@@ -68,15 +68,20 @@ class Hosts:
         shares, remotes = self._terms.ranges, []
         for seat in self.seats:
             link = seat.link
-            if link is None or link.failure is not None:
+            if link is None:
                 raise ClusterError(seat.absence or f"{seat.name} is away")
             remotes.append(Remote(link, shares[seat.rank]))
         return remotes
 
-    def close(self) -> None:
-        """Say farewell to all workers. Takes seconds where one is hung."""
+    def close(self, *, is_end: bool = True) -> None:
+        """Let workers end, or, if not `is_end`, wait for another rank 0.
+
+        Takes seconds where one is hung.
+        """
+        if is_end:
+            say_farewell(self._store, self._place)  # to those that are joining
         for seat in self.seats:
-            seat.close()
+            seat.close(is_end=is_end)
         for seat in self.seats:
             seat.join()
 

@@ -39,9 +39,6 @@ class Links(Protocol):
     def current(self) -> Sequence[Remote]:
         """Return the workers by rank. Errors: ClusterError if one is away."""
 
-    def close(self) -> None:
-        """Say farewell to all."""
-
 
 class PooledExperts(ExpertBackend):
     """Backend over the hosts of a cluster. Not thread-safe, except `stats` and `outage`."""
@@ -108,7 +105,6 @@ class PooledExperts(ExpertBackend):
         return self._own.host_call_times()
 
     def close(self) -> None:
-        self._links.close()
         self._own.close()
 
     def _request(

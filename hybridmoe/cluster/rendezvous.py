@@ -6,6 +6,7 @@ write to it, so that nothing in it counts without the secret's code (agreement.p
 """
 
 import datetime
+import hmac
 import ipaddress
 import os
 import socket
@@ -21,13 +22,15 @@ from torch.distributed.distributed_c10d import Store
 from hybridmoe.cluster.agreement import Secret
 from hybridmoe.errors import ClusterError, ConfigError
 
-__all__ = ["MeetingPlace", "find_meeting_place", "find_rank", "read_key", "write_key"]
+__all__ = ["MeetingPlace", "find_meeting_place", "find_rank", "is_farewell", "read_key"]
+__all__ += ["say_farewell", "write_key"]
 
 _STORE_S = 30.0  # for one operation of the store
 _LEAST_KEY_BYTES = 16
 _MOST_KEY_BYTES = 1 << 16
 _MOST_RANKS = 256
 _MOST_VALUE_BYTES = 1 << 16
+_FAREWELL = "farewell"
 
 
 def find_rank() -> int:
@@ -142,6 +145,22 @@ def read_key(store: Store, key: str) -> bytes:
         return bytes.fromhex(found.decode()) if len(found) <= 2 * _MOST_VALUE_BYTES else b""
     except ValueError:
         return b""
+
+
+def say_farewell(store: Store, place: MeetingPlace) -> None:
+    """Let workers end that are joining. Errors: RuntimeError if the store is lost."""
+    write_key(store, _FAREWELL, _farewell_of(place))
+
+
+def is_farewell(store: Store, place: MeetingPlace) -> bool:
+    """True once rank 0 has said farewell. Errors: RuntimeError if the store is lost."""
+    return store.check([_FAREWELL]) and hmac.compare_digest(
+        read_key(store, _FAREWELL), _farewell_of(place)
+    )
+
+
+def _farewell_of(place: MeetingPlace) -> bytes:
+    return place.secret.mac(b"farewell", str(place).encode())
 
 
 def _resolve(host: str, port: int) -> str:

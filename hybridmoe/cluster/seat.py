@@ -6,7 +6,8 @@ Keys in the store, of worker R's attempt A (a random number that it chose):
     challenge/R/A    rank 0's random number, and its proof that it knows the secret
     hello/R/A        the worker's `Hello`; empty if that proof is wrong
     terms/R/A        rank 0's `Terms`, once all workers are there
-    ready/R/A        the worker has placed its share: both ends connect
+    ready/R/A        the worker has placed its share, and both ends connect; or why it cannot, or
+                     that it has read a refusal
 """
 
 import logging
@@ -14,6 +15,7 @@ import secrets
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 
 from torch.distributed.distributed_c10d import Store
 
@@ -30,6 +32,7 @@ _log = logging.getLogger(__name__)
 NUMBER_BYTES = 16
 _POLL_S = 0.05
 _ANSWER_S = 15.0  # for a worker's next word in the handshake
+_REFUSAL_S = 3.0  # for a worker to read why it is refused
 
 
 class SupersededError(Exception):
@@ -52,11 +55,11 @@ class Seat:
         self._place, self._identity, self._shape = place, identity, shape
         self._changed = changed
         self._terms: Terms | None = None
-        self._is_closing = False
+        self._is_closing = self._is_ending = False
         self._attempt = b""
         self.hello: Hello | None = None
-        self.link: Link | None = None  # while it lives
-        self.absence = f"rank {rank} has not joined"
+        self._link: Link | None = None
+        self._absence = f"rank {rank} has not joined"  # without a link
         self.misfit: str | None = None  # line on why its last attempt was refused
         self._thread = threading.Thread(
             target=self._run, name=f"hybridmoe-rank-{rank}", daemon=True
@@ -68,16 +71,26 @@ class Seat:
         host = "" if self.hello is None else f" ({self.hello.host})"
         return f"rank {self.rank}{host}"
 
+    @property
+    def link(self) -> Link | None:
+        """Connection that lives."""
+        link = self._link
+        return None if link is None or link.failure is not None else link
+
+    @property
+    def absence(self) -> str | None:
+        """Line on why it is away; None while it is connected."""
+        link = self._link
+        return self._absence if link is None else link.failure
+
     def offer(self, terms: Terms) -> None:
         """Set the terms, of this attempt and all later ones."""
         self._terms = terms
 
-    def close(self) -> None:
-        """Say farewell to the worker."""
-        self._is_closing = True
-        link = self.link
-        if link is not None:
-            link.close()
+    def close(self, *, is_end: bool) -> None:
+        """Let the worker end, or, if not `is_end`, join again."""
+        self._is_ending, self._is_closing = is_end, True
+        self._close_link()
 
     def join(self) -> None:
         """Wait for the end of the thread, after `close`."""
@@ -91,6 +104,8 @@ class Seat:
                     store = self._place.join_store(5.0)
                 link = self._admit(store)
                 self._set(link, "")
+                if self._is_closing:
+                    self._close_link()
                 link.beat(is_first=True)
                 self._set(None, link.failure or f"{self.name} is away")
             except SupersededError:
@@ -99,12 +114,21 @@ class Seat:
                 self._set(None, str(error))
             except RuntimeError:  # the store
                 store = None
-            if self.absence and not self._is_closing:
-                _log.warning("%s", self.absence)
+            if not self._is_closing:
+                _log.warning("%s", self._absence)
+
+    def _close_link(self) -> None:
+        link = self._link
+        if link is None:
+            return
+        if self._is_ending:
+            link.close()
+        else:
+            link.fail(f"{self.name}: rank 0 does not go on")
 
     def _set(self, link: Link | None, absence: str) -> None:
         with self._changed:
-            self.link, self.absence = link, absence
+            self._link, self._absence = link, absence
             self._changed.notify_all()
 
     def _admit(self, store: Store) -> Link:
@@ -128,6 +152,8 @@ class Seat:
         misfit = self._identity.difference(hello.identity, f"rank {self.rank} ({hello.host})")
         if misfit is not None:
             self._send_terms(store, session, of, Terms(refusal=misfit))
+            with suppress(ClusterError):  # rank 0 may end of this, and the store with it
+                self._wait(store, f"ready/{of}", _REFUSAL_S)
             self._refuse(misfit)
         self.hello, self.misfit = hello, None
         self._set(None, f"{self.name} is getting ready")

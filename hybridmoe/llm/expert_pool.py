@@ -3,6 +3,8 @@
 import hashlib
 from collections.abc import Sequence
 from importlib.metadata import version
+from types import TracebackType
+from typing import Self
 
 from hybridmoe.cluster.agreement import Identity, Terms
 from hybridmoe.cluster.hosts import Hosts
@@ -10,7 +12,7 @@ from hybridmoe.cluster.pooled_experts import PooledExperts
 from hybridmoe.cluster.rendezvous import MeetingPlace, find_meeting_place
 from hybridmoe.cluster.seat import shape_of
 from hybridmoe.config import ModelConfig
-from hybridmoe.errors import ConfigError
+from hybridmoe.errors import ConfigError, HybridMoeError
 from hybridmoe.experts.backend import ExpertBackend
 from hybridmoe.gguf.fingerprint import fingerprint
 from hybridmoe.gguf.reader import GGUFFile
@@ -51,6 +53,12 @@ class ExpertPool:
             raise ConfigError(
                 f"expert_parallel: RANK is {place.rank}, a worker's: call hybridmoe.serve_experts"
             )
+        weights = options.expert_share
+        if weights is not None and len(weights) != place.num_ranks:
+            raise ConfigError(
+                f"expert_share: {len(weights)} numbers, expected {place.num_ranks}, one for each"
+                " host"
+            )
         self._file, self._config, self._options = file, config, options
         self._progress = progress
         self._hosts = Hosts(
@@ -67,11 +75,6 @@ class ExpertPool:
             sizes = sizes_of(self._file.tensors.values(), self._config)
             self.shares = split_experts(num_experts, sizes.all_expert_bytes, (own, *workers))
         else:
-            if len(weights) != len(workers) + 1:
-                raise ConfigError(
-                    f"expert_share: {len(weights)} numbers, expected {len(workers) + 1},"
-                    " one for each host"
-                )
             self.shares = split_by_weight(num_experts, weights)
         return ExpertShare(self._config, self.shares[0])
 
@@ -100,9 +103,17 @@ class ExpertPool:
         )
         return f"experts of each layer: {', '.join(parts)}"
 
-    def close(self) -> None:
-        """Say farewell to the workers."""
-        self._hosts.close()
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Let the workers end; after a load that failed, let them wait for the next one."""
+        self._hosts.close(is_end=not isinstance(error, HybridMoeError))
 
     def _own_rate(self, gpus: Gpus) -> HostRate:
         """Rate of this host, and its memory beside all other weights and the KV cache."""

@@ -69,8 +69,7 @@ def load(
         config = read_model_config(file, options)
         pool, share = None, None
         if options.expert_parallel:
-            pool = ExpertPool(file, config, options, progress)
-            resources.callback(pool.close)
+            pool = resources.enter_context(ExpertPool(file, config, options, progress))
             share = pool.share(gpus)
         own = None if share is None else share.experts
         with naming(file):

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from hybridmoe.cluster.agreement import Hello, Terms
-from hybridmoe.cluster.join import join
+from hybridmoe.cluster.join import FarewellError, join
 from hybridmoe.cluster.message import FrameShape
 from hybridmoe.cluster.rendezvous import MeetingPlace
 from hybridmoe.cluster.worker import answer_requests
@@ -107,6 +107,8 @@ class Worker:
             finally:
                 link.fail("this end has closed the connection")
                 beats.join()  # a thread in native code would end the process with an error
+            return True
+        except FarewellError:
             return True
         except ClusterError as error:
             self._report(f"{error}; joining again")

@@ -20,7 +20,7 @@ from hybridmoe.llm.model_config import read_model_config
 from hybridmoe.llm.serve_experts import Worker
 from hybridmoe.placement.options import LoadOptions
 
-__all__ = ["WorkerThread", "meet", "pooled", "start_worker"]
+__all__ = ["WorkerThread", "free_port", "meet", "pooled", "start_worker"]
 
 
 def free_port() -> int:
@@ -49,8 +49,9 @@ class WorkerThread(threading.Thread):
     def run(self) -> None:
         with GGUFFile.open(self._path) as file:
             config = read_model_config(file, self._options)
+            self.worker = Worker(file, config, self._place, self._options, None, self.said.append)
             try:
-                Worker(file, config, self._place, self._options, None, self.said.append).run()
+                self.worker.run()
             except hybridmoe.HybridMoeError as error:
                 self.error = error
 

@@ -1,0 +1,235 @@
+"""Ranks that die, err or do not fit: one line, no wrong token, and the next response is right."""
+
+import re
+import signal
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from gguf import GGMLQuantizationType as Type
+from ranks import WorkerThread, meet, pooled, start_worker
+from tiny_gguf import write_tiny
+from waiting import eventually
+
+import hybridmoe
+from hybridmoe.cluster import worker as worker_module
+from hybridmoe.cluster.hosts import Hosts
+from hybridmoe.cluster.link import Link
+from hybridmoe.cluster.message import Header, Kind
+from hybridmoe.cluster.pooled_experts import Remote
+from hybridmoe.cluster.rendezvous import MeetingPlace
+from hybridmoe.cluster.seat import shape_of
+from hybridmoe.errors import ClusterError, ConfigError, DiskError, HybridMoeError
+from hybridmoe.experts.backend import CpuExperts
+from hybridmoe.gguf.reader import GGUFFile
+from hybridmoe.llm.expert_pool import identity_of
+from hybridmoe.llm.model_config import read_model_config
+from hybridmoe.placement.options import LoadOptions
+
+SHARES = (1.0, 1.0)
+GREEDY: dict[str, Any] = {"temperature": 0.0, "max_tokens": 40, "ignore_eos": True}
+
+
+@pytest.fixture(scope="module")
+def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("pool") / "x.gguf"
+    write_tiny(path, type=Type.Q8_0, gain=0.7)
+    return path
+
+
+@pytest.fixture
+def place(monkeypatch: pytest.MonkeyPatch) -> MeetingPlace:
+    return meet(monkeypatch, 2)
+
+
+@pytest.fixture
+def worker(path: Path, place: MeetingPlace) -> Iterator[WorkerThread]:
+    worker = WorkerThread(path, place, 1, expert_share=SHARES)
+    yield worker
+    worker.join()
+    assert worker.error is None
+
+
+@pytest.fixture
+def llm(path: Path, place: MeetingPlace, worker: WorkerThread) -> Iterator[hybridmoe.LLM]:
+    with pooled(path, place, SHARES, device="cpu", context_tokens=256) as llm:
+        yield llm
+
+
+def respond(llm: hybridmoe.LLM) -> list[int]:
+    return llm.generate("Once upon a time", **GREEDY).token_ids
+
+
+def test_a_killed_worker_ends_the_response_and_comes_back(path: Path, place: MeetingPlace) -> None:
+    process = start_worker(path, place, 1)
+    with pooled(path, place, SHARES, device="cpu", context_tokens=4096) as llm:
+        right = respond(llm)
+        stream = llm.generate(
+            "Once", temperature=0.0, max_tokens=4000, ignore_eos=True, stream=True
+        )
+        with pytest.raises(HybridMoeError, match=r"^rank 1 \(.*\) is away: its connection is clo"):
+            for i, _ in enumerate(stream):
+                if i == 3:
+                    process.send_signal(signal.SIGKILL)
+        eventually(lambda: llm.engine.outage is not None)
+        assert re.match(r"rank 1 \(.*\) is away", str(llm.engine.outage))
+        with pytest.raises(ClusterError, match="is away"):
+            respond(llm)
+        process.communicate()
+        again = start_worker(path, place, 1)
+        eventually(lambda: llm.engine.outage is None)
+        assert respond(llm) == right
+    assert again.communicate()[1].count("\n") == 1
+    assert again.returncode == 0
+
+
+def test_an_error_of_a_worker_ends_the_step_alone(
+    llm: hybridmoe.LLM, worker: WorkerThread, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    right = respond(llm)
+    compute, num_calls = worker_module._compute, 0
+
+    def fail_once(*arguments: Any) -> None:
+        nonlocal num_calls
+        num_calls += 1
+        if num_calls == 5:
+            raise DiskError("x.gguf: a bad\nsector")
+        compute(*arguments)
+
+    monkeypatch.setattr(worker_module, "_compute", fail_once)
+    with pytest.raises(HybridMoeError, match=r"^rank 1 \(.*\): x.gguf: a bad sector$"):
+        respond(llm)
+    assert llm.engine.outage is None
+    assert respond(llm) == right
+
+
+def test_an_error_of_rank_0_leaves_no_reply_for_the_next_step(
+    llm: hybridmoe.LLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    right = respond(llm)
+    submit, num_calls = CpuExperts.submit, 0
+
+    def fail_once(self: CpuExperts, *arguments: Any) -> Any:
+        nonlocal num_calls
+        if threading.current_thread().name == "hybridmoe-engine":
+            num_calls += 1
+            if num_calls in (5, 6):
+                raise DiskError("x.gguf: a bad sector")
+        return submit(self, *arguments)
+
+    monkeypatch.setattr(CpuExperts, "submit", fail_once)
+    for _ in range(2):
+        with pytest.raises(HybridMoeError, match=r"^x.gguf: a bad sector$"):
+            respond(llm)
+    assert respond(llm) == right
+
+
+def test_a_malformed_reply_ends_the_connection(
+    llm: hybridmoe.LLM, worker: WorkerThread, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    right = respond(llm)
+    send, num_sums = Link.send, 0
+
+    def send_wrong(self: Link, header: Header, line: str = "") -> None:
+        nonlocal num_sums
+        if header.kind is Kind.SUM:
+            num_sums += 1
+            header = header._replace(layer=header.layer + (num_sums == 3))
+        send(self, header, line)
+
+    monkeypatch.setattr(Link, "send", send_wrong)
+    with pytest.raises(HybridMoeError, match=r"^rank 1 \(.*\): malformed message: Header\(kind"):
+        respond(llm)
+    eventually(lambda: len(worker.said) == 2 and llm.engine.outage is None)
+    assert worker.said[1].endswith("joining again")
+    assert respond(llm) == right
+
+
+@pytest.mark.parametrize(
+    ("layer", "expert", "problem"),
+    [(0, 0, "layer 0 has no experts"), (1, 4, "ids from -1 to 4"), (1, -2, "ids from -2 to -1")],
+)
+def test_a_malformed_request_ends_the_connection(
+    llm: hybridmoe.LLM, worker: WorkerThread, layer: int, expert: int, problem: str
+) -> None:
+    experts: Any = llm.experts
+    experts.begin_step(1)
+    (remote,) = experts._remotes
+    assert isinstance(remote, Remote)
+    frame = remote.link.outgoing
+    frame.ids(1)[:] = [[expert, -1]]
+    header = remote.link.request(Header(Kind.REQUEST, layer, 1, 1, 1))
+    with pytest.raises(ClusterError, match="its connection is closed"):
+        remote.link.take_sum(header)
+    eventually(lambda: len(worker.said) == 2 and llm.engine.outage is None)
+    assert f"malformed request: {problem}" in worker.said[1]
+    assert len(respond(llm)) == 40
+
+
+def test_another_file_is_refused_on_both_sides(
+    path: Path, place: MeetingPlace, tmp_path: Path
+) -> None:
+    other = tmp_path / "other.gguf"
+    write_tiny(other, type=Type.Q8_0, gain=0.7, seed=1)
+    worker = WorkerThread(other, place, 1, expert_share=SHARES)
+    line = r"rank 1 \(.*\) has a model file with fingerprint \w+..., rank 0 has \w+...: give all"
+    with pytest.raises(ClusterError, match=f"^{line}"), pooled(path, place, SHARES):
+        pass
+    worker.join()
+    assert isinstance(worker.error, ConfigError)
+    assert re.match(f"rank 0 at {place} refuses: {line}", str(worker.error))
+
+
+def test_another_key_is_refused_on_both_sides(
+    path: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    keys = tmp_path / "right", tmp_path / "wrong"
+    for key in keys:
+        key.write_text(f"the {key.name} secret of this cluster")
+    place = meet(monkeypatch, 2, keys[0])
+    with GGUFFile.open(path) as file:
+        config = read_model_config(file, LoadOptions())
+        hosts = Hosts(place, identity_of(file, config, place), shape_of(2, config.hidden))
+        wrong = meet(monkeypatch, 2, keys[1])
+        rogue = WorkerThread(path, MeetingPlace(1, 2, place.host, place.port, wrong.secret), 1,
+                             expert_share=SHARES)  # fmt: skip
+        rogue.join()
+        assert str(rogue.error) == f"cluster_key_file: rank 0 at {place} has another key"
+        with pytest.raises(ClusterError, match="rank 1 has another --cluster-key-file: refused"):
+            hosts.gather(0.5, lambda done, total: None)
+        hosts.close()
+
+
+def test_a_share_that_does_not_fit_is_refused_on_both_sides(
+    path: Path, place: MeetingPlace
+) -> None:
+    worker = WorkerThread(path, place, 1, expert_share=SHARES, expert_ram=1000)
+    line = r"expert_ram=1000 bytes: expected at least"
+    with pytest.raises(ClusterError, match=rf"^rank 1 \(.*\): {line}"), pooled(path, place, SHARES):
+        pass
+    worker.join()
+    assert isinstance(worker.error, ConfigError) and re.match(line, str(worker.error))
+
+
+def test_shares_of_another_number_are_refused(
+    path: Path, place: MeetingPlace, worker: WorkerThread
+) -> None:
+    with (
+        pytest.raises(ConfigError, match="expert_share: 3 numbers, expected 2"),
+        pooled(path, place, (1.0, 1.0, 1.0)),
+    ):
+        pass
+    with pooled(path, place, SHARES, device="cpu", context_tokens=64):
+        pass  # the worker has waited for it
+
+
+def test_a_dense_model_has_nothing_to_share(tmp_path: Path, place: MeetingPlace) -> None:
+    path = tmp_path / "dense.gguf"
+    write_tiny(path, dense_layers=3)
+    with (
+        pytest.raises(ConfigError, match="expert_parallel: this model has no experts"),
+        pooled(path, place, SHARES),
+    ):
+        pass
