@@ -147,15 +147,16 @@ def _threads(machine: Machine, limits: Limits) -> Check:
             if threads > cores
             else "more threads than the quota wait for each other"
             if threads > allowed
-            else f"{allowed - threads} cores are idle"
+            else f"cores that stay idle: {allowed - threads}"
         )
         return Check("kernel threads", value, "warn", why, "unset HYBRIDMOE_THREADS")
     if scale < _OWN_CORES_SHARE * threads:
         why = (
             "not every thread has a core of its own: a virtual machine may show the hardware"
-            " threads (SMT) of a core as cores, the clock may fall, or other programs run"
+            " threads (SMT) of a core as cores, the clock may fall, or other programs run; compare"
+            " the speed of half as many"
         )
-        command = f"compare: HYBRIDMOE_THREADS={max(1, threads // 2)} hybridmoe bench"
+        command = f"HYBRIDMOE_THREADS={max(1, threads // 2)} hybridmoe bench"
         return Check("kernel threads", value, "warn", why, command)
     return Check("kernel threads", value, "ok")
 
@@ -166,6 +167,8 @@ def _numa(machine: Machine, settings: Settings) -> Check:
     value = f"{max(1, len(nodes))}, in use: {machine.nodes}"
     if clusters > 1:
         value += f" (sub-NUMA clustering: {clusters} a socket)"
+    if machine.nodes > max(1, len(nodes)):
+        value += " (simulated by HYBRIDMOE_NUMA_NODES)"
 
     def check(mark: Mark, advice: str = "", command: str = "") -> Check:
         return Check("NUMA nodes", value, mark, advice, command)

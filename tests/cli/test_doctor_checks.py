@@ -100,7 +100,7 @@ def test_an_affinity_mask(tmp_path: Path) -> None:
     [
         (8, 7.0, "ok", "7.0 x"),
         (16, 8.0, "warn", "(SMT) share its units"),
-        (4, 4.0, "warn", "4 cores are idle"),
+        (4, 4.0, "warn", "cores that stay idle: 4"),
         (8, 4.5, "warn", "not every thread has a core of its own"),
     ],
 )
@@ -140,6 +140,11 @@ def test_nodes_that_are_not_used_well(
     fake = FakeMachine(num_nodes=2, num_sockets=2)
     found = checks(tmp_path, fake, machine=machine, settings=settings)["NUMA nodes"]
     assert mark_of(found, words) == mark
+
+
+def test_simulated_nodes(tmp_path: Path) -> None:
+    found = checks(tmp_path, machine={"nodes": 3})["NUMA nodes"]
+    assert mark_of(found, "1, in use: 3 (simulated by HYBRIDMOE_NUMA_NODES)") == "ok"
 
 
 def test_a_node_without_memory(tmp_path: Path) -> None:
