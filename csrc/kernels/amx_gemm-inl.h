@@ -1,16 +1,19 @@
 // Gemm by AMX tiles: out[r][t] = weights[r] . x[t], in bfloat16, added up in float32.
 //
 // Weights are tile A, as they lie (16 rows of 32 columns), so that unpacking them needs no
-// transposition; tokens are tile B, whose transposition is done once and serves every row. A step
-// of 32 columns multiplies 32 rows by 32 tokens:
+// transposition; tokens are tile B, whose transposition is done once and serves every row. Sums
+// stay in four tiles over all columns of a call: stored after each group of 256, they left the L1
+// cache before the next, which took as long as the products (docs/log.md). A step of 32 columns is
 //
-//   tmm0 tmm1   += tmm4 (rows 0..15)    x  tmm6 (tokens 0..15)  tmm7 (tokens 16..31)
-//   tmm2 tmm3      tmm5 (rows 16..31)
+//   up to 32 tokens, and more than 64, in pairs of tiles     33 to 64 tokens
 //
-// that is 4 products of 16 cycles for 4 loads of 8. 32 rows are unpacked 256 columns at a time into
-// 16 KB that stay in the L1 cache, then multiplied with these columns of all tokens; sums wait in
-// `out` meanwhile. Unpacking between the products instead does not pay, since tile loads and vector
-// instructions hardly overlap (docs/log.md).
+//   tmm0 tmm1 += tmm4 (rows 0..15)  x  tmm6  tmm7            tmm0..tmm3 += tmm4 (16 rows) x tmm5..
+//   tmm2 tmm3    tmm5 (rows 16..31)
+//
+// or four products of 16 cycles for four, or five, loads of 8. Up to 64 tokens each weight is used
+// by one step only: panels (amx_panels-inl.h) are one group of columns, which the L1 cache holds,
+// and tokens come from the L2 cache. With more, panels have all columns of the call, and both come
+// from there.
 //
 // Rounding: weights and activations to bfloat16 (8 bits) each, products exact, sums in float32 in
 // the order of the hardware, two columns at a time. Where the weights are bfloat16 themselves, all
@@ -19,13 +22,11 @@
 // are not those of the other kernels.
 #pragma once
 
-#include "kernels/amx_unpack-inl.h"
+#include "kernels/amx_panels-inl.h"
+#include "kernels/amx_tokens-inl.h"
 
 namespace hm {
 namespace {
-
-constexpr int kColumnStep = 32, kStepsOfGroup = kSuperWeights / kColumnStep;
-constexpr int kTileRows = 16, kTileBytes = 64, kPackedTile = kTokenTile * kColumnStep;
 
 // Tile shapes: all of them 16 rows of 64 bytes.
 HM_INLINE void configure_tiles() {
@@ -48,159 +49,195 @@ constexpr int kTileParts = 1;
 template <>
 constexpr int kTileParts<GroupBF16> = 2;
 
-// 32 rows by 256 columns times one or two tiles of tokens, added to `out` (rows, stride). The parts
-// of the activations lie `part` apart.
-template <bool IsPair, int Parts>
-HM_INLINE void multiply_block(const uint16_t* rows, const uint16_t* x, int64_t part,
-                              int64_t x_stride, bool is_first, float* out, int64_t stride) {
-  constexpr int row_bytes = kRowWords * 2;
-  const int64_t out_bytes = stride * static_cast<int64_t>(sizeof(float));
-  float* lower = out + kTileRows * stride;
-  if (is_first) {
+// The sums of one or two tiles of rows by some tiles of tokens: of two, each has tmm0 and tmm1, or
+// tmm2 and tmm3; one has all four.
+template <int RowTiles, int TokenTiles>
+struct Sums {
+  static_assert(RowTiles == 1 || TokenTiles <= 2);
+  static constexpr bool kHas1 = TokenTiles >= 2, kHas2 = RowTiles == 2 || TokenTiles >= 3,
+                        kHas3 = RowTiles * TokenTiles == 4;
+  float *first, *second;
+  int64_t bytes;
+
+  Sums(float* out, int64_t stride)
+      : first(out),
+        second(out + (RowTiles == 2 ? kTileRows * stride : 2 * kTokenTile)),
+        bytes(stride * static_cast<int64_t>(sizeof(float))) {}
+
+  HM_INLINE void zero() const {
     _tile_zero(0);
-    _tile_zero(2);
-    if (IsPair) _tile_zero(1);
-    if (IsPair) _tile_zero(3);
-  } else {
-    _tile_loadd(0, out, out_bytes);
-    _tile_loadd(2, lower, out_bytes);
-    if (IsPair) _tile_loadd(1, out + kTokenTile, out_bytes);
-    if (IsPair) _tile_loadd(3, lower + kTokenTile, out_bytes);
+    if (kHas1) _tile_zero(1);
+    if (kHas2) _tile_zero(2);
+    if (kHas3) _tile_zero(3);
   }
-  for (int step = 0; step < Parts * kStepsOfGroup; ++step) {
-    const int in_group = step % kStepsOfGroup;
-    const uint16_t* a = rows + in_group * kColumnStep;
-    const uint16_t* b = x + step / kStepsOfGroup * part + in_group * kPackedTile;
-    _tile_loadd(4, a, row_bytes);
-    _tile_loadd(5, a + kTileRows * kRowWords, row_bytes);
-    _tile_loadd(6, b, kTileBytes);
-    if (IsPair) _tile_loadd(7, b + x_stride, kTileBytes);
-    _tile_dpbf16ps(0, 4, 6);
-    if (IsPair) _tile_dpbf16ps(1, 4, 7);
-    _tile_dpbf16ps(2, 5, 6);
-    if (IsPair) _tile_dpbf16ps(3, 5, 7);
+  HM_INLINE void load() const {
+    _tile_loadd(0, first, bytes);
+    if (kHas1) _tile_loadd(1, first + kTokenTile, bytes);
+    if (kHas2) _tile_loadd(2, second, bytes);
+    if (kHas3) _tile_loadd(3, second + kTokenTile, bytes);
   }
-  _tile_stored(0, out, out_bytes);
-  _tile_stored(2, lower, out_bytes);
-  if (IsPair) _tile_stored(1, out + kTokenTile, out_bytes);
-  if (IsPair) _tile_stored(3, lower + kTokenTile, out_bytes);
+  HM_INLINE void store() const {
+    _tile_stored(0, first, bytes);
+    if (kHas1) _tile_stored(1, first + kTokenTile, bytes);
+    if (kHas2) _tile_stored(2, second, bytes);
+    if (kHas3) _tile_stored(3, second + kTokenTile, bytes);
+  }
+};
+
+// 32 columns of two tiles of rows and one or two of tokens, `stride` words apart.
+template <bool IsPair>
+HM_INLINE void multiply_rows(const uint16_t* a, const uint16_t* b, int64_t stride) {
+  constexpr int row_bytes = kSuperWeights * 2;
+  _tile_loadd(4, a, row_bytes);
+  _tile_loadd(5, a + kTileRows * kSuperWeights, row_bytes);
+  _tile_loadd(6, b, kTileBytes);
+  if (IsPair) _tile_loadd(7, b + stride, kTileBytes);
+  _tile_dpbf16ps(0, 4, 6);
+  if (IsPair) _tile_dpbf16ps(1, 4, 7);
+  _tile_dpbf16ps(2, 5, 6);
+  if (IsPair) _tile_dpbf16ps(3, 5, 7);
 }
 
-template <class Group>
-void matmul_tiles(const TileArgs& args) {
-  configure_tiles();
-  auto* rows = static_cast<uint16_t*>(args.scratch);
-  const int64_t groups = padded_weights(args.cols) / kSuperWeights;
-  const int64_t part = groups * kStepsOfGroup * kPackedTile;
-  const int64_t x_stride = args.parts * part;  // from tile to tile
-  constexpr int parts = kTileParts<Group>;
-  const int64_t stride = args.num_tiles * kTokenTile;
-  const int64_t end = padded_weights(args.end_col) / kSuperWeights;
-  for (int64_t r = 0; r < args.num_rows; r += kPanelRows) {
-    for (int64_t g = args.first_col / kSuperWeights; g < end; ++g) {
-      unpack_block<Group>(args, r, g, rows);
-      const uint16_t* x = args.x + g * kStepsOfGroup * kPackedTile;
-      float* out = args.out + r * stride;
-      int64_t t = 0;
-      for (; t + 2 <= args.num_tiles; t += 2) {
-        multiply_block<true, parts>(rows, x + t * x_stride, part, x_stride, g == 0,
-                                    out + t * kTokenTile, stride);
-      }
-      if (t < args.num_tiles) {
-        multiply_block<false, parts>(rows, x + t * x_stride, part, x_stride, g == 0,
-                                     out + t * kTokenTile, stride);
+// The same of one tile of rows and three or four of tokens. Registers take turns, so that no load
+// waits for the products just before it.
+template <bool IsOdd, bool HasFourth>
+HM_INLINE void multiply_tokens(const uint16_t* a, const uint16_t* b, int64_t stride) {
+  constexpr int row_bytes = kSuperWeights * 2;
+  if constexpr (IsOdd) {
+    _tile_loadd(6, a, row_bytes);
+    _tile_loadd(7, b, kTileBytes);
+    _tile_dpbf16ps(0, 6, 7);
+    _tile_loadd(4, b + stride, kTileBytes);
+    _tile_dpbf16ps(1, 6, 4);
+    _tile_loadd(5, b + 2 * stride, kTileBytes);
+    _tile_dpbf16ps(2, 6, 5);
+    if (!HasFourth) return;
+    _tile_loadd(7, b + 3 * stride, kTileBytes);
+    _tile_dpbf16ps(3, 6, 7);
+  } else {
+    _tile_loadd(4, a, row_bytes);
+    _tile_loadd(5, b, kTileBytes);
+    _tile_dpbf16ps(0, 4, 5);
+    _tile_loadd(6, b + stride, kTileBytes);
+    _tile_dpbf16ps(1, 4, 6);
+    _tile_loadd(7, b + 2 * stride, kTileBytes);
+    _tile_dpbf16ps(2, 4, 7);
+    if (!HasFourth) return;
+    _tile_loadd(5, b + 3 * stride, kTileBytes);
+    _tile_dpbf16ps(3, 4, 5);
+  }
+}
+
+// Packed tokens of a call, from its first column on.
+struct PackedTokens {
+  const uint16_t* first;
+  int64_t part, stride;  // words from part to part, from tile to tile
+
+  explicit PackedTokens(const TileArgs& args)
+      : first(args.x + args.first_col * kTokenTile),
+        part(padded_weights(args.cols) * kTokenTile),
+        stride(args.parts * part) {}
+};
+
+// All columns of a panel whose first group is `first`.
+template <int RowTiles, int TokenTiles, int Parts>
+HM_INLINE void multiply_panel(Panels& panels, const uint16_t* weights, int64_t first,
+                              const PackedTokens& x, const uint16_t* tokens) {
+  for (int64_t g = 0; g < panels.width; ++g) {
+    const uint16_t* a = weights + g * panels.rows * kSuperWeights;
+    const int64_t cols = panels.args.cols - (first + g) * kSuperWeights;
+    const int64_t steps = cols >= kSuperWeights ? kStepsOfGroup : (cols + 63) / 64 * 2;
+    for (int part = 0; part < Parts; ++part) {
+      const uint16_t* b = tokens + part * x.part + g * kStepsOfGroup * kPackedTile;
+      for (int64_t step = 0; step < steps; step += 2) {
+        const uint16_t *a0 = a + step * kColumnStep, *b0 = b + step * kPackedTile;
+        const uint16_t *a1 = a0 + kColumnStep, *b1 = b0 + kPackedTile;
+        if constexpr (RowTiles == 2) {
+          multiply_rows<TokenTiles == 2>(a0, b0, x.stride);
+          panels.run_step();
+          multiply_rows<TokenTiles == 2>(a1, b1, x.stride);
+        } else {
+          multiply_tokens<false, TokenTiles == 4>(a0, b0, x.stride);
+          panels.run_step();
+          multiply_tokens<true, TokenTiles == 4>(a1, b1, x.stride);
+        }
+        panels.run_step();
       }
     }
+  }
+}
+
+// Up to kHeldTiles: a panel is a group of columns, and sums stay in their tiles from one to the
+// next.
+template <int RowTiles, int TokenTiles, int Parts>
+void multiply_held(const TileArgs& args, Panels::Unpack unpack) {
+  constexpr int64_t rows = RowTiles * kTileRows;
+  Panels panels(args, rows, false, Parts * kStepsOfGroup, unpack);
+  const PackedTokens x(args);
+  for (int64_t r = 0; r < args.num_rows; r += rows) {
+    const Sums<RowTiles, TokenTiles> sums(args.out + r * args.num_tiles * kTokenTile,
+                                          args.num_tiles * kTokenTile);
+    args.first_col == 0 ? sums.zero() : sums.load();
+    const uint16_t* tokens = x.first;
+    for (int64_t g = panels.begin; g < panels.end; ++g) {
+      multiply_panel<RowTiles, TokenTiles, Parts>(panels, panels.take(), g, x, tokens);
+      tokens += kStepsOfGroup * kPackedTile;
+    }
+    sums.store();
+  }
+}
+
+template <int TokenTiles, int Parts>
+HM_INLINE void multiply_whole(Panels& panels, const uint16_t* weights, const PackedTokens& x,
+                              int64_t tile, float* out) {
+  const TileArgs& args = panels.args;
+  const Sums<2, TokenTiles> sums(out + tile * kTokenTile, args.num_tiles * kTokenTile);
+  args.first_col == 0 ? sums.zero() : sums.load();
+  multiply_panel<2, TokenTiles, Parts>(panels, weights, panels.begin, x, x.first + tile * x.stride);
+  sums.store();
+}
+
+// More: a panel is unpacked for all tokens.
+template <int Parts>
+void multiply_pairs(const TileArgs& args, Panels::Unpack unpack) {
+  const int64_t pairs = (args.num_tiles + 1) / 2;
+  Panels panels(args, kPanelRows, true, Parts * kStepsOfGroup * pairs, unpack);
+  const PackedTokens x(args);
+  for (int64_t r = 0; r < args.num_rows; r += kPanelRows) {
+    const uint16_t* weights = panels.take();
+    float* out = args.out + r * args.num_tiles * kTokenTile;
+    int64_t t = 0;
+    for (; t + 2 <= args.num_tiles; t += 2) multiply_whole<2, Parts>(panels, weights, x, t, out);
+    if (t < args.num_tiles) multiply_whole<1, Parts>(panels, weights, x, t, out);
+  }
+}
+
+template <int Parts>
+void multiply_tiles(const TileArgs& args, Panels::Unpack unpack) {
+  static_assert(kHeldTiles == 4);
+  configure_tiles();
+  switch (args.num_tiles) {
+    case 1:
+      multiply_held<2, 1, Parts>(args, unpack);
+      break;
+    case 2:
+      multiply_held<2, 2, Parts>(args, unpack);
+      break;
+    case 3:
+      multiply_held<1, 3, Parts>(args, unpack);
+      break;
+    case 4:
+      multiply_held<1, 4, Parts>(args, unpack);
+      break;
+    default:
+      multiply_pairs<Parts>(args, unpack);
   }
   _tile_release();
 }
 
-// ---- tokens -------------------------------------------------------------------------------------
-
-// x - bfloat16(x), exactly.
-HM_INLINE __m512 below_bf16(__m512 x) {
-  const __m512i high = _mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh(x));
-  return _mm512_sub_ps(x, _mm512_castsi512_ps(_mm512_slli_epi32(high, 16)));
-}
-
-// One tile of tokens in steps of 32 columns, `stride` words apart: (16 pairs of columns, 16 tokens,
-// 2) each. The second part of each number, if IsLow.
-template <bool IsLow = false>
-HM_INLINE void pack_steps(const float* const* rows, int64_t num_tokens, int64_t cols, int64_t steps,
-                          int64_t stride, uint16_t* packed) {
-  alignas(64) uint8_t pairs[kTokenTile][kTileBytes] = {};
-  for (int64_t k = 0; k < steps * kColumnStep; k += kColumnStep, packed += stride) {
-    const int64_t left = cols - k;
-    const __mmask16 low = left >= 16 ? 0xffff : left > 0 ? (1 << left) - 1 : 0;
-    const __mmask16 high = left >= 32 ? 0xffff : left > 16 ? (1 << (left - 16)) - 1 : 0;
-    for (int64_t t = 0; t < num_tokens; ++t) {
-      __m512 first = _mm512_maskz_loadu_ps(low, rows[t] + k);
-      __m512 second = _mm512_maskz_loadu_ps(high, rows[t] + k + 16);
-      if constexpr (IsLow) {
-        first = below_bf16(first);
-        second = below_bf16(second);
-      }
-      _mm512_store_si512(pairs[t], to_bf16(first, second));
-    }
-    __m512i words[kTokenTile];
-    Simd::Panel::transpose(pairs[0], kTileBytes, words);
-    for (int c = 0; c < 16; ++c) _mm512_store_si512(packed + c * 2 * kTokenTile, words[c]);
-  }
-}
-
-void pack_tokens(const float* const* rows, int64_t num_tokens, int64_t cols, uint16_t* packed,
-                 uint16_t* low) {
-  const int64_t steps = padded_weights(cols) / kColumnStep;
-  pack_steps(rows, num_tokens, cols, steps, kPackedTile, packed);
-  if (low != nullptr) pack_steps<true>(rows, num_tokens, cols, steps, kPackedTile, low);
-}
-
-// silu(gate) * up of 32 rows by one tile of tokens, as step `rows / 32` of packed tokens. gate and
-// up are (32, stride); rows beyond num_rows count as zeros.
-void pack_swiglu(const float* gate, const float* up, int64_t stride, int64_t num_rows,
-                 uint16_t* packed, uint16_t* low) {
-  alignas(64) float product[kColumnStep][kTokenTile] = {};
-  for (int64_t r = 0; r < num_rows; ++r) {
-    silu_mul(gate + r * stride, up + r * stride, kTokenTile, product[r]);
-  }
-  const __m512i both =
-      _mm512_setr_epi32(0x00100000, 0x00110001, 0x00120002, 0x00130003, 0x00140004, 0x00150005,
-                        0x00160006, 0x00170007, 0x00180008, 0x00190009, 0x001a000a, 0x001b000b,
-                        0x001c000c, 0x001d000d, 0x001e000e, 0x001f000f);  // word t of each half
-  for (int pair = 0; pair < kColumnStep / 2; ++pair) {
-    const __m512 first = _mm512_load_ps(product[2 * pair]);
-    const __m512 second = _mm512_load_ps(product[2 * pair + 1]);
-    const __m512i halves = to_bf16(first, second);
-    _mm512_store_si512(packed + pair * 2 * kTokenTile, _mm512_permutexvar_epi16(both, halves));
-    if (low == nullptr) continue;
-    const __m512i low_halves = to_bf16(below_bf16(first), below_bf16(second));
-    _mm512_store_si512(low + pair * 2 * kTokenTile, _mm512_permutexvar_epi16(both, low_halves));
-  }
-}
-
-// out[t][r] = in[r][t] weights[t], or that added to it: `in` is (num_rows, stride).
-void finish_tiles(const float* in, int64_t stride, int64_t num_rows, int64_t num_tokens,
-                  const float* weights, float* const* out) {
-  for (int64_t r = 0; r < num_rows; r += 16) {
-    const __mmask16 rows = num_rows - r >= 16 ? 0xffff : (1 << (num_rows - r)) - 1;
-    for (int64_t t = 0; t < num_tokens; t += 16) {
-      alignas(64) float square[16][16] = {};
-      for (int64_t i = 0; i < 16 && r + i < num_rows; ++i) {
-        _mm512_store_ps(square[i], _mm512_loadu_ps(in + (r + i) * stride + t));
-      }
-      __m512i transposed[16];
-      Simd::Panel::transpose((const uint8_t*)square, sizeof square[0], transposed);
-      for (int64_t i = 0; i < 16 && t + i < num_tokens; ++i) {
-        float* to = out[t + i] + r;
-        __m512 sum = _mm512_castsi512_ps(transposed[i]);
-        if (weights != nullptr) {
-          sum =
-              _mm512_fmadd_ps(sum, _mm512_set1_ps(weights[t + i]), _mm512_maskz_loadu_ps(rows, to));
-        }
-        _mm512_mask_storeu_ps(to, rows, sum);
-      }
-    }
-  }
+template <class Group>
+void matmul_tiles(const TileArgs& args) {
+  multiply_tiles<kTileParts<Group>>(args, unpack_groups<Group>);
 }
 
 // ---- limits -------------------------------------------------------------------------------------

@@ -13,14 +13,8 @@ constexpr void add_tiles(FormatKernels& format) {
   format.tile_parts = kTileParts<Group>;
 }
 
-constexpr KernelTable make_tile_table(const char* name) {
-  KernelTable table = make_table(name);
-  table.costs.matrix_unpack = 50;
-  table.costs.matrix_dot = 10;
-  table.tiles = {pack_tokens, pack_swiglu, finish_tiles};
-  table.tile_attention = {pack_query_tiles, attend_tiles, merge_tiles, finish_query_tiles};
-  table.tile_int8_limit = {tile_limit<true>, int64_t{4} * 2 * 16 * 16 * 64};
-  table.tile_bf16_limit = {tile_limit<false>, int64_t{4} * 2 * 16 * 16 * 32};
+// Of every type that has blocks, or is bfloat16.
+constexpr void add_tile_formats(KernelTable& table) {
   FormatKernels* formats = table.formats;
   add_tiles<GroupBF16>(formats[kBF16]);
   add_tiles<GroupQ4_0>(formats[kQ4_0]);
@@ -60,6 +54,17 @@ constexpr KernelTable make_tile_table(const char* name) {
   add_tiles<GroupIQ2_S>(formats[kIQ2_S]);
   add_tiles<GroupIQ3_XXS>(formats[kIQ3_XXS]);
   add_tiles<GroupIQ3_S>(formats[kIQ3_S]);
+}
+
+constexpr KernelTable make_tile_table(const char* name) {
+  KernelTable table = make_table(name);
+  table.costs.matrix_unpack = 50;
+  table.costs.matrix_dot = 10;
+  table.tiles = {pack_tokens, pack_swiglu, finish_tiles};
+  table.tile_attention = {pack_query_tiles, attend_tiles, merge_tiles, finish_query_tiles};
+  table.tile_int8_limit = {tile_limit<true>, int64_t{4} * 2 * 16 * 16 * 64};
+  table.tile_bf16_limit = {tile_limit<false>, int64_t{4} * 2 * 16 * 16 * 32};
+  add_tile_formats(table);
   return table;
 }
 

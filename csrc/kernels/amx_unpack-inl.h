@@ -12,8 +12,7 @@
 namespace hm {
 namespace {
 
-constexpr int kRowWords = kSuperWeights;  // of a row in an unpacked block
-constexpr int kFetchGroups = 4;           // weights are fetched so far ahead of their unpacking
+constexpr int kColumnStep = 32;  // of a tile
 
 HM_INLINE __m512i bf16_bits(__m512bh v) { return (__m512i)v; }
 
@@ -246,38 +245,6 @@ template <>
 struct Unpack<GroupMXFP4> : LookUp<GroupMXFP4, NibblesMXFP4> {};
 template <>
 struct Unpack<GroupBF16> : CopyBF16 {};
-
-// Unpacks group `group` of rows first..first+32 into (32, 256); rows beyond the last and columns
-// beyond a row are zeros.
-template <class Group>
-HM_INLINE void unpack_block(const TileArgs& args, int64_t first, int64_t group, uint16_t* out) {
-  using Block = typename Group::Block;
-  constexpr int64_t group_bytes = Group::kBlocks * static_cast<int64_t>(sizeof(Block));
-  const int64_t at = row_scale_bytes<Block>() + group * group_bytes, left = args.row_bytes - at;
-  const int64_t end = padded_weights(args.end_col) / kSuperWeights * group_bytes;
-  int64_t ahead = at + kFetchGroups * group_bytes;  // of these rows, or else of the next ones
-  const uint8_t* fetched = args.weights + first * args.row_bytes;
-  if (ahead >= end) {
-    ahead -= end - args.first_col / kSuperWeights * group_bytes;
-    fetched =
-        first + kPanelRows < args.num_rows ? fetched + kPanelRows * args.row_bytes : args.next;
-  }
-  for (int64_t r = 0; r < kPanelRows; ++r, out += kRowWords) {
-    const bool is_row = first + r < args.num_rows;
-    const uint8_t* start = args.weights + (first + r) * args.row_bytes;
-    const float row_scale = is_row ? Row<Block>(start).scale : 0.0f;
-    if (is_row && left >= group_bytes) {
-      Unpack<Group>::row((const Block*)(start + at), row_scale, out);
-    } else {
-      Block rest[Group::kBlocks];
-      memset(rest, 0, sizeof rest);
-      if (is_row) memcpy(rest, start + at, left);
-      Unpack<Group>::row(rest, row_scale, out);
-    }
-    for (int64_t i = 0; i < group_bytes; i += 64) Simd::Panel::fetch(fetched + ahead + i);
-    fetched += args.row_bytes;
-  }
-}
 
 }  // namespace
 }  // namespace hm

@@ -52,6 +52,7 @@ struct MatmulArgs {
 // columns, in order: columns first_col..end_col, both multiples of 256 or the row's
 // end. The first part sets `out`, the others add to it.
 constexpr int kTokenTile = 16;
+constexpr int64_t kHeldTiles = 4;  // sums of so many wait in registers, and few weights in memory
 struct TileArgs {
   const uint8_t* weights;  // (num_rows, row_bytes)
   int64_t row_bytes;
@@ -62,10 +63,13 @@ struct TileArgs {
   int64_t parts;      // of each activation: 2 where FormatKernels::tile_parts says so, else any
   int64_t num_tiles;
   float* out;           // (num_rows rounded up to kPanelRows, 16 num_tiles)
-  void* scratch;        // kTileScratchBytes, aligned to 64
-  const uint8_t* next;  // kPanelRows rows that will be read after these: only fetched
+  void* scratch;        // tile_scratch_bytes of these columns, aligned to 64
+  const uint8_t* next;  // rows whose same columns will be read after these: only fetched
 };
-constexpr int64_t kTileScratchBytes = kPanelRows * 256 * 2;
+// Two panels of unpacked weights.
+static constexpr int64_t tile_scratch_bytes(int64_t num_tiles, int64_t cols) {
+  return 2 * kPanelRows * 2 * (num_tiles <= kHeldTiles ? 256 : padded_weights(cols));
+}
 static constexpr int64_t packed_tile_words(int64_t cols) {
   return padded_weights(cols) * kTokenTile;
 }

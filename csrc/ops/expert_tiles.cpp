@@ -18,14 +18,14 @@ struct Chunk {
   int64_t num_tiles() const { return ceil_div(count, kTokenTile); }
 };
 
-// Splits the tokens of all experts into chunks that stay in the cache, with tiles of tile_words.
-// Returns the number of tiles.
-int64_t split(std::span<const Batch> batches, int64_t tile_words, std::vector<Chunk>& chunks) {
+// Splits the tokens of all experts into chunks that share an unpacking. Returns the number of
+// tiles.
+int64_t split(std::span<const Batch> batches, std::vector<Chunk>& chunks) {
   chunks.clear();
   int64_t tile = 0;
   for (const Batch& batch : batches) {
     const int64_t tiles = ceil_div(batch.count, kTokenTile);
-    const int64_t step = tiles_together(tiles, tile_words);
+    const int64_t step = tiles_together(tiles);
     for (int64_t t = 0; t < tiles; t += step) {
       const int64_t done = t * kTokenTile;
       chunks.push_back({batch.expert, batch.first + done,
@@ -58,9 +58,8 @@ class TileForward {
         inter_words_(inter_parts_ * packed_tile_words(inter_)) {}
 
   void run(std::vector<Chunk>& chunks) {
-    inter_x_ = runtime_.hidden.get<uint16_t>(split(batches_, hidden_words_, chunks) * inter_words_);
+    inter_x_ = runtime_.hidden.get<uint16_t>(split(batches_, chunks) * inter_words_);
     run_gate_up(chunks);
-    split(batches_, inter_words_, chunks);
     run_down(chunks);
   }
 
@@ -143,10 +142,12 @@ class TileForward {
   // Rows first..last of the chunk's expert.
   void gate_up(const Chunk& chunk, int64_t first, int64_t last, int worker) const {
     const int64_t tiles = chunk.num_tiles(), stride = tiles * kTokenTile;
+    const int64_t columns = columns_together(tiles, hidden_parts_, hidden_);
+    const int64_t panel_bytes = tile_scratch_bytes(tiles, columns);
     uint8_t* scratch = runtime_.scratch[worker].get<uint8_t>(
-        kTileScratchBytes + tiles * hidden_words_ * int64_t{sizeof(uint16_t)} +
+        panel_bytes + tiles * hidden_words_ * int64_t{sizeof(uint16_t)} +
         2 * kTileBlockRows * stride * int64_t{sizeof(float)});
-    auto* own = reinterpret_cast<uint16_t*>(scratch + kTileScratchBytes);
+    auto* own = reinterpret_cast<uint16_t*>(scratch + panel_bytes);
     auto* gate = reinterpret_cast<float*>(own + tiles * hidden_words_);
     float* up = gate + kTileBlockRows * stride;
     const bool is_packed = chunk.packed_tile >= 0;
@@ -154,27 +155,29 @@ class TileForward {
     for (int64_t t = 0; !is_packed && t < tiles; ++t) pack_tile(chunk, t, own + t * hidden_words_);
     for (int64_t r = first; r < last; r += kTileBlockRows) {
       const int64_t rows = std::min(kTileBlockRows, last - r);
-      TileArgs args{
-          .weights = a_.gate.row(chunk.expert, r),
-          .row_bytes = a_.gate.row_bytes,
-          .num_rows = rows,
-          .cols = hidden_,
-          .first_col = 0,
-          .end_col = hidden_,
-          .x = x,
-          .parts = hidden_parts_,
-          .num_tiles = tiles,
-          .out = gate,
-          .scratch = scratch,
-          .next = a_.up.row(chunk.expert, r),
-      };
-      kernels_.formats[a_.gate.type->id].matmul_tiles(args);
+      for (int64_t col = 0; col < hidden_; col += columns) {
+        TileArgs args{
+            .weights = a_.gate.row(chunk.expert, r),
+            .row_bytes = a_.gate.row_bytes,
+            .num_rows = rows,
+            .cols = hidden_,
+            .first_col = col,
+            .end_col = std::min(hidden_, col + columns),
+            .x = x,
+            .parts = hidden_parts_,
+            .num_tiles = tiles,
+            .out = gate,
+            .scratch = scratch,
+            .next = a_.up.row(chunk.expert, r),
+        };
+        kernels_.formats[a_.gate.type->id].matmul_tiles(args);
+        args.weights = a_.up.row(chunk.expert, r);
+        args.row_bytes = a_.up.row_bytes;
+        args.out = up;
+        args.next = a_.gate.row(chunk.expert, r + rows < last ? r + rows : first);
+        kernels_.formats[a_.up.type->id].matmul_tiles(args);
+      }
       scale_products(a_.gate.scale(chunk.expert), gate, rows * stride);
-      args.weights = a_.up.row(chunk.expert, r);
-      args.row_bytes = a_.up.row_bytes;
-      args.out = up;
-      args.next = a_.gate.row(chunk.expert, r + rows < last ? r + rows : first);
-      kernels_.formats[a_.up.type->id].matmul_tiles(args);
       scale_products(a_.up.scale(chunk.expert), up, rows * stride);
       pack_hidden(chunk, gate, up, r, rows);
     }
@@ -214,11 +217,13 @@ class TileForward {
   // Adds the chunk's share to columns first..last of the result. `next`: what is read after this.
   void down(const Chunk& chunk, int64_t first, int64_t last, const uint8_t* next,
             int worker) const {
-    const int64_t stride = chunk.num_tiles() * kTokenTile;
+    const int64_t tiles = chunk.num_tiles(), stride = tiles * kTokenTile;
+    const int64_t columns = columns_together(tiles, inter_parts_, inter_);
+    const int64_t panel_bytes = tile_scratch_bytes(tiles, columns);
     uint8_t* scratch = runtime_.scratch[worker].get<uint8_t>(
-        kTileScratchBytes + kTileBlockRows * stride * int64_t{sizeof(float)} +
+        panel_bytes + kTileBlockRows * stride * int64_t{sizeof(float)} +
         chunk.count * int64_t{sizeof(float*) + sizeof(float)});
-    auto* sums = reinterpret_cast<float*>(scratch + kTileScratchBytes);
+    auto* sums = reinterpret_cast<float*>(scratch + panel_bytes);
     auto* out = reinterpret_cast<float**>(sums + kTileBlockRows * stride);
     auto* weights = reinterpret_cast<float*>(out + chunk.count);
     for (int64_t i = 0; i < chunk.count; ++i) {
@@ -228,20 +233,22 @@ class TileForward {
     }
     for (int64_t r = first; r < last; r += kTileBlockRows) {
       const int64_t rows = std::min(kTileBlockRows, last - r), after = r + rows;
-      kernels_.formats[a_.down.type->id].matmul_tiles({
-          .weights = a_.down.row(chunk.expert, r),
-          .row_bytes = a_.down.row_bytes,
-          .num_rows = rows,
-          .cols = inter_,
-          .first_col = 0,
-          .end_col = inter_,
-          .x = inter_x_ + chunk.tile * inter_words_,
-          .parts = inter_parts_,
-          .num_tiles = chunk.num_tiles(),
-          .out = sums,
-          .scratch = scratch,
-          .next = after < last ? a_.down.row(chunk.expert, after) : next,
-      });
+      for (int64_t col = 0; col < inter_; col += columns) {
+        kernels_.formats[a_.down.type->id].matmul_tiles({
+            .weights = a_.down.row(chunk.expert, r),
+            .row_bytes = a_.down.row_bytes,
+            .num_rows = rows,
+            .cols = inter_,
+            .first_col = col,
+            .end_col = std::min(inter_, col + columns),
+            .x = inter_x_ + chunk.tile * inter_words_,
+            .parts = inter_parts_,
+            .num_tiles = tiles,
+            .out = sums,
+            .scratch = scratch,
+            .next = after < last ? a_.down.row(chunk.expert, after) : next,
+        });
+      }
       kernels_.tiles.finish(sums, stride, rows, chunk.count, weights, out);
       for (int64_t i = 0; i < chunk.count; ++i) out[i] += rows;
     }

@@ -76,12 +76,12 @@ void linear_by_tiles(const Rows<const float>& x, int64_t num_tokens, const Matri
   const MatrixTasks tasks(runtime.pool.thread_ends(), w.batch, w.rows, num_tokens, size);
   const int64_t most = round_up(size.tokens, kTokenTile);
   const int64_t cols_together = columns_together(most / kTokenTile, parts, w.cols);
+  const int64_t panel_bytes = tile_scratch_bytes(most / kTokenTile, cols_together);
   runtime.pool.run_on_nodes(tasks.ends(), [&](int64_t number, int worker) {
     const auto [b, first, num_rows, first_token, count] = tasks[number];
     uint8_t* scratch = runtime.scratch[worker].get<uint8_t>(
-        kTileScratchBytes + size.rows * most * int64_t{sizeof(float)} +
-        most * int64_t{sizeof(float*)});
-    auto* sums = reinterpret_cast<float*>(scratch + kTileScratchBytes);
+        panel_bytes + size.rows * most * int64_t{sizeof(float)} + most * int64_t{sizeof(float*)});
+    auto* sums = reinterpret_cast<float*>(scratch + panel_bytes);
     auto* to = reinterpret_cast<float**>(sums + size.rows * most);
     const int64_t num_tiles = ceil_div(count, kTokenTile);
     for (int64_t col = 0; col < w.cols; col += cols_together) {

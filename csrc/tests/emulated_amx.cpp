@@ -21,24 +21,21 @@ void tile_store(int tile, void* to, int64_t stride) {
   }
 }
 
-// Number i of a row of 32 bfloat16.
-float widened(const float* row, int i) {
-  uint16_t word;
-  std::memcpy(&word, reinterpret_cast<const char*>(row) + 2 * i, sizeof word);
-  const uint32_t bits = static_cast<uint32_t>(word) << 16;
-  float x;
-  std::memcpy(&x, &bits, sizeof x);
-  return x;
-}
-
+// Products of two columns after the other.
 void tile_multiply(int to, int a, int b) {
+  const __m512i upper = _mm512_set1_epi32(static_cast<int>(0xffff0000));
   for (int m = 0; m < 16; ++m) {
-    for (int n = 0; n < 16; ++n) {
-      float& sum = tiles[to][m][n];
-      for (int k = 0; k < 32; ++k) {
-        sum += widened(tiles[a][m], k) * widened(tiles[b][k / 2], 2 * n + k % 2);
-      }
+    __m512 sum = _mm512_loadu_ps(tiles[to][m]);
+    for (int k = 0; k < 16; ++k) {
+      const __m512i x = _mm512_castps_si512(_mm512_set1_ps(tiles[a][m][k]));
+      const __m512i y = _mm512_castps_si512(_mm512_loadu_ps(tiles[b][k]));
+      const auto floats = [](__m512i bits) { return _mm512_castsi512_ps(bits); };
+      sum = _mm512_add_ps(
+          sum, _mm512_mul_ps(floats(_mm512_slli_epi32(x, 16)), floats(_mm512_slli_epi32(y, 16))));
+      sum = _mm512_add_ps(sum, _mm512_mul_ps(floats(_mm512_and_si512(x, upper)),
+                                             floats(_mm512_and_si512(y, upper))));
     }
+    _mm512_storeu_ps(tiles[to][m], sum);
   }
 }
 
@@ -66,6 +63,7 @@ __m512bh to_words(__m512 high, __m512 low) {
 #define _tile_stored tile_store
 #define _tile_zero(tile) std::memset(tiles[tile], 0, sizeof tiles[tile])
 #define _tile_dpbf16ps tile_multiply
+#define _tile_dpbusd tile_multiply
 #define _tile_loadconfig(config)
 #define _tile_release()
 #define _mm512_cvtneps_pbh(x) ((__m256bh)to_words(x))
@@ -81,7 +79,7 @@ __m512bh to_words(__m512 high, __m512 low) {
 
 #include "kernels/elementwise-inl.h"
 
-#include "kernels/amx_attention-inl.h"
+#include "kernels/amx_table-inl.h"
 
 #include "base/runtime.h"
 #include "kernels/select.h"
@@ -100,14 +98,8 @@ const KernelTable& active_table() {
     kernels.costs = {1, 1, 1, 1, 1, 0.1, 0.1};  // tiles from 16 tokens on
     kernels.quantize = quantize;
     kernels.weighted_sum = weighted_sum;
-    kernels.formats[kBF16] = {nullptr, nullptr, false, matmul_tiles<GroupBF16>,
-                              kTileParts<GroupBF16>};
-    kernels.formats[kQ8_0] = {nullptr, nullptr, true, matmul_tiles<GroupQ8_0>,
-                              kTileParts<GroupQ8_0>};
-    kernels.formats[kIQ4_KS] = {nullptr, nullptr, true, matmul_tiles<GroupIQ4_KS>,
-                                kTileParts<GroupIQ4_KS>};
-    kernels.formats[kIQ2_KL] = {nullptr, nullptr, true, matmul_tiles<GroupIQ2_KL>,
-                                kTileParts<GroupIQ2_KL>};
+    add_tile_formats(kernels);
+    for (auto& format : kernels.formats) format.quantized = true;
     return kernels;
   }();
   return table;
@@ -142,7 +134,7 @@ static hm::ExpertMatrix matrix(int32_t type, const uint8_t* data, int64_t rows, 
   return {{data, rows * hm::row_bytes(info, cols), type, 1, rows, cols}};
 }
 
-// As ops::linear and ops::dense_ffn: types BF16, Q8_0, IQ4_KS and IQ2_KL, at least 16 tokens.
+// As ops::linear and ops::dense_ffn, of types with tiles; at least 16 tokens.
 extern "C" __attribute__((visibility("default"))) void emulated_linear(
     const float* x, int64_t num_tokens, int32_t type, const uint8_t* w, int64_t num_rows,
     int64_t cols, float* out) {

@@ -12,7 +12,7 @@ import pytest
 import torch
 from attention_cases import BLOCK, SCALE, TILE_SHAPES, Inputs, inputs, paged, stored
 from native_build import ROOT, SETUP
-from random_weights import random_matrix
+from random_weights import TYPES, block_weights, random_matrix
 from waiting import HANG_S
 
 from hybridmoe.gguf.quant_types import QuantType
@@ -33,7 +33,7 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
     library = tmp_path_factory.mktemp("emulated") / "emulated.so"
     names = ["tests/emulated_amx", "ops/attention", "ops/kv_pages", "ops/linear"]
     names += ["ops/expert_ffn", "ops/expert_tiles"]
-    names += ["base/job_trace", "base/runtime", "base/thread_pool"]
+    names += ["base/job_trace", "base/runtime", "base/thread_pool", "formats/codebooks"]
     flags = [*SETUP.CFLAGS, *SETUP.ISA_FLAGS["amx"], "-O1", "-w", "-shared", "-fPIC", "-pthread"]
     sources = [str(SETUP.CSRC / f"{name}.cpp") for name in names]
     subprocess.run(
@@ -111,35 +111,51 @@ def test_what_is_no_number_reaches_the_tokens_that_see_it(
     assert out[:, 7:].isnan().any(-1).all()
 
 
-BF16, Q8_0 = QuantType.BF16, QuantType.Q8_0
+BF16, Q4_K, Q8_0 = QuantType.BF16, QuantType.Q4_K, QuantType.Q8_0
+TILED = [kind for kind in TYPES if kind.name not in ("F32", "F16")]
+
+
+def emulated_linear(library: ctypes.CDLL, x: torch.Tensor, w: QuantMatrix) -> torch.Tensor:
+    out = torch.full((len(x), w.rows), float("nan"))
+    library.emulated_linear(*_args(x.contiguous(), len(x), *_matrix(w), w.rows, w.cols, out))
+    return out
+
+
+def activations(tokens: int, cols: int) -> torch.Tensor:
+    x = torch.randn((tokens, cols), generator=torch.Generator().manual_seed(cols))
+    x[:, ::37] *= 20
+    return x
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind, most", [(BF16, 2.0**-15), (Q8_0, 2.0**-8)], ids=str)
-def test_products_keep_two_bfloat16_of_each_number_where_weights_are_bfloat16(
-    library: ctypes.CDLL, kind: QuantType, most: float
-) -> None:
-    for rows, cols in ((27, 32), (45, 544), (160, 96)):
-        w = random_matrix(kind, 1, rows, cols)
-        for tokens in (16, 17, 40, 200):
-            x = torch.randn((tokens, cols), generator=torch.Generator().manual_seed(tokens))
-            x[:, ::37] *= 20
-            out = torch.full((tokens, rows), float("nan"))
-            library.emulated_linear(*_args(x, x.shape[0], *_matrix(w), w.rows, w.cols, out))
-            want = x.double().numpy() @ closeness.weights(w)[0].T
-            assert np.linalg.norm(out.numpy() - want) < most * np.linalg.norm(want)
+@pytest.mark.parametrize("kind", TILED, ids=lambda kind: kind.name)
+def test_products_of_all_types_and_shapes_of_tiles(library: ctypes.CDLL, kind: QuantType) -> None:
+    """bfloat16 weights keep 16 bits of an activation; the others round both factors to 8.
 
-
-@pytest.mark.slow
-@pytest.mark.parametrize("kind", [QuantType.IQ4_KS, QuantType.IQ2_KL], ids=str)
-def test_rows_that_begin_with_a_scale_are_multiplied(library: ctypes.CDLL, kind: QuantType) -> None:
-    for rows, cols in ((27, 256), (45, 1024)):
+    1, 2, 3, 4 and more tiles of tokens take kernels of their own, and the last has columns in
+    parts: a token has the same bits in each.
+    """
+    most = 2.0**-15 if kind == BF16 else 2.0**-8
+    block = block_weights(kind)
+    for rows, cols in ((27, block), (35, 2816 // block * block)):
         w = random_matrix(kind, 1, rows, cols)
-        x = torch.randn((40, cols), generator=torch.Generator().manual_seed(rows))
-        out = torch.full((40, rows), float("nan"))
-        library.emulated_linear(*_args(x, 40, *_matrix(w), rows, cols, out))
+        x = activations(270, cols)
+        whole = emulated_linear(library, x, w)
         want = x.double().numpy() @ closeness.weights(w)[0].T
-        assert np.linalg.norm(out.numpy() - want) < 2.0**-8 * np.linalg.norm(want)
+        assert np.linalg.norm(whole.numpy() - want) < most * np.linalg.norm(want)
+        for tokens in (17, 40, 64, 81):
+            assert torch.equal(emulated_linear(library, x[:tokens], w), whole[:tokens])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", [BF16, Q4_K], ids=str)
+def test_long_rows_are_multiplied_in_parts(library: ctypes.CDLL, kind: QuantType) -> None:
+    w = random_matrix(kind, 1, 40, 70 * 256)
+    x = activations(80, w.cols)
+    want = x.double().numpy() @ closeness.weights(w)[0].T
+    whole = emulated_linear(library, x, w)
+    assert np.linalg.norm(whole.numpy() - want) < 2.0**-8 * np.linalg.norm(want)
+    assert torch.equal(emulated_linear(library, x[:64], w), whole[:64])
 
 
 @pytest.mark.slow
@@ -156,17 +172,18 @@ def test_rows_that_begin_with_a_scale_are_multiplied(library: ctypes.CDLL, kind:
 def test_experts_of_mixed_types_take_as_many_parts_as_each_wants(
     library: ctypes.CDLL, kinds: tuple[QuantType, ...], most: float
 ) -> None:
-    hidden, inter, tokens = 320, 160, 40
+    hidden, inter = 320, 160
     gate, up = (random_matrix(kind, 1, inter, hidden, seed=i) for i, kind in enumerate(kinds[:2]))
     down = random_matrix(kinds[2], 1, hidden, inter, seed=3)
-    x = 0.02 * torch.randn((tokens, hidden), generator=torch.Generator().manual_seed(5))
-    out = torch.full((tokens, hidden), float("nan"))
     matrices = [part for w in (gate, up, down) for part in _matrix(w)]
-    library.emulated_ffn(*_args(x, tokens, hidden, inter, *matrices, out))
-    want = reference.expert_ffn(
-        x, torch.zeros((tokens, 1), dtype=torch.int32), torch.ones((tokens, 1)), gate, up, down
-    )
-    assert error(out, want) < most
+    exact = [torch.from_numpy(closeness.weights(w)[0]) for w in (gate, up, down)]
+    for tokens in (40, 300):  # the latter in two parts
+        x = 0.02 * torch.randn((tokens, hidden), generator=torch.Generator().manual_seed(5))
+        out = torch.full((tokens, hidden), float("nan"))
+        library.emulated_ffn(*_args(x, tokens, hidden, inter, *matrices, out))
+        g, u = (x.double() @ matrix.T for matrix in exact[:2])
+        want = (g * torch.sigmoid(g) * u) @ exact[2].T
+        assert error(out, want) < most
 
 
 def test_threads_and_nodes_do_not_change_a_bit(library: ctypes.CDLL) -> None:
