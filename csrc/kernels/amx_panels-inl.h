@@ -6,7 +6,7 @@
 // unpacked.
 #pragma once
 
-#include "kernels/amx_unpack-inl.h"
+#include "kernels/amx_formats-inl.h"
 
 namespace hm {
 namespace {
@@ -81,38 +81,40 @@ template <class Group>
 void unpack_groups(Panels& p, int64_t count) {
   using Block = typename Group::Block;
   constexpr int64_t group_bytes = Group::kBlocks * static_cast<int64_t>(sizeof(Block));
-  const TileArgs& args = p.args;
-  for (; count > 0 && p.row < p.rows; --count) {
-    const int64_t r = p.top + p.row;
-    const int64_t at = row_scale_bytes<Block>() + p.group * group_bytes;
-    uint16_t* out = p.panel + ((p.group - p.left) * p.rows + p.row) * kSuperWeights;
+  const TileArgs args = p.args;  // copies: vector stores may write to anything
+  const int64_t end = p.left + p.width, rows = p.rows;
+  int64_t row = p.row, group = p.group;
+  for (; count > 0 && row < rows; --count) {
+    const int64_t r = p.top + row, at = row_scale_bytes<Block>() + group * group_bytes;
     const bool is_row = r < args.num_rows;
     const uint8_t* start = args.weights + r * args.row_bytes;
     const float row_scale = is_row ? Row<Block>(start).scale : 0.0f;
     const int64_t left = is_row ? args.row_bytes - at : 0;
-    if (left >= group_bytes) {
-      Unpack<Group>::row((const Block*)(start + at), row_scale, out);
-    } else {
-      Block rest[Group::kBlocks];
+    const auto* blocks = (const Block*)(start + at);
+    Block rest[Group::kBlocks];
+    if (left < group_bytes) {
       memset(rest, 0, sizeof rest);
-      memcpy(rest, start + at, left);
-      Unpack<Group>::row(rest, row_scale, out);
+      memcpy(rest, blocks, left);
+      blocks = rest;
     }
+    Unpack<Group>::row(blocks, row_scale,
+                       p.panel + ((group - p.left) * rows + row) * kSuperWeights);
     int64_t fetched_row = r + p.rows_ahead, fetched = at + p.groups_ahead * group_bytes;
-    if (p.group + p.groups_ahead >= p.end) {
-      fetched_row += p.rows;
+    if (group + p.groups_ahead >= p.end) {
+      fetched_row += rows;
       fetched -= (p.end - p.begin) * group_bytes;
     }
     const int64_t beyond = fetched_row - args.num_rows;
-    const uint8_t* lines = (beyond < 0 ? start + (fetched_row - r) * args.row_bytes
-                                       : args.next + beyond * args.row_bytes) +
-                           fetched;
+    fetched += beyond < 0 ? fetched_row * args.row_bytes : beyond * args.row_bytes;
+    const uint8_t* lines = (beyond < 0 ? args.weights : args.next) + fetched;
     for (int64_t i = 0; i < group_bytes; i += 64) Simd::Panel::fetch(lines + i);
-    if (++p.group == p.left + p.width) {
-      p.group = p.left;
-      ++p.row;
+    if (++group == end) {
+      group = p.left;
+      ++row;
     }
   }
+  p.row = row;
+  p.group = group;
 }
 
 }  // namespace

@@ -58,8 +58,8 @@ constexpr void add_tile_formats(KernelTable& table) {
 
 constexpr KernelTable make_tile_table(const char* name) {
   KernelTable table = make_table(name);
-  table.costs.matrix_unpack = 50;
-  table.costs.matrix_dot = 10;
+  table.costs.matrix_unpack = 40;
+  table.costs.matrix_dot = 11;
   table.tiles = {pack_tokens, pack_swiglu, finish_tiles};
   table.tile_attention = {pack_query_tiles, attend_tiles, merge_tiles, finish_query_tiles};
   table.tile_int8_limit = {tile_limit<true>, int64_t{4} * 2 * 16 * 16 * 64};

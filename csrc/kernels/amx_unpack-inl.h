@@ -28,27 +28,31 @@ HM_INLINE void keep_in_memory(T& array) {
   asm volatile("" : "+m"(array));
 }
 
-// A group's weights are (code - bias) d + offset: the factors of its 8 or 16 lanes.
+HM_INLINE __m512 wide(__m512 lanes) { return lanes; }
+HM_INLINE __m512 wide(__m256 lanes) { return _mm512_castps256_ps512(lanes); }
+
+// A group's weights are code d + offset: the factors of its 8 or 16 lanes. `zero`: where codes, as
+// the caller has them, have their zero; d is multiplied with `scale`, too.
 template <class Group>
 struct Factors {
   alignas(64) float d[16], offset[16];
 
-  HM_INLINE Factors(const typename Group::Block* blocks, float row_scale, Group& group) {
-    using Lanes = typename Group::Lanes;
+  HM_INLINE Factors(const typename Group::Block* blocks, float row_scale, Group& group,
+                    float zero = Group::kBias, float scale = 1.0f) {
     load_group(group, blocks, row_scale);
-    Lanes::store(d, group.d);
+    const __m512 lanes = wide(group.d);
+    _mm512_store_ps(d, scale == 1.0f ? lanes : _mm512_mul_ps(lanes, _mm512_set1_ps(scale)));
+    __m512 zeros = _mm512_set1_ps(-zero);
     if constexpr (Group::kOffset) {
-      Lanes::store(offset, group.offset);
-    } else if constexpr (Group::kShift != 0) {
-      for (int lane = 0; lane < Lanes::kLanes; ++lane) {
-        const int shift = Group::kShift * static_cast<int>(group.shifts >> lane & 1);
-        offset[lane] = d[lane] * static_cast<float>(shift - Group::kBias);
-      }
-    } else if constexpr (Group::kBias != 0) {
-      Lanes::store(offset, Lanes::mul(group.d, Lanes::set(-Group::kBias)));
+      zeros = wide(group.offset);
     } else {
-      Lanes::store(offset, Lanes::set(0.0f));
+      if constexpr (Group::kShift != 0) {
+        const auto shifts = static_cast<__mmask16>(group.shifts);
+        zeros = _mm512_mask_add_ps(zeros, shifts, zeros, _mm512_set1_ps(Group::kShift));
+      }
+      zeros = _mm512_mul_ps(lanes, zeros);
     }
+    _mm512_store_ps(offset, zeros);
     keep_in_memory(d);
     keep_in_memory(offset);
   }
@@ -62,13 +66,14 @@ struct Factors {
   }
 };
 
-// Q4_K's are one vector: its eight d, then its eight offsets.
-template <>
-struct Factors<GroupQ4_K> {
+// Q4_K's and Q5_K's are one vector: eight d, then eight offsets.
+template <class Group>
+struct KFactors {
+  using Block = typename Group::Block;
   alignas(64) float both[16];
 
-  HM_INLINE Factors(const BlockQ4_K* block, float, GroupQ4_K&) {
-    static_assert(offsetof(BlockQ4_K, dmin) == offsetof(BlockQ4_K, d) + 2);
+  HM_INLINE KFactors(const Block* block, float, Group&) {
+    static_assert(offsetof(Block, dmin) == offsetof(Block, d) + 2);
     const auto [scales, mins] = unpack_k_scales(block->scales);
     const __m512 d = _mm512_castps128_ps512(
         _mm_cvtph_ps(_mm_cvtsi32_si128(static_cast<int32_t>(load_u32(&block->d)))));
@@ -87,6 +92,14 @@ struct Factors<GroupQ4_K> {
   HM_INLINE __m512 block_offset() const {
     return _mm512_set1_ps(both[8 + Block]);
   }
+};
+template <>
+struct Factors<GroupQ4_K> : KFactors<GroupQ4_K> {
+  using KFactors::KFactors;
+};
+template <>
+struct Factors<GroupQ5_K> : KFactors<GroupQ5_K> {
+  using KFactors::KFactors;
 };
 
 // Any format: codes to floats, times d, plus the offset.
@@ -128,123 +141,60 @@ struct Widen {
   }
 };
 
-// 4-bit codes: the 16 values that a block's codes can have are made once, and looked up. The values
-// of two blocks are one table; bit 4 of an index chooses the block.
-template <class Group, class Nibbles>
-struct LookUp {
-  template <int P>
-  static HM_INLINE void pair(const typename Group::Block* blocks, __m512 values,
-                             const Factors<Group>& factors, uint16_t* row) {
-    const __m512 first = _mm512_fmadd_ps(values, factors.template block_d<2 * P>(),
-                                         factors.template block_offset<2 * P>());
-    const __m512 second = _mm512_fmadd_ps(values, factors.template block_d<2 * P + 1>(),
-                                          factors.template block_offset<2 * P + 1>());
-    const __m512i table = to_bf16(first, second);
-    const auto [low, high] = Nibbles::template pair<P>(blocks);
-    const __m512i upper = _mm512_or_si512(high, _mm512_set1_epi16(16));
-    _mm512_store_si512(row + 64 * P, _mm512_permutexvar_epi16(low, table));
-    _mm512_store_si512(row + 64 * P + 32, _mm512_permutexvar_epi16(upper, table));
-  }
+// Codes as bytes of a float whose exponent is given: floats without a conversion. Short codes lie
+// in -64..63 without their bias, and are byte 2 of 1 + (code + 64) / 128; long ones lie in
+// -128..127 and are byte 1 of 2^23 + 256 (code + 128). Numbers of d have few bits, 11 of long codes
+// and up to 17 of short ones, so that a zero times d, and then the sum, is exact.
+struct ShortCodes {
+  static constexpr int kByte = 2, kExponent = 0x3f000000, kZero = 192;
+  static constexpr float kScale = 128, kFloatZero = kZero;
+};
+struct LongCodes {
+  static constexpr int kByte = 1, kExponent = 0x4b000000, kZero = 128;
+  static constexpr float kScale = 1.0f / 256, kFloatZero = 32768 + kZero;
+};
 
+template <class Group, class Codes>
+struct BytesOfFloats {
+  static_assert(!Group::kOffset);
+  // 16 codes from Part * 16 on.
+  template <int Part>
+  static HM_INLINE __m512 floats(__m512i codes) {
+    const __m512i order =
+        _mm512_add_epi32(_mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15),
+                         _mm512_set1_epi32(16 * Part));
+    const __m512i to = _mm512_slli_epi32(order, 8 * Codes::kByte);
+    return _mm512_castsi512_ps(_mm512_mask_permutexvar_epi8(
+        _mm512_set1_epi32(Codes::kExponent), 0x1111111111111111u << Codes::kByte, to, codes));
+  }
+  template <int P, int Half>
+  static HM_INLINE __m512 half(__m512i codes, const Factors<Group>& factors) {
+    constexpr int half = 4 * P + Half, lane = Group::Lanes::kLanes == 16 ? half : half / 2;
+    return _mm512_fmadd_ps(floats<Half>(codes), _mm512_set1_ps(factors.d[lane]),
+                           _mm512_set1_ps(factors.offset[lane]));
+  }
+  template <int P>
+  static HM_INLINE void pair(const Group& group, const typename Group::Block* blocks,
+                             const Factors<Group>& factors, uint16_t* row) {
+    constexpr int zero = Codes::kZero - (Group::kSigned ? 0 : Group::kBias);
+    __m512i codes = group.template codes<P>(blocks);
+    if constexpr (zero != 0) {
+      codes = _mm512_add_epi8(codes, _mm512_set1_epi8(static_cast<char>(zero)));
+    }
+    _mm512_store_si512(row + 64 * P,
+                       to_bf16(half<P, 0>(codes, factors), half<P, 1>(codes, factors)));
+    _mm512_store_si512(row + 64 * P + 32,
+                       to_bf16(half<P, 2>(codes, factors), half<P, 3>(codes, factors)));
+  }
   static HM_INLINE void row(const typename Group::Block* blocks, float row_scale, uint16_t* row) {
     Group group;
-    const Factors<Group> factors(blocks, row_scale, group);
-    const __m512 values = Nibbles::values();
-    pair<0>(blocks, values, factors, row);
-    pair<1>(blocks, values, factors, row);
-    pair<2>(blocks, values, factors, row);
-    pair<3>(blocks, values, factors, row);
+    const Factors<Group> factors(blocks, row_scale, group, Codes::kFloatZero, Codes::kScale);
+    pair<0>(group, blocks, factors, row);
+    pair<1>(group, blocks, factors, row);
+    pair<2>(group, blocks, factors, row);
+    pair<3>(group, blocks, factors, row);
   }
 };
-
-HM_INLINE __m512 code_values() {
-  return _mm512_setr_ps(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
-}
-
-HM_INLINE __m512 listed_codes(const CodeTable<16>& table) {
-  return _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i*)table.codes)));
-}
-
-// A word for each weight of two blocks; its lowest four bits are the code.
-struct NibblePair {
-  __m512i low, high;
-};
-
-// 16 bytes a block: codes 0..15 in the low nibbles, 16..31 in the high ones.
-HM_INLINE __m512i sixteen_bytes(const uint8_t* qs) {
-  const __m256i twice = _mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i*)qs));
-  const __m512i counts = _mm512_inserti64x4(_mm512_setzero_si512(), _mm256_set1_epi16(4), 1);
-  return _mm512_and_si512(_mm512_srlv_epi16(_mm512_cvtepu8_epi16(twice), counts),
-                          _mm512_set1_epi16(15));
-}
-
-template <class Block>
-struct LinearNibbles {
-  static HM_INLINE __m512 values() { return code_values(); }
-  template <int P>
-  static HM_INLINE NibblePair pair(const Block* blocks) {
-    return {sixteen_bytes(blocks[2 * P].qs), sixteen_bytes(blocks[2 * P + 1].qs)};
-  }
-};
-
-struct NibblesIQ4_NL : LinearNibbles<BlockIQ4_NL> {
-  static HM_INLINE __m512 values() { return listed_codes(kCodesIQ4); }
-};
-
-struct NibblesMXFP4 : LinearNibbles<BlockMXFP4> {
-  static HM_INLINE __m512 values() { return listed_codes(kCodesE2M1); }
-};
-
-template <class Block>
-struct NibblesIQ4 {
-  static HM_INLINE __m512 values() { return listed_codes(kCodesIQ4); }
-  template <int P>
-  static HM_INLINE NibblePair pair(const Block* block) {
-    return {sixteen_bytes(block->qs + 32 * P), sixteen_bytes(block->qs + 32 * P + 16)};
-  }
-};
-
-// 32 bytes for two blocks: the low nibbles are one, the high ones the other.
-struct NibblesQ4_K {
-  static HM_INLINE __m512 values() { return code_values(); }
-  template <int P>
-  static HM_INLINE NibblePair pair(const BlockQ4_K* block) {
-    const __m512i words =
-        _mm512_cvtepu8_epi16(_mm256_loadu_si256((const __m256i*)(block->qs + 32 * P)));
-    return {_mm512_and_si512(words, _mm512_set1_epi16(15)), _mm512_srli_epi16(words, 4)};
-  }
-};
-
-// Weights that are bfloat16 already.
-struct GroupBF16 {
-  using Block = BlockBF16;
-  static constexpr int kBlocks = kSuperWeights;
-};
-
-struct CopyBF16 {
-  static HM_INLINE void row(const BlockBF16* blocks, float, uint16_t* row) {
-    memcpy(row, blocks, kSuperWeights * sizeof *row);
-  }
-};
-
-template <class Group>
-struct Unpack : Widen<Group> {};
-template <>
-struct Unpack<GroupQ4_0> : LookUp<GroupQ4_0, LinearNibbles<BlockQ4_0>> {};
-template <>
-struct Unpack<GroupQ4_1> : LookUp<GroupQ4_1, LinearNibbles<BlockQ4_1>> {};
-template <>
-struct Unpack<GroupQ4_K> : LookUp<GroupQ4_K, NibblesQ4_K> {};
-template <>
-struct Unpack<GroupIQ4_NL> : LookUp<GroupIQ4_NL, NibblesIQ4_NL> {};
-template <>
-struct Unpack<GroupIQ4_XS> : LookUp<GroupIQ4_XS, NibblesIQ4<BlockIQ4_XS>> {};
-template <>
-struct Unpack<GroupIQ4_KS> : LookUp<GroupIQ4_KS, NibblesIQ4<BlockIQ4_KS>> {};
-template <>
-struct Unpack<GroupMXFP4> : LookUp<GroupMXFP4, NibblesMXFP4> {};
-template <>
-struct Unpack<GroupBF16> : CopyBF16 {};
 
 }  // namespace
 }  // namespace hm

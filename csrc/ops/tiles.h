@@ -37,7 +37,7 @@ inline int64_t tiles_together(int64_t num_tiles) {
 // Columns that are multiplied with all rows of a block before the next ones are: num_tiles tiles of
 // tokens, in num_parts parts, and the panels of weights stay in the L2 cache.
 inline int64_t columns_together(int64_t num_tiles, int64_t num_parts, int64_t cols) {
-  constexpr int64_t cache_bytes = 960 * 1024, step = 256, word = sizeof(uint16_t);
+  constexpr int64_t cache_bytes = 1024 * 1024, step = 256, word = sizeof(uint16_t);
   const bool held = num_tiles <= kHeldTiles;
   const int64_t panels = held ? 0 : 2 * kPanelRows * word;  // of a column
   const int64_t most = cache_bytes / (num_tiles * num_parts * kTokenTile * word + panels);
