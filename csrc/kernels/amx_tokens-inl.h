@@ -8,6 +8,8 @@ namespace {
 
 constexpr int kTileRows = 16, kTileBytes = 64, kPackedTile = kTokenTile * kColumnStep;
 
+constexpr int64_t kFetchFloats = 128;  // of a row of tokens, ahead
+
 // x - bfloat16(x), exactly.
 HM_INLINE __m512 below_bf16(__m512 x) {
   const __m512i high = _mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh(x));
@@ -25,6 +27,9 @@ HM_INLINE void pack_steps(const float* const* rows, int64_t num_tokens, int64_t 
     const __mmask16 low = left >= 16 ? 0xffff : left > 0 ? (1 << left) - 1 : 0;
     const __mmask16 high = left >= 32 ? 0xffff : left > 16 ? (1 << (left - 16)) - 1 : 0;
     for (int64_t t = 0; t < num_tokens; ++t) {
+      // Rows of tokens lie pages apart, so that nothing else fetches ahead.
+      _mm_prefetch((const char*)(rows[t] + k + kFetchFloats), _MM_HINT_T0);
+      _mm_prefetch((const char*)(rows[t] + k + kFetchFloats + 16), _MM_HINT_T0);
       __m512 first = _mm512_maskz_loadu_ps(low, rows[t] + k);
       __m512 second = _mm512_maskz_loadu_ps(high, rows[t] + k + 16);
       if constexpr (IsLow) {
@@ -69,19 +74,21 @@ void pack_swiglu(const float* gate, const float* up, int64_t stride, int64_t num
   }
 }
 
-// out[t][r] = in[r][t] weights[t], or that added to it: `in` is (num_rows, stride).
+// out[t][r] = in[r][t] weights[t], or that added to it: `in` is (num_rows rounded up
+// to 16, stride), aligned to 64.
 void finish_tiles(const float* in, int64_t stride, int64_t num_rows, int64_t num_tokens,
                   const float* weights, float* const* out) {
-  for (int64_t r = 0; r < num_rows; r += 16) {
-    const __mmask16 rows = num_rows - r >= 16 ? 0xffff : (1 << (num_rows - r)) - 1;
-    for (int64_t t = 0; t < num_tokens; t += 16) {
-      alignas(64) float square[16][16] = {};
-      for (int64_t i = 0; i < 16 && r + i < num_rows; ++i) {
-        _mm512_store_ps(square[i], _mm512_loadu_ps(in + (r + i) * stride + t));
+  for (int64_t t = 0; t < num_tokens; t += 16) {
+    const int64_t count = num_tokens - t < 16 ? num_tokens - t : 16;
+    for (int64_t r = 0; r < num_rows; r += 16) {
+      const __mmask16 rows = num_rows - r >= 16 ? 0xffff : (1 << (num_rows - r)) - 1;
+      for (int64_t i = 0; i < count; ++i) {
+        __builtin_prefetch(out[t + i] + r + kFetchFloats / 2, 1);
       }
       __m512i transposed[16];
-      Simd::Panel::transpose((const uint8_t*)square, sizeof square[0], transposed);
-      for (int64_t i = 0; i < 16 && t + i < num_tokens; ++i) {
+      const int64_t row_bytes = stride * static_cast<int64_t>(sizeof(float));
+      Simd::Panel::transpose((const uint8_t*)(in + r * stride + t), row_bytes, transposed);
+      for (int64_t i = 0; i < count; ++i) {
         float* to = out[t + i] + r;
         __m512 sum = _mm512_castsi512_ps(transposed[i]);
         if (weights != nullptr) {
