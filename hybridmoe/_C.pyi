@@ -37,8 +37,8 @@ def set_threads(plan: Sequence[Sequence[Sequence[int]]]) -> None:
 def begin_read_log(with_tiles: bool) -> None:
     """Run jobs on their caller alone from now on, and keep each access to weights.
 
-    with_tiles: note products through matrix tiles as a CPU with them would make, and compute none.
-    Raises ShapeError if there is a log.
+    with_tiles: where the kernels have no matrix tiles, note the products that would go through
+    them, and compute none of these. Raises ShapeError if there is a log.
     """
 
 def end_read_log() -> list[tuple[int, int, int, int]]:

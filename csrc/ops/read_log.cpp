@@ -35,17 +35,21 @@ void noted_matmul(const MatmulArgs& args) {
   current_log()->kernels.formats[type].matmul(args);
 }
 
+template <int type>
 void noted_tiles(const TileArgs& args) {
   note(args.weights, args.num_rows * args.row_bytes, WeightAccess::kRead);
   note(args.next, kPanelRows * args.row_bytes, WeightAccess::kFetch);
+  const auto real = current_log()->kernels.formats[type].matmul_tiles;
+  if (real != nullptr) real(args);
 }
 
-template <int... types>
-void wrap(KernelTable& table, std::integer_sequence<int, types...>) {
-  ((table.formats[types].matmul =
-        table.formats[types].matmul == nullptr ? nullptr : &noted_matmul<types>),
-   ...);
+template <int type>
+void wrap(FormatKernels& format) {
+  if (format.matmul != nullptr) format.matmul = &noted_matmul<type>;
+  if (format.matmul_tiles != nullptr) format.matmul_tiles = &noted_tiles<type>;
 }
+
+void no_tiles(const TileArgs&) {}
 
 // out[t][r] = 0, or += 0 where there are weights.
 void finish_nothing(const float*, int64_t, int64_t num_rows, int64_t num_tokens,
@@ -55,11 +59,11 @@ void finish_nothing(const float*, int64_t, int64_t num_rows, int64_t num_tokens,
   }
 }
 
-// Tiles that compute nothing and always pay.
-void replace_tiles(KernelTable& table) {
+// Tiles that compute nothing and always pay, for a table without any.
+void pretend_tiles(KernelTable& table) {
   for (FormatKernels& format : table.formats) {
     if (format.matmul == nullptr) continue;
-    format.matmul_tiles = &noted_tiles;
+    format.matmul_tiles = &no_tiles;
     format.tile_parts = 1;
   }
   table.tiles = {
@@ -77,8 +81,10 @@ void begin_read_log(bool with_tiles) {
   check(current_log() == nullptr, "reads are being logged already");
   const KernelTable& kernels = active_table();
   auto& log = current_log() = std::make_unique<Log>(Log{kernels, kernels, {}});
-  wrap(log->noting, std::make_integer_sequence<int, kNumTypeIds>());
-  if (with_tiles) replace_tiles(log->noting);
+  if (with_tiles && kernels.tiles.pack == nullptr) pretend_tiles(log->noting);
+  [&]<int... types>(std::integer_sequence<int, types...>) {
+    (wrap<types>(log->noting.formats[types]), ...);
+  }(std::make_integer_sequence<int, kNumTypeIds>());
   use_table(log->noting);
   runtime->pool.set_trace(&runtime->trace.emplace());
 }

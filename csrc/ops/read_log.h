@@ -16,8 +16,8 @@ struct WeightAccess {
   Kind kind;
 };
 
-// From here on, jobs run on their caller alone, and each access is kept. with_tiles: products that
-// would go through matrix tiles on a CPU that has them are noted and not computed.
+// From here on, jobs run on their caller alone, and each access is kept. with_tiles: where kernels
+// have no matrix tiles, products that would go through them are noted and not computed.
 void begin_read_log(bool with_tiles);
 std::vector<WeightAccess> end_read_log();
 

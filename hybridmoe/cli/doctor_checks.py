@@ -97,8 +97,7 @@ def _instruction_sets(machine: Machine, cpu: CpuModel, *, is_virtual: bool) -> C
     if active == "scalar":
         return check("bad", "without AVX2 every product is many times slower: use another CPU")
     if active == "avx2":
-        return check("ok", "prompts are slower than with AVX-VNNI or AVX-512: there is no"
-                     " int8 dot product")  # fmt: skip
+        return check("ok", "no int8 dot product: prompts are slower than with AVX-VNNI or AVX-512")
     return check("ok")
 
 
