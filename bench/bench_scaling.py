@@ -1,8 +1,9 @@
 """Parallel efficiency of prompts and decoding on more cores than this machine has.
 
-    python bench/bench_scaling.py --keep slice.gguf    # two layers of Kimi K2's shapes, 1.9 GB
+    python bench/bench_scaling.py --keep slice.gguf    # five layers of Kimi K2's shapes, 3.5 GB
     python bench/bench_scaling.py model.gguf --threads 8,16,2x48 --prompts 256,1024
     python bench/bench_scaling.py --keep slice.gguf --jobs 16  # where the time of 16 threads goes
+    python bench/bench_scaling.py --tiles                      # prompts on AMX, modelled; no model
 
 A step is traced on one thread, divided as for so many: the CPU time of every chunk and of the
 caller between the jobs. Simulated threads draw these chunks. `value` is, for prompts, the time of
@@ -10,6 +11,9 @@ one thread over that of all threads together (bar: 0.85 at 16), and in decoding 
 time that DRAM would need at the kernels' rate on one thread (bar: 0.9 at 16); notes have the time
 and what is lost to serial parts, to starting and ending jobs, and to uneven shares. Where this
 machine has the cores, the time that was measured stands beside the prediction.
+
+With --tiles, the products of one layer go through the kernels' division for AMX, and each task
+takes a modelled time (bench/_modelled_tiles.py).
 
 What a trace cannot know: caches and clocks that cores share. `--lanes` says how many threads of a
 node its DRAM feeds, `hybridmoe doctor` measures it: rate of all threads over that of one.
@@ -31,6 +35,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from bench._harness import Row, print_report
+from bench._modelled_tiles import ModelledTiles, k2_layer
 from bench._schedule import Machine, Step, least, trace
 from bench.synthetic import K2_SLICE, write_synthetic
 from hybridmoe import _C
@@ -56,6 +61,7 @@ DECODE_FROM = 256  # position of the token that is decoded
 @click.option("--turns", type=int, default=3, show_default=True)
 @click.option("--isa", "isa_name", type=click.Choice(isa.supported()), help="Kernels.")
 @click.option("--jobs", type=int, help="Print the jobs of a step divided for so many threads.")
+@click.option("--tiles", is_flag=True, help="Modelled AMX tiles instead of a model.")
 @click.option("--out", type=click.Path(path_type=Path), help="Write the JSON there, too.")
 def main(
     model: Path | None,
@@ -66,14 +72,19 @@ def main(
     turns: int,
     isa_name: str | None,
     jobs: int | None,
+    tiles: bool,
     out: Path | None,
 ) -> None:
     """Print predicted and measured efficiencies."""
+    sizes = [int(n) for n in prompts.split(",")]
+    if tiles:
+        print_report(list(_tile_rows(machines.split(","), sizes)), out=out)
+        return
     with ExitStack() as stack:
         if isa_name:
             stack.enter_context(isa.forced(isa_name))
         stack.enter_context(_threads_restored())
-        steps = _steps(stack, model or _slice(stack, keep), [int(n) for n in prompts.split(",")])
+        steps = _steps(stack, model or _slice(stack, keep), sizes)
         if jobs:
             for name, step in steps.items():
                 print(f"{name}:")
@@ -104,6 +115,24 @@ def _row(name: str, one: Step, step: Callable[[], object], machine: Machine, tur
         bar = PROMPT_BAR if machine.lanes == float("inf") else DECODE_BAR
     value = float(whole / share / predicted)
     return Row(name, value, "share", 1.0, bar=bar, note="; ".join(notes))
+
+
+def _tile_rows(machines: list[str], prompts: list[int]) -> Iterator[Row]:
+    with tempfile.TemporaryDirectory() as folder:
+        tiles = ModelledTiles(Path(folder))
+        for tokens in prompts:
+            one = k2_layer(tiles, Machine((1,)), tokens)
+            whole = sum(step.work_s for step in one.values())
+            for text in machines:
+                machine = _machine(text, float("inf"))
+                steps = k2_layer(tiles, machine, tokens)
+                seconds = {part: step.seconds(machine) for part, step in steps.items()}
+                total, n = sum(seconds.values()), machine.num_threads
+                shares = [f"{p} {one[p].work_s / n / s:.2f}" for p, s in seconds.items()]
+                bar = PROMPT_BAR if machine.threads == (BAR_THREADS,) else None
+                name = f"modelled AMX, prompt of {tokens}, {text} threads"
+                note = f"{1e3 * total:.2f} ms; {', '.join(shares)}"
+                yield Row(name, whole / n / total, "share", 1.0, bar=bar, note=note)
 
 
 def _traced(step: Callable[[], object], machine: Machine, turns: int) -> Step:
@@ -146,7 +175,7 @@ def _print_jobs(step: Step, machine: Machine) -> None:
 def _slice(stack: ExitStack, keep: Path | None) -> Path:
     path = keep or Path(stack.enter_context(tempfile.TemporaryDirectory())) / "slice.gguf"
     if not path.exists():
-        shape = dataclasses.replace(K2_SLICE, num_layers=2)
+        shape = dataclasses.replace(K2_SLICE, num_experts=24)
         write_synthetic(path, shape, embedding_gain=300.0)  # tokens differ in their experts
     return path
 

@@ -1,6 +1,9 @@
 """Simulated threads: their times against ones computed otherwise, and traces of real steps."""
 
 import random
+import shutil
+import sysconfig
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -8,6 +11,7 @@ import torch
 from gguf import GGMLQuantizationType
 from random_weights import random_matrix
 
+from bench._modelled_tiles import ModelledTiles, TileCosts
 from bench._schedule import Job, Machine, Step, least, trace
 from hybridmoe import _C
 from hybridmoe.errors import ShapeError
@@ -109,3 +113,32 @@ def test_a_traced_product_has_its_bits_and_the_chunks_of_the_threads() -> None:
         _C.set_threads(before)
     with pytest.raises(ShapeError, match="no jobs are being traced"):
         _C.end_job_trace()
+
+
+def test_modelled_tiles_take_the_time_of_their_products(tmp_path: Path) -> None:
+    """One thread against the formulas by hand; several have the same products to do."""
+    compiler = sysconfig.get_config_var("CXX").split()[0]
+    if not shutil.which(compiler):
+        pytest.skip(f"needs {compiler}")
+    costs = TileCosts(1.0, 7.0, 3.0, 0.0, 0.5, 0.25, 0.125, 0.0)
+    tiles, one = ModelledTiles(tmp_path, costs), machine(1)
+    # 96 rows of 2 groups of 256; 40 tokens are 3 tiles
+    linear = tiles.linear(one, 40, 2, 96, 512)
+    want = 2 * (96 * 2 * (7 + 3 * 3) + 0.5 * 40 * 512 + 0.125 * 96 * 40)
+    assert linear.work_s == pytest.approx(want)
+    # Experts of 32 and 16 tokens: gate, up and down of 256 rows.
+    ids = np.array([[0, 1 if i % 2 else -1] for i in range(32)], np.int32)
+    tile_rows = {32: 2, 16: 1}
+    want = sum(
+        3 * 256 * (7 + 3 * n) + 0.25 * 256 * 16 * n
+        + 0.5 * tokens * 256 + 0.125 * 256 * tokens
+        for tokens, n in tile_rows.items()
+    )  # fmt: skip
+    assert tiles.experts(one, ids, 2, 256, 256).work_s == pytest.approx(want)
+    for n in (2, 5, 16):
+        assert tiles.experts(machine(n), ids, 2, 256, 256).work_s == pytest.approx(want)
+        many = tiles.linear(machine(n), 40, 2, 96, 512)
+        assert linear.work_s <= many.work_s <= linear.work_s + 2 * 96 * 2 * 7  # unpacked twice
+        assert many.seconds(machine(n)) < linear.work_s
+    with pytest.raises(ValueError, match="as many on each"):
+        tiles.dense(machine(1, 2), 16, 256, 256)
