@@ -7,8 +7,10 @@ registers. Each is the best of several turns, since other programs can only slow
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from hybridmoe import _C
 from hybridmoe.hardware import isa, topology
@@ -17,6 +19,14 @@ __all__ = ["Limits", "Products", "Rate", "Units", "measure", "measure_read", "me
 
 _CACHE_READ_BYTES = 64 << 20  # of a turn
 _LEAST_CHUNK = 512  # bytes that a read needs
+_PAGE_BYTES = 4096
+
+
+class _Memory(NamedTuple):
+    """Bytes on the caller's NUMA node, and bytes of which each node's threads read their own."""
+
+    near: NDArray[np.uint8]
+    spread: NDArray[np.uint8]
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +85,7 @@ def measure(*, quick: bool = False) -> Limits:
         return _operations(kind, turns, seconds)
 
     return Limits(
-        read=Rate(_best(_read(memory, 1), turns), _best(_read(memory, chunks), turns)),
+        read=Rate(_best(_read(memory.near, 1), turns), _best(_read(memory.spread, chunks), turns)),
         int8=rate("int8"),
         float32=rate("float"),
         amx_int8=rate("tile_int8") if has_tiles else None,
@@ -85,7 +95,7 @@ def measure(*, quick: bool = False) -> Limits:
 
 def measure_read() -> float:
     """Measure bytes a second from memory with all kernel threads, in about 0.1 s."""
-    return _best(_read(_memory(quick=True), 16 * topology.num_threads()), 3)
+    return _best(_read(_memory(quick=True).spread, 16 * topology.num_threads()), 3)
 
 
 def measure_units(*, l2_bytes: int | None, l3_bytes: int | None, quick: bool = False) -> Units:
@@ -101,22 +111,29 @@ def measure_units(*, l2_bytes: int | None, l3_bytes: int | None, quick: bool = F
             kinds = (_operations(kind, turns, seconds) for kind in ("int8", "float"))
             others[name] = Products(*kinds)
     return Units(
-        read_by_threads={n: _best(_read(memory, n), turns) for n in steps},
-        l2=_cached(memory, l2_bytes, 1, turns),
-        l3=_cached(memory, l3_bytes, threads, turns),
+        read_by_threads={
+            n: _best(_read(memory.near if n == 1 else memory.spread, n), turns) for n in steps
+        },
+        l2=_cached(memory.near, l2_bytes, 1, turns),
+        l3=_cached(memory.near, l3_bytes, threads, turns),
         other_isa=others,
     )
 
 
-def _memory(quick: bool) -> np.ndarray:
-    """Memory to read, all of its pages resident."""
+def _memory(quick: bool) -> _Memory:
+    """Memory to read, all of its pages resident: near the caller, and spread over the nodes."""
     num_bytes = (256 if quick else 1024) << 20
     if (available := topology.available_bytes()) is not None:
         num_bytes = max(1 << 20, min(num_bytes, available // 4))
-    return np.ones(num_bytes, np.uint8)
+    near = np.ones(num_bytes, np.uint8)
+    if len(topology.current().nodes) == 1:
+        return _Memory(near, near)
+    spread = np.empty(num_bytes, np.uint8)
+    _C.claim_rows(spread.ctypes.data, 1, num_bytes // _PAGE_BYTES, _PAGE_BYTES)
+    return _Memory(near, spread)
 
 
-def _read(memory: np.ndarray, parts: int, times: int = 1) -> Callable[[], int]:
+def _read(memory: NDArray[np.uint8], parts: int, times: int = 1) -> Callable[[], int]:
     def run() -> int:
         for _ in range(times):
             _C.read_memory(memory.ctypes.data, memory.size, parts)
@@ -125,7 +142,9 @@ def _read(memory: np.ndarray, parts: int, times: int = 1) -> Callable[[], int]:
     return run
 
 
-def _cached(memory: np.ndarray, cache_bytes: int | None, parts: int, turns: int) -> float | None:
+def _cached(
+    memory: NDArray[np.uint8], cache_bytes: int | None, parts: int, turns: int
+) -> float | None:
     """Read a half of a cache, again and again: the rest is for what else lies in it."""
     num_bytes = 0 if cache_bytes is None else min(memory.size, cache_bytes // 2)
     if num_bytes < parts * _LEAST_CHUNK:

@@ -73,3 +73,14 @@ def test_units_of_all_instruction_sets_and_caches_are_measured() -> None:
     assert list(units.read_by_threads)[-1] == threads and 1 in units.read_by_threads
     assert units.l2 is not None and units.l2 > 1e8 and units.l3 is None
     assert isa.active() == isa.supported()[0]
+
+
+def test_each_node_reads_memory_of_its_own() -> None:
+    with topology.simulated(2):
+        _C.begin_read_log(False)
+        try:
+            measure_units(l2_bytes=None, l3_bytes=None, quick=True)
+        finally:
+            touches = _C.end_read_log()
+    touched = [sum(num_bytes for _, num_bytes, node, _ in touches if node == n) for n in range(2)]
+    assert touched[0] > 0 and touched[0] == pytest.approx(touched[1], rel=0.01)
