@@ -88,8 +88,11 @@ class Link:
         return self._failure
 
     def post(self) -> None:
-        """Let the next message come."""
-        self._received = self._group.recv([self._incoming.memory], self._other, _MESSAGES)
+        """Let the next message come. Errors: ClusterError."""
+        try:
+            self._received = self._group.recv([self._incoming.memory], self._other, _MESSAGES)
+        except RuntimeError as error:
+            raise self._broken(error) from None
 
     def send(self, header: Header, line: str = "") -> None:
         """Send `outgoing` with this header; the reply's receive is posted. Errors: ClusterError."""

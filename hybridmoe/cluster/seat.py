@@ -98,12 +98,16 @@ class Seat:
 
     def _run(self) -> None:
         store: Store | None = None
+        num_links = 0
         while not self._is_closing:
             try:
                 if store is None:
                     store = self._place.join_store(5.0)
                 link = self._admit(store)
                 self._set(link, "")
+                if num_links:
+                    _log.warning("%s is back", self.name)
+                num_links += 1
                 if self._is_closing:
                     self._close_link()
                 link.beat(is_first=True)

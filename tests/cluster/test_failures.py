@@ -3,9 +3,10 @@
 import re
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from gguf import GGMLQuantizationType as Type
@@ -102,6 +103,27 @@ def test_an_error_of_a_worker_ends_the_step_alone(
     with pytest.raises(HybridMoeError, match=r"^rank 1 \(.*\): x.gguf: a bad sector$"):
         respond(llm)
     assert llm.engine.outage is None
+    assert respond(llm) == right
+
+
+def test_a_connection_lost_while_a_worker_computes_is_made_again(
+    llm: hybridmoe.LLM, worker: WorkerThread, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    right = respond(llm)
+    compute, experts = worker_module._compute, cast(Any, llm.experts)
+    (remote,) = experts._remotes
+
+    def lose(*arguments: Any) -> None:
+        remote.link.fail("rank 1 is away: cut")
+        time.sleep(0.1)  # for the news
+        compute(*arguments)
+
+    monkeypatch.setattr(worker_module, "_compute", lose)
+    with pytest.raises(HybridMoeError, match=r"^rank 1 is away: cut$"):
+        respond(llm)
+    monkeypatch.setattr(worker_module, "_compute", compute)
+    eventually(lambda: len(worker.said) == 2 and llm.engine.outage is None)
+    assert worker.said[1].endswith("its connection is closed; joining again")
     assert respond(llm) == right
 
 
