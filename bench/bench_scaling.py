@@ -192,7 +192,8 @@ def _steps(stack: ExitStack, path: Path, prompts: list[int]) -> dict[str, Callab
     def step(num_tokens: int, start: int) -> Callable[[], object]:
         def run() -> object:
             span = Span(num_tokens, start, pages)
-            return model.logits(model.forward(ids[:num_tokens], [span], cache.layers)[-1:])
+            states = model.forward(ids[:num_tokens], [span], cache.layers)
+            return model.logits(states if num_tokens == 1 else states[-1:])
 
         return run
 

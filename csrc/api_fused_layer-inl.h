@@ -108,7 +108,8 @@ void register_run_layers(py::module_& m) {
       [](const std::vector<FusedAttention*>& attention, const std::vector<FusedFfn*>& ffn,
          const std::vector<const KvPages*>& pages, Address x, int64_t num_tokens, int64_t hidden,
          Address spans, int64_t num_spans, Address tables, int64_t num_entries, Address cos_sin,
-         Address added, Address ids, Address weights) {
+         Address added, Address ids, Address weights, Address norm, float eps, const Matrix* head,
+         Address logits) {
         check(attention.size() == ffn.size() && ffn.size() == pages.size(),
               "run_layers: ", attention.size(), " layers' attention, ", ffn.size(),
               " networks, pages of ", pages.size());
@@ -124,11 +125,15 @@ void register_run_layers(py::module_& m) {
                    {pointer<SequenceSpan>(spans), num_spans, pointer<int32_t>(tables), num_entries},
                    pointer<const float>(cos_sin), pointer<float>(added), pointer<int32_t>(ids),
                    pointer<float>(weights));
+        if (head != nullptr) {
+          run_head({pointer<const float>(norm), eps}, *head, pointer<float>(x), num_tokens,
+                   pointer<float>(added), pointer<float>(logits));
+        }
       },
       py::arg("attention"), py::arg("ffn"), py::arg("pages"), py::arg("x"), py::arg("num_tokens"),
       py::arg("hidden"), py::arg("spans"), py::arg("num_spans"), py::arg("tables"),
       py::arg("num_entries"), py::arg("cos_sin"), py::arg("added"), py::arg("ids"),
-      py::arg("weights"));
+      py::arg("weights"), py::arg("norm"), py::arg("eps"), py::arg("head"), py::arg("logits"));
 }
 
 }  // namespace

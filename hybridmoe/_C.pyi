@@ -530,8 +530,15 @@ def run_layers(
     added: int,
     ids: int,
     weights: int,
+    norm: int,
+    eps: float,
+    head: Matrix | None,
+    logits: int,
 ) -> None:
-    """Run all layers on x, in place. added: (2, T, H) f32, scratch. ids, weights: by layer."""
+    """Run all layers on x, in place. added: (2, T, H) f32, scratch. ids, weights: by layer.
+
+    With a head, write logits (T, V) f32 of the normed states.
+    """
 
 class KvPages:
     """Checked KV cache pages (f32, f16, bf16, int8) at an address; keeps nothing alive."""

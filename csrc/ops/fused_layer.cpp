@@ -209,4 +209,10 @@ void run_layers(std::span<const FusedLayer> layers, float* x, int64_t num_tokens
   for (int64_t i = 0; i < num_tokens * hidden; ++i) x[i] += residual[i];
 }
 
+void run_head(const RmsNorm& weights, const Matrix& head, float* x, int64_t num_tokens,
+              float* normed, float* logits) {
+  norm(weights, {x, nullptr, num_tokens, normed}, head.cols, normed);
+  product(normed, num_tokens, head, logits);
+}
+
 }  // namespace hm

@@ -95,4 +95,8 @@ void run_layers(std::span<const FusedLayer> layers, float* x, int64_t num_tokens
                 const SequenceBatch& batch, const float* cos_sin, float* added, int32_t* ids,
                 float* weights);
 
+// logits (T, V) = head (V, H) of the normed states x (T, H). `normed`: (T, H), scratch.
+void run_head(const RmsNorm& norm, const Matrix& head, float* x, int64_t num_tokens, float* normed,
+              float* logits);
+
 }  // namespace hm

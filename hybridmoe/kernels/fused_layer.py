@@ -21,6 +21,7 @@ __all__ = [
     "AttentionWeights",
     "FusedAttention",
     "FusedFfn",
+    "FusedHead",
     "FusedLayers",
     "RoutedWeights",
     "SwigluWeights",
@@ -188,6 +189,14 @@ class FusedFfn:
         return weights.gate.cols
 
 
+class FusedHead(NamedTuple):
+    """Last norm and the matrix of the logits."""
+
+    norm: Tensor
+    eps: float
+    matrix: QuantMatrix
+
+
 class FusedLayers:
     """Consecutive layers as one call. Errors: ShapeError."""
 
@@ -208,10 +217,12 @@ class FusedLayers:
         tables: BlockTables,
         cos_sin: Tensor,
         trace: list[tuple[Tensor, Tensor]] | None = None,
-    ) -> Tensor:
+        head: FusedHead | None = None,
+    ) -> Tensor | None:
         """Map the states x (T, H) f32 of a step to those behind the last layer, in place.
 
-        pages: of each layer. cos_sin: (T, rope) f32. trace: as for `FusedFfn.forward`.
+        pages: of each layer. cos_sin: (T, rope) f32. trace: as for `FusedFfn.forward`. Returns
+        logits (T, V) f32 if there is a head.
         """
         tokens = _check_states(x, None, self._hidden)
         _check_rotations(cos_sin, tokens, self._rope_dim)
@@ -219,6 +230,10 @@ class FusedLayers:
         ids = torch.empty(shape, dtype=torch.int32, device="cpu")
         weights = torch.empty(shape, dtype=torch.float32, device="cpu")
         added = torch.empty((2, *x.shape), dtype=torch.float32, device="cpu")
+        logits = None
+        if head is not None:
+            _check_vector(head.norm, "norm", self._hidden)
+            logits = torch.empty((tokens, head.matrix.rows), dtype=torch.float32, device="cpu")
         _C.run_layers(
             self._attention,
             self._ffn,
@@ -231,10 +246,14 @@ class FusedLayers:
             added.data_ptr(),
             ids.data_ptr(),
             weights.data_ptr(),
+            0 if head is None else head.norm.data_ptr(),
+            0.0 if head is None else head.eps,
+            None if head is None else head.matrix.handle,
+            0 if logits is None else logits.data_ptr(),
         )
         if trace is not None:
             trace.extend(zip(ids, weights, strict=True))
-        return x
+        return logits
 
 
 def takes_few_tokens(tables: object) -> TypeGuard[BlockTables]:

@@ -11,11 +11,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from hybridmoe.config import PREFILL_TOKENS, ModelConfig
+from hybridmoe.device.cpu import CpuDevice, quantized
 from hybridmoe.device.cuda_errors import CudaErrorGuard, loading_onto_gpu
 from hybridmoe.device.interface import Device, Pages, Tables
 from hybridmoe.experts.backend import CpuExperts, ExpertBackend
 from hybridmoe.experts.stats import ExpertStats
-from hybridmoe.kernels.fused_layer import FusedAttention, FusedFfn, takes_few_tokens
+from hybridmoe.kernels.fused_layer import FusedAttention, FusedFfn, FusedHead, takes_few_tokens
 from hybridmoe.kernels.ops import gather_rows
 from hybridmoe.kernels.paged_mla import KvPages, Span
 from hybridmoe.model.cuda_graphs import Outputs
@@ -81,6 +82,10 @@ class Decoder:
                 own, shared = weights.on(self.devices[-1]), (self.device, self._head)
                 self._mtp = MtpLayer(own, c, layers[-1], self._embedding, shared)
         self._stages = stages_of(network, self._layers)
+        if type(self.device) is CpuDevice:
+            self._stages[-1].fuse_head(
+                FusedHead(self._norm.weight, self._norm.eps, quantized(self._head))
+            )
         self.guard = CudaErrorGuard(vram_bytes)
         self._graph_pages: Sequence[Pages] | None = None
         self._outputs: Outputs | None = None  # of the last step, if it has computed its logits
@@ -154,7 +159,7 @@ class Decoder:
         with torch_threads(1), first.active(), self.guard.watch(len(token_ids)):
             ids = torch.tensor(token_ids, dtype=torch.int64)
             outputs = Outputs(gather_rows(self._embedding, ids), None)
-            cos_sin = self._rope.cos_sin(_positions(spans))
+            cos_sin = self._rope.cos_sin(_runs(spans))
             self._experts.begin_step(len(token_ids))
             with_graphs = pages is self._graph_pages and _is_decoding(spans)
             for stage in self._stages:
@@ -188,7 +193,7 @@ class Decoder:
         first, device = self._stages[0].device, self._mtp.device
         with torch_threads(1), first.active(), self.guard.watch(len(token_ids)):
             self._outputs = None
-            ids, cos_sin = torch.tensor(token_ids), self._rope.cos_sin(_positions(spans))
+            ids, cos_sin = torch.tensor(token_ids), self._rope.cos_sin(_runs(spans))
             self._experts.begin_step(len(token_ids))
             with device.active():
                 tables = device.tables(spans)
@@ -234,7 +239,7 @@ class Decoder:
         first, spans = self._stages[0].device, [Span(1, 0, (0,))]
         with torch_threads(1), first.active(), self.guard.watch(1):
             x = gather_rows(self._embedding, torch.zeros(1, dtype=torch.int64))
-            cos_sin = self._rope.cos_sin(_positions(spans))
+            cos_sin = self._rope.cos_sin(_runs(spans))
             self._experts.begin_step(1)  # never ended: the next step discards it
             for stage in self._stages:
                 x = stage.capture(x, cos_sin, spans).states
@@ -243,13 +248,15 @@ class Decoder:
     def logits(self, x: Tensor) -> Tensor:
         """Compute logits (T, V) f32, on the CPU, from final states (T, H).
 
-        Those of a graph have come with the states, and are valid until the next step.
+        Those of a graph, or of decoding on the CPU, have come with the states; a graph's are valid
+        until the next step.
         """
         with torch_threads(1), self.device.active(), self.guard.watch(len(x)):
-            if self._outputs is not None and x is self._outputs.states:
-                assert self._outputs.logits is not None
+            outputs = self._outputs
+            if outputs is not None and x is outputs.states:
+                assert outputs.logits is not None
                 self.device.synchronize()
-                return self._outputs.logits
+                return outputs.logits
             return self.device.to_host(self._logits(x))
 
     @torch.inference_mode()
@@ -356,6 +363,5 @@ def _is_decoding(spans: Sequence[Span]) -> bool:
     return len(spans) <= PREFILL_TOKENS and all(span.num_tokens == 1 for span in spans)
 
 
-def _positions(spans: Sequence[Span]) -> Tensor:
-    parts = [torch.arange(span.start, span.start + span.num_tokens) for span in spans]
-    return torch.cat(parts) if parts else torch.empty(0, dtype=torch.int64)
+def _runs(spans: Sequence[Span]) -> list[tuple[int, int]]:
+    return [(span.start, span.start + span.num_tokens) for span in spans]

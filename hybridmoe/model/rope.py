@@ -7,6 +7,7 @@ Frequencies are computed in float64; the table is float32. Sources: Su et al. 20
 """
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -34,16 +35,19 @@ class RotaryTable:
         """Positions that the table holds now."""
         return len(self._table)
 
-    def cos_sin(self, positions: Tensor) -> Tensor:
-        """Look up positions (T,) int64: (T, rope_dim), cos and sin interleaved, scaled by YaRN.
+    def cos_sin(self, runs: Sequence[tuple[int, int]]) -> Tensor:
+        """Look up runs of positions, each from its first up to its end, T in sum.
 
-        With an attention temperature: (T, rope_dim + 1).
+        Returns (T, rope_dim), cos and sin interleaved, scaled by YaRN; with an attention
+        temperature (T, rope_dim + 1). Not to be written to.
         """
-        stop = int(positions.max()) + 1 if len(positions) else 0
+        self._grow(max((end for _, end in runs), default=0))
+        parts = [self._table[first:end] for first, end in runs]
+        return parts[0] if len(parts) == 1 else torch.cat(parts) if parts else self._table[:0]
+
+    def _grow(self, stop: int) -> None:
         if stop > self._table.shape[0]:
-            rows = max(stop, min(max(1024, 2 * stop), self._context_tokens))
-            self._table = self._rows(rows)
-        return self._table[positions]
+            self._table = self._rows(max(stop, min(max(1024, 2 * stop), self._context_tokens)))
 
     def _rows(self, count: int) -> Tensor:
         positions = torch.arange(count, dtype=torch.float64)[:, None]

@@ -15,6 +15,7 @@ from hybridmoe.device.interface import Device, Pages, Tables
 from hybridmoe.kernels.fused_layer import (
     FusedAttention,
     FusedFfn,
+    FusedHead,
     FusedLayers,
     takes_few_tokens,
 )
@@ -55,6 +56,7 @@ class Stage:
         self._range = slice(first, first + len(layers))
         self._graphs: DecodeGraphs | None = None
         self._layers_as_one: FusedLayers | None = None
+        self._head: FusedHead | None = None
 
     def use_graphs(
         self,
@@ -72,6 +74,10 @@ class Stage:
         started = partial(replayed, range(self._range.start, self._range.stop))
         run = partial(self._run, pages[self._range])
         self._graphs = DecodeGraphs(self.device, run, started, head, trial)
+
+    def fuse_head(self, head: FusedHead) -> None:
+        """Let decode steps that are one native call compute their logits, too."""
+        self._head = head
 
     def capture(self, x: Tensor, cos_sin: Tensor, spans: Sequence[Span]) -> Outputs:
         """Capture the graph of a step like this, before it is wanted; see `forward`."""
@@ -100,6 +106,11 @@ class Stage:
                 return self._graphs.forward(x, cos_sin, spans, trace)
             tables = self.device.tables(spans)
             x, cos_sin = self.device.upload(x), self.device.upload(cos_sin)
+            fused = self._fused() if on_layer is None else None
+            if fused is not None and takes_few_tokens(tables):
+                own = cast(Sequence[KvPages], pages[self._range])
+                head = self._head if all(span.num_tokens == 1 for span in spans) else None
+                return Outputs(x, fused.forward(x, own, tables, cos_sin, trace, head))
             states = self._run(pages[self._range], x, cos_sin, tables, trace, on_layer)
             return Outputs(states, None)
 
@@ -113,9 +124,6 @@ class Stage:
         on_layer: OnLayer | None = None,
     ) -> Tensor:
         """Run all layers. Only queues work, so that a CUDA graph can capture it."""
-        fused = self._fused() if on_layer is None else None
-        if fused is not None and takes_few_tokens(tables):
-            return fused.forward(x, cast(Sequence[KvPages], pages), tables, cos_sin, trace)
         residual: Tensor | None = None
         for i, (layer, layer_pages) in enumerate(zip(self._layers, pages, strict=True), 1):
             residual = layer.forward(x, residual, layer_pages, tables, cos_sin, trace)

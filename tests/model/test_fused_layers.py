@@ -115,6 +115,22 @@ def test_observed_layers_leave_python_the_states(calls: list[str], tmp_path: Pat
         assert calls[-1] == "layers"
 
 
+def test_logits_of_decoded_tokens_come_with_the_states(tmp_path: Path) -> None:
+    path = tmp_path / "x.gguf"
+    write_tiny(path, type=Type.Q8_0)
+    with GGUFFile.open(path) as file:
+        config = ModelConfig.from_metadata(file.metadata)
+        cache = KvCache(config, plan_kv(config, EngineConfig(context_tokens=256), 0))
+        model = Decoder(Weights(file), config)
+        spans = [Span(1, 0, [0]), Span(1, 0, [1])]
+        states = model.forward([4, 5], spans, cache.layers)
+        with_states = model.logits(states)
+        assert model.logits(states) is with_states
+        assert torch.equal(model.logits(states.clone()), with_states)
+        states = model.forward([6, 7], [Span(2, 1, [0])], cache.layers)
+        assert model.logits(states) is not model.logits(states)  # which tokens', nobody said
+
+
 def test_sizes_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     write_tiny(tmp_path / "x.gguf")
     with GGUFFile.open(tmp_path / "x.gguf") as file:

@@ -15,7 +15,7 @@ from hybridmoe.model.rope import RotaryTable, inverse_frequencies
 def test_rotation_is_multiplication_by_a_unit_complex_number() -> None:
     c = ModelConfig.from_metadata(K2)
     x = torch.randn(5, 3, c.rope_dim, generator=torch.Generator().manual_seed(1))
-    got = rotate_(x.clone(), RotaryTable(c).cos_sin(torch.arange(1000, 1005)))
+    got = rotate_(x.clone(), RotaryTable(c).cos_sin([(1000, 1005)]))
     angle = torch.arange(1000, 1005)[:, None] * inverse_frequencies(c.rope_dim, c.rope_base, c.yarn)
     pairs = torch.view_as_complex(x.double().unflatten(-1, (-1, 2)).contiguous())
     turned = pairs * torch.polar(torch.ones_like(angle), angle)[:, None]
@@ -25,10 +25,12 @@ def test_rotation_is_multiplication_by_a_unit_complex_number() -> None:
 def test_chunks_and_whole_rotate_alike() -> None:
     table = RotaryTable(ModelConfig.from_metadata(K2))
     x = torch.randn(2000, 1, 64, generator=torch.Generator().manual_seed(2))
-    positions = torch.arange(2000)
-    chunks = [table.cos_sin(positions[i : i + 333]) for i in range(0, 2000, 333)]
-    whole = rotate_(x.clone(), table.cos_sin(positions))
+    runs = [(i, min(2000, i + 333)) for i in range(0, 2000, 333)]
+    chunks = [table.cos_sin([run]) for run in runs]
+    whole = rotate_(x.clone(), table.cos_sin([(0, 2000)]))
     assert torch.equal(rotate_(x.clone(), torch.cat(chunks)), whole)
+    assert torch.equal(rotate_(x.clone(), table.cos_sin(runs)), whole)
+    assert table.cos_sin([]).shape == (0, 64)
 
 
 def test_without_yarn_frequencies_are_a_geometric_series() -> None:
@@ -56,8 +58,9 @@ def test_betas_change_the_middle_pairs() -> None:
 def test_rows_end_with_the_factor_of_the_query() -> None:
     k2 = ModelConfig.from_metadata(K2)
     table = RotaryTable(replace(k2, temperature=AttentionTemperature(0.5, 10)))
-    rows = table.cos_sin(torch.tensor([0, 9, 10, 29, 30]))
-    assert torch.equal(rows[:, :-1], RotaryTable(k2).cos_sin(torch.tensor([0, 9, 10, 29, 30])))
+    runs = [(0, 1), (9, 11), (29, 31)]
+    rows = table.cos_sin(runs)
+    assert torch.equal(rows[:, :-1], RotaryTable(k2).cos_sin(runs))
     want = [1.0, 1.0, *(1 + 0.5 * math.log(n) for n in (2, 3, 4))]
     assert torch.equal(rows[:, -1], torch.tensor(want))
 
@@ -65,6 +68,5 @@ def test_rows_end_with_the_factor_of_the_query() -> None:
 def test_the_table_is_no_longer_than_the_context() -> None:
     table = RotaryTable(replace(ModelConfig.from_metadata(K2), context_tokens=100))
     long = RotaryTable(ModelConfig.from_metadata(K2))
-    positions = torch.arange(100)
-    assert torch.equal(table.cos_sin(positions), long.cos_sin(positions))
+    assert torch.equal(table.cos_sin([(0, 100)]), long.cos_sin([(0, 100)]))
     assert table.num_positions == 100 and long.num_positions == 1024
