@@ -137,7 +137,7 @@ def _run_type(
                 lambda call: expert_ffn(call.x, call.ids, call.weights, *stack.weights),
                 num_experts=stack.num_experts,
                 bytes_of_expert=expert_bytes(stack.type),
-                budget_s=budget_s,
+                budget_s=budget_s if case.has_peer else budget_s / 2,
                 at_least=5,
             )
         yield case, Found(value, times, best.get(regime))

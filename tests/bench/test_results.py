@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from bench._expert_cases import SETS, TYPES, Case, promised_cases
+from bench._expert_cases import FEW_TOKENS, SETS, TYPES, Case, promised_cases
 from bench.summarize import RESULTS, TARGET, summary
 from hybridmoe.gguf.quant_types import QuantType as Type
 from hybridmoe.hardware import isa
@@ -17,7 +17,7 @@ def test_each_promise_has_a_row(active: str) -> None:
     cases = promised_cases(active)
     assert len(cases) == len(set(cases))
     decode = {(case.type, case.tokens) for case in cases if not case.is_prefill}
-    assert decode == {(type, tokens) for type in TYPES for tokens in (1, 2, 8)}
+    assert decode == {(type, tokens) for type in TYPES for tokens in (1, *FEW_TOKENS)}
     prefill = {case.isa for case in cases if case.is_prefill and case.tokens == 256}
     assert prefill == set(SETS)  # those that a machine lacks are listed, too
 
