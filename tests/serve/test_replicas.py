@@ -62,10 +62,10 @@ def test_a_conversation_stays_at_its_replica_and_new_ones_go_elsewhere_under_loa
             first = replicas.asked[0]
             await client.post(CHAT, json=said("say one"))
             assert replicas.asked[1] != first
-            await busy
-            more = said("slow 20", "AAA", "say two")
+            more = said("slow 20", "AAA", "say two")  # its replica is the busier one
             assert (await client.post(CHAT, json=more)).status_code == 200
             assert replicas.asked[2] == first
+            await busy
 
     run(test)
 
@@ -98,6 +98,18 @@ def test_a_request_whose_replica_dies_before_its_answer_goes_to_another(is_strea
             response = await client.post(CHAT, json=said("say Hi", stream=is_stream))
         assert response.status_code == 200 and '"stop"' in response.text
         assert "error" not in response.text
+        assert replicas.asked == [A, B]
+
+    run(test)
+
+
+def test_comments_are_no_answer_that_has_begun() -> None:
+    async def test() -> None:
+        replicas = FakeReplicas(A, B)
+        replicas.messages_before_loss[A] = 3  # the head and two comments, while a prompt is read
+        async with fronted(replicas) as client:
+            response = await client.post(CHAT, json=said("wait", stream=True))
+        assert "error" not in response.text and response.text.endswith("data: [DONE]\n\n")
         assert replicas.asked == [A, B]
 
     run(test)

@@ -24,7 +24,7 @@ class FakeReplicas:
         self.wakes = asyncio.Event()
         self._apps = {}
         for tag, llm in self.llms.items():
-            service = Service(ServeConfig(model_name="test"))
+            service = Service(ServeConfig(model_name="test", keep_alive_s=0.05))
             service.attach(llm)
             self._apps[tag] = create_app(service)
 
