@@ -33,9 +33,8 @@ DECODE_BARS = {
 }
 NARROW, NARROW_LOW_BITS_BAR = ("avx_vnni", "avx2"), 0.4
 
-# The same for tokens that choose the same experts, by one read of the weights for all.
+# The same for a few tokens, by one read of the weights for all.
 FEW_TOKENS, FEW_TOKENS_BAR = (2, 8), 0.8
-MORE_FEW_TOKENS = (2, 4, 8, 16)  # where every case is asked for
 
 # Least shares of the arithmetic's limit.
 PREFILL_TYPES = ("Q4_K", "Q6_K", "Q8_0", "Q4_0")
@@ -46,7 +45,7 @@ NARROW_PREFILL_TIMES = 1.3  # the peer, on machines whose best set it is
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """One row: each of its experts gets `tokens` tokens."""
+    """One row: `tokens` are of the call in decode, of each expert in prefill."""
 
     isa: str
     type: Type
@@ -106,12 +105,6 @@ class Case:
             rate = limits.amx_bf16 or rate
         return rate.all / 1e12
 
-    def arithmetic_limit(self, limits: Limits) -> float:
-        """GB/s of weights at which these tokens take all of the arithmetic."""
-        weights = expert_bytes(Type.F32) // 4
-        rate = limits.int8 if _C.TYPES[self.type][2] else limits.float32
-        return rate.all * expert_bytes(self.type) / (2 * weights * self.tokens) / 1e9
-
     def memory_limit(self, limits: Limits) -> float:
         """TOPS that reading each expert once allows."""
         weights = expert_bytes(Type.F32) // 4
@@ -127,7 +120,7 @@ class Case:
             times = NARROW_PREFILL_TIMES if is_best and self.isa in NARROW and shares else 0.0
             return bar(limit=limit, share=shares.get(self.tokens, 0.0), peer=peer, times=times)
         if self.tokens > 1:
-            is_promised = is_best and self.tokens <= max(FEW_TOKENS)
+            is_promised = is_best and self.tokens in FEW_TOKENS
             return bar(limit=limit, share=FEW_TOKENS_BAR if is_promised else 0.0)
         is_narrow = self.isa in NARROW and name in LOW_BITS
         if not is_best and not is_narrow:
@@ -154,5 +147,5 @@ def promised_cases(active: str) -> list[Case]:
 def all_cases(names: list[str], types: list[Type], with_longest: bool) -> list[Case]:
     """Types x regimes x instruction sets; the longest prefill tells little that is new."""
     prefill = (*PREFILL, LONGEST_PREFILL) if with_longest else PREFILL
-    regimes = [*((False, n) for n in (1, *MORE_FEW_TOKENS)), *((True, n) for n in prefill)]
+    regimes = [*((False, n) for n in (1, *FEW_TOKENS)), *((True, n) for n in prefill)]
     return [Case(name, type, *regime) for type in types for name in names for regime in regimes]

@@ -14,7 +14,8 @@ from hybridmoe.gguf.quant_types import tensor_bytes
 from hybridmoe.kernels.ops import QuantMatrix
 
 __all__ = [
-    "HIDDEN", "INTER", "TOP_K", "Call", "Stack", "decode_calls", "expert_bytes", "prefill_calls",
+    "HIDDEN", "INTER", "TOP_K", "Call", "Stack", "decode_calls", "expected_distinct",
+    "expert_bytes", "prefill_calls",
 ]  # fmt: skip
 
 HIDDEN, INTER, TOP_K = 7168, 2048, 8
@@ -75,7 +76,7 @@ class Call:
 
 
 def decode_calls(num_experts: int, num_tokens: int) -> Iterator[Call]:
-    """Calls of a few tokens that choose the same experts, drawn at random, without end.
+    """Calls of a few tokens with experts drawn at random, without end.
 
     A call takes none of the experts of the calls before it, as far back as there are enough: what
     was read last is what a cache would still hold.
@@ -83,13 +84,21 @@ def decode_calls(num_experts: int, num_tokens: int) -> Iterator[Call]:
     rng = np.random.default_rng(num_tokens)
     inputs = [_inputs(rng, num_tokens) for _ in range(_CALLS)]
     last_use = np.zeros(num_experts, np.int64)
-    candidates = max(TOP_K, min(num_experts // 2, 2 * TOP_K))
+    candidates = _num_candidates(num_experts, num_tokens)
     for i in _counter():
         age = last_use + rng.random(num_experts)  # random among equals
         longest_unused = np.argsort(age)[:candidates]
-        chosen = rng.choice(longest_unused, TOP_K, replace=False)
-        last_use[chosen] = i + 1
-        yield _call(inputs[i % _CALLS], np.tile(chosen, (num_tokens, 1)))
+        ids = np.stack(
+            [rng.choice(longest_unused, TOP_K, replace=False) for _ in range(num_tokens)]
+        )
+        last_use[ids] = i + 1
+        yield _call(inputs[i % _CALLS], ids)
+
+
+def expected_distinct(num_experts: int, num_tokens: int) -> float:
+    """Experts that a call of `decode_calls` reads, in the mean."""
+    candidates = _num_candidates(num_experts, num_tokens)
+    return candidates * (1 - (1 - TOP_K / candidates) ** num_tokens)
 
 
 def prefill_calls(num_experts: int, tokens_per_expert: int) -> Iterator[Call]:
@@ -102,6 +111,10 @@ def prefill_calls(num_experts: int, tokens_per_expert: int) -> Iterator[Call]:
         chosen = np.take(order, range(i * active, (i + 1) * active), mode="wrap")
         halves = [rng.permutation(chosen).reshape(2, TOP_K) for _ in range(tokens_per_expert)]
         yield _call(inputs, np.concatenate(halves))
+
+
+def _num_candidates(num_experts: int, num_tokens: int) -> int:
+    return max(TOP_K, min(num_experts // 2, num_tokens * TOP_K * 2))
 
 
 def _counter() -> Iterator[int]:

@@ -154,8 +154,6 @@ def _row(case: Case, found: Found | None, limits: Limits | None) -> Row:
         notes.append(f"peer: {found.peer.name}")
     if case.is_prefill and (memory := case.memory_limit(limits)) < limit:
         notes.append(f"memory allows {memory:.2f}")
-    if not case.is_prefill and (arithmetic := case.arithmetic_limit(limits)) < limit:
-        notes.append(f"arithmetic allows {arithmetic:.1f}")
     bar = case.bar(limit, peer)
     return Row(case.name, found.value, case.unit, limit, peer, bar, "; ".join(notes))
 

@@ -20,7 +20,7 @@ import matplotlib
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from bench._experts import expert_bytes
+from bench._experts import TOP_K, expected_distinct, expert_bytes
 from hybridmoe.gguf.quant_types import QuantType as Type
 
 matplotlib.use("Agg")
@@ -68,14 +68,17 @@ class Point:
     row: dict[str, Any]
 
     @classmethod
-    def of(cls, row: dict[str, Any]) -> "Point | None":
+    def of(cls, row: dict[str, Any], num_experts: dict[str, int]) -> "Point | None":
         """Parse a row; None if it was not run."""
         match = _NAME.match(row["name"])
         if match is None or row["value"] is None:
             return None
         isa, type, regime, number = match.groups()
         is_prefill, tokens = regime == "prefill", int(number)
-        operations = expert_bytes(Type.F32) / 4 * 2 * tokens
+        per_expert = float(tokens)
+        if not is_prefill:
+            per_expert *= TOP_K / expected_distinct(num_experts[type], tokens)
+        operations = expert_bytes(Type.F32) / 4 * 2 * per_expert
         operations_per_byte = operations / expert_bytes(Type[type])
         tops = row["value"] if is_prefill else row["value"] * operations_per_byte / 1e3
         return cls(isa, type, is_prefill, tokens, operations_per_byte, tops, row)
@@ -97,7 +100,7 @@ class Point:
 def main(result: Path, to: Path | None) -> None:
     report = json.loads(result.read_text(encoding="utf-8").splitlines()[-1])
     about = report["machine"]
-    found = (Point.of(row) for row in report["rows"])
+    found = (Point.of(row, about["experts"]) for row in report["rows"])
     points = [point for point in found if point is not None]
     plt.rcParams.update({"font.size": 9, "svg.hashsalt": "hybridmoe", "axes.edgecolor": FAINT})
     figure, (left, right) = plt.subplots(
