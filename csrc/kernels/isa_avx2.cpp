@@ -14,8 +14,6 @@ using Simd = SimdAvx2;
 
 #include "kernels/codebook_gemv-inl.h"
 
-#include "kernels/few_tokens-inl.h"
-
 #include "kernels/table-inl.h"
 
 namespace hm {

@@ -35,15 +35,16 @@ def of_one_process(path: Path) -> tuple[list[Any], NDArray[np.float32]]:
 
 
 def of_threads(
-    path: Path, shares: tuple[float, ...], patch: pytest.MonkeyPatch, **worker_options: Any
+    path: Path, shares: tuple[float, ...], patch: pytest.MonkeyPatch, **options: Any
 ) -> tuple[list[Any], NDArray[np.float32]]:
     """Outputs with workers in threads, which must end in order."""
     place = meet(patch, len(shares))
     workers = [
-        WorkerThread(path, place, rank, expert_share=shares, **worker_options)
+        WorkerThread(path, place, rank, expert_share=shares, **options)
         for rank in range(1, len(shares))
     ]
-    with pooled(path, place, shares, device="cpu", context_tokens=256) as llm:
+    with pooled(path, place, shares, device="cpu", context_tokens=256, **options) as llm:
+        assert (llm.expert_plan is None) == ("expert_ram" not in options)
         found = outputs(llm)
         assert any("experts of each layer: rank 0 0-" in note for note in llm.notes)
     for worker in workers:
