@@ -64,27 +64,23 @@ void copy_memory(Address dst, Address src, int64_t num_bytes) {
   });
 }
 
-// The smallest number of tokens at which `cost` is below that of a gemv.
-template <class Cost>
-double crossover(const MatmulCosts& c, const Cost& cost) {
-  int64_t tokens = 1;
-  while (tokens < 1024 && cost(c, kPanelRows, tokens) >= gemv_cost(c, kPanelRows, tokens)) {
-    ++tokens;
-  }
-  return static_cast<double>(tokens);
-}
-
 std::map<std::string, double> matmul_costs() {
   const KernelTable& table = active_table();
   const MatmulCosts& c = table.costs;
-  std::map<std::string, double> costs = {
-      {"unpack", c.unpack},           {"dot", c.dot},
-      {"spread", c.spread},           {"panel_dot", c.panel_dot},
-      {"tile_tokens", c.tile_tokens}, {"panels_from_tokens", crossover(c, gemm_cost)}};
+  std::map<std::string, double> costs = {{"unpack", c.unpack},
+                                         {"dot", c.dot},
+                                         {"panel_unpack", c.panel_unpack},
+                                         {"panel_dot", c.panel_dot},
+                                         {"panels_from_tokens", kFewTokens + 1}};
   if (table.tiles.pack != nullptr) {
     costs["matrix_unpack"] = c.matrix_unpack;
     costs["matrix_dot"] = c.matrix_dot;
-    costs["matrix_tiles_from_tokens"] = crossover(c, tile_cost);
+    int64_t tokens = kLeastTileTokens;
+    while (tokens < 1024 &&
+           tile_cost(c, kPanelRows, tokens) >= vector_cost(c, kPanelRows, tokens)) {
+      ++tokens;
+    }
+    costs["matrix_tiles_from_tokens"] = static_cast<double>(tokens);
   }
   return costs;
 }

@@ -140,6 +140,7 @@ struct TwoRowsIQ1Of : TwoRowsOf<Block, Parts> {
   HM_INLINE __m512i with_signs(__m512i x) const {
     return x;
   }
+  static constexpr int kBias = 9;  // of what `biased` returns
 };
 
 HM_INLINE __m512i times_minus_7(__m512i v) { return _mm512_sub_epi32(v, _mm512_slli_epi32(v, 3)); }
@@ -167,6 +168,11 @@ struct TwoRowsIQ1_S : TwoRowsIQ1Of<BlockIQ1_S, 1> {
   }
   HM_INLINE void shift(const __m512i* sums, __m512i (&dots)[2]) const {
     dots[0] = _mm512_mask_sub_epi32(dots[0], is_negative, dots[0], sums[1]);
+  }
+  template <int E, int Half>
+  HM_INLINE __m512i biased(__m512i codes) const {
+    const auto is_positive = static_cast<__mmask16>(~is_negative);
+    return _mm512_add_epi8(codes, _mm512_maskz_set1_epi32(is_positive, 0x02020202));
   }
 };
 
@@ -205,6 +211,11 @@ struct TwoRowsIQ1_M : TwoRowsIQ1Of<BlockIQ1_M, 2> {
       dots[e / 2] = _mm512_mask_sub_epi32(dots[e / 2], is_negative, dots[e / 2], sums[2 + e]);
     }
   }
+  template <int E, int Half>
+  HM_INLINE __m512i biased(__m512i codes) const {
+    const __mmask16 is_positive = _mm512_testn_epi32_mask(words, _mm512_set1_epi32(8 << 4 * E));
+    return _mm512_add_epi8(codes, _mm512_maskz_set1_epi32(is_positive, 0x02020202));
+  }
 };
 
 // IQ2: codes are magnitudes, and signs, a byte an entry, go to the activations.
@@ -231,6 +242,12 @@ struct TwoRowsIQ2Of : TwoRowsOf<Block, Parts> {
     const __m512i values = _mm512_set1_epi32(8 | 25 << 8 | 43 << 16);
     const __m512i bytes = take_fields<8 * E, 2>(plane);
     return _mm512_permutexvar_epi8(bytes, values);
+  }
+  static constexpr int kBias = 64;
+  template <int E, int Half>
+  HM_INLINE __m512i biased(__m512i codes) const {
+    const __m512i signed_codes = with_signs<E, Half>(codes);
+    return _mm512_add_epi8(signed_codes, _mm512_set1_epi8(kBias));
   }
   template <int E, int Half>
   HM_INLINE __m512i with_signs(__m512i x) const {

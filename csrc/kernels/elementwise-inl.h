@@ -42,17 +42,29 @@ HM_INLINE void quantize_block(const float* x, int8_t* q, float* d, int32_t* sum,
   *sum = half_sums[0] + half_sums[1];
 }
 
+// Where a block of 32 codes begins in strided order; each next 8 of them are 64 bytes on.
+HM_INLINE int64_t strided_place(int64_t i) { return i / 256 * 256 + i % 256 / 4; }
+
+HM_INLINE void stride_block(const int8_t* q, int8_t* strided) {
+  for (int v = 0; v < 4; ++v) memcpy(strided + 64 * v, q + 8 * v, 8);
+}
+
 void quantize(const float* x, int64_t first, int64_t n, int64_t cols, void* row) {
   const int64_t padded = padded_weights(cols), rest = padded - cols;
   int8_t* q = static_cast<int8_t*>(row);
-  float* d = (float*)(q + padded);
+  int8_t* strided = q + padded;
+  float* d = (float*)(strided + padded);
   int32_t* sums = (int32_t*)(d + padded / 32);
   int32_t* half_sums = sums + padded / 32;
   for (int64_t i = first; i < first + n; i += kActivationBlock) {
     quantize_block(x + (i - first), q + i, d + i / 32, sums + i / 32, half_sums + i / 16);
+    stride_block(q + i, strided + strided_place(i));
   }
   if (first + n == cols) {
     memset(q + cols, 0, rest);
+    for (int64_t i = cols; i < padded; i += kActivationBlock) {
+      stride_block(q + i, strided + strided_place(i));
+    }
     memset(d + cols / 32, 0, rest / 8);
     memset(sums + cols / 32, 0, rest / 8);
     memset(half_sums + cols / 16, 0, rest / 4);

@@ -1,14 +1,11 @@
-// Gemv: out[t][r] = weights[r] . x[t] for few tokens, straight from the blocks.
+// Gemv: out[r] = weights[r] . x of one token, straight from the blocks; float types of any number.
 //
-// Order of additions, the same for every number of rows, tokens and threads, and in gemm-inl.h.
+// Order of additions, the same for every number of rows, tokens and threads, and in
+// few_tokens-inl.h and gemm-inl.h.
 // Quantised formats: for each group of 256 weights in turn, a lane for each 32 (or 16) weights
 // takes their exact sum times its scale, then their offset; floats: 16 lanes over K. At the end the
 // lanes are added by one tree. So a token's result is the same bits alone or in a batch, and AVX2,
 // AVX-512 and AMX agree bit for bit.
-//
-// Tokens go Simd::kTileTokens at a time: a group's codes are unpacked once for all of them, and
-// four rounded rows of K = 7168 (36 KB) stay in or near the L1 cache while the rows of a task
-// stream past.
 #pragma once
 
 #include <string.h>
@@ -22,6 +19,7 @@ namespace {
 
 struct ActivationRow {
   const int8_t* q;
+  const int8_t* strided;
   const float* d;
   const int32_t* sums;
   const int32_t* half_sums;
@@ -30,9 +28,10 @@ struct ActivationRow {
 HM_INLINE ActivationRow activation_row(const void* row, int64_t cols) {
   const int64_t padded = padded_weights(cols);
   const int8_t* q = static_cast<const int8_t*>(row);
-  const float* d = (const float*)(q + padded);
+  const int8_t* strided = q + padded;
+  const float* d = (const float*)(strided + padded);
   const int32_t* sums = (const int32_t*)(d + padded / 32);
-  return {q, d, sums, sums + padded / 32};
+  return {q, strided, d, sums, sums + padded / 32};
 }
 
 // What a product with this format's codes has too much of, in sums of x.
@@ -61,16 +60,6 @@ constexpr bool is_strided = requires { Group::kSignsApart; };
 template <class Group>
 constexpr bool loads_ahead = requires { requires Group::kLoadsAhead; };
 
-// Activations in the order of strided codes.
-inline void stride_entries(const int8_t* x, int64_t count, int8_t* out) {
-  for (int64_t at = 0; at < count; at += kSuperWeights) {
-#pragma GCC unroll 32
-    for (int i = 0; i < kSuperWeights / 8; ++i) {
-      memcpy(out + at + 8 * i, x + at + 32 * (i % 8) + i / 8 * 8, 8);
-    }
-  }
-}
-
 // Sums of N tokens over the groups of one row. Vectors is Simd, looked up when a group is: scalar
 // code has nothing for strided ones.
 template <class Group, int N, class Vectors = Simd>
@@ -97,8 +86,8 @@ struct GroupSums {
     const Simd::B64 first = group.template codes<V>(blocks);
     const Simd::B64 second = group.template codes<V + 1>(blocks);
     for (int t = 0; t < N; ++t) {
-      Simd::B64 q0 = Simd::load64(x[t].q + at + 64 * V);
-      Simd::B64 q1 = Simd::load64(x[t].q + at + 64 * (V + 1));
+      Simd::B64 q0 = Simd::load64(x[t].strided + at + 64 * V);
+      Simd::B64 q1 = Simd::load64(x[t].strided + at + 64 * (V + 1));
       if constexpr (Group::kSignsApart) {
         q0 = Vectors::with_signs(q0, group.template signs<V>());
         q1 = Vectors::with_signs(q1, group.template signs<V + 1>());
@@ -173,15 +162,7 @@ template <class Group, int N>
 void gemv_groups(const MatmulArgs& args, int64_t first_token) {
   using Block = typename Group::Block;
   ActivationRow x[N];
-  for (int t = 0; t < N; ++t) {
-    x[t] = activation_row(args.x[first_token + t], args.cols);
-    if constexpr (is_strided<Group>) {
-      const int64_t padded = padded_weights(args.cols);
-      int8_t* strided = static_cast<int8_t*>(args.scratch) + t * padded;
-      stride_entries(x[t].q, padded, strided);
-      x[t].q = strided;
-    }
-  }
+  for (int t = 0; t < N; ++t) x[t] = activation_row(args.x[first_token + t], args.cols);
   const int64_t num_groups = args.cols / kSuperWeights;
   const int64_t rest_bytes =
       args.cols % kSuperWeights / Block::kWeights * static_cast<int64_t>(sizeof(Block));
@@ -310,13 +291,6 @@ void float_tiles(const MatmulArgs& args, int64_t first_token) {
   constexpr int rows = N == 1 ? Simd::kFloatRowsOfOneToken : Simd::kFloatRows;
   for (; t + N <= args.num_tokens; t += N) matmul_floats<Floats, rows, N>(args, 0, t);
   if constexpr (N > 1) float_tiles<Floats, N - 1>(args, t);
-}
-
-template <class Group, int N>
-void gemv_tiles(const MatmulArgs& args, int64_t first_token) {
-  int64_t t = first_token;
-  for (; t + N <= args.num_tokens; t += N) gemv_groups<Group, N>(args, t);
-  if constexpr (N > 1) gemv_tiles<Group, N - 1>(args, t);
 }
 
 }  // namespace

@@ -10,6 +10,7 @@ namespace hm {
 // A row of activations rounded to int8, in one piece of memory; K' = K rounded up to 256:
 //
 //   int8  q[K']        round-to-nearest-even of x / d, in -127..127
+//   int8  strided[K']  the same, of each 256 first the first 8 of each 32, then the second, ...
 //   float d[K' / 32]   scale of each 32: absmax / 127
 //   int32 sums[K' / 32]  sum of each 32 codes
 //   int32 half_sums[K' / 16]  sum of each 16 codes
@@ -21,7 +22,7 @@ constexpr int kActivationBlock = 32;
 // Static: an ISA file must not export them.
 static constexpr int64_t padded_weights(int64_t k) { return (k + 255) / 256 * 256; }
 static constexpr int64_t activation_bytes(int64_t k) {
-  return padded_weights(k) + 4 * (padded_weights(k) / 32 * 2 + padded_weights(k) / 16);
+  return 2 * padded_weights(k) + 4 * (padded_weights(k) / 32 * 2 + padded_weights(k) / 16);
 }
 
 // Rows that a gemm unpacks into one panel, and its scratch memory: per weight a byte, per 16
@@ -74,27 +75,30 @@ static constexpr int64_t packed_tile_words(int64_t cols) {
   return padded_weights(cols) * kTokenTile;
 }
 
-// Cost model of a product: cycles for 256 weights of a row. A gemv multiplies straight from the
-// blocks and unpacks them once for each tile_tokens tokens. A gemm unpacks them once into a panel,
-// spread so that rows lie in lanes. Typical formats, measured on Zen 4 in the cache; only the
+// As many tokens are multiplied with codes as they come from the blocks (few_tokens-inl.h); more
+// with a panel, into which rows are spread so that they lie in lanes, where there are enough rows.
+constexpr int kFewTokens = 8;
+static constexpr bool takes_panels(int64_t rows, int64_t tokens) {
+  return tokens > kFewTokens && rows >= kPanelRows / 4;
+}
+
+// Cost model of a product: cycles for 256 weights of a row. Typical formats, in the cache; only the
 // ratios matter.
 struct MatmulCosts {
-  double unpack, dot;        // dot: of each token
-  double spread, panel_dot;  // more than `unpack`
-  int tile_tokens;
+  double unpack, dot;                        // of few tokens; dot: of each token
+  double panel_unpack, panel_dot;            // of more
   double matrix_unpack = 0, matrix_dot = 0;  // by matrix tiles, of 16 tokens; 0: there are none
 };
 
-static constexpr double gemv_cost(const MatmulCosts& c, int64_t rows, int64_t tokens) {
-  const int64_t tiles = (tokens + c.tile_tokens - 1) / c.tile_tokens;
-  return static_cast<double>(rows) *
-         (static_cast<double>(tiles) * c.unpack + static_cast<double>(tokens) * c.dot);
-}
-
-static constexpr double gemm_cost(const MatmulCosts& c, int64_t rows, int64_t tokens) {
+// Without matrix tiles.
+static constexpr double vector_cost(const MatmulCosts& c, int64_t rows, int64_t tokens) {
+  if (!takes_panels(rows, tokens)) {
+    const int64_t times = (tokens + kFewTokens - 1) / kFewTokens;
+    return static_cast<double>(rows) *
+           (static_cast<double>(times) * c.unpack + static_cast<double>(tokens) * c.dot);
+  }
   const int64_t padded = (rows + kPanelRows - 1) / kPanelRows * kPanelRows;
-  return static_cast<double>(padded) *
-         (c.unpack + c.spread + static_cast<double>(tokens) * c.panel_dot);
+  return static_cast<double>(padded) * (c.panel_unpack + static_cast<double>(tokens) * c.panel_dot);
 }
 
 static constexpr double tile_cost(const MatmulCosts& c, int64_t rows, int64_t tokens) {

@@ -2,28 +2,13 @@
 // against these, with the fewest instructions that any product of that set needs.
 #pragma once
 
+#include "base/forget.h"
 #include "kernels/kernel_table.h"
 
 namespace hm {
 namespace {
 
 constexpr int kChains = 10;  // independent additions: latency times throughput of an FMA, or more
-
-#ifdef __AVX512F__
-constexpr int kRegisterBytes = 64;
-#else
-constexpr int kRegisterBytes = 32;
-#endif
-
-// The compiler knows nothing of v after this; free, but for what no register holds.
-template <class V>
-HM_INLINE void forget(V& v) {
-  if constexpr (__is_class(V) || sizeof v > kRegisterBytes) {
-    asm volatile("" : "+m"(v));
-  } else {
-    asm volatile("" : "+v"(v));
-  }
-}
 
 void int8_limit(int64_t rounds) {
   using P = Simd::Panel;

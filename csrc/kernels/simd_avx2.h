@@ -15,9 +15,9 @@ namespace hm {
 namespace {
 
 struct SimdAvx2 : SimdYmm {
-  static constexpr int kTileTokens = 4;
+  static constexpr int kUnitRows = 1;  // that few_tokens-inl.h multiplies at once
   static constexpr int kFloatRows = 2, kFloatTokens = 3, kFloatRowsOfOneToken = 4;
-  static constexpr MatmulCosts kCosts = {14, 22, 66, 12, kTileTokens};
+  static constexpr MatmulCosts kCosts = {7, 12, 42, 10.4};
   static constexpr int kSignedBias = 0;
 
   struct F16 {
@@ -156,6 +156,26 @@ struct SimdAvx2 : SimdYmm {
     return {_mm256_shuffle_epi8(t, v.lo), _mm256_shuffle_epi8(t, v.hi)};
   }
 
+  static HM_INLINE B64 add(B64 a, B64 b) {
+    return {_mm256_add_epi8(a.lo, b.lo), _mm256_add_epi8(a.hi, b.hi)};
+  }
+  static HM_INLINE B64 set_bytes(int8_t v) { return {_mm256_set1_epi8(v), _mm256_set1_epi8(v)}; }
+  template <int Half>
+  static HM_INLINE __m256i half(B64 v) {
+    return Half == 0 ? v.lo : v.hi;
+  }
+  // Eight bytes v for each of 8 blocks whose bit is set, else 0.
+  static HM_INLINE B64 of_blocks(uint32_t bits, int8_t v) {
+    return {of_four_blocks(bits, v), of_four_blocks(bits >> 4, v)};
+  }
+  // Pairs of blocks in order -> strided: vector V has entry V, 8 bytes, of each of the 8 blocks.
+  static HM_INLINE void stride(B64 (&v)[4]) {
+    __m256i low[4], high[4];
+    stride_four(v[0].lo, v[0].hi, v[1].lo, v[1].hi, low);
+    stride_four(v[2].lo, v[2].hi, v[3].lo, v[3].hi, high);
+    for (int i = 0; i < 4; ++i) v[i] = {low[i], high[i]};
+  }
+
   // Codes as dot_signed of a panel wants them.
   static HM_INLINE B64 plus_bias(B64 v) { return v; }
 
@@ -178,21 +198,38 @@ struct SimdAvx2 : SimdYmm {
     return {_mm256_sign_epi8(v.lo, signs.lo), _mm256_sign_epi8(v.hi, signs.hi)};
   }
 
+  // What _mm256_hadd_epi32 does, whose three steps take a Zen longer.
+  static HM_INLINE __m256i add_pairs(__m256i a, __m256i b) {
+    const __m256 x = _mm256_castsi256_ps(a), y = _mm256_castsi256_ps(b);
+    return _mm256_add_epi32(_mm256_castps_si256(_mm256_shuffle_ps(x, y, 0x88)),
+                            _mm256_castps_si256(_mm256_shuffle_ps(x, y, 0xdd)));
+  }
+
   struct PerBlock : PerBlockYmm {
+    // Numbers of a unit's lanes in the order of Panel::add_runs, and the sum of each row's lanes.
+    static HM_INLINE void to_unit(const Float (&rows)[1], __m256 (&out)[1]) {
+      out[0] = reorder(rows[0]);
+    }
+    static HM_INLINE void reduce_unit(const __m256 (&v)[1], float* out) {
+      *out = reduce(reorder(v[0]));
+    }
     // The sum of each block, from the dot products of strided vectors 0, 1 and 2, 3.
     static HM_INLINE Int strided_sums(Dot a, Dot b) {
       const __m256i blocks =  // 0 1 4 5 2 3 6 7
-          _mm256_hadd_epi32(_mm256_add_epi32(a.lo, b.lo), _mm256_add_epi32(a.hi, b.hi));
+          add_pairs(_mm256_add_epi32(a.lo, b.lo), _mm256_add_epi32(a.hi, b.hi));
       return _mm256_permute4x64_epi64(blocks, 0xd8);
     }
     // The sum of each block, from the dot products of four pairs.
     static HM_INLINE Int sums(Dot a, Dot b, Dot c, Dot d) {
-      const __m256i low =
-          _mm256_hadd_epi32(_mm256_hadd_epi32(a.lo, a.hi), _mm256_hadd_epi32(b.lo, b.hi));
-      const __m256i high =
-          _mm256_hadd_epi32(_mm256_hadd_epi32(c.lo, c.hi), _mm256_hadd_epi32(d.lo, d.hi));
+      const __m256i low = add_pairs(add_pairs(a.lo, a.hi), add_pairs(b.lo, b.hi));
+      const __m256i high = add_pairs(add_pairs(c.lo, c.hi), add_pairs(d.lo, d.hi));
       return _mm256_add_epi32(_mm256_permute2x128_si256(low, high, 0x20),
                               _mm256_permute2x128_si256(low, high, 0x31));
+    }
+
+   private:
+    static HM_INLINE Float reorder(Float v) {  // 0 1 4 5 2 3 6 7
+      return _mm256_castpd_ps(_mm256_permute4x64_pd(_mm256_castps_pd(v), 0xd8));
     }
   };
 
@@ -257,8 +294,19 @@ struct SimdAvx2 : SimdYmm {
     }
     static HM_INLINE Int sums(Dot a, Dot b, Dot c, Dot d) { return {halves(a, b), halves(c, d)}; }
     static HM_INLINE float reduce(Float v) { return SimdAvx2::reduce(v); }
+    static HM_INLINE void to_unit(const Float (&rows)[1], __m256 (&out)[2]) {
+      const Float v = reorder(rows[0]);
+      out[0] = v.lo;
+      out[1] = v.hi;
+    }
+    static HM_INLINE void reduce_unit(const __m256 (&v)[2], float* out) {
+      *out = reduce(reorder({v[0], v[1]}));
+    }
 
    private:
+    static HM_INLINE Float reorder(Float v) {
+      return {_mm256_shuffle_ps(v.lo, v.lo, 0xd8), _mm256_shuffle_ps(v.hi, v.hi, 0xd8)};
+    }
     static HM_INLINE Float from_bytes(__m128i v) {
       return {_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(v)),
               _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_srli_si128(v, 8)))};
@@ -268,8 +316,7 @@ struct SimdAvx2 : SimdYmm {
                                 _mm256_add_epi32(b, _mm256_slli_epi64(b, 32)), 0xaa);
     }
     static HM_INLINE __m256i halves(Dot a, Dot b) {
-      const __m256i even_odd =
-          _mm256_hadd_epi32(_mm256_hadd_epi32(a.lo, a.hi), _mm256_hadd_epi32(b.lo, b.hi));
+      const __m256i even_odd = add_pairs(add_pairs(a.lo, a.hi), add_pairs(b.lo, b.hi));
       return _mm256_permutevar8x32_epi32(even_odd, _mm256_set_epi32(7, 3, 6, 2, 5, 1, 4, 0));
     }
   };
@@ -303,6 +350,10 @@ struct SimdAvx2 : SimdYmm {
     static HM_INLINE Int end_run(Int sum, Int run) {
       return _mm256_add_epi32(sum, _mm256_madd_epi16(run, _mm256_set1_epi16(1)));
     }
+    // Sums of neighbours, from two registers to the lanes of one.
+    static HM_INLINE Int add_runs(Int a, Int b) { return add_pairs(a, b); }
+    static HM_INLINE Int add_int(Int a, Int b) { return _mm256_add_epi32(a, b); }
+    static HM_INLINE Int as_int(Float v) { return _mm256_castps_si256(v); }
     static HM_INLINE Float to_float(Int v) { return _mm256_cvtepi32_ps(v); }
     static HM_INLINE Float add(Float a, Float b) { return _mm256_add_ps(a, b); }
     static HM_INLINE Float mul(Float a, Float b) { return _mm256_mul_ps(a, b); }
@@ -357,6 +408,19 @@ struct SimdAvx2 : SimdYmm {
   static HM_INLINE __m256i xor_shifted(__m256i v) {
     v = _mm256_and_si256(v, _mm256_set1_epi16(-2));
     return _mm256_xor_si256(v, _mm256_srli_epi16(v, 1));
+  }
+  static HM_INLINE __m256i of_four_blocks(uint32_t bits, int8_t v) {
+    const __m256i bit_of = _mm256_setr_epi64x(1, 2, 4, 8);
+    const __m256i found = _mm256_and_si256(_mm256_set1_epi64x(static_cast<int64_t>(bits)), bit_of);
+    return _mm256_and_si256(_mm256_cmpeq_epi64(found, bit_of), _mm256_set1_epi8(v));
+  }
+  static HM_INLINE void stride_four(__m256i a, __m256i b, __m256i c, __m256i d, __m256i (&out)[4]) {
+    const __m256i even_ab = _mm256_unpacklo_epi64(a, b), odd_ab = _mm256_unpackhi_epi64(a, b);
+    const __m256i even_cd = _mm256_unpacklo_epi64(c, d), odd_cd = _mm256_unpackhi_epi64(c, d);
+    out[0] = _mm256_permute2x128_si256(even_ab, even_cd, 0x20);
+    out[1] = _mm256_permute2x128_si256(odd_ab, odd_cd, 0x20);
+    out[2] = _mm256_permute2x128_si256(even_ab, even_cd, 0x31);
+    out[3] = _mm256_permute2x128_si256(odd_ab, odd_cd, 0x31);
   }
   static constexpr int64_t kOnes = 0x0101010101010101;
   // table[v], or table[16 + v] where the sign of `is_upper` is set.

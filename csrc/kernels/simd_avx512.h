@@ -8,9 +8,9 @@ namespace hm {
 namespace {
 
 struct Simd : SimdYmm {
-  static constexpr int kTileTokens = 4;
+  static constexpr int kUnitRows = 2;
   static constexpr int kFloatRows = 4, kFloatTokens = 6, kFloatRowsOfOneToken = 4;
-  static constexpr MatmulCosts kCosts = {20, 12, 40, 5.5, kTileTokens};
+  static constexpr MatmulCosts kCosts = {22, 6.2, 60, 5.5};
   static constexpr int kSignedBias = 128;  // what dot_signed adds to its codes
   using F16 = __m512;
   using B64 = __m512i;
@@ -136,6 +136,24 @@ struct Simd : SimdYmm {
     return _mm512_shuffle_epi8(t, v);
   }
 
+  static HM_INLINE B64 add(B64 a, B64 b) { return _mm512_add_epi8(a, b); }
+  static HM_INLINE B64 set_bytes(int8_t v) { return _mm512_set1_epi8(v); }
+  static HM_INLINE B64 of_blocks(uint32_t bits, int8_t v) {
+    return _mm512_maskz_mov_epi64(static_cast<__mmask8>(bits), _mm512_set1_epi8(v));
+  }
+  static HM_INLINE void stride(B64 (&v)[4]) {
+    const __m512i low = _mm512_set_epi64(13, 9, 5, 1, 12, 8, 4, 0);
+    const __m512i high = _mm512_set_epi64(15, 11, 7, 3, 14, 10, 6, 2);
+    const __m512i a = _mm512_permutex2var_epi64(v[0], low, v[1]);
+    const __m512i b = _mm512_permutex2var_epi64(v[0], high, v[1]);
+    const __m512i c = _mm512_permutex2var_epi64(v[2], low, v[3]);
+    const __m512i d = _mm512_permutex2var_epi64(v[2], high, v[3]);
+    v[0] = join(_mm512_castsi512_si256(a), _mm512_castsi512_si256(c));
+    v[1] = _mm512_shuffle_i64x2(a, c, 0xee);
+    v[2] = join(_mm512_castsi512_si256(b), _mm512_castsi512_si256(d));
+    v[3] = _mm512_shuffle_i64x2(b, d, 0xee);
+  }
+
   static HM_INLINE B64 plus_bias(B64 v) { return _mm512_xor_si512(v, _mm512_set1_epi8(-128)); }
 
   static HM_INLINE Dot dot_unsigned(B64 w, B64 x) {
@@ -152,6 +170,20 @@ struct Simd : SimdYmm {
   }
 
   struct PerBlock : PerBlockYmm {
+    static HM_INLINE void to_unit(const Float (&rows)[2], __m512 (&out)[1]) {
+      const __m512i joined = join(_mm256_castps_si256(rows[0]), _mm256_castps_si256(rows[1]));
+      const __m512i order = _mm512_set_epi64(7, 3, 6, 2, 5, 1, 4, 0);
+      out[0] = _mm512_castsi512_ps(_mm512_permutexvar_epi64(order, joined));
+    }
+    static HM_INLINE void reduce_unit(const __m512 (&v)[1], float* out) {
+      const __m256 eight =
+          _mm256_add_ps(_mm512_castps512_ps256(v[0]), _mm512_extractf32x8_ps(v[0], 1));
+      const __m128 four =
+          _mm_add_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
+      const __m128 sums = _mm_add_ps(four, _mm_movehdup_ps(four));
+      out[0] = _mm_cvtss_f32(sums);
+      out[1] = _mm_cvtss_f32(_mm_movehl_ps(sums, sums));
+    }
     static HM_INLINE Int add_where(uint32_t bits, Int v, Int w) {
       return _mm256_mask_add_epi32(v, static_cast<__mmask8>(bits), v, w);
     }
@@ -220,6 +252,12 @@ struct Simd : SimdYmm {
       return _mm512_mask_blend_epi32(0xaaaa, _mm512_add_epi32(a, _mm512_srli_epi64(a, 32)),
                                      _mm512_add_epi32(b, _mm512_slli_epi64(b, 32)));
     }
+    static HM_INLINE void to_unit(const Float (&rows)[2], __m512 (&out)[2]) {
+      for (int r = 0; r < 2; ++r) out[r] = _mm512_shuffle_ps(rows[r], rows[r], 0xd8);
+    }
+    static HM_INLINE void reduce_unit(const __m512 (&v)[2], float* out) {
+      for (int r = 0; r < 2; ++r) out[r] = reduce(_mm512_shuffle_ps(v[r], v[r], 0xd8));
+    }
     static HM_INLINE Int sums(Dot a, Dot b, Dot c, Dot d) {
       const __m512i order = _mm512_set_epi32(15, 11, 7, 3, 14, 10, 6, 2, 13, 9, 5, 1, 12, 8, 4, 0);
       return _mm512_permutexvar_epi32(order, sum_quarters(a, b, c, d));
@@ -246,6 +284,14 @@ struct Simd : SimdYmm {
       return _mm512_dpbusd_epi32(run, w, x);
     }
     static HM_INLINE Int end_run(Int, Int run) { return run; }
+    // Sums of neighbours, from two registers to the lanes of one.
+    static HM_INLINE Int add_runs(Int a, Int b) {
+      const __m512 x = _mm512_castsi512_ps(a), y = _mm512_castsi512_ps(b);
+      return _mm512_add_epi32(_mm512_castps_si512(_mm512_shuffle_ps(x, y, 0x88)),
+                              _mm512_castps_si512(_mm512_shuffle_ps(x, y, 0xdd)));
+    }
+    static HM_INLINE Int add_int(Int a, Int b) { return _mm512_add_epi32(a, b); }
+    static HM_INLINE Int as_int(Float v) { return _mm512_castps_si512(v); }
     static HM_INLINE Float to_float(Int v) { return _mm512_cvtepi32_ps(v); }
     static HM_INLINE Float add(Float a, Float b) { return _mm512_add_ps(a, b); }
     static HM_INLINE Float mul(Float a, Float b) { return _mm512_mul_ps(a, b); }

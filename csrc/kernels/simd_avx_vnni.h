@@ -8,7 +8,7 @@ namespace hm {
 namespace {
 
 struct Simd : SimdAvx2 {
-  static constexpr MatmulCosts kCosts = {14, 21, 48, 8, kTileTokens};
+  static constexpr MatmulCosts kCosts = {9.5, 7.5, 31, 6.75};
   static constexpr int kSignedBias = 128;
 
   static HM_INLINE B64 plus_bias(B64 v) {

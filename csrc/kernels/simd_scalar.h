@@ -51,9 +51,9 @@ inline uint16_t float_to_half(float x) {
 }
 
 struct Simd {
-  static constexpr int kTileTokens = 1;
+  static constexpr int kUnitRows = 0;  // none
   static constexpr int kFloatRows = 1, kFloatTokens = 1, kFloatRowsOfOneToken = 1;
-  static constexpr MatmulCosts kCosts = {1, 1, 0, 2, kTileTokens};
+  static constexpr MatmulCosts kCosts = {0, 1, 0, 1};
   static constexpr int kSignedBias = 0;
 
   struct F16 {

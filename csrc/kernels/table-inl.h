@@ -17,11 +17,12 @@ namespace {
 
 template <class Group>
 void matmul_quantized(const MatmulArgs& args) {
-  if (gemm_cost(Simd::kCosts, args.num_rows, args.num_tokens) <
-      gemv_cost(Simd::kCosts, args.num_rows, args.num_tokens)) {
-    return gemm_panels<Group>(args);
+  using Type = typename GemvGroup<Group>::Type;
+  if constexpr (Simd::kUnitRows != 0) {
+    if (takes_panels(args.num_rows, args.num_tokens)) return gemm_panels<Group>(args);
+    if (args.num_tokens > 1) return few_tokens<Type>(args);
   }
-  gemv_tiles<typename GemvGroup<Group>::Type, Simd::kTileTokens>(args, 0);
+  for (int64_t t = 0; t < args.num_tokens; ++t) gemv_groups<Type, 1>(args, t);
 }
 
 template <class Floats>

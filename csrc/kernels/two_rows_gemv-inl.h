@@ -4,6 +4,7 @@
 #include "kernels/codebook_gemv_vbmi-inl.h"
 #include "kernels/extra_kernels.h"
 #include "kernels/gemv-inl.h"
+#include "kernels/two_rows_few-inl.h"
 
 namespace hm {
 namespace {
@@ -154,10 +155,11 @@ void gemv_two_rows(const MatmulArgs& args) {
   }
 }
 
-// Several tokens take the kernels of AVX-512: there, unpacking is not what takes the time.
+// Many tokens take the panels of AVX-512: there, unpacking is not what takes the time.
 template <class Rows, int Type>
 void matmul_two_rows(const MatmulArgs& args) {
-  if (args.num_tokens != 1) return kAvx512.formats[Type].matmul(args);
+  if (args.num_tokens > kFewTokens) return kAvx512.formats[Type].matmul(args);
+  if (args.num_tokens > 1) return few_tokens_by<TwoRowsUnit<Rows>>(args);
   gemv_two_rows<Rows>(args);
 }
 

@@ -17,16 +17,14 @@ TaskSize task_size(const Matrix& w, const KernelTable& kernels, bool quantized, 
   const MatmulCosts& costs = kernels.costs;
   const auto groups = static_cast<double>(padded_weights(w.cols) / 256);
   const int64_t token_bytes = quantized ? activation_bytes(w.cols) : 4 * w.cols;
-  const bool panels =
-      quantized && gemm_cost(costs, w.rows, num_tokens) < gemv_cost(costs, w.rows, num_tokens);
+  const bool panels = quantized && takes_panels(w.rows, num_tokens);
   const auto cycles = [&](int64_t rows, int64_t tokens) {
     const bool is_large = (panels ? tokens * token_bytes : rows * w.row_bytes) > kOwnCacheBytes;
     const int64_t again = !is_large ? 1 : panels ? ceil_div(rows, kPanelRows) : ceil_div(tokens, 6);
     const int64_t bytes =
         rows * w.row_bytes * (panels ? 1 : again) + tokens * token_bytes * (panels ? again : 1);
-    const double work =
-        quantized ? std::min(gemv_cost(costs, rows, tokens), gemm_cost(costs, rows, tokens))
-                  : static_cast<double>(rows * tokens) * costs.dot;
+    const double work = quantized ? vector_cost(costs, rows, tokens)
+                                  : static_cast<double>(rows * tokens) * costs.dot;
     return groups * work + kCyclesPerByte * static_cast<double>(bytes);
   };
   constexpr int64_t least_tokens = 24;  // a multiple of those that any kernel takes at once

@@ -22,8 +22,7 @@ inline bool prefers_tiles(const KernelTable& kernels, const FormatKernels& forma
   if (format.matmul_tiles == nullptr) return false;
   MatmulCosts c = kernels.costs;
   c.matrix_dot *= format.tile_parts;
-  return tile_cost(c, rows, tokens) <
-         std::min(gemv_cost(c, rows, tokens), gemm_cost(c, rows, tokens));
+  return tile_cost(c, rows, tokens) < vector_cost(c, rows, tokens);
 }
 
 constexpr int64_t kMostTilesTogether = 16;

@@ -63,6 +63,7 @@ static inline __m512 emulated_cvtepi32_ps(__m512i v) {
 
 #include "kernels/codebook_gemv-inl.h"
 
+#include "kernels/few_tokens-inl.h"
 #include "kernels/table-inl.h"
 
 #include "kernels/two_rows_gemv-inl.h"

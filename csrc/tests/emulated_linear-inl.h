@@ -13,7 +13,7 @@ extern "C" __attribute__((visibility("default"))) void emulated_linear(
     int64_t num_tokens, float* out) {
   static constexpr hm::KernelTable table = HM_EMULATED_TABLE;
   constexpr int64_t max_tokens = 64, max_cols = 4096;
-  static uint8_t rounded[max_tokens][hm::activation_bytes(max_cols)];
+  alignas(64) static uint8_t rounded[max_tokens][hm::activation_bytes(max_cols)];
   alignas(64) static uint8_t scratch[hm::matmul_scratch_bytes(max_cols)];
   const void* rows[max_tokens];
   const hm::FormatKernels& format = table.formats[type];

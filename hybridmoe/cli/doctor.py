@@ -117,6 +117,6 @@ def _crossover(costs: dict[str, float]) -> str:
         )
     return (
         f"panels from {costs['panels_from_tokens']:.0f} tokens of an expert on "
-        f"(unpack {costs['unpack']:g}, dot {costs['dot']:g}, spread {costs['spread']:g}, "
-        f"panel dot {costs['panel_dot']:g} cycles)"
+        f"(unpack {costs['unpack']:g}, dot {costs['dot']:g}; for panels, unpack "
+        f"{costs['panel_unpack']:g}, dot {costs['panel_dot']:g} cycles)"
     )

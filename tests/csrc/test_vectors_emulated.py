@@ -81,10 +81,10 @@ def check_equals_avx2(emulated: Linear, kind: QuantType) -> None:
     shapes = [(13, block_weights(kind)), (32, 512 + block_weights(kind)), (13, 2048)]
     for rows, cols in shapes:  # 32 rows go into a panel
         w = random_matrix(kind, 1, rows, cols)
-        x = activations(7, cols)
+        x = activations(11, cols)
         with isa.forced("avx2"):
-            assert torch.equal(emulated(x, w), ops.linear(x, w))
-            assert torch.equal(emulated(x[:1], w), ops.linear(x[:1], w))
+            for tokens in (1, 7, 11):
+                assert torch.equal(emulated(x[:tokens], w), ops.linear(x[:tokens], w))
 
 
 @pytest.mark.slow  # half a minute of compiling

@@ -77,10 +77,21 @@ def test_a_wrong_scale_is_seen(kind: GGMLQuantizationType) -> None:
 def test_a_token_is_the_same_alone_and_in_a_batch(
     each_exact_isa: str, kind: GGMLQuantizationType
 ) -> None:
-    cols = 256 + block_weights(kind)
-    w = random_matrix(kind, 1, 9, cols)
-    x = activations(7, cols)
-    alone = torch.cat([ops.linear(x[t : t + 1], w) for t in range(7)])
+    """More rows and columns than kernels of few tokens take at once; rows that are no pairs."""
+    cols = 2304 + block_weights(kind)
+    w = random_matrix(kind, 1, 45, cols)
+    x = activations(18, cols)
+    alone = torch.cat([ops.linear(x[t : t + 1], w) for t in range(18)])
+    for tokens in (*range(2, 10), 18):
+        assert torch.equal(ops.linear(x[:tokens], w), alone[:tokens]), tokens
+
+
+@pytest.mark.parametrize("kind", [Q4_K, GGMLQuantizationType.Q6_K], ids=str)
+@pytest.mark.parametrize("rows", [1, 2, 7, 8, 16, 17, 33])
+def test_few_rows_of_a_batch(each_exact_isa: str, kind: GGMLQuantizationType, rows: int) -> None:
+    w = random_matrix(kind, 1, rows, 512)
+    x = activations(11, 512)
+    alone = torch.cat([ops.linear(x[t : t + 1], w) for t in range(11)])
     assert torch.equal(ops.linear(x, w), alone)
 
 
@@ -161,12 +172,14 @@ def test_extreme_activations_do_not_overflow(each_isa: str) -> None:
     ],
     ids=lambda kind: kind.name,
 )
-@pytest.mark.parametrize("x", [torch.ones(8, 512), -torch.ones(8, 512)], ids=["+", "-"])
+@pytest.mark.parametrize("sign", [1.0, -1.0], ids=["+", "-"])
 def test_sums_of_the_greatest_codes_do_not_saturate(
-    each_isa: str, kind: QuantType, x: torch.Tensor
+    each_isa: str, kind: QuantType, sign: float
 ) -> None:
     w = greatest_codes(kind, 32, 512)
-    check_linear(x, w, ops.linear(x, w))
+    for tokens in (1, 8, 12):
+        x = torch.full((tokens, 512), sign)
+        check_linear(x, w, ops.linear(x, w))
 
 
 def test_gather_rows_is_dequantize(each_isa: str) -> None:
