@@ -101,7 +101,7 @@ tsan:  ## the thread pool, the operations on it and file reads under ThreadSanit
 	  csrc/kernels/select.cpp csrc/kernels/isa_scalar.cpp
 	build/tsan/stress_pool
 	$(CXX) -std=c++20 -O1 -g1 -fsanitize=thread -Icsrc -pthread -o build/tsan/pool_exceptions \
-	  csrc/tests/pool_exceptions.cpp csrc/base/thread_pool.cpp
+	  csrc/tests/pool_exceptions.cpp csrc/base/thread_pool.cpp csrc/base/job_trace.cpp
 	build/tsan/pool_exceptions
 	$(CXX) -std=c++20 -O1 -g1 -fsanitize=thread -Icsrc -pthread -o build/tsan/stress_reader \
 	  csrc/tests/stress_reader.cpp csrc/base/direct_file.cpp csrc/base/file_reader.cpp csrc/base/io_ring.cpp \

@@ -33,8 +33,8 @@ class TileCosts:
     """
 
     hertz: float = 2e9
-    unpack: float = 50.0  # 256 weights of a row
-    dot: float = 10.0  # these with 16 tokens
+    unpack: float = 40.0  # 256 weights of a row
+    dot: float = 11.0  # these with 16 tokens
     fixed_rows: float = 0.0  # rows whose unpacking a call does not hide
     float_pack: float = 0.3  # to bfloat16, in the order of tiles
     value_swiglu: float = 4.0

@@ -94,9 +94,8 @@ const KernelTable& active_table() {
     kernels.tiles = {pack, pack_swiglu, finish};
     kernels.costs = {.unpack = 20,
                      .dot = 1000,  // nothing but tiles
-                     .spread = 40,
+                     .panel_unpack = 60,
                      .panel_dot = 1000,
-                     .tile_tokens = 4,
                      .matrix_unpack = costs.unpack,
                      .matrix_dot = costs.dot};
     for (const TypeId type : {kQ8_0, kQ4_K}) {

@@ -61,7 +61,8 @@ def test_an_exception_of_any_thread_reaches_the_caller(tmp_path: Path) -> None:
     if not shutil.which(compiler):
         pytest.skip(f"needs {compiler}")
     program = tmp_path / "pool_exceptions"
-    sources = [CSRC / "tests" / "pool_exceptions.cpp", CSRC / "base" / "thread_pool.cpp"]
+    names = ("tests/pool_exceptions", "base/thread_pool", "base/job_trace")
+    sources = [CSRC / f"{name}.cpp" for name in names]
     options = ["-std=c++20", "-O1", "-Wall", "-Wextra", "-Werror", "-pthread", f"-I{CSRC}"]
     subprocess.run([compiler, *options, "-o", program, *sources], check=True)
     subprocess.run([program], check=True)
