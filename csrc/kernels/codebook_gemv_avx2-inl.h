@@ -3,79 +3,21 @@
 #pragma once
 
 #include "kernels/codebook_groups-inl.h"
+#include "kernels/codebook_parts_avx2-inl.h"
 #include "kernels/gemv-inl.h"
 
 namespace hm {
 namespace {
-
-// In every half: eight times byte `a`, then eight times byte `b`.
-HM_INLINE __m256i two_bytes(int64_t a, int64_t b) {
-  const auto each = static_cast<int64_t>(kEachByte);
-  return _mm256_set_epi64x(b * each, a * each, b * each, a * each);
-}
-
-HM_INLINE __m256i shuffle(__m256i v, __m256i order) { return _mm256_shuffle_epi8(v, order); }
 
 template <class Block, class Lanes>
 struct StridedGroupOf : GroupOf<Block, Lanes> {
   static constexpr bool kSignsApart = false;
 };
 
-// A group whose signs are apart: byte SignBytes * V of the 64 bits of a block are those of its
-// entry V.
-template <class Block, class Lanes, int SignBytes>
-struct SignsApartOf : GroupOf<Block, Lanes> {
-  static constexpr bool kSignsApart = true;
-  Simd::B64 sign_bytes;
-
-  template <int V>
-  HM_INLINE Simd::Signs signs() const {
-    return {expand<V>(sign_bytes.lo), expand<V>(sign_bytes.hi)};
-  }
-
- private:
-  template <int V>
-  static HM_INLINE __m256i expand(__m256i bytes) {
-    const __m256i bit_of = _mm256_set1_epi64x(static_cast<int64_t>(0x8040201008040201));
-    const __m256i bits =
-        _mm256_and_si256(shuffle(bytes, two_bytes(SignBytes * V, 8 + SignBytes * V)), bit_of);
-    return _mm256_or_si256(_mm256_cmpeq_epi8(bits, bit_of), _mm256_set1_epi8(1));
-  }
-};
-
-HM_INLINE __m256i load_half(const void* p, int half) {
-  return _mm256_loadu_si256((const __m256i*)p + half);
-}
-
-// Four bytes a block of 32 -> 64 bits a block.
-HM_INLINE Simd::B64 bytes_apart(const uint8_t* p) {
-  return {_mm256_cvtepu32_epi64(_mm_loadu_si128((const __m128i*)p)),
-          _mm256_cvtepu32_epi64(_mm_loadu_si128((const __m128i*)p + 1))};
-}
-
 // 32 bytes -> words.
 HM_INLINE Simd::B64 words_of(const uint8_t* p) {
   return {_mm256_cvtepu8_epi16(_mm_loadu_si128((const __m128i*)p)),
           _mm256_cvtepu8_epi16(_mm_loadu_si128((const __m128i*)p + 1))};
-}
-
-// Words of 0..127, and their parity as bit 7.
-HM_INLINE __m256i with_parity(__m256i indices) {
-  const __m256i parities = _mm256_broadcastsi128_si256(
-      _mm_setr_epi8(0, -128, -128, 0, -128, 0, 0, -128, -128, 0, 0, -128, 0, -128, -128, 0));
-  const __m256i folded = _mm256_and_si256(_mm256_xor_si256(indices, _mm256_srli_epi16(indices, 4)),
-                                          _mm256_set1_epi16(15));
-  return _mm256_or_si256(indices, shuffle(parities, folded));
-}
-
-// Words of s (4) | sign index (7) x 4, as 64 bits each -> four words with parity.
-HM_INLINE __m256i sign_words(__m256i words) {
-  const __m256i pairs = _mm256_or_si256(
-      _mm256_and_si256(words, _mm256_set1_epi64x(0x3fff)),
-      _mm256_and_si256(_mm256_slli_epi64(words, 18), _mm256_set1_epi64x(0x3fff00000000)));
-  return with_parity(
-      _mm256_or_si256(_mm256_and_si256(pairs, _mm256_set1_epi32(0x7f)),
-                      _mm256_and_si256(_mm256_slli_epi32(pairs, 9), _mm256_set1_epi32(0x7f0000))));
 }
 
 // scale (2 s + 1)
@@ -104,23 +46,10 @@ HM_INLINE __m256i four_entries(const uint64_t* a, const uint64_t* b, const uint6
   return _mm256_set_m128i(two(c, d), two(a, b));
 }
 
-// Entries of four words: in scalar registers, since what was just stored takes a load long.
-HM_INLINE void to_scalars(__m256i v, uint64_t* out) {
-  out[0] = static_cast<uint64_t>(_mm256_extract_epi64(v, 0));
-  out[1] = static_cast<uint64_t>(_mm256_extract_epi64(v, 1));
-  out[2] = static_cast<uint64_t>(_mm256_extract_epi64(v, 2));
-  out[3] = static_cast<uint64_t>(_mm256_extract_epi64(v, 3));
-}
-
-HM_INLINE void to_scalars(Simd::B64 v, uint64_t* out) {
-  to_scalars(v.lo, out);
-  to_scalars(v.hi, out + 4);
-}
-
-// Entries V of the blocks, by word V of each block's 64 bits.
-template <int V, int Mask = 0xffff>
-HM_INLINE Simd::B64 entries_at(const uint64_t* table, const uint64_t (&index)[8]) {
-  const auto at = [&](int block) { return table + (index[block] >> 16 * V & Mask); };
+// Entries V of the blocks.
+template <int V, class Indices>
+HM_INLINE Simd::B64 entries_at(const uint64_t* table, const Indices& index) {
+  const auto at = [&](int block) { return table + index.template get<V>(block); };
   return {four_entries(at(0), at(1), at(2), at(3)), four_entries(at(4), at(5), at(6), at(7))};
 }
 
@@ -134,17 +63,14 @@ HM_INLINE __m256i pairs_at(const uint32_t* table, At at) {
   return _mm256_set_m128i(two_blocks(2), two_blocks(0));
 }
 
-struct StridedIQ2_XXS : SignsApartOf<BlockIQ2_XXS, Simd::PerBlock, 2> {
+struct StridedIQ2_XXS : SignIndicesOf<BlockIQ2_XXS> {
   HM_INLINE void load(const Block* b) {
-    const __m256i low = _mm256_srli_epi64(load_half(b->qs, 0), 32);
-    const __m256i high = _mm256_srli_epi64(load_half(b->qs, 1), 32);
-    sign_bytes = {sign_words(low), sign_words(high)};
-    const __m256i order = _mm256_setr_epi32(0, 2, 4, 6, 1, 3, 5, 7);
-    const __m256i s =
-        _mm256_srli_epi32(_mm256_permute2x128_si256(_mm256_permutevar8x32_epi32(low, order),
-                                                    _mm256_permutevar8x32_epi32(high, order), 0x20),
-                          28);
-    d = odd_scales8(half_to_float(b->d) * 0.125f, s);
+    const __m256 low = _mm256_castsi256_ps(load_half(b->qs, 0));
+    const __m256 high = _mm256_castsi256_ps(load_half(b->qs, 1));
+    const __m256i words = _mm256_castps_si256(_mm256_shuffle_ps(low, high, 0xdd));
+    set_signs(words);
+    const __m256i in_order = _mm256_permute4x64_epi64(words, 0xd8);
+    d = odd_scales8(half_to_float(b->d) * 0.125f, _mm256_srli_epi32(in_order, 28));
   }
   template <int V>
   HM_INLINE Simd::B64 codes(const Block* b) const {
@@ -154,25 +80,24 @@ struct StridedIQ2_XXS : SignsApartOf<BlockIQ2_XXS, Simd::PerBlock, 2> {
   }
 };
 
-struct StridedIQ2_XS : SignsApartOf<BlockIQ2_XS, Simd::PerHalf, 2> {
-  uint64_t index[8];
-
+struct StridedIQ2_XS : SignsApartOf<BlockIQ2_XS, Simd::PerHalf> {
   HM_INLINE void load(const Block* b) {
     const __m256i low = load_half(b->qs, 0), high = load_half(b->qs, 1);
-    memcpy(index, b->qs, sizeof index);
     sign_bytes = {with_parity(_mm256_srli_epi16(low, 9)), with_parity(_mm256_srli_epi16(high, 9))};
     d = odd_scales16(half_to_float(b->d) * 0.125f, b->scales);
   }
   template <int V>
-  HM_INLINE Simd::B64 codes(const Block*) const {
-    return entries_at<V, 511>(kCodebookIQ2_XS.entry, index);
+  HM_INLINE Simd::B64 codes(const Block* b) const {
+    const auto at = [&](int block) { return kCodebookIQ2_XS.entry + (b->qs[4 * block + V] & 511); };
+    return {four_entries(at(0), at(1), at(2), at(3)), four_entries(at(4), at(5), at(6), at(7))};
   }
 };
 
-struct StridedIQ2_S : SignsApartOf<BlockIQ2_S, Simd::PerHalf, 1> {
-  uint64_t index[8];
+template <class Indices>
+struct StridedIQ2_SOf : SignBytesOf<BlockIQ2_S, Simd::PerHalf> {
+  Indices index;
 
-  HM_INLINE void load(const Block* b) {
+  static HM_INLINE Simd::B64 indices(const Block* b, int) {
     const Simd::B64 low = words_of(b->qs);
     // Bits 2 k of a byte of qh -> bits 8, 9 of word k of its four.
     const auto high = [&](int half) {
@@ -185,8 +110,10 @@ struct StridedIQ2_S : SignsApartOf<BlockIQ2_S, Simd::PerHalf, 1> {
       const __m256i first = _mm256_blend_epi16(placed, four, 0x11);
       return _mm256_and_si256(first, _mm256_set1_epi16(0x300));
     };
-    to_scalars(Simd::or_(low, {high(0), high(1)}), index);
-    sign_bytes = bytes_apart(b->signs);
+    return Simd::or_(low, {high(0), high(1)});
+  }
+  HM_INLINE void load_rest(const Block* b) {
+    set_signs(b->signs);
     d = odd_scales16(half_to_float(b->d) * 0.125f, b->scales);
   }
   template <int V>
@@ -195,11 +122,13 @@ struct StridedIQ2_S : SignsApartOf<BlockIQ2_S, Simd::PerHalf, 1> {
   }
 };
 
-struct StridedIQ3_XXS : SignsApartOf<BlockIQ3_XXS, Simd::PerBlock, 2> {
+struct StridedIQ2_S : IndexedGroup<StridedIQ2_SOf, 32> {};
+
+struct StridedIQ3_XXS : SignIndicesOf<BlockIQ3_XXS> {
   HM_INLINE void load(const Block* b) {
-    const Simd::B64 words = bytes_apart(b->words);
-    sign_bytes = {sign_words(words.lo), sign_words(words.hi)};
-    d = odd_scales8(half_to_float(b->d) * 0.25f, _mm256_srli_epi32(load_half(b->words, 0), 28));
+    const __m256i words = load_half(b->words, 0);
+    set_signs(_mm256_permute4x64_epi64(words, 0xd8));
+    d = odd_scales8(half_to_float(b->d) * 0.25f, _mm256_srli_epi32(words, 28));
   }
   template <int V>
   HM_INLINE Simd::B64 codes(const Block* b) const {
@@ -210,41 +139,45 @@ struct StridedIQ3_XXS : SignsApartOf<BlockIQ3_XXS, Simd::PerBlock, 2> {
   }
 };
 
-struct StridedIQ3_S : SignsApartOf<BlockIQ3_S, Simd::PerBlock, 1> {
-  uint64_t index[16];
+template <class Indices>
+struct StridedIQ3_SOf : SignBytesOf<BlockIQ3_S, Simd::PerBlock> {
+  Indices index;
 
-  HM_INLINE void load(const Block* b) {
-    for (int h = 0; h < 2; ++h) {
-      const Simd::B64 high = Simd::spread_bits<1>(b->qh + 4 * h, b->qh + 4 * h);
-      const __m256i low = load_half(b->qs, h);
-      // Low and high bytes of 16 words each; unpacking is by halves.
-      const __m256i a = _mm256_permute4x64_epi64(low, 0xd8);
-      const __m256i c = _mm256_permute4x64_epi64(high.lo, 0xd8);
-      to_scalars({_mm256_unpacklo_epi8(a, c), _mm256_unpackhi_epi8(a, c)}, index + 8 * h);
-    }
-    sign_bytes = bytes_apart(b->signs);
+  static HM_INLINE Simd::B64 indices(const Block* b, int half) {
+    const Simd::B64 high = Simd::spread_bits<1>(b->qh + 4 * half, b->qh + 4 * half);
+    // Low and high bytes of 16 words each; unpacking is by halves.
+    const __m256i low = _mm256_permute4x64_epi64(load_half(b->qs, half), 0xd8);
+    const __m256i upper = _mm256_permute4x64_epi64(high.lo, 0xd8);
+    return {_mm256_unpacklo_epi8(low, upper), _mm256_unpackhi_epi8(low, upper)};
+  }
+  HM_INLINE void load_rest(const Block* b) {
+    set_signs(b->signs);
     const __m256i word = _mm256_set1_epi32(static_cast<int32_t>(load_u32(b->scales)));
     const __m256i s = _mm256_srlv_epi32(word, _mm256_setr_epi32(0, 4, 8, 12, 16, 20, 24, 28));
     d = odd_scales8(half_to_float(b->d), _mm256_and_si256(s, _mm256_set1_epi32(15)));
   }
   template <int V>
   HM_INLINE Simd::B64 codes(const Block*) const {
-    const auto half = [&](const uint64_t* words) {
+    const auto half = [&](int first) {
       return pairs_at(kCodebookIQ3_S.entry, [&](int block, int n) {
-        return static_cast<uint16_t>(words[2 * block + V / 2] >> 16 * (V % 2 * 2 + n));
+        return n == 0 ? index.template get<2 * V>(first + block)
+                      : index.template get<2 * V + 1>(first + block);
       });
     };
-    return {half(index), half(index + 8)};
+    return {half(0), half(4)};
   }
 };
 
-// Codes are 8 c + 15; the shift of a block, -1 or 1, is that of its bit.
-struct StridedIQ1_S : StridedGroupOf<BlockIQ1_S, Simd::PerBlock> {
-  static constexpr int kBias = 16, kShift = 2;
-  uint64_t index[8];
-  uint32_t shifts;
+struct StridedIQ3_S : IndexedGroup<StridedIQ3_SOf, 64> {};
 
-  HM_INLINE void load(const Block* b) {
+// Codes are 8 c + 15; the shift of a block, -1 or 1, is that of its lane.
+template <class Indices>
+struct StridedIQ1_SOf : StridedGroupOf<BlockIQ1_S, Simd::PerBlock> {
+  static constexpr int kBias = 16, kShift = 2;
+  Indices index;
+  __m256i shifts;  // a mask
+
+  static HM_INLINE Simd::B64 indices(const Block* b, int) {
     const __m128i eight = _mm_loadu_si128((const __m128i*)b->qh);
     const Simd::B64 low = words_of(b->qs);
     // Bits 3 k of word k of a word's four -> bits 8, 9, 10.
@@ -257,10 +190,13 @@ struct StridedIQ1_S : StridedGroupOf<BlockIQ1_S, Simd::PerBlock> {
       const __m256i last = _mm256_srli_epi16(four, 1);
       return _mm256_and_si256(_mm256_blend_epi16(low_two, last, 0x88), _mm256_set1_epi16(0x700));
     };
-    to_scalars(Simd::or_(low, {high(eight), high(_mm_srli_si128(eight, 8))}), index);
-    shifts = ~static_cast<uint32_t>(_mm_movemask_epi8(_mm_packs_epi16(eight, eight))) & 255;
-    const __m256i s = _mm256_srli_epi32(_mm256_cvtepu16_epi32(eight), 12);
-    d = odd_scales8(half_to_float(b->d) * 0.125f, _mm256_and_si256(s, _mm256_set1_epi32(7)));
+    return Simd::or_(low, {high(eight), high(_mm_srli_si128(eight, 8))});
+  }
+  HM_INLINE void load_rest(const Block* b) {
+    const __m256i words = _mm256_cvtepi16_epi32(_mm_loadu_si128((const __m128i*)b->qh));
+    shifts = _mm256_cmpgt_epi32(words, _mm256_set1_epi32(-1));
+    const __m256i s = _mm256_and_si256(_mm256_srli_epi32(words, 12), _mm256_set1_epi32(7));
+    d = odd_scales8(half_to_float(b->d) * 0.125f, s);
   }
   template <int V>
   HM_INLINE Simd::B64 codes(const Block*) const {
@@ -268,25 +204,41 @@ struct StridedIQ1_S : StridedGroupOf<BlockIQ1_S, Simd::PerBlock> {
   }
 };
 
-// Codes are 8 c + 15 and 0 or 2.
-struct StridedIQ1_M : StridedGroupOf<BlockIQ1_M, Simd::PerHalf> {
-  static constexpr int kBias = 16;
-  uint64_t index[8];
-  Simd::B64 shifts;
+struct StridedIQ1_S : IndexedGroup<StridedIQ1_SOf, 32> {
+  uint32_t shifts;  // a bit for each lane
 
   HM_INLINE void load(const Block* b) {
-    const Simd::B64 low = words_of(b->qs);
-    const auto nibble_words = [&](const uint8_t* qh) {
+    IndexedGroup::load(b);
+    shifts = static_cast<uint32_t>(_mm256_movemask_ps(_mm256_castsi256_ps(IndexedGroup::shifts)));
+  }
+};
+
+// Codes are 8 c + 15 and 0 or 2.
+template <class Indices>
+struct StridedIQ1_MOf : StridedGroupOf<BlockIQ1_M, Simd::PerHalf> {
+  static constexpr int kBias = 16;
+  Indices index;
+  Simd::B64 shifts;
+
+  // Nibbles of qh at the top of words.
+  static HM_INLINE Simd::B64 nibbles(const Block* b) {
+    const auto eight = [](const uint8_t* qh) {
       const __m256i bytes = _mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i*)qh));
       return _mm256_or_si256(_mm256_slli_epi16(bytes, 12), _mm256_slli_epi32(bytes, 24));
     };
-    const __m256i first = nibble_words(b->qh), second = nibble_words(b->qh + 8);
-    const __m256i mask = _mm256_set1_epi16(0x700), two = _mm256_set1_epi8(2);
-    to_scalars(Simd::or_(low, {_mm256_and_si256(_mm256_srli_epi16(first, 4), mask),
-                               _mm256_and_si256(_mm256_srli_epi16(second, 4), mask)}),
-               index);
-    shifts = {_mm256_andnot_si256(_mm256_srai_epi16(first, 15), two),
-              _mm256_andnot_si256(_mm256_srai_epi16(second, 15), two)};
+    return {eight(b->qh), eight(b->qh + 8)};
+  }
+  static HM_INLINE Simd::B64 indices(const Block* b, int) {
+    const Simd::B64 words = nibbles(b);
+    const __m256i mask = _mm256_set1_epi16(0x700);
+    return Simd::or_(words_of(b->qs), {_mm256_and_si256(_mm256_srli_epi16(words.lo, 4), mask),
+                                       _mm256_and_si256(_mm256_srli_epi16(words.hi, 4), mask)});
+  }
+  HM_INLINE void load_rest(const Block* b) {
+    const Simd::B64 words = nibbles(b);
+    const __m256i two = _mm256_set1_epi8(2);
+    shifts = {_mm256_andnot_si256(_mm256_srai_epi16(words.lo, 15), two),
+              _mm256_andnot_si256(_mm256_srai_epi16(words.hi, 15), two)};
     uint16_t packed[4];
     memcpy(packed, b->scales, sizeof packed);
     const float scale = half_to_float(iq1_m_scale(packed)) * 0.125f;
@@ -306,6 +258,55 @@ struct StridedIQ1_M : StridedGroupOf<BlockIQ1_M, Simd::PerHalf> {
             _mm256_add_epi8(entries.hi, shuffle(shifts.hi, order))};
   }
 };
+
+struct StridedIQ1_M : IndexedGroup<StridedIQ1_MOf, 32> {};
+
+// One token by indices made ahead: what was just stored takes a load long. Rows are whole groups,
+// and follow each other.
+template <class Group>
+void gemv_ahead(const MatmulArgs& args, int64_t token) {
+  using Block = typename Group::Block;
+  constexpr int ahead = 4, slots = 8;
+  alignas(64) uint16_t indices[slots][Group::kIndices];
+  const ActivationRow x[1] = {activation_row(args.x[token], args.cols)};
+  const int64_t num_groups = args.cols / kSuperWeights;
+  const auto* blocks = (const Block*)args.weights;
+  const Block* last = blocks + args.num_rows * num_groups - 1;
+  const auto make = [&](const Block* b, int64_t slot) {
+    Group::make_indices(b < last ? b : last, indices[slot % slots]);
+  };
+  for (int i = 0; i < ahead; ++i) make(blocks + i, i);
+  int64_t slot = 0;
+  for (int64_t r = 0; r < args.num_rows; ++r) {
+    GroupSums<Group, 1> sums;
+    sums.lanes[0] = Group::Lanes::set(0.0f);
+    for (int64_t g = 0; g < num_groups; ++g, ++blocks, ++slot) {
+      fetch_ahead<sizeof(Block)>(args, blocks);
+      make(blocks + ahead, slot + ahead);
+      Group group;
+      group.load(blocks, indices[slot % slots]);
+      sums.add_group(group, blocks, x, g * kSuperWeights);
+    }
+    args.out[token * args.out_stride + r] = Group::Lanes::reduce(sums.lanes[0]);
+  }
+}
+
+template <>
+void gemv_groups<StridedIQ1_S, 1>(const MatmulArgs& args, int64_t token) {
+  gemv_ahead<StridedIQ1_S::Ahead>(args, token);
+}
+template <>
+void gemv_groups<StridedIQ1_M, 1>(const MatmulArgs& args, int64_t token) {
+  gemv_ahead<StridedIQ1_M::Ahead>(args, token);
+}
+template <>
+void gemv_groups<StridedIQ2_S, 1>(const MatmulArgs& args, int64_t token) {
+  gemv_ahead<StridedIQ2_S::Ahead>(args, token);
+}
+template <>
+void gemv_groups<StridedIQ3_S, 1>(const MatmulArgs& args, int64_t token) {
+  gemv_ahead<StridedIQ3_S::Ahead>(args, token);
+}
 
 }  // namespace
 }  // namespace hm

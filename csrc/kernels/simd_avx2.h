@@ -206,6 +206,11 @@ struct SimdAvx2 : SimdYmm {
   }
 
   struct PerBlock : PerBlockYmm {
+    using PerBlockYmm::add_where;
+    // v + w in the lanes of a mask.
+    static HM_INLINE Int add_where(__m256i lanes, Int v, Int w) {
+      return _mm256_add_epi32(v, _mm256_and_si256(lanes, w));
+    }
     // Numbers of a unit's lanes in the order of Panel::add_runs, and the sum of each row's lanes.
     static HM_INLINE void to_unit(const Float (&rows)[1], __m256 (&out)[1]) {
       out[0] = reorder(rows[0]);
