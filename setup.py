@@ -42,7 +42,7 @@ AVX_VNNI = [*AVX2, "-mavxvnni"]
 AVX512 = [
     *AVX2,
     *("-mbmi2", "-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mavx512vnni"),
-    *("-Wno-unknown-warning-option", "-Wno-maybe-uninitialized"),  # false alarms in GCC 12's header
+    *("-Wno-unknown-warning-option", "-Wno-maybe-uninitialized", "-Wno-uninitialized"),  # of GCC 12
 ]
 AMX = [*AVX512, "-mavx512vbmi", "-mavx512bf16", "-mamx-tile", "-mamx-int8", "-mamx-bf16"]
 SCALAR = [] if SANITIZE else ["-O2"]  # a fallback: half of the time of -O3 to compile

@@ -10,9 +10,6 @@
 // multiple of kAttentionBlock, of positions or of a list of them; its keys are widened to floats
 // once; keys that a lane must not see get a weight of exactly zero. So a token's result has the
 // same bits alone and in a prompt.
-//
-// Long prompts attend to the keys and values of each head, expanded from the rows a block at a
-// time: the same products with fewer numbers, for queries that are one head of many tokens.
 #pragma once
 
 #include "kernels/elementwise-inl.h"
@@ -120,8 +117,7 @@ HM_INLINE void widen_kv_row(const uint8_t* row, KvType type, int64_t dim, float*
 
 // Scores [key][lane] become weights e^(scale score - max), those of keys that a lane must not see
 // zero; `out` gets each lane's greatest score and the sum of its weights.
-template <class Block>
-HM_INLINE void weigh_scores(const Block& a, const AttentionSums& out) {
+HM_INLINE void weigh_scores(const AttentionBlock& a, const AttentionSums& out) {
   const int64_t lanes = a.lanes;
   for (int64_t i = 0; i < lanes; ++i) {
     out.max[i] = kNoAttentionKey;
@@ -144,43 +140,14 @@ HM_INLINE void weigh_scores(const Block& a, const AttentionSums& out) {
   }
 }
 
-void attend_expanded(const ExpandedBlock& a, const AttentionSums& out) {
-  broadcast_product(a.keys, a.stride, 1, a.queries, a.num_keys, a.dim, a.lanes, a.scores, a.lanes);
-  weigh_scores(a, out);
-  broadcast_product(a.values, 1, a.stride, a.scores, a.value_dim, a.num_keys, a.lanes, out.values,
-                    a.lanes);
-}
-
 void attend(const AttentionBlock& a, const AttentionSums& out) {
   for (int64_t k = 0; k < a.num_keys; ++k) {
     widen_kv_row(a.rows[k], a.type, a.dim, a.keys + k * a.dim);
   }
-  attend_expanded({.queries = a.queries,
-                   .keys = a.keys,
-                   .values = a.keys,
-                   .stride = a.dim,
-                   .num_keys = a.num_keys,
-                   .visible = a.visible,
-                   .dim = a.dim,
-                   .value_dim = a.value_dim,
-                   .lanes = a.lanes,
-                   .scale = a.scale,
-                   .scores = a.scores},
-                  out);
-}
-
-void expand_head(const HeadExpansion& h, const uint8_t* const* rows, KvType type, int64_t num_keys,
-                 float* latents, float* out) {
-  const int64_t dim = h.latent_dim + h.rope_dim;
-  for (int64_t k = 0; k < num_keys; ++k) {
-    widen_kv_row(rows[k], type, dim, latents + k * dim);
-    memcpy(out + k * h.stride + h.nope_dim, latents + k * dim + h.latent_dim,
-           h.rope_dim * sizeof(float));
-  }
-  broadcast_product(latents, dim, 1, h.key_weights, num_keys, h.latent_dim, h.nope_dim, out,
-                    h.stride);
-  broadcast_product(latents, dim, 1, h.value_weights, num_keys, h.latent_dim, h.value_dim,
-                    out + h.nope_dim + h.rope_dim, h.stride);
+  broadcast_product(a.keys, a.dim, 1, a.queries, a.num_keys, a.dim, a.lanes, a.scores, a.lanes);
+  weigh_scores(a, out);
+  broadcast_product(a.keys, 1, a.dim, a.scores, a.value_dim, a.num_keys, a.lanes, out.values,
+                    a.lanes);
 }
 
 // What the values of a total and of a block count in their union.

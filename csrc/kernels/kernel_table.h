@@ -171,32 +171,45 @@ struct AttentionBlock {
   float* scores;  // (kAttentionBlock, lanes), scratch
 };
 
-// Attention over keys and values that are floats.
+static constexpr int64_t round_up_16(int64_t n) { return (n + 15) / 16 * 16; }
+
+// A block of keys and values of one head, rounded to 16 bits; two in a word.
+struct ExpandedKeys {
+  int32_t* keys;          // (kAttentionBlock, dim / 2)
+  int32_t* values;        // (kAttentionBlock / 2, value_stride): value_dim words of two positions
+  int64_t value_stride;   // words
+  float* key_scales;      // (kAttentionBlock); NaN: a number of the key was not finite
+  float* value_logs;      // logarithms of the values' scales
+  float* value_inverses;  // of these, times a weight's codes
+};
+
 struct ExpandedBlock {
-  const float* queries;  // (dim, lanes) as packed
-  const float* keys;     // (num_keys) rows of dim numbers, `stride` apart
-  const float* values;   // (num_keys) rows of value_dim numbers, as far apart
-  int64_t stride;
+  const int32_t* queries;     // (dim / 2, lanes), by round_columns
+  const float* query_scales;  // (lanes), times the scale of the scores
+  ExpandedKeys keys;
   int64_t num_keys;
   const int32_t* visible;  // (lanes)
   int64_t dim, value_dim, lanes;
-  float scale;
-  float* scores;  // (kAttentionBlock, lanes), scratch
+  float* scores;     // (kAttentionBlock, lanes), scratch
+  int32_t* weights;  // (kAttentionBlock / 2, lanes), scratch
 };
 
-// Keys and values of one head, from rows of the KV cache: of each row a key, then its values. Sizes
-// but latent_dim are multiples of 16.
+// Matrices of one head, by round_columns, with the scales of their columns. All sizes but
+// latent_dim are multiples of 16, and it is even.
 struct HeadExpansion {
-  const float* key_weights;    // (latent_dim, nope_dim)
-  const float* value_weights;  // (latent_dim, value_dim)
+  const int32_t *key_weights, *value_weights;  // (latent_dim / 2, nope_dim), (.., value_dim)
+  const float *key_scales, *value_scales;
   int64_t latent_dim, nope_dim, rope_dim, value_dim;
-  int64_t stride;  // of expanded rows
+
+  // Floats of scratch memory that a block takes.
+  int64_t scratch_floats() const {
+    const int64_t row = nope_dim + value_dim + rope_dim + 1 + latent_dim / 2;
+    return kAttentionBlock * row + round_up_16(latent_dim + nope_dim + 2 * rope_dim + value_dim);
+  }
 };
 
-// An odd number of cache lines, so that a column of expanded rows spreads over all sets of a cache.
-static constexpr int64_t expanded_stride(int64_t key_dim, int64_t value_dim) {
-  return (key_dim + value_dim) / 32 * 32 + 16;
-}
+// An odd number of cache lines, so that a column of values spreads over all sets of a cache.
+static constexpr int64_t expanded_stride(int64_t value_dim) { return value_dim / 32 * 32 + 16; }
 
 // Scores of one block of index keys for `lanes` queries: of each token those of its heads, in
 // token_lanes lanes, a multiple of 16. A key's score is sum over heads of weight max(q . k, 0).
@@ -250,9 +263,11 @@ struct KernelTable {
                        float* out);
   MatmulCosts costs;
   AttentionKernels attention;
-  // out: (num_keys, stride); latents: (num_keys, latent_dim + rope_dim), scratch.
+  // Rounds x (depth, lanes) to 16 bits: out (depth / 2, lanes) has two rows in a word.
+  void (*round_columns)(const float* x, int64_t depth, int64_t lanes, int32_t* out, float* scales);
+  // Makes keys and values from rows of the KV cache.
   void (*expand_head)(const HeadExpansion& head, const uint8_t* const* rows, KvType type,
-                      int64_t num_keys, float* latents, float* out);
+                      int64_t num_keys, float* scratch, const ExpandedKeys& out);
   void (*attend_expanded)(const ExpandedBlock& block, const AttentionSums& out);
   void (*score_index)(const IndexBlock& block);
   // Of kKvF16 and kKvBF16, multiples of 32; null without matrix tiles.

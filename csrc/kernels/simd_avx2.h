@@ -359,6 +359,10 @@ struct SimdAvx2 : SimdYmm {
     static HM_INLINE Int add_runs(Int a, Int b) { return add_pairs(a, b); }
     static HM_INLINE Int add_int(Int a, Int b) { return _mm256_add_epi32(a, b); }
     static HM_INLINE Int as_int(Float v) { return _mm256_castps_si256(v); }
+    // Adds the products of two numbers of 16 bits in each lane.
+    static HM_INLINE Int dot_pairs(Int sum, Int w, Int x) {
+      return _mm256_add_epi32(sum, _mm256_madd_epi16(w, x));
+    }
     static HM_INLINE Float to_float(Int v) { return _mm256_cvtepi32_ps(v); }
     static HM_INLINE Float add(Float a, Float b) { return _mm256_add_ps(a, b); }
     static HM_INLINE Float mul(Float a, Float b) { return _mm256_mul_ps(a, b); }

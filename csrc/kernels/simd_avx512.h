@@ -292,6 +292,14 @@ struct Simd : SimdYmm {
     }
     static HM_INLINE Int add_int(Int a, Int b) { return _mm512_add_epi32(a, b); }
     static HM_INLINE Int as_int(Float v) { return _mm512_castps_si512(v); }
+    static HM_INLINE Int dot_pairs(Int sum, Int w, Int x) {
+#ifdef SIMDE_ENABLE_NATIVE_ALIASES
+      return _mm512_add_epi32(sum, _mm512_madd_epi16(w, x));
+#else  // with the intrinsic, GCC 12 keeps half of 24 sums in memory
+      asm("vpdpwssd %2, %1, %0" : "+v"(sum) : "v"(w), "v"(x));
+      return sum;
+#endif
+    }
     static HM_INLINE Float to_float(Int v) { return _mm512_cvtepi32_ps(v); }
     static HM_INLINE Float add(Float a, Float b) { return _mm512_add_ps(a, b); }
     static HM_INLINE Float mul(Float a, Float b) { return _mm512_mul_ps(a, b); }

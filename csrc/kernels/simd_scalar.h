@@ -413,6 +413,15 @@ struct Simd {
       }
       return r;
     }
+    static HM_INLINE Int dot_pairs(const Int& sum, const Int& w, const Int& x) {
+      Int r;
+      for (int i = 0; i < kLanes; ++i) {
+        const int32_t low = static_cast<int16_t>(w.v[i]) * static_cast<int16_t>(x.v[i]);
+        const int32_t high = (w.v[i] >> 16) * (x.v[i] >> 16);
+        r.v[i] = static_cast<int32_t>(static_cast<uint32_t>(sum.v[i]) + low + high);
+      }
+      return r;
+    }
     static HM_INLINE void transpose(const uint8_t* rows, int64_t stride, Int (&out)[kLanes]) {
       for (int r = 0; r < kLanes; ++r) {
         for (int c = 0; c < kLanes; ++c) memcpy(&out[c].v[r], rows + r * stride + 4 * c, 4);

@@ -4,6 +4,7 @@
 
 #include "formats/ik_dequantize-inl.h"
 #include "kernels/attention-inl.h"
+#include "kernels/expanded_attention-inl.h"
 #include "kernels/elementwise-inl.h"
 #include "kernels/gemm-inl.h"
 #include "kernels/gemv-inl.h"
@@ -49,6 +50,7 @@ constexpr KernelTable make_table(const char* name) {
   table.weighted_sum = weighted_sum;
   table.costs = Simd::kCosts;
   table.attention = {pack_queries, attend, merge_attention, finish_attention};
+  table.round_columns = round_columns;
   table.expand_head = expand_head;
   table.attend_expanded = attend_expanded;
   table.score_index = score_index;

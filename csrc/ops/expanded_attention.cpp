@@ -1,8 +1,7 @@
 #include "ops/expanded_attention.h"
 
 #include <algorithm>
-#include <iterator>
-#include <numeric>
+#include <utility>
 #include <vector>
 
 #include "base/check.h"
@@ -33,8 +32,7 @@ class ExpandedAttention {
         latent_dim_(args.k_b.rows),
         nope_dim_(args.k_b.cols),
         key_dim_(args.k_b.cols + args.rope_dim),
-        value_dim_(args.v_b.rows),
-        stride_(expanded_stride(key_dim_, value_dim_)) {
+        value_dim_(args.v_b.rows) {
     cut(batch);
   }
 
@@ -55,13 +53,26 @@ class ExpandedAttention {
     int64_t end() const { return start + count; }
   };
   struct Tile {
-    const float* queries;  // (nope + P, kLanes)
+    const int32_t* queries;  // (key_dim / 2, kLanes)
+    const float* query_scales;
     AttentionSums total;
   };
+  // A task's memory, cut from one piece.
   struct Scratch {
-    float* expanded;  // (kAttentionBlock, stride)
+    ExpandedKeys keys;
+    float* expansion;
     float* scores;
+    int32_t* weights;
     AttentionSums sums;  // of a block
+  };
+  class Memory {
+   public:
+    explicit Memory(float* start) : next_(start) {}
+    float* floats(int64_t count) { return std::exchange(next_, next_ + round_up_16(count)); }
+    int32_t* words(int64_t count) { return reinterpret_cast<int32_t*>(floats(count)); }
+
+   private:
+    float* next_;
   };
 
   // Parts of sequences, those that see most first.
@@ -85,73 +96,92 @@ class ExpandedAttention {
   }
 
   void attend(const Part& part, int64_t head, int worker) const {
-    const int64_t weight_floats = latent_dim_ * (nope_dim_ + value_dim_);
-    const int64_t tile_floats = key_dim_ * kLanes + sums_floats();
-    const int64_t sizes[] = {weight_floats,
-                             kAttentionBlock * stride_,
-                             kAttentionBlock * kLanes,
-                             sums_floats(),
-                             part.num_tiles() * tile_floats,
-                             kAttentionBlock * (latent_dim_ + a_.rope_dim)};
-    float* weights =
-        runtime_.scratch[worker].get<float>(std::reduce(std::begin(sizes), std::end(sizes)));
-    float* expanded = weights + sizes[0];
-    float* scores = expanded + sizes[1];
-    float* block_sums = scores + sizes[2];
-    float* tile_memory = block_sums + sizes[3];
-    float* latents = tile_memory + sizes[4];
-    const Scratch scratch = {expanded, scores, sums(block_sums)};
-    const HeadExpansion expansion = unpack_weights(head, weights, latents);
+    const int64_t value_stride = expanded_stride(value_dim_);
+    HeadExpansion sizes{};
+    sizes.latent_dim = latent_dim_;
+    sizes.nope_dim = nope_dim_;
+    sizes.rope_dim = a_.rope_dim;
+    sizes.value_dim = value_dim_;
+    const int64_t weight_floats = (latent_dim_ / 2 + 1) * (nope_dim_ + value_dim_);
+    const int64_t key_floats = kAttentionBlock * (key_dim_ / 2 + value_stride / 2 + 3);
+    const int64_t unpacking_floats = latent_dim_ * std::max(nope_dim_, 2 * value_dim_);
+    const int64_t block_floats = kAttentionBlock * kLanes * 3 / 2 + sums_floats();
+    const int64_t tile_floats = (key_dim_ / 2 + 1) * kLanes + sums_floats();
+    Memory memory(runtime_.scratch[worker].get<float>(
+        weight_floats + key_floats + sizes.scratch_floats() + block_floats +
+        std::max(unpacking_floats, key_dim_ * kLanes) + part.num_tiles() * tile_floats));
+    const Scratch scratch = {{memory.words(kAttentionBlock * key_dim_ / 2),
+                              memory.words(kAttentionBlock * value_stride / 2), value_stride,
+                              memory.floats(kAttentionBlock), memory.floats(kAttentionBlock),
+                              memory.floats(kAttentionBlock)},
+                             memory.floats(sizes.scratch_floats()),
+                             memory.floats(kAttentionBlock * kLanes),
+                             memory.words(kAttentionBlock * kLanes / 2),
+                             sums(memory.floats(sums_floats()))};
+    float* unpacked = memory.floats(std::max(unpacking_floats, key_dim_ * kLanes));
+    const HeadExpansion expansion = unpack_weights(head, sizes, memory, unpacked);
     std::vector<Tile> tiles;
     tiles.reserve(part.num_tiles());
     for (int64_t t = 0; t < part.num_tiles(); ++t) {
-      tiles.push_back(pack(part, head, t, tile_memory + t * tile_floats));
+      tiles.push_back(pack(part, head, t, memory, unpacked));
     }
     for (int64_t first = 0; first < part.end(); first += kAttentionBlock) {
       const int64_t num_keys = std::min(kAttentionBlock, part.end() - first);
       const uint8_t* rows[kAttentionBlock];
       for (int64_t i = 0; i < num_keys; ++i) rows[i] = pages_.row(part.table, first + i);
-      kernels_.expand_head(expansion, rows, pages_.type, num_keys, latents, expanded);
-      for (int64_t t = 0; t < part.num_tiles(); ++t) {
-        attend(part, t, expansion, first, scratch, tiles[t]);
-      }
+      kernels_.expand_head(expansion, rows, pages_.type, num_keys, scratch.expansion, scratch.keys);
+      for (int64_t t = 0; t < part.num_tiles(); ++t) attend(part, t, first, scratch, tiles[t]);
     }
     for (int64_t t = 0; t < part.num_tiles(); ++t) finish(part, head, t, tiles[t]);
   }
 
-  // scratch: (V, R), as v_b has it.
-  HeadExpansion unpack_weights(int64_t head, float* memory, float* scratch) const {
+  HeadExpansion unpack_weights(int64_t head, HeadExpansion to, Memory& memory,
+                               float* unpacked) const {
     const auto unpack_row = [&](const Matrix& w, int64_t row, float* out) {
       kernels_.formats[w.type->id].dequantize(w.row(head, row), w.cols, out);
       scale_products(w.scale(head), out, w.cols);
       return out;
     };
-    for (int64_t r = 0; r < latent_dim_; ++r) unpack_row(a_.k_b, r, memory + r * nope_dim_);
+    const auto round = [&](const float* x, int64_t width, const int32_t*& codes,
+                           const float*& scales) {
+      int32_t* words = memory.words(latent_dim_ / 2 * width);
+      float* column_scales = memory.floats(width);
+      kernels_.round_columns(x, latent_dim_, width, words, column_scales);
+      codes = words;
+      scales = column_scales;
+    };
+    for (int64_t r = 0; r < latent_dim_; ++r) unpack_row(a_.k_b, r, unpacked + r * nope_dim_);
+    round(unpacked, nope_dim_, to.key_weights, to.key_scales);
     const float* rows[kAttentionBlock];
+    float* values = unpacked + latent_dim_ * value_dim_;
     for (int64_t v = 0; v < value_dim_; ++v) {
-      rows[v] = unpack_row(a_.v_b, v, scratch + v * latent_dim_);
+      rows[v] = unpack_row(a_.v_b, v, unpacked + v * latent_dim_);
     }
-    float* values = memory + latent_dim_ * nope_dim_;
     kernels_.attention.pack(rows, value_dim_, latent_dim_, value_dim_, values);
-    return {memory, values, latent_dim_, nope_dim_, a_.rope_dim, value_dim_, stride_};
+    round(values, value_dim_, to.value_weights, to.value_scales);
+    return to;
   }
 
-  // In `memory`, packed; the total has seen nothing.
-  Tile pack(const Part& part, int64_t head, int64_t tile, float* memory) const {
+  // The total has seen nothing.
+  Tile pack(const Part& part, int64_t head, int64_t tile, Memory& memory, float* packed) const {
     const int64_t first = part.first + tile * kLanes, lanes = num_lanes(part, tile);
     const float* rows[kLanes];
     for (int64_t i = 0; i < lanes; ++i) rows[i] = row(a_.q_nope, head, first + i);
-    kernels_.attention.pack(rows, lanes, nope_dim_, kLanes, memory);
+    kernels_.attention.pack(rows, lanes, nope_dim_, kLanes, packed);
     for (int64_t i = 0; i < lanes; ++i) rows[i] = row(a_.q_rope, head, first + i);
-    kernels_.attention.pack(rows, lanes, a_.rope_dim, kLanes, memory + nope_dim_ * kLanes);
-    float* total = memory + key_dim_ * kLanes;
+    kernels_.attention.pack(rows, lanes, a_.rope_dim, kLanes, packed + nope_dim_ * kLanes);
+    int32_t* queries = memory.words(key_dim_ / 2 * kLanes);
+    float* scales = memory.floats(kLanes);
+    kernels_.round_columns(packed, key_dim_, kLanes, queries, scales);
+    for (int64_t i = 0; i < kLanes; ++i) scales[i] *= a_.scale;
+    float* total = memory.floats(sums_floats());
     std::fill_n(total, sums_floats(), 0.0f);
     std::fill_n(total, kLanes, kNoAttentionKey);
-    return {memory, sums(total)};
+    return {queries, scales, sums(total)};
   }
 
-  void attend(const Part& part, int64_t tile, const HeadExpansion& head, int64_t first_key,
-              const Scratch& scratch, const Tile& to) const {
+  void attend(const Part& part, int64_t tile, int64_t first_key, const Scratch& scratch,
+              const Tile& to) const {
     const int64_t lanes = num_lanes(part, tile), position = part.start + tile * kLanes;
     int32_t visible[kLanes] = {};
     for (int64_t i = 0; i < lanes; ++i) {
@@ -161,16 +191,15 @@ class ExpandedAttention {
     const int64_t num_keys = visible[lanes - 1];
     if (num_keys == 0) return;
     kernels_.attend_expanded({.queries = to.queries,
-                              .keys = scratch.expanded,
-                              .values = scratch.expanded + key_dim_,
-                              .stride = head.stride,
+                              .query_scales = to.query_scales,
+                              .keys = scratch.keys,
                               .num_keys = num_keys,
                               .visible = visible,
                               .dim = key_dim_,
                               .value_dim = value_dim_,
                               .lanes = kLanes,
-                              .scale = a_.scale,
-                              .scores = scratch.scores},
+                              .scores = scratch.scores,
+                              .weights = scratch.weights},
                              scratch.sums);
     kernels_.attention.merge(to.total, scratch.sums, value_dim_, kLanes);
   }
@@ -200,7 +229,7 @@ class ExpandedAttention {
   const KvPages& pages_;
   Runtime& runtime_;
   const KernelTable& kernels_;
-  const int64_t num_heads_, latent_dim_, nope_dim_, key_dim_, value_dim_, stride_;
+  const int64_t num_heads_, latent_dim_, nope_dim_, key_dim_, value_dim_;
   std::vector<Part> parts_;
 };
 
@@ -209,9 +238,9 @@ class ExpandedAttention {
 void expanded_attention(const ExpandedAttentionArgs& args, const KvPages& pages,
                         const SequenceBatch& batch) {
   const Matrix &k = args.k_b, &v = args.v_b;
-  check(k.batch >= 1 && k.rows >= 1 && v.batch == k.batch && v.cols == k.rows && k.cols % 16 == 0 &&
-            args.rope_dim >= 0 && args.rope_dim % 16 == 0 && v.rows >= 16 && v.rows % 16 == 0 &&
-            v.rows <= kAttentionBlock && k.rows + args.rope_dim == pages.dim,
+  check(k.batch >= 1 && k.rows >= 2 && k.rows % 2 == 0 && v.batch == k.batch && v.cols == k.rows &&
+            k.cols % 16 == 0 && args.rope_dim >= 0 && args.rope_dim % 16 == 0 && v.rows >= 16 &&
+            v.rows % 16 == 0 && v.rows <= kAttentionBlock && k.rows + args.rope_dim == pages.dim,
         "expanded_attention: k_b (", k.batch, ", ", k.rows, ", ", k.cols, "), v_b (", v.batch, ", ",
         v.rows, ", ", v.cols, "), rope ", args.rope_dim, " are not usable with pages of ",
         pages.dim, " numbers a token");
