@@ -29,10 +29,11 @@ def expanded_attention(
 
     Shapes:  q_nope (T, N, nope), q_rope (T, N, P) f32, rows of both anywhere · k_b N matrices
              (R, nope) · v_b N matrices (V, R) · pages of dim R + P -> out (T, N, V) f32.
-    Cost:    2 N (T S (nope + P + V) + S (nope + V) R) operations in float32; half of the first
+    Cost:    2 N (T S (nope + P + V) + S (nope + V) R) operations in 16 bits; half of the first
              term where T = S.
-    Numeric: float32 throughout, also the products with k_b and v_b. Softmax over blocks of 256
-             positions, merged in order.
+    Numeric: latents, weights, queries, keys and values are rounded to 11 or 12 bits of the greatest
+             of a row, softmax's weights to 2^-12 of a block's greatest; sums are exact. Blocks of
+             256 positions are merged in order.
     Errors:  ShapeError.
     Source:  DeepSeek-V2 (arXiv 2405.04434), section 2.1; online softmax, Milakov & Gimelshein 2018.
     """

@@ -36,6 +36,7 @@ __all__ = [
 HitCurve = Callable[[int], float]  # slots -> share of the chosen experts that are found
 
 _EXPANDED_TOKENS = 64  # of a step: from here on a GPU expands keys and values
+_SHORT_PRODUCTS = 1.7  # speed of a CPU's products of 16 bits, over float32: docs/log.md
 _LATENT_SCORES = 2  # multiplications with a latent: one for its score, one for its value
 
 
@@ -152,9 +153,11 @@ def attention_cost(
         num_expanded = rule.chunk(start, num_tokens, rule.most_positions).num_expanded
     long = _attended(None, num_expanded, start)
     products = long * (c.qk_dim + c.v_dim)
-    products += (pairs - long) * (_LATENT_SCORES * c.kv_lora_rank + c.rope_dim)
     if num_expanded:
         products += (start + num_expanded) * (c.nope_dim + c.v_dim) * c.kv_lora_rank
+    if not gpu:
+        products /= _SHORT_PRODUCTS
+    products += (pairs - long) * (_LATENT_SCORES * c.kv_lora_rank + c.rope_dim)
     ops = 2 * c.num_heads * products
     return max(
         (len(layers) * ops + scoring) / (gpu.ops if gpu else rates.attention_ops),
