@@ -4,8 +4,8 @@
 
 #include "formats/ik_dequantize-inl.h"
 #include "kernels/attention-inl.h"
-#include "kernels/expanded_attention-inl.h"
 #include "kernels/elementwise-inl.h"
+#include "kernels/expanded_attention-inl.h"
 #include "kernels/gemm-inl.h"
 #include "kernels/gemv-inl.h"
 #include "kernels/ik_groups-inl.h"

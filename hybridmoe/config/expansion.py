@@ -43,7 +43,8 @@ class Expansion:
         own = c.nope_dim + c.v_dim
         saved = 2 * c.kv_lora_rank - own
         is_tiled = isa == "amx" and kv_type in ("f16", "bf16")
-        is_unfit = c.kv_lora_rank % 2 or c.nope_dim % 16 or c.rope_dim % 16 or c.v_dim % 16 or c.v_dim > _BLOCK
+        is_odd = c.kv_lora_rank % 2 or any(n % 16 for n in (c.nope_dim, c.rope_dim, c.v_dim))
+        is_unfit = is_odd or c.v_dim > _BLOCK
         if saved <= 0 or is_tiled or is_unfit or not expands_prompts():
             return cls()
         least = -(-own * c.kv_lora_rank // (saved * _BLOCK)) * _BLOCK

@@ -76,8 +76,8 @@ class Case:
         greatest = values.abs().amax(-1).T + values_off.amax(-1).T  # (H, S)
         rounded = (weights * greatest).split(BLOCK, 2)
         rounding = sum(part.shape[2] * part.amax(2, keepdim=True) for part in rounded)
-        bound = relative * values.abs().amax(0) + values_off.amax(0) + greatest.amax(1)[:, None] / 1024
-        bound = bound + (1 + relative) * rounding / 4096
+        bound = relative * values.abs().amax(0) + (1 + relative) * rounding / 4096
+        bound = bound + values_off.amax(0) + greatest.amax(1)[:, None] / 1024
         return torch.einsum("ths,shv->thv", weights, values), bound
 
 
