@@ -214,9 +214,9 @@ void multiply_pairs(const TileArgs& args, Panels::Unpack unpack) {
 
 template <int Parts>
 void multiply_tiles(const TileArgs& args, Panels::Unpack unpack) {
-  static_assert(kHeldTiles == 4);
+  static_assert(kHeldTiles <= 4);
   configure_tiles();
-  switch (args.num_tiles) {
+  switch (args.num_tiles <= kHeldTiles ? args.num_tiles : 0) {
     case 1:
       multiply_held<2, 1, Parts>(args, unpack);
       break;

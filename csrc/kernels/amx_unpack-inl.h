@@ -1,7 +1,8 @@
 // Rows of weights as bfloat16, in the order of their columns: what amx_gemm-inl.h multiplies.
 //
-// The two ports of 512-bit instructions are the bound, so work is moved off them: scales are made
-// in scalar registers and broadcast by loads, and 4-bit codes look their values up.
+// The two ports of 512-bit instructions are the bound, so work is moved off them: scales are
+// broadcast by loads, codes become floats without a conversion, and those of up to five bits are
+// looked up (amx_lookups-inl.h).
 #pragma once
 
 #include <stddef.h>

@@ -129,6 +129,10 @@ extern "C" __attribute__((visibility("default"))) void emulated_attention(
       {&span, 1, table, num_entries});
 }
 
+extern "C" __attribute__((visibility("default"))) void emulated_threads(int64_t count) {
+  hm::set_threads({std::vector<std::vector<int>>(count)});
+}
+
 static hm::ExpertMatrix matrix(int32_t type, const uint8_t* data, int64_t rows, int64_t cols) {
   const hm::TypeInfo& info = *hm::find_type(type);
   return {{data, rows * hm::row_bytes(info, cols), type, 1, rows, cols}};

@@ -121,6 +121,14 @@ def emulated_linear(library: ctypes.CDLL, x: torch.Tensor, w: QuantMatrix) -> to
     return out
 
 
+def emulated_ffn(library: ctypes.CDLL, x: torch.Tensor, w: list[QuantMatrix]) -> torch.Tensor:
+    """Compute down(silu(gate x) up x) of the matrices gate, up and down."""
+    out = torch.full_like(x, float("nan"))
+    matrices = [part for matrix in w for part in _matrix(matrix)]
+    library.emulated_ffn(*_args(x, len(x), w[0].cols, w[0].rows, *matrices, out))
+    return out
+
+
 def activations(tokens: int, cols: int) -> torch.Tensor:
     x = torch.randn((tokens, cols), generator=torch.Generator().manual_seed(cols))
     x[:, ::37] *= 20
@@ -173,38 +181,30 @@ def test_experts_of_mixed_types_take_as_many_parts_as_each_wants(
     library: ctypes.CDLL, kinds: tuple[QuantType, ...], most: float
 ) -> None:
     hidden, inter = 320, 160
-    gate, up = (random_matrix(kind, 1, inter, hidden, seed=i) for i, kind in enumerate(kinds[:2]))
-    down = random_matrix(kinds[2], 1, hidden, inter, seed=3)
-    matrices = [part for w in (gate, up, down) for part in _matrix(w)]
-    exact = [torch.from_numpy(closeness.weights(w)[0]) for w in (gate, up, down)]
+    matrices = [random_matrix(kind, 1, inter, hidden, seed=i) for i, kind in enumerate(kinds[:2])]
+    matrices.append(random_matrix(kinds[2], 1, hidden, inter, seed=3))
+    exact = [torch.from_numpy(closeness.weights(w)[0]) for w in matrices]
     for tokens in (40, 300):  # the latter in two parts
         x = 0.02 * torch.randn((tokens, hidden), generator=torch.Generator().manual_seed(5))
-        out = torch.full((tokens, hidden), float("nan"))
-        library.emulated_ffn(*_args(x, tokens, hidden, inter, *matrices, out))
         g, u = (x.double() @ matrix.T for matrix in exact[:2])
         want = (g * torch.sigmoid(g) * u) @ exact[2].T
-        assert error(out, want) < most
+        assert error(emulated_ffn(library, x, matrices), want) < most
 
 
-def test_threads_and_nodes_do_not_change_a_bit(library: ctypes.CDLL) -> None:
-    """Few experts with uneven tokens: tasks are parts of them, and some tokens are packed once."""
-    hidden, inter, experts, tokens, top_k = 288, 160, 4, 70, 2
-    gate, up = (random_matrix(Q8_0, experts, inter, hidden, seed=i) for i in range(2))
-    down = random_matrix(Q8_0, experts, hidden, inter, seed=3)
-    random = torch.Generator().manual_seed(5)
-    x = 0.02 * torch.randn((tokens, hidden), generator=random)
-    share = torch.tensor([0.6, 0.2, 0.15, 0.05]).expand(tokens, -1)
-    ids = torch.multinomial(share, top_k, generator=random).to(torch.int32)
-    weights = torch.rand((tokens, top_k), generator=random)
-    stacks = [ctypes.c_void_p(w.data.ctypes.data) for w in (gate, up, down)]
-    found = []
-    for nodes, threads in ((1, 1), (1, 2), (1, 3), (1, 7), (2, 2), (3, 1)):
-        out = torch.full((tokens, hidden), float("nan"))
-        sizes = (tokens, top_k, experts, hidden, inter)
-        library.emulated_experts(*_args(nodes, threads, x, ids, weights, *sizes, *stacks, out))
-        found.append(out)
-    assert error(found[0], reference.expert_ffn(x, ids, weights, gate, up, down)) < 2.0**-7
-    assert all(torch.equal(found[0], out) for out in found[1:])
+@pytest.mark.slow
+@pytest.mark.parametrize("tokens", [40, 64, 300])
+def test_threads_do_not_change_a_bit(library: ctypes.CDLL, tokens: int) -> None:
+    matrices = [random_matrix(Q4_K, 1, 608, 512, seed=i) for i in range(2)]
+    matrices.append(random_matrix(Q8_0, 1, 512, 608, seed=3))
+    x = activations(tokens, 512)
+    results = []
+    for threads in (1, 3, 8):
+        library.emulated_threads(ctypes.c_int64(threads))
+        ffn = emulated_ffn(library, x, matrices)
+        results.append((ffn, emulated_linear(library, x, matrices[0])))
+    library.emulated_threads(ctypes.c_int64(1))
+    for ffn, linear in results[1:]:
+        assert torch.equal(ffn, results[0][0]) and torch.equal(linear, results[0][1])
 
 
 def _matrix(w: QuantMatrix) -> tuple[ctypes.c_int, ctypes.c_void_p]:
