@@ -142,19 +142,20 @@ class TileForward {
   // Rows first..last of the chunk's expert.
   void gate_up(const Chunk& chunk, int64_t first, int64_t last, int worker) const {
     const int64_t tiles = chunk.num_tiles(), stride = tiles * kTokenTile;
+    const int64_t most_rows = rows_together(tiles);
     const int64_t columns = columns_together(tiles, hidden_parts_, hidden_);
     const int64_t panel_bytes = tile_scratch_bytes(tiles, columns);
     uint8_t* scratch = runtime_.scratch[worker].get<uint8_t>(
         panel_bytes + tiles * hidden_words_ * int64_t{sizeof(uint16_t)} +
-        2 * kTileBlockRows * stride * int64_t{sizeof(float)});
+        2 * most_rows * stride * int64_t{sizeof(float)});
     auto* own = reinterpret_cast<uint16_t*>(scratch + panel_bytes);
     auto* gate = reinterpret_cast<float*>(own + tiles * hidden_words_);
-    float* up = gate + kTileBlockRows * stride;
+    float* up = gate + most_rows * stride;
     const bool is_packed = chunk.packed_tile >= 0;
     const uint16_t* x = is_packed ? hidden_x_ + chunk.packed_tile * hidden_words_ : own;
     for (int64_t t = 0; !is_packed && t < tiles; ++t) pack_tile(chunk, t, own + t * hidden_words_);
-    for (int64_t r = first; r < last; r += kTileBlockRows) {
-      const int64_t rows = std::min(kTileBlockRows, last - r);
+    for (int64_t r = first; r < last; r += most_rows) {
+      const int64_t rows = std::min(most_rows, last - r);
       for (int64_t col = 0; col < hidden_; col += columns) {
         TileArgs args{
             .weights = a_.gate.row(chunk.expert, r),
@@ -218,21 +219,22 @@ class TileForward {
   void down(const Chunk& chunk, int64_t first, int64_t last, const uint8_t* next,
             int worker) const {
     const int64_t tiles = chunk.num_tiles(), stride = tiles * kTokenTile;
+    const int64_t most_rows = rows_together(tiles);
     const int64_t columns = columns_together(tiles, inter_parts_, inter_);
     const int64_t panel_bytes = tile_scratch_bytes(tiles, columns);
     uint8_t* scratch = runtime_.scratch[worker].get<uint8_t>(
-        panel_bytes + kTileBlockRows * stride * int64_t{sizeof(float)} +
+        panel_bytes + most_rows * stride * int64_t{sizeof(float)} +
         chunk.count * int64_t{sizeof(float*) + sizeof(float)});
     auto* sums = reinterpret_cast<float*>(scratch + panel_bytes);
-    auto* out = reinterpret_cast<float**>(sums + kTileBlockRows * stride);
+    auto* out = reinterpret_cast<float**>(sums + most_rows * stride);
     auto* weights = reinterpret_cast<float*>(out + chunk.count);
     for (int64_t i = 0; i < chunk.count; ++i) {
       const int64_t pair = routing_.pair_of[chunk.slot + i];
       out[i] = a_.out + pair / a_.top_k * hidden_ + first;
       weights[i] = pair_weight(a_, pair);
     }
-    for (int64_t r = first; r < last; r += kTileBlockRows) {
-      const int64_t rows = std::min(kTileBlockRows, last - r), after = r + rows;
+    for (int64_t r = first; r < last; r += most_rows) {
+      const int64_t rows = std::min(most_rows, last - r), after = r + rows;
       for (int64_t col = 0; col < inter_; col += columns) {
         kernels_.formats[a_.down.type->id].matmul_tiles({
             .weights = a_.down.row(chunk.expert, r),

@@ -8,8 +8,6 @@
 
 namespace hm {
 
-constexpr int64_t kTileBlockRows = 256;  // whose sums wait from one part of the columns to the next
-
 constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 // Smaller steps do without tiles, so that a decoding sequence has the same bits whatever else is in
@@ -26,6 +24,12 @@ inline bool prefers_tiles(const KernelTable& kernels, const FormatKernels& forma
 }
 
 constexpr int64_t kMostTilesTogether = 16;
+
+// Rows whose sums wait, in the L2 cache, from one part of the columns to the next.
+constexpr int64_t rows_together(int64_t num_tiles) {
+  return std::min<int64_t>(512, 4096 / num_tiles / kPanelRows * kPanelRows);
+}
+static_assert(rows_together(kMostTilesTogether) >= kPanelRows);
 
 // Tiles of tokens that share an unpacking of the weights. Even, since tiles go in pairs.
 inline int64_t tiles_together(int64_t num_tiles) {
