@@ -125,8 +125,8 @@ def test_a_token_has_the_same_bits_in_any_chunk() -> None:
         cuts = [0, 1, BLOCK - 1, 299, 300, 301, 2 * BLOCK + 130, 3 * BLOCK + 1, case.tokens]
         chunks = [attend(*cut, expanded_end) for cut in itertools.pairwise(cuts)]
         assert torch.equal(torch.cat(chunks), whole)
-    assert not torch.equal(attend(0, 300, 0), whole[:300])
-    torch.testing.assert_close(attend(0, 300, 0), whole[:300], rtol=1e-4, atol=1e-5)
+    difference = (attend(0, 300, 0) - whole[:300]).norm()
+    assert 0 < difference <= 1.5e-3 * whole[:300].norm()
 
 
 def test_sequences_keep_their_bits_beside_others() -> None:
