@@ -75,6 +75,8 @@ __m512bh to_words(__m512 high, __m512 low) {
 
 #include "kernels/codebook_groups_avx512-inl.h"
 
+#include "kernels/few_tokens-inl.h"
+
 #include "kernels/attention-inl.h"
 
 #include "kernels/elementwise-inl.h"
@@ -95,7 +97,7 @@ const KernelTable& active_table() {
     kernels.attention = {pack_queries, attend, merge_attention, finish_attention};
     kernels.tile_attention = {pack_query_tiles, attend_tiles, merge_tiles, finish_query_tiles};
     kernels.tiles = {pack_tokens, pack_swiglu, finish_tiles};
-    kernels.costs = {1, 1, 1, 1, 1, 0.1, 0.1};  // tiles from 16 tokens on
+    kernels.costs = {1, 1, 1, 1, 0.1, 0.1};  // tiles from 16 tokens on
     kernels.quantize = quantize;
     kernels.weighted_sum = weighted_sum;
     add_tile_formats(kernels);
