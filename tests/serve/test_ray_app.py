@@ -22,6 +22,8 @@ from waiting import HANG_S
 
 pytest.importorskip("ray")  # an extra, which may lack wheels for the newest Python
 
+pytestmark = pytest.mark.slow
+
 CHAT = "/v1/chat/completions"
 TOOL = {
     "type": "function",
