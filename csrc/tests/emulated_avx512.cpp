@@ -11,6 +11,8 @@
 #undef _mm512_extractf32x8_ps
 #define _mm512_extractf32x8_ps(v, n) \
   _mm256_castsi256_ps(_mm512_extracti64x4_epi64(_mm512_castps_si512(v), n))
+#define _mm512_shuffle_i64x2(a, b, n) _mm512_shuffle_i32x4(a, b, n)
+#define _mm512_testn_epi32_mask(a, b) static_cast<__mmask16>(~_mm512_test_epi32_mask(a, b))
 #define _cvtu32_mask32(v) (v)
 #define _cvtu64_mask64(v) (v)
 
