@@ -19,7 +19,7 @@ from hybridmoe.errors import ConfigError
 from hybridmoe.planning.layer_cost import Hits, cost, layer_times
 from hybridmoe.planning.model_sizes import Part
 from hybridmoe.planning.plan import Plan
-from hybridmoe.planning.rates import GpuRates, Rates
+from hybridmoe.planning.rates import FUSED_LAYER_S, GpuRates, Rates
 
 __all__ = [
     "HitCurve",
@@ -113,7 +113,11 @@ def decode(plan: Plan, rates: Rates, hits: Hits, position: int) -> Step:
     chosen = sum(sizes.expert_bytes) * c.top_k
     core = float(sizes.dense_bytes + kv_bytes)
     row = sizes.embedding_bytes / c.vocab_size
-    handing_over = len(sizes.experts) * gpu.hand_over_s if gpu else 0.0
+    between = between_s(plan, rates)
+    if gpu:
+        between += len(sizes.experts) * gpu.hand_over_s
+    elif not hits.disk:
+        between -= len(sizes.layers) * max(0.0, rates.layer_s - FUSED_LAYER_S)
     return Step(
         1,
         {
@@ -121,7 +125,7 @@ def decode(plan: Plan, rates: Rates, hits: Hits, position: int) -> Step:
             "attention": attention,
             "experts": experts,
             "waiting for disk": waits,
-            "between kernels": between_s(plan, rates) + handing_over,
+            "between kernels": between,
         },
         {
             "VRAM": (core if gpu else 0.0) + chosen * hits.vram,

@@ -27,7 +27,8 @@ from hybridmoe.planning.rates import PROMPT_OVERHEAD, Rates
 
 __all__ = ["HANDLING_S", "Host", "Link", "PooledCost", "PooledStep"]
 
-# Python, gloo and the scheduler at both ends, for a request and its sum; docs/log.md, 2026-11-28.
+# Assumed: Python, gloo and the scheduler at both ends, for a request and its sum. A layer of the
+# embedded model took 243 us more than alone over loopback: docs/log.md, 2026-11-28.
 HANDLING_S = 150e-6
 Parts = tuple[Part, ...]  # of one expert
 _MOST_OUTCOMES = 10_000  # with more, a layer is about as expected

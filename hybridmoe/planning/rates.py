@@ -11,7 +11,15 @@ from typing import NamedTuple
 
 from hybridmoe.gguf.quant_types import QuantType as Q
 
-__all__ = ["COPY_TRAFFIC", "DECODE_SHARE", "GpuRates", "Products", "Rates", "rates_of"]
+__all__ = [
+    "COPY_TRAFFIC",
+    "DECODE_SHARE",
+    "FUSED_LAYER_S",
+    "GpuRates",
+    "Products",
+    "Rates",
+    "rates_of",
+]
 
 # Of DRAM's read rate, one token, K2's experts, Xeon with AMX: bench/results, 2026-11-25.
 DECODE_SHARE: Mapping[Q, float] = MappingProxyType({
@@ -63,6 +71,8 @@ PROMPT_OVERHEAD = 1.1
 ATTENTION_SHARE = 0.5  # of float32 multiply-adds, counting the pairs that are not masked
 # Python and torch between the kernels, of a layer and of a step, on a 2.6 GHz Xeon.
 LAYER_S, STEP_S = 250e-6, 500e-6
+# Of a layer where a decode step's layers are one native call: docs/log.md, 2026-11-28.
+FUSED_LAYER_S = 62e-6
 
 # Of a step that is one CUDA graph: gaps between a layer's kernels, and Python between two steps.
 # Measured on an H100 beside a Xeon: docs/log.md, 2026-11-28.

@@ -23,6 +23,7 @@ from hybridmoe.planning.prompt_cost import prompt
 from hybridmoe.planning.rates import (
     DECODE_SHARE,
     DENSE_OVERHEAD,
+    FUSED_LAYER_S,
     LAYER_S,
     PROMPT_OVERHEAD,
     STEP_S,
@@ -76,7 +77,9 @@ def test_a_token_without_gpu_or_disk_by_hand(toy: ModelSizes) -> None:
     assert step.seconds["dense weights"] == pytest.approx(16000 / 1e6)
     assert step.seconds["experts"] == pytest.approx(2 * 1000 / 1e6)
     assert step.seconds["waiting for disk"] == 0
-    assert step.seconds["between kernels"] == pytest.approx(2 * LAYER_S + STEP_S)
+    assert step.seconds["between kernels"] == pytest.approx(2 * FUSED_LAYER_S + STEP_S)
+    from_disk = decode(all_in(toy), replace(rates, disk=ONE_MB), Hits(0, 0.5), 100)
+    assert from_disk.seconds["between kernels"] == pytest.approx(2 * LAYER_S + STEP_S)
     kv_bytes = 101 * TOY_TOKEN_KV  # read at the whole of DRAM's rate, slower than the arithmetic
     assert step.seconds["attention"] == pytest.approx(kv_bytes / rates.dram)
     assert step.read_bytes == {"VRAM": 0, "RAM": 16000 + 40 + 2000 + kv_bytes, "disk": 0}
