@@ -187,6 +187,7 @@ class Speculation(NamedTuple):
         return f"mtp:{self.most}" if self.source == "mtp" and self.is_fixed else self.source
 
 
+_MOST_WEIGHT = 1e9  # sums of such weights stay exact enough
 _MOST_DRAFTS = 64
 _MTP_DRAFTS = 3  # beyond them, a layer that was trained to predict one token is rarely right
 AUTO = Speculation("auto", _MTP_DRAFTS, is_fixed=False)
@@ -259,8 +260,8 @@ class Weights(Option):
             found = tuple(map(float, parts))
         except (TypeError, ValueError):
             found = ()
-        if len(found) < 2 or not all(0 < weight < math.inf for weight in found):
-            raise ValueError("two or more numbers above 0, such as 3,1")
+        if len(found) < 2 or not all(0 < weight <= _MOST_WEIGHT for weight in found):
+            raise ValueError(f"two or more numbers above 0, at most {_MOST_WEIGHT:g}, such as 3,1")
         return found
 
 

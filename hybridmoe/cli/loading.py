@@ -28,17 +28,21 @@ def check_params(params: dict[str, Any]) -> None:
 @contextmanager
 def open_model(path: Path | None, options: LoadOptions) -> "Iterator[LLM]":
     """Open a model with a progress bar; close it at the end, whatever signals arrive."""
-    with ProgressBar() as bar:
+    with ProgressBar(say=_say) as bar:
         llm = hybridmoe.load(path, options, progress=bar)
     if path is not None:
         note_use(path)
     try:
         for line in placement_lines(llm):
-            print(f"hybridmoe: {line}", file=sys.stderr, flush=True)
+            _say(line)
         yield llm
     finally:
         with uninterrupted():
             llm.close()
+
+
+def _say(line: str) -> None:
+    print(f"hybridmoe: {line}", file=sys.stderr, flush=True)
 
 
 def placement_lines(llm: "LLM") -> list[str]:

@@ -3,6 +3,7 @@
 import sys
 import threading
 import time
+from collections.abc import Callable
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TextIO
 
@@ -43,11 +44,17 @@ class ProgressBar:
         *,
         tokens_per_s: float = 0.0,
         known_tokens: int = 0,
+        say: Callable[[str], None] | None = None,
     ) -> None:
-        """tokens_per_s: rate of earlier prompts, 0 = none. known_tokens: cached ones, perhaps."""
+        """tokens_per_s: rate of earlier prompts, 0 = none. known_tokens: cached ones, perhaps.
+
+        say: gets lines without a terminal, on waiting for other hosts alone.
+        """
         self._err = sys.stderr if err is None else err
         self._tokens_per_s, self._known_tokens = tokens_per_s, known_tokens
         self._lock = threading.RLock()
+        self._say = say
+        self._said: Progress | None = None
         self._timer: threading.Timer | None = None
         self._latest: Progress | None = None
         self._started = 0.0
@@ -67,6 +74,7 @@ class ProgressBar:
 
     def __call__(self, progress: "Progress") -> None:
         if not self._err.isatty():
+            self._say_in_words(progress)
             return
         with self._lock:
             if self._latest is None or progress.phase != self._latest.phase:
@@ -89,6 +97,12 @@ class ProgressBar:
             bar, self._bar = self._bar, None
         if bar is not None:
             bar.stop()
+
+    def _say_in_words(self, progress: "Progress") -> None:
+        is_news = progress.phase == "cluster" and progress != self._said
+        if is_news and self._say is not None and progress.done < progress.total:
+            self._say(f"{title_of(progress)}: {progress.done} of {progress.total} are ready")
+        self._said = progress
 
     def _begin(self) -> None:
         self._started = time.monotonic()

@@ -82,7 +82,7 @@ class ServedFiles:
             # Before memory is taken.
             self._coexistence = Coexistence(self._files, self._options)
         self._num_loads[name] += 1
-        with ProgressBar() as bar:
+        with ProgressBar(say=self._say) as bar:
 
             def on_progress(step: "Progress") -> None:
                 progress(step)

@@ -66,9 +66,12 @@ class MeetingPlace:
             why = error.strerror if isinstance(error, OSError) else str(error).splitlines()[0]
             raise ClusterError(f"rank 0 cannot listen at {self}: {why}") from None
 
-    def join_store(self, patience_s: float, tick: Callable[[], None] = lambda: None) -> Store:
-        """Connect to the store. Errors: ClusterError if it is not there in time."""
-        end_s = time.monotonic() + patience_s
+    def join_store(self, patience_s: float, on_wait: Callable[[], None] = lambda: None) -> Store:
+        """Connect to the store. Errors: ClusterError if it is not there in time.
+
+        on_wait: called once, if it is not there yet.
+        """
+        end_s, is_waiting = time.monotonic() + patience_s, False
         while True:
             with suppress(OSError, RuntimeError):
                 # A store's own attempts would fill the log.
@@ -76,7 +79,9 @@ class MeetingPlace:
                 return self._store(None)
             if time.monotonic() > end_s:
                 raise ClusterError(f"rank 0 does not listen at {self}")
-            tick()
+            if not is_waiting:
+                is_waiting = True
+                on_wait()
             time.sleep(0.2)
 
     def own_address(self) -> str:

@@ -43,11 +43,11 @@ def serve_experts(
 ) -> None:
     """Compute this worker's share of the experts, until rank 0 ends.
 
-    Arguments as of `hybridmoe.load`, which rank 0 calls. report: gets lines for people. A lost
-    connection is made again.
+    Arguments as of `hybridmoe.load`, which rank 0 calls; `expert_parallel` is implied. report: gets
+    lines for people. A lost connection is made again.
     Errors: those of `load`; ConfigError if rank 0 refuses; ClusterError if it is away for minutes.
     """
-    options = LoadOptions.of(options, keywords)
+    options = LoadOptions.of(options, {**keywords, "expert_parallel": True})
     check_environment()
     if options.num_threads is not None:
         set_num_threads(options.num_threads)
@@ -95,7 +95,9 @@ class Worker:
 
     def _has_served(self) -> bool:
         """Join and serve. Returns False if the connection was lost."""
-        store = self._place.join_store(_PATIENCE_S)
+        store = self._place.join_store(
+            _PATIENCE_S, lambda: self._report(f"waiting for rank 0 at {self._place}")
+        )
         try:
             link = join(self._place, store, self._hello, self._prepare)
             beats = threading.Thread(target=link.beat, kwargs={"is_first": False}, daemon=True)

@@ -32,6 +32,8 @@ from hybridmoe.planning.placement_rules import PlacementRules
 
 __all__ = ["LoadOptions"]
 
+_OF_CLUSTERS = ("cluster_address", "cluster_key_file", "expert_share")
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoadOptions(EngineOptions):
@@ -136,6 +138,9 @@ class LoadOptions(EngineOptions):
     def __post_init__(self) -> None:
         check_options(self)
         PlacementRules(self.place)  # raises for what is no pattern
+        for name in _OF_CLUSTERS if not self.expert_parallel else ():
+            if getattr(self, name) is not None:
+                raise ConfigError(f"{name}: has no effect without expert_parallel")
 
     @classmethod
     def of(cls, base: "LoadOptions | None", changes: Mapping[str, Any]) -> "LoadOptions":

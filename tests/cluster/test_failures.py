@@ -1,5 +1,6 @@
 """Ranks that die, err or do not fit: one line, no wrong token, and the next response is right."""
 
+import io
 import re
 import signal
 import threading
@@ -15,6 +16,7 @@ from tiny_gguf import write_tiny
 from waiting import eventually
 
 import hybridmoe
+from hybridmoe.cli.progress_bar import ProgressBar
 from hybridmoe.cluster import worker as worker_module
 from hybridmoe.cluster.hosts import Hosts
 from hybridmoe.cluster.link import Link
@@ -61,6 +63,20 @@ def llm(path: Path, place: MeetingPlace, worker: WorkerThread) -> Iterator[hybri
 
 def respond(llm: hybridmoe.LLM) -> list[int]:
     return llm.generate("Once upon a time", **GREEDY).token_ids
+
+
+def test_ranks_say_what_they_wait_for(path: Path, place: MeetingPlace) -> None:
+    worker = start_worker(path, place, 1)
+    assert worker.stderr is not None
+    assert worker.stderr.readline() == f"hybridmoe: waiting for rank 0 at {place}\n"
+    said: list[str] = []
+    with ProgressBar(io.StringIO(), say=said.append) as bar:
+        bar(hybridmoe.Progress("load", 1, 9, "bytes"))
+        with pooled(path, place, SHARES, device="cpu", context_tokens=64, progress=bar):
+            assert said[0] == "waiting for other hosts: 0 of 1 are ready"
+            assert len(said) <= 2  # until they are there, and until they have placed experts
+    worker.communicate()
+    assert worker.returncode == 0
 
 
 def test_a_killed_worker_ends_the_response_and_comes_back(path: Path, place: MeetingPlace) -> None:

@@ -41,6 +41,9 @@ GOOD: dict[str, tuple[Any, Any]] = {  # as users write them, and as they are rea
 }
 
 
+OF_CLUSTERS = ("cluster_address", "cluster_key_file", "expert_share")
+
+
 def parameters(command: click.Command) -> dict[str, click.Option]:
     return {str(p.name): p for p in command.params if isinstance(p, click.Option)}
 
@@ -48,7 +51,8 @@ def parameters(command: click.Command) -> dict[str, click.Option]:
 @pytest.mark.parametrize("name", NAMES)
 def test_every_option_is_a_keyword_and_a_flag_that_help_shows(name: str) -> None:
     given, read = GOOD[name]
-    assert getattr(LoadOptions.of(None, {name: given}), name) == read
+    needed = {"expert_parallel": True} if name in OF_CLUSTERS else {}
+    assert getattr(LoadOptions.of(None, {name: given, **needed}), name) == read
     for command in (chat_command, generate_command, serve_command):
         found = parameters(command)
         if name in SERVER_NAMES and command is not serve_command:
@@ -59,7 +63,8 @@ def test_every_option_is_a_keyword_and_a_flag_that_help_shows(name: str) -> None
         values = [] if given is True else [str(given[0] if name == "place" else given)]
         arguments = [found[name].opts[0], *values]
         with_prompt = ["-p", "x"] if command is generate_command else []
-        parsed = command.make_context("x", [*with_prompt, *arguments]).params
+        more = [*with_prompt, *(["--expert-parallel"] if needed else [])]
+        parsed = command.make_context("x", [*more, *arguments]).params
         assert getattr(load_options_of(parsed), name) == read
 
 
@@ -96,6 +101,15 @@ def test_a_flag_that_is_not_given_leaves_the_default() -> None:
         ("trace", 3, "trace=3: expected the name of a file"),
         ("yarn_beta_fast", 0.0, r"yarn_beta_fast=0.0: expected a number above 0, at most 1e\+06"),
         ("yarn_beta_slow", float("nan"), "yarn_beta_slow=nan: expected a number above 0"),
+        (
+            "expert_share",
+            "1e10,1",
+            "expert_share='1e10,1': expected two or more numbers above 0, at",
+        ),
+        *(
+            (name, GOOD[name][0], f"{name}: has no effect without expert_parallel")
+            for name in OF_CLUSTERS
+        ),
         ("num_thread", 1, "unknown option 'num_thread': did you mean num_threads?"),
         ("ctx", 1, r"unknown option 'ctx': did you mean context_tokens\?"),
         ("slots", 1, r"unknown option 'slots': did you mean max_running\?"),

@@ -41,7 +41,7 @@ class WorkerThread(threading.Thread):
     def __init__(self, path: Path, place: MeetingPlace, rank: int, **options: Any) -> None:
         super().__init__(daemon=True)
         self._path, self._place = path, replace(place, rank=rank)
-        self._options = LoadOptions(**options)
+        self._options = LoadOptions(expert_parallel=True, **options)
         self.said: list[str] = []
         self.error: Exception | None = None
         self.start()
