@@ -42,7 +42,7 @@ def emulated_avx512(compiler: str, tmp_path_factory: pytest.TempPathFactory) -> 
     )  # fmt: skip
     if include.returncode != 0:
         pytest.skip("SIMDe is not installed (Debian: libsimde-dev)")
-    return _compile(compiler, "emulated_avx512", tmp_path_factory.mktemp("avx512"))
+    return _compile(compiler, "emulated_avx512", tmp_path_factory.mktemp("avx512"), "-O0")
 
 
 @pytest.fixture(scope="module")
@@ -50,10 +50,10 @@ def emulated_avx_vnni(compiler: str, tmp_path_factory: pytest.TempPathFactory) -
     return _compile(compiler, "emulated_avx_vnni", tmp_path_factory.mktemp("avx_vnni"))
 
 
-def _compile(compiler: str, name: str, folder: Path) -> Linear:
+def _compile(compiler: str, name: str, folder: Path, level: str = "-O1") -> Linear:
     library = folder / f"{name}.so"
     sources = [str(SETUP.CSRC / part) for part in (f"tests/{name}.cpp", "formats/codebooks.cpp")]
-    flags = [*SETUP.ISA_CFLAGS, *SETUP.ISA_FLAGS["avx2"], "-mbmi2", "-O1", "-w", "-shared", "-fPIC"]
+    flags = [*SETUP.ISA_CFLAGS, *SETUP.ISA_FLAGS["avx2"], "-mbmi2", level, "-w", "-shared", "-fPIC"]
     subprocess.run(
         [compiler, *flags, *sources, "-o", str(library)], cwd=ROOT, check=True, timeout=HANG_S
     )
