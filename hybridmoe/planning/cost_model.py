@@ -91,8 +91,11 @@ def hits_of(
     return Hits(min(vram, found), max(0.0, found - vram))
 
 
-def decode(plan: Plan, rates: Rates, hits: Hits, position: int) -> Step:
-    """Cost of one token of one conversation, `position` tokens into it."""
+def decode(plan: Plan, rates: Rates, hits: Hits, position: int, *, is_pooled: bool = False) -> Step:
+    """Cost of one token of one conversation, `position` tokens into it.
+
+    is_pooled: other hosts have experts, too, so that a layer is not one native call.
+    """
     sizes, gpu = plan.problem.sizes, rates.gpu if plan.vram else None
     c = sizes.config
     disk = disk_rate(rates, hits)
@@ -116,7 +119,7 @@ def decode(plan: Plan, rates: Rates, hits: Hits, position: int) -> Step:
     between = between_s(plan, rates)
     if gpu:
         between += len(sizes.experts) * gpu.hand_over_s
-    elif not hits.disk:
+    elif not hits.disk and not is_pooled:
         between -= len(sizes.layers) * max(0.0, rates.layer_s - FUSED_LAYER_S)
     return Step(
         1,

@@ -94,7 +94,7 @@ class PooledCost:
 
     def decode(self, position: int) -> PooledStep:
         """Cost of one token of one conversation, `position` tokens into it."""
-        base = decode(self._plan, self._hosts[0].rates, _IN_RAM, position)
+        base = decode(self._plan, self._hosts[0].rates, _IN_RAM, position, is_pooled=True)
         shared_s = _read_s(self._sizes.shared, self._hosts[0].rates) / self._num_layers
         layers = self._layers(partial(self._decoded_layer, shared_s))
         return _whole(base, layers, shared_s)

@@ -13,6 +13,7 @@ from hybridmoe.config import EngineConfig, ModelConfig
 from hybridmoe.device.cuda_errors import CudaErrorGuard, loading_onto_gpu
 from hybridmoe.engine.engine import Engine
 from hybridmoe.errors import ConfigError, DeviceError
+from hybridmoe.experts.backend import CpuExperts
 from hybridmoe.gguf.reader import GGUFFile
 from hybridmoe.model.decoder import Decoder
 from hybridmoe.model.weights import Weights
@@ -123,7 +124,7 @@ def test_a_lost_gpu_ends_all_requests_and_refuses_new_ones(
     first = Running(engine, request([5] * 70))
     first.token()
     second = Running(engine, request([5] * 70))  # waits for the first one's place
-    monkeypatch.setattr(model.device, "to_host", fail, raising=False)
+    monkeypatch.setattr(CpuExperts, "begin_step", fail)
     ends = [running.wait().end for running in (first, second)]
     assert [end.reason for end in ends] == ["error", "error"]
     wanted = "the GPU failed: CUDA error: an illegal memory access was encountered; restart"

@@ -75,7 +75,8 @@ def test_units_of_all_instruction_sets_and_caches_are_measured() -> None:
     assert isa.active() == isa.supported()[0]
 
 
-def test_each_node_reads_memory_of_its_own() -> None:
+def test_each_node_reads_memory_of_its_own(restore_threads: None) -> None:
+    topology.set_num_threads(2)
     with topology.simulated(2):
         _C.begin_read_log(False)
         try:

@@ -40,7 +40,7 @@ def closed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 @pytest.mark.parametrize(
     ("step", "num_open"),
-    [("plan_for", 1), ("Tokenizer", 1), ("place", 2), ("open_trace", 3), ("Engine", 4),
+    [("plan_share", 1), ("Tokenizer", 1), ("place", 2), ("open_trace", 3), ("Engine", 4),
      ("read_ahead", 5), ("LLM", 5)],
 )  # fmt: skip
 @pytest.mark.parametrize("error", [OSError, KeyboardInterrupt])

@@ -66,7 +66,7 @@ def test_a_token_by_hand(toy: ModelSizes) -> None:
     assert step.waited_for == pytest.approx([2 * seconds for seconds in expected])
     own = 2 * (4 / 6 * a + 1 / 6 * 2 * a)
     assert step.seconds["experts of rank 0"] == pytest.approx(own)
-    alone = decode(plan_of(toy, 2000), SLOW, Hits(0, 1), 100)
+    alone = decode(plan_of(toy, 2000), SLOW, Hits(0, 1), 100, is_pooled=True)
     others = ("dense weights", "attention", "between kernels")
     assert all(step.seconds[name] == pytest.approx(alone.seconds[name]) for name in others)
     whole = sum(alone.seconds[name] for name in others) - 2 * shared + 2 * sum(expected)

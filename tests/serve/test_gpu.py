@@ -8,7 +8,7 @@ from live_server import live_server
 from waiting import HANG_S
 
 import hybridmoe
-from hybridmoe.model.mla import LatentAttention
+from hybridmoe.experts.backend import CpuExperts
 
 QUESTION: dict[str, Any] = {
     "model": "test",
@@ -27,7 +27,7 @@ def test_a_lost_card_is_a_503_in_each_apis_shape(monkeypatch: pytest.MonkeyPatch
         httpx2.Client(base_url=server.url, timeout=HANG_S) as client,
     ):
         assert client.get("/health").json() == {"status": "ok"}
-        monkeypatch.setattr(LatentAttention, "forward", fail)
+        monkeypatch.setattr(CpuExperts, "begin_step", fail)
         lost = "the GPU failed: CUDA error: an illegal memory access was encountered; restart"
         first = client.post("/v1/chat/completions", json=QUESTION)
         assert first.status_code == 503 and lost in first.json()["error"]["message"]
