@@ -138,7 +138,7 @@ def _cores(machine: Machine, settings: Settings) -> Check:
 def _threads(machine: Machine, limits: Limits) -> Check:
     threads, cores = machine.kernel_threads, machine.cores
     scale = limits.int8.all / limits.int8.one
-    value = f"{threads}; products are {scale:.1f} x as fast as with one"
+    value = f"{threads}; products are {scale:.1f} x as fast as with one" if threads > 1 else "1"
     allowed = cores if machine.cpu_quota is None else max(1, min(cores, int(machine.cpu_quota)))
     if threads != allowed:
         why = (
