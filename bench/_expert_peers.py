@@ -1,6 +1,7 @@
 """The best of the peers that are installed, on the same weights and calls."""
 
 import importlib.util
+import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -28,6 +29,10 @@ class Best:
     rate: float
 
 
+class _DifferentResultError(RuntimeError):
+    """A peer computed something else: llama.cpp's Q1_0 has errors of 6 %, ours of 1 %."""
+
+
 def installed_peers() -> tuple[str, ...]:
     """llama.cpp is a dependency; kt-kernel where it is installed (bench/README.md)."""
     found = importlib.util.find_spec("kt_kernel") is not None
@@ -40,7 +45,10 @@ def best_of_peers(names: tuple[str, ...], stack: Stack, case: Case, budget_s: fl
         return None
     results = []
     if "llama.cpp" in names and stack.type <= Type.Q2_0:  # further numbers are ik_llama.cpp's
-        results.append(_llama_cpp(stack, case, budget_s))
+        try:
+            results.append(_llama_cpp(stack, case, budget_s))
+        except _DifferentResultError as error:
+            print(f"{case.name}: not compared: {error}", file=sys.stderr)
     if "kt-kernel" in names:
         results += _kt_kernel(stack, case, budget_s)
     time.sleep(_SETTLE_S)
@@ -99,4 +107,6 @@ def _check(name: str, call: Call, stack: Stack, got: torch.Tensor) -> None:
     want = expert_ffn(call.x, call.ids, call.weights, *stack.weights)
     error = float((got - want).norm() / want.norm())
     if not error < _SAME:
-        raise RuntimeError(f"{name} and ours differ by {error:.3f} on {stack.type.name} weights")
+        raise _DifferentResultError(
+            f"{name} and ours differ by {error:.3f} on {stack.type.name} weights"
+        )
