@@ -36,7 +36,10 @@ def meet(patch: pytest.MonkeyPatch, num_ranks: int, key: Path | None = None) -> 
 
 
 class WorkerThread(threading.Thread):
-    """Worker in a thread of this process; `error` is what ended it."""
+    """Worker in a thread of this process; `error` is what ended it.
+
+    said: its lines but that it waits for rank 0, which depends on who is ready first.
+    """
 
     def __init__(self, path: Path, place: MeetingPlace, rank: int, **options: Any) -> None:
         super().__init__(daemon=True)
@@ -49,11 +52,15 @@ class WorkerThread(threading.Thread):
     def run(self) -> None:
         with GGUFFile.open(self._path) as file:
             config = read_model_config(file, self._options)
-            self.worker = Worker(file, config, self._place, self._options, None, self.said.append)
+            self.worker = Worker(file, config, self._place, self._options, None, self._say)
             try:
                 self.worker.run()
             except hybridmoe.HybridMoeError as error:
                 self.error = error
+
+    def _say(self, line: str) -> None:
+        if not line.startswith("waiting for rank 0"):
+            self.said.append(line)
 
 
 @contextmanager
