@@ -116,11 +116,8 @@ def decode(plan: Plan, rates: Rates, hits: Hits, position: int, *, is_pooled: bo
     chosen = sum(sizes.expert_bytes) * c.top_k
     core = float(sizes.dense_bytes + kv_bytes)
     row = sizes.embedding_bytes / c.vocab_size
-    between = between_s(plan, rates)
-    if gpu:
-        between += len(sizes.experts) * gpu.hand_over_s
-    elif not hits.disk and not is_pooled:
-        between -= len(sizes.layers) * max(0.0, rates.layer_s - FUSED_LAYER_S)
+    handing_over = len(sizes.experts) * gpu.hand_over_s if gpu else 0.0
+    is_fused = not gpu and not hits.disk and not is_pooled
     return Step(
         1,
         {
@@ -128,7 +125,7 @@ def decode(plan: Plan, rates: Rates, hits: Hits, position: int, *, is_pooled: bo
             "attention": attention,
             "experts": experts,
             "waiting for disk": waits,
-            "between kernels": between,
+            "between kernels": between_s(plan, rates, is_fused=is_fused) + handing_over,
         },
         {
             "VRAM": (core if gpu else 0.0) + chosen * hits.vram,
@@ -180,9 +177,10 @@ def _attended(indexer: IndexerConfig | None, num_tokens: int, start: int) -> flo
     return num_dense * (start + (num_dense + 1) / 2) + (num_tokens - num_dense) * indexer.top_k
 
 
-def between_s(plan: Plan, rates: Rates) -> float:
-    """Seconds between the kernels of a step."""
-    return rates.step_s + len(plan.problem.sizes.layers) * rates.layer_s
+def between_s(plan: Plan, rates: Rates, *, is_fused: bool = False) -> float:
+    """Seconds between the kernels of a step; is_fused: its layers are one native call."""
+    layer_s = min(rates.layer_s, FUSED_LAYER_S) if is_fused else rates.layer_s
+    return rates.step_s + len(plan.problem.sizes.layers) * layer_s
 
 
 def read_s(parts: tuple[Part, ...], rates: Rates, gpu: GpuRates | None) -> Iterator[float]:
