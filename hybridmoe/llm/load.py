@@ -6,17 +6,16 @@ from pathlib import Path
 from typing import Any
 
 from hybridmoe.config import ModelConfig
-from hybridmoe.demo import demo_path
 from hybridmoe.engine.engine import Engine
 from hybridmoe.env import check_environment
 from hybridmoe.errors import GGUFError, KernelError
 from hybridmoe.gguf.reader import GGUFFile
 from hybridmoe.hardware.gpu import NoGpu, choose_gpus
-from hybridmoe.hardware.topology import current, set_num_threads
+from hybridmoe.hardware.topology import set_num_threads
 from hybridmoe.llm.expert_pool import ExpertPool, plan_share
 from hybridmoe.llm.fingerprints import bits_fingerprint
 from hybridmoe.llm.llm import LLM
-from hybridmoe.llm.model_config import naming, read_model_config
+from hybridmoe.llm.model_config import naming, open_model, read_model_config
 from hybridmoe.llm.progress import Progress, ProgressCallback
 from hybridmoe.model.trace import open_trace
 from hybridmoe.placement.options import LoadOptions
@@ -63,9 +62,7 @@ def load(
             progress(Progress("compile", done, total, "kernels"))
 
     with ExitStack() as resources:
-        file = resources.enter_context(GGUFFile.open(demo_path() if path is None else path))
-        if len(current().nodes) > 1:
-            file.avoid_huge_pages()
+        file = resources.enter_context(open_model(path))
         config = read_model_config(file, options)
         pool, share = None, None
         if options.expert_parallel:

@@ -15,13 +15,12 @@ from hybridmoe.cluster.message import FrameShape
 from hybridmoe.cluster.rendezvous import MeetingPlace
 from hybridmoe.cluster.worker import answer_requests
 from hybridmoe.config import ModelConfig
-from hybridmoe.demo import demo_path
 from hybridmoe.env import check_environment
 from hybridmoe.errors import ClusterError, ConfigError
 from hybridmoe.gguf.reader import GGUFFile
-from hybridmoe.hardware.topology import current, set_num_threads
+from hybridmoe.hardware.topology import set_num_threads
 from hybridmoe.llm.expert_pool import identity_of, meeting_place_of, own_read_gbs
-from hybridmoe.llm.model_config import naming, read_model_config
+from hybridmoe.llm.model_config import naming, open_model, read_model_config
 from hybridmoe.llm.progress import Progress, ProgressCallback
 from hybridmoe.placement.expert_share import PlacedShare, place_share, ram_for_experts
 from hybridmoe.placement.options import LoadOptions
@@ -51,9 +50,7 @@ def serve_experts(
     check_environment()
     if options.num_threads is not None:
         set_num_threads(options.num_threads)
-    with GGUFFile.open(demo_path() if path is None else path) as file:
-        if len(current().nodes) > 1:
-            file.avoid_huge_pages()
+    with open_model(path) as file:
         config = read_model_config(file, options)
         place = meeting_place_of(config, options)
         if not place.rank:
