@@ -15,7 +15,8 @@ from hybridmoe.hardware.topology import set_num_threads
 from hybridmoe.llm.expert_pool import ExpertPool, plan_share
 from hybridmoe.llm.fingerprints import bits_fingerprint
 from hybridmoe.llm.llm import LLM
-from hybridmoe.llm.model_config import naming, open_model, read_model_config
+from hybridmoe.llm.model_config import naming, read_model_config
+from hybridmoe.llm.model_file import open_model
 from hybridmoe.llm.progress import Progress, ProgressCallback
 from hybridmoe.model.trace import open_trace
 from hybridmoe.placement.options import LoadOptions

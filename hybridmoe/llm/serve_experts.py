@@ -20,7 +20,8 @@ from hybridmoe.errors import ClusterError, ConfigError
 from hybridmoe.gguf.reader import GGUFFile
 from hybridmoe.hardware.topology import set_num_threads
 from hybridmoe.llm.expert_pool import identity_of, meeting_place_of, own_read_gbs
-from hybridmoe.llm.model_config import naming, open_model, read_model_config
+from hybridmoe.llm.model_config import naming, read_model_config
+from hybridmoe.llm.model_file import open_model
 from hybridmoe.llm.progress import Progress, ProgressCallback
 from hybridmoe.placement.expert_share import PlacedShare, place_share, ram_for_experts
 from hybridmoe.placement.options import LoadOptions
