@@ -6,6 +6,7 @@ from typing import Literal
 
 from hybridmoe.hardware.limits import Limits
 from hybridmoe.hardware.machine import Machine
+from hybridmoe.hardware.memory_modules import NoModules
 from hybridmoe.hardware.settings import CpuModel, Settings
 from hybridmoe.units import format_bytes
 
@@ -242,8 +243,8 @@ def _clock(settings: Settings) -> Check:
 
 def _channels(settings: Settings, limits: Limits) -> Check:
     modules = settings.modules
-    if modules is None:
-        return Check("memory modules", "only root may read them: sudo dmidecode --type memory")
+    if isinstance(modules, NoModules):
+        return Check("memory modules", modules.reason, command=modules.command)
     peak = modules.peak_bytes
     share = limits.read.all / peak
     value = (

@@ -50,7 +50,11 @@ def parse_hosts(text: str) -> tuple[HostRate, ...]:
             rate = 0.0
         if match is None or not 0.0 < rate < 1e5:
             raise ConfigError(f"--hosts {part!r:.60}: expected NAME:RAM:RATE, as a:256GiB:200GB/s")
-        hosts.append(HostRate(match[1], parse_bytes(match[2], needs_unit=True), rate))
+        try:
+            ram_bytes = parse_bytes(match[2], needs_unit=True)
+        except ConfigError as error:
+            raise ConfigError(f"--hosts {part!r:.60}: RAM {error}") from None
+        hosts.append(HostRate(match[1], ram_bytes, rate))
     if not 2 <= len(hosts) <= _MOST_HOSTS:
         raise ConfigError(f"--hosts: {len(hosts)} given, expected 2 to {_MOST_HOSTS}")
     if len({host.name for host in hosts}) < len(hosts):

@@ -5,7 +5,13 @@ from pathlib import Path
 from hybridmoe.errors import ConfigError
 from hybridmoe.gguf.cursor import printable
 from hybridmoe.library.find import find_model, known_models, models_named
-from hybridmoe.planning.releases import RELEASES, Release, release_named, releases_beginning
+from hybridmoe.planning.releases import (
+    RELEASES,
+    Release,
+    release_named,
+    releases_beginning,
+    releases_like,
+)
 
 __all__ = ["model_or_release"]
 
@@ -23,9 +29,10 @@ def model_or_release(text: str) -> Path | Release:
     try:
         return find_model(text)
     except ConfigError as error:
-        close = releases_beginning(text)
-        if len(close) == 1:
-            return close[0]
+        beginning = releases_beginning(text)
+        if len(beginning) == 1:
+            return beginning[0]
+        close = beginning or releases_like(text)
         if close and not models_named(text, known_models()):
             names = " or ".join(each.name for each in close)
             raise ConfigError(f"{printable(text, 80)}: do you mean {names}?") from None

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from hybridmoe.hardware.system_files import ROOT
 
-__all__ = ["MemoryModules", "find_memory_modules"]
+__all__ = ["MemoryModules", "NoModules", "find_memory_modules"]
 
 _MEMORY_DEVICE, _END = 17, 127
 _SIZE, _SPEED, _CONFIGURED_SPEED = 0x0C, 0x15, 0x20  # offsets of 16-bit numbers
@@ -31,12 +31,22 @@ class MemoryModules:
         return self.num_modules * self.transfers * 1e6 * _CHANNEL_BYTES
 
 
-def find_memory_modules(root: Path = ROOT) -> MemoryModules | None:
-    """Parse the firmware's table; None where it may not be read or has no modules with speeds."""
+@dataclass(frozen=True, slots=True)
+class NoModules:
+    """Reason why nothing is known of the modules."""
+
+    reason: str
+    command: str = ""  # that shows them
+
+
+def find_memory_modules(root: Path = ROOT) -> MemoryModules | NoModules:
+    """Parse the firmware's table."""
     try:
         table = (root / "sys/firmware/dmi/tables/DMI").read_bytes()
+    except PermissionError:
+        return NoModules("only root may read the firmware's table", "sudo dmidecode --type memory")
     except OSError:
-        return None
+        return NoModules("not shown here (a virtual machine or container, or firmware without it)")
     slots = [fields for kind, fields in _structures(table) if kind == _MEMORY_DEVICE]
     speeds = [
         _word(fields, _CONFIGURED_SPEED) or _word(fields, _SPEED)
@@ -44,7 +54,9 @@ def find_memory_modules(root: Path = ROOT) -> MemoryModules | None:
         if _word(fields, _SIZE) not in (0, 0xFFFF)
     ]
     known = [speed for speed in speeds if 0 < speed < 0xFFFF]
-    return MemoryModules(len(speeds), len(slots), min(known)) if known else None
+    if not known:
+        return NoModules("the firmware's table names none with a speed")
+    return MemoryModules(len(speeds), len(slots), min(known))
 
 
 def _structures(table: bytes) -> Iterator[tuple[int, bytes]]:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from hybridmoe.hardware.memory_modules import MemoryModules, find_memory_modules
+from hybridmoe.hardware.memory_modules import MemoryModules, NoModules, find_memory_modules
 from hybridmoe.hardware.system_files import (
     ROOT,
     parse_int,
@@ -71,7 +71,7 @@ class Settings:
     used_swap_bytes: int
     l2_bytes: int | None
     l3_bytes: int | None
-    modules: MemoryModules | None
+    modules: MemoryModules | NoModules
 
 
 def read_settings(root: Path = ROOT, cpus: Sequence[int] | None = None) -> Settings:

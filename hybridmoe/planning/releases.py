@@ -4,11 +4,13 @@ Sizes are those of each maker's config.json on huggingface.co, in the keys of GG
 llama.cpp's converter writes. `repo` has the release as GGUF files.
 """
 
-from collections.abc import Mapping
+import difflib
+import re
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["RELEASES", "Release", "release_named", "releases_beginning"]
+__all__ = ["RELEASES", "Release", "release_named", "releases_beginning", "releases_like"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,12 +162,28 @@ RELEASES = (
 
 
 def release_named(text: str) -> Release | None:
-    """Find the release with this name, in any case."""
-    wanted = text.lower().replace("_", "-").replace(" ", "-")
-    return next((r for r in RELEASES if wanted in (r.name.lower(), *r.aliases)), None)
+    """Find the release with this name, in any case and with any separators: `glm5.2`, `GLM 5.2`."""
+    return _BY_NAME.get(_squeezed(text))
 
 
 def releases_beginning(text: str) -> list[Release]:
     """List the releases whose names begin so."""
-    wanted = text.lower()
-    return [r for r in RELEASES if any(n.startswith(wanted) for n in (r.name.lower(), *r.aliases))]
+    wanted = _squeezed(text)
+    return _unique(r for name, r in _BY_NAME.items() if name.startswith(wanted))
+
+
+def releases_like(text: str) -> list[Release]:
+    """List up to three releases whose names are nearly this, the most similar first."""
+    near = difflib.get_close_matches(_squeezed(text), _BY_NAME, cutoff=0.7)
+    return _unique(_BY_NAME[name] for name in near)
+
+
+def _unique(releases: Iterable[Release]) -> list[Release]:
+    return list({release.name: release for release in releases}.values())
+
+
+def _squeezed(name: str) -> str:
+    return re.sub(r"[-_. ]", "", name.lower())
+
+
+_BY_NAME = {_squeezed(name): r for r in RELEASES for name in (r.name, *r.aliases)}

@@ -13,7 +13,7 @@ from hybridmoe.cli.doctor_checks import Check, check_machine
 from hybridmoe.hardware import topology
 from hybridmoe.hardware.limits import Limits, Rate, Units
 from hybridmoe.hardware.machine import Machine
-from hybridmoe.hardware.memory_modules import MemoryModules
+from hybridmoe.hardware.memory_modules import MemoryModules, NoModules
 from hybridmoe.hardware.settings import Clock, CpuModel, NumaNode, read_settings
 
 GIB = 1 << 30
@@ -212,7 +212,8 @@ def test_instruction_sets(
         ("memory modules", {"modules": MemoryModules(4, 8, 4800)}, "ok", "154 GB/s, read 77%"),
         ("memory modules", {"modules": MemoryModules(6, 8, 4800)}, "warn", "6 of 8 slots"),
         ("memory modules", {"modules": MemoryModules(8, 8, 4800)}, "bad", "dmidecode"),
-        ("memory modules", {}, "", "only root"),
+        ("memory modules", {}, "", "not shown here"),
+        ("memory modules", {"modules": NoModules("a reason", "a command")}, "", "a command"),
         ("swap", {"swap_bytes": 8 * GIB}, "ok", "of 8.00 GiB in use"),
         ("swap", {"swap_bytes": 8 * GIB, "used_swap_bytes": 7 * GIB}, "warn", "vm.swappiness=1"),
         ("free memory", {"total_bytes": 200 * GIB}, "warn", "64.00 GiB of 200.00 GiB"),

@@ -363,6 +363,7 @@ def test_pull_judges_as_plan_does(monkeypatch: pytest.MonkeyPatch) -> None:
     ("name", "words"),
     [
         ("deepseek", "do you mean DeepSeek-V3 or DeepSeek-V3.1 or"),
+        ("glm5.3", "do you mean GLM-5"),
         ("llama-3", "published models that are known: Kimi-K2-Instruct, "),
     ],
 )

@@ -56,7 +56,10 @@ def test_text_names_all() -> None:
     [
         (["--hosts", "a:64GiB:80"], "--hosts: 1 given, expected 2 to 8"),
         (["--hosts", "a:64GiB:80,b"], "--hosts 'b': expected NAME:RAM:RATE, as a:256GiB:200GB/s"),
-        (["--hosts", "a:64:80,b:1GiB:8"], "'64': expected a size such as 12GiB or 800MiB"),
+        (
+            ["--hosts", "a:64:80,b:1GiB:8"],
+            "--hosts 'a:64:80': RAM '64': expected a size such as 12GiB",
+        ),
         (["--hosts", "a:64GiB:80,a:64GiB:80"], "two hosts have the same name"),
         (["--hosts", "a:64GiB:0,b:64GiB:80"], "--hosts 'a:64GiB:0': expected"),
         (["--hosts", "a:2GiB:80,b:900GiB:80"], "host a, rank 0:"),

@@ -3,13 +3,14 @@
 import os
 import struct
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 from fake_machine import FakeMachine
 
 from hybridmoe.hardware import topology
 from hybridmoe.hardware.machine import inspect_machine
-from hybridmoe.hardware.memory_modules import MemoryModules, find_memory_modules
+from hybridmoe.hardware.memory_modules import MemoryModules, NoModules, find_memory_modules
 from hybridmoe.hardware.settings import Settings, read_settings
 from hybridmoe.hardware.system_files import parse_numbers
 
@@ -78,7 +79,7 @@ def test_malformed_files_are_as_missing_ones(text: str, tmp_path: Path) -> None:
     for path in (p for p in tmp_path.rglob("*") if p.is_file()):
         path.write_bytes(text.encode("latin-1") + b"\n")
     found = read_settings(tmp_path, range(2))
-    assert found.allowed_cpus == 2 and found.modules is None
+    assert found.allowed_cpus == 2 and isinstance(found.modules, NoModules)
     assert topology.detect(tmp_path, range(2)).num_cores >= 1
     topology.available_bytes(tmp_path)
     inspect_machine(tmp_path)
@@ -113,7 +114,8 @@ def memory_device(size: int, speed: int, configured: int) -> bytes:
 
 def test_memory_modules(tmp_path: Path) -> None:
     table = tmp_path / "sys/firmware/dmi/tables/DMI"
-    assert find_memory_modules(tmp_path) is None
+    absent = find_memory_modules(tmp_path)
+    assert isinstance(absent, NoModules) and "not shown" in absent.reason and not absent.command
     table.parent.mkdir(parents=True)
     other = bytes([1, 4, 0, 0]) + b"\0\0"
     slots = [memory_device(32768, 5600, 4800), memory_device(32768, 5600, 0)]
@@ -126,4 +128,13 @@ def test_memory_modules(tmp_path: Path) -> None:
         table.write_bytes(whole[:length])
         find_memory_modules(tmp_path)
     table.write_bytes(memory_device(0, 0, 0))
-    assert find_memory_modules(tmp_path) is None
+    assert find_memory_modules(tmp_path) == NoModules(
+        "the firmware's table names none with a speed"
+    )
+
+
+def test_memory_modules_that_only_root_may_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Path, "read_bytes", Mock(side_effect=PermissionError))
+    found = find_memory_modules()
+    assert isinstance(found, NoModules) and "only root" in found.reason
+    assert found.command == "sudo dmidecode --type memory"

@@ -9,7 +9,13 @@ from k2_header import k2_tensors
 
 from hybridmoe.errors import ConfigError
 from hybridmoe.gguf.outline import outline_of
-from hybridmoe.planning.releases import RELEASES, Release, release_named, releases_beginning
+from hybridmoe.planning.releases import (
+    RELEASES,
+    Release,
+    release_named,
+    releases_beginning,
+    releases_like,
+)
 
 # Billions of parameters, as model cards have them, without layers of multi-token prediction.
 BILLIONS = {
@@ -52,8 +58,13 @@ def test_rows_of_1408_fall_back_as_in_llama_cpp() -> None:
 
 def test_names_are_unique_and_found_in_any_case() -> None:
     names = [name for r in RELEASES for name in (r.name.lower(), *r.aliases)]
-    assert len(names) == len(set(names)) and all(name == name.lower() for name in names)
+    assert all(name == name.lower() for name in names)
+    assert all(release_named(name) is r for r in RELEASES for name in (r.name, *r.aliases))
     assert release_named("KIMI_K2") is RELEASES[0] and release_named("kimi") is None
+    for text in ("glm5.2", "GLM 5.2", "glm_5.2", "glm52", "Glm-5.2"):
+        assert release(text).name == "GLM-5.2"
+    assert release("glm5").name == "GLM-5" and release("deepseekv3.1").name == "DeepSeek-V3.1"
+    assert releases_like("glm5.3")[0].name.startswith("GLM-5") and not releases_like("llama-3")
     assert len(releases_beginning("glm")) == 3 and len(releases_beginning("deepseek")) > 3
 
 
