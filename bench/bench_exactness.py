@@ -26,7 +26,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests" / "suppo
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from exact_network import exact_logits
-from tiny_gguf import VARIANTS, requantize, write_tiny
+from tiny_config import VARIANTS
+from tiny_gguf import requantize, write_tiny
 
 import hybridmoe
 from bench._harness import Row, print_report

@@ -1,6 +1,5 @@
 """Compaction in the chat: before the context ends, on `/compact`, and what may go wrong."""
 
-import pytest
 from fake_llm import FakeLLM
 from terminal_chat import Chat, Terminal
 
@@ -11,11 +10,6 @@ from hybridmoe.cli.talk import Talk
 
 SUMMARY = "what was said"
 SAID = "(a summary of 2 tokens replaces them: the conversation has "
-
-
-@pytest.fixture
-def chat() -> Chat:
-    return Chat()
 
 
 def fill(chat: Chat, num_turns: int, size: int = 250) -> None:

@@ -11,11 +11,6 @@ from hybridmoe.cli.session import Session
 from hybridmoe.errors import ConfigError
 
 
-@pytest.fixture
-def chat() -> Chat:
-    return Chat()
-
-
 def test_a_saved_conversation_is_loaded_as_it_was(chat: Chat, tmp_path: Path) -> None:
     path = tmp_path / "a b.json"
     chat.run("/system Be ü.")

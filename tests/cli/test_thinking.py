@@ -17,11 +17,6 @@ from hybridmoe.text.thinking_options import ThinkingOptions
 
 
 @pytest.fixture
-def chat() -> Chat:
-    return Chat()
-
-
-@pytest.fixture
 def loaded(monkeypatch: pytest.MonkeyPatch) -> list[fake_llm.FakeLLM]:
     made: list[fake_llm.FakeLLM] = []
 

@@ -11,7 +11,8 @@ from gguf import GGMLQuantizationType as Type
 from logit_distance import kl_divergence
 from numpy.typing import NDArray
 from ranks import WorkerThread, meet, pooled, start_worker
-from tiny_gguf import VARIANTS, write_tiny
+from tiny_config import VARIANTS
+from tiny_gguf import write_tiny
 
 import hybridmoe
 from hybridmoe.demo import demo_path

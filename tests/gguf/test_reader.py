@@ -9,7 +9,8 @@ import pytest
 from gguf import GGMLQuantizationType as Q
 from gguf_compare import assert_same_as_gguf_py
 from raw_gguf import RawFile, RawTensor, V, array, key, packed, text_key, u32_key
-from tiny_gguf import VARIANTS, split_file, write_tiny
+from tiny_config import VARIANTS
+from tiny_gguf import split_file, write_tiny
 
 from hybridmoe.errors import GGUFError
 from hybridmoe.gguf import GGUFFile

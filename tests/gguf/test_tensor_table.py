@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
-from tiny_gguf import VARIANTS, write_tiny
+from tiny_config import VARIANTS
+from tiny_gguf import write_tiny
 
 import hybridmoe
 from hybridmoe.cli.inspect import inspect_command

@@ -6,7 +6,8 @@ import gguf
 import numpy as np
 import pytest
 from gguf import GGMLQuantizationType as Q
-from tiny_gguf import VARIANTS, tiny_config, write_tiny
+from tiny_config import VARIANTS, tiny_config
+from tiny_gguf import write_tiny
 from tiny_quantize import ALL_TYPES, SLOW_TYPES, quantize, random_blocks
 from tiny_vocab import make_vocabulary
 

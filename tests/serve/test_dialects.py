@@ -1,26 +1,18 @@
-"""Parameters and output formats under the names of llama.cpp, vLLM, SGLang and ollama."""
+"""Parameters under the names of llama.cpp, vLLM, SGLang and ollama."""
 
 import json
 from typing import Any
 
 import httpx2
 import pytest
-from endpoint_requests import CALL, WEATHER, user
+from endpoint_requests import CALL, CHAT, REQUESTS, WEATHER, ask, user
 from fake_engine import FakeLLM
 from pydantic import ValidationError
 
 from hybridmoe.engine.sampling_params import SamplingParams
 from hybridmoe.serve.errors import ApiError
-from hybridmoe.serve.schemas.output import OutputFields, ResponseFormat
 from hybridmoe.serve.schemas.sampling import SamplingFields
 
-CHAT = "/v1/chat/completions"
-PATHS = {
-    CHAT: {"messages": user("say Hi")},
-    "/v1/completions": {"prompt": "say Hi"},
-    "/v1/responses": {"input": "say Hi"},
-    "/v1/messages": {"model": "test", "max_tokens": 99, "messages": user("say Hi")},
-}
 FILTERS_OFF = {
     "top_n_sigma": 0.0, "top_k": 0, "typical_p": 1.0, "top_p": 1.0, "min_p": 0.0,
     "xtc_probability": 0.0,
@@ -29,21 +21,10 @@ OFF = {
     "repetition_penalty": 1.0, "presence_penalty": 0.0, "frequency_penalty": 0.0,
     "dry_multiplier": 0.0, **FILTERS_OFF,
 }  # fmt: skip
-SCHEMA = {"type": "object", "properties": {"n": {"const": 1}}, "required": ["n"]}
-
-
-def ask(http: httpx2.Client, path: str, **fields: Any) -> dict[str, Any]:
-    answer = http.post(path, json={**PATHS[path], **fields})
-    assert answer.status_code == 200, answer.text
-    return answer.json()  # type: ignore[no-any-return]
 
 
 def sampling(**fields: Any) -> dict[str, Any]:
     return SamplingFields.model_validate(fields).sampling()
-
-
-def asked(**fields: Any) -> ResponseFormat | None:
-    return OutputFields.model_validate(fields).structured_format()
 
 
 @pytest.mark.parametrize(
@@ -115,7 +96,7 @@ def test_parameters_that_are_not_valid(given: dict[str, Any]) -> None:
         sampling(**given)
 
 
-@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("path", REQUESTS)
 def test_every_api_takes_them(http: httpx2.Client, llm: FakeLLM, path: str) -> None:
     ask(
         http, path, top_k=3, min_p=0.25, typical_p=0.5, repeat_penalty=1.5, seed=7, stop=["x"],
@@ -149,111 +130,6 @@ def test_the_limit_of_tokens(
 ) -> None:
     ask(http, path, **fields)
     assert llm.engine.requests[-1].params.max_tokens == limit
-
-
-@pytest.mark.parametrize(
-    ("given", "kind", "value"),
-    [
-        ({"response_format": {"type": "json_object"}}, "json_object", None),
-        ({"json_schema": SCHEMA}, "json_schema", SCHEMA),
-        ({"json_schema": '{"const": 1}'}, "json_schema", {"const": 1}),
-        ({"json_schema": {}}, "json_schema", {}),
-        ({"guided_json": SCHEMA}, "json_schema", SCHEMA),
-        ({"guided_json": True}, "json_schema", {}),
-        ({"format": "json"}, "json_object", None),
-        ({"format": SCHEMA}, "json_schema", SCHEMA),
-        ({"structured_outputs": {"json": SCHEMA}}, "json_schema", SCHEMA),
-        ({"structured_outputs": {"json_object": True}}, "json_object", None),
-        ({"grammar": 'root ::= "a"'}, "grammar", 'root ::= "a"'),
-        ({"ebnf": 'root ::= "a"'}, "grammar", 'root ::= "a"'),
-        ({"guided_grammar": 'root ::= "a"'}, "grammar", 'root ::= "a"'),
-        ({"structured_outputs": {"grammar": 'root ::= "a"'}}, "grammar", 'root ::= "a"'),
-        ({"regex": "[ab]"}, "regex", "[ab]"),
-        ({"guided_regex": "[ab]"}, "regex", "[ab]"),
-        ({"structured_outputs": {"regex": "[ab]"}}, "regex", "[ab]"),
-        ({"guided_choice": ["a", "b"]}, "choice", ["a", "b"]),
-        ({"structured_outputs": {"choice": ["a", "b"]}}, "choice", ["a", "b"]),
-    ],
-)
-def test_names_of_output_formats(given: dict[str, Any], kind: str, value: Any) -> None:
-    form = asked(**given)
-    assert form is not None and form.type == kind
-    schema = form.json_schema["schema"] if form.json_schema else None
-    found = {"json_object": None, "json_schema": schema, "grammar": form.grammar,
-             "regex": form.pattern, "choice": form.choices}  # fmt: skip
-    assert found[kind] == value
-
-
-@pytest.mark.parametrize(
-    "given",
-    [
-        {}, {"grammar": ""}, {"format": ""}, {"json_schema": ""}, {"structured_outputs": True},
-        {"structured_outputs": {}}, {"response_format": {"type": "text"}}, {"regex": None},
-    ],
-)  # fmt: skip
-def test_fields_that_ask_for_no_format(given: dict[str, Any]) -> None:
-    assert asked(**given) is None
-
-
-@pytest.mark.parametrize(
-    ("given", "words"),
-    [
-        ({"grammar": 'root ::= "a"', "json_schema": {}}, "json_schema, grammar: expected one"),
-        ({"response_format": {"type": "json_object"}, "regex": "a"}, "response_format, regex: "),
-        (
-            {"structured_outputs": {"json": {}, "regex": "a"}},
-            "structured_outputs.json, structured_outputs.regex: ",
-        ),
-        ({"json_schema": "{"}, "json_schema: the text is not JSON"),
-        ({"guided_json": "[1]"}, "guided_json: expected a JSON schema"),
-        ({"guided_json": False}, "guided_json: false allows no text"),
-    ],
-)
-def test_formats_that_contradict_each_other(given: dict[str, Any], words: str) -> None:
-    with pytest.raises(ApiError, match=f"^{words}"):
-        asked(**given)
-
-
-@pytest.mark.parametrize("path", PATHS)
-@pytest.mark.parametrize(
-    "given",
-    [
-        {"json_schema": SCHEMA}, {"grammar": 'root ::= "a"'}, {"regex": "a"},
-        {"ebnf": 'root ::= "a"'}, {"structured_outputs": {"choice": ["a"]}},
-        {"guided_choice": ["a"]}, {"format": "json"},
-        {"response_format": {"type": "json_object"}},
-    ],
-)  # fmt: skip
-def test_every_api_enforces_them(
-    http: httpx2.Client, llm: FakeLLM, path: str, given: dict[str, Any]
-) -> None:
-    ask(http, path, **given)
-    assert llm.engine.requests[-1].constraint is not None
-
-
-@pytest.mark.parametrize(
-    "fields",
-    [
-        {"output_config": {"format": {"type": "json_schema", "schema": SCHEMA}}},
-        {"output_format": {"type": "json_schema", "schema": SCHEMA}},
-    ],
-)
-def test_anthropics_output_format(
-    http: httpx2.Client, llm: FakeLLM, fields: dict[str, Any]
-) -> None:
-    ask(http, "/v1/messages", **fields)
-    assert llm.engine.requests[-1].constraint is not None
-    both = {**PATHS["/v1/messages"], **fields, "regex": "a"}
-    answer = http.post("/v1/messages", json=both)
-    assert answer.status_code == 400
-    assert "expected one output format" in answer.json()["error"]["message"]
-
-
-def test_a_format_of_responses_and_another(http: httpx2.Client) -> None:
-    text = {"format": {"type": "json_object"}}
-    answer = http.post("/v1/responses", json={"input": "a", "text": text, "regex": "a"})
-    assert answer.status_code == 400
-    assert "regex, text.format: expected one" in answer.json()["error"]["message"]
 
 
 def test_llama_cpps_names_of_log_probabilities_and_choices(http: httpx2.Client) -> None:
@@ -304,9 +180,9 @@ def test_a_response_without_its_reasoning(http: httpx2.Client) -> None:
 def test_null_is_the_default(http: httpx2.Client) -> None:
     options = {"include_usage": None, "continuous_usage_stats": None}
     nulls = dict.fromkeys(("return_progress", "ignore_eos", "include_reasoning", "stop", "seed"))
-    body = {**PATHS[CHAT], **nulls, "stream_options": options}
+    body = {**REQUESTS[CHAT], **nulls, "stream_options": options}
     assert http.post(CHAT, json=body).status_code == 200
-    answer = http.post(CHAT, json={**PATHS[CHAT], "messages": None, "return_progress": None})
+    answer = http.post(CHAT, json={**REQUESTS[CHAT], "messages": None, "return_progress": None})
     assert answer.json()["error"]["param"] == "messages"
 
 
@@ -328,12 +204,12 @@ def test_older_functions_get_an_older_response(http: httpx2.Client, llm: FakeLLM
     forced = {**older, "function_call": {"name": "get_weather"}}
     ask(http, CHAT, **forced)
     assert llm.engine.requests[-1].constraint is not None
-    answer = http.post(CHAT, json={**PATHS[CHAT], **older, "function_call": {"name": "f"}})
+    answer = http.post(CHAT, json={**REQUESTS[CHAT], **older, "function_call": {"name": "f"}})
     assert "'f', which tools lacks" in answer.json()["error"]["message"]
 
 
 def chunks(http: httpx2.Client, path: str, **fields: Any) -> list[dict[str, Any]]:
-    answer = http.post(path, json={**PATHS[path], "stream": True, **fields})
+    answer = http.post(path, json={**REQUESTS[path], "stream": True, **fields})
     assert answer.status_code == 200, answer.text
     lines = [line[6:] for line in answer.text.split("\n") if line.startswith("data: ")]
     assert lines.pop() == "[DONE]"
@@ -372,7 +248,7 @@ def test_counts_timings_and_progress_in_every_chunk(
 
 
 def test_timings_and_progress_in_events_of_responses(http: httpx2.Client) -> None:
-    body = {**PATHS["/v1/responses"], "stream": True}
+    body = {**REQUESTS["/v1/responses"], "stream": True}
     more = {"timings_per_token": True, "return_progress": True}
     answer = http.post("/v1/responses", json={**body, **more})
     lines = [line[6:] for line in answer.text.split("\n") if line.startswith("data: ")]
@@ -386,7 +262,7 @@ def test_timings_and_progress_in_events_of_responses(http: httpx2.Client) -> Non
 
 def test_counts_of_a_prompt_that_is_not_computed(http: httpx2.Client, llm: FakeLLM) -> None:
     before = len(llm.engine.requests)
-    counted = http.post("/v1/chat/completions/input_tokens", json=PATHS[CHAT]).json()
+    counted = http.post("/v1/chat/completions/input_tokens", json=REQUESTS[CHAT]).json()
     assert len(llm.engine.requests) == before
     assert counted["input_tokens"] == ask(http, CHAT)["usage"]["prompt_tokens"]
 

@@ -1,7 +1,8 @@
-"""Messages, tools and schemas of the endpoint's tests."""
+"""Requests, messages, tools and schemas of the endpoint's tests."""
 
 from typing import Any
 
+import httpx2
 from pydantic import BaseModel
 
 CALL = (
@@ -24,3 +25,19 @@ class City(BaseModel):
 
 def user(text: str) -> list[Any]:
     return [{"role": "user", "content": text}]
+
+
+CHAT = "/v1/chat/completions"
+REQUESTS: dict[str, Any] = {  # the shortest of each API
+    CHAT: {"messages": user("say Hi")},
+    "/v1/completions": {"prompt": "say Hi"},
+    "/v1/responses": {"input": "say Hi"},
+    "/v1/messages": {"model": "test", "max_tokens": 99, "messages": user("say Hi")},
+}
+
+
+def ask(http: httpx2.Client, path: str, **fields: Any) -> dict[str, Any]:
+    """Post the shortest request of an API, with more fields. Returns the response."""
+    answer = http.post(path, json={**REQUESTS[path], **fields})
+    assert answer.status_code == 200, answer.text
+    return answer.json()  # type: ignore[no-any-return]

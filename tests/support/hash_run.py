@@ -20,7 +20,10 @@ from hybridmoe.engine.step_runner import StepRunner
 from hybridmoe.option import FolderLimit
 from hybridmoe.planning.kv_plan import plan_kv
 
-__all__ = ["HashRun", "patient"]
+__all__ = ["IDS", "PAGE_BYTES", "HashRun", "computed", "files", "patient"]
+
+IDS = [i * 7 % 3 for i in range(300)]  # for HashModel; four pages and a part of a fifth
+PAGE_BYTES = 48 + 64 * (4 + 2 * 576 * 4)
 
 
 class HashRun:
@@ -86,3 +89,15 @@ def patient(disk: KvDisk) -> KvDisk:
 
     disk.start = start_and_wait  # type: ignore[method-assign]
     return disk
+
+
+def computed(folder: Path, ids: Items[int] = IDS, **options: Any) -> None:
+    """Compute a prompt, and write its pages."""
+    run = HashRun(folder, **options)
+    run.respond(list(ids), 1)
+    assert run.close().errors == 0
+
+
+def files(folder: Path) -> list[Path]:
+    """List all files below a folder."""
+    return sorted(path for path in folder.rglob("*") if path.is_file())

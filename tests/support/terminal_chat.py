@@ -10,6 +10,8 @@ from hybridmoe.cli.render import Screen
 from hybridmoe.cli.session import Session
 from hybridmoe.cli.talk import Talk
 
+TIMING = "prompt 123 tok (100 cached) 184 t/s | gen 11 tok 40.0 t/s | ttft 0.12 s"  # of FakeLLM
+
 
 class Terminal(io.StringIO):
     def isatty(self) -> bool:

@@ -12,26 +12,18 @@ from agents import (
     function_tool,
     set_tracing_disabled,
 )
-from joblist import KEY, MODEL, V1, job, run
+from joblist import ASK_WEATHER, KEY, MODEL, RESULT, SUM, V1, Sum, job, run
 from openai import AsyncOpenAI
-from pydantic import BaseModel, Field
 
 set_tracing_disabled(True)
 GREEDY = ModelSettings(temperature=0.0, max_tokens=90)
 CITIES: list[str] = []
 
 
-class Sum(BaseModel):
-    """An answer by schema."""
-
-    first: int = Field(ge=0, le=99)
-    second: int = Field(ge=0, le=99)
-
-
 @function_tool(description_override="Get the weather in a city")
 def get_weather(city: str) -> str:
     CITIES.append(city)
-    return '{"sky":"foggy","temp":7}'
+    return RESULT
 
 
 def _models() -> list[Any]:
@@ -46,7 +38,7 @@ def _models() -> list[Any]:
 async def answers() -> None:
     for model in _models():
         agent = Agent(name="A", model=model, model_settings=GREEDY)
-        answer = await Runner.run(agent, "What is 47 + 38?")
+        answer = await Runner.run(agent, SUM)
         assert answer.final_output.endswith("85"), answer
         assert answer.context_wrapper.usage.output_tokens > 3
 
@@ -56,7 +48,7 @@ async def loops_over_a_tool() -> None:
     for model in _models():
         CITIES.clear()
         agent = Agent(name="A", model=model, model_settings=GREEDY, tools=[get_weather])
-        answer = await Runner.run(agent, "What is the weather in Oslo?")
+        answer = await Runner.run(agent, ASK_WEATHER)
         assert CITIES == ["Oslo"]
         assert "foggy" in answer.final_output, answer
 
@@ -66,7 +58,7 @@ async def streams_a_loop() -> None:
     for model in _models():
         CITIES.clear()
         agent = Agent(name="A", model=model, model_settings=GREEDY, tools=[get_weather])
-        streamed = Runner.run_streamed(agent, "What is the weather in Oslo?")
+        streamed = Runner.run_streamed(agent, ASK_WEATHER)
         kinds = [event.type async for event in streamed.stream_events()]
         assert kinds.count("raw_response_event") > 6
         assert CITIES == ["Oslo"] and "foggy" in streamed.final_output, streamed
@@ -76,7 +68,7 @@ async def streams_a_loop() -> None:
 async def answers_by_schema() -> None:
     for model in _models():
         agent = Agent(name="A", model=model, model_settings=GREEDY, output_type=Sum)
-        answer = await Runner.run(agent, "What is 47 + 38?")
+        answer = await Runner.run(agent, SUM)
         assert isinstance(answer.final_output, Sum), answer
 
 

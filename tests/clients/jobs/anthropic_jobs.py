@@ -6,26 +6,15 @@ from typing import Any
 
 import anthropic
 from anthropic import Anthropic, AsyncAnthropic, beta_tool
-from joblist import KEY, MODEL, URL, WEATHER_SCHEMA, fails, job, run
-from pydantic import BaseModel, Field
+from joblist import ASK_WEATHER, KEY, MODEL, RESULT, SUM, URL, WEATHER_SCHEMA, Sum, fails, job, run
 
 client = Anthropic(base_url=URL, api_key=KEY, max_retries=0, timeout=120)
-SUM = "What is 47 + 38?"
-ASK_WEATHER = "What is the weather in Oslo?"
-RESULT = '{"sky":"foggy","temp":7}'
 TOOL: Any = {
     "name": "get_weather",
     "description": "Get the weather in a city",
     "input_schema": WEATHER_SCHEMA,
 }
 PNG = {"type": "base64", "media_type": "image/png", "data": "AAAA"}
-
-
-class Sum(BaseModel):
-    """An answer by schema."""
-
-    first: int = Field(ge=0, le=99)
-    second: int = Field(ge=0, le=99)
 
 
 def user(content: Any) -> list[Any]:

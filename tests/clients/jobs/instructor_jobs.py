@@ -4,19 +4,8 @@ from typing import Any
 
 import instructor
 from anthropic import Anthropic
-from joblist import KEY, MODEL, URL, V1, job, run
+from joblist import KEY, MODEL, SUM, URL, V1, Sum, job, run
 from openai import AsyncOpenAI, OpenAI
-from pydantic import BaseModel, Field
-
-SUM = "What is 47 + 38?"
-
-
-class Sum(BaseModel):
-    """An answer by schema."""
-
-    first: int = Field(ge=0, le=99)
-    second: int = Field(ge=0, le=99)
-
 
 OPTIONS: Any = {
     "model": MODEL,

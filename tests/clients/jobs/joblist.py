@@ -14,7 +14,12 @@ from collections.abc import Awaitable, Callable
 from contextlib import redirect_stdout
 from typing import Any
 
-__all__ = ["KEY", "MODEL", "URL", "V1", "WEATHER_SCHEMA", "fails", "job", "run"]
+from pydantic import BaseModel, Field
+
+__all__ = [
+    "ASK_WEATHER", "KEY", "MODEL", "RESULT", "SUM", "URL", "V1", "WEATHER_SCHEMA", "Sum", "fails",
+    "job", "run",
+]  # fmt: skip
 
 URL, KEY = sys.argv[1:3]
 V1 = f"{URL}/v1"
@@ -25,8 +30,18 @@ WEATHER_SCHEMA = {
     "required": ["city"],
     "additionalProperties": False,
 }
+RESULT = '{"sky":"foggy","temp":7}'
+ASK_WEATHER = "What is the weather in Oslo?"
+SUM = "What is 47 + 38?"
 
 _JOBS: dict[str, Callable[[], Any]] = {}
+
+
+class Sum(BaseModel):
+    """An answer by schema."""
+
+    first: int = Field(ge=0, le=99)
+    second: int = Field(ge=0, le=99)
 
 
 def job(function: Callable[[], None] | Callable[[], Awaitable[None]]) -> Callable[[], Any]:

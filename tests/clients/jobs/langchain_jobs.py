@@ -3,17 +3,14 @@
 import warnings
 from typing import Any
 
-from joblist import KEY, MODEL, URL, V1, job, run
+from joblist import ASK_WEATHER, KEY, MODEL, SUM, URL, V1, Sum, job, run
 from langchain_anthropic import ChatAnthropic
 from langchain_core.messages import HumanMessage, SystemMessage, ToolMessage
 from langchain_core.prompts import ChatPromptTemplate
 from langchain_core.tools import tool
 from langchain_openai import ChatOpenAI, OpenAI
-from pydantic import BaseModel, Field
 
 warnings.filterwarnings("ignore")
-SUM = "What is 47 + 38?"
-ASK_WEATHER = "What is the weather in Oslo?"
 chat = ChatOpenAI(base_url=V1, api_key=KEY, model=MODEL, temperature=0, max_completion_tokens=60)
 claude = ChatAnthropic(
     base_url=URL,
@@ -22,13 +19,6 @@ claude = ChatAnthropic(
     max_tokens=60,
     model_kwargs={"extra_body": {"temperature": 0.0}},
 )
-
-
-class Sum(BaseModel):
-    """An answer by schema."""
-
-    first: int = Field(ge=0, le=99)
-    second: int = Field(ge=0, le=99)
 
 
 @tool

@@ -5,12 +5,21 @@ import json
 from typing import Any
 
 import litellm
-from joblist import KEY, MODEL, URL, V1, WEATHER_SCHEMA, fails, job, run
-from pydantic import BaseModel, Field
+from joblist import (
+    ASK_WEATHER,
+    KEY,
+    MODEL,
+    RESULT,
+    SUM,
+    URL,
+    V1,
+    WEATHER_SCHEMA,
+    Sum,
+    fails,
+    job,
+    run,
+)
 
-SUM = "What is 47 + 38?"
-ASK_WEATHER = "What is the weather in Oslo?"
-RESULT = '{"sky":"foggy","temp":7}'
 TOOL = {
     "type": "function",
     "function": {
@@ -19,13 +28,6 @@ TOOL = {
         "parameters": WEATHER_SCHEMA,
     },
 }
-
-
-class Sum(BaseModel):
-    """An answer by schema."""
-
-    first: int = Field(ge=0, le=99)
-    second: int = Field(ge=0, le=99)
 
 
 def options(text: str | list[Any], **more: Any) -> dict[str, Any]:

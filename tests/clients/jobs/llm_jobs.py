@@ -8,7 +8,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from joblist import KEY, MODEL, V1, job, run
+from joblist import ASK_WEATHER, KEY, MODEL, RESULT, SUM, V1, job, run
 
 os.environ["LLM_USER_PATH"] = tempfile.mkdtemp()
 HERE = {"model_name": MODEL, "api_base": V1, "api_key_name": "demo"}
@@ -25,14 +25,14 @@ GREEDY: Any = {"temperature": 0, "max_tokens": 90, "key": KEY}
 
 def get_weather(city: str) -> str:
     """Get the weather in a city"""
-    return '{"sky":"foggy","temp":7}'
+    return RESULT
 
 
 @job
 def prompts_from_a_shell() -> None:
     command = [sys.executable, "-m", "llm", "prompt", "-m", "demo", "-o", "temperature", "0"]
     done = subprocess.run(
-        [*command, "--key", KEY, "What is 47 + 38?"], capture_output=True, text=True, timeout=100
+        [*command, "--key", KEY, SUM], capture_output=True, text=True, timeout=100
     )
     assert done.stdout.strip().endswith("85"), done
 
@@ -47,7 +47,7 @@ def continues_a_conversation() -> None:
 @job
 def calls_a_tool() -> None:
     chain = llm.get_model("demo").chain(
-        "What is the weather in Oslo?", tools=[get_weather], key=KEY, options={"temperature": 0}
+        ASK_WEATHER, tools=[get_weather], key=KEY, options={"temperature": 0}
     )
     assert "foggy" in chain.text()
 
@@ -55,7 +55,7 @@ def calls_a_tool() -> None:
 @job
 def answers_by_schema() -> None:
     schema = llm.schema_dsl("first int, second int")
-    said = llm.get_model("demo").prompt("What is 47 + 38?", schema=schema, **GREEDY).text()
+    said = llm.get_model("demo").prompt(SUM, schema=schema, **GREEDY).text()
     assert json.loads(said).keys() == {"first", "second"}, said
 
 

@@ -3,25 +3,16 @@
 from typing import Any
 
 import ollama
-from joblist import KEY, MODEL, URL, fails, job, run
-from pydantic import BaseModel, Field
+from joblist import ASK_WEATHER, KEY, MODEL, RESULT, SUM, URL, Sum, fails, job, run
 
 HEADERS = {"Authorization": f"Bearer {KEY}"}
 client = ollama.Client(host=URL, headers=HEADERS)
-SUM = "What is 47 + 38?"
 GREEDY = {"temperature": 0, "num_predict": 90}
-
-
-class Sum(BaseModel):
-    """An answer by schema."""
-
-    first: int = Field(ge=0, le=99)
-    second: int = Field(ge=0, le=99)
 
 
 def get_weather(city: str) -> str:
     """Get the weather in a city"""
-    return '{"sky":"foggy","temp":7}'
+    return RESULT
 
 
 def chat(text: str | list[Any], **more: Any) -> Any:
@@ -50,7 +41,7 @@ def streams() -> None:
 
 @job
 def calls_a_tool() -> None:
-    question = {"role": "user", "content": "What is the weather in Oslo?"}
+    question = {"role": "user", "content": ASK_WEATHER}
     first = chat([question], tools=[get_weather])
     (call,) = first.message.tool_calls
     assert (call.function.name, call.function.arguments) == ("get_weather", {"city": "Oslo"})

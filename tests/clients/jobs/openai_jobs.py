@@ -5,14 +5,11 @@ import threading
 from typing import Any
 
 import openai
-from joblist import KEY, MODEL, V1, WEATHER_SCHEMA, fails, job, run
+from joblist import ASK_WEATHER, KEY, MODEL, RESULT, SUM, V1, WEATHER_SCHEMA, Sum, fails, job, run
 from openai import AsyncOpenAI, OpenAI
 from pydantic import BaseModel, Field
 
 client = OpenAI(base_url=V1, api_key=KEY, max_retries=0, timeout=120)
-SUM = "What is 47 + 38?"
-RESULT = '{"sky":"foggy","temp":7}'
-ASK_WEATHER = "What is the weather in Oslo?"
 TOOL: Any = {
     "type": "function",
     "function": {
@@ -21,14 +18,11 @@ TOOL: Any = {
         "parameters": WEATHER_SCHEMA,
     },
 }
-FLAT_TOOL: Any = {"type": "function", **TOOL["function"]}
 
 
-class Sum(BaseModel):
-    """An answer by schema."""
+class Measure(Sum):
+    """An answer by schema, with a text."""
 
-    first: int = Field(ge=0, le=99)
-    second: int = Field(ge=0, le=99)
     unit: str = Field(max_length=8)
 
 
@@ -47,11 +41,6 @@ def chat(text: str | list[Any], **options: Any) -> Any:
     messages = user(text) if isinstance(text, str) else text
     arguments = {"model": MODEL, "temperature": 0.0, "max_tokens": 60, **options}
     return client.chat.completions.create(messages=messages, **arguments)
-
-
-def respond(text: str | list[Any], **options: Any) -> Any:
-    arguments = {"model": MODEL, "temperature": 0.0, "max_output_tokens": 60, **options}
-    return client.responses.create(input=text, **arguments)
 
 
 @job
@@ -172,9 +161,9 @@ def parses_a_tools_arguments() -> None:
 @job
 def parses_an_answer() -> None:
     answer = client.chat.completions.parse(
-        model=MODEL, messages=user(SUM), response_format=Sum, temperature=0.0, max_tokens=90
+        model=MODEL, messages=user(SUM), response_format=Measure, temperature=0.0, max_tokens=90
     )
-    assert isinstance(answer.choices[0].message.parsed, Sum), answer
+    assert isinstance(answer.choices[0].message.parsed, Measure), answer
 
 
 @job
@@ -263,76 +252,14 @@ def completes_text() -> None:
 @job
 def scores_a_text() -> None:
     scored = client.completions.create(
-        model=MODEL, prompt="What is 47 + 38?", echo=True, logprobs=1, max_tokens=0, temperature=0
+        model=MODEL, prompt=SUM, echo=True, logprobs=1, max_tokens=0, temperature=0
     )
     found = scored.choices[0].logprobs
-    assert scored.choices[0].text == "What is 47 + 38?"
+    assert scored.choices[0].text == SUM
     assert found and found.tokens and found.token_logprobs and found.text_offset
-    assert "".join(found.tokens) == "What is 47 + 38?"
+    assert "".join(found.tokens) == SUM
     assert found.token_logprobs[0] is None
     assert all(isinstance(value, float) for value in found.token_logprobs[1:])
-
-
-@job
-def responds() -> None:
-    answer = respond(SUM, instructions="Be brief.")
-    assert answer.status == "completed"
-    assert answer.output_text.endswith("85"), answer
-    assert answer.usage.output_tokens > 3
-    assert client.responses.retrieve(answer.id).output_text == answer.output_text
-    client.responses.delete(answer.id)
-    fails(openai.NotFoundError, lambda: client.responses.retrieve(answer.id))
-
-
-@job
-def responds_in_a_stream() -> None:
-    events = list(respond(SUM, stream=True))
-    kinds = [event.type for event in events]
-    assert kinds[0] == "response.created" and kinds[-1] == "response.completed", kinds
-    text = "".join(e.delta for e in events if e.type == "response.output_text.delta")
-    assert text == events[-1].response.output_text
-    assert [event.sequence_number for event in events] == list(range(len(events)))
-    with client.responses.stream(model=MODEL, input=SUM, temperature=0.0) as stream:
-        for _ in stream:
-            pass
-        assert stream.get_final_response().output_text == text
-
-
-@job
-def responds_with_tools_and_history() -> None:
-    first = respond(ASK_WEATHER, tools=[FLAT_TOOL])
-    (call,) = (item for item in first.output if item.type == "function_call")
-    assert json.loads(call.arguments) == {"city": "Oslo"}
-    result = {"type": "function_call_output", "call_id": call.call_id, "output": RESULT}
-    second = respond([result], previous_response_id=first.id, tools=[FLAT_TOOL])
-    assert "foggy" in second.output_text, second
-    history = [*user(ASK_WEATHER), *first.output, result]  # the same without the store
-    assert respond(history, tools=[FLAT_TOOL], store=False).output_text == second.output_text
-
-
-@job
-def responds_by_schema() -> None:
-    answer = client.responses.parse(
-        model=MODEL, input=SUM, text_format=Sum, temperature=0.0, max_output_tokens=90
-    )
-    assert isinstance(answer.output_parsed, Sum), answer
-
-
-@job
-def counts_a_responses_tokens() -> None:
-    counted = client.responses.input_tokens.count(model=MODEL, input=SUM, instructions="Be brief.")
-    answer = respond(SUM, instructions="Be brief.")
-    assert counted.input_tokens == answer.usage.input_tokens
-
-
-@job
-def keeps_a_conversation() -> None:
-    conversation = client.conversations.create(metadata={"topic": "demo"})
-    respond("My name is Bokira.", conversation=conversation.id)
-    answer = respond("What is my name?", conversation=conversation.id)
-    assert "Bokira" in answer.output_text, answer
-    items = list(client.conversations.items.list(conversation.id, order="asc"))
-    assert len(items) == 4, items
 
 
 @job
@@ -358,8 +285,6 @@ def says_that_the_context_is_full() -> None:
     error = fails(openai.BadRequestError, lambda: chat("word " * 1500))
     assert error.code == "context_length_exceeded"
     assert "maximum context length is 1024 tokens" in error.message
-    error = fails(openai.BadRequestError, lambda: respond("word " * 1500))
-    assert error.code == "context_length_exceeded"
 
 
 @job

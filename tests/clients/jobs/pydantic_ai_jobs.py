@@ -5,21 +5,13 @@ Its model for Anthropic's API does not work with the anthropic package of these 
 
 from typing import Any
 
-from joblist import KEY, MODEL, V1, job, run
-from pydantic import BaseModel, Field
+from joblist import ASK_WEATHER, KEY, MODEL, RESULT, SUM, V1, Sum, job, run
 from pydantic_ai import Agent, NativeOutput, ToolOutput
 from pydantic_ai.exceptions import ModelHTTPError
 from pydantic_ai.models.openai import OpenAIChatModel, OpenAIResponsesModel
 from pydantic_ai.providers.openai import OpenAIProvider
 
 SETTINGS: Any = {"temperature": 0.0, "max_tokens": 90}
-
-
-class Sum(BaseModel):
-    """An answer by schema."""
-
-    first: int = Field(ge=0, le=99)
-    second: int = Field(ge=0, le=99)
 
 
 def _models() -> list[Any]:
@@ -49,9 +41,9 @@ async def loops_over_a_tool() -> None:
         @agent.tool_plain
         def get_weather(city: str, cities: Any = cities) -> str:
             """Get the weather in a city"""
-            return '{"sky":"foggy","temp":7}'
+            return RESULT
 
-        answer = await agent.run("What is the weather in Oslo?")
+        answer = await agent.run(ASK_WEATHER)
         assert "foggy" in answer.output, (model, answer)
 
 
@@ -67,7 +59,7 @@ async def answers_by_schema() -> None:
 @job
 async def streams() -> None:
     for model in _models():
-        async with Agent(model, model_settings=SETTINGS).run_stream("What is 47 + 38?") as stream:
+        async with Agent(model, model_settings=SETTINGS).run_stream(SUM) as stream:
             pieces = [piece async for piece in stream.stream_text(delta=True, debounce_by=None)]
         assert len(pieces) > 3 and "".join(pieces).endswith("85"), (model, pieces)
 

@@ -5,7 +5,7 @@ from typing import Any
 import litellm
 import ollama
 from anthropic import Anthropic
-from joblist import KEY, URL, V1, job, run
+from joblist import KEY, SUM, URL, V1, job, run
 from langchain_anthropic import ChatAnthropic
 from openai import OpenAI
 from pydantic_ai import Agent
@@ -14,7 +14,7 @@ from pydantic_ai.models.openai import OpenAIChatModel, OpenAIResponsesModel
 from pydantic_ai.providers.openai import OpenAIProvider
 
 THINKER = "thinker"
-QUESTION: Any = [{"role": "user", "content": "What is 47 + 38?"}]
+QUESTION: Any = [{"role": "user", "content": SUM}]
 BUDGET = {"type": "enabled", "budget_tokens": 6}
 client = OpenAI(base_url=V1, api_key=KEY, max_retries=0)
 claude = Anthropic(base_url=URL, api_key=KEY, max_retries=0)
@@ -119,7 +119,7 @@ def langchain_thinks() -> None:
     model: Any = ChatAnthropic(
         base_url=URL, api_key=KEY, model_name=THINKER, max_tokens=40, thinking=BUDGET
     )
-    kinds = [block["type"] for block in model.invoke("What is 47 + 38?").content]
+    kinds = [block["type"] for block in model.invoke(SUM).content]
     assert kinds == ["thinking", "text"], kinds
 
 
@@ -132,7 +132,7 @@ async def pydantic_ai_thinks() -> None:
     ):
         model: Any = kind(THINKER, provider=provider)
         settings: Any = {"temperature": 0.0, "max_tokens": 40, "extra_body": more}
-        answer = await Agent(model, model_settings=settings).run("What is 47 + 38?")
+        answer = await Agent(model, model_settings=settings).run(SUM)
         parts = answer.all_messages()[-1].parts
         assert isinstance(parts[0], ThinkingPart), (kind, parts)
         assert parts[0].content or (parts[0].provider_details or {})["raw_content"]
