@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 from cli_docs import PAGE as CLI_PAGE
 from click import Command, Context, Group
-from release_docs import PAGES as RELEASE_PAGES
-from release_docs import with_table
+from page_blocks import Block, with_block
+from plan_docs import BLOCKS as PLAN_BLOCKS
+from release_docs import BLOCKS as RELEASE_BLOCKS
 
 from hybridmoe.cli.app import cli
 from hybridmoe.cli.commands import COMMAND_NAMES
@@ -95,12 +96,13 @@ def test_the_command_line_page_is_what_the_commands_say() -> None:
     )
 
 
-@pytest.mark.parametrize("page", RELEASE_PAGES, ids=lambda page: page.name)
-def test_the_tables_of_models_are_what_the_planner_says(page: Path) -> None:
-    text = page.read_text(encoding="utf-8")
-    assert text == with_table(text, RELEASE_PAGES[page]()), (
-        "run: PYTHONPATH=.:tests/support python tests/support/release_docs.py"
-    )
+@pytest.mark.parametrize(
+    "block", (*RELEASE_BLOCKS, *PLAN_BLOCKS), ids=lambda block: f"{block.page.name} {block.source}"
+)
+def test_predictions_are_what_the_planner_says(block: Block) -> None:
+    text = block.page.read_text(encoding="utf-8")
+    script = block.source.partition(":")[0]
+    assert text == with_block(text, block), f"run: PYTHONPATH=.:tests/support python {script}"
 
 
 def _tracked() -> list[Path]:

@@ -19,7 +19,6 @@ from hybridmoe.hardware.limits import Limits, Rate
 
 GIVEN = ("--dram-gbs", 200, "--tops", 10, "--disk-gbs", 7)
 STEPS = ("prompt", "decode")
-STEPS = ("prompt", "decode")
 
 
 @pytest.fixture(scope="module")

@@ -1,8 +1,6 @@
 """`hybridmoe plan --hosts`: shares, speed and the host that bounds, or one line of refusal."""
 
 import json
-import re
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,8 +9,6 @@ from click.testing import CliRunner
 from hybridmoe.cli.app import cli
 from hybridmoe.hardware import isa
 
-PAGE = Path(__file__).parents[2] / "docs" / "cluster.md"
-ROW = re.compile(r"\| `([^`]+:\d+GB/s)` \| (\w+) \| ([\d.]+) \| (\d+) \|")
 TWO = "a:512GiB:300GB/s,b:256GiB:80GB/s"
 
 
@@ -81,12 +77,3 @@ def test_experts_beyond_all_ram_are_read_from_disk() -> None:
     found = plan(*hosts, "--disk-gbs", "7")
     assert found["disk_bytes"] > 0 and "stay on disk" in found["verdict"]
     assert plan(*hosts, "--quant", "Q2_K")["disk_bytes"] == 0
-
-
-def test_the_page_has_what_is_predicted() -> None:
-    rows = ROW.findall(PAGE.read_text(encoding="utf-8"))
-    assert len(rows) == 5
-    for hosts, quant, answer, prompt in rows:
-        found = plan("--hosts", hosts, "--quant", quant)
-        assert found["decode"]["tokens_per_s"] == pytest.approx(float(answer), abs=0.051)
-        assert found["prompt"]["tokens_per_s"] == pytest.approx(float(prompt), abs=0.51)

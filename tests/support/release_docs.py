@@ -1,12 +1,11 @@
-"""Tables of the published models, from the planner; run it to rewrite README.md and docs/models.md.
-
-Each page has its table between two comments.
-"""
+"""Tables of the published models, from the planner; run it to rewrite the pages of `BLOCKS`."""
 
 from functools import cache
 from math import prod
 from pathlib import Path
 from typing import NamedTuple
+
+from page_blocks import Block, rewrite, table
 
 from hybridmoe.errors import ConfigError
 from hybridmoe.gguf.outline import Outline, outline_of
@@ -20,11 +19,9 @@ from hybridmoe.planning.releases import RELEASES, Release
 from hybridmoe.planning.stage_cost import StagedCost
 from hybridmoe.units import GIB
 
-__all__ = ["PAGES", "with_table"]
+__all__ = ["BLOCKS"]
 
 ROOT = Path(__file__).parents[2]
-BEGIN = "<!-- from tests/support/release_docs.py -->\n"
-END = "<!-- end -->\n"
 CONTEXT_TOKENS, PROMPT_TOKENS = 32768, 1024
 QUANTS = ("Q8_0", "Q6_K", "Q4_K_M", "Q3_K_M", "Q2_K")
 SHOWN = ("Q8_0", "Q4_K_M", "Q4_0", "Q3_K_M", "Q2_K", "IQ2_XXS", "IQ1_S")
@@ -91,7 +88,7 @@ def sizes_table() -> str:
         )
         for row in rows()
     ]
-    return _table(heads, lines)
+    return table(heads, lines)
 
 
 def speeds_table() -> str:
@@ -101,12 +98,7 @@ def speeds_table() -> str:
         (", ".join(r.name for r in row.releases), f"{row.gib['Q4_K_M']:.0f}", *row.predicted)
         for row in rows()
     ]
-    return _table(heads, lines)
-
-
-def _table(heads: tuple[str, ...], lines: list[tuple[str, ...]]) -> str:
-    first, *rest = (f"| {' | '.join(cells)} |\n" for cells in (heads, *lines))
-    return "".join([first, f"|{'---|' * len(heads)}\n", *rest])
+    return table(heads, lines)
 
 
 def _prediction(outlines: dict[str, Outline], machine: Machine) -> str:
@@ -152,16 +144,11 @@ def _num_bytes(outline: Outline) -> int:
     return sum(tensor.num_bytes for tensor in outline.tensors)
 
 
-PAGES = {ROOT / "README.md": speeds_table, ROOT / "docs" / "models.md": sizes_table}
-
-
-def with_table(text: str, table: str) -> str:
-    """Put a table into a page, between its comments."""
-    before, _, rest = text.partition(BEGIN)
-    assert rest, f"no {BEGIN!r}"
-    return f"{before}{BEGIN}\n{table}\n{END}{rest.partition(END)[2]}"
-
+_SOURCE = "tests/support/release_docs.py"
+BLOCKS = (
+    Block(ROOT / "README.md", _SOURCE, speeds_table),
+    Block(ROOT / "docs" / "models.md", _SOURCE, sizes_table),
+)
 
 if __name__ == "__main__":
-    for page, table in PAGES.items():
-        page.write_text(with_table(page.read_text(encoding="utf-8"), table()), encoding="utf-8")
+    rewrite(BLOCKS)
