@@ -108,8 +108,9 @@ def _row(name: str, one: Step, step: Callable[[], object], machine: Machine, tur
     losses = {cause: f"{s / predicted:.1%}" for cause, s in found.losses(machine).items()}
     notes = [f"{1e3 * predicted:.2f} ms", ", ".join(f"{k} {v}" for k, v in losses.items())]
     if n <= (os.cpu_count() or 1) and len(machine.threads) == 1:
-        notes.append(f"measured {_measured(step, n, turns):.2f} times one thread's speed, ")
-        notes[-1] += f"predicted {one.seconds(Machine((1,))) / found.seconds(Machine((n,))):.2f}"
+        ratio = one.seconds(Machine((1,))) / found.seconds(Machine((n,)))
+        measured = f"measured {_measured(step, n, turns):.2f} times one thread's speed"
+        notes.append(f"{measured}, predicted {ratio:.2f}")
     bar = None
     if machine.threads == (BAR_THREADS,):
         bar = PROMPT_BAR if machine.lanes == float("inf") else DECODE_BAR

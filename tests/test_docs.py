@@ -79,6 +79,12 @@ def test_options_exist(page: Path) -> None:
     assert set(OPTION.findall(text)) - known == set()
 
 
+def test_the_page_of_the_benchmarks_has_every_one() -> None:
+    text = (ROOT / "bench" / "README.md").read_text(encoding="utf-8")
+    scripts = [path.name for path in ROOT.glob("bench/[a-z]*_*.py")]
+    assert [name for name in scripts if name not in text] == []
+
+
 def test_the_page_of_the_chat_has_every_command() -> None:
     text = (ROOT / "docs" / "chat.md").read_text(encoding="utf-8")
     assert [name for name in COMMAND_NAMES if f"`{name}" not in text] == []
