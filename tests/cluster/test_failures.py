@@ -235,8 +235,10 @@ def test_another_key_is_refused_on_both_sides(
                              expert_share=SHARES)  # fmt: skip
         rogue.join()
         assert str(rogue.error) == f"cluster_key_file: rank 0 at {place} has another key"
-        with pytest.raises(ClusterError, match="rank 1 has another --cluster-key-file: refused"):
-            hosts.gather(0.5, lambda done, total: None)
+        refusal = "rank 1 has another --cluster-key-file: refused"
+        eventually(lambda: hosts.outage == refusal)
+        with pytest.raises(ClusterError, match=refusal):
+            hosts.gather(0.0, lambda done, total: None)
         hosts.close()
 
 

@@ -202,7 +202,7 @@ def test_who_leaves_while_it_waits_holds_no_model() -> None:
     with serving(models) as (_, http, pool):
         models.shut("b")
         with pytest.raises(httpx2.ReadTimeout):
-            http.post(CHAT, json=hello("b"), timeout=0.2)
+            http.post(CHAT, json=hello("b"), timeout=httpx2.Timeout(HANG_S, read=0.2))
         eventually(lambda: not pool.slot("b").waiters)
         models.open("b")
         assert http.post(CHAT, json=hello("a")).status_code == 200

@@ -3,7 +3,6 @@
 import asyncio
 import os
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -18,6 +17,7 @@ import httpx2
 import psutil
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
+from ranks import free_port
 from waiting import HANG_S
 
 pytest.importorskip("ray")  # an extra, which may lack wheels for the newest Python
@@ -89,8 +89,7 @@ def _command(process: psutil.Process) -> list[str]:
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Cluster]:
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port = probe.getsockname()[1]
+    port = free_port()
     with tempfile.TemporaryDirectory(prefix="ray") as name:  # paths of sockets must be short
         folder = Path(name)
         (folder / "serve.yaml").write_text(CONFIG.format(port=port))

@@ -220,7 +220,9 @@ def test_requests_wait_for_a_replica_with_comments_and_not_for_ever() -> None:
         replicas.live = frozenset()
         async with fronted(replicas, can_sleep=True) as client:
             waiting = asyncio.create_task(client.post(CHAT, json=said("say Hi", stream=True)))
-            await asyncio.sleep(0.2)
+            while not replicas.num_held:
+                await asyncio.sleep(0.001)
+            await asyncio.sleep(0.2)  # a comment is due before
             replicas.live = frozenset({A})
             replicas.wakes.set()
             response = await waiting

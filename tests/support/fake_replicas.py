@@ -22,6 +22,7 @@ class FakeReplicas:
         self.asked: list[str] = []  # tags, in the order of the requests
         self.messages_before_loss: dict[str, int] = {}  # of each replica that dies
         self.wakes = asyncio.Event()
+        self.num_held = 0  # requests that had to wait for it
         self._apps = {}
         for tag, llm in self.llms.items():
             service = Service(ServeConfig(model_name="test", keep_alive_s=0.05))
@@ -30,6 +31,7 @@ class FakeReplicas:
 
     async def answer(self, request: ForwardedRequest) -> AsyncGenerator[str | list[Message], None]:
         if not self.live:
+            self.num_held += 1
             await self.wakes.wait()
         wanted = [tag for tag in request.wanted if tag in self.live]
         tag = wanted[0] if wanted else min(self.live)

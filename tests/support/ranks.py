@@ -1,12 +1,13 @@
 """Ranks of a cluster for tests: workers as threads of this process, or as commands."""
 
 import os
+import secrets
 import socket
 import subprocess
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,10 +23,15 @@ from hybridmoe.placement.options import LoadOptions
 
 __all__ = ["WorkerThread", "free_port", "meet", "pooled", "start_worker"]
 
+_PORTS = range(20000, 32000)
+
 
 def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        return int(listener.getsockname()[1])
+    """Find a port below those that the system gives to whoever asks for any."""
+    while True:
+        port = secrets.choice(_PORTS)
+        with suppress(OSError), socket.create_server(("127.0.0.1", port)):
+            return port
 
 
 def meet(patch: pytest.MonkeyPatch, num_ranks: int, key: Path | None = None) -> MeetingPlace:
