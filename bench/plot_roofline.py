@@ -1,6 +1,6 @@
 """Draw a result of bench_expert_forward.py: every kernel as a point under the machine's limits.
 
-    python bench/plot_roofline.py bench/results/2026-11-24_expert_forward.json
+    python bench/plot_roofline.py bench/results/2026-11-28_expert_forward.json
 
 Left, the roofline (Williams et al. 2009): operations per byte read against operations per second;
 no kernel can be above the slope of memory or the level of arithmetic. Right, decoding alone: bytes

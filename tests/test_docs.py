@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from cli_docs import PAGE as CLI_PAGE
 from click import Command, Context, Group
+from field_docs import BLOCKS as FIELD_BLOCKS
 from page_blocks import Block, with_block
 from plan_docs import BLOCKS as PLAN_BLOCKS
 from release_docs import BLOCKS as RELEASE_BLOCKS
@@ -103,9 +104,11 @@ def test_the_command_line_page_is_what_the_commands_say() -> None:
 
 
 @pytest.mark.parametrize(
-    "block", (*RELEASE_BLOCKS, *PLAN_BLOCKS), ids=lambda block: f"{block.page.name} {block.source}"
+    "block",
+    (*RELEASE_BLOCKS, *PLAN_BLOCKS, *FIELD_BLOCKS),
+    ids=lambda block: f"{block.page.name} {block.source}",
 )
-def test_predictions_are_what_the_planner_says(block: Block) -> None:
+def test_parts_of_pages_are_as_their_program_writes_them(block: Block) -> None:
     text = block.page.read_text(encoding="utf-8")
     script = block.source.partition(":")[0]
     assert text == with_block(text, block), f"run: PYTHONPATH=.:tests/support python {script}"

@@ -2,7 +2,7 @@
 
 Rows are the fields of the official clients, and those that llama.cpp, vLLM, SGLang, LM Studio,
 ollama's OpenAI endpoint and OpenRouter add. A test compares them with the clients' types and the
-schemas, and docs/fields.md is written from them. Fields inside other fields have rows too, unless
+schemas, and docs/serving.md has them in tables. Fields inside other fields have rows too, unless
 they are done: `messages[].audio`. The names of a row share one fate:
 
 done      a schema declares it, and it takes effect

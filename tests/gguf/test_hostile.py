@@ -158,7 +158,7 @@ def test_a_hostile_header_is_refused_by_field(tmp_path: Path, case: str) -> None
 
 
 def test_the_cases_are_not_lost_by_equal_names() -> None:
-    assert len(HOSTILE) > 100  # besides the thousands of test_gguf_damage.py
+    assert len(HOSTILE) > 100  # besides the thousands of test_damage.py
 
 
 def _nothing(path: Path) -> None:

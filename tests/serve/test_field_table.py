@@ -1,4 +1,4 @@
-"""Table of request fields: equal to the schemas, complete for the clients, shown in the docs."""
+"""Table of request fields: equal to the schemas, complete for the clients."""
 
 import logging
 from typing import Any, get_args
@@ -11,7 +11,6 @@ import openai.types.chat as chat
 import openai.types.responses as responses
 import pytest
 from endpoint_requests import user
-from field_docs import PAGE, field_tables, section
 
 from hybridmoe.serve.errors import ApiError
 from hybridmoe.serve.field_check import UnknownFields, unknown_fields
@@ -71,11 +70,6 @@ def test_every_field_of_the_official_clients_has_a_row(api: Api) -> None:
 def test_every_api_has_schemas_rows_and_reasons() -> None:
     assert set(get_args(Api)) == set(SCHEMAS) == set(TABLE)
     assert all(row.why for row in ROWS)
-
-
-def test_the_documentation_has_the_table() -> None:
-    fresh = "run: python tests/support/field_docs.py"
-    assert section(PAGE.read_text(encoding="utf-8")) == field_tables(), fresh
 
 
 @pytest.mark.parametrize("api", SCHEMAS)
