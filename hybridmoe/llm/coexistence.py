@@ -3,13 +3,10 @@
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-import psutil
-
 from hybridmoe.demo import demo_path
 from hybridmoe.gguf.outline import read_outline
 from hybridmoe.hardware.gpu import NoGpu, choose_gpus
-from hybridmoe.hardware.topology import available_bytes
-from hybridmoe.placement.budgets import plan_for
+from hybridmoe.placement.budgets import free_ram_bytes, plan_for
 from hybridmoe.placement.options import LoadOptions
 from hybridmoe.planning.plan import Plan
 from hybridmoe.planning.ram_plan import RAM_RESERVE_BYTES
@@ -27,7 +24,7 @@ class Coexistence:
         """
         gpus = choose_gpus(options.device)
         self._vram_bytes = () if isinstance(gpus, NoGpu) else tuple(gpu.free_bytes for gpu in gpus)
-        self._ram_bytes = available_bytes() or psutil.virtual_memory().available
+        self._ram_bytes = free_ram_bytes()
         self.plans: dict[str, Plan] = {}
         for name, path in paths.items():
             outline = read_outline(demo_path() if path is None else path)

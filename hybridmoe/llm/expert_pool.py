@@ -18,7 +18,7 @@ from hybridmoe.gguf.fingerprint import fingerprint
 from hybridmoe.gguf.reader import GGUFFile
 from hybridmoe.hardware.gpu import Gpus
 from hybridmoe.hardware.limits import measure_read
-from hybridmoe.llm.progress import Progress, ProgressCallback
+from hybridmoe.llm.progress import ProgressCallback, reporter
 from hybridmoe.placement.budgets import plan_for
 from hybridmoe.placement.options import LoadOptions
 from hybridmoe.planning.expert_shares import (
@@ -60,7 +60,7 @@ class ExpertPool:
                 " host"
             )
         self._file, self._config, self._options = file, config, options
-        self._progress = progress
+        self._report = reporter(progress, "cluster", "hosts")
         self._hosts = Hosts(
             place, identity_of(file, config, place), shape_of(config.top_k, config.hidden)
         )
@@ -68,7 +68,7 @@ class ExpertPool:
 
     def share(self, gpus: Gpus) -> ExpertShare:
         """Wait for all workers, and choose this host's share. Errors: ClusterError, ConfigError."""
-        workers = self._hosts.gather(_GATHER_S, self._on_progress)
+        workers = self._hosts.gather(_GATHER_S, self._report)
         num_experts, weights = self._config.num_experts, self._options.expert_share
         if weights is None:
             own = self._own_rate(gpus)
@@ -90,7 +90,7 @@ class ExpertPool:
 
     def join(self, own: ExpertBackend) -> PooledExperts:
         """Wait until workers are ready; add their experts to this host's. Errors: ClusterError."""
-        self._hosts.connect(_PLACE_S, self._on_progress)
+        self._hosts.connect(_PLACE_S, self._report)
         return PooledExperts(own, self.shares[0], self._hosts)
 
     @property
@@ -117,14 +117,11 @@ class ExpertPool:
 
     def _own_rate(self, gpus: Gpus) -> HostRate:
         """Rate of this host, and its memory beside all other weights and the KV cache."""
-        plan = plan_share(self._file, self._config, self._options, gpus, range(1))
+        least = ExpertShare(self._config, range(1))
+        plan = plan_share(self._file, self._config, self._options, gpus, least)
         tiers = (plan.ram, *([plan.vram] if plan.vram else []))
         free = sum(tier.free_bytes + tier.expert_bytes for tier in tiers)
         return HostRate("rank 0", max(0, free), own_read_gbs(self._options))
-
-    def _on_progress(self, done: int, total: int) -> None:
-        if self._progress is not None:
-            self._progress(Progress("cluster", done, total, "hosts"))
 
 
 def meeting_place_of(config: ModelConfig, options: LoadOptions) -> MeetingPlace:
@@ -150,10 +147,14 @@ def own_read_gbs(options: LoadOptions) -> float:
 
 
 def plan_share(
-    file: GGUFFile, config: ModelConfig, options: LoadOptions, gpus: Gpus, experts: range | None
+    file: GGUFFile,
+    config: ModelConfig,
+    options: LoadOptions,
+    gpus: Gpus,
+    share: ExpertShare | None,
 ) -> Plan:
-    """Plan memory for the model with these experts of each layer; None = all."""
+    """Plan memory for this host's share of the experts; None = all."""
     tensors = list(file.tensors.values())
-    if experts is None:
+    if share is None:
         return plan_for(config, tensors, options, gpus)
-    return plan_for(*held_by(config, tensors, experts), options, gpus)
+    return plan_for(*held_by(config, tensors, share.experts), options, gpus)

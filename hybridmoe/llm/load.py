@@ -10,18 +10,21 @@ from hybridmoe.engine.engine import Engine
 from hybridmoe.env import check_environment
 from hybridmoe.errors import GGUFError, KernelError
 from hybridmoe.gguf.reader import GGUFFile
-from hybridmoe.hardware.gpu import NoGpu, choose_gpus
+from hybridmoe.hardware.gpu import Gpus, NoGpu, choose_gpus
 from hybridmoe.hardware.topology import set_num_threads
 from hybridmoe.llm.expert_pool import ExpertPool, plan_share
 from hybridmoe.llm.fingerprints import bits_fingerprint
 from hybridmoe.llm.llm import LLM
 from hybridmoe.llm.model_config import naming, read_model_config
 from hybridmoe.llm.model_file import open_model
-from hybridmoe.llm.progress import Progress, ProgressCallback
+from hybridmoe.llm.progress import ProgressCallback, Report, reporter
 from hybridmoe.model.trace import open_trace
 from hybridmoe.placement.options import LoadOptions
 from hybridmoe.placement.placer import place
 from hybridmoe.placement.read_ahead import read_ahead
+from hybridmoe.placement.residency import Residency
+from hybridmoe.planning.expert_shares import ExpertShare
+from hybridmoe.planning.plan import Plan
 from hybridmoe.text.tokenizer import Tokenizer
 
 __all__ = ["load"]
@@ -53,15 +56,7 @@ def load(
         begin_compiling()
     if options.num_threads is not None:
         set_num_threads(options.num_threads)
-
-    def on_bytes(done: int, total: int) -> None:
-        if progress is not None:
-            progress(Progress("load", done, total, "bytes"))
-
-    def on_kernels(done: int, total: int) -> None:
-        if progress is not None:
-            progress(Progress("compile", done, total, "kernels"))
-
+    on_bytes = reporter(progress, "load", "bytes")
     with ExitStack() as resources:
         file = resources.enter_context(open_model(path))
         config = read_model_config(file, options)
@@ -69,26 +64,17 @@ def load(
         if options.expert_parallel:
             pool = resources.enter_context(ExpertPool(file, config, options, progress))
             share = pool.share(gpus)
-        own = None if share is None else share.experts
         with naming(file):
-            plan = plan_share(file, config, options, gpus, own)
+            plan = plan_share(file, config, options, gpus, share)
         tokenizer = resources.enter_context(closing(Tokenizer(file.path, file.metadata)))
         _check_vocabulary(file, config, tokenizer)
         if plan.vram is not None:
-            assert not isinstance(gpus, NoGpu), gpus
-            from hybridmoe.placement.gpu_compile import capture_first_graph, compile_kernels
-
-            for stage, gpu in zip(plan.stages, gpus, strict=True):
-                compile_kernels(file, stage, gpu, on_kernels)
+            _compile(file, plan, gpus, reporter(progress, "compile", "kernels"))
         if pool is not None:
             pool.offer(plan)
-        try:
-            residency = place(file, plan, gpus, options, on_bytes, share)
-        except KernelError as error:
-            gpus = NoGpu(str(error))
-            plan = plan_share(file, config, options, gpus, own)
-            residency = place(file, plan, gpus, options, on_bytes, share)
+        residency = _place(file, config, plan, gpus, options, on_bytes, share)
         resources.callback(residency.close)
+        plan = residency.plan
         if pool is not None:
             experts = pool.join(residency.experts)
             residency = replace(residency, experts=experts, share_note=pool.note)
@@ -103,11 +89,40 @@ def load(
         engine = Engine(decoder, tokenizer.eos_ids, plan.engine, trace, about)
         resources.callback(engine.close)
         if plan.vram is not None:
+            from hybridmoe.placement.gpu_compile import capture_first_graph
+
             capture_first_graph(decoder)
         if progress is not None and plan.disk_cache is None:
             read_ahead(file, on_bytes, has_experts=plan.fits_in_ram)
         residency.ready(_READY_S)
         return LLM(file, config, tokenizer, engine, residency, resources)
+
+
+def _compile(file: GGUFFile, plan: Plan, gpus: Gpus, on_kernels: Report) -> None:
+    """Compile the kernels of each GPU's layers."""
+    from hybridmoe.placement.gpu_compile import compile_kernels
+
+    assert not isinstance(gpus, NoGpu), gpus
+    for stage, gpu in zip(plan.stages, gpus, strict=True):
+        compile_kernels(file, stage, gpu, on_kernels)
+
+
+def _place(
+    file: GGUFFile,
+    config: ModelConfig,
+    plan: Plan,
+    gpus: Gpus,
+    options: LoadOptions,
+    on_bytes: Report,
+    share: ExpertShare | None,
+) -> Residency:
+    """Place the weights as planned; on the CPU alone where the GPU cannot run the model."""
+    try:
+        return place(file, plan, gpus, options, on_bytes, share)
+    except KernelError as error:
+        no_gpu = NoGpu(str(error))
+        plan = plan_share(file, config, options, no_gpu, share)
+        return place(file, plan, no_gpu, options, on_bytes, share)
 
 
 def _check_vocabulary(file: GGUFFile, config: ModelConfig, tokenizer: Tokenizer) -> None:

@@ -22,7 +22,7 @@ from hybridmoe.hardware.topology import set_num_threads
 from hybridmoe.llm.expert_pool import identity_of, meeting_place_of, own_read_gbs
 from hybridmoe.llm.model_config import naming, read_model_config
 from hybridmoe.llm.model_file import open_model
-from hybridmoe.llm.progress import Progress, ProgressCallback
+from hybridmoe.llm.progress import ProgressCallback, reporter
 from hybridmoe.placement.expert_share import PlacedShare, place_share, ram_for_experts
 from hybridmoe.placement.options import LoadOptions
 
@@ -72,7 +72,7 @@ class Worker:
         report: Callable[[str], None],
     ) -> None:
         self._file, self._config, self._place = file, config, place
-        self._progress, self._report = progress, report
+        self._on_bytes, self._report = reporter(progress, "load", "bytes"), report
         self._ram_bytes = ram_for_experts(options.expert_ram)
         self._hello = Hello(
             **asdict(identity_of(file, config, place)),
@@ -144,7 +144,3 @@ class Worker:
         if self._placed is not None:
             self._placed.backend.close()
         self._placed = self._placed_by = None
-
-    def _on_bytes(self, done: int, total: int) -> None:
-        if self._progress is not None:
-            self._progress(Progress("load", done, total, "bytes"))

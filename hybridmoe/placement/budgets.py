@@ -18,7 +18,7 @@ from hybridmoe.planning.plan import Plan
 from hybridmoe.planning.problem import Budgets, GpuBudget
 from hybridmoe.units import format_bytes
 
-__all__ = ["budgets_of", "plan_for", "plan_within"]
+__all__ = ["budgets_of", "free_ram_bytes", "plan_for", "plan_within"]
 
 
 def plan_for(
@@ -54,12 +54,8 @@ def budgets_of(options: LoadOptions, gpus: Gpus, ram_bytes: int | None = None) -
     ram_bytes: None = what is free now.
     Errors: ConfigError where more VRAM was asked for than is free.
     """
-    if ram_bytes is None:
-        ram_bytes = available_bytes()
-    if ram_bytes is None:  # the system does not say
-        ram_bytes = psutil.virtual_memory().available
     budgets = Budgets(
-        ram_bytes=ram_bytes,
+        ram_bytes=free_ram_bytes() if ram_bytes is None else ram_bytes,
         expert_ram_bytes=options.expert_ram,
         num_ahead=options.expert_prefetch or 0,
         is_gpu_optional=not options.needs_gpu,
@@ -68,6 +64,12 @@ def budgets_of(options: LoadOptions, gpus: Gpus, ram_bytes: int | None = None) -
         return replace(budgets, no_gpu_note=_no_gpu_note(options, gpus))
     asked = _asked_vram(options, len(gpus))
     return budgets.with_gpus(*map(_gpu_budget, gpus, asked))
+
+
+def free_ram_bytes() -> int:
+    """Bytes of RAM that are free now, within this process's limits."""
+    free = available_bytes()
+    return psutil.virtual_memory().available if free is None else free  # it may not be Linux
 
 
 def _asked_vram(options: LoadOptions, num_gpus: int) -> tuple[int | None, ...]:

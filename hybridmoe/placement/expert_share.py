@@ -1,26 +1,21 @@
 """One host's share of the routed experts: mapped where RAM holds it, else cached over the file."""
 
-from collections.abc import Callable
 from typing import NamedTuple
-
-import psutil
 
 from hybridmoe.config import ModelConfig
 from hybridmoe.experts.backend import CpuExperts, ExpertBackend
 from hybridmoe.experts.routed_experts import RoutedExperts
 from hybridmoe.gguf.reader import GGUFFile
-from hybridmoe.hardware.topology import available_bytes
 from hybridmoe.kernels.ops import touch_rows
 from hybridmoe.model.weights import Weights, routed_experts
-from hybridmoe.placement.ram import read_weights
+from hybridmoe.placement.budgets import free_ram_bytes
+from hybridmoe.placement.ram import Progress, read_weights
 from hybridmoe.planning.disk_cache_plan import plan_disk_cache
 from hybridmoe.planning.expert_shares import held_by
 from hybridmoe.planning.memory_plan import RAM_RESERVE_BYTES
 from hybridmoe.planning.model_sizes import sizes_of
 
 __all__ = ["PlacedShare", "place_share", "ram_for_experts"]
-
-Progress = Callable[[int, int], None]  # bytes done, bytes in all
 
 
 class PlacedShare(NamedTuple):
@@ -32,10 +27,7 @@ class PlacedShare(NamedTuple):
 
 def ram_for_experts(expert_ram: int | None) -> int:
     """Bytes of RAM that a host without any other part of the model gives to experts."""
-    free = available_bytes()
-    if free is None:
-        free = psutil.virtual_memory().available
-    free = max(0, free - RAM_RESERVE_BYTES)
+    free = max(0, free_ram_bytes() - RAM_RESERVE_BYTES)
     return free if expert_ram is None else min(expert_ram, free)
 
 

@@ -22,7 +22,7 @@ def coexisting(
     """Three times the embedded model on a machine with so much free memory."""
     gpus = tuple(CudaGpu(i, f"GPU {i}", (9, 0), size, size) for i, size in enumerate(vram))
     monkeypatch.setattr(coexistence, "choose_gpus", lambda _: gpus or NoGpu("none", True))
-    monkeypatch.setattr(coexistence, "available_bytes", lambda: ram)
+    monkeypatch.setattr(coexistence, "free_ram_bytes", lambda: ram)
     options = {"context_tokens": 1024, **options}
     return Coexistence(dict.fromkeys(NAMES), LoadOptions(**options))
 
