@@ -168,6 +168,7 @@ def main(faults: int, seed: int) -> None:
     rng = random.Random(seed)
     with tempfile.TemporaryDirectory() as folder, namespace() as name:
         key = Path(folder) / "key"
+        key.touch(0o600)
         key.write_bytes(rng.randbytes(32).hex().encode())
         with socket.create_server((_ADDRESSES[0] if name else "127.0.0.1", 0)) as free:
             address = "{}:{}".format(*free.getsockname()[:2])

@@ -1,5 +1,6 @@
 """Commands under torchrun: rank 0 runs them, every other rank computes experts for it."""
 
+import os
 import signal
 import sys
 from pathlib import Path
@@ -18,6 +19,8 @@ def has_served_experts(path: Path | None, options: LoadOptions) -> bool:
     """
     if not options.expert_parallel:
         return False
+    # torch logs a stack where another host is away or a stranger connects; ours is one line.
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "FATAL")
     from hybridmoe.cluster.rendezvous import find_rank  # imports torch
 
     if find_rank() == 0:

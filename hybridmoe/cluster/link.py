@@ -22,7 +22,7 @@ from torch.distributed.distributed_c10d import PrefixStore, ProcessGroupGloo, St
 from hybridmoe.cluster.message import Frame, FrameShape, Header, Kind
 from hybridmoe.errors import ClusterError, StalledReadError
 
-__all__ = ["SILENCE_S", "Endpoint", "Link", "connect"]
+__all__ = ["SILENCE_S", "Endpoint", "Link", "connect", "why_lost"]
 
 BEAT_S = 1.0  # between two beats
 FAREWELL_S = 5.0  # for the other end to take it
@@ -203,14 +203,7 @@ class Link:
 
     def _broken(self, error: RuntimeError) -> ClusterError:
         """Turn gloo's error into one line, and note it."""
-        text = str(error)
-        if "imed out" in text or "timeout" in text:
-            why = f"no sign of life for {SILENCE_S:g} s"
-        elif "Connection" in text or "closed" in text:
-            why = "its connection is closed"
-        else:
-            why = _first_line(error)
-        self.fail(f"{self.peer} is away: {why}")
+        self.fail(f"{self.peer} is away: {why_lost(error)}")
         return ClusterError(self._failure or "")
 
 
@@ -220,6 +213,16 @@ class _Beat:
     def __init__(self) -> None:
         array = np.zeros(_BEAT.size, np.uint8)
         self.memory, self.view = torch.from_numpy(array), array.data
+
+
+def why_lost(error: RuntimeError) -> str:
+    """Say in a few words what torch says in many."""
+    text = str(error)
+    if "imed out" in text or "timeout" in text:
+        return "no sign of life for seconds"
+    if "Connection" in text or "closed" in text or "Broken pipe" in text:
+        return "its connection is closed"
+    return _first_line(error)
 
 
 def _first_line(error: Exception) -> str:

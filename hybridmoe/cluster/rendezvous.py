@@ -10,11 +10,14 @@ import hmac
 import ipaddress
 import os
 import socket
+import stat
+import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from queue import Empty, SimpleQueue
 
 import torch
 from torch.distributed.distributed_c10d import Store
@@ -26,6 +29,7 @@ __all__ = ["MeetingPlace", "find_meeting_place", "find_rank", "is_farewell", "re
 __all__ += ["say_farewell", "write_key"]
 
 _STORE_S = 30.0  # for one operation of the store
+_CONNECT_S = 5.0  # of attempts to make it out, if it is another service
 _LEAST_KEY_BYTES = 16
 _MOST_KEY_BYTES = 1 << 16
 _MOST_RANKS = 256
@@ -73,16 +77,34 @@ class MeetingPlace:
         """
         end_s, is_waiting = time.monotonic() + patience_s, False
         while True:
-            with suppress(OSError, RuntimeError):
-                # A store's own attempts would fill the log.
+            with suppress(OSError):
                 socket.create_connection((self.host, self.port), timeout=2.0).close()
-                return self._store(None)
+                if (store := self._connected()) is not None:
+                    return store
             if time.monotonic() > end_s:
                 raise ClusterError(f"rank 0 does not listen at {self}")
             if not is_waiting:
                 is_waiting = True
                 on_wait()
             time.sleep(0.2)
+
+    def _connected(self) -> Store | None:
+        """Connect to what listens; None if that is another service.
+
+        In a thread, which is left behind where that service is silent: torch waits for it forever.
+        """
+        found: SimpleQueue[Store | None] = SimpleQueue()
+
+        def connect() -> None:
+            store = None
+            with suppress(RuntimeError):
+                store = self._store(None)
+            found.put(store)
+
+        threading.Thread(target=connect, name="hybridmoe-store", daemon=True).start()
+        with suppress(Empty):
+            return found.get(timeout=2 * _CONNECT_S)
+        return None
 
     def own_address(self) -> str:
         """Address of the interface through which this process reaches rank 0."""
@@ -95,15 +117,17 @@ class MeetingPlace:
             raise ClusterError(f"rank 0 at {self} cannot be reached: {error.strerror}") from None
 
     def _store(self, listener: int | None) -> Store:
-        return torch.distributed.TCPStore(  # type: ignore[attr-defined]
+        store: Store = torch.distributed.TCPStore(  # type: ignore[attr-defined]
             self.host,
             self.port,
             None,
             listener is not None,
-            datetime.timedelta(seconds=_STORE_S),
+            datetime.timedelta(seconds=_CONNECT_S if listener is None else _STORE_S),
             wait_for_workers=False,
             master_listen_fd=listener,
         )
+        store.set_timeout(datetime.timedelta(seconds=_STORE_S))
+        return store
 
 
 def find_meeting_place(address: str | None, key_file: Path | None) -> MeetingPlace:
@@ -181,6 +205,14 @@ def _resolve(host: str, port: int) -> str:
 
 def _read_key(path: Path) -> bytes:
     try:
+        mode = path.stat().st_mode
+        if not stat.S_ISREG(mode):  # a pipe would be waited for
+            raise ConfigError(f"cluster_key_file {path}: expected a regular file")
+        if mode & (stat.S_IROTH | stat.S_IWOTH):
+            raise ConfigError(
+                f"cluster_key_file {path}: all users of this machine can read or write it"
+                f" (mode {stat.S_IMODE(mode):o}): chmod 600"
+            )
         with path.open("rb") as file:
             key = file.read(_MOST_KEY_BYTES + 1).strip()
     except OSError as error:

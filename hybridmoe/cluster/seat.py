@@ -6,6 +6,7 @@ Keys in the store, of worker R's attempt A (a random number that it chose):
     challenge/R/A    rank 0's random number, and its proof that it knows the secret
     hello/R/A        the worker's `Hello`; empty if that proof is wrong
     terms/R/A        rank 0's `Terms`, once all workers are there
+    alive/R/A        a number that grows while the worker waits for terms and places its share
     ready/R/A        the worker has placed its share, and both ends connect; or why it cannot, or
                      that it has read a refusal
 """
@@ -15,7 +16,6 @@ import secrets
 import threading
 import time
 from collections.abc import Callable
-from contextlib import suppress
 
 from torch.distributed.distributed_c10d import Store
 
@@ -31,8 +31,8 @@ _log = logging.getLogger(__name__)
 
 NUMBER_BYTES = 16
 _POLL_S = 0.05
-_ANSWER_S = 15.0  # for a worker's next word in the handshake
-_REFUSAL_S = 3.0  # for a worker to read why it is refused
+_ANSWER_S = 15.0  # for a worker's next word in the handshake, or to read why it is refused
+_ALIVE_S = 30.0  # without a sign of life of a worker that waits or reads its file
 
 
 class SupersededError(Exception):
@@ -148,7 +148,7 @@ class Seat:
         session = Session(self._place.secret, self.rank, attempt, secrets.token_bytes(NUMBER_BYTES))
         of = f"{self.rank}/{attempt.hex()}"
         write_key(store, f"challenge/{of}", session.seal("challenge", session.ours))
-        sealed = self._wait(store, f"hello/{of}", _ANSWER_S)
+        sealed = self._wait(store, f"hello/{of}")
         body = session.open("hello", sealed)
         if body is None:
             raise ClusterError(f"rank {self.rank} has another --cluster-key-file: refused")
@@ -156,16 +156,17 @@ class Seat:
         misfit = self._identity.difference(hello.identity, f"rank {self.rank} ({hello.host})")
         if misfit is not None:
             self._send_terms(store, session, of, Terms(refusal=misfit))
-            with suppress(ClusterError):  # rank 0 may end of this, and the store with it
-                self._wait(store, f"ready/{of}", _REFUSAL_S)
+            self._wait_until_read(store, f"ready/{of}")  # rank 0 ends of this, the store with it
             self._refuse(misfit)
         self.hello, self.misfit = hello, None
         self._set(None, f"{self.name} is getting ready")
+        pulse = _Pulse(f"alive/{of}")
         while (terms := self._terms) is None:
             self._check(store)
+            pulse.check(store, self.name)
             time.sleep(_POLL_S)
         self._send_terms(store, session, of, terms)
-        problem = session.open("ready", self._wait(store, f"ready/{of}", None))
+        problem = session.open("ready", self._wait(store, f"ready/{of}", pulse))
         if problem is None or problem:
             line = "malformed handshake" if problem is None else printable(problem)
             self._refuse(f"{self.name}: {line}")
@@ -180,15 +181,23 @@ class Seat:
     def _send_terms(self, store: Store, session: Session, of: str, terms: Terms) -> None:
         write_key(store, f"terms/{of}", session.seal("terms", terms.encode()))
 
-    def _wait(self, store: Store, key: str, seconds: float | None) -> bytes:
-        """Wait for a key of this attempt; None = as long as it takes."""
-        end_s = None if seconds is None else time.monotonic() + seconds
+    def _wait(self, store: Store, key: str, pulse: "_Pulse | None" = None) -> bytes:
+        """Wait for a key of this attempt; with a pulse, as long as that is felt."""
+        end_s = time.monotonic() + _ANSWER_S
         while not store.check([key]):
             self._check(store)
-            if end_s is not None and time.monotonic() > end_s:
+            if pulse is not None:
+                pulse.check(store, self.name)
+            elif time.monotonic() > end_s:
                 raise ClusterError(f"rank {self.rank} has not said {key.partition('/')[0]}")
             time.sleep(_POLL_S)
         return read_key(store, key)
+
+    def _wait_until_read(self, store: Store, key: str) -> None:
+        """Wait for a refused worker, also while rank 0 is ending."""
+        end_s = time.monotonic() + _ANSWER_S
+        while not store.check([key]) and time.monotonic() < end_s:
+            time.sleep(_POLL_S)
 
     def _check(self, store: Store) -> None:
         """Raise SupersededError if this attempt counts no more."""
@@ -198,6 +207,22 @@ class Seat:
     def _newest(self, store: Store) -> bytes:
         key = f"join/{self.rank}"
         return read_key(store, key) if store.check([key]) else b""
+
+
+class _Pulse:
+    """Signs of life of a worker that may be at work for minutes."""
+
+    def __init__(self, key: str) -> None:
+        self._key, self._latest, self._felt_s = key, b"", time.monotonic()
+
+    def check(self, store: Store, name: str) -> None:
+        """Look for a new sign. Errors: ClusterError without one for long."""
+        now = time.monotonic()
+        found = read_key(store, self._key) if store.check([self._key]) else b""
+        if found != self._latest:
+            self._latest, self._felt_s = found, now
+        elif now > self._felt_s + _ALIVE_S:
+            raise ClusterError(f"{name} is away: no sign of life for {_ALIVE_S:g} s")
 
 
 def shape_of(top_k: int, hidden: int) -> Callable[[Terms], FrameShape]:

@@ -88,6 +88,7 @@ def test_processes_of_other_threads_give_the_same_bits(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     path, key = demo_path(), tmp_path / "key"
+    key.touch(0o600)
     key.write_text("sixteen bytes or more\n")
     expected = of_threads(path, (1.0, 1.0), monkeypatch)
     assert expected[0] == of_one_process(path)[0]

@@ -1,5 +1,6 @@
 """Meeting place of ranks: read from options and environment, and open at one address only."""
 
+import os
 import socket
 from pathlib import Path
 
@@ -52,6 +53,7 @@ def test_a_key_opens_other_addresses_if_it_is_long_enough(tmp_path: Path) -> Non
     key = tmp_path / "key"
     with pytest.raises(ConfigError, match="key: No such file"):
         find_meeting_place("192.0.2.1:5", key)
+    key.touch(0o600)
     key.write_text("short\n")
     with pytest.raises(ConfigError, match="key: 5 bytes, expected 16 to 65536"):
         find_meeting_place("192.0.2.1:5", key)
@@ -60,6 +62,21 @@ def test_a_key_opens_other_addresses_if_it_is_long_enough(tmp_path: Path) -> Non
     assert place.secret.mac(b"x") != find_meeting_place(None, None).secret.mac(b"x")
     key.write_text("long enough to be no word")  # without the end of its line
     assert place.secret.mac(b"x") == find_meeting_place("192.0.2.1:5", key).secret.mac(b"x")
+
+
+def test_a_key_that_others_can_read_or_that_is_no_file_is_refused(tmp_path: Path) -> None:
+    key, pipe = tmp_path / "key", tmp_path / "pipe"
+    key.write_text("long enough to be no word")
+    for mode in (0o644, 0o602):
+        key.chmod(mode)
+        with pytest.raises(ConfigError, match=rf"key: all users .* \(mode {mode:o}\): chmod 600"):
+            find_meeting_place("127.0.0.1:5", key)
+    key.chmod(0o440)  # of a group that a container runs with
+    find_meeting_place("127.0.0.1:5", key)
+    os.mkfifo(pipe)
+    for path in (pipe, tmp_path):
+        with pytest.raises(ConfigError, match=r": expected a regular file"):
+            find_meeting_place("127.0.0.1:5", path)
 
 
 def test_the_store_listens_at_its_address_alone() -> None:

@@ -310,6 +310,8 @@ def test_options_are_text_or_yaml(tmp_path: Path) -> None:
         ({"min_replicas": "many"}, r"min_replicas='many': expected a number"),
         ({"min_replicas": -1}, r"min_replicas=-1: expected a whole number from 0 on"),
         ({"min_replicas": 3, "max_replicas": 2}, r"max_replicas=2: expected min_replicas=3 or"),
+        ({"expert_parallel": True}, r"expert_parallel: a replica is one process"),
+        ({"trace": "routes.npz"}, r"trace: replicas of one host would write the same file"),
         ({"threads": 2}, r"unknown option 'threads': did you mean num_threads\?"),
         ({"model": "nothing-like-this"}, "nothing-like-this"),
         ({"model": "/no/such.gguf"}, r"model=/no/such.gguf: no such file; expected on every host"),

@@ -57,6 +57,10 @@ class ReplicaOptions(LoadOptions):
 
     def __post_init__(self) -> None:
         LoadOptions.__post_init__(self)  # with slots, super() means another class
+        if self.expert_parallel:
+            raise ConfigError("expert_parallel: a replica is one process, on one host")
+        if self.trace is not None:
+            raise ConfigError("trace: replicas of one host would write the same file")
         if self.max_replicas is not None and self.max_replicas < self.min_replicas:
             raise ConfigError(
                 f"max_replicas={self.max_replicas}: expected min_replicas={self.min_replicas}"

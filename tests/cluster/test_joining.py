@@ -1,0 +1,235 @@
+"""Ranks that join: each learns in one line why it waits, is refused, or gives way to another."""
+
+import io
+import re
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from itertools import count
+from pathlib import Path
+
+import pytest
+from gguf import GGMLQuantizationType as Type
+from ranks import WorkerThread, meet, pooled, start_worker
+from tiny_gguf import write_tiny
+from waiting import eventually
+
+import hybridmoe
+from hybridmoe.cli.progress_bar import ProgressBar
+from hybridmoe.cluster import join as join_module
+from hybridmoe.cluster import seat as seat_module
+from hybridmoe.cluster.agreement import Session, Terms
+from hybridmoe.cluster.hosts import Hosts
+from hybridmoe.cluster.join import _Attempt
+from hybridmoe.cluster.rendezvous import MeetingPlace, read_key
+from hybridmoe.cluster.seat import shape_of
+from hybridmoe.errors import ClusterError, ConfigError
+from hybridmoe.gguf.reader import GGUFFile
+from hybridmoe.llm.expert_pool import identity_of
+from hybridmoe.llm.model_config import read_model_config
+from hybridmoe.placement.options import LoadOptions
+
+SHARES = (1.0, 1.0)
+
+
+@pytest.fixture(scope="module")
+def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("pool") / "x.gguf"
+    write_tiny(path, type=Type.Q8_0, gain=0.7)
+    return path
+
+
+@pytest.fixture
+def place(monkeypatch: pytest.MonkeyPatch) -> MeetingPlace:
+    return meet(monkeypatch, 2)
+
+
+@pytest.fixture
+def worker(path: Path, place: MeetingPlace) -> Iterator[WorkerThread]:
+    worker = WorkerThread(path, place, 1, expert_share=SHARES)
+    yield worker
+    worker.join()
+    assert worker.error is None
+
+
+@pytest.fixture
+def hosts(path: Path, place: MeetingPlace) -> Iterator[Hosts]:
+    with GGUFFile.open(path) as file:
+        config = read_model_config(file, LoadOptions())
+        hosts = Hosts(place, identity_of(file, config, place), shape_of(2, config.hidden))
+        yield hosts
+        hosts.close()
+
+
+def open_store_until_joined(place: MeetingPlace) -> None:
+    """Be a rank 0 that dies during the handshake."""
+    store = place.open_store()
+    eventually(lambda: store.check(["join/1"]))
+
+
+@contextmanager
+def another_service(place: MeetingPlace) -> Iterator[None]:
+    """Have another service at rank 0's address, which says nothing in the end."""
+    with socket.create_server((place.host, place.port)) as listener:
+
+        def answer() -> None:
+            silent = []
+            with suppress(OSError):  # closed
+                for number in count():
+                    silent.append(listener.accept()[0])
+                    if number < 3:
+                        with suppress(OSError), silent.pop() as connection:
+                            connection.sendall(b"HTTP/1.0 400 Bad Request\r\n\r\n")
+            for connection in silent:
+                connection.close()
+
+        thread = threading.Thread(target=answer)
+        thread.start()
+        yield
+        listener.shutdown(socket.SHUT_RDWR)
+        thread.join()
+
+
+def test_ranks_say_in_one_line_what_they_wait_for(path: Path, place: MeetingPlace) -> None:
+    waiting = f"hybridmoe: waiting for rank 0 at {place}\n"
+    with another_service(place):
+        worker = start_worker(path, place, 1)
+        assert worker.stderr is not None
+        assert worker.stderr.readline() == waiting
+    open_store_until_joined(place)
+    lost = f"hybridmoe: rank 0 at {place} is away: its connection is closed; joining again\n"
+    assert worker.stderr.readline() == lost
+    said: list[str] = []
+    with ProgressBar(io.StringIO(), say=said.append) as bar:
+        bar(hybridmoe.Progress("load", 1, 9, "bytes"))
+        with pooled(path, place, SHARES, device="cpu", context_tokens=64, progress=bar):
+            assert said[0] == "waiting for other hosts: 0 of 1 are ready"
+            assert len(said) <= 2  # until they are there, and until they have placed experts
+    *others, placed = worker.communicate()[1].splitlines(keepends=True)
+    assert others in ([], [waiting]) and placed.startswith("hybridmoe: rank 1: experts 4 to 7 of")
+    assert worker.returncode == 0
+
+
+def test_another_file_is_refused_on_both_sides(
+    path: Path, place: MeetingPlace, tmp_path: Path
+) -> None:
+    other = tmp_path / "other.gguf"
+    write_tiny(other, type=Type.Q8_0, gain=0.7, seed=1)
+    worker = WorkerThread(other, place, 1, expert_share=SHARES)
+    line = r"rank 1 \(.*\) has a model file with fingerprint \w+..., rank 0 has \w+...: give all"
+    with pytest.raises(ClusterError, match=f"^{line}"), pooled(path, place, SHARES):
+        pass
+    worker.join()
+    assert isinstance(worker.error, ConfigError)
+    assert re.match(f"rank 0 at {place} refuses: {line}", str(worker.error))
+
+
+def test_another_key_is_refused_on_both_sides(
+    path: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    keys = tmp_path / "right", tmp_path / "wrong"
+    for key in keys:
+        key.touch(0o600)
+        key.write_text(f"the {key.name} secret of this cluster")
+    place = meet(monkeypatch, 2, keys[0])
+    with GGUFFile.open(path) as file:
+        config = read_model_config(file, LoadOptions())
+        hosts = Hosts(place, identity_of(file, config, place), shape_of(2, config.hidden))
+        wrong = meet(monkeypatch, 2, keys[1])
+        rogue = WorkerThread(path, MeetingPlace(1, 2, place.host, place.port, wrong.secret), 1,
+                             expert_share=SHARES)  # fmt: skip
+        rogue.join()
+        assert str(rogue.error) == f"cluster_key_file: rank 0 at {place} has another key"
+        refusal = "rank 1 has another --cluster-key-file: refused"
+        eventually(lambda: hosts.outage == refusal)
+        with pytest.raises(ClusterError, match=refusal):
+            hosts.gather(0.0, lambda done, total: None)
+        hosts.close()
+
+
+def test_refused_workers_all_learn_of_it_before_rank_0_ends(
+    path: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    other = tmp_path / "other.gguf"
+    write_tiny(other, type=Type.Q8_0, gain=0.7, seed=1)
+    take_terms = _Attempt.take_terms
+
+    def take_late(self: _Attempt, session: Session) -> Terms:
+        time.sleep(session.rank - 1)
+        return take_terms(self, session)
+
+    monkeypatch.setattr(_Attempt, "take_terms", take_late)
+    place, shares = meet(monkeypatch, 3), (1.0, 1.0, 1.0)
+    workers = [WorkerThread(other, place, rank, expert_share=shares) for rank in (1, 2)]
+    with pytest.raises(ClusterError, match="give all ranks copies"), pooled(path, place, shares):
+        pass
+    for worker in workers:
+        worker.join()
+        assert re.match(f"rank 0 at {place} refuses: rank", str(worker.error))
+
+
+def test_an_older_process_of_a_rank_gives_way_to_a_newer_one(
+    path: Path, place: MeetingPlace, hosts: Hosts
+) -> None:
+    (seat,) = hosts.seats
+    older = WorkerThread(path, place, 1, expert_share=SHARES)
+    eventually(lambda: seat.hello is not None)
+    newer = WorkerThread(path, place, 1, expert_share=SHARES)
+    older.join()
+    assert str(older.error) == f"RANK=1: another process has joined rank 0 at {place} as rank 1"
+    hosts.close()
+    newer.join()
+    assert newer.error is None
+
+
+def test_a_worker_that_dies_before_it_is_ready_is_away(
+    path: Path, place: MeetingPlace, hosts: Hosts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (seat,) = hosts.seats
+    monkeypatch.setattr(join_module, "_PULSE_S", 0.05)
+    worker = WorkerThread(path, place, 1, expert_share=SHARES)
+    eventually(lambda: seat.hello is not None)
+    store = place.join_store(10.0)
+    alive = f"alive/1/{read_key(store, 'join/1').hex()}"
+    eventually(lambda: store.check([alive]) and read_key(store, alive) > b"\2")
+    assert seat.absence == f"{seat.name} is getting ready"
+    monkeypatch.setattr(join_module, "_PULSE_S", 1000.0)
+    monkeypatch.setattr(seat_module, "_ALIVE_S", 0.5)
+    eventually(lambda: seat.absence == f"{seat.name} is away: no sign of life for 0.5 s")
+    hosts.close()
+    worker.join()
+
+
+def test_a_share_that_does_not_fit_is_refused_on_both_sides(
+    path: Path, place: MeetingPlace
+) -> None:
+    worker = WorkerThread(path, place, 1, expert_share=SHARES, expert_ram=1000)
+    line = r"expert_ram=1000 bytes: expected at least"
+    with pytest.raises(ClusterError, match=rf"^rank 1 \(.*\): {line}"), pooled(path, place, SHARES):
+        pass
+    worker.join()
+    assert isinstance(worker.error, ConfigError) and re.match(line, str(worker.error))
+
+
+def test_shares_of_another_number_are_refused(
+    path: Path, place: MeetingPlace, worker: WorkerThread
+) -> None:
+    with (
+        pytest.raises(ConfigError, match="expert_share: 3 numbers, expected 2"),
+        pooled(path, place, (1.0, 1.0, 1.0)),
+    ):
+        pass
+    with pooled(path, place, SHARES, device="cpu", context_tokens=64):
+        pass  # the worker has waited for it
+
+
+def test_a_dense_model_has_nothing_to_share(tmp_path: Path, place: MeetingPlace) -> None:
+    path = tmp_path / "dense.gguf"
+    write_tiny(path, dense_layers=3)
+    with (
+        pytest.raises(ConfigError, match="expert_parallel: this model has no experts"),
+        pooled(path, place, SHARES),
+    ):
+        pass
