@@ -11,8 +11,7 @@ import torch
 
 __all__ = ["give_back_memory"]
 
-
-_PATIENCE_S, _PAUSE_S = 2.0, 0.1
+_MOST_PAUSES, _PAUSE_S = 20, 0.1
 
 
 def give_back_memory(closed: weakref.ref[Any]) -> None:
@@ -21,9 +20,10 @@ def give_back_memory(closed: weakref.ref[Any]) -> None:
     closed: the model, which requests that have just ended may refer to for a moment. The CUDA
     context stays, some hundreds of MB of VRAM: it lives as long as the process.
     """
-    until = time.monotonic() + _PATIENCE_S
     gc.collect()
-    while closed() is not None and time.monotonic() < until:
+    for _ in range(_MOST_PAUSES):  # counted, since a collection may take seconds itself
+        if closed() is None:
+            break
         time.sleep(_PAUSE_S)
         gc.collect()
     if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]

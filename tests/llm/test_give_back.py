@@ -1,8 +1,11 @@
 """Memory of closed models."""
 
-import threading
 import weakref
+from types import SimpleNamespace
 
+import pytest
+
+from hybridmoe.llm import give_back
 from hybridmoe.llm.give_back import give_back_memory
 
 
@@ -21,9 +24,10 @@ def test_what_refers_to_itself_is_collected() -> None:
     assert closed() is None
 
 
-def test_a_request_that_is_just_ending_is_waited_for() -> None:
+def test_a_request_that_is_just_ending_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
     request = [Model()]
     closed = weakref.ref(request[0])
-    threading.Timer(0.2, request.clear).start()
+    pauses = iter((lambda: None, request.clear))  # it ends in the second one
+    monkeypatch.setattr(give_back, "time", SimpleNamespace(sleep=lambda _: next(pauses)()))
     give_back_memory(closed)
     assert closed() is None
