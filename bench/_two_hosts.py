@@ -11,7 +11,8 @@ from dataclasses import dataclass
 
 __all__ = ["TwoHosts", "echoing", "measured_link", "two_hosts"]
 
-_NAMES, _ADDRESSES = ("hm-a", "hm-b"), ("10.77.0.1", "10.77.0.2")
+_NAMES = tuple(f"hm{os.getpid()}{host}" for host in "ab")  # several runs may be at work
+_ADDRESSES = ("10.77.0.1", "10.77.0.2")
 _ECHO_PORT = 29599
 _ECHO = """
 import socket, sys
@@ -47,7 +48,7 @@ def two_hosts(gbit: float) -> Iterator[TwoHosts]:
         yield TwoHosts(((), ()), ("127.0.0.1", "127.0.0.1"))
         return
     prefixes = tuple(("ip", "netns", "exec", name) for name in _NAMES)
-    links = ("hm-veth0", "hm-veth1")
+    links = tuple(f"{name}0" for name in _NAMES)
     try:
         for name in _NAMES:
             _run("ip", "netns", "add", name)

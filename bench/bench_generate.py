@@ -238,7 +238,7 @@ class Limits:
     @classmethod
     def of(cls, token_bytes: int, active_params: int) -> "Limits":
         measured = measure()
-        products = measured.amx_bf16 or measured.int8
+        products = measured.prompts
         return cls(measured.read.all / token_bytes, products.all / (2 * active_params))
 
 

@@ -148,8 +148,9 @@ def between(before: Limits, after: Limits) -> Rates:
     return rates_of(
         isa.active(),
         dram=mean("read"),
-        peak_ops=mean("amx_bf16" if isa.active() == "amx" else "int8"),
+        peak_ops=mean("prompts"),
         float_ops=mean("float32"),
+        has_vbmi=isa.has_vbmi(),
     )
 
 

@@ -262,8 +262,7 @@ def _predicted(
 ) -> list[Step]:
     """Predict the time of each token, by the cost model, with its hits and the rates around it."""
     limits = measure()
-    tiles = limits.amx_bf16 if isa.active() == "amx" else None
-    peak = {"peak_ops": (tiles or limits.int8).all, "float_ops": limits.float32.all}
+    peak = {"peak_ops": limits.prompts.all, "float_ops": limits.float32.all}
     steps = []
     for (dram, disk), hit_rate in zip(rates, hit_rates, strict=True):
         now = rates_of(isa.active(), dram=dram, disk=disk, **peak)

@@ -158,16 +158,15 @@ def _plan(
 
 def _rates(hosts: Sequence[HostRate], options: Mapping[str, Any]) -> list[Rates]:
     """Rates of each host: its RAM's as given, products as given or as measured here."""
-    active, peak, float_ops = isa.active(), options["tops"], None
+    peak, float_ops = options["tops"], None
     if peak:
         peak *= 1e12
     else:
         limits = measure()
-        tiles = limits.amx_bf16 if active == "amx" else None
-        peak, float_ops = (tiles or limits.int8).all, limits.float32.all
+        peak, float_ops = limits.prompts.all, limits.float32.all
     disk = options["disk_gbs"] and options["disk_gbs"] * 1e9
-    common = {"peak_ops": peak, "float_ops": float_ops, "disk": disk}
-    return [rates_of(active, dram=host.read_gbs * 1e9, **common) for host in hosts]
+    common = {"peak_ops": peak, "float_ops": float_ops, "disk": disk, "has_vbmi": isa.has_vbmi()}
+    return [rates_of(isa.active(), dram=host.read_gbs * 1e9, **common) for host in hosts]
 
 
 def _bound(pool: _Pool, step: PooledStep) -> str:

@@ -111,7 +111,6 @@ def rates_for(
     plan: Plan, outline: Outline, given: Mapping[str, Any], gpu: GpuRates | None
 ) -> tuple[Rates, dict[str, str]]:
     """Rates that were given, or else measured; and by name, which of both."""
-    active = isa.active()
     dram, peak = given["dram_gbs"], given["tops"]
     origins = {
         "DRAM": "given" if dram else "measured",
@@ -123,15 +122,22 @@ def rates_for(
         dram, peak = dram * 1e9, peak * 1e12
     else:
         limits = measure()
-        tiles = limits.amx_bf16 if active == "amx" else None
-        measured = (tiles or limits.int8).all
+        measured = limits.prompts.all
         float_ops = limits.float32.all * (peak * 1e12 / measured if peak else 1.0)
         dram = dram * 1e9 if dram else limits.read.all
         peak = peak * 1e12 if peak else measured
     disk = given["disk_gbs"] * 1e9 if given["disk_gbs"] else None
     if disk is None and plan.needs_disk:
         disk, origins["disk"] = _disk_rate(outline)
-    rates = rates_of(active, dram=dram, peak_ops=peak, float_ops=float_ops, disk=disk, gpu=gpu)
+    rates = rates_of(
+        isa.active(),
+        dram=dram,
+        peak_ops=peak,
+        float_ops=float_ops,
+        disk=disk,
+        gpu=gpu,
+        has_vbmi=isa.has_vbmi(),
+    )
     return rates, origins
 
 

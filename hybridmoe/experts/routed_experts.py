@@ -49,7 +49,7 @@ class ExpertWeights(NamedTuple):
     @property
     def parts(self) -> tuple[Part, ...]:
         """One expert's gate, up and down for the cost model."""
-        return tuple(Part(w.type, w.rows * w.cols, w.matrix_bytes) for w in self)
+        return tuple(Part(w.type, w.rows * w.cols, w.matrix_bytes, w.rows) for w in self)
 
 
 @dataclass(frozen=True, eq=False)

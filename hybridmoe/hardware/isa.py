@@ -10,12 +10,14 @@ and set `HYBRIDMOE_EXPAND=0`, without which a long prompt's bits depend on what 
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 from hybridmoe import _C
 from hybridmoe.env import forced_isa
 from hybridmoe.errors import ConfigError
+from hybridmoe.hardware.system_files import ROOT, read_text
 
-__all__ = ["active", "compiled", "forced", "supported"]
+__all__ = ["active", "compiled", "forced", "has_vbmi", "supported"]
 
 
 def compiled() -> tuple[str, ...]:
@@ -31,6 +33,11 @@ def supported() -> tuple[str, ...]:
 def active() -> str:
     """Instruction set in use."""
     return _C.isa_active()
+
+
+def has_vbmi(root: Path = ROOT) -> bool:
+    """Tell whether AVX-512's kernels look codes up by byte permutes, which IQ1 and IQ2 gain by."""
+    return "avx512vbmi" in read_text(root / "proc/cpuinfo").split()
 
 
 @contextmanager

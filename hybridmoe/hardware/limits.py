@@ -51,6 +51,11 @@ class Limits:
     """Operations of AMX tiles on int8; None without tiles in the active kernels."""
     amx_bf16: Rate | None = None
 
+    @property
+    def prompts(self) -> Rate:
+        """Operations of the unit that multiplies prompts: bfloat16 tiles, or else int8."""
+        return self.amx_bf16 or self.int8
+
 
 @dataclass(frozen=True, slots=True)
 class Products:

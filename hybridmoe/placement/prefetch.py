@@ -33,11 +33,14 @@ def decide_prefetch(file: GGUFFile, plan: Plan) -> Prefetch:
     disk = measure_disk(file.parts, seconds=_DISK_S)
     if disk is None:
         return Prefetch()
-    limits, active = measure(quick=True), isa.active()
-    tiles = limits.amx_bf16 if active == "amx" else None
-    peak = (tiles or limits.int8).all
+    limits = measure(quick=True)
     rates = rates_of(
-        active, dram=limits.read.all, peak_ops=peak, float_ops=limits.float32.all, disk=disk
+        isa.active(),
+        dram=limits.read.all,
+        peak_ops=limits.prompts.all,
+        float_ops=limits.float32.all,
+        disk=disk,
+        has_vbmi=isa.has_vbmi(),
     )
     found = read_ahead_of(plan, rates, hits_of(plan))
     return Prefetch(found.num_ahead, found.line(rates))

@@ -19,7 +19,7 @@ from hybridmoe.errors import ConfigError
 from hybridmoe.planning.layer_cost import Hits, cost, layer_times
 from hybridmoe.planning.model_sizes import Part
 from hybridmoe.planning.plan import Plan
-from hybridmoe.planning.rates import FUSED_LAYER_S, GpuRates, Rates
+from hybridmoe.planning.rates import FUSED_LAYER_S, FUSED_STEP_S, GpuRates, Rates
 
 __all__ = [
     "HitCurve",
@@ -37,6 +37,7 @@ HitCurve = Callable[[int], float]  # slots -> share of the chosen experts that a
 
 _EXPANDED_TOKENS = 64  # of a step: from here on a GPU expands keys and values
 _SHORT_PRODUCTS = 1.7  # speed of a CPU's products of 16 bits, over float32: docs/log.md
+_LOADING_HEADS = 7  # whose products take as long as a latent's conversion from 16 bits, a Zen 5
 _LATENT_SCORES = 2  # multiplications with a latent: one for its score, one for its value
 
 
@@ -161,8 +162,11 @@ def attention_cost(
         products += (start + num_expanded) * (c.nope_dim + c.v_dim) * c.kv_lora_rank
     if not gpu:
         products /= _SHORT_PRODUCTS
-    products += (pairs - long) * (_LATENT_SCORES * c.kv_lora_rank + c.rope_dim)
+    of_latent = _LATENT_SCORES * c.kv_lora_rank + c.rope_dim
+    products += (pairs - long) * of_latent
     ops = 2 * c.num_heads * products
+    if not gpu and num_tokens == 1:
+        ops += 2 * _LOADING_HEADS * pairs * of_latent
     return max(
         (len(layers) * ops + scoring) / (gpu.ops if gpu else rates.attention_ops),
         read / (gpu.read if gpu else rates.dram),
@@ -179,19 +183,20 @@ def _attended(indexer: IndexerConfig | None, num_tokens: int, start: int) -> flo
 
 def between_s(plan: Plan, rates: Rates, *, is_fused: bool = False) -> float:
     """Seconds between the kernels of a step; is_fused: its layers are one native call."""
-    layer_s = min(rates.layer_s, FUSED_LAYER_S) if is_fused else rates.layer_s
-    return rates.step_s + len(plan.problem.sizes.layers) * layer_s
+    step_s, layer_s = rates.step_s, rates.layer_s
+    if is_fused:
+        step_s, layer_s = FUSED_STEP_S, FUSED_LAYER_S
+    return step_s + len(plan.problem.sizes.layers) * layer_s
 
 
 def read_s(parts: tuple[Part, ...], rates: Rates, gpu: GpuRates | None) -> Iterator[float]:
     """Seconds to read each matrix once, for many tokens."""
     for part in parts:
-        yield part.num_bytes / (gpu.read if gpu else rates.decode_bytes(part.type))
+        yield part.num_bytes / gpu.read if gpu else rates.token_s(part)
 
 
 def _one_token_s(parts: tuple[Part, ...], rates: Rates, gpu: GpuRates | None) -> Iterator[float]:
-    for part in parts:
-        yield part.num_bytes / (gpu if gpu else rates).decode_bytes(part.type)
+    return map((gpu or rates).token_s, parts)
 
 
 def disk_rate(rates: Rates, hits: Hits) -> float:

@@ -145,7 +145,7 @@ def _append_s(sizes: ModelSizes, rates: Rates, gpu: GpuRates | None) -> float:
 
 
 def _read_s(parts: Sequence[Part], rates: Rates, gpu: GpuRates | None) -> float:
-    return sum(part.num_bytes / (gpu or rates).decode_bytes(part.type) for part in parts)
+    return sum(map((gpu or rates).token_s, parts))
 
 
 def _draft_s(

@@ -76,7 +76,7 @@ def layer_times(
     """Times of one layer's experts. gpu: None = no slots. disk: bytes/s."""
     return LayerTimes(
         on_gpu=sum(part.num_bytes for part in parts) / gpu.slot_bytes_per_s if gpu else 0.0,
-        on_cpu=sum(part.num_bytes / rates.decode_bytes(part.type) for part in parts),
+        on_cpu=sum(map(rates.token_s, parts)),
         reading=sum(part.num_bytes for part in parts) / disk,
     )
 

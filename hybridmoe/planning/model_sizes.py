@@ -44,6 +44,7 @@ class Part(NamedTuple):
     type: QuantType
     num_params: int
     num_bytes: int
+    num_rows: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,23 +167,23 @@ def sizes_of(
     sums = [_LayerSum(config, number) for number in range(config.num_loaded_layers)]
     last = sums[config.num_layers - 1]
     for (layer, role, _), tensor in named:
-        part = Part(tensor.type, prod(tensor.shape), tensor.num_bytes)
-        num_rows = prod(tensor.shape[:-1])
+        shape = tensor.shape
+        part = Part(tensor.type, prod(shape), tensor.num_bytes, prod(shape[:-1]))
         kind = part_of(role)
         if role == MTP_EMBEDDING and layer == config.num_layers < len(sums):
             sums[layer].embedding_bytes += part.num_bytes
         elif role == MTP_HEAD and layer == config.num_layers < len(sums):
-            sums[layer].add_dense(part, "output", num_rows, is_on_cpu=is_on_cpu(tensor.name))
+            sums[layer].add_dense(part, "output", is_on_cpu=is_on_cpu(tensor.name))
         elif kind == "embedding":
             sums[0].embedding_bytes += part.num_bytes
             if is_tied:
-                last.add_dense(part, "output", num_rows, is_on_cpu=False)
+                last.add_dense(part, "output", is_on_cpu=False)
         elif layer is None or layer < config.num_loaded_layers:
             layer_sum = last if layer is None else sums[layer]
             if is_expert_tensor(tensor.name):
-                layer_sum.add_experts(role, part, num_rows)
+                layer_sum.add_experts(role, part)
             else:
-                layer_sum.add_dense(part, kind, num_rows, is_on_cpu=is_on_cpu(tensor.name))
+                layer_sum.add_dense(part, kind, is_on_cpu=is_on_cpu(tensor.name))
     return _sum(config, [layer.sizes(is_tied) for layer in sums], None)
 
 
@@ -199,21 +200,21 @@ class _LayerSum:
         self._packed: dict[str, int] = {}  # their bytes in VRAM
         self._gpu_bytes = self._cpu_bytes = 0
 
-    def add_experts(self, name: str, part: Part, num_rows: int) -> None:
+    def add_experts(self, name: str, part: Part) -> None:
         names = ("ffn_gate_exps", "ffn_up_exps") if name == FUSED_ROLE else (name,)
         count = self._config.num_experts * len(names)
-        one = Part(part.type, part.num_params // count, part.num_bytes // count)
+        one = Part(part.type, *(sum // count for sum in part[1:]))
         for name in names:
-            self._experts[name], self._packed[name] = one, _packed_bytes(one, num_rows // count)
+            self._experts[name], self._packed[name] = one, _packed_bytes(one)
 
-    def add_dense(self, part: Part, kind: str, num_rows: int, *, is_on_cpu: bool) -> None:
+    def add_dense(self, part: Part, kind: str, *, is_on_cpu: bool) -> None:
         (self._head if kind == "output" else self._dense).append(part)
         if kind == "shared expert" and not is_on_cpu:
             self._shared.append(part)
         if is_on_cpu:
             self._cpu_bytes += part.num_bytes
         else:
-            self._gpu_bytes += _gpu_bytes(part, num_rows)
+            self._gpu_bytes += _gpu_bytes(part)
 
     def sizes(self, is_tied: bool) -> ModelSizes:
         """Errors: GGUFError for a layer without gate, up and down."""
@@ -262,21 +263,22 @@ def _sum(config: ModelConfig, layers: Sequence[ModelSizes], only: range | None) 
     )
 
 
-def _gpu_bytes(part: Part, num_rows: int) -> int:
-    return _packed_bytes(part, num_rows) if part.type in GPU_TYPES else 2 * part.num_params
+def _gpu_bytes(part: Part) -> int:
+    return _packed_bytes(part) if part.type in GPU_TYPES else 2 * part.num_params
 
 
-def _packed_bytes(part: Part, num_rows: int) -> int:
+def _packed_bytes(part: Part) -> int:
     if part.type not in _PACKED_TYPES:
         return part.num_bytes
-    return part.num_bytes + num_rows * (-(part.num_bytes // num_rows) % _PACKED_ROW_BYTES)
+    row_bytes = part.num_bytes // part.num_rows
+    return part.num_bytes + part.num_rows * (-row_bytes % _PACKED_ROW_BYTES)
 
 
 def _by_type(parts: Iterable[Part]) -> tuple[Part, ...]:
     sums: dict[QuantType, Part] = {}
-    for type, num_params, num_bytes in parts:
-        old = sums.get(type, Part(type, 0, 0))
-        sums[type] = Part(type, old.num_params + num_params, old.num_bytes + num_bytes)
+    for part in parts:
+        old = sums.get(part.type, Part(part.type, 0, 0))
+        sums[part.type] = Part(part.type, *map(int.__add__, old[1:], part[1:]))
     return tuple(sums.values())
 
 

@@ -187,7 +187,7 @@ def _whole(base: Step, layers: Sequence[_Layer], shared_s: float) -> PooledStep:
 
 
 def _read_s(parts: Sequence[Part], rates: Rates) -> float:
-    return sum(part.num_bytes / rates.decode_bytes(part.type) for part in parts)
+    return sum(map(rates.token_s, parts))
 
 
 def _choices(counts: Sequence[int], top_k: int) -> Iterator[tuple[float, tuple[float, ...]]]:

@@ -196,9 +196,8 @@ def _cpu_products_s(parts: Sequence[Part], rates: Rates, tokens: Seconds) -> Sec
     few, place = np.unique(tokens, return_inverse=True)
     seconds = np.zeros(len(few))
     for part in parts:
-        reading = part.num_bytes / rates.decode_bytes(part.type)
-        multiplying = [rates.multiply_s(part.type, part.num_params, n) for n in few.tolist()]
-        seconds += np.maximum(reading, multiplying)
+        multiplying = [rates.multiply_s(part, n) for n in few.tolist()]
+        seconds += np.maximum(rates.token_s(part), multiplying)
     return seconds[place]
 
 

@@ -1,44 +1,39 @@
 """Rates of a machine for the cost model: its limits, and the shares that kernels reach of them.
 
-`machine.measure` and the command line give the limits. The shares are measured (bench/results,
+`hardware.limits` and the command line give the limits. The shares are measured (bench/results,
 docs/log.md); docs/plan.md lists where each comes from.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from math import inf
 from types import MappingProxyType
 from typing import NamedTuple
 
 from hybridmoe.gguf.quant_types import QuantType as Q
+from hybridmoe.planning.kernel_rates import PRODUCT_BYTES, PROMPT_PRODUCTS
+from hybridmoe.planning.model_sizes import Part
 
 __all__ = [
     "COPY_TRAFFIC",
-    "DECODE_SHARE",
     "FUSED_LAYER_S",
+    "FUSED_STEP_S",
+    "PRODUCTS",
+    "ROW_COLS",
     "GpuRates",
     "Products",
     "Rates",
     "rates_of",
 ]
 
-# Of DRAM's read rate, one token, K2's experts, Xeon with AMX: bench/results, 2026-11-25.
-DECODE_SHARE: Mapping[Q, float] = MappingProxyType({
-    Q.F32: 1.0, Q.F16: 0.79, Q.BF16: 0.81, Q.Q4_0: 0.86, Q.Q4_1: 0.76, Q.Q5_0: 0.81,
-    Q.Q5_1: 0.76, Q.Q8_0: 0.95, Q.Q2_K: 0.70, Q.Q3_K: 0.71, Q.Q4_K: 0.90, Q.Q5_K: 0.89,
-    Q.Q6_K: 0.90, Q.IQ1_S: 0.17, Q.IQ1_M: 0.19, Q.IQ2_XXS: 0.28, Q.IQ2_XS: 0.34, Q.IQ2_S: 0.33,
-    Q.IQ3_XXS: 0.35, Q.IQ3_S: 0.37, Q.IQ4_NL: 0.82, Q.IQ4_XS: 0.84, Q.TQ1_0: 0.14, Q.TQ2_0: 0.73,
-    Q.MXFP4: 0.82, Q.NVFP4: 0.29,
-    # Measured on a Zen 5 beside neighbours above, and scaled by them: docs/log.md, 2026-11-28.
-    Q.Q1_0: 0.35, Q.Q2_0: 0.48, Q.Q6_0: 0.86, Q.IQ2_K: 0.59, Q.IQ2_KS: 0.58, Q.IQ2_KL: 0.54,
-    Q.IQ3_K: 0.68, Q.IQ3_KS: 0.63, Q.IQ4_K: 0.83, Q.IQ4_KS: 0.85, Q.IQ4_KSS: 0.60,
-    Q.IQ5_K: 0.85, Q.IQ5_KS: 0.86, Q.IQ6_K: 0.86,
-})  # fmt: skip
-_OTHER_SHARE = 0.5  # of a type without a kernel of its own
-
-# Shares of these that kernels of narrower registers reach.
-_DECODE_ISA: Mapping[str, float] = MappingProxyType(
-    {"amx": 1.0, "avx512": 1.0, "avx_vnni": 0.8, "avx2": 0.8, "scalar": 0.05}
-)
+# One token's products read memory and multiply at once: the slower of both counts, and some of the
+# other where they are about equal, 1 / rate^4 = the sum of 1 / limit^4. The 59 rows of one token in
+# bench/results/2026-11-28_expert_forward.json differ by 10 % in the mean square.
+_SHARPNESS = 4
+# What each row takes besides, as columns: one token's sum; many tokens' rounding, sums, activation.
+# Of 128 columns, a Zen 5: 5.3 ns; prompts of the embedded model and of thin layers.
+_TOKEN_ROW_COLS, ROW_COLS = 130, 400
+_OTHER_SHARE = 0.5  # of DRAM's rate, of a type without a kernel of its own
 # A whole model's decode rate over its kernels': smaller matrices, waits between them.
 WHOLE_MODEL_SHARE = 0.87
 
@@ -47,32 +42,33 @@ class Products(NamedTuple):
     """Products of an instruction set with many tokens: weights are unpacked for each block."""
 
     share: float  # of the peak of products in registers, once weights are unpacked
-    block_tokens: float  # that share an unpacking
     unpack_tokens: float  # whose products take as long as an unpacking
     float_share: float  # float32 multiply-adds over that peak, where only the peak is given
+    block_tokens: float = inf  # that share an unpacking
+    int8_share: float = 1.0  # int8 dot products, which decode with, over that peak
+    read_share: float = 1.0  # of DRAM's rate, that one token's products reach at most
 
 
-# The peak is that of bfloat16 tiles for AMX, of int8 dot products elsewhere.
+# The peak is that of bfloat16 tiles for AMX, of int8 dot products elsewhere. AMX: a Xeon,
+# bench/results/2026-11-25_expert_forward.json; tiles are faster since, not measured yet.
 PRODUCTS: Mapping[str, Products] = MappingProxyType({
-    "amx": Products(0.36, 96, 75, 0.065),
-    "avx512": Products(0.42, 1e9, 10, 0.29),
-    "avx_vnni": Products(0.7, 1e9, 8, 0.29),
-    "avx2": Products(0.7, 1e9, 10, 0.8),
-    "scalar": Products(0.9, 1e9, 5, 9.0),
+    "amx": Products(0.4, 75, 0.065, 96, 0.22, 0.9),
+    **{isa: Products(*found) for isa, found in PROMPT_PRODUCTS.items()},
+    "scalar": Products(0.9, 5, 9.0),
 })  # fmt: skip
 _AMX_UNPACK: Mapping[Q, float] = MappingProxyType({
     Q.Q4_K: 36, Q.Q4_0: 36, Q.Q8_0: 65, Q.Q2_K: 70, Q.Q3_K: 77, Q.Q5_K: 69, Q.Q6_K: 80,
     Q.IQ2_XS: 80,
 })  # fmt: skip
 # Time of a prompt's dense products over the formula's: smaller ones, and those of each head.
-DENSE_OVERHEAD = 1.25
+DENSE_OVERHEAD = 1.1
 # A prompt's time over that of its kernels: norms, routing, rotations, waiting for each other.
-PROMPT_OVERHEAD = 1.1
+PROMPT_OVERHEAD = 1.03
 ATTENTION_SHARE = 0.5  # of float32 multiply-adds, counting the pairs that are not masked
 # Python and torch between the kernels, of a layer and of a step, on a 2.6 GHz Xeon.
 LAYER_S, STEP_S = 250e-6, 500e-6
-# Of a layer where a decode step's layers are one native call: docs/log.md, 2026-11-28.
-FUSED_LAYER_S = 62e-6
+# The same where a decode step's layers are one native call: docs/log.md, 2026-11-28.
+FUSED_LAYER_S, FUSED_STEP_S = 30e-6, 75e-6
 
 # Of a step that is one CUDA graph: gaps between a layer's kernels, and Python between two steps.
 # Measured on an H100 beside a Xeon: docs/log.md, 2026-11-28.
@@ -104,9 +100,9 @@ class GpuRates:
     one_token: Mapping[Q, float] = field(default_factory=dict)
     slots: float | None = None
 
-    def decode_bytes(self, type: Q) -> float:
-        """Rate, in bytes/s, at which decoding reads a dense tensor of this type."""
-        return self.one_token.get(type, self.read)
+    def token_s(self, part: Part) -> float:
+        """Seconds of one token's products with dense matrices."""
+        return part.num_bytes / self.one_token.get(part.type, self.read)
 
     @property
     def slot_bytes_per_s(self) -> float:
@@ -136,20 +132,31 @@ class Rates:
     gpu: GpuRates | None = None
     layer_s: float = LAYER_S
     step_s: float = STEP_S
+    int8_ops: float = inf  # peak of int8 dot products in registers
+    has_vbmi: bool = True  # of AVX-512's kernels
 
-    def decode_bytes(self, type: Q) -> float:
-        """Rate, in bytes/s, at which decoding reads a tensor of this type on the CPU."""
-        share = DECODE_SHARE.get(type, _OTHER_SHARE) * _DECODE_ISA[self.isa]
-        return self.dram * share * WHOLE_MODEL_SHARE
+    def token_s(self, part: Part) -> float:
+        """Seconds of one token's products with matrices on the CPU."""
+        kernels = PRODUCT_BYTES["avx512" if self.isa == "amx" else self.isa]
+        reading = part.num_bytes / (self.dram * PRODUCTS[self.isa].read_share)
+        if part.type not in kernels:
+            return reading / _OTHER_SHARE / WHOLE_MODEL_SHARE
+        per_kop = kernels[part.type]
+        if kernels is PRODUCT_BYTES["avx512"] and not self.has_vbmi:
+            per_kop = PRODUCT_BYTES["avx512_without_vbmi"].get(part.type, per_kop)
+        rows = 1 + _TOKEN_ROW_COLS * part.num_rows / part.num_params
+        multiplying = rows * part.num_bytes / (1e-3 * per_kop * self.int8_ops)
+        together: float = (reading**_SHARPNESS + multiplying**_SHARPNESS) ** (1 / _SHARPNESS)
+        return together / WHOLE_MODEL_SHARE
 
-    def multiply_s(self, type: Q, num_params: int, num_tokens: float) -> float:
-        """CPU seconds of the products of one matrix and many tokens, its weights in the cache."""
+    def multiply_s(self, part: Part, num_tokens: float) -> float:
+        """CPU seconds of the products of matrices and many tokens, weights in the cache."""
         products = PRODUCTS[self.isa]
         unpack = products.unpack_tokens
         if self.isa == "amx":
-            unpack = _AMX_UNPACK.get(type, unpack)
+            unpack = _AMX_UNPACK.get(part.type, unpack)
         worth = num_tokens + unpack * max(1.0, num_tokens / products.block_tokens)
-        return 2 * num_params * worth / self.ops
+        return 2 * (part.num_params + ROW_COLS * part.num_rows) * worth / self.ops
 
 
 def rates_of(
@@ -160,11 +167,13 @@ def rates_of(
     float_ops: float | None = None,
     disk: float | None = None,
     gpu: GpuRates | None = None,
+    has_vbmi: bool = True,
 ) -> Rates:
     """Derive rates from a machine's limits.
 
     isa: of the kernels. peak_ops: of products in registers, tiles of bfloat16 for "amx", int8
     dot products for the others. float_ops: of float32 multiply-adds; None: the usual share of it.
+    has_vbmi: as of `hardware.isa`.
     """
     products = PRODUCTS[isa]
     if float_ops is None:
@@ -178,4 +187,6 @@ def rates_of(
         gpu=gpu,
         layer_s=LAYER_S if gpu is None else _GPU_LAYER_S,
         step_s=STEP_S if gpu is None else _GPU_STEP_S,
+        int8_ops=peak_ops * products.int8_share,
+        has_vbmi=has_vbmi,
     )

@@ -1,5 +1,7 @@
 """Choice of the instruction set: at import, by name, and what is refused."""
 
+from pathlib import Path
+
 import pytest
 from subprocesses import run_python
 
@@ -64,3 +66,13 @@ def test_environment_refuses_what_cannot_run() -> None:
 def test_environment_sets_the_number_of_threads() -> None:
     code = "from hybridmoe.kernels import ops; print(ops.num_threads())"
     assert run_python(code, HYBRIDMOE_THREADS="3").stdout.strip() == "3"
+
+
+def test_vbmi_is_read_from_the_cpu(tmp_path: Path) -> None:
+    info = tmp_path / "proc/cpuinfo"
+    assert not isa.has_vbmi(tmp_path)
+    info.parent.mkdir()
+    info.write_text("flags\t\t: fpu avx512_vbmi2 avx512f\n")
+    assert not isa.has_vbmi(tmp_path)
+    info.write_text("flags\t\t: fpu avx512vbmi avx512_vbmi2\n")
+    assert isa.has_vbmi(tmp_path)

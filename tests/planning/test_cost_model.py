@@ -21,10 +21,11 @@ from hybridmoe.planning.plan import Plan
 from hybridmoe.planning.price import price_of
 from hybridmoe.planning.prompt_cost import prompt
 from hybridmoe.planning.rates import (
-    DECODE_SHARE,
     DENSE_OVERHEAD,
     FUSED_LAYER_S,
+    FUSED_STEP_S,
     LAYER_S,
+    PRODUCTS,
     PROMPT_OVERHEAD,
     STEP_S,
     WHOLE_MODEL_SHARE,
@@ -77,7 +78,7 @@ def test_a_token_without_gpu_or_disk_by_hand(toy: ModelSizes) -> None:
     assert step.seconds["dense weights"] == pytest.approx(16000 / 1e6)
     assert step.seconds["experts"] == pytest.approx(2 * 1000 / 1e6)
     assert step.seconds["waiting for disk"] == 0
-    assert step.seconds["between kernels"] == pytest.approx(2 * FUSED_LAYER_S + STEP_S)
+    assert step.seconds["between kernels"] == pytest.approx(2 * FUSED_LAYER_S + FUSED_STEP_S)
     from_disk = decode(all_in(toy), replace(rates, disk=ONE_MB), Hits(0, 0.5), 100)
     assert from_disk.seconds["between kernels"] == pytest.approx(2 * LAYER_S + STEP_S)
     kv_bytes = 101 * TOY_TOKEN_KV  # read at the whole of DRAM's rate, slower than the arithmetic
@@ -85,7 +86,8 @@ def test_a_token_without_gpu_or_disk_by_hand(toy: ModelSizes) -> None:
     assert step.read_bytes == {"VRAM": 0, "RAM": 16000 + 40 + 2000 + kv_bytes, "disk": 0}
     assert step.tokens_per_s == pytest.approx(1 / sum(step.seconds.values()))
     fast = replace(rates, dram=1e15, attention_ops=1e9)
-    ops = 2 * 101 * 2 * c.num_heads * (2 * c.kv_lora_rank + c.rope_dim)
+    heads = c.num_heads + 7  # whose products take as long as the conversion of a latent
+    ops = 2 * 101 * 2 * heads * (2 * c.kv_lora_rank + c.rope_dim)
     assert decode(all_in(toy), fast, Hits(0, 1), 100).seconds["attention"] == pytest.approx(
         ops / 1e9
     )
@@ -120,7 +122,7 @@ def test_a_prompt_by_hand(toy: ModelSizes) -> None:
     """Steps of 10, 10 and 5 tokens, each of which chooses half of the four experts."""
     rates = Rates("avx512", dram=ONE_MB, ops=1e6, attention_ops=1e6)
     step = prompt(plan_of(toy, 2000, step_tokens=10), rates, Hits(0, 1), 25)
-    unpack = 10  # of avx512: as long as the products of so many tokens
+    unpack = PRODUCTS["avx512"].unpack_tokens
     assert step.num_tokens == 25
     assert step.seconds["between kernels"] == pytest.approx(3 * (2 * LAYER_S + STEP_S))
     dense = DENSE_OVERHEAD * 2 * 3000 * (25 + 3 * unpack) / 1e6
@@ -218,10 +220,13 @@ def test_types_without_a_kernel_on_the_gpu_are_the_cpus(k2: ModelSizes) -> None:
 
 def test_blocks_of_tokens_unpack_again(toy: ModelSizes) -> None:
     rates = rates_of("amx", dram=1e11, peak_ops=1e12)
-    one = rates.multiply_s(Q.Q4_K, 1000, 96)
-    assert rates.multiply_s(Q.Q4_K, 1000, 960) == pytest.approx(10 * one)
-    assert one > rates.multiply_s(Q.Q4_K, 1000, 16) > one / 3
-    assert rates.multiply_s(Q.Q8_0, 1000, 16) > rates.multiply_s(Q.Q4_K, 1000, 16)
+    part = Part(Q.Q4_K, 1000, 0)
+    one = rates.multiply_s(part, 96)
+    assert rates.multiply_s(part, 960) == pytest.approx(10 * one)
+    assert one > rates.multiply_s(part, 16) > one / 3
+    assert rates.multiply_s(part._replace(type=Q.Q8_0), 16) > rates.multiply_s(part, 16)
+    rows = rates.multiply_s(part._replace(num_rows=5), 96)
+    assert rows == pytest.approx(3 * one), "a row takes 400 columns besides its 200"
 
 
 @given(ram=st.floats(14, 700), more=st.floats(0, 400), vram=st.sampled_from([0.0, 16.0, 96.0]))
@@ -316,12 +321,33 @@ def test_a_gpu_copies_a_prompts_experts_only_where_that_is_faster(k2: ModelSizes
 
 
 def test_shares_of_limits_are_shares() -> None:
-    assert all(0 < share <= 1 for share in DECODE_SHARE.values())
-    rates = rates_of("avx512", dram=1e11, peak_ops=1e12, float_ops=1e11)
-    assert rates.ops < 1e12 and rates.attention_ops < 1e11 and rates.decode_bytes(Q.Q4_K) < 1e11
-    assert rates.decode_bytes(Q.I8) < rates.decode_bytes(Q.Q8_0)  # no kernel of its own
+    rates = rates_of("avx512", dram=1e11, peak_ops=1e13, float_ops=1e11)
+    assert rates.ops < 1e13 and rates.attention_ops < 1e11
+    assert 1 < token_s(rates, Q.Q4_K) < token_s(rates, Q.I8), "the latter has no kernel"
     with_gpu = rates_of("amx", dram=1e11, peak_ops=1e12, float_ops=1e11, gpu=GPU)
     assert with_gpu.layer_s < rates.layer_s
+
+
+def token_s(rates: Rates, type: Q, num_rows: int = 0) -> float:
+    """Seconds of 1e11 bytes, of rows of 128 columns or of endless ones."""
+    return rates.token_s(Part(type, 128 * num_rows or 1, 10**11, num_rows))
+
+
+def test_memory_or_products_bound_one_token_by_instruction_set() -> None:
+    def rates(isa: str, gops: float, *, has_vbmi: bool = True) -> Rates:
+        return rates_of(isa, dram=1e11, peak_ops=1e9 * gops, has_vbmi=has_vbmi)
+
+    many, few = 100_000, 100  # of a large machine, and of a fraction of a core
+    for isa in ("avx512", "avx_vnni", "avx2"):
+        by_memory, by_products = rates(isa, many), rates(isa, few)
+        for type in (Q.Q4_K, Q.IQ1_S):
+            assert token_s(by_memory, type) * WHOLE_MODEL_SHARE == pytest.approx(1, rel=0.01)
+        assert token_s(by_products, Q.IQ1_S) > 2 * token_s(by_products, Q.Q4_K) > 2
+        assert token_s(by_products, Q.Q8_0, 1 << 20) > 2 * token_s(by_products, Q.Q8_0)
+    looked_up = token_s(rates("avx512", few), Q.IQ1_S)
+    assert token_s(rates("avx512", few, has_vbmi=False), Q.IQ1_S) > 1.5 * looked_up
+    tiles = rates("amx", few / PRODUCTS["amx"].int8_share)
+    assert token_s(tiles, Q.IQ1_S) == pytest.approx(looked_up, rel=0.01)
 
 
 def test_cards_are_found_by_any_spelling() -> None:
@@ -365,7 +391,8 @@ def test_sparse_attention_costs_top_k_positions_and_their_choice() -> None:
     for name, plan in plans.items():
         seconds, read = attention_cost(plan, RATES, None, 1, 32_767)
         scoring = 2 * scored[name] * 32_768 * 32 * 128
-        assert seconds == pytest.approx((attended + scoring) / RATES.attention_ops)
+        loading = attended * 7 / c.num_heads
+        assert seconds == pytest.approx((attended + loading + scoring) / RATES.attention_ops)
         keys = 2 * scored[name] * 32_768 * 128
         assert read == 2 * 78 * 2048 * 576 + keys
         short, read = attention_cost(plan, RATES, None, 4, 2_044)

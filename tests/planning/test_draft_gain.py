@@ -57,8 +57,8 @@ def test_it_is_loaded_by_itself_where_that_is_predicted_to_pay() -> None:
         assert ("is not loaded: predicted" in note) != is_loaded
     small = {
         **DENSE,
-        "deepseek2.block_count": 16,
-        "deepseek2.embedding_length": 256,
+        "deepseek2.block_count": 24,
+        "deepseek2.embedding_length": 1024,
         "deepseek2.attention.head_count": 4,
         "deepseek2.vocab_size": 2048,
     }

@@ -25,7 +25,7 @@ def test_the_shared_expert_runs_on_the_gpu_beside_the_cpus_experts() -> None:
 
 def test_an_upload_costs_about_three_hits_of_a_kimi_k2_expert() -> None:
     found = upload_hits(EXPERT, RATES, 8, 0.25)
-    saved = EXPERT[0].num_bytes / RATES.decode_bytes(Q.Q4_K)
+    saved = RATES.token_s(EXPERT[0])
     assert found == pytest.approx((EXPERT[0].num_bytes / 90e9 + 6 * 60e-6) / saved, rel=0.05)
     assert 2 < found < 4
 

@@ -15,7 +15,7 @@ from hybridmoe.planning.cost_model import Hits, decode
 from hybridmoe.planning.model_sizes import ModelSizes, Part
 from hybridmoe.planning.pooled_cost import Host, Link, PooledCost
 from hybridmoe.planning.prompt_cost import prompt
-from hybridmoe.planning.rates import PROMPT_OVERHEAD, WHOLE_MODEL_SHARE, Rates
+from hybridmoe.planning.rates import PRODUCTS, PROMPT_OVERHEAD, WHOLE_MODEL_SHARE, Rates
 
 ONE_MB = 1e6 / WHOLE_MODEL_SHARE  # of DRAM, so that decoding float32 gets 1 MB/s
 SLOW = Rates("avx512", dram=ONE_MB, ops=1e6, attention_ops=1e12)
@@ -96,7 +96,8 @@ def test_a_prompt_by_hand(toy: ModelSizes) -> None:
     products = expected = 0.0
     for tokens in (10, 5):
         touched = 4 * (1 - 0.5**tokens)
-        busy = PROMPT_OVERHEAD * 2 * 250 * (tokens + touched / 2 * 10) / 1e6
+        unpacking = touched / 2 * PRODUCTS["avx512"].unpack_tokens
+        busy = PROMPT_OVERHEAD * 2 * 250 * (tokens + unpacking) / 1e6
         trip = HANDLING_S + 2.0 + message_s(toy, tokens * sent)
         products += 2 * busy
         expected += 2 * (busy + trip)

@@ -198,9 +198,7 @@ def test_costs_by_hand() -> None:
     assert costs.copy_read == pytest.approx(num_bytes * COPY_TRAFFIC / 100e9)
     assert (costs.link, costs.hand_over) == (pytest.approx(num_bytes / 20e9), pytest.approx(0.2))
     assert costs.cpu[0] == costs.cpu[2] == cpu_products_s(Q4_EXPERT, rates, 300)
-    assert costs.cpu[1] == pytest.approx(
-        sum(part.num_bytes / rates.decode_bytes(part.type) for part in Q4_EXPERT)
-    )
+    assert costs.cpu[1] == pytest.approx(sum(map(rates.token_s, Q4_EXPERT)))
     dequantizing = (num_bytes + 2 * 3 * SIZE) / 1e12
     assert costs.gpu[1] == pytest.approx(1e-4 + dequantizing + 2 * 3 * SIZE / 1e12)
     assert costs.gpu[0] == pytest.approx(1e-4 + dequantizing + 2 * 3 * SIZE * 300 / 100e12)

@@ -35,7 +35,7 @@ def without_reading(step: Step) -> float:
 def head_s(plan: Plan, rates: Rates) -> float:
     """Seconds of the output head, once a prompt."""
     parts = plan.problem.sizes.head
-    return PROMPT_OVERHEAD * sum(part.num_bytes / rates.decode_bytes(part.type) for part in parts)
+    return PROMPT_OVERHEAD * sum(map(rates.token_s, parts))
 
 
 def test_reading_hides_all_computing_where_the_disk_is_slow(plan: Plan) -> None:

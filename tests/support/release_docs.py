@@ -25,7 +25,7 @@ ROOT = Path(__file__).parents[2]
 CONTEXT_TOKENS, PROMPT_TOKENS = 32768, 1024
 QUANTS = ("Q8_0", "Q6_K", "Q4_K_M", "Q3_K_M", "Q2_K")
 SHOWN = ("Q8_0", "Q4_K_M", "Q4_0", "Q3_K_M", "Q2_K", "IQ2_XXS", "IQ1_S")
-ON_DISK = "Q2_K"  # where none of these fits into memory: faster from disk than IQ2 in RAM
+ON_DISK = "Q2_K"  # where none of these fits into memory
 
 
 class Machine(NamedTuple):

@@ -117,14 +117,14 @@ def with_cpu(
     clock: Callable[[], float] = time.perf_counter,
 ) -> Rates:
     """Add the CPU's rates, measured in about a second; that of products with these experts."""
-    limits, kernels = measure(quick=True), isa.active()
-    tiles = limits.amx_bf16 if kernels == "amx" else None
+    limits = measure(quick=True)
     rates = rates_of(
-        kernels,
+        isa.active(),
         dram=limits.read.all,
-        peak_ops=(tiles or limits.int8).all,
+        peak_ops=limits.prompts.all,
         float_ops=limits.float32.all,
         gpu=gpu,
+        has_vbmi=isa.has_vbmi(),
     )
     # Kernels reach a share of the peak that depends on the number of cores, too.
     predicted_s = cpu_products_s(experts.parts, rates, CPU_TOKENS)

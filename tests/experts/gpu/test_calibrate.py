@@ -15,7 +15,6 @@ from hybridmoe.hardware import isa
 from hybridmoe.hardware.limits import Limits, Rate
 from hybridmoe.kernels import ops
 from hybridmoe.kernels.expert_groups import ExpertGroup, LayerStates
-from hybridmoe.planning.model_sizes import Part
 from hybridmoe.planning.prefill_split import costs_of, cpu_products_s
 from hybridmoe.planning.rates import GpuRates, rates_of
 
@@ -35,7 +34,7 @@ LAYER = ExpertWeights(
 )
 LAYOUT = layout_of(*LAYER)
 assert LAYOUT is not None
-PARTS = [Part(w.type, w.rows * w.cols, w.num_bytes // w.batch) for w in LAYER]
+PARTS = LAYER.parts
 NUM_BYTES = sum(part.num_bytes for part in PARTS)
 
 
@@ -121,7 +120,8 @@ def test_the_cpus_rates_are_measured_with_its_own_kernels(
     tiles = {"amx_int8": Rate(1.0, 5e9), "amx_bf16": Rate(1.0, 4e9)} if kernels == "amx" else {}
     monkeypatch.setattr(calibrate, "measure", lambda *, quick: Limits(**rate, **tiles))
     peak = 4e9 if kernels == "amx" else 2e9
-    want = rates_of(kernels, dram=1e9, peak_ops=peak, float_ops=3e9, gpu=gpu)
+    plain = {"dram": 1e9, "float_ops": 3e9, "gpu": gpu, "has_vbmi": isa.has_vbmi()}
+    want = rates_of(kernels, peak_ops=peak, **plain)
     now = [0.0]
 
     def expert_ffn(x: torch.Tensor, ids: torch.Tensor, *rest: object) -> None:
