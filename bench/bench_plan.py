@@ -45,7 +45,7 @@ from hybridmoe.planning.problem import Budgets
 from hybridmoe.planning.prompt_cost import prompt
 from hybridmoe.planning.rates import Rates, rates_of
 
-ACCURACY = 0.8  # an error of at most a fifth
+ACCURACY = 0.75  # an error of at most a quarter
 DEFAULT_SLICE = (3, 32)
 
 

@@ -19,7 +19,14 @@ from hybridmoe.errors import ConfigError
 from hybridmoe.planning.layer_cost import Hits, cost, layer_times
 from hybridmoe.planning.model_sizes import Part
 from hybridmoe.planning.plan import Plan
-from hybridmoe.planning.rates import FUSED_LAYER_S, FUSED_STEP_S, GpuRates, Rates
+from hybridmoe.planning.rates import (
+    FUSED_LAYER_S,
+    FUSED_STEP_S,
+    POOLED_LAYER_S,
+    POOLED_STEP_S,
+    GpuRates,
+    Rates,
+)
 
 __all__ = [
     "HitCurve",
@@ -95,7 +102,7 @@ def hits_of(
 def decode(plan: Plan, rates: Rates, hits: Hits, position: int, *, is_pooled: bool = False) -> Step:
     """Cost of one token of one conversation, `position` tokens into it.
 
-    is_pooled: other hosts have experts, too, so that a layer is not one native call.
+    is_pooled: other hosts have experts, too, so that the layers are not one native call.
     """
     sizes, gpu = plan.problem.sizes, rates.gpu if plan.vram else None
     c = sizes.config
@@ -118,7 +125,11 @@ def decode(plan: Plan, rates: Rates, hits: Hits, position: int, *, is_pooled: bo
     core = float(sizes.dense_bytes + kv_bytes)
     row = sizes.embedding_bytes / c.vocab_size
     handing_over = len(sizes.experts) * gpu.hand_over_s if gpu else 0.0
-    is_fused = not gpu and not hits.disk and not is_pooled
+    between = between_s(plan, rates)
+    if is_pooled:
+        between = _of_layers(plan, POOLED_STEP_S, POOLED_LAYER_S)
+    elif not gpu and not hits.disk:
+        between = _of_layers(plan, FUSED_STEP_S, FUSED_LAYER_S)
     return Step(
         1,
         {
@@ -126,7 +137,7 @@ def decode(plan: Plan, rates: Rates, hits: Hits, position: int, *, is_pooled: bo
             "attention": attention,
             "experts": experts,
             "waiting for disk": waits,
-            "between kernels": between_s(plan, rates, is_fused=is_fused) + handing_over,
+            "between kernels": between + handing_over,
         },
         {
             "VRAM": (core if gpu else 0.0) + chosen * hits.vram,
@@ -181,11 +192,12 @@ def _attended(indexer: IndexerConfig | None, num_tokens: int, start: int) -> flo
     return num_dense * (start + (num_dense + 1) / 2) + (num_tokens - num_dense) * indexer.top_k
 
 
-def between_s(plan: Plan, rates: Rates, *, is_fused: bool = False) -> float:
-    """Seconds between the kernels of a step; is_fused: its layers are one native call."""
-    step_s, layer_s = rates.step_s, rates.layer_s
-    if is_fused:
-        step_s, layer_s = FUSED_STEP_S, FUSED_LAYER_S
+def between_s(plan: Plan, rates: Rates) -> float:
+    """Seconds between the kernels of a step, whose layers' kernels are called one by one."""
+    return _of_layers(plan, rates.step_s, rates.layer_s)
+
+
+def _of_layers(plan: Plan, step_s: float, layer_s: float) -> float:
     return step_s + len(plan.problem.sizes.layers) * layer_s
 
 

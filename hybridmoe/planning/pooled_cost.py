@@ -27,9 +27,9 @@ from hybridmoe.planning.rates import PROMPT_OVERHEAD, Rates
 
 __all__ = ["HANDLING_S", "Host", "Link", "PooledCost", "PooledStep"]
 
-# Assumed: Python, gloo and the scheduler at both ends, for a request and its sum. A layer of the
-# embedded model took 243 us more than alone over loopback: docs/log.md, 2026-11-28.
-HANDLING_S = 150e-6
+# Python, gloo's threads and the scheduler at both ends, for a request and its sum: a layer without
+# experts took 180 us over loopback, whose delay was 18 us one way: docs/log.md, 2026-11-28.
+HANDLING_S = 145e-6
 Parts = tuple[Part, ...]  # of one expert
 _MOST_OUTCOMES = 10_000  # with more, a layer is about as expected
 _IN_RAM = Hits(0.0, 1.0)

@@ -18,6 +18,8 @@ __all__ = [
     "COPY_TRAFFIC",
     "FUSED_LAYER_S",
     "FUSED_STEP_S",
+    "POOLED_LAYER_S",
+    "POOLED_STEP_S",
     "PRODUCTS",
     "ROW_COLS",
     "GpuRates",
@@ -67,8 +69,10 @@ PROMPT_OVERHEAD = 1.03
 ATTENTION_SHARE = 0.5  # of float32 multiply-adds, counting the pairs that are not masked
 # Python and torch between the kernels, of a layer and of a step, on a 2.6 GHz Xeon.
 LAYER_S, STEP_S = 250e-6, 500e-6
-# The same where a decode step's layers are one native call: docs/log.md, 2026-11-28.
+# The same of one token where all its layers are one native call, and where a layer's experts are
+# pooled: of the embedded model's steps, docs/log.md, 2026-11-28.
 FUSED_LAYER_S, FUSED_STEP_S = 30e-6, 75e-6
+POOLED_LAYER_S, POOLED_STEP_S = 80e-6, 150e-6
 
 # Of a step that is one CUDA graph: gaps between a layer's kernels, and Python between two steps.
 # Measured on an H100 beside a Xeon: docs/log.md, 2026-11-28.
