@@ -84,7 +84,7 @@ peers: build  ## kt-kernel, for bench_expert_forward.py; without its own, older 
 # The extension with AddressSanitizer and UBSan, beside the normal one, under the tests that run it.
 # Python itself is not instrumented, so the runtime libraries must be loaded first; leaks are Python's.
 ASAN_TESTS := tests/csrc tests/hardware tests/kernels/test_*.py tests/device/test_streams.py \
-              tests/model/test_decoder.py tests/model/test_rope.py tests/model/test_router.py
+              $(addprefix tests/model/test_,decoder.py fused_layers.py rope.py router.py)
 ASAN_ENV   := ASAN_OPTIONS=detect_leaks=0 LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) \
               $$($(CXX) -print-file-name=libstdc++.so)"
 

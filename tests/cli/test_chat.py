@@ -188,6 +188,7 @@ def test_messages_of_several_lines() -> None:
 
 def test_the_bar_needs_no_second_sign_of_progress(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "80")
     err = Terminal()
     with ProgressBar(err) as bar:
         bar(hybridmoe.Progress("prompt", 0, 318, "tokens"))
@@ -218,6 +219,7 @@ def test_a_bar_shows_only_for_long_work_on_a_terminal(monkeypatch: pytest.Monkey
     now = [0.0]
     monkeypatch.setattr("hybridmoe.cli.progress_bar.time.monotonic", lambda: now[0])
     monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "80")
 
     def shown(err: io.StringIO, step_s: float) -> str:
         with ProgressBar(err) as bar:

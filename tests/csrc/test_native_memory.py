@@ -1,5 +1,6 @@
 """Out of memory in a kernel: MemoryError in the caller, whichever thread fails."""
 
+import os
 import shutil
 import subprocess
 import sys
@@ -46,6 +47,7 @@ print("done")
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="address space is limited as on Linux")
+@pytest.mark.skipif("libasan" in os.environ.get("LD_PRELOAD", ""), reason="it needs some, too")
 @pytest.mark.parametrize("num_threads", [1, 2])
 def test_a_worker_without_memory_is_an_error_of_the_call(num_threads: int) -> None:
     run = subprocess.run(

@@ -31,8 +31,8 @@ def test_supported_follows_the_cpu_flags() -> None:
         "avx_vnni": {"avx2", "fma", "f16c", "avx_vnni"},
         "avx512": {"bmi2", "avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512_vnni"},
     }
-    for name, wanted in needs.items():
-        assert (name in isa.supported()) == (wanted <= {*flags})
+    for name in needs.keys() & isa.compiled():
+        assert (name in isa.supported()) == (needs[name] <= {*flags})
     if not {"amx_tile", "amx_int8", "amx_bf16"} <= {*flags}:
         assert "amx" not in isa.supported()
 
