@@ -1,4 +1,4 @@
-// Codebooks of the IQ1 and IQ2 types, apart in bytes: for permutes that look up bytes.
+// Codebooks of the IQ types, apart in bytes: for permutes that look up bytes.
 #pragma once
 
 #include <stdint.h>
@@ -14,6 +14,10 @@ struct CodePlanes {
 extern const CodePlanes<256> kCodebookPlanesIQ2_XXS;
 extern const CodePlanes<512> kCodebookPlanesIQ2_XS;
 extern const CodePlanes<1024> kCodebookPlanesIQ2_S;
+
+// Of IQ3: the first two weights of an entry, and the last two, as bits 0..2 and 5..7.
+extern const CodePlanes<256> kCodebookPairsIQ3_XXS;
+extern const CodePlanes<512> kCodebookPairsIQ3_S;
 
 // The same of IQ1. Its entries are sorted, so their last four weights are 81 values that follow
 // each other, at most three in 16 entries: of entry n, those of high[first[n / 16] + steps], where

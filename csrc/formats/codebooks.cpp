@@ -46,6 +46,19 @@ constexpr CodePlanes<N> planes(const uint16_t (&packed)[N]) {
   return book;
 }
 
+template <int N>
+constexpr CodePlanes<N> pair_planes(const uint16_t (&packed)[N]) {
+  CodePlanes<N> book{};
+  const auto pair = [](int codes) {
+    return static_cast<uint8_t>((codes & 7) | (codes & 0x70) << 1);
+  };
+  for (int n = 0; n < N; ++n) {
+    book.low[n] = pair(packed[n]);
+    book.high[n] = pair(packed[n] >> 8);
+  }
+  return book;
+}
+
 consteval SortedCodePlanes sorted_planes(const uint16_t (&packed)[2048]) {
   SortedCodePlanes book{};
   uint8_t rank = 0;
@@ -99,6 +112,8 @@ constinit const CodeWords<512> kWordsIQ3_S = spread<4>(kPackedIQ3_S);
 constinit const CodePlanes<256> kCodebookPlanesIQ2_XXS = planes(kPackedIQ2_XXS);
 constinit const CodePlanes<512> kCodebookPlanesIQ2_XS = planes(kPackedIQ2_XS);
 constinit const CodePlanes<1024> kCodebookPlanesIQ2_S = planes(kPackedIQ2_S);
+constinit const CodePlanes<256> kCodebookPairsIQ3_XXS = pair_planes(kPackedIQ3_XXS);
+constinit const CodePlanes<512> kCodebookPairsIQ3_S = pair_planes(kPackedIQ3_S);
 constinit const SortedCodePlanes kCodebookPlanesIQ1 = sorted_planes(kPackedIQ1);
 constinit const Codebook<uint8_t, 128> kCodebookSigns = signs_with_parity();
 constinit const Codebook<uint32_t, 512> kCodebookIQ3_S = expand<uint32_t>(kPackedIQ3_S, kIQ3_S);

@@ -1,5 +1,5 @@
 // One token's products with the IQ1 and IQ2 types in AVX-512 VBMI, whose byte permutes reach 128
-// entries: two rows at a time, so that 64 indices are looked up at once.
+// entries: two rows at a time, so that 64 indices are looked up at once. IQ3: two_rows_iq3-inl.h.
 //
 // A row's group of 256 weights is 8 blocks of 32, a block 4 entries of 8. Whatever belongs to an
 // entry is byte E of a block's 32 bits: its index, the first four of its codes (2 bits each), the
@@ -9,6 +9,7 @@
 // block. The additions of floats, and so the bits, are those of gemv-inl.h.
 #pragma once
 
+#include "base/forget.h"
 #include "formats/code_planes.h"
 #include "kernels/gemv-inl.h"
 
@@ -54,30 +55,51 @@ HM_INLINE __m512i permute128(const uint8_t* table, __m512i index) {
 struct UpperBits {
   __mmask64 bit7, no_bit7, bit8, bit9, bit10;
 
-  HM_INLINE UpperBits(__m512i index, __m512i upper) {
+  UpperBits() = default;
+  HM_INLINE explicit UpperBits(__m512i index) : bit7(_mm512_movepi8_mask(index)), no_bit7(~bit7) {}
+  HM_INLINE UpperBits(__m512i index, __m512i upper) : UpperBits(index) {
     const auto has = [&](char bit) { return _mm512_test_epi8_mask(upper, _mm512_set1_epi8(bit)); };
-    bit7 = _mm512_movepi8_mask(index);
-    no_bit7 = ~bit7;
     bit8 = has(0x10);
     bit9 = has(0x20);
     bit10 = has(0x40);
   }
 };
 
-// table[index] for N entries. What a masked permute leaves out is still the index.
+// table[index] for N entries, of V vectors of indices, which share a loaded part of the table: a
+// core loads two registers a cycle, and permutes as many. What a masked permute leaves out is still
+// the index.
+template <int N, int V>
+HM_INLINE void look_up_bytes(const uint8_t* table, const __m512i (&index)[V],
+                             const UpperBits (&bits)[V], __m512i (&out)[V]) {
+  if constexpr (N == 256) {
+    __m512i t[4];
+    for (int i = 0; i < 4; ++i) {
+      t[i] = _mm512_load_si512(table + 64 * i);
+      if constexpr (V > 1) forget(t[i]);
+    }
+    for (int v = 0; v < V; ++v) {
+      const __m512i low = _mm512_mask2_permutex2var_epi8(t[0], index[v], bits[v].no_bit7, t[1]);
+      out[v] = _mm512_mask2_permutex2var_epi8(t[2], low, bits[v].bit7, t[3]);
+    }
+  } else {
+    __m512i upper[V];
+    look_up_bytes<N / 2>(table, index, bits, out);
+    look_up_bytes<N / 2>(table + N / 2, index, bits, upper);
+    for (int v = 0; v < V; ++v) {
+      const UpperBits& b = bits[v];
+      const __mmask64 mask = N == 512 ? b.bit8 : N == 1024 ? b.bit9 : b.bit10;
+      out[v] = _mm512_mask_blend_epi8(mask, out[v], upper[v]);
+    }
+  }
+}
+
 template <int N>
 HM_INLINE __m512i look_up_bytes(const uint8_t* table, __m512i index, const UpperBits& bits) {
-  if constexpr (N == 256) {
-    const auto among = [&](const uint8_t* t, __m512i v, __mmask64 mask) {
-      return _mm512_mask2_permutex2var_epi8(_mm512_load_si512(t), v, mask,
-                                            _mm512_load_si512(t + 64));
-    };
-    return among(table + 128, among(table, index, bits.no_bit7), bits.bit7);
-  } else {
-    const __mmask64 upper = N == 512 ? bits.bit8 : N == 1024 ? bits.bit9 : bits.bit10;
-    return _mm512_mask_blend_epi8(upper, look_up_bytes<N / 2>(table, index, bits),
-                                  look_up_bytes<N / 2>(table + N / 2, index, bits));
-  }
+  const __m512i indices[] = {index};
+  const UpperBits bits_of[] = {bits};
+  __m512i out[1];
+  look_up_bytes<N>(table, indices, bits_of, out);
+  return out[0];
 }
 
 // Binary16 numbers of two rows, each in 8 lanes.
@@ -87,13 +109,15 @@ HM_INLINE __m512 row_scales(uint32_t first, uint32_t second) {
   return _mm512_permutexvar_ps(row_of, _mm512_castps128_ps512(both));
 }
 
-// scale (2 s + 1) / 8 for s in the lower three (Bits = 3) or four bits.
-template <int Bits>
-HM_INLINE __m512 odd_eighths(__m512 scale, __m512i s) {
-  constexpr float top = Bits == 3 ? 0.0f : 2.0f;
-  const __m512 table = _mm512_setr_ps(
-      0.125f, 0.375f, 0.625f, 0.875f, 1.125f, 1.375f, 1.625f, 1.875f, top + 0.125f, top + 0.375f,
-      top + 0.625f, top + 0.875f, top + 1.125f, top + 1.375f, top + 1.625f, top + 1.875f);
+// scale (2 s + 1) / 2^Shift for s in the lower three (Bits = 3) or four bits.
+template <int Bits, int Shift = 3>
+HM_INLINE __m512 odd_scales(__m512 scale, __m512i s) {
+  constexpr auto odd = [](int i) {
+    return static_cast<float>(2 * (i % (1 << Bits)) + 1) / (1 << Shift);
+  };
+  const __m512 table =
+      _mm512_setr_ps(odd(0), odd(1), odd(2), odd(3), odd(4), odd(5), odd(6), odd(7), odd(8), odd(9),
+                     odd(10), odd(11), odd(12), odd(13), odd(14), odd(15));
   return _mm512_mul_ps(scale, _mm512_permutexvar_ps(s, table));
 }
 
@@ -155,12 +179,13 @@ struct TwoRowsIQ1_S : TwoRowsIQ1Of<BlockIQ1_S, 1> {
     sums[0] = times_minus_7(block);
     sums[1] = _mm512_slli_epi32(block, 1);
   }
-  HM_INLINE void load(const Block* a, const Block* b) {
+  HM_INLINE void load(const Block* const (&rows)[2]) {
+    const Block *a = rows[0], *b = rows[1];
     const __m256i qh = join16(a->qh, b->qh);
     const __m512i words = _mm512_cvtepu16_epi32(qh);
     look_up(join32(a->qs, b->qs), take_fields<-4, 3>(words));
     is_negative = _mm256_movepi16_mask(qh);
-    d[0] = odd_eighths<3>(row_scales(a->d, b->d), _mm512_srli_epi32(words, 12));
+    d[0] = odd_scales<3>(row_scales(a->d, b->d), _mm512_srli_epi32(words, 12));
   }
   HM_INLINE void start(const __m512i* sums, __m512i (&dots)[2]) const {
     dots[0] = sums[0];
@@ -185,7 +210,8 @@ struct TwoRowsIQ1_M : TwoRowsIQ1Of<BlockIQ1_M, 2> {
     sums[1] = times_minus_7(_mm512_add_epi32(entries[2], entries[3]));
     for (int e = 0; e < 4; ++e) sums[2 + e] = _mm512_slli_epi32(entries[e], 1);
   }
-  HM_INLINE void load(const Block* a, const Block* b) {
+  HM_INLINE void load(const Block* const (&rows)[2]) {
+    const Block *a = rows[0], *b = rows[1];
     words = _mm512_cvtepu16_epi32(join16(a->qh, b->qh));
     look_up(join32(a->qs, b->qs), take_fields<-4, 4>(words));
     const uint64_t first = load_u64(a->scales), second = load_u64(b->scales);
@@ -196,7 +222,7 @@ struct TwoRowsIQ1_M : TwoRowsIQ1Of<BlockIQ1_M, 2> {
     const __m128i both = join8(a->scales, b->scales);
     const auto part = [&](int64_t starts) {  // 3 bits of each block
       const __m128i s = _mm_multishift_epi64_epi8(_mm_set1_epi64x(starts), both);
-      return odd_eighths<3>(scales, _mm512_cvtepu8_epi32(s));
+      return odd_scales<3>(scales, _mm512_cvtepu8_epi32(s));
     };
     d[0] = part(0x3630262016100600);
     d[1] = part(0x3933292319130903);
@@ -234,8 +260,8 @@ struct TwoRowsIQ2Of : TwoRowsOf<Block, Parts> {
   HM_INLINE void set_scales(const Block* a, const Block* b) {
     const __m512 scales = row_scales(a->d, b->d);
     const __m512i nibbles = _mm512_cvtepu8_epi32(join8(a->scales, b->scales));
-    this->d[0] = odd_eighths<4>(scales, nibbles);
-    this->d[1] = odd_eighths<4>(scales, _mm512_srli_epi32(nibbles, 4));
+    this->d[0] = odd_scales<4>(scales, nibbles);
+    this->d[1] = odd_scales<4>(scales, _mm512_srli_epi32(nibbles, 4));
   }
   template <int E>
   static HM_INLINE __m512i codes(__m512i plane) {
@@ -260,7 +286,8 @@ struct TwoRowsIQ2Of : TwoRowsOf<Block, Parts> {
 };
 
 struct TwoRowsIQ2_XXS : TwoRowsIQ2Of<BlockIQ2_XXS, 1> {
-  HM_INLINE void load(const Block* a, const Block* b) {
+  HM_INLINE void load(const Block* const (&rows)[2]) {
+    const Block *a = rows[0], *b = rows[1];
     const __m512i first = _mm512_loadu_si512(a->qs), second = _mm512_loadu_si512(b->qs);
     const __m512i even =
         _mm512_set_epi32(30, 28, 26, 24, 22, 20, 18, 16, 14, 12, 10, 8, 6, 4, 2, 0);
@@ -268,7 +295,7 @@ struct TwoRowsIQ2_XXS : TwoRowsIQ2Of<BlockIQ2_XXS, 1> {
     look_up(kCodebookPlanesIQ2_XXS, _mm512_permutex2var_epi32(first, even, second), first);
     const __m512i rest = _mm512_permutex2var_epi32(first, odd, second);
     look_up_signs(take_fields<0, 7>(rest));
-    d[0] = odd_eighths<4>(row_scales(a->d, b->d), _mm512_srli_epi32(rest, 28));
+    d[0] = odd_scales<4>(row_scales(a->d, b->d), _mm512_srli_epi32(rest, 28));
   }
 };
 
@@ -286,7 +313,8 @@ HM_INLINE __m512i bytes_of_words(__m512i first, __m512i second) {
 }
 
 struct TwoRowsIQ2_XS : TwoRowsIQ2Of<BlockIQ2_XS, 2> {
-  HM_INLINE void load(const Block* a, const Block* b) {
+  HM_INLINE void load(const Block* const (&rows)[2]) {
+    const Block *a = rows[0], *b = rows[1];
     const __m512i first = _mm512_loadu_si512(a->qs), second = _mm512_loadu_si512(b->qs);
     const __m512i upper = bytes_of_words<1>(first, second);  // bit 8, and an index of signs
     look_up(kCodebookPlanesIQ2_XS, bytes_of_words<0>(first, second), _mm512_slli_epi16(upper, 4));
@@ -296,7 +324,8 @@ struct TwoRowsIQ2_XS : TwoRowsIQ2Of<BlockIQ2_XS, 2> {
 };
 
 struct TwoRowsIQ2_S : TwoRowsIQ2Of<BlockIQ2_S, 2> {
-  HM_INLINE void load(const Block* a, const Block* b) {
+  HM_INLINE void load(const Block* const (&rows)[2]) {
+    const Block *a = rows[0], *b = rows[1];
     const __m512i qh = _mm512_cvtepu8_epi32(join8(a->qh, b->qh));
     look_up(kCodebookPlanesIQ2_S, join32(a->qs, b->qs), take_fields<-4, 2>(qh));
     signs = join32(a->signs, b->signs);

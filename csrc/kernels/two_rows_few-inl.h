@@ -32,7 +32,7 @@ struct TwoRowsUnit {
 
   HM_INLINE void load(const Block* const (&blocks)[kRows], const float (&)[kRows]) {
     Rows rows;
-    rows.load(blocks[0], blocks[1]);
+    rows.load(blocks);
     load_entry<0>(rows);
     load_entry<1>(rows);
     load_entry<2>(rows);

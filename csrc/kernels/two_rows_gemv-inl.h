@@ -5,6 +5,7 @@
 #include "kernels/extra_kernels.h"
 #include "kernels/gemv-inl.h"
 #include "kernels/two_rows_few-inl.h"
+#include "kernels/two_rows_iq3-inl.h"
 
 namespace hm {
 namespace {
@@ -34,20 +35,23 @@ inline void sum_entries(const int8_t* ordered, __m512i (&sums)[4]) {
   }
 }
 
-template <class Rows>
+// Sums of two rows over groups.
+template <class Rows_>
 struct TwoRowSums {
-  static constexpr int kGroupBytesAndSums = kGroupBytes + 64 * Rows::kSums;
+  using Rows = Rows_;
+  using Block = typename Rows::Block;
+  static constexpr int kPreparedBytes = kGroupBytes + 64 * Rows::kSums;
+
   __m512 lanes[Rows::kParts];
 
-  template <int E>
-  static HM_INLINE void dot_entry(const Rows& rows, const int8_t* x, __m512i (&dots)[2]) {
-    constexpr int low = Rows::kParts == 1 ? 0 : E / 2, high = Rows::kParts == 1 ? 1 : E / 2;
-    const __m512i codes_low = Rows::template codes<E>(rows.low);
-    const __m512i codes_high = Rows::template codes<E>(rows.high);
-    const __m512i x_low = rows.template with_signs<E, 0>(_mm512_load_si512(x + 128 * E));
-    const __m512i x_high = rows.template with_signs<E, 1>(_mm512_load_si512(x + 128 * E + 64));
-    dots[low] = _mm512_dpbusd_epi32(dots[low], codes_low, x_low);
-    dots[high] = _mm512_dpbusd_epi32(dots[high], codes_high, x_high);
+  // Group g of the activations as `add` takes it.
+  static void prepare(const ActivationRow& x, int64_t g, int8_t* out) {
+    order_activations(x.q + g * kSuperWeights, out);
+    if constexpr (Rows::kSums != 0) {
+      __m512i entries[4];
+      sum_entries(out, entries);
+      Rows::prepare(entries, (__m512i*)(out + kGroupBytes));
+    }
   }
 
   HM_INLINE void add(const Rows& rows, const int8_t* x, const float* scales) {
@@ -67,9 +71,25 @@ struct TwoRowSums {
     }
   }
 
-  // The sum of row R.
+  HM_INLINE void reduce(float (&out)[2]) const {
+    out[0] = reduce_row<0>();
+    out[1] = reduce_row<1>();
+  }
+
+ private:
+  template <int E>
+  static HM_INLINE void dot_entry(const Rows& rows, const int8_t* x, __m512i (&dots)[2]) {
+    constexpr int low = Rows::kParts == 1 ? 0 : E / 2, high = Rows::kParts == 1 ? 1 : E / 2;
+    const __m512i codes_low = Rows::template codes<E>(rows.low);
+    const __m512i codes_high = Rows::template codes<E>(rows.high);
+    const __m512i x_low = rows.template with_signs<E, 0>(_mm512_load_si512(x + 128 * E));
+    const __m512i x_high = rows.template with_signs<E, 1>(_mm512_load_si512(x + 128 * E + 64));
+    dots[low] = _mm512_dpbusd_epi32(dots[low], codes_low, x_low);
+    dots[high] = _mm512_dpbusd_epi32(dots[high], codes_high, x_high);
+  }
+
   template <int R>
-  HM_INLINE float reduce() const {
+  HM_INLINE float reduce_row() const {
     if constexpr (Rows::kParts == 1) {
       return Simd::PerBlock::reduce(_mm512_extractf32x8_ps(lanes[0], R));
     } else {
@@ -77,6 +97,48 @@ struct TwoRowSums {
           _mm512_set_epi32(23, 7, 22, 6, 21, 5, 20, 4, 19, 3, 18, 2, 17, 1, 16, 0);
       const __m512i lanes_of_row = _mm512_add_epi32(order, _mm512_set1_epi32(8 * R));
       return Simd::reduce(_mm512_permutex2var_ps(lanes[0], lanes_of_row, lanes[1]));
+    }
+  }
+};
+
+// The same of IQ3.
+template <class Rows_>
+struct TwoRowSumsIQ3 {
+  using Rows = Rows_;
+  using Block = typename Rows::Block;
+  static constexpr int kPreparedBytes = 6 * 64;  // codes 0..3 of all entries, sums, scales
+
+  __m512 lanes[1];
+
+  static void prepare(const ActivationRow& x, int64_t g, int8_t* out) {
+    order_by_code(x.q + g * kSuperWeights, out);
+    const __m512i sums = _mm512_loadu_si512(x.half_sums + 16 * g);
+    _mm512_store_si512(out + 256, _mm512_mullo_epi32(sums, _mm512_set1_epi32(-kSignedBiasIQ3)));
+    const __m512i order = _mm512_set_epi32(7, 6, 7, 6, 5, 4, 5, 4, 3, 2, 3, 2, 1, 0, 1, 0);
+    const __m512 scales = _mm512_castps256_ps512(_mm256_loadu_ps(x.d + 8 * g));
+    _mm512_store_ps(out + 320, _mm512_permutexvar_ps(order, scales));
+  }
+
+  HM_INLINE void add(const Rows& rows, const int8_t* x, const float*) {
+    __m512i dots[2];
+    for (int r = 0; r < 2; ++r) dots[r] = _mm512_load_si512(x + 256);
+    dot_codes<0>(rows, x, dots);
+    dot_codes<1>(rows, x, dots);
+    dot_codes<2>(rows, x, dots);
+    dot_codes<3>(rows, x, dots);
+    const __m512 d = _mm512_mul_ps(rows.d, _mm512_load_ps(x + 320));
+    const __m512i sums = Simd::Panel::add_runs(dots[0], dots[1]);
+    lanes[0] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(sums), d, lanes[0]);
+  }
+
+  HM_INLINE void reduce(float (&out)[2]) const { Simd::PerBlock::reduce_unit(lanes, out); }
+
+ private:
+  template <int K>
+  static HM_INLINE void dot_codes(const Rows& rows, const int8_t* x, __m512i (&dots)[2]) {
+    for (int r = 0; r < 2; ++r) {
+      dots[r] =
+          _mm512_dpbusd_epi32(dots[r], rows.template codes<K>(r), _mm512_load_si512(x + 64 * K));
     }
   }
 };
@@ -117,41 +179,35 @@ class TwoRowsFetch {
 
 // One token; blocks of 256 weights, so that a row is whole groups. The last of an odd number of
 // rows goes with itself.
-template <class Rows>
+template <class Sums>
 void gemv_two_rows(const MatmulArgs& args) {
-  using Block = typename Rows::Block;
-  using Sums = TwoRowSums<Rows>;
+  using Block = typename Sums::Block;
   const ActivationRow x = activation_row(args.x[0], args.cols);
   const int64_t num_groups = args.cols / kSuperWeights;
-  int8_t* ordered = static_cast<int8_t*>(args.scratch);
+  int8_t* prepared = static_cast<int8_t*>(args.scratch);
   for (int64_t g = 0; g < num_groups; ++g) {
-    int8_t* out = ordered + g * Sums::kGroupBytesAndSums;
-    order_activations(x.q + g * kSuperWeights, out);
-    if constexpr (Rows::kSums != 0) {
-      __m512i entries[4];
-      sum_entries(out, entries);
-      Rows::prepare(entries, (__m512i*)(out + kGroupBytes));
-    }
+    Sums::prepare(x, g, prepared + g * Sums::kPreparedBytes);
   }
   TwoRowsFetch fetch(args);
   for (int64_t r = 0; r < args.num_rows; r += 2) {
     const bool has_second = r + 1 < args.num_rows;
     const auto* a = (const Block*)(args.weights + r * args.row_bytes);
     const auto* b = (const Block*)(args.weights + (r + has_second) * args.row_bytes);
-    Sums sums;
-    for (__m512& lanes : sums.lanes) lanes = _mm512_setzero_ps();
-    Rows rows;  // of the next group while this one is multiplied: look-ups take long
-    rows.load(a, b);
+    Sums sums{};
+    typename Sums::Rows rows;  // of the next group while this one is multiplied: look-ups take long
+    rows.load({a, b});
     for (int64_t g = 0; g < num_groups; ++g) {
       fetch.template step<sizeof(Block)>();
       const int64_t after = g + 1 < num_groups ? g + 1 : g;
-      Rows next;
-      next.load(a + after, b + after);
-      sums.add(rows, ordered + g * Sums::kGroupBytesAndSums, x.d + 8 * g);
+      typename Sums::Rows next;
+      next.load({a + after, b + after});
+      sums.add(rows, prepared + g * Sums::kPreparedBytes, x.d + 8 * g);
       rows = next;
     }
-    args.out[r] = sums.template reduce<0>();
-    if (has_second) args.out[r + 1] = sums.template reduce<1>();
+    float results[2];
+    sums.reduce(results);
+    args.out[r] = results[0];
+    if (has_second) args.out[r + 1] = results[1];
   }
 }
 
@@ -160,7 +216,13 @@ template <class Rows, int Type>
 void matmul_two_rows(const MatmulArgs& args) {
   if (args.num_tokens > kFewTokens) return kAvx512.formats[Type].matmul(args);
   if (args.num_tokens > 1) return few_tokens_by<TwoRowsUnit<Rows>>(args);
-  gemv_two_rows<Rows>(args);
+  gemv_two_rows<TwoRowSums<Rows>>(args);
+}
+
+template <class Rows, int Type>
+void matmul_iq3(const MatmulArgs& args) {
+  if (args.num_tokens > 1) return kAvx512.formats[Type].matmul(args);
+  gemv_two_rows<TwoRowSumsIQ3<Rows>>(args);
 }
 
 constexpr ExtraKernels two_rows_kernels() {
@@ -170,6 +232,8 @@ constexpr ExtraKernels two_rows_kernels() {
   kernels.matmul[kIQ2_XXS] = matmul_two_rows<TwoRowsIQ2_XXS, kIQ2_XXS>;
   kernels.matmul[kIQ2_XS] = matmul_two_rows<TwoRowsIQ2_XS, kIQ2_XS>;
   kernels.matmul[kIQ2_S] = matmul_two_rows<TwoRowsIQ2_S, kIQ2_S>;
+  kernels.matmul[kIQ3_XXS] = matmul_iq3<TwoRowsIQ3_XXS, kIQ3_XXS>;
+  kernels.matmul[kIQ3_S] = matmul_iq3<TwoRowsIQ3_S, kIQ3_S>;
   return kernels;
 }
 
