@@ -1,10 +1,14 @@
 """Bounds of `hybridmoe doctor`: what limits decode and prompts on this machine, from its limits."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 from hybridmoe.cli.doctor_checks import Check
+from hybridmoe.gguf.quant_types import QuantType
 from hybridmoe.hardware.limits import Limits, Rate, Units
 from hybridmoe.hardware.machine import Machine
+from hybridmoe.planning.kernel_rates import MEASURED_ON
+from hybridmoe.planning.rates import PRODUCTS, rates_of
 from hybridmoe.units import format_bytes
 
 __all__ = ["bounds", "measured_units"]
@@ -43,6 +47,7 @@ def bounds(machine: Machine, limits: Limits, units: Units, product_bytes: float)
     """Say what bounds decode and prompts. product_bytes: of Q4_K a second, from the cache."""
     yield _decode(machine, limits, units, product_bytes)
     yield _prompts(machine, limits)
+    yield _kernels(machine, limits, product_bytes)
 
 
 def _decode(machine: Machine, limits: Limits, units: Units, product_bytes: float) -> Check:
@@ -87,6 +92,22 @@ def _prompts(machine: Machine, limits: Limits) -> Check:
         f" {_rounded(tokens * _EXPERTS / _TOP_K)} tokens"
     )
     return Check("prompts", value, "ok")
+
+
+def _kernels(machine: Machine, limits: Limits, product_bytes: float) -> Check:
+    """Compare the kernels' rates that `hybridmoe plan` assumes with those of Q4_K here."""
+    active = machine.isa_active
+    rates = rates_of(active, dram=limits.read.all, peak_ops=limits.prompts.all)
+    if limits.amx_bf16 is not None:
+        rates = replace(rates, int8_ops=limits.int8.all)
+    assumed = rates.product_bytes(QuantType.Q4_K)
+    assert assumed is not None
+    value = (
+        f"plan takes those of {MEASURED_ON}, over the peaks above: one token's products of Q4_K"
+        f" {assumed / 1e9:.1f} GB/s (here {product_bytes / 1e9:.1f}), prompts"
+        f" {PRODUCTS[active].share:.0%} of the peak"
+    )
+    return Check("kernels", value)
 
 
 def _rounded(number: float) -> int:

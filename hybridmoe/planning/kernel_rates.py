@@ -12,7 +12,9 @@ from types import MappingProxyType
 
 from hybridmoe.gguf.quant_types import QuantType as Q
 
-__all__ = ["PRODUCT_BYTES", "PROMPT_PRODUCTS"]
+__all__ = ["MEASURED_ON", "PRODUCT_BYTES", "PROMPT_PRODUCTS"]
+
+MEASURED_ON = "AMD EPYC, 2026-11-28"
 
 # One token, weights in the cache: bytes of them for a thousand operations of the peak.
 PRODUCT_BYTES: Mapping[str, Mapping[Q, float]] = MappingProxyType({

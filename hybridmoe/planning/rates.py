@@ -141,17 +141,24 @@ class Rates:
 
     def token_s(self, part: Part) -> float:
         """Seconds of one token's products with matrices on the CPU."""
-        kernels = PRODUCT_BYTES["avx512" if self.isa == "amx" else self.isa]
         reading = part.num_bytes / (self.dram * PRODUCTS[self.isa].read_share)
-        if part.type not in kernels:
+        per_s = self.product_bytes(part.type)
+        if per_s is None:
             return reading / _OTHER_SHARE / WHOLE_MODEL_SHARE
-        per_kop = kernels[part.type]
-        if kernels is PRODUCT_BYTES["avx512"] and not self.has_vbmi:
-            per_kop = PRODUCT_BYTES["avx512_without_vbmi"].get(part.type, per_kop)
         rows = 1 + _TOKEN_ROW_COLS * part.num_rows / part.num_params
-        multiplying = rows * part.num_bytes / (1e-3 * per_kop * self.int8_ops)
+        multiplying = rows * part.num_bytes / per_s
         together: float = (reading**_SHARPNESS + multiplying**_SHARPNESS) ** (1 / _SHARPNESS)
         return together / WHOLE_MODEL_SHARE
+
+    def product_bytes(self, type: Q) -> float | None:
+        """Bytes a second of one token's products from the cache; None without a kernel."""
+        kernels = PRODUCT_BYTES["avx512" if self.isa == "amx" else self.isa]
+        if type not in kernels:
+            return None
+        per_kop = kernels[type]
+        if kernels is PRODUCT_BYTES["avx512"] and not self.has_vbmi:
+            per_kop = PRODUCT_BYTES["avx512_without_vbmi"].get(type, per_kop)
+        return 1e-3 * per_kop * self.int8_ops
 
     def multiply_s(self, part: Part, num_tokens: float) -> float:
         """CPU seconds of the products of matrices and many tokens, weights in the cache."""

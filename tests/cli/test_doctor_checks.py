@@ -10,11 +10,13 @@ from fake_machine import FakeMachine
 
 from hybridmoe.cli.doctor_bounds import bounds
 from hybridmoe.cli.doctor_checks import Check, check_machine
+from hybridmoe.gguf.quant_types import QuantType
 from hybridmoe.hardware import topology
 from hybridmoe.hardware.limits import Limits, Rate, Units
 from hybridmoe.hardware.machine import Machine
 from hybridmoe.hardware.memory_modules import MemoryModules, NoModules
 from hybridmoe.hardware.settings import Clock, CpuModel, NumaNode, read_settings
+from hybridmoe.planning.kernel_rates import MEASURED_ON, PRODUCT_BYTES
 
 GIB = 1 << 30
 AVX2 = ("avx2", "f16c", "fma")
@@ -255,3 +257,12 @@ def test_bounds_of_decode_and_prompts(tmp_path: Path) -> None:
     assert mark_of(slow, "bound by products: 11.9 GB/s", "at most 1.0 tokens/s") == "warn"
     tiles = bounds_of(tmp_path, isa_active="amx")["prompts"]
     assert mark_of(tiles, "bfloat16 tiles (amx): 30.00 TFLOPS") == "ok"
+
+
+def test_what_the_plan_assumes_of_the_kernels_is_said(tmp_path: Path) -> None:
+    FakeMachine(cores_per_node=8).write(tmp_path)
+    for active in ("avx512", "amx"):  # both decode by int8 products of AVX-512
+        rate = PRODUCT_BYTES["avx512"][QuantType.Q4_K] * 8e12 / 1e12
+        words = f"{MEASURED_ON}", f"Q4_K {rate:.1f} GB/s (here 11.9)"
+        found = bounds_of(tmp_path, product_bytes=11.89e9, isa_active=active)["kernels"]
+        assert mark_of(found, *words) == ""
