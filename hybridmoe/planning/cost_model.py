@@ -44,7 +44,7 @@ HitCurve = Callable[[int], float]  # slots -> share of the chosen experts that a
 
 _EXPANDED_TOKENS = 64  # of a step: from here on a GPU expands keys and values
 _SHORT_PRODUCTS = 1.7  # speed of a CPU's products of 16 bits, over float32: docs/log.md
-_LOADING_HEADS = 7  # whose products take as long as a latent's conversion from 16 bits, a Zen 5
+_LOADING_HEADS = 9  # whose products take as long as a latent's conversion from 16 bits, a Zen 5
 _LATENT_SCORES = 2  # multiplications with a latent: one for its score, one for its value
 
 

@@ -34,7 +34,7 @@ __all__ = [
 _SHARPNESS = 4
 # What each row takes besides, as columns: one token's sum; many tokens' rounding, sums, activation.
 # Of 128 columns, a Zen 5: 5.3 ns; prompts of the embedded model and of thin layers.
-_TOKEN_ROW_COLS, ROW_COLS = 130, 400
+_TOKEN_ROW_COLS, ROW_COLS = 130, 320
 _OTHER_SHARE = 0.5  # of DRAM's rate, of a type without a kernel of its own
 # A whole model's decode rate over its kernels': smaller matrices, waits between them.
 WHOLE_MODEL_SHARE = 0.87
@@ -51,10 +51,10 @@ class Products(NamedTuple):
     read_share: float = 1.0  # of DRAM's rate, that one token's products reach at most
 
 
-# The peak is that of bfloat16 tiles for AMX, of int8 dot products elsewhere. AMX: a Xeon,
-# bench/results/2026-11-25_expert_forward.json; tiles are faster since, not measured yet.
+# The peak is that of bfloat16 tiles for AMX, of int8 dot products elsewhere. AMX: whole prompts on
+# a Xeon, 2026-11-25 (docs/plan.md); tiles are faster since, not measured yet.
 PRODUCTS: Mapping[str, Products] = MappingProxyType({
-    "amx": Products(0.4, 75, 0.065, 96, 0.22, 0.9),
+    "amx": Products(0.345, 75, 0.065, 96, 0.22, 0.9),
     **{isa: Products(*found) for isa, found in PROMPT_PRODUCTS.items()},
     "scalar": Products(0.9, 5, 9.0),
 })  # fmt: skip
@@ -71,7 +71,7 @@ ATTENTION_SHARE = 0.5  # of float32 multiply-adds, counting the pairs that are n
 LAYER_S, STEP_S = 250e-6, 500e-6
 # The same of one token where all its layers are one native call, and where a layer's experts are
 # pooled: of the embedded model's steps, docs/log.md, 2026-11-28.
-FUSED_LAYER_S, FUSED_STEP_S = 30e-6, 75e-6
+FUSED_LAYER_S, FUSED_STEP_S = 36e-6, 40e-6
 POOLED_LAYER_S, POOLED_STEP_S = 80e-6, 150e-6
 
 # Of a step that is one CUDA graph: gaps between a layer's kernels, and Python between two steps.
