@@ -33,6 +33,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from bench._harness import RESULTS, Row, bar, machine, print_report
 from bench._llama_cpp import LlamaCpp
+from bench._predicted import Speed, between, plan_of, predict
 from bench.synthetic import K2_SLICE, MOONLIGHT, Shape, write_synthetic
 from hybridmoe.config import EngineConfig, ModelConfig
 from hybridmoe.demo import demo_path
@@ -43,6 +44,7 @@ from hybridmoe.gguf.accounting import take_account
 from hybridmoe.gguf.quant_types import QuantType
 from hybridmoe.gguf.reader import GGUFFile
 from hybridmoe.hardware import isa
+from hybridmoe.hardware.limits import Limits as MachineLimits
 from hybridmoe.hardware.limits import measure
 from hybridmoe.kernels import ops
 from hybridmoe.model.decoder import Decoder
@@ -60,15 +62,6 @@ DECODE_SHARE = {"k2-slice": 0.85}  # of what memory allows
 WARM_UP_TOKENS = 64
 DRAFTING, DRAFTING_SHARE = "drafts by mtp", 0.98  # of the speed without, at least
 DEEP_SHARE, DEEP_FROM = 0.95, 2048  # of our own speed after the shortest prompt
-
-
-@dataclass(frozen=True, slots=True)
-class Speed:
-    """One turn of one engine: tokens/s."""
-
-    prompt: float
-    decode: float
-    accepted: float | None = None  # share of the drafts; None: there were none
 
 
 Engine = Callable[[list[int], int], Speed]
@@ -211,20 +204,24 @@ def main(
                 )
         with GGUFFile.open(path) as file:
             total = take_account(file.tensors.values(), file.metadata).total
-        limits = Limits.of(total.token_bytes, total.active_params)
+        measured = measure()
+        limits = Limits.of(measured, total.token_bytes, total.active_params)
         speeds = {
             num_prompt: _measure(
                 engines, _ids(num_prompt, config.vocab_size, source), num_decode, turns
             )
             for num_prompt in prompts
         }
+        rates = between(measured, measure())
+        plan = plan_of(path, context_tokens)
+        predicted = {num: predict(plan, rates, num, num_decode) for num in prompts}
         about = {
             "token_gb": round(total.token_bytes / 1e9, 3),
             "peers": [engine for engine in engines if engine not in ("ours", DRAFTING)],
             "num_decode": num_decode,
         }
         target = Path(out) if out else RESULTS / f"{machine()['date']}_generate_{name}.json"
-        rows = _rows(name, speeds, limits)
+        rows = _rows(name, speeds, limits, predicted)
         print_report(rows, about=about, out=None if out is None else target)
 
 
@@ -236,10 +233,8 @@ class Limits:
     prompt: float
 
     @classmethod
-    def of(cls, token_bytes: int, active_params: int) -> "Limits":
-        measured = measure()
-        products = measured.prompts
-        return cls(measured.read.all / token_bytes, products.all / (2 * active_params))
+    def of(cls, measured: MachineLimits, token_bytes: int, active_params: int) -> "Limits":
+        return cls(measured.read.all / token_bytes, measured.prompts.all / (2 * active_params))
 
 
 def _tokens_of(text: Path, file: GGUFFile) -> list[int]:
@@ -274,8 +269,13 @@ def _measure(
     }
 
 
-def _rows(name: str, speeds: dict[int, dict[str, Speed]], limits: Limits) -> list[Row]:
-    """Two rows for each prompt; the shapes with promises get their bars."""
+def _rows(
+    name: str,
+    speeds: dict[int, dict[str, Speed]],
+    limits: Limits,
+    predicted: dict[int, Speed],
+) -> list[Row]:
+    """Two rows for each prompt; the shapes with promises get their bars, notes the prediction."""
     is_promised = name in SHAPES
     decode_times, prompt_times = (
         times[isa.active() != "amx"] for times in (DECODE_TIMES, PROMPT_TIMES)
@@ -296,6 +296,7 @@ def _rows(name: str, speeds: dict[int, dict[str, Speed]], limits: Limits) -> lis
                 limits.prompt,
                 peer,
                 least if has_bar else None,
+                f"plan: {predicted[num_prompt].prompt:.4g}",
             )
         )
         peer = max((speed.decode for speed in peers), default=None)
@@ -312,6 +313,7 @@ def _rows(name: str, speeds: dict[int, dict[str, Speed]], limits: Limits) -> lis
                 limits.decode,
                 peer,
                 least if has_bar else None,
+                f"plan: {predicted[num_prompt].decode:.4g}",
             )
         )
         if (drafting := found.get(DRAFTING)) is not None:

@@ -23,27 +23,20 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from bench._harness import RESULTS, Row, machine, print_report
-from bench.bench_generate import SHAPES, WARM_UP_TOKENS, Speed, changed, hybridmoe_engine
+from bench._predicted import Speed, between, plan_of, predict
+from bench.bench_generate import SHAPES, WARM_UP_TOKENS, changed, hybridmoe_engine
 from bench.synthetic import write_synthetic
 from hybridmoe.config import EngineConfig, ModelConfig
 from hybridmoe.demo import demo_path
 from hybridmoe.engine.kv_cache import KvCache
 from hybridmoe.gguf import GGUFFile
-from hybridmoe.gguf.outline import read_outline
 from hybridmoe.gguf.quant_types import QuantType
-from hybridmoe.hardware import isa, topology
-from hybridmoe.hardware.limits import Limits, measure
+from hybridmoe.hardware.limits import measure
 from hybridmoe.kernels.paged_mla import Span
 from hybridmoe.model.decoder import Decoder
 from hybridmoe.model.router import Routing
 from hybridmoe.model.weights import Weights
-from hybridmoe.planning.cost_model import decode, hits_of
 from hybridmoe.planning.kv_plan import plan_kv
-from hybridmoe.planning.memory_plan import plan_memory
-from hybridmoe.planning.plan import Plan
-from hybridmoe.planning.problem import Budgets
-from hybridmoe.planning.prompt_cost import prompt
-from hybridmoe.planning.rates import Rates, rates_of
 
 ACCURACY = 0.75  # an error of at most a quarter
 DEFAULT_SLICE = (3, 32)
@@ -127,33 +120,6 @@ def main(
         print_report(rows, about={"turns": about}, out=None if out is None else target)
 
 
-def plan_of(path: Path, context_tokens: int) -> Plan:
-    """Memory plan with everything in RAM, as the engine runs it."""
-    outline = read_outline(path)
-    engine = EngineConfig(context_tokens=context_tokens, kv_tokens=context_tokens, max_running=1)
-    available = topology.available_bytes()
-    assert available is not None, "how much memory is free is unknown here"
-    budgets = Budgets(ram_bytes=available)
-    plan = plan_memory(outline.config, outline.tensors, engine, budgets)
-    assert not plan.needs_disk, "the file does not fit into memory"
-    return plan
-
-
-def between(before: Limits, after: Limits) -> Rates:
-    """Rates by the mean of the limits before and after a turn."""
-
-    def mean(name: str) -> float:
-        return (getattr(before, name).all + getattr(after, name).all) / 2
-
-    return rates_of(
-        isa.active(),
-        dram=mean("read"),
-        peak_ops=mean("prompts"),
-        float_ops=mean("float32"),
-        has_vbmi=isa.has_vbmi(),
-    )
-
-
 def distinct_experts(path: Path, prompts: tuple[int, ...]) -> dict[int, float]:
     """Mean number of a layer's experts that a step of each prompt chooses.
 
@@ -181,16 +147,6 @@ def distinct_experts(path: Path, prompts: tuple[int, ...]) -> dict[int, float]:
 def prompt_ids(num_prompt: int) -> list[int]:
     ids: list[int] = np.random.default_rng(num_prompt).integers(0, 256, num_prompt).tolist()
     return ids
-
-
-def predict(plan: Plan, rates: Rates, num_prompt: int, num_decode: int, num_chosen: float) -> Speed:
-    """Speed by the cost model, given the mean number of experts that a step chooses."""
-    hits = hits_of(plan)
-    middle = num_prompt + num_decode // 2
-    return Speed(
-        prompt(plan, rates, hits, num_prompt, lambda _: num_chosen).tokens_per_s,
-        decode(plan, rates, hits, middle).tokens_per_s,
-    )
 
 
 def compare(name: str, pairs: list[tuple[float, float]], *, has_bar: bool) -> Row:

@@ -28,8 +28,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import hybridmoe
 from bench._harness import RESULTS, Row, machine, print_report
+from bench._predicted import between, plan_of
 from bench._two_hosts import echoing, measured_link, two_hosts
-from bench.bench_plan import between, plan_of
 from bench.synthetic import K2_SLICE, write_synthetic
 from hybridmoe.engine.request import Event, Finished, Request, TokenEvent
 from hybridmoe.engine.sampling_params import SamplingParams
