@@ -9,7 +9,7 @@ from typing import Annotated, Any
 from hybridmoe.errors import ConfigError, short
 from hybridmoe.library.find import find_model
 from hybridmoe.library.stored_model import model_name
-from hybridmoe.option import Count, File, Number, Texts, options_of
+from hybridmoe.option import Count, File, Flag, Number, Texts, options_of
 from hybridmoe.placement.options import LoadOptions
 from hybridmoe.serve.api_keys import read_api_keys
 from hybridmoe.serve.config import ServeConfig
@@ -128,4 +128,6 @@ def _of_text(name: str, option: object, text: str) -> Any:
             return float(text)
     except ValueError:
         raise ConfigError(f"{name}={short(text)}: expected a number") from None
+    if isinstance(option, Flag):
+        return {"true": True, "false": False}.get(text.lower(), text)
     return text.split(",") if isinstance(option, Texts) else text
