@@ -35,6 +35,7 @@ class Terminal:
             encoding="utf-8",
             timeout=HANG_S,
             dimensions=(50, 120),
+            cwd=str(home),  # names of files in it are short, and their lines whole
         )
 
     def expect(self, pattern: str) -> str:
@@ -199,7 +200,7 @@ def test_tools_are_asked_about_and_a_conversation_is_continued(tmp_path: Path) -
 def test_overwriting_is_asked_about(terminal: Terminal, tmp_path: Path) -> None:
     path = tmp_path / "a.json"
     path.write_text("mine")
-    terminal.type(f"/save {path}" + ENTER)
+    terminal.type(f"/save {path.name}" + ENTER)
     terminal.expect(r"overwrite it\? \[y/N\]")
     terminal.type("n" + ENTER)
     terminal.expect("not saved")
