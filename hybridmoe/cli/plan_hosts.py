@@ -35,7 +35,6 @@ _OTHERS = (
 )  # fmt: skip
 
 
-_NOTE = "Products are taken to be as fast on every host, and every expert equally likely."
 _LINK_US, _LINK_GBS = 30.0, 1.2  # of 10 Gbit Ethernet
 
 
@@ -69,7 +68,7 @@ class _Pool:
     sizes: ModelSizes
     plan: Plan  # of rank 0, without its experts
     given: tuple[HostRate, ...]
-    rooms: tuple[HostRate, ...]  # the same with RAM for experts alone
+    capacities: tuple[HostRate, ...]  # the same with RAM for experts alone
     hosts: tuple[Host, ...]
     link: Link
     prompt: PooledStep
@@ -82,7 +81,9 @@ class _Pool:
     @property
     def disk_bytes(self) -> int:
         """Bytes of experts that no RAM holds."""
-        shares = (self.share_bytes(i) - room.ram_bytes for i, room in enumerate(self.rooms))
+        shares = (
+            self.share_bytes(i) - capacity.ram_bytes for i, capacity in enumerate(self.capacities)
+        )
         return sum(max(0, rest) for rest in shares)
 
 
@@ -128,22 +129,22 @@ def _plan(
     check(plan)
     sizes = sizes_of(outline.tensors, outline.config).network
     own = max(0, plan.ram.budget_bytes - sum(size for _, size in plan.ram.parts))
-    rooms = (
+    capacities = (
         given[0]._replace(ram_bytes=own),
         *(h._replace(ram_bytes=max(0, h.ram_bytes - RAM_RESERVE_BYTES)) for h in given[1:]),
     )
-    shares = split_experts(outline.config.num_experts, sizes.all_expert_bytes, rooms)
+    shares = split_experts(outline.config.num_experts, sizes.all_expert_bytes, capacities)
     rates = _rates(given, options)
     per_expert = sum(sizes.expert_bytes)
     hosts = tuple(
-        Host(room.name, rate, share, min(1.0, room.ram_bytes / (per_expert * len(share))))
-        for room, rate, share in zip(rooms, rates, shares, strict=True)
+        Host(capacity.name, rate, share, min(1.0, capacity.ram_bytes / (per_expert * len(share))))
+        for capacity, rate, share in zip(capacities, rates, shares, strict=True)
     )
     missing = [h for h in hosts if h.in_ram < 1.0]
     if missing and options["disk_gbs"] is None:
-        rest = sizes.all_expert_bytes - sum(room.ram_bytes for room in rooms)
+        rest = sizes.all_expert_bytes - sum(capacity.ram_bytes for capacity in capacities)
         raise ConfigError(
-            f"the hosts' RAM holds {format_bytes(sum(r.ram_bytes for r in rooms))} of the"
+            f"the hosts' RAM holds {format_bytes(sum(c.ram_bytes for c in capacities))} of the"
             f" {format_bytes(sizes.all_expert_bytes)} of experts, {format_bytes(max(0, rest))} too"
             " little: --disk-gbs predicts the speed with the others on disk"
         )
@@ -151,7 +152,7 @@ def _plan(
     cost = PooledCost(plan, sizes, hosts, link)
     num_prompt, num_answer = options["prompt_tokens"], options["answer_tokens"]
     return _Pool(
-        sizes, plan, given, rooms, hosts, link,
+        sizes, plan, given, capacities, hosts, link,
         cost.prompt(num_prompt), cost.decode(num_prompt + num_answer // 2),
     )  # fmt: skip
 
@@ -201,17 +202,17 @@ def _sections(pool: _Pool, outline: Outline) -> list[Section]:
         ),
     ]
     rows = []
-    for index, (host, room, given) in enumerate(
-        zip(pool.hosts, pool.rooms, pool.given, strict=True)
+    for index, (host, capacity, given) in enumerate(
+        zip(pool.hosts, pool.capacities, pool.given, strict=True)
     ):
-        held = min(pool.share_bytes(index), room.ram_bytes)
+        held = min(pool.share_bytes(index), capacity.ram_bytes)
         rows.append(
             (
                 host.name,
                 f"{host.experts.start}-{host.experts.stop - 1}",
                 format_bytes(pool.share_bytes(index)),
-                format_bytes(given.ram_bytes - room.ram_bytes),
-                format_bytes(room.ram_bytes - held),
+                format_bytes(given.ram_bytes - capacity.ram_bytes),
+                format_bytes(capacity.ram_bytes - held),
                 f"{given.read_gbs:g} GB/s",
             )
         )
@@ -247,7 +248,7 @@ def _as_json(pool: _Pool) -> dict[str, Any]:
                 "name": host.name,
                 "experts": [host.experts.start, host.experts.stop],
                 "expert_bytes": pool.share_bytes(index),
-                "expert_ram_bytes": pool.rooms[index].ram_bytes,
+                "expert_ram_bytes": pool.capacities[index].ram_bytes,
                 "in_ram": host.in_ram,
                 "read_gbs": pool.given[index].read_gbs,
             }

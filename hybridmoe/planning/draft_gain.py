@@ -33,7 +33,7 @@ _ACCEPTED = (0.8, 0.6, 0.5)
 _LEAST_GAIN, _MOST_LOSS = 1.1, 0.01
 _APPEND_S, _DRAFT_S = 0.1e-3, 0.3e-3  # of Python and small kernels; measured on the embedded model
 # A usual workstation, by which that is decided: gains depend on bytes, and hardly on the machine.
-_USUAL_DRAM, _USUAL_OPS, _USUAL_POSITION = 80e9, 2e12, 1024
+_USUAL_DRAM, _USUAL_OPS, _USUAL_POSITION = 80e9, 20e12, 1024
 _USUAL_GPU = GPUS["rtx-4090"]
 
 

@@ -41,20 +41,20 @@ def split_experts(
 
     Errors: ConfigError for more hosts than experts.
     """
-    room = [host.ram_bytes * num_experts / max(1, all_expert_bytes) for host in hosts]
-    if sum(room) <= num_experts:
-        return split_by_weight(num_experts, room)
+    capacity = [host.ram_bytes * num_experts / max(1, all_expert_bytes) for host in hosts]
+    if sum(capacity) <= num_experts:
+        return split_by_weight(num_experts, capacity)
     targets, left = [0.0] * len(hosts), float(num_experts)
     filling = set(range(len(hosts)))
     while True:
         total = sum(hosts[i].read_gbs for i in filling)
         wanted = {i: left * hosts[i].read_gbs / total for i in filling}
-        full = {i for i in filling if wanted[i] > room[i]}
+        full = {i for i in filling if wanted[i] > capacity[i]}
         if not full:
             break
         for i in full:
-            targets[i] = room[i]
-            left -= room[i]
+            targets[i] = capacity[i]
+            left -= capacity[i]
         filling -= full
     for i in filling:
         targets[i] = wanted[i]
