@@ -6,7 +6,7 @@ from typing import Any
 import httpx2
 import openai
 import pytest
-from endpoint_requests import WEATHER
+from endpoint_requests import WEATHER, prompt
 from fake_engine import FakeLLM
 from live_server import LiveServer
 from thinking_templates import OPENS
@@ -33,10 +33,6 @@ def turns(*texts: str) -> list[Any]:
 
 
 ITEMS = [*turns("apple " * 20, "pear", "plum"), {"role": "user", "content": "say fig"}]
-
-
-def prompt(llm: FakeLLM, at: int = -1) -> str:
-    return llm.tokenizer.decode(llm.engine.requests[at].prompt_ids, skip_special=False)
 
 
 def test_above_the_threshold_the_oldest_turns_are_summarized(

@@ -5,7 +5,7 @@ from typing import Any
 
 import httpx2
 import pytest
-from endpoint_requests import CALL, WEATHER
+from endpoint_requests import CALL, WEATHER, prompt
 from fake_engine import FakeLLM
 from live_server import live_server
 from waiting import HANG_S
@@ -29,10 +29,6 @@ def ask(http: httpx2.Client, **body: Any) -> dict[str, Any]:
     answer = http.post(CHAT, json={"messages": [USER], **body})
     assert answer.status_code == 200, answer.text
     return answer.json()["choices"][0]  # type: ignore[no-any-return]
-
-
-def prompt(llm: FakeLLM) -> str:
-    return llm.tokenizer.decode(llm.engine.requests[-1].prompt_ids, skip_special=False)
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from typing import Any
 
 import httpx2
 import pytest
-from endpoint_requests import CALL, WEATHER, user
+from endpoint_requests import CALL, WEATHER, prompt, user
 from fake_engine import FakeLLM
 from live_server import LiveServer, live_server
 from waiting import HANG_S
@@ -43,10 +43,6 @@ def refused(http: httpx2.Client, path: str, status: int = 400, **body: Any) -> s
     assert answer.status_code == status, answer.text
     assert answer.json().keys() == {"error"}
     return str(answer.json()["error"])
-
-
-def prompt(llm: FakeLLM) -> str:
-    return llm.tokenizer.decode(llm.engine.requests[-1].prompt_ids, skip_special=False)
 
 
 def test_a_chat_whole_and_streamed(http: httpx2.Client) -> None:

@@ -5,7 +5,7 @@ from typing import Any
 
 import openai
 import pytest
-from endpoint_requests import CALL, WEATHER, user
+from endpoint_requests import CALL, WEATHER, prompt, user
 from fake_engine import FakeLLM
 from live_server import LiveServer, live_server
 
@@ -26,10 +26,6 @@ def client(server: LiveServer) -> Iterator[openai.OpenAI]:
 
 def ask(client: openai.OpenAI, input: Any = "say Hi", **more: Any) -> Any:
     return client.responses.create(model="test", input=input, **more)
-
-
-def prompt(llm: FakeLLM) -> str:
-    return llm.tokenizer.decode(llm.engine.requests[-1].prompt_ids, skip_special=False)
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from typing import Any
 
 import httpx2
+from fake_engine import FakeLLM
 from pydantic import BaseModel
 
 CALL = (
@@ -41,3 +42,8 @@ def ask(http: httpx2.Client, path: str, **fields: Any) -> dict[str, Any]:
     answer = http.post(path, json={**REQUESTS[path], **fields})
     assert answer.status_code == 200, answer.text
     return answer.json()  # type: ignore[no-any-return]
+
+
+def prompt(llm: FakeLLM, at: int = -1) -> str:
+    """Decode the prompt of a request that the engine got."""
+    return llm.tokenizer.decode(llm.engine.requests[at].prompt_ids, skip_special=False)
