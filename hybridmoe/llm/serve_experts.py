@@ -2,9 +2,9 @@
 
 import logging
 import socket
-import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,7 @@ __all__ = ["Worker", "serve_experts"]
 _log = logging.getLogger(__name__)
 _PATIENCE_S = 600.0  # without rank 0
 _PAUSE_S = 1.0  # between two attempts
+_CLOSED = "this end has closed the connection"
 
 
 def serve_experts(
@@ -98,15 +99,17 @@ class Worker:
         )
         try:
             link = join(self._place, store, self._hello, self._prepare)
-            beats = threading.Thread(target=link.beat, kwargs={"is_first": False}, daemon=True)
-            beats.start()
             placed = self._placed
             assert placed is not None, "the terms come before the connection"
-            try:
-                answer_requests(link, placed.backend, placed.experts)
-            finally:
-                link.fail("this end has closed the connection")
-                beats.join()  # a thread in native code would end the process with an error
+            # Beats are this thread's: Ctrl-C is heard between two, but not in a wait for requests.
+            with ThreadPoolExecutor(1, "hybridmoe-answers") as thread:
+                answers = thread.submit(answer_requests, link, placed.backend, placed.experts)
+                answers.add_done_callback(lambda _: link.fail(_CLOSED))
+                try:
+                    link.beat(is_first=False)
+                finally:
+                    link.fail(_CLOSED)
+            answers.result()
             return True
         except FarewellError:
             return True

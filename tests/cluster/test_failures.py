@@ -20,7 +20,7 @@ from hybridmoe.cluster.link import Link
 from hybridmoe.cluster.message import Header, Kind
 from hybridmoe.cluster.pooled_experts import Remote
 from hybridmoe.cluster.rendezvous import MeetingPlace
-from hybridmoe.errors import ClusterError, DiskError, HybridMoeError
+from hybridmoe.errors import ClusterError, ConfigError, DiskError, HybridMoeError
 from hybridmoe.experts.backend import CpuExperts
 
 SHARES = (1.0, 1.0)
@@ -119,6 +119,27 @@ def test_a_connection_lost_while_a_worker_computes_is_made_again(
     eventually(lambda: len(worker.said) == 2 and llm.engine.outage is None)
     assert worker.said[1].endswith("its connection is closed; joining again")
     assert respond(llm) == right
+
+
+def test_a_worker_that_is_interrupted_ends_while_it_waits_for_requests(
+    path: Path, place: MeetingPlace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    beat, is_interrupted = Link.beat, threading.Event()
+
+    def beat_or_stop(self: Link, *, is_first: bool) -> None:
+        if is_first:
+            beat(self, is_first=True)
+        else:
+            is_interrupted.wait()
+            raise ConfigError("stands for KeyboardInterrupt")
+
+    monkeypatch.setattr(Link, "beat", beat_or_stop)
+    worker = WorkerThread(path, place, 1, expert_share=SHARES)
+    with pooled(path, place, SHARES, device="cpu", context_tokens=256) as llm:
+        is_interrupted.set()
+        worker.join()
+        assert isinstance(worker.error, ConfigError)
+        eventually(lambda: "its connection is closed" in str(llm.engine.outage))
 
 
 def test_an_error_of_rank_0_leaves_no_reply_for_the_next_step(
