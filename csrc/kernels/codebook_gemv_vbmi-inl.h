@@ -1,5 +1,5 @@
-// One token's products with the IQ1 and IQ2 types in AVX-512 VBMI, whose byte permutes reach 128
-// entries: two rows at a time, so that 64 indices are looked up at once. IQ3: two_rows_iq3-inl.h.
+// One token's products with the IQ2 types in AVX-512 VBMI, whose byte permutes reach 128 entries:
+// two rows at a time, so that 64 indices are looked up at once. IQ1, IQ3: two_rows_iq{1,3}-inl.h.
 //
 // A row's group of 256 weights is 8 blocks of 32, a block 4 entries of 8. Whatever belongs to an
 // entry is byte E of a block's 32 bits: its index, the first four of its codes (2 bits each), the
@@ -46,60 +46,77 @@ HM_INLINE __m128i join8(const void* a, const void* b) {
   return _mm_set_epi64x(static_cast<int64_t>(load_u64(b)), static_cast<int64_t>(load_u64(a)));
 }
 
-// table[index % 128]
-HM_INLINE __m512i permute128(const uint8_t* table, __m512i index) {
-  return _mm512_permutex2var_epi8(_mm512_load_si512(table), index, _mm512_load_si512(table + 64));
-}
+// Of entries: the lower 8 bits of their indices, and in bits 4..6 what is above these.
+struct Indices {
+  __m512i low, upper = {};
+};
 
-// Which of 64 indices have bit 7, and which of their upper parts bits 4, 5, 6.
+// 128 entries, in registers where several vectors of indices are looked up: a core loads two
+// registers a cycle, and permutes as many.
+template <int Vectors>
+struct Table128 {
+  __m512i low, high;
+
+  HM_INLINE explicit Table128(const uint8_t* table) : low(load(table)), high(load(table + 64)) {}
+  // Entry index % 128.
+  HM_INLINE __m512i at(__m512i index) const { return _mm512_permutex2var_epi8(low, index, high); }
+  // The same where the mask is set, else the index.
+  HM_INLINE __m512i at(__m512i index, __mmask64 mask) const {
+    return _mm512_mask2_permutex2var_epi8(low, index, mask, high);
+  }
+
+ private:
+  static HM_INLINE __m512i load(const uint8_t* p) {
+    __m512i v = _mm512_load_si512(p);
+    if constexpr (Vectors > 1) forget(v);
+    return v;
+  }
+};
+
+// Which of 64 indices have bits 7, 8, 9, 10.
 struct UpperBits {
   __mmask64 bit7, no_bit7, bit8, bit9, bit10;
 
   UpperBits() = default;
-  HM_INLINE explicit UpperBits(__m512i index) : bit7(_mm512_movepi8_mask(index)), no_bit7(~bit7) {}
-  HM_INLINE UpperBits(__m512i index, __m512i upper) : UpperBits(index) {
-    const auto has = [&](char bit) { return _mm512_test_epi8_mask(upper, _mm512_set1_epi8(bit)); };
+  HM_INLINE explicit UpperBits(__m512i low) : bit7(_mm512_movepi8_mask(low)), no_bit7(~bit7) {}
+  HM_INLINE explicit UpperBits(const Indices& index) : UpperBits(index.low) {
+    const auto has = [&](char bit) {
+      return _mm512_test_epi8_mask(index.upper, _mm512_set1_epi8(bit));
+    };
     bit8 = has(0x10);
     bit9 = has(0x20);
     bit10 = has(0x40);
   }
 };
 
-// table[index] for N entries, of V vectors of indices, which share a loaded part of the table: a
-// core loads two registers a cycle, and permutes as many. What a masked permute leaves out is still
-// the index.
-template <int N, int V>
-HM_INLINE void look_up_bytes(const uint8_t* table, const __m512i (&index)[V],
-                             const UpperBits (&bits)[V], __m512i (&out)[V]) {
+// Nothing to do meanwhile.
+struct Idle {
+  template <int Step>
+  HM_INLINE void run() const {}
+};
+
+// table[index] for N entries from First on, of V vectors of indices. Meanwhile, after each 256
+// entries, a step of other work: permutes in a row only fill the queues of their two ports.
+template <int N, int V, int First = 0, class Meanwhile = Idle>
+HM_INLINE void look_up_bytes(const uint8_t* table, const Indices (&index)[V],
+                             const UpperBits (&bits)[V], __m512i (&out)[V],
+                             const Meanwhile& meanwhile = {}) {
   if constexpr (N == 256) {
-    __m512i t[4];
-    for (int i = 0; i < 4; ++i) {
-      t[i] = _mm512_load_si512(table + 64 * i);
-      if constexpr (V > 1) forget(t[i]);
-    }
+    const Table128<V> lower(table + First), upper(table + First + 128);
     for (int v = 0; v < V; ++v) {
-      const __m512i low = _mm512_mask2_permutex2var_epi8(t[0], index[v], bits[v].no_bit7, t[1]);
-      out[v] = _mm512_mask2_permutex2var_epi8(t[2], low, bits[v].bit7, t[3]);
+      out[v] = upper.at(lower.at(index[v].low, bits[v].no_bit7), bits[v].bit7);
     }
+    meanwhile.template run<First / 256>();
   } else {
     __m512i upper[V];
-    look_up_bytes<N / 2>(table, index, bits, out);
-    look_up_bytes<N / 2>(table + N / 2, index, bits, upper);
+    look_up_bytes<N / 2, V, First>(table, index, bits, out, meanwhile);
+    look_up_bytes<N / 2, V, First + N / 2>(table, index, bits, upper, meanwhile);
     for (int v = 0; v < V; ++v) {
       const UpperBits& b = bits[v];
       const __mmask64 mask = N == 512 ? b.bit8 : N == 1024 ? b.bit9 : b.bit10;
       out[v] = _mm512_mask_blend_epi8(mask, out[v], upper[v]);
     }
   }
-}
-
-template <int N>
-HM_INLINE __m512i look_up_bytes(const uint8_t* table, __m512i index, const UpperBits& bits) {
-  const __m512i indices[] = {index};
-  const UpperBits bits_of[] = {bits};
-  __m512i out[1];
-  look_up_bytes<N>(table, indices, bits_of, out);
-  return out[0];
 }
 
 // Binary16 numbers of two rows, each in 8 lanes.
@@ -121,13 +138,14 @@ HM_INLINE __m512 odd_scales(__m512 scale, __m512i s) {
   return _mm512_mul_ps(scale, _mm512_permutexvar_ps(s, table));
 }
 
-// Two rows of a group. Parts: scales of a block.
+// Two rows of a group. Parts: scales of a block. `load_rest` loads all but codes.
 template <class Block_, int Parts>
 struct TwoRowsOf {
   using Block = Block_;
   static constexpr int kParts = Parts;
-  static constexpr int kSums = 0;  // vectors of sums of activations that it takes
-  __m512i low, high;               // codes
+  static constexpr int kSums = 0;          // vectors of sums of activations that it takes
+  static constexpr bool kByField = false;  // codes are multiplied as they lie in a plane
+  __m512i low, high;                       // codes
   __m512 d[Parts];
 
   // Those sums, from sums of the activations of each entry.
@@ -135,127 +153,40 @@ struct TwoRowsOf {
   HM_INLINE void start(const __m512i*, __m512i (&dots)[2]) const {
     dots[0] = dots[1] = _mm512_setzero_si512();
   }
-  HM_INLINE void shift(const __m512i*, __m512i (&)[2]) const {}
-};
-
-// IQ1: codes are 8 (c + 1), and what they have too much of, less the shift of 1 or -1, is 7 or 9
-// times x.
-template <class Block, int Parts>
-struct TwoRowsIQ1Of : TwoRowsOf<Block, Parts> {
-  // `upper`: in bits 4..6, bits 8..10 of the indices.
-  HM_INLINE void look_up(__m512i index, __m512i upper) {
-    const SortedCodePlanes& book = kCodebookPlanesIQ1;
-    this->low = look_up_bytes<2048>(book.low, index, UpperBits(index, upper));
-    const __m512i sixteen = _mm512_ternarylogic_epi32(  // bits 4..10
-        _mm512_srli_epi16(index, 4), upper, _mm512_set1_epi8(15), 0xe4);
-    __m512i rank = permute128(book.first, sixteen);
-    for (const auto& above : book.above) {
-      const __mmask64 is_above = _mm512_cmpgt_epu8_mask(index, permute128(above, sixteen));
-      rank = _mm512_mask_add_epi8(rank, is_above, rank, _mm512_set1_epi8(1));
-    }
-    this->high = permute128(book.high, rank);
-  }
-  template <int E>
-  static HM_INLINE __m512i codes(__m512i plane) {
-    const __m512i bytes = take_fields<8 * E - 3, 2>(plane);
-    return _mm512_and_si512(bytes, _mm512_set1_epi8(0x18));
-  }
-  template <int E, int Half>
-  HM_INLINE __m512i with_signs(__m512i x) const {
-    return x;
-  }
-  static constexpr int kBias = 9;  // of what `biased` returns
-};
-
-HM_INLINE __m512i times_minus_7(__m512i v) { return _mm512_sub_epi32(v, _mm512_slli_epi32(v, 3)); }
-
-struct TwoRowsIQ1_S : TwoRowsIQ1Of<BlockIQ1_S, 1> {
-  static constexpr int kSums = 2;
-  __mmask16 is_negative;
-
-  static void prepare(const __m512i (&entries)[4], __m512i* sums) {
-    const __m512i block = _mm512_add_epi32(_mm512_add_epi32(entries[0], entries[1]),
-                                           _mm512_add_epi32(entries[2], entries[3]));
-    sums[0] = times_minus_7(block);
-    sums[1] = _mm512_slli_epi32(block, 1);
-  }
-  HM_INLINE void load(const Block* const (&rows)[2]) {
-    const Block *a = rows[0], *b = rows[1];
-    const __m256i qh = join16(a->qh, b->qh);
-    const __m512i words = _mm512_cvtepu16_epi32(qh);
-    look_up(join32(a->qs, b->qs), take_fields<-4, 3>(words));
-    is_negative = _mm256_movepi16_mask(qh);
-    d[0] = odd_scales<3>(row_scales(a->d, b->d), _mm512_srli_epi32(words, 12));
-  }
-  HM_INLINE void start(const __m512i* sums, __m512i (&dots)[2]) const {
-    dots[0] = sums[0];
-    dots[1] = _mm512_setzero_si512();
-  }
-  HM_INLINE void shift(const __m512i* sums, __m512i (&dots)[2]) const {
-    dots[0] = _mm512_mask_sub_epi32(dots[0], is_negative, dots[0], sums[1]);
-  }
-  template <int E, int Half>
-  HM_INLINE __m512i biased(__m512i codes) const {
-    const auto is_positive = static_cast<__mmask16>(~is_negative);
-    return _mm512_add_epi8(codes, _mm512_maskz_set1_epi32(is_positive, 0x02020202));
+  HM_INLINE void shift(const __m512i*, __m512i (&dots)[2]) const {
+    if constexpr (Parts == 1) dots[0] = _mm512_add_epi32(dots[0], dots[1]);
   }
 };
 
-struct TwoRowsIQ1_M : TwoRowsIQ1Of<BlockIQ1_M, 2> {
-  static constexpr int kSums = 6;
-  __m512i words;
-
-  static void prepare(const __m512i (&entries)[4], __m512i* sums) {
-    sums[0] = times_minus_7(_mm512_add_epi32(entries[0], entries[1]));
-    sums[1] = times_minus_7(_mm512_add_epi32(entries[2], entries[3]));
-    for (int e = 0; e < 4; ++e) sums[2 + e] = _mm512_slli_epi32(entries[e], 1);
-  }
-  HM_INLINE void load(const Block* const (&rows)[2]) {
-    const Block *a = rows[0], *b = rows[1];
-    words = _mm512_cvtepu16_epi32(join16(a->qh, b->qh));
-    look_up(join32(a->qs, b->qs), take_fields<-4, 4>(words));
-    const uint64_t first = load_u64(a->scales), second = load_u64(b->scales);
-    const auto scale = [](uint64_t packed) {
-      return static_cast<uint32_t>(_pext_u64(packed, 0xf000f000f000f000));
-    };
-    const __m512 scales = row_scales(scale(first), scale(second));
-    const __m128i both = join8(a->scales, b->scales);
-    const auto part = [&](int64_t starts) {  // 3 bits of each block
-      const __m128i s = _mm_multishift_epi64_epi8(_mm_set1_epi64x(starts), both);
-      return odd_scales<3>(scales, _mm512_cvtepu8_epi32(s));
-    };
-    d[0] = part(0x3630262016100600);
-    d[1] = part(0x3933292319130903);
-  }
-  HM_INLINE void start(const __m512i* sums, __m512i (&dots)[2]) const {
-    dots[0] = sums[0];
-    dots[1] = sums[1];
-  }
-  HM_INLINE void shift(const __m512i* sums, __m512i (&dots)[2]) const {
-    for (int e = 0; e < 4; ++e) {
-      const __mmask16 is_negative = _mm512_test_epi32_mask(words, _mm512_set1_epi32(8 << 4 * e));
-      dots[e / 2] = _mm512_mask_sub_epi32(dots[e / 2], is_negative, dots[e / 2], sums[2 + e]);
-    }
-  }
-  template <int E, int Half>
-  HM_INLINE __m512i biased(__m512i codes) const {
-    const __mmask16 is_positive = _mm512_testn_epi32_mask(words, _mm512_set1_epi32(8 << 4 * E));
-    return _mm512_add_epi8(codes, _mm512_maskz_set1_epi32(is_positive, 0x02020202));
-  }
-};
+// Loads V pairs of rows.
+template <int V, class Rows, class Meanwhile = Idle>
+HM_INLINE void load_pairs(const typename Rows::Block* const (&rows)[2 * V], Rows (&pairs)[V],
+                          const Meanwhile& meanwhile = {}) {
+  Indices index[V];
+  for (int v = 0; v < V; ++v) index[v] = pairs[v].load_rest(rows[2 * v], rows[2 * v + 1]);
+  Rows::look_up(index, pairs, meanwhile);
+}
 
 // IQ2: codes are magnitudes, and signs, a byte an entry, go to the activations.
-template <class Block, int Parts>
+template <class Block, int Parts, const auto& Book>
 struct TwoRowsIQ2Of : TwoRowsOf<Block, Parts> {
   __m512i signs;
 
-  template <int N>
-  HM_INLINE void look_up(const CodePlanes<N>& book, __m512i index, __m512i upper) {
-    const UpperBits bits(index, upper);
-    this->low = look_up_bytes<N>(book.low, index, bits);
-    this->high = look_up_bytes<N>(book.high, index, bits);
+  template <class Rows, int V>
+  static HM_INLINE void look_up(const Indices (&index)[V], Rows (&pairs)[V], const Idle&) {
+    UpperBits bits[V];
+    for (int v = 0; v < V; ++v) bits[v] = UpperBits(index[v]);
+    __m512i low[V], high[V];
+    look_up_bytes<sizeof Book.low>(Book.low, index, bits, low);
+    look_up_bytes<sizeof Book.high>(Book.high, index, bits, high);
+    for (int v = 0; v < V; ++v) {
+      pairs[v].low = low[v];
+      pairs[v].high = high[v];
+    }
   }
-  HM_INLINE void look_up_signs(__m512i index) { signs = permute128(kCodebookSigns.entry, index); }
+  HM_INLINE void look_up_signs(__m512i index) {
+    signs = Table128<1>(kCodebookSigns.entry).at(index);
+  }
   // Two scales a block: nibbles of 8 bytes.
   HM_INLINE void set_scales(const Block* a, const Block* b) {
     const __m512 scales = row_scales(a->d, b->d);
@@ -285,17 +216,16 @@ struct TwoRowsIQ2Of : TwoRowsOf<Block, Parts> {
   }
 };
 
-struct TwoRowsIQ2_XXS : TwoRowsIQ2Of<BlockIQ2_XXS, 1> {
-  HM_INLINE void load(const Block* const (&rows)[2]) {
-    const Block *a = rows[0], *b = rows[1];
+struct TwoRowsIQ2_XXS : TwoRowsIQ2Of<BlockIQ2_XXS, 1, kCodebookPlanesIQ2_XXS> {
+  HM_INLINE Indices load_rest(const Block* a, const Block* b) {
     const __m512i first = _mm512_loadu_si512(a->qs), second = _mm512_loadu_si512(b->qs);
     const __m512i even =
         _mm512_set_epi32(30, 28, 26, 24, 22, 20, 18, 16, 14, 12, 10, 8, 6, 4, 2, 0);
     const __m512i odd = _mm512_or_si512(even, _mm512_set1_epi32(1));
-    look_up(kCodebookPlanesIQ2_XXS, _mm512_permutex2var_epi32(first, even, second), first);
     const __m512i rest = _mm512_permutex2var_epi32(first, odd, second);
     look_up_signs(take_fields<0, 7>(rest));
     d[0] = odd_scales<4>(row_scales(a->d, b->d), _mm512_srli_epi32(rest, 28));
+    return {_mm512_permutex2var_epi32(first, even, second)};
   }
 };
 
@@ -312,24 +242,22 @@ HM_INLINE __m512i bytes_of_words(__m512i first, __m512i second) {
   return _mm512_permutex2var_epi8(first, _mm512_load_si512(order.byte), second);
 }
 
-struct TwoRowsIQ2_XS : TwoRowsIQ2Of<BlockIQ2_XS, 2> {
-  HM_INLINE void load(const Block* const (&rows)[2]) {
-    const Block *a = rows[0], *b = rows[1];
+struct TwoRowsIQ2_XS : TwoRowsIQ2Of<BlockIQ2_XS, 2, kCodebookPlanesIQ2_XS> {
+  HM_INLINE Indices load_rest(const Block* a, const Block* b) {
     const __m512i first = _mm512_loadu_si512(a->qs), second = _mm512_loadu_si512(b->qs);
     const __m512i upper = bytes_of_words<1>(first, second);  // bit 8, and an index of signs
-    look_up(kCodebookPlanesIQ2_XS, bytes_of_words<0>(first, second), _mm512_slli_epi16(upper, 4));
     look_up_signs(_mm512_srli_epi16(upper, 1));
     set_scales(a, b);
+    return {bytes_of_words<0>(first, second), _mm512_slli_epi16(upper, 4)};
   }
 };
 
-struct TwoRowsIQ2_S : TwoRowsIQ2Of<BlockIQ2_S, 2> {
-  HM_INLINE void load(const Block* const (&rows)[2]) {
-    const Block *a = rows[0], *b = rows[1];
+struct TwoRowsIQ2_S : TwoRowsIQ2Of<BlockIQ2_S, 2, kCodebookPlanesIQ2_S> {
+  HM_INLINE Indices load_rest(const Block* a, const Block* b) {
     const __m512i qh = _mm512_cvtepu8_epi32(join8(a->qh, b->qh));
-    look_up(kCodebookPlanesIQ2_S, join32(a->qs, b->qs), take_fields<-4, 2>(qh));
     signs = join32(a->signs, b->signs);
     set_scales(a, b);
+    return {join32(a->qs, b->qs), take_fields<-4, 2>(qh)};
   }
 };
 

@@ -1,9 +1,10 @@
-// The IQ1 and IQ2 types of codebook_gemv_vbmi-inl.h for few_tokens-inl.h: codes of two rows are
-// looked up at once, and get their signs and shifts, before they are multiplied with all tokens.
+// The types of codebook_gemv_vbmi-inl.h for few_tokens-inl.h: codes of two rows are looked up at
+// once, and get their signs and shifts, before they are multiplied with all tokens.
 #pragma once
 
 #include "kernels/codebook_gemv_vbmi-inl.h"
 #include "kernels/few_tokens-inl.h"
+#include "kernels/two_rows_iq3-inl.h"
 
 namespace hm {
 namespace {
@@ -31,8 +32,9 @@ struct TwoRowsUnit {
   __m512 d[kRegisters], offset[kRegisters];
 
   HM_INLINE void load(const Block* const (&blocks)[kRows], const float (&)[kRows]) {
-    Rows rows;
-    rows.load(blocks);
+    Rows pairs[1];
+    load_pairs<1>(blocks, pairs);
+    const Rows& rows = pairs[0];
     load_entry<0>(rows);
     load_entry<1>(rows);
     load_entry<2>(rows);
@@ -65,6 +67,53 @@ struct TwoRowsUnit {
         _mm512_permutex2var_epi64(_mm512_castps_si512(a), order, _mm512_castps_si512(b)));
   }
 };
+
+template <class Rows>
+struct TwoRowsUnitIQ3 {
+  using Block = typename Rows::Block;
+  using Lanes = Simd::PerBlock;
+  struct Codes {
+    static constexpr int kBias = kSignedBiasIQ3;
+  };
+  static constexpr int kBlocks = 1, kRows = 2, kRegisters = 1;
+  static constexpr bool kOffset = false;
+
+  __m512i codes[kRows][4];
+  __m512 d[kRegisters], offset[kRegisters];
+
+  HM_INLINE void load(const Block* const (&blocks)[kRows], const float (&)[kRows]) {
+    Rows rows;
+    rows.load(blocks);
+#pragma GCC unroll 2
+    for (int r = 0; r < kRows; ++r) {
+      codes[r][0] = rows.template codes<0>(r);
+      codes[r][1] = rows.template codes<1>(r);
+      codes[r][2] = rows.template codes<2>(r);
+      codes[r][3] = rows.template codes<3>(r);
+    }
+    d[0] = rows.d;
+  }
+};
+
+// IQ3's codes have an order of their own, so its products are with rows of activations that have it
+// in place of the strided one.
+template <class Rows>
+void few_tokens_iq3(const MatmulArgs& args) {
+  const int64_t padded = padded_weights(args.cols), bytes = activation_bytes(args.cols);
+  const int64_t behind = 2 * padded;  // scales and sums
+  int8_t* memory =
+      static_cast<int8_t*>(args.scratch) + padded * kFewTokens;  // after FewTokens' own
+  const void* rows[kFewTokens];
+  for (int64_t t = 0; t < args.num_tokens; ++t, memory += bytes) {
+    const int8_t* x = static_cast<const int8_t*>(args.x[t]);
+    for (int64_t i = 0; i < padded; i += kSuperWeights) order_by_code(x + i, memory + padded + i);
+    memcpy(memory + behind, x + behind, bytes - behind);
+    rows[t] = memory;
+  }
+  MatmulArgs ordered = args;
+  ordered.x = rows;
+  few_tokens_by<TwoRowsUnitIQ3<Rows>>(ordered);
+}
 
 }  // namespace
 }  // namespace hm

@@ -64,7 +64,7 @@ struct TwoRowsIQ3Of {
   __m512 d;
 
   // `index`: of each row. `signs`: of each row, a bit for each weight; each 64-bit word twice.
-  HM_INLINE void look_up(const __m512i (&index)[2], const UpperBits (&bits)[2],
+  HM_INLINE void look_up(const Indices (&index)[2], const UpperBits (&bits)[2],
                          const __m512i (&signs)[2]) {
     __m512i low[2], high[2];
     look_up_bytes<sizeof Book.low>(Book.low, index, bits, low);
@@ -112,24 +112,26 @@ inline constexpr SignedCodes kSignedIQ3_S{kMagnitudesIQ3_S};
 struct TwoRowsIQ3_XXS : TwoRowsIQ3Of<BlockIQ3_XXS, kCodebookPairsIQ3_XXS, kSignedIQ3_XXS> {
   HM_INLINE void load(const Block* const (&b)[2]) {
     const __m512i words = in_turn(b[0]->words, b[1]->words);
-    const __m512i bytes = permute128(kCodebookSigns.entry, take_fields<0, 7>(words));
+    const __m512i bytes = Table128<1>(kCodebookSigns.entry).at(take_fields<0, 7>(words));
     const __m512i signs[] = {_mm512_unpacklo_epi64(bytes, bytes),
                              _mm512_unpackhi_epi64(bytes, bytes)};
     d = odd_scales<4, 2>(neighbour_scales(b[0]->d, b[1]->d), _mm512_srli_epi32(words, 28));
-    const __m512i index[] = {_mm512_loadu_si512(b[0]->qs), _mm512_loadu_si512(b[1]->qs)};
-    look_up(index, {UpperBits(index[0]), UpperBits(index[1])}, signs);
+    const Indices index[] = {{_mm512_loadu_si512(b[0]->qs), {}},
+                             {_mm512_loadu_si512(b[1]->qs), {}}};
+    look_up(index, {UpperBits(index[0].low), UpperBits(index[1].low)}, signs);
   }
 };
 
 struct TwoRowsIQ3_S : TwoRowsIQ3Of<BlockIQ3_S, kCodebookPairsIQ3_S, kSignedIQ3_S> {
   HM_INLINE void load(const Block* const (&b)[2]) {
     const __m512i twice = _mm512_set_epi64(3, 3, 2, 2, 1, 1, 0, 0);
-    __m512i signs[2], index[2];
+    __m512i signs[2];
+    Indices index[2];
     UpperBits bits[2];
     for (int r = 0; r < 2; ++r) {
       signs[r] = _mm512_permutexvar_epi64(twice, _mm512_castsi256_si512(load_ymm(b[r]->signs)));
-      index[r] = _mm512_loadu_si512(b[r]->qs);
-      bits[r] = UpperBits(index[r]);
+      index[r].low = _mm512_loadu_si512(b[r]->qs);
+      bits[r] = UpperBits(index[r].low);
       bits[r].bit8 = _cvtu64_mask64(load_u64(b[r]->qh));
     }
     // Nibbles of a row's 32 bits.
