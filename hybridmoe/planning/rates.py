@@ -71,7 +71,7 @@ ATTENTION_SHARE = 0.5  # of float32 multiply-adds, counting the pairs that are n
 LAYER_S, STEP_S = 250e-6, 500e-6
 # The same of one token where all its layers are one native call, and where a layer's experts are
 # pooled: of the embedded model's steps, docs/log.md, 2026-11-28.
-FUSED_LAYER_S, FUSED_STEP_S = 36e-6, 40e-6
+FUSED_LAYER_S, FUSED_STEP_S = 10e-6, 30e-6
 POOLED_LAYER_S, POOLED_STEP_S = 80e-6, 150e-6
 
 # Of a step that is one CUDA graph: gaps between a layer's kernels, and Python between two steps.
