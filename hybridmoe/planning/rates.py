@@ -6,7 +6,7 @@ docs/log.md); docs/plan.md lists where each comes from.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from math import inf
+from math import inf, isinf
 from types import MappingProxyType
 from typing import NamedTuple
 
@@ -35,6 +35,9 @@ _SHARPNESS = 4
 # What each row takes besides, as columns: one token's sum; many tokens' rounding, sums, activation.
 # Of 128 columns, a Zen 5: 5.3 ns; prompts of the embedded model and of thin layers.
 _TOKEN_ROW_COLS, ROW_COLS = 130, 320
+_FEW_TOKENS = (
+    8  # are multiplied together, unpacked once: Q4_K 2.4 times as long as one (docs/log.md)
+)
 _OTHER_SHARE = 0.5  # of DRAM's rate, of a type without a kernel of its own
 # A whole model's decode rate over its kernels': smaller matrices, waits between them.
 WHOLE_MODEL_SHARE = 0.87
@@ -49,6 +52,7 @@ class Products(NamedTuple):
     block_tokens: float = inf  # that share an unpacking
     int8_share: float = 1.0  # int8 dot products, which decode with, over that peak
     read_share: float = 1.0  # of DRAM's rate, that one token's products reach at most
+    next_token: float = 0.2  # of one token's products, for each further one of a few
 
 
 # The peak is that of bfloat16 tiles for AMX, of int8 dot products elsewhere. AMX: whole prompts on
@@ -145,8 +149,7 @@ class Rates:
         per_s = self.product_bytes(part.type)
         if per_s is None:
             return reading / _OTHER_SHARE / WHOLE_MODEL_SHARE
-        rows = 1 + _TOKEN_ROW_COLS * part.num_rows / part.num_params
-        multiplying = rows * part.num_bytes / per_s
+        multiplying = _with_rows(part) / per_s
         together: float = (reading**_SHARPNESS + multiplying**_SHARPNESS) ** (1 / _SHARPNESS)
         return together / WHOLE_MODEL_SHARE
 
@@ -167,7 +170,17 @@ class Rates:
         if self.isa == "amx":
             unpack = _AMX_UNPACK.get(part.type, unpack)
         worth = num_tokens + unpack * max(1.0, num_tokens / products.block_tokens)
-        return 2 * (part.num_params + ROW_COLS * part.num_rows) * worth / self.ops
+        seconds = 2 * (part.num_params + ROW_COLS * part.num_rows) * worth / self.ops
+        per_s = self.product_bytes(part.type)
+        if num_tokens > _FEW_TOKENS or per_s is None or isinf(per_s):
+            return seconds
+        few = 1 + products.next_token * max(0.0, num_tokens - 1)
+        return min(seconds, few * _with_rows(part) / per_s)
+
+
+def _with_rows(part: Part) -> float:
+    """Bytes of one token's products, with those that the rows are worth."""
+    return part.num_bytes * (1 + _TOKEN_ROW_COLS * part.num_rows / part.num_params)
 
 
 def rates_of(

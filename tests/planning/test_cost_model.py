@@ -329,6 +329,15 @@ def test_shares_of_limits_are_shares() -> None:
     assert with_gpu.layer_s < rates.layer_s
 
 
+def test_a_few_tokens_are_unpacked_once() -> None:
+    rates = rates_of("avx512", dram=1e11, peak_ops=2e12)
+    part = Part(Q.Q4_K, 1 << 20, 9 << 16)
+    seconds = [rates.multiply_s(part, n) for n in (1, 4, 8, 9, 16)]
+    assert seconds[1] == pytest.approx(1.6 * seconds[0])
+    assert seconds[2] == pytest.approx(2.4 * seconds[0])
+    assert sorted(seconds) == seconds
+
+
 def token_s(rates: Rates, type: Q, num_rows: int = 0) -> float:
     """Seconds of 1e11 bytes, of rows of 128 columns or of endless ones."""
     return rates.token_s(Part(type, 128 * num_rows or 1, 10**11, num_rows))
