@@ -1,6 +1,6 @@
 """Predictions in README.md and docs/cluster.md, by `hybridmoe plan`; run it to rewrite them.
 
-On a CPU with AVX-512, whatever this machine has.
+On a CPU with AVX-512 and its VBMI, whatever this machine has.
 """
 
 import json
@@ -95,7 +95,7 @@ def _predicted(*arguments: str) -> Mapping[str, Any]:
 
 
 def _printed(command: list[str]) -> str:
-    with patch.object(isa, "active", lambda: "avx512"):
+    with patch.multiple(isa, active=lambda: "avx512", has_vbmi=lambda: True):
         return CliRunner().invoke(cli, command, catch_exceptions=False).output
 
 
