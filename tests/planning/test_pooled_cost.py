@@ -48,9 +48,10 @@ def cost(toy: ModelSizes, *hosts: Host, link: Link = LINK) -> PooledCost:
     return PooledCost(plan_of(toy, 2000, step_tokens=10), toy, hosts, link, HANDLING_S)
 
 
-def message_s(toy: ModelSizes, num_tokens: float) -> float:
-    """States there and sums back, and ids and weights of two experts."""
-    return num_tokens * (2 * 4 * toy.config.hidden + 2 * 8) / LINK.bytes_per_s
+def message_s(toy: ModelSizes, num_tokens: float, link: Link = LINK) -> float:
+    """States there and sums back, and ids and weights of two experts; copied at 2 GB/s."""
+    byte_s = 1 / link.bytes_per_s + 1 / 2e9
+    return num_tokens * (2 * 4 * toy.config.hidden + 2 * 8) * byte_s
 
 
 def test_a_token_by_hand(toy: ModelSizes) -> None:
@@ -80,7 +81,7 @@ def test_messages_of_all_hosts_share_rank_0s_link(toy: ModelSizes) -> None:
     slow = LINK._replace(bytes_per_s=LINK.bytes_per_s / 1000)
     step = cost(toy, Host("a", FAST, range(1)), *workers, link=slow).decode(0)
     trip = HANDLING_S + 2 * LINK.delay_s
-    one, two = (trip + 1000 * message_s(toy, n) for n in (1, 2))
+    one, two = (trip + message_s(toy, n, slow) for n in (1, 2))
     # Of six pairs, one is a + b, two a + c, two b + c (one expert each), one c alone.
     each = EXPERT_S / 4
     expected = (3 * (one + each) + 2 * (two + each) + one + 2 * each) / 6
