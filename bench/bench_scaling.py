@@ -190,16 +190,17 @@ def _steps(stack: ExitStack, path: Path, prompts: list[int]) -> dict[str, Callab
     model, pages = Decoder(Weights(file), config), range(cache.plan.num_pages)
     ids = np.random.default_rng(1).integers(0, config.vocab_size, most).tolist()
 
-    def step(num_tokens: int, start: int) -> Callable[[], object]:
+    def prompt(num_tokens: int) -> Callable[[], object]:
         def run() -> object:
-            span = Span(num_tokens, start, pages)
-            states = model.forward(ids[:num_tokens], [span], cache.layers)
-            return model.logits(states if num_tokens == 1 else states[-1:])
+            states = model.forward(ids[:num_tokens], [Span(num_tokens, 0, pages)], cache.layers)
+            return model.logits(states[-1:])
 
         return run
 
-    steps = {f"prompt of {n}": step(n, 0) for n in prompts}
-    return steps | {"decode": step(1, DECODE_FROM)}
+    def decode() -> object:
+        return model.decode(ids[:1], [Span(1, DECODE_FROM, pages)], cache.layers)
+
+    return {f"prompt of {n}": prompt(n) for n in prompts} | {"decode": decode}
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-// The halves of a decoder layer as one call each.
+// The halves of a decoder layer, all layers, and a whole step as one call each.
 #pragma once
 
 #include <pybind11/stl.h>
@@ -9,6 +9,7 @@
 #include "base/check.h"
 #include "bindings.h"
 #include "ops/fused_layer.h"
+#include "ops/fused_step.h"
 
 namespace py = pybind11;
 
@@ -102,38 +103,77 @@ void register_fused_ffn(py::module_& m) {
           py::arg("weights"), py::arg("out"), NoGil());
 }
 
-void register_run_layers(py::module_& m) {
-  m.def(
-      "run_layers",
-      [](const std::vector<FusedAttention*>& attention, const std::vector<FusedFfn*>& ffn,
-         const std::vector<const KvPages*>& pages, Address x, int64_t num_tokens, int64_t hidden,
-         Address spans, int64_t num_spans, Address tables, int64_t num_entries, Address cos_sin,
-         Address added, Address ids, Address weights, Address norm, float eps, const Matrix* head,
-         Address logits) {
-        check(attention.size() == ffn.size() && ffn.size() == pages.size(),
-              "run_layers: ", attention.size(), " layers' attention, ", ffn.size(),
-              " networks, pages of ", pages.size());
-        std::vector<FusedLayer> layers;
-        layers.reserve(ffn.size());
-        for (std::size_t i = 0; i < ffn.size(); ++i) {
-          check(attention[i] != nullptr && ffn[i] != nullptr && pages[i] != nullptr,
-                "run_layers: no layer ", i);
-          layers.push_back({attention[i], ffn[i], pages[i]});
-        }
-        const py::gil_scoped_release release;
-        run_layers(layers, pointer<float>(x), num_tokens, hidden,
-                   {pointer<SequenceSpan>(spans), num_spans, pointer<int32_t>(tables), num_entries},
-                   pointer<const float>(cos_sin), pointer<float>(added), pointer<int32_t>(ids),
-                   pointer<float>(weights));
-        if (head != nullptr) {
-          run_head({pointer<const float>(norm), eps}, *head, pointer<float>(x), num_tokens,
-                   pointer<float>(added), pointer<float>(logits));
-        }
-      },
-      py::arg("attention"), py::arg("ffn"), py::arg("pages"), py::arg("x"), py::arg("num_tokens"),
-      py::arg("hidden"), py::arg("spans"), py::arg("num_spans"), py::arg("tables"),
-      py::arg("num_entries"), py::arg("cos_sin"), py::arg("added"), py::arg("ids"),
-      py::arg("weights"), py::arg("norm"), py::arg("eps"), py::arg("head"), py::arg("logits"));
+struct LayerPages {
+  std::vector<KvPages> of_layer;
+};
+
+void register_fused_layers(py::module_& m) {
+  py::class_<LayerPages>(m, "LayerPages")
+      .def(py::init([](const std::vector<const KvPages*>& pages) {
+             LayerPages copies;
+             for (const KvPages* of_layer : pages) {
+               check(of_layer != nullptr, "layers' pages: one is missing");
+               copies.of_layer.push_back(*of_layer);
+             }
+             return copies;
+           }),
+           py::arg("pages"));
+  py::class_<FusedLayers>(m, "FusedLayers")
+      .def(py::init([](const std::vector<const FusedAttention*>& attention,
+                       const std::vector<const FusedFfn*>& ffn) {
+             check(attention.size() == ffn.size(), "fused layers: ", attention.size(),
+                   " of attention, ", ffn.size(), " networks");
+             std::vector<FusedLayers::Layer> layers;
+             for (std::size_t i = 0; i < ffn.size(); ++i) layers.push_back({attention[i], ffn[i]});
+             return std::make_unique<FusedLayers>(std::move(layers));
+           }),
+           py::arg("attention"), py::arg("ffn"))
+      .def(
+          "forward",
+          [](const FusedLayers& layers, const LayerPages& pages, Address x, int64_t num_tokens,
+             Address spans, int64_t num_spans, Address tables, int64_t num_entries, Address cos_sin,
+             Address ids, Address weights) {
+            layers.forward(
+                pages.of_layer, pointer<float>(x), num_tokens,
+                {pointer<SequenceSpan>(spans), num_spans, pointer<int32_t>(tables), num_entries},
+                pointer<const float>(cos_sin), pointer<int32_t>(ids), pointer<float>(weights));
+          },
+          py::arg("pages"), py::arg("x"), py::arg("num_tokens"), py::arg("spans"),
+          py::arg("num_spans"), py::arg("tables"), py::arg("num_entries"), py::arg("cos_sin"),
+          py::arg("ids"), py::arg("weights"), NoGil());
+}
+
+void register_fused_step(py::module_& m) {
+  py::class_<FusedStep>(m, "FusedStep")
+      .def(py::init([](const Matrix& embedding, const FusedLayers& layers, Address norm, float eps,
+                       const Matrix& head) {
+             return std::make_unique<FusedStep>(embedding, layers,
+                                                RmsNorm{pointer<const float>(norm), eps}, head);
+           }),
+           py::arg("embedding"), py::arg("layers"), py::arg("norm"), py::arg("eps"),
+           py::arg("head"), py::keep_alive<1, 3>())
+      .def(
+          "forward",
+          [](const FusedStep& step, Address ids, int64_t num_tokens, Address spans,
+             int64_t num_spans, Address tables, int64_t num_entries, const LayerPages& pages,
+             Address rotations, int64_t num_rotations, Address states, Address logits,
+             Address best) {
+            step.forward({
+                .ids = pointer<const int64_t>(ids),
+                .num_tokens = num_tokens,
+                .batch = {pointer<SequenceSpan>(spans), num_spans, pointer<int32_t>(tables),
+                          num_entries},
+                .pages = pages.of_layer,
+                .rotations = pointer<const float>(rotations),
+                .num_rotations = num_rotations,
+                .states = pointer<float>(states),
+                .logits = pointer<float>(logits),
+                .best = pointer<int32_t>(best),
+            });
+          },
+          py::arg("ids"), py::arg("num_tokens"), py::arg("spans"), py::arg("num_spans"),
+          py::arg("tables"), py::arg("num_entries"), py::arg("pages"), py::arg("rotations"),
+          py::arg("num_rotations"), py::arg("states"), py::arg("logits"), py::arg("best"), NoGil());
 }
 
 }  // namespace
@@ -141,7 +181,8 @@ void register_run_layers(py::module_& m) {
 void register_fused_layer(py::module_& m) {
   register_fused_attention(m);
   register_fused_ffn(m);
-  register_run_layers(m);
+  register_fused_layers(m);
+  register_fused_step(m);
 }
 
 }  // namespace hm

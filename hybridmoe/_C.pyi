@@ -515,30 +515,52 @@ class FusedFfn:
         self, x: int, residual: int, num_tokens: int, ids: int, weights: int, out: int
     ) -> None: ...
 
-def run_layers(
-    attention: Sequence[FusedAttention],
-    ffn: Sequence[FusedFfn],
-    pages: Sequence[KvPages],
-    x: int,
-    num_tokens: int,
-    hidden: int,
-    spans: int,
-    num_spans: int,
-    tables: int,
-    num_entries: int,
-    cos_sin: int,
-    added: int,
-    ids: int,
-    weights: int,
-    norm: int,
-    eps: float,
-    head: Matrix | None,
-    logits: int,
-) -> None:
-    """Run all layers on x, in place. added: (2, T, H) f32, scratch. ids, weights: by layer.
+class LayerPages:
+    """KV cache pages of each layer; keeps nothing alive."""
 
-    With a head, write logits (T, V) f32 of the normed states.
-    """
+    def __init__(self, pages: Sequence[KvPages]) -> None: ...
+
+class FusedLayers:
+    """Consecutive layers; keeps nothing alive."""
+
+    def __init__(self, attention: Sequence[FusedAttention], ffn: Sequence[FusedFfn]) -> None: ...
+    def forward(
+        self,
+        pages: LayerPages,
+        x: int,
+        num_tokens: int,
+        spans: int,
+        num_spans: int,
+        tables: int,
+        num_entries: int,
+        cos_sin: int,
+        ids: int,
+        weights: int,
+    ) -> None:
+        """Run all layers on x, in place. ids, weights: of layers with routed experts, or 0."""
+
+class FusedStep:
+    """Embedding, layers and head; keeps no weights alive."""
+
+    def __init__(
+        self, embedding: Matrix, layers: FusedLayers, norm: int, eps: float, head: Matrix
+    ) -> None: ...
+    def forward(
+        self,
+        ids: int,
+        num_tokens: int,
+        spans: int,
+        num_spans: int,
+        tables: int,
+        num_entries: int,
+        pages: LayerPages,
+        rotations: int,
+        num_rotations: int,
+        states: int,
+        logits: int,
+        best: int,
+    ) -> None:
+        """Write states (T, H), logits (T, V) and the greedy tokens (T,) int32, or -1."""
 
 class KvPages:
     """Checked KV cache pages (f32, f16, bf16, int8) at an address; keeps nothing alive."""

@@ -36,6 +36,20 @@ class Buffer {
   std::size_t capacity_ = 0;
 };
 
+// Pieces of a buffer, in turn; until others are made of it.
+class Pieces {
+ public:
+  Pieces(Buffer& memory, int64_t floats) : at_(memory.get<float>(floats)) {}
+  float* take(int64_t floats) {
+    float* piece = at_;
+    at_ += floats;
+    return piece;
+  }
+
+ private:
+  float* at_;
+};
+
 // Memory of one operation.
 struct Buffers {
   Buffer activations, rows, token_rows, hidden, hidden_rows, outputs;

@@ -9,7 +9,8 @@
 // A lane's numbers depend on neither the other lanes nor how many there are. A block starts at a
 // multiple of kAttentionBlock, of positions or of a list of them; its keys are widened to floats
 // once; keys that a lane must not see get a weight of exactly zero. So a token's result has the
-// same bits alone and in a prompt.
+// same bits alone and in a prompt, and a block may be shared out: keys for the scores, numbers of
+// the values for the rest.
 #pragma once
 
 #include "kernels/elementwise-inl.h"
@@ -92,27 +93,32 @@ void round_to_half(const float* x, int64_t n, uint16_t* out) {
   memcpy(out + i, halves, (n - i) * sizeof *halves);
 }
 
-// One row of the KV cache as floats.
-HM_INLINE void widen_kv_row(const uint8_t* row, KvType type, int64_t dim, float* out) {
+// `count` numbers from `first` on, a multiple of kKvGroup, of a row of the KV cache, as floats.
+HM_INLINE void widen_kv(const uint8_t* row, KvType type, int64_t dim, int64_t first, int64_t count,
+                        float* out) {
   if (type == kKvF32) {
-    memcpy(out, row, dim * sizeof(float));
+    memcpy(out, row + first * sizeof(float), count * sizeof(float));
   } else if (type == kKvF16) {
-    widen_halves((const uint16_t*)row, dim, out);
+    widen_halves((const uint16_t*)row + first, count, out);
   } else if (type == kKvBF16) {
-    const uint16_t* bits = (const uint16_t*)row;
-    for (int64_t i = 0; i < dim; ++i) {
+    const uint16_t* bits = (const uint16_t*)row + first;
+    for (int64_t i = 0; i < count; ++i) {
       const uint32_t wide = (uint32_t)bits[i] << 16;
       memcpy(out + i, &wide, sizeof wide);
     }
   } else {
-    const int8_t* codes = (const int8_t*)row + 4 * kv_groups(dim);
-    for (int64_t first = 0; first < dim; first += kKvGroup) {
+    const int8_t* codes = (const int8_t*)row + 4 * kv_groups(dim) + first;
+    for (int64_t begin = 0; begin < count; begin += kKvGroup) {
       float scale;
-      memcpy(&scale, row + first / kKvGroup * 4, sizeof scale);
-      const int64_t end = dim - first < kKvGroup ? dim : first + kKvGroup;
-      for (int64_t i = first; i < end; ++i) out[i] = (float)codes[i] * scale;
+      memcpy(&scale, row + (first + begin) / kKvGroup * 4, sizeof scale);
+      const int64_t end = count - begin < kKvGroup ? count : begin + kKvGroup;
+      for (int64_t i = begin; i < end; ++i) out[i] = (float)codes[i] * scale;
     }
   }
+}
+
+HM_INLINE void widen_kv_row(const uint8_t* row, KvType type, int64_t dim, float* out) {
+  widen_kv(row, type, dim, 0, dim, out);
 }
 
 // Scores [key][lane] become weights e^(scale score - max), those of keys that a lane must not see
@@ -140,11 +146,24 @@ HM_INLINE void weigh_scores(const AttentionBlock& a, const AttentionSums& out) {
   }
 }
 
-void attend(const AttentionBlock& a, const AttentionSums& out) {
-  for (int64_t k = 0; k < a.num_keys; ++k) {
-    widen_kv_row(a.rows[k], a.type, a.dim, a.keys + k * a.dim);
+void score_keys(const AttentionBlock& a, int64_t first, int64_t count) {
+  for (int64_t k = 0; k < count; ++k) {
+    widen_kv_row(a.rows[first + k], a.type, a.dim, a.keys + k * a.dim);
   }
-  broadcast_product(a.keys, a.dim, 1, a.queries, a.num_keys, a.dim, a.lanes, a.scores, a.lanes);
+  broadcast_product(a.keys, a.dim, 1, a.queries, count, a.dim, a.lanes, a.scores + first * a.lanes,
+                    a.lanes);
+}
+
+void weigh_values(const AttentionBlock& a, int64_t first, int64_t count, const AttentionSums& out) {
+  weigh_scores(a, out);
+  for (int64_t k = 0; k < a.num_keys; ++k) {
+    widen_kv(a.rows[k], a.type, a.dim, first, count, a.keys + k * count);
+  }
+  broadcast_product(a.keys, 1, count, a.scores, count, a.num_keys, a.lanes, out.values, a.lanes);
+}
+
+void attend(const AttentionBlock& a, const AttentionSums& out) {
+  score_keys(a, 0, a.num_keys);
   weigh_scores(a, out);
   broadcast_product(a.keys, 1, a.dim, a.scores, a.value_dim, a.num_keys, a.lanes, out.values,
                     a.lanes);

@@ -131,5 +131,27 @@ void weighted_sum(const float* const* rows, const float* weights, int64_t num_ro
   }
 }
 
+float greatest(const float* x, int64_t n) {
+  constexpr int lanes = 64;
+  float most[lanes];
+  int32_t magnitude[lanes] = {};  // as integers, |NaN| > infinity > finite magnitudes
+  for (float& v : most) v = x[0];
+  const auto add = [&](int64_t i, int lane) {
+    const auto bits = static_cast<int32_t>(float_to_bits(x[i]) & 0x7fffffff);
+    magnitude[lane] = bits > magnitude[lane] ? bits : magnitude[lane];
+    most[lane] = x[i] > most[lane] ? x[i] : most[lane];
+  };
+  const int64_t whole = n / lanes * lanes;
+  for (int64_t i = 0; i < whole; i += lanes) {
+    for (int lane = 0; lane < lanes; ++lane) add(i + lane, lane);
+  }
+  for (int64_t i = whole; i < n; ++i) add(i, 0);
+  for (int lane = 1; lane < lanes; ++lane) {
+    magnitude[0] = magnitude[lane] > magnitude[0] ? magnitude[lane] : magnitude[0];
+    most[0] = most[lane] > most[0] ? most[lane] : most[0];
+  }
+  return magnitude[0] < 0x7f800000 ? most[0] : __builtin_nanf("");
+}
+
 }  // namespace
 }  // namespace hm

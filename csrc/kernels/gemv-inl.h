@@ -123,6 +123,16 @@ struct GroupSums {
     add_group(group, blocks, x, at);
   }
 
+  // The same of fewer weights: the lanes of what follows them have no bits in `kept`.
+  HM_INLINE void add_first(const typename Group::Block* blocks, float row_scale,
+                           const ActivationRow (&x)[N], int64_t at, typename Lanes::Float kept) {
+    Group group;
+    load_group(group, blocks, row_scale);
+    group.d = Lanes::keep(group.d, kept);
+    if constexpr (Group::kOffset) group.offset = Lanes::keep(group.offset, kept);
+    add_group(group, blocks, x, at);
+  }
+
   HM_INLINE void add_group(const Group& group, const typename Group::Block* blocks,
                            const ActivationRow (&x)[N], int64_t at) {
     Int dots[N];
@@ -158,14 +168,25 @@ HM_INLINE void fetch_ahead(const MatmulArgs& args, const void* p) {
   for (int64_t i = 0; i < Bytes; i += 64) Simd::Panel::fetch(ahead + i);
 }
 
+// All bits in the lanes of a group's first `weights`.
+template <class Lanes>
+HM_INLINE typename Lanes::Float first_lanes(int64_t weights) {
+  int32_t bits[Lanes::kLanes];
+  for (int i = 0; i < Lanes::kLanes; ++i) {
+    bits[i] = i * (kSuperWeights / Lanes::kLanes) < weights ? -1 : 0;
+  }
+  return Lanes::load((const float*)bits);
+}
+
 template <class Group, int N>
 void gemv_groups(const MatmulArgs& args, int64_t first_token) {
   using Block = typename Group::Block;
   ActivationRow x[N];
   for (int t = 0; t < N; ++t) x[t] = activation_row(args.x[first_token + t], args.cols);
   const int64_t num_groups = args.cols / kSuperWeights;
-  const int64_t rest_bytes =
-      args.cols % kSuperWeights / Block::kWeights * static_cast<int64_t>(sizeof(Block));
+  const int64_t rest = args.cols % kSuperWeights;
+  const auto kept = first_lanes<typename Group::Lanes>(rest);
+  const uint8_t* end = args.weights + args.num_rows * args.row_bytes;
   for (int64_t r = 0; r < args.num_rows; ++r) {
     const Row<Block> row(args.weights + r * args.row_bytes);
     const Block* blocks = row.blocks;
@@ -187,10 +208,16 @@ void gemv_groups(const MatmulArgs& args, int64_t first_token) {
         sums.add(blocks + g * Group::kBlocks, row.scale, x, g * kSuperWeights);
       }
     }
-    if (rest_bytes) {  // blocks of zeros complete the group; nothing is read beyond the row
-      Block rest[Group::kBlocks] = {};
-      memcpy(rest, blocks + num_groups * Group::kBlocks, rest_bytes);
-      sums.add(rest, row.scale, x, num_groups * kSuperWeights);
+    if constexpr (Group::kBlocks > 1) {
+      const Block* last = blocks + num_groups * Group::kBlocks;
+      if (rest == 0) {
+      } else if ((const uint8_t*)(last + Group::kBlocks) <= end) {  // next rows complete the group
+        sums.add_first(last, row.scale, x, num_groups * kSuperWeights, kept);
+      } else {  // blocks of zeros do; nothing is read beyond the rows
+        Block copy[Group::kBlocks] = {};
+        memcpy(copy, last, rest / Block::kWeights * static_cast<int64_t>(sizeof(Block)));
+        sums.add(copy, row.scale, x, num_groups * kSuperWeights);
+      }
     }
     for (int t = 0; t < N; ++t) {
       args.out[(first_token + t) * args.out_stride + r] = Group::Lanes::reduce(sums.lanes[t]);

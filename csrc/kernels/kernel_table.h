@@ -261,8 +261,16 @@ struct KernelTable {
   // out[i] = sum over j of weights[j] * rows[j][i], added in the order of j
   void (*weighted_sum)(const float* const* rows, const float* weights, int64_t num_rows, int64_t n,
                        float* out);
+  // The greatest of x[0..n), NaN where one is not finite; n >= 1.
+  float (*greatest)(const float* x, int64_t n);
   MatmulCosts costs;
   AttentionKernels attention;
+  // attention.attend by parts: the scores of some keys, and then, for some numbers of the values,
+  // from a multiple of kKvGroup on, the rest. Scores become weights, and out.values has `count`
+  // rows.
+  void (*score_keys)(const AttentionBlock& block, int64_t first, int64_t count);
+  void (*weigh_values)(const AttentionBlock& block, int64_t first, int64_t count,
+                       const AttentionSums& out);
   // Rounds x (depth, lanes) to 16 bits: out (depth / 2, lanes) has two rows in a word.
   void (*round_columns)(const float* x, int64_t depth, int64_t lanes, int32_t* out, float* scales);
   // Makes keys and values from rows of the KV cache.

@@ -254,6 +254,9 @@ struct SimdAvx2 : SimdYmm {
     static HM_INLINE Float mul(Float a, Float b) {
       return {_mm256_mul_ps(a.lo, b.lo), _mm256_mul_ps(a.hi, b.hi)};
     }
+    static HM_INLINE Float keep(Float v, Float bits) {
+      return {PerBlock::keep(v.lo, bits.lo), PerBlock::keep(v.hi, bits.hi)};
+    }
     static HM_INLINE Float fma(Float a, Float b, Float c) { return SimdAvx2::fma(a, b, c); }
     static HM_INLINE Float from_s8(const int8_t* p) {
       return {PerBlock::from_s8(p), PerBlock::from_s8(p + 8)};

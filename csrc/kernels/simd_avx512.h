@@ -209,6 +209,7 @@ struct Simd : SimdYmm {
     static HM_INLINE void store(float* p, Float v) { _mm512_storeu_ps(p, v); }
     static HM_INLINE Float load(const float* p) { return _mm512_loadu_ps(p); }
     static HM_INLINE Float mul(Float a, Float b) { return _mm512_mul_ps(a, b); }
+    static HM_INLINE Float keep(Float v, Float bits) { return _mm512_and_ps(v, bits); }
     static HM_INLINE Float fma(Float a, Float b, Float c) { return _mm512_fmadd_ps(a, b, c); }
     static HM_INLINE Float from_s8(const int8_t* p) {
       return to_float(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i*)p)));

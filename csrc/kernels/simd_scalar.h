@@ -277,6 +277,15 @@ struct Simd {
       for (int i = 0; i < Lanes; ++i) r.v[i] = a.v[i] * b.v[i];
       return r;
     }
+    static HM_INLINE Float keep(const Float& v, const Float& bits) {
+      Float r;
+      uint32_t words[Lanes], kept[Lanes];
+      memcpy(words, v.v, sizeof words);
+      memcpy(kept, bits.v, sizeof kept);
+      for (int i = 0; i < Lanes; ++i) words[i] &= kept[i];
+      memcpy(r.v, words, sizeof words);
+      return r;
+    }
     static HM_INLINE Float fma(const Float& a, const Float& b, const Float& c) {
       Float r;
       for (int i = 0; i < Lanes; ++i) r.v[i] = c.v[i] + a.v[i] * b.v[i];

@@ -43,6 +43,7 @@ struct SimdYmm {
     static HM_INLINE Float load(const float* p) { return _mm256_loadu_ps(p); }
     static HM_INLINE void store(float* p, Float v) { _mm256_storeu_ps(p, v); }
     static HM_INLINE Float mul(Float a, Float b) { return _mm256_mul_ps(a, b); }
+    static HM_INLINE Float keep(Float v, Float bits) { return _mm256_and_ps(v, bits); }
     static HM_INLINE Float fma(Float a, Float b, Float c) { return _mm256_fmadd_ps(a, b, c); }
     // Eight bytes, the first lowest.
     static HM_INLINE Float from_u8(uint64_t bytes) {

@@ -48,8 +48,11 @@ constexpr KernelTable make_table(const char* name) {
   table.silu_mul = silu_mul;
   table.rms_norm = rms_norm;
   table.weighted_sum = weighted_sum;
+  table.greatest = greatest;
   table.costs = Simd::kCosts;
   table.attention = {pack_queries, attend, merge_attention, finish_attention};
+  table.score_keys = score_keys;
+  table.weigh_values = weigh_values;
   table.round_columns = round_columns;
   table.expand_head = expand_head;
   table.attend_expanded = attend_expanded;

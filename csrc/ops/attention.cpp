@@ -1,6 +1,7 @@
 #include "ops/attention.h"
 
 #include <algorithm>
+#include <iterator>
 #include <vector>
 
 #include "base/check.h"
@@ -11,7 +12,8 @@
 namespace hm {
 namespace {
 
-constexpr int64_t kTasksPerThread = 4;
+constexpr int64_t kTasksPerThread = 4, kLeastTasksPerThread = 2;
+constexpr int64_t kMostShares = 8, kLeastSharedKeys = 64;  // of a block
 constexpr int64_t kMostPartBytes = int64_t{256} << 20;
 constexpr int64_t kTileDims = 32, kLeastTileDim = 128;  // what attention by matrix tiles takes
 
@@ -24,8 +26,9 @@ int64_t num_dense_tokens(const LatentAttentionArgs& args, const SequenceSpan& sp
 // Queries are numbered token by token, and worked off in tiles of at most `lanes`, none of which
 // reaches from one sequence into the next, or into a token that attends to a selection. Where tiles
 // are many and alike, each task is one tile and goes through all its blocks of positions; else a
-// task is one tile and one block, and a second stage puts the blocks together. Either way blocks
-// are added in order. Prompts go by matrix tiles where there are any.
+// task is one tile and one block, or a share of its keys and then of its values' numbers, and a
+// last stage puts the blocks together, shared out by numbers, too. Either way blocks are added in
+// order. Prompts go by matrix tiles where there are any.
 class Attention {
  public:
   Attention(const LatentAttentionArgs& args, const KvPages& pages, const SequenceBatch& batch,
@@ -49,30 +52,12 @@ class Attention {
     const int64_t tiles = static_cast<int64_t>(tiles_.size());
     const bool is_even = tiles >= wanted && tiles_[0].num_blocks * wanted <= total_blocks_;
     const int64_t part_bytes = total_blocks_ * sums_floats(lanes_) * 4;
-    if (total_blocks_ == tiles || is_even || (tiles >= wanted && part_bytes > kMostPartBytes)) {
+    const bool is_single = total_blocks_ == tiles && !shares_blocks();
+    if (is_single || is_even || (tiles >= wanted && part_bytes > kMostPartBytes)) {
       runtime_.pool.run(tiles, [&](int64_t task, int worker) { whole_tile(tiles_[task], worker); });
       return;
     }
-    std::vector<int64_t> tile_of;
-    tile_of.reserve(total_blocks_);
-    for (int64_t t = 0; t < tiles; ++t) tile_of.insert(tile_of.end(), tiles_[t].num_blocks, t);
-    float* parts = runtime_.outputs.get<float>(total_blocks_ * sums_floats(lanes_));
-    const auto part = [&](const Place& place, int64_t block) {
-      return sums(parts + (place.first_part + block) * sums_floats(lanes_), place.lanes);
-    };
-    runtime_.pool.run(total_blocks_, [&](int64_t task, int worker) {
-      const Place& place = tiles_[tile_of[task]];
-      const int64_t block = task - place.first_part;
-      attend(pack(place, worker), block, part(place, block));
-    });
-    runtime_.pool.run(tiles, [&](int64_t task, int worker) {
-      const Place& place = tiles_[task];
-      const Tile tile = empty_tile(place, worker);
-      for (int64_t b = 0; b < place.num_blocks; ++b) {
-        place.kernels->merge(tile.total, part(place, b), a_.latent_dim, place.lanes);
-      }
-      finish(tile);
-    });
+    by_blocks();
   }
 
  private:
@@ -86,6 +71,12 @@ class Attention {
     int64_t num_blocks;
     int64_t first_part;  // where all tiles' blocks are counted
   };
+  // What a kernel sees of a block of positions.
+  struct Block {
+    AttentionBlock args;
+    int32_t visible[kMaxAttentionLanes];
+    const uint8_t* rows[kAttentionBlock];
+  };
   struct Tile {
     const Place& place;
     float* packed;  // (R + P, lanes)
@@ -94,10 +85,105 @@ class Attention {
     AttentionSums total, block;
   };
 
+  // True if blocks are too few for the threads, and long enough to be worth two stages.
+  bool shares_blocks() const {
+    const int threads = runtime_.pool.num_threads();
+    return !has_matrix_tiles_ && threads > 1 && total_blocks_ < kLeastTasksPerThread * threads &&
+           most_keys_ >= kLeastSharedKeys;
+  }
+
+  // Numbers of the values that a task takes, so that there are about `tasks` of `count` each.
+  int64_t value_share(int64_t count, int64_t tasks) const {
+    const int64_t shares = std::clamp<int64_t>(ceil_div(tasks, count), 1, kMostShares);
+    return ceil_div(ceil_div(a_.latent_dim, shares), kKvGroup) * kKvGroup;
+  }
+
+  void by_blocks() {
+    const int64_t sums_size = sums_floats(lanes_);
+    const bool is_shared = shares_blocks();
+    const int64_t scores_size = is_shared ? kAttentionBlock * lanes_ : 0;
+    float* memory = runtime_.outputs.get<float>(total_blocks_ * (sums_size + scores_size));
+    const auto part = [&](const Place& place, int64_t block) {
+      return sums(memory + (place.first_part + block) * sums_size, place.lanes);
+    };
+    std::vector<int64_t> tile_of;
+    tile_of.reserve(total_blocks_);
+    for (int64_t t = 0; t < std::ssize(tiles_); ++t) {
+      tile_of.insert(tile_of.end(), tiles_[t].num_blocks, t);
+    }
+    if (is_shared) {
+      share_blocks(tile_of, memory + total_blocks_ * sums_size, part);
+    } else {
+      runtime_.pool.run(total_blocks_, [&](int64_t task, int worker) {
+        const Place& place = tiles_[tile_of[task]];
+        const int64_t block = task - place.first_part;
+        attend(pack(place, worker), block, part(place, block));
+      });
+    }
+    put_together(part);
+  }
+
+  // Scores by keys, then weighted values by their numbers.
+  template <class Part>
+  void share_blocks(const std::vector<int64_t>& tile_of, float* scores, const Part& part) {
+    const int64_t wanted = kLeastTasksPerThread * runtime_.pool.num_threads();
+    const int64_t scores_size = kAttentionBlock * lanes_;
+    const int64_t shares = std::clamp<int64_t>(ceil_div(wanted, total_blocks_), 1, kMostShares);
+    const int64_t keys = kAttentionBlock / shares, numbers = value_share(total_blocks_, wanted);
+    runtime_.pool.run(
+        total_blocks_ * ceil_div(kAttentionBlock, keys), [&](int64_t task, int worker) {
+          const int64_t at = task % total_blocks_, first = task / total_blocks_ * keys;
+          const Place& place = tiles_[tile_of[at]];
+          Block block;
+          const Tile tile = scratch(place, worker);
+          look_at(tile, at - place.first_part, block);
+          const int64_t count = std::min(keys, block.args.num_keys - first);
+          if (count <= 0) return;
+          pack_queries(tile);
+          block.args.scores = scores + at * scores_size;
+          active_table().score_keys(block.args, first, count);
+        });
+    runtime_.pool.run(total_blocks_ * ceil_div(a_.latent_dim, numbers), [&](int64_t task,
+                                                                            int worker) {
+      const int64_t at = task % total_blocks_, first = task / total_blocks_ * numbers;
+      const Place& place = tiles_[tile_of[at]];
+      Block block;
+      const Tile tile = scratch(place, worker);
+      look_at(tile, at - place.first_part, block);
+      std::copy_n(scores + at * scores_size, block.args.num_keys * place.lanes, tile.scores);
+      const AttentionSums whole = part(place, at - place.first_part);
+      const AttentionSums own = {first == 0 ? whole.max : tile.block.max,
+                                 first == 0 ? whole.sum : tile.block.sum,
+                                 whole.values + first * place.lanes};
+      active_table().weigh_values(block.args, first, std::min(numbers, a_.latent_dim - first), own);
+    });
+  }
+
+  // The blocks of each tile, in order.
+  template <class Part>
+  void put_together(const Part& part) {
+    const auto tiles = std::ssize(tiles_);
+    const int64_t numbers =  // matrix tiles have a layout of their own
+        has_matrix_tiles_ ? a_.latent_dim : value_share(tiles, 2 * runtime_.pool.num_threads());
+    runtime_.pool.run(tiles * ceil_div(a_.latent_dim, numbers), [&](int64_t task, int worker) {
+      const Place& place = tiles_[task % tiles];
+      const int64_t first = task / tiles * numbers, lanes = place.lanes;
+      const int64_t count = std::min(numbers, a_.latent_dim - first);
+      const Tile tile = empty_tile(place, worker);
+      for (int64_t b = 0; b < place.num_blocks; ++b) {
+        AttentionSums of_block = part(place, b);
+        of_block.values += first * lanes;
+        place.kernels->merge(tile.total, of_block, count, lanes);
+      }
+      finish(tile, first, count);
+    });
+  }
+
   // The tiles of at most `lanes_` queries, the longest first.
   void cut() {
     tiles_.clear();
-    total_blocks_ = most_queries_ = 0;
+    total_blocks_ = most_queries_ = most_keys_ = 0;
+    has_matrix_tiles_ = false;
     int64_t token = 0;
     for (int64_t s = 0; s < batch_.num_spans; ++s) {
       const SequenceSpan& span = batch_.spans[s];
@@ -124,12 +210,14 @@ class Attention {
     const bool is_tiled = can_tile && num_tokens >= kLeastTileTokens;
     const int64_t end = (token + num_tokens) * a_.num_heads, shift = span.start - token;
     most_queries_ = std::max(most_queries_, num_tokens * a_.num_heads);
+    has_matrix_tiles_ = has_matrix_tiles_ || is_tiled;
     for (int64_t first = token * a_.num_heads; first < end; first += lanes_) {
       const int64_t count = std::min(lanes_, end - first);
       const int64_t last_position = (first + count - 1) / a_.num_heads + shift;
       tiles_.push_back({is_tiled ? &table.tile_attention : &table.attention, first, count, lanes_,
                         shift, batch_.tables + span.table, nullptr,
                         last_position / kAttentionBlock + 1, 0});
+      most_keys_ = std::max(most_keys_, std::min(last_position + 1, kAttentionBlock));
     }
   }
 
@@ -144,6 +232,7 @@ class Attention {
       tiles_.push_back({&active_table().attention, first, std::min(lanes, end - first), lanes,
                         shift, batch_.tables + span.table, a_.selected + token * a_.top_k,
                         num_blocks, 0});
+      most_keys_ = std::max(most_keys_, std::min(a_.top_k, kAttentionBlock));
     }
   }
 
@@ -152,26 +241,37 @@ class Attention {
     return {memory, memory + lanes, memory + 2 * lanes};
   }
 
-  // In the worker's scratch memory; `total` has seen nothing.
-  Tile empty_tile(const Place& place, int worker) const {
+  // In the worker's scratch memory.
+  Tile scratch(const Place& place, int worker) const {
     const int64_t lanes = place.lanes, num_sums = sums_floats(lanes);
     const int64_t packed = dim_ * lanes, keys = kAttentionBlock * (dim_ + lanes / 2);
     const int64_t scores = kAttentionBlock * lanes;
     float* memory = runtime_.scratch[worker].get<float>(packed + keys + scores + 2 * num_sums);
     float* total = memory + packed + keys + scores;
-    const Tile tile{place,
-                    memory,
-                    memory + packed,
-                    memory + packed + keys,
-                    sums(total, lanes),
-                    sums(total + num_sums, lanes)};
-    std::fill_n(total, num_sums, 0.0f);
-    std::fill_n(tile.total.max, lanes, kNoAttentionKey);
+    return {place,
+            memory,
+            memory + packed,
+            memory + packed + keys,
+            sums(total, lanes),
+            sums(total + num_sums, lanes)};
+  }
+
+  // `total` has seen nothing.
+  Tile empty_tile(const Place& place, int worker) const {
+    const Tile tile = scratch(place, worker);
+    std::fill_n(tile.total.max, sums_floats(place.lanes), 0.0f);  // sums and values are behind
+    std::fill_n(tile.total.max, place.lanes, kNoAttentionKey);
     return tile;
   }
 
   Tile pack(const Place& place, int worker) const {
     const Tile tile = empty_tile(place, worker);
+    pack_queries(tile);
+    return tile;
+  }
+
+  void pack_queries(const Tile& tile) const {
+    const Place& place = tile.place;
     const float* rows[kMaxAttentionLanes];
     for (int64_t i = 0; i < tile.place.count; ++i) {
       const auto [token, head] = token_and_head(tile, i);
@@ -184,36 +284,40 @@ class Attention {
     }
     place.kernels->pack(rows, tile.place.count, a_.rope_dim, place.lanes,
                         tile.packed + a_.latent_dim * place.lanes);
-    return tile;
   }
 
-  void attend(const Tile& tile, int64_t block, const AttentionSums& out) const {
-    const int64_t first = block * kAttentionBlock;
-    int32_t visible[kMaxAttentionLanes] = {};
+  void look_at(const Tile& tile, int64_t number, Block& block) const {
+    const int64_t first = number * kAttentionBlock;
+    std::fill_n(block.visible, tile.place.lanes, 0);
     int64_t num_keys = 0;
     const int32_t* selected = tile.place.selected;
     for (int64_t i = 0; i < tile.place.count; ++i) {
       const int64_t end =
           selected ? a_.top_k : token_and_head(tile, i).token + tile.place.shift + 1;
-      visible[i] = static_cast<int32_t>(std::clamp<int64_t>(end - first, 0, kAttentionBlock));
-      num_keys = std::max<int64_t>(num_keys, visible[i]);
+      block.visible[i] = static_cast<int32_t>(std::clamp<int64_t>(end - first, 0, kAttentionBlock));
+      num_keys = std::max<int64_t>(num_keys, block.visible[i]);
     }
-    const uint8_t* rows[kAttentionBlock] = {};
+    std::fill(block.rows, block.rows + kAttentionBlock, nullptr);
     for (int64_t i = 0; i < num_keys; ++i) {
-      rows[i] = pages_.row(tile.place.table, selected ? selected[first + i] : first + i);
+      block.rows[i] = pages_.row(tile.place.table, selected ? selected[first + i] : first + i);
     }
-    tile.place.kernels->attend({.queries = tile.packed,
-                                .rows = rows,
-                                .type = pages_.type,
-                                .num_keys = num_keys,
-                                .visible = visible,
-                                .dim = dim_,
-                                .value_dim = a_.latent_dim,
-                                .lanes = tile.place.lanes,
-                                .scale = a_.scale,
-                                .keys = tile.keys,
-                                .scores = tile.scores},
-                               out);
+    block.args = {.queries = tile.packed,
+                  .rows = block.rows,
+                  .type = pages_.type,
+                  .num_keys = num_keys,
+                  .visible = block.visible,
+                  .dim = dim_,
+                  .value_dim = a_.latent_dim,
+                  .lanes = tile.place.lanes,
+                  .scale = a_.scale,
+                  .keys = tile.keys,
+                  .scores = tile.scores};
+  }
+
+  void attend(const Tile& tile, int64_t number, const AttentionSums& out) const {
+    Block block;
+    look_at(tile, number, block);
+    tile.place.kernels->attend(block.args, out);
   }
 
   void whole_tile(const Place& place, int worker) const {
@@ -222,16 +326,17 @@ class Attention {
       attend(tile, b, tile.block);
       place.kernels->merge(tile.total, tile.block, a_.latent_dim, place.lanes);
     }
-    finish(tile);
+    finish(tile, 0, a_.latent_dim);
   }
 
-  void finish(const Tile& tile) const {
+  // Writes `count` numbers of the results from `first` on.
+  void finish(const Tile& tile, int64_t first, int64_t count) const {
     float* rows[kMaxAttentionLanes];
     for (int64_t i = 0; i < tile.place.count; ++i) {
       const auto [token, head] = token_and_head(tile, i);
-      rows[i] = a_.out + (head * a_.num_tokens + token) * a_.latent_dim;
+      rows[i] = a_.out + (head * a_.num_tokens + token) * a_.latent_dim + first;
     }
-    tile.place.kernels->finish(tile.total, a_.latent_dim, tile.place.lanes, rows, tile.place.count);
+    tile.place.kernels->finish(tile.total, count, tile.place.lanes, rows, tile.place.count);
   }
 
   struct TokenAndHead {
@@ -248,7 +353,9 @@ class Attention {
   const int64_t dim_;
   int64_t lanes_;
   std::vector<Place> tiles_;
-  int64_t total_blocks_ = 0, most_queries_ = 0;  // blocks of all tiles; queries of a sequence
+  int64_t total_blocks_ = 0;                  // of all tiles
+  int64_t most_queries_ = 0, most_keys_ = 0;  // of a sequence; of a block
+  bool has_matrix_tiles_ = false;
 };
 
 void check_selected(const LatentAttentionArgs& args, const SequenceBatch& batch) {

@@ -46,6 +46,10 @@ inline float pair_weight(const ExpertFfnArgs& a, int64_t pair) {
 // anything is written, where the shapes disagree or an id is outside -1..E-1.
 void expert_ffn(const ExpertFfnArgs& args);
 
+// out (T, H) = what `routed` gives plus a dense network of the same tokens, whose args have neither
+// base nor ids: the bits of one after the other, in half the jobs where tokens are few.
+void expert_ffn_with_dense(const ExpertFfnArgs& routed, const ExpertFfnArgs& dense);
+
 // The same in pieces, bit for bit: experts are computed as they come into memory, and need not be
 // there all at once. What `args` points to stays in place from begin to finish. Keeps its memory
 // for the next pass.

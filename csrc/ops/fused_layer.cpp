@@ -1,5 +1,8 @@
 #include "ops/fused_layer.h"
 
+#include <algorithm>
+#include <utility>
+
 #include "base/check.h"
 #include "base/runtime.h"
 #include "ops/attention.h"
@@ -7,23 +10,6 @@
 
 namespace hm {
 namespace {
-
-// Pieces of memory that the calling thread keeps, in turn; until it makes others.
-class Pieces {
- public:
-  explicit Pieces(int64_t floats) {
-    thread_local Buffer memory;
-    at_ = memory.get<float>(floats);
-  }
-  float* take(int64_t floats) {
-    float* piece = at_;
-    at_ += floats;
-    return piece;
-  }
-
- private:
-  float* at_;
-};
 
 void norm(const RmsNorm& norm, const StepStates& s, int64_t hidden, float* out) {
   rms_norm({.x = s.x,
@@ -83,8 +69,9 @@ void FusedAttention::forward(const StepStates& states, const KvPages& pages,
   const int64_t tokens = states.num_tokens, heads = w_.k_b.batch, value_dim = w_.v_b.rows;
   const int64_t query_dim = nope_dim_ + rope_dim_, row = latent_dim_ + rope_dim_;
   const int64_t low_rank = w_.q_a.has_value() ? w_.q_a->rows : 0;
-  Pieces pieces(tokens * (hidden_ + row + low_rank + heads * query_dim +
-                          heads * (2 * latent_dim_ + value_dim)));
+  thread_local Buffer memory;
+  Pieces pieces(memory, tokens * (hidden_ + row + low_rank + heads * query_dim +
+                                  heads * (2 * latent_dim_ + value_dim)));
   float* normed = pieces.take(tokens * hidden_);
   float* rows = pieces.take(tokens * row);
   float* q_low = pieces.take(tokens * low_rank);
@@ -94,13 +81,17 @@ void FusedAttention::forward(const StepStates& states, const KvPages& pages,
   float* values = pieces.take(tokens * heads * value_dim);
 
   norm(w_.norm, states, hidden_, normed);
-  product(normed, tokens, w_.kv_a, rows);
+  if (w_.q_a.has_value()) {
+    linear_pair({normed, 0, hidden_}, tokens, {&w_.kv_a, &*w_.q_a},
+                {{rows, 0, row}, {q_low, 0, low_rank}});
+  } else {
+    product(normed, tokens, w_.kv_a, rows);
+  }
   norm_in_place(w_.kv_a_norm, w_.norm.eps, rows, tokens, latent_dim_, row);
   rotate({rows + latent_dim_, tokens, 1, row, rope_dim_, rope_dim_ / 2, cos_sin});
   store_kv(rows, tokens, pages, batch);
 
   if (w_.q_a.has_value()) {
-    product(normed, tokens, *w_.q_a, q_low);
     norm_in_place(w_.q_a_norm, w_.norm.eps, q_low, tokens, low_rank, low_rank);
   }
   product(w_.q_a.has_value() ? q_low : normed, tokens, w_.q_b, q);
@@ -130,7 +121,7 @@ void FusedAttention::forward(const StepStates& states, const KvPages& pages,
 FusedFfn::FusedFfn(const RmsNorm& norm, std::optional<Routed> routed, std::optional<Swiglu> dense)
     : norm_(norm), routed_(std::move(routed)), dense_(std::move(dense)) {
   check(routed_.has_value() || dense_.has_value(), "fused layer: a network of nothing");
-  const int64_t hidden = (dense_ ? *dense_ : routed_->experts).gate.cols;
+  const int64_t hidden = this->hidden();
   if (routed_) {
     const Swiglu& e = routed_->experts;
     check_shape("router", routed_->router, 1, e.gate.batch, hidden);
@@ -144,11 +135,11 @@ FusedFfn::FusedFfn(const RmsNorm& norm, std::optional<Routed> routed, std::optio
 }
 
 void FusedFfn::forward(const StepStates& states, int32_t* ids, float* weights) const {
-  const int64_t tokens = states.num_tokens;
-  const int64_t hidden = (dense_ ? *dense_ : routed_->experts).gate.cols;
+  const int64_t tokens = states.num_tokens, hidden = this->hidden();
   const int64_t experts = routed_ ? routed_->router.rows : 0;
   const bool has_both = routed_ && dense_;
-  Pieces pieces(tokens * (hidden + experts + (has_both ? hidden : 0)));
+  thread_local Buffer memory;
+  Pieces pieces(memory, tokens * (hidden + experts + (has_both ? hidden : 0)));
   float* normed = pieces.take(tokens * hidden);
   float* logits = pieces.take(tokens * experts);
   float* routed = has_both ? pieces.take(tokens * hidden) : states.out;
@@ -168,51 +159,65 @@ void FusedFfn::forward(const StepStates& states, int32_t* ids, float* weights) c
            .scale = r.scale,
            .ids = ids,
            .weights = weights});
-    expert_ffn({.x = normed,
-                .ids = ids,
-                .weights = weights,
-                .num_tokens = tokens,
-                .top_k = r.top_k,
-                .gate = {r.experts.gate},
-                .up = {r.experts.up},
-                .down = {r.experts.down},
-                .base = nullptr,
-                .out = routed});
   }
-  if (!dense_) return;
-  expert_ffn({.x = normed,
-              .ids = nullptr,
-              .weights = nullptr,
-              .num_tokens = tokens,
-              .top_k = 1,
-              .gate = {dense_->gate},
-              .up = {dense_->up},
-              .down = {dense_->down},
-              .base = routed_ ? routed : nullptr,
-              .out = states.out});
+  const auto args = [&](const Swiglu& w, const int32_t* chosen, const float* of_chosen,
+                        int64_t top_k, float* out) {
+    return ExpertFfnArgs{.x = normed,
+                         .ids = chosen,
+                         .weights = of_chosen,
+                         .num_tokens = tokens,
+                         .top_k = top_k,
+                         .gate = {w.gate},
+                         .up = {w.up},
+                         .down = {w.down},
+                         .base = nullptr,
+                         .out = out};
+  };
+  if (!routed_) return expert_ffn(args(*dense_, nullptr, nullptr, 1, states.out));
+  const ExpertFfnArgs of_experts = args(routed_->experts, ids, weights, routed_->top_k, routed);
+  if (!dense_) return expert_ffn(of_experts);
+  expert_ffn_with_dense(of_experts, args(*dense_, nullptr, nullptr, 1, states.out));
 }
 
-void run_layers(std::span<const FusedLayer> layers, float* x, int64_t num_tokens, int64_t hidden,
-                const SequenceBatch& batch, const float* cos_sin, float* added, int32_t* ids,
-                float* weights) {
-  float* const by_attention = added;
-  float* const by_ffn = added + num_tokens * hidden;
+FusedLayers::FusedLayers(std::vector<Layer> layers) : layers_(std::move(layers)) {
+  check(!layers_.empty(), "fused layers: there is none");
+  for (const auto& [attention, ffn] : layers_) {
+    check(attention != nullptr && ffn != nullptr, "fused layers: one is missing");
+    check(attention->hidden() == hidden() && ffn->hidden() == hidden() &&
+              attention->rope_dim() == rope_dim(),
+          "fused layers: one has other sizes than the first");
+    check(ffn->top_k() == 0 || most_top_k_ == 0 || ffn->top_k() == most_top_k_,
+          "fused layers: ", ffn->top_k(), " experts of a token in one, in another ", most_top_k_);
+    most_top_k_ = std::max(most_top_k_, ffn->top_k());
+  }
+}
+
+void FusedLayers::forward(std::span<const KvPages> pages, float* x, int64_t num_tokens,
+                          const SequenceBatch& batch, const float* cos_sin, int32_t* ids,
+                          float* weights) const {
+  check(pages.size() == layers_.size(), "fused layers: pages of ", pages.size(), " of ",
+        layers_.size(), " layers");
+  const int64_t states = num_tokens * hidden(), choices = num_tokens * most_top_k_;
+  const bool is_traced = ids != nullptr;
+  thread_local Buffer memory, id_memory;
+  Pieces pieces(memory, 2 * states + choices);
+  float* const by_attention = pieces.take(states);
+  float* const by_ffn = pieces.take(states);
+  if (!is_traced) {
+    ids = id_memory.get<int32_t>(choices);
+    weights = pieces.take(choices);
+  }
   const float* residual = nullptr;
-  for (const FusedLayer& layer : layers) {
-    layer.attention->forward({x, residual, num_tokens, by_attention}, *layer.pages, batch, cos_sin);
-    layer.ffn->forward({x, by_attention, num_tokens, by_ffn}, ids, weights);
+  for (std::size_t i = 0; i < layers_.size(); ++i) {
+    const auto& [attention, ffn] = layers_[i];
+    attention->forward({x, residual, num_tokens, by_attention}, pages[i], batch, cos_sin);
+    ffn->forward({x, by_attention, num_tokens, by_ffn}, ids, weights);
     residual = by_ffn;
-    ids += num_tokens * layer.ffn->top_k();
-    weights += num_tokens * layer.ffn->top_k();
+    if (!is_traced) continue;
+    ids += num_tokens * ffn->top_k();
+    weights += num_tokens * ffn->top_k();
   }
-  if (residual == nullptr) return;
-  for (int64_t i = 0; i < num_tokens * hidden; ++i) x[i] += residual[i];
-}
-
-void run_head(const RmsNorm& weights, const Matrix& head, float* x, int64_t num_tokens,
-              float* normed, float* logits) {
-  norm(weights, {x, nullptr, num_tokens, normed}, head.cols, normed);
-  product(normed, num_tokens, head, logits);
+  for (int64_t i = 0; i < states; ++i) x[i] += by_ffn[i];
 }
 
 }  // namespace hm

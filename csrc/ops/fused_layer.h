@@ -1,9 +1,11 @@
 // The halves of a decoder layer, norm and attention, norm and feed-forward network, each as one
-// call: between its steps runs no Python, which all threads would wait for.
+// call, and all layers as one: between their steps runs no Python, which all threads would wait
+// for.
 #pragma once
 
 #include <optional>
 #include <span>
+#include <vector>
 
 #include "ops/expert_ffn.h"
 #include "ops/kv_pages.h"
@@ -49,6 +51,9 @@ class FusedAttention {
   void forward(const StepStates& states, const KvPages& pages, const SequenceBatch& batch,
                const float* cos_sin) const;
 
+  int64_t hidden() const { return hidden_; }
+  int64_t rope_dim() const { return rope_dim_; }
+
  private:
   const Weights w_;
   const int64_t hidden_, latent_dim_, rope_dim_, nope_dim_;
@@ -75,6 +80,7 @@ class FusedFfn {
   // ids, weights: (T, k), where there are routed experts.
   void forward(const StepStates& states, int32_t* ids, float* weights) const;
 
+  int64_t hidden() const { return (dense_ ? *dense_ : routed_->experts).gate.cols; }
   int64_t top_k() const { return routed_ ? routed_->top_k : 0; }
 
  private:
@@ -83,20 +89,29 @@ class FusedFfn {
   const std::optional<Swiglu> dense_;
 };
 
-struct FusedLayer {
-  const FusedAttention* attention;
-  const FusedFfn* ffn;
-  const KvPages* pages;
+// Consecutive layers of a model.
+class FusedLayers {
+ public:
+  struct Layer {
+    const FusedAttention* attention;
+    const FusedFfn* ffn;
+  };
+
+  // At least one. Throws Error where they do not fit each other.
+  explicit FusedLayers(std::vector<Layer> layers);
+
+  // x (T, H) becomes the states behind the last layer. pages: of each layer. ids, weights: (layers
+  // with routed experts, T, k), or null.
+  void forward(std::span<const KvPages> pages, float* x, int64_t num_tokens,
+               const SequenceBatch& batch, const float* cos_sin, int32_t* ids,
+               float* weights) const;
+
+  int64_t hidden() const { return layers_[0].attention->hidden(); }
+  int64_t rope_dim() const { return layers_[0].attention->rope_dim(); }
+
+ private:
+  const std::vector<Layer> layers_;
+  int64_t most_top_k_ = 0;
 };
-
-// All layers of a step: x (T, H) becomes the states behind the last. `added`: (2, T, H), scratch.
-// ids, weights: (layers with routed experts, T, k).
-void run_layers(std::span<const FusedLayer> layers, float* x, int64_t num_tokens, int64_t hidden,
-                const SequenceBatch& batch, const float* cos_sin, float* added, int32_t* ids,
-                float* weights);
-
-// logits (T, V) = head (V, H) of the normed states x (T, H). `normed`: (T, H), scratch.
-void run_head(const RmsNorm& norm, const Matrix& head, float* x, int64_t num_tokens, float* normed,
-              float* logits);
 
 }  // namespace hm

@@ -5,6 +5,7 @@
 #include "base/runtime.h"
 #include "kernels/select.h"
 #include "ops/activations.h"
+#include "ops/joined_tasks.h"
 #include "ops/task_split.h"
 #include "ops/tiles.h"
 
@@ -106,49 +107,134 @@ void linear_by_tiles(const Rows<const float>& x, int64_t num_tokens, const Matri
   });
 }
 
+// By gemv, gemm or dot products of floats: tasks of some rows of a matrix and some tokens.
+class VectorProduct {
+ public:
+  VectorProduct(int64_t num_tokens, const Matrix& w, const Rows<float>& out, Runtime& runtime)
+      : num_tokens_(num_tokens),
+        w_(w),
+        out_(out),
+        format_(active_table().formats[w.type->id]),
+        tasks_(runtime.pool.thread_ends(), w.batch, w.rows, num_tokens,
+               task_size(w, active_table(), format_.quantized, num_tokens,
+                         runtime.pool.num_threads())),
+        scratch_(runtime.scratch) {}
+
+  bool takes_rounded() const { return format_.quantized; }
+  std::span<const int64_t> ends() const { return tasks_.ends(); }
+
+  // rows: of x, (B, T), as the format takes them.
+  void run(int64_t number, int worker, const void* const* rows) const {
+    const MatrixTasks::Task task = tasks_[number];
+    auto* scratch = scratch_[worker].get<uint8_t>(matmul_scratch_bytes(w_.cols));
+    multiply(task, rows + task.matrix * num_tokens_ + task.first_token, scratch);
+  }
+
+  // rows: of x, (B, T), floats. Rounds those that the task takes.
+  void round_and_run(int64_t number, int worker, const void* const* rows) const {
+    const MatrixTasks::Task task = tasks_[number];
+    const int64_t bytes = activation_bytes(w_.cols);
+    const int64_t rounded_bytes = round_up(task.num_tokens * bytes, 64);
+    auto* rounded = scratch_[worker].get<uint8_t>(rounded_bytes + matmul_scratch_bytes(w_.cols));
+    const void* own[kFewTokens];
+    for (int64_t t = 0; t < task.num_tokens; ++t) {
+      const void* row = rows[task.matrix * num_tokens_ + task.first_token + t];
+      own[t] = rounded + t * bytes;
+      active_table().quantize(static_cast<const float*>(row), 0, w_.cols, w_.cols,
+                              rounded + t * bytes);
+    }
+    multiply(task, own, rounded + rounded_bytes);
+  }
+
+ private:
+  // rows: of the task's tokens.
+  void multiply(const MatrixTasks::Task& task, const void* const* rows, uint8_t* scratch) const {
+    const auto [b, first, num_rows, first_token, count] = task;
+    float* to = out_.data + b * out_.batch_stride + first_token * out_.token_stride + first;
+    format_.matmul({
+        .weights = w_.row(b, first),
+        .row_bytes = w_.row_bytes,
+        .num_rows = num_rows,
+        .cols = w_.cols,
+        .x = rows,
+        .num_tokens = count,
+        .out = to,
+        .out_stride = out_.token_stride,
+        .scratch = scratch,
+        .next = nullptr,
+        .next_bytes = 0,
+    });
+    for (int64_t t = 0; t < count; ++t) {
+      scale_products(w_.scale(b), to + t * out_.token_stride, num_rows);
+    }
+  }
+
+  const int64_t num_tokens_;
+  const Matrix& w_;
+  const Rows<float>& out_;
+  const FormatKernels& format_;
+  const MatrixTasks tasks_;
+  std::vector<Buffer>& scratch_;
+};
+
+// Pointers to the rows of x, (B, T).
+const void** rows_of(const Rows<const float>& x, int64_t batch, int64_t num_tokens,
+                     Buffer& memory) {
+  const auto rows = memory.get<const void*>(batch * num_tokens);
+  for (int64_t b = 0, i = 0; b < batch; ++b) {
+    const float* row = x.data + b * x.batch_stride;
+    for (int64_t t = 0; t < num_tokens; ++t, row += x.token_stride) rows[i++] = row;
+  }
+  return rows;
+}
+
 }  // namespace
 
 void linear(const Rows<const float>& x, int64_t num_tokens, const Matrix& w,
             const Rows<float>& out) {
   if (num_tokens == 0 || w.batch == 0 || w.rows == 0) return;
   const KernelTable& kernels = active_table();
-  const FormatKernels& format = kernels.formats[w.type->id];
   const RuntimeLock runtime;
+  const FormatKernels& format = kernels.formats[w.type->id];
   if (num_tokens >= kLeastTileTokens && prefers_tiles(kernels, format, w.rows, num_tokens)) {
     return linear_by_tiles(x, num_tokens, w, out, *runtime);
   }
-  const int64_t num_inputs = w.batch * num_tokens;
-  const auto rows = runtime->rows.get<const void*>(num_inputs);
-  for (int64_t b = 0, i = 0; b < w.batch; ++b) {
-    const float* row = x.data + b * x.batch_stride;
-    for (int64_t t = 0; t < num_tokens; ++t, row += x.token_stride) rows[i++] = row;
-  }
-  if (format.quantized) {
-    quantize_rows(kernels, runtime->pool, rows, num_inputs, w.cols, runtime->activations);
-  }
-  const TaskSize size =
-      task_size(w, kernels, format.quantized, num_tokens, runtime->pool.num_threads());
-  const MatrixTasks tasks(runtime->pool.thread_ends(), w.batch, w.rows, num_tokens, size);
-  std::vector<Buffer>& scratch = runtime->scratch;
-  runtime->pool.run_on_nodes(tasks.ends(), [&](int64_t number, int worker) {
-    const auto [b, first, num_rows, first_token, count] = tasks[number];
-    float* to = out.data + b * out.batch_stride + first_token * out.token_stride + first;
-    format.matmul({
-        .weights = w.row(b, first),
-        .row_bytes = w.row_bytes,
-        .num_rows = num_rows,
-        .cols = w.cols,
-        .x = rows + b * num_tokens + first_token,
-        .num_tokens = count,
-        .out = to,
-        .out_stride = out.token_stride,
-        .scratch = scratch[worker].get<uint8_t>(matmul_scratch_bytes(w.cols)),
-        .next = nullptr,
-        .next_bytes = 0,
+  const VectorProduct product(num_tokens, w, out, *runtime);
+  const auto rows = rows_of(x, w.batch, num_tokens, runtime->rows);
+  if (product.takes_rounded() && w.batch > 1 && num_tokens <= kFewTokens) {  // a job less
+    runtime->pool.run_on_nodes(product.ends(), [&](int64_t number, int worker) {
+      product.round_and_run(number, worker, rows);
     });
-    for (int64_t t = 0; t < count; ++t) {
-      scale_products(w.scale(b), to + t * out.token_stride, num_rows);
-    }
+    return;
+  }
+  if (product.takes_rounded()) {
+    quantize_rows(kernels, runtime->pool, rows, w.batch * num_tokens, w.cols, runtime->activations);
+  }
+  runtime->pool.run_on_nodes(
+      product.ends(), [&](int64_t number, int worker) { product.run(number, worker, rows); });
+}
+
+void linear_pair(const Rows<const float>& x, int64_t num_tokens, const Matrix* const (&w)[2],
+                 const Rows<float> (&out)[2]) {
+  const KernelTable& kernels = active_table();
+  const bool are_alike =
+      kernels.formats[w[0]->type->id].quantized == kernels.formats[w[1]->type->id].quantized &&
+      w[0]->cols == w[1]->cols && w[0]->batch == 1 && w[1]->batch == 1;
+  if (!are_alike || num_tokens == 0 || num_tokens >= kLeastTileTokens) {
+    for (int i = 0; i < 2; ++i) linear(x, num_tokens, *w[i], out[i]);
+    return;
+  }
+  const RuntimeLock runtime;
+  const VectorProduct products[2] = {{num_tokens, *w[0], out[0], *runtime},
+                                     {num_tokens, *w[1], out[1], *runtime}};
+  const auto rows = rows_of(x, 1, num_tokens, runtime->rows);
+  if (products[0].takes_rounded()) {
+    quantize_rows(kernels, runtime->pool, rows, num_tokens, w[0]->cols, runtime->activations);
+  }
+  const JoinedTasks tasks(products[0].ends(), products[1].ends());
+  runtime->pool.run_on_nodes(tasks.ends(), [&](int64_t task, int worker) {
+    const auto [job, number] = tasks[task];
+    products[job].run(number, worker, rows);
   });
 }
 

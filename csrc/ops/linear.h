@@ -18,6 +18,10 @@ struct Rows {
 void linear(const Rows<const float>& x, int64_t num_tokens, const Matrix& w,
             const Rows<float>& out);
 
+// out[i] (T, N_i) = x (T, K) w[i] (N_i, K)^T: the bits of linear, as one job where tokens are few.
+void linear_pair(const Rows<const float>& x, int64_t num_tokens, const Matrix* const (&w)[2],
+                 const Rows<float> (&out)[2]);
+
 // out (B, N, K): every weight as a float.
 void dequantize(const Matrix& w, float* out);
 

@@ -1,11 +1,15 @@
 // Every row of every matrix with every token in exactly one task, by its row's node; and tasks that
-// as many threads finish at about the same time. Compiled and run by tests/csrc/test_numa.py.
+// as many threads finish at about the same time; tasks of two jobs as those of one. Compiled and
+// run by tests/csrc/test_numa.py.
 #include "ops/task_split.h"
 
 #include <cstdio>
 #include <queue>
 #include <random>
+#include <utility>
 #include <vector>
+
+#include "ops/joined_tasks.h"
 
 namespace {
 
@@ -29,6 +33,25 @@ bool covers_each_once(const std::vector<int>& thread_ends, const hm::Product& p,
   }
   for (const int count : seen) {
     if (count != 1) return false;
+  }
+  return true;
+}
+
+// All tasks of both jobs, each on its node, the first job's first.
+bool joins_each_once(const std::vector<int>& thread_ends, const hm::Product& p, hm::TaskSize size) {
+  const hm::MatrixTasks first(thread_ends, p.batch, p.rows, p.tokens, size);
+  const hm::RowTasks second(thread_ends, p.batch, p.tokens, 5);
+  const hm::JoinedTasks joined(first.ends(), second.ends());
+  int64_t task = 0;
+  for (std::size_t n = 0; n < thread_ends.size(); ++n) {
+    for (const auto& [job, ends] : {std::pair{0, first.ends()}, std::pair{1, second.ends()}}) {
+      for (int64_t number = n == 0 ? 0 : ends[n - 1]; number < ends[n]; ++number) {
+        if (task >= joined.ends()[n]) return false;
+        const auto found = joined[task++];
+        if (found.job != job || found.number != number) return false;
+      }
+    }
+    if (task != joined.ends()[n]) return false;
   }
   return true;
 }
@@ -77,6 +100,7 @@ int main() {
     if (size.rows % p.row_step != 0 || (size.tokens % p.token_step != 0 && size.tokens < p.tokens))
       return fail("no multiple of a step", p, size, plan.back());
     if (!covers_each_once(plan, p, size)) return fail("not each once", p, size, plan.back());
+    if (!joins_each_once(plan, p, size)) return fail("not all of two jobs", p, size, plan.back());
     ++cases;
   }
   for (const int threads : {1, 2, 3, 7, 8, 16, 32, 64}) {

@@ -227,21 +227,20 @@ class EngineThread:
                 self._runner.finish(sequence, "error", str(error))
             return []
 
+    def _has_news(self) -> bool:
+        return bool(self._is_stopping or self._is_woken or self._new or self._calls)
+
     def _receive(self) -> bool:
         """Wait for work; queue new requests and run calls. Returns False to stop."""
         # While all sequences wait, for masks or the disk, what is ready wakes the thread; deadlines
         # are polled.
         is_waiting = self._runner.is_waiting_for_masks or self._scheduler.is_loading
         is_blocked = self._num_empty_steps > 1 and is_waiting
+        if not (self._has_news() or is_blocked) and self._scheduler.has_work:
+            return True  # most steps: without the lock
         with self._condition:
             self._condition.wait_for(
-                lambda: (
-                    self._is_stopping
-                    or self._is_woken
-                    or self._new
-                    or self._calls
-                    or (self._scheduler.has_work and not is_blocked)
-                ),
+                lambda: self._has_news() or (self._scheduler.has_work and not is_blocked),
                 timeout=POLL_S if is_blocked else None,
             )
             self._is_woken = False

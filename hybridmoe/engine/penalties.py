@@ -29,6 +29,13 @@ class Penalties:
         elif self._has_repetition:
             self._seen.update(prompt_ids)
 
+    @property
+    def may_change(self) -> bool:
+        """True if some scores may change."""
+        params = self._params
+        of_output = params.presence_penalty or params.frequency_penalty
+        return bool(params.logit_bias or self._has_repetition or of_output)
+
     def apply(self, scores: NDArray[np.float32]) -> None:
         """Change the scores (V,) in place."""
         params = self._params

@@ -43,9 +43,11 @@ class Sampler:
         self._params = params
         self._rng = np.random.default_rng(params.seed)
         self._penalties = Penalties(params, prompt_ids)
+        self._takes_best = params.temperature < _GREEDY_BELOW and not self._penalties.may_change
         self._dry: DryPenalty | None = None
         if params.dry_multiplier > 0.0 and params.dry_penalty_last_n != 0:
             self._dry = DryPenalty(params, prompt_ids, breakers or {})
+            self._takes_best = False
         for name in ("logit_bias", "stop_token_ids"):
             outside = next((i for i in getattr(params, name) if not 0 <= i < vocab_size), None)
             if outside is not None:
@@ -59,14 +61,18 @@ class Sampler:
         mask: NDArray[np.uint32] | None = None,
         eos_redirect: EosRedirect | None = None,
         banned_ids: Sequence[int] = (),
+        best: int | None = None,
     ) -> int:
         """Sample a token that `mask` allows from `logits` (V,), which are not changed.
 
         mask: bit i % 32 of word i // 32 is that of token i. Raises ConfigError if it allows none.
         eos_redirect: end tokens that the mask forbids, and the tokens that get their best score.
-        banned_ids: not sampled, unless the mask allows no others.
+        banned_ids: not sampled, unless the mask allows no others. best: argmax of the logits, if it
+        is known.
         """
         params = self._params
+        if best is not None and self._takes_best and best not in banned_ids and _allows(mask, best):
+            return best
         scores = logits.copy()
         self._penalties.apply(scores)
         if self._dry is not None:
@@ -128,8 +134,8 @@ def _inverse_cdf(weights: Floats, point: float) -> int:
     return int(np.flatnonzero(weights[: at + 1])[-1]) if weights[at] == 0.0 else at
 
 
-def _allows(mask: NDArray[np.uint32], token_id: int) -> bool:
-    return bool(int(mask[token_id // 32]) >> (token_id % 32) & 1)
+def _allows(mask: NDArray[np.uint32] | None, token_id: int) -> bool:
+    return mask is None or bool(int(mask[token_id // 32]) >> (token_id % 32) & 1)
 
 
 def _apply_mask(mask: NDArray[np.uint32], scores: Floats, eos_redirect: EosRedirect | None) -> None:

@@ -106,6 +106,8 @@ class Scheduler:
     def _schedule_prefills(self, budget: int) -> list[ScheduledChunk]:
         """Share the budget among the prompts, the shortest first."""
         prefills = [s for s in self.running if s.num_pending > 1 and not s.is_loading]
+        if not prefills:
+            return []
         is_ample = budget >= self._expansion.least_tokens
         least = max(1, self._expansion.least_tokens) if is_ample else 1
         by_length = sorted(prefills, key=lambda s: s.num_pending)

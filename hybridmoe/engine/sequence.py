@@ -25,18 +25,19 @@ from hybridmoe.engine.request import (
 )
 from hybridmoe.engine.sampler import Sampler
 
-__all__ = ["FinishReason", "MaskSource", "Sequence", "UnsampledPosition"]
+__all__ = ["FinishReason", "MaskSource", "SampledPosition", "Sequence"]
 
 FinishReason = Literal["stop", "length", "cancelled", "error"]
 MaskSource = Callable[[], NDArray[np.uint32] | None]  # None: the constraint is fulfilled
 _request_ids = itertools.count(1)
 
 
-class UnsampledPosition(NamedTuple):
-    """Model outputs of a position that is not sampled before its mask is ready."""
+class SampledPosition(NamedTuple):
+    """Model outputs of a position whose token is sampled."""
 
     logits: NDArray[np.float32]  # (V,)
-    experts: TokenExperts | None
+    experts: TokenExperts | None = None
+    best: int | None = None  # the first token of the greatest logit, if that is known
 
 
 class Sequence:
@@ -65,7 +66,7 @@ class Sequence:
         self.next_mask: MaskSource | None = None
         self.mask_s = 0.0  # CPU time of the last mask
         self.pending_mask: PendingMask | None = None  # `next_mask`, if the mask thread computes it
-        self.unsampled: UnsampledPosition | None = None
+        self.unsampled: SampledPosition | None = None  # until its mask is ready
         self.is_cancelled = False
         self.is_finished = False
         self._listener = listener

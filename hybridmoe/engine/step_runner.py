@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Set
 from collections.abc import Sequence as Items
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -16,7 +17,7 @@ from hybridmoe.engine.prompt_scorer import send_prompt_logprobs
 from hybridmoe.engine.request import StopToken, TokenEvent, TokenExperts
 from hybridmoe.engine.sampler import log_probabilities
 from hybridmoe.engine.scheduler import ScheduledChunk, Scheduler
-from hybridmoe.engine.sequence import FinishReason, Sequence, UnsampledPosition
+from hybridmoe.engine.sequence import FinishReason, SampledPosition, Sequence
 from hybridmoe.errors import (
     ClusterError,
     ConfigError,
@@ -26,6 +27,7 @@ from hybridmoe.errors import (
     StalledReadError,
 )
 from hybridmoe.experts.routing_trace import TraceWriter
+from hybridmoe.kernels.fused_step import StepResults
 from hybridmoe.kernels.paged_mla import Span
 from hybridmoe.model.decoder import Decoder
 from hybridmoe.model.router import Routing
@@ -81,7 +83,7 @@ class StepRunner:
         try:
             if self._speculator is not None:
                 self._speculator.draft(chunks)
-            states, logits, experts, finite = self._forward(chunks)
+            found = self._forward(chunks)
         except StalledReadError:
             return  # cancelled requests are finished now, and the others' step is run again
         except Exception as error:
@@ -92,18 +94,18 @@ class StepRunner:
         num_decodes = sum(chunk.is_decode for chunk in chunks)
         num_prefill = sum(chunk.num_tokens for chunk in chunks if not chunk.is_decode)
         token = row = 0
-        for chunk, is_finite in zip(chunks, finite, strict=True):
+        for chunk, is_finite in zip(chunks, found.finite, strict=True):
             end = row + chunk.num_sampled_rows
             next_token = token + chunk.num_tokens + len(chunk.draft_ids)
             try:
                 if not is_finite:  # its latents must not enter the prefix cache either
                     raise self._damage(chunk)
                 if not chunk.sequence.is_scored:
-                    self._score_prompt(chunk, states[token:next_token])
-                self._advance(chunk, logits[row:end], experts[row:end])
+                    self._score_prompt(chunk, found.states[token:next_token])
+                self._advance(chunk, found.positions[row:end])
                 if self._keeps_states:
                     last = token + chunk.num_tokens + chunk.num_accepted - 1
-                    chunk.sequence.last_state = states[last].clone()
+                    chunk.sequence.last_state = found.states[last].clone()
             except Exception as error:
                 self._fail(chunk.sequence, error)
             token, row = next_token, end
@@ -125,7 +127,7 @@ class StepRunner:
             try:
                 if self._masks.check_late(sequence):
                     position, sequence.unsampled = sequence.unsampled, None
-                    self._sample(sequence, position.logits, position.experts)
+                    self._sample(sequence, position)
             except Exception as error:
                 self._fail(sequence, error)
 
@@ -151,14 +153,8 @@ class StepRunner:
         is_refusal = isinstance(error, ConfigError)
         self.finish(sequence, "error", _error_line(error), is_refusal=is_refusal)
 
-    def _forward(
-        self, chunks: Items[ScheduledChunk]
-    ) -> tuple[torch.Tensor, NDArray[np.float32], list[TokenExperts | None], list[bool]]:
-        """Run the model.
-
-        Returns the states of all tokens, the logits of all sampled rows, the experts of those that
-        trace them, and for each chunk whether its outputs are finite.
-        """
+    def _forward(self, chunks: Items[ScheduledChunk]) -> "_Outputs":
+        """Run the model."""
         ids: list[int] = []
         spans: list[Span] = []
         rows: list[int] = []
@@ -171,9 +167,12 @@ class StepRunner:
             is_traced += [chunk.sequence.request.expert_trace] * chunk.num_sampled_rows
         trace: list[Routing] | None = [] if any(is_traced) or self._writer is not None else None
         on_layer = self._layer_progress(chunks)
-        states = self._model.forward(
-            ids, spans, self._cache.layers, trace, on_layer, _states_before(chunks)
-        )
+        before = _states_before(chunks) if self._keeps_states else None
+        if len(rows) == len(ids) and trace is None and on_layer is None:
+            results = self._model.decode(ids, spans, self._cache.layers, before)
+            if results is not None:
+                return _outputs(chunks, results)
+        states = self._model.forward(ids, spans, self._cache.layers, trace, on_layer, before)
         experts: list[TokenExperts | None] = [None] * len(rows)
         if trace:
             chosen, weights = (torch.stack(of, 1).cpu().numpy() for of in zip(*trace, strict=True))
@@ -187,7 +186,11 @@ class StepRunner:
         logits = torch.empty(0, 0)
         if rows:
             logits = self._model.logits(states if len(rows) == len(ids) else states[rows])
-        return states, logits.numpy(), experts, self._are_finite(chunks, spans, states, logits)
+        positions = [
+            SampledPosition(logits_of_row, experts_of_row)
+            for logits_of_row, experts_of_row in zip(logits.numpy(), experts, strict=True)
+        ]
+        return _Outputs(states, positions, self._are_finite(chunks, spans, states, logits))
 
     def _layer_progress(self, chunks: Items[ScheduledChunk]) -> OnLayer | None:
         """Report the prefill within a long step, which may take a minute, by its layers."""
@@ -247,12 +250,7 @@ class StepRunner:
         ids, span = _inputs(chunk)
         return NonFiniteError(self._model.find_damage(ids, span, self._cache.layers))
 
-    def _advance(
-        self,
-        chunk: ScheduledChunk,
-        logits: NDArray[np.float32],
-        experts: Items[TokenExperts | None],
-    ) -> None:
+    def _advance(self, chunk: ScheduledChunk, positions: Items[SampledPosition]) -> None:
         """Count computed tokens, sample, and accept draft tokens until one differs."""
         sequence = chunk.sequence
         is_sampled = chunk.is_sampled
@@ -265,11 +263,11 @@ class StepRunner:
             sequence.mark_prefilled()
             if chunk.draft_ids and self._speculator is not None:
                 self._speculator.count_drafted(chunk)
-            for i, draft_id in enumerate([*chunk.draft_ids, None]):
+            for position, draft_id in zip(positions, [*chunk.draft_ids, None], strict=True):
                 if not self._masks.is_ready(sequence, self._wake):
-                    sequence.unsampled = UnsampledPosition(logits[i].copy(), experts[i])
+                    sequence.unsampled = position._replace(logits=position.logits.copy())
                     break
-                if not self._sample(sequence, logits[i], experts[i]):
+                if not self._sample(sequence, position):
                     return
                 if draft_id is None or sequence.ids[-1] != draft_id:
                     break
@@ -280,14 +278,9 @@ class StepRunner:
         if self._disk is not None:
             self._disk.offer(sequence)
 
-    def _sample(
-        self,
-        sequence: Sequence,
-        logits: NDArray[np.float32],
-        experts: TokenExperts | None,
-    ) -> bool:
+    def _sample(self, sequence: Sequence, position: SampledPosition) -> bool:
         """Sample and send a token. Returns False if the sequence has finished."""
-        request = sequence.request
+        request, logits = sequence.request, position.logits
         if sequence.num_generated >= sequence.max_new_tokens:
             self.finish(sequence, "length")
             return False
@@ -301,7 +294,7 @@ class StepRunner:
                 eos_redirect = request.constraint.eos_redirect()
         params = request.params
         banned = self._end_ids(sequence) if sequence.num_generated < params.min_tokens else ()
-        token_id = sequence.sampler.sample(logits, mask, eos_redirect, banned)
+        token_id = sequence.sampler.sample(logits, mask, eos_redirect, banned, position.best)
         logprob: float | None = None
         top: tuple[tuple[int, float], ...] = ()
         if request.top_logprobs is not None:
@@ -312,7 +305,7 @@ class StepRunner:
             return False
         sequence.append(token_id)
         self.num_generated_tokens += 1
-        sequence.send(TokenEvent(token_id, sequence.usage(), logprob, top, experts))
+        sequence.send(TokenEvent(token_id, sequence.usage(), logprob, top, position.experts))
         if sequence.num_generated >= sequence.max_new_tokens:
             self.finish(sequence, "length")
             return False
@@ -324,6 +317,28 @@ class StepRunner:
         """List the tokens that end a response."""
         eos_ids: Set[int] = frozenset() if sequence.request.params.ignore_eos else self._eos_ids
         return sorted(sequence.stop_ids | eos_ids)
+
+
+class _Outputs(NamedTuple):
+    """Outputs of the model for a step."""
+
+    states: torch.Tensor  # of all tokens
+    positions: Items[SampledPosition]  # of all sampled rows
+    finite: Items[bool]  # for each chunk whether its outputs are
+
+
+def _outputs(chunks: Items[ScheduledChunk], results: StepResults) -> _Outputs:
+    """Outputs of a step that only decodes."""
+    positions = [
+        SampledPosition(logits, None, best)
+        for logits, best in zip(results.logits, results.best, strict=True)
+    ]
+    finite, row = [], 0
+    for chunk in chunks:
+        end = row + chunk.num_sampled_rows
+        finite.append(min(results.best[row:end]) >= 0)
+        row = end
+    return _Outputs(results.states, positions, finite)
 
 
 def _inputs(chunk: ScheduledChunk) -> tuple[list[int], Span]:

@@ -21,7 +21,6 @@ __all__ = [
     "AttentionWeights",
     "FusedAttention",
     "FusedFfn",
-    "FusedHead",
     "FusedLayers",
     "RoutedWeights",
     "SwigluWeights",
@@ -189,26 +188,17 @@ class FusedFfn:
         return weights.gate.cols
 
 
-class FusedHead(NamedTuple):
-    """Last norm and the matrix of the logits."""
-
-    norm: Tensor
-    eps: float
-    matrix: QuantMatrix
-
-
 class FusedLayers:
     """Consecutive layers as one call. Errors: ShapeError."""
 
     def __init__(self, layers: Sequence[tuple[FusedAttention, FusedFfn]]) -> None:
         """Take the layers; those with routed experts choose the same number for a token."""
-        self._layers = layers
-        self._attention = [attention.handle for attention, _ in layers]
-        self._ffn = [ffn.handle for _, ffn in layers]
-        routed = [ffn for _, ffn in layers if ffn.top_k]
-        self._num_routed, self._top_k = len(routed), max((ffn.top_k for ffn in routed), default=0)
+        self._layers = layers  # keeps their weights alive
+        self.handle = _C.FusedLayers([a.handle for a, _ in layers], [f.handle for _, f in layers])
+        routed = [ffn.top_k for _, ffn in layers if ffn.top_k]
+        self._num_routed, self._top_k = len(routed), max(routed, default=0)
         first = layers[0][0].weights
-        self._hidden, self._rope_dim = first.kv_a.cols, first.kv_a.rows - first.k_b.rows
+        self.hidden, self.rope_dim = first.kv_a.cols, first.kv_a.rows - first.k_b.rows
 
     def forward(
         self,
@@ -217,43 +207,27 @@ class FusedLayers:
         tables: BlockTables,
         cos_sin: Tensor,
         trace: list[tuple[Tensor, Tensor]] | None = None,
-        head: FusedHead | None = None,
-    ) -> Tensor | None:
+    ) -> None:
         """Map the states x (T, H) f32 of a step to those behind the last layer, in place.
 
-        pages: of each layer. cos_sin: (T, rope) f32. trace: as for `FusedFfn.forward`. Returns
-        logits (T, V) f32 if there is a head.
+        pages: of each layer. cos_sin: (T, rope) f32. trace: as for `FusedFfn.forward`.
         """
-        tokens = _check_states(x, None, self._hidden)
-        _check_rotations(cos_sin, tokens, self._rope_dim)
+        tokens = _check_states(x, None, self.hidden)
+        _check_rotations(cos_sin, tokens, self.rope_dim)
         shape = (self._num_routed, tokens, self._top_k)
         ids = torch.empty(shape, dtype=torch.int32, device="cpu")
         weights = torch.empty(shape, dtype=torch.float32, device="cpu")
-        added = torch.empty((2, *x.shape), dtype=torch.float32, device="cpu")
-        logits = None
-        if head is not None:
-            _check_vector(head.norm, "norm", self._hidden)
-            logits = torch.empty((tokens, head.matrix.rows), dtype=torch.float32, device="cpu")
-        _C.run_layers(
-            self._attention,
-            self._ffn,
-            [p.handle for p in pages],
+        self.handle.forward(
+            _C.LayerPages([p.handle for p in pages]),
             x.data_ptr(),
             tokens,
-            self._hidden,
             *tables.arguments,
             cos_sin.data_ptr(),
-            added.data_ptr(),
             ids.data_ptr(),
             weights.data_ptr(),
-            0 if head is None else head.norm.data_ptr(),
-            0.0 if head is None else head.eps,
-            None if head is None else head.matrix.handle,
-            0 if logits is None else logits.data_ptr(),
         )
         if trace is not None:
             trace.extend(zip(ids, weights, strict=True))
-        return logits
 
 
 def takes_few_tokens(tables: object) -> TypeGuard[BlockTables]:

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from itertools import accumulate, pairwise, zip_longest
+from typing import cast
 
 import numpy as np
 import torch
@@ -11,14 +12,15 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from hybridmoe.config import PREFILL_TOKENS, ModelConfig
-from hybridmoe.device.cpu import CpuDevice, quantized
+from hybridmoe.device.cpu import quantized
 from hybridmoe.device.cuda_errors import CudaErrorGuard, loading_onto_gpu
 from hybridmoe.device.interface import Device, Pages, Tables
 from hybridmoe.experts.backend import CpuExperts, ExpertBackend
 from hybridmoe.experts.stats import ExpertStats
-from hybridmoe.kernels.fused_layer import FusedAttention, FusedFfn, FusedHead, takes_few_tokens
+from hybridmoe.kernels.fused_layer import FusedAttention, FusedFfn, takes_few_tokens
+from hybridmoe.kernels.fused_step import FusedStep, StepResults
 from hybridmoe.kernels.ops import gather_rows
-from hybridmoe.kernels.paged_mla import KvPages, Span
+from hybridmoe.kernels.paged_mla import BlockTables, KvPages, Span
 from hybridmoe.model.cuda_graphs import Outputs
 from hybridmoe.model.damage import describe_damage
 from hybridmoe.model.indexer import Selector, selectors
@@ -82,16 +84,14 @@ class Decoder:
                 own, shared = weights.on(self.devices[-1]), (self.device, self._head)
                 self._mtp = MtpLayer(own, c, layers[-1], self._embedding, shared)
         self._stages = stages_of(network, self._layers)
-        if type(self.device) is CpuDevice:
-            self._stages[-1].fuse_head(
-                FusedHead(self._norm.weight, self._norm.eps, quantized(self._head))
-            )
         self.guard = CudaErrorGuard(vram_bytes)
         self._graph_pages: Sequence[Pages] | None = None
         self._outputs: Outputs | None = None  # of the last step, if it has computed its logits
         if experts.wants_prefetch_hints:
             for layer, following in pairwise(self._layers):
                 layer.hint_to(following)
+        self._fused_step = self._fused()
+        self._num_observers = 0
 
     def use_graphs(self, pages: Sequence[Pages]) -> None:
         """Run decode steps over these pages as CUDA graphs, if devices and experts allow it."""
@@ -110,6 +110,7 @@ class Decoder:
         Within the block it replaces prefetch hints. The states change afterwards; steps that a CUDA
         graph replays are not observed.
         """
+        self._num_observers += 1
         before = [layer.observer for layer in self._layers]
         for i, layer in enumerate(self._layers):
             layer.observer = partial(observer, i)
@@ -118,6 +119,7 @@ class Decoder:
         finally:
             for layer, previous in zip(self._layers, before, strict=True):
                 layer.observer = previous
+            self._num_observers -= 1
 
     @property
     def outage(self) -> str | None:
@@ -177,6 +179,36 @@ class Decoder:
             self._experts.end_step()
             self._outputs = None if outputs.logits is None else outputs
             return outputs.states
+
+    def decode(
+        self,
+        token_ids: Sequence[int],
+        spans: Sequence[Span],
+        pages: Sequence[Pages],
+        before: Tensor | None = None,
+    ) -> StepResults | None:
+        """Run a step of few tokens and compute the logits of each; valid until the next step.
+
+        None if it is no single native call: then `forward` and `logits` have the same bits. Takes
+        the arguments of `forward`. Errors: as `forward`.
+        """
+        step = self._fused_step
+        if step is None or self._num_observers or len(token_ids) > PREFILL_TOKENS:
+            return None
+        tables = BlockTables(spans)
+        if tables.num_expanded:
+            return None
+        self._outputs = None
+        self._experts.begin_step(len(token_ids))
+        rotations = self._rope.rows(tables.most_positions)
+        results = step.forward(token_ids, tables, cast(Sequence[KvPages], pages), rotations)
+        if self._mtp is not None:
+            with torch.inference_mode(), torch_threads(1):
+                ids, cos_sin = torch.tensor(token_ids), self._rope.cos_sin(_runs(spans))
+                states = results.states
+                self._append_mtp(self._mtp, ids, states, before, spans, pages[-1], cos_sin)
+        self._experts.end_step()
+        return results
 
     @torch.inference_mode()
     def draft(
@@ -248,8 +280,7 @@ class Decoder:
     def logits(self, x: Tensor) -> Tensor:
         """Compute logits (T, V) f32, on the CPU, from final states (T, H).
 
-        Those of a graph, or of decoding on the CPU, have come with the states; a graph's are valid
-        until the next step.
+        Those of a graph have come with the states, and are valid until the next step.
         """
         with torch_threads(1), self.device.active(), self.guard.watch(len(x)):
             outputs = self._outputs
@@ -264,6 +295,14 @@ class Decoder:
         """Return True if a tensor, on the device or the CPU, has neither NaN nor infinity."""
         with torch_threads(1), self.device.active(), self.guard.watch(len(x)):
             return bool(torch.isfinite(x.sum()))
+
+    def _fused(self) -> FusedStep | None:
+        """All of a step of few tokens as one native call, if it needs no Python."""
+        layers = self._stages[0].fused()
+        if layers is None or len(self._stages) > 1:
+            return None
+        norm, head = self._norm, quantized(self._head)
+        return FusedStep(self._embedding, layers, norm.weight, norm.eps, head)
 
     def _logits(self, x: Tensor) -> Tensor:
         return self.device.linear(self._norm(x), self._head)

@@ -15,7 +15,6 @@ from hybridmoe.device.interface import Device, Pages, Tables
 from hybridmoe.kernels.fused_layer import (
     FusedAttention,
     FusedFfn,
-    FusedHead,
     FusedLayers,
     takes_few_tokens,
 )
@@ -56,7 +55,6 @@ class Stage:
         self._range = slice(first, first + len(layers))
         self._graphs: DecodeGraphs | None = None
         self._layers_as_one: FusedLayers | None = None
-        self._head: FusedHead | None = None
 
     def use_graphs(
         self,
@@ -74,10 +72,6 @@ class Stage:
         started = partial(replayed, range(self._range.start, self._range.stop))
         run = partial(self._run, pages[self._range])
         self._graphs = DecodeGraphs(self.device, run, started, head, trial)
-
-    def fuse_head(self, head: FusedHead) -> None:
-        """Let decode steps that are one native call compute their logits, too."""
-        self._head = head
 
     def capture(self, x: Tensor, cos_sin: Tensor, spans: Sequence[Span]) -> Outputs:
         """Capture the graph of a step like this, before it is wanted; see `forward`."""
@@ -106,11 +100,11 @@ class Stage:
                 return self._graphs.forward(x, cos_sin, spans, trace)
             tables = self.device.tables(spans)
             x, cos_sin = self.device.upload(x), self.device.upload(cos_sin)
-            fused = self._fused() if on_layer is None else None
+            fused = self.fused() if on_layer is None else None
             if fused is not None and takes_few_tokens(tables):
                 own = cast(Sequence[KvPages], pages[self._range])
-                head = self._head if all(span.num_tokens == 1 for span in spans) else None
-                return Outputs(x, fused.forward(x, own, tables, cos_sin, trace, head))
+                fused.forward(x, own, tables, cos_sin, trace)
+                return Outputs(x, None)
             states = self._run(pages[self._range], x, cos_sin, tables, trace, on_layer)
             return Outputs(states, None)
 
@@ -131,8 +125,8 @@ class Stage:
                 on_layer(self._range.start + i)
         return x if residual is None else x.add_(residual)
 
-    def _fused(self) -> FusedLayers | None:
-        """All layers as one native call, if none needs Python."""
+    def fused(self) -> FusedLayers | None:
+        """Return all layers as one native call, if none needs Python."""
         halves = [halves for layer in self._layers if (halves := layer.fused) is not None]
         if not halves or len(halves) < len(self._layers):
             return None

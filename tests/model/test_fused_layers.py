@@ -1,6 +1,7 @@
 """Layers as native calls: the bits, the routing and the KV cache of their steps one by one."""
 
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import pytest
@@ -13,7 +14,9 @@ from hybridmoe.engine.kv_cache import KvCache
 from hybridmoe.errors import ShapeError
 from hybridmoe.gguf.reader import GGUFFile
 from hybridmoe.kernels import fused_layer, ops
-from hybridmoe.kernels.paged_mla import Span
+from hybridmoe.kernels.fused_step import FusedStep
+from hybridmoe.kernels.matrix import QuantMatrix
+from hybridmoe.kernels.paged_mla import BlockTables, KvPages, Span
 from hybridmoe.model.decoder import Decoder
 from hybridmoe.model.router import Routing
 from hybridmoe.model.weights import Weights
@@ -115,20 +118,90 @@ def test_observed_layers_leave_python_the_states(calls: list[str], tmp_path: Pat
         assert calls[-1] == "layers"
 
 
-def test_logits_of_decoded_tokens_come_with_the_states(tmp_path: Path) -> None:
+def test_a_whole_step_has_the_bits_of_its_parts(restore_threads: None, tmp_path: Path) -> None:
     path = tmp_path / "x.gguf"
     write_tiny(path, type=Type.Q8_0)
     with GGUFFile.open(path) as file:
         config = ModelConfig.from_metadata(file.metadata)
         cache = KvCache(config, plan_kv(config, EngineConfig(context_tokens=256), 0))
+        for layer in cache.layers:  # type: ignore[assignment]
+            layer.data.zero_()
         model = Decoder(Weights(file), config)
-        spans = [Span(1, 0, [0]), Span(1, 0, [1])]
-        states = model.forward([4, 5], spans, cache.layers)
-        with_states = model.logits(states)
-        assert model.logits(states) is with_states
-        assert torch.equal(model.logits(states.clone()), with_states)
-        states = model.forward([6, 7], [Span(2, 1, [0])], cache.layers)
-        assert model.logits(states) is not model.logits(states)  # which tokens', nobody said
+        model.forward(list(range(9)), [Span(5, 0, [0]), Span(4, 0, [1])], cache.layers)
+        for ids, spans in (
+            ([4, 5, 6], [Span(2, 5, [0]), Span(1, 4, [1])]),
+            ([7], [Span(1, 70, [1, 2])]),
+            (list(range(PREFILL_TOKENS)), [Span(PREFILL_TOKENS, 7, [0])]),
+        ):
+            for threads in (1, 3):
+                ops.set_num_threads(threads)
+                found = model.decode(ids, spans, cache.layers)
+                assert found is not None
+                states, logits = found.states.clone(), found.logits.copy()
+                assert list(found.best) == logits.argmax(1).tolist()
+                assert torch.equal(model.forward(ids, spans, cache.layers), states)
+                assert np.array_equal(model.logits(states).numpy(), logits)
+
+
+def test_what_is_no_whole_step_is_left_to_forward(tmp_path: Path) -> None:
+    path = tmp_path / "x.gguf"
+    write_tiny(path)
+    with GGUFFile.open(path) as file:
+        config = ModelConfig.from_metadata(file.metadata)
+        cache = KvCache(config, plan_kv(config, EngineConfig(context_tokens=64), 0))
+        model, most = Decoder(Weights(file), config), PREFILL_TOKENS
+        assert model.decode([1], [Span(1, 0, [0])], cache.layers) is not None
+        assert model.decode([1] * (most + 1), [Span(most + 1, 0, [0])], cache.layers) is None
+        assert model.decode([1], [Span(1, 0, [0], 1)], cache.layers) is None
+        with model.observe(lambda *_: None):
+            assert model.decode([1], [Span(1, 0, [0])], cache.layers) is None
+
+
+def test_a_step_finds_the_first_of_the_greatest_logits(
+    each_isa: str, restore_threads: None, tmp_path: Path
+) -> None:
+    path, size = tmp_path / "x.gguf", 20_000  # of logits: several parts, the last one shorter
+    write_tiny(path)
+    with GGUFFile.open(path) as file:
+        config = ModelConfig.from_metadata(file.metadata)
+        cache = KvCache(config, plan_kv(config, EngineConfig(context_tokens=64), 0))
+        model, spans = Decoder(Weights(file), config), [Span(1, 0, [0]), Span(1, 0, [1])]
+        rows = np.zeros((size, config.hidden), np.float32)
+        layers, norm = model._stages[0].fused(), model._norm
+        assert layers is not None
+        matrix = QuantMatrix.from_array(rows)
+        step = FusedStep(model._embedding, layers, norm.weight, norm.eps, matrix)
+
+        def best() -> list[int]:
+            pages, tables = cast(list[KvPages], cache.layers), BlockTables(spans)
+            return list(step.forward([4, 5], tables, pages, model._rope.rows(64)).best)
+
+        for threads in (1, 3):
+            ops.set_num_threads(threads)
+            rows[:] = 0.0
+            assert best() == [0, 0]  # all are alike
+            states = model.forward([4, 5], spans, cache.layers)
+            for at in (size - 1, 8192, 8191, 70):
+                rows[at] = norm(states)[0].numpy()  # as great as those behind it
+                assert best()[0] == at
+            for bad in (np.nan, np.inf, -np.inf):
+                rows[12_345, 0] = bad
+                assert best() == [-1, -1]
+
+
+def test_steps_refuse_what_does_not_exist(tmp_path: Path) -> None:
+    path = tmp_path / "x.gguf"
+    write_tiny(path)
+    with GGUFFile.open(path) as file:
+        config = ModelConfig.from_metadata(file.metadata)
+        cache = KvCache(config, plan_kv(config, EngineConfig(context_tokens=64), 0))
+        model = Decoder(Weights(file), config)
+        with pytest.raises(ShapeError, match="id 1000000 at position 1"):
+            model.decode([1, 1_000_000], [Span(2, 0, [0])], cache.layers)
+        with pytest.raises(ShapeError, match="2 tokens, sequences have 1"):
+            model.decode([1, 2], [Span(1, 0, [0])], cache.layers)
+        with pytest.raises(ShapeError, match=r"latent_attention|store_kv"):
+            model.decode([1], [Span(1, 0, [10**6])], cache.layers)
 
 
 def test_sizes_that_do_not_fit_are_refused(tmp_path: Path) -> None:
