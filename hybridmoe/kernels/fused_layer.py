@@ -195,6 +195,7 @@ class FusedLayers:
         """Take the layers; those with routed experts choose the same number for a token."""
         self._layers = layers  # keeps their weights alive
         self.handle = _C.FusedLayers([a.handle for a, _ in layers], [f.handle for _, f in layers])
+        self.num_layers = len(layers)
         routed = [ffn.top_k for _, ffn in layers if ffn.top_k]
         self._num_routed, self._top_k = len(routed), max(routed, default=0)
         first = layers[0][0].weights

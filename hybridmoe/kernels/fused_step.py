@@ -69,14 +69,16 @@ class FusedStep:
     ) -> StepResults:
         """Run at most PREFILL_TOKENS tokens, which `takes_few_tokens`.
 
-        pages: of each layer, the same object for the same pages. rotations: (positions, rope) f32.
+        pages: of each layer, and perhaps of others behind them; the same object for the same pages.
+        rotations: (positions, rope) f32.
         Errors: ShapeError, also for ids, positions and tables that do not fit.
         """
         tokens = len(token_ids)
         if tokens > PREFILL_TOKENS:
             raise ShapeError(f"fused step: {tokens} tokens, expected at most {PREFILL_TOKENS}")
         if pages is not self._pages:
-            self._pages, self._pages_handle = pages, _C.LayerPages([p.handle for p in pages])
+            own = pages[: self._layers.num_layers]
+            self._pages, self._pages_handle = pages, _C.LayerPages([p.handle for p in own])
         if rotations is not self._rotations:
             check_tensor(
                 rotations, "fused step: rotations", torch.float32, 2, self._layers.rope_dim

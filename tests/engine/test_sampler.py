@@ -34,6 +34,34 @@ def test_the_lowest_temperatures_are_greedy(temperature: float, filters: Any) ->
     assert [Sampler(params, [], 5).sample(LOGITS * 1e4) for _ in range(5)] == [0] * 5
 
 
+@pytest.mark.parametrize(
+    "params",
+    [
+        {},
+        {"logit_bias": {0: -9.0}},
+        {"repetition_penalty": 9.0},
+        {"presence_penalty": 9.0},
+        {"frequency_penalty": 9.0},
+        {"dry_multiplier": 9.0, "dry_allowed_length": 1},
+        {"temperature": 1.0},
+    ],
+)
+@pytest.mark.parametrize("mask", [None, np.array([0b11110], np.uint32)])
+@pytest.mark.parametrize("banned", [(), (0,)])
+def test_a_known_argmax_changes_no_token(
+    params: Any, mask: np.ndarray | None, banned: tuple[int, ...]
+) -> None:
+    both = [Sampler(SamplingParams(seed=1, **{"temperature": 0.0, **params}), [], 5) for _ in "ab"]
+    logits = LOGITS - 1.0  # negative: penalties push down what was sampled
+    for _ in range(8):
+        token = both[0].sample(logits, mask, None, banned)
+        assert both[1].sample(logits, mask, None, banned, best=0) == token
+
+
+def test_a_known_argmax_spares_the_logits() -> None:
+    assert Sampler(SamplingParams(temperature=0.0), [], 5).sample(LOGITS[:0], best=3) == 3
+
+
 @pytest.mark.parametrize("filters", [{}, {"top_k": 1}, {"top_p": 0.5, "min_p": 0.5}])
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 def test_no_token_left_is_an_error(temperature: float, filters: Any) -> None:

@@ -164,7 +164,7 @@ def test_a_step_finds_the_first_of_the_greatest_logits(
     write_tiny(path)
     with GGUFFile.open(path) as file:
         config = ModelConfig.from_metadata(file.metadata)
-        cache = KvCache(config, plan_kv(config, EngineConfig(context_tokens=64), 0))
+        cache = KvCache(config, plan_kv(config, EngineConfig(context_tokens=128), 0))
         model, spans = Decoder(Weights(file), config), [Span(1, 0, [0]), Span(1, 0, [1])]
         rows = np.zeros((size, config.hidden), np.float32)
         layers, norm = model._stages[0].fused(), model._norm
