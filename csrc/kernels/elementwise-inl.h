@@ -50,24 +50,35 @@ HM_INLINE void stride_block(const int8_t* q, int8_t* strided) {
 }
 
 void quantize(const float* x, int64_t first, int64_t n, int64_t cols, void* row) {
-  const int64_t padded = padded_weights(cols), rest = padded - cols;
+  const int64_t padded = padded_weights(cols), rest = padded - cols, groups = padded / 256;
   int8_t* q = static_cast<int8_t*>(row);
   int8_t* strided = q + padded;
   float* d = (float*)(strided + padded);
   int32_t* sums = (int32_t*)(d + padded / 32);
   int32_t* half_sums = sums + padded / 32;
+  int8_t* lane_q = (int8_t*)(half_sums + padded / 16);
+  float* lane_d = (float*)(lane_q + padded);
+  int32_t* lane_sums = (int32_t*)(lane_d + padded / 32);
+  int32_t* lane_half_sums = lane_sums + padded / 32;
+  const auto reorder_block = [=](int64_t i) {
+    stride_block(q + i, strided + strided_place(i));
+    const int64_t lane = i % 256 / 32, to = lane * groups + i / 256;
+    memcpy(lane_q + 32 * to, q + i, 32);
+    lane_d[to] = d[i / 32];
+    lane_sums[to] = sums[i / 32];
+    lane_half_sums[lane * groups + to] = half_sums[i / 16];
+    lane_half_sums[(lane + 1) * groups + to] = half_sums[i / 16 + 1];
+  };
   for (int64_t i = first; i < first + n; i += kActivationBlock) {
     quantize_block(x + (i - first), q + i, d + i / 32, sums + i / 32, half_sums + i / 16);
-    stride_block(q + i, strided + strided_place(i));
+    reorder_block(i);
   }
   if (first + n == cols) {
     memset(q + cols, 0, rest);
-    for (int64_t i = cols; i < padded; i += kActivationBlock) {
-      stride_block(q + i, strided + strided_place(i));
-    }
     memset(d + cols / 32, 0, rest / 8);
     memset(sums + cols / 32, 0, rest / 8);
     memset(half_sums + cols / 16, 0, rest / 4);
+    for (int64_t i = cols; i < padded; i += kActivationBlock) reorder_block(i);
   }
 }
 

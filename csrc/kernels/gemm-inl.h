@@ -15,6 +15,7 @@
 #pragma once
 
 #include "kernels/gemv-inl.h"
+#include "kernels/panel_columns-inl.h"
 
 namespace hm {
 namespace {
@@ -22,6 +23,8 @@ namespace {
 template <class Group>
 struct PanelOf {
   using Rows = Simd::Panel;
+  using Block = typename Group::Block;
+  static constexpr int64_t kGroupBytes = Group::kBlocks * static_cast<int64_t>(sizeof(Block));
   static constexpr int kLanes = Group::Lanes::kLanes;
   static constexpr int kLaneWeights = kSuperWeights / kLanes;
   static constexpr int kStepBytes = kPanelRows * 4;
@@ -58,17 +61,20 @@ struct PanelOf {
  private:
   HM_INLINE void unpack_group(const MatmulArgs& args, int64_t first, int v, int64_t g) const {
     constexpr int rows = Rows::kLanes, numbers = kLanes * (Group::kOffset ? 2 : 1);
+    const ColumnsTo to{*this, v, g};
+    if constexpr (Columns<Group>::kKnown) {
+      if (first + rows <= args.num_rows && (g + 1) * kGroupBytes <= args.row_bytes) {
+        const uint8_t* start = args.weights + first * args.row_bytes + g * kGroupBytes;
+        return Columns<Group>::unpack(RowGroups<Rows>{start, args.row_bytes}, to);
+      }
+    }
     alignas(64) uint8_t row_codes[rows][kSuperWeights];
     alignas(64) float row_numbers[rows][2 * 16] = {};
     for (int r = 0; r < rows; ++r) unpack_row(args, first + r, g, row_codes[r], row_numbers[r]);
     typename Rows::Int words[rows];
     for (int word = 0; word < kSuperWeights / 4; word += rows) {
       Rows::transpose(row_codes[0] + 4 * word, sizeof row_codes[0], words);
-      for (int c = 0; c < rows; ++c) {
-        constexpr int steps = kLaneWeights / 4;
-        uint8_t* lane = lane_codes((word + c) / steps, g);
-        Rows::store_codes(lane + (word + c) % steps * kStepBytes + v * rows * 4, words[c]);
-      }
+      for (int c = 0; c < rows; ++c) to.codes(word + c, words[c]);
     }
     for (int word = 0; word < numbers; word += rows) {
       Rows::transpose((const uint8_t*)&row_numbers[0][word], sizeof row_numbers[0], words);
@@ -78,17 +84,34 @@ struct PanelOf {
     }
   }
 
+  // Where rows in lanes are stored: vector v of group g.
+  struct ColumnsTo {
+    const PanelOf& panel;
+    int v;
+    int64_t g;
+
+    HM_INLINE void codes(int word, typename Rows::Int w) const {
+      constexpr int steps = kLaneWeights / 4;
+      uint8_t* lane = panel.lane_codes(word / steps, g);
+      Rows::store_codes(lane + word % steps * kStepBytes + v * Rows::kLanes * 4, w);
+    }
+    HM_INLINE void d(int lane, typename Rows::Float numbers) const {
+      Rows::store(panel.lane_numbers(lane, g) + v * Rows::kLanes, numbers);
+    }
+    HM_INLINE void offset(int lane, typename Rows::Float numbers) const {
+      d(kLanes + lane, numbers);
+    }
+  };
+
   HM_INLINE void unpack_row(const MatmulArgs& args, int64_t r, int64_t g, uint8_t* row_codes,
                             float* row_numbers) const {
-    using Block = typename Group::Block;
-    constexpr int64_t group_bytes = Group::kBlocks * static_cast<int64_t>(sizeof(Block));
     Block rest[Group::kBlocks];
     const Block* blocks = rest;
     const uint8_t* start = args.weights + r * args.row_bytes;
-    const int64_t at = row_scale_bytes<Block>() + g * group_bytes;
+    const int64_t at = row_scale_bytes<Block>() + g * kGroupBytes;
     const bool is_row = r < args.num_rows;
     const int64_t left = is_row ? args.row_bytes - at : 0;
-    if (left >= group_bytes) {
+    if (left >= kGroupBytes) {
       blocks = (const Block*)(start + at);
     } else {  // blocks of zeros complete the group; nothing is read beyond the row
       memset(rest, 0, sizeof rest);
@@ -136,6 +159,22 @@ struct Fetcher {
   }
 };
 
+// A row of activations, lane by lane.
+struct LaneActivations {
+  const int8_t* q;
+  const float* d;
+  const int32_t* sums;
+  const int32_t* half_sums;
+};
+
+HM_INLINE LaneActivations lane_activations(const void* row, int64_t cols) {
+  const int64_t padded = padded_weights(cols);
+  const int8_t* q = (const int8_t*)(activation_row(row, cols).half_sums + padded / 16);
+  const float* d = (const float*)(q + padded);
+  const int32_t* sums = (const int32_t*)(d + padded / 32);
+  return {q, d, sums, sums + padded / 32};
+}
+
 // Rows of a panel times N tokens.
 template <class Group, int N>
 struct PanelTile {
@@ -144,8 +183,8 @@ struct PanelTile {
   using Float = typename Rows::Float;
   static constexpr int kVectors = Panel::kVectors, kLanes = Panel::kLanes;
 
-  // Of each token: its rounded row, its scales, and for each lane what its sum enters as: the start
-  // of an accumulator that takes the bias of the codes back, or the factor of the offset.
+  // Of each token, lane by lane: its codes, its scales, and what its sums enter as: the start of an
+  // accumulator that takes the bias of the codes back, or the factor of the offset.
   struct Token {
     const int8_t* q;
     const float* d;
@@ -154,14 +193,24 @@ struct PanelTile {
   };
 
   static HM_INLINE Token prepare(const void* row, int64_t cols, void* memory) {
-    const ActivationRow x = activation_row(row, cols);
+    const LaneActivations x = lane_activations(row, cols);
+    const int32_t* sums = kLanes == 8 ? x.sums : x.half_sums;
+    const int64_t groups = padded_weights(cols) / kSuperWeights;
     int32_t* start = static_cast<int32_t*>(memory);
     float* x_sums = static_cast<float*>(memory);
-    for (int64_t i = 0; i < padded_weights(cols) / Panel::kLaneWeights; ++i) {
-      const int32_t sum = lane_sums<Group>(x)[i];
-      if constexpr (kTotalBias<Group> != 0) start[i] = -kTotalBias<Group> * sum;
-      if constexpr (Group::kOffset) {
-        x_sums[i] = x.d[i * Panel::kLaneWeights / 32] * static_cast<float>(sum);
+    if constexpr (kTotalBias<Group> != 0) {
+      for (int64_t i = 0; i < kLanes * groups; ++i) start[i] = -kTotalBias<Group> * sums[i];
+    }
+    if constexpr (Group::kOffset && kLanes == 8) {
+      for (int64_t i = 0; i < kLanes * groups; ++i) {
+        x_sums[i] = x.d[i] * static_cast<float>(sums[i]);
+      }
+    } else if constexpr (Group::kOffset) {  // two lanes have one scale
+      for (int64_t i = 0; i < kLanes * groups; i += groups) {
+        const float* d = x.d + i / groups / 2 * groups;
+        for (int64_t g = 0; g < groups; ++g) {
+          x_sums[i + g] = d[g] * static_cast<float>(sums[i + g]);
+        }
       }
     }
     return {x.q, x.d, start, x_sums};
@@ -169,8 +218,10 @@ struct PanelTile {
 
   static HM_INLINE void add_lane(const Panel& panel, const Token (&x)[N], int lane, int64_t group,
                                  Float (&sums)[N][kVectors]) {
-    const int64_t at = group * kSuperWeights + lane * Panel::kLaneWeights;
-    const int64_t number = group * kLanes + lane;
+    constexpr int halves = kLanes / 8;  // of 32 codes that have one scale
+    const int64_t block = lane / halves * panel.groups + group;
+    const int64_t at = 32 * block + lane % halves * 16;
+    const int64_t number = lane * panel.groups + group;
     const uint8_t* codes = panel.lane_codes(lane, group);
     const float* numbers = panel.lane_numbers(lane, group);
     typename Rows::Int dots[N][kVectors];
@@ -202,7 +253,7 @@ struct PanelTile {
     for (int v = 0; v < kVectors; ++v) {
       const Float d = Rows::load(numbers + v * Rows::kLanes);
       for (int t = 0; t < N; ++t) {
-        const Float scale = Rows::mul(d, Rows::set(x[t].d[at / 32]));
+        const Float scale = Rows::mul(d, Rows::set(x[t].d[block]));
         sums[t][v] = Rows::fma(Rows::to_float(dots[t][v]), scale, sums[t][v]);
       }
       if constexpr (Group::kOffset) {
@@ -215,8 +266,33 @@ struct PanelTile {
     }
   }
 
+  // Fetches the codes of the next N tokens while these are multiplied: a part at each group of a
+  // lane, as evenly as it goes.
+  class TokenFetcher {
+   public:
+    HM_INLINE TokenFetcher(const MatmulArgs& args, int64_t first_token) {
+      for (int64_t i = 0; i < kSteps * kEach; ++i) {
+        const int64_t t = first_token + (i < N ? i : N - 1);
+        rows_[i] = lane_activations(args.x[t < args.num_tokens ? t : 0], args.cols).q;
+      }
+    }
+    HM_INLINE void fetch() {
+      for (int i = 0; i < kEach; ++i) {
+        Rows::fetch((const uint8_t*)rows_[step_ % kSteps * kEach + i] + step_ / kSteps * 64);
+      }
+      ++step_;
+    }
+
+   private:
+    static constexpr int kSteps = 64 / Panel::kLaneWeights;  // until a line is multiplied
+    static constexpr int kEach = (N + kSteps - 1) / kSteps;
+    const int8_t* rows_[kSteps * kEach];
+    uint64_t step_ = 0;
+  };
+
   static void run(const MatmulArgs& args, const Panel& panel, int64_t first_row,
                   int64_t first_token, Fetcher& next) {
+    TokenFetcher next_tokens(args, first_token + N);
     Token x[N];
     for (int t = 0; t < N; ++t) {
       x[t] = prepare(args.x[first_token + t], args.cols, panel.token_memory(t));
@@ -231,6 +307,7 @@ struct PanelTile {
       }
       for (int64_t g = 0; g < panel.groups; ++g) {
         next.fetch();
+        next_tokens.fetch();
         add_lane(panel, x, reverse_bits(i, kLanes), g, sums);
       }
       int level = 0;
@@ -254,15 +331,23 @@ struct PanelTile {
   }
 };
 
-// Tokens N at a time, then what is left of them.
 template <class Group, int N>
+void gemm_tile(const MatmulArgs& args, const PanelOf<Group>& panel, int64_t first_row,
+               int64_t first_token, int64_t count, Fetcher& next) {
+  if (count == N) return PanelTile<Group, N>::run(args, panel, first_row, first_token, next);
+  if constexpr (N > 1) gemm_tile<Group, N - 1>(args, panel, first_row, first_token, count, next);
+}
+
+// As few tiles as there can be, of nearly as many tokens each: one of few takes longer for each.
+template <class Group>
 void gemm_tiles(const MatmulArgs& args, const PanelOf<Group>& panel, int64_t first_row,
-                int64_t first_token, Fetcher& next) {
-  int64_t t = first_token;
-  for (; t + N <= args.num_tokens; t += N) {
-    PanelTile<Group, N>::run(args, panel, first_row, t, next);
+                Fetcher& next) {
+  constexpr int most = Simd::Panel::kTokens;
+  for (int64_t t = 0, count; t < args.num_tokens; t += count) {
+    const int64_t left = args.num_tokens - t, tiles = (left + most - 1) / most;
+    count = (left + tiles - 1) / tiles;
+    gemm_tile<Group, most>(args, panel, first_row, t, count, next);
   }
-  if constexpr (N > 1) gemm_tiles<Group, N - 1>(args, panel, first_row, t, next);
 }
 
 template <class Group>
@@ -279,7 +364,7 @@ void gemm_panels(const MatmulArgs& args) {
       next = {rows, rows + (left < kPanelRows ? left : kPanelRows) * args.row_bytes, 0};
     }
     next.lines = (next.end - next.at) / 64 / steps + 1;
-    gemm_tiles<Group, tokens>(args, panel, r, 0, next);
+    gemm_tiles<Group>(args, panel, r, next);
   }
 }
 

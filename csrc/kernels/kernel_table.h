@@ -14,6 +14,8 @@ namespace hm {
 //   float d[K' / 32]   scale of each 32: absmax / 127
 //   int32 sums[K' / 32]  sum of each 32 codes
 //   int32 half_sums[K' / 16]  sum of each 16 codes
+//   int8  q[K'], float d[K' / 32], int32 sums[K' / 32], half_sums[K' / 16]  the same again, lane by
+//                  lane: what is of the first 32 (or 16) of each 256, then of the second, ...
 //
 // Everything beyond K is zero. A block that holds a NaN or an infinity has d = NaN; a block whose
 // absmax is below 2^-120 (where 127 / absmax would overflow) is zero.
@@ -22,7 +24,7 @@ constexpr int kActivationBlock = 32;
 // Static: an ISA file must not export them.
 static constexpr int64_t padded_weights(int64_t k) { return (k + 255) / 256 * 256; }
 static constexpr int64_t activation_bytes(int64_t k) {
-  return 2 * padded_weights(k) + 4 * (padded_weights(k) / 32 * 2 + padded_weights(k) / 16);
+  return 3 * padded_weights(k) + 2 * 4 * (padded_weights(k) / 32 * 2 + padded_weights(k) / 16);
 }
 
 // Rows that a gemm unpacks into one panel, and its scratch memory: per weight a byte, per 16

@@ -370,10 +370,59 @@ struct SimdAvx2 : SimdYmm {
     static HM_INLINE Float add(Float a, Float b) { return _mm256_add_ps(a, b); }
     static HM_INLINE Float mul(Float a, Float b) { return _mm256_mul_ps(a, b); }
     static HM_INLINE Float fma(Float a, Float b, Float c) { return _mm256_fmadd_ps(a, b, c); }
-    // out[c] = word c of each of 8 rows, `stride` bytes apart.
-    static HM_INLINE void transpose(const uint8_t* rows, int64_t stride, __m256i (&out)[8]) {
+    // Words: their bits from `Shift` on, or below it to higher places, as far as the mask has them.
+    template <int Shift, int Mask>
+    static HM_INLINE Int bits_of(Int v) {
+      if constexpr (Shift > 0) v = _mm256_srli_epi32(v, Shift);
+      if constexpr (Shift < 0) v = _mm256_slli_epi32(v, -Shift);
+      return Mask == -1 ? v : _mm256_and_si256(v, _mm256_set1_epi32(Mask));
+    }
+    static HM_INLINE Int or_(Int a, Int b) { return _mm256_or_si256(a, b); }
+    static HM_INLINE Int xor_(Int a, Int b) { return _mm256_xor_si256(a, b); }
+    template <int I>
+    static HM_INLINE Int signed_byte(Int v) {
+      return _mm256_srai_epi32(_mm256_slli_epi32(v, 24 - 8 * I), 24);
+    }
+    static HM_INLINE Float from_half(const uint16_t* p) {
+      return _mm256_cvtph_ps(_mm_load_si128((const __m128i*)p));
+    }
+    // Binary16 numbers from bit `Shift` on.
+    template <int Shift>
+    static HM_INLINE Float from_half_words(Int v) {
+      const __m256i words = bits_of<Shift, 0xffff>(v);
+      return _mm256_cvtph_ps(
+          _mm_packus_epi32(_mm256_castsi256_si128(words), _mm256_extracti128_si256(words, 1)));
+    }
+    static HM_INLINE Int load_units(const uint8_t* a, const uint8_t*) {
+      return _mm256_loadu_si256((const __m256i*)a);
+    }
+    // 16 bytes each from at(0), at(1), ...
+    template <class At>
+    static HM_INLINE Int load_quarters(const At& at) {
+      const __m256i v = _mm256_castsi128_si256(_mm_loadu_si128((const __m128i*)at(0)));
+      return _mm256_inserti128_si256(v, _mm_loadu_si128((const __m128i*)at(1)), 1);
+    }
+    // out[c] = word c of the 16 bytes at at(0), at(1), ...
+    template <class At>
+    static HM_INLINE void transpose_four(const At& at, __m256i (&out)[4]) {
+      __m256i a[4];
+      for (int r = 0; r < 4; ++r) {
+        a[r] = load_quarters([&](int half) { return at(4 * half + r); });
+      }
+      const __m256i low01 = _mm256_unpacklo_epi32(a[0], a[1]);
+      const __m256i high01 = _mm256_unpackhi_epi32(a[0], a[1]);
+      const __m256i low23 = _mm256_unpacklo_epi32(a[2], a[3]);
+      const __m256i high23 = _mm256_unpackhi_epi32(a[2], a[3]);
+      out[0] = _mm256_unpacklo_epi64(low01, low23);
+      out[1] = _mm256_unpackhi_epi64(low01, low23);
+      out[2] = _mm256_unpacklo_epi64(high01, high23);
+      out[3] = _mm256_unpackhi_epi64(high01, high23);
+    }
+    // out[c] = word c of row(0), row(1), ...
+    template <class Row>
+    static HM_INLINE void transpose(const Row& row, __m256i (&out)[8]) {
       __m256i a[8], b[8];
-      for (int i = 0; i < 8; ++i) a[i] = _mm256_load_si256((const __m256i*)(rows + i * stride));
+      for (int i = 0; i < 8; ++i) a[i] = row(i);
       for (int i = 0; i < 8; i += 2) {
         b[i] = _mm256_unpacklo_epi32(a[i], a[i + 1]);
         b[i + 1] = _mm256_unpackhi_epi32(a[i], a[i + 1]);
@@ -388,6 +437,9 @@ struct SimdAvx2 : SimdYmm {
         out[c] = _mm256_permute2x128_si256(a[c], a[4 + c], 0x20);
         out[4 + c] = _mm256_permute2x128_si256(a[c], a[4 + c], 0x31);
       }
+    }
+    static HM_INLINE void transpose(const uint8_t* rows, int64_t stride, __m256i (&out)[8]) {
+      transpose([=](int i) { return load_codes(rows + i * stride); }, out);
     }
     static HM_INLINE void fetch(const uint8_t* p) { _mm_prefetch((const char*)p, _MM_HINT_T1); }
     static HM_INLINE void store_codes(uint8_t* p, Int v) { _mm256_store_si256((__m256i*)p, v); }

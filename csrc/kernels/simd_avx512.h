@@ -305,10 +305,57 @@ struct Simd : SimdYmm {
     static HM_INLINE Float add(Float a, Float b) { return _mm512_add_ps(a, b); }
     static HM_INLINE Float mul(Float a, Float b) { return _mm512_mul_ps(a, b); }
     static HM_INLINE Float fma(Float a, Float b, Float c) { return _mm512_fmadd_ps(a, b, c); }
-    // out[c] = word c of each of 16 rows, `stride` bytes apart.
-    static HM_INLINE void transpose(const uint8_t* rows, int64_t stride, __m512i (&out)[16]) {
+    // Words: their bits from `Shift` on, or below it to higher places, as far as the mask has them.
+    template <int Shift, int Mask>
+    static HM_INLINE Int bits_of(Int v) {
+      if constexpr (Shift > 0) v = _mm512_srli_epi32(v, Shift);
+      if constexpr (Shift < 0) v = _mm512_slli_epi32(v, -Shift);
+      return Mask == -1 ? v : _mm512_and_si512(v, _mm512_set1_epi32(Mask));
+    }
+    static HM_INLINE Int or_(Int a, Int b) { return _mm512_or_si512(a, b); }
+    static HM_INLINE Int xor_(Int a, Int b) { return _mm512_xor_si512(a, b); }
+    template <int I>
+    static HM_INLINE Int signed_byte(Int v) {
+      return _mm512_srai_epi32(_mm512_slli_epi32(v, 24 - 8 * I), 24);
+    }
+    static HM_INLINE Float from_half(const uint16_t* p) { return load_half(p); }
+    // Binary16 numbers from bit `Shift` on.
+    template <int Shift>
+    static HM_INLINE Float from_half_words(Int v) {
+      return _mm512_cvtph_ps(_mm512_cvtepi32_epi16(_mm512_srli_epi32(v, Shift)));
+    }
+    static HM_INLINE Int load_units(const uint8_t* a, const uint8_t* b) {
+      return join(_mm256_loadu_si256((const __m256i*)a), _mm256_loadu_si256((const __m256i*)b));
+    }
+    // 16 bytes each from at(0), at(1), ...
+    template <class At>
+    static HM_INLINE Int load_quarters(const At& at) {
+      const __m512i v = _mm512_castsi128_si512(_mm_loadu_si128((const __m128i*)at(0)));
+      const __m512i w = _mm512_inserti32x4(v, _mm_loadu_si128((const __m128i*)at(1)), 1);
+      const __m512i x = _mm512_inserti32x4(w, _mm_loadu_si128((const __m128i*)at(2)), 2);
+      return _mm512_inserti32x4(x, _mm_loadu_si128((const __m128i*)at(3)), 3);
+    }
+    // out[c] = word c of the 16 bytes at at(0), at(1), ...
+    template <class At>
+    static HM_INLINE void transpose_four(const At& at, __m512i (&out)[4]) {
+      __m512i a[4];
+      for (int r = 0; r < 4; ++r) {
+        a[r] = load_quarters([&](int quarter) { return at(4 * quarter + r); });
+      }
+      const __m512i low01 = _mm512_unpacklo_epi32(a[0], a[1]);
+      const __m512i high01 = _mm512_unpackhi_epi32(a[0], a[1]);
+      const __m512i low23 = _mm512_unpacklo_epi32(a[2], a[3]);
+      const __m512i high23 = _mm512_unpackhi_epi32(a[2], a[3]);
+      out[0] = _mm512_unpacklo_epi64(low01, low23);
+      out[1] = _mm512_unpackhi_epi64(low01, low23);
+      out[2] = _mm512_unpacklo_epi64(high01, high23);
+      out[3] = _mm512_unpackhi_epi64(high01, high23);
+    }
+    // out[c] = word c of row(0), row(1), ...
+    template <class Row>
+    static HM_INLINE void transpose(const Row& row, __m512i (&out)[16]) {
       __m512i a[16], b[16];
-      for (int i = 0; i < 16; ++i) a[i] = _mm512_load_si512(rows + i * stride);
+      for (int i = 0; i < 16; ++i) a[i] = row(i);
       for (int i = 0; i < 16; i += 2) {  // words of row pairs
         b[i] = _mm512_unpacklo_epi32(a[i], a[i + 1]);
         b[i + 1] = _mm512_unpackhi_epi32(a[i], a[i + 1]);
@@ -329,6 +376,9 @@ struct Simd : SimdYmm {
         out[4 + c] = _mm512_shuffle_i32x4(odd01, odd23, 0x88);
         out[12 + c] = _mm512_shuffle_i32x4(odd01, odd23, 0xdd);
       }
+    }
+    static HM_INLINE void transpose(const uint8_t* rows, int64_t stride, __m512i (&out)[16]) {
+      transpose([=](int i) { return load_codes(rows + i * stride); }, out);
     }
     static HM_INLINE void fetch(const uint8_t* p) { _mm_prefetch((const char*)p, _MM_HINT_T1); }
     static HM_INLINE void store_codes(uint8_t* p, Int v) { _mm512_store_si512(p, v); }
