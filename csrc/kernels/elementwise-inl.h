@@ -15,25 +15,22 @@ namespace {
 // One block of 32: q, its scale, its sum and the sums of its two halves.
 HM_INLINE void quantize_block(const float* x, int8_t* q, float* d, int32_t* sum,
                               int32_t* half_sums) {
-  constexpr int32_t infinity = 0x7f800000;
-  constexpr float smallest = 0x1p-120f;
-  constexpr float rounder = 0x1.8p23f;  // x + rounder has the integer nearest to x in its low bits
-  int32_t max_bits = 0;                 // as integers, |NaN| > infinity > finite magnitudes
+  int32_t max_bits = 0;  // as integers, |NaN| > infinity > finite magnitudes
   for (int i = 0; i < kActivationBlock; ++i) {
     const int32_t magnitude = static_cast<int32_t>(float_to_bits(x[i]) & 0x7fffffff);
     max_bits = magnitude > max_bits ? magnitude : max_bits;
   }
   const float max = bits_to_float(max_bits);
-  if (max_bits >= infinity || max < smallest) {
+  if (max_bits >= kInfinityBits || max < kLeastAbsmax) {
     memset(q, 0, kActivationBlock);
-    *d = max_bits >= infinity ? __builtin_nanf("") : 0.0f;
+    *d = max_bits >= kInfinityBits ? __builtin_nanf("") : 0.0f;
     *sum = half_sums[0] = half_sums[1] = 0;
     return;
   }
   *d = max / 127.0f;
   const float inverse = 127.0f / max;
   for (int i = 0; i < kActivationBlock; ++i) {
-    q[i] = static_cast<int8_t>(float_to_bits(x[i] * inverse + rounder));
+    q[i] = static_cast<int8_t>(float_to_bits(x[i] * inverse + kRounder));
   }
   for (int h = 0; h < 2; ++h) {
     half_sums[h] = 0;
@@ -49,6 +46,27 @@ HM_INLINE void stride_block(const int8_t* q, int8_t* strided) {
   for (int v = 0; v < 4; ++v) memcpy(strided + 64 * v, q + 8 * v, 8);
 }
 
+template <class Vectors>
+constexpr bool rounds_groups = requires { &Vectors::round_group; };
+
+// A group of 256: the same bits.
+template <class Vectors = Simd>
+HM_INLINE void quantize_group(const float* x, int8_t* q, int8_t* strided, float* d, int32_t* sums,
+                              int32_t* half_sums) {
+  typename Vectors::B64 codes[4];
+  typename Vectors::Dot dots[4];
+  Vectors::round_group(x, codes, d);
+  for (int v = 0; v < 4; ++v) {
+    dots[v] = Vectors::dot_unsigned(Vectors::set_bytes(1), codes[v]);
+    Vectors::store64(q + 64 * v, codes[v]);
+  }
+  Vectors::PerBlock::store_int(sums, Vectors::PerBlock::sums(dots[0], dots[1], dots[2], dots[3]));
+  Vectors::PerHalf::store_int(half_sums,
+                              Vectors::PerHalf::sums(dots[0], dots[1], dots[2], dots[3]));
+  Vectors::stride(codes);
+  for (int v = 0; v < 4; ++v) Vectors::store64(strided + 64 * v, codes[v]);
+}
+
 void quantize(const float* x, int64_t first, int64_t n, int64_t cols, void* row) {
   const int64_t padded = padded_weights(cols), rest = padded - cols, groups = padded / 256;
   int8_t* q = static_cast<int8_t*>(row);
@@ -60,8 +78,7 @@ void quantize(const float* x, int64_t first, int64_t n, int64_t cols, void* row)
   float* lane_d = (float*)(lane_q + padded);
   int32_t* lane_sums = (int32_t*)(lane_d + padded / 32);
   int32_t* lane_half_sums = lane_sums + padded / 32;
-  const auto reorder_block = [=](int64_t i) {
-    stride_block(q + i, strided + strided_place(i));
+  const auto copy_to_lane = [=](int64_t i) {
     const int64_t lane = i % 256 / 32, to = lane * groups + i / 256;
     memcpy(lane_q + 32 * to, q + i, 32);
     lane_d[to] = d[i / 32];
@@ -69,16 +86,28 @@ void quantize(const float* x, int64_t first, int64_t n, int64_t cols, void* row)
     lane_half_sums[lane * groups + to] = half_sums[i / 16];
     lane_half_sums[(lane + 1) * groups + to] = half_sums[i / 16 + 1];
   };
-  for (int64_t i = first; i < first + n; i += kActivationBlock) {
+  int64_t i = first;
+  if constexpr (rounds_groups<Simd>) {
+    for (; i % kSuperWeights == 0 && i + kSuperWeights <= first + n; i += kSuperWeights) {
+      quantize_group(x + (i - first), q + i, strided + i, d + i / 32, sums + i / 32,
+                     half_sums + i / 16);
+      for (int64_t b = 0; b < kSuperWeights; b += kActivationBlock) copy_to_lane(i + b);
+    }
+  }
+  for (; i < first + n; i += kActivationBlock) {
     quantize_block(x + (i - first), q + i, d + i / 32, sums + i / 32, half_sums + i / 16);
-    reorder_block(i);
+    stride_block(q + i, strided + strided_place(i));
+    copy_to_lane(i);
   }
   if (first + n == cols) {
     memset(q + cols, 0, rest);
     memset(d + cols / 32, 0, rest / 8);
     memset(sums + cols / 32, 0, rest / 8);
     memset(half_sums + cols / 16, 0, rest / 4);
-    for (int64_t i = cols; i < padded; i += kActivationBlock) reorder_block(i);
+    for (i = cols; i < padded; i += kActivationBlock) {
+      stride_block(q + i, strided + strided_place(i));
+      copy_to_lane(i);
+    }
   }
 }
 

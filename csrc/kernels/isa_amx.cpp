@@ -4,6 +4,8 @@
 
 #include "kernels/codebook_groups_avx512-inl.h"
 
+#include "kernels/rounding_avx512-inl.h"
+
 #include "kernels/few_tokens-inl.h"
 
 #include "kernels/table-inl.h"

@@ -14,6 +14,8 @@ using Simd = SimdAvx2;
 
 #include "kernels/codebook_gemv-inl.h"
 
+#include "kernels/rounding_avx2-inl.h"
+
 #include "kernels/few_tokens-inl.h"
 
 #include "kernels/table-inl.h"

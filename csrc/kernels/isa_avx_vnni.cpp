@@ -6,6 +6,8 @@
 
 #include "kernels/codebook_gemv-inl.h"
 
+#include "kernels/rounding_avx2-inl.h"
+
 #include "kernels/few_tokens-inl.h"
 
 #include "kernels/table-inl.h"

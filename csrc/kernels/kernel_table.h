@@ -20,6 +20,9 @@ namespace hm {
 // Everything beyond K is zero. A block that holds a NaN or an infinity has d = NaN; a block whose
 // absmax is below 2^-120 (where 127 / absmax would overflow) is zero.
 constexpr int kActivationBlock = 32;
+constexpr int32_t kInfinityBits = 0x7f800000;
+constexpr float kLeastAbsmax = 0x1p-120f;
+constexpr float kRounder = 0x1.8p23f;  // x + kRounder has the integer nearest to x in its low bits
 
 // Static: an ISA file must not export them.
 static constexpr int64_t padded_weights(int64_t k) { return (k + 255) / 256 * 256; }

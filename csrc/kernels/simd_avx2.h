@@ -51,6 +51,8 @@ struct SimdAvx2 : SimdYmm {
   static HM_INLINE B64 load64(const void* p) {
     return {_mm256_loadu_si256((const __m256i*)p), _mm256_loadu_si256((const __m256i*)p + 1)};
   }
+  // 256 floats, rounded to codes and the scales of their blocks: rounding_avx2-inl.h.
+  static void round_group(const float* x, B64 (&codes)[4], float* d);
   static HM_INLINE void store64(void* p, B64 v) {
     _mm256_storeu_si256((__m256i*)p, v.lo);
     _mm256_storeu_si256((__m256i*)p + 1, v.hi);
@@ -285,6 +287,10 @@ struct SimdAvx2 : SimdYmm {
     }
     static HM_INLINE Int load_int(const int32_t* p) {
       return {PerBlock::load_int(p), PerBlock::load_int(p + 8)};
+    }
+    static HM_INLINE void store_int(int32_t* p, Int v) {
+      PerBlock::store_int(p, v.lo);
+      PerBlock::store_int(p + 8, v.hi);
     }
     template <int Shift>
     static HM_INLINE Int sub_shifted(Int v, Int w) {

@@ -34,6 +34,8 @@ struct Simd : SimdYmm {
 
   // B64
   static HM_INLINE B64 load64(const void* p) { return _mm512_loadu_si512(p); }
+  // 256 floats, rounded to codes and the scales of their blocks: rounding_avx512-inl.h.
+  static void round_group(const float* x, B64 (&codes)[4], float* d);
   static HM_INLINE void store64(void* p, B64 v) { _mm512_storeu_si512(p, v); }
   static HM_INLINE B64 load32(const void* a, const void* b) {
     return join(_mm256_loadu_si256((const __m256i*)a), _mm256_loadu_si256((const __m256i*)b));
@@ -235,6 +237,7 @@ struct Simd : SimdYmm {
     }
     static HM_INLINE Float to_float(Int v) { return _mm512_cvtepi32_ps(v); }
     static HM_INLINE Int load_int(const int32_t* p) { return _mm512_loadu_si512(p); }
+    static HM_INLINE void store_int(int32_t* p, Int v) { _mm512_storeu_si512(p, v); }
     template <int Shift>
     static HM_INLINE Int sub_shifted(Int v, Int w) {
       return _mm512_sub_epi32(v, _mm512_slli_epi32(w, Shift));

@@ -80,6 +80,7 @@ struct SimdYmm {
     static HM_INLINE Int load_int(const int32_t* p) {
       return _mm256_loadu_si256((const __m256i*)p);
     }
+    static HM_INLINE void store_int(int32_t* p, Int v) { _mm256_storeu_si256((__m256i*)p, v); }
     // v - 2^Shift w
     template <int Shift>
     static HM_INLINE Int sub_shifted(Int v, Int w) {
@@ -101,6 +102,24 @@ struct SimdYmm {
     }
     static HM_INLINE float reduce(Float v) { return reduce8(v); }
   };
+};
+
+// From the greatest magnitudes of 8 blocks, as integers: scales, and what to multiply with. All
+// bits are set in `kept` where codes are not just zeros.
+struct BlockScales {
+  __m256 d, inverse;
+  __m256i kept;
+
+  HM_INLINE explicit BlockScales(__m256i most) {
+    const __m256 max = _mm256_castsi256_ps(most), full = _mm256_set1_ps(127.0f);
+    const __m256i is_bad = _mm256_cmpgt_epi32(most, _mm256_set1_epi32(kInfinityBits - 1));
+    const __m256i is_small =
+        _mm256_castps_si256(_mm256_cmp_ps(max, _mm256_set1_ps(kLeastAbsmax), _CMP_LT_OQ));
+    kept = _mm256_andnot_si256(_mm256_or_si256(is_bad, is_small), _mm256_set1_epi32(-1));
+    d = _mm256_and_ps(_mm256_div_ps(max, full), _mm256_castsi256_ps(kept));
+    d = _mm256_blendv_ps(d, _mm256_set1_ps(__builtin_nanf("")), _mm256_castsi256_ps(is_bad));
+    inverse = _mm256_div_ps(full, max);
+  }
 };
 
 }  // namespace

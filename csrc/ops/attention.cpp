@@ -92,9 +92,9 @@ class Attention {
            most_keys_ >= kLeastSharedKeys;
   }
 
-  // Numbers of the values that a task takes, so that there are about `tasks` of `count` each.
-  int64_t value_share(int64_t count, int64_t tasks) const {
-    const int64_t shares = std::clamp<int64_t>(ceil_div(tasks, count), 1, kMostShares);
+  // Numbers of the values that a task takes, so that `count` tasks become about `wanted`.
+  int64_t value_share(int64_t count, int64_t wanted) const {
+    const int64_t shares = std::clamp<int64_t>(ceil_div(wanted, count), 1, kMostShares);
     return ceil_div(ceil_div(a_.latent_dim, shares), kKvGroup) * kKvGroup;
   }
 
@@ -128,8 +128,9 @@ class Attention {
   void share_blocks(const std::vector<int64_t>& tile_of, float* scores, const Part& part) {
     const int64_t wanted = kLeastTasksPerThread * runtime_.pool.num_threads();
     const int64_t scores_size = kAttentionBlock * lanes_;
-    const int64_t shares = std::clamp<int64_t>(ceil_div(wanted, total_blocks_), 1, kMostShares);
-    const int64_t keys = kAttentionBlock / shares, numbers = value_share(total_blocks_, wanted);
+    const int64_t keys = std::clamp<int64_t>(round_up_16(total_keys_ / wanted),
+                                             kAttentionBlock / kMostShares, kAttentionBlock);
+    const int64_t numbers = value_share(total_keys_, kAttentionBlock * wanted);
     runtime_.pool.run(
         total_blocks_ * ceil_div(kAttentionBlock, keys), [&](int64_t task, int worker) {
           const int64_t at = task % total_blocks_, first = task / total_blocks_ * keys;
@@ -182,7 +183,7 @@ class Attention {
   // The tiles of at most `lanes_` queries, the longest first.
   void cut() {
     tiles_.clear();
-    total_blocks_ = most_queries_ = most_keys_ = 0;
+    total_blocks_ = total_keys_ = most_queries_ = most_keys_ = 0;
     has_matrix_tiles_ = false;
     int64_t token = 0;
     for (int64_t s = 0; s < batch_.num_spans; ++s) {
@@ -218,6 +219,7 @@ class Attention {
                         shift, batch_.tables + span.table, nullptr,
                         last_position / kAttentionBlock + 1, 0});
       most_keys_ = std::max(most_keys_, std::min(last_position + 1, kAttentionBlock));
+      total_keys_ += last_position + 1;
     }
   }
 
@@ -233,6 +235,7 @@ class Attention {
                         shift, batch_.tables + span.table, a_.selected + token * a_.top_k,
                         num_blocks, 0});
       most_keys_ = std::max(most_keys_, std::min(a_.top_k, kAttentionBlock));
+      total_keys_ += a_.top_k;
     }
   }
 
@@ -353,8 +356,8 @@ class Attention {
   const int64_t dim_;
   int64_t lanes_;
   std::vector<Place> tiles_;
-  int64_t total_blocks_ = 0;                  // of all tiles
-  int64_t most_queries_ = 0, most_keys_ = 0;  // of a sequence; of a block
+  int64_t total_blocks_ = 0, total_keys_ = 0;  // of all tiles
+  int64_t most_queries_ = 0, most_keys_ = 0;   // of a sequence; of a block
   bool has_matrix_tiles_ = false;
 };
 

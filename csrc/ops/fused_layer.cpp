@@ -69,6 +69,7 @@ void FusedAttention::forward(const StepStates& states, const KvPages& pages,
   const int64_t tokens = states.num_tokens, heads = w_.k_b.batch, value_dim = w_.v_b.rows;
   const int64_t query_dim = nope_dim_ + rope_dim_, row = latent_dim_ + rope_dim_;
   const int64_t low_rank = w_.q_a.has_value() ? w_.q_a->rows : 0;
+  check(pages.dim == row, "fused layer: pages of ", pages.dim, " numbers a token, expected ", row);
   thread_local Buffer memory;
   Pieces pieces(memory, tokens * (hidden_ + row + low_rank + heads * query_dim +
                                   heads * (2 * latent_dim_ + value_dim)));

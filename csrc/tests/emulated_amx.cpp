@@ -75,6 +75,8 @@ __m512bh to_words(__m512 high, __m512 low) {
 
 #include "kernels/codebook_groups_avx512-inl.h"
 
+#include "kernels/rounding_avx512-inl.h"
+
 #include "kernels/few_tokens-inl.h"
 
 #include "kernels/attention-inl.h"

@@ -65,6 +65,8 @@ static inline __m512 emulated_cvtepi32_ps(__m512i v) {
 
 #include "kernels/codebook_gemv-inl.h"
 
+#include "kernels/rounding_avx512-inl.h"
+
 #include "kernels/few_tokens-inl.h"
 #include "kernels/table-inl.h"
 

@@ -176,8 +176,11 @@ def test_sequences_of_one_call_have_the_bits_of_calls_of_their_own(
             assert torch.equal(together[:, end - tokens : end], attention(x, type))
 
 
-def test_threads_and_instruction_sets_do_not_change_the_bits(restore_threads: None) -> None:
-    x = inputs(16, 3, 32, 8, 5 * BLOCK)
+@pytest.mark.parametrize("positions", [65, BLOCK + 70, 5 * BLOCK])  # few blocks are shared out
+def test_threads_and_instruction_sets_do_not_change_the_bits(
+    restore_threads: None, positions: int
+) -> None:
+    x = inputs(16, 3, 200, 8, positions)
     for type in TYPES:
         results = []
         for threads in (1, 2, 16):

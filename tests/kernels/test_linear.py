@@ -158,10 +158,28 @@ def test_a_poisoned_token_spoils_only_itself(
 
 
 def test_extreme_activations_do_not_overflow(each_isa: str) -> None:
-    w = random_matrix(Q8_0, 1, 6, 64)
+    w = random_matrix(Q8_0, 1, 6, 320)  # rounded as a group of 256, and as two blocks
     for scale in (1e-45, 1e-37, 2.0**-120, 1e30):
-        x = activations(2, 64) * scale
+        x = activations(2, 320) * scale
         check_linear(x, w, ops.linear(x, w))
+        x[:, 32:64] = x[:, 288:] = 0.5  # each block has a scale of its own
+        check_linear(x, w, ops.linear(x, w))
+
+
+@pytest.mark.parametrize("kind", [Q8_0, GGMLQuantizationType.Q4_1, GGMLQuantizationType.NVFP4])
+@pytest.mark.parametrize("cols", [64, 320])
+def test_a_damaged_row_spoils_only_itself(
+    each_isa: str, kind: GGMLQuantizationType, cols: int
+) -> None:
+    w, x = random_matrix(kind, 1, 12, cols), activations(1, cols)
+    clean = ops.linear(x, w)
+    data = w.data.copy()
+    for row in (4, 7):
+        data[row * w.row_bytes : (row + 1) * w.row_bytes] = 0x7F  # scales are NaN
+    got = ops.linear(x, QuantMatrix(data, w.type, 1, w.rows, w.cols))
+    others = [row for row in range(12) if row not in (4, 7)]
+    assert torch.equal(got[:, others], clean[:, others])
+    assert not torch.equal(got[:, [4, 7]], clean[:, [4, 7]])
 
 
 @pytest.mark.parametrize(
