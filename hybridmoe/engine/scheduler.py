@@ -34,11 +34,10 @@ class ScheduledChunk:
     num_expanded: int = 0  # of these, the first, with expanded keys and values
     draft_ids: list[int] = field(default_factory=list)  # added when the step is run
     num_accepted: int = 0  # of these
+    is_sampled: bool = field(init=False)  # it reaches the last known token: the next is sampled
 
-    @property
-    def is_sampled(self) -> bool:
-        """True if the chunk reaches the last known token, so that the next one is sampled."""
-        return self.num_tokens == self.sequence.num_pending
+    def __post_init__(self) -> None:
+        self.is_sampled = self.num_tokens == self.sequence.num_pending
 
     @property
     def is_decode(self) -> bool:

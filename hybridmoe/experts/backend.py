@@ -58,7 +58,10 @@ class ExpertBackend(ABC):
         return
 
     def weights_in_memory(self, layer: int) -> ExpertWeights | None:
-        """Weights of a layer's experts, if all are in memory and may be used without `submit`."""
+        """Weights of a layer's experts, if all are in memory and may be used without `submit`.
+
+        Then a step may also do without `begin_step` and `end_step`.
+        """
         return None
 
     @abstractmethod

@@ -55,7 +55,7 @@ class FusedStep:
         self._addresses = (
             self._states.data_ptr(), self._logits.data_ptr(), self._best.buffer_info()[0]
         )  # fmt: skip
-        self._results: dict[int, tuple[Tensor, NDArray[np.float32]]] = {}  # by number of tokens
+        self._results: dict[int, StepResults] = {}  # by number of tokens
         self._pages: Sequence[KvPages] = ()
         self._pages_handle = _C.LayerPages([])
         self._rotations, self._rotations_at, self._num_rotations = self._states[:0], 0, 0
@@ -97,6 +97,6 @@ class FusedStep:
         )
         results = self._results.get(tokens)
         if results is None:
-            results = self._states[:tokens], self._logits[:tokens].numpy()
-            self._results[tokens] = results
-        return StepResults(*results, self._best[:tokens])
+            logits, best = self._logits[:tokens].numpy(), memoryview(self._best)[:tokens]
+            results = self._results[tokens] = StepResults(self._states[:tokens], logits, best)
+        return results

@@ -87,13 +87,15 @@ class BlockTables:
         rows, entries = array("q"), array("i")  # a torch tensor takes 0.1 ms in a cold cache
         self._parts: list[Part] | None = None
         self._pieces = list(spans)
-        for span in spans:
-            rows.extend((span.num_tokens, span.start, len(entries)))
-            entries.extend(span.pages[: -(-(span.start + span.num_tokens) // PAGE_TOKENS)])
+        self.num_tokens = self.num_expanded = self.most_positions = 0
+        for num_tokens, start, pages, num_expanded in spans:
+            end = start + num_tokens
+            rows.extend((num_tokens, start, len(entries)))
+            entries.extend(pages[: -(-end // PAGE_TOKENS)])
+            self.num_tokens += num_tokens
+            self.num_expanded += num_expanded
+            self.most_positions = max(self.most_positions, end)
         self._spans, self._entries = rows, entries
-        self.num_tokens = sum(span.num_tokens for span in spans)
-        self.num_expanded = sum(span.num_expanded for span in spans)
-        self.most_positions = max((span.start + span.num_tokens for span in spans), default=0)
 
     def parts(self) -> list[Part]:
         """Part the tokens into those with expanded keys and values, and others."""

@@ -199,7 +199,6 @@ class Decoder:
         if tables.num_expanded:
             return None
         self._outputs = None
-        self._experts.begin_step(len(token_ids))
         rotations = self._rope.rows(tables.most_positions)
         results = step.forward(token_ids, tables, cast(Sequence[KvPages], pages), rotations)
         if self._mtp is not None:
@@ -207,7 +206,6 @@ class Decoder:
                 ids, cos_sin = torch.tensor(token_ids), self._rope.cos_sin(_runs(spans))
                 states = results.states
                 self._append_mtp(self._mtp, ids, states, before, spans, pages[-1], cos_sin)
-        self._experts.end_step()
         return results
 
     @torch.inference_mode()
