@@ -7,21 +7,15 @@
 #include "base/check.h"
 #include "base/runtime.h"
 #include "kernels/select.h"
+#include "ops/attention_tiles-inl.h"
 #include "ops/tiles.h"
 
 namespace hm {
 namespace {
 
 constexpr int64_t kTasksPerThread = 4, kLeastTasksPerThread = 2;
-constexpr int64_t kMostShares = 8, kLeastSharedKeys = 64;  // of a block
+constexpr int64_t kMostShares = 8, kLeastSharedKeys = 64;  // of a block's values; of a block
 constexpr int64_t kMostPartBytes = int64_t{256} << 20;
-constexpr int64_t kTileDims = 32, kLeastTileDim = 128;  // what attention by matrix tiles takes
-
-// The first tokens of a sequence, which see all positions.
-int64_t num_dense_tokens(const LatentAttentionArgs& args, const SequenceSpan& span) {
-  if (args.selected == nullptr) return span.num_tokens;
-  return std::clamp<int64_t>(args.top_k - span.start, 0, span.num_tokens);
-}
 
 // Queries are numbered token by token, and worked off in tiles of at most `lanes`, none of which
 // reaches from one sequence into the next, or into a token that attends to a selection. Where tiles
@@ -29,23 +23,14 @@ int64_t num_dense_tokens(const LatentAttentionArgs& args, const SequenceSpan& sp
 // task is one tile and one block, or a share of its keys and then of its values' numbers, and a
 // last stage puts the blocks together, shared out by numbers, too. Either way blocks are added in
 // order. Prompts go by matrix tiles where there are any.
-class Attention {
+class Attention : AttentionTiles {
  public:
   Attention(const LatentAttentionArgs& args, const KvPages& pages, const SequenceBatch& batch,
             Runtime& runtime)
-      : a_(args),
+      : AttentionTiles(args, pages, batch, kTasksPerThread * runtime.pool.num_threads()),
         pages_(pages),
-        batch_(batch),
         runtime_(runtime),
-        dim_(args.latent_dim + args.rope_dim),
-        lanes_(kMaxAttentionLanes) {
-    const int64_t wanted = kTasksPerThread * runtime.pool.num_threads();
-    cut();
-    while (lanes_ > 16 && (most_queries_ <= lanes_ / 2 || total_blocks_ < wanted)) {
-      lanes_ /= 2;
-      cut();
-    }
-  }
+        dim_(args.latent_dim + args.rope_dim) {}
 
   void run() {
     const int64_t wanted = kTasksPerThread * runtime_.pool.num_threads();
@@ -61,16 +46,6 @@ class Attention {
   }
 
  private:
-  struct Place {
-    const AttentionKernels* kernels;
-    int64_t first, count;  // queries
-    int64_t lanes;
-    int64_t shift;  // position of a token = its number in the batch + shift
-    const int32_t* table;
-    const int32_t* selected;  // (top_k) positions, or null: all that a token sees
-    int64_t num_blocks;
-    int64_t first_part;  // where all tiles' blocks are counted
-  };
   // What a kernel sees of a block of positions.
   struct Block {
     AttentionBlock args;
@@ -106,14 +81,14 @@ class Attention {
     const auto part = [&](const Place& place, int64_t block) {
       return sums(memory + (place.first_part + block) * sums_size, place.lanes);
     };
-    std::vector<int64_t> tile_of;
-    tile_of.reserve(total_blocks_);
-    for (int64_t t = 0; t < std::ssize(tiles_); ++t) {
-      tile_of.insert(tile_of.end(), tiles_[t].num_blocks, t);
-    }
     if (is_shared) {
-      share_blocks(tile_of, memory + total_blocks_ * sums_size, part);
+      share_blocks(memory + total_blocks_ * sums_size, part);
     } else {
+      std::vector<int64_t> tile_of;
+      tile_of.reserve(total_blocks_);
+      for (int64_t t = 0; t < std::ssize(tiles_); ++t) {
+        tile_of.insert(tile_of.end(), tiles_[t].num_blocks, t);
+      }
       runtime_.pool.run(total_blocks_, [&](int64_t task, int worker) {
         const Place& place = tiles_[tile_of[task]];
         const int64_t block = task - place.first_part;
@@ -123,40 +98,57 @@ class Attention {
     put_together(part);
   }
 
-  // Scores by keys, then weighted values by their numbers.
+  // Some keys of a block, or some numbers of its values.
+  struct Share {
+    const Place& place;
+    int64_t block, first, count;
+  };
+
+  // Scores by keys, then weighted values by their numbers. Where threads are enough, each has one
+  // task of either: packing queries and weighing scores are part of each.
   template <class Part>
-  void share_blocks(const std::vector<int64_t>& tile_of, float* scores, const Part& part) {
-    const int64_t wanted = kLeastTasksPerThread * runtime_.pool.num_threads();
-    const int64_t scores_size = kAttentionBlock * lanes_;
-    const int64_t keys = std::clamp<int64_t>(round_up_16(total_keys_ / wanted),
-                                             kAttentionBlock / kMostShares, kAttentionBlock);
-    const int64_t numbers = value_share(total_keys_, kAttentionBlock * wanted);
-    runtime_.pool.run(
-        total_blocks_ * ceil_div(kAttentionBlock, keys), [&](int64_t task, int worker) {
-          const int64_t at = task % total_blocks_, first = task / total_blocks_ * keys;
-          const Place& place = tiles_[tile_of[at]];
-          Block block;
-          const Tile tile = scratch(place, worker);
-          look_at(tile, at - place.first_part, block);
-          const int64_t count = std::min(keys, block.args.num_keys - first);
-          if (count <= 0) return;
-          pack_queries(tile);
-          block.args.scores = scores + at * scores_size;
-          active_table().score_keys(block.args, first, count);
-        });
-    runtime_.pool.run(total_blocks_ * ceil_div(a_.latent_dim, numbers), [&](int64_t task,
-                                                                            int worker) {
-      const int64_t at = task % total_blocks_, first = task / total_blocks_ * numbers;
-      const Place& place = tiles_[tile_of[at]];
+  void share_blocks(float* scores, const Part& part) {
+    const int threads = runtime_.pool.num_threads();
+    const int64_t keys = std::clamp<int64_t>(round_up_16(total_keys_ / threads),
+                                             kLeastSharedKeys / 2, 2 * kLeastSharedKeys);
+    const int64_t numbers = value_share(total_keys_, kAttentionBlock * threads);
+    std::vector<Share> by_keys, by_numbers;
+    by_keys.reserve(total_keys_ / keys + 2 * total_blocks_);
+    by_numbers.reserve(total_blocks_ * kMostShares);
+    for (const Place& place : tiles_) {
+      for (int64_t b = 0; b < place.num_blocks; ++b) {
+        const int64_t n = std::min(kAttentionBlock, place.num_keys - b * kAttentionBlock);
+        const int64_t width = n < keys ? a_.latent_dim : numbers;
+        for (int64_t k = 0; k < n; k += keys)
+          by_keys.push_back({place, b, k, std::min(keys, n - k)});
+        for (int64_t r = 0; r < a_.latent_dim; r += width) {
+          by_numbers.push_back({place, b, r, std::min(width, a_.latent_dim - r)});
+        }
+      }
+    }
+    const auto scores_of = [&](const Share& share) {
+      return scores + (share.place.first_part + share.block) * kAttentionBlock * lanes_;
+    };
+    runtime_.pool.run(std::ssize(by_keys), [&](int64_t task, int worker) {
+      const Share& share = by_keys[task];
+      const Tile tile = scratch(share.place, worker);
       Block block;
-      const Tile tile = scratch(place, worker);
-      look_at(tile, at - place.first_part, block);
-      std::copy_n(scores + at * scores_size, block.args.num_keys * place.lanes, tile.scores);
-      const AttentionSums whole = part(place, at - place.first_part);
-      const AttentionSums own = {first == 0 ? whole.max : tile.block.max,
-                                 first == 0 ? whole.sum : tile.block.sum,
-                                 whole.values + first * place.lanes};
-      active_table().weigh_values(block.args, first, std::min(numbers, a_.latent_dim - first), own);
+      look_at(tile, share.block, block);
+      pack_queries(tile);
+      block.args.scores = scores_of(share);
+      active_table().score_keys(block.args, share.first, share.count);
+    });
+    runtime_.pool.run(std::ssize(by_numbers), [&](int64_t task, int worker) {
+      const Share& share = by_numbers[task];
+      const Tile tile = scratch(share.place, worker);
+      Block block;
+      look_at(tile, share.block, block);
+      std::copy_n(scores_of(share), block.args.num_keys * share.place.lanes, tile.scores);
+      const AttentionSums whole = part(share.place, share.block);
+      const AttentionSums own = {share.first == 0 ? whole.max : tile.block.max,
+                                 share.first == 0 ? whole.sum : tile.block.sum,
+                                 whole.values + share.first * share.place.lanes};
+      active_table().weigh_values(block.args, share.first, share.count, own);
     });
   }
 
@@ -178,65 +170,6 @@ class Attention {
       }
       finish(tile, first, count);
     });
-  }
-
-  // The tiles of at most `lanes_` queries, the longest first.
-  void cut() {
-    tiles_.clear();
-    total_blocks_ = total_keys_ = most_queries_ = most_keys_ = 0;
-    has_matrix_tiles_ = false;
-    int64_t token = 0;
-    for (int64_t s = 0; s < batch_.num_spans; ++s) {
-      const SequenceSpan& span = batch_.spans[s];
-      const int64_t num_dense = num_dense_tokens(a_, span), end = token + span.num_tokens;
-      cut_dense(span, token, num_dense);
-      for (int64_t t = token + num_dense; t < end; ++t) cut_selected(span, t, span.start - token);
-      token = end;
-    }
-    std::stable_sort(tiles_.begin(), tiles_.end(),
-                     [](const Place& x, const Place& y) { return x.num_blocks > y.num_blocks; });
-    for (Place& place : tiles_) {
-      place.first_part = total_blocks_;
-      total_blocks_ += place.num_blocks;
-    }
-  }
-
-  // The first tokens of a sequence, which see all positions up to their own.
-  void cut_dense(const SequenceSpan& span, int64_t token, int64_t num_tokens) {
-    const KernelTable& table = active_table();
-    const bool is_short = pages_.type == kKvF16 || pages_.type == kKvBF16;
-    const bool can_tile = table.tile_attention.attend != nullptr && is_short &&
-                          a_.latent_dim >= kLeastTileDim && a_.latent_dim % kTileDims == 0 &&
-                          a_.rope_dim % kTileDims == 0;
-    const bool is_tiled = can_tile && num_tokens >= kLeastTileTokens;
-    const int64_t end = (token + num_tokens) * a_.num_heads, shift = span.start - token;
-    most_queries_ = std::max(most_queries_, num_tokens * a_.num_heads);
-    has_matrix_tiles_ = has_matrix_tiles_ || is_tiled;
-    for (int64_t first = token * a_.num_heads; first < end; first += lanes_) {
-      const int64_t count = std::min(lanes_, end - first);
-      const int64_t last_position = (first + count - 1) / a_.num_heads + shift;
-      tiles_.push_back({is_tiled ? &table.tile_attention : &table.attention, first, count, lanes_,
-                        shift, batch_.tables + span.table, nullptr,
-                        last_position / kAttentionBlock + 1, 0});
-      most_keys_ = std::max(most_keys_, std::min(last_position + 1, kAttentionBlock));
-      total_keys_ += last_position + 1;
-    }
-  }
-
-  // One token, which sees the positions selected for it.
-  void cut_selected(const SequenceSpan& span, int64_t token, int64_t shift) {
-    const int64_t end = (token + 1) * a_.num_heads;
-    const int64_t num_blocks = (a_.top_k + kAttentionBlock - 1) / kAttentionBlock;
-    most_queries_ = std::max(most_queries_, a_.num_heads);
-    int64_t lanes = lanes_;
-    while (lanes > 16 && a_.num_heads <= lanes / 2) lanes /= 2;
-    for (int64_t first = token * a_.num_heads; first < end; first += lanes) {
-      tiles_.push_back({&active_table().attention, first, std::min(lanes, end - first), lanes,
-                        shift, batch_.tables + span.table, a_.selected + token * a_.top_k,
-                        num_blocks, 0});
-      most_keys_ = std::max(most_keys_, std::min(a_.top_k, kAttentionBlock));
-      total_keys_ += a_.top_k;
-    }
   }
 
   int64_t sums_floats(int64_t lanes) const { return (a_.latent_dim + 2) * lanes; }
@@ -349,16 +282,9 @@ class Attention {
     return {(tile.place.first + i) / a_.num_heads, (tile.place.first + i) % a_.num_heads};
   }
 
-  const LatentAttentionArgs& a_;
   const KvPages& pages_;
-  const SequenceBatch& batch_;
   Runtime& runtime_;
   const int64_t dim_;
-  int64_t lanes_;
-  std::vector<Place> tiles_;
-  int64_t total_blocks_ = 0, total_keys_ = 0;  // of all tiles
-  int64_t most_queries_ = 0, most_keys_ = 0;   // of a sequence; of a block
-  bool has_matrix_tiles_ = false;
 };
 
 void check_selected(const LatentAttentionArgs& args, const SequenceBatch& batch) {

@@ -159,25 +159,27 @@ class Forward {
  private:
   // Rows of a task. Large where memory is the bound, since a task begins with data that nothing has
   // prefetched; small for many tokens, whose results a task holds.
-  static int64_t rows_per_task(std::span<const Batch> batches, const Runtime& runtime, int64_t rows,
-                               int64_t least, int64_t most) {
-    constexpr int64_t few_tokens = 8;
+  static int64_t rows_per_task(std::span<const Batch> batches, const Runtime& runtime,
+                               const Matrix& w, int64_t least, int64_t most) {
+    constexpr int64_t few_tokens = 8, step = 32, long_task_bytes = 128 * 1024;
     for (const Batch& batch : batches) {
       if (batch.count > few_tokens) return least;
     }
-    const int64_t count = static_cast<int64_t>(batches.size());
-    const int64_t share = count * rows / (kTasksPerThread * runtime.pool.num_threads());
-    return std::clamp(share / least * least, least, most);
+    const int64_t share =
+        std::ssize(batches) * w.rows / (kTasksPerThread * runtime.pool.num_threads());
+    const int64_t wanted = std::max(share / step * step, step);
+    return std::min(most,
+                    wanted * w.row_bytes < long_task_bytes ? std::max(least, wanted) : wanted);
   }
 
   RowTasks inter_tasks(std::span<const Batch> batches, const Runtime& runtime) {
-    inter_rows_ = rows_per_task(batches, runtime, inter_, 32, 256);  // whole blocks of activations
+    inter_rows_ = rows_per_task(batches, runtime, a_.gate, 32, 256);  // whole blocks of activations
     return {runtime.pool.thread_ends(), std::ssize(batches), inter_, inter_rows_};
   }
 
   RowTasks hidden_tasks(std::span<const Batch> batches, const Runtime& runtime) const {
     return {runtime.pool.thread_ends(), std::ssize(batches), hidden_,
-            rows_per_task(batches, runtime, hidden_, 64, 1024)};
+            rows_per_task(batches, runtime, a_.down, 64, 1024)};
   }
 
   // f(token, first column, number of columns)
