@@ -61,7 +61,7 @@ struct PanelOf {
  private:
   HM_INLINE void unpack_group(const MatmulArgs& args, int64_t first, int v, int64_t g) const {
     constexpr int rows = Rows::kLanes, numbers = kLanes * (Group::kOffset ? 2 : 1);
-    const ColumnsTo to{*this, v, g};
+    const ColumnsTo to(*this, v, g);
     if constexpr (Columns<Group>::kKnown) {
       if (first + rows <= args.num_rows && (g + 1) * kGroupBytes <= args.row_bytes) {
         const uint8_t* start = args.weights + first * args.row_bytes + g * kGroupBytes;
@@ -85,22 +85,29 @@ struct PanelOf {
   }
 
   // Where rows in lanes are stored: vector v of group g.
-  struct ColumnsTo {
-    const PanelOf& panel;
-    int v;
-    int64_t g;
+  class ColumnsTo {
+   public:
+    ColumnsTo(const PanelOf& panel, int v, int64_t g)
+        : codes_(panel.lane_codes(0, g) + v * Rows::kLanes * 4),
+          numbers_(panel.lane_numbers(0, g) + v * Rows::kLanes),
+          groups_(panel.groups) {}
 
     HM_INLINE void codes(int word, typename Rows::Int w) const {
       constexpr int steps = kLaneWeights / 4;
-      uint8_t* lane = panel.lane_codes(word / steps, g);
-      Rows::store_codes(lane + word % steps * kStepBytes + v * Rows::kLanes * 4, w);
+      const int64_t lane = word / steps * groups_ * (kLaneWeights * kPanelRows);
+      Rows::store_codes(codes_ + lane + word % steps * kStepBytes, w);
     }
     HM_INLINE void d(int lane, typename Rows::Float numbers) const {
-      Rows::store(panel.lane_numbers(lane, g) + v * Rows::kLanes, numbers);
+      Rows::store(numbers_ + lane * groups_ * kPanelRows, numbers);
     }
     HM_INLINE void offset(int lane, typename Rows::Float numbers) const {
       d(kLanes + lane, numbers);
     }
+
+   private:
+    uint8_t* const codes_;
+    float* const numbers_;
+    const int64_t groups_;
   };
 
   HM_INLINE void unpack_row(const MatmulArgs& args, int64_t r, int64_t g, uint8_t* row_codes,

@@ -5,7 +5,6 @@
 #pragma once
 
 #include <stddef.h>
-#include <string.h>
 
 #include "kernels/groups-inl.h"
 
@@ -26,6 +25,7 @@ struct RowGroups {
   // Calls use(unit, words) for each unit of 32 bytes; place(unit) is where it begins.
   template <int Units, class Place, class Use>
   HM_INLINE void units(const Place& place, const Use& use) const {
+#pragma GCC unroll 8  // so that places are constants
     for (int u = 0; u < Units; u += kHeldUnits) {
       typename Rows::Int words[Rows::kLanes];
       Rows::transpose(
@@ -41,9 +41,7 @@ struct RowGroups {
 
   // A binary16 number of each row.
   HM_INLINE typename Rows::Float half_numbers(int64_t place) const {
-    alignas(32) uint16_t bits[Rows::kLanes];
-    for (int r = 0; r < Rows::kLanes; ++r) memcpy(bits + r, row(r) + place, sizeof *bits);
-    return Rows::from_half(bits);
+    return Rows::from_half([&](int r) { return *(const int16_t*)(row(r) + place); });
   }
 };
 
@@ -177,6 +175,7 @@ struct Columns<GroupQ4_0> {
     using Int = typename R::Int;
     for (int b = 0; b < 8; ++b) to.d(b, rows.half_numbers(b * sizeof(BlockQ4_0)));
     constexpr int held = R::kLanes / 4;  // blocks
+#pragma GCC unroll 4
     for (int b = 0; b < 8; b += held) {
       Int words[R::kLanes];
       R::transpose(
@@ -185,6 +184,7 @@ struct Columns<GroupQ4_0> {
             return R::load_quarters([=](int i) { return blocks[i].qs; });
           },
           words);
+#pragma GCC unroll 16
       for (int i = 0; i < R::kLanes; ++i) {
         to.codes(8 * (b + i / 4) + i % 4, nibbles<R, 0>(words[i]));
         to.codes(8 * (b + i / 4) + 4 + i % 4, nibbles<R, 4>(words[i]));

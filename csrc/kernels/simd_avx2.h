@@ -389,8 +389,10 @@ struct SimdAvx2 : SimdYmm {
     static HM_INLINE Int signed_byte(Int v) {
       return _mm256_srai_epi32(_mm256_slli_epi32(v, 24 - 8 * I), 24);
     }
-    static HM_INLINE Float from_half(const uint16_t* p) {
-      return _mm256_cvtph_ps(_mm_load_si128((const __m128i*)p));
+    // Binary16 numbers at(0), at(1), ...
+    template <class At>
+    static HM_INLINE Float from_half(const At& at) {
+      return _mm256_cvtph_ps(_mm_set_epi16(at(7), at(6), at(5), at(4), at(3), at(2), at(1), at(0)));
     }
     // Binary16 numbers from bit `Shift` on.
     template <int Shift>

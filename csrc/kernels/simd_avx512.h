@@ -321,7 +321,13 @@ struct Simd : SimdYmm {
     static HM_INLINE Int signed_byte(Int v) {
       return _mm512_srai_epi32(_mm512_slli_epi32(v, 24 - 8 * I), 24);
     }
-    static HM_INLINE Float from_half(const uint16_t* p) { return load_half(p); }
+    // Binary16 numbers at(0), at(1), ...
+    template <class At>
+    static HM_INLINE Float from_half(const At& at) {
+      return _mm512_cvtph_ps(_mm256_set_epi16(at(15), at(14), at(13), at(12), at(11), at(10), at(9),
+                                              at(8), at(7), at(6), at(5), at(4), at(3), at(2),
+                                              at(1), at(0)));
+    }
     // Binary16 numbers from bit `Shift` on.
     template <int Shift>
     static HM_INLINE Float from_half_words(Int v) {

@@ -82,6 +82,7 @@ class Forward {
   // same tokens, or is null.
   void prepare(Runtime& runtime, const Forward* other = nullptr) {
     if (num_slots_ == 0) return;
+    tasks_ahead_ = std::max(1, runtime.pool.num_threads() / runtime.pool.num_nodes());
     const bool quantized = gate_.quantized || up_.quantized;
     const void** tokens = buffers_.token_rows.get<const void*>(a_.num_tokens);
     if (quantized && other != nullptr && other->rounded_tokens_ != nullptr) {
@@ -194,6 +195,15 @@ class Forward {
     });
   }
 
+  // The rows that a thread will probably read after a task: a node's threads take turns.
+  void set_next(MatmulArgs& args, const ExpertMatrix& w, int64_t expert,
+                const RowTasks::Task& task) const {
+    const int64_t first = task.first_row + tasks_ahead_ * task.num_rows();
+    const int64_t rows = std::clamp<int64_t>(task.node_end - first, 0, task.num_rows());
+    args.next = rows > 0 ? w.row(expert, first) : nullptr;
+    args.next_bytes = rows * w.row_bytes;
+  }
+
   // silu(gate x) * up x for some rows of one expert, rounded for the next stage.
   void gate_up(const Batch& batch, const RowTasks::Task& task, Buffer& memory) const {
     const int64_t first = task.first_row, rows = task.num_rows();
@@ -224,9 +234,7 @@ class Forward {
       args.row_bytes = a_.up.row_bytes;
       args.x = (up_.quantized ? rounded_x_ : float_x_) + slot;
       args.out = up_out;
-      const int64_t rows_after = std::min(inter_rows_, task.node_end - task.end_row);
-      args.next = rows_after > 0 ? a_.gate.row(batch.expert, task.end_row) : nullptr;
-      args.next_bytes = rows_after * a_.gate.row_bytes;
+      set_next(args, a_.gate, batch.expert, task);
       up_.matmul(args);
       scale_products(a_.up.scale(batch.expert), up_out, args.num_tokens * inter_rows_);
       for (int64_t t = 0; t < args.num_tokens; ++t) {
@@ -244,7 +252,7 @@ class Forward {
   }
 
   void project_down(const Batch& batch, const RowTasks::Task& task, Buffer& memory) const {
-    down_.matmul({
+    MatmulArgs args{
         .weights = a_.down.row(batch.expert, task.first_row),
         .row_bytes = a_.down.row_bytes,
         .num_rows = task.num_rows(),
@@ -256,7 +264,9 @@ class Forward {
         .scratch = memory.get<uint8_t>(matmul_scratch_bytes(inter_)),
         .next = nullptr,
         .next_bytes = 0,
-    });
+    };
+    set_next(args, a_.down, batch.expert, task);
+    down_.matmul(args);
   }
 
   // Some columns of one token's result.
@@ -283,6 +293,7 @@ class Forward {
   const KernelTable& kernels_;
   const FormatKernels &gate_, &up_, &down_;
   const int64_t hidden_, inter_, num_slots_;
+  int64_t tasks_ahead_ = 1;  // until a thread has its next one
   int64_t inter_bytes_ = 0;
   int64_t inter_rows_ = 0;                 // of a task, at most
   const void** rounded_tokens_ = nullptr;  // (T), where a product takes rounded ones
