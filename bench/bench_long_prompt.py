@@ -1,12 +1,12 @@
 """CPU time of a token of a prompt, by the prompt's length, beside llama.cpp on the same file.
 
     python bench/bench_long_prompt.py                    # the embedded model, the best kernels
-    HYBRIDMOE_EXPAND=0 python bench/bench_long_prompt.py --isa avx2
+    HYBRIDMOE_EXPAND=0 python bench/bench_long_prompt.py --isa avx2 --step-tokens 512
     python bench/bench_long_prompt.py model.gguf --kv-type int8 --no-llama-cpp
 
-One thread and its CPU time. Engines and lengths take turns, so that other
-load affects all. `value` is tokens a second of CPU time; notes have the ratio of a token's time to
-that of the shortest prompt, whose bar for the longest is 2.5.
+Steps are as long as the engine's by default. One thread and its CPU time. Engines and lengths take
+turns, so that other load affects all. `value` is tokens a second of CPU time; notes have the ratio
+of a token's time to that of the shortest prompt, whose bar for the longest is 2.5.
 """
 
 import sys
@@ -26,6 +26,7 @@ from bench._llama_cpp import LlamaCpp
 from hybridmoe.config import KV_TYPES, EngineConfig, Expansion, ModelConfig
 from hybridmoe.demo import demo_path
 from hybridmoe.engine.kv_cache import KvCache
+from hybridmoe.engine.prefill_budget import PrefillBudget
 from hybridmoe.gguf.reader import GGUFFile
 from hybridmoe.hardware import isa
 from hybridmoe.kernels import ops
@@ -33,6 +34,7 @@ from hybridmoe.kernels.paged_mla import Span
 from hybridmoe.model.decoder import Decoder
 from hybridmoe.model.weights import Weights
 from hybridmoe.planning.kv_plan import plan_kv
+from hybridmoe.planning.step_plan import quick_step_tokens
 
 LENGTHS = (512, 2048, 8192)
 MOST_TIMES = 2.5
@@ -43,14 +45,14 @@ Prefill = Callable[[list[int]], object]
 @click.argument("model", type=click.Path(path_type=Path, exists=True), required=False)
 @click.option("--isa", "isa_name", type=click.Choice(isa.supported()), help="Kernels.")
 @click.option("--kv-type", type=click.Choice(KV_TYPES), default=KV_TYPES[0], show_default=True)
-@click.option("--step-tokens", type=int, default=512, show_default=True)
+@click.option("--step-tokens", type=int, help="Of every step; default: as the engine chooses.")
 @click.option("--llama-cpp/--no-llama-cpp", default=True, show_default=True)
 @click.option("--turns", type=int, default=3, show_default=True)
 def main(
     model: Path | None,
     isa_name: str | None,
     kv_type: str,
-    step_tokens: int,
+    step_tokens: int | None,
     llama_cpp: bool,
     turns: int,
 ) -> None:
@@ -68,16 +70,22 @@ def main(
         print_report(_rows(_turns(engines, config.vocab_size, turns)))
 
 
-def _prefill(file: GGUFFile, config: ModelConfig, kv_type: str, step_tokens: int) -> Prefill:
-    engine = EngineConfig(context_tokens=max(LENGTHS), kv_type=kv_type, kv_tokens=max(LENGTHS))
+def _prefill(file: GGUFFile, config: ModelConfig, kv_type: str, step_tokens: int | None) -> Prefill:
+    context = max(LENGTHS)
+    engine = EngineConfig(context_tokens=context, kv_type=kv_type, kv_tokens=context)
+    quick_tokens = quick_step_tokens(config, context)
+    budget = PrefillBudget(engine.chunk_tokens, engine.decode_slowdown, quick_tokens)
     cache = KvCache(config, plan_kv(config, engine, 0))
     model, pages = Decoder(Weights(file), config), range(cache.plan.num_pages)
     expansion = Expansion.of(config, isa.active(), kv_type)
 
     def prefill(ids: list[int]) -> None:
-        for start, num_tokens, num_expanded in expansion.chunks(len(ids), step_tokens):
+        chunks = expansion.chunks(len(ids), lambda: step_tokens or budget.num_tokens(0))
+        for start, num_tokens, num_expanded in chunks:
+            began = time.process_time()
             span = Span(num_tokens, start, pages, num_expanded)
             model.forward(ids[start : start + num_tokens], [span], cache.layers)
+            budget.update(0, num_tokens, time.process_time() - began)
 
     return prefill
 

@@ -74,10 +74,10 @@ def test_chunks_expand_all_that_is_to_be_expanded(
 @given(num_prompt=st.integers(1, 2000), step_tokens=st.integers(1, 700))
 def test_a_prompt_alone_is_cut_into_steps(num_prompt: int, step_tokens: int) -> None:
     rule = Expansion(256)
-    chunks = list(rule.chunks(num_prompt, step_tokens))
+    chunks = list(rule.chunks(num_prompt, lambda: step_tokens))
     ends = [c.start + c.num_tokens for c in chunks]
     assert [0, *ends] == [*(c.start for c in chunks), num_prompt]
     assert all(0 < c.num_tokens <= step_tokens for c in chunks)
     if step_tokens >= 256:
         assert sum(c.num_expanded for c in chunks) == rule.end(num_prompt, 0)
-    assert all(c.num_expanded == 0 for c in Expansion().chunks(num_prompt, step_tokens))
+    assert all(c.num_expanded == 0 for c in Expansion().chunks(num_prompt, lambda: step_tokens))

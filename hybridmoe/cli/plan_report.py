@@ -122,7 +122,7 @@ def _facts(report: Report) -> list[tuple[str, str]]:
             f" of a layer, {sizes.working_set} in all; a slot takes"
             f" {format_bytes(sizes.slot_bytes)}",
         ),
-        ("context", f"{plan.kv.context_tokens} tokens; steps of {plan.step_tokens}"),
+        ("context", f"{plan.kv.context_tokens} tokens; steps of {_steps(plan)}"),
         ("KV cache", f"{plan.kv.num_tokens} tokens, {plan.kv.kv_type}"),
         ("DRAM", f"{rates.dram / 1e9:.1f} GB/s ({origins['DRAM']})"),
         (
@@ -142,6 +142,12 @@ def _facts(report: Report) -> list[tuple[str, str]]:
             )
         )
     return facts
+
+
+def _steps(plan: Plan) -> str:
+    most = plan.engine.quick_chunk_tokens
+    longer = f", of up to {most} while they are quick" if most > plan.step_tokens else ""
+    return f"{plan.step_tokens}{longer}"
 
 
 def _gpu_name(stage: Plan) -> str:

@@ -99,6 +99,10 @@ class EngineConfig(EngineOptions):
         int, Count("Prompt and response of one request", least=1, most=MAX_CONTEXT_TOKENS)
     ]
     chunk_tokens: Annotated[int, Count("Prompt tokens of one step", least=1, most=1 << 16)] = 512
+    quick_chunk_tokens: Annotated[
+        int,
+        Count("The same of a step of a second at most, without decoding", least=0, most=1 << 16),
+    ] = 0  # fewer than chunk_tokens: as many
     decode_slowdown: Annotated[
         float, Number("Slowdown of decoding while prompts are read, at most", above=1.0, most=1e6)
     ] = 3.0

@@ -1,6 +1,6 @@
 """Rule by which CPUs expand keys and values of long prompts by head."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple, Self
 
@@ -81,12 +81,16 @@ class Expansion:
             num_tokens = num_left - least
         return num_tokens if num_tokens >= least else 0
 
-    def chunks(self, num_prompt: int, step_tokens: int) -> Iterator[Chunk]:
-        """Cut a prompt that is computed alone, with nothing known."""
+    def chunks(self, num_prompt: int, step_tokens: Callable[[], int]) -> Iterator[Chunk]:
+        """Cut a prompt that is computed alone, with nothing known.
+
+        step_tokens: tokens of the next step.
+        """
         start, end = 0, self.end(num_prompt, 0)
         while start < num_prompt:
-            num_tokens = min(step_tokens, num_prompt - start)
-            if step_tokens >= self.least_tokens:
+            most = step_tokens()
+            num_tokens = min(most, num_prompt - start)
+            if most >= self.least_tokens:
                 num_tokens = self.cut(start, end, num_tokens, num_tokens)
             yield self.chunk(start, num_tokens, end)
             start += num_tokens

@@ -4,6 +4,7 @@ import os
 import threading
 from collections.abc import Callable, Set
 from concurrent.futures import Future
+from dataclasses import replace
 from typing import Any, TypeVar
 
 import numpy as np
@@ -61,7 +62,8 @@ class EngineThread:
             disk = KvDisk(config.kv_disk, cache, fingerprint, self.wake)
         self._disk = disk
         self._expansion = _expansion(model, config)
-        self._scheduler = Scheduler(cache, config, disk, self._expansion)
+        steps = _with_repeatable_steps(model, config)
+        self._scheduler = Scheduler(cache, steps, disk, self._expansion)
         self._speculator = _speculator(model, config, cache)
         self._runner = StepRunner(
             model, eos_ids, cache, self._scheduler, writer, self.wake, disk, self._speculator
@@ -170,7 +172,7 @@ class EngineThread:
         pages = range(plan.num_pages)
         out = np.empty((len(ids), self._model.config.vocab_size), np.float32)
         for start, num_tokens, num_expanded in self._expansion.chunks(
-            len(ids), self._config.chunk_tokens
+            len(ids), lambda: self._config.chunk_tokens
         ):
             chunk = ids[start : start + num_tokens]
             span = Span(num_tokens, start, pages, num_expanded)
@@ -259,6 +261,12 @@ class EngineThread:
             except BaseException as error:
                 future.set_exception(error)
         return not is_stopping
+
+
+def _with_repeatable_steps(model: Decoder, config: EngineConfig) -> EngineConfig:
+    """Leave out what the clock decides where a prompt's bits depend on its steps: tiles, GPUs."""
+    is_exact = isa.active() != "amx" and all(device.type == "cpu" for device in model.devices)
+    return config if is_exact else replace(config, quick_chunk_tokens=0)
 
 
 def _expansion(model: Decoder, config: EngineConfig) -> Expansion:

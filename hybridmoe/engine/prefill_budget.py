@@ -1,6 +1,7 @@
 """Prefill token budget of a step (chunked prefill), so that prompts do not stall decoding.
 
-Without running responses: a full chunk. With some, the chunk grows or shrinks so that a mixed step
+Without running responses: a full chunk, or a longer one that takes a second at most, so that what
+arrives meanwhile does not wait long. With some, the chunk grows or shrinks so that a mixed step
 takes at most `slowdown` times as long as a step that only decodes. Reads no clock.
 """
 
@@ -10,13 +11,17 @@ _INITIAL_TOKENS = 16
 _REMEASURE_STEPS = 64  # mixed steps after which a decode-only step is measured again
 _TARGET_SHARE = 0.7  # of the slowdown allowed, since step times vary
 _GROW_BELOW = 0.8  # of the target; between the two the chunk stays as it is
+_QUICK_S = 1.0  # a step of more than `chunk_tokens` at most
 
 
 class PrefillBudget:
     """Adapts the prefill chunk to the measured step times of one engine."""
 
-    def __init__(self, chunk_tokens: int, slowdown: float) -> None:
+    def __init__(self, chunk_tokens: int, slowdown: float, quick_tokens: int = 0) -> None:
+        """quick_tokens: of a step without decoding, as long as that is quick."""
         self._max_tokens = chunk_tokens
+        self._quick_tokens = max(chunk_tokens, quick_tokens)
+        self._alone = chunk_tokens  # of the next step without decoding
         self._target = 1.0 + (slowdown - 1.0) * _TARGET_SHARE
         self._chunk = float(min(_INITIAL_TOKENS, chunk_tokens))
         self._decode_s: dict[int, float] = {}  # time of a decode-only step, by its batch size
@@ -28,7 +33,7 @@ class PrefillBudget:
         0: decode alone, to measure it.
         """
         if num_decodes == 0:
-            return self._max_tokens
+            return self._alone
         if num_decodes not in self._decode_s or self._num_mixed >= _REMEASURE_STEPS:
             return 0
         return int(self._chunk)
@@ -36,6 +41,9 @@ class PrefillBudget:
     def update(self, num_decodes: int, num_prefill: int, seconds: float) -> None:
         """Adapt to the measured time of a step."""
         if num_decodes == 0:
+            if num_prefill >= self._max_tokens // 2:  # fewer say little about a token's time
+                quick = int(num_prefill * _QUICK_S / max(seconds, 1e-9))
+                self._alone = min(max(self._max_tokens, quick), self._quick_tokens)
             return
         decode_s = self._decode_s.get(num_decodes)
         if num_prefill == 0:

@@ -64,7 +64,9 @@ class Scheduler:
         self._expansion = expansion
         self._disk = disk
         self._config = config
-        self.prefill_budget = PrefillBudget(config.chunk_tokens, config.decode_slowdown)
+        self.prefill_budget = PrefillBudget(
+            config.chunk_tokens, config.decode_slowdown, config.quick_chunk_tokens
+        )
         self._scores = ScoreCache()
         self.waiting: deque[Sequence] = deque()
         self.running: list[Sequence] = []  # in order of arrival

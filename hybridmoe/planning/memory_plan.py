@@ -22,7 +22,12 @@ from hybridmoe.planning.plan import Plan
 from hybridmoe.planning.problem import NO_RULES, Budgets, Problem
 from hybridmoe.planning.ram_plan import RAM_RESERVE_BYTES, RamPlan, plan_ram
 from hybridmoe.planning.stages import Stage, plan_stages, stage_plan, total_vram
-from hybridmoe.planning.step_plan import activation_bytes, disk_step_tokens, gpu_step_tokens
+from hybridmoe.planning.step_plan import (
+    activation_bytes,
+    disk_step_tokens,
+    gpu_step_tokens,
+    quick_step_tokens,
+)
 from hybridmoe.planning.vram_plan import kv_part
 
 __all__ = ["RAM_RESERVE_BYTES", "plan_memory", "solve"]
@@ -104,7 +109,20 @@ def solve(problem: Problem) -> Plan:
     """Place everything. Errors: as `plan_memory`, without a GPU that is optional."""
     solver = _solve_with_gpu if problem.budgets.vram_bytes else _solve_without_gpu
     plan = solver(problem)
-    return plan if plan.disk_cache is None else _with_long_steps(plan, solver)
+    if plan.disk_cache is not None:
+        return _with_long_steps(plan, solver)
+    return plan if problem.budgets.vram_bytes else _with_quick_steps(plan)
+
+
+def _with_quick_steps(plan: Plan) -> Plan:
+    """Let steps on the CPU be longer as long as they take little time, where that fits."""
+    engine, config = plan.engine, plan.problem.sizes.config
+    tokens = quick_step_tokens(config, engine.context_tokens)
+    if tokens <= engine.chunk_tokens or plan.shortage is not None:
+        return plan
+    engine = replace(engine, quick_chunk_tokens=tokens)
+    found = _solve_without_gpu(replace(plan.problem, engine=engine))
+    return plan if found.shortage is not None or found.disk_cache is not None else found
 
 
 def _with_long_steps(plan: Plan, solver: Callable[[Problem], Plan]) -> Plan:
@@ -125,7 +143,8 @@ def _with_long_steps(plan: Plan, solver: Callable[[Problem], Plan]) -> Plan:
 
 
 def _solve_without_gpu(problem: Problem) -> Plan:
-    sizes, step_tokens = problem.sizes, problem.engine.chunk_tokens
+    sizes, engine = problem.sizes, problem.engine
+    step_tokens = max(engine.chunk_tokens, engine.quick_chunk_tokens)
     core = (
         ("weights that every token uses", sizes.dense_bytes),
         kv_part(problem),

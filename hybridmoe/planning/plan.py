@@ -77,7 +77,8 @@ class Plan:
         """Tokens of one step, at most: the prompt's, and those of running requests."""
         source, most, _ = self.engine.speculate
         has_drafts = source == "lookup" or self.problem.sizes.config.runs_mtp
-        return self.step_tokens + self.engine.max_running * (1 + most * has_drafts)
+        prompt = max(self.step_tokens, self.engine.quick_chunk_tokens)
+        return prompt + self.engine.max_running * (1 + most * has_drafts)
 
     @property
     def num_vram_slots(self) -> int:

@@ -4,12 +4,14 @@ from collections.abc import Callable, Sequence
 
 from hybridmoe.config import ModelConfig
 
-__all__ = ["activation_bytes", "disk_step_tokens", "gpu_step_tokens"]
+__all__ = ["activation_bytes", "disk_step_tokens", "gpu_step_tokens", "quick_step_tokens"]
 
 _LOGIT_ROWS = 8  # running requests of a step
 _SCORES = 16 << 20  # of an indexer, of some tokens at a time: twice MOST_SCORES, for torch's top-k
 _STEPS = (512, 1024, 2048, 4096)  # tokens; during longer ones others would wait tens of seconds
 _ACTIVATION_SHARE = 0.1  # of VRAM
+# On the CPU longer steps than the first are for models that are quick enough: small ones.
+_QUICK_STEPS, _QUICK_ACTIVATIONS = _STEPS[:3], 512 << 20
 # Over the disk a step reads nearly all experts, however long it is. Small differences, so that a
 # little more RAM never takes much from the slots.
 _MOST_TOKENS = 8192
@@ -57,6 +59,18 @@ def disk_step_tokens(c: ModelConfig, ram_bytes: int, context_tokens: int) -> int
     budget = _DISK_ACTIVATION_SHARE * ram_bytes
     return _longest(
         _DISK_STEPS, lambda n: activation_bytes(c, n, on_cpu=True) <= budget, context_tokens
+    )
+
+
+def quick_step_tokens(c: ModelConfig, context_tokens: int) -> int:
+    """Most prompt tokens of a step on the CPU that takes little time, with experts in RAM.
+
+    A step expands keys and values of all positions before it anew: long prompts gain.
+    """
+    return _longest(
+        _QUICK_STEPS,
+        lambda n: activation_bytes(c, n, on_cpu=True) <= _QUICK_ACTIVATIONS,
+        context_tokens,
     )
 
 

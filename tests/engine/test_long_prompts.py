@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from engine_run import EngineResponse, MakeEngine, engine_maker, request, run, tiny_decoder
 
+from hybridmoe.engine import prefill_budget
 from hybridmoe.engine.request import Request
 
 pytestmark = pytest.mark.usefixtures("exact_kernels")
@@ -47,6 +48,36 @@ def test_a_prompt_has_the_same_bits_in_steps_of_any_length(cold: Callable[..., B
     whole = cold(PROMPT, scored=True, chunk_tokens=CONTEXT)
     for chunk_tokens in (LEAST, LEAST + 1, 300, 350, 511, 512, len(PROMPT) - 1):
         assert cold(PROMPT, scored=True, chunk_tokens=chunk_tokens) == whole, chunk_tokens
+
+
+@pytest.mark.parametrize("num_tokens", [LEAST - 56, LEAST, LEAST + 1, 700, 960])
+def test_steps_that_the_clock_lengthens_change_no_bits(
+    make: MakeEngine, monkeypatch: pytest.MonkeyPatch, num_tokens: int
+) -> None:
+    monkeypatch.setattr(prefill_budget, "_QUICK_S", 1e9)  # as on a fast machine
+    ids, more = prompt(num_tokens), prompt(400)
+    found = []
+    for quick_tokens in (0, CONTEXT):
+        engine = make(context_tokens=CONTEXT, chunk_tokens=LEAST, quick_chunk_tokens=quick_tokens)
+        run(engine, asked(PROMPT, 1))  # one that tells how quick steps are
+        before = engine.stats().steps
+        alone = bits(run(engine, asked(ids, 1))[0])
+        steps = engine.stats().steps - before
+        behind_cached = bits(run(engine, asked([*ids[: num_tokens // 2], *more], 1))[0])
+        found.append((steps, alone, behind_cached))
+    (steps, *steady), (quick_steps, *quick) = found
+    assert quick == steady
+    assert quick_steps == 1 and steps == -(-num_tokens // LEAST)
+
+
+def test_where_bits_depend_on_steps_the_clock_has_no_say(
+    make: MakeEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(prefill_budget, "_QUICK_S", 1e9)
+    monkeypatch.setattr("hybridmoe.engine.engine_thread.isa.active", lambda: "amx")
+    engine = make(context_tokens=CONTEXT, chunk_tokens=LEAST, quick_chunk_tokens=CONTEXT)
+    run(engine, asked(PROMPT, 1))
+    assert engine.stats().steps >= -(-len(PROMPT) // LEAST)
 
 
 def test_short_steps_and_short_prompts_are_not_expanded(

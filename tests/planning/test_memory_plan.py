@@ -15,13 +15,15 @@ from memory_plans import plan_of as plan
 from tiny_gguf import write_tiny
 
 from hybridmoe.config import EngineConfig
+from hybridmoe.demo import demo_path
 from hybridmoe.errors import ConfigError
 from hybridmoe.gguf.outline import read_outline, with_expert_type
 from hybridmoe.planning.memory_plan import RAM_RESERVE_BYTES, plan_memory
 from hybridmoe.planning.model_sizes import GPU_EXPERT_TYPES, GPU_TYPES, ModelSizes, sizes_of
 from hybridmoe.planning.placement_rules import ExpertLayers
-from hybridmoe.planning.plan import Tier
+from hybridmoe.planning.plan import Plan, Tier
 from hybridmoe.planning.problem import Budgets
+from hybridmoe.planning.step_plan import activation_bytes
 from hybridmoe.planning.vram_plan import SCRATCH_BYTES
 
 GIB = 1 << 30
@@ -312,6 +314,23 @@ def test_steps_over_the_disk_are_long(k2: ModelSizes) -> None:
     needed = short.ram.used_bytes - dict(short.ram.parts)["activations"]
     assert short.step_tokens > 512
     assert plan(k2, (needed + (1 << 29)) / GIB, **given).step_tokens == 512
+
+
+def test_quick_steps_take_no_memory_that_the_plan_lacks() -> None:
+    outline = read_outline(demo_path())
+    engine = EngineConfig(context_tokens=2048)
+
+    def found(ram_bytes: int) -> Plan:
+        return plan_memory(outline.config, outline.tensors, engine, Budgets(ram_bytes=ram_bytes))
+
+    ample = found(64 * GIB)
+    assert (ample.step_tokens, ample.engine.quick_chunk_tokens) == (512, 2048)
+    assert ample.max_step_tokens >= 2048
+    activations = activation_bytes(outline.config, 2048, on_cpu=True)
+    assert dict(ample.ram.parts)["activations"] == activations
+    scarce = found(ample.ram.used_bytes - 1)
+    assert scarce.engine.quick_chunk_tokens == 0 and scarce.disk_cache is None
+    assert dict(scarce.ram.parts)["activations"] < activations
 
 
 def test_ram_for_experts_is_what_was_given(k2: ModelSizes) -> None:
