@@ -4,6 +4,7 @@ Experts' weights stream through the caches: whatever Python does between two ste
 where a torch operation takes 50 us. So nothing of a step is a tensor that was not there before.
 """
 
+import threading
 from array import array
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -25,15 +26,19 @@ __all__ = ["FusedStep", "StepResults"]
 
 
 class StepResults(NamedTuple):
-    """Results of a step, in memory that the next one takes."""
+    """Results of a step, in memory that the thread's next one takes."""
 
     states: Tensor  # (T, H) f32, behind the last layer
     logits: NDArray[np.float32]  # (T, V)
     best: Sequence[int]  # (T): the first token of the greatest logit; -1 where one is not finite
 
 
-class FusedStep:
-    """Embedding, layers and head of a model. Errors: ShapeError."""
+class FusedStep(threading.local):
+    """Embedding, layers and head of a model. Errors: ShapeError.
+
+    Engines of one model run in threads of their own: each thread has its own attributes, which
+    `__init__` makes at its first step.
+    """
 
     def __init__(
         self,

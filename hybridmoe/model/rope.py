@@ -28,13 +28,12 @@ class RotaryTable:
         self._mscale = config.yarn.rotary_mscale if config.yarn else 1.0
         self._temperature = config.temperature
         self._context_tokens = config.context_tokens
-        self._table = self._rows(0)
-        self._num_positions = 0
+        self._known = self._rows(0), 0
 
     @property
     def num_positions(self) -> int:
         """Positions that the table holds now."""
-        return self._num_positions
+        return self._known[1]
 
     def cos_sin(self, runs: Sequence[tuple[int, int]]) -> Tensor:
         """Look up runs of positions, each from its first up to its end, T in sum.
@@ -42,19 +41,20 @@ class RotaryTable:
         Returns (T, rope_dim), cos and sin interleaved, scaled by YaRN; with an attention
         temperature (T, rope_dim + 1). Not to be written to.
         """
-        self.rows(max((end for _, end in runs), default=0))
-        parts = [self._table[first:end] for first, end in runs]
-        return parts[0] if len(parts) == 1 else torch.cat(parts) if parts else self._table[:0]
+        table = self.rows(max((end for _, end in runs), default=0))
+        parts = [table[first:end] for first, end in runs]
+        return parts[0] if len(parts) == 1 else torch.cat(parts) if parts else table[:0]
 
     def rows(self, stop: int) -> Tensor:
         """Return the rows of all positions below `stop`, and perhaps more; not to be written to.
 
         The same tensor until it grows.
         """
-        if stop > self._num_positions:
-            self._table = self._rows(max(stop, min(max(1024, 2 * stop), self._context_tokens)))
-            self._num_positions = len(self._table)
-        return self._table
+        table, num_positions = self._known
+        if stop > num_positions:
+            table = self._rows(max(stop, min(max(1024, 2 * stop), self._context_tokens)))
+            self._known = table, len(table)  # at once: other threads look, too
+        return table
 
     def _rows(self, count: int) -> Tensor:
         positions = torch.arange(count, dtype=torch.float64)[:, None]

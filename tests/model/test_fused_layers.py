@@ -1,5 +1,6 @@
 """Layers as native calls: the bits, the routing and the KV cache of their steps one by one."""
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import cast
 
@@ -141,6 +142,23 @@ def test_a_whole_step_has_the_bits_of_its_parts(restore_threads: None, tmp_path:
                 assert list(found.best) == logits.argmax(1).tolist()
                 assert torch.equal(model.forward(ids, spans, cache.layers), states)
                 assert np.array_equal(model.logits(states).numpy(), logits)
+
+
+def test_threads_do_not_share_the_results_of_a_step(tmp_path: Path) -> None:
+    path = tmp_path / "x.gguf"
+    write_tiny(path)
+    with GGUFFile.open(path) as file:
+        config = ModelConfig.from_metadata(file.metadata)
+        plan = plan_kv(config, EngineConfig(context_tokens=64), 0)
+        model, caches = Decoder(Weights(file), config), [KvCache(config, plan) for _ in "ab"]
+        with ThreadPoolExecutor(1) as other:
+            mine = model.decode([4], [Span(1, 0, [0])], caches[0].layers)
+            assert mine is not None
+            kept = mine.states.clone(), mine.logits.copy(), list(mine.best)
+            others = other.submit(model.decode, [9], [Span(1, 0, [0])], caches[1].layers).result()
+            assert others is not None and not np.array_equal(others.logits, kept[1])
+            assert torch.equal(mine.states, kept[0]) and np.array_equal(mine.logits, kept[1])
+            assert list(mine.best) == kept[2]
 
 
 def test_what_is_no_whole_step_is_left_to_forward(tmp_path: Path) -> None:
