@@ -1,7 +1,7 @@
 """CPU time of a token of a prompt, by the prompt's length, beside llama.cpp on the same file.
 
     python bench/bench_long_prompt.py                    # the embedded model, the best kernels
-    HYBRIDMOE_EXPAND=0 python bench/bench_long_prompt.py --isa avx2 --step-tokens 512
+    python bench/bench_long_prompt.py --isa avx2 --step-tokens 512
     python bench/bench_long_prompt.py model.gguf --kv-type int8 --no-llama-cpp
 
 Steps are as long as the engine's by default. One thread and its CPU time. Engines and lengths take
