@@ -14,25 +14,23 @@ from torch import Tensor
 from hybridmoe.config import PREFILL_TOKENS, ModelConfig
 from hybridmoe.device.cpu import quantized
 from hybridmoe.device.cuda_errors import CudaErrorGuard, loading_onto_gpu
-from hybridmoe.device.interface import Device, Pages, Tables
+from hybridmoe.device.interface import Device, Pages
 from hybridmoe.experts.backend import CpuExperts, ExpertBackend
 from hybridmoe.experts.stats import ExpertStats
-from hybridmoe.kernels.fused_layer import FusedAttention, FusedFfn, takes_few_tokens
 from hybridmoe.kernels.fused_step import FusedStep, StepResults
 from hybridmoe.kernels.ops import gather_rows
 from hybridmoe.kernels.paged_mla import BlockTables, KvPages, Span
 from hybridmoe.model.cuda_graphs import Outputs
 from hybridmoe.model.damage import describe_damage
-from hybridmoe.model.indexer import Selector, selectors
-from hybridmoe.model.mla import LatentAttention
-from hybridmoe.model.moe import DenseFfn, MoeFfn
+from hybridmoe.model.indexer import selectors
+from hybridmoe.model.layer import Layer
 from hybridmoe.model.mtp import MtpLayer
 from hybridmoe.model.norm import RmsNorm
 from hybridmoe.model.rope import RotaryTable
 from hybridmoe.model.router import Routing
 from hybridmoe.model.stage import OnLayer, stages_of
 from hybridmoe.model.threads import torch_threads
-from hybridmoe.model.weights import BlockWeights, Weights, routed_experts
+from hybridmoe.model.weights import Weights, routed_experts
 
 __all__ = ["Decoder", "StateObserver"]
 
@@ -75,7 +73,7 @@ class Decoder:
             blocks = [weights.on(device).block(i) for i, device in enumerate(self.devices)]
             chosen = selectors(blocks[: c.num_layers], c)
             layers = [
-                _Layer(block, i, c, experts, selector)
+                Layer(block, i, c, experts, selector)
                 for i, (block, selector) in enumerate(zip_longest(blocks, chosen))
             ]
             self._layers = layers[: c.num_layers]
@@ -325,75 +323,6 @@ class Decoder:
         chosen = {first + i: set(ids.flatten().tolist()) for i, (ids, _) in enumerate(trace)}
         layer = damaged[0] if damaged else None
         return describe_damage(self._file, layer, num_layers, token_ids, chosen)
-
-
-class _Layer:
-    """Attention and FFN of one layer, each behind its norm."""
-
-    def __init__(
-        self,
-        block: BlockWeights,
-        i: int,
-        c: ModelConfig,
-        experts: ExpertBackend,
-        selector: Selector | None,
-    ) -> None:
-        device = block.device
-        self._attention_norm = RmsNorm(device, block.vector("attn_norm", c.hidden), c.rms_eps)
-        self._attention = LatentAttention(block, c, selector)
-        self._ffn_norm = RmsNorm(device, block.vector("ffn_norm", c.hidden), c.rms_eps)
-        self._ffn: DenseFfn | MoeFfn
-        if i < c.num_dense_layers:
-            self._ffn = DenseFfn(block, c.hidden, c.dense_inter)
-        else:
-            self._ffn = MoeFfn(block, i, c, experts)
-        self._fused_attention = self._attention.fused(self._attention_norm)
-        self._fused_ffn = self._ffn.fused(self._ffn_norm)
-        self.observer: Callable[[Tensor], None] | None = None  # of the states after attention
-
-    @property
-    def fused(self) -> tuple[FusedAttention, FusedFfn] | None:
-        """Both halves as native calls, for steps of few tokens, unless it is observed."""
-        attention, ffn = self._fused_attention, self._fused_ffn
-        if attention is None or ffn is None or self.observer is not None:
-            return None
-        return attention, ffn
-
-    def hint_to(self, following: "_Layer") -> None:
-        """Send prefetch hints for `following`, made by its router from this layer's states."""
-        ffn, norm = following._ffn, following._ffn_norm
-        if isinstance(ffn, MoeFfn):
-            self.observer = lambda x: ffn.hint_prefetch(norm(x))
-
-    def append(self, x: Tensor, pages: Pages, tables: Tables, cos_sin: Tensor) -> None:
-        """Append tokens to the KV cache alone."""
-        self._attention.append(self._attention_norm(x), pages, tables, cos_sin)
-
-    def forward(
-        self,
-        x: Tensor,
-        residual: Tensor | None,
-        pages: Pages,
-        tables: Tables,
-        cos_sin: Tensor,
-        trace: list[Routing] | None,
-    ) -> Tensor:
-        """Add the previous layer's `residual` to x (T, H) in place; return this layer's."""
-        if self._fused_attention is not None and takes_few_tokens(tables):
-            assert isinstance(pages, KvPages)
-            residual = self._fused_attention.forward(x, residual, pages, tables, cos_sin)
-        else:
-            residual = self._attention.forward(
-                self._attention_norm(x, residual), pages, tables, cos_sin
-            )
-        if self._fused_ffn is not None and self.observer is None:
-            return self._fused_ffn.forward(x, residual, trace)
-        normed = self._ffn_norm(x, residual)
-        if self.observer is not None:
-            self.observer(x)
-        if isinstance(self._ffn, MoeFfn):
-            return self._ffn.forward(normed, trace)
-        return self._ffn.forward(normed)
 
 
 def _is_decoding(spans: Sequence[Span]) -> bool:
