@@ -92,13 +92,8 @@ class PageFolder:
 
     def read(self, parent: bytes, ids: Sequence[int]) -> Rows | None:
         """Read the page with these tokens; None if it is missing. Errors: DamagedPageError."""
-        name = _name(parent, chain_hash(parent, ids))
-        page = self._read(parent, name, len(ids))
-        if page is None:
-            return None
-        if page[0] != list(ids):
-            self._remove_damaged(name)
-        return page[1]
+        page = self._read(parent, _name(parent, chain_hash(parent, ids)), ids)
+        return None if page is None else page[1]
 
     def read_longest(self, parent: bytes, ids: Sequence[int], more_than: int) -> Rows | None:
         """Read the longest prefix of `ids` that a page behind `parent` has, at most a page.
@@ -162,18 +157,18 @@ class PageFolder:
         return size
 
     def _read(
-        self, parent: bytes, name: str, num_tokens: int | None
+        self, parent: bytes, name: str, expected: Sequence[int] | None
     ) -> tuple[list[int], Rows] | None:
-        """Read and verify a file: its tokens and rows, or None without one."""
+        """Read and verify a file: its tokens, `expected` or any, and rows; None without one."""
         try:
             fd = os.open(self._path(name), os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
         except FileNotFoundError:
             return None
         with os.fdopen(fd, "rb", buffering=0) as file:
-            size = os.fstat(fd).st_size
-            most = PAGE_TOKENS if num_tokens is None else num_tokens
-            if size > self.file_bytes(most):
-                self._remove_damaged(name)
+            found = os.fstat(fd)
+            size = found.st_size
+            if size > self.file_bytes(PAGE_TOKENS if expected is None else len(expected)):
+                self._remove_damaged(name, found)
             data = np.empty(size, np.uint8)
             num_read = file.readinto(data.data)
             if size >= _LARGE_BYTES:
@@ -188,16 +183,19 @@ class PageFolder:
             != zlib.crc32(data[_CHECKED_AT:].data)
             or head[_PARENT_AT:] != parent
         ):
-            self._remove_damaged(name)
+            self._remove_damaged(name, found)
         end = _IDS_AT + 4 * count
         ids = data[_IDS_AT:end].view("<i4").tolist()
+        if expected is not None and ids != list(expected):
+            self._remove_damaged(name, found)
         return ids, data[end:]
 
-    def _remove_damaged(self, name: str) -> None:
+    def _remove_damaged(self, name: str, found: os.stat_result) -> None:
         self.has_damage = True
         path = self._path(name)
         with suppress(OSError):
-            path.unlink()
+            if os.path.samestat(found, path.lstat()):  # else it has been written anew
+                path.unlink()
         raise DamagedPageError(str(path))
 
     def _children(self, parent: bytes) -> list[str]:

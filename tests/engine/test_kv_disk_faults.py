@@ -5,21 +5,29 @@ import logging
 import os
 import shutil
 import threading
+import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 from engine_run import MakeEngine, Running, request, run
+from hash_model import MODEL
 from hash_run import IDS, PAGE_BYTES, HashRun, computed, files
 from waiting import eventually
 
 from hybridmoe.engine import kv_disk
-from hybridmoe.engine.kv_disk_files import PageFolder
+from hybridmoe.engine.kv_disk_files import DamagedPageError, PageFolder
+from hybridmoe.engine.kv_rows import RowLayout
 
 
 def flipped(at: int) -> Callable[[bytes], bytes]:
-    return lambda data: data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :]
+    def flip(data: bytes) -> bytes:
+        found = bytearray(data)
+        found[at] ^= 1
+        return bytes(found)
+
+    return flip
 
 
 DAMAGE: dict[str, Callable[[bytes], bytes]] = {
@@ -57,6 +65,28 @@ def test_a_damaged_page_is_a_warning_and_computed_again(
     last = HashRun(tmp_path)
     assert last.respond(IDS).disk_tokens == 299  # written anew
     last.close()
+
+
+def test_a_page_that_is_written_anew_while_a_damaged_one_is_read_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    computed(tmp_path)
+    folder = PageFolder(tmp_path, "hash f32 2 2304", RowLayout.of(MODEL, "f32"))
+    first = folder.root_hash.hex()[:32]
+    (path,) = (path for path in files(tmp_path) if path.name.startswith(first))
+    whole, beside, checksum = path.read_bytes(), tmp_path / "beside", zlib.crc32
+    path.write_bytes(flipped(-1)(whole))
+    beside.write_bytes(whole)
+
+    def write_anew(*args: Any) -> int:
+        beside.replace(path)
+        return checksum(*args)
+
+    monkeypatch.setattr(zlib, "crc32", write_anew)
+    with pytest.raises(DamagedPageError):
+        folder.read(folder.root_hash, IDS[:64])
+    monkeypatch.undo()
+    assert folder.read(folder.root_hash, IDS[:64]) is not None
 
 
 def test_a_page_under_anothers_name_is_not_used(tmp_path: Path) -> None:
