@@ -268,7 +268,7 @@ void gemv_ahead(const MatmulArgs& args, int64_t token) {
   using Block = typename Group::Block;
   constexpr int ahead = 4, slots = 8;
   alignas(64) uint16_t indices[slots][Group::kIndices];
-  const ActivationRow x[1] = {activation_row(args.x[token], args.cols)};
+  const ActivationRow x = activation_row(args.x[token], args.cols);
   const int64_t num_groups = args.cols / kSuperWeights;
   const auto* blocks = (const Block*)args.weights;
   const Block* last = blocks + args.num_rows * num_groups - 1;
@@ -278,8 +278,7 @@ void gemv_ahead(const MatmulArgs& args, int64_t token) {
   for (int i = 0; i < ahead; ++i) make(blocks + i, i);
   int64_t slot = 0;
   for (int64_t r = 0; r < args.num_rows; ++r) {
-    GroupSums<Group, 1> sums;
-    sums.lanes[0] = Group::Lanes::set(0.0f);
+    GroupSums<Group> sums;
     for (int64_t g = 0; g < num_groups; ++g, ++blocks, ++slot) {
       fetch_ahead<sizeof(Block)>(args, blocks);
       make(blocks + ahead, slot + ahead);
@@ -287,24 +286,24 @@ void gemv_ahead(const MatmulArgs& args, int64_t token) {
       group.load(blocks, indices[slot % slots]);
       sums.add_group(group, blocks, x, g * kSuperWeights);
     }
-    args.out[token * args.out_stride + r] = Group::Lanes::reduce(sums.lanes[0]);
+    args.out[token * args.out_stride + r] = Group::Lanes::reduce(sums.lanes);
   }
 }
 
 template <>
-void gemv_groups<StridedIQ1_S, 1>(const MatmulArgs& args, int64_t token) {
+void gemv_groups<StridedIQ1_S>(const MatmulArgs& args, int64_t token) {
   gemv_ahead<StridedIQ1_S::Ahead>(args, token);
 }
 template <>
-void gemv_groups<StridedIQ1_M, 1>(const MatmulArgs& args, int64_t token) {
+void gemv_groups<StridedIQ1_M>(const MatmulArgs& args, int64_t token) {
   gemv_ahead<StridedIQ1_M::Ahead>(args, token);
 }
 template <>
-void gemv_groups<StridedIQ2_S, 1>(const MatmulArgs& args, int64_t token) {
+void gemv_groups<StridedIQ2_S>(const MatmulArgs& args, int64_t token) {
   gemv_ahead<StridedIQ2_S::Ahead>(args, token);
 }
 template <>
-void gemv_groups<StridedIQ3_S, 1>(const MatmulArgs& args, int64_t token) {
+void gemv_groups<StridedIQ3_S>(const MatmulArgs& args, int64_t token) {
   gemv_ahead<StridedIQ3_S::Ahead>(args, token);
 }
 

@@ -225,19 +225,8 @@ struct StridedIQ1_M : StridedGroupOf<BlockIQ1_M, Simd::PerHalf> {
       index[g] =
           _pdep_u64(load_u32(b->qs + 4 * g), 0x00ff00ff00ff00ff) | (high & 0x0700070007000700);
     }
-    const __m512i bytes = _mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i*)b->qh));
-    const __m512i nibbles =  // each at the top of a word
-        _mm512_or_si512(_mm512_slli_epi16(bytes, 12), _mm512_slli_epi32(bytes, 24));
-    shifts = iq1_shifts(nibbles);
-    uint16_t packed[4];
-    memcpy(packed, b->scales, sizeof packed);
-    const __m512i four =
-        _mm512_castsi128_si512(_mm_cvtepu16_epi32(_mm_loadl_epi64((const __m128i*)b->scales)));
-    const __m512i word_of = _mm512_set_epi32(3, 3, 3, 3, 2, 2, 2, 2, 1, 1, 1, 1, 0, 0, 0, 0);
-    const __m512i s = _mm512_srlv_epi32(_mm512_permutexvar_epi32(word_of, four),
-                                        _mm512_broadcast_i32x4(_mm_setr_epi32(0, 3, 6, 9)));
-    d = odd_scales16(half_to_float(iq1_m_scale(packed)) * 0.125f,
-                     _mm512_and_si512(s, _mm512_set1_epi32(7)));
+    shifts = iq1_shifts(iq1_m_nibbles(b));
+    d = iq1_m_scales(b);
   }
   template <int V>
   HM_INLINE Simd::B64 codes(const Block*) const {

@@ -177,6 +177,25 @@ HM_INLINE __m512i iq1_shifts(__m512i words) {
   return _mm512_andnot_si512(_mm512_srai_epi16(words, 15), _mm512_set1_epi8(2));
 }
 
+// Of each 16 weights.
+HM_INLINE __m512 iq1_m_scales(const BlockIQ1_M* b) {
+  uint16_t packed[4];
+  memcpy(packed, b->scales, sizeof packed);
+  const __m512i four =
+      _mm512_castsi128_si512(_mm_cvtepu16_epi32(_mm_loadl_epi64((const __m128i*)b->scales)));
+  const __m512i word_of = _mm512_set_epi32(3, 3, 3, 3, 2, 2, 2, 2, 1, 1, 1, 1, 0, 0, 0, 0);
+  const __m512i s = _mm512_srlv_epi32(_mm512_permutexvar_epi32(word_of, four),
+                                      _mm512_broadcast_i32x4(_mm_setr_epi32(0, 3, 6, 9)));
+  return odd_scales16(half_to_float(iq1_m_scale(packed)) * 0.125f,
+                      _mm512_and_si512(s, _mm512_set1_epi32(7)));
+}
+
+// Nibbles of qh, each at the top of a word.
+HM_INLINE __m512i iq1_m_nibbles(const BlockIQ1_M* b) {
+  const __m512i bytes = _mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i*)b->qh));
+  return _mm512_or_si512(_mm512_slli_epi16(bytes, 12), _mm512_slli_epi32(bytes, 24));
+}
+
 struct GroupIQ1_S : GroupOf<BlockIQ1_S> {
   static constexpr int kBias = 16;
   alignas(64) uint16_t index[32], shifts[32];
@@ -206,22 +225,12 @@ struct GroupIQ1_M : GroupOf<BlockIQ1_M, Simd::PerHalf> {
   alignas(64) uint16_t index[32], shifts[32];
 
   HM_INLINE void load(const Block* b) {
-    const __m512i bytes = _mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i*)b->qh));
-    const __m512i nibbles =  // each at the top of a word
-        _mm512_or_si512(_mm512_slli_epi16(bytes, 12), _mm512_slli_epi32(bytes, 24));
+    const __m512i nibbles = iq1_m_nibbles(b);
     const __m512i low = _mm512_cvtepu8_epi16(_mm256_loadu_si256((const __m256i*)b->qs));
     const __m512i high = _mm512_and_si512(_mm512_srli_epi16(nibbles, 4), _mm512_set1_epi16(0x700));
     _mm512_store_si512(index, _mm512_or_si512(low, high));
     _mm512_store_si512(shifts, iq1_shifts(nibbles));
-    uint16_t packed[4];
-    memcpy(packed, b->scales, sizeof packed);
-    const __m512i four =
-        _mm512_castsi128_si512(_mm_cvtepu16_epi32(_mm_loadl_epi64((const __m128i*)b->scales)));
-    const __m512i word_of = _mm512_set_epi32(3, 3, 3, 3, 2, 2, 2, 2, 1, 1, 1, 1, 0, 0, 0, 0);
-    const __m512i s = _mm512_srlv_epi32(_mm512_permutexvar_epi32(word_of, four),
-                                        _mm512_broadcast_i32x4(_mm_setr_epi32(0, 3, 6, 9)));
-    d = odd_scales16(half_to_float(iq1_m_scale(packed)) * 0.125f,
-                     _mm512_and_si512(s, _mm512_set1_epi32(7)));
+    d = iq1_m_scales(b);
   }
   template <int P>
   HM_INLINE Simd::B64 codes(const Block*) const {

@@ -60,64 +60,54 @@ constexpr bool is_strided = requires { Group::kSignsApart; };
 template <class Group>
 constexpr bool loads_ahead = requires { requires Group::kLoadsAhead; };
 
-// Sums of N tokens over the groups of one row. Vectors is Simd, looked up when a group is: scalar
+// Sums of a token over the groups of one row. Vectors is Simd, looked up when a group is: scalar
 // code has nothing for strided ones.
-template <class Group, int N, class Vectors = Simd>
+template <class Group, class Vectors = Simd>
 struct GroupSums {
   using Lanes = typename Group::Lanes;
-  typename Lanes::Float lanes[N];
-
   using Int = typename Lanes::Int;
 
+  typename Lanes::Float lanes = Lanes::set(0.0f);
+
   template <int P>
-  static HM_INLINE void dot_pair(const Group& group, const typename Group::Block* blocks,
-                                 const ActivationRow (&x)[N], int64_t at, Simd::Dot (&dots)[N][4]) {
+  static HM_INLINE Simd::Dot dot_pair(const Group& group, const typename Group::Block* blocks,
+                                      const ActivationRow& x, int64_t at) {
     const Simd::B64 codes = group.template codes<P>(blocks);
-    for (int t = 0; t < N; ++t) {
-      const Simd::B64 q = Simd::load64(x[t].q + at + 64 * P);
-      dots[t][P] = Group::kSigned ? Simd::dot_signed(codes, q) : Simd::dot_unsigned(codes, q);
-    }
+    const Simd::B64 q = Simd::load64(x.q + at + 64 * P);
+    return Group::kSigned ? Simd::dot_signed(codes, q) : Simd::dot_unsigned(codes, q);
   }
 
   // Vectors V and V + 1 of strided codes.
   template <int V>
-  static HM_INLINE void dot_strided(const Group& group, const typename Group::Block* blocks,
-                                    const ActivationRow (&x)[N], int64_t at, Simd::Dot (&dots)[N]) {
+  static HM_INLINE Simd::Dot dot_strided(const Group& group, const typename Group::Block* blocks,
+                                         const ActivationRow& x, int64_t at) {
     const Simd::B64 first = group.template codes<V>(blocks);
     const Simd::B64 second = group.template codes<V + 1>(blocks);
-    for (int t = 0; t < N; ++t) {
-      Simd::B64 q0 = Simd::load64(x[t].strided + at + 64 * V);
-      Simd::B64 q1 = Simd::load64(x[t].strided + at + 64 * (V + 1));
-      if constexpr (Group::kSignsApart) {
-        q0 = Vectors::with_signs(q0, group.template signs<V>());
-        q1 = Vectors::with_signs(q1, group.template signs<V + 1>());
-      }
-      dots[t] = Vectors::dot_two(first, q0, second, q1);
+    Simd::B64 q0 = Simd::load64(x.strided + at + 64 * V);
+    Simd::B64 q1 = Simd::load64(x.strided + at + 64 * (V + 1));
+    if constexpr (Group::kSignsApart) {
+      q0 = Vectors::with_signs(q0, group.template signs<V>());
+      q1 = Vectors::with_signs(q1, group.template signs<V + 1>());
     }
+    return Vectors::dot_two(first, q0, second, q1);
   }
 
-  static HM_INLINE void dot(const Group& group, const typename Group::Block* blocks,
-                            const ActivationRow (&x)[N], int64_t at, Int (&sums)[N]) {
+  static HM_INLINE Int dot(const Group& group, const typename Group::Block* blocks,
+                           const ActivationRow& x, int64_t at) {
     if constexpr (is_strided<Group>) {
-      Simd::Dot low[N], high[N];
-      dot_strided<0>(group, blocks, x, at, low);
-      dot_strided<2>(group, blocks, x, at, high);
-      for (int t = 0; t < N; ++t) sums[t] = Lanes::strided_sums(low[t], high[t]);
+      const Simd::Dot low = dot_strided<0>(group, blocks, x, at);
+      return Lanes::strided_sums(low, dot_strided<2>(group, blocks, x, at));
     } else {
-      Simd::Dot dots[N][4];
-      dot_pair<0>(group, blocks, x, at, dots);
-      dot_pair<1>(group, blocks, x, at, dots);
-      dot_pair<2>(group, blocks, x, at, dots);
-      dot_pair<3>(group, blocks, x, at, dots);
-      for (int t = 0; t < N; ++t) {
-        sums[t] = Lanes::sums(dots[t][0], dots[t][1], dots[t][2], dots[t][3]);
-      }
+      const Simd::Dot first = dot_pair<0>(group, blocks, x, at);
+      const Simd::Dot second = dot_pair<1>(group, blocks, x, at);
+      const Simd::Dot third = dot_pair<2>(group, blocks, x, at);
+      return Lanes::sums(first, second, third, dot_pair<3>(group, blocks, x, at));
     }
   }
 
   // Adds the 256 weights at `blocks` times the activations from index `at`.
-  HM_INLINE void add(const typename Group::Block* blocks, float row_scale,
-                     const ActivationRow (&x)[N], int64_t at) {
+  HM_INLINE void add(const typename Group::Block* blocks, float row_scale, const ActivationRow& x,
+                     int64_t at) {
     Group group;
     load_group(group, blocks, row_scale);
     add_group(group, blocks, x, at);
@@ -125,7 +115,7 @@ struct GroupSums {
 
   // The same of fewer weights: the lanes of what follows them have no bits in `kept`.
   HM_INLINE void add_first(const typename Group::Block* blocks, float row_scale,
-                           const ActivationRow (&x)[N], int64_t at, typename Lanes::Float kept) {
+                           const ActivationRow& x, int64_t at, typename Lanes::Float kept) {
     Group group;
     load_group(group, blocks, row_scale);
     group.d = Lanes::keep(group.d, kept);
@@ -134,24 +124,20 @@ struct GroupSums {
   }
 
   HM_INLINE void add_group(const Group& group, const typename Group::Block* blocks,
-                           const ActivationRow (&x)[N], int64_t at) {
-    Int dots[N];
-    dot(group, blocks, x, at, dots);
+                           const ActivationRow& x, int64_t at) {
+    Int sums = dot(group, blocks, x, at);
     const int64_t first_lane = at / kSuperWeights * Lanes::kLanes;
-    for (int t = 0; t < N; ++t) {
-      Int sums = dots[t];
-      const Int x_sums = Lanes::load_int(lane_sums<Group>(x[t]) + first_lane);
-      if constexpr (kTotalBias<Group> != 0) {
-        sums = Lanes::template sub_shifted<__builtin_ctz(kTotalBias<Group>)>(sums, x_sums);
-      }
-      if constexpr (Group::kShift != 0) {
-        sums = Lanes::add_where(group.shifts, sums, Lanes::template times<Group::kShift>(x_sums));
-      }
-      const typename Lanes::Float d = Lanes::activation_scales(x[t].d + at / 32);
-      lanes[t] = Lanes::fma(Lanes::to_float(sums), Lanes::mul(group.d, d), lanes[t]);
-      if constexpr (Group::kOffset) {
-        lanes[t] = Lanes::fma(group.offset, Lanes::mul(d, Lanes::to_float(x_sums)), lanes[t]);
-      }
+    const Int x_sums = Lanes::load_int(lane_sums<Group>(x) + first_lane);
+    if constexpr (kTotalBias<Group> != 0) {
+      sums = Lanes::template sub_shifted<__builtin_ctz(kTotalBias<Group>)>(sums, x_sums);
+    }
+    if constexpr (Group::kShift != 0) {
+      sums = Lanes::add_where(group.shifts, sums, Lanes::template times<Group::kShift>(x_sums));
+    }
+    const typename Lanes::Float d = Lanes::activation_scales(x.d + at / 32);
+    lanes = Lanes::fma(Lanes::to_float(sums), Lanes::mul(group.d, d), lanes);
+    if constexpr (Group::kOffset) {
+      lanes = Lanes::fma(group.offset, Lanes::mul(d, Lanes::to_float(x_sums)), lanes);
     }
   }
 };
@@ -178,11 +164,10 @@ HM_INLINE typename Lanes::Float first_lanes(int64_t weights) {
   return Lanes::load((const float*)bits);
 }
 
-template <class Group, int N>
-void gemv_groups(const MatmulArgs& args, int64_t first_token) {
+template <class Group>
+void gemv_groups(const MatmulArgs& args, int64_t token) {
   using Block = typename Group::Block;
-  ActivationRow x[N];
-  for (int t = 0; t < N; ++t) x[t] = activation_row(args.x[first_token + t], args.cols);
+  const ActivationRow x = activation_row(args.x[token], args.cols);
   const int64_t num_groups = args.cols / kSuperWeights;
   const int64_t rest = args.cols % kSuperWeights;
   const auto kept = first_lanes<typename Group::Lanes>(rest);
@@ -190,8 +175,7 @@ void gemv_groups(const MatmulArgs& args, int64_t first_token) {
   for (int64_t r = 0; r < args.num_rows; ++r) {
     const Row<Block> row(args.weights + r * args.row_bytes);
     const Block* blocks = row.blocks;
-    GroupSums<Group, N> sums;
-    for (int t = 0; t < N; ++t) sums.lanes[t] = Group::Lanes::set(0.0f);
+    GroupSums<Group> sums;
     if constexpr (loads_ahead<Group>) {
       Group group;
       if (num_groups > 0) load_group(group, blocks, row.scale);
@@ -219,9 +203,7 @@ void gemv_groups(const MatmulArgs& args, int64_t first_token) {
         sums.add(copy, row.scale, x, num_groups * kSuperWeights);
       }
     }
-    for (int t = 0; t < N; ++t) {
-      args.out[(first_token + t) * args.out_stride + r] = Group::Lanes::reduce(sums.lanes[t]);
-    }
+    args.out[token * args.out_stride + r] = Group::Lanes::reduce(sums.lanes);
   }
 }
 

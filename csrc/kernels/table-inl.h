@@ -23,7 +23,7 @@ void matmul_quantized(const MatmulArgs& args) {
     if (takes_panels(args.num_rows, args.num_tokens)) return gemm_panels<Group>(args);
     if (args.num_tokens > 1) return few_tokens<Type>(args);
   }
-  for (int64_t t = 0; t < args.num_tokens; ++t) gemv_groups<Type, 1>(args, t);
+  for (int64_t t = 0; t < args.num_tokens; ++t) gemv_groups<Type>(args, t);
 }
 
 template <class Floats>
