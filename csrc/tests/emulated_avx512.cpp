@@ -4,6 +4,8 @@
 #define SIMDE_ENABLE_NATIVE_ALIASES
 #include <simde/x86/avx512.h>
 
+#include <cstring>
+
 // SIMDe 0.7.4 gives one alias the wrong number of parameters, and lacks some
 // intrinsics; those here are defined from their halves.
 #undef _mm512_madd_epi16
@@ -15,6 +17,20 @@
 #define _mm512_testn_epi32_mask(a, b) static_cast<__mmask16>(~_mm512_test_epi32_mask(a, b))
 #define _cvtu32_mask32(v) (v)
 #define _cvtu64_mask64(v) (v)
+
+template <class Narrow, class Vector>
+static inline Vector emulated_narrow(__m512i v) {
+  int32_t numbers[16];
+  Narrow low[16];
+  Vector out;
+  static_assert(sizeof out == sizeof low);
+  memcpy(numbers, &v, sizeof numbers);
+  for (int i = 0; i < 16; ++i) low[i] = static_cast<Narrow>(numbers[i]);
+  memcpy(&out, low, sizeof out);
+  return out;
+}
+#define _mm512_cvtepi32_epi8 emulated_narrow<int8_t, __m128i>
+#define _mm512_cvtepi32_epi16 emulated_narrow<int16_t, __m256i>
 
 static inline __m512i emulated_join(__m256i low, __m256i high) {
   return _mm512_inserti64x4(_mm512_castsi256_si512(low), high, 1);
@@ -33,6 +49,7 @@ HM_FROM_HALVES(cvtepu16_epi32, __m256i, _mm256_extracti128_si256(v, 1))
 HM_FROM_HALVES(cvtepu32_epi64, __m256i, _mm256_extracti128_si256(v, 1))
 HM_FROM_HALVES(cvtepu8_epi32, __m128i, _mm_srli_si128(v, 8))
 HM_FROM_HALVES(cvtepi8_epi32, __m128i, _mm_srli_si128(v, 8))
+HM_FROM_HALVES(cvtepi16_epi32, __m256i, _mm256_extracti128_si256(v, 1))
 HM_FROM_HALVES(cvtepu16_epi64, __m128i, _mm_srli_si128(v, 8))
 HM_FROM_HALVES(cvtepu8_epi64, __m128i, _mm_srli_si128(v, 4))
 #define _mm512_cvtepu8_epi16 emulated_cvtepu8_epi16
@@ -40,8 +57,14 @@ HM_FROM_HALVES(cvtepu8_epi64, __m128i, _mm_srli_si128(v, 4))
 #define _mm512_cvtepu32_epi64 emulated_cvtepu32_epi64
 #define _mm512_cvtepu8_epi32 emulated_cvtepu8_epi32
 #define _mm512_cvtepi8_epi32 emulated_cvtepi8_epi32
+#define _mm512_cvtepi16_epi32 emulated_cvtepi16_epi32
 #define _mm512_cvtepu16_epi64 emulated_cvtepu16_epi64
 #define _mm512_cvtepu8_epi64 emulated_cvtepu8_epi64
+
+#undef _mm512_srai_epi32
+#define _mm512_srai_epi32(v, n)                                    \
+  emulated_join(_mm256_srai_epi32(_mm512_castsi512_si256(v), (n)), \
+                _mm256_srai_epi32(_mm512_extracti64x4_epi64(v, 1), (n)))
 
 static inline __m512 emulated_cvtph_ps(__m256i v) {
   const __m512 low = _mm512_castps256_ps512(_mm256_cvtph_ps(low_half(v)));

@@ -57,7 +57,7 @@ GPU = GpuRates(read=1e9, ops=1e12, pcie=1e15, copy=1e15, copy_cpu=0.0, expert_s=
 RATES = Rates("avx512", dram=1e8, ops=1e8, attention_ops=1e8, gpu=GPU)
 ALL_GPU = RATES
 ALL_CPU = replace(RATES, gpu=replace(GPU, copy=1.0))
-MIXED = replace(RATES, gpu=replace(GPU, read=4e7))
+MIXED = replace(RATES, gpu=replace(GPU, read=6e6))
 
 
 def make_layer(seed: int, down: T = T.Q4_0) -> ExpertWeights:
