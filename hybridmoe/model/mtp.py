@@ -14,8 +14,8 @@ from hybridmoe.config import ModelConfig
 from hybridmoe.device.interface import Device, Matrix, Pages, Tables
 from hybridmoe.kernels.matrix import QuantMatrix
 from hybridmoe.kernels.ops import gather_rows
+from hybridmoe.model.layer import Layer
 from hybridmoe.model.norm import RmsNorm
-from hybridmoe.model.stage import Layer
 from hybridmoe.model.weights import Weights
 
 __all__ = ["MtpLayer"]

@@ -7,43 +7,20 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from functools import partial
 from itertools import groupby
-from typing import Protocol, cast
+from typing import cast
 
 from torch import Tensor
 
 from hybridmoe.device.interface import Device, Pages, Tables
-from hybridmoe.kernels.fused_layer import (
-    FusedAttention,
-    FusedFfn,
-    FusedLayers,
-    takes_few_tokens,
-)
+from hybridmoe.kernels.fused_layer import FusedLayers, takes_few_tokens
 from hybridmoe.kernels.paged_mla import KvPages, Span
 from hybridmoe.model.cuda_graphs import DecodeGraphs, Outputs
+from hybridmoe.model.layer import Layer
 from hybridmoe.model.router import Routing
 
-__all__ = ["Layer", "OnLayer", "Stage", "stages_of"]
+__all__ = ["OnLayer", "Stage", "stages_of"]
 
 OnLayer = Callable[[int], None]  # gets the number of layers that a step has run
-
-
-class Layer(Protocol):
-    """One layer; `model.decoder` has it."""
-
-    @property
-    def fused(self) -> tuple[FusedAttention, FusedFfn] | None: ...
-
-    def forward(
-        self,
-        x: Tensor,
-        residual: Tensor | None,
-        pages: Pages,
-        tables: Tables,
-        cos_sin: Tensor,
-        trace: list[Routing] | None,
-    ) -> Tensor: ...
-
-    def append(self, x: Tensor, pages: Pages, tables: Tables, cos_sin: Tensor) -> None: ...
 
 
 class Stage:
