@@ -9,9 +9,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import pytest
-from gguf import GGMLQuantizationType as Type
-from ranks import WorkerThread, meet, pooled, start_worker
-from tiny_gguf import write_tiny
+from ranks import SHARES, WorkerThread, pooled, start_worker
 from waiting import eventually
 
 import hybridmoe
@@ -23,28 +21,7 @@ from hybridmoe.cluster.rendezvous import MeetingPlace
 from hybridmoe.errors import ClusterError, ConfigError, DiskError, HybridMoeError
 from hybridmoe.experts.backend import CpuExperts
 
-SHARES = (1.0, 1.0)
 GREEDY: dict[str, Any] = {"temperature": 0.0, "max_tokens": 40, "ignore_eos": True}
-
-
-@pytest.fixture(scope="module")
-def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("pool") / "x.gguf"
-    write_tiny(path, type=Type.Q8_0, gain=0.7)
-    return path
-
-
-@pytest.fixture
-def place(monkeypatch: pytest.MonkeyPatch) -> MeetingPlace:
-    return meet(monkeypatch, 2)
-
-
-@pytest.fixture
-def worker(path: Path, place: MeetingPlace) -> Iterator[WorkerThread]:
-    worker = WorkerThread(path, place, 1, expert_share=SHARES)
-    yield worker
-    worker.join()
-    assert worker.error is None
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from gguf import GGMLQuantizationType as Type
 from logit_distance import kl_divergence, relative_error
-from ranks import WorkerThread, meet, pooled
+from ranks import SHARES, WorkerThread, meet, pooled
 from small_model import SMALL
 from tiny_gguf import write_tiny
 
@@ -17,7 +17,6 @@ pytest.importorskip("triton", reason="needs triton")
 from interpreted_gpu import use_gpu
 
 IDS = np.random.default_rng(3).integers(0, 256, 8).tolist()
-SHARES = (1.0, 1.0)
 
 
 @pytest.mark.interpreter

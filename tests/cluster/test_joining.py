@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from gguf import GGMLQuantizationType as Type
-from ranks import WorkerThread, meet, pooled, start_worker
+from ranks import SHARES, WorkerThread, meet, pooled, start_worker
 from tiny_gguf import write_tiny
 from waiting import eventually
 
@@ -30,28 +30,6 @@ from hybridmoe.gguf.reader import GGUFFile
 from hybridmoe.llm.expert_pool import identity_of
 from hybridmoe.llm.model_config import read_model_config
 from hybridmoe.placement.options import LoadOptions
-
-SHARES = (1.0, 1.0)
-
-
-@pytest.fixture(scope="module")
-def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("pool") / "x.gguf"
-    write_tiny(path, type=Type.Q8_0, gain=0.7)
-    return path
-
-
-@pytest.fixture
-def place(monkeypatch: pytest.MonkeyPatch) -> MeetingPlace:
-    return meet(monkeypatch, 2)
-
-
-@pytest.fixture
-def worker(path: Path, place: MeetingPlace) -> Iterator[WorkerThread]:
-    worker = WorkerThread(path, place, 1, expert_share=SHARES)
-    yield worker
-    worker.join()
-    assert worker.error is None
 
 
 @pytest.fixture

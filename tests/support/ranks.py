@@ -21,8 +21,9 @@ from hybridmoe.llm.model_config import read_model_config
 from hybridmoe.llm.serve_experts import Worker
 from hybridmoe.placement.options import LoadOptions
 
-__all__ = ["WorkerThread", "free_port", "meet", "pooled", "start_worker"]
+__all__ = ["SHARES", "WorkerThread", "free_port", "meet", "pooled", "start_worker"]
 
+SHARES = (1.0, 1.0)  # of two equal hosts
 _PORTS = range(20000, 32000)
 
 
