@@ -4,12 +4,10 @@ from typing import NamedTuple
 
 from hybridmoe.experts.disk.disk_rate import measure_disk
 from hybridmoe.gguf.reader import GGUFFile
-from hybridmoe.hardware import isa
-from hybridmoe.hardware.limits import measure
 from hybridmoe.planning.cost_model import hits_of
+from hybridmoe.planning.measured_rates import measured_rates
 from hybridmoe.planning.plan import Plan
 from hybridmoe.planning.prefetch_gain import can_read_ahead, read_ahead_of
-from hybridmoe.planning.rates import rates_of
 
 __all__ = ["Prefetch", "decide_prefetch"]
 
@@ -33,14 +31,6 @@ def decide_prefetch(file: GGUFFile, plan: Plan) -> Prefetch:
     disk = measure_disk(file.parts, seconds=_DISK_S)
     if disk is None:
         return Prefetch()
-    limits = measure(quick=True)
-    rates = rates_of(
-        isa.active(),
-        dram=limits.read.all,
-        peak_ops=limits.prompts.all,
-        float_ops=limits.float32.all,
-        disk=disk,
-        has_vbmi=isa.has_vbmi(),
-    )
+    rates = measured_rates(disk=disk)
     found = read_ahead_of(plan, rates, hits_of(plan))
     return Prefetch(found.num_ahead, found.line(rates))

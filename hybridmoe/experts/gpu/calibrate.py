@@ -17,13 +17,12 @@ from hybridmoe.device.streams import host_empty
 from hybridmoe.experts.gpu.prefill_experts import AddExperts, Streams
 from hybridmoe.experts.gpu.weight_stream import PIECE_BYTES, fill
 from hybridmoe.experts.routed_experts import ExpertWeights
-from hybridmoe.hardware import isa
-from hybridmoe.hardware.limits import measure
 from hybridmoe.hardware.topology import num_threads
 from hybridmoe.kernels.expert_groups import ExpertGroup, LayerStates, tile_rows, tiles_of
 from hybridmoe.kernels.ops import expert_ffn
+from hybridmoe.planning.measured_rates import measured_rates
 from hybridmoe.planning.prefill_split import cpu_products_s, group_size
-from hybridmoe.planning.rates import GpuRates, Rates, rates_of
+from hybridmoe.planning.rates import GpuRates, Rates
 
 if TYPE_CHECKING:
     from hybridmoe.kernels.triton.expert_ffn import SlotLayout
@@ -117,15 +116,7 @@ def with_cpu(
     clock: Callable[[], float] = time.perf_counter,
 ) -> Rates:
     """Add the CPU's rates, measured in about a second; that of products with these experts."""
-    limits = measure(quick=True)
-    rates = rates_of(
-        isa.active(),
-        dram=limits.read.all,
-        peak_ops=limits.prompts.all,
-        float_ops=limits.float32.all,
-        gpu=gpu,
-        has_vbmi=isa.has_vbmi(),
-    )
+    rates = measured_rates(gpu=gpu)
     # Kernels reach a share of the peak that depends on the number of cores, too.
     predicted_s = cpu_products_s(experts.parts, rates, CPU_TOKENS)
     return replace(rates, ops=rates.ops * predicted_s / _cpu_expert_s(experts, clock))

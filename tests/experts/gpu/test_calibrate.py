@@ -15,6 +15,7 @@ from hybridmoe.hardware import isa
 from hybridmoe.hardware.limits import Limits, Rate
 from hybridmoe.kernels import ops
 from hybridmoe.kernels.expert_groups import ExpertGroup, LayerStates
+from hybridmoe.planning import measured_rates
 from hybridmoe.planning.prefill_split import costs_of, cpu_products_s
 from hybridmoe.planning.rates import GpuRates, rates_of
 
@@ -118,7 +119,7 @@ def test_the_cpus_rates_are_measured_with_its_own_kernels(
     gpu, kernels = GpuRates(read=1.0, ops=1.0, pcie=1.0), isa.active()
     rate = {name: Rate(1.0, 1e9 * n) for n, name in enumerate(("read", "int8", "float32"), 1)}
     tiles = {"amx_int8": Rate(1.0, 5e9), "amx_bf16": Rate(1.0, 4e9)} if kernels == "amx" else {}
-    monkeypatch.setattr(calibrate, "measure", lambda *, quick: Limits(**rate, **tiles))
+    monkeypatch.setattr(measured_rates, "measure", lambda *, quick: Limits(**rate, **tiles))
     peak = 4e9 if kernels == "amx" else 2e9
     plain = {"dram": 1e9, "float_ops": 3e9, "gpu": gpu, "has_vbmi": isa.has_vbmi()}
     want = rates_of(kernels, peak_ops=peak, **plain)
@@ -138,7 +139,7 @@ def test_the_cpus_rates_are_measured_with_its_own_kernels(
 def test_the_cpus_rate_is_measured_on_the_models_experts(monkeypatch: pytest.MonkeyPatch) -> None:
     rate = Rate(1.0, 1e9)
     limits = Limits(read=rate, int8=rate, float32=rate, amx_int8=rate, amx_bf16=rate)
-    monkeypatch.setattr(calibrate, "measure", lambda *, quick: limits)
+    monkeypatch.setattr(measured_rates, "measure", lambda *, quick: limits)
     assert with_cpu(GpuRates(read=1.0, ops=1.0, pcie=1.0), LAYER).ops > 0
 
 
