@@ -3,9 +3,9 @@
 from typing import NamedTuple
 
 from hybridmoe.experts.disk.disk_rate import measure_disk
+from hybridmoe.experts.measured_rates import measured_rates
 from hybridmoe.gguf.reader import GGUFFile
 from hybridmoe.planning.cost_model import hits_of
-from hybridmoe.planning.measured_rates import measured_rates
 from hybridmoe.planning.plan import Plan
 from hybridmoe.planning.prefetch_gain import can_read_ahead, read_ahead_of
 

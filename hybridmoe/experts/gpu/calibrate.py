@@ -16,11 +16,11 @@ from hybridmoe import _C
 from hybridmoe.device.streams import host_empty
 from hybridmoe.experts.gpu.prefill_experts import AddExperts, Streams
 from hybridmoe.experts.gpu.weight_stream import PIECE_BYTES, fill
+from hybridmoe.experts.measured_rates import measured_rates
 from hybridmoe.experts.routed_experts import ExpertWeights
 from hybridmoe.hardware.topology import num_threads
 from hybridmoe.kernels.expert_groups import ExpertGroup, LayerStates, tile_rows, tiles_of
 from hybridmoe.kernels.ops import expert_ffn
-from hybridmoe.planning.measured_rates import measured_rates
 from hybridmoe.planning.prefill_split import cpu_products_s, group_size
 from hybridmoe.planning.rates import GpuRates, Rates
 

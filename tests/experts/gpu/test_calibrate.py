@@ -9,13 +9,13 @@ from gguf import GGMLQuantizationType as T
 from random_weights import random_matrix
 
 from hybridmoe import _C
+from hybridmoe.experts import measured_rates
 from hybridmoe.experts.gpu.prefill_experts import Streams
 from hybridmoe.experts.routed_experts import ExpertWeights
 from hybridmoe.hardware import isa
 from hybridmoe.hardware.limits import Limits, Rate
 from hybridmoe.kernels import ops
 from hybridmoe.kernels.expert_groups import ExpertGroup, LayerStates
-from hybridmoe.planning import measured_rates
 from hybridmoe.planning.prefill_split import costs_of, cpu_products_s
 from hybridmoe.planning.rates import GpuRates, rates_of
 

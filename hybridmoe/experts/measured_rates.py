@@ -1,4 +1,4 @@
-"""Rates of this machine's CPU, measured."""
+"""Rates of this machine's CPU, measured: `planning`, which is pure, takes them as they come."""
 
 from hybridmoe.hardware import isa
 from hybridmoe.hardware.limits import measure
