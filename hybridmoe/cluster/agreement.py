@@ -16,7 +16,6 @@ from hybridmoe.errors import ClusterError
 __all__ = ["Hello", "Identity", "Secret", "Session", "Terms"]
 
 _MAC_BYTES = 32
-_MAX_BYTES = 1 << 16
 
 
 class Secret:
@@ -49,13 +48,7 @@ class Session:
     def open(self, purpose: str, sealed: bytes) -> bytes | None:
         """Return the body; None if its code is wrong."""
         code, body = sealed[:_MAC_BYTES], sealed[_MAC_BYTES:]
-        is_right = len(sealed) <= _MAX_BYTES and hmac.compare_digest(code, self._mac(purpose, body))
-        return body if is_right else None
-
-    @property
-    def name(self) -> str:
-        """Name of their connection, which no one can guess without the secret."""
-        return self._mac("connection", b"").hex()
+        return body if hmac.compare_digest(code, self._mac(purpose, body)) else None
 
     def _mac(self, purpose: str, body: bytes) -> bytes:
         numbers = self.rank.to_bytes(4, "little"), self.theirs, self.ours

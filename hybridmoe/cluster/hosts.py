@@ -1,20 +1,25 @@
 """Workers of a cluster as rank 0 knows them: gathered once, then watched, and taken back."""
 
+import logging
 import threading
 import time
 from collections.abc import Callable, Sequence
 
 from hybridmoe.cluster.agreement import Identity, Terms
+from hybridmoe.cluster.channel import Visit, Word
+from hybridmoe.cluster.gate import Gate
 from hybridmoe.cluster.message import FrameShape
 from hybridmoe.cluster.pooled_experts import Remote
-from hybridmoe.cluster.rendezvous import MeetingPlace, say_farewell
+from hybridmoe.cluster.rendezvous import MeetingPlace
 from hybridmoe.cluster.seat import Seat
 from hybridmoe.errors import ClusterError
 from hybridmoe.planning.expert_shares import HostRate
 
 __all__ = ["Hosts"]
 
+_log = logging.getLogger(__name__)
 _TICK_S = 0.5
+_OTHERS_S = 2.0
 
 Progress = Callable[[int, int], None]  # workers that are there, of all
 
@@ -26,13 +31,13 @@ class Hosts:
         self, place: MeetingPlace, identity: Identity, shape: Callable[[Terms], FrameShape]
     ) -> None:
         """Start to listen. shape: of messages, under some terms. Errors: ClusterError."""
-        self._place = place
-        self._store = place.open_store()
+        self._place, self._identity = place, identity
         self._changed = threading.Condition()
         self._terms: Terms | None = None
         self.seats = [
-            Seat(rank, place, identity, shape, self._changed) for rank in range(1, place.num_ranks)
+            Seat(rank, identity, shape, self._changed) for rank in range(1, place.num_ranks)
         ]
+        self._gate = Gate(place, self._receive, self._refuse)
 
     def gather(self, wait_s: float, progress: Progress) -> tuple[HostRate, ...]:
         """Wait until every worker has said hello. Returns what each has, by rank.
@@ -78,12 +83,25 @@ class Hosts:
 
         Takes seconds where one is hung.
         """
-        if is_end:
-            say_farewell(self._store, self._place)  # to those that are joining
         for seat in self.seats:
             seat.close(is_end=is_end)
-        for seat in self.seats:
-            seat.join()
+        self._gate.close()
+
+    def _receive(self, visit: Visit) -> None:
+        """Show a worker to its seat."""
+        if 0 < visit.rank < self._place.num_ranks:
+            self.seats[visit.rank - 1].receive(visit)
+            return
+        channel = visit.channel
+        misfit = self._identity.difference(visit.hello.identity, channel.peer)
+        line = misfit or f"{channel.peer}: expected a rank from 1 to {self._place.num_ranks - 1}"
+        _log.warning("%s", line)
+        channel.leave(Word.TERMS, Terms(refusal=line).encode())
+        channel.join()
+
+    def _refuse(self, rank: int) -> None:
+        if 0 < rank < self._place.num_ranks:
+            self.seats[rank - 1].refuse()
 
     def _wait_for_all(
         self, is_there: Callable[[Seat], bool], wait_s: float, progress: Progress
@@ -92,13 +110,25 @@ class Hosts:
         while True:
             with self._changed:
                 found = sum(map(is_there, self.seats))
-                misfit = next((seat.misfit for seat in self.seats if seat.misfit), None)
-                if misfit is None and found < len(self.seats):
+                if found < len(self.seats) and self._misfit is None:
                     self._changed.wait(_TICK_S)
-            if misfit is not None:
-                raise ClusterError(misfit)
+            if self._misfit is not None:
+                self._wait_for_other_misfits()
+                raise ClusterError(self._misfit)
             progress(found, len(self.seats))
             if found == len(self.seats):
                 return
             if time.monotonic() > end_s:
                 raise ClusterError(f"{self.outage}, after {wait_s:g} s at {self._place}")
+
+    def _wait_for_other_misfits(self) -> None:
+        """Let those who come at the same time learn whether they fit, before rank 0 ends."""
+        end_s = time.monotonic() + _OTHERS_S
+        with self._changed:
+            while not all(seat.hello or seat.misfit for seat in self.seats):
+                if not self._changed.wait(end_s - time.monotonic()):
+                    return
+
+    @property
+    def _misfit(self) -> str | None:
+        return next((seat.misfit for seat in self.seats if seat.misfit), None)

@@ -17,8 +17,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.distributed.distributed_c10d import PrefixStore, ProcessGroupGloo, Store, Work
+from torch.distributed.distributed_c10d import ProcessGroupGloo, Store, Work
 
+from hybridmoe.cluster.channel import Channel, Word
 from hybridmoe.cluster.message import Frame, FrameShape, Header, Kind
 from hybridmoe.errors import ClusterError, StalledReadError
 
@@ -27,7 +28,7 @@ __all__ = ["SILENCE_S", "Endpoint", "Link", "connect", "why_lost"]
 BEAT_S = 1.0  # between two beats
 FAREWELL_S = 5.0  # for the other end to take it
 SILENCE_S = 7.0  # of the other end, after which it counts as dead
-_CONNECT_S = 20.0
+_CONNECT_S = 10.0
 _WAIT_S = 24 * 3600.0  # of a message: beats end it if the other end dies
 _AT_ONCE = datetime.timedelta(milliseconds=1)
 _MESSAGES, _BEATS, _NEVER = range(3)  # tags
@@ -49,18 +50,47 @@ class Endpoint(NamedTuple):
     peer: str  # name of the other side, for messages
 
 
-def connect(store: Store, secret: str, end: Endpoint, shape: FrameShape) -> "Link":
-    """Connect both ends, which call this with the same secret. Errors: ClusterError."""
+def connect(channel: Channel, end: Endpoint, shape: FrameShape) -> "Link":
+    """Connect both ends of a channel, which both call this. Errors: ClusterError."""
     gloo: Any = ProcessGroupGloo  # its stub lacks what follows
     options = gloo._Options()
     options._timeout = datetime.timedelta(seconds=_CONNECT_S)
     options._threads = 1
     try:
         options._devices = [gloo.create_device(hostname=end.address)]
-        group = gloo(PrefixStore(secret, store), end.rank, 2, options)
+        group = gloo(_Addresses(channel), end.rank, 2, options)
     except RuntimeError as error:
         raise ClusterError(f"{end.peer}: no connection: {_first_line(error)}") from None
     return Link(group, end, shape)
+
+
+class _Addresses(Store):
+    """Addresses of gloo's sockets, as gloo exchanges them: over the channel."""
+
+    def __init__(self, channel: Channel) -> None:
+        super().__init__()
+        self._channel = channel
+        self._known: dict[str, bytes] = {}
+
+    def has_extended_api(self) -> bool:
+        return False
+
+    def set(self, key: str, value: bytes) -> None:  # type: ignore[override]  # as it is called
+        self._known[key] = value
+        self._channel.say(Word.ADDRESS, key.encode() + b"\0" + value)
+
+    def get(self, key: str) -> bytes:
+        self.wait([key])
+        return self._known[key]
+
+    def wait(self, keys: list[str], timeout: datetime.timedelta | None = None) -> None:
+        until_s = time.monotonic() + _CONNECT_S
+        while not self._known.keys() >= set(keys):
+            found = self._channel.hear(until=lambda: time.monotonic() > until_s)
+            if found is None or found[0] is not Word.ADDRESS:
+                raise ClusterError(f"{self._channel.peer}: no connection: no address of it")
+            name, _, value = found[1].partition(b"\0")
+            self._known[name.decode()] = value
 
 
 class Link:

@@ -1,40 +1,24 @@
-"""Place where ranks meet: environment of the process, address, key, and a store at rank 0.
+"""Place where ranks meet: environment of the process, address and secret.
 
-The store listens at the given address only, unlike torchrun's own, from which nothing is taken but
-the environment: RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT. Anyone who reaches the store can
-write to it, so that nothing in it counts without the secret's code (agreement.py).
+Nothing is taken from torchrun but the environment (RANK, WORLD_SIZE, MASTER_ADDR, MASTER_PORT): its
+store listens on all interfaces, without a secret.
 """
 
-import datetime
-import hmac
 import ipaddress
 import os
 import socket
-import stat
-import threading
-import time
-from collections.abc import Callable
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from queue import Empty, SimpleQueue
-
-import torch
-from torch.distributed.distributed_c10d import Store
 
 from hybridmoe.cluster.agreement import Secret
+from hybridmoe.cluster.key_file import read_key_file
 from hybridmoe.errors import ClusterError, ConfigError
 
-__all__ = ["MeetingPlace", "find_meeting_place", "find_rank", "is_farewell", "read_key"]
-__all__ += ["say_farewell", "write_key"]
+__all__ = ["MeetingPlace", "find_meeting_place", "find_rank"]
 
-_STORE_S = 30.0  # for one operation of the store
-_CONNECT_S = 5.0  # of attempts to make it out, if it is another service
-_LEAST_KEY_BYTES = 16
-_MOST_KEY_BYTES = 1 << 16
 _MOST_RANKS = 256
-_MOST_VALUE_BYTES = 1 << 16
-_FAREWELL = "farewell"
 
 
 def find_rank() -> int:
@@ -44,11 +28,11 @@ def find_rank() -> int:
 
 @dataclass(frozen=True)
 class MeetingPlace:
-    """Address of rank 0's store, and what ranks need to meet there."""
+    """Address of rank 0, and what ranks need to meet there."""
 
     rank: int
     num_ranks: int
-    host: str  # a numeric address
+    host: str  # at rank 0 a numeric address of this machine
     port: int
     secret: Secret
 
@@ -56,78 +40,17 @@ class MeetingPlace:
         host = f"[{self.host}]" if ":" in self.host else self.host
         return f"{host}:{self.port}"
 
-    def open_store(self) -> Store:
-        """Start the store, on rank 0. Errors: ClusterError if the address is taken or not here."""
-        family = socket.AF_INET6 if ":" in self.host else socket.AF_INET
-        listener = socket.socket(family, socket.SOCK_STREAM)
-        try:
-            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            listener.bind((self.host, self.port))
-            listener.listen(_MOST_RANKS)
-            return self._store(listener.detach())
-        except (OSError, RuntimeError) as error:
-            listener.close()
-            why = error.strerror if isinstance(error, OSError) else str(error).splitlines()[0]
-            raise ClusterError(f"rank 0 cannot listen at {self}: {why}") from None
-
-    def join_store(self, patience_s: float, on_wait: Callable[[], None] = lambda: None) -> Store:
-        """Connect to the store. Errors: ClusterError if it is not there in time.
-
-        on_wait: called once, if it is not there yet.
-        """
-        end_s, is_waiting = time.monotonic() + patience_s, False
-        while True:
-            with suppress(OSError):
-                socket.create_connection((self.host, self.port), timeout=2.0).close()
-                if (store := self._connected()) is not None:
-                    return store
-            if time.monotonic() > end_s:
-                raise ClusterError(f"rank 0 does not listen at {self}")
-            if not is_waiting:
-                is_waiting = True
-                on_wait()
-            time.sleep(0.2)
-
-    def _connected(self) -> Store | None:
-        """Connect to what listens; None if that is another service.
-
-        In a thread, which is left behind where that service is silent: torch waits for it forever.
-        """
-        found: SimpleQueue[Store | None] = SimpleQueue()
-
-        def connect() -> None:
-            store = None
-            with suppress(RuntimeError):
-                store = self._store(None)
-            found.put(store)
-
-        threading.Thread(target=connect, name="hybridmoe-store", daemon=True).start()
-        with suppress(Empty):
-            return found.get(timeout=2 * _CONNECT_S)
-        return None
-
-    def own_address(self) -> str:
-        """Address of the interface through which this process reaches rank 0."""
+    def listen(self) -> socket.socket:
+        """Listen, on rank 0. Errors: ClusterError if the address is taken or not here."""
         family = socket.AF_INET6 if ":" in self.host else socket.AF_INET
         try:
-            with socket.socket(family, socket.SOCK_DGRAM) as probe:  # sends nothing
-                probe.connect((self.host, self.port))
-                return str(probe.getsockname()[0])
+            return socket.create_server((self.host, self.port), family=family, backlog=_MOST_RANKS)
         except OSError as error:
-            raise ClusterError(f"rank 0 at {self} cannot be reached: {error.strerror}") from None
+            raise ClusterError(f"rank 0 cannot listen at {self}: {_reason(error)}") from None
 
-    def _store(self, listener: int | None) -> Store:
-        store: Store = torch.distributed.TCPStore(  # type: ignore[attr-defined]
-            self.host,
-            self.port,
-            None,
-            listener is not None,
-            datetime.timedelta(seconds=_CONNECT_S if listener is None else _STORE_S),
-            wait_for_workers=False,
-            master_listen_fd=listener,
-        )
-        store.set_timeout(datetime.timedelta(seconds=_STORE_S))
-        return store
+    def addresses(self) -> Sequence[str]:
+        """Look up the numeric addresses of rank 0, which may change. Errors: OSError."""
+        return _look_up(self.host, self.port)
 
 
 def find_meeting_place(address: str | None, key_file: Path | None) -> MeetingPlace:
@@ -149,80 +72,50 @@ def find_meeting_place(address: str | None, key_file: Path | None) -> MeetingPla
             )
     num_ranks = _number("WORLD_SIZE", 2, _MOST_RANKS)
     rank = _number("RANK", 0, num_ranks - 1)
-    numeric = _resolve(host.strip("[]"), port)
-    secret = Secret(b"" if key_file is None else _read_key(key_file))
-    if key_file is None and not ipaddress.ip_address(numeric).is_loopback:
+    host, found = _resolve(host.strip("[]"), port, rank)
+    secret = Secret(b"" if key_file is None else read_key_file(key_file))
+    others = [numeric for numeric in found if not ipaddress.ip_address(numeric).is_loopback]
+    if key_file is None and others:
         raise ConfigError(
-            f"cluster_address {numeric} is reachable from other machines: give every rank the same"
-            " --cluster-key-file"
+            f"cluster_address {others[0]} is reachable from other machines: give every rank the"
+            " same --cluster-key-file"
         )
-    return MeetingPlace(rank, num_ranks, numeric, port, secret)
+    return MeetingPlace(rank, num_ranks, host, port, secret)
 
 
-def write_key(store: Store, key: str, value: bytes) -> None:
-    """Set a key of the store. Errors: RuntimeError if it is lost."""
-    store.set(key, value.hex())
-
-
-def read_key(store: Store, key: str) -> bytes:
-    """Read a key that is there; empty where anyone has put there what `write_key` does not.
-
-    Errors: RuntimeError if the store is lost.
-    """
-    found = store.get(key)
+def _resolve(host: str, port: int, rank: int) -> tuple[str, Sequence[str]]:
+    """Look a name up. Returns the host to use, and its addresses, one at rank 0."""
     try:
-        return bytes.fromhex(found.decode()) if len(found) <= 2 * _MOST_VALUE_BYTES else b""
-    except ValueError:
-        return b""
-
-
-def say_farewell(store: Store, place: MeetingPlace) -> None:
-    """Let workers end that are joining. Errors: RuntimeError if the store is lost."""
-    write_key(store, _FAREWELL, _farewell_of(place))
-
-
-def is_farewell(store: Store, place: MeetingPlace) -> bool:
-    """True once rank 0 has said farewell. Errors: RuntimeError if the store is lost."""
-    return store.check([_FAREWELL]) and hmac.compare_digest(
-        read_key(store, _FAREWELL), _farewell_of(place)
-    )
-
-
-def _farewell_of(place: MeetingPlace) -> bytes:
-    return place.secret.mac(b"farewell", str(place).encode())
-
-
-def _resolve(host: str, port: int) -> str:
-    try:
-        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        found = _look_up(host, port)
     except OSError as error:
-        raise ConfigError(f"cluster_address {host!r:.200}: {error.strerror}") from None
-    numeric = str(found[0][4][0])
-    if ipaddress.ip_address(numeric).is_unspecified:
-        raise ConfigError(f"cluster_address {numeric}: expected the address of one interface")
-    return numeric
+        raise ConfigError(f"cluster_address {host!r:.200}: {_reason(error)}") from None
+    for numeric in found:
+        if ipaddress.ip_address(numeric).is_unspecified:
+            raise ConfigError(f"cluster_address {numeric}: expected the address of one interface")
+    if rank:
+        return (found[0] if len(found) == 1 and found[0] == host else host), found
+    own = next((numeric for numeric in found if _is_here(numeric)), found[0])
+    return own, [own]
 
 
-def _read_key(path: Path) -> bytes:
-    try:
-        mode = path.stat().st_mode
-        if not stat.S_ISREG(mode):  # a pipe would be waited for
-            raise ConfigError(f"cluster_key_file {path}: expected a regular file")
-        if mode & (stat.S_IROTH | stat.S_IWOTH):
-            raise ConfigError(
-                f"cluster_key_file {path}: all users of this machine can read or write it"
-                f" (mode {stat.S_IMODE(mode):o}): chmod 600"
-            )
-        with path.open("rb") as file:
-            key = file.read(_MOST_KEY_BYTES + 1).strip()
-    except OSError as error:
-        raise ConfigError(f"cluster_key_file {path}: {error.strerror}") from None
-    if not _LEAST_KEY_BYTES <= len(key) <= _MOST_KEY_BYTES:
-        raise ConfigError(
-            f"cluster_key_file {path}: {len(key)} bytes, expected {_LEAST_KEY_BYTES} to"
-            f" {_MOST_KEY_BYTES}: head -c 32 /dev/urandom | base64 makes one"
-        )
-    return key
+def _look_up(host: str, port: int) -> list[str]:
+    """Numeric addresses of a name, those that other machines reach first. Errors: OSError."""
+    found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    numeric = dict.fromkeys(str(address[4][0]) for address in found)
+    return sorted(numeric, key=lambda one: ipaddress.ip_address(one).is_loopback)
+
+
+def _is_here(numeric: str) -> bool:
+    """Whether this machine has an address."""
+    family = socket.AF_INET6 if ":" in numeric else socket.AF_INET
+    with suppress(OSError), socket.socket(family, socket.SOCK_STREAM) as probe:
+        probe.bind((numeric, 0))
+        return True
+    return False
+
+
+def _reason(error: OSError) -> str:
+    return error.strerror or str(error)
 
 
 def _number(name: str, low: int, high: int, default: int | None = None) -> int:

@@ -1,70 +1,42 @@
-"""Place of one worker at rank 0: a thread that admits it, watches it, and admits it again.
-
-Keys in the store, of worker R's attempt A (a random number that it chose):
-
-    join/R           A; a later attempt replaces it
-    challenge/R/A    rank 0's random number, and its proof that it knows the secret
-    hello/R/A        the worker's `Hello`; empty if that proof is wrong
-    terms/R/A        rank 0's `Terms`, once all workers are there
-    alive/R/A        a number that grows while the worker waits for terms and places its share
-    ready/R/A        the worker has placed its share, and both ends connect; or why it cannot, or
-                     that it has read a refusal
-"""
+"""Place of one worker at rank 0: one process of that rank at a time is admitted, and watched."""
 
 import logging
-import secrets
 import threading
 import time
 from collections.abc import Callable
 
-from torch.distributed.distributed_c10d import Store
-
-from hybridmoe.cluster.agreement import Hello, Identity, Session, Terms
-from hybridmoe.cluster.link import Endpoint, Link, connect
+from hybridmoe.cluster.agreement import Hello, Identity, Terms
+from hybridmoe.cluster.channel import Channel, DismissedError, Visit, Word
+from hybridmoe.cluster.link import SILENCE_S, Endpoint, Link, connect
 from hybridmoe.cluster.message import FrameShape, printable
-from hybridmoe.cluster.rendezvous import MeetingPlace, read_key, write_key
 from hybridmoe.errors import ClusterError
 
-__all__ = ["NUMBER_BYTES", "Seat", "shape_of"]
+__all__ = ["Seat", "shape_of"]
 
 _log = logging.getLogger(__name__)
 
-NUMBER_BYTES = 16
-_POLL_S = 0.05
-_ANSWER_S = 15.0  # for a worker's next word in the handshake, or to read why it is refused
-_ALIVE_S = 30.0  # without a sign of life of a worker that waits or reads its file
-
-
-class SupersededError(Exception):
-    """Newer attempt of the same worker, or the end of the cluster."""
-
 
 class Seat:
-    """State of one worker, and its thread. Properties may be read from any thread."""
+    """State of one worker. Properties may be read from any thread."""
 
     def __init__(
         self,
         rank: int,
-        place: MeetingPlace,
         identity: Identity,
         shape: Callable[[Terms], FrameShape],
         changed: threading.Condition,
     ) -> None:
         """shape: of the messages under some terms. changed: notified when the state has changed."""
         self.rank = rank
-        self._place, self._identity, self._shape = place, identity, shape
-        self._changed = changed
+        self._identity, self._shape, self._changed = identity, shape, changed
         self._terms: Terms | None = None
         self._is_closing = self._is_ending = False
-        self._attempt = b""
+        self._guest: Channel | None = None  # of the newest process that is being admitted
         self.hello: Hello | None = None
         self._link: Link | None = None
+        self._num_links = 0
         self._absence = f"rank {rank} has not joined"  # without a link
         self.misfit: str | None = None  # line on why its last attempt was refused
-        self._thread = threading.Thread(
-            target=self._run, name=f"hybridmoe-rank-{rank}", daemon=True
-        )
-        self._thread.start()
 
     @property
     def name(self) -> str:
@@ -87,142 +59,129 @@ class Seat:
         """Set the terms, of this attempt and all later ones."""
         self._terms = terms
 
+    def refuse(self) -> None:
+        """Note a process of this rank that has another secret."""
+        self._note(f"rank {self.rank} has another --cluster-key-file: refused")
+
+    def receive(self, visit: Visit) -> None:
+        """Admit a process of this rank, in a thread of its own, and watch it until it is lost."""
+        channel = visit.channel
+        with self._changed:
+            older, self._guest = self._guest, channel
+        if older is not None:
+            older.leave(Word.SUPERSEDED)
+        link = self._admitted(channel, visit.hello)
+        channel.leave()
+        with self._changed:
+            if self._guest is channel:
+                self._guest = None
+        if link is None:
+            channel.join()
+        else:
+            self._watch(link)
+
     def close(self, *, is_end: bool) -> None:
         """Let the worker end, or, if not `is_end`, join again."""
-        self._is_ending, self._is_closing = is_end, True
-        self._close_link()
-
-    def join(self) -> None:
-        """Wait for the end of the thread, after `close`."""
-        self._thread.join()
-
-    def _run(self) -> None:
-        store: Store | None = None
-        num_links = 0
-        while not self._is_closing:
-            try:
-                if store is None:
-                    store = self._place.join_store(5.0)
-                link = self._admit(store)
-                self._set(link, "")
-                if num_links:
-                    _log.warning("%s is back", self.name)
-                num_links += 1
-                if self._is_closing:
-                    self._close_link()
-                link.beat(is_first=True)
-                self._set(None, link.failure or f"{self.name} is away")
-            except SupersededError:
-                continue
-            except ClusterError as error:
-                self._set(None, str(error))
-            except RuntimeError:  # the store
-                store = None
-            if not self._is_closing:
-                _log.warning("%s", self._absence)
-
-    def _close_link(self) -> None:
-        link = self._link
-        if link is None:
-            return
-        if self._is_ending:
-            link.close()
-        else:
-            link.fail(f"{self.name}: rank 0 does not go on")
-
-    def _set(self, link: Link | None, absence: str) -> None:
         with self._changed:
-            self._link, self._absence = link, absence
-            self._changed.notify_all()
+            self._is_ending, self._is_closing = is_end, True
+            guest, link = self._guest, self.link
+        if guest is not None:
+            self._dismiss(guest)
+        if link is not None:
+            if is_end:
+                link.close()
+            else:
+                link.fail(f"{self.name}: rank 0 does not go on")
 
-    def _admit(self, store: Store) -> Link:
-        """Wait for the worker and connect to it. Errors: ClusterError, SupersededError."""
-        key = f"join/{self.rank}"
-        while (attempt := self._newest(store)) in (b"", self._attempt):
-            if self._is_closing:
-                raise SupersededError
-            time.sleep(_POLL_S)
-        self._attempt = attempt
-        if len(attempt) != NUMBER_BYTES:
-            raise ClusterError(f"rank {self.rank}: malformed handshake: {key}")
-        session = Session(self._place.secret, self.rank, attempt, secrets.token_bytes(NUMBER_BYTES))
-        of = f"{self.rank}/{attempt.hex()}"
-        write_key(store, f"challenge/{of}", session.seal("challenge", session.ours))
-        sealed = self._wait(store, f"hello/{of}")
-        body = session.open("hello", sealed)
-        if body is None:
-            raise ClusterError(f"rank {self.rank} has another --cluster-key-file: refused")
-        hello = Hello.decode(body)
-        misfit = self._identity.difference(hello.identity, f"rank {self.rank} ({hello.host})")
+    def _admitted(self, channel: Channel, hello: Hello) -> Link | None:
+        try:
+            return self._admit(channel, hello)
+        except DismissedError:
+            pass
+        except ClusterError as error:
+            self._note(str(error))
+        return None
+
+    def _watch(self, link: Link) -> None:
+        """Exchange beats until the connection ends."""
+        if self._num_links > 1:
+            _log.warning("%s is back", self.name)
+        link.beat(is_first=True)
+        with self._changed:
+            self._link = None
+            self._absence = link.failure or f"{self.name} is away"
+            self._changed.notify_all()
+        if not self._is_closing:
+            _log.warning("%s", self._absence)
+
+    def _dismiss(self, channel: Channel) -> None:
+        channel.leave(Word.FAREWELL if self._is_ending else None)
+
+    def _note(self, absence: str) -> None:
+        """Note why the worker is not there, unless another process of its rank is."""
+        with self._changed:
+            if self.link is not None or self._absence == absence:
+                return
+            self._absence = absence
+            self._changed.notify_all()
+        if not self._is_closing:
+            _log.warning("%s", absence)
+
+    def _admit(self, channel: Channel, hello: Hello) -> Link:
+        """Connect to the worker. Errors: ClusterError, DismissedError."""
+        misfit = self._identity.difference(hello.identity, channel.peer)
         if misfit is not None:
-            self._send_terms(store, session, of, Terms(refusal=misfit))
-            self._wait_until_read(store, f"ready/{of}")  # rank 0 ends of this, the store with it
+            channel.leave(Word.TERMS, Terms(refusal=misfit).encode())
             self._refuse(misfit)
-        self.hello, self.misfit = hello, None
-        self._set(None, f"{self.name} is getting ready")
-        pulse = _Pulse(f"alive/{of}")
-        while (terms := self._terms) is None:
-            self._check(store)
-            pulse.check(store, self.name)
-            time.sleep(_POLL_S)
-        self._send_terms(store, session, of, terms)
-        problem = session.open("ready", self._wait(store, f"ready/{of}", pulse))
-        if problem is None or problem:
-            line = "malformed handshake" if problem is None else printable(problem)
-            self._refuse(f"{self.name}: {line}")
-        end = Endpoint(0, self._place.host, self.name)
-        return connect(store, session.name, end, self._shape(terms))
+        if self._is_closing:
+            self._dismiss(channel)
+        self._await_end_of_other(channel)
+        with self._changed:
+            self.hello, self.misfit = hello, None
+            self._absence = f"{self.name} is getting ready"
+            self._changed.notify_all()
+        _expect_none(channel, channel.hear(until=lambda: self._terms is not None))
+        terms = self._terms
+        assert terms is not None
+        channel.say(Word.TERMS, terms.encode())
+        found = channel.hear()
+        if found is None or found[0] is not Word.READY:
+            raise _malformed(channel, found)
+        if found[1]:
+            self._refuse(f"{self.name}: {printable(found[1])}")
+        end = Endpoint(0, channel.own_address, self.name)
+        link = connect(channel, end, self._shape(terms))
+        with self._changed:
+            if self._guest is channel and not self._is_closing:
+                self._link = link
+                self._num_links += 1
+                self._changed.notify_all()
+                return link
+        link.fail(f"{self.name}: another process has come")
+        raise DismissedError
+
+    def _await_end_of_other(self, channel: Channel) -> None:
+        """Wait while another process of this rank is connected, which may have died unnoticed."""
+        until_s = time.monotonic() + SILENCE_S + 1.0
+        found = channel.hear(until=lambda: self.link is None or time.monotonic() > until_s)
+        _expect_none(channel, found)
+        if self.link is not None:
+            channel.say(Word.NOTE, f"another process is rank {self.rank}".encode())
+            _expect_none(channel, channel.hear(until=lambda: self.link is None))
 
     def _refuse(self, line: str) -> None:
         """Note that this attempt does not fit. Errors: ClusterError."""
         self.misfit = line
         raise ClusterError(line)
 
-    def _send_terms(self, store: Store, session: Session, of: str, terms: Terms) -> None:
-        write_key(store, f"terms/{of}", session.seal("terms", terms.encode()))
 
-    def _wait(self, store: Store, key: str, pulse: "_Pulse | None" = None) -> bytes:
-        """Wait for a key of this attempt; with a pulse, as long as that is felt."""
-        end_s = time.monotonic() + _ANSWER_S
-        while not store.check([key]):
-            self._check(store)
-            if pulse is not None:
-                pulse.check(store, self.name)
-            elif time.monotonic() > end_s:
-                raise ClusterError(f"rank {self.rank} has not said {key.partition('/')[0]}")
-            time.sleep(_POLL_S)
-        return read_key(store, key)
-
-    def _wait_until_read(self, store: Store, key: str) -> None:
-        """Wait for a refused worker, also while rank 0 is ending."""
-        end_s = time.monotonic() + _ANSWER_S
-        while not store.check([key]) and time.monotonic() < end_s:
-            time.sleep(_POLL_S)
-
-    def _check(self, store: Store) -> None:
-        """Raise SupersededError if this attempt counts no more."""
-        if self._is_closing or self._newest(store) != self._attempt:
-            raise SupersededError
-
-    def _newest(self, store: Store) -> bytes:
-        key = f"join/{self.rank}"
-        return read_key(store, key) if store.check([key]) else b""
+def _expect_none(channel: Channel, found: tuple[Word, bytes] | None) -> None:
+    if found is not None:
+        raise _malformed(channel, found)
 
 
-class _Pulse:
-    """Signs of life of a worker that may be at work for minutes."""
-
-    def __init__(self, key: str) -> None:
-        self._key, self._latest, self._felt_s = key, b"", time.monotonic()
-
-    def check(self, store: Store, name: str) -> None:
-        """Look for a new sign. Errors: ClusterError without one for long."""
-        now = time.monotonic()
-        found = read_key(store, self._key) if store.check([self._key]) else b""
-        if found != self._latest:
-            self._latest, self._felt_s = found, now
-        elif now > self._felt_s + _ALIVE_S:
-            raise ClusterError(f"{name} is away: no sign of life for {_ALIVE_S:g} s")
+def _malformed(channel: Channel, found: tuple[Word, bytes] | None) -> ClusterError:
+    return ClusterError(f"{channel.peer}: malformed handshake: {found and found[0].name.lower()}")
 
 
 def shape_of(top_k: int, hidden: int) -> Callable[[Terms], FrameShape]:

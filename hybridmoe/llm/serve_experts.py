@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from hybridmoe.cluster.agreement import Hello, Terms
-from hybridmoe.cluster.join import FarewellError, join
+from hybridmoe.cluster.join import FarewellError, join, meet
 from hybridmoe.cluster.message import FrameShape
 from hybridmoe.cluster.rendezvous import MeetingPlace
 from hybridmoe.cluster.worker import answer_requests
@@ -94,11 +94,9 @@ class Worker:
 
     def _has_served(self) -> bool:
         """Join and serve. Returns False if the connection was lost."""
-        store = self._place.join_store(
-            _PATIENCE_S, lambda: self._report(f"waiting for rank 0 at {self._place}")
-        )
+        channel = meet(self._place, self._hello, _PATIENCE_S, self._report)
         try:
-            link = join(self._place, store, self._hello, self._prepare)
+            link = join(channel, self._place, self._prepare, self._report)
             placed = self._placed
             assert placed is not None, "the terms come before the connection"
             # Beats are this thread's: Ctrl-C is heard between two, but not in a wait for requests.

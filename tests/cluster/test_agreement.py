@@ -35,7 +35,6 @@ def test_what_is_sealed_is_opened_by_the_same_session_alone() -> None:
     )
     for other in others:
         assert other.open("hello", sealed) is None
-        assert other.name != SESSION.name
 
 
 @pytest.mark.parametrize("length", [0, 31, 32, 35])
@@ -43,12 +42,11 @@ def test_cut_messages_are_not_opened(length: int) -> None:
     assert SESSION.open("hello", SESSION.seal("hello", b"body")[:length]) is None
 
 
-def test_every_changed_byte_is_noticed_and_no_length_is_endless() -> None:
+def test_every_changed_byte_is_noticed() -> None:
     sealed = SESSION.seal("hello", b"body")
     for i in range(len(sealed)):
         changed = sealed[:i] + bytes([sealed[i] ^ 1]) + sealed[i + 1 :]
         assert SESSION.open("hello", changed) is None
-    assert SESSION.open("hello", SESSION.seal("hello", b"x" * (1 << 16))) is None
 
 
 @pytest.mark.parametrize("sent", [HELLO, TERMS, Terms(refusal="no")], ids=["hello", "terms", "no"])

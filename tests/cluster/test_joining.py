@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from itertools import count
 from pathlib import Path
+from typing import Any
 
 import pytest
 from gguf import GGMLQuantizationType as Type
@@ -18,12 +19,12 @@ from waiting import eventually
 
 import hybridmoe
 from hybridmoe.cli.progress_bar import ProgressBar
+from hybridmoe.cluster import channel as channel_module
 from hybridmoe.cluster import join as join_module
-from hybridmoe.cluster import seat as seat_module
-from hybridmoe.cluster.agreement import Session, Terms
+from hybridmoe.cluster.agreement import Terms
+from hybridmoe.cluster.channel import Channel, let_in
 from hybridmoe.cluster.hosts import Hosts
-from hybridmoe.cluster.join import _Attempt
-from hybridmoe.cluster.rendezvous import MeetingPlace, read_key
+from hybridmoe.cluster.rendezvous import MeetingPlace
 from hybridmoe.cluster.seat import shape_of
 from hybridmoe.errors import ClusterError, ConfigError
 from hybridmoe.gguf.reader import GGUFFile
@@ -41,10 +42,12 @@ def hosts(path: Path, place: MeetingPlace) -> Iterator[Hosts]:
         hosts.close()
 
 
-def open_store_until_joined(place: MeetingPlace) -> None:
+def be_rank_0_until_met(place: MeetingPlace) -> None:
     """Be a rank 0 that dies during the handshake."""
-    store = place.open_store()
-    eventually(lambda: store.check(["join/1"]))
+    with place.listen() as listener:
+        visit = let_in(listener.accept()[0], place.secret)
+    visit.channel.leave()
+    visit.channel.join()
 
 
 @contextmanager
@@ -71,12 +74,13 @@ def another_service(place: MeetingPlace) -> Iterator[None]:
 
 
 def test_ranks_say_in_one_line_what_they_wait_for(path: Path, place: MeetingPlace) -> None:
-    waiting = f"hybridmoe: waiting for rank 0 at {place}\n"
+    waiting = f"hybridmoe: waiting for rank 0 at {place}"
     with another_service(place):
         worker = start_worker(path, place, 1)
         assert worker.stderr is not None
-        assert worker.stderr.readline() == waiting
-    open_store_until_joined(place)
+        other = f"{waiting}: another service listens at 127.0.0.1\n"
+        assert worker.stderr.readline() == other
+    be_rank_0_until_met(place)
     lost = f"hybridmoe: rank 0 at {place} is away: its connection is closed; joining again\n"
     assert worker.stderr.readline() == lost
     said: list[str] = []
@@ -86,7 +90,9 @@ def test_ranks_say_in_one_line_what_they_wait_for(path: Path, place: MeetingPlac
             assert said[0] == "waiting for other hosts: 0 of 1 are ready"
             assert len(said) <= 2  # until they are there, and until they have placed experts
     *others, placed = worker.communicate()[1].splitlines(keepends=True)
-    assert others in ([], [waiting]) and placed.startswith("hybridmoe: rank 1: experts 4 to 7 of")
+    assert others in ([], [f"{waiting}\n"]) and placed.startswith(
+        "hybridmoe: rank 1: experts 4 to 7 of"
+    )
     assert worker.returncode == 0
 
 
@@ -132,13 +138,13 @@ def test_refused_workers_all_learn_of_it_before_rank_0_ends(
 ) -> None:
     other = tmp_path / "other.gguf"
     write_tiny(other, type=Type.Q8_0, gain=0.7, seed=1)
-    take_terms = _Attempt.take_terms
+    take_terms = join_module._take_terms
 
-    def take_late(self: _Attempt, session: Session) -> Terms:
-        time.sleep(session.rank - 1)
-        return take_terms(self, session)
+    def take_late(channel: Channel, place: MeetingPlace, report: Any) -> Terms:
+        time.sleep(place.rank - 1)
+        return take_terms(channel, place, report)
 
-    monkeypatch.setattr(_Attempt, "take_terms", take_late)
+    monkeypatch.setattr(join_module, "_take_terms", take_late)
     place, shares = meet(monkeypatch, 3), (1.0, 1.0, 1.0)
     workers = [WorkerThread(other, place, rank, expert_share=shares) for rank in (1, 2)]
     with pytest.raises(ClusterError, match="give all ranks copies"), pooled(path, place, shares):
@@ -166,18 +172,20 @@ def test_a_worker_that_dies_before_it_is_ready_is_away(
     path: Path, place: MeetingPlace, hosts: Hosts, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (seat,) = hosts.seats
-    monkeypatch.setattr(join_module, "_PULSE_S", 0.05)
+    monkeypatch.setattr(channel_module, "_PULSE_S", 0.05)
+    monkeypatch.setattr(channel_module, "_SILENCE_S", 1.5)
     worker = WorkerThread(path, place, 1, expert_share=SHARES)
     eventually(lambda: seat.hello is not None)
-    store = place.join_store(10.0)
-    alive = f"alive/1/{read_key(store, 'join/1').hex()}"
-    eventually(lambda: store.check([alive]) and read_key(store, alive) > b"\2")
+    time.sleep(3.0)
     assert seat.absence == f"{seat.name} is getting ready"
-    monkeypatch.setattr(join_module, "_PULSE_S", 1000.0)
-    monkeypatch.setattr(seat_module, "_ALIVE_S", 0.5)
-    eventually(lambda: seat.absence == f"{seat.name} is away: no sign of life for 0.5 s")
+    monkeypatch.setattr(channel_module, "_PULSE_S", 1000.0)
+    eventually(lambda: seat.absence == f"{seat.name} is away: no sign of life for 1.5 s")
+    monkeypatch.setattr(channel_module, "_PULSE_S", 0.05)
+    eventually(lambda: seat.absence == f"{seat.name} is getting ready")
+    assert worker.said[0] == f"rank 0 at {place} is away: no sign of life for 1.5 s; joining again"
     hosts.close()
     worker.join()
+    assert worker.error is None
 
 
 def test_a_share_that_does_not_fit_is_refused_on_both_sides(

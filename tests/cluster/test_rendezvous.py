@@ -1,13 +1,12 @@
 """Meeting place of ranks: read from options and environment, and open at one address only."""
 
-import os
 import socket
 from pathlib import Path
 
 import pytest
 from ranks import free_port
 
-from hybridmoe.cluster.rendezvous import find_meeting_place, read_key, write_key
+from hybridmoe.cluster.rendezvous import find_meeting_place
 from hybridmoe.errors import ClusterError, ConfigError
 
 
@@ -23,7 +22,6 @@ def test_the_store_is_one_port_above_torchruns() -> None:
     place = find_meeting_place(None, None)
     assert (place.rank, place.num_ranks, str(place)) == (1, 2, "127.0.0.1:29501")
     assert str(find_meeting_place("[::1]:77", None)) == "[::1]:77"
-    assert place.own_address() == "127.0.0.1"
 
 
 @pytest.mark.parametrize(
@@ -64,37 +62,45 @@ def test_a_key_opens_other_addresses_if_it_is_long_enough(tmp_path: Path) -> Non
     assert place.secret.mac(b"x") == find_meeting_place("192.0.2.1:5", key).secret.mac(b"x")
 
 
-def test_a_key_that_others_can_read_or_that_is_no_file_is_refused(tmp_path: Path) -> None:
-    key, pipe = tmp_path / "key", tmp_path / "pipe"
+def test_rank_0_listens_at_its_address_alone() -> None:
+    place = find_meeting_place(f"127.0.0.1:{free_port()}", None)
+    with place.listen():
+        socket.create_connection((place.host, place.port), timeout=5).close()
+        with pytest.raises(ConnectionRefusedError):  # 127.0.0.1, not this machine's others
+            socket.create_connection(("127.0.0.2", place.port), timeout=5).close()
+        with pytest.raises(ClusterError, match=f"rank 0 cannot listen at {place}: Address already"):
+            place.listen()
+    with place.listen():  # at once, although a connection has just ended
+        pass
+
+
+def test_an_address_of_another_machine_is_named(tmp_path: Path) -> None:
+    key = tmp_path / "key"
+    key.touch(0o600)
     key.write_text("long enough to be no word")
-    for mode in (0o644, 0o602):
-        key.chmod(mode)
-        with pytest.raises(ConfigError, match=rf"key: all users .* \(mode {mode:o}\): chmod 600"):
-            find_meeting_place("127.0.0.1:5", key)
-    key.chmod(0o440)  # of a group that a container runs with
-    find_meeting_place("127.0.0.1:5", key)
-    os.mkfifo(pipe)
-    for path in (pipe, tmp_path):
-        with pytest.raises(ConfigError, match=r": expected a regular file"):
-            find_meeting_place("127.0.0.1:5", path)
+    with pytest.raises(ClusterError, match=r"at 192.0.2.1:5: Cannot assign requested address"):
+        find_meeting_place("192.0.2.1:5", key).listen()
 
 
-def test_the_store_listens_at_its_address_alone() -> None:
-    place = find_meeting_place(f"127.0.0.1:{free_port()}", None)
-    server = place.open_store()
-    client = place.join_store(10.0)
-    write_key(server, "a", b"\x00\xff")
-    assert read_key(client, "a") == b"\x00\xff"
-    for junk in ("zz", "é", "0" * (1 << 18)):
-        client.set("a", junk)
-        assert read_key(server, "a") == b""
-    with pytest.raises(ConnectionRefusedError):  # 127.0.0.1 alone, not this machine's others
-        socket.create_connection(("127.0.0.2", place.port), timeout=5).close()
-    with pytest.raises(ClusterError, match=f"rank 0 cannot listen at {place}: Address already"):
-        place.open_store()
+def test_of_a_names_addresses_rank_0_takes_its_own_and_workers_try_all(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """As Debian has it: a host's own name is a loopback address, beside that of its network."""
+    found = ["127.0.1.1", "192.0.2.1", "127.0.0.1"]
 
+    def look_up(host: str, port: int, **_: object) -> list[tuple[object, ...]]:
+        assert host == "a"
+        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (one, port)) for one in found]
 
-def test_a_rank_0_that_is_not_there_is_named() -> None:
-    place = find_meeting_place(f"127.0.0.1:{free_port()}", None)
-    with pytest.raises(ClusterError, match=f"rank 0 does not listen at {place}"):
-        place.join_store(0.3)
+    key = tmp_path / "key"
+    key.touch(0o600)
+    key.write_text("long enough to be no word")
+    monkeypatch.setattr(socket, "getaddrinfo", look_up)
+    worker = find_meeting_place("a:5", key)
+    assert str(worker) == "a:5" and next(iter(worker.addresses())) == "192.0.2.1"
+    with pytest.raises(ConfigError, match=r"cluster_address 192.0.2.1 is reachable from other"):
+        find_meeting_place("a:5", None)
+    monkeypatch.setenv("RANK", "0")
+    assert str(find_meeting_place("a:5", None)) == "127.0.1.1:5"  # 192.0.2.1 is not here
+    found[:] = ["192.0.2.7"]  # a name may be another host's by now
+    assert worker.addresses() == found
