@@ -61,7 +61,8 @@ class Word(IntEnum):
     READY = 3  # the worker has placed its share; or a line on why it cannot
     ADDRESS = 4  # of gloo's sockets
     FAREWELL = 5  # rank 0 has ended in order
-    SUPERSEDED = 6  # another process of the same rank has come
+    ABORT = 6  # rank 0 does not go on, and another one may come; a line on why
+    SUPERSEDED = 7  # another process of the same rank has come
 
 
 class Channel:

@@ -78,13 +78,13 @@ class Hosts:
             remotes.append(Remote(link, shares[seat.rank]))
         return remotes
 
-    def close(self, *, is_end: bool = True) -> None:
-        """Let workers end, or, if not `is_end`, wait for another rank 0.
+    def close(self, problem: str | None = None) -> None:
+        """Let workers end; or wait for another rank 0, if a problem ends this one.
 
         Takes seconds where one is hung.
         """
         for seat in self.seats:
-            seat.close(is_end=is_end)
+            seat.close(problem)
         self._gate.close()
 
     def _receive(self, visit: Visit) -> None:

@@ -94,6 +94,8 @@ def _take_terms(channel: Channel, place: MeetingPlace, report: Callable[[str], N
             report(f"{channel.peer}: {printable(body)}")
         elif word is Word.FAREWELL:
             raise FarewellError
+        elif word is Word.ABORT:
+            raise ClusterError(f"{channel.peer} has ended: {printable(body)}")
         elif word is Word.SUPERSEDED:
             raise ConfigError(
                 f"RANK={place.rank}: another process has joined rank 0 at {place} as rank"

@@ -115,7 +115,9 @@ def _is_here(numeric: str) -> bool:
 
 
 def _reason(error: OSError) -> str:
-    return error.strerror or str(error)
+    if isinstance(error, socket.gaierror) or not error.errno:
+        return error.strerror or str(error)
+    return os.strerror(error.errno)  # without what Python adds
 
 
 def _number(name: str, low: int, high: int, default: int | None = None) -> int:

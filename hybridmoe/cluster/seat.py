@@ -30,7 +30,8 @@ class Seat:
         self.rank = rank
         self._identity, self._shape, self._changed = identity, shape, changed
         self._terms: Terms | None = None
-        self._is_closing = self._is_ending = False
+        self._is_closing = False
+        self._problem: str | None = None  # that ends this rank 0
         self._guest: Channel | None = None  # of the newest process that is being admitted
         self.hello: Hello | None = None
         self._link: Link | None = None
@@ -80,18 +81,18 @@ class Seat:
         else:
             self._watch(link)
 
-    def close(self, *, is_end: bool) -> None:
-        """Let the worker end, or, if not `is_end`, join again."""
+    def close(self, problem: str | None) -> None:
+        """Let the worker end; or join again, if a problem ends this rank 0."""
         with self._changed:
-            self._is_ending, self._is_closing = is_end, True
+            self._problem, self._is_closing = problem, True
             guest, link = self._guest, self.link
         if guest is not None:
             self._dismiss(guest)
         if link is not None:
-            if is_end:
+            if problem is None:
                 link.close()
             else:
-                link.fail(f"{self.name}: rank 0 does not go on")
+                link.fail(problem)
 
     def _admitted(self, channel: Channel, hello: Hello) -> Link | None:
         try:
@@ -115,7 +116,10 @@ class Seat:
             _log.warning("%s", self._absence)
 
     def _dismiss(self, channel: Channel) -> None:
-        channel.leave(Word.FAREWELL if self._is_ending else None)
+        if self._problem is None:
+            channel.leave(Word.FAREWELL)
+        else:
+            channel.leave(Word.ABORT, self._problem.encode())
 
     def _note(self, absence: str) -> None:
         """Note why the worker is not there, unless another process of its rank is."""
@@ -124,7 +128,8 @@ class Seat:
                 return
             self._absence = absence
             self._changed.notify_all()
-        if not self._is_closing:
+        # Before the terms a misfit ends rank 0, which says why.
+        if not self._is_closing and (self._terms is not None or absence != self.misfit):
             _log.warning("%s", absence)
 
     def _admit(self, channel: Channel, hello: Hello) -> Link:

@@ -113,7 +113,7 @@ class ExpertPool:
         trace: TracebackType | None,
     ) -> None:
         """Let the workers end; after a load that failed, let them wait for the next one."""
-        self._hosts.close(is_end=not isinstance(error, HybridMoeError))
+        self._hosts.close(str(error) if isinstance(error, HybridMoeError) else None)
 
     def _own_rate(self, gpus: Gpus) -> HostRate:
         """Rate of this host, and its memory beside all other weights and the KV cache."""

@@ -68,7 +68,7 @@ def test_rank_0_listens_at_its_address_alone() -> None:
         socket.create_connection((place.host, place.port), timeout=5).close()
         with pytest.raises(ConnectionRefusedError):  # 127.0.0.1, not this machine's others
             socket.create_connection(("127.0.0.2", place.port), timeout=5).close()
-        with pytest.raises(ClusterError, match=f"rank 0 cannot listen at {place}: Address already"):
+        with pytest.raises(ClusterError, match=f"at {place}: Address already in use$"):
             place.listen()
     with place.listen():  # at once, although a connection has just ended
         pass
@@ -78,7 +78,7 @@ def test_an_address_of_another_machine_is_named(tmp_path: Path) -> None:
     key = tmp_path / "key"
     key.touch(0o600)
     key.write_text("long enough to be no word")
-    with pytest.raises(ClusterError, match=r"at 192.0.2.1:5: Cannot assign requested address"):
+    with pytest.raises(ClusterError, match=r"at 192.0.2.1:5: Cannot assign requested address$"):
         find_meeting_place("192.0.2.1:5", key).listen()
 
 
