@@ -1,4 +1,4 @@
-"""Connection of a worker's handshake, which nobody without the secret gets far enough to burden.
+"""Connection of a handshake: a worker and rank 0 prove the secret to each other before all else.
 
     worker    magic · its rank · its random number
     rank 0    magic · code · rank 0's random number
@@ -41,7 +41,7 @@ _MOST_BYTES = 1 << 16
 
 
 class StrangerError(Exception):
-    """What is at the other end is no rank of a cluster."""
+    """The other end is no rank of a cluster."""
 
 
 class OtherKeyError(Exception):
@@ -147,7 +147,7 @@ class Channel:
                 self._failure = str(error)
 
     def _is_over(self) -> bool:
-        """Whether the time for a last word has passed. Errors: ClusterError after a silence."""
+        """True once the time for a last word has passed. Errors: ClusterError after a silence."""
         now = time.monotonic()
         if self._left_s is not None:
             return now > self._left_s + _LEAVE_S

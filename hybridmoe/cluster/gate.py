@@ -41,7 +41,7 @@ class Gate:
         self._thread.start()
 
     def close(self) -> None:
-        """Let nobody in any more. Waits for the threads of all visits."""
+        """Stop to listen. Waits for the threads of all visits."""
         self._is_closing = True
         with self._lock:
             for connection in self._strangers:

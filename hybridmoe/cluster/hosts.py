@@ -122,7 +122,7 @@ class Hosts:
                 raise ClusterError(f"{self.outage}, after {wait_s:g} s at {self._place}")
 
     def _wait_for_other_misfits(self) -> None:
-        """Let those who come at the same time learn whether they fit, before rank 0 ends."""
+        """Give workers that come at the same time a moment to learn if they fit."""
         end_s = time.monotonic() + _OTHERS_S
         with self._changed:
             while not all(seat.hello or seat.misfit for seat in self.seats):

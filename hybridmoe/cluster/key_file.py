@@ -1,4 +1,4 @@
-"""File with the secret of a cluster, and who else may be able to read it."""
+"""File with the secret of a cluster: read, unless other users of the machine can, too."""
 
 import os
 import stat
@@ -42,7 +42,7 @@ def read_key_file(path: Path) -> bytes:
 
 
 def _is_mounted_secret(path: Path, status: os.stat_result) -> bool:
-    """Whether it lies in memory, mounted so that nothing here can write: a container's secret."""
+    """True if it is in memory, mounted so that nothing here can write: a container's secret."""
     if not os.statvfs(path).f_flag & os.ST_RDONLY:
         return False
     device = f"{os.major(status.st_dev)}:{os.minor(status.st_dev)}"

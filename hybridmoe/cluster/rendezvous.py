@@ -106,7 +106,7 @@ def _look_up(host: str, port: int) -> list[str]:
 
 
 def _is_here(numeric: str) -> bool:
-    """Whether this machine has an address."""
+    """True if this machine has the address."""
     family = socket.AF_INET6 if ":" in numeric else socket.AF_INET
     with suppress(OSError), socket.socket(family, socket.SOCK_STREAM) as probe:
         probe.bind((numeric, 0))
