@@ -116,7 +116,7 @@ def test_an_end_that_shows_no_life_counts_as_dead(
 
 @pytest.mark.parametrize("change", ["flip", "swap", "repeat", "replay"])
 def test_what_the_other_end_did_not_say_ends_the_channel(change: str) -> None:
-    """A man in the middle, who has no secret."""
+    """Play the man in the middle, without the secret."""
     found: list[Visit] = []
 
     def be_worker(end: socket.socket) -> None:

@@ -34,7 +34,7 @@ FIRST = struct.pack("<8sI16s", b"hmJOIN\r\n", 1, b"x" * 16)
 
 
 class Host:
-    """What is behind a gate: notes who has come."""
+    """Gate, and the visits that it has let in."""
 
     def __init__(self) -> None:
         self.place = MeetingPlace(0, 2, "127.0.0.1", free_port(), SECRET)

@@ -1,4 +1,4 @@
-"""Key files: read if nobody else can, or if they are a container's mounted secrets."""
+"""Key files: refused if others can read them, except for a container's mounted secrets."""
 
 import os
 import subprocess
