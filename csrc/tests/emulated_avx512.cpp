@@ -2,6 +2,7 @@
 // intrinsic becomes SIMDe's portable C. Built and loaded by test_vectors_emulated.py with AVX2
 // flags.
 #define SIMDE_ENABLE_NATIVE_ALIASES
+#define SIMDE_NO_INLINE  // as not_inlined.h
 #include <simde/x86/avx512.h>
 
 #include <cstring>

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from native_build import ROOT, SETUP
+from native_build import NOT_INLINED, ROOT, SETUP
 from random_weights import TYPES, activations, block_weights, random_matrix
 from waiting import HANG_S
 
@@ -42,7 +42,7 @@ def emulated_avx512(compiler: str, tmp_path_factory: pytest.TempPathFactory) -> 
     )  # fmt: skip
     if include.returncode != 0:
         pytest.skip("SIMDe is not installed (Debian: libsimde-dev)")
-    return _compile(compiler, "emulated_avx512", tmp_path_factory.mktemp("avx512"), "-O0")
+    return _compile(compiler, "emulated_avx512", tmp_path_factory.mktemp("avx512"))
 
 
 @pytest.fixture(scope="module")
@@ -50,10 +50,11 @@ def emulated_avx_vnni(compiler: str, tmp_path_factory: pytest.TempPathFactory) -
     return _compile(compiler, "emulated_avx_vnni", tmp_path_factory.mktemp("avx_vnni"))
 
 
-def _compile(compiler: str, name: str, folder: Path, level: str = "-O1") -> Linear:
+def _compile(compiler: str, name: str, folder: Path) -> Linear:
     library = folder / f"{name}.so"
     sources = [str(SETUP.CSRC / part) for part in (f"tests/{name}.cpp", "formats/codebooks.cpp")]
-    flags = [*SETUP.ISA_CFLAGS, *SETUP.ISA_FLAGS["avx2"], "-mbmi2", level, "-w", "-shared", "-fPIC"]
+    flags = [*SETUP.ISA_CFLAGS, *SETUP.ISA_FLAGS["avx2"], "-mbmi2", *NOT_INLINED]
+    flags += ["-shared", "-fPIC"]
     subprocess.run(
         [compiler, *flags, *sources, "-o", str(library)], cwd=ROOT, check=True, timeout=HANG_S
     )
@@ -87,13 +88,13 @@ def check_equals_avx2(emulated: Linear, kind: QuantType) -> None:
                 assert torch.equal(emulated(x[:tokens], w), ops.linear(x[:tokens], w))
 
 
-@pytest.mark.slow  # half a minute of compiling
+@pytest.mark.slow  # compiles
 @pytest.mark.parametrize("kind", TYPES, ids=lambda kind: kind.name)
 def test_avx512_equals_avx2(emulated_avx512: Linear, kind: QuantType) -> None:
     check_equals_avx2(emulated_avx512, kind)
 
 
-@pytest.mark.slow  # half a minute of compiling
+@pytest.mark.slow  # compiles
 @pytest.mark.parametrize("kind", TYPES, ids=lambda kind: kind.name)
 def test_avx_vnni_equals_avx2(emulated_avx_vnni: Linear, kind: QuantType) -> None:
     check_equals_avx2(emulated_avx_vnni, kind)

@@ -16,3 +16,5 @@ def load_setup() -> ModuleType:
 
 
 SETUP = load_setup()
+# Compiler's flags for kernels that are tested, not timed.
+NOT_INLINED = ["-O0", "-w", "-Wno-psabi", "-include", str(SETUP.CSRC / "tests" / "not_inlined.h")]
