@@ -9,7 +9,6 @@ Names are imported when they are first used: importing the package alone costs n
 """
 
 from importlib import import_module
-from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -75,7 +74,8 @@ _HOMES = {
 
 def __getattr__(name: str) -> Any:
     if name == "__version__":
-        return version("hybridmoe")
+        metadata = import_module("importlib.metadata")  # takes as long as all of Python's start
+        return metadata.version("hybridmoe")
     for module, names in _HOMES.items():
         if name in names:
             return getattr(import_module(module), name)

@@ -42,6 +42,7 @@ LAYERS = {
 
 # Modules outside cli/ that import inside a function, and why.
 IMPORTS_LATE = {
+    "hybridmoe.__main__": "cli, behind a handler of Ctrl-C: importing it takes most of the start",
     "hybridmoe.llm.load": "kernels.triton and placement.gpu_compile need Triton, an extra",
     "hybridmoe.placement.placer": "placement.gpu needs Triton, an extra, and takes seconds",
     "hybridmoe.experts.policy.registry": "numba: half a second that only a model with a cache pays",

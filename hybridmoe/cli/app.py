@@ -204,6 +204,8 @@ def _run(argv: Sequence[str] | None) -> int:
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")
     try:
+        if argv is None and signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
+            signal.signal(signal.SIGINT, signal.default_int_handler)  # __main__ has another one
         arguments = None if argv is None else list(argv)
         code = cli.main(arguments, "hybridmoe", standalone_mode=False, obj=state)
         sys.stdout.flush()

@@ -14,6 +14,7 @@ from hybridmoe.cli.opening import Opening
 from hybridmoe.cli.prompt import Prompt, choose
 from hybridmoe.cli.render import Screen
 from hybridmoe.cli.session import Session
+from hybridmoe.cli.signals import Terminated, uninterrupted
 from hybridmoe.cli.talk import Talk
 from hybridmoe.cli.tool_runner import ToolRunner
 from hybridmoe.placement.options import LoadOptions
@@ -80,6 +81,11 @@ class Conversation:
                     screen.note("(Ctrl-D or /exit ends the program)")
                 except EOFError:
                     break
+                except Terminated:  # a closed window, a shutdown
+                    if talk is not None:
+                        with uninterrupted():
+                            self._keep_kv(talk, loading)
+                    raise
             if talk is not None and (num_tokens := self._keep_kv(talk, loading)):
                 screen.note(f"(kept for --continue, with a KV cache of {num_tokens} tokens)")
 

@@ -52,6 +52,7 @@ class Prompt:
             complete_while_typing=False,
             key_bindings=_key_bindings(self._pastes),
             multiline=True,
+            enable_suspend=True,  # Ctrl-Z
             prompt_continuation="  ",
             output=create_output(always_prefer_tty=True),  # also if standard output is a file
             color_depth=None if use_color else ColorDepth.DEPTH_1_BIT,

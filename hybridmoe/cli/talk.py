@@ -7,7 +7,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
@@ -16,7 +16,7 @@ from hybridmoe.cli.compactor import Compactor
 from hybridmoe.cli.progress_bar import ProgressBar
 from hybridmoe.cli.render import Screen, timing_line
 from hybridmoe.cli.session import Session
-from hybridmoe.cli.signals import handled
+from hybridmoe.cli.signals import Terminated, handled
 from hybridmoe.cli.tool_runner import ToolRunner, shown_call
 from hybridmoe.errors import HybridMoeError
 from hybridmoe.text.thinking_options import ThinkingOptions
@@ -83,6 +83,7 @@ class Talk:
         self.screen = screen
         self.totals = Totals()
         self._model = model
+        self._end: Terminated | None = None  # came during a response
         self._compactor = Compactor(model, session, self._respond_unseen, screen.note)
 
     def ask(self, text: str) -> None:
@@ -96,8 +97,9 @@ class Talk:
         """Stream the response to the screen, and append both messages to the session.
 
         If the context nears its end, the oldest turns become a summary first. Ctrl-C ends the
-        response, and its text so far is kept. An error, or an interrupt before the first word,
-        leaves the session as it was, but for that summary. Returns False if interrupted.
+        response, and its text so far is kept; so does Terminated, which is raised then. An error,
+        or an interrupt before the first word, leaves the session as it was, but for that summary.
+        Returns False if interrupted.
         """
         messages = self.session.messages
         messages.append({"role": "user", "content": text})
@@ -110,6 +112,8 @@ class Talk:
         finally:
             if not is_done:
                 self.session.drop_last_turn()
+            if self._end is not None:
+                raise self._end
 
     def _respond_with_tools(self) -> tuple[bool, bool]:
         """Stream responses, as long as they call tools.
@@ -122,6 +126,10 @@ class Talk:
             has_response = bool(result and (result.text or calls))
             if result and has_response:
                 self._append(result, calls)
+            if self._end is not None:
+                with suppress(OSError):  # the terminal may be gone
+                    self.screen.end_line()
+                return has_response or num_rounds > 0, True
             self._comment(result, calls, is_stopped=is_stopped)
             if not calls or self._tools is None:
                 return has_response or num_rounds > 0, is_stopped
@@ -211,6 +219,8 @@ class Talk:
     ) -> "Result | None":
         """Get a response that is not shown; None if interrupted."""
         result, is_stopped = self._run(messages, thinking, params, lambda *_: None)
+        if self._end is not None:
+            raise self._end
         return None if is_stopped else result
 
     def _stream(self) -> tuple["Result | None", bool]:
@@ -256,6 +266,9 @@ class Talk:
                         break
             except KeyboardInterrupt:
                 interrupts.set()
+            except Terminated as end:
+                interrupts.set()
+                self._end = end
             finally:
                 if stream is not None:
                     stream.close()

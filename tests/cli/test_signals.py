@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import threading
+import tomllib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -289,6 +290,42 @@ def test_a_server_ends_while_the_disk_hangs(tmp_path: Path) -> None:
     assert status == [503]
     assert "the disk has not returned reads for 0.1 s; closed without them" in command.said
     assert json.loads(profile.read_text())["format"] == "hybridmoe expert profile 1"
+
+
+# The real command, which gets Ctrl-C when it imports a module.
+STARTING = """
+import os, signal, sys
+
+class Interrupt:
+    def find_spec(self, name, *_):
+        if name == NAME:
+            os.kill(os.getpid(), signal.SIGINT)
+
+NAME = sys.argv.pop()
+sys.meta_path.insert(0, Interrupt())
+from hybridmoe.__main__ import main
+sys.exit(main())
+"""
+
+
+@pytest.mark.parametrize("module", ["hybridmoe.cli.app", "click", "hybridmoe.cli.serve", "torch"])
+def test_an_interrupt_while_the_command_starts_shows_nothing(module: str) -> None:
+    with running("serve", "--port", "0", module, code=STARTING) as command:
+        assert command.end() == 130
+    lines = command.said.strip().splitlines()  # an empty one ends the terminal's ^C
+    assert all(line.startswith("hybridmoe: listening at") for line in lines), command.said
+
+
+def test_the_command_that_is_installed_is_the_one_that_an_interrupt_cannot_upset() -> None:
+    project = Path(hybridmoe.__file__).parent.parent / "pyproject.toml"
+    scripts = tomllib.loads(project.read_text())["project"]["scripts"]
+    assert scripts == {"hybridmoe": "hybridmoe.__main__:main"}
+
+
+def test_an_interrupt_that_is_ignored_stays_ignored() -> None:
+    code = STARTING.replace("NAME =", "signal.signal(signal.SIGINT, signal.SIG_IGN); NAME =")
+    with running("generate", "-p", "Hello!", "--max-tokens", "1", "click", code=code) as command:
+        assert command.end() == 0
 
 
 def test_a_signal_is_raised_once() -> None:

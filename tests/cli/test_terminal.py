@@ -1,10 +1,11 @@
 """The chat in a real pseudo-terminal: keys in, screen out, signals as a terminal sends them."""
 
+import json
 import re
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import fake_llm
@@ -17,10 +18,11 @@ from hybridmoe.errors import GGUFError
 from hybridmoe.placement.options import LoadOptions
 
 CONTROL_D, CONTROL_C, ENTER, ALT_ENTER = "\x04", "\x03", "\r", "\x1b\r"
+CHAT = (sys.executable, fake_llm.__file__, "chat")
 
 
 class Terminal:
-    def __init__(self, home: Path, *arguments: str) -> None:
+    def __init__(self, home: Path, *arguments: str, program: Sequence[str] = CHAT) -> None:
         environment = fake_llm.environment() | {
             "XDG_STATE_HOME": str(home),
             "TERM": "xterm",
@@ -29,8 +31,8 @@ class Terminal:
         for name in ("NO_COLOR", "COLUMNS", "LINES"):
             environment.pop(name, None)
         self.child = pexpect.spawn(
-            sys.executable,
-            [fake_llm.__file__, "chat", *arguments],
+            program[0],
+            [*program[1:], *arguments],
             env=environment,
             encoding="utf-8",
             timeout=HANG_S,
@@ -195,6 +197,69 @@ def test_tools_are_asked_about_and_a_conversation_is_continued(tmp_path: Path) -
     assert "continued: 4 messages" in again.expect('> call double {"n": 4}')
     again.expect("you said 8")
     again.kill()
+
+
+def kept(home: Path) -> list[str]:
+    """Texts of the conversation that is kept."""
+    text = (home / "hybridmoe" / "last_conversation.json").read_text()
+    return [message["content"] for message in json.loads(text)["messages"]]
+
+
+@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGTERM])
+def test_a_window_that_is_closed_in_mid_answer_loses_no_word(number: int, tmp_path: Path) -> None:
+    terminal = Terminal(tmp_path)
+    terminal.prompt()
+    terminal.type("hello" + ENTER)
+    terminal.expect("you said hello")
+    terminal.prompt()
+    terminal.type("slow" + ENTER)
+    terminal.expect("w1 ")
+    if number == signal.SIGHUP:
+        terminal.child.close(force=False)  # the kernel sends it, and no write succeeds any more
+    else:
+        terminal.child.kill(number)
+        terminal.child.expect(pexpect.EOF)
+    terminal.child.wait()
+    assert terminal.child.signalstatus == number
+    assert kept(tmp_path)[:3] == ["hello", "you said hello", "slow"]
+    assert kept(tmp_path)[3].startswith("w0 w1 ")
+    assert (tmp_path / "hybridmoe" / "last_conversation.json.kv").read_text() == "20"
+
+
+def test_a_window_that_is_closed_at_the_prompt_keeps_the_kv_cache(tmp_path: Path) -> None:
+    terminal = Terminal(tmp_path)
+    terminal.prompt()
+    terminal.type("hello" + ENTER)
+    terminal.expect("you said hello")
+    terminal.prompt()
+    terminal.child.kill(signal.SIGHUP)
+    terminal.child.expect(pexpect.EOF)
+    terminal.child.wait()
+    assert terminal.child.signalstatus == signal.SIGHUP
+    assert (tmp_path / "hybridmoe" / "last_conversation.json.kv").read_text() == "10"
+
+
+def test_control_z_gives_the_shell_back(tmp_path: Path) -> None:
+    """A shell is needed: what it starts can be stopped, a session's leader cannot."""
+    terminal = Terminal(tmp_path, program=("/bin/sh", "-i"))
+    terminal.type(f"{sys.executable} {fake_llm.__file__} chat" + ENTER)
+    terminal.prompt()
+    terminal.type("hel\x1a")
+    terminal.expect("Stopped")
+    terminal.type("fg" + ENTER)
+    terminal.prompt()
+    terminal.type("lo" + ENTER)
+    terminal.expect("you said hello")
+    terminal.prompt()
+    terminal.type("slow" + ENTER)
+    terminal.expect("w1 ")
+    terminal.type("\x1a")
+    terminal.expect("Stopped")
+    terminal.type("fg" + ENTER)
+    terminal.expect("w9 ")
+    terminal.type(CONTROL_C)
+    terminal.expect(r"\(stopped\)")
+    terminal.kill()
 
 
 def test_overwriting_is_asked_about(terminal: Terminal, tmp_path: Path) -> None:
