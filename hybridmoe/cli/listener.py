@@ -24,6 +24,8 @@ def listening(host: str, port: int, mode: int) -> Iterator[socket.socket]:
     """Listen while inside. mode: permission bits of a socket in the file system, which is removed
     at the end. Errors: ConfigError.
     """
+    if not host:  # which would be all addresses
+        raise ConfigError(f"--host {host!r}: expected an address such as 127.0.0.1, or unix:/path")
     if not host.startswith(UNIX):
         with listen(host, port) as listener:
             yield listener

@@ -1,6 +1,7 @@
 """Model that a user means: a path, a folder, a name in the models folder, or `last`."""
 
 import difflib
+import re
 from pathlib import Path
 
 from hybridmoe.env import models_folder
@@ -13,6 +14,10 @@ __all__ = ["LAST", "find_model", "known_models", "models_named", "stored_model"]
 
 LAST = "last"
 _MAX_LISTED = 8
+# An address, or OWNER/REPO[:QUANT] as `hybridmoe pull` takes it.
+_REMOTE = re.compile(
+    r"(?i)[a-z]+://.*|(huggingface|hf)\.co/.*|[\w-][\w.-]*/[\w.-]+(?<!\.gguf)(:.*)?"
+)
 
 
 def known_models() -> list[StoredModel]:
@@ -26,8 +31,8 @@ def find_model(text: str) -> Path:
 
     Names in the models folder count if no file is called so: the file's without `.gguf` and part
     number, REPO, OWNER/REPO, each with :QUANT, in any case, or their beginning if it is unique.
-    Errors: ConfigError with what was meant perhaps; a path that does not exist is returned as it
-    is, for the reader of the file to refuse.
+    Errors: ConfigError with what was meant perhaps, as for a repository or an address; a path that
+    does not exist is returned as it is, for the reader of the file to refuse.
     """
     if not text:
         raise ConfigError("the model's name is empty: expected a path, or a name of hybridmoe list")
@@ -47,6 +52,11 @@ def find_model(text: str) -> Path:
     if found:
         raise ConfigError(
             f"{printable(text, 80)}: {len(found)} models are called so: {_list(found)}"
+        )
+    if _REMOTE.fullmatch(text) and not (path.parent.is_dir() and "://" not in text):
+        raise ConfigError(
+            f"{printable(text, 200)}: no such file; hybridmoe pull OWNER/REPO:QUANT downloads one"
+            " from Hugging Face"
         )
     if "/" in text or text.lower().endswith(".gguf"):
         return path

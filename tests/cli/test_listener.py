@@ -38,6 +38,11 @@ def test_all_addresses_are_named_by_one_for_this_machine_and_one_for_others() ->
         assert network_url("127.0.0.1", listener) is None
 
 
+def test_an_empty_address_is_not_all_of_them() -> None:
+    with pytest.raises(ConfigError, match="--host '': expected an address"), listening("", 0, 0):
+        pass
+
+
 def test_what_a_killed_server_left_is_replaced(path: Path) -> None:
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as left:
         left.bind(str(path))

@@ -61,6 +61,10 @@ def test_names_are_found(folder: Path, text: str, index: int) -> None:
         ("instruct-q4", "did you mean Kimi-K2-Instruct-Q4_K_M?"),
         ("zzz", "and no model of that name in "),
         ("What is 2+2?", "What is 2+2?: no such file in "),
+        ("https://example.org/a/b.gguf", "b.gguf: no such file; hybridmoe pull OWNER/REPO:QUANT"),
+        ("hf.co/unsloth/x:Q4_K_M", ": no such file; hybridmoe pull"),
+        ("unsloth/Other-GGUF:Q4_K_M", ": no such file; hybridmoe pull"),
+        ("unsloth/Other-GGUF", ": no such file; hybridmoe pull"),
         ("last", "no model was used yet"),
         ("", "the model's name is empty"),
     ],
@@ -74,7 +78,9 @@ def test_what_is_not_found_is_explained(text: str, words: str) -> None:
 def test_a_file_comes_before_a_name_and_a_missing_path_is_left_to_the_reader() -> None:
     Path("plain").write_bytes(b"GGUF")
     assert find_model("plain") == Path("plain")
-    assert find_model("nowhere/x.gguf") == Path("nowhere/x.gguf")
+    Path("here").mkdir()
+    for path in ("nowhere/x.gguf", "here/x:1", "/nowhere/blobs/sha256-12", "../a/b"):
+        assert find_model(path) == Path(path)
     assert stored_model("nowhere/x.gguf") is None and stored_model("What is 2+2?") is None
 
 
