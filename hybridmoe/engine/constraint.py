@@ -3,6 +3,7 @@
 hybridmoe.text.grammar_compiler implements it for JSON schemas, grammars and tool calls.
 """
 
+from collections.abc import Sequence
 from typing import Protocol
 
 import numpy as np
@@ -17,7 +18,7 @@ class Constraint(Protocol):
     """State of one sequence's constraint. Used by one thread at a time."""
 
     def is_inactive(self) -> bool:
-        """True while any token may follow: no mask is needed, and draft tokens are allowed.
+        """True while any token may follow: no mask is needed.
 
         May become False, and True again, with each token.
         """
@@ -33,6 +34,14 @@ class Constraint(Protocol):
 
     def accept(self, token_id: int) -> None:
         """Advance by an allowed token. End tokens are not passed."""
+        ...
+
+    def num_allowed(self, token_ids: Sequence[int]) -> int:
+        """Count the first of some draft tokens that may follow, one after the other.
+
+        The state stays. Not while a mask is computed. Each token is sampled with its mask all the
+        same, so that a count that is too large costs time, and nothing else.
+        """
         ...
 
     def is_done(self) -> bool:

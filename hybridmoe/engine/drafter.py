@@ -2,6 +2,7 @@
 
 Where the model draws a draft token itself, the next position's logits count too; where it draws
 another, the rest is dropped. So drafts change the number of steps, and no token of a response.
+Under a constraint the model draws each of them with its own mask.
 Source: Leviathan et al. 2023 (arXiv 2211.17192); the response is drawn from the model's own
 probabilities, with its own random numbers.
 """
@@ -44,10 +45,10 @@ class Speculator:
     def draft(self, chunks: Items[ScheduledChunk]) -> None:
         """Add draft tokens to the chunks that decode, as far as pages are available.
 
-        A sequence under an active constraint gets none: its masks are made token by token.
+        Those that a constraint forbids are left out.
         """
         decodes = [chunk for chunk in chunks if chunk.is_decode]
-        limits = [(chunk, n) for chunk in decodes if (n := _num_allowed(chunk.sequence)) > 0]
+        limits = [(chunk, n) for chunk in decodes if (n := _most(chunk.sequence)) > 0]
         most, self._kind = self._most, None
         if len(decodes) == len(chunks):
             self._kind = StepKind(len(decodes), len(limits))
@@ -64,7 +65,7 @@ class Speculator:
             return
         drafts = self._drafter.draft([c.sequence for c, _ in wanted], [n for _, n in wanted])
         for (chunk, _), draft_ids in zip(wanted, drafts, strict=True):
-            chunk.draft_ids = draft_ids
+            chunk.draft_ids = _allowed(chunk.sequence, draft_ids)
 
     def count_drafted(self, chunk: ScheduledChunk) -> None:
         """Count the draft tokens of a chunk that is verified."""
@@ -88,9 +89,19 @@ class Speculator:
             self._control.update(self._kind, self._num_chosen, seconds)
 
 
-def _num_allowed(sequence: Sequence) -> int:
-    """Draft tokens that a sequence can take."""
-    constraint = sequence.request.constraint
-    if not (constraint is None or constraint.is_inactive()):
+def _most(sequence: Sequence) -> int:
+    """Draft tokens that a sequence can take: none while its mask is computed elsewhere."""
+    constraint, pending = sequence.request.constraint, sequence.pending_mask
+    is_active = constraint is not None and not constraint.is_inactive()
+    is_computing = pending is not None and not pending.is_ready
+    if constraint is not None and is_active and (constraint.is_slow() or is_computing):
         return 0
     return sequence.max_new_tokens - sequence.num_generated - 1
+
+
+def _allowed(sequence: Sequence, draft_ids: list[int]) -> list[int]:
+    """The first of the draft tokens, as far as the constraint allows them."""
+    constraint = sequence.request.constraint
+    if constraint is None or constraint.is_inactive():
+        return draft_ids
+    return draft_ids[: constraint.num_allowed(draft_ids)]

@@ -1,6 +1,6 @@
 """Lazy tool-call grammar: inactive in free text, and active once a tool call begins."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Protocol, Self
 
 import numpy as np
@@ -20,6 +20,7 @@ class CallGrammar(Protocol):
     def relaxed(self) -> tuple[str, ...]: ...
     def mask(self) -> NDArray[np.uint32]: ...
     def accept(self, token_id: int) -> None: ...
+    def num_allowed(self, token_ids: Sequence[int]) -> int: ...
     def is_done(self) -> bool: ...
     def is_slow(self) -> bool: ...
     def eos_redirect(self) -> tuple[Ids, Ids] | None: ...
@@ -58,6 +59,10 @@ class LazyToolCalls:
         elif token_id in self._triggers:
             self._active = self._grammar.copy()
             self._active.accept(self._triggers[token_id])
+
+    def num_allowed(self, token_ids: Sequence[int]) -> int:
+        """Count the first of some draft tokens that may follow; those of a new call all count."""
+        return len(token_ids) if self._active is None else self._active.num_allowed(token_ids)
 
     def is_done(self) -> bool:
         """True if only an end token may follow."""

@@ -64,6 +64,10 @@ class MatcherConstraint:
         if not self._matcher.consume_token(token_id):
             self._check()
 
+    def num_allowed(self, token_ids: Sequence[int]) -> int:
+        """Count the first of some draft tokens that may follow."""
+        return int(self._matcher.validate_tokens(list(token_ids)))
+
     def begin_with(self, ids: list[int]) -> bool:
         """Advance by the tokens of a text that is already there; False if it is not allowed."""
         self._is_mask_current = False

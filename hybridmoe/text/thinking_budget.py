@@ -5,7 +5,7 @@ A constraint around another one, or around none. Implements the engine's `Constr
 """
 
 import codecs
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from typing import Protocol, Self
 
 import numpy as np
@@ -24,6 +24,7 @@ class InnerConstraint(Protocol):
     def is_inactive(self) -> bool: ...
     def mask(self) -> NDArray[np.uint32]: ...
     def accept(self, token_id: int) -> None: ...
+    def num_allowed(self, token_ids: Sequence[int]) -> int: ...
     def is_done(self) -> bool: ...
     def is_slow(self) -> bool: ...
     def eos_redirect(self) -> tuple[Ids, Ids] | None: ...
@@ -103,6 +104,10 @@ class ThinkingBudget:
         elif self._is_thinking:
             self._num_tokens += 1
             self._utf8.decode(self._token_bytes(token_id))
+
+    def num_allowed(self, token_ids: Sequence[int]) -> int:
+        """Count the first of some draft tokens that may follow; they may be beyond the budget."""
+        return len(token_ids) if self._inner is None else self._inner.num_allowed(token_ids)
 
     def is_done(self) -> bool:
         """True if only an end token may follow."""

@@ -2,7 +2,7 @@
 
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import pytest
@@ -37,6 +37,9 @@ class Slow:
 
     def accept(self, token_id: int) -> None:
         pass
+
+    def num_allowed(self, token_ids: Sequence[int]) -> int:
+        return len(token_ids)
 
     def is_done(self) -> bool:
         return False

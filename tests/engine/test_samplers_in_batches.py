@@ -1,5 +1,6 @@
 """Samplers in an engine: batches, speculation and seeds change nothing; ends and minimum length."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -37,6 +38,10 @@ class OnlyIds:
 
     def accept(self, token_id: int) -> None:
         pass
+
+    def num_allowed(self, token_ids: Sequence[int]) -> int:
+        return next((n for n, i in enumerate(token_ids) if not self._words[i // 32] >> i % 32 & 1),
+                    len(token_ids))  # fmt: skip
 
     def is_done(self) -> bool:
         return False

@@ -1,5 +1,6 @@
 """Thinking budget: forces `</think>`, around any constraint, and lets all else pass."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -34,6 +35,9 @@ class Inner:
 
     def accept(self, token_id: int) -> None:
         self.accepted.append(token_id)
+
+    def num_allowed(self, token_ids: Sequence[int]) -> int:
+        return 1
 
     def is_done(self) -> bool:
         return len(self.accepted) == 9
