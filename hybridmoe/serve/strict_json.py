@@ -98,8 +98,10 @@ def parse_body(model: type[BaseModel], body: bytes) -> BaseModel:
             [{**one, "loc": ("body", *one["loc"])} for one in found]
         ) from None
     except ValueError as error:
-        reason = getattr(error, "msg", str(error))
-        place = ("body", getattr(error, "pos", 0))
+        reason, place = str(error), ("body", 0)
+        if isinstance(error, json.JSONDecodeError):
+            reason = f"{error.msg}: line {error.lineno}, column {error.colno}"
+            place = ("body", error.pos)
         raise RequestValidationError(
             [{"type": "json_invalid", "loc": place, "ctx": {"error": reason}}]
         ) from None

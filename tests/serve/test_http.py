@@ -95,6 +95,12 @@ def test_bodies_that_are_no_request(http: httpx2.Client, body: bytes) -> None:
     refused(http.post(CHAT, content=body, headers={"Content-Type": "application/json"}))
 
 
+def test_an_error_in_json_has_its_place(http: httpx2.Client) -> None:
+    body = b'{"messages": [],\n "n": 2,}'
+    answer = http.post(CHAT, content=body, headers={"Content-Type": "application/json"})
+    assert refused(answer)["message"].endswith("double quotes: line 2, column 9")
+
+
 def test_a_number_that_no_answer_could_repeat(http: httpx2.Client) -> None:
     body = b'{"input": "say Hi", "metadata": {"a": [1e999]}}'
     answer = http.post("/v1/responses", content=body, headers={"Content-Type": "application/json"})
