@@ -29,7 +29,7 @@ BEAT_S = 1.0  # between two beats
 FAREWELL_S = 5.0  # for the other end to take it
 SILENCE_S = 7.0  # of the other end, after which it counts as dead
 _CONNECT_S = 10.0
-_WAIT_S = 24 * 3600.0  # of a message: beats end it if the other end dies
+_LONG = datetime.timedelta(days=1)  # for a message: beats end the wait if the other end dies
 _AT_ONCE = datetime.timedelta(milliseconds=1)
 _MESSAGES, _BEATS, _NEVER = range(3)  # tags
 _BEAT = struct.Struct("<QQ")  # number, 1 = the step under way is wanted no more
@@ -174,7 +174,7 @@ class Link:
         received, self._received = self._received, None
         assert received is not None, "no receive is posted"
         try:
-            received.wait(datetime.timedelta(seconds=_WAIT_S))
+            received.wait(_LONG)
         except RuntimeError as error:
             raise self._broken(error) from None
         try:

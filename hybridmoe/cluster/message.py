@@ -20,7 +20,7 @@ from torch import Tensor
 
 from hybridmoe.errors import ClusterError
 
-__all__ = ["PROTOCOL", "Frame", "FrameShape", "Header", "Kind", "printable"]
+__all__ = ["PROTOCOL", "Frame", "FrameShape", "Header", "Kind", "RequestArrays", "printable"]
 
 PROTOCOL = 1  # raised with every change of a message or of the handshake
 
@@ -40,6 +40,9 @@ class Kind(IntEnum):
     FAILURE = 3
     ABANDONED = 4  # the request, since its step is wanted no more
     FAREWELL = 5
+
+
+_KINDS = {int(kind): kind for kind in Kind}
 
 
 class Header(NamedTuple):
@@ -71,6 +74,14 @@ class FrameShape(NamedTuple):
         return 8 * self.top_k + 4 * self.hidden
 
 
+class RequestArrays(NamedTuple):
+    """Arrays of a request, in the memory of a message."""
+
+    ids: NDArray[np.int32]  # (T, K), -1 = not this worker's
+    weights: NDArray[np.float32]  # (T, K)
+    states: NDArray[np.float32]  # (T, H)
+
+
 class Frame:
     """Memory of one message at a time, in one direction."""
 
@@ -79,22 +90,25 @@ class Frame:
         self.memory = torch.empty(shape.num_bytes, dtype=torch.uint8)  # touched as far as used
         self._bytes = self.memory.numpy()
         self._view = self._bytes.data
+        self._requests: dict[int, RequestArrays] = {}  # views, by tokens
+        self._sums: dict[int, NDArray[np.float32]] = {}
 
-    def ids(self, tokens: int) -> NDArray[np.int32]:
-        """View (T, K) expert ids of a request."""
-        return self._array(_BEGIN, tokens, self.shape.top_k).view(np.int32)
-
-    def weights(self, tokens: int) -> NDArray[np.float32]:
-        """View (T, K) weights of a request."""
-        return self._array(_BEGIN + 4 * tokens * self.shape.top_k, tokens, self.shape.top_k)
-
-    def states(self, tokens: int) -> NDArray[np.float32]:
-        """View (T, H) states of a request."""
-        return self._array(_BEGIN + 8 * tokens * self.shape.top_k, tokens, self.shape.hidden)
+    def request(self, tokens: int) -> "RequestArrays":
+        """View the arrays of a request."""
+        if (found := self._requests.get(tokens)) is None:
+            top_k, chosen = self.shape.top_k, 4 * tokens * self.shape.top_k
+            found = self._requests[tokens] = RequestArrays(
+                self._array(_BEGIN, tokens, top_k).view(np.int32),
+                self._array(_BEGIN + chosen, tokens, top_k),
+                self._array(_BEGIN + 2 * chosen, tokens, self.shape.hidden),
+            )
+        return found
 
     def sums(self, tokens: int) -> NDArray[np.float32]:
         """View (T, H) sums of a reply."""
-        return self._array(_BEGIN, tokens, self.shape.hidden)
+        if (found := self._sums.get(tokens)) is None:
+            found = self._sums[tokens] = self._array(_BEGIN, tokens, self.shape.hidden)
+        return found
 
     @property
     def line(self) -> str:
@@ -119,14 +133,15 @@ class Frame:
 
     def read(self) -> Header:
         """Check a message that has arrived. Errors: ClusterError naming the field."""
-        magic, kind, layer, tokens, step_tokens, step, number, num_bytes = _HEADER.unpack_from(
-            self._view
+        magic, number_of_kind, layer, tokens, step_tokens, step, number, num_bytes = (
+            _HEADER.unpack_from(self._view)
         )
         if magic != _MAGIC:
             raise ClusterError(f"malformed message: begins with {magic!r}, expected {_MAGIC!r}")
-        if kind not in Kind.__members__.values():
-            raise ClusterError(f"malformed message: kind is {kind}, expected 1 to {len(Kind)}")
-        kind = Kind(kind)
+        if (kind := _KINDS.get(number_of_kind)) is None:
+            raise ClusterError(
+                f"malformed message: kind is {number_of_kind}, expected 1 to {len(Kind)}"
+            )
         if tokens > self.shape.max_tokens:
             raise ClusterError(
                 f"malformed message: {tokens} tokens, expected {self.shape.max_tokens} at most"

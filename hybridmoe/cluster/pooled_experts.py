@@ -118,15 +118,18 @@ class PooledExperts(ExpertBackend):
         """Send a worker the tokens that chose its experts. Returns None if none did."""
         link = remote.link
         own_ids = _own_ids(ids, remote.experts)
-        rows = np.flatnonzero((own_ids >= 0).any(axis=1))
+        rows = np.flatnonzero(own_ids.max(axis=1) >= 0)
         tokens = len(rows)
         if not tokens:
             return None
         link.drain()
-        frame = link.outgoing
-        own_ids.take(rows, 0, out=frame.ids(tokens))
-        weights.take(rows, 0, out=frame.weights(tokens))
-        states.take(rows, 0, out=frame.states(tokens))
+        request = link.outgoing.request(tokens)
+        if tokens == len(ids):
+            request.ids[:], request.weights[:], request.states[:] = own_ids, weights, states
+        else:
+            own_ids.take(rows, 0, out=request.ids)
+            weights.take(rows, 0, out=request.weights)
+            states.take(rows, 0, out=request.states)
         header = Header(Kind.REQUEST, layer, tokens, self._step_tokens, self._step)
         link.ask_unwanted = self._is_unwanted
         return _Call(link, link.request(header), rows if tokens < len(ids) else None)
@@ -166,5 +169,6 @@ class _PooledSum(Pending):
 
 def _own_ids(ids: NDArray[np.int32], experts: range) -> NDArray[np.int32]:
     """Number the ids in a range from 0; others become -1."""
-    is_own = (ids >= experts.start) & (ids < experts.stop)
-    return np.where(is_own, ids - np.int32(experts.start), np.int32(-1))
+    numbers = ids - np.int32(experts.start)
+    numbers[numbers.view(np.uint32) >= len(experts)] = -1  # those below the range are large
+    return numbers

@@ -44,8 +44,8 @@ def answer_requests(link: Link, own: ExpertBackend, experts: RoutedExperts) -> N
 
 def _compute(own: ExpertBackend, request: Header, frame: Frame, out: Frame) -> None:
     tokens = request.num_tokens
-    x, ids, weights = frame.states(tokens), frame.ids(tokens), frame.weights(tokens)
-    pending = own.submit(request.layer, *map(torch.from_numpy, (x, ids, weights)))
+    ids, weights, x = map(torch.from_numpy, frame.request(tokens))
+    pending = own.submit(request.layer, x, ids, weights)
     torch.from_numpy(out.sums(tokens)).copy_(pending.result())
 
 
@@ -57,7 +57,7 @@ def _check(link: Link, request: Header, frame: Frame, experts: RoutedExperts) ->
     elif request.layer not in experts.layers:
         problem = f"layer {request.layer} has no experts"
     else:
-        ids = frame.ids(request.num_tokens)
+        ids = frame.request(request.num_tokens).ids
         if ids.size and not (ids.min() >= -1 and ids.max() < experts.num_experts):
             problem = (
                 f"ids from {ids.min()} to {ids.max()}, expected -1 to {experts.num_experts - 1}"

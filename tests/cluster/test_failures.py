@@ -173,7 +173,7 @@ def test_a_malformed_request_ends_the_connection(
     (remote,) = experts._remotes
     assert isinstance(remote, Remote)
     frame = remote.link.outgoing
-    frame.ids(1)[:] = [[expert, -1]]
+    frame.request(1).ids[:] = [[expert, -1]]
     header = remote.link.request(Header(Kind.REQUEST, layer, 1, 1, 1))
     with pytest.raises(ClusterError, match="its connection is closed"):
         remote.link.take_sum(header)

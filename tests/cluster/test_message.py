@@ -23,9 +23,10 @@ def arrive(frame: Frame, header: Header, line: str = "") -> Frame:
 
 
 def fill(frame: Frame) -> None:
-    frame.ids(2)[:] = [[1, -1], [0, 3]]
-    frame.weights(2)[:] = [[0.5, 0.25], [1, 2]]
-    frame.states(2)[:] = np.arange(8).reshape(2, 4)
+    ids, weights, states = frame.request(2)
+    ids[:] = [[1, -1], [0, 3]]
+    weights[:] = [[0.5, 0.25], [1, 2]]
+    states[:] = np.arange(8).reshape(2, 4)
 
 
 def test_a_request_arrives() -> None:
@@ -33,8 +34,7 @@ def test_a_request_arrives() -> None:
     fill(frame)
     found = arrive(frame, REQUEST)
     assert found.read() == REQUEST
-    for of in (Frame.ids, Frame.weights, Frame.states):
-        assert np.array_equal(of(found, 2), of(frame, 2))
+    assert all(map(np.array_equal, found.request(2), frame.request(2)))
     assert len(frame.seal(REQUEST)) == 64 + 2 * (8 * 2 + 4 * 4) + 8
 
 
