@@ -28,8 +28,8 @@ build: $(VENV)/.built  ## create .venv with all packages, compile every kernel
 chat: $(if $(wildcard $(VENV)/.built),$(VENV)/.built,$(VENV)/.chat)  ## chat with the embedded model, or MODEL=file.gguf
 	@$(BIN)/hybridmoe chat $(if $(MODEL),"$(MODEL)") $(ARGS)
 
-# A file's tests stay in one process, for the fixtures that they share.
-PYTEST := $(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile
+# A file's tests stay in one process, for the fixtures that they share; tests/conftest.py orders them.
+PYTEST := $(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 test: build clients  ## the whole test suite, on up to four cores
 	$(PYTEST)

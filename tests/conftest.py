@@ -3,6 +3,7 @@
 import itertools
 import os
 import signal
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -23,8 +24,30 @@ if TYPE_CHECKING:
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
+# A worker of pytest-xdist takes whole files: the longest first, so that none is left with one of
+# them at the end, when the others have nothing more to do.
+LONGEST = (
+    "kernels/triton/test_compile.py", "csrc/test_vectors_emulated.py", "csrc/test_isa_objects.py",
+    "model/test_parity_llama_cpp.py", "placement/test_self_check.py",
+    "placement/test_embedded_on_gpu.py", "kernels/triton/test_expert_ffn.py",
+    "cachebench/test_simulator.py", "kernels/triton/test_matmul.py",
+    "experts/disk/test_cached_experts.py", "placement/test_two_gpus.py", "serve/test_ray_app.py",
+    "serve/test_fuzz.py", "csrc/test_amx_emulated.py", "text/test_tokenizer.py",
+)  # fmt: skip
+
+
+def _rank(item: pytest.Item) -> int:
+    name = item.path.relative_to(Path(__file__).parent).as_posix()
+    return LONGEST.index(name) if name in LONGEST else len(LONGEST)
+
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        items.sort(key=_rank)
+    if "triton" in sys.modules and os.environ.get("TRITON_INTERPRET") == "1":
+        from fast_interpreter import speed_up  # not for files without Triton
+
+        speed_up()
     if torch.cuda.is_available():
         for item in items:
             if item.get_closest_marker("interpreter"):
