@@ -4,7 +4,14 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from statistics import mean
 
-from bench._experts import Call, decode_calls, expert_bytes, prefill_calls
+from bench._experts import (
+    TOP_K,
+    Call,
+    decode_calls,
+    expected_distinct,
+    expert_bytes,
+    prefill_calls,
+)
 from bench._harness import Times, bar, repeat
 from hybridmoe import _C
 from hybridmoe.gguf.quant_types import QuantType as Type
@@ -96,19 +103,36 @@ class Case:
         return mean(amounts) / times.median / (1e12 if self.is_prefill else 1e9), times
 
     def limit(self, limits: Limits) -> float:
-        """The machine's limit in the same unit; for prefill, arithmetic alone."""
-        if not self.is_prefill:
-            return limits.read.all / 1e9
+        """The machine's limit in the same unit: for prefill arithmetic alone, else memory alone."""
+        return self._peak(limits) / 1e12 if self.is_prefill else limits.read.all / 1e9
+
+    def memory_limit(self, limits: Limits) -> float:
+        """TOPS that reading each expert once allows."""
+        return self.tokens * self._operations_per_byte * limits.read.all / 1e12
+
+    def tokens_of_expert(self, num_experts: int) -> float:
+        """Tokens of each distinct expert, in the mean."""
+        if self.is_prefill:
+            return self.tokens
+        return self.tokens * TOP_K / expected_distinct(num_experts, self.tokens)
+
+    def arithmetic_limit(self, limits: Limits, num_experts: int) -> float:
+        """GB/s of weights that the products with a call's tokens allow."""
+        operations = self.tokens_of_expert(num_experts) * self._operations_per_byte
+        return self._peak(limits) / operations / 1e9
+
+    @property
+    def _operations_per_byte(self) -> float:
+        """Of one token; a multiply-add is two."""
+        return 2 * (expert_bytes(Type.F32) // 4) / expert_bytes(self.type)
+
+    def _peak(self, limits: Limits) -> float:
+        """Operations a second of the fastest unit that the set has for the type."""
         is_quantized = _C.TYPES[self.type][2]
         rate = limits.int8 if is_quantized else limits.float32
         if self.isa == "amx" and (is_quantized or self.type == Type.BF16):
             rate = limits.amx_bf16 or rate
-        return rate.all / 1e12
-
-    def memory_limit(self, limits: Limits) -> float:
-        """TOPS that reading each expert once allows."""
-        weights = expert_bytes(Type.F32) // 4
-        return 2 * weights * self.tokens / expert_bytes(self.type) * limits.read.all / 1e12
+        return rate.all
 
     def bar(self, limit: float, peer: float | None) -> float | None:
         """The least value that passes, where the project promises one."""

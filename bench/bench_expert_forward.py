@@ -86,7 +86,10 @@ def main(
         "peers": list(peer_names),
     }
     path = Path(out) if out else RESULTS / f"{machine()['date']}_expert_forward.json"
-    rows = [_row(case, found.get(case), limits.known.get(case.isa)) for case in cases]
+    rows = [
+        _row(case, found.get(case), limits.known.get(case.isa), num_experts.get(case.type.name))
+        for case in cases
+    ]
     print_report(rows, about=about, out=None if out is None else path)
 
 
@@ -143,8 +146,8 @@ def _run_type(
         yield case, Found(value, times, best.get(regime))
 
 
-def _row(case: Case, found: Found | None, limits: Limits | None) -> Row:
-    if found is None or limits is None:
+def _row(case: Case, found: Found | None, limits: Limits | None, num_experts: int | None) -> Row:
+    if found is None or limits is None or num_experts is None:
         why = f"{case.isa} is not supported here" if limits is None else "no time was left"
         return Row(case.name, None, case.unit, note=why)
     limit = case.limit(limits)
@@ -154,6 +157,10 @@ def _row(case: Case, found: Found | None, limits: Limits | None) -> Row:
         notes.append(f"peer: {found.peer.name}")
     if case.is_prefill and (memory := case.memory_limit(limits)) < limit:
         notes.append(f"memory allows {memory:.2f}")
+    if not case.is_prefill and case.tokens > 1:
+        tokens = case.tokens_of_expert(num_experts)
+        allowed = case.arithmetic_limit(limits, num_experts)
+        notes.append(f"{tokens:.1f} tokens an expert, arithmetic allows {allowed:.0f}")
     bar = case.bar(limit, peer)
     return Row(case.name, found.value, case.unit, limit, peer, bar, "; ".join(notes))
 
