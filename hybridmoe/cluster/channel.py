@@ -21,7 +21,7 @@ from enum import IntEnum
 from queue import Empty, SimpleQueue
 from typing import NamedTuple
 
-from hybridmoe.cluster.agreement import Hello, Secret, Session
+from hybridmoe.cluster.agreement import Hello, Secret, Session, Terms
 from hybridmoe.errors import ClusterError
 
 __all__ = ["ANSWER_S", "Channel", "DismissedError", "OtherKeyError", "StrangerError", "Visit"]
@@ -105,23 +105,25 @@ class Channel:
         Errors: ClusterError if the other end is away; DismissedError if this one has left.
         """
         while True:
+            failure = self._failure  # behind which no message comes
             with contextlib.suppress(Empty):
                 return self._heard.get(timeout=_TICK_S)
             if self._left_s is not None:
                 raise DismissedError
-            if self._failure is not None:
-                raise ClusterError(self._failure)
+            if failure is not None:
+                raise ClusterError(failure)
             if until():
                 return None
 
     def leave(self, word: Word | None = None, body: bytes = b"") -> None:
         """Say a last word, if any. The connection is closed once the other end has taken it."""
-        if self._left_s is None:
-            with contextlib.suppress(ClusterError, OSError):
-                if word is not None:
-                    self.say(word, body)
-                self._connection.shutdown(socket.SHUT_WR)
-            self._left_s = time.monotonic()
+        if self._left_s is not None:
+            return
+        self._left_s = time.monotonic()
+        with contextlib.suppress(ClusterError, OSError):
+            if word is not None:
+                self.say(word, body)
+            self._connection.shutdown(socket.SHUT_WR)
 
     def join(self) -> None:
         """Wait until the connection is closed, after `leave`: seconds at most."""
@@ -134,9 +136,11 @@ class Channel:
         pulse_s = time.monotonic()
         with self._connection:
             try:
-                while not self._is_over():
+                while True:
                     if poll.poll(1000 * _TICK_S):
                         self._read()
+                    elif self._is_over():  # with nothing to read: this end may have been stopped
+                        return
                     now = time.monotonic()
                     if self._left_s is None and now >= pulse_s:
                         pulse_s = now + _PULSE_S
@@ -162,7 +166,7 @@ class Channel:
         self._incoming += found
         while len(self._incoming) >= _LENGTH.size:
             (length,) = _LENGTH.unpack_from(self._incoming)
-            end = _LENGTH.size + _checked(length)
+            end = _LENGTH.size + min(length, _MOST_BYTES)
             if len(self._incoming) < end:
                 return
             place = self._place(1 - self._side, self._num_heard)
@@ -212,7 +216,7 @@ def show_up(
 def let_in(connection: socket.socket, secret: Secret) -> Visit:
     """Greet a worker, as rank 0. The connection is closed where this fails.
 
-    Errors: OtherKeyError, StrangerError; ClusterError for a hello that is none; OSError.
+    Errors: OtherKeyError, StrangerError; ClusterError for a hello of another version; OSError.
     """
     end_s = time.monotonic() + ANSWER_S
     number = secrets.token_bytes(16)
@@ -221,21 +225,24 @@ def let_in(connection: socket.socket, secret: Secret) -> Visit:
         session = Session(secret, rank, theirs, number)
         _send(connection, _SECOND.pack(_MAGIC, *_split(session.seal("challenge", number))))
         (length,) = _LENGTH.unpack(_receive_exactly(connection, _LENGTH.size, end_s))
-        body = session.open("hello", _receive_exactly(connection, _checked(length), end_s))
+        if length > _MOST_BYTES:
+            raise StrangerError
+        body = session.open("hello", _receive_exactly(connection, length, end_s))
         if body is None:
             raise OtherKeyError(rank)
-        hello = Hello.decode(body)
+        try:
+            hello = Hello.decode(body)
+        except ClusterError as error:
+            line = f"rank {rank}: {error}: install the same version of hybridmoe"
+            channel = Channel(connection, session, 0, f"rank {rank}")
+            channel.leave(Word.TERMS, Terms(refusal=line).encode())
+            channel.join()
+            raise ClusterError(line) from None
         return Visit(rank, hello, Channel(connection, session, 0, f"rank {rank} ({hello.host})"))
 
 
 def _split(sealed: bytes) -> tuple[bytes, bytes]:
     return sealed[:32], sealed[32:]
-
-
-def _checked(length: int) -> int:
-    if not length <= _MOST_BYTES:
-        raise ClusterError(f"malformed handshake: {length} bytes, expected {_MOST_BYTES} at most")
-    return length
 
 
 def _send(connection: socket.socket, message: bytes) -> None:

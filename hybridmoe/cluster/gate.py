@@ -43,13 +43,14 @@ class Gate:
     def close(self) -> None:
         """Stop to listen. Waits for the threads of all visits."""
         self._is_closing = True
-        with self._lock:
-            for connection in self._strangers:
-                _hang_up(connection)
         _hang_up(self._listener)
         self._thread.join()
         self._listener.close()
-        for thread in list(self._visits):
+        with self._lock:
+            visits = list(self._visits)
+            for connection in self._strangers:
+                _hang_up(connection)
+        for thread in visits:
             thread.join()
 
     def _run(self) -> None:
@@ -77,7 +78,8 @@ class Gate:
             if visit is not None:
                 self._receive(visit)
         finally:
-            self._visits.discard(threading.current_thread())
+            with self._lock:
+                self._visits.discard(threading.current_thread())
 
     def _greet(self, connection: socket.socket) -> Visit | None:
         """Let a worker in; None for anyone else."""

@@ -62,7 +62,8 @@ class Seat:
 
     def refuse(self) -> None:
         """Note a process of this rank that has another secret."""
-        self._note(f"rank {self.rank} has another --cluster-key-file: refused")
+        if self._guest is None:
+            self._note(f"rank {self.rank} has another --cluster-key-file: refused")
 
     def receive(self, visit: Visit) -> None:
         """Admit a process of this rank, in a thread of its own, and watch it until it is lost."""
@@ -95,6 +96,7 @@ class Seat:
                 link.fail(problem)
 
     def _admitted(self, channel: Channel, hello: Hello) -> Link | None:
+        """Connect to the worker; None, and a note, if that fails."""
         try:
             return self._admit(channel, hello)
         except DismissedError:
@@ -108,14 +110,16 @@ class Seat:
         if self._num_links > 1:
             _log.warning("%s is back", self.name)
         link.beat(is_first=True)
+        absence = link.failure or f"{self.name} is away"
         with self._changed:
-            self._link = None
-            self._absence = link.failure or f"{self.name} is away"
-            self._changed.notify_all()
+            if self._link is link:  # else another process is here already
+                self._link, self._absence = None, absence
+                self._changed.notify_all()
         if not self._is_closing:
-            _log.warning("%s", self._absence)
+            _log.warning("%s", absence)
 
     def _dismiss(self, channel: Channel) -> None:
+        """Say why this rank 0 ends."""
         if self._problem is None:
             channel.leave(Word.FAREWELL)
         else:

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from hybridmoe.cluster import channel as channel_module
-from hybridmoe.cluster.agreement import Hello, Secret
+from hybridmoe.cluster.agreement import Hello, Secret, Terms
 from hybridmoe.cluster.channel import (
     Channel,
     DismissedError,
@@ -168,7 +168,7 @@ def test_what_the_other_end_did_not_say_ends_the_channel(change: str) -> None:
     ("sent", "error"),
     [
         (b"GET / HTTP/1.1\r\n\r\n" * 9, StrangerError),
-        (struct.pack("<8sI16s", b"hmJOIN\r\n", 1, b"x" * 16) + b"\xff" * 9, ClusterError),
+        (struct.pack("<8sI16s", b"hmJOIN\r\n", 1, b"x" * 16) + b"\xff" * 9, StrangerError),
         (struct.pack("<8sI16s", b"hmJOIN\r\n", 1, b"x" * 16) + b"\x20\0\0\0" + b"x" * 32,
          OtherKeyError),
         (b"hmJOIN\r\n", TimeoutError),
@@ -197,3 +197,16 @@ def test_a_rank_0_that_says_nothing_is_given_up(monkeypatch: pytest.MonkeyPatch)
     with silent, pytest.raises(TimeoutError):
         show_up(own, SECRET, 1, HELLO, "rank 0")
     assert own.fileno() == -1
+
+
+def test_a_hello_of_another_version_is_refused_in_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Hello, "encode", lambda self: b'{"protocol": 9}')
+    rank_0, worker = greet()
+    assert isinstance(worker, Channel)
+    line = "rank 3: malformed handshake: expected fields protocol, version"
+    assert isinstance(rank_0, ClusterError) and str(rank_0).startswith(line)
+    word, body = worker.hear() or (None, b"")
+    assert word is Word.TERMS and Terms.decode(body).refusal == str(rank_0)
+    assert str(rank_0).endswith(": install the same version of hybridmoe")
+    worker.leave()
+    worker.join()

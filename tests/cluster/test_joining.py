@@ -2,6 +2,7 @@
 
 import io
 import re
+import signal
 import socket
 import threading
 import time
@@ -11,6 +12,7 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from gguf import GGMLQuantizationType as Type
 from ranks import SHARES, WorkerThread, meet, pooled, start_worker
@@ -21,9 +23,11 @@ import hybridmoe
 from hybridmoe.cli.progress_bar import ProgressBar
 from hybridmoe.cluster import channel as channel_module
 from hybridmoe.cluster import join as join_module
+from hybridmoe.cluster import seat as seat_module
 from hybridmoe.cluster.agreement import Terms
 from hybridmoe.cluster.channel import Channel, let_in
 from hybridmoe.cluster.hosts import Hosts
+from hybridmoe.cluster.link import Link
 from hybridmoe.cluster.rendezvous import MeetingPlace
 from hybridmoe.cluster.seat import shape_of
 from hybridmoe.errors import ClusterError, ConfigError
@@ -166,6 +170,93 @@ def test_an_older_process_of_a_rank_gives_way_to_a_newer_one(
     hosts.close()
     newer.join()
     assert newer.error is None
+
+
+def test_a_second_process_of_a_rank_waits_for_the_end_of_the_first(
+    path: Path, place: MeetingPlace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    beat, is_over = Link.beat, threading.Event()
+
+    def beat_and_end_late(self: Link, *, is_first: bool) -> None:
+        beat(self, is_first=is_first)
+        if is_first and not is_over.is_set():
+            eventually(lambda: len(second.said) == 2 and llm.engine.outage is None)
+            is_over.set()
+
+    monkeypatch.setattr(Link, "beat", beat_and_end_late)
+    monkeypatch.setattr(seat_module, "SILENCE_S", 0.0)
+    first = start_worker(path, place, 1)
+    with pooled(path, place, SHARES, device="cpu", context_tokens=64) as llm:
+        second = WorkerThread(path, place, 1, expert_share=SHARES)
+        eventually(lambda: second.said == [f"rank 0 at {place}: another process is rank 1"])
+        first.kill()
+        first.communicate()
+        eventually(is_over.is_set)
+        time.sleep(0.2)  # for what the first leaves behind
+        assert llm.engine.outage is None
+        llm.generate("Once", max_tokens=2, ignore_eos=True)
+    second.join()
+    assert second.error is None
+
+
+def test_a_rank_past_the_last_is_refused(
+    path: Path, place: MeetingPlace, hosts: Hosts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    more = MeetingPlace(2, 3, place.host, place.port, place.secret)
+    worker = WorkerThread(path, more, 2, expert_share=(1.0, 1.0, 1.0))
+    worker.join()
+    assert re.search(
+        r"refuses: rank 2 \(.*\) has WORLD_SIZE 3, rank 0 has 2: start", str(worker.error)
+    )
+    assert hosts.outage == "rank 1 has not joined"
+
+
+def test_an_error_that_ends_rank_0_is_told_to_workers_that_are_joining(
+    path: Path, place: MeetingPlace, hosts: Hosts
+) -> None:
+    (seat,) = hosts.seats
+    worker = WorkerThread(path, place, 1, expert_share=SHARES)
+    eventually(lambda: seat.hello is not None)
+    hosts.close("rank 7 has no disk")
+    eventually(lambda: bool(worker.said))
+    assert worker.said == [f"rank 0 at {place} has ended: rank 7 has no disk; joining again"]
+    with pooled(path, place, SHARES, device="cpu", context_tokens=64):
+        pass  # the next rank 0
+    worker.join()
+    assert worker.error is None
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_worker_ends_by_a_signal_at_once(
+    path: Path, place: MeetingPlace, number: signal.Signals
+) -> None:
+    """Also as process 1 of a container, for which signals have no default action."""
+    for before in ((), ("unshare", "--pid", "--fork", "--kill-child")):
+        worker = start_worker(path, place, 1, before=before)
+        assert worker.stderr is not None
+        line = worker.stderr.readline()
+        if line.startswith("unshare: "):
+            worker.communicate()
+            pytest.skip("a namespace takes root")
+        assert line == f"hybridmoe: waiting for rank 0 at {place}\n"
+        process = psutil.Process(worker.pid)
+        (process.children()[0] if before else process).send_signal(number)
+        assert worker.communicate() == (None, "")
+        assert worker.returncode == (128 + number if before else -number)
+
+
+def test_a_worker_below_nohup_ignores_the_end_of_its_terminal(
+    path: Path, place: MeetingPlace
+) -> None:
+    worker = start_worker(path, place, 1, before=("nohup",))
+    assert worker.stderr is not None
+    while not worker.stderr.readline().startswith("hybridmoe: waiting"):
+        pass
+    worker.send_signal(signal.SIGHUP)
+    with pooled(path, place, SHARES, device="cpu", context_tokens=64):
+        pass
+    worker.communicate()
+    assert worker.returncode == 0
 
 
 def test_a_worker_that_dies_before_it_is_ready_is_away(

@@ -29,20 +29,21 @@ def test_a_key_that_others_can_read_or_that_is_no_file_is_refused(tmp_path: Path
 
 
 @pytest.mark.parametrize(
-    ("options", "mode", "is_read"),
+    ("mount", "options", "mode", "is_read"),
     [
-        ("ro", 0o644, True),  # Kubernetes
-        ("ro", 0o444, True),  # Docker Swarm
-        ("ro", 0o646, False),
-        ("rw", 0o644, False),  # /tmp, /dev/shm
+        ("-t tmpfs tmpfs", "ro", 0o644, True),  # Kubernetes
+        ("-t tmpfs tmpfs", "ro", 0o444, True),  # Docker Swarm
+        ("-t tmpfs tmpfs", "ro", 0o646, False),
+        ("-t tmpfs tmpfs", "rw", 0o644, False),  # /tmp, /dev/shm
+        ("--bind .", "ro,bind", 0o644, False),  # a disk
     ],
 )
 def test_a_secret_that_is_mounted_for_a_container_may_be_readable_by_its_users(
-    tmp_path: Path, options: str, mode: int, is_read: bool
+    tmp_path: Path, mount: str, options: str, mode: int, is_read: bool
 ) -> None:
     """In a mount namespace, with Kubernetes' links to the file."""
     script = f"""
-        mount -t tmpfs tmpfs {tmp_path} || exit 77
+        mount {mount} {tmp_path} || exit 77
         mkdir {tmp_path}/..2026 && printf '{KEY}' > {tmp_path}/..2026/key
         chmod {mode:o} {tmp_path}/..2026/key
         ln -s ..2026 {tmp_path}/..data && ln -s ..data/key {tmp_path}/key
@@ -53,7 +54,7 @@ from hybridmoe.cluster.key_file import read_key_file
 print(read_key_file(Path("{tmp_path}/key")).decode())'
     """
     command = ["unshare", "--mount", "sh", "-ec", script]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
     if done.stderr.startswith("unshare: ") or done.returncode == 77:
         pytest.skip(f"mounting takes root: {done.stderr}")
     assert (done.stdout == f"{KEY}\n") == is_read, done.stderr

@@ -82,9 +82,14 @@ def pooled(
 
 
 def start_worker(
-    path: Path, place: MeetingPlace, rank: int, *arguments: str, num_threads: int = 1
+    path: Path,
+    place: MeetingPlace,
+    rank: int,
+    *arguments: str,
+    num_threads: int = 1,
+    before: tuple[str, ...] = (),
 ) -> "subprocess.Popen[str]":
-    """Start a worker as torchrun does."""
+    """Start a worker as torchrun does. before: a command that runs it."""
     environment = {
         **os.environ,
         "RANK": str(rank),
@@ -94,7 +99,16 @@ def start_worker(
     }
     more = ("--cluster-address", str(place), "--expert-share", "1,1", *arguments)
     return subprocess.Popen(
-        [sys.executable, "-m", "hybridmoe", "serve", str(path), "--expert-parallel", *more],
+        [
+            *before,
+            sys.executable,
+            "-m",
+            "hybridmoe",
+            "serve",
+            str(path),
+            "--expert-parallel",
+            *more,
+        ],
         env=environment,
         stderr=subprocess.PIPE,
         text=True,
