@@ -5,7 +5,8 @@
 
 namespace hm {
 
-// Eight weights of 2 bits, in order, apart: of the first four, and of the last four.
+// Eight weights of 2 bits, apart: of the first four, and of the last four. In a byte: the first,
+// third, second, fourth.
 template <int N>
 struct CodePlanes {
   alignas(64) uint8_t low[N], high[N];

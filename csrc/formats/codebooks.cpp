@@ -39,9 +39,12 @@ constexpr CodeWords<N> spread(const uint16_t (&packed)[N]) {
 template <int N>
 constexpr CodePlanes<N> planes(const uint16_t (&packed)[N]) {
   CodePlanes<N> book{};
+  const auto plane = [](int codes) {
+    return static_cast<uint8_t>((codes & 0xc3) | (codes & 0x30) >> 2 | (codes & 0x0c) << 2);
+  };
   for (int n = 0; n < N; ++n) {
-    book.low[n] = static_cast<uint8_t>(packed[n]);
-    book.high[n] = static_cast<uint8_t>(packed[n] >> 8);
+    book.low[n] = plane(packed[n]);
+    book.high[n] = plane(packed[n] >> 8);
   }
   return book;
 }

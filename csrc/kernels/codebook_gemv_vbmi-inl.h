@@ -1,12 +1,15 @@
-// One token's products with the IQ2 types in AVX-512 VBMI, whose byte permutes reach 128 entries:
-// two rows at a time, so that 64 indices are looked up at once. IQ1, IQ3: two_rows_iq{1,3}-inl.h.
+// The IQ2 types in AVX-512 VBMI, whose byte permutes reach 128 entries: two rows at a time, so that
+// 64 indices are looked up at once. IQ1, IQ3: two_rows_iq{1,3}-inl.h. Products with their codes:
+// two_rows_few-inl.h.
 //
 // A row's group of 256 weights is 8 blocks of 32, a block 4 entries of 8. Whatever belongs to an
 // entry is byte E of a block's 32 bits: its index, the first four of its codes (2 bits each), the
 // last four, its signs. So a vector has a group of both rows: blocks 0..7 of the first, then of the
-// second. Codes to multiply are four of each block, and activations lie in that order, for each
-// entry those with its first four and those with its last: all products add up in a lane for each
-// block. The additions of floats, and so the bits, are those of gemv-inl.h.
+// second. Codes to multiply are eight vectors, number S of each entry, and activations lie in that
+// order: all products add up in a lane for each block. Where half a block has a scale, what is of
+// an entry's first and last four codes is interleaved before, so that a lane has half a block; the
+// first four vectors then have the halves 0..3 and 8..11 of each row, the last four the others. The
+// additions of floats, and so the bits, are those of gemv-inl.h.
 #pragma once
 
 #include "base/forget.h"
@@ -73,19 +76,28 @@ struct Table128 {
   }
 };
 
-// Which of 64 indices have bits 7, 8, 9, 10.
+// Which of 64 indices have bits 7, 8, 9, 10. The last two are found where they are needed: there
+// are seven mask registers.
 struct UpperBits {
-  __mmask64 bit7, no_bit7, bit8, bit9, bit10;
+  __mmask64 bit7, no_bit7, bit8;
+  __m512i upper;
 
   UpperBits() = default;
   HM_INLINE explicit UpperBits(__m512i low) : bit7(_mm512_movepi8_mask(low)), no_bit7(~bit7) {}
   HM_INLINE explicit UpperBits(const Indices& index) : UpperBits(index.low) {
-    const auto has = [&](char bit) {
-      return _mm512_test_epi8_mask(index.upper, _mm512_set1_epi8(bit));
-    };
-    bit8 = has(0x10);
-    bit9 = has(0x20);
-    bit10 = has(0x40);
+    upper = index.upper;
+    bit8 = test(upper, 0x10);
+  }
+  HM_INLINE __mmask64 bit(int n) const {
+    if (n == 8) return bit8;
+    __m512i v = upper;
+    forget(v);
+    return test(v, n == 9 ? 0x20 : 0x40);
+  }
+
+ private:
+  static HM_INLINE __mmask64 test(__m512i v, char bit) {
+    return _mm512_test_epi8_mask(v, _mm512_set1_epi8(bit));
   }
 };
 
@@ -112,8 +124,7 @@ HM_INLINE void look_up_bytes(const uint8_t* table, const Indices (&index)[V],
     look_up_bytes<N / 2, V, First>(table, index, bits, out, meanwhile);
     look_up_bytes<N / 2, V, First + N / 2>(table, index, bits, upper, meanwhile);
     for (int v = 0; v < V; ++v) {
-      const UpperBits& b = bits[v];
-      const __mmask64 mask = N == 512 ? b.bit8 : N == 1024 ? b.bit9 : b.bit10;
+      const __mmask64 mask = bits[v].bit(N == 512 ? 8 : N == 1024 ? 9 : 10);
       out[v] = _mm512_mask_blend_epi8(mask, out[v], upper[v]);
     }
   }
@@ -138,25 +149,30 @@ HM_INLINE __m512 odd_scales(__m512 scale, __m512i s) {
   return _mm512_mul_ps(scale, _mm512_permutexvar_ps(s, table));
 }
 
-// Two rows of a group. Parts: scales of a block. `load_rest` loads all but codes.
+// Two rows of a group: what is loaded while the group before is multiplied. Scales come afterwards,
+// `scales(a, b, d)`, as registers are few. Parts: scales of a block.
 template <class Block_, int Parts>
 struct TwoRowsOf {
   using Block = Block_;
   static constexpr int kParts = Parts;
-  static constexpr int kSums = 0;          // vectors of sums of activations that it takes
-  static constexpr bool kByField = false;  // codes are multiplied as they lie in a plane
-  __m512i low, high;                       // codes
-  __m512 d[Parts];
+  __m512i low, high;  // codes
 
-  // Those sums, from sums of the activations of each entry.
-  static void prepare(const __m512i (&)[4], __m512i*) {}
-  HM_INLINE void start(const __m512i*, __m512i (&dots)[2]) const {
-    dots[0] = dots[1] = _mm512_setzero_si512();
-  }
-  HM_INLINE void shift(const __m512i*, __m512i (&dots)[2]) const {
-    if constexpr (Parts == 1) dots[0] = _mm512_add_epi32(dots[0], dots[1]);
+  // Bytes of codes 4 i + f, f = 0..3, of what the part has.
+  HM_INLINE void planes(__m512i (&out)[2]) const {
+    out[0] = Parts == 1 ? low : _mm512_unpacklo_epi8(low, high);
+    out[1] = Parts == 1 ? high : _mm512_unpackhi_epi8(low, high);
   }
 };
+
+// Scales of two parts: numbers of Bits bits from bit 0, 1, ... of `starts` on.
+template <int Bits>
+HM_INLINE void part_scales(__m512 scales, __m128i packed, const int64_t (&starts)[2],
+                           __m512 (&d)[2]) {
+  for (int part = 0; part < 2; ++part) {
+    const __m128i s = _mm_multishift_epi64_epi8(_mm_set1_epi64x(starts[part]), packed);
+    d[part] = odd_scales<Bits>(scales, _mm512_cvtepu8_epi32(s));
+  }
+}
 
 // Loads V pairs of rows.
 template <int V, class Rows, class Meanwhile = Idle>
@@ -167,9 +183,41 @@ HM_INLINE void load_pairs(const typename Rows::Block* const (&rows)[2 * V], Rows
   Rows::look_up(index, pairs, meanwhile);
 }
 
-// IQ2: codes are magnitudes, and signs, a byte an entry, go to the activations.
+constexpr int kSignedBiasIQ2 = 64;
+
+// Signed codes of magnitudes by a byte's lower six bits: bits 0..1 code, 2 sign, 3 next sign, 4..5
+// next code.
+struct SignedCodesIQ2 {
+  alignas(64) uint8_t first[64], next[64];
+
+  consteval SignedCodesIQ2() : first{}, next{} {
+    constexpr int magnitudes[4] = {8, 25, 43, 0};
+    for (int i = 0; i < 64; ++i) {
+      const int a = magnitudes[i & 3], b = magnitudes[i >> 4];
+      first[i] = static_cast<uint8_t>(kSignedBiasIQ2 + ((i & 4) ? -a : a));
+      next[i] = static_cast<uint8_t>(kSignedBiasIQ2 + ((i & 8) ? -b : b));
+    }
+  }
+};
+inline constexpr SignedCodesIQ2 kSignedIQ2;
+
+// Codes of two rows as they are multiplied, from pairs in the form of SignedCodesIQ2.
+struct CodesIQ2 {
+  __m512i pairs[4];
+
+  template <int S>
+  HM_INLINE __m512i codes() const {
+    const uint8_t* values = S % 2 == 0 ? kSignedIQ2.first : kSignedIQ2.next;
+    return _mm512_permutexvar_epi8(pairs[S / 2], _mm512_load_si512(values));
+  }
+};
+
+// IQ2: codes are magnitudes, in a byte the first, third, second, fourth one; signs are a byte of
+// an entry.
 template <class Block, int Parts, const auto& Book>
 struct TwoRowsIQ2Of : TwoRowsOf<Block, Parts> {
+  using Codes = CodesIQ2;
+  static constexpr int kBias = kSignedBiasIQ2;
   __m512i signs;
 
   template <class Rows, int V>
@@ -188,44 +236,48 @@ struct TwoRowsIQ2Of : TwoRowsOf<Block, Parts> {
     signs = Table128<1>(kCodebookSigns.entry).at(index);
   }
   // Two scales a block: nibbles of 8 bytes.
-  HM_INLINE void set_scales(const Block* a, const Block* b) {
-    const __m512 scales = row_scales(a->d, b->d);
-    const __m512i nibbles = _mm512_cvtepu8_epi32(join8(a->scales, b->scales));
-    this->d[0] = odd_scales<4>(scales, nibbles);
-    this->d[1] = odd_scales<4>(scales, _mm512_srli_epi32(nibbles, 4));
+  HM_INLINE void scales(const Block* a, const Block* b, __m512 (&d)[2]) const {
+    part_scales<4>(row_scales(a->d, b->d), join8(a->scales, b->scales),
+                   {0x2c2824200c080400, 0x3c3834301c181410}, d);
   }
-  template <int E>
-  static HM_INLINE __m512i codes(__m512i plane) {
-    const __m512i values = _mm512_set1_epi32(8 | 25 << 8 | 43 << 16);
-    const __m512i bytes = take_fields<8 * E, 2>(plane);
-    return _mm512_permutexvar_epi8(bytes, values);
+  HM_INLINE Codes codes() const {
+    __m512i planes[2];
+    this->planes(planes);
+    const __m512i upper = _mm512_srli_epi16(signs, 4);
+    if constexpr (Parts == 1) {
+      const __m512i third = _mm512_srli_epi16(signs, 2), first = _mm512_slli_epi16(signs, 2);
+      return {{with_signs(planes[0], first), with_signs(after(planes[0]), signs),
+               with_signs(planes[1], third), with_signs(after(planes[1]), upper)}};
+    } else {
+      const __m512i s[2] = {_mm512_unpacklo_epi8(signs, upper), _mm512_unpackhi_epi8(signs, upper)};
+      return {
+          {with_signs(planes[0], _mm512_slli_epi16(s[0], 2)), with_signs(after(planes[0]), s[0]),
+           with_signs(planes[1], _mm512_slli_epi16(s[1], 2)), with_signs(after(planes[1]), s[1])}};
+    }
   }
-  static constexpr int kBias = 64;
-  template <int E, int Half>
-  HM_INLINE __m512i biased(__m512i codes) const {
-    const __m512i signed_codes = with_signs<E, Half>(codes);
-    return _mm512_add_epi8(signed_codes, _mm512_set1_epi8(kBias));
-  }
-  template <int E, int Half>
-  HM_INLINE __m512i with_signs(__m512i x) const {
-    const __m512i order = _mm512_broadcast_i32x4(
-        _mm_set_epi32(0x0c0c0c0c + 0x01010101 * E, 0x08080808 + 0x01010101 * E,
-                      0x04040404 + 0x01010101 * E, 0x01010101 * E));
-    const __m512i bit_of = _mm512_set1_epi32(0x08040201 << 4 * Half);
-    return Simd::with_signs(x, _mm512_test_epi8_mask(_mm512_shuffle_epi8(signs, order), bit_of));
+
+ private:
+  // The third and fourth codes where the first two are.
+  static HM_INLINE __m512i after(__m512i plane) { return _mm512_srli_epi16(plane, 2); }
+  static HM_INLINE __m512i with_signs(__m512i plane, __m512i signs) {
+    return _mm512_ternarylogic_epi32(plane, signs, _mm512_set1_epi8(0x0c), 0xd8);  // c ? b : a
   }
 };
 
 struct TwoRowsIQ2_XXS : TwoRowsIQ2Of<BlockIQ2_XXS, 1, kCodebookPlanesIQ2_XXS> {
+  __m512i rest;
+
   HM_INLINE Indices load_rest(const Block* a, const Block* b) {
     const __m512i first = _mm512_loadu_si512(a->qs), second = _mm512_loadu_si512(b->qs);
     const __m512i even =
         _mm512_set_epi32(30, 28, 26, 24, 22, 20, 18, 16, 14, 12, 10, 8, 6, 4, 2, 0);
     const __m512i odd = _mm512_or_si512(even, _mm512_set1_epi32(1));
-    const __m512i rest = _mm512_permutex2var_epi32(first, odd, second);
+    rest = _mm512_permutex2var_epi32(first, odd, second);
     look_up_signs(take_fields<0, 7>(rest));
-    d[0] = odd_scales<4>(row_scales(a->d, b->d), _mm512_srli_epi32(rest, 28));
     return {_mm512_permutex2var_epi32(first, even, second)};
+  }
+  HM_INLINE void scales(const Block* a, const Block* b, __m512 (&d)[1]) const {
+    d[0] = odd_scales<4>(row_scales(a->d, b->d), _mm512_srli_epi32(rest, 28));
   }
 };
 
@@ -247,7 +299,6 @@ struct TwoRowsIQ2_XS : TwoRowsIQ2Of<BlockIQ2_XS, 2, kCodebookPlanesIQ2_XS> {
     const __m512i first = _mm512_loadu_si512(a->qs), second = _mm512_loadu_si512(b->qs);
     const __m512i upper = bytes_of_words<1>(first, second);  // bit 8, and an index of signs
     look_up_signs(_mm512_srli_epi16(upper, 1));
-    set_scales(a, b);
     return {bytes_of_words<0>(first, second), _mm512_slli_epi16(upper, 4)};
   }
 };
@@ -256,7 +307,6 @@ struct TwoRowsIQ2_S : TwoRowsIQ2Of<BlockIQ2_S, 2, kCodebookPlanesIQ2_S> {
   HM_INLINE Indices load_rest(const Block* a, const Block* b) {
     const __m512i qh = _mm512_cvtepu8_epi32(join8(a->qh, b->qh));
     signs = join32(a->signs, b->signs);
-    set_scales(a, b);
     return {join32(a->qs, b->qs), take_fields<-4, 2>(qh)};
   }
 };

@@ -61,6 +61,10 @@ struct Unit {
     if constexpr (Group::kOffset) Lanes::to_unit(offset_of, offset);
   }
 
+  static HM_INLINE void reduce(const Simd::Panel::Float (&sums)[kRegisters], float (&out)[kRows]) {
+    Lanes::reduce_unit(sums, out);
+  }
+
  private:
   template <int V>
   static HM_INLINE void load_codes(const Group& group, const Block* blocks, Simd::B64 (&out)[4]) {
@@ -267,6 +271,23 @@ HM_INLINE void add_groups(const MatmulArgs& args, const FewTokens<U, N>& tokens,
   }
 }
 
+// Results of a unit of rows from `row` on for `count` tokens, from its lanes, (kRegisters, N).
+template <class U, int N>
+inline void store_results(const MatmulArgs& args, const float* lanes, int64_t row,
+                          int64_t first_token, int64_t count) {
+  using Registers = Simd::Panel;
+  for (int64_t t = 0; t < count; ++t) {
+    Registers::Float sums[U::kRegisters];
+    for (int c = 0; c < U::kRegisters; ++c) {
+      sums[c] = Registers::load(lanes + (c * N + t) * Registers::kLanes);
+    }
+    float results[U::kRows];
+    U::reduce(sums, results);
+    float* out = args.out + (first_token + t) * args.out_stride + row;
+    for (int i = 0; i < U::kRows && row + i < args.num_rows; ++i) out[i] = results[i];
+  }
+}
+
 template <class U, int N>
 void multiply_few(const MatmulArgs& args, int64_t first_token, int64_t count) {
   using Registers = Simd::Panel;
@@ -280,52 +301,56 @@ void multiply_few(const MatmulArgs& args, int64_t first_token, int64_t count) {
     const int64_t left = args.num_rows - row;
     const int64_t rows = left < block_rows ? left : block_rows;
     memset(lanes, 0, sizeof lanes);
+    // What is read after these rows: the next ones, or after the last what args.next names.
+    const uint8_t* start = args.weights + row * args.row_bytes;
+    const uint8_t* next = left > rows            ? start + rows * args.row_bytes
+                          : args.next != nullptr ? args.next
+                                                 : start;
     for (int64_t first = 0; first < groups; first += chunk) {
       const bool is_last = first + chunk >= groups;
       const int64_t end = is_last ? groups : first + chunk;
-      const int64_t ahead =
-          is_last ? block_rows * args.row_bytes - first / chunk * chunk_bytes : chunk_bytes;
+      const int64_t ahead = is_last ? next - start - first / chunk * chunk_bytes : chunk_bytes;
       for (int64_t r = 0; r < rows; r += U::kRows) {
         add_groups(args, tokens, row + r, first, end, ahead, lanes[r / U::kRows]);
       }
     }
     for (int64_t r = 0; r < rows; r += U::kRows) {
-      for (int64_t t = 0; t < count; ++t) {
-        Registers::Float sums[U::kRegisters];
-        for (int c = 0; c < U::kRegisters; ++c) {
-          sums[c] = Registers::load(lanes[r / U::kRows] + (c * N + t) * Registers::kLanes);
-        }
-        float results[U::kRows];
-        U::Lanes::reduce_unit(sums, results);
-        float* out = args.out + (first_token + t) * args.out_stride + row + r;
-        for (int i = 0; i < U::kRows && r + i < rows; ++i) out[i] = results[i];
-      }
+      store_results<U, N>(args, lanes[r / U::kRows], row + r, first_token, count);
     }
   }
 }
 
-template <class U>
+// Multiply::run<N> multiplies with `count` tokens, at most N.
+template <class Multiply>
 void few_tokens_by(const MatmulArgs& args) {
   static_assert(kFewTokens == 8);
   for (int64_t first = 0; first < args.num_tokens; first += kFewTokens) {
     const int64_t left = args.num_tokens - first;
     if (left > 6) {
-      multiply_few<U, 8>(args, first, left < 8 ? left : 8);
+      Multiply::template run<8>(args, first, left < 8 ? left : 8);
     } else if (left > 4) {
-      multiply_few<U, 6>(args, first, left);
+      Multiply::template run<6>(args, first, left);
     } else if (left == 4) {
-      multiply_few<U, 4>(args, first, left);
+      Multiply::template run<4>(args, first, left);
     } else if (left == 3) {
-      multiply_few<U, 3>(args, first, left);
+      Multiply::template run<3>(args, first, left);
     } else {
-      multiply_few<U, 2>(args, first, left);
+      Multiply::template run<2>(args, first, left);
     }
   }
 }
 
+template <class U>
+struct MultiplyFew {
+  template <int N>
+  static void run(const MatmulArgs& args, int64_t first_token, int64_t count) {
+    multiply_few<U, N>(args, first_token, count);
+  }
+};
+
 template <class Group>
 void few_tokens(const MatmulArgs& args) {
-  few_tokens_by<Unit<Group>>(args);
+  few_tokens_by<MultiplyFew<Unit<Group>>>(args);
 }
 
 }  // namespace
