@@ -48,8 +48,8 @@ struct PanelOf {
     return d + (lane * groups + group) * kPanelRows;
   }
 
-  // A number for each lane of a token, behind the panel.
-  void* token_memory(int t) const { return d + (2 * kPanelRows + t) * groups * kLanes; }
+  // Behind the panel: a number for each lane of a token.
+  void* token_memory(int64_t t) const { return d + (2 * kPanelRows + t) * groups * kLanes; }
 
   // Unpacks rows [first, first + kPanelRows) of the weights; zeros where there are no more.
   HM_INLINE void unpack(const MatmulArgs& args, int64_t first) const {
@@ -182,6 +182,33 @@ HM_INLINE LaneActivations lane_activations(const void* row, int64_t cols) {
   return {q, d, sums, sums + padded / 32};
 }
 
+// What a token's sums enter as, lane by lane: the start of an accumulator that takes the bias of
+// the codes back, or the factor of the offset.
+template <class Group>
+void prepare_sums(const void* row, int64_t cols, void* memory) {
+  constexpr int lanes = Group::Lanes::kLanes;
+  const LaneActivations x = lane_activations(row, cols);
+  const int32_t* sums = lanes == 8 ? x.sums : x.half_sums;
+  const int64_t groups = padded_weights(cols) / kSuperWeights;
+  int32_t* start = static_cast<int32_t*>(memory);
+  float* x_sums = static_cast<float*>(memory);
+  if constexpr (kTotalBias<Group> != 0) {
+    for (int64_t i = 0; i < lanes * groups; ++i) start[i] = -kTotalBias<Group> * sums[i];
+  }
+  if constexpr (Group::kOffset && lanes == 8) {
+    for (int64_t i = 0; i < lanes * groups; ++i) {
+      x_sums[i] = x.d[i] * static_cast<float>(sums[i]);
+    }
+  } else if constexpr (Group::kOffset) {  // two lanes have one scale
+    for (int64_t i = 0; i < lanes * groups; i += groups) {
+      const float* d = x.d + i / groups / 2 * groups;
+      for (int64_t g = 0; g < groups; ++g) {
+        x_sums[i + g] = d[g] * static_cast<float>(sums[i + g]);
+      }
+    }
+  }
+}
+
 // Rows of a panel times N tokens.
 template <class Group, int N>
 struct PanelTile {
@@ -190,38 +217,13 @@ struct PanelTile {
   using Float = typename Rows::Float;
   static constexpr int kVectors = Panel::kVectors, kLanes = Panel::kLanes;
 
-  // Of each token, lane by lane: its codes, its scales, and what its sums enter as: the start of an
-  // accumulator that takes the bias of the codes back, or the factor of the offset.
+  // Of each token, lane by lane: its codes, its scales, and what its sums enter as.
   struct Token {
     const int8_t* q;
     const float* d;
     const int32_t* start;
     const float* x_sums;
   };
-
-  static HM_INLINE Token prepare(const void* row, int64_t cols, void* memory) {
-    const LaneActivations x = lane_activations(row, cols);
-    const int32_t* sums = kLanes == 8 ? x.sums : x.half_sums;
-    const int64_t groups = padded_weights(cols) / kSuperWeights;
-    int32_t* start = static_cast<int32_t*>(memory);
-    float* x_sums = static_cast<float*>(memory);
-    if constexpr (kTotalBias<Group> != 0) {
-      for (int64_t i = 0; i < kLanes * groups; ++i) start[i] = -kTotalBias<Group> * sums[i];
-    }
-    if constexpr (Group::kOffset && kLanes == 8) {
-      for (int64_t i = 0; i < kLanes * groups; ++i) {
-        x_sums[i] = x.d[i] * static_cast<float>(sums[i]);
-      }
-    } else if constexpr (Group::kOffset) {  // two lanes have one scale
-      for (int64_t i = 0; i < kLanes * groups; i += groups) {
-        const float* d = x.d + i / groups / 2 * groups;
-        for (int64_t g = 0; g < groups; ++g) {
-          x_sums[i + g] = d[g] * static_cast<float>(sums[i + g]);
-        }
-      }
-    }
-    return {x.q, x.d, start, x_sums};
-  }
 
   static HM_INLINE void add_lane(const Panel& panel, const Token (&x)[N], int lane, int64_t group,
                                  Float (&sums)[N][kVectors]) {
@@ -302,7 +304,9 @@ struct PanelTile {
     TokenFetcher next_tokens(args, first_token + N);
     Token x[N];
     for (int t = 0; t < N; ++t) {
-      x[t] = prepare(args.x[first_token + t], args.cols, panel.token_memory(t));
+      const LaneActivations token = lane_activations(args.x[first_token + t], args.cols);
+      const void* sums = panel.token_memory(first_token + t);
+      x[t] = {token.q, token.d, static_cast<const int32_t*>(sums), static_cast<const float*>(sums)};
     }
     // Lanes in the order in which their tree is complete soonest: node n of level i waits in
     // pending[i] for its neighbour.
@@ -328,12 +332,16 @@ struct PanelTile {
       memcpy(pending[level], sums, sizeof sums);
     }
     const auto& sums = pending[kLanes == 8 ? 3 : 4];
-    alignas(64) float row[kPanelRows];
     const int64_t left = args.num_rows - first_row;
     for (int t = 0; t < N; ++t) {
-      for (int v = 0; v < kVectors; ++v) Rows::store(row + v * Rows::kLanes, sums[t][v]);
-      memcpy(args.out + (first_token + t) * args.out_stride + first_row, row,
-             (left < kPanelRows ? left : kPanelRows) * sizeof(float));
+      float* out = args.out + (first_token + t) * args.out_stride + first_row;
+      if (left >= kPanelRows) {
+        for (int v = 0; v < kVectors; ++v) Rows::store(out + v * Rows::kLanes, sums[t][v]);
+      } else {
+        float row[kPanelRows];
+        for (int v = 0; v < kVectors; ++v) Rows::store(row + v * Rows::kLanes, sums[t][v]);
+        memcpy(out, row, left * sizeof(float));
+      }
     }
   }
 };
@@ -361,6 +369,9 @@ template <class Group>
 void gemm_panels(const MatmulArgs& args) {
   constexpr int tokens = Simd::Panel::kTokens;
   const PanelOf<Group> panel(args.scratch, args.cols);
+  for (int64_t t = 0; t < args.num_tokens; ++t) {
+    prepare_sums<Group>(args.x[t], args.cols, panel.token_memory(t));
+  }
   const int64_t steps = panel.groups * Group::Lanes::kLanes * (args.num_tokens / tokens + 1);
   for (int64_t r = 0; r < args.num_rows; r += kPanelRows) {
     panel.unpack(args, r);

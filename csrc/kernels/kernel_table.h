@@ -18,7 +18,8 @@ namespace hm {
 //                  lane: what is of the first 32 (or 16) of each 256, then of the second, ...
 //
 // Everything beyond K is zero. A block that holds a NaN or an infinity has d = NaN; a block whose
-// absmax is below 2^-120 (where 127 / absmax would overflow) is zero.
+// absmax is below 2^-120 (where 127 / absmax would overflow) is zero. A few lines of padding
+// follow, so that rows do not meet in one set of a cache.
 constexpr int kActivationBlock = 32;
 constexpr int32_t kInfinityBits = 0x7f800000;
 constexpr float kLeastAbsmax = 0x1p-120f;
@@ -27,14 +28,17 @@ constexpr float kRounder = 0x1.8p23f;  // x + kRounder has the integer nearest t
 // Static: an ISA file must not export them.
 static constexpr int64_t padded_weights(int64_t k) { return (k + 255) / 256 * 256; }
 static constexpr int64_t activation_bytes(int64_t k) {
-  return 3 * padded_weights(k) + 2 * 4 * (padded_weights(k) / 32 * 2 + padded_weights(k) / 16);
+  constexpr int64_t padding = 5 * 64;
+  return 3 * padded_weights(k) + 2 * 4 * (padded_weights(k) / 32 * 2 + padded_weights(k) / 16) +
+         padding;
 }
 
 // Rows that a gemm unpacks into one panel, and its scratch memory: per weight a byte, per 16
-// weights a scale and an offset; and 4 bytes per 16 activations of up to kPanelTokens.
-constexpr int kPanelRows = 32, kPanelTokens = 8;
-static constexpr int64_t matmul_scratch_bytes(int64_t cols) {
-  return padded_weights(cols) / 16 * (kPanelRows * (16 + 2 * 4) + kPanelTokens * 4);
+// weights a scale and an offset; and 4 bytes per 16 activations. Few tokens take no more.
+constexpr int kPanelRows = 32, kLeastScratchTokens = 8;
+static constexpr int64_t matmul_scratch_bytes(int64_t cols, int64_t tokens) {
+  const int64_t some = tokens < kLeastScratchTokens ? kLeastScratchTokens : tokens;
+  return padded_weights(cols) / 16 * (kPanelRows * (16 + 2 * 4) + some * 4);
 }
 
 // out[t * out_stride + r] = row r of the weights times activations x[t].
@@ -48,7 +52,7 @@ struct MatmulArgs {
   int64_t num_tokens;
   float* out;
   int64_t out_stride;
-  void* scratch;  // matmul_scratch_bytes(cols), aligned to 64
+  void* scratch;  // matmul_scratch_bytes(cols, num_tokens), aligned to 64
   // What will be read after this: fetched into the cache meanwhile, where there is much to compute.
   const uint8_t* next;
   int64_t next_bytes;
@@ -83,6 +87,8 @@ static constexpr int64_t packed_tile_words(int64_t cols) {
 // As many tokens are multiplied with codes as they come from the blocks (few_tokens-inl.h); more
 // with a panel, into which rows are spread so that they lie in lanes, where there are enough rows.
 constexpr int kFewTokens = 8;
+// Their codes' numbers and copies of their rows (two_rows_few-inl.h).
+static_assert(matmul_scratch_bytes(256, 1) >= kFewTokens * (256 + activation_bytes(256)));
 static constexpr bool takes_panels(int64_t rows, int64_t tokens) {
   return tokens > kFewTokens && rows >= kPanelRows / 4;
 }

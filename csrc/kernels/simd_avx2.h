@@ -216,7 +216,7 @@ struct SimdAvx2 : CodesAvx2 {
       return _mm256_load_si256((const __m256i*)p);
     }
     static HM_INLINE Float load(const float* p) { return _mm256_load_ps(p); }
-    static HM_INLINE void store(float* p, Float v) { _mm256_store_ps(p, v); }
+    static HM_INLINE void store(float* p, Float v) { _mm256_storeu_ps(p, v); }
     // A run of dots, four products a lane each, which are added to a sum at its end: as many as
     // have sums of pairs that fit int16 together.
     static constexpr int run_length(int most_code) { return 32767 / (2 * 127 * most_code); }

@@ -279,7 +279,7 @@ struct Simd : SimdYmm {
     static HM_INLINE Float set(float v) { return _mm512_set1_ps(v); }
     static HM_INLINE Int load_codes(const uint8_t* p) { return _mm512_load_si512(p); }
     static HM_INLINE Float load(const float* p) { return _mm512_load_ps(p); }
-    static HM_INLINE void store(float* p, Float v) { _mm512_store_ps(p, v); }
+    static HM_INLINE void store(float* p, Float v) { _mm512_storeu_ps(p, v); }
     // A run of dots needs no end: sums have 32 bits from the start.
     static constexpr int run_length(int) { return kSuperWeights; }
     static HM_INLINE Int begin_run(Int sum) { return sum; }

@@ -103,7 +103,7 @@ template <class U, int N>
 class PairTokens {
  public:
   using Activations = PairActivations<U::kParts>;
-  static_assert(N * sizeof(Activations) <= matmul_scratch_bytes(kSuperWeights));
+  static_assert(N * sizeof(Activations) <= matmul_scratch_bytes(kSuperWeights, N));
   static int64_t chunk(int64_t groups) { return even_chunk<Activations, N>(groups); }
 
   PairTokens(const MatmulArgs& args, int64_t first_token, int64_t count)

@@ -162,13 +162,16 @@ class Forward {
   // prefetched; small for many tokens, whose results a task holds.
   static int64_t rows_per_task(std::span<const Batch> batches, const Runtime& runtime,
                                const Matrix& w, int64_t least, int64_t most) {
-    constexpr int64_t few_tokens = 8, step = 32, long_task_bytes = 128 * 1024;
-    for (const Batch& batch : batches) {
-      if (batch.count > few_tokens) return least;
-    }
+    constexpr int64_t few_tokens = 8, many_tokens = 128;
+    constexpr int64_t step = 32, long_task_bytes = 128 * 1024;
     const int64_t share =
         std::ssize(batches) * w.rows / (kTasksPerThread * runtime.pool.num_threads());
     const int64_t wanted = std::max(share / step * step, step);
+    int64_t most_tokens = 0;
+    for (const Batch& batch : batches) most_tokens = std::max(most_tokens, batch.count);
+    if (most_tokens > few_tokens) {  // a task of many panels prepares its tokens once for all
+      return most_tokens < many_tokens ? least : std::clamp(wanted, least, 4 * step);
+    }
     return std::min(most,
                     wanted * w.row_bytes < long_task_bytes ? std::max(least, wanted) : wanted);
   }
@@ -207,8 +210,10 @@ class Forward {
   // silu(gate x) * up x for some rows of one expert, rounded for the next stage.
   void gate_up(const Batch& batch, const RowTasks::Task& task, Buffer& memory) const {
     const int64_t first = task.first_row, rows = task.num_rows();
-    const int64_t values = std::min(kTaskTokens, batch.count) * inter_rows_;
-    const int64_t scratch_floats = matmul_scratch_bytes(hidden_) / int64_t{sizeof(float)};
+    const int64_t most_tokens = std::min(kTaskTokens, batch.count);
+    const int64_t values = most_tokens * inter_rows_;
+    const int64_t scratch_floats =
+        matmul_scratch_bytes(hidden_, most_tokens) / int64_t{sizeof(float)};
     float* gate_out = memory.get<float>(3 * values + scratch_floats);
     float* up_out = gate_out + values;
     float* product = up_out + values;
@@ -221,7 +226,7 @@ class Forward {
           .num_rows = rows,
           .cols = hidden_,
           .x = (gate_.quantized ? rounded_x_ : float_x_) + slot,
-          .num_tokens = std::min(kTaskTokens, batch.count - done),
+          .num_tokens = std::min(most_tokens, batch.count - done),
           .out = gate_out,
           .out_stride = inter_rows_,
           .scratch = scratch,
@@ -261,7 +266,7 @@ class Forward {
         .num_tokens = batch.count,
         .out = products_ + batch.first * hidden_ + task.first_row,
         .out_stride = hidden_,
-        .scratch = memory.get<uint8_t>(matmul_scratch_bytes(inter_)),
+        .scratch = memory.get<uint8_t>(matmul_scratch_bytes(inter_, batch.count)),
         .next = nullptr,
         .next_bytes = 0,
     };

@@ -126,7 +126,7 @@ class VectorProduct {
   // rows: of x, (B, T), as the format takes them.
   void run(int64_t number, int worker, const void* const* rows) const {
     const MatrixTasks::Task task = tasks_[number];
-    auto* scratch = scratch_[worker].get<uint8_t>(matmul_scratch_bytes(w_.cols));
+    auto* scratch = scratch_[worker].get<uint8_t>(matmul_scratch_bytes(w_.cols, task.num_tokens));
     multiply(task, rows + task.matrix * num_tokens_ + task.first_token, scratch);
   }
 
@@ -135,7 +135,8 @@ class VectorProduct {
     const MatrixTasks::Task task = tasks_[number];
     const int64_t bytes = activation_bytes(w_.cols);
     const int64_t rounded_bytes = round_up(task.num_tokens * bytes, 64);
-    auto* rounded = scratch_[worker].get<uint8_t>(rounded_bytes + matmul_scratch_bytes(w_.cols));
+    auto* rounded = scratch_[worker].get<uint8_t>(rounded_bytes +
+                                                  matmul_scratch_bytes(w_.cols, task.num_tokens));
     const void* own[kFewTokens];
     for (int64_t t = 0; t < task.num_tokens; ++t) {
       const void* row = rows[task.matrix * num_tokens_ + task.first_token + t];

@@ -14,7 +14,7 @@ extern "C" __attribute__((visibility("default"))) void emulated_linear(
   static constexpr hm::KernelTable table = HM_EMULATED_TABLE;
   constexpr int64_t max_tokens = 64, max_cols = 4096;
   alignas(64) static uint8_t rounded[max_tokens][hm::activation_bytes(max_cols)];
-  alignas(64) static uint8_t scratch[hm::matmul_scratch_bytes(max_cols)];
+  alignas(64) static uint8_t scratch[hm::matmul_scratch_bytes(max_cols, max_tokens)];
   const void* rows[max_tokens];
   const hm::FormatKernels& format = table.formats[type];
   for (int64_t t = 0; t < num_tokens; ++t) {
